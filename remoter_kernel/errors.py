@@ -1,0 +1,84 @@
+"""What went wrong, and what the person can do about it.
+
+Errors are grouped by what the person can do next, not by where they arose.
+Foreign errors (paramiko's, ZeroMQ's, the operating system's) are renamed by the
+module that met them and nowhere else. This file is read on both sides, so it
+stays within Python 3.9.
+"""
+
+from __future__ import annotations
+
+
+class RemoterError(Exception):
+    """An error for a person: what happened, and what to do next.
+
+    `what` is one sentence without its remote's name when `remote` is given;
+    `advice` is one sentence that can be acted on at midnight.
+    """
+
+    exit_code = 1  # the code that was evaluated failed
+    worth_retrying = False  # would the same call, a little later, have a chance?
+
+    def __init__(self, what: str, advice: str = "", *, remote: str = "") -> None:
+        super().__init__(what)
+        self.what = what
+        self.advice = advice
+        self.remote = remote
+
+    def __str__(self) -> str:
+        where = f"{self.remote}: " if self.remote else ""
+        return f"{where}{self.what} {self.advice}".rstrip()
+
+    def at(self, remote: str) -> RemoterError:
+        """Remember which remote this happened to, unless it is known already."""
+        self.remote = self.remote or remote
+        return self
+
+
+class Usage(RemoterError):
+    """The request itself cannot be right: mend the words and ask again."""
+
+    exit_code = 2
+
+
+class BadConfiguration(Usage):
+    """`remotes.toml` says something that cannot be: names file, line, right word."""
+
+
+class Unreachable(RemoterError):
+    """The host was not reached: a name, a network or a port is in the way."""
+
+    exit_code = 3
+    worth_retrying = True
+
+
+class LoginRefused(RemoterError):
+    """The host was reached and did not let us in."""
+
+    exit_code = 3
+
+
+class HostKeyProblem(LoginRefused):
+    """The host did not prove who it is. Never worth trying again by itself."""
+
+
+class RemoteLacks(RemoterError):
+    """Something on the remote is missing or wrong: Python, packages, space, a kernel."""
+
+    exit_code = 4
+
+
+class ForwardingRefused(RemoteLacks):
+    """The server forbids TCP forwarding."""
+
+
+class NoSuchSession(RemoterError):
+    """The session is not there any more, or never was."""
+
+    exit_code = 5
+
+
+class ProtocolError(RemoterError):
+    """The other end said something that this protocol does not allow: the wire ends."""
+
+    worth_retrying = True
