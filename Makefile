@@ -1,0 +1,63 @@
+# One word runs everything; each target does its own set-up on a fresh machine.
+.PHONY: demo test check bench docs slow wheel clean
+
+venv := .venv
+bin := $(venv)/bin
+# What the tests talk to: a real sshd, R with its kernel, a terminal of their own, and a
+# Python that another user can run.
+parts := openssh-server openssh-client r-base-core r-cran-irkernel tmux python3-venv
+pip := $(bin)/python -m pip --disable-pip-version-check --quiet
+
+demo: $(venv)/.base
+	$(bin)/remoter demo
+
+# Quick (under a minute): form, types, the house, and everything pure.
+check: $(venv)/.tools
+	$(bin)/ruff format --check .
+	$(bin)/ruff check .
+	$(bin)/mypy
+	$(bin)/lint-imports --no-cache
+	$(bin)/python -m pytest -q tests/pure
+
+test: parts check docs wheel
+	$(bin)/python -m pytest --ignore=tests/pure -m "not slow"
+
+slow: parts $(venv)/.tools
+	$(bin)/python -m pytest -m slow
+
+bench: parts $(venv)/.bench
+	$(bin)/python -m bench
+
+docs: $(venv)/.tools
+	$(bin)/sphinx-build -W --keep-going -q -b html docs docs/_build/html
+
+# The wheel must bring the kernelspec: Jupyter looks for nothing else.
+wheel: $(venv)/.tools
+	rm -rf build/wheel
+	$(bin)/python -m build --wheel --outdir build/wheel . >/dev/null
+	$(bin)/python -m zipfile -l build/wheel/*.whl | grep -q 'share/jupyter/kernels/remoter/kernel.json'
+	$(bin)/python -m zipfile -l build/wheel/*.whl | grep -q 'remoter_kernel/cli/main.py'
+
+.PHONY: parts
+parts:
+	.ci/packages $(parts)
+
+# A virtual environment in three steps, each made again only when what it is made from changes.
+$(bin)/python:
+	.ci/find-python >/dev/null 2>&1 || .ci/packages python3-venv
+	python=$$(.ci/find-python) && "$$python" -m venv $(venv)
+
+$(venv)/.base: pyproject.toml kernelspec/kernel.json | $(bin)/python
+	$(pip) install --editable .
+	touch $@
+
+$(venv)/.tools: pyproject.toml | $(venv)/.base
+	$(pip) install --editable '.[test,docs]'
+	touch $@
+
+$(venv)/.bench: pyproject.toml | $(venv)/.base
+	$(pip) install --editable '.[bench]'
+	touch $@
+
+clean:
+	rm -rf $(venv) build docs/_build
