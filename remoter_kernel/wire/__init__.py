@@ -1,0 +1,1 @@
+"""BOTH sides: numbers, acknowledgements and credit, and the frames that carry them."""

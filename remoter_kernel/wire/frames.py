@@ -1,0 +1,162 @@
+"""The words of the wire: one head frame, then at most one body frame (pure).
+
+A head has a fixed size, so that nothing needs to be parsed to be numbered. A body
+is either JSON (`HELLO`, `WELCOME`, `BYE`) or packed parts (`ITEM`): what it holds
+of a Jupyter message stays byte for byte what the sender made it.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from enum import IntEnum
+from typing import Any, Dict, List, NamedTuple, Sequence, Tuple, Union
+
+from remoter_kernel.errors import ProtocolError
+
+PROTOCOL = 1  # stands in the first frame of every message
+MAGIC = b"rk"
+
+Bytes = Union[bytes, memoryview]
+
+_HEAD = struct.Struct("!2sBBBxQQQQQQ")  # 54 bytes
+_COUNT = struct.Struct("!I")
+_LENGTH = struct.Struct("!Q")
+MOST_PARTS = 10_000  # a message with more buffers than this is not a message
+
+
+class Kind(IntEnum):
+    """What a message on the wire is for."""
+
+    HELLO = 1  # front: who I am, what I have seen
+    WELCOME = 2  # evaluator: what I have seen, how the kernel is
+    ITEM = 3  # one numbered thing
+    ACK = 4  # nothing but numbers and credit
+    PING = 5
+    PONG = 6
+    BYE = 7  # this wire ends, and why
+
+
+class Channel(IntEnum):
+    """Where an item belongs. The first four are Jupyter's."""
+
+    SHELL = 0
+    CONTROL = 1
+    STDIN = 2
+    IOPUB = 3
+    NOTE = 4  # what the evaluator says of its child
+    ORDER = 5  # what the front wants done: interrupt, restart, stop
+
+
+class Lane(IntEnum):
+    """Order is kept inside a lane; the urgent one never waits for the other."""
+
+    BULK = 0
+    URGENT = 1
+
+
+LANE = {
+    Channel.SHELL: Lane.BULK,
+    Channel.IOPUB: Lane.BULK,
+    Channel.NOTE: Lane.BULK,
+    Channel.CONTROL: Lane.URGENT,
+    Channel.STDIN: Lane.URGENT,
+    Channel.ORDER: Lane.URGENT,
+}
+
+
+class Head(NamedTuple):
+    """The first frame. Every number rides on every message.
+
+    number, previous: this item, and the one before it in its lane; 0 where there is none.
+    mark: the last bulk item that was there before this urgent one overtook it.
+    kept_bulk, kept_urgent: all up to these numbers is kept here and may be forgotten there.
+    credit: bulk bytes that the peer may send on this wire, counted from its beginning.
+    """
+
+    kind: Kind
+    channel: Channel = Channel.NOTE
+    number: int = 0
+    previous: int = 0
+    mark: int = 0
+    kept_bulk: int = 0
+    kept_urgent: int = 0
+    credit: int = 0
+
+
+def encode_head(head: Head) -> bytes:
+    """Return the 54 bytes of a head."""
+    return _HEAD.pack(MAGIC, PROTOCOL, *head)
+
+
+def decode_head(frame: Bytes) -> Head:
+    """Read a head; a `ProtocolError` says in what way it is none."""
+    if len(frame) != _HEAD.size:
+        message = f"A message began with {len(frame)} bytes where {_HEAD.size} were due."
+        raise ProtocolError(message)
+    magic, protocol, kind, channel, *numbers = _HEAD.unpack(frame)
+    if magic != MAGIC:
+        message = "Something that does not speak this protocol is at the other end."
+        raise ProtocolError(message)
+    if protocol != PROTOCOL:
+        message = f"The other end speaks protocol {protocol}, this one speaks {PROTOCOL}."
+        raise ProtocolError(message, "Update the older of the two.")
+    try:
+        return Head(Kind(kind), Channel(channel), *numbers)
+    except ValueError as error:
+        message = f"A message of a kind or channel that is not known ({kind}, {channel})."
+        raise ProtocolError(message) from error
+
+
+def pack(parts: Sequence[Bytes]) -> bytes:
+    """Join parts into one body: their count, their lengths, then the bytes."""
+    lengths = [_LENGTH.pack(len(part)) for part in parts]
+    return b"".join([_COUNT.pack(len(parts)), *lengths, *parts])
+
+
+def unpack(body: Bytes) -> List[memoryview]:
+    """Split a body into its parts without copying them."""
+    view = memoryview(body)
+    if len(view) < _COUNT.size:
+        message = "A body too short to be one arrived."
+        raise ProtocolError(message)
+    (count,) = _COUNT.unpack_from(view)
+    start = _COUNT.size + count * _LENGTH.size
+    if count > MOST_PARTS or len(view) < start:
+        message = f"A body that claims {count} parts arrived in {len(view)} bytes."
+        raise ProtocolError(message)
+    parts = []
+    for index in range(count):
+        (length,) = _LENGTH.unpack_from(view, _COUNT.size + index * _LENGTH.size)
+        parts.append(view[start : start + length])
+        start += length
+    if start != len(view):
+        message = f"A body of {len(view)} bytes claims to have {start}."
+        raise ProtocolError(message)
+    return parts
+
+
+def to_json(words: Dict[str, Any]) -> bytes:
+    """Return the bytes of a JSON body."""
+    return json.dumps(words, separators=(",", ":")).encode()
+
+
+def from_json(body: Bytes) -> Dict[str, Any]:
+    """Read a JSON body; anything but an object is a `ProtocolError`."""
+    try:
+        words = json.loads(bytes(body))
+    except ValueError as error:
+        message = "A body that should be JSON is not."
+        raise ProtocolError(message) from error
+    if not isinstance(words, dict):
+        message = "A body that should be a JSON object is not."
+        raise ProtocolError(message)
+    return words
+
+
+def split_message(frames: Sequence[Bytes]) -> Tuple[Head, Bytes]:
+    """Check the shape of one message and return its head and body."""
+    if not 1 <= len(frames) <= 2:  # noqa: PLR2004 - head and body
+        message = f"A message of {len(frames)} frames arrived where one or two were due."
+        raise ProtocolError(message)
+    return decode_head(frames[0]), frames[1] if len(frames) > 1 else b""

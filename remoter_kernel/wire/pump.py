@@ -1,0 +1,126 @@
+"""Moves one conversation over one wire: hears, says, acknowledges, pings.
+
+The same pump serves both ends. It is told the time and is handed a way to send; what it
+hears it hands on. When it ends, it says why, once.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Callable, List, Optional, Sequence
+
+from remoter_kernel.errors import ProtocolError, RemoterError, Unreachable
+from remoter_kernel.wire.frames import (
+    Bytes,
+    Channel,
+    Head,
+    Kind,
+    encode_head,
+    from_json,
+    split_message,
+    to_json,
+)
+from remoter_kernel.wire.reactor import Reactor, Timer
+from remoter_kernel.wire.stream import Conversation
+
+ACK_WITHIN = 0.1  # seconds that an acknowledgement may wait for something to ride on
+PING_AFTER = 2.5  # seconds of silence
+DEAD_AFTER = 8.0  # seconds of silence
+LOOK_EVERY = 1.0  # seconds
+
+Send = Callable[[List[bytes]], None]
+OnItem = Callable[[Head, Bytes], None]
+OnEnd = Callable[[RemoterError], None]
+
+
+class Pump:
+    """One wire of a conversation, from its greeting to its end."""
+
+    def __init__(self, reactor: Reactor, talk: Conversation, send: Send) -> None:
+        """Remember; `start` begins."""
+        self.reactor = reactor
+        self.talk = talk
+        self.send = send
+        self.on_item: OnItem = lambda _head, _body: None
+        self.on_end: OnEnd = lambda _error: None
+        self.round_trip: Optional[float] = None  # seconds
+        self._heard = 0.0
+        self._pinged = 0.0
+        self._ack: Optional[Timer] = None
+        self._watch: Optional[Timer] = None
+        self._has_ended = False
+
+    def start(self, peer_has_seen: Sequence[int]) -> None:
+        """Begin to talk, now that both ends have greeted each other."""
+        self.talk.open((int(peer_has_seen[0]), int(peer_has_seen[1])))
+        self._heard = time.monotonic()
+        self._watch = self.reactor.later(LOOK_EVERY, self._look)
+        self._say(Kind.ACK)  # the first credit
+        self.flush()
+
+    def hear(self, frames: Sequence[Bytes]) -> None:
+        """Take in one message; one that is malformed ends this wire, nothing else."""
+        if self._has_ended:
+            return
+        self._heard = time.monotonic()
+        try:
+            head, body = split_message(frames)
+            is_new = self.talk.receive(head)
+            if is_new:
+                self.on_item(head, body)
+            elif head.kind is Kind.PING:
+                self._say(Kind.PONG)
+            elif head.kind is Kind.PONG:
+                self.round_trip = self._heard - self._pinged
+            elif head.kind is Kind.BYE:
+                words = from_json(body)
+                self.end(ProtocolError(str(words.get("why", "The other end hung up."))))
+        except ProtocolError as error:
+            self.end(error, is_told=True)
+            return
+        self.flush()
+
+    def flush(self) -> None:
+        """Send what is due, and see to it that numbers are told soon."""
+        if self._has_ended:
+            return
+        for head, body in self.talk.due():
+            self.send([encode_head(head), body])
+        if self.talk.owes_credit:
+            self._say(Kind.ACK)
+        elif self._ack is None and self.talk.owes_numbers:
+            self._ack = self.reactor.later(ACK_WITHIN, self._acknowledge)
+
+    def end(self, error: RemoterError, *, is_told: bool = False) -> None:
+        """End this wire with a reason; `is_told`: the other end hears it too."""
+        if self._has_ended:
+            return
+        self._has_ended = True
+        if is_told:
+            head = Head(Kind.BYE, Channel.NOTE)
+            self.send([encode_head(head), to_json({"why": str(error)})])
+        self.talk.close()
+        for timer in (self._ack, self._watch):
+            if timer:
+                timer.cancel()
+        self.on_end(error)
+
+    def _say(self, kind: Kind) -> None:
+        self.send([encode_head(self.talk.head(kind))])
+
+    def _acknowledge(self) -> None:
+        self._ack = None
+        if self.talk.owes_numbers and not self._has_ended:
+            self._say(Kind.ACK)
+
+    def _look(self) -> None:
+        now = time.monotonic()
+        silence = now - self._heard
+        if silence > DEAD_AFTER:
+            message = f"Nothing was heard for {silence:.0f} seconds."
+            self.end(Unreachable(message))
+            return
+        if silence > PING_AFTER and now - self._pinged > PING_AFTER:
+            self._pinged = now
+            self._say(Kind.PING)
+        self._watch = self.reactor.later(LOOK_EVERY, self._look)
