@@ -1,0 +1,1 @@
+"""The `remoter` command: one function per verb, no decisions of its own."""

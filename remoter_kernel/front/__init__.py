@@ -1,0 +1,1 @@
+"""HERE: what runs on the machine in front of the person."""

@@ -1,0 +1,94 @@
+"""Tells Jupyter that a remote exists, and makes it forget."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jupyter_core.paths import jupyter_data_dir
+
+from remoter_kernel.errors import Usage
+from remoter_kernel.front.private_files import write_private
+from remoter_kernel.front.remotes_text import is_name
+
+if TYPE_CHECKING:
+    from remoter_kernel.front.remotes_text import Remote
+
+PREFIX = "remoter-"
+LOGOS = ("logo-32x32.png", "logo-64x64.png", "logo-svg.svg")
+
+
+def kernelspec_name(remote_name: str) -> str:
+    """Give the name by which Jupyter knows a remote."""
+    return PREFIX + remote_name
+
+
+def install_kernelspec(
+    remote: Remote, display_name: str = "", language: str = "python", *, debugger: bool = False
+) -> Path:
+    """Write the kernelspec of a remote for this person; return its folder.
+
+    `language` is that of the kernel there; `debugger` says that it is one that can debug
+    (ipykernel): Jupyter shows the button by this word, before any kernel runs.
+    """
+    folder = _folder(remote.name)
+    spec: dict[str, Any] = {
+        # An absolute Python: Jupyter itself may run in another environment than this one.
+        "argv": [
+            sys.executable,
+            "-m",
+            "remoter_kernel",
+            "-f",
+            "{connection_file}",
+            "--remote",
+            remote.name,
+        ],
+        "display_name": display_name or f"Remote ({remote.name})",
+        "language": language,
+        "interrupt_mode": "message",
+        "metadata": {"debugger": True} if debugger else {},
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    write_private(folder / "kernel.json", json.dumps(spec, indent=1, ensure_ascii=False) + "\n")
+    for logo in _logos():
+        shutil.copyfile(logo, folder / logo.name)
+    return folder
+
+
+def remove_kernelspec(remote_name: str) -> bool:
+    """Make Jupyter forget a remote; say whether it knew it."""
+    folder = _folder(remote_name)
+    if folder.is_symlink():  # as `jupyter kernelspec install --symlink` leaves them
+        folder.unlink()
+        return True
+    if not folder.exists():
+        return False
+    shutil.rmtree(folder)
+    return True
+
+
+def kernelspec_names() -> tuple[str, ...]:
+    """Give the names of all kernelspecs that this module wrote for this person."""
+    specs = _kernels_folder().glob(f"{PREFIX}*/kernel.json")
+    return tuple(sorted(spec.parent.name for spec in specs))
+
+
+def _kernels_folder() -> Path:
+    return Path(jupyter_data_dir()) / "kernels"
+
+
+def _folder(remote_name: str) -> Path:
+    if not is_name(remote_name):  # it becomes a path, and paths can climb
+        raise Usage(f"{remote_name!r} cannot be a remote's name.", "Use only a-z 0-9 . _ -")
+    return _kernels_folder() / kernelspec_name(remote_name)
+
+
+def _logos() -> list[Path]:
+    """Find the logos: beside the packaged kernelspec, or in a checkout; none is no fault."""
+    installed = Path(sys.prefix) / "share/jupyter/kernels/remoter"
+    checkout = Path(__file__).parents[2] / "kernelspec"
+    folder = installed if installed.is_dir() else checkout
+    return [logo for logo in map(folder.joinpath, LOGOS) if logo.is_file()]
