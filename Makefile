@@ -3,9 +3,9 @@
 
 venv := .venv
 bin := $(venv)/bin
-# What the tests talk to: a real sshd, R with its kernel, a terminal of their own, and a
-# Python that another user can run.
-parts := openssh-server openssh-client r-base-core r-cran-irkernel tmux python3-venv
+# What the tests talk to: a real sshd, R with its kernel, a terminal of their own, a Python
+# that another user can run, and the login shells that people have.
+parts := openssh-server openssh-client r-base-core r-cran-irkernel tmux python3-venv fish tcsh zsh
 pip := $(bin)/python -m pip --disable-pip-version-check --quiet
 
 demo: $(venv)/.base

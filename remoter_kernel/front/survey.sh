@@ -1,0 +1,68 @@
+# Runs THERE, in sh. `named` and `mark` are set above; each line for us begins with the mark.
+say() { printf '\n%s %s %s\n' "$mark" "$1" "$2"; }
+
+limited() { # what runs may hang on a dead mount: give it 20 seconds where there is timeout(1)
+    if command -v timeout >/dev/null 2>&1; then timeout 20 "$@"; else "$@"; fi
+}
+
+# Must be readable by any Python since 2.7, to tell that it is too old.
+probe='
+import json, sys
+seen = {"path": sys.executable or sys.argv[1], "prefix": sys.prefix, "version": list(sys.version_info[:3])}
+for name in ("zmq", "jupyter_client", "ipykernel"):
+    try:
+        if name == "ipykernel":  # importing all of it takes a second
+            import importlib.util
+            seen[name] = importlib.util.find_spec(name) is not None
+        else:
+            __import__(name)
+            seen[name] = True
+    except Exception:
+        seen[name] = False
+seen["kernels"] = []
+try:
+    from jupyter_client.kernelspec import KernelSpecManager
+    for name, found in sorted(KernelSpecManager().get_all_specs().items()):
+        spec = found["spec"]
+        debugger = bool((spec.get("metadata") or {}).get("debugger"))
+        seen["kernels"].append([name, spec["display_name"], spec["language"], debugger])
+except Exception:
+    pass
+print("\n" + sys.argv[2] + " python " + json.dumps(seen))
+'
+
+tried=" "
+tries=0
+try() {
+    case $tried in *" $1 "*) return ;; esac
+    tried="$tried$1 "
+    [ "$tries" -lt 40 ] || return # somebody collects environments; the first ones will do
+    if [ -x "$1" ] && [ ! -d "$1" ]; then
+        tries=$((tries + 1))
+        limited "$1" -W ignore -c "$probe" "$1" "$mark" </dev/null 2>/dev/null
+    fi
+}
+
+say home "$HOME"
+say system "$(uname -sm)"
+if [ -n "$named" ]; then
+    found=$(command -v -- "$named" 2>/dev/null)
+    try "${found:-$named}"
+else
+    try "$(command -v python3 2>/dev/null)"
+    case ${SHELL##*/} in
+        bash | dash | fish | ksh | sh | zsh) # csh cannot be a login shell and run a command
+            try "$(limited "$SHELL" -lc 'command -v python3' </dev/null 2>/dev/null | grep '^/' | tail -n 1)"
+            ;;
+    esac
+    for python in "$HOME"/.venv*/bin/python "$HOME"/venv*/bin/python "$HOME"/venvs/*/bin/python \
+        "$HOME"/.virtualenvs/*/bin/python; do
+        try "$python"
+    done
+    for conda in miniconda3 anaconda3 mambaforge miniforge3; do
+        try "$HOME/$conda/bin/python"
+        for python in "$HOME/$conda"/envs/*/bin/python; do try "$python"; done
+    done
+    for python in "${PYENV_ROOT:-$HOME/.pyenv}"/versions/*/bin/python; do try "$python"; done
+fi
+say end .

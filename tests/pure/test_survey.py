@@ -1,0 +1,86 @@
+"""What a look around a remote tells, and what it makes of noise."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from remoter_kernel.errors import RemoteLacks
+from remoter_kernel.front.survey import MARK, FoundPython, Kernel, Surroundings, read_answer
+
+PYTHON3 = ["python3", "Python 3", "python", True]
+
+
+def seen(path="/usr/bin/python3", **facts):
+    return {
+        "path": path,
+        "prefix": path,
+        "version": [3, 11, 2],
+        "zmq": True,
+        "jupyter_client": True,
+        "ipykernel": True,
+        "kernels": [PYTHON3],
+        **facts,
+    }
+
+
+def answer(*pythons, noise=b""):
+    lines = [f"{MARK} home /home/me", f"{MARK} system Linux x86_64"]
+    lines += [f"{MARK} python {json.dumps(python)}" for python in pythons]
+    return noise + b"\n" + "\n".join([*lines, f"{MARK} end ."]).encode() + b"\n" + noise
+
+
+def test_each_python_is_told_with_what_imports_in_it():
+    found = read_answer(answer(seen(), seen("/opt/old", version=[3, 8, 1], zmq=False)))
+    assert found.home == "/home/me"
+    assert found.system == "Linux x86_64"
+    new, old = found.pythons
+    kernels = (Kernel("python3", "Python 3", "python", debugger=True),)
+    assert new == FoundPython("/usr/bin/python3", "3.11.2", True, True, True, kernels)
+    assert new.lacks == ()
+    assert old.lacks == ("Python 3.9 or newer", "pyzmq")
+
+
+def test_one_environment_under_two_names_is_one():
+    one, two = seen("/v/bin/python3", prefix="/v"), seen("/v/bin/python", prefix="/v")
+    assert [python.path for python in read_answer(answer(one, two)).pythons] == ["/v/bin/python3"]
+
+
+@given(st.binary(max_size=60))
+def test_a_banner_around_the_answer_changes_nothing(noise):
+    if MARK.encode() not in noise:
+        assert read_answer(answer(seen(), noise=noise)) == read_answer(answer(seen()))
+
+
+def test_the_best_python_can_run_an_evaluator_and_knows_the_kernel():
+    bare = seen("/bare", zmq=False, kernels=[])
+    plain = seen("/plain")
+    with_r = seen("/with-r", kernels=[PYTHON3, ["ir", "R", "R", False]])
+    around = read_answer(answer(bare, plain, with_r))
+    assert around.best().path == "/plain"
+    assert around.best("ir").path == "/with-r"
+    assert around.best("julia").path == "/plain"
+    assert Surroundings((), "", "").best() is None
+    assert read_answer(answer(bare)).best() is None
+
+
+def test_a_forced_command_is_recognised_by_its_own_words():
+    with pytest.raises(RemoteLacks, match="Welcome to the .*file server") as caught:
+        read_answer(b"Welcome to\r\n the \x1b[2Jfile server\n")
+    assert "\x1b" not in str(caught.value)
+    with pytest.raises(RemoteLacks, match="nothing"):
+        read_answer(b"")
+
+
+def test_names_from_there_cannot_act_on_the_terminal():
+    found = read_answer(answer(seen(kernels=[["x", "R\x1b]0;owned\x07", "R", False]])))
+    assert found.pythons[0].kernelspecs[0].display_name == "R]0;owned"
+
+
+@pytest.mark.parametrize("broken", [{}, [], 3, {"version": "x"}, seen(version=["3"], kernels=[1])])
+def test_an_answer_that_makes_no_sense_is_said_to_make_none(broken):
+    with pytest.raises(RemoteLacks, match="makes no sense"):
+        read_answer(answer(broken))
