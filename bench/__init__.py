@@ -1,1 +1,1 @@
-"""Measure remoter beside a local kernel and beside its closest peer, over a link of our choosing."""
+"""Measure remoter beside a local kernel and its closest peer, over a link of our choosing."""

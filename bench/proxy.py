@@ -26,7 +26,7 @@ import sys
 import threading
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -52,9 +52,9 @@ class Proxy:
         self._child: subprocess.Popen[str] | None = None
         self._lock = threading.Lock()
 
-    def __enter__(self) -> Proxy:
+    def __enter__(self) -> Self:
         """Start listening; `port` is known from here on."""
-        self._child = subprocess.Popen(  # noqa: S603 - our own file, our own numbers
+        self._child = subprocess.Popen(
             [
                 sys.executable,
                 "-I",
@@ -150,7 +150,7 @@ class Proxy:
 
 @dataclass
 class Line:
-    """One way of the path, shared by all its connections: when does what enters now arrive?"""
+    """One way of the path, shared by all its connections: says when what enters will arrive."""
 
     delay: float  # seconds, one way
     bits_per_second: float  # 0 = as wide as the machine
@@ -196,7 +196,8 @@ class Pipe:
         data = b"-"
         while data:
             await self.open.wait()
-            while (pause := self.line.wait_for_room(loop.time())) > 0:
+            # Connections share the buffer, so another may have filled it again meanwhile.
+            while (pause := self.line.wait_for_room(loop.time())) > 0:  # noqa: ASYNC110
                 await asyncio.sleep(pause)
             while self.size > UNDER_WAY:
                 self.shrunk.clear()
@@ -255,13 +256,13 @@ class Road:
             task.add_done_callback(self.connections.discard)
 
     async def _carry(self, near: socket.socket) -> None:
-        """Carry one connection from its handshake to its end, which is a reset unless both ended."""
+        """Carry one connection from its handshake to its end: a reset unless both ends ended."""
         far = self._new_socket()
         up, down = Pipe(self.up, self.open), Pipe(self.down, self.open)
         tasks: list[asyncio.Task[None]] = []
         try:
             for end in (near, far):
-                end.setblocking(False)  # noqa: FBT003 - the socket module's own signature
+                end.setblocking(False)
                 end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             # SYN and SYN-ACK: the dialler may speak after one round trip, and the far side
             # hears of the connection half a round trip later.
@@ -304,7 +305,7 @@ class Road:
         with self._new_socket() as listener:
             listener.bind(("127.0.0.1", 0))
             listener.listen(100)
-            listener.setblocking(False)  # noqa: FBT003 - the socket module's own signature
+            listener.setblocking(False)
             port: int = listener.getsockname()[1]
             server = loop.create_task(self.serve(listener))
             verbs = asyncio.StreamReader()

@@ -1,0 +1,131 @@
+"""One client for all peers: jupyter_client's, and nothing that knows whom it talks to."""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import TYPE_CHECKING, Any
+
+import zmq
+from jupyter_client.manager import KernelManager
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from jupyter_client.blocking.client import BlockingKernelClient
+
+    Message = dict[str, Any]
+    OnMessage = Callable[[str, Message], object]
+
+NUDGE_EVERY = 0.5  # seconds; jupyter_server asks for kernel_info this often
+START_WITHIN = 90.0  # seconds from the start of the process to the first answer
+STOP_WITHIN = 60.0  # seconds
+
+
+class CellFailed(Exception):
+    """The cell answered with an error."""
+
+
+class Kernel:
+    """One kernel from its start to its end, as a front end sees it."""
+
+    def __init__(self, kernelspec: str) -> None:
+        self.manager = KernelManager(kernel_name=kernelspec)
+        self.client: BlockingKernelClient
+        self._poller = zmq.Poller()
+        self._channels: dict[object, tuple[str, Any]] = {}
+
+    def start(self) -> tuple[float, float]:
+        """Start; gives the seconds to ready and to the first cell's result.
+
+        Ready is what jupyter_server means by it: a `kernel_info_reply` and one message on
+        iopub. The first cell goes out at that moment.
+        """
+        begun = time.perf_counter()
+        self.manager.start_kernel()
+        self.client = self.manager.blocking_client()
+        self.client.start_channels()
+        for name in ("shell", "iopub"):
+            channel = getattr(self.client, f"{name}_channel")
+            self._poller.register(channel.socket, zmq.POLLIN)
+            self._channels[channel.socket] = (name, channel)
+        self._nudge(begun + START_WITHIN)
+        ready = time.perf_counter() - begun
+        came: list[float] = []
+
+        def note_result(_: str, message: Message) -> None:
+            if message["msg_type"] == "execute_result":
+                came.append(time.perf_counter() - begun)
+
+        self.run("6 * 7", on_message=note_result, seconds=START_WITHIN)
+        if len(came) != 1:
+            raise CellFailed(f"6 * 7 gave {len(came)} results")
+        return ready, came[0]
+
+    def stop(self) -> None:
+        """Shut down as a front end does, and close the sockets whatever happens."""
+        try:
+            if self.manager.has_kernel:
+                self.manager.shutdown_kernel()
+        finally:
+            if hasattr(self, "client"):
+                self.client.stop_channels()
+            self.manager.cleanup_resources()
+
+    def send(self, code: str) -> str:
+        """Send a cell; gives its message id."""
+        return str(self.client.execute(code, allow_stdin=False))
+
+    def run(self, code: str, *, on_message: OnMessage | None = None, seconds: float = 60) -> float:
+        """Run a cell to its end; gives the seconds from sending it to its reply and idle."""
+        begun = time.perf_counter()
+        self.wait_for_end(self.send(code), on_message=on_message, seconds=seconds)
+        return time.perf_counter() - begun
+
+    def wait_for_end(
+        self,
+        request: str,
+        *,
+        on_message: OnMessage | None = None,
+        seconds: float = 60,
+        may_fail: bool = False,
+    ) -> None:
+        """Read until the request has its reply and its idle; TimeoutError after `seconds`."""
+        missing = {"shell", "iopub"}
+        for name, message in self.messages(time.perf_counter() + seconds):
+            if message["parent_header"].get("msg_id") != request:
+                continue
+            if on_message:
+                on_message(name, message)
+            content = message["content"]
+            if name == "shell":
+                missing.discard("shell")
+                if content["status"] != "ok" and not may_fail:
+                    raise CellFailed(f"{content.get('ename')}: {content.get('evalue')}")
+            elif message["msg_type"] == "status" and content["execution_state"] == "idle":
+                missing.discard("iopub")
+            if not missing:
+                return
+
+    def messages(self, deadline: float) -> Iterator[tuple[str, Message]]:
+        """Give messages as they come, shell before iopub; TimeoutError at the deadline."""
+        while (rest := deadline - time.perf_counter()) > 0:
+            for socket, _ in self._poller.poll(math.ceil(rest * 1000)):
+                name, channel = self._channels[socket]
+                yield name, channel.get_msg(timeout=0)
+        raise TimeoutError("the kernel did not say in time that it was done")
+
+    def _nudge(self, deadline: float) -> None:
+        missing = {"shell", "iopub"}
+        while missing:
+            if time.perf_counter() > deadline:
+                raise TimeoutError("the kernel was not ready in time")
+            self.client.kernel_info()
+            try:
+                for name, message in self.messages(time.perf_counter() + NUDGE_EVERY):
+                    if name == "iopub" or message["msg_type"] == "kernel_info_reply":
+                        missing.discard(name)
+                    if not missing:
+                        break
+            except TimeoutError:
+                continue
