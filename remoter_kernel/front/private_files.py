@@ -9,23 +9,38 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from remoter_kernel.errors import Usage
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
-def make_private_folder(folder: Path) -> Path:
-    """Make `folder` (0700) where it is missing; one that exists keeps its mode."""
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    return folder
+class CannotWrite(Usage):
+    """This side's own files cannot be written: a full disk, a read-only folder."""
+
+
+@contextlib.contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as err:
+        raise CannotWrite(
+            f"{path} cannot be written: {err.strerror or err}.",
+            "See to its folder's permissions and to free space.",
+        ) from err
 
 
 def write_private(path: Path, text: str) -> None:
     """Replace the file at `path` (0600) in one step: a reader sees the old or the new, whole.
 
-    A symbolic link stays one: its target is what is replaced.
+    A symbolic link stays one: its target is what is replaced. A missing folder is made (0700).
     """
-    path = path.resolve()
-    make_private_folder(path.parent)
+    with _naming(path):
+        _write(path.resolve(), text)
+
+
+def _write(path: Path, text: str) -> None:
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     handle, beside = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)  # 0600
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
@@ -41,10 +56,11 @@ def write_private(path: Path, text: str) -> None:
 @contextlib.contextmanager
 def holding_lock(path: Path) -> Iterator[None]:
     """Be the only one at work on `path`, as long as all ask with this function."""
-    path = path.resolve()
-    make_private_folder(path.parent)
-    lock = path.with_name(f".{path.name}.lock")
-    handle = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    with _naming(path):
+        path = path.resolve()
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        lock = path.with_name(f".{path.name}.lock")
+        handle = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX)
         yield

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from pathlib import Path
@@ -11,7 +12,7 @@ import platformdirs
 
 from remoter_kernel.errors import BadConfiguration, RemoterError, Usage
 from remoter_kernel.front import remotes_text
-from remoter_kernel.front.private_files import holding_lock, write_private
+from remoter_kernel.front.private_files import CannotWrite, holding_lock, write_private
 from remoter_kernel.front.remotes_text import Remote, Remotes, is_name, nearest
 
 if TYPE_CHECKING:
@@ -161,7 +162,8 @@ def last_kernel_info(remote_name: str) -> dict[str, Any] | None:
 
 def remember_kernel_info(remote_name: str, content: dict[str, Any]) -> None:
     """Keep the content of a `kernel_info_reply` for the next start of a front."""
-    write_private(_kernel_info_path(remote_name), json.dumps(content, indent=1))
+    with contextlib.suppress(CannotWrite):  # a front starts without it, too
+        write_private(_kernel_info_path(remote_name), json.dumps(content))
 
 
 def _kernel_info_path(remote_name: str) -> Path:

@@ -68,7 +68,7 @@ def test_the_best_python_can_run_an_evaluator_and_knows_the_kernel():
 
 
 def test_a_forced_command_is_recognised_by_its_own_words():
-    with pytest.raises(RemoteLacks, match="Welcome to the .*file server") as caught:
+    with pytest.raises(RemoteLacks, match=r"Welcome to the .*file server") as caught:
         read_answer(b"Welcome to\r\n the \x1b[2Jfile server\n")
     assert "\x1b" not in str(caught.value)
     with pytest.raises(RemoteLacks, match="nothing"):

@@ -1,0 +1,127 @@
+"""The command `remoter`: finds the verb, and is the one place where errors become words."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import traceback
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import click
+
+from remoter_kernel import __version__
+from remoter_kernel.errors import RemoterError
+from remoter_kernel.front.remotes_text import nearest
+
+INTERRUPTED = 130  # what shells say of a command that Ctrl-C ended
+FAULT = 1
+
+
+class Verb(NamedTuple):
+    """Where a verb lives. Its module is imported when it is used: `list` needs no SSH."""
+
+    module: str
+    function: str
+    summary: str
+
+
+VERBS = {
+    "add": Verb("add", "add", "Log in once, look around, and write a remote down."),
+    "list": Verb("places", "list_remotes", "Show which remotes there are."),
+    "remove": Verb("places", "remove", "Forget a remote and its kernelspec."),
+    "check": Verb("check", "check", "Go to a remote step by step; say what to do about a failure."),
+    "run": Verb("run", "run", "Run a file or a line of code on a remote."),
+    "demo": Verb("demo", "demo", "Show it all on this machine, SSH included, in 20 seconds."),
+}
+
+
+@dataclass
+class Manner:
+    """How this one call of the command is to speak."""
+
+    debug: bool = False
+
+
+def _be_debugging(context: click.Context, _: click.Parameter, value: bool) -> None:
+    if value:
+        context.find_root().obj.debug = True
+
+
+def _debug_option() -> click.Option:
+    return click.Option(
+        ["--debug"],
+        is_flag=True,
+        expose_value=False,
+        callback=_be_debugging,
+        help="With an error, show where in the code it came from.",
+    )
+
+
+class Verbs(click.Group):
+    """A group whose verbs are imported on use, and whose errors are sentences."""
+
+    def list_commands(self, _: click.Context) -> list[str]:
+        """Name the verbs in the order in which people need them."""
+        return list(VERBS)
+
+    def get_command(self, _: click.Context, name: str) -> click.Command | None:
+        """Import a verb; each of them takes --debug, too."""
+        if name not in VERBS:
+            return None
+        verb = VERBS[name]
+        module = importlib.import_module(f"remoter_kernel.cli.{verb.module}")
+        command: click.Command = getattr(module, verb.function)
+        if not any(option.name == "debug" for option in command.params):
+            command.params.append(_debug_option())
+        return command
+
+    def resolve_command(
+        self, context: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the verb, or suggest the nearest one."""
+        if args and args[0] not in VERBS and not args[0].startswith("-"):
+            context.fail(f'There is no verb "{args[0]}"{nearest(args[0], VERBS)}.')
+        return super().resolve_command(context, args)
+
+    def format_commands(self, _: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the verbs without importing them."""
+        with formatter.section("Verbs"):
+            formatter.write_dl([(name, verb.summary) for name, verb in VERBS.items()])
+
+    def main(self, args: Any = None, prog_name: Any = None, **extra: Any) -> Any:
+        """Run and exit; every error becomes one or two sentences on stderr, here and only here."""
+        manner = Manner()
+        extra = {**extra, "standalone_mode": False, "obj": manner}
+        try:
+            code = super().main(args, prog_name, **extra)
+        except click.ClickException as err:
+            err.show()
+            code = err.exit_code
+        except click.Abort:  # Ctrl-C, or the end of input where an answer was due
+            code = INTERRUPTED
+        except RemoterError as err:
+            code = _say(manner, err, str(err), err.exit_code)
+        except Exception as err:  # noqa: BLE001 - the last place before the person
+            what = f"This is a fault in remoter itself: {type(err).__name__}: {err}."
+            advice = "" if manner.debug else " With --debug it shows where; please report that."
+            code = _say(manner, err, what + advice, FAULT)
+        sys.exit(code if isinstance(code, int) else 0)
+
+
+def _say(manner: Manner, err: Exception, sentence: str, code: int) -> int:
+    if manner.debug:
+        traceback.print_exception(err)
+    click.echo(f"remoter: {sentence}", err=True)
+    return code
+
+
+@click.group(cls=Verbs, params=[_debug_option()], no_args_is_help=True)
+@click.version_option(__version__, prog_name="remoter")
+def remoter() -> None:
+    """Your notebook here, your kernel there, and nothing lost in between."""
+
+
+def main() -> None:
+    """Be the command `remoter`."""
+    remoter()

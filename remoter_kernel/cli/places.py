@@ -1,0 +1,77 @@
+"""The verbs about remotes that need no login: `list` and `remove`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from remoter_kernel.errors import Usage
+from remoter_kernel.front import kernelspec, remotes
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+@click.command("list")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead.")
+def list_remotes(as_json: bool) -> None:
+    """Show which remotes there are.
+
+    A star marks the default. A remote without a kernelspec is not offered by Jupyter:
+    `remoter add NAME --replace` writes it.
+    """
+    known = remotes.read_remotes()
+    specs = kernelspec.kernelspec_names()
+    if as_json:
+        document = {
+            "config": str(remotes.config_path()),
+            "default": known.default,
+            "remotes": [_described(remote, specs) for remote in known.all.values()],
+        }
+        click.echo(json.dumps(document, indent=2))
+        return
+    if not known.all:
+        click.echo("No remotes yet. To add one: remoter add NAME HOST", err=True)
+        return
+    rows = [("", "NAME", "HOST", "KERNEL", "PYTHON", "KERNELSPEC")]
+    for name, remote in known.all.items():
+        spec = kernelspec.kernelspec_name(name)
+        star = "*" if name == known.default else ""
+        shown_spec = spec if spec in specs else "-"
+        rows.append((star, name, remote.host, remote.kernel, remote.python or "-", shown_spec))
+    for line in _aligned(rows):
+        click.echo(line)
+
+
+@click.command()
+@click.argument("name")
+def remove(name: str) -> None:
+    """Forget a remote and its kernelspec; nothing changes on the remote itself."""
+    try:
+        remotes.delete_remote(name)
+    except Usage:
+        # A kernelspec may be left from a remote that was deleted by hand.
+        if not (remotes.is_name(name) and kernelspec.remove_kernelspec(name)):
+            raise
+        click.echo(f"Removed the kernelspec {kernelspec.kernelspec_name(name)}.")
+        return
+    had_kernelspec = kernelspec.remove_kernelspec(name)
+    click.echo(f"Removed {name}{' and its kernelspec' if had_kernelspec else ''}.")
+
+
+def _described(remote: remotes.Remote, specs: Sequence[str]) -> dict[str, Any]:
+    spec = kernelspec.kernelspec_name(remote.name)
+    values = {**vars(remote), "env": dict(remote.env)}
+    plain = {key: str(value) if isinstance(value, Path) else value for key, value in values.items()}
+    return {**plain, "kernelspec": spec if spec in specs else None}
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(word.ljust(width) for word, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]
