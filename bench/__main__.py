@@ -84,7 +84,7 @@ class Bench:
         """Start one peer cold, take its figures, stop it, and see that nothing stays."""
         kernelspec = peer.prepare(self.ground)
         peer.make_cold(self.ground)
-        kernel = Kernel(kernelspec)
+        kernel = Kernel(kernelspec, self.ground.folder / "kernel.log")
         step: Step | None = None
         try:
             ready, first_result = kernel.start()
@@ -95,6 +95,7 @@ class Bench:
                 self.results.add(rtt, peer.name, step(kernel))
         except (CellFailed, TimeoutError, ValueError, OSError, RuntimeError) as error:
             self._trouble(peer, rtt, f"{_name(step)}: {type(error).__name__}: {error}")
+            print(kernel.log.read_text()[-2000:], file=sys.stderr)
         finally:
             try:
                 kernel.stop()

@@ -11,6 +11,7 @@ from jupyter_client.manager import KernelManager
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
     from jupyter_client.blocking.client import BlockingKernelClient
 
@@ -29,8 +30,9 @@ class CellFailed(Exception):
 class Kernel:
     """One kernel from its start to its end, as a front end sees it."""
 
-    def __init__(self, kernelspec: str) -> None:
+    def __init__(self, kernelspec: str, log: Path) -> None:
         self.manager = KernelManager(kernel_name=kernelspec)
+        self.log = log
         self.client: BlockingKernelClient
         self._poller = zmq.Poller()
         self._channels: dict[object, tuple[str, Any]] = {}
@@ -42,7 +44,8 @@ class Kernel:
         iopub. The first cell goes out at that moment.
         """
         begun = time.perf_counter()
-        self.manager.start_kernel()
+        with self.log.open("wb") as log:
+            self.manager.start_kernel(stdout=log, stderr=log)
         self.client = self.manager.blocking_client()
         self.client.start_channels()
         for name in ("shell", "iopub"):

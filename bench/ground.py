@@ -101,11 +101,22 @@ class Ground:
     def near(self) -> list[psutil.Process]:
         """List the processes of this side, without this one and the proxy."""
         ours = {os.getpid(), self._proxy.pid if self._proxy else 0}
-        return [process for process in _marked(f"near-{os.getpid()}") if process.pid not in ours]
+        return [
+            process
+            for process in psutil.process_iter()
+            if process.pid not in ours
+            and (_has_mark(process, f"near-{os.getpid()}") or self._is_control_master(process))
+        ]
 
     def far(self) -> list[psutil.Process]:
         """List the processes that came out of sshd, wherever they went since."""
-        return _marked(f"far-{os.getpid()}")
+        mark = f"far-{os.getpid()}"
+        return [process for process in psutil.process_iter() if _has_mark(process, mark)]
+
+    def _is_control_master(self, process: psutil.Process) -> bool:
+        """Know OpenSSH's shared connection by its title, which it writes over its environment."""
+        title = _command_line(process)
+        return title.startswith("ssh: ") and str(self.folder) in title
 
     def forget_proxy(self) -> None:
         """Stop leaving the last proxy out: it has ended."""
@@ -121,7 +132,7 @@ class Ground:
     def end_all(self) -> list[str]:
         """End every marked process; says which there were."""
         found = self.near() + self.far()
-        names = [_describe(process) for process in found]
+        names = [f"{process.pid} {_command_line(process)[:120]}" for process in found]
         end(found)
         return names
 
@@ -153,23 +164,19 @@ def _children(process: psutil.Process) -> list[psutil.Process]:
 
 
 def _runs_ipykernel(process: psutil.Process) -> bool:
+    return "ipykernel_launcher" in _command_line(process).split()
+
+
+def _has_mark(process: psutil.Process, mark: str) -> bool:
     try:
-        return "ipykernel_launcher" in process.cmdline()
-    except (psutil.NoSuchProcess, psutil.AccessDenied):
+        is_alive = process.status() != psutil.STATUS_ZOMBIE
+        return bool(is_alive and process.environ().get(MARK) == mark)
+    except (psutil.NoSuchProcess, psutil.AccessDenied, OSError):
         return False
 
 
-def _marked(mark: str) -> list[psutil.Process]:
-    found = []
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied, OSError):
-            if process.status() != psutil.STATUS_ZOMBIE and process.environ().get(MARK) == mark:
-                found.append(process)
-    return found
-
-
-def _describe(process: psutil.Process) -> str:
+def _command_line(process: psutil.Process) -> str:
     try:
-        return f"{process.pid} {' '.join(process.cmdline())[:120]}"
-    except psutil.NoSuchProcess:
-        return f"{process.pid}"
+        return " ".join(process.cmdline())
+    except (psutil.NoSuchProcess, psutil.AccessDenied):
+        return ""

@@ -154,8 +154,9 @@ def _aligned(rows: list[list[str]]) -> list[str]:
         ]
         return f"| {' | '.join(cells)} |"
 
+    last = len(widths) - 1
     rule = [
-        "-" * width if column in {0, len(widths) - 1} else "-" * (width - 1) + ":"
+        "-" * (width + 1) + ("-" if column in {0, last} else ":")
         for column, width in enumerate(widths)
     ]
-    return [line(rows[0]), f"|-{'-|-'.join(rule)}-|", *map(line, rows[1:])]
+    return [line(rows[0]), f"|{'|'.join(rule)}|", *map(line, rows[1:])]
