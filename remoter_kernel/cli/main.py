@@ -6,13 +6,16 @@ import importlib
 import sys
 import traceback
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
 from remoter_kernel import __version__
 from remoter_kernel.errors import RemoterError
 from remoter_kernel.front.remotes_text import nearest
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 INTERRUPTED = 130  # what shells say of a command that Ctrl-C ended
 FAULT = 1
@@ -89,12 +92,22 @@ class Verbs(click.Group):
         with formatter.section("Verbs"):
             formatter.write_dl([(name, verb.summary) for name, verb in VERBS.items()])
 
-    def main(self, args: Any = None, prog_name: Any = None, **extra: Any) -> Any:
+    def main(
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        complete_var: str | None = None,
+        standalone_mode: bool = True,  # noqa: FBT002 - click's signature
+        **extra: Any,
+    ) -> Any:
         """Run and exit; every error becomes one or two sentences on stderr, here and only here."""
+        if not standalone_mode:
+            return super().main(args, prog_name, complete_var, standalone_mode=False, **extra)
         manner = Manner()
-        extra = {**extra, "standalone_mode": False, "obj": manner}
         try:
-            code = super().main(args, prog_name, **extra)
+            code = super().main(
+                args, prog_name, complete_var, standalone_mode=False, obj=manner, **extra
+            )
         except click.ClickException as err:
             err.show()
             code = err.exit_code
