@@ -14,6 +14,7 @@ from importlib import resources
 from typing import TYPE_CHECKING, Any
 
 from remoter_kernel.errors import RemoteLacks
+from remoter_kernel.front.remotes_text import nearest
 
 if TYPE_CHECKING:
     from remoter_kernel.front.ssh import Login
@@ -74,6 +75,35 @@ class Surroundings:
         """Choose the Python that can run an evaluator, if possible with this kernel."""
         able = [python for python in self.pythons if not python.lacks]
         return next((python for python in able if python.kernel(kernel)), able[0] if able else None)
+
+    def choose(self, named: str, kernel: str) -> tuple[FoundPython, Kernel]:
+        """Choose Python and kernel, or say what is in the way; `named` was looked for alone."""
+        python = self.best(kernel)
+        if python is None:
+            raise self._no_python(named)
+        found = python.kernel(kernel)
+        if found is None:
+            names = [known.name for known in python.kernelspecs]
+            raise RemoteLacks(
+                f'no kernel there is called "{kernel}"{nearest(kernel, names)}; '
+                f"{python.path} knows {', '.join(names) or 'none'}.",
+                "Install it there, or name another one with --kernel.",
+            )
+        return python, found
+
+    def _no_python(self, named: str) -> RemoteLacks:
+        if not self.pythons:
+            what = f"there is no Python {named} that runs." if named else "no Python was found."
+            return RemoteLacks(what, "Name one with --python, as in --python ~/venv/bin/python.")
+        # The one that lacks least is the one to mend.
+        python = min(self.pythons, key=lambda each: (not each.is_new_enough, len(each.lacks)))
+        what = f"{python.path} is Python {python.version} and lacks {', '.join(python.lacks)}."
+        if len(self.pythons) > 1:
+            what = f"none of the {len(self.pythons)} Pythons there can run a kernel: {what}"
+        if not python.is_new_enough:
+            return RemoteLacks(what, "Install a newer one there, and name it with --python.")
+        install = f"{shlex.quote(python.path)} -m pip install ipykernel"
+        return RemoteLacks(what, f"Run there: {install} (or name another one with --python).")
 
 
 def look_around(login: Login, python: str = "") -> Surroundings:

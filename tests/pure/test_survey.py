@@ -67,6 +67,33 @@ def test_the_best_python_can_run_an_evaluator_and_knows_the_kernel():
     assert read_answer(answer(bare)).best() is None
 
 
+REFUSED = {
+    "nothing there": ([], "", "no Python was found", "--python"),
+    "not the named one": ([], "/x/python", "no Python /x/python that runs", "--python"),
+    "too old": ([seen(version=[3, 8, 1])], "", "lacks Python 3.9 or newer", "Install a newer one"),
+    "bare": ([seen("/b", jupyter_client=False)], "", "/b is Python", "/b -m pip install ipykernel"),
+    "several": (
+        [seen("/old", version=[2, 7, 1], zmq=False), seen("/bare", zmq=False), seen("/c", zmq=0)],
+        "",
+        "none of the 3 Pythons there can run a kernel: /bare is Python 3.11.2 and lacks pyzmq",
+        "/bare -m pip install ipykernel",
+    ),
+}
+
+
+@pytest.mark.parametrize(("there", "named", "what", "advice"), REFUSED.values(), ids=REFUSED)
+def test_what_is_in_the_way_is_said_with_what_to_do(there, named, what, advice):
+    with pytest.raises(RemoteLacks) as caught:
+        read_answer(answer(*there)).choose(named, "python3")
+    assert what in caught.value.what
+    assert advice in caught.value.advice
+
+
+def test_a_kernel_that_is_not_there_is_answered_with_the_nearest():
+    with pytest.raises(RemoteLacks, match=r'called "pyhton3" \(did you mean "python3"\?\)'):
+        read_answer(answer(seen())).choose("", "pyhton3")
+
+
 def test_a_forced_command_is_recognised_by_its_own_words():
     with pytest.raises(RemoteLacks, match=r"Welcome to the .*file server") as caught:
         read_answer(b"Welcome to\r\n the \x1b[2Jfile server\n")

@@ -1,0 +1,130 @@
+"""The verb `add`: log in once, look around, and write a remote down."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from remoter_kernel.cli.terminal import questions
+from remoter_kernel.errors import RemoterError, Usage
+from remoter_kernel.front import kernelspec, remotes
+from remoter_kernel.front.login import log_in_to
+from remoter_kernel.front.remotes import Remote
+from remoter_kernel.front.remotes_text import READERS
+from remoter_kernel.front.survey import FoundPython, Kernel, Surroundings, look_around
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_Function = TypeVar("_Function", bound="Callable[..., Any]")
+
+
+def _as_in_the_file(_: click.Context, option: click.Parameter, value: Any) -> Any:
+    """Read an option as the same key of `remotes.toml` is read; None where it was not given."""
+    if value is None or value == ():
+        return None
+    try:
+        words = list(value) if isinstance(value, tuple) else value
+        return READERS[str(option.name)](_pairs(words) if option.name == "env" else words)
+    except ValueError as err:
+        msg = f"must be {err}."
+        raise click.BadParameter(msg) from err
+
+
+def _pairs(words: list[str]) -> dict[str, str]:
+    pairs = dict(word.partition("=")[::2] for word in words)
+    if not all("=" in word for word in words):
+        msg = "NAME=VALUE"
+        raise ValueError(msg)
+    return pairs
+
+
+def _key(
+    name: str, metavar: str, text: str, *, multiple: bool = False
+) -> Callable[[_Function], _Function]:
+    """Declare the option that sets a key of `remotes.toml`."""
+    return click.option(
+        f"--{name}", callback=_as_in_the_file, metavar=metavar, help=text, multiple=multiple
+    )
+
+
+@click.command()
+@click.argument("name")
+@click.argument("host", required=False)
+@_key("python", "PATH", "The Python there that runs the evaluator; without it one is looked for.")
+@_key("kernel", "NAME", "The kernelspec there: python3 (which is the default), ir, ...")
+@_key("init", "LINE", "A shell line to run before the kernel starts.", multiple=True)
+@_key("env", "NAME=VALUE", "An environment variable for the kernel.", multiple=True)
+@_key("cwd", "FOLDER", "The folder there in which the kernel starts; the home by default.")
+@click.option("--display-name", default="", help='What Jupyter shows instead of "Remote (NAME)".')
+@_key("on-shutdown", "stop|keep", "What a shutdown from Jupyter does to the session.")
+@_key("idle-timeout", "TIME", 'How long an idle session without a front lives, such as "72h".')
+@_key("transport", "NAME", "How to log in: auto or paramiko.")
+@_key("ssh-config", "FILE", "Another file than ~/.ssh/config.")
+@click.option("--default", "make_default", is_flag=True, help="Use it where no remote is named.")
+@click.option("--replace", is_flag=True, help="Write a remote anew that is there already.")
+@click.option("--no-check", is_flag=True, help="Write it down without logging in.")
+def add(name: str, host: str | None, **given: Any) -> None:
+    """Log in to HOST once, look around, and write it down as the remote NAME.
+
+    HOST is an alias of ~/.ssh/config, or user@host[:port]; without it NAME is that alias.
+    """
+    display_name, make_default, replace, no_check = (
+        given.pop(word) for word in ("display_name", "make_default", "replace", "no_check")
+    )
+    remote = _asked_for(name, host or name, given, replace=replace)
+    language, debugger = "python", False
+    if not no_check:
+        python, kernel = _visit(remote)
+        remote = Remote(**{**vars(remote), "python": remote.python or python.path})
+        language, debugger = kernel.language, kernel.debugger
+    remotes.write_remote(remote, make_default=make_default, replace=replace)
+    kernelspec.install_kernelspec(remote, display_name, language, debugger=debugger)
+    spec = kernelspec.kernelspec_name(name)
+    click.echo(f"Wrote {name} to {remotes.config_path()}, and the kernelspec {spec}.")
+    click.echo(f"To use it: pick {display_name or f'Remote ({name})'} in Jupyter, or run")
+    click.echo(f"  jupyter console --kernel {spec}")
+
+
+def _asked_for(name: str, host: str, given: dict[str, Any], *, replace: bool) -> Remote:
+    """Make the remote that the words ask for, before any login."""
+    if not remotes.is_name(name):
+        raise Usage(f"{name!r} cannot be a remote's name.", "Use only a-z 0-9 . _ -")
+    if not replace and name in remotes.read_remotes().all:
+        raise Usage(
+            f"There is a remote {name} already.",
+            "Use --replace to write it anew, or choose another name.",
+        )
+    values = {key: value for key, value in given.items() if value is not None}
+    if "ssh_config" in values:
+        values["ssh_config"] = Path(values["ssh_config"]).absolute()
+    return Remote(name=name, host=host, **values)
+
+
+def _visit(remote: Remote) -> tuple[FoundPython, Kernel]:
+    """Log in, look around, say what is there; return what the remote will run."""
+    begin = time.monotonic()
+    try:
+        with contextlib.closing(log_in_to(remote, questions())) as login:
+            seconds = time.monotonic() - begin
+            click.echo(f"Logged in to {login.host} as {login.user} in {seconds:.1f} s")
+            click.echo(f"  {login.host_key}, {login.cipher}")
+            around = look_around(login, remote.python)
+        _say(around)
+        return around.choose(remote.python, remote.kernel)
+    except RemoterError as err:
+        raise err.at(remote.name) from err.__cause__
+
+
+def _say(around: Surroundings) -> None:
+    click.echo(f"{around.system}, home {around.home}")
+    for python in around.pythons:
+        lacks = f"lacks {', '.join(python.lacks)}" if python.lacks else "can run a kernel"
+        click.echo(f"  {python.path}  {python.version}  {lacks}")
+        if not python.lacks and python.kernelspecs:
+            names = (f"{kernel.name} ({kernel.display_name})" for kernel in python.kernelspecs)
+            click.echo(f"    kernels: {', '.join(names)}")

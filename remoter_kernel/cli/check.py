@@ -1,0 +1,51 @@
+"""The verb `check`: goes to a remote step by step, and says what to do about the first failure."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import click
+from rich.console import Console
+from rich.text import Text
+
+from remoter_kernel.cli.terminal import questions
+from remoter_kernel.front.checkup import Step, check_up
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@click.command()
+@click.argument("name")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead.")
+def check(name: str, as_json: bool) -> None:
+    """Go to a remote step by step, and say what to do about the first step that fails.
+
+    The steps are: name, connect, host key, login, Python, packages.
+    """
+    steps = check_up(name, questions())
+    done = list(steps) if as_json else list(_showing(steps))
+    error = done[-1].error
+    if as_json:
+        document = {"remote": name, "ok": error is None, "steps": [_plain(step) for step in done]}
+        click.echo(json.dumps(document, indent=2))
+    if error is not None:
+        raise error
+
+
+def _showing(steps: Iterator[Step]) -> Iterator[Step]:
+    console = Console(highlight=False, soft_wrap=True)
+    for step in steps:
+        sign = Text("✗ ", "bold red") if step.error else Text("✓ ", "green")
+        time = "" if step.seconds is None else f"{step.seconds * 1000:6.0f} ms"
+        console.print(sign + Text(f"{step.name:<11}{time:>10}  ") + Text(step.found, "dim"))
+        yield step
+
+
+def _plain(step: Step) -> dict[str, Any]:
+    """Describe a step in plain values; the sentences are there when it failed."""
+    plain = {"step": step.name, "ok": step.error is None, "found": step.found}
+    if step.error is not None:
+        plain |= {"what": step.error.what, "advice": step.error.advice}
+    return plain | {"seconds": step.seconds}

@@ -1,0 +1,97 @@
+"""Goes to a remote step by step, and stops at the first step that fails."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from remoter_kernel.errors import RemoterError
+from remoter_kernel.front.login import destination_of, log_in_to
+from remoter_kernel.front.remotes import find_remote
+from remoter_kernel.front.survey import look_around
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from remoter_kernel.front.aliases import Destination
+    from remoter_kernel.front.remotes import Remote
+    from remoter_kernel.front.ssh import Login
+    from remoter_kernel.front.trust import Questions
+
+LOGIN_STEPS = ("connect", "host key", "login")  # as `log_in` calls them
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of the way: what was found, or the error that ends the way here."""
+
+    name: str
+    found: str = ""
+    seconds: float | None = None
+    error: RemoterError | None = None
+
+
+def check_up(name: str, questions: Questions | None) -> Iterator[Step]:
+    """Go all the way to a kernel on the remote `name`; the last step may hold an error."""
+    way = _Way(name, questions)
+    with contextlib.closing(way):
+        try:
+            yield from way.steps()
+        except RemoterError as err:
+            yield Step(way.at, error=err.at(name))
+
+
+class _Way:
+    """The way to one remote; `at` is the step that is being tried."""
+
+    def __init__(self, name: str, questions: Questions | None) -> None:
+        self.at = "name"
+        self._name = name
+        self._questions = questions
+        self._login: Login | None = None
+
+    def steps(self) -> Iterator[Step]:
+        remote = find_remote(self._name)
+        assert remote is not None  # noqa: S101 - None is only for "no name given"
+        yield Step("name", _described(destination_of(remote)))
+        yield from self._log_in(remote)
+        yield from self._look_around(remote)
+
+    def _log_in(self, remote: Remote) -> Iterator[Step]:
+        try:
+            self._login = login = log_in_to(remote, self._questions, self._arrive)
+        except RemoterError:
+            yield from map(Step, LOGIN_STEPS[: LOGIN_STEPS.index(self.at)])
+            raise
+        found = (f"{login.host}, {login.cipher}", login.host_key, f"as {login.user}")
+        for step, what in zip(LOGIN_STEPS, found, strict=True):
+            yield Step(step, what, login.seconds.get(step))
+
+    def _look_around(self, remote: Remote) -> Iterator[Step]:
+        assert self._login is not None  # noqa: S101 - the step before this one
+        self.at = "Python"
+        began = time.perf_counter()
+        around = look_around(self._login, remote.python)
+        seconds = time.perf_counter() - began
+        if not any(python.is_new_enough for python in around.pythons):
+            around.choose(remote.python, remote.kernel)
+        best = around.best(remote.kernel) or around.pythons[0]
+        yield Step("Python", f"{best.version}, {best.path} ({around.system})", seconds)
+        self.at = "packages"
+        _, kernel = around.choose(remote.python, remote.kernel)
+        yield Step("packages", f"pyzmq, jupyter_client; kernel {kernel.name} for {kernel.language}")
+
+    def close(self) -> None:
+        if self._login is not None:
+            self._login.close()
+
+    def _arrive(self, step: str) -> None:
+        self.at = step
+
+
+def _described(destination: Destination) -> str:
+    where = f"{destination.user}@{destination.host_name}:{destination.port}"
+    hops = ", ".join(hop.host_name for hop in destination.jumps)
+    return f"{where} through {hops}" if hops else where

@@ -1,0 +1,263 @@
+"""`remoter add` and `remoter check` against a real sshd, and against hosts that are in trouble."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pexpect
+import pytest
+from click.testing import CliRunner
+
+from remoter_kernel.cli.main import remoter as command
+from remoter_kernel.front import kernelspec, remotes
+from tests.real_parts import real_part
+from tests.real_sshd import RealSshd
+
+NO_PYTHON = "/nowhere/python"
+
+
+@pytest.fixture(autouse=True)
+def own_files(tmp_path, monkeypatch):
+    monkeypatch.setenv("REMOTER_CONFIG", str(tmp_path / "remotes.toml"))
+    monkeypatch.setenv("REMOTER_STATE", str(tmp_path / "state"))
+    monkeypatch.setenv("JUPYTER_DATA_DIR", str(tmp_path / "jupyter"))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("SSH_AUTH_SOCK", raising=False)
+
+
+@pytest.fixture(scope="module")
+def host(tmp_path_factory):
+    real_part("sshd")
+    with RealSshd(tmp_path_factory.mktemp("sshd")) as server:
+        yield server
+
+
+@pytest.fixture
+def ssh_config(host, tmp_path):
+    path = tmp_path / "ssh_config"
+    host.ssh_config(path, "box")
+    return path
+
+
+def remoter(*words):
+    return CliRunner().invoke(command, [str(word) for word in words])
+
+
+def add(ssh_config, *words, name="box"):
+    return remoter("add", name, "--ssh-config", ssh_config, *words)
+
+
+# --------------------------------------------------------------- add
+
+
+def test_add_says_what_it_found_and_writes_remote_and_kernelspec(ssh_config, host):
+    ran = add(ssh_config, "--python", sys.executable, "--default", "--env", "A=b=c")
+    assert ran.exit_code == 0, ran.stderr
+    assert f"as {host.user}" in ran.stdout
+    assert "SHA256:" in ran.stdout
+    assert f"{sys.executable}  " in ran.stdout
+    assert "jupyter console --kernel remoter-box" in ran.stdout
+    known = remotes.read_remotes()
+    assert known.default == "box"
+    box = known.all["box"]
+    assert (box.host, box.python, box.env) == ("box", sys.executable, {"A": "b=c"})
+    assert box.ssh_config == ssh_config
+    assert kernelspec.kernelspec_names() == ("remoter-box",)
+
+
+def test_without_a_python_an_able_one_is_looked_for(sshd, far, another_user, tmp_path):
+    sshd.ssh_config(tmp_path / "far_config", "there")
+    ran = remoter("add", "there", "--ssh-config", tmp_path / "far_config")
+    assert ran.exit_code == 0, ran.stderr
+    assert f"home {far.home}" in ran.stdout
+    assert remotes.read_remotes().all["there"].python == str(far.python)
+
+
+def test_every_option_arrives_in_the_file():
+    words = "--python P --kernel ir --init a --init b --env A=1 --cwd ~/x --on-shutdown keep"
+    rest = "--idle-timeout 2d --transport paramiko --ssh-config c --default --no-check"
+    ran = remoter("add", "r", "me@h:22", *words.split(), *rest.split(), "--display-name", "My R")
+    assert ran.exit_code == 0, ran.stderr
+    assert remotes.read_remotes().all["r"] == remotes.Remote(
+        name="r",
+        host="me@h:22",
+        python="P",
+        kernel="ir",
+        init=("a", "b"),
+        env={"A": "1"},
+        cwd="~/x",
+        on_shutdown="keep",
+        idle_timeout=172800.0,
+        transport="paramiko",
+        ssh_config=Path("c").absolute(),
+    )
+    spec = Path(os.environ["JUPYTER_DATA_DIR"]) / "kernels/remoter-r/kernel.json"
+    assert json.loads(spec.read_text())["display_name"] == "My R"
+
+
+WRONG = {
+    "a name with a space": (["a b"], "use only a-z"),
+    "a name that climbs": (["../x"], "use only a-z"),
+    "a bad duration": (["a", "--idle-timeout", "3 days"], "not '3 days'"),
+    "a wrong word": (["a", "--transport", "opensh"], 'did you mean "openssh"?'),
+    "no pair": (["a", "--env", "A"], "NAME=VALUE"),
+    "no variable": (["a", "--env", "A B=1"], "'A B' is not"),
+    "an empty kernel": (["a", "--kernel", ""], "not empty"),
+}
+
+
+@pytest.mark.parametrize(("words", "sentence"), WRONG.values(), ids=WRONG.keys())
+def test_what_cannot_be_meant_is_refused_before_any_login(words, sentence):
+    ran = remoter("add", *words)
+    assert (ran.exit_code, ran.stdout) == (2, "")
+    assert sentence.lower() in " ".join(ran.stderr.lower().split())
+    assert not remotes.config_path().exists()
+
+
+def test_a_remote_that_is_there_is_replaced_only_when_asked():
+    assert remoter("add", "a", "one", "--no-check").exit_code == 0
+    again = remoter("add", "a", "two", "--no-check")
+    assert again.exit_code == 2
+    assert "--replace" in again.stderr
+    assert remotes.read_remotes().all["a"].host == "one"
+    assert remoter("add", "a", "two", "--no-check", "--replace").exit_code == 0
+    assert remotes.read_remotes().all["a"].host == "two"
+
+
+def test_a_kernel_that_is_not_there_is_named_with_those_that_are(ssh_config):
+    ran = add(ssh_config, "--python", sys.executable, "--kernel", "pyhton3")
+    assert ran.exit_code == 4
+    assert 'no kernel there is called "pyhton3" (did you mean "python3"?)' in ran.stderr
+    assert not remotes.config_path().exists()
+
+
+# --------------------------------------------------------------- check
+
+
+def test_check_goes_all_the_way_and_says_what_it_saw(ssh_config, host):
+    assert add(ssh_config, "--python", sys.executable).exit_code == 0
+    ran = remoter("check", "box")
+    assert ran.exit_code == 0, ran.stderr
+    assert "✗" not in ran.stdout
+    document = json.loads(remoter("check", "box", "--json").stdout)
+    assert document["ok"]
+    found = {step["step"]: step["found"] for step in document["steps"]}
+    assert list(found)[:6] == ["name", "connect", "host key", "login", "Python", "packages"]
+    assert found["name"] == f"{host.user}@127.0.0.1:{host.port}"
+    assert "SHA256:" in found["host key"]
+    assert sys.executable in found["Python"]
+
+
+def refused_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def failing_step(name="box"):
+    ran = remoter("check", name, "--json")
+    document = json.loads(ran.stdout)
+    assert not document["ok"]
+    assert ran.stderr.startswith(f"remoter: {name}: ")
+    return document["steps"][-1]["step"], ran.exit_code, ran.stderr
+
+
+def test_check_stops_at_a_host_that_refuses(ssh_config):
+    remoter("add", "box", f"127.0.0.1:{refused_port()}", "--no-check")
+    step, code, said = failing_step()
+    assert (step, code) == ("connect", 3)
+    assert "Traceback" not in said
+
+
+def test_check_stops_at_a_name_that_does_not_resolve():
+    remoter("add", "box", "no-such-host.invalid", "--no-check")
+    assert failing_step()[:2] == ("connect", 3)
+
+
+def test_check_stops_at_an_unknown_host_key_and_asks_nobody(host, tmp_path):
+    config = tmp_path / "strange_config"
+    (tmp_path / "empty").write_text("")
+    host.ssh_config(config, "box")
+    config.write_text(config.read_text().replace(str(host.known_hosts), str(tmp_path / "empty")))
+    remoter("add", "box", "--ssh-config", config, "--no-check")
+    step, code, _ = failing_step()
+    assert (step, code) == ("host key", 3)
+    assert (tmp_path / "empty").read_text() == ""
+
+
+def test_check_stops_at_a_python_that_is_not_there(ssh_config):
+    add(ssh_config, "--python", NO_PYTHON, "--no-check")
+    step, code, said = failing_step()
+    assert (step, code) == ("Python", 4)
+    assert NO_PYTHON in said
+
+
+def test_check_stops_at_a_python_without_pyzmq(ssh_config, tmp_path):
+    bare = tmp_path / "bare"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", bare], check=True)
+    add(ssh_config, "--python", str(bare / "bin/python"), "--no-check")
+    step, code, said = failing_step()
+    assert (step, code) == ("packages", 4)
+    assert "pip install ipykernel" in said
+
+
+def test_check_recognises_a_forced_command(tmp_path):
+    with RealSshd(tmp_path, force_command="echo This account moves files only") as server:
+        server.ssh_config(tmp_path / "config", "box")
+        add(tmp_path / "config", "--no-check")
+        step, code, said = failing_step()
+    assert (step, code) == ("Python", 4)
+    assert "This account moves files only" in said
+
+
+def test_check_of_an_unknown_remote_is_a_usage_error():
+    ran = remoter("check", "nobody")
+    assert ran.exit_code == 2
+    assert 'No remote is called "nobody"' in ran.stderr
+
+
+def test_the_transport_of_another_version_is_refused():
+    remoter("add", "box", "h", "--transport", "openssh", "--no-check")
+    step, code, said = failing_step()
+    assert (step, code) == ("name", 2)
+    assert 'transport = "auto"' in said
+
+
+# --------------------------------------------------------------- at a terminal
+
+
+@pytest.mark.parametrize("answer", ["y", "n"])
+def test_at_a_terminal_an_unknown_host_key_is_shown_and_asked_about(answer, host, tmp_path):
+    learned = tmp_path / "learned"
+    config = tmp_path / "strange_config"
+    host.ssh_config(config, "box")
+    config.write_text(config.read_text().replace(str(host.known_hosts), str(learned)))
+    words = ["-m", "remoter_kernel.cli.main", "add", "box", "--ssh-config", str(config)]
+    program = "from remoter_kernel.cli.main import main; main()"
+    terminal = pexpect.spawn(
+        sys.executable,
+        ["-c", program, *words[2:], "--python", sys.executable],
+        timeout=30,
+        encoding="utf-8",
+        dimensions=(24, 200),
+    )
+    with contextlib.closing(terminal):
+        terminal.expect("SHA256:[A-Za-z0-9+/]{43}")
+        fingerprint = terminal.after
+        shown = subprocess.run(
+            ["ssh-keygen", "-lf", host.known_hosts], capture_output=True, text=True, check=True
+        ).stdout
+        assert fingerprint in shown
+        terminal.expect(r"\[y/N\]")
+        terminal.sendline(answer)
+        terminal.expect(pexpect.EOF)
+        terminal.wait()
+    assert terminal.exitstatus == (0 if answer == "y" else 3)
+    assert learned.exists() == (answer == "y")
+    assert remotes.config_path().exists() == (answer == "y")
