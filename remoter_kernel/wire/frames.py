@@ -10,9 +10,12 @@ from __future__ import annotations
 import json
 import struct
 from enum import IntEnum
-from typing import Any, Dict, List, NamedTuple, Sequence, Tuple, Union
+from typing import TYPE_CHECKING, Any, NamedTuple, Union
 
 from remoter_kernel.errors import ProtocolError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 PROTOCOL = 1  # stands in the first frame of every message
 MAGIC = b"rk"
@@ -114,7 +117,7 @@ def pack(parts: Sequence[Bytes]) -> bytes:
     return b"".join([_COUNT.pack(len(parts)), *lengths, *parts])
 
 
-def unpack(body: Bytes) -> List[memoryview]:
+def unpack(body: Bytes) -> list[memoryview]:
     """Split a body into its parts without copying them."""
     view = memoryview(body)
     if len(view) < _COUNT.size:
@@ -136,12 +139,12 @@ def unpack(body: Bytes) -> List[memoryview]:
     return parts
 
 
-def to_json(words: Dict[str, Any]) -> bytes:
+def to_json(words: dict[str, Any]) -> bytes:
     """Return the bytes of a JSON body."""
     return json.dumps(words, separators=(",", ":")).encode()
 
 
-def from_json(body: Bytes) -> Dict[str, Any]:
+def from_json(body: Bytes) -> dict[str, Any]:
     """Read a JSON body; anything but an object is a `ProtocolError`."""
     try:
         words = json.loads(bytes(body))
@@ -154,7 +157,7 @@ def from_json(body: Bytes) -> Dict[str, Any]:
     return words
 
 
-def split_message(frames: Sequence[Bytes]) -> Tuple[Head, Bytes]:
+def split_message(frames: Sequence[Bytes]) -> tuple[Head, Bytes]:
     """Check the shape of one message and return its head and body."""
     if not 1 <= len(frames) <= 2:  # noqa: PLR2004 - head and body
         message = f"A message of {len(frames)} frames arrived where one or two were due."

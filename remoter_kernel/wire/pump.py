@@ -7,7 +7,7 @@ hears it hands on. When it ends, it says why, once.
 from __future__ import annotations
 
 import time
-from typing import Callable, List, Optional, Sequence
+from typing import TYPE_CHECKING, Callable
 
 from remoter_kernel.errors import ProtocolError, RemoterError, Unreachable
 from remoter_kernel.wire.frames import (
@@ -20,15 +20,19 @@ from remoter_kernel.wire.frames import (
     split_message,
     to_json,
 )
-from remoter_kernel.wire.reactor import Reactor, Timer
-from remoter_kernel.wire.stream import Conversation
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from remoter_kernel.wire.reactor import Reactor, Timer
+    from remoter_kernel.wire.stream import Conversation
 
 ACK_WITHIN = 0.1  # seconds that an acknowledgement may wait for something to ride on
 PING_AFTER = 2.5  # seconds of silence
 DEAD_AFTER = 8.0  # seconds of silence
 LOOK_EVERY = 1.0  # seconds
 
-Send = Callable[[List[bytes]], None]
+Send = Callable[[list[bytes]], None]
 OnItem = Callable[[Head, Bytes], None]
 OnEnd = Callable[[RemoterError], None]
 
@@ -43,11 +47,11 @@ class Pump:
         self.send = send
         self.on_item: OnItem = lambda _head, _body: None
         self.on_end: OnEnd = lambda _error: None
-        self.round_trip: Optional[float] = None  # seconds
+        self.round_trip: float | None = None  # seconds
         self._heard = 0.0
         self._pinged = 0.0
-        self._ack: Optional[Timer] = None
-        self._watch: Optional[Timer] = None
+        self._ack: Timer | None = None
+        self._watch: Timer | None = None
         self._has_ended = False
 
     def start(self, peer_has_seen: Sequence[int]) -> None:

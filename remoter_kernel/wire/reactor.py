@@ -6,12 +6,13 @@ message than all that this program does with the message.
 
 from __future__ import annotations
 
+import contextlib
 import heapq
 import itertools
 import socket
 import time
 from collections import deque
-from typing import Any, Callable, Deque, Dict, List, Tuple
+from typing import Any, Callable
 
 import zmq
 
@@ -39,23 +40,23 @@ class Reactor:
     def __init__(self) -> None:
         """Remember; nothing waits before `run`."""
         self._poller = zmq.Poller()
-        self._handlers: Dict[Any, Call] = {}
-        self._timers: List[Tuple[float, int, Timer]] = []
+        self._handlers: dict[Any, Call] = {}
+        self._timers: list[tuple[float, int, Timer]] = []
         self._order = itertools.count()
-        self._calls: Deque[Call] = deque()
+        self._calls: deque[Call] = deque()
         self._ear, self._mouth = socket.socketpair()
         self._ear.setblocking(False)
         self._mouth.setblocking(False)
         self._is_running = False
-        self.after_pass: Call = lambda: None
+        self.on_bug: Callable[[Exception], None] = _raise
         self.watch(self._ear, self._hear)
 
-    def watch(self, source: Any, on_readable: Call) -> None:  # noqa: ANN401 - socket, ZeroMQ or plain
+    def watch(self, source: Any, on_readable: Call) -> None:
         """Call back while a socket has something to read."""
         self._handlers[_key(source)] = on_readable
         self._poller.register(source, zmq.POLLIN)
 
-    def unwatch(self, source: Any) -> None:  # noqa: ANN401 - socket, ZeroMQ or plain
+    def unwatch(self, source: Any) -> None:
         """Stop calling back for a socket."""
         if self._handlers.pop(_key(source), None):
             self._poller.unregister(source)
@@ -69,10 +70,9 @@ class Reactor:
     def call(self, call: Call) -> None:
         """Have a call made in the reactor's thread; from any thread."""
         self._calls.append(call)
-        try:
+        # Full: it will wake up anyway. Closed: nobody is there to hear.
+        with contextlib.suppress(OSError):
             self._mouth.send(b"!")
-        except (BlockingIOError, OSError):
-            pass  # full: it will wake up anyway; closed: nobody is there to hear
 
     def run(self) -> None:
         """Wait and call back until `stop`."""
@@ -93,15 +93,20 @@ class Reactor:
         for source, _ in self._poller.poll(self._patience()):
             handler = self._handlers.get(_key(source))
             if handler:
-                handler()
+                self._make(handler)
         now = time.monotonic()
         while self._timers and self._timers[0][0] <= now:
             timer = heapq.heappop(self._timers)[2]
             if timer.call:
-                timer.call()
+                self._make(timer.call)
         for _ in range(len(self._calls)):
-            self._calls.popleft()()
-        self.after_pass()
+            self._make(self._calls.popleft())
+
+    def _make(self, call: Call) -> None:
+        try:
+            call()
+        except Exception as error:  # noqa: BLE001 - one bad call must not end all others
+            self.on_bug(error)
 
     def _patience(self) -> int | None:
         if self._calls:
@@ -113,11 +118,13 @@ class Reactor:
         return max(0, int((self._timers[0][0] - time.monotonic()) * 1000) + 1)
 
     def _hear(self) -> None:
-        try:
+        with contextlib.suppress(BlockingIOError):
             self._ear.recv(4096)
-        except BlockingIOError:
-            pass
 
 
-def _key(source: Any) -> Any:  # noqa: ANN401 - what the poller returns for it
+def _raise(error: Exception) -> None:
+    raise error
+
+
+def _key(source: Any) -> Any:
     return source if isinstance(source, zmq.Socket) else getattr(source, "fileno", lambda: source)()

@@ -16,10 +16,13 @@ from __future__ import annotations
 
 from collections import deque
 from enum import Enum
-from typing import Deque, Dict, Iterator, NamedTuple, Optional, Protocol, Tuple
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from remoter_kernel.errors import ProtocolError
 from remoter_kernel.wire.frames import LANE, Channel, Head, Kind, Lane
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 WINDOW = 4 * 1024 * 1024  # bulk bytes that may be on their way to us
 
@@ -52,7 +55,7 @@ class Entry(NamedTuple):
 class Outbox(Protocol):
     """Where what was not yet taken is kept."""
 
-    def next_after(self, lane: Lane, number: int) -> Optional[Entry]:
+    def next_after(self, lane: Lane, number: int) -> Entry | None:
         """Return the first entry of a lane beyond a number."""
 
     def forget(self, lane: Lane, number: int) -> None:
@@ -66,7 +69,7 @@ class MemoryOutbox:
         """Begin with nothing to say."""
         self.last = 0
         self._last_bulk = 0
-        self._entries: Dict[Lane, Deque[Entry]] = {lane: deque() for lane in Lane}
+        self._entries: dict[Lane, deque[Entry]] = {lane: deque() for lane in Lane}
 
     def add(self, channel: Channel, body: bytes) -> int:
         """Put an entry at the end of its lane and return its number."""
@@ -77,7 +80,7 @@ class MemoryOutbox:
         self._entries[lane].append(Entry(self.last, channel, body, self._last_bulk))
         return self.last
 
-    def next_after(self, lane: Lane, number: int) -> Optional[Entry]:
+    def next_after(self, lane: Lane, number: int) -> Entry | None:
         """Return the first entry of a lane beyond a number."""
         for entry in self._entries[lane]:
             if entry.number > number:
@@ -89,6 +92,15 @@ class MemoryOutbox:
         entries = self._entries[lane]
         while entries and entries[0].number <= number:
             entries.popleft()
+
+    def withdraw(self, number: int) -> bool:
+        """Take an entry out again; return whether it was still there."""
+        for entries in self._entries.values():
+            for entry in entries:
+                if entry.number == number:
+                    entries.remove(entry)
+                    return True
+        return False
 
     def __len__(self) -> int:
         """Count what the other end has not acknowledged."""
@@ -106,6 +118,7 @@ class Conversation:
         self.seen = dict.fromkeys(Lane, 0)
         self.kept = dict.fromkeys(Lane, 0)
         self._sent = dict.fromkeys(Lane, 0)
+        self._ever_sent = dict.fromkeys(Lane, 0)
         self._sent_bytes = 0
         self._credit = 0
         self._kept_bytes = 0
@@ -117,7 +130,7 @@ class Conversation:
         self._sent_bytes = self._credit = self._kept_bytes = 0
         self._told = (0, 0, 0)
 
-    def open(self, peer_has_seen: Tuple[int, int]) -> None:
+    def open(self, peer_has_seen: tuple[int, int]) -> None:
         """Go on from what the other end has seen: (bulk, urgent)."""
         self.phase = Phase.OPEN
         self._sent = dict(zip(Lane, peer_has_seen))
@@ -126,7 +139,7 @@ class Conversation:
         """End this wire; the conversation goes on with the next one."""
         self.phase = Phase.CLOSED
 
-    def head(self, kind: Kind, entry: Optional[Entry] = None) -> Head:
+    def head(self, kind: Kind, entry: Entry | None = None) -> Head:
         """Return a head that carries all our numbers as they are now."""
         self._told = told = self._numbers()
         if entry is None:
@@ -134,7 +147,7 @@ class Conversation:
         previous = self._sent[LANE[entry.channel]]
         return Head(kind, entry.channel, entry.number, previous, entry.mark, *told)
 
-    def due(self) -> Iterator[Tuple[Head, bytes]]:
+    def due(self) -> Iterator[tuple[Head, bytes]]:
         """Yield what may be sent now: urgent things first, bulk as far as credit goes."""
         if self.phase is not Phase.OPEN:
             return
@@ -145,9 +158,14 @@ class Conversation:
                     break
                 head = self.head(Kind.ITEM, entry)
                 self._sent[lane] = entry.number
+                self._ever_sent[lane] = max(self._ever_sent[lane], entry.number)
                 if lane is Lane.BULK:
                     self._sent_bytes += len(entry.body)
                 yield head, entry.body
+
+    def has_left(self, lane: Lane, number: int) -> bool:
+        """Was this entry of ours sent on any wire, ever?"""
+        return number <= self._ever_sent[lane]
 
     def receive(self, head: Head) -> bool:
         """Take in a head; return whether it brings an item that was not seen before."""
@@ -190,5 +208,5 @@ class Conversation:
             self.window // 4
         )
 
-    def _numbers(self) -> Tuple[int, int, int]:
+    def _numbers(self) -> tuple[int, int, int]:
         return (*self.kept.values(), self._kept_bytes + self.window)  # type: ignore[return-value]

@@ -1,0 +1,28 @@
+"""The kernel process: `python -m remoter_kernel -f CONNECTION_FILE [--remote NAME]`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from remoter_kernel.errors import RemoterError
+from remoter_kernel.front.kernel import serve
+
+
+def main() -> int:
+    """Serve one connection file."""
+    parser = argparse.ArgumentParser(prog="python -m remoter_kernel", description=__doc__)
+    parser.add_argument("-f", dest="connection_file", type=Path, required=True)
+    parser.add_argument("--remote", default=None, help="a name in remotes.toml")
+    words = parser.parse_args()
+    try:
+        serve(words.connection_file, words.remote)
+    except RemoterError as error:
+        print(error, file=sys.stderr)  # noqa: T201 - the only place to say it
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

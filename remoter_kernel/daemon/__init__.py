@@ -1,0 +1,1 @@
+"""THERE: the far machine's side; ships as one zipapp, needs only what ipykernel needs."""

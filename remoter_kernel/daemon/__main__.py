@@ -1,0 +1,35 @@
+# This file is the zipapp's entry. It must be read by any Python, however old, so that a
+# Python that is too old can be told from one that is missing.
+import json
+import sys
+
+
+def refuse(lacks, what):
+    sys.stdout.write("REMOTER " + json.dumps({"lacks": lacks, "what": what}) + "\n")
+    sys.stdout.flush()
+    sys.exit(0)
+
+
+def main():
+    if sys.version_info < (3, 9):
+        refuse("new python", "%d.%d" % sys.version_info[:2])
+    if sys.argv[1:] == ["warden"]:
+        from remoter_kernel.daemon import warden
+
+        warden.main()
+        return
+    try:
+        import zmq
+    except ImportError as error:
+        refuse("packages", str(error))
+    from importlib.util import find_spec
+
+    if find_spec("jupyter_client") is None:
+        refuse("packages", "No module named 'jupyter_client'")
+    from remoter_kernel.daemon import launch
+
+    launch.main(zmq.__version__)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,212 @@
+"""One child kernel: its process and its sockets. Touches, decides nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import string
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Callable
+
+import zmq
+from jupyter_client.manager import KernelManager
+
+from remoter_kernel.errors import ProtocolError, RemoteLacks
+from remoter_kernel.wire.frames import Bytes, Channel
+from remoter_kernel.wire.messages import TOPIC, Voice
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from remoter_kernel.wire.reactor import Reactor
+
+AT_ONCE = 500  # messages of one socket that are taken in before another gets its turn
+SOCKETS = {
+    Channel.SHELL: zmq.DEALER,
+    Channel.CONTROL: zmq.DEALER,
+    Channel.STDIN: zmq.DEALER,
+    Channel.IOPUB: zmq.SUB,
+}
+HIDDEN = ("JPY_PARENT_PID", "JPY_SESSION_NAME")  # of the login's environment, from the kernel
+
+
+class Child:
+    """A kernel of any kernelspec here, started through a warden."""
+
+    def __init__(self, reactor: Reactor, folder: Path, kernel: str, identity: bytes) -> None:
+        """Remember; `identity` is the routing id on the child's sockets."""
+        self.reactor = reactor
+        self.folder = folder
+        self.identity = identity
+        self.manager = KernelManager(kernel_name=kernel)
+        self.pid = 0
+        self.on_message: Callable[[Channel, list[Bytes]], None] = lambda _channel, _parts: None
+        self.on_exit: Callable[[dict[str, Any]], None] = lambda _words: None
+        self._context = zmq.Context()
+        self._sockets: dict[Channel, zmq.Socket[bytes]] = {}
+        self._voice = Voice(b"")
+        self._warden: subprocess.Popen[bytes] | None = None
+
+    @property
+    def voice(self) -> Voice:
+        """Speaks with the key of the child's connection."""
+        return self._voice
+
+    def start(self, *, env: Mapping[str, str], cwd: str, init: Sequence[str], umask: int) -> None:
+        """Start the process and connect to it; `RemoteLacks` if there is no such kernelspec."""
+        manager = self.manager
+        spec = manager.kernel_spec
+        if spec is None:
+            raise RemoteLacks("There is no such kernelspec.")
+        manager.connection_file = str(self.folder / "connection.json")
+        manager.write_connection_file()
+        argv = with_init(manager.format_kernel_cmd(), init)
+        environment = {key: value for key, value in os.environ.items() if key not in HIDDEN}
+        for key, value in {**spec.env, **env}.items():
+            environment[key] = string.Template(value).safe_substitute(environment)
+        (self.folder / "exit.json").unlink() if (self.folder / "exit.json").exists() else None
+        wish = {
+            "argv": argv,
+            "env": environment,
+            "cwd": cwd,
+            "umask": umask,
+            "folder": str(self.folder),
+            "log": str(self.folder / "kernel.log"),
+        }
+        self._watch_over(wish)
+        self._voice = Voice(manager.session.key, manager.session.signature_scheme)
+        self._connect()
+
+    def say(self, channel: Channel, parts: Sequence[Bytes]) -> None:
+        """Sign a message with the child's key and send it."""
+        self._sockets[channel].send_multipart(self._voice.sign(parts), copy=True)
+
+    def hear(self, channel: Channel) -> None:
+        """Take in what waits on one channel."""
+        for _ in range(AT_ONCE):
+            try:
+                frames = self._sockets[channel].recv_multipart(zmq.NOBLOCK)
+            except (zmq.Again, KeyError):
+                return
+            try:
+                topics, parts = self._voice.check(frames)
+            except ProtocolError:
+                continue  # somebody else on this machine knocked at the child's port
+            if channel is Channel.IOPUB:
+                parts[TOPIC] = b"".join(topics)
+            elif channel is not Channel.CONTROL:
+                self.hear(Channel.IOPUB)  # what was published before the reply comes before it
+            self.on_message(channel, parts)
+
+    def interrupt(self) -> None:
+        """Interrupt as the kernelspec asks: a signal to its group, or a message."""
+        spec = self.manager.kernel_spec
+        if spec is not None and spec.interrupt_mode == "message":
+            self.say(Channel.CONTROL, self._voice.compose("interrupt_request", {}))
+        else:
+            self.signal(signal.SIGINT)
+
+    def signal(self, number: int) -> None:
+        """Send a signal to the kernel's process group, if it is there."""
+        if self.pid:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self.pid, number)
+
+    def disconnect(self) -> None:
+        """Close the sockets; what the process does is another matter."""
+        for channel in list(self._sockets):
+            handle = self._sockets.pop(channel)
+            self.reactor.unwatch(handle)
+            handle.close(linger=0)
+
+    def close(self) -> None:
+        """Give everything back."""
+        self.disconnect()
+        self._context.term()
+
+    def last_words(self, lines: int = 12) -> str:
+        """Return the end of what the kernel printed by itself."""
+        try:
+            text = (self.folder / "kernel.log").read_text(encoding="utf-8", errors="replace")
+        except OSError:
+            return ""
+        return "\n".join(text.strip().splitlines()[-lines:])
+
+    def _connect(self) -> None:
+        manager = self.manager
+        ports = {
+            Channel.SHELL: manager.shell_port,
+            Channel.CONTROL: manager.control_port,
+            Channel.STDIN: manager.stdin_port,
+            Channel.IOPUB: manager.iopub_port,
+        }
+        for channel, kind in SOCKETS.items():
+            handle = self._context.socket(kind)
+            handle.linger = 0
+            handle.sndhwm = handle.rcvhwm = 0
+            handle.reconnect_ivl = 15  # milliseconds: the kernel is about to listen
+            handle.identity = self.identity
+            if kind == zmq.SUB:
+                handle.subscribe(b"")
+            handle.connect(f"tcp://{manager.ip}:{ports[channel]}")
+            self._sockets[channel] = handle
+            self.reactor.watch(handle, lambda channel=channel: self.hear(channel))  # type: ignore[misc]
+
+    def _watch_over(self, wish: dict[str, Any]) -> None:
+        # A socket pair instead of a pipe: the poller of every system can wait for it.
+        ours, theirs = socket.socketpair()
+        with theirs:
+            self._warden = warden = subprocess.Popen(
+                [sys.executable, "-I", "-S", sys.argv[0], "warden"],
+                stdin=subprocess.PIPE,
+                stdout=theirs,
+                start_new_session=True,
+                cwd="/",
+            )
+        assert warden.stdin is not None  # noqa: S101 - it was asked for as a pipe
+        with warden.stdin:
+            warden.stdin.write(json.dumps(wish).encode() + b"\n")
+        ours.setblocking(False)
+        rest = bytearray()
+
+        def listen() -> None:
+            try:
+                heard = ours.recv(65536)
+            except BlockingIOError:
+                return
+            rest.extend(heard)
+            *lines, rest[:] = bytes(rest).split(b"\n")
+            for line in lines:
+                self._note(json.loads(line))
+            if not heard:
+                self.reactor.unwatch(ours)
+                ours.close()
+                warden.wait()
+                self._note({"failed": "its warden ended"})
+
+        self.reactor.watch(ours, listen)
+
+    def _note(self, words: dict[str, Any]) -> None:
+        """Hear from the warden: first a process number, then how that process ended."""
+        if self._warden is None:
+            return
+        if "status" in words or "failed" in words:
+            self._warden = None
+            self.pid = 0
+            self.on_exit(words)
+        else:
+            self.pid = int(words["pid"])
+
+
+def with_init(argv: list[str], init: Sequence[str]) -> list[str]:
+    """Run shell lines of a login shell before a command; the first that fails ends it."""
+    if not init:
+        return argv
+    shell = "/bin/bash" if Path("/bin/bash").exists() else "/bin/sh"
+    lines = [f"{line} || exit 1" for line in init]
+    return [shell, "-l", "-c", "\n".join([*lines, 'exec "$@"']), shell, *argv]

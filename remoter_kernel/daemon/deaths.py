@@ -1,0 +1,41 @@
+"""How a process ended, in words (pure)."""
+
+from __future__ import annotations
+
+import signal
+from typing import Any
+
+
+def explain(words: dict[str, Any]) -> str:
+    """Say in one sentence what the warden's last line means.
+
+    `status` is an exit code or the negative of a signal's number, `peak_kib` the most
+    memory that the process ever held, in KiB; `failed` says why it was never started.
+    """
+    if "failed" in words:
+        place = f": {words['file']}" if words.get("file") else ""
+        return f"it could not be started: {words['failed']}{place}."
+    status = int(words.get("status", 0))
+    memory = amount(int(words.get("peak_kib", 0)))
+    if status >= 0:
+        return f"it ended with exit code {status}, having used up to {memory} of memory."
+    try:
+        name = signal.Signals(-status).name
+    except ValueError:
+        name = "unknown"
+    if -status == signal.SIGKILL:
+        return (
+            f"it was killed by signal 9 (SIGKILL), having used up to {memory} of memory; "
+            "when a machine runs out of memory it does this."
+        )
+    return f"it was ended by signal {-status} ({name}), having used up to {memory} of memory."
+
+
+def amount(kibibytes: int) -> str:
+    """Say an amount of memory in the unit that reads best."""
+    value = float(kibibytes)
+    for unit in ("KiB", "MiB", "GiB"):
+        if value < 1024:  # noqa: PLR2004 - KiB in a MiB, MiB in a GiB
+            return f"{value:.0f} {unit}" if unit == "KiB" else f"{value:.1f} {unit}"
+        value /= 1024
+    return f"{value:.1f} TiB"

@@ -1,0 +1,163 @@
+"""Lets fronts in, each with its own place in the journal.
+
+CURVE proves who is at the door, ZAP lets in only client keys that were registered
+through a login. What is malformed ends its wire and nothing else.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Any, Callable
+
+import zmq
+from zmq.utils import z85
+
+from remoter_kernel.daemon.journal import FrontOutbox, Journal
+from remoter_kernel.errors import ProtocolError, RemoterError
+from remoter_kernel.wire.frames import (
+    Bytes,
+    Head,
+    Kind,
+    encode_head,
+    from_json,
+    split_message,
+    to_json,
+)
+from remoter_kernel.wire.pump import Pump
+from remoter_kernel.wire.stream import Conversation
+
+if TYPE_CHECKING:
+    from remoter_kernel.daemon.registry import Session
+    from remoter_kernel.wire.reactor import Reactor
+
+AT_ONCE = 200  # messages that are taken in before others get their turn
+COPY_BELOW = 65536  # bytes
+FRONT_SIZE = 8  # bytes of a front's name
+
+
+class Guest:
+    """A front that has been here: its conversation, and its wire while there is one."""
+
+    def __init__(self, name: bytes, talk: Conversation) -> None:
+        """Remember who it is."""
+        self.name = name
+        self.talk = talk
+        self.pump: Pump | None = None
+
+
+class Door:
+    """The socket that fronts connect to."""
+
+    def __init__(self, reactor: Reactor, session: Session, journal: Journal) -> None:
+        """Remember; `open` binds."""
+        self.reactor = reactor
+        self.session = session
+        self.journal = journal
+        self.guests: dict[bytes, Guest] = {}
+        self.on_item: Callable[[Guest, Head, Bytes], None] = lambda _guest, _head, _body: None
+        self.describe: Callable[[], dict[str, Any]] = dict
+        self._pumps: dict[bytes, Pump] = {}
+        self._context = zmq.Context()
+        self._socket = self._context.socket(zmq.ROUTER)
+        self._zap = self._context.socket(zmq.REP)
+
+    def open(self, secret_key: bytes, public_key: bytes) -> int:
+        """Bind on loopback and return the port."""
+        self._zap.linger = 0
+        self._zap.bind("inproc://zeromq.zap.01")
+        self.reactor.watch(self._zap, self._judge)
+        router = self._socket
+        router.linger = 500  # milliseconds: the last words
+        router.sndhwm = router.rcvhwm = 0  # our own credit bounds what waits
+        router.router_mandatory = True
+        router.curve_server = True
+        router.curve_secretkey = secret_key
+        router.curve_publickey = public_key
+        router.zap_domain = b"remoter"
+        port: int = router.bind_to_random_port("tcp://127.0.0.1")
+        self.reactor.watch(router, self._hear)
+        return port
+
+    def close(self, why: str) -> None:
+        """Say goodbye to all, with the reason, and close."""
+        for pump in list(self._pumps.values()):
+            pump.end(ProtocolError(why), is_told=True)
+        self.reactor.unwatch(self._socket)
+        self.reactor.unwatch(self._zap)
+        self._socket.close()
+        self._zap.close()
+        self._context.term()
+
+    def flush(self) -> None:
+        """Send to each front what is due."""
+        for pump in list(self._pumps.values()):
+            pump.flush()
+
+    @property
+    def has_visitors(self) -> bool:
+        """Is any front connected?"""
+        return bool(self._pumps)
+
+    def _hear(self) -> None:
+        for _ in range(AT_ONCE):
+            try:
+                identity, *frames = self._socket.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                return
+            pump = self._pumps.get(identity)
+            if pump:
+                pump.hear(frames)
+                continue
+            try:
+                self._greet(identity, frames)
+            except (ProtocolError, LookupError, TypeError, ValueError) as error:
+                words = {"why": str(error)}
+                self._send(identity, [encode_head(Head(Kind.BYE)), to_json(words)])
+
+    def _greet(self, identity: bytes, frames: list[bytes]) -> None:
+        """Answer a HELLO: its words are `front` (hex) and `seen` ([bulk, urgent] or null)."""
+        head, body = split_message(frames)
+        if head.kind is not Kind.HELLO:
+            message = f"{head.kind.name} came before HELLO."
+            raise ProtocolError(message)
+        words = from_json(body)
+        name = bytes.fromhex(words["front"])
+        if len(name) != FRONT_SIZE:
+            message = "A front's name has another length."
+            raise ProtocolError(message)
+        begin = words["seen"] or [self.journal.last, self.journal.last]
+        bulk, urgent = int(begin[0]), int(begin[1])
+        guest = self.guests.get(name)
+        if guest is None:
+            talk = Conversation(FrontOutbox(self.journal, name))
+            guest = self.guests[name] = Guest(name, talk)
+        if guest.pump:
+            guest.pump.end(ProtocolError("The same front came in again."))
+        guest.talk.begin()
+        pump = Pump(self.reactor, guest.talk, partial(self._send, identity))
+        pump.on_item = partial(self.on_item, guest)
+        pump.on_end = partial(self._leave, guest, identity)
+        guest.pump = self._pumps[identity] = pump
+        welcome = {**self.describe(), "seen": list(guest.talk.seen.values()), "begin": begin}
+        self._send(identity, [encode_head(guest.talk.head(Kind.WELCOME)), to_json(welcome)])
+        pump.start((bulk, urgent))
+
+    def _leave(self, guest: Guest, identity: bytes, _error: RemoterError) -> None:
+        self._pumps.pop(identity, None)
+        guest.pump = None
+
+    def _send(self, identity: bytes, frames: list[bytes]) -> None:
+        try:
+            is_small = len(frames[-1]) < COPY_BELOW
+            self._socket.send_multipart([identity, *frames], zmq.NOBLOCK, copy=is_small)
+        except zmq.ZMQError:
+            pump = self._pumps.get(identity)  # it has hung up
+            if pump:
+                pump.end(ProtocolError("The front hung up."))
+
+    def _judge(self) -> None:
+        """Answer libzmq's question (RFC 27) whether a client key may come in."""
+        version, request, _domain, _address, _id, mechanism, *keys = self._zap.recv_multipart()
+        is_let_in = mechanism == b"CURVE" and self.session.admits(z85.encode(keys[0]))
+        answer = (b"200", b"OK") if is_let_in else (b"400", b"This key was not registered here.")
+        self._zap.send_multipart([version, request, *answer, b"front", b""])

@@ -1,0 +1,436 @@
+"""Owns one child kernel: start, interrupt, restart, stop, notice and explain its death.
+
+Decides; the child, the door and the journal touch. What a front asks for is written down
+before the child gets it, so that a request that may have run is never run again. What
+must not wait for a disk (interrupts, answers to a prompt) is passed on first.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+import traceback
+from collections import deque
+from enum import Enum
+from functools import partial
+from typing import TYPE_CHECKING, Any, Callable, NamedTuple
+
+from remoter_kernel.daemon.child import Child
+from remoter_kernel.daemon.deaths import explain
+from remoter_kernel.daemon.journal import EVERYONE, Journal
+from remoter_kernel.errors import ProtocolError, RemoterError
+from remoter_kernel.wire.frames import (
+    LANE,
+    Bytes,
+    Channel,
+    Head,
+    Lane,
+    from_json,
+    pack,
+    to_json,
+    unpack,
+)
+from remoter_kernel.wire.messages import (
+    CONTENT,
+    HEADER,
+    PARENT,
+    TOPIC,
+    Voice,
+    content_of,
+    header_of,
+)
+
+if TYPE_CHECKING:
+    from remoter_kernel.daemon.door import Door, Guest
+    from remoter_kernel.daemon.registry import Session
+    from remoter_kernel.wire.reactor import Reactor
+
+NUDGE_AGAIN = 0.05  # seconds between two questions whether iopub is heard by now
+DIE_WITHIN = 4.0  # seconds that a kernel has for its own shutdown, before a signal
+KILL_WITHIN = 2.0  # seconds after that signal
+RESTART_AFTER = 0.2  # seconds: JupyterLab cancels cells whose errors come later than this news
+LINGER = 30.0  # seconds that a session which could not start still tells why
+LINGER_LOOK = 0.5  # seconds
+LOOK_EVERY = 60.0  # seconds
+
+
+class State(Enum):
+    """How the child is."""
+
+    STARTING = "starting"
+    READY = "ready"
+    RESTARTING = "restarting"  # the old process has yet to end
+    DEAD = "dead"  # it ended by itself; another one is about to start
+    STOPPING = "stopping"
+    FAILED = "failed"  # it could not be started
+
+
+class Request(NamedTuple):
+    """Something a front asked of the child and has no answer to yet."""
+
+    front: bytes
+    channel: Channel
+    number: int
+    parts: list[Bytes]
+    header: dict[str, Any]
+
+
+class Supervisor:
+    """The will of the evaluator."""
+
+    def __init__(
+        self,
+        reactor: Reactor,
+        session: Session,
+        journal: Journal,
+        door: Door,
+        *,
+        wish: dict[str, Any],
+        umask: int,
+    ) -> None:
+        """Remember; `run` begins."""
+        self.reactor = reactor
+        self.session = session
+        self.journal = journal
+        self.door = door
+        self.wish = wish
+        self.umask = umask
+        self.state = State.STARTING
+        self.why = ""
+        self.child: Child | None = None
+        self._nudger = Voice(b"")  # whose questions are nobody's but ours
+        self._voice = Voice(b"")  # speaks in the child's place, as its session
+        self._nudger_mark = self._nudger.session.encode()
+        self._is_heard = False  # does iopub reach us?
+        self._info: dict[str, Any] = {}
+        self._asked: dict[str, Request] = {}  # handed to the child
+        self._waiting: deque[Request] = deque()  # until the child is ready
+        self._early: list[list[Bytes]] = []  # published before it was ready
+        self._void: dict[bytes, int] = {}  # per front: interrupted before it arrived
+        self._busy_until = time.monotonic()
+
+    def run(self) -> None:
+        """Serve until the session ends."""
+        self.door.on_item = self._take
+        self.door.describe = self._describe
+        self.journal.on_written = self.door.flush
+        self.reactor.later(LOOK_EVERY, self._look_around)
+        self.reactor.on_bug = lambda error: traceback.print_exception(
+            type(error), error, error.__traceback__
+        )
+        signal.signal(signal.SIGTERM, self._hear_signal)
+        signal.signal(signal.SIGUSR1, self._hear_signal)
+        self._start()
+        self.reactor.run()
+        self.journal.close()
+        self.door.close(self.why)
+
+    def _hear_signal(self, number: int, _frame: object) -> None:
+        """Hear an order that was given while no wire was up: stop, or restart."""
+        if number == signal.SIGTERM:
+            self.reactor.call(partial(self.stop, "It was stopped."))
+        else:
+            self.reactor.call(partial(self._end_child, State.RESTARTING))
+
+    # From the fronts -------------------------------------------------------------------
+
+    def _take(self, guest: Guest, head: Head, body: Bytes) -> None:
+        """Take one item of a front: write it down, then pass it on (or the other way)."""
+        parts: list[Bytes] = list(unpack(body))
+        channel = head.channel
+        then: Callable[[], None] = lambda: None  # noqa: E731 - a default
+        if channel is Channel.ORDER:
+            self._obey(guest, head, parts)
+        else:
+            if len(parts) <= CONTENT:
+                message = "A message without all its parts."
+                raise ProtocolError(message)
+            header = header_of(parts[HEADER])
+            request = Request(guest.name, channel, head.number, parts, header)
+            if channel is Channel.SHELL:
+                then = partial(self._hand_over, request)
+            else:
+                self._hand_over(request)
+        if channel is Channel.STDIN:
+            body = pack([*parts[:CONTENT], b"{}"])  # a password, perhaps
+        self.journal.append(
+            channel,
+            bytes(body),
+            front=guest.name,
+            is_from_front=True,
+            then=lambda: self._have_kept(guest, head, len(body), then),
+        )
+
+    @staticmethod
+    def _have_kept(guest: Guest, head: Head, size: int, then: Callable[[], None]) -> None:
+        guest.talk.keep(LANE[head.channel], head.number, size)
+        then()
+
+    def _hand_over(self, request: Request) -> None:
+        self._busy_until = time.monotonic()
+        if request.channel is Channel.SHELL and self._is_void(request):
+            return
+        if self.state is not State.READY or self.child is None:
+            self._waiting.append(request)
+            return
+        if request.channel is not Channel.STDIN:
+            self._asked[request.header.get("msg_id", "")] = request
+        self.child.say(request.channel, request.parts)
+
+    def _is_void(self, request: Request) -> bool:
+        """Answer a request that was interrupted before it got here; else return False."""
+        until = abs(self._void.get(request.front, 0))
+        if request.number > until or request.header.get("msg_type") != "execute_request":
+            return False
+        is_first = self._void[request.front] > 0
+        if is_first:
+            self._void[request.front] = -until
+            self._answer(request, "KeyboardInterrupt", "Interrupted before it began.")
+            return True
+        if not content_of(request.parts).get("stop_on_error", True):
+            return False
+        self._answer(request, "", "", status="aborted")
+        return True
+
+    def _obey(self, guest: Guest, head: Head, parts: list[Bytes]) -> None:
+        """Do what a front wants done: `{"order": interrupt | restart | stop}`."""
+        order = from_json(parts[TOPIC]).get("order")
+        if order == "interrupt":
+            self._interrupt(guest, head)
+        elif order == "restart":
+            self._void_waiting(guest.name, head.mark)
+            self._end_child(State.RESTARTING)
+        elif order == "stop":
+            self.stop("It was stopped.")
+        else:
+            message = f"An order that is not known: {order!r}."
+            raise ProtocolError(message)
+
+    def _interrupt(self, guest: Guest, head: Head) -> None:
+        if self.child and self.state is State.READY:
+            self.child.interrupt()
+        not_here_yet = head.mark > guest.talk.kept[Lane.BULK]
+        if not_here_yet or any(request.front == guest.name for request in self._waiting):
+            self._void[guest.name] = head.mark
+            for request in [item for item in self._waiting if item.front == guest.name]:
+                if self._is_void(request):
+                    self._waiting.remove(request)
+
+    def _void_waiting(self, front: bytes, mark: int) -> None:
+        self._void[front] = -mark
+        kept = [item for item in self._waiting if item.front != front or item.number > mark]
+        self._waiting = deque(kept)
+
+    # From the child --------------------------------------------------------------------
+
+    def _start(self) -> None:
+        self.state = State.STARTING
+        self._is_heard = False
+        kernel = self.wish.get("kernel") or "python3"
+        self.child = child = Child(
+            self.reactor, self.session.folder, kernel, self.session.id.encode()
+        )
+        child.on_message = self._hear
+        child.on_exit = self._hear_of_end
+        try:
+            child.start(
+                env=self.wish.get("env") or {},
+                cwd=os.path.expanduser(os.path.expandvars(self.wish.get("cwd") or "~")),  # noqa: PTH111 - as a shell would
+                init=self.wish.get("init") or (),
+                umask=self.umask,
+            )
+        except RemoterError as error:
+            self._fail(str(error))
+            return
+        self._nudge(child)
+
+    def _nudge(self, child: Child) -> None:
+        """Ask the child who it is, until it answers and iopub is heard, too."""
+        if child is self.child and self.state is State.STARTING:
+            child.say(Channel.SHELL, self._nudger.compose("kernel_info_request", {}))
+
+    def _hear(self, channel: Channel, parts: list[Bytes]) -> None:
+        """Take in one message of the child."""
+        if self._nudger_mark in bytes(parts[PARENT]):
+            self._hear_answer(channel, parts)
+            return
+        if channel is Channel.IOPUB:
+            self._is_heard = True
+            if parts[TOPIC] == b"" and b'"iopub_welcome"' in bytes(parts[HEADER]):
+                return
+            if self.state is State.STARTING:
+                self._early.append(parts)
+            else:
+                self.journal.append(channel, pack(parts))
+            return
+        asker = header_of(parts[PARENT]).get("msg_id", "")
+        request = self._asked.get(asker)
+        if request is None:
+            return
+        if channel is not Channel.STDIN:
+            del self._asked[asker]
+            self._busy_until = time.monotonic()
+        self.journal.append(channel, pack(parts), front=request.front)
+
+    def _hear_answer(self, channel: Channel, parts: list[Bytes]) -> None:
+        """Hear what concerns our own questions; nobody else gets to see it."""
+        if channel is Channel.IOPUB:
+            self._is_heard = True
+        elif channel is Channel.SHELL:
+            self._info = content_of(parts)
+            self._voice.session = header_of(parts[HEADER]).get("session", "")
+        if self.state is not State.STARTING or not self._info:
+            return
+        if self._is_heard:
+            self._be_ready()
+        elif channel is Channel.SHELL and self.child:
+            self.reactor.later(NUDGE_AGAIN, partial(self._nudge, self.child))
+
+    def _be_ready(self) -> None:
+        self.state = State.READY
+        self._say_note("ready", kernel_info=self._info, session=self._voice.session)
+        for parts in self._early:
+            if b'"starting"' not in bytes(parts[CONTENT]):
+                self.journal.append(Channel.IOPUB, pack(parts))
+        self._early.clear()
+        waiting, self._waiting = self._waiting, deque()
+        for request in waiting:
+            self._hand_over(request)
+
+    def _hear_of_end(self, words: dict[str, Any]) -> None:
+        """The child has ended: as it should, or not."""
+        child, self.child = self.child, None
+        if child is None:
+            return
+        for channel in (Channel.IOPUB, Channel.SHELL, Channel.CONTROL):
+            child.hear(channel)
+        last_words = child.last_words()
+        child.close()
+        self._info = {}
+        if self.state is State.STOPPING:
+            self.reactor.stop()
+        elif self.state is State.RESTARTING:
+            self._answer_all("KernelRestarted", "The kernel was restarted.")
+            self._start()
+        elif self.state is State.STARTING:
+            self._fail(f"The kernel did not start: {explain(words)}\n{last_words}".rstrip())
+        else:
+            self.state = State.DEAD
+            why = f"The kernel died: {explain(words)} Its variables are gone; it starts anew."
+            self._answer_all("KernelDied", why)
+            self._say_note("died", why=why)
+            self.reactor.later(RESTART_AFTER, self._start_again)
+
+    def _start_again(self) -> None:
+        self._publish("status", {"execution_state": "restarting"}, None)
+        self._start()
+
+    def _fail(self, why: str) -> None:
+        """End a session whose kernel does not start, once it has told why."""
+        self.state = State.FAILED
+        self.why = why
+        self._say_note("failed", why=why)
+        self._end_session()
+        self._linger(time.monotonic() + LINGER)
+
+    def _linger(self, until: float) -> None:
+        """Stay until a front has come, heard and left."""
+        has_told = self.door.guests and not self.door.has_visitors
+        if has_told or time.monotonic() > until:
+            self.reactor.stop()
+        self.reactor.later(LINGER_LOOK, partial(self._linger, until))
+
+    # Ends ------------------------------------------------------------------------------
+
+    def stop(self, why: str) -> None:
+        """End the session."""
+        if self.state is State.STOPPING:
+            return
+        self.why = why
+        self._end_session()
+        if self.child:
+            self._end_child(State.STOPPING)
+        else:
+            self.reactor.stop()
+
+    def _end_session(self) -> None:
+        about = self.session.read("session.json")
+        self.session.write("session.json", {**about, "ended": time.time(), "why": self.why})
+
+    def _end_child(self, state: State) -> None:
+        """Ask the child to end; a signal follows where asking does not help."""
+        child, was_ready = self.child, self.state is State.READY
+        if child is None:
+            return  # it is about to start anew by itself
+        self.state = state
+        if was_ready:
+            words = {"restart": state is State.RESTARTING}
+            child.say(Channel.CONTROL, self._nudger.compose("shutdown_request", words))
+
+        def insist(number: int) -> None:
+            if self.child is child:
+                child.signal(number)
+
+        patience = DIE_WITHIN if was_ready else 0.0
+        self.reactor.later(patience, partial(insist, signal.SIGTERM))
+        self.reactor.later(patience + KILL_WITHIN, partial(insist, signal.SIGKILL))
+
+    def _look_around(self) -> None:
+        """End a session that has no front and nothing to do for too long."""
+        now = time.monotonic()
+        if self.door.has_visitors or self._asked:
+            self._busy_until = now
+        patience = float(self.wish.get("idle_timeout") or 72 * 3600)
+        if now - self._busy_until > patience:
+            self.stop(f"It was idle, without any front, for {patience / 3600:.0f} hours.")
+        self.reactor.later(min(LOOK_EVERY, max(1.0, patience / 4)), self._look_around)
+
+    # What the evaluator says itself ----------------------------------------------------
+
+    def _describe(self) -> dict[str, Any]:
+        return {
+            "id": self.session.id,
+            "state": self.state.value,
+            "why": self.why,
+            "kernel_info": self._info,
+            "session": self._voice.session if self._info else "",
+        }
+
+    def _say_note(self, event: str, **words: Any) -> None:
+        self.journal.append(Channel.NOTE, pack([to_json({"event": event, **words})]))
+
+    def _publish(self, kind: str, content: dict[str, Any], parent: dict[str, Any] | None) -> None:
+        parts = self._voice.compose(kind, content, parent, topic=f"kernel.{kind}".encode())
+        self.journal.append(Channel.IOPUB, pack(parts), front=EVERYONE)
+
+    def _answer_all(self, name: str, why: str) -> None:
+        """Answer every request that the child can answer no more."""
+        requests = [*self._asked.values()]
+        self._asked.clear()
+        for request in requests:
+            self._answer(request, name, why, has_begun=True)
+
+    def _answer(
+        self,
+        request: Request,
+        name: str,
+        why: str,
+        *,
+        status: str = "error",
+        has_begun: bool = False,
+    ) -> None:
+        """Answer a request in the child's place: error, reply, idle."""
+        kind = str(request.header.get("msg_type", ""))
+        trouble = {"ename": name, "evalue": why, "traceback": [f"{name}: {why}"]}
+        reply: dict[str, Any] = {"status": status, **(trouble if status == "error" else {})}
+        if request.channel is Channel.SHELL and not has_begun:
+            self._publish("status", {"execution_state": "busy"}, request.header)
+        if kind == "execute_request":
+            reply["execution_count"] = 0
+            if status == "error":
+                self._publish("error", trouble, request.header)
+        parts = self._voice.compose(kind.replace("_request", "_reply"), reply, request.header)
+        self.journal.append(request.channel, pack(parts), front=request.front)
+        if request.channel is Channel.SHELL:
+            self._publish("status", {"execution_state": "idle"}, request.header)

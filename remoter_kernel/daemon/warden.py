@@ -1,0 +1,64 @@
+"""The child kernel's parent process: a few lines that outlive the evaluator.
+
+Reads one line of JSON (argv, env, cwd, umask, log) from stdin, starts the kernel, says
+its process number in one line, and when it has ended says how in another. The same words
+are in `child.json` and `exit.json` of the session's folder, for whoever asks later.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+
+def main() -> None:
+    """Start the kernel, wait for its end, tell it."""
+    wish = json.loads(sys.stdin.readline())
+    folder = Path(wish["folder"])
+    umask = os.umask(0o077)
+    try:
+        child = _start(wish)
+    except OSError as error:
+        _tell(folder / "exit.json", {"failed": error.strerror, "file": str(error.filename)})
+        return
+    finally:
+        os.umask(umask)
+    _tell(folder / "child.json", {"pid": child.pid, "warden": os.getpid()})
+    status = child.wait()
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    kibibytes = used.ru_maxrss // (1024 if sys.platform == "darwin" else 1)
+    _tell(folder / "exit.json", {"pid": child.pid, "status": status, "peak_kib": kibibytes})
+
+
+def _start(wish: dict[str, Any]) -> subprocess.Popen[bytes]:
+    def be_ordinary() -> None:
+        os.umask(wish["umask"])
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
+            signal.signal(number, signal.SIG_DFL)
+
+    with open(wish["log"], "ab") as log:  # noqa: PTH123 - no pathlib on the way to the kernel
+        return subprocess.Popen(
+            wish["argv"],
+            env=wish["env"],
+            cwd=wish["cwd"],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,  # an interrupt goes to the kernel's whole group
+            preexec_fn=be_ordinary,  # noqa: PLW1509 - this process has one thread
+        )
+
+
+def _tell(path: Path, words: dict[str, Any]) -> None:
+    beside = path.with_suffix(".part")
+    beside.write_text(json.dumps(words), encoding="utf-8")
+    beside.replace(path)
+    with contextlib.suppress(OSError):  # the evaluator is gone; the file is there
+        os.write(1, (json.dumps(words) + "\n").encode())

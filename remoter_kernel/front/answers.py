@@ -1,0 +1,60 @@
+"""What the front can say without the far side: replies from memory, empty ones, errors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from remoter_kernel import __version__
+
+EMPTY: dict[str, dict[str, Any]] = {
+    "complete_request": {"matches": [], "metadata": {}},
+    "inspect_request": {"found": False, "data": {}, "metadata": {}},
+    "history_request": {"history": []},
+    "comm_info_request": {"comms": {}},
+}
+
+
+def kernel_info(last_seen: dict[str, Any] | None, language: str) -> dict[str, Any]:
+    """Return what is known of the far kernel: its last answer, else its language alone."""
+    if last_seen:
+        return last_seen
+    return {
+        "status": "ok",
+        "protocol_version": "5.4",
+        "implementation": "remoter",
+        "implementation_version": __version__,
+        "language_info": {
+            "name": language,
+            "version": "",
+            "mimetype": "text/x-python" if language == "python" else "text/plain",
+            "file_extension": ".py" if language == "python" else ".txt",
+        },
+        "banner": "A remote kernel; it says more of itself once it is reached.",
+        "help_links": [],
+        "supported_features": [],
+        "debugger": False,
+    }
+
+
+def empty_reply(kind: str, content: dict[str, Any]) -> dict[str, Any] | None:
+    """Return the reply that harms nobody, or None where there is none."""
+    if kind == "is_complete_request":
+        return {"status": "unknown"}
+    if kind not in EMPTY:
+        return None
+    reply = {"status": "ok", **EMPTY[kind]}
+    if kind == "complete_request":
+        reply |= {
+            "cursor_start": content.get("cursor_pos", 0),
+            "cursor_end": content.get("cursor_pos", 0),
+        }
+    return reply
+
+
+def error_content(name: str, sentence: str) -> dict[str, Any]:
+    """Return the content of an `error` message: a sentence, no traceback."""
+    return {
+        "ename": name,
+        "evalue": sentence,
+        "traceback": [f"\x1b[0;31m{name}\x1b[0m: {sentence}"],
+    }

@@ -1,0 +1,230 @@
+"""Packs what runs there, puts it there, starts or finds the session."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import re
+import zipfile
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from remoter_kernel.errors import NoSuchSession, RemoteLacks, RemoterError
+from remoter_kernel.front.ssh import CommandEnded
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from remoter_kernel.front.remotes import Remote
+    from remoter_kernel.front.ssh import Login
+
+# Exactly what travels, in this order.
+SHIPPED = (
+    "__init__.py",
+    "errors.py",
+    "wire/__init__.py",
+    "wire/frames.py",
+    "wire/messages.py",
+    "wire/pump.py",
+    "wire/reactor.py",
+    "wire/stream.py",
+    "daemon/__init__.py",
+    "daemon/child.py",
+    "daemon/deaths.py",
+    "daemon/door.py",
+    "daemon/journal.py",
+    "daemon/launch.py",
+    "daemon/registry.py",
+    "daemon/supervisor.py",
+    "daemon/warden.py",
+)
+ENTRY = "daemon/__main__.py"  # becomes the zip's own __main__.py
+
+MARKER = b"REMOTER "  # a line of ours begins so; a banner's lines do not
+START_WITHIN = 60.0  # seconds
+UPLOAD_WITHIN = 120.0  # seconds
+OLDEST = "3.9"
+OUTPUT_SHOWN = 300  # characters of what a host said instead of starting a session
+
+# One line without newlines or quotes that any login shell (csh and fish, too) passes on.
+_LAUNCH = (
+    'sh -c \'p="{python}"; z="${{XDG_CACHE_HOME:-$HOME/.cache}}/remoter-kernel/{name}"; '
+    'if command -v "$p" >/dev/null 2>&1; then :; else echo REMOTER lacks python; exit 0; fi; '
+    'if [ -f "$z" ]; then exec "$p" "$z"; else echo REMOTER lacks zip; fi\''
+)
+_UPLOAD = (
+    'sh -c \'umask 077; d="${{XDG_CACHE_HOME:-$HOME/.cache}}/remoter-kernel"; '
+    'mkdir -p "$d" && cat > "$d/{name}.$$" && {{ sync "$d/{name}.$$" 2>/dev/null || sync; }} && '
+    'mv -f "$d/{name}.$$" "$d/{name}" && echo REMOTER took it || '
+    '{{ rm -f "$d/{name}.$$"; echo REMOTER refused it; }}\''
+)
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What a session should be, or which one is meant."""
+
+    client_key: str  # Z85
+    kernel_id: str = ""  # joins the living session of this Jupyter kernel
+    session: str = ""  # joins exactly this one
+    remote: str = ""
+    kernel: str = "python3"
+    notebook: str = ""
+    init: tuple[str, ...] = ()
+    env: Mapping[str, str] = field(default_factory=dict)
+    cwd: str = ""
+    idle_timeout: float = 0.0  # seconds
+    orders: tuple[dict[str, Any], ...] = ()  # given while nobody could hear them
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where a session answers, and what was said of it."""
+
+    session: str
+    address: str
+    port: int
+    server_key: str  # Z85
+    is_joined: bool
+    host: str
+    user: str
+    python: str
+    pyzmq: str
+
+
+@cache
+def pack_evaluator() -> tuple[str, bytes]:
+    """Return name and bytes of the zipapp: the same bytes on every build."""
+    package = Path(__file__).parent.parent
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
+        for name in (ENTRY, *SHIPPED):
+            inside = "__main__.py" if name == ENTRY else f"remoter_kernel/{name}"
+            about = zipfile.ZipInfo(inside, date_time=(1980, 1, 1, 0, 0, 0))
+            about.compress_type = zipfile.ZIP_DEFLATED
+            about.create_system = 3  # POSIX, wherever it is built
+            about.external_attr = 0o600 << 16
+            text = (package / name).read_bytes().replace(b"\r\n", b"\n")
+            archive.writestr(about, text)
+    content = buffer.getvalue()
+    return f"{hashlib.sha256(content).hexdigest()}.pyz", content
+
+
+def start_session(login: Login, remote: Remote, wish: Wish) -> Address:
+    """Start the session that is wished for, or find it; upload what runs there if need be.
+
+    One round trip and the launch's own time, when the zip is there already.
+    """
+    name, content = pack_evaluator()
+    command = _LAUNCH.format(python=shell_path(remote.python or "python3"), name=name)
+    words = vars(wish) | {"init": list(wish.init), "env": dict(wish.env)}
+    line = _ask(login, command, json.dumps(words).encode() + b"\n", remote)
+    if line == b"lacks zip":
+        _upload(login, name, content, remote)
+        line = _ask(login, command, json.dumps(words).encode() + b"\n", remote)
+    if line == b"lacks python":
+        raise RemoteLacks(
+            f"There is no {remote.python or 'python3'} on {login.host}.",
+            f'Set python = "…" for this remote; `remoter add {remote.name} --replace` shows which '
+            "there are.",
+            remote=remote.name,
+        )
+    return _read_answer(line, login, remote)
+
+
+def shell_path(path: str) -> str:
+    """Write a path of the remote so that it stands between double quotes in a POSIX shell."""
+    if re.search(r"[^\w./~+@:, -]", path):
+        raise RemoteLacks(
+            f"The Python path {path!r} has characters that no shell passes on safely.",
+            "Name it by a link without them.",
+        )
+    return re.sub(r"^~(?=/)", "$HOME", path)
+
+
+def _ask(login: Login, command: str, stdin: bytes, remote: Remote) -> bytes:
+    try:
+        line = login.run_until_line(command, stdin, MARKER, START_WITHIN)
+    except CommandEnded as ended:
+        said = (ended.stderr or ended.stdout).decode(errors="replace").strip()
+        shown = said[-OUTPUT_SHOWN:] or "nothing at all"
+        raise RemoteLacks(
+            f"{login.host} did not start a session; instead it ended with "
+            f"{ended.status} and said: {shown}",
+            "If that is not Python's own trouble, the account may be limited to one command.",
+            remote=remote.name,
+        ) from ended
+    return line.removeprefix(MARKER).strip()
+
+
+def _upload(login: Login, name: str, content: bytes, remote: Remote) -> None:
+    ran = login.run(_UPLOAD.format(name=name), content, seconds=UPLOAD_WITHIN)
+    if MARKER + b"took it" not in ran.stdout:
+        reason = ran.stderr.decode(errors="replace").strip().splitlines()
+        _lack_room(reason[-1] if reason else "it gave no reason", login, remote)
+
+
+def _lack_room(why: str, login: Login, remote: Remote) -> NoReturn:
+    raise RemoteLacks(
+        f"Nothing can be written in the home on {login.host}: {why}.",
+        "Make room there (or set XDG_CACHE_HOME and XDG_DATA_HOME to a place that has some), "
+        "then run the cell again.",
+        remote=remote.name,
+    )
+
+
+def _read_answer(line: bytes, login: Login, remote: Remote) -> Address:
+    """Turn the launch's line of JSON into an address, or into an error for a person."""
+    try:
+        words: dict[str, Any] = json.loads(line)
+    except ValueError as error:
+        shown = line.decode(errors="replace")[:OUTPUT_SHOWN]
+        raise RemoteLacks(
+            f"{login.host} answered strangely: {shown}", remote=remote.name
+        ) from error
+    if "lacks" in words:
+        _explain_lack(words, login, remote)
+    return Address(
+        session=words["session"],
+        address=words["address"],
+        port=int(words["port"]),
+        server_key=words["server_key"],
+        is_joined=bool(words["joined"]),
+        host=words["host"],
+        user=words["user"],
+        python=words["python"],
+        pyzmq=words["pyzmq"],
+    )
+
+
+def _explain_lack(words: dict[str, Any], login: Login, remote: Remote) -> NoReturn:
+    lacks, what = words["lacks"], words.get("what", "")
+    python = remote.python or "python3"
+    if lacks == "session":
+        why = words.get("why") or "The machine was restarted, or its evaluator was killed."
+        raise NoSuchSession(
+            f"Session {what} is gone. {why}",
+            "Restart the kernel to begin a fresh one.",
+            remote=remote.name,
+        )
+    if lacks == "room":
+        _lack_room(what, login, remote)
+    if lacks == "new python":
+        raise RemoteLacks(
+            f"{python} on {login.host} is Python {what}; {OLDEST} is the oldest that will do.",
+            f'Set python = "…" for this remote; `remoter add {remote.name} --replace` shows which '
+            "there are.",
+            remote=remote.name,
+        )
+    if lacks == "packages":
+        raise RemoteLacks(
+            f"{python} on {login.host} lacks a package: {what}.",
+            f"There, run `{python} -m pip install ipykernel`, or set python to one that has it.",
+            remote=remote.name,
+        )
+    if lacks == "luck":
+        raise RemoteLacks(f"The session on {login.host} did not start: {what}", remote=remote.name)
+    raise RemoterError(f"{login.host} lacks {lacks}: {what}", remote=remote.name)

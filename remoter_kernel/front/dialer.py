@@ -1,0 +1,119 @@
+"""Gets to a session: log in, start or find it, open a tunnel.
+
+Blocks. Has no state but the session's address, and the login while a line is up.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import zmq
+
+from remoter_kernel.errors import ForwardingRefused, RemoteLacks, RemoterError
+from remoter_kernel.front import orders
+from remoter_kernel.front.bootstrap import Address, Wish, start_session
+from remoter_kernel.front.link import Line
+from remoter_kernel.front.remotes import Remote
+from remoter_kernel.front.ssh import log_in, resolve
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from remoter_kernel.front.host import EmbeddedHost
+    from remoter_kernel.front.ssh import Login, Questions
+
+HERE = Remote(name="here", host="this machine", python=sys.executable)
+
+
+class SessionDialer:
+    """Dials one session of one remote; without a remote, one on this machine."""
+
+    def __init__(
+        self, find: Callable[[], Remote | None], questions: Questions | None = None
+    ) -> None:
+        """Remember; `find` is asked at each dial, so that a mended configuration counts."""
+        self.remote = HERE
+        self._find = find
+        self.questions = questions
+        self.address: Address | None = None
+        self.login: Login | None = None
+        self.wish = Wish(client_key="")
+        self._host: EmbeddedHost | None = None
+        self._public, self._secret = zmq.curve_keypair()
+        self._lock = threading.Lock()
+
+    def dial(self) -> Line:
+        """Log in, start or find the session, open a tunnel."""
+        with self._lock:
+            try:
+                self.remote = self._find() or HERE
+                return self._dial()
+            except RemoterError as error:
+                raise error.at(self.remote.name) from error.__cause__
+
+    def cut(self) -> None:
+        """Drop the SSH connection without a word, as a bad network does."""
+        if self.login:
+            self.login.cut()
+
+    def forget(self) -> None:
+        """Let the next dial begin a fresh session."""
+        self.address = None
+
+    def close(self) -> None:
+        """Close the login, and the host on this machine if there is one."""
+        if self.login:
+            self.login.close()
+        if self._host:
+            self._host.close()
+
+    def _dial(self) -> Line:
+        login = self.login = self._log_in()
+        try:
+            if self.address is None:
+                self.address = self._start(login)
+            try:
+                tunnel = login.open_tunnel(self.address.address, self.address.port)
+            except ForwardingRefused:
+                raise
+            except RemoteLacks:  # nobody listens there any more: is the session alive?
+                self.address = self._start(login)
+                tunnel = login.open_tunnel(self.address.address, self.address.port)
+        except BaseException:
+            login.close()
+            raise
+        server_key = self.address.server_key.encode()
+        return Line(tunnel.address, server_key, self._public, self._secret, login.close)
+
+    def _log_in(self) -> Login:
+        if self.remote is not HERE:
+            destination = resolve(self.remote.host, self.remote.ssh_config)
+            return log_in(destination, questions=self.questions)
+        from remoter_kernel.front.host import EmbeddedHost  # noqa: PLC0415 - rarely needed
+
+        if self._host is None:
+            self._host = EmbeddedHost()
+            self._host.start()
+        return log_in(self._host.destination())
+
+    def _start(self, login: Login) -> Address:
+        remote = self.remote
+        session = self.address.session if self.address else self.wish.session
+        wish = replace(
+            self.wish,
+            client_key=self._public.decode(),
+            session=session,
+            remote=remote.name,
+            kernel=remote.kernel,
+            init=remote.init,
+            env=remote.env,
+            cwd=remote.cwd,
+            idle_timeout=remote.idle_timeout,
+            orders=orders.pending(remote.name),
+        )
+        address = start_session(login, remote, wish)
+        orders.forget(remote.name, wish.orders)
+        return address

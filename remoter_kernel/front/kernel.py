@@ -1,0 +1,313 @@
+"""The kernel that Jupyter sees: what is answered here, passed on, held back.
+
+Never exits because something far away went wrong: Jupyter would start it again at once,
+six times, and with passwords that locks accounts. What went wrong is told in the cell.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import sys
+import traceback
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from remoter_kernel.errors import NoSuchSession, RemoteLacks, RemoterError
+from remoter_kernel.front import answers, orders, parent
+from remoter_kernel.front.dialer import HERE, SessionDialer
+from remoter_kernel.front.link import Link, State
+from remoter_kernel.front.remotes import (
+    Remote,
+    find_remote,
+    last_kernel_info,
+    remember_kernel_info,
+)
+from remoter_kernel.front.sockets import Sockets, read_connection
+from remoter_kernel.wire.frames import Bytes, Channel, from_json, to_json
+from remoter_kernel.wire.messages import HEADER, PARENT, TOPIC, content_of, header_of
+from remoter_kernel.wire.reactor import Reactor
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+LEAVE_WITHIN = 2.0  # seconds that a shutdown may wait for the far side to have heard it
+LOOK_FOR_PARENT = 1.0  # seconds
+LAST_WORDS = 0.3  # seconds between what a dying kernel says and the front's own end
+
+
+@dataclass
+class Route:
+    """Who asked what, and where the answer goes."""
+
+    channel: Channel
+    identities: list[bytes]
+    header: dict[str, Any]
+    parts: Sequence[Bytes]
+    number: int = 0  # in the link's outbox
+
+
+class Kernel:
+    """The front: Jupyter's sockets on one side, the link on the other."""
+
+    def __init__(self, connection: dict[str, Any], remote_name: str | None) -> None:
+        """Remember; `run` begins. A broken configuration is told in the first cell."""
+        self.reactor = Reactor()
+        self.reactor.on_bug = _report
+        self.sockets = Sockets(self.reactor, connection)
+        self.dialer = SessionDialer(partial(find_remote, remote_name))
+        self.link = Link(self.reactor, self.dialer)
+        self._name = remote_name
+        self.kernel_id = digest(str(connection.get("key", "")))
+        self.trouble: RemoterError | None = None  # why there is no kernel there
+        self._voice = self.sockets.voice
+        self._is_ready = False  # is the far kernel there, as far as we know?
+        remote = self._find()
+        self._info = last_kernel_info(remote.name)
+        self._language = "R" if remote.kernel == "ir" else "python"
+        self._routes: dict[str, Route] = {}
+        self._has_asker = False  # has any client allowed questions?
+        self._is_leaving = False
+
+    def run(self) -> None:
+        """Serve until Jupyter says that it is enough."""
+        self.dialer.wish = replace(
+            self.dialer.wish,
+            kernel_id=self.kernel_id,
+            notebook=os.environ.get("JPY_SESSION_NAME", ""),
+        )
+        self.sockets.on_request = self._take
+        self.link.on_item = self._hear
+        self.link.on_change = self._note_change
+        self.sockets.bind()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._hear_signal)
+        if parent.is_named():
+            self.reactor.later(LOOK_FOR_PARENT, self._look_for_parent)
+        self._publish("status", {"execution_state": "starting"})
+        self.link.wake()
+        self.reactor.run()
+        self.sockets.close()
+        self.dialer.close()
+
+    def _find(self) -> Remote:
+        """Return the remote as it is configured now; one that cannot be read has its name."""
+        try:
+            return find_remote(self._name) or HERE
+        except RemoterError:
+            return Remote(name=self._name or "default", host="")
+
+    # From Jupyter ----------------------------------------------------------------------
+
+    def _take(self, channel: Channel, identities: list[bytes], parts: list[Bytes]) -> None:
+        """Take one message of a client: answer it, pass it on, or hold it."""
+        header = header_of(parts[HEADER])
+        kind = str(header.get("msg_type", ""))
+        route = Route(channel, identities, header, parts)
+        if kind == "kernel_info_request" and not (self._is_ready and self.link.state is State.UP):
+            self._reply(route, answers.kernel_info(self._info, self._language))
+        elif kind == "interrupt_request":
+            self._interrupt(route)
+        elif kind == "shutdown_request":
+            self._shut_down(route)
+        elif channel is Channel.STDIN:
+            self.link.say(channel, parts)
+        else:
+            self._pass_on(kind, route)
+
+    def _pass_on(self, kind: str, route: Route) -> None:
+        if kind == "execute_request":
+            self._has_asker |= bool(content_of(route.parts).get("allow_stdin", True))
+            if self.link.state in {State.FAILED, State.WAITING}:
+                self._begin_anew()
+        elif self.link.state is State.FAILED:
+            empty = answers.empty_reply(kind, content_of(route.parts))
+            if empty:
+                self._reply(route, empty)
+            return
+        route.number = self.link.say(route.channel, list(route.parts))
+        self._routes[route.header.get("msg_id", "")] = route
+
+    def _interrupt(self, route: Route) -> None:
+        self._order("interrupt")
+        self._reply(route, {"status": "ok"})
+
+    def _order(self, order: str) -> None:
+        self.link.say(Channel.ORDER, [to_json({"order": order})])
+
+    def _shut_down(self, route: Route) -> None:
+        """End this process; the session ends, restarts or stays, as it is meant."""
+        if self._is_leaving:
+            return
+        self._is_leaving = True
+        is_restart = bool(content_of(route.parts).get("restart"))
+        content = {"status": "ok", "restart": is_restart}
+        self._reply(route, content, is_quiet=True)
+        self._publish("shutdown_reply", content, route.header)
+        if is_restart:
+            self._leave_with("restart")
+        elif self._find().on_shutdown == "stop":
+            self._leave_with("stop")
+        else:
+            self.reactor.stop()
+
+    def _leave_with(self, order: str) -> None:
+        """Say an order and go once it is heard; if it is not, leave it in writing."""
+        if self.link.state in {State.IDLE, State.FAILED} and not self.link.has_met:
+            self.reactor.stop()  # there is no session of ours
+            return
+        self._order(order)
+
+        def wait() -> None:
+            if not self.link.unacknowledged:
+                self.reactor.stop()
+            else:
+                self.reactor.later(0.01, wait)
+
+        def give_up() -> None:
+            session = self.dialer.address.session if self.dialer.address else ""
+            orders.write_down(self.dialer.remote.name, self.kernel_id, session, order)
+            self.reactor.stop()
+
+        wait()
+        self.reactor.later(LEAVE_WITHIN, give_up)
+
+    def _hear_signal(self, number: int, _frame: object) -> None:
+        """End: the session stays. Ctrl-C in a terminal reaches us, too, and means nothing."""
+        if number == signal.SIGTERM:
+            self.reactor.call(self.reactor.stop)
+
+    def _look_for_parent(self) -> None:
+        """End when Jupyter is gone: nobody could ever reach this process again."""
+        if parent.is_gone():
+            self.reactor.stop()
+        self.reactor.later(LOOK_FOR_PARENT, self._look_for_parent)
+
+    # From the link ---------------------------------------------------------------------
+
+    def _hear(self, channel: Channel, parts: list[memoryview]) -> None:
+        """Take one item of the evaluator."""
+        if channel is Channel.IOPUB:
+            self.sockets.publish([bytes(parts[TOPIC]), *parts[HEADER:]])
+        elif channel is Channel.NOTE:
+            self._hear_note(from_json(parts[TOPIC]))
+        else:
+            asker = header_of(parts[PARENT]).get("msg_id", "")
+            route = self._routes.get(asker)
+            if route is None:
+                return
+            if channel is not Channel.STDIN:
+                del self._routes[asker]
+            self.sockets.reply(channel, route.identities, parts)
+
+    def _hear_note(self, words: dict[str, Any]) -> None:
+        event = words.get("event")
+        if event == "ready":
+            self._be_ready(words)
+        elif event == "failed":
+            self._give_up(str(words.get("why", "")))
+        elif event == "died" and not self._has_asker:
+            # A client that never allows questions (nbclient, papermill) runs a notebook
+            # to its end or not at all: it should see its kernel die, after the error.
+            self.reactor.later(LAST_WORDS, self.reactor.stop)
+
+    def _be_ready(self, words: dict[str, Any]) -> None:
+        """The far kernel is there: from now on, what we say carries its session."""
+        self._is_ready = True
+        self._voice.session = words.get("session") or self._voice.session
+        info = words.get("kernel_info")
+        if info and info != self._info:
+            self._info = info
+            remember_kernel_info(self.dialer.remote.name, info)
+
+    def _note_change(self, state: State) -> None:
+        if state is State.UP:
+            self.trouble = None
+            welcome = self.link.welcome
+            if welcome.get("state") == "failed":
+                self._give_up(str(welcome.get("why", "")))
+            elif welcome.get("kernel_info"):
+                self._be_ready(welcome)
+        elif state is State.FAILED and self.link.error:
+            self._answer_unsaid(self.link.error.at(self.dialer.remote.name))
+
+    def _give_up(self, why: str) -> None:
+        """There is a session, but its kernel did not start."""
+        remote = self.dialer.remote.name
+        self.trouble = RemoteLacks(why, "Mend that, then run the cell again.", remote=remote)
+        self.link.fail(self.trouble)
+
+    def _begin_anew(self) -> None:
+        """Someone wants to compute: try now. A session without a kernel is left behind."""
+        if self.trouble:
+            self.trouble = None
+            self.dialer.forget()
+            self.link.start_over()
+        self.link.wake()
+
+    def _answer_unsaid(self, error: RemoterError) -> None:
+        """Answer what never left with the reason; what may be running is not touched."""
+        is_over = self.trouble is not None or isinstance(error, NoSuchSession)
+        for asker, route in list(self._routes.items()):
+            was_withdrawn = self.link.withdraw(route.channel, route.number)
+            if was_withdrawn or is_over or not self.link.has_met:
+                del self._routes[asker]
+                self._answer_error(route, error)
+
+    # What the front says itself --------------------------------------------------------
+
+    def _answer_error(self, route: Route, error: RemoterError) -> None:
+        kind = str(route.header.get("msg_type", ""))
+        empty = answers.empty_reply(kind, content_of(route.parts))
+        if empty:
+            self._reply(route, empty)
+            return
+        trouble = answers.error_content(type(error).__name__, str(error))
+        reply = {"status": "error", **trouble}
+        is_cell = kind == "execute_request"
+        if is_cell:
+            reply |= {"execution_count": 0, "user_expressions": {}, "payload": []}
+        self._reply(route, reply, error=trouble if is_cell else None)
+
+    def _reply(
+        self,
+        route: Route,
+        content: dict[str, Any],
+        *,
+        error: dict[str, Any] | None = None,
+        is_quiet: bool = False,
+    ) -> None:
+        """Answer a request from this side: busy, perhaps an error, the reply, idle."""
+        if not is_quiet:
+            self._publish("status", {"execution_state": "busy"}, route.header)
+        if error:
+            self._publish("error", error, route.header)
+        kind = str(route.header.get("msg_type", "")).replace("_request", "_reply")
+        reply = self._voice.compose(kind, content, route.header)
+        self.sockets.reply(route.channel, route.identities, reply)
+        if not is_quiet:
+            self._publish("status", {"execution_state": "idle"}, route.header)
+
+    def _publish(
+        self, kind: str, content: dict[str, Any], header: dict[str, Any] | None = None
+    ) -> None:
+        topic = f"kernel.{self.kernel_id}.{kind}".encode()
+        self.sockets.publish(self._voice.compose(kind, content, header, topic=topic))
+
+
+def digest(key: str) -> str:
+    """Return what a kernel is known by: a restart keeps its key, its process number recurs."""
+    return hashlib.sha256(b"remoter kernel\0" + key.encode()).hexdigest()[:24]
+
+
+def serve(connection_file: Path, remote_name: str | None) -> None:
+    """Be the kernel of a connection file, for one remote or the default one."""
+    connection = read_connection(connection_file)
+    Kernel(connection, remote_name).run()
+
+
+def _report(error: Exception) -> None:
+    traceback.print_exception(error, file=sys.stderr)

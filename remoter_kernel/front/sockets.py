@@ -1,0 +1,120 @@
+"""Jupyter's five sockets: signatures, identities, and the welcome on iopub."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import zmq
+
+from remoter_kernel.errors import ProtocolError, Usage
+from remoter_kernel.wire.frames import Bytes, Channel
+from remoter_kernel.wire.messages import TOPIC, Voice
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from remoter_kernel.wire.reactor import Reactor
+
+AT_ONCE = 200  # messages of one socket that are taken in before another gets its turn
+LINGER = 500  # milliseconds: the last words of a front
+PORTS = {
+    Channel.SHELL: "shell_port",
+    Channel.CONTROL: "control_port",
+    Channel.STDIN: "stdin_port",
+    Channel.IOPUB: "iopub_port",
+}
+
+
+class Sockets:
+    """The side of the front that Jupyter sees."""
+
+    def __init__(self, reactor: Reactor, connection: dict[str, Any]) -> None:
+        """Remember what the connection file says; `bind` begins."""
+        self.reactor = reactor
+        self.connection = connection
+        key = str(connection.get("key", "")).encode()
+        self.voice = Voice(key, connection.get("signature_scheme") or "hmac-sha256")
+        self.on_request: Callable[[Channel, list[bytes], list[Bytes]], None]
+        self._context = zmq.Context()
+        self._sockets: dict[Channel, zmq.Socket[bytes]] = {}
+        self._heartbeat = self._context.socket(zmq.ROUTER)
+
+    def bind(self) -> None:
+        """Bind all five."""
+        self._bind(self._heartbeat, "hb_port")
+        self.reactor.watch(self._heartbeat, self._beat)
+        for channel, port in PORTS.items():
+            is_iopub = channel is Channel.IOPUB
+            handle = self._context.socket(zmq.XPUB if is_iopub else zmq.ROUTER)
+            if is_iopub:
+                handle.xpub_verbose = True  # every subscriber is welcomed, not just the first
+            else:
+                handle.router_handover = True
+            self._bind(handle, port)
+            self._sockets[channel] = handle
+            hear = self._welcome if is_iopub else lambda channel=channel: self._hear(channel)
+            self.reactor.watch(handle, hear)
+
+    def reply(self, channel: Channel, identities: Sequence[bytes], parts: Sequence[Bytes]) -> None:
+        """Send a message to the client with these identities."""
+        self._sockets[channel].send_multipart([*identities, *self.voice.sign(parts)])
+
+    def publish(self, parts: Sequence[Bytes]) -> None:
+        """Send a message to all who listen on iopub."""
+        handle = self._sockets[Channel.IOPUB]
+        handle.send_multipart([parts[TOPIC], *self.voice.sign(parts)])
+
+    def close(self) -> None:
+        """Send what waits, for a moment, and close."""
+        for handle in (self._heartbeat, *self._sockets.values()):
+            handle.close(linger=LINGER)
+        self._context.term()
+
+    def _bind(self, handle: zmq.Socket[bytes], port: str) -> None:
+        about = self.connection
+        handle.linger = LINGER
+        handle.sndhwm = handle.rcvhwm = 0
+        if about.get("curve_secretkey"):
+            handle.curve_server = True
+            handle.curve_publickey = about["curve_publickey"].encode()
+            handle.curve_secretkey = about["curve_secretkey"].encode()
+        separator = "-" if about["transport"] == "ipc" else ":"
+        handle.bind(f"{about['transport']}://{about['ip']}{separator}{about[port]}")
+
+    def _hear(self, channel: Channel) -> None:
+        for _ in range(AT_ONCE):
+            try:
+                frames = self._sockets[channel].recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                return
+            try:
+                identities, parts = self.voice.check(frames)
+                self.on_request(channel, identities, parts)
+            except ProtocolError:
+                continue  # not signed with this kernel's key: nobody of ours
+
+    def _beat(self) -> None:
+        self._heartbeat.send_multipart(self._heartbeat.recv_multipart())
+
+    def _welcome(self) -> None:
+        """Tell a new subscriber that it is heard (JEP 65)."""
+        (frame, *_) = self._sockets[Channel.IOPUB].recv_multipart()
+        if frame[:1] == b"\x01":
+            subscription = frame[1:].decode("utf-8", "replace")
+            parts = self.voice.compose("iopub_welcome", {"subscription": subscription})
+            parts[TOPIC] = frame[1:]
+            self.publish(parts)
+
+
+def read_connection(path: Path) -> dict[str, Any]:
+    """Read a connection file; `Usage` if it is none."""
+    try:
+        connection = json.loads(path.read_text(encoding="utf-8"))
+        ports = [connection[name] for name in (*PORTS.values(), "hb_port", "transport", "ip")]
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        message = f"{path} is not a Jupyter connection file ({error})."
+        raise Usage(message, "Jupyter writes one when it starts a kernel.") from error
+    del ports
+    return dict(connection)

@@ -1,0 +1,97 @@
+"""Jupyter messages as parts: made, signed and looked into no further than needed.
+
+The parts of a message are [topic, header, parent header, metadata, content, *buffers].
+They travel as they are; only identities and signatures belong to each side.
+"""
+
+from __future__ import annotations
+
+import hmac
+import json
+from typing import TYPE_CHECKING, Any
+
+from jupyter_client.session import Session
+
+from remoter_kernel.errors import ProtocolError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from remoter_kernel.wire.frames import Bytes
+
+DELIMITER = b"<IDS|MSG>"
+TOPIC, HEADER, PARENT, METADATA, CONTENT, BUFFERS = range(6)
+
+
+class Voice:
+    """Makes, signs and checks messages with one connection's key."""
+
+    def __init__(self, key: bytes, scheme: str = "hmac-sha256", session: str = "") -> None:
+        """Remember the key; `session` becomes `header.session` of what is said."""
+        words = {"key": key, "signature_scheme": scheme, "check_pid": False}
+        if session:
+            words["session"] = session
+        self._session = Session(**words)
+
+    @property
+    def session(self) -> str:
+        """The `header.session` of what is said."""
+        return str(self._session.session)
+
+    @session.setter
+    def session(self, session: str) -> None:
+        self._session.session = session
+
+    def compose(
+        self,
+        kind: str,
+        content: dict[str, Any],
+        parent: dict[str, Any] | None = None,
+        *,
+        topic: bytes = b"",
+    ) -> list[Bytes]:
+        """Make the parts of a message; `parent` is the header that it answers."""
+        message = self._session.msg(kind, content, parent=parent)
+        frames = self._session.serialize(message)
+        return [topic, *frames[2:]]
+
+    def sign(self, parts: Sequence[Bytes]) -> list[Bytes]:
+        """Return the frames to send, without identities: delimiter, signature, the rest."""
+        signature = self._session.sign(list(parts[HEADER:BUFFERS]))
+        return [DELIMITER, signature, *parts[HEADER:]]
+
+    def check(self, frames: Sequence[bytes]) -> tuple[list[bytes], list[Bytes]]:
+        """Return identities and parts of signed frames; a `ProtocolError` if they are not."""
+        try:
+            at = list(frames).index(DELIMITER)
+        except ValueError as error:
+            message = "A message without a delimiter."
+            raise ProtocolError(message) from error
+        identities, signature, rest = list(frames[:at]), frames[at + 1 : at + 2], frames[at + 2 :]
+        if not signature or len(rest) < BUFFERS - HEADER:
+            message = "A message without all its parts."
+            raise ProtocolError(message)
+        if self._session.auth is not None and not hmac.compare_digest(
+            self._session.sign(list(rest[: BUFFERS - HEADER])), signature[0]
+        ):
+            message = "A message whose signature does not match."
+            raise ProtocolError(message)
+        return identities, [b"", *rest]
+
+
+def header_of(part: Bytes) -> dict[str, Any]:
+    """Read a header (or parent header); a `ProtocolError` if it is none."""
+    try:
+        header = json.loads(bytes(part))
+    except ValueError as error:
+        message = "A header that is not JSON."
+        raise ProtocolError(message) from error
+    if not isinstance(header, dict):
+        message = "A header that is not an object."
+        raise ProtocolError(message)
+    return header
+
+
+def content_of(parts: Sequence[Bytes]) -> dict[str, Any]:
+    """Read the content of a message."""
+    return header_of(parts[CONTENT])
