@@ -1,0 +1,276 @@
+"""Turns what a person calls a host into where, as whom and with which files to log in.
+
+`ssh -G` answers where an OpenSSH client exists, because only it reads ssh_config as
+OpenSSH does (paramiko's parser knows neither `Include` nor `Match tagged`).
+"""
+
+from __future__ import annotations
+
+import getpass
+import os
+import re
+import shutil
+import socket
+import subprocess
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from remoter_kernel.errors import BadConfiguration, Unreachable, Usage
+
+ANSWER_WITHIN = 5.0  # seconds for `ssh -G`: a `Match exec` in it may ask the network
+CONNECT_WITHIN = 10.0  # seconds, unless ConnectTimeout says otherwise
+SSH_PORT = 22
+LONGEST_CHAIN = 8  # jump hosts: more than that is two aliases that name each other
+
+SYSTEM_CONFIG = Path("/etc/ssh/ssh_config")
+SYSTEM_KNOWN_HOSTS = (Path("/etc/ssh/ssh_known_hosts"), Path("/etc/ssh/ssh_known_hosts2"))
+# What `ssh -G` lists when nobody has named an identity; see `Destination.identity_files`.
+DEFAULT_IDENTITIES = frozenset(
+    f"~/.ssh/id_{kind}"
+    for kind in (
+        "rsa",
+        "ecdsa",
+        "ecdsa_sk",
+        "ed25519",
+        "ed25519_sk",
+        "xmss",
+        "dsa",
+        "mldsa44_ed25519",
+    )
+)
+
+
+@dataclass(frozen=True)
+class Destination:
+    """Where to log in, as whom, and with which files; plain values only."""
+
+    host_name: str
+    port: int
+    user: str
+    identity_files: tuple[Path, ...] = ()
+    """Private keys that were named for this host; empty: the default ones."""
+    known_hosts_files: tuple[Path, ...] = ()
+    """The first is the one that learns new keys."""
+    host_key_alias: str = ""
+    jumps: tuple[Destination, ...] = ()
+    """Hosts to pass through, the nearest first; their own `jumps` are empty."""
+    identities_only: bool = False
+    identity_agent: str = ""
+    """A socket path, or "none"; empty: what SSH_AUTH_SOCK says."""
+    connect_timeout: float = CONNECT_WITHIN
+    proxy_command: str = ""
+    alias: str = ""
+    """What the person typed, for sentences."""
+
+    @property
+    def label(self) -> str:
+        """How to call this host in a sentence."""
+        where = self.host_name if self.port == SSH_PORT else f"{self.host_name}:{self.port}"
+        return where if self.alias in ("", self.host_name, where) else f"{self.alias} ({where})"
+
+
+@dataclass(frozen=True)
+class _Typed:
+    """The parts of `[user@]host[:port]`; empty or 0 where nothing was said."""
+
+    host: str
+    user: str = ""
+    port: int = 0
+
+
+def resolve(host: str, ssh_config: Path) -> Destination:
+    """Say where `host` is: an alias of `ssh_config`, or `user@host[:port]`."""
+    return _resolve(host, Path(ssh_config).expanduser(), depth=0)
+
+
+def _resolve(host: str, config: Path, *, depth: int) -> Destination:
+    if depth > LONGEST_CHAIN:
+        raise BadConfiguration(
+            f"the jump hosts of {host} lead in a circle.", f"Look at ProxyJump in {config}."
+        )
+    typed = _take_apart(host)
+    said = _ask_ssh(typed, config) if shutil.which("ssh") else _read_config(typed, config)
+    destination = _destination(typed, said)
+    jumps = said.get("proxyjump", ["none"])[0]
+    if jumps.lower() == "none":
+        return destination
+    chain: list[Destination] = []
+    for place, hop in enumerate(re.split(r"\s*,\s*", jumps.strip())):
+        found = _resolve(hop, config, depth=depth + 1)
+        # As in OpenSSH, only the first hop may bring jump hosts of its own.
+        chain += [*(found.jumps if place == 0 else ()), replace(found, jumps=())]
+    return replace(destination, jumps=tuple(chain), proxy_command="")
+
+
+def _take_apart(text: str) -> _Typed:
+    """Split `[ssh://][user@]host[:port]`, where an IPv6 address with a port has brackets."""
+    rest = text.strip().removeprefix("ssh://").rstrip("/")
+    user, at, where = rest.rpartition("@")
+    if match := re.fullmatch(r"\[(?P<host>[^\]]+)\](?::(?P<port>\d+))?", where):
+        name, port = match["host"], match["port"]
+    elif where.count(":") == 1:
+        name, _, port = where.partition(":")
+    else:
+        name, port = where, None
+    # A leading "-" would be an option to ssh, and a control character a second line.
+    bad = not name or name.startswith("-") or user.startswith("-") or (at and not user)
+    if bad or re.search(r"[\s\x00-\x1f\x7f'\"`$\\;&<>|(){}]", user + name):
+        raise Usage(
+            f"{text!r} is no host.", "Write an alias of your ssh config or user@host[:port]."
+        )
+    if port is not None and not (port.isdigit() and 0 < int(port) < 65536):  # noqa: PLR2004 (TCP's)
+        raise Usage(f"{text!r} has no valid port.", "Write user@host:22, for example.")
+    return _Typed(name, user, int(port or 0))
+
+
+# ----------------------------------------------------------- asking OpenSSH
+
+
+def _ask_ssh(typed: _Typed, config: Path) -> dict[str, list[str]]:
+    """Let `ssh -G` say all that its configuration means for this host."""
+    command = ["ssh", "-G", *_config_choice(config)]
+    command += ["-l", typed.user] if typed.user else []
+    command += ["-p", str(typed.port)] if typed.port else []
+    try:
+        done = subprocess.run(
+            [*command, "--", typed.host],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=ANSWER_WITHIN,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise Unreachable(
+            f"`ssh -G {typed.host}` did not answer within {ANSWER_WITHIN:g} s.",
+            f"Look for a slow `Match exec` in {config}.",
+        ) from error
+    except OSError as error:
+        raise BadConfiguration(f"`ssh -G` cannot be run: {error}.") from error
+    if done.returncode != 0:
+        why = done.stderr.decode(errors="replace").strip().splitlines() or ["no reason given"]
+        raise BadConfiguration(
+            f"ssh does not understand its configuration for {typed.host}: {why[-1]}.",
+            f"Look at {config}.",
+        )
+    said: dict[str, list[str]] = {}
+    for line in done.stdout.decode(errors="surrogateescape").splitlines():
+        key, _, value = line.partition(" ")
+        said.setdefault(key.lower(), []).append(value.strip())
+    return said
+
+
+def _config_choice(config: Path) -> list[str]:
+    """Choose ssh's option `-F`.
+
+    Without it ssh reads the system's file too, but looks in the home of the password
+    database, whatever HOME says.
+    """
+    account_home = Path(os.path.expanduser(f"~{getpass.getuser()}"))  # noqa: PTH111 (no lookup by name)
+    if config == account_home / ".ssh" / "config":
+        return []
+    if config.exists():
+        return ["-F", str(config)]
+    if config != Path.home() / ".ssh" / "config":
+        raise BadConfiguration(
+            f"the ssh configuration {config} does not exist.",
+            "Correct `ssh_config` of this remote, or make the file.",
+        )
+    return ["-F", str(SYSTEM_CONFIG) if SYSTEM_CONFIG.exists() else "none"]
+
+
+def _read_config(typed: _Typed, config: Path) -> dict[str, list[str]]:
+    """Read ssh_config with paramiko's parser, where there is no OpenSSH client."""
+    from paramiko import ConfigParseError, SSHConfig  # noqa: PLC0415 (0.2 s, and seldom needed)
+
+    said: dict[str, list[str]] = {}
+    if config.exists():
+        try:
+            found = SSHConfig.from_path(str(config)).lookup(typed.host)
+        except (ConfigParseError, OSError, UnicodeDecodeError) as error:
+            raise BadConfiguration(f"{config} cannot be read: {error}.") from error
+        for key, value in found.items():
+            said[key] = value if isinstance(value, list) else [value]
+    elif config != Path.home() / ".ssh" / "config":
+        _config_choice(config)  # says that it does not exist
+    if typed.user:
+        said["user"] = [typed.user]
+    if typed.port:
+        said["port"] = [str(typed.port)]
+    return said
+
+
+# --------------------------------------------------- from words to a Destination
+
+
+@dataclass(frozen=True)
+class _Tokens:
+    """What `%h` and its like stand for in the paths of ssh_config (ssh_config(5), TOKENS)."""
+
+    values: dict[str, str] = field(default_factory=dict)
+
+    def fill(self, text: str) -> str:
+        text = re.sub(r"%(.)", lambda match: self.values.get(match[1], match[0]), text)
+        return re.sub(r"\$\{(\w+)\}", lambda match: os.environ.get(match[1], match[0]), text)
+
+    def path(self, text: str) -> Path:
+        return Path(self.fill(_at_home(text.strip('"')))).expanduser()
+
+
+def _at_home(path: str) -> str:
+    """Write ssh's own default paths so that HOME decides about them, as for all else here."""
+    account_home = os.path.expanduser(f"~{getpass.getuser()}")  # noqa: PTH111 (no lookup by name)
+    start = f"{account_home}/.ssh/known_hosts"
+    return path.replace(account_home, "~", 1) if path in (start, f"{start}2") else path
+
+
+def _destination(typed: _Typed, said: dict[str, list[str]]) -> Destination:
+    def one(key: str, default: str = "") -> str:
+        value = said.get(key, [default])[0]
+        return default if value.lower() == "none" else value
+
+    host_name = one("hostname", typed.host)
+    user = one("user") or getpass.getuser()
+    port = int(one("port", str(SSH_PORT)))
+    alias_of_key = one("hostkeyalias")
+    local_host = socket.gethostname()
+    tokens = _Tokens(
+        {
+            "%": "%",
+            "d": str(Path.home()),
+            "h": host_name,
+            "n": typed.host,
+            "p": str(port),
+            "r": user,
+            "u": getpass.getuser(),
+            "k": alias_of_key or typed.host,
+            "l": local_host,
+            "L": local_host.partition(".")[0],
+        }
+    )
+    identities = [name for name in said.get("identityfile", []) if name.lower() != "none"]
+    if all(name in DEFAULT_IDENTITIES for name in identities) and len(identities) > 1:
+        identities = []
+    wait = one("connecttimeout", "0")
+    agent = said.get("identityagent", [""])[0]
+    return Destination(
+        host_name=host_name,
+        port=port,
+        user=user,
+        identity_files=tuple(tokens.path(name) for name in identities),
+        known_hosts_files=_known_hosts_files(said, tokens),
+        host_key_alias=tokens.fill(alias_of_key),
+        identities_only=one("identitiesonly") == "yes",
+        identity_agent="" if agent == "SSH_AUTH_SOCK" else tokens.fill(agent),
+        connect_timeout=float(wait) if wait.isdigit() and int(wait) else CONNECT_WITHIN,
+        proxy_command=tokens.fill(one("proxycommand")),
+        alias=typed.host,
+    )
+
+
+def _known_hosts_files(said: dict[str, list[str]], tokens: _Tokens) -> tuple[Path, ...]:
+    """List the user's files first, then the system's."""
+    user = said.get("userknownhostsfile", ["~/.ssh/known_hosts ~/.ssh/known_hosts2"])
+    system = said.get("globalknownhostsfile", [" ".join(map(str, SYSTEM_KNOWN_HOSTS))])
+    # ssh -G does not quote: a new path starts where a "/", "~" or drive letter follows a space.
+    names = re.split(r"\s+(?=[/~%$]|[A-Za-z]:[\\/]|none\b)", " ".join([*user, *system]))
+    return tuple(tokens.path(name) for name in names if name and name.lower() != "none")

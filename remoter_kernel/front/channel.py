@@ -1,0 +1,254 @@
+"""One SSH channel: bytes in order, both ways, with its windows kept right.
+
+paramiko's own Channel puts what arrives into a buffer that another thread must be woken
+to empty, and waits for an answer to each request. This one hands what arrives straight
+to a sink, on the transport's thread, and waits only where the protocol makes it.
+
+Rules: the sink never blocks; whoever has dealt with bytes gives them back (`give_back`),
+and only then may the other end send as many again; the transport's thread never sends
+(see `Transport.post`).
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from typing import TYPE_CHECKING, Any, Protocol
+
+import paramiko
+from paramiko.common import (
+    cMSG_CHANNEL_CLOSE,
+    cMSG_CHANNEL_DATA,
+    cMSG_CHANNEL_EOF,
+    cMSG_CHANNEL_FAILURE,
+    cMSG_CHANNEL_OPEN,
+    cMSG_CHANNEL_REQUEST,
+    cMSG_CHANNEL_WINDOW_ADJUST,
+)
+
+if TYPE_CHECKING:
+    from remoter_kernel.front.transport import Transport
+
+WINDOW = 4 * 1024 * 1024  # bytes in flight towards us: with more, sshd itself collapses
+PACKET = 32 * 1024  # bytes: what sshd is tuned for
+GIVE_BACK_FROM = WINDOW // 8  # bytes: fewer are not worth a message
+
+
+class Sink(Protocol):
+    """Where a channel's bytes go. Called on the transport's thread: must not block."""
+
+    def arrived(self, data: bytes) -> None:
+        """Take bytes of the stream (stdout of a command); b"" is its end, as with a socket."""
+
+    def arrived_aside(self, data: bytes) -> None:
+        """Take bytes of stderr."""
+
+    def exited(self) -> None:
+        """Learn that the command has ended; the rest of its output may still come."""
+
+    def ended(self) -> None:
+        """Learn that no more will come: end of stream, channel closed, or connection gone."""
+
+
+class Refused(Exception):
+    """The server did not open the channel; `code` is that of RFC 4254, 5.1."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__(f"code {code}")
+        self.code = code
+
+
+class Closed(Exception):
+    """The channel, or the connection under it, ended."""
+
+
+class TooLate(Exception):
+    """The other end did not answer within the time given."""
+
+
+class Channel:
+    """A channel that this side opened. Made and numbered by `Transport.new_channel`."""
+
+    def __init__(self, transport: Transport, number: int, sink: Sink) -> None:
+        self.number = number
+        self.exit_status: int | None = None
+        self.sink = sink
+        self._transport = transport
+        self._changed = threading.Condition()
+        self._far_number = -1  # until it is open
+        self._refused: int | None = None
+        self._may_send = 0  # bytes, by the other end's window
+        self._packet = 0  # bytes, the most it takes at once
+        self._dealt_with = 0  # bytes, not yet given back
+        self._ended = self._eof_sent = self._close_sent = self._close_received = False
+
+    # --- for whoever uses the channel ---
+
+    def start(self, kind: str, *fields: str | int) -> None:
+        """Ask the server to open it, and return at once; `wait_open` says what came of it."""
+        message = paramiko.Message()
+        message.add_byte(cMSG_CHANNEL_OPEN)
+        message.add_string(kind)
+        for field in (self.number, WINDOW, PACKET, *fields):
+            (message.add_int if isinstance(field, int) else message.add_string)(field)
+        self._transport.send(message)
+        if not self._transport.active:
+            self.unlink()
+
+    @property
+    def is_open(self) -> bool:
+        """Say whether bytes can still be sent."""
+        return self._far_number >= 0 and not (self._close_sent or self._close_received)
+
+    def wait_open(self, seconds: float) -> None:
+        """Wait until the server has opened it; raise Refused, Closed or TooLate."""
+        with self._changed:
+            self._changed.wait_for(
+                lambda: self._far_number >= 0 or self._refused is not None or self._ended, seconds
+            )
+            if self._refused is not None:
+                raise Refused(self._refused)
+            if self._far_number >= 0:
+                return
+            if self._ended:
+                raise Closed
+        self._transport.forget(self)
+        raise TooLate
+
+    def run(self, command: str) -> None:
+        """Start a command. Nothing waits for the answer: a refusal closes the channel."""
+        message = self._message(cMSG_CHANNEL_REQUEST)
+        message.add_string("exec")
+        message.add_boolean(True)
+        message.add_string(command.encode())
+        self._transport.send(message)
+
+    def send(self, data: bytes | memoryview, *, deadline: float | None = None) -> None:
+        """Send all of it, waiting for the other end's window; raise Closed or TooLate."""
+        rest = memoryview(data)
+        while rest:
+            with self._changed:
+                self._changed.wait_for(
+                    lambda: self._may_send > 0 or not self.is_open,
+                    None if deadline is None else max(0.0, deadline - time.monotonic()),
+                )
+                if not self.is_open:
+                    raise Closed
+                size = min(len(rest), self._may_send, self._packet)
+                if not size:
+                    raise TooLate
+                self._may_send -= size
+            message = self._message(cMSG_CHANNEL_DATA)
+            message.add_string(rest[:size].tobytes())
+            self._transport.send(message)
+            rest = rest[size:]
+
+    def send_eof(self) -> None:
+        """Say that no more bytes will be sent."""
+        with self._changed:
+            if self._eof_sent or not self.is_open:
+                return
+            self._eof_sent = True
+        self._transport.send(self._message(cMSG_CHANNEL_EOF))
+
+    def close(self) -> None:
+        """Say goodbye; may be called from any thread, and more than once."""
+        with self._changed:
+            if self._close_sent or self._far_number < 0:
+                return
+            self._close_sent = True
+            self._changed.notify_all()
+        self._transport.post(self._message(cMSG_CHANNEL_CLOSE))
+
+    def give_back(self, size: int) -> None:
+        """Let the other end send `size` bytes more: that many have been dealt with."""
+        with self._changed:
+            self._dealt_with += size
+            if self._dealt_with < GIVE_BACK_FROM or not self.is_open:
+                return
+            size, self._dealt_with = self._dealt_with, 0
+        message = self._message(cMSG_CHANNEL_WINDOW_ADJUST)
+        message.add_int(size)
+        self._transport.post(message)
+
+    def _message(self, kind: bytes) -> paramiko.Message:
+        message = paramiko.Message()
+        message.add_byte(kind)
+        message.add_int(self._far_number)
+        return message
+
+    # --- for the transport's thread: what the server said ---
+
+    def opened(self, far_number: int, window: int, packet: int) -> None:
+        """The server opened it."""
+        with self._changed:
+            self._far_number, self._may_send, self._packet = far_number, window, min(packet, PACKET)
+            self._changed.notify_all()
+
+    def refused(self, code: int) -> None:
+        """The server did not open it."""
+        with self._changed:
+            self._refused = code
+            self._changed.notify_all()
+
+    def on_data(self, message: Any) -> None:
+        """Bytes came."""
+        self.sink.arrived(message.get_binary())
+
+    def on_extended_data(self, message: Any) -> None:
+        """Bytes of stderr came (1 is the only kind there is)."""
+        kind, data = message.get_int(), message.get_binary()
+        if kind == 1:
+            self.sink.arrived_aside(data)
+        else:
+            self.give_back(len(data))
+
+    def on_window(self, message: Any) -> None:
+        """The other end can take more."""
+        with self._changed:
+            self._may_send += message.get_int()
+            self._changed.notify_all()
+
+    def on_request(self, message: Any) -> None:
+        """The server says how the command ended, or asks for something that we do not do."""
+        what, wants_answer = message.get_text(), message.get_boolean()
+        if what == "exit-status":
+            self.exit_status = message.get_int()
+            self.sink.exited()
+        elif what == "exit-signal":
+            # As a shell would say it: 128 and the signal's number.
+            self.exit_status = 128 + getattr(signal, f"SIG{message.get_text()}", 0)
+            self.sink.exited()
+        elif wants_answer:
+            self._transport.post(self._message(cMSG_CHANNEL_FAILURE))
+
+    def on_success(self, _message: Any) -> None:
+        """The command was started; nobody waits for that."""
+
+    def on_failure(self, _message: Any) -> None:
+        """The command was refused: nothing will come."""
+        self.close()
+        self.unlink()
+
+    def on_eof(self, _message: Any) -> None:
+        """No more bytes will come; an exit status may."""
+        self.sink.arrived(b"")
+
+    def on_close(self, _message: Any) -> None:
+        """The other end is done with this channel."""
+        self._close_received = True
+        self.close()
+        self.unlink()
+
+    def unlink(self) -> None:
+        """No more of anything will come."""
+        with self._changed:
+            if self._ended:
+                return
+            self._ended = self._close_received = True
+            self._changed.notify_all()
+        self._transport.forget(self)
+        self.sink.ended()
+
+    _unlink = unlink  # what paramiko's Transport calls when the connection is gone

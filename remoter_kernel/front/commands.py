@@ -1,0 +1,160 @@
+"""One command on the far machine: what it was given, what it has said so far, how it ended."""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from remoter_kernel.errors import RemoteLacks
+from remoter_kernel.front.channel import Closed, TooLate
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from remoter_kernel.front.transport import Transport
+
+MOST_OUTPUT = 64 * 1024 * 1024  # bytes: what we run says less by far
+# A process that a command leaves behind may hold stdout open for ever. Once the command
+# itself has ended, this long is enough for what it has still in its pipes.
+LINGER = 1.0  # seconds
+
+
+@dataclass(frozen=True)
+class Ran:
+    """A command that ended; a status of -1 means that the server did not say how."""
+
+    stdout: bytes
+    stderr: bytes
+    status: int
+
+
+class CommandEnded(RemoteLacks):
+    """A command ended before it said the line that was waited for."""
+
+    def __init__(self, ran: Ran) -> None:
+        tail = (ran.stderr or ran.stdout)[-300:].decode(errors="replace").strip()
+        super().__init__(f"a command there ended with status {ran.status}: {tail or 'no output'}.")
+        self.stdout, self.stderr, self.status = ran.stdout, ran.stderr, ran.status
+
+
+class Running:
+    """A session channel, and the command in it."""
+
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
+        self._channel = transport.new_channel(self)
+        self._changed = threading.Condition()
+        self._stdout = bytearray()
+        self._stderr = bytearray()
+        self._exited_at = 0.0
+        self._is_over = False
+
+    # --- in this order ---
+
+    def open(self) -> None:
+        """Ask for the channel; return at once."""
+        self._channel.start("session")
+
+    def wait_open(self, seconds: float) -> None:
+        """Wait for the channel; raise Refused, Closed or TooLate."""
+        self._channel.wait_open(seconds)
+
+    def begin(self, command: str, stdin: bytes, deadline: float) -> None:
+        """Start the command and give it all of its input."""
+        self._channel.run(command)
+        try:
+            self._channel.send(stdin, deadline=deadline)
+            self._channel.send_eof()
+        except Closed:
+            # A command may end without reading what it was given. A cut is another thing.
+            if not self._transport.active:
+                raise
+
+    def wait(self, deadline: float) -> Ran:
+        """Wait until the command has ended; raise Closed or TooLate."""
+        self._wait_for(lambda: self._is_over, deadline)
+        self.close()
+        return self._ran()
+
+    def wait_for_line(self, starts_with: bytes, deadline: float) -> bytes:
+        """Wait until a line of stdout starts so, and return it; the command goes on.
+
+        Raises CommandEnded if none came, Closed or TooLate.
+        """
+        found: list[bytes] = []
+
+        def look() -> bool:
+            found[:] = [
+                line
+                for line in self._stdout.splitlines(keepends=True)
+                if line.startswith(starts_with) and line.endswith((b"\n", b"\r"))
+            ]
+            return bool(found) or self._is_over
+
+        self._wait_for(look, deadline)
+        if not found:
+            self.close()
+            raise CommandEnded(self._ran())
+        return bytes(found[0]).rstrip(b"\r\n")
+
+    def close(self) -> None:
+        """Hang up; whether the command ends of that is its own affair."""
+        self._channel.close()
+
+    # --- inside ---
+
+    def _ran(self) -> Ran:
+        status = self._channel.exit_status
+        with self._changed:
+            return Ran(bytes(self._stdout), bytes(self._stderr), -1 if status is None else status)
+
+    def _wait_for(self, is_done: Callable[[], object], deadline: float) -> None:
+        with self._changed:
+            while not is_done():
+                now = time.monotonic()
+                if self._exited_at and now >= self._exited_at + LINGER:
+                    self._is_over = True
+                    continue
+                if now >= deadline:
+                    raise TooLate
+                until = min(deadline, self._exited_at + LINGER) if self._exited_at else deadline
+                self._changed.wait(until - now)
+                if len(self._stdout) + len(self._stderr) > MOST_OUTPUT:
+                    raise RemoteLacks(
+                        f"a command there said more than {MOST_OUTPUT >> 20} MiB.",
+                        "Look at what its login shell prints at start.",
+                    )
+            if not self._transport.active and self._channel.exit_status is None:
+                raise Closed
+
+    # --- on the transport's thread ---
+
+    def arrived(self, data: bytes) -> None:
+        """Keep what the command says."""
+        self._keep(self._stdout, data)
+
+    def arrived_aside(self, data: bytes) -> None:
+        """Keep what the command complains about."""
+        self._keep(self._stderr, data)
+
+    def exited(self) -> None:
+        """Learn that the command ended; more of its output may come."""
+        with self._changed:
+            self._exited_at = time.monotonic()
+            self._changed.notify_all()
+
+    def ended(self) -> None:
+        """Learn that no more will come."""
+        with self._changed:
+            self._is_over = True
+            self._changed.notify_all()
+
+    def _keep(self, kept: bytearray, data: bytes) -> None:
+        with self._changed:
+            # After the line that was waited for nobody reads on; the command must not choke.
+            if len(kept) <= MOST_OUTPUT:
+                kept += data
+            self._changed.notify_all()
+        self._channel.give_back(len(data))

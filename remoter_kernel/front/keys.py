@@ -1,0 +1,144 @@
+"""Which private keys to show a server, in which order: named files, the agent's, default files.
+
+Keys are loaded one by one as they are needed; what could not be used is remembered as a
+sentence, because it is what the person wants to read when nobody was let in.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import paramiko
+from paramiko.agent import AgentSSH
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from remoter_kernel.front.aliases import Destination
+
+DEFAULT_KEYS = ("id_ed25519", "id_ecdsa", "id_rsa")
+NEEDS_TOUCH = "sk-"  # keys on a FIDO token: paramiko cannot use them
+
+
+@dataclass
+class KeyRing:
+    """The keys for one destination; iterate over `keys()`, then read `notes`."""
+
+    destination: Destination
+    notes: list[str] = field(default_factory=list)
+    """Sentences about keys that could not be shown to the server."""
+    _agent: _Agent | None = None
+
+    def keys(self) -> Iterator[tuple[str, Any]]:
+        """Give each key once, with a name for sentences."""
+        self._agent = _Agent.of(self.destination, self.notes)
+        held = {key.asbytes(): key for key in self._agent.get_keys()}
+        shown: set[bytes] = set()
+        named = self.destination.identity_files
+        for file in named:
+            yield from self._from_file(file, held, shown, must_exist=True)
+        if not self.destination.identities_only:
+            for blob, key in held.items():
+                if blob not in shown and not key.get_name().startswith(NEEDS_TOUCH):
+                    shown.add(blob)
+                    yield f"{key.comment or key.get_name()} (agent)", key
+        for name in () if named else DEFAULT_KEYS:
+            file = Path.home() / ".ssh" / name
+            yield from self._from_file(file, held, shown, must_exist=False)
+
+    def close(self) -> None:
+        """Let go of the agent."""
+        if self._agent is not None:
+            self._agent.close()
+
+    def _from_file(
+        self, file: Path, held: dict[bytes, Any], shown: set[bytes], *, must_exist: bool
+    ) -> Iterator[tuple[str, Any]]:
+        """Give the key of a file; the agent signs for it when it can, as with OpenSSH."""
+        public = _public_half(file)
+        if public in held and public not in shown:
+            shown.add(public)
+            yield f"{file} (agent)", held[public]
+            return
+        if not file.exists():
+            if must_exist:
+                self.notes.append(f"{file} does not exist.")
+            return
+        try:
+            key = paramiko.PKey.from_path(str(file))
+        except OSError as error:
+            self.notes.append(f"{file} cannot be read: {error.strerror}.")
+            return
+        # cryptography says by a TypeError that a passphrase is missing, and old paramikos
+        # by a KeyError that they do not know the file's AES-GCM: both mean the same to us.
+        except (TypeError, KeyError, paramiko.PasswordRequiredException):
+            self.notes.append(f"{file} has a passphrase and no agent holds it.")
+            return
+        except Exception:  # noqa: BLE001 (a parser of foreign files: anything may come)
+            self.notes.append(f"{file} is not a private key that can be read here.")
+            return
+        blob = key.asbytes()
+        if blob in shown:
+            return
+        shown.add(blob)
+        certified = getattr(key, "public_blob", None) is not None
+        yield (f"{file} with its certificate" if certified else str(file)), key
+        if certified:
+            # A server that knows the key, but not who signed it, still lets it in.
+            key.public_blob = None
+            yield str(file), key
+
+
+def _public_half(file: Path) -> bytes:
+    """Read the public key beside a private one; b"" if there is none."""
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        words = Path(f"{file}.pub" if file.suffix != ".pub" else file).read_text().split()
+        return bytes(paramiko.pkey.PublicBlob.from_string(" ".join(words[:2])).key_blob)
+    return b""
+
+
+class _Agent(AgentSSH):  # type: ignore[misc]  # paramiko has no types
+    """The agent this destination asks for; one that is not there holds no keys."""
+
+    @classmethod
+    def of(cls, destination: Destination, notes: list[str]) -> _Agent:
+        """Connect to the agent, if there is one."""
+        agent = cls()
+        if destination.identity_agent.lower() == "none":
+            return agent
+        try:
+            connection = _connect(destination.identity_agent)
+            if connection is not None:
+                agent._connect(connection)  # noqa: SLF001 (paramiko's way)
+        except (OSError, EOFError, ValueError, paramiko.SSHException) as error:
+            notes.append(f"The agent did not answer: {error}.")
+        return agent
+
+    def close(self) -> None:
+        self._close()
+
+
+def _connect(named: str) -> Any:
+    """Open the socket of the agent; None where there is no agent."""
+    if named and not named.startswith("$"):
+        place = named
+    elif os.name != "posix":
+        return paramiko.agent.get_agent_connection()
+    else:
+        place = os.environ.get(named[1:] if named else "SSH_AUTH_SOCK", "")
+    if not place:
+        return None
+    import socket  # noqa: PLC0415
+
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    connection.settimeout(10.0)  # seconds; a person may have to confirm a signature
+    try:
+        connection.connect(str(Path(place).expanduser()))
+    except OSError:
+        connection.close()
+        raise
+    return connection

@@ -1,0 +1,179 @@
+"""Gets a byte stream to a host: by TCP, through a login on a jump host, or by a ProxyCommand."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import socket
+import subprocess
+import threading
+import time
+from typing import TYPE_CHECKING
+
+from remoter_kernel.errors import ForwardingRefused, Unreachable
+from remoter_kernel.front.channel import Closed, Refused, TooLate
+from remoter_kernel.front.tunnel import Tunnel
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from remoter_kernel.front.aliases import Destination
+    from remoter_kernel.front.transport import Transport
+
+# Linux gives up a connection whose bytes nobody acknowledges for this long.
+UNACKNOWLEDGED_FOR = 30_000  # milliseconds
+FORBIDDEN = 1  # RFC 4254, 5.1
+
+
+def reach(
+    destination: Destination, before: Transport | None
+) -> tuple[socket.socket, Callable[[], None]]:
+    """Connect, through the jump host `before` if there is one.
+
+    Gives the socket, and what to call when it is not needed any more.
+    """
+    if before is not None:
+        return _through(destination, before)
+    if destination.proxy_command:
+        return _by_command(destination)
+    sock = _by_tcp(destination)
+    return sock, sock.close
+
+
+def _by_tcp(destination: Destination) -> socket.socket:
+    host, port, label = destination.host_name, destination.port, destination.label
+    deadline = time.monotonic() + destination.connect_timeout
+    found = _look_up(destination)
+    problem: OSError = TimeoutError()
+    for place, (family, kind, protocol, _, address) in enumerate(found):
+        sock = socket.socket(family, kind, protocol)
+        try:
+            # An address that swallows everything (a dead IPv6, say) must leave time for the next.
+            sock.settimeout(max(0.1, (deadline - time.monotonic()) / (len(found) - place)))
+            sock.connect(address)
+        except OSError as error:
+            problem = error
+            sock.close()
+            continue
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        if hasattr(socket, "TCP_USER_TIMEOUT"):
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNACKNOWLEDGED_FOR)
+        return sock
+    if isinstance(problem, ConnectionRefusedError):
+        raise Unreachable(
+            f"{label} refuses connections at port {port}.",
+            "Is sshd running there, and is the port right?",
+        ) from problem
+    if isinstance(problem, TimeoutError):
+        raise Unreachable(
+            f"{label} did not answer within {destination.connect_timeout:g} s.",
+            "Is the machine up, and does it take a VPN to reach it?",
+        ) from problem
+    raise Unreachable(
+        f"{host} cannot be reached: {problem.strerror or problem}.",
+        "Look at the network or VPN, then try again.",
+    ) from problem
+
+
+def _look_up(destination: Destination) -> list[tuple[int, int, int, str, tuple[str, int]]]:
+    """Resolve the name within the deadline: the resolver itself may take a minute."""
+    answer: list[object] = []
+
+    def ask() -> None:
+        try:
+            where = (destination.host_name, destination.port)
+            answer.append(socket.getaddrinfo(*where, type=socket.SOCK_STREAM))
+        except (OSError, UnicodeError) as error:
+            answer.append(error)
+
+    asker = threading.Thread(target=ask, name="ssh-look-up", daemon=True)
+    asker.start()
+    asker.join(destination.connect_timeout)
+    if not answer:
+        raise Unreachable(
+            f"the name {destination.host_name} was not resolved within "
+            f"{destination.connect_timeout:g} s.",
+            "Look at the network or VPN: its name server does not answer.",
+        )
+    if isinstance(answer[0], Exception):
+        raise Unreachable(
+            f"the name {destination.host_name} does not resolve.",
+            "Look for a typing error, or connect the VPN that knows it.",
+        ) from answer[0]
+    return answer[0]  # type: ignore[return-value]  # what getaddrinfo gives
+
+
+def _through(
+    destination: Destination, before: Transport
+) -> tuple[socket.socket, Callable[[], None]]:
+    near, far = socket.socketpair()
+    tunnel = Tunnel(before, destination.host_name, destination.port, local=far)
+    try:
+        tunnel.open(destination.connect_timeout)
+    except Refused as error:
+        near.close()
+        if error.code == FORBIDDEN:
+            raise ForwardingRefused(
+                f"the jump host before {destination.label} forbids TCP forwarding.",
+                "Its administrator would have to allow it (AllowTcpForwarding, PermitOpen).",
+            ) from None
+        raise Unreachable(
+            f"{destination.label} cannot be reached from its jump host.",
+            "Look for its name and port as the jump host knows them.",
+        ) from None
+    except TooLate:
+        near.close()
+        raise Unreachable(
+            f"{destination.label} did not answer its jump host within "
+            f"{destination.connect_timeout:g} s.",
+            "Is the machine up?",
+        ) from None
+    except BaseException:
+        near.close()
+        raise
+
+    def leave() -> None:
+        near.close()
+        tunnel.close()
+
+    return near, leave
+
+
+def _by_command(destination: Destination) -> tuple[socket.socket, Callable[[], None]]:
+    if os.name != "posix":
+        raise Unreachable(
+            f"{destination.label} needs a ProxyCommand, which does not work from Windows here.",
+            "Use ProxyJump instead.",
+        )
+    near, far = socket.socketpair()
+    try:
+        with far:
+            process = subprocess.Popen(
+                # As OpenSSH does: a line for the shell, from the person's own configuration.
+                ["/bin/sh", "-c", f"exec {destination.proxy_command}"],
+                stdin=far,
+                stdout=far,
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,
+            )
+    except OSError as error:
+        near.close()
+        raise Unreachable(
+            f"the ProxyCommand of {destination.label} cannot be started: "
+            f"{os.strerror(error.errno or errno.EIO)}.",
+            "Look at your ssh config.",
+        ) from error
+
+    def leave() -> None:
+        near.close()
+        with contextlib.suppress(OSError):
+            process.terminate()
+        try:
+            process.wait(1.0)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+    return near, leave

@@ -1,0 +1,327 @@
+"""Logs in over SSH, runs commands there, opens tunnels to there.
+
+With `transport`, `channel`, `keys` and `tunnel` this is the only code that knows
+paramiko; its errors are renamed here. Everything blocks and has a deadline: call it
+from a thread that may wait.
+
+Round trips to the first byte of a command's output, when the first key fits: TCP 1,
+greetings and offers 1, key exchange 1, service + key + channel 1, command 1: five.
+`ssh HOST COMMAND` needs nine.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from typing import TYPE_CHECKING
+
+from remoter_kernel.errors import ForwardingRefused, LoginRefused, RemoteLacks, Unreachable
+from remoter_kernel.front.channel import Closed, Refused, TooLate
+from remoter_kernel.front.commands import CommandEnded, Ran, Running
+from remoter_kernel.front.keys import KeyRing
+from remoter_kernel.front.reach import reach
+from remoter_kernel.front.transport import (
+    TAKES_EARLY_CHANNELS,
+    TAKES_PIPELINES,
+    Transport,
+    Verdict,
+)
+from remoter_kernel.front.trust import KnownHosts, fingerprint
+from remoter_kernel.front.tunnel import Tunnel
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from remoter_kernel.front.aliases import Destination
+    from remoter_kernel.front.trust import Questions
+
+__all__ = ["CommandEnded", "Login", "Ran", "Tunnel", "log_in"]
+
+VERDICT_WITHIN = 30.0  # seconds for one key: the server may ask a slow directory service
+CHANNEL_WITHIN = 20.0  # seconds for a channel: the far end may have to connect first
+SPARE_WITHIN = 1.0  # seconds, and two round trips
+FORBIDDEN, CONNECT_FAILED = 1, 2  # RFC 4254, 5.1
+PERSONAL = {"password": "a password", "keyboard-interactive": "a password or a code"}
+
+
+def log_in(
+    destination: Destination,
+    *,
+    questions: Questions | None = None,
+    on_step: Callable[[str], None] = lambda _step: None,
+) -> Login:
+    """Log in; the steps are "connect", "host key", "login".
+
+    Raises Unreachable, HostKeyProblem, LoginRefused.
+    """
+    passed: list[Login] = []
+    try:
+        for hop in (*destination.jumps, destination):
+            login = Login(hop, tuple(passed), is_last=hop is destination)
+            login.start(questions, on_step)
+            passed.append(login)
+    except BaseException:
+        if passed:
+            passed[-1].close()
+        raise
+    return passed[-1]
+
+
+class Login:
+    """One login on one host, and the logins on the hosts before it."""
+
+    def __init__(
+        self, destination: Destination, through: tuple[Login, ...] = (), *, is_last: bool = True
+    ) -> None:
+        self.host = destination.host_name
+        self.user = destination.user
+        self.cipher = ""
+        self.host_key = ""
+        """Its kind and its fingerprint."""
+        self.seconds: dict[str, float] = {}
+        """How long each step took."""
+        self._destination = destination
+        self._through = through
+        self._transport: Transport | None = None
+        self._is_last = is_last
+        self._leave: Callable[[], None] = lambda: None
+        self._spare: Running | None = None  # opened together with the login, for the first command
+        self._tunnels: list[Tunnel] = []
+
+    def __repr__(self) -> str:
+        return f"<Login {self.user} at {self._destination.label}>"
+
+    # --- logging in ---
+
+    def start(self, questions: Questions | None, on_step: Callable[[str], None]) -> None:
+        """Go through all steps; on an error nothing is left open."""
+        steps = {
+            "connect": self._connect,
+            "host key": lambda: self._check_host_key(questions),
+            "login": self._show_keys,
+        }
+        try:
+            for step, do in steps.items():
+                on_step(step)
+                began = time.perf_counter()
+                do()
+                self.seconds[step] = time.perf_counter() - began
+        except Closed:
+            self.close()
+            raise Unreachable(
+                f"{self._destination.label} ended the connection during the step {step!r}.",
+                "Try again; if it stays so, ask its administrator (sshd's log says why).",
+            ) from None
+        except TooLate:
+            self.close()
+            raise Unreachable(
+                f"{self._destination.label} fell silent during the step {step!r}.",
+                "Look at the network or VPN, then try again.",
+            ) from None
+        except BaseException:
+            self.close()
+            raise
+
+    def _connect(self) -> None:
+        destination = self._destination
+        self._known = KnownHosts(destination)
+        before = self._through[-1].live if self._through else None
+        sock, self._leave = reach(destination, before)
+        self._transport = Transport(sock, self._known.known_kinds)
+        self._transport.meet(destination.connect_timeout)
+        self.cipher = self._transport.remote_cipher
+
+    def _check_host_key(self, questions: Questions | None) -> None:
+        key = self.live.host_key
+        kind, blob = key.get_name(), key.asbytes()
+        self.host_key = f"{kind} {fingerprint(blob)}"
+        self._known.check(kind, blob, questions)
+
+    def _show_keys(self) -> None:
+        ring = KeyRing(self._destination)
+        try:
+            verdict, shown = self._try_each(ring)
+        finally:
+            ring.close()
+        if not verdict.let_in:
+            raise _refusal(self._destination, verdict, shown, ring.notes)
+
+    def _try_each(self, ring: KeyRing) -> tuple[Verdict, int]:
+        """Show one key after the other; give the last verdict and how many were shown."""
+        transport = self.live
+        door = transport.auth_handler
+        door.request_service()
+        if not transport.software.startswith(TAKES_PIPELINES):
+            door.wait_for_service(self._destination.connect_timeout)
+        verdict: Verdict | None = None
+        shown = 0
+        for name, key in ring.keys():
+            began = time.perf_counter()
+            try:
+                door.send_key(self.user, key)
+            except (OSError, EOFError):
+                raise Closed from None
+            except Exception as error:  # noqa: BLE001 (an agent that will not sign, an odd key)
+                ring.notes.append(f"{name} did not sign: {error}.")
+                continue
+            shown += 1
+            if shown == 1 and self._is_last and transport.software.startswith(TAKES_EARLY_CHANNELS):
+                self._spare = Running(transport)
+                self._spare.open()
+            verdict = door.wait(VERDICT_WITHIN)
+            if verdict.let_in:
+                transport.round_trips.append(time.perf_counter() - began)
+                return verdict, shown
+            self._spare = None  # the server has shrugged it off
+            if "publickey" not in verdict.would_take:
+                return verdict, shown
+        if verdict is None:
+            # Only now is it worth a round trip to learn what the server would take.
+            door.send_nothing(self.user)
+            verdict = door.wait(VERDICT_WITHIN)
+        return verdict, shown
+
+    # --- what a login is for ---
+
+    @property
+    def live(self) -> Transport:
+        """The transport, as long as it lives; raises Closed."""
+        if self._transport is None or not self._transport.active:
+            raise Closed
+        return self._transport
+
+    @property
+    def is_alive(self) -> bool:
+        """Say whether the connection is there, as far as this side knows."""
+        return self._transport is not None and bool(self._transport.active)
+
+    @property
+    def round_trip(self) -> float:
+        """Seconds there and back: the shortest answer so far, so a little too long if anything."""
+        return min(self._transport.round_trips, default=0.0) if self._transport else 0.0
+
+    def run(self, command: str, stdin: bytes = b"", *, seconds: float = 60) -> Ran:
+        """Run a command with this input, and wait until it ends."""
+        deadline = time.monotonic() + seconds
+        with self._renaming("a command", seconds):
+            running = self._open_session(deadline)
+            try:
+                running.begin(command, stdin, deadline)
+                return running.wait(deadline)
+            except BaseException:
+                running.close()
+                raise
+
+    def run_until_line(
+        self, command: str, stdin: bytes, starts_with: bytes, seconds: float
+    ) -> bytes:
+        """Run a command, and wait for a line of stdout that starts so; the command goes on.
+
+        Raises CommandEnded if it ends before.
+        """
+        deadline = time.monotonic() + seconds
+        with self._renaming("a command", seconds):
+            running = self._open_session(deadline)
+            try:
+                running.begin(command, stdin, deadline)
+                return running.wait_for_line(starts_with, deadline)
+            except BaseException:
+                running.close()
+                raise
+
+    def open_tunnel(self, host: str, port: int) -> Tunnel:
+        """Connect to `host`:`port` from there, and listen for one connection here."""
+        with self._renaming(f"a connection to {host}:{port} there", CHANNEL_WITHIN):
+            transport = self.live
+            tunnel = Tunnel(transport, host, port)
+            began = time.perf_counter()
+            try:
+                tunnel.open(CHANNEL_WITHIN)
+            except Refused as error:
+                raise _no_tunnel(self._destination, f"{host}:{port}", error.code) from None
+            transport.round_trips.append(time.perf_counter() - began)
+        self._tunnels = [one for one in self._tunnels if one.is_open] + [tunnel]
+        return tunnel
+
+    def _open_session(self, deadline: float) -> Running:
+        running, self._spare = self._spare, None
+        if running is not None:
+            # A server may have lost what was sent ahead of its answer: do not wait for long.
+            with contextlib.suppress(TooLate):
+                running.wait_open(SPARE_WITHIN + 2 * self.round_trip)
+                return running
+        running = Running(self.live)
+        running.open()
+        try:
+            running.wait_open(min(CHANNEL_WITHIN, deadline - time.monotonic()))
+        except Refused:
+            raise RemoteLacks(
+                f"{self._destination.label} opens no (further) session on this login.",
+                "Its administrator would have to raise MaxSessions or allow commands.",
+            ) from None
+        return running
+
+    @contextlib.contextmanager
+    def _renaming(self, what: str, seconds: float) -> Iterator[None]:
+        """Turn this package's channel errors into sentences."""
+        try:
+            yield
+        except Closed:
+            raise Unreachable(
+                f"the connection to {self._destination.label} is gone.", "It can be dialled again."
+            ) from None
+        except TooLate:
+            raise Unreachable(
+                f"{self._destination.label} did not finish {what} within {seconds:g} s.",
+                "Look at the network, or at what keeps that machine busy.",
+            ) from None
+
+    # --- the end ---
+
+    def close(self) -> None:
+        """End the tunnels, this connection and those before it; leave no thread behind."""
+        for tunnel in self._tunnels:
+            tunnel.close()
+        self._tunnels.clear()
+        if self._transport is not None:
+            self._transport.end()
+        self._leave()
+        for login in reversed(self._through):
+            login.close()
+
+    def cut(self) -> None:
+        """Drop the connection without a goodbye, as a dead network would."""
+        if self._transport is not None:
+            self._transport.cut()
+
+
+def _refusal(
+    destination: Destination, verdict: Verdict, shown: int, notes: list[str]
+) -> LoginRefused:
+    """Say why nobody was let in, and what would help."""
+    asks_for = [PERSONAL[method] for method in verdict.would_take if method in PERSONAL]
+    label, user = destination.label, destination.user
+    keys = {0: "no key", 1: "the key"}.get(shown, f"any of {shown} keys")
+    if verdict.partly:
+        what = f"{label} took a key of {user} and wants more: {asks_for[-1] if asks_for else '?'}."
+    elif not shown:
+        what = f"there is no key to show to {label} as {user}."
+    else:
+        what = f"{label} did not accept {keys} for {user}."
+    advice = " ".join(notes)
+    if asks_for and not verdict.partly:
+        advice += f" It would take {asks_for[-1]}, which cannot be asked for here yet."
+    if "publickey" in verdict.would_take or not asks_for:
+        advice += f" Add a key with `ssh-copy-id`, or one to the agent with `ssh-add`."
+    return LoginRefused(what, advice.strip())
+
+
+def _no_tunnel(destination: Destination, where: str, code: int) -> RemoteLacks:
+    if code == FORBIDDEN:
+        return ForwardingRefused(
+            f"{destination.label} forbids TCP forwarding to {where}.",
+            "Its administrator would have to allow it (AllowTcpForwarding, PermitOpen).",
+        )
+    if code == CONNECT_FAILED:
+        return RemoteLacks(f"nothing listens at {where} on {destination.label}.")
+    return RemoteLacks(f"{destination.label} opens no connection to {where} (reason {code}).")

@@ -1,0 +1,340 @@
+"""paramiko's Transport, taught to lose no time.
+
+What differs, and why:
+- AES-GCM first (a third faster), no ciphers or MACs of the last century.
+- The service request and the first key go out together, and so does the opening of the
+  first channel: each saves a round trip.
+- Channels are our own (see `channel`), opened without blocking.
+- It looks after itself every few seconds instead of ten times a second.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import queue
+import socket
+import struct
+import threading
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import paramiko
+from paramiko.auth_handler import AuthHandler
+from paramiko.common import (
+    MSG_CHANNEL_CLOSE,
+    MSG_CHANNEL_DATA,
+    MSG_CHANNEL_EOF,
+    MSG_CHANNEL_EXTENDED_DATA,
+    MSG_CHANNEL_FAILURE,
+    MSG_CHANNEL_OPEN_FAILURE,
+    MSG_CHANNEL_OPEN_SUCCESS,
+    MSG_CHANNEL_REQUEST,
+    MSG_CHANNEL_SUCCESS,
+    MSG_CHANNEL_WINDOW_ADJUST,
+    MSG_SERVICE_ACCEPT,
+    MSG_USERAUTH_FAILURE,
+    MSG_USERAUTH_SUCCESS,
+    cMSG_CHANNEL_CLOSE,
+    cMSG_SERVICE_REQUEST,
+    cMSG_USERAUTH_REQUEST,
+)
+
+from remoter_kernel.front.channel import PACKET, WINDOW, Channel, Closed, TooLate
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from remoter_kernel.front.channel import Sink
+
+LOOK_EVERY = 5.0  # seconds between two looks at whether the transport was closed
+RSA_SIGNATURES = ("rsa-sha2-512", "rsa-sha2-256")
+# Servers known to take a request that was sent ahead of an answer, as RFC 4252 allows.
+TAKES_PIPELINES = ("OpenSSH_", "dropbear_", "paramiko_", "AsyncSSH_")
+# Those among them that shrug off a channel request when the attempt before it has failed;
+# dropbear and AsyncSSH would hang up.
+TAKES_EARLY_CHANNELS = ("OpenSSH_", "paramiko_")
+
+# paramiko's log goes nowhere unless a person asks for it: stderr belongs to Jupyter.
+logging.getLogger("paramiko").addHandler(logging.NullHandler())
+logging.getLogger("paramiko").propagate = False
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the server said to one attempt to log in."""
+
+    let_in: bool
+    would_take: tuple[str, ...] = ()
+    """The methods it names: "publickey", "password", "keyboard-interactive", ..."""
+    partly: bool = False
+    """This attempt was right, and another one is needed as well."""
+
+
+class Authentication(AuthHandler):  # type: ignore[misc]  # paramiko has no types
+    """The client's side of RFC 4252: sends attempts, collects verdicts."""
+
+    def __init__(self, transport: Transport) -> None:
+        super().__init__(transport)
+        self._verdicts: queue.SimpleQueue[Verdict | None] = queue.SimpleQueue()
+        self._service_accepted = threading.Event()
+
+    def request_service(self) -> None:
+        """Ask to be let in at all."""
+        message = paramiko.Message()
+        message.add_byte(cMSG_SERVICE_REQUEST)
+        message.add_string("ssh-userauth")
+        self.transport._send_message(message)  # noqa: SLF001 (paramiko's way)
+
+    def wait_for_service(self, seconds: float) -> None:
+        """Wait until the server is ready for attempts."""
+        if not self._service_accepted.wait(seconds):
+            raise TooLate
+        if not self.transport.active:
+            raise Closed
+
+    def send_key(self, user: str, key: Any) -> None:
+        """Sign with this key and send it, without asking first whether it would do."""
+        kind, public = self._get_key_type_and_bits(key)
+        algorithm = self._finalize_pubkey_algorithm(kind)
+        blob = self._get_session_blob(key, "ssh-connection", user, algorithm)
+        message = paramiko.Message()
+        message.add_byte(cMSG_USERAUTH_REQUEST)
+        for word in (user, "ssh-connection", "publickey"):
+            message.add_string(word)
+        message.add_boolean(True)
+        message.add_string(algorithm)
+        message.add_string(public)
+        message.add_string(key.sign_ssh_data(blob, algorithm))
+        self.transport._send_message(message)  # noqa: SLF001 (paramiko's way)
+
+    def send_nothing(self, user: str) -> None:
+        """Ask to be let in without any proof, to learn what would be taken."""
+        message = paramiko.Message()
+        message.add_byte(cMSG_USERAUTH_REQUEST)
+        for word in (user, "ssh-connection", "none"):
+            message.add_string(word)
+        self.transport._send_message(message)  # noqa: SLF001 (paramiko's way)
+
+    def wait(self, seconds: float) -> Verdict:
+        """Wait for the verdict on the oldest attempt without one; raise Closed or TooLate."""
+        try:
+            verdict = self._verdicts.get(timeout=max(0.0, seconds))
+        except queue.Empty:
+            raise TooLate from None
+        if verdict is None:
+            raise Closed
+        return verdict
+
+    def abort(self) -> None:
+        """The connection ended (paramiko calls this)."""
+        super().abort()
+        self._service_accepted.set()
+        self._verdicts.put(None)
+
+    @property
+    def _client_handler_table(self) -> dict[int, Callable[[Any], None]]:
+        return {
+            **super()._client_handler_table,
+            MSG_SERVICE_ACCEPT: lambda _message: self._service_accepted.set(),
+            MSG_USERAUTH_SUCCESS: self._on_success,
+            MSG_USERAUTH_FAILURE: self._on_failure,
+        }
+
+    def _on_success(self, _message: Any) -> None:
+        self.authenticated = True
+        self.transport._auth_trigger()  # noqa: SLF001 (paramiko's way)
+        self._verdicts.put(Verdict(let_in=True))
+
+    def _on_failure(self, message: Any) -> None:
+        methods = tuple(message.get_list())
+        self._verdicts.put(Verdict(let_in=False, would_take=methods, partly=message.get_boolean()))
+
+
+class Transport(paramiko.Transport):  # type: ignore[misc]  # paramiko has no types
+    """One SSH connection. `start` it, `meet` the server, log in, open channels, `end` it."""
+
+    _active_check_timeout = LOOK_EVERY
+    _preferred_ciphers = (
+        "aes128-gcm@openssh.com",
+        "aes256-gcm@openssh.com",
+        "aes128-ctr",
+        "aes192-ctr",
+        "aes256-ctr",
+    )
+    _preferred_macs = (
+        "hmac-sha2-256-etm@openssh.com",
+        "hmac-sha2-512-etm@openssh.com",
+        "hmac-sha2-256",
+        "hmac-sha2-512",
+        "hmac-sha1",
+    )
+    _channel_handler_table: ClassVar[dict[int, Callable[[Channel, Any], None]]] = {
+        MSG_CHANNEL_SUCCESS: Channel.on_success,
+        MSG_CHANNEL_FAILURE: Channel.on_failure,
+        MSG_CHANNEL_DATA: Channel.on_data,
+        MSG_CHANNEL_EXTENDED_DATA: Channel.on_extended_data,
+        MSG_CHANNEL_WINDOW_ADJUST: Channel.on_window,
+        MSG_CHANNEL_REQUEST: Channel.on_request,
+        MSG_CHANNEL_EOF: Channel.on_eof,
+        MSG_CHANNEL_CLOSE: Channel.on_close,
+    }
+
+    def __init__(self, sock: Any, known_kinds: Iterable[str] = ()) -> None:
+        super().__init__(sock, default_window_size=WINDOW, default_max_packet_size=PACKET)
+        self.name = "ssh-transport"
+        self.round_trips: list[float] = []
+        self._known_kinds = set(known_kinds)
+        self._exchange_began = 0.0
+        self._outbox: queue.SimpleQueue[paramiko.Message | None] = queue.SimpleQueue()
+        self._postman: threading.Thread | None = None
+        self._kept: dict[int, Channel] = {}  # paramiko's own list holds channels weakly
+        self._handler_table[MSG_CHANNEL_OPEN_SUCCESS] = self._on_opened
+        self._handler_table[MSG_CHANNEL_OPEN_FAILURE] = self._on_refused
+
+    # --- meeting the server ---
+
+    @property
+    def preferred_keys(self) -> tuple[str, ...]:
+        """Host key algorithms, those first by which this host is known (no certificates)."""
+        algorithms: tuple[str, ...] = self._filter_algorithm("keys")
+        kinds = {
+            algorithm: "ssh-rsa" if algorithm in RSA_SIGNATURES else algorithm
+            for algorithm in algorithms
+        }
+        # sorted() keeps the order among equals.
+        return tuple(sorted(algorithms, key=lambda name: kinds[name] not in self._known_kinds))
+
+    def meet(self, seconds: float) -> None:
+        """Exchange greetings and keys; raise Closed or TooLate. Nothing is trusted yet."""
+        self.banner_timeout = self.handshake_timeout = seconds
+        self.auth_handler = Authentication(self)
+        met = threading.Event()
+        self.start_client(event=met)
+        if not met.wait(seconds):
+            raise TooLate
+        if not self.active or not self.initial_kex_done:
+            raise Closed
+
+    @property
+    def software(self) -> str:
+        """What the server calls itself."""
+        return str(self.remote_version).split("-", 2)[-1]
+
+    def _negotiate_keys(self, m: Any) -> None:
+        super()._negotiate_keys(m)
+        self._exchange_began = time.perf_counter()
+
+    def _verify_key(self, host_key: bytes, sig: bytes) -> None:
+        # The server's answer to our half of the key exchange: one round trip and its sums.
+        self.round_trips.append(time.perf_counter() - self._exchange_began)
+        super()._verify_key(host_key, sig)
+
+    # --- channels ---
+
+    def new_channel(self, sink: Sink) -> Channel:
+        """Make a channel that nobody has asked the server for yet."""
+        with self.lock:
+            number = self._next_channel()
+            channel = Channel(self, number, sink)
+            self._channels.put(number, channel)
+            self._kept[number] = channel
+            self.channels_seen[number] = True
+        return channel
+
+    def forget(self, channel: Channel) -> None:
+        """Drop a channel that is over."""
+        self._kept.pop(channel.number, None)
+        self._unlink_channel(channel.number)
+
+    def _on_opened(self, message: Any) -> None:
+        number, *said = (message.get_int() for _ in range(4))
+        if channel := self._kept.get(number):
+            channel.opened(*said)
+            return
+        # Nobody waits for it any more: hand it back, or it would count against MaxSessions.
+        goodbye = paramiko.Message()
+        goodbye.add_byte(cMSG_CHANNEL_CLOSE)
+        goodbye.add_int(said[0])
+        self.post(goodbye)
+
+    def _on_refused(self, message: Any) -> None:
+        number, code = message.get_int(), message.get_int()
+        if channel := self._kept.get(number):
+            channel.refused(code)
+            self.forget(channel)
+
+    # --- sending ---
+
+    def send(self, message: paramiko.Message) -> None:
+        """Send now; may block while keys are exchanged or the network is slow."""
+        try:
+            self._send_user_message(message)
+        except (OSError, EOFError, paramiko.SSHException):
+            self.end()
+            raise Closed from None
+
+    def post(self, message: paramiko.Message) -> None:
+        """Send soon, from a thread of its own.
+
+        The transport's thread must go on reading: were it to wait for a full pipe, or for
+        the end of a key exchange which only it can bring about, both ends would stand still.
+        """
+        with self.lock:
+            if self._postman is None and self.active:
+                self._postman = threading.Thread(
+                    target=self._carry, name="ssh-postman", daemon=True
+                )
+                self._postman.start()
+        self._outbox.put(message)
+
+    def _carry(self) -> None:
+        while (message := self._outbox.get()) is not None:
+            try:
+                self._send_user_message(message)
+            except (OSError, EOFError, paramiko.SSHException):
+                return
+
+    # --- the end ---
+
+    def run(self) -> None:
+        """Serve the connection until it ends (paramiko's thread)."""
+        try:
+            super().run()
+        finally:
+            self.active = False
+            self.auth_handler.abort()
+            self._outbox.put(None)
+
+    def cut(self) -> None:
+        """Drop the connection without a goodbye, not even TCP's."""
+        with contextlib.suppress(OSError):
+            # Closing then resets; and this side's reader wakes without a word to the other.
+            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            self.sock.shutdown(socket.SHUT_RD)
+        self.packetizer.close()
+
+    def end(self, seconds: float = 2.0) -> None:
+        """Close the connection and wait for its threads."""
+        self.active = False
+        self.packetizer.close()
+        _wake(self.sock)
+        for thread in (self, self._postman):
+            if (
+                thread is not None
+                and thread.is_alive()
+                and thread is not threading.current_thread()
+            ):
+                thread.join(seconds)
+        # A server that falls silent right after its greeting leaves a timer behind.
+        self.packetizer.complete_handshake()
+        for channel in list(self._kept.values()):
+            channel.unlink()
+        self.sock.close()
+
+
+def _wake(sock: Any) -> None:
+    """Make a thread that waits in `recv` see the end; closing alone does not."""
+    with contextlib.suppress(OSError):
+        sock.shutdown(socket.SHUT_RDWR)

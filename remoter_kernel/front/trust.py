@@ -1,0 +1,195 @@
+"""Knows which host keys this person trusts: reads known_hosts, and adds to it when told to.
+
+Rules: a key is trusted only because a line says so; a line that cannot be read (or that
+paramiko cannot use) spoils no other line; a revoked key is never trusted; a host that
+shows another key than the known one is refused, and nobody is asked about it.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import fnmatch
+import hashlib
+import hmac
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from remoter_kernel.errors import HostKeyProblem, RemoterError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from remoter_kernel.front.aliases import Destination
+
+SSH_PORT = 22
+REVOKED = "@revoked"
+HASHED = "|1|"  # HMAC-SHA1 of the name: "|1|salt|hash"
+
+
+class Questions(Protocol):
+    """Who may be asked; where nobody may, `None` stands in its place."""
+
+    def confirm_host_key(self, host: str, kind: str, fingerprint: str) -> bool:
+        """Ask whether `host` is known to have this key (`fingerprint` is "SHA256:...")."""
+
+
+class UnknownHostKey(HostKeyProblem):
+    """Nobody has said yet whether this host's key is the right one."""
+
+    def at(self, remote: str) -> RemoterError:
+        """Remember which remote this happened to, and name it in the advice."""
+        self.advice = self.advice.replace("NAME", remote)
+        return super().at(remote)
+
+
+@dataclass(frozen=True)
+class Line:
+    """One usable line of a known_hosts file."""
+
+    file: Path
+    number: int
+    marker: str
+    names: str
+    kind: str
+    key: bytes
+
+    def is_for(self, name: str) -> bool:
+        """Say whether this line speaks about the host of that name."""
+        if self.names.startswith(HASHED):
+            return _is_hash_of(self.names, name)
+        matches = False
+        for pattern in self.names.lower().split(","):
+            # "[" is no wildcard here: it belongs to "[host]:port".
+            if fnmatch.fnmatchcase(name, pattern.removeprefix("!").replace("[", "[[]")):
+                if pattern.startswith("!"):
+                    return False
+                matches = True
+        return matches
+
+
+def fingerprint(key: bytes) -> str:
+    """Write a public key's fingerprint as ssh-keygen does."""
+    digest = base64.b64encode(hashlib.sha256(key).digest()).decode().rstrip("=")
+    return f"SHA256:{digest}"
+
+
+class KnownHosts:
+    """What the known_hosts files say about one destination."""
+
+    def __init__(self, destination: Destination) -> None:
+        self.files = destination.known_hosts_files
+        self.host = destination.label
+        plain = (destination.host_key_alias or destination.host_name).lower()
+        has_port = destination.port != SSH_PORT and not destination.host_key_alias
+        self.name = f"[{plain}]:{destination.port}" if has_port else plain
+        lines = [line for file in self.files for line in read_lines(file)]
+        self._lines = [line for line in lines if line.is_for(self.name)]
+        # As OpenSSH does: a key known for the host without a port will do, if it matches.
+        self._lines_without_port = [line for line in lines if has_port and line.is_for(plain)]
+
+    @property
+    def known_kinds(self) -> tuple[str, ...]:
+        """The kinds of key this host is known by: those it should be asked to show."""
+        lines = [line for line in self._lines if not line.marker]
+        return tuple(dict.fromkeys(line.kind for line in lines or self._lines_without_port))
+
+    def check(self, kind: str, key: bytes, questions: Questions | None) -> None:
+        """Return if the key is trusted; raise HostKeyProblem if it is not."""
+        revoked = [
+            line
+            for line in (*self._lines, *self._lines_without_port)
+            if line.marker == REVOKED and line.key == key
+        ]
+        if revoked:
+            raise HostKeyProblem(
+                f"{self.host} shows a key that is revoked "
+                f"({revoked[0].file}, line {revoked[0].number}).",
+                "Do not log in; ask the host's administrator.",
+            )
+        trusted = [line for line in self._lines if not line.marker]
+        if any(line.key == key for line in trusted):
+            return
+        if trusted:
+            self._refuse_changed(kind, key, trusted)
+        if any(line.key == key and not line.marker for line in self._lines_without_port):
+            return
+        self._ask(kind, key, questions)
+
+    def _refuse_changed(self, kind: str, key: bytes, trusted: list[Line]) -> None:
+        # OpenSSH would ask when only the kind is new. But we ask for the known kinds first,
+        # so a host that shows another kind no longer has (or never had) the key we know.
+        old = next((line for line in trusted if line.kind == kind), trusted[0])
+        raise HostKeyProblem(
+            f"the host key of {self.host} has changed: it shows {kind} {fingerprint(key)}, "
+            f"but {old.file}, line {old.number}, says {old.kind} {fingerprint(old.key)}.",
+            "Somebody may be listening in. If the administrator confirms the new key, "
+            f"remove that line (or run: ssh-keygen -f '{old.file}' -R '{self.name}').",
+        )
+
+    def _ask(self, kind: str, key: bytes, questions: Questions | None) -> None:
+        shown = fingerprint(key)
+        if questions is None:
+            raise UnknownHostKey(
+                f"the host key of {self.host} is not known here: {kind} {shown}.",
+                "Run `remoter check NAME` at a terminal to compare and accept it.",
+            )
+        if not questions.confirm_host_key(self.host, kind, shown):
+            raise UnknownHostKey(
+                f"the host key of {self.host} was not accepted: {kind} {shown}.",
+                "Compare it with what the host's administrator says, then try again.",
+            )
+        if self.files:
+            add_line(self.files[0], f"{self.name} {kind} {base64.b64encode(key).decode()}")
+
+
+# ------------------------------------------------------------------ the file
+
+
+def read_lines(file: Path) -> Iterator[Line]:
+    """Read what can be used of a known_hosts file; a missing or unreadable file says nothing."""
+    try:
+        text = file.read_bytes().decode(errors="replace")
+    except OSError:
+        return
+    for number, line in enumerate(text.splitlines(), 1):
+        words = line.split()
+        marker = words.pop(0) if words and words[0].startswith("@") else ""
+        if len(words) < 3 or words[0].startswith("#"):  # noqa: PLR2004 (names, kind, key)
+            continue
+        if marker not in ("", REVOKED):
+            continue  # @cert-authority: paramiko cannot check host certificates
+        try:
+            key = base64.b64decode(words[2], validate=True)
+        except (binascii.Error, ValueError):
+            continue
+        # What the key says of itself counts, as in OpenSSH: a line that lies is no line.
+        if key[4 : 4 + int.from_bytes(key[:4], "big")] == words[1].encode():
+            yield Line(file, number, marker, words[0], words[1], key)
+
+
+def add_line(file: Path, line: str) -> None:
+    """Append a line; the file is private from its first moment, and so is its folder."""
+    try:
+        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
+        with os.fdopen(descriptor, "rb+", buffering=0) as opened:
+            size = opened.seek(0, os.SEEK_END)
+            ends_well = not size or (opened.seek(size - 1), opened.read(1))[1] == b"\n"
+            # One write, so that two logins at once cannot mix their lines.
+            opened.write((("" if ends_well else "\n") + line + "\n").encode())
+    except OSError as error:
+        raise HostKeyProblem(
+            f"the accepted host key cannot be written to {file}: {error.strerror}.",
+            "Make that file writable, or name another one with UserKnownHostsFile.",
+        ) from error
+
+
+def _is_hash_of(hashed: str, name: str) -> bool:
+    try:
+        salt, digest = (base64.b64decode(part) for part in hashed.removeprefix(HASHED).split("|"))
+    except (binascii.Error, ValueError):
+        return False
+    return hmac.compare_digest(hmac.digest(salt, name.encode(), "sha1"), digest)

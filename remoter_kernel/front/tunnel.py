@@ -1,0 +1,199 @@
+"""A tunnel: one loopback port here, one TCP connection there, bytes between them.
+
+What comes from there is written to the local socket by the transport's own thread; only
+when that socket is full does a thread of the tunnel take over, in order, until it has
+caught up. What comes from here is read and sent by another thread of the tunnel. When
+either side closes, the other is closed at once: ZeroMQ must see a cut as a cut.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+from collections import deque
+from typing import TYPE_CHECKING
+
+from remoter_kernel.front.channel import PACKET, Closed, TooLate
+
+if TYPE_CHECKING:
+    from remoter_kernel.front.transport import Transport
+
+# Windows cannot ask one call not to block: there, the tunnel's thread writes everything.
+DO_NOT_WAIT: int | None = getattr(socket, "MSG_DONTWAIT", None)
+READ_AT_ONCE = 4 * PACKET  # bytes
+THREADS_END_WITHIN = 2.0  # seconds
+
+
+class Tunnel:
+    """Listens on one loopback port and takes exactly one connection, or is given it (`local`)."""
+
+    def __init__(
+        self, transport: Transport, host: str, port: int, *, local: socket.socket | None = None
+    ) -> None:
+        self.address = ""
+        """Where ZeroMQ connects to."""
+        self.sent = 0  # bytes, from here to there
+        self.received = 0  # bytes, from there to here
+        self._target = (host, port)
+        self._channel = transport.new_channel(self)
+        self._listener = None if local else socket.socket()
+        self._local = local
+        self._changed = threading.Condition()
+        self._late: deque[bytes] = deque()  # came from there, not yet written here
+        self._is_writing = False  # the writer holds a block that is older than all others
+        self._is_over = False
+        self._threads = [threading.Thread(target=self._serve, name="ssh-tunnel", daemon=True)]
+
+    def open(self, seconds: float) -> None:
+        """Connect the far end, then listen here; raise Refused, Closed or TooLate."""
+        try:
+            self._channel.start("direct-tcpip", *self._target, "127.0.0.1", 0)
+            self._channel.wait_open(seconds)
+            if self._listener is not None:
+                self._listener.bind(("127.0.0.1", 0))
+                self._listener.listen(1)
+                self.address = f"tcp://127.0.0.1:{self._listener.getsockname()[1]}"
+        except BaseException:
+            self._channel.close()
+            for sock in (self._listener, self._local):
+                if sock is not None:
+                    sock.close()
+            raise
+        self._threads[0].start()
+
+    @property
+    def is_open(self) -> bool:
+        """Say whether bytes can still pass."""
+        return not self._is_over
+
+    def close(self) -> None:
+        """Close both sides; what was not written yet is dropped."""
+        with self._changed:
+            self._late.clear()
+        self.ended()
+        self._channel.close()
+        for thread in self._threads:
+            if thread.is_alive() and thread is not threading.current_thread():
+                thread.join(THREADS_END_WITHIN)
+
+    # --- from there to here: on the transport's thread ---
+
+    def arrived(self, data: bytes) -> None:
+        """Write it here now if nothing older waits and the socket has room."""
+        if not data:
+            # A half-closed ZeroMQ connection is of no use to anybody.
+            self.ended()
+            return
+        self.received += len(data)
+        written = 0
+        with self._changed:
+            if self._local is not None and not self._late and not self._is_writing:
+                written = self._write_now(self._local, data)
+            if written < len(data):
+                self._late.append(data[written:] if written else data)
+                self._wake_writer()
+        if written:
+            self._channel.give_back(written)
+
+    def arrived_aside(self, data: bytes) -> None:
+        """Nothing comes beside the stream of a TCP connection; were it to, drop it."""
+        self._channel.give_back(len(data))
+
+    def exited(self) -> None:
+        """A TCP connection has no exit status."""
+
+    def ended(self) -> None:
+        """Close this side, once all that came has been written."""
+        with self._changed:
+            if self._is_over:
+                return
+            self._is_over = True
+            self._changed.notify_all()
+            waits = bool(self._late) or self._is_writing
+            local = self._local
+        if local is None:
+            self._wake_listener()
+        elif not waits:
+            _shut(local)
+
+    @staticmethod
+    def _write_now(local: socket.socket, data: bytes) -> int:
+        if DO_NOT_WAIT is None:
+            return 0
+        try:
+            return local.send(data, DO_NOT_WAIT)
+        except OSError:
+            # Full, or gone: if gone, the reader finds out and closes the channel.
+            return 0
+
+    def _wake_writer(self) -> None:
+        if self._local is None:
+            return
+        if len(self._threads) == 1:
+            writer = threading.Thread(target=self._write_late, name="ssh-tunnel-late", daemon=True)
+            self._threads.append(writer)
+            writer.start()
+        self._changed.notify_all()
+
+    def _write_late(self) -> None:
+        local = self._local
+        assert local is not None  # noqa: S101 (it is why this thread was started)
+        while True:
+            with self._changed:
+                self._is_writing = False
+                self._changed.wait_for(lambda: self._late or self._is_over)
+                if not self._late:
+                    break
+                data = self._late.popleft()
+                self._is_writing = True
+            try:
+                local.sendall(data)
+            except OSError:
+                break
+            self._channel.give_back(len(data))
+        _shut(local)
+
+    # --- from here to there: on the tunnel's thread ---
+
+    def _serve(self) -> None:
+        local = self._take_one()
+        if local is not None:
+            with contextlib.suppress(OSError, Closed, TooLate), local:
+                while data := local.recv(READ_AT_ONCE):
+                    self._channel.send(data)
+                    self.sent += len(data)
+        with self._changed:
+            # Nobody is left to read what came.
+            self._is_over = True
+            self._late.clear()
+            self._changed.notify_all()
+        self._channel.close()
+
+    def _take_one(self) -> socket.socket | None:
+        if self._listener is None:
+            return self._local
+        with contextlib.suppress(OSError), self._listener:
+            local, _ = self._listener.accept()
+            with self._changed:
+                if not self._is_over:
+                    local.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                    self._local = local
+                    if self._late:
+                        self._wake_writer()
+                    return local
+            local.close()
+        return None
+
+    def _wake_listener(self) -> None:
+        """Let `accept` return: closing its socket under it would not."""
+        if self._listener is None:
+            return
+        with contextlib.suppress(OSError):
+            socket.create_connection(self._listener.getsockname(), 0.5).close()
+
+
+def _shut(local: socket.socket) -> None:
+    """End a connection under the thread that reads from it."""
+    with contextlib.suppress(OSError):
+        local.shutdown(socket.SHUT_RDWR)
