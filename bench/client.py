@@ -123,6 +123,10 @@ class Kernel:
         while missing:
             if time.perf_counter() > deadline:
                 raise TimeoutError("the kernel was not ready in time")
+            # sshpyk's provisioner has no process to look at.
+            process = getattr(self.manager.provisioner, "process", None)
+            if process is not None and process.poll() is not None:
+                raise CellFailed(f"the kernel's process ended (status {process.poll()})")
             self.client.kernel_info()
             try:
                 for name, message in self.messages(time.perf_counter() + NUDGE_EVERY):
