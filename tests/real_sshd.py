@@ -222,10 +222,10 @@ class RealSshd:
         )
         deadline = time.monotonic() + READY_WITHIN
         while time.monotonic() < deadline and self._process.poll() is None:
-            with contextlib.suppress(OSError):
-                with socket.create_connection(("127.0.0.1", self.port), timeout=2) as probe:
-                    if probe.recv(4) == b"SSH-" and self._process.poll() is None:
-                        return True
+            where = ("127.0.0.1", self.port)
+            with contextlib.suppress(OSError), socket.create_connection(where, timeout=2) as probe:
+                if probe.recv(4) == b"SSH-" and self._process.poll() is None:
+                    return True
             time.sleep(0.01)
         self.stop_listening()
         return False

@@ -6,7 +6,7 @@ to a sink, on the transport's thread, and waits only where the protocol makes it
 
 Rules: the sink never blocks; whoever has dealt with bytes gives them back (`give_back`),
 and only then may the other end send as many again; the transport's thread never sends
-(see `Transport.post`).
+(see `Carrier.post`).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import paramiko
 from paramiko.common import (
@@ -26,9 +26,6 @@ from paramiko.common import (
     cMSG_CHANNEL_REQUEST,
     cMSG_CHANNEL_WINDOW_ADJUST,
 )
-
-if TYPE_CHECKING:
-    from remoter_kernel.front.transport import Transport
 
 WINDOW = 4 * 1024 * 1024  # bytes in flight towards us: with more, sshd itself collapses
 PACKET = 32 * 1024  # bytes: what sshd is tuned for
@@ -51,6 +48,21 @@ class Sink(Protocol):
         """Learn that no more will come: end of stream, channel closed, or connection gone."""
 
 
+class Carrier(Protocol):
+    """What carries a channel's messages: the connection, as a channel sees it."""
+
+    active: bool
+
+    def send(self, message: paramiko.Message) -> None:
+        """Send now; may block."""
+
+    def post(self, message: paramiko.Message) -> None:
+        """Send soon; never blocks."""
+
+    def forget(self, channel: Channel) -> None:
+        """Drop a channel that is over."""
+
+
 class Refused(Exception):
     """The server did not open the channel; `code` is that of RFC 4254, 5.1."""
 
@@ -70,11 +82,11 @@ class TooLate(Exception):
 class Channel:
     """A channel that this side opened. Made and numbered by `Transport.new_channel`."""
 
-    def __init__(self, transport: Transport, number: int, sink: Sink) -> None:
+    def __init__(self, carrier: Carrier, number: int, sink: Sink) -> None:
         self.number = number
         self.exit_status: int | None = None
         self.sink = sink
-        self._transport = transport
+        self._carrier = carrier
         self._changed = threading.Condition()
         self._far_number = -1  # until it is open
         self._refused: int | None = None
@@ -92,8 +104,8 @@ class Channel:
         message.add_string(kind)
         for field in (self.number, WINDOW, PACKET, *fields):
             (message.add_int if isinstance(field, int) else message.add_string)(field)
-        self._transport.send(message)
-        if not self._transport.active:
+        self._carrier.send(message)
+        if not self._carrier.active:
             self.unlink()
 
     @property
@@ -113,7 +125,7 @@ class Channel:
                 return
             if self._ended:
                 raise Closed
-        self._transport.forget(self)
+        self._carrier.forget(self)
         raise TooLate
 
     def run(self, command: str) -> None:
@@ -122,7 +134,7 @@ class Channel:
         message.add_string("exec")
         message.add_boolean(True)
         message.add_string(command.encode())
-        self._transport.send(message)
+        self._carrier.send(message)
 
     def send(self, data: bytes | memoryview, *, deadline: float | None = None) -> None:
         """Send all of it, waiting for the other end's window; raise Closed or TooLate."""
@@ -141,7 +153,7 @@ class Channel:
                 self._may_send -= size
             message = self._message(cMSG_CHANNEL_DATA)
             message.add_string(rest[:size].tobytes())
-            self._transport.send(message)
+            self._carrier.send(message)
             rest = rest[size:]
 
     def send_eof(self) -> None:
@@ -150,7 +162,7 @@ class Channel:
             if self._eof_sent or not self.is_open:
                 return
             self._eof_sent = True
-        self._transport.send(self._message(cMSG_CHANNEL_EOF))
+        self._carrier.send(self._message(cMSG_CHANNEL_EOF))
 
     def close(self) -> None:
         """Say goodbye; may be called from any thread, and more than once."""
@@ -159,7 +171,7 @@ class Channel:
                 return
             self._close_sent = True
             self._changed.notify_all()
-        self._transport.post(self._message(cMSG_CHANNEL_CLOSE))
+        self._carrier.post(self._message(cMSG_CHANNEL_CLOSE))
 
     def give_back(self, size: int) -> None:
         """Let the other end send `size` bytes more: that many have been dealt with."""
@@ -170,7 +182,7 @@ class Channel:
             size, self._dealt_with = self._dealt_with, 0
         message = self._message(cMSG_CHANNEL_WINDOW_ADJUST)
         message.add_int(size)
-        self._transport.post(message)
+        self._carrier.post(message)
 
     def _message(self, kind: bytes) -> paramiko.Message:
         message = paramiko.Message()
@@ -221,7 +233,7 @@ class Channel:
             self.exit_status = 128 + getattr(signal, f"SIG{message.get_text()}", 0)
             self.sink.exited()
         elif wants_answer:
-            self._transport.post(self._message(cMSG_CHANNEL_FAILURE))
+            self._carrier.post(self._message(cMSG_CHANNEL_FAILURE))
 
     def on_success(self, _message: Any) -> None:
         """The command was started; nobody waits for that."""
@@ -248,7 +260,7 @@ class Channel:
                 return
             self._ended = self._close_received = True
             self._changed.notify_all()
-        self._transport.forget(self)
+        self._carrier.forget(self)
         self.sink.ended()
 
     _unlink = unlink  # what paramiko's Transport calls when the connection is gone

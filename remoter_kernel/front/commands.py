@@ -87,7 +87,7 @@ class Running:
 
         def look() -> bool:
             found[:] = [
-                line
+                bytes(line)
                 for line in self._stdout.splitlines(keepends=True)
                 if line.startswith(starts_with) and line.endswith((b"\n", b"\r"))
             ]
@@ -97,7 +97,7 @@ class Running:
         if not found:
             self.close()
             raise CommandEnded(self._ran())
-        return bytes(found[0]).rstrip(b"\r\n")
+        return found[0].rstrip(b"\r\n")
 
     def close(self) -> None:
         """Hang up; whether the command ends of that is its own affair."""

@@ -1,8 +1,8 @@
-"""The embedded host: an SSH server on loopback, so that the real path runs without any remote.
+"""The embedded host: an SSH server on loopback, so that the real path runs without a remote.
 
-A child process (`host_server`) serves it. Its host key and the one client key it lets in are made for it
-and die with it; so does the process when its parent ends, however that ends. What was
-started through it and has daemonised itself lives on, as it would on any host.
+A child process (`host_server`) serves it. Its host key and the one client key it lets in
+are made for it and die with it; so does the process when its parent ends, however that
+ends. What was started through it and has daemonised itself lives on, as on any host.
 """
 
 from __future__ import annotations

@@ -100,7 +100,10 @@ def _serve(sock: socket.socket, host_key: Any, client_key: Any) -> None:
     server = _Server(client_key)
     transport = _Transport(sock)
     transport.add_server_key(host_key)
-    with contextlib.suppress(paramiko.SSHException, EOFError, OSError), contextlib.closing(transport):
+    with (
+        contextlib.closing(transport),
+        contextlib.suppress(paramiko.SSHException, EOFError, OSError),
+    ):
         transport.start_server(server=server)
         while transport.is_active():
             channel = transport.accept(LOOK_EVERY)
@@ -132,9 +135,7 @@ class _Server(paramiko.ServerInterface):  # type: ignore[misc]  # paramiko has n
 
     def check_channel_request(self, kind: str, chanid: int) -> int:  # noqa: ARG002
         known = kind == "session"
-        return int(
-            paramiko.OPEN_SUCCEEDED if known else paramiko.OPEN_FAILED_UNKNOWN_CHANNEL_TYPE
-        )
+        return int(paramiko.OPEN_SUCCEEDED if known else paramiko.OPEN_FAILED_UNKNOWN_CHANNEL_TYPE)
 
     def check_channel_exec_request(self, channel: Any, command: bytes) -> bool:
         _start(_run, channel, command)

@@ -26,14 +26,14 @@ NEEDS_TOUCH = "sk-"  # keys on a FIDO token: paramiko cannot use them
 
 @dataclass
 class KeyRing:
-    """The keys for one destination; iterate over `keys()`, then read `notes`."""
+    """The keys for one destination; iterate over `in_order()`, then read `notes`."""
 
     destination: Destination
     notes: list[str] = field(default_factory=list)
     """Sentences about keys that could not be shown to the server."""
     _agent: _Agent | None = None
 
-    def keys(self) -> Iterator[tuple[str, Any]]:
+    def in_order(self) -> Iterator[tuple[str, Any]]:
         """Give each key once, with a name for sentences."""
         self._agent = _Agent.of(self.destination, self.notes)
         held = {key.asbytes(): key for key in self._agent.get_keys()}
@@ -113,7 +113,7 @@ class _Agent(AgentSSH):  # type: ignore[misc]  # paramiko has no types
         try:
             connection = _connect(destination.identity_agent)
             if connection is not None:
-                agent._connect(connection)  # noqa: SLF001 (paramiko's way)
+                agent._connect(connection)
         except (OSError, EOFError, ValueError, paramiko.SSHException) as error:
             notes.append(f"The agent did not answer: {error}.")
         return agent

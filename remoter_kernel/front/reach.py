@@ -12,7 +12,7 @@ import time
 from typing import TYPE_CHECKING
 
 from remoter_kernel.errors import ForwardingRefused, Unreachable
-from remoter_kernel.front.channel import Closed, Refused, TooLate
+from remoter_kernel.front.channel import Refused, TooLate
 from remoter_kernel.front.tunnel import Tunnel
 
 if TYPE_CHECKING:
@@ -153,8 +153,8 @@ def _by_command(destination: Destination) -> tuple[socket.socket, Callable[[], N
             process = subprocess.Popen(
                 # As OpenSSH does: a line for the shell, from the person's own configuration.
                 ["/bin/sh", "-c", f"exec {destination.proxy_command}"],
-                stdin=far,
-                stdout=far,
+                stdin=far.fileno(),
+                stdout=far.fileno(),
                 stderr=subprocess.DEVNULL,
                 start_new_session=True,
             )

@@ -155,7 +155,7 @@ class Login:
             door.wait_for_service(self._destination.connect_timeout)
         verdict: Verdict | None = None
         shown = 0
-        for name, key in ring.keys():
+        for name, key in ring.in_order():
             began = time.perf_counter()
             try:
                 door.send_key(self.user, key)
@@ -312,7 +312,7 @@ def _refusal(
     if asks_for and not verdict.partly:
         advice += f" It would take {asks_for[-1]}, which cannot be asked for here yet."
     if "publickey" in verdict.would_take or not asks_for:
-        advice += f" Add a key with `ssh-copy-id`, or one to the agent with `ssh-add`."
+        advice += " Add a key with `ssh-copy-id`, or one to the agent with `ssh-add`."
     return LoginRefused(what, advice.strip())
 
 

@@ -318,8 +318,10 @@ class Transport(paramiko.Transport):  # type: ignore[misc]  # paramiko has no ty
     def end(self, seconds: float = 2.0) -> None:
         """Close the connection and wait for its threads."""
         self.active = False
+        # Closing a socket does not wake the thread that reads from it; shutting it down does.
+        with contextlib.suppress(OSError):
+            self.sock.shutdown(socket.SHUT_RDWR)
         self.packetizer.close()
-        _wake(self.sock)
         for thread in (self, self._postman):
             if (
                 thread is not None
@@ -332,9 +334,3 @@ class Transport(paramiko.Transport):  # type: ignore[misc]  # paramiko has no ty
         for channel in list(self._kept.values()):
             channel.unlink()
         self.sock.close()
-
-
-def _wake(sock: Any) -> None:
-    """Make a thread that waits in `recv` see the end; closing alone does not."""
-    with contextlib.suppress(OSError):
-        sock.shutdown(socket.SHUT_RDWR)
