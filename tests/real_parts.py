@@ -1,0 +1,90 @@
+"""Which real parts the tests need, and what happens where one is missing.
+
+A missing part is a failure where `CI=true`, and a loud skip elsewhere: the summary at the
+end of the run names each proof that was not given and the command that would allow it.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import subprocess
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+
+from tests.real_sshd import sshd_path
+
+INSTALL = {
+    "sshd": "apt-get install -y --no-install-recommends openssh-server",
+    "ssh": "apt-get install -y --no-install-recommends openssh-client",
+    "tmux": "apt-get install -y --no-install-recommends tmux",
+    "irkernel": "apt-get install -y --no-install-recommends r-base-core r-cran-irkernel",
+    "jupyter-console": "pip install jupyter-console",
+    "jupyter_kernel_test": "pip install jupyter_kernel_test",
+    "nbclient": "pip install nbclient",
+    "root": "run the tests as root: another unix user has to log in",
+}
+OLD_PYTHON = "pyenv install {}"
+
+missing_proofs: list[str] = []  # for the summary at the end of the run
+
+
+def lack(what: str, how: str, *, even_in_ci: bool = False) -> NoReturn:
+    """Fail in CI or skip elsewhere, and remember the proof that is missing."""
+    note = f"PROOF MISSING: {what} ({how})"
+    if os.environ.get("CI") == "true" and not even_in_ci:
+        pytest.fail(note, pytrace=False)
+    if note not in missing_proofs:
+        missing_proofs.append(note)
+    pytest.skip(note)
+
+
+def _is_there(name: str) -> bool:
+    match name:
+        case "sshd":
+            return sshd_path() is not None
+        case "irkernel":
+            return Path("/usr/share/jupyter/kernels/ir/kernel.json").exists()
+        case "root":
+            return os.geteuid() == 0
+        case "jupyter-console":
+            return importlib.util.find_spec("jupyter_console") is not None
+        case "jupyter_kernel_test" | "nbclient":
+            return importlib.util.find_spec(name) is not None
+        case _:
+            return shutil.which(name) is not None
+
+
+def real_part(name: str) -> None:
+    """Go on only if this real part is there."""
+    if not _is_there(name):
+        lack(f"no {name} here", INSTALL[name])
+
+
+def old_python(version: str) -> Path:
+    """Find the Python of that version (`3.9`), or skip loudly: in CI, too."""
+    root = Path(os.environ.get("PYENV_ROOT") or Path(f"~{_login_name()}/.pyenv").expanduser())
+    found = sorted(root.glob(f"versions/{version}.*/bin/python"))
+    if not found:
+        lack(f"no Python {version} here", OLD_PYTHON.format(version), even_in_ci=True)
+    return found[-1]
+
+
+def _login_name() -> str:
+    import pwd
+
+    return pwd.getpwuid(os.getuid()).pw_name
+
+
+def run_quietly(command: list[str], **options: object) -> str:
+    """Run a command and return its stdout; what it said is in the error when it fails."""
+    ran = subprocess.run(  # type: ignore[call-overload]
+        command, check=False, capture_output=True, text=True, **options
+    )
+    if ran.returncode != 0:
+        message = f"{command} ended with {ran.returncode}:\n{ran.stdout}\n{ran.stderr}"
+        raise RuntimeError(message)
+    return str(ran.stdout)

@@ -1,0 +1,135 @@
+"""Other unix users, so that `getpass.getuser()` in a cell proves where the cell ran.
+
+One user stays from run to run with a Python of its own (making that takes half a minute);
+throw-away users last for one test.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import getpass
+import os
+import pwd
+import shutil
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import psutil
+
+from tests.real_parts import run_quietly
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+FAR_USER = "remoter-there"
+FAR_PACKAGES = ("ipykernel>=7", "ipywidgets", "matplotlib", "numpy")
+DEBIAN_PYTHON = "/usr/bin/python3"
+ENDS_WITHIN = 10.0  # seconds until a killed process must be gone
+
+
+@dataclass(frozen=True)
+class FarSide:
+    """Whom the tests log in as, and the Python that runs there."""
+
+    user: str
+    home: Path
+    python: Path
+    is_another_user: bool
+
+    @property
+    def ids(self) -> dict[str, object]:
+        """Options for `subprocess` that start a process as this user."""
+        if not self.is_another_user:
+            return {}
+        entry = pwd.getpwnam(self.user)
+        return {"user": entry.pw_uid, "group": entry.pw_gid, "extra_groups": []}
+
+    @contextlib.contextmanager
+    def folder(self, prefix: str = "remoter-test-") -> Iterator[Path]:
+        """Lend a folder that belongs to this user, and remove it afterwards."""
+        path = Path(tempfile.mkdtemp(prefix=prefix, dir="/tmp"))
+        try:
+            self.give(path)
+            yield path
+        finally:
+            shutil.rmtree(path, ignore_errors=True)
+
+    def give(self, path: Path) -> None:
+        """Make this user the owner of a file or an empty folder."""
+        if self.is_another_user:
+            entry = pwd.getpwnam(self.user)
+            os.chown(path, entry.pw_uid, entry.pw_gid)
+
+
+def far_side() -> FarSide:
+    """Make the far user and its Python, unless they are there; without root: ourselves."""
+    if os.geteuid() != 0:
+        return FarSide(getpass.getuser(), Path.home(), Path(sys.executable), is_another_user=False)
+    with _one_at_a_time():
+        home = _make_user(FAR_USER)
+        python = home / "venv/bin/python"
+        stamp = home / "venv/remoter-tests.txt"
+        wanted = "\n".join(FAR_PACKAGES)
+        if not stamp.exists() or stamp.read_text() != wanted:
+            shutil.rmtree(home / "venv", ignore_errors=True)
+            as_user = ["runuser", "-u", FAR_USER, "--"]
+            run_quietly([*as_user, DEBIAN_PYTHON, "-m", "venv", str(home / "venv")], cwd="/")
+            # Root installs: the package index may be configured for root alone.
+            run_quietly([str(python), "-m", "pip", "install", "-q", *FAR_PACKAGES], cwd="/")
+            stamp.write_text(wanted)
+    return FarSide(FAR_USER, home, python, is_another_user=True)
+
+
+@contextlib.contextmanager
+def throw_away_user(name: str) -> Iterator[FarSide]:
+    """Make a user whose Python is the far user's, and remove it with all its processes."""
+    far = far_side()
+    assert far.is_another_user, "only root can make users"
+    remove_user(name)
+    home = _make_user(name)
+    far.home.chmod(0o755)  # the Python is lent
+    try:
+        yield FarSide(name, home, far.python, is_another_user=True)
+    finally:
+        remove_user(name)
+
+
+def remove_user(name: str) -> None:
+    """End all processes of a user and remove it with its home; fine if there is no such user."""
+    try:
+        uid = pwd.getpwnam(name).pw_uid
+    except KeyError:
+        return
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if process.uids().real == uid:
+                process.kill()
+    deadline = time.monotonic() + ENDS_WITHIN
+    while time.monotonic() < deadline:
+        with contextlib.suppress(RuntimeError):
+            run_quietly(["userdel", "-r", "-f", name])
+            return
+        time.sleep(0.1)
+
+
+def _make_user(name: str) -> Path:
+    try:
+        entry = pwd.getpwnam(name)
+    except KeyError:
+        run_quietly(["useradd", "-m", "-s", "/bin/bash", name])
+        # Without a password hash of some kind sshd takes the account for a locked one.
+        run_quietly(["usermod", "-p", "*", name])
+        entry = pwd.getpwnam(name)
+    return Path(entry.pw_dir)
+
+
+@contextlib.contextmanager
+def _one_at_a_time() -> Iterator[None]:
+    with Path(tempfile.gettempdir(), "remoter-tests.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
