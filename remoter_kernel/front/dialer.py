@@ -16,14 +16,16 @@ from remoter_kernel.errors import ForwardingRefused, RemoteLacks, RemoterError
 from remoter_kernel.front import orders
 from remoter_kernel.front.bootstrap import Address, Wish, start_session
 from remoter_kernel.front.link import Line
+from remoter_kernel.front.login import log_in_to
 from remoter_kernel.front.remotes import Remote
-from remoter_kernel.front.ssh import log_in, resolve
+from remoter_kernel.front.ssh import log_in
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from remoter_kernel.front.host import EmbeddedHost
-    from remoter_kernel.front.ssh import Login, Questions
+    from remoter_kernel.front.ssh import Login
+    from remoter_kernel.front.trust import Questions
 
 HERE = Remote(name="here", host="this machine", python=sys.executable)
 
@@ -90,8 +92,7 @@ class SessionDialer:
 
     def _log_in(self) -> Login:
         if self.remote is not HERE:
-            destination = resolve(self.remote.host, self.remote.ssh_config)
-            return log_in(destination, questions=self.questions)
+            return log_in_to(self.remote, self.questions)
         from remoter_kernel.front.host import EmbeddedHost  # noqa: PLC0415 - rarely needed
 
         if self._host is None:

@@ -80,6 +80,14 @@ class Reactor:
         while self._is_running:
             self._one_pass()
 
+    def run_until(self, is_done: Callable[[], bool], limit: float | None = None) -> None:
+        """Wait and call back until something is true, or the monotonic clock says `limit`."""
+        timer = self.later(limit - time.monotonic(), lambda: None) if limit else None
+        while not is_done() and (limit is None or time.monotonic() < limit):
+            self._one_pass()
+        if timer:
+            timer.cancel()
+
     def stop(self) -> None:
         """Let `run` return after this pass."""
         self._is_running = False
