@@ -164,7 +164,7 @@ class Child:
             self._warden = warden = subprocess.Popen(
                 [sys.executable, "-I", "-S", sys.argv[0], "warden"],
                 stdin=subprocess.PIPE,
-                stdout=theirs,
+                stdout=theirs.fileno(),
                 start_new_session=True,
                 cwd="/",
             )

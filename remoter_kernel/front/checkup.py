@@ -7,9 +7,12 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from remoter_kernel import __version__
 from remoter_kernel.errors import RemoterError
+from remoter_kernel.front.dialer import SessionDialer
 from remoter_kernel.front.login import destination_of, log_in_to
-from remoter_kernel.front.remotes import find_remote
+from remoter_kernel.front.remotes import find_remote, remember_kernel_info
+from remoter_kernel.front.runner import Runner
 from remoter_kernel.front.survey import look_around
 
 if TYPE_CHECKING:
@@ -20,7 +23,20 @@ if TYPE_CHECKING:
     from remoter_kernel.front.ssh import Login
     from remoter_kernel.front.trust import Questions
 
+STEPS = (
+    "name",
+    "connect",
+    "host key",
+    "login",
+    "Python",
+    "packages",
+    "start",
+    "round trip",
+    "versions",
+    "times",
+)
 LOGIN_STEPS = ("connect", "host key", "login")  # as `log_in` calls them
+EMPTY_CELLS = 3  # the quickest counts: the first one warms up
 
 
 @dataclass(frozen=True)
@@ -50,7 +66,9 @@ class _Way:
         self.at = "name"
         self._name = name
         self._questions = questions
+        self._began = time.perf_counter()
         self._login: Login | None = None
+        self._runner: Runner | None = None
 
     def steps(self) -> Iterator[Step]:
         remote = find_remote(self._name)
@@ -58,6 +76,7 @@ class _Way:
         yield Step("name", _described(destination_of(remote)))
         yield from self._log_in(remote)
         yield from self._look_around(remote)
+        yield from self._start(remote)
 
     def _log_in(self, remote: Remote) -> Iterator[Step]:
         try:
@@ -73,7 +92,7 @@ class _Way:
         assert self._login is not None  # noqa: S101 - the step before this one
         self.at = "Python"
         began = time.perf_counter()
-        around = look_around(self._login, remote.python)
+        around = look_around(self._login, remote.python or "python3")
         seconds = time.perf_counter() - began
         if not any(python.is_new_enough for python in around.pythons):
             around.choose(remote.python, remote.kernel)
@@ -83,12 +102,38 @@ class _Way:
         _, kernel = around.choose(remote.python, remote.kernel)
         yield Step("packages", f"pyzmq, jupyter_client; kernel {kernel.name} for {kernel.language}")
 
+    def _start(self, remote: Remote) -> Iterator[Step]:
+        self.at = "start"
+        dialer = SessionDialer(lambda: remote, self._questions)
+        self._runner = runner = Runner(dialer)
+        runner.start()
+        address = dialer.address
+        assert address is not None  # noqa: S101 - it has just started
+        remember_kernel_info(remote.name, runner.kernel_info)
+        yield Step("start", f"on {address.host} as {address.user}", runner.seconds["kernel"])
+        self.at = "round trip"
+        seconds = min(_empty_cell(runner) for _ in range(EMPTY_CELLS))
+        yield Step("round trip", "an empty cell", seconds)
+        info = runner.kernel_info
+        kernel = f"{info.get('implementation')} {info.get('implementation_version')}"
+        there = f"Python {address.python}, pyzmq {address.pyzmq}, {kernel}"
+        yield Step("versions", f"remoter {__version__} here; {there} there")
+        yield Step("times", "all of the above", time.perf_counter() - self._began)
+
     def close(self) -> None:
+        if self._runner is not None:
+            self._runner.stop()
         if self._login is not None:
             self._login.close()
 
     def _arrive(self, step: str) -> None:
         self.at = step
+
+
+def _empty_cell(runner: Runner) -> float:
+    began = time.perf_counter()
+    runner.run("", lambda _kind, _content: None)
+    return time.perf_counter() - began
 
 
 def _described(destination: Destination) -> str:

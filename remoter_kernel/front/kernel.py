@@ -217,7 +217,7 @@ class Kernel:
     def _be_ready(self, words: dict[str, Any]) -> None:
         """The far kernel is there: from now on, what we say carries its session."""
         self._is_ready = True
-        self._voice.session = words.get("session") or self._voice.session
+        self._voice.speak_as(str(words.get("session", "")), str(words.get("username", "")))
         info = words.get("kernel_info")
         if info and info != self._info:
             self._info = info

@@ -92,6 +92,7 @@ class Link:
         self.state = State.IDLE
         self.error: RemoterError | None = None
         self.since = time.monotonic()
+        self.losses = 0  # how many wires were lost
         self.welcome: dict[str, Any] = {}
         self.on_item: Callable[[Channel, list[memoryview]], None] = lambda _channel, _parts: None
         self.on_change: Callable[[State], None] = lambda _state: None
@@ -233,7 +234,7 @@ class Link:
         self._pauses = pauses()
         wire = self._socket
         assert wire is not None  # noqa: S101 - the frames came through it
-        self._pump = pump = Pump(self.reactor, self._talk, wire.send_multipart)
+        self._pump = pump = Pump(self.reactor, self._talk, partial(_send, wire))
         pump.on_item = self._take
         pump.on_end = self._lost
         self._change(State.UP)
@@ -259,6 +260,7 @@ class Link:
         if self.state is State.CLOSED:
             return
         was_up = self.state is State.UP
+        self.losses += was_up
         self.error = error
         self._drop()
         if not (self._has_met and error.worth_retrying):
@@ -297,6 +299,10 @@ class Link:
             self.state = state
             self.since = time.monotonic()
             self.on_change(state)
+
+
+def _send(wire: zmq.Socket[bytes], frames: list[bytes]) -> None:
+    wire.send_multipart(frames)
 
 
 def _read_welcome(frames: list[bytes]) -> dict[str, Any]:

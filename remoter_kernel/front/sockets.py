@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import zmq
@@ -54,7 +55,7 @@ class Sockets:
                 handle.router_handover = True
             self._bind(handle, port)
             self._sockets[channel] = handle
-            hear = self._welcome if is_iopub else lambda channel=channel: self._hear(channel)
+            hear = self._welcome if is_iopub else partial(self._hear, channel)
             self.reactor.watch(handle, hear)
 
     def reply(self, channel: Channel, identities: Sequence[bytes], parts: Sequence[Bytes]) -> None:

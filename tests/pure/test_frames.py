@@ -1,0 +1,87 @@
+"""The words of the wire: what is said is what is heard, and nothing else is heard at all."""
+
+from __future__ import annotations
+
+import contextlib
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as some
+
+from remoter_kernel.errors import ProtocolError
+from remoter_kernel.wire.frames import (
+    Channel,
+    Head,
+    Kind,
+    decode_head,
+    encode_head,
+    from_json,
+    pack,
+    split_message,
+    to_json,
+    unpack,
+)
+
+numbers = some.integers(0, 2**64 - 1)
+heads = some.builds(
+    Head,
+    some.sampled_from(Kind),
+    some.sampled_from(Channel),
+    numbers,
+    numbers,
+    numbers,
+    numbers,
+    numbers,
+    numbers,
+)
+
+
+@given(heads)
+def test_a_head_comes_back_as_it_was(head):
+    """Encoding and decoding a head changes nothing."""
+    assert decode_head(encode_head(head)) == head
+
+
+@given(some.lists(some.binary()))
+def test_parts_come_back_byte_for_byte(parts):
+    """Packing and unpacking changes no byte."""
+    assert [bytes(part) for part in unpack(pack(parts))] == parts
+
+
+@given(some.binary())
+def test_garbage_is_refused_or_read_but_never_breaks(garbage):
+    """Any bytes in any place are read or are a ProtocolError."""
+    for read in (decode_head, unpack, from_json):
+        with contextlib.suppress(ProtocolError):
+            read(garbage)
+
+
+@given(some.lists(some.binary(), min_size=1), some.data())
+def test_a_truncated_body_is_refused(parts, data):
+    """A body that lost its end is never taken for a shorter one."""
+    body = pack(parts)
+    length = data.draw(some.integers(0, len(body) - 1))
+    with pytest.raises(ProtocolError):
+        unpack(body[:length])
+
+
+def test_another_protocol_number_is_a_polite_sentence():
+    """A peer of another version is told which two versions met."""
+    head = bytearray(encode_head(Head(Kind.PING)))
+    head[2] = 9
+    with pytest.raises(ProtocolError, match="protocol 9, this one speaks 1"):
+        decode_head(bytes(head))
+
+
+@pytest.mark.parametrize("frames", [[], [b"", b"", b""]])
+def test_a_message_has_one_or_two_frames(frames):
+    """Anything else is refused."""
+    with pytest.raises(ProtocolError):
+        split_message(frames)
+
+
+def test_json_that_is_no_object_is_refused():
+    """A greeting is an object."""
+    assert from_json(to_json({"a": 1})) == {"a": 1}
+    with pytest.raises(ProtocolError):
+        from_json(b"[1]")

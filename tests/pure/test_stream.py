@@ -1,0 +1,188 @@
+"""Two real ends of a conversation, and a pipe between them that does its worst."""
+
+from __future__ import annotations
+
+from collections import deque
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as some
+
+from remoter_kernel.errors import ProtocolError
+from remoter_kernel.wire.frames import LANE, Channel, Head, Kind, Lane
+from remoter_kernel.wire.stream import Conversation, MemoryOutbox, Phase
+
+WINDOW = 40  # bytes: small, so that credit runs out
+
+
+class End:
+    """One end, and what it has taken, in order."""
+
+    def __init__(self) -> None:
+        self.outbox = MemoryOutbox()
+        self.talk = Conversation(self.outbox, WINDOW)
+        self.taken: dict[Lane, list[bytes]] = {lane: [] for lane in Lane}
+        self.unkept: deque[tuple[Lane, int, int]] = deque()
+
+    def hear(self, head: Head, body: bytes) -> None:
+        if self.talk.receive(head):
+            lane = LANE[head.channel]
+            self.taken[lane].append(body)
+            self.unkept.append((lane, head.number, len(body)))
+
+    def keep(self) -> None:
+        while self.unkept:
+            self.talk.keep(*self.unkept.popleft())
+
+
+class Pipe:
+    """Two wires, one each way; a cut loses what is on them."""
+
+    def __init__(self) -> None:
+        self.ends = (End(), End())
+        self.wires: tuple[deque, deque] = (deque(), deque())
+        self.dial()
+
+    def dial(self) -> None:
+        for wire in self.wires:
+            wire.clear()
+        for end in self.ends:
+            end.talk.begin()
+        for end, other in (self.ends, self.ends[::-1]):
+            end.talk.open(tuple(other.talk.seen.values()))
+            self.say_numbers(other)
+
+    def say_numbers(self, end: End) -> None:
+        self.wires[self.ends.index(end)].append((end.talk.head(Kind.ACK), b""))
+
+    def pump(self, end: End) -> None:
+        self.wires[self.ends.index(end)].extend(end.talk.due())
+
+    def deliver(self, end: End, count: int) -> None:
+        wire = self.wires[1 - self.ends.index(end)]
+        for _ in range(min(count, len(wire))):
+            end.hear(*wire.popleft())
+
+    def do(self, deed: str, end: End, amount: int) -> None:
+        """Do one of the things that happen to wires."""
+        deeds = {
+            "pump": lambda: self.pump(end),
+            "deliver": lambda: self.deliver(end, amount),
+            "keep": end.keep,
+            "numbers": lambda: self.say_numbers(end),
+            "cut": self.dial,
+            "repeat": lambda: self.repeat(end),
+        }
+        deeds[deed]()
+
+    def repeat(self, end: End) -> None:
+        """Put what is on the way there twice."""
+        wire = self.wires[self.ends.index(end)]
+        wire.extend(list(wire))
+
+    def settle(self) -> None:
+        for _ in range(200):
+            for end in self.ends:
+                self.pump(end)
+                end.keep()
+                self.say_numbers(end)
+                self.deliver(end, 10_000)
+
+
+deeds = some.lists(
+    some.tuples(
+        some.sampled_from(
+            ["say", "say", "say", "pump", "deliver", "keep", "numbers", "cut", "repeat"]
+        ),
+        some.integers(0, 1),
+        some.sampled_from([Channel.SHELL, Channel.CONTROL]),
+        some.integers(0, 60),
+    ),
+    max_size=120,
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(deeds)
+def test_everything_arrives_once_and_in_order_whatever_happens_to_wires(deeds):
+    """Cuts, repeats, delays and a small credit change nothing in what is taken."""
+    pipe = Pipe()
+    said = {end: {lane: [] for lane in Lane} for end in pipe.ends}
+    for deed, which, channel, amount in deeds:
+        end = pipe.ends[which]
+        if deed == "say":
+            body = b"%d " % len(said[end][LANE[channel]]) + b"x" * amount
+            end.outbox.add(channel, body)
+            said[end][LANE[channel]].append(body)
+        else:
+            pipe.do(deed, end, amount)
+        for one in pipe.ends:
+            for lane in Lane:
+                assert one.talk.kept[lane] <= one.talk.seen[lane]
+    pipe.settle()
+    for end, other in (pipe.ends, pipe.ends[::-1]):
+        assert other.taken == said[end]
+        assert len(end.outbox) == 0
+
+
+@given(some.lists(some.integers(1, 30), min_size=1))
+def test_bulk_stops_where_credit_ends_and_urgent_does_not(sizes):
+    """No more than one item beyond the credit is on its way; urgent items all are."""
+    pipe = Pipe()
+    pipe.deliver(pipe.ends[0], 10)
+    for size in sizes:
+        pipe.ends[0].outbox.add(Channel.SHELL, b"x" * size)
+        pipe.ends[0].outbox.add(Channel.CONTROL, b"!")
+    sent = list(pipe.ends[0].talk.due())
+    bulk = sum(len(body) for head, body in sent if head.channel is Channel.SHELL)
+    assert bulk < WINDOW + max(sizes)
+    assert sum(head.channel is Channel.CONTROL for head, _ in sent) == len(sizes)
+
+
+def test_urgent_items_carry_the_last_bulk_item_they_overtook():
+    """An interrupt knows which request it was meant for."""
+    outbox = MemoryOutbox()
+    outbox.add(Channel.SHELL, b"cell")
+    cell = outbox.last
+    number = outbox.add(Channel.ORDER, b"interrupt")
+    entry = outbox.next_after(Lane.URGENT, 0)
+    assert entry is not None
+    assert (entry.number, entry.mark) == (number, cell)
+
+
+def test_a_gap_that_nobody_announced_ends_the_wire():
+    """An item that follows something unseen is a ProtocolError, not a silent loss."""
+    end = End()
+    end.talk.begin()
+    end.talk.open((0, 0))
+    end.hear(Head(Kind.ITEM, Channel.SHELL, 1, 0), b"")
+    end.hear(Head(Kind.ITEM, Channel.SHELL, 5, 1), b"")  # a gap that was meant
+    with pytest.raises(ProtocolError):
+        end.hear(Head(Kind.ITEM, Channel.SHELL, 9, 7), b"")
+
+
+@pytest.mark.parametrize("kind", list(Kind))
+def test_nothing_but_a_greeting_may_come_before_the_greeting(kind):
+    """What may be said in which phase is a table."""
+    end = End()
+    end.talk.begin()
+    assert end.talk.phase is Phase.GREETING
+    if kind in {Kind.HELLO, Kind.WELCOME, Kind.BYE}:
+        end.hear(Head(kind), b"")
+    else:
+        with pytest.raises(ProtocolError):
+            end.hear(Head(kind), b"")
+
+
+def test_what_never_left_can_be_withdrawn():
+    """A request that was sent on any wire may have run; one that was not has not."""
+    pipe = Pipe()
+    end = pipe.ends[0]
+    pipe.deliver(end, 10)
+    first = end.outbox.add(Channel.SHELL, b"1")
+    pipe.pump(end)
+    second = end.outbox.add(Channel.SHELL, b"2")
+    assert end.talk.has_left(Lane.BULK, first)
+    assert not end.talk.has_left(Lane.BULK, second)
+    assert end.outbox.withdraw(second)
+    assert not end.outbox.withdraw(second)
