@@ -279,7 +279,8 @@ class Supervisor:
             self._is_heard = True
         elif channel is Channel.SHELL:
             self._info = content_of(parts)
-            self._voice.session = header_of(parts[HEADER]).get("session", "")
+            header = header_of(parts[HEADER])
+            self._voice.speak_as(header.get("session", ""), header.get("username", ""))
         if self.state is not State.STARTING or not self._info:
             return
         if self._is_heard:
@@ -289,7 +290,7 @@ class Supervisor:
 
     def _be_ready(self) -> None:
         self.state = State.READY
-        self._say_note("ready", kernel_info=self._info, session=self._voice.session)
+        self._say_note("ready", **self._speaker())
         for parts in self._early:
             if b'"starting"' not in bytes(parts[CONTENT]):
                 self.journal.append(Channel.IOPUB, pack(parts))
@@ -393,8 +394,18 @@ class Supervisor:
             "id": self.session.id,
             "state": self.state.value,
             "why": self.why,
+            **self._speaker(),
+        }
+
+    def _speaker(self) -> dict[str, Any]:
+        """Return whom the front has to sound like."""
+        if not self._info:
+            return {"kernel_info": self._info, "session": "", "username": ""}
+        voice = self._voice
+        return {
             "kernel_info": self._info,
-            "session": self._voice.session if self._info else "",
+            "session": voice.session,
+            "username": voice.username,
         }
 
     def _say_note(self, event: str, **words: Any) -> None:

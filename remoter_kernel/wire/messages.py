@@ -38,9 +38,15 @@ class Voice:
         """The `header.session` of what is said."""
         return str(self._session.session)
 
-    @session.setter
-    def session(self, session: str) -> None:
-        self._session.session = session
+    @property
+    def username(self) -> str:
+        """The `header.username` of what is said."""
+        return str(self._session.username)
+
+    def speak_as(self, session: str, username: str) -> None:
+        """Speak in another's place from now on; an empty word keeps what is."""
+        self._session.session = session or self._session.session
+        self._session.username = username or self._session.username
 
     def compose(
         self,
