@@ -17,7 +17,7 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import psutil
 
@@ -42,7 +42,7 @@ class FarSide:
     is_another_user: bool
 
     @property
-    def ids(self) -> dict[str, object]:
+    def ids(self) -> dict[str, Any]:
         """Options for `subprocess` that start a process as this user."""
         if not self.is_another_user:
             return {}
