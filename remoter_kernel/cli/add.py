@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -12,9 +13,11 @@ import click
 from remoter_kernel.cli.terminal import questions
 from remoter_kernel.errors import RemoterError, Usage
 from remoter_kernel.front import kernelspec, remotes
+from remoter_kernel.front.dialer import SessionDialer
 from remoter_kernel.front.login import log_in_to
 from remoter_kernel.front.remotes import Remote
 from remoter_kernel.front.remotes_text import READERS
+from remoter_kernel.front.runner import Runner
 from remoter_kernel.front.survey import FoundPython, Kernel, Surroundings, look_around
 
 if TYPE_CHECKING:
@@ -80,8 +83,9 @@ def add(name: str, host: str | None, **given: Any) -> None:
     language, debugger = "python", False
     if not no_check:
         python, kernel = _visit(remote)
-        remote = Remote(**{**vars(remote), "python": remote.python or python.path})
+        remote = dataclasses.replace(remote, python=remote.python or python.path)
         language, debugger = kernel.language, kernel.debugger
+        remotes.remember_kernel_info(name, _try_kernel(remote))
     remotes.write_remote(remote, make_default=make_default, replace=replace)
     kernelspec.install_kernelspec(remote, display_name, language, debugger=debugger)
     spec = kernelspec.kernelspec_name(name)
@@ -118,6 +122,17 @@ def _visit(remote: Remote) -> tuple[FoundPython, Kernel]:
         return around.choose(remote.python, remote.kernel)
     except RemoterError as err:
         raise err.at(remote.name) from err.__cause__
+
+
+def _try_kernel(remote: Remote) -> dict[str, Any]:
+    """Start the kernel once; its `kernel_info` is what Jupyter hears before the next login."""
+    runner = Runner(SessionDialer(lambda: remote, questions()))
+    try:
+        runner.start()
+    finally:
+        runner.stop()
+    click.echo(f"Its kernel started in {runner.seconds['kernel']:.1f} s, and ended again")
+    return runner.kernel_info
 
 
 def _say(around: Surroundings) -> None:

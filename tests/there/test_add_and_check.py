@@ -16,6 +16,7 @@ from click.testing import CliRunner
 
 from remoter_kernel.cli.main import remoter as command
 from remoter_kernel.front import kernelspec, remotes
+from remoter_kernel.front.checkup import STEPS
 from tests.real_parts import real_part
 from tests.real_sshd import RealSshd
 
@@ -69,6 +70,8 @@ def test_add_says_what_it_found_and_writes_remote_and_kernelspec(ssh_config, hos
     assert (box.host, box.python, box.env) == ("box", sys.executable, {"A": "b=c"})
     assert box.ssh_config == ssh_config
     assert kernelspec.kernelspec_names() == ("remoter-box",)
+    info = remotes.last_kernel_info("box") or {}
+    assert info["language_info"]["name"] == "python"
 
 
 def test_without_a_python_an_able_one_is_looked_for(sshd, far, another_user, tmp_path):
@@ -148,7 +151,8 @@ def test_check_goes_all_the_way_and_says_what_it_saw(ssh_config, host):
     document = json.loads(remoter("check", "box", "--json").stdout)
     assert document["ok"]
     found = {step["step"]: step["found"] for step in document["steps"]}
-    assert list(found)[:6] == ["name", "connect", "host key", "login", "Python", "packages"]
+    assert tuple(found) == STEPS
+    assert "ipython" in found["versions"]
     assert found["name"] == f"{host.user}@127.0.0.1:{host.port}"
     assert "SHA256:" in found["host key"]
     assert sys.executable in found["Python"]
