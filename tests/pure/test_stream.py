@@ -98,7 +98,8 @@ deeds = some.lists(
         some.sampled_from([Channel.SHELL, Channel.CONTROL]),
         some.integers(0, 60),
     ),
-    max_size=120,
+    min_size=40,  # short stories have no plot
+    max_size=160,
 )
 
 
