@@ -1,0 +1,131 @@
+"""Rules of the house that no linter knows: documentation is whole, files are small."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+
+from remoter_kernel.cli.main import VERBS, remoter
+from remoter_kernel.front.bootstrap import ENTRY, SHIPPED
+from remoter_kernel.front.remotes_text import READERS
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+PACKAGE = ROOT / "remoter_kernel"
+
+MOST_LINES = 400
+LONGER_WITH_REASON = {
+    "remoter_kernel/daemon/supervisor.py": "one state machine: its states are only true together",
+}
+FORBIDDEN_NAMES = {"utils", "helpers", "manager", "base", "connection"}
+# Options of all verbs are described once, at the top of the page.
+COMMON = {"--debug", "--help"}
+
+
+def sources():
+    return sorted(PACKAGE.rglob("*.py"))
+
+
+def name_of(path):
+    return str(path.relative_to(ROOT))
+
+
+def section(verb):
+    """The part of the page on commands that is about one verb."""
+    page = (DOCS / "reference/commands.md").read_text()
+    found = re.search(rf"^## remoter {verb}\n(.*?)(?=^## )", page, re.MULTILINE | re.DOTALL)
+    assert found, f"docs/reference/commands.md has no section on remoter {verb}"
+    return found[1]
+
+
+def options(verb):
+    command = remoter.get_command(click.Context(remoter), verb)
+    spellings = [option.opts for option in command.params if isinstance(option, click.Option)]
+    return {max(words, key=len) for words in spellings} - COMMON
+
+
+# --------------------------------------------------------------- documentation
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_and_every_option_is_documented_and_nothing_else(verb):
+    documented = set(re.findall(r"^`(--?[a-z][a-z-]*)", section(verb), re.MULTILINE))
+    assert documented == options(verb)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_has_help_with_a_text_for_each_option(verb):
+    command = remoter.get_command(click.Context(remoter), verb)
+    assert command.help
+    assert all(option.help for option in command.params if isinstance(option, click.Option))
+
+
+def test_every_key_of_remotes_toml_is_documented_and_nothing_else():
+    page = (DOCS / "reference/remotes-toml.md").read_text()
+    documented = set(re.findall(r"^`([a-z_]+)`\n:", page, re.MULTILINE))
+    assert documented == {"default", *READERS}
+
+
+def test_every_page_is_within_reach():
+    tree = (DOCS / "index.md").read_text()
+    for page in DOCS.rglob("*.md"):
+        name = str(page.relative_to(DOCS).with_suffix(""))
+        assert name == "index" or re.search(rf"^{name}$", tree, re.MULTILINE), name
+
+
+def test_links_from_the_readme_lead_somewhere():
+    for target in re.findall(r"\]\((?!http)([^)#]+)\)", (ROOT / "README.md").read_text()):
+        assert (ROOT / target).exists(), target
+
+
+def test_the_documentation_builds_without_a_warning(tmp_path):
+    ran = subprocess.run(
+        [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-b", "html", DOCS, tmp_path],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (ran.returncode, ran.stderr) == (0, "")
+
+
+# --------------------------------------------------------------- the code
+
+
+def test_no_file_is_long_without_a_reason():
+    lines = {name_of(path): path.read_text().count("\n") for path in sources()}
+    long = {name for name, count in lines.items() if count > MOST_LINES}
+    assert long == set(LONGER_WITH_REASON)
+
+
+def test_no_module_has_a_name_that_says_nothing():
+    assert not [name_of(path) for path in sources() if path.stem in FORBIDDEN_NAMES]
+
+
+def test_every_module_says_what_it_is_for():
+    for path in sources():
+        first = path.read_text().lstrip()[:1]
+        assert first in {'"', "#"}, f"{name_of(path)} begins without a sentence about itself"
+
+
+def test_what_travels_is_exactly_wire_daemon_and_errors():
+    travels = [PACKAGE / "__init__.py", PACKAGE / "errors.py"]
+    travels += [*(PACKAGE / "wire").glob("*.py"), *(PACKAGE / "daemon").glob("*.py")]
+    assert {ENTRY, *SHIPPED} == {str(path.relative_to(PACKAGE)) for path in travels}
+
+
+def test_the_wire_and_the_daemon_are_python_3_9():
+    for path in [PACKAGE / "errors.py", *(PACKAGE / "wire").glob("*.py")]:
+        compile_as(path, (3, 9))
+    for path in (PACKAGE / "daemon").glob("*.py"):
+        compile_as(path, (3, 9))
+
+
+def compile_as(path, version):
+    import ast
+
+    ast.parse(path.read_text(), filename=str(path), feature_version=version)
