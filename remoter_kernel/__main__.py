@@ -15,9 +15,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m remoter_kernel", description=__doc__)
     parser.add_argument("-f", dest="connection_file", type=Path, required=True)
     parser.add_argument("--remote", default=None, help="a name in remotes.toml")
-    words = parser.parse_args()
+    # What Jupyter adds to a kernel's command line (nbclient: the history file) is for the
+    # kernel there; it means nothing here.
+    words, rest = parser.parse_known_args()
     try:
-        serve(words.connection_file, words.remote)
+        serve(words.connection_file, words.remote, tuple(rest))
     except RemoterError as error:
         print(error, file=sys.stderr)  # noqa: T201 - the only place to say it
         return error.exit_code

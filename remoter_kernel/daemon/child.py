@@ -57,7 +57,15 @@ class Child:
         """Speaks with the key of the child's connection."""
         return self._voice
 
-    def start(self, *, env: Mapping[str, str], cwd: str, init: Sequence[str], umask: int) -> None:
+    def start(
+        self,
+        *,
+        arguments: Sequence[str] = (),
+        env: Mapping[str, str],
+        cwd: str,
+        init: Sequence[str],
+        umask: int,
+    ) -> None:
         """Start the process and connect to it; `RemoteLacks` if there is no such kernelspec."""
         manager = self.manager
         spec = manager.kernel_spec
@@ -65,7 +73,7 @@ class Child:
             raise RemoteLacks("There is no such kernelspec.")
         manager.connection_file = str(self.folder / "connection.json")
         manager.write_connection_file()
-        argv = with_init(manager.format_kernel_cmd(), init)
+        argv = with_init(manager.format_kernel_cmd(list(arguments)), init)
         environment = {key: value for key, value in os.environ.items() if key not in HIDDEN}
         for key, value in {**spec.env, **env}.items():
             environment[key] = string.Template(value).safe_substitute(environment)

@@ -72,6 +72,7 @@ class Wish:
     session: str = ""  # joins exactly this one
     remote: str = ""
     kernel: str = "python3"
+    arguments: tuple[str, ...] = ()  # for the kernel's command line, after the kernelspec's own
     notebook: str = ""
     init: tuple[str, ...] = ()
     env: Mapping[str, str] = field(default_factory=dict)

@@ -53,7 +53,12 @@ class Route:
 class Kernel:
     """The front: Jupyter's sockets on one side, the link on the other."""
 
-    def __init__(self, connection: dict[str, Any], remote_name: str | None) -> None:
+    def __init__(
+        self,
+        connection: dict[str, Any],
+        remote_name: str | None,
+        arguments: tuple[str, ...] = (),
+    ) -> None:
         """Remember; `run` begins. A broken configuration is told in the first cell."""
         self.reactor = Reactor()
         self.reactor.on_bug = _report
@@ -61,6 +66,7 @@ class Kernel:
         self.dialer = SessionDialer(partial(find_remote, remote_name))
         self.link = Link(self.reactor, self.dialer)
         self._name = remote_name
+        self._arguments = arguments
         self.kernel_id = digest(str(connection.get("key", "")))
         self.trouble: RemoterError | None = None  # why there is no kernel there
         self._voice = self.sockets.voice
@@ -77,6 +83,7 @@ class Kernel:
         self.dialer.wish = replace(
             self.dialer.wish,
             kernel_id=self.kernel_id,
+            arguments=self._arguments,
             notebook=os.environ.get("JPY_SESSION_NAME", ""),
         )
         self.sockets.on_request = self._take
@@ -303,10 +310,10 @@ def digest(key: str) -> str:
     return hashlib.sha256(b"remoter kernel\0" + key.encode()).hexdigest()[:24]
 
 
-def serve(connection_file: Path, remote_name: str | None) -> None:
+def serve(connection_file: Path, remote_name: str | None, arguments: tuple[str, ...] = ()) -> None:
     """Be the kernel of a connection file, for one remote or the default one."""
     connection = read_connection(connection_file)
-    Kernel(connection, remote_name).run()
+    Kernel(connection, remote_name, arguments).run()
 
 
 def _report(error: Exception) -> None:
