@@ -45,7 +45,7 @@ parts:
 # A virtual environment in three steps, each made again only when what it is made from changes.
 $(bin)/python:
 	.ci/find-python >/dev/null 2>&1 || .ci/packages python3-venv
-	python=$$(.ci/find-python) && "$$python" -m venv $(venv)
+	python=$$(.ci/find-python) && { "$$python" -m venv $(venv) || { rm -rf $(venv); exit 1; }; }
 
 $(venv)/.base: pyproject.toml kernelspec/kernel.json | $(bin)/python
 	$(pip) install --editable .

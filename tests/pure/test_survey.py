@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from remoter_kernel.errors import RemoteLacks
@@ -50,6 +50,7 @@ def test_one_environment_under_two_names_is_one():
 
 
 @given(st.binary(max_size=60))
+@example(b"@ home /elsewhere\n@ end .\n python {}\nhome /elsewhere\n")
 def test_a_banner_around_the_answer_changes_nothing(noise):
     if MARK.encode() not in noise:
         assert read_answer(answer(seen(), noise=noise)) == read_answer(answer(seen()))
