@@ -1,8 +1,9 @@
 """The record of what was said: append-only, and the outbox of every front.
 
 The position of a record is its number on the wire. A thread of its own writes, so that a
-slow disk holds up neither interrupts nor the child; nothing is said to a front before it
-is written. A record that the disk refuses stays in memory and is said all the same.
+slow disk holds up neither interrupts nor outputs. Outputs may be said before they are
+written; what a front asked for is acknowledged, and given to the child, only after. A
+record that the disk refuses stays in memory.
 
 On disk: size of the body, CRC-32 of all that follows it in the record, number, time
 (seconds since 1970), channel, where it came from, whom it concerns (8 bytes), the body.
@@ -54,7 +55,6 @@ class Journal:
         self.last = 0
         self.written = 0
         self.trouble = ""  # why the disk does not take records, in the system's words
-        self.on_written: Call = lambda: None
         self._call = call
         self._file = -1
         self._end = 0
@@ -158,7 +158,6 @@ class Journal:
                 then()
         self.written = last
         self._trim()
-        self.on_written()
 
     def _trim(self) -> None:
         """Let go of the oldest bodies that are on disk."""
@@ -189,15 +188,15 @@ class FrontOutbox:
         self._in_vain: dict[Lane, tuple[int, int]] = dict.fromkeys(Lane, (0, 0))
 
     def next_after(self, lane: Lane, number: int) -> Entry | None:
-        """Return the first written record for this front in a lane beyond a number."""
+        """Return the first record for this front in a lane beyond a number."""
         journal = self._journal
         begin, end = self._in_vain[lane]
         start = end if begin == number else number
-        for position in range(start + 1, journal.written + 1):
+        for position in range(start + 1, journal.last + 1):
             channel = journal.is_for(self._front, position)
             if channel is not None and LANE[channel] is lane:
                 return Entry(position, channel, journal.body(position))
-        self._in_vain[lane] = (number, journal.written)
+        self._in_vain[lane] = (number, journal.last)
         return None
 
     def forget(self, lane: Lane, number: int) -> None:

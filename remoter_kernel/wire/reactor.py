@@ -48,6 +48,7 @@ class Reactor:
         self._ear.setblocking(False)
         self._mouth.setblocking(False)
         self._is_running = False
+        self.after_pass: Call = lambda: None  # made once after each round of call-backs
         self.on_bug: Callable[[Exception], None] = _raise
         self.watch(self._ear, self._hear)
 
@@ -109,6 +110,7 @@ class Reactor:
                 self._make(timer.call)
         for _ in range(len(self._calls)):
             self._make(self._calls.popleft())
+        self._make(self.after_pass)
 
     def _make(self, call: Call) -> None:
         try:
