@@ -21,6 +21,8 @@ from tests.real_parts import real_part
 from tests.real_sshd import RealSshd
 
 NO_PYTHON = "/nowhere/python"
+PROGRAM = "from remoter_kernel.cli.main import main; main()"
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(autouse=True)
@@ -50,6 +52,18 @@ def remoter(*words):
     return CliRunner().invoke(command, [str(word) for word in words])
 
 
+def whole_command(*words):
+    """Run the command as a process of its own: where a kernel is started, all of it counts."""
+    return subprocess.run(
+        [sys.executable, "-c", PROGRAM, *map(str, words)],
+        capture_output=True,
+        text=True,
+        check=False,
+        stdin=subprocess.DEVNULL,
+        cwd=ROOT,
+    )
+
+
 def add(ssh_config, *words, name="box"):
     return remoter("add", name, "--ssh-config", ssh_config, *words)
 
@@ -58,8 +72,9 @@ def add(ssh_config, *words, name="box"):
 
 
 def test_add_says_what_it_found_and_writes_remote_and_kernelspec(ssh_config, host):
-    ran = add(ssh_config, "--python", sys.executable, "--default", "--env", "A=b=c")
-    assert ran.exit_code == 0, ran.stderr
+    words = ["--python", sys.executable, "--default", "--env", "A=b=c"]
+    ran = whole_command("add", "box", "--ssh-config", ssh_config, *words)
+    assert (ran.returncode, ran.stderr) == (0, "")
     assert f"as {host.user}" in ran.stdout
     assert "SHA256:" in ran.stdout
     assert f"{sys.executable}  " in ran.stdout
@@ -76,8 +91,8 @@ def test_add_says_what_it_found_and_writes_remote_and_kernelspec(ssh_config, hos
 
 def test_without_a_python_an_able_one_is_looked_for(sshd, far, another_user, tmp_path):
     sshd.ssh_config(tmp_path / "far_config", "there")
-    ran = remoter("add", "there", "--ssh-config", tmp_path / "far_config")
-    assert ran.exit_code == 0, ran.stderr
+    ran = whole_command("add", "there", "--ssh-config", tmp_path / "far_config")
+    assert (ran.returncode, ran.stderr) == (0, "")
     assert f"home {far.home}" in ran.stdout
     assert remotes.read_remotes().all["there"].python == str(far.python)
 
@@ -144,11 +159,11 @@ def test_a_kernel_that_is_not_there_is_named_with_those_that_are(ssh_config):
 
 
 def test_check_goes_all_the_way_and_says_what_it_saw(ssh_config, host):
-    assert add(ssh_config, "--python", sys.executable).exit_code == 0
-    ran = remoter("check", "box")
-    assert ran.exit_code == 0, ran.stderr
+    add(ssh_config, "--python", sys.executable, "--no-check")
+    ran = whole_command("check", "box")
+    assert (ran.returncode, ran.stderr) == (0, "")
     assert "✗" not in ran.stdout
-    document = json.loads(remoter("check", "box", "--json").stdout)
+    document = json.loads(whole_command("check", "box", "--json").stdout)
     assert document["ok"]
     found = {step["step"]: step["found"] for step in document["steps"]}
     assert tuple(found) == STEPS
@@ -242,11 +257,10 @@ def test_at_a_terminal_an_unknown_host_key_is_shown_and_asked_about(answer, host
     config = tmp_path / "strange_config"
     host.ssh_config(config, "box")
     config.write_text(config.read_text().replace(str(host.known_hosts), str(learned)))
-    words = ["-m", "remoter_kernel.cli.main", "add", "box", "--ssh-config", str(config)]
-    program = "from remoter_kernel.cli.main import main; main()"
+    words = ["add", "box", "--ssh-config", str(config), "--python", sys.executable]
     terminal = pexpect.spawn(
         sys.executable,
-        ["-c", program, *words[2:], "--python", sys.executable],
+        ["-c", PROGRAM, *words],
         timeout=30,
         encoding="utf-8",
         dimensions=(24, 200),
