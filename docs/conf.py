@@ -6,7 +6,7 @@ from remoter_kernel import __version__
 
 project = "remoter-kernel"
 author = "the remoter-kernel authors"
-copyright = f"2025, {author}"
+copyright = f"2026, {author}"
 version = release = __version__
 
 extensions = ["myst_parser"]

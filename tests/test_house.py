@@ -13,6 +13,8 @@ import pytest
 from remoter_kernel.cli.main import VERBS, remoter
 from remoter_kernel.front.bootstrap import ENTRY, SHIPPED
 from remoter_kernel.front.remotes_text import READERS
+from remoter_kernel.wire import frames
+from remoter_kernel.wire.frames import LANE, Channel, Kind
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -69,6 +71,22 @@ def test_every_key_of_remotes_toml_is_documented_and_nothing_else():
     page = (DOCS / "reference/remotes-toml.md").read_text()
     documented = set(re.findall(r"^`([a-z_]+)`\n:", page, re.MULTILINE))
     assert documented == {"default", *READERS}
+
+
+def test_the_page_on_the_protocol_tells_the_numbers_of_the_code():
+    page = (DOCS / "protocol.md").read_text()
+    kinds, channels = page.split("| channel | | lane |")
+    for kind in Kind:
+        assert f"| {kind.value} | {kind.name} |" in kinds
+    for channel in Channel:
+        row = (
+            rf"^\| {channel.value} \| {channel.name.lower()}\b.*\| {LANE[channel].name.lower()} \|$"
+        )
+        assert re.search(row, channels, re.MULTILINE), channel
+    sizes = re.findall(r"^\| (\d) \| [a-z ]*\| .* \|$", kinds, re.MULTILINE)
+    assert f"A head has {sum(map(int, sizes))}" in " ".join(kinds.split())
+    assert sum(map(int, sizes)) == frames._HEAD.size
+    assert f"describes protocol {frames.PROTOCOL}." in kinds
 
 
 def test_every_page_is_within_reach():
