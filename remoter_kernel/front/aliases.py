@@ -189,7 +189,8 @@ def _read_config(typed: _Typed, config: Path) -> dict[str, list[str]]:
         except (ConfigParseError, OSError, UnicodeDecodeError) as error:
             raise BadConfiguration(f"{config} cannot be read: {error}.") from error
         for key, value in found.items():
-            said[key] = value if isinstance(value, list) else [value]
+            if value is not None:  # its way to say "none"
+                said[key] = value if isinstance(value, list) else [value]
     elif config != Path.home() / ".ssh" / "config":
         _config_choice(config)  # says that it does not exist
     if typed.user:
