@@ -1,0 +1,248 @@
+"""A session's life: interrupted, restarted, stopped, left behind and found again."""
+
+from __future__ import annotations
+
+import contextlib
+import getpass
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import psutil
+import pytest
+from jupyter_client.blocking.client import BlockingKernelClient
+from jupyter_client.connect import write_connection_file
+
+from tests.conftest import marked
+from tests.real_jupyter import StartedKernel, started_kernel, wait_for
+from tests.whole.talk import Talk
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.real_jupyter import JupyterHere
+    from tests.real_users import FarSide
+
+
+@pytest.fixture(scope="module")
+def spec(here: JupyterHere, python_remote: dict[str, Any]) -> str:
+    """A kernelspec for the far Python."""
+    return here.add_remote("life", env={"PYDEVD_DISABLE_FILE_VALIDATION": "1"}, **python_remote)
+
+
+@pytest.fixture
+def kernel(spec: str) -> Iterator[StartedKernel]:
+    """A kernel of the test's own."""
+    with started_kernel(spec) as started:
+        yield started
+
+
+def value(talk: Talk, expression: str) -> str:
+    """Return what a cell with one expression shows."""
+    said = talk.case(lambda talk: talk.run(expression))["iopub under request 0"]
+    shown = [m["content"]["data"]["text/plain"] for m in said if m["type"] == "execute_result"]
+    assert shown, said
+    return str(shown[0])
+
+
+def errors(said: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the contents of the errors among these messages."""
+    return [message["content"] for message in said if message["type"] == "error"]
+
+
+def there(far: FarSide, *, but: int = 0) -> list[psutil.Process]:
+    """List what runs there: evaluator, warden, kernel."""
+    me = {os.getpid(), but, *(p.pid for p in psutil.Process().children(recursive=True))}
+    return [p for p in marked() if p.username() == far.user and p.pid not in me]
+
+
+def test_a_cell_runs_as_the_far_user(kernel: StartedKernel, another_user: FarSide) -> None:
+    """`getpass.getuser()` in a cell names another unix user than ours, in that user's home."""
+    talk = Talk(kernel.client)
+    assert value(talk, "__import__('getpass').getuser()") == repr(another_user.user)
+    assert another_user.user != getpass.getuser()
+    assert value(talk, "__import__('os').getcwd()") == repr(str(another_user.home))
+
+
+def test_what_belongs_to_us_is_not_the_kernels(kernel: StartedKernel) -> None:
+    """The kernel has the login's umask and signals, and no parent that it should die with."""
+    talk = Talk(kernel.client)
+    talk.case(lambda talk: talk.run("import os, signal"))
+    assert value(talk, "oct(os.umask(os.umask(0o22)))") in ("'0o22'", "'0o2'")
+    assert value(talk, "signal.getsignal(signal.SIGPIPE).name") == "'SIG_IGN'"  # as Python has it
+    assert value(talk, "[n for n in os.environ if n.startswith('JPY_')]") == "[]"
+
+
+def test_an_interrupt_ends_the_cell(kernel: StartedKernel) -> None:
+    """Jupyter's interrupt raises KeyboardInterrupt in the running cell; the kernel goes on."""
+    talk = Talk(kernel.client)
+
+    def says(talk: Talk) -> None:
+        cell = talk.queue("import time\nprint('started', flush=True)\ntime.sleep(60)")
+        talk.until_said("started")
+        kernel.manager.interrupt_kernel()
+        talk.done(cell)
+
+    said = talk.case(says)
+    assert [e["ename"] for e in errors(said["iopub under request 0"])] == ["KeyboardInterrupt"]
+    assert value(talk, "6 * 7") == "42"
+
+
+def test_a_restart_keeps_the_session_and_not_the_variables(
+    kernel: StartedKernel, far: FarSide
+) -> None:
+    """After Jupyter's restart a new front is in the same session, whose kernel is a new one."""
+    talk = Talk(kernel.client)
+    talk.case(lambda talk: talk.run("x = 1; import os"))
+    first_front, first_kernel = kernel.pid, int(value(talk, "os.getpid()"))
+    evaluator = _evaluator(far)
+    kernel.manager.restart_kernel()
+    kernel.client.wait_for_ready(timeout=30)
+    talk = Talk(kernel.client)
+    assert value(talk, "'x' in globals()") == "False"
+    assert kernel.pid != first_front
+    assert int(value(talk, "__import__('os').getpid()")) != first_kernel
+    assert _evaluator(far) == evaluator
+
+
+def test_a_shutdown_ends_the_session(spec: str, far: FarSide) -> None:
+    """With on_shutdown = "stop" nothing runs there any more after Jupyter's shutdown."""
+    with started_kernel(spec) as kernel:
+        value(Talk(kernel.client), "1")
+        assert len(there(far)) >= 3  # evaluator, warden, kernel
+    wait_for(lambda: not there(far), what="the far side is empty")
+
+
+def test_a_shutdown_may_keep_the_session(
+    here: JupyterHere, far: FarSide, python_remote: dict[str, Any]
+) -> None:
+    """With on_shutdown = "keep" the far side is still there, and a running cell goes on."""
+    spec = here.add_remote("keeps", on_shutdown="keep", **python_remote)
+    with started_kernel(spec) as kernel:
+        talk = Talk(kernel.client)
+        child = int(value(talk, "__import__('os').getpid()"))
+    evaluator = _evaluator(far)
+    try:
+        assert psutil.pid_exists(child)
+    finally:
+        evaluator.terminate()  # as `remoter stop` would
+        wait_for(lambda: not there(far), what="the far side is empty")
+
+
+def test_a_killed_front_finds_its_session_again(file: Path, spec: str, far: FarSide) -> None:
+    """A front that was killed and is started with the same connection file has its variables."""
+    with _front(file) as front, _client(file) as client:
+        value(Talk(client), "locals().setdefault('kept', 'since before')")
+        front.kill()
+        front.wait(10)
+    with _front(file), _client(file) as client:
+        assert value(Talk(client), "kept") == "'since before'"
+        client.shutdown()
+        wait_for(lambda: not there(far), what="the far side is empty")
+
+
+def test_a_front_that_is_asked_to_end_leaves_the_session(
+    file: Path, spec: str, far: FarSide
+) -> None:
+    """SIGTERM without a shutdown request (VS Code's way) ends the front, not the session."""
+    with _front(file) as front, _client(file) as client:
+        value(Talk(client), "locals().setdefault('kept', 'since before')")
+        front.terminate()
+        assert front.wait(5) == 0
+    assert len(there(far)) >= 3
+    with _front(file), _client(file) as client:
+        assert value(Talk(client), "kept") == "'since before'"
+        client.shutdown()
+        wait_for(lambda: not there(far), what="the far side is empty")
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV])
+def test_a_kernel_that_dies_says_how(kernel: StartedKernel, number: signal.Signals) -> None:
+    """The running cell's error names the signal, the queued cell gets one too, then it works."""
+    talk = Talk(kernel.client)
+
+    def says(talk: Talk) -> None:
+        code = f"import os, signal; print('going', flush=True); os.kill(os.getpid(), {int(number)})"
+        talk.done(talk.queue(code), talk.queue("'queued'"))
+
+    said = talk.case(says)
+    for place in ("iopub under request 0", "iopub under request 1"):
+        (error,) = errors(said[place])
+        assert number.name in error["evalue"]
+    kinds = [message["type"] for message in said["iopub under request 0"]]
+    assert kinds[-2:] == ["error", "status"]
+    client = kernel.client
+    wait_for(lambda: value_or_none(talk), seconds=20, what="the kernel is usable again")
+    assert client.is_alive()
+
+
+def value_or_none(talk: Talk) -> str | None:
+    """Return what a cell shows, or None while it shows nothing."""
+    with contextlib.suppress(AssertionError):
+        return value(talk, "1 + 1")
+    return None
+
+
+def test_a_kernel_that_ends_itself_says_so(kernel: StartedKernel) -> None:
+    """A cell that ends the kernel's process gets an error with the exit code."""
+    talk = Talk(kernel.client)
+    said = talk.case(lambda talk: talk.run("import os; os._exit(3)"))
+    (error,) = errors(said["iopub under request 0"])
+    assert "exit code 3" in error["evalue"]
+    assert value(talk, "2 + 2") == "4"
+
+
+def test_a_second_front_knows_the_kernel_before_it_is_reached(
+    kernel: StartedKernel, spec: str
+) -> None:
+    """The first kernel_info reply of a new front is what the far kernel said last time."""
+    talk = Talk(kernel.client)
+    value(talk, "1")
+    learnt = talk.case(lambda talk: talk.tell("kernel_info_request", {}))
+    content = learnt["shell under request 0"][0]["content"]
+    assert content["implementation"] == "ipython"
+    with started_kernel(spec) as second:
+        first = Talk(second.client).case(lambda talk: talk.tell("kernel_info_request", {}))
+        told = first["shell under request 0"][0]["content"]
+    assert told.pop("banner")[:6] == content.pop("banner")[:6]  # the tip in it is by chance
+    assert told == content
+
+
+def _evaluator(far: FarSide) -> psutil.Process:
+    """Find the evaluator: the far process that has a warden for a child."""
+    found = [p for p in there(far) if any("warden" in c.cmdline() for c in p.children())]
+    assert len(found) == 1, found
+    return found[0]
+
+
+@pytest.fixture
+def file(here: JupyterHere, tmp_path: Path) -> Path:
+    """A connection file, as Jupyter writes one."""
+    return Path(write_connection_file(str(tmp_path / "kernel.json"))[0])
+
+
+@contextlib.contextmanager
+def _front(file: Path) -> Iterator[subprocess.Popen[bytes]]:
+    command = [sys.executable, "-m", "remoter_kernel", "-f", str(file), "--remote", "life"]
+    with subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True) as front:
+        try:
+            yield front
+        finally:
+            front.terminate()
+            front.wait(10)
+
+
+@contextlib.contextmanager
+def _client(file: Path) -> Iterator[BlockingKernelClient]:
+    client = BlockingKernelClient(connection_file=str(file))
+    client.load_connection_file()
+    client.start_channels()
+    try:
+        client.wait_for_ready(timeout=30)
+        yield client
+    finally:
+        client.stop_channels()
+        client.context.destroy(linger=0)
