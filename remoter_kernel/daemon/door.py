@@ -18,9 +18,9 @@ from remoter_kernel.wire.frames import (
     Bytes,
     Head,
     Kind,
-    encode_head,
+    decode,
+    encode,
     from_json,
-    split_message,
     to_json,
 )
 from remoter_kernel.wire.pump import Pump
@@ -101,22 +101,22 @@ class Door:
     def _hear(self) -> None:
         for _ in range(AT_ONCE):
             try:
-                identity, *frames = self._socket.recv_multipart(zmq.NOBLOCK)
+                identity, *rest = self._socket.recv_multipart(zmq.NOBLOCK)
             except zmq.Again:
                 return
+            frame = rest[0] if len(rest) == 1 else b""  # nothing of ours has more than one
             pump = self._pumps.get(identity)
             if pump:
-                pump.hear(frames)
+                pump.hear(frame)
                 continue
             try:
-                self._greet(identity, frames)
+                self._greet(identity, frame)
             except (ProtocolError, LookupError, TypeError, ValueError) as error:
-                words = {"why": str(error)}
-                self._send(identity, [encode_head(Head(Kind.BYE)), to_json(words)])
+                self._send(identity, encode(Head(Kind.BYE), to_json({"why": str(error)})))
 
-    def _greet(self, identity: bytes, frames: list[bytes]) -> None:
+    def _greet(self, identity: bytes, frame: bytes) -> None:
         """Answer a HELLO: its words are `front` (hex) and `seen` ([bulk, urgent] or null)."""
-        head, body = split_message(frames)
+        ((head, body),) = decode(frame)
         if head.kind is not Kind.HELLO:
             message = f"{head.kind.name} came before HELLO."
             raise ProtocolError(message)
@@ -139,17 +139,17 @@ class Door:
         pump.on_end = partial(self._leave, guest, identity)
         guest.pump = self._pumps[identity] = pump
         welcome = {**self.describe(), "seen": list(guest.talk.seen.values()), "begin": begin}
-        self._send(identity, [encode_head(guest.talk.head(Kind.WELCOME)), to_json(welcome)])
+        self._send(identity, encode(guest.talk.head(Kind.WELCOME), to_json(welcome)))
         pump.start((bulk, urgent))
 
     def _leave(self, guest: Guest, identity: bytes, _error: RemoterError) -> None:
         self._pumps.pop(identity, None)
         guest.pump = None
 
-    def _send(self, identity: bytes, frames: list[bytes]) -> None:
+    def _send(self, identity: bytes, frame: bytes) -> None:
         try:
-            is_small = len(frames[-1]) < COPY_BELOW
-            self._socket.send_multipart([identity, *frames], zmq.NOBLOCK, copy=is_small)
+            is_small = len(frame) < COPY_BELOW
+            self._socket.send_multipart([identity, frame], zmq.NOBLOCK, copy=is_small)
         except zmq.ZMQError:
             pump = self._pumps.get(identity)  # it has hung up
             if pump:

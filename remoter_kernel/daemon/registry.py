@@ -11,6 +11,7 @@ import os
 import secrets
 import socket
 import subprocess
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -123,6 +124,15 @@ class Session:
     def admits(self, client_key: bytes) -> bool:
         """Was this public key (Z85) registered through a login?"""
         return (self.folder / "keys" / client_key.hex()).exists()
+
+    def end(self, why: str) -> None:
+        """Note that this session has ended, when and why: nobody joins it any more."""
+        self.write("session.json", {**self.read("session.json"), "ended": time.time(), "why": why})
+
+    def forget_keys(self) -> None:
+        """Remove what let fronts and the evaluator in; the journal stays."""
+        for path in (self.folder / "connection.json", *(self.folder / "keys").glob("*")):
+            path.unlink(missing_ok=True)
 
     def is_here(self) -> bool:
         """Does this session belong to this host, as it was started last?"""

@@ -130,6 +130,7 @@ class Supervisor:
         self.reactor.run()
         self.journal.close()
         self.door.close(self.why)
+        self.session.forget_keys()
 
     def _hear_signal(self, number: int, _frame: object) -> None:
         """Hear an order that was given while no wire was up: stop, or restart."""
@@ -342,7 +343,7 @@ class Supervisor:
         self.state = State.FAILED
         self.why = why
         self._say_note("failed", why=why)
-        self._end_session()
+        self.session.end(self.why)
         self._linger(time.monotonic() + LINGER)
 
     def _linger(self, until: float) -> None:
@@ -359,15 +360,11 @@ class Supervisor:
         if self.state is State.STOPPING:
             return
         self.why = why
-        self._end_session()
+        self.session.end(self.why)
         if self.child:
             self._end_child(State.STOPPING)
         else:
             self.reactor.stop()
-
-    def _end_session(self) -> None:
-        about = self.session.read("session.json")
-        self.session.write("session.json", {**about, "ended": time.time(), "why": self.why})
 
     def _end_child(self, state: State) -> None:
         """Ask the child to end; a signal follows where asking does not help."""

@@ -32,9 +32,11 @@ from remoter_kernel.wire.reactor import Reactor
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from remoter_kernel.wire.reactor import Timer
     from pathlib import Path
 
 LEAVE_WITHIN = 2.0  # seconds that a shutdown may wait for the far side to have heard it
+HOLD_INTERRUPT = 0.15  # seconds
 LOOK_FOR_PARENT = 1.0  # seconds
 LAST_WORDS = 0.3  # seconds between what a dying kernel says and the front's own end
 
@@ -77,6 +79,7 @@ class Kernel:
         self._routes: dict[str, Route] = {}
         self._has_asker = False  # has any client allowed questions?
         self._is_leaving = False
+        self._held_interrupt: Timer | None = None
 
     def run(self) -> None:
         """Serve until Jupyter says that it is enough."""
@@ -139,8 +142,13 @@ class Kernel:
         self._routes[route.header.get("msg_id", "")] = route
 
     def _interrupt(self, route: Route) -> None:
-        self._order("interrupt")
+        """Interrupt at once; where a shutdown keeps the session, wait whether one follows."""
         self._reply(route, {"status": "ok"})
+        if self._find().on_shutdown == "keep":
+            order = partial(self._order, "interrupt")
+            self._held_interrupt = self.reactor.later(HOLD_INTERRUPT, order)
+        else:
+            self._order("interrupt")
 
     def _order(self, order: str) -> None:
         self.link.say(Channel.ORDER, [to_json({"order": order})])
@@ -159,6 +167,8 @@ class Kernel:
         elif self._find().on_shutdown == "stop":
             self._leave_with("stop")
         else:
+            if self._held_interrupt:  # Jupyter sends one before each shutdown
+                self._held_interrupt.cancel()
             self.reactor.stop()
 
     def _leave_with(self, order: str) -> None:

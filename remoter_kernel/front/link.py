@@ -25,10 +25,10 @@ from remoter_kernel.wire.frames import (
     Head,
     Kind,
     Lane,
-    encode_head,
+    decode,
+    encode,
     from_json,
     pack,
-    split_message,
     to_json,
     unpack,
 )
@@ -198,7 +198,7 @@ class Link:
         self._talk.begin()
         seen = list(self._talk.seen.values()) if self._has_met else None
         hello = to_json({"front": self._name, "seen": seen})
-        wire.send_multipart([encode_head(self._talk.head(Kind.HELLO)), hello])
+        wire.send(encode(self._talk.head(Kind.HELLO), hello))
         self._timer = self.reactor.later(GREET_WITHIN, self._give_up_greeting)
 
     def _give_up_greeting(self) -> None:
@@ -209,18 +209,18 @@ class Link:
             if self._socket is None:
                 return
             try:
-                frames = self._socket.recv_multipart(zmq.NOBLOCK)
+                frame = self._socket.recv(zmq.NOBLOCK)
             except zmq.Again:
                 return
             if self._pump:
-                self._pump.hear(frames)
+                self._pump.hear(frame)
             else:
-                self._greet(frames)
+                self._greet(frame)
 
-    def _greet(self, frames: list[bytes]) -> None:
+    def _greet(self, frame: bytes) -> None:
         """Hear the WELCOME and begin to talk."""
         try:
-            words = _read_welcome(frames)
+            words = _read_welcome(frame)
             seen, begin = words["seen"], words["begin"]
             if not self._has_met:
                 self._talk.seen = dict(zip(Lane, map(int, begin), strict=True))
@@ -301,12 +301,12 @@ class Link:
             self.on_change(state)
 
 
-def _send(wire: zmq.Socket[bytes], frames: list[bytes]) -> None:
-    wire.send_multipart(frames)
+def _send(wire: zmq.Socket[bytes], frame: bytes) -> None:
+    wire.send(frame)
 
 
-def _read_welcome(frames: list[bytes]) -> dict[str, Any]:
-    head, body = split_message(frames)
+def _read_welcome(frame: bytes) -> dict[str, Any]:
+    ((head, body),) = decode(frame)
     words = from_json(body)
     if head.kind is not Kind.WELCOME:
         raise ProtocolError(str(words.get("why", f"{head.kind.name} came before WELCOME.")))

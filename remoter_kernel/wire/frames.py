@@ -1,4 +1,4 @@
-"""The words of the wire: one head frame, then at most one body frame (pure).
+"""The words of the wire: a frame is one saying or several, each a head and a body (pure).
 
 A head has a fixed size, so that nothing needs to be parsed to be numbered. A body
 is either JSON (`HELLO`, `WELCOME`, `BYE`) or packed parts (`ITEM`): what it holds
@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Union
 from remoter_kernel.errors import ProtocolError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
 PROTOCOL = 1  # stands in the first frame of every message
 MAGIC = b"rk"
 
 Bytes = Union[bytes, memoryview]
 
-_HEAD = struct.Struct("!2sBBBxQQQQQQ")  # 54 bytes
+_HEAD = struct.Struct("!2sBBBxQQQQQQQ")  # 62 bytes
 _COUNT = struct.Struct("!I")
 _LENGTH = struct.Struct("!Q")
 MOST_PARTS = 10_000  # a message with more buffers than this is not a message
@@ -87,13 +87,27 @@ class Head(NamedTuple):
     credit: int = 0
 
 
-def encode_head(head: Head) -> bytes:
-    """Return the 54 bytes of a head."""
-    return _HEAD.pack(MAGIC, PROTOCOL, *head)
+def encode(head: Head, body: Bytes = b"") -> bytes:
+    """Return the bytes of one saying; several may simply stand one after the other."""
+    return _HEAD.pack(MAGIC, PROTOCOL, *head, len(body)) + body
 
 
-def decode_head(frame: Bytes) -> Head:
-    """Read a head; a `ProtocolError` says in what way it is none."""
+def decode(frame: Bytes) -> Iterator[tuple[Head, memoryview]]:
+    """Yield what a frame says; a `ProtocolError` tells where and how it stops making sense."""
+    view = memoryview(frame)
+    if not view:
+        raise ProtocolError("An empty frame arrived.")
+    while view:
+        head, size = _decode_head(view[: _HEAD.size])
+        end = _HEAD.size + size
+        if len(view) < end:
+            message = f"A body of {size} bytes arrived in {len(view) - _HEAD.size}."
+            raise ProtocolError(message)
+        yield head, view[_HEAD.size : end]
+        view = view[end:]
+
+
+def _decode_head(frame: memoryview) -> tuple[Head, int]:
     if len(frame) != _HEAD.size:
         message = f"A message began with {len(frame)} bytes where {_HEAD.size} were due."
         raise ProtocolError(message)
@@ -105,7 +119,7 @@ def decode_head(frame: Bytes) -> Head:
         message = f"The other end speaks protocol {protocol}, this one speaks {PROTOCOL}."
         raise ProtocolError(message, "Update the older of the two.")
     try:
-        return Head(Kind(kind), Channel(channel), *numbers)
+        return Head(Kind(kind), Channel(channel), *numbers[:-1]), numbers[-1]
     except ValueError as error:
         message = f"A message of a kind or channel that is not known ({kind}, {channel})."
         raise ProtocolError(message) from error
@@ -155,11 +169,3 @@ def from_json(body: Bytes) -> dict[str, Any]:
         message = "A body that should be a JSON object is not."
         raise ProtocolError(message)
     return words
-
-
-def split_message(frames: Sequence[Bytes]) -> tuple[Head, Bytes]:
-    """Check the shape of one message and return its head and body."""
-    if not 1 <= len(frames) <= 2:  # noqa: PLR2004 - head and body
-        message = f"A message of {len(frames)} frames arrived where one or two were due."
-        raise ProtocolError(message)
-    return decode_head(frames[0]), frames[1] if len(frames) > 1 else b""

@@ -10,16 +10,7 @@ import time
 from typing import TYPE_CHECKING, Callable
 
 from remoter_kernel.errors import ProtocolError, RemoterError, Unreachable
-from remoter_kernel.wire.frames import (
-    Bytes,
-    Channel,
-    Head,
-    Kind,
-    encode_head,
-    from_json,
-    split_message,
-    to_json,
-)
+from remoter_kernel.wire.frames import Bytes, Head, Kind, decode, encode, from_json, to_json
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -32,7 +23,9 @@ PING_AFTER = 2.5  # seconds of silence
 DEAD_AFTER = 8.0  # seconds of silence
 LOOK_EVERY = 1.0  # seconds
 
-Send = Callable[[list[bytes]], None]
+BATCH = 64 * 1024  # bytes: sayings that are due together share a frame up to this size
+
+Send = Callable[[bytes], None]
 OnItem = Callable[[Head, Bytes], None]
 OnEnd = Callable[[RemoterError], None]
 
@@ -62,23 +55,14 @@ class Pump:
         self._say(Kind.ACK)  # the first credit
         self.flush()
 
-    def hear(self, frames: Sequence[Bytes]) -> None:
-        """Take in one message; one that is malformed ends this wire, nothing else."""
+    def hear(self, frame: Bytes) -> None:
+        """Take in one frame; one that is malformed ends this wire, nothing else."""
         if self._has_ended:
             return
         self._heard = time.monotonic()
         try:
-            head, body = split_message(frames)
-            is_new = self.talk.receive(head)
-            if is_new:
-                self.on_item(head, body)
-            elif head.kind is Kind.PING:
-                self._say(Kind.PONG)
-            elif head.kind is Kind.PONG:
-                self.round_trip = self._heard - self._pinged
-            elif head.kind is Kind.BYE:
-                words = from_json(body)
-                self.end(ProtocolError(str(words.get("why", "The other end hung up."))))
+            for head, body in decode(frame):
+                self._take(head, body)
         except ProtocolError as error:
             self.end(error, is_told=True)
             return
@@ -88,8 +72,17 @@ class Pump:
         """Send what is due, and see to it that numbers are told soon."""
         if self._has_ended:
             return
+        batch: list[bytes] = []
+        size = 0
         for head, body in self.talk.due():
-            self.send([encode_head(head), body])
+            saying = encode(head, body)
+            if batch and size + len(saying) > BATCH:
+                self.send(b"".join(batch))
+                batch, size = [], 0
+            batch.append(saying)
+            size += len(saying)
+        if batch:
+            self.send(b"".join(batch))
         if self.talk.owes_credit:
             self._say(Kind.ACK)
         elif self._ack is None and self.talk.owes_numbers:
@@ -101,16 +94,27 @@ class Pump:
             return
         self._has_ended = True
         if is_told:
-            head = Head(Kind.BYE, Channel.NOTE)
-            self.send([encode_head(head), to_json({"why": str(error)})])
+            self.send(encode(Head(Kind.BYE), to_json({"why": str(error)})))
         self.talk.close()
         for timer in (self._ack, self._watch):
             if timer:
                 timer.cancel()
         self.on_end(error)
 
+    def _take(self, head: Head, body: Bytes) -> None:
+        is_new = self.talk.receive(head)
+        if is_new:
+            self.on_item(head, body)
+        elif head.kind is Kind.PING:
+            self._say(Kind.PONG)
+        elif head.kind is Kind.PONG:
+            self.round_trip = self._heard - self._pinged
+        elif head.kind is Kind.BYE:
+            words = from_json(body)
+            self.end(ProtocolError(str(words.get("why", "The other end hung up."))))
+
     def _say(self, kind: Kind) -> None:
-        self.send([encode_head(self.talk.head(kind))])
+        self.send(encode(self.talk.head(kind)))
 
     def _acknowledge(self) -> None:
         self._ack = None

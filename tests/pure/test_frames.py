@@ -13,11 +13,10 @@ from remoter_kernel.wire.frames import (
     Channel,
     Head,
     Kind,
-    decode_head,
-    encode_head,
+    decode,
+    encode,
     from_json,
     pack,
-    split_message,
     to_json,
     unpack,
 )
@@ -36,10 +35,11 @@ heads = some.builds(
 )
 
 
-@given(heads)
-def test_a_head_comes_back_as_it_was(head):
-    """Encoding and decoding a head changes nothing."""
-    assert decode_head(encode_head(head)) == head
+@given(some.lists(some.tuples(heads, some.binary()), min_size=1))
+def test_sayings_come_back_as_they_were(sayings):
+    """Encoding, joining and decoding sayings changes nothing."""
+    frame = b"".join(encode(head, body) for head, body in sayings)
+    assert [(head, bytes(body)) for head, body in decode(frame)] == sayings
 
 
 @given(some.lists(some.binary()))
@@ -51,7 +51,7 @@ def test_parts_come_back_byte_for_byte(parts):
 @given(some.binary())
 def test_garbage_is_refused_or_read_but_never_breaks(garbage):
     """Any bytes in any place are read or are a ProtocolError."""
-    for read in (decode_head, unpack, from_json):
+    for read in (lambda frame: list(decode(frame)), unpack, from_json):
         with contextlib.suppress(ProtocolError):
             read(garbage)
 
@@ -67,17 +67,19 @@ def test_a_truncated_body_is_refused(parts, data):
 
 def test_another_protocol_number_is_a_polite_sentence():
     """A peer of another version is told which two versions met."""
-    head = bytearray(encode_head(Head(Kind.PING)))
-    head[2] = 9
+    frame = bytearray(encode(Head(Kind.PING)))
+    frame[2] = 9
     with pytest.raises(ProtocolError, match="protocol 9, this one speaks 1"):
-        decode_head(bytes(head))
+        list(decode(frame))
 
 
-@pytest.mark.parametrize("frames", [[], [b"", b"", b""]])
-def test_a_message_has_one_or_two_frames(frames):
-    """Anything else is refused."""
+@given(heads, some.binary(), some.data())
+def test_a_truncated_frame_is_refused(head, body, data):
+    """A frame that lost its end is never taken for a shorter one."""
+    frame = encode(head, body)
+    length = data.draw(some.integers(0, len(frame) - 1))
     with pytest.raises(ProtocolError):
-        split_message(frames)
+        list(decode(frame[:length]))
 
 
 def test_json_that_is_no_object_is_refused():
