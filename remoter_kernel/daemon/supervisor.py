@@ -52,6 +52,7 @@ KILL_WITHIN = 2.0  # seconds after that signal
 RESTART_AFTER = 0.2  # seconds: JupyterLab cancels cells whose errors come later than this news
 LINGER = 30.0  # seconds that a session which could not start still tells why
 LINGER_LOOK = 0.5  # seconds
+LOOK_AGAIN = 0.005  # seconds until a thread has probably done its work
 IDLE_WITHIN = 64  # bytes of a status message's content
 CORK = 0.001  # seconds that a published message may wait for the next one
 LOOK_EVERY = 60.0  # seconds
@@ -173,6 +174,8 @@ class Supervisor:
     @staticmethod
     def _have_kept(guest: Guest, head: Head, size: int, then: Callable[[], None]) -> None:
         guest.talk.keep(LANE[head.channel], head.number, size)
+        if head.channel is Channel.ORDER and guest.pump:
+            guest.pump.acknowledge()  # the front may be waiting to leave
         then()
 
     def _hand_over(self, request: Request) -> None:
@@ -321,7 +324,7 @@ class Supervisor:
         child.close()
         self._info = {}
         if self.state is State.STOPPING:
-            self.reactor.stop()
+            self._leave()
         elif self.state is State.RESTARTING:
             self._answer_all("KernelRestarted", "The kernel was restarted.")
             self._start()
@@ -364,7 +367,14 @@ class Supervisor:
         if self.child:
             self._end_child(State.STOPPING)
         else:
+            self._leave()
+
+    def _leave(self) -> None:
+        """End this process once all is written, so that the last orders are confirmed."""
+        if self.journal.written == self.journal.last:
             self.reactor.stop()
+        else:
+            self.reactor.later(LOOK_AGAIN, self._leave)
 
     def _end_child(self, state: State) -> None:
         """Ask the child to end; a signal follows where asking does not help."""

@@ -61,6 +61,11 @@ class Running:
         """Wait for the channel; raise Refused, Closed or TooLate."""
         self._channel.wait_open(seconds)
 
+    @property
+    def is_open(self) -> bool:
+        """Say whether a command can still be started in it."""
+        return self._channel.is_open
+
     def begin(self, command: str, stdin: bytes, deadline: float) -> None:
         """Start the command and give it all of its input."""
         self._channel.run(command)

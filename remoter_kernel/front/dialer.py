@@ -116,5 +116,5 @@ class SessionDialer:
             orders=orders.pending(remote.name),
         )
         address = start_session(login, remote, wish)
-        orders.forget(remote.name, wish.orders)
+        orders.forget(remote.name, *(order["kernel_id"] for order in wish.orders))
         return address

@@ -32,10 +32,12 @@ from remoter_kernel.wire.reactor import Reactor
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from remoter_kernel.wire.reactor import Timer
     from pathlib import Path
 
-LEAVE_WITHIN = 2.0  # seconds that a shutdown may wait for the far side to have heard it
+    from remoter_kernel.wire.reactor import Timer
+
+LEAVE_WITHIN = 4.5  # seconds that a shutdown may wait to be heard; Jupyter kills after 5
+WRITE_DOWN_AFTER = 0.3  # seconds
 HOLD_INTERRUPT = 0.15  # seconds
 LOOK_FOR_PARENT = 1.0  # seconds
 LAST_WORDS = 0.3  # seconds between what a dying kernel says and the front's own end
@@ -172,29 +174,31 @@ class Kernel:
             self.reactor.stop()
 
     def _leave_with(self, order: str) -> None:
-        """Say an order and go once it is heard; if it is not, leave it in writing."""
+        """Say an order and go once it is heard; if that takes long, leave it in writing, too."""
         if self.link.state in {State.IDLE, State.FAILED} and not self.link.has_met:
             self.reactor.stop()  # there is no session of ours
             return
         self._order(order)
+        remote = self.dialer.remote.name
 
         def wait() -> None:
-            if not self.link.unacknowledged:
-                self.reactor.stop()
-            else:
+            if self.link.unacknowledged:
                 self.reactor.later(0.01, wait)
+            else:
+                orders.forget(remote, self.kernel_id)
+                self.reactor.stop()
 
-        def give_up() -> None:
+        def write_down() -> None:
             session = self.dialer.address.session if self.dialer.address else ""
-            orders.write_down(self.dialer.remote.name, self.kernel_id, session, order)
-            self.reactor.stop()
+            orders.write_down(remote, self.kernel_id, session, order)
 
         wait()
-        self.reactor.later(LEAVE_WITHIN, give_up)
+        self.reactor.later(WRITE_DOWN_AFTER, write_down)
+        self.reactor.later(LEAVE_WITHIN, self.reactor.stop)
 
     def _hear_signal(self, number: int, _frame: object) -> None:
         """End: the session stays. Ctrl-C in a terminal reaches us, too, and means nothing."""
-        if number == signal.SIGTERM:
+        if number == signal.SIGTERM and not self._is_leaving:
             self.reactor.call(self.reactor.stop)
 
     def _look_for_parent(self) -> None:

@@ -32,11 +32,10 @@ def pending(remote: str) -> tuple[dict[str, Any], ...]:
     return tuple(found)
 
 
-def forget(remote: str, orders: tuple[dict[str, Any], ...]) -> None:
+def forget(remote: str, *kernel_ids: str) -> None:
     """Forget orders that were carried out."""
-    for order in orders:
-        path = _folder(remote) / f"{order['kernel_id']}.json"
-        path.unlink(missing_ok=True)
+    for kernel_id in kernel_ids:
+        (_folder(remote) / f"{kernel_id}.json").unlink(missing_ok=True)
 
 
 def _folder(remote: str) -> Path:

@@ -246,10 +246,12 @@ class Login:
     def _open_session(self, deadline: float) -> Running:
         running, self._spare = self._spare, None
         if running is not None:
-            # A server may have lost what was sent ahead of its answer: do not wait for long.
-            with contextlib.suppress(TooLate):
+            # A server may have lost what was sent ahead of its answer, or tired of an idle
+            # channel since: then this one is as good as none.
+            with contextlib.suppress(TooLate, Refused):
                 running.wait_open(SPARE_WITHIN + 2 * self.round_trip)
-                return running
+                if running.is_open:
+                    return running
         running = Running(self.live)
         running.open()
         try:

@@ -86,7 +86,7 @@ class Pump:
         if self.talk.owes_credit:
             self._say(Kind.ACK)
         elif self._ack is None and self.talk.owes_numbers:
-            self._ack = self.reactor.later(ACK_WITHIN, self._acknowledge)
+            self._ack = self.reactor.later(ACK_WITHIN, self.acknowledge)
 
     def end(self, error: RemoterError, *, is_told: bool = False) -> None:
         """End this wire with a reason; `is_told`: the other end hears it too."""
@@ -94,7 +94,7 @@ class Pump:
             return
         self._has_ended = True
         if is_told:
-            self.send(encode(Head(Kind.BYE), to_json({"why": str(error)})))
+            self.send(encode(self.talk.head(Kind.BYE), to_json({"why": str(error)})))
         self.talk.close()
         for timer in (self._ack, self._watch):
             if timer:
@@ -116,7 +116,8 @@ class Pump:
     def _say(self, kind: Kind) -> None:
         self.send(encode(self.talk.head(kind)))
 
-    def _acknowledge(self) -> None:
+    def acknowledge(self) -> None:
+        """Tell the other end now what is kept here."""
         self._ack = None
         if self.talk.owes_numbers and not self._has_ended:
             self._say(Kind.ACK)
