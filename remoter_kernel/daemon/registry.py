@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import shutil
 import socket
 import subprocess
 import time
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 ANSWER_WITHIN = 2.0  # seconds
+KEEP_ENDED = 14 * 24 * 3600.0  # seconds
 
 
 def sessions_folder() -> Path:
@@ -161,6 +163,14 @@ def all_sessions() -> Iterator[Session]:
         return
     for folder in sorted(folders, key=lambda path: path.stat().st_mtime, reverse=True):
         yield Session(folder)
+
+
+def sweep() -> None:
+    """Remove what is left of sessions that ended long ago."""
+    for session in all_sessions():
+        ended = session.read("session.json").get("ended")
+        if ended and time.time() - float(ended) > KEEP_ENDED:
+            shutil.rmtree(session.folder, ignore_errors=True)
 
 
 def find_session(kernel_id: str, session_id: str = "") -> Session | None:

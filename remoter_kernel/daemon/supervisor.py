@@ -14,11 +14,12 @@ import traceback
 from collections import deque
 from enum import Enum
 from functools import partial
-from typing import TYPE_CHECKING, Any, Callable, NamedTuple
+from typing import TYPE_CHECKING, Any, Callable
 
+from remoter_kernel.daemon import registry
 from remoter_kernel.daemon.child import Child
 from remoter_kernel.daemon.deaths import explain
-from remoter_kernel.daemon.journal import EVERYONE, Journal
+from remoter_kernel.daemon.speaker import Request, Speaker
 from remoter_kernel.errors import ProtocolError, RemoterError
 from remoter_kernel.wire.frames import (
     LANE,
@@ -28,7 +29,6 @@ from remoter_kernel.wire.frames import (
     Lane,
     from_json,
     pack,
-    to_json,
     unpack,
 )
 from remoter_kernel.wire.messages import (
@@ -43,8 +43,9 @@ from remoter_kernel.wire.messages import (
 
 if TYPE_CHECKING:
     from remoter_kernel.daemon.door import Door, Guest
+    from remoter_kernel.daemon.journal import Journal
     from remoter_kernel.daemon.registry import Session
-    from remoter_kernel.wire.reactor import Reactor, Timer
+    from remoter_kernel.wire.reactor import Reactor
 
 NUDGE_AGAIN = 0.05  # seconds between two questions whether iopub is heard by now
 DIE_WITHIN = 4.0  # seconds that a kernel has for its own shutdown, before a signal
@@ -54,7 +55,7 @@ LINGER = 30.0  # seconds that a session which could not start still tells why
 LINGER_LOOK = 0.5  # seconds
 LOOK_AGAIN = 0.005  # seconds until a thread has probably done its work
 IDLE_WITHIN = 64  # bytes of a status message's content
-CORK = 0.001  # seconds that a published message may wait for the next one
+SWEEP_AFTER = 10.0  # seconds: nobody should wait for it
 LOOK_EVERY = 60.0  # seconds
 
 
@@ -67,16 +68,6 @@ class State(Enum):
     DEAD = "dead"  # it ended by itself; another one is about to start
     STOPPING = "stopping"
     FAILED = "failed"  # it could not be started
-
-
-class Request(NamedTuple):
-    """Something a front asked of the child and has no answer to yet."""
-
-    front: bytes
-    channel: Channel
-    number: int
-    parts: list[Bytes]
-    header: dict[str, Any]
 
 
 class Supervisor:
@@ -103,24 +94,20 @@ class Supervisor:
         self.why = ""
         self.child: Child | None = None
         self._nudger = Voice(b"")  # whose questions are nobody's but ours
-        self._voice = Voice(b"")  # speaks in the child's place, as its session
+        self._speaker = Speaker(journal)
         self._nudger_mark = self._nudger.session.encode()
         self._is_heard = False  # does iopub reach us?
-        self._info: dict[str, Any] = {}
         self._asked: dict[str, Request] = {}  # handed to the child
         self._waiting: deque[Request] = deque()  # until the child is ready
         self._early: list[list[Bytes]] = []  # published before it was ready
         self._void: dict[bytes, int] = {}  # per front: interrupted before it arrived
         self._busy_until = time.monotonic()
-        self._flushed = 0  # the last number that was sent as far as credit goes
-        self._is_hurried = False  # has something come that should not wait for more?
-        self._corked: Timer | None = None
 
     def run(self) -> None:
         """Serve until the session ends."""
         self.door.on_item = self._take
         self.door.describe = self._describe
-        self.reactor.after_pass = self._flush
+        self.reactor.after_pass = self.door.flush_soon
         self.reactor.later(LOOK_EVERY, self._look_around)
         self.reactor.on_bug = lambda error: traceback.print_exception(
             type(error), error, error.__traceback__
@@ -128,6 +115,7 @@ class Supervisor:
         signal.signal(signal.SIGTERM, self._hear_signal)
         signal.signal(signal.SIGUSR1, self._hear_signal)
         self._start()
+        self.reactor.later(SWEEP_AFTER, registry.sweep)
         self.reactor.run()
         self.journal.close()
         self.door.close(self.why)
@@ -161,8 +149,6 @@ class Supervisor:
                 self._hand_over(request)
         if channel is Channel.STDIN:
             body = pack([*parts[:CONTENT], b"{}"])  # a password, perhaps
-        if self._flushed == self.journal.last:
-            self._flushed += 1  # what a front said is not sent back
         self.journal.append(
             channel,
             bytes(body),
@@ -197,11 +183,11 @@ class Supervisor:
         is_first = self._void[request.front] > 0
         if is_first:
             self._void[request.front] = -until
-            self._answer(request, "KeyboardInterrupt", "Interrupted before it began.")
+            self._speaker.answer_error(request, "KeyboardInterrupt", "Interrupted before it began.")
             return True
         if not content_of(request.parts).get("stop_on_error", True):
             return False
-        self._answer(request, "", "", status="aborted")
+        self._speaker.answer_aborted(request)
         return True
 
     def _obey(self, guest: Guest, head: Head, parts: list[Bytes]) -> None:
@@ -275,13 +261,13 @@ class Supervisor:
                 self._early.append(parts)
             else:
                 self.journal.append(channel, pack(parts))
-                self._is_hurried |= b'"idle"' in bytes(parts[CONTENT][:IDLE_WITHIN])
+                self.door.is_hurried |= b'"idle"' in bytes(parts[CONTENT][:IDLE_WITHIN])
             return
         asker = header_of(parts[PARENT]).get("msg_id", "")
         request = self._asked.get(asker)
         if request is None:
             return
-        self._is_hurried |= channel is not Channel.SHELL  # after a reply comes "idle"
+        self.door.is_hurried |= channel is not Channel.SHELL  # after a reply comes "idle"
         if channel is not Channel.STDIN:
             del self._asked[asker]
             self._busy_until = time.monotonic()
@@ -292,10 +278,8 @@ class Supervisor:
         if channel is Channel.IOPUB:
             self._is_heard = True
         elif channel is Channel.SHELL:
-            self._info = content_of(parts)
-            header = header_of(parts[HEADER])
-            self._voice.speak_as(header.get("session", ""), header.get("username", ""))
-        if self.state is not State.STARTING or not self._info:
+            self._speaker.sound_like(header_of(parts[HEADER]), content_of(parts))
+        if self.state is not State.STARTING or not self._speaker.kernel_info:
             return
         if self._is_heard:
             self._be_ready()
@@ -304,7 +288,7 @@ class Supervisor:
 
     def _be_ready(self) -> None:
         self.state = State.READY
-        self._say_note("ready", **self._speaker())
+        self._speaker.note("ready", **self._speaker.describe())
         for parts in self._early:
             if b'"starting"' not in bytes(parts[CONTENT]):
                 self.journal.append(Channel.IOPUB, pack(parts))
@@ -322,7 +306,7 @@ class Supervisor:
             child.hear(channel)
         last_words = child.last_words()
         child.close()
-        self._info = {}
+        self._speaker.kernel_info = {}
         if self.state is State.STOPPING:
             self._leave()
         elif self.state is State.RESTARTING:
@@ -334,18 +318,18 @@ class Supervisor:
             self.state = State.DEAD
             why = f"The kernel died: {explain(words)} Its variables are gone; it starts anew."
             self._answer_all("KernelDied", why)
-            self._say_note("died", why=why)
+            self._speaker.note("died", why=why)
             self.reactor.later(RESTART_AFTER, self._start_again)
 
     def _start_again(self) -> None:
-        self._publish("status", {"execution_state": "restarting"}, None)
+        self._speaker.publish("status", {"execution_state": "restarting"})
         self._start()
 
     def _fail(self, why: str) -> None:
         """End a session whose kernel does not start, once it has told why."""
         self.state = State.FAILED
         self.why = why
-        self._say_note("failed", why=why)
+        self._speaker.note("failed", why=why)
         self.session.end(self.why)
         self._linger(time.monotonic() + LINGER)
 
@@ -406,80 +390,17 @@ class Supervisor:
 
     # What the evaluator says itself ----------------------------------------------------
 
-    def _flush(self) -> None:
-        """Send what was said in this round; what is only published waits a moment for more.
-
-        A short cell's outputs come within a millisecond of each other: sent together they
-        cost every process on the way one waking instead of four.
-        """
-        if self.journal.last == self._flushed:
-            return
-        if self._is_hurried:
-            self._send_all()
-        elif self._corked is None:
-            self._corked = self.reactor.later(CORK, self._send_all)
-
-    def _send_all(self) -> None:
-        if self._corked:
-            self._corked.cancel()
-            self._corked = None
-        self._is_hurried = False
-        self._flushed = self.journal.last
-        self.door.flush()
-
     def _describe(self) -> dict[str, Any]:
         return {
             "id": self.session.id,
             "state": self.state.value,
             "why": self.why,
-            **self._speaker(),
+            **self._speaker.describe(),
         }
-
-    def _speaker(self) -> dict[str, Any]:
-        """Return whom the front has to sound like."""
-        if not self._info:
-            return {"kernel_info": self._info, "session": "", "username": ""}
-        voice = self._voice
-        return {
-            "kernel_info": self._info,
-            "session": voice.session,
-            "username": voice.username,
-        }
-
-    def _say_note(self, event: str, **words: Any) -> None:
-        self.journal.append(Channel.NOTE, pack([to_json({"event": event, **words})]))
-
-    def _publish(self, kind: str, content: dict[str, Any], parent: dict[str, Any] | None) -> None:
-        parts = self._voice.compose(kind, content, parent, topic=f"kernel.{kind}".encode())
-        self.journal.append(Channel.IOPUB, pack(parts), front=EVERYONE)
 
     def _answer_all(self, name: str, why: str) -> None:
         """Answer every request that the child can answer no more."""
         requests = [*self._asked.values()]
         self._asked.clear()
         for request in requests:
-            self._answer(request, name, why, has_begun=True)
-
-    def _answer(
-        self,
-        request: Request,
-        name: str,
-        why: str,
-        *,
-        status: str = "error",
-        has_begun: bool = False,
-    ) -> None:
-        """Answer a request in the child's place: error, reply, idle."""
-        kind = str(request.header.get("msg_type", ""))
-        trouble = {"ename": name, "evalue": why, "traceback": [f"{name}: {why}"]}
-        reply: dict[str, Any] = {"status": status, **(trouble if status == "error" else {})}
-        if request.channel is Channel.SHELL and not has_begun:
-            self._publish("status", {"execution_state": "busy"}, request.header)
-        if kind == "execute_request":
-            reply["execution_count"] = 0
-            if status == "error":
-                self._publish("error", trouble, request.header)
-        parts = self._voice.compose(kind.replace("_request", "_reply"), reply, request.header)
-        self.journal.append(request.channel, pack(parts), front=request.front)
-        if request.channel is Channel.SHELL:
-            self._publish("status", {"execution_state": "idle"}, request.header)
+            self._speaker.answer_error(request, name, why, has_begun=True)

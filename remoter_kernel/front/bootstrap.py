@@ -38,6 +38,7 @@ SHIPPED = (
     "daemon/journal.py",
     "daemon/launch.py",
     "daemon/registry.py",
+    "daemon/speaker.py",
     "daemon/supervisor.py",
     "daemon/warden.py",
 )

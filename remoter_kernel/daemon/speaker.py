@@ -1,0 +1,89 @@
+"""What the evaluator says itself, in the child's place: notes, and answers to what it cannot."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from remoter_kernel.wire.frames import Bytes, Channel, pack, to_json
+from remoter_kernel.wire.messages import Voice
+
+if TYPE_CHECKING:
+    from remoter_kernel.daemon.journal import Journal
+
+
+class Request(NamedTuple):
+    """Something a front asked of the child and has no answer to yet."""
+
+    front: bytes
+    channel: Channel
+    number: int
+    parts: list[Bytes]
+    header: dict[str, Any]
+
+
+class Speaker:
+    """Writes into the journal what the fronts should hear; sounds like the child."""
+
+    def __init__(self, journal: Journal) -> None:
+        """Remember where it is said."""
+        self.kernel_info: dict[str, Any] = {}  # empty while there is no child to sound like
+        self._journal = journal
+        self._voice = Voice(b"")
+
+    def sound_like(self, header: dict[str, Any], kernel_info: dict[str, Any]) -> None:
+        """Take over the session and the user's name of a child's message."""
+        self._voice.speak_as(str(header.get("session", "")), str(header.get("username", "")))
+        self.kernel_info = kernel_info
+
+    def describe(self) -> dict[str, Any]:
+        """Return whom the front has to sound like."""
+        if not self.kernel_info:
+            return {"kernel_info": {}, "session": "", "username": ""}
+        return {
+            "kernel_info": self.kernel_info,
+            "session": self._voice.session,
+            "username": self._voice.username,
+        }
+
+    def note(self, event: str, **words: Any) -> None:
+        """Tell the fronts what has become of the child."""
+        self._journal.append(Channel.NOTE, pack([to_json({"event": event, **words})]))
+
+    def publish(
+        self, kind: str, content: dict[str, Any], parent: dict[str, Any] | None = None
+    ) -> None:
+        """Say something to all on iopub."""
+        parts = self._voice.compose(kind, content, parent, topic=f"kernel.{kind}".encode())
+        self._journal.append(Channel.IOPUB, pack(parts))
+
+    def answer_error(
+        self, request: Request, name: str, why: str, *, has_begun: bool = False
+    ) -> None:
+        """Answer a request with an error: error, reply, idle."""
+        trouble = {"ename": name, "evalue": why, "traceback": [f"{name}: {why}"]}
+        self._answer(request, {"status": "error", **trouble}, trouble, has_begun=has_begun)
+
+    def answer_aborted(self, request: Request) -> None:
+        """Answer a request that is not carried out because one before it failed."""
+        self._answer(request, {"status": "aborted"}, None, has_begun=False)
+
+    def _answer(
+        self,
+        request: Request,
+        reply: dict[str, Any],
+        trouble: dict[str, Any] | None,
+        *,
+        has_begun: bool,
+    ) -> None:
+        kind = str(request.header.get("msg_type", ""))
+        is_shell = request.channel is Channel.SHELL
+        if is_shell and not has_begun:
+            self.publish("status", {"execution_state": "busy"}, request.header)
+        if kind == "execute_request":
+            reply["execution_count"] = 0
+            if trouble:
+                self.publish("error", trouble, request.header)
+        parts = self._voice.compose(kind.replace("_request", "_reply"), reply, request.header)
+        self._journal.append(request.channel, pack(parts), front=request.front)
+        if is_shell:
+            self.publish("status", {"execution_state": "idle"}, request.header)
