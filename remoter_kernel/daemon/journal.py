@@ -11,6 +11,7 @@ On disk: size of the body, CRC-32 of all that follows it in the record, number, 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import queue
 import struct
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 _START = struct.Struct("!II")
 _REST = struct.Struct("!QdBB8s")
 EVERYONE = bytes(8)  # in place of one front's name
+RETRY_AFTER = 1.0  # seconds: a full disk may have room again
 IN_MEMORY = 8 * 1024 * 1024  # bytes of written records that are kept at hand
 
 Call = Callable[[], None]
@@ -118,16 +120,25 @@ class Journal:
         return os.pread(self._file, size, offset + _START.size + _REST.size)
 
     def _write_all(self) -> None:
-        while True:
-            records = [self._queue.get()]
-            while not self._queue.empty():
-                records.append(self._queue.get())
-            said = [record for record in records if record is not None]
+        refused: list[Record] = []  # by the disk, so far
+        is_open = True
+        while is_open:
+            fresh = self._collect(RETRY_AFTER if refused else None)
+            is_open = None not in fresh
+            said = refused + [record for record in fresh if record is not None]
             if said:
                 trouble, offsets = self._write(said)
+                refused = said if trouble else []
                 self._call(partial(self._note, said[-1].number, offsets, trouble))
-            if len(said) < len(records):
-                return
+
+    def _collect(self, patience: float | None) -> list[Record | None]:
+        """Wait for something to write, and take all there is."""
+        records = []
+        with contextlib.suppress(queue.Empty):
+            records.append(self._queue.get(timeout=patience))
+            while True:
+                records.append(self._queue.get_nowait())
+        return records
 
     def _write(self, records: list[Record]) -> tuple[str, list[int]]:
         begin = self._end

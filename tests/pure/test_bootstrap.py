@@ -1,0 +1,68 @@
+"""What travels: exactly the list, the same bytes each time, named by its hash."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import remoter_kernel
+from remoter_kernel.errors import RemoteLacks
+from remoter_kernel.front import bootstrap
+from remoter_kernel.front.bootstrap import ENTRY, SHIPPED, pack_evaluator, shell_path
+
+PACKAGE = Path(remoter_kernel.__file__).parent
+
+
+def test_every_module_of_the_far_side_travels_and_nothing_else():
+    """The shipped list is the folders daemon/ and wire/, plus what both sides share."""
+    there = {
+        path.relative_to(PACKAGE).as_posix()
+        for folder in ("daemon", "wire")
+        for path in (PACKAGE / folder).glob("*.py")
+    }
+    assert {ENTRY, *SHIPPED} == there | {"__init__.py", "errors.py"}
+    _, content = pack_evaluator()
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        names = [name.removeprefix("remoter_kernel/") for name in archive.namelist()]
+    assert names == ["__main__.py", *SHIPPED]
+
+
+def test_each_build_gives_the_same_bytes_under_the_name_of_their_hash():
+    """A second process builds the same zip; its name is the hash of its bytes."""
+    name, content = pack_evaluator()
+    assert name == f"{hashlib.sha256(content).hexdigest()}.pyz"
+    code = "from remoter_kernel.front.bootstrap import pack_evaluator; print(pack_evaluator()[0])"
+    again = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=PACKAGE.parent
+    )
+    assert again.stdout.strip() == name
+
+
+def test_a_home_in_the_path_is_the_far_home():
+    """`~/` is expanded there; characters that a shell would act on are refused."""
+    assert shell_path("~/venvs/a b/bin/python") == "$HOME/venvs/a b/bin/python"
+    for path in ("/bin/$(id)", "/bin/`id`", 'a"b', "a'b", "a;b", "a\nb", "a\\b"):
+        with pytest.raises(RemoteLacks):
+            shell_path(path)
+
+
+@pytest.mark.parametrize("command", [bootstrap._LAUNCH, bootstrap._UPLOAD])
+def test_commands_are_one_line_that_any_login_shell_passes_on(command):
+    """No newline, no nested single quote, no `!`: csh and fish read them as sh does."""
+    text = command.format(python="python3", name="x.pyz")
+    assert "\n" not in text
+    assert text.count("'") == 2
+    assert "!" not in text
+
+
+def test_the_entry_is_read_by_a_python_2_too():
+    """A Python that is too old says so itself: the entry's syntax has no age."""
+    text = (PACKAGE / ENTRY).read_text(encoding="utf-8")
+    assert 'f"' not in text
+    assert "->" not in text

@@ -1,0 +1,124 @@
+"""The journal on a real disk: what is written is read back, and numbers are positions."""
+
+from __future__ import annotations
+
+import queue
+import resource
+import time
+import zlib
+from typing import TYPE_CHECKING
+
+import pytest
+
+from remoter_kernel.daemon import journal as journals
+from remoter_kernel.daemon.journal import EVERYONE, FrontOutbox, Journal
+from remoter_kernel.wire.frames import Channel, Lane
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+ME, OTHER = b"front--1", b"front--2"
+
+
+class Desk:
+    """A journal, and the thread that its calls are made in: this one."""
+
+    def __init__(self, path):
+        self.calls: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self.journal = Journal(path, self.calls.put)
+        self.journal.open()
+
+    def settle(self):
+        """Make calls until all is written."""
+        limit = time.monotonic() + 10
+        while self.journal.written < self.journal.last:
+            assert time.monotonic() < limit
+            self.calls.get(timeout=10)()
+
+
+@pytest.fixture
+def desk(tmp_path):
+    """An open journal in a folder of its own."""
+    desk = Desk(tmp_path / "journal")
+    yield desk
+    desk.journal.close()
+
+
+def test_bodies_come_back_from_memory_and_from_disk(desk, monkeypatch):
+    """What is no longer at hand is read from the file, byte for byte."""
+    monkeypatch.setattr(journals, "IN_MEMORY", 1000)
+    bodies = [bytes([number]) * 300 for number in range(20)]
+    for body in bodies:
+        desk.journal.append(Channel.IOPUB, body)
+    desk.settle()
+    assert len(desk.journal._at_hand) < 5
+    assert [desk.journal.body(number) for number in range(1, 21)] == bodies
+
+
+def test_on_disk_every_record_has_its_check_sum(desk, tmp_path):
+    """Size, CRC-32, number, time, channel, origin, front, body: as the docstring says."""
+    desk.journal.append(Channel.SHELL, b"hello", front=ME, is_from_front=True)
+    desk.settle()
+    raw = (tmp_path / "journal").read_bytes()
+    size, check = journals._START.unpack_from(raw)
+    rest, body = raw[8 : 8 + journals._REST.size], raw[8 + journals._REST.size :]
+    assert (size, body) == (5, b"hello")
+    assert zlib.crc32(rest + body) == check
+    number, _, channel, is_from_front, front = journals._REST.unpack(rest)
+    assert (number, channel, is_from_front, front) == (1, Channel.SHELL, 1, ME)
+
+
+def test_a_front_gets_what_is_for_all_and_what_is_for_it(desk):
+    """Requests are not sent back, and replies go to the front that asked."""
+    for channel, front, is_request in [
+        (Channel.SHELL, ME, True),
+        (Channel.IOPUB, EVERYONE, False),
+        (Channel.SHELL, OTHER, False),
+        (Channel.CONTROL, ME, False),
+        (Channel.SHELL, ME, False),
+    ]:
+        desk.journal.append(channel, b"", front=front, is_from_front=is_request)
+    outbox = FrontOutbox(desk.journal, ME)
+
+    def numbers(lane):
+        number, found = 0, []
+        while entry := outbox.next_after(lane, number):
+            number = entry.number
+            found.append(number)
+        return found
+
+    assert numbers(Lane.BULK) == [2, 5]
+    assert numbers(Lane.URGENT) == [4]
+    desk.journal.append(Channel.IOPUB, b"")
+    assert numbers(Lane.BULK) == [2, 5, 6]
+    assert outbox.next_after(Lane.URGENT, 4) is None
+
+
+def test_what_is_to_happen_after_writing_happens_then_and_in_order(desk):
+    """`then` is called once the record is on disk, in the order of the numbers."""
+    happened = []
+    for number in range(5):
+        desk.journal.append(Channel.SHELL, b"", then=lambda number=number: happened.append(number))
+    assert happened == []
+    desk.settle()
+    assert happened == [0, 1, 2, 3, 4]
+
+
+def test_a_full_disk_loses_nothing_and_is_told(desk, monkeypatch):
+    """A record that the disk refuses stays in memory, and is written when there is room again."""
+    monkeypatch.setattr(journals, "IN_MEMORY", 10)
+    desk.journal.append(Channel.IOPUB, b"before")
+    desk.settle()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50, hard))
+    try:
+        desk.journal.append(Channel.IOPUB, b"x" * 100)
+        desk.settle()
+        assert desk.journal.trouble
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    desk.journal.append(Channel.IOPUB, b"after")
+    desk.settle()
+    assert not desk.journal.trouble
+    assert len(desk.journal._at_hand) == 1
+    assert [desk.journal.body(number) for number in (1, 2, 3)] == [b"before", b"x" * 100, b"after"]
