@@ -263,4 +263,8 @@ class Channel:
         self._carrier.forget(self)
         self.sink.ended()
 
-    _unlink = unlink  # what paramiko's Transport calls when the connection is gone
+    def _unlink(self) -> None:
+        """The connection is gone (paramiko calls this, channel after channel)."""
+        # Whoever learns of the end by this channel must not find the connection alive.
+        self._carrier.active = False
+        self.unlink()

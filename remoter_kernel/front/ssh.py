@@ -23,6 +23,8 @@ from remoter_kernel.front.reach import reach
 from remoter_kernel.front.transport import (
     TAKES_EARLY_CHANNELS,
     TAKES_PIPELINES,
+    Authentication,
+    CannotSign,
     Transport,
     Verdict,
 )
@@ -148,29 +150,23 @@ class Login:
 
     def _try_each(self, ring: KeyRing) -> tuple[Verdict, int]:
         """Show one key after the other; give the last verdict and how many were shown."""
-        transport = self.live
-        door = transport.auth_handler
+        door = self.live.door
         door.request_service()
-        if not transport.software.startswith(TAKES_PIPELINES):
+        if not self.live.software.startswith(TAKES_PIPELINES):
             door.wait_for_service(self._destination.connect_timeout)
         verdict: Verdict | None = None
         shown = 0
         for name, key in ring.in_order():
-            began = time.perf_counter()
             try:
                 door.send_key(self.user, key)
-            except (OSError, EOFError):
-                raise Closed from None
-            except Exception as error:  # noqa: BLE001 (an agent that will not sign, an odd key)
+            except CannotSign as error:
                 ring.notes.append(f"{name} did not sign: {error}.")
                 continue
             shown += 1
-            if shown == 1 and self._is_last and transport.software.startswith(TAKES_EARLY_CHANNELS):
-                self._spare = Running(transport)
-                self._spare.open()
-            verdict = door.wait(VERDICT_WITHIN)
+            if shown == 1:
+                self._open_spare()
+            verdict = self._hear(door, shown)
             if verdict.let_in:
-                transport.round_trips.append(time.perf_counter() - began)
                 return verdict, shown
             self._spare = None  # the server has shrugged it off
             if "publickey" not in verdict.would_take:
@@ -180,6 +176,20 @@ class Login:
             door.send_nothing(self.user)
             verdict = door.wait(VERDICT_WITHIN)
         return verdict, shown
+
+    def _open_spare(self) -> None:
+        """Ask for the first command's channel before the verdict is there."""
+        if self._is_last and self.live.software.startswith(TAKES_EARLY_CHANNELS):
+            self._spare = Running(self.live)
+            self._spare.open()
+
+    def _hear(self, door: Authentication, shown: int) -> Verdict:
+        try:
+            return door.wait(VERDICT_WITHIN)
+        except Closed:
+            if shown > 1:
+                raise _too_many(self._destination, shown) from None
+            raise
 
     # --- what a login is for ---
 
@@ -316,6 +326,13 @@ def _refusal(
     if "publickey" in verdict.would_take or not asks_for:
         advice += " Add a key with `ssh-copy-id`, or one to the agent with `ssh-add`."
     return LoginRefused(what, advice.strip())
+
+
+def _too_many(destination: Destination, shown: int) -> LoginRefused:
+    return LoginRefused(
+        f"{destination.label} hung up after {shown} keys that it did not accept.",
+        "Name the right one with IdentityFile, and say IdentitiesOnly yes, in your ssh config.",
+    )
 
 
 def _no_tunnel(destination: Destination, where: str, code: int) -> RemoteLacks:

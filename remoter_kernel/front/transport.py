@@ -72,6 +72,10 @@ class Verdict:
     """This attempt was right, and another one is needed as well."""
 
 
+class CannotSign(Exception):
+    """A key turned out to be of no use: an agent that declines, an algorithm that is not there."""
+
+
 class Authentication(AuthHandler):  # type: ignore[misc]  # paramiko has no types
     """The client's side of RFC 4252: sends attempts, collects verdicts."""
 
@@ -85,7 +89,7 @@ class Authentication(AuthHandler):  # type: ignore[misc]  # paramiko has no type
         message = paramiko.Message()
         message.add_byte(cMSG_SERVICE_REQUEST)
         message.add_string("ssh-userauth")
-        self.transport._send_message(message)  # noqa: SLF001 (paramiko's way)
+        self._tell(message)
 
     def wait_for_service(self, seconds: float) -> None:
         """Wait until the server is ready for attempts."""
@@ -96,9 +100,13 @@ class Authentication(AuthHandler):  # type: ignore[misc]  # paramiko has no type
 
     def send_key(self, user: str, key: Any) -> None:
         """Sign with this key and send it, without asking first whether it would do."""
-        kind, public = self._get_key_type_and_bits(key)
-        algorithm = self._finalize_pubkey_algorithm(kind)
-        blob = self._get_session_blob(key, "ssh-connection", user, algorithm)
+        try:
+            kind, public = self._get_key_type_and_bits(key)
+            algorithm = self._finalize_pubkey_algorithm(kind)
+            blob = self._get_session_blob(key, "ssh-connection", user, algorithm)
+            signature = key.sign_ssh_data(blob, algorithm)
+        except Exception as error:  # keys and agents are foreign: anything may come
+            raise CannotSign(str(error) or type(error).__name__) from error
         message = paramiko.Message()
         message.add_byte(cMSG_USERAUTH_REQUEST)
         for word in (user, "ssh-connection", "publickey"):
@@ -106,8 +114,8 @@ class Authentication(AuthHandler):  # type: ignore[misc]  # paramiko has no type
         message.add_boolean(True)
         message.add_string(algorithm)
         message.add_string(public)
-        message.add_string(key.sign_ssh_data(blob, algorithm))
-        self.transport._send_message(message)  # noqa: SLF001 (paramiko's way)
+        message.add_string(signature)
+        self._tell(message)
 
     def send_nothing(self, user: str) -> None:
         """Ask to be let in without any proof, to learn what would be taken."""
@@ -115,7 +123,13 @@ class Authentication(AuthHandler):  # type: ignore[misc]  # paramiko has no type
         message.add_byte(cMSG_USERAUTH_REQUEST)
         for word in (user, "ssh-connection", "none"):
             message.add_string(word)
-        self.transport._send_message(message)  # noqa: SLF001 (paramiko's way)
+        self._tell(message)
+
+    def _tell(self, message: paramiko.Message) -> None:
+        try:
+            self.transport._send_message(message)  # noqa: SLF001 (paramiko's way)
+        except (OSError, EOFError, paramiko.SSHException):
+            raise Closed from None
 
     def wait(self, seconds: float) -> Verdict:
         """Wait for the verdict on the oldest attempt without one; raise Closed or TooLate."""
@@ -185,6 +199,7 @@ class Transport(paramiko.Transport):  # type: ignore[misc]  # paramiko has no ty
         super().__init__(sock, default_window_size=WINDOW, default_max_packet_size=PACKET)
         self.name = "ssh-transport"
         self.round_trips: list[float] = []
+        self.auth_handler = self.door = Authentication(self)
         self._known_kinds = set(known_kinds)
         self._exchange_began = 0.0
         self._outbox: queue.SimpleQueue[paramiko.Message | None] = queue.SimpleQueue()
@@ -209,7 +224,6 @@ class Transport(paramiko.Transport):  # type: ignore[misc]  # paramiko has no ty
     def meet(self, seconds: float) -> None:
         """Exchange greetings and keys; raise Closed or TooLate. Nothing is trusted yet."""
         self.banner_timeout = self.handshake_timeout = seconds
-        self.auth_handler = Authentication(self)
         met = threading.Event()
         self.start_client(event=met)
         if not met.wait(seconds):
@@ -304,6 +318,9 @@ class Transport(paramiko.Transport):  # type: ignore[misc]  # paramiko has no ty
             super().run()
         finally:
             self.active = False
+            self.packetizer.close()
+            if self.completion_event is not None:
+                self.completion_event.set()
             self.auth_handler.abort()
             self._outbox.put(None)
 

@@ -21,7 +21,7 @@ def reader(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> s
         if not shutil.which("ssh"):
             pytest.skip("no OpenSSH client here")
     else:
-        monkeypatch.setattr(aliases.shutil, "which", lambda _name: None)
+        monkeypatch.setattr(shutil, "which", lambda _name: None)
     return str(request.param)
 
 
@@ -47,7 +47,7 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("ada@realm@example.org", "example.org", "ada@realm", 22),
     ],
 )
-def test_a_host_can_be_typed_with_user_and_port(reader, config, typed, host, user, port):
+def test_a_host_can_be_typed_with_user_and_port(reader, config, *, typed, host, user, port):
     found = resolve(typed, config)
     assert (found.host_name, found.user, found.port) == (host, user or getpass.getuser(), port)
     assert found.identity_files == ()

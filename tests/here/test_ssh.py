@@ -70,7 +70,10 @@ def test_a_login_says_what_it_is(login, server):
     assert login.cipher == "aes128-gcm@openssh.com"
     kind, shown = login.host_key.split()
     listed = subprocess.run(
-        ["ssh-keygen", "-lf", f"{server.host_key()}.pub"], capture_output=True, text=True, check=True
+        ["ssh-keygen", "-lf", f"{server.host_key()}.pub"],
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert kind == "ssh-ed25519"
     assert shown in listed.stdout
@@ -378,7 +381,9 @@ def test_jump_hosts_are_passed_through_each_with_its_own_login(server, tmp_path)
 
 def test_a_jump_host_that_cannot_reach_the_host_says_so(server, tmp_path):
     config = server.ssh_config(tmp_path / "config", "jump")
-    config.write_text(config.read_text() + "Host far\n HostName 127.0.0.1\n Port 1\n ProxyJump jump\n")
+    config.write_text(
+        config.read_text() + "Host far\n HostName 127.0.0.1\n Port 1\n ProxyJump jump\n"
+    )
     with pytest.raises(Unreachable, match="from its jump host"):
         log_in(resolve("far", config))
 

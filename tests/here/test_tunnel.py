@@ -1,0 +1,266 @@
+"""A tunnel carries bytes whole and in order, and a cut on one side is a cut on the other."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import socket
+import threading
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+from remoter_kernel.errors import ForwardingRefused, RemoteLacks
+from remoter_kernel.front.aliases import resolve
+from remoter_kernel.front.host import EmbeddedHost
+from remoter_kernel.front.ssh import Login, Tunnel, log_in
+from tests import real_parts
+from tests.real_sshd import RealSshd, free_port
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+MUCH = 24 * 1024 * 1024  # bytes: several windows
+SOON = 5.0  # seconds
+
+
+class Far:
+    """A TCP server on the far side; hands over the connections it gets."""
+
+    def __init__(self) -> None:
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._listener.settimeout(SOON)
+        self.port = self._listener.getsockname()[1]
+
+    def take(self) -> socket.socket:
+        connection, _ = self._listener.accept()
+        connection.settimeout(30)
+        return connection
+
+    def close(self) -> None:
+        self._listener.close()
+
+
+@pytest.fixture(scope="module", params=["sshd", "sshd that exchanges keys often", "embedded host"])
+def login(request: pytest.FixtureRequest, tmp_path_factory) -> Iterator[Login]:
+    """A login on each kind of server."""
+    if request.param == "embedded host":
+        with EmbeddedHost() as host:
+            login = log_in(host.destination())
+            yield login
+            login.close()
+        return
+    real_parts.real_part("sshd")
+    folder = tmp_path_factory.mktemp("sshd")
+    extra = "RekeyLimit 1M" if "often" in request.param else ""
+    with RealSshd(folder, extra_config=extra) as server:
+        login = log_in(resolve("real", server.ssh_config(folder / "config", "real")))
+        yield login
+        login.close()
+
+
+@pytest.fixture
+def far() -> Iterator[Far]:
+    far = Far()
+    yield far
+    far.close()
+
+
+def connect(tunnel: Tunnel) -> socket.socket:
+    """Connect to this side of a tunnel, as ZeroMQ would."""
+    host, port = tunnel.address.removeprefix("tcp://").split(":")
+    near = socket.create_connection((host, int(port)), SOON)
+    near.settimeout(30)
+    return near
+
+
+def ends(connection: socket.socket) -> bool:
+    """Say whether a connection ends soon (what is still in it is read)."""
+    connection.settimeout(SOON)
+    try:
+        while connection.recv(1 << 20):
+            pass
+    except TimeoutError:
+        return False
+    except OSError:
+        pass
+    return True
+
+
+def digest_of(connection: socket.socket, size: int, pause: Callable[[int], None]) -> str:
+    """Read that many bytes and say what they were."""
+    digest = hashlib.sha256()
+    while size:
+        data = connection.recv(min(size, 1 << 16))
+        assert data, f"the connection ended {size} bytes too early"
+        size -= len(data)
+        digest.update(data)
+        pause(size)
+    return digest.hexdigest()
+
+
+def test_bytes_pass_whole_both_ways_at_once_to_slow_readers(login, far):
+    tunnel = login.open_tunnel("127.0.0.1", far.port)
+    near, there = connect(tunnel), far.take()
+    up, down = os.urandom(MUCH), os.urandom(MUCH)
+    found: dict[str, str] = {}
+
+    def slowly(left: int) -> None:
+        if left % (1 << 21) < 1 << 16:
+            time.sleep(0.02)  # the other side must wait: that is what is tried here
+
+    def read(name: str, connection: socket.socket) -> None:
+        found[name] = digest_of(connection, MUCH, slowly)
+
+    threads = [
+        threading.Thread(target=near.sendall, args=(up,)),
+        threading.Thread(target=there.sendall, args=(down,)),
+        threading.Thread(target=read, args=("down", near)),
+        threading.Thread(target=read, args=("up", there)),
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert found == {
+        "up": hashlib.sha256(up).hexdigest(),
+        "down": hashlib.sha256(down).hexdigest(),
+    }
+    assert (tunnel.sent, tunnel.received) == (MUCH, MUCH)
+    for end in (near, there):
+        end.close()
+    tunnel.close()
+
+
+def test_what_came_before_anybody_connected_here_is_there(login, far):
+    tunnel = login.open_tunnel("127.0.0.1", far.port)
+    there = far.take()
+    there.sendall(b"greeting")
+    with connect(tunnel) as near:
+        assert near.recv(100) == b"greeting"
+        there.sendall(b" and more")
+        assert near.recv(100) == b" and more"
+    assert ends(there)
+    there.close()
+    tunnel.close()
+
+
+def test_when_the_far_side_closes_this_side_ends_after_its_last_byte(login, far):
+    tunnel = login.open_tunnel("127.0.0.1", far.port)
+    near, there = connect(tunnel), far.take()
+    sent = os.urandom(3_000_000)
+    there.sendall(sent)
+    there.close()
+    assert digest_of(near, len(sent), lambda _left: None) == hashlib.sha256(sent).hexdigest()
+    assert near.recv(1) == b""
+    near.close()
+    assert not tunnel.is_open
+
+
+def test_when_this_side_closes_the_far_side_ends(login, far):
+    tunnel = login.open_tunnel("127.0.0.1", far.port)
+    near, there = connect(tunnel), far.take()
+    near.sendall(b"last words")
+    near.close()
+    assert there.recv(100) == b"last words"
+    assert ends(there)
+    there.close()
+    assert not tunnel.is_open
+
+
+def test_closing_a_tunnel_ends_both_sides_even_when_both_are_full(login, far):
+    tunnel = login.open_tunnel("127.0.0.1", far.port)
+    near, there = connect(tunnel), far.take()
+    for end in (near, there):
+        end.setblocking(False)
+        with contextlib.suppress(BlockingIOError):
+            while end.send(bytes(1 << 20)):
+                pass
+    began = time.monotonic()
+    tunnel.close()
+    assert time.monotonic() - began < SOON
+    assert ends(near)
+    assert ends(there)
+    near.close()
+    there.close()
+
+
+def test_a_tunnel_takes_exactly_one_connection(login, far):
+    tunnel = login.open_tunnel("127.0.0.1", far.port)
+    with connect(tunnel) as near, far.take() as there:
+        near.sendall(b"first")
+        assert there.recv(10) == b"first"
+        with pytest.raises(ConnectionRefusedError):
+            connect(tunnel)
+    tunnel.close()
+
+
+def test_a_tunnel_that_nobody_used_closes(login, far):
+    tunnel = login.open_tunnel("127.0.0.1", far.port)
+    there = far.take()
+    tunnel.close()
+    assert ends(there)
+    there.close()
+    with pytest.raises(ConnectionRefusedError):
+        connect(tunnel)
+
+
+def test_a_tunnel_whose_far_side_is_gone_before_anybody_connected_refuses(login, far):
+    tunnel = login.open_tunnel("127.0.0.1", far.port)
+    far.take().close()
+    deadline = time.monotonic() + SOON
+    while tunnel.is_open and time.monotonic() < deadline:
+        time.sleep(0.01)
+    try:
+        with connect(tunnel) as near:
+            assert ends(near)
+    except ConnectionRefusedError:
+        pass
+    tunnel.close()
+
+
+def test_nothing_listening_there_is_said_when_the_tunnel_is_opened(login):
+    port = free_port()
+    with pytest.raises(RemoteLacks, match=f"nothing listens at 127.0.0.1:{port}") as caught:
+        login.open_tunnel("127.0.0.1", port)
+    assert not isinstance(caught.value, ForwardingRefused)
+
+
+def test_a_hundred_tunnels_one_after_the_other(login, far):
+    for number in range(100):
+        tunnel = login.open_tunnel("127.0.0.1", far.port)
+        with connect(tunnel) as near, far.take() as there:
+            near.sendall(b"%d" % number)
+            assert there.recv(10) == b"%d" % number
+        tunnel.close()
+
+
+def test_forbidden_forwarding_is_an_error_of_its_own(tmp_path: Path):
+    real_parts.real_part("sshd")
+    with RealSshd(tmp_path, extra_config="AllowTcpForwarding no") as server:
+        login = log_in(resolve("real", server.ssh_config(tmp_path / "config", "real")))
+        with pytest.raises(ForwardingRefused, match="forbids TCP forwarding"):
+            login.open_tunnel("127.0.0.1", server.port)
+        assert login.run("echo fine").stdout == b"fine\n"
+        login.close()
+
+
+@pytest.mark.parametrize("how", ["cut here", "closed here", "killed there"])
+def test_when_the_login_ends_so_does_each_tunnel_on_both_sides(tmp_path: Path, far, how):
+    real_parts.real_part("sshd")
+    with RealSshd(tmp_path) as server:
+        login = log_in(resolve("real", server.ssh_config(tmp_path / "config", "real")))
+        tunnel = login.open_tunnel("127.0.0.1", far.port)
+        with connect(tunnel) as near, far.take() as there:
+            near.sendall(b"x")
+            assert there.recv(1) == b"x"
+            {"cut here": login.cut, "closed here": login.close, "killed there": server.cut_all}[
+                how
+            ]()
+            assert ends(near)
+            assert ends(there)
+        assert not login.is_alive
+        login.close()
