@@ -6,6 +6,7 @@ runs in the reactor's.
 
 from __future__ import annotations
 
+import contextlib
 import random
 import secrets
 import threading
@@ -198,7 +199,7 @@ class Link:
         self._talk.begin()
         seen = list(self._talk.seen.values()) if self._has_met else None
         hello = to_json({"front": self._name, "seen": seen})
-        wire.send(encode(self._talk.head(Kind.HELLO), hello))
+        _send(wire, encode(self._talk.head(Kind.HELLO), hello))
         self._timer = self.reactor.later(GREET_WITHIN, self._give_up_greeting)
 
     def _give_up_greeting(self) -> None:
@@ -302,7 +303,10 @@ class Link:
 
 
 def _send(wire: zmq.Socket[bytes], frame: bytes) -> None:
-    wire.send(frame)
+    # A DEALER whose peer is gone would wait for another one, for ever. What is not sent is in
+    # the outbox still, and the monitor is about to say that this wire is lost.
+    with contextlib.suppress(zmq.Again):
+        wire.send(frame, zmq.NOBLOCK)
 
 
 def _read_welcome(frame: bytes) -> dict[str, Any]:
