@@ -22,7 +22,7 @@ from array import array
 from functools import partial
 from typing import TYPE_CHECKING, Callable, NamedTuple
 
-from remoter_kernel.wire.frames import LANE, Channel, Lane
+from remoter_kernel.wire.frames import CHANNELS, LANE, Channel, Lane
 from remoter_kernel.wire.stream import Entry
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ class Journal:
         kind = self._channels[number]
         if kind & 0x80 or self._fronts[number] not in (EVERYONE, front):
             return None
-        return Channel(kind)
+        return CHANNELS[kind]
 
     def body(self, number: int) -> bytes:
         """Return the body of a record, from memory or from the file."""

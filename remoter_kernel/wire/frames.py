@@ -58,6 +58,10 @@ class Lane(IntEnum):
     URGENT = 1
 
 
+# Looking up is several times faster than Kind(...), and this is done for every message.
+_KINDS = {int(kind): kind for kind in Kind}
+CHANNELS = {int(channel): channel for channel in Channel}
+
 LANE = {
     Channel.SHELL: Lane.BULK,
     Channel.IOPUB: Lane.BULK,
@@ -119,8 +123,8 @@ def _decode_head(frame: memoryview) -> tuple[Head, int]:
         message = f"The other end speaks protocol {protocol}, this one speaks {PROTOCOL}."
         raise ProtocolError(message, "Update the older of the two.")
     try:
-        return Head(Kind(kind), Channel(channel), *numbers[:-1]), numbers[-1]
-    except ValueError as error:
+        return Head(_KINDS[kind], CHANNELS[channel], *numbers[:-1]), numbers[-1]
+    except KeyError as error:
         message = f"A message of a kind or channel that is not known ({kind}, {channel})."
         raise ProtocolError(message) from error
 
