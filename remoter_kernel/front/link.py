@@ -284,6 +284,7 @@ class Link:
             monitor = wire.get_monitor_socket()
             self.reactor.unwatch(monitor)
             wire.disable_monitor()
+            monitor.close(linger=0)
             self.reactor.unwatch(wire)
             wire.close(linger=200)
         line, self._line = self._line, None

@@ -70,7 +70,7 @@ def test_another_protocol_number_is_a_polite_sentence():
     frame = bytearray(encode(Head(Kind.PING)))
     frame[2] = 9
     with pytest.raises(ProtocolError, match="protocol 9, this one speaks 1"):
-        list(decode(frame))
+        list(decode(bytes(frame)))
 
 
 @given(heads, some.binary(), some.data())

@@ -49,7 +49,7 @@ class Pipe:
         for end in self.ends:
             end.talk.begin()
         for end, other in (self.ends, self.ends[::-1]):
-            end.talk.open(tuple(other.talk.seen.values()))
+            end.talk.open((other.talk.seen[Lane.BULK], other.talk.seen[Lane.URGENT]))
             self.say_numbers(other)
 
     def say_numbers(self, end: End) -> None:
@@ -81,7 +81,9 @@ class Pipe:
         wire.extend(list(wire))
 
     def settle(self) -> None:
-        for _ in range(200):
+        for _ in range(10_000):
+            if not any(len(end.outbox) for end in self.ends):
+                return
             for end in self.ends:
                 self.pump(end)
                 end.keep()
