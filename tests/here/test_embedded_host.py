@@ -52,12 +52,21 @@ def comes_true(fact: Callable[[], object]) -> bool:
 
 
 def test_it_starts_fast():
+    """0.4 s at the most, of which Python and paramiko's import are nearly all."""
+
     def start() -> float:
         began = time.perf_counter()
         with EmbeddedHost():
             return time.perf_counter() - began
 
-    assert min(start() for _ in range(3)) < 0.4
+    def only_import() -> float:
+        began = time.perf_counter()
+        subprocess.run([sys.executable, "-c", "import paramiko"], check=True)
+        return time.perf_counter() - began
+
+    # On a busy machine both take longer.
+    pairs = [(start(), only_import()) for _ in range(3)]
+    assert min(host - max(0.0, bare - 0.25) for host, bare in pairs) < 0.4
 
 
 def test_a_command_runs_as_on_any_host(login):

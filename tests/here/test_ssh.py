@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import os
 import shutil
 import stat
@@ -151,46 +153,51 @@ def test_bytes_arrive_whole_while_keys_are_exchanged_anew(tmp_path):
 # --------------------------------------------------------------- round trips
 
 
+RTT = 0.15  # seconds
+TRIES = 3  # the machine may be busy: the quickest counts
+
+
+@contextlib.contextmanager
+def far_away(server: RealSshd, there: Destination) -> Iterator[Destination]:
+    """The same server, a long way off."""
+    with Proxy(server.port, rtt=RTT) as path:
+        yield replace(there, port=path.port, host_key_alias=f"[127.0.0.1]:{server.port}")
+
+
+def seconds_of(there: Destination) -> list[float]:
+    """Time a login, its first command and its second one."""
+    times = [time.perf_counter()]
+    login = log_in(there)
+    times.append(time.perf_counter())
+    for _ in range(2):
+        assert login.run("echo yes").stdout == b"yes\n"
+        times.append(time.perf_counter())
+    login.close()
+    return [after - before for before, after in itertools.pairwise(times)]
+
+
+def round_trips(near: Destination, far: Destination) -> list[int]:
+    """Count the round trips of each: what the distance adds, in whole trips."""
+    quickest = [
+        [min(times) for times in zip(*(seconds_of(where) for _ in range(TRIES)), strict=True)]
+        for where in (near, far)
+    ]
+    return [round((far - near) / RTT) for near, far in zip(*quickest, strict=True)]
+
+
 def test_a_first_command_costs_five_round_trips(server, there):
-    """TCP, greetings, key exchange, login (with its channel), command: nothing waits in between."""
-    rtt = 0.2
-    with Proxy(server.port, rtt=rtt) as path:
-        far = replace(there, port=path.port, host_key_alias=f"[127.0.0.1]:{server.port}")
-        began = time.perf_counter()
+    """TCP, greetings, key exchange, login (with its channel): four; and one for the command."""
+    with far_away(server, there) as far:
+        assert round_trips(there, far) == [4, 1, 2]
         login = log_in(far)
-        logged_in = time.perf_counter() - began
-        try:
-            assert login.run("echo").stdout == b"\n"
-            done = time.perf_counter() - began
-            second = time.perf_counter()
-            assert login.run("echo").stdout == b"\n"
-            second = time.perf_counter() - second
-        finally:
-            login.close()
-        assert 4 <= logged_in / rtt < 4.9
-        assert 5 <= done / rtt < 5.9
-        assert 2 <= second / rtt < 2.9  # a channel, and a command
-        assert rtt <= login.round_trip < rtt * 1.25
+        assert RTT <= login.round_trip < RTT * 1.5
+        login.close()
 
 
-def test_a_refused_key_costs_one_more(server, there, tmp_path):
-    rtt = 0.2
-    wrong = make_key(tmp_path / "wrong")
-    with Proxy(server.port, rtt=rtt) as path:
-        far = replace(
-            there,
-            port=path.port,
-            host_key_alias=f"[127.0.0.1]:{server.port}",
-            identity_files=(wrong, server.client_key),
-        )
-        began = time.perf_counter()
-        login = log_in(far)
-        took = time.perf_counter() - began
-        try:
-            assert login.run("echo yes").stdout == b"yes\n"
-        finally:
-            login.close()
-        assert 5 <= took / rtt < 5.9
+def test_a_refused_key_costs_one_more_and_the_channel(server, there, tmp_path):
+    keys = (make_key(tmp_path / "wrong"), server.client_key)
+    with far_away(server, replace(there, identity_files=keys)) as far:
+        assert round_trips(there, far) == [5, 2, 2]
 
 
 def test_a_channel_opened_together_with_the_login_is_there_every_time(there):

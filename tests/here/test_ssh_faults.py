@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Self
 
 import pytest
 
+from bench.proxy import Proxy
 from remoter_kernel.errors import LoginRefused, RemoteLacks, Unreachable
 from remoter_kernel.front import ssh
 from remoter_kernel.front.aliases import Destination, resolve
@@ -370,3 +371,38 @@ def test_no_key_appears_in_a_log(there, caplog):
     secret = there.identity_files[0].read_text().splitlines()[1]
     assert secret not in caplog.text
     assert "a secret" not in caplog.text
+
+
+# ------------------------------------------------------------- a stalled network
+
+
+def test_a_stalled_network_is_noticed_at_the_deadline(server, there):
+    with Proxy(server.port) as path:
+        login = log_in(replace(there, port=path.port, host_key_alias=f"[127.0.0.1]:{there.port}"))
+        assert login.run("echo hi").stdout == b"hi\n"
+        path.stall()
+        for do in (
+            lambda: login.run("echo", seconds=0.3),
+            lambda: login.run_until_line("echo MARK", b"", b"MARK", 0.3),
+        ):
+            began = time.monotonic()
+            with pytest.raises(Unreachable, match=r"within 0\.3 s"):
+                do()
+            assert time.monotonic() - began < 2
+        login.close()
+
+
+def test_a_login_whose_pipes_are_all_full_still_closes_at_once(server, there):
+    with Proxy(server.port) as path, socket.create_server(("127.0.0.1", 0)) as far:
+        login = log_in(replace(there, port=path.port, host_key_alias=f"[127.0.0.1]:{there.port}"))
+        tunnel = login.open_tunnel("127.0.0.1", far.getsockname()[1])
+        host, port = tunnel.address.removeprefix("tcp://").split(":")
+        with socket.create_connection((host, int(port))) as near, far.accept()[0]:
+            path.stall()
+            near.settimeout(0.5)
+            with contextlib.suppress(TimeoutError):
+                while near.send(bytes(1 << 20)):
+                    pass
+            began = time.monotonic()
+            login.close()
+            assert time.monotonic() - began < 1.5
