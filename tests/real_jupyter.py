@@ -78,7 +78,7 @@ class JupyterHere:
         """Run the `remoter` command as a person without a terminal would."""
         options = {"timeout": 60.0, "stdin": subprocess.DEVNULL, **options}
         return subprocess.run(
-            [sys.executable, "-m", "remoter_kernel.cli", *words],
+            [str(Path(sys.executable).with_name("remoter")), *words],
             check=False,
             capture_output=True,
             text=True,

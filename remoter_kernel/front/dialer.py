@@ -50,8 +50,8 @@ class SessionDialer:
     def dial(self) -> Line:
         """Log in, start or find the session, open a tunnel."""
         with self._lock:
+            self.remote = self._find() or HERE
             try:
-                self.remote = self._find() or HERE
                 return self._dial()
             except RemoterError as error:
                 raise error.at(self.remote.name) from error.__cause__

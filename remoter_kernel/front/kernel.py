@@ -253,7 +253,7 @@ class Kernel:
             elif welcome.get("kernel_info"):
                 self._be_ready(welcome)
         elif state is State.FAILED and self.link.error:
-            self._answer_unsaid(self.link.error.at(self.dialer.remote.name))
+            self._answer_unsaid(self.link.error.at(self._find().name))
 
     def _give_up(self, why: str) -> None:
         """There is a session, but its kernel did not start."""
