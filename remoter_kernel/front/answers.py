@@ -14,6 +14,10 @@ EMPTY: dict[str, dict[str, Any]] = {
 }
 
 
+# What a person waits for while typing; a late answer is worse than an empty one.
+IMPATIENT = {"is_complete_request", "complete_request", "inspect_request", "history_request"}
+
+
 def kernel_info(last_seen: dict[str, Any] | None, language: str) -> dict[str, Any]:
     """Return what is known of the far kernel: its last answer, else its language alone."""
     if last_seen:

@@ -40,6 +40,7 @@ LEAVE_WITHIN = 4.5  # seconds that a shutdown may wait to be heard; Jupyter kill
 WRITE_DOWN_AFTER = 0.3  # seconds
 HOLD_INTERRUPT = 0.15  # seconds
 LOOK_FOR_PARENT = 1.0  # seconds
+ANSWER_WITHIN = 0.7  # seconds: jupyter console gives a question one, and mistakes a late answer
 LAST_WORDS = 0.3  # seconds between what a dying kernel says and the front's own end
 
 
@@ -79,6 +80,9 @@ class Kernel:
         self._info = last_kernel_info(remote.name)
         self._language = "R" if remote.kernel == "ir" else "python"
         self._routes: dict[str, Route] = {}
+        self._held: list[
+            Route
+        ] = []  # questions for which an empty answer is better than a late one
         self._has_asker = False  # has any client allowed questions?
         self._is_leaving = False
         self._held_interrupt: Timer | None = None
@@ -140,8 +144,22 @@ class Kernel:
             if empty:
                 self._reply(route, empty)
             return
+        elif kind in answers.IMPATIENT and not (self._is_ready and self.link.state is State.UP):
+            self._held.append(route)
+            self.reactor.later(ANSWER_WITHIN, partial(self._answer_held, route))
+            return
+        self._say(route)
+
+    def _say(self, route: Route) -> None:
         route.number = self.link.say(route.channel, list(route.parts))
         self._routes[route.header.get("msg_id", "")] = route
+
+    def _answer_held(self, route: Route) -> None:
+        """Answer for a far side that is not there yet: whoever asked waits no longer."""
+        if route in self._held:
+            self._held.remove(route)
+            kind = str(route.header.get("msg_type", ""))
+            self._reply(route, answers.empty_reply(kind, content_of(route.parts)) or {})
 
     def _interrupt(self, route: Route) -> None:
         """Interrupt at once; where a shutdown keeps the session, wait whether one follows."""
@@ -239,6 +257,9 @@ class Kernel:
         """The far kernel is there: from now on, what we say carries its session."""
         self._is_ready = True
         self._voice.speak_as(str(words.get("session", "")), str(words.get("username", "")))
+        held, self._held = self._held, []
+        for route in held:
+            self._say(route)
         info = words.get("kernel_info")
         if info and info != self._info:
             self._info = info
