@@ -114,7 +114,8 @@ def _take_apart(text: str) -> _Typed:
         name, port = where, None
     # A leading "-" would be an option to ssh, and a control character a second line.
     bad = not name or name.startswith("-") or user.startswith("-") or (at and not user)
-    if bad or re.search(r"[\s\x00-\x1f\x7f'\"`$\\;&<>|(){}]", user + name):
+    # The rest as ssh itself has it; a backslash is for users like CORP\ada.
+    if bad or re.search(r"[\s\x00-\x1f\x7f'\"`$;&<>|(){}]", user + name) or "\\" in name:
         raise Usage(
             f"{text!r} is no host.", "Write an alias of your ssh config or user@host[:port]."
         )

@@ -62,6 +62,9 @@ class Carrier(Protocol):
     def forget(self, channel: Channel) -> None:
         """Drop a channel that is over."""
 
+    def answered_after(self, seconds: float) -> None:
+        """Learn how long the server took for an answer."""
+
 
 class Refused(Exception):
     """The server did not open the channel; `code` is that of RFC 4254, 5.1."""
@@ -89,6 +92,7 @@ class Channel:
         self._carrier = carrier
         self._changed = threading.Condition()
         self._far_number = -1  # until it is open
+        self._started = 0.0
         self._refused: int | None = None
         self._may_send = 0  # bytes, by the other end's window
         self._packet = 0  # bytes, the most it takes at once
@@ -104,6 +108,7 @@ class Channel:
         message.add_string(kind)
         for field in (self.number, WINDOW, PACKET, *fields):
             (message.add_int if isinstance(field, int) else message.add_string)(field)
+        self._started = time.perf_counter()
         self._carrier.send(message)
         if not self._carrier.active:
             self.unlink()
@@ -194,6 +199,7 @@ class Channel:
 
     def opened(self, far_number: int, window: int, packet: int) -> None:
         """The server opened it."""
+        self._carrier.answered_after(time.perf_counter() - self._started)
         with self._changed:
             self._far_number, self._may_send, self._packet = far_number, window, min(packet, PACKET)
             self._changed.notify_all()

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import queue
 import socket
 import struct
@@ -198,7 +199,7 @@ class Transport(paramiko.Transport):  # type: ignore[misc]  # paramiko has no ty
     def __init__(self, sock: Any, known_kinds: Iterable[str] = ()) -> None:
         super().__init__(sock, default_window_size=WINDOW, default_max_packet_size=PACKET)
         self.name = "ssh-transport"
-        self.round_trips: list[float] = []
+        self.round_trip = math.inf  # seconds: the quickest answer so far
         self.auth_handler = self.door = Authentication(self)
         self._known_kinds = set(known_kinds)
         self._exchange_began = 0.0
@@ -242,8 +243,12 @@ class Transport(paramiko.Transport):  # type: ignore[misc]  # paramiko has no ty
 
     def _verify_key(self, host_key: bytes, sig: bytes) -> None:
         # The server's answer to our half of the key exchange: one round trip and its sums.
-        self.round_trips.append(time.perf_counter() - self._exchange_began)
+        self.answered_after(time.perf_counter() - self._exchange_began)
         super()._verify_key(host_key, sig)
+
+    def answered_after(self, seconds: float) -> None:
+        """Learn how long the server took for an answer."""
+        self.round_trip = min(self.round_trip, seconds)
 
     # --- channels ---
 

@@ -45,6 +45,7 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("ada@2001:db8::1", "2001:db8::1", "ada", 22),
         ("ssh://ada@example.org:2222", "example.org", "ada", 2222),
         ("ada@realm@example.org", "example.org", "ada@realm", 22),
+        ("CORP\\ada@example.org", "example.org", "CORP\\ada", 22),
     ],
 )
 def test_a_host_can_be_typed_with_user_and_port(reader, config, *, typed, host, user, port):
