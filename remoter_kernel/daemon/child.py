@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Callable
 
 import zmq
+from jupyter_client.kernelspec import NoSuchKernel
 from jupyter_client.manager import KernelManager
 
 from remoter_kernel.errors import ProtocolError, RemoteLacks
@@ -22,6 +23,8 @@ from remoter_kernel.wire.messages import TOPIC, Voice
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+
+    from jupyter_client.kernelspec import KernelSpec
 
     from remoter_kernel.wire.reactor import Reactor
 
@@ -66,11 +69,9 @@ class Child:
         init: Sequence[str],
         umask: int,
     ) -> None:
-        """Start the process and connect to it; `RemoteLacks` if there is no such kernelspec."""
+        """Start the process and connect to it; `RemoteLacks` if that cannot be."""
         manager = self.manager
-        spec = manager.kernel_spec
-        if spec is None:
-            raise RemoteLacks("There is no such kernelspec.")
+        spec = self._spec()
         manager.connection_file = str(self.folder / "connection.json")
         manager.write_connection_file()
         argv = with_init(manager.format_kernel_cmd(list(arguments)), init)
@@ -89,6 +90,17 @@ class Child:
         self._watch_over(wish)
         self._voice = Voice(manager.session.key, manager.session.signature_scheme)
         self._connect()
+
+    def _spec(self) -> KernelSpec:
+        manager = self.manager
+        try:
+            spec = manager.kernel_spec
+        except (NoSuchKernel, OSError, ValueError) as error:
+            names = ", ".join(sorted(manager.kernel_spec_manager.find_kernel_specs()))
+            message = f"There is no kernelspec {manager.kernel_name} that works ({error})."
+            raise RemoteLacks(message, f"There are: {names or 'none'}.") from error
+        assert spec is not None  # noqa: S101 - only a kernel without a name has none
+        return spec
 
     def say(self, channel: Channel, parts: Sequence[Bytes]) -> None:
         """Sign a message with the child's key and send it."""

@@ -99,7 +99,6 @@ class Supervisor:
         self._is_heard = False  # does iopub reach us?
         self._asked: dict[str, Request] = {}  # handed to the child
         self._waiting: deque[Request] = deque()  # until the child is ready
-        self._early: list[list[Bytes]] = []  # published before it was ready
         self._void: dict[bytes, int] = {}  # per front: interrupted before it arrived
         self._busy_until = time.monotonic()
 
@@ -238,7 +237,7 @@ class Supervisor:
                 init=self.wish.get("init") or (),
                 umask=self.umask,
             )
-        except RemoterError as error:
+        except (RemoterError, OSError) as error:
             self._fail(str(error))
             return
         self._nudge(child)
@@ -255,11 +254,9 @@ class Supervisor:
             return
         if channel is Channel.IOPUB:
             self._is_heard = True
-            if parts[TOPIC] == b"" and b'"iopub_welcome"' in bytes(parts[HEADER]):
-                return
-            if self.state is State.STARTING:
-                self._early.append(parts)
-            else:
+            # What a kernel publishes while it starts belongs to no request: of a kernel
+            # that runs here, too, nobody hears it.
+            if self.state is not State.STARTING:
                 self.journal.append(channel, pack(parts))
                 self.door.is_hurried |= b'"idle"' in bytes(parts[CONTENT][:IDLE_WITHIN])
             return
@@ -289,10 +286,6 @@ class Supervisor:
     def _be_ready(self) -> None:
         self.state = State.READY
         self._speaker.note("ready", **self._speaker.describe())
-        for parts in self._early:
-            if b'"starting"' not in bytes(parts[CONTENT]):
-                self.journal.append(Channel.IOPUB, pack(parts))
-        self._early.clear()
         waiting, self._waiting = self._waiting, deque()
         for request in waiting:
             self._hand_over(request)
