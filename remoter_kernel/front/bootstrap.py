@@ -50,9 +50,10 @@ UPLOAD_WITHIN = 120.0  # seconds
 OLDEST = "3.9"
 OUTPUT_SHOWN = 300  # characters of what a host said instead of starting a session
 
-# One line without newlines or quotes that any login shell (csh and fish, too) passes on.
+# One line without newlines or quotes that any login shell (csh and fish, too) passes on. It
+# begins with an empty line: what a shell's start files print may end without a newline.
 _LAUNCH = (
-    'sh -c \'p="{python}"; z="${{XDG_CACHE_HOME:-$HOME/.cache}}/remoter-kernel/{name}"; '
+    'sh -c \'echo; p="{python}"; z="${{XDG_CACHE_HOME:-$HOME/.cache}}/remoter-kernel/{name}"; '
     'if command -v "$p" >/dev/null 2>&1; then :; else echo REMOTER lacks python; exit 0; fi; '
     'if [ -f "$z" ]; then exec "$p" "$z"; else echo REMOTER lacks zip; fi\''
 )

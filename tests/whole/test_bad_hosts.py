@@ -125,7 +125,8 @@ def test_a_noisy_login_shell_is_no_trouble(place: Place) -> None:
     place.reach(place.serve(user=user.user, extra_config="PrintMotd yes\nBanner /etc/issue"))
     with started_kernel(f"remoter-{NAME}") as kernel:
         talk = Talk(kernel.client)
-        assert run(talk)[0] == "result"
+        kind, content = run(talk)
+        assert kind == "result", content
     checked = place.here.remoter("check", NAME, "--json")
     assert checked.returncode == 0, checked
 
