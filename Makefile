@@ -1,5 +1,5 @@
 # One word runs everything; each target does its own set-up on a fresh machine.
-.PHONY: demo test check bench docs slow wheel clean
+.PHONY: demo test check bench docs slow images wheel clean
 
 venv := .venv
 bin := $(venv)/bin
@@ -30,6 +30,10 @@ bench: parts $(venv)/.bench
 
 docs: $(venv)/.tools
 	$(bin)/sphinx-build -W --keep-going -q -b html docs docs/_build/html
+
+# The pictures in the docs, from what the program prints.
+images: $(venv)/.tools
+	$(bin)/python docs/make_images.py
 
 # The wheel must bring the kernelspec: Jupyter looks for nothing else.
 wheel: $(venv)/.tools
