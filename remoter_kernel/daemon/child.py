@@ -20,6 +20,7 @@ from jupyter_client.manager import KernelManager
 from remoter_kernel.errors import ProtocolError, RemoteLacks
 from remoter_kernel.wire.frames import Bytes, Channel
 from remoter_kernel.wire.messages import TOPIC, Voice
+from remoter_kernel.wire.reactor import messages
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
 
     from remoter_kernel.wire.reactor import Reactor
 
-AT_ONCE = 500  # messages of one socket that are taken in before another gets its turn
 SOCKETS = {
     Channel.SHELL: zmq.DEALER,
     Channel.CONTROL: zmq.DEALER,
@@ -108,11 +108,7 @@ class Child:
 
     def hear(self, channel: Channel) -> None:
         """Take in what waits on one channel."""
-        for _ in range(AT_ONCE):
-            try:
-                frames = self._sockets[channel].recv_multipart(zmq.NOBLOCK)
-            except (zmq.Again, KeyError):
-                return
+        for frames in messages(self._sockets[channel]):
             try:
                 topics, parts = self._voice.check(frames)
             except ProtocolError:

@@ -24,13 +24,13 @@ from remoter_kernel.wire.frames import (
     to_json,
 )
 from remoter_kernel.wire.pump import Pump
+from remoter_kernel.wire.reactor import messages
 from remoter_kernel.wire.stream import Conversation
 
 if TYPE_CHECKING:
     from remoter_kernel.daemon.registry import Session
     from remoter_kernel.wire.reactor import Reactor, Timer
 
-AT_ONCE = 200  # messages that are taken in before others get their turn
 CORK = 0.001  # seconds that a published message may wait for the next one
 COPY_BELOW = 65536  # bytes
 FRONT_SIZE = 8  # bytes of a front's name
@@ -120,11 +120,7 @@ class Door:
         return bool(self._pumps)
 
     def _hear(self) -> None:
-        for _ in range(AT_ONCE):
-            try:
-                identity, *rest = self._socket.recv_multipart(zmq.NOBLOCK)
-            except zmq.Again:
-                return
+        for identity, *rest in messages(self._socket):
             frame = rest[0] if len(rest) == 1 else b""  # nothing of ours has more than one
             pump = self._pumps.get(identity)
             if pump:

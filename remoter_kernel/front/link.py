@@ -34,6 +34,7 @@ from remoter_kernel.wire.frames import (
     unpack,
 )
 from remoter_kernel.wire.pump import Pump
+from remoter_kernel.wire.reactor import messages
 from remoter_kernel.wire.stream import Conversation, MemoryOutbox
 
 if TYPE_CHECKING:
@@ -44,7 +45,6 @@ if TYPE_CHECKING:
 GREET_WITHIN = 15.0  # seconds from a tunnel to the evaluator's WELCOME
 FIRST_PAUSE = 0.25  # seconds before the second try to come back
 LONGEST_PAUSE = 30.0  # seconds
-AT_ONCE = 500  # messages that are taken in before others get their turn
 
 
 class State(Enum):
@@ -206,13 +206,11 @@ class Link:
         self._lost(Unreachable("The session was reached, but it did not answer."))
 
     def _hear(self) -> None:
-        for _ in range(AT_ONCE):
-            if self._socket is None:
-                return
-            try:
-                frame = self._socket.recv(zmq.NOBLOCK)
-            except zmq.Again:
-                return
+        wire = self._socket
+        if wire is None:
+            return
+        for frames in messages(wire):
+            frame = frames[0] if len(frames) == 1 else b""  # nothing of ours has more than one
             if self._pump:
                 self._pump.hear(frame)
             else:

@@ -11,6 +11,7 @@ import zmq
 from remoter_kernel.errors import ProtocolError, Usage
 from remoter_kernel.wire.frames import Bytes, Channel
 from remoter_kernel.wire.messages import TOPIC, Voice
+from remoter_kernel.wire.reactor import messages
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
 
     from remoter_kernel.wire.reactor import Reactor
 
-AT_ONCE = 200  # messages of one socket that are taken in before another gets its turn
 LINGER = 500  # milliseconds: the last words of a front
 PORTS = {
     Channel.SHELL: "shell_port",
@@ -85,11 +85,7 @@ class Sockets:
         handle.bind(f"{about['transport']}://{about['ip']}{separator}{about[port]}")
 
     def _hear(self, channel: Channel) -> None:
-        for _ in range(AT_ONCE):
-            try:
-                frames = self._sockets[channel].recv_multipart(zmq.NOBLOCK)
-            except zmq.Again:
-                return
+        for frames in messages(self._sockets[channel]):
             try:
                 identities, parts = self.voice.check(frames)
                 self.on_request(channel, identities, parts)

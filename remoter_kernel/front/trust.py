@@ -52,6 +52,7 @@ class Line:
     file: Path
     number: int
     marker: str
+    """Only lines without one are trusted: paramiko cannot check what @cert-authority signs."""
     names: str
     kind: str
     key: bytes
@@ -159,8 +160,6 @@ def read_lines(file: Path) -> Iterator[Line]:
         marker = words.pop(0) if words and words[0].startswith("@") else ""
         if len(words) < 3 or words[0].startswith("#"):  # noqa: PLR2004 (names, kind, key)
             continue
-        if marker not in ("", REVOKED):
-            continue  # @cert-authority: paramiko cannot check host certificates
         try:
             key = base64.b64decode(words[2], validate=True)
         except (binascii.Error, ValueError):

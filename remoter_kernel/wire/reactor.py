@@ -12,11 +12,25 @@ import itertools
 import socket
 import time
 from collections import deque
-from typing import Any, Callable
+from typing import TYPE_CHECKING, Any, Callable
 
 import zmq
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
 Call = Callable[[], None]
+
+
+def messages(handle: zmq.Socket[bytes], most: int = 200) -> Iterator[list[bytes]]:
+    """Yield what waits on a ZeroMQ socket; after `most` of them others get their turn.
+
+    Asking first is cheaper than an exception at the end of what is mostly one message.
+    """
+    for _ in range(most):
+        if handle.closed or not int(handle.get(zmq.EVENTS)) & zmq.POLLIN:
+            return
+        yield handle.recv_multipart(zmq.NOBLOCK)
 
 
 class Timer:
