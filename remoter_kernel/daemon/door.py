@@ -144,6 +144,9 @@ class Door:
             raise ProtocolError(message)
         begin = words["seen"] or [self.journal.last, self.journal.last]
         bulk, urgent = int(begin[0]), int(begin[1])
+        if not (0 <= bulk <= self.journal.last and 0 <= urgent <= self.journal.last):
+            message = f"It has seen {begin}, but only {self.journal.last} was said here."
+            raise ProtocolError(message)
         guest = self.guests.get(name)
         if guest is None:
             talk = Conversation(FrontOutbox(self.journal, name))

@@ -191,6 +191,9 @@ class Supervisor:
 
     def _obey(self, guest: Guest, head: Head, parts: list[Bytes]) -> None:
         """Do what a front wants done: `{"order": interrupt | restart | stop}`."""
+        if not parts:
+            message = "An order without words."
+            raise ProtocolError(message)
         order = from_json(parts[TOPIC]).get("order")
         if order == "interrupt":
             self._interrupt(guest, head)

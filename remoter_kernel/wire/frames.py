@@ -38,6 +38,7 @@ class Kind(IntEnum):
     PING = 5
     PONG = 6
     BYE = 7  # this wire ends, and why
+    PART = 8  # a slice of an item that is too large to go in one piece; its last is an ITEM
 
 
 class Channel(IntEnum):
@@ -166,7 +167,7 @@ def from_json(body: Bytes) -> dict[str, Any]:
     """Read a JSON body; anything but an object is a `ProtocolError`."""
     try:
         words = json.loads(bytes(body))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         message = "A body that should be JSON is not."
         raise ProtocolError(message) from error
     if not isinstance(words, dict):

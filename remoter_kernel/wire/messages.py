@@ -95,7 +95,7 @@ def header_of(part: Bytes) -> dict[str, Any]:
     """Read a header (or parent header); a `ProtocolError` if it is none."""
     try:
         header = json.loads(str(part, "utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         message = "A header that is not JSON."
         raise ProtocolError(message) from error
     if not isinstance(header, dict):
