@@ -217,6 +217,22 @@ def test_a_server_that_is_none_is_said(there, says, closes, sentence):
         thread.join()
 
 
+def test_a_server_that_goes_after_its_greeting_leaves_no_timer(there):
+    with socket.create_server(("127.0.0.1", 0)) as fake:
+
+        def serve() -> None:
+            connection, _ = fake.accept()
+            with connection:
+                connection.sendall(b"SSH-2.0-OpenSSH_9.9\r\n")
+                connection.recv(4096)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        with pytest.raises(Unreachable, match="ended the connection"):
+            log_in(replace(there, port=fake.getsockname()[1], connect_timeout=60.0))
+        thread.join()
+
+
 @pytest.mark.parametrize("silent", [False, True], ids=["cut", "silent"])
 def test_a_path_that_fails_after_any_number_of_bytes(server, there, silent, monkeypatch):
     """From before the greeting until after the login: a sentence, in time, nothing left."""

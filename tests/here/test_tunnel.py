@@ -14,6 +14,7 @@ import pytest
 
 from remoter_kernel.errors import ForwardingRefused, RemoteLacks
 from remoter_kernel.front.aliases import resolve
+from remoter_kernel.front.channel import Channel
 from remoter_kernel.front.host import EmbeddedHost
 from remoter_kernel.front.ssh import Login, Tunnel, log_in
 from tests import real_parts
@@ -23,6 +24,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
+    from remoter_kernel.front.channel import Sink
+
+KINDS = (
+    "sshd",
+    "sshd that often wants new keys",
+    "sshd from which we often want new keys",
+    "embedded host",
+)
 MUCH = 24 * 1024 * 1024  # bytes: several windows
 SOON = 5.0  # seconds
 
@@ -44,7 +53,7 @@ class Far:
         self._listener.close()
 
 
-@pytest.fixture(scope="module", params=["sshd", "sshd that exchanges keys often", "embedded host"])
+@pytest.fixture(scope="module", params=KINDS)
 def login(request: pytest.FixtureRequest, tmp_path_factory) -> Iterator[Login]:
     """A login on each kind of server."""
     if request.param == "embedded host":
@@ -55,9 +64,11 @@ def login(request: pytest.FixtureRequest, tmp_path_factory) -> Iterator[Login]:
         return
     real_parts.real_part("sshd")
     folder = tmp_path_factory.mktemp("sshd")
-    extra = "RekeyLimit 1M" if "often" in request.param else ""
+    extra = "RekeyLimit 1M" if "that often" in request.param else ""
     with RealSshd(folder, extra_config=extra) as server:
         login = log_in(resolve("real", server.ssh_config(folder / "config", "real")))
+        if "we often" in request.param:
+            login.live.packetizer.REKEY_BYTES = 1 << 20
         yield login
         login.close()
 
@@ -69,12 +80,27 @@ def far() -> Iterator[Far]:
     far.close()
 
 
-def connect(tunnel: Tunnel) -> socket.socket:
-    """Connect to this side of a tunnel, as ZeroMQ would."""
+def connect(tunnel: Tunnel, *, buffer: int = 0) -> socket.socket:
+    """Connect to this side of a tunnel, as ZeroMQ would; `buffer` bytes may wait unread."""
     host, port = tunnel.address.removeprefix("tcp://").split(":")
-    near = socket.create_connection((host, int(port)), SOON)
+    near = socket.socket()
     near.settimeout(30)
+    try:
+        if buffer:
+            near.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)
+        near.connect((host, int(port)))
+    except OSError:
+        near.close()
+        raise
     return near
+
+
+def comes_true(fact: Callable[[], bool]) -> None:
+    """Wait for a fact."""
+    deadline = time.monotonic() + SOON
+    while not fact():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def ends(connection: socket.socket) -> bool:
@@ -148,16 +174,55 @@ def test_what_came_before_anybody_connected_here_is_there(login, far):
     tunnel.close()
 
 
+class NoTransport:
+    """Carries nothing: its channel is fed by hand."""
+
+    active = True
+
+    def new_channel(self, sink: Sink) -> Channel:
+        return Channel(self, 0, sink)
+
+    def send(self, message: object) -> None:
+        """Say nothing."""
+
+    post = forget = answered_after = send
+
+
+def test_what_comes_while_an_older_block_is_being_written_waits_for_it():
+    """A block that fits at once must not overtake one that did not fit: 300 tries of each."""
+    ours, local = socket.socketpair()
+    local.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    tunnel = Tunnel(NoTransport(), "there", 1, local=local)  # type: ignore[arg-type]
+    sent = hashlib.sha256()
+    found: list[str] = []
+    with ours:
+        blocks = [os.urandom(length) for _ in range(300) for length in (50_000, 10)]
+        size = sum(map(len, blocks))
+        reader = threading.Thread(
+            target=lambda: found.append(digest_of(ours, size, lambda _left: None))
+        )
+        reader.start()
+        for block in blocks:
+            tunnel.arrived(block)
+            sent.update(block)
+            time.sleep(0.0001)
+        reader.join(30)
+        tunnel.close()
+    local.close()
+    assert found == [sent.hexdigest()]
+
+
 def test_when_the_far_side_closes_this_side_ends_after_its_last_byte(login, far):
     tunnel = login.open_tunnel("127.0.0.1", far.port)
-    near, there = connect(tunnel), far.take()
-    sent = os.urandom(3_000_000)
+    near, there = connect(tunnel, buffer=16_384), far.take()
+    sent = os.urandom(4_000_000)  # more than this side's buffers take, less than a window
     there.sendall(sent)
     there.close()
+    comes_true(lambda: tunnel.received == len(sent) and not tunnel.is_open)
     assert digest_of(near, len(sent), lambda _left: None) == hashlib.sha256(sent).hexdigest()
     assert near.recv(1) == b""
     near.close()
-    assert not tunnel.is_open
+    tunnel.close()
 
 
 def test_when_this_side_closes_the_far_side_ends(login, far):
@@ -211,9 +276,7 @@ def test_a_tunnel_that_nobody_used_closes(login, far):
 def test_a_tunnel_whose_far_side_is_gone_before_anybody_connected_refuses(login, far):
     tunnel = login.open_tunnel("127.0.0.1", far.port)
     far.take().close()
-    deadline = time.monotonic() + SOON
-    while tunnel.is_open and time.monotonic() < deadline:
-        time.sleep(0.01)
+    comes_true(lambda: not tunnel.is_open)
     try:
         with connect(tunnel) as near:
             assert ends(near)
