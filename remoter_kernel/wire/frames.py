@@ -22,7 +22,7 @@ MAGIC = b"rk"
 
 Bytes = Union[bytes, memoryview]
 
-_HEAD = struct.Struct("!2sBBBxQQQQQQQ")  # 62 bytes
+_HEAD = struct.Struct("!2sBBBxQQQQQQQQ")  # 70 bytes
 _COUNT = struct.Struct("!I")
 _LENGTH = struct.Struct("!Q")
 MOST_PARTS = 10_000  # a message with more buffers than this is not a message
@@ -79,6 +79,7 @@ class Head(NamedTuple):
     number, previous: this item, and the one before it in its lane; 0 where there is none.
     mark: the last bulk item that was there before this urgent one overtook it.
     kept_bulk, kept_urgent: all up to these numbers is kept here and may be forgotten there.
+    begin: where in the item this slice of it begins, in bytes.
     credit: bulk bytes that the peer may send on this wire, counted from its beginning.
     """
 
@@ -87,6 +88,7 @@ class Head(NamedTuple):
     number: int = 0
     previous: int = 0
     mark: int = 0
+    begin: int = 0
     kept_bulk: int = 0
     kept_urgent: int = 0
     credit: int = 0

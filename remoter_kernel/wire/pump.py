@@ -102,9 +102,9 @@ class Pump:
         self.on_end(error)
 
     def _take(self, head: Head, body: Bytes) -> None:
-        is_new = self.talk.receive(head)
-        if is_new:
-            self.on_item(head, body)
+        whole = self.talk.receive(head, body)
+        if whole is not None:
+            self.on_item(head, whole)
         elif head.kind is Kind.PING:
             self._say(Kind.PONG)
         elif head.kind is Kind.PONG:

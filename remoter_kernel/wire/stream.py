@@ -7,6 +7,8 @@ House rules of this file:
   names the one before it, so a gap that was meant is told from a loss.
 - *Seen* is what has arrived; *kept* is what would survive this process, or has reached
   whom it was for. Only what is kept is acknowledged, and only that may be forgotten.
+- A large item goes in slices, so that nothing has to wait behind all of it. A slice means
+  nothing by itself: after a cut the item begins anew.
 - Credit is an absolute position in the bulk bytes of one wire, so that it may be
   repeated, delayed or lost. The urgent lane needs none.
 - What the other end may say now is a table; what is not in it ends the wire.
@@ -19,12 +21,13 @@ from enum import Enum
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from remoter_kernel.errors import ProtocolError
-from remoter_kernel.wire.frames import LANE, Channel, Head, Kind, Lane
+from remoter_kernel.wire.frames import LANE, Bytes, Channel, Head, Kind, Lane
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 WINDOW = 4 * 1024 * 1024  # bulk bytes that may be on their way to us
+SLICE = 256 * 1024  # bytes of an item that go in one piece
 
 
 class Phase(Enum):
@@ -35,7 +38,7 @@ class Phase(Enum):
     OPEN = "open"
 
 
-TALK = frozenset({Kind.ITEM, Kind.ACK, Kind.PING, Kind.PONG, Kind.BYE})
+TALK = frozenset({Kind.ITEM, Kind.PART, Kind.ACK, Kind.PING, Kind.PONG, Kind.BYE})
 MAY_SAY = {
     Phase.CLOSED: frozenset[Kind](),
     Phase.GREETING: frozenset({Kind.HELLO, Kind.WELCOME, Kind.BYE}),
@@ -110,15 +113,20 @@ class MemoryOutbox:
 class Conversation:
     """One end of a numbered conversation."""
 
-    def __init__(self, outbox: Outbox, window: int = WINDOW) -> None:
-        """Remember where unsaid things are kept; `window` is in bytes."""
+    def __init__(self, outbox: Outbox, window: int = WINDOW, slice_size: int = SLICE) -> None:
+        """Remember where unsaid things are kept; `window` and `slice_size` are in bytes."""
         self.outbox = outbox
         self.window = window
+        self.slice_size = slice_size
         self.phase = Phase.CLOSED
         self.seen = dict.fromkeys(Lane, 0)
         self.kept = dict.fromkeys(Lane, 0)
         self._sent = dict.fromkeys(Lane, 0)
         self._ever_sent = dict.fromkeys(Lane, 0)
+        self._cutting: dict[Lane, tuple[Entry, int]] = {}  # what is half said, and how far
+        self._half: dict[Lane, tuple[int, list[Bytes]]] = {}  # what is half heard, and its slices
+        self._first_here = dict.fromkeys(Lane, 0)  # numbers beyond these came on this wire
+        self._ahead: dict[int, int] = {}  # bytes of an item's slices that have counted already
         self._sent_bytes = 0
         self._credit = 0
         self._kept_bytes = 0
@@ -129,6 +137,10 @@ class Conversation:
         self.phase = Phase.GREETING
         self._sent_bytes = self._credit = self._kept_bytes = 0
         self._told = (0, 0, 0)
+        self._cutting.clear()
+        self._half.clear()
+        self._ahead.clear()
+        self._first_here = dict(self.seen)
 
     def open(self, peer_has_seen: tuple[int, int]) -> None:
         """Go on from what the other end has seen: (bulk, urgent)."""
@@ -139,36 +151,48 @@ class Conversation:
         """End this wire; the conversation goes on with the next one."""
         self.phase = Phase.CLOSED
 
-    def head(self, kind: Kind, entry: Entry | None = None) -> Head:
+    def head(self, kind: Kind, entry: Entry | None = None, begin: int = 0) -> Head:
         """Return a head that carries all our numbers as they are now."""
         self._told = told = self._numbers()
         if entry is None:
-            return Head(kind, Channel.NOTE, 0, 0, 0, *told)
+            return Head(kind, Channel.NOTE, 0, 0, 0, 0, *told)
         previous = self._sent[LANE[entry.channel]]
-        return Head(kind, entry.channel, entry.number, previous, entry.mark, *told)
+        return Head(kind, entry.channel, entry.number, previous, entry.mark, begin, *told)
 
-    def due(self) -> Iterator[tuple[Head, bytes]]:
+    def due(self) -> Iterator[tuple[Head, Bytes]]:
         """Yield what may be sent now: urgent things first, bulk as far as credit goes."""
         if self.phase is not Phase.OPEN:
             return
         for lane in (Lane.URGENT, Lane.BULK):
             while lane is Lane.URGENT or self._sent_bytes < self._credit:
-                entry = self.outbox.next_after(lane, self._sent[lane])
-                if entry is None:
+                saying = self._next(lane)
+                if saying is None:
                     break
-                head = self.head(Kind.ITEM, entry)
-                self._sent[lane] = entry.number
-                self._ever_sent[lane] = max(self._ever_sent[lane], entry.number)
                 if lane is Lane.BULK:
-                    self._sent_bytes += len(entry.body)
-                yield head, entry.body
+                    self._sent_bytes += len(saying[1])
+                yield saying
+
+    def _next(self, lane: Lane) -> tuple[Head, Bytes] | None:
+        """Return the next item of a lane, or its next slice."""
+        entry, begin = self._cutting.pop(lane, (None, 0))
+        entry = entry or self.outbox.next_after(lane, self._sent[lane])
+        if entry is None:
+            return None
+        self._ever_sent[lane] = max(self._ever_sent[lane], entry.number)
+        end = begin + self.slice_size
+        if end < len(entry.body):
+            self._cutting[lane] = (entry, end)
+            return self.head(Kind.PART, entry, begin), memoryview(entry.body)[begin:end]
+        head = self.head(Kind.ITEM, entry, begin)
+        self._sent[lane] = entry.number
+        return head, memoryview(entry.body)[begin:] if begin else entry.body
 
     def has_left(self, lane: Lane, number: int) -> bool:
         """Was this entry of ours sent on any wire, ever?"""
         return number <= self._ever_sent[lane]
 
-    def receive(self, head: Head) -> bool:
-        """Take in a head; return whether it brings an item that was not seen before."""
+    def receive(self, head: Head, body: Bytes) -> Bytes | None:
+        """Take in a saying; return the body of an item if one is new, and whole."""
         if head.kind not in MAY_SAY[self.phase]:
             message = f"{head.kind.name} came while the wire was {self.phase.value}."
             raise ProtocolError(message)
@@ -176,25 +200,42 @@ class Conversation:
         for lane, kept in zip(Lane, (head.kept_bulk, head.kept_urgent)):
             if kept:
                 self.outbox.forget(lane, kept)
-        if head.kind is not Kind.ITEM:
-            return False
         lane = LANE[head.channel]
-        if head.number <= self.seen[lane]:
-            return False
+        is_item = head.kind is Kind.ITEM or head.kind is Kind.PART
+        if not is_item or head.number <= self.seen[lane]:
+            return None
         if not head.previous <= self.seen[lane]:
             message = (
                 f"Item {head.number} follows {head.previous}, but only "
                 f"{self.seen[lane]} has been seen."
             )
             raise ProtocolError(message)
-        self.seen[lane] = head.number
-        return True
+        number, slices = self._half.get(lane, (head.number, []))
+        heard = sum(map(len, slices))
+        if number != head.number or head.begin > heard:
+            message = (
+                f"Byte {head.begin} of item {head.number} came after byte {heard} of item {number}."
+            )
+            raise ProtocolError(message)
+        if head.begin < heard:
+            return None
+        if head.kind is Kind.PART:
+            slices.append(body)
+            self._half[lane] = (number, slices)
+            if lane is Lane.BULK:
+                # Credit for what is held already, or an item larger than it would never end.
+                self._ahead[number] = self._ahead.get(number, 0) + len(body)
+                self._kept_bytes += len(body)
+            return None
+        self._half.pop(lane, None)
+        self.seen[lane] = number
+        return b"".join([*slices, body]) if slices else body
 
     def keep(self, lane: Lane, number: int, size: int) -> None:
         """Note that an item and all before it in its lane are kept; `size` is its bytes."""
         self.kept[lane] = max(self.kept[lane], number)
-        if lane is Lane.BULK:
-            self._kept_bytes += size
+        if lane is Lane.BULK and number > self._first_here[lane]:
+            self._kept_bytes += size - self._ahead.pop(number, 0)
 
     @property
     def owes_numbers(self) -> bool:

@@ -32,6 +32,7 @@ heads = some.builds(
     numbers,
     numbers,
     numbers,
+    numbers,
 )
 
 

@@ -13,6 +13,7 @@ from remoter_kernel.wire.frames import LANE, Channel, Head, Kind, Lane
 from remoter_kernel.wire.stream import Conversation, MemoryOutbox, Phase
 
 WINDOW = 40  # bytes: small, so that credit runs out
+SLICE = 13  # bytes: smaller than most items
 
 
 class End:
@@ -20,15 +21,16 @@ class End:
 
     def __init__(self) -> None:
         self.outbox = MemoryOutbox()
-        self.talk = Conversation(self.outbox, WINDOW)
+        self.talk = Conversation(self.outbox, WINDOW, SLICE)
         self.taken: dict[Lane, list[bytes]] = {lane: [] for lane in Lane}
         self.unkept: deque[tuple[Lane, int, int]] = deque()
 
     def hear(self, head: Head, body: bytes) -> None:
-        if self.talk.receive(head):
+        whole = self.talk.receive(head, body)
+        if whole is not None:
             lane = LANE[head.channel]
-            self.taken[lane].append(body)
-            self.unkept.append((lane, head.number, len(body)))
+            self.taken[lane].append(bytes(whole))
+            self.unkept.append((lane, head.number, len(whole)))
 
     def keep(self) -> None:
         while self.unkept:
@@ -130,7 +132,7 @@ def test_everything_arrives_once_and_in_order_whatever_happens_to_wires(deeds):
 
 @given(some.lists(some.integers(1, 30), min_size=1))
 def test_bulk_stops_where_credit_ends_and_urgent_does_not(sizes):
-    """No more than one item beyond the credit is on its way; urgent items all are."""
+    """No more than one slice beyond the credit is on its way; urgent items all are."""
     pipe = Pipe()
     pipe.deliver(pipe.ends[0], 10)
     for size in sizes:
@@ -138,8 +140,27 @@ def test_bulk_stops_where_credit_ends_and_urgent_does_not(sizes):
         pipe.ends[0].outbox.add(Channel.CONTROL, b"!")
     sent = list(pipe.ends[0].talk.due())
     bulk = sum(len(body) for head, body in sent if head.channel is Channel.SHELL)
-    assert bulk < WINDOW + max(sizes)
+    assert bulk < WINDOW + SLICE
     assert sum(head.channel is Channel.CONTROL for head, _ in sent) == len(sizes)
+
+
+@given(some.binary(min_size=SLICE + 1, max_size=1000))
+def test_an_item_larger_than_all_credit_comes_whole(body):
+    """Slices are credited as they come, so that the largest item ends, too."""
+    pipe = Pipe()
+    pipe.ends[0].outbox.add(Channel.SHELL, body)
+    pipe.settle()
+    assert pipe.ends[1].taken[Lane.BULK] == [body]
+
+
+def test_another_item_in_the_middle_of_one_ends_the_wire():
+    """Slices of two items of one lane are never mixed."""
+    end = End()
+    end.talk.begin()
+    end.talk.open((0, 0))
+    end.hear(Head(Kind.PART, Channel.SHELL, 1, 0), b"")
+    with pytest.raises(ProtocolError):
+        end.hear(Head(Kind.ITEM, Channel.SHELL, 2, 0), b"")
 
 
 def test_urgent_items_carry_the_last_bulk_item_they_overtook():
