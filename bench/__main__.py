@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import os
 import platform
+import signal
 import socket
 import sys
 import threading
@@ -162,22 +164,22 @@ def main() -> int:
     """Measure what the command line asks for; 1 if a peer failed or left something behind."""
     wish = _arguments().parse_args()
     logging.getLogger("traitlets").setLevel(logging.CRITICAL)
+    # Whoever ends this process early gets its processes and folders cleared away, too.
+    signal.signal(signal.SIGTERM, lambda _number, _frame: sys.exit(1))
     rtts = [rtt / 1000 for rtt in wish.rtt]
     effort = QUICK if wish.quick else FULL
     rounds = wish.rounds or (1 if wish.quick else 3)
-    begun = time.monotonic()
+    begun, busy = time.monotonic(), os.getloadavg()[0]
     with Ground() as ground:
         bench = Bench(ground, [PEERS[name]() for name in wish.peers], effort, rounds)
-        try:
-            bench.warm_up()
-            for number, rtt in enumerate(rtts):
-                bench.healthy(rtt, with_load=number == 0)
-            if wish.faults:
-                bench.faulty()
-        finally:
-            ground.end_all()
+        bench.warm_up()
+        for number, rtt in enumerate(rtts):
+            bench.healthy(rtt, with_load=number == 0)
+        if wish.faults:
+            bench.faulty()
     shown = sorted({*rtts, faults.RTT}) if wish.faults else rtts
-    print(f"{_machine()}; {rounds} round(s), {time.monotonic() - begun:.0f} s\n")
+    seconds = time.monotonic() - begun
+    print(f"{_machine()}; {rounds} round(s), {seconds:.0f} s, load average before: {busy:.1f}\n")
     print(bench.results.table(shown, wish.peers))
     paths = {rtt: path_itself(rtt) for rtt in rtts}
     print("An echo through the path alone: " + ", ".join(f"{ms:.1f} ms" for ms in paths.values()))
@@ -185,6 +187,7 @@ def main() -> int:
         document = {
             "machine": _machine(),
             "rounds": rounds,
+            "load_before": busy,
             "path_ms": {f"{rtt * 1000:.0f}": ms for rtt, ms in paths.items()},
             "rows": bench.results.as_json(shown, wish.peers),
             "troubles": bench.troubles,

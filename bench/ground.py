@@ -54,7 +54,9 @@ class Ground:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """End sshd and take the folders away."""
+        """End every marked process and sshd, and take the folders away."""
+        self._proxy = None
+        self.end_all()
         os.environ.clear()
         os.environ.update(self._environment_before)
         self.sshd.close()
