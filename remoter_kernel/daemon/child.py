@@ -10,6 +10,7 @@ import socket
 import string
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Callable
 
@@ -19,7 +20,7 @@ from jupyter_client.manager import KernelManager
 
 from remoter_kernel.errors import ProtocolError, RemoteLacks
 from remoter_kernel.wire.frames import Bytes, Channel
-from remoter_kernel.wire.messages import TOPIC, Voice
+from remoter_kernel.wire.messages import HEADER, PARENT, TOPIC, Voice, content_of, header_of
 from remoter_kernel.wire.reactor import messages
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ SOCKETS = {
     Channel.STDIN: zmq.DEALER,
     Channel.IOPUB: zmq.SUB,
 }
+NUDGE_AGAIN = 0.02  # seconds
 HIDDEN = ("JPY_PARENT_PID", "JPY_SESSION_NAME")  # of the login's environment, from the kernel
 
 
@@ -52,7 +54,11 @@ class Child:
         self.on_exit: Callable[[dict[str, Any]], None] = lambda _words: None
         self._context = zmq.Context()
         self._sockets: dict[Channel, zmq.Socket[bytes]] = {}
+        self.on_ready: Callable[[dict[str, Any], dict[str, Any]], None] = lambda _head, _info: None
         self._voice = Voice(b"")
+        self._own_mark = b""  # stands in the parent header of what answers our own questions
+        self._is_heard = False  # does iopub reach us?
+        self._is_met = False
         self._warden: subprocess.Popen[bytes] | None = None
 
     @property
@@ -89,7 +95,9 @@ class Child:
         }
         self._watch_over(wish)
         self._voice = Voice(manager.session.key, manager.session.signature_scheme)
+        self._own_mark = self._voice.session.encode()
         self._connect()
+        self.ask(Channel.SHELL, "kernel_info_request", {})
 
     def _spec(self) -> KernelSpec:
         manager = self.manager
@@ -101,6 +109,11 @@ class Child:
             raise RemoteLacks(message, f"There are: {names or 'none'}.") from error
         assert spec is not None  # noqa: S101 - only a kernel without a name has none
         return spec
+
+    def ask(self, channel: Channel, kind: str, content: dict[str, Any]) -> None:
+        """Ask something ourselves: what comes of it is heard by nobody else."""
+        if channel in self._sockets:
+            self.say(channel, self._voice.compose(kind, content))
 
     def say(self, channel: Channel, parts: Sequence[Bytes]) -> None:
         """Sign a message with the child's key and send it."""
@@ -117,13 +130,33 @@ class Child:
                 parts[TOPIC] = b"".join(topics)
             elif channel is not Channel.CONTROL:
                 self.hear(Channel.IOPUB)  # what was published before the reply comes before it
-            self.on_message(channel, parts)
+            is_ours = self._own_mark in bytes(parts[PARENT])
+            if not self._is_met:
+                self._meet(channel, parts, is_answer=is_ours)
+            if not is_ours:
+                self.on_message(channel, parts)
+
+    def _meet(self, channel: Channel, parts: list[Bytes], *, is_answer: bool) -> None:
+        """Note that the child answers, and that it is heard on iopub: both, and it is ready.
+
+        What a kernel publishes before we are subscribed is dropped, so it is asked again
+        until something of it has come.
+        """
+        self._is_heard |= channel is Channel.IOPUB
+        if not (is_answer and channel is Channel.SHELL):
+            return
+        if self._is_heard:
+            self._is_met = True
+            self.on_ready(header_of(parts[HEADER]), content_of(parts))
+        else:
+            again = partial(self.ask, Channel.SHELL, "kernel_info_request", {})
+            self.reactor.later(NUDGE_AGAIN, again)
 
     def interrupt(self) -> None:
         """Interrupt as the kernelspec asks: a signal to its group, or a message."""
         spec = self.manager.kernel_spec
         if spec is not None and spec.interrupt_mode == "message":
-            self.say(Channel.CONTROL, self._voice.compose("interrupt_request", {}))
+            self.ask(Channel.CONTROL, "interrupt_request", {})
         else:
             self.signal(signal.SIGINT)
 

@@ -36,7 +36,6 @@ from remoter_kernel.wire.messages import (
     HEADER,
     PARENT,
     TOPIC,
-    Voice,
     content_of,
     header_of,
 )
@@ -47,7 +46,6 @@ if TYPE_CHECKING:
     from remoter_kernel.daemon.registry import Session
     from remoter_kernel.wire.reactor import Reactor
 
-NUDGE_AGAIN = 0.05  # seconds between two questions whether iopub is heard by now
 DIE_WITHIN = 4.0  # seconds that a kernel has for its own shutdown, before a signal
 KILL_WITHIN = 2.0  # seconds after that signal
 RESTART_AFTER = 0.2  # seconds: JupyterLab cancels cells whose errors come later than this news
@@ -93,10 +91,7 @@ class Supervisor:
         self.state = State.STARTING
         self.why = ""
         self.child: Child | None = None
-        self._nudger = Voice(b"")  # whose questions are nobody's but ours
         self._speaker = Speaker(journal)
-        self._nudger_mark = self._nudger.session.encode()
-        self._is_heard = False  # does iopub reach us?
         self._asked: dict[str, Request] = {}  # handed to the child
         self._waiting: deque[Request] = deque()  # until the child is ready
         self._void: dict[bytes, int] = {}  # per front: interrupted before it arrived
@@ -225,12 +220,12 @@ class Supervisor:
 
     def _start(self) -> None:
         self.state = State.STARTING
-        self._is_heard = False
         kernel = self.wish.get("kernel") or "python3"
         self.child = child = Child(
             self.reactor, self.session.folder, kernel, self.session.id.encode()
         )
         child.on_message = self._hear
+        child.on_ready = self._be_ready
         child.on_exit = self._hear_of_end
         try:
             child.start(
@@ -242,21 +237,10 @@ class Supervisor:
             )
         except (RemoterError, OSError) as error:
             self._fail(str(error))
-            return
-        self._nudge(child)
-
-    def _nudge(self, child: Child) -> None:
-        """Ask the child who it is, until it answers and iopub is heard, too."""
-        if child is self.child and self.state is State.STARTING:
-            child.say(Channel.SHELL, self._nudger.compose("kernel_info_request", {}))
 
     def _hear(self, channel: Channel, parts: list[Bytes]) -> None:
         """Take in one message of the child."""
-        if self._nudger_mark in bytes(parts[PARENT]):
-            self._hear_answer(channel, parts)
-            return
         if channel is Channel.IOPUB:
-            self._is_heard = True
             # What a kernel publishes while it starts belongs to no request: of a kernel
             # that runs here, too, nobody hears it.
             if self.state is not State.STARTING:
@@ -273,21 +257,12 @@ class Supervisor:
             self._busy_until = time.monotonic()
         self.journal.append(channel, pack(parts), front=request.front)
 
-    def _hear_answer(self, channel: Channel, parts: list[Bytes]) -> None:
-        """Hear what concerns our own questions; nobody else gets to see it."""
-        if channel is Channel.IOPUB:
-            self._is_heard = True
-        elif channel is Channel.SHELL:
-            self._speaker.sound_like(header_of(parts[HEADER]), content_of(parts))
-        if self.state is not State.STARTING or not self._speaker.kernel_info:
+    def _be_ready(self, header: dict[str, Any], kernel_info: dict[str, Any]) -> None:
+        """The child answers, and is heard on iopub: whoever waits gets its turn."""
+        if self.state is not State.STARTING:
             return
-        if self._is_heard:
-            self._be_ready()
-        elif channel is Channel.SHELL and self.child:
-            self.reactor.later(NUDGE_AGAIN, partial(self._nudge, self.child))
-
-    def _be_ready(self) -> None:
         self.state = State.READY
+        self._speaker.sound_like(header, kernel_info)
         self._speaker.note("ready", **self._speaker.describe())
         waiting, self._waiting = self._waiting, deque()
         for request in waiting:
@@ -364,7 +339,7 @@ class Supervisor:
         self.state = state
         if was_ready:
             words = {"restart": state is State.RESTARTING}
-            child.say(Channel.CONTROL, self._nudger.compose("shutdown_request", words))
+            child.ask(Channel.CONTROL, "shutdown_request", words)
 
         def insist(number: int) -> None:
             if self.child is child:

@@ -152,4 +152,4 @@ class Runner:
             self._hear_note({"event": welcome.get("state"), **welcome})
         elif state is State.FAILED:
             error = self.link.error or Unreachable("The link failed.")
-            self._trouble = error.at(self.dialer.remote.name)
+            self._trouble = error
