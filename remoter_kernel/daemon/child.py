@@ -236,7 +236,8 @@ class Child:
                 self.reactor.unwatch(ours)
                 ours.close()
                 warden.wait()
-                self._note({"failed": "its warden ended"})
+                self.signal(signal.SIGKILL)  # only where the warden was killed is there one left
+                self._note({"failed": "its warden was killed"})
 
         self.reactor.watch(ours, listen)
 

@@ -14,7 +14,7 @@ def explain(words: dict[str, Any]) -> str:
     """
     if "failed" in words:
         place = f": {words['file']}" if words.get("file") else ""
-        return f"it could not be started: {words['failed']}{place}."
+        return f"it could not run: {words['failed']}{place}."
     status = int(words.get("status", 0))
     memory = amount(int(words.get("peak_kib", 0)))
     if status >= 0:

@@ -172,7 +172,7 @@ class Journal:
 
     def _trim(self) -> None:
         """Let go of the oldest bodies that are on disk."""
-        while self._bytes_at_hand > IN_MEMORY:
+        while self._bytes_at_hand > IN_MEMORY and len(self._at_hand) > 1:
             number = next(iter(self._at_hand))
             if number > self.written or not self._offsets[number]:
                 return
