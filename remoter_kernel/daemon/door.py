@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Callable
 import zmq
 from zmq.utils import z85
 
-from remoter_kernel.daemon.journal import FrontOutbox, Journal
+from remoter_kernel.daemon.outbox import FrontOutbox
 from remoter_kernel.errors import ProtocolError, RemoterError
 from remoter_kernel.wire.frames import (
     Bytes,
@@ -28,6 +28,7 @@ from remoter_kernel.wire.reactor import messages
 from remoter_kernel.wire.stream import Conversation
 
 if TYPE_CHECKING:
+    from remoter_kernel.daemon.journal import Journal
     from remoter_kernel.daemon.registry import Session
     from remoter_kernel.wire.reactor import Reactor, Timer
 

@@ -37,6 +37,7 @@ SHIPPED = (
     "daemon/door.py",
     "daemon/journal.py",
     "daemon/launch.py",
+    "daemon/outbox.py",
     "daemon/registry.py",
     "daemon/speaker.py",
     "daemon/supervisor.py",

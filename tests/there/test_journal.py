@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from remoter_kernel.daemon import journal as journals
-from remoter_kernel.daemon.journal import EVERYONE, FrontOutbox, Journal
+from remoter_kernel.daemon.journal import EVERYONE, Journal
+from remoter_kernel.daemon.outbox import FrontOutbox
 from remoter_kernel.wire.frames import Channel, Lane
 
 if TYPE_CHECKING:
