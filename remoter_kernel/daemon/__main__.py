@@ -18,6 +18,11 @@ def main():
 
         warden.main()
         return
+    if sys.argv[1:] == ["ask"]:
+        from remoter_kernel.daemon import inquire
+
+        inquire.main()
+        return
     try:
         import zmq
     except ImportError as error:

@@ -18,6 +18,7 @@ from remoter_kernel.wire.frames import (
     Bytes,
     Head,
     Kind,
+    Lane,
     decode,
     encode,
     from_json,
@@ -40,9 +41,10 @@ FRONT_SIZE = 8  # bytes of a front's name
 class Guest:
     """A front that has been here: its conversation, and its wire while there is one."""
 
-    def __init__(self, name: bytes, talk: Conversation) -> None:
+    def __init__(self, name: bytes, outbox: FrontOutbox, talk: Conversation) -> None:
         """Remember who it is."""
         self.name = name
+        self.outbox = outbox
         self.talk = talk
         self.pump: Pump | None = None
 
@@ -57,6 +59,7 @@ class Door:
         self.journal = journal
         self.guests: dict[bytes, Guest] = {}
         self.on_item: Callable[[Guest, Head, Bytes], None] = lambda _guest, _head, _body: None
+        self.on_visit: Callable[[Guest], None] = lambda _guest: None  # one came or went
         self.describe: Callable[[], dict[str, Any]] = dict
         self.is_hurried = False  # has something been said that should not wait for more?
         self._flushed = 0  # the last number that was sent, as far as credit goes
@@ -150,8 +153,9 @@ class Door:
             raise ProtocolError(message)
         guest = self.guests.get(name)
         if guest is None:
-            talk = Conversation(FrontOutbox(self.journal, name))
-            guest = self.guests[name] = Guest(name, talk)
+            outbox = FrontOutbox(self.journal, name)
+            guest = self.guests[name] = Guest(name, outbox, Conversation(outbox))
+            outbox.forget(Lane.BULK, bulk)  # what was before it is not for it
         if guest.pump:
             guest.pump.end(ProtocolError("The same front came in again."))
         guest.talk.begin()
@@ -162,10 +166,12 @@ class Door:
         welcome = {**self.describe(), "seen": list(guest.talk.seen.values()), "begin": begin}
         self._send(identity, encode(guest.talk.head(Kind.WELCOME), to_json(welcome)))
         pump.start((bulk, urgent))
+        self.on_visit(guest)
 
     def _leave(self, guest: Guest, identity: bytes, _error: RemoterError) -> None:
         self._pumps.pop(identity, None)
         guest.pump = None
+        self.on_visit(guest)
 
     def _send(self, identity: bytes, frame: bytes) -> None:
         try:

@@ -18,6 +18,7 @@ class FrontOutbox:
         """Remember whose; `front` is 8 bytes."""
         self._journal = journal
         self._front = front
+        self.taken = dict.fromkeys(Lane, 0)  # up to where the front has confirmed
         # per lane: searched in vain from the first of these numbers to the second
         self._in_vain: dict[Lane, tuple[int, int]] = dict.fromkeys(Lane, (0, 0))
 
@@ -34,4 +35,5 @@ class FrontOutbox:
         return None
 
     def forget(self, lane: Lane, number: int) -> None:
-        """Do nothing: a journal does not forget because one front has heard."""
+        """Note how far the front is: a journal does not forget because one front has heard."""
+        self.taken[lane] = max(self.taken[lane], number)

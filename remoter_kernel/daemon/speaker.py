@@ -8,6 +8,7 @@ from remoter_kernel.wire.frames import Bytes, Channel, pack, to_json
 from remoter_kernel.wire.messages import Voice
 
 if TYPE_CHECKING:
+    from remoter_kernel.daemon.door import Guest
     from remoter_kernel.daemon.journal import Journal
 
 
@@ -48,6 +49,12 @@ class Speaker:
     def note(self, event: str, **words: Any) -> None:
         """Tell the fronts what has become of the child."""
         self._journal.append(Channel.NOTE, pack([to_json({"event": event, **words})]))
+
+    def note_visit(self, guest: Guest) -> None:
+        """Write down that a front came or went; the fronts need not hear of it."""
+        words = {"event": "came" if guest.pump else "went", "front": guest.name.hex()}
+        body = pack([to_json(words)])
+        self._journal.append(Channel.NOTE, body, front=guest.name, is_from_front=True)
 
     def publish(
         self, kind: str, content: dict[str, Any], parent: dict[str, Any] | None = None

@@ -17,6 +17,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Callable
 
 from remoter_kernel.daemon import registry
+from remoter_kernel.daemon.board import Board
 from remoter_kernel.daemon.child import Child
 from remoter_kernel.daemon.deaths import explain
 from remoter_kernel.daemon.speaker import Request, Speaker
@@ -92,6 +93,7 @@ class Supervisor:
         self.why = ""
         self.child: Child | None = None
         self._speaker = Speaker(journal)
+        self._board = Board(reactor, session, journal, door)
         self._asked: dict[str, Request] = {}  # handed to the child
         self._waiting: deque[Request] = deque()  # until the child is ready
         self._void: dict[bytes, int] = {}  # per front: interrupted before it arrived
@@ -101,8 +103,10 @@ class Supervisor:
         """Serve until the session ends."""
         self.door.on_item = self._take
         self.door.describe = self._describe
-        self.reactor.after_pass = self.door.flush_soon
-        self.reactor.later(LOOK_EVERY, self._look_around)
+        self.door.on_visit = self._speaker.note_visit
+        self.reactor.after_pass = self._end_pass
+        self._board.open()
+        self.reactor.later(0.0, self._look_around)
         self.reactor.on_bug = lambda error: traceback.print_exception(
             type(error), error, error.__traceback__
         )
@@ -113,6 +117,7 @@ class Supervisor:
         self.reactor.run()
         self.journal.close()
         self.door.close(self.why)
+        self._board.close()
         self.session.forget_keys()
 
     def _hear_signal(self, number: int, _frame: object) -> None:
@@ -121,6 +126,11 @@ class Supervisor:
             self.reactor.call(partial(self.stop, "It was stopped."))
         else:
             self.reactor.call(partial(self._end_child, State.RESTARTING))
+
+    def _end_pass(self) -> None:
+        self.door.flush_soon()
+        is_ready = self.state is State.READY
+        self._board.look(("busy" if self._asked else "idle") if is_ready else self.state.value)
 
     # From the fronts -------------------------------------------------------------------
 
@@ -197,6 +207,8 @@ class Supervisor:
             self._end_child(State.RESTARTING)
         elif order == "stop":
             self.stop("It was stopped.")
+        elif order == "keep":
+            self.session.write("session.json", {**self.session.read("session.json"), "keep": True})
         else:
             message = f"An order that is not known: {order!r}."
             raise ProtocolError(message)
@@ -245,7 +257,9 @@ class Supervisor:
             # that runs here, too, nobody hears it.
             if self.state is not State.STARTING:
                 self.journal.append(channel, pack(parts))
-                self.door.is_hurried |= b'"idle"' in bytes(parts[CONTENT][:IDLE_WITHIN])
+                if b'"idle"' in bytes(parts[CONTENT][:IDLE_WITHIN]):
+                    self.door.is_hurried = True
+                    self._be_done(header_of(parts[PARENT]))
             return
         asker = header_of(parts[PARENT]).get("msg_id", "")
         request = self._asked.get(asker)
@@ -256,6 +270,12 @@ class Supervisor:
             del self._asked[asker]
             self._busy_until = time.monotonic()
         self.journal.append(channel, pack(parts), front=request.front)
+
+    def _be_done(self, asker: dict[str, Any]) -> None:
+        """The child has dealt with a request; one that gets no reply (of a widget) is done."""
+        if str(asker.get("msg_type", "")).startswith("comm_"):
+            self._asked.pop(asker.get("msg_id", ""), None)
+            self._busy_until = time.monotonic()
 
     def _be_ready(self, header: dict[str, Any], kernel_info: dict[str, Any]) -> None:
         """The child answers, and is heard on iopub: whoever waits gets its turn."""
@@ -366,6 +386,7 @@ class Supervisor:
             "id": self.session.id,
             "state": self.state.value,
             "why": self.why,
+            "keep": bool(self.session.read("session.json").get("keep")),
             **self._speaker.describe(),
         }
 

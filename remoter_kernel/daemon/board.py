@@ -1,0 +1,84 @@
+"""What a session says of itself to those who do not knock: `state.json` in its folder.
+
+Written by a thread of its own and at most once a second: a slow disk holds up nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+from remoter_kernel.wire.frames import Lane
+
+if TYPE_CHECKING:
+    from remoter_kernel.daemon.door import Door
+    from remoter_kernel.daemon.journal import Journal
+    from remoter_kernel.daemon.registry import Session
+    from remoter_kernel.wire.reactor import Reactor, Timer
+
+EVERY = 1.0  # seconds between two writings
+FILE = "state.json"
+
+
+class Board:
+    """Keeps `state.json` as true as a second allows."""
+
+    def __init__(self, reactor: Reactor, session: Session, journal: Journal, door: Door) -> None:
+        """Remember; `open` begins."""
+        self.reactor = reactor
+        self._session = session
+        self._journal = journal
+        self._door = door
+        self._state = ""
+        self._since = time.time()
+        self._seen: tuple[Any, ...] = ()
+        self._timer: Timer | None = None
+        self._posted = 0.0
+        self._fronts: dict[str, dict[str, Any]] = {}
+        self._queue: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
+        self._writer = threading.Thread(target=self._write_all, name="board", daemon=True)
+
+    def open(self) -> None:
+        """Go on from what an evaluator before this one knew of its fronts, and begin."""
+        known = self._session.read(FILE).get("fronts") or {}
+        self._fronts = {name: {**words, "here": False} for name, words in known.items()}
+        self._writer.start()
+
+    def close(self) -> None:
+        """Write the last word."""
+        self._post()
+        self._queue.put(None)
+        self._writer.join(EVERY)
+
+    def look(self, state: str) -> None:
+        """Hear how the kernel is; what has changed is on the board within a second."""
+        if state != self._state:
+            self._state, self._since = state, time.time()
+        seen = (state, self._journal.last, self._door.has_visitors, len(self._door.guests))
+        if seen == self._seen or self._timer is not None:
+            return
+        self._seen = seen
+        wait = self._posted + EVERY - time.monotonic()
+        self._timer = self.reactor.later(max(wait, 0.0), self._post)
+
+    def _post(self) -> None:
+        self._timer = None
+        self._posted = time.monotonic()
+        for guest in self._door.guests.values():
+            known = self._fronts.setdefault(guest.name.hex(), {})
+            known.update(here=guest.pump is not None, taken=guest.outbox.taken[Lane.BULK])
+        words = {
+            "state": self._state,
+            "since": self._since,
+            "last": self._journal.last,
+            "fronts": {name: dict(known) for name, known in self._fronts.items()},
+        }
+        self._queue.put(words)
+
+    def _write_all(self) -> None:
+        while (words := self._queue.get()) is not None:
+            with contextlib.suppress(OSError):  # the next one may find room again
+                self._session.write(FILE, words)

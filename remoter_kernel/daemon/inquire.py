@@ -1,0 +1,317 @@
+"""Answers what a person asks about sessions: `python ZIP ask`, one JSON object on stdin.
+
+Speaks to no evaluator, and needs only what Python brings: it answers where nothing else
+does. The answer is one line, `REMOTER {json}`; for the verbs `log` and `outputs` the bytes
+of records follow it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import struct
+import sys
+import time
+import traceback
+from typing import TYPE_CHECKING, Any, Callable
+
+from remoter_kernel.daemon import registry
+from remoter_kernel.daemon.journal import _REST, _START, Record
+from remoter_kernel.daemon.registry import Session
+from remoter_kernel.wire.frames import CHANNELS, Channel, unpack
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+    from pathlib import Path
+
+STOP_WITHIN = 8.0  # seconds that an evaluator has to end its session properly
+KILL_WITHIN = 3.0  # seconds after SIGKILL
+LOOK_EVERY = 0.05  # seconds
+MOST = 16 * 1024 * 1024  # bytes of records in one answer
+TAIL = 20  # lines of each log
+PACKED = struct.Struct("!QdBB8sQ")  # number, time, channel, is from a front, front, size
+HEADER, PARENT = 1, 2  # of a message's parts
+
+Answer = tuple[dict[str, Any], "Iterable[bytes]"]
+
+
+def main() -> None:
+    """Read one wish, answer it."""
+    os.umask(0o077)
+    records: Iterable[bytes] = ()
+    try:
+        wish = json.loads(sys.stdin.readline())
+        answer, records = ANSWERS[wish["verb"]](wish)
+    except OSError as error:
+        place = f" ({error.filename})" if error.filename else ""
+        answer = {"lacks": "room", "what": f"{error.strerror}{place}"}
+    except Exception as error:  # noqa: BLE001 - the one line is all that is heard of us
+        traceback.print_exc()
+        answer = {"lacks": "luck", "what": f"{type(error).__name__}: {error}"}
+    out = sys.stdout.buffer
+    out.write(b"REMOTER " + json.dumps(answer).encode() + b"\n")
+    for chunk in records:
+        out.write(chunk)
+    out.flush()
+
+
+# How sessions are ------------------------------------------------------------------------
+
+
+def tell_sessions(_wish: dict[str, Any]) -> Answer:
+    """Tell of every session that has a folder here."""
+    return {"sessions": [describe(session) for session in registry.all_sessions()]}, ()
+
+
+def describe(session: Session) -> dict[str, Any]:
+    """Say what is known of a session."""
+    about, door, now = (session.read(f"{name}.json") for name in ("session", "door", "state"))
+    try:
+        size = (session.folder / "journal").stat().st_size
+    except OSError:
+        size = 0
+    state, since, why = _state_of(session, about, door, now)
+    is_alive = state not in {"ended", "dead"}
+    fronts = now.get("fronts") or {}
+    return {
+        "id": session.id,
+        "remote": about.get("remote") or "",
+        "kernel": about.get("kernel") or "",
+        "notebook": about.get("notebook") or "",
+        "host": door.get("host") or socket.gethostname(),
+        "created": about.get("created") or 0.0,
+        "state": state,
+        "since": since,
+        "why": why,
+        "fronts": sum(bool(front.get("here")) for front in fronts.values()) if is_alive else 0,
+        "pid": door.get("pid") if is_alive else None,
+        "journal": size,
+    }
+
+
+def _state_of(
+    session: Session, about: dict[str, Any], door: dict[str, Any], now: dict[str, Any]
+) -> tuple[str, float, str]:
+    since = float(now.get("since") or about.get("created") or 0.0)
+    if about.get("ended"):
+        return "ended", float(about["ended"]), str(about.get("why", ""))
+    if not door:
+        return "starting", since, ""
+    if door.get("host") != socket.gethostname():
+        return str(now.get("state") or "unknown"), since, f"It lives on {door.get('host')}."
+    if session.is_alive():
+        return str(now.get("state") or "starting"), since, ""
+    why = "Its evaluator was killed." if session.is_here() else "The machine was restarted."
+    return "dead", since, f"{why} Its kernel still runs." if _kernel_of(session) else why
+
+
+def _kernel_of(session: Session) -> int:
+    """Return the process number of a session's kernel, 0 if it does not run."""
+    child, ended = session.read("child.json"), session.read("exit.json")
+    pid = int(child.get("pid") or 0)
+    if not pid or not session.is_here() or ended.get("pid") == pid:
+        return 0
+    started = registry.started_at(pid)
+    return pid if started and child.get("started", started) == started else 0
+
+
+def _evaluator_of(session: Session) -> int:
+    """Return the process number of a session's evaluator, 0 if it does not run."""
+    door = session.read("door.json")
+    pid = int(door.get("pid") or 0)
+    is_it = pid and session.is_here() and registry.started_at(pid) == door.get("started")
+    return pid if is_it else 0
+
+
+# Stop ------------------------------------------------------------------------------------
+
+
+def stop(wish: dict[str, Any]) -> Answer:
+    """End sessions (`sessions`: ids), and wait until they are gone."""
+    return {"stopped": [_stop(Session(_folder(name))) for name in wish["sessions"]]}, ()
+
+
+def _stop(session: Session) -> dict[str, Any]:
+    """End one session: properly if its evaluator can, else by SIGKILL."""
+    door = session.read("door.json")
+    if door and door.get("host") != socket.gethostname():
+        return {"id": session.id, "how": "elsewhere", "host": door.get("host")}
+    evaluator, kernel = _evaluator_of(session), _kernel_of(session)
+    if not (evaluator or kernel):
+        return {"id": session.id, "how": "gone"}
+    how = "stopped"
+    if evaluator:
+        _send(os.kill, evaluator, signal.SIGTERM)
+    if not (evaluator and _is_gone_within(session, STOP_WITHIN)):
+        how = "killed"
+        _send(os.killpg, _kernel_of(session), signal.SIGKILL)
+        _send(os.kill, _evaluator_of(session), signal.SIGKILL)
+        if not _is_gone_within(session, KILL_WITHIN):
+            return {"id": session.id, "how": "stays"}
+    if not session.read("session.json").get("ended"):
+        session.end("It was stopped.")
+        session.forget_keys()
+    return {"id": session.id, "how": how}
+
+
+def _is_gone_within(session: Session, seconds: float) -> bool:
+    limit = time.monotonic() + seconds
+    while _evaluator_of(session) or _kernel_of(session):
+        if time.monotonic() > limit:
+            return False
+        time.sleep(LOOK_EVERY)
+    return True
+
+
+def _send(kill: Callable[[int, int], None], pid: int, number: int) -> None:
+    if pid:
+        with contextlib.suppress(ProcessLookupError):  # it was quicker
+            kill(pid, number)
+
+
+# What was said ---------------------------------------------------------------------------
+
+
+def tell_outputs(wish: dict[str, Any]) -> Answer:
+    """Give records of a journal.
+
+    `after`: the number after which they begin; `skip`: bytes of the first one that are
+    known already; `wait`: seconds to wait for something; `only`: "missed" or "events".
+    """
+    session = Session(_folder(wish["session"]))
+    if not session.folder.is_dir():
+        return {"lacks": "session", "what": session.id, "why": "It is not there."}, ()
+    limit = time.monotonic() + min(float(wish.get("wait") or 0.0), 60.0)
+    begin = int(wish.get("after") or 0)
+    skip = int(wish.get("skip") or 0)
+    size = _size_of(session)
+    while True:
+        last, chunks = _pack(_wanted(session, wish, begin), skip)
+        is_over = describe(session)["state"] in {"ended", "dead"}
+        if chunks or is_over or time.monotonic() > limit:
+            break
+        while _size_of(session) == size and time.monotonic() < limit:
+            time.sleep(LOOK_EVERY)
+        size = _size_of(session)
+    answer = {"session": describe(session), "last": last, "is_over": is_over}
+    if wish.get("only") == "events":
+        answer["tails"] = {name: _tail(session, name) for name in ("evaluator.log", "kernel.log")}
+    return answer, chunks
+
+
+def _pack(records: Iterator[Record], skip: int) -> tuple[int, list[bytes]]:
+    """Return the last number that was looked at, and the bytes, up to about `MOST`."""
+    last, total = 0, 0
+    chunks: list[bytes] = []
+    for record in records:
+        packed = PACKED.pack(
+            record.number,
+            record.time,
+            record.channel,
+            record.is_from_front,
+            record.front,
+            len(record.body),
+        )
+        chunk = (packed + record.body)[skip : skip + MOST]
+        skip = 0
+        last = record.number
+        chunks.append(chunk)
+        total += len(chunk)
+        if total >= MOST:
+            break
+    return last, chunks
+
+
+def read_journal(path: Path) -> Iterator[Record]:
+    """Yield the records of a journal, up to the first that is not whole."""
+    with path.open("rb") as file:
+        while len(head := file.read(_START.size + _REST.size)) == _START.size + _REST.size:
+            size, _ = _START.unpack_from(head)
+            number, when, channel, is_from_front, front = _REST.unpack_from(head, _START.size)
+            body = file.read(size)
+            if len(body) < size or channel not in CHANNELS:
+                return
+            yield Record(number, CHANNELS[channel], bool(is_from_front), front, body, when)
+
+
+def _wanted(session: Session, wish: dict[str, Any], begin: int) -> Iterator[Record]:
+    records = read_journal(session.folder / "journal")
+    only = wish.get("only")
+    if only == "missed":
+        records = _missed(records, session.read("state.json").get("fronts") or {})
+    elif only == "events":
+        records = (record for record in records if _is_event(record))
+    return (record for record in records if record.number > begin)
+
+
+def _missed(records: Iterator[Record], fronts: dict[str, Any]) -> Iterator[Record]:
+    """Yield what fronts that are gone did not take of their own requests' outputs."""
+    gone = {name: front.get("taken", 0) for name, front in fronts.items() if not front.get("here")}
+    taken: dict[str, int] = {}  # by the message id of a request: up to where
+    asked: dict[str, Record] = {}
+    place = 0  # in what is missed: a request comes with the first output that is
+    for record in records:
+        if record.is_from_front:
+            if record.channel is Channel.SHELL and record.front.hex() in gone:
+                header = _header(record, HEADER)
+                if header.get("msg_type") == "execute_request":
+                    asked[header.get("msg_id", "")] = record
+                    taken[header.get("msg_id", "")] = gone[record.front.hex()]
+        elif record.channel is Channel.IOPUB:
+            parent = str(_header(record, PARENT).get("msg_id", ""))
+            if parent in taken and record.number > taken[parent]:
+                for missed in (asked.pop(parent, None), record):
+                    if missed:
+                        place += 1
+                        yield missed._replace(number=place)
+
+
+def _is_event(record: Record) -> bool:
+    """Is this worth a line in a log: a request, how it ended, an order, a note?"""
+    if record.channel in {Channel.NOTE, Channel.ORDER}:
+        return True
+    return record.channel is Channel.SHELL and str(
+        _header(record, HEADER).get("msg_type", "")
+    ).startswith("execute_")
+
+
+def _header(record: Record, part: int) -> dict[str, Any]:
+    try:
+        header = json.loads(bytes(unpack(record.body)[part]))
+    except (ValueError, LookupError):
+        return {}
+    return header if isinstance(header, dict) else {}
+
+
+def _folder(name: str) -> Path:
+    if not name.isalnum():  # it becomes part of a path
+        message = f"{name!r} is no session's id"
+        raise ValueError(message)
+    return registry.sessions_folder() / name
+
+
+def _size_of(session: Session) -> int:
+    try:
+        return (session.folder / "journal").stat().st_size
+    except OSError:
+        return 0
+
+
+def _tail(session: Session, name: str) -> list[str]:
+    try:
+        with (session.folder / name).open("rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - 8192))
+            return file.read().decode("utf-8", "replace").splitlines()[-TAIL:]
+    except OSError:
+        return []
+
+
+ANSWERS: dict[str, Callable[[dict[str, Any]], Answer]] = {
+    "sessions": tell_sessions,
+    "stop": stop,
+    "outputs": tell_outputs,
+    "log": lambda wish: tell_outputs({**wish, "only": "events"}),
+}
