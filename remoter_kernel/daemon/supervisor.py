@@ -164,8 +164,10 @@ class Supervisor:
     @staticmethod
     def _have_kept(guest: Guest, head: Head, size: int, then: Callable[[], None]) -> None:
         guest.talk.keep(LANE[head.channel], head.number, size)
-        if head.channel is Channel.ORDER and guest.pump:
-            guest.pump.acknowledge()  # the front may be waiting to leave
+        if guest.pump:
+            guest.pump.give_credit()
+            if head.channel is Channel.ORDER:
+                guest.pump.acknowledge()  # the front may be waiting to leave
         then()
 
     def _hand_over(self, request: Request) -> None:

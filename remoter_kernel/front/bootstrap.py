@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from remoter_kernel.errors import NoSuchSession, RemoteLacks, RemoterError
-from remoter_kernel.front.ssh import CommandEnded
+from remoter_kernel.front.ssh import CommandEnded, Ran
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -30,7 +30,9 @@ SHIPPED = (
     "wire/messages.py",
     "wire/pump.py",
     "wire/reactor.py",
+    "wire/records.py",
     "wire/stream.py",
+    "wire/window.py",
     "daemon/__init__.py",
     "daemon/board.py",
     "daemon/child.py",
@@ -50,6 +52,7 @@ ENTRY = "daemon/__main__.py"  # becomes the zip's own __main__.py
 MARKER = b"REMOTER "  # a line of ours begins so; a banner's lines do not
 START_WITHIN = 60.0  # seconds
 UPLOAD_WITHIN = 120.0  # seconds
+ASK_WITHIN = 120.0  # seconds
 OLDEST = "3.9"
 OUTPUT_SHOWN = 300  # characters of what a host said instead of starting a session
 
@@ -60,6 +63,7 @@ _LAUNCH = (
     'if command -v "$p" >/dev/null 2>&1; then :; else echo REMOTER lacks python; exit 0; fi; '
     'if [ -f "$z" ]; then exec "$p" "$z"; else echo REMOTER lacks zip; fi\''
 )
+_ASK = _LAUNCH.replace('exec "$p" "$z"', 'exec "$p" "$z" ask')
 _UPLOAD = (
     'sh -c \'umask 077; d="${{XDG_CACHE_HOME:-$HOME/.cache}}/remoter-kernel"; '
     'mkdir -p "$d" && cat > "$d/{name}.$$" && {{ sync "$d/{name}.$$" 2>/dev/null || sync; }} && '
@@ -131,14 +135,40 @@ def start_session(login: Login, remote: Remote, wish: Wish) -> Address:
     if line == b"lacks zip":
         _upload(login, name, content, remote)
         line = _ask(login, command, json.dumps(words).encode() + b"\n", remote)
-    if line == b"lacks python":
-        raise RemoteLacks(
-            f"There is no {remote.python or 'python3'} on {login.host}.",
-            f'Set python = "…" for this remote; `remoter add {remote.name} --replace` shows which '
-            "there are.",
-            remote=remote.name,
-        )
-    return _read_answer(line, login, remote)
+    words = _read_words(line, login, remote)
+    return Address(
+        session=words["session"],
+        address=words["address"],
+        port=int(words["port"]),
+        server_key=words["server_key"],
+        is_joined=bool(words["joined"]),
+        host=words["host"],
+        user=words["user"],
+        python=words["python"],
+        pyzmq=words["pyzmq"],
+    )
+
+
+def ask_there(login: Login, remote: Remote, words: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
+    """Ask about sessions, in words of `daemon.inquire`; return the answer and what follows it."""
+    name, content = pack_evaluator()
+    command = _ASK.format(python=shell_path(remote.python or "python3"), name=name)
+    question = json.dumps(words).encode() + b"\n"
+    line, rest = _hear(login, command, question, remote)
+    if line == b"lacks zip":
+        _upload(login, name, content, remote)
+        line, rest = _hear(login, command, question, remote)
+    return _read_words(line, login, remote), rest
+
+
+def _hear(login: Login, command: str, stdin: bytes, remote: Remote) -> tuple[bytes, bytes]:
+    """Run a command to its end; return our line, and what it said after that."""
+    ran = login.run(command, stdin, seconds=ASK_WITHIN)
+    _, marker, rest = (b"\n" + ran.stdout).partition(b"\n" + MARKER)
+    if not marker:
+        _complain(login, remote, "did not answer", ran)
+    line, _, rest = rest.partition(b"\n")
+    return line.strip(), rest
 
 
 def shell_path(path: str) -> str:
@@ -155,15 +185,18 @@ def _ask(login: Login, command: str, stdin: bytes, remote: Remote) -> bytes:
     try:
         line = login.run_until_line(command, stdin, MARKER, START_WITHIN)
     except CommandEnded as ended:
-        said = (ended.stderr or ended.stdout).decode(errors="replace").strip()
-        shown = said[-OUTPUT_SHOWN:] or "nothing at all"
-        raise RemoteLacks(
-            f"{login.host} did not start a session; instead it ended with "
-            f"{ended.status} and said: {shown}",
-            "If that is not Python's own trouble, the account may be limited to one command.",
-            remote=remote.name,
-        ) from ended
+        _complain(login, remote, "did not start a session", ended)
     return line.removeprefix(MARKER).strip()
+
+
+def _complain(login: Login, remote: Remote, what: str, ran: Ran | CommandEnded) -> NoReturn:
+    said = (ran.stderr or ran.stdout).decode(errors="replace").strip()
+    shown = said[-OUTPUT_SHOWN:] or "nothing at all"
+    raise RemoteLacks(
+        f"{login.host} {what}; instead it ended with {ran.status} and said: {shown}",
+        "If that is not Python's own trouble, the account may be limited to one command.",
+        remote=remote.name,
+    )
 
 
 def _upload(login: Login, name: str, content: bytes, remote: Remote) -> None:
@@ -182,8 +215,15 @@ def _lack_room(why: str, login: Login, remote: Remote) -> NoReturn:
     )
 
 
-def _read_answer(line: bytes, login: Login, remote: Remote) -> Address:
-    """Turn the launch's line of JSON into an address, or into an error for a person."""
+def _read_words(line: bytes, login: Login, remote: Remote) -> dict[str, Any]:
+    """Read the line that the zipapp answers with; a lack is an error for a person."""
+    if line == b"lacks python":
+        raise RemoteLacks(
+            f"There is no {remote.python or 'python3'} on {login.host}.",
+            f'Set python = "…" for this remote; `remoter add {remote.name} --replace` shows which '
+            "there are.",
+            remote=remote.name,
+        )
     try:
         words: dict[str, Any] = json.loads(line)
     except ValueError as error:
@@ -193,17 +233,7 @@ def _read_answer(line: bytes, login: Login, remote: Remote) -> Address:
         ) from error
     if "lacks" in words:
         _explain_lack(words, login, remote)
-    return Address(
-        session=words["session"],
-        address=words["address"],
-        port=int(words["port"]),
-        server_key=words["server_key"],
-        is_joined=bool(words["joined"]),
-        host=words["host"],
-        user=words["user"],
-        python=words["python"],
-        pyzmq=words["pyzmq"],
-    )
+    return words
 
 
 def _explain_lack(words: dict[str, Any], login: Login, remote: Remote) -> NoReturn:

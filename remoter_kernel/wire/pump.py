@@ -43,6 +43,8 @@ class Pump:
         self.round_trip: float | None = None  # seconds
         self._heard = 0.0
         self._pinged = 0.0
+        self._pongs_due = 0
+        self._flowed = 0  # bulk bytes, when we looked last
         self._ack: Timer | None = None
         self._watch: Timer | None = None
         self._has_ended = False
@@ -53,6 +55,7 @@ class Pump:
         self._heard = time.monotonic()
         self._watch = self.reactor.later(LOOK_EVERY, self._look)
         self._say(Kind.ACK)  # the first credit
+        self._ping()  # nothing is under way: the truest round trip there will be
         self.flush()
 
     def hear(self, frame: Bytes) -> None:
@@ -83,6 +86,7 @@ class Pump:
             size += len(saying)
         if batch:
             self.send(b"".join(batch))
+        self.talk.measure(time.monotonic())
         if self.talk.owes_credit:
             self._say(Kind.ACK)
         elif self._ack is None and self.talk.owes_numbers:
@@ -108,13 +112,19 @@ class Pump:
         elif head.kind is Kind.PING:
             self._say(Kind.PONG)
         elif head.kind is Kind.PONG:
-            self.round_trip = self._heard - self._pinged
+            self._note_pong()
         elif head.kind is Kind.BYE:
             words = from_json(body)
             self.end(ProtocolError(str(words.get("why", "The other end hung up."))))
 
     def _say(self, kind: Kind) -> None:
         self.send(encode(self.talk.head(kind)))
+
+    def give_credit(self) -> None:
+        """Let the other end go on, if what was kept meanwhile is much."""
+        self.talk.measure(time.monotonic())
+        if self.talk.owes_credit and not self._has_ended:
+            self._say(Kind.ACK)
 
     def acknowledge(self) -> None:
         """Tell the other end now what is kept here."""
@@ -129,7 +139,20 @@ class Pump:
             message = f"Nothing was heard for {silence:.0f} seconds."
             self.end(Unreachable(message))
             return
-        if silence > PING_AFTER and now - self._pinged > PING_AFTER:
-            self._pinged = now
-            self._say(Kind.PING)
+        has_flowed = self.talk.flowed != self._flowed
+        self._flowed = self.talk.flowed
+        is_silent = silence > PING_AFTER and now - self._pinged > PING_AFTER
+        if is_silent or (has_flowed and not self._pongs_due):
+            self._ping()
         self._watch = self.reactor.later(LOOK_EVERY, self._look)
+
+    def _ping(self) -> None:
+        self._pinged = time.monotonic()
+        self._pongs_due += 1
+        self._say(Kind.PING)
+
+    def _note_pong(self) -> None:
+        self._pongs_due -= 1
+        if self._pongs_due == 0:  # or it answers an older ping
+            self.round_trip = self._heard - self._pinged
+            self.talk.window.note_trip(self.round_trip)

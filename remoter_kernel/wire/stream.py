@@ -22,12 +22,12 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from remoter_kernel.errors import ProtocolError
 from remoter_kernel.wire.frames import LANE, Bytes, Channel, Head, Kind, Lane
+from remoter_kernel.wire.window import LEAST, Window
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-WINDOW = 4 * 1024 * 1024  # bulk bytes that may be on their way to us
-SLICE = 256 * 1024  # bytes of an item that go in one piece
+SLICE = 64 * 1024  # bytes of an item that go in one piece
 
 
 class Phase(Enum):
@@ -113,10 +113,10 @@ class MemoryOutbox:
 class Conversation:
     """One end of a numbered conversation."""
 
-    def __init__(self, outbox: Outbox, window: int = WINDOW, slice_size: int = SLICE) -> None:
+    def __init__(self, outbox: Outbox, window: int = LEAST, slice_size: int = SLICE) -> None:
         """Remember where unsaid things are kept; `window` and `slice_size` are in bytes."""
         self.outbox = outbox
-        self.window = window
+        self.window = Window(window)  # bulk bytes that may be on their way to us
         self.slice_size = slice_size
         self.phase = Phase.CLOSED
         self.seen = dict.fromkeys(Lane, 0)
@@ -130,12 +130,14 @@ class Conversation:
         self._sent_bytes = 0
         self._credit = 0
         self._kept_bytes = 0
+        self._given = 0  # credit, so far: what was given is never taken back
         self._told = (0, 0, 0)
 
     def begin(self) -> None:
         """Start over on a new wire."""
         self.phase = Phase.GREETING
-        self._sent_bytes = self._credit = self._kept_bytes = 0
+        self._sent_bytes = self._credit = self._kept_bytes = self._given = 0
+        self.window.begin()
         self._told = (0, 0, 0)
         self._cutting.clear()
         self._half.clear()
@@ -238,6 +240,15 @@ class Conversation:
             self._kept_bytes += size - self._ahead.pop(number, 0)
 
     @property
+    def flowed(self) -> int:
+        """Bulk bytes that this wire has carried here."""
+        return self._kept_bytes
+
+    def measure(self, now: float) -> None:
+        """Let the window follow what the path carries; `now` is in seconds."""
+        self.window.note_kept(self._kept_bytes, now)
+
+    @property
     def owes_numbers(self) -> bool:
         """Has anything been kept that the other end has not been told?"""
         return self.phase is Phase.OPEN and self._told != self._numbers()
@@ -245,9 +256,9 @@ class Conversation:
     @property
     def owes_credit(self) -> bool:
         """Is the other end likely to run out of credit soon?"""
-        return self.phase is Phase.OPEN and self._kept_bytes + self.window - self._told[2] > (
-            self.window // 4
-        )
+        more = self._kept_bytes + self.window.size - self._told[2]
+        return self.phase is Phase.OPEN and more > self.window.size // 4
 
     def _numbers(self) -> tuple[int, int, int]:
-        return (*self.kept.values(), self._kept_bytes + self.window)  # type: ignore[return-value]
+        self._given = max(self._given, self._kept_bytes + self.window.size)
+        return (*self.kept.values(), self._given)  # type: ignore[return-value]
