@@ -20,6 +20,7 @@ from remoter_kernel.daemon import registry
 from remoter_kernel.daemon.board import Board
 from remoter_kernel.daemon.child import Child
 from remoter_kernel.daemon.deaths import explain
+from remoter_kernel.daemon.pieces import in_pieces
 from remoter_kernel.daemon.speaker import Request, Speaker
 from remoter_kernel.errors import ProtocolError, RemoterError
 from remoter_kernel.wire.frames import (
@@ -157,6 +158,7 @@ class Supervisor:
             channel,
             bytes(body),
             front=guest.name,
+            own=head.number,
             is_from_front=True,
             then=lambda: self._have_kept(guest, head, len(body), then),
         )
@@ -258,7 +260,8 @@ class Supervisor:
             # What a kernel publishes while it starts belongs to no request: of a kernel
             # that runs here, too, nobody hears it.
             if self.state is not State.STARTING:
-                self.journal.append(channel, pack(parts))
+                for piece in in_pieces(parts):
+                    self.journal.append(channel, pack(piece))
                 if b'"idle"' in bytes(parts[CONTENT][:IDLE_WITHIN]):
                     self.door.is_hurried = True
                     self._be_done(header_of(parts[PARENT]))
