@@ -1,0 +1,255 @@
+"""Puts what was said together to cells and their outputs, as a notebook file has them (pure)."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from remoter_kernel.errors import ProtocolError
+from remoter_kernel.wire.frames import Channel, from_json, unpack
+from remoter_kernel.wire.messages import HEADER, METADATA, PARENT, content_of, header_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from remoter_kernel.wire.said import Said
+
+Output = dict[str, Any]
+CELL_ID = re.compile(r"[a-zA-Z0-9_-]{1,64}")  # nbformat 4.5
+
+
+@dataclass
+class Run:
+    """One execution of one cell."""
+
+    request: str  # its message id
+    source: str
+    cell_id: str = ""  # as the client names the cell; empty where it does not
+    asked: float = 0.0  # seconds since 1970, by the clock of whoever asked
+    count: int | None = None
+    outputs: list[Output] = field(default_factory=list)
+    is_over: bool = False
+    clears_next: bool = False  # `clear_output(wait=True)`: the next output takes their place
+
+    def add(self, output: Output) -> None:
+        """Add an output; text of the same stream becomes one."""
+        if self.clears_next:
+            self.clear()
+        last = self.outputs[-1] if self.outputs else {}
+        is_text = output["output_type"] == "stream" == last.get("output_type")
+        if is_text and last["name"] == output["name"]:
+            last["text"] += output["text"]
+        else:
+            self.outputs.append(output)
+
+    def clear(self) -> None:
+        """Take all outputs away."""
+        self.outputs.clear()
+        self.clears_next = False
+
+
+class Story:
+    """All cells that were run in a session, in the order in which they were asked for."""
+
+    def __init__(self) -> None:
+        """Begin with none."""
+        self.runs: dict[str, Run] = {}  # by the request's message id
+        self.kernel_info: dict[str, Any] = {}
+        self._displays: dict[str, list[Output]] = {}
+
+    def take(self, said: Said) -> None:
+        """Take in one record; one that makes no sense is left out."""
+        try:
+            parts = unpack(said.body)
+            if said.channel is Channel.NOTE:
+                self.kernel_info = from_json(parts[0]).get("kernel_info") or self.kernel_info
+            elif said.is_from_front and said.channel is Channel.SHELL:
+                self._take_request(parts)
+            elif said.channel is Channel.IOPUB:
+                run = self.runs.get(header_of(parts[PARENT]).get("msg_id", ""))
+                if run:
+                    self._take_output(run, parts)
+        except (ProtocolError, LookupError, TypeError, ValueError):
+            return
+
+    def _take_request(self, parts: Sequence[memoryview]) -> None:
+        header = header_of(parts[HEADER])
+        if header.get("msg_type") != "execute_request":
+            return
+        content = content_of(parts)
+        if content.get("silent"):
+            return
+        self.runs[header["msg_id"]] = Run(
+            header["msg_id"],
+            str(content["code"]),
+            str(header_of(parts[METADATA]).get("cellId") or ""),
+            seconds_of(header.get("date")),
+        )
+
+    def _take_output(self, run: Run, parts: Sequence[memoryview]) -> None:
+        kind = header_of(parts[HEADER]).get("msg_type")
+        content = content_of(parts)
+        if kind == "execute_input":
+            run.count = int(content["execution_count"])
+        elif kind == "status":
+            run.is_over |= content.get("execution_state") == "idle"
+        elif kind == "clear_output":
+            run.clears_next = bool(content.get("wait"))
+            if not run.clears_next:
+                run.clear()
+        elif kind == "stream":
+            run.add({"output_type": kind, "name": content["name"], "text": content["text"]})
+        elif kind == "error":
+            words = {key: content[key] for key in ("ename", "evalue", "traceback")}
+            run.add({"output_type": kind, **words})
+        elif kind in {"display_data", "execute_result", "update_display_data"}:
+            self._display(run, str(kind), content)
+
+    def _display(self, run: Run, kind: str, content: dict[str, Any]) -> None:
+        shown = {"data": content["data"], "metadata": content.get("metadata") or {}}
+        name = (content.get("transient") or {}).get("display_id")
+        places = self._displays.setdefault(name, []) if name else []
+        for output in places:
+            output.update(shown)
+        if kind == "update_display_data":
+            return
+        output = {"output_type": kind, **shown}
+        if kind == "execute_result":
+            output["execution_count"] = content["execution_count"]
+        run.add(output)
+        places.append(output)
+
+
+def seconds_of(date: object) -> float:
+    """Read a message's date; 0 where there is none."""
+    try:
+        return datetime.fromisoformat(str(date)).timestamp()
+    except ValueError:
+        return 0.0
+
+
+# A whole notebook -----------------------------------------------------------------------
+
+
+def whole_notebook(story: Story, kernelspec: str, display_name: str) -> dict[str, Any]:
+    """Return every run as a cell of a notebook (nbformat 4.5)."""
+    info = story.kernel_info.get("language_info") or {}
+    language = info.get("name") or "python"
+    spec = {"name": kernelspec, "display_name": display_name, "language": language}
+    names: set[str] = set()
+    cells: list[dict[str, Any]] = []
+    for run in story.runs.values():
+        name = run.cell_id
+        if not CELL_ID.fullmatch(name) or name in names:
+            name = hashlib.sha256(run.request.encode()).hexdigest()[:16]
+        names.add(name)
+        cells.append(
+            {
+                "cell_type": "code",
+                "id": name,
+                "metadata": {},
+                "source": run.source,
+                "execution_count": run.count,
+                "outputs": run.outputs,
+            }
+        )
+    metadata = {"kernelspec": spec, "language_info": {**info, "name": language}}
+    return {"cells": cells, "metadata": metadata, "nbformat": 4, "nbformat_minor": 5}
+
+
+# Into a notebook that is there ------------------------------------------------------------
+
+
+class Filling(NamedTuple):
+    """What becomes of one cell: `run` is None where it is left alone, and `why` says why."""
+
+    place: int  # in the notebook's cells
+    run: Run | None
+    why: str = ""
+
+
+def fill(cells: Sequence[dict[str, Any]], runs: Iterable[Run], saved: float) -> list[Filling]:
+    """Say which cells get which outputs; `saved`: when the notebook was, in seconds.
+
+    A cell gets the outputs of its last run if it has none, or only the first of them, or
+    those of an earlier run, or if that run began after the notebook was saved.
+    """
+    found: dict[int, list[Run]] = {}
+    for run in runs:
+        index = _place_of(run, cells)
+        if index is not None and run.count is not None:
+            found.setdefault(index, []).append(run)
+    fillings = []
+    for index, own in sorted(found.items()):
+        last = own[-1]
+        there = [plain(output) for output in cells[index].get("outputs") or ()]
+        wanted = [plain(output) for output in last.outputs]
+        if there == wanted and cells[index].get("execution_count") == last.count:
+            continue
+        is_ours = last.asked > saved or any(
+            _begins([plain(output) for output in run.outputs], there) for run in own
+        )
+        if is_ours:
+            fillings.append(Filling(index, last, "" if last.is_over else "it still runs"))
+        elif there != wanted:
+            fillings.append(Filling(index, None, "it has outputs that this session did not make"))
+    return fillings
+
+
+def _place_of(run: Run, cells: Sequence[dict[str, Any]]) -> int | None:
+    """Find a run's cell: by its id, else by its source if that stands there once."""
+    code = [index for index, cell in enumerate(cells) if cell.get("cell_type") == "code"]
+    if run.cell_id:
+        for index in code:
+            if cells[index].get("id") == run.cell_id:
+                return index
+    same = [index for index in code if joined(cells[index].get("source")) == run.source]
+    return same[0] if len(same) == 1 else None
+
+
+def joined(text: object) -> str:
+    """Join what a notebook file may have as a list of lines."""
+    return "".join(text) if isinstance(text, list) else str(text or "")
+
+
+def plain(output: Output) -> tuple[Any, ...]:
+    """Return what a person would see of an output, to compare it."""
+    kind = output.get("output_type")
+    if kind == "stream":
+        return (kind, output.get("name"), as_seen(joined(output.get("text"))))
+    if kind == "error":
+        return (kind, output.get("ename"), output.get("evalue"))
+    data = output.get("data") or {}
+    text = {mime: joined(v) if isinstance(v, (str, list)) else v for mime, v in data.items()}
+    return (kind, text)
+
+
+def _begins(whole: Sequence[tuple[Any, ...]], begin: Sequence[tuple[Any, ...]]) -> bool:
+    """Are these the first of those outputs? The last of them may be half of its text."""
+    if not begin:
+        return True
+    *first, last = begin
+    at = len(first)
+    if list(whole[:at]) != first or len(whole) <= at:
+        return False
+    if last[0] == whole[at][0] == "stream":
+        # The last line may be overwritten since: a progress bar.
+        head, _, _ = last[2].rpartition("\n")
+        return bool(last[1] == whole[at][1] and whole[at][2].startswith(head))
+    return bool(last == whole[at])
+
+
+def as_seen(text: str) -> str:
+    """Return what a terminal shows of text: what was overwritten after a return is gone."""
+    lines = text.replace("\r\n", "\n").split("\n")
+    return "\n".join(_overwritten(line) if "\r" in line else line for line in lines)
+
+
+def _overwritten(line: str) -> str:
+    shown = ""
+    for piece in line.split("\r"):
+        shown = piece + shown[len(piece) :]
+    return shown

@@ -1,0 +1,54 @@
+"""Records of a journal on their way to somebody who asked for them (pure).
+
+They come one after the other, and in pieces of any size: what is not whole yet waits for
+the next piece.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import NamedTuple
+
+from remoter_kernel.errors import ProtocolError
+from remoter_kernel.wire.frames import CHANNELS, Bytes, Channel
+
+_HEAD = struct.Struct("!QdBBB8sQ")  # number, time, channel, flags, front, size
+
+
+class Said(NamedTuple):
+    """One thing that was said in a session; `time` is in seconds since 1970.
+
+    is_mark: it says something of the journal itself: what is missing, or went to make room.
+    """
+
+    number: int
+    time: float
+    channel: Channel
+    is_from_front: bool
+    front: bytes
+    body: Bytes
+    is_mark: bool = False
+
+
+def encode_said(said: Said) -> bytes:
+    """Return the bytes of a record."""
+    flags = (said.channel, said.is_from_front, said.is_mark)
+    return _HEAD.pack(said.number, said.time, *flags, said.front, len(said.body)) + said.body
+
+
+def split_said(data: bytes) -> tuple[list[Said], bytes]:
+    """Return the whole records of some bytes, and what is left of a torn one."""
+    found, at = [], 0
+    while len(data) - at >= _HEAD.size:
+        number, when, channel, is_from_front, is_mark, front, size = _HEAD.unpack_from(data, at)
+        if channel not in CHANNELS:
+            message = f"A record of a channel that is not known ({channel})."
+            raise ProtocolError(message)
+        begin = at + _HEAD.size
+        if begin + size > len(data):
+            break
+        body = data[begin : begin + size]
+        said = Said(number, when, CHANNELS[channel], bool(is_from_front), front, body)
+        found.append(said._replace(is_mark=bool(is_mark)))
+        at = begin + size
+    return found, data[at:]
