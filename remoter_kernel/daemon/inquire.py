@@ -12,16 +12,16 @@ import json
 import os
 import signal
 import socket
-import struct
 import sys
 import time
 import traceback
 from typing import TYPE_CHECKING, Any, Callable
 
 from remoter_kernel.daemon import registry
-from remoter_kernel.daemon.journal import _REST, _START, Record
+from remoter_kernel.daemon.records import Record, read_journal
 from remoter_kernel.daemon.registry import Session
-from remoter_kernel.wire.frames import CHANNELS, Channel, unpack
+from remoter_kernel.wire.frames import Channel, unpack
+from remoter_kernel.wire.said import Said, encode_said
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -32,7 +32,6 @@ KILL_WITHIN = 3.0  # seconds after SIGKILL
 LOOK_EVERY = 0.05  # seconds
 MOST = 16 * 1024 * 1024  # bytes of records in one answer
 TAIL = 20  # lines of each log
-PACKED = struct.Struct("!QdBB8sQ")  # number, time, channel, is from a front, front, size
 HEADER, PARENT = 1, 2  # of a message's parts
 
 Answer = tuple[dict[str, Any], "Iterable[bytes]"]
@@ -189,52 +188,41 @@ def tell_outputs(wish: dict[str, Any]) -> Answer:
     skip = int(wish.get("skip") or 0)
     size = _size_of(session)
     while True:
-        last, chunks = _pack(_wanted(session, wish, begin), skip)
+        chunks = _pack(_wanted(session, wish, begin), skip)
         is_over = describe(session)["state"] in {"ended", "dead"}
         if chunks or is_over or time.monotonic() > limit:
             break
         while _size_of(session) == size and time.monotonic() < limit:
             time.sleep(LOOK_EVERY)
         size = _size_of(session)
-    answer = {"session": describe(session), "last": last, "is_over": is_over}
+    answer = {"session": describe(session), "is_over": is_over}
     if wish.get("only") == "events":
         answer["tails"] = {name: _tail(session, name) for name in ("evaluator.log", "kernel.log")}
     return answer, chunks
 
 
-def _pack(records: Iterator[Record], skip: int) -> tuple[int, list[bytes]]:
-    """Return the last number that was looked at, and the bytes, up to about `MOST`."""
-    last, total = 0, 0
+def _pack(records: Iterator[Record], skip: int) -> list[bytes]:
+    """Return the bytes of records without the first ones, up to about `MOST`."""
+    total = 0
     chunks: list[bytes] = []
     for record in records:
-        packed = PACKED.pack(
-            record.number,
-            record.time,
-            record.channel,
-            record.is_from_front,
-            record.front,
-            len(record.body),
-        )
-        chunk = (packed + record.body)[skip : skip + MOST]
+        chunk = encode_said(
+            Said(
+                number=record.number,
+                time=record.time,
+                channel=record.channel,
+                is_from_front=record.is_from_front,
+                front=record.front,
+                body=record.body,
+                is_mark=record.is_mark,
+            )
+        )[skip : skip + MOST]
         skip = 0
-        last = record.number
         chunks.append(chunk)
         total += len(chunk)
         if total >= MOST:
             break
-    return last, chunks
-
-
-def read_journal(path: Path) -> Iterator[Record]:
-    """Yield the records of a journal, up to the first that is not whole."""
-    with path.open("rb") as file:
-        while len(head := file.read(_START.size + _REST.size)) == _START.size + _REST.size:
-            size, _ = _START.unpack_from(head)
-            number, when, channel, is_from_front, front = _REST.unpack_from(head, _START.size)
-            body = file.read(size)
-            if len(body) < size or channel not in CHANNELS:
-                return
-            yield Record(number, CHANNELS[channel], bool(is_from_front), front, body, when)
+    return chunks
 
 
 def _wanted(session: Session, wish: dict[str, Any], begin: int) -> Iterator[Record]:

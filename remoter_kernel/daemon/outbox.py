@@ -27,7 +27,7 @@ class FrontOutbox:
         journal = self._journal
         begin, end = self._in_vain[lane]
         start = end if begin == number else number
-        for position in range(start + 1, journal.last + 1):
+        for position in journal.after(start):
             channel = journal.is_for(self._front, position)
             if channel is not None and LANE[channel] is lane:
                 return Entry(position, channel, journal.body(position))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import queue
 import resource
 import time
-import zlib
 from typing import TYPE_CHECKING
 
 import pytest
@@ -54,19 +53,6 @@ def test_bodies_come_back_from_memory_and_from_disk(desk, monkeypatch):
     desk.settle()
     assert len(desk.journal._at_hand) < 5
     assert [desk.journal.body(number) for number in range(1, 21)] == bodies
-
-
-def test_on_disk_every_record_has_its_check_sum(desk, tmp_path):
-    """Size, CRC-32, number, time, channel, origin, front, body: as the docstring says."""
-    desk.journal.append(Channel.SHELL, b"hello", front=ME, is_from_front=True)
-    desk.settle()
-    raw = (tmp_path / "journal").read_bytes()
-    size, check = journals._START.unpack_from(raw)
-    rest, body = raw[8 : 8 + journals._REST.size], raw[8 + journals._REST.size :]
-    assert (size, body) == (5, b"hello")
-    assert zlib.crc32(rest + body) == check
-    number, _, channel, is_from_front, front = journals._REST.unpack(rest)
-    assert (number, channel, is_from_front, front) == (1, Channel.SHELL, 1, ME)
 
 
 def test_a_front_gets_what_is_for_all_and_what_is_for_it(desk):

@@ -1,0 +1,228 @@
+"""The bytes of a journal on disk: made, read while others write, found again after damage.
+
+A first line names the format. Then come records, each a head of fixed size and a body:
+four bytes that never occur in text, CRC-32 of the rest of the head, size of the body,
+CRC-32 of the body, number, time (seconds since 1970), channel, flags, whom it concerns
+(8 bytes), the number that the front gave it. Head and body have checks of their own, so
+that a damaged body costs one record, and a damaged head what lies up to the next one.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import struct
+import zlib
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
+
+from remoter_kernel.errors import ProtocolError, RemoterError
+from remoter_kernel.wire.frames import CHANNELS, Channel, from_json, pack, to_json, unpack
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+FORMAT = 1
+EVERYONE = bytes(8)  # in place of one front's name
+
+_SYNC = b"\xfe\xffrk"
+_HEAD = struct.Struct("!4sIQIQdBB8sQ")
+_CHECKED = 8  # bytes of a head before what its check covers
+_FIRST_LINE = re.compile(rb"(remoter journal (\d{1,9})) ([0-9a-f]{8})\n")
+_LONGEST_FIRST_LINE = 64  # bytes
+_BLOCK = 1024 * 1024  # bytes that are searched at a time
+_FROM_FRONT, _MARK, _HELD = 1, 2, 4
+
+
+class Record(NamedTuple):
+    """One thing that was said.
+
+    own: the number that its front gave it; 0 where it comes from no front.
+    is_mark: said to whoever reads the journal, and to no front; `mark_of` reads it.
+    is_held: a request that is not handed to the child at once; a mark tells when it is.
+    """
+
+    number: int
+    channel: Channel
+    is_from_front: bool
+    front: bytes
+    body: bytes
+    time: float = 0.0
+    own: int = 0
+    is_mark: bool = False
+    is_held: bool = False
+
+
+class Head(NamedTuple):
+    """What stands before a body."""
+
+    size: int
+    check: int
+    number: int
+    time: float
+    channel: int
+    flags: int
+    front: bytes
+    own: int
+
+
+class JournalTooNewError(RemoterError):
+    """A journal whose format this version does not know."""
+
+
+def first_line(number: int = FORMAT) -> bytes:
+    """Return the line that a journal of this format begins with."""
+    words = b"remoter journal %d" % number
+    return words + b" %08x\n" % zlib.crc32(words)
+
+
+def encode(record: Record) -> bytes:
+    """Return the bytes of a record on disk."""
+    flags = _FROM_FRONT * record.is_from_front | _MARK * record.is_mark | _HELD * record.is_held
+    head = _HEAD.pack(
+        _SYNC,
+        0,
+        len(record.body),
+        zlib.crc32(record.body),
+        record.number,
+        record.time,
+        record.channel,
+        flags,
+        record.front,
+        record.own,
+    )
+    check = zlib.crc32(head[_CHECKED:]).to_bytes(4, "big")
+    return b"".join([_SYNC, check, head[_CHECKED:], record.body])
+
+
+def mark(number: int, time: float, words: dict[str, Any]) -> Record:
+    """Return a record for whoever reads the journal; `words` has `mark`: what it is."""
+    body = pack([to_json(words)])
+    return Record(number, Channel.NOTE, False, EVERYONE, body, time, is_mark=True)
+
+
+def mark_of(record: Record) -> dict[str, Any]:
+    """Read what a mark says; what is no mark says nothing."""
+    if not record.is_mark:
+        return {}
+    try:
+        return from_json(unpack(record.body)[0])
+    except (ProtocolError, IndexError):
+        return {}
+
+
+def size_on_disk(record: Record) -> int:
+    """Return how many bytes a record has there."""
+    return _HEAD.size + len(record.body)
+
+
+def body_at(file: int, offset: int) -> bytes:
+    """Read the body of the record at an offset of an open file."""
+    head = _HEAD.unpack(os.pread(file, _HEAD.size, offset))
+    return os.pread(file, head[2], offset + _HEAD.size)
+
+
+def read_journal(path: Path) -> Iterator[Record]:
+    """Yield all that can be trusted of a journal, which may be written meanwhile.
+
+    What is missing is told by a mark, `{"mark": "missing", "bytes": n}`: in place of a
+    record whose body is damaged, or with the first of the numbers that are lost.
+    """
+    with path.open("rb") as file:
+        for _, record in Scan(file):
+            yield record
+
+
+class Scan:
+    """One pass over an open journal: (offset, record), offset 0 for what is only told."""
+
+    def __init__(self, file: BinaryIO, until: int | None = None) -> None:
+        """Remember; `until` is where to stop, in bytes."""
+        self._file = file
+        self._size = os.fstat(file.fileno()).st_size if until is None else until
+        self._last = 0  # number
+        self.end = 0  # where the last record that can be trusted ends
+
+    def __iter__(self) -> Iterator[tuple[int, Record]]:
+        """Go from the first line to the end; JournalTooNewError if that line says so."""
+        offset = self.end = begin = self._begin()
+        lost: list[tuple[int, Record]] = []  # told only if something comes after it
+        while (head := self._head(offset)) or (found := self._search(offset)):
+            if head is None:
+                begin, offset = offset, found
+                head = self._head(offset)
+                assert head is not None  # noqa: S101 - it was found there
+                if head.number > self._last + 1:
+                    lost.append((0, _missing(self._last + 1, head, offset - begin)))
+            end = offset + _HEAD.size + head.size
+            body = self._read(offset + _HEAD.size, head.size)
+            if len(body) == head.size and zlib.crc32(body) == head.check:
+                self.end = end
+                yield from lost
+                lost.clear()
+                yield offset, _record(head, body)
+            else:
+                record = _record(head, _missing(head.number, head, head.size).body)
+                lost.append((0, record._replace(is_mark=True)))
+                if end != self._size and self._head(end) is None:
+                    end = offset + 1  # something is amiss with its size, too
+            self._last = max(self._last, head.number)
+            offset = end
+
+    def _begin(self) -> int:
+        self._file.seek(0)
+        match = _FIRST_LINE.match(self._file.read(_LONGEST_FIRST_LINE))
+        if not match or int(match[3], 16) != zlib.crc32(match[1]):
+            return 0  # damaged, as far as it is there at all
+        if int(match[2]) > FORMAT:
+            message = (
+                f"This journal was written by a newer version (format {int(match[2])}; "
+                f"this one reads up to {FORMAT})."
+            )
+            raise JournalTooNewError(message, "Update remoter-kernel, then look again.")
+        return match.end()
+
+    def _read(self, offset: int, size: int) -> bytes:
+        self._file.seek(offset)
+        return self._file.read(max(0, min(size, self._size - offset)))
+
+    def _head(self, offset: int) -> Head | None:
+        """Read the head at an offset, if there is one whose check fits."""
+        raw = self._read(offset, _HEAD.size)
+        if len(raw) < _HEAD.size or raw[:4] != _SYNC:
+            return None
+        check = int.from_bytes(raw[4:_CHECKED], "big")
+        head = Head(*_HEAD.unpack(raw)[2:])
+        is_fit = zlib.crc32(raw[_CHECKED:]) == check and head.channel in CHANNELS
+        return head if is_fit and head.number > self._last else None
+
+    def _search(self, offset: int) -> int:
+        """Return where the next head is; 0 if there is none."""
+        while block := self._read(offset, _BLOCK):
+            at = block.find(_SYNC)
+            while at >= 0:
+                if self._head(offset + at):
+                    return offset + at
+                at = block.find(_SYNC, at + 1)
+            offset += max(1, len(block) - len(_SYNC) + 1)
+        return 0
+
+
+def _record(head: Head, body: bytes) -> Record:
+    flags = head.flags
+    return Record(
+        head.number,
+        CHANNELS[head.channel],
+        bool(flags & _FROM_FRONT),
+        head.front,
+        body,
+        head.time,
+        head.own,
+        bool(flags & _MARK),
+        bool(flags & _HELD),
+    )
+
+
+def _missing(number: int, after: Head, size: int) -> Record:
+    words = {"mark": "missing", "before": after.number, "bytes": size}
+    return mark(number, after.time, words)

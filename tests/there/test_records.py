@@ -1,0 +1,177 @@
+"""A journal's bytes: cut anywhere, with flipped bits, of a newer version, while it is written."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from remoter_kernel.daemon.journal import GAP, Journal
+from remoter_kernel.daemon.outbox import FrontOutbox
+from remoter_kernel.daemon.records import (
+    EVERYONE,
+    JournalTooNewError,
+    Record,
+    encode,
+    first_line,
+    mark_of,
+    read_journal,
+)
+from remoter_kernel.wire.frames import Channel, Lane
+from tests.there.test_journal import ME, Desk
+
+RECORDS = st.lists(
+    st.tuples(
+        st.integers(1, 5),  # how much further the number is
+        st.sampled_from(Channel),
+        st.booleans(),
+        st.sampled_from([EVERYONE, ME]),
+        st.one_of(st.binary(max_size=60), st.just(b"\xfe\xffrk" * 20)),
+    ),
+    max_size=12,
+)
+SOON = settings(max_examples=300, deadline=None)
+
+
+def made(drawn: list) -> list[Record]:
+    """Turn what was drawn into records whose numbers grow."""
+    said: list[Record] = []
+    for step, channel, is_from_front, front, body in drawn:
+        number = (said[-1].number if said else 0) + step
+        own = number if is_from_front else 0
+        said.append(Record(number, channel, is_from_front, front, body, 1.5 * number, own))
+    return said
+
+
+def on_disk(said: list[Record]) -> tuple[bytes, list[int]]:
+    """Return a journal's bytes, and where each record ends."""
+    raw = first_line()
+    ends = []
+    for record in said:
+        raw += encode(record)
+        ends.append(len(raw))
+    return raw, ends
+
+
+def read(raw: bytes) -> list[Record]:
+    """Read bytes as a journal."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "journal"
+        path.write_bytes(raw)
+        return list(read_journal(path))
+
+
+@SOON
+@given(RECORDS, st.data())
+def test_a_journal_cut_at_any_byte_keeps_all_that_was_whole(drawn, data):
+    """What was written whole before the cut is read; nothing else is."""
+    said = made(drawn)
+    raw, ends = on_disk(said)
+    cut = data.draw(st.integers(0, len(raw)))
+    assert read(raw[:cut]) == [record for record, end in zip(said, ends, strict=True) if end <= cut]
+
+
+@SOON
+@given(RECORDS, st.data())
+def test_flipped_bits_cost_the_records_that_they_hit_and_no_other(drawn, data):
+    """Wherever bits are flipped, every untouched record is read, and a mark tells of others."""
+    said = made(drawn)
+    raw, ends = on_disk(said)
+    hurt = bytearray(raw)
+    flips = data.draw(st.lists(st.integers(0, len(raw) * 8 - 1), max_size=4, unique=True))
+    for flip in flips:
+        hurt[flip // 8] ^= 1 << flip % 8
+    begins = [len(first_line()), *ends]
+    untouched = [
+        record
+        for record, begin, end in zip(said, begins, ends, strict=False)
+        if raw[begin:end] == hurt[begin:end]
+    ]
+    heard = read(bytes(hurt))
+    assert [record for record in heard if not record.is_mark] == untouched
+    numbers = [record.number for record in heard]
+    assert numbers == sorted(set(numbers))
+    between = [r for r in said if untouched and r.number < untouched[-1].number]
+    is_told = any(mark_of(record).get("mark") == "missing" for record in heard)
+    assert is_told or set(between) <= set(untouched)
+    assert flips or not is_told
+
+
+@SOON
+@given(RECORDS, st.data())
+def test_recovery_cuts_off_the_tail_and_goes_on(drawn, data):
+    """After any cut and any flips a journal opens, and what is said then is read back."""
+    said = made(drawn)
+    raw, _ = on_disk(said)
+    hurt = bytearray(raw[: data.draw(st.integers(0, len(raw)))])
+    for flip in data.draw(st.lists(st.integers(0, max(0, len(hurt) * 8 - 1)), max_size=3)):
+        if hurt:
+            hurt[flip // 8] ^= 1 << flip % 8
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "journal"
+        path.write_bytes(hurt)
+        before = [record for record in read_journal(path) if not record.is_mark]
+        desk = Desk(path)
+        number = desk.journal.append(Channel.IOPUB, b"since then")
+        desk.settle()
+        for record in before:
+            assert desk.journal.body(record.number) == record.body
+        desk.journal.close()
+        after = [record for record in read_journal(path) if not record.is_mark]
+    assert [*before, (number, b"since then")] == [*after[:-1], (after[-1].number, after[-1].body)]
+    assert number == 1 if not before else number > before[-1].number + GAP
+
+
+def test_a_newer_journal_is_refused_politely(tmp_path):
+    """Neither an evaluator nor a reader touches a format that it does not know."""
+    path = tmp_path / "journal"
+    path.write_bytes(first_line(2) + b"whatever that may be")
+    with pytest.raises(JournalTooNewError, match=r"newer version \(format 2"):
+        list(read_journal(path))
+    with pytest.raises(JournalTooNewError, match="Update"):
+        Journal(path, lambda call: call()).open()
+    assert path.read_bytes() == first_line(2) + b"whatever that may be"
+
+
+def test_a_journal_inside_a_journal_is_not_mistaken_for_it():
+    """A cell may print a journal: its records are a body's bytes and nothing else."""
+    inner = encode(Record(50, Channel.IOPUB, False, EVERYONE, b"printed"))
+    said = [Record(n, Channel.IOPUB, False, EVERYONE, inner * 2) for n in (1, 2)]
+    assert read(on_disk(said)[0]) == said
+
+
+def test_a_front_goes_on_beyond_the_gap(tmp_path):
+    """After a restart numbers go on a million later, and a front gets old and new in order."""
+    desk = Desk(tmp_path / "journal")
+    for body in (b"one", b"two"):
+        desk.journal.append(Channel.IOPUB, body)
+    desk.settle()
+    desk.journal.close()
+    desk = Desk(tmp_path / "journal")
+    assert desk.journal.append(Channel.IOPUB, b"three") == 3 + GAP
+    outbox, number, heard = FrontOutbox(desk.journal, ME), 0, []
+    while entry := outbox.next_after(Lane.BULK, number):
+        number = entry.number
+        heard.append(entry.body)
+    assert heard == [b"one", b"two", b"three"]
+    unwritten = 2 + 500  # it was sent and never written: the front has seen it
+    assert outbox.next_after(Lane.BULK, unwritten).body == b"three"
+    desk.settle()
+    desk.journal.close()
+
+
+def test_a_journal_is_read_while_it_is_written(tmp_path):
+    """A reader sees each record whole or not at all."""
+    desk = Desk(tmp_path / "journal")
+    bodies = [os.urandom(2000) for _ in range(200)]
+    for body in bodies:
+        desk.journal.append(Channel.IOPUB, body)
+        read_so_far = [record.body for record in read_journal(desk.journal.path)]
+        assert read_so_far == bodies[: len(read_so_far)]
+    desk.settle()
+    assert [record.body for record in read_journal(desk.journal.path)] == bodies
+    desk.journal.close()
