@@ -12,14 +12,17 @@ from remoter_kernel.front.kernel import serve
 
 def main() -> int:
     """Serve one connection file."""
-    parser = argparse.ArgumentParser(prog="python -m remoter_kernel", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m remoter_kernel", description=__doc__, allow_abbrev=False
+    )
     parser.add_argument("-f", dest="connection_file", type=Path, required=True)
     parser.add_argument("--remote", default=None, help="a name in remotes.toml")
+    parser.add_argument("--session", default="", help="the id of a session that is there")
     # What Jupyter adds to a kernel's command line (nbclient: the history file) is for the
     # kernel there; it means nothing here.
     words, rest = parser.parse_known_args()
     try:
-        serve(words.connection_file, words.remote, tuple(rest))
+        serve(words.connection_file, words.remote, tuple(rest), words.session)
     except RemoterError as error:
         print(error, file=sys.stderr)  # noqa: T201 - the only place to say it
         return error.exit_code

@@ -34,6 +34,11 @@ VERBS = {
     "list": Verb("places", "list_remotes", "Show which remotes there are."),
     "remove": Verb("places", "remove", "Forget a remote and its kernelspec."),
     "check": Verb("check", "check", "Go to a remote step by step; say what to do about a failure."),
+    "sessions": Verb("sessions", "sessions", "Show which sessions there are, and how they are."),
+    "attach": Verb("attach", "attach", "Open a console on a session."),
+    "stop": Verb("stop", "stop", "End sessions, busy ones too."),
+    "log": Verb("log", "log", "Show what happened in a session."),
+    "outputs": Verb("outputs", "outputs", "Show a session's outputs, or put them in a notebook."),
     "run": Verb("run", "run", "Run a file or a line of code on a remote."),
     "demo": Verb("demo", "demo", "Show it all on this machine, SSH included, in 20 seconds."),
 }

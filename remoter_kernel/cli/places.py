@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from remoter_kernel.cli.terminal import aligned
 from remoter_kernel.errors import Usage
 from remoter_kernel.front import kernelspec, remotes
 
@@ -42,7 +43,7 @@ def list_remotes(as_json: bool) -> None:
         star = "*" if name == known.default else ""
         shown_spec = spec if spec in specs else "-"
         rows.append((star, name, remote.host, remote.kernel, remote.python or "-", shown_spec))
-    for line in _aligned(rows):
+    for line in aligned(rows):
         click.echo(line)
 
 
@@ -67,11 +68,3 @@ def _described(remote: remotes.Remote, specs: Sequence[str]) -> dict[str, Any]:
     values = {**vars(remote), "env": dict(remote.env)}
     plain = {key: str(value) if isinstance(value, Path) else value for key, value in values.items()}
     return {**plain, "kernelspec": spec if spec in specs else None}
-
-
-def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join(word.ljust(width) for word, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    ]

@@ -63,8 +63,12 @@ class Kernel:
         connection: dict[str, Any],
         remote_name: str | None,
         arguments: tuple[str, ...] = (),
+        session: str = "",
     ) -> None:
-        """Remember; `run` begins. A broken configuration is told in the first cell."""
+        """Remember; `run` begins. A broken configuration is told in the first cell.
+
+        `session`: the id of one that is there, which outlives this front.
+        """
         self.reactor = Reactor()
         self.reactor.on_bug = _report
         self.sockets = Sockets(self.reactor, connection)
@@ -72,6 +76,8 @@ class Kernel:
         self.link = Link(self.reactor, self.dialer)
         self._name = remote_name
         self._arguments = arguments
+        self._session = session
+        self._stays = bool(session)  # does the session stay when Jupyter shuts its kernel down?
         self.kernel_id = digest(str(connection.get("key", "")))
         self.trouble: RemoterError | None = None  # why there is no kernel there
         self._voice = self.sockets.voice
@@ -93,6 +99,7 @@ class Kernel:
             self.dialer.wish,
             kernel_id=self.kernel_id,
             arguments=self._arguments,
+            session=self._session,
             notebook=os.environ.get("JPY_SESSION_NAME", ""),
         )
         self.sockets.on_request = self._take
@@ -164,11 +171,16 @@ class Kernel:
     def _interrupt(self, route: Route) -> None:
         """Interrupt at once; where a shutdown keeps the session, wait whether one follows."""
         self._reply(route, {"status": "ok"})
-        if self._find().on_shutdown == "keep":
+        if self.stays:
             order = partial(self._order, "interrupt")
             self._held_interrupt = self.reactor.later(HOLD_INTERRUPT, order)
         else:
             self._order("interrupt")
+
+    @property
+    def stays(self) -> bool:
+        """Does the session stay when Jupyter shuts its kernel down?"""
+        return self._stays or self._find().on_shutdown == "keep"
 
     def _order(self, order: str) -> None:
         self.link.say(Channel.ORDER, [to_json({"order": order})])
@@ -184,7 +196,7 @@ class Kernel:
         self._publish("shutdown_reply", content, route.header)
         if is_restart:
             self._leave_with("restart")
-        elif self._find().on_shutdown == "stop":
+        elif not self.stays:
             self._leave_with("stop")
         else:
             if self._held_interrupt:  # Jupyter sends one before each shutdown
@@ -269,6 +281,7 @@ class Kernel:
         if state is State.UP:
             self.trouble = None
             welcome = self.link.welcome
+            self._stays |= bool(welcome.get("keep"))
             if welcome.get("state") == "failed":
                 self._give_up(str(welcome.get("why", "")))
             elif welcome.get("kernel_info"):
@@ -345,10 +358,15 @@ def digest(key: str) -> str:
     return hashlib.sha256(b"remoter kernel\0" + key.encode()).hexdigest()[:24]
 
 
-def serve(connection_file: Path, remote_name: str | None, arguments: tuple[str, ...] = ()) -> None:
+def serve(
+    connection_file: Path,
+    remote_name: str | None,
+    arguments: tuple[str, ...] = (),
+    session: str = "",
+) -> None:
     """Be the kernel of a connection file, for one remote or the default one."""
     connection = read_connection(connection_file)
-    Kernel(connection, remote_name, arguments).run()
+    Kernel(connection, remote_name, arguments, session).run()
 
 
 def _report(error: Exception) -> None:

@@ -79,9 +79,13 @@ def write_notebook(path: Path, notebook: dict[str, Any]) -> None:
     replace_file(path, nbformat.writes(nodes) + "\n")  # type: ignore[no-untyped-call]
 
 
-def check_valid(text: str) -> None:
-    """Raise nbformat's `ValidationError` where a notebook's text is not valid."""
-    nbformat.validate(json.loads(text))
+def is_valid(text: str) -> bool:
+    """Does nbformat find nothing wrong with a notebook?"""
+    try:
+        nbformat.validate(json.loads(text))
+    except nbformat.ValidationError:
+        return False
+    return True
 
 
 def replace_file(path: Path, text: str) -> None:

@@ -1,0 +1,57 @@
+"""The verb `attach`: opens a console on a session that is there."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import click
+
+from remoter_kernel.cli.terminal import questions
+from remoter_kernel.errors import NoSuchSession, Usage
+from remoter_kernel.front.dialer import HERE
+from remoter_kernel.front.inquiries import Found, finding
+
+SPEC = "remoter-attached"
+
+
+@click.command()
+@click.argument("session")
+def attach(session: str) -> None:
+    """Open a console on SESSION. It begins where the session is now; `exit` leaves it running."""
+    if importlib.util.find_spec("jupyter_console") is None:
+        raise Usage("The Jupyter console is not installed here.", "pip install jupyter-console")
+    with finding(session, questions()) as found:
+        if found.about["state"] in {"ended", "dead"}:
+            raise NoSuchSession(
+                f"Session {found.id} is over. {found.about['why']}".rstrip(),
+                f"`remoter outputs {found.id}` shows what it said.",
+                remote=found.visit.remote.name,
+            )
+    with tempfile.TemporaryDirectory(prefix="remoter-attach-") as folder:
+        _write_kernelspec(Path(folder) / "kernels" / SPEC, found)
+        # Not `--existing`: a console interrupts only a kernel that it has started.
+        path = os.pathsep.join(filter(None, (folder, os.environ.get("JUPYTER_PATH"))))
+        command = [sys.executable, "-m", "jupyter_console", "--kernel", SPEC]
+        ran = subprocess.run(command, env={**os.environ, "JUPYTER_PATH": path}, check=False)
+    if ran.returncode:
+        raise click.exceptions.Exit(1)
+
+
+def _write_kernelspec(folder: Path, found: Found) -> None:
+    remote = found.visit.remote
+    named = [] if remote is HERE else ["--remote", remote.name]
+    argv = [sys.executable, "-m", "remoter_kernel", "-f", "{connection_file}", *named]
+    spec = {
+        "argv": [*argv, "--session", found.id],
+        "display_name": f"{remote.name}/{found.id}",
+        "language": "python",
+        "interrupt_mode": "message",
+    }
+    folder.mkdir(parents=True)
+    (folder / "kernel.json").write_text(json.dumps(spec), encoding="utf-8")

@@ -1,0 +1,82 @@
+"""The verb `outputs`: shows a session's cells and outputs, or puts them in a notebook."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from remoter_kernel.cli.terminal import questions
+from remoter_kernel.errors import RemoterError, Usage
+from remoter_kernel.front.inquiries import finding
+from remoter_kernel.front.notebook import Story, fill, whole_notebook
+from remoter_kernel.front.transcript import Transcript
+
+if TYPE_CHECKING:
+    from remoter_kernel.front.inquiries import Found
+
+NOTEBOOK = click.Path(path_type=Path, dir_okay=False)
+
+
+@click.command()
+@click.argument("session")
+@click.option("--notebook", metavar="OUT.ipynb", type=NOTEBOOK, help="Write a new notebook.")
+@click.option(
+    "--into",
+    metavar="NOTEBOOK.ipynb",
+    type=NOTEBOOK,
+    help="Put what this notebook missed under its cells; all else in it stays.",
+)
+@click.option("-f", "--follow", is_flag=True, help="Go on until the session ends.")
+def outputs(session: str, notebook: Path | None, into: Path | None, follow: bool) -> None:
+    """Show every cell of SESSION with its outputs, or write them to a notebook."""
+    if notebook and into:
+        raise Usage("Name either a new notebook or one that is there.", "See --help.")
+    with finding(session, questions()) as found:
+        if not (notebook or into):
+            transcript = Transcript(lambda text: click.echo(text, nl=False))
+            for said in found.said(follow=follow):
+                transcript.tell(said)
+            transcript.end()
+            return
+        story = Story()
+        for said in found.said(follow=follow):
+            story.take(said)
+    if notebook:
+        _write(notebook, story, found)
+    if into:
+        _fill(into, story)
+
+
+def _write(path: Path, story: Story, found: Found) -> None:
+    from remoter_kernel.front.kernelspec import kernelspec_name
+    from remoter_kernel.front.notebook_file import write_notebook
+
+    name = found.visit.remote.name
+    write_notebook(path, whole_notebook(story, kernelspec_name(name), f"Remote ({name})"))
+    click.echo(f"Wrote {len(story.runs)} cells to {path}.")
+
+
+def _fill(path: Path, story: Story) -> None:
+    from remoter_kernel.front.notebook_file import NotebookText, is_valid, replace_file
+
+    file = NotebookText(path)
+    fillings = fill(file.cells, story.runs.values(), file.saved)
+    runs = {filling.place: filling.run for filling in fillings if filling.run}
+    text = file.with_outputs(runs)
+    if is_valid(file.text) and not is_valid(text):
+        raise RemoterError(f"{path} would not be a valid notebook any more; it stays as it was.")
+    if runs:
+        replace_file(path, text)
+    for filling in fillings:
+        click.echo(f"Cell {filling.place + 1}: {_told(filling.run, filling.why)}")
+    filled = f"{len(runs)} cell{'s' * (len(runs) != 1)}"
+    click.echo(f"Filled {filled} of {path}." if runs else f"Nothing was missing in {path}.")
+
+
+def _told(run: Any, why: str) -> str:
+    if run is None:
+        return f"left alone, {why}"
+    number = f"{len(run.outputs)} output{'s' * (len(run.outputs) != 1)}"
+    return f"{number} of In [{run.count}]" + (f"; {why}" if why else "")

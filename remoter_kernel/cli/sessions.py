@@ -1,0 +1,81 @@
+"""The verb `sessions`: shows which sessions there are, and how they are."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from remoter_kernel.cli.terminal import aligned, questions
+from remoter_kernel.front.happenings import duration
+from remoter_kernel.front.inquiries import visiting
+
+if TYPE_CHECKING:
+    from remoter_kernel.front.inquiries import Listing
+
+LONG_OVER = 24 * 3600.0  # seconds: the table leaves out what ended before
+
+
+@click.command()
+@click.argument("name", required=False)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead.")
+def sessions(name: str | None, as_json: bool) -> None:
+    """Show the sessions on the remote NAME, or on all remotes.
+
+    Sessions that ended more than a day ago are only in the JSON document.
+    """
+    with visiting([name] if name else None, questions()) as listings:
+        pass
+    if as_json:
+        click.echo(json.dumps(_document(listings), indent=2))
+    else:
+        _show(listings)
+    errors = [listing.error for listing in listings if listing.error]
+    for error in errors[1:]:
+        click.echo(f"remoter: {error}", err=True)
+    if errors:
+        raise errors[0]
+
+
+def _document(listings: list[Listing]) -> dict[str, Any]:
+    found = [
+        {**session, "found_on": listing.visit.remote.name}
+        for listing in listings
+        for session in listing.sessions
+    ]
+    errors = {each.visit.remote.name: str(each.error) for each in listings if each.error}
+    return {"sessions": found, "errors": errors}
+
+
+def _show(listings: list[Listing]) -> None:
+    now = time.time()
+    rows = [
+        _row(listing.visit.remote.name, session, now)
+        for listing in listings
+        for session in listing.sessions
+        if session["state"] not in {"ended", "dead"} or now - session["since"] < LONG_OVER
+    ]
+    if rows:
+        head = ("SESSION", "REMOTE", "KERNEL", "STATE", "FRONTS", "STARTED", "NOTEBOOK")
+        for line in aligned([head, *rows]):
+            click.echo(line)
+    elif not any(listing.error for listing in listings):
+        click.echo("No sessions.", err=True)
+
+
+def _row(remote: str, session: dict[str, Any], now: float) -> tuple[str, ...]:
+    since = duration(now - session["since"])
+    is_over = session["state"] in {"ended", "dead"}
+    state = f"{session['state']} {since} ago" if is_over else f"{session['state']} for {since}"
+    return (
+        session["id"],
+        remote,
+        session["kernel"],
+        state,
+        str(session["fronts"]),
+        time.strftime("%Y-%m-%d %H:%M", time.localtime(session["created"])),
+        PurePosixPath(session["notebook"].replace("\\", "/")).name or "-",
+    )

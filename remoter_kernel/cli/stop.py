@@ -1,0 +1,79 @@
+"""The verb `stop`: ends sessions, busy ones too."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from remoter_kernel.cli.terminal import questions
+from remoter_kernel.errors import NoSuchSession, RemoterError, Usage
+from remoter_kernel.front.inquiries import Found, meant_by, visiting
+
+if TYPE_CHECKING:
+    from remoter_kernel.front.inquiries import Listing
+
+OVER = {"ended", "dead"}
+SENTENCES = {
+    "stopped": "{} was stopped.",
+    "killed": "{} did not end by itself; it was killed.",
+    "gone": "{} had ended already.",
+}
+
+
+@click.command()
+@click.argument("words", metavar="SESSION...", nargs=-1)
+@click.option("--all", "everywhere", metavar="NAME", help="Stop all sessions on this remote.")
+def stop(words: tuple[str, ...], everywhere: str | None) -> None:
+    """End sessions. What they are doing is lost; their outputs stay for two weeks.
+
+    A session that does not end within 8 seconds is killed, with all that it started in its
+    process group.
+    """
+    if bool(words) == bool(everywhere):
+        raise Usage("Name either sessions or a remote (--all).", "See `remoter stop --help`.")
+    names = {word.rpartition("/")[0] for word in words}
+    where = [everywhere] if everywhere else None if "" in names else sorted(names)
+    with visiting(where, questions()) as listings:
+        if everywhere:
+            found = _all(listings)
+        else:
+            found = {each.id: each for each in (meant_by(word, listings) for word in words)}
+        errors = [error for error in map(_stop, found.values()) if error]
+    if everywhere and not found:
+        click.echo(f"No sessions on {everywhere}.", err=True)
+    for error in errors[1:]:
+        click.echo(f"remoter: {error}", err=True)
+    if errors:
+        raise errors[0]
+
+
+def _all(listings: list[Listing]) -> dict[str, Found]:
+    (listing,) = listings
+    if listing.error:
+        raise listing.error
+    return {
+        session["id"]: Found(listing.visit, session)
+        for session in listing.sessions
+        if session["state"] != "ended"
+    }
+
+
+def _stop(found: Found) -> RemoterError | None:
+    """Stop one session and say so; return why that could not be."""
+    remote = found.visit.remote.name
+    answer, _ = found.visit.ask({"verb": "stop", "sessions": [found.id]})
+    (stopped,) = answer["stopped"]
+    how = stopped["how"]
+    if how == "gone" and found.about["state"] in OVER:
+        return NoSuchSession(f"Session {found.id} had ended already.", remote=remote)
+    if how == "elsewhere":
+        return RemoterError(
+            f"Session {found.id} lives on {stopped['host']}, which this login did not reach.",
+            "Add that host as a remote, and stop it from there.",
+            remote=remote,
+        )
+    if how not in SENTENCES:
+        return RemoterError(f"Session {found.id} could not be ended.", remote=remote)
+    click.echo(SENTENCES[how].format(f"{remote}/{found.id}"))
+    return None

@@ -1,0 +1,116 @@
+"""What happened in a session, in plain lines with times (pure)."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+from remoter_kernel.errors import ProtocolError
+from remoter_kernel.wire.frames import Channel, from_json, unpack
+from remoter_kernel.wire.messages import HEADER, PARENT, content_of, header_of
+
+if TYPE_CHECKING:
+    from remoter_kernel.wire.said import Said
+
+SHOWN = 60  # characters of a cell's first line
+ORDERS = {
+    "interrupt": "asked to interrupt",
+    "restart": "asked to restart the kernel",
+    "stop": "asked to stop the session",
+    "keep": "asked to keep the session",
+}
+NOTES = {"died": "The kernel died", "failed": "The kernel did not start"}
+
+
+class Chronicle:
+    """Turns records into lines."""
+
+    def __init__(self) -> None:
+        """Begin with no request."""
+        self._asked: dict[str, float] = {}  # when, by message id
+
+    def begin(self, about: dict[str, Any]) -> str:
+        """Return the first line."""
+        notebook = f", for {about['notebook']}" if about.get("notebook") else ""
+        kernel = about.get("kernel") or "a kernel"
+        return line(about["created"], f"Session {about['id']} began with {kernel}{notebook}.")
+
+    def end(self, about: dict[str, Any]) -> str | None:
+        """Return the last line, if the session is over."""
+        if about["state"] not in {"ended", "dead"}:
+            return None
+        return line(about["since"], f"The session is over. {about['why']}".rstrip())
+
+    def tell(self, said: Said) -> str | None:
+        """Return the line of one record, if it is worth one."""
+        try:
+            what = self._what(said)
+        except (ProtocolError, LookupError, TypeError):
+            return None
+        return line(said.time, what) if what else None
+
+    def _what(self, said: Said) -> str | None:
+        parts = unpack(said.body)
+        who = f"Front {said.front.hex()[:6]}"
+        if said.channel is Channel.ORDER:
+            order = str(from_json(parts[0]).get("order"))
+            return f"{who} {ORDERS.get(order, order)}."
+        if said.channel is Channel.NOTE:
+            return _note(who, from_json(parts[0]))
+        if said.channel is not Channel.SHELL:
+            return None
+        header = header_of(parts[HEADER])
+        if header.get("msg_type") == "execute_request":
+            return self._request(who, said, header["msg_id"], content_of(parts))
+        if header.get("msg_type") == "execute_reply":
+            asked = header_of(parts[PARENT]).get("msg_id", "")
+            return self._reply(said, asked, content_of(parts))
+        return None
+
+    def _request(self, who: str, said: Said, name: str, content: dict[str, Any]) -> str | None:
+        if content.get("silent"):
+            return None
+        self._asked[name] = said.time
+        first, *rest = str(content.get("code", "")).strip().split("\n")
+        shown = first[:SHOWN] + ("…" if rest or len(first) > SHOWN else "")
+        return f"{who} asked for: {shown}"
+
+    def _reply(self, said: Said, name: str, content: dict[str, Any]) -> str | None:
+        asked = self._asked.pop(name, None)
+        if asked is None:
+            return None
+        status = content.get("status")
+        how = f"{content.get('ename')}" if status == "error" else str(status)
+        count = content.get("execution_count") or " "
+        return f"  [{count}] ended after {duration(said.time - asked)}: {how}"
+
+
+def _note(who: str, words: dict[str, Any]) -> str | None:
+    event = words.get("event")
+    if event == "ready":
+        info = words.get("kernel_info") or {}
+        name = f"{info.get('implementation', '')} {info.get('implementation_version', '')}"
+        return f"The kernel is ready: {name.strip()}."
+    if event in {"came", "went"}:
+        return f"{who} {event}."
+    if words.get("mark") or not event:
+        return None
+    what = NOTES.get(str(event), f"Note: {event}")
+    return f"{what}. {words.get('why', '')}".rstrip()
+
+
+def line(when: float, what: str) -> str:
+    """Return a line that begins with the time, as a clock here shows it."""
+    return f"{time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(when))}  {what}"
+
+
+def duration(seconds: float) -> str:
+    """Say how long something took, in the unit that reads best."""
+    if seconds < 60:  # noqa: PLR2004 - seconds in a minute
+        return f"{max(seconds, 0.0):.1f} s"
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    words = [(days, "d"), (hours, "h"), (minutes, "min"), (rest, "s")]
+    first = next(index for index, (number, _) in enumerate(words) if number)
+    return " ".join(f"{number} {unit}" for number, unit in words[first : first + 2])

@@ -1,0 +1,80 @@
+"""A session's cells and outputs as text, in the order in which they came (pure)."""
+
+from __future__ import annotations
+
+import textwrap
+from typing import TYPE_CHECKING, Any
+
+from remoter_kernel.errors import ProtocolError
+from remoter_kernel.wire.frames import Channel, from_json, unpack
+from remoter_kernel.wire.messages import HEADER, content_of, header_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from remoter_kernel.wire.said import Said
+
+
+class Transcript:
+    """Writes what a console would have shown."""
+
+    def __init__(self, write: Callable[[str], None]) -> None:
+        """Remember where to."""
+        self._write = write
+        self._is_at_start = True  # of a line
+        self._is_first = True
+
+    def tell(self, said: Said) -> None:
+        """Write one record; one that shows nothing is left out."""
+        try:
+            parts = unpack(said.body)
+            if said.is_mark:
+                self._line(gap(from_json(parts[0])))
+            elif said.channel is Channel.IOPUB:
+                self._show(str(header_of(parts[HEADER]).get("msg_type")), content_of(parts))
+        except (ProtocolError, LookupError, TypeError):
+            return
+
+    def end(self) -> None:
+        """End the last line."""
+        self._text("" if self._is_at_start else "\n")
+
+    def _show(self, kind: str, content: dict[str, Any]) -> None:
+        if kind == "execute_input":
+            self._line("" if self._is_first else "\n")
+            self._is_first = False
+            head = f"In [{content['execution_count']}]: "
+            code = str(content["code"]).rstrip("\n")
+            self._line(head + textwrap.indent(code, " " * len(head)).lstrip(" ") + "\n")
+        elif kind == "stream":
+            self._text(str(content["text"]))
+        elif kind == "display_data":
+            self._line(as_text(content["data"]) + "\n")
+        elif kind == "execute_result":
+            self._line(f"Out[{content['execution_count']}]: {as_text(content['data'])}\n")
+        elif kind == "error":
+            self._line("\n".join(content["traceback"]) + "\n")
+
+    def _line(self, text: str) -> None:
+        """Write from the beginning of a line."""
+        if text:
+            self._text(text if self._is_at_start else f"\n{text}")
+
+    def _text(self, text: str) -> None:
+        if text:
+            self._write(text)
+            self._is_at_start = text.endswith("\n")
+
+
+def as_text(data: dict[str, Any]) -> str:
+    """Return what of a display can be read; of the rest, what it is."""
+    text = data.get("text/plain")
+    return str(text) if text else f"<{', '.join(data) or 'nothing'}>"
+
+
+def gap(words: dict[str, Any]) -> str:
+    """Say in a line what a mark means: something that was said is not kept any more."""
+    size = words.get("bytes")
+    if not isinstance(size, int) or not size:
+        return ""
+    return f"[{size:,} bytes are not kept any more]\n"
