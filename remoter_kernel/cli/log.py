@@ -28,5 +28,5 @@ def log(session: str, follow: bool) -> None:
         if end:
             click.echo(end)
         for name, lines in reading.answer["tails"].items():
-            if lines:
+            if lines and (chronicle.has_trouble or name == "evaluator.log"):
                 click.echo("\n".join(["", TITLES[name], *(f"  {line}" for line in lines)]))

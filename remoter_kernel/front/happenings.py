@@ -27,6 +27,7 @@ class Chronicle:
 
     def __init__(self) -> None:
         """Begin with no request."""
+        self.has_trouble = False  # is the kernel's own log worth a look?
         self._asked: dict[str, float] = {}  # when, by message id
 
     def begin(self, about: dict[str, Any]) -> str:
@@ -37,6 +38,7 @@ class Chronicle:
 
     def end(self, about: dict[str, Any]) -> str | None:
         """Return the last line, if the session is over."""
+        self.has_trouble |= about["state"] == "dead"
         if about["state"] not in {"ended", "dead"}:
             return None
         return line(about["since"], f"The session is over. {about['why']}".rstrip())
@@ -56,7 +58,9 @@ class Chronicle:
             order = str(from_json(parts[0]).get("order"))
             return f"{who} {ORDERS.get(order, order)}."
         if said.channel is Channel.NOTE:
-            return _note(who, from_json(parts[0]))
+            words = from_json(parts[0])
+            self.has_trouble |= words.get("event") in NOTES
+            return _note(who, words)
         if said.channel is not Channel.SHELL:
             return None
         header = header_of(parts[HEADER])
