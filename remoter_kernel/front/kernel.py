@@ -16,9 +16,11 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from remoter_kernel.errors import NoSuchSession, RemoteLacks, RemoterError
-from remoter_kernel.front import answers, orders, parent
+from remoter_kernel.front import answers, parent
+from remoter_kernel.front.departure import leave_with
 from remoter_kernel.front.dialer import HERE, SessionDialer
 from remoter_kernel.front.link import Link, State
+from remoter_kernel.front.notices import Notices
 from remoter_kernel.front.remotes import (
     Remote,
     find_remote,
@@ -26,8 +28,9 @@ from remoter_kernel.front.remotes import (
     remember_kernel_info,
 )
 from remoter_kernel.front.sockets import Sockets, read_connection
+from remoter_kernel.front.verbs import Surroundings, Verbs
 from remoter_kernel.wire.frames import Bytes, Channel, from_json, to_json
-from remoter_kernel.wire.messages import HEADER, PARENT, TOPIC, content_of, header_of
+from remoter_kernel.wire.messages import CONTENT, HEADER, PARENT, TOPIC, content_of, header_of
 from remoter_kernel.wire.reactor import Reactor
 
 if TYPE_CHECKING:
@@ -36,8 +39,6 @@ if TYPE_CHECKING:
 
     from remoter_kernel.wire.reactor import Timer
 
-LEAVE_WITHIN = 4.5  # seconds that a shutdown may wait to be heard; Jupyter kills after 5
-WRITE_DOWN_AFTER = 0.3  # seconds
 HOLD_INTERRUPT = 0.15  # seconds
 LOOK_FOR_PARENT = 1.0  # seconds
 ANSWER_WITHIN = 0.7  # seconds: jupyter console gives a question one, and mistakes a late answer
@@ -92,6 +93,17 @@ class Kernel:
         self._has_asker = False  # has any client allowed questions?
         self._is_leaving = False
         self._held_interrupt: Timer | None = None
+        self._notices = Notices(self.reactor, self._publish)
+        around = Surroundings(
+            self.reactor,
+            self.link,
+            self.dialer,
+            self.kernel_id,
+            self._publish,
+            stays=lambda: self.stays,
+            keep=self._keep,
+        )
+        self._verbs = Verbs(around)
 
     def run(self) -> None:
         """Serve until Jupyter says that it is enough."""
@@ -143,7 +155,12 @@ class Kernel:
 
     def _pass_on(self, kind: str, route: Route) -> None:
         if kind == "execute_request":
-            self._has_asker |= bool(content_of(route.parts).get("allow_stdin", True))
+            content = content_of(route.parts)
+            self._has_asker |= bool(content.get("allow_stdin", True))
+            if self._verbs.take(route.header, content, partial(self._finish, route)):
+                return
+            if self.link.has_met and self.link.state is not State.UP and not content.get("silent"):
+                self._notices.add(route.header, f"Waiting for the link to {self._find().name} …")
             if self.link.state in {State.FAILED, State.WAITING}:
                 self._begin_anew()
         elif self.link.state is State.FAILED:
@@ -156,6 +173,12 @@ class Kernel:
             self.reactor.later(ANSWER_WITHIN, partial(self._answer_held, route))
             return
         self._say(route)
+
+    def _finish(self, route: Route, content: dict[str, Any], error: dict[str, Any] | None) -> None:
+        """End a cell that was answered here."""
+        if error:
+            self._publish("error", error, route.header)
+        self._reply(route, content, is_quiet=True)
 
     def _say(self, route: Route) -> None:
         route.number = self.link.say(route.channel, list(route.parts))
@@ -182,6 +205,9 @@ class Kernel:
         """Does the session stay when Jupyter shuts its kernel down?"""
         return self._stays or self._find().on_shutdown == "keep"
 
+    def _keep(self) -> None:
+        self._stays = True
+
     def _order(self, order: str) -> None:
         self.link.say(Channel.ORDER, [to_json({"order": order})])
 
@@ -204,27 +230,8 @@ class Kernel:
             self.reactor.stop()
 
     def _leave_with(self, order: str) -> None:
-        """Say an order and go once it is heard; if that takes long, leave it in writing, too."""
-        if self.link.state in {State.IDLE, State.FAILED} and not self.link.has_met:
-            self.reactor.stop()  # there is no session of ours
-            return
-        self._order(order)
-        remote = self.dialer.remote.name
-
-        def wait() -> None:
-            if self.link.unacknowledged:
-                self.reactor.later(0.01, wait)
-            else:
-                orders.forget(remote, self.kernel_id)
-                self.reactor.stop()
-
-        def write_down() -> None:
-            session = self.dialer.address.session if self.dialer.address else ""
-            orders.write_down(remote, self.kernel_id, session, order)
-
-        wait()
-        self.reactor.later(WRITE_DOWN_AFTER, write_down)
-        self.reactor.later(LEAVE_WITHIN, self.reactor.stop)
+        reactor, link, dialer = self.reactor, self.link, self.dialer
+        leave_with(order, reactor=reactor, link=link, dialer=dialer, kernel_id=self.kernel_id)
 
     def _hear_signal(self, number: int, _frame: object) -> None:
         """End: the session stays. Ctrl-C in a terminal reaches us, too, and means nothing."""
@@ -252,6 +259,8 @@ class Kernel:
                 return
             if channel is not Channel.STDIN:
                 del self._routes[asker]
+                if route.header.get("msg_type") == "execute_request":
+                    self._verbs.last_reply = bytes(parts[CONTENT])
             self.sockets.reply(channel, route.identities, parts)
 
     def _hear_note(self, words: dict[str, Any]) -> None:
@@ -278,6 +287,8 @@ class Kernel:
             remember_kernel_info(self.dialer.remote.name, info)
 
     def _note_change(self, state: State) -> None:
+        if state in {State.UP, State.FAILED}:
+            self._notices.clear()
         if state is State.UP:
             self.trouble = None
             welcome = self.link.welcome

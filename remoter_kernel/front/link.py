@@ -93,7 +93,9 @@ class Link:
         self.state = State.IDLE
         self.error: RemoterError | None = None
         self.since = time.monotonic()
+        self.lost_at = self.since
         self.losses = 0  # how many wires were lost
+        self.sent = self.received = 0  # bytes
         self.welcome: dict[str, Any] = {}
         self.on_item: Callable[[Channel, list[memoryview]], None] = lambda _channel, _parts: None
         self.on_change: Callable[[State], None] = lambda _state: None
@@ -152,6 +154,19 @@ class Link:
         return len(self._outbox)
 
     @property
+    def seconds_so(self) -> float:
+        """How long it has been up, or down."""
+        is_down = self._has_met and self.state in {State.WAITING, State.DIALLING}
+        return time.monotonic() - (self.lost_at if is_down else self.since)
+
+    @property
+    def next_try(self) -> float | None:
+        """Seconds until it is dialled again."""
+        if self.state is not State.WAITING or self._timer is None:
+            return None
+        return max(0.0, self._timer.due - time.monotonic())
+
+    @property
     def round_trip(self) -> float | None:
         """Seconds, as the last ping measured it."""
         return self._pump.round_trip if self._pump else None
@@ -199,7 +214,7 @@ class Link:
         self._talk.begin()
         seen = list(self._talk.seen.values()) if self._has_met else None
         hello = to_json({"front": self._name, "seen": seen})
-        _send(wire, encode(self._talk.head(Kind.HELLO), hello))
+        self._send(wire, encode(self._talk.head(Kind.HELLO), hello))
         self._timer = self.reactor.later(GREET_WITHIN, self._give_up_greeting)
 
     def _give_up_greeting(self) -> None:
@@ -211,6 +226,7 @@ class Link:
             return
         for frames in messages(wire):
             frame = frames[0] if len(frames) == 1 else b""  # nothing of ours has more than one
+            self.received += len(frame)
             if self._pump:
                 self._pump.hear(frame)
             else:
@@ -233,7 +249,7 @@ class Link:
         self._pauses = pauses()
         wire = self._socket
         assert wire is not None  # noqa: S101 - the frames came through it
-        self._pump = pump = Pump(self.reactor, self._talk, partial(_send, wire))
+        self._pump = pump = Pump(self.reactor, self._talk, partial(self._send, wire))
         pump.on_item = self._take
         pump.on_end = self._lost
         self._change(State.UP)
@@ -242,6 +258,13 @@ class Link:
     def _take(self, head: Head, body: Bytes) -> None:
         self.on_item(head.channel, unpack(body))
         self._talk.keep(LANE[head.channel], head.number, len(body))
+
+    def _send(self, wire: zmq.Socket[bytes], frame: bytes) -> None:
+        self.sent += len(frame)
+        # A DEALER whose peer is gone would wait for another one, for ever. What is not sent is
+        # in the outbox still, and the monitor is about to say that this wire is lost.
+        with contextlib.suppress(zmq.Again):
+            wire.send(frame, zmq.NOBLOCK)
 
     # Losing ----------------------------------------------------------------------------
 
@@ -260,6 +283,7 @@ class Link:
             return
         was_up = self.state is State.UP
         self.losses += was_up
+        self.lost_at = time.monotonic() if was_up else self.lost_at
         self.error = error
         self._drop()
         if not (self._has_met and error.worth_retrying):
@@ -299,13 +323,6 @@ class Link:
             self.state = state
             self.since = time.monotonic()
             self.on_change(state)
-
-
-def _send(wire: zmq.Socket[bytes], frame: bytes) -> None:
-    # A DEALER whose peer is gone would wait for another one, for ever. What is not sent is in
-    # the outbox still, and the monitor is about to say that this wire is lost.
-    with contextlib.suppress(zmq.Again):
-        wire.send(frame, zmq.NOBLOCK)
 
 
 def _read_welcome(frame: bytes) -> dict[str, Any]:

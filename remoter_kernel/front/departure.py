@@ -1,0 +1,43 @@
+"""The last order of a front: said, heard, and then it goes; left in writing if that takes long."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from remoter_kernel.front import orders
+from remoter_kernel.front.link import State
+from remoter_kernel.wire.frames import Channel, to_json
+
+if TYPE_CHECKING:
+    from remoter_kernel.front.dialer import SessionDialer
+    from remoter_kernel.front.link import Link
+    from remoter_kernel.wire.reactor import Reactor
+
+LEAVE_WITHIN = 4.5  # seconds that a shutdown may wait to be heard; Jupyter kills after 5
+WRITE_DOWN_AFTER = 0.3  # seconds
+
+
+def leave_with(
+    order: str, *, reactor: Reactor, link: Link, dialer: SessionDialer, kernel_id: str
+) -> None:
+    """Say "restart" or "stop", and stop the reactor once it is heard."""
+    if link.state in {State.IDLE, State.FAILED} and not link.has_met:
+        reactor.stop()  # there is no session of ours
+        return
+    link.say(Channel.ORDER, [to_json({"order": order})])
+    remote = dialer.remote.name
+
+    def wait() -> None:
+        if link.unacknowledged:
+            reactor.later(0.01, wait)
+        else:
+            orders.forget(remote, kernel_id)
+            reactor.stop()
+
+    def write_down() -> None:
+        session = dialer.address.session if dialer.address else ""
+        orders.write_down(remote, kernel_id, session, order)
+
+    wait()
+    reactor.later(WRITE_DOWN_AFTER, write_down)
+    reactor.later(LEAVE_WITHIN, reactor.stop)

@@ -1,0 +1,326 @@
+"""What a cell can ask of this side: `%remoter VERB`, for a kernel of any language.
+
+Answered at once, whatever the kernel or the link is doing. What must be asked of the far
+side is asked over the login, in a thread.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from remoter_kernel.errors import NoSuchSession, RemoterError, Unreachable, Usage
+from remoter_kernel.front import orders
+from remoter_kernel.front.answers import error_content
+from remoter_kernel.front.bootstrap import ask_there
+from remoter_kernel.front.happenings import Chronicle
+from remoter_kernel.front.inquiries import Reading
+from remoter_kernel.front.link import State
+from remoter_kernel.front.notebook import Story
+from remoter_kernel.front.remotes_text import nearest
+from remoter_kernel.front.status import Status, amount, told
+from remoter_kernel.wire.frames import Channel, to_json
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from remoter_kernel.front.dialer import SessionDialer
+    from remoter_kernel.front.link import Link
+    from remoter_kernel.wire.reactor import Reactor
+
+    Header = dict[str, Any]
+    Shown = tuple[str, dict[str, Any]]  # kind and content of a message on iopub
+
+MOST_TEXT = 2 * 1024 * 1024  # characters in one cell: Jupyter's server drops what is more
+_FIRST_LINE = re.compile(r"(%remoter|%%local|%local)(?:[ \t]+(.*))?$")
+
+HELP = {
+    "status": "How the link and the session are.",
+    "outputs": "What this session's cells said that no front took: after a crash, say.",
+    "log": "What happened in this session.",
+    "keep": "Let the session stay when this kernel is shut down.",
+    "stop": "End the session, whatever it is doing.",
+    "help": "What can be asked, or what one verb does: %remoter help [VERB].",
+}
+LATER = ("get", "pull", "push", "put", "timer")
+
+
+class Asked(NamedTuple):
+    """What the first line of a cell asks for."""
+
+    verb: str
+    words: tuple[str, ...] = ()
+
+
+def asked_by(code: str) -> Asked | None:
+    """Read what a cell asks of this side; None: nothing. `Usage` if that cannot be."""
+    first, _, rest = code.partition("\n")
+    found = _FIRST_LINE.match(first.rstrip())
+    if found is None:
+        return None
+    if found[1] != "%remoter":
+        raise Usage(f"{found[1]} is not there yet in this version.", "%remoter help shows what is.")
+    verb, *words = (found[2] or "help").split()
+    if verb in LATER:
+        raise Usage(f"%remoter {verb} is not there yet in this version.", "See %remoter help.")
+    if verb not in HELP:
+        raise Usage(
+            f'There is no %remoter verb "{verb}"{nearest(verb, HELP)}.', "See %remoter help."
+        )
+    if words and verb != "help":
+        raise Usage(f"%remoter {verb} takes no further words.", f"See %remoter help {verb}.")
+    if rest.strip():
+        raise Usage(f"%remoter {verb} stands alone in its cell; nothing was run.")
+    return Asked(verb, tuple(words))
+
+
+@dataclass
+class Surroundings:
+    """What of the front the verbs need."""
+
+    reactor: Reactor
+    link: Link
+    dialer: SessionDialer
+    kernel_id: str
+    publish: Callable[[str, dict[str, Any], Header], None]
+    stays: Callable[[], bool]
+    keep: Callable[[], None]
+
+
+class Verbs:
+    """Answers cells that ask something of this side."""
+
+    def __init__(self, around: Surroundings) -> None:
+        """Remember."""
+        self._around = around
+        self.last_reply = b"{}"  # of the kernel, to a cell
+
+    def take(
+        self,
+        header: Header,
+        content: dict[str, Any],
+        finish: Callable[[dict[str, Any], dict[str, Any] | None], None],
+    ) -> bool:
+        """Answer a cell if it asks something of this side; return whether it does.
+
+        `finish(reply, error)` says the error, if there is one, and the reply.
+        """
+        code = str(content.get("code", ""))
+        try:
+            asked: Asked | Usage | None = asked_by(code)
+        except Usage as error:
+            asked = error
+        if asked is None:
+            return False
+        cell = _Cell(self._around, header, self._count(), finish)
+        cell.begin(code)
+        if isinstance(asked, Usage):
+            cell.end(asked)
+        else:
+            self._answer(cell, asked)
+        return True
+
+    def _count(self) -> int:
+        try:
+            return int(json.loads(self.last_reply)["execution_count"])
+        except (ValueError, LookupError, TypeError):
+            return 0
+
+    def _answer(self, cell: _Cell, asked: Asked) -> None:
+        if asked.verb in {"log", "outputs"}:
+            look = self._log if asked.verb == "log" else self._outputs
+            threading.Thread(
+                target=self._ask, args=(cell, look), name="inquiry", daemon=True
+            ).start()
+            return
+        say = {"status": self._status, "keep": self._keep, "stop": self._stop}
+        try:
+            text = _help(asked.words) if asked.verb == "help" else say[asked.verb]()
+        except RemoterError as error:
+            cell.end(error)
+        else:
+            cell.show("stream", {"name": "stdout", "text": text})
+            cell.end()
+
+    # What this side knows or does ------------------------------------------------------
+
+    def _status(self) -> str:
+        link, dialer = self._around.link, self._around.dialer
+        login, address = dialer.login, dialer.address
+        round_trip = link.round_trip
+        if round_trip is None and login is not None and login.round_trip:
+            round_trip = login.round_trip
+        return told(
+            Status(
+                state=link.state.value,
+                since=link.seconds_so,
+                next_try=link.next_try,
+                last_error="" if link.state is State.UP else str(link.error or ""),
+                losses=link.losses,
+                round_trip=round_trip if link.state is State.UP else None,
+                queue=link.unacknowledged,
+                remote=dialer.remote.name,
+                session=address.session if address else "",
+                host=address.host if address else "",
+                user=address.user if address else "",
+                cipher=login.cipher if login else "",
+                host_key=login.host_key if login else "",
+                sent=link.sent,
+                received=link.received,
+                stays=self._around.stays(),
+            )
+        )
+
+    def _keep(self) -> str:
+        self._around.keep()
+        self._order("keep")
+        return f"{self._session()} stays when this kernel is shut down.\n"
+
+    def _stop(self) -> str:
+        session = self._session()
+        if not self._around.link.has_met:
+            raise NoSuchSession("There is no session yet, so there is nothing to stop.")
+        self._order("stop")
+        if self._around.link.state is State.UP:
+            return f"{session} ends now. Restart the kernel to begin a fresh one.\n"
+        address = self._around.dialer.address
+        orders.write_down(
+            self._around.dialer.remote.name,
+            self._around.kernel_id,
+            address.session if address else "",
+            "stop",
+        )
+        return f"{session} ends as soon as the link is back.\n"
+
+    def _order(self, order: str) -> None:
+        self._around.link.say(Channel.ORDER, [to_json({"order": order})])
+
+    def _session(self) -> str:
+        address = self._around.dialer.address
+        return f"Session {address.session}" if address else "The session"
+
+    # What the far side knows: in a thread ----------------------------------------------
+
+    def _ask(self, cell: _Cell, look: Callable[[], Iterator[Shown]]) -> None:
+        call = self._around.reactor.call
+        try:
+            found = list(look())
+        except RemoterError as error:
+            call(partial(cell.end, error))
+        except Exception as error:  # noqa: BLE001 - a bug must reach the cell, too
+            trouble = RemoterError(f"That failed unexpectedly: {type(error).__name__}: {error}")
+            call(partial(cell.end, trouble))
+        else:
+            call(partial(cell.show_all, found))
+
+    def _reading(self, only: str) -> Reading:
+        dialer = self._around.dialer
+        login, address = dialer.login, dialer.address
+        if login is None or address is None or self._around.link.state is not State.UP:
+            raise Unreachable(
+                "The link is down, and only the far side knows.",
+                "%remoter status shows when it is tried again.",
+                remote=dialer.remote.name,
+            )
+        return Reading(partial(ask_there, login, dialer.remote), address.session, only)
+
+    def _log(self) -> Iterator[Shown]:
+        reading = self._reading("events")
+        chronicle = Chronicle()
+        lines = [line for line in map(chronicle.tell, reading) if line]
+        about = reading.answer["session"]
+        text = "".join(f"{line}\n" for line in [chronicle.begin(about), *lines])
+        yield "stream", {"name": "stdout", "text": text[-MOST_TEXT:]}
+
+    def _outputs(self) -> Iterator[Shown]:
+        reading = self._reading("missed")
+        story = Story()
+        for said in reading:
+            story.take(said)
+        left = MOST_TEXT
+        for run in story.runs.values():
+            first, *rest = run.source.strip().split("\n")
+            count = " " if run.count is None else run.count
+            head = f"In [{count}]: {first}{' …' if rest else ''}\n"
+            yield "stream", {"name": "stdout", "text": head}
+            for output in run.outputs:
+                shown = _shown(output, max(left, 0), self._session_id())
+                left -= len(str(shown[1].get("text", "")))
+                yield shown
+        if not story.runs:
+            yield "stream", {"name": "stdout", "text": "No output of this session was missed.\n"}
+
+    def _session_id(self) -> str:
+        address = self._around.dialer.address
+        return address.session if address else ""
+
+
+class _Cell:
+    """A cell that is answered here."""
+
+    def __init__(
+        self,
+        around: Surroundings,
+        header: Header,
+        count: int,
+        finish: Callable[[dict[str, Any], dict[str, Any] | None], None],
+    ) -> None:
+        self._around = around
+        self._header = header
+        self._count = count
+        self._finish = finish
+
+    def begin(self, code: str) -> None:
+        """Say that it runs."""
+        self.show("status", {"execution_state": "busy"})
+        self.show("execute_input", {"code": code, "execution_count": self._count})
+
+    def show(self, kind: str, content: dict[str, Any]) -> None:
+        """Say something in it."""
+        self._around.publish(kind, content, self._header)
+
+    def show_all(self, found: list[Shown]) -> None:
+        """Say all that was found, and end it."""
+        for kind, content in found:
+            self.show(kind, content)
+        self.end()
+
+    def end(self, error: RemoterError | None = None) -> None:
+        """Say how it ended."""
+        reply: dict[str, Any] = {"execution_count": self._count, "payload": []}
+        trouble = error_content(type(error).__name__, str(error)) if error else None
+        if trouble:
+            self._finish({"status": "error", **reply, **trouble}, trouble)
+        else:
+            self._finish({"status": "ok", "user_expressions": {}, **reply}, None)
+        self.show("status", {"execution_state": "idle"})
+
+
+def _shown(output: dict[str, Any], room: int, session: str) -> Shown:
+    """Return an output as a message that any client shows."""
+    kind = output["output_type"]
+    if kind in {"display_data", "execute_result"}:
+        content = {"data": output["data"], "metadata": output["metadata"], "transient": {}}
+        return "display_data", content
+    if kind == "error":
+        return "stream", {"name": "stderr", "text": "\n".join(output["traceback"]) + "\n"}
+    text = output["text"]
+    if len(text) > room:
+        more = f"\n[{amount(len(text) - room)} more: remoter outputs {session}]\n"
+        text = text[:room] + more
+    return "stream", {"name": output["name"], "text": text}
+
+
+def _help(words: tuple[str, ...]) -> str:
+    if not words:
+        return "".join(f"%remoter {verb:<9}{what}\n" for verb, what in HELP.items())
+    (verb, *_) = words
+    if verb not in HELP:
+        raise Usage(
+            f'There is no %remoter verb "{verb}"{nearest(verb, HELP)}.', "See %remoter help."
+        )
+    return f"%remoter {verb}: {HELP[verb]}\n"
