@@ -185,16 +185,12 @@ def fill(cells: Sequence[dict[str, Any]], runs: Iterable[Run], saved: float) -> 
     fillings = []
     for index, own in sorted(found.items()):
         last = own[-1]
-        there = [plain(output) for output in cells[index].get("outputs") or ()]
-        wanted = [plain(output) for output in last.outputs]
-        if there == wanted and cells[index].get("execution_count") == last.count:
+        there = list(cells[index].get("outputs") or ())
+        if list(map(plain, there)) == list(map(plain, last.outputs)):
             continue
-        is_ours = last.asked > saved or any(
-            _begins([plain(output) for output in run.outputs], there) for run in own
-        )
-        if is_ours:
+        if last.asked > saved or any(_begins(run.outputs, there) for run in own):
             fillings.append(Filling(index, last, "" if last.is_over else "it still runs"))
-        elif there != wanted:
+        else:
             fillings.append(Filling(index, None, "it has outputs that this session did not make"))
     return fillings
 
@@ -227,19 +223,27 @@ def plain(output: Output) -> tuple[Any, ...]:
     return (kind, text)
 
 
-def _begins(whole: Sequence[tuple[Any, ...]], begin: Sequence[tuple[Any, ...]]) -> bool:
+def _begins(whole: Sequence[Output], begin: Sequence[Output]) -> bool:
     """Are these the first of those outputs? The last of them may be half of its text."""
     if not begin:
         return True
-    *first, last = begin
+    *first, last = map(plain, begin)
     at = len(first)
-    if list(whole[:at]) != first or len(whole) <= at:
+    if len(whole) <= at or list(map(plain, whole[:at])) != first:
         return False
-    if last[0] == whole[at][0] == "stream":
-        # The last line may be overwritten since: a progress bar.
-        head, _, _ = last[2].rpartition("\n")
-        return bool(last[1] == whole[at][1] and whole[at][2].startswith(head))
-    return bool(last == whole[at])
+    counterpart = plain(whole[at])
+    if not last[0] == counterpart[0] == "stream":
+        return last == counterpart
+    if last[1] != counterpart[1]:
+        return False
+    if counterpart[2].startswith(last[2]):
+        return True
+    # A progress bar, perhaps: what its line showed may have been overwritten since.
+    head, newline, _ = last[2].rpartition("\n")
+    if not counterpart[2].startswith(head + newline):
+        return False
+    line = joined(whole[at]["text"]).replace("\r\n", "\n").split("\n")[last[2].count("\n")]
+    return "\r" in line
 
 
 def as_seen(text: str) -> str:

@@ -1,0 +1,138 @@
+"""A notebook file gets outputs under some cells; every other byte stays."""
+
+from __future__ import annotations
+
+import json
+import stat
+
+import nbformat
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from remoter_kernel.errors import Usage
+from remoter_kernel.front.notebook import Run
+from remoter_kernel.front.notebook_file import NotebookText, is_valid, replace_file, write_notebook
+
+STREAM = {"output_type": "stream", "name": "stdout", "text": "one\ntwo \u00e9"}
+
+
+def a_notebook(cells=3):
+    made = [nbformat.v4.new_code_cell(f"x = {n}", id=f"cell-{n}") for n in range(cells)]
+    made.insert(1, nbformat.v4.new_markdown_cell('"outputs": []', id="words"))
+    return nbformat.v4.new_notebook(cells=made, metadata={"outputs": [], "ümlaut": {"cells": []}})
+
+
+def write(path, text):
+    path.write_bytes(text.encode())
+    return NotebookText(path)
+
+
+def a_run():
+    run = Run("r", "", count=7)
+    run.add(dict(STREAM))
+    return run
+
+
+def without_what_changes(text):
+    """Return the bytes of a notebook but for outputs and counts of its cells."""
+    notebook = json.loads(text)
+    for cell in notebook["cells"]:
+        cell.pop("outputs", None)
+        cell.pop("execution_count", None)
+    return json.dumps(notebook)
+
+
+@given(
+    st.fixed_dictionaries(
+        {
+            "indent": st.sampled_from([None, 1, 2, 4, "\t"]),
+            "ensure_ascii": st.booleans(),
+            "sort_keys": st.booleans(),
+        }
+    ),
+    st.sampled_from(["", "\n", "\n\n"]),
+    st.sets(st.sampled_from([0, 2, 3])),
+)
+def test_all_but_the_outputs_of_the_filled_cells_stays(tmp_path_factory, manner, end, filled):
+    """However a file is written, what was not to be changed is the same text as before."""
+    text = json.dumps(a_notebook(), **manner) + end
+    file = write(tmp_path_factory.mktemp("nb") / "n.ipynb", text)
+    after = file.with_outputs({place: a_run() for place in filled})
+    assert without_what_changes(after) == without_what_changes(text)
+    for place, cell in enumerate(json.loads(after)["cells"]):
+        if place in filled:
+            assert "".join(cell["outputs"][0]["text"]) == STREAM["text"]
+            assert cell["execution_count"] == 7
+        else:
+            assert cell == json.loads(text)["cells"][place]
+    assert is_valid(after)
+    if not filled:
+        assert after == text
+    assert after.endswith("}" + end)
+
+
+def test_a_file_of_nbformat_stays_one_of_nbformat(tmp_path):
+    """What nbformat wrote is, filled, byte for byte what nbformat would write."""
+    notebook = a_notebook()
+    file = write(tmp_path / "n.ipynb", nbformat.writes(notebook) + "\n")
+    notebook.cells[2].outputs = [nbformat.from_dict(STREAM)]
+    notebook.cells[2].execution_count = 7
+    assert file.with_outputs({2: a_run()}) == nbformat.writes(notebook) + "\n"
+
+
+def test_windows_line_ends_stay(tmp_path):
+    """A file with CRLF keeps them, and what is new has them, too."""
+    text = nbformat.writes(a_notebook()).replace("\n", "\r\n")
+    after = write(tmp_path / "n.ipynb", text).with_outputs({0: a_run()})
+    assert after.count("\n") == after.count("\r\n") > text.count("\r\n")
+
+
+def test_an_odd_hand_written_file_keeps_its_oddities(tmp_path):
+    """Spaces, key order and repeated blanks of other cells are no concern of ours."""
+    text = (
+        '{"nbformat_minor" : 5,\n\n "cells":[ {"cell_type":"code","id":"a","outputs":[ ],'
+        '"metadata":{"b":1,  "a":2},"source":"1","execution_count" :null} ],'
+        '"metadata":{},   "nbformat":4}'
+    )
+    after = write(tmp_path / "n.ipynb", text).with_outputs({0: a_run()})
+    head, _, rest = after.partition('"outputs":')
+    assert text.startswith(head)
+    assert rest.endswith('"metadata":{},   "nbformat":4}')
+    assert '"metadata":{"b":1,  "a":2},"source":"1","execution_count" :7} ]' in rest
+    assert is_valid(after)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"nbformat": 3, "worksheets": []}', "null"])
+def test_what_is_no_notebook_is_refused_in_words(tmp_path, text):
+    """Not JSON, not a notebook, too old: a sentence, and the file stays."""
+    path = tmp_path / "n.ipynb"
+    with pytest.raises(Usage, match=r"n\.ipynb"):
+        write(path, text)
+    assert path.read_text() == text
+
+
+def test_a_replaced_file_keeps_its_mode_and_its_link(tmp_path):
+    """Mode and symbolic link stay; nothing is left beside it."""
+    path, link = tmp_path / "n.ipynb", tmp_path / "link.ipynb"
+    path.write_text("old")
+    path.chmod(0o640)
+    link.symlink_to(path)
+    replace_file(link, "new")
+    assert (path.read_text(), stat.S_IMODE(path.stat().st_mode)) == ("new", 0o640)
+    assert link.is_symlink()
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["link.ipynb", "n.ipynb"]
+
+
+def test_a_new_notebook_is_what_nbformat_reads(tmp_path):
+    """A written notebook is valid and ends with a newline."""
+    path = tmp_path / "new.ipynb"
+    write_notebook(path, json.loads(nbformat.writes(a_notebook())))
+    assert path.read_text().endswith("}\n")
+    assert len(nbformat.read(path, as_version=4).cells) == 4
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path):
+    """A missing folder is told in words."""
+    with pytest.raises(Usage, match="cannot be written"):
+        replace_file(tmp_path / "missing" / "n.ipynb", "x")

@@ -1,0 +1,89 @@
+"""What a cell asks of this side: read from its first line, and nowhere else."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from remoter_kernel.errors import Usage
+from remoter_kernel.front.status import Status, told
+from remoter_kernel.front.verbs import HELP, LATER, Asked, asked_by
+
+
+@pytest.mark.parametrize(
+    ("code", "asked"),
+    [
+        ("%remoter status", Asked("status")),
+        ("%remoter   status  \n\n", Asked("status")),
+        ("%remoter\tlog\r\n", Asked("log")),
+        ("%remoter", Asked("help")),
+        ("%remoter help stop", Asked("help", ("stop",))),
+    ],
+)
+def test_the_first_line_asks(code, asked):
+    """A verb, its words, and nothing else in the cell."""
+    assert asked_by(code) == asked
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "",
+        " %remoter status",
+        "\n%remoter status",
+        "x = 1\n%remoter status",
+        "%remoters",
+        "%local_x",
+    ],
+)
+def test_everything_else_is_for_the_kernel(code):
+    """Only the first line counts, from its first column, and only the whole word."""
+    assert asked_by(code) is None
+
+
+@given(st.text())
+def test_any_text_asks_or_does_not(code):
+    """Whatever is typed, it is read, passed on, or refused in words."""
+    try:
+        asked = asked_by(code)
+    except Usage:
+        assert code.startswith(("%remoter", "%local", "%%local"))
+    else:
+        assert asked is None or asked.verb in HELP
+
+
+@pytest.mark.parametrize("verb", HELP)
+def test_a_mistyped_verb_is_answered_with_the_nearest(verb):
+    """`%remoter stauts`: did you mean status?"""
+    with pytest.raises(Usage, match=f'did you mean "{verb}"'):
+        asked_by(f"%remoter {verb[0]}x{verb[1:]}")
+
+
+@pytest.mark.parametrize(
+    "code", [*(f"%remoter {verb} x" for verb in LATER), "%%local\nx", "%local x"]
+)
+def test_what_is_not_there_yet_says_so(code):
+    """Words that are kept for later do not reach the kernel."""
+    with pytest.raises(Usage, match="not there yet"):
+        asked_by(code)
+
+
+def test_a_line_that_would_be_lost_is_refused():
+    """Code below a verb is not dropped in silence."""
+    with pytest.raises(Usage, match="stands alone"):
+        asked_by("%remoter status\nx = 1")
+    with pytest.raises(Usage, match="no further words"):
+        asked_by("%remoter status please")
+
+
+def test_the_status_of_a_link_that_is_up_and_of_one_that_is_down():
+    """Up: since when and over how many cuts. Down: for how long, and when it is tried again."""
+    up = told(Status("up", 75.0, "box", losses=2, session="7f3a9c", host="n1", user="ada"))
+    assert "up for 1 min 15 s, after 2 cuts" in up
+    assert "7f3a9c on n1 as ada" in up
+    assert "not confirmed" not in up
+    down = told(Status("waiting", 3.0, "box", next_try=12.0, last_error="It was cut.", queue=2))
+    assert "down for 3.0 s; next try in 12.0 s" in down
+    assert "It was cut." in down
+    assert "2 not confirmed there yet" in down
