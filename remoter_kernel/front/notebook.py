@@ -232,18 +232,21 @@ def _begins(whole: Sequence[Output], begin: Sequence[Output]) -> bool:
     if len(whole) <= at or list(map(plain, whole[:at])) != first:
         return False
     counterpart = plain(whole[at])
-    if not last[0] == counterpart[0] == "stream":
-        return last == counterpart
-    if last[1] != counterpart[1]:
-        return False
-    if counterpart[2].startswith(last[2]):
+    if last[0] == counterpart[0] == "stream" and last[1] == counterpart[1]:
+        return _is_beginning(joined(whole[at]["text"]), last[2])
+    return last == counterpart
+
+
+def _is_beginning(text: str, seen: str) -> bool:
+    """Was this seen of that text at some time?"""
+    whole = as_seen(text)
+    if whole.startswith(seen):
         return True
     # A progress bar, perhaps: what its line showed may have been overwritten since.
-    head, newline, _ = last[2].rpartition("\n")
-    if not counterpart[2].startswith(head + newline):
+    head, newline, _ = seen.rpartition("\n")
+    if not whole.startswith(head + newline):
         return False
-    line = joined(whole[at]["text"]).replace("\r\n", "\n").split("\n")[last[2].count("\n")]
-    return "\r" in line
+    return "\r" in text.replace("\r\n", "\n").split("\n")[seen.count("\n")]
 
 
 def as_seen(text: str) -> str:
