@@ -1,0 +1,411 @@
+"""What waits for whoever cannot keep up: joined, collapsed, and held back when it is too much.
+
+Pure: no I/O, no clock. House rules of this file:
+
+- Whoever asks what comes next gets items in their order. Numbers only grow; they have gaps
+  where something was left out.
+- Neighbouring texts of one stream and cell become one, and lose what a terminal would have
+  overwritten. `clear_output` takes away what waits of its cell; an update of a display takes
+  away the update before it.
+- When more text of one cell waits than is allowed, the oldest goes, and one note in its place
+  says how much. Of an interrupted cell much less is allowed.
+- Results, displays, errors, replies, statuses and comms are never held back.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import deque
+from enum import Enum
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from remoter_kernel.errors import ProtocolError
+from remoter_kernel.wire.messages import (
+    CONTENT,
+    HEADER,
+    METADATA,
+    PARENT,
+    content_of,
+    header_of,
+)
+from remoter_kernel.wire.overwritten import collapse, has_overwritten
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from remoter_kernel.wire.frames import Bytes
+
+MOST_WAITING = 8 * 1024 * 1024  # bytes of one cell's text
+MOST_INTERRUPTED = 64 * 1024  # bytes of an interrupted cell's text
+TAIL = 8  # the part of what is allowed that stays when it was too much
+JOINED = 64 * 1024  # bytes: a text this large is not made larger
+FULL = 2  # times what one cell may have waiting, all cells together
+MOST_ITEMS = 20_000
+CELLS_REMEMBERED = 50  # that were interrupted
+COMMS = frozenset({"comm_open", "comm_msg", "comm_close"})
+HELD_BACK = "remoter_held_back"  # in the metadata of a note: bytes
+
+
+class Kind(Enum):
+    """What can become of an item that waits."""
+
+    OTHER = "other"  # it is passed on
+    TEXT = "text"
+    NOTE = "note"  # stands for text that was held back
+    OUTPUT = "output"  # goes when its cell is cleared
+    CLEAR = "clear"
+    UPDATE = "update"  # goes when the same display is updated again
+
+
+class Item:
+    """One thing that waits."""
+
+    __slots__ = (
+        "cell",
+        "held",
+        "is_gone",
+        "kind",
+        "name",
+        "number",
+        "parts",
+        "payload",
+        "size",
+        "texts",
+        "weight",
+    )
+
+    def __init__(self, number: int, weight: int, payload: Any, kind: Kind = Kind.OTHER) -> None:
+        """Remember it; `weight` is in bytes of the wire."""
+        self.number = number
+        self.weight = weight
+        self.payload = payload
+        self.kind = kind
+        self.cell: Cell | None = None
+        self.is_gone = False  # given out, or left out
+        self.name = ""
+        self.parts: Sequence[Bytes] = ()
+        self.texts: list[str] = []
+        self.size = 0  # bytes of text
+        self.held = 0  # bytes of text that were held back out of it
+
+
+class Cell:
+    """What waits of one cell."""
+
+    def __init__(self, key: str) -> None:
+        """Remember whose; `key` is the request's id."""
+        self.key = key
+        self.size = 0  # bytes of text
+        self.texts: deque[Item] = deque()
+        self.clearable: deque[Item] = deque()
+        self.note: Item | None = None
+        self.clears_next: Item | None = None  # a `clear_output` that waits for the next output
+
+
+class Taken(NamedTuple):
+    """What comes next: as it was (`parts` is None), or what was made of it."""
+
+    number: int
+    weight: int  # bytes of the wire that it stands for, with those that were left out before it
+    parts: list[Bytes] | None
+    payload: Any
+
+
+class Waiting:
+    """A queue for one listener."""
+
+    def __init__(self, most: int = MOST_WAITING, session: str = "") -> None:
+        """Remember how much may wait, in bytes, and whose it is."""
+        self.most = most
+        self.session = session
+        self._items: deque[Item] = deque()
+        self._cells: dict[str, Cell] = {}
+        self._updates: dict[str, Item] = {}
+        self._interrupted: dict[str, None] = {}
+        self._size = 0  # bytes of text, of all cells
+        self._freed = 0  # bytes of the wire that were left out
+        self._skipped = 0  # the last number that was left out
+
+    def __len__(self) -> int:
+        """Count what waits, with what will be left out."""
+        return len(self._items)
+
+    @property
+    def is_full(self) -> bool:
+        """Is what waits better left where it is?"""
+        return self._size > FULL * self.most or len(self._items) > MOST_ITEMS
+
+    def add(self, number: int, weight: int, payload: Any, parts: Sequence[Bytes] | None) -> None:
+        """Put something at the end; `parts` are those of an iopub message, else None."""
+        item = Item(number, weight, payload)
+        if parts is not None:
+            try:
+                self._classify(item, parts)
+            except (ProtocolError, IndexError):
+                item.kind = Kind.OTHER  # whoever gets it may make more of it
+        if item.kind is Kind.TEXT and self._join(item):
+            return
+        self._items.append(item)
+        cell = item.cell
+        if cell is None:
+            return
+        self._cells[cell.key] = cell
+        cell.clearable.append(item)
+        if item.kind is Kind.TEXT:
+            cell.texts.append(item)
+            self._grow(cell, item.size)
+            self._hold_back(cell)
+        elif item.kind is Kind.NOTE:
+            cell.note = cell.note or item
+
+    def take(self) -> Taken | None:
+        """Give out what comes next."""
+        items = self._items
+        self._skip()
+        if not items:
+            return None
+        item = items.popleft()
+        freed, self._freed = self._freed, 0
+        parts = self._finish(item)
+        self._skip()
+        if item.kind is Kind.NOTE and self._freed:
+            item.number = self._skipped  # those after it are what it stands for
+        return Taken(item.number, item.weight + freed, parts, item.payload)
+
+    def interrupt(self, *cells: str) -> None:
+        """Let little of the text of these cells through, and of all that waits now."""
+        for key in [*cells, *self._cells]:
+            self._interrupted.pop(key, None)
+            self._interrupted[key] = None
+        while len(self._interrupted) > max(CELLS_REMEMBERED, len(self._cells)):
+            del self._interrupted[next(iter(self._interrupted))]
+        for cell in self._cells.values():
+            self._hold_back(cell)
+
+    # What it is ------------------------------------------------------------------------
+
+    def _classify(self, item: Item, parts: Sequence[Bytes]) -> None:
+        kind = header_of(parts[HEADER]).get("msg_type")
+        if kind == "stream":
+            self._read_text(item, parts)
+        elif kind == "clear_output":
+            self._clear(item, parts)
+        elif kind == "update_display_data":
+            self._replace(item, _display_id(parts))
+        elif kind in {"display_data", "execute_result", "error"}:
+            cell = self._cell_of(parts)
+            self._begin_output(cell)
+            if not _display_id(parts):  # else it is an update of other displays, too
+                item.kind, item.cell = Kind.OUTPUT, cell
+        elif kind in COMMS:
+            self._stop_clearing()
+
+    def _read_text(self, item: Item, parts: Sequence[Bytes]) -> None:
+        content = content_of(parts)
+        cell = self._cell_of(parts)
+        self._begin_output(cell)
+        name, text = content.get("name"), content.get("text")
+        if len(content) != 2 or not isinstance(text, str) or len(parts) != CONTENT + 1:  # noqa: PLR2004 - name and text
+            return
+        item.cell, item.name, item.parts, item.texts = cell, str(name), parts, [text]
+        item.size = _bytes(text)
+        item.kind = Kind.TEXT
+        if HELD_BACK.encode() in bytes(parts[METADATA]):
+            item.kind = Kind.NOTE
+            item.size = int(header_of(parts[METADATA])[HELD_BACK])
+
+    def _cell_of(self, parts: Sequence[Bytes]) -> Cell:
+        key = str(header_of(parts[PARENT]).get("msg_id", ""))
+        return self._cells.get(key) or Cell(key)
+
+    # What goes -------------------------------------------------------------------------
+
+    def _clear(self, item: Item, parts: Sequence[Bytes]) -> None:
+        cell = self._cell_of(parts)
+        item.kind, item.cell = Kind.CLEAR, cell
+        cell.clears_next = item
+        if not content_of(parts).get("wait"):
+            self._begin_output(cell)
+
+    def _begin_output(self, cell: Cell) -> None:
+        """Take away what a `clear_output` clears, now that something takes its place."""
+        clear, cell.clears_next = cell.clears_next, None
+        if clear is None:
+            return
+        for item in cell.clearable:
+            if item is not clear:
+                self._leave_out(item)
+        is_here = bool(cell.clearable) and cell.clearable[-1] is clear
+        cell.clearable.clear()
+        if is_here:
+            cell.clearable.append(clear)
+
+    def _stop_clearing(self) -> None:
+        """Let nothing that waits be cleared any more: a widget may catch what comes now."""
+        for cell in self._cells.values():
+            cell.clearable.clear()
+            cell.clears_next = None
+
+    def _replace(self, item: Item, display: str) -> None:
+        if not display:
+            return
+        before = self._updates.get(display)
+        if before:
+            self._leave_out(before)
+        item.kind, item.name = Kind.UPDATE, display
+        self._updates[display] = item
+
+    def _leave_out(self, item: Item) -> None:
+        if item.is_gone:
+            return
+        item.is_gone = True
+        cell = item.cell
+        if cell and item.kind is Kind.TEXT:
+            cell.texts.remove(item)
+            self._grow(cell, -item.size)
+        elif cell and cell.note is item:
+            cell.note = None
+        item.texts, item.parts, item.payload = [], (), None
+
+    def _hold_back(self, cell: Cell) -> None:
+        """Let the oldest text of a cell go if too much waits, and say so in its place."""
+        is_cut = cell.key in self._interrupted
+        most = min(self.most, MOST_INTERRUPTED) if is_cut else self.most
+        if cell.size <= most:
+            return
+        tail = most // 2 if is_cut else most // TAIL
+        while cell.size > tail and len(cell.texts) > 1:
+            oldest = cell.texts[0]
+            size = oldest.size + oldest.held
+            if cell.note:
+                self._leave_out(oldest)
+                cell.note.size += size
+            else:
+                cell.texts.popleft()
+                self._grow(cell, -oldest.size)
+                oldest.kind, oldest.size, cell.note = Kind.NOTE, size, oldest
+                oldest.texts = []
+        if cell.size > most:
+            self._shorten(cell, cell.texts[0], tail)
+
+    def _shorten(self, cell: Cell, item: Item, tail: int) -> None:
+        """Cut one message that is too large by itself; the note has no other place than in it."""
+        text = "".join(item.texts)
+        end = text[-tail:]
+        end = end[end.find("\n") + 1 :]
+        held = item.size - _bytes(end)
+        if cell.note:
+            cell.note.size += held
+        else:
+            item.held += held
+        item.texts = [end]
+        self._grow(cell, _bytes(end) - item.size)
+        item.size = _bytes(end)
+        item.payload = None
+
+    # Text ------------------------------------------------------------------------------
+
+    def _join(self, item: Item) -> bool:
+        """Make a text part of the one before it, if they are neighbours."""
+        last = self._items[-1] if self._items else None
+        if (
+            last is None
+            or last.is_gone
+            or last.kind is not Kind.TEXT
+            or last.cell is not item.cell
+            or last.name != item.name
+            or last.size >= JOINED
+        ):
+            return False
+        cell = item.cell
+        assert cell is not None  # noqa: S101 - a text has one
+        last.number, last.parts, last.payload = item.number, item.parts, None
+        last.weight += item.weight
+        last.texts += item.texts
+        before, last.size = last.size, last.size + item.size
+        if last.size >= JOINED:
+            _collapse(last)
+        self._grow(cell, last.size - before)
+        self._hold_back(cell)
+        return True
+
+    def _grow(self, cell: Cell, size: int) -> None:
+        cell.size += size
+        self._size += size
+
+    # Giving out ------------------------------------------------------------------------
+
+    def _skip(self) -> None:
+        """Pass over what was left out."""
+        items = self._items
+        while items and items[0].is_gone:
+            item = items.popleft()
+            self._freed += item.weight
+            self._skipped = item.number
+
+    def _finish(self, item: Item) -> list[Bytes] | None:
+        """Take an item out of all books; return its parts if they are not what they were."""
+        item.is_gone = True
+        if item.kind is Kind.UPDATE:
+            del self._updates[item.name]
+        cell = item.cell
+        if cell is None:
+            return None
+        parts = None
+        if item.kind is Kind.TEXT:
+            cell.texts.popleft()
+            self._grow(cell, -item.size)
+            size = item.size
+            _collapse(item)
+            if item.payload is None or item.size != size:
+                lost = _note(item.held, self.session) if item.held else ""
+                parts = _compose(item, item.name, lost + item.texts[0])
+        elif item.kind is Kind.NOTE:
+            cell.note = None if cell.note is item else cell.note
+            parts = _compose(item, "stderr", _note(item.size, self.session), item.size)
+        elif cell.clears_next is item:
+            cell.clears_next = None
+        while cell.clearable and cell.clearable[0].is_gone:
+            cell.clearable.popleft()
+        if not (cell.clearable or cell.texts or cell.note):
+            self._cells.pop(cell.key, None)
+        return parts
+
+
+def _collapse(item: Item) -> None:
+    text = "".join(item.texts)
+    if has_overwritten(text):
+        text = collapse(text)
+        item.size = _bytes(text)
+    item.texts = [text]
+
+
+def _compose(item: Item, name: str, text: str, held: int = 0) -> list[Bytes]:
+    """Make a stream message in the place of one that was there."""
+    parts = list(item.parts)
+    content = {"name": name, "text": text}
+    try:
+        parts[CONTENT] = json.dumps(content, ensure_ascii=False).encode()
+    except UnicodeEncodeError:  # half of a pair: only JSON's own escapes can say that
+        parts[CONTENT] = json.dumps(content).encode()
+    if held:
+        parts[METADATA] = json.dumps({HELD_BACK: held}).encode()
+    return parts
+
+
+def _note(size: int, session: str) -> str:
+    """Say how much is missing and where it is."""
+    amount = f"{size / 1e6:.1f} MB" if size >= 1e5 else f"{size / 1e3:.0f} kB"  # noqa: PLR2004 - a tenth of a MB
+    return (
+        f"\n[{amount} of this cell's output were held back here. To have all of it: "
+        f"`%remoter outputs` in a cell, or `remoter outputs {session or 'SESSION'}`.]\n"
+    )
+
+
+def _display_id(parts: Sequence[Bytes]) -> str:
+    transient = content_of(parts).get("transient")
+    return str(transient.get("display_id") or "") if isinstance(transient, dict) else ""
+
+
+def _bytes(text: str) -> int:
+    return len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
