@@ -1,29 +1,122 @@
-"""What the journal holds for one front: an outbox that forgets nothing."""
+"""What the journal holds for one front: an outbox that forgets nothing.
+
+While the link keeps up, records go as they are, straight from the journal. What has to wait
+for longer than a moment is looked at, and may be collapsed or held back on its way to this
+front; the journal keeps everything.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import time
+from collections import deque
+from typing import TYPE_CHECKING, Callable
 
-from remoter_kernel.wire.frames import LANE, Lane
+from remoter_kernel.wire.frames import LANE, Channel, Lane, unpack
+from remoter_kernel.wire.frames import pack as pack_parts
 from remoter_kernel.wire.stream import Entry
+from remoter_kernel.wire.waiting import MOST_WAITING, Taken, Waiting
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from remoter_kernel.daemon.journal import Journal
+
+PATIENCE = 2.0  # seconds that a record may wait before it is looked at
+MARK_EVERY = 0.25  # seconds
+AT_ONCE = 4 * 1024 * 1024  # bytes that are looked at before others get their turn
+AWAY = 3600.0  # seconds without a wire after which a front costs no more attention
 
 
 class FrontOutbox:
-    """What the journal holds for one front: an outbox that forgets nothing."""
+    """One front's place in the journal."""
 
-    def __init__(self, journal: Journal, front: bytes) -> None:
+    def __init__(
+        self,
+        journal: Journal,
+        front: bytes,
+        *,
+        most_waiting: int = MOST_WAITING,
+        session: str = "",
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         """Remember whose; `front` is 8 bytes."""
         self._journal = journal
         self._front = front
+        self._clock = clock
+        self._most, self._session = most_waiting, session
         self.taken = dict.fromkeys(Lane, 0)  # up to where the front has confirmed
         # per lane: searched in vain from the first of these numbers to the second
         self._in_vain: dict[Lane, tuple[int, int]] = dict.fromkeys(Lane, (0, 0))
+        self._given = -1  # the last bulk number that was given out; -1: it was never asked for
+        self._marks: deque[tuple[int, float]] = deque()  # up to where there was what, when
+        self._left = 0.0  # when the wire was lost
+        # From here on: what matters only while something waits, or has waited a moment ago.
+        self._is_behind = False
+        self._is_resting = False  # it has been away for so long that nothing is noticed
+        self._noticed = 0  # all up to this number is in `_waiting`, or was
+        self._waiting = Waiting(most_waiting, session)
+        self._again: deque[Taken] = deque()  # was given out, and lost with a wire
+        self._out: deque[Taken] = deque()  # was given out, and may yet be lost
+        self._base = 0  # the number before the first in `_out`
 
     def next_after(self, lane: Lane, number: int) -> Entry | None:
-        """Return the first record for this front in a lane beyond a number."""
+        """Return what comes first for this front in a lane beyond a number."""
+        if lane is Lane.URGENT:
+            return self._find(lane, number)
+        if number != self._given or self._is_resting:
+            self._go_back(number)
+        if not self._is_behind and self._is_late():
+            self._fall_behind()
+        if not self._is_behind:
+            entry = self._find(lane, number)
+            if entry:
+                self._given = self._noticed = entry.number
+                if self._out:
+                    self._out.append(Taken(entry.number, 0, None, entry.number))
+            return entry
+        return self._next_that_waited()
+
+    def forget(self, lane: Lane, number: int) -> None:
+        """Note how far the front is: a journal does not forget because one front has heard."""
+        self.taken[lane] = max(self.taken[lane], number)
+        if lane is Lane.BULK:
+            while self._out and self._out[0].number <= number:
+                self._base = self._out.popleft().number
+
+    def look(self, *, is_connected: bool) -> None:
+        """See whether something waits that was said since; to be called after each flush."""
+        if self._given < 0 or self._is_resting:
+            return
+        now = self._clock()
+        if is_connected:
+            self._left = 0.0
+        elif not self._left:
+            self._left = now
+        if self._in_vain[Lane.BULK] == (self._given, self._journal.last):
+            self._marks.clear()
+        elif not self._is_behind:
+            marks = self._marks
+            if not marks or now - marks[-1][1] > MARK_EVERY:
+                marks.append((self._journal.last, now))
+            if not is_connected or self._is_late():
+                self._fall_behind()
+        if self._is_behind:
+            if self._left and now - self._left > AWAY:
+                self._rest()
+            else:
+                self._notice()
+
+    def interrupt(self, cells: list[str]) -> None:
+        """Let little of the text of these cells through, and of all that waits now."""
+        if self._given >= 0 and self._in_vain[Lane.BULK] != (self._given, self._journal.last):
+            self._fall_behind()
+        if self._is_behind:
+            self._notice(at_once=0)
+        self._waiting.interrupt(*cells)
+
+    # While the link keeps up -----------------------------------------------------------
+
+    def _find(self, lane: Lane, number: int) -> Entry | None:
         journal = self._journal
         begin, end = self._in_vain[lane]
         start = end if begin == number else number
@@ -34,6 +127,99 @@ class FrontOutbox:
         self._in_vain[lane] = (number, journal.last)
         return None
 
-    def forget(self, lane: Lane, number: int) -> None:
-        """Note how far the front is: a journal does not forget because one front has heard."""
-        self.taken[lane] = max(self.taken[lane], number)
+    def _is_late(self) -> bool:
+        """Has the next record been waiting for long?"""
+        marks = self._marks
+        while marks and marks[0][0] <= self._given:
+            marks.popleft()
+        return bool(marks) and self._clock() - marks[0][1] > PATIENCE
+
+    # While it does not -----------------------------------------------------------------
+
+    def _fall_behind(self) -> None:
+        if self._is_behind:
+            return
+        self._is_behind = True
+        self._marks.clear()
+        self._noticed = self._given
+        if not self._out:
+            self._base = self._given
+
+    def _rest(self) -> None:
+        """Forget what was noticed for a front that has been away for long."""
+        self._start_at(self._given)
+        self._is_resting = True
+
+    def _start_at(self, number: int) -> None:
+        """Know nothing but where to begin."""
+        self._waiting = Waiting(self._most, self._session)
+        self._again.clear()
+        self._out.clear()
+        self._marks.clear()
+        self._is_behind = self._is_resting = False
+        self._noticed = self._base = self._given = number
+
+    def _notice(self, at_once: int = AT_ONCE) -> None:
+        """Look at what was said since; stop after so many bytes, unless that is 0."""
+        looked_at = 0
+        for position, channel in self._mine(self._noticed):
+            if self._waiting.is_full or (at_once and looked_at > at_once):
+                return
+            body = self._journal.body(position)
+            parts = unpack(body) if channel is Channel.IOPUB else None
+            self._waiting.add(position, len(body), position, parts)
+            self._noticed = position
+            looked_at += len(body)
+
+    def _mine(self, number: int, until: int = 0) -> Iterator[tuple[int, Channel]]:
+        """Yield what is in the bulk lane for this front beyond a number."""
+        for position in self._journal.after(number):
+            if until and position > until:
+                return
+            channel = self._journal.is_for(self._front, position)
+            if channel is not None and LANE[channel] is Lane.BULK:
+                yield position, channel
+
+    def _next_that_waited(self) -> Entry | None:
+        while True:
+            taken = self._again.popleft() if self._again else self._waiting.take()
+            if taken is None:
+                before = self._noticed
+                self._notice()
+                if self._noticed == before and not self._waiting:
+                    self._is_behind = False  # it has caught up
+                    self._in_vain[Lane.BULK] = (self._given, self._journal.last)
+                    return None
+                continue
+            entry = self._entry(taken)
+            if entry is not None:
+                self._given = entry.number
+                self._out.append(taken)
+                return entry
+
+    def _entry(self, taken: Taken) -> Entry | None:
+        if taken.parts is not None:
+            return Entry(taken.number, Channel.IOPUB, pack_parts(taken.parts))
+        position = int(taken.payload)
+        channel = self._journal.is_for(self._front, position)
+        if channel is None:
+            return None
+        return Entry(position, channel, self._journal.body(position))
+
+    def _go_back(self, number: int) -> None:
+        """Begin again after what the front has seen: a wire was lost, or is the first."""
+        was_resting = self._is_resting
+        if was_resting or number > self._given or not (self._is_behind or self._out):
+            self._start_at(number)
+            self._is_behind = was_resting
+        else:
+            back = [taken for taken in self._out if taken.number > number]
+            if number < self._base:
+                raw = self._mine(number, self._base)
+                back = [Taken(position, 0, None, position) for position, _ in raw] + back
+            self._again.extendleft(reversed(back))
+            self._out.clear()
+            self._is_behind = True
+            self._base = self._given = number
+        if self._is_behind:
+            self._notice(at_once=0)
