@@ -18,6 +18,8 @@ import zmq
 from jupyter_client.kernelspec import NoSuchKernel
 from jupyter_client.manager import KernelManager
 
+from remoter_kernel.daemon import registry
+from remoter_kernel.daemon.processes import is_running, started_at
 from remoter_kernel.errors import ProtocolError, RemoteLacks
 from remoter_kernel.wire.frames import Bytes, Channel
 from remoter_kernel.wire.messages import HEADER, PARENT, TOPIC, Voice, content_of, header_of
@@ -37,6 +39,7 @@ SOCKETS = {
     Channel.IOPUB: zmq.SUB,
 }
 NUDGE_AGAIN = 0.02  # seconds
+LOOK_EVERY = 0.1  # seconds
 HIDDEN = ("JPY_PARENT_PID", "JPY_SESSION_NAME")  # of the login's environment, from the kernel
 
 
@@ -84,7 +87,9 @@ class Child:
         environment = {key: value for key, value in os.environ.items() if key not in HIDDEN}
         for key, value in {**spec.env, **env}.items():
             environment[key] = string.Template(value).safe_substitute(environment)
-        (self.folder / "exit.json").unlink() if (self.folder / "exit.json").exists() else None
+        for name in ("child.json", "exit.json"):  # of the process before this one
+            if (self.folder / name).exists():
+                (self.folder / name).unlink()
         wish = {
             "argv": argv,
             "env": environment,
@@ -94,9 +99,20 @@ class Child:
             "log": str(self.folder / "kernel.log"),
         }
         self._watch_over(wish)
-        self._voice = Voice(manager.session.key, manager.session.signature_scheme)
-        self._own_mark = self._voice.session.encode()
         self._connect()
+
+    def adopt(self) -> None:
+        """Connect to a process that an evaluator before this one has started."""
+        self.manager.connection_file = str(self.folder / "connection.json")
+        self.manager.load_connection_file()
+        about = registry.read_json(self.folder / "child.json")
+        self.pid = int(about["pid"])
+        self._connect()
+        self._look_after(about)
+
+    def ask_again(self) -> None:
+        """Ask the child once more who it is, and hear of it through `on_ready`."""
+        self._is_met = False
         self.ask(Channel.SHELL, "kernel_info_request", {})
 
     def _spec(self) -> KernelSpec:
@@ -188,6 +204,8 @@ class Child:
 
     def _connect(self) -> None:
         manager = self.manager
+        self._voice = Voice(manager.session.key, manager.session.signature_scheme)
+        self._own_mark = self._voice.session.encode()
         ports = {
             Channel.SHELL: manager.shell_port,
             Channel.CONTROL: manager.control_port,
@@ -205,6 +223,22 @@ class Child:
             handle.connect(f"tcp://{manager.ip}:{ports[channel]}")
             self._sockets[channel] = handle
             self.reactor.watch(handle, lambda channel=channel: self.hear(channel))  # type: ignore[misc]
+        self.ask(Channel.SHELL, "kernel_info_request", {})
+
+    def _look_after(self, about: dict[str, Any]) -> None:
+        """Watch a process whose warden is no child of ours."""
+        is_there = is_running(self.pid, about.get("started", ""))
+        has_warden = bool(started_at(int(about["warden"])))
+        words = registry.read_json(self.folder / "exit.json")
+        if self.pid == 0:
+            return
+        if words.get("pid") == self.pid or not has_warden:
+            if is_there:
+                self.signal(signal.SIGKILL)  # it does not run on without a warden
+            self.pid = 0
+            self.on_exit(words or {"failed": "its warden was killed"})
+            return
+        self.reactor.later(LOOK_EVERY, partial(self._look_after, about))
 
     def _watch_over(self, wish: dict[str, Any]) -> None:
         # A socket pair instead of a pipe: the poller of every system can wait for it.

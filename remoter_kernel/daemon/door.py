@@ -27,6 +27,7 @@ from remoter_kernel.wire.frames import (
 from remoter_kernel.wire.pump import Pump
 from remoter_kernel.wire.reactor import messages
 from remoter_kernel.wire.stream import Conversation
+from remoter_kernel.wire.waiting import MOST_WAITING
 
 if TYPE_CHECKING:
     from remoter_kernel.daemon.journal import Journal
@@ -61,10 +62,12 @@ class Door:
         self.on_item: Callable[[Guest, Head, Bytes], None] = lambda _guest, _head, _body: None
         self.on_visit: Callable[[Guest], None] = lambda _guest: None  # one came or went
         self.describe: Callable[[], dict[str, Any]] = dict
+        self.most_waiting = MOST_WAITING  # bytes of one cell's text, for each front
         self.is_hurried = False  # has something been said that should not wait for more?
         self._flushed = 0  # the last number that was sent, as far as credit goes
         self._corked: Timer | None = None
         self._pumps: dict[bytes, Pump] = {}
+        self._last_left: Guest | None = None
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.ROUTER)
         self._zap = self._context.socket(zmq.REP)
@@ -117,11 +120,38 @@ class Door:
         self._flushed = self.journal.last
         for pump in list(self._pumps.values()):
             pump.flush()
+        for guest in self.guests.values():
+            guest.outbox.look(is_connected=guest.pump is not None)
+
+    def hold_back(self, cells: list[str]) -> None:
+        """Let little of what these cells have printed through to anyone: they are interrupted."""
+        for guest in self.guests.values():
+            guest.outbox.interrupt(cells)
 
     @property
     def has_visitors(self) -> bool:
         """Is any front connected?"""
         return bool(self._pumps)
+
+    def remember(self, front: bytes, seen: dict[Lane, int]) -> None:
+        """Know a front from before this evaluator's time, and what it has said."""
+        guest = self._new_guest(front)
+        guest.talk.seen = dict(seen)
+        guest.talk.kept = dict(seen)
+
+    def low_water(self) -> int:
+        """Return up to where the fronts that live have taken what is for them."""
+        here = [guest for guest in self.guests.values() if guest.pump]
+        if not here and self._last_left:
+            here = [self._last_left]
+        return min((guest.outbox.taken[Lane.BULK] for guest in here), default=self.journal.last)
+
+    def _new_guest(self, name: bytes) -> Guest:
+        outbox = FrontOutbox(
+            self.journal, name, most_waiting=self.most_waiting, session=self.session.id
+        )
+        guest = self.guests[name] = Guest(name, outbox, Conversation(outbox))
+        return guest
 
     def _hear(self) -> None:
         for identity, *rest in messages(self._socket):
@@ -153,9 +183,8 @@ class Door:
             raise ProtocolError(message)
         guest = self.guests.get(name)
         if guest is None:
-            outbox = FrontOutbox(self.journal, name)
-            guest = self.guests[name] = Guest(name, outbox, Conversation(outbox))
-            outbox.forget(Lane.BULK, bulk)  # what was before it is not for it
+            guest = self._new_guest(name)
+            guest.outbox.forget(Lane.BULK, bulk)  # what was before it is not for it
         if guest.pump:
             guest.pump.end(ProtocolError("The same front came in again."))
         guest.talk.begin()
@@ -171,6 +200,7 @@ class Door:
     def _leave(self, guest: Guest, identity: bytes, _error: RemoterError) -> None:
         self._pumps.pop(identity, None)
         guest.pump = None
+        self._last_left = guest
         self.on_visit(guest)
 
     def _send(self, identity: bytes, frame: bytes) -> None:

@@ -18,6 +18,7 @@ import traceback
 from typing import TYPE_CHECKING, Any, Callable
 
 from remoter_kernel.daemon import registry
+from remoter_kernel.daemon.processes import started_at
 from remoter_kernel.daemon.records import Record, read_journal
 from remoter_kernel.daemon.registry import Session
 from remoter_kernel.wire.frames import Channel, unpack
@@ -113,7 +114,7 @@ def _kernel_of(session: Session) -> int:
     pid = int(child.get("pid") or 0)
     if not pid or not session.is_here() or ended.get("pid") == pid:
         return 0
-    started = registry.started_at(pid)
+    started = started_at(pid)
     return pid if started and child.get("started", started) == started else 0
 
 
@@ -121,7 +122,7 @@ def _evaluator_of(session: Session) -> int:
     """Return the process number of a session's evaluator, 0 if it does not run."""
     door = session.read("door.json")
     pid = int(door.get("pid") or 0)
-    is_it = pid and session.is_here() and registry.started_at(pid) == door.get("started")
+    is_it = pid and session.is_here() and started_at(pid) == door.get("started")
     return pid if is_it else 0
 
 

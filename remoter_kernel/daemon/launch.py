@@ -22,11 +22,15 @@ import zmq
 
 from remoter_kernel.daemon import registry
 from remoter_kernel.daemon.door import Door
-from remoter_kernel.daemon.journal import Journal
+from remoter_kernel.daemon.journal import LIMIT, Journal
+from remoter_kernel.daemon.lock import Lock
 from remoter_kernel.daemon.registry import Session
 from remoter_kernel.wire.reactor import Reactor
 
 STOP_WITHIN = 8.0  # seconds
+TURN_WITHIN = 20.0  # seconds that another launch for the same session may take
+# What a session stays, whoever comes to it later.
+ABOUT = ("kernel_id", "kernel", "arguments", "notebook", "laptop", "remote")
 
 
 def main(pyzmq: str) -> None:
@@ -58,13 +62,23 @@ def check_own_bytes() -> None:
 def fulfil(wish: dict[str, Any], login_umask: int) -> dict[str, Any]:
     """Find the session that is meant, or start one, and tell where it answers."""
     for order in wish.get("orders") or ():
-        carry_out(order)
-    session = registry.find_session(wish.get("kernel_id", ""), wish.get("session", ""))
-    is_joined = session is not None
-    if session is None:
-        if wish.get("session"):
-            return {"lacks": "session", "what": wish["session"], **why_it_ended(wish["session"])}
-        session = start(wish, login_umask)
+        carry_out(order, wish, login_umask)
+    lock = Lock(f"kernel-{wish['kernel_id']}") if wish.get("kernel_id") else None
+    if lock and not lock.take(TURN_WITHIN):
+        lock = None  # better a second session than none
+    try:
+        session = find(wish, login_umask)
+        is_joined = session is not None
+        if session is None:
+            if wish.get("session"):
+                why = why_it_ended(wish["session"])
+                return {"lacks": "session", "what": wish["session"], **why}
+            session = create(wish, login_umask)
+    except ElsewhereError as elsewhere:
+        return {"lacks": "host", "what": elsewhere.session, "host": elsewhere.host}
+    finally:
+        if lock:
+            lock.release()
     session.admit(wish["client_key"])
     door = session.read("door.json")
     return {
@@ -79,9 +93,61 @@ def fulfil(wish: dict[str, Any], login_umask: int) -> dict[str, Any]:
     }
 
 
-def carry_out(order: dict[str, Any]) -> None:
+class ElsewhereError(Exception):
+    """The session that is meant lives on another host, which alone may judge or adopt it."""
+
+    def __init__(self, session: str, host: str) -> None:
+        super().__init__(session, host)
+        self.session = session
+        self.host = host
+
+
+def find(wish: dict[str, Any], login_umask: int) -> Session | None:
+    """Find the session that is meant; one whose evaluator has died gets another one."""
+    kernel_id, session_id = wish.get("kernel_id", ""), wish.get("session", "")
+    session = registry.find_session(kernel_id, session_id)
+    if session:
+        return session
+    for session in registry.sessions_meant(kernel_id, session_id):
+        door = session.read("door.json")
+        if door and door["host"] != socket.gethostname():
+            raise ElsewhereError(session.id, str(door["host"]))
+        if door and _revive(session, wish, login_umask):
+            return session
+    return None
+
+
+def _revive(session: Session, wish: dict[str, Any], login_umask: int) -> bool:
+    """Give a session another evaluator if its kernel lives, else note its end."""
+    lock = Lock(session.id)
+    if not lock.take(TURN_WITHIN, unless=session.is_alive):
+        return session.is_alive()  # somebody was quicker
+    if session.is_alive():
+        lock.release()
+        return True
+    if session.has_evaluator():  # it runs and does not answer: two would be worse than none
+        lock.release()
+        message = f"the evaluator of session {session.id} runs, but does not answer"
+        raise RuntimeError(message)
+    if not session.has_kernel():
+        why, died = session.how_it_died()
+        session.end(why, died=died)
+        session.forget_keys()
+        lock.release()
+        return False
+    about = session.read("session.json")
+    known = {key: about[key] for key in ABOUT if about.get(key) is not None}
+    start(session, lock, {**wish, **known}, login_umask, is_adopted=True)
+    return True
+
+
+def carry_out(order: dict[str, Any], wish: dict[str, Any], login_umask: int) -> None:
     """Do what was ordered while nobody could hear it; a session that is gone needs nothing."""
-    session = registry.find_session(order.get("kernel_id", ""), order.get("session", ""))
+    named = {key: order.get(key, "") for key in ("kernel_id", "session")}
+    try:
+        session = find({**wish, **named}, login_umask)
+    except ElsewhereError:
+        return
     if session is None:
         return
     pid = int(session.read("door.json")["pid"])
@@ -92,39 +158,75 @@ def carry_out(order: dict[str, Any]) -> None:
 
 
 def why_it_ended(session_id: str) -> dict[str, Any]:
-    """Tell what the folder of a session that is gone says of its end."""
-    session = Session(registry.sessions_folder() / session_id)
-    about = session.read("session.json")
-    return {"ended": about.get("ended", ""), "why": about.get("why", "")}
+    """Tell what the folder of a session that is gone says of its end, and when that was."""
+    folder = registry.sessions_folder() / session_id
+    if not session_id.isalnum() or not folder.exists():
+        return {"why": f"There is none of that name on {socket.gethostname()}."}
+    if not registry.is_ours(folder):
+        return {"why": "Its folder belongs to another user."}
+    about = Session(folder).read("session.json")
+    return {"ended": about.get("died") or about.get("ended", ""), "why": about.get("why", "")}
 
 
-def start(wish: dict[str, Any], login_umask: int) -> Session:
-    """Start an evaluator in a process of its own and wait until its door is open."""
-    about = {key: wish.get(key) for key in ("kernel_id", "kernel", "notebook", "laptop", "remote")}
+def create(wish: dict[str, Any], login_umask: int) -> Session:
+    """Make a session and start its evaluator."""
+    about = {key: wish.get(key) for key in ABOUT}
     session = Session.create({**about, "created": time.time()})
+    lock = Lock(session.id)
+    lock.take(TURN_WITHIN)
+    start(session, lock, wish, login_umask)
+    return session
+
+
+def start(
+    session: Session,
+    lock: Lock,
+    wish: dict[str, Any],
+    login_umask: int,
+    *,
+    is_adopted: bool = False,
+) -> None:
+    """Start an evaluator in a process of its own and wait until its door is open.
+
+    It holds the lock for as long as it lives.
+    """
     ear, mouth = os.pipe()
     if os.fork() == 0:
         os.close(ear)
-        _evaluate(session, wish, login_umask, mouth)
+        _evaluate(session, lock, wish, login_umask, mouth, is_adopted=is_adopted)
     os.close(mouth)
     with os.fdopen(ear, encoding="utf-8") as pipe:
         trouble = pipe.read()  # ends when the door is open, or with the process
     if trouble:
+        lock.release()
         raise RuntimeError(trouble)
-    return session
+    lock.hand_down()
 
 
-def _evaluate(session: Session, wish: dict[str, Any], login_umask: int, mouth: int) -> None:
+def _evaluate(
+    session: Session,
+    lock: Lock,
+    wish: dict[str, Any],
+    login_umask: int,
+    mouth: int,
+    *,
+    is_adopted: bool,
+) -> None:
     """Become the evaluator: leave the login, open the door, say so, go on. Never returns."""
     try:
         os.setsid()
         if os.fork():
             os._exit(0)
+        # An order that comes before there is somebody to hear it waits.
+        signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGUSR1))
         _leave_the_login(session)
         reactor = Reactor()
-        journal = Journal(session.folder / "journal", reactor.call)
-        journal.open()
+        journal = Journal(
+            session.folder / "journal", reactor.call, int(wish.get("journal_limit") or LIMIT)
+        )
+        past = _open(journal, is_adopted=is_adopted)
         door = Door(reactor, session, journal)
+        journal.low_water = door.low_water
         public, secret = zmq.curve_keypair()
         session.claim(door.open(secret, public), public.decode())
     except BaseException as error:  # noqa: BLE001 - the login waits for a word
@@ -135,11 +237,24 @@ def _evaluate(session: Session, wish: dict[str, Any], login_umask: int, mouth: i
         # What follows is imported while the front finds its way to the door.
         from remoter_kernel.daemon.supervisor import Supervisor  # noqa: PLC0415
 
-        Supervisor(reactor, session, journal, door, wish=wish, umask=login_umask).run()
+        Supervisor(reactor, session, journal, door, wish=wish, umask=login_umask, past=past).run()
+        lock.release()
     except BaseException:  # noqa: BLE001 - the log is all there is
         traceback.print_exc()
         os._exit(1)
     os._exit(0)
+
+
+def _open(journal: Journal, *, is_adopted: bool) -> Any:
+    """Open the journal; return what it tells of the time before, if there was one."""
+    if not is_adopted:
+        journal.open()
+        return None
+    from remoter_kernel.daemon.past import Past  # noqa: PLC0415 - imports what a start need not
+
+    past = Past()
+    journal.open(past.take)
+    return past
 
 
 def _leave_the_login(session: Session) -> None:

@@ -11,16 +11,20 @@ import os
 import secrets
 import shutil
 import socket
-import subprocess
+import stat
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from remoter_kernel.daemon.deaths import explain
+from remoter_kernel.daemon.processes import boot_id, is_running, started_at
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 ANSWER_WITHIN = 2.0  # seconds
 KEEP_ENDED = 14 * 24 * 3600.0  # seconds
+KEEP_BYTES = 4 * 1024**3  # of what ended sessions leave
 
 
 def sessions_folder() -> Path:
@@ -45,33 +49,6 @@ def write_json(path: Path, words: dict[str, Any]) -> None:
     with os.fdopen(handle, "w", encoding="utf-8") as file:
         json.dump(words, file)
     beside.replace(path)
-
-
-def boot_id() -> str:
-    """Return what changes when this machine starts anew; empty where nothing says it."""
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-    except OSError:
-        return ""
-
-
-def started_at(pid: int) -> str:
-    """Return when a process began, in words that only need to be compared; empty: no process."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace")
-        fields = stat.rpartition(")")[2].split()
-        return "" if fields[0] == "Z" else fields[19]
-    except OSError:
-        pass
-    if Path("/proc/self/stat").exists():
-        return ""
-    asked = subprocess.run(
-        ["ps", "-o", "lstart=", "-p", str(pid)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return asked.stdout.strip()
 
 
 class Session:
@@ -127,14 +104,39 @@ class Session:
         """Was this public key (Z85) registered through a login?"""
         return (self.folder / "keys" / client_key.hex()).exists()
 
-    def end(self, why: str) -> None:
-        """Note that this session has ended, when and why: nobody joins it any more."""
-        self.write("session.json", {**self.read("session.json"), "ended": time.time(), "why": why})
+    def end(self, why: str, *, died: float = 0.0) -> None:
+        """Note that this session has ended, and why: nobody joins it any more.
+
+        `died`: when, if that was long before somebody found out (seconds since 1970).
+        """
+        words = {"ended": time.time(), "died": died or time.time(), "why": why}
+        self.write("session.json", {**self.read("session.json"), **words})
 
     def forget_keys(self) -> None:
         """Remove what let fronts and the evaluator in; the journal stays."""
         for path in (self.folder / "connection.json", *(self.folder / "keys").glob("*")):
             path.unlink(missing_ok=True)
+
+    def has_evaluator(self) -> bool:
+        """Does the process that answers for it run here, whether it answers or not?"""
+        door = self.read("door.json")
+        return self.is_here() and is_running(int(door["pid"]), str(door["started"]))
+
+    def has_kernel(self) -> bool:
+        """Does its kernel run here, whether anybody looks after it or not?"""
+        child = self.read("child.json")
+        is_there = is_running(int(child.get("pid") or 0), str(child.get("started", "")))
+        return self.is_here() and is_there
+
+    def how_it_died(self) -> tuple[str, float]:
+        """Say why nothing of it runs any more, and when it was last heard of."""
+        exit_words = self.read("exit.json")
+        last = max((_changed(self.folder / name) for name in ("journal", "exit.json")), default=0)
+        if not self.is_here():
+            return "The machine was restarted.", _changed(self.folder / "journal")
+        if exit_words:
+            return f"Its evaluator was killed, and its kernel ended: {explain(exit_words)}", last
+        return "Its evaluator and its kernel were killed.", last
 
     def is_here(self) -> bool:
         """Does this session belong to this host, as it was started last?"""
@@ -146,7 +148,7 @@ class Session:
         door = self.read("door.json")
         if not (door and self.is_here()) or self.read("session.json").get("ended"):
             return False
-        if started_at(int(door["pid"])) != door["started"]:
+        if not self.has_evaluator():
             return False
         try:
             with socket.create_connection(("127.0.0.1", int(door["port"])), ANSWER_WITHIN):
@@ -155,32 +157,62 @@ class Session:
             return False
 
 
-def all_sessions() -> Iterator[Session]:
-    """Yield every session whose folder is there, the newest first."""
+def _changed(path: Path) -> float:
     try:
-        folders = [path for path in sessions_folder().iterdir() if path.is_dir()]
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0
+
+
+def is_ours(folder: Path) -> bool:
+    """Is this a folder that belongs to this user? What others put there is not for us."""
+    try:
+        about = folder.lstat()
+    except OSError:
+        return False
+    return stat.S_ISDIR(about.st_mode) and about.st_uid == os.getuid()
+
+
+def all_sessions() -> Iterator[Session]:
+    """Yield every session of ours whose folder is there, the newest first."""
+    try:
+        found = list(sessions_folder().iterdir())
     except OSError:
         return
-    for folder in sorted(folders, key=lambda path: path.stat().st_mtime, reverse=True):
-        yield Session(folder)
+    for path in sorted(filter(is_ours, found), key=_changed, reverse=True):
+        yield Session(path)
 
 
 def sweep() -> None:
-    """Remove what is left of sessions that ended long ago."""
+    """Remove what is left of sessions that ended long ago, or that is too much."""
+    kept = 0
     for session in all_sessions():
-        ended = session.read("session.json").get("ended")
-        if ended and time.time() - float(ended) > KEEP_ENDED:
+        about, door = session.read("session.json"), session.read("door.json")
+        if not about.get("ended"):
+            is_judged_here = door.get("host") == socket.gethostname()
+            if is_judged_here and not (session.has_evaluator() or session.has_kernel()):
+                why, died = session.how_it_died()
+                session.end(why, died=died)
+            continue
+        kept += sum(path.stat().st_size for path in session.folder.glob("*") if path.is_file())
+        if time.time() - float(about["ended"]) > KEEP_ENDED or kept > KEEP_BYTES:
             shutil.rmtree(session.folder, ignore_errors=True)
+
+
+def sessions_meant(kernel_id: str, session_id: str = "") -> Iterator[Session]:
+    """Yield the session with this id or, without one, those of this Jupyter kernel."""
+    for session in all_sessions():
+        about = session.read("session.json")
+        is_meant = (
+            session.id == session_id
+            if session_id
+            else bool(kernel_id) and about.get("kernel_id") == kernel_id
+        )
+        if is_meant and not about.get("ended"):
+            yield session
 
 
 def find_session(kernel_id: str, session_id: str = "") -> Session | None:
     """Find the living session with this id or, without one, of this Jupyter kernel."""
-    for session in all_sessions():
-        is_meant = (
-            session.id == session_id
-            if session_id
-            else bool(kernel_id) and session.read("session.json").get("kernel_id") == kernel_id
-        )
-        if is_meant and session.is_alive():
-            return session
-    return None
+    meant = sessions_meant(kernel_id, session_id)
+    return next((session for session in meant if session.is_alive()), None)

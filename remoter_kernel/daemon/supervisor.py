@@ -11,16 +11,18 @@ import os
 import signal
 import time
 import traceback
-from collections import deque
 from enum import Enum
 from functools import partial
 from typing import TYPE_CHECKING, Any, Callable
 
 from remoter_kernel.daemon import registry
+from remoter_kernel.daemon.adoption import Adoption
 from remoter_kernel.daemon.board import Board
 from remoter_kernel.daemon.child import Child
 from remoter_kernel.daemon.deaths import explain
+from remoter_kernel.daemon.past import HANDED, Past
 from remoter_kernel.daemon.pieces import in_pieces
+from remoter_kernel.daemon.requests import Requests
 from remoter_kernel.daemon.speaker import Request, Speaker
 from remoter_kernel.errors import ProtocolError, RemoterError
 from remoter_kernel.wire.frames import (
@@ -38,9 +40,9 @@ from remoter_kernel.wire.messages import (
     HEADER,
     PARENT,
     TOPIC,
-    content_of,
     header_of,
 )
+from remoter_kernel.wire.waiting import MOST_WAITING
 
 if TYPE_CHECKING:
     from remoter_kernel.daemon.door import Door, Guest
@@ -57,17 +59,23 @@ LOOK_AGAIN = 0.005  # seconds until a thread has probably done its work
 IDLE_WITHIN = 64  # bytes of a status message's content
 SWEEP_AFTER = 10.0  # seconds: nobody should wait for it
 LOOK_EVERY = 60.0  # seconds
+STUBBORN = 2  # interrupts of one cell after which the person hears what else can be done
+ORDERS = (signal.SIGTERM, signal.SIGUSR1)  # stop, restart
 
 
 class State(Enum):
     """How the child is."""
 
     STARTING = "starting"
+    ADOPTING = "adopting"  # it lives, but has yet to answer a new evaluator
     READY = "ready"
     RESTARTING = "restarting"  # the old process has yet to end
     DEAD = "dead"  # it ended by itself; another one is about to start
     STOPPING = "stopping"
     FAILED = "failed"  # it could not be started
+
+
+WITH_CHILD = {State.READY, State.ADOPTING}
 
 
 class Supervisor:
@@ -82,6 +90,7 @@ class Supervisor:
         *,
         wish: dict[str, Any],
         umask: int,
+        past: Past | None = None,
     ) -> None:
         """Remember; `run` begins."""
         self.reactor = reactor
@@ -90,20 +99,21 @@ class Supervisor:
         self.door = door
         self.wish = wish
         self.umask = umask
+        self.past = past  # of an evaluator that died, and left its child
         self.state = State.STARTING
         self.why = ""
         self.child: Child | None = None
         self._speaker = Speaker(journal)
         self._board = Board(reactor, session, journal, door)
-        self._asked: dict[str, Request] = {}  # handed to the child
-        self._waiting: deque[Request] = deque()  # until the child is ready
-        self._void: dict[bytes, int] = {}  # per front: interrupted before it arrived
+        self._requests = Requests(self._speaker)
+        self._adoption: Adoption | None = None
         self._busy_until = time.monotonic()
 
     def run(self) -> None:
         """Serve until the session ends."""
         self.door.on_item = self._take
         self.door.describe = self._describe
+        self.door.most_waiting = int(self.wish.get("most_waiting") or MOST_WAITING)
         self.door.on_visit = self._speaker.note_visit
         self.reactor.after_pass = self._end_pass
         self._board.open()
@@ -111,9 +121,13 @@ class Supervisor:
         self.reactor.on_bug = lambda error: traceback.print_exception(
             type(error), error, error.__traceback__
         )
-        signal.signal(signal.SIGTERM, self._hear_signal)
-        signal.signal(signal.SIGUSR1, self._hear_signal)
-        self._start()
+        for number in ORDERS:
+            signal.signal(number, self._hear_signal)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, ORDERS)
+        if self.past:
+            self._adopt(self.past)
+        else:
+            self._start()
         self.reactor.later(SWEEP_AFTER, registry.sweep)
         self.reactor.run()
         self.journal.close()
@@ -131,7 +145,9 @@ class Supervisor:
     def _end_pass(self) -> None:
         self.door.flush_soon()
         is_ready = self.state is State.READY
-        self._board.look(("busy" if self._asked else "idle") if is_ready else self.state.value)
+        self._board.look(
+            ("busy" if self._requests.asked else "idle") if is_ready else self.state.value
+        )
 
     # From the fronts -------------------------------------------------------------------
 
@@ -160,6 +176,7 @@ class Supervisor:
             front=guest.name,
             own=head.number,
             is_from_front=True,
+            is_held=channel is Channel.SHELL and not self._is_open(channel),
             then=lambda: self._have_kept(guest, head, len(body), then),
         )
 
@@ -174,29 +191,25 @@ class Supervisor:
 
     def _hand_over(self, request: Request) -> None:
         self._busy_until = time.monotonic()
-        if request.channel is Channel.SHELL and self._is_void(request):
+        is_shell = request.channel is Channel.SHELL
+        if is_shell and self._requests.is_void(request):
             return
-        if self.state is not State.READY or self.child is None:
-            self._waiting.append(request)
+        if self.child is None or not self._is_open(request.channel):
+            self._requests.waiting.append(request)
             return
         if request.channel is not Channel.STDIN:
-            self._asked[request.header.get("msg_id", "")] = request
+            self._requests.asked[request.header.get("msg_id", "")] = request
         self.child.say(request.channel, request.parts)
 
-    def _is_void(self, request: Request) -> bool:
-        """Answer a request that was interrupted before it got here; else return False."""
-        until = abs(self._void.get(request.front, 0))
-        if request.number > until or request.header.get("msg_type") != "execute_request":
-            return False
-        is_first = self._void[request.front] > 0
-        if is_first:
-            self._void[request.front] = -until
-            self._speaker.answer_error(request, "KeyboardInterrupt", "Interrupted before it began.")
-            return True
-        if not content_of(request.parts).get("stop_on_error", True):
-            return False
-        self._speaker.answer_aborted(request)
-        return True
+    def _hand_over_held(self, request: Request) -> None:
+        """Hand over a request that has waited; that is written first: it may run only once."""
+        words = {"mark": HANDED, "request": request.header.get("msg_id", "")}
+        self.journal.mark(words, partial(self._hand_over, request))
+
+    def _is_open(self, channel: Channel) -> bool:
+        """Does the child get what comes on this channel at once?"""
+        is_asked_late = self.state is State.ADOPTING and channel is not Channel.SHELL
+        return self.state is State.READY or is_asked_late
 
     def _obey(self, guest: Guest, head: Head, parts: list[Bytes]) -> None:
         """Do what a front wants done: `{"order": interrupt | restart | stop}`."""
@@ -207,7 +220,7 @@ class Supervisor:
         if order == "interrupt":
             self._interrupt(guest, head)
         elif order == "restart":
-            self._void_waiting(guest.name, head.mark)
+            self._requests.restart(guest.name, head.mark)
             self._end_child(State.RESTARTING)
         elif order == "stop":
             self.stop("It was stopped.")
@@ -218,31 +231,29 @@ class Supervisor:
             raise ProtocolError(message)
 
     def _interrupt(self, guest: Guest, head: Head) -> None:
-        if self.child and self.state is State.READY:
+        cell = self._requests.running()
+        self.door.hold_back([str(cell.header.get("msg_id", ""))] if cell else [])
+        if self.child and self.state in WITH_CHILD:
             self.child.interrupt()
-        not_here_yet = head.mark > guest.talk.kept[Lane.BULK]
-        if not_here_yet or any(request.front == guest.name for request in self._waiting):
-            self._void[guest.name] = head.mark
-            for request in [item for item in self._waiting if item.front == guest.name]:
-                if self._is_void(request):
-                    self._waiting.remove(request)
+            running = self._requests.running()
+            if running and self._requests.count_interrupt() == STUBBORN:
+                self._speaker.publish(
+                    "stream", {"name": "stderr", "text": self._stubborn()}, running.header
+                )
+        self._requests.interrupt(guest.name, head.mark, guest.talk.kept[Lane.BULK])
 
-    def _void_waiting(self, front: bytes, mark: int) -> None:
-        self._void[front] = -mark
-        kept = [item for item in self._waiting if item.front != front or item.number > mark]
-        self._waiting = deque(kept)
+    def _stubborn(self) -> str:
+        return (
+            "[remoter] The kernel has not heeded the interrupt so far. To end it, variables and "
+            f"all: remoter stop {self.session.id}\n"
+        )
 
     # From the child --------------------------------------------------------------------
 
     def _start(self) -> None:
         self.state = State.STARTING
-        kernel = self.wish.get("kernel") or "python3"
-        self.child = child = Child(
-            self.reactor, self.session.folder, kernel, self.session.id.encode()
-        )
-        child.on_message = self._hear
+        self.child = child = self._new_child()
         child.on_ready = self._be_ready
-        child.on_exit = self._hear_of_end
         try:
             child.start(
                 arguments=self.wish.get("arguments") or (),
@@ -254,12 +265,21 @@ class Supervisor:
         except (RemoterError, OSError) as error:
             self._fail(str(error))
 
+    def _new_child(self) -> Child:
+        kernel = self.wish.get("kernel") or "python3"
+        child = Child(self.reactor, self.session.folder, kernel, self.session.id.encode())
+        child.on_message = self._hear
+        child.on_exit = self._hear_of_end
+        return child
+
     def _hear(self, channel: Channel, parts: list[Bytes]) -> None:
         """Take in one message of the child."""
         if channel is Channel.IOPUB:
             # What a kernel publishes while it starts belongs to no request: of a kernel
             # that runs here, too, nobody hears it.
             if self.state is not State.STARTING:
+                if self._adoption:
+                    self._adoption.hear(parts)
                 for piece in in_pieces(parts):
                     self.journal.append(channel, pack(piece))
                 if b'"idle"' in bytes(parts[CONTENT][:IDLE_WITHIN]):
@@ -267,19 +287,19 @@ class Supervisor:
                     self._be_done(header_of(parts[PARENT]))
             return
         asker = header_of(parts[PARENT]).get("msg_id", "")
-        request = self._asked.get(asker)
+        request = self._requests.asked.get(asker)
         if request is None:
             return
         self.door.is_hurried |= channel is not Channel.SHELL  # after a reply comes "idle"
         if channel is not Channel.STDIN:
-            del self._asked[asker]
+            del self._requests.asked[asker]
             self._busy_until = time.monotonic()
         self.journal.append(channel, pack(parts), front=request.front)
 
     def _be_done(self, asker: dict[str, Any]) -> None:
         """The child has dealt with a request; one that gets no reply (of a widget) is done."""
         if str(asker.get("msg_type", "")).startswith("comm_"):
-            self._asked.pop(asker.get("msg_id", ""), None)
+            self._requests.asked.pop(asker.get("msg_id", ""), None)
             self._busy_until = time.monotonic()
 
     def _be_ready(self, header: dict[str, Any], kernel_info: dict[str, Any]) -> None:
@@ -289,15 +309,50 @@ class Supervisor:
         self.state = State.READY
         self._speaker.sound_like(header, kernel_info)
         self._speaker.note("ready", **self._speaker.describe())
-        waiting, self._waiting = self._waiting, deque()
-        for request in waiting:
-            self._hand_over(request)
+        self._serve_waiting()
+
+    def _serve_waiting(self) -> None:
+        for request in self._requests.take_waiting():
+            if request.channel is Channel.SHELL:
+                self._hand_over_held(request)
+            else:
+                self._hand_over(request)
+
+    def _adopt(self, past: Past) -> None:
+        """Take over the child of an evaluator that has died, and what was asked of it."""
+        self.state = State.ADOPTING
+        for front, seen in past.seen.items():
+            self.door.remember(front, seen)
+        self._requests.asked.update(past.asked)
+        self._requests.waiting.extend(past.waiting.values())
+        self._speaker.sound_like(past.kernel, past.kernel.get("kernel_info") or {})
+        self._adoption = Adoption(self.reactor, past, self._requests.asked, self._speaker)
+        self._adoption.on_settled = self._settle
+        self.child = child = self._new_child()
+        child.on_ready = partial(self._hear_adopted, child)
+        child.adopt()
+
+    def _hear_adopted(
+        self, child: Child, header: dict[str, Any], kernel_info: dict[str, Any]
+    ) -> None:
+        if not self._speaker.kernel_info:  # the journal was damaged there
+            self._speaker.sound_like(header, kernel_info)
+            self._speaker.note("ready", **self._speaker.describe())
+        if self._adoption:
+            self._adoption.hear_answer(child)
+
+    def _settle(self) -> None:
+        self._adoption = None
+        if self.state is State.ADOPTING:
+            self.state = State.READY
+            self._serve_waiting()
 
     def _hear_of_end(self, words: dict[str, Any]) -> None:
         """The child has ended: as it should, or not."""
         child, self.child = self.child, None
         if child is None:
             return
+        self._adoption = None
         for channel in (Channel.IOPUB, Channel.SHELL, Channel.CONTROL):
             child.hear(channel)
         last_words = child.last_words()
@@ -306,14 +361,14 @@ class Supervisor:
         if self.state is State.STOPPING:
             self._leave()
         elif self.state is State.RESTARTING:
-            self._answer_all("KernelRestarted", "The kernel was restarted.")
+            self._requests.answer_all("KernelRestarted", "The kernel was restarted.")
             self._start()
         elif self.state is State.STARTING:
             self._fail(f"The kernel did not start: {explain(words)}\n{last_words}".rstrip())
         else:
             self.state = State.DEAD
             why = f"The kernel died: {explain(words)} Its variables are gone; it starts anew."
-            self._answer_all("KernelDied", why)
+            self._requests.answer_all("KernelDied", why)
             self._speaker.note("died", why=why)
             self.reactor.later(RESTART_AFTER, self._start_again)
 
@@ -358,7 +413,7 @@ class Supervisor:
 
     def _end_child(self, state: State) -> None:
         """Ask the child to end; a signal follows where asking does not help."""
-        child, was_ready = self.child, self.state is State.READY
+        child, was_ready = self.child, self.state in WITH_CHILD
         if child is None:
             return  # it is about to start anew by itself
         self.state = state
@@ -377,7 +432,7 @@ class Supervisor:
     def _look_around(self) -> None:
         """End a session that has no front and nothing to do for too long."""
         now = time.monotonic()
-        if self.door.has_visitors or self._asked:
+        if self.door.has_visitors or self._requests.asked:
             self._busy_until = now
         patience = float(self.wish.get("idle_timeout") or 72 * 3600)
         if now - self._busy_until > patience:
@@ -394,10 +449,3 @@ class Supervisor:
             "keep": bool(self.session.read("session.json").get("keep")),
             **self._speaker.describe(),
         }
-
-    def _answer_all(self, name: str, why: str) -> None:
-        """Answer every request that the child can answer no more."""
-        requests = [*self._asked.values()]
-        self._asked.clear()
-        for request in requests:
-            self._speaker.answer_error(request, name, why, has_begun=True)

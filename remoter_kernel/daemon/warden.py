@@ -17,6 +17,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from remoter_kernel.daemon.processes import started_at
+
 
 def main() -> None:
     """Start the kernel, wait for its end, tell it."""
@@ -30,7 +32,8 @@ def main() -> None:
         return
     finally:
         os.umask(umask)
-    _tell(folder / "child.json", {"pid": child.pid, "warden": os.getpid()})
+    about = {"pid": child.pid, "started": started_at(child.pid), "warden": os.getpid()}
+    _tell(folder / "child.json", about)
     status = child.wait()
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     kibibytes = used.ru_maxrss // (1024 if sys.platform == "darwin" else 1)

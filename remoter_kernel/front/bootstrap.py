@@ -6,13 +6,14 @@ import hashlib
 import io
 import json
 import re
+import time
 import zipfile
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from remoter_kernel.errors import NoSuchSession, RemoteLacks, RemoterError
+from remoter_kernel.errors import NoSuchSession, RemoteLacks, RemoterError, Unreachable
 from remoter_kernel.front.ssh import CommandEnded, Ran
 
 if TYPE_CHECKING:
@@ -28,12 +29,15 @@ SHIPPED = (
     "wire/__init__.py",
     "wire/frames.py",
     "wire/messages.py",
+    "wire/overwritten.py",
     "wire/pump.py",
     "wire/reactor.py",
     "wire/said.py",
     "wire/stream.py",
+    "wire/waiting.py",
     "wire/window.py",
     "daemon/__init__.py",
+    "daemon/adoption.py",
     "daemon/board.py",
     "daemon/child.py",
     "daemon/compaction.py",
@@ -43,10 +47,14 @@ SHIPPED = (
     "daemon/inquire.py",
     "daemon/journal.py",
     "daemon/launch.py",
+    "daemon/lock.py",
     "daemon/outbox.py",
+    "daemon/past.py",
     "daemon/pieces.py",
+    "daemon/processes.py",
     "daemon/records.py",
     "daemon/registry.py",
+    "daemon/requests.py",
     "daemon/speaker.py",
     "daemon/supervisor.py",
     "daemon/warden.py",
@@ -91,6 +99,7 @@ class Wish:
     env: Mapping[str, str] = field(default_factory=dict)
     cwd: str = ""
     idle_timeout: float = 0.0  # seconds
+    most_waiting: int = 0  # bytes of one cell's text that may wait for a front; 0: 8 MiB
     orders: tuple[dict[str, Any], ...] = ()  # given while nobody could hear them
 
 
@@ -240,14 +249,26 @@ def _read_words(line: bytes, login: Login, remote: Remote) -> dict[str, Any]:
     return words
 
 
+def _clock(moment: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(float(moment)))
+
+
 def _explain_lack(words: dict[str, Any], login: Login, remote: Remote) -> NoReturn:
     lacks, what = words["lacks"], words.get("what", "")
     python = remote.python or "python3"
     if lacks == "session":
-        why = words.get("why") or "The machine was restarted, or its evaluator was killed."
+        why = words.get("why") or "Its evaluator was killed."
+        when = f" It ended at {_clock(words['ended'])}." if words.get("ended") else ""
         raise NoSuchSession(
-            f"Session {what} is gone. {why}",
+            f"Session {what} is gone. {why}{when}",
             "Restart the kernel to begin a fresh one.",
+            remote=remote.name,
+        )
+    if lacks == "host":
+        host = words.get("host")
+        raise Unreachable(
+            f"Session {what} lives on {host}, and this login came to another machine.",
+            f"Name {host} as the host of this remote, then run the cell again.",
             remote=remote.name,
         )
     if lacks == "room":

@@ -1,0 +1,94 @@
+"""What to make of a child whose evaluator has died, until nothing about it is in doubt.
+
+The child is asked who it is until it answers, which it does between two cells. What had
+begun by then, and has no reply, gets none any more: it was said to an evaluator that was
+dead. What was in the child's queue may still be there; it is in doubt for as long as
+something of it is heard between two answers.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Callable
+
+from remoter_kernel.wire.messages import PARENT, header_of
+
+if TYPE_CHECKING:
+    from remoter_kernel.daemon.child import Child
+    from remoter_kernel.daemon.past import Past
+    from remoter_kernel.daemon.speaker import Request, Speaker
+    from remoter_kernel.wire.frames import Bytes
+    from remoter_kernel.wire.reactor import Reactor
+
+ASK_AGAIN = 0.3  # seconds
+
+
+class Adoption:
+    """The time between two evaluators, as those see it who asked for something in it."""
+
+    def __init__(
+        self, reactor: Reactor, past: Past, asked: dict[str, Request], speaker: Speaker
+    ) -> None:
+        """Remember; `asked` is what the child has and has not answered, now and later."""
+        self.on_settled: Callable[[], None] = lambda: None
+        self._reactor = reactor
+        self._past = past
+        self._asked = asked
+        self._speaker = speaker
+        self._doubtful = list(past.asked)
+        self._begun = set(past.begun)
+        self._told: set[str] = set()
+        self._is_quiet = False
+
+    def hear(self, parts: list[Bytes]) -> None:
+        """Hear what the child publishes, before the fronts do."""
+        asker = str(header_of(parts[PARENT]).get("msg_id", ""))
+        request = self._asked.get(asker)
+        if request is None:
+            return
+        self._is_quiet = False
+        if asker in self._past.begun and asker not in self._told:
+            self._told.add(asker)
+            text = f"[remoter] {self._what_is_missing()}.\n"
+            self._speaker.publish("stream", {"name": "stderr", "text": text}, request.header)
+        self._begun.add(asker)
+
+    def hear_answer(self, child: Child) -> None:
+        """The child has answered: it is between two cells."""
+        for asker in self._in_doubt():
+            if asker in self._begun:
+                self._fail(asker)
+        if self._is_quiet or not self._in_doubt():
+            for asker in self._in_doubt():
+                self._fail(asker)
+            self.on_settled()
+        else:
+            self._is_quiet = True
+            self._reactor.later(ASK_AGAIN, child.ask_again)
+
+    def _in_doubt(self) -> list[str]:
+        """List what has no answer; what runs in a subshell may well run on."""
+        return [
+            asker
+            for asker in self._doubtful
+            if asker in self._asked and not self._asked[asker].header.get("subshell_id")
+        ]
+
+    def _fail(self, asker: str) -> None:
+        why = (
+            f"{self._what_is_missing()}, and so is the reply to this. It was not run again; "
+            "what it did to the variables is there."
+        )
+        request = self._asked.pop(asker)
+        self._speaker.answer_error(request, "OutputsMissing", why, has_begun=asker in self._begun)
+
+    def _what_is_missing(self) -> str:
+        begin, end = (_clock(moment) for moment in (self._past.time, time.time()))
+        return (
+            "The evaluator of this session was killed, and a new one has taken over: outputs "
+            f"between {begin} and {end} may be missing"
+        )
+
+
+def _clock(moment: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(moment))

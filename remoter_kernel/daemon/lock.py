@@ -1,0 +1,77 @@
+"""A lock on this machine's own disk: held until every process that has it lets go, or ends.
+
+Never in a home: homes are shared between machines, and locks there are not to be trusted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import stat
+import time
+from pathlib import Path
+from typing import Callable
+
+TRY_EVERY = 0.02  # seconds
+
+
+class Lock:
+    """One lock by its name; its file is there while somebody cares."""
+
+    def __init__(self, name: str) -> None:
+        """Remember the name."""
+        self._name = name
+        self._path = Path()
+        self._file = -1
+
+    def take(self, seconds: float, unless: Callable[[], bool] = lambda: False) -> bool:
+        """Take it, or give up after some seconds, or once there is no need for it."""
+        limit = time.monotonic() + seconds
+        while not self._try():
+            if unless() or time.monotonic() > limit:
+                return False
+            time.sleep(TRY_EVERY)
+        return True
+
+    def hand_down(self) -> None:
+        """Let go here; a child process that was forked meanwhile goes on to hold it."""
+        os.close(self._file)
+
+    def release(self) -> None:
+        """Let go for all, and leave nothing behind."""
+        with contextlib.suppress(OSError):
+            self._path.unlink()
+            self._path.parent.rmdir()  # if nobody else needs it
+        fcntl.flock(self._file, fcntl.LOCK_UN)
+        os.close(self._file)
+
+    def _try(self) -> bool:
+        self._path = _folder() / f"{self._name}.lock"
+        try:
+            file = os.open(str(self._path), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+        except FileNotFoundError:
+            return False  # the last one has just removed the folder
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.samestat(os.fstat(file), self._path.stat()):
+                self._file = file
+                return True
+        except OSError:
+            pass  # it is held, or its file was removed while we opened it
+        os.close(file)
+        return False
+
+
+def _folder() -> Path:
+    """Return a folder that is ours alone, on this machine."""
+    runtime = os.environ.get("XDG_RUNTIME_DIR") or ""
+    is_there = os.path.isdir(runtime) and os.access(runtime, os.W_OK)  # noqa: PTH112 - "" is none
+    folder = Path(runtime) / "remoter-kernel" if is_there else Path(f"/tmp/remoter-{os.getuid()}")  # noqa: S108 - checked below
+    with contextlib.suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
+    about = folder.lstat()
+    if not stat.S_ISDIR(about.st_mode) or about.st_uid != os.getuid() or about.st_mode & 0o077:
+        message = f"{folder} is not a folder of this user alone; remove it"
+        raise RuntimeError(message)
+    return folder

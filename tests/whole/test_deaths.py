@@ -1,0 +1,283 @@
+"""Somebody dies during a running cell: what is left, what is said, and nothing twice."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import signal
+import time
+from typing import TYPE_CHECKING, Any
+
+import psutil
+import pytest
+
+from tests.real_jupyter import StartedKernel, started_kernel, wait_for
+from tests.real_parts import real_part
+from tests.whole.talk import Talk
+from tests.whole.test_life import there, value
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.real_jupyter import JupyterHere
+    from tests.real_sshd import RealSshd
+    from tests.real_users import FarSide
+
+LINES = 60
+COUNT = f"""
+import time
+for i in range({LINES}):
+    print('line', i, flush=True)
+    time.sleep(0.05)
+done = 'yes'
+"""
+WAIT = 40.0  # seconds
+
+
+@pytest.fixture(scope="module")
+def spec(here: JupyterHere, python_remote: dict[str, Any]) -> str:
+    """A kernelspec for the far Python."""
+    return here.add_remote("deaths", env={"PYDEVD_DISABLE_FILE_VALIDATION": "1"}, **python_remote)
+
+
+@pytest.fixture
+def kernel(spec: str, far: FarSide) -> Iterator[StartedKernel]:
+    """A kernel of the test's own, that leaves nothing."""
+    with started_kernel(spec) as started:
+        yield started
+    wait_for(lambda: not there(far), what="the far side is empty")
+
+
+@pytest.fixture
+def talk(kernel: StartedKernel) -> Talk:
+    """A conversation with a kernel that works."""
+    talk = Talk(kernel.client)
+    talk.case(lambda talk: talk.run("kept = 'since before'; import os"))
+    return talk
+
+
+def evaluator(far: FarSide) -> psutil.Process:
+    """Find the evaluator: the process that answers for a session."""
+    folder = far.home / ".local/share/remoter-kernel/sessions"
+    pids = {json.loads(path.read_text()).get("pid") for path in folder.glob("*/door.json")}
+    found = [process for process in there(far) if process.pid in pids]
+    assert len(found) == 1, found
+    return found[0]
+
+
+def is_replaced(far: FarSide, dead: psutil.Process) -> bool:
+    """Does another evaluator answer in place of the dead one?"""
+    with contextlib.suppress(AssertionError, psutil.Error, ValueError):
+        return evaluator(far).pid != dead.pid
+    return False
+
+
+def kill_evaluator(far: FarSide) -> None:
+    """Kill the evaluator, and wait until another one is there."""
+    first = evaluator(far)
+    first.kill()
+    wait_for(lambda: is_replaced(far, first), seconds=WAIT, what="another evaluator")
+
+
+def heard(talk: Talk, cell: str) -> list[dict[str, Any]]:
+    """Return what came on iopub in a cell so far."""
+    return [
+        message
+        for channel, message in talk.heard
+        if channel == "iopub" and message["parent_header"].get("msg_id") == cell
+    ]
+
+
+def text(talk: Talk, cell: str) -> str:
+    """Return what a cell printed so far."""
+    said = heard(talk, cell)
+    return "".join(m["content"]["text"] for m in said if m["msg_type"] == "stream")
+
+
+def lines(talk: Talk, cell: str) -> list[int]:
+    """Return the numbers of the lines that came in a cell so far."""
+    return [int(number) for number in re.findall(r"line (\d+)\n", text(talk, cell))]
+
+
+def replies(talk: Talk, cell: str) -> list[dict[str, Any]]:
+    """Return the replies to a cell."""
+    return [
+        message["content"]
+        for channel, message in talk.heard
+        if channel == "shell" and message["parent_header"].get("msg_id") == cell
+    ]
+
+
+def over(talk: Talk, *cells: str) -> None:
+    """Wait until cells have their reply and their idle."""
+    talk.listen(lambda: all(talk._is_done(cell) for cell in cells), seconds=WAIT)
+
+
+def test_an_evaluator_is_killed_during_a_cell(talk: Talk, far: FarSide) -> None:
+    """Another one takes over: the cell goes on, says what may be missing, and nothing is twice."""
+    pid = int(value(talk, "os.getpid()"))
+    cell = talk.queue(COUNT)
+    queued = talk.queue("len(kept), done")
+    talk.listen(lambda: len(lines(talk, cell)) > 5)
+    first = evaluator(far)
+    first.kill()
+    over(talk, cell, queued)
+    seen = lines(talk, cell)
+    assert seen == sorted(set(seen))
+    assert seen[:5] == list(range(5))
+    assert seen[-1] == LINES - 1
+    assert text(talk, cell).count("may be missing") == 1
+    assert [reply["status"] for reply in replies(talk, cell)] == ["ok"]
+    assert [reply["status"] for reply in replies(talk, queued)] == ["ok"]
+    shown = [m["content"]["data"] for m in heard(talk, queued) if m["msg_type"] == "execute_result"]
+    assert shown == [{"text/plain": "(12, 'yes')"}]
+    assert value(talk, "kept, os.getpid()") == f"('since before', {pid})"
+    assert evaluator(far).pid != first.pid
+
+
+def test_a_cell_that_ends_without_any_evaluator(talk: Talk, far: FarSide, sshd: RealSshd) -> None:
+    """Its reply is lost: an error says so, it is not run again, what it did is there."""
+    talk.case(lambda talk: talk.run("runs = []"))
+    code = "import time\nprint('going', flush=True)\nruns.append(1)\ntime.sleep(1.5)"
+    cell = talk.queue(code)
+    queued = talk.queue("runs.append(2)")
+    talk.listen(lambda: "going" in text(talk, cell))
+    sshd.stop_listening()
+    evaluator(far).kill()
+    with contextlib.suppress(AssertionError):
+        talk.listen(lambda: talk._is_done(cell), seconds=3.0)
+    sshd.start()
+    later = talk.queue("print(runs)")
+    over(talk, cell, queued, later)
+    (error,) = [m["content"] for m in heard(talk, cell) if m["msg_type"] == "error"]
+    assert "may be missing" in error["evalue"]
+    kinds = [m["msg_type"] for m in heard(talk, cell)]
+    assert kinds[-2:] == ["error", "status"]
+    assert len(replies(talk, cell)) == len(replies(talk, queued)) == 1
+    assert text(talk, later).endswith("[1, 2]\n")  # after a notice that it waits
+
+
+def test_evaluators_are_killed_again_and_again(talk: Talk, far: FarSide) -> None:
+    """Three deaths in one cell: no line twice, the variables are there."""
+    cell = talk.queue(COUNT.replace("0.05", "0.15"))
+    for least in (5, 15, 25):
+        talk.listen(lambda least=least: max(lines(talk, cell), default=0) > least, seconds=WAIT)  # type: ignore[misc]
+        kill_evaluator(far)
+    over(talk, cell)
+    seen = lines(talk, cell)
+    assert seen == sorted(set(seen))
+    assert seen[-1] == LINES - 1
+    assert value(talk, "kept, done") == "('since before', 'yes')"
+
+
+def test_an_interrupt_reaches_a_child_that_was_adopted(
+    talk: Talk, far: FarSide, kernel: StartedKernel
+) -> None:
+    """While the child is too busy to answer its new evaluator, an interrupt still ends the cell."""
+    cell = talk.queue("import time\nprint('going', flush=True)\ntime.sleep(300)")
+    talk.listen(lambda: "going" in text(talk, cell))
+    kill_evaluator(far)
+    kernel.manager.interrupt_kernel()
+    over(talk, cell)
+    assert replies(talk, cell)[0]["ename"] == "KeyboardInterrupt"
+    assert value(talk, "kept") == "'since before'"
+
+
+def test_all_three_are_killed(talk: Talk, far: FarSide) -> None:
+    """Nothing is left to adopt: the running and the queued cell hear why and when."""
+    cell = talk.queue("import time\nprint('going', flush=True)\ntime.sleep(300)")
+    queued = talk.queue("1")
+    talk.listen(lambda: "going" in text(talk, cell))
+    for process in there(far):
+        if "sshd" not in process.name():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+    over(talk, cell, queued)
+    for each in (cell, queued):
+        (error,) = [m["content"] for m in heard(talk, each) if m["msg_type"] == "error"]
+        assert error["ename"] == "NoSuchSession"
+        assert re.search(r"killed.*It ended at \d{4}-\d\d-\d\d \d\d:\d\d", error["evalue"])
+
+
+def test_a_session_process_of_sshd_is_killed(talk: Talk, sshd: RealSshd) -> None:
+    """The login's own process dies: every line comes, once."""
+    cell = talk.queue(COUNT)
+    talk.listen(lambda: len(lines(talk, cell)) > 5)
+    sshd.cut_all()
+    over(talk, cell)
+    assert lines(talk, cell) == list(range(LINES))
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV])
+def test_a_child_dies_in_this_order(talk: Talk, number: signal.Signals) -> None:
+    """Error, reply, idle, and no sooner than 200 ms later the news that it restarts."""
+    cell = talk.queue(f"print('going', flush=True)\nos.kill(os.getpid(), {int(number)})")
+    moments: dict[str, float] = {}
+
+    def note() -> bool:
+        for _, message in talk.heard:
+            if message["parent_header"].get("msg_id") in (cell, None):
+                state = message["content"].get("execution_state", "")
+                moments.setdefault(f"{message['msg_type']} {state}".strip(), time.monotonic())
+        return "status restarting" in moments
+
+    talk.listen(note, seconds=WAIT)
+    for order in (
+        ["error", "status idle", "status restarting"],
+        ["execute_reply", "status restarting"],
+    ):
+        assert sorted(order, key=list(moments).index) == order
+    assert moments["status restarting"] - moments["status idle"] > 0.15
+    error = next(m["content"] for m in heard(talk, cell) if m["msg_type"] == "error")
+    assert number.name in error["evalue"]
+    assert re.search(r"up to \d+\.\d MiB of memory", error["evalue"])
+    wait_for(lambda: value(talk, "1") == "1")
+
+
+def test_a_kernel_that_does_not_heed_interrupts(
+    talk: Talk, kernel: StartedKernel, here: JupyterHere, far: FarSide
+) -> None:
+    """The second interrupt says so, once, and names the command that ends it with SIGKILL."""
+    talk.case(lambda talk: talk.run("import signal, time"))
+    code = (
+        "for number in (signal.SIGINT, signal.SIGTERM): signal.signal(number, signal.SIG_IGN)\n"
+        "print('going', flush=True)\nwhile True: time.sleep(1)"
+    )
+    cell = talk.queue(code)
+    talk.listen(lambda: "going" in text(talk, cell))
+    kernel.manager.interrupt_kernel()
+    with contextlib.suppress(AssertionError):
+        talk.listen(lambda: "heeded" in text(talk, cell), seconds=0.5)
+    assert "heeded" not in text(talk, cell)
+    for _ in range(3):
+        kernel.manager.interrupt_kernel()
+    talk.listen(lambda: "heeded" in text(talk, cell))
+    name = text(talk, cell).partition("remoter stop ")[2].split()[0]
+    begin = time.monotonic()
+    assert here.remoter("stop", name).returncode == 0
+    assert time.monotonic() - begin < 10
+    assert text(talk, cell).count("heeded") == 1
+    wait_for(lambda: not there(far), what="the far side is empty")
+
+
+def test_an_evaluator_of_r_is_killed(here: JupyterHere, far: FarSide, sshd: RealSshd) -> None:
+    """The same with R, whose kernel hears nobody while it is busy."""
+    real_part("irkernel")
+    config = here.folder / "ssh_config"
+    spec = here.add_remote(
+        "deaths-r", "real", language="R", kernel="ir", ssh_config=config, python=str(far.python)
+    )
+    with started_kernel(spec) as kernel:
+        talk = Talk(kernel.client)
+        talk.case(lambda talk: talk.run("kept <- 'since before'"))
+        code = f"for (i in 0:{LINES - 1}) {{ cat('line', i, '\\n', sep=' '); Sys.sleep(0.05) }}"
+        cell = talk.queue(code)
+        queued = talk.queue("cat(kept)")
+        talk.listen(lambda: "line 5" in text(talk, cell))
+        evaluator(far).kill()
+        over(talk, cell, queued)
+        assert text(talk, queued) == "since before"
+        seen = [int(number) for number in re.findall(r"line (\d+)", text(talk, cell))]
+        assert seen == sorted(set(seen))
+    wait_for(lambda: not there(far), what="the far side is empty")
