@@ -1,0 +1,210 @@
+"""A front's view of a journal, over wires that are cut: nothing twice, nothing lost, less bytes."""
+
+from __future__ import annotations
+
+from collections import deque
+
+from hypothesis import given, settings
+from hypothesis import strategies as some
+
+from remoter_kernel.daemon.outbox import FrontOutbox
+from remoter_kernel.wire.frames import Channel, Kind, Lane, pack, unpack
+from remoter_kernel.wire.stream import Conversation, MemoryOutbox
+from tests.pure.test_waiting import Page, messages, stream
+
+FRONT, ANOTHER, EVERYONE = b"front---", b"another-", bytes(8)
+
+
+class Book:
+    """A journal that is only a list; every third number was never given."""
+
+    def __init__(self) -> None:
+        self.last = 0
+        self.records: dict[int, tuple[bytes, Channel, bytes]] = {}
+
+    def append(self, channel: Channel, body: bytes, front: bytes = EVERYONE) -> int:
+        self.last += 1 + (self.last % 3 == 0)
+        self.records[self.last] = (front, channel, body)
+        return self.last
+
+    def after(self, number: int):
+        return (each for each in list(self.records) if each > number)
+
+    def is_for(self, front: bytes, number: int) -> Channel | None:
+        whose, channel, _ = self.records[number]
+        return channel if whose in (EVERYONE, front) else None
+
+    def body(self, number: int) -> bytes:
+        return self.records[number][2]
+
+
+class Pair:
+    """An evaluator's end with that outbox, and a front's."""
+
+    def __init__(self, most: int = 10**6, window: int = 400) -> None:
+        self.now = 0.0
+        self.book = Book()
+        self.outbox = FrontOutbox(self.book, FRONT, most_waiting=most, clock=lambda: self.now)
+        self.there = Conversation(self.outbox, slice_size=150)
+        self.here = Conversation(MemoryOutbox(), window)
+        self.wire: deque = deque()
+        self.page = Page()
+        self.replies: list[bytes] = []
+        self.bytes = 0
+        self.is_up = False
+        self.dial()
+
+    def dial(self) -> None:
+        self.wire.clear()
+        self.is_up = True
+        for end in (self.here, self.there):
+            end.begin()
+        self.here.open((0, 0))
+        self.there.open((self.here.seen[Lane.BULK], self.here.seen[Lane.URGENT]))
+        self.credit()
+
+    def cut(self) -> None:
+        self.wire.clear()
+        self.is_up = False
+        self.there.close()
+
+    def credit(self) -> None:
+        if self.is_up:
+            self.there.receive(self.here.head(Kind.ACK), b"")
+
+    def flush(self) -> None:
+        for head, body in self.there.due():
+            self.bytes += len(body)
+            self.wire.append((head, body))
+        self.outbox.look(is_connected=self.is_up)
+
+    def deliver(self, count: int) -> None:
+        for _ in range(min(count, len(self.wire))):
+            head, body = self.wire.popleft()
+            whole = self.here.receive(head, body)
+            if whole is None:
+                continue
+            parts = [bytes(part) for part in unpack(whole)]
+            if head.channel is Channel.IOPUB:
+                self.page.hear(parts)
+            else:
+                self.replies.append(parts[0])
+            self.here.keep(Lane.BULK, head.number, len(whole))
+
+    def settle(self) -> None:
+        if not self.is_up:
+            self.dial()
+        for _ in range(10_000):
+            self.credit()
+            self.flush()
+            if not self.wire:
+                return
+            self.deliver(10)
+
+
+deeds = some.lists(
+    some.tuples(
+        some.sampled_from(["flush", "flush", "deliver", "credit", "cut", "dial", "wait", "reply"]),
+        some.integers(1, 5),
+    ),
+    min_size=60,
+    max_size=60,
+)
+
+
+@settings(max_examples=400, deadline=None)
+@given(some.lists(messages, min_size=3, max_size=3), deeds)
+def test_a_page_ends_as_it_would_have_whatever_happens_to_wires(stories, doings):
+    """Cuts, outages, little credit and long waits change nothing of what is seen at the end."""
+    pair, whole = Pair(), Page()
+    said = [parts for story in stories for parts in story]
+    replies = []
+    for number, (deed, amount) in enumerate(doings):
+        for parts in said[number::60]:
+            whole.hear(parts)
+            pair.book.append(Channel.IOPUB, pack(parts))
+            pair.book.append(Channel.SHELL, b"not for us", ANOTHER)
+        if deed == "reply":
+            replies.append(b"%d" % number)
+            pair.book.append(Channel.SHELL, pack([replies[-1]]), FRONT)
+        elif deed == "wait":
+            pair.now += amount
+        elif deed == "deliver":
+            pair.deliver(amount)
+        elif deed != "dial" or not pair.is_up:
+            getattr(pair, deed)()
+    pair.settle()
+    assert pair.page.seen() == whole.seen()
+    assert pair.replies == replies
+
+
+def test_while_the_link_keeps_up_everything_goes_as_it_is():
+    """What waits for less than a moment is not touched, however much it is."""
+    pair = Pair(window=10_000)
+    for number in range(1000):
+        pair.book.append(Channel.IOPUB, pack(stream(f"\r{number}")))
+        pair.flush()
+        if number % 5 == 0:
+            pair.deliver(100)
+            pair.credit()
+            pair.now += 0.2
+    pair.settle()
+    assert pair.page.outputs["one"] == [["stdout", "".join(f"\r{n}" for n in range(1000))]]
+
+
+def test_an_outage_is_told_in_its_last_words():
+    """A bar that went on while nobody listened comes as one message."""
+    pair = Pair()
+    pair.settle()
+    pair.cut()
+    size = 0
+    for number in range(1000):
+        body = pack(stream(f"\r{number:5} of 1000"))
+        size += len(body)
+        pair.book.append(Channel.IOPUB, body)
+        pair.outbox.look(is_connected=False)
+    pair.bytes = 0
+    pair.settle()
+    assert pair.page.outputs["one"] == [["stdout", "\r  999 of 1000"]]
+    assert pair.bytes < size / 20
+
+
+def test_an_interrupt_lets_little_through_at_once():
+    """What waits of a cell is cut down though it has not waited long, and its end comes."""
+    pair = Pair()
+    pair.flush()
+    for number in range(2000):
+        pair.book.append(Channel.IOPUB, pack(stream(f"{number} {'x' * 100}\n")))
+    pair.flush()
+    pair.outbox.interrupt(["one"])
+    pair.book.append(Channel.SHELL, pack([b"reply"]), FRONT)
+    pair.settle()
+    text = "".join(said for _, said in pair.page.outputs["one"])
+    assert text.endswith(f"1999 {'x' * 100}\n")
+    assert "held back" in text
+    assert pair.bytes < 80_000
+    assert pair.replies == [b"reply"]
+
+
+def test_a_front_that_was_never_asked_for_is_not_looked_after():
+    """A front known by name alone costs nothing until it comes."""
+    outbox = FrontOutbox(Book(), FRONT)
+    outbox.look(is_connected=False)
+    outbox.interrupt(["one"])
+    assert not outbox._is_behind
+
+
+def test_a_front_that_was_away_for_long_gets_the_end():
+    """After hours without a wire all that was missed is looked at when the front is back."""
+    pair = Pair(most=100_000)
+    pair.settle()
+    pair.cut()
+    for number in range(3000):
+        pair.now += 5
+        pair.book.append(Channel.IOPUB, pack(stream(f"{number} {'x' * 100}\n")))
+        pair.outbox.look(is_connected=False)
+    assert not pair.outbox._waiting
+    pair.settle()
+    text = "".join(said for _, said in pair.page.outputs["one"])
+    assert text.endswith(f"2999 {'x' * 100}\n")
+    assert len(text) < 101_000
