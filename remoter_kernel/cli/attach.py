@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -38,7 +39,11 @@ def attach(session: str) -> None:
         # Not `--existing`: a console interrupts only a kernel that it has started.
         path = os.pathsep.join(filter(None, (folder, os.environ.get("JUPYTER_PATH"))))
         command = [sys.executable, "-m", "jupyter_console", "--kernel", SPEC]
-        ran = subprocess.run(command, env={**os.environ, "JUPYTER_PATH": path}, check=False)
+        before = signal.signal(signal.SIGINT, lambda *_: None)  # Ctrl-C is for the console
+        try:
+            ran = subprocess.run(command, env={**os.environ, "JUPYTER_PATH": path}, check=False)
+        finally:
+            signal.signal(signal.SIGINT, before)
     if ran.returncode:
         raise click.exceptions.Exit(1)
 

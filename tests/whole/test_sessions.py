@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from tests.real_jupyter import JupyterHere
-    from tests.real_users import FarSide
 
 DEAF = """
 import signal
@@ -313,7 +312,7 @@ def test_a_console_attaches_interrupts_and_leaves_the_session(
 
 def test_verbs_answer_while_the_kernel_is_busy(front: Front, session: str) -> None:
     """`%remoter status` and `log` are answered at once, in their own cells, by this side."""
-    front.talk.case(lambda talk: talk.queue("import time; time.sleep(60)"))
+    front.talk.queue("import time; time.sleep(60)")
     begin = time.monotonic()
     status = front.run("%remoter status")
     assert time.monotonic() - begin < 5
