@@ -100,6 +100,7 @@ class Kernel:
             self.dialer,
             self.kernel_id,
             self._publish,
+            is_guest=bool(session),
             stays=lambda: self.stays,
             keep=self._keep,
         )

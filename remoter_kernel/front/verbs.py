@@ -26,7 +26,7 @@ from remoter_kernel.front.status import Status, amount, told
 from remoter_kernel.wire.frames import Channel, to_json
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from remoter_kernel.front.dialer import SessionDialer
     from remoter_kernel.front.link import Link
@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     Shown = tuple[str, dict[str, Any]]  # kind and content of a message on iopub
 
 MOST_TEXT = 2 * 1024 * 1024  # characters in one cell: Jupyter's server drops what is more
+# What ends a kernel when it is typed at a console; whoever is attached only wants to leave.
+LEAVE = frozenset({"exit", "quit", "exit()", "quit()", "q()"})
 _FIRST_LINE = re.compile(r"(%remoter|%%local|%local)(?:[ \t]+(.*))?$")
 
 HELP = {
@@ -87,6 +89,7 @@ class Surroundings:
     dialer: SessionDialer
     kernel_id: str
     publish: Callable[[str, dict[str, Any], Header], None]
+    is_guest: bool  # attached to a session that others have started
     stays: Callable[[], bool]
     keep: Callable[[], None]
 
@@ -110,6 +113,11 @@ class Verbs:
         `finish(reply, error)` says the error, if there is one, and the reply.
         """
         code = str(content.get("code", ""))
+        if self._around.is_guest and code.strip() in LEAVE:
+            cell = _Cell(self._around, header, self._count(), finish)
+            cell.begin(code)
+            cell.end(payload=[{"source": "ask_exit", "keepkernel": False}])
+            return True
         try:
             asked: Asked | Usage | None = asked_by(code)
         except Usage as error:
@@ -289,9 +297,11 @@ class _Cell:
             self.show(kind, content)
         self.end()
 
-    def end(self, error: RemoterError | None = None) -> None:
-        """Say how it ended."""
-        reply: dict[str, Any] = {"execution_count": self._count, "payload": []}
+    def end(
+        self, error: RemoterError | None = None, payload: Sequence[dict[str, Any]] = ()
+    ) -> None:
+        """Say how it ended; `payload`: what the client should do."""
+        reply: dict[str, Any] = {"execution_count": self._count, "payload": list(payload)}
         trouble = error_content(type(error).__name__, str(error)) if error else None
         if trouble:
             self._finish({"status": "error", **reply, **trouble}, trouble)
