@@ -183,6 +183,10 @@ class Tunnel:
                         self._wake_writer()
                     return local
             local.close()
+            # Whoever came too late must see the end; not every system resets its backlog.
+            self._listener.setblocking(False)
+            while True:
+                self._listener.accept()[0].close()
         return None
 
     def _wake_listener(self) -> None:
