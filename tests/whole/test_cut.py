@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -68,6 +69,11 @@ def lines(talk: Talk, cell: str) -> list[int]:
     return [int(number) for number in re.findall(r"line (\d+)\n", text)]
 
 
+def has_more(talk: Talk, cell: str, than: int) -> bool:
+    """Have more lines than that come in a cell?"""
+    return len(lines(talk, cell)) > than
+
+
 def is_over(talk: Talk, cell: str) -> bool:
     """Has this cell its reply and its idle?"""
     return talk._is_done(cell)
@@ -77,7 +83,7 @@ def test_three_cuts_lose_no_line(talk: Talk, path: Proxy) -> None:
     """Three resets in a cell of 300 lines: all 300 lines arrive, once, in order."""
     cell = talk.queue(COUNT % 0.02)
     for until in (50, 120, 190):
-        talk.listen(lambda until=until: len(lines(talk, cell)) > until, seconds=WAIT)
+        talk.listen(partial(has_more, talk, cell, until), seconds=WAIT)
         assert path.cut() > 0
     talk.listen(lambda: is_over(talk, cell), seconds=WAIT)
     assert lines(talk, cell) == list(range(LINES))
@@ -132,7 +138,7 @@ def test_many_cuts_under_a_flood(talk: Talk, path: Proxy) -> None:
     for cut in range(10):
         with contextlib.suppress(AssertionError):
             before = len(lines(talk, cell))
-            talk.listen(lambda n=before: len(lines(talk, cell)) > n, seconds=5)
+            talk.listen(partial(has_more, talk, cell, before), seconds=5)
         path.cut()
         if is_over(talk, cell):
             assert cut > 0
