@@ -37,7 +37,7 @@ class Tunnel:
         self.received = 0  # bytes, from there to here
         self._target = (host, port)
         self._channel = transport.new_channel(self)
-        self._listener = None if local else socket.socket()
+        self._listener: socket.socket | None = None
         self._local = local
         self._changed = threading.Condition()
         self._late: deque[bytes] = deque()  # came from there, not yet written here
@@ -50,15 +50,13 @@ class Tunnel:
         try:
             self._channel.start("direct-tcpip", *self._target, "127.0.0.1", 0)
             self._channel.wait_open(seconds)
-            if self._listener is not None:
-                self._listener.bind(("127.0.0.1", 0))
-                self._listener.listen(1)
+            if self._local is None:
+                self._listener = socket.create_server(("127.0.0.1", 0), backlog=1)
                 self.address = f"tcp://127.0.0.1:{self._listener.getsockname()[1]}"
         except BaseException:
             self._channel.close()
-            for sock in (self._listener, self._local):
-                if sock is not None:
-                    sock.close()
+            if self._local is not None:
+                self._local.close()
             raise
         self._threads[0].start()
 
