@@ -221,7 +221,8 @@ def _evaluator(far: FarSide) -> psutil.Process:
 @pytest.fixture
 def file(here: JupyterHere, tmp_path: Path) -> Path:
     """A connection file, as Jupyter writes one."""
-    return Path(write_connection_file(str(tmp_path / "kernel.json"))[0])
+    path, _ = write_connection_file(str(tmp_path / "kernel.json"), key=b"a key of its own")
+    return Path(path)
 
 
 @contextlib.contextmanager
