@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from remoter_kernel.front.trust import Questions
+    from remoter_kernel.front.ssh.trust import Questions
 
 
 class AtTerminal:

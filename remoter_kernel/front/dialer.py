@@ -18,14 +18,14 @@ from remoter_kernel.front.bootstrap import Address, Wish, start_session
 from remoter_kernel.front.link import Line
 from remoter_kernel.front.login import log_in_to
 from remoter_kernel.front.remotes import Remote
-from remoter_kernel.front.ssh import log_in
+from remoter_kernel.front.ssh.login import log_in
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from remoter_kernel.front.host import EmbeddedHost
-    from remoter_kernel.front.ssh import Login
-    from remoter_kernel.front.trust import Questions
+    from remoter_kernel.front.ssh.login import Login
+    from remoter_kernel.front.ssh.trust import Questions
 
 HERE = Remote(name="here", host="this machine", python=sys.executable)
 

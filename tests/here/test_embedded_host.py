@@ -19,7 +19,7 @@ import pytest
 from remoter_kernel.errors import ForwardingRefused, HostKeyProblem, LoginRefused, RemoteLacks
 from remoter_kernel.front import host as host_module
 from remoter_kernel.front.host import EmbeddedHost
-from remoter_kernel.front.ssh import Login, log_in
+from remoter_kernel.front.ssh.login import Login, log_in
 from tests.real_sshd import make_key
 
 if TYPE_CHECKING:

@@ -14,10 +14,10 @@ import pytest
 from paramiko.common import MSG_CHANNEL_CLOSE, MSG_CHANNEL_DATA
 
 from remoter_kernel.errors import ForwardingRefused, RemoteLacks
-from remoter_kernel.front.aliases import resolve
-from remoter_kernel.front.channel import Channel, Closed
 from remoter_kernel.front.host import EmbeddedHost
-from remoter_kernel.front.ssh import Login, Tunnel, log_in
+from remoter_kernel.front.ssh.aliases import resolve
+from remoter_kernel.front.ssh.channel import Channel, Closed
+from remoter_kernel.front.ssh.login import Login, Tunnel, log_in
 from tests import real_parts
 from tests.real_sshd import RealSshd, free_port
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     import paramiko
 
-    from remoter_kernel.front.channel import Sink
+    from remoter_kernel.front.ssh.channel import Sink
 
 KINDS = (
     "sshd",

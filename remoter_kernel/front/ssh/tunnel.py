@@ -14,10 +14,10 @@ import threading
 from collections import deque
 from typing import TYPE_CHECKING
 
-from remoter_kernel.front.channel import PACKET, Closed, TooLate
+from remoter_kernel.front.ssh.channel import PACKET, Closed, TooLate
 
 if TYPE_CHECKING:
-    from remoter_kernel.front.transport import Transport
+    from remoter_kernel.front.ssh.transport import Transport
 
 # Windows cannot ask one call not to block: there, the tunnel's thread writes everything.
 DO_NOT_WAIT: int | None = getattr(socket, "MSG_DONTWAIT", None)
