@@ -5,6 +5,7 @@ Blocks. Has no state but the session's address, and the login while a line is up
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import threading
 from dataclasses import replace
@@ -80,6 +81,7 @@ class SessionDialer:
             try:
                 tunnel = login.open_tunnel(self.address.address, self.address.port)
             except ForwardingRefused:
+                self._take_back(login)
                 raise
             except RemoteLacks:  # nobody listens there any more: is the session alive?
                 self.address = self._start(login)
@@ -118,3 +120,14 @@ class SessionDialer:
         address = start_session(login, remote, wish)
         orders.forget(remote.name, *(order["kernel_id"] for order in wish.orders))
         return address
+
+    def _take_back(self, login: Login) -> None:
+        """Stop a session that was started just now and that nobody can reach."""
+        address = self.address
+        if address is None or address.is_joined:
+            return
+        self.address = None
+        order = {"order": "stop", "session": address.session, "kernel_id": self.wish.kernel_id}
+        wish = Wish(self._public.decode(), session=address.session, orders=(order,))
+        with contextlib.suppress(RemoterError):  # it answers that the session is gone
+            start_session(login, self.remote, wish)
