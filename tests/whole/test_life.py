@@ -195,6 +195,18 @@ def test_a_kernel_that_ends_itself_says_so(kernel: StartedKernel) -> None:
     assert value(talk, "2 + 2") == "4"
 
 
+def test_a_kernel_that_lost_the_race_for_its_port_is_started_again(
+    here: JupyterHere, far: FarSide, python_remote: dict[str, Any]
+) -> None:
+    """Another process may bind a port between choosing and binding it: that is no failure."""
+    with far.folder() as folder:
+        lose = f"echo Address already in use >&2; mkdir {folder}/lost; exit 1"
+        init = (f"test -e {folder}/lost || {{ {lose}; }}",)
+        with started_kernel(here.add_remote("racing", init=init, **python_remote)) as kernel:
+            assert value(Talk(kernel.client), "3 * 3") == "9"
+        assert (folder / "lost").exists()
+
+
 def test_a_second_front_knows_the_kernel_before_it_is_reached(
     kernel: StartedKernel, spec: str
 ) -> None:
