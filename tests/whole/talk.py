@@ -245,6 +245,9 @@ AN_ID = re.compile(
 def _anonymous(message: Message) -> Message:
     """Replace ids, times, addresses and process numbers, each id by a number of its own."""
     buffers = message.pop("buffers")
+    if message["content"].get("ename") == "KeyboardInterrupt":
+        # Which line an interrupt meets is chance, of a kernel that runs here, too.
+        message["content"]["traceback"] = message["content"]["traceback"][-1:]
     text = json.dumps(message, ensure_ascii=False, sort_keys=True, default=str)
     for pattern, name in SAME_BUT_FOR:
         text = pattern.sub(name, text)

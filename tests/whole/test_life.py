@@ -56,7 +56,7 @@ def errors(said: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def there(far: FarSide, *, but: int = 0) -> list[psutil.Process]:
     """List what runs there: evaluator, warden, kernel."""
     me = {os.getpid(), but, *(p.pid for p in psutil.Process().children(recursive=True))}
-    return [p for p in marked() if p.username() == far.user and p.pid not in me]
+    return [p for p in marked() if p.info["username"] == far.user and p.pid not in me]
 
 
 def test_a_cell_runs_as_the_far_user(kernel: StartedKernel, another_user: FarSide) -> None:
