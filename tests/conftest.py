@@ -22,9 +22,12 @@ LEFT_WITHIN = 10.0  # seconds until everything a module started must be gone
 
 
 @pytest.fixture(scope="session")
-def far() -> FarSide:
+def far() -> Iterator[FarSide]:
     """The user whom the tests log in as, with a Python that has ipykernel."""
-    return far_side()
+    side = far_side()
+    yield side
+    if side.is_another_user:
+        side.forget_ended_sessions()
 
 
 @pytest.fixture(scope="session")

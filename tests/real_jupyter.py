@@ -96,7 +96,7 @@ class StartedKernel:
     @property
     def pid(self) -> int:
         """The process id of what Jupyter started here."""
-        return int(self.manager.provisioner.pid)  # type: ignore[union-attr,attr-defined]
+        return int(self.manager.provisioner.pid)
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import getpass
+import json
 import os
 import pwd
 import shutil
@@ -58,6 +59,12 @@ class FarSide:
             yield path
         finally:
             shutil.rmtree(path, ignore_errors=True)
+
+    def forget_ended_sessions(self) -> None:
+        """Remove the folders of sessions whose evaluator is gone."""
+        for door in self.home.glob(".local/share/remoter-kernel/sessions/*/door.json"):
+            if not psutil.pid_exists(json.loads(door.read_text())["pid"]):
+                shutil.rmtree(door.parent)
 
     def give(self, path: Path) -> None:
         """Make this user the owner of a file or an empty folder."""

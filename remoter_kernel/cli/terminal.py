@@ -11,7 +11,7 @@ import click
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from remoter_kernel.front.trust import Questions
+    from remoter_kernel.front.ssh.trust import Questions
 
 
 _asking = threading.Lock()  # several logins may have a question; a person answers one at a time

@@ -53,6 +53,8 @@ if TYPE_CHECKING:
 DIE_WITHIN = 4.0  # seconds that a kernel has for its own shutdown, before a signal
 KILL_WITHIN = 2.0  # seconds after that signal
 RESTART_AFTER = 0.2  # seconds: JupyterLab cancels cells whose errors come later than this news
+PORT_TAKEN = "Address already in use"  # what a kernel prints that lost a race for its port
+TRIES = 3  # for a kernel whose port was taken between choosing and binding it
 LINGER = 30.0  # seconds that a session which could not start still tells why
 LINGER_LOOK = 0.5  # seconds
 LOOK_AGAIN = 0.005  # seconds until a thread has probably done its work
@@ -107,6 +109,7 @@ class Supervisor:
         self._board = Board(reactor, session, journal, door)
         self._requests = Requests(self._speaker)
         self._adoption: Adoption | None = None
+        self._tries = 1  # to start the child
         self._busy_until = time.monotonic()
 
     def run(self) -> None:
@@ -306,6 +309,7 @@ class Supervisor:
         """The child answers, and is heard on iopub: whoever waits gets its turn."""
         if self.state is not State.STARTING:
             return
+        self._tries = 1
         self.state = State.READY
         self._speaker.sound_like(header, kernel_info)
         self._speaker.note("ready", **self._speaker.describe())
@@ -362,6 +366,9 @@ class Supervisor:
             self._leave()
         elif self.state is State.RESTARTING:
             self._requests.answer_all("KernelRestarted", "The kernel was restarted.")
+            self._start()
+        elif self.state is State.STARTING and PORT_TAKEN in last_words and self._tries < TRIES:
+            self._tries += 1
             self._start()
         elif self.state is State.STARTING:
             self._fail(f"The kernel did not start: {explain(words)}\n{last_words}".rstrip())

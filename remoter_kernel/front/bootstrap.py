@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from remoter_kernel.errors import NoSuchSession, RemoteLacks, RemoterError, Unreachable
-from remoter_kernel.front.ssh import CommandEnded, Ran
+from remoter_kernel.front.ssh.login import CommandEnded, Ran
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from remoter_kernel.front.remotes import Remote
-    from remoter_kernel.front.ssh import Login
+    from remoter_kernel.front.ssh.login import Login
 
 # Exactly what travels, in this order.
 SHIPPED = (

@@ -5,6 +5,7 @@ Blocks. Has no state but the session's address, and the login while a line is up
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import threading
 from dataclasses import replace
@@ -18,14 +19,14 @@ from remoter_kernel.front.bootstrap import Address, Wish, start_session
 from remoter_kernel.front.link import Line
 from remoter_kernel.front.login import log_in_to
 from remoter_kernel.front.remotes import Remote
-from remoter_kernel.front.ssh import log_in
+from remoter_kernel.front.ssh.login import log_in
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from remoter_kernel.front.host import EmbeddedHost
-    from remoter_kernel.front.ssh import Login
-    from remoter_kernel.front.trust import Questions
+    from remoter_kernel.front.ssh.login import Login
+    from remoter_kernel.front.ssh.trust import Questions
 
 HERE = Remote(name="here", host="this machine", python=sys.executable)
 
@@ -80,6 +81,7 @@ class SessionDialer:
             try:
                 tunnel = login.open_tunnel(self.address.address, self.address.port)
             except ForwardingRefused:
+                self._take_back(login)
                 raise
             except RemoteLacks:  # nobody listens there any more: is the session alive?
                 self.address = self._start(login)
@@ -118,3 +120,14 @@ class SessionDialer:
         address = start_session(login, remote, wish)
         orders.forget(remote.name, *(order["kernel_id"] for order in wish.orders))
         return address
+
+    def _take_back(self, login: Login) -> None:
+        """Stop a session that was started just now and that nobody can reach."""
+        address = self.address
+        if address is None or address.is_joined:
+            return
+        self.address = None
+        order = {"order": "stop", "session": address.session, "kernel_id": self.wish.kernel_id}
+        wish = Wish(self._public.decode(), session=address.session, orders=(order,))
+        with contextlib.suppress(RemoterError):  # it answers that the session is gone
+            start_session(login, self.remote, wish)

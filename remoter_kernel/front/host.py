@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Self
 
 from remoter_kernel.errors import RemoteLacks
-from remoter_kernel.front.aliases import Destination
+from remoter_kernel.front.ssh.aliases import Destination
 
 READY_WITHIN = 10.0  # seconds
 ENDS_WITHIN = 3.0  # seconds

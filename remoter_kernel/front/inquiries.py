@@ -13,14 +13,14 @@ from remoter_kernel.front.dialer import HERE
 from remoter_kernel.front.host import EmbeddedHost
 from remoter_kernel.front.login import log_in_to
 from remoter_kernel.front.remotes import Remote, find_remote, read_remotes
-from remoter_kernel.front.ssh import log_in
+from remoter_kernel.front.ssh.login import log_in
 from remoter_kernel.wire.said import Said, split_said
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    from remoter_kernel.front.ssh import Login
-    from remoter_kernel.front.trust import Questions
+    from remoter_kernel.front.ssh.login import Login
+    from remoter_kernel.front.ssh.trust import Questions
 
 FOLLOW = 20.0  # seconds that the far side waits for something new to tell
 

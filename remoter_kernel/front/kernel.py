@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import secrets
 import signal
 import sys
 import traceback
@@ -87,9 +88,7 @@ class Kernel:
         self._info = last_kernel_info(remote.name)
         self._language = "R" if remote.kernel == "ir" else "python"
         self._routes: dict[str, Route] = {}
-        self._held: list[
-            Route
-        ] = []  # questions for which an empty answer is better than a late one
+        self._held: list[Route] = []  # an empty answer is better for them than a late one
         self._has_asker = False  # has any client allowed questions?
         self._is_leaving = False
         self._held_interrupt: Timer | None = None
@@ -366,7 +365,12 @@ class Kernel:
 
 
 def digest(key: str) -> str:
-    """Return what a kernel is known by: a restart keeps its key, its process number recurs."""
+    """Return what a kernel is known by: a restart keeps its key, its process number recurs.
+
+    One without a key is known by nothing, and so never taken for another.
+    """
+    if not key:
+        return secrets.token_hex(12)
     return hashlib.sha256(b"remoter kernel\0" + key.encode()).hexdigest()[:24]
 
 

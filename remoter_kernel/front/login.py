@@ -5,16 +5,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from remoter_kernel.errors import Usage
-from remoter_kernel.front.aliases import resolve
-from remoter_kernel.front.ssh import log_in
+from remoter_kernel.front.ssh.aliases import resolve
+from remoter_kernel.front.ssh.login import log_in
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from remoter_kernel.front.aliases import Destination
     from remoter_kernel.front.remotes import Remote
-    from remoter_kernel.front.ssh import Login
-    from remoter_kernel.front.trust import Questions
+    from remoter_kernel.front.ssh.aliases import Destination
+    from remoter_kernel.front.ssh.login import Login
+    from remoter_kernel.front.ssh.trust import Questions
 
 
 def destination_of(remote: Remote) -> Destination:

@@ -10,7 +10,7 @@ import zmq
 
 from remoter_kernel.errors import ProtocolError, Usage
 from remoter_kernel.wire.frames import Bytes, Channel
-from remoter_kernel.wire.messages import TOPIC, Voice
+from remoter_kernel.wire.messages import CONTENT, LARGE, TOPIC, Voice
 from remoter_kernel.wire.reactor import messages
 
 if TYPE_CHECKING:
@@ -64,8 +64,9 @@ class Sockets:
 
     def publish(self, parts: Sequence[Bytes]) -> None:
         """Send a message to all who listen on iopub."""
-        handle = self._sockets[Channel.IOPUB]
-        handle.send_multipart([parts[TOPIC], *self.voice.sign(parts)])
+        is_small = len(parts[CONTENT]) < LARGE
+        frames = [parts[TOPIC], *self.voice.sign(parts)]
+        self._sockets[Channel.IOPUB].send_multipart(frames, copy=is_small)
 
     def close(self) -> None:
         """Send what waits, for a moment, and close."""

@@ -17,7 +17,7 @@ from remoter_kernel.errors import RemoteLacks
 from remoter_kernel.front.remotes_text import nearest
 
 if TYPE_CHECKING:
-    from remoter_kernel.front.ssh import Login
+    from remoter_kernel.front.ssh.login import Login
 
 MARK = "@remoter-survey@"
 OLDEST_PYTHON = (3, 9)  # the evaluator's floor: that of ipykernel 6

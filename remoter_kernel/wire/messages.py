@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from remoter_kernel.wire.frames import Bytes
 
+LARGE = 64 * 1024  # bytes of content that are better not copied
 DELIMITER = b"<IDS|MSG>"
 TOPIC, HEADER, PARENT, METADATA, CONTENT, BUFFERS = range(6)
 
@@ -88,7 +89,12 @@ class Voice:
         """
         if not self._key:
             return b""
-        return hmac.digest(self._key, b"".join(parts), self._digest).hex().encode()
+        if len(parts[-1]) < LARGE:
+            return hmac.digest(self._key, b"".join(parts), self._digest).hex().encode()
+        signature = hmac.new(self._key, digestmod=self._digest)
+        for part in parts:
+            signature.update(part)
+        return signature.hexdigest().encode()
 
 
 def header_of(part: Bytes) -> dict[str, Any]:

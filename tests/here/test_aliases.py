@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from remoter_kernel.errors import BadConfiguration, Unreachable, Usage
-from remoter_kernel.front import aliases
-from remoter_kernel.front.aliases import Destination, resolve
+from remoter_kernel.front.ssh import aliases
+from remoter_kernel.front.ssh.aliases import Destination, resolve
 
 
 @pytest.fixture(params=["ssh -G", "paramiko's parser"])

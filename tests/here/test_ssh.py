@@ -18,9 +18,9 @@ import pytest
 
 from bench.proxy import Proxy
 from remoter_kernel.errors import HostKeyProblem, LoginRefused, RemoteLacks, Unreachable
-from remoter_kernel.front.aliases import Destination, resolve
-from remoter_kernel.front.ssh import CommandEnded, Login, log_in
-from remoter_kernel.front.trust import UnknownHostKey
+from remoter_kernel.front.ssh.aliases import Destination, resolve
+from remoter_kernel.front.ssh.login import CommandEnded, Login, log_in
+from remoter_kernel.front.ssh.trust import UnknownHostKey
 from tests import real_parts
 from tests.real_sshd import RealSshd, make_key
 

@@ -18,9 +18,9 @@ import pytest
 
 from bench.proxy import Proxy
 from remoter_kernel.errors import LoginRefused, RemoteLacks, Unreachable
-from remoter_kernel.front import ssh
-from remoter_kernel.front.aliases import Destination, resolve
-from remoter_kernel.front.ssh import log_in
+from remoter_kernel.front.ssh import login as ssh
+from remoter_kernel.front.ssh.aliases import Destination, resolve
+from remoter_kernel.front.ssh.login import log_in
 from tests import real_parts
 from tests.real_sshd import RealSshd, free_port, make_key
 
@@ -358,8 +358,8 @@ def test_paramiko_writes_nothing_to_stderr(there):
         "import sys\n"
         "from dataclasses import replace\n"
         "from pathlib import Path\n"
-        "from remoter_kernel.front.aliases import Destination\n"
-        "from remoter_kernel.front.ssh import log_in\n"
+        "from remoter_kernel.front.ssh.aliases import Destination\n"
+        "from remoter_kernel.front.ssh.login import log_in\n"
         "import logging; logging.basicConfig(level=0)\n"
         f"d = Destination('127.0.0.1', {there.port}, {there.user!r},"
         f" (Path({str(there.identity_files[0])!r}),),"

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from remoter_kernel.errors import HostKeyProblem
-from remoter_kernel.front.aliases import Destination
-from remoter_kernel.front.trust import KnownHosts, UnknownHostKey, add_line, fingerprint
+from remoter_kernel.front.ssh.aliases import Destination
+from remoter_kernel.front.ssh.trust import KnownHosts, UnknownHostKey, add_line, fingerprint
 from tests.real_sshd import make_key
 
 if TYPE_CHECKING:

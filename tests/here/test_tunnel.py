@@ -11,12 +11,13 @@ import time
 from typing import TYPE_CHECKING
 
 import pytest
+from paramiko.common import MSG_CHANNEL_CLOSE, MSG_CHANNEL_DATA
 
 from remoter_kernel.errors import ForwardingRefused, RemoteLacks
-from remoter_kernel.front.aliases import resolve
-from remoter_kernel.front.channel import Channel
 from remoter_kernel.front.host import EmbeddedHost
-from remoter_kernel.front.ssh import Login, Tunnel, log_in
+from remoter_kernel.front.ssh.aliases import resolve
+from remoter_kernel.front.ssh.channel import Channel, Closed
+from remoter_kernel.front.ssh.login import Login, Tunnel, log_in
 from tests import real_parts
 from tests.real_sshd import RealSshd, free_port
 
@@ -24,7 +25,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from remoter_kernel.front.channel import Sink
+    import paramiko
+
+    from remoter_kernel.front.ssh.channel import Sink
 
 KINDS = (
     "sshd",
@@ -51,6 +54,20 @@ class Far:
 
     def close(self) -> None:
         self._listener.close()
+
+
+class NoTransport:
+    """Carries nothing: its channel is fed by hand."""
+
+    active = True
+
+    def new_channel(self, sink: Sink) -> Channel:
+        return Channel(self, 0, sink)
+
+    def send(self, message: object) -> None:
+        """Say nothing."""
+
+    post = forget = answered_after = send
 
 
 @pytest.fixture(scope="module", params=KINDS)
@@ -116,6 +133,13 @@ def ends(connection: socket.socket) -> bool:
     return True
 
 
+def send_until_it_ends(connection: socket.socket) -> None:
+    """Send for as long as anybody takes it."""
+    with contextlib.suppress(OSError):
+        while True:
+            connection.sendall(bytes(1 << 16))
+
+
 def digest_of(connection: socket.socket, size: int, pause: Callable[[int], None]) -> str:
     """Read that many bytes and say what they were."""
     digest = hashlib.sha256()
@@ -172,20 +196,6 @@ def test_what_came_before_anybody_connected_here_is_there(login, far):
     assert ends(there)
     there.close()
     tunnel.close()
-
-
-class NoTransport:
-    """Carries nothing: its channel is fed by hand."""
-
-    active = True
-
-    def new_channel(self, sink: Sink) -> Channel:
-        return Channel(self, 0, sink)
-
-    def send(self, message: object) -> None:
-        """Say nothing."""
-
-    post = forget = answered_after = send
 
 
 def test_what_comes_while_an_older_block_is_being_written_waits_for_it():
@@ -251,6 +261,55 @@ def test_closing_a_tunnel_ends_both_sides_even_when_both_are_full(login, far):
     assert ends(there)
     near.close()
     there.close()
+
+
+def test_nothing_follows_a_close():
+    """Data on its way when the channel is closed goes out first, and nothing after it."""
+    may_send, said = threading.Event(), []
+
+    class Slow(NoTransport):
+        def send(self, message: paramiko.Message) -> None:
+            began.set()
+            may_send.wait(SOON)
+            said.append(message.asbytes()[0])
+
+        def post(self, message: paramiko.Message) -> None:
+            said.append(message.asbytes()[0])
+
+    began = threading.Event()
+    channel = Slow().new_channel(Tunnel(NoTransport(), "there", 1))  # type: ignore[arg-type]
+    channel.opened(0, 1 << 20, 1 << 15)
+    sending = threading.Thread(target=channel.send, args=(b"data",))
+    sending.start()
+    began.wait(SOON)
+    channel.close()
+    channel.give_back(1 << 22)
+    channel.send_eof()
+    with pytest.raises(Closed):
+        channel.send(b"more")
+    with pytest.raises(Closed):
+        channel.run("command")
+    assert said == []
+    may_send.set()
+    sending.join(SOON)
+    channel.close()
+    assert said == [MSG_CHANNEL_DATA, MSG_CHANNEL_CLOSE]
+
+
+def test_a_login_outlives_tunnels_that_are_closed_while_they_send(login, far):
+    for _ in range(20):
+        tunnel = login.open_tunnel("127.0.0.1", far.port)
+        with connect(tunnel) as near, far.take() as there:
+            sending = threading.Thread(target=send_until_it_ends, args=(near,))
+            reading = threading.Thread(target=ends, args=(there,))
+            sending.start()
+            reading.start()
+            comes_true(lambda tunnel=tunnel: tunnel.sent > 1 << 20)  # type: ignore[misc]
+            tunnel.close()
+            sending.join(SOON)
+            reading.join(SOON)
+    assert login.is_alive
+    assert login.run("echo fine").stdout == b"fine\n"
 
 
 def test_a_tunnel_takes_exactly_one_connection(login, far):

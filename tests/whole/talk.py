@@ -10,6 +10,7 @@ import contextlib
 import json
 import re
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import zmq
@@ -102,7 +103,7 @@ class Talk:
         request = self.queue(code, **options)
         for answer in answers:
             asked = len(self._of("stdin"))
-            self.listen(lambda n=asked: len(self._of("stdin")) > n or self._is_done(request))
+            self.listen(partial(self._has_asked, request, asked))
             self.send("input_reply", {"value": answer}, channel="stdin")
         self.done(request)
 
@@ -155,12 +156,15 @@ class Talk:
                     return
                 message = f"waited {seconds:.0f} s"
                 raise GaveUpError(message)
-            ready = dict(self._poller.poll(left * 1000))
+            ready = dict(self._poller.poll(int(left * 1000) + 1))
             for channel, socket in self._sockets.items():
                 if socket in ready:
                     _, message = self.client.session.recv(socket)
                     self.heard.append((channel, message))
                     until = max(until, time.monotonic() + min(seconds, QUIET))
+
+    def _has_asked(self, request: str, before: int) -> bool:
+        return len(self._of("stdin")) > before or self._is_done(request)
 
     def _of(self, wanted: str) -> list[Message]:
         return [message for channel, message in self.heard if channel == wanted]
@@ -241,6 +245,9 @@ AN_ID = re.compile(
 def _anonymous(message: Message) -> Message:
     """Replace ids, times, addresses and process numbers, each id by a number of its own."""
     buffers = message.pop("buffers")
+    if message["content"].get("ename") == "KeyboardInterrupt":
+        # Which line an interrupt meets is chance, of a kernel that runs here, too.
+        message["content"]["traceback"] = message["content"]["traceback"][-1:]
     text = json.dumps(message, ensure_ascii=False, sort_keys=True, default=str)
     for pattern, name in SAME_BUT_FOR:
         text = pattern.sub(name, text)

@@ -5,16 +5,18 @@ from __future__ import annotations
 import contextlib
 import re
 import time
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING
 
 import pytest
 
 from bench.proxy import Proxy
-from tests.real_jupyter import started_kernel, wait_for
+from tests.real_jupyter import StartedKernel, started_kernel, wait_for
 from tests.whole.talk import Talk
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from tests.real_jupyter import JupyterHere
     from tests.real_sshd import RealSshd
@@ -39,21 +41,25 @@ def path(sshd: RealSshd) -> Iterator[Proxy]:
 
 
 @pytest.fixture
-def talk(
-    here: JupyterHere, sshd: RealSshd, far: FarSide, path: Proxy, tmp_path: Any
-) -> Iterator[Talk]:
-    """A conversation with a far kernel over that path."""
-    config = sshd.ssh_config(tmp_path / "ssh_config", "cut", extra=f"Port {path.port}")
+def kernel(
+    here: JupyterHere, sshd: RealSshd, far: FarSide, path: Proxy, tmp_path: Path
+) -> Iterator[StartedKernel]:
+    """A far kernel over that path."""
+    config = tmp_path / "ssh_config"
     # The key is known by the sshd's own port; the path has another.
-    known = sshd.known_hosts.read_text().replace(str(sshd.port), str(path.port))
-    (tmp_path / "known").write_text(known)
-    text = config.read_text().replace(str(sshd.known_hosts), str(tmp_path / "known"))
-    config.write_text(text)
+    name = f"[127.0.0.1]:{sshd.port}"
+    sshd.ssh_config(config, "cut", extra=f"Port {path.port}\nHostKeyAlias {name}")
     spec = here.add_remote("cut", host="cut", ssh_config=config, python=str(far.python))
-    with started_kernel(spec) as kernel:
-        talk = Talk(kernel.client)
-        talk.case(lambda talk: talk.run("1"))
-        yield talk
+    with started_kernel(spec) as started:
+        yield started
+
+
+@pytest.fixture
+def talk(kernel: StartedKernel) -> Talk:
+    """A conversation with it, over a link that is up."""
+    talk = Talk(kernel.client)
+    talk.case(lambda talk: talk.run("1"))
+    return talk
 
 
 def lines(talk: Talk, cell: str) -> list[int]:
@@ -68,6 +74,11 @@ def lines(talk: Talk, cell: str) -> list[int]:
     return [int(number) for number in re.findall(r"line (\d+)\n", text)]
 
 
+def has_more(talk: Talk, cell: str, than: int) -> bool:
+    """Have more lines than that come in a cell?"""
+    return len(lines(talk, cell)) > than
+
+
 def is_over(talk: Talk, cell: str) -> bool:
     """Has this cell its reply and its idle?"""
     return talk._is_done(cell)
@@ -77,7 +88,7 @@ def test_three_cuts_lose_no_line(talk: Talk, path: Proxy) -> None:
     """Three resets in a cell of 300 lines: all 300 lines arrive, once, in order."""
     cell = talk.queue(COUNT % 0.02)
     for until in (50, 120, 190):
-        talk.listen(lambda until=until: len(lines(talk, cell)) > until, seconds=WAIT)
+        talk.listen(partial(has_more, talk, cell, until), seconds=WAIT)
         assert path.cut() > 0
     talk.listen(lambda: is_over(talk, cell), seconds=WAIT)
     assert lines(talk, cell) == list(range(LINES))
@@ -125,6 +136,64 @@ def test_a_reply_that_was_lost_on_the_way_comes(talk: Talk, path: Proxy) -> None
     assert lines(talk, cell) == [1]
 
 
+def results(talk: Talk, cell: str) -> list[str]:
+    """Return what a cell showed as its result."""
+    return [
+        message["content"]["data"]["text/plain"]
+        for _, message in talk.heard
+        if message["msg_type"] == "execute_result"
+        and message["parent_header"].get("msg_id") == cell
+    ]
+
+
+@pytest.mark.parametrize("is_asked_before", [True, False])
+def test_a_question_survives_a_cut(talk: Talk, path: Proxy, *, is_asked_before: bool) -> None:
+    """A cell that asks is answered, whether the cut comes after the question or before it."""
+    cell = talk.queue("import time\ntime.sleep(0.3)\ninput('? ')")
+    if is_asked_before:
+        talk.listen(lambda: bool(talk._of("stdin")))
+    else:
+        talk.listen(lambda: any(m["msg_type"] == "execute_input" for _, m in talk.heard))
+    path.cut()
+    talk.listen(lambda: bool(talk._of("stdin")), seconds=WAIT)
+    talk.send("input_reply", {"value": "yes"}, channel="stdin")
+    talk.listen(lambda: is_over(talk, cell), seconds=WAIT)
+    assert results(talk, cell) == ["'yes'"]
+    assert len(talk._of("stdin")) == 1
+
+
+def test_an_interrupt_that_is_pressed_while_the_link_is_down(talk: Talk, path: Proxy) -> None:
+    """It is answered here at once, and ends the cell there when the link is back."""
+    cell = talk.queue("import time\nprint('started', flush=True)\ntime.sleep(600)")
+    talk.until_said("started")
+    path.stall()
+    talk.ask("interrupt_request", channel="control")
+    path.cut()
+    path.resume()
+    talk.listen(lambda: is_over(talk, cell), seconds=WAIT)
+    (reply,) = [m for m in talk._of("shell") if m["parent_header"].get("msg_id") == cell]
+    assert reply["content"]["ename"] == "KeyboardInterrupt"
+    after = talk.queue("1 + 1")
+    talk.listen(lambda: is_over(talk, after), seconds=WAIT)
+    assert results(talk, after) == ["2"]
+
+
+def test_a_restart_that_is_pressed_while_the_link_is_down(
+    kernel: StartedKernel, talk: Talk, path: Proxy
+) -> None:
+    """It is carried out at the next login: the variables are gone before anything runs."""
+    talk.case(lambda talk: talk.run("kept = 1"))
+    path.stall()
+    kernel.manager.restart_kernel()
+    path.cut()
+    path.resume()
+    kernel.client.wait_for_ready(timeout=WAIT)
+    talk = Talk(kernel.client)
+    cell = talk.queue("'kept' in globals()")
+    talk.listen(lambda: is_over(talk, cell), seconds=WAIT)
+    assert results(talk, cell) == ["False"]
+
+
 def test_many_cuts_under_a_flood(talk: Talk, path: Proxy) -> None:
     """Ten resets while megabytes flow lose nothing and repeat nothing."""
     code = "for i in range(3000):\n    print('line', i)\n    print('x' * 2000)"
@@ -132,7 +201,7 @@ def test_many_cuts_under_a_flood(talk: Talk, path: Proxy) -> None:
     for cut in range(10):
         with contextlib.suppress(AssertionError):
             before = len(lines(talk, cell))
-            talk.listen(lambda n=before: len(lines(talk, cell)) > n, seconds=5)
+            talk.listen(partial(has_more, talk, cell, before), seconds=5)
         path.cut()
         if is_over(talk, cell):
             assert cut > 0
@@ -148,6 +217,5 @@ def test_a_sshd_that_is_restarted(talk: Talk, sshd: RealSshd) -> None:
     cell = talk.queue("kept")
     sshd.start()
     talk.listen(lambda: is_over(talk, cell), seconds=WAIT)
-    shown = [m["content"]["data"] for _, m in talk.heard if m["msg_type"] == "execute_result"]
-    assert shown[-1]["text/plain"] == "'yes'"
+    assert results(talk, cell) == ["'yes'"]
     wait_for(sshd.logins)

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import jupyter_kernel_test
 import pytest
 
 from tests import real_parts
-
-jupyter_kernel_test = pytest.importorskip("jupyter_kernel_test", reason="pip install it")
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -56,7 +56,7 @@ def errors(said: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def there(far: FarSide, *, but: int = 0) -> list[psutil.Process]:
     """List what runs there: evaluator, warden, kernel."""
     me = {os.getpid(), but, *(p.pid for p in psutil.Process().children(recursive=True))}
-    return [p for p in marked() if p.username() == far.user and p.pid not in me]
+    return [p for p in marked() if p.info["username"] == far.user and p.pid not in me]
 
 
 def test_a_cell_runs_as_the_far_user(kernel: StartedKernel, another_user: FarSide) -> None:
@@ -195,6 +195,18 @@ def test_a_kernel_that_ends_itself_says_so(kernel: StartedKernel) -> None:
     assert value(talk, "2 + 2") == "4"
 
 
+def test_a_kernel_that_lost_the_race_for_its_port_is_started_again(
+    here: JupyterHere, far: FarSide, python_remote: dict[str, Any]
+) -> None:
+    """Another process may bind a port between choosing and binding it: that is no failure."""
+    with far.folder() as folder:
+        lose = f"echo Address already in use >&2; mkdir {folder}/lost; exit 1"
+        init = (f"test -e {folder}/lost || {{ {lose}; }}",)
+        with started_kernel(here.add_remote("racing", init=init, **python_remote)) as kernel:
+            assert value(Talk(kernel.client), "3 * 3") == "9"
+        assert (folder / "lost").exists()
+
+
 def test_a_second_front_knows_the_kernel_before_it_is_reached(
     kernel: StartedKernel, spec: str
 ) -> None:
@@ -221,7 +233,8 @@ def _evaluator(far: FarSide) -> psutil.Process:
 @pytest.fixture
 def file(here: JupyterHere, tmp_path: Path) -> Path:
     """A connection file, as Jupyter writes one."""
-    return Path(write_connection_file(str(tmp_path / "kernel.json"))[0])
+    path, _ = write_connection_file(str(tmp_path / "kernel.json"), key=b"a key of its own")
+    return Path(path)
 
 
 @contextlib.contextmanager

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.proxy import Proxy
+from tests.real_jupyter import MARK, THIS_RUN
 from tests.real_parts import old_python, real_part, run_quietly
 from tests.real_sshd import RealSshd, free_port, make_key
 from tests.real_users import throw_away_user
@@ -64,6 +65,7 @@ class Place:
         """Start another sshd, which ends with the test."""
         folder = self.folder / f"sshd-{free_port()}"
         folder.mkdir()
+        options["extra_config"] = f"{options.get('extra_config', '')}\nSetEnv {MARK}={THIS_RUN}"
         return self.stack.enter_context(RealSshd(folder, user=user, **options))
 
 

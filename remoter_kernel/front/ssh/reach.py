@@ -12,14 +12,14 @@ import time
 from typing import TYPE_CHECKING
 
 from remoter_kernel.errors import ForwardingRefused, Unreachable
-from remoter_kernel.front.channel import Refused, TooLate
-from remoter_kernel.front.tunnel import Tunnel
+from remoter_kernel.front.ssh.channel import Refused, TooLate
+from remoter_kernel.front.ssh.tunnel import Tunnel
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from remoter_kernel.front.aliases import Destination
-    from remoter_kernel.front.transport import Transport
+    from remoter_kernel.front.ssh.aliases import Destination
+    from remoter_kernel.front.ssh.transport import Transport
 
 # Linux gives up a connection whose bytes nobody acknowledges for this long.
 UNACKNOWLEDGED_FOR = 30_000  # milliseconds

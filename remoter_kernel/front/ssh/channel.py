@@ -6,7 +6,8 @@ to a sink, on the transport's thread, and waits only where the protocol makes it
 
 Rules: the sink never blocks; whoever has dealt with bytes gives them back (`give_back`),
 and only then may the other end send as many again; the transport's thread never sends
-(see `Carrier.post`).
+(see `Carrier.post`); nothing follows a CLOSE: sshd drops the whole connection when data
+come for a channel that it has forgotten.
 """
 
 from __future__ import annotations
@@ -97,7 +98,8 @@ class Channel:
         self._may_send = 0  # bytes, by the other end's window
         self._packet = 0  # bytes, the most it takes at once
         self._dealt_with = 0  # bytes, not yet given back
-        self._ended = self._eof_sent = self._close_sent = self._close_received = False
+        self._on_their_way = 0  # messages that a thread is sending just now: CLOSE waits for them
+        self._ended = self._eof_sent = self._is_closing = self._close_received = False
 
     # --- for whoever uses the channel ---
 
@@ -116,7 +118,7 @@ class Channel:
     @property
     def is_open(self) -> bool:
         """Say whether bytes can still be sent."""
-        return self._far_number >= 0 and not (self._close_sent or self._close_received)
+        return self._far_number >= 0 and not (self._is_closing or self._close_received)
 
     def wait_open(self, seconds: float) -> None:
         """Wait until the server has opened it; raise Refused, Closed or TooLate."""
@@ -139,7 +141,11 @@ class Channel:
         message.add_string("exec")
         message.add_boolean(True)
         message.add_string(command.encode())
-        self._carrier.send(message)
+        with self._changed:
+            if not self.is_open:
+                raise Closed
+            self._on_their_way += 1
+        self._send(message)
 
     def send(self, data: bytes | memoryview, *, deadline: float | None = None) -> None:
         """Send all of it, waiting for the other end's window; raise Closed or TooLate."""
@@ -156,9 +162,10 @@ class Channel:
                 if not size:
                     raise TooLate
                 self._may_send -= size
+                self._on_their_way += 1
             message = self._message(cMSG_CHANNEL_DATA)
             message.add_string(rest[:size].tobytes())
-            self._carrier.send(message)
+            self._send(message)
             rest = rest[size:]
 
     def send_eof(self) -> None:
@@ -167,16 +174,18 @@ class Channel:
             if self._eof_sent or not self.is_open:
                 return
             self._eof_sent = True
-        self._carrier.send(self._message(cMSG_CHANNEL_EOF))
+            self._on_their_way += 1
+        self._send(self._message(cMSG_CHANNEL_EOF))
 
     def close(self) -> None:
         """Say goodbye; may be called from any thread, and more than once."""
         with self._changed:
-            if self._close_sent or self._far_number < 0:
+            if self._is_closing or self._far_number < 0:
                 return
-            self._close_sent = True
+            self._is_closing = True
             self._changed.notify_all()
-        self._carrier.post(self._message(cMSG_CHANNEL_CLOSE))
+            if not self._on_their_way:
+                self._carrier.post(self._message(cMSG_CHANNEL_CLOSE))
 
     def give_back(self, size: int) -> None:
         """Let the other end send `size` bytes more: that many have been dealt with."""
@@ -185,9 +194,19 @@ class Channel:
             if self._dealt_with < GIVE_BACK_FROM or not self.is_open:
                 return
             size, self._dealt_with = self._dealt_with, 0
-        message = self._message(cMSG_CHANNEL_WINDOW_ADJUST)
-        message.add_int(size)
-        self._carrier.post(message)
+            message = self._message(cMSG_CHANNEL_WINDOW_ADJUST)
+            message.add_int(size)
+            self._carrier.post(message)  # under the lock: a CLOSE must not come before it
+
+    def _send(self, message: paramiko.Message) -> None:
+        """Send what has been counted as on its way; the last one lets a CLOSE follow."""
+        try:
+            self._carrier.send(message)
+        finally:
+            with self._changed:
+                self._on_their_way -= 1
+                if self._is_closing and not self._on_their_way:
+                    self._carrier.post(self._message(cMSG_CHANNEL_CLOSE))
 
     def _message(self, kind: bytes) -> paramiko.Message:
         message = paramiko.Message()
@@ -239,7 +258,9 @@ class Channel:
             self.exit_status = 128 + getattr(signal, f"SIG{message.get_text()}", 0)
             self.sink.exited()
         elif wants_answer:
-            self._carrier.post(self._message(cMSG_CHANNEL_FAILURE))
+            with self._changed:
+                if self.is_open:
+                    self._carrier.post(self._message(cMSG_CHANNEL_FAILURE))
 
     def on_success(self, _message: Any) -> None:
         """The command was started; nobody waits for that."""

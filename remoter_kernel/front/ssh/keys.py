@@ -18,7 +18,7 @@ from paramiko.agent import AgentSSH
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from remoter_kernel.front.aliases import Destination
+    from remoter_kernel.front.ssh.aliases import Destination
 
 DEFAULT_KEYS = ("id_ed25519", "id_ecdsa", "id_rsa")
 NEEDS_TOUCH = "sk-"  # keys on a FIDO token: paramiko cannot use them

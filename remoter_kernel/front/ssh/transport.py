@@ -42,12 +42,12 @@ from paramiko.common import (
     cMSG_USERAUTH_REQUEST,
 )
 
-from remoter_kernel.front.channel import PACKET, WINDOW, Channel, Closed, TooLate
+from remoter_kernel.front.ssh.channel import PACKET, WINDOW, Channel, Closed, TooLate
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from remoter_kernel.front.channel import Sink
+    from remoter_kernel.front.ssh.channel import Sink
 
 LOOK_EVERY = 5.0  # seconds between two looks at whether the transport was closed
 RSA_SIGNATURES = ("rsa-sha2-512", "rsa-sha2-256")

@@ -10,17 +10,20 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import struct
+import sys
 import threading
 from collections import deque
 from typing import TYPE_CHECKING
 
-from remoter_kernel.front.channel import PACKET, Closed, TooLate
+from remoter_kernel.front.ssh.channel import PACKET, Closed, TooLate
 
 if TYPE_CHECKING:
-    from remoter_kernel.front.transport import Transport
+    from remoter_kernel.front.ssh.transport import Transport
 
 # Windows cannot ask one call not to block: there, the tunnel's thread writes everything.
 DO_NOT_WAIT: int | None = getattr(socket, "MSG_DONTWAIT", None)
+LINGER = "hh" if sys.platform == "win32" else "ii"  # on, seconds
 READ_AT_ONCE = 4 * PACKET  # bytes
 THREADS_END_WITHIN = 2.0  # seconds
 
@@ -37,12 +40,13 @@ class Tunnel:
         self.received = 0  # bytes, from there to here
         self._target = (host, port)
         self._channel = transport.new_channel(self)
-        self._listener = None if local else socket.socket()
+        self._listener: socket.socket | None = None
         self._local = local
         self._changed = threading.Condition()
         self._late: deque[bytes] = deque()  # came from there, not yet written here
         self._is_writing = False  # the writer holds a block that is older than all others
         self._is_over = False
+        self._is_dropped = False  # closed from here: what was not read yet is of no use any more
         self._threads = [threading.Thread(target=self._serve, name="ssh-tunnel", daemon=True)]
 
     def open(self, seconds: float) -> None:
@@ -50,15 +54,13 @@ class Tunnel:
         try:
             self._channel.start("direct-tcpip", *self._target, "127.0.0.1", 0)
             self._channel.wait_open(seconds)
-            if self._listener is not None:
-                self._listener.bind(("127.0.0.1", 0))
-                self._listener.listen(1)
+            if self._local is None:
+                self._listener = socket.create_server(("127.0.0.1", 0), backlog=1)
                 self.address = f"tcp://127.0.0.1:{self._listener.getsockname()[1]}"
         except BaseException:
             self._channel.close()
-            for sock in (self._listener, self._local):
-                if sock is not None:
-                    sock.close()
+            if self._local is not None:
+                self._local.close()
             raise
         self._threads[0].start()
 
@@ -70,6 +72,7 @@ class Tunnel:
     def close(self) -> None:
         """Close both sides; what was not written yet is dropped."""
         with self._changed:
+            self._is_dropped = True
             self._late.clear()
         self.ended()
         self._channel.close()
@@ -159,10 +162,13 @@ class Tunnel:
     def _serve(self) -> None:
         local = self._take_one()
         if local is not None:
-            with contextlib.suppress(OSError, Closed, TooLate), local:
-                while data := local.recv(READ_AT_ONCE):
-                    self._channel.send(data)
-                    self.sent += len(data)
+            with local:
+                with contextlib.suppress(OSError, Closed, TooLate):
+                    while data := local.recv(READ_AT_ONCE):
+                        self._channel.send(data)
+                        self.sent += len(data)
+                if self._is_dropped:
+                    _reset(local)
         with self._changed:
             # Nobody is left to read what came.
             self._is_over = True
@@ -183,6 +189,10 @@ class Tunnel:
                         self._wake_writer()
                     return local
             local.close()
+            # Whoever came too late must see the end; not every system resets its backlog.
+            self._listener.setblocking(False)
+            while True:
+                self._listener.accept()[0].close()
         return None
 
     def _wake_listener(self) -> None:
@@ -191,6 +201,16 @@ class Tunnel:
             return
         with contextlib.suppress(OSError):
             socket.create_connection(self._listener.getsockname(), 0.5).close()
+
+
+def _reset(local: socket.socket) -> None:
+    """Let a close be heard by a peer that only sends.
+
+    One that waits for room in a full window would not hear an orderly close: with its
+    window shut, our end is gone for the system, too, but for a minute it does not say so.
+    """
+    with contextlib.suppress(OSError):
+        local.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack(LINGER, 1, 0))
 
 
 def _shut(local: socket.socket) -> None:

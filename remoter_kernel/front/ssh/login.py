@@ -17,11 +17,11 @@ import time
 from typing import TYPE_CHECKING
 
 from remoter_kernel.errors import ForwardingRefused, LoginRefused, RemoteLacks, Unreachable
-from remoter_kernel.front.channel import Closed, Refused, TooLate
-from remoter_kernel.front.commands import CommandEnded, Ran, Running
-from remoter_kernel.front.keys import KeyRing
-from remoter_kernel.front.reach import reach
-from remoter_kernel.front.transport import (
+from remoter_kernel.front.ssh.channel import Closed, Refused, TooLate
+from remoter_kernel.front.ssh.commands import CommandEnded, Ran, Running
+from remoter_kernel.front.ssh.keys import KeyRing
+from remoter_kernel.front.ssh.reach import reach
+from remoter_kernel.front.ssh.transport import (
     TAKES_EARLY_CHANNELS,
     TAKES_PIPELINES,
     Authentication,
@@ -29,14 +29,14 @@ from remoter_kernel.front.transport import (
     Transport,
     Verdict,
 )
-from remoter_kernel.front.trust import KnownHosts, fingerprint
-from remoter_kernel.front.tunnel import Tunnel
+from remoter_kernel.front.ssh.trust import KnownHosts, fingerprint
+from remoter_kernel.front.ssh.tunnel import Tunnel
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from remoter_kernel.front.aliases import Destination
-    from remoter_kernel.front.trust import Questions
+    from remoter_kernel.front.ssh.aliases import Destination
+    from remoter_kernel.front.ssh.trust import Questions
 
 __all__ = ["CommandEnded", "Login", "Ran", "Tunnel", "log_in"]
 

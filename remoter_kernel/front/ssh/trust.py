@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from remoter_kernel.front.aliases import Destination
+    from remoter_kernel.front.ssh.aliases import Destination
 
 SSH_PORT = 22
 REVOKED = "@revoked"

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from remoter_kernel.errors import RemoteLacks
-from remoter_kernel.front.channel import Closed, TooLate
+from remoter_kernel.front.ssh.channel import Closed, TooLate
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from remoter_kernel.front.transport import Transport
+    from remoter_kernel.front.ssh.transport import Transport
 
 MOST_OUTPUT = 64 * 1024 * 1024  # bytes: what we run says less by far
 # A process that a command leaves behind may hold stdout open for ever. Once the command
