@@ -86,7 +86,7 @@ def test_a_command_meets_the_environment_of_a_fresh_login(monkeypatch):
     try:
         with EmbeddedHost() as host:
             login = log_in(host.destination())
-            said = login.run("env; grep -i sig[ib] /proc/$$/status; ps -o pid=,sid= -p $$").stdout
+            said = login.run("env; grep -i sig[ib] /proc/self/status; ps -o pid=,sid= -p $$").stdout
             login.close()
     finally:
         signal.signal(signal.SIGINT, before)

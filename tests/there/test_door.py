@@ -6,8 +6,6 @@ A running session with a front of its own stands behind the door in each test, a
 from __future__ import annotations
 
 import contextlib
-import json
-import os
 import random
 import socket
 import struct
@@ -22,6 +20,7 @@ from zmq.utils.monitor import recv_monitor_message
 
 from remoter_kernel.front.bootstrap import Wish
 from remoter_kernel.front.dialer import SessionDialer
+from remoter_kernel.front.kernel import digest
 from remoter_kernel.front.remotes import find_remote
 from remoter_kernel.wire.frames import Channel, Head, Kind, decode, encode, from_json, pack, to_json
 from remoter_kernel.wire.messages import Voice
@@ -61,19 +60,12 @@ def behind(here: JupyterHere, far: FarSide, python_remote: dict[str, Any]) -> It
     with started_kernel(here.add_remote("door", **python_remote)) as kernel:
         talk = Talk(kernel.client)
         talk.case(lambda talk: talk.run("import os; witness = 'here'; pid = os.getpid(); runs = 0"))
-        folder = far.home / ".local/share/remoter-kernel/sessions"
-        living = [
-            path.parent
-            for path in folder.glob("*/door.json")
-            if os.path.exists(f"/proc/{json.loads(path.read_text())['pid']}")  # noqa: PTH110 - a process
-            and not json.loads((path.parent / "session.json").read_text()).get("ended")
-        ]
-        newest = max(living, key=lambda path: path.stat().st_mtime)
         dialer = SessionDialer(partial(find_remote, "door"))
-        dialer.wish = Wish(client_key="", session=newest.name)
+        dialer.wish = Wish(client_key="", kernel_id=digest(kernel.client.session.key.decode()))
         line = dialer.dial()
         try:
             assert dialer.address is not None
+            assert dialer.address.is_joined
             yield Behind(
                 talk,
                 dialer.address.port,
