@@ -261,13 +261,12 @@ def test_a_kernel_that_does_not_heed_interrupts(
     wait_for(lambda: not there(far), what="the far side is empty")
 
 
-def test_an_evaluator_of_r_is_killed(here: JupyterHere, far: FarSide, sshd: RealSshd) -> None:
+def test_an_evaluator_of_r_is_killed(
+    here: JupyterHere, far: FarSide, python_remote: dict[str, Any]
+) -> None:
     """The same with R, whose kernel hears nobody while it is busy."""
     real_part("irkernel")
-    config = here.folder / "ssh_config"
-    spec = here.add_remote(
-        "deaths-r", "real", language="R", kernel="ir", ssh_config=config, python=str(far.python)
-    )
+    spec = here.add_remote("deaths-r", language="R", kernel="ir", **python_remote)
     with started_kernel(spec) as kernel:
         talk = Talk(kernel.client)
         talk.case(lambda talk: talk.run("kept <- 'since before'"))
