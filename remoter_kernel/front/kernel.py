@@ -93,7 +93,7 @@ class Kernel:
         self._has_asker = False  # has any client allowed questions?
         self._is_leaving = False
         self._held_interrupt: Timer | None = None
-        self._notices = Notices(self.reactor, self._publish)
+        self._notices = Notices(self.reactor, self._publish, lambda: self._find().name)
         around = Surroundings(
             self.reactor,
             self.link,
@@ -160,8 +160,6 @@ class Kernel:
             self._has_asker |= bool(content.get("allow_stdin", True))
             if self._verbs.take(route.header, content, partial(self._finish, route)):
                 return
-            if self.link.has_met and self.link.state is not State.UP and not content.get("silent"):
-                self._notices.add(route.header, f"Waiting for the link to {self._find().name} …")
             if self.link.state in {State.FAILED, State.WAITING}:
                 self._begin_anew()
         elif self.link.state is State.FAILED:
@@ -184,6 +182,7 @@ class Kernel:
     def _say(self, route: Route) -> None:
         route.number = self.link.say(route.channel, list(route.parts))
         self._routes[route.header.get("msg_id", "")] = route
+        self._notices.look(self.link, [route])
 
     def _answer_held(self, route: Route) -> None:
         """Answer for a far side that is not there yet: whoever asked waits no longer."""
@@ -288,8 +287,7 @@ class Kernel:
             remember_kernel_info(self.dialer.remote.name, info)
 
     def _note_change(self, state: State) -> None:
-        if state in {State.UP, State.FAILED}:
-            self._notices.clear()
+        self._notices.look(self.link, self._routes.values())
         if state is State.UP:
             self.trouble = None
             welcome = self.link.welcome

@@ -166,6 +166,10 @@ class Link:
             return None
         return max(0.0, self._timer.due - time.monotonic())
 
+    def holds(self, number: int) -> bool:
+        """Has the evaluator not confirmed yet to keep what was said with this number?"""
+        return self._outbox.holds(number)
+
     @property
     def round_trip(self) -> float | None:
         """Seconds, as the last ping measured it."""

@@ -105,6 +105,10 @@ class MemoryOutbox:
                     return True
         return False
 
+    def holds(self, number: int) -> bool:
+        """Is this entry still here: has the other end not acknowledged it?"""
+        return any(entry.number == number for lane in self._entries.values() for entry in lane)
+
     def __len__(self) -> int:
         """Count what the other end has not acknowledged."""
         return sum(len(entries) for entries in self._entries.values())

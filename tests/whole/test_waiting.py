@@ -75,8 +75,7 @@ def test_a_cell_that_waits_says_so_until_the_link_is_back(talk: Talk, sshd: Real
     """The notice is there while nothing can come, and nothing of it is left at the end."""
     with no_network(sshd):
         cells = [talk.queue("print('ran')"), talk.queue("x = 1")]
-        for cell in cells:
-            talk.listen(lambda cell=cell: WAITING in text_of(talk, cell))
+        talk.listen(lambda: all(WAITING in text_of(talk, cell) for cell in cells))
     talk.done(*cells)
     assert [left_in(talk, cell) for cell in cells] == [["ran\n"], []]
 
