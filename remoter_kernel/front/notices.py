@@ -1,7 +1,7 @@
 """What a cell shows while it waits for a link that is down: a short line that goes away.
 
-Text without a newline: a console, too, can take it away again, which it cannot do with
-a display.
+Text, and not a display: a console, too, can take it away again. A console shows text when
+its line ends, and not before.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from remoter_kernel.wire.reactor import Reactor, Timer
 
 AFTER = 0.4  # seconds: most cuts are mended before anyone could read it
-ERASE = "\r\x1b[K"  # in a terminal: from the beginning of the line, all of it
+ERASE = "\x1b[1A\x1b[2K\r"  # in a terminal: the line above the cursor
 
 
 class Asked(Protocol):
@@ -64,7 +64,7 @@ class Notices:
 
     def _show(self, name: str, header: dict[str, Any]) -> None:
         self._shown[name] = header
-        text = f"Waiting for the link to {self._name()} …"
+        text = f"Waiting for the link to {self._name()} …\n"
         self._publish("stream", {"name": "stdout", "text": text}, header)
 
     def _clear(self) -> None:

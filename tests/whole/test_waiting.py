@@ -143,5 +143,6 @@ def test_a_console_shows_the_notice_and_takes_it_away(
             console.wait_for(WAITING)
         console.wait_for("Out[2]: 7")
         assert WAITING not in console.screen()
+        assert "Out[1]: 4" in console.screen()
         console.type("exit")
         wait_for(console.is_over, seconds=30, what="the console has ended")
