@@ -3,15 +3,16 @@
 The child is asked who it is until it answers, which it does between two cells. What had
 begun by then, and has no reply, gets none any more: it was said to an evaluator that was
 dead. What was in the child's queue may still be there; it is in doubt for as long as
-something of it is heard between two answers.
+something of it is heard between two answers. A cell of that queue may be heard from
+busy to idle, and its reply still be lost: then what was heard says what that reply was.
 """
 
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Callable
+from typing import TYPE_CHECKING, Any, Callable
 
-from remoter_kernel.wire.messages import PARENT, header_of
+from remoter_kernel.wire.messages import HEADER, PARENT, content_of, header_of
 
 if TYPE_CHECKING:
     from remoter_kernel.daemon.child import Child
@@ -38,6 +39,8 @@ class Adoption:
         self._doubtful = list(past.asked)
         self._begun = set(past.begun)
         self._told: set[str] = set()
+        self._heard: dict[str, dict[str, Any]] = {}  # from busy on: what its reply must be
+        self._heard_out: set[str] = set()  # and to idle
         self._is_quiet = False
 
     def hear(self, parts: list[Bytes]) -> None:
@@ -52,11 +55,32 @@ class Adoption:
             text = f"[remoter] {self._what_is_missing()}.\n"
             self._speaker.publish("stream", {"name": "stderr", "text": text}, request.header)
         self._begun.add(asker)
+        self._follow(asker, parts)
+
+    def _follow(self, asker: str, parts: list[Bytes]) -> None:
+        """Note of a cell that began after the death what its reply says, too."""
+        kind = header_of(parts[HEADER]).get("msg_type")
+        if asker in self._past.begun or kind not in {"status", "execute_input", "error"}:
+            return
+        content, heard = content_of(parts), self._heard.get(asker)
+        if content.get("execution_state") == "busy":
+            self._heard[asker] = {"status": "ok", "payload": [], "user_expressions": {}}
+        elif content.get("execution_state") == "idle":
+            self._heard_out.add(asker)
+        elif heard and kind == "execute_input":
+            heard["execution_count"] = content.get("execution_count", 0)
+        elif heard and kind == "error":
+            heard.update(content, status="error")
 
     def hear_answer(self, child: Child) -> None:
         """The child has answered: it is between two cells."""
         for asker in self._in_doubt():
-            if asker in self._begun:
+            request = self._asked[asker]
+            is_cell = request.header.get("msg_type") == "execute_request"
+            if is_cell and asker in self._heard and asker in self._heard_out:
+                del self._asked[asker]
+                self._speaker.reply(request, self._heard[asker])
+            elif asker in self._begun:
                 self._fail(asker)
         if self._is_quiet or not self._in_doubt():
             for asker in self._in_doubt():

@@ -217,7 +217,8 @@ class Journal:
         """Let go of the oldest bodies that are on disk."""
         while self._bytes_at_hand > IN_MEMORY and len(self._at_hand) > 1:
             number = next(iter(self._at_hand))
-            if number > self.written or not self._index.offsets[self._index.find(number)]:
+            position = self._index.find(number)  # -1: it has gone to make room
+            if number > self.written or (position >= 0 and not self._index.offsets[position]):
                 return
             self._bytes_at_hand -= len(self._at_hand.pop(number))
 

@@ -28,6 +28,7 @@ from remoter_kernel.daemon.registry import Session
 from remoter_kernel.wire.reactor import Reactor
 
 STOP_WITHIN = 8.0  # seconds
+START_WITHIN = 2.0  # seconds that a warden needs to start a kernel and to say so
 TURN_WITHIN = 20.0  # seconds that another launch for the same session may take
 # What a session stays, whoever comes to it later.
 ABOUT = ("kernel_id", "kernel", "arguments", "notebook", "laptop", "remote")
@@ -129,7 +130,7 @@ def _revive(session: Session, wish: dict[str, Any], login_umask: int) -> bool:
         lock.release()
         message = f"the evaluator of session {session.id} runs, but does not answer"
         raise RuntimeError(message)
-    if not session.has_kernel():
+    if not session.has_kernel() and not _is_just_starting(session):
         why, died = session.how_it_died()
         session.end(why, died=died)
         session.forget_keys()
@@ -139,6 +140,15 @@ def _revive(session: Session, wish: dict[str, Any], login_umask: int) -> bool:
     known = {key: about[key] for key in ABOUT if about.get(key) is not None}
     start(session, lock, {**wish, **known}, login_umask, is_adopted=True)
     return True
+
+
+def _is_just_starting(session: Session) -> bool:
+    """Has its evaluator died in the moment in which a warden started the kernel?"""
+    files = [session.folder / name for name in ("child.json", "exit.json")]
+    limit = time.monotonic() + START_WITHIN
+    while not any(file.exists() for file in files) and time.monotonic() < limit:
+        time.sleep(0.05)
+    return session.has_kernel()
 
 
 def carry_out(order: dict[str, Any], wish: dict[str, Any], login_umask: int) -> None:

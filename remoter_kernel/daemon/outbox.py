@@ -72,7 +72,7 @@ class FrontOutbox:
             if entry:
                 self._given = self._noticed = entry.number
                 if self._out:
-                    self._out.append(Taken(entry.number, 0, None, entry.number))
+                    self._out.append(Taken(entry.number, None, entry.number))
             return entry
         return self._next_that_waited()
 
@@ -167,7 +167,7 @@ class FrontOutbox:
                 return
             body = self._journal.body(position)
             parts = unpack(body) if channel is Channel.IOPUB else None
-            self._waiting.add(position, len(body), position, parts)
+            self._waiting.add(position, position, parts)
             self._noticed = position
             looked_at += len(body)
 
@@ -216,7 +216,7 @@ class FrontOutbox:
             back = [taken for taken in self._out if taken.number > number]
             if number < self._base:
                 raw = self._mine(number, self._base)
-                back = [Taken(position, 0, None, position) for position, _ in raw] + back
+                back = [Taken(position, None, position) for position, _ in raw] + back
             self._again.extendleft(reversed(back))
             self._out.clear()
             self._is_behind = True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,7 @@ class Requests:
         self._speaker = speaker
         self._void: dict[bytes, int] = {}  # per front: interrupted before it arrived
         self._interrupted = ("", 0)  # which request, and how often
+        self._busy_until = time.monotonic()
 
     def is_void(self, request: Request) -> bool:
         """Answer a request that was interrupted before it got here; else return False."""
@@ -71,7 +73,10 @@ class Requests:
         for request in requests:
             self._speaker.answer_error(request, name, why, has_begun=True)
 
-    def take_waiting(self) -> list[Request]:
-        """Return what has waited, and let it wait no more."""
-        waiting, self.waiting = list(self.waiting), deque()
-        return waiting
+    def touch(self) -> None:
+        """Note that something is going on."""
+        self._busy_until = time.monotonic()
+
+    def idle_for(self) -> float:
+        """Return for how many seconds nothing has been going on."""
+        return time.monotonic() - self._busy_until

@@ -74,6 +74,12 @@ class Speaker:
         """Answer a request that is not carried out because one before it failed."""
         self._answer(request, {"status": "aborted"}, None, has_begun=False)
 
+    def reply(self, request: Request, content: dict[str, Any]) -> None:
+        """Reply to a request, and no more."""
+        kind = str(request.header.get("msg_type", "")).replace("_request", "_reply")
+        parts = self._voice.compose(kind, content, request.header)
+        self._journal.append(request.channel, pack(parts), front=request.front)
+
     def _answer(
         self,
         request: Request,
@@ -90,7 +96,6 @@ class Speaker:
             reply["execution_count"] = 0
             if trouble:
                 self.publish("error", trouble, request.header)
-        parts = self._voice.compose(kind.replace("_request", "_reply"), reply, request.header)
-        self._journal.append(request.channel, pack(parts), front=request.front)
+        self.reply(request, reply)
         if is_shell:
             self.publish("status", {"execution_state": "idle"}, request.header)

@@ -1,8 +1,6 @@
 """Owns one child kernel: start, interrupt, restart, stop, notice and explain its death.
 
-Decides; the child, the door and the journal touch. What a front asks for is written down
-before the child gets it, so that a request that may have run is never run again. What
-must not wait for a disk (interrupts, answers to a prompt) is passed on first.
+Decides; the child, the door and the journal touch. What fronts ask for is the desk's.
 """
 
 from __future__ import annotations
@@ -13,40 +11,25 @@ import time
 import traceback
 from enum import Enum
 from functools import partial
-from typing import TYPE_CHECKING, Any, Callable
+from typing import TYPE_CHECKING, Any
 
 from remoter_kernel.daemon import registry
 from remoter_kernel.daemon.adoption import Adoption
 from remoter_kernel.daemon.board import Board
 from remoter_kernel.daemon.child import Child
 from remoter_kernel.daemon.deaths import explain
-from remoter_kernel.daemon.past import HANDED, Past
+from remoter_kernel.daemon.desk import Desk
 from remoter_kernel.daemon.pieces import in_pieces
-from remoter_kernel.daemon.requests import Requests
-from remoter_kernel.daemon.speaker import Request, Speaker
-from remoter_kernel.errors import ProtocolError, RemoterError
-from remoter_kernel.wire.frames import (
-    LANE,
-    Bytes,
-    Channel,
-    Head,
-    Lane,
-    from_json,
-    pack,
-    unpack,
-)
-from remoter_kernel.wire.messages import (
-    CONTENT,
-    HEADER,
-    PARENT,
-    TOPIC,
-    header_of,
-)
+from remoter_kernel.daemon.speaker import Speaker
+from remoter_kernel.errors import RemoterError
+from remoter_kernel.wire.frames import Bytes, Channel, pack
+from remoter_kernel.wire.messages import CONTENT, PARENT, header_of
 from remoter_kernel.wire.waiting import MOST_WAITING
 
 if TYPE_CHECKING:
-    from remoter_kernel.daemon.door import Door, Guest
+    from remoter_kernel.daemon.door import Door
     from remoter_kernel.daemon.journal import Journal
+    from remoter_kernel.daemon.past import Past
     from remoter_kernel.daemon.registry import Session
     from remoter_kernel.wire.reactor import Reactor
 
@@ -61,7 +44,6 @@ LOOK_AGAIN = 0.005  # seconds until a thread has probably done its work
 IDLE_WITHIN = 64  # bytes of a status message's content
 SWEEP_AFTER = 10.0  # seconds: nobody should wait for it
 LOOK_EVERY = 60.0  # seconds
-STUBBORN = 2  # interrupts of one cell after which the person hears what else can be done
 ORDERS = (signal.SIGTERM, signal.SIGUSR1)  # stop, restart
 
 
@@ -107,14 +89,16 @@ class Supervisor:
         self.child: Child | None = None
         self._speaker = Speaker(journal)
         self._board = Board(reactor, session, journal, door)
-        self._requests = Requests(self._speaker)
+        self._desk = Desk(session, journal, door, self._speaker)
+        self._requests = self._desk.requests
         self._adoption: Adoption | None = None
         self._tries = 1  # to start the child
-        self._busy_until = time.monotonic()
 
     def run(self) -> None:
         """Serve until the session ends."""
-        self.door.on_item = self._take
+        self._desk.child_for = self._child_for
+        self._desk.on_order = self._obey
+        self.door.on_item = self._desk.take
         self.door.describe = self._describe
         self.door.most_waiting = int(self.wish.get("most_waiting") or MOST_WAITING)
         self.door.on_visit = self._speaker.note_visit
@@ -140,10 +124,8 @@ class Supervisor:
 
     def _hear_signal(self, number: int, _frame: object) -> None:
         """Hear an order that was given while no wire was up: stop, or restart."""
-        if number == signal.SIGTERM:
-            self.reactor.call(partial(self.stop, "It was stopped."))
-        else:
-            self.reactor.call(partial(self._end_child, State.RESTARTING))
+        order = "stop" if number == signal.SIGTERM else "restart"
+        self.reactor.call(partial(self._obey, order))
 
     def _end_pass(self) -> None:
         self.door.flush_soon()
@@ -152,104 +134,16 @@ class Supervisor:
             ("busy" if self._requests.asked else "idle") if is_ready else self.state.value
         )
 
-    # From the fronts -------------------------------------------------------------------
-
-    def _take(self, guest: Guest, head: Head, body: Bytes) -> None:
-        """Take one item of a front: write it down, then pass it on (or the other way)."""
-        parts: list[Bytes] = list(unpack(body))
-        channel = head.channel
-        then: Callable[[], None] = lambda: None  # noqa: E731 - a default
-        if channel is Channel.ORDER:
-            self._obey(guest, head, parts)
-        else:
-            if len(parts) <= CONTENT:
-                message = "A message without all its parts."
-                raise ProtocolError(message)
-            header = header_of(parts[HEADER])
-            request = Request(guest.name, channel, head.number, parts, header)
-            if channel is Channel.SHELL:
-                then = partial(self._hand_over, request)
-            else:
-                self._hand_over(request)
-        if channel is Channel.STDIN:
-            body = pack([*parts[:CONTENT], b"{}"])  # a password, perhaps
-        self.journal.append(
-            channel,
-            bytes(body),
-            front=guest.name,
-            own=head.number,
-            is_from_front=True,
-            is_held=channel is Channel.SHELL and not self._is_open(channel),
-            then=lambda: self._have_kept(guest, head, len(body), then),
-        )
-
-    @staticmethod
-    def _have_kept(guest: Guest, head: Head, size: int, then: Callable[[], None]) -> None:
-        guest.talk.keep(LANE[head.channel], head.number, size)
-        if guest.pump:
-            guest.pump.give_credit()
-            if head.channel is Channel.ORDER:
-                guest.pump.acknowledge()  # the front may be waiting to leave
-        then()
-
-    def _hand_over(self, request: Request) -> None:
-        self._busy_until = time.monotonic()
-        is_shell = request.channel is Channel.SHELL
-        if is_shell and self._requests.is_void(request):
-            return
-        if self.child is None or not self._is_open(request.channel):
-            self._requests.waiting.append(request)
-            return
-        if request.channel is not Channel.STDIN:
-            self._requests.asked[request.header.get("msg_id", "")] = request
-        self.child.say(request.channel, request.parts)
-
-    def _hand_over_held(self, request: Request) -> None:
-        """Hand over a request that has waited; that is written first: it may run only once."""
-        words = {"mark": HANDED, "request": request.header.get("msg_id", "")}
-        self.journal.mark(words, partial(self._hand_over, request))
-
-    def _is_open(self, channel: Channel) -> bool:
-        """Does the child get what comes on this channel at once?"""
+    def _child_for(self, channel: Channel) -> Child | None:
+        """Return the child if it gets what comes on this channel at once."""
         is_asked_late = self.state is State.ADOPTING and channel is not Channel.SHELL
-        return self.state is State.READY or is_asked_late
+        return self.child if self.state is State.READY or is_asked_late else None
 
-    def _obey(self, guest: Guest, head: Head, parts: list[Bytes]) -> None:
-        """Do what a front wants done: `{"order": interrupt | restart | stop}`."""
-        if not parts:
-            message = "An order without words."
-            raise ProtocolError(message)
-        order = from_json(parts[TOPIC]).get("order")
-        if order == "interrupt":
-            self._interrupt(guest, head)
-        elif order == "restart":
-            self._requests.restart(guest.name, head.mark)
-            self._end_child(State.RESTARTING)
-        elif order == "stop":
+    def _obey(self, order: str) -> None:
+        if order == "stop":
             self.stop("It was stopped.")
-        elif order == "keep":
-            self.session.write("session.json", {**self.session.read("session.json"), "keep": True})
         else:
-            message = f"An order that is not known: {order!r}."
-            raise ProtocolError(message)
-
-    def _interrupt(self, guest: Guest, head: Head) -> None:
-        cell = self._requests.running()
-        self.door.hold_back([str(cell.header.get("msg_id", ""))] if cell else [])
-        if self.child and self.state in WITH_CHILD:
-            self.child.interrupt()
-            running = self._requests.running()
-            if running and self._requests.count_interrupt() == STUBBORN:
-                self._speaker.publish(
-                    "stream", {"name": "stderr", "text": self._stubborn()}, running.header
-                )
-        self._requests.interrupt(guest.name, head.mark, guest.talk.kept[Lane.BULK])
-
-    def _stubborn(self) -> str:
-        return (
-            "[remoter] The kernel has not heeded the interrupt so far. To end it, variables and "
-            f"all: remoter stop {self.session.id}\n"
-        )
+            self._end_child(State.RESTARTING)
 
     # From the child --------------------------------------------------------------------
 
@@ -296,14 +190,14 @@ class Supervisor:
         self.door.is_hurried |= channel is not Channel.SHELL  # after a reply comes "idle"
         if channel is not Channel.STDIN:
             del self._requests.asked[asker]
-            self._busy_until = time.monotonic()
+            self._requests.touch()
         self.journal.append(channel, pack(parts), front=request.front)
 
     def _be_done(self, asker: dict[str, Any]) -> None:
         """The child has dealt with a request; one that gets no reply (of a widget) is done."""
         if str(asker.get("msg_type", "")).startswith("comm_"):
             self._requests.asked.pop(asker.get("msg_id", ""), None)
-            self._busy_until = time.monotonic()
+            self._requests.touch()
 
     def _be_ready(self, header: dict[str, Any], kernel_info: dict[str, Any]) -> None:
         """The child answers, and is heard on iopub: whoever waits gets its turn."""
@@ -313,14 +207,7 @@ class Supervisor:
         self.state = State.READY
         self._speaker.sound_like(header, kernel_info)
         self._speaker.note("ready", **self._speaker.describe())
-        self._serve_waiting()
-
-    def _serve_waiting(self) -> None:
-        for request in self._requests.take_waiting():
-            if request.channel is Channel.SHELL:
-                self._hand_over_held(request)
-            else:
-                self._hand_over(request)
+        self._desk.serve_waiting()
 
     def _adopt(self, past: Past) -> None:
         """Take over the child of an evaluator that has died, and what was asked of it."""
@@ -349,7 +236,7 @@ class Supervisor:
         self._adoption = None
         if self.state is State.ADOPTING:
             self.state = State.READY
-            self._serve_waiting()
+            self._desk.serve_waiting()
 
     def _hear_of_end(self, words: dict[str, Any]) -> None:
         """The child has ended: as it should, or not."""
@@ -438,11 +325,10 @@ class Supervisor:
 
     def _look_around(self) -> None:
         """End a session that has no front and nothing to do for too long."""
-        now = time.monotonic()
         if self.door.has_visitors or self._requests.asked:
-            self._busy_until = now
+            self._requests.touch()
         patience = float(self.wish.get("idle_timeout") or 72 * 3600)
-        if now - self._busy_until > patience:
+        if self._requests.idle_for() > patience:
             self.stop(f"It was idle, without any front, for {patience / 3600:.0f} hours.")
         self.reactor.later(min(LOOK_EVERY, max(1.0, patience / 4)), self._look_around)
 

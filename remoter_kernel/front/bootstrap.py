@@ -42,6 +42,7 @@ SHIPPED = (
     "daemon/child.py",
     "daemon/compaction.py",
     "daemon/deaths.py",
+    "daemon/desk.py",
     "daemon/door.py",
     "daemon/index.py",
     "daemon/inquire.py",

@@ -42,6 +42,7 @@ class SessionDialer:
         self._find = find
         self.questions = questions
         self.address: Address | None = None
+        self._is_doubted = False
         self.login: Login | None = None
         self.wish = Wish(client_key="")
         self._host: EmbeddedHost | None = None
@@ -66,6 +67,10 @@ class SessionDialer:
         """Let the next dial begin a fresh session."""
         self.address = None
 
+    def doubt(self) -> None:
+        """Let the next dial ask where the session is: its old port may be another's by now."""
+        self._is_doubted = True
+
     def close(self) -> None:
         """Close the login, and the host on this machine if there is one."""
         if self.login:
@@ -76,8 +81,9 @@ class SessionDialer:
     def _dial(self) -> Line:
         login = self.login = self._log_in()
         try:
-            if self.address is None:
+            if self.address is None or self._is_doubted:
                 self.address = self._start(login)
+                self._is_doubted = False
             try:
                 tunnel = login.open_tunnel(self.address.address, self.address.port)
             except ForwardingRefused:

@@ -11,6 +11,7 @@ import os
 import secrets
 import signal
 import sys
+import time
 import traceback
 from dataclasses import dataclass, replace
 from functools import partial
@@ -22,6 +23,7 @@ from remoter_kernel.front.departure import leave_with
 from remoter_kernel.front.dialer import HERE, SessionDialer
 from remoter_kernel.front.link import Link, State
 from remoter_kernel.front.notices import Notices
+from remoter_kernel.front.pacer import Pacer
 from remoter_kernel.front.remotes import (
     Remote,
     find_remote,
@@ -92,7 +94,7 @@ class Kernel:
         self._has_asker = False  # has any client allowed questions?
         self._is_leaving = False
         self._held_interrupt: Timer | None = None
-        self._notices = Notices(self.reactor, self._publish)
+        self._notices = Notices(self.reactor, self._publish, lambda: self._find().name)
         around = Surroundings(
             self.reactor,
             self.link,
@@ -116,6 +118,8 @@ class Kernel:
         )
         self.sockets.on_request = self._take
         self.link.on_item = self._hear
+        if os.environ.get("JPY_SESSION_NAME"):  # jupyter_server, which drops what is too much
+            self.link.pacer = Pacer(self.reactor, time.monotonic, self._hear, self.link.flush)
         self.link.on_change = self._note_change
         self.sockets.bind()
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -159,8 +163,6 @@ class Kernel:
             self._has_asker |= bool(content.get("allow_stdin", True))
             if self._verbs.take(route.header, content, partial(self._finish, route)):
                 return
-            if self.link.has_met and self.link.state is not State.UP and not content.get("silent"):
-                self._notices.add(route.header, f"Waiting for the link to {self._find().name} …")
             if self.link.state in {State.FAILED, State.WAITING}:
                 self._begin_anew()
         elif self.link.state is State.FAILED:
@@ -183,6 +185,7 @@ class Kernel:
     def _say(self, route: Route) -> None:
         route.number = self.link.say(route.channel, list(route.parts))
         self._routes[route.header.get("msg_id", "")] = route
+        self._notices.look(self.link, [route])
 
     def _answer_held(self, route: Route) -> None:
         """Answer for a far side that is not there yet: whoever asked waits no longer."""
@@ -194,11 +197,18 @@ class Kernel:
     def _interrupt(self, route: Route) -> None:
         """Interrupt at once; where a shutdown keeps the session, wait whether one follows."""
         self._reply(route, {"status": "ok"})
+        if self.link.pacer:
+            self.link.pacer.interrupt(*self._running())
         if self.stays:
             order = partial(self._order, "interrupt")
             self._held_interrupt = self.reactor.later(HOLD_INTERRUPT, order)
         else:
             self._order("interrupt")
+
+    def _running(self) -> list[str]:
+        """Return the cell that runs, as far as is known here."""
+        kinds = ((key, route.header.get("msg_type")) for key, route in self._routes.items())
+        return [key for key, kind in kinds if kind == "execute_request"][:1]
 
     @property
     def stays(self) -> bool:
@@ -246,7 +256,7 @@ class Kernel:
 
     # From the link ---------------------------------------------------------------------
 
-    def _hear(self, channel: Channel, parts: list[memoryview]) -> None:
+    def _hear(self, channel: Channel, parts: Sequence[Bytes]) -> None:
         """Take one item of the evaluator."""
         if channel is Channel.IOPUB:
             self.sockets.publish([bytes(parts[TOPIC]), *parts[HEADER:]])
@@ -287,11 +297,12 @@ class Kernel:
             remember_kernel_info(self.dialer.remote.name, info)
 
     def _note_change(self, state: State) -> None:
-        if state in {State.UP, State.FAILED}:
-            self._notices.clear()
+        self._notices.look(self.link, self._routes.values())
         if state is State.UP:
             self.trouble = None
             welcome = self.link.welcome
+            if self.link.pacer:
+                self.link.pacer.waiting.session = str(welcome.get("id", ""))
             self._stays |= bool(welcome.get("keep"))
             if welcome.get("state") == "failed":
                 self._give_up(str(welcome.get("why", "")))

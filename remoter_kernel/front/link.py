@@ -40,6 +40,7 @@ from remoter_kernel.wire.stream import Conversation, MemoryOutbox
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from remoter_kernel.front.pacer import Pacer
     from remoter_kernel.wire.reactor import Reactor, Timer
 
 GREET_WITHIN = 15.0  # seconds from a tunnel to the evaluator's WELCOME
@@ -75,6 +76,9 @@ class Dialer(Protocol):
     def dial(self) -> Line:
         """Log in, start or find the session, open a tunnel: a `RemoterError` says why not."""
 
+    def doubt(self) -> None:
+        """Hear that nobody who is the session answered where the last dialling led."""
+
 
 def pauses() -> Iterator[float]:
     """Yield how long to wait before each new try, in seconds: growing, never in step."""
@@ -99,6 +103,7 @@ class Link:
         self.welcome: dict[str, Any] = {}
         self.on_item: Callable[[Channel, list[memoryview]], None] = lambda _channel, _parts: None
         self.on_change: Callable[[State], None] = lambda _state: None
+        self.pacer: Pacer | None = None  # between us and whoever hears, where that has limits
         self._dialer = dialer
         self._name = secrets.token_hex(8)
         self._outbox = MemoryOutbox()
@@ -143,6 +148,8 @@ class Link:
     def start_over(self) -> None:
         """Be a new front, of a session yet to be started."""
         self._drop()
+        if self.pacer:
+            self.pacer.finish()
         self._name = secrets.token_hex(8)
         self._outbox = MemoryOutbox()
         self._talk = Conversation(self._outbox)
@@ -165,6 +172,10 @@ class Link:
         if self.state is not State.WAITING or self._timer is None:
             return None
         return max(0.0, self._timer.due - time.monotonic())
+
+    def holds(self, number: int) -> bool:
+        """Has the evaluator not confirmed yet to keep what was said with this number?"""
+        return self._outbox.holds(number)
 
     @property
     def round_trip(self) -> float | None:
@@ -256,8 +267,13 @@ class Link:
         pump.start(seen)
 
     def _take(self, head: Head, body: Bytes) -> None:
-        self.on_item(head.channel, unpack(body))
-        self._talk.keep(LANE[head.channel], head.number, len(body))
+        lane, parts = LANE[head.channel], unpack(body)
+        if self.pacer and lane is Lane.BULK:
+            keep = partial(self._talk.keep, lane)
+            self.pacer.take(head.channel, parts, head.number, len(body), keep)
+        else:
+            self.on_item(head.channel, parts)
+            self._talk.keep(lane, head.number, len(body))
 
     def _send(self, wire: zmq.Socket[bytes], frame: bytes) -> None:
         self.sent += len(frame)
@@ -273,6 +289,8 @@ class Link:
 
     def _lost(self, error: RemoterError) -> None:
         """The wire is gone: come back at once the first time, then with growing pauses."""
+        if self._pump is None:
+            self._dialer.doubt()
         self._drop()
         if self.state is State.CLOSED:
             return

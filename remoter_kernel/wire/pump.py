@@ -10,7 +10,8 @@ import time
 from typing import TYPE_CHECKING, Callable
 
 from remoter_kernel.errors import ProtocolError, RemoterError, Unreachable
-from remoter_kernel.wire.frames import Bytes, Head, Kind, decode, encode, from_json, to_json
+from remoter_kernel.wire.frames import Bytes, Head, Kind, Lane, decode, encode, from_json, to_json
+from remoter_kernel.wire.stream import BOTH
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from remoter_kernel.wire.stream import Conversation
 
 ACK_WITHIN = 0.1  # seconds that an acknowledgement may wait for something to ride on
+HUSH_AFTER = 1.0  # seconds without an answer; what would be lost is better kept back
 PING_AFTER = 2.5  # seconds of silence
 DEAD_AFTER = 8.0  # seconds of silence
 LOOK_EVERY = 1.0  # seconds
@@ -44,6 +46,7 @@ class Pump:
         self._heard = 0.0
         self._pinged = 0.0
         self._pongs_due = 0
+        self._unanswered = 0.0  # when we first said something since we heard anything
         self._flowed = 0  # bulk bytes, when we looked last
         self._ack: Timer | None = None
         self._watch: Timer | None = None
@@ -63,6 +66,7 @@ class Pump:
         if self._has_ended:
             return
         self._heard = time.monotonic()
+        self._unanswered = 0.0
         try:
             for head, body in decode(frame):
                 self._take(head, body)
@@ -77,7 +81,8 @@ class Pump:
             return
         batch: list[bytes] = []
         size = 0
-        for head, body in self.talk.due():
+        is_hushed = self._is_hushed()
+        for head, body in self.talk.due((Lane.URGENT,) if is_hushed else BOTH):
             saying = encode(head, body)
             if batch and size + len(saying) > BATCH:
                 self.send(b"".join(batch))
@@ -86,6 +91,9 @@ class Pump:
             size += len(saying)
         if batch:
             self.send(b"".join(batch))
+            self._unanswered = self._unanswered or time.monotonic()
+        if is_hushed and not self._pongs_due:
+            self._ping()
         self.talk.measure(time.monotonic())
         if self.talk.owes_credit:
             self._say(Kind.ACK)
@@ -145,6 +153,11 @@ class Pump:
         if is_silent or (has_flowed and not self._pongs_due):
             self._ping()
         self._watch = self.reactor.later(LOOK_EVERY, self._look)
+
+    def _is_hushed(self) -> bool:
+        """Has nothing come back for so long that more would probably be said to nobody?"""
+        patience = max(HUSH_AFTER, 3 * (self.round_trip or 0.0))
+        return bool(self._unanswered) and time.monotonic() - self._unanswered > patience
 
     def _ping(self) -> None:
         self._pinged = time.monotonic()

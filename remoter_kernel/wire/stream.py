@@ -27,6 +27,7 @@ from remoter_kernel.wire.window import LEAST, Window
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+BOTH = (Lane.URGENT, Lane.BULK)
 SLICE = 64 * 1024  # bytes of an item that go in one piece
 
 
@@ -105,6 +106,10 @@ class MemoryOutbox:
                     return True
         return False
 
+    def holds(self, number: int) -> bool:
+        """Is this entry still here: has the other end not acknowledged it?"""
+        return any(entry.number == number for lane in self._entries.values() for entry in lane)
+
     def __len__(self) -> int:
         """Count what the other end has not acknowledged."""
         return sum(len(entries) for entries in self._entries.values())
@@ -161,11 +166,11 @@ class Conversation:
         previous = self._sent[LANE[entry.channel]]
         return Head(kind, entry.channel, entry.number, previous, entry.mark, begin, *told)
 
-    def due(self) -> Iterator[tuple[Head, Bytes]]:
+    def due(self, lanes: tuple[Lane, ...] = BOTH) -> Iterator[tuple[Head, Bytes]]:
         """Yield what may be sent now: urgent things first, bulk as far as credit goes."""
         if self.phase is not Phase.OPEN:
             return
-        for lane in (Lane.URGENT, Lane.BULK):
+        for lane in lanes:
             while lane is Lane.URGENT or self._sent_bytes < self._credit:
                 saying = self._next(lane)
                 if saying is None:

@@ -71,15 +71,13 @@ class Item:
         "payload",
         "size",
         "texts",
-        "weight",
     )
 
-    def __init__(self, number: int, weight: int, payload: Any, kind: Kind = Kind.OTHER) -> None:
-        """Remember it; `weight` is in bytes of the wire."""
+    def __init__(self, number: int, payload: Any) -> None:
+        """Remember it; `payload` is whatever the one who asks wants back."""
         self.number = number
-        self.weight = weight
         self.payload = payload
-        self.kind = kind
+        self.kind = Kind.OTHER
         self.cell: Cell | None = None
         self.is_gone = False  # given out, or left out
         self.name = ""
@@ -106,7 +104,6 @@ class Taken(NamedTuple):
     """What comes next: as it was (`parts` is None), or what was made of it."""
 
     number: int
-    weight: int  # bytes of the wire that it stands for, with those that were left out before it
     parts: list[Bytes] | None
     payload: Any
 
@@ -123,7 +120,6 @@ class Waiting:
         self._updates: dict[str, Item] = {}
         self._interrupted: dict[str, None] = {}
         self._size = 0  # bytes of text, of all cells
-        self._freed = 0  # bytes of the wire that were left out
         self._skipped = 0  # the last number that was left out
 
     def __len__(self) -> int:
@@ -135,9 +131,9 @@ class Waiting:
         """Is what waits better left where it is?"""
         return self._size > FULL * self.most or len(self._items) > MOST_ITEMS
 
-    def add(self, number: int, weight: int, payload: Any, parts: Sequence[Bytes] | None) -> None:
+    def add(self, number: int, payload: Any, parts: Sequence[Bytes] | None) -> None:
         """Put something at the end; `parts` are those of an iopub message, else None."""
-        item = Item(number, weight, payload)
+        item = Item(number, payload)
         if parts is not None:
             try:
                 self._classify(item, parts)
@@ -165,12 +161,11 @@ class Waiting:
         if not items:
             return None
         item = items.popleft()
-        freed, self._freed = self._freed, 0
         parts = self._finish(item)
         self._skip()
-        if item.kind is Kind.NOTE and self._freed:
-            item.number = self._skipped  # those after it are what it stands for
-        return Taken(item.number, item.weight + freed, parts, item.payload)
+        if item.kind is Kind.NOTE:  # those after it are what it stands for
+            item.number = max(item.number, self._skipped)
+        return Taken(item.number, parts, item.payload)
 
     def interrupt(self, *cells: str) -> None:
         """Let little of the text of these cells through, and of all that waits now."""
@@ -308,19 +303,13 @@ class Waiting:
     def _join(self, item: Item) -> bool:
         """Make a text part of the one before it, if they are neighbours."""
         last = self._items[-1] if self._items else None
-        if (
-            last is None
-            or last.is_gone
-            or last.kind is not Kind.TEXT
-            or last.cell is not item.cell
-            or last.name != item.name
-            or last.size >= JOINED
-        ):
+        if last is None or last.is_gone or last.kind is not Kind.TEXT or last.size >= JOINED:
+            return False
+        if (last.cell, last.name) != (item.cell, item.name):
             return False
         cell = item.cell
         assert cell is not None  # noqa: S101 - a text has one
         last.number, last.parts, last.payload = item.number, item.parts, None
-        last.weight += item.weight
         last.texts += item.texts
         before, last.size = last.size, last.size + item.size
         if last.size >= JOINED:
@@ -339,9 +328,7 @@ class Waiting:
         """Pass over what was left out."""
         items = self._items
         while items and items[0].is_gone:
-            item = items.popleft()
-            self._freed += item.weight
-            self._skipped = item.number
+            self._skipped = items.popleft().number
 
     def _finish(self, item: Item) -> list[Bytes] | None:
         """Take an item out of all books; return its parts if they are not what they were."""

@@ -44,7 +44,12 @@ class Pair:
     def __init__(self, most: int = 10**6, window: int = 400) -> None:
         self.now = 0.0
         self.book = Book()
-        self.outbox = FrontOutbox(self.book, FRONT, most_waiting=most, clock=lambda: self.now)
+        self.outbox = FrontOutbox(
+            self.book,  # type: ignore[arg-type]
+            FRONT,
+            most_waiting=most,
+            clock=lambda: self.now,
+        )
         self.there = Conversation(self.outbox, slice_size=150)
         self.here = Conversation(MemoryOutbox(), window)
         self.wire: deque = deque()
@@ -188,7 +193,7 @@ def test_an_interrupt_lets_little_through_at_once():
 
 def test_a_front_that_was_never_asked_for_is_not_looked_after():
     """A front known by name alone costs nothing until it comes."""
-    outbox = FrontOutbox(Book(), FRONT)
+    outbox = FrontOutbox(Book(), FRONT)  # type: ignore[arg-type]
     outbox.look(is_connected=False)
     outbox.interrupt(["one"])
     assert not outbox._is_behind

@@ -42,7 +42,7 @@ def test_lines_stay_whole():
     said = "".join(f"line {number}\n" for number in range(100))
     pieces = in_pieces(message(json.dumps({"name": "stdout", "text": said}).encode()), 100)
     assert len(pieces) > 5
-    assert all(json.loads(piece[4])["text"].endswith("\n") for piece in pieces)
+    assert all(json.loads(bytes(piece[4]))["text"].endswith("\n") for piece in pieces)
 
 
 @pytest.mark.parametrize(

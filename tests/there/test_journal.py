@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from remoter_kernel.daemon import journal as journals
-from remoter_kernel.daemon.journal import EVERYONE, Journal
+from remoter_kernel.daemon.journal import Journal
 from remoter_kernel.daemon.outbox import FrontOutbox
+from remoter_kernel.daemon.records import EVERYONE
 from remoter_kernel.wire.frames import Channel, Lane
 
 if TYPE_CHECKING:
@@ -23,15 +24,19 @@ ME, OTHER = b"front--1", b"front--2"
 class Desk:
     """A journal, and the thread that its calls are made in: this one."""
 
-    def __init__(self, path):
+    def __init__(self, path, **options):
         self.calls: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-        self.journal = Journal(path, self.calls.put)
+        self.journal = Journal(path, self.calls.put, **options)
         self.journal.open()
 
     def settle(self):
         """Make calls until all is written."""
+        self.wait_for(lambda: self.journal.written >= self.journal.last)
+
+    def wait_for(self, fact):
+        """Make calls until something is true."""
         limit = time.monotonic() + 10
-        while self.journal.written < self.journal.last:
+        while not fact():
             assert time.monotonic() < limit
             self.calls.get(timeout=10)()
 

@@ -19,6 +19,7 @@ from tests.whole.test_life import there, value
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from tests.real_jupyter import JupyterHere
     from tests.real_sshd import RealSshd
@@ -64,6 +65,13 @@ def evaluator(far: FarSide) -> psutil.Process:
     found = [process for process in there(far) if process.pid in pids]
     assert len(found) == 1, found
     return found[0]
+
+
+def session(far: FarSide) -> Path:
+    """Return the folder of the session that the evaluator answers for."""
+    pid, folder = evaluator(far).pid, far.home / ".local/share/remoter-kernel/sessions"
+    doors = folder.glob("*/door.json")
+    return next(door.parent for door in doors if json.loads(door.read_text()).get("pid") == pid)
 
 
 def is_replaced(far: FarSide, dead: psutil.Process) -> bool:
@@ -171,6 +179,59 @@ def test_evaluators_are_killed_again_and_again(talk: Talk, far: FarSide) -> None
     assert value(talk, "kept, done") == "('since before', 'yes')"
 
 
+def test_many_cells_wait_when_the_evaluator_is_killed(talk: Talk, far: FarSide) -> None:
+    """Twenty queued cells, two deaths: each has run once, in order, and each has its answer."""
+    talk.case(lambda talk: talk.run("import time; ran = []"))
+    cells = [
+        talk.queue(f"ran.append({number}); time.sleep(0.1)", stop_on_error=False)
+        for number in range(20)
+    ]
+    for number in (3, 9):
+        talk.listen(lambda number=number: bool(heard(talk, cells[number])), seconds=WAIT)  # type: ignore[misc]
+        kill_evaluator(far)
+    over(talk, *cells)
+    assert [len(replies(talk, cell)) for cell in cells] == [1] * 20
+    assert value(talk, "ran == list(range(20))") == "True"
+
+
+def test_a_prompt_waits_when_the_evaluator_is_killed(talk: Talk, far: FarSide) -> None:
+    """What is typed after the death reaches the cell that asked before it."""
+    cell = talk.queue("print('<', input('who? '), '>')")
+    talk.listen(lambda: bool(talk._of("stdin")))
+    kill_evaluator(far)
+    talk.send("input_reply", {"value": "me"}, channel="stdin")
+    over(talk, cell)
+    assert "< me >" in text(talk, cell)
+    journal = (session(far) / "journal").read_bytes()
+    assert b"who? " in journal
+    assert b'"value"' not in journal
+
+
+def test_an_evaluator_is_killed_before_its_child_is_ready(
+    here: JupyterHere, far: FarSide, python_remote: dict[str, Any]
+) -> None:
+    """What waited for the child runs once it is ready, once; a second death changes nothing."""
+    spec = here.add_remote("deaths-slow", init=("sleep 2",), **python_remote)
+    with started_kernel(spec) as kernel:
+        talk = Talk(kernel.client)
+        talk.case(lambda talk: talk.run("1"))
+        talk.case(lambda talk: talk.run("import os, signal, time; print(os.getpid())"))
+        path = session(far) / "child.json"
+        first = path.read_text()
+        cell = talk.queue("print('once'); os.kill(os.getpid(), signal.SIGKILL)")
+        over(talk, cell)
+        waiting = [talk.queue(code) for code in ("n = globals().get('n', 0) + 1", "print('n', n)")]
+        begun = wait_for(lambda: path.exists() and path.read_text() != first and path.read_text())
+        wait_for(lambda: b"globals()" in (session(far) / "journal").read_bytes())
+        kill_evaluator(far)
+        over(talk, *waiting)
+        assert text(talk, waiting[1]) == "n 1\n"
+        assert path.read_text() == begun
+        kill_evaluator(far)
+        assert value(talk, "n") == "1"
+    wait_for(lambda: not there(far), what="the far side is empty")
+
+
 def test_an_interrupt_reaches_a_child_that_was_adopted(
     talk: Talk, far: FarSide, kernel: StartedKernel
 ) -> None:
@@ -261,23 +322,26 @@ def test_a_kernel_that_does_not_heed_interrupts(
     wait_for(lambda: not there(far), what="the far side is empty")
 
 
-def test_an_evaluator_of_r_is_killed(here: JupyterHere, far: FarSide, sshd: RealSshd) -> None:
+def test_an_evaluator_of_r_is_killed(
+    here: JupyterHere, far: FarSide, python_remote: dict[str, Any]
+) -> None:
     """The same with R, whose kernel hears nobody while it is busy."""
     real_part("irkernel")
-    config = here.folder / "ssh_config"
-    spec = here.add_remote(
-        "deaths-r", "real", language="R", kernel="ir", ssh_config=config, python=str(far.python)
-    )
+    spec = here.add_remote("deaths-r", language="R", kernel="ir", **python_remote)
     with started_kernel(spec) as kernel:
         talk = Talk(kernel.client)
         talk.case(lambda talk: talk.run("kept <- 'since before'"))
-        code = f"for (i in 0:{LINES - 1}) {{ cat('line', i, '\\n', sep=' '); Sys.sleep(0.05) }}"
-        cell = talk.queue(code)
-        queued = talk.queue("cat(kept)")
-        talk.listen(lambda: "line 5" in text(talk, cell))
-        evaluator(far).kill()
-        over(talk, cell, queued)
-        assert text(talk, queued) == "since before"
-        seen = [int(number) for number in re.findall(r"line (\d+)", text(talk, cell))]
-        assert seen == sorted(set(seen))
+        # What is printed comes after each whole expression: a loop would say all at its end.
+        cell = talk.queue("cat('line 0\\n')\nSys.sleep(3)\ncat('line 1\\n')")
+        queued = [talk.queue(code, stop_on_error=False) for code in ("cat(kept)", "stop('oh')")]
+        talk.listen(lambda: bool(lines(talk, cell)))
+        kill_evaluator(far)
+        later = talk.queue("cat('later')")
+        over(talk, cell, *queued, later)
+        assert lines(talk, cell) == [0, 1]
+        assert text(talk, cell).count("may be missing") == 1
+        assert text(talk, queued[0]) == "since before"
+        assert text(talk, later).endswith("later")
+        said = [[each["status"] for each in replies(talk, one)] for one in (cell, *queued, later)]
+        assert said == [["ok"], ["ok"], ["error"], ["ok"]]
     wait_for(lambda: not there(far), what="the far side is empty")

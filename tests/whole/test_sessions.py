@@ -304,7 +304,7 @@ def test_a_console_attaches_interrupts_and_leaves_the_session(
         console.type("exit")
         wait_for(console.is_over, seconds=30, what="the console has ended")
     assert front.run("kept") == "'since before'"
-    assert told(here, remote, session)["state"] == "idle"
+    wait_for(lambda: told(here, remote, session)["state"] == "idle", what="idle")
 
 
 # --------------------------------------------------------------- in a cell
@@ -336,7 +336,7 @@ def test_keep_outlives_a_shutdown(here: JupyterHere, front: Front, remote: str) 
         status = shown(talk.case(lambda talk: talk.run("%remoter status")))
         assert "the session stays" in status
     wait_for(lambda: told(here, remote, kept)["fronts"] == 0, what="the front has left")
-    assert told(here, remote, kept)["state"] == "idle"
+    wait_for(lambda: told(here, remote, kept)["state"] == "idle", what="idle")
     asked(here, "stop", f"{remote}/{kept}")
 
 
@@ -398,7 +398,7 @@ def test_an_idle_session_without_fronts_ends_and_a_busy_one_does_not(
         front.run("1")
         session = front.run("%remoter status").partition("session")[2].split()[0]
         time.sleep(2.5)  # longer than the timeout, with a front
-        assert told(here, remote, session)["state"] == "idle"
+        wait_for(lambda: told(here, remote, session)["state"] == "idle", what="idle")
         front.talk.queue("import time; time.sleep(5); print('done')")
         wait_for(lambda: told(here, remote, session)["state"] == "busy", what="busy")
         front.kill()

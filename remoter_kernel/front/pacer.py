@@ -1,0 +1,170 @@
+"""Gives jupyter_server no more than it passes on, in order; what has to wait becomes less.
+
+jupyter_server counts, for each browser, what comes on iopub in any three seconds: all messages
+(but status, comm_open and execute_input) and the bytes of stream messages, all frames of them.
+Above 3,000 messages or 3 MB it drops everything for a while. With each `idle` it counts anew.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import deque
+from typing import TYPE_CHECKING, Protocol
+
+from remoter_kernel.errors import ProtocolError
+from remoter_kernel.wire.frames import Bytes, Channel
+from remoter_kernel.wire.messages import CONTENT, HEADER, content_of
+from remoter_kernel.wire.waiting import Waiting
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from remoter_kernel.wire.reactor import Reactor, Timer
+
+# What comes at once, and what follows in three seconds, stay below what jupyter_server takes
+# in three seconds, even if it takes it in a little later than it was sent.
+BYTES_AT_ONCE, BYTES_PER_SECOND = 900_000, 600_000.0
+MESSAGES_AT_ONCE, MESSAGES_PER_SECOND = 1500, 450.0
+PIECE = 100_000  # characters of text that go in one message
+SHORTEST_PAUSE = 0.005  # seconds: what comes meanwhile goes together
+IDLE_WITHIN = 64  # bytes of a status message's content
+
+
+class Keep(Protocol):
+    """Says that an item and all before it have reached whom they are for."""
+
+    def __call__(self, number: int, size: int) -> None:
+        """`size` is in bytes of the wire."""
+
+
+class Allowance:
+    """So much at once, and so much per second (pure: `now` is an argument, in seconds)."""
+
+    def __init__(self, at_once: float, per_second: float) -> None:
+        """Begin with all that may come at once."""
+        self.at_once = at_once
+        self.per_second = per_second
+        self._left = at_once
+        self._at = 0.0
+
+    def spend(self, amount: float, now: float) -> None:
+        """Count what was given; the last of it may be more than there was."""
+        self._left = self._left_at(now) - amount
+        self._at = now
+
+    def pause(self, now: float) -> float:
+        """Return in how many seconds there is something left."""
+        return max(0.0, -self._left_at(now) / self.per_second)
+
+    def renew(self) -> None:
+        """Begin again."""
+        self._left = self.at_once
+
+    def _left_at(self, now: float) -> float:
+        return min(self.at_once, self._left + (now - self._at) * self.per_second)
+
+
+class Pacer:
+    """The bulk lane's way from the link to Jupyter's sockets."""
+
+    def __init__(
+        self,
+        reactor: Reactor,
+        clock: Callable[[], float],
+        give: Callable[[Channel, list[Bytes]], None],
+        on_room: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Remember; `on_room` is called when something that waited has been given."""
+        self.waiting = Waiting()
+        self._reactor = reactor
+        self._clock = clock
+        self._give = give
+        self._on_room = on_room
+        self._bytes = Allowance(BYTES_AT_ONCE, BYTES_PER_SECOND)
+        self._messages = Allowance(MESSAGES_AT_ONCE, MESSAGES_PER_SECOND)
+        self._count = 0  # numbers of our own: a text may become several
+        self._ends: deque[tuple[int, int, int, Keep]] = deque()  # our number, the wire's, bytes
+        self._timer: Timer | None = None
+
+    def take(
+        self, channel: Channel, parts: list[memoryview], number: int, size: int, keep: Keep
+    ) -> None:
+        """Take one item of so many bytes; it is kept once it was given."""
+        pieces = list(_pieces(channel, parts))
+        self._ends.append((self._count + len(pieces), number, size, keep))
+        for piece in pieces:
+            self._count += 1
+            if self.waiting or self._pause():
+                iopub = piece if channel is Channel.IOPUB else None
+                self.waiting.add(self._count, (channel, piece), iopub)
+            else:
+                self._hand_on(channel, piece, self._count)
+        self._go_on()
+
+    def interrupt(self, *cells: str) -> None:
+        """Let little of the text of these cells through, and of all that waits."""
+        self.waiting.interrupt(*cells)
+        self._go_on()
+
+    def finish(self) -> None:
+        """Give all that waits, at any pace."""
+        while self._give_next():
+            pass
+
+    def _pause(self) -> float:
+        now = self._clock()
+        return max(self._bytes.pause(now), self._messages.pause(now))
+
+    def _go_on(self) -> None:
+        """Give what may be given now; the rest, when it may."""
+        while self.waiting and not (pause := self._pause()):
+            if not self._give_next():
+                return
+        if self.waiting and self._timer is None:
+            self._timer = self._reactor.later(max(pause, SHORTEST_PAUSE), self._wake)
+
+    def _wake(self) -> None:
+        self._timer = None
+        self._go_on()
+        self._on_room()
+
+    def _give_next(self) -> bool:
+        taken = self.waiting.take()
+        if taken is None:
+            return False
+        channel, parts = taken.payload or (Channel.IOPUB, [])
+        self._hand_on(channel, taken.parts or parts, taken.number)
+        return True
+
+    def _hand_on(self, channel: Channel, parts: list[Bytes], number: int) -> None:
+        self._give(channel, parts)
+        while self._ends and self._ends[0][0] <= number:
+            _, wire_number, size, keep = self._ends.popleft()
+            keep(wire_number, size)
+        if channel is not Channel.IOPUB:
+            return
+        now = self._clock()
+        is_text = b'"stream"' in bytes(parts[HEADER])
+        self._bytes.spend(sum(map(len, parts)) if is_text else 0, now)
+        self._messages.spend(1, now)
+        if b'"idle"' in bytes(parts[CONTENT][:IDLE_WITHIN]):
+            self._bytes.renew()
+            self._messages.renew()
+
+
+def _pieces(channel: Channel, parts: Sequence[Bytes]) -> Iterator[list[Bytes]]:
+    """Yield a message as it is; one with more text than passes at once, as several."""
+    if channel is Channel.IOPUB and len(parts[CONTENT]) > 2 * PIECE:
+        try:
+            content = content_of(parts)
+        except ProtocolError:
+            content = {}
+        text = content.get("text")
+        if set(content) == {"name", "text"} and isinstance(text, str):
+            for begin in range(0, len(text), PIECE):
+                piece = list(parts)
+                words = {"name": content["name"], "text": text[begin : begin + PIECE]}
+                piece[CONTENT] = json.dumps(words).encode()
+                yield piece
+            return
+    yield list(parts)

@@ -1,0 +1,206 @@
+"""Launches that meet: never two evaluators for one session, wherever and whenever they come."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+import psutil
+import pytest
+
+from remoter_kernel.daemon import launch
+from remoter_kernel.daemon.lock import Lock
+from remoter_kernel.daemon.processes import boot_id, started_at
+from remoter_kernel.daemon.registry import Session, sweep
+from remoter_kernel.front.bootstrap import pack_evaluator
+from tests.real_jupyter import MARK, THIS_RUN, wait_for
+from tests.real_parts import real_part
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+KEY = "0" * 40
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A home of the test's own."""
+    (tmp_path / "run").mkdir(mode=0o700)
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "run"))
+    monkeypatch.setenv(MARK, THIS_RUN)
+    return tmp_path
+
+
+def a_session(**door: Any) -> Session:
+    """Make a session whose evaluator was this process, but for what is said otherwise."""
+    session = Session.create({"kernel_id": "k", "created": time.time()})
+    here = {"host": socket.gethostname(), "boot": boot_id(), "port": 1, "public_key": KEY}
+    me = {"pid": os.getpid(), "started": started_at(os.getpid())}
+    session.write("door.json", {**here, **me, **door})
+    (session.folder / "journal").write_bytes(b"")
+    return session
+
+
+def asked(**wish: Any) -> dict[str, Any]:
+    """Ask for a session."""
+    return launch.fulfil({"client_key": KEY, **wish}, 0o022)
+
+
+@pytest.mark.parametrize("which", ["session", "kernel"])
+def test_a_session_of_another_host_is_left_alone(which):
+    """From another login node of the same home one hears where the session lives."""
+    session = a_session(host="login1", boot="another")
+    wish = {"session": session.id} if which == "session" else {"kernel_id": "k"}
+    assert asked(**wish) == {"lacks": "host", "what": session.id, "host": "login1"}
+    assert not session.read("session.json").get("ended")
+    sweep()
+    assert not session.read("session.json").get("ended")
+
+
+def test_after_a_reboot_the_session_has_ended_and_one_hears_why():
+    """Another boot of the same host: it is over, since the journal was written last."""
+    session = a_session(boot="before")
+    os.utime(session.folder / "journal", (1_000_000, 1_000_000))
+    answer = asked(session=session.id)
+    assert (answer["lacks"], answer["why"]) == ("session", "The machine was restarted.")
+    assert answer["ended"] == 1_000_000
+    assert session.read("session.json")["ended"] > 1_000_000
+    assert (session.folder / "journal").exists()
+
+
+def test_a_process_number_or_a_port_that_is_anothers_by_now_is_not_the_session():
+    """What has the evaluator's number but began at another time is not the evaluator."""
+    with socket.create_server(("127.0.0.1", 0)) as somebody:
+        session = a_session(started="0", port=somebody.getsockname()[1])
+        assert not session.is_alive()
+        answer = asked(session=session.id)
+    assert answer["why"] == "Its evaluator and its kernel were killed."
+
+
+def test_an_evaluator_that_runs_and_does_not_answer_is_not_replaced():
+    """Two for one session would be worse than none for a while."""
+    session = a_session()  # at port 1 nobody answers
+    with pytest.raises(RuntimeError, match="does not answer"):
+        asked(session=session.id)
+
+
+def test_the_exit_of_the_kernel_is_told():
+    """Where the warden has written how the kernel ended, that is the reason."""
+    session = a_session(started="0")
+    session.write("child.json", {"pid": os.getpid(), "started": "0", "warden": 1})
+    session.write("exit.json", {"pid": os.getpid(), "status": -9, "peak_kib": 5 * 1024 * 1024})
+    why = asked(session=session.id)["why"]
+    assert "SIGKILL" in why
+    assert "5.0 GiB" in why
+
+
+def test_a_session_folder_of_another_user_is_refused():
+    """It is neither listed nor joined nor judged."""
+    real_part("root")
+    session = a_session(boot="before")
+    os.chown(session.folder, 65534, 65534)
+    assert asked(session=session.id)["why"] == "Its folder belongs to another user."
+    sweep()
+    assert not session.read("session.json").get("ended")
+
+
+def test_a_session_that_never_was():
+    """A name that leads elsewhere is no session's name."""
+    assert "none of that name" in asked(session="abcdef")["why"]
+    assert "none of that name" in asked(session="../sessions")["why"]
+
+
+def test_a_lock_is_on_a_folder_of_our_own(home):
+    """A folder that others may write in is not trusted."""
+    (home / "run" / "remoter-kernel").mkdir(mode=0o777)
+    (home / "run" / "remoter-kernel").chmod(0o777)
+    with pytest.raises(RuntimeError, match="remove it"):
+        Lock("x").take(0.0)
+
+
+def test_a_lock_is_held_once_and_leaves_nothing(home):
+    """The second one waits in vain; after the first has let go there is no file."""
+    first, second = Lock("x"), Lock("x")
+    assert first.take(0.0)
+    assert not second.take(0.1)
+    first.release()
+    assert second.take(0.0)
+    second.release()
+    assert list((home / "run").iterdir()) == []
+
+
+# Real ones -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def zipapp(home: Path) -> Path:
+    """What travels, where it would be."""
+    name, content = pack_evaluator()
+    (home / name).write_bytes(content)
+    return home / name
+
+
+@contextlib.contextmanager
+def launched(zipapp: Path, *wishes: dict[str, Any]) -> Iterator[list[subprocess.Popen[str]]]:
+    """Start launches at once."""
+    with contextlib.ExitStack() as stack:
+        started = [
+            stack.enter_context(
+                subprocess.Popen(
+                    [sys.executable, str(zipapp)],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    text=True,
+                )
+            )
+            for _ in wishes
+        ]
+        for process, wish in zip(started, wishes, strict=True):
+            process.stdin.write(json.dumps({"client_key": KEY, **wish}) + "\n")
+            process.stdin.flush()
+        yield started
+
+
+def answers(zipapp: Path, *wishes: dict[str, Any]) -> list[dict[str, Any]]:
+    """Launch at once, and return what each says."""
+    with launched(zipapp, *wishes) as started:
+        lines = [process.communicate(timeout=60)[0] for process in started]
+    return [json.loads(line.removeprefix("REMOTER ")) for line in lines]
+
+
+def test_launches_at_once_share_one_evaluator(zipapp, home):
+    """Four for one kernel start one session; after its evaluator's death they start one more."""
+    folder = home / "data" / "remoter-kernel" / "sessions"
+    told = answers(zipapp, *[{"kernel_id": "k"}] * 4)
+    assert sorted(each["joined"] for each in told) == [False, True, True, True]
+    (session,) = {each["session"] for each in told}
+    assert len(list(folder.iterdir())) == 1
+    door = folder / session / "door.json"
+    wait_for((folder / session / "child.json").exists)
+    first = json.loads(door.read_text())
+    kernel = json.loads((folder / session / "child.json").read_text())["pid"]
+    os.kill(first["pid"], signal.SIGKILL)
+    told = answers(zipapp, *[{"kernel_id": "k", "session": session}, {"kernel_id": "k"}] * 2)
+    assert {each["port"] for each in told} != {first["port"]}
+    assert len({each["port"] for each in told}) == 1
+    second = json.loads(door.read_text())
+    evaluators = [p for p in psutil.process_iter() if p.pid in (first["pid"], second["pid"])]
+    assert [p.pid for p in evaluators if p.status() != psutil.STATUS_ZOMBIE] == [second["pid"]]
+    assert psutil.pid_exists(kernel)
+    # An order that was given while nobody could hear it finds its way to the new one, too.
+    os.kill(second["pid"], signal.SIGKILL)
+    (answer,) = answers(
+        zipapp, {"session": session, "orders": [{"order": "stop", "session": session}]}
+    )
+    assert (answer["lacks"], answer["why"]) == ("session", "It was stopped.")
+    wait_for(lambda: not psutil.pid_exists(kernel), what="the kernel is gone")
+    assert wait_for(lambda: not list((home / "run").iterdir()), what="no lock is left") is True
