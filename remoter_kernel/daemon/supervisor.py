@@ -90,6 +90,7 @@ class Supervisor:
         self._desk = Desk(session, journal, door, self._speaker)
         self._requests = self._desk.requests
         self._adoption: Adoption | None = None
+        self._told_trouble = ""  # of the journal
 
     def run(self) -> None:
         """Serve until the session ends."""
@@ -125,11 +126,26 @@ class Supervisor:
         self.reactor.call(partial(self._obey, order))
 
     def _end_pass(self) -> None:
+        if self.journal.trouble != self._told_trouble:
+            self._tell_trouble()
         self.door.flush_soon()
         is_ready = self.state is State.READY
         self._board.look(
             ("busy" if self._requests.asked else "idle") if is_ready else self.state.value
         )
+
+    def _tell_trouble(self) -> None:
+        """Say in the running cell that the disk takes nothing any more, once each time."""
+        cell, trouble = self._requests.running(), self.journal.trouble
+        if trouble and not cell:
+            return  # the next one hears of it
+        self._told_trouble = trouble
+        if trouble and cell:
+            text = (
+                f"[remoter] The journal of session {self.session.id} cannot be written there "
+                f"({trouble}). The session goes on, with what is said kept in memory alone.\n"
+            )
+            self._speaker.publish("stream", {"name": "stderr", "text": text}, cell.header)
 
     def _child_for(self, channel: Channel) -> Child | None:
         """Return the child if it gets what comes on this channel at once."""

@@ -4,25 +4,27 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
 import signal
+import subprocess
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psutil
 import pytest
 
-from tests.real_jupyter import StartedKernel, started_kernel, wait_for
+from tests.real_jupyter import MARK, THIS_RUN, StartedKernel, started_kernel, wait_for
 from tests.real_parts import real_part
+from tests.real_sshd import RealSshd
 from tests.whole.talk import Talk
 from tests.whole.test_life import there, value
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from tests.real_jupyter import JupyterHere
-    from tests.real_sshd import RealSshd
     from tests.real_users import FarSide
 
 LINES = 60
@@ -259,6 +261,50 @@ def test_all_three_are_killed(talk: Talk, far: FarSide) -> None:
         (error,) = [m["content"] for m in heard(talk, each) if m["msg_type"] == "error"]
         assert error["ename"] == "NoSuchSession"
         assert re.search(r"killed.*It ended at \d{4}-\d\d-\d\d \d\d:\d\d", error["evalue"])
+
+
+def test_the_child_is_killed_while_it_has_no_evaluator(
+    talk: Talk, far: FarSide, sshd: RealSshd
+) -> None:
+    """The warden writes down how it ended, though nobody listens; the cell hears it later."""
+    pid, folder = int(value(talk, "os.getpid()")), session(far)
+    cell = talk.queue("import time\nprint('going', flush=True)\ntime.sleep(300)")
+    talk.listen(lambda: "going" in text(talk, cell))
+    sshd.stop_listening()
+    evaluator(far).kill()
+    psutil.Process(pid).kill()
+    wait_for((folder / "exit.json").exists, what="the warden's last words")
+    sshd.start()
+    over(talk, cell)
+    (error,) = [m["content"] for m in heard(talk, cell) if m["msg_type"] == "error"]
+    assert error["ename"] == "NoSuchSession"
+    assert re.search(r"signal 9 \(SIGKILL\), having used up to \d+\.\d MiB", error["evalue"])
+
+
+def test_a_disk_that_is_full(here: JupyterHere, far: FarSide, tmp_path: Path) -> None:
+    """On a full 16 MB the cell hears of it once, goes on, and every line comes."""
+    real_part("root")
+    disk = Path(f"/mnt/{tmp_path.name}-{os.getpid()}")
+    disk.mkdir(parents=True)
+    options = f"size=16m,mode=700,uid={far.ids['user']},gid={far.ids['group']}"
+    subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(disk)], check=True)
+    try:
+        mark = f"SetEnv {MARK}={THIS_RUN} XDG_DATA_HOME={disk}"
+        with RealSshd(tmp_path, user=far.user, extra_config=mark) as server:
+            config = server.ssh_config(tmp_path / "ssh_config", "full")
+            spec = here.add_remote("full", "full", ssh_config=config, python=str(far.python))
+            with started_kernel(spec) as kernel:
+                talk = Talk(kernel.client)
+                code = "for i in range(300): print('x' * 100_000, '\\nline', i, flush=True)"
+                cell = talk.queue(code)
+                over(talk, cell)
+                assert lines(talk, cell) == list(range(300))
+                assert text(talk, cell).count("No space left") == 1
+                assert value(talk, "1 + 1") == "2"
+            wait_for(lambda: not there(far), what="the far side is empty")
+    finally:
+        subprocess.run(["umount", "-l", str(disk)], check=True)
+        disk.rmdir()
 
 
 def test_a_session_process_of_sshd_is_killed(talk: Talk, sshd: RealSshd) -> None:
