@@ -123,6 +123,7 @@ class Kernel:
             self.link.pacer = Pacer(self.reactor, time.monotonic, self._hear, self.link.flush)
         self.link.on_change = self._note_change
         self.sockets.bind()
+        self.reactor.hear_signals()
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._hear_signal)
         if parent.is_named():
