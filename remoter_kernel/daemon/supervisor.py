@@ -106,6 +106,7 @@ class Supervisor:
         self.reactor.on_bug = lambda error: traceback.print_exception(
             type(error), error, error.__traceback__
         )
+        self.reactor.hear_signals()
         for number in ORDERS:
             signal.signal(number, self._hear_signal)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, ORDERS)
