@@ -180,6 +180,17 @@ def test_a_session_that_is_not_there_has_an_exit_code_of_its_own(
     asked(here, "stop", code=2)
 
 
+def test_all_sessions_of_a_remote_are_its_own(
+    here: JupyterHere, python_remote: dict[str, Any], remote: str, session: str
+) -> None:
+    """`--all` leaves alone what another remote has on the same host."""
+    here.add_remote(f"{remote}-2", **python_remote)
+    asked(here, "stop", "--all", f"{remote}-2")
+    assert told(here, remote, session)["state"] != "ended"
+    asked(here, "stop", "--all", remote)
+    assert told(here, remote, session)["state"] == "ended"
+
+
 def test_a_deaf_kernel_is_stopped(
     here: JupyterHere, front: Front, remote: str, session: str
 ) -> None:
