@@ -140,6 +140,7 @@ def test_an_evaluator_is_killed_during_a_cell(talk: Talk, far: FarSide) -> None:
     assert text(talk, cell).count("may be missing") == 1
     assert [reply["status"] for reply in replies(talk, cell)] == ["ok"]
     assert [reply["status"] for reply in replies(talk, queued)] == ["ok"]
+    assert not [m for _, m in talk.heard if m["msg_type"] == "error"]
     shown = [m["content"]["data"] for m in heard(talk, queued) if m["msg_type"] == "execute_result"]
     assert shown == [{"text/plain": "(12, 'yes')"}]
     assert value(talk, "kept, os.getpid()") == f"('since before', {pid})"
@@ -217,10 +218,9 @@ def test_an_evaluator_is_killed_before_its_child_is_ready(
     with started_kernel(spec) as kernel:
         talk = Talk(kernel.client)
         talk.case(lambda talk: talk.run("1"))
-        talk.case(lambda talk: talk.run("import os, signal, time; print(os.getpid())"))
         path = session(far) / "child.json"
         first = path.read_text()
-        cell = talk.queue("print('once'); os.kill(os.getpid(), signal.SIGKILL)")
+        cell = talk.queue("import os; os.kill(os.getpid(), 9)")
         over(talk, cell)
         waiting = [talk.queue(code) for code in ("n = globals().get('n', 0) + 1", "print('n', n)")]
         begun = wait_for(lambda: path.exists() and path.read_text() != first and path.read_text())
@@ -230,6 +230,17 @@ def test_an_evaluator_is_killed_before_its_child_is_ready(
         assert text(talk, waiting[1]) == "n 1\n"
         assert path.read_text() == begun
         kill_evaluator(far)
+        assert value(talk, "n") == "1"
+        # The same, and it is still at it when its second evaluator dies.
+        cell = talk.queue("import os; os.kill(os.getpid(), 9)")
+        over(talk, cell)
+        code = (
+            "import time; n = globals().get('n', 0) + 1; print('going', flush=True); time.sleep(3)"
+        )
+        cell = talk.queue(code)
+        talk.listen(lambda: "going" in text(talk, cell))
+        kill_evaluator(far)
+        over(talk, cell)
         assert value(talk, "n") == "1"
     wait_for(lambda: not there(far), what="the far side is empty")
 
