@@ -21,6 +21,7 @@ from remoter_kernel.daemon import registry
 from remoter_kernel.daemon.processes import started_at
 from remoter_kernel.daemon.records import Record, read_journal
 from remoter_kernel.daemon.registry import Session
+from remoter_kernel.errors import RemoterError
 from remoter_kernel.wire.frames import Channel, unpack
 from remoter_kernel.wire.said import Said, encode_said
 
@@ -48,6 +49,8 @@ def main() -> None:
     except OSError as error:
         place = f" ({error.filename})" if error.filename else ""
         answer = {"lacks": "room", "what": f"{error.strerror}{place}"}
+    except RemoterError as error:
+        answer = {"lacks": "reader", "what": str(error)}
     except Exception as error:  # noqa: BLE001 - the one line is all that is heard of us
         traceback.print_exc()
         answer = {"lacks": "luck", "what": f"{type(error).__name__}: {error}"}
