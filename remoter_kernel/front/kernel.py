@@ -261,6 +261,7 @@ class Kernel:
     def _hear(self, channel: Channel, parts: Sequence[Bytes]) -> None:
         """Take one item of the evaluator."""
         if channel is Channel.IOPUB:
+            self._verbs.notice(parts)
             self.sockets.publish([bytes(parts[TOPIC]), *parts[HEADER:]])
         elif channel is Channel.NOTE:
             self._hear_note(from_json(parts[TOPIC]))

@@ -19,6 +19,7 @@ import pytest
 from jupyter_client.blocking.client import BlockingKernelClient
 from jupyter_client.connect import write_connection_file
 
+from remoter_kernel.front.inquiries import Reading, finding
 from tests.conftest import marked
 from tests.real_jupyter import started_kernel, wait_for
 from tests.real_parts import real_part
@@ -375,6 +376,21 @@ def test_missed_outputs_are_shown_in_a_cell(
     assert "tick 29" in missed
     assert "tick 0\n" not in missed
     assert "was given" not in missed
+
+
+def test_what_was_held_back_is_asked_for_by_its_cell(
+    here: JupyterHere, front: Front, remote: str, session: str
+) -> None:
+    """Outputs of the named requests come whole, although their front has taken them."""
+    cell = front.talk.queue("print('all ' + 'of it')")
+    front.talk.done(cell)
+    with finding(f"{remote}/{session}", None) as found:
+        ask = found.visit.ask
+        wait_for(lambda: told(here, remote, session)["state"] == "idle", what="idle")
+        assert list(Reading(ask, session, "missed")) == []
+        bodies = [bytes(said.body) for said in Reading(ask, session, "missed", cells=[cell])]
+    assert b"print('all ' + 'of it')" in bodies[0]
+    assert any(b"all of it" in body for body in bodies[1:])
 
 
 # --------------------------------------------------------------- several fronts
