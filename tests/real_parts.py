@@ -24,6 +24,7 @@ INSTALL = {
     "irkernel": "apt-get install -y --no-install-recommends r-base-core r-cran-irkernel",
     "jupyter-console": "pip install jupyter-console",
     "jupyter_kernel_test": "pip install jupyter_kernel_test",
+    "jupyter_server": "pip install jupyter_server",
     "nbclient": "pip install nbclient",
     "root": "run the tests as root: another unix user has to log in",
 }
@@ -52,7 +53,7 @@ def _is_there(name: str) -> bool:
             return os.geteuid() == 0
         case "jupyter-console":
             return importlib.util.find_spec("jupyter_console") is not None
-        case "jupyter_kernel_test" | "nbclient":
+        case "jupyter_kernel_test" | "jupyter_server" | "nbclient":
             return importlib.util.find_spec(name) is not None
         case _:
             return shutil.which(name) is not None

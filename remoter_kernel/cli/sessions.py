@@ -53,7 +53,7 @@ def _document(listings: list[Listing]) -> dict[str, Any]:
 def _show(listings: list[Listing]) -> None:
     now = time.time()
     rows = [
-        _row(listing.visit.remote.name, session, now)
+        _row(session["remote"] or listing.visit.remote.name, session, now)
         for listing in listings
         for session in listing.sessions
         if session["state"] not in {"ended", "dead"} or now - session["since"] < LONG_OVER

@@ -23,7 +23,7 @@ SENTENCES = {
 
 @click.command()
 @click.argument("words", metavar="SESSION...", nargs=-1)
-@click.option("--all", "everywhere", metavar="NAME", help="Stop all sessions on this remote.")
+@click.option("--all", "everywhere", metavar="NAME", help="Stop all sessions of this remote.")
 def stop(words: tuple[str, ...], everywhere: str | None) -> None:
     """End sessions. What they are doing is lost; their outputs stay for two weeks.
 
@@ -41,7 +41,7 @@ def stop(words: tuple[str, ...], everywhere: str | None) -> None:
             found = {each.id: each for each in (meant_by(word, listings) for word in words)}
         errors = [error for error in map(_stop, found.values()) if error]
     if everywhere and not found:
-        click.echo(f"No sessions on {everywhere}.", err=True)
+        click.echo(f"No sessions of {everywhere}.", err=True)
     for error in errors[1:]:
         click.echo(f"remoter: {error}", err=True)
     if errors:
@@ -49,13 +49,14 @@ def stop(words: tuple[str, ...], everywhere: str | None) -> None:
 
 
 def _all(listings: list[Listing]) -> dict[str, Found]:
+    """Find what this remote started: other remotes may be the same host, and the same person."""
     (listing,) = listings
     if listing.error:
         raise listing.error
     return {
         session["id"]: Found(listing.visit, session)
         for session in listing.sessions
-        if session["state"] != "ended"
+        if session["state"] != "ended" and session["remote"] == listing.visit.remote.name
     }
 
 

@@ -21,6 +21,7 @@ from remoter_kernel.daemon import registry
 from remoter_kernel.daemon.processes import started_at
 from remoter_kernel.daemon.records import Record, read_journal
 from remoter_kernel.daemon.registry import Session
+from remoter_kernel.errors import RemoterError
 from remoter_kernel.wire.frames import Channel, unpack
 from remoter_kernel.wire.said import Said, encode_said
 
@@ -48,6 +49,8 @@ def main() -> None:
     except OSError as error:
         place = f" ({error.filename})" if error.filename else ""
         answer = {"lacks": "room", "what": f"{error.strerror}{place}"}
+    except RemoterError as error:
+        answer = {"lacks": "reader", "what": str(error)}
     except Exception as error:  # noqa: BLE001 - the one line is all that is heard of us
         traceback.print_exc()
         answer = {"lacks": "luck", "what": f"{type(error).__name__}: {error}"}
@@ -179,7 +182,8 @@ def tell_outputs(wish: dict[str, Any]) -> Answer:
     """Give records of a journal.
 
     `after`: the number after which they begin; `skip`: bytes of the first one that are
-    known already; `wait`: seconds to wait for something; `only`: "missed" or "events".
+    known already; `wait`: seconds to wait for something; `only`: "missed" or "events";
+    `cells`: requests of which nothing counts as taken.
     """
     session = Session(_folder(wish["session"]))
     if not session.folder.is_dir():
@@ -230,25 +234,32 @@ def _wanted(session: Session, wish: dict[str, Any], begin: int) -> Iterator[Reco
     records = read_journal(session.folder / "journal")
     only = wish.get("only")
     if only == "missed":
-        records = _missed(records, session.read("state.json").get("fronts") or {})
+        fronts = session.read("state.json").get("fronts") or {}
+        records = _missed(records, fronts, set(wish.get("cells") or ()))
     elif only == "events":
         records = (record for record in records if _is_event(record))
     return (record for record in records if record.number > begin)
 
 
-def _missed(records: Iterator[Record], fronts: dict[str, Any]) -> Iterator[Record]:
-    """Yield what fronts that are gone did not take of their own requests' outputs."""
+def _missed(records: Iterator[Record], fronts: dict[str, Any], cells: set[str]) -> Iterator[Record]:
+    """Yield what fronts that are gone did not take of their own requests' outputs.
+
+    `cells`: requests whose outputs are wanted whatever was taken of them.
+    """
     gone = {name: front.get("taken", 0) for name, front in fronts.items() if not front.get("here")}
     taken: dict[str, int] = {}  # by the message id of a request: up to where
     asked: dict[str, Record] = {}
     place = 0  # in what is missed: a request comes with the first output that is
     for record in records:
         if record.is_from_front:
-            if record.channel is Channel.SHELL and record.front.hex() in gone:
-                header = _header(record, HEADER)
-                if header.get("msg_type") == "execute_request":
-                    asked[header.get("msg_id", "")] = record
-                    taken[header.get("msg_id", "")] = gone[record.front.hex()]
+            if record.channel is not Channel.SHELL:
+                continue
+            header, front = _header(record, HEADER), record.front.hex()
+            name = str(header.get("msg_id", ""))
+            is_cell = header.get("msg_type") == "execute_request"
+            if is_cell and (front in gone or name in cells):
+                asked[name] = record
+                taken[name] = 0 if name in cells else gone[front]
         elif record.channel is Channel.IOPUB:
             parent = str(_header(record, PARENT).get("msg_id", ""))
             if parent in taken and record.number > taken[parent]:

@@ -24,7 +24,9 @@ from remoter_kernel.daemon import registry
 from remoter_kernel.daemon.door import Door
 from remoter_kernel.daemon.journal import LIMIT, Journal
 from remoter_kernel.daemon.lock import Lock
+from remoter_kernel.daemon.records import check_format
 from remoter_kernel.daemon.registry import Session
+from remoter_kernel.errors import RemoterError
 from remoter_kernel.wire.reactor import Reactor
 
 STOP_WITHIN = 8.0  # seconds
@@ -44,6 +46,8 @@ def main(pyzmq: str) -> None:
     except OSError as error:
         place = f" ({error.filename})" if error.filename else ""
         answer = {"lacks": "room", "what": f"{error.strerror}{place}"}
+    except RemoterError as error:
+        answer = {"lacks": "reader", "what": str(error)}
     except Exception as error:  # noqa: BLE001 - the one line is all that is heard of us
         traceback.print_exc()
         answer = {"lacks": "luck", "what": f"{type(error).__name__}: {error}"}
@@ -138,6 +142,12 @@ def _revive(session: Session, wish: dict[str, Any], login_umask: int) -> bool:
         return False
     about = session.read("session.json")
     known = {key: about[key] for key in ABOUT if about.get(key) is not None}
+    try:
+        with (session.folder / "journal").open("rb") as file:
+            check_format(file)
+    except (RemoterError, OSError):
+        lock.release()
+        raise
     start(session, lock, {**wish, **known}, login_umask, is_adopted=True)
     return True
 

@@ -185,7 +185,7 @@ class FrontOutbox:
             taken = self._again.popleft() if self._again else self._waiting.take()
             if taken is None:
                 before = self._noticed
-                self._notice()
+                self._notice(at_once=0)  # how much there is decides what becomes of it
                 if self._noticed == before and not self._waiting:
                     self._is_behind = False  # it has caught up
                     self._in_vain[Lane.BULK] = (self._given, self._journal.last)

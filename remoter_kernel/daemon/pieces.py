@@ -23,7 +23,6 @@ _NAME_FIRST = re.compile(rb'\{\s*"name"\s*:\s*"std(?:out|err)"\s*,\s*"text"\s*:\
 _END = re.compile(rb'"\s*\}\Z')
 _ANOTHER_KEY = re.compile(rb'"\s*,\s*"')  # inside of a JSON string, each quote follows a backslash
 _ID = re.compile(rb'("msg_id"\s*:\s*"[^"\\]*)')
-_BACKSLASH = ord("\\")
 
 
 def in_pieces(parts: list[Bytes], most: int = PIECE) -> list[list[Bytes]]:
@@ -49,21 +48,12 @@ def in_pieces(parts: list[Bytes], most: int = PIECE) -> list[list[Bytes]]:
 def _cut(text: bytes, most: int) -> Iterator[bytes]:
     begin = 0
     while len(text) - begin > 2 * most:
-        end = _line_end(text, begin, begin + most) or text.rfind(b" ", begin + 1, begin + most)
+        # Any backslash and n: where they mean no newline, they are still nothing to fall apart.
+        end = text.rfind(b"\\n", begin, begin + most) + len(b"\\n")
+        if end <= begin + 1:
+            end = text.rfind(b" ", begin + 1, begin + most)
         if end <= begin:
             break
         yield text[begin:end]
         begin = end
     yield text[begin:]
-
-
-def _line_end(text: bytes, begin: int, end: int) -> int:
-    r"""Return where the last whole line ends; 0 if none does. `\\n` is no newline."""
-    while (at := text.rfind(b"\\n", begin, end)) >= begin:
-        backslashes = at
-        while backslashes > begin and text[backslashes - 1] == _BACKSLASH:
-            backslashes -= 1
-        if (at - backslashes) % 2 == 0:
-            return at + 2
-        end = at
-    return 0

@@ -76,6 +76,21 @@ def first_line(number: int = FORMAT) -> bytes:
     return words + b" %08x\n" % zlib.crc32(words)
 
 
+def check_format(file: BinaryIO) -> int:
+    """Return where the records of a journal begin; JournalTooNewError if nobody knows here."""
+    file.seek(0)
+    match = _FIRST_LINE.match(file.read(_LONGEST_FIRST_LINE))
+    if not match or int(match[3], 16) != zlib.crc32(match[1]):
+        return 0  # damaged, as far as it is there at all
+    if int(match[2]) > FORMAT:
+        message = (
+            f"This journal was written by a newer version (format {int(match[2])}; "
+            f"this one reads up to {FORMAT})."
+        )
+        raise JournalTooNewError(message, "Update remoter-kernel, then look again.")
+    return match.end()
+
+
 def encode(record: Record) -> bytes:
     """Return the bytes of a record on disk."""
     flags = _FROM_FRONT * record.is_from_front | _MARK * record.is_mark | _HELD * record.is_held
@@ -145,7 +160,7 @@ class Scan:
 
     def __iter__(self) -> Iterator[tuple[int, Record]]:
         """Go from the first line to the end; JournalTooNewError if that line says so."""
-        offset = self.end = begin = self._begin()
+        offset = self.end = begin = check_format(self._file)
         lost: list[tuple[int, Record]] = []  # told only if something comes after it
         while (head := self._head(offset)) or (found := self._search(offset)):
             if head is None:
@@ -168,19 +183,6 @@ class Scan:
                     end = offset + 1  # something is amiss with its size, too
             self._last = max(self._last, head.number)
             offset = end
-
-    def _begin(self) -> int:
-        self._file.seek(0)
-        match = _FIRST_LINE.match(self._file.read(_LONGEST_FIRST_LINE))
-        if not match or int(match[3], 16) != zlib.crc32(match[1]):
-            return 0  # damaged, as far as it is there at all
-        if int(match[2]) > FORMAT:
-            message = (
-                f"This journal was written by a newer version (format {int(match[2])}; "
-                f"this one reads up to {FORMAT})."
-            )
-            raise JournalTooNewError(message, "Update remoter-kernel, then look again.")
-        return match.end()
 
     def _read(self, offset: int, size: int) -> bytes:
         self._file.seek(offset)

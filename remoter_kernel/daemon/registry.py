@@ -188,14 +188,16 @@ def sweep() -> None:
     kept = 0
     for session in all_sessions():
         about, door = session.read("session.json"), session.read("door.json")
+        is_of_this_host = door.get("host") == socket.gethostname()
         if not about.get("ended"):
-            is_judged_here = door.get("host") == socket.gethostname()
-            if is_judged_here and not (session.has_evaluator() or session.has_kernel()):
+            if is_of_this_host and not (session.has_evaluator() or session.has_kernel()):
                 why, died = session.how_it_died()
                 session.end(why, died=died)
             continue
-        kept += sum(path.stat().st_size for path in session.folder.glob("*") if path.is_file())
-        if time.time() - float(about["ended"]) > KEEP_ENDED or kept > KEEP_BYTES:
+        if is_of_this_host:
+            kept += sum(path.stat().st_size for path in session.folder.glob("*") if path.is_file())
+        is_too_much = is_of_this_host and kept > KEEP_BYTES
+        if time.time() - float(about["ended"]) > KEEP_ENDED or is_too_much:
             shutil.rmtree(session.folder, ignore_errors=True)
 
 

@@ -93,6 +93,7 @@ class Supervisor:
         self._requests = self._desk.requests
         self._adoption: Adoption | None = None
         self._tries = 1  # to start the child
+        self._told_trouble = ""  # of the journal
 
     def run(self) -> None:
         """Serve until the session ends."""
@@ -108,6 +109,7 @@ class Supervisor:
         self.reactor.on_bug = lambda error: traceback.print_exception(
             type(error), error, error.__traceback__
         )
+        self.reactor.hear_signals()
         for number in ORDERS:
             signal.signal(number, self._hear_signal)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, ORDERS)
@@ -128,11 +130,26 @@ class Supervisor:
         self.reactor.call(partial(self._obey, order))
 
     def _end_pass(self) -> None:
+        if self.journal.trouble != self._told_trouble:
+            self._tell_trouble()
         self.door.flush_soon()
         is_ready = self.state is State.READY
         self._board.look(
             ("busy" if self._requests.asked else "idle") if is_ready else self.state.value
         )
+
+    def _tell_trouble(self) -> None:
+        """Say in the running cell that the disk takes nothing any more, once each time."""
+        cell, trouble = self._requests.running(), self.journal.trouble
+        if trouble and not cell:
+            return  # the next one hears of it
+        self._told_trouble = trouble
+        if trouble and cell:
+            text = (
+                f"[remoter] The journal of session {self.session.id} cannot be written there "
+                f"({trouble}). The session goes on, with what is said kept in memory alone.\n"
+            )
+            self._speaker.publish("stream", {"name": "stderr", "text": text}, cell.header)
 
     def _child_for(self, channel: Channel) -> Child | None:
         """Return the child if it gets what comes on this channel at once."""

@@ -272,6 +272,8 @@ def _explain_lack(words: dict[str, Any], login: Login, remote: Remote) -> NoRetu
             f"Name {host} as the host of this remote, then run the cell again.",
             remote=remote.name,
         )
+    if lacks == "reader":  # the sentence is made there
+        raise RemoteLacks(what, remote=remote.name)
     if lacks == "room":
         _lack_room(what, login, remote)
     if lacks == "new python":

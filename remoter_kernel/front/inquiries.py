@@ -17,7 +17,7 @@ from remoter_kernel.front.ssh.login import log_in
 from remoter_kernel.wire.said import Said, split_said
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from remoter_kernel.front.ssh.login import Login
     from remoter_kernel.front.ssh.trust import Questions
@@ -192,10 +192,11 @@ class Reading:
         only: str = "",
         *,
         follow: bool = False,
+        cells: Sequence[str] = (),
     ) -> None:
-        """Remember; `only`: "events", "missed", or everything."""
+        """Remember; `only`: "events", "missed" (and all of `cells`: requests), or everything."""
         self._ask = ask
-        self._words = {"verb": "outputs", "session": session, "only": only}
+        self._words = {"verb": "outputs", "session": session, "only": only, "cells": list(cells)}
         self._follow = follow
         self.answer: dict[str, Any] = {}  # the last one
 

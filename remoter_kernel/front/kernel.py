@@ -122,6 +122,7 @@ class Kernel:
             self.link.pacer = Pacer(self.reactor, time.monotonic, self._hear, self.link.flush)
         self.link.on_change = self._note_change
         self.sockets.bind()
+        self.reactor.hear_signals()
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._hear_signal)
         if parent.is_named():
@@ -259,6 +260,7 @@ class Kernel:
     def _hear(self, channel: Channel, parts: Sequence[Bytes]) -> None:
         """Take one item of the evaluator."""
         if channel is Channel.IOPUB:
+            self._verbs.notice(parts)
             self.sockets.publish([bytes(parts[TOPIC]), *parts[HEADER:]])
         elif channel is Channel.NOTE:
             self._hear_note(from_json(parts[TOPIC]))

@@ -60,6 +60,9 @@ class Notices:
         """Let a cell say that it waits, if it still does after a moment."""
         name = str(header.get("msg_id", ""))
         if name not in self._waiting:
+            # A console that has heard nothing of its cell takes the end of the question
+            # before it (is this complete?) for the cell's, and looks at outputs no more.
+            self._publish("status", {"execution_state": "busy"}, header)
             self._waiting[name] = self._reactor.later(AFTER, partial(self._show, name, header))
 
     def _show(self, name: str, header: dict[str, Any]) -> None:

@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 
 # What comes at once, and what follows in three seconds, stay below what jupyter_server takes
 # in three seconds, even if it takes it in a little later than it was sent.
-BYTES_AT_ONCE, BYTES_PER_SECOND = 900_000, 600_000.0
+BYTES_AT_ONCE, BYTES_PER_SECOND = 500_000, 550_000.0
 MESSAGES_AT_ONCE, MESSAGES_PER_SECOND = 1500, 450.0
-PIECE = 100_000  # characters of text that go in one message
+PIECE = 50_000  # characters of text that go in one message
 SHORTEST_PAUSE = 0.005  # seconds: what comes meanwhile goes together
 IDLE_WITHIN = 64  # bytes of a status message's content
 

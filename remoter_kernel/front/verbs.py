@@ -24,17 +24,21 @@ from remoter_kernel.front.notebook import Story
 from remoter_kernel.front.remotes_text import nearest
 from remoter_kernel.front.status import Status, amount, told
 from remoter_kernel.wire.frames import Channel, to_json
+from remoter_kernel.wire.messages import METADATA, PARENT, header_of
+from remoter_kernel.wire.waiting import HELD_BACK
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from remoter_kernel.front.dialer import SessionDialer
     from remoter_kernel.front.link import Link
+    from remoter_kernel.wire.frames import Bytes
     from remoter_kernel.wire.reactor import Reactor
 
     Header = dict[str, Any]
     Shown = tuple[str, dict[str, Any]]  # kind and content of a message on iopub
 
+HELD = HELD_BACK.encode()
 MOST_TEXT = 2 * 1024 * 1024  # characters in one cell: Jupyter's server drops what is more
 # What ends a kernel when it is typed at a console; whoever is attached only wants to leave.
 LEAVE = frozenset({"exit", "quit", "exit()", "quit()", "q()"})
@@ -42,7 +46,7 @@ _FIRST_LINE = re.compile(r"(%remoter|%%local|%local)(?:[ \t]+(.*))?$")
 
 HELP = {
     "status": "How the link and the session are.",
-    "outputs": "What this session's cells said that no front took: after a crash, say.",
+    "outputs": "What cells of this session said and no front took: after a crash, a flood.",
     "log": "What happened in this session.",
     "keep": "Let the session stay when this kernel is shut down.",
     "stop": "End the session, whatever it is doing.",
@@ -101,6 +105,12 @@ class Verbs:
         """Remember."""
         self._around = around
         self.last_reply = b"{}"  # of the kernel, to a cell
+        self._held: list[str] = []  # the requests whose text was not given to us in full
+
+    def notice(self, parts: Sequence[Bytes]) -> None:
+        """Look at an output: does it say that text of its cell was held back?"""
+        if len(parts[METADATA]) > len(b"{}") and HELD in bytes(parts[METADATA]):
+            self._held.append(str(header_of(parts[PARENT]).get("msg_id", "")))
 
     def take(
         self,
@@ -234,7 +244,8 @@ class Verbs:
                 "%remoter status shows when it is tried again.",
                 remote=dialer.remote.name,
             )
-        return Reading(partial(ask_there, login, dialer.remote), address.session, only)
+        ask = partial(ask_there, login, dialer.remote)
+        return Reading(ask, address.session, only, cells=self._held)
 
     def _log(self) -> Iterator[Shown]:
         reading = self._reading("events")

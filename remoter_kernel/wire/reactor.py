@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import heapq
 import itertools
+import signal
 import socket
 import time
 from collections import deque
@@ -88,6 +89,14 @@ class Reactor:
         # Full: it will wake up anyway. Closed: nobody is there to hear.
         with contextlib.suppress(OSError):
             self._mouth.send(b"!")
+
+    def hear_signals(self) -> None:
+        """Wake up for signals; for the main thread's reactor alone.
+
+        Without this, one that comes while ZeroMQ is at work in its poll is not noticed before
+        something else happens.
+        """
+        signal.set_wakeup_fd(self._mouth.fileno(), warn_on_full_buffer=False)
 
     def run(self) -> None:
         """Wait and call back until `stop`."""

@@ -350,8 +350,6 @@ class Waiting:
         elif item.kind is Kind.NOTE:
             cell.note = None if cell.note is item else cell.note
             parts = _compose(item, "stderr", _note(item.size, self.session), item.size)
-        elif cell.clears_next is item:
-            cell.clears_next = None
         while cell.clearable and cell.clearable[0].is_gone:
             cell.clearable.popleft()
         if not (cell.clearable or cell.texts or cell.note):

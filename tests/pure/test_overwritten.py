@@ -80,6 +80,7 @@ def test_what_is_seen_at_the_end_is_the_same(before, text):
 
 @settings(max_examples=1000)
 @given(colourful, colourful)
+@example("\x1b[31m", "\ra\x1b[0m\rbcbcbcbc")
 def test_colours_and_wide_signs_are_the_same_too(before, text):
     """The last colour and its reach, and signs that are two columns wide."""
     assert terminal(before + collapse(text)) == terminal(before + text)

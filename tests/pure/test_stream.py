@@ -210,3 +210,13 @@ def test_what_never_left_can_be_withdrawn():
     assert not end.talk.has_left(Lane.BULK, second)
     assert end.outbox.withdraw(second)
     assert not end.outbox.withdraw(second)
+
+
+def test_credit_is_never_taken_back():
+    """A window that narrows gives less from now on; what was given stays given."""
+    end = End()
+    end.talk.begin()
+    end.talk.open((0, 0))
+    credit = end.talk.head(Kind.ACK).credit
+    end.talk.window.size //= 2
+    assert end.talk.head(Kind.ACK).credit == credit

@@ -34,11 +34,11 @@ def stream(text: str, name: str = "stdout", cell: str = "one") -> list[bytes]:
     return said("stream", {"name": name, "text": text}, cell)
 
 
-def display(what: str, key: str = "", *, is_update: bool = False) -> list[bytes]:
+def display(what: str, key: str = "", cell: str = "one", *, is_update: bool = False) -> list[bytes]:
     """Return a display, or the update of one."""
     kind = "update_display_data" if is_update else "display_data"
     transient = {"display_id": key} if key else {}
-    return said(kind, {"data": {"text/plain": what}, "metadata": {}, "transient": transient})
+    return said(kind, {"data": {"text/plain": what}, "metadata": {}, "transient": transient}, cell)
 
 
 @dataclass
@@ -113,11 +113,12 @@ messages = some.lists(
             some.sampled_from(CELLS),
         ),
         some.builds(
-            lambda what, key, is_update: (
-                display(what, key or "k", is_update=True) if is_update else display(what, key)
+            lambda what, key, cell, is_update: (
+                display(what, key or "k", is_update=True) if is_update else display(what, key, cell)
             ),
             some.sampled_from("xyz"),
             some.sampled_from(["", "k", "l"]),
+            some.sampled_from(CELLS),
             some.booleans(),
         ),
         some.builds(
@@ -166,9 +167,10 @@ def said_by(taken: Taken) -> list[bytes]:
 
 def drain(line: Waiting) -> tuple[str, list[int], int]:
     """Return the text that comes, the sizes of what was held back, and how many messages."""
-    text, held, count = "", [], 0
+    text, held, count, number = "", [], 0, 0
     while taken := line.take():
-        count += 1
+        assert number < taken.number
+        count, number = count + 1, taken.number
         parts = said_by(taken)
         content = json.loads(bytes(parts[4]))
         if HELD_BACK in json.loads(bytes(parts[3])):

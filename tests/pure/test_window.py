@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
@@ -85,7 +86,7 @@ def test_it_doubles_each_round_trip_while_it_is_what_limits(trip):
     for _ in range(6):
         path.run(trip)
         sizes.append(path.window.size)
-    for before, after in zip(sizes[1:], sizes[2:], strict=False):
+    for before, after in pairwise(sizes[1:]):
         assert after >= min(2 * before, MOST // 2)
 
 

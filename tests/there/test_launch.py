@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 import psutil
 import pytest
 
-from remoter_kernel.daemon import launch
+from remoter_kernel.daemon import launch, registry
 from remoter_kernel.daemon.lock import Lock
 from remoter_kernel.daemon.processes import boot_id, started_at
+from remoter_kernel.daemon.records import JournalTooNewError, first_line
 from remoter_kernel.daemon.registry import Session, sweep
 from remoter_kernel.front.bootstrap import pack_evaluator
 from tests.real_jupyter import MARK, THIS_RUN, wait_for
@@ -111,6 +112,30 @@ def test_a_session_folder_of_another_user_is_refused():
     assert asked(session=session.id)["why"] == "Its folder belongs to another user."
     sweep()
     assert not session.read("session.json").get("ended")
+
+
+def test_a_session_whose_journal_is_newer_is_left_alone(monkeypatch):
+    """No older evaluator takes it over, and one hears why."""
+    session = a_session(started="0")
+    began = started_at(os.getpid())
+    session.write("child.json", {"pid": os.getpid(), "started": began, "warden": 1})
+    (session.folder / "journal").write_bytes(first_line(9))
+    with pytest.raises(JournalTooNewError, match="newer version"):
+        asked(session=session.id)
+    assert not session.read("session.json").get("ended")
+
+
+def test_too_many_ended_sessions_go_the_oldest_first(monkeypatch):
+    """What ended sessions leave has a bound, and living ones are not touched by it."""
+    monkeypatch.setattr(registry, "KEEP_BYTES", 2500)
+    sessions = [a_session() for _ in range(4)]
+    for number, session in enumerate(sessions):
+        (session.folder / "journal").write_bytes(b"x" * 1000)
+        if number:
+            session.end("")
+        os.utime(session.folder, (number, number))
+    sweep()
+    assert [session.folder.exists() for session in sessions] == [True, False, False, True]
 
 
 def test_a_session_that_never_was():

@@ -144,6 +144,19 @@ def test_a_journal_inside_a_journal_is_not_mistaken_for_it():
     assert read(on_disk(said)[0]) == said
 
 
+def test_what_a_damaged_record_has_inside_is_not_mistaken_for_its_neighbours():
+    """If a cell printed the journal and that very record is damaged, no number comes again."""
+    said = [Record(n, Channel.IOPUB, False, EVERYONE, b"said %d" % n) for n in (1, 2, 3, 4)]
+    said[2] = said[2]._replace(body=encode(said[0]) + encode(said[1]))
+    raw, ends = on_disk(said)
+    hurt = bytearray(raw)
+    hurt[ends[1] + 20] ^= 1  # in the head of the third
+    heard = read(bytes(hurt))
+    assert [record.number for record in heard] == [1, 2, 3, 4]
+    assert [record for record in heard if not record.is_mark] == [said[0], said[1], said[3]]
+    assert mark_of(heard[2])["bytes"] == ends[2] - ends[1]
+
+
 def test_a_front_goes_on_beyond_the_gap(tmp_path):
     """After a restart numbers go on a million later, and a front gets old and new in order."""
     desk = Desk(tmp_path / "journal")

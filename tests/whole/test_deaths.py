@@ -4,25 +4,27 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
 import signal
+import subprocess
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psutil
 import pytest
 
-from tests.real_jupyter import StartedKernel, started_kernel, wait_for
+from tests.real_jupyter import MARK, THIS_RUN, StartedKernel, started_kernel, wait_for
 from tests.real_parts import real_part
+from tests.real_sshd import RealSshd
 from tests.whole.talk import Talk
 from tests.whole.test_life import there, value
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from tests.real_jupyter import JupyterHere
-    from tests.real_sshd import RealSshd
     from tests.real_users import FarSide
 
 LINES = 60
@@ -138,6 +140,7 @@ def test_an_evaluator_is_killed_during_a_cell(talk: Talk, far: FarSide) -> None:
     assert text(talk, cell).count("may be missing") == 1
     assert [reply["status"] for reply in replies(talk, cell)] == ["ok"]
     assert [reply["status"] for reply in replies(talk, queued)] == ["ok"]
+    assert not [m for _, m in talk.heard if m["msg_type"] == "error"]
     shown = [m["content"]["data"] for m in heard(talk, queued) if m["msg_type"] == "execute_result"]
     assert shown == [{"text/plain": "(12, 'yes')"}]
     assert value(talk, "kept, os.getpid()") == f"('since before', {pid})"
@@ -215,10 +218,9 @@ def test_an_evaluator_is_killed_before_its_child_is_ready(
     with started_kernel(spec) as kernel:
         talk = Talk(kernel.client)
         talk.case(lambda talk: talk.run("1"))
-        talk.case(lambda talk: talk.run("import os, signal, time; print(os.getpid())"))
         path = session(far) / "child.json"
         first = path.read_text()
-        cell = talk.queue("print('once'); os.kill(os.getpid(), signal.SIGKILL)")
+        cell = talk.queue("import os; os.kill(os.getpid(), 9)")
         over(talk, cell)
         waiting = [talk.queue(code) for code in ("n = globals().get('n', 0) + 1", "print('n', n)")]
         begun = wait_for(lambda: path.exists() and path.read_text() != first and path.read_text())
@@ -228,6 +230,17 @@ def test_an_evaluator_is_killed_before_its_child_is_ready(
         assert text(talk, waiting[1]) == "n 1\n"
         assert path.read_text() == begun
         kill_evaluator(far)
+        assert value(talk, "n") == "1"
+        # The same, and it is still at it when its second evaluator dies.
+        cell = talk.queue("import os; os.kill(os.getpid(), 9)")
+        over(talk, cell)
+        code = (
+            "import time; n = globals().get('n', 0) + 1; print('going', flush=True); time.sleep(3)"
+        )
+        cell = talk.queue(code)
+        talk.listen(lambda: "going" in text(talk, cell))
+        kill_evaluator(far)
+        over(talk, cell)
         assert value(talk, "n") == "1"
     wait_for(lambda: not there(far), what="the far side is empty")
 
@@ -259,6 +272,50 @@ def test_all_three_are_killed(talk: Talk, far: FarSide) -> None:
         (error,) = [m["content"] for m in heard(talk, each) if m["msg_type"] == "error"]
         assert error["ename"] == "NoSuchSession"
         assert re.search(r"killed.*It ended at \d{4}-\d\d-\d\d \d\d:\d\d", error["evalue"])
+
+
+def test_the_child_is_killed_while_it_has_no_evaluator(
+    talk: Talk, far: FarSide, sshd: RealSshd
+) -> None:
+    """The warden writes down how it ended, though nobody listens; the cell hears it later."""
+    pid, folder = int(value(talk, "os.getpid()")), session(far)
+    cell = talk.queue("import time\nprint('going', flush=True)\ntime.sleep(300)")
+    talk.listen(lambda: "going" in text(talk, cell))
+    sshd.stop_listening()
+    evaluator(far).kill()
+    psutil.Process(pid).kill()
+    wait_for((folder / "exit.json").exists, what="the warden's last words")
+    sshd.start()
+    over(talk, cell)
+    (error,) = [m["content"] for m in heard(talk, cell) if m["msg_type"] == "error"]
+    assert error["ename"] == "NoSuchSession"
+    assert re.search(r"signal 9 \(SIGKILL\), having used up to \d+\.\d MiB", error["evalue"])
+
+
+def test_a_disk_that_is_full(here: JupyterHere, far: FarSide, tmp_path: Path) -> None:
+    """On a full 16 MB the cell hears of it once, goes on, and every line comes."""
+    real_part("root")
+    disk = Path(f"/mnt/{tmp_path.name}-{os.getpid()}")
+    disk.mkdir(parents=True)
+    options = f"size=16m,mode=700,uid={far.ids['user']},gid={far.ids['group']}"
+    subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(disk)], check=True)
+    try:
+        mark = f"SetEnv {MARK}={THIS_RUN} XDG_DATA_HOME={disk}"
+        with RealSshd(tmp_path, user=far.user, extra_config=mark) as server:
+            config = server.ssh_config(tmp_path / "ssh_config", "full")
+            spec = here.add_remote("full", "full", ssh_config=config, python=str(far.python))
+            with started_kernel(spec) as kernel:
+                talk = Talk(kernel.client)
+                code = "for i in range(300): print('x' * 100_000, '\\nline', i, flush=True)"
+                cell = talk.queue(code)
+                over(talk, cell)
+                assert lines(talk, cell) == list(range(300))
+                assert text(talk, cell).count("No space left") == 1
+                assert value(talk, "1 + 1") == "2"
+            wait_for(lambda: not there(far), what="the far side is empty")
+    finally:
+        subprocess.run(["umount", "-l", str(disk)], check=True)
+        disk.rmdir()
 
 
 def test_a_session_process_of_sshd_is_killed(talk: Talk, sshd: RealSshd) -> None:

@@ -19,6 +19,7 @@ import pytest
 from jupyter_client.blocking.client import BlockingKernelClient
 from jupyter_client.connect import write_connection_file
 
+from remoter_kernel.front.inquiries import Reading, finding
 from tests.conftest import marked
 from tests.real_jupyter import started_kernel, wait_for
 from tests.real_parts import real_part
@@ -178,6 +179,17 @@ def test_a_session_that_is_not_there_has_an_exit_code_of_its_own(
     assert "is over" in asked(here, "attach", session, code=5)
     asked(here, "log", f"nowhere/{session}", code=2)
     asked(here, "stop", code=2)
+
+
+def test_all_sessions_of_a_remote_are_its_own(
+    here: JupyterHere, python_remote: dict[str, Any], remote: str, session: str
+) -> None:
+    """`--all` leaves alone what another remote has on the same host."""
+    here.add_remote(f"{remote}-2", **python_remote)
+    asked(here, "stop", "--all", f"{remote}-2")
+    assert told(here, remote, session)["state"] != "ended"
+    asked(here, "stop", "--all", remote)
+    assert told(here, remote, session)["state"] == "ended"
 
 
 def test_a_deaf_kernel_is_stopped(
@@ -364,6 +376,21 @@ def test_missed_outputs_are_shown_in_a_cell(
     assert "tick 29" in missed
     assert "tick 0\n" not in missed
     assert "was given" not in missed
+
+
+def test_what_was_held_back_is_asked_for_by_its_cell(
+    here: JupyterHere, front: Front, remote: str, session: str
+) -> None:
+    """Outputs of the named requests come whole, although their front has taken them."""
+    cell = front.talk.queue("print('all ' + 'of it')")
+    front.talk.done(cell)
+    with finding(f"{remote}/{session}", None) as found:
+        ask = found.visit.ask
+        wait_for(lambda: told(here, remote, session)["state"] == "idle", what="idle")
+        assert list(Reading(ask, session, "missed")) == []
+        bodies = [bytes(said.body) for said in Reading(ask, session, "missed", cells=[cell])]
+    assert b"print('all ' + 'of it')" in bodies[0]
+    assert any(b"all of it" in body for body in bodies[1:])
 
 
 # --------------------------------------------------------------- several fronts

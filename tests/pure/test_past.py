@@ -1,0 +1,114 @@
+"""What a new evaluator learns from the journal of one that died."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from remoter_kernel.daemon.past import HANDED, Past
+from remoter_kernel.daemon.records import EVERYONE, Record, mark
+from remoter_kernel.wire.frames import Channel, Lane, pack, to_json
+
+ME, OTHER = b"front--1", b"front--2"
+
+
+def message(kind: str, name: str = "", parent: str = "", **content: Any) -> bytes:
+    """Return a message's parts as they are written."""
+    words = ({"msg_type": kind, "msg_id": name}, {"msg_id": parent} if parent else {}, {}, content)
+    return pack([b"", *(json.dumps(each).encode() for each in words)])
+
+
+class Story:
+    """A journal as it grows, and the past that it tells."""
+
+    def __init__(self) -> None:
+        self.past = Past()
+        self.number = 0
+
+    def tell(self, channel: Channel, body: bytes, **options: Any) -> None:
+        self.number += 1
+        front = options.pop("front", ME)
+        is_from_front = bool(options.get("own"))
+        record = Record(
+            self.number, channel, is_from_front, front, body, 100.0 + self.number, **options
+        )
+        self.past.take(record)
+
+    def ask(self, name: str, own: int, kind: str = "execute_request", **options: Any) -> None:
+        self.tell(Channel.SHELL, message(kind, name), own=own, **options)
+
+    def busy(self, name: str) -> None:
+        body = message("status", parent=name, execution_state="busy")
+        self.tell(Channel.IOPUB, body, front=EVERYONE)
+
+    def reply(self, name: str) -> None:
+        self.tell(Channel.SHELL, message("execute_reply", parent=name, status="ok"))
+
+    def hand_over(self, name: str) -> None:
+        self.number += 1
+        self.past.take(mark(self.number, 0.0, {"mark": HANDED, "request": name}))
+
+
+@pytest.fixture
+def story() -> Story:
+    """Nothing said yet."""
+    return Story()
+
+
+def test_a_request_without_a_reply_may_have_run(story):
+    """It was handed over as soon as it was written; with its reply it is done."""
+    story.ask("a", 1)
+    story.ask("b", 2)
+    story.busy("a")
+    assert (list(story.past.asked), story.past.begun) == (["a", "b"], {"a"})
+    story.reply("a")
+    assert (list(story.past.asked), story.past.begun) == (["b"], set())
+    assert (story.past.asked["b"].front, story.past.asked["b"].number) == (ME, 2)
+
+
+def test_a_held_request_is_handed_over_unless_a_mark_says_that_it_was(story):
+    """Only what the child cannot have got is handed to it by another evaluator."""
+    for own, name in enumerate("abc", 1):
+        story.ask(name, own, is_held=True)
+    story.hand_over("a")
+    story.reply("b")  # an interrupt, say
+    assert (list(story.past.asked), list(story.past.waiting)) == (["a"], ["c"])
+
+
+def test_a_widgets_message_gets_no_reply_and_is_not_missed(story):
+    """What has no reply by its nature is not waited for."""
+    story.ask("a", 1, kind="comm_msg")
+    story.ask("b", 2, kind="comm_msg", is_held=True)
+    assert (story.past.asked, list(story.past.waiting)) == ({}, ["b"])
+    story.hand_over("b")
+    assert (story.past.asked, story.past.waiting) == ({}, {})
+
+
+def test_whom_the_child_sounds_like_is_what_was_noted_last(story):
+    """A restarted child has another session."""
+    for name in ("first", "second"):
+        note = {"event": "ready", "session": name, "kernel_info": {"implementation": "x"}}
+        story.tell(Channel.NOTE, pack([to_json(note)]), front=EVERYONE)
+    story.tell(Channel.NOTE, pack([to_json({"event": "died", "why": ""})]), front=EVERYONE)
+    assert story.past.kernel["session"] == "second"
+    assert story.past.time == 103.0
+
+
+ITEMS = st.lists(
+    st.tuples(st.sampled_from([ME, OTHER]), st.sampled_from(Channel), st.binary(max_size=20))
+)
+
+
+@given(ITEMS)
+def test_how_far_each_front_was_is_known_and_nothing_raises(drawn):
+    """The highest number of each lane of each front, whatever the bodies are."""
+    story, seen = Story(), {}
+    for own, (front, channel, body) in enumerate(drawn, 1):
+        story.tell(channel, body, own=own, front=front)
+        lane = Lane.BULK if channel in {0, 3, 4} else Lane.URGENT
+        seen.setdefault(front, dict.fromkeys(Lane, 0))[lane] = own
+    assert story.past.seen == seen
