@@ -6,9 +6,7 @@ six times, and with passwords that locks accounts. What went wrong is told in th
 
 from __future__ import annotations
 
-import hashlib
 import os
-import secrets
 import signal
 import sys
 import time
@@ -30,7 +28,7 @@ from remoter_kernel.front.remotes import (
     last_kernel_info,
     remember_kernel_info,
 )
-from remoter_kernel.front.sockets import Sockets, read_connection
+from remoter_kernel.front.sockets import Sockets, digest, read_connection
 from remoter_kernel.front.verbs import Surroundings, Verbs
 from remoter_kernel.wire.frames import Bytes, Channel, from_json, to_json
 from remoter_kernel.wire.messages import CONTENT, HEADER, PARENT, TOPIC, content_of, header_of
@@ -375,16 +373,6 @@ class Kernel:
     ) -> None:
         topic = f"kernel.{self.kernel_id}.{kind}".encode()
         self.sockets.publish(self._voice.compose(kind, content, header, topic=topic))
-
-
-def digest(key: str) -> str:
-    """Return what a kernel is known by: a restart keeps its key, its process number recurs.
-
-    One without a key is known by nothing, and so never taken for another.
-    """
-    if not key:
-        return secrets.token_hex(12)
-    return hashlib.sha256(b"remoter kernel\0" + key.encode()).hexdigest()[:24]
 
 
 def serve(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import secrets
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -116,3 +118,13 @@ def read_connection(path: Path) -> dict[str, Any]:
         raise Usage(message, "Jupyter writes one when it starts a kernel.") from error
     del ports
     return dict(connection)
+
+
+def digest(key: str) -> str:
+    """Return what a kernel is known by: a restart keeps its key, its process number recurs.
+
+    One without a key is known by nothing, and so never taken for another.
+    """
+    if not key:
+        return secrets.token_hex(12)
+    return hashlib.sha256(b"remoter kernel\0" + key.encode()).hexdigest()[:24]
