@@ -18,6 +18,7 @@ import traceback
 from typing import TYPE_CHECKING, Any, Callable
 
 from remoter_kernel.daemon import registry
+from remoter_kernel.daemon.lock import tidy
 from remoter_kernel.daemon.processes import started_at
 from remoter_kernel.daemon.records import Record, read_journal
 from remoter_kernel.daemon.registry import Session
@@ -157,6 +158,7 @@ def _stop(session: Session) -> dict[str, Any]:
     if not session.read("session.json").get("ended"):
         session.end("It was stopped.")
         session.forget_keys()
+        tidy()
     return {"id": session.id, "how": how}
 
 

@@ -63,6 +63,16 @@ class Lock:
         return False
 
 
+def tidy() -> None:
+    """Remove the files of locks that nobody holds: their owners were killed."""
+    with contextlib.suppress(OSError, RuntimeError):  # it can wait
+        for path in _folder().glob("*.lock"):
+            lock = Lock(path.stem)
+            if lock.take(0.0):
+                lock.release()
+        _folder().rmdir()  # if nobody needs it
+
+
 def _folder() -> Path:
     """Return a folder that is ours alone, on this machine."""
     runtime = os.environ.get("XDG_RUNTIME_DIR") or ""

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from remoter_kernel.daemon.deaths import explain
+from remoter_kernel.daemon.lock import tidy
 from remoter_kernel.daemon.processes import boot_id, is_running, started_at
 
 if TYPE_CHECKING:
@@ -185,6 +186,7 @@ def all_sessions() -> Iterator[Session]:
 
 def sweep() -> None:
     """Remove what is left of sessions that ended long ago, or that is too much."""
+    tidy()
     kept = 0
     for session in all_sessions():
         about, door = session.read("session.json"), session.read("door.json")

@@ -157,6 +157,21 @@ def test_while_the_link_keeps_up_everything_goes_as_it_is():
     assert pair.page.outputs["one"] == [["stdout", "".join(f"\r{n}" for n in range(1000))]]
 
 
+def test_what_waits_for_a_moment_goes_as_it_is_and_what_waits_for_longer_does_not():
+    """A bar whose credit comes late by less than two seconds is whole; later it is its end."""
+    for seconds, shown in ((1.5, "".join(f"\r{n:5}" for n in range(50))), (2.5, "\r   49")):
+        pair = Pair()
+        pair.flush()
+        for number in range(50):
+            pair.book.append(Channel.IOPUB, pack(stream(f"\r{number:5}")))
+        pair.flush()
+        pair.now += seconds
+        pair.settle()
+        ((_, text),) = pair.page.outputs["one"]
+        assert text.endswith(shown)
+        assert (len(text) == 50 * 6) == (seconds < 2)
+
+
 def test_an_outage_is_told_in_its_last_words():
     """A bar that went on while nobody listened comes as one message."""
     pair = Pair()

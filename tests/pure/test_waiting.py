@@ -262,6 +262,15 @@ def test_a_note_of_the_other_side_is_not_lost():
     assert len(held) == 1
 
 
+def test_a_display_that_is_cleared_still_updates_its_others():
+    """What is shown under one name in two cells changes in both, though one is cleared then."""
+    line = Waiting()
+    messages = [display("new", "k"), said("clear_output", {"wait": False})]
+    for number, parts in enumerate(messages, 1):
+        line.add(number, parts, parts)
+    assert line.take().payload == messages[0]
+
+
 def test_a_widget_that_catches_outputs_is_not_cleared_by_mistake():
     """What was printed before a widget took over stays, though the widget is cleared."""
     line = Waiting()

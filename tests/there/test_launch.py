@@ -163,6 +163,19 @@ def test_a_lock_is_held_once_and_leaves_nothing(home):
     assert list((home / "run").iterdir()) == []
 
 
+def test_the_file_of_a_lock_whose_owner_was_killed_goes(home):
+    """What nobody holds is removed, what somebody holds stays."""
+    folder = home / "run" / "remoter-kernel"
+    held = Lock("held")
+    assert held.take(0.0)
+    (folder / "left.lock").touch()
+    sweep()
+    assert [path.name for path in folder.iterdir()] == ["held.lock"]
+    held.release()
+    sweep()
+    assert list((home / "run").iterdir()) == []
+
+
 # Real ones -----------------------------------------------------------------------------
 
 

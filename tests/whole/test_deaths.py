@@ -7,7 +7,9 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
+import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -290,6 +292,34 @@ def test_the_child_is_killed_while_it_has_no_evaluator(
     (error,) = [m["content"] for m in heard(talk, cell) if m["msg_type"] == "error"]
     assert error["ename"] == "NoSuchSession"
     assert re.search(r"signal 9 \(SIGKILL\), having used up to \d+\.\d MiB", error["evalue"])
+
+
+def test_the_port_is_somebody_elses_by_then(talk: Talk, far: FarSide, sshd: RealSshd) -> None:
+    """What answers at the old port is not taken for the session: the front asks where it is."""
+    port = json.loads((session(far) / "door.json").read_text())["port"]
+    sshd.stop_listening()
+    first = evaluator(far)
+    first.kill()
+    first.wait(10)
+    knocks: list[bytes] = []
+    with socket.create_server(("127.0.0.1", port)) as other:
+
+        def answer() -> None:
+            with contextlib.suppress(OSError):
+                while True:
+                    with other.accept()[0] as knock:
+                        knocks.append(knock.recv(10))
+                        knock.sendall(b"220 welcome to another service\r\n")
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        try:
+            sshd.start()
+            assert value(talk, "kept") == "'since before'"
+        finally:
+            other.shutdown(socket.SHUT_RDWR)
+            thread.join(10)
+    assert knocks
 
 
 def test_a_disk_that_is_full(here: JupyterHere, far: FarSide, tmp_path: Path) -> None:
