@@ -75,7 +75,8 @@ def test_what_is_in_flight_stays_near_what_the_path_holds(width, trip):
     assert path.window.size <= max(LEAST, 2.6 * holds)
     assert path.queue <= (path.window.size + path.packet) / width
     if holds < MOST / 4:
-        assert (path.kept - kept) / (path.now - begun) > 0.7 * width
+        # One packet may be on its way at either end of the measurement.
+        assert (path.kept - kept + path.packet) / (path.now - begun) > 0.7 * width
 
 
 @pytest.mark.parametrize("trip", [0.02, 0.05, 0.2])
