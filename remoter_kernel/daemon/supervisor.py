@@ -24,7 +24,7 @@ from remoter_kernel.daemon.speaker import Speaker
 from remoter_kernel.errors import RemoterError
 from remoter_kernel.wire.frames import Bytes, Channel, pack
 from remoter_kernel.wire.messages import CONTENT, PARENT, header_of
-from remoter_kernel.wire.waiting import MOST_WAITING
+from remoter_kernel.wire.waiting import COMMS, MOST_WAITING
 
 if TYPE_CHECKING:
     from remoter_kernel.daemon.door import Door
@@ -212,7 +212,7 @@ class Supervisor:
 
     def _be_done(self, asker: dict[str, Any]) -> None:
         """The child has dealt with a request; one that gets no reply (of a widget) is done."""
-        if str(asker.get("msg_type", "")).startswith("comm_"):
+        if asker.get("msg_type") in COMMS:  # a `comm_info_request` has a reply, which may be later
             self._requests.asked.pop(asker.get("msg_id", ""), None)
             self._requests.touch()
 

@@ -146,6 +146,29 @@ def test_small_things_pass_at_once():
     assert not world.calls
 
 
+def test_many_small_things_come_below_the_limit():
+    """Five thousand displays cannot be joined: all come, and the server drops none."""
+    world = World()
+    for number in range(1, 5001):
+        world.take(number, said("display_data", {"data": {}, "transient": {}}))
+    world.go_on(60)
+    assert len(world.heard) == 5000
+    assert world.server.dropped == 0
+
+
+def test_what_comes_while_others_wait_comes_after_them():
+    """Though there is room again, and nobody has looked yet: order is kept."""
+    world = World()
+    for number in range(1, 8):
+        world.take(number, stream(f"{number} " + "x" * 90_000, name=f"std{number}"))
+    assert world.calls
+    world.now += 1.0
+    world.take(8, stream("8 ", name="stderr"))
+    world.go_on(60)
+    assert world.kept == list(range(1, 9))
+    assert world.text().endswith("8 ")
+
+
 def test_a_new_cell_begins_with_a_full_allowance():
     """The server counts anew with each idle, and so do we: "Run All" is not slowed down."""
     world = World()
