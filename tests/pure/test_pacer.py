@@ -57,8 +57,9 @@ class World:
         self.lateness = lateness
         self.pacer = Pacer(self, lambda: self.now, self.give)  # type: ignore[arg-type]
 
-    def later(self, seconds: float, call: Any) -> None:
+    def later(self, seconds: float, call: Any) -> object:
         heapq.heappush(self.calls, (self.now + seconds, next(self.order), call))
+        return call
 
     def give(self, channel: Channel, parts: list) -> None:
         self.heard.append((channel, parts))
