@@ -19,8 +19,9 @@ check: $(venv)/.tools
 	$(bin)/lint-imports --no-cache
 	$(bin)/python -m pytest -q tests/pure
 
+# On a busy machine a proof of timing may miss its limit once; what is tried again is told.
 test: parts check docs wheel
-	$(bin)/python -m pytest --ignore=tests/pure -m "not slow"
+	$(bin)/python -m pytest --ignore=tests/pure -m "not slow" --reruns 1
 
 slow: parts $(venv)/.tools
 	$(bin)/python -m pytest -m slow

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
 GREET_WITHIN = 15.0  # seconds from a tunnel to the evaluator's WELCOME
 FIRST_PAUSE = 0.25  # seconds before the second try to come back
-LONGEST_PAUSE = 30.0  # seconds
+LONGEST_PAUSE = 3.5  # seconds: a network that is back is found within five
 
 
 class State(Enum):

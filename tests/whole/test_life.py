@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import getpass
 import os
+import secrets
 import signal
 import subprocess
 import sys
@@ -233,7 +234,9 @@ def _evaluator(far: FarSide) -> psutil.Process:
 @pytest.fixture
 def file(here: JupyterHere, tmp_path: Path) -> Path:
     """A connection file, as Jupyter writes one."""
-    path, _ = write_connection_file(str(tmp_path / "kernel.json"), key=b"a key of its own")
+    path, _ = write_connection_file(
+        str(tmp_path / "kernel.json"), key=secrets.token_hex(16).encode()
+    )
     return Path(path)
 
 

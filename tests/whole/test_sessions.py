@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import secrets
 import signal
 import subprocess
 import sys
@@ -93,7 +94,9 @@ def session(front: Front) -> str:
 @pytest.fixture
 def file(here: JupyterHere, tmp_path: Path) -> Path:
     """A connection file, as Jupyter writes one."""
-    return Path(write_connection_file(str(tmp_path / "kernel.json"))[0])
+    return Path(
+        write_connection_file(str(tmp_path / "kernel.json"), key=secrets.token_hex(16).encode())[0]
+    )
 
 
 @contextlib.contextmanager
@@ -398,7 +401,9 @@ def test_what_was_held_back_is_asked_for_by_its_cell(
 
 def test_two_fronts_on_one_session(front: Front, remote: str, session: str, tmp_path: Path) -> None:
     """Both hear all outputs, a reply goes to who asked, either interrupts; both may leave."""
-    other = Path(write_connection_file(str(tmp_path / "other.json"))[0])
+    other = Path(
+        write_connection_file(str(tmp_path / "other.json"), key=secrets.token_hex(16).encode())[0]
+    )
     with a_front(other, remote, "--session", session) as second:
         assert second.run("who = 'second'; who") == "'second'"
         assert front.run("who") == "'second'"
