@@ -101,7 +101,7 @@ class Supervisor:
         self._desk.on_order = self._obey
         self.door.on_item = self._desk.take
         self.door.describe = self._describe
-        self.door.most_waiting = int(self.wish.get("most_waiting") or MOST_WAITING)
+        self.door.most_waiting = int(self.wish.get("waiting_limit") or MOST_WAITING)
         self.door.on_visit = self._speaker.note_visit
         self.reactor.after_pass = self._end_pass
         self._board.open()

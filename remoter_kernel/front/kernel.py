@@ -117,7 +117,8 @@ class Kernel:
         self.sockets.on_request = self._take
         self.link.on_item = self._hear
         if os.environ.get("JPY_SESSION_NAME"):  # jupyter_server, which drops what is too much
-            self.link.pacer = Pacer(self.reactor, time.monotonic, self._hear, self.link.flush)
+            most = self._find().waiting_limit
+            self.link.pacer = Pacer(self.reactor, time.monotonic, self._hear, self.link.flush, most)
         self.link.on_change = self._note_change
         self.sockets.bind()
         self.reactor.hear_signals()

@@ -82,16 +82,21 @@ class Far:
 
 @contextlib.contextmanager
 def far_kernel(
-    here: JupyterHere, sshd: RealSshd, far: FarSide, tmp_path: Path, path: Proxy, **options: Any
+    here: JupyterHere,
+    sshd: RealSshd,
+    far: FarSide,
+    tmp_path: Path,
+    path: Proxy,
+    **settings: Any,
 ) -> Iterator[Far]:
-    """Start a kernel there over a path."""
+    """Start a kernel there over a path; `settings` are the remote's."""
     config = sshd.ssh_config(tmp_path / "ssh_config", "flood", extra=f"Port {path.port}")
     known = sshd.known_hosts.read_text().replace(str(sshd.port), str(path.port))
     (tmp_path / "known").write_text(known)
     text = config.read_text().replace(str(sshd.known_hosts), str(tmp_path / "known"))
     config.write_text(text)
-    spec = here.add_remote("flood", host="flood", ssh_config=config, python=str(far.python))
-    with started_kernel(spec, **options) as kernel:
+    settings |= {"host": "flood", "ssh_config": config, "python": str(far.python)}
+    with started_kernel(here.add_remote("flood", **settings)) as kernel:
         talk = Talk(kernel.client)
         talk.case(lambda talk: talk.run("1"))
         yield Far(talk, path, kernel.pid, far.home)
@@ -181,6 +186,20 @@ def test_fifty_megabytes_are_in_the_journal_whatever_is_shown(narrow: Far) -> No
     assert written.endswith(shown[-100_000:])
     assert len(shown) < len(written) / 2
     assert "held back" in streams(narrow.talk, cell, "stderr")
+
+
+def test_a_remote_may_let_less_wait(
+    here: JupyterHere, sshd: RealSshd, far: FarSide, tmp_path: Path
+) -> None:
+    """With a waiting_limit of 1 MiB, most of 12 MB is held back that would be shown else."""
+    with (
+        Proxy(sshd.port, rtt=RTT, bits_per_second=NARROW) as path,
+        far_kernel(here, sshd, far, tmp_path, path, waiting_limit=2**20) as kernel,
+    ):
+        cell = kernel.talk.queue("print(('x' * 99 + '\\n') * 120_000)")
+        kernel.talk.listen(lambda: kernel.talk._is_done(cell), seconds=WAIT)
+        assert 2**19 < len(streams(kernel.talk, cell)) < 3e6
+        assert "held back" in streams(kernel.talk, cell, "stderr")
 
 
 def test_what_the_link_can_carry_comes_whole(wide: Far) -> None:
