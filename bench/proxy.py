@@ -6,7 +6,8 @@ House rules of this file:
   `bits_per_second` limits how many may be under way.
 - A dial pays for TCP's own handshake: the far side hears of a connection after 1.5 round trips.
 - Faults are verbs: `cut` resets every connection there is, `stall` swallows everything without a
-  sign until `resume`. After a cut, new connections are welcome.
+  sign until `resume`, `strand` swallows for good what the connections that there are now will say.
+  After a cut, and beside what is stranded, new connections are welcome.
 
 The proxy runs in a process of its own (this file as a script, standard library only), so that the
 process that measures does not pay for it, and ends when its standard input does.
@@ -100,6 +101,10 @@ class Proxy:
     def resume(self) -> None:
         """End a stall; what was sent meanwhile arrives now, as TCP would repeat it."""
         self._ask("resume")
+
+    def strand(self) -> None:
+        """Forget every connection, as a router does while a laptop sleeps: nobody is told."""
+        self._ask("strand")
 
     @property
     def bytes_up(self) -> int:
@@ -318,6 +323,10 @@ class Road:
                     case "stall":
                         self.open.clear()
                     case "resume":
+                        self.open.set()
+                    case "strand":
+                        self.open.clear()
+                        self.open = asyncio.Event()
                         self.open.set()
                 answer = {
                     "port": port,

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from remoter_kernel.errors import NoSuchSession, RemoteLacks, RemoterError
 from remoter_kernel.front import answers, parent
+from remoter_kernel.front.awakening import Awakening
 from remoter_kernel.front.departure import leave_with
 from remoter_kernel.front.dialer import HERE, SessionDialer
 from remoter_kernel.front.link import Link, State
@@ -124,6 +125,7 @@ class Kernel:
         self.reactor.hear_signals()
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._hear_signal)
+        Awakening(self.reactor, self.link.look_again).start()
         if parent.is_named():
             self.reactor.later(LOOK_FOR_PARENT, self._look_for_parent)
         self._publish("status", {"execution_state": "starting"})
