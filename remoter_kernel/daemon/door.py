@@ -105,12 +105,17 @@ class Door:
         A short cell's outputs come within a millisecond of each other: sent together they
         cost every process on the way one waking instead of four.
         """
-        if self.journal.last == self._flushed:
-            return
         if self.is_hurried:
             self._flush()
-        elif self._corked is None:
-            self._corked = self.reactor.later(CORK, self._flush)
+        elif self.journal.last != self._flushed or self._is_looking():
+            self._flush_after(CORK)
+
+    def _flush_after(self, seconds: float) -> None:
+        if self._corked is None:
+            self._corked = self.reactor.later(seconds, self._flush)
+
+    def _is_looking(self) -> bool:
+        return any(guest.outbox.is_looking for guest in self.guests.values())
 
     def _flush(self) -> None:
         if self._corked:
@@ -118,10 +123,13 @@ class Door:
             self._corked = None
         self.is_hurried = False
         self._flushed = self.journal.last
+        was_looking = self._is_looking()
         for pump in list(self._pumps.values()):
             pump.flush()
         for guest in self.guests.values():
             guest.outbox.look(is_connected=guest.pump is not None)
+        if was_looking or self._is_looking():
+            self._flush_after(0.0)  # go on looking, or say what was found
 
     def hold_back(self, cells: list[str]) -> None:
         """Let little of what these cells have printed through to anyone: they are interrupted."""

@@ -87,16 +87,19 @@ def far_kernel(
     far: FarSide,
     tmp_path: Path,
     path: Proxy,
+    *,
+    environment: dict[str, str] | None = None,
     **settings: Any,
 ) -> Iterator[Far]:
-    """Start a kernel there over a path; `settings` are the remote's."""
+    """Start a kernel there over a path; `environment` is the front's, `settings` the remote's."""
     config = sshd.ssh_config(tmp_path / "ssh_config", "flood", extra=f"Port {path.port}")
     known = sshd.known_hosts.read_text().replace(str(sshd.port), str(path.port))
     (tmp_path / "known").write_text(known)
     text = config.read_text().replace(str(sshd.known_hosts), str(tmp_path / "known"))
     config.write_text(text)
     settings |= {"host": "flood", "ssh_config": config, "python": str(far.python)}
-    with started_kernel(here.add_remote("flood", **settings)) as kernel:
+    spec = here.add_remote("flood", **settings)
+    with started_kernel(spec, env=environment or dict(os.environ)) as kernel:
         talk = Talk(kernel.client)
         talk.case(lambda talk: talk.run("1"))
         yield Far(talk, path, kernel.pid, far.home)
@@ -268,7 +271,7 @@ def test_jupyter_server_is_given_what_it_takes(
     environment = {**os.environ, "JPY_SESSION_NAME": str(tmp_path / "a.ipynb")}
     with (
         Proxy(sshd.port) as path,
-        far_kernel(here, sshd, far, tmp_path, path, env=environment) as kernel,
+        far_kernel(here, sshd, far, tmp_path, path, environment=environment) as kernel,
     ):
         talk, limits = kernel.talk, Limits()
         code = "for n in range(50_000):\n    print(f'{n:08}', 'y' * 90, flush=n % 10 == 0)"
