@@ -149,7 +149,7 @@ def test_a_reply_that_was_lost_on_the_way_comes(talk: Talk, path: Proxy) -> None
     """A cut between a cell's end and its reply: the reply comes, and the cell runs once."""
     talk.case(lambda talk: talk.run("runs = []"))
     cell = talk.queue("runs.append(1)\nimport time; time.sleep(0.5)\nprint('line', len(runs))")
-    talk.listen(lambda: any(m["msg_type"] == "execute_input" for _, m in talk.heard))
+    talk.listen(lambda: talk.has_begun(cell))
     path.stall()
     with contextlib.suppress(AssertionError):
         talk.listen(lambda: is_over(talk, cell), seconds=1.5)  # it ends there meanwhile
@@ -176,7 +176,7 @@ def test_a_question_survives_a_cut(talk: Talk, path: Proxy, *, is_asked_before: 
     if is_asked_before:
         talk.listen(lambda: bool(talk._of("stdin")))
     else:
-        talk.listen(lambda: any(m["msg_type"] == "execute_input" for _, m in talk.heard))
+        talk.listen(lambda: talk.has_begun(cell))
     path.cut()
     talk.listen(lambda: bool(talk._of("stdin")), seconds=WAIT)
     talk.send("input_reply", {"value": "yes"}, channel="stdin")

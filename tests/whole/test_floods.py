@@ -134,14 +134,6 @@ def streams(talk: Talk, cell: str, name: str = "stdout") -> str:
     )
 
 
-def has_begun(talk: Talk, cell: str) -> bool:
-    """Does this cell run there?"""
-    return any(
-        message["msg_type"] == "execute_input" and message["parent_header"].get("msg_id") == cell
-        for _, message in talk.heard
-    )
-
-
 def flood_and_interrupt(talk: Talk) -> tuple[str, float]:
     """Print without end for a while, interrupt; return the cell, and how long it went on."""
     cell = talk.queue(FLOOD)
@@ -237,7 +229,7 @@ def test_a_bar_that_nobody_watched_ends_as_it_would_have(wide: Far) -> None:
     """20,000 updates across an outage: the bar ends the same, with under 5 % of the bytes."""
     talk = wide.talk
     cell = talk.queue("import time; time.sleep(0.5)\n" + BAR)
-    talk.listen(lambda: has_begun(talk, cell), seconds=5)
+    talk.listen(lambda: talk.has_begun(cell), seconds=5)
     before = wide.path.bytes_down
     wide.path.stall()
     wide.path.cut()
