@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 import pytest
 
+from bench.proxy import Proxy
 from remoter_kernel.daemon.records import mark_of, read_journal
 from tests.real_jupyter import StartedKernel, started_kernel, wait_for
 from tests.whole.talk import Talk
@@ -65,28 +66,36 @@ def flip(journal: Path, word: bytes) -> None:
 
 
 def test_a_request_whose_record_is_damaged_is_not_run_twice(
-    talk: Talk, far: FarSide, sshd: RealSshd
+    here: JupyterHere, far: FarSide, sshd: RealSshd, tmp_path: Path
 ) -> None:
     """Written, handed over, not acknowledged, unreadable: the front says it again, in vain."""
-    journal = session(far) / "journal"
-    child = psutil.Process(int(value(talk, "os.getpid()")))
-    first, listener = evaluator(far), psutil.Process(sshd.logins()[0].ppid())
-    with suspended(child):  # it says nothing, so no acknowledgement rides on that
-        with suspended(listener):  # nobody comes in meanwhile
-            cell = talk.queue("ran.append('surely once')")
-            wait_for(lambda: b"surely once" in journal.read_bytes())
-            first.kill()
-            first.wait(10)
-            flip(journal, b"surely once")
-        wait_for(lambda: is_replaced(far, first), seconds=40.0)
-        talk.listen(lambda: bool(replies(talk, cell)))
-    over(talk, cell)
-    (error,) = [m["content"] for m in heard(talk, cell) if m["msg_type"] == "error"]
-    assert (error["ename"], "not run again" in error["evalue"]) == ("JournalDamaged", True)
-    assert len(replies(talk, cell)) == 1
-    assert value(talk, "ran") == "['surely once']"
-    marks = [record for record in read_journal(journal) if record.is_mark]
-    assert [record for record in marks if mark_of(record)["mark"] == "missing"]
+    config = tmp_path / "ssh_config"
+    with Proxy(sshd.port, rtt=0.2) as path:  # an acknowledgement is under way for a while
+        name = f"[127.0.0.1]:{sshd.port}"
+        sshd.ssh_config(config, "far", extra=f"Port {path.port}\nHostKeyAlias {name}")
+        spec = here.add_remote("far", host="far", ssh_config=config, python=str(far.python))
+        with started_kernel(spec) as kernel:
+            talk = Talk(kernel.client)
+            talk.case(lambda talk: talk.run("import os; ran = []"))
+            journal = session(far) / "journal"
+            child = psutil.Process(int(value(talk, "os.getpid()")))
+            first = evaluator(far)
+            with suspended(child):  # it says nothing, so no acknowledgement rides on that
+                cell = talk.queue("ran.append('surely once')")
+                wait_for(lambda: b"surely once" in journal.read_bytes())
+                first.kill()
+                path.cut()
+                first.wait(10)
+                flip(journal, b"surely once")
+                wait_for(lambda: is_replaced(far, first), seconds=40.0)
+            over(talk, cell)
+            (error,) = [m["content"] for m in heard(talk, cell) if m["msg_type"] == "error"]
+            assert (error["ename"], "not run again" in error["evalue"]) == ("JournalDamaged", True)
+            assert len(replies(talk, cell)) == 1
+            assert value(talk, "len(ran) < 2") == "True"
+            marks = [record for record in read_journal(journal) if record.is_mark]
+            assert [record for record in marks if mark_of(record)["mark"] == "missing"]
+    wait_for(lambda: not there(far), what="the far side is empty")
 
 
 @contextlib.contextmanager
