@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from typing import TYPE_CHECKING, Any
 
 import psutil
@@ -80,6 +81,7 @@ def test_a_request_whose_record_is_damaged_is_not_run_twice(
             journal = session(far) / "journal"
             child = psutil.Process(int(value(talk, "os.getpid()")))
             first = evaluator(far)
+            wait_for(lambda: not_confirmed(talk) == 0, what="no acknowledgement is due")
             with suspended(child):  # it says nothing, so no acknowledgement rides on that
                 cell = talk.queue("ran.append('surely once')")
                 wait_for(lambda: b"surely once" in journal.read_bytes())
@@ -96,6 +98,13 @@ def test_a_request_whose_record_is_damaged_is_not_run_twice(
             marks = [record for record in read_journal(journal) if record.is_mark]
             assert [record for record in marks if mark_of(record)["mark"] == "missing"]
     wait_for(lambda: not there(far), what="the far side is empty")
+
+
+def not_confirmed(talk: Talk) -> int:
+    """Ask the front how much of what it said is not confirmed."""
+    talk.case(lambda talk: talk.run("%remoter status"))
+    said = "".join(str(m["content"]) for _, m in talk.heard if m["msg_type"] == "stream")
+    return int((re.findall(r"; (\d+) not confirmed", said) or ["0"])[0])
 
 
 @contextlib.contextmanager
