@@ -48,6 +48,8 @@ class Guest:
         self.outbox = outbox
         self.talk = talk
         self.pump: Pump | None = None
+        # Up to these numbers an evaluator before this one may have taken what it said.
+        self.doubtful = dict.fromkeys(Lane, 0)
 
 
 class Door:
@@ -62,11 +64,14 @@ class Door:
         self.on_item: Callable[[Guest, Head, Bytes], None] = lambda _guest, _head, _body: None
         self.on_visit: Callable[[Guest], None] = lambda _guest: None  # one came or went
         self.describe: Callable[[], dict[str, Any]] = dict
+        # Is it known, from before this evaluator's time, how far a front was?
+        self.is_sure_of: Callable[[bytes, Lane], bool] = lambda _front, _lane: True
         self.most_waiting = MOST_WAITING  # bytes of one cell's text, for each front
         self.is_hurried = False  # has something been said that should not wait for more?
         self._flushed = 0  # the last number that was sent, as far as credit goes
         self._corked: Timer | None = None
         self._pumps: dict[bytes, Pump] = {}
+        self._greeted: set[bytes] = set()
         self._last_left: Guest | None = None
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.ROUTER)
@@ -195,6 +200,10 @@ class Door:
             guest.outbox.forget(Lane.BULK, bulk)  # what was before it is not for it
         if guest.pump:
             guest.pump.end(ProtocolError("The same front came in again."))
+        if name not in self._greeted:
+            self._greeted.add(name)
+            for lane, number in zip(Lane, words.get("said") or ()):
+                guest.doubtful[lane] = 0 if self.is_sure_of(name, lane) else int(number)
         guest.talk.begin()
         pump = Pump(self.reactor, guest.talk, partial(self._send, identity))
         pump.on_item = partial(self.on_item, guest)

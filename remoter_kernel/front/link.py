@@ -233,7 +233,7 @@ class Link:
         self.reactor.watch(wire, self._hear)
         self._talk.begin()
         seen = list(self._talk.seen.values()) if self._has_met else None
-        hello = to_json({"front": self._name, "seen": seen})
+        hello = to_json({"front": self._name, "seen": seen, "said": self._talk.said})
         self._send(wire, encode(self._talk.head(Kind.HELLO), hello))
         self._timer = self.reactor.later(GREET_WITHIN, self._give_up_greeting)
 
