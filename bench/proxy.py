@@ -6,8 +6,9 @@ House rules of this file:
   `bits_per_second` limits how many may be under way.
 - A dial pays for TCP's own handshake: the far side hears of a connection after 1.5 round trips.
 - Faults are verbs: `cut` resets every connection there is, `stall` swallows everything without a
-  sign until `resume`, `strand` swallows for good what the connections that there are now will say.
-  After a cut, and beside what is stranded, new connections are welcome.
+  sign until `resume`, `vanish` swallows new dials, too (a stalled path still takes them: its far
+  end is beyond the first hop), `strand` swallows for good what the connections that there are now
+  will say. After a cut, and beside what is stranded, new connections are welcome.
 
 The proxy runs in a process of its own (this file as a script, standard library only), so that the
 process that measures does not pay for it, and ends when its standard input does.
@@ -36,6 +37,7 @@ CHUNK = 256 * 1024  # bytes read at once where the line is wide
 PACKET = 1448  # bytes read at once at the least: what fits an Ethernet frame
 UNDER_WAY = 64 * 1024 * 1024  # bytes one connection may have in the pipe, each way
 ROUTER_BUFFER = 256 * 1024  # bytes that may wait in front of a narrow line
+QUEUE = 100  # dials that may wait to be taken
 ANSWER_WITHIN = 10.0  # seconds the child has for its first line and for each command
 
 
@@ -97,6 +99,10 @@ class Proxy:
     def stall(self) -> None:
         """Swallow everything, as a black hole does: nothing is closed, nothing arrives."""
         self._ask("stall")
+
+    def vanish(self) -> None:
+        """Swallow everything, and leave whoever dials without an answer, as no network does."""
+        self._ask("vanish")
 
     def resume(self) -> None:
         """End a stall; what was sent meanwhile arrives now, as TCP would repeat it."""
@@ -239,6 +245,7 @@ class Road:
         self.open = asyncio.Event()
         self.open.set()
         self.connections: set[asyncio.Task[None]] = set()
+        self._plug: socket.socket | None = None  # fills the queue of those who dial
 
     def _new_socket(self) -> socket.socket:
         """Make a socket whose buffers do not make a narrow path wider than it is."""
@@ -259,6 +266,21 @@ class Road:
             task = loop.create_task(self._carry(near))
             self.connections.add(task)
             task.add_done_callback(self.connections.discard)
+
+    def _swallow_dials(self, listener: socket.socket) -> None:
+        """Let no dial be answered: those for which its queue has no room a system ignores."""
+        listener.listen(0)
+        self._plug = socket.socket()
+        self._plug.setblocking(False)
+        self._plug.connect_ex(listener.getsockname())
+
+    def _take_dials(self, listener: socket.socket) -> None:
+        """Answer who dials: at the next try of its own."""
+        plug, self._plug = self._plug, None
+        if plug:
+            listener.listen(QUEUE)
+            _reset_when_closed(plug)
+            plug.close()
 
     async def _carry(self, near: socket.socket) -> None:
         """Carry one connection from its handshake to its end: a reset unless both ends ended."""
@@ -309,7 +331,7 @@ class Road:
         loop = asyncio.get_running_loop()
         with self._new_socket() as listener:
             listener.bind(("127.0.0.1", 0))
-            listener.listen(100)
+            listener.listen(QUEUE)
             listener.setblocking(False)
             port: int = listener.getsockname()[1]
             server = loop.create_task(self.serve(listener))
@@ -322,8 +344,15 @@ class Road:
                         connections = await self.cut()
                     case "stall":
                         self.open.clear()
+                    case "vanish":
+                        self.open.clear()
+                        server.cancel()
+                        self._swallow_dials(listener)
                     case "resume":
                         self.open.set()
+                        if self._plug:
+                            self._take_dials(listener)
+                            server = loop.create_task(self.serve(listener))
                     case "strand":
                         self.open.clear()
                         self.open = asyncio.Event()
@@ -338,6 +367,7 @@ class Road:
                 sys.stdout.flush()
             server.cancel()
             await asyncio.gather(server, return_exceptions=True)
+            self._take_dials(listener)
             await self.cut()
 
 

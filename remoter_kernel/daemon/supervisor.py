@@ -24,7 +24,7 @@ from remoter_kernel.daemon.records import EVERYONE
 from remoter_kernel.daemon.speaker import Speaker
 from remoter_kernel.errors import RemoterError
 from remoter_kernel.wire.frames import Bytes, Channel, pack
-from remoter_kernel.wire.messages import CONTENT, PARENT, header_of
+from remoter_kernel.wire.messages import CONTENT, HEADER, PARENT, header_of
 from remoter_kernel.wire.waiting import COMMS, MOST_WAITING
 
 if TYPE_CHECKING:
@@ -92,6 +92,7 @@ class Supervisor:
         self._board = Board(reactor, session, journal, door)
         self._desk = Desk(session, journal, door, self._speaker)
         self._requests = self._desk.requests
+        self._interrupts = self._desk.interrupts
         self._adoption: Adoption | None = None
         self._tries = 1  # to start the child
         self._told_trouble = ""  # of the journal
@@ -197,9 +198,12 @@ class Supervisor:
                     self._adoption.hear(parts)
                 for piece in in_pieces(parts):
                     self.journal.append(channel, pack(piece))
-                if b'"idle"' in bytes(parts[CONTENT][:IDLE_WITHIN]):
+                state = bytes(parts[CONTENT][:IDLE_WITHIN])
+                if b'"idle"' in state:
                     self.door.is_hurried = True
                     self._be_done(header_of(parts[PARENT]))
+                elif b'"busy"' in state or b'"execute_input"' in bytes(parts[HEADER]):
+                    self._interrupts.note_begin(header_of(parts[PARENT]).get("msg_id", ""))
             return
         asker = header_of(parts[PARENT]).get("msg_id", "")
         request = self._requests.asked.get(asker)
@@ -209,6 +213,8 @@ class Supervisor:
         if channel is not Channel.STDIN:
             self._requests.asked.pop(asker, None)
             self._requests.touch()
+            if request:
+                self._interrupts.note_end(request, parts)
         # Where nobody can tell any more who asked, each front knows whether it did.
         self.journal.append(channel, pack(parts), front=request.front if request else EVERYONE)
 
@@ -237,6 +243,8 @@ class Supervisor:
         self._requests.asked.update(past.asked)
         self._requests.waiting.extend(past.waiting.values())
         self._speaker.sound_like(past.kernel, past.kernel.get("kernel_info") or {})
+        for asker in past.begun:
+            self._interrupts.note_begin(asker)
         self._adoption = Adoption(self.reactor, past, self._requests.asked, self._speaker)
         self._adoption.on_settled = self._settle
         self.child = child = self._new_child()
@@ -256,6 +264,7 @@ class Supervisor:
         self._adoption = None
         if self.state is State.ADOPTING:
             self.state = State.READY
+            self._interrupts.forget()
             self._desk.serve_waiting()
 
     def _hear_of_end(self, words: dict[str, Any]) -> None:
@@ -264,6 +273,7 @@ class Supervisor:
         if child is None:
             return
         self._adoption = None
+        self._interrupts.forget()
         for channel in (Channel.IOPUB, Channel.SHELL, Channel.CONTROL):
             child.hear(channel)
         last_words = child.last_words()

@@ -46,6 +46,7 @@ SHIPPED = (
     "daemon/door.py",
     "daemon/index.py",
     "daemon/inquire.py",
+    "daemon/interrupts.py",
     "daemon/journal.py",
     "daemon/launch.py",
     "daemon/lock.py",

@@ -200,17 +200,17 @@ class Kernel:
         """Interrupt at once; where a shutdown keeps the session, wait whether one follows."""
         self._reply(route, {"status": "ok"})
         if self.link.pacer:
-            self.link.pacer.interrupt(*self._running())
+            self.link.pacer.interrupt(*self._cells()[:1])
         if self.stays:
-            order = partial(self._order, "interrupt")
+            order = partial(self._order, "interrupt", cells=self._cells())
             self._held_interrupt = self.reactor.later(HOLD_INTERRUPT, order)
         else:
-            self._order("interrupt")
+            self._order("interrupt", cells=self._cells())
 
-    def _running(self) -> list[str]:
-        """Return the cell that runs, as far as is known here."""
+    def _cells(self) -> list[str]:
+        """Return the cells without a reply; the first one runs, as far as is known here."""
         kinds = ((key, route.header.get("msg_type")) for key, route in self._routes.items())
-        return [key for key, kind in kinds if kind == "execute_request"][:1]
+        return [key for key, kind in kinds if kind == "execute_request"]
 
     @property
     def stays(self) -> bool:
@@ -220,8 +220,8 @@ class Kernel:
     def _keep(self) -> None:
         self._stays = True
 
-    def _order(self, order: str) -> None:
-        self.link.say(Channel.ORDER, [to_json({"order": order})])
+    def _order(self, order: str, **words: Any) -> None:
+        self.link.say(Channel.ORDER, [to_json({"order": order, **words})])
 
     def _shut_down(self, route: Route) -> None:
         """End this process; the session ends, restarts or stays, as it is meant."""
