@@ -15,7 +15,7 @@ from remoter_kernel.daemon.requests import Requests
 from remoter_kernel.daemon.speaker import Request, Speaker
 from remoter_kernel.errors import ProtocolError
 from remoter_kernel.wire.frames import LANE, Bytes, Channel, Head, Lane, from_json, pack, unpack
-from remoter_kernel.wire.messages import CONTENT, HEADER, TOPIC, header_of
+from remoter_kernel.wire.messages import CONTENT, HEADER, METADATA, TOPIC, header_of
 
 if TYPE_CHECKING:
     from remoter_kernel.daemon.child import Child
@@ -35,6 +35,7 @@ class Desk:
         # The child, if it gets what comes on this channel at once.
         self.child_for: Callable[[Channel], Child | None] = lambda _channel: None
         self.on_order: Callable[[str], None] = lambda _order: None  # restart, stop
+        self.on_cell: Callable[[str], None] = lambda _cell: None  # a notebook's cell is run
         self._session = session
         self._journal = journal
         self._door = door
@@ -55,6 +56,7 @@ class Desk:
             header = header_of(parts[HEADER])
             request = Request(guest.name, channel, head.number, parts, header)
             if channel is Channel.SHELL:
+                self._note_cell(request)
                 is_held = self.child_for(channel) is None
                 then = partial(self._hold if is_held else self._hand_over, request)
             else:
@@ -84,6 +86,12 @@ class Desk:
             if head.channel is Channel.ORDER:
                 guest.pump.acknowledge()  # the front may be waiting to leave
         then()
+
+    def _note_cell(self, request: Request) -> None:
+        """Note which cell of which notebook this is, where the client says so."""
+        about = request.parts[METADATA]
+        if request.header.get("msg_type") == "execute_request" and b"cellId" in bytes(about):
+            self.on_cell(str(header_of(about).get("cellId") or ""))
 
     def _hand_over(self, request: Request) -> None:
         self.requests.touch()
@@ -134,8 +142,7 @@ class Desk:
         elif order == "stop":
             self.on_order(order)
         elif order == "keep":
-            about = self._session.read("session.json")
-            self._session.write("session.json", {**about, "keep": True})
+            self._session.amend(keep=True)
         else:
             message = f"An order that is not known: {order!r}."
             raise ProtocolError(message)

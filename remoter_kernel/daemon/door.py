@@ -48,6 +48,7 @@ class Guest:
         self.outbox = outbox
         self.talk = talk
         self.pump: Pump | None = None
+        self.kernel_id = self.laptop = ""  # of a front that says so
 
 
 class Door:
@@ -166,7 +167,10 @@ class Door:
                 self._send(identity, encode(Head(Kind.BYE), to_json({"why": str(error)})))
 
     def _greet(self, identity: bytes, frame: bytes) -> None:
-        """Answer a HELLO: its words are `front` (hex) and `seen` ([bulk, urgent] or null)."""
+        """Answer a HELLO: its words are `front` (hex) and `seen` ([bulk, urgent] or null).
+
+        And, if the front has them, `kernel_id` and `laptop`: whose front it is.
+        """
         ((head, body),) = decode(frame)
         if head.kind is not Kind.HELLO:
             message = f"{head.kind.name} came before HELLO."
@@ -187,6 +191,8 @@ class Door:
             guest.outbox.forget(Lane.BULK, bulk)  # what was before it is not for it
         if guest.pump:
             guest.pump.end(ProtocolError("The same front came in again."))
+        guest.kernel_id = str(words.get("kernel_id") or "")
+        guest.laptop = str(words.get("laptop") or "")
         guest.talk.begin()
         pump = Pump(self.reactor, guest.talk, partial(self._send, identity))
         pump.on_item = partial(self.on_item, guest)
