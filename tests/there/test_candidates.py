@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -14,7 +17,7 @@ from remoter_kernel.daemon import launch
 from remoter_kernel.daemon.candidates import candidates_for
 from remoter_kernel.daemon.processes import boot_id, started_at
 from remoter_kernel.daemon.registry import Session
-from remoter_kernel.daemon.succession import Candidate
+from remoter_kernel.daemon.succession import Candidate, choose
 from tests.real_jupyter import MARK, THIS_RUN
 
 if TYPE_CHECKING:
@@ -81,6 +84,26 @@ def test_a_session_that_was_left_behind_goes_to_the_new_front(port):
     assert [each.is_free for each in found(kernel_id="3", fronts=["3", "new"])] == [False]
     assert asked(kernel_id="3", fronts=["3"])["session"] == session.id
     assert session.read("session.json")["kernels_before"] == ["old", "new"]
+
+
+def test_two_launches_at_once_do_not_both_join(port, monkeypatch):
+    """They take turns: while one looks, the other waits, and then finds it taken."""
+    session = a_session(port)
+    both_look = threading.Barrier(2)
+
+    def choose_together(candidates):
+        with contextlib.suppress(threading.BrokenBarrierError):
+            both_look.wait(0.3)
+        return choose(candidates)
+
+    monkeypatch.setattr(launch, "choose", choose_together)
+    monkeypatch.setattr(launch, "create", lambda *_: a_session(port, laptop="another"))
+    with ThreadPoolExecutor() as pool:
+        wishes = [{"kernel_id": name, "fronts": ["a", "b"]} for name in ("a", "b")]
+        answers = list(pool.map(lambda wish: asked(**wish), wishes))
+    assert sorted(answer["joined"] for answer in answers) == [False, True]
+    (fresh,) = [answer for answer in answers if not answer["joined"]]
+    assert fresh["others"] == [{"session": session.id, "notebook": PATH}]
 
 
 @pytest.mark.parametrize("order", ["restart", "stop"])

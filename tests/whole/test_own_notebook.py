@@ -190,7 +190,7 @@ def session_of(front: Front) -> str:
 
 
 def test_a_front_joins_what_a_dead_one_has_left(fronts: Any, notebook: Path) -> None:
-    """Variables, a line that says so and that a cell runs; a restart of that front finds it, too."""
+    """Variables, a line that says so and that a cell runs; a restart of the front finds it, too."""
     first = fronts()
     begin(first)
     first.talk.queue("import time; print('on', flush=True); time.sleep(3)")
@@ -246,30 +246,36 @@ def test_a_copy_begins_afresh_and_a_renamed_one_hears_why(
     assert said.endswith("False")
 
 
-def test_a_front_whose_link_is_down_keeps_its_session(  # noqa: PLR0917 - fixtures
+@pytest.fixture
+def detour(
+    sshd: RealSshd, far: FarSide, remote: str, tmp_path: Path
+) -> Iterator[tuple[Proxy, str]]:
+    """A breakable path to the same remote, and the configuration of fronts that take it."""
+    config, remotes = tmp_path / "detour", tmp_path / "detour.toml"
+    with Proxy(sshd.port) as path:
+        name = f"[127.0.0.1]:{sshd.port}"
+        sshd.ssh_config(config, "detour", extra=f"Port {path.port}\nHostKeyAlias {name}")
+        words = {"host": "detour", "ssh_config": str(config), "python": str(far.python)}
+        lines = [f"{key} = {json.dumps(word)}" for key, word in words.items()]
+        remotes.write_text("\n".join([f"[remotes.{remote}]", *lines, ""]))
+        yield path, str(remotes)
+
+
+def test_a_front_whose_link_is_down_keeps_its_session(
     fronts: Any,
     notebook: Path,
     here: JupyterHere,
-    sshd: RealSshd,
-    far: FarSide,
     remote: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    detour: tuple[Proxy, str],
 ) -> None:
-    """Nobody joins behind its back; once both fronts are gone there are two, and a third is told."""
-    detour = tmp_path / "detour.toml"
-    with Proxy(sshd.port) as path:
-        config = tmp_path / "detour"
-        name = f"[127.0.0.1]:{sshd.port}"
-        sshd.ssh_config(config, "detour", extra=f"Port {path.port}\nHostKeyAlias {name}")
-        detour.write_text(
-            f'[remotes.{remote}]\nhost = "detour"\nssh_config = "{config}"\npython = "{far.python}"'
-        )
-        with monkeypatch.context() as patch:
-            patch.setenv("REMOTER_CONFIG", str(detour))
-            first = fronts()
-        begin(first)
-        session = session_of(first)
+    """Nobody joins behind its back; once both fronts are gone there are two: a third is told."""
+    path, config = detour
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("REMOTER_CONFIG", config)
+        first = fronts()
+    begin(first)
+    session = session_of(first)
+    path.__exit__(None, None, None)  # cut, and nobody listens there any more
     wait_for(lambda: sessions(here, remote)[session]["fronts"] == 0, what="it is cut")
     second = fronts()
     assert f"Session {session} of this notebook is there, too" in begin(second, "kept = 2")
@@ -281,6 +287,21 @@ def test_a_front_whose_link_is_down_keeps_its_session(  # noqa: PLR0917 - fixtur
     said = third.run("'kept' in dir()")
     assert said.endswith("of this notebook are there, too: remoter attach " + other + "\nFalse")
     assert {session, other} < set(said.replace(",", " ").split())
+
+
+def test_a_laptop_that_died_is_not_waited_for(
+    fronts: Any, notebook: Path, detour: tuple[Proxy, str]
+) -> None:
+    """The far side still takes the dead front for connected; the laptop knows better."""
+    path, config = detour
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("REMOTER_CONFIG", config)
+        first = fronts()
+    begin(first)
+    session = session_of(first)
+    path.stall()
+    first.kill()
+    assert fronts().run("kept").startswith(f"[remoter] Joined session {session}")
 
 
 def test_a_front_of_another_laptop_keeps_the_session(
