@@ -16,7 +16,7 @@ from remoter_kernel.daemon.requests import Requests
 from remoter_kernel.daemon.speaker import Request, Speaker
 from remoter_kernel.errors import ProtocolError
 from remoter_kernel.wire.frames import LANE, Bytes, Channel, Head, Lane, from_json, pack, unpack
-from remoter_kernel.wire.messages import CONTENT, HEADER, TOPIC, header_of
+from remoter_kernel.wire.messages import CONTENT, HEADER, METADATA, TOPIC, header_of
 from remoter_kernel.wire.waiting import COMMS
 
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ class Desk:
         # The child, if it gets what comes on this channel at once.
         self.child_for: Callable[[Channel], Child | None] = lambda _channel: None
         self.on_order: Callable[[str], None] = lambda _order: None  # restart, stop
+        self.on_cell: Callable[[str], None] = lambda _cell: None  # a notebook's cell is run
         self._session = session
         self._journal = journal
         self._door = door
@@ -59,6 +60,7 @@ class Desk:
                 raise ProtocolError(message)
             header = header_of(parts[HEADER])
             request = Request(guest.name, channel, head.number, parts, header)
+            self._note_cell(request)
             is_held = channel is Channel.SHELL and self._taker_of(request) is None
             then = partial(self._hold if is_held else self._hand_over, request)
             if head.number <= guest.doubtful[LANE[channel]]:
@@ -88,6 +90,12 @@ class Desk:
             if head.channel is Channel.ORDER:
                 guest.pump.acknowledge()  # the front may be waiting to leave
         then()
+
+    def _note_cell(self, request: Request) -> None:
+        """Note which cell of which notebook this is, where the client says so."""
+        about = request.parts[METADATA]
+        if request.header.get("msg_type") == "execute_request" and b"cellId" in bytes(about):
+            self.on_cell(str(header_of(about).get("cellId") or ""))
 
     def _hand_over(self, request: Request) -> None:
         self.requests.touch()
@@ -155,8 +163,7 @@ class Desk:
         elif order == "stop":
             self.on_order(order)
         elif order == "keep":
-            about = self._session.read("session.json")
-            self._session.write("session.json", {**about, "keep": True})
+            self._session.amend(keep=True)
         else:
             message = f"An order that is not known: {order!r}."
             raise ProtocolError(message)

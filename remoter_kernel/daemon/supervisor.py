@@ -101,6 +101,7 @@ class Supervisor:
         """Serve until the session ends."""
         self._desk.child_for = self._child_for
         self._desk.on_order = self._obey
+        self._desk.on_cell = self._board.note_cell
         self.door.on_item = self._desk.take
         self.door.describe = self._describe
         self.door.most_waiting = int(self.wish.get("waiting_limit") or MOST_WAITING)
@@ -368,6 +369,7 @@ class Supervisor:
         return {
             "id": self.session.id,
             "state": self.state.value,
+            "execution_state": "busy" if self._requests.running() else "idle",
             "why": self.why,
             "keep": bool(self.session.read("session.json").get("keep")),
             **self._speaker.describe(),

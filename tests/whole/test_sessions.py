@@ -102,7 +102,8 @@ def file(here: JupyterHere, tmp_path: Path) -> Path:
 @contextlib.contextmanager
 def a_front(file: Path, remote: str, *words: str) -> Iterator[Front]:
     """Start a front by hand; it is asked to end, the session is not."""
-    command = [sys.executable, "-m", "remoter_kernel", "-f", str(file), "--remote", remote, *words]
+    named = ["--remote", remote] if remote else []
+    command = [sys.executable, "-m", "remoter_kernel", "-f", str(file), *named, *words]
     with subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True) as process:
         client = BlockingKernelClient(connection_file=str(file))
         client.load_connection_file()
