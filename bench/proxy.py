@@ -6,7 +6,8 @@ House rules of this file:
   `bits_per_second` limits how many may be under way.
 - A dial pays for TCP's own handshake: the far side hears of a connection after 1.5 round trips.
 - Faults are verbs: `cut` resets every connection there is, `stall` swallows everything without a
-  sign until `resume`. After a cut, new connections are welcome.
+  sign until `resume`, `refuse` turns new connections away until `welcome`, `narrow` changes the
+  width. After a cut, new connections are welcome.
 
 The proxy runs in a process of its own (this file as a script, standard library only), so that the
 process that measures does not pay for it, and ends when its standard input does.
@@ -100,6 +101,18 @@ class Proxy:
     def resume(self) -> None:
         """End a stall; what was sent meanwhile arrives now, as TCP would repeat it."""
         self._ask("resume")
+
+    def refuse(self) -> None:
+        """Turn new connections away, as a port does where nobody listens."""
+        self._ask("refuse")
+
+    def welcome(self) -> None:
+        """Take new connections again."""
+        self._ask("welcome")
+
+    def narrow(self, bits_per_second: float) -> None:
+        """Change the width of each way from now on; 0 is as wide as the machine."""
+        self._ask(f"narrow {bits_per_second}")
 
     @property
     def bytes_up(self) -> int:
@@ -299,37 +312,54 @@ class Road:
         await asyncio.gather(*tasks, return_exceptions=True)
         return len(tasks)
 
+    def _bind(self, port: int = 0) -> socket.socket:
+        """Have a port; nobody is let in there before `listen`."""
+        made = self._new_socket()
+        made.bind(("127.0.0.1", port))
+        made.setblocking(False)
+        return made
+
     async def run(self) -> None:
         """Listen, and obey standard input until it ends: one verb a line, one answer a line."""
         loop = asyncio.get_running_loop()
-        with self._new_socket() as listener:
-            listener.bind(("127.0.0.1", 0))
-            listener.listen(100)
-            listener.setblocking(False)
-            port: int = listener.getsockname()[1]
-            server = loop.create_task(self.serve(listener))
-            verbs = asyncio.StreamReader()
-            await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(verbs), sys.stdin)
-            while line := await verbs.readline():
-                connections = len(self.connections)
-                match line.decode().strip():
-                    case "cut":
-                        connections = await self.cut()
-                    case "stall":
-                        self.open.clear()
-                    case "resume":
-                        self.open.set()
-                answer = {
-                    "port": port,
-                    "connections": connections,
-                    "up": self.up.entered,
-                    "down": self.down.entered,
-                }
-                sys.stdout.write(json.dumps(answer) + "\n")
-                sys.stdout.flush()
-            server.cancel()
-            await asyncio.gather(server, return_exceptions=True)
-            await self.cut()
+        listener = self._bind()
+        port: int = listener.getsockname()[1]
+        listener.listen(100)
+        server = loop.create_task(self.serve(listener))
+        verbs = asyncio.StreamReader()
+        await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(verbs), sys.stdin)
+        while line := await verbs.readline():
+            connections = len(self.connections)
+            verb, *number = line.decode().split()
+            match verb:
+                case "cut":
+                    connections = await self.cut()
+                case "stall":
+                    self.open.clear()
+                case "resume":
+                    self.open.set()
+                case "narrow":
+                    self.up.bits_per_second = self.down.bits_per_second = float(number[0])
+                case "refuse" if not server.done():
+                    server.cancel()
+                    await asyncio.gather(server, return_exceptions=True)
+                    listener.close()
+                    listener = self._bind(port)
+                case "welcome" if server.done():
+                    listener.listen(100)
+                    server = loop.create_task(self.serve(listener))
+            answer = {
+                "port": port,
+                "connections": connections,
+                "up": self.up.entered,
+                "down": self.down.entered,
+            }
+            sys.stdout.write(json.dumps(answer) + "\n")
+            sys.stdout.flush()
+        server.cancel()
+        await asyncio.gather(server, return_exceptions=True)
+        await self.cut()
+        listener.close()
 
 
 def _reset_when_closed(*ends: socket.socket) -> None:
