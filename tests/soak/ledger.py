@@ -31,6 +31,7 @@ class Word(Enum):
 
     CUT = "it ended early: all from some mark on is missing"
     GAPS = "the evaluator was killed: anything may be missing"
+    ASKED = "it may have asked what nobody heard"
     NOT_RUN = "it was not run"
     ABORTED = "one before it failed: R has not run it, and gives no more than a reply"
     HELD_BACK = "`remoter outputs` has the rest"
@@ -83,6 +84,8 @@ class Heard:
         text = self._texts.get(name, "") + text
         if "may be missing" in text:
             self.words.add(Word.GAPS)
+        if "nobody has heard it" in text:
+            self.words.add(Word.ASKED)
         self._find(text)
         # A mark may come in two messages: the rest of a line is looked at again.
         rest = text[max((found.end() for found in MARK.finditer(text)), default=0) :]

@@ -152,6 +152,14 @@ class Talker:
             self._hear(0.2)
         self._may_be_stuck = not entry.heard.marks
 
+    def _is_told_to_interrupt(self) -> bool:
+        """Was a question perhaps asked that nobody has heard?"""
+        asks = [not entry.prompts for entry, recipe in self._open.values() if recipe.answer]
+        return any(asks) and any(
+            Word.ASKED in entry.heard.words and not entry.may_be_interrupted
+            for entry, _ in self._open.values()
+        )
+
     @staticmethod
     def _allow_interrupt(entry: Entry) -> None:
         """Expect it to end early; R says no word about that."""
@@ -308,6 +316,10 @@ class Talker:
         while (self._open or self._may_be_stuck) and not is_enough():
             if self.front.poll() is not None:
                 self._replace_front()
+            if self._is_told_to_interrupt():
+                self._may_be_stuck = True
+                for entry, _ in self._open.values():
+                    self._allow_interrupt(entry)
             if self._may_be_stuck:
                 self._free_kernel()
             self._hear(0.2)
