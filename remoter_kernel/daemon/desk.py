@@ -16,7 +16,6 @@ from remoter_kernel.daemon.speaker import Request, Speaker
 from remoter_kernel.errors import ProtocolError
 from remoter_kernel.wire.frames import LANE, Bytes, Channel, Head, Lane, from_json, pack, unpack
 from remoter_kernel.wire.messages import CONTENT, HEADER, TOPIC, header_of
-from remoter_kernel.wire.waiting import COMMS
 
 if TYPE_CHECKING:
     from remoter_kernel.daemon.child import Child
@@ -36,6 +35,8 @@ class Desk:
         # The child, if it gets what comes on this channel at once.
         self.child_for: Callable[[Channel], Child | None] = lambda _channel: None
         self.on_order: Callable[[str], None] = lambda _order: None  # restart, stop
+        # What the child may have got already, from an evaluator whose journal is damaged.
+        self.on_doubt: Callable[[Request], None] = lambda _request: None
         self._session = session
         self._journal = journal
         self._door = door
@@ -58,7 +59,7 @@ class Desk:
             is_held = channel is Channel.SHELL and self.child_for(channel) is None
             then = partial(self._hold if is_held else self._hand_over, request)
             if head.number <= guest.doubtful[LANE[channel]]:
-                is_held, then = False, partial(self._refuse, request)
+                is_held, then = False, partial(self.on_doubt, request)
         if channel is Channel.STDIN:
             body = pack([*parts[:CONTENT], b"{}"])  # a password, perhaps
         self._journal.append(
@@ -97,15 +98,6 @@ class Desk:
         if request.channel is not Channel.STDIN:
             self.requests.asked[request.header.get("msg_id", "")] = request
         child.say(request.channel, request.parts)
-
-    def _refuse(self, request: Request) -> None:
-        """Answer what an evaluator that died may have handed over: its journal was damaged."""
-        if request.channel is not Channel.STDIN and request.header.get("msg_type") not in COMMS:
-            why = (
-                "The evaluator of this session was killed, and its journal is damaged: this may "
-                "have run, so it was not run again. Look at what it did, or run it once more."
-            )
-            self._speaker.answer_error(request, "JournalDamaged", why)
 
     def _hold(self, request: Request) -> None:
         """Let a request wait, unless the child has become ready while it was written."""

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from remoter_kernel.daemon.journal import Journal
     from remoter_kernel.daemon.past import Past
     from remoter_kernel.daemon.registry import Session
+    from remoter_kernel.daemon.speaker import Request
     from remoter_kernel.wire.reactor import Reactor
 
 DIE_WITHIN = 4.0  # seconds that a kernel has for its own shutdown, before a signal
@@ -100,6 +101,7 @@ class Supervisor:
         """Serve until the session ends."""
         self._desk.child_for = self._child_for
         self._desk.on_order = self._obey
+        self._desk.on_doubt = self._doubt
         self.door.on_item = self._desk.take
         self.door.describe = self._describe
         self.door.most_waiting = int(self.wish.get("most_waiting") or MOST_WAITING)
@@ -209,6 +211,8 @@ class Supervisor:
         if channel is not Channel.STDIN:
             self._requests.asked.pop(asker, None)
             self._requests.touch()
+            if request is None and self.past:
+                self.past.answered.add(str(asker))
         # Where nobody can tell any more who asked, each front knows whether it did.
         self.journal.append(channel, pack(parts), front=request.front if request else EVERYONE)
 
@@ -237,11 +241,28 @@ class Supervisor:
         self._requests.asked.update(past.asked)
         self._requests.waiting.extend(past.waiting.values())
         self._speaker.sound_like(past.kernel, past.kernel.get("kernel_info") or {})
-        self._adoption = Adoption(self.reactor, past, self._requests.asked, self._speaker)
-        self._adoption.on_settled = self._settle
+        self._begin_adoption(past)
         self.child = child = self._new_child()
         child.on_ready = partial(self._hear_adopted, child)
         child.adopt()
+
+    def _begin_adoption(self, past: Past) -> Adoption:
+        self._adoption = Adoption(self.reactor, past, self._requests.asked, self._speaker)
+        self._adoption.on_settled = self._settle
+        return self._adoption
+
+    def _doubt(self, request: Request) -> None:
+        """Make sure of something that the child may have got: it is not handed over again."""
+        asker, kind = (str(request.header.get(key, "")) for key in ("msg_id", "msg_type"))
+        has_reply = request.channel is not Channel.STDIN and kind not in COMMS
+        if self.past is None or not has_reply or asker in self.past.answered:
+            return
+        adoption = self._adoption or self._begin_adoption(self.past)
+        adoption.doubt(request)
+        if self.child and self.state in WITH_CHILD:
+            self.child.ask_again()
+        else:
+            self._requests.answer_all("OutputsMissing", "It may have run in a kernel that is gone.")
 
     def _hear_adopted(
         self, child: Child, header: dict[str, Any], kernel_info: dict[str, Any]
