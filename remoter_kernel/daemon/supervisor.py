@@ -241,10 +241,22 @@ class Supervisor:
         self._requests.asked.update(past.asked)
         self._requests.waiting.extend(past.waiting.values())
         self._speaker.sound_like(past.kernel, past.kernel.get("kernel_info") or {})
+        if not self.session.read("child.json").get("pid"):
+            self._start_in_place_of(past)
+            return
         self._begin_adoption(past)
         self.child = child = self._new_child()
         child.on_ready = partial(self._hear_adopted, child)
         child.adopt()
+
+    def _start_in_place_of(self, past: Past) -> None:
+        """Go on where an evaluator died between two kernels, or before the first."""
+        self._requests.answer_all("KernelDied", "The kernel died, and its evaluator with it.")
+        self._speaker.kernel_info = {}
+        if past.kernel:
+            self._start_again()
+        else:
+            self._start()
 
     def _begin_adoption(self, past: Past) -> Adoption:
         self._adoption = Adoption(self.reactor, past, self._requests.asked, self._speaker)
@@ -305,6 +317,7 @@ class Supervisor:
             why = f"The kernel died: {explain(words)} Its variables are gone; it starts anew."
             self._requests.answer_all("KernelDied", why)
             self._speaker.note("died", why=why)
+            child.forget()
             self.reactor.later(RESTART_AFTER, self._start_again)
 
     def _start_again(self) -> None:

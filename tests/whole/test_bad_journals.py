@@ -140,3 +140,28 @@ def test_no_file_of_a_session_has_what_was_answered_to_a_prompt(
     ]
     assert folder / "journal" in files
     assert [path for path in files if SECRET.encode() in path.read_bytes()] == []
+
+
+@pytest.mark.parametrize("is_quick", [True, False])
+def test_kernel_and_evaluator_die_one_after_the_other(
+    talk: Talk, far: FarSide, *, is_quick: bool
+) -> None:
+    """Between two kernels, or while the second starts: another evaluator sees to one, once."""
+    folder, pid = session(far), int(value(talk, "os.getpid()"))
+    first, file = evaluator(far), session(far) / "child.json"
+    cell = talk.queue("import time; print('going', flush=True); time.sleep(60)")
+    talk.listen(lambda: "going" in text(talk, cell))
+    psutil.Process(pid).kill()
+    wait_for(lambda: not file.exists())
+    if not is_quick:
+        wait_for(file.exists)
+    first.kill()
+    over(talk, cell)
+    later = talk.queue("print('ran' in globals(), 1 + 1)")
+    over(talk, later)
+    assert text(talk, later).endswith("False 2\n")
+    (error,) = [m["content"] for m in heard(talk, cell) if m["msg_type"] == "error"]
+    assert "SIGKILL" in error["evalue"]
+    assert session(far) == folder
+    kernels = [p for p in there(far) if "ipykernel_launcher" in " ".join(p.cmdline())]
+    assert len(kernels) == 1
