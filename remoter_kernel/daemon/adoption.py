@@ -37,13 +37,20 @@ class Adoption:
         self._past = past
         self._asked = asked
         self._speaker = speaker
-        self._doubtful = list(past.asked)
+        self._doubtful = [asker for asker in past.asked if asker in asked]
         self._begun = set(past.begun)
         self._told: set[str] = set()
         self._heard: dict[str, dict[str, Any]] = {}  # from busy on: what its reply must be
         self._heard_out: set[str] = set()  # and to idle
         self._is_quiet = False
         reactor.later(SILENT_FOR, self._note_silence)
+
+    def doubt(self, request: Request) -> None:
+        """Hear of one more that the child may have: a journal was damaged where it stood."""
+        asker = str(request.header.get("msg_id", ""))
+        self._asked[asker] = request
+        self._doubtful.append(asker)
+        self._is_quiet = False
 
     def hear(self, parts: list[Bytes]) -> None:
         """Hear what the child publishes, before the fronts do."""

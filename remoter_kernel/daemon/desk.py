@@ -17,7 +17,6 @@ from remoter_kernel.daemon.speaker import Request, Speaker
 from remoter_kernel.errors import ProtocolError
 from remoter_kernel.wire.frames import LANE, Bytes, Channel, Head, Lane, from_json, pack, unpack
 from remoter_kernel.wire.messages import CONTENT, HEADER, METADATA, TOPIC, header_of
-from remoter_kernel.wire.waiting import COMMS
 
 if TYPE_CHECKING:
     from remoter_kernel.daemon.child import Child
@@ -41,6 +40,8 @@ class Desk:
         self.child_for: Callable[[Channel], Child | None] = lambda _channel: None
         self.on_order: Callable[[str], None] = lambda _order: None  # restart, stop
         self.on_cell: Callable[[str], None] = lambda _cell: None  # a notebook's cell is run
+        # What the child may have got already, from an evaluator whose journal is damaged.
+        self.on_doubt: Callable[[Request], None] = lambda _request: None
         self._session = session
         self._journal = journal
         self._door = door
@@ -64,7 +65,7 @@ class Desk:
             is_held = channel is Channel.SHELL and self._taker_of(request) is None
             then = partial(self._hold if is_held else self._hand_over, request)
             if head.number <= guest.doubtful[LANE[channel]]:
-                is_held, then = False, partial(self._refuse, request)
+                is_held, then = False, partial(self.on_doubt, request)
         if channel is Channel.STDIN:
             body = pack([*parts[:CONTENT], b"{}"])  # a password, perhaps
         self._journal.append(
@@ -116,15 +117,6 @@ class Desk:
         if is_queued and self.interrupts.is_under_way:
             return None
         return self.child_for(request.channel)
-
-    def _refuse(self, request: Request) -> None:
-        """Answer what an evaluator that died may have handed over: its journal was damaged."""
-        if request.channel is not Channel.STDIN and request.header.get("msg_type") not in COMMS:
-            why = (
-                "The evaluator of this session was killed, and its journal is damaged: this may "
-                "have run, so it was not run again. Look at what it did, or run it once more."
-            )
-            self._speaker.answer_error(request, "JournalDamaged", why)
 
     def _hold(self, request: Request) -> None:
         """Let a request wait, unless the child has become ready while it was written."""

@@ -26,6 +26,7 @@ from remoter_kernel.daemon.candidates import candidates_for, is_of_a_notebook
 from remoter_kernel.daemon.door import Door
 from remoter_kernel.daemon.journal import LIMIT, Journal
 from remoter_kernel.daemon.lock import Lock
+from remoter_kernel.daemon.processes import started_at
 from remoter_kernel.daemon.records import check_format
 from remoter_kernel.daemon.registry import Session
 from remoter_kernel.daemon.succession import choose
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 STOP_WITHIN = 8.0  # seconds
-START_WITHIN = 2.0  # seconds that a warden needs to start a kernel and to say so
+START_WITHIN = 10.0  # seconds that a warden may need to start a kernel and to say so
 TURN_WITHIN = 20.0  # seconds that another launch for the same session may take
 # What a session stays, whoever comes to it later.
 ABOUT = ("kernel_id", "kernel", "arguments", "notebook", "laptop", "remote")
@@ -189,7 +190,7 @@ def _revive(session: Session, wish: dict[str, Any], login_umask: int) -> bool:
         lock.release()
         message = f"the evaluator of session {session.id} runs, but does not answer"
         raise RuntimeError(message)
-    if not session.has_kernel() and not _is_just_starting(session):
+    if not session.has_kernel() and not _is_to_have_one(session):
         why, died = session.how_it_died()
         session.end(why, died=died)
         session.forget_keys()
@@ -207,11 +208,15 @@ def _revive(session: Session, wish: dict[str, Any], login_umask: int) -> bool:
     return True
 
 
-def _is_just_starting(session: Session) -> bool:
-    """Has its evaluator died in the moment in which a warden started the kernel?"""
-    files = [session.folder / name for name in ("child.json", "exit.json")]
+def _is_to_have_one(session: Session) -> bool:
+    """Has its evaluator died while a kernel was about to start, or between two of them?"""
     limit = time.monotonic() + START_WITHIN
-    while not any(file.exists() for file in files) and time.monotonic() < limit:
+    while session.is_here() and time.monotonic() < limit:
+        child = session.read("child.json")
+        if "pid" in child or session.read("exit.json"):
+            break
+        if not child or not started_at(int(child["warden"])):
+            return True  # nobody is at it: another evaluator will be
         time.sleep(0.05)
     return session.has_kernel()
 

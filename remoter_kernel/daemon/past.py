@@ -31,6 +31,7 @@ class Past:
         self.begun: set[str] = set()  # of what was asked
         self.kernel: dict[str, Any] = {}  # whom the child sounds like
         self.time = 0.0  # of the last record, seconds since 1970
+        self.answered: set[str] = set()  # though nobody can read any more who asked
         self.is_damaged = False  # are there requests that cannot be read?
         self._sure: set[tuple[bytes, Lane]] = set()  # of whom something came after all damage
 
@@ -76,11 +77,13 @@ class Past:
     def _take_message(self, record: Record, parts: list[Bytes]) -> None:
         if not record.is_from_front:
             asker = str(header_of(parts[PARENT]).get("msg_id", ""))
-            for place in (self.asked, self.waiting):
-                place.pop(asker, None)
+            if not (self.asked.pop(asker, None) or self.waiting.pop(asker, None)):
+                self.answered.add(asker)
             self.begun.discard(asker)
             return
         header = header_of(parts[HEADER])
+        if header.get("msg_id") in self.answered:
+            return
         request = Request(record.front, record.channel, record.own, parts, header)
         if record.is_held:
             self.waiting[str(header.get("msg_id", ""))] = request

@@ -45,6 +45,7 @@ SHIPPED = (
     "daemon/deaths.py",
     "daemon/desk.py",
     "daemon/door.py",
+    "daemon/ear.py",
     "daemon/index.py",
     "daemon/inquire.py",
     "daemon/interrupts.py",

@@ -47,6 +47,7 @@ def a_session(**door: Any) -> Session:
     here = {"host": socket.gethostname(), "boot": boot_id(), "port": 1, "public_key": KEY}
     me = {"pid": os.getpid(), "started": started_at(os.getpid())}
     session.write("door.json", {**here, **me, **door})
+    session.write("child.json", {"pid": os.getpid(), "started": "0", "warden": 1})
     (session.folder / "journal").write_bytes(b"")
     return session
 
