@@ -6,8 +6,9 @@ House rules of this file:
   `bits_per_second` limits how many may be under way.
 - A dial pays for TCP's own handshake: the far side hears of a connection after 1.5 round trips.
 - Faults are verbs: `cut` resets every connection there is, `stall` swallows everything without a
-  sign until `resume`, and `vanish` swallows new dials, too (a stalled path still takes them: its
-  far end is beyond the first hop). After a cut, new connections are welcome.
+  sign until `resume`, `vanish` swallows new dials, too (a stalled path still takes them: its far
+  end is beyond the first hop), `strand` swallows for good what the connections that there are now
+  will say. After a cut, and beside what is stranded, new connections are welcome.
 
 The proxy runs in a process of its own (this file as a script, standard library only), so that the
 process that measures does not pay for it, and ends when its standard input does.
@@ -106,6 +107,10 @@ class Proxy:
     def resume(self) -> None:
         """End a stall; what was sent meanwhile arrives now, as TCP would repeat it."""
         self._ask("resume")
+
+    def strand(self) -> None:
+        """Forget every connection, as a router does while a laptop sleeps: nobody is told."""
+        self._ask("strand")
 
     @property
     def bytes_up(self) -> int:
@@ -348,6 +353,10 @@ class Road:
                         if self._plug:
                             self._take_dials(listener)
                             server = loop.create_task(self.serve(listener))
+                    case "strand":
+                        self.open.clear()
+                        self.open = asyncio.Event()
+                        self.open.set()
                 answer = {
                     "port": port,
                     "connections": connections,

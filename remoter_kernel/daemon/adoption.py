@@ -115,4 +115,6 @@ class Adoption:
 
 
 def _clock(moment: float) -> str:
-    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(moment))
+    return time.strftime(
+        "%Y-%m-%d %H:%M:%S %Z", time.localtime(moment)
+    )  # who reads it is elsewhere

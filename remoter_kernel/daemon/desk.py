@@ -1,8 +1,8 @@
 """Where fronts ask: it is written down, then passed on.
 
 What a front asks for is written before the child gets it, so that a request that may have
-run is never run again. What must not wait for a disk (interrupts, answers to a prompt) is
-passed on first.
+run is never run again, and no answer to a prompt is taken for that to the next one. Only
+orders, which may as well be carried out twice, do not wait for a disk.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from remoter_kernel.daemon.speaker import Request, Speaker
 from remoter_kernel.errors import ProtocolError
 from remoter_kernel.wire.frames import LANE, Bytes, Channel, Head, Lane, from_json, pack, unpack
 from remoter_kernel.wire.messages import CONTENT, HEADER, TOPIC, header_of
+from remoter_kernel.wire.waiting import COMMS
 
 if TYPE_CHECKING:
     from remoter_kernel.daemon.child import Child
@@ -58,11 +59,10 @@ class Desk:
                 raise ProtocolError(message)
             header = header_of(parts[HEADER])
             request = Request(guest.name, channel, head.number, parts, header)
-            if channel is Channel.SHELL:
-                is_held = self._taker_of(request) is None
-                then = partial(self._hold if is_held else self._hand_over, request)
-            else:
-                self._hand_over(request)
+            is_held = channel is Channel.SHELL and self._taker_of(request) is None
+            then = partial(self._hold if is_held else self._hand_over, request)
+            if head.number <= guest.doubtful[LANE[channel]]:
+                is_held, then = False, partial(self._refuse, request)
         if channel is Channel.STDIN:
             body = pack([*parts[:CONTENT], b"{}"])  # a password, perhaps
         self._journal.append(
@@ -108,6 +108,15 @@ class Desk:
         if is_queued and self.interrupts.is_under_way:
             return None
         return self.child_for(request.channel)
+
+    def _refuse(self, request: Request) -> None:
+        """Answer what an evaluator that died may have handed over: its journal was damaged."""
+        if request.channel is not Channel.STDIN and request.header.get("msg_type") not in COMMS:
+            why = (
+                "The evaluator of this session was killed, and its journal is damaged: this may "
+                "have run, so it was not run again. Look at what it did, or run it once more."
+            )
+            self._speaker.answer_error(request, "JournalDamaged", why)
 
     def _hold(self, request: Request) -> None:
         """Let a request wait, unless the child has become ready while it was written."""

@@ -89,6 +89,7 @@ def describe(session: Session) -> dict[str, Any]:
         "created": about.get("created") or 0.0,
         "state": state,
         "since": since,
+        "seconds": max(0.0, time.time() - since),  # by this clock: others may go wrong
         "why": why,
         "fronts": sum(bool(front.get("here")) for front in fronts.values()) if is_alive else 0,
         "pid": door.get("pid") if is_alive else None,

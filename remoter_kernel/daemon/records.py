@@ -116,6 +116,12 @@ def mark(number: int, time: float, words: dict[str, Any]) -> Record:
     return Record(number, Channel.NOTE, False, EVERYONE, body, time, is_mark=True)
 
 
+def is_loss(record: Record) -> bool:
+    """Does a mark stand for records of which nothing is known, not even whose they were?"""
+    words = mark_of(record)
+    return words.get("mark") == "missing" and words.get("before", 0) > record.number
+
+
 def mark_of(record: Record) -> dict[str, Any]:
     """Read what a mark says; what is no mark says nothing."""
     if not record.is_mark:
@@ -156,6 +162,7 @@ class Scan:
         self._file = file
         self._size = os.fstat(file.fileno()).st_size if until is None else until
         self._last = 0  # number
+        self._is_torn = False  # does it end in the middle of a record?
         self.end = 0  # where the last record that can be trusted ends
 
     def __iter__(self) -> Iterator[tuple[int, Record]]:
@@ -179,10 +186,17 @@ class Scan:
             else:
                 record = _record(head, _missing(head.number, head, head.size).body)
                 lost.append((0, record._replace(is_mark=True)))
+                self._is_torn = len(body) < head.size and offset == self.end
                 if end != self._size and self._head(end) is None:
                     end = offset + 1  # something is amiss with its size, too
             self._last = max(self._last, head.number)
             offset = end
+
+    @property
+    def lost_at_end(self) -> int:
+        """How many bytes are damaged at the end, beyond what somebody was about to write."""
+        rest = self._size - self.end
+        return 0 if self._is_torn or rest < _HEAD.size else rest
 
     def _read(self, offset: int, size: int) -> bytes:
         self._file.seek(offset)

@@ -20,6 +20,7 @@ from remoter_kernel.daemon.child import Child
 from remoter_kernel.daemon.deaths import explain
 from remoter_kernel.daemon.desk import Desk
 from remoter_kernel.daemon.pieces import in_pieces
+from remoter_kernel.daemon.records import EVERYONE
 from remoter_kernel.daemon.speaker import Speaker
 from remoter_kernel.errors import RemoterError
 from remoter_kernel.wire.frames import Bytes, Channel, pack
@@ -102,7 +103,7 @@ class Supervisor:
         self._desk.on_order = self._obey
         self.door.on_item = self._desk.take
         self.door.describe = self._describe
-        self.door.most_waiting = int(self.wish.get("most_waiting") or MOST_WAITING)
+        self.door.most_waiting = int(self.wish.get("waiting_limit") or MOST_WAITING)
         self.door.on_visit = self._speaker.note_visit
         self.reactor.after_pass = self._end_pass
         self._board.open()
@@ -206,14 +207,16 @@ class Supervisor:
             return
         asker = header_of(parts[PARENT]).get("msg_id", "")
         request = self._requests.asked.get(asker)
-        if request is None:
+        if request is None and not (self.past and self.past.is_damaged):
             return
         self.door.is_hurried |= channel is not Channel.SHELL  # after a reply comes "idle"
         if channel is not Channel.STDIN:
-            del self._requests.asked[asker]
+            self._requests.asked.pop(asker, None)
             self._requests.touch()
-            self._interrupts.note_end(request, parts)
-        self.journal.append(channel, pack(parts), front=request.front)
+            if request:
+                self._interrupts.note_end(request, parts)
+        # Where nobody can tell any more who asked, each front knows whether it did.
+        self.journal.append(channel, pack(parts), front=request.front if request else EVERYONE)
 
     def _be_done(self, asker: dict[str, Any]) -> None:
         """The child has dealt with a request; one that gets no reply (of a widget) is done."""
@@ -236,6 +239,7 @@ class Supervisor:
         self.state = State.ADOPTING
         for front, seen in past.seen.items():
             self.door.remember(front, seen)
+        self.door.is_sure_of = past.is_sure_of
         self._requests.asked.update(past.asked)
         self._requests.waiting.extend(past.waiting.values())
         self._speaker.sound_like(past.kernel, past.kernel.get("kernel_info") or {})

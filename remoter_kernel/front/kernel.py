@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from remoter_kernel.errors import NoSuchSession, RemoteLacks, RemoterError
 from remoter_kernel.front import answers, parent
+from remoter_kernel.front.awakening import Awakening
 from remoter_kernel.front.departure import leave_with
 from remoter_kernel.front.dialer import HERE, SessionDialer
 from remoter_kernel.front.link import Link, State
@@ -117,12 +118,14 @@ class Kernel:
         self.sockets.on_request = self._take
         self.link.on_item = self._hear
         if os.environ.get("JPY_SESSION_NAME"):  # jupyter_server, which drops what is too much
-            self.link.pacer = Pacer(self.reactor, time.monotonic, self._hear, self.link.flush)
+            most = self._find().waiting_limit
+            self.link.pacer = Pacer(self.reactor, time.monotonic, self._hear, self.link.flush, most)
         self.link.on_change = self._note_change
         self.sockets.bind()
         self.reactor.hear_signals()
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._hear_signal)
+        Awakening(self.reactor, self.link.look_again).start()
         if parent.is_named():
             self.reactor.later(LOOK_FOR_PARENT, self._look_for_parent)
         self._publish("status", {"execution_state": "starting"})
