@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
 GREET_WITHIN = 15.0  # seconds from a tunnel to the evaluator's WELCOME
 FIRST_PAUSE = 0.25  # seconds before the second try to come back
-LONGEST_PAUSE = 3.5  # seconds: a network that is back is found within five
+LONGEST_PAUSE = 3.0  # seconds: a network that is back is found within five, login and all
 DOUBT_FOR = 3.0  # seconds that a wire has for a sign of life after this machine slept
 
 
@@ -117,11 +117,13 @@ class Link:
         self._pump: Pump | None = None
         self._timer: Timer | None = None
         self._pauses = pauses()
+        self._dialled_at = self.since
 
     def wake(self) -> None:
         """Dial now, unless that is under way or done."""
         if self.state in {State.IDLE, State.WAITING, State.FAILED}:
             self._cancel_timer()
+            self._dialled_at = time.monotonic()
             self._change(State.DIALLING)
             threading.Thread(target=self._dial, name="dial", daemon=True).start()
 
@@ -319,8 +321,9 @@ class Link:
             self._change(State.FAILED)
             return
         self._change(State.WAITING)
-        pause = 0.0 if was_up else next(self._pauses)
-        self._timer = self.reactor.later(pause, self.wake)
+        # A try that waited in vain was a pause, too: while nobody answers, somebody is asked.
+        pause = 0.0 if was_up else next(self._pauses) - (time.monotonic() - self._dialled_at)
+        self._timer = self.reactor.later(max(0.0, pause), self.wake)
 
     def _drop(self) -> None:
         """Let go of the wire and what carried it."""
