@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from remoter_kernel.wire.reactor import Reactor
 
 ASK_AGAIN = 0.3  # seconds
+SILENT_FOR = 3.0  # seconds: a child that says nothing may have asked what nobody heard
 
 
 class Adoption:
@@ -42,6 +43,7 @@ class Adoption:
         self._heard: dict[str, dict[str, Any]] = {}  # from busy on: what its reply must be
         self._heard_out: set[str] = set()  # and to idle
         self._is_quiet = False
+        reactor.later(SILENT_FOR, self._note_silence)
 
     def hear(self, parts: list[Bytes]) -> None:
         """Hear what the child publishes, before the fronts do."""
@@ -50,12 +52,25 @@ class Adoption:
         if request is None:
             return
         self._is_quiet = False
-        if asker in self._past.begun and asker not in self._told:
-            self._told.add(asker)
-            text = f"[remoter] {self._what_is_missing()}.\n"
-            self._speaker.publish("stream", {"name": "stderr", "text": text}, request.header)
         self._begun.add(asker)
         self._follow(asker, parts)
+        if asker in self._doubtful and asker not in self._heard:  # its begin was not heard
+            self._tell(asker)
+
+    def _note_silence(self) -> None:
+        """Tell the cell that seems to run, if it has not said anything by which to do it."""
+        cells = [asker for asker in self._in_doubt() if self._is_cell(asker)]
+        running = [asker for asker in cells if asker in self._begun][-1:] or cells[:1]
+        for asker in running:
+            asked = "If something was asked meanwhile, nobody has heard it: interrupt the cell.\n"
+            self._tell(asker, asked)
+
+    def _tell(self, asker: str, more: str = "") -> None:
+        if asker not in self._told:
+            self._told.add(asker)
+            text = f"[remoter] {self._what_is_missing()}.\n{more}"
+            request = self._asked[asker]
+            self._speaker.publish("stream", {"name": "stderr", "text": text}, request.header)
 
     def _follow(self, asker: str, parts: list[Bytes]) -> None:
         """Note of a cell that began after the death what its reply says, too."""
@@ -76,8 +91,7 @@ class Adoption:
         """The child has answered: it is between two cells."""
         for asker in self._in_doubt():
             request = self._asked[asker]
-            is_cell = request.header.get("msg_type") == "execute_request"
-            if is_cell and asker in self._heard and asker in self._heard_out:
+            if self._is_cell(asker) and asker in self._heard and asker in self._heard_out:
                 del self._asked[asker]
                 self._speaker.reply(request, self._heard[asker])
             elif asker in self._begun:
@@ -98,6 +112,9 @@ class Adoption:
             if asker in self._asked and not self._asked[asker].header.get("subshell_id")
         ]
 
+    def _is_cell(self, asker: str) -> bool:
+        return self._asked[asker].header.get("msg_type") == "execute_request"
+
     def _fail(self, asker: str) -> None:
         why = (
             f"{self._what_is_missing()}, and so is the reply to this. It was not run again; "
@@ -115,4 +132,6 @@ class Adoption:
 
 
 def _clock(moment: float) -> str:
-    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(moment))
+    return time.strftime(
+        "%Y-%m-%d %H:%M:%S %Z", time.localtime(moment)
+    )  # who reads it is elsewhere

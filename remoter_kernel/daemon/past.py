@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from remoter_kernel.daemon.records import Record, mark_of
+from remoter_kernel.daemon.records import Record, is_loss, mark_of
 from remoter_kernel.daemon.speaker import Request
 from remoter_kernel.errors import ProtocolError
 from remoter_kernel.wire.frames import LANE, Channel, Lane, from_json, unpack
@@ -31,6 +31,12 @@ class Past:
         self.begun: set[str] = set()  # of what was asked
         self.kernel: dict[str, Any] = {}  # whom the child sounds like
         self.time = 0.0  # of the last record, seconds since 1970
+        self.is_damaged = False  # are there requests that cannot be read?
+        self._sure: set[tuple[bytes, Lane]] = set()  # of whom something came after all damage
+
+    def is_sure_of(self, front: bytes, lane: Lane) -> bool:
+        """Is `seen` true of a front, or may there have been more that cannot be read?"""
+        return not self.is_damaged or (front, lane) in self._sure
 
     def take(self, record: Record) -> None:
         """Take in the next record; one that makes no sense says nothing."""
@@ -39,6 +45,11 @@ class Past:
             seen = self.seen.setdefault(record.front, dict.fromkeys(Lane, 0))
             lane = LANE[record.channel]
             seen[lane] = max(seen[lane], record.own)
+            self._sure.add((record.front, lane))
+            self.is_damaged |= record.is_mark
+        if is_loss(record):
+            self.is_damaged = True
+            self._sure.clear()
         try:
             self._take(record)
         except (ProtocolError, IndexError):

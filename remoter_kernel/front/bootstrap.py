@@ -47,6 +47,7 @@ SHIPPED = (
     "daemon/door.py",
     "daemon/index.py",
     "daemon/inquire.py",
+    "daemon/interrupts.py",
     "daemon/journal.py",
     "daemon/launch.py",
     "daemon/lock.py",
@@ -105,7 +106,8 @@ class Wish:
     env: Mapping[str, str] = field(default_factory=dict)
     cwd: str = ""
     idle_timeout: float = 0.0  # seconds
-    most_waiting: int = 0  # bytes of one cell's text that may wait for a front; 0: 8 MiB
+    journal_limit: int = 0  # bytes; 0: 1 GiB
+    waiting_limit: int = 0  # bytes of one cell's text that may wait for a front; 0: 8 MiB
     orders: tuple[dict[str, Any], ...] = ()  # given while nobody could hear them
 
 

@@ -124,6 +124,8 @@ class SessionDialer:
                 env=remote.env,
                 cwd=remote.cwd,
                 idle_timeout=remote.idle_timeout,
+                journal_limit=remote.journal_limit,
+                waiting_limit=remote.waiting_limit,
                 orders=orders.pending(remote.name),
                 **claimed,
             )

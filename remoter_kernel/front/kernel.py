@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from remoter_kernel.errors import NoSuchSession, RemoteLacks, RemoterError
 from remoter_kernel.front import answers, parent
+from remoter_kernel.front.awakening import Awakening
 from remoter_kernel.front.claims import Claim
 from remoter_kernel.front.departure import leave_with
 from remoter_kernel.front.dialer import HERE, SessionDialer
@@ -111,12 +112,14 @@ class Kernel:
         self.sockets.on_request = self._take
         self.link.on_item = self._hear
         if os.environ.get("JPY_SESSION_NAME"):  # jupyter_server, which drops what is too much
-            self.link.pacer = Pacer(self.reactor, time.monotonic, self._hear, self.link.flush)
+            most = self._find().waiting_limit
+            self.link.pacer = Pacer(self.reactor, time.monotonic, self._hear, self.link.flush, most)
         self.link.on_change = self._note_change
         self.sockets.bind()
         self.reactor.hear_signals()
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._hear_signal)
+        Awakening(self.reactor, self.link.look_again).start()
         if parent.is_named():
             self.reactor.later(LOOK_FOR_PARENT, self._look_for_parent)
         self._mouth.publish("status", {"execution_state": "starting"})
@@ -198,17 +201,17 @@ class Kernel:
         """Interrupt at once; where a shutdown keeps the session, wait whether one follows."""
         self._mouth.reply(route, {"status": "ok"})
         if self.link.pacer:
-            self.link.pacer.interrupt(*self._running())
+            self.link.pacer.interrupt(*self._cells()[:1])
         if self.stays:
-            order = partial(self._order, "interrupt")
+            order = partial(self._order, "interrupt", cells=self._cells())
             self._held_interrupt = self.reactor.later(HOLD_INTERRUPT, order)
         else:
-            self._order("interrupt")
+            self._order("interrupt", cells=self._cells())
 
-    def _running(self) -> list[str]:
-        """Return the cell that runs, as far as is known here."""
+    def _cells(self) -> list[str]:
+        """Return the cells without a reply; the first one runs, as far as is known here."""
         kinds = ((key, route.header.get("msg_type")) for key, route in self._routes.items())
-        return [key for key, kind in kinds if kind == "execute_request"][:1]
+        return [key for key, kind in kinds if kind == "execute_request"]
 
     @property
     def stays(self) -> bool:
@@ -218,8 +221,8 @@ class Kernel:
     def _keep(self) -> None:
         self._stays = True
 
-    def _order(self, order: str) -> None:
-        self.link.say(Channel.ORDER, [to_json({"order": order})])
+    def _order(self, order: str, **words: Any) -> None:
+        self.link.say(Channel.ORDER, [to_json({"order": order, **words})])
 
     def _shut_down(self, route: Route) -> None:
         """End this process; the session ends, restarts or stays, as it is meant."""

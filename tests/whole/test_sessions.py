@@ -170,6 +170,7 @@ def test_sessions_are_listed_with_how_they_are(
     assert about["kernel"] == "python3"
     assert about["fronts"] == 1
     assert about["journal"] > 0
+    assert 0 <= about["seconds"] < 60
     assert psutil.Process(about["pid"]).is_running()
     cell = front.talk.queue("import time; time.sleep(60)")
     wait_for(lambda: told(here, remote, session)["state"] == "busy", what="busy")
