@@ -57,9 +57,14 @@ def _has_front(session: Session, about: dict[str, Any], wish: dict[str, Any]) ->
     if living & {str(about.get("kernel_id")), *session.admitted()}:
         return True
     fronts = session.read(FILE).get("fronts") or {}
-    return any(front.get("here") and not _is_dead(front, wish) for front in fronts.values())
+    if not isinstance(fronts, dict):
+        return True  # another version's words: nobody can say
+    return any(not _is_gone(front, wish) for front in fronts.values())
 
 
-def _is_dead(front: dict[str, Any], wish: dict[str, Any]) -> bool:
+def _is_gone(front: Any, wish: dict[str, Any]) -> bool:
+    if not isinstance(front, dict):
+        return False
     is_of_the_laptop = bool(front.get("kernel_id")) and front.get("laptop") == wish["laptop"]
-    return is_of_the_laptop and front["kernel_id"] not in (wish.get("fronts") or ())
+    is_dead = is_of_the_laptop and front["kernel_id"] not in (wish.get("fronts") or ())
+    return is_dead or not front.get("here")

@@ -129,7 +129,7 @@ def inherit(wish: dict[str, Any], login_umask: int) -> tuple[Session | None, dic
         about = session.read("session.json")
         if can_go_on:
             # What was written down for the front before, and not carried out by now, is void.
-            before = [*(about.get("kernels_before") or ()), about.get("kernel_id")]
+            before = [*session.kernels_before(), about.get("kernel_id")]
             session.amend(kernel_id=wish.get("kernel_id"), kernels_before=before)
             return session, {"begun": about.get("created") or 0.0}
         told = [] if about.get("ended") else [heir]
@@ -230,7 +230,7 @@ def carry_out(order: dict[str, Any], wish: dict[str, Any], login_umask: int) -> 
         return
     if session is None:
         return
-    if order.get("kernel_id") in (session.read("session.json").get("kernels_before") or ()):
+    if order.get("kernel_id") in session.kernels_before():
         return  # it has gone to another front since: another launch was quicker to carry it out
     pid = int(session.read("door.json")["pid"])
     os.kill(pid, signal.SIGUSR1 if order.get("order") == "restart" else signal.SIGTERM)

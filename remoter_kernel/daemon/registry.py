@@ -130,6 +130,11 @@ class Session:
         """Was this public key (Z85) registered through a login?"""
         return (self.folder / "keys" / client_key.hex()).exists()
 
+    def kernels_before(self) -> list[Any]:
+        """Return the Jupyter kernels that this session had before the one that it has now."""
+        before = self.read("session.json").get("kernels_before")
+        return before if isinstance(before, list) else []
+
     def end(self, why: str, *, died: float = 0.0) -> None:
         """Note that this session has ended, and why: nobody joins it any more.
 

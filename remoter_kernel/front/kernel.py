@@ -109,10 +109,6 @@ class Kernel:
             arguments=self._arguments,
             session=self._session,
         )
-        presence = Presence(self.kernel_id)
-        laptop = laptop_id() if presence.take() else ""
-        self.link.about = {"kernel_id": self.kernel_id, "laptop": laptop}
-        self.dialer.claim = Claim(own_notebook(), laptop)
         self.sockets.on_request = self._take
         self.link.on_item = self._hear
         if os.environ.get("JPY_SESSION_NAME"):  # jupyter_server, which drops what is too much
@@ -127,6 +123,10 @@ class Kernel:
         if parent.is_named():
             self.reactor.later(LOOK_FOR_PARENT, self._look_for_parent)
         self._mouth.publish("status", {"execution_state": "starting"})
+        presence = Presence(self.kernel_id)
+        laptop = laptop_id() if presence.take() else ""
+        self.link.about = {"kernel_id": self.kernel_id, "laptop": laptop}
+        self.dialer.claim = Claim(own_notebook(), laptop)
         self.link.wake()
         self.reactor.run()
         self.sockets.close()

@@ -172,6 +172,8 @@ WHO_IS_THERE = {
     "its first front, whose link is down": ({}, ["old"], False),
     "somebody from another laptop": ({"a": {**OUR_DEAD, "laptop": "m"}}, [], False),
     "an older front, which does not say whose it is": ({"a": HERE}, [], False),
+    "somebody in the words of another version": ([HERE], [], False),
+    "what makes no sense": ({"a": 5}, [], False),
     "a command of this laptop": ({"a": {**OUR_DEAD, "kernel_id": ""}}, [], False),
 }
 

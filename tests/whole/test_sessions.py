@@ -7,6 +7,7 @@ import json
 import os
 import secrets
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -107,8 +108,10 @@ def a_front(file: Path, remote: str, *words: str) -> Iterator[Front]:
     with subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True) as process:
         client = BlockingKernelClient(connection_file=str(file))
         client.load_connection_file()
-        client.start_channels()
         try:
+            # A client takes a kernel that lets it wait for a second for a dead one.
+            wait_for(lambda: listens(client.hb_port), seconds=30, what="the front is there")
+            client.start_channels()
             client.wait_for_ready(timeout=30)
             yield Front(process, client, Talk(client))
         finally:
@@ -116,6 +119,13 @@ def a_front(file: Path, remote: str, *words: str) -> Iterator[Front]:
             client.context.destroy(linger=0)
             process.terminate()
             process.wait(10)
+
+
+def listens(port: int) -> bool:
+    """Does anybody listen there?"""
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1.0):
+        return True
+    return False
 
 
 @pytest.fixture
