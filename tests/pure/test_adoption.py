@@ -39,13 +39,15 @@ class Story:
     """An adoption of cells `a` and `b`, of which the first had begun."""
 
     def __init__(self):
-        self.journal, self.reactor, past = Journal(), Reactor(), Past()
+        self.journal, self.reactor = Journal(), Reactor()
+        past = Past()
         self.headers = {name: {"msg_id": name, "msg_type": "execute_request"} for name in "ab"}
         for name, header in self.headers.items():
             past.asked[name] = Request(b"front--1", Channel.SHELL, 1, [], header)
         past.begun.add("a")
         self.asked = dict(past.asked)
-        self.adoption = Adoption(self.reactor, past, self.asked, Speaker(self.journal))  # type: ignore[arg-type]
+        speaker = Speaker(self.journal)  # type: ignore[arg-type]
+        self.adoption = Adoption(self.reactor, past, self.asked, speaker)  # type: ignore[arg-type]
 
     def hear(self, cell, kind, **content):
         self.adoption.hear(VOICE.compose(kind, content, self.headers[cell]))

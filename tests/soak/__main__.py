@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import random
+import signal
 import sys
 import time
 from typing import TYPE_CHECKING
@@ -30,6 +31,8 @@ def main() -> int:
     parser.add_argument("--rs", type=int, default=3, help="sessions of R")
     parser.add_argument("--hurry", type=float, default=1.0, help="so many times as many faults")
     wish = parser.parse_args()
+    # Whoever ends this process early gets its processes and folders cleared away, too.
+    signal.signal(signal.SIGTERM, lambda _number, _frame: sys.exit(1))
     seed = random.SystemRandom().randrange(10**6) if wish.seed is None else wish.seed
     say(f"Seed {seed}: {wish.pythons} sessions of Python, {wish.rs} of R, {wish.minutes:g} minutes")
     bill = Soak(Plan(seed, wish.minutes * 60, wish.pythons, wish.rs, wish.hurry), say).run()

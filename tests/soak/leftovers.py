@@ -29,8 +29,9 @@ def processes(*, but: set[int]) -> Iterator[str]:
 
 
 def files(*folders: Path) -> set[str]:
-    """Return every path below folders."""
-    return {str(path) for folder in folders for path in folder.rglob("*")}
+    """Return every path below folders, but for what R leaves itself when it is killed."""
+    found = (path for folder in folders for path in folder.glob("*"))
+    return {str(path) for path in found if not path.name.startswith("Rtmp")}
 
 
 def left_behind(folders: tuple[Path, ...], before: set[str], *, but: set[int]) -> list[str]:

@@ -173,7 +173,7 @@ class Soak:
         """Let all work, first in good weather, then in bad, then in good weather to the end."""
         is_enough = self.weather.is_over.is_set
         works = [
-            threading.Thread(target=target.talker.work, args=(is_enough,))
+            threading.Thread(target=target.talker.work, args=(is_enough,), daemon=True)
             for target in self.targets
         ]
         for thread in works:
@@ -182,7 +182,7 @@ class Soak:
             for target in self.targets:
                 target.talker.has_begun.wait(BEGINS_WITHIN)
             rows = self.bill.rows = [self._row(target) for target in self.targets]
-            rains = [threading.Thread(target=happen) for happen in self._all_weather()]
+            rains = [threading.Thread(target=happen, daemon=True) for happen in self._all_weather()]
             for thread in rains:
                 thread.start()
             self._tell_minutes(time.monotonic() + self.plan.seconds)

@@ -34,6 +34,7 @@ LEAVES_WITHIN = 15.0  # seconds that a front has for a shutdown, before it is ki
 STUCK = 150.0  # seconds without its end after which a cell is given up
 FREE_WITHIN = 10.0  # seconds from an interrupt to the next cell's end
 AGAIN_AFTER = 2.0  # seconds until who was told to try again does
+LAST_TRIES = 5
 AT_ONCE = 100  # messages of one channel, before another one is looked at
 NUDGE_EVERY = 0.5  # seconds
 
@@ -209,8 +210,16 @@ class Talker:
             self.has_begun.set()
             while not is_over():
                 self._do_something()
+            self._end_well()
         except Exception as error:  # noqa: BLE001 - a thread's end must not be silent
             self.troubles.append(f"{self.name}: {type(error).__name__}: {error}")
+
+    def _end_well(self) -> None:
+        """In good weather everyone gets an answer."""
+        for _ in range(LAST_TRIES):
+            if self.run(plain_cell(self._new_token(), self.language)):
+                return
+        self.troubles.append(f"{self.name}: no cell is run any more")
 
     def _do_something(self) -> None:
         (what,) = self.dice.choices(
