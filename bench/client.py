@@ -82,16 +82,14 @@ class Kernel:
     def stop(self) -> None:
         """Shut down as a front end does, and close the sockets whatever happens."""
         try:
-            if self.manager.has_kernel:
-                self._do(self.manager.shutdown_kernel)
+            has_kernel = self.manager.has_kernel
+            # The first of them does what the second does, too.
+            self._do(self.manager.shutdown_kernel if has_kernel else self.manager.cleanup_resources)
         finally:
             if hasattr(self, "client"):
                 self.client.stop_channels()
-            try:
-                self._do(self.manager.cleanup_resources)
-            finally:
-                self._loop.call_soon_threadsafe(self._loop.stop)
-                self._thread.join(OBEY_WITHIN)
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join(OBEY_WITHIN)
 
     @contextlib.contextmanager
     def watched(self) -> Iterator[None]:

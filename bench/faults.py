@@ -103,7 +103,12 @@ def _hole(
     """Let nothing through from early in the printing until after its end."""
     begin = effort.printing * HOLE_AT
     end = begin + effort.hole
-    return _lines(name, kernel, effort, [(begin, proxy.stall), (end, come_back)], over_at=end)
+    faults: list[Fault] = [(begin, proxy.stall), (end, come_back)]
+    try:
+        return _lines(name, kernel, effort, faults, over_at=end)
+    finally:
+        # Whatever happened, the kernel can be stopped.
+        proxy.resume()
 
 
 def _lines(
