@@ -22,7 +22,7 @@ from remoter_kernel.front.link import State
     ],
 )
 def test_it_is_written_down_where_a_front_before_it_may_have_left_a_session(
-    tmp_path, monkeypatch, *, order, state, error, is_written
+    order, state, error, is_written, *, tmp_path, monkeypatch
 ):
     """Its predecessor was killed, and the host cannot be reached now."""
     monkeypatch.setenv("REMOTER_STATE", str(tmp_path))
