@@ -61,7 +61,7 @@ class SessionDialer:
                 raise error.at(self.remote.name) from error.__cause__
 
     def cut(self) -> None:
-        """Drop the SSH connection without a word, as a bad network does."""
+        """Drop the SSH connection without a word, as a bad network does; a dial on it fails."""
         if self.login:
             self.login.cut()
 
@@ -102,13 +102,17 @@ class SessionDialer:
 
     def _log_in(self) -> Login:
         if self.remote is not HERE:
-            return log_in_to(self.remote, self.questions)
+            return log_in_to(self.remote, self.questions, on_try=self._note)
         from remoter_kernel.front.host import EmbeddedHost  # noqa: PLC0415 - rarely needed
 
         if self._host is None:
             self._host = EmbeddedHost()
             self._host.start()
-        return log_in(self._host.destination())
+        return log_in(self._host.destination(), on_try=self._note)
+
+    def _note(self, login: Login) -> None:
+        """Know a login that has only begun: it may have to be cut."""
+        self.login = login
 
     def _start(self, login: Login) -> Address:
         remote = self.remote

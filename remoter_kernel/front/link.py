@@ -46,6 +46,8 @@ if TYPE_CHECKING:
 GREET_WITHIN = 15.0  # seconds from a tunnel to the evaluator's WELCOME
 FIRST_PAUSE = 0.25  # seconds before the second try to come back
 LONGEST_PAUSE = 3.0  # seconds: a network that is back is found within five, login and all
+LEAST_PATIENCE = 5.0  # seconds with one try to come back; it may be on a network that is gone
+USUALLY = 2  # times what the last try took that came through
 DOUBT_FOR = 3.0  # seconds that a wire has for a sign of life after this machine slept
 
 
@@ -76,6 +78,9 @@ class Dialer(Protocol):
 
     def dial(self) -> Line:
         """Log in, start or find the session, open a tunnel: a `RemoterError` says why not."""
+
+    def cut(self) -> None:
+        """Let a dial that is under way fail; from another thread."""
 
     def doubt(self) -> None:
         """Hear that nobody who is the session answered where the last dialling led."""
@@ -118,6 +123,7 @@ class Link:
         self._timer: Timer | None = None
         self._pauses = pauses()
         self._dialled_at = self.since
+        self._patience = LEAST_PATIENCE
 
     def wake(self) -> None:
         """Dial now, unless that is under way or done."""
@@ -125,6 +131,9 @@ class Link:
             self._cancel_timer()
             self._dialled_at = time.monotonic()
             self._change(State.DIALLING)
+            if self._has_met:
+                give_up = partial(self._lose_patience, self._dialled_at)
+                self.reactor.later(self._patience, give_up)
             threading.Thread(target=self._dial, name="dial", daemon=True).start()
 
     def look_again(self) -> None:
@@ -218,6 +227,16 @@ class Link:
         else:
             self.reactor.call(partial(self._connect, line))
 
+    def _lose_patience(self, dialled_at: float) -> None:
+        """End a try that hangs: the network may have changed under it."""
+        if self.state is not State.DIALLING or self._dialled_at != dialled_at:
+            return
+        self._patience *= 2  # it may be that slow
+        if self._socket:
+            self._give_up_greeting()
+        else:
+            self._dialer.cut()
+
     def _connect(self, line: Line) -> None:
         if self.state is not State.DIALLING:
             line.hang_up()
@@ -271,6 +290,7 @@ class Link:
         self._has_met = True
         self.welcome = words
         self._pauses = pauses()
+        self._patience = max(LEAST_PATIENCE, USUALLY * (time.monotonic() - self._dialled_at))
         wire = self._socket
         assert wire is not None  # noqa: S101 - the frames came through it
         self._pump = pump = Pump(self.reactor, self._talk, partial(self._send, wire))

@@ -30,12 +30,13 @@ if TYPE_CHECKING:
 LINES = 300
 NOTICED_WITHIN = 10.0  # seconds
 BACK_WITHIN = 5.0  # seconds
+STRANDED_FOR = 10.0  # seconds
 ENDS_WITHIN = 5.0  # seconds: then Jupyter kills
 
 
-def slow(*values: object) -> object:
+def slow(*values: object, name: str | None = None) -> object:
     """Mark what takes longer than `make test` has."""
-    return pytest.param(*values, marks=pytest.mark.slow)
+    return pytest.param(*values, marks=[pytest.mark.slow, pytest.mark.timeout(900)], id=name)
 
 
 @pytest.fixture
@@ -82,20 +83,30 @@ def test_a_network_that_vanishes_costs_no_line(place: Outage, hole: float, pause
     assert back < BACK_WITHIN
 
 
-@both
-@pytest.mark.parametrize("hole", [16.0, slow(120.0), slow(600.0)])
-def test_cells_that_wait_behind_a_running_one(place: Outage, hole: float) -> None:
+@pytest.mark.parametrize(
+    ("place", "hole", "is_refused"),
+    [
+        pytest.param(PYTHON, 16.0, False, id="python"),
+        pytest.param(R, 12.0, True, id="R, refused"),
+        slow(PYTHON, 120.0, True, name="python, refused for 2 min"),
+        slow(R, 120.0, False, name="R for 2 min"),
+        slow(PYTHON, 600.0, False, name="python for 10 min"),
+    ],
+    indirect=["place"],
+)
+def test_cells_that_wait_behind_a_running_one(
+    place: Outage, sshd: RealSshd, hole: float, *, is_refused: bool
+) -> None:
     """The network is gone for long: each queued cell runs once, in order, with its own output."""
     language, talk = place.language, place.talk
     running = talk.queue(language.count(LINES, 0.02))
     place.lines_come(running, 30)
-    place.path.vanish()
-    begun = time.monotonic()
-    cells = [talk.queue(language.append.format(n=n)) for n in range(5)]
-    place.listen_for(hole - (time.monotonic() - begun))
-    place.path.resume()
+    with refused(place, sshd) if is_refused else vanished(place):
+        begun = time.monotonic()
+        cells = [talk.queue(language.append.format(n=n)) for n in range(5)]
+        place.listen_for(hole - (time.monotonic() - begun))
     back = place.end(running, *cells)
-    print(f"FIGURE hole={hole} back={back:.2f}")
+    print(f"FIGURE hole={hole} {is_refused=} back={back:.2f}")
     assert place.lines(running) == list(range(LINES))
     assert [place.lines(cell)[-1:] for cell in cells] == [[n + 1] for n in range(5)]
     assert place.replies(running, *cells) == [["ok"]] * 6
@@ -103,6 +114,42 @@ def test_cells_that_wait_behind_a_running_one(place: Outage, hole: float) -> Non
     place.end(final)
     assert place.text(final).strip() == "0 1 2 3 4"
     assert back < BACK_WITHIN
+
+
+@contextlib.contextmanager
+def vanished(place: Outage) -> Iterator[None]:
+    """Take the network away: what is dialled is not answered."""
+    place.path.vanish()
+    try:
+        yield
+    finally:
+        place.path.resume()
+
+
+@contextlib.contextmanager
+def refused(place: Outage, sshd: RealSshd) -> Iterator[None]:
+    """Cut every connection, and refuse new ones."""
+    sshd.stop_listening()
+    place.path.cut()
+    try:
+        yield
+    finally:
+        sshd.start()
+
+
+def test_a_network_that_changes_during_the_way_back(
+    here: JupyterHere, sshd: RealSshd, far: FarSide, tmp_path: Path
+) -> None:
+    """A try to come back hangs for ever: it is given up, and the next one gets through."""
+    with far_kernel(PYTHON, here, sshd, far, tmp_path, rtt=0.2) as place:
+        place.path.cut()
+        place.listen_for(0.75)  # about where the key is shown
+        assert "connecting" in place.status()
+        place.path.strand()
+        cell = place.talk.queue("print('line 1')")
+        back = place.end(cell)
+        assert place.lines(cell) == [1]
+        assert back < STRANDED_FOR
 
 
 @contextlib.contextmanager
@@ -206,9 +253,14 @@ def test_an_order_that_nobody_hears(place: Outage, *, is_restart: bool) -> None:
         talk.case(lambda talk: talk.run("print('kept' in globals())"))
         assert any(m["content"].get("text") == "False\n" for _, m in talk.heard)
     assert not list((place.here.folder / "state/orders/outage").iterdir())
-    wait_for(lambda: not child.is_running())
-    assert first.is_running() is is_restart
+    wait_for(lambda: has_ended(child))
+    assert has_ended(first) is not is_restart
     assert ("It was stopped" in (session / "session.json").read_text()) is not is_restart
+
+
+def has_ended(process: psutil.Process) -> bool:
+    """Has this process ended, whether somebody has asked how or not?"""
+    return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
 
 
 @contextlib.contextmanager

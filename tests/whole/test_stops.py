@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
+from jupyter_client.connect import write_connection_file
 
-from tests.whole.outages import LANGUAGES, Language, Outage, far_kernel
+from tests.whole.outages import LANGUAGES, PYTHON, Language, Outage, far_kernel
+from tests.whole.test_sessions import a_front
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -101,6 +103,29 @@ def test_the_first_that_has_not_begun_is_stopped(place: Outage, *, is_strict: bo
     assert place.replies(running, *queued, after) == [["ok"], ["error"], [expected], ["ok"]]
     assert [each["ename"] for each in place.errors(queued[0])] == ["KeyboardInterrupt"]
     assert ran(place) == ("3" if is_strict else "2 3")
+
+
+@pytest.mark.parametrize("near", [PYTHON], ids=["python"], indirect=True)
+def test_a_stop_that_comes_too_late_is_for_nobody(
+    place: Outage, here: JupyterHere, sshd: RealSshd, far: FarSide, tmp_path: Path
+) -> None:
+    """The cell that was meant has ended, and somebody else's runs by now: that one goes on."""
+    config = sshd.ssh_config(tmp_path / "ssh_config", "beside")
+    here.add_remote("beside", "beside", ssh_config=config, python=str(far.python))
+    file = tmp_path / "kernel.json"
+    write_connection_file(str(file))
+    with a_front(file, "beside", "--session", place.session.name) as other:
+        meant = place.talk.queue(place.language.count(1, 1.0))
+        place.lines_come(meant, 1)
+        place.path.stall()
+        stop(place)
+        theirs = other.talk.queue("print('on', flush=True); time.sleep(2); 'through'")
+        other.talk.until_said("on")
+        repair(place)
+        place.end(meant)
+        other.talk.done(theirs)
+        assert place.replies(meant) == [["ok"]]
+        assert [m["content"]["status"] for m in other.talk._of("shell")][-1:] == ["ok"]
 
 
 @pytest.mark.parametrize("language", LANGUAGES.values(), ids=LANGUAGES)
