@@ -129,9 +129,9 @@ class Kernel:
         self.dialer.claim = Claim(own_notebook(), laptop)
         self.link.wake()
         self.reactor.run()
+        presence.release()  # what follows may take a while, and the next front may be there
         self.sockets.close()
         self.dialer.close()
-        presence.release()
 
     def _find(self) -> Remote:
         """Return the remote as it is configured now; one that cannot be read has its name."""

@@ -7,6 +7,9 @@ import json
 import os
 import secrets
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import nbformat
@@ -23,7 +26,6 @@ from tests.whole.test_sessions import Front, a_front, asked
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from tests.real_jupyter import JupyterHere
     from tests.real_server import Page
@@ -355,6 +357,21 @@ def test_a_restart_that_was_written_down_comes_first(
     said = second.run("'kept' in dir()")
     assert said.startswith(f"[remoter] Joined session {session}")
     assert said.endswith("False")
+
+
+def test_a_notebook_that_a_cell_runs_is_another(
+    fronts: Any, notebook: Path, remote: str, tmp_path: Path
+) -> None:
+    """`!jupyter execute b.ipynb` has the environment of the notebook it is run in."""
+    real_part("nbclient")
+    first = fronts()
+    begin(first)
+    first.kill()
+    other = written(tmp_path / "b.ipynb", one="'kept' in dir()")
+    command = [str(Path(sys.executable).with_name("jupyter-execute")), "--inplace", str(other)]
+    subprocess.run([*command, f"--kernel_name=remoter-{remote}"], check=True, timeout=60)
+    (output,) = nbformat.read(other, as_version=4).cells[1].outputs
+    assert output.data["text/plain"] == "False"
 
 
 def test_a_kernel_does_not_hear_of_the_notebook(
