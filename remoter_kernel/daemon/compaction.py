@@ -198,12 +198,13 @@ def _copy(
     waiting = size = len(chunks[0])
     at = -1
     for offset, record in scan:
-        if not offset:
-            continue
-        at += 1
-        kept = records.mark(record.number, record.time, marks[at]) if at in marks else record
-        if catalogue.is_gone[at] and at not in marks:
-            continue
+        kept = record  # without an offset it is a mark for what is damaged: that stays
+        if offset:
+            at += 1
+            if at in marks:
+                kept = records.mark(record.number, record.time, marks[at])
+            elif catalogue.is_gone[at]:
+                continue
         index.add(kept, size)
         chunks.append(encode(kept))
         size += len(chunks[-1])

@@ -48,6 +48,9 @@ class Guest:
         self.outbox = outbox
         self.talk = talk
         self.pump: Pump | None = None
+        # Up to these numbers an evaluator before this one may have taken what it said.
+        self.doubtful = dict.fromkeys(Lane, 0)
+        self.kernel_id = self.laptop = ""  # of a front that says so
 
 
 class Door:
@@ -62,11 +65,14 @@ class Door:
         self.on_item: Callable[[Guest, Head, Bytes], None] = lambda _guest, _head, _body: None
         self.on_visit: Callable[[Guest], None] = lambda _guest: None  # one came or went
         self.describe: Callable[[], dict[str, Any]] = dict
+        # Is it known, from before this evaluator's time, how far a front was?
+        self.is_sure_of: Callable[[bytes, Lane], bool] = lambda _front, _lane: True
         self.most_waiting = MOST_WAITING  # bytes of one cell's text, for each front
         self.is_hurried = False  # has something been said that should not wait for more?
         self._flushed = 0  # the last number that was sent, as far as credit goes
         self._corked: Timer | None = None
         self._pumps: dict[bytes, Pump] = {}
+        self._greeted: set[bytes] = set()
         self._last_left: Guest | None = None
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.ROUTER)
@@ -105,12 +111,17 @@ class Door:
         A short cell's outputs come within a millisecond of each other: sent together they
         cost every process on the way one waking instead of four.
         """
-        if self.journal.last == self._flushed:
-            return
         if self.is_hurried:
             self._flush()
-        elif self._corked is None:
-            self._corked = self.reactor.later(CORK, self._flush)
+        elif self.journal.last != self._flushed or self._is_looking():
+            self._flush_after(CORK)
+
+    def _flush_after(self, seconds: float) -> None:
+        if self._corked is None:
+            self._corked = self.reactor.later(seconds, self._flush)
+
+    def _is_looking(self) -> bool:
+        return any(guest.outbox.is_looking for guest in self.guests.values())
 
     def _flush(self) -> None:
         if self._corked:
@@ -118,10 +129,13 @@ class Door:
             self._corked = None
         self.is_hurried = False
         self._flushed = self.journal.last
+        was_looking = self._is_looking()
         for pump in list(self._pumps.values()):
             pump.flush()
         for guest in self.guests.values():
             guest.outbox.look(is_connected=guest.pump is not None)
+        if was_looking or self._is_looking():
+            self._flush_after(0.0)  # go on looking, or say what was found
 
     def hold_back(self, cells: list[str]) -> None:
         """Let little of what these cells have printed through to anyone: they are interrupted."""
@@ -166,7 +180,10 @@ class Door:
                 self._send(identity, encode(Head(Kind.BYE), to_json({"why": str(error)})))
 
     def _greet(self, identity: bytes, frame: bytes) -> None:
-        """Answer a HELLO: its words are `front` (hex) and `seen` ([bulk, urgent] or null)."""
+        """Answer a HELLO: its words are `front` (hex) and `seen` ([bulk, urgent] or null).
+
+        And, if the front has them, `kernel_id` and `laptop`: whose front it is.
+        """
         ((head, body),) = decode(frame)
         if head.kind is not Kind.HELLO:
             message = f"{head.kind.name} came before HELLO."
@@ -187,6 +204,12 @@ class Door:
             guest.outbox.forget(Lane.BULK, bulk)  # what was before it is not for it
         if guest.pump:
             guest.pump.end(ProtocolError("The same front came in again."))
+        guest.kernel_id = str(words.get("kernel_id") or "")
+        guest.laptop = str(words.get("laptop") or "")
+        if name not in self._greeted:
+            self._greeted.add(name)
+            for lane, number in zip(Lane, words.get("said") or ()):
+                guest.doubtful[lane] = 0 if self.is_sure_of(name, lane) else int(number)
         guest.talk.begin()
         pump = Pump(self.reactor, guest.talk, partial(self._send, identity))
         pump.on_item = partial(self.on_item, guest)

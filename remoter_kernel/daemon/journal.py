@@ -134,9 +134,12 @@ class Journal:
                 visit(record)
         os.ftruncate(self._file, scan.end)
         self._end = scan.end
-        if self.last:
-            self.last += GAP
+        self.last += GAP
         self.written = self.last
+        if scan.lost_at_end:
+            words = {"mark": "missing", "before": self.last + 2, "bytes": scan.lost_at_end}
+            visit(records.mark(self.last + 1, time.time(), words))
+            self.mark(words)
 
     # The writer's thread ---------------------------------------------------------------
 

@@ -116,6 +116,12 @@ def mark(number: int, time: float, words: dict[str, Any]) -> Record:
     return Record(number, Channel.NOTE, False, EVERYONE, body, time, is_mark=True)
 
 
+def is_loss(record: Record) -> bool:
+    """Does a mark stand for records of which nothing is known, not even whose they were?"""
+    words = mark_of(record)
+    return words.get("mark") == "missing" and words.get("before", 0) > record.number
+
+
 def mark_of(record: Record) -> dict[str, Any]:
     """Read what a mark says; what is no mark says nothing."""
     if not record.is_mark:
@@ -143,24 +149,46 @@ def read_journal(path: Path) -> Iterator[Record]:
     What is missing is told by a mark, `{"mark": "missing", "bytes": n}`: in place of a
     record whose body is damaged, or with the first of the numbers that are lost.
     """
-    with path.open("rb") as file:
-        for _, record in Scan(file):
-            yield record
+    return Reader(path).records()
+
+
+class Reader:
+    """Goes through a journal, which may be written meanwhile, from where another one stopped."""
+
+    def __init__(self, path: Path, place: dict[str, int] | None = None) -> None:
+        """Remember; `place` is that of a reading before."""
+        self._path = path
+        self.place = place or {}  # after the last record that was dealt with
+
+    def records(self) -> Iterator[Record]:
+        """Yield what follows; from the beginning if the file is another one by now."""
+        with self._path.open("rb") as file:
+            name = os.fstat(file.fileno()).st_ino
+            place = self.place if self.place.get("file") == name else {}
+            scan = Scan(file, begin=place.get("offset", 0), last=place.get("number", 0))
+            for offset, record in scan:
+                yield record
+                if offset:
+                    self.place = {"file": name, "offset": scan.end, "number": record.number}
 
 
 class Scan:
     """One pass over an open journal: (offset, record), offset 0 for what is only told."""
 
-    def __init__(self, file: BinaryIO, until: int | None = None) -> None:
-        """Remember; `until` is where to stop, in bytes."""
+    def __init__(
+        self, file: BinaryIO, until: int | None = None, *, begin: int = 0, last: int = 0
+    ) -> None:
+        """Remember; `until` is where to stop, in bytes, `begin` where the record `last` ends."""
         self._file = file
         self._size = os.fstat(file.fileno()).st_size if until is None else until
-        self._last = 0  # number
+        self._begin = begin
+        self._last = last  # number
+        self._is_torn = False  # does it end in the middle of a record?
         self.end = 0  # where the last record that can be trusted ends
 
     def __iter__(self) -> Iterator[tuple[int, Record]]:
         """Go from the first line to the end; JournalTooNewError if that line says so."""
-        offset = self.end = begin = check_format(self._file)
+        offset = self.end = begin = max(check_format(self._file), self._begin)
         lost: list[tuple[int, Record]] = []  # told only if something comes after it
         while (head := self._head(offset)) or (found := self._search(offset)):
             if head is None:
@@ -179,10 +207,17 @@ class Scan:
             else:
                 record = _record(head, _missing(head.number, head, head.size).body)
                 lost.append((0, record._replace(is_mark=True)))
+                self._is_torn = len(body) < head.size and offset == self.end
                 if end != self._size and self._head(end) is None:
                     end = offset + 1  # something is amiss with its size, too
             self._last = max(self._last, head.number)
             offset = end
+
+    @property
+    def lost_at_end(self) -> int:
+        """How many bytes are damaged at the end, beyond what somebody was about to write."""
+        rest = self._size - self.end
+        return 0 if self._is_torn or rest < _HEAD.size else rest
 
     def _read(self, offset: int, size: int) -> bytes:
         self._file.seek(offset)

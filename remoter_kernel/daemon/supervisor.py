@@ -20,10 +20,11 @@ from remoter_kernel.daemon.child import Child
 from remoter_kernel.daemon.deaths import explain
 from remoter_kernel.daemon.desk import Desk
 from remoter_kernel.daemon.pieces import in_pieces
+from remoter_kernel.daemon.records import EVERYONE
 from remoter_kernel.daemon.speaker import Speaker
 from remoter_kernel.errors import RemoterError
 from remoter_kernel.wire.frames import Bytes, Channel, pack
-from remoter_kernel.wire.messages import CONTENT, PARENT, header_of
+from remoter_kernel.wire.messages import CONTENT, HEADER, PARENT, header_of
 from remoter_kernel.wire.waiting import COMMS, MOST_WAITING
 
 if TYPE_CHECKING:
@@ -91,6 +92,7 @@ class Supervisor:
         self._board = Board(reactor, session, journal, door)
         self._desk = Desk(session, journal, door, self._speaker)
         self._requests = self._desk.requests
+        self._interrupts = self._desk.interrupts
         self._adoption: Adoption | None = None
         self._tries = 1  # to start the child
         self._told_trouble = ""  # of the journal
@@ -99,9 +101,10 @@ class Supervisor:
         """Serve until the session ends."""
         self._desk.child_for = self._child_for
         self._desk.on_order = self._obey
+        self._desk.on_cell = self._board.note_cell
         self.door.on_item = self._desk.take
         self.door.describe = self._describe
-        self.door.most_waiting = int(self.wish.get("most_waiting") or MOST_WAITING)
+        self.door.most_waiting = int(self.wish.get("waiting_limit") or MOST_WAITING)
         self.door.on_visit = self._speaker.note_visit
         self.reactor.after_pass = self._end_pass
         self._board.open()
@@ -196,19 +199,25 @@ class Supervisor:
                     self._adoption.hear(parts)
                 for piece in in_pieces(parts):
                     self.journal.append(channel, pack(piece))
-                if b'"idle"' in bytes(parts[CONTENT][:IDLE_WITHIN]):
+                state = bytes(parts[CONTENT][:IDLE_WITHIN])
+                if b'"idle"' in state:
                     self.door.is_hurried = True
                     self._be_done(header_of(parts[PARENT]))
+                elif b'"busy"' in state or b'"execute_input"' in bytes(parts[HEADER]):
+                    self._interrupts.note_begin(header_of(parts[PARENT]).get("msg_id", ""))
             return
         asker = header_of(parts[PARENT]).get("msg_id", "")
         request = self._requests.asked.get(asker)
-        if request is None:
+        if request is None and not (self.past and self.past.is_damaged):
             return
         self.door.is_hurried |= channel is not Channel.SHELL  # after a reply comes "idle"
         if channel is not Channel.STDIN:
-            del self._requests.asked[asker]
+            self._requests.asked.pop(asker, None)
             self._requests.touch()
-        self.journal.append(channel, pack(parts), front=request.front)
+            if request:
+                self._interrupts.note_end(request, parts)
+        # Where nobody can tell any more who asked, each front knows whether it did.
+        self.journal.append(channel, pack(parts), front=request.front if request else EVERYONE)
 
     def _be_done(self, asker: dict[str, Any]) -> None:
         """The child has dealt with a request; one that gets no reply (of a widget) is done."""
@@ -231,9 +240,12 @@ class Supervisor:
         self.state = State.ADOPTING
         for front, seen in past.seen.items():
             self.door.remember(front, seen)
+        self.door.is_sure_of = past.is_sure_of
         self._requests.asked.update(past.asked)
         self._requests.waiting.extend(past.waiting.values())
         self._speaker.sound_like(past.kernel, past.kernel.get("kernel_info") or {})
+        for asker in past.begun:
+            self._interrupts.note_begin(asker)
         self._adoption = Adoption(self.reactor, past, self._requests.asked, self._speaker)
         self._adoption.on_settled = self._settle
         self.child = child = self._new_child()
@@ -253,6 +265,7 @@ class Supervisor:
         self._adoption = None
         if self.state is State.ADOPTING:
             self.state = State.READY
+            self._interrupts.forget()
             self._desk.serve_waiting()
 
     def _hear_of_end(self, words: dict[str, Any]) -> None:
@@ -261,6 +274,7 @@ class Supervisor:
         if child is None:
             return
         self._adoption = None
+        self._interrupts.forget()
         for channel in (Channel.IOPUB, Channel.SHELL, Channel.CONTROL):
             child.hear(channel)
         last_words = child.last_words()
@@ -355,6 +369,7 @@ class Supervisor:
         return {
             "id": self.session.id,
             "state": self.state.value,
+            "execution_state": "busy" if self._requests.running() else "idle",
             "why": self.why,
             "keep": bool(self.session.read("session.json").get("keep")),
             **self._speaker.describe(),

@@ -46,6 +46,7 @@ if TYPE_CHECKING:
 GREET_WITHIN = 15.0  # seconds from a tunnel to the evaluator's WELCOME
 FIRST_PAUSE = 0.25  # seconds before the second try to come back
 LONGEST_PAUSE = 3.5  # seconds: a network that is back is found within five
+DOUBT_FOR = 3.0  # seconds that a wire has for a sign of life after this machine slept
 
 
 class State(Enum):
@@ -103,6 +104,7 @@ class Link:
         self.welcome: dict[str, Any] = {}
         self.on_item: Callable[[Channel, list[memoryview]], None] = lambda _channel, _parts: None
         self.on_change: Callable[[State], None] = lambda _state: None
+        self.about: dict[str, str] = {}  # what the session should know of this front
         self.pacer: Pacer | None = None  # between us and whoever hears, where that has limits
         self._dialer = dialer
         self._name = secrets.token_hex(8)
@@ -122,6 +124,14 @@ class Link:
             self._cancel_timer()
             self._change(State.DIALLING)
             threading.Thread(target=self._dial, name="dial", daemon=True).start()
+
+    def look_again(self) -> None:
+        """Find out at once how things are: this machine may have slept, or moved elsewhere."""
+        if self._pump:
+            self._pump.doubt(DOUBT_FOR)
+        elif self.state is State.WAITING:
+            self._pauses = pauses()  # the network, too, needs a moment to wake up
+            self.wake()
 
     def say(self, channel: Channel, parts: list[Bytes]) -> int:
         """Put something in the outbox, and on its way if there is one; return its number."""
@@ -224,7 +234,8 @@ class Link:
         self.reactor.watch(wire, self._hear)
         self._talk.begin()
         seen = list(self._talk.seen.values()) if self._has_met else None
-        hello = to_json({"front": self._name, "seen": seen})
+        who = {**self.about, "front": self._name}
+        hello = to_json({**who, "seen": seen, "said": self._talk.said})
         self._send(wire, encode(self._talk.head(Kind.HELLO), hello))
         self._timer = self.reactor.later(GREET_WITHIN, self._give_up_greeting)
 

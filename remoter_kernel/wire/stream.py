@@ -194,6 +194,11 @@ class Conversation:
         self._sent[lane] = entry.number
         return head, memoryview(entry.body)[begin:] if begin else entry.body
 
+    @property
+    def said(self) -> tuple[int, ...]:
+        """The last numbers that were sent on any wire, ever: (bulk, urgent)."""
+        return tuple(self._ever_sent.values())
+
     def has_left(self, lane: Lane, number: int) -> bool:
         """Was this entry of ours sent on any wire, ever?"""
         return number <= self._ever_sent[lane]

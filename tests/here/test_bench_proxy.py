@@ -133,6 +133,22 @@ def test_a_stall_swallows_everything_until_it_ends(echo_port):
         assert end.recv(10) == b"!"
 
 
+def test_a_path_that_vanished_answers_no_dial_until_it_is_back(echo_port):
+    with Proxy(echo_port) as proxy, dial(proxy) as end:
+        proxy.vanish()
+        with pytest.raises(TimeoutError):
+            socket.create_connection(("127.0.0.1", proxy.port), timeout=0.5)
+        end.sendall(b"!")
+        end.settimeout(0.3)
+        with pytest.raises(TimeoutError):
+            end.recv(10)
+        proxy.resume()
+        end.settimeout(10)
+        assert end.recv(10) == b"!"
+        with dial(proxy) as another:
+            seconds_of_an_echo(another)
+
+
 def test_an_end_is_handed_on(echo_port):
     with Proxy(echo_port) as proxy, dial(proxy) as end:
         end.sendall(b"last words")

@@ -82,16 +82,24 @@ class Far:
 
 @contextlib.contextmanager
 def far_kernel(
-    here: JupyterHere, sshd: RealSshd, far: FarSide, tmp_path: Path, path: Proxy, **options: Any
+    here: JupyterHere,
+    sshd: RealSshd,
+    far: FarSide,
+    tmp_path: Path,
+    path: Proxy,
+    *,
+    environment: dict[str, str] | None = None,
+    **settings: Any,
 ) -> Iterator[Far]:
-    """Start a kernel there over a path."""
+    """Start a kernel there over a path; `environment` is the front's, `settings` the remote's."""
     config = sshd.ssh_config(tmp_path / "ssh_config", "flood", extra=f"Port {path.port}")
     known = sshd.known_hosts.read_text().replace(str(sshd.port), str(path.port))
     (tmp_path / "known").write_text(known)
     text = config.read_text().replace(str(sshd.known_hosts), str(tmp_path / "known"))
     config.write_text(text)
-    spec = here.add_remote("flood", host="flood", ssh_config=config, python=str(far.python))
-    with started_kernel(spec, **options) as kernel:
+    settings |= {"host": "flood", "ssh_config": config, "python": str(far.python)}
+    spec = here.add_remote("flood", **settings)
+    with started_kernel(spec, env=environment or dict(os.environ)) as kernel:
         talk = Talk(kernel.client)
         talk.case(lambda talk: talk.run("1"))
         yield Far(talk, path, kernel.pid, far.home)
@@ -183,6 +191,20 @@ def test_fifty_megabytes_are_in_the_journal_whatever_is_shown(narrow: Far) -> No
     assert "held back" in streams(narrow.talk, cell, "stderr")
 
 
+def test_a_remote_may_let_less_wait(
+    here: JupyterHere, sshd: RealSshd, far: FarSide, tmp_path: Path
+) -> None:
+    """With a waiting_limit of 1 MiB, most of 12 MB is held back that would be shown else."""
+    with (
+        Proxy(sshd.port, rtt=RTT, bits_per_second=NARROW) as path,
+        far_kernel(here, sshd, far, tmp_path, path, waiting_limit=2**20) as kernel,
+    ):
+        cell = kernel.talk.queue("print(('x' * 99 + '\\n') * 120_000)")
+        kernel.talk.listen(lambda: kernel.talk._is_done(cell), seconds=WAIT)
+        assert 2**19 < len(streams(kernel.talk, cell)) < 3e6
+        assert "held back" in streams(kernel.talk, cell, "stderr")
+
+
 def test_what_the_link_can_carry_comes_whole(wide: Far) -> None:
     """Twenty megabytes over a wide path: every byte is shown, and nothing is said of it."""
     cell = wide.talk.queue("for n in range(200_000):\n    print(f'{n:08}', 'y' * 90)")
@@ -207,7 +229,7 @@ def test_a_bar_that_nobody_watched_ends_as_it_would_have(wide: Far) -> None:
     """20,000 updates across an outage: the bar ends the same, with under 5 % of the bytes."""
     talk = wide.talk
     cell = talk.queue("import time; time.sleep(0.5)\n" + BAR)
-    talk.listen(lambda: any(m["msg_type"] == "execute_input" for _, m in talk.heard), seconds=5)
+    talk.listen(lambda: talk.has_begun(cell), seconds=5)
     before = wide.path.bytes_down
     wide.path.stall()
     wide.path.cut()
@@ -249,7 +271,7 @@ def test_jupyter_server_is_given_what_it_takes(
     environment = {**os.environ, "JPY_SESSION_NAME": str(tmp_path / "a.ipynb")}
     with (
         Proxy(sshd.port) as path,
-        far_kernel(here, sshd, far, tmp_path, path, env=environment) as kernel,
+        far_kernel(here, sshd, far, tmp_path, path, environment=environment) as kernel,
     ):
         talk, limits = kernel.talk, Limits()
         code = "for n in range(50_000):\n    print(f'{n:08}', 'y' * 90, flush=n % 10 == 0)"

@@ -102,7 +102,8 @@ def file(here: JupyterHere, tmp_path: Path) -> Path:
 @contextlib.contextmanager
 def a_front(file: Path, remote: str, *words: str) -> Iterator[Front]:
     """Start a front by hand; it is asked to end, the session is not."""
-    command = [sys.executable, "-m", "remoter_kernel", "-f", str(file), "--remote", remote, *words]
+    named = ["--remote", remote] if remote else []
+    command = [sys.executable, "-m", "remoter_kernel", "-f", str(file), *named, *words]
     with subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True) as process:
         client = BlockingKernelClient(connection_file=str(file))
         client.load_connection_file()
@@ -159,6 +160,7 @@ def test_sessions_are_listed_with_how_they_are(
     assert about["kernel"] == "python3"
     assert about["fronts"] == 1
     assert about["journal"] > 0
+    assert 0 <= about["seconds"] < 60
     assert psutil.Process(about["pid"]).is_running()
     cell = front.talk.queue("import time; time.sleep(60)")
     wait_for(lambda: told(here, remote, session)["state"] == "busy", what="busy")
