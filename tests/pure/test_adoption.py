@@ -40,11 +40,11 @@ class Story:
 
     def __init__(self):
         self.journal, self.reactor = Journal(), Reactor()
-        past = Past()
+        self.past = past = Past()
         self.headers = {name: {"msg_id": name, "msg_type": "execute_request"} for name in "ab"}
         for name, header in self.headers.items():
             past.asked[name] = Request(b"front--1", Channel.SHELL, 1, [], header)
-        past.begun.add("a")
+        past.heard.replies["a"] = {}
         self.asked = dict(past.asked)
         speaker = Speaker(self.journal)  # type: ignore[arg-type]
         self.adoption = Adoption(self.reactor, past, self.asked, speaker)  # type: ignore[arg-type]
@@ -100,3 +100,35 @@ def test_where_all_has_its_answer_silence_means_nothing(story):
     story.asked.clear()
     story.wait()
     assert story.told() == []
+
+
+class Child:
+    """Is asked again."""
+
+    def ask_again(self):
+        pass
+
+
+def test_a_cell_that_was_heard_to_its_end_by_the_dead_one_has_lost_its_reply_alone(story):
+    """Busy to idle are written down: the reply follows from them, and nothing is missing."""
+    for kind, content in (
+        ("status", {"execution_state": "busy"}),
+        ("execute_input", {"execution_count": 7, "code": "x"}),
+        ("error", {"ename": "KeyError", "evalue": "x", "traceback": []}),
+        ("status", {"execution_state": "idle"}),
+    ):
+        story.past.heard.hear("a", VOICE.compose(kind, content, story.headers["a"]))
+    story.asked.pop("b")
+    story.wait()
+    story.adoption.hear_answer(Child())
+    assert [(parent, kind) for parent, kind, _ in story.journal.said] == [("a", "execute_reply")]
+    (reply,) = [content for _, _, content in story.journal.said]
+    assert (reply["status"], reply["ename"], reply["execution_count"]) == ("error", "KeyError", 7)
+
+
+def test_a_cell_whose_idle_was_heard_gets_no_other(story):
+    """It had begun before the death: its reply is lost, and what its reply was is not known."""
+    story.hear("a", "status", execution_state="idle")
+    story.adoption.hear_answer(Child())
+    kinds = [kind for parent, kind, _ in story.journal.said if parent == "a"]
+    assert kinds == ["stream", "error", "execute_reply"]

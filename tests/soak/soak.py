@@ -110,8 +110,8 @@ class Soak:
             self._soak()
             self._settle()
             self.bill.left = left_behind(places, before, but=self._still_needed())
-        if self.far.is_another_user:
-            self.far.forget_ended_sessions()
+        if self.far.is_another_user and self.bill.is_clean:
+            self.far.forget_ended_sessions()  # else somebody wants to look at their journals
         return self.bill
 
     def _locks(self) -> Path:
