@@ -7,6 +7,7 @@ orders, which may as well be carried out twice, do not wait for a disk.
 
 from __future__ import annotations
 
+import contextlib
 from functools import partial
 from typing import TYPE_CHECKING, Callable
 
@@ -155,7 +156,8 @@ class Desk:
         elif order == "stop":
             self.on_order(order)
         elif order == "keep":
-            self._session.amend(keep=True)
+            with contextlib.suppress(OSError):  # whoever said it knows it, too
+                self._session.amend(keep=True)
         else:
             message = f"An order that is not known: {order!r}."
             raise ProtocolError(message)

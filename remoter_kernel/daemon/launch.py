@@ -281,7 +281,8 @@ def start(
         trouble = pipe.read()  # ends when the door is open, or with the process
     if trouble:
         lock.release()
-        raise RuntimeError(trouble)
+        why = json.loads(trouble)
+        raise OSError(*why) if isinstance(why, list) else RuntimeError(why)
     lock.hand_down()
 
 
@@ -312,7 +313,10 @@ def _evaluate(
         public, secret = zmq.curve_keypair()
         session.claim(door.open(secret, public), public.decode())
     except BaseException as error:  # noqa: BLE001 - the login waits for a word
-        os.write(mouth, f"{type(error).__name__}: {error}".encode())
+        why: Any = f"{type(error).__name__}: {error}"
+        if isinstance(error, OSError):
+            why = [error.errno, error.strerror, error.filename]
+        os.write(mouth, json.dumps(why).encode())
         os._exit(1)
     os.close(mouth)
     try:

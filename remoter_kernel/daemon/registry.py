@@ -49,9 +49,13 @@ def write_json(path: Path, words: dict[str, Any]) -> None:
     """Write a file of ours so that it is seen whole or not at all; mode 0600."""
     beside = path.with_name(f"{path.name}.{os.getpid()}")
     handle = os.open(str(beside), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(handle, "w", encoding="utf-8") as file:
-        json.dump(words, file)
-    beside.replace(path)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            json.dump(words, file)
+        beside.replace(path)
+    except OSError:
+        beside.unlink()  # it would take the room that was missing
+        raise
 
 
 class Session:
@@ -140,7 +144,8 @@ class Session:
 
         `died`: when, if that was long before somebody found out (seconds since 1970).
         """
-        self.amend(ended=time.time(), died=died or time.time(), why=why)
+        with contextlib.suppress(OSError):  # without room, that nothing of it runs says it, too
+            self.amend(ended=time.time(), died=died or time.time(), why=why)
 
     def forget_keys(self) -> None:
         """Remove what let fronts and the evaluator in; the journal stays."""
