@@ -24,7 +24,11 @@ if TYPE_CHECKING:
     from remoter_kernel.wire.reactor import Reactor
 
 ASK_AGAIN = 0.3  # seconds
-SILENT_FOR = 3.0  # seconds: a child that says nothing may have asked what nobody heard
+SILENT_FOR = 3.0  # seconds
+UNHEARD = (
+    "If something was asked since the evaluator was killed, nobody has heard it: "
+    "interrupt the cell."
+)
 
 
 class Adoption:
@@ -41,9 +45,10 @@ class Adoption:
         self._speaker = speaker
         self._doubtful = [asker for asker in past.asked if asker in asked]
         self._begun = set(past.heard.replies)
-        self._told: set[str] = set()
+        self._told: set[tuple[str, bool]] = set()  # of a cell: what is missing, what is unheard
         self._heard = Overheard()
-        self._is_quiet = False
+        self._is_quiet = False  # between two answers
+        self._is_silent = True  # between two looks
         reactor.later(SILENT_FOR, self._note_silence)
 
     def doubt(self, request: Request) -> None:
@@ -59,30 +64,38 @@ class Adoption:
         request = self._asked.get(asker)
         if request is None:
             return
-        self._is_quiet = False
+        self._is_quiet = self._is_silent = False
         self._begun.add(asker)
         self._heard.hear(asker, parts)
         if asker in self._doubtful and asker not in self._heard.replies:  # nor its begin
-            self._tell(asker)
+            self._tell(asker, f"{self._what_is_missing()}.")
 
     def _note_silence(self) -> None:
-        """Tell the cell that seems to run, if it has not said anything by which to do it."""
+        """Tell the cell that seems to run what may be the matter, if nothing is heard for long.
+
+        It may have asked something. Some kernels (R) know a new evaluator's ear for questions
+        only once they have been idle.
+        """
         cells = [
             asker
             for asker in self._in_doubt()
             if self._is_cell(asker) and not self._overheard(asker)
         ]
         running = [asker for asker in cells if asker in self._begun][-1:] or cells[:1]
-        for asker in running:
-            asked = "If something was asked meanwhile, nobody has heard it: interrupt the cell.\n"
-            self._tell(asker, asked)
+        for asker in running if self._is_silent else ():
+            if asker not in self._heard.replies:
+                self._tell(asker, f"{self._what_is_missing()}.")
+            self._tell(asker, UNHEARD)
+        self._is_silent = True
+        if cells:
+            self._reactor.later(SILENT_FOR, self._note_silence)
 
-    def _tell(self, asker: str, more: str = "") -> None:
-        if asker not in self._told:
-            self._told.add(asker)
-            text = f"[remoter] {self._what_is_missing()}.\n{more}"
-            request = self._asked[asker]
-            self._speaker.publish("stream", {"name": "stderr", "text": text}, request.header)
+    def _tell(self, asker: str, sentence: str) -> None:
+        """Say a sentence in a cell, unless one like it is there."""
+        if (asker, sentence == UNHEARD) not in self._told:
+            self._told.add((asker, sentence == UNHEARD))
+            content = {"name": "stderr", "text": f"[remoter] {sentence}\n"}
+            self._speaker.publish("stream", content, self._asked[asker].header)
 
     def hear_answer(self, child: Child) -> None:
         """The child has answered: it is between two cells."""
@@ -124,7 +137,8 @@ class Adoption:
             "what it did to the variables is there."
         )
         request = self._asked.pop(asker)
-        has_begun, has_ended = asker in self._begun, asker in self._heard.over
+        has_begun = asker in self._begun
+        has_ended = asker in self._heard.over | self._past.heard.over
         self._speaker.answer_error(
             request, "OutputsMissing", why, has_begun=has_begun, has_ended=has_ended
         )

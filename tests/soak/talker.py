@@ -69,6 +69,7 @@ class Talker:
         self._poller = zmq.Poller()
         self._tokens = 0
         self._open: dict[str, tuple[Entry, Recipe]] = {}  # by message id: what is not over
+        self._heeded: set[str] = set()  # cells that said that one should interrupt
         self._deaths = 0
         self._is_ready = False
         self._may_be_stuck = False  # is the kernel at something that nobody answers any more?
@@ -153,13 +154,19 @@ class Talker:
             self._hear(0.2)
         self._may_be_stuck = not entry.heard.marks
 
-    def _is_told_to_interrupt(self) -> bool:
-        """Was a question perhaps asked that nobody has heard?"""
-        asks = [not entry.prompts for entry, recipe in self._open.values() if recipe.answer]
-        return any(asks) and any(
-            Word.ASKED in entry.heard.words and not entry.may_be_interrupted
-            for entry, _ in self._open.values()
+    def _heed(self) -> None:
+        """Interrupt, where a cell says so and one may wait for what nobody has heard it say."""
+        told = {entry.token for entry, _ in self._open.values() if Word.ASKED in entry.heard.words}
+        waits = any(
+            (recipe.answer and not entry.prompts)
+            or (recipe.is_interrupted and not entry.heard.marks)
+            for entry, recipe in self._open.values()
         )
+        if waits and told - self._heeded:
+            self._heeded |= told
+            self._may_be_stuck = True
+            for entry, _ in self._open.values():
+                self._allow_interrupt(entry)
 
     @staticmethod
     def _allow_interrupt(entry: Entry) -> None:
@@ -325,10 +332,7 @@ class Talker:
         while (self._open or self._may_be_stuck) and not is_enough():
             if self.front.poll() is not None:
                 self._replace_front()
-            if self._is_told_to_interrupt():
-                self._may_be_stuck = True
-                for entry, _ in self._open.values():
-                    self._allow_interrupt(entry)
+            self._heed()
             if self._may_be_stuck:
                 self._free_kernel()
             self._hear(0.2)

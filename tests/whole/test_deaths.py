@@ -452,3 +452,26 @@ def test_an_evaluator_of_r_is_killed(
         said = [[each["status"] for each in replies(talk, one)] for one in (cell, *queued, later)]
         assert said == [["ok"], ["ok"], ["error"], ["ok"]]
     wait_for(lambda: not there(far), what="the far side is empty")
+
+
+def test_a_question_of_r_after_its_evaluator_was_killed(
+    here: JupyterHere, far: FarSide, python_remote: dict[str, Any]
+) -> None:
+    """R finds a new evaluator's ear for questions once it has been idle; before, that is told."""
+    real_part("irkernel")
+    spec = here.add_remote("deaths-r", language="R", kernel="ir", **python_remote)
+    with started_kernel(spec) as kernel:
+        talk = Talk(kernel.client)
+        cell = talk.queue("cat('line 0\\n')\nSys.sleep(1)\nreadline('? ')")
+        talk.listen(lambda: bool(lines(talk, cell)), seconds=WAIT)
+        kill_evaluator(far)
+        talk.listen(lambda: "nobody has heard it: interrupt" in text(talk, cell), seconds=WAIT)
+        kernel.manager.interrupt_kernel()
+        over(talk, cell)
+        again = talk.queue("cat('<', readline('? '), '>')")
+        talk.listen(lambda: bool(talk._of("stdin")), seconds=WAIT)
+        talk.send("input_reply", {"value": "me"}, channel="stdin")
+        over(talk, again)
+        assert "< me >" in text(talk, again)
+        assert [len(replies(talk, one)) for one in (cell, again)] == [1, 1]
+    wait_for(lambda: not there(far), what="the far side is empty")
