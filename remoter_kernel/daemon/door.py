@@ -191,7 +191,7 @@ class Door:
             guest = self._new_guest(name)
             guest.outbox.forget(Lane.BULK, bulk)  # what was before it is not for it
         if guest.pump:
-            guest.pump.end(ProtocolError("The same front came in again."))
+            guest.pump.end(ProtocolError("The same front came in again."), is_told=True)
         if name not in self._greeted:
             self._greeted.add(name)
             for lane, number in zip(Lane, words.get("said") or ()):
