@@ -51,12 +51,11 @@ def _document(listings: list[Listing]) -> dict[str, Any]:
 
 
 def _show(listings: list[Listing]) -> None:
-    now = time.time()
     rows = [
-        _row(session["remote"] or listing.visit.remote.name, session, now)
+        _row(session["remote"] or listing.visit.remote.name, session)
         for listing in listings
         for session in listing.sessions
-        if session["state"] not in {"ended", "dead"} or now - session["since"] < LONG_OVER
+        if session["state"] not in {"ended", "dead"} or session["seconds"] < LONG_OVER
     ]
     if rows:
         head = ("SESSION", "REMOTE", "KERNEL", "STATE", "FRONTS", "STARTED", "NOTEBOOK")
@@ -66,8 +65,8 @@ def _show(listings: list[Listing]) -> None:
         click.echo("No sessions.", err=True)
 
 
-def _row(remote: str, session: dict[str, Any], now: float) -> tuple[str, ...]:
-    since = duration(now - session["since"])
+def _row(remote: str, session: dict[str, Any]) -> tuple[str, ...]:
+    since = duration(session["seconds"])
     is_over = session["state"] in {"ended", "dead"}
     state = f"{session['state']} {since} ago" if is_over else f"{session['state']} for {since}"
     return (

@@ -11,12 +11,13 @@ import contextlib
 from functools import partial
 from typing import TYPE_CHECKING, Callable
 
+from remoter_kernel.daemon.interrupts import Interrupts
 from remoter_kernel.daemon.past import HANDED
 from remoter_kernel.daemon.requests import Requests
 from remoter_kernel.daemon.speaker import Request, Speaker
 from remoter_kernel.errors import ProtocolError
 from remoter_kernel.wire.frames import LANE, Bytes, Channel, Head, Lane, from_json, pack, unpack
-from remoter_kernel.wire.messages import CONTENT, HEADER, TOPIC, header_of
+from remoter_kernel.wire.messages import CONTENT, HEADER, METADATA, TOPIC, header_of
 
 if TYPE_CHECKING:
     from remoter_kernel.daemon.child import Child
@@ -33,9 +34,13 @@ class Desk:
     def __init__(self, session: Session, journal: Journal, door: Door, speaker: Speaker) -> None:
         """Remember."""
         self.requests = Requests(speaker)
+        self.interrupts = Interrupts(self.requests, door.reactor.later)
+        self.interrupts.strike = self._strike
+        self.interrupts.on_over = self.serve_waiting
         # The child, if it gets what comes on this channel at once.
         self.child_for: Callable[[Channel], Child | None] = lambda _channel: None
         self.on_order: Callable[[str], None] = lambda _order: None  # restart, stop
+        self.on_cell: Callable[[str], None] = lambda _cell: None  # a notebook's cell is run
         # What the child may have got already, from an evaluator whose journal is damaged.
         self.on_doubt: Callable[[Request], None] = lambda _request: None
         self._session = session
@@ -57,7 +62,8 @@ class Desk:
                 raise ProtocolError(message)
             header = header_of(parts[HEADER])
             request = Request(guest.name, channel, head.number, parts, header)
-            is_held = channel is Channel.SHELL and self.child_for(channel) is None
+            self._note_cell(request)
+            is_held = channel is Channel.SHELL and self._taker_of(request) is None
             then = partial(self._hold if is_held else self._hand_over, request)
             if head.number <= guest.doubtful[LANE[channel]]:
                 is_held, then = False, partial(self.on_doubt, request)
@@ -87,12 +93,18 @@ class Desk:
                 guest.pump.acknowledge()  # the front may be waiting to leave
         then()
 
+    def _note_cell(self, request: Request) -> None:
+        """Note which cell of which notebook this is, where the client says so."""
+        about = request.parts[METADATA]
+        if request.header.get("msg_type") == "execute_request" and b"cellId" in bytes(about):
+            self.on_cell(str(header_of(about).get("cellId") or ""))
+
     def _hand_over(self, request: Request) -> None:
         self.requests.touch()
         is_shell = request.channel is Channel.SHELL
         if is_shell and self.requests.is_void(request):
             return
-        child = self.child_for(request.channel)
+        child = self._taker_of(request)
         if child is None:
             self.requests.waiting.append(request)
             return
@@ -100,12 +112,19 @@ class Desk:
             self.requests.asked[request.header.get("msg_id", "")] = request
         child.say(request.channel, request.parts)
 
+    def _taker_of(self, request: Request) -> Child | None:
+        """Return the child if it gets this request at once."""
+        is_queued = request.channel is Channel.SHELL and not request.header.get("subshell_id")
+        if is_queued and self.interrupts.is_under_way:
+            return None
+        return self.child_for(request.channel)
+
     def _hold(self, request: Request) -> None:
         """Let a request wait, unless the child has become ready while it was written."""
         if self.requests.is_void(request):
             return
         self.requests.waiting.append(request)
-        if self.child_for(request.channel):
+        if self._taker_of(request):
             self._release(request)
 
     def _release(self, request: Request) -> None:
@@ -127,32 +146,49 @@ class Desk:
         if not parts:
             message = "An order without words."
             raise ProtocolError(message)
-        order = from_json(parts[TOPIC]).get("order")
+        words = from_json(parts[TOPIC])
+        order = words.get("order")
         if order == "interrupt":
-            self._interrupt(guest, head)
+            self._interrupt(guest, head, words.get("cells") or [])
         elif order == "restart":
             self.requests.restart(guest.name, head.mark)
             self.on_order(order)
         elif order == "stop":
             self.on_order(order)
         elif order == "keep":
-            about = self._session.read("session.json")
             with contextlib.suppress(OSError):  # whoever said it knows it, too
-                self._session.write("session.json", {**about, "keep": True})
+                self._session.amend(keep=True)
         else:
             message = f"An order that is not known: {order!r}."
             raise ProtocolError(message)
 
-    def _interrupt(self, guest: Guest, head: Head) -> None:
-        cell = self.requests.running()
-        self._door.hold_back([str(cell.header.get("msg_id", ""))] if cell else [])
-        child = self.child_for(Channel.CONTROL)
-        if child:
-            child.interrupt()
-            if cell and self.requests.count_interrupt() == STUBBORN:
+    def _interrupt(self, guest: Guest, head: Head, cells: list[str]) -> None:
+        """Stop the running cell; else the first that a front had asked for and that never began.
+
+        `cells`: those that had no reply there. If all of them have ended since, whatever runs
+        now was not meant.
+        """
+        requests, kept = self.requests, guest.talk.kept[Lane.BULK]
+        has_unbegun = requests.has_unbegun(guest.name, head.mark, kept)
+        if cells and not has_unbegun and requests.asked.keys().isdisjoint(cells):
+            return
+        cell = requests.running()
+        name = str(cell.header.get("msg_id", "")) if cell else ""
+        self._door.hold_back([name] if cell else [])
+        if cell and self.child_for(Channel.CONTROL):
+            self.interrupts.aim(name, guest.name, head.mark)
+            if requests.count_interrupt() == STUBBORN:
                 text = (
                     "[remoter] The kernel has not heeded the interrupt so far. To end it, "
                     f"variables and all: remoter stop {self._session.id}\n"
                 )
                 self._speaker.publish("stream", {"name": "stderr", "text": text}, cell.header)
-        self.requests.interrupt(guest.name, head.mark, guest.talk.kept[Lane.BULK])
+        elif has_unbegun:
+            requests.interrupt(guest.name, head.mark)
+        else:
+            self._strike()
+
+    def _strike(self) -> None:
+        child = self.child_for(Channel.CONTROL)
+        if child:
+            child.interrupt()

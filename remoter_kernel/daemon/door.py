@@ -50,6 +50,7 @@ class Guest:
         self.pump: Pump | None = None
         # Up to these numbers an evaluator before this one may have taken what it said.
         self.doubtful = dict.fromkeys(Lane, 0)
+        self.kernel_id = self.laptop = ""  # of a front that says so
 
 
 class Door:
@@ -110,12 +111,17 @@ class Door:
         A short cell's outputs come within a millisecond of each other: sent together they
         cost every process on the way one waking instead of four.
         """
-        if self.journal.last == self._flushed:
-            return
         if self.is_hurried:
             self._flush()
-        elif self._corked is None:
-            self._corked = self.reactor.later(CORK, self._flush)
+        elif self.journal.last != self._flushed or self._is_looking():
+            self._flush_after(CORK)
+
+    def _flush_after(self, seconds: float) -> None:
+        if self._corked is None:
+            self._corked = self.reactor.later(seconds, self._flush)
+
+    def _is_looking(self) -> bool:
+        return any(guest.outbox.is_looking for guest in self.guests.values())
 
     def _flush(self) -> None:
         if self._corked:
@@ -123,10 +129,13 @@ class Door:
             self._corked = None
         self.is_hurried = False
         self._flushed = self.journal.last
+        was_looking = self._is_looking()
         for pump in list(self._pumps.values()):
             pump.flush()
         for guest in self.guests.values():
             guest.outbox.look(is_connected=guest.pump is not None)
+        if was_looking or self._is_looking():
+            self._flush_after(0.0)  # go on looking, or say what was found
 
     def hold_back(self, cells: list[str]) -> None:
         """Let little of what these cells have printed through to anyone: they are interrupted."""
@@ -171,7 +180,10 @@ class Door:
                 self._send(identity, encode(Head(Kind.BYE), to_json({"why": str(error)})))
 
     def _greet(self, identity: bytes, frame: bytes) -> None:
-        """Answer a HELLO: its words are `front` (hex) and `seen` ([bulk, urgent] or null)."""
+        """Answer a HELLO: its words are `front` (hex) and `seen` ([bulk, urgent] or null).
+
+        And, if the front has them, `kernel_id` and `laptop`: whose front it is.
+        """
         ((head, body),) = decode(frame)
         if head.kind is not Kind.HELLO:
             message = f"{head.kind.name} came before HELLO."
@@ -192,6 +204,8 @@ class Door:
             guest.outbox.forget(Lane.BULK, bulk)  # what was before it is not for it
         if guest.pump:
             guest.pump.end(ProtocolError("The same front came in again."), is_told=True)
+        guest.kernel_id = str(words.get("kernel_id") or "")
+        guest.laptop = str(words.get("laptop") or "")
         if name not in self._greeted:
             self._greeted.add(name)
             for lane, number in zip(Lane, words.get("said") or ()):

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Callable
 from remoter_kernel.daemon import one_line, registry
 from remoter_kernel.daemon.lock import tidy
 from remoter_kernel.daemon.processes import started_at
-from remoter_kernel.daemon.records import Record, read_journal
+from remoter_kernel.daemon.records import Reader, Record, read_journal
 from remoter_kernel.daemon.registry import Session
 from remoter_kernel.wire.frames import Channel, unpack
 from remoter_kernel.wire.said import Said, encode_said
@@ -70,6 +70,7 @@ def describe(session: Session) -> dict[str, Any]:
         "created": about.get("created") or 0.0,
         "state": state,
         "since": since,
+        "seconds": max(0.0, time.time() - since),  # by this clock: others may go wrong
         "why": why,
         "fronts": sum(bool(front.get("here")) for front in fronts.values()) if is_alive else 0,
         "pid": door.get("pid") if is_alive else None,
@@ -165,8 +166,9 @@ def tell_outputs(wish: dict[str, Any]) -> Answer:
     """Give records of a journal.
 
     `after`: the number after which they begin; `skip`: bytes of the first one that are
-    known already; `wait`: seconds to wait for something; `only`: "missed" or "events";
-    `cells`: requests of which nothing counts as taken.
+    known already; `place`: what the last answer said of it, lest the journal be read from its
+    beginning; `wait`: seconds to wait for something; `only`: "missed" or "events"; `cells`:
+    requests of which nothing counts as taken.
     """
     session = Session(_folder(wish["session"]))
     if not session.folder.is_dir():
@@ -175,15 +177,16 @@ def tell_outputs(wish: dict[str, Any]) -> Answer:
     begin = int(wish.get("after") or 0)
     skip = int(wish.get("skip") or 0)
     size = _size_of(session)
+    reading = Reader(session.folder / "journal", wish.get("place"))
     while True:
-        chunks = _pack(_wanted(session, wish, begin), skip)
+        chunks = _pack(_wanted(session, wish, begin, reading), skip)
         is_over = describe(session)["state"] in {"ended", "dead"}
         if chunks or is_over or time.monotonic() > limit:
             break
         while _size_of(session) == size and time.monotonic() < limit:
             time.sleep(LOOK_EVERY)
         size = _size_of(session)
-    answer = {"session": describe(session), "is_over": is_over}
+    answer = {"session": describe(session), "is_over": is_over, "place": reading.place}
     if wish.get("only") == "events":
         answer["tails"] = {name: _tail(session, name) for name in ("evaluator.log", "kernel.log")}
     return answer, chunks
@@ -213,14 +216,18 @@ def _pack(records: Iterator[Record], skip: int) -> list[bytes]:
     return chunks
 
 
-def _wanted(session: Session, wish: dict[str, Any], begin: int) -> Iterator[Record]:
-    records = read_journal(session.folder / "journal")
+def _wanted(
+    session: Session, wish: dict[str, Any], begin: int, reading: Reader
+) -> Iterator[Record]:
     only = wish.get("only")
-    if only == "missed":
+    if only == "missed":  # what it is depends on all that was before
         fronts = session.read("state.json").get("fronts") or {}
+        records = read_journal(session.folder / "journal")
         records = _missed(records, fronts, set(wish.get("cells") or ()))
     elif only == "events":
-        records = (record for record in records if _is_event(record))
+        records = (record for record in reading.records() if _is_event(record))
+    else:
+        records = reading.records()
     return (record for record in records if record.number > begin)
 
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 PATIENCE = 2.0  # seconds that a record may wait before it is looked at
 MARK_EVERY = 0.25  # seconds
-AT_ONCE = 4 * 1024 * 1024  # bytes that are looked at before others get their turn
+LOOK_FOR = 0.05  # seconds of looking at what waits before others get their turn
 AWAY = 3600.0  # seconds without a wire after which a front costs no more attention
 
 
@@ -52,6 +52,7 @@ class FrontOutbox:
         self._left = 0.0  # when the wire was lost
         # From here on: what matters only while something waits, or has waited a moment ago.
         self._is_behind = False
+        self.is_looking = False  # how much waits is not known yet: `look` finds out
         self._is_resting = False  # it has been away for so long that nothing is noticed
         self._noticed = 0  # all up to this number is in `_waiting`, or was
         self._waiting = Waiting(most_waiting, session)
@@ -111,7 +112,7 @@ class FrontOutbox:
         if self._given >= 0 and self._in_vain[Lane.BULK] != (self._given, self._journal.last):
             self._fall_behind()
         if self._is_behind:
-            self._notice(at_once=0)
+            self._notice()
         self._waiting.interrupt(*cells)
 
     # While the link keeps up -----------------------------------------------------------
@@ -156,20 +157,23 @@ class FrontOutbox:
         self._again.clear()
         self._out.clear()
         self._marks.clear()
-        self._is_behind = self._is_resting = False
+        self._is_behind = self._is_resting = self.is_looking = False
         self._noticed = self._base = self._given = number
 
-    def _notice(self, at_once: int = AT_ONCE) -> None:
-        """Look at what was said since; stop after so many bytes, unless that is 0."""
-        looked_at = 0
+    def _notice(self) -> None:
+        """Look at what was said since, for a moment: a night's output is too much for one go."""
+        until = self._clock() + LOOK_FOR
+        self.is_looking = False
         for position, channel in self._mine(self._noticed):
-            if self._waiting.is_full or (at_once and looked_at > at_once):
+            if self._waiting.is_full:
+                return
+            if self._clock() > until:
+                self.is_looking = True
                 return
             body = self._journal.body(position)
             parts = unpack(body) if channel is Channel.IOPUB else None
             self._waiting.add(position, position, parts)
             self._noticed = position
-            looked_at += len(body)
 
     def _mine(self, number: int, until: int = 0) -> Iterator[tuple[int, Channel]]:
         """Yield what is in the bulk lane for this front beyond a number."""
@@ -182,11 +186,13 @@ class FrontOutbox:
 
     def _next_that_waited(self) -> Entry | None:
         while True:
+            if self.is_looking and not self._again:
+                return None  # how much there is decides what becomes of it
             taken = self._again.popleft() if self._again else self._waiting.take()
             if taken is None:
                 before = self._noticed
-                self._notice(at_once=0)  # how much there is decides what becomes of it
-                if self._noticed == before and not self._waiting:
+                self._notice()
+                if self._noticed == before and not (self._waiting or self.is_looking):
                     self._is_behind = False  # it has caught up
                     self._in_vain[Lane.BULK] = (self._given, self._journal.last)
                     return None
@@ -222,4 +228,4 @@ class FrontOutbox:
             self._is_behind = True
             self._base = self._given = number
         if self._is_behind:
-            self._notice(at_once=0)
+            self._notice()

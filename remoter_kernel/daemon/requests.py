@@ -39,13 +39,20 @@ class Requests:
         self._speaker.answer_aborted(request)
         return True
 
-    def interrupt(self, front: bytes, mark: int, kept: int) -> None:
+    def interrupt(self, front: bytes, mark: int) -> None:
         """Void what a front had asked for up to `mark` and what the child has not got yet."""
-        if mark > kept or any(request.front == front for request in self.waiting):
-            self._void[front] = mark
-            for request in [item for item in self.waiting if item.front == front]:
-                if self.is_void(request):
-                    self.waiting.remove(request)
+        self._void[front] = mark
+        for request in [item for item in self.waiting if item.front == front]:
+            if self.is_void(request):
+                self.waiting.remove(request)
+
+    def call_off(self, front: bytes, mark: int) -> None:
+        """Void the same, behind a cell that was interrupted itself."""
+        self._void[front] = -mark
+
+    def has_unbegun(self, front: bytes, mark: int, kept: int) -> bool:
+        """Is there anything that a front had asked for up to `mark` and that never got here?"""
+        return mark > kept or any(request.front == front for request in self.waiting)
 
     def restart(self, front: bytes, mark: int) -> None:
         """Void what a front had asked for before its restart, without a word."""

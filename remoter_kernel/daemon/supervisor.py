@@ -19,12 +19,10 @@ from remoter_kernel.daemon.board import Board
 from remoter_kernel.daemon.child import Child
 from remoter_kernel.daemon.deaths import explain
 from remoter_kernel.daemon.desk import Desk
-from remoter_kernel.daemon.pieces import in_pieces
-from remoter_kernel.daemon.records import EVERYONE
+from remoter_kernel.daemon.ear import Ear
 from remoter_kernel.daemon.speaker import Speaker
 from remoter_kernel.errors import RemoterError
-from remoter_kernel.wire.frames import Bytes, Channel, pack
-from remoter_kernel.wire.messages import CONTENT, PARENT, header_of
+from remoter_kernel.wire.frames import Bytes, Channel
 from remoter_kernel.wire.waiting import COMMS, MOST_WAITING
 
 if TYPE_CHECKING:
@@ -43,7 +41,6 @@ TRIES = 3  # for a kernel whose port was taken between choosing and binding it
 LINGER = 30.0  # seconds that a session which could not start still tells why
 LINGER_LOOK = 0.5  # seconds
 LOOK_AGAIN = 0.005  # seconds until a thread has probably done its work
-IDLE_WITHIN = 64  # bytes of a status message's content
 SWEEP_AFTER = 10.0  # seconds: nobody should wait for it
 LOOK_EVERY = 60.0  # seconds
 ORDERS = (signal.SIGTERM, signal.SIGUSR1)  # stop, restart
@@ -93,7 +90,8 @@ class Supervisor:
         self._board = Board(reactor, session, journal, door)
         self._desk = Desk(session, journal, door, self._speaker)
         self._requests = self._desk.requests
-        self._adoption: Adoption | None = None
+        self._interrupts = self._desk.interrupts
+        self._ear = Ear(journal, door, self._desk, past)
         self._tries = 1  # to start the child
         self._told_trouble = ""  # of the journal
 
@@ -101,10 +99,11 @@ class Supervisor:
         """Serve until the session ends."""
         self._desk.child_for = self._child_for
         self._desk.on_order = self._obey
+        self._desk.on_cell = self._board.note_cell
         self._desk.on_doubt = self._doubt
         self.door.on_item = self._desk.take
         self.door.describe = self._describe
-        self.door.most_waiting = int(self.wish.get("most_waiting") or MOST_WAITING)
+        self.door.most_waiting = int(self.wish.get("waiting_limit") or MOST_WAITING)
         self.door.on_visit = self._speaker.note_visit
         self.reactor.after_pass = self._end_pass
         self._board.open()
@@ -190,37 +189,10 @@ class Supervisor:
         return child
 
     def _hear(self, channel: Channel, parts: list[Bytes]) -> None:
-        """Take in one message of the child."""
-        if channel is Channel.IOPUB:
-            # What a kernel publishes while it starts belongs to no request: of a kernel
-            # that runs here, too, nobody hears it.
-            if self.state is not State.STARTING:
-                if self._adoption:
-                    self._adoption.hear(parts)
-                for piece in in_pieces(parts):
-                    self.journal.append(channel, pack(piece))
-                if b'"idle"' in bytes(parts[CONTENT][:IDLE_WITHIN]):
-                    self.door.is_hurried = True
-                    self._be_done(header_of(parts[PARENT]))
-            return
-        asker = header_of(parts[PARENT]).get("msg_id", "")
-        request = self._requests.asked.get(asker)
-        if request is None and not (self.past and self.past.is_damaged):
-            return
-        self.door.is_hurried |= channel is not Channel.SHELL  # after a reply comes "idle"
-        if channel is not Channel.STDIN:
-            self._requests.asked.pop(asker, None)
-            self._requests.touch()
-            if request is None and self.past:
-                self.past.answered.add(str(asker))
-        # Where nobody can tell any more who asked, each front knows whether it did.
-        self.journal.append(channel, pack(parts), front=request.front if request else EVERYONE)
-
-    def _be_done(self, asker: dict[str, Any]) -> None:
-        """The child has dealt with a request; one that gets no reply (of a widget) is done."""
-        if asker.get("msg_type") in COMMS:  # a `comm_info_request` has a reply, which may be later
-            self._requests.asked.pop(asker.get("msg_id", ""), None)
-            self._requests.touch()
+        # What a kernel publishes while it starts belongs to no request: of a kernel that
+        # runs here, too, nobody hears it.
+        if channel is not Channel.IOPUB or self.state is not State.STARTING:
+            self._ear.hear(channel, parts)
 
     def _be_ready(self, header: dict[str, Any], kernel_info: dict[str, Any]) -> None:
         """The child answers, and is heard on iopub: whoever waits gets its turn."""
@@ -244,6 +216,8 @@ class Supervisor:
         if not self.session.read("child.json").get("pid"):
             self._start_in_place_of(past)
             return
+        for asker in past.begun:
+            self._interrupts.note_begin(asker)
         self._begin_adoption(past)
         self.child = child = self._new_child()
         child.on_ready = partial(self._hear_adopted, child)
@@ -259,9 +233,10 @@ class Supervisor:
             self._start()
 
     def _begin_adoption(self, past: Past) -> Adoption:
-        self._adoption = Adoption(self.reactor, past, self._requests.asked, self._speaker)
-        self._adoption.on_settled = self._settle
-        return self._adoption
+        adoption = Adoption(self.reactor, past, self._requests.asked, self._speaker)
+        adoption.on_settled = self._settle
+        self._ear.adoption = adoption
+        return adoption
 
     def _doubt(self, request: Request) -> None:
         """Make sure of something that the child may have got: it is not handed over again."""
@@ -269,7 +244,7 @@ class Supervisor:
         has_reply = request.channel is not Channel.STDIN and kind not in COMMS
         if self.past is None or not has_reply or asker in self.past.answered:
             return
-        adoption = self._adoption or self._begin_adoption(self.past)
+        adoption = self._ear.adoption or self._begin_adoption(self.past)
         adoption.doubt(request)
         if self.child and self.state in WITH_CHILD:
             self.child.ask_again()
@@ -282,13 +257,14 @@ class Supervisor:
         if not self._speaker.kernel_info:  # the journal was damaged there
             self._speaker.sound_like(header, kernel_info)
             self._speaker.note("ready", **self._speaker.describe())
-        if self._adoption:
-            self._adoption.hear_answer(child)
+        if self._ear.adoption:
+            self._ear.adoption.hear_answer(child)
 
     def _settle(self) -> None:
-        self._adoption = None
+        self._ear.adoption = None
         if self.state is State.ADOPTING:
             self.state = State.READY
+            self._interrupts.forget()
             self._desk.serve_waiting()
 
     def _hear_of_end(self, words: dict[str, Any]) -> None:
@@ -296,7 +272,8 @@ class Supervisor:
         child, self.child = self.child, None
         if child is None:
             return
-        self._adoption = None
+        self._ear.adoption = None
+        self._interrupts.forget()
         for channel in (Channel.IOPUB, Channel.SHELL, Channel.CONTROL):
             child.hear(channel)
         last_words = child.last_words()
@@ -392,6 +369,7 @@ class Supervisor:
         return {
             "id": self.session.id,
             "state": self.state.value,
+            "execution_state": "busy" if self._requests.running() else "idle",
             "why": self.why,
             "keep": bool(self.session.read("session.json").get("keep")),
             **self._speaker.describe(),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from remoter_kernel.errors import NoSuchSession
 from remoter_kernel.front import orders
 from remoter_kernel.front.link import State
 from remoter_kernel.wire.frames import Channel, to_json
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
     from remoter_kernel.front.link import Link
     from remoter_kernel.wire.reactor import Reactor
 
-LEAVE_WITHIN = 4.5  # seconds that a shutdown may wait to be heard; Jupyter kills after 5
+LEAVE_WITHIN = 4.0  # seconds that a shutdown may wait to be heard; Jupyter kills after 5
 WRITE_DOWN_AFTER = 0.3  # seconds
 
 
@@ -21,11 +22,15 @@ def leave_with(
     order: str, *, reactor: Reactor, link: Link, dialer: SessionDialer, kernel_id: str
 ) -> None:
     """Say "restart" or "stop", and stop the reactor once it is heard."""
-    if link.state in {State.IDLE, State.FAILED} and not link.has_met:
-        reactor.stop()  # there is no session of ours
+    remote = dialer.remote.name
+    is_over = link.state is State.FAILED and isinstance(link.error, NoSuchSession)
+    if is_over or (link.state in {State.IDLE, State.FAILED} and not link.has_met):
+        if link.state is State.FAILED and not is_over:
+            # A front before this one, with the same kernel, may have left a session there.
+            orders.write_down(remote, kernel_id, "", order)
+        reactor.stop()
         return
     link.say(Channel.ORDER, [to_json({"order": order})])
-    remote = dialer.remote.name
 
     def wait() -> None:
         if link.unacknowledged:

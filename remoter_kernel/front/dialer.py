@@ -16,6 +16,7 @@ import zmq
 from remoter_kernel.errors import ForwardingRefused, RemoteLacks, RemoterError
 from remoter_kernel.front import orders
 from remoter_kernel.front.bootstrap import Address, Wish, start_session
+from remoter_kernel.front.claims import Claim
 from remoter_kernel.front.link import Line
 from remoter_kernel.front.login import log_in_to
 from remoter_kernel.front.remotes import Remote
@@ -45,6 +46,7 @@ class SessionDialer:
         self._is_doubted = False
         self.login: Login | None = None
         self.wish = Wish(client_key="")
+        self.claim = Claim()
         self._host: EmbeddedHost | None = None
         self._public, self._secret = zmq.curve_keypair()
         self._lock = threading.Lock()
@@ -59,7 +61,7 @@ class SessionDialer:
                 raise error.at(self.remote.name) from error.__cause__
 
     def cut(self) -> None:
-        """Drop the SSH connection without a word, as a bad network does."""
+        """Drop the SSH connection without a word, as a bad network does; a dial on it fails."""
         if self.login:
             self.login.cut()
 
@@ -100,30 +102,38 @@ class SessionDialer:
 
     def _log_in(self) -> Login:
         if self.remote is not HERE:
-            return log_in_to(self.remote, self.questions)
+            return log_in_to(self.remote, self.questions, on_try=self._note)
         from remoter_kernel.front.host import EmbeddedHost  # noqa: PLC0415 - rarely needed
 
         if self._host is None:
             self._host = EmbeddedHost()
             self._host.start()
-        return log_in(self._host.destination())
+        return log_in(self._host.destination(), on_try=self._note)
+
+    def _note(self, login: Login) -> None:
+        """Know a login that has only begun: it may have to be cut."""
+        self.login = login
 
     def _start(self, login: Login) -> Address:
         remote = self.remote
         session = self.address.session if self.address else self.wish.session
-        wish = replace(
-            self.wish,
-            client_key=self._public.decode(),
-            session=session,
-            remote=remote.name,
-            kernel=remote.kernel,
-            init=remote.init,
-            env=remote.env,
-            cwd=remote.cwd,
-            idle_timeout=remote.idle_timeout,
-            orders=orders.pending(remote.name),
-        )
-        address = start_session(login, remote, wish)
+        with (Claim() if session else self.claim).made() as claimed:
+            wish = replace(
+                self.wish,
+                client_key=self._public.decode(),
+                session=session,
+                remote=remote.name,
+                kernel=remote.kernel,
+                init=remote.init,
+                env=remote.env,
+                cwd=remote.cwd,
+                idle_timeout=remote.idle_timeout,
+                journal_limit=remote.journal_limit,
+                waiting_limit=remote.waiting_limit,
+                orders=orders.pending(remote.name),
+                **claimed,
+            )
+            address = start_session(login, remote, wish)
         orders.forget(remote.name, *(order["kernel_id"] for order in wish.orders))
         return address
 

@@ -45,7 +45,10 @@ if TYPE_CHECKING:
 
 GREET_WITHIN = 15.0  # seconds from a tunnel to the evaluator's WELCOME
 FIRST_PAUSE = 0.25  # seconds before the second try to come back
-LONGEST_PAUSE = 3.5  # seconds: a network that is back is found within five
+LONGEST_PAUSE = 3.0  # seconds: a network that is back is found within five, login and all
+LEAST_PATIENCE = 5.0  # seconds with one try to come back; it may be on a network that is gone
+USUALLY = 2  # times what the last try took that came through
+DOUBT_FOR = 3.0  # seconds that a wire has for a sign of life after this machine slept
 
 
 class State(Enum):
@@ -76,6 +79,9 @@ class Dialer(Protocol):
     def dial(self) -> Line:
         """Log in, start or find the session, open a tunnel: a `RemoterError` says why not."""
 
+    def cut(self) -> None:
+        """Let a dial that is under way fail; from another thread."""
+
     def doubt(self) -> None:
         """Hear that nobody who is the session answered where the last dialling led."""
 
@@ -103,6 +109,7 @@ class Link:
         self.welcome: dict[str, Any] = {}
         self.on_item: Callable[[Channel, list[memoryview]], None] = lambda _channel, _parts: None
         self.on_change: Callable[[State], None] = lambda _state: None
+        self.about: dict[str, str] = {}  # what the session should know of this front
         self.pacer: Pacer | None = None  # between us and whoever hears, where that has limits
         self._dialer = dialer
         self._name = secrets.token_hex(8)
@@ -115,13 +122,27 @@ class Link:
         self._pump: Pump | None = None
         self._timer: Timer | None = None
         self._pauses = pauses()
+        self._dialled_at = self.since
+        self._patience = LEAST_PATIENCE
 
     def wake(self) -> None:
         """Dial now, unless that is under way or done."""
         if self.state in {State.IDLE, State.WAITING, State.FAILED}:
             self._cancel_timer()
+            self._dialled_at = time.monotonic()
             self._change(State.DIALLING)
+            if self._has_met:
+                give_up = partial(self._lose_patience, self._dialled_at)
+                self.reactor.later(self._patience, give_up)
             threading.Thread(target=self._dial, name="dial", daemon=True).start()
+
+    def look_again(self) -> None:
+        """Find out at once how things are: this machine may have slept, or moved elsewhere."""
+        if self._pump:
+            self._pump.doubt(DOUBT_FOR)
+        elif self.state is State.WAITING:
+            self._pauses = pauses()  # the network, too, needs a moment to wake up
+            self.wake()
 
     def say(self, channel: Channel, parts: list[Bytes]) -> int:
         """Put something in the outbox, and on its way if there is one; return its number."""
@@ -206,6 +227,16 @@ class Link:
         else:
             self.reactor.call(partial(self._connect, line))
 
+    def _lose_patience(self, dialled_at: float) -> None:
+        """End a try that hangs: the network may have changed under it."""
+        if self.state is not State.DIALLING or self._dialled_at != dialled_at:
+            return
+        self._patience *= 2  # it may be that slow
+        if self._socket:
+            self._give_up_greeting()
+        else:
+            self._dialer.cut()
+
     def _connect(self, line: Line) -> None:
         if self.state is not State.DIALLING:
             line.hang_up()
@@ -224,7 +255,8 @@ class Link:
         self.reactor.watch(wire, self._hear)
         self._talk.begin()
         seen = list(self._talk.seen.values()) if self._has_met else None
-        hello = to_json({"front": self._name, "seen": seen, "said": self._talk.said})
+        who = {**self.about, "front": self._name}
+        hello = to_json({**who, "seen": seen, "said": self._talk.said})
         self._send(wire, encode(self._talk.head(Kind.HELLO), hello))
         self._timer = self.reactor.later(GREET_WITHIN, self._give_up_greeting)
 
@@ -258,6 +290,7 @@ class Link:
         self._has_met = True
         self.welcome = words
         self._pauses = pauses()
+        self._patience = max(LEAST_PATIENCE, USUALLY * (time.monotonic() - self._dialled_at))
         wire = self._socket
         assert wire is not None  # noqa: S101 - the frames came through it
         self._pump = pump = Pump(self.reactor, self._talk, partial(self._send, wire))
@@ -308,8 +341,9 @@ class Link:
             self._change(State.FAILED)
             return
         self._change(State.WAITING)
-        pause = 0.0 if was_up else next(self._pauses)
-        self._timer = self.reactor.later(pause, self.wake)
+        # A try that waited in vain was a pause, too: while nobody answers, somebody is asked.
+        pause = 0.0 if was_up else next(self._pauses) - (time.monotonic() - self._dialled_at)
+        self._timer = self.reactor.later(max(0.0, pause), self.wake)
 
     def _drop(self) -> None:
         """Let go of the wire and what carried it."""

@@ -32,6 +32,8 @@ def log_in_to(
     remote: Remote,
     questions: Questions | None = None,
     on_step: Callable[[str], None] = lambda _step: None,
+    on_try: Callable[[Login], None] = lambda _login: None,
 ) -> Login:
-    """Log in to a remote; `on_step` hears of each step as it begins."""
-    return log_in(destination_of(remote), questions=questions, on_step=on_step)
+    """Log in to a remote; `on_step` hears of each step as it begins, `on_try` of each login."""
+    where = destination_of(remote)
+    return log_in(where, questions=questions, on_step=on_step, on_try=on_try)

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 NAME_PATTERN = re.compile(r"[a-z0-9._-]+")  # Jupyter lower-cases kernel names
 UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}  # seconds
+SIZES = {"GiB": 2**30, "GB": 10**9, "MiB": 2**20, "MB": 10**6, "KiB": 2**10, "kB": 10**3, "B": 1}
+LEAST_LIMIT = 2**20  # bytes: with less, what is kept would be marks of what is not
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,8 @@ class Remote:
     cwd: str = ""  # "": the home there
     on_shutdown: Literal["stop", "keep"] = "stop"
     idle_timeout: float = 72 * 3600.0  # seconds
+    journal_limit: int = 2**30  # bytes
+    waiting_limit: int = 8 * 2**20  # bytes of one cell's text that may wait for a front
     transport: Literal["auto", "paramiko", "openssh"] = "auto"
     ssh_config: Path = field(default_factory=lambda: Path("~/.ssh/config").expanduser())
     login_lifetime: float = 600.0  # seconds
@@ -74,6 +78,23 @@ def write_duration(seconds: float) -> str:
     unit = next((u for u in "hm" if seconds and seconds % UNITS[u] == 0), "s")
     number = seconds / UNITS[unit]
     return f"{number:.0f}{unit}" if number.is_integer() else f"{number:.3f}{unit}"
+
+
+def read_size(value: object) -> int:
+    """Read "64MB" or "1GiB" as bytes."""
+    units = "|".join(SIZES)
+    found = re.fullmatch(rf"(\d+(?:\.\d+)?) ?({units})", value) if isinstance(value, str) else None
+    size = int(float(found[1]) * SIZES[found[2]]) if found else 0
+    if size < LEAST_LIMIT:
+        msg = f'a size of 1 MiB or more, such as "64MiB" or "2GB", not {value!r}'
+        raise ValueError(msg)
+    return size
+
+
+def write_size(size: int) -> str:
+    """Write bytes as people do: "8MiB", "2GB"."""
+    unit = next(unit for unit, bytes_each in SIZES.items() if size % bytes_each == 0)
+    return f"{size // SIZES[unit]}{unit}"
 
 
 def _text(value: object) -> str:
@@ -132,6 +153,8 @@ READERS: Mapping[str, Callable[[object], Any]] = {
     "cwd": _text,
     "on_shutdown": _one_of("stop", "keep"),
     "idle_timeout": read_duration,
+    "journal_limit": read_size,
+    "waiting_limit": read_size,
     "transport": _one_of("auto", "paramiko", "openssh"),
     "ssh_config": _path,
     "login_lifetime": read_duration,
@@ -296,6 +319,8 @@ def _as_table(remote: Remote) -> dict[str, Any]:
         "init": list,
         "env": dict,
         "idle_timeout": write_duration,
+        "journal_limit": write_size,
+        "waiting_limit": write_size,
         "login_lifetime": write_duration,
         "ssh_config": str,
     }

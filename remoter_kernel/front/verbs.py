@@ -177,7 +177,7 @@ class Verbs:
                 state=link.state.value,
                 since=link.seconds_so,
                 next_try=link.next_try,
-                last_error="" if link.state is State.UP else str(link.error or ""),
+                last_error=str(link.error or ""),
                 losses=link.losses,
                 round_trip=round_trip if link.state is State.UP else None,
                 queue=link.unacknowledged,

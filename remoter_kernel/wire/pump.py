@@ -100,6 +100,17 @@ class Pump:
         elif self._ack is None and self.talk.owes_numbers:
             self._ack = self.reactor.later(ACK_WITHIN, self.acknowledge)
 
+    def doubt(self, seconds: float) -> None:
+        """Ask for a sign of life now; end this wire if none comes within so many seconds."""
+        before = self._heard
+        self._ping()
+
+        def judge() -> None:
+            if self._heard == before:
+                self.end(Unreachable(f"Nothing was heard for {seconds:.0f} seconds."))
+
+        self.reactor.later(seconds, judge)
+
     def end(self, error: RemoterError, *, is_told: bool = False) -> None:
         """End this wire with a reason; `is_told`: the other end hears it too."""
         if self._has_ended:

@@ -7,8 +7,8 @@ Pure: no I/O, no clock. House rules of this file:
 - Neighbouring texts of one stream and cell become one, and lose what a terminal would have
   overwritten. `clear_output` takes away what waits of its cell; an update of a display takes
   away the update before it.
-- When more text of one cell waits than is allowed, the oldest goes, and one note in its place
-  says how much. Of an interrupted cell much less is allowed.
+- When more text of one cell waits than is allowed, only its head and its tail stay, and one
+  note in between says how much went. Of an interrupted cell much less stays, and no head.
 - Results, displays, errors, replies, statuses and comms are never held back.
 """
 
@@ -263,25 +263,29 @@ class Waiting:
         item.texts, item.parts, item.payload = [], (), None
 
     def _hold_back(self, cell: Cell) -> None:
-        """Let the oldest text of a cell go if too much waits, and say so in its place."""
+        """Let old text of a cell go if too much waits, and say so in its place."""
         is_cut = cell.key in self._interrupted
         most = min(self.most, MOST_INTERRUPTED) if is_cut else self.most
+        texts, note = cell.texts, cell.note
         if cell.size <= most:
             return
         tail = most // 2 if is_cut else most // TAIL
-        while cell.size > tail and len(cell.texts) > 1:
-            oldest = cell.texts[0]
+        # What comes first stays, as the head, unless it is the tail of what went before.
+        has_head = not is_cut and len(texts) > 1 and not (note and note.number < texts[0].number)
+        first = int(has_head)
+        while cell.size > tail and len(texts) > first + 1:
+            oldest = texts[first]
             size = oldest.size + oldest.held
             if cell.note:
                 self._leave_out(oldest)
                 cell.note.size += size
             else:
-                cell.texts.popleft()
+                del texts[first]
                 self._grow(cell, -oldest.size)
                 oldest.kind, oldest.size, cell.note = Kind.NOTE, size, oldest
                 oldest.texts = []
         if cell.size > most:
-            self._shorten(cell, cell.texts[0], tail)
+            self._shorten(cell, texts[-1], tail)
 
     def _shorten(self, cell: Cell, item: Item, tail: int) -> None:
         """Cut one message that is too large by itself; the note has no other place than in it."""

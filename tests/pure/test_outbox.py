@@ -41,14 +41,15 @@ class Book:
 class Pair:
     """An evaluator's end with that outbox, and a front's."""
 
-    def __init__(self, most: int = 10**6, window: int = 400) -> None:
+    def __init__(self, most: int = 10**6, window: int = 400, slowness: float = 0.0) -> None:
         self.now = 0.0
+        self.slowness = slowness  # seconds that go by from one look at the clock to the next
         self.book = Book()
         self.outbox = FrontOutbox(
             self.book,  # type: ignore[arg-type]
             FRONT,
             most_waiting=most,
-            clock=lambda: self.now,
+            clock=self.clock,
         )
         self.there = Conversation(self.outbox, slice_size=150)
         self.here = Conversation(MemoryOutbox(), window)
@@ -58,6 +59,10 @@ class Pair:
         self.bytes = 0
         self.is_up = False
         self.dial()
+
+    def clock(self) -> float:
+        self.now += self.slowness
+        return self.now
 
     def dial(self) -> None:
         self.wire.clear()
@@ -101,8 +106,9 @@ class Pair:
             self.dial()
         for _ in range(10_000):
             self.credit()
+            was_looking = self.outbox.is_looking
             self.flush()
-            if not self.wire:
+            if not (self.wire or was_looking or self.outbox.is_looking):
                 return
             self.deliver(10)
 
@@ -118,10 +124,10 @@ deeds = some.lists(
 
 
 @settings(max_examples=400, deadline=None)
-@given(some.lists(messages, min_size=3, max_size=3), deeds)
-def test_a_page_ends_as_it_would_have_whatever_happens_to_wires(stories, doings):
+@given(some.lists(messages, min_size=3, max_size=3), deeds, some.sampled_from([0.0, 0.02]))
+def test_a_page_ends_as_it_would_have_whatever_happens_to_wires(stories, doings, slowness):
     """Cuts, outages, little credit and long waits change nothing of what is seen at the end."""
-    pair, whole = Pair(), Page()
+    pair, whole = Pair(slowness=slowness), Page()
     said = [parts for story in stories for parts in story]
     replies = []
     for number, (deed, amount) in enumerate(doings):
@@ -187,6 +193,31 @@ def test_an_outage_is_told_in_its_last_words():
     pair.settle()
     assert pair.page.outputs["one"] == [["stdout", "\r  999 of 1000"]]
     assert pair.bytes < size / 20
+
+
+def test_a_night_of_output_is_looked_at_bit_by_bit():
+    """However much waits: others get their turn in between, and one look decides for all of it."""
+    pair = Pair(most=200_000, slowness=0.005)
+    pair.settle()
+    pair.cut()
+    lines = [f"line {number:5} {'of the night ' * 80}\n" for number in range(1000)]
+    for line in lines:
+        pair.book.append(Channel.IOPUB, pack(stream(line)))
+    pair.outbox.look(is_connected=False)
+    pair.dial()
+    looks = 0
+    while pair.outbox.is_looking:
+        looks += 1
+        assert not pair.wire
+        pair.flush()
+    assert looks > 20
+    pair.settle()
+    head, note, tail = (text for _, text in pair.page.outputs["one"])
+    assert "held back" in note
+    assert "".join(lines).startswith(head)
+    assert "".join(lines).endswith(tail)
+    assert 60_000 < len(head) < 70_000
+    assert len(tail) < 200_000
 
 
 def test_an_interrupt_lets_little_through_at_once():

@@ -29,6 +29,8 @@ env = { OMP_NUM_THREADS = "8" }
 cwd = "~/project"
 on_shutdown = "keep"
 idle_timeout = "2d"
+journal_limit = "2GB"
+waiting_limit = "1.5 MiB"
 transport = "openssh"
 ssh_config = "/somewhere/config"
 login_lifetime = "90s"
@@ -67,6 +69,8 @@ def test_every_key_is_read_as_what_it_means():
         cwd="~/project",
         on_shutdown="keep",
         idle_timeout=2 * 86400.0,
+        journal_limit=2 * 10**9,
+        waiting_limit=3 * 2**19,
         transport="openssh",
         ssh_config=Path("/somewhere/config"),
         login_lifetime=90.0,
@@ -97,6 +101,8 @@ REFUSED = {
     "number in env": ('[remotes.a]\nhost = "a"\nenv = {A = 1}\n', 3, "env must be names with"),
     "bad env name": ('[remotes.a]\nhost = "a"\nenv = {"A B" = "1"}\n', 3, "'A B' is not"),
     "bad duration": ('[remotes.a]\nhost = "a"\nidle_timeout = "3 days"\n', 3, "not '3 days'"),
+    "bad size": ('[remotes.a]\nhost = "a"\njournal_limit = "1 gig"\n', 3, "not '1 gig'"),
+    "small size": ('[remotes.a]\nhost = "a"\nwaiting_limit = "3kB"\n', 3, "1 MiB or more"),
     "bare duration": ('[remotes.a]\nhost = "a"\nlogin_lifetime = 600\n', 3, 'such as "90s"'),
     "wrong word": ('[remotes.a]\nhost = "a"\ntransport = "opensh"\n', 3, 'mean "openssh"'),
     "no host": ('# x\n\n[remotes.a]\npython = "x"\n', 3, "the remote a has no host"),
@@ -281,6 +287,8 @@ some_remotes = st.builds(
     cwd=texts | st.just(""),
     on_shutdown=st.sampled_from(["stop", "keep"]),
     idle_timeout=st.integers(0, 10**7).map(float),
+    journal_limit=st.integers(2**20, 2**40),
+    waiting_limit=st.integers(2**20, 2**40),
     transport=st.sampled_from(["auto", "paramiko", "openssh"]),
     login_lifetime=st.integers(0, 10**6).map(float),
     local=st.sampled_from(["ask", "allow", "never"]),

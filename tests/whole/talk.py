@@ -128,6 +128,14 @@ class Talk:
         """Wait until these requests have their replies and their idle."""
         self.listen(lambda: all(self._is_done(each, channel) for each in requests))
 
+    def has_begun(self, request: str) -> bool:
+        """Does the kernel run this cell, or has it?"""
+        return any(
+            message["msg_type"] == "execute_input"
+            and message["parent_header"].get("msg_id") == request
+            for _, message in self.heard
+        )
+
     def until_said(self, text: str) -> None:
         """Wait until this text has come in a stream."""
         self.listen(

@@ -8,6 +8,7 @@ import time
 from functools import partial
 from typing import TYPE_CHECKING
 
+import psutil
 import pytest
 
 from bench.proxy import Proxy
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 LINES = 300
 BLACK_HOLE = 20.0  # seconds
+ASLEEP = 6.0  # seconds
 COUNT = f"""
 import time
 for i in range({LINES}):
@@ -108,6 +110,27 @@ def test_a_black_hole_loses_no_line(talk: Talk, path: Proxy) -> None:
     assert lines(talk, cell) == list(range(LINES))
 
 
+def test_a_laptop_that_sleeps_and_whose_connection_is_forgotten(
+    kernel: StartedKernel, talk: Talk, path: Proxy
+) -> None:
+    """A front that stood still, with a path that knows it no more: every line, and a new wire."""
+    cell = talk.queue(COUNT % 0.05)
+    talk.listen(lambda: len(lines(talk, cell)) > 10, seconds=WAIT)
+    front = psutil.Process(kernel.pid)
+    front.suspend()
+    path.strand()
+    asleep_until = time.monotonic() + ASLEEP
+    with contextlib.suppress(AssertionError):
+        talk.listen(lambda: time.monotonic() > asleep_until, seconds=ASLEEP)
+    front.resume()
+    talk.listen(lambda: is_over(talk, cell), seconds=WAIT)
+    assert lines(talk, cell) == list(range(LINES))
+    talk.run("%remoter status")
+    said = [m["content"]["text"] for _, m in talk.heard if m["msg_type"] == "stream"][-1]
+    assert "after 1 cut" in said
+    assert "last error   Nothing was heard for" in said
+
+
 def test_a_cell_that_is_run_while_the_link_is_down_runs_once(talk: Talk, path: Proxy) -> None:
     """A cell sent into a dead link runs when the link is back, and only once."""
     talk.case(lambda talk: talk.run("ran = 0"))
@@ -126,7 +149,7 @@ def test_a_reply_that_was_lost_on_the_way_comes(talk: Talk, path: Proxy) -> None
     """A cut between a cell's end and its reply: the reply comes, and the cell runs once."""
     talk.case(lambda talk: talk.run("runs = []"))
     cell = talk.queue("runs.append(1)\nimport time; time.sleep(0.5)\nprint('line', len(runs))")
-    talk.listen(lambda: any(m["msg_type"] == "execute_input" for _, m in talk.heard))
+    talk.listen(lambda: talk.has_begun(cell))
     path.stall()
     with contextlib.suppress(AssertionError):
         talk.listen(lambda: is_over(talk, cell), seconds=1.5)  # it ends there meanwhile
@@ -153,7 +176,7 @@ def test_a_question_survives_a_cut(talk: Talk, path: Proxy, *, is_asked_before: 
     if is_asked_before:
         talk.listen(lambda: bool(talk._of("stdin")))
     else:
-        talk.listen(lambda: any(m["msg_type"] == "execute_input" for _, m in talk.heard))
+        talk.listen(lambda: talk.has_begun(cell))
     path.cut()
     talk.listen(lambda: bool(talk._of("stdin")), seconds=WAIT)
     talk.send("input_reply", {"value": "yes"}, channel="stdin")

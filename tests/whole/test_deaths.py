@@ -210,6 +210,26 @@ def test_a_prompt_waits_when_the_evaluator_is_killed(talk: Talk, far: FarSide) -
     assert b'"value"' not in journal
 
 
+def test_a_question_that_nobody_heard(
+    talk: Talk, far: FarSide, sshd: RealSshd, kernel: StartedKernel
+) -> None:
+    """What was asked between two evaluators is told, and what to do: an interrupt ends it."""
+    cell = talk.queue("import time; print('going', flush=True); time.sleep(1)")
+    asks = talk.queue("input('who? ')", stop_on_error=False)
+    talk.listen(lambda: "going" in text(talk, cell))
+    sshd.stop_listening()
+    evaluator(far).kill()
+    with contextlib.suppress(AssertionError):
+        talk.listen(lambda: False, seconds=1.5)  # it asks meanwhile
+    sshd.start()
+    talk.listen(lambda: "nobody has heard it: interrupt" in text(talk, cell), seconds=WAIT)
+    assert not talk._of("stdin")
+    kernel.manager.interrupt_kernel()
+    over(talk, cell, asks)
+    assert [len(replies(talk, one)) for one in (cell, asks)] == [1, 1]
+    assert value(talk, "kept") == "'since before'"
+
+
 def test_an_evaluator_is_killed_before_its_child_is_ready(
     here: JupyterHere, far: FarSide, python_remote: dict[str, Any]
 ) -> None:

@@ -9,6 +9,8 @@ import contextlib
 import json
 import os
 import re
+import subprocess
+import sys
 import time
 from collections import deque
 from typing import TYPE_CHECKING, Any
@@ -62,16 +64,17 @@ class Far:
             for name, process in (("front", self.front), ("evaluator", self.evaluator))
         }
 
+    @property
+    def folder(self) -> Path:
+        """Where the session keeps its journal; its name is the session's id."""
+        doors = (self.home / ".local/share/remoter-kernel/sessions").glob("*/door.json")
+        pid = self.evaluator.pid
+        return next(door.parent for door in doors if json.loads(door.read_text())["pid"] == pid)
+
     def written(self, cell: str) -> str:
         """Return all text of a cell that the journal's file holds."""
-        folder = self.home / ".local/share/remoter-kernel/sessions"
-        files = [
-            path
-            for path in folder.glob("*/journal")
-            if json.loads((path.parent / "door.json").read_text())["pid"] == self.evaluator.pid
-        ]
         texts = []
-        with files[0].open("rb") as file:
+        with (self.folder / "journal").open("rb") as file:
             for _, record in Scan(file):
                 if record.channel is Channel.IOPUB and not record.is_mark:
                     parts = [bytes(part) for part in unpack(record.body)]
@@ -82,16 +85,24 @@ class Far:
 
 @contextlib.contextmanager
 def far_kernel(
-    here: JupyterHere, sshd: RealSshd, far: FarSide, tmp_path: Path, path: Proxy, **options: Any
+    here: JupyterHere,
+    sshd: RealSshd,
+    far: FarSide,
+    tmp_path: Path,
+    path: Proxy,
+    *,
+    environment: dict[str, str] | None = None,
+    **settings: Any,
 ) -> Iterator[Far]:
-    """Start a kernel there over a path."""
+    """Start a kernel there over a path; `environment` is the front's, `settings` the remote's."""
     config = sshd.ssh_config(tmp_path / "ssh_config", "flood", extra=f"Port {path.port}")
     known = sshd.known_hosts.read_text().replace(str(sshd.port), str(path.port))
     (tmp_path / "known").write_text(known)
     text = config.read_text().replace(str(sshd.known_hosts), str(tmp_path / "known"))
     config.write_text(text)
-    spec = here.add_remote("flood", host="flood", ssh_config=config, python=str(far.python))
-    with started_kernel(spec, **options) as kernel:
+    settings |= {"host": "flood", "ssh_config": config, "python": str(far.python)}
+    spec = here.add_remote("flood", **settings)
+    with started_kernel(spec, env=environment or dict(os.environ)) as kernel:
         talk = Talk(kernel.client)
         talk.case(lambda talk: talk.run("1"))
         yield Far(talk, path, kernel.pid, far.home)
@@ -169,6 +180,45 @@ def test_an_interrupt_is_not_kept_waiting_by_a_flood(narrow: Far) -> None:
     assert streams(narrow.talk, again) == "the next cell\n"
 
 
+CATCHING = f"""
+import time
+try:
+    {FLOOD.replace(chr(10), chr(10) + "    ")}
+except KeyboardInterrupt:
+    hit = time.time()
+    print('hit', n, flush=True)
+"""
+REACHES_WITHIN = 2 * RTT + 0.3  # seconds: the machine is at work for two
+
+
+@pytest.mark.parametrize("seconds", [2.0, pytest.param(5.0, marks=pytest.mark.slow)])
+def test_an_interrupt_goes_past_a_flood_and_outputs_has_all_of_it(
+    narrow: Far, here: JupyterHere, sshd: RealSshd, tmp_path: Path, seconds: float
+) -> None:
+    """During a flood it is there in two trips, and every line can be had later."""
+    talk, before = narrow.talk, narrow.memory()
+    cell = talk.queue(CATCHING)
+    with contextlib.suppress(AssertionError):
+        talk.listen(lambda: False, seconds=seconds)
+    sent = time.time()
+    talk.send("interrupt_request", {}, channel="control")
+    talk.listen(lambda: talk._is_done(cell), seconds=WAIT)
+    idle = time.time() - sent
+    grown = {name: (size - before[name]) / 1e6 for name, size in narrow.memory().items()}
+    told = talk.queue("print(hit, n)")
+    talk.listen(lambda: talk._is_done(told), seconds=WAIT)
+    hit, count = (float(word) for word in streams(talk, told).split())
+    assert hit - sent < REACHES_WITHIN
+    assert idle < IDLE_WITHIN
+    assert max(grown.values()) < GROWS_BY / 1e6
+    sshd.ssh_config(tmp_path / "ssh_config", "flood")  # all of it, by a wider path
+    read = here.remoter("outputs", narrow.folder.name)
+    assert read.returncode == 0, read.stderr
+    written = numbers(read.stdout)
+    assert written == list(range(len(written)))
+    assert int(count) - len(written) in {0, 1}  # of the last one perhaps a part
+
+
 def test_fifty_megabytes_are_in_the_journal_whatever_is_shown(narrow: Far) -> None:
     """A cell that prints 50 MB over a narrow path ends soon, and the journal has each line."""
     line = "x" * 90
@@ -181,6 +231,20 @@ def test_fifty_megabytes_are_in_the_journal_whatever_is_shown(narrow: Far) -> No
     assert written.endswith(shown[-100_000:])
     assert len(shown) < len(written) / 2
     assert "held back" in streams(narrow.talk, cell, "stderr")
+
+
+def test_a_remote_may_let_less_wait(
+    here: JupyterHere, sshd: RealSshd, far: FarSide, tmp_path: Path
+) -> None:
+    """With a waiting_limit of 1 MiB, most of 12 MB is held back that would be shown else."""
+    with (
+        Proxy(sshd.port, rtt=RTT, bits_per_second=NARROW) as path,
+        far_kernel(here, sshd, far, tmp_path, path, waiting_limit=2**20) as kernel,
+    ):
+        cell = kernel.talk.queue("print(('x' * 99 + '\\n') * 120_000)")
+        kernel.talk.listen(lambda: kernel.talk._is_done(cell), seconds=WAIT)
+        assert 2**19 < len(streams(kernel.talk, cell)) < 3e6
+        assert "held back" in streams(kernel.talk, cell, "stderr")
 
 
 def test_what_the_link_can_carry_comes_whole(wide: Far) -> None:
@@ -198,29 +262,39 @@ for n in range(20_001):
     sys.stderr.write(f"\\r{n / 200:3.0f}%|{'█' * filled}{' ' * (40 - filled)}| {n:5}/20000 [00:30]")
     if n % 100 == 0:
         sys.stderr.flush()
-        time.sleep(0.03)
+        time.sleep(SECONDS / 200)
 sys.stderr.write("\\n")
 """
 
 
-def test_a_bar_that_nobody_watched_ends_as_it_would_have(wide: Far) -> None:
+@pytest.mark.parametrize(
+    ("outage", "seconds", "is_cut"),
+    [(10.0, 6.0, True), pytest.param(30.0, 30.0, False, marks=pytest.mark.slow)],
+)
+def test_a_bar_that_nobody_watched_ends_as_it_would_have(
+    wide: Far, outage: float, seconds: float, *, is_cut: bool
+) -> None:
     """20,000 updates across an outage: the bar ends the same, with under 5 % of the bytes."""
     talk = wide.talk
-    cell = talk.queue("import time; time.sleep(0.5)\n" + BAR)
-    talk.listen(lambda: any(m["msg_type"] == "execute_input" for _, m in talk.heard), seconds=5)
+    cell = talk.queue("import time; time.sleep(0.5)\n" + BAR.replace("SECONDS", str(seconds)))
+    talk.listen(lambda: talk.has_begun(cell), seconds=5)
     before = wide.path.bytes_down
-    wide.path.stall()
-    wide.path.cut()
+    wide.path.vanish()
+    if is_cut:  # else the far side speaks to nobody for a second, and at this pace that is much
+        wide.path.cut()
     with contextlib.suppress(AssertionError):
-        talk.listen(lambda: talk._is_done(cell), seconds=10.0)
+        talk.listen(lambda: talk._is_done(cell), seconds=outage)
     wide.path.resume()
     talk.listen(lambda: talk._is_done(cell), seconds=WAIT)
-    whole = wide.written(cell)
+    here = [sys.executable, "-c", BAR.replace("SECONDS", "0")]
+    whole = subprocess.run(here, capture_output=True, check=True).stderr.decode()
     shown = streams(talk, cell, "stderr")
+    sent = wide.path.bytes_down - before
     assert "20000/20000" in shown
     assert terminal(shown) == terminal(whole)
+    assert wide.written(cell) == whole
     assert len(shown.encode()) < len(whole.encode()) * 0.05
-    assert wide.path.bytes_down - before < len(whole.encode()) * 0.05
+    assert sent < len(whole.encode()) * 0.05
 
 
 class Limits:
@@ -249,7 +323,7 @@ def test_jupyter_server_is_given_what_it_takes(
     environment = {**os.environ, "JPY_SESSION_NAME": str(tmp_path / "a.ipynb")}
     with (
         Proxy(sshd.port) as path,
-        far_kernel(here, sshd, far, tmp_path, path, env=environment) as kernel,
+        far_kernel(here, sshd, far, tmp_path, path, environment=environment) as kernel,
     ):
         talk, limits = kernel.talk, Limits()
         code = "for n in range(50_000):\n    print(f'{n:08}', 'y' * 90, flush=n % 10 == 0)"

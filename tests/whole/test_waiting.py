@@ -86,7 +86,7 @@ def test_a_running_cell_shows_nothing_odd(talk: Talk, sshd: RealSshd) -> None:
     cell = talk.queue(code)
     talk.listen(lambda: "0\n" in text_of(talk, cell))
     with no_network(sshd):
-        talk.listen(lambda: "link" in status(talk) and "up for" not in status(talk))
+        wait_for(lambda: "up for" not in status(talk))
     talk.done(cell)
     assert text_of(talk, cell) == "0\n1\n2\n3\n"
     kinds = {m["msg_type"] for m in said_in(talk, cell)} - {"execute_reply"}
@@ -96,7 +96,7 @@ def test_a_running_cell_shows_nothing_odd(talk: Talk, sshd: RealSshd) -> None:
 def test_a_silent_request_says_nothing(talk: Talk, sshd: RealSshd) -> None:
     """What no person has asked for shows no notice."""
     with no_network(sshd):
-        talk.listen(lambda: "up for" not in status(talk))
+        wait_for(lambda: "up for" not in status(talk))
         silent = talk.queue("1", silent=True)
         loud = talk.queue("1")
         talk.listen(lambda: WAITING in text_of(talk, loud))
@@ -114,7 +114,7 @@ def status(talk: Talk) -> str:
 def test_verbs_answer_while_the_link_is_down(talk: Talk, sshd: RealSshd) -> None:
     """Status, help and keep are answered here; log says that only the far side knows."""
     with no_network(sshd):
-        talk.listen(lambda: "next try in" in status(talk))
+        wait_for(lambda: "next try in" in status(talk))
         assert "last error" in status(talk)
         cell = talk.queue("%remoter log")
         talk.done(cell)
@@ -123,7 +123,7 @@ def test_verbs_answer_while_the_link_is_down(talk: Talk, sshd: RealSshd) -> None
         cell = talk.queue("%remoter help")
         talk.done(cell)
         assert "%remoter status" in text_of(talk, cell)
-    talk.listen(lambda: "up for" in status(talk))
+    wait_for(lambda: "up for" in status(talk), seconds=5.0)
     assert "after 1 cut" in status(talk)
     talk.done(talk.queue("1"))
 

@@ -52,15 +52,18 @@ def log_in(
     *,
     questions: Questions | None = None,
     on_step: Callable[[str], None] = lambda _step: None,
+    on_try: Callable[[Login], None] = lambda _login: None,
 ) -> Login:
     """Log in; the steps are "connect", "host key", "login".
 
+    `on_try` is given each login before its first step, so that another thread may cut it.
     Raises Unreachable, HostKeyProblem, LoginRefused.
     """
     passed: list[Login] = []
     try:
         for hop in (*destination.jumps, destination):
             login = Login(hop, tuple(passed), is_last=hop is destination)
+            on_try(login)
             login.start(questions, on_step)
             passed.append(login)
     except BaseException:
@@ -87,6 +90,7 @@ class Login:
         self._through = through
         self._transport: Transport | None = None
         self._is_last = is_last
+        self._is_cut = False
         self._leave: Callable[[], None] = lambda: None
         self._spare: Running | None = None  # opened together with the login, for the first command
         self._tunnels: list[Tunnel] = []
@@ -188,7 +192,7 @@ class Login:
         try:
             return door.wait(VERDICT_WITHIN)
         except Closed:
-            if shown > 1:
+            if shown > 1 and not self._is_cut:
                 raise _too_many(self._destination, shown) from None
             raise
 
@@ -302,6 +306,7 @@ class Login:
 
     def cut(self) -> None:
         """Drop the connection without a goodbye, as a dead network would."""
+        self._is_cut = True
         if self._transport is not None:
             self._transport.cut()
 

@@ -1,0 +1,114 @@
+"""Carries an interrupt to the cell that was meant, and no other.
+
+A kernel between two cells loses an interrupt, or lets it hit the next one; and when a cell fails
+it calls off whatever waits in its queue. So an interrupt waits until its cell has begun, and what
+comes after it waits with us until that cell is over.
+"""
+
+from __future__ import annotations
+
+import time
+from functools import partial
+from typing import TYPE_CHECKING, Callable, NamedTuple
+
+from remoter_kernel.wire.messages import content_of
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from remoter_kernel.daemon.requests import Requests
+    from remoter_kernel.daemon.speaker import Request
+    from remoter_kernel.wire.frames import Bytes
+    from remoter_kernel.wire.reactor import Call, Timer
+
+SETTLES_WITHIN = 0.1  # seconds after which an interrupt ends a cell, and not R while it prepares
+CALLS_OFF_WITHIN = 0.05  # seconds from a cell's reply until its kernel takes another one
+BEGINS_WITHIN = 1.0  # seconds; a cell that was never heard to begin may run all the same
+
+
+class Stopped(NamedTuple):
+    """The cell that is being interrupted; by which front, and after which of its requests."""
+
+    cell: str
+    front: bytes
+    mark: int
+
+
+class Interrupts:
+    """The interrupt that is under way, if there is one."""
+
+    def __init__(self, requests: Requests, later: Callable[[float, Call], Timer]) -> None:
+        """Remember; `later` is the reactor's."""
+        self.strike: Callable[[], None] = lambda: None  # interrupts the child, now
+        self.on_over: Callable[[], None] = lambda: None  # others get their turn
+        self._requests = requests
+        self._later = later
+        self._stopped: Stopped | None = None
+        self._begun: dict[str, float] = {}  # cells that run: when one heard of that
+        self._timer: Timer | None = None
+
+    @property
+    def is_under_way(self) -> bool:
+        """Must others wait, so that this hits or calls off none of them?"""
+        return self._stopped is not None
+
+    def aim(self, cell: str, front: bytes, mark: int) -> None:
+        """Interrupt a cell that the child has, as soon as that can be done."""
+        self._stopped = Stopped(cell, front, mark)
+        begun = self._begun.get(cell)
+        if begun is None:
+            self._wait(BEGINS_WITHIN, self._give_up_waiting)
+        elif (left := begun + SETTLES_WITHIN - time.monotonic()) > 0:
+            self._wait(left, self._hit)
+        else:
+            self._hit()
+
+    def note_begin(self, cell: str) -> None:
+        """Hear that the child begins with a request: `busy`, then `execute_input`."""
+        request = self._requests.asked.get(cell)
+        if request is None or request.header.get("msg_type") != "execute_request":
+            return
+        self._begun[cell] = time.monotonic()
+        if self._timer and self._stopped and self._stopped.cell == cell:
+            self._wait(SETTLES_WITHIN, self._hit)
+
+    def note_end(self, request: Request, reply: Sequence[Bytes]) -> None:
+        """Hear the child's reply: the cells that were to follow a stopped one are called off."""
+        cell = str(request.header.get("msg_id", ""))
+        self._begun.pop(cell, None)
+        stopped = self._stopped
+        if stopped and stopped.cell == cell:
+            if content_of(reply).get("status") != "ok":
+                self._requests.call_off(stopped.front, stopped.mark)
+            self._cancel()
+            self._later(CALLS_OFF_WITHIN, partial(self._be_over, stopped))
+
+    def forget(self) -> None:
+        """The child is at nothing that it was asked, or gone."""
+        self._cancel()
+        self._stopped = None
+        self._begun.clear()
+
+    def _hit(self) -> None:
+        self._timer = None
+        self.strike()
+
+    def _give_up_waiting(self) -> None:
+        """Interrupt what the child is at: a widget's call, or a cell that nobody heard begin."""
+        self._hit()
+        if self._stopped:
+            self._be_over(self._stopped)
+
+    def _wait(self, seconds: float, call: Call) -> None:
+        self._cancel()
+        self._timer = self._later(seconds, call)
+
+    def _cancel(self) -> None:
+        if self._timer:
+            self._timer.cancel()
+            self._timer = None
+
+    def _be_over(self, stopped: Stopped) -> None:
+        if self._stopped is stopped:
+            self._stopped = None
+            self.on_over()
