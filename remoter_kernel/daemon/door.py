@@ -203,7 +203,7 @@ class Door:
             guest = self._new_guest(name)
             guest.outbox.forget(Lane.BULK, bulk)  # what was before it is not for it
         if guest.pump:
-            guest.pump.end(ProtocolError("The same front came in again."))
+            guest.pump.end(ProtocolError("The same front came in again."), is_told=True)
         guest.kernel_id = str(words.get("kernel_id") or "")
         guest.laptop = str(words.get("laptop") or "")
         if name not in self._greeted:

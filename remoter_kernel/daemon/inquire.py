@@ -12,23 +12,22 @@ import json
 import os
 import signal
 import socket
-import sys
 import time
-import traceback
 from typing import TYPE_CHECKING, Any, Callable
 
-from remoter_kernel.daemon import registry
+from remoter_kernel.daemon import one_line, registry
 from remoter_kernel.daemon.lock import tidy
 from remoter_kernel.daemon.processes import started_at
 from remoter_kernel.daemon.records import Reader, Record, read_journal
 from remoter_kernel.daemon.registry import Session
-from remoter_kernel.errors import RemoterError
 from remoter_kernel.wire.frames import Channel, unpack
 from remoter_kernel.wire.said import Said, encode_said
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterator
     from pathlib import Path
+
+    from remoter_kernel.daemon.one_line import Answer
 
 STOP_WITHIN = 8.0  # seconds that an evaluator has to end its session properly
 KILL_WITHIN = 3.0  # seconds after SIGKILL
@@ -37,29 +36,11 @@ MOST = 16 * 1024 * 1024  # bytes of records in one answer
 TAIL = 20  # lines of each log
 HEADER, PARENT = 1, 2  # of a message's parts
 
-Answer = tuple[dict[str, Any], "Iterable[bytes]"]
-
 
 def main() -> None:
     """Read one wish, answer it."""
     os.umask(0o077)
-    records: Iterable[bytes] = ()
-    try:
-        wish = json.loads(sys.stdin.readline())
-        answer, records = ANSWERS[wish["verb"]](wish)
-    except OSError as error:
-        place = f" ({error.filename})" if error.filename else ""
-        answer = {"lacks": "room", "what": f"{error.strerror}{place}"}
-    except RemoterError as error:
-        answer = {"lacks": "reader", "what": str(error)}
-    except Exception as error:  # noqa: BLE001 - the one line is all that is heard of us
-        traceback.print_exc()
-        answer = {"lacks": "luck", "what": f"{type(error).__name__}: {error}"}
-    out = sys.stdout.buffer
-    out.write(b"REMOTER " + json.dumps(answer).encode() + b"\n")
-    for chunk in records:
-        out.write(chunk)
-    out.flush()
+    one_line.answer(lambda wish: ANSWERS[wish["verb"]](wish))
 
 
 # How sessions are ------------------------------------------------------------------------

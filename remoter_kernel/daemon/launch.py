@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import zmq
 
-from remoter_kernel.daemon import registry
+from remoter_kernel.daemon import one_line, registry
 from remoter_kernel.daemon.candidates import candidates_for, is_of_a_notebook
 from remoter_kernel.daemon.door import Door
 from remoter_kernel.daemon.journal import LIMIT, Journal
@@ -46,20 +46,12 @@ ABOUT = ("kernel_id", "kernel", "arguments", "notebook", "laptop", "remote")
 def main(pyzmq: str) -> None:
     """Answer one wish with one line; `pyzmq` is the version that was found here."""
     login_umask = os.umask(0o077)
-    try:
+
+    def find_or_start(wish: dict[str, Any]) -> one_line.Answer:
         check_own_bytes()
-        wish = json.loads(sys.stdin.readline())
-        answer = {**fulfil(wish, login_umask), "pyzmq": pyzmq}
-    except OSError as error:
-        place = f" ({error.filename})" if error.filename else ""
-        answer = {"lacks": "room", "what": f"{error.strerror}{place}"}
-    except RemoterError as error:
-        answer = {"lacks": "reader", "what": str(error)}
-    except Exception as error:  # noqa: BLE001 - the one line is all that is heard of us
-        traceback.print_exc()
-        answer = {"lacks": "luck", "what": f"{type(error).__name__}: {error}"}
-    sys.stdout.write("REMOTER " + json.dumps(answer) + "\n")
-    sys.stdout.flush()
+        return {**fulfil(wish, login_umask), "pyzmq": pyzmq}, ()
+
+    one_line.answer(find_or_start)
 
 
 def check_own_bytes() -> None:

@@ -52,6 +52,7 @@ SHIPPED = (
     "daemon/journal.py",
     "daemon/launch.py",
     "daemon/lock.py",
+    "daemon/one_line.py",
     "daemon/outbox.py",
     "daemon/past.py",
     "daemon/pieces.py",

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
-import signal
 import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -17,7 +17,7 @@ from tests.real_jupyter import MARK, THIS_RUN, started_kernel, wait_for
 from tests.real_parts import real_part
 from tests.real_sshd import RealSshd
 from tests.whole.talk import Talk
-from tests.whole.test_deaths import heard, lines, over, text
+from tests.whole.test_deaths import heard, lines, over, replies, text
 from tests.whole.test_life import there, value
 
 if TYPE_CHECKING:
@@ -151,18 +151,28 @@ def test_an_evaluator_that_dies_on_a_full_disk(talk: Talk, disk: Disk, far: FarS
     disk.fill()
     cell = talk.queue("import time; print('going', flush=True); time.sleep(3)")
     talk.listen(lambda: "going" in text(talk, cell))
-    first = evaluator_of(disk)
-    first.send_signal(signal.SIGKILL)
-    talk.listen(lambda: talk._is_done(cell), seconds=30)
-    print([(m["msg_type"], m["content"]) for m in heard(talk, cell)])
+    evaluator_of(disk).kill()
+    wait_for(lambda: "No space left" in status(talk), seconds=30)
+    refused = talk.queue("'refused'")
+    talk.listen(lambda: talk._is_done(refused), seconds=30)
+    (error,) = [m["content"] for m in heard(talk, refused) if m["msg_type"] == "error"]
+    assert "No space left" in error["evalue"]
     disk.empty()
-    assert value(talk, "kept") == "'since before'"
+    later = talk.queue("print(kept)")
+    over(talk, cell, later)
+    assert text(talk, later).endswith("since before\n")
+    assert len(replies(talk, cell)) == 1
+
+
+def status(talk: Talk) -> str:
+    """Ask the front how the link is."""
+    asked = talk.queue("%remoter status")
+    over(talk, asked)
+    return text(talk, asked)
 
 
 def evaluator_of(disk: Disk) -> psutil.Process:
     """Return the process that answers for the session."""
-    import json
-
     return psutil.Process(json.loads((disk.session / "door.json").read_text())["pid"])
 
 
@@ -172,7 +182,6 @@ def test_a_session_that_finds_no_room_at_its_start(spec: str, disk: Disk, far: F
     with started_kernel(spec) as kernel:
         talk = Talk(kernel.client)
         said: dict[str, Any] = talk.case(lambda talk: talk.run("1"))
-        print(said)
         (error,) = [m for m in said["iopub under request 0"] if m["type"] == "error"]
         assert "No space left" in error["content"]["evalue"]
         disk.empty()
