@@ -20,6 +20,7 @@ from remoter_kernel.daemon.lock import tidy
 from remoter_kernel.daemon.processes import started_at
 from remoter_kernel.daemon.records import Reader, Record, read_journal
 from remoter_kernel.daemon.registry import Session
+from remoter_kernel.errors import ProtocolError
 from remoter_kernel.wire.frames import Channel, unpack
 from remoter_kernel.wire.said import Said, encode_said
 
@@ -271,7 +272,7 @@ def _is_event(record: Record) -> bool:
 def _header(record: Record, part: int) -> dict[str, Any]:
     try:
         header = json.loads(bytes(unpack(record.body)[part]))
-    except (ValueError, LookupError):
+    except (ProtocolError, ValueError, LookupError):
         return {}
     return header if isinstance(header, dict) else {}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from remoter_kernel.daemon import inquire
 from remoter_kernel.daemon.journal import GAP, Journal
 from remoter_kernel.daemon.outbox import FrontOutbox
 from remoter_kernel.daemon.past import Past
@@ -227,6 +229,28 @@ def test_no_damage_makes_a_request_run_twice(drawn, data):
                 is_taken = record.own <= past.seen.get(ME, {}).get(Lane.BULK, 0)
                 assert is_taken or not past.is_sure_of(ME, Lane.BULK)
     assert past.is_damaged <= (raw != hurt)
+
+
+@SOON
+@given(RECORDS, st.data(), st.sampled_from(["", "missed", "events"]))
+def test_whoever_asks_about_a_damaged_journal_gets_an_answer(drawn, data, only):
+    """`outputs` and `log` go over whatever is there, and never fail because of it."""
+    raw, _ = on_disk(made(drawn))
+    hurt = bytearray(raw[: data.draw(st.integers(0, len(raw)))])
+    for flip in data.draw(st.lists(st.integers(0, max(0, len(hurt) * 8 - 1)), max_size=3)):
+        if hurt:
+            hurt[flip // 8] ^= 1 << flip % 8
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder) / "remoter-kernel" / "sessions" / "7f3a9c"
+        place.mkdir(parents=True)
+        (place / "journal").write_bytes(hurt)
+        (place / "state.json").write_text(json.dumps({"fronts": {ME.hex(): {"here": False}}}))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("XDG_DATA_HOME", folder)
+            answer, chunks = inquire.tell_outputs({"session": "7f3a9c", "only": only})
+            said = b"".join(chunks)
+    assert "lacks" not in answer
+    assert said or only or not [r for r in read(bytes(hurt)) if not r.is_mark]
 
 
 def test_what_was_damaged_at_the_end_leaves_a_mark(tmp_path):
