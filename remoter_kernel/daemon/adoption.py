@@ -12,7 +12,8 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any, Callable
 
-from remoter_kernel.wire.messages import HEADER, PARENT, content_of, header_of
+from remoter_kernel.wire.frames import Channel
+from remoter_kernel.wire.messages import CONTENT, HEADER, PARENT, content_of, header_of
 
 if TYPE_CHECKING:
     from remoter_kernel.daemon.child import Child
@@ -41,11 +42,14 @@ class Adoption:
         self._told: set[str] = set()
         self._heard: dict[str, dict[str, Any]] = {}  # from busy on: what its reply must be
         self._heard_out: set[str] = set()  # and to idle
+        self._open: dict[str, dict[str, Any]] = dict(past.open)  # has its reply, but no idle
         self._is_quiet = False
 
     def hear(self, parts: list[Bytes]) -> None:
         """Hear what the child publishes, before the fronts do."""
         asker = str(header_of(parts[PARENT]).get("msg_id", ""))
+        if asker in self._open and b'"idle"' in bytes(parts[CONTENT]):
+            del self._open[asker]
         request = self._asked.get(asker)
         if request is None:
             return
@@ -60,17 +64,24 @@ class Adoption:
     def _follow(self, asker: str, parts: list[Bytes]) -> None:
         """Note of a cell that began after the death what its reply says, too."""
         kind = header_of(parts[HEADER]).get("msg_type")
+        if kind == "status" and content_of(parts).get("execution_state") == "idle":
+            self._heard_out.add(asker)
         if asker in self._past.begun or kind not in {"status", "execute_input", "error"}:
             return
         content, heard = content_of(parts), self._heard.get(asker)
         if content.get("execution_state") == "busy":
             self._heard[asker] = {"status": "ok", "payload": [], "user_expressions": {}}
-        elif content.get("execution_state") == "idle":
-            self._heard_out.add(asker)
         elif heard and kind == "execute_input":
             heard["execution_count"] = content.get("execution_count", 0)
         elif heard and kind == "error":
             heard.update(content, status="error")
+
+    def hear_reply(self, request: Request) -> None:
+        """Hear a reply; the idle that belongs to it may have come before we were subscribed."""
+        asker = str(request.header.get("msg_id", ""))
+        is_shell = request.channel is Channel.SHELL
+        if is_shell and asker in self._doubtful and asker not in self._heard_out:
+            self._open[asker] = request.header
 
     def hear_answer(self, child: Child) -> None:
         """The child has answered: it is between two cells."""
@@ -82,9 +93,11 @@ class Adoption:
                 self._speaker.reply(request, self._heard[asker])
             elif asker in self._begun:
                 self._fail(asker)
-        if self._is_quiet or not self._in_doubt():
+        if self._is_quiet or not (self._in_doubt() or self._open):
             for asker in self._in_doubt():
                 self._fail(asker)
+            for header in self._open.values():
+                self._speaker.publish("status", {"execution_state": "idle"}, header)
             self.on_settled()
         else:
             self._is_quiet = True

@@ -29,6 +29,8 @@ class Past:
         self.asked: dict[str, Request] = {}  # handed to the child, without a reply
         self.waiting: dict[str, Request] = {}  # not handed to the child
         self.begun: set[str] = set()  # of what was asked
+        self.open: dict[str, dict[str, Any]] = {}  # headers of what has its reply, but no idle
+        self._idle: set[str] = set()  # of what was asked: had its idle before its reply
         self.kernel: dict[str, Any] = {}  # whom the child sounds like
         self.time = 0.0  # of the last record, seconds since 1970
         self.is_damaged = False  # are there requests that cannot be read?
@@ -70,14 +72,30 @@ class Past:
                 self.kernel = note
         elif record.channel in {Channel.SHELL, Channel.CONTROL}:
             self._take_message(record, parts)
-        elif len(record.body) < STATUS_WITHIN and b'"busy"' in bytes(parts[CONTENT]):
-            self.begun.add(str(header_of(parts[PARENT]).get("msg_id", "")))
+        elif len(record.body) < STATUS_WITHIN:
+            self._take_state(parts)
+
+    def _take_state(self, parts: list[Bytes]) -> None:
+        content = bytes(parts[CONTENT])
+        is_busy, is_idle = b'"busy"' in content, b'"idle"' in content
+        if not (is_busy or is_idle):
+            return
+        asker = str(header_of(parts[PARENT]).get("msg_id", ""))
+        if is_busy:
+            self.begun.add(asker)
+        elif asker in self.asked:
+            self._idle.add(asker)
+        else:
+            self.open.pop(asker, None)
 
     def _take_message(self, record: Record, parts: list[Bytes]) -> None:
         if not record.is_from_front:
             asker = str(header_of(parts[PARENT]).get("msg_id", ""))
-            for place in (self.asked, self.waiting):
-                place.pop(asker, None)
+            request = self.asked.pop(asker, None)
+            if request and record.channel is Channel.SHELL and asker not in self._idle:
+                self.open[asker] = request.header
+            self._idle.discard(asker)
+            self.waiting.pop(asker, None)
             self.begun.discard(asker)
             return
         header = header_of(parts[HEADER])

@@ -194,16 +194,7 @@ class Supervisor:
             # What a kernel publishes while it starts belongs to no request: of a kernel
             # that runs here, too, nobody hears it.
             if self.state is not State.STARTING:
-                if self._adoption:
-                    self._adoption.hear(parts)
-                for piece in in_pieces(parts):
-                    self.journal.append(channel, pack(piece))
-                state = bytes(parts[CONTENT][:IDLE_WITHIN])
-                if b'"idle"' in state:
-                    self.door.is_hurried = True
-                    self._be_done(header_of(parts[PARENT]))
-                elif b'"busy"' in state or b'"execute_input"' in bytes(parts[HEADER]):
-                    self._interrupts.note_begin(header_of(parts[PARENT]).get("msg_id", ""))
+                self._hear_published(parts)
             return
         asker = header_of(parts[PARENT]).get("msg_id", "")
         request = self._requests.asked.get(asker)
@@ -215,8 +206,22 @@ class Supervisor:
             self._requests.touch()
             if request:
                 self._interrupts.note_end(request, parts)
+            if request and self._adoption:
+                self._adoption.hear_reply(request)
         # Where nobody can tell any more who asked, each front knows whether it did.
         self.journal.append(channel, pack(parts), front=request.front if request else EVERYONE)
+
+    def _hear_published(self, parts: list[Bytes]) -> None:
+        if self._adoption:
+            self._adoption.hear(parts)
+        for piece in in_pieces(parts):
+            self.journal.append(Channel.IOPUB, pack(piece))
+        state = bytes(parts[CONTENT][:IDLE_WITHIN])
+        if b'"idle"' in state:
+            self.door.is_hurried = True
+            self._be_done(header_of(parts[PARENT]))
+        elif b'"busy"' in state or b'"execute_input"' in bytes(parts[HEADER]):
+            self._interrupts.note_begin(header_of(parts[PARENT]).get("msg_id", ""))
 
     def _be_done(self, asker: dict[str, Any]) -> None:
         """The child has dealt with a request; one that gets no reply (of a widget) is done."""
