@@ -1,5 +1,5 @@
 # One word runs everything; each target does its own set-up on a fresh machine.
-.PHONY: demo test check bench docs slow images wheel clean
+.PHONY: demo test check bench docs slow soak images wheel clean
 
 venv := .venv
 bin := $(venv)/bin
@@ -25,6 +25,10 @@ test: parts check docs wheel
 
 slow: parts $(venv)/.tools
 	$(bin)/python -m pytest -m slow
+
+# Half an hour in bad weather; SOAK_SEED throws the dice of an earlier run again.
+soak: parts $(venv)/.tools
+	$(bin)/python -m tests.soak --minutes $(or $(SOAK_MINUTES),30) $(addprefix --seed ,$(SOAK_SEED))
 
 bench: parts $(venv)/.bench
 	$(bin)/python -m bench

@@ -12,7 +12,7 @@ import socket
 import sys
 import threading
 import time
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 
     Step = Callable[[Kernel], Figures]
 
-FULL = Effort(cells=100, interrupts=5, idle_seconds=12.0)
-QUICK = Effort(cells=25, interrupts=2, idle_seconds=6.0)
+FULL = Effort(cells=100, interrupts=5, idle_seconds=12.0, printing=30.0, hole=40.0)
+QUICK = Effort(cells=25, interrupts=2, idle_seconds=6.0, printing=10.0, hole=15.0)
 
 
 @dataclass
@@ -73,14 +73,18 @@ class Bench:
                     self.visit(peer, rtt, *steps, *([load] if with_load and is_last else []))
 
     def faulty(self) -> None:
-        """Measure what a narrow and a breaking path do. A local kernel has no path."""
+        """Measure, once, what a narrow and a breaking path do; each visit has its own path."""
+        for peer in self.peers:
+            with self._path(faults.RTT, faults.FLOOD_BITS_PER_SECOND):
+                flood = partial(faults.flood, ground=self.ground)
+                self.visit(peer, faults.RTT, flood, timed=False)
+        # A local kernel has no path that could break.
         far = [peer for peer in self.peers if peer.name != "plain"]
-        with self._path(faults.RTT, faults.FLOOD_BITS_PER_SECOND):
+        for fault in (faults.resets, faults.black_hole, faults.outage):
             for peer in far:
-                self.visit(peer, faults.RTT, faults.flood, timed=False)
-        with self._path(faults.RTT) as proxy:
-            for peer in far:
-                self.visit(peer, faults.RTT, partial(faults.cuts, proxy=proxy), timed=False)
+                with self._path(faults.RTT) as proxy:
+                    step: Step = partial(fault, proxy=proxy, effort=self.effort)
+                    self.visit(peer, faults.RTT, step, timed=False)
 
     def visit(self, peer: Peer, rtt: float, *steps: Step, timed: bool = True) -> None:
         """Start one peer cold, take its figures, stop it, and see that nothing stays."""
@@ -179,7 +183,10 @@ def main() -> int:
             bench.faulty()
     shown = sorted({*rtts, faults.RTT}) if wish.faults else rtts
     seconds = time.monotonic() - begun
-    print(f"{_machine()}; {rounds} round(s), {seconds:.0f} s, load average before: {busy:.1f}\n")
+    print(f"{_machine()}; {rounds} round(s), {seconds:.0f} s, load average before: {busy:.1f}")
+    if wish.faults:
+        print(f"Lines print for {effort.printing:.0f} s; nothing comes for {effort.hole:.0f} s")
+    print()
     print(bench.results.table(shown, wish.peers))
     paths = {rtt: path_itself(rtt) for rtt in rtts}
     print("An echo through the path alone: " + ", ".join(f"{ms:.1f} ms" for ms in paths.values()))
@@ -187,6 +194,7 @@ def main() -> int:
         document = {
             "machine": _machine(),
             "rounds": rounds,
+            "effort": asdict(effort),
             "load_before": busy,
             "path_ms": {f"{rtt * 1000:.0f}": ms for rtt, ms in paths.items()},
             "rows": bench.results.as_json(shown, wish.peers),
@@ -204,7 +212,12 @@ def _arguments() -> argparse.ArgumentParser:
         "--rtt", type=float, nargs="+", default=[0, 50, 200], metavar="MS", help="round trips, ms"
     )
     parser.add_argument("--peers", nargs="+", choices=list(PEERS), default=list(PEERS))
-    parser.add_argument("--faults", action="store_true", help="also a flood and three resets")
+    parser.add_argument(
+        "--faults",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="a flood, three resets and a black hole",
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every sample there")
     return parser
 

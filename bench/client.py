@@ -1,13 +1,22 @@
-"""One client for all peers: jupyter_client's, and nothing that knows whom it talks to."""
+"""One client for all peers: jupyter_client's, and nothing that knows whom it talks to.
+
+The kernel's manager is the one that jupyter_server has, in an event loop that never rests: what a
+provisioner does beside the messages goes on while this side reads them.
+"""
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import inspect
 import math
+import threading
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import zmq
-from jupyter_client.manager import KernelManager
+from jupyter_client.ioloop.manager import AsyncIOLoopKernelManager
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -20,7 +29,7 @@ if TYPE_CHECKING:
 
 NUDGE_EVERY = 0.5  # seconds; jupyter_server asks for kernel_info this often
 START_WITHIN = 90.0  # seconds from the start of the process to the first answer
-STOP_WITHIN = 60.0  # seconds
+OBEY_WITHIN = 90.0  # seconds the manager has for an order; sshpyk may stop a kernel for sixty
 
 
 class CellFailed(Exception):
@@ -31,8 +40,10 @@ class Kernel:
     """One kernel from its start to its end, as a front end sees it."""
 
     def __init__(self, kernelspec: str, log: Path) -> None:
-        self.manager = KernelManager(kernel_name=kernelspec)
+        self.manager = AsyncIOLoopKernelManager(kernel_name=kernelspec, autorestart=False)
         self.log = log
+        self._loop: asyncio.AbstractEventLoop
+        self._thread: threading.Thread
         self.client: BlockingKernelClient
         self._poller = zmq.Poller()
         self._channels: dict[object, tuple[str, Any]] = {}
@@ -43,9 +54,12 @@ class Kernel:
         Ready is what jupyter_server means by it: a `kernel_info_reply` and one message on
         iopub. The first cell goes out at that moment.
         """
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._serve, daemon=True)
+        self._thread.start()
         begun = time.perf_counter()
         with self.log.open("wb") as log:
-            self.manager.start_kernel(stdout=log, stderr=log)
+            self._do(partial(self.manager.start_kernel, stdout=log, stderr=log))
         self.client = self.manager.blocking_client()
         self.client.start_channels()
         for name in ("shell", "iopub"):
@@ -68,12 +82,33 @@ class Kernel:
     def stop(self) -> None:
         """Shut down as a front end does, and close the sockets whatever happens."""
         try:
-            if self.manager.has_kernel:
-                self.manager.shutdown_kernel()
+            has_kernel = self.manager.has_kernel
+            # The first of them does what the second does, too.
+            self._do(self.manager.shutdown_kernel if has_kernel else self.manager.cleanup_resources)
         finally:
             if hasattr(self, "client"):
                 self.client.stop_channels()
-            self.manager.cleanup_resources()
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join(OBEY_WITHIN)
+
+    @contextlib.contextmanager
+    def watched(self) -> Iterator[None]:
+        """Let the manager ask every three seconds whether the kernel is alive.
+
+        So does jupyter_server, and restarts what is not; it is also when sshpyk looks after its
+        tunnels.
+        """
+        self.manager.autorestart = True
+        self._do(self.manager.start_restarter)
+        try:
+            yield
+        finally:
+            self._do(self.manager.stop_restarter)
+            self.manager.autorestart = False
+
+    def interrupt(self) -> None:
+        """Interrupt as a front end does; returns when that has been sent."""
+        self._do(self.manager.interrupt_kernel)
 
     def send(self, code: str) -> str:
         """Send a cell; gives its message id."""
@@ -117,6 +152,20 @@ class Kernel:
                 name, channel = self._channels[socket]
                 yield name, channel.get_msg(timeout=0)
         raise TimeoutError("the kernel did not say in time that it was done")
+
+    def _serve(self) -> None:
+        """Run the manager's loop until it is stopped; ends what it still has to do."""
+        with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
+            runner.get_loop().run_forever()
+
+    def _do(self, deed: Callable[[], object]) -> None:
+        """Have the manager's loop do something, to its end; TimeoutError if it takes too long."""
+
+        async def do() -> None:
+            if inspect.isawaitable(done := deed()):
+                await done
+
+        asyncio.run_coroutine_threadsafe(do(), self._loop).result(OBEY_WITHIN)
 
     def _nudge(self, deadline: float) -> None:
         missing = {"shell", "iopub"}

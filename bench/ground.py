@@ -96,8 +96,14 @@ class Ground:
         behind = f"Port {proxy.port}\nUserKnownHostsFile {known_hosts}\nBatchMode yes"
         # One ssh for all that sshpyk does is what its manual asks for.
         shared = f"ControlMaster auto\nControlPersist 10m\nControlPath {self.folder}/m-%p"
+        # As are these: the connection outlives an outage, a new one is not waited for.
+        patient = (
+            "ServerAliveInterval 5\nServerAliveCountMax 120000\nTCPKeepAlive yes\n"
+            "ConnectionAttempts 1\nConnectTimeout 5"
+        )
         self.ssh_config.unlink(missing_ok=True)
-        self.sshd.ssh_config(self.ssh_config, "bench-sshpyk", extra=f"{behind}\n{shared}")
+        sshpyk = f"{behind}\n{shared}\n{patient}"
+        self.sshd.ssh_config(self.ssh_config, "bench-sshpyk", extra=sshpyk)
         self.sshd.ssh_config(self.ssh_config, "bench-remoter", extra=behind)
 
     def near(self) -> list[psutil.Process]:
@@ -150,6 +156,11 @@ def end(processes: Iterable[psutil.Process]) -> None:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
     psutil.wait_procs(alive, timeout=GONE_WITHIN)
+
+
+def beside_kernel(processes: Iterable[psutil.Process]) -> list[psutil.Process]:
+    """Leave out the Jupyter kernel itself."""
+    return [process for process in processes if not is_kernel(process)]
 
 
 def is_kernel(process: psutil.Process) -> bool:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import psutil
 
-from bench.ground import is_kernel
+from bench.ground import beside_kernel
 
 if TYPE_CHECKING:
     from bench.client import Kernel, Message
@@ -34,7 +34,6 @@ except KeyboardInterrupt:
     pass
 """
 SETTLE = 0.3  # seconds a loop runs before it is interrupted
-POLL_EVERY = 3.0  # seconds; jupyter_server asks this often whether a kernel is alive
 MEGABYTE = 1e6
 
 
@@ -45,6 +44,8 @@ class Effort:
     cells: int
     interrupts: int
     idle_seconds: float
+    printing: float  # seconds the cell takes that meets the faults
+    hole: float  # seconds nothing comes through
 
 
 def empty_cells(kernel: Kernel, proxy: Proxy, effort: Effort) -> Figures:
@@ -99,7 +100,7 @@ def interrupts(kernel: Kernel, effort: Effort) -> Figures:
                 break
         time.sleep(SETTLE)
         begun = time.perf_counter()
-        kernel.manager.interrupt_kernel()
+        kernel.interrupt()
         kernel.wait_for_end(request)
         times.append((time.perf_counter() - begun) * 1000)
     return {"interrupt": times}
@@ -111,17 +112,15 @@ def load(kernel: Kernel, ground: Ground, effort: Effort) -> Figures:
     The kernel is asked every few seconds whether it is alive, as jupyter_server does; the
     processes that sshpyk starts for that are children of ours, so our children count as near.
     """
-    near = [process for process in ground.near() if not is_kernel(process)]
-    far = [process for process in ground.far() if not is_kernel(process)]
+    near, far = beside_kernel(ground.near()), beside_kernel(ground.far())
     begun = time.perf_counter()
     near_before, far_before = _cpu(near) + _reaped_cpu(), _cpu(far)
-    while (rest := begun + effort.idle_seconds - time.perf_counter()) > 0:
-        kernel.manager.is_alive()
-        time.sleep(min(POLL_EVERY, max(0.0, rest)))
+    with kernel.watched():
+        time.sleep(effort.idle_seconds)
     seconds = time.perf_counter() - begun
     return {
-        "near memory": [_memory(near)],
-        "far memory": [_memory(far)],
+        "near memory": [memory(near)],
+        "far memory": [memory(far)],
         "near cpu": [(_cpu(near) + _reaped_cpu() - near_before) / seconds * 100],
         "far cpu": [(_cpu(far) - far_before) / seconds * 100],
     }
@@ -152,7 +151,7 @@ def _reaped_cpu() -> float:
     return float(times.children_user + times.children_system)
 
 
-def _memory(processes: list[psutil.Process]) -> float:
+def memory(processes: list[psutil.Process]) -> float:
     """Add up resident memory, in MB."""
     total = 0.0
     for process in processes:

@@ -8,7 +8,8 @@ House rules of this file:
 - Faults are verbs: `cut` resets every connection there is, `stall` swallows everything without a
   sign until `resume`, `vanish` swallows new dials, too (a stalled path still takes them: its far
   end is beyond the first hop), `strand` swallows for good what the connections that there are now
-  will say. After a cut, and beside what is stranded, new connections are welcome.
+  will say, `refuse` turns new connections away until `welcome`, `narrow` changes the width. After
+  a cut, and beside what is stranded, new connections are welcome.
 
 The proxy runs in a process of its own (this file as a script, standard library only), so that the
 process that measures does not pay for it, and ends when its standard input does.
@@ -111,6 +112,18 @@ class Proxy:
     def strand(self) -> None:
         """Forget every connection, as a router does while a laptop sleeps: nobody is told."""
         self._ask("strand")
+
+    def refuse(self) -> None:
+        """Turn new connections away, as a port does where nobody listens."""
+        self._ask("refuse")
+
+    def welcome(self) -> None:
+        """Take new connections again."""
+        self._ask("welcome")
+
+    def narrow(self, bits_per_second: float) -> None:
+        """Change the width of each way from now on; 0 is as wide as the machine."""
+        self._ask(f"narrow {bits_per_second}")
 
     @property
     def bytes_up(self) -> int:
@@ -242,12 +255,11 @@ class Road:
         self.rtt = rtt
         self.up = Line(rtt / 2, bits_per_second)
         self.down = Line(rtt / 2, bits_per_second)
-        self.open = asyncio.Event()
-        self.open.set()
+        self.is_open = asyncio.Event()
+        self.is_open.set()
         self.connections: set[asyncio.Task[None]] = set()
-        self._plug: socket.socket | None = None  # fills the queue of those who dial
 
-    def _new_socket(self) -> socket.socket:
+    def new_socket(self) -> socket.socket:
         """Make a socket whose buffers do not make a narrow path wider than it is."""
         made = socket.socket()
         made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -267,25 +279,10 @@ class Road:
             self.connections.add(task)
             task.add_done_callback(self.connections.discard)
 
-    def _swallow_dials(self, listener: socket.socket) -> None:
-        """Let no dial be answered: those for which its queue has no room a system ignores."""
-        listener.listen(0)
-        self._plug = socket.socket()
-        self._plug.setblocking(False)
-        self._plug.connect_ex(listener.getsockname())
-
-    def _take_dials(self, listener: socket.socket) -> None:
-        """Answer who dials: at the next try of its own."""
-        plug, self._plug = self._plug, None
-        if plug:
-            listener.listen(QUEUE)
-            _reset_when_closed(plug)
-            plug.close()
-
     async def _carry(self, near: socket.socket) -> None:
         """Carry one connection from its handshake to its end: a reset unless both ends ended."""
-        far = self._new_socket()
-        up, down = Pipe(self.up, self.open), Pipe(self.down, self.open)
+        far = self.new_socket()
+        up, down = Pipe(self.up, self.is_open), Pipe(self.down, self.is_open)
         tasks: list[asyncio.Task[None]] = []
         try:
             for end in (near, far):
@@ -294,10 +291,10 @@ class Road:
             # SYN and SYN-ACK: the dialler may speak after one round trip, and the far side
             # hears of the connection half a round trip later.
             await asyncio.sleep(self.rtt)
-            await self.open.wait()
+            await self.is_open.wait()
             tasks.append(asyncio.create_task(up.fill(near)))
             await asyncio.sleep(self.rtt / 2)
-            await self.open.wait()
+            await self.is_open.wait()
             loop = asyncio.get_running_loop()
             await loop.sock_connect(far, ("127.0.0.1", self.target_port))
             tasks += [
@@ -329,46 +326,101 @@ class Road:
     async def run(self) -> None:
         """Listen, and obey standard input until it ends: one verb a line, one answer a line."""
         loop = asyncio.get_running_loop()
-        with self._new_socket() as listener:
-            listener.bind(("127.0.0.1", 0))
-            listener.listen(QUEUE)
-            listener.setblocking(False)
-            port: int = listener.getsockname()[1]
-            server = loop.create_task(self.serve(listener))
-            verbs = asyncio.StreamReader()
-            await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(verbs), sys.stdin)
-            while line := await verbs.readline():
-                connections = len(self.connections)
-                match line.decode().strip():
-                    case "cut":
-                        connections = await self.cut()
-                    case "stall":
-                        self.open.clear()
-                    case "vanish":
-                        self.open.clear()
-                        server.cancel()
-                        self._swallow_dials(listener)
-                    case "resume":
-                        self.open.set()
-                        if self._plug:
-                            self._take_dials(listener)
-                            server = loop.create_task(self.serve(listener))
-                    case "strand":
-                        self.open.clear()
-                        self.open = asyncio.Event()
-                        self.open.set()
-                answer = {
-                    "port": port,
-                    "connections": connections,
-                    "up": self.up.entered,
-                    "down": self.down.entered,
-                }
-                sys.stdout.write(json.dumps(answer) + "\n")
-                sys.stdout.flush()
+        gate = Gate(self)
+        gate.open()
+        verbs = asyncio.StreamReader()
+        await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(verbs), sys.stdin)
+        while line := await verbs.readline():
+            connections = len(self.connections)
+            verb, *number = line.decode().split()
+            match verb:
+                case "cut":
+                    connections = await self.cut()
+                case "stall":
+                    self.is_open.clear()
+                case "vanish":
+                    self.is_open.clear()
+                    await gate.swallow()
+                case "resume":
+                    self.is_open.set()
+                    gate.open()
+                case "strand":
+                    self.is_open.clear()
+                    self.is_open = asyncio.Event()
+                    self.is_open.set()
+                case "narrow":
+                    self.up.bits_per_second = self.down.bits_per_second = float(number[0])
+                case "refuse":
+                    await gate.refuse()
+                case "welcome":
+                    gate.open()
+            answer = {
+                "port": gate.port,
+                "connections": connections,
+                "up": self.up.entered,
+                "down": self.down.entered,
+            }
+            sys.stdout.write(json.dumps(answer) + "\n")
+            sys.stdout.flush()
+        await gate.refuse()
+        await self.cut()
+        gate.close()
+
+
+class Gate:
+    """The port that people dial: it lets them in, turns them away, or gives no answer."""
+
+    def __init__(self, road: Road) -> None:
+        """Have a port; nobody is let in before `open`."""
+        self._road = road
+        self._listener = self._bind()
+        self.port: int = self._listener.getsockname()[1]
+        self._server: asyncio.Task[None] | None = None
+        self._plug: socket.socket | None = None  # fills the queue of those who dial
+
+    def open(self) -> None:
+        """Let in whoever dials, also those whose dial was swallowed, at their next try."""
+        if self._server is None:
+            self._listener.listen(QUEUE)
+            self._unplug()
+            self._server = asyncio.get_running_loop().create_task(self._road.serve(self._listener))
+
+    async def refuse(self) -> None:
+        """Turn away whoever dials."""
+        await self._end()
+        self._unplug()
+        self._listener.close()
+        self._listener = self._bind(self.port)
+
+    async def swallow(self) -> None:
+        """Let no dial be answered: those for which its queue has no room a system ignores."""
+        await self._end()
+        self._listener.listen(0)
+        self._plug = socket.socket()
+        self._plug.setblocking(False)
+        self._plug.connect_ex(self._listener.getsockname())
+
+    def close(self) -> None:
+        """Give the port back."""
+        self._listener.close()
+
+    async def _end(self) -> None:
+        server, self._server = self._server, None
+        if server:
             server.cancel()
             await asyncio.gather(server, return_exceptions=True)
-            self._take_dials(listener)
-            await self.cut()
+
+    def _unplug(self) -> None:
+        plug, self._plug = self._plug, None
+        if plug:
+            _reset_when_closed(plug)
+            plug.close()
+
+    def _bind(self, port: int = 0) -> socket.socket:
+        made = self._road.new_socket()
+        made.bind(("127.0.0.1", port))
+        made.setblocking(False)
+        return made
 
 
 def _reset_when_closed(*ends: socket.socket) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -25,6 +26,8 @@ class Row:
     summary: Summary = statistics.median
     at_most: dict[float, float] = field(default_factory=dict)  # RTT in s: times sshpyk's figure
     above_rtt: dict[float, float] = field(default_factory=dict)  # RTT in s: ms above the RTT
+    limit: float | None = None  # at most this, whatever the RTT
+    exactly: float | None = None
 
 
 def _p99(samples: list[float]) -> float:
@@ -47,11 +50,19 @@ ROWS = (
     Row("memory there", "far memory", "MB"),
     Row("idle CPU here", "near cpu", "%", 2),
     Row("idle CPU there", "far cpu", "%", 2),
-    Row("flood: interrupt to idle", "flood", "s", 1),
-    Row("flood: text after the interrupt", "flood text", "MB", 1),
-    Row("3 resets: lines of 300", "cut lines", ""),
-    Row("3 resets: lines twice or out of order", "cut wrong", ""),
-    Row("3 resets: ended (1 = yes)", "cut ended", ""),
+    # Two seconds, and what 10 Mbit/s carry in them.
+    Row("flood: interrupt to idle", "flood idle", "s", 1, limit=2.0),
+    Row("flood: text after the interrupt", "flood text", "MB", 1, limit=2.5),
+    Row("flood: memory here grows by", "flood memory", "MB", 1, limit=50.0),
+    Row("3 resets: lines of 300", "resets lines", "", exactly=300),
+    Row("3 resets: lines twice or out of order", "resets wrong", "", exactly=0),
+    Row("3 resets: last line to idle", "resets idle", "s", 1, limit=5.0),
+    Row("black hole: lines of 300", "hole lines", "", exactly=300),
+    Row("black hole: lines twice or out of order", "hole wrong", "", exactly=0),
+    Row("black hole: its end to idle", "hole idle", "s", 1, limit=5.0),
+    Row("outage: lines of 300", "outage lines", "", exactly=300),
+    Row("outage: lines twice or out of order", "outage wrong", "", exactly=0),
+    Row("outage: its end to idle", "outage idle", "s", 1, limit=5.0),
 )
 
 
@@ -79,8 +90,11 @@ class Results:
                 "row": row.label,
                 "unit": row.unit,
                 "goal": self.goal(rtt, row, peers),
-                "figures": {peer: self.figure(rtt, peer, row) for peer in peers},
-                "samples": {peer: self.samples.get((rtt, peer, row.samples), []) for peer in peers},
+                "figures": {peer: _plain(self.figure(rtt, peer, row)) for peer in peers},
+                "samples": {
+                    peer: list(map(_plain, self.samples.get((rtt, peer, row.samples), [])))
+                    for peer in peers
+                },
             }
             for rtt in rtts
             for row in ROWS
@@ -110,25 +124,34 @@ class Results:
     def goal(self, rtt: float, row: Row, peers: Sequence[str]) -> str:
         """Say what the figure should be, and whether it is."""
         ours = self.figure(rtt, "remoter", row) if "remoter" in peers else None
-        if rtt in row.above_rtt:
+        limit = None
+        if row.exactly is not None:
+            words = f"= {row.exactly:.0f}"
+        elif row.limit is not None:
+            limit = row.limit
+            words = f"≤ {limit:g} {row.unit}"
+        elif rtt in row.above_rtt:
             limit = rtt * 1000 + row.above_rtt[rtt]
             words = f"≤ {limit:.0f} {row.unit}"
         elif rtt in row.at_most:
             theirs = self.figure(rtt, "sshpyk", row) if "sshpyk" in peers else None
-            limit = row.at_most[rtt] * theirs if theirs else 0.0
+            limit = row.at_most[rtt] * theirs if theirs else None
             words = f"≤ {row.at_most[rtt]} × sshpyk"
         else:
             return ""
-        if ours is None or not limit:
+        if ours is None or (limit is None and row.exactly is None):
             return words
-        return f"{words}: {'met' if ours <= limit else 'MISSED'}"
+        is_met = ours == row.exactly if limit is None else ours <= limit
+        return f"{words}: {'met' if is_met else 'MISSED'}"
 
     def _is_measured(self, rtt: float, row: Row, peers: Sequence[str]) -> bool:
         return any(self.figure(rtt, peer, row) is not None for peer in peers)
 
     def _shown(self, rtt: float, peer: str, row: Row) -> str:
         figure = self.figure(rtt, peer, row)
-        return "–" if figure is None else f"{figure:,.{row.digits}f}"
+        if figure is None:
+            return "–"
+        return "never" if figure == math.inf else f"{figure:,.{row.digits}f}"
 
     def _ratios(self, rtt: float, row: Row, peers: Sequence[str]) -> list[str]:
         ours = self.figure(rtt, "remoter", row)
@@ -136,8 +159,19 @@ class Results:
         for peer in peers:
             if peer != "remoter" and "remoter" in peers:
                 theirs = self.figure(rtt, peer, row)
-                shown.append("–" if not theirs or ours is None else f"{ours / theirs:.2f}")
+                shown.append(_ratio(ours, theirs))
         return shown
+
+
+def _ratio(ours: float | None, theirs: float | None) -> str:
+    if ours is None or not theirs or not math.isfinite(ours + theirs):
+        return "–"
+    return f"{ours / theirs:.2f}"
+
+
+def _plain(figure: float | None) -> float | str | None:
+    """JSON has no infinity."""
+    return "never" if figure == math.inf else figure
 
 
 def _ratio_names(peers: Sequence[str]) -> list[str]:

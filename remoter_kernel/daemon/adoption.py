@@ -3,8 +3,9 @@
 The child is asked who it is until it answers, which it does between two cells. What had
 begun by then, and has no reply, gets none any more: it was said to an evaluator that was
 dead. What was in the child's queue may still be there; it is in doubt for as long as
-something of it is heard between two answers. A cell of that queue may be heard from
-busy to idle, and its reply still be lost: then what was heard says what that reply was.
+something of it is heard between two answers. A cell may be heard from busy to idle, by
+the dead evaluator or by the new one, and its reply still be lost: then what was heard says
+what that reply was.
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any, Callable
 
+from remoter_kernel.daemon.past import Overheard
 from remoter_kernel.wire.frames import Channel
-from remoter_kernel.wire.messages import CONTENT, HEADER, PARENT, content_of, header_of
+from remoter_kernel.wire.messages import CONTENT, PARENT, header_of
 
 if TYPE_CHECKING:
     from remoter_kernel.daemon.child import Child
@@ -23,6 +25,11 @@ if TYPE_CHECKING:
     from remoter_kernel.wire.reactor import Reactor
 
 ASK_AGAIN = 0.3  # seconds
+SILENT_FOR = 3.0  # seconds
+UNHEARD = (
+    "If something was asked since the evaluator was killed, nobody has heard it: "
+    "interrupt the cell."
+)
 
 
 class Adoption:
@@ -37,12 +44,20 @@ class Adoption:
         self._past = past
         self._asked = asked
         self._speaker = speaker
-        self._doubtful = list(past.asked)
-        self._begun = set(past.begun)
-        self._told: set[str] = set()
-        self._heard: dict[str, dict[str, Any]] = {}  # from busy on: what its reply must be
-        self._heard_out: set[str] = set()  # and to idle
-        self._open: dict[str, dict[str, Any]] = dict(past.open)  # has its reply, but no idle
+        self._doubtful = [asker for asker in past.asked if asker in asked]
+        self._begun = set(past.heard.replies)
+        self._told: set[tuple[str, bool]] = set()  # of a cell: what is missing, what is unheard
+        self._heard = Overheard()
+        self._open: dict[str, Request] = {}  # has its reply, and its idle was not heard
+        self._is_quiet = False  # between two answers
+        self._is_silent = True  # between two looks
+        reactor.later(SILENT_FOR, self._note_silence)
+
+    def doubt(self, request: Request) -> None:
+        """Hear of one more that the child may have: a journal was damaged where it stood."""
+        asker = str(request.header.get("msg_id", ""))
+        self._asked[asker] = request
+        self._doubtful.append(asker)
         self._is_quiet = False
 
     def hear(self, parts: list[Bytes]) -> None:
@@ -53,51 +68,59 @@ class Adoption:
         request = self._asked.get(asker)
         if request is None:
             return
-        self._is_quiet = False
-        if asker in self._past.begun and asker not in self._told:
-            self._told.add(asker)
-            text = f"[remoter] {self._what_is_missing()}.\n"
-            self._speaker.publish("stream", {"name": "stderr", "text": text}, request.header)
+        self._is_quiet = self._is_silent = False
         self._begun.add(asker)
-        self._follow(asker, parts)
-
-    def _follow(self, asker: str, parts: list[Bytes]) -> None:
-        """Note of a cell that began after the death what its reply says, too."""
-        kind = header_of(parts[HEADER]).get("msg_type")
-        if kind == "status" and content_of(parts).get("execution_state") == "idle":
-            self._heard_out.add(asker)
-        if asker in self._past.begun or kind not in {"status", "execute_input", "error"}:
-            return
-        content, heard = content_of(parts), self._heard.get(asker)
-        if content.get("execution_state") == "busy":
-            self._heard[asker] = {"status": "ok", "payload": [], "user_expressions": {}}
-        elif heard and kind == "execute_input":
-            heard["execution_count"] = content.get("execution_count", 0)
-        elif heard and kind == "error":
-            heard.update(content, status="error")
+        self._heard.hear(asker, parts)
+        if asker in self._doubtful and asker not in self._heard.replies:  # nor its begin
+            self._tell(asker, f"{self._what_is_missing()}.")
 
     def hear_reply(self, request: Request) -> None:
         """Hear a reply; the idle that belongs to it may have come before we were subscribed."""
         asker = str(request.header.get("msg_id", ""))
         is_shell = request.channel is Channel.SHELL
-        if is_shell and asker in self._doubtful and asker not in self._heard_out:
-            self._open[asker] = request.header
+        if is_shell and asker in self._doubtful and asker not in self._heard.over:
+            self._open[asker] = request
+
+    def _note_silence(self) -> None:
+        """Tell the cell that seems to run what may be the matter, if nothing is heard for long.
+
+        It may have asked something. Some kernels (R) know a new evaluator's ear for questions
+        only once they have been idle.
+        """
+        cells = [
+            asker
+            for asker in self._in_doubt()
+            if self._is_cell(asker) and not self._overheard(asker)
+        ]
+        running = [asker for asker in cells if asker in self._begun][-1:] or cells[:1]
+        for asker in running if self._is_silent else ():
+            if asker not in self._heard.replies:
+                self._tell(asker, f"{self._what_is_missing()}.")
+            self._tell(asker, UNHEARD)
+        self._is_silent = True
+        if cells:
+            self._reactor.later(SILENT_FOR, self._note_silence)
+
+    def _tell(self, asker: str, sentence: str) -> None:
+        """Say a sentence in a cell, unless one like it is there."""
+        if (asker, sentence == UNHEARD) not in self._told:
+            self._told.add((asker, sentence == UNHEARD))
+            content = {"name": "stderr", "text": f"[remoter] {sentence}\n"}
+            self._speaker.publish("stream", content, self._asked[asker].header)
 
     def hear_answer(self, child: Child) -> None:
         """The child has answered: it is between two cells."""
         for asker in self._in_doubt():
-            request = self._asked[asker]
-            is_cell = request.header.get("msg_type") == "execute_request"
-            if is_cell and asker in self._heard and asker in self._heard_out:
-                del self._asked[asker]
-                self._speaker.reply(request, self._heard[asker])
+            reply = self._overheard(asker)
+            if reply:
+                self._speaker.reply(self._asked.pop(asker), reply)
             elif asker in self._begun:
                 self._fail(asker)
         if self._is_quiet or not (self._in_doubt() or self._open):
             for asker in self._in_doubt():
                 self._fail(asker)
-            for header in self._open.values():
-                self._speaker.publish("status", {"execution_state": "idle"}, header)
+            for request in self._open.values():
+                self._speaker.publish("status", {"execution_state": "idle"}, request.header)
             self.on_settled()
         else:
             self._is_quiet = True
@@ -111,13 +134,27 @@ class Adoption:
             if asker in self._asked and not self._asked[asker].header.get("subshell_id")
         ]
 
+    def _overheard(self, asker: str) -> dict[str, Any] | None:
+        """Return the reply of a cell that was heard from busy to idle by one evaluator."""
+        for heard in (self._past.heard, self._heard):
+            if asker in heard.over and asker in heard.replies and self._is_cell(asker):
+                return heard.replies[asker]
+        return None
+
+    def _is_cell(self, asker: str) -> bool:
+        return self._asked[asker].header.get("msg_type") == "execute_request"
+
     def _fail(self, asker: str) -> None:
         why = (
             f"{self._what_is_missing()}, and so is the reply to this. It was not run again; "
             "what it did to the variables is there."
         )
         request = self._asked.pop(asker)
-        self._speaker.answer_error(request, "OutputsMissing", why, has_begun=asker in self._begun)
+        has_begun = asker in self._begun
+        has_ended = asker in self._heard.over | self._past.heard.over
+        self._speaker.answer_error(
+            request, "OutputsMissing", why, has_begun=has_begun, has_ended=has_ended
+        )
 
     def _what_is_missing(self) -> str:
         begin, end = (_clock(moment) for moment in (self._past.time, time.time()))

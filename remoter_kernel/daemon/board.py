@@ -1,6 +1,8 @@
-"""What a session says of itself to those who do not knock: `state.json` in its folder.
+"""What a session says of itself to those who do not knock: two files in its folder.
 
-Written by a thread of its own and at most once a second: a slow disk holds up nothing.
+`state.json` is how it is, written at most once a second; `cells.json` is which cells of
+notebooks were run in it, written with each new one. By a thread of its own: a slow disk
+holds up nothing.
 """
 
 from __future__ import annotations
@@ -21,6 +23,9 @@ if TYPE_CHECKING:
 
 EVERY = 1.0  # seconds between two writings
 FILE = "state.json"
+CELLS = "cells.json"
+MOST_CELLS = 10_000  # that are remembered
+LONGEST_CELL = 64  # characters of a cell's id in a notebook file
 
 
 class Board:
@@ -38,13 +43,17 @@ class Board:
         self._timer: Timer | None = None
         self._posted = 0.0
         self._fronts: dict[str, dict[str, Any]] = {}
-        self._queue: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
+        self._cells: dict[str, None] = {}  # in the order in which they were run first
+        self._told_cells = 0  # how many of them are written
+        self._queue: queue.SimpleQueue[tuple[str, dict[str, Any]] | None] = queue.SimpleQueue()
         self._writer = threading.Thread(target=self._write_all, name="board", daemon=True)
 
     def open(self) -> None:
         """Go on from what an evaluator before this one knew of its fronts, and begin."""
         known = self._session.read(FILE).get("fronts") or {}
         self._fronts = {name: {**words, "here": False} for name, words in known.items()}
+        self._cells = dict.fromkeys(known_cells(self._session))
+        self._told_cells = len(self._cells)
         self._writer.start()
 
     def close(self) -> None:
@@ -53,8 +62,16 @@ class Board:
         self._queue.put(None)
         self._writer.join(EVERY)
 
+    def note_cell(self, cell: str) -> None:
+        """Hear that a cell with this id is run."""
+        if 0 < len(cell) <= LONGEST_CELL and len(self._cells) < MOST_CELLS:
+            self._cells.setdefault(cell)
+
     def look(self, state: str) -> None:
         """Hear how the kernel is; what has changed is on the board within a second."""
+        if len(self._cells) > self._told_cells:
+            self._told_cells = len(self._cells)
+            self._queue.put((CELLS, {"cells": list(self._cells)}))
         if state != self._state:
             self._state, self._since = state, time.time()
         seen = (state, self._journal.last, self._door.has_visitors, len(self._door.guests))
@@ -70,15 +87,22 @@ class Board:
         for guest in self._door.guests.values():
             known = self._fronts.setdefault(guest.name.hex(), {})
             known.update(here=guest.pump is not None, taken=guest.outbox.taken[Lane.BULK])
+            known.update(kernel_id=guest.kernel_id, laptop=guest.laptop)
         words = {
             "state": self._state,
             "since": self._since,
             "last": self._journal.last,
             "fronts": {name: dict(known) for name, known in self._fronts.items()},
         }
-        self._queue.put(words)
+        self._queue.put((FILE, words))
 
     def _write_all(self) -> None:
-        while (words := self._queue.get()) is not None:
+        while (news := self._queue.get()) is not None:
             with contextlib.suppress(OSError):  # the next one may find room again
-                self._session.write(FILE, words)
+                self._session.write(*news)
+
+
+def known_cells(session: Session) -> list[str]:
+    """Return the ids of the notebook cells that were run in a session."""
+    cells = session.read(CELLS).get("cells")
+    return [cell for cell in cells if isinstance(cell, str)] if isinstance(cells, list) else []

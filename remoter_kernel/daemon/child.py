@@ -87,9 +87,7 @@ class Child:
         environment = {key: value for key, value in os.environ.items() if key not in HIDDEN}
         for key, value in {**spec.env, **env}.items():
             environment[key] = string.Template(value).safe_substitute(environment)
-        for name in ("child.json", "exit.json"):  # of the process before this one
-            if (self.folder / name).exists():
-                (self.folder / name).unlink()
+        self.forget()
         wish = {
             "argv": argv,
             "env": environment,
@@ -100,6 +98,12 @@ class Child:
         }
         self._watch_over(wish)
         self._connect()
+
+    def forget(self) -> None:
+        """Forget a process that has ended: where no file tells of one, one is to be started."""
+        for name in ("child.json", "exit.json"):
+            with contextlib.suppress(OSError):
+                (self.folder / name).unlink()
 
     def adopt(self) -> None:
         """Connect to a process that an evaluator before this one has started."""
@@ -251,6 +255,8 @@ class Child:
                 start_new_session=True,
                 cwd="/",
             )
+        with contextlib.suppress(OSError):  # no room: whoever looks for it finds none
+            registry.write_json(self.folder / "child.json", {"warden": warden.pid})
         assert warden.stdin is not None  # noqa: S101 - it was asked for as a pipe
         with warden.stdin:
             warden.stdin.write(json.dumps(wish).encode() + b"\n")

@@ -7,6 +7,7 @@ orders, which may as well be carried out twice, do not wait for a disk.
 
 from __future__ import annotations
 
+import contextlib
 from functools import partial
 from typing import TYPE_CHECKING, Callable
 
@@ -16,8 +17,7 @@ from remoter_kernel.daemon.requests import Requests
 from remoter_kernel.daemon.speaker import Request, Speaker
 from remoter_kernel.errors import ProtocolError
 from remoter_kernel.wire.frames import LANE, Bytes, Channel, Head, Lane, from_json, pack, unpack
-from remoter_kernel.wire.messages import CONTENT, HEADER, TOPIC, header_of
-from remoter_kernel.wire.waiting import COMMS
+from remoter_kernel.wire.messages import CONTENT, HEADER, METADATA, TOPIC, header_of
 
 if TYPE_CHECKING:
     from remoter_kernel.daemon.child import Child
@@ -40,6 +40,9 @@ class Desk:
         # The child, if it gets what comes on this channel at once.
         self.child_for: Callable[[Channel], Child | None] = lambda _channel: None
         self.on_order: Callable[[str], None] = lambda _order: None  # restart, stop
+        self.on_cell: Callable[[str], None] = lambda _cell: None  # a notebook's cell is run
+        # What the child may have got already, from an evaluator whose journal is damaged.
+        self.on_doubt: Callable[[Request], None] = lambda _request: None
         self._session = session
         self._journal = journal
         self._door = door
@@ -59,10 +62,11 @@ class Desk:
                 raise ProtocolError(message)
             header = header_of(parts[HEADER])
             request = Request(guest.name, channel, head.number, parts, header)
+            self._note_cell(request)
             is_held = channel is Channel.SHELL and self._taker_of(request) is None
             then = partial(self._hold if is_held else self._hand_over, request)
             if head.number <= guest.doubtful[LANE[channel]]:
-                is_held, then = False, partial(self._refuse, request)
+                is_held, then = False, partial(self.on_doubt, request)
         if channel is Channel.STDIN:
             body = pack([*parts[:CONTENT], b"{}"])  # a password, perhaps
         self._journal.append(
@@ -89,6 +93,12 @@ class Desk:
                 guest.pump.acknowledge()  # the front may be waiting to leave
         then()
 
+    def _note_cell(self, request: Request) -> None:
+        """Note which cell of which notebook this is, where the client says so."""
+        about = request.parts[METADATA]
+        if request.header.get("msg_type") == "execute_request" and b"cellId" in bytes(about):
+            self.on_cell(str(header_of(about).get("cellId") or ""))
+
     def _hand_over(self, request: Request) -> None:
         self.requests.touch()
         is_shell = request.channel is Channel.SHELL
@@ -108,15 +118,6 @@ class Desk:
         if is_queued and self.interrupts.is_under_way:
             return None
         return self.child_for(request.channel)
-
-    def _refuse(self, request: Request) -> None:
-        """Answer what an evaluator that died may have handed over: its journal was damaged."""
-        if request.channel is not Channel.STDIN and request.header.get("msg_type") not in COMMS:
-            why = (
-                "The evaluator of this session was killed, and its journal is damaged: this may "
-                "have run, so it was not run again. Look at what it did, or run it once more."
-            )
-            self._speaker.answer_error(request, "JournalDamaged", why)
 
     def _hold(self, request: Request) -> None:
         """Let a request wait, unless the child has become ready while it was written."""
@@ -155,8 +156,8 @@ class Desk:
         elif order == "stop":
             self.on_order(order)
         elif order == "keep":
-            about = self._session.read("session.json")
-            self._session.write("session.json", {**about, "keep": True})
+            with contextlib.suppress(OSError):  # whoever said it knows it, too
+                self._session.amend(keep=True)
         else:
             message = f"An order that is not known: {order!r}."
             raise ProtocolError(message)

@@ -50,6 +50,7 @@ class Guest:
         self.pump: Pump | None = None
         # Up to these numbers an evaluator before this one may have taken what it said.
         self.doubtful = dict.fromkeys(Lane, 0)
+        self.kernel_id = self.laptop = ""  # of a front that says so
 
 
 class Door:
@@ -179,7 +180,10 @@ class Door:
                 self._send(identity, encode(Head(Kind.BYE), to_json({"why": str(error)})))
 
     def _greet(self, identity: bytes, frame: bytes) -> None:
-        """Answer a HELLO: its words are `front` (hex) and `seen` ([bulk, urgent] or null)."""
+        """Answer a HELLO: its words are `front` (hex) and `seen` ([bulk, urgent] or null).
+
+        And, if the front has them, `kernel_id` and `laptop`: whose front it is.
+        """
         ((head, body),) = decode(frame)
         if head.kind is not Kind.HELLO:
             message = f"{head.kind.name} came before HELLO."
@@ -199,7 +203,9 @@ class Door:
             guest = self._new_guest(name)
             guest.outbox.forget(Lane.BULK, bulk)  # what was before it is not for it
         if guest.pump:
-            guest.pump.end(ProtocolError("The same front came in again."))
+            guest.pump.end(ProtocolError("The same front came in again."), is_told=True)
+        guest.kernel_id = str(words.get("kernel_id") or "")
+        guest.laptop = str(words.get("laptop") or "")
         if name not in self._greeted:
             self._greeted.add(name)
             for lane, number in zip(Lane, words.get("said") or ()):

@@ -12,23 +12,22 @@ import json
 import os
 import signal
 import socket
-import sys
 import time
-import traceback
 from typing import TYPE_CHECKING, Any, Callable
 
-from remoter_kernel.daemon import registry
+from remoter_kernel.daemon import one_line, registry
 from remoter_kernel.daemon.lock import tidy
 from remoter_kernel.daemon.processes import started_at
-from remoter_kernel.daemon.records import Record, read_journal
+from remoter_kernel.daemon.records import Reader, Record, read_journal
 from remoter_kernel.daemon.registry import Session
-from remoter_kernel.errors import RemoterError
 from remoter_kernel.wire.frames import Channel, unpack
 from remoter_kernel.wire.said import Said, encode_said
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterator
     from pathlib import Path
+
+    from remoter_kernel.daemon.one_line import Answer
 
 STOP_WITHIN = 8.0  # seconds that an evaluator has to end its session properly
 KILL_WITHIN = 3.0  # seconds after SIGKILL
@@ -37,29 +36,11 @@ MOST = 16 * 1024 * 1024  # bytes of records in one answer
 TAIL = 20  # lines of each log
 HEADER, PARENT = 1, 2  # of a message's parts
 
-Answer = tuple[dict[str, Any], "Iterable[bytes]"]
-
 
 def main() -> None:
     """Read one wish, answer it."""
     os.umask(0o077)
-    records: Iterable[bytes] = ()
-    try:
-        wish = json.loads(sys.stdin.readline())
-        answer, records = ANSWERS[wish["verb"]](wish)
-    except OSError as error:
-        place = f" ({error.filename})" if error.filename else ""
-        answer = {"lacks": "room", "what": f"{error.strerror}{place}"}
-    except RemoterError as error:
-        answer = {"lacks": "reader", "what": str(error)}
-    except Exception as error:  # noqa: BLE001 - the one line is all that is heard of us
-        traceback.print_exc()
-        answer = {"lacks": "luck", "what": f"{type(error).__name__}: {error}"}
-    out = sys.stdout.buffer
-    out.write(b"REMOTER " + json.dumps(answer).encode() + b"\n")
-    for chunk in records:
-        out.write(chunk)
-    out.flush()
+    one_line.answer(lambda wish: ANSWERS[wish["verb"]](wish))
 
 
 # How sessions are ------------------------------------------------------------------------
@@ -185,8 +166,9 @@ def tell_outputs(wish: dict[str, Any]) -> Answer:
     """Give records of a journal.
 
     `after`: the number after which they begin; `skip`: bytes of the first one that are
-    known already; `wait`: seconds to wait for something; `only`: "missed" or "events";
-    `cells`: requests of which nothing counts as taken.
+    known already; `place`: what the last answer said of it, lest the journal be read from its
+    beginning; `wait`: seconds to wait for something; `only`: "missed" or "events"; `cells`:
+    requests of which nothing counts as taken.
     """
     session = Session(_folder(wish["session"]))
     if not session.folder.is_dir():
@@ -195,15 +177,16 @@ def tell_outputs(wish: dict[str, Any]) -> Answer:
     begin = int(wish.get("after") or 0)
     skip = int(wish.get("skip") or 0)
     size = _size_of(session)
+    reading = Reader(session.folder / "journal", wish.get("place"))
     while True:
-        chunks = _pack(_wanted(session, wish, begin), skip)
+        chunks = _pack(_wanted(session, wish, begin, reading), skip)
         is_over = describe(session)["state"] in {"ended", "dead"}
         if chunks or is_over or time.monotonic() > limit:
             break
         while _size_of(session) == size and time.monotonic() < limit:
             time.sleep(LOOK_EVERY)
         size = _size_of(session)
-    answer = {"session": describe(session), "is_over": is_over}
+    answer = {"session": describe(session), "is_over": is_over, "place": reading.place}
     if wish.get("only") == "events":
         answer["tails"] = {name: _tail(session, name) for name in ("evaluator.log", "kernel.log")}
     return answer, chunks
@@ -233,14 +216,18 @@ def _pack(records: Iterator[Record], skip: int) -> list[bytes]:
     return chunks
 
 
-def _wanted(session: Session, wish: dict[str, Any], begin: int) -> Iterator[Record]:
-    records = read_journal(session.folder / "journal")
+def _wanted(
+    session: Session, wish: dict[str, Any], begin: int, reading: Reader
+) -> Iterator[Record]:
     only = wish.get("only")
-    if only == "missed":
+    if only == "missed":  # what it is depends on all that was before
         fronts = session.read("state.json").get("fronts") or {}
+        records = read_journal(session.folder / "journal")
         records = _missed(records, fronts, set(wish.get("cells") or ()))
     elif only == "events":
-        records = (record for record in records if _is_event(record))
+        records = (record for record in reading.records() if _is_event(record))
+    else:
+        records = reading.records()
     return (record for record in records if record.number > begin)
 
 

@@ -5,6 +5,7 @@ Reads the wish, one JSON object, from stdin: nothing of it is ever in a command 
 
 from __future__ import annotations
 
+import contextlib
 import getpass
 import hashlib
 import json
@@ -16,21 +17,27 @@ import sys
 import time
 import traceback
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import zmq
 
-from remoter_kernel.daemon import registry
+from remoter_kernel.daemon import one_line, registry
+from remoter_kernel.daemon.candidates import candidates_for, is_of_a_notebook
 from remoter_kernel.daemon.door import Door
 from remoter_kernel.daemon.journal import LIMIT, Journal
 from remoter_kernel.daemon.lock import Lock
+from remoter_kernel.daemon.processes import started_at
 from remoter_kernel.daemon.records import check_format
 from remoter_kernel.daemon.registry import Session
+from remoter_kernel.daemon.succession import choose
 from remoter_kernel.errors import RemoterError
 from remoter_kernel.wire.reactor import Reactor
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
 STOP_WITHIN = 8.0  # seconds
-START_WITHIN = 2.0  # seconds that a warden needs to start a kernel and to say so
+START_WITHIN = 10.0  # seconds that a warden may need to start a kernel and to say so
 TURN_WITHIN = 20.0  # seconds that another launch for the same session may take
 # What a session stays, whoever comes to it later.
 ABOUT = ("kernel_id", "kernel", "arguments", "notebook", "laptop", "remote")
@@ -39,20 +46,12 @@ ABOUT = ("kernel_id", "kernel", "arguments", "notebook", "laptop", "remote")
 def main(pyzmq: str) -> None:
     """Answer one wish with one line; `pyzmq` is the version that was found here."""
     login_umask = os.umask(0o077)
-    try:
+
+    def find_or_start(wish: dict[str, Any]) -> one_line.Answer:
         check_own_bytes()
-        wish = json.loads(sys.stdin.readline())
-        answer = {**fulfil(wish, login_umask), "pyzmq": pyzmq}
-    except OSError as error:
-        place = f" ({error.filename})" if error.filename else ""
-        answer = {"lacks": "room", "what": f"{error.strerror}{place}"}
-    except RemoterError as error:
-        answer = {"lacks": "reader", "what": str(error)}
-    except Exception as error:  # noqa: BLE001 - the one line is all that is heard of us
-        traceback.print_exc()
-        answer = {"lacks": "luck", "what": f"{type(error).__name__}: {error}"}
-    sys.stdout.write("REMOTER " + json.dumps(answer) + "\n")
-    sys.stdout.flush()
+        return {**fulfil(wish, login_umask), "pyzmq": pyzmq}, ()
+
+    one_line.answer(find_or_start)
 
 
 def check_own_bytes() -> None:
@@ -68,25 +67,27 @@ def fulfil(wish: dict[str, Any], login_umask: int) -> dict[str, Any]:
     """Find the session that is meant, or start one, and tell where it answers."""
     for order in wish.get("orders") or ():
         carry_out(order, wish, login_umask)
-    lock = Lock(f"kernel-{wish['kernel_id']}") if wish.get("kernel_id") else None
-    if lock and not lock.take(TURN_WITHIN):
-        lock = None  # better a second session than none
-    try:
-        session = find(wish, login_umask)
+    news: dict[str, Any] = {}
+    with contextlib.ExitStack() as turns:
+        for name in _turns(wish):
+            lock = Lock(name)
+            if lock.take(TURN_WITHIN):  # if not: better a second session than none
+                turns.callback(lock.release)
+        try:
+            session = find(wish, login_umask)
+        except ElsewhereError as elsewhere:
+            return {"lacks": "host", "what": elsewhere.session, "host": elsewhere.host}
+        if session is None and wish.get("session"):
+            why = why_it_ended(wish["session"])
+            return {"lacks": "session", "what": wish["session"], **why}
+        if session is None and is_of_a_notebook(wish):
+            session, news = inherit(wish, login_umask)
         is_joined = session is not None
-        if session is None:
-            if wish.get("session"):
-                why = why_it_ended(wish["session"])
-                return {"lacks": "session", "what": wish["session"], **why}
-            session = create(wish, login_umask)
-    except ElsewhereError as elsewhere:
-        return {"lacks": "host", "what": elsewhere.session, "host": elsewhere.host}
-    finally:
-        if lock:
-            lock.release()
-    session.admit(wish["client_key"])
+        session = session or create(wish, login_umask)
+        session.admit(wish["client_key"], wish.get("kernel_id") or "")
     door = session.read("door.json")
     return {
+        **news,
         "session": session.id,
         "joined": is_joined,
         "address": "127.0.0.1",
@@ -96,6 +97,52 @@ def fulfil(wish: dict[str, Any], login_umask: int) -> dict[str, Any]:
         "user": getpass.getuser(),
         "python": platform.python_version(),
     }
+
+
+def _turns(wish: dict[str, Any]) -> Iterator[str]:
+    """Yield what only one launch at a time may look for: a kernel's session, a notebook's."""
+    if wish.get("kernel_id"):
+        yield f"kernel-{wish['kernel_id']}"
+    if is_of_a_notebook(wish) and not wish.get("session"):
+        words = json.dumps([wish[key] for key in ("laptop", "remote", "notebook")])
+        yield f"notebook-{hashlib.sha256(words.encode()).hexdigest()[:24]}"
+
+
+def inherit(wish: dict[str, Any], login_umask: int) -> tuple[Session | None, dict[str, Any]]:
+    """Join the session that a front of the same notebook has left behind, if that is clear.
+
+    Returns it, and news for the person: `begun` (seconds since 1970) if it was joined, else
+    `others`: which sessions there are, and of which notebooks.
+    """
+    heir, told = choose(list(candidates_for(wish)))
+    if heir:
+        session = Session(registry.sessions_folder() / heir)
+        can_go_on = _can_go_on(session, wish, login_umask)
+        about = session.read("session.json")
+        if can_go_on:
+            # What was written down for the front before, and not carried out by now, is void.
+            before = [*session.kernels_before(), about.get("kernel_id")]
+            session.amend(kernel_id=wish.get("kernel_id"), kernels_before=before)
+            return session, {"begun": about.get("created") or 0.0}
+        told = [] if about.get("ended") else [heir]
+    others = []
+    for name in told:
+        about = Session(registry.sessions_folder() / name).read("session.json")
+        others.append({"session": name, "notebook": about.get("notebook") or ""})
+    return None, {"others": others}
+
+
+def _can_go_on(session: Session, wish: dict[str, Any], login_umask: int) -> bool:
+    """Does it live, if need be with another evaluator? What cannot be joined is no reason to fail.
+
+    A front that is wanted by its kernel's id has nothing else to do than to complain; a
+    notebook can begin afresh.
+    """
+    try:
+        return session.is_alive() or _revive(session, wish, login_umask)
+    except (OSError, RemoterError, RuntimeError):
+        traceback.print_exc()
+        return False
 
 
 class ElsewhereError(Exception):
@@ -110,10 +157,11 @@ class ElsewhereError(Exception):
 def find(wish: dict[str, Any], login_umask: int) -> Session | None:
     """Find the session that is meant; one whose evaluator has died gets another one."""
     kernel_id, session_id = wish.get("kernel_id", ""), wish.get("session", "")
-    session = registry.find_session(kernel_id, session_id)
-    if session:
-        return session
-    for session in registry.sessions_meant(kernel_id, session_id):
+    meant = list(registry.sessions_meant(kernel_id, session_id))
+    for session in meant:
+        if session.is_alive():
+            return session
+    for session in meant:
         door = session.read("door.json")
         if door and door["host"] != socket.gethostname():
             raise ElsewhereError(session.id, str(door["host"]))
@@ -134,7 +182,7 @@ def _revive(session: Session, wish: dict[str, Any], login_umask: int) -> bool:
         lock.release()
         message = f"the evaluator of session {session.id} runs, but does not answer"
         raise RuntimeError(message)
-    if not session.has_kernel() and not _is_just_starting(session):
+    if not session.has_kernel() and not _is_to_have_one(session):
         why, died = session.how_it_died()
         session.end(why, died=died)
         session.forget_keys()
@@ -152,11 +200,15 @@ def _revive(session: Session, wish: dict[str, Any], login_umask: int) -> bool:
     return True
 
 
-def _is_just_starting(session: Session) -> bool:
-    """Has its evaluator died in the moment in which a warden started the kernel?"""
-    files = [session.folder / name for name in ("child.json", "exit.json")]
+def _is_to_have_one(session: Session) -> bool:
+    """Has its evaluator died while a kernel was about to start, or between two of them?"""
     limit = time.monotonic() + START_WITHIN
-    while not any(file.exists() for file in files) and time.monotonic() < limit:
+    while session.is_here() and time.monotonic() < limit:
+        child = session.read("child.json")
+        if "pid" in child or session.read("exit.json"):
+            break
+        if not child or not started_at(int(child["warden"])):
+            return True  # nobody is at it: another evaluator will be
         time.sleep(0.05)
     return session.has_kernel()
 
@@ -170,6 +222,8 @@ def carry_out(order: dict[str, Any], wish: dict[str, Any], login_umask: int) -> 
         return
     if session is None:
         return
+    if order.get("kernel_id") in session.kernels_before():
+        return  # it has gone to another front since: another launch was quicker to carry it out
     pid = int(session.read("door.json")["pid"])
     os.kill(pid, signal.SIGUSR1 if order.get("order") == "restart" else signal.SIGTERM)
     limit = time.monotonic() + STOP_WITHIN
@@ -219,7 +273,8 @@ def start(
         trouble = pipe.read()  # ends when the door is open, or with the process
     if trouble:
         lock.release()
-        raise RuntimeError(trouble)
+        why = json.loads(trouble)
+        raise OSError(*why) if isinstance(why, list) else RuntimeError(why)
     lock.hand_down()
 
 
@@ -250,7 +305,10 @@ def _evaluate(
         public, secret = zmq.curve_keypair()
         session.claim(door.open(secret, public), public.decode())
     except BaseException as error:  # noqa: BLE001 - the login waits for a word
-        os.write(mouth, f"{type(error).__name__}: {error}".encode())
+        why: Any = f"{type(error).__name__}: {error}"
+        if isinstance(error, OSError):
+            why = [error.errno, error.strerror, error.filename]
+        os.write(mouth, json.dumps(why).encode())
         os._exit(1)
     os.close(mouth)
     try:

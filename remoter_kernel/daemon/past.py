@@ -11,13 +11,44 @@ from remoter_kernel.daemon.records import Record, is_loss, mark_of
 from remoter_kernel.daemon.speaker import Request
 from remoter_kernel.errors import ProtocolError
 from remoter_kernel.wire.frames import LANE, Channel, Lane, from_json, unpack
-from remoter_kernel.wire.messages import CONTENT, HEADER, PARENT, TOPIC, header_of
+from remoter_kernel.wire.messages import HEADER, PARENT, TOPIC, content_of, header_of
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from remoter_kernel.wire.frames import Bytes
 
 HANDED = "handed"  # the mark of a request that was held and is now given to the child
-STATUS_WITHIN = 4096  # bytes of a message that says no more than busy
+TELLING = (b'"status"', b'"execute_input"', b'"error"')  # messages that tell of their reply
+
+
+class Overheard:
+    """What a cell publishes tells what its reply must be, if it is heard from busy to idle."""
+
+    def __init__(self) -> None:
+        """Begin with nothing."""
+        self.replies: dict[str, dict[str, Any]] = {}  # by request, from its busy on
+        self.over: set[str] = set()  # whose idle was heard
+
+    def hear(self, asker: str, parts: Sequence[Bytes]) -> None:
+        """Take in what was published under a request."""
+        if not any(kind in bytes(parts[HEADER]) for kind in TELLING):
+            return
+        kind, content = header_of(parts[HEADER]).get("msg_type"), content_of(parts)
+        reply = self.replies.get(asker)
+        if content.get("execution_state") == "busy":
+            self.replies[asker] = {"status": "ok", "payload": [], "user_expressions": {}}
+        elif content.get("execution_state") == "idle":
+            self.over.add(asker)
+        elif reply and kind == "execute_input":
+            reply["execution_count"] = content.get("execution_count", 0)
+        elif reply and kind == "error":
+            reply.update(content, status="error")
+
+    def forget(self, asker: str) -> None:
+        """Its reply is there."""
+        self.replies.pop(asker, None)
+        self.over.discard(asker)
 
 
 class Past:
@@ -28,17 +59,21 @@ class Past:
         self.seen: dict[bytes, dict[Lane, int]] = {}  # by front: its own numbers
         self.asked: dict[str, Request] = {}  # handed to the child, without a reply
         self.waiting: dict[str, Request] = {}  # not handed to the child
-        self.begun: set[str] = set()  # of what was asked
-        self.open: dict[str, dict[str, Any]] = {}  # headers of what has its reply, but no idle
-        self._idle: set[str] = set()  # of what was asked: had its idle before its reply
+        self.heard = Overheard()  # of what was asked
         self.kernel: dict[str, Any] = {}  # whom the child sounds like
         self.time = 0.0  # of the last record, seconds since 1970
+        self.answered: set[str] = set()  # though nobody can read any more who asked
         self.is_damaged = False  # are there requests that cannot be read?
         self._sure: set[tuple[bytes, Lane]] = set()  # of whom something came after all damage
 
     def is_sure_of(self, front: bytes, lane: Lane) -> bool:
         """Is `seen` true of a front, or may there have been more that cannot be read?"""
         return not self.is_damaged or (front, lane) in self._sure
+
+    @property
+    def begun(self) -> set[str]:
+        """What of it the child was at, as far as was heard."""
+        return set(self.heard.replies) - self.heard.over
 
     def take(self, record: Record) -> None:
         """Take in the next record; one that makes no sense says nothing."""
@@ -72,33 +107,21 @@ class Past:
                 self.kernel = note
         elif record.channel in {Channel.SHELL, Channel.CONTROL}:
             self._take_message(record, parts)
-        elif len(record.body) < STATUS_WITHIN:
-            self._take_state(parts)
-
-    def _take_state(self, parts: list[Bytes]) -> None:
-        content = bytes(parts[CONTENT])
-        is_busy, is_idle = b'"busy"' in content, b'"idle"' in content
-        if not (is_busy or is_idle):
-            return
-        asker = str(header_of(parts[PARENT]).get("msg_id", ""))
-        if is_busy:
-            self.begun.add(asker)
-        elif asker in self.asked:
-            self._idle.add(asker)
         else:
-            self.open.pop(asker, None)
+            asker = str(header_of(parts[PARENT]).get("msg_id", ""))
+            if asker in self.asked:
+                self.heard.hear(asker, parts)
 
     def _take_message(self, record: Record, parts: list[Bytes]) -> None:
         if not record.is_from_front:
             asker = str(header_of(parts[PARENT]).get("msg_id", ""))
-            request = self.asked.pop(asker, None)
-            if request and record.channel is Channel.SHELL and asker not in self._idle:
-                self.open[asker] = request.header
-            self._idle.discard(asker)
-            self.waiting.pop(asker, None)
-            self.begun.discard(asker)
+            if not (self.asked.pop(asker, None) or self.waiting.pop(asker, None)):
+                self.answered.add(asker)
+            self.heard.forget(asker)
             return
         header = header_of(parts[HEADER])
+        if header.get("msg_id") in self.answered:
+            return
         request = Request(record.front, record.channel, record.own, parts, header)
         if record.is_held:
             self.waiting[str(header.get("msg_id", ""))] = request

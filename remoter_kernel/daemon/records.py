@@ -149,25 +149,46 @@ def read_journal(path: Path) -> Iterator[Record]:
     What is missing is told by a mark, `{"mark": "missing", "bytes": n}`: in place of a
     record whose body is damaged, or with the first of the numbers that are lost.
     """
-    with path.open("rb") as file:
-        for _, record in Scan(file):
-            yield record
+    return Reader(path).records()
+
+
+class Reader:
+    """Goes through a journal, which may be written meanwhile, from where another one stopped."""
+
+    def __init__(self, path: Path, place: dict[str, int] | None = None) -> None:
+        """Remember; `place` is that of a reading before."""
+        self._path = path
+        self.place = place or {}  # after the last record that was dealt with
+
+    def records(self) -> Iterator[Record]:
+        """Yield what follows; from the beginning if the file is another one by now."""
+        with self._path.open("rb") as file:
+            name = os.fstat(file.fileno()).st_ino
+            place = self.place if self.place.get("file") == name else {}
+            scan = Scan(file, begin=place.get("offset", 0), last=place.get("number", 0))
+            for offset, record in scan:
+                yield record
+                if offset:
+                    self.place = {"file": name, "offset": scan.end, "number": record.number}
 
 
 class Scan:
     """One pass over an open journal: (offset, record), offset 0 for what is only told."""
 
-    def __init__(self, file: BinaryIO, until: int | None = None) -> None:
-        """Remember; `until` is where to stop, in bytes."""
+    def __init__(
+        self, file: BinaryIO, until: int | None = None, *, begin: int = 0, last: int = 0
+    ) -> None:
+        """Remember; `until` is where to stop, in bytes, `begin` where the record `last` ends."""
         self._file = file
         self._size = os.fstat(file.fileno()).st_size if until is None else until
-        self._last = 0  # number
+        self._begin = begin
+        self._last = last  # number
         self._is_torn = False  # does it end in the middle of a record?
         self.end = 0  # where the last record that can be trusted ends
 
     def __iter__(self) -> Iterator[tuple[int, Record]]:
         """Go from the first line to the end; JournalTooNewError if that line says so."""
-        offset = self.end = begin = check_format(self._file)
+        offset = self.end = begin = max(check_format(self._file), self._begin)
         lost: list[tuple[int, Record]] = []  # told only if something comes after it
         while (head := self._head(offset)) or (found := self._search(offset)):
             if head is None:

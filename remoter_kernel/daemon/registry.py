@@ -6,6 +6,7 @@ between machines, and another machine's process numbers mean nothing here.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import secrets
@@ -17,13 +18,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from remoter_kernel.daemon.deaths import explain
-from remoter_kernel.daemon.lock import tidy
+from remoter_kernel.daemon.lock import Lock, tidy
 from remoter_kernel.daemon.processes import boot_id, is_running, started_at
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 ANSWER_WITHIN = 2.0  # seconds
+AMEND_WITHIN = 1.0  # seconds that another may take to change the same file
 KEEP_ENDED = 14 * 24 * 3600.0  # seconds
 KEEP_BYTES = 4 * 1024**3  # of what ended sessions leave
 
@@ -47,9 +49,13 @@ def write_json(path: Path, words: dict[str, Any]) -> None:
     """Write a file of ours so that it is seen whole or not at all; mode 0600."""
     beside = path.with_name(f"{path.name}.{os.getpid()}")
     handle = os.open(str(beside), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(handle, "w", encoding="utf-8") as file:
-        json.dump(words, file)
-    beside.replace(path)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            json.dump(words, file)
+        beside.replace(path)
+    except OSError:
+        beside.unlink()  # it would take the room that was missing
+        raise
 
 
 class Session:
@@ -97,21 +103,49 @@ class Session:
         }
         self.write("door.json", words)
 
-    def admit(self, client_key: str) -> None:
-        """Let the front with this public key (Z85) in."""
-        (self.folder / "keys" / client_key.encode().hex()).touch(mode=0o600)
+    def amend(self, **words: Any) -> None:
+        """Change what session.json says; the evaluator and launches may want to at once."""
+        lock = Lock(f"about-{self.id}")
+        is_taken = False
+        with contextlib.suppress(OSError, RuntimeError):  # better unlocked than not at all
+            is_taken = lock.take(AMEND_WITHIN)
+        try:
+            self.write("session.json", {**self.read("session.json"), **words})
+        finally:
+            if is_taken:
+                lock.release()
+
+    def admit(self, client_key: str, kernel_id: str = "") -> None:
+        """Let the front with this public key (Z85) in, and note what it is the kernel of."""
+        path = self.folder / "keys" / client_key.encode().hex()
+        path.touch(mode=0o600)
+        if kernel_id:
+            path.write_text(kernel_id, encoding="utf-8")
+
+    def admitted(self) -> set[str]:
+        """Return the Jupyter kernels whose fronts were ever let in, as far as they said."""
+        found = set()
+        for path in (self.folder / "keys").glob("*"):
+            with contextlib.suppress(OSError, ValueError):
+                found.add(path.read_text(encoding="utf-8"))
+        return found - {""}
 
     def admits(self, client_key: bytes) -> bool:
         """Was this public key (Z85) registered through a login?"""
         return (self.folder / "keys" / client_key.hex()).exists()
+
+    def kernels_before(self) -> list[Any]:
+        """Return the Jupyter kernels that this session had before the one that it has now."""
+        before = self.read("session.json").get("kernels_before")
+        return before if isinstance(before, list) else []
 
     def end(self, why: str, *, died: float = 0.0) -> None:
         """Note that this session has ended, and why: nobody joins it any more.
 
         `died`: when, if that was long before somebody found out (seconds since 1970).
         """
-        words = {"ended": time.time(), "died": died or time.time(), "why": why}
-        self.write("session.json", {**self.read("session.json"), **words})
+        with contextlib.suppress(OSError):  # without room, that nothing of it runs says it, too
+            self.amend(ended=time.time(), died=died or time.time(), why=why)
 
     def forget_keys(self) -> None:
         """Remove what let fronts and the evaluator in; the journal stays."""
@@ -214,9 +248,3 @@ def sessions_meant(kernel_id: str, session_id: str = "") -> Iterator[Session]:
         )
         if is_meant and not about.get("ended"):
             yield session
-
-
-def find_session(kernel_id: str, session_id: str = "") -> Session | None:
-    """Find the living session with this id or, without one, of this Jupyter kernel."""
-    meant = sessions_meant(kernel_id, session_id)
-    return next((session for session in meant if session.is_alive()), None)

@@ -64,11 +64,18 @@ class Speaker:
         self._journal.append(Channel.IOPUB, pack(parts))
 
     def answer_error(
-        self, request: Request, name: str, why: str, *, has_begun: bool = False
+        self,
+        request: Request,
+        name: str,
+        why: str,
+        *,
+        has_begun: bool = False,
+        has_ended: bool = False,
     ) -> None:
-        """Answer a request with an error: error, reply, idle."""
+        """Answer a request with an error: error, reply, idle (unless that was said)."""
         trouble = {"ename": name, "evalue": why, "traceback": [f"{name}: {why}"]}
-        self._answer(request, {"status": "error", **trouble}, trouble, has_begun=has_begun)
+        reply = {"status": "error", **trouble}
+        self._answer(request, reply, trouble, has_begun=has_begun, has_ended=has_ended)
 
     def answer_aborted(self, request: Request) -> None:
         """Answer a request that is not carried out because one before it failed."""
@@ -87,6 +94,7 @@ class Speaker:
         trouble: dict[str, Any] | None,
         *,
         has_begun: bool,
+        has_ended: bool = False,
     ) -> None:
         kind = str(request.header.get("msg_type", ""))
         is_shell = request.channel is Channel.SHELL
@@ -97,5 +105,5 @@ class Speaker:
             if trouble:
                 self.publish("error", trouble, request.header)
         self.reply(request, reply)
-        if is_shell:
+        if is_shell and not has_ended:
             self.publish("status", {"execution_state": "idle"}, request.header)

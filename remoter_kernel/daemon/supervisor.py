@@ -19,12 +19,10 @@ from remoter_kernel.daemon.board import Board
 from remoter_kernel.daemon.child import Child
 from remoter_kernel.daemon.deaths import explain
 from remoter_kernel.daemon.desk import Desk
-from remoter_kernel.daemon.pieces import in_pieces
-from remoter_kernel.daemon.records import EVERYONE
+from remoter_kernel.daemon.ear import Ear
 from remoter_kernel.daemon.speaker import Speaker
 from remoter_kernel.errors import RemoterError
-from remoter_kernel.wire.frames import Bytes, Channel, pack
-from remoter_kernel.wire.messages import CONTENT, HEADER, PARENT, header_of
+from remoter_kernel.wire.frames import Bytes, Channel
 from remoter_kernel.wire.waiting import COMMS, MOST_WAITING
 
 if TYPE_CHECKING:
@@ -32,6 +30,7 @@ if TYPE_CHECKING:
     from remoter_kernel.daemon.journal import Journal
     from remoter_kernel.daemon.past import Past
     from remoter_kernel.daemon.registry import Session
+    from remoter_kernel.daemon.speaker import Request
     from remoter_kernel.wire.reactor import Reactor
 
 DIE_WITHIN = 4.0  # seconds that a kernel has for its own shutdown, before a signal
@@ -42,7 +41,6 @@ TRIES = 3  # for a kernel whose port was taken between choosing and binding it
 LINGER = 30.0  # seconds that a session which could not start still tells why
 LINGER_LOOK = 0.5  # seconds
 LOOK_AGAIN = 0.005  # seconds until a thread has probably done its work
-IDLE_WITHIN = 64  # bytes of a status message's content
 SWEEP_AFTER = 10.0  # seconds: nobody should wait for it
 LOOK_EVERY = 60.0  # seconds
 ORDERS = (signal.SIGTERM, signal.SIGUSR1)  # stop, restart
@@ -93,7 +91,7 @@ class Supervisor:
         self._desk = Desk(session, journal, door, self._speaker)
         self._requests = self._desk.requests
         self._interrupts = self._desk.interrupts
-        self._adoption: Adoption | None = None
+        self._ear = Ear(journal, door, self._desk, past)
         self._tries = 1  # to start the child
         self._told_trouble = ""  # of the journal
 
@@ -101,6 +99,8 @@ class Supervisor:
         """Serve until the session ends."""
         self._desk.child_for = self._child_for
         self._desk.on_order = self._obey
+        self._desk.on_cell = self._board.note_cell
+        self._desk.on_doubt = self._doubt
         self.door.on_item = self._desk.take
         self.door.describe = self._describe
         self.door.most_waiting = int(self.wish.get("waiting_limit") or MOST_WAITING)
@@ -189,45 +189,10 @@ class Supervisor:
         return child
 
     def _hear(self, channel: Channel, parts: list[Bytes]) -> None:
-        """Take in one message of the child."""
-        if channel is Channel.IOPUB:
-            # What a kernel publishes while it starts belongs to no request: of a kernel
-            # that runs here, too, nobody hears it.
-            if self.state is not State.STARTING:
-                self._hear_published(parts)
-            return
-        asker = header_of(parts[PARENT]).get("msg_id", "")
-        request = self._requests.asked.get(asker)
-        if request is None and not (self.past and self.past.is_damaged):
-            return
-        self.door.is_hurried |= channel is not Channel.SHELL  # after a reply comes "idle"
-        if channel is not Channel.STDIN:
-            self._requests.asked.pop(asker, None)
-            self._requests.touch()
-            if request:
-                self._interrupts.note_end(request, parts)
-            if request and self._adoption:
-                self._adoption.hear_reply(request)
-        # Where nobody can tell any more who asked, each front knows whether it did.
-        self.journal.append(channel, pack(parts), front=request.front if request else EVERYONE)
-
-    def _hear_published(self, parts: list[Bytes]) -> None:
-        if self._adoption:
-            self._adoption.hear(parts)
-        for piece in in_pieces(parts):
-            self.journal.append(Channel.IOPUB, pack(piece))
-        state = bytes(parts[CONTENT][:IDLE_WITHIN])
-        if b'"idle"' in state:
-            self.door.is_hurried = True
-            self._be_done(header_of(parts[PARENT]))
-        elif b'"busy"' in state or b'"execute_input"' in bytes(parts[HEADER]):
-            self._interrupts.note_begin(header_of(parts[PARENT]).get("msg_id", ""))
-
-    def _be_done(self, asker: dict[str, Any]) -> None:
-        """The child has dealt with a request; one that gets no reply (of a widget) is done."""
-        if asker.get("msg_type") in COMMS:  # a `comm_info_request` has a reply, which may be later
-            self._requests.asked.pop(asker.get("msg_id", ""), None)
-            self._requests.touch()
+        # What a kernel publishes while it starts belongs to no request: of a kernel that
+        # runs here, too, nobody hears it.
+        if channel is not Channel.IOPUB or self.state is not State.STARTING:
+            self._ear.hear(channel, parts)
 
     def _be_ready(self, header: dict[str, Any], kernel_info: dict[str, Any]) -> None:
         """The child answers, and is heard on iopub: whoever waits gets its turn."""
@@ -248,13 +213,43 @@ class Supervisor:
         self._requests.asked.update(past.asked)
         self._requests.waiting.extend(past.waiting.values())
         self._speaker.sound_like(past.kernel, past.kernel.get("kernel_info") or {})
+        if not self.session.read("child.json").get("pid"):
+            self._start_in_place_of(past)
+            return
         for asker in past.begun:
             self._interrupts.note_begin(asker)
-        self._adoption = Adoption(self.reactor, past, self._requests.asked, self._speaker)
-        self._adoption.on_settled = self._settle
+        self._begin_adoption(past)
         self.child = child = self._new_child()
         child.on_ready = partial(self._hear_adopted, child)
         child.adopt()
+
+    def _start_in_place_of(self, past: Past) -> None:
+        """Go on where an evaluator died between two kernels, or before the first."""
+        self._requests.answer_all("KernelDied", "The kernel died, and its evaluator with it.")
+        self._speaker.kernel_info = {}
+        if past.kernel:
+            self._start_again()
+        else:
+            self._start()
+
+    def _begin_adoption(self, past: Past) -> Adoption:
+        adoption = Adoption(self.reactor, past, self._requests.asked, self._speaker)
+        adoption.on_settled = self._settle
+        self._ear.adoption = adoption
+        return adoption
+
+    def _doubt(self, request: Request) -> None:
+        """Make sure of something that the child may have got: it is not handed over again."""
+        asker, kind = (str(request.header.get(key, "")) for key in ("msg_id", "msg_type"))
+        has_reply = request.channel is not Channel.STDIN and kind not in COMMS
+        if self.past is None or not has_reply or asker in self.past.answered:
+            return
+        adoption = self._ear.adoption or self._begin_adoption(self.past)
+        adoption.doubt(request)
+        if self.child and self.state in WITH_CHILD:
+            self.child.ask_again()
+        else:
+            self._requests.answer_all("OutputsMissing", "It may have run in a kernel that is gone.")
 
     def _hear_adopted(
         self, child: Child, header: dict[str, Any], kernel_info: dict[str, Any]
@@ -262,11 +257,11 @@ class Supervisor:
         if not self._speaker.kernel_info:  # the journal was damaged there
             self._speaker.sound_like(header, kernel_info)
             self._speaker.note("ready", **self._speaker.describe())
-        if self._adoption:
-            self._adoption.hear_answer(child)
+        if self._ear.adoption:
+            self._ear.adoption.hear_answer(child)
 
     def _settle(self) -> None:
-        self._adoption = None
+        self._ear.adoption = None
         if self.state is State.ADOPTING:
             self.state = State.READY
             self._interrupts.forget()
@@ -277,7 +272,7 @@ class Supervisor:
         child, self.child = self.child, None
         if child is None:
             return
-        self._adoption = None
+        self._ear.adoption = None
         self._interrupts.forget()
         for channel in (Channel.IOPUB, Channel.SHELL, Channel.CONTROL):
             child.hear(channel)
@@ -299,6 +294,7 @@ class Supervisor:
             why = f"The kernel died: {explain(words)} Its variables are gone; it starts anew."
             self._requests.answer_all("KernelDied", why)
             self._speaker.note("died", why=why)
+            child.forget()
             self.reactor.later(RESTART_AFTER, self._start_again)
 
     def _start_again(self) -> None:
@@ -373,6 +369,7 @@ class Supervisor:
         return {
             "id": self.session.id,
             "state": self.state.value,
+            "execution_state": "busy" if self._requests.running() else "idle",
             "why": self.why,
             "keep": bool(self.session.read("session.json").get("keep")),
             **self._speaker.describe(),

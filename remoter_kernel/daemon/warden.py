@@ -14,10 +14,13 @@ import resource
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 from remoter_kernel.daemon.processes import started_at
+
+RETRY_AFTER = 1.0  # seconds
 
 
 def main() -> None:
@@ -33,7 +36,10 @@ def main() -> None:
     finally:
         os.umask(umask)
     about = {"pid": child.pid, "started": started_at(child.pid), "warden": os.getpid()}
-    _tell(folder / "child.json", about)
+    is_written = _tell(folder / "child.json", about)
+    while not is_written and child.poll() is None:  # a full disk may have room again
+        time.sleep(RETRY_AFTER)
+        is_written = _write(folder / "child.json", about)
     status = child.wait()
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     kibibytes = used.ru_maxrss // (1024 if sys.platform == "darwin" else 1)
@@ -59,9 +65,19 @@ def _start(wish: dict[str, Any]) -> subprocess.Popen[bytes]:
         )
 
 
-def _tell(path: Path, words: dict[str, Any]) -> None:
-    beside = path.with_suffix(".part")
-    beside.write_text(json.dumps(words), encoding="utf-8")
-    beside.replace(path)
+def _tell(path: Path, words: dict[str, Any]) -> bool:
+    """Tell it to a file and to the evaluator; return whether the file has it."""
+    is_written = _write(path, words)
     with contextlib.suppress(OSError):  # the evaluator is gone; the file is there
         os.write(1, (json.dumps(words) + "\n").encode())
+    return is_written
+
+
+def _write(path: Path, words: dict[str, Any]) -> bool:
+    beside = path.with_suffix(".part")
+    try:
+        beside.write_text(json.dumps(words), encoding="utf-8")
+        beside.replace(path)
+    except OSError:
+        return False
+    return True

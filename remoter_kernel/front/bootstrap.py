@@ -39,17 +39,20 @@ SHIPPED = (
     "daemon/__init__.py",
     "daemon/adoption.py",
     "daemon/board.py",
+    "daemon/candidates.py",
     "daemon/child.py",
     "daemon/compaction.py",
     "daemon/deaths.py",
     "daemon/desk.py",
     "daemon/door.py",
+    "daemon/ear.py",
     "daemon/index.py",
     "daemon/inquire.py",
     "daemon/interrupts.py",
     "daemon/journal.py",
     "daemon/launch.py",
     "daemon/lock.py",
+    "daemon/one_line.py",
     "daemon/outbox.py",
     "daemon/past.py",
     "daemon/pieces.py",
@@ -58,6 +61,7 @@ SHIPPED = (
     "daemon/registry.py",
     "daemon/requests.py",
     "daemon/speaker.py",
+    "daemon/succession.py",
     "daemon/supervisor.py",
     "daemon/warden.py",
 )
@@ -97,6 +101,9 @@ class Wish:
     kernel: str = "python3"
     arguments: tuple[str, ...] = ()  # for the kernel's command line, after the kernelspec's own
     notebook: str = ""
+    laptop: str = ""  # on which that notebook is
+    cells: tuple[str, ...] = ()  # of that notebook: joins the session where one of them was run
+    fronts: tuple[str, ...] = ()  # of this laptop that live, by their kernel ids
     init: tuple[str, ...] = ()
     env: Mapping[str, str] = field(default_factory=dict)
     cwd: str = ""
@@ -119,6 +126,8 @@ class Address:
     user: str
     python: str
     pyzmq: str
+    begun: float = 0.0  # since when, if another front of the same notebook has left it behind
+    others: tuple[dict[str, str], ...] = ()  # which a fresh one did not join
 
 
 @cache
@@ -162,6 +171,8 @@ def start_session(login: Login, remote: Remote, wish: Wish) -> Address:
         user=words["user"],
         python=words["python"],
         pyzmq=words["pyzmq"],
+        begun=float(words.get("begun") or 0.0),
+        others=tuple(words.get("others") or ()),
     )
 
 

@@ -22,12 +22,15 @@ def leave_with(
     order: str, *, reactor: Reactor, link: Link, dialer: SessionDialer, kernel_id: str
 ) -> None:
     """Say "restart" or "stop", and stop the reactor once it is heard."""
+    remote = dialer.remote.name
     is_over = link.state is State.FAILED and isinstance(link.error, NoSuchSession)
     if is_over or (link.state in {State.IDLE, State.FAILED} and not link.has_met):
-        reactor.stop()  # there is no session of ours
+        if link.state is State.FAILED and not is_over:
+            # A front before this one, with the same kernel, may have left a session there.
+            orders.write_down(remote, kernel_id, "", order)
+        reactor.stop()
         return
     link.say(Channel.ORDER, [to_json({"order": order})])
-    remote = dialer.remote.name
 
     def wait() -> None:
         if link.unacknowledged:

@@ -16,6 +16,7 @@ import zmq
 from remoter_kernel.errors import ForwardingRefused, RemoteLacks, RemoterError
 from remoter_kernel.front import orders
 from remoter_kernel.front.bootstrap import Address, Wish, start_session
+from remoter_kernel.front.claims import Claim
 from remoter_kernel.front.link import Line
 from remoter_kernel.front.login import log_in_to
 from remoter_kernel.front.remotes import Remote
@@ -45,6 +46,7 @@ class SessionDialer:
         self._is_doubted = False
         self.login: Login | None = None
         self.wish = Wish(client_key="")
+        self.claim = Claim()
         self._host: EmbeddedHost | None = None
         self._public, self._secret = zmq.curve_keypair()
         self._lock = threading.Lock()
@@ -115,21 +117,23 @@ class SessionDialer:
     def _start(self, login: Login) -> Address:
         remote = self.remote
         session = self.address.session if self.address else self.wish.session
-        wish = replace(
-            self.wish,
-            client_key=self._public.decode(),
-            session=session,
-            remote=remote.name,
-            kernel=remote.kernel,
-            init=remote.init,
-            env=remote.env,
-            cwd=remote.cwd,
-            idle_timeout=remote.idle_timeout,
-            journal_limit=remote.journal_limit,
-            waiting_limit=remote.waiting_limit,
-            orders=orders.pending(remote.name),
-        )
-        address = start_session(login, remote, wish)
+        with (Claim() if session else self.claim).made() as claimed:
+            wish = replace(
+                self.wish,
+                client_key=self._public.decode(),
+                session=session,
+                remote=remote.name,
+                kernel=remote.kernel,
+                init=remote.init,
+                env=remote.env,
+                cwd=remote.cwd,
+                idle_timeout=remote.idle_timeout,
+                journal_limit=remote.journal_limit,
+                waiting_limit=remote.waiting_limit,
+                orders=orders.pending(remote.name),
+                **claimed,
+            )
+            address = start_session(login, remote, wish)
         orders.forget(remote.name, *(order["kernel_id"] for order in wish.orders))
         return address
 

@@ -204,8 +204,8 @@ class Reading:
         """Yield what was said, in order."""
         after, rest, wait = 0, b"", 0.0
         while True:
-            place = {"after": after, "skip": len(rest), "wait": wait}
-            self.answer, data = self._ask({**self._words, **place})
+            begin = {"after": after, "skip": len(rest), "place": self.answer.get("place")}
+            self.answer, data = self._ask({**self._words, **begin, "wait": wait})
             found, rest = split_said(rest + data)
             for said in found:
                 after = said.number

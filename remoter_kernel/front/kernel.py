@@ -11,17 +11,22 @@ import signal
 import sys
 import time
 import traceback
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from remoter_kernel.errors import NoSuchSession, RemoteLacks, RemoterError
 from remoter_kernel.front import answers, parent
 from remoter_kernel.front.awakening import Awakening
+from remoter_kernel.front.claims import Claim
 from remoter_kernel.front.departure import leave_with
 from remoter_kernel.front.dialer import HERE, SessionDialer
+from remoter_kernel.front.laptop import Presence, laptop_id
 from remoter_kernel.front.link import Link, State
+from remoter_kernel.front.mouth import Mouth, Route
+from remoter_kernel.front.news import News
 from remoter_kernel.front.notices import Notices
+from remoter_kernel.front.own_notebook import own_notebook
 from remoter_kernel.front.pacer import Pacer
 from remoter_kernel.front.remotes import (
     Remote,
@@ -45,17 +50,6 @@ HOLD_INTERRUPT = 0.15  # seconds
 LOOK_FOR_PARENT = 1.0  # seconds
 ANSWER_WITHIN = 0.7  # seconds: jupyter console gives a question one, and mistakes a late answer
 LAST_WORDS = 0.3  # seconds between what a dying kernel says and the front's own end
-
-
-@dataclass
-class Route:
-    """Who asked what, and where the answer goes."""
-
-    channel: Channel
-    identities: list[bytes]
-    header: dict[str, Any]
-    parts: Sequence[Bytes]
-    number: int = 0  # in the link's outbox
 
 
 class Kernel:
@@ -83,7 +77,7 @@ class Kernel:
         self._stays = bool(session)  # does the session stay when Jupyter shuts its kernel down?
         self.kernel_id = digest(str(connection.get("key", "")))
         self.trouble: RemoterError | None = None  # why there is no kernel there
-        self._voice = self.sockets.voice
+        self._mouth = Mouth(self.sockets, self.kernel_id)
         self._is_ready = False  # is the far kernel there, as far as we know?
         remote = self._find()
         self._info = last_kernel_info(remote.name)
@@ -93,13 +87,14 @@ class Kernel:
         self._has_asker = False  # has any client allowed questions?
         self._is_leaving = False
         self._held_interrupt: Timer | None = None
-        self._notices = Notices(self.reactor, self._publish, lambda: self._find().name)
+        self._news = News(self._mouth.publish)
+        self._notices = Notices(self.reactor, self._mouth.publish, lambda: self._find().name)
         around = Surroundings(
             self.reactor,
             self.link,
             self.dialer,
             self.kernel_id,
-            self._publish,
+            self._mouth.publish,
             is_guest=bool(session),
             stays=lambda: self.stays,
             keep=self._keep,
@@ -113,7 +108,6 @@ class Kernel:
             kernel_id=self.kernel_id,
             arguments=self._arguments,
             session=self._session,
-            notebook=os.environ.get("JPY_SESSION_NAME", ""),
         )
         self.sockets.on_request = self._take
         self.link.on_item = self._hear
@@ -128,9 +122,14 @@ class Kernel:
         Awakening(self.reactor, self.link.look_again).start()
         if parent.is_named():
             self.reactor.later(LOOK_FOR_PARENT, self._look_for_parent)
-        self._publish("status", {"execution_state": "starting"})
+        self._mouth.publish("status", {"execution_state": "starting"})
+        presence = Presence(self.kernel_id)
+        laptop = laptop_id() if presence.take() else ""
+        self.link.about = {"kernel_id": self.kernel_id, "laptop": laptop}
+        self.dialer.claim = Claim(own_notebook(), laptop)
         self.link.wake()
         self.reactor.run()
+        presence.release()  # what follows may take a while, and the next front may be there
         self.sockets.close()
         self.dialer.close()
 
@@ -149,7 +148,7 @@ class Kernel:
         kind = str(header.get("msg_type", ""))
         route = Route(channel, identities, header, parts)
         if kind == "kernel_info_request" and not (self._is_ready and self.link.state is State.UP):
-            self._reply(route, answers.kernel_info(self._info, self._language))
+            self._mouth.reply(route, answers.kernel_info(self._info, self._language))
         elif kind == "interrupt_request":
             self._interrupt(route)
         elif kind == "shutdown_request":
@@ -170,7 +169,7 @@ class Kernel:
         elif self.link.state is State.FAILED:
             empty = answers.empty_reply(kind, content_of(route.parts))
             if empty:
-                self._reply(route, empty)
+                self._mouth.reply(route, empty)
             return
         elif kind in answers.IMPATIENT and not (self._is_ready and self.link.state is State.UP):
             self._held.append(route)
@@ -181,12 +180,14 @@ class Kernel:
     def _finish(self, route: Route, content: dict[str, Any], error: dict[str, Any] | None) -> None:
         """End a cell that was answered here."""
         if error:
-            self._publish("error", error, route.header)
-        self._reply(route, content, is_quiet=True)
+            self._mouth.publish("error", error, route.header)
+        self._mouth.reply(route, content, is_quiet=True)
 
     def _say(self, route: Route) -> None:
         route.number = self.link.say(route.channel, list(route.parts))
         self._routes[route.header.get("msg_id", "")] = route
+        if self._is_ready:
+            self._news.tell([route])
         self._notices.look(self.link, [route])
 
     def _answer_held(self, route: Route) -> None:
@@ -194,11 +195,11 @@ class Kernel:
         if route in self._held:
             self._held.remove(route)
             kind = str(route.header.get("msg_type", ""))
-            self._reply(route, answers.empty_reply(kind, content_of(route.parts)) or {})
+            self._mouth.reply(route, answers.empty_reply(kind, content_of(route.parts)) or {})
 
     def _interrupt(self, route: Route) -> None:
         """Interrupt at once; where a shutdown keeps the session, wait whether one follows."""
-        self._reply(route, {"status": "ok"})
+        self._mouth.reply(route, {"status": "ok"})
         if self.link.pacer:
             self.link.pacer.interrupt(*self._cells()[:1])
         if self.stays:
@@ -230,8 +231,8 @@ class Kernel:
         self._is_leaving = True
         is_restart = bool(content_of(route.parts).get("restart"))
         content = {"status": "ok", "restart": is_restart}
-        self._reply(route, content, is_quiet=True)
-        self._publish("shutdown_reply", content, route.header)
+        self._mouth.reply(route, content, is_quiet=True)
+        self._mouth.publish("shutdown_reply", content, route.header)
         if is_restart:
             self._leave_with("restart")
         elif not self.stays:
@@ -290,7 +291,8 @@ class Kernel:
     def _be_ready(self, words: dict[str, Any]) -> None:
         """The far kernel is there: from now on, what we say carries its session."""
         self._is_ready = True
-        self._voice.speak_as(str(words.get("session", "")), str(words.get("username", "")))
+        self.sockets.voice.speak_as(str(words.get("session", "")), str(words.get("username", "")))
+        self._news.tell(self._routes.values())
         held, self._held = self._held, []
         for route in held:
             self._say(route)
@@ -307,6 +309,10 @@ class Kernel:
             if self.link.pacer:
                 self.link.pacer.waiting.session = str(welcome.get("id", ""))
             self._stays |= bool(welcome.get("keep"))
+            if self.dialer.address:
+                is_busy = welcome.get("execution_state") == "busy"
+                notebook = self.dialer.claim.notebook
+                self._news.hear(self.dialer.address, notebook, is_busy=is_busy)
             if welcome.get("state") == "failed":
                 self._give_up(str(welcome.get("why", "")))
             elif welcome.get("kernel_info"):
@@ -335,47 +341,7 @@ class Kernel:
             was_withdrawn = self.link.withdraw(route.channel, route.number)
             if was_withdrawn or is_over or not self.link.has_met:
                 del self._routes[asker]
-                self._answer_error(route, error)
-
-    # What the front says itself --------------------------------------------------------
-
-    def _answer_error(self, route: Route, error: RemoterError) -> None:
-        kind = str(route.header.get("msg_type", ""))
-        empty = answers.empty_reply(kind, content_of(route.parts))
-        if empty:
-            self._reply(route, empty)
-            return
-        trouble = answers.error_content(type(error).__name__, str(error))
-        reply = {"status": "error", **trouble}
-        is_cell = kind == "execute_request"
-        if is_cell:
-            reply |= {"execution_count": 0, "user_expressions": {}, "payload": []}
-        self._reply(route, reply, error=trouble if is_cell else None)
-
-    def _reply(
-        self,
-        route: Route,
-        content: dict[str, Any],
-        *,
-        error: dict[str, Any] | None = None,
-        is_quiet: bool = False,
-    ) -> None:
-        """Answer a request from this side: busy, perhaps an error, the reply, idle."""
-        if not is_quiet:
-            self._publish("status", {"execution_state": "busy"}, route.header)
-        if error:
-            self._publish("error", error, route.header)
-        kind = str(route.header.get("msg_type", "")).replace("_request", "_reply")
-        reply = self._voice.compose(kind, content, route.header)
-        self.sockets.reply(route.channel, route.identities, reply)
-        if not is_quiet:
-            self._publish("status", {"execution_state": "idle"}, route.header)
-
-    def _publish(
-        self, kind: str, content: dict[str, Any], header: dict[str, Any] | None = None
-    ) -> None:
-        topic = f"kernel.{self.kernel_id}.{kind}".encode()
-        self.sockets.publish(self._voice.compose(kind, content, header, topic=topic))
+                self._mouth.answer_error(route, error)
 
 
 def serve(

@@ -109,6 +109,7 @@ class Link:
         self.welcome: dict[str, Any] = {}
         self.on_item: Callable[[Channel, list[memoryview]], None] = lambda _channel, _parts: None
         self.on_change: Callable[[State], None] = lambda _state: None
+        self.about: dict[str, str] = {}  # what the session should know of this front
         self.pacer: Pacer | None = None  # between us and whoever hears, where that has limits
         self._dialer = dialer
         self._name = secrets.token_hex(8)
@@ -254,7 +255,8 @@ class Link:
         self.reactor.watch(wire, self._hear)
         self._talk.begin()
         seen = list(self._talk.seen.values()) if self._has_met else None
-        hello = to_json({"front": self._name, "seen": seen, "said": self._talk.said})
+        who = {**self.about, "front": self._name}
+        hello = to_json({**who, "seen": seen, "said": self._talk.said})
         self._send(wire, encode(self._talk.head(Kind.HELLO), hello))
         self._timer = self.reactor.later(GREET_WITHIN, self._give_up_greeting)
 

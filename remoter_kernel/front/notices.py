@@ -53,7 +53,7 @@ class Notices:
             self._clear()
         elif link.has_met:
             for request in requests:
-                if _is_a_cell(request) and link.holds(request.number):
+                if is_cell(request) and link.holds(request.number):
                     self._add(request.header)
 
     def _add(self, header: dict[str, Any]) -> None:
@@ -81,6 +81,7 @@ class Notices:
             self._publish("clear_output", {"wait": False}, header)
 
 
-def _is_a_cell(request: Asked) -> bool:
-    is_cell = request.header.get("msg_type") == "execute_request"
-    return is_cell and not content_of(request.parts).get("silent")
+def is_cell(request: Asked) -> bool:
+    """Is this a cell that may show something?"""
+    is_asked_to_run = request.header.get("msg_type") == "execute_request"
+    return is_asked_to_run and not content_of(request.parts).get("silent")

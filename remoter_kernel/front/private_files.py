@@ -68,6 +68,25 @@ def holding_lock(path: Path) -> Iterator[None]:
         os.close(handle)  # gives the lock back, too
 
 
+def try_lock(handle: int, *, is_shared: bool = False) -> bool:
+    """Lock an open file, unless another process has; closing it, or ending, gives it back.
+
+    Several may share a lock, but not on Windows.
+    """
+    try:
+        if sys.platform == "win32":
+            import msvcrt  # noqa: PLC0415 - Windows alone has it
+
+            msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)
+        else:
+            import fcntl  # noqa: PLC0415 - Windows alone has it not
+
+            fcntl.flock(handle, (fcntl.LOCK_SH if is_shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):  # the latter on Windows
+        return False
+    return True
+
+
 def _wait_for(handle: int) -> None:
     if sys.platform == "win32":
         import msvcrt  # noqa: PLC0415 - Windows alone has it

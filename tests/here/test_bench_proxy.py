@@ -98,6 +98,28 @@ def test_a_cut_resets_what_is_open_and_lets_the_next_in(echo_port):
             seconds_of_an_echo(end)
 
 
+def test_nobody_is_let_in_between_refuse_and_welcome(echo_port):
+    with Proxy(echo_port) as proxy, dial(proxy) as end:
+        seconds_of_an_echo(end)
+        proxy.refuse()
+        proxy.refuse()
+        with pytest.raises(ConnectionRefusedError):
+            dial(proxy)
+        seconds_of_an_echo(end)  # what is open stays open
+        proxy.welcome()
+        proxy.welcome()
+        with dial(proxy) as another:
+            seconds_of_an_echo(another)
+
+
+def test_a_path_may_become_narrow_and_wide_again(echo_port):
+    with Proxy(echo_port) as proxy, dial(proxy) as end:
+        proxy.narrow(8e6)
+        assert seconds_of_much(end, 1_000_000) > 0.7
+        proxy.narrow(0)
+        assert seconds_of_much(end, 1_000_000) < 0.7
+
+
 def test_a_stall_swallows_everything_until_it_ends(echo_port):
     with Proxy(echo_port) as proxy, dial(proxy) as end:
         seconds_of_an_echo(end)

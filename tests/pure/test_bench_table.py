@@ -2,6 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
+from types import SimpleNamespace
+from typing import Any
+
+from bench import faults
+from bench.faults import NEVER
+from bench.measures import Effort
 from bench.table import ROWS, Results
 
 PEERS = ["plain", "sshpyk", "remoter"]
@@ -52,3 +60,71 @@ def test_a_row_that_nobody_measured_is_left_out_and_a_missing_figure_is_a_dash()
         "0.50",
         "≤ 0.8 × sshpyk: met",
     ]
+
+
+def test_a_limit_of_its_own_needs_no_peer():
+    made = Results()
+    made.add(0.05, "remoter", {"hole idle": [5.0], "flood text": [2.6]})
+    assert made.goal(0.05, BY_LABEL["black hole: its end to idle"], PEERS) == "≤ 5 s: met"
+    assert made.goal(0.05, BY_LABEL["flood: text after the interrupt"], PEERS) == "≤ 2.5 MB: MISSED"
+
+
+def test_a_count_is_met_by_itself_alone():
+    row = BY_LABEL["3 resets: lines of 300"]
+    for lines, verdict in ((299, "MISSED"), (300, "met"), (301, "MISSED")):
+        made = Results()
+        made.add(0.05, "remoter", {"resets lines": [lines]})
+        assert made.goal(0.05, row, PEERS) == f"= 300: {verdict}"
+    made = Results()
+    made.add(0.05, "remoter", {"resets wrong": [0]})
+    row = BY_LABEL["3 resets: lines twice or out of order"]
+    assert made.goal(0.05, row, PEERS) == "= 0: met"
+
+
+def test_what_never_ends_says_so_misses_its_goal_and_has_no_ratio():
+    made = Results()
+    row = BY_LABEL["outage: its end to idle"]
+    made.add(0.05, "sshpyk", {"outage idle": [NEVER]})
+    made.add(0.05, "remoter", {"outage idle": [0.5]})
+    line = next(line for line in made.table([0.05], PEERS).splitlines() if row.label in line)
+    cells = [cell.strip() for cell in line.strip("|").split("|")]
+    assert cells[1:] == ["–", "never", "0.5", "–", "–", "≤ 5 s: met"]
+    made.add(0.05, "remoter", {"outage idle": [NEVER, NEVER]})
+    assert made.goal(0.05, row, PEERS) == "≤ 5 s: MISSED"
+
+
+def test_json_holds_never_as_a_word():
+    made = Results()
+    made.add(0.05, "sshpyk", {"outage idle": [NEVER]})
+    (row,) = json.loads(json.dumps(made.as_json([0.05], PEERS), allow_nan=False))
+    assert row["figures"] == {"plain": None, "sshpyk": "never", "remoter": None}
+    assert row["samples"]["sshpyk"] == ["never"]
+
+
+class Kernel:
+    """Says a cell's lines, and never that it is over."""
+
+    watched = contextlib.nullcontext
+
+    def __init__(self, *texts):
+        self.texts = texts
+
+    def send(self, code):
+        return "its id"
+
+    def wait_for_end(self, request, *, on_message, **_):
+        for text in self.texts:
+            content = {"name": "stdout", "text": text}
+            on_message("iopub", {"msg_type": "stream", "content": content})
+        raise TimeoutError
+
+
+def test_lines_count_once_and_what_comes_again_or_late_is_wrong():
+    effort = Effort(cells=0, interrupts=0, idle_seconds=0, printing=60, hole=60)
+    kernel: Any = Kernel("0\n1\n", "3\n", "2", "\n2\n")
+    proxy: Any = SimpleNamespace(cut=None)
+    assert faults.resets(kernel, proxy, effort) == {
+        "resets lines": [4],
+        "resets wrong": [2],
+        "resets idle": [NEVER],
+    }

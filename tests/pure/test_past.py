@@ -41,12 +41,9 @@ class Story:
     def ask(self, name: str, own: int, kind: str = "execute_request", **options: Any) -> None:
         self.tell(Channel.SHELL, message(kind, name), own=own, **options)
 
-    def busy(self, name: str, state: str = "busy") -> None:
-        body = message("status", parent=name, execution_state=state)
+    def busy(self, name: str) -> None:
+        body = message("status", parent=name, execution_state="busy")
         self.tell(Channel.IOPUB, body, front=EVERYONE)
-
-    def idle(self, name: str) -> None:
-        self.busy(name, "idle")
 
     def reply(self, name: str) -> None:
         self.tell(Channel.SHELL, message("execute_reply", parent=name, status="ok"))
@@ -71,18 +68,6 @@ def test_a_request_without_a_reply_may_have_run(story):
     story.reply("a")
     assert (list(story.past.asked), story.past.begun) == (["b"], set())
     assert (story.past.asked["b"].front, story.past.asked["b"].number) == (ME, 2)
-
-
-def test_a_reply_without_its_idle_is_not_all(story):
-    """Whoever was killed between the two has left it to the next one to say that it is over."""
-    for own, name in enumerate("abc", 1):
-        story.ask(name, own)
-        story.reply(name)
-    story.idle("b")
-    story.ask("d", 4)
-    story.idle("d")  # the sockets are two: it may be written first
-    story.reply("d")
-    assert list(story.past.open) == ["a", "c"]
 
 
 def test_a_held_request_is_handed_over_unless_a_mark_says_that_it_was(story):

@@ -349,6 +349,20 @@ def test_a_replayed_item_runs_once(behind: Behind) -> None:
     assert runs(behind) == before + 1
 
 
+def test_two_fronts_of_one_name(behind: Behind) -> None:
+    """The second takes the place of the first, which hears so; nobody else is touched."""
+    front = random.randbytes(8).hex()
+    with Knock(behind) as first, Knock(behind) as second:
+        first.greet(front)
+        second.greet(front, [0, 0])
+        goodbye = first.hear_of(Kind.BYE)
+        assert goodbye is not None
+        assert "came in again" in from_json(goodbye)["why"]
+        second.send(encode(Head(Kind.PING)))
+        assert second.hear_of(Kind.PONG) is not None
+    assert behind.goes_on()
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_frames_with_flipped_bytes(behind: Behind, seed: int) -> None:
     """Whatever single bytes of good frames are changed, the session goes on."""

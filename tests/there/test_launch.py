@@ -47,6 +47,7 @@ def a_session(**door: Any) -> Session:
     here = {"host": socket.gethostname(), "boot": boot_id(), "port": 1, "public_key": KEY}
     me = {"pid": os.getpid(), "started": started_at(os.getpid())}
     session.write("door.json", {**here, **me, **door})
+    session.write("child.json", {"pid": os.getpid(), "started": "0", "warden": 1})
     (session.folder / "journal").write_bytes(b"")
     return session
 
@@ -223,9 +224,9 @@ def test_launches_at_once_share_one_evaluator(zipapp, home):
     (session,) = {each["session"] for each in told}
     assert len(list(folder.iterdir())) == 1
     door = folder / session / "door.json"
-    wait_for((folder / session / "child.json").exists)
+    child = folder / session / "child.json"
+    kernel = wait_for(lambda: registry.read_json(child).get("pid"), what="the kernel is started")
     first = json.loads(door.read_text())
-    kernel = json.loads((folder / session / "child.json").read_text())["pid"]
     os.kill(first["pid"], signal.SIGKILL)
     told = answers(zipapp, *[{"kernel_id": "k", "session": session}, {"kernel_id": "k"}] * 2)
     assert {each["port"] for each in told} != {first["port"]}

@@ -16,6 +16,7 @@ from remoter_kernel.daemon.past import Past
 from remoter_kernel.daemon.records import (
     EVERYONE,
     JournalTooNewError,
+    Reader,
     Record,
     encode,
     first_line,
@@ -160,6 +161,33 @@ def test_whatever_the_cut_the_journal_goes_on(tmp_path):
         assert (heard[-1].number, heard[-1].body) == (number, b"since then")
         assert not past.is_damaged
         path.unlink()
+
+
+@SOON
+@given(RECORDS, st.lists(st.tuples(st.integers(0, 2000), st.integers(1, 4)), max_size=12))
+def test_a_journal_that_is_read_in_portions_while_it_grows(drawn, portions):
+    """Each reading goes on where the one before has stopped; nothing is read twice or left out."""
+    said = made(drawn)
+    raw, _ = on_disk(said)
+    place, heard, read_again = None, [], 0
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "journal"
+        for size, most in [*portions, (len(raw), 0), (len(raw), 0)]:
+            path.open("ab").close()
+            path.write_bytes(raw[: max(size, path.stat().st_size)])
+            reader = Reader(path, place)
+            wanted = 0
+            for record in reader.records():
+                if heard and record.number <= heard[-1].number:
+                    read_again += 1
+                    continue
+                heard.append(record)
+                wanted += 1
+                if wanted == most:
+                    break
+            place = reader.place
+    assert heard == said
+    assert read_again <= len(portions)  # the one at which a reading has stopped
 
 
 @SOON

@@ -10,7 +10,6 @@ import psutil
 import pytest
 
 from bench.proxy import Proxy
-from remoter_kernel.daemon.records import mark_of, read_journal
 from tests.real_jupyter import StartedKernel, started_kernel, wait_for
 from tests.whole.talk import Talk
 from tests.whole.test_deaths import (
@@ -60,10 +59,11 @@ def talk(kernel: StartedKernel) -> Talk:
 
 def flip(journal: Path, word: bytes) -> None:
     """Flip one bit in the head of the last record that has this word."""
-    raw = bytearray(journal.read_bytes())
-    raw[raw.rindex(b"\xfe\xffrk", 0, raw.rindex(word)) + 20] ^= 1
+    raw = journal.read_bytes()
+    place = raw.rindex(b"\xfe\xffrk", 0, raw.rindex(word)) + 20
     with journal.open("r+b") as file:
-        file.write(raw)
+        file.seek(place)
+        file.write(bytes([raw[place] ^ 1]))
 
 
 def test_a_request_whose_record_is_damaged_is_not_run_twice(
@@ -86,17 +86,16 @@ def test_a_request_whose_record_is_damaged_is_not_run_twice(
                 cell = talk.queue("ran.append('surely once')")
                 wait_for(lambda: b"surely once" in journal.read_bytes())
                 first.kill()
-                path.cut()
-                first.wait(10)
                 flip(journal, b"surely once")
+                path.cut()
                 wait_for(lambda: is_replaced(far, first), seconds=40.0)
             over(talk, cell)
-            (error,) = [m["content"] for m in heard(talk, cell) if m["msg_type"] == "error"]
-            assert (error["ename"], "not run again" in error["evalue"]) == ("JournalDamaged", True)
+            wait_for(lambda: b"surely once" in journal.read_bytes().partition(b'"missing"')[2])
+            talk.listen(lambda: False, seconds=0.05)
             assert len(replies(talk, cell)) == 1
+            errors = [m["content"] for m in heard(talk, cell) if m["msg_type"] == "error"]
+            assert all("not run again" in error["evalue"] for error in errors)
             assert value(talk, "len(ran) < 2") == "True"
-            marks = [record for record in read_journal(journal) if record.is_mark]
-            assert [record for record in marks if mark_of(record)["mark"] == "missing"]
     wait_for(lambda: not there(far), what="the far side is empty")
 
 
@@ -141,3 +140,28 @@ def test_no_file_of_a_session_has_what_was_answered_to_a_prompt(
     ]
     assert folder / "journal" in files
     assert [path for path in files if SECRET.encode() in path.read_bytes()] == []
+
+
+@pytest.mark.parametrize("is_quick", [True, False])
+def test_kernel_and_evaluator_die_one_after_the_other(
+    talk: Talk, far: FarSide, *, is_quick: bool
+) -> None:
+    """Between two kernels, or while the second starts: another evaluator sees to one, once."""
+    folder, pid = session(far), int(value(talk, "os.getpid()"))
+    first, file = evaluator(far), session(far) / "child.json"
+    cell = talk.queue("import time; print('going', flush=True); time.sleep(60)")
+    talk.listen(lambda: "going" in text(talk, cell))
+    psutil.Process(pid).kill()
+    wait_for(lambda: not file.exists())
+    if not is_quick:
+        wait_for(file.exists)
+    first.kill()
+    over(talk, cell)
+    later = talk.queue("print('ran' in globals(), 1 + 1)")
+    over(talk, later)
+    assert text(talk, later).endswith("False 2\n")
+    (error,) = [m["content"] for m in heard(talk, cell) if m["msg_type"] == "error"]
+    assert "SIGKILL" in error["evalue"]
+    assert session(far) == folder
+    kernels = [p for p in there(far) if "ipykernel_launcher" in " ".join(p.cmdline())]
+    assert len(kernels) == 1

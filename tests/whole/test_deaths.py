@@ -4,29 +4,27 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import re
 import signal
 import socket
-import subprocess
 import threading
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psutil
 import pytest
 
-from tests.real_jupyter import MARK, THIS_RUN, StartedKernel, started_kernel, wait_for
+from tests.real_jupyter import StartedKernel, started_kernel, wait_for
 from tests.real_parts import real_part
-from tests.real_sshd import RealSshd
 from tests.whole.talk import Talk
 from tests.whole.test_life import there, value
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from tests.real_jupyter import JupyterHere
+    from tests.real_sshd import RealSshd
     from tests.real_users import FarSide
 
 LINES = 60
@@ -212,6 +210,26 @@ def test_a_prompt_waits_when_the_evaluator_is_killed(talk: Talk, far: FarSide) -
     assert b'"value"' not in journal
 
 
+def test_a_question_that_nobody_heard(
+    talk: Talk, far: FarSide, sshd: RealSshd, kernel: StartedKernel
+) -> None:
+    """What was asked between two evaluators is told, and what to do: an interrupt ends it."""
+    cell = talk.queue("import time; print('going', flush=True); time.sleep(1)")
+    asks = talk.queue("input('who? ')", stop_on_error=False)
+    talk.listen(lambda: "going" in text(talk, cell))
+    sshd.stop_listening()
+    evaluator(far).kill()
+    with contextlib.suppress(AssertionError):
+        talk.listen(lambda: False, seconds=1.5)  # it asks meanwhile
+    sshd.start()
+    talk.listen(lambda: "nobody has heard it: interrupt" in text(talk, cell), seconds=WAIT)
+    assert not talk._of("stdin")
+    kernel.manager.interrupt_kernel()
+    over(talk, cell, asks)
+    assert [len(replies(talk, one)) for one in (cell, asks)] == [1, 1]
+    assert value(talk, "kept") == "'since before'"
+
+
 def test_an_evaluator_is_killed_before_its_child_is_ready(
     here: JupyterHere, far: FarSide, python_remote: dict[str, Any]
 ) -> None:
@@ -225,7 +243,7 @@ def test_an_evaluator_is_killed_before_its_child_is_ready(
         cell = talk.queue("import os; os.kill(os.getpid(), 9)")
         over(talk, cell)
         waiting = [talk.queue(code) for code in ("n = globals().get('n', 0) + 1", "print('n', n)")]
-        begun = wait_for(lambda: path.exists() and path.read_text() != first and path.read_text())
+        begun = wait_for(lambda: path.exists() and begun_since(path, first))
         wait_for(lambda: b"globals()" in (session(far) / "journal").read_bytes())
         kill_evaluator(far)
         over(talk, *waiting)
@@ -245,6 +263,12 @@ def test_an_evaluator_is_killed_before_its_child_is_ready(
         over(talk, cell)
         assert value(talk, "n") == "1"
     wait_for(lambda: not there(far), what="the far side is empty")
+
+
+def begun_since(path: Path, first: str) -> str:
+    """Return what a warden has written of the kernel that it started after the first one."""
+    now = path.read_text()
+    return now if now != first and '"pid"' in now else ""
 
 
 def test_an_interrupt_reaches_a_child_that_was_adopted(
@@ -320,32 +344,6 @@ def test_the_port_is_somebody_elses_by_then(talk: Talk, far: FarSide, sshd: Real
             other.shutdown(socket.SHUT_RDWR)
             thread.join(10)
     assert knocks
-
-
-def test_a_disk_that_is_full(here: JupyterHere, far: FarSide, tmp_path: Path) -> None:
-    """On a full 16 MB the cell hears of it once, goes on, and every line comes."""
-    real_part("root")
-    disk = Path(f"/mnt/{tmp_path.name}-{os.getpid()}")
-    disk.mkdir(parents=True)
-    options = f"size=16m,mode=700,uid={far.ids['user']},gid={far.ids['group']}"
-    subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(disk)], check=True)
-    try:
-        mark = f"SetEnv {MARK}={THIS_RUN} XDG_DATA_HOME={disk}"
-        with RealSshd(tmp_path, user=far.user, extra_config=mark) as server:
-            config = server.ssh_config(tmp_path / "ssh_config", "full")
-            spec = here.add_remote("full", "full", ssh_config=config, python=str(far.python))
-            with started_kernel(spec) as kernel:
-                talk = Talk(kernel.client)
-                code = "for i in range(300): print('x' * 100_000, '\\nline', i, flush=True)"
-                cell = talk.queue(code)
-                over(talk, cell)
-                assert lines(talk, cell) == list(range(300))
-                assert text(talk, cell).count("No space left") == 1
-                assert value(talk, "1 + 1") == "2"
-            wait_for(lambda: not there(far), what="the far side is empty")
-    finally:
-        subprocess.run(["umount", "-l", str(disk)], check=True)
-        disk.rmdir()
 
 
 def test_a_session_process_of_sshd_is_killed(talk: Talk, sshd: RealSshd) -> None:
@@ -431,4 +429,27 @@ def test_an_evaluator_of_r_is_killed(
         assert text(talk, later).endswith("later")
         said = [[each["status"] for each in replies(talk, one)] for one in (cell, *queued, later)]
         assert said == [["ok"], ["ok"], ["error"], ["ok"]]
+    wait_for(lambda: not there(far), what="the far side is empty")
+
+
+def test_a_question_of_r_after_its_evaluator_was_killed(
+    here: JupyterHere, far: FarSide, python_remote: dict[str, Any]
+) -> None:
+    """R finds a new evaluator's ear for questions once it has been idle; before, that is told."""
+    real_part("irkernel")
+    spec = here.add_remote("deaths-r", language="R", kernel="ir", **python_remote)
+    with started_kernel(spec) as kernel:
+        talk = Talk(kernel.client)
+        cell = talk.queue("cat('line 0\\n')\nSys.sleep(1)\nreadline('? ')")
+        talk.listen(lambda: bool(lines(talk, cell)), seconds=WAIT)
+        kill_evaluator(far)
+        talk.listen(lambda: "nobody has heard it: interrupt" in text(talk, cell), seconds=WAIT)
+        kernel.manager.interrupt_kernel()
+        over(talk, cell)
+        again = talk.queue("cat('<', readline('? '), '>')")
+        talk.listen(lambda: bool(talk._of("stdin")), seconds=WAIT)
+        talk.send("input_reply", {"value": "me"}, channel="stdin")
+        over(talk, again)
+        assert "< me >" in text(talk, again)
+        assert [len(replies(talk, one)) for one in (cell, again)] == [1, 1]
     wait_for(lambda: not there(far), what="the far side is empty")

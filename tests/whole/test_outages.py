@@ -202,7 +202,7 @@ def test_the_host_was_restarted_meanwhile(place: Outage, tmp_path: Path) -> None
     (folder / "door.json").write_text(json.dumps({**place.door, "boot": "another"}))
     place.path.cut()
     place.path.resume()
-    seconds = place.end(running, *queued)
+    place.end(running, *queued)
     for cell in (running, *queued):
         (error,) = place.errors(cell)
         assert error["ename"] == "NoSuchSession"

@@ -7,6 +7,7 @@ import json
 import os
 import secrets
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -102,12 +103,15 @@ def file(here: JupyterHere, tmp_path: Path) -> Path:
 @contextlib.contextmanager
 def a_front(file: Path, remote: str, *words: str) -> Iterator[Front]:
     """Start a front by hand; it is asked to end, the session is not."""
-    command = [sys.executable, "-m", "remoter_kernel", "-f", str(file), "--remote", remote, *words]
+    named = ["--remote", remote] if remote else []
+    command = [sys.executable, "-m", "remoter_kernel", "-f", str(file), *named, *words]
     with subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True) as process:
         client = BlockingKernelClient(connection_file=str(file))
         client.load_connection_file()
-        client.start_channels()
         try:
+            # A client takes a kernel that lets it wait for a second for a dead one.
+            wait_for(lambda: listens(client.hb_port), seconds=30, what="the front is there")
+            client.start_channels()
             client.wait_for_ready(timeout=30)
             yield Front(process, client, Talk(client))
         finally:
@@ -115,6 +119,13 @@ def a_front(file: Path, remote: str, *words: str) -> Iterator[Front]:
             client.context.destroy(linger=0)
             process.terminate()
             process.wait(10)
+
+
+def listens(port: int) -> bool:
+    """Does anybody listen there?"""
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1.0):
+        return True
+    return False
 
 
 @pytest.fixture

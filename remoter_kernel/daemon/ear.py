@@ -1,0 +1,77 @@
+"""Takes in what the child says: writes it down, and notes what has become of each request."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from remoter_kernel.daemon.pieces import in_pieces
+from remoter_kernel.daemon.records import EVERYONE
+from remoter_kernel.wire.frames import Bytes, Channel, pack
+from remoter_kernel.wire.messages import CONTENT, HEADER, PARENT, header_of
+from remoter_kernel.wire.waiting import COMMS
+
+if TYPE_CHECKING:
+    from remoter_kernel.daemon.adoption import Adoption
+    from remoter_kernel.daemon.desk import Desk
+    from remoter_kernel.daemon.door import Door
+    from remoter_kernel.daemon.journal import Journal
+    from remoter_kernel.daemon.past import Past
+
+IDLE_WITHIN = 64  # bytes of a status message's content
+
+
+class Ear:
+    """Hears one child after the other."""
+
+    def __init__(self, journal: Journal, door: Door, desk: Desk, past: Past | None) -> None:
+        """Remember; `past` is that of an evaluator that died, and left its child."""
+        self.adoption: Adoption | None = None  # while it is under way
+        self._journal = journal
+        self._door = door
+        self._requests = desk.requests
+        self._interrupts = desk.interrupts
+        self._past = past
+
+    def hear(self, channel: Channel, parts: list[Bytes]) -> None:
+        """Take in one message."""
+        if channel is Channel.IOPUB:
+            self._hear_published(parts)
+        else:
+            self._hear_answer(channel, parts)
+
+    def _hear_published(self, parts: list[Bytes]) -> None:
+        if self.adoption:
+            self.adoption.hear(parts)
+        for piece in in_pieces(parts):
+            self._journal.append(Channel.IOPUB, pack(piece))
+        state = bytes(parts[CONTENT][:IDLE_WITHIN])
+        if b'"idle"' in state:
+            self._door.is_hurried = True
+            self._be_done(header_of(parts[PARENT]))
+        elif b'"busy"' in state or b'"execute_input"' in bytes(parts[HEADER]):
+            self._interrupts.note_begin(header_of(parts[PARENT]).get("msg_id", ""))
+
+    def _hear_answer(self, channel: Channel, parts: list[Bytes]) -> None:
+        """Hear a reply, or a question."""
+        asker = header_of(parts[PARENT]).get("msg_id", "")
+        request = self._requests.asked.get(asker)
+        if request is None and not (self._past and self._past.is_damaged):
+            return
+        self._door.is_hurried |= channel is not Channel.SHELL  # after a reply comes "idle"
+        if channel is not Channel.STDIN:
+            self._requests.asked.pop(asker, None)
+            self._requests.touch()
+            if request:
+                self._interrupts.note_end(request, parts)
+                if self.adoption:
+                    self.adoption.hear_reply(request)
+            elif self._past:
+                self._past.answered.add(str(asker))
+        # Where nobody can tell any more who asked, each front knows whether it did.
+        self._journal.append(channel, pack(parts), front=request.front if request else EVERYONE)
+
+    def _be_done(self, asker: dict[str, Any]) -> None:
+        """The child has dealt with a request; one that gets no reply (of a widget) is done."""
+        if asker.get("msg_type") in COMMS:  # a `comm_info_request` has a reply, which may be later
+            self._requests.asked.pop(asker.get("msg_id", ""), None)
+            self._requests.touch()

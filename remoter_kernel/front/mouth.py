@@ -1,0 +1,76 @@
+"""What the front says itself, in the far kernel's place: replies, errors, news on iopub."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from remoter_kernel.front import answers
+from remoter_kernel.wire.messages import content_of
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from remoter_kernel.errors import RemoterError
+    from remoter_kernel.front.sockets import Sockets
+    from remoter_kernel.wire.frames import Bytes, Channel
+
+
+@dataclass
+class Route:
+    """Who asked what, and where the answer goes."""
+
+    channel: Channel
+    identities: list[bytes]
+    header: dict[str, Any]
+    parts: Sequence[Bytes]
+    number: int = 0  # in the link's outbox
+
+
+class Mouth:
+    """Speaks to Jupyter's clients with the sockets' own voice."""
+
+    def __init__(self, sockets: Sockets, kernel_id: str) -> None:
+        """Remember."""
+        self._sockets = sockets
+        self._kernel_id = kernel_id
+
+    def answer_error(self, route: Route, error: RemoterError) -> None:
+        """Answer a request with the reason why nothing comes of it."""
+        kind = str(route.header.get("msg_type", ""))
+        empty = answers.empty_reply(kind, content_of(route.parts))
+        if empty:
+            self.reply(route, empty)
+            return
+        trouble = answers.error_content(type(error).__name__, str(error))
+        reply = {"status": "error", **trouble}
+        is_cell = kind == "execute_request"
+        if is_cell:
+            reply |= {"execution_count": 0, "user_expressions": {}, "payload": []}
+        self.reply(route, reply, error=trouble if is_cell else None)
+
+    def reply(
+        self,
+        route: Route,
+        content: dict[str, Any],
+        *,
+        error: dict[str, Any] | None = None,
+        is_quiet: bool = False,
+    ) -> None:
+        """Answer a request from this side: busy, perhaps an error, the reply, idle."""
+        if not is_quiet:
+            self.publish("status", {"execution_state": "busy"}, route.header)
+        if error:
+            self.publish("error", error, route.header)
+        kind = str(route.header.get("msg_type", "")).replace("_request", "_reply")
+        reply = self._sockets.voice.compose(kind, content, route.header)
+        self._sockets.reply(route.channel, route.identities, reply)
+        if not is_quiet:
+            self.publish("status", {"execution_state": "idle"}, route.header)
+
+    def publish(
+        self, kind: str, content: dict[str, Any], header: dict[str, Any] | None = None
+    ) -> None:
+        """Say something to all on iopub; `header`: in whose cell."""
+        topic = f"kernel.{self._kernel_id}.{kind}".encode()
+        self._sockets.publish(self._sockets.voice.compose(kind, content, header, topic=topic))

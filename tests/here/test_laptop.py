@@ -1,0 +1,215 @@
+"""What this machine is known by, which fronts live on it, and whose notebook a front is for."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import stat
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+
+from remoter_kernel.front import laptop, own_notebook
+from remoter_kernel.front.claims import Claim
+from remoter_kernel.front.laptop import Presence, laptop_id, living_fronts
+from remoter_kernel.front.own_notebook import cell_ids, is_notebook
+from tests.real_jupyter import wait_for
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+SAY_ID = "from remoter_kernel.front.laptop import laptop_id; input(); print(laptop_id())"
+LIVE = """
+from remoter_kernel.front.laptop import Presence
+presence = Presence("k1")
+print(presence.take(), flush=True)
+input()
+"""
+
+
+@pytest.fixture(autouse=True)
+def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A state folder of the test's own, which is not there yet."""
+    monkeypatch.setenv("REMOTER_STATE", str(tmp_path / "state"))
+    return tmp_path / "state"
+
+
+@contextlib.contextmanager
+def another(code: str, **environment: str) -> Iterator[subprocess.Popen[str]]:
+    """Run code in a process of its own until its stdin ends."""
+    with subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, **environment},
+    ) as process:
+        yield process
+
+
+def test_the_id_is_made_once_even_by_many_at_once(state):
+    """Six processes that find none say the same one; nobody else may read it."""
+    with contextlib.ExitStack() as stack:
+        all_of_them = [stack.enter_context(another(SAY_ID)) for _ in range(6)]
+        for process in all_of_them:  # each waits for this line, imports done
+            process.stdin.write("\n")
+        said = {process.communicate()[0].strip() for process in all_of_them}
+    assert said == {laptop_id()}
+    assert len(laptop_id()) == 24
+    assert stat.S_IMODE((state / "laptop").stat().st_mode) == 0o600
+
+
+def test_a_torn_id_is_made_anew_and_none_where_nothing_can_be_written(state, monkeypatch):
+    """What is no id is not taken for one; without a place for it, nobody is known."""
+    known = laptop_id()
+    (state / "laptop").write_text(known[:7])
+    assert laptop_id() not in {known, known[:7], ""}
+    (state / "file").touch()
+    monkeypatch.setenv("REMOTER_STATE", str(state / "file"))
+    assert laptop_id() == ""
+    assert not Presence("k").take()
+
+
+def test_a_front_lives_until_its_process_ends(state):
+    """However it ends; two of one kernel (a restart) are one life, and signs of dead ones go."""
+    assert living_fronts() == set()
+    own = Presence("k1")
+    assert own.take()
+    with another(LIVE) as process:
+        assert process.stdout.readline() == "True\n"
+        own.release()
+        assert living_fronts() == {"k1"}
+        process.kill()
+        process.wait()
+        assert living_fronts() == set()
+    assert list((state / "fronts").iterdir()) == []
+
+
+def test_a_stopped_front_lives(state):
+    """A lid that is closed, a process that is frozen: it will be back."""
+    import signal
+
+    with another(LIVE) as process:
+        process.stdout.readline()
+        process.send_signal(signal.SIGSTOP)
+        assert living_fronts() == {"k1"}
+        process.kill()
+
+
+def test_who_looks_does_not_disturb_who_comes(state):
+    """A sign that was taken for a dead one's before it was locked is made again."""
+    with another("from remoter_kernel.front.laptop import living_fronts\n"
+                 "print(flush=True)\nwhile True: living_fronts()") as looking:  # fmt: skip
+        looking.stdout.readline()
+        for _ in range(200):
+            presence = Presence("k1")
+            assert presence.take()
+            assert living_fronts() == {"k1"}
+            presence.release()
+        looking.kill()
+    wait_for(lambda: not living_fronts())
+
+
+def test_where_nothing_can_be_locked_nobody_is_dead(state, monkeypatch):
+    """Who cannot be judged is left alone."""
+    (state / "fronts").mkdir(parents=True)
+    (state / "fronts" / "k1-00").touch()
+
+    def refuse(*_, **__):
+        raise OSError
+
+    monkeypatch.setattr(laptop, "try_lock", refuse)
+    assert not Presence("k2").take()
+    assert "k1" in living_fronts()
+
+
+# Whose notebook -------------------------------------------------------------------------
+
+
+def test_a_name_that_the_parent_has_itself_is_anothers(tmp_path):
+    """A script in a notebook's kernel runs another notebook: it has the first one's environment."""
+    path = str(tmp_path / "a.ipynb")
+    with another("input()", JPY_SESSION_NAME=path) as jupyter:
+        parent = {"JPY_PARENT_PID": str(jupyter.pid)}
+        seen = [
+            own_notebook.own_notebook({"JPY_SESSION_NAME": path, **parent}),
+            own_notebook.own_notebook({"JPY_SESSION_NAME": f"{path}2", **parent}),
+        ]
+        jupyter.communicate("\n")
+    assert seen == ["", f"{path}2"]
+    gone = {"JPY_PARENT_PID": str(jupyter.pid)}
+    assert own_notebook.own_notebook({"JPY_SESSION_NAME": path, **gone}) == path
+    assert own_notebook.own_notebook({}) == ""
+
+
+def a_notebook(*ids: object) -> str:
+    cells = [{"cell_type": "code", "id": name, "source": "1"} for name in ids]
+    return json.dumps({"cells": cells, "metadata": {}, "nbformat": 4, "nbformat_minor": 5})
+
+
+@pytest.mark.parametrize(
+    ("text", "ids"),
+    [
+        (a_notebook("a", "b-2"), ("a", "b-2")),
+        (a_notebook(), ()),
+        (a_notebook("a", None, 5, "", "no spaces", "x" * 65, ["a"]), ("a",)),
+        ('{"cells": [{"cell_type": "code"}, 5, null]}', ()),
+        ('{"cells": 5}', ()),
+        ("[]", ()),
+        ("{", ()),
+        ("[" * 100_000, ()),
+        ("\ud800", ()),
+        ("", ()),
+    ],
+)
+def test_a_notebook_file_is_read_with_care(tmp_path, text, ids):
+    """What is no notebook, or an old one, has no ids."""
+    path = tmp_path / "a.ipynb"
+    path.write_bytes(text.encode("utf-8", "surrogatepass"))
+    assert cell_ids(path) == ids
+
+
+def test_what_is_no_notebook_file_claims_nothing(tmp_path, monkeypatch):
+    """A console, a folder, a path from nowhere, a file that is too large: no cells, no fronts."""
+    path = tmp_path / "a.ipynb"
+    path.write_text(a_notebook("a"))
+    script = tmp_path / "a.py"
+    script.write_text(a_notebook("a"))
+    (tmp_path / "folder.ipynb").mkdir()
+    monkeypatch.chdir(tmp_path)
+    for name in ("", "a.ipynb", str(script), str(tmp_path / "folder.ipynb"), f"{path}-1-console"):
+        assert not is_notebook(name)
+        with Claim(name, "laptop").made() as words:
+            assert words == {"notebook": name, "laptop": "laptop"}
+    with Claim(str(path), "laptop").made() as words:
+        assert (words["cells"], words["fronts"]) == (("a",), ())
+    with Claim(str(path), "").made() as words:
+        assert words == {"notebook": str(path), "laptop": ""}
+    monkeypatch.setattr(own_notebook, "LARGEST", 10)
+    assert cell_ids(path) == ()
+    assert cell_ids(tmp_path / "none.ipynb") == ()
+
+
+def test_claims_for_one_notebook_are_made_in_turn(tmp_path):
+    """Who asks while another is at it waits: what it sees is what the other has done."""
+    path = tmp_path / "a.ipynb"
+    path.write_text(a_notebook("a"))
+    code = f"""
+from remoter_kernel.front.claims import Claim
+print("asks", flush=True)
+with Claim({str(path)!r}, "laptop").made() as words:
+    print(words["fronts"])
+"""
+    presence = Presence("k1")
+    with another(code) as process:
+        with Claim(str(path), "laptop").made():
+            process.stdout.readline()
+            with pytest.raises(subprocess.TimeoutExpired):
+                process.wait(0.5)
+            assert presence.take()
+        assert process.stdout.readline() == "('k1',)\n"
+    presence.release()

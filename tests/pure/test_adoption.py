@@ -1,0 +1,150 @@
+"""What fronts hear of the time between two evaluators, as the child's messages come in."""
+
+from __future__ import annotations
+
+import pytest
+
+from remoter_kernel.daemon.adoption import Adoption
+from remoter_kernel.daemon.past import Past
+from remoter_kernel.daemon.speaker import Request, Speaker
+from remoter_kernel.wire.frames import Channel, unpack
+from remoter_kernel.wire.messages import HEADER, PARENT, Voice, content_of, header_of
+
+VOICE = Voice(b"")
+
+
+class Journal:
+    """Takes what is said."""
+
+    def __init__(self):
+        self.said = []
+
+    def append(self, channel, body, **_):
+        parts = unpack(body)
+        parent = header_of(parts[PARENT])["msg_id"]
+        self.said.append((parent, header_of(parts[HEADER])["msg_type"], content_of(parts)))
+
+
+class Reactor:
+    """Keeps what is to happen later."""
+
+    def __init__(self):
+        self.timers = []
+
+    def later(self, _seconds, call):
+        self.timers.append(call)
+
+
+class Story:
+    """An adoption of cells `a` and `b`, of which the first had begun."""
+
+    def __init__(self):
+        self.journal, self.reactor = Journal(), Reactor()
+        self.past = past = Past()
+        self.headers = {name: {"msg_id": name, "msg_type": "execute_request"} for name in "ab"}
+        for name, header in self.headers.items():
+            past.asked[name] = Request(b"front--1", Channel.SHELL, 1, [], header)
+        past.heard.replies["a"] = {}
+        self.asked = dict(past.asked)
+        speaker = Speaker(self.journal)  # type: ignore[arg-type]
+        self.adoption = Adoption(self.reactor, past, self.asked, speaker)  # type: ignore[arg-type]
+
+    def hear(self, cell, kind, **content):
+        self.adoption.hear(VOICE.compose(kind, content, self.headers[cell]))
+
+    def told(self):
+        return [
+            (parent, "nobody has heard" in content["text"])
+            for parent, kind, content in self.journal.said
+            if kind == "stream"
+        ]
+
+    def wait(self):
+        timers, self.reactor.timers = self.reactor.timers, []
+        for timer in timers:
+            timer()
+
+
+@pytest.fixture
+def story():
+    return Story()
+
+
+def test_a_cell_that_had_begun_is_told_with_the_first_word_of_it(story):
+    for text in ("one", "two"):
+        story.hear("a", "stream", name="stdout", text=text)
+    story.wait()
+    assert story.told() == [("a", False)]
+
+
+def test_a_cell_that_is_heard_from_its_begin_has_nothing_missing(story):
+    story.hear("a", "status", execution_state="idle")
+    story.hear("b", "status", execution_state="busy")
+    story.hear("b", "stream", name="stdout", text="one")
+    assert story.told() == [("a", False)]
+
+
+def test_a_cell_whose_begin_was_not_heard_is_told(story):
+    """It began while nobody listened: what it said by then is missing, too."""
+    story.hear("b", "stream", name="stdout", text="two")
+    assert story.told() == [("b", False)]
+
+
+def test_a_child_that_says_nothing_may_have_asked_what_nobody_heard(story):
+    story.wait()
+    assert story.told() == [("a", False), ("a", True)]
+    story.wait()
+    story.hear("a", "stream", name="stdout", text="one")
+    assert len(story.told()) == 2
+
+
+def test_a_cell_may_fall_silent_later_and_each_is_told_once(story):
+    """What was heard from its begin misses nothing, but it may have asked in vain, too."""
+    story.hear("a", "stream", name="stdout", text="one")
+    story.wait()
+    assert story.told() == [("a", False)]
+    story.wait()
+    assert story.told() == [("a", False), ("a", True)]
+    story.asked.pop("a")
+    story.hear("b", "status", execution_state="busy")
+    for _ in range(3):
+        story.wait()
+    assert story.told() == [("a", False), ("a", True), ("b", True)]
+
+
+def test_where_all_has_its_answer_silence_means_nothing(story):
+    story.asked.clear()
+    story.wait()
+    assert story.told() == []
+
+
+class Child:
+    """Is asked again."""
+
+    def ask_again(self):
+        pass
+
+
+def test_a_cell_that_was_heard_to_its_end_by_the_dead_one_has_lost_its_reply_alone(story):
+    """Busy to idle are written down: the reply follows from them, and nothing is missing."""
+    for kind, content in (
+        ("status", {"execution_state": "busy"}),
+        ("execute_input", {"execution_count": 7, "code": "x"}),
+        ("error", {"ename": "KeyError", "evalue": "x", "traceback": []}),
+        ("status", {"execution_state": "idle"}),
+    ):
+        story.past.heard.hear("a", VOICE.compose(kind, content, story.headers["a"]))
+    story.asked.pop("b")
+    story.wait()
+    story.adoption.hear_answer(Child())
+    assert [(parent, kind) for parent, kind, _ in story.journal.said] == [("a", "execute_reply")]
+    (reply,) = [content for _, _, content in story.journal.said]
+    assert (reply["status"], reply["ename"], reply["execution_count"]) == ("error", "KeyError", 7)
+
+
+def test_a_cell_whose_idle_was_heard_gets_no_other(story):
+    """It had begun before the death: its reply is lost, and what its reply was is not known."""
+    story.hear("a", "status", execution_state="idle")
+    story.adoption.hear_answer(Child())
+    kinds = [kind for parent, kind, _ in story.journal.said if parent == "a"]
+    assert kinds == ["stream", "error", "execute_reply"]

@@ -1,0 +1,113 @@
+"""What the child gets, and when: nothing that is not written, but for an interrupt."""
+
+from __future__ import annotations
+
+import json
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, cast
+
+import pytest
+
+from remoter_kernel.daemon.desk import Desk
+from remoter_kernel.daemon.door import Guest
+from remoter_kernel.daemon.outbox import FrontOutbox
+from remoter_kernel.daemon.records import read_journal
+from remoter_kernel.daemon.speaker import Speaker
+from remoter_kernel.wire.frames import Channel, Head, Kind, pack, to_json
+from remoter_kernel.wire.stream import Conversation
+from tests.there.test_journal import ME
+from tests.there.test_journal import Desk as Disk
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from remoter_kernel.wire.frames import Bytes
+
+
+class Child:
+    """What a child is given."""
+
+    def __init__(self) -> None:
+        self.given: list[Channel] = []
+        self.interrupts = 0
+
+    def say(self, channel: Channel, _parts: list[Bytes]) -> None:
+        self.given.append(channel)
+
+    def interrupt(self) -> None:
+        self.interrupts += 1
+
+
+@pytest.fixture
+def disk(tmp_path) -> Iterator[Disk]:
+    """A journal on a real disk, that is written when `settle` says so."""
+    disk = Disk(tmp_path / "journal")
+    yield disk
+    disk.journal.close()
+
+
+@pytest.fixture
+def child() -> Child:
+    """A child that is ready."""
+    return Child()
+
+
+@pytest.fixture
+def desk(disk: Disk, child: Child) -> Desk:
+    """The desk in front of that child."""
+    door: Any = SimpleNamespace(
+        reactor=SimpleNamespace(later=lambda _seconds, _call: None),
+        hold_back=lambda _cells: None,
+    )
+    session: Any = SimpleNamespace(id="7f3a9c")
+    desk = Desk(session, disk.journal, door, Speaker(disk.journal))
+    desk.child_for = lambda _channel: cast("Any", child)
+    return desk
+
+
+@pytest.fixture
+def guest(disk: Disk) -> Guest:
+    """A front that has no wire at the moment."""
+    outbox = FrontOutbox(disk.journal, ME)
+    return Guest(ME, outbox, Conversation(outbox))
+
+
+def message(kind: str, **content: str) -> bytes:
+    """Return the packed parts of a message."""
+    header = {"msg_type": kind, "msg_id": kind}
+    return pack([b"", *(json.dumps(each).encode() for each in (header, {}, {}, content))])
+
+
+@pytest.mark.parametrize("channel", [Channel.SHELL, Channel.CONTROL, Channel.STDIN])
+def test_what_is_not_written_is_not_passed_on(disk, desk, child, guest, channel):
+    """If the evaluator died now, the front would say it again: so the child has not got it."""
+    desk.take(guest, Head(Kind.ITEM, channel, 5), message("any_request", value="secret"))
+    assert child.given == []
+    assert set(guest.talk.kept.values()) == {0}
+    disk.settle()
+    assert child.given == [channel]
+    assert 5 in guest.talk.kept.values()
+    (record,) = read_journal(disk.journal.path)
+    assert (record.own, b"secret" in record.body) == (5, channel is not Channel.STDIN)
+
+
+def test_an_interrupt_waits_for_no_disk(disk, desk, child, guest):
+    """It reaches the child before it is written."""
+    order = pack([to_json({"order": "interrupt"})])
+    desk.take(guest, Head(Kind.ITEM, Channel.ORDER, 5), order)
+    assert child.interrupts == 1
+    assert disk.journal.written == 0
+
+
+def test_what_an_evaluator_before_may_have_passed_on_is_not_passed_on_again(
+    disk, desk, child, guest
+):
+    """It is written and confirmed, and somebody makes sure of it; an answer to a prompt is not."""
+    doubts = []
+    desk.on_doubt = doubts.append
+    guest.doubtful = dict.fromkeys(guest.doubtful, 5)
+    desk.take(guest, Head(Kind.ITEM, Channel.SHELL, 5), message("execute_request"))
+    desk.take(guest, Head(Kind.ITEM, Channel.SHELL, 6), message("execute_request"))
+    disk.settle()
+    assert [request.number for request in doubts] == [5]
+    assert child.given == [Channel.SHELL]
