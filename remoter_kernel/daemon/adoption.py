@@ -14,7 +14,8 @@ import time
 from typing import TYPE_CHECKING, Any, Callable
 
 from remoter_kernel.daemon.past import Overheard
-from remoter_kernel.wire.messages import PARENT, header_of
+from remoter_kernel.wire.frames import Channel
+from remoter_kernel.wire.messages import CONTENT, PARENT, header_of
 
 if TYPE_CHECKING:
     from remoter_kernel.daemon.child import Child
@@ -47,6 +48,7 @@ class Adoption:
         self._begun = set(past.heard.replies)
         self._told: set[tuple[str, bool]] = set()  # of a cell: what is missing, what is unheard
         self._heard = Overheard()
+        self._open: dict[str, Request] = {}  # has its reply, and its idle was not heard
         self._is_quiet = False  # between two answers
         self._is_silent = True  # between two looks
         reactor.later(SILENT_FOR, self._note_silence)
@@ -61,6 +63,8 @@ class Adoption:
     def hear(self, parts: list[Bytes]) -> None:
         """Hear what the child publishes, before the fronts do."""
         asker = str(header_of(parts[PARENT]).get("msg_id", ""))
+        if asker in self._open and b'"idle"' in bytes(parts[CONTENT]):
+            del self._open[asker]
         request = self._asked.get(asker)
         if request is None:
             return
@@ -69,6 +73,13 @@ class Adoption:
         self._heard.hear(asker, parts)
         if asker in self._doubtful and asker not in self._heard.replies:  # nor its begin
             self._tell(asker, f"{self._what_is_missing()}.")
+
+    def hear_reply(self, request: Request) -> None:
+        """Hear a reply; the idle that belongs to it may have come before we were subscribed."""
+        asker = str(request.header.get("msg_id", ""))
+        is_shell = request.channel is Channel.SHELL
+        if is_shell and asker in self._doubtful and asker not in self._heard.over:
+            self._open[asker] = request
 
     def _note_silence(self) -> None:
         """Tell the cell that seems to run what may be the matter, if nothing is heard for long.
@@ -105,9 +116,11 @@ class Adoption:
                 self._speaker.reply(self._asked.pop(asker), reply)
             elif asker in self._begun:
                 self._fail(asker)
-        if self._is_quiet or not self._in_doubt():
+        if self._is_quiet or not (self._in_doubt() or self._open):
             for asker in self._in_doubt():
                 self._fail(asker)
+            for request in self._open.values():
+                self._speaker.publish("status", {"execution_state": "idle"}, request.header)
             self.on_settled()
         else:
             self._is_quiet = True

@@ -63,6 +63,8 @@ class Ear:
             self._requests.touch()
             if request:
                 self._interrupts.note_end(request, parts)
+                if self.adoption:
+                    self.adoption.hear_reply(request)
             elif self._past:
                 self._past.answered.add(str(asker))
         # Where nobody can tell any more who asked, each front knows whether it did.

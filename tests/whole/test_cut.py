@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import re
-import time
 from functools import partial
 from typing import TYPE_CHECKING
 
-import psutil
 import pytest
 
 from bench.proxy import Proxy
@@ -24,7 +22,6 @@ if TYPE_CHECKING:
     from tests.real_users import FarSide
 
 LINES = 300
-BLACK_HOLE = 20.0  # seconds
 ASLEEP = 6.0  # seconds
 COUNT = f"""
 import time
@@ -94,41 +91,6 @@ def test_three_cuts_lose_no_line(talk: Talk, path: Proxy) -> None:
         assert path.cut() > 0
     talk.listen(lambda: is_over(talk, cell), seconds=WAIT)
     assert lines(talk, cell) == list(range(LINES))
-
-
-def test_a_black_hole_loses_no_line(talk: Talk, path: Proxy) -> None:
-    """Twenty seconds in which nothing passes and nothing is closed cost no line."""
-    cell = talk.queue(COUNT % 0.02)
-    talk.listen(lambda: len(lines(talk, cell)) > 30, seconds=WAIT)
-    path.stall()
-    repair = time.monotonic() + BLACK_HOLE
-    with contextlib.suppress(AssertionError):
-        talk.listen(lambda: is_over(talk, cell), seconds=BLACK_HOLE)
-    assert time.monotonic() >= repair - 1
-    path.resume()
-    talk.listen(lambda: is_over(talk, cell), seconds=WAIT)
-    assert lines(talk, cell) == list(range(LINES))
-
-
-def test_a_laptop_that_sleeps_and_whose_connection_is_forgotten(
-    kernel: StartedKernel, talk: Talk, path: Proxy
-) -> None:
-    """A front that stood still, with a path that knows it no more: every line, and a new wire."""
-    cell = talk.queue(COUNT % 0.05)
-    talk.listen(lambda: len(lines(talk, cell)) > 10, seconds=WAIT)
-    front = psutil.Process(kernel.pid)
-    front.suspend()
-    path.strand()
-    asleep_until = time.monotonic() + ASLEEP
-    with contextlib.suppress(AssertionError):
-        talk.listen(lambda: time.monotonic() > asleep_until, seconds=ASLEEP)
-    front.resume()
-    talk.listen(lambda: is_over(talk, cell), seconds=WAIT)
-    assert lines(talk, cell) == list(range(LINES))
-    talk.run("%remoter status")
-    said = [m["content"]["text"] for _, m in talk.heard if m["msg_type"] == "stream"][-1]
-    assert "after 1 cut" in said
-    assert "last error   Nothing was heard for" in said
 
 
 def test_a_cell_that_is_run_while_the_link_is_down_runs_once(talk: Talk, path: Proxy) -> None:

@@ -133,7 +133,7 @@ def test_a_cell_that_is_run_and_stopped_within_a_trip(
     language: Language, here: JupyterHere, sshd: RealSshd, far: FarSide, tmp_path: Path
 ) -> None:
     """Whenever Stop comes during the way there, it is that cell that stops, and the next runs."""
-    gaps = [0.0, 0.003, 0.02, 0.05, 0.15] * 3
+    gaps = [0.0, 0.003, 0.02, 0.05, 0.15] * 2
     with far_kernel(language, here, sshd, far, tmp_path, rtt=RTT) as distant:
         for n, gap in enumerate(gaps):
             cell = distant.talk.queue(language.count(1, 30.0))
