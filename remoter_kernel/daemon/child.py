@@ -43,6 +43,17 @@ LOOK_EVERY = 0.1  # seconds
 HIDDEN = ("JPY_PARENT_PID", "JPY_SESSION_NAME")  # of the login's environment, from the kernel
 
 
+class _Manager(KernelManager):
+    """Jupyter's, but it leaves the connection file to who comes next.
+
+    Its own would remove the file whenever it is collected: that of the kernel which has been
+    started since, and without it no other evaluator could ever take over.
+    """
+
+    def cleanup_connection_file(self) -> None:
+        """Leave it: it goes with the session."""
+
+
 class Child:
     """A kernel of any kernelspec here, started through a warden."""
 
@@ -51,7 +62,7 @@ class Child:
         self.reactor = reactor
         self.folder = folder
         self.identity = identity
-        self.manager = KernelManager(kernel_name=kernel)
+        self.manager = _Manager(kernel_name=kernel)
         self.pid = 0
         self.on_message: Callable[[Channel, list[Bytes]], None] = lambda _channel, _parts: None
         self.on_exit: Callable[[dict[str, Any]], None] = lambda _words: None
@@ -62,6 +73,7 @@ class Child:
         self._own_mark = b""  # stands in the parent header of what answers our own questions
         self._is_heard = False  # does iopub reach us?
         self._is_met = False
+        self._log_begins = 0  # bytes of the kernels before it
         self._warden: subprocess.Popen[bytes] | None = None
 
     @property
@@ -88,13 +100,15 @@ class Child:
         for key, value in {**spec.env, **env}.items():
             environment[key] = string.Template(value).safe_substitute(environment)
         self.forget()
+        log = self.folder / "kernel.log"
+        self._log_begins = log.stat().st_size if log.exists() else 0
         wish = {
             "argv": argv,
             "env": environment,
             "cwd": cwd,
             "umask": umask,
             "folder": str(self.folder),
-            "log": str(self.folder / "kernel.log"),
+            "log": str(log),
         }
         self._watch_over(wish)
         self._connect()
@@ -199,11 +213,12 @@ class Child:
         self._context.term()
 
     def last_words(self, lines: int = 12) -> str:
-        """Return the end of what the kernel printed by itself."""
+        """Return the end of what this kernel printed by itself."""
         try:
-            text = (self.folder / "kernel.log").read_text(encoding="utf-8", errors="replace")
+            said = (self.folder / "kernel.log").read_bytes()[self._log_begins :]
         except OSError:
             return ""
+        text = said.decode("utf-8", "replace")
         return "\n".join(text.strip().splitlines()[-lines:])
 
     def _connect(self) -> None:

@@ -37,6 +37,7 @@ DIE_WITHIN = 4.0  # seconds that a kernel has for its own shutdown, before a sig
 KILL_WITHIN = 2.0  # seconds after that signal
 RESTART_AFTER = 0.2  # seconds: JupyterLab cancels cells whose errors come later than this news
 PORT_TAKEN = "Address already in use"  # what a kernel prints that lost a race for its port
+LOOK_AT_PORTS = 2.0  # seconds
 TRIES = 3  # for a kernel whose port was taken between choosing and binding it
 LINGER = 30.0  # seconds that a session which could not start still tells why
 LINGER_LOOK = 0.5  # seconds
@@ -180,6 +181,16 @@ class Supervisor:
             )
         except (RemoterError, OSError) as error:
             self._fail(str(error))
+        else:
+            self.reactor.later(LOOK_AT_PORTS, partial(self._look_at_ports, child))
+
+    def _look_at_ports(self, child: Child) -> None:
+        """End a kernel that goes on without one of its ports, as R does: it is never ready."""
+        if self.child is not child or self.state is not State.STARTING or self._tries == TRIES:
+            return
+        if PORT_TAKEN in child.last_words():
+            child.signal(signal.SIGKILL)
+        self.reactor.later(LOOK_AT_PORTS, partial(self._look_at_ports, child))
 
     def _new_child(self) -> Child:
         kernel = self.wish.get("kernel") or "python3"

@@ -208,6 +208,18 @@ def test_a_kernel_that_lost_the_race_for_its_port_is_started_again(
         assert (folder / "lost").exists()
 
 
+def test_a_kernel_that_goes_on_without_its_port_is_started_again(
+    here: JupyterHere, far: FarSide, python_remote: dict[str, Any]
+) -> None:
+    """R does, and would never be ready: nobody hears what it publishes."""
+    with far.folder() as folder:
+        lose = f"echo Address already in use >&2; mkdir {folder}/lost; sleep 600"
+        init = (f"test -e {folder}/lost || {{ {lose}; }}",)
+        with started_kernel(here.add_remote("racing", init=init, **python_remote)) as kernel:
+            assert value(Talk(kernel.client), "3 * 3") == "9"
+        assert (folder / "lost").exists()
+
+
 def test_a_second_front_knows_the_kernel_before_it_is_reached(
     kernel: StartedKernel, spec: str
 ) -> None:
