@@ -186,11 +186,13 @@ class Supervisor:
 
     def _look_at_ports(self, child: Child) -> None:
         """End a kernel that goes on without one of its ports, as R does: it is never ready."""
-        if self.child is not child or self.state is not State.STARTING or self._tries == TRIES:
-            return
-        if PORT_TAKEN in child.last_words():
-            child.signal(signal.SIGKILL)
-        self.reactor.later(LOOK_AT_PORTS, partial(self._look_at_ports, child))
+        if self.child is child and self.state is State.STARTING:
+            if self._has_lost_a_port(child):
+                child.signal(signal.SIGKILL)
+            self.reactor.later(LOOK_AT_PORTS, partial(self._look_at_ports, child))
+
+    def _has_lost_a_port(self, child: Child) -> bool:
+        return self._tries < TRIES and PORT_TAKEN in child.last_words()
 
     def _new_child(self) -> Child:
         kernel = self.wish.get("kernel") or "python3"
@@ -207,7 +209,11 @@ class Supervisor:
 
     def _be_ready(self, header: dict[str, Any], kernel_info: dict[str, Any]) -> None:
         """The child answers, and is heard on iopub: whoever waits gets its turn."""
-        if self.state is not State.STARTING:
+        child = self.child
+        if self.state is not State.STARTING or child is None:
+            return
+        if self._has_lost_a_port(child):  # that for questions, perhaps: nobody would be asked
+            child.signal(signal.SIGKILL)
             return
         self._tries = 1
         self.state = State.READY

@@ -208,16 +208,17 @@ def test_a_kernel_that_lost_the_race_for_its_port_is_started_again(
         assert (folder / "lost").exists()
 
 
+@pytest.mark.parametrize("then", ["sleep 600", "true"])
 def test_a_kernel_that_goes_on_without_its_port_is_started_again(
-    here: JupyterHere, far: FarSide, python_remote: dict[str, Any]
+    here: JupyterHere, far: FarSide, python_remote: dict[str, Any], then: str
 ) -> None:
-    """R does, and would never be ready: nobody hears what it publishes."""
+    """R does, and would never be ready, or never ask: nobody hears what it says there."""
     with far.folder() as folder:
-        lose = f"echo Address already in use >&2; mkdir {folder}/lost; sleep 600"
-        init = (f"test -e {folder}/lost || {{ {lose}; }}",)
+        lose = f"echo Address already in use >&2; mkdir {folder}/lost; {then}"
+        init = (f"echo >> {folder}/starts", f"test -e {folder}/lost || {{ {lose}; }}")
         with started_kernel(here.add_remote("racing", init=init, **python_remote)) as kernel:
             assert value(Talk(kernel.client), "3 * 3") == "9"
-        assert (folder / "lost").exists()
+        assert (folder / "starts").read_text() == 2 * "\n"
 
 
 def test_a_second_front_knows_the_kernel_before_it_is_reached(
