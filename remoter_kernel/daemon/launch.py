@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 STOP_WITHIN = 8.0  # seconds
 START_WITHIN = 10.0  # seconds that a warden may need to start a kernel and to say so
 TURN_WITHIN = 20.0  # seconds that another launch for the same session may take
+MOST_CRASHES = 3  # of evaluators of one session, each soon after the other
+CRASHED_LATELY = 60.0  # seconds
 # What a session stays, whoever comes to it later.
 ABOUT = ("kernel_id", "kernel", "arguments", "notebook", "laptop", "remote")
 
@@ -191,6 +193,7 @@ def _revive(session: Session, wish: dict[str, Any], login_umask: int) -> bool:
     about = session.read("session.json")
     known = {key: about[key] for key in ABOUT if about.get(key) is not None}
     try:
+        _refuse_another_crash(session)
         with (session.folder / "journal").open("rb") as file:
             check_format(file)
     except (RemoterError, OSError):
@@ -317,10 +320,35 @@ def _evaluate(
 
         Supervisor(reactor, session, journal, door, wish=wish, umask=login_umask, past=past).run()
         lock.release()
-    except BaseException:  # noqa: BLE001 - the log is all there is
+    except BaseException as error:  # noqa: BLE001 - the log is all there is
         traceback.print_exc()
+        _note_crash(session, error)
         os._exit(1)
     os._exit(0)
+
+
+def _crashes(session: Session) -> dict[str, Any]:
+    """Return what is written of the evaluators that have crashed lately: `count`, `why`."""
+    crashes = session.read("crashes.json")
+    is_lately = abs(time.time() - float(crashes.get("time") or 0.0)) < CRASHED_LATELY
+    return crashes if is_lately else {}
+
+
+def _note_crash(session: Session, error: BaseException) -> None:
+    words = {"time": time.time(), "why": f"{type(error).__name__}: {error}"}
+    with contextlib.suppress(OSError):
+        session.write("crashes.json", {**words, "count": _crashes(session).get("count", 0) + 1})
+
+
+def _refuse_another_crash(session: Session) -> None:
+    """End what would else go on for ever: a crash, a front that dials again, a crash."""
+    crashes = _crashes(session)
+    if crashes.get("count", 0) >= MOST_CRASHES:
+        raise RemoterError(
+            f"The evaluator of session {session.id} crashes as often as it is started "
+            f"({crashes['why']}).",
+            f"`remoter log {session.id}` shows more; `remoter stop {session.id}` ends the session.",
+        )
 
 
 def _open(journal: Journal, *, is_adopted: bool) -> Any:

@@ -20,6 +20,7 @@ from remoter_kernel.daemon.lock import Lock
 from remoter_kernel.daemon.processes import boot_id, started_at
 from remoter_kernel.daemon.records import JournalTooNewError, first_line
 from remoter_kernel.daemon.registry import Session, sweep
+from remoter_kernel.errors import RemoterError
 from remoter_kernel.front.bootstrap import pack_evaluator
 from tests.real_jupyter import MARK, THIS_RUN, wait_for
 from tests.real_parts import real_part
@@ -93,6 +94,23 @@ def test_an_evaluator_that_runs_and_does_not_answer_is_not_replaced():
     session = a_session()  # at port 1 nobody answers
     with pytest.raises(RuntimeError, match="does not answer"):
         asked(session=session.id)
+
+
+def test_an_evaluator_that_crashes_again_and_again_is_not_started_any_more():
+    """Without the connection file nobody can take over: after the third crash one hears why."""
+    session = a_session(started="0")
+    mine = {"pid": os.getpid(), "started": started_at(os.getpid()), "warden": 1}
+    session.write("child.json", mine)  # a kernel that lives
+    for count in (1, 2, 3):
+        assert asked(session=session.id)["session"] == session.id
+        wait_for(lambda: session.read("crashes.json").get("count") == count)  # noqa: B023
+        wait_for(lambda: not session.has_evaluator(), what="the evaluator is gone")
+    with pytest.raises(RemoterError, match=r"connection.json.*remoter stop"):
+        asked(session=session.id)
+    crashes = session.read("crashes.json")
+    session.write("crashes.json", {**crashes, "time": time.time() - 100})
+    assert asked(session=session.id)["session"] == session.id  # it may be better by now
+    wait_for(lambda: session.read("crashes.json").get("count") == 1)
 
 
 def test_the_exit_of_the_kernel_is_told():
