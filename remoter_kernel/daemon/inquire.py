@@ -187,7 +187,8 @@ def tell_outputs(wish: dict[str, Any]) -> Answer:
         while _size_of(session) == size and time.monotonic() < limit:
             time.sleep(LOOK_EVERY)
         size = _size_of(session)
-    answer = {"session": describe(session), "is_over": is_over, "place": reading.place}
+    answer = {"session": describe(session), "is_over": is_over}
+    answer.update(place=reading.place, bytes=sum(map(len, chunks)))
     if wish.get("only") == "events":
         answer["tails"] = {name: _tail(session, name) for name in ("evaluator.log", "kernel.log")}
     return answer, chunks

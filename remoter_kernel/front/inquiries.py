@@ -202,10 +202,12 @@ class Reading:
 
     def __iter__(self) -> Iterator[Said]:
         """Yield what was said, in order."""
-        after, rest, wait = 0, b"", 0.0
+        after, rest, wait, place = 0, b"", 0.0, None
         while True:
-            begin = {"after": after, "skip": len(rest), "place": self.answer.get("place")}
+            begin = {"after": after, "skip": len(rest), "place": place}
             self.answer, data = self._ask({**self._words, **begin, "wait": wait})
+            if len(data) == self.answer["bytes"]:  # else something was lost on the way
+                place = self.answer["place"]
             found, rest = split_said(rest + data)
             for said in found:
                 after = said.number

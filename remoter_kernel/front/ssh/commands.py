@@ -161,5 +161,7 @@ class Running:
             # After the line that was waited for nobody reads on; the command must not choke.
             if len(kept) <= MOST_OUTPUT:
                 kept += data
+            if self._exited_at:  # on a narrow path, much of its output may come after its end
+                self._exited_at = time.monotonic()
             self._changed.notify_all()
         self._channel.give_back(len(data))
