@@ -268,12 +268,14 @@ def start(
     It holds the lock for as long as it lives.
     """
     ear, mouth = os.pipe()
-    if os.fork() == 0:
+    between = os.fork()
+    if between == 0:
         os.close(ear)
         _evaluate(session, lock, wish, login_umask, mouth, is_adopted=is_adopted)
     os.close(mouth)
     with os.fdopen(ear, encoding="utf-8") as pipe:
         trouble = pipe.read()  # ends when the door is open, or with the process
+    os.waitpid(between, 0)
     if trouble:
         lock.release()
         why = json.loads(trouble)
