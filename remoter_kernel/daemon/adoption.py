@@ -5,7 +5,8 @@ begun by then, and has no reply, gets none any more: it was said to an evaluator
 dead. What was in the child's queue may still be there; it is in doubt for as long as
 something of it is heard between two answers. A cell may be heard from busy to idle, by
 the dead evaluator or by the new one, and its reply still be lost: then what was heard says
-what that reply was.
+what that reply was. The other way round a reply may come, to either of them, while nobody
+heard what was published before it or the idle after it: a reply proves no outputs.
 """
 
 from __future__ import annotations
@@ -14,10 +15,10 @@ import time
 from typing import TYPE_CHECKING, Any, Callable
 
 from remoter_kernel.daemon.past import Overheard
-from remoter_kernel.wire.frames import Channel
-from remoter_kernel.wire.messages import CONTENT, PARENT, header_of
+from remoter_kernel.wire.messages import PARENT, header_of
 
 if TYPE_CHECKING:
+    from remoter_kernel.daemon.asked import Asked
     from remoter_kernel.daemon.child import Child
     from remoter_kernel.daemon.past import Past
     from remoter_kernel.daemon.speaker import Request, Speaker
@@ -35,9 +36,7 @@ UNHEARD = (
 class Adoption:
     """The time between two evaluators, as those see it who asked for something in it."""
 
-    def __init__(
-        self, reactor: Reactor, past: Past, asked: dict[str, Request], speaker: Speaker
-    ) -> None:
+    def __init__(self, reactor: Reactor, past: Past, asked: Asked, speaker: Speaker) -> None:
         """Remember; `asked` is what the child has and has not answered, now and later."""
         self.on_settled: Callable[[], None] = lambda: None
         self._reactor = reactor
@@ -45,10 +44,10 @@ class Adoption:
         self._asked = asked
         self._speaker = speaker
         self._doubtful = [asker for asker in past.asked if asker in asked]
+        self._doubtful += [asker for asker in past.asked.ending if asker in asked.ending]
         self._begun = set(past.heard.replies)
         self._told: set[tuple[str, bool]] = set()  # of a cell: what is missing, what is unheard
         self._heard = Overheard()
-        self._open: dict[str, Request] = {}  # has its reply, and its idle was not heard
         self._is_quiet = False  # between two answers
         self._is_silent = True  # between two looks
         reactor.later(SILENT_FOR, self._note_silence)
@@ -63,23 +62,20 @@ class Adoption:
     def hear(self, parts: list[Bytes]) -> None:
         """Hear what the child publishes, before the fronts do."""
         asker = str(header_of(parts[PARENT]).get("msg_id", ""))
-        if asker in self._open and b'"idle"' in bytes(parts[CONTENT]):
-            del self._open[asker]
-        request = self._asked.get(asker)
+        request = self._asked.get(asker) or self._asked.ending.get(asker)
         if request is None:
             return
         self._is_quiet = self._is_silent = False
         self._begun.add(asker)
         self._heard.hear(asker, parts)
-        if asker in self._doubtful and asker not in self._heard.replies:  # nor its begin
-            self._tell(asker, f"{self._what_is_missing()}.")
+        if asker in self._doubtful:
+            self._tell_of_a_gap(request)
 
     def hear_reply(self, request: Request) -> None:
-        """Hear a reply; the idle that belongs to it may have come before we were subscribed."""
+        """Hear a reply; what was published before it may have come before we were subscribed."""
         asker = str(request.header.get("msg_id", ""))
-        is_shell = request.channel is Channel.SHELL
-        if is_shell and asker in self._doubtful and asker not in self._heard.over:
-            self._open[asker] = request
+        if asker in self._doubtful and asker not in self._past.heard.over:
+            self._tell_of_a_gap(request)
 
     def _note_silence(self) -> None:
         """Tell the cell that seems to run what may be the matter, if nothing is heard for long.
@@ -94,33 +90,41 @@ class Adoption:
         ]
         running = [asker for asker in cells if asker in self._begun][-1:] or cells[:1]
         for asker in running if self._is_silent else ():
-            if asker not in self._heard.replies:
-                self._tell(asker, f"{self._what_is_missing()}.")
-            self._tell(asker, UNHEARD)
+            self._tell_of_a_gap(self._asked[asker])
+            self._tell(self._asked[asker], UNHEARD)
         self._is_silent = True
         if cells:
             self._reactor.later(SILENT_FOR, self._note_silence)
 
-    def _tell(self, asker: str, sentence: str) -> None:
+    def _tell_of_a_gap(self, request: Request) -> None:
+        """Say that outputs may be missing, unless a cell was heard here from its begin on."""
+        if request.header.get("msg_id") not in self._heard.replies:
+            self._tell(request, f"{self._what_is_missing()}.")
+
+    def _tell(self, request: Request, sentence: str) -> None:
         """Say a sentence in a cell, unless one like it is there."""
-        if (asker, sentence == UNHEARD) not in self._told:
-            self._told.add((asker, sentence == UNHEARD))
-            content = {"name": "stderr", "text": f"[remoter] {sentence}\n"}
-            self._speaker.publish("stream", content, self._asked[asker].header)
+        told = str(request.header.get("msg_id", "")), sentence == UNHEARD
+        if told not in self._told:
+            self._told.add(told)
+            self._speaker.tell(request, sentence)
 
     def hear_answer(self, child: Child) -> None:
         """The child has answered: it is between two cells."""
         for asker in self._in_doubt():
             reply = self._overheard(asker)
             if reply:
-                self._speaker.reply(self._asked.pop(asker), reply)
+                self._speaker.reply(self._asked[asker], reply)
+                self._asked.forget(asker)
             elif asker in self._begun:
                 self._fail(asker)
-        if self._is_quiet or not (self._in_doubt() or self._open):
+        ending = [asker for asker in self._doubtful if asker in self._asked.ending]
+        if self._is_quiet or not (self._in_doubt() or ending):
             for asker in self._in_doubt():
                 self._fail(asker)
-            for request in self._open.values():
-                self._speaker.publish("status", {"execution_state": "idle"}, request.header)
+            for asker in ending:
+                request = self._asked.ending.pop(asker)
+                self._tell_of_a_gap(request)
+                self._speaker.end(request)
             self.on_settled()
         else:
             self._is_quiet = True
@@ -149,9 +153,10 @@ class Adoption:
             f"{self._what_is_missing()}, and so is the reply to this. It was not run again; "
             "what it did to the variables is there."
         )
-        request = self._asked.pop(asker)
+        request = self._asked[asker]
         has_begun = asker in self._begun
-        has_ended = asker in self._heard.over | self._past.heard.over
+        has_ended = self._asked.is_idle(asker)
+        self._asked.forget(asker)
         self._speaker.answer_error(
             request, "OutputsMissing", why, has_begun=has_begun, has_ended=has_ended
         )

@@ -178,11 +178,11 @@ class Desk:
         if cell and self.child_for(Channel.CONTROL):
             self.interrupts.aim(name, guest.name, head.mark)
             if requests.count_interrupt() == STUBBORN:
-                text = (
-                    "[remoter] The kernel has not heeded the interrupt so far. To end it, "
-                    f"variables and all: remoter stop {self._session.id}\n"
+                self._speaker.tell(
+                    cell,
+                    "The kernel has not heeded the interrupt so far. To end it, "
+                    f"variables and all: remoter stop {self._session.id}",
                 )
-                self._speaker.publish("stream", {"name": "stderr", "text": text}, cell.header)
         elif has_unbegun:
             requests.interrupt(guest.name, head.mark)
         else:

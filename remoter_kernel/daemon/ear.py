@@ -48,7 +48,11 @@ class Ear:
         if b'"idle"' in state:
             self._door.is_hurried = True
             self._be_done(header_of(parts[PARENT]))
-        elif b'"busy"' in state or b'"execute_input"' in bytes(parts[HEADER]):
+        elif b'"busy"' in state:
+            asker = header_of(parts[PARENT]).get("msg_id", "")
+            self._requests.asked.take_state(asker, "busy")
+            self._interrupts.note_begin(asker)
+        elif b'"execute_input"' in bytes(parts[HEADER]):
             self._interrupts.note_begin(header_of(parts[PARENT]).get("msg_id", ""))
 
     def _hear_answer(self, channel: Channel, parts: list[Bytes]) -> None:
@@ -59,7 +63,7 @@ class Ear:
             return
         self._door.is_hurried |= channel is not Channel.SHELL  # after a reply comes "idle"
         if channel is not Channel.STDIN:
-            self._requests.asked.pop(asker, None)
+            self._requests.asked.take_reply(asker, parts)
             self._requests.touch()
             if request:
                 self._interrupts.note_end(request, parts)
@@ -72,6 +76,8 @@ class Ear:
 
     def _be_done(self, asker: dict[str, Any]) -> None:
         """The child has dealt with a request; one that gets no reply (of a widget) is done."""
+        name = asker.get("msg_id", "")
+        self._requests.asked.take_state(name, "idle")
         if asker.get("msg_type") in COMMS:  # a `comm_info_request` has a reply, which may be later
-            self._requests.asked.pop(asker.get("msg_id", ""), None)
+            self._requests.asked.forget(name)
             self._requests.touch()

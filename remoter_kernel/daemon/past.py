@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from remoter_kernel.daemon.asked import Asked
 from remoter_kernel.daemon.records import Record, is_loss, mark_of
 from remoter_kernel.daemon.speaker import Request
 from remoter_kernel.errors import ProtocolError
@@ -57,7 +58,7 @@ class Past:
     def __init__(self) -> None:
         """Begin before the first record."""
         self.seen: dict[bytes, dict[Lane, int]] = {}  # by front: its own numbers
-        self.asked: dict[str, Request] = {}  # handed to the child, without a reply
+        self.asked = Asked()  # handed to the child
         self.waiting: dict[str, Request] = {}  # not handed to the child
         self.heard = Overheard()  # of what was asked
         self.kernel: dict[str, Any] = {}  # whom the child sounds like
@@ -111,11 +112,13 @@ class Past:
             asker = str(header_of(parts[PARENT]).get("msg_id", ""))
             if asker in self.asked:
                 self.heard.hear(asker, parts)
+            if record.channel is Channel.IOPUB and b'"status"' in bytes(parts[HEADER]):
+                self.asked.take_state(asker, str(content_of(parts).get("execution_state")))
 
     def _take_message(self, record: Record, parts: list[Bytes]) -> None:
         if not record.is_from_front:
             asker = str(header_of(parts[PARENT]).get("msg_id", ""))
-            if not (self.asked.pop(asker, None) or self.waiting.pop(asker, None)):
+            if not (self.asked.take_reply(asker, parts) or self.waiting.pop(asker, None)):
                 self.answered.add(asker)
             self.heard.forget(asker)
             return

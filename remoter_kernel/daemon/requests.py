@@ -6,6 +6,7 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING
 
+from remoter_kernel.daemon.asked import Asked
 from remoter_kernel.wire.messages import content_of
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ class Requests:
 
     def __init__(self, speaker: Speaker) -> None:
         """Remember who answers what the child never gets."""
-        self.asked: dict[str, Request] = {}  # handed to the child, by message id
+        self.asked = Asked()  # handed to the child
         self.waiting: deque[Request] = deque()  # until the child is ready
         self._speaker = speaker
         self._void: dict[bytes, int] = {}  # per front: interrupted before it arrived
@@ -74,11 +75,15 @@ class Requests:
         return self._interrupted[1] if running else 0
 
     def answer_all(self, name: str, why: str) -> None:
-        """Answer every request that the child can answer no more."""
-        requests = [*self.asked.values()]
-        self.asked.clear()
-        for request in requests:
-            self._speaker.answer_error(request, name, why, has_begun=True)
+        """Answer every request that the child can answer no more, and end what it has answered."""
+        asked = self.asked
+        for request in asked.ending.values():
+            self._speaker.tell(request, f"{why} The last outputs of this cell may be missing.")
+            self._speaker.end(request)
+        for asker, request in asked.items():
+            has_ended = asked.is_idle(asker)
+            self._speaker.answer_error(request, name, why, has_begun=True, has_ended=has_ended)
+        asked.clear()
 
     def touch(self) -> None:
         """Note that something is going on."""

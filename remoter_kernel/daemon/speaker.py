@@ -63,6 +63,16 @@ class Speaker:
         parts = self._voice.compose(kind, content, parent, topic=f"kernel.{kind}".encode())
         self._journal.append(Channel.IOPUB, pack(parts))
 
+    def tell(self, request: Request, sentence: str) -> None:
+        """Say a sentence in a cell; nobody reads what is said under anything else."""
+        if request.header.get("msg_type") == "execute_request":
+            words = {"name": "stderr", "text": f"[remoter] {sentence}\n"}
+            self.publish("stream", words, request.header)
+
+    def end(self, request: Request) -> None:
+        """Say that the child is done with a request."""
+        self.publish("status", {"execution_state": "idle"}, request.header)
+
     def answer_error(
         self,
         request: Request,
@@ -106,4 +116,4 @@ class Speaker:
                 self.publish("error", trouble, request.header)
         self.reply(request, reply)
         if is_shell and not has_ended:
-            self.publish("status", {"execution_state": "idle"}, request.header)
+            self.end(request)

@@ -148,11 +148,11 @@ class Supervisor:
             return  # the next one hears of it
         self._told_trouble = trouble
         if trouble and cell:
-            text = (
-                f"[remoter] The journal of session {self.session.id} cannot be written there "
-                f"({trouble}). The session goes on, with what is said kept in memory alone.\n"
+            self._speaker.tell(
+                cell,
+                f"The journal of session {self.session.id} cannot be written there "
+                f"({trouble}). The session goes on, with what is said kept in memory alone.",
             )
-            self._speaker.publish("stream", {"name": "stderr", "text": text}, cell.header)
 
     def _child_for(self, channel: Channel) -> Child | None:
         """Return the child if it gets what comes on this channel at once."""
@@ -227,7 +227,7 @@ class Supervisor:
         for front, seen in past.seen.items():
             self.door.remember(front, seen)
         self.door.is_sure_of = past.is_sure_of
-        self._requests.asked.update(past.asked)
+        self._requests.asked.take_over(past.asked)
         self._requests.waiting.extend(past.waiting.values())
         self._speaker.sound_like(past.kernel, past.kernel.get("kernel_info") or {})
         if not self.session.read("child.json").get("pid"):

@@ -38,6 +38,7 @@ SHIPPED = (
     "wire/window.py",
     "daemon/__init__.py",
     "daemon/adoption.py",
+    "daemon/asked.py",
     "daemon/board.py",
     "daemon/candidates.py",
     "daemon/child.py",

@@ -83,6 +83,7 @@ class Kernel:
         self._info = last_kernel_info(remote.name)
         self._language = "R" if remote.kernel == "ir" else "python"
         self._routes: dict[str, Route] = {}
+        self._ending: Route | None = None  # has its reply; its idle comes by another way
         self._held: list[Route] = []  # an empty answer is better for them than a late one
         self._has_asker = False  # has any client allowed questions?
         self._is_leaving = False
@@ -273,6 +274,7 @@ class Kernel:
                 return
             if channel is not Channel.STDIN:
                 del self._routes[asker]
+                self._ending = route
                 if route.header.get("msg_type") == "execute_request":
                     self._verbs.last_reply = bytes(parts[CONTENT])
             self.sockets.reply(channel, route.identities, parts)
@@ -342,6 +344,9 @@ class Kernel:
             if was_withdrawn or is_over or not self.link.has_met:
                 del self._routes[asker]
                 self._mouth.answer_error(route, error)
+        if is_over and self._ending:  # its idle may never have come, and will not any more
+            self._mouth.publish("status", {"execution_state": "idle"}, self._ending.header)
+            self._ending = None
 
 
 def serve(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from remoter_kernel.daemon.adoption import Adoption
+from remoter_kernel.daemon.asked import Asked
 from remoter_kernel.daemon.past import Past
 from remoter_kernel.daemon.speaker import Request, Speaker
 from remoter_kernel.wire.frames import Channel, unpack
@@ -45,12 +46,22 @@ class Story:
         for name, header in self.headers.items():
             past.asked[name] = Request(b"front--1", Channel.SHELL, 1, [], header)
         past.heard.replies["a"] = {}
-        self.asked = dict(past.asked)
+        self.asked = Asked()
+        self.asked.take_over(past.asked)
         speaker = Speaker(self.journal)  # type: ignore[arg-type]
         self.adoption = Adoption(self.reactor, past, self.asked, speaker)  # type: ignore[arg-type]
 
     def hear(self, cell, kind, **content):
         self.adoption.hear(VOICE.compose(kind, content, self.headers[cell]))
+        self.asked.take_state(cell, content.get("execution_state", ""))
+
+    def reply(self, cell):
+        request = self.asked.take_reply(cell, VOICE.compose("execute_reply", {"status": "ok"}))
+        assert request
+        self.adoption.hear_reply(request)
+
+    def kinds(self, cell):
+        return [kind for parent, kind, _ in self.journal.said if parent == cell]
 
     def told(self):
         return [
@@ -146,5 +157,28 @@ def test_a_cell_whose_idle_was_heard_gets_no_other(story):
     """It had begun before the death: its reply is lost, and what its reply was is not known."""
     story.hear("a", "status", execution_state="idle")
     story.adoption.hear_answer(Child())
-    kinds = [kind for parent, kind, _ in story.journal.said if parent == "a"]
-    assert kinds == ["stream", "error", "execute_reply"]
+    assert story.kinds("a") == ["stream", "error", "execute_reply"]
+
+
+def test_a_reply_proves_no_outputs(story):
+    """It came to the new evaluator before that heard what was published: the cell is told."""
+    story.reply("a")
+    assert story.told() == [("a", False)]
+    story.hear("a", "status", execution_state="idle")
+    story.asked.forget("b")
+    story.adoption.hear_answer(Child())
+    assert story.kinds("a") == ["stream"]
+
+
+def test_a_reply_whose_idle_nobody_heard_gets_one(story):
+    """After two answers of the child nothing more comes: the cell ends all the same, once."""
+    story.reply("a")
+    for _ in range(2):
+        story.adoption.hear_answer(Child())
+    assert story.kinds("a") == ["stream", "status"]
+
+
+def test_a_cell_that_was_heard_from_its_begin_needs_no_word(story):
+    story.hear("b", "status", execution_state="busy")
+    story.reply("b")
+    assert story.told() == []

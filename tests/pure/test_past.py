@@ -42,7 +42,10 @@ class Story:
         self.tell(Channel.SHELL, message(kind, name), own=own, **options)
 
     def busy(self, name: str) -> None:
-        body = message("status", parent=name, execution_state="busy")
+        self.state(name, "busy")
+
+    def state(self, name: str, state: str) -> None:
+        body = message("status", parent=name, execution_state=state)
         self.tell(Channel.IOPUB, body, front=EVERYONE)
 
     def reply(self, name: str) -> None:
@@ -68,6 +71,20 @@ def test_a_request_without_a_reply_may_have_run(story):
     story.reply("a")
     assert (list(story.past.asked), story.past.begun) == (["b"], set())
     assert (story.past.asked["b"].front, story.past.asked["b"].number) == (ME, 2)
+
+
+def test_a_reply_without_an_idle_is_no_end(story):
+    """They come by two sockets: what an evaluator died between is not over."""
+    story.ask("a", 1)
+    story.ask("b", 2)
+    story.busy("a")
+    story.reply("a")
+    assert (list(story.past.asked), list(story.past.asked.ending)) == (["b"], ["a"])
+    story.busy("b")  # so the child was done with the one before, whatever was heard of that
+    assert list(story.past.asked.ending) == []
+    story.state("b", "idle")
+    story.reply("b")
+    assert (list(story.past.asked), list(story.past.asked.ending)) == ([], [])
 
 
 def test_a_held_request_is_handed_over_unless_a_mark_says_that_it_was(story):

@@ -169,6 +169,50 @@ def test_a_cell_that_ends_without_any_evaluator(talk: Talk, far: FarSide, sshd: 
     assert text(talk, later).endswith("[1, 2]\n")  # after a notice that it waits
 
 
+BETWEEN = """
+import os, time
+def between():
+    del kernel.post_handler_hook
+    {}
+kernel = get_ipython().kernel
+kernel.post_handler_hook = between
+print('line 0')
+"""
+
+
+@pytest.mark.parametrize("is_heard", [True, False])
+def test_an_evaluator_is_killed_between_a_reply_and_its_idle(
+    talk: Talk, far: FarSide, sshd: RealSshd, *, is_heard: bool
+) -> None:
+    """The cell ends once, and is told: a reply proves no outputs, and the idle may be unheard."""
+    cell = talk.queue(BETWEEN.format("time.sleep(1.5)"))
+    talk.listen(lambda: bool(replies(talk, cell)))
+    if is_heard:
+        kill_evaluator(far)
+    else:
+        sshd.stop_listening()
+        evaluator(far).kill()
+        with contextlib.suppress(AssertionError):
+            talk.listen(lambda: False, seconds=2.5)
+        sshd.start()
+    over(talk, cell)
+    kinds = [m["msg_type"] for m in heard(talk, cell)]
+    assert text(talk, cell).count("may be missing") == 1
+    assert len(replies(talk, cell)) == kinds.count("execute_input") == 1
+    assert (kinds.count("status"), kinds[-1]) == (2, "status")
+    assert value(talk, "kept") == "'since before'"
+
+
+def test_a_child_dies_between_a_reply_and_its_idle(talk: Talk) -> None:
+    """The cell has its result, hears how its kernel died, and ends."""
+    cell = talk.queue(BETWEEN.format("time.sleep(0.3); os.kill(os.getpid(), 9)"))
+    over(talk, cell)
+    assert [each["status"] for each in replies(talk, cell)] == ["ok"]
+    assert re.search(r"line 0\n\[remoter\] The kernel died: .*SIGKILL", text(talk, cell))
+    assert [m["msg_type"] for m in heard(talk, cell)][-2:] == ["stream", "status"]
+    wait_for(lambda: value(talk, "1") == "1")
+
+
 def test_evaluators_are_killed_again_and_again(talk: Talk, far: FarSide) -> None:
     """Three deaths in one cell: no line twice, the variables are there."""
     cell = talk.queue(COUNT.replace("0.05", "0.15"))
