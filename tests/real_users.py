@@ -27,7 +27,7 @@ from tests.real_parts import run_quietly
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-FAR_USER = "remoter-there"
+FAR_USER = os.environ.get("REMOTER_FAR_USER", "remoter-there")  # two runs at once: two users
 FAR_PACKAGES = ("ipykernel>=7", "ipywidgets", "matplotlib", "numpy")
 DEBIAN_PYTHON = "/usr/bin/python3"
 ENDS_WITHIN = 10.0  # seconds until a killed process must be gone

@@ -18,10 +18,10 @@ from remoter_kernel.front.survey import look_around
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from remoter_kernel.front.questions import Questions
     from remoter_kernel.front.remotes import Remote
     from remoter_kernel.front.ssh.aliases import Destination
     from remoter_kernel.front.ssh.login import Login
-    from remoter_kernel.front.ssh.trust import Questions
 
 STEPS = (
     "name",

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from remoter_kernel.front.host import EmbeddedHost
+    from remoter_kernel.front.questions import Questions
     from remoter_kernel.front.ssh.login import Login
-    from remoter_kernel.front.ssh.trust import Questions
 
 HERE = Remote(name="here", host="this machine", python=sys.executable)
 

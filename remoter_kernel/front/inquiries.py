@@ -19,8 +19,8 @@ from remoter_kernel.wire.said import Said, split_said
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
+    from remoter_kernel.front.questions import Questions
     from remoter_kernel.front.ssh.login import Login
-    from remoter_kernel.front.ssh.trust import Questions
 
 FOLLOW = 20.0  # seconds that the far side waits for something new to tell
 

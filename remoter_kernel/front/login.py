@@ -11,10 +11,10 @@ from remoter_kernel.front.ssh.login import log_in
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from remoter_kernel.front.questions import Questions
     from remoter_kernel.front.remotes import Remote
     from remoter_kernel.front.ssh.aliases import Destination
     from remoter_kernel.front.ssh.login import Login
-    from remoter_kernel.front.ssh.trust import Questions
 
 
 def destination_of(remote: Remote) -> Destination:

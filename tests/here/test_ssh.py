@@ -18,6 +18,7 @@ import pytest
 
 from bench.proxy import Proxy
 from remoter_kernel.errors import HostKeyProblem, LoginRefused, RemoteLacks, Unreachable
+from remoter_kernel.front.questions import NotAnswered, Prompt, Trust
 from remoter_kernel.front.ssh.aliases import Destination, resolve
 from remoter_kernel.front.ssh.login import CommandEnded, Login, log_in
 from remoter_kernel.front.ssh.trust import UnknownHostKey
@@ -25,7 +26,7 @@ from tests import real_parts
 from tests.real_sshd import RealSshd, make_key
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
 TEN_MB = 10_000_000
@@ -327,9 +328,12 @@ class Yes:
     def __init__(self) -> None:
         self.asked = 0
 
-    def confirm_host_key(self, host: str, kind: str, fingerprint: str) -> bool:
+    def confirm_host_key(self, host: str, kind: str, fingerprint: str) -> Trust:
         self.asked += 1
-        return True
+        return Trust.YES
+
+    def ask(self, host: str, prompts: Sequence[Prompt], instruction: str = "") -> list[str]:
+        raise NotAnswered(host)
 
 
 def test_an_unknown_host_is_asked_about_once(there, tmp_path):

@@ -35,8 +35,8 @@ from remoter_kernel.front.ssh.tunnel import Tunnel
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from remoter_kernel.front.questions import Questions
     from remoter_kernel.front.ssh.aliases import Destination
-    from remoter_kernel.front.ssh.trust import Questions
 
 __all__ = ["CommandEnded", "Login", "Ran", "Tunnel", "log_in"]
 

@@ -14,26 +14,21 @@ import hashlib
 import hmac
 import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from remoter_kernel.errors import HostKeyProblem, RemoterError
+from remoter_kernel.front.questions import Trust
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from remoter_kernel.front.questions import Questions
     from remoter_kernel.front.ssh.aliases import Destination
 
 SSH_PORT = 22
 REVOKED = "@revoked"
 HASHED = "|1|"  # HMAC-SHA1 of the name: "|1|salt|hash"
-
-
-class Questions(Protocol):
-    """Who may be asked; where nobody may, `None` stands in its place."""
-
-    def confirm_host_key(self, host: str, kind: str, fingerprint: str) -> bool:
-        """Ask whether `host` is known to have this key (`fingerprint` is "SHA256:...")."""
 
 
 class UnknownHostKey(HostKeyProblem):
@@ -137,12 +132,13 @@ class KnownHosts:
                 f"the host key of {self.host} is not known here: {kind} {shown}.",
                 "Run `remoter check NAME` at a terminal to compare and accept it.",
             )
-        if not questions.confirm_host_key(self.host, kind, shown):
+        said = questions.confirm_host_key(self.host, kind, shown)
+        if said is Trust.NO:
             raise UnknownHostKey(
                 f"the host key of {self.host} was not accepted: {kind} {shown}.",
                 "Compare it with what the host's administrator says, then try again.",
             )
-        if self.files:
+        if said is Trust.YES and self.files:
             add_line(self.files[0], f"{self.name} {kind} {base64.b64encode(key).decode()}")
 
 

@@ -1,0 +1,54 @@
+"""What a login may have to ask a person, and what a person may answer.
+
+Whoever asks (a cell, a terminal) implements `Questions`; where nobody may be asked, `None`
+stands in its place. Answers are secrets: they are kept nowhere but in memory.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import TYPE_CHECKING, Protocol
+
+from remoter_kernel.errors import LoginRefused
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+LONGEST_TEXT = 2000  # characters of a server's text that are shown
+
+
+class Trust(Enum):
+    """What a person says about a host key that is not known."""
+
+    YES = "yes"  # it is the right one, and is to be remembered
+    ONCE = "once"  # it will do for this connection
+    NO = "no"
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One question of a server, or of ours, in words that no terminal obeys."""
+
+    text: str
+    is_shown: bool = False  # may others see what is typed?
+
+
+class Questions(Protocol):
+    """Somebody who may be asked. Every call may block for as long as a person takes."""
+
+    def confirm_host_key(self, host: str, kind: str, fingerprint: str) -> Trust:
+        """Ask whether `host` is known to have this key (`fingerprint` is "SHA256:...")."""
+
+    def ask(self, host: str, prompts: Sequence[Prompt], instruction: str = "") -> list[str]:
+        """Ask for one answer to each prompt; `NotAnswered` where the person declines."""
+
+
+class NotAnswered(LoginRefused):
+    """A question was put to a person, and was not answered."""
+
+
+def readable(text: str) -> str:
+    """Return a server's text without what acts on a terminal; line ends stay."""
+    shown = "".join(sign for sign in text if sign.isprintable() or sign == "\n")
+    return shown[:LONGEST_TEXT]
