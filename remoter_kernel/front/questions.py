@@ -48,6 +48,10 @@ class NotAnswered(LoginRefused):
     """A question was put to a person, and was not answered."""
 
 
+class NeedsPerson(LoginRefused):
+    """Only a person can go on, and none could be asked: worth trying again when one is there."""
+
+
 def readable(text: str) -> str:
     """Return a server's text without what acts on a terminal; line ends stay."""
     shown = "".join(sign for sign in text if sign.isprintable() or sign == "\n")

@@ -307,7 +307,7 @@ def test_what_else_the_server_would_take_is_said(tmp_path):
         there = resolve("real", sshd.ssh_config(tmp_path / "config", "real"))
         with pytest.raises(LoginRefused, match=r".") as caught:
             log_in(replace(there, identity_files=(make_key(tmp_path / "wrong"),)))
-        assert "password" in caught.value.advice
+        assert "password" in str(caught.value)
 
 
 def test_a_key_that_is_only_half_of_what_is_wanted_is_said(tmp_path):
@@ -315,7 +315,7 @@ def test_a_key_that_is_only_half_of_what_is_wanted_is_said(tmp_path):
     extra = "PasswordAuthentication yes\nAuthenticationMethods publickey,password"
     with RealSshd(tmp_path, extra_config=extra) as sshd:
         there = resolve("real", sshd.ssh_config(tmp_path / "config", "real"))
-        with pytest.raises(LoginRefused, match="wants more: a password"):
+        with pytest.raises(LoginRefused, match="took a key and asks for a password"):
             log_in(there)
 
 

@@ -18,6 +18,7 @@ import pytest
 
 from bench.proxy import Proxy
 from remoter_kernel.errors import LoginRefused, RemoteLacks, Unreachable
+from remoter_kernel.front.ssh import admission
 from remoter_kernel.front.ssh import login as ssh
 from remoter_kernel.front.ssh.aliases import Destination, resolve
 from remoter_kernel.front.ssh.login import log_in
@@ -236,7 +237,7 @@ def test_a_server_that_goes_after_its_greeting_leaves_no_timer(there):
 @pytest.mark.parametrize("silent", [False, True], ids=["cut", "silent"])
 def test_a_path_that_fails_after_any_number_of_bytes(server, there, silent, monkeypatch):
     """From before the greeting until after the login: a sentence, in time, nothing left."""
-    monkeypatch.setattr(ssh, "VERDICT_WITHIN", 0.3)
+    monkeypatch.setattr(admission, "VERDICT_WITHIN", 0.3)
     seed = random.randrange(1 << 32)
     chance = random.Random(seed)
     # A whole login takes about 2,000 bytes from the server.

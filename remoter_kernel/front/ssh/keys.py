@@ -6,6 +6,7 @@ sentence, because it is what the person wants to read when nobody was let in.
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import os
 from dataclasses import dataclass, field
@@ -24,6 +25,27 @@ DEFAULT_KEYS = ("id_ed25519", "id_ecdsa", "id_rsa")
 NEEDS_TOUCH = "sk-"  # keys on a FIDO token: paramiko cannot use them
 
 
+@dataclass(frozen=True)
+class LockedKey:
+    """A private key with a passphrase, and its public half where that can be read."""
+
+    file: Path
+    public: bytes
+
+    @property
+    def algorithm(self) -> str:
+        """How this key signs."""
+        kind = self.public[4 : 4 + int.from_bytes(self.public[:4], "big")].decode()
+        return "rsa-sha2-512" if kind == "ssh-rsa" else kind
+
+    def unlock(self, passphrase: str) -> Any:
+        """Return the key, or None if this is not its passphrase."""
+        try:
+            return paramiko.PKey.from_path(str(self.file), passphrase.encode())
+        except Exception:  # noqa: BLE001 (a parser of foreign files: anything may come)
+            return None
+
+
 @dataclass
 class KeyRing:
     """The keys for one destination; iterate over `in_order()`, then read `notes`."""
@@ -32,9 +54,11 @@ class KeyRing:
     notes: list[str] = field(default_factory=list)
     """Sentences about keys that could not be shown to the server."""
     _agent: _Agent | None = None
+    _locked: list[LockedKey] = field(default_factory=list)
 
     def in_order(self) -> Iterator[tuple[str, Any]]:
-        """Give each key once, with a name for sentences."""
+        """Give each key once, with a name for sentences; the last ones may be `LockedKey`s."""
+        self._locked.clear()
         self._agent = _Agent.of(self.destination, self.notes)
         held = {key.asbytes(): key for key in self._agent.get_keys()}
         shown: set[bytes] = set()
@@ -49,6 +73,8 @@ class KeyRing:
         for name in () if named else DEFAULT_KEYS:
             file = Path.home() / ".ssh" / name
             yield from self._from_file(file, held, shown, must_exist=False)
+        # Nobody is asked for a passphrase while a key that needs none might do.
+        yield from ((str(key.file), key) for key in self._locked)
 
     def close(self) -> None:
         """Let go of the agent."""
@@ -76,7 +102,9 @@ class KeyRing:
         # cryptography says by a TypeError that a passphrase is missing, and old paramikos
         # by a KeyError that they do not know the file's AES-GCM: both mean the same to us.
         except (TypeError, KeyError, paramiko.PasswordRequiredException):
-            self.notes.append(f"{file} has a passphrase and no agent holds it.")
+            if not public or public not in shown:
+                shown.update({public} if public else ())
+                self._locked.append(LockedKey(file, public))
             return
         except Exception:  # noqa: BLE001 (a parser of foreign files: anything may come)
             self.notes.append(f"{file} is not a private key that can be read here.")
@@ -98,6 +126,14 @@ def _public_half(file: Path) -> bytes:
     with contextlib.suppress(OSError, ValueError, IndexError):
         words = Path(f"{file}.pub" if file.suffix != ".pub" else file).read_text().split()
         return bytes(paramiko.pkey.PublicBlob.from_string(" ".join(words[:2])).key_blob)
+    # OpenSSH's own format begins with the public half, whatever the passphrase.
+    with contextlib.suppress(OSError, ValueError):
+        text = "".join(file.read_text().splitlines()[1:-1])
+        rest = base64.b64decode(text, validate=True).removeprefix(b"openssh-key-v1\0")
+        for _ in range(3):  # cipher, kdf and its options
+            rest = rest[4 + int.from_bytes(rest[:4], "big") :]
+        rest = rest[4:]  # the number of keys
+        return rest[4 : 4 + int.from_bytes(rest[:4], "big")]
     return b""
 
 

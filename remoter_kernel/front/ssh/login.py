@@ -17,18 +17,11 @@ import time
 from typing import TYPE_CHECKING
 
 from remoter_kernel.errors import ForwardingRefused, LoginRefused, RemoteLacks, Unreachable
+from remoter_kernel.front.ssh.admission import Admission, Memory
 from remoter_kernel.front.ssh.channel import Closed, Refused, TooLate
 from remoter_kernel.front.ssh.commands import CommandEnded, Ran, Running
-from remoter_kernel.front.ssh.keys import KeyRing
 from remoter_kernel.front.ssh.reach import reach
-from remoter_kernel.front.ssh.transport import (
-    TAKES_EARLY_CHANNELS,
-    TAKES_PIPELINES,
-    Authentication,
-    CannotSign,
-    Transport,
-    Verdict,
-)
+from remoter_kernel.front.ssh.transport import TAKES_EARLY_CHANNELS, Transport
 from remoter_kernel.front.ssh.trust import KnownHosts, fingerprint
 from remoter_kernel.front.ssh.tunnel import Tunnel
 
@@ -40,11 +33,9 @@ if TYPE_CHECKING:
 
 __all__ = ["CommandEnded", "Login", "Ran", "Tunnel", "log_in"]
 
-VERDICT_WITHIN = 30.0  # seconds for one key: the server may ask a slow directory service
 CHANNEL_WITHIN = 20.0  # seconds for a channel: the far end may have to connect first
 SPARE_WITHIN = 1.0  # seconds, and two round trips
 FORBIDDEN, CONNECT_FAILED = 1, 2  # RFC 4254, 5.1
-PERSONAL = {"password": "a password", "keyboard-interactive": "a password or a code"}
 
 
 def log_in(
@@ -53,18 +44,22 @@ def log_in(
     questions: Questions | None = None,
     on_step: Callable[[str], None] = lambda _step: None,
     on_try: Callable[[Login], None] = lambda _login: None,
+    memories: dict[str, Memory] | None = None,
 ) -> Login:
     """Log in; the steps are "connect", "host key", "login".
 
+    `memories`: what a person has typed for each host, from one login to the next.
     `on_try` is given each login before its first step, so that another thread may cut it.
     Raises Unreachable, HostKeyProblem, LoginRefused.
     """
+    memories = {} if memories is None else memories
     passed: list[Login] = []
     try:
         for hop in (*destination.jumps, destination):
             login = Login(hop, tuple(passed), is_last=hop is destination)
             on_try(login)
-            login.start(questions, on_step)
+            where = f"{hop.user}@{hop.host_name}:{hop.port}"
+            login.start(questions, on_step, memories.setdefault(where, Memory()))
             passed.append(login)
     except BaseException:
         if passed:
@@ -100,12 +95,14 @@ class Login:
 
     # --- logging in ---
 
-    def start(self, questions: Questions | None, on_step: Callable[[str], None]) -> None:
+    def start(
+        self, questions: Questions | None, on_step: Callable[[str], None], memory: Memory
+    ) -> None:
         """Go through all steps; on an error nothing is left open."""
-        steps = {
+        steps: dict[str, Callable[[], None]] = {
             "connect": self._connect,
             "host key": lambda: self._check_host_key(questions),
-            "login": self._show_keys,
+            "login": lambda: self._prove(questions, memory),
         }
         try:
             for step, do in steps.items():
@@ -113,8 +110,10 @@ class Login:
                 began = time.perf_counter()
                 do()
                 self.seconds[step] = time.perf_counter() - began
-        except Closed:
+        except (Closed, LoginRefused) as error:
             self.close()
+            if isinstance(error, LoginRefused) and not self._is_cut:
+                raise
             raise Unreachable(
                 f"{self._destination.label} ended the connection during the step {step!r}.",
                 "Try again; if it stays so, ask its administrator (sshd's log says why).",
@@ -144,43 +143,15 @@ class Login:
         self.host_key = f"{kind} {fingerprint(blob)}"
         self._known.check(kind, blob, questions)
 
-    def _show_keys(self) -> None:
-        ring = KeyRing(self._destination)
-        try:
-            verdict, shown = self._try_each(ring)
-        finally:
-            ring.close()
-        if not verdict.let_in:
-            raise _refusal(self._destination, verdict, shown, ring.notes)
-
-    def _try_each(self, ring: KeyRing) -> tuple[Verdict, int]:
-        """Show one key after the other; give the last verdict and how many were shown."""
-        door = self.live.door
-        door.request_service()
-        if not self.live.software.startswith(TAKES_PIPELINES):
-            door.wait_for_service(self._destination.connect_timeout)
-        verdict: Verdict | None = None
-        shown = 0
-        for name, key in ring.in_order():
-            try:
-                door.send_key(self.user, key)
-            except CannotSign as error:
-                ring.notes.append(f"{name} did not sign: {error}.")
-                continue
-            shown += 1
-            if shown == 1:
-                self._open_spare()
-            verdict = self._hear(door, shown)
-            if verdict.let_in:
-                return verdict, shown
-            self._spare = None  # the server has shrugged it off
-            if "publickey" not in verdict.would_take:
-                return verdict, shown
-        if verdict is None:
-            # Only now is it worth a round trip to learn what the server would take.
-            door.send_nothing(self.user)
-            verdict = door.wait(VERDICT_WITHIN)
-        return verdict, shown
+    def _prove(self, questions: Questions | None, memory: Memory) -> None:
+        Admission(
+            self._destination,
+            self.live,
+            questions,
+            memory,
+            on_first_key=self._open_spare,
+            on_refusal=self._drop_spare,
+        ).go()
 
     def _open_spare(self) -> None:
         """Ask for the first command's channel before the verdict is there."""
@@ -188,13 +159,8 @@ class Login:
             self._spare = Running(self.live)
             self._spare.open()
 
-    def _hear(self, door: Authentication, shown: int) -> Verdict:
-        try:
-            return door.wait(VERDICT_WITHIN)
-        except Closed:
-            if shown > 1 and not self._is_cut:
-                raise _too_many(self._destination, shown) from None
-            raise
+    def _drop_spare(self) -> None:
+        self._spare = None  # the server has shrugged it off
 
     # --- what a login is for ---
 
@@ -309,34 +275,6 @@ class Login:
         self._is_cut = True
         if self._transport is not None:
             self._transport.cut()
-
-
-def _refusal(
-    destination: Destination, verdict: Verdict, shown: int, notes: list[str]
-) -> LoginRefused:
-    """Say why nobody was let in, and what would help."""
-    asks_for = [PERSONAL[method] for method in verdict.would_take if method in PERSONAL]
-    label, user = destination.label, destination.user
-    keys = {0: "no key", 1: "the key"}.get(shown, f"any of {shown} keys")
-    if verdict.partly:
-        what = f"{label} took a key of {user} and wants more: {asks_for[-1] if asks_for else '?'}."
-    elif not shown:
-        what = f"there is no key to show to {label} as {user}."
-    else:
-        what = f"{label} did not accept {keys} for {user}."
-    advice = " ".join(notes)
-    if asks_for and not verdict.partly:
-        advice += f" It would take {asks_for[-1]}, which cannot be asked for here yet."
-    if "publickey" in verdict.would_take or not asks_for:
-        advice += " Add a key with `ssh-copy-id`, or one to the agent with `ssh-add`."
-    return LoginRefused(what, advice.strip())
-
-
-def _too_many(destination: Destination, shown: int) -> LoginRefused:
-    return LoginRefused(
-        f"{destination.label} hung up after {shown} keys that it did not accept.",
-        "Name the right one with IdentityFile, and say IdentitiesOnly yes, in your ssh config.",
-    )
 
 
 def _no_tunnel(destination: Destination, where: str, code: int) -> RemoteLacks:

@@ -18,11 +18,9 @@ import socket
 import struct
 import threading
 import time
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import paramiko
-from paramiko.auth_handler import AuthHandler
 from paramiko.common import (
     MSG_CHANNEL_CLOSE,
     MSG_CHANNEL_DATA,
@@ -34,14 +32,10 @@ from paramiko.common import (
     MSG_CHANNEL_REQUEST,
     MSG_CHANNEL_SUCCESS,
     MSG_CHANNEL_WINDOW_ADJUST,
-    MSG_SERVICE_ACCEPT,
-    MSG_USERAUTH_FAILURE,
-    MSG_USERAUTH_SUCCESS,
     cMSG_CHANNEL_CLOSE,
-    cMSG_SERVICE_REQUEST,
-    cMSG_USERAUTH_REQUEST,
 )
 
+from remoter_kernel.front.ssh.authentication import Authentication
 from remoter_kernel.front.ssh.channel import PACKET, WINDOW, Channel, Closed, TooLate
 
 if TYPE_CHECKING:
@@ -60,111 +54,6 @@ TAKES_EARLY_CHANNELS = ("OpenSSH_", "paramiko_")
 # paramiko's log goes nowhere unless a person asks for it: stderr belongs to Jupyter.
 logging.getLogger("paramiko").addHandler(logging.NullHandler())
 logging.getLogger("paramiko").propagate = False
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """What the server said to one attempt to log in."""
-
-    let_in: bool
-    would_take: tuple[str, ...] = ()
-    """The methods it names: "publickey", "password", "keyboard-interactive", ..."""
-    partly: bool = False
-    """This attempt was right, and another one is needed as well."""
-
-
-class CannotSign(Exception):
-    """A key turned out to be of no use: an agent that declines, an algorithm that is not there."""
-
-
-class Authentication(AuthHandler):  # type: ignore[misc]  # paramiko has no types
-    """The client's side of RFC 4252: sends attempts, collects verdicts."""
-
-    def __init__(self, transport: Transport) -> None:
-        super().__init__(transport)
-        self._verdicts: queue.SimpleQueue[Verdict | None] = queue.SimpleQueue()
-        self._service_accepted = threading.Event()
-
-    def request_service(self) -> None:
-        """Ask to be let in at all."""
-        message = paramiko.Message()
-        message.add_byte(cMSG_SERVICE_REQUEST)
-        message.add_string("ssh-userauth")
-        self._tell(message)
-
-    def wait_for_service(self, seconds: float) -> None:
-        """Wait until the server is ready for attempts."""
-        if not self._service_accepted.wait(seconds):
-            raise TooLate
-        if not self.transport.active:
-            raise Closed
-
-    def send_key(self, user: str, key: Any) -> None:
-        """Sign with this key and send it, without asking first whether it would do."""
-        try:
-            kind, public = self._get_key_type_and_bits(key)
-            algorithm = self._finalize_pubkey_algorithm(kind)
-            blob = self._get_session_blob(key, "ssh-connection", user, algorithm)
-            signature = key.sign_ssh_data(blob, algorithm)
-        except Exception as error:  # keys and agents are foreign: anything may come
-            raise CannotSign(str(error) or type(error).__name__) from error
-        message = paramiko.Message()
-        message.add_byte(cMSG_USERAUTH_REQUEST)
-        for word in (user, "ssh-connection", "publickey"):
-            message.add_string(word)
-        message.add_boolean(True)
-        message.add_string(algorithm)
-        message.add_string(public)
-        message.add_string(signature)
-        self._tell(message)
-
-    def send_nothing(self, user: str) -> None:
-        """Ask to be let in without any proof, to learn what would be taken."""
-        message = paramiko.Message()
-        message.add_byte(cMSG_USERAUTH_REQUEST)
-        for word in (user, "ssh-connection", "none"):
-            message.add_string(word)
-        self._tell(message)
-
-    def _tell(self, message: paramiko.Message) -> None:
-        try:
-            self.transport._send_message(message)  # noqa: SLF001 (paramiko's way)
-        except (OSError, EOFError, paramiko.SSHException):
-            raise Closed from None
-
-    def wait(self, seconds: float) -> Verdict:
-        """Wait for the verdict on the oldest attempt without one; raise Closed or TooLate."""
-        try:
-            verdict = self._verdicts.get(timeout=max(0.0, seconds))
-        except queue.Empty:
-            raise TooLate from None
-        if verdict is None:
-            raise Closed
-        return verdict
-
-    def abort(self) -> None:
-        """The connection ended (paramiko calls this)."""
-        super().abort()
-        self._service_accepted.set()
-        self._verdicts.put(None)
-
-    @property
-    def _client_handler_table(self) -> dict[int, Callable[[Any], None]]:
-        return {
-            **super()._client_handler_table,
-            MSG_SERVICE_ACCEPT: lambda _message: self._service_accepted.set(),
-            MSG_USERAUTH_SUCCESS: self._on_success,
-            MSG_USERAUTH_FAILURE: self._on_failure,
-        }
-
-    def _on_success(self, _message: Any) -> None:
-        self.authenticated = True
-        self.transport._auth_trigger()  # noqa: SLF001 (paramiko's way)
-        self._verdicts.put(Verdict(let_in=True))
-
-    def _on_failure(self, message: Any) -> None:
-        methods = tuple(message.get_list())
-        self._verdicts.put(Verdict(let_in=False, would_take=methods, partly=message.get_boolean()))
 
 
 class Transport(paramiko.Transport):  # type: ignore[misc]  # paramiko has no types

@@ -1,0 +1,303 @@
+"""Proves to a server who somebody is: key after key, then what only a person knows.
+
+Rules: what needs nobody comes first; nobody is asked for a passphrase before the server has
+said that the key would do; a person gets as many tries as the server gives, three at the most;
+what is remembered is used once after a cut, and a code never.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from remoter_kernel.errors import LoginRefused
+from remoter_kernel.front.questions import NeedsPerson, Prompt
+from remoter_kernel.front.ssh.authentication import CannotSign, Round, Verdict
+from remoter_kernel.front.ssh.channel import Closed
+from remoter_kernel.front.ssh.keys import KeyRing, LockedKey
+from remoter_kernel.front.ssh.transport import TAKES_PIPELINES
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from typing import Any
+
+    from remoter_kernel.front.questions import Questions
+    from remoter_kernel.front.ssh.aliases import Destination
+    from remoter_kernel.front.ssh.transport import Transport
+
+VERDICT_WITHIN = 30.0  # seconds for one attempt: the server may ask a slow directory service
+TRIES = 3  # of a password, a code or a passphrase
+ROUNDS = 20  # of one attempt: no server that means well has more
+BY_A_PERSON = ("keyboard-interactive", "password")
+CALLED = {"password": "a password", "keyboard-interactive": "a password or a code"}
+NOT_A_PASSWORD = re.compile(
+    r"one.?time|otp|oath|token|code|verif|pin\b|duo|new|again", re.IGNORECASE
+)
+
+
+@dataclass
+class Memory:
+    """Secrets that a person has typed, for as long as this process lives. Never shown."""
+
+    passphrases: dict[str, str] = field(default_factory=dict, repr=False)  # by file
+    password: str = field(default="", repr=False)
+    is_fresh: bool = False  # may the password be used, once?
+
+    def refresh(self) -> None:
+        """A login that worked was cut: the password may be used again, once."""
+        self.is_fresh = bool(self.password)
+
+    def take_password(self) -> str:
+        """Take the password out for its one use."""
+        password, self.password = (self.password if self.is_fresh else ""), ""
+        self.is_fresh = False
+        return password
+
+
+class Admission:
+    """One login's way in."""
+
+    def __init__(
+        self,
+        destination: Destination,
+        transport: Transport,
+        questions: Questions | None,
+        memory: Memory,
+        *,
+        on_first_key: Callable[[], None] = lambda: None,
+        on_refusal: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._destination = destination
+        self._user = destination.user
+        self._door = transport.door
+        self._software = transport.software
+        self._questions = questions
+        self._memory = memory
+        self._on_first_key = on_first_key
+        self._on_refusal = on_refusal
+        self._ring = KeyRing(destination)
+        self._shown = 0  # keys
+        self._wrong = 0  # answers of a person, one after the other
+        self._typed: list[tuple[Prompt, str]] = []  # in attempts that were right
+
+    def go(self) -> None:
+        """Be let in, or raise LoginRefused, Closed or TooLate."""
+        self._door.request_service()
+        if not self._software.startswith(TAKES_PIPELINES):
+            self._door.wait_for_service(self._destination.connect_timeout)
+        try:
+            verdict = self._show_keys()
+            while not verdict.let_in:
+                verdict = self._next(verdict)
+        finally:
+            self._ring.close()
+        self._remember()
+
+    def _next(self, verdict: Verdict) -> Verdict:
+        """Go on from a verdict that was not the last."""
+        method = next((each for each in BY_A_PERSON if each in verdict.would_take), "")
+        if verdict.partly and "publickey" in verdict.would_take and self._typed:
+            return self._show_keys()
+        if not method or self._wrong >= TRIES:
+            raise self._refusal(verdict)
+        password = self._memory.take_password()
+        if not password and self._questions is None:
+            raise self._nobody(method, verdict)
+        try:
+            if method == "password":
+                verdict, typed = self._give_password(password)
+            else:
+                verdict, typed = self._converse(password)
+        except Closed:
+            if self._wrong:
+                raise self._hung_up() from None
+            raise
+        if verdict.let_in or verdict.partly:
+            self._typed += typed
+            self._wrong = 0
+        elif not password:
+            self._wrong += 1
+        return verdict
+
+    # --- keys ---
+
+    def _show_keys(self) -> Verdict:
+        """Show one key after the other; return the last verdict."""
+        verdict: Verdict | None = None
+        for name, key in self._ring.in_order():
+            if isinstance(key, LockedKey):
+                verdict, key = self._unlock(key, verdict)  # noqa: PLW2901 - it is the same key
+                if key is None:
+                    continue
+            try:
+                self._door.send_key(self._user, key)
+            except CannotSign as error:
+                self._ring.notes.append(f"{name} did not sign: {error}.")
+                continue
+            self._shown += 1
+            if self._shown == 1:
+                self._on_first_key()
+            verdict = self._hear()
+            if verdict.let_in:
+                return verdict
+            self._on_refusal()
+            if verdict.partly or "publickey" not in verdict.would_take:
+                return verdict
+        if verdict is None:
+            # Only now is it worth a round trip to learn what the server would take.
+            self._door.send_nothing(self._user)
+            verdict = self._hear()
+        return verdict
+
+    def _unlock(self, key: LockedKey, verdict: Verdict | None) -> tuple[Verdict | None, Any]:
+        """Ask for the passphrase of a key, if the server would take that key."""
+        known = self._memory.passphrases.get(str(key.file), "")
+        if not known and self._questions is None:
+            self._ring.notes.append(
+                f"{key.file} has a passphrase and no agent holds it; nobody can be asked here."
+            )
+            return verdict, None
+        if key.public:
+            self._door.ask_about_key(self._user, key.algorithm, key.public)
+            heard = self._door.wait(VERDICT_WITHIN)
+            if isinstance(heard, Verdict):
+                self._shown += 1
+                return heard, None
+        for attempt in range(TRIES):
+            again = "That was not it. " if attempt else ""
+            prompt = Prompt(f"{again}Passphrase of {key.file}:")
+            phrase = known or self._ask((prompt,))[0]
+            known = ""
+            if not phrase:
+                break
+            if unlocked := key.unlock(phrase):
+                self._memory.passphrases[str(key.file)] = phrase
+                return verdict, unlocked
+        self._ring.notes.append(f"{key.file} was not unlocked: the passphrase was wrong.")
+        return verdict, None
+
+    def _hear(self) -> Verdict:
+        try:
+            heard = self._door.wait(VERDICT_WITHIN)
+        except Closed:
+            if self._shown > 1:
+                raise self._hung_up() from None
+            raise
+        return heard if isinstance(heard, Verdict) else Verdict(let_in=False)
+
+    # --- what a person knows ---
+
+    def _give_password(self, password: str) -> tuple[Verdict, list[tuple[Prompt, str]]]:
+        prompt = Prompt(f"{self._again()}Password of {self._user}:")
+        given = password or self._ask((prompt,))[0]
+        self._door.send_password(self._user, given)
+        heard = self._door.wait(VERDICT_WITHIN)
+        if isinstance(heard, Round):
+            raise LoginRefused(
+                f"the password of {self._user} on {self._destination.label} has expired.",
+                "Log in once with `ssh` at a terminal and change it.",
+            )
+        return heard, [(Prompt("password"), given)]
+
+    def _converse(self, password: str) -> tuple[Verdict, list[tuple[Prompt, str]]]:
+        """Answer the server's questions, round by round."""
+        typed: list[tuple[Prompt, str]] = []
+        told: list[str] = []  # instructions of rounds without a question
+        self._door.begin_rounds(self._user)
+        for _ in range(ROUNDS):
+            heard = self._door.wait(VERDICT_WITHIN)
+            if isinstance(heard, Verdict):
+                return heard, typed
+            told.append(heard.instruction)
+            answers: Sequence[str] = ()
+            if heard.prompts:
+                one = heard.prompts[0]
+                if password and len(heard.prompts) == 1 and is_password(one) and not typed:
+                    answers = (password,)
+                else:
+                    if self._questions is None:
+                        raise self._nobody("keyboard-interactive", None)
+                    words = "\n".join(filter(None, (self._again().strip(), *told)))
+                    answers = self._ask(heard.prompts, words)
+                told.clear()
+                typed += zip(heard.prompts, answers, strict=True)
+            self._door.send_answers(answers)
+        raise LoginRefused(
+            f"{self._destination.label} asks without end.", "Its administrator should look at PAM."
+        )
+
+    def _ask(self, prompts: Sequence[Prompt], instruction: str = "") -> list[str]:
+        assert self._questions is not None  # noqa: S101 - looked at before each way that leads here
+        if not self._wrong and self._door.banner and not self._typed:
+            instruction = f"{self._door.banner.strip()}\n{instruction}".strip()
+        return self._questions.ask(self._destination.label, prompts, instruction)
+
+    def _again(self) -> str:
+        return "That was not accepted. " if self._wrong else ""
+
+    def _remember(self) -> None:
+        """Keep a password that was the only thing that a person had to know."""
+        if len(self._typed) == 1 and is_password(self._typed[0][0]):
+            self._memory.password = self._typed[0][1]
+            self._memory.is_fresh = False
+
+    # --- refusals ---
+
+    def _nobody(self, method: str, verdict: Verdict | None) -> LoginRefused:
+        partly = bool(verdict and verdict.partly)
+        took = " took a key and" if partly else ""
+        ways = ENOUGH_ALONE if partly else WITHOUT_QUESTIONS
+        return NeedsPerson(
+            f"{self._destination.label}{took} asks for {CALLED[method]} of {self._user}, "
+            "and nobody can be asked here.",
+            " ".join([*self._ring.notes, ways]),
+        )
+
+    def _refusal(self, verdict: Verdict) -> LoginRefused:
+        """Say why nobody was let in, and what would help."""
+        label, shown = self._destination.label, self._shown
+        keys = {0: "no key", 1: "the key"}.get(shown, f"any of {shown} keys")
+        if self._wrong:
+            return LoginRefused(
+                f"{label} did not accept what was typed for {self._user}, {self._wrong} times.",
+                "Run the cell or the command again to try again.",
+            )
+        wants = ", ".join(verdict.would_take) or "something else"
+        if verdict.partly:
+            what = f"{label} took a key of {self._user} and wants more: {wants}."
+        elif not shown:
+            what = f"there is no key to show to {label} as {self._user}."
+        else:
+            what = f"{label} did not accept {keys} for {self._user}."
+        advice = " ".join(self._ring.notes)
+        if "publickey" in verdict.would_take or not verdict.would_take:
+            advice += " Add a key with `ssh-copy-id`, or one to the agent with `ssh-add`."
+        elif not verdict.partly:
+            advice += f' It would take: {wants}; perhaps by transport = "openssh".'
+        return LoginRefused(what, advice.strip())
+
+    def _hung_up(self) -> LoginRefused:
+        if self._wrong:
+            return LoginRefused(
+                f"{self._destination.label} hung up after {self._wrong + 1} answers that it "
+                "did not accept.",
+                "Wait a little before the next try: an account may be locked after too many.",
+            )
+        return LoginRefused(
+            f"{self._destination.label} hung up after {self._shown} keys that it did not accept.",
+            "Name the right one with IdentityFile, and say IdentitiesOnly yes, in your ssh config.",
+        )
+
+
+ENOUGH_ALONE = "A login that OpenSSH keeps (ControlMaster) needs no question."
+WITHOUT_QUESTIONS = (
+    "Ways that need no question: a key (`ssh-copy-id`), an agent (`ssh-add`), or a login that "
+    "OpenSSH keeps (ControlMaster)."
+)
+
+
+def is_password(prompt: Prompt) -> bool:
+    """Does a prompt ask for what stays the same from login to login?"""
+    text = prompt.text
+    return not prompt.is_shown and "password" in text.lower() and not NOT_A_PASSWORD.search(text)

@@ -1,0 +1,193 @@
+"""The client's side of RFC 4252, on paramiko's: sends attempts to log in, collects what comes."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import paramiko
+from paramiko.auth_handler import AuthHandler
+from paramiko.common import (
+    MSG_SERVICE_ACCEPT,
+    MSG_USERAUTH_BANNER,
+    MSG_USERAUTH_FAILURE,
+    MSG_USERAUTH_INFO_REQUEST,
+    MSG_USERAUTH_SUCCESS,
+    cMSG_SERVICE_REQUEST,
+    cMSG_USERAUTH_INFO_RESPONSE,
+    cMSG_USERAUTH_REQUEST,
+)
+
+from remoter_kernel.front.questions import Prompt, readable
+from remoter_kernel.front.ssh.channel import Closed, TooLate
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the server said to one attempt to log in."""
+
+    let_in: bool
+    would_take: tuple[str, ...] = ()
+    """The methods it names: "publickey", "password", "keyboard-interactive", ..."""
+    partly: bool = False
+    """This attempt was right, and another one is needed as well."""
+
+
+@dataclass(frozen=True)
+class Round:
+    """What the server said in the middle of an attempt: it wants answers to these prompts."""
+
+    instruction: str
+    prompts: tuple[Prompt, ...]
+
+
+class CannotSign(Exception):
+    """A key turned out to be of no use: an agent that declines, an algorithm that is not there."""
+
+
+class Authentication(AuthHandler):  # type: ignore[misc]  # paramiko has no types
+    """The client's side of RFC 4252: sends attempts, collects verdicts."""
+
+    def __init__(self, transport: Any) -> None:
+        super().__init__(transport)
+        self.banner = ""  # what the server tells everybody before they are let in
+        self._method = ""  # of the attempt that is under way
+        self._heard: queue.SimpleQueue[Verdict | Round | None] = queue.SimpleQueue()
+        self._service_accepted = threading.Event()
+
+    def request_service(self) -> None:
+        """Ask to be let in at all."""
+        message = paramiko.Message()
+        message.add_byte(cMSG_SERVICE_REQUEST)
+        message.add_string("ssh-userauth")
+        self._tell(message)
+
+    def wait_for_service(self, seconds: float) -> None:
+        """Wait until the server is ready for attempts."""
+        if not self._service_accepted.wait(seconds):
+            raise TooLate
+        if not self.transport.active:
+            raise Closed
+
+    def send_key(self, user: str, key: Any) -> None:
+        """Sign with this key and send it, without asking first whether it would do."""
+        try:
+            kind, public = self._get_key_type_and_bits(key)
+            algorithm = self._finalize_pubkey_algorithm(kind)
+            blob = self._get_session_blob(key, "ssh-connection", user, algorithm)
+            signature = key.sign_ssh_data(blob, algorithm)
+        except Exception as error:  # keys and agents are foreign: anything may come
+            raise CannotSign(str(error) or type(error).__name__) from error
+        message = self._attempt(user, "publickey")
+        message.add_boolean(True)
+        message.add_string(algorithm)
+        message.add_string(public)
+        message.add_string(signature)
+        self._tell(message)
+
+    def send_nothing(self, user: str) -> None:
+        """Ask to be let in without any proof, to learn what would be taken."""
+        self._tell(self._attempt(user, "none"))
+
+    def ask_about_key(self, user: str, algorithm: str, public: bytes) -> None:
+        """Ask whether a key would do, before anybody is asked for its passphrase."""
+        message = self._attempt(user, "publickey")
+        message.add_boolean(False)
+        message.add_string(algorithm)
+        message.add_string(public)
+        self._tell(message)
+
+    def send_password(self, user: str, password: str) -> None:
+        """Send a password."""
+        message = self._attempt(user, "password")
+        message.add_boolean(False)
+        message.add_string(password.encode())
+        self._tell(message)
+
+    def begin_rounds(self, user: str) -> None:
+        """Ask for the server's own questions (RFC 4256)."""
+        message = self._attempt(user, "keyboard-interactive")
+        message.add_string("")
+        message.add_string("")
+        self._tell(message)
+
+    def send_answers(self, answers: Sequence[str]) -> None:
+        """Answer one round of questions."""
+        message = paramiko.Message()
+        message.add_byte(cMSG_USERAUTH_INFO_RESPONSE)
+        message.add_int(len(answers))
+        for answer in answers:
+            message.add_string(answer.encode())
+        self._tell(message)
+
+    def _attempt(self, user: str, method: str) -> paramiko.Message:
+        self._method = method
+        message = paramiko.Message()
+        message.add_byte(cMSG_USERAUTH_REQUEST)
+        for word in (user, "ssh-connection", method):
+            message.add_string(word)
+        return message
+
+    def _tell(self, message: paramiko.Message) -> None:
+        try:
+            self.transport._send_message(message)  # noqa: SLF001 (paramiko's way)
+        except (OSError, EOFError, paramiko.SSHException):
+            raise Closed from None
+
+    def wait(self, seconds: float) -> Verdict | Round:
+        """Wait for what comes of the oldest attempt without a verdict; raise Closed or TooLate."""
+        try:
+            heard = self._heard.get(timeout=max(0.0, seconds))
+        except queue.Empty:
+            raise TooLate from None
+        if heard is None:
+            raise Closed
+        return heard
+
+    def abort(self) -> None:
+        """The connection ended (paramiko calls this)."""
+        super().abort()
+        self._service_accepted.set()
+        self._heard.put(None)
+
+    @property
+    def _client_handler_table(self) -> dict[int, Callable[[Any], None]]:
+        return {
+            **super()._client_handler_table,
+            MSG_SERVICE_ACCEPT: lambda _message: self._service_accepted.set(),
+            MSG_USERAUTH_SUCCESS: self._on_success,
+            MSG_USERAUTH_FAILURE: self._on_failure,
+            MSG_USERAUTH_INFO_REQUEST: self._on_round,
+            MSG_USERAUTH_BANNER: self._on_banner,
+        }
+
+    def _on_success(self, _message: Any) -> None:
+        self.authenticated = True
+        self.transport._auth_trigger()  # noqa: SLF001 (paramiko's way)
+        self._heard.put(Verdict(let_in=True))
+
+    def _on_failure(self, message: Any) -> None:
+        methods = tuple(message.get_list())
+        self._heard.put(Verdict(let_in=False, would_take=methods, partly=message.get_boolean()))
+
+    def _on_round(self, message: Any) -> None:
+        """Hear number 60, which means another thing in each method."""
+        if self._method != "keyboard-interactive":  # this key would do; this password is too old
+            self._heard.put(Round("", ()))
+            return
+        name, instruction = readable(message.get_text()), readable(message.get_text())
+        message.get_text()  # a language tag
+        prompts = [
+            Prompt(readable(message.get_text()), is_shown=message.get_boolean())
+            for _ in range(message.get_int())
+        ]
+        words = "\n".join(filter(None, (name.strip(), instruction.strip())))
+        self._heard.put(Round(words, tuple(prompts)))
+
+    def _on_banner(self, message: Any) -> None:
+        self.banner = readable(message.get_text())
