@@ -20,6 +20,8 @@ from jupyter_client.blocking.client import BlockingKernelClient
 from jupyter_client.connect import write_connection_file
 from jupyter_client.manager import KernelManager
 
+from remoter_kernel.front.keeper.endpoint import dismiss_all
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
@@ -61,6 +63,7 @@ class JupyterHere:
         return self
 
     def __exit__(self, *_: object) -> None:
+        dismiss_all()
         os.environ.clear()
         os.environ.update(self._before)
 

@@ -14,7 +14,7 @@ from remoter_kernel.cli.terminal import questions
 from remoter_kernel.errors import RemoterError, Usage
 from remoter_kernel.front import kernelspec, remotes
 from remoter_kernel.front.dialer import SessionDialer
-from remoter_kernel.front.login import log_in_to
+from remoter_kernel.front.keeper.kept import kept_login
 from remoter_kernel.front.remotes import Remote
 from remoter_kernel.front.remotes_text import READERS
 from remoter_kernel.front.runner import Runner
@@ -113,7 +113,7 @@ def _visit(remote: Remote) -> tuple[FoundPython, Kernel]:
     """Log in, look around, say what is there; return what the remote will run."""
     begin = time.monotonic()
     try:
-        with contextlib.closing(log_in_to(remote, questions())) as login:
+        with contextlib.closing(kept_login(remote, questions())) as login:
             seconds = time.monotonic() - begin
             click.echo(f"Logged in to {login.host} as {login.user} in {seconds:.1f} s")
             click.echo(f"  {login.host_key}, {login.cipher}")

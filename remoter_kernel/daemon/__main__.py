@@ -23,6 +23,11 @@ def main():
 
         inquire.main()
         return
+    if sys.argv[1:2] == ["bridge"]:
+        from remoter_kernel.daemon import bridge
+
+        bridge.main(*sys.argv[2:])
+        return
     try:
         import zmq
     except ImportError as error:

@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from remoter_kernel.errors import NoSuchSession, RemoteLacks, RemoterError, Unreachable
-from remoter_kernel.front.ssh.login import CommandEnded, Ran
+from remoter_kernel.front.ssh.outcome import CommandEnded, Ran
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from remoter_kernel.front.access import Access
     from remoter_kernel.front.remotes import Remote
-    from remoter_kernel.front.ssh.login import Login
 
 # Exactly what travels, in this order.
 SHIPPED = (
@@ -40,6 +40,7 @@ SHIPPED = (
     "daemon/adoption.py",
     "daemon/asked.py",
     "daemon/board.py",
+    "daemon/bridge.py",
     "daemon/candidates.py",
     "daemon/child.py",
     "daemon/compaction.py",
@@ -83,6 +84,8 @@ _LAUNCH = (
     'if [ -f "$z" ]; then exec "$p" "$z"; else echo REMOTER lacks zip; fi\''
 )
 _ASK = _LAUNCH.replace('exec "$p" "$z"', 'exec "$p" "$z" ask')
+_BRIDGE = _LAUNCH.replace('exec "$p" "$z"', 'exec "$p" "$z" bridge {host} {port}')
+BRIDGED = MARKER + b"bridge"
 _UPLOAD = (
     'sh -c \'umask 077; d="${{XDG_CACHE_HOME:-$HOME/.cache}}/remoter-kernel"; '
     'mkdir -p "$d" && cat > "$d/{name}.$$" && {{ sync "$d/{name}.$$" 2>/dev/null || sync; }} && '
@@ -149,7 +152,7 @@ def pack_evaluator() -> tuple[str, bytes]:
     return f"{hashlib.sha256(content).hexdigest()}.pyz", content
 
 
-def start_session(login: Login, remote: Remote, wish: Wish) -> Address:
+def start_session(login: Access, remote: Remote, wish: Wish) -> Address:
     """Start the session that is wished for, or find it; upload what runs there if need be.
 
     One round trip and the launch's own time, when the zip is there already.
@@ -177,7 +180,7 @@ def start_session(login: Login, remote: Remote, wish: Wish) -> Address:
     )
 
 
-def ask_there(login: Login, remote: Remote, words: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
+def ask_there(login: Access, remote: Remote, words: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
     """Ask about sessions, in words of `daemon.inquire`; return the answer and what follows it."""
     name, content = pack_evaluator()
     command = _ASK.format(python=shell_path(remote.python or "python3"), name=name)
@@ -189,7 +192,16 @@ def ask_there(login: Login, remote: Remote, words: dict[str, Any]) -> tuple[dict
     return _read_words(line, login, remote), rest
 
 
-def _hear(login: Login, command: str, stdin: bytes, remote: Remote) -> tuple[bytes, bytes]:
+def bridge(remote: Remote, address: Address) -> tuple[str, bytes]:
+    """Return the command that relays its stdin and stdout to a session, and its first line."""
+    name, _ = pack_evaluator()
+    python = shell_path(remote.python or "python3")
+    host = shell_path(address.address)
+    command = _BRIDGE.format(python=python, name=name, host=host, port=address.port)
+    return command, BRIDGED
+
+
+def _hear(login: Access, command: str, stdin: bytes, remote: Remote) -> tuple[bytes, bytes]:
     """Run a command to its end; return our line, and what it said after that."""
     ran = login.run(command, stdin, seconds=ASK_WITHIN)
     _, marker, rest = (b"\n" + ran.stdout).partition(b"\n" + MARKER)
@@ -209,7 +221,7 @@ def shell_path(path: str) -> str:
     return re.sub(r"^~(?=/)", "$HOME", path)
 
 
-def _ask(login: Login, command: str, stdin: bytes, remote: Remote) -> bytes:
+def _ask(login: Access, command: str, stdin: bytes, remote: Remote) -> bytes:
     try:
         line = login.run_until_line(command, stdin, MARKER, START_WITHIN)
     except CommandEnded as ended:
@@ -217,7 +229,7 @@ def _ask(login: Login, command: str, stdin: bytes, remote: Remote) -> bytes:
     return line.removeprefix(MARKER).strip()
 
 
-def _complain(login: Login, remote: Remote, what: str, ran: Ran | CommandEnded) -> NoReturn:
+def _complain(login: Access, remote: Remote, what: str, ran: Ran | CommandEnded) -> NoReturn:
     said = (ran.stderr or ran.stdout).decode(errors="replace").strip()
     shown = said[-OUTPUT_SHOWN:] or "nothing at all"
     raise RemoteLacks(
@@ -227,14 +239,14 @@ def _complain(login: Login, remote: Remote, what: str, ran: Ran | CommandEnded) 
     )
 
 
-def _upload(login: Login, name: str, content: bytes, remote: Remote) -> None:
+def _upload(login: Access, name: str, content: bytes, remote: Remote) -> None:
     ran = login.run(_UPLOAD.format(name=name), content, seconds=UPLOAD_WITHIN)
     if MARKER + b"took it" not in ran.stdout:
         reason = ran.stderr.decode(errors="replace").strip().splitlines()
         _lack_room(reason[-1] if reason else "it gave no reason", login, remote)
 
 
-def _lack_room(why: str, login: Login, remote: Remote) -> NoReturn:
+def _lack_room(why: str, login: Access, remote: Remote) -> NoReturn:
     raise RemoteLacks(
         f"Nothing can be written in the home on {login.host}: {why}.",
         "Make room there (or set XDG_CACHE_HOME and XDG_DATA_HOME to a place that has some), "
@@ -243,7 +255,7 @@ def _lack_room(why: str, login: Login, remote: Remote) -> NoReturn:
     )
 
 
-def _read_words(line: bytes, login: Login, remote: Remote) -> dict[str, Any]:
+def _read_words(line: bytes, login: Access, remote: Remote) -> dict[str, Any]:
     """Read the line that the zipapp answers with; a lack is an error for a person."""
     if line == b"lacks python":
         raise RemoteLacks(
@@ -268,7 +280,7 @@ def _clock(moment: float) -> str:
     return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(float(moment)))
 
 
-def _explain_lack(words: dict[str, Any], login: Login, remote: Remote) -> NoReturn:
+def _explain_lack(words: dict[str, Any], login: Access, remote: Remote) -> NoReturn:
     lacks, what = words["lacks"], words.get("what", "")
     python = remote.python or "python3"
     if lacks == "session":

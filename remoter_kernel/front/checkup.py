@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 from remoter_kernel import __version__
 from remoter_kernel.errors import RemoterError
 from remoter_kernel.front.dialer import SessionDialer
-from remoter_kernel.front.login import destination_of, log_in_to
+from remoter_kernel.front.keeper.kept import kept_login
+from remoter_kernel.front.login import destination_of
 from remoter_kernel.front.remotes import find_remote, remember_kernel_info
 from remoter_kernel.front.runner import Runner
 from remoter_kernel.front.survey import look_around
@@ -18,10 +19,10 @@ from remoter_kernel.front.survey import look_around
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from remoter_kernel.front.access import Access
     from remoter_kernel.front.questions import Questions
     from remoter_kernel.front.remotes import Remote
     from remoter_kernel.front.ssh.aliases import Destination
-    from remoter_kernel.front.ssh.login import Login
 
 STEPS = (
     "name",
@@ -67,7 +68,7 @@ class _Way:
         self._name = name
         self._questions = questions
         self._began = time.perf_counter()
-        self._login: Login | None = None
+        self._login: Access | None = None
         self._runner: Runner | None = None
 
     def steps(self) -> Iterator[Step]:
@@ -80,7 +81,7 @@ class _Way:
 
     def _log_in(self, remote: Remote) -> Iterator[Step]:
         try:
-            self._login = login = log_in_to(remote, self._questions, self._arrive)
+            self._login = login = kept_login(remote, self._questions, self._arrive)
         except RemoterError:
             yield from map(Step, LOGIN_STEPS[: LOGIN_STEPS.index(self.at)])
             raise

@@ -15,19 +15,19 @@ import zmq
 
 from remoter_kernel.errors import ForwardingRefused, RemoteLacks, RemoterError
 from remoter_kernel.front import orders
-from remoter_kernel.front.bootstrap import Address, Wish, start_session
+from remoter_kernel.front.bootstrap import Address, Wish, bridge, start_session
 from remoter_kernel.front.claims import Claim
+from remoter_kernel.front.keeper.kept import kept_login
 from remoter_kernel.front.link import Line
-from remoter_kernel.front.login import log_in_to
 from remoter_kernel.front.remotes import Remote
 from remoter_kernel.front.ssh.login import log_in
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from remoter_kernel.front.access import Access, Way
     from remoter_kernel.front.host import EmbeddedHost
     from remoter_kernel.front.questions import Questions
-    from remoter_kernel.front.ssh.login import Login
 
 HERE = Remote(name="here", host="this machine", python=sys.executable)
 
@@ -42,9 +42,11 @@ class SessionDialer:
         self.remote = HERE
         self._find = find
         self.questions = questions
+        self.may_ask: Callable[[], bool] = lambda: True  # is anybody there just now?
         self.address: Address | None = None
         self._is_doubted = False
-        self.login: Login | None = None
+        self._is_piped = False  # does the host forbid forwarding?
+        self.login: Access | None = None
         self.wish = Wish(client_key="")
         self.claim = Claim()
         self._host: EmbeddedHost | None = None
@@ -87,22 +89,33 @@ class SessionDialer:
                 self.address = self._start(login)
                 self._is_doubted = False
             try:
-                tunnel = login.open_tunnel(self.address.address, self.address.port)
+                tunnel = self._open(login, self.address)
             except ForwardingRefused:
                 self._take_back(login)
                 raise
             except RemoteLacks:  # nobody listens there any more: is the session alive?
                 self.address = self._start(login)
-                tunnel = login.open_tunnel(self.address.address, self.address.port)
+                tunnel = self._open(login, self.address)
         except BaseException:
             login.close()
             raise
         server_key = self.address.server_key.encode()
         return Line(tunnel.address, server_key, self._public, self._secret, login.close)
 
-    def _log_in(self) -> Login:
+    def _open(self, login: Access, address: Address) -> Way:
+        """Open a tunnel to the session; where forwarding is forbidden, through a command there."""
+        if not self._is_piped:
+            try:
+                return login.open_tunnel(address.address, address.port)
+            except ForwardingRefused:
+                self._is_piped = True
+        return login.open_pipe(*bridge(self.remote, address))
+
+    def _log_in(self) -> Access:
         if self.remote is not HERE:
-            return log_in_to(self.remote, self.questions, on_try=self._note)
+            questions = self.questions if self.may_ask() else None
+            in_doubt = self.login is not None
+            return kept_login(self.remote, questions, on_try=self._note, in_doubt=in_doubt)
         from remoter_kernel.front.host import EmbeddedHost  # noqa: PLC0415 - rarely needed
 
         if self._host is None:
@@ -110,11 +123,11 @@ class SessionDialer:
             self._host.start()
         return log_in(self._host.destination(), on_try=self._note)
 
-    def _note(self, login: Login) -> None:
+    def _note(self, login: Access) -> None:
         """Know a login that has only begun: it may have to be cut."""
         self.login = login
 
-    def _start(self, login: Login) -> Address:
+    def _start(self, login: Access) -> Address:
         remote = self.remote
         session = self.address.session if self.address else self.wish.session
         with (Claim() if session else self.claim).made() as claimed:
@@ -137,7 +150,7 @@ class SessionDialer:
         orders.forget(remote.name, *(order["kernel_id"] for order in wish.orders))
         return address
 
-    def _take_back(self, login: Login) -> None:
+    def _take_back(self, login: Access) -> None:
         """Stop a session that was started just now and that nobody can reach."""
         address = self.address
         if address is None or address.is_joined:

@@ -11,7 +11,7 @@ from remoter_kernel.errors import NoSuchSession, RemoterError, Usage
 from remoter_kernel.front.bootstrap import ask_there
 from remoter_kernel.front.dialer import HERE
 from remoter_kernel.front.host import EmbeddedHost
-from remoter_kernel.front.login import log_in_to
+from remoter_kernel.front.keeper.kept import kept_login
 from remoter_kernel.front.remotes import Remote, find_remote, read_remotes
 from remoter_kernel.front.ssh.login import log_in
 from remoter_kernel.wire.said import Said, split_said
@@ -19,8 +19,8 @@ from remoter_kernel.wire.said import Said, split_said
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
+    from remoter_kernel.front.access import Access
     from remoter_kernel.front.questions import Questions
-    from remoter_kernel.front.ssh.login import Login
 
 FOLLOW = 20.0  # seconds that the far side waits for something new to tell
 
@@ -32,7 +32,7 @@ class Visit:
         """Remember; `open` logs in."""
         self.remote = remote
         self._questions = questions
-        self._login: Login | None = None
+        self._login: Access | None = None
         self._host: EmbeddedHost | None = None
 
     def __enter__(self) -> Self:
@@ -50,7 +50,7 @@ class Visit:
                 self._host.start()
                 self._login = log_in(self._host.destination())
             else:
-                self._login = log_in_to(self.remote, self._questions)
+                self._login = kept_login(self.remote, self._questions)
         except RemoterError as error:
             self.close()
             raise error.at(self.remote.name) from error.__cause__

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from remoter_kernel.errors import NoSuchSession, RemoteLacks, RemoterError
 from remoter_kernel.front import answers, parent
+from remoter_kernel.front.asker import Asker
 from remoter_kernel.front.awakening import Awakening
 from remoter_kernel.front.claims import Claim
 from remoter_kernel.front.departure import leave_with
@@ -25,9 +26,10 @@ from remoter_kernel.front.laptop import Presence, laptop_id
 from remoter_kernel.front.link import Link, State
 from remoter_kernel.front.mouth import Mouth, Route
 from remoter_kernel.front.news import News
-from remoter_kernel.front.notices import Notices
+from remoter_kernel.front.notices import Notices, is_cell
 from remoter_kernel.front.own_notebook import own_notebook
 from remoter_kernel.front.pacer import Pacer
+from remoter_kernel.front.questions import NeedsPerson
 from remoter_kernel.front.remotes import (
     Remote,
     find_remote,
@@ -101,6 +103,7 @@ class Kernel:
             keep=self._keep,
         )
         self._verbs = Verbs(around)
+        self._asker = Asker(self.reactor, self._mouth, self._routes.values)
 
     def run(self) -> None:
         """Serve until Jupyter says that it is enough."""
@@ -110,6 +113,8 @@ class Kernel:
             arguments=self._arguments,
             session=self._session,
         )
+        self.dialer.questions = self._asker
+        self.dialer.may_ask = self._asker.has_somebody
         self.sockets.on_request = self._take
         self.link.on_item = self._hear
         if os.environ.get("JPY_SESSION_NAME"):  # jupyter_server, which drops what is too much
@@ -148,6 +153,8 @@ class Kernel:
         header = header_of(parts[HEADER])
         kind = str(header.get("msg_type", ""))
         route = Route(channel, identities, header, parts)
+        if channel is Channel.STDIN and self._asker.hear(parts):
+            return
         if kind == "kernel_info_request" and not (self._is_ready and self.link.state is State.UP):
             self._mouth.reply(route, answers.kernel_info(self._info, self._language))
         elif kind == "interrupt_request":
@@ -160,6 +167,8 @@ class Kernel:
             self._pass_on(kind, route)
 
     def _pass_on(self, kind: str, route: Route) -> None:
+        if self._waits_for_person and self._asker.answer_silent(route):
+            return
         if kind == "execute_request":
             content = content_of(route.parts)
             self._has_asker |= bool(content.get("allow_stdin", True))
@@ -167,7 +176,7 @@ class Kernel:
                 return
             if self.link.state in {State.FAILED, State.WAITING}:
                 self._begin_anew()
-        elif self.link.state is State.FAILED:
+        elif self.link.state is State.FAILED or (self._asker.is_asking and kind in answers.EMPTY):
             empty = answers.empty_reply(kind, content_of(route.parts))
             if empty:
                 self._mouth.reply(route, empty)
@@ -184,7 +193,15 @@ class Kernel:
             self._mouth.publish("error", error, route.header)
         self._mouth.reply(route, content, is_quiet=True)
 
+    @property
+    def _waits_for_person(self) -> bool:
+        """Is somebody being asked, or must a cell be run first in which to ask?"""
+        is_needed = self.link.state is State.FAILED and isinstance(self.link.error, NeedsPerson)
+        return is_needed or self._asker.is_asking
+
     def _say(self, route: Route) -> None:
+        if first := self._asker.take_first():
+            self.link.say(Channel.SHELL, first)
         route.number = self.link.say(route.channel, list(route.parts))
         self._routes[route.header.get("msg_id", "")] = route
         if self._is_ready:
@@ -201,6 +218,8 @@ class Kernel:
     def _interrupt(self, route: Route) -> None:
         """Interrupt at once; where a shutdown keeps the session, wait whether one follows."""
         self._mouth.reply(route, {"status": "ok"})
+        if self._asker.call_off():
+            return
         if self.link.pacer:
             self.link.pacer.interrupt(*self._cells()[:1])
         if self.stays:
@@ -338,6 +357,11 @@ class Kernel:
 
     def _answer_unsaid(self, error: RemoterError) -> None:
         """Answer what never left with the reason; what may be running is not touched."""
+        if isinstance(error, NeedsPerson):
+            if self._asker.has_somebody():  # a cell was run while nobody could be asked
+                self.link.wake()
+                return
+            self._put_off(error)
         is_over = self.trouble is not None or isinstance(error, NoSuchSession)
         for asker, route in list(self._routes.items()):
             was_withdrawn = self.link.withdraw(route.channel, route.number)
@@ -347,6 +371,19 @@ class Kernel:
         if is_over and self._ending:  # its idle may never have come, and will not any more
             self._mouth.publish("status", {"execution_state": "idle"}, self._ending.header)
             self._ending = None
+
+    def _put_off(self, error: RemoterError) -> None:
+        """Nobody can be asked for now: end what need not wait, and say so in what runs."""
+        for asker, route in list(self._routes.items()):
+            is_unsaid = self.link.withdraw(route.channel, route.number)
+            if is_unsaid and self._asker.answer_silent(route):
+                del self._routes[asker]
+            elif is_unsaid or not self._has_asker:
+                del self._routes[asker]
+                self._mouth.answer_error(route, error)
+            elif is_cell(route):
+                words = {"name": "stderr", "text": f"[remoter] {error} Run a cell to be asked.\n"}
+                self._mouth.publish("stream", words, route.header)
 
 
 def serve(

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from remoter_kernel.front.questions import Questions
     from remoter_kernel.front.remotes import Remote
+    from remoter_kernel.front.ssh.admission import Memory
     from remoter_kernel.front.ssh.aliases import Destination
     from remoter_kernel.front.ssh.login import Login
 
@@ -33,7 +34,9 @@ def log_in_to(
     questions: Questions | None = None,
     on_step: Callable[[str], None] = lambda _step: None,
     on_try: Callable[[Login], None] = lambda _login: None,
+    *,
+    memories: dict[str, Memory] | None = None,
 ) -> Login:
     """Log in to a remote; `on_step` hears of each step as it begins, `on_try` of each login."""
     where = destination_of(remote)
-    return log_in(where, questions=questions, on_step=on_step, on_try=on_try)
+    return log_in(where, questions=questions, on_step=on_step, on_try=on_try, memories=memories)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from remoter_kernel.front import answers
+from remoter_kernel.wire.frames import Channel
 from remoter_kernel.wire.messages import content_of
 
 if TYPE_CHECKING:
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
 
     from remoter_kernel.errors import RemoterError
     from remoter_kernel.front.sockets import Sockets
-    from remoter_kernel.wire.frames import Bytes, Channel
+    from remoter_kernel.wire.frames import Bytes
 
 
 @dataclass
@@ -67,6 +68,11 @@ class Mouth:
         self._sockets.reply(route.channel, route.identities, reply)
         if not is_quiet:
             self.publish("status", {"execution_state": "idle"}, route.header)
+
+    def ask(self, route: Route, content: dict[str, Any]) -> None:
+        """Put a question to whoever has sent a request."""
+        parts = self._sockets.voice.compose("input_request", content, route.header)
+        self._sockets.reply(Channel.STDIN, route.identities, parts)
 
     def publish(
         self, kind: str, content: dict[str, Any], header: dict[str, Any] | None = None

@@ -17,7 +17,7 @@ from remoter_kernel.errors import RemoteLacks
 from remoter_kernel.front.remotes_text import nearest
 
 if TYPE_CHECKING:
-    from remoter_kernel.front.ssh.login import Login
+    from remoter_kernel.front.access import Access
 
 MARK = "@remoter-survey@"
 OLDEST_PYTHON = (3, 9)  # the evaluator's floor: that of ipykernel 6
@@ -106,7 +106,7 @@ class Surroundings:
         return RemoteLacks(what, f"Run there: {install} (or name another one with --python).")
 
 
-def look_around(login: Login, python: str = "") -> Surroundings:
+def look_around(login: Access, python: str = "") -> Surroundings:
     """Look for Pythons there; for `python` alone where one is named."""
     ran = login.run("sh -s", script(python).encode(), seconds=SURVEY_WITHIN)
     return read_answer(ran.stdout, ran.stderr)

@@ -21,7 +21,7 @@ from remoter_kernel.errors import HostKeyProblem, LoginRefused, RemoteLacks, Unr
 from remoter_kernel.front.questions import NotAnswered, Prompt, Trust
 from remoter_kernel.front.ssh.aliases import Destination, resolve
 from remoter_kernel.front.ssh.login import CommandEnded, Login, log_in
-from remoter_kernel.front.ssh.trust import UnknownHostKey
+from remoter_kernel.front.ssh.outcome import UnknownHostKey
 from tests import real_parts
 from tests.real_sshd import RealSshd, make_key
 

@@ -16,7 +16,8 @@ import pytest
 from remoter_kernel.errors import HostKeyProblem
 from remoter_kernel.front.questions import NotAnswered, Prompt, Trust
 from remoter_kernel.front.ssh.aliases import Destination
-from remoter_kernel.front.ssh.trust import KnownHosts, UnknownHostKey, add_line, fingerprint
+from remoter_kernel.front.ssh.outcome import UnknownHostKey
+from remoter_kernel.front.ssh.trust import KnownHosts, add_line, fingerprint
 from tests.real_sshd import make_key
 
 if TYPE_CHECKING:

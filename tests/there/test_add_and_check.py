@@ -17,6 +17,7 @@ from click.testing import CliRunner
 from remoter_kernel.cli.main import remoter as command
 from remoter_kernel.front import kernelspec, remotes
 from remoter_kernel.front.checkup import STEPS
+from remoter_kernel.front.keeper.endpoint import dismiss_all
 from tests.real_parts import real_part
 from tests.real_sshd import RealSshd
 
@@ -32,6 +33,8 @@ def own_files(tmp_path, monkeypatch):
     monkeypatch.setenv("JUPYTER_DATA_DIR", str(tmp_path / "jupyter"))
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.delenv("SSH_AUTH_SOCK", raising=False)
+    yield
+    dismiss_all()
 
 
 @pytest.fixture(scope="module")

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import threading
 import time
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from remoter_kernel.errors import RemoteLacks
 from remoter_kernel.front.ssh.channel import Closed, TooLate
+from remoter_kernel.front.ssh.outcome import CommandEnded, Ran
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -19,24 +19,6 @@ MOST_OUTPUT = 64 * 1024 * 1024  # bytes: what we run says less by far
 # A process that a command leaves behind may hold stdout open for ever. Once the command
 # itself has ended, this long is enough for what it has still in its pipes.
 LINGER = 1.0  # seconds
-
-
-@dataclass(frozen=True)
-class Ran:
-    """A command that ended; a status of -1 means that the server did not say how."""
-
-    stdout: bytes
-    stderr: bytes
-    status: int
-
-
-class CommandEnded(RemoteLacks):
-    """A command ended before it said the line that was waited for."""
-
-    def __init__(self, ran: Ran) -> None:
-        tail = (ran.stderr or ran.stdout)[-300:].decode(errors="replace").strip()
-        super().__init__(f"a command there ended with status {ran.status}: {tail or 'no output'}.")
-        self.stdout, self.stderr, self.status = ran.stdout, ran.stderr, ran.status
 
 
 class Running:

@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING
 from remoter_kernel.errors import ForwardingRefused, LoginRefused, RemoteLacks, Unreachable
 from remoter_kernel.front.ssh.admission import Admission, Memory
 from remoter_kernel.front.ssh.channel import Closed, Refused, TooLate
-from remoter_kernel.front.ssh.commands import CommandEnded, Ran, Running
+from remoter_kernel.front.ssh.commands import Running
+from remoter_kernel.front.ssh.outcome import CommandEnded, Ran
 from remoter_kernel.front.ssh.reach import reach
 from remoter_kernel.front.ssh.transport import TAKES_EARLY_CHANNELS, Transport
 from remoter_kernel.front.ssh.trust import KnownHosts, fingerprint
@@ -76,6 +77,9 @@ class Login:
     ) -> None:
         self.host = destination.host_name
         self.user = destination.user
+        self.transport = "paramiko"
+        self.why_transport = ""
+        """Why this one was chosen, where that was not simply asked for."""
         self.cipher = ""
         self.host_key = ""
         """Its kind and its fingerprint."""
@@ -175,6 +179,10 @@ class Login:
     def is_alive(self) -> bool:
         """Say whether the connection is there, as far as this side knows."""
         return self._transport is not None and bool(self._transport.active)
+
+    def answers(self, seconds: float) -> bool:
+        """Find out within that time whether the server is still there."""
+        return self.is_alive and self.live.answers(seconds)
 
     @property
     def round_trip(self) -> float:

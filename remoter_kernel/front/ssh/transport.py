@@ -32,7 +32,10 @@ from paramiko.common import (
     MSG_CHANNEL_REQUEST,
     MSG_CHANNEL_SUCCESS,
     MSG_CHANNEL_WINDOW_ADJUST,
+    MSG_REQUEST_FAILURE,
+    MSG_REQUEST_SUCCESS,
     cMSG_CHANNEL_CLOSE,
+    cMSG_GLOBAL_REQUEST,
 )
 
 from remoter_kernel.front.ssh.authentication import Authentication
@@ -97,6 +100,9 @@ class Transport(paramiko.Transport):  # type: ignore[misc]  # paramiko has no ty
         self._kept: dict[int, Channel] = {}  # paramiko's own list holds channels weakly
         self._handler_table[MSG_CHANNEL_OPEN_SUCCESS] = self._on_opened
         self._handler_table[MSG_CHANNEL_OPEN_FAILURE] = self._on_refused
+        self._sign_of_life = threading.Event()
+        for answer in (MSG_REQUEST_SUCCESS, MSG_REQUEST_FAILURE):
+            self._handler_table[answer] = lambda _message: self._sign_of_life.set()
 
     # --- meeting the server ---
 
@@ -204,6 +210,16 @@ class Transport(paramiko.Transport):  # type: ignore[misc]  # paramiko has no ty
             except (OSError, EOFError, paramiko.SSHException):
                 return
 
+    def answers(self, seconds: float) -> bool:
+        """Ask for a sign of life, and wait for it: an answer to what nobody understands is one."""
+        self._sign_of_life.clear()
+        message = paramiko.Message()
+        message.add_byte(cMSG_GLOBAL_REQUEST)
+        message.add_string("keepalive@openssh.com")
+        message.add_boolean(True)
+        self.post(message)
+        return self._sign_of_life.wait(seconds) and bool(self.active)
+
     # --- the end ---
 
     def run(self) -> None:
@@ -216,6 +232,7 @@ class Transport(paramiko.Transport):  # type: ignore[misc]  # paramiko has no ty
             if self.completion_event is not None:
                 self.completion_event.set()
             self.auth_handler.abort()
+            self._sign_of_life.set()
             self._outbox.put(None)
 
     def cut(self) -> None:

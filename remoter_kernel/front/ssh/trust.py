@@ -16,8 +16,9 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from remoter_kernel.errors import HostKeyProblem, RemoterError
+from remoter_kernel.errors import HostKeyProblem
 from remoter_kernel.front.questions import Trust
+from remoter_kernel.front.ssh.outcome import UnknownHostKey
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -29,15 +30,6 @@ if TYPE_CHECKING:
 SSH_PORT = 22
 REVOKED = "@revoked"
 HASHED = "|1|"  # HMAC-SHA1 of the name: "|1|salt|hash"
-
-
-class UnknownHostKey(HostKeyProblem):
-    """Nobody has said yet whether this host's key is the right one."""
-
-    def at(self, remote: str) -> RemoterError:
-        """Remember which remote this happened to, and name it in the advice."""
-        self.advice = self.advice.replace("NAME", remote)
-        return super().at(remote)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,50 @@
+"""What every login can do, whoever holds it and whatever carries it: plain words, plain values."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from remoter_kernel.front.ssh.outcome import Ran
+
+
+class Way(Protocol):
+    """A way to one port there: one loopback port here that takes one connection."""
+
+    address: str  # as ZeroMQ writes it
+
+
+class Access(Protocol):
+    """A login. Everything blocks and has a deadline; errors are `RemoterError`s."""
+
+    host: str
+    user: str
+    cipher: str
+    host_key: str  # its kind and its fingerprint
+    seconds: dict[str, float]  # how long each step of the login took
+    transport: str  # "paramiko" or "openssh"
+    why_transport: str  # empty where it is the usual one, or the one that was asked for
+
+    @property
+    def round_trip(self) -> float:
+        """Seconds there and back."""
+
+    def run(self, command: str, stdin: bytes = b"", *, seconds: float = 60) -> Ran:
+        """Run a command with this input, and wait until it ends."""
+
+    def run_until_line(
+        self, command: str, stdin: bytes, starts_with: bytes, seconds: float
+    ) -> bytes:
+        """Run a command, and wait for a line of stdout that starts so; the command goes on."""
+
+    def open_tunnel(self, host: str, port: int) -> Way:
+        """Connect to `host`:`port` from there."""
+
+    def open_pipe(self, command: str, greeting: bytes) -> Way:
+        """Be connected to a command there, from the line after its greeting on."""
+
+    def close(self) -> None:
+        """Give everything back."""
+
+    def cut(self) -> None:
+        """Let whatever is under way fail; from another thread."""

@@ -1,0 +1,161 @@
+"""Asks the person in the cell that waits, through Jupyter's own input box.
+
+A login runs in a thread and may take as long as a person does; all else of the front goes on.
+Where no cell waits that may be asked in, nobody is asked: the next one that is run asks.
+"""
+
+from __future__ import annotations
+
+import queue
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from remoter_kernel.front.questions import NeedsPerson, NotAnswered, Prompt, Trust
+from remoter_kernel.wire.frames import Channel
+from remoter_kernel.wire.messages import content_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from remoter_kernel.front.mouth import Mouth, Route
+    from remoter_kernel.wire.frames import Bytes
+    from remoter_kernel.wire.reactor import Reactor
+
+TRIES = 3  # at a word that is neither yes, nor once, nor no
+NOTEBOOK_OF_VSCODE = "__vsc_ipynb_file__"  # what VS Code lets a kernel know before any cell
+
+
+class _Asked(NamedTuple):
+    """A question that waits for its answer."""
+
+    route: Route
+    answer: queue.SimpleQueue[str | NotAnswered | NeedsPerson]
+
+
+class Asker:
+    """Whom a login may ask (see `Questions`): whoever has run a cell that waits for it."""
+
+    def __init__(
+        self, reactor: Reactor, mouth: Mouth, routes: Callable[[], Iterable[Route]]
+    ) -> None:
+        """Remember; `routes` lists the requests without a reply, the oldest first."""
+        self._reactor = reactor
+        self._mouth = mouth
+        self._routes = routes
+        self._asked: _Asked | None = None
+        self._busy: set[str] = set()  # cells that were told to be at work
+        self._first: list[Bytes] | None = None  # what is to run before anything else
+
+    # --- from the login's thread ---
+
+    def confirm_host_key(self, host: str, kind: str, fingerprint: str) -> Trust:
+        """Ask whether a host's key is the right one."""
+        text = (
+            f"{host} is not known yet. Its {kind} key has the fingerprint\n  {fingerprint}\n"
+            "Is that the right one (its administrator knows)? "
+            "yes, once (do not remember it) or no:"
+        )
+        for _ in range(TRIES):
+            said = self._ask(text, is_hidden=False).strip().lower()
+            if said in {each.value for each in Trust}:
+                return Trust(said)
+        return Trust.NO
+
+    def ask(self, host: str, prompts: Sequence[Prompt], instruction: str = "") -> list[str]:
+        """Ask what a server, or a key, wants to know."""
+        texts = [f"[{host}] {prompt.text.strip()}" for prompt in prompts]
+        if instruction and texts:
+            texts[0] = f"{instruction}\n{texts[0]}"
+        return [
+            self._ask(text, is_hidden=not prompt.is_shown)
+            for text, prompt in zip(texts, prompts, strict=True)
+        ]
+
+    def has_somebody(self) -> bool:
+        """Is there a cell that waits, and in which one may ask?"""
+        return self._find() is not None
+
+    def _ask(self, text: str, *, is_hidden: bool) -> str:
+        answer: queue.SimpleQueue[str | NotAnswered | NeedsPerson] = queue.SimpleQueue()
+        self._reactor.call(partial(self._begin, f"{text} ", answer, is_hidden=is_hidden))
+        said = answer.get()
+        if isinstance(said, str):
+            return said
+        raise said
+
+    # --- from the front's thread ---
+
+    def _find(self) -> Route | None:
+        return next((route for route in list(self._routes()) if may_ask_in(route)), None)
+
+    def _begin(
+        self,
+        text: str,
+        answer: queue.SimpleQueue[str | NotAnswered | NeedsPerson],
+        *,
+        is_hidden: bool,
+    ) -> None:
+        route = self._find()
+        if route is None:
+            message = "the login has a question, and no cell is waiting in which to ask it."
+            answer.put(NeedsPerson(message, "Run a cell to be asked."))
+            return
+        self._asked = _Asked(route, answer)
+        name = str(route.header.get("msg_id", ""))
+        if name not in self._busy:
+            self._busy.add(name)
+            self._mouth.publish("status", {"execution_state": "busy"}, route.header)
+        self._mouth.ask(route, {"prompt": text, "password": is_hidden})
+
+    @property
+    def is_asking(self) -> bool:
+        """Is a person being waited for?"""
+        return self._asked is not None
+
+    def hear(self, parts: Sequence[Bytes]) -> bool:
+        """Take what was typed, if it was asked for here."""
+        asked, self._asked = self._asked, None
+        if asked is None:
+            return False
+        asked.answer.put(str(content_of(parts).get("value", "")))
+        return True
+
+    def call_off(self) -> bool:
+        """Let a question go unanswered: the person has interrupted. False: there was none."""
+        asked, self._asked = self._asked, None
+        if asked is None:
+            return False
+        message = "the question of the login was not answered."
+        asked.answer.put(NotAnswered(message, "Run the cell again to be asked again."))
+        return True
+
+    # --- what is run before a person was asked ---
+
+    def answer_silent(self, route: Route) -> bool:
+        """Answer a silent request that nobody can be asked in, as if it had run.
+
+        VS Code waits for its own start-up code before it sends the person's first cell: the
+        one in which to ask. What that code lets the kernel know is kept, to be run first.
+        """
+        content = content_of(route.parts)
+        is_silent = bool(content.get("silent")) and not content.get("allow_stdin", True)
+        if not is_silent or route.header.get("msg_type") != "execute_request":
+            return False
+        if NOTEBOOK_OF_VSCODE in str(content.get("code", "")):
+            self._first = list(route.parts)
+        reply = {"status": "ok", "execution_count": 0, "payload": [], "user_expressions": {}}
+        self._mouth.reply(route, reply)
+        return True
+
+    def take_first(self) -> list[Bytes] | None:
+        """Return what is to run before anything else, once."""
+        first, self._first = self._first, None
+        return first
+
+
+def may_ask_in(route: Route) -> bool:
+    """Is this a cell of a person who can be asked?"""
+    if route.channel is not Channel.SHELL or route.header.get("msg_type") != "execute_request":
+        return False
+    content: dict[str, Any] = content_of(route.parts)
+    return bool(content.get("allow_stdin", True)) and not content.get("silent")

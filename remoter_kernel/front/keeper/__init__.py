@@ -1,0 +1,1 @@
+"""One login per remote: a small process of this machine holds it for all fronts and commands."""

@@ -1,0 +1,103 @@
+"""Where the keeper of a remote answers: found, proven, started if there is none.
+
+A keeper writes its loopback port and a key made for it into a file of this person alone. Both
+ends prove that they know the key before anything else is said, so that neither a stranger at
+the port nor a stranger behind it hears or says anything.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import socket
+import subprocess
+import sys
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from remoter_kernel import __version__
+from remoter_kernel.errors import RemoteLacks
+from remoter_kernel.front.keeper.talk import PROVES_WITHIN, prove_each_other, receive, send
+from remoter_kernel.front.private_files import holding_lock
+from remoter_kernel.front.remotes import state_folder
+
+if TYPE_CHECKING:
+    from remoter_kernel.front.remotes import Remote
+
+PACKAGE_ROOT = Path(__file__).resolve().parents[3]
+WITHIN_A_TREE = 0x00000200 | 0x00000008 | 0x01000000  # Windows: new group, no console, no job
+
+
+def place_of(remote: Remote) -> Path:
+    """Return the file that tells where the keeper of a remote answers.
+
+    Whoever logs in somewhere else, or in another way, or with other code, has another keeper.
+    """
+    words = [remote.name, remote.host, str(remote.ssh_config), remote.transport, __version__]
+    digest = hashlib.sha256(json.dumps(words).encode()).hexdigest()[:24]
+    return _folder() / f"{remote.name}-{digest}.json"
+
+
+def connect(place: Path) -> Connection:
+    """Connect to a keeper, and start it if nobody answers there."""
+    connection = try_connect(place)
+    if connection is None:
+        with holding_lock(place):
+            connection = try_connect(place) or _start(place)
+    return connection
+
+
+def try_connect(place: Path) -> Connection | None:
+    """Connect to a keeper that is there."""
+    try:
+        words = json.loads(place.read_text(encoding="utf-8"))
+        key, port = bytes.fromhex(words["key"]), int(words["port"])
+        handle = socket.create_connection(("127.0.0.1", port), PROVES_WITHIN)
+        handle.settimeout(None)
+        connection = Connection(handle.detach())
+    except (OSError, ValueError, LookupError, TypeError):
+        return None  # nobody there, or half a file
+    return connection if prove_each_other(connection, key, is_keeper=False) else None
+
+
+def dismiss_all(name: str = "") -> None:
+    """End the keepers of a remote, or all of this person's, and their logins with them."""
+    for place in _folder().glob(f"{name or '*'}-*.json"):
+        connection = try_connect(place)
+        if connection:
+            with connection, contextlib.suppress(OSError, EOFError):
+                send(connection, {"do": "end"})
+                receive(connection)
+        place.unlink(missing_ok=True)
+
+
+def _folder() -> Path:
+    return state_folder() / "keepers"
+
+
+def _start(place: Path) -> Connection:
+    """Start a keeper that is nobody's child: who kills a front's whole tree kills it not."""
+    options: dict[str, Any] = {"start_new_session": True}
+    if sys.platform == "win32":
+        options = {"creationflags": WITHIN_A_TREE}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "remoter_kernel.front.keeper.process", str(place)],
+        # Not the notebook's folder: `-m` would import what lies there.
+        cwd=PACKAGE_ROOT,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        **options,
+    )
+    with process:
+        assert process.stdout is not None  # noqa: S101 - it was asked for as a pipe
+        said = process.stdout.read().decode(errors="replace").strip()
+    connection = try_connect(place)
+    if connection is None:
+        raise RemoteLacks(
+            f"the process that keeps logins did not start here: {said or 'it fell silent'}.",
+            "Is remoter-kernel installed completely?",
+        )
+    return connection

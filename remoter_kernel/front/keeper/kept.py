@@ -1,0 +1,173 @@
+"""A login that a keeper holds, as its users see it: the same words as a login of one's own.
+
+Blocks, as every login does. Whoever closes it gives back its tunnels; the login itself stays
+with the keeper, for the next one.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from typing import TYPE_CHECKING, Any
+
+from remoter_kernel.errors import LoginRefused, RemoterError, Unreachable
+from remoter_kernel.front.keeper import endpoint
+from remoter_kernel.front.keeper.talk import LOOK_EVERY, raise_told, receive, send, told
+from remoter_kernel.front.questions import Prompt
+from remoter_kernel.front.ssh.outcome import Ran
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from multiprocessing.connection import Connection
+
+    from remoter_kernel.front.questions import Questions
+    from remoter_kernel.front.remotes import Remote
+
+NEEDED = ("name", "host", "ssh_config", "transport")  # of a remote, to log in
+PERSONAL = ("SSH_AUTH_SOCK", "KRB5CCNAME", "PATH")
+
+
+def kept_login(
+    remote: Remote,
+    questions: Questions | None = None,
+    on_step: Callable[[str], None] = lambda _step: None,
+    on_try: Callable[[KeptLogin], None] = lambda _login: None,
+    *,
+    in_doubt: bool = False,
+) -> KeptLogin:
+    """Use the login of a remote's keeper, which logs in if it has to.
+
+    `in_doubt`: a wire through it was lost. `on_step` hears of each step of a new login.
+    """
+    login = KeptLogin(remote)
+    on_try(login)
+    try:
+        login.start(questions, on_step, in_doubt=in_doubt)
+    except BaseException:
+        login.close()
+        raise
+    return login
+
+
+class KeptTunnel:
+    """A tunnel of the keeper's."""
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+
+
+class KeptLogin:
+    """The way to a keeper's login."""
+
+    def __init__(self, remote: Remote) -> None:
+        self.host = remote.host
+        self.user = self.cipher = self.host_key = ""
+        self.transport = self.why_transport = ""
+        self.seconds: dict[str, float] = {}
+        self.round_trip = 0.0  # seconds
+        self.since = 0.0  # seconds since 1970: when the keeper logged in
+        self.is_new = True  # was it made just now?
+        self._remote = remote
+        self._connection: Connection | None = None
+        self._lock = threading.Lock()  # one thing at a time
+        self._is_cut = False
+
+    def start(
+        self, questions: Questions | None, on_step: Callable[[str], None], *, in_doubt: bool
+    ) -> None:
+        """Reach the keeper, and have it log in, unless it has."""
+        self._connection = endpoint.connect(endpoint.place_of(self._remote))
+        words = {
+            "do": "log in",
+            "remote": {name: str(getattr(self._remote, name)) for name in NEEDED},
+            "lifetime": self._remote.login_lifetime,
+            "may_ask": questions is not None,
+            "in_doubt": in_doubt,
+            "environment": {name: os.environ[name] for name in PERSONAL if name in os.environ},
+        }
+        known, _ = self._ask(words, questions=questions, on_step=on_step)
+        for name, value in known.items():
+            setattr(self, name, value)
+
+    def run(self, command: str, stdin: bytes = b"", *, seconds: float = 60) -> Ran:
+        """Run a command with this input, and wait until it ends."""
+        words = {"do": "run", "command": command, "seconds": seconds}
+        answer, (stdout, stderr) = self._ask(words, stdin)
+        return Ran(stdout, stderr, answer["status"])
+
+    def run_until_line(
+        self, command: str, stdin: bytes, starts_with: bytes, seconds: float
+    ) -> bytes:
+        """Run a command, and wait for a line of stdout that starts so; the command goes on."""
+        words = {"do": "run until line", "command": command, "seconds": seconds}
+        return self._ask(words, stdin, starts_with)[1][0]
+
+    def open_tunnel(self, host: str, port: int) -> KeptTunnel:
+        """Connect to `host`:`port` from there, and listen for one connection here."""
+        return self._tunnel({"do": "open tunnel", "host": host, "port": port})
+
+    def open_pipe(self, command: str, greeting: bytes) -> KeptTunnel:
+        """Relay one connection here to a command there, once that has said its greeting."""
+        return self._tunnel({"do": "open pipe", "command": command}, greeting)
+
+    def _tunnel(self, words: dict[str, Any], *blobs: bytes) -> KeptTunnel:
+        answer, _ = self._ask(words, *blobs)
+        return KeptTunnel(answer["address"])
+
+    def cut(self) -> None:
+        """Let whatever is under way fail; from another thread."""
+        self._is_cut = True
+
+    def close(self) -> None:
+        """Give the tunnels back."""
+        self._is_cut = True
+        with self._lock:
+            connection, self._connection = self._connection, None
+        if connection:
+            connection.close()
+
+    def _ask(
+        self,
+        words: dict[str, Any],
+        *blobs: bytes,
+        questions: Questions | None = None,
+        on_step: Callable[[str], None] = lambda _step: None,
+    ) -> tuple[dict[str, Any], list[bytes]]:
+        """Ask the keeper for something; answer what it asks meanwhile."""
+        with self._lock:
+            connection = self._connection
+            if connection is None or self._is_cut:
+                raise self._gone()
+            try:
+                send(connection, words, *blobs)
+                while True:
+                    while not connection.poll(LOOK_EVERY):
+                        if self._is_cut:
+                            raise self._gone()
+                    answer, back = receive(connection)
+                    if "step" in answer:
+                        on_step(answer["step"])
+                    elif "ask" in answer:
+                        send(connection, _answer(answer, questions))
+                    else:
+                        break
+            except (OSError, EOFError):
+                raise self._gone() from None
+        raise_told(answer, back)
+        return answer, back
+
+    def _gone(self) -> RemoterError:
+        return Unreachable(f"the connection to {self.host} is gone.", "It can be dialled again.")
+
+
+def _answer(asked: dict[str, Any], questions: Questions | None) -> dict[str, Any]:
+    """Put a question of the keeper's to whoever sits here."""
+    assert questions is not None  # noqa: S101 - the keeper was told who may be asked
+    try:
+        if asked["ask"] == "host key":
+            key = (asked["host"], asked["kind"], asked["fingerprint"])
+            return {"trust": questions.confirm_host_key(*key).value}
+        prompts = [Prompt(text, is_shown=is_shown) for text, is_shown in asked["prompts"]]
+        return {"answers": questions.ask(asked["host"], prompts, asked["instruction"])}
+    except LoginRefused as error:
+        return told(error)[0]

@@ -1,0 +1,122 @@
+"""One visitor of a keeper: what it asks for, what it is asked, and the tunnels that are its own."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import queue
+import threading
+from typing import TYPE_CHECKING, Any
+
+from remoter_kernel.front.keeper.talk import raise_told, receive, send
+from remoter_kernel.front.questions import NotAnswered, Trust
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from multiprocessing.connection import Connection
+
+    from remoter_kernel.front.questions import Prompt
+    from remoter_kernel.front.ssh.login import Login
+    from remoter_kernel.front.ssh.tunnel import Tunnel
+
+Heard = tuple[dict[str, Any], list[bytes]]
+
+
+class Visitor:
+    """A front or a command; may be asked (see `Questions`)."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._heard: queue.SimpleQueue[Heard | None] = queue.SimpleQueue()
+        self._lock = threading.Lock()
+        self._is_gone = False
+        self._under_way: Login | None = None  # a login that is being made for this visitor
+        self._tunnels: list[Tunnel] = []
+        self._reader = threading.Thread(target=self._read, name="keeper-ear", daemon=True)
+
+    def requests(self) -> Iterator[Heard]:
+        """Yield what it asks for, until it goes."""
+        self._reader.start()
+        while (heard := self._heard.get()) is not None:
+            yield heard
+
+    def say(self, words: dict[str, Any], *blobs: bytes) -> None:
+        """Answer; one that is gone does not hear it."""
+        with contextlib.suppress(OSError):
+            send(self._connection, words, *blobs)
+
+    def leave(self) -> None:
+        """Show it out: its tunnels end."""
+        self._note_end()
+        tunnels, self._tunnels = self._tunnels, []
+        for tunnel in tunnels:
+            tunnel.close()
+        with contextlib.suppress(OSError):
+            self._connection.close()
+
+    # --- its tunnels ---
+
+    def own(self, tunnel: Tunnel) -> dict[str, Any]:
+        """Keep a tunnel for as long as the visitor stays."""
+        with self._lock:
+            self._tunnels = [each for each in self._tunnels if each.is_open] + [tunnel]
+            if not self._is_gone:
+                return {"address": tunnel.address}
+        tunnel.close()
+        return {}
+
+    @property
+    def received(self) -> int:
+        """How many bytes have come for it so far."""
+        return sum(tunnel.received for tunnel in self._tunnels)
+
+    # --- what it is asked and told (the thread of the one who logs in) ---
+
+    def watch(self, login: Login | None) -> None:
+        """Know a login that is being made: if the visitor goes, nobody waits for it."""
+        with self._lock:
+            self._under_way = login
+            is_gone = self._is_gone
+        if login and is_gone:
+            login.cut()
+
+    def tell_step(self, step: str) -> None:
+        """Tell which step of a login begins."""
+        self.say({"step": step})
+
+    def confirm_host_key(self, host: str, kind: str, fingerprint: str) -> Trust:
+        """Have the visitor's person asked about a host key."""
+        words = {"ask": "host key", "host": host, "kind": kind, "fingerprint": fingerprint}
+        return Trust(self._ask(words)["trust"])
+
+    def ask(self, host: str, prompts: Sequence[Prompt], instruction: str = "") -> list[str]:
+        """Have the visitor's person asked."""
+        shown = [[prompt.text, prompt.is_shown] for prompt in prompts]
+        words = {"ask": "prompts", "host": host, "prompts": shown, "instruction": instruction}
+        return [str(answer) for answer in self._ask(words)["answers"]]
+
+    def _ask(self, words: dict[str, Any]) -> dict[str, Any]:
+        self.say(words)
+        heard = self._heard.get()
+        if heard is None:
+            self._heard.put(None)  # for `requests`, too
+            raise NotAnswered("the question was not answered: whoever asked for the login is gone.")
+        answer, _ = heard
+        raise_told(answer, [])
+        return answer
+
+    # --- its own thread ---
+
+    def _read(self) -> None:
+        with contextlib.suppress(OSError, EOFError, json.JSONDecodeError):
+            while True:
+                self._heard.put(receive(self._connection))
+        self._note_end()
+        self._heard.put(None)
+
+    def _note_end(self) -> None:
+        with self._lock:
+            self._is_gone = True
+            login, self._under_way = self._under_way, None
+        if login:
+            login.cut()

@@ -1,0 +1,34 @@
+"""What comes of logging in and of a command there, in plain values: known without paramiko."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from remoter_kernel.errors import HostKeyProblem, RemoteLacks, RemoterError
+
+
+@dataclass(frozen=True)
+class Ran:
+    """A command that ended; a status of -1 means that the server did not say how."""
+
+    stdout: bytes
+    stderr: bytes
+    status: int
+
+
+class CommandEnded(RemoteLacks):
+    """A command ended before it said the line that was waited for."""
+
+    def __init__(self, ran: Ran) -> None:
+        tail = (ran.stderr or ran.stdout)[-300:].decode(errors="replace").strip()
+        super().__init__(f"a command there ended with status {ran.status}: {tail or 'no output'}.")
+        self.stdout, self.stderr, self.status = ran.stdout, ran.stderr, ran.status
+
+
+class UnknownHostKey(HostKeyProblem):
+    """Nobody has said yet whether this host's key is the right one."""
+
+    def at(self, remote: str) -> RemoterError:
+        """Remember which remote this happened to, and name it in the advice."""
+        self.advice = self.advice.replace("NAME", remote)
+        return super().at(remote)

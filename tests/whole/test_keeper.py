@@ -1,0 +1,212 @@
+"""One login for many kernels: who shares it, who survives whom, and when it ends."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import socket
+import threading
+from typing import TYPE_CHECKING, Any
+
+import psutil
+import pytest
+
+from remoter_kernel.errors import Unreachable
+from remoter_kernel.front.keeper import endpoint
+from remoter_kernel.front.keeper.kept import kept_login
+from remoter_kernel.front.remotes import find_remote
+from tests.real_jupyter import StartedKernel, started_kernel, wait_for
+from tests.whole.talk import Talk
+from tests.whole.test_life import value
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from remoter_kernel.front.keeper.kept import KeptLogin
+    from remoter_kernel.front.remotes import Remote
+    from tests.real_jupyter import JupyterHere
+    from tests.real_sshd import RealSshd
+
+NAME = "kept"
+
+
+@pytest.fixture
+def spec(here: JupyterHere, python_remote: dict[str, Any]) -> Iterator[str]:
+    """A remote of which nobody keeps a login before the test, or after it."""
+    yield here.add_remote(NAME, login_lifetime=600.0, **python_remote)
+    endpoint.dismiss_all(NAME)
+
+
+@pytest.fixture
+def remote(spec: str) -> Remote:
+    """The same, without Jupyter."""
+    del spec
+    found = find_remote(NAME)
+    assert found
+    return found
+
+
+@contextlib.contextmanager
+def login(remote: Remote, **options: Any) -> Iterator[KeptLogin]:
+    """Use the keeper's login, and give it back."""
+    with contextlib.closing(kept_login(remote, **options)) as kept:
+        yield kept
+
+
+def accepted(sshd: RealSshd) -> int:
+    """Count the logins that the server has let in so far."""
+    return sshd.log.read_text().count("Accepted publickey")
+
+
+def keeper(remote: Remote) -> psutil.Process:
+    """Find the process that keeps a remote's login."""
+    return psutil.Process(json.loads(endpoint.place_of(remote).read_text())["pid"])
+
+
+def is_gone(process: psutil.Process) -> bool:
+    """Has a process ended?"""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return process.status() == psutil.STATUS_ZOMBIE
+    return True
+
+
+def test_three_kernels_and_their_restarts_need_one_login(spec: str, sshd: RealSshd) -> None:
+    before = accepted(sshd)
+    with contextlib.ExitStack() as stack:
+        kernels: list[StartedKernel] = [stack.enter_context(started_kernel(spec)) for _ in range(3)]
+        pids = {value(Talk(kernel.client), "import os; os.getpid()") for kernel in kernels}
+        assert len(pids) == 3
+        for kernel in kernels:
+            kernel.manager.restart_kernel()
+            kernel.client.wait_for_ready(timeout=60)
+            assert value(Talk(kernel.client), "1 + 1") == "2"
+    assert accepted(sshd) == before + 1
+
+
+def test_a_login_that_dies_is_renewed_once_for_all(spec: str, sshd: RealSshd) -> None:
+    with contextlib.ExitStack() as stack:
+        talks = [Talk(stack.enter_context(started_kernel(spec)).client) for _ in range(3)]
+        for talk in talks:
+            talk.case(lambda talk: talk.run("kept = 1"))
+        before = accepted(sshd)
+        sshd.cut_all()
+        assert [value(talk, "kept") for talk in talks] == ["1"] * 3
+        assert accepted(sshd) == before + 1
+
+
+def test_a_keeper_that_is_killed_is_replaced(spec: str, remote: Remote) -> None:
+    with started_kernel(spec) as kernel:
+        talk = Talk(kernel.client)
+        talk.case(lambda talk: talk.run("kept = 1"))
+        first = keeper(remote)
+        first.kill()
+        assert value(talk, "kept") == "1"
+        assert keeper(remote).pid != first.pid
+
+
+def test_who_kills_a_fronts_whole_tree_kills_no_login(
+    spec: str, sshd: RealSshd, here: JupyterHere
+) -> None:
+    """As VS Code does at each restart."""
+    before = accepted(sshd)
+    for _ in range(2):
+        with started_kernel(spec) as kernel:
+            assert value(Talk(kernel.client), "1 + 1") == "2"
+            front = psutil.Process(kernel.pid)
+            tree = [front, *front.children(recursive=True)]
+            for process in tree:
+                process.kill()
+    ran = here.remoter("stop", "--all", NAME)
+    assert ran.returncode == 0, ran.stderr
+    assert accepted(sshd) == before + 1
+
+
+def test_a_login_ends_some_time_after_its_last_user(
+    here: JupyterHere, python_remote: dict[str, Any]
+) -> None:
+    here.add_remote(NAME, login_lifetime=0.5, **python_remote)
+    remote = find_remote(NAME)
+    assert remote
+    with login(remote), login(remote) as second:
+        kept = keeper(remote)
+        assert not second.is_new
+    wait_for(lambda: is_gone(kept), what="the keeper's end")
+    assert not endpoint.place_of(remote).exists()
+
+
+def test_many_come_at_once_and_start_one_keeper(remote: Remote, sshd: RealSshd) -> None:
+    before = accepted(sshd)
+    users: set[str] = set()
+
+    def come() -> None:
+        with login(remote) as mine:
+            users.add(mine.run("whoami").stdout.decode())
+
+    threads = [threading.Thread(target=come) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (len(users), accepted(sshd)) == (1, before + 1)
+
+
+def test_a_stranger_hears_nothing_and_holds_nobody_up(remote: Remote) -> None:
+    with login(remote) as mine:
+        port = json.loads(endpoint.place_of(remote).read_text())["port"]
+        with socket.create_connection(("127.0.0.1", port)) as silent:
+            assert mine.run("echo still here").stdout == b"still here\n"
+            silent.settimeout(10)
+            greeting = silent.recv(4096)
+            assert b"CHALLENGE" in greeting
+            silent.sendall(b"\0\0\0\x20" + bytes(32))
+            rest = b""
+            with contextlib.suppress(ConnectionError):
+                while more := silent.recv(4096):
+                    rest += more
+            assert b"FAILURE" in rest
+        with login(remote) as another:
+            assert not another.is_new
+
+
+def test_what_is_left_of_a_dead_keeper_is_not_believed(remote: Remote, tmp_path: Path) -> None:
+    """Its file may name a port that is somebody else's by now."""
+    place = endpoint.place_of(remote)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    heard: list[bytes] = []
+    with socket.create_server(("127.0.0.1", 0)) as other:
+
+        def answer() -> None:
+            with contextlib.suppress(OSError), other.accept()[0] as knock:
+                knock.sendall(b"\0\0\0\x05hello")
+                heard.append(knock.recv(4096))
+
+        thread = threading.Thread(target=answer, daemon=True)
+        thread.start()
+        words = {"port": other.getsockname()[1], "key": "00" * 32, "pid": 1}
+        for text in (json.dumps(words), "{", ""):
+            place.write_text(text)
+            with login(remote) as mine:
+                assert mine.run("echo fine").stdout == b"fine\n"
+            endpoint.dismiss_all(NAME)
+        thread.join()
+    assert not [words for words in heard if b"log in" in words]
+
+
+def test_a_wait_is_called_off(remote: Remote) -> None:
+    with login(remote) as mine:
+        threading.Timer(0.3, mine.cut).start()
+        with pytest.raises(Unreachable):
+            mine.run("sleep 5")
+
+
+def test_errors_arrive_as_what_they_are(remote: Remote, sshd: RealSshd) -> None:
+    with login(remote):
+        pass
+    endpoint.dismiss_all(NAME)
+    sshd.stop_listening()
+    try:
+        with pytest.raises(Unreachable, match="refuses connections"), login(remote):
+            pass
+    finally:
+        sshd.start()
