@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import secrets
+import time
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
     from remoter_kernel.wire.reactor import Reactor
 
+FREE_WITHIN = 5.0  # seconds
+TRY_EVERY = 0.05  # seconds
 LINGER = 500  # milliseconds: the last words of a front
 PORTS = {
     Channel.SHELL: "shell_port",
@@ -85,7 +88,24 @@ class Sockets:
             handle.curve_publickey = about["curve_publickey"].encode()
             handle.curve_secretkey = about["curve_secretkey"].encode()
         separator = "-" if about["transport"] == "ipc" else ":"
-        handle.bind(f"{about['transport']}://{about['ip']}{separator}{about[port]}")
+        self._take_port(handle, f"{about['transport']}://{about['ip']}{separator}{about[port]}")
+
+    @staticmethod
+    def _take_port(handle: zmq.Socket[bytes], place: str) -> None:
+        """Bind; while the kernel before this one is gone, anybody may have borrowed its port."""
+        until = time.monotonic() + FREE_WITHIN
+        while True:
+            try:
+                handle.bind(place)
+            except zmq.ZMQError as error:
+                if error.errno != zmq.EADDRINUSE or time.monotonic() > until:
+                    message = f"{place} of the connection file cannot be taken: {error}."
+                    raise Usage(
+                        message, "Restart the kernel, so that Jupyter chooses anew."
+                    ) from error
+                time.sleep(TRY_EVERY)
+            else:
+                return
 
     def _hear(self, channel: Channel) -> None:
         for frames in messages(self._sockets[channel]):

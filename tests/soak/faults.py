@@ -21,6 +21,9 @@ from typing import TYPE_CHECKING
 
 import psutil
 
+from remoter_kernel.front.keeper.endpoint import place_of
+from remoter_kernel.front.remotes import find_remote
+
 if TYPE_CHECKING:
     import random
     from collections.abc import Callable, Iterator
@@ -136,6 +139,17 @@ def the_login_is_killed(target: Target) -> bool:
             with contextlib.suppress(psutil.Error):
                 target.dice.choice(logins).kill()
     return bool(logins)
+
+
+@fault(OF_THE_WAY, often=1)
+def the_keeper_is_killed(target: Target) -> bool:
+    """Whoever holds the login here: the next one who needs it starts another."""
+    remote = find_remote(target.talker.name)
+    assert remote
+    with contextlib.suppress(OSError, ValueError, psutil.Error):
+        psutil.Process(json.loads(place_of(remote).read_text())["pid"]).kill()
+        return True
+    return False
 
 
 # --- somebody ---

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 
 from bench.proxy import Proxy
+from remoter_kernel.front.keeper.endpoint import dismiss_all
 from tests.real_jupyter import MARK, THIS_RUN, JupyterHere
 from tests.real_sshd import RealSshd
 from tests.real_users import FarSide, far_side
@@ -109,6 +110,7 @@ class Soak:
             stack.callback(end_all)
             self._soak()
             self._settle()
+            dismiss_all()
             self.bill.left = left_behind(places, before, but=self._still_needed())
         if self.far.is_another_user and self.bill.is_clean:
             self.far.forget_ended_sessions()  # else somebody wants to look at their journals

@@ -71,7 +71,7 @@ class Talker:
         self._open: dict[str, tuple[Entry, Recipe]] = {}  # by message id: what is not over
         self._heeded: set[str] = set()  # cells that said that one should interrupt
         self._deaths = 0
-        self._is_ready = False
+        self._is_answered = self._is_heard = False  # by this front: on shell, and on iopub
         self._may_be_stuck = False  # is the kernel at something that nobody answers any more?
 
     # --- from a fault's side ---
@@ -115,11 +115,13 @@ class Talker:
             made.connect(f"tcp://127.0.0.1:{about[f'{channel}_port']}")
             self._sockets[channel] = made
             self._poller.register(made, zmq.POLLIN)
-        self._is_ready = False
+        # As Jupyter's clients do: what is published before one is subscribed is lost.
+        self._is_answered = self._is_heard = False
         until = time.monotonic() + READY_WITHIN
-        while not self._is_ready:
+        while not (self._is_answered and self._is_heard):
             if time.monotonic() > until or self.front.poll() is not None:
-                message = f"the front did not answer (status {self.front.poll()})"
+                last = (self.folder / f"{self.name}.log").read_text(errors="replace")[-500:]
+                message = f"the front did not answer (status {self.front.poll()}): {last}"
                 raise StuckError(message)
             self._send("kernel_info_request", {})
             self._hear(NUDGE_EVERY)
@@ -360,7 +362,8 @@ class Talker:
     def _take(self, channel: str, message: dict[str, Any]) -> None:
         kind, content = message["msg_type"], message["content"]
         name = (message["parent_header"] or {}).get("msg_id", "")
-        self._is_ready |= kind == "kernel_info_reply"
+        self._is_answered |= kind == "kernel_info_reply"
+        self._is_heard |= channel == "iopub"
         entry = self.ledger.entries.get(name)
         if entry is None:
             return
