@@ -77,6 +77,10 @@ class CannotSign(Exception):
     """A key turned out to be of no use: an agent that declines, an algorithm that is not there."""
 
 
+class Incompatible(Exception):
+    """Server and client have no algorithm in common."""
+
+
 class Authentication(AuthHandler):  # type: ignore[misc]  # paramiko has no types
     """The client's side of RFC 4252: sends attempts, collects verdicts."""
 
@@ -230,6 +234,9 @@ class Transport(paramiko.Transport):  # type: ignore[misc]  # paramiko has no ty
         if not met.wait(seconds):
             raise TooLate
         if not self.active or not self.initial_kex_done:
+            problem = self.get_exception()
+            if isinstance(problem, paramiko.ssh_exception.IncompatiblePeer):
+                raise Incompatible(problem)
             raise Closed
 
     @property
