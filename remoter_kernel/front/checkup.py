@@ -85,7 +85,7 @@ class _Way:
         except RemoterError:
             yield from map(Step, LOGIN_STEPS[: LOGIN_STEPS.index(self.at)])
             raise
-        found = (f"{login.host}, {login.cipher}", login.host_key, f"as {login.user}")
+        found = (f"{login.host}, {login.cipher}", login.host_key, _entered(login))
         for step, what in zip(LOGIN_STEPS, found, strict=True):
             yield Step(step, what, login.seconds.get(step))
 
@@ -135,6 +135,11 @@ def _empty_cell(runner: Runner) -> float:
     began = time.perf_counter()
     runner.run("", lambda _kind, _content: None)
     return time.perf_counter() - began
+
+
+def _entered(login: Access) -> str:
+    reason = f" ({login.why_transport})" if login.why_transport else ""
+    return f"as {login.user}, by {login.transport}{reason}"
 
 
 def _described(destination: Destination) -> str:

@@ -202,7 +202,7 @@ def test_what_comes_while_an_older_block_is_being_written_waits_for_it():
     """A block that fits at once must not overtake one that did not fit: 300 tries of each."""
     ours, local = socket.socketpair()
     local.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
-    tunnel = Tunnel(NoTransport(), "there", 1, local=local)  # type: ignore[arg-type]
+    tunnel = Tunnel(NoTransport(), "there", 1, local=local)
     sent = hashlib.sha256()
     found: list[str] = []
     with ours:
@@ -277,7 +277,7 @@ def test_nothing_follows_a_close():
             said.append(message.asbytes()[0])
 
     began = threading.Event()
-    channel = Slow().new_channel(Tunnel(NoTransport(), "there", 1))  # type: ignore[arg-type]
+    channel = Slow().new_channel(Tunnel(NoTransport(), "there", 1))
     channel.opened(0, 1 << 20, 1 << 15)
     sending = threading.Thread(target=channel.send, args=(b"data",))
     sending.start()

@@ -41,6 +41,21 @@ DEFAULT_IDENTITIES = frozenset(
 
 
 @dataclass(frozen=True)
+class ForSsh:
+    """What the system's ssh must be told, or says of itself, when it is to log in there."""
+
+    config_choice: tuple[str, ...] = ()
+    """Its option `-F`, if any."""
+    control_path: str = ""
+    """The socket of the person's own ControlMaster, alive or not."""
+    uses_kerberos: bool = False
+    keeps_alive: bool = False
+    """The person has chosen how a dead connection is noticed."""
+    keywords: frozenset[str] = frozenset()
+    """All that `ssh -G` told about: an older ssh stumbles over what it does not know."""
+
+
+@dataclass(frozen=True)
 class Destination:
     """Where to log in, as whom, and with which files; plain values only."""
 
@@ -60,7 +75,8 @@ class Destination:
     connect_timeout: float = CONNECT_WITHIN
     proxy_command: str = ""
     alias: str = ""
-    """What the person typed, for sentences."""
+    """What the person typed: for sentences, and for the system's ssh."""
+    for_ssh: ForSsh = ForSsh()
 
     @property
     def label(self) -> str:
@@ -90,7 +106,7 @@ def _resolve(host: str, config: Path, *, depth: int) -> Destination:
         )
     typed = _take_apart(host)
     said = _ask_ssh(typed, config) if shutil.which("ssh") else _read_config(typed, config)
-    destination = _destination(typed, said)
+    destination = replace(_destination(typed, said), for_ssh=_for_ssh(said, config))
     jumps = said.get("proxyjump", ["none"])[0]
     if jumps.lower() == "none":
         return destination
@@ -266,6 +282,17 @@ def _destination(typed: _Typed, said: dict[str, list[str]]) -> Destination:
         connect_timeout=float(wait) if wait.isdigit() and int(wait) else CONNECT_WITHIN,
         proxy_command=tokens.fill(one("proxycommand")),
         alias=typed.host,
+    )
+
+
+def _for_ssh(said: dict[str, list[str]], config: Path) -> ForSsh:
+    control_path = said.get("controlpath", ["none"])[0]
+    return ForSsh(
+        config_choice=tuple(_config_choice(config)),
+        control_path="" if control_path.lower() == "none" else control_path,
+        uses_kerberos=said.get("gssapiauthentication", ["no"])[0] == "yes",
+        keeps_alive=said.get("serveraliveinterval", ["0"])[0] != "0",
+        keywords=frozenset(said),
     )
 
 

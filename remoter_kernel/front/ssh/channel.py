@@ -67,6 +67,15 @@ class Carrier(Protocol):
         """Learn how long the server took for an answer."""
 
 
+class Channels(Protocol):
+    """What makes channels: paramiko's connection, or the system's ssh."""
+
+    active: bool
+
+    def new_channel(self, sink: Sink) -> Any:
+        """Make a channel (`Channel`, or what looks like it) that is not open yet."""
+
+
 class Refused(Exception):
     """The server did not open the channel; `code` is that of RFC 4254, 5.1."""
 

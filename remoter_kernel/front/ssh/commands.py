@@ -13,7 +13,7 @@ from remoter_kernel.front.ssh.outcome import CommandEnded, Ran
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from remoter_kernel.front.ssh.transport import Transport
+    from remoter_kernel.front.ssh.channel import Channels
 
 MOST_OUTPUT = 64 * 1024 * 1024  # bytes: what we run says less by far
 # A process that a command leaves behind may hold stdout open for ever. Once the command
@@ -24,7 +24,7 @@ LINGER = 1.0  # seconds
 class Running:
     """A session channel, and the command in it."""
 
-    def __init__(self, transport: Transport) -> None:
+    def __init__(self, transport: Channels) -> None:
         self._transport = transport
         self._channel = transport.new_channel(self)
         self._changed = threading.Condition()
@@ -46,7 +46,7 @@ class Running:
     @property
     def is_open(self) -> bool:
         """Say whether a command can still be started in it."""
-        return self._channel.is_open
+        return bool(self._channel.is_open)
 
     def begin(self, command: str, stdin: bytes, deadline: float) -> None:
         """Start the command and give it all of its input."""

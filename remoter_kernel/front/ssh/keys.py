@@ -121,6 +121,31 @@ class KeyRing:
             yield str(file), key
 
 
+def has_only_security_keys(destination: Destination) -> bool:
+    """Say whether all keys that could be shown are on security keys, and there are some."""
+    named = destination.identity_files
+    kinds = [_kind(file) for file in named or _default_files() if file.exists()]
+    if not all(kind.startswith(NEEDS_TOUCH) for kind in kinds):
+        return False
+    if destination.identities_only:
+        return bool(kinds)
+    with contextlib.closing(_Agent.of(destination, [])) as agent:
+        held = [key.get_name() for key in agent.get_keys()]
+    return all(kind.startswith(NEEDS_TOUCH) for kind in held) and bool(kinds or held)
+
+
+def _default_files() -> list[Path]:
+    names = (*DEFAULT_KEYS, "id_ed25519_sk", "id_ecdsa_sk")
+    return [Path.home() / ".ssh" / name for name in names]
+
+
+def _kind(file: Path) -> str:
+    """Read which kind of key a private key's public half is; "" where that is not told."""
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        return Path(f"{file}.pub" if file.suffix != ".pub" else file).read_text().split()[0]
+    return ""
+
+
 def _public_half(file: Path) -> bytes:
     """Read the public key beside a private one; b"" if there is none."""
     with contextlib.suppress(OSError, ValueError, IndexError):

@@ -14,15 +14,17 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from remoter_kernel.errors import ForwardingRefused, LoginRefused, RemoteLacks, Unreachable
 from remoter_kernel.front.ssh.admission import Admission, Memory
 from remoter_kernel.front.ssh.channel import Closed, Refused, TooLate
 from remoter_kernel.front.ssh.commands import Running
+from remoter_kernel.front.ssh.complaints import NothingInCommon
 from remoter_kernel.front.ssh.outcome import CommandEnded, Ran
+from remoter_kernel.front.ssh.pipe import Pipe
 from remoter_kernel.front.ssh.reach import reach
-from remoter_kernel.front.ssh.transport import TAKES_EARLY_CHANNELS, Transport
+from remoter_kernel.front.ssh.transport import TAKES_EARLY_CHANNELS, Incompatible, Transport
 from remoter_kernel.front.ssh.trust import KnownHosts, fingerprint
 from remoter_kernel.front.ssh.tunnel import Tunnel
 
@@ -79,7 +81,7 @@ class Login:
         self.user = destination.user
         self.transport = "paramiko"
         self.why_transport = ""
-        """Why this one was chosen, where that was not simply asked for."""
+        """Why this one, in a clause; empty where it was asked for, or is the usual one."""
         self.cipher = ""
         self.host_key = ""
         """Its kind and its fingerprint."""
@@ -87,7 +89,7 @@ class Login:
         """How long each step took."""
         self._destination = destination
         self._through = through
-        self._transport: Transport | None = None
+        self._transport: Any = None  # a Transport, or what looks like one
         self._is_last = is_last
         self._is_cut = False
         self._leave: Callable[[], None] = lambda: None
@@ -138,7 +140,13 @@ class Login:
         before = self._through[-1].live if self._through else None
         sock, self._leave = reach(destination, before)
         self._transport = Transport(sock, self._known.known_kinds)
-        self._transport.meet(destination.connect_timeout)
+        try:
+            self._transport.meet(destination.connect_timeout)
+        except Incompatible as error:
+            raise NothingInCommon(
+                f"{destination.label} and paramiko have nothing in common: {error}.",
+                'Set transport = "openssh" for this remote.',
+            ) from None
         self.cipher = self._transport.remote_cipher
 
     def _check_host_key(self, questions: Questions | None) -> None:
@@ -169,7 +177,7 @@ class Login:
     # --- what a login is for ---
 
     @property
-    def live(self) -> Transport:
+    def live(self) -> Any:
         """The transport, as long as it lives; raises Closed."""
         if self._transport is None or not self._transport.active:
             raise Closed
@@ -230,6 +238,17 @@ class Login:
         self._tunnels = [one for one in self._tunnels if one.is_open] + [tunnel]
         return tunnel
 
+    def open_pipe(self, command: str, greeting: bytes) -> Tunnel:
+        """Run a command there, and listen here for one connection to its stdin and stdout.
+
+        That begins after a line which is exactly `greeting`; raises CommandEnded without one.
+        """
+        with self._renaming("a command", CHANNEL_WITHIN):
+            pipe = Pipe(self.live, command, greeting)
+            pipe.open(CHANNEL_WITHIN)
+        self._tunnels = [one for one in self._tunnels if one.is_open] + [pipe]
+        return pipe
+
     def _open_session(self, deadline: float) -> Running:
         running, self._spare = self._spare, None
         if running is not None:
@@ -241,13 +260,7 @@ class Login:
                     return running
         running = Running(self.live)
         running.open()
-        try:
-            running.wait_open(min(CHANNEL_WITHIN, deadline - time.monotonic()))
-        except Refused:
-            raise RemoteLacks(
-                f"{self._destination.label} opens no (further) session on this login.",
-                "Its administrator would have to raise MaxSessions or allow commands.",
-            ) from None
+        running.wait_open(min(CHANNEL_WITHIN, deadline - time.monotonic()))
         return running
 
     @contextlib.contextmanager
@@ -263,6 +276,11 @@ class Login:
             raise Unreachable(
                 f"{self._destination.label} did not finish {what} within {seconds:g} s.",
                 "Look at the network, or at what keeps that machine busy.",
+            ) from None
+        except Refused:
+            raise RemoteLacks(
+                f"{self._destination.label} opens no (further) session on this login.",
+                "Its administrator would have to raise MaxSessions or allow commands.",
             ) from None
 
     # --- the end ---

@@ -59,6 +59,10 @@ logging.getLogger("paramiko").addHandler(logging.NullHandler())
 logging.getLogger("paramiko").propagate = False
 
 
+class Incompatible(Exception):
+    """Server and client have no algorithm in common."""
+
+
 class Transport(paramiko.Transport):  # type: ignore[misc]  # paramiko has no types
     """One SSH connection. `start` it, `meet` the server, log in, open channels, `end` it."""
 
@@ -125,6 +129,9 @@ class Transport(paramiko.Transport):  # type: ignore[misc]  # paramiko has no ty
         if not met.wait(seconds):
             raise TooLate
         if not self.active or not self.initial_kex_done:
+            problem = self.get_exception()
+            if isinstance(problem, paramiko.ssh_exception.IncompatiblePeer):
+                raise Incompatible(problem)
             raise Closed
 
     @property

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 SSH_PORT = 22
 REVOKED = "@revoked"
+AUTHORITY = "@cert-authority"
 HASHED = "|1|"  # HMAC-SHA1 of the name: "|1|salt|hash"
 
 
@@ -84,6 +85,11 @@ class KnownHosts:
         lines = [line for line in self._lines if not line.marker]
         return tuple(dict.fromkeys(line.kind for line in lines or self._lines_without_port))
 
+    @property
+    def has_authority(self) -> bool:
+        """Say whether an authority is named that may vouch for this host's key."""
+        return any(line.marker == AUTHORITY for line in (*self._lines, *self._lines_without_port))
+
     def check(self, kind: str, key: bytes, questions: Questions | None) -> None:
         """Return if the key is trusted; raise HostKeyProblem if it is not."""
         revoked = [
@@ -132,6 +138,12 @@ class KnownHosts:
             )
         if said is Trust.YES and self.files:
             add_line(self.files[0], f"{self.name} {kind} {base64.b64encode(key).decode()}")
+
+
+def is_known_by_authority(destination: Destination) -> bool:
+    """Say whether only a certificate authority vouches for the host's key."""
+    known = KnownHosts(destination)
+    return not known.known_kinds and known.has_authority
 
 
 # ------------------------------------------------------------------ the file

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from remoter_kernel.front.ssh.channel import PACKET, Closed, TooLate
 
 if TYPE_CHECKING:
-    from remoter_kernel.front.ssh.transport import Transport
+    from remoter_kernel.front.ssh.channel import Channels
 
 # Windows cannot ask one call not to block: there, the tunnel's thread writes everything.
 DO_NOT_WAIT: int | None = getattr(socket, "MSG_DONTWAIT", None)
@@ -32,7 +32,7 @@ class Tunnel:
     """Listens on one loopback port and takes exactly one connection, or is given it (`local`)."""
 
     def __init__(
-        self, transport: Transport, host: str, port: int, *, local: socket.socket | None = None
+        self, transport: Channels, host: str, port: int, *, local: socket.socket | None = None
     ) -> None:
         self.address = ""
         """Where ZeroMQ connects to."""
@@ -52,8 +52,7 @@ class Tunnel:
     def open(self, seconds: float) -> None:
         """Connect the far end, then listen here; raise Refused, Closed or TooLate."""
         try:
-            self._channel.start("direct-tcpip", *self._target, "127.0.0.1", 0)
-            self._channel.wait_open(seconds)
+            self._open_channel(seconds)
             if self._local is None:
                 self._listener = socket.create_server(("127.0.0.1", 0), backlog=1)
                 self.address = f"tcp://127.0.0.1:{self._listener.getsockname()[1]}"
@@ -63,6 +62,11 @@ class Tunnel:
                 self._local.close()
             raise
         self._threads[0].start()
+
+    def _open_channel(self, seconds: float) -> None:
+        """Let the other end be what this tunnel leads to."""
+        self._channel.start("direct-tcpip", *self._target, "127.0.0.1", 0)
+        self._channel.wait_open(seconds)
 
     @property
     def is_open(self) -> bool:

@@ -1,0 +1,32 @@
+"""What ssh runs to ask a person something: hands the question over, prints the answer.
+
+Run by its path with nothing but the standard library, since whoever runs it is ssh. The
+answer passes through a local socket and a pipe, and is written down nowhere.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from multiprocessing.connection import Client
+
+PLACE, KEY = "REMOTER_ASKPASS_PLACE", "REMOTER_ASKPASS_KEY"  # names in the environment
+HINT = "SSH_ASKPASS_PROMPT"  # "confirm", "none", or not there: ssh tells what it wants
+
+
+def main() -> int:
+    """Ask; the exit status is 1 where there is no answer."""
+    try:
+        key = bytes.fromhex(os.environ[KEY])
+        with Client(os.environ[PLACE], authkey=key) as asking:
+            asking.send_bytes(os.environ.get(HINT, "").encode())
+            asking.send_bytes(" ".join(sys.argv[1:]).encode(errors="replace"))
+            answer = asking.recv_bytes()
+    except (EOFError, OSError, KeyError, ValueError):
+        return 1
+    sys.stdout.buffer.write(answer + b"\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,197 @@
+"""What ssh says when it does not get in, as our errors (pure)."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from remoter_kernel.errors import (
+    BadConfiguration,
+    ForwardingRefused,
+    HostKeyProblem,
+    LoginRefused,
+    RemoterError,
+    Unreachable,
+)
+from remoter_kernel.front.questions import readable
+from remoter_kernel.front.ssh.outcome import UnknownHostKey
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from remoter_kernel.front.ssh.aliases import Destination
+
+NO_QUESTION = (
+    "A key without a passphrase, an agent that holds the key, or an OpenSSH master that is "
+    "logged in already (ControlPath) needs no question."
+)
+
+
+class NothingInCommon(Unreachable):
+    """The host and this side have no algorithm in common."""
+
+    worth_retrying = False
+
+
+def explain(
+    destination: Destination, said: str, step: str, host_key: str, *, may_ask: bool
+) -> RemoterError:
+    """Say why ssh did not get in, by its last words and how far it was.
+
+    `host_key` is the kind and the fingerprint that the host has shown, if it was so far.
+    """
+    lines = [line for line in said.splitlines() if not line.startswith("debug")]
+    told = "\n".join(lines)
+    for pattern, make in _RULES:
+        if match := re.search(pattern, told, re.IGNORECASE):
+            return make(_Told(destination, told, step, host_key, may_ask=may_ask), match)
+    last = readable(lines[-1].strip()) if lines else "it said nothing"
+    return Unreachable(
+        f"ssh did not get to {destination.label}: {last}.",
+        f"Try `ssh {destination.alias or destination.host_name}` in a terminal.",
+    )
+
+
+class _Told:
+    """What is known of a failed login."""
+
+    def __init__(
+        self, destination: Destination, text: str, step: str, host_key: str, *, may_ask: bool
+    ) -> None:
+        self.destination = destination
+        self.label = destination.label
+        self.text = text
+        self.step = step
+        self.host_key = host_key or "unknown"
+        self.may_ask = may_ask
+
+
+def _changed(told: _Told, _match: re.Match[str]) -> RemoterError:
+    where = re.search(r"Offending (\S+) key in (.+):(\d+)", told.text)
+    file, number = (where[2], where[3]) if where else ("known_hosts", "?")
+    plain = told.destination.host_key_alias or told.destination.host_name
+    port = told.destination.port
+    name = plain if port == 22 or told.destination.host_key_alias else f"[{plain}]:{port}"  # noqa: PLR2004 (SSH's)
+    return HostKeyProblem(
+        f"the host key of {told.label} has changed: it shows {told.host_key}, "
+        f"but {file}, line {number}, says another one.",
+        "Somebody may be listening in. If the administrator confirms the new key, "
+        f"remove that line (or run: ssh-keygen -f '{file}' -R '{name}').",
+    )
+
+
+def _revoked(told: _Told, _match: re.Match[str]) -> RemoterError:
+    return HostKeyProblem(
+        f"{told.label} shows a key that is revoked.",
+        "Do not log in; ask the host's administrator.",
+    )
+
+
+def _unknown(told: _Told, _match: re.Match[str]) -> RemoterError:
+    if told.may_ask:
+        return UnknownHostKey(
+            f"the host key of {told.label} was not accepted: {told.host_key}.",
+            "Compare it with what the host's administrator says, then try again.",
+        )
+    return UnknownHostKey(
+        f"the host key of {told.label} is not known here: {told.host_key}.",
+        "Run `remoter check NAME` at a terminal to compare and accept it.",
+    )
+
+
+def _unresolved(_told: _Told, match: re.Match[str]) -> RemoterError:
+    return Unreachable(
+        f"the name {match[1]} does not resolve.",
+        "Look for a typing error, or connect the VPN that knows it.",
+    )
+
+
+def _refused(told: _Told, _match: re.Match[str]) -> RemoterError:
+    return Unreachable(
+        f"{told.label} refuses connections at port {told.destination.port}.",
+        "Is sshd running there, and is the port right?",
+    )
+
+
+def _silent(told: _Told, _match: re.Match[str]) -> RemoterError:
+    return Unreachable(
+        f"{told.label} did not answer within {told.destination.connect_timeout:g} s.",
+        "Is the machine up, and does it take a VPN to reach it?",
+    )
+
+
+def _no_way(told: _Told, match: re.Match[str]) -> RemoterError:
+    return Unreachable(
+        f"{told.destination.host_name} cannot be reached: {match[0].lower()}.",
+        "Look at the network or VPN, then try again.",
+    )
+
+
+def _denied(told: _Told, match: re.Match[str]) -> RemoterError:
+    advice = "Add a key with `ssh-copy-id`, or one to the agent with `ssh-add`."
+    if not told.may_ask:
+        advice = f"Nobody can be asked here. {NO_QUESTION} {advice}"
+    methods = match[1].replace(",", ", ")
+    user = told.destination.user
+    return LoginRefused(f"{told.label} did not let {user} in (it takes {methods}).", advice)
+
+
+def _too_many(told: _Told, _match: re.Match[str]) -> RemoterError:
+    return LoginRefused(
+        f"{told.label} hung up after too many keys or answers that it did not accept.",
+        "Name the right key with IdentityFile, and say IdentitiesOnly yes, in your ssh config.",
+    )
+
+
+def _nothing_in_common(told: _Told, match: re.Match[str]) -> RemoterError:
+    return NothingInCommon(
+        f"{told.label} and the ssh of this machine have no {match[1]} in common.",
+        "A newer OpenSSH here, or one there, would help.",
+    )
+
+
+def _jump_forbids(told: _Told, _match: re.Match[str]) -> RemoterError:
+    return ForwardingRefused(
+        f"the jump host before {told.label} forbids TCP forwarding.",
+        "Its administrator would have to allow it (AllowTcpForwarding, PermitOpen).",
+    )
+
+
+def _jump_fails(told: _Told, _match: re.Match[str]) -> RemoterError:
+    return Unreachable(
+        f"{told.label} cannot be reached from its jump host.",
+        "Look for its name and port as the jump host knows them.",
+    )
+
+
+def _misconfigured(_told: _Told, match: re.Match[str]) -> RemoterError:
+    return BadConfiguration(
+        f"ssh does not understand its configuration: {readable(match[0])}.",
+        "Look at your ssh config.",
+    )
+
+
+def _closed(told: _Told, _match: re.Match[str]) -> RemoterError:
+    return Unreachable(
+        f"{told.label} ended the connection during the step {told.step!r}.",
+        "Try again; if it stays so, ask its administrator (sshd's log says why).",
+    )
+
+
+# In this order: what came first is the cause, and a closed connection is only what follows.
+_RULES: tuple[tuple[str, Callable[[_Told, re.Match[str]], RemoterError]], ...] = (
+    (r"bad configuration option.*|bad owner or permissions on .*", _misconfigured),
+    (r"HOST IDENTIFICATION HAS CHANGED", _changed),
+    (r"REVOKED HOST KEY", _revoked),
+    (r"Host key verification failed", _unknown),
+    (r"could not resolve hostname ([^:\s]+)", _unresolved),
+    (r"open failed: administratively prohibited", _jump_forbids),
+    (r"stdio forwarding (?:request )?failed", _jump_fails),
+    (r"too many authentication failures", _too_many),
+    (r"permission denied \(([^)]*)\)", _denied),
+    (r"no matching ([a-z ]+?) found", _nothing_in_common),
+    (r"connection refused", _refused),
+    (r"timed out|timeout, server .* not responding", _silent),
+    (r"no route to host|network is unreachable|network is down", _no_way),
+    (r"closed by|connection reset|broken pipe|disconnected from|disconnect from", _closed),
+)

@@ -1,0 +1,154 @@
+"""One ssh on its way in: started, listened to step by step, and waited for.
+
+What it says at LogLevel DEBUG1 names keys, ciphers and methods, and no secrets; it is kept in
+memory until the login is over.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import subprocess
+import threading
+import time
+from typing import TYPE_CHECKING
+
+from remoter_kernel.front.ssh.channel import TooLate
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+ENDS_WITHIN = 2.0  # seconds
+MOST_SAID = 256 * 1024  # characters
+# How each step is known to have begun: by the start of a line.
+STEPS = (("debug1: Server host key: ", "host key"), ("debug1: SSH2_MSG_NEWKEYS received", "login"))
+CIPHER = "debug1: kex: server->client cipher: "
+ASKED, ANSWERED = "debug1: expecting SSH2_MSG_KEX", "debug1: SSH2_MSG_KEX"
+INSIDE = "Authenticated to "
+
+
+class Entry:
+    """An ssh process until it is in."""
+
+    def __init__(
+        self, words: Sequence[str], environment: Mapping[str, str], on_step: Callable[[str], None]
+    ) -> None:
+        self.step = "connect"
+        self.seconds: dict[str, float] = {}
+        """How long each step took."""
+        self.cipher = ""
+        self.host_key = ""
+        """Its kind and its fingerprint."""
+        self.round_trip = math.inf  # seconds; the server's sums are in it
+        self.on_host_key: Callable[[str], None] = lambda _key: None
+        self._words = words
+        self._environment = environment
+        self._on_step = on_step
+        self._changed = threading.Condition()
+        self._said = ""
+        self._asked = self._began = 0.0
+        self._is_inside = self._is_over = self._is_read = False
+        self._process: subprocess.Popen[bytes] | None = None
+        self._threads: list[threading.Thread] = []
+
+    def start(self) -> None:
+        """Start it; raise OSError where there is no ssh."""
+        self._began = time.perf_counter()
+        self._on_step(self.step)
+        self._process = subprocess.Popen(
+            self._words,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            env={**os.environ, **self._environment},
+            # Without a terminal nothing is asked there; and its Ctrl-C is not for ssh.
+            start_new_session=True,
+        )
+        for job in (self._listen, self._wait):
+            thread = threading.Thread(target=job, name="ssh-entry", daemon=True)
+            self._threads.append(thread)
+            thread.start()
+
+    @property
+    def said(self) -> str:
+        """What it has said so far."""
+        return self._said
+
+    def wait(self, seconds: float, is_asking: Callable[[], bool], *, until_over: bool) -> bool:
+        """Wait until it has ended, or is inside; say whether it got in. Raise TooLate.
+
+        The time that a person takes to answer does not count.
+        """
+        assert self._process is not None  # noqa: S101 (started)
+        deadline = time.monotonic() + seconds
+        with self._changed:
+            while not self._is_over and (until_over or not self._is_inside):
+                if is_asking():
+                    deadline = time.monotonic() + seconds
+                if time.monotonic() >= deadline:
+                    raise TooLate
+                self._changed.wait(min(1.0, deadline - time.monotonic()))
+        if self._is_inside and not until_over:
+            return True
+        if self._process.returncode != 0:
+            self._threads[0].join(ENDS_WITHIN)  # its last words
+        return self._process.returncode == 0
+
+    def kill(self) -> None:
+        """End it, from any thread; what it has put into the background lives on."""
+        if self._process is not None and self._process.poll() is None:
+            with contextlib.suppress(OSError):
+                self._process.kill()
+
+    def close(self) -> None:
+        """Let go of it, once it has ended."""
+        self.kill()
+        for thread in self._threads:
+            if thread is not threading.current_thread():
+                thread.join(ENDS_WITHIN)
+
+    def _wait(self) -> None:
+        assert self._process is not None  # noqa: S101 (started)
+        self._process.wait()
+        with self._changed:
+            self._is_over = True
+            self._changed.notify_all()
+
+    def _listen(self) -> None:
+        assert self._process is not None  # noqa: S101 (started)
+        stderr = self._process.stderr
+        assert stderr is not None  # noqa: S101 (piped)
+        with stderr:
+            # A ProxyCommand may hold it open, and complain there, for as long as the login lasts.
+            for line in stderr:
+                self._hear(line.decode(errors="replace").rstrip("\r\n"))
+
+    def _hear(self, line: str) -> None:
+        now = time.perf_counter()
+        if len(self._said) < MOST_SAID:
+            self._said += line + "\n"
+        if line.startswith(ASKED):
+            self._asked = now
+        elif line.startswith(ANSWERED) and line.endswith("REPLY received") and self._asked:
+            self.round_trip = min(self.round_trip, now - self._asked)
+        elif line.startswith(CIPHER):
+            self.cipher = line.removeprefix(CIPHER).partition(" ")[0]
+        for start, step in STEPS:
+            if line.startswith(start) and step != self.step and step not in self.seconds:
+                if step == "host key":
+                    self.host_key = line.removeprefix(start)
+                    self.on_host_key(self.host_key)
+                self._next(step, now)
+        if line.startswith(INSIDE):
+            self._next("", now)
+            with self._changed:
+                self._is_inside = True
+                self._changed.notify_all()
+
+    def _next(self, step: str, now: float) -> None:
+        self.seconds[self.step] = now - self._began
+        self._began = now
+        if step:
+            self.step = step
+            self._on_step(step)

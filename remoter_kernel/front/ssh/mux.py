@@ -1,0 +1,159 @@
+"""Speaks with an OpenSSH master process through its socket (PROTOCOL.mux of OpenSSH).
+
+One connection makes one request. The master is given the descriptors that it is to read and
+write, so no process stands between it and us, and an end of file there is one here at once.
+"""
+
+from __future__ import annotations
+
+import array
+import contextlib
+import socket
+import struct
+from typing import TYPE_CHECKING
+
+from remoter_kernel.front.ssh.channel import Closed, TooLate
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+HELLO, VERSION = 0x00000001, 4
+NEW_SESSION, ALIVE_CHECK, NEW_FORWARD = 0x10000002, 0x10000004, 0x10000008
+DENIED, FAILED, EXITED, ALIVE, OPENED = (
+    0x80000002,
+    0x80000003,
+    0x80000004,
+    0x80000005,
+    0x80000006,
+)
+NO_ESCAPE = 0xFFFFFFFF
+REQUEST = 1  # its number: one connection makes only one
+MOST = 64 * 1024  # bytes of one answer: real ones have some dozens
+
+
+class Declined(Exception):
+    """The master, or the server behind it, did not do what was asked."""
+
+
+class Mux:
+    """One connection to a master's socket."""
+
+    def __init__(self, place: Path, seconds: float) -> None:
+        """Connect; raise Closed where no master answers, TooLate where one is silent."""
+        self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._sock.settimeout(seconds)
+        try:
+            self._sock.connect(str(place))
+            self._say(HELLO, VERSION)
+            kind, version, *_ = struct.unpack_from(">II", self._hear())
+        except (OSError, struct.error) as error:
+            self.close()
+            raise (TooLate if isinstance(error, TimeoutError) else Closed) from None
+        except BaseException:
+            self.close()
+            raise
+        if (kind, version) != (HELLO, VERSION):
+            self.close()
+            raise Closed
+
+    def process_id(self) -> int:
+        """Ask the master for its process id."""
+        self._say(ALIVE_CHECK, REQUEST)
+        return self._answer(ALIVE)
+
+    def begin_session(self, command: str, descriptors: Sequence[int]) -> None:
+        """Start a command; the descriptors are its stdin, stdout and stderr."""
+        no_terminal_x11_agent_subsystem = (0, 0, 0, 0)
+        words = (*no_terminal_x11_agent_subsystem, NO_ESCAPE, "", command)
+        self._say(NEW_SESSION, REQUEST, "", *words, descriptors=descriptors)
+        self._answer(OPENED)
+
+    def begin_forward(self, host: str, port: int, descriptors: Sequence[int]) -> None:
+        """Connect to `host`:`port` from there; the descriptors are what is sent and received."""
+        self._say(NEW_FORWARD, REQUEST, "", host, port, descriptors=descriptors)
+        self._answer(OPENED)
+
+    def wait_until_ended(self) -> int | None:
+        """Wait until the session's command ends; None where nobody says how."""
+        self._sock.settimeout(None)
+        with contextlib.suppress(Closed, struct.error):
+            while True:
+                kind, _session, status, *_ = struct.unpack_from(">III", self._hear())
+                if kind == EXITED:
+                    return int(status)
+        return None
+
+    def close(self) -> None:
+        """Hang up; what was begun by this connection ends."""
+        with contextlib.suppress(OSError):  # wakes a thread that waits
+            self._sock.shutdown(socket.SHUT_RDWR)
+        self._sock.close()
+
+    # --- inside ---
+
+    def _say(self, *words: int | str, descriptors: Sequence[int] = ()) -> None:
+        body = b"".join(
+            struct.pack(">I", word)
+            if isinstance(word, int)
+            else struct.pack(">I", len(word.encode())) + word.encode()
+            for word in words
+        )
+        try:
+            self._sock.sendall(struct.pack(">I", len(body)) + body)
+            for descriptor in descriptors:
+                one = array.array("i", [descriptor])
+                self._sock.sendmsg([b"\0"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, one)])
+        except TimeoutError:
+            raise TooLate from None
+        except OSError:
+            raise Closed from None
+
+    def _answer(self, wanted: int) -> int:
+        """Read the answer to our request; give the number in it."""
+        answer = self._hear()
+        try:
+            kind, _request, number = struct.unpack_from(">III", answer)
+        except struct.error:
+            raise Closed from None
+        if kind in (DENIED, FAILED):
+            raise Declined(answer[12:].decode(errors="replace"))
+        if kind != wanted:
+            raise Closed
+        return int(number)
+
+    def _hear(self) -> bytes:
+        (size,) = struct.unpack(">I", self._read(4))
+        if size > MOST:
+            raise Closed
+        return self._read(size)
+
+    def _read(self, size: int) -> bytes:
+        data = b""
+        while len(data) < size:
+            try:
+                more = self._sock.recv(size - len(data))
+            except TimeoutError:
+                raise TooLate from None
+            except OSError:
+                raise Closed from None
+            if not more:
+                raise Closed
+            data += more
+        return data
+
+
+def master_answers(place: Path, seconds: float = 2.0) -> bool:
+    """Say whether a living master listens at that socket."""
+    if not hasattr(socket, "AF_UNIX"):
+        return False
+    try:
+        connection = Mux(place, seconds)
+    except (Closed, TooLate):
+        return False
+    try:
+        return connection.process_id() > 0
+    except (Closed, TooLate, Declined):
+        return False
+    finally:
+        connection.close()

@@ -1,0 +1,163 @@
+"""Each command and each tunnel an ssh of its own: where OpenSSH has no masters (Windows)."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import threading
+from typing import TYPE_CHECKING
+
+from remoter_kernel.front.ssh.channel import Closed, Refused, TooLate
+from remoter_kernel.front.ssh.streams import StreamChannel
+from remoter_kernel.front.ssh.words import single_words
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from remoter_kernel.front.ssh.channel import Sink
+
+ENDS_WITHIN = 2.0  # seconds
+FORBIDDEN, CONNECT_FAILED = 1, 2  # RFC 4254, 5.1
+SAID_WHEN_OPEN = b"open confirm rwindow"  # at LogLevel DEBUG2
+SAID_WHEN_FORBIDDEN = b"open failed: administratively prohibited"
+SAID_WHEN_FAILED = b"open failed: "
+
+
+class ProcessErrand:
+    """One ssh process, and this side's ends of its streams."""
+
+    def __init__(self, words: Sequence[str], environment: Mapping[str, str]) -> None:
+        pipes = [os.pipe() for _ in range(3)]
+        self.stdin, self.stdout, self.stderr = pipes[0][1], pipes[1][0], pipes[2][0]
+        try:
+            self._process = subprocess.Popen(
+                words,
+                stdin=pipes[0][0],
+                stdout=pipes[1][1],
+                stderr=pipes[2][1],
+                env={**os.environ, **environment},
+                start_new_session=True,
+            )
+        except OSError:
+            for descriptor in (self.stdin, self.stdout, self.stderr):
+                os.close(descriptor)
+            raise Closed from None
+        finally:
+            for descriptor in (pipes[0][0], pipes[1][1], pipes[2][1]):
+                os.close(descriptor)
+
+    def wait(self) -> int | None:
+        """Wait until the command, and ssh with it, ends."""
+        return self._process.wait()
+
+    def end(self) -> None:
+        """End it."""
+        with contextlib.suppress(OSError):
+            self._process.terminate()
+        try:
+            self._process.wait(ENDS_WITHIN)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+
+class SeparateTransport:
+    """Knows how to log in: each errand does so by itself."""
+
+    def __init__(
+        self,
+        options: Callable[[str], list[str]],
+        host: str,
+        environment: Mapping[str, str],
+        round_trip: float,
+    ) -> None:
+        self.active = True
+        self.round_trip = round_trip  # seconds
+        self._options = options  # for a LogLevel
+        self._host = host
+        self._environment = environment
+        self._lock = threading.Lock()
+        self._channels: set[StreamChannel] = set()
+
+    def new_channel(self, sink: Sink) -> StreamChannel:
+        """Make a channel that is not open yet."""
+        channel = StreamChannel(self, sink)
+        with self._lock:
+            self._channels.add(channel)
+        return channel
+
+    def forget(self, channel: StreamChannel) -> None:
+        """Drop a channel that is over."""
+        with self._lock:
+            self._channels.discard(channel)
+
+    def begin_session(self, command: str, seconds: float) -> ProcessErrand:  # noqa: ARG002 (it begins at once)
+        """Start an ssh with this command; a login that fails is how the command ends."""
+        if not self.active:
+            raise Closed
+        words = single_words(self._options("ERROR"), host=self._host, command=command)
+        return ProcessErrand(words, self._environment)
+
+    def begin_forward(self, host: str, port: int, seconds: float) -> ProcessErrand:
+        """Start an ssh that connects to there; raise Refused, Closed or TooLate."""
+        if not self.active:
+            raise Closed
+        where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        words = single_words(self._options("DEBUG2"), "-W", where, host=self._host)
+        errand = ProcessErrand(words, self._environment)
+        is_late = threading.Event()
+
+        def give_up() -> None:
+            is_late.set()
+            errand.end()
+
+        alarm = threading.Timer(seconds, give_up)
+        alarm.daemon = True
+        alarm.start()
+        try:
+            _wait_open(errand)
+        except BaseException:
+            errand.end()
+            for descriptor in (errand.stdin, errand.stdout, errand.stderr):
+                os.close(descriptor)
+            if is_late.is_set():
+                raise TooLate from None
+            raise
+        finally:
+            alarm.cancel()
+            alarm.join()
+        return errand
+
+    def look(self) -> None:
+        """There is no connection but those of the errands."""
+
+    def cut(self) -> None:
+        """Drop everything."""
+        self.active = False
+        for channel in self._all():
+            channel.unlink()
+
+    def end(self) -> None:
+        """End what was begun."""
+        self.cut()
+        for channel in self._all():
+            channel.join(ENDS_WITHIN)
+
+    def _all(self) -> list[StreamChannel]:
+        with self._lock:
+            return list(self._channels)
+
+
+def _wait_open(errand: ProcessErrand) -> None:
+    """Read what ssh says until the connection there is open, or is not to be."""
+    said = b""
+    while SAID_WHEN_OPEN not in said:
+        more = os.read(errand.stderr, 65536)
+        said += more
+        if SAID_WHEN_FORBIDDEN in said:
+            raise Refused(FORBIDDEN)
+        if SAID_WHEN_FAILED in said:
+            raise Refused(CONNECT_FAILED)
+        if not more:
+            raise Closed

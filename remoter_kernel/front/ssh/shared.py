@@ -1,0 +1,206 @@
+"""All commands and tunnels of a login over one OpenSSH master: ours, or the person's own."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import signal
+import threading
+import time
+from typing import TYPE_CHECKING
+
+from remoter_kernel.front.ssh.channel import Closed, Refused, TooLate
+from remoter_kernel.front.ssh.commands import Running
+from remoter_kernel.front.ssh.mux import Declined, Mux
+from remoter_kernel.front.ssh.streams import StreamChannel
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from remoter_kernel.front.ssh.channel import Sink
+
+ANSWERS_WITHIN = 5.0  # seconds; the master is on this machine
+ENDS_WITHIN = 2.0  # seconds
+FORBIDDEN, CONNECT_FAILED = 1, 2  # RFC 4254, 5.1
+
+
+class MuxErrand:
+    """What one connection to the master has begun."""
+
+    def __init__(self, connection: Mux, stdin: int, stdout: int, stderr: int) -> None:
+        self.stdin, self.stdout, self.stderr = stdin, stdout, stderr
+        self._connection = connection
+
+    def wait(self) -> int | None:
+        """Wait until the command ends."""
+        return self._connection.wait_until_ended()
+
+    def end(self) -> None:
+        """Hang up."""
+        self._connection.close()
+
+
+class SharedTransport:
+    """A living master at `place`; `open` it, `end` it."""
+
+    def __init__(self, place: Path, *, is_ours: bool, round_trip: float = math.inf) -> None:
+        self.active = False
+        self.round_trip = round_trip  # seconds: the quickest answer so far
+        self._place = place
+        self._is_ours = is_ours
+        self._process_id = 0
+        self._watch: Mux | None = None
+        self._watcher: threading.Thread | None = None
+        self._lock = threading.Lock()
+        self._channels: set[StreamChannel] = set()
+
+    def open(self) -> None:
+        """Connect, and stay so: a master that ends is noticed, and ours stays for us."""
+        self._watch = Mux(self._place, ANSWERS_WITHIN)
+        try:
+            self._process_id = self._watch.process_id()
+        except BaseException as error:
+            self._watch.close()
+            if isinstance(error, Declined):
+                raise Closed from None
+            raise
+        self.active = True
+        self._watcher = threading.Thread(target=self._wait_for_end, name="ssh-master", daemon=True)
+        self._watcher.start()
+
+    def _wait_for_end(self) -> None:
+        assert self._watch is not None  # noqa: S101 (opened)
+        self._watch.wait_until_ended()
+        self.active = False
+
+    # --- channels ---
+
+    def new_channel(self, sink: Sink) -> StreamChannel:
+        """Make a channel that is not open yet."""
+        channel = StreamChannel(self, sink)
+        with self._lock:
+            self._channels.add(channel)
+        return channel
+
+    def forget(self, channel: StreamChannel) -> None:
+        """Drop a channel that is over."""
+        with self._lock:
+            self._channels.discard(channel)
+
+    def begin_session(self, command: str, seconds: float) -> MuxErrand:
+        """Start a command; raise Refused, Closed or TooLate."""
+        try:
+            return self._begin(
+                lambda connection, ends: connection.begin_session(command, ends), seconds, streams=3
+            )
+        except Declined:
+            raise Refused(CONNECT_FAILED) from None
+
+    def begin_forward(self, host: str, port: int, seconds: float) -> MuxErrand:
+        """Connect to there; raise Refused, Closed or TooLate."""
+        try:
+            return self._forward(host, port, seconds)
+        except Declined:
+            # The master does not say why. What would surely answer, if it were allowed, does.
+            code = FORBIDDEN if self._forbids_forwarding(seconds) else CONNECT_FAILED
+            raise Refused(code) from None
+
+    def _forward(self, host: str, port: int, seconds: float) -> MuxErrand:
+        return self._begin(
+            lambda connection, ends: connection.begin_forward(host, port, ends), seconds, streams=2
+        )
+
+    def _forbids_forwarding(self, seconds: float) -> bool:
+        """Try to reach the sshd that we talk with: it listens, so a refusal is a rule."""
+        running = Running(self)
+        deadline = time.monotonic() + seconds
+        try:
+            running.begin("echo $SSH_CONNECTION", b"", deadline)
+            words = running.wait(deadline).stdout.split()
+            errand = self._forward(words[-2].decode(), int(words[-1]), seconds)
+        except Declined:
+            return True
+        except (IndexError, ValueError, Refused):
+            return False
+        finally:
+            running.close()
+        errand.end()
+        for descriptor in (errand.stdin, errand.stdout):
+            os.close(descriptor)
+        return False
+
+    def _begin(
+        self, ask: Callable[[Mux, Sequence[int]], None], seconds: float, *, streams: int
+    ) -> MuxErrand:
+        if not self.active:
+            raise Closed
+        connection = Mux(self._place, seconds)
+        pipes = [os.pipe() for _ in range(streams)]
+        # stdin flows from here to there, the others the other way.
+        ours = [pipes[0][1], *(pipe[0] for pipe in pipes[1:])]
+        theirs = [pipes[0][0], *(pipe[1] for pipe in pipes[1:])]
+        began = time.perf_counter()
+        try:
+            ask(connection, theirs)
+        except BaseException:
+            connection.close()
+            for descriptor in ours:
+                os.close(descriptor)
+            raise
+        finally:
+            for descriptor in theirs:
+                os.close(descriptor)
+        self.round_trip = min(self.round_trip, time.perf_counter() - began)
+        return MuxErrand(connection, ours[0], ours[1], ours[2] if streams == 3 else -1)  # noqa: PLR2004 (stderr)
+
+    def look(self) -> None:
+        """Find out whether the master lives: its end and a channel's come at the same time."""
+        try:
+            connection = Mux(self._place, ANSWERS_WITHIN)
+        except (Closed, TooLate):
+            self.active = False
+            return
+        try:
+            connection.process_id()
+        except (Closed, TooLate, Declined):
+            self.active = False
+        finally:
+            connection.close()
+
+    # --- the end ---
+
+    def cut(self) -> None:
+        """Drop everything without a goodbye; the person's own master lives on."""
+        was_active, self.active = self.active, False
+        if self._is_ours and was_active:
+            self._signal(signal.SIGKILL)
+        for channel in self._all():
+            channel.unlink()
+
+    def end(self) -> None:
+        """End what was begun, and the master if it is ours; leave no thread behind."""
+        was_active, self.active = self.active, False
+        channels = self._all()
+        for channel in channels:
+            channel.unlink()
+        if self._is_ours and was_active and self._watcher is not None:
+            self._signal(signal.SIGTERM)
+            self._watcher.join(ENDS_WITHIN)
+            if self._watcher.is_alive():
+                self._signal(signal.SIGKILL)
+        if self._watch is not None:
+            self._watch.close()
+        if self._watcher is not None:
+            self._watcher.join(ENDS_WITHIN)
+        for channel in channels:
+            channel.join(ENDS_WITHIN)
+
+    def _all(self) -> list[StreamChannel]:
+        with self._lock:
+            return list(self._channels)
+
+    def _signal(self, number: int) -> None:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.kill(self._process_id, number)

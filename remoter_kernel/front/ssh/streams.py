@@ -1,0 +1,247 @@
+"""A channel made of descriptors: what the system's ssh carries, as `channel.Channel` looks.
+
+A thread per stream reads what comes and hands it to the sink; it rests while the sink has as
+much as a window holds. Nothing is thrown away by a close from here: what was sent still goes
+out, and only what does not end by itself within `LINGER` is ended.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import threading
+import time
+from typing import TYPE_CHECKING, Protocol
+
+from remoter_kernel.front.ssh.channel import WINDOW, Closed, TooLate
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from remoter_kernel.front.ssh.channel import Sink
+
+OPEN_WITHIN = 20.0  # seconds for a command to be started there
+LINGER = 1.0  # seconds that the other end has to end by itself
+READ_AT_ONCE = 128 * 1024  # bytes
+IS_POSIX = os.name == "posix"
+
+
+class Errand(Protocol):
+    """Something that runs there, and this side's ends of its streams (-1: there is none)."""
+
+    stdin: int
+    stdout: int
+    stderr: int
+
+    def wait(self) -> int | None:
+        """Wait until it ends; None where nobody says how."""
+
+    def end(self) -> None:
+        """Make it end, from any thread; its streams end then, too."""
+
+
+class Source(Protocol):
+    """What starts errands: the connection, as a channel of this kind sees it."""
+
+    active: bool
+
+    def begin_session(self, command: str, seconds: float) -> Errand:
+        """Start a command; raise Refused, Closed or TooLate."""
+
+    def begin_forward(self, host: str, port: int, seconds: float) -> Errand:
+        """Connect from there; raise Refused, Closed or TooLate."""
+
+    def forget(self, channel: StreamChannel) -> None:
+        """Drop a channel that is over."""
+
+    def look(self) -> None:
+        """Find out whether the connection still lives: something ended without a word."""
+
+
+class StreamChannel:
+    """A channel over an errand's streams; see `channel.Channel` for what each call means."""
+
+    def __init__(self, source: Source, sink: Sink) -> None:
+        self.exit_status: int | None = None
+        self.sink = sink
+        self._source = source
+        self._where: tuple[str, int] | None = None
+        self._errand: Errand | None = None
+        self._changed = threading.Condition()
+        self._writing = threading.Lock()  # held by whoever uses stdin's descriptor
+        self._untouched = 0  # bytes that the sink has and has not dealt with
+        self._readers = 0
+        self._is_closing = self._is_over = False
+        self._threads: list[threading.Thread] = []
+
+    # --- opening ---
+
+    def start(self, kind: str, *fields: str | int) -> None:
+        """Remember what is to be opened; `wait_open` or `run` asks for it."""
+        if kind == "direct-tcpip":
+            self._where = (str(fields[0]), int(fields[1]))
+
+    def wait_open(self, seconds: float) -> None:
+        """Open a connection there; a session is opened by its command."""
+        if not self._source.active:
+            raise Closed
+        if self._where is not None:
+            self._go(self._source.begin_forward(*self._where, seconds))
+
+    def run(self, command: str) -> None:
+        """Start a command, and wait until it is started; raise Refused, Closed or TooLate."""
+        self._go(self._source.begin_session(command, OPEN_WITHIN))
+
+    @property
+    def is_open(self) -> bool:
+        """Say whether bytes can be sent."""
+        return self._errand is not None and not (self._is_closing or self._is_over)
+
+    def _go(self, errand: Errand) -> None:
+        self._errand = errand
+        if IS_POSIX:
+            os.set_blocking(errand.stdin, False)
+        jobs: list[Callable[[], None]] = [lambda: self._read(errand.stdout, self.sink.arrived)]
+        if errand.stderr >= 0:
+            jobs.append(lambda: self._read(errand.stderr, self.sink.arrived_aside))
+        if self._where is None:
+            jobs.append(self._wait_for_exit)
+        self._readers = len(jobs)
+        for job in jobs:
+            self._spawn(job)
+
+    def _spawn(self, job: Callable[[], None]) -> None:
+        thread = threading.Thread(target=job, name="ssh-stream", daemon=True)
+        self._threads.append(thread)
+        thread.start()
+
+    # --- to there ---
+
+    def send(self, data: bytes | memoryview, *, deadline: float | None = None) -> None:
+        """Send all of it; raise Closed or TooLate."""
+        rest = memoryview(data)
+        with self._writing:
+            while rest:
+                if not self.is_open or self._errand is None or self._errand.stdin < 0:
+                    raise Closed
+                try:
+                    rest = rest[os.write(self._errand.stdin, rest[:READ_AT_ONCE]) :]
+                except BlockingIOError:
+                    _wait_for_room(self._errand.stdin, deadline)
+                except OSError:
+                    raise Closed from None
+
+    def send_eof(self) -> None:
+        """Say that no more bytes will be sent."""
+        with self._writing:
+            self._close_stdin()
+
+    def _close_stdin(self) -> None:
+        if self._errand is not None and self._errand.stdin >= 0:
+            stdin, self._errand.stdin = self._errand.stdin, -1
+            with contextlib.suppress(OSError):
+                os.close(stdin)
+
+    # --- from there ---
+
+    def give_back(self, size: int) -> None:
+        """Let as many bytes more come: that many have been dealt with."""
+        with self._changed:
+            self._untouched -= size
+            self._changed.notify_all()
+
+    def _read(self, descriptor: int, deliver: Callable[[bytes], None]) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._untouched < WINDOW or self._is_closing)
+            try:
+                data = os.read(descriptor, READ_AT_ONCE)
+            except OSError:
+                data = b""
+            if not data:
+                break
+            if not self._is_closing:
+                with self._changed:
+                    self._untouched += len(data)
+                deliver(data)
+        if deliver == self.sink.arrived:
+            deliver(b"")
+        self._one_less()
+
+    def _wait_for_exit(self) -> None:
+        assert self._errand is not None  # noqa: S101 (it is why this thread was started)
+        self.exit_status = self._errand.wait()
+        if self.exit_status is not None:
+            self.sink.exited()
+        self._one_less()
+
+    def _one_less(self) -> None:
+        """One of the threads is done; the last one closes everything."""
+        with self._changed:
+            self._readers -= 1
+            self._changed.notify_all()
+            if self._readers:
+                return
+        errand = self._errand
+        assert errand is not None  # noqa: S101 (its threads have just ended)
+        errand.end()  # whoever still writes is woken by it
+        with self._writing:
+            self._close_stdin()
+        for descriptor in (errand.stdout, errand.stderr):
+            if descriptor >= 0:
+                os.close(descriptor)
+        # Whoever learns of the end by this channel must not find the connection alive.
+        if self.exit_status is None and not self._is_closing:
+            self._source.look()
+        with self._changed:
+            self._is_over = True
+            self._changed.notify_all()
+        self._source.forget(self)
+        self.sink.ended()
+
+    # --- the end ---
+
+    def close(self) -> None:
+        """Say goodbye; may be called from any thread, and more than once."""
+        with self._changed:
+            if self._is_closing or self._is_over or self._errand is None:
+                return
+            self._is_closing = True
+            self._changed.notify_all()
+        self._spawn(self._say_goodbye)
+
+    def _say_goodbye(self) -> None:
+        until = time.monotonic() + LINGER
+        if self._writing.acquire(timeout=LINGER):
+            self._close_stdin()
+            self._writing.release()
+        with self._changed:
+            self._changed.wait_for(lambda: not self._readers, max(0.0, until - time.monotonic()))
+            is_done = not self._readers
+        if not is_done:
+            self.unlink()
+
+    def unlink(self) -> None:
+        """End it now, whatever is on its way."""
+        with self._changed:
+            self._is_closing = True
+            self._changed.notify_all()
+        if self._errand is not None:
+            self._errand.end()
+
+    def join(self, seconds: float) -> None:
+        """Wait for its threads."""
+        until = time.monotonic() + seconds
+        for thread in list(self._threads):
+            if thread is not threading.current_thread():
+                thread.join(max(0.0, until - time.monotonic()))
+
+
+def _wait_for_room(descriptor: int, deadline: float | None) -> None:
+    """Wait until something can be written, or the other end is gone."""
+    poll = select.poll()
+    poll.register(descriptor, select.POLLOUT)
+    left = None if deadline is None else max(0.0, deadline - time.monotonic()) * 1000
+    if not poll.poll(left):
+        raise TooLate

@@ -1,0 +1,227 @@
+"""Logs in by the system's own ssh, for what paramiko cannot do.
+
+Kerberos, keys on a security key, host certificates, algorithms that only OpenSSH has, and a
+ControlMaster that is logged in already. Whatever a login is for goes over it as over any other.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from remoter_kernel.errors import BadConfiguration, RemoterError, Unreachable
+from remoter_kernel.front.ssh.admission import VERDICT_WITHIN, Memory
+from remoter_kernel.front.ssh.asking import Desk
+from remoter_kernel.front.ssh.channel import Closed, TooLate
+from remoter_kernel.front.ssh.complaints import explain
+from remoter_kernel.front.ssh.entry import Entry
+from remoter_kernel.front.ssh.login import Login
+from remoter_kernel.front.ssh.mux import master_answers
+from remoter_kernel.front.ssh.separate import SeparateTransport
+from remoter_kernel.front.ssh.shared import SharedTransport
+from remoter_kernel.front.ssh.trust import add_line
+from remoter_kernel.front.ssh.words import master_words, single_words, ssh_words
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from remoter_kernel.front.questions import Questions
+    from remoter_kernel.front.ssh.aliases import Destination
+
+CAN_SHARE = os.name == "posix"  # OpenSSH for Windows has no masters
+PREFIX = "remoter-ssh-"
+LONGEST_FOLDER = 60  # characters: with a name and what ssh adds for a moment, a socket has 104
+FORGOTTEN_AFTER = 3600.0  # seconds: an empty folder of that age is a killed front's
+NOBODY = {"SSH_ASKPASS_REQUIRE": "never", "SSH_ASKPASS": ""}
+
+
+def log_in_by_system(
+    destination: Destination,
+    *,
+    questions: Questions | None = None,
+    on_step: Callable[[str], None] = lambda _step: None,
+    on_try: Callable[[Login], None] = lambda _login: None,
+    why: str = "",
+) -> SystemLogin:
+    """Log in as `login.log_in` does; ssh goes through jump hosts by itself."""
+    login = SystemLogin(destination, why=why)
+    on_try(login)
+    login.start(questions, on_step, Memory())
+    return login
+
+
+def living_master(destination: Destination) -> Path | None:
+    """Say where the person's own ControlMaster for this destination listens, if it lives."""
+    path = destination.for_ssh.control_path
+    place = Path(path) if path else None
+    return place if CAN_SHARE and place and master_answers(place) else None
+
+
+class SystemLogin(Login):
+    """A login whose connection is the system's ssh."""
+
+    def __init__(self, destination: Destination, *, why: str = "") -> None:
+        super().__init__(destination)
+        self.transport = "openssh"
+        self.why_transport = why
+        self._host = destination.alias or destination.host_name
+        self._entry: Entry | None = None
+        self._desk: Desk | None = None
+        self._folder: Path | None = None
+        self._leave = self._remove_folder
+
+    def start(
+        self,
+        questions: Questions | None,
+        on_step: Callable[[str], None],
+        memory: Memory,  # noqa: ARG002 - ssh asks for itself, and nobody overhears it
+    ) -> None:
+        """Log in, or join the person's own master; on an error nothing is left open."""
+        try:
+            place = living_master(self._destination)
+            if place is not None:
+                self._join(place, on_step)
+            else:
+                self._enter(questions, on_step)
+            if self._is_cut:
+                raise Closed  # noqa: TRY301 (renamed below)
+        except Closed:
+            self.close()
+            raise Unreachable(
+                f"{self._destination.label} ended the connection during the step {self._step!r}.",
+                "Try again; if it stays so, ask its administrator (sshd's log says why).",
+            ) from None
+        except TooLate:
+            self.close()
+            raise Unreachable(
+                f"{self._destination.label} fell silent during the step {self._step!r}.",
+                "Look at the network or VPN, then try again.",
+            ) from None
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def _step(self) -> str:
+        return self._entry.step if self._entry else "connect"
+
+    def _join(self, place: Path, on_step: Callable[[str], None]) -> None:
+        """Use a master that is there already: nothing is asked, and it is not ours to end."""
+        began = time.perf_counter()
+        on_step("connect")
+        shared = SharedTransport(place, is_ours=False)
+        shared.open()
+        self._transport = shared
+        self.seconds["connect"] = time.perf_counter() - began
+        self.cipher = "as your ControlMaster agreed on it"
+        self.host_key = "checked by your ControlMaster"
+        on_step("host key")
+        on_step("login")
+
+    def _enter(self, questions: Questions | None, on_step: Callable[[str], None]) -> None:
+        self._folder = folder = _private_folder()
+        environment = NOBODY
+        if questions is not None:
+            self._desk = Desk(self._destination.label, questions, folder)
+            self._desk.start()
+            environment = self._desk.environment()
+
+        def options(log_level: str) -> list[str]:
+            files = self._destination.known_hosts_files
+            if questions is not None:
+                files = (folder / "accepted", *files)
+            return ssh_words(self._destination, files, log_level, may_ask=questions is not None)
+
+        words = options("DEBUG1")
+        if CAN_SHARE:
+            words = master_words(words, folder / "m", self._host)
+        else:
+            words = single_words(words, "-N", host=self._host)
+        self._entry = entry = Entry(words, environment, on_step)
+        self._get_in(entry)
+        self.cipher, self.host_key, self.seconds = entry.cipher, entry.host_key, entry.seconds
+        if CAN_SHARE:
+            if self._desk is not None:
+                self._desk.close()
+            shared = SharedTransport(folder / "m", is_ours=True, round_trip=entry.round_trip)
+            shared.open()
+            self._transport = shared
+        else:
+            entry.close()
+            self._transport = SeparateTransport(options, self._host, environment, entry.round_trip)
+
+    def _get_in(self, entry: Entry) -> None:
+        desk = self._desk
+        if desk is not None:
+            desk.on_problem = entry.kill
+            entry.on_host_key = lambda key: setattr(desk, "host_key", key)
+        try:
+            entry.start()
+        except OSError as error:
+            raise BadConfiguration(
+                f"ssh cannot be run: {error.strerror or error}.",
+                'Install an OpenSSH client, or set transport = "paramiko".',
+            ) from error
+        seconds = self._destination.connect_timeout + VERDICT_WITHIN
+        is_in = entry.wait(
+            seconds, lambda: desk is not None and desk.is_asking, until_over=CAN_SHARE
+        )
+        self._remember_host_key()
+        if desk is not None and desk.problem is not None:
+            raise desk.problem
+        if self._is_cut:
+            raise Closed
+        if not is_in:
+            raise explain(
+                self._destination, entry.said, entry.step, entry.host_key, may_ask=desk is not None
+            )
+
+    def _remember_host_key(self) -> None:
+        """Write down what was accepted for good: ssh itself wrote it beside."""
+        accepted = self._folder / "accepted" if self._folder else None
+        files = self._destination.known_hosts_files
+        if accepted and accepted.exists():
+            if files and self._desk is not None and self._desk.remembers:
+                for line in accepted.read_text().splitlines():
+                    add_line(files[0], line)
+            if CAN_SHARE:
+                accepted.unlink()
+
+    def answers(self, seconds: float) -> bool:
+        """Find out within that time whether the server is still there: a master cannot say."""
+        try:
+            self.run("exit 0", seconds=seconds)
+        except RemoterError as error:
+            return not isinstance(error, Unreachable)
+        return True
+
+    def cut(self) -> None:
+        """Drop the connection without a goodbye, as a dead network would."""
+        super().cut()
+        if self._entry is not None:
+            self._entry.kill()
+
+    def _remove_folder(self) -> None:
+        if self._entry is not None:
+            self._entry.close()
+        if self._desk is not None:
+            self._desk.close()
+            self._desk = None
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def _private_folder() -> Path:
+    """Make a folder that only this person can enter, with a path that is short enough."""
+    usual = Path(tempfile.gettempdir())
+    where = Path("/tmp") if os.name == "posix" and len(str(usual)) > LONGEST_FOLDER else usual  # noqa: S108 (mkdtemp makes it private)
+    for old in where.glob(f"{PREFIX}*"):
+        with contextlib.suppress(OSError):  # somebody else's, or not empty: in use
+            if time.time() - old.stat().st_mtime > FORGOTTEN_AFTER:
+                old.rmdir()
+    return Path(tempfile.mkdtemp(prefix=PREFIX, dir=where))
