@@ -107,8 +107,6 @@ def install_there(
     if facts["state"] == "complete":
         progress.step(f"The environment is there already: {facts['environment']}")
         return str(facts["python"])
-    if facts["running"]:
-        _refuse_to_disturb(facts)
     again = " anew, for it is not complete" if facts["state"] == "half" else ""
     progress.step(f"Making the environment {facts['environment']}{again}")
     pip = _bring(there, facts, progress, is_offline=is_offline)
@@ -257,7 +255,8 @@ def _pips_word(said: str) -> str:
     """Return the last thing that pip complained about."""
     complaints = [line for line in said.splitlines() if line.startswith("ERROR:")]
     is_death = said.rpartition("\n")[2].startswith("its Python died")
-    return _last_line(complaints[-1] if complaints and not is_death else said)
+    word = complaints[-1].removeprefix("ERROR:") if complaints and not is_death else said
+    return _last_line(word)
 
 
 def _last_line(text: str) -> str:
@@ -278,7 +277,7 @@ def purge_there(login: Login, remote: Remote) -> bool:
         asked = dataclasses.replace(remote, python=base.path)
         answer, _ = ask_there(login, asked, {"verb": "sessions"})
         sessions = sessions_in(answer["sessions"], facts, remote.name)
-    if facts["running"] or sessions:
+    if sessions:
         _refuse_to_disturb(facts, sessions)
     done = there.ask("purge", MAKE_WITHIN)
     if "running" in done:

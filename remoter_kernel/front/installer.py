@@ -18,6 +18,7 @@ import struct
 import subprocess
 import sys
 import sysconfig
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 MARK = "@remoter-install@"
 STAMP = "remoter-kernel.json"  # the last thing to be written: without it the rest is half-made
 TURN_WITHIN = 300  # seconds that an earlier installation may need to end
+ENDS_WITHIN = 10.0  # seconds that a session which was stopped may need to be gone
 TRY_WITHIN = 120.0  # seconds for the first imports, on a slow disk
 SAID = 4000  # bytes of what pip said
 # What would send pip elsewhere than into the environment, or make it write in the home.
@@ -129,9 +131,18 @@ def complaint(place: Place, modules: list[str]) -> str:
 
 
 def running_in(environment: Path) -> list[int]:
-    """Return the processes of this user that were started from the environment."""
+    """Return the processes of this user that were started from the environment, but for us."""
     begin = f"{environment}/bin/"
-    return sorted(pid for pid, argv0 in own_processes() if argv0.startswith(begin))
+    found = (pid for pid, argv0 in own_processes() if argv0.startswith(begin))
+    return sorted(pid for pid in found if pid != os.getpid())
+
+
+def still_running_in(environment: Path) -> list[int]:
+    """Return what runs in it; what has been told to end is given the time for that."""
+    limit = time.monotonic() + ENDS_WITHIN
+    while running_in(environment) and time.monotonic() < limit:
+        time.sleep(0.1)
+    return running_in(environment)
 
 
 def own_processes() -> Iterator[tuple[int, str]]:
@@ -215,7 +226,7 @@ def make(place: Place, wish: dict[str, Any]) -> dict[str, Any]:
         if is_complete(place, wish):
             remove(place.wheels)
             return {"python": str(place.python), "is_new": False}
-        running = running_in(place.environment)
+        running = still_running_in(place.environment)
         if running:
             return {"running": running}
         try:
@@ -303,7 +314,7 @@ def purge(place: Place, _wish: dict[str, Any]) -> dict[str, Any]:
     if not any(os.path.lexists(str(path)) for path in ours):
         return {"is_removed": False}
     with place.turn():
-        running = running_in(place.environment)
+        running = still_running_in(place.environment)
         if running:
             return {"running": running}
         was_there = os.path.lexists(str(place.environment))
