@@ -107,6 +107,11 @@ def install_there(
     if facts["state"] == "complete":
         progress.step(f"The environment is there already: {facts['environment']}")
         return str(facts["python"])
+    if not facts["has_venv"]:
+        raise RemoteLacks(
+            f"{base.path} there has no venv module.",
+            "Install it (Debian: python3-venv), or name another Python with --python.",
+        )
     again = " anew, for it is not complete" if facts["state"] == "half" else ""
     progress.step(f"Making the environment {facts['environment']}{again}")
     pip = _bring(there, facts, progress, is_offline=is_offline)
@@ -215,11 +220,6 @@ def _explain(trouble: str, what: str) -> NoReturn:
         raise RemoteLacks(
             f"there is no room in the home there, or it cannot be written: {_last_line(what)}.",
             "Make room, or set XDG_DATA_HOME there to a place that has some, then try again.",
-        )
-    if trouble == "venv":
-        raise RemoteLacks(
-            f"{what} there has no venv module.",
-            "Install it (Debian: python3-venv), or name another Python with --python.",
         )
     if trouble == "busy":
         raise RemoteLacks(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import importlib.util
 import json
 import os
 import platform
@@ -58,19 +59,33 @@ class Place:
     @contextlib.contextmanager
     def turn(self) -> Iterator[None]:
         """Wait until no other installation is at it: a cut login leaves one running."""
-        import fcntl  # noqa: PLC0415 - the other side reads this file, too, and may be Windows
-
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with self.lock.open("a") as file:
-            signal.signal(signal.SIGALRM, self._give_up)
-            signal.alarm(TURN_WITHIN)
-            with contextlib.suppress(OSError):  # a file system without locks
-                fcntl.flock(file, fcntl.LOCK_EX)
-            signal.alarm(0)
-            yield
+        signal.signal(signal.SIGALRM, self._give_up)
+        signal.alarm(TURN_WITHIN)
+        while True:
+            with self.lock.open("a") as file:
+                hold(file.fileno())
+                # Whoever had it before may have taken the file away.
+                if not (self.lock.exists() and self.lock.samefile(file.fileno())):
+                    continue
+                signal.alarm(0)
+                try:
+                    yield
+                finally:
+                    if not os.path.lexists(str(self.environment)):
+                        self.lock.unlink()
+                return
 
     def _give_up(self, *_: object) -> None:
         raise TroubleError("busy", str(self.environment))
+
+
+def hold(file: int) -> None:
+    """Wait for the lock of an open file; it ends with the process."""
+    import fcntl  # noqa: PLC0415 - the other side reads this file, too, and may be Windows
+
+    with contextlib.suppress(OSError):  # a file system without locks
+        fcntl.flock(file, fcntl.LOCK_EX)
 
 
 # What is there ---------------------------------------------------------------------------
@@ -87,6 +102,7 @@ def look(place: Place, wish: dict[str, Any]) -> dict[str, Any]:
         "stamp": read_stamp(place),
         "running": running_in(place.environment),
         "host": socket.gethostname(),
+        "has_venv": importlib.util.find_spec("venv") is not None,
         "pip": bundled_pip(),
         "platform": describe_platform(),
     }
@@ -205,7 +221,13 @@ def libc() -> list[str]:
 
 
 def receive(place: Place, wish: dict[str, Any]) -> dict[str, Any]:
-    """Make room for files (`files`: names and SHA256); say which are missing."""
+    """Make room for files (`files`: names and SHA256); say which are missing.
+
+    None is, where an installation that a cut login has left running comes to its end.
+    """
+    with place.turn():
+        if is_complete(place, wish):
+            return {"missing": []}
     place.wheels.mkdir(mode=0o700, parents=True, exist_ok=True)
     wanted = wish["files"]
     here = set()
@@ -240,10 +262,8 @@ def make(place: Place, wish: dict[str, Any]) -> dict[str, Any]:
 
 def fill(place: Place, wish: dict[str, Any]) -> None:
     """Make it, install into it, try it, and note at last that it is complete."""
-    try:
-        import venv  # noqa: PLC0415 - some systems leave it out
-    except ImportError:
-        raise TroubleError("venv", sys.executable) from None
+    import venv  # noqa: PLC0415 - some systems leave it out: `look` has told so
+
     remove(place.environment)
     venv.EnvBuilder(symlinks=True, with_pip=False).create(str(place.environment))
     is_offline = bool(wish["is_offline"])
@@ -310,9 +330,6 @@ def write_whole(path: Path, text: str) -> None:
 
 def purge(place: Place, _wish: dict[str, Any]) -> dict[str, Any]:
     """Remove the environment and what belongs to it, unless something runs in it."""
-    ours = (place.environment, place.wheels, place.lock)
-    if not any(os.path.lexists(str(path)) for path in ours):
-        return {"is_removed": False}
     with place.turn():
         running = still_running_in(place.environment)
         if running:
@@ -320,8 +337,8 @@ def purge(place: Place, _wish: dict[str, Any]) -> dict[str, Any]:
         was_there = os.path.lexists(str(place.environment))
         with contextlib.suppress(OSError):
             place.stamp.unlink()  # what is cut in the middle is no environment any more
-        for path in ours:
-            remove(path)
+        remove(place.environment)
+        remove(place.wheels)
     with contextlib.suppress(OSError):
         place.folder.rmdir()  # other environments or sessions keep it
     return {"is_removed": was_there}

@@ -127,6 +127,20 @@ def collect(target: Target, packages: Sequence[str]) -> list[Path]:
     settings = {**os.environ, **uv_settings(_pip_settings(pip), os.environ)}
     wanted = _resolve(target, packages, settings)
     shelf = _shelf(target, wanted)
+    if not _is_whole(shelf, wanted):
+        _fill(shelf, wanted, target, pip)
+    _forget_older(shelf)
+    return sorted(shelf.glob("*.whl"))
+
+
+def _is_whole(shelf: Path, wanted: str) -> bool:
+    """Say whether each package is there once, with the hash of one of its files."""
+    wheels = [hashlib.sha256(path.read_bytes()).hexdigest() for path in shelf.glob("*.whl")]
+    count = sum("==" in line for line in wanted.splitlines())
+    return len(wheels) == count and all(digest in wanted for digest in wheels)
+
+
+def _fill(shelf: Path, wanted: str, target: Target, pip: list[str]) -> None:
     shelf.mkdir(mode=0o700, parents=True, exist_ok=True)
     requirements = shelf / "requirements.txt"
     requirements.write_text(wanted, encoding="utf-8")
@@ -137,15 +151,11 @@ def collect(target: Target, packages: Sequence[str]) -> list[Path]:
     command += ["--abi", f"cp{target.python.replace('.', '')}"]
     command += [word for tag in target.tags for word in ("--platform", tag)]
     _run(command, dict(os.environ), target)
-    wheels = sorted(shelf.glob("*.whl"))
-    count = sum("==" in line for line in wanted.splitlines())
-    if len(wheels) != count:
+    if not _is_whole(shelf, wanted):
         raise RemoterError(
-            f"{len(wheels)} wheels were collected for {target.label}, and {count} are needed.",
+            f"not exactly the packages that are needed were collected for {target.label}.",
             f"Remove {shelf}, then try again.",
         )
-    _forget_older(shelf)
-    return wheels
 
 
 def pip_wheel(python: str) -> Path:
