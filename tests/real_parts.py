@@ -19,6 +19,7 @@ from tests.real_sshd import sshd_path
 
 INSTALL = {
     "sshd": "apt-get install -y --no-install-recommends openssh-server",
+    "uv": "pip install uv",
     "ssh": "apt-get install -y --no-install-recommends openssh-client",
     "tmux": "apt-get install -y --no-install-recommends tmux",
     "irkernel": "apt-get install -y --no-install-recommends r-base-core r-cran-irkernel",
@@ -53,7 +54,7 @@ def _is_there(name: str) -> bool:
             return os.geteuid() == 0
         case "jupyter-console":
             return importlib.util.find_spec("jupyter_console") is not None
-        case "jupyter_kernel_test" | "jupyter_server" | "nbclient":
+        case "jupyter_kernel_test" | "jupyter_server" | "nbclient" | "uv":
             return importlib.util.find_spec(name) is not None
         case _:
             return shutil.which(name) is not None
@@ -72,6 +73,17 @@ def old_python(version: str) -> Path:
     if not found:
         lack(f"no Python {version} here", OLD_PYTHON.format(version), even_in_ci=True)
     return found[-1]
+
+
+def lend_python(version: str, folder: Path) -> Path:
+    """Copy the Python of that version to where anybody can run it, without any package.
+
+    Its libraries are in `lib` beside its `bin`: LD_LIBRARY_PATH must name that.
+    """
+    own = old_python(version).parents[1]
+    without = shutil.ignore_patterns("site-packages", "test", "*.a", "share")
+    shutil.copytree(own, folder / version, symlinks=True, ignore=without)
+    return folder / version / "bin/python"
 
 
 def _login_name() -> str:

@@ -106,6 +106,17 @@ def throw_away_user(name: str) -> Iterator[FarSide]:
         remove_user(name)
 
 
+@contextlib.contextmanager
+def bare_user(name: str) -> Iterator[FarSide]:
+    """Make a user who has no Python but the system's, and remove it with all its processes."""
+    remove_user(name)
+    home = _make_user(name)
+    try:
+        yield FarSide(name, home, Path(DEBIAN_PYTHON), is_another_user=True)
+    finally:
+        remove_user(name)
+
+
 def remove_user(name: str) -> None:
     """End all processes of a user and remove it with its home; fine if there is no such user."""
     try:

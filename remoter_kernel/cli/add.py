@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from remoter_kernel.cli.progress import OnStderr
 from remoter_kernel.cli.terminal import questions
 from remoter_kernel.errors import RemoterError, Usage
 from remoter_kernel.front import kernelspec, remotes
 from remoter_kernel.front.dialer import SessionDialer
+from remoter_kernel.front.environment_there import install_there
 from remoter_kernel.front.keeper.kept import kept_login
 from remoter_kernel.front.remotes import Remote
 from remoter_kernel.front.remotes_text import READERS
@@ -71,19 +73,23 @@ def _key(
 @click.option("--default", "make_default", is_flag=True, help="Use it where no remote is named.")
 @click.option("--replace", is_flag=True, help="Write a remote anew that is there already.")
 @click.option("--no-check", is_flag=True, help="Write it down without logging in.")
+@click.option("--install", is_flag=True, help="Make a Python environment of its own there.")
+@click.option("--offline", is_flag=True, help="With --install: collect the packages here.")
 def add(name: str, host: str | None, **given: Any) -> None:
     """Log in to HOST once, look around, and write it down as the remote NAME.
 
     HOST is an alias of ~/.ssh/config, or user@host[:port]; without it NAME is that alias.
     """
-    display_name, make_default, replace, no_check = (
-        given.pop(word) for word in ("display_name", "make_default", "replace", "no_check")
-    )
+    words = ("display_name", "make_default", "replace", "no_check", "install", "offline")
+    display_name, make_default, replace, no_check, install, offline = map(given.pop, words)
+    if (offline and not install) or (no_check and install):
+        raise Usage("--offline needs --install, and --install needs a login (no --no-check).")
     remote = _asked_for(name, host or name, given, replace=replace)
     language, debugger = "python", False
     if not no_check:
-        python, kernel = _visit(remote)
-        remote = dataclasses.replace(remote, python=remote.python or python.path)
+        python, kernel = _visit(remote, is_private=install, is_offline=offline)
+        chosen = "" if install else remote.python  # what was named is what it stands on
+        remote = dataclasses.replace(remote, python=chosen or python.path)
         language, debugger = kernel.language, kernel.debugger
         remotes.remember_kernel_info(name, _try_kernel(remote))
     remotes.write_remote(remote, make_default=make_default, replace=replace)
@@ -109,8 +115,11 @@ def _asked_for(name: str, host: str, given: dict[str, Any], *, replace: bool) ->
     return Remote(name=name, host=host, **values)
 
 
-def _visit(remote: Remote) -> tuple[FoundPython, Kernel]:
-    """Log in, look around, say what is there; return what the remote will run."""
+def _visit(remote: Remote, *, is_private: bool, is_offline: bool) -> tuple[FoundPython, Kernel]:
+    """Log in, look around, say what is there; return what the remote will run.
+
+    `is_private`: in an environment of its own, which is made if need be.
+    """
     begin = time.monotonic()
     try:
         with contextlib.closing(kept_login(remote, questions())) as login:
@@ -118,8 +127,14 @@ def _visit(remote: Remote) -> tuple[FoundPython, Kernel]:
             click.echo(f"Logged in to {login.host} as {login.user} in {seconds:.1f} s")
             click.echo(f"  {login.host_key}, {login.cipher}")
             around = look_around(login, remote.python)
-        _say(around)
-        return around.choose(remote.python, remote.kernel)
+            _say(around)
+            named = remote.python
+            if is_private:
+                with OnStderr() as progress:
+                    named = install_there(login, remote, around, progress, is_offline=is_offline)
+                around = look_around(login, named)
+                _say_pythons(around)
+        return around.choose(named, remote.kernel)
     except RemoterError as err:
         raise err.at(remote.name) from err.__cause__
 
@@ -137,6 +152,10 @@ def _try_kernel(remote: Remote) -> dict[str, Any]:
 
 def _say(around: Surroundings) -> None:
     click.echo(f"{around.system}, home {around.home}")
+    _say_pythons(around)
+
+
+def _say_pythons(around: Surroundings) -> None:
     for python in around.pythons:
         lacks = f"lacks {', '.join(python.lacks)}" if python.lacks else "can run a kernel"
         click.echo(f"  {python.path}  {python.version}  {lacks}")

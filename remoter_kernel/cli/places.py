@@ -1,16 +1,18 @@
-"""The verbs about remotes that need no login: `list` and `remove`."""
+"""The verbs about what is written down of remotes: `list` and `remove`."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from remoter_kernel.cli.terminal import aligned
-from remoter_kernel.errors import Usage
+from remoter_kernel.cli.terminal import aligned, questions
+from remoter_kernel.errors import RemoterError, Usage
 from remoter_kernel.front import kernelspec, remotes
+from remoter_kernel.front.keeper.endpoint import dismiss_all
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -49,8 +51,14 @@ def list_remotes(as_json: bool) -> None:
 
 @click.command()
 @click.argument("name")
-def remove(name: str) -> None:
-    """Forget a remote and its kernelspec; nothing changes on the remote itself."""
+@click.option("--purge", is_flag=True, help="Log in, and remove its own environment there first.")
+def remove(name: str, purge: bool) -> None:
+    """Forget a remote and its kernelspec; without --purge nothing changes on the remote itself.
+
+    --purge removes what `remoter add --install` made there, and nothing else.
+    """
+    if purge:
+        _purge(name)
     try:
         remotes.delete_remote(name)
     except Usage:
@@ -59,8 +67,25 @@ def remove(name: str) -> None:
             raise
         click.echo(f"Removed the kernelspec {kernelspec.kernelspec_name(name)}.")
         return
+    dismiss_all(name)
     had_kernelspec = kernelspec.remove_kernelspec(name)
     click.echo(f"Removed {name}{' and its kernelspec' if had_kernelspec else ''}.")
+
+
+def _purge(name: str) -> None:
+    """Remove the remote's own environment there, and say so."""
+    from remoter_kernel.front.environment_there import purge_there
+    from remoter_kernel.front.keeper.kept import kept_login
+
+    remote = remotes.find_remote(name)
+    assert remote is not None  # noqa: S101 - None is only for "no name given"
+    try:
+        with contextlib.closing(kept_login(remote, questions())) as login:
+            was_there = purge_there(login, remote)
+    except RemoterError as err:
+        raise err.at(name) from err.__cause__
+    did = "Removed its environment" if was_there else "There was no environment of its own"
+    click.echo(f"{did} on {remote.host}.")
 
 
 def _described(remote: remotes.Remote, specs: Sequence[str]) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from remoter_kernel.front.remotes import state_folder
 if TYPE_CHECKING:
     from remoter_kernel.front.remotes import Remote
 
+DIGEST = 24  # hexadecimal digits
 PACKAGE_ROOT = Path(__file__).resolve().parents[3]
 WITHIN_A_TREE = 0x00000200 | 0x00000008 | 0x01000000  # Windows: new group, no console, no job
 
@@ -36,7 +37,7 @@ def place_of(remote: Remote) -> Path:
     Whoever logs in somewhere else, or in another way, or with other code, has another keeper.
     """
     words = [remote.name, remote.host, str(remote.ssh_config), remote.transport, __version__]
-    digest = hashlib.sha256(json.dumps(words).encode()).hexdigest()[:24]
+    digest = hashlib.sha256(json.dumps(words).encode()).hexdigest()[:DIGEST]
     return _folder() / f"{remote.name}-{digest}.json"
 
 
@@ -64,7 +65,7 @@ def try_connect(place: Path) -> Connection | None:
 
 def dismiss_all(name: str = "") -> None:
     """End the keepers of a remote, or all of this person's, and their logins with them."""
-    for place in _folder().glob(f"{name or '*'}-*.json"):
+    for place in _folder().glob(f"{name or '*'}-{'[0-9a-f]' * DIGEST}.json"):
         connection = try_connect(place)
         if connection:
             with connection, contextlib.suppress(OSError, EOFError):

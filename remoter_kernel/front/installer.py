@@ -1,0 +1,373 @@
+"""Runs THERE, read from stdin: finds, makes and removes the private environment of a remote.
+
+Must be readable by any Python since 3.9, and needs nothing but what Python brings. Everything
+that it writes lies in the tool's own folder. It answers in one line that begins with `MARK`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.util
+import json
+import os
+import platform
+import shutil
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import sysconfig
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+MARK = "@remoter-install@"
+STAMP = "remoter-kernel.json"  # the last thing to be written: without it the rest is half-made
+TURN_WITHIN = 300  # seconds that an earlier installation may need to end
+ENDS_WITHIN = 10.0  # seconds that a session which was stopped may need to be gone
+TRY_WITHIN = 120.0  # seconds for the first imports, on a slow disk
+SAID = 4000  # bytes of what pip said
+# What would send pip elsewhere than into the environment, or make it write in the home.
+MISLEADING = ("PIP_TARGET", "PIP_PREFIX", "PIP_ROOT", "PIP_LOG", "PIP_REPORT", "PIP_PYTHON")
+
+
+class TroubleError(Exception):
+    """Why it cannot be, in words that the other side makes a sentence of."""
+
+    def __init__(self, trouble: str, what: str) -> None:
+        super().__init__(trouble, what)
+        self.words = {"trouble": trouble, "what": what}
+
+
+class Place:
+    """Where the environment of one remote is, with what belongs to it."""
+
+    def __init__(self, name: str) -> None:
+        data = os.environ.get("XDG_DATA_HOME") or os.path.expanduser("~/.local/share")  # noqa: PTH111 - keeps "~" when there is no home
+        self.folder = Path(data) / "remoter-kernel"
+        self.environment = self.folder / f"venv-{name}"
+        self.wheels = self.folder / f"wheels-{name}"
+        self.lock = self.folder / f"venv-{name}.lock"
+        self.python = self.environment / "bin/python"
+        self.stamp = self.environment / STAMP
+
+    @contextlib.contextmanager
+    def turn(self) -> Iterator[None]:
+        """Wait until no other installation is at it: a cut login leaves one running."""
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        signal.signal(signal.SIGALRM, self._give_up)
+        signal.alarm(TURN_WITHIN)
+        while True:
+            with self.lock.open("a") as file:
+                hold(file.fileno())
+                # Whoever had it before may have taken the file away.
+                if not (
+                    self.lock.exists()
+                    and os.path.samestat(self.lock.stat(), os.fstat(file.fileno()))
+                ):
+                    continue
+                signal.alarm(0)
+                try:
+                    yield
+                finally:
+                    if not os.path.lexists(str(self.environment)):
+                        self.lock.unlink()
+                return
+
+    def _give_up(self, *_: object) -> None:
+        raise TroubleError("busy", str(self.environment))
+
+
+def hold(file: int) -> None:
+    """Wait for the lock of an open file; it ends with the process."""
+    import fcntl  # noqa: PLC0415 - the other side reads this file, too, and may be Windows
+
+    with contextlib.suppress(OSError):  # a file system without locks
+        fcntl.flock(file, fcntl.LOCK_EX)
+
+
+# What is there ---------------------------------------------------------------------------
+
+
+def look(place: Place, wish: dict[str, Any]) -> dict[str, Any]:
+    """Say how the environment is, what runs in it, and what this Python and host are."""
+    exists = os.path.lexists(str(place.environment))
+    return {
+        "environment": str(place.environment),
+        "python": str(place.python),
+        "wheels": str(place.wheels),
+        "state": "complete" if is_complete(place, wish) else "half" if exists else "none",
+        "stamp": read_stamp(place),
+        "running": running_in(place.environment),
+        "host": socket.gethostname(),
+        "has_venv": importlib.util.find_spec("venv") is not None,
+        "pip": bundled_pip(),
+        "platform": describe_platform(),
+    }
+
+
+def read_stamp(place: Place) -> dict[str, Any]:
+    """Return what was noted when the environment was complete."""
+    try:
+        words = json.loads(place.stamp.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return words if isinstance(words, dict) else {}
+
+
+def is_complete(place: Place, wish: dict[str, Any]) -> bool:
+    """Was it made to its end, and does what is wanted import in it today?"""
+    stamp = read_stamp(place)
+    is_other = wish.get("is_named") and stamp.get("base") != own_base()
+    return bool(stamp) and not is_other and not complaint(place, wish["modules"])
+
+
+def own_base() -> str:
+    """Return the Python that environments made by this one stand on."""
+    return os.path.realpath(getattr(sys, "_base_executable", "") or sys.executable)
+
+
+def complaint(place: Place, modules: list[str]) -> str:
+    """Import what is wanted; return why that fails, "" if it does not."""
+    # ipykernel itself takes a second to import: that it can be found must do.
+    lines = [
+        "import importlib.util as u",
+        f"[__import__(m) for m in {modules!r} if m != 'ipykernel']",
+        f"lost = [m for m in {modules!r} if u.find_spec(m) is None]",
+        "assert not lost, lost",
+    ]
+    command = [str(place.python), "-I", "-B", "-c", "\n".join(lines)]
+    try:
+        status, said = run(command, clean_environment(is_offline=True), TRY_WITHIN)
+    except OSError as error:
+        return f"{error.strerror}: {place.python}"
+    return (said.strip().splitlines() or [f"status {status}"])[-1] if status else ""
+
+
+def running_in(environment: Path) -> list[int]:
+    """Return the processes of this user that were started from the environment, but for us."""
+    begin = f"{environment}/bin/"
+    found = (pid for pid, argv0 in own_processes() if argv0.startswith(begin))
+    return sorted(pid for pid in found if pid != os.getpid())
+
+
+def still_running_in(environment: Path) -> list[int]:
+    """Return what runs in it; what has been told to end is given the time for that."""
+    limit = time.monotonic() + ENDS_WITHIN
+    while running_in(environment) and time.monotonic() < limit:
+        time.sleep(0.1)
+    return running_in(environment)
+
+
+def own_processes() -> Iterator[tuple[int, str]]:
+    """Yield number and first word of the processes of this user."""
+    if Path("/proc/self/cmdline").exists():
+        for path in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                if path.stat().st_uid == os.getuid():
+                    argv0 = (path / "cmdline").read_bytes().partition(b"\0")[0]
+                    yield int(path.name), os.fsdecode(argv0)
+        return
+    command = ["ps", "-U", str(os.getuid()), "-o", "pid=,args="]
+    _, said = run(command, dict(os.environ), TRY_WITHIN)
+    for line in said.splitlines():
+        pid, _, words = line.strip().partition(" ")
+        if pid.isdigit():
+            yield int(pid), words
+
+
+def bundled_pip() -> str:
+    """Return the wheel of pip that this Python brings; "" on a Debian without python3-venv."""
+    folders = [sysconfig.get_config_var("WHEEL_PKG_DIR") or ""]
+    with contextlib.suppress(ImportError):
+        import ensurepip  # noqa: PLC0415 - is not there on such a Debian
+
+        folders.insert(0, str(Path(ensurepip.__file__).parent / "_bundled"))
+    found = [path for folder in folders if folder for path in Path(folder).glob("pip-*.whl")]
+    return str(found[0]) if found else ""
+
+
+def describe_platform() -> dict[str, Any]:
+    """Say what a wheel must fit."""
+    return {
+        "python": list(sys.version_info[:3]),
+        "implementation": sys.implementation.name,
+        "is_free_threaded": bool(sysconfig.get_config_var("Py_GIL_DISABLED")),
+        "bits": struct.calcsize("P") * 8,
+        "machine": platform.machine(),
+        "system": platform.system(),
+        "libc": libc(),
+    }
+
+
+def libc() -> list[str]:
+    """Return name and version of the C library, or of macOS."""
+    if platform.system() == "Darwin":
+        return ["macos", platform.mac_ver()[0]]
+    with contextlib.suppress(ValueError, OSError, AttributeError):
+        name, version = str(os.confstr("CS_GNU_LIBC_VERSION")).split()
+        return [name, version]
+    for loader in Path("/lib").glob("ld-musl-*.so.1"):
+        with contextlib.suppress(OSError):
+            _, said = run([str(loader)], {}, TRY_WITHIN)
+            versions = [line.split()[1] for line in said.splitlines() if line.startswith("Version")]
+            return ["musl", versions[0] if versions else ""]
+    return ["", ""]
+
+
+# What is brought -------------------------------------------------------------------------
+
+
+def receive(place: Place, wish: dict[str, Any]) -> dict[str, Any]:
+    """Make room for files (`files`: names and SHA256); say which are missing.
+
+    None is, where an installation that a cut login has left running comes to its end.
+    """
+    with place.turn():
+        if is_complete(place, wish):
+            return {"missing": []}
+    place.wheels.mkdir(mode=0o700, parents=True, exist_ok=True)
+    wanted = wish["files"]
+    here = set()
+    for path in place.wheels.iterdir():
+        if wanted.get(path.name) == hashlib.sha256(path.read_bytes()).hexdigest():
+            here.add(path.name)
+        else:
+            path.unlink()  # half of something, or of another time
+    return {"missing": sorted(set(wanted) - here)}
+
+
+# Make ------------------------------------------------------------------------------------
+
+
+def make(place: Place, wish: dict[str, Any]) -> dict[str, Any]:
+    """Make the environment, unless it is complete; a half-made one is made anew."""
+    with place.turn():
+        if is_complete(place, wish):
+            remove(place.wheels)
+            return {"python": str(place.python), "is_new": False}
+        running = still_running_in(place.environment)
+        if running:
+            return {"running": running}
+        try:
+            fill(place, wish)
+        except BaseException:
+            remove(place.environment)  # it would take the room that may be missing
+            raise
+        remove(place.wheels)
+        return {"python": str(place.python), "is_new": True}
+
+
+def fill(place: Place, wish: dict[str, Any]) -> None:
+    """Make it, install into it, try it, and note at last that it is complete."""
+    import venv  # noqa: PLC0415 - some systems leave it out: `look` has told so
+
+    remove(place.environment)
+    venv.EnvBuilder(symlinks=True, with_pip=False).create(str(place.environment))
+    is_offline = bool(wish["is_offline"])
+    # A wheel of pip runs as it lies: Debian's Python cannot put pip into an environment itself.
+    command = [str(place.python), "-I", "-B", f"{wish['pip']}/pip", "install"]
+    command += ["--no-cache-dir", "--disable-pip-version-check", "--no-input", "--no-user"]
+    if is_offline:
+        command += ["--isolated", "--no-index", "--find-links", str(place.wheels)]
+    else:
+        command += ["--prefer-binary", "--retries", "2"]
+    status, said = run([*command, *wish["packages"]], clean_environment(is_offline=is_offline))
+    if status:
+        died = f"\nits Python died of signal {-status}" if status < 0 else ""
+        raise TroubleError("pip", said[-SAID:] + died)
+    why = complaint(place, wish["modules"])
+    if why:
+        raise TroubleError("import", why)
+    about = {"base": own_base(), "python": platform.python_version(), "packages": wish["packages"]}
+    write_whole(place.stamp, json.dumps(about))
+
+
+def clean_environment(*, is_offline: bool) -> dict[str, str]:
+    """Return the variables for pip: nothing that leads it out of the environment."""
+    left_out = ("PYTHON", "PIP_", "__PYVENV") if is_offline else ("PYTHON", "__PYVENV")
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(left_out) and name not in MISLEADING
+    }
+    if is_offline:
+        kept["PIP_CONFIG_FILE"] = os.devnull  # the system's settings count even with --isolated
+    return kept
+
+
+def run(command: list[str], env: dict[str, str], seconds: float = 3600.0) -> tuple[int, str]:
+    """Run a command to its end; return its status and what it said."""
+    try:
+        ran = subprocess.run(
+            command,
+            env=env,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            timeout=seconds,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return 1, f"it did not end within {seconds:g} s"
+    return ran.returncode, ran.stdout.decode("utf-8", "replace")
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file so that it is seen whole or not at all, also after a power cut."""
+    beside = path.with_name(f"{path.name}.{os.getpid()}")
+    with beside.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    beside.replace(path)
+
+
+# Remove ----------------------------------------------------------------------------------
+
+
+def purge(place: Place, _wish: dict[str, Any]) -> dict[str, Any]:
+    """Remove the environment and what belongs to it, unless something runs in it."""
+    with place.turn():
+        running = still_running_in(place.environment)
+        if running:
+            return {"running": running}
+        was_there = os.path.lexists(str(place.environment))
+        with contextlib.suppress(OSError):
+            place.stamp.unlink()  # what is cut in the middle is no environment any more
+        remove(place.environment)
+        remove(place.wheels)
+    with contextlib.suppress(OSError):
+        place.folder.rmdir()  # other environments or sessions keep it
+    return {"is_removed": was_there}
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a folder; of a link only itself."""
+    if path.is_symlink() or path.is_file():
+        path.unlink()
+    elif path.exists():
+        shutil.rmtree(str(path))
+
+
+VERBS = {"look": look, "receive": receive, "make": make, "purge": purge}
+
+
+def answer(wish: dict[str, Any]) -> None:
+    """Do what is wished for, and say in one line what came of it."""
+    os.umask(0o077)
+    try:
+        words = VERBS[wish["verb"]](Place(wish["name"]), wish)
+    except TroubleError as error:
+        words = error.words
+    except OSError as error:
+        words = {"trouble": "file", "what": f"{error.strerror or error}: {error.filename}"}
+    except subprocess.SubprocessError as error:
+        words = {"trouble": "file", "what": str(error)}
+    sys.stdout.write(f"\n{MARK} {json.dumps(words)}\n")
+    sys.stdout.flush()
