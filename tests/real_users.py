@@ -16,6 +16,7 @@ import shutil
 import sys
 import tempfile
 import time
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -92,13 +93,23 @@ def far_side() -> FarSide:
     return FarSide(FAR_USER, home, python, is_another_user=True)
 
 
+def own_number() -> int:
+    """Give a number (16 bits) that no other far user's run has."""
+    return zlib.crc32(FAR_USER.encode()) & 0xFFFF
+
+
+def own_name(name: str) -> str:
+    """Make a name for something of this system's that no other far user's run has."""
+    return f"{name}-{own_number():04x}"
+
+
 @contextlib.contextmanager
-def throw_away_user(name: str) -> Iterator[FarSide]:
+def throw_away_user(name: str, *, shell: str = "/bin/bash") -> Iterator[FarSide]:
     """Make a user whose Python is the far user's, and remove it with all its processes."""
     far = far_side()
     assert far.is_another_user, "only root can make users"
     remove_user(name)
-    home = _make_user(name)
+    home = _make_user(name, shell)
     far.home.chmod(0o755)  # the Python is lent
     try:
         yield FarSide(name, home, far.python, is_another_user=True)
@@ -124,11 +135,11 @@ def remove_user(name: str) -> None:
         time.sleep(0.1)
 
 
-def _make_user(name: str) -> Path:
+def _make_user(name: str, shell: str = "/bin/bash") -> Path:
     try:
         entry = pwd.getpwnam(name)
     except KeyError:
-        run_quietly(["useradd", "-m", "-s", "/bin/bash", name])
+        run_quietly(["useradd", "-m", "-s", shell, name])
         # Without a password hash of some kind sshd takes the account for a locked one.
         run_quietly(["usermod", "-p", "*", name])
         entry = pwd.getpwnam(name)
