@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.at_terminal import Ended, at_terminal
+from tests.real_bad_logins import BAD, CUTS, cut_after
 from tests.real_logins import KINDS, PATHS, LoginGround, Way
 
 if TYPE_CHECKING:
@@ -92,3 +94,23 @@ def replaced(way: Way, answer: str) -> Way:
     """Give the way with this answer to its question."""
     (question,) = way.questions
     return replace(way, questions=(replace(question, answer=lambda: answer),))
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_bad_host_is_as_bad_as_it_says(ground: LoginGround, name: str) -> None:
+    """It lets in or refuses, and one sees why."""
+    host = BAD[name]
+    way = host.way(ground)
+    ended = go(way, "-t", command=host.command)
+    assert way.sshd.accepted() == host.lets_in, ended.text
+    assert host.lets_in or ended.status == 255
+    assert re.search(host.shows, ended.text, re.MULTILINE), ended.text
+
+
+@pytest.mark.parametrize("step", CUTS)
+def test_a_path_that_is_cut_in_each_step(ground: LoginGround, step: str) -> None:
+    """The login ends, and was not accepted."""
+    way = ground.way("ed25519")
+    before = way.sshd.accepted()
+    assert go(cut_after(ground, way, CUTS[step])).status == 255
+    assert way.sshd.accepted() == before

@@ -1,0 +1,89 @@
+"""Every way in that people have, through the program, with both of its transports."""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.at_terminal import Ended, at_terminal
+from tests.real_logins import KINDS, PATHS, LoginGround, Way
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.real_jupyter import JupyterHere
+    from tests.real_users import FarSide
+
+TRANSPORTS = ("paramiko", "openssh")
+WHO = "import getpass; print('ran as', getpass.getuser())"
+# Every kind by the two paths that most people have; every path with a key and with questions.
+COMBINED = dict.fromkeys(
+    [
+        *itertools.product(KINDS, ("direct", "one jump")),
+        *itertools.product(("ed25519", "password and code"), PATHS),
+    ]
+)
+CASES = [
+    pytest.param(kind, path, transport, id=f"{kind}, {path}, {transport}")
+    for (kind, path), transport in itertools.product(COMBINED, TRANSPORTS)
+]
+
+
+@pytest.fixture(scope="module")
+def ground(
+    here: JupyterHere, far: FarSide, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[LoginGround]:
+    """All ways in."""
+    with LoginGround(tmp_path_factory.mktemp("logins"), far) as ground:
+        yield ground
+
+
+def run(here: JupyterHere, way: Way, transport: str) -> Ended:
+    """Configure the remote, and run a line there from a terminal."""
+    name = f"{way.alias}-{transport}"
+    here.add_remote(
+        name,
+        way.alias,
+        ssh_config=way.config,
+        transport=transport,
+        python=way.python,
+        kernel="python3",
+        login_lifetime=1.0,  # the next case is to log in by itself
+    )
+    command = [str(Path(sys.executable).with_name("remoter")), "run", name, "-c", WHO]
+    return at_terminal(command, way.questions, environment=way.environment)
+
+
+@pytest.mark.parametrize(("kind", "path", "transport"), CASES)
+def test_a_login_of_this_kind_by_this_path(
+    here: JupyterHere, ground: LoginGround, kind: str, path: str, transport: str
+) -> None:
+    """Every question is asked once, the code runs as the far user, after one login."""
+    way = ground.way(kind, path)
+    before = way.sshd.accepted()
+    ended = run(here, way, transport)
+    assert (ended.status, ended.asked) == (0, len(way.questions)), ended.text
+    assert f"ran as {way.user}\n" in ended.text
+    assert way.sshd.accepted() == before + 1
+    assert not [one for one in ground.secrets if one in ended.text]
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_wrong_answer_is_not_let_in(
+    here: JupyterHere, ground: LoginGround, kind: str, transport: str
+) -> None:
+    """A sentence says so and what to do; the exit code is that of a login that failed."""
+    way = ground.way(kind).wrong
+    before = way.sshd.accepted()
+    ended = run(here, way, transport)
+    assert ended.status == 3, ended.text
+    assert ended.asked <= 3, ended.text
+    assert way.sshd.accepted() == before
+    assert "Traceback" not in ended.text
+    assert way.alias in ended.text
+    assert ended.text.rstrip().endswith("."), ended.text
