@@ -6,6 +6,7 @@ import re
 import sys
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -69,12 +70,17 @@ def answer(talk: Talk, way: Way, cell: str) -> list[str]:
     """Answer in the cell what the login asks; returns the prompts."""
     prompts = []
     for number, question in enumerate(way.questions, 1):
-        talk.listen(lambda number=number: len(talk._of("stdin")) == number)  # type: ignore[misc]
+        talk.listen(partial(_has_asked_or_ended, talk, cell, number))
+        assert len(talk._of("stdin")) == number, said(talk)
         prompts.append(talk._of("stdin")[-1]["content"]["prompt"])
         assert re.search(question.says, prompts[-1])
         talk.send("input_reply", {"value": question.answer()}, channel="stdin")
     talk.done(cell)
     return prompts
+
+
+def _has_asked_or_ended(talk: Talk, cell: str, times: int) -> bool:
+    return len(talk._of("stdin")) == times or talk._is_done(cell)
 
 
 def said(talk: Talk) -> str:
@@ -232,21 +238,23 @@ def test_a_cell_that_may_not_ask_says_so(
 # ---------------------------------------------------------- an unknown host key
 
 
+@pytest.mark.parametrize("kind", ["ed25519", "password"])
 @pytest.mark.parametrize("trust", ["yes", "once", "no"])
-def test_an_unknown_host_key_is_asked_about_before_any_password(
-    here: JupyterHere, ground: LoginGround, tmp_path: Path, trust: str, transport: str
+def test_an_unknown_host_key_is_asked_about_first(
+    here: JupyterHere, ground: LoginGround, trust: str, kind: str, transport: str
 ) -> None:
     """It is shown; "yes" is remembered, "once" is not, and after "no" nothing else is asked."""
-    way = ground.way("password")
-    learned = tmp_path / "learned"
-    config = tmp_path / "ssh_config"
+    way = ground.way(kind)
+    folder = ground.new_folder()
+    learned, config = folder / "learned", folder / "ssh_config"
     known = str(way.sshd.known_hosts)
     text = way.config.read_text().replace(known, str(learned))
     config.write_text(text.replace("StrictHostKeyChecking yes", "StrictHostKeyChecking ask"))
     asked = Question("SHA256:", lambda: trust, is_hidden=False)
     way = replace(way, config=config, questions=(asked, *way.questions))
-    ended = run(configure(here, way, transport, f"unknown-{trust}"), way)
-    assert (ended.status, ended.asked) == ((3, 1) if trust == "no" else (0, 2)), ended.text
+    ended = run(configure(here, way, transport, f"unknown-{trust}-{way.alias}"), way)
+    expected = (3, 1) if trust == "no" else (0, len(way.questions))
+    assert (ended.status, ended.asked) == expected, ended.text
     assert fingerprint(way.sshd.known_hosts) in ended.text
     assert learned.exists() == (trust == "yes")
 
