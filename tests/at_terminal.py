@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -43,15 +44,18 @@ def at_terminal(
 ) -> Ended:
     """Run a command, answer these questions in this order, and wait for its end."""
     seen = io.StringIO()
-    child = pexpect.spawn(
-        command[0],
-        command[1:],
-        env={**os.environ, **environment},
-        encoding="utf-8",
-        codec_errors="replace",
-        timeout=seconds,
-        dimensions=WIDE,
-    )
+    with warnings.catch_warnings():
+        # Python 3.12 warns of a fork beside threads; this one becomes another program at once.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        child = pexpect.spawn(
+            command[0],
+            command[1:],
+            env={**os.environ, **environment},
+            encoding="utf-8",
+            codec_errors="replace",
+            timeout=seconds,
+            dimensions=WIDE,
+        )
     child.logfile_read = seen
     asked = 0
     try:

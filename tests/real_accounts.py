@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tests.real_users import own_name, throw_away_user
+from tests.real_users import own_name, remove_own_users, throw_away_user
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -72,6 +72,13 @@ def account(name: str, folder: Path, *asks: str) -> Iterator[Account]:
             yield made
         finally:
             service.unlink()
+
+
+def remove_left_accounts() -> None:
+    """Remove what a killed run has left."""
+    for service in SERVICES.glob(f"*{own_name('')}"):
+        service.unlink()
+    remove_own_users()
 
 
 def _set_password(user: str, password: str) -> None:

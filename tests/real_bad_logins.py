@@ -6,10 +6,8 @@ Each is a function that gives the way in; what it makes ends with the ground.
 from __future__ import annotations
 
 import contextlib
-import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tests.at_terminal import Question
@@ -189,15 +187,11 @@ def a_noisy_profile(ground: LoginGround) -> Way:
 
 
 def _on_a_disk_of_its_own(ground: LoginGround, name: str, options: str) -> tuple[FarSide, Way]:
-    left = Path("/home", own_name(f"remoter-{name}"))
-    if left.is_mount():  # by a run that was killed
-        run_quietly(["umount", "-l", str(left)])
+    """Make an account whose home is a small disk, which ends with the user."""
     user, way = _account(ground, name)
     ids = user.ids
     options = f"{HOME},mode=755,uid={ids['user']},gid={ids['group']}{options}"
     run_quietly(["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(user.home)])
-    command = ["umount", "-l", str(user.home)]
-    ground.stack.callback(subprocess.run, command, check=True)
     return user, way
 
 

@@ -17,18 +17,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from tests.at_terminal import Question
-from tests.real_accounts import CODE, PASSWORD, account
+from tests.real_accounts import CODE, PASSWORD, account, remove_left_accounts
 from tests.real_jupyter import MARK, THIS_RUN, wait_for
-from tests.real_networks import Networks
+from tests.real_networks import Networks, remove_networks
 from tests.real_parts import real_part
-from tests.real_sshd import Place, RealSshd, make_key
+from tests.real_sshd import ENDS_WITH_US, Place, RealSshd, make_key
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from tests.real_users import FarSide
 
-NEEDS = ("sshd", "ssh", "root", "ip", "pam_oath", "network namespaces")
+NEEDS = ("sshd", "ssh", "root", "ip", "setpriv", "pam_oath", "network namespaces")
 # As OpenSSH asks, and as the program does, which puts "[HOST] " before; no error looks so.
 PASSPHRASES = r"(?:\[[^\]\n]+\] |Enter )[^\n]*(?i:passphrase)"
 PASSWORDS = r"(?:\[[^\]\n]+\] |'s |\) )(?i:password)"
@@ -84,7 +84,7 @@ class Way:
 
 
 class LoginGround:
-    """All kinds and all paths, between enter and exit."""
+    """All kinds and all paths, between enter and exit; what a killed run left is removed first."""
 
     def __init__(self, folder: Path, far: FarSide) -> None:
         self.folder = folder
@@ -102,7 +102,9 @@ class LoginGround:
     def __enter__(self) -> Self:
         for part in NEEDS:
             real_part(part)
-        self._places = {"here": Place()}
+        remove_networks()
+        remove_left_accounts()
+        self._places = {"here": Place(enter=ENDS_WITH_US)}
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -194,14 +196,13 @@ class LoginGround:
         folder = tempfile.mkdtemp(prefix="agent-")
         self.stack.callback(shutil.rmtree, folder, ignore_errors=True)
         said = {"SSH_AUTH_SOCK": f"{folder}/socket"}
+        # An agent drops what would end it with us; a shell that reads from us does not.
         process = subprocess.Popen(
-            ["ssh-agent", "-D", "-a", said["SSH_AUTH_SOCK"]],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
+            ["sh", "-c", 'ssh-agent -D -a "$0" >/dev/null & cat; kill $!', said["SSH_AUTH_SOCK"]],
+            stdin=subprocess.PIPE,
             start_new_session=True,
         )
-        self.stack.callback(process.wait, 10)
-        self.stack.callback(process.terminate)
+        self.stack.callback(process.communicate, timeout=10)
         wait_for(Path(said["SSH_AUTH_SOCK"]).exists, what="the agent listens")
         for key in keys:
             subprocess.run(

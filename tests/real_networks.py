@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Self
 import psutil
 
 from tests.real_parts import run_quietly
-from tests.real_sshd import Place
+from tests.real_sshd import ENDS_WITH_US, Place
 from tests.real_users import own_name, own_number
 
 if TYPE_CHECKING:
@@ -26,13 +26,13 @@ GONE_WITHIN = 10.0  # seconds
 
 
 class Networks:
-    """The three of them, between enter and exit; what a killed run left is removed first."""
+    """The three of them, between enter and exit."""
 
     def __init__(self) -> None:
         self.places: dict[str, Place] = {}
 
     def __enter__(self) -> Self:
-        self._remove()
+        remove_networks()
         before: list[str] = []  # which namespace the cable comes from; none: this host
         for number, name in enumerate(NAMES):
             namespace = own_name(name)
@@ -47,22 +47,26 @@ class Networks:
             run_quietly(["ip", *before, "link", "set", cable, "up"])
             run_quietly(["ip", "-n", namespace, "address", "add", f"{far}/30", "dev", "in"])
             run_quietly(["ip", "-n", namespace, "link", "set", "in", "up"])
-            self.places[name] = Place(far, ("nsenter", f"--net=/run/netns/{namespace}"))
+            self.places[name] = Place(
+                far, (*ENDS_WITH_US, "nsenter", f"--net=/run/netns/{namespace}")
+            )
             before = ["-n", namespace]
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._remove()
+        remove_networks()
 
-    def _remove(self) -> None:
-        for name in NAMES:
-            namespace = own_name(name)
-            if not Path("/run/netns", namespace).exists():
-                continue
-            _end_all_in(namespace)
-            run_quietly(["ip", "netns", "delete", namespace])
-        with contextlib.suppress(RuntimeError):  # it goes with its other end, a little later
-            run_quietly(["ip", "link", "delete", _cable()])
+
+def remove_networks() -> None:
+    """Remove the three with all their processes; fine if there are none."""
+    for name in NAMES:
+        namespace = own_name(name)
+        if not Path("/run/netns", namespace).exists():
+            continue
+        _end_all_in(namespace)
+        run_quietly(["ip", "netns", "delete", namespace])
+    with contextlib.suppress(RuntimeError):  # it goes with its other end, a little later
+        run_quietly(["ip", "link", "delete", _cable()])
 
 
 def _cable() -> str:

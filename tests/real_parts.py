@@ -24,6 +24,7 @@ INSTALL = {
     "sshd": "apt-get install -y --no-install-recommends openssh-server",
     "ssh": "apt-get install -y --no-install-recommends openssh-client",
     "ip": "apt-get install -y --no-install-recommends iproute2",
+    "setpriv": "apt-get install -y --no-install-recommends util-linux",
     "pam_oath": "apt-get install -y --no-install-recommends libpam-oath",
     "network namespaces": "run the tests where root may make them (CAP_SYS_ADMIN)",
     "csh": "apt-get install -y --no-install-recommends tcsh",

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 READY_WITHIN = 10.0  # seconds until a started sshd shows its banner
+# Before a command: a run that is killed takes it along.
+ENDS_WITH_US = ("setpriv", "--pdeathsig", "TERM")
 TRIES = 5  # another process may take our port between choosing and binding it
 
 

@@ -103,6 +103,13 @@ def own_name(name: str) -> str:
     return f"{name}-{own_number():04x}"
 
 
+def remove_own_users() -> None:
+    """Remove the users with names of our own that a killed run has left."""
+    for entry in pwd.getpwall():
+        if entry.pw_name.endswith(own_name("")):
+            remove_user(entry.pw_name)
+
+
 @contextlib.contextmanager
 def throw_away_user(name: str, *, shell: str = "/bin/bash") -> Iterator[FarSide]:
     """Make a user whose Python is the far user's, and remove it with all its processes."""
@@ -120,13 +127,15 @@ def throw_away_user(name: str, *, shell: str = "/bin/bash") -> Iterator[FarSide]
 def remove_user(name: str) -> None:
     """End all processes of a user and remove it with its home; fine if there is no such user."""
     try:
-        uid = pwd.getpwnam(name).pw_uid
+        entry = pwd.getpwnam(name)
     except KeyError:
         return
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.NoSuchProcess):
-            if process.uids().real == uid:
+            if process.uids().real == entry.pw_uid:
                 process.kill()
+    if Path(entry.pw_dir).is_mount():  # a home may be a disk of its own
+        run_quietly(["umount", "-l", entry.pw_dir])
     deadline = time.monotonic() + ENDS_WITHIN
     while time.monotonic() < deadline:
         with contextlib.suppress(RuntimeError):

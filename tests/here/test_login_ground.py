@@ -5,25 +5,12 @@ from __future__ import annotations
 import re
 import subprocess
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.at_terminal import Ended, at_terminal
 from tests.real_bad_logins import BAD, CUTS, cut_after
 from tests.real_logins import KINDS, PATHS, LoginGround, Way
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from tests.real_users import FarSide
-
-
-@pytest.fixture(scope="module")
-def ground(far: FarSide, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LoginGround]:
-    """All ways in."""
-    with LoginGround(tmp_path_factory.mktemp("logins"), far) as ground:
-        yield ground
 
 
 def go(way: Way, *options: str, command: str = "id -un") -> Ended:

@@ -15,28 +15,17 @@ import pytest
 
 from tests.at_terminal import Ended, Question, at_terminal
 from tests.real_jupyter import started_kernel
-from tests.real_logins import LoginGround, Way
 from tests.real_parts import run_quietly
 from tests.whole.talk import Talk
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from tests.real_jupyter import JupyterHere
+    from tests.real_logins import LoginGround, Way
     from tests.real_users import FarSide
 
 WHO = "import getpass; print('ran as', getpass.getuser())"
 LASTS = 6.0  # seconds that a login is kept here, and the tests wait for at their end
 WITH_QUESTIONS = ("encrypted key", "password", "code", "password and code", "key and code")
-
-
-@pytest.fixture(scope="module")
-def ground(
-    here: JupyterHere, far: FarSide, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[LoginGround]:
-    """All ways in."""
-    with LoginGround(tmp_path_factory.mktemp("logins"), far) as ground:
-        yield ground
 
 
 @pytest.fixture(params=["paramiko", "openssh"])

@@ -15,10 +15,7 @@ from tests.real_bad_logins import BAD, CUTS, cut_after
 from tests.real_logins import KINDS, PATHS, LoginGround, Way
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from tests.real_jupyter import JupyterHere
-    from tests.real_users import FarSide
 
 TRANSPORTS = ("paramiko", "openssh")
 WHO = "import getpass; print('ran as', getpass.getuser())"
@@ -50,15 +47,6 @@ OUTCOMES = {
     "a home that is full": (4, "No space left"),
     "a home that runs nothing": (0, "ran as"),
 }
-
-
-@pytest.fixture(scope="module")
-def ground(
-    here: JupyterHere, far: FarSide, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[LoginGround]:
-    """All ways in."""
-    with LoginGround(tmp_path_factory.mktemp("logins"), far) as ground:
-        yield ground
 
 
 def run(here: JupyterHere, way: Way, transport: str) -> Ended:
