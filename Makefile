@@ -4,8 +4,9 @@
 venv := .venv
 bin := $(venv)/bin
 # What the tests talk to: a real sshd, R with its kernel, a terminal of their own, a Python
-# that another user can run, and the login shells that people have.
-parts := openssh-server openssh-client r-base-core r-cran-irkernel tmux python3-venv fish tcsh zsh
+# that another user can run, the login shells that people have, codes that work once, networks.
+parts := openssh-server openssh-client r-base-core r-cran-irkernel tmux python3-venv fish tcsh zsh \
+	libpam-oath iproute2
 pip := $(bin)/python -m pip --disable-pip-version-check --quiet
 
 demo: $(venv)/.base

@@ -12,6 +12,7 @@ import pytest
 
 from tests import real_parts
 from tests.real_jupyter import MARK, THIS_RUN, JupyterHere
+from tests.real_logins import LoginGround
 from tests.real_sshd import RealSshd
 from tests.real_users import FarSide, far_side
 
@@ -55,6 +56,13 @@ def sshd(
     mark = f"SetEnv {MARK}={THIS_RUN}"
     with RealSshd(folder, user=far.user, extra_config=mark) as server:
         yield server
+
+
+@pytest.fixture(scope="module")
+def ground(far: FarSide, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LoginGround]:
+    """All ways in that real hosts have; each is made when it is first wanted."""
+    with LoginGround(tmp_path_factory.mktemp("logins"), far) as ground:
+        yield ground
 
 
 @pytest.fixture(scope="module")

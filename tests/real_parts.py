@@ -11,16 +11,26 @@ import os
 import shutil
 import subprocess
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import pytest
 
 from tests.real_sshd import sshd_path
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 INSTALL = {
     "sshd": "apt-get install -y --no-install-recommends openssh-server",
     "uv": "pip install uv",
     "ssh": "apt-get install -y --no-install-recommends openssh-client",
+    "ip": "apt-get install -y --no-install-recommends iproute2",
+    "setpriv": "apt-get install -y --no-install-recommends util-linux",
+    "pam_oath": "apt-get install -y --no-install-recommends libpam-oath",
+    "network namespaces": "run the tests where root may make them (CAP_SYS_ADMIN)",
+    "csh": "apt-get install -y --no-install-recommends tcsh",
+    "tcsh": "apt-get install -y --no-install-recommends tcsh",
+    "fish": "apt-get install -y --no-install-recommends fish",
     "tmux": "apt-get install -y --no-install-recommends tmux",
     "irkernel": "apt-get install -y --no-install-recommends r-base-core r-cran-irkernel",
     "jupyter-console": "pip install jupyter-console",
@@ -45,19 +55,24 @@ def lack(what: str, how: str, *, even_in_ci: bool = False) -> NoReturn:
 
 
 def _is_there(name: str) -> bool:
-    match name:
-        case "sshd":
-            return sshd_path() is not None
-        case "irkernel":
-            return Path("/usr/share/jupyter/kernels/ir/kernel.json").exists()
-        case "root":
-            return os.geteuid() == 0
-        case "jupyter-console":
-            return importlib.util.find_spec("jupyter_console") is not None
-        case "jupyter_kernel_test" | "jupyter_server" | "nbclient" | "uv":
-            return importlib.util.find_spec(name) is not None
-        case _:
-            return shutil.which(name) is not None
+    if name in MODULES:
+        return importlib.util.find_spec(name.replace("-", "_")) is not None
+    return LOOKS[name]() if name in LOOKS else shutil.which(name) is not None
+
+
+def _namespaces_can_be_made() -> bool:
+    command = ["unshare", "--net", "true"]
+    return subprocess.run(command, check=False, capture_output=True).returncode == 0
+
+
+MODULES = {"jupyter-console", "jupyter_kernel_test", "jupyter_server", "nbclient", "uv"}
+LOOKS: dict[str, Callable[[], bool]] = {
+    "sshd": lambda: sshd_path() is not None,
+    "irkernel": lambda: Path("/usr/share/jupyter/kernels/ir/kernel.json").exists(),
+    "root": lambda: os.geteuid() == 0,
+    "pam_oath": lambda: any(Path("/usr/lib").glob("*/security/pam_oath.so")),
+    "network namespaces": _namespaces_can_be_made,
+}
 
 
 def real_part(name: str) -> None:

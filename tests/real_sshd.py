@@ -9,11 +9,13 @@ from __future__ import annotations
 import contextlib
 import getpass
 import os
+import re
 import shutil
 import socket
 import subprocess
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 READY_WITHIN = 10.0  # seconds until a started sshd shows its banner
+# Before a command: a run that is killed takes it along.
+ENDS_WITH_US = ("setpriv", "--pdeathsig", "TERM")
 TRIES = 5  # another process may take our port between choosing and binding it
 
 
@@ -45,12 +49,23 @@ def make_key(path: Path, kind: str = "ed25519", passphrase: str = "") -> Path:
     return path
 
 
-class RealSshd:
-    """An sshd on 127.0.0.1 that lets `user` in with `client_key`, and nobody else.
+@dataclass(frozen=True)
+class Place:
+    """Where a server listens: on this host, or in a network namespace of its own."""
 
-    `folder` must exist and may be private; `user` defaults to whoever runs this (any
-    other user needs root). `extra_config` lines come first, and sshd obeys the first
-    value it meets, so they win. `force_command` runs instead of whatever was asked for.
+    address: str = "127.0.0.1"
+    enter: tuple[str, ...] = ()
+    """The words before a command that is to run there."""
+
+
+class RealSshd:
+    """An sshd that lets `user` in with `client_key`, and nobody else.
+
+    It is on 127.0.0.1, unless `place` says otherwise. `folder` must exist and may be
+    private; `user` defaults to whoever runs this (any other user needs root).
+    `extra_config` lines come first, and sshd obeys the first value it meets, so they win.
+    `force_command` runs instead of whatever was asked for. `program` is the name to start
+    it by: the name of its PAM service, too.
     """
 
     def __init__(
@@ -61,12 +76,16 @@ class RealSshd:
         extra_config: str = "",
         force_command: str = "",
         host_key_kinds: tuple[str, ...] = ("ed25519",),
+        place: Place = Place(),
+        program: str = "sshd",
     ) -> None:
         self.folder = Path(folder).resolve()
         self.user = user or getpass.getuser()
         self.extra_config = extra_config
         self.force_command = force_command
         self.host_key_kinds = host_key_kinds
+        self.place = place
+        self.program = program
         self.port = 0
         self.client_key = self.folder / "client_key"
         self.known_hosts = self.folder / "known_hosts"
@@ -138,14 +157,14 @@ class RealSshd:
     def host_key_line(self) -> str:
         """The line of known_hosts for this server's (first) host key."""
         kind, key, *_ = self.host_key().with_suffix(".pub").read_text().split()
-        return f"[127.0.0.1]:{self.port} {kind} {key}"
+        return f"[{self.place.address}]:{self.port} {kind} {key}"
 
     def ssh_config(self, path: Path, alias: str = "real", *, extra: str = "") -> Path:
         """Write an ssh_config to `path` in which `alias` is this server; append if it exists."""
         lines = [
             f"Host {alias}",
             *(f"    {line}" for line in extra.splitlines()),
-            "    HostName 127.0.0.1",
+            f"    HostName {self.place.address}",
             f"    Port {self.port}",
             f"    User {self.user}",
             f"    IdentityFile {self.client_key}",
@@ -168,6 +187,14 @@ class RealSshd:
 
     # --- looking at it, and breaking it ---
 
+    def accepted(self) -> int:
+        """Say how many logins it has let in since it was made."""
+        return len(re.findall(r"^Accepted ", self.log.read_text(), re.MULTILINE))
+
+    def refused(self) -> int:
+        """Say how many passwords and codes it has refused since it was made."""
+        return len(re.findall(r"^Failed (?!publickey)", self.log.read_text(), re.MULTILINE))
+
     def logins(self) -> list[psutil.Process]:
         """List the processes that serve logins, parents before their children."""
         if self._process is None:
@@ -186,7 +213,7 @@ class RealSshd:
         lines = [
             self.extra_config,
             f"ForceCommand {self.force_command}" if self.force_command else "",
-            "ListenAddress 127.0.0.1",
+            f"ListenAddress {self.place.address}",
             f"Port {self.port}",
             *(f"HostKey {self.host_key(kind)}" for kind in self.host_key_kinds),
             f"AuthorizedKeysFile {self._public}/authorized_keys",
@@ -206,14 +233,12 @@ class RealSshd:
         return "\n".join(line for line in lines if line) + "\n"
 
     def _listen(self) -> bool:
-        sshd = sshd_path()
-        if sshd is None:
-            message = "sshd is not installed"
-            raise FileNotFoundError(message)
         config = self.folder / "sshd_config"
         config.write_text(self._config())
+        pid_file = self.folder / "sshd.pid"
+        pid_file.unlink(missing_ok=True)
         self._process = subprocess.Popen(
-            [sshd, "-D", "-f", str(config), "-E", str(self.log)],
+            [*self.place.enter, self._sshd(), "-D", "-f", str(config), "-E", str(self.log)],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -222,13 +247,34 @@ class RealSshd:
         )
         deadline = time.monotonic() + READY_WITHIN
         while time.monotonic() < deadline and self._process.poll() is None:
-            where = ("127.0.0.1", self.port)
-            with contextlib.suppress(OSError), socket.create_connection(where, timeout=2) as probe:
-                if probe.recv(4) == b"SSH-" and self._process.poll() is None:
+            if self.place.enter:
+                # Nobody here can look; sshd writes this file once it listens.
+                if pid_file.exists():
                     return True
+            elif self._shows_its_banner() and self._process.poll() is None:
+                return True
             time.sleep(0.01)
         self.stop_listening()
         return False
+
+    def _shows_its_banner(self) -> bool:
+        where = (self.place.address, self.port)
+        with contextlib.suppress(OSError), socket.create_connection(where, timeout=2) as probe:
+            return probe.recv(4) == b"SSH-"
+        return False
+
+    def _sshd(self) -> str:
+        """Say where the program is; by another name it is a link of ours."""
+        sshd = sshd_path()
+        if sshd is None:
+            message = "sshd is not installed"
+            raise FileNotFoundError(message)
+        if self.program == "sshd":
+            return sshd
+        link = self.folder / self.program
+        if not link.is_symlink():
+            link.symlink_to(sshd)
+        return str(link)
 
 
 def _serving(process: psutil.Process) -> Iterator[psutil.Process]:

@@ -16,6 +16,7 @@ import shutil
 import sys
 import tempfile
 import time
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -92,13 +93,30 @@ def far_side() -> FarSide:
     return FarSide(FAR_USER, home, python, is_another_user=True)
 
 
+def own_number() -> int:
+    """Give a number (16 bits) that no other far user's run has."""
+    return zlib.crc32(FAR_USER.encode()) & 0xFFFF
+
+
+def own_name(name: str) -> str:
+    """Make a name for something of this system's that no other far user's run has."""
+    return f"{name}-{own_number():04x}"
+
+
+def remove_own_users() -> None:
+    """Remove the users with names of our own that a killed run has left."""
+    for entry in pwd.getpwall():
+        if entry.pw_name.endswith(own_name("")):
+            remove_user(entry.pw_name)
+
+
 @contextlib.contextmanager
-def throw_away_user(name: str) -> Iterator[FarSide]:
+def throw_away_user(name: str, *, shell: str = "/bin/bash") -> Iterator[FarSide]:
     """Make a user whose Python is the far user's, and remove it with all its processes."""
     far = far_side()
     assert far.is_another_user, "only root can make users"
     remove_user(name)
-    home = _make_user(name)
+    home = _make_user(name, shell)
     far.home.chmod(0o755)  # the Python is lent
     try:
         yield FarSide(name, home, far.python, is_another_user=True)
@@ -120,13 +138,15 @@ def bare_user(name: str) -> Iterator[FarSide]:
 def remove_user(name: str) -> None:
     """End all processes of a user and remove it with its home; fine if there is no such user."""
     try:
-        uid = pwd.getpwnam(name).pw_uid
+        entry = pwd.getpwnam(name)
     except KeyError:
         return
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.NoSuchProcess):
-            if process.uids().real == uid:
+            if process.uids().real == entry.pw_uid:
                 process.kill()
+    if Path(entry.pw_dir).is_mount():  # a home may be a disk of its own
+        run_quietly(["umount", "-l", entry.pw_dir])
     deadline = time.monotonic() + ENDS_WITHIN
     while time.monotonic() < deadline:
         with contextlib.suppress(RuntimeError):
@@ -135,11 +155,11 @@ def remove_user(name: str) -> None:
         time.sleep(0.1)
 
 
-def _make_user(name: str) -> Path:
+def _make_user(name: str, shell: str = "/bin/bash") -> Path:
     try:
         entry = pwd.getpwnam(name)
     except KeyError:
-        run_quietly(["useradd", "-m", "-s", "/bin/bash", name])
+        run_quietly(["useradd", "-m", "-s", shell, name])
         # Without a password hash of some kind sshd takes the account for a locked one.
         run_quietly(["usermod", "-p", "*", name])
         entry = pwd.getpwnam(name)

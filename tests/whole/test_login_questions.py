@@ -1,0 +1,300 @@
+"""What a login asks is asked once, of whoever can answer, and is told to nobody else."""
+
+from __future__ import annotations
+
+import re
+import sys
+from contextlib import ExitStack
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import psutil
+import pytest
+
+from tests.at_terminal import Ended, Question, at_terminal
+from tests.real_jupyter import started_kernel
+from tests.real_parts import run_quietly
+from tests.whole.talk import Talk
+
+if TYPE_CHECKING:
+    from tests.real_jupyter import JupyterHere
+    from tests.real_logins import LoginGround, Way
+    from tests.real_users import FarSide
+
+WHO = "import getpass; print('ran as', getpass.getuser())"
+LASTS = 6.0  # seconds that a login is kept here, and the tests wait for at their end
+WITH_QUESTIONS = ("encrypted key", "password", "code", "password and code", "key and code")
+
+
+@pytest.fixture(params=["paramiko", "openssh"])
+def transport(request: pytest.FixtureRequest) -> str:
+    """Both must do."""
+    return str(request.param)
+
+
+def configure(here: JupyterHere, way: Way, transport: str, name: str = "") -> str:
+    """Write a remote down; returns its name."""
+    name = f"{name or way.alias}-{transport}"
+    here.add_remote(
+        name,
+        way.alias,
+        ssh_config=way.config,
+        transport=transport,
+        python=way.python,
+        kernel="python3",
+        login_lifetime=LASTS,
+    )
+    return name
+
+
+def run(name: str, way: Way) -> Ended:
+    """Run a line there from a terminal."""
+    command = [str(Path(sys.executable).with_name("remoter")), "run", name, "-c", WHO]
+    return at_terminal(command, way.questions, environment=way.environment)
+
+
+def answer(talk: Talk, way: Way, cell: str) -> list[str]:
+    """Answer in the cell what the login asks; returns the prompts."""
+    prompts = []
+    for number, question in enumerate(way.questions, 1):
+        talk.listen(partial(_has_asked_or_ended, talk, cell, number))
+        assert len(talk._of("stdin")) == number, said(talk)
+        prompts.append(talk._of("stdin")[-1]["content"]["prompt"])
+        assert re.search(question.says, prompts[-1])
+        talk.send("input_reply", {"value": question.answer()}, channel="stdin")
+    talk.done(cell)
+    return prompts
+
+
+def _has_asked_or_ended(talk: Talk, cell: str, times: int) -> bool:
+    return len(talk._of("stdin")) == times or talk._is_done(cell)
+
+
+def said(talk: Talk) -> str:
+    """Return what came in streams, results and errors."""
+    return str([message["content"] for channel, message in talk.heard if channel == "iopub"])
+
+
+# ------------------------------------------------------------------- one login
+
+
+def test_three_kernels_share_one_login(
+    here: JupyterHere, ground: LoginGround, transport: str
+) -> None:
+    """A host that asks for a code is asked for one login: by the first cell, in that cell."""
+    way = ground.way("code")
+    spec = f"remoter-{configure(here, way, transport)}"
+    before = way.sshd.accepted()
+    with ExitStack() as stack:
+        for number in range(3):
+            talk = Talk(stack.enter_context(started_kernel(spec)).client)
+            cell = talk.queue(WHO)
+            asked = answer(talk, way if number == 0 else replace(way, questions=()), cell)
+            assert len(asked) == (number == 0)
+            assert f"ran as {way.user}" in said(talk)
+            assert not talk._of("stdin")[len(asked) :]
+        assert way.sshd.accepted() == before + 1
+
+
+def test_the_next_command_asks_nothing(
+    here: JupyterHere, ground: LoginGround, transport: str
+) -> None:
+    """As long as the login lasts, whoever comes next goes in by it."""
+    way = ground.way("password and code")
+    name = configure(here, way, transport)
+    before = way.sshd.accepted()
+    first, second = run(name, way), run(name, replace(way, questions=()))
+    assert (first.status, first.asked) == (0, 2), first.text
+    assert (second.status, second.text) == (0, f"ran as {way.user}\n")
+    assert way.sshd.accepted() == before + 1
+
+
+def test_a_kernel_goes_in_by_the_login_of_a_command(
+    here: JupyterHere, ground: LoginGround, transport: str
+) -> None:
+    """Who cannot be asked has no need to be, once somebody has logged in at a terminal."""
+    way = ground.way("key and code")
+    name = configure(here, way, transport)
+    assert run(name, way).status == 0
+    before = way.sshd.accepted()
+    with started_kernel(f"remoter-{name}") as kernel:
+        talk = Talk(kernel.client)
+        talk.done(talk.queue(WHO, allow_stdin=False))
+        assert f"ran as {way.user}" in said(talk)
+    assert way.sshd.accepted() == before
+
+
+# --------------------------------------------------------------- wrong answers
+
+
+def test_a_wrong_password_may_be_put_right(
+    here: JupyterHere, ground: LoginGround, transport: str
+) -> None:
+    """Whoever mistypes it is asked again in the same login."""
+    way = ground.way("password")
+    name = configure(here, way, transport, "mistyped")
+    mistyped = Question(way.questions[0].says, lambda: "mistyped")
+    before = way.sshd.refused()
+    ended = run(name, replace(way, questions=(mistyped, *way.questions)))
+    assert (ended.status, ended.asked) == (0, 2), ended.text
+    assert f"ran as {way.user}\n" in ended.text
+    assert way.sshd.refused() == before + 1
+
+
+def test_three_wrong_passwords_end_in_a_sentence(
+    here: JupyterHere, ground: LoginGround, transport: str
+) -> None:
+    """Three tries are three tries: none is made behind the person's back."""
+    way = ground.way("password").wrong
+    name = configure(here, way, transport)
+    before = way.sshd.refused()
+    ended = run(name, way)
+    assert (ended.status, ended.asked) == (3, 3), ended.text
+    assert way.sshd.refused() == before + 3
+    assert_is_a_sentence(ended.text, name)
+
+
+def test_a_server_that_allows_fewer_tries_is_understood(
+    here: JupyterHere, ground: LoginGround, transport: str
+) -> None:
+    """It hangs up after two; nobody dials again to have a third."""
+    way = ground.open(ground.kind("password"), f"strict-{transport}", server="MaxAuthTries 2").wrong
+    name = configure(here, way, transport)
+    ended = run(name, way)
+    assert (ended.status, ended.asked) == (3, 2), ended.text
+    assert way.sshd.refused() == 2
+    assert_is_a_sentence(ended.text, name)
+
+
+def test_a_code_is_not_sent_twice(here: JupyterHere, ground: LoginGround, transport: str) -> None:
+    """A wrong code is asked for anew; what was typed once is not tried again."""
+    way = ground.way("code")
+    name = configure(here, way, transport, "anew")
+    used = way.questions[0].answer()
+    mistyped = Question(way.questions[0].says, lambda: "000000")
+    before = way.sshd.refused()
+    ended = run(name, replace(way, questions=(mistyped, *way.questions)))
+    assert (ended.status, ended.asked) == (0, 2), ended.text
+    assert used not in ended.text
+    assert way.sshd.refused() == before + 1
+
+
+def assert_is_a_sentence(text: str, name: str) -> None:
+    """The last line is for a person."""
+    last = text.rstrip().splitlines()[-1]
+    assert last.startswith(f"remoter: {name}: ")
+    assert last.endswith(".")
+    assert "Traceback" not in text
+
+
+# --------------------------------------------------------------- nobody to ask
+
+
+@pytest.mark.parametrize("kind", WITH_QUESTIONS)
+def test_with_nobody_to_ask_the_error_names_ways_without_a_question(
+    here: JupyterHere, ground: LoginGround, kind: str, transport: str
+) -> None:
+    """No terminal: nothing is tried, and the sentence says what to do."""
+    way = ground.way(kind)
+    name = configure(here, way, transport, f"nobody-{ground.way(kind).alias}")
+    before = way.sshd.refused()
+    ran = here.remoter("run", name, "-c", WHO)
+    assert (ran.returncode, ran.stdout) == (3, ""), ran
+    assert re.search(r"ssh-add|ssh-copy-id|terminal", ran.stderr), ran.stderr
+    assert_is_a_sentence(ran.stderr, name)
+    assert way.sshd.refused() == before
+
+
+@pytest.mark.parametrize("kind", ["encrypted key", "password and code"])
+def test_a_cell_that_may_not_ask_says_so(
+    here: JupyterHere, ground: LoginGround, kind: str, transport: str
+) -> None:
+    """`allow_stdin` is false: an error, at once; a cell that may ask then goes in."""
+    way = ground.way(kind)
+    name = configure(here, way, transport, f"silent-{way.alias}")
+    with started_kernel(f"remoter-{name}") as kernel:
+        talk = Talk(kernel.client)
+        talk.done(talk.queue(WHO, allow_stdin=False))
+        assert re.search(r"ssh-add|ssh-copy-id|terminal", said(talk))
+        assert not talk._of("stdin")
+        talk.heard = []
+        assert len(answer(talk, way, talk.queue(WHO))) == len(way.questions)
+        assert f"ran as {way.user}" in said(talk)
+
+
+# ---------------------------------------------------------- an unknown host key
+
+
+@pytest.mark.parametrize("kind", ["ed25519", "password"])
+@pytest.mark.parametrize("trust", ["yes", "once", "no"])
+def test_an_unknown_host_key_is_asked_about_first(
+    here: JupyterHere, ground: LoginGround, trust: str, kind: str, transport: str
+) -> None:
+    """It is shown; "yes" is remembered, "once" is not, and after "no" nothing else is asked."""
+    way = ground.way(kind)
+    folder = ground.new_folder()
+    learned, config = folder / "learned", folder / "ssh_config"
+    known = str(way.sshd.known_hosts)
+    text = way.config.read_text().replace(known, str(learned))
+    config.write_text(text.replace("StrictHostKeyChecking yes", "StrictHostKeyChecking ask"))
+    asked = Question("SHA256:", lambda: trust, is_hidden=False)
+    way = replace(way, config=config, questions=(asked, *way.questions))
+    ended = run(configure(here, way, transport, f"unknown-{trust}-{way.alias}"), way)
+    expected = (3, 1) if trust == "no" else (0, len(way.questions))
+    assert (ended.status, ended.asked) == expected, ended.text
+    assert fingerprint(way.sshd.known_hosts) in ended.text
+    assert learned.exists() == (trust == "yes")
+
+
+def fingerprint(known_hosts: Path) -> str:
+    """Say what ssh-keygen says of the key in there."""
+    return run_quietly(["ssh-keygen", "-lf", str(known_hosts)]).split()[1]
+
+
+# --------------------------------------------------------------------- secrets
+
+
+def test_what_was_answered_is_found_nowhere(
+    here: JupyterHere, ground: LoginGround, far: FarSide, transport: str
+) -> None:
+    """Not in a file of either side, not in a command line, an environment or an output."""
+    ways = [ground.way(kind) for kind in ("encrypted key", "password", "password and code")]
+    with ExitStack() as stack:
+        for way in ways:
+            spec = f"remoter-{configure(here, way, transport, f'secret-{way.alias}')}"
+            talk = Talk(stack.enter_context(started_kernel(spec)).client)
+            answer(talk, way, talk.queue(WHO))
+            assert f"ran as {way.user}" in said(talk)
+            assert not found_in(str(talk.heard), ground.secrets)
+        assert len(ground.secrets) >= len(ways)
+        homes = {far.home, *(Path(f"~{way.user}").expanduser() for way in ways)}
+        shared = [home / ".local/share/remoter-kernel" for home in homes]
+        assert all(list(folder.rglob("journal")) for folder in shared)
+        for folder in (here.folder, *shared):
+            for file in (path for path in folder.rglob("*") if path.is_file()):
+                assert not found_in(file.read_bytes().decode("latin-1"), ground.secrets), file
+        for server in ground.servers:
+            assert not found_in(server.log.read_text(), ground.secrets)
+        for process in psutil.process_iter(["cmdline", "environ"]):
+            told = str(process.info["cmdline"]) + str(process.info["environ"])
+            assert not found_in(told, ground.secrets), process
+
+
+def test_no_secret_is_in_what_debug_tells(
+    here: JupyterHere, ground: LoginGround, transport: str
+) -> None:
+    """A traceback is for the developers, and they need no password."""
+    way = ground.way("password and code").wrong
+    name = configure(here, way, transport, "debug")
+    secret = Question(way.questions[0].says, lambda: f"{ground.secrets[-1]}x")
+    command = [str(Path(sys.executable).with_name("remoter")), "--debug", "run", name, "-c", WHO]
+    ended = at_terminal(command, [secret] * len(way.questions))
+    assert ended.status == 3, ended.text
+    assert not found_in(ended.text, ground.secrets)
+
+
+def found_in(text: str, secrets: list[str]) -> list[str]:
+    """Say which secrets are told there, in any spelling of bytes."""
+    return [one for one in secrets if one in text or one.encode().hex() in text]
