@@ -225,6 +225,7 @@ class RealSshd:
             "KbdInteractiveAuthentication no",
             "PermitRootLogin yes",
             "PrintMotd no",
+            "LogLevel VERBOSE",
             "PrintLastLog no",
             "MaxStartups 100:30:200",
             "MaxSessions 50",

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Protocol
 
-from remoter_kernel.errors import LoginRefused
+from remoter_kernel.errors import LoginRefused, RemoterError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -50,6 +50,11 @@ class NotAnswered(LoginRefused):
 
 class NeedsPerson(LoginRefused):
     """Only a person can go on, and none could be asked: worth trying again when one is there."""
+
+    def at(self, remote: str) -> RemoterError:
+        """Remember which remote this happened to, and name it in the advice."""
+        self.advice = self.advice.replace("NAME", remote)
+        return super().at(remote)
 
 
 def readable(text: str) -> str:

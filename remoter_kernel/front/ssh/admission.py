@@ -78,6 +78,7 @@ class Admission:
         self._on_refusal = on_refusal
         self._ring = KeyRing(destination)
         self._shown = 0  # keys
+        self._has_locked = False  # is there a key that only a person can unlock?
         self._wrong = 0  # answers of a person, one after the other
         self._typed: list[tuple[Prompt, str]] = []  # in attempts that were right
 
@@ -154,9 +155,8 @@ class Admission:
         """Ask for the passphrase of a key, if the server would take that key."""
         known = self._memory.passphrases.get(str(key.file), "")
         if not known and self._questions is None:
-            self._ring.notes.append(
-                f"{key.file} has a passphrase and no agent holds it; nobody can be asked here."
-            )
+            self._has_locked = True
+            self._ring.notes.append(f"{key.file} has a passphrase and no agent holds it.")
             return verdict, None
         if key.public:
             self._door.ask_about_key(self._user, key.algorithm, key.public)
@@ -165,9 +165,8 @@ class Admission:
                 self._shown += 1
                 return heard, None
         for attempt in range(TRIES):
-            again = "That was not it. " if attempt else ""
-            prompt = Prompt(f"{again}Passphrase of {key.file}:")
-            phrase = known or self._ask((prompt,))[0]
+            again = "That was not it." if attempt else ""
+            phrase = known or self._ask((Prompt(f"Passphrase of {key.file}:"),), again)[0]
             known = ""
             if not phrase:
                 break
@@ -189,8 +188,8 @@ class Admission:
     # --- what a person knows ---
 
     def _give_password(self, password: str) -> tuple[Verdict, list[tuple[Prompt, str]]]:
-        prompt = Prompt(f"{self._again()}Password of {self._user}:")
-        given = password or self._ask((prompt,))[0]
+        prompt = Prompt(f"Password of {self._user}:")
+        given = password or self._ask((prompt,), self._again())[0]
         self._door.send_password(self._user, given)
         heard = self._door.wait(VERDICT_WITHIN)
         if isinstance(heard, Round):
@@ -218,7 +217,7 @@ class Admission:
                 else:
                     if self._questions is None:
                         raise self._nobody("keyboard-interactive", None)
-                    words = "\n".join(filter(None, (self._again().strip(), *told)))
+                    words = "\n".join(filter(None, (self._again(), *told)))
                     answers = self._ask(heard.prompts, words)
                 told.clear()
                 typed += zip(heard.prompts, answers, strict=True)
@@ -234,7 +233,7 @@ class Admission:
         return self._questions.ask(self._destination.label, prompts, instruction)
 
     def _again(self) -> str:
-        return "That was not accepted. " if self._wrong else ""
+        return "That was not accepted." if self._wrong else ""
 
     def _remember(self) -> None:
         """Keep a password that was the only thing that a person had to know."""
@@ -263,6 +262,11 @@ class Admission:
                 f"{label} did not accept what was typed for {self._user}, {self._wrong} times.",
                 "Run the cell or the command again to try again.",
             )
+        if self._has_locked:
+            return NeedsPerson(
+                f"the key for {label} has a passphrase, and nobody can be asked here.",
+                " ".join([*self._ring.notes, WITHOUT_QUESTIONS]),
+            )
         wants = ", ".join(verdict.would_take) or "something else"
         if verdict.partly:
             what = f"{label} took a key of {self._user} and wants more: {wants}."
@@ -290,10 +294,13 @@ class Admission:
         )
 
 
-ENOUGH_ALONE = "A login that OpenSSH keeps (ControlMaster) needs no question."
+ENOUGH_ALONE = (
+    "Log in at a terminal first (`remoter check NAME`), or let OpenSSH keep a login "
+    "(ControlMaster): then nothing is asked."
+)
 WITHOUT_QUESTIONS = (
-    "Ways that need no question: a key (`ssh-copy-id`), an agent (`ssh-add`), or a login that "
-    "OpenSSH keeps (ControlMaster)."
+    "Ways that need no question: a key (`ssh-copy-id`), an agent (`ssh-add`), a login at a "
+    "terminal first (`remoter check NAME`), or one that OpenSSH keeps (ControlMaster)."
 )
 
 
