@@ -17,6 +17,15 @@ if TYPE_CHECKING:
 
 LONGEST_TEXT = 2000  # characters of a server's text that are shown
 
+ENOUGH_ALONE = (
+    "Log in at a terminal first (`remoter check NAME`), or let OpenSSH keep a login "
+    "(ControlMaster): then nothing is asked."
+)
+WITHOUT_QUESTIONS = (
+    "Ways that need no question: a key (`ssh-copy-id`), an agent (`ssh-add`), a login at a "
+    "terminal first (`remoter check NAME`), or one that OpenSSH keeps (ControlMaster)."
+)
+
 
 class Trust(Enum):
     """What a person says about a host key that is not known."""

@@ -12,7 +12,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from remoter_kernel.errors import LoginRefused
-from remoter_kernel.front.questions import NeedsPerson, Prompt
+from remoter_kernel.front.questions import (
+    ENOUGH_ALONE,
+    WITHOUT_QUESTIONS,
+    NeedsPerson,
+    Prompt,
+)
 from remoter_kernel.front.ssh.authentication import CannotSign, Round, Verdict
 from remoter_kernel.front.ssh.channel import Closed
 from remoter_kernel.front.ssh.keys import KeyRing, LockedKey
@@ -292,16 +297,6 @@ class Admission:
             f"{self._destination.label} hung up after {self._shown} keys that it did not accept.",
             "Name the right one with IdentityFile, and say IdentitiesOnly yes, in your ssh config.",
         )
-
-
-ENOUGH_ALONE = (
-    "Log in at a terminal first (`remoter check NAME`), or let OpenSSH keep a login "
-    "(ControlMaster): then nothing is asked."
-)
-WITHOUT_QUESTIONS = (
-    "Ways that need no question: a key (`ssh-copy-id`), an agent (`ssh-add`), a login at a "
-    "terminal first (`remoter check NAME`), or one that OpenSSH keeps (ControlMaster)."
-)
 
 
 def is_password(prompt: Prompt) -> bool:

@@ -13,18 +13,13 @@ from remoter_kernel.errors import (
     RemoterError,
     Unreachable,
 )
-from remoter_kernel.front.questions import readable
+from remoter_kernel.front.questions import WITHOUT_QUESTIONS, NeedsPerson, readable
 from remoter_kernel.front.ssh.outcome import UnknownHostKey
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from remoter_kernel.front.ssh.aliases import Destination
-
-NO_QUESTION = (
-    "A key without a passphrase, an agent that holds the key, or an OpenSSH master that is "
-    "logged in already (ControlPath) needs no question."
-)
 
 
 class NothingInCommon(Unreachable):
@@ -128,12 +123,12 @@ def _no_way(told: _Told, match: re.Match[str]) -> RemoterError:
 
 
 def _denied(told: _Told, match: re.Match[str]) -> RemoterError:
-    advice = "Add a key with `ssh-copy-id`, or one to the agent with `ssh-add`."
-    if not told.may_ask:
-        advice = f"Nobody can be asked here. {NO_QUESTION} {advice}"
     methods = match[1].replace(",", ", ")
-    user = told.destination.user
-    return LoginRefused(f"{told.label} did not let {user} in (it takes {methods}).", advice)
+    what = f"{told.label} did not let {told.destination.user} in (it takes {methods})"
+    if not told.may_ask:
+        return NeedsPerson(f"{what}, and nobody can be asked here.", WITHOUT_QUESTIONS)
+    advice = "Add a key with `ssh-copy-id`, or one to the agent with `ssh-add`."
+    return LoginRefused(f"{what}.", advice)
 
 
 def _too_many(told: _Told, _match: re.Match[str]) -> RemoterError:
