@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 WHO = "import getpass; print('ran as', getpass.getuser())"
 LASTS = 6.0  # seconds that a login is kept here, and the tests wait for at their end
+NO_QUESTION = "ssh-add|ssh-copy-id|ControlMaster|terminal"  # ways to log in without any
 WITH_QUESTIONS = ("encrypted key", "password", "code", "password and code", "key and code")
 
 
@@ -202,7 +203,7 @@ def test_with_nobody_to_ask_the_error_names_ways_without_a_question(
     before = way.sshd.refused()
     ran = here.remoter("run", name, "-c", WHO)
     assert (ran.returncode, ran.stdout) == (3, ""), ran
-    assert re.search(r"ssh-add|ssh-copy-id|terminal", ran.stderr), ran.stderr
+    assert re.search(NO_QUESTION, ran.stderr), ran.stderr
     assert_is_a_sentence(ran.stderr, name)
     assert way.sshd.refused() == before
 
@@ -217,7 +218,7 @@ def test_a_cell_that_may_not_ask_says_so(
     with started_kernel(f"remoter-{name}") as kernel:
         talk = Talk(kernel.client)
         talk.done(talk.queue(WHO, allow_stdin=False))
-        assert re.search(r"ssh-add|ssh-copy-id|terminal", said(talk))
+        assert re.search(NO_QUESTION, said(talk))
         assert not talk._of("stdin")
         talk.heard = []
         assert len(answer(talk, way, talk.queue(WHO))) == len(way.questions)
