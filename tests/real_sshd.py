@@ -189,7 +189,7 @@ class RealSshd:
 
     def accepted(self) -> int:
         """Say how many logins it has let in since it was made."""
-        return len(re.findall(r"^Accepted ", self.log.read_text(), re.MULTILINE))
+        return len(re.findall(r"^Accepted \S+ for ", self.log.read_text(), re.MULTILINE))
 
     def refused(self) -> int:
         """Say how many passwords and codes it has refused (with `LogLevel VERBOSE`)."""
