@@ -21,7 +21,6 @@ from tests.whole.talk import Talk
 if TYPE_CHECKING:
     from tests.real_jupyter import JupyterHere
     from tests.real_logins import LoginGround, Way
-    from tests.real_users import FarSide
 
 WHO = "import getpass; print('ran as', getpass.getuser())"
 LASTS = 6.0  # seconds that a login is kept here, and the tests wait for at their end
@@ -258,7 +257,7 @@ def fingerprint(known_hosts: Path) -> str:
 
 
 def test_what_was_answered_is_found_nowhere(
-    here: JupyterHere, ground: LoginGround, far: FarSide, transport: str
+    here: JupyterHere, ground: LoginGround, transport: str
 ) -> None:
     """Not in a file of either side, not in a command line, an environment or an output."""
     ways = [ground.way(kind) for kind in ("encrypted key", "password", "password and code")]
@@ -270,7 +269,7 @@ def test_what_was_answered_is_found_nowhere(
             assert f"ran as {way.user}" in said(talk)
             assert not found_in(str(talk.heard), ground.secrets)
         assert len(ground.secrets) >= len(ways)
-        homes = {far.home, *(Path(f"~{way.user}").expanduser() for way in ways)}
+        homes = {Path(f"~{way.user}").expanduser() for way in ways}
         shared = [home / ".local/share/remoter-kernel" for home in homes]
         assert all(list(folder.rglob("journal")) for folder in shared)
         for folder in (here.folder, *shared):
