@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 NEEDS = ("sshd", "ssh", "root", "ip", "setpriv", "pam_oath", "network namespaces")
 # As OpenSSH asks, and as the program does, which puts "[HOST] " before; no error looks so.
 PASSPHRASES = r"(?:\[[^\]\n]+\] |Enter )[^\n]*(?i:passphrase)"
-PASSWORDS = r"(?:\[[^\]\n]+\] |'s |\) )(?i:password)"
+PASSWORDS = r"(?:\[[^\]\n]+\] [^\n]*|'s |\) )(?i:password)"
 CODES = "OATH"
 MOST_TRIES = 10  # more than any client or server lets one have
 BY_KEYS = "AuthenticationMethods publickey"
@@ -130,7 +130,8 @@ class LoginGround:
         self, kind: Kind, alias: str, *, place: str = "here", server: str = "", client: str = ""
     ) -> Way:
         """Start a server for this kind, with more lines for both sides, and name it `alias`."""
-        lines = f"{server}\n{kind.server}\nSetEnv {MARK}={THIS_RUN}"
+        # The log is to tell of each answer that was refused.
+        lines = f"{server}\n{kind.server}\nSetEnv {MARK}={THIS_RUN}\nLogLevel VERBOSE"
         sshd = RealSshd(
             self.new_folder(),
             user=kind.user,

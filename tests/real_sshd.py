@@ -189,11 +189,12 @@ class RealSshd:
 
     def accepted(self) -> int:
         """Say how many logins it has let in since it was made."""
-        return len(re.findall(r"^Accepted ", self.log.read_text(), re.MULTILINE))
+        return len(re.findall(r"^Accepted \S+ for ", self.log.read_text(), re.MULTILINE))
 
     def refused(self) -> int:
-        """Say how many passwords and codes it has refused since it was made."""
-        return len(re.findall(r"^Failed (?!publickey)", self.log.read_text(), re.MULTILINE))
+        """Say how many passwords and codes it has refused (with `LogLevel VERBOSE`)."""
+        found = re.findall(r"^Failed (?:password|keyboard)", self.log.read_text(), re.MULTILINE)
+        return len(found)
 
     def logins(self) -> list[psutil.Process]:
         """List the processes that serve logins, parents before their children."""

@@ -21,10 +21,10 @@ from tests.whole.talk import Talk
 if TYPE_CHECKING:
     from tests.real_jupyter import JupyterHere
     from tests.real_logins import LoginGround, Way
-    from tests.real_users import FarSide
 
 WHO = "import getpass; print('ran as', getpass.getuser())"
 LASTS = 6.0  # seconds that a login is kept here, and the tests wait for at their end
+NO_QUESTION = "ssh-add|ssh-copy-id|ControlMaster|terminal"  # ways to log in without any
 WITH_QUESTIONS = ("encrypted key", "password", "code", "password and code", "key and code")
 
 
@@ -202,7 +202,7 @@ def test_with_nobody_to_ask_the_error_names_ways_without_a_question(
     before = way.sshd.refused()
     ran = here.remoter("run", name, "-c", WHO)
     assert (ran.returncode, ran.stdout) == (3, ""), ran
-    assert re.search(r"ssh-add|ssh-copy-id|terminal", ran.stderr), ran.stderr
+    assert re.search(NO_QUESTION, ran.stderr), ran.stderr
     assert_is_a_sentence(ran.stderr, name)
     assert way.sshd.refused() == before
 
@@ -217,7 +217,7 @@ def test_a_cell_that_may_not_ask_says_so(
     with started_kernel(f"remoter-{name}") as kernel:
         talk = Talk(kernel.client)
         talk.done(talk.queue(WHO, allow_stdin=False))
-        assert re.search(r"ssh-add|ssh-copy-id|terminal", said(talk))
+        assert re.search(NO_QUESTION, said(talk))
         assert not talk._of("stdin")
         talk.heard = []
         assert len(answer(talk, way, talk.queue(WHO))) == len(way.questions)
@@ -257,7 +257,7 @@ def fingerprint(known_hosts: Path) -> str:
 
 
 def test_what_was_answered_is_found_nowhere(
-    here: JupyterHere, ground: LoginGround, far: FarSide, transport: str
+    here: JupyterHere, ground: LoginGround, transport: str
 ) -> None:
     """Not in a file of either side, not in a command line, an environment or an output."""
     ways = [ground.way(kind) for kind in ("encrypted key", "password", "password and code")]
@@ -269,7 +269,7 @@ def test_what_was_answered_is_found_nowhere(
             assert f"ran as {way.user}" in said(talk)
             assert not found_in(str(talk.heard), ground.secrets)
         assert len(ground.secrets) >= len(ways)
-        homes = {far.home, *(Path(f"~{way.user}").expanduser() for way in ways)}
+        homes = {Path(f"~{way.user}").expanduser() for way in ways}
         shared = [home / ".local/share/remoter-kernel" for home in homes]
         assert all(list(folder.rglob("journal")) for folder in shared)
         for folder in (here.folder, *shared):
