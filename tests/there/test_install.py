@@ -291,15 +291,6 @@ def test_a_half_made_one_is_made_anew_also_while_a_login_is_cut(island, bare, he
     assert environments(bare.home) == ["venv-small", "venv-small.lock"]
 
 
-def test_an_environment_for_another_python_is_made_anew(island, bare, here, lent):
-    """It is found by the remote's name; what it stands on is what was named."""
-    install(a_remote(here, "island"))
-    named = a_remote(here, "island", python=str(python_of("3.9", lent)))
-    install(named)
-    (library,) = (bare.home / OWN[0] / "venv-small/lib").iterdir()
-    assert library.name == "python3.9"
-
-
 def test_what_runs_in_it_and_is_no_session_is_named_by_its_number(island, bare, here, lent):
     """A console of the person's own, say."""
     remote = a_remote(here, "island")
