@@ -141,7 +141,7 @@ def test_from_the_index_used_refused_and_given_back(host, bare, here):
         (session,) = [path.name for path in folder.glob("sessions/*") if _lives(path)]
         refused = here.remoter("remove", "own", "--purge")
         assert (refused.returncode, refused.stdout) == (2, "")
-        assert f"session {session} still run" in refused.stderr
+        assert f"session {session} still runs in" in refused.stderr
         assert f"remoter stop {session}" in refused.stderr
         assert environments(bare.home) == ["venv-own", "venv-own.lock"]
         assert "own" in read_remotes().all
@@ -299,7 +299,7 @@ def test_what_runs_in_it_and_is_no_session_is_named_by_its_number(island, bare, 
     options = {**bare.ids, "env": {"LD_LIBRARY_PATH": libraries_of(lent)}}
     with subprocess.Popen(command, stdout=subprocess.PIPE, **options) as process:
         assert process.stdout.readline() == b"up\n"
-        with pytest.raises(Usage, match=rf"processes there \({process.pid}\) still run"):
+        with pytest.raises(Usage, match=rf"process {process.pid} there still runs in"):
             purge(remote)
         process.kill()
     assert purge(remote)
