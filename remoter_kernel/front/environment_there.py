@@ -116,7 +116,7 @@ def install_there(
     progress.step(f"Making the environment {facts['environment']}{again}")
     pip = _bring(there, facts, progress, is_offline=is_offline)
     what = " and ".join(there.contents.packages)
-    progress.step(f"Installing {what} there, which takes about a minute")
+    progress.step(f"Installing {what} there, which may take a minute")
     made = there.ask("make", MAKE_WITHIN, is_offline=is_offline, pip=pip)
     if "running" in made:
         _refuse_to_disturb(facts | made)

@@ -278,6 +278,7 @@ def fill(place: Place, wish: dict[str, Any]) -> None:
     # A wheel of pip runs as it lies: Debian's Python cannot put pip into an environment itself.
     command = [str(place.python), "-I", "-B", f"{wish['pip']}/pip", "install"]
     command += ["--no-cache-dir", "--disable-pip-version-check", "--no-input", "--no-user"]
+    command += ["--no-compile"]  # more than half of the time, and most of it is never imported
     if is_offline:
         command += ["--isolated", "--no-index", "--find-links", str(place.wheels)]
     else:
