@@ -117,7 +117,7 @@ def install_there(
     progress.step(f"Making the environment {facts['environment']}{again}")
     pip = _bring(there, facts, progress, is_offline=is_offline)
     what = " and ".join(there.contents.packages)
-    progress.step(f"Installing {what} there, which takes about a minute")
+    progress.step(f"Installing {what} there, which may take a minute")
     made = there.ask("make", MAKE_WITHIN, is_offline=is_offline, pip=pip)
     if "running" in made:
         _refuse_to_disturb(facts | made)
@@ -317,11 +317,14 @@ def sessions_in(
 
 
 def _refuse_to_disturb(facts: dict[str, Any], sessions: Sequence[str] = ()) -> NoReturn:
-    where = facts["environment"]
+    names = list(sessions) or [str(number) for number in facts["running"]]
+    is_one = len(names) == 1
     if sessions:
-        what = f"{'session' if len(sessions) == 1 else 'sessions'} {', '.join(sessions)}"
-        advice = f"Stop what is not needed any more (remoter stop {' '.join(sessions)})"
+        what = f"{'session' if is_one else 'sessions'} {', '.join(names)}"
+        advice = f"If that is not needed any more: remoter stop {' '.join(names)}, then try again."
     else:
-        numbers = ", ".join(map(str, facts["running"]))
-        what, advice = f"processes there ({numbers})", "End them (remoter sessions shows sessions)"
-    raise Usage(f"{what} still run in {where}.", f"{advice}, then try again.")
+        what = f"{'process' if is_one else 'processes'} {', '.join(names)} there"
+        advice = (
+            "End what is not needed any more (`remoter sessions` shows sessions), then try again."
+        )
+    raise Usage(f"{what} still {'runs' if is_one else 'run'} in {facts['environment']}.", advice)

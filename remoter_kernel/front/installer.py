@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 MARK = "@remoter-install@"
 STAMP = "remoter-kernel.json"  # the last thing to be written: without it the rest is half-made
 TURN_WITHIN = 300  # seconds that an earlier installation may need to end
-ENDS_WITHIN = 10.0  # seconds that a session which was stopped may need to be gone
+ENDS_WITHIN = 4.0  # seconds that a session which was stopped may need to be gone
 TRY_WITHIN = 120.0  # seconds for the first imports, on a slow disk
 SAID = 4000  # bytes of what pip said
 # What would send pip elsewhere than into the environment, or make it write in the home.
@@ -66,10 +66,7 @@ class Place:
             with self.lock.open("a") as file:
                 hold(file.fileno())
                 # Whoever had it before may have taken the file away.
-                if not (
-                    self.lock.exists()
-                    and os.path.samestat(self.lock.stat(), os.fstat(file.fileno()))
-                ):
+                if not is_still(self.lock, file.fileno()):
                     continue
                 signal.alarm(0)
                 try:
@@ -89,6 +86,14 @@ def hold(file: int) -> None:
 
     with contextlib.suppress(OSError):  # a file system without locks
         fcntl.flock(file, fcntl.LOCK_EX)
+
+
+def is_still(path: Path, file: int) -> bool:
+    """Is the open file the one that is at that place now?"""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(file))
+    except FileNotFoundError:
+        return False
 
 
 # What is there ---------------------------------------------------------------------------
@@ -273,6 +278,7 @@ def fill(place: Place, wish: dict[str, Any]) -> None:
     # A wheel of pip runs as it lies: Debian's Python cannot put pip into an environment itself.
     command = [str(place.python), "-I", "-B", f"{wish['pip']}/pip", "install"]
     command += ["--no-cache-dir", "--disable-pip-version-check", "--no-input", "--no-user"]
+    command += ["--no-compile"]  # more than half of the time, and most of it is never imported
     if is_offline:
         command += ["--isolated", "--no-index", "--find-links", str(place.wheels)]
     else:
@@ -333,6 +339,8 @@ def write_whole(path: Path, text: str) -> None:
 
 def purge(place: Place, _wish: dict[str, Any]) -> dict[str, Any]:
     """Remove the environment and what belongs to it, unless something runs in it."""
+    if not any(os.path.lexists(str(path)) for path in (place.environment, place.wheels)):
+        return {"is_removed": False}
     with place.turn():
         running = still_running_in(place.environment)
         if running:

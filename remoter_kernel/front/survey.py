@@ -103,7 +103,11 @@ class Surroundings:
         if not python.is_new_enough:
             return RemoteLacks(what, "Install a newer one there, and name it with --python.")
         install = f"{shlex.quote(python.path)} -m pip install ipykernel"
-        return RemoteLacks(what, f"Run there: {install} (or name another one with --python).")
+        return RemoteLacks(
+            what,
+            f"Run there: {install}, or name another one with --python; `remoter add --install` "
+            "makes an environment of its own there.",
+        )
 
 
 def look_around(login: Access, python: str = "") -> Surroundings:

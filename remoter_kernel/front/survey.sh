@@ -1,4 +1,5 @@
 # Runs THERE, in sh. `named` and `mark` are set above; each line for us begins with the mark.
+export PYTHONDONTWRITEBYTECODE=1 # to look is to leave no trace
 say() { printf '\n%s %s %s\n' "$mark" "$1" "$2"; }
 
 limited() { # what runs may hang on a dead mount: give it 20 seconds where there is timeout(1)
