@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -14,7 +13,7 @@ import tempfile
 import threading
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import psutil
 import pytest
@@ -33,14 +32,14 @@ from remoter_kernel.front.remotes import Remote
 from remoter_kernel.front.ssh import system
 from remoter_kernel.front.ssh.aliases import resolve
 from remoter_kernel.front.ssh.login import CommandEnded, Login, log_in
-from remoter_kernel.front.ssh.system import log_in_by_system
+from remoter_kernel.front.ssh.system import SystemLogin, log_in_by_system
 from remoter_kernel.front.ssh.trust import UnknownHostKey
 from tests import real_parts
 from tests.real_jupyter import wait_for
 from tests.real_sshd import RealSshd, free_port, make_key
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
 MUCH = 20_000_000  # bytes
 SOON = 5.0  # seconds
@@ -122,11 +121,11 @@ def master(config: Path) -> Iterator[Login]:
 
 
 @pytest.fixture
-def far() -> Iterator[socket.socket]:
+def listener() -> Iterator[socket.socket]:
     """A TCP server on the far side."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        listener.settimeout(SOON)
-        yield listener
+    with socket.create_server(("127.0.0.1", 0)) as one:
+        one.settimeout(SOON)
+        yield one
 
 
 def port_of(listener: socket.socket) -> int:
@@ -265,18 +264,18 @@ def test_many_commands_at_once_on_one_login(login):
 # ------------------------------------------------------------------ tunnels
 
 
-def test_two_tunnels_carry_much_both_ways_at_once(login, far):
-    tunnels = [login.open_tunnel("127.0.0.1", port_of(far)) for _ in range(2)]
+def test_two_tunnels_carry_much_both_ways_at_once(login, listener):
+    tunnels = [login.open_tunnel("127.0.0.1", port_of(listener)) for _ in range(2)]
     for tunnel in tunnels:  # both are open before anything passes
-        with connect(tunnel) as near, take(far) as there:
+        with connect(tunnel) as near, take(listener) as there:
             exchange(near, there)
             assert (tunnel.sent, tunnel.received) == (MUCH, MUCH)
         tunnel.close()
 
 
-def test_a_tunnel_takes_exactly_one_connection(login, far):
-    tunnel = login.open_tunnel("127.0.0.1", port_of(far))
-    with connect(tunnel) as near, take(far) as there:
+def test_a_tunnel_takes_exactly_one_connection(login, listener):
+    tunnel = login.open_tunnel("127.0.0.1", port_of(listener))
+    with connect(tunnel) as near, take(listener) as there:
         there.sendall(b"greeting")
         assert near.recv(100) == b"greeting"
         with pytest.raises(ConnectionRefusedError):
@@ -284,10 +283,10 @@ def test_a_tunnel_takes_exactly_one_connection(login, far):
     tunnel.close()
 
 
-def test_what_one_side_closes_ends_on_the_other_after_its_last_word(login, far):
+def test_what_one_side_closes_ends_on_the_other_after_its_last_word(login, listener):
     for closes_first in ("near", "there"):
-        tunnel = login.open_tunnel("127.0.0.1", port_of(far))
-        near, there = connect(tunnel), take(far)
+        tunnel = login.open_tunnel("127.0.0.1", port_of(listener))
+        near, there = connect(tunnel), take(listener)
         first, other = (near, there) if closes_first == "near" else (there, near)
         began = time.monotonic()
         first.sendall(b"last words")
@@ -300,9 +299,9 @@ def test_what_one_side_closes_ends_on_the_other_after_its_last_word(login, far):
         tunnel.close()
 
 
-def test_closing_a_tunnel_ends_both_sides(login, far):
-    tunnel = login.open_tunnel("127.0.0.1", port_of(far))
-    with connect(tunnel) as near, take(far) as there:
+def test_closing_a_tunnel_ends_both_sides(login, listener):
+    tunnel = login.open_tunnel("127.0.0.1", port_of(listener))
+    with connect(tunnel) as near, take(listener) as there:
         tunnel.close()
         assert ends(near)
         assert ends(there)
@@ -332,12 +331,12 @@ def test_where_forwarding_is_forbidden_a_pipe_passes(kind, tmp_path, monkeypatch
 
 
 @pytest.mark.parametrize("how", ["cut here", "closed here", "killed there"])
-def test_when_the_login_ends_so_does_each_tunnel(kind, how, tmp_path, far, monkeypatch):
+def test_when_the_login_ends_so_does_each_tunnel(kind, how, tmp_path, listener, monkeypatch):
     with RealSshd(tmp_path) as sshd:
         login = enter(kind, sshd.ssh_config(tmp_path / "config", "real"), monkeypatch)
-        tunnel = login.open_tunnel("127.0.0.1", port_of(far))
+        tunnel = login.open_tunnel("127.0.0.1", port_of(listener))
         pipe = login.open_pipe("echo HELLO; cat", b"HELLO")
-        with connect(tunnel) as near, take(far) as there, connect(pipe) as piped:
+        with connect(tunnel) as near, take(listener) as there, connect(pipe) as piped:
             near.sendall(b"x")
             assert there.recv(1) == b"x"
             how_to = {"cut here": login.cut, "closed here": login.close}
@@ -507,6 +506,7 @@ def test_a_passphrase_is_asked_for_and_stays_in_memory(kind, locked, room, monke
     login = enter(kind, locked, monkeypatch, questions=person)
     assert login.run("echo in").stdout == b"in\n"
     assert "passphrase for key" in person.asked[0]
+    assert isinstance(login, SystemLogin)
     assert PHRASE not in " ".join([*seen, repr(login), login._entry.said])
     files = [file for file in room.rglob("*") if file.is_file()]
     assert not [file for file in files if PHRASE in file.read_text()]
@@ -567,19 +567,33 @@ def test_a_server_that_falls_silent_is_left_in_time(tmp_path, monkeypatch):
         assert time.monotonic() - began < 4
 
 
-def test_a_jump_host_is_passed_through(server, config, tmp_path, far):
+def test_a_jump_host_is_passed_through(server, config, tmp_path, listener):
     (tmp_path / "one").mkdir()
     with RealSshd(tmp_path / "one") as one:
         one.ssh_config(config, "one")
         server.ssh_config(config, "far", extra="ProxyJump one")
         login = log_in_by_system(resolve("far", config))
         assert login.run("echo $SSH_CONNECTION").stdout.split()[-1] == b"%d" % server.port
-        tunnel = login.open_tunnel("127.0.0.1", port_of(far))
-        with connect(tunnel) as near, take(far) as there:
+        tunnel = login.open_tunnel("127.0.0.1", port_of(listener))
+        with connect(tunnel) as near, take(listener) as there:
             exchange(near, there, 1_000_000)
+            assert one.logins()
             one.cut_all()
             assert ends(near)
         login.close()
+        one.known_hosts.write_text("")
+        with pytest.raises(UnknownHostKey, match=f"of one .*{one.port}"):
+            log_in_by_system(resolve("far", config))
+    with pytest.raises(Unreachable, match=r"one .* refuses connections"):
+        log_in_by_system(resolve("far", config))
+
+
+def test_a_jump_host_that_forbids_forwarding_says_so(server, config, tmp_path):
+    with RealSshd(tmp_path, extra_config="AllowTcpForwarding no") as one:
+        one.ssh_config(config, "one")
+        server.ssh_config(config, "far", extra="ProxyJump one")
+        with pytest.raises(ForwardingRefused, match="jump host before far"):
+            log_in_by_system(resolve("far", config))
 
 
 def test_what_a_config_says_for_other_uses_does_not_come_between(server, tmp_path, monkeypatch):
@@ -635,11 +649,11 @@ def test_a_master_of_ours_ends_when_we_are_killed(config, room):
 # ------------------------------------------------------------------ which transport, and why
 
 
-def remote(config: Path, transport: str = "auto") -> Remote:
+def remote(config: Path, transport: Literal["auto", "paramiko", "openssh"] = "auto") -> Remote:
     return Remote(name="box", host="real", ssh_config=config, transport=transport)
 
 
-def test_a_control_master_is_used_and_survives(server, tmp_path, far, room):
+def test_a_control_master_is_used_and_survives(server, tmp_path, listener, room):
     place = room / "own"
     config = server.ssh_config(tmp_path / "config", "real", extra=f"ControlPath {place}")
     with contextlib.closing(log_in_to(remote(config))) as login:
@@ -660,11 +674,11 @@ def test_a_control_master_is_used_and_survives(server, tmp_path, far, room):
                 "your ControlMaster for it is logged in",
             )
             assert login.run("cat", b"x" * MUCH).stdout == b"x" * MUCH
-            tunnel = login.open_tunnel("127.0.0.1", port_of(far))
+            tunnel = login.open_tunnel("127.0.0.1", port_of(listener))
             with pytest.raises(RemoteLacks, match="nothing listens"):
                 login.open_tunnel("127.0.0.1", free_port())
             assert len(server.logins()) <= before + 2  # what a session needs, and no login
-            with connect(tunnel) as near, take(far) as there:
+            with connect(tunnel) as near, take(listener) as there:
                 end(login)
                 assert ends(near)
                 assert ends(there)
@@ -707,8 +721,8 @@ def test_a_host_with_algorithms_that_only_openssh_has_is_reached(tmp_path):
 def test_a_host_that_a_certificate_authority_vouches_for_is_reached(tmp_path):
     authority = make_key(tmp_path / "authority")
     with RealSshd(tmp_path) as sshd:
-        certify = ["ssh-keygen", "-q", "-s", authority, "-I", "box", "-h", "-n", "127.0.0.1"]
-        subprocess.run([*certify, sshd.host_key().with_suffix(".pub")], check=True)
+        words = ["ssh-keygen", "-q", "-s", str(authority), "-I", "box", "-h", "-n", "127.0.0.1"]
+        subprocess.run([*words, f"{sshd.host_key()}.pub"], check=True)
         sshd.stop_listening()
         sshd.extra_config = f"HostCertificate {sshd.host_key()}-cert.pub"
         sshd.start()
