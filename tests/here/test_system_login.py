@@ -61,12 +61,22 @@ def room(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.delenv("SSH_AUTH_SOCK", raising=False)
     folder = Path(tempfile.mkdtemp(prefix="room-"))
     monkeypatch.setattr(tempfile, "tempdir", str(folder))
-    threads = set(threading.enumerate())
+    threads, descriptors = set(threading.enumerate()), streams()
     yield folder
     wait_for(lambda: not list(folder.iterdir()), what="its folder goes", seconds=SOON)
     wait_for(lambda: not processes_about(folder), what="its processes end", seconds=SOON)
     wait_for(lambda: not set(threading.enumerate()) - threads, what="its threads end", seconds=SOON)
+    wait_for(lambda: not streams() - descriptors, what="its streams close", seconds=SOON)
     folder.rmdir()
+
+
+def streams() -> set[str]:
+    """Name the sockets and pipes of this process."""
+    found = set()
+    for descriptor in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(OSError):
+            found.add(str(descriptor.readlink()))
+    return {name for name in found if name.startswith(("socket:", "pipe:"))}
 
 
 def processes_about(folder: Path) -> list[psutil.Process]:
@@ -259,6 +269,18 @@ def test_many_commands_at_once_on_one_login(login):
     for thread in threads:
         thread.join(30)
     assert found == {n: b"%d\n" % n + bytes(300000) for n in range(8)}
+
+
+def test_a_server_that_opens_no_sessions_is_said(tmp_path, monkeypatch):
+    with RealSshd(tmp_path, extra_config="MaxSessions 0") as sshd:
+        config = sshd.ssh_config(tmp_path / "config", "real")
+        for kind in ("paramiko", MASTER):
+            login = enter(kind, config, monkeypatch)
+            with pytest.raises(RemoteLacks, match="opens no"):
+                login.run("true")
+            with pytest.raises(RemoteLacks, match="opens no"):
+                login.open_pipe("echo HELLO", b"HELLO")
+            login.close()
 
 
 # ------------------------------------------------------------------ tunnels
