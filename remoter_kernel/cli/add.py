@@ -68,7 +68,7 @@ def _key(
 @click.option("--display-name", default="", help='What Jupyter shows instead of "Remote (NAME)".')
 @_key("on-shutdown", "stop|keep", "What a shutdown from Jupyter does to the session.")
 @_key("idle-timeout", "TIME", 'How long an idle session without a front lives, such as "72h".')
-@_key("transport", "NAME", "How to log in: auto or paramiko.")
+@_key("transport", "NAME", "How to log in: auto, paramiko or openssh.")
 @_key("ssh-config", "FILE", "Another file than ~/.ssh/config.")
 @click.option("--default", "make_default", is_flag=True, help="Use it where no remote is named.")
 @click.option("--replace", is_flag=True, help="Write a remote anew that is there already.")

@@ -18,6 +18,7 @@ from remoter_kernel.front.host import EmbeddedHost
 from remoter_kernel.front.ssh.aliases import resolve
 from remoter_kernel.front.ssh.channel import Channel, Closed
 from remoter_kernel.front.ssh.login import Login, Tunnel, log_in
+from remoter_kernel.front.ssh.system import log_in_by_system
 from tests import real_parts
 from tests.real_sshd import RealSshd, free_port
 
@@ -34,6 +35,7 @@ KINDS = (
     "sshd that often wants new keys",
     "sshd from which we often want new keys",
     "embedded host",
+    "sshd by the system's ssh",
 )
 MUCH = 24 * 1024 * 1024  # bytes: several windows
 SOON = 5.0  # seconds
@@ -83,7 +85,8 @@ def login(request: pytest.FixtureRequest, tmp_path_factory) -> Iterator[Login]:
     folder = tmp_path_factory.mktemp("sshd")
     extra = "RekeyLimit 1M" if "that often" in request.param else ""
     with RealSshd(folder, extra_config=extra) as server:
-        login = log_in(resolve("real", server.ssh_config(folder / "config", "real")))
+        enter = log_in_by_system if "system's" in request.param else log_in
+        login = enter(resolve("real", server.ssh_config(folder / "config", "real")))
         if "we often" in request.param:
             login.live.packetizer.REKEY_BYTES = 1 << 20
         yield login

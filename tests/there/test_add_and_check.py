@@ -244,13 +244,6 @@ def test_check_of_an_unknown_remote_is_a_usage_error():
     assert 'No remote is called "nobody"' in ran.stderr
 
 
-def test_the_transport_of_another_version_is_refused():
-    remoter("add", "box", "h", "--transport", "openssh", "--no-check")
-    step, code, said = failing_step()
-    assert (step, code) == ("name", 2)
-    assert 'transport = "auto"' in said
-
-
 # --------------------------------------------------------------- at a terminal
 
 

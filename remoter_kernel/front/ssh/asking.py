@@ -75,7 +75,7 @@ class Desk:
 
     def close(self) -> None:
         """Answer nothing any more."""
-        if self._listener is None:
+        if self._listener is None or self._is_over:
             return
         self._is_over = True
         for note in self._notes:

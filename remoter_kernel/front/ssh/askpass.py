@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+from multiprocessing import AuthenticationError
 from multiprocessing.connection import Client
 
 PLACE, KEY = "REMOTER_ASKPASS_PLACE", "REMOTER_ASKPASS_KEY"  # names in the environment
@@ -22,7 +23,7 @@ def main() -> int:
             asking.send_bytes(os.environ.get(HINT, "").encode())
             asking.send_bytes(" ".join(sys.argv[1:]).encode(errors="replace"))
             answer = asking.recv_bytes()
-    except (EOFError, OSError, KeyError, ValueError):
+    except (EOFError, OSError, KeyError, ValueError, AuthenticationError):
         return 1
     sys.stdout.buffer.write(answer + b"\n")
     return 0

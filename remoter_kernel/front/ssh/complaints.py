@@ -21,6 +21,10 @@ if TYPE_CHECKING:
 
     from remoter_kernel.front.ssh.aliases import Destination
 
+# Of a connection from a jump host.
+SAID_WHEN_FORBIDDEN = "open failed: administratively prohibited"
+SAID_WHEN_FAILED = "stdio forwarding failed"
+
 
 class NothingInCommon(Unreachable):
     """The host and this side have no algorithm in common."""
@@ -180,8 +184,8 @@ _RULES: tuple[tuple[str, Callable[[_Told, re.Match[str]], RemoterError]], ...] =
     (r"REVOKED HOST KEY", _revoked),
     (r"Host key verification failed", _unknown),
     (r"could not resolve hostname ([^:\s]+)", _unresolved),
-    (r"open failed: administratively prohibited", _jump_forbids),
-    (r"stdio forwarding (?:request )?failed", _jump_fails),
+    (SAID_WHEN_FORBIDDEN, _jump_forbids),
+    (SAID_WHEN_FAILED, _jump_fails),
     (r"too many authentication failures", _too_many),
     (r"permission denied \(([^)]*)\)", _denied),
     (r"no matching ([a-z ]+?) found", _nothing_in_common),

@@ -19,6 +19,7 @@ from remoter_kernel.front.ssh.channel import TooLate
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+NO_WINDOW: int = getattr(subprocess, "CREATE_NO_WINDOW", 0)  # Windows would open a console
 ENDS_WITHIN = 2.0  # seconds
 MOST_SAID = 256 * 1024  # characters
 # How each step is known to have begun: by the start of a line.
@@ -64,6 +65,7 @@ class Entry:
             env={**os.environ, **self._environment},
             # Without a terminal nothing is asked there; and its Ctrl-C is not for ssh.
             start_new_session=True,
+            creationflags=NO_WINDOW,
         )
         for job in (self._listen, self._wait):
             thread = threading.Thread(target=job, name="ssh-entry", daemon=True)

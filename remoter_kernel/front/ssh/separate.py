@@ -9,6 +9,7 @@ import threading
 from typing import TYPE_CHECKING
 
 from remoter_kernel.front.ssh.channel import Closed, Refused, TooLate
+from remoter_kernel.front.ssh.entry import NO_WINDOW
 from remoter_kernel.front.ssh.streams import StreamChannel
 from remoter_kernel.front.ssh.words import single_words
 
@@ -38,6 +39,7 @@ class ProcessErrand:
                 stderr=pipes[2][1],
                 env={**os.environ, **environment},
                 start_new_session=True,
+                creationflags=NO_WINDOW,
             )
         except OSError:
             for descriptor in (self.stdin, self.stdout, self.stderr):

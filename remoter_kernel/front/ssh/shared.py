@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from remoter_kernel.front.ssh.channel import Closed, Refused, TooLate
 from remoter_kernel.front.ssh.commands import Running
-from remoter_kernel.front.ssh.mux import Declined, Mux
+from remoter_kernel.front.ssh.mux import Declined, Mux, nudge
 from remoter_kernel.front.ssh.streams import StreamChannel
 
 if TYPE_CHECKING:
@@ -29,17 +29,31 @@ FORBIDDEN, CONNECT_FAILED = 1, 2  # RFC 4254, 5.1
 class MuxErrand:
     """What one connection to the master has begun."""
 
-    def __init__(self, connection: Mux, stdin: int, stdout: int, stderr: int) -> None:
-        self.stdin, self.stdout, self.stderr = stdin, stdout, stderr
+    def __init__(self, connection: Mux, place: Path, ends: Sequence[int]) -> None:
+        self.stdin, self.stdout, self.stderr = (*ends, -1)[:3]
         self._connection = connection
+        self._place = place
+        self._is_over = False
 
     def wait(self) -> int | None:
         """Wait until the command ends."""
-        return self._connection.wait_until_ended()
+        status = self._connection.wait_until_ended()
+        self._is_over = True
+        return status
 
     def end(self) -> None:
         """Hang up."""
+        was_over, self._is_over = self._is_over, True
         self._connection.close()
+        if not was_over:
+            nudge(self._place)
+
+    def drop(self) -> None:
+        """End it where no channel has its streams."""
+        self.end()
+        for descriptor in (self.stdin, self.stdout, self.stderr):
+            if descriptor >= 0:
+                os.close(descriptor)
 
 
 class SharedTransport:
@@ -126,9 +140,7 @@ class SharedTransport:
             return False
         finally:
             running.close()
-        errand.end()
-        for descriptor in (errand.stdin, errand.stdout):
-            os.close(descriptor)
+        errand.drop()
         return False
 
     def _begin(
@@ -153,7 +165,7 @@ class SharedTransport:
             for descriptor in theirs:
                 os.close(descriptor)
         self.round_trip = min(self.round_trip, time.perf_counter() - began)
-        return MuxErrand(connection, ours[0], ours[1], ours[2] if streams == 3 else -1)  # noqa: PLR2004 (stderr)
+        return MuxErrand(connection, self._place, ours)
 
     def look(self) -> None:
         """Find out whether the master lives: its end and a channel's come at the same time."""

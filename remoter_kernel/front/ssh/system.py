@@ -17,15 +17,19 @@ from typing import TYPE_CHECKING
 from remoter_kernel.errors import BadConfiguration, RemoterError, Unreachable
 from remoter_kernel.front.ssh.admission import VERDICT_WITHIN, Memory
 from remoter_kernel.front.ssh.asking import Desk
-from remoter_kernel.front.ssh.channel import Closed, TooLate
-from remoter_kernel.front.ssh.complaints import explain
+from remoter_kernel.front.ssh.channel import Closed, Refused, TooLate
+from remoter_kernel.front.ssh.complaints import (
+    SAID_WHEN_FAILED,
+    SAID_WHEN_FORBIDDEN,
+    explain,
+)
 from remoter_kernel.front.ssh.entry import Entry
-from remoter_kernel.front.ssh.login import Login
+from remoter_kernel.front.ssh.login import FORBIDDEN, Login
 from remoter_kernel.front.ssh.mux import master_answers
 from remoter_kernel.front.ssh.separate import SeparateTransport
 from remoter_kernel.front.ssh.shared import SharedTransport
 from remoter_kernel.front.ssh.trust import add_line
-from remoter_kernel.front.ssh.words import master_words, single_words, ssh_words
+from remoter_kernel.front.ssh.words import master_words, single_words, ssh_words, through_words
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -48,11 +52,24 @@ def log_in_by_system(
     on_try: Callable[[Login], None] = lambda _login: None,
     why: str = "",
 ) -> SystemLogin:
-    """Log in as `login.log_in` does; ssh goes through jump hosts by itself."""
-    login = SystemLogin(destination, why=why)
-    on_try(login)
-    login.start(questions, on_step, Memory())
-    return login
+    """Log in as `login.log_in` does: each jump host with a master of its own.
+
+    Where there are no masters ssh goes through jump hosts by itself.
+    """
+    is_direct = not CAN_SHARE or living_master(destination) is not None
+    hops = (destination,) if is_direct else (*destination.jumps, destination)
+    passed: list[SystemLogin] = []
+    try:
+        for hop in hops:
+            login = SystemLogin(hop, tuple(passed), why=why)
+            on_try(login)
+            login.start(questions, on_step, Memory())
+            passed.append(login)
+    except BaseException:
+        if passed:
+            passed[-1].close()
+        raise
+    return passed[-1]
 
 
 def living_master(destination: Destination) -> Path | None:
@@ -65,14 +82,19 @@ def living_master(destination: Destination) -> Path | None:
 class SystemLogin(Login):
     """A login whose connection is the system's ssh."""
 
-    def __init__(self, destination: Destination, *, why: str = "") -> None:
-        super().__init__(destination)
+    def __init__(
+        self, destination: Destination, through: tuple[SystemLogin, ...] = (), *, why: str = ""
+    ) -> None:
+        super().__init__(destination, through)
+        self._before = through[-1] if through else None
         self.transport = "openssh"
         self.why_transport = why
         self._host = destination.alias or destination.host_name
         self._entry: Entry | None = None
         self._desk: Desk | None = None
+        self._may_ask = False
         self._folder: Path | None = None
+        self._place: Path | None = None  # where the master listens
         self._leave = self._remove_folder
 
     def start(
@@ -114,6 +136,7 @@ class SystemLogin(Login):
         """Use a master that is there already: nothing is asked, and it is not ours to end."""
         began = time.perf_counter()
         on_step("connect")
+        self._place = place
         shared = SharedTransport(place, is_ours=False)
         shared.open()
         self._transport = shared
@@ -131,31 +154,34 @@ class SystemLogin(Login):
             self._desk.start()
             environment = self._desk.environment()
 
-        def options(log_level: str) -> list[str]:
-            files = self._destination.known_hosts_files
-            if questions is not None:
-                files = (folder / "accepted", *files)
-            return ssh_words(self._destination, files, log_level, may_ask=questions is not None)
-
-        words = options("DEBUG1")
-        if CAN_SHARE:
-            words = master_words(words, folder / "m", self._host)
-        else:
-            words = single_words(words, "-N", host=self._host)
-        self._entry = entry = Entry(words, environment, on_step)
-        self._get_in(entry)
-        self.cipher, self.host_key, self.seconds = entry.cipher, entry.host_key, entry.seconds
-        if CAN_SHARE:
-            if self._desk is not None:
-                self._desk.close()
-            shared = SharedTransport(folder / "m", is_ours=True, round_trip=entry.round_trip)
-            shared.open()
-            self._transport = shared
-        else:
+        self._may_ask = questions is not None
+        if not CAN_SHARE:
+            words = single_words(self._options("DEBUG1"), "-N", host=self._host)
+            entry = self._get_in(Entry(words, environment, on_step))
             entry.close()
-            self._transport = SeparateTransport(options, self._host, environment, entry.round_trip)
+            self._transport = SeparateTransport(
+                self._options, self._host, environment, entry.round_trip
+            )
+            return
+        self._place = folder / "m"
+        words = master_words(self._options("DEBUG1"), self._place, self._host)
+        entry = self._get_in(Entry(words, environment, on_step))
+        if self._desk is not None:
+            self._desk.close()
+        shared = SharedTransport(self._place, is_ours=True, round_trip=entry.round_trip)
+        shared.open()
+        self._transport = shared
 
-    def _get_in(self, entry: Entry) -> None:
+    def _options(self, log_level: str) -> list[str]:
+        files = self._destination.known_hosts_files
+        if self._may_ask and self._folder is not None:
+            files = (self._folder / "accepted", *files)
+        before = self._before._place if self._before else None  # noqa: SLF001 (one of us)
+        words = ssh_words(self._destination, files, log_level, may_ask=self._may_ask)
+        return [*words, *(through_words(before) if before else ())]
+
+    def _get_in(self, entry: Entry) -> Entry:
+        self._entry = entry
         desk = self._desk
         if desk is not None:
             desk.on_problem = entry.kill
@@ -177,9 +203,27 @@ class SystemLogin(Login):
         if self._is_cut:
             raise Closed
         if not is_in:
+            said = entry.said + (self._why_not_through() if entry.step == "connect" else "")
             raise explain(
-                self._destination, entry.said, entry.step, entry.host_key, may_ask=desk is not None
+                self._destination, said, entry.step, entry.host_key, may_ask=self._may_ask
             )
+        self.cipher, self.host_key, self.seconds = entry.cipher, entry.host_key, entry.seconds
+        return entry
+
+    def _why_not_through(self) -> str:
+        """Ask the jump host itself, in ssh's words: what goes through it has no stderr."""
+        if self._before is None:
+            return ""
+        where = (self._destination.host_name, self._destination.port)
+        try:
+            errand = self._before.live.begin_forward(*where, self._destination.connect_timeout)
+        except Refused as refused:
+            is_forbidden = refused.code == FORBIDDEN
+            return f"\n{SAID_WHEN_FORBIDDEN if is_forbidden else SAID_WHEN_FAILED}"
+        except (Closed, TooLate):
+            return ""
+        errand.drop()
+        return ""
 
     def _remember_host_key(self) -> None:
         """Write down what was accepted for good: ssh itself wrote it beside."""

@@ -14,6 +14,7 @@ import contextlib
 import logging
 import math
 import queue
+import re
 import socket
 import struct
 import threading
@@ -130,8 +131,9 @@ class Transport(paramiko.Transport):  # type: ignore[misc]  # paramiko has no ty
             raise TooLate
         if not self.active or not self.initial_kex_done:
             problem = self.get_exception()
-            if isinstance(problem, paramiko.ssh_exception.IncompatiblePeer):
-                raise Incompatible(problem)
+            # The same error also stands for servers of another age, which nobody would reach.
+            if match := re.search(r"\((no acceptable [^)]*)\)", str(problem)):
+                raise Incompatible(match[1])
             raise Closed
 
     @property

@@ -6,6 +6,7 @@ run, forwardings, a terminal) must not come between a login and what it is for.
 
 from __future__ import annotations
 
+import shlex
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -64,6 +65,13 @@ def master_words(options: Sequence[str], place: Path, host: str) -> list[str]:
     """
     control = ("-S", str(place), "-o", f"ControlPersist={KEPT_FOR}")
     return [*options, "-M", "-N", *control, "--", host]
+
+
+def through_words(place: Path) -> list[str]:
+    """Make ssh connect through the host whose master serves at `place`."""
+    socket = shlex.quote(str(place)).replace("%", "%%")
+    carrier = f"ssh -F /dev/null -o BatchMode=yes -S {socket} -W [%h]:%p -- jump.invalid"
+    return ["-o", f"ProxyCommand={carrier}"]
 
 
 def single_words(options: Sequence[str], *more: str, host: str, command: str = "") -> list[str]:

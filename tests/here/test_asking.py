@@ -1,0 +1,150 @@
+"""What ssh asks through its program comes to a person, and the answer back."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from typing import TYPE_CHECKING
+
+import pytest
+
+from remoter_kernel.front.questions import NotAnswered, Prompt, Trust
+from remoter_kernel.front.ssh import askpass
+from remoter_kernel.front.ssh.asking import Desk
+from remoter_kernel.front.ssh.outcome import UnknownHostKey
+from tests.real_jupyter import wait_for
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+UNKNOWN = (
+    "The authenticity of host 'box ([10.0.0.1]:22)' can't be established.\n"
+    "ED25519 key fingerprint is SHA256:abc+/9.\n"
+    "This key is not known by any other names.\n"
+    "Are you sure you want to continue connecting (yes/no/[fingerprint])? "
+)
+
+
+class Person:
+    """Says what the test wants, and remembers what was asked."""
+
+    def __init__(self) -> None:
+        self.says = "an answer"
+        self.trust = Trust.YES
+        self.asked: list[tuple[str, str, bool]] = []
+
+    def confirm_host_key(self, host: str, kind: str, fingerprint: str) -> Trust:
+        self.asked.append((host, f"{kind} {fingerprint}", True))
+        return self.trust
+
+    def ask(self, host: str, prompts: Sequence[Prompt], instruction: str = "") -> list[str]:
+        self.asked += [(host, prompt.text, prompt.is_shown) for prompt in prompts]
+        if not prompts:
+            self.asked.append((host, instruction, True))
+        if not self.says:
+            raise NotAnswered("no answer.")
+        return [self.says for _ in prompts]
+
+
+@pytest.fixture
+def person() -> Person:
+    return Person()
+
+
+@pytest.fixture
+def desk(person: Person, tmp_path: Path) -> Iterator[Desk]:
+    desk = Desk("the box", person, tmp_path)
+    desk.start()
+    yield desk
+    desk.close()
+    desk.close()
+
+
+def start(desk: Desk, text: str, hint: str = "", **changes: str) -> subprocess.Popen[bytes]:
+    """Run the program as ssh does."""
+    environment = {**desk.environment(), askpass.HINT: hint, **changes}
+    return subprocess.Popen(
+        [environment["SSH_ASKPASS"], text],
+        env=os.environ | environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+
+
+def ask(desk: Desk, text: str, hint: str = "", **changes: str) -> tuple[int, bytes]:
+    said, complaint = (process := start(desk, text, hint, **changes)).communicate(timeout=20)
+    assert complaint == b""
+    return process.returncode, said
+
+
+def test_a_question_is_asked_hidden_and_without_what_acts_on_a_terminal(desk, person):
+    assert ask(desk, "Enter PIN\x1b[2J for 'x'; $(id): ") == (0, b"an answer\n")
+    assert person.asked == [("the box", "Enter PIN[2J for 'x'; $(id):", False)]
+
+
+def test_an_answer_in_any_script_passes(desk, person):
+    person.says = "пароль €"
+    assert ask(desk, "Password:")[1].decode() == "пароль €\n"
+
+
+@pytest.mark.parametrize(("says", "status"), [("yes", 0), ("Y", 0), ("no", 1), ("what", 1)])
+def test_a_permission_is_the_exit_status(desk, person, says, status):
+    person.says = says
+    assert ask(desk, "Allow use of key?", "confirm")[0] == status
+    assert person.asked == [("the box", "Allow use of key? (yes/no)", True)]
+
+
+def test_a_note_stands_until_the_login_is_over(desk, person):
+    note = start(desk, "Confirm user presence for key x", "none")
+    wait_for(lambda: person.asked, what="the note is shown")
+    assert person.asked == [("the box", "Confirm user presence for key x", True)]
+    assert ask(desk, "PIN:")[0] == 0  # meanwhile a question is answered
+    assert note.poll() is None
+    desk.close()
+    assert note.communicate(timeout=20) == (b"", b"")
+
+
+@pytest.mark.parametrize("trust", [Trust.YES, Trust.ONCE])
+def test_a_host_key_is_confirmed(desk, person, trust):
+    person.trust = trust
+    desk.host_key = "ssh-ed25519 SHA256:abc+/9"
+    assert ask(desk, UNKNOWN) == (0, b"yes\n")
+    assert person.asked == [("the box", "ssh-ed25519 SHA256:abc+/9", True)]
+    assert desk.remembers is (trust is Trust.YES)
+
+
+def test_the_key_of_a_jump_host_is_its_own_and_cannot_be_accepted_once(desk, person):
+    desk.host_key = "ssh-ed25519 SHA256:another"
+    assert ask(desk, UNKNOWN) == (0, b"yes\n")
+    assert person.asked == [("box ([10.0.0.1]:22)", "ED25519 SHA256:abc+/9", True)]
+    assert not desk.remembers
+    person.trust = Trust.ONCE
+    assert ask(desk, UNKNOWN)[0] == 1
+    assert isinstance(desk.problem, UnknownHostKey)
+
+
+def test_what_is_not_answered_ends_the_login_and_nothing_more_is_asked(desk, person):
+    ended = []
+    desk.on_problem = lambda: ended.append(True)
+    person.says = ""
+    assert ask(desk, "Password:")[0] == 1
+    assert isinstance(desk.problem, NotAnswered)
+    assert ended == [True]
+    assert ask(desk, "Password:")[0] == 1
+    assert len(person.asked) == 1
+
+
+def test_who_does_not_know_the_key_of_the_login_asks_nothing(desk, person):
+    assert ask(desk, "Password:", **{askpass.KEY: "00" * 32})[0] == 1
+    assert ask(desk, "Password:", **{askpass.PLACE: "/nowhere"})[0] == 1
+    assert person.asked == []
+    assert ask(desk, "Password:")[0] == 0
+
+
+def test_after_the_login_there_is_no_program_any_more(desk, tmp_path):
+    program = desk.environment()["SSH_ASKPASS"]
+    assert os.stat(program).st_mode & 0o777 == 0o700  # noqa: PTH116
+    desk.close()
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,107 @@
+"""What the system's ssh is told, and what its complaints become."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from pathlib import Path
+
+import pytest
+
+from remoter_kernel.errors import (
+    BadConfiguration,
+    ForwardingRefused,
+    HostKeyProblem,
+    LoginRefused,
+    Unreachable,
+)
+from remoter_kernel.front.ssh.aliases import Destination, ForSsh
+from remoter_kernel.front.ssh.complaints import NothingInCommon, explain
+from remoter_kernel.front.ssh.outcome import UnknownHostKey
+from remoter_kernel.front.ssh.words import master_words, single_words, ssh_words
+
+BOX = Destination("box.example.org", 2222, "ada", alias="box")
+
+
+def options_of(words):
+    return dict(word.split("=", 1) for before, word in itertools.pairwise(words) if before == "-o")
+
+
+@pytest.mark.parametrize(
+    ("may_ask", "batch", "strict"), [(True, "no", "ask"), (False, "yes", "yes")]
+)
+def test_where_nobody_may_be_asked_nothing_is(may_ask, batch, strict):
+    options = options_of(ssh_words(BOX, (), "ERROR", may_ask=may_ask))
+    assert (options["BatchMode"], options["StrictHostKeyChecking"]) == (batch, strict)
+
+
+def test_a_path_is_quoted_and_its_percents_are_no_tokens():
+    options = options_of(ssh_words(BOX, (Path("/a b/100%"), Path("/c")), "ERROR", may_ask=True))
+    assert options["UserKnownHostsFile"] == '"/a b/100%%" "/c"'
+    assert options["GlobalKnownHostsFile"] == "none"
+
+
+def test_only_what_this_ssh_knows_is_overruled():
+    old = options_of(ssh_words(BOX, (), "ERROR", may_ask=True))
+    assert "forkafterauthentication" not in old
+    new = Destination("h", 22, "u", for_ssh=ForSsh(keywords=frozenset({"remotecommand"})))
+    assert options_of(ssh_words(new, (), "ERROR", may_ask=True))["remotecommand"] == "none"
+
+
+def test_how_a_dead_connection_is_noticed_is_the_persons_choice_first():
+    assert options_of(ssh_words(BOX, (), "ERROR", may_ask=True))["ServerAliveInterval"] == "15"
+    chosen = Destination("h", 22, "u", for_ssh=ForSsh(keeps_alive=True))
+    assert "ServerAliveInterval" not in options_of(ssh_words(chosen, (), "ERROR", may_ask=True))
+
+
+def test_a_host_is_never_taken_for_an_option():
+    assert master_words(["ssh"], Path("/s"), "-oProxyCommand=x")[-2:] == ["--", "-oProxyCommand=x"]
+    words = single_words(["ssh"], "-W", "a:1", host="h", command="ls -l")
+    assert words[-3:] == ["--", "h", "ls -l"]
+
+
+@pytest.mark.parametrize(
+    ("said", "kind", "sentence"),
+    [
+        ("ssh: Could not resolve hostname box.example.org: ?", Unreachable, "does not resolve"),
+        ("ssh: connect to host h port 2222: Connection refused", Unreachable, "port 2222"),
+        ("ssh: connect to host h port 2222: Connection timed out", Unreachable, "within 10 s"),
+        ("Connection timed out during banner exchange", Unreachable, "within 10 s"),
+        ("ssh: connect to host h port 22: No route to host", Unreachable, "no route to host"),
+        ("Connection closed by 1.2.3.4 port 22", Unreachable, "during the step 'login'"),
+        (
+            "kex_exchange_identification: read: Connection reset by peer",
+            Unreachable,
+            "ended the connection",
+        ),
+        (
+            "REMOTE HOST IDENTIFICATION HAS CHANGED!\nOffending ED25519 key in /k/known:3\n",
+            HostKeyProblem,
+            "/k/known, line 3",
+        ),
+        (
+            "@ WARNING: REVOKED HOST KEY DETECTED! @\nHost key verification failed.",
+            HostKeyProblem,
+            "revoked",
+        ),
+        ("Host key verification failed.", UnknownHostKey, "ssh-x SHA256:y"),
+        ("ada@box: Permission denied (publickey,password).", LoginRefused, "publickey, password"),
+        ("Received disconnect: Too many authentication failures", LoginRefused, "too many keys"),
+        ("Unable to negotiate: no matching cipher found. Their", NothingInCommon, "no cipher in"),
+        ("channel 0: open failed: administratively prohibited", ForwardingRefused, "jump host"),
+        ("stdio forwarding failed\nConnection closed by ?", Unreachable, "from its jump host"),
+        ("/c: line 1: Bad configuration option: prot", BadConfiguration, "option: prot"),
+        ("something new\x1b[31m", Unreachable, r"something new\[31m"),
+        ("debug1: only this", Unreachable, "said nothing"),
+    ],
+)
+def test_a_complaint_becomes_a_sentence(said, kind, sentence):
+    error = explain(BOX, said, "login", "ssh-x SHA256:y", may_ask=False)
+    assert type(error) is kind
+    assert re.search(sentence, str(error)), str(error)
+
+
+def test_where_nobody_could_be_asked_the_ways_without_a_question_are_named():
+    said = "ada@box: Permission denied (password)."
+    assert "agent" in explain(BOX, said, "login", "", may_ask=False).advice
+    assert "Nobody" not in explain(BOX, said, "login", "", may_ask=True).advice

@@ -1,0 +1,40 @@
+"""Which transport is taken, for each set of facts."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+
+import pytest
+
+from remoter_kernel.front.choice import Facts, choose
+
+CLEAR = Facts(has_ssh=True)
+
+
+@pytest.mark.parametrize(
+    ("wish", "facts", "transport", "reason"),
+    [
+        ("auto", CLEAR, "paramiko", ""),
+        ("auto", Facts(has_ssh=True, has_master=True), "openssh", "ControlMaster"),
+        ("auto", Facts(has_ssh=True, has_ticket=True), "openssh", "Kerberos ticket"),
+        ("auto", Facts(has_ssh=True, has_only_security_keys=True), "openssh", "security key"),
+        ("auto", Facts(has_ssh=True, is_known_by_authority=True), "openssh", "authority"),
+        ("auto", Facts(has_ssh=True, needs_proxy_on_windows=True), "openssh", "ProxyCommand"),
+        ("auto", Facts(has_ssh=True, has_master=True, has_ticket=True), "openssh", "Master"),
+        ("auto", Facts(has_ticket=True, has_only_security_keys=True), "paramiko", ""),
+        ("paramiko", Facts(has_ssh=True, has_master=True), "paramiko", ""),
+        ("openssh", CLEAR, "openssh", ""),
+        ("openssh", Facts(), "openssh", ""),
+    ],
+)
+def test_the_facts_decide(wish, facts, transport, reason):
+    chosen, why = choose(wish, facts)
+    assert chosen == transport
+    assert reason in why
+    assert bool(why) == bool(reason)
+
+
+def test_every_fact_counts():
+    for fact in fields(Facts):
+        if fact.name != "has_ssh":
+            assert choose("auto", Facts(has_ssh=True, **{fact.name: True}))[0] == "openssh"
