@@ -70,6 +70,9 @@ def _key(
 @_key("idle-timeout", "TIME", 'How long an idle session without a front lives, such as "72h".')
 @_key("transport", "NAME", "How to log in: auto, paramiko or openssh.")
 @_key("ssh-config", "FILE", "Another file than ~/.ssh/config.")
+@click.option(
+    "--remember", is_flag=True, help="Keep what the login asks for in the system's keyring."
+)
 @click.option("--default", "make_default", is_flag=True, help="Use it where no remote is named.")
 @click.option("--replace", is_flag=True, help="Write a remote anew that is there already.")
 @click.option("--no-check", is_flag=True, help="Write it down without logging in.")

@@ -90,6 +90,6 @@ def _purge(name: str) -> None:
 
 def _described(remote: remotes.Remote, specs: Sequence[str]) -> dict[str, Any]:
     spec = kernelspec.kernelspec_name(remote.name)
-    values = {**vars(remote), "env": dict(remote.env)}
+    values = {**vars(remote), "env": dict(remote.env), "path_map": dict(remote.path_map)}
     plain = {key: str(value) if isinstance(value, Path) else value for key, value in values.items()}
     return {**plain, "kernelspec": spec if spec in specs else None}

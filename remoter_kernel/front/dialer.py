@@ -9,6 +9,7 @@ import contextlib
 import sys
 import threading
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import zmq
@@ -17,6 +18,7 @@ from remoter_kernel.errors import ForwardingRefused, RemoteLacks, RemoterError
 from remoter_kernel.front import orders
 from remoter_kernel.front.bootstrap import Address, Wish, bridge, start_session
 from remoter_kernel.front.claims import Claim
+from remoter_kernel.front.folders import folder_there
 from remoter_kernel.front.keeper.kept import kept_login
 from remoter_kernel.front.link import Line
 from remoter_kernel.front.remotes import Remote
@@ -139,7 +141,7 @@ class SessionDialer:
                 kernel=remote.kernel,
                 init=remote.init,
                 env=remote.env,
-                cwd=remote.cwd,
+                cwd=folder_there(remote.cwd, remote.path_map, self._folder(), Path.home()),
                 idle_timeout=remote.idle_timeout,
                 journal_limit=remote.journal_limit,
                 waiting_limit=remote.waiting_limit,
@@ -149,6 +151,11 @@ class SessionDialer:
             address = start_session(login, remote, wish)
         orders.forget(remote.name, *(order["kernel_id"] for order in wish.orders))
         return address
+
+    def _folder(self) -> Path:
+        """Return the notebook's folder, or that in which this process was started."""
+        notebook = Path(self.claim.notebook)
+        return notebook.parent if notebook.is_absolute() else Path.cwd()
 
     def _take_back(self, login: Access) -> None:
         """Stop a session that was started just now and that nobody can reach."""

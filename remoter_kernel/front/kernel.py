@@ -15,18 +15,19 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from remoter_kernel.errors import NoSuchSession, RemoteLacks, RemoterError
+from remoter_kernel.errors import RemoteLacks, RemoterError
 from remoter_kernel.front import answers, parent
 from remoter_kernel.front.asker import Asker
 from remoter_kernel.front.awakening import Awakening
 from remoter_kernel.front.claims import Claim
 from remoter_kernel.front.departure import leave_with
 from remoter_kernel.front.dialer import HERE, SessionDialer
+from remoter_kernel.front.giving_up import GivingUp
 from remoter_kernel.front.laptop import Presence, laptop_id
 from remoter_kernel.front.link import Link, State
 from remoter_kernel.front.mouth import Mouth, Route
 from remoter_kernel.front.news import News
-from remoter_kernel.front.notices import Notices, is_cell
+from remoter_kernel.front.notices import Notices
 from remoter_kernel.front.own_notebook import own_notebook
 from remoter_kernel.front.pacer import Pacer
 from remoter_kernel.front.questions import NeedsPerson
@@ -85,7 +86,6 @@ class Kernel:
         self._info = last_kernel_info(remote.name)
         self._language = "R" if remote.kernel == "ir" else "python"
         self._routes: dict[str, Route] = {}
-        self._ending: Route | None = None  # has its reply; its idle comes by another way
         self._held: list[Route] = []  # an empty answer is better for them than a late one
         self._has_asker = False  # has any client allowed questions?
         self._is_leaving = False
@@ -104,6 +104,7 @@ class Kernel:
         )
         self._verbs = Verbs(around)
         self._asker = Asker(self.reactor, self._mouth, self._routes.values)
+        self._giving_up = GivingUp(self.link, self._mouth, self._asker, self._routes)
 
     def run(self) -> None:
         """Serve until Jupyter says that it is enough."""
@@ -293,7 +294,7 @@ class Kernel:
                 return
             if channel is not Channel.STDIN:
                 del self._routes[asker]
-                self._ending = route
+                self._giving_up.ending = route
                 if route.header.get("msg_type") == "execute_request":
                     self._verbs.last_reply = bytes(parts[CONTENT])
             self.sockets.reply(channel, route.identities, parts)
@@ -339,7 +340,11 @@ class Kernel:
             elif welcome.get("kernel_info"):
                 self._be_ready(welcome)
         elif state is State.FAILED and self.link.error:
-            self._answer_unsaid(self.link.error.at(self._find().name))
+            self._giving_up.answer(
+                self.link.error.at(self._find().name),
+                is_over=self.trouble is not None,
+                is_asked=self._has_asker,
+            )
 
     def _give_up(self, why: str) -> None:
         """There is a session, but its kernel did not start."""
@@ -354,36 +359,6 @@ class Kernel:
             self.dialer.forget()
             self.link.start_over()
         self.link.wake()
-
-    def _answer_unsaid(self, error: RemoterError) -> None:
-        """Answer what never left with the reason; what may be running is not touched."""
-        if isinstance(error, NeedsPerson):
-            if self._asker.has_somebody():  # a cell was run while nobody could be asked
-                self.link.wake()
-                return
-            self._put_off(error)
-        is_over = self.trouble is not None or isinstance(error, NoSuchSession)
-        for asker, route in list(self._routes.items()):
-            was_withdrawn = self.link.withdraw(route.channel, route.number)
-            if was_withdrawn or is_over or not self.link.has_met:
-                del self._routes[asker]
-                self._mouth.answer_error(route, error)
-        if is_over and self._ending:  # its idle may never have come, and will not any more
-            self._mouth.publish("status", {"execution_state": "idle"}, self._ending.header)
-            self._ending = None
-
-    def _put_off(self, error: RemoterError) -> None:
-        """Nobody can be asked for now: end what need not wait, and say so in what runs."""
-        for asker, route in list(self._routes.items()):
-            is_unsaid = self.link.withdraw(route.channel, route.number)
-            if is_unsaid and self._asker.answer_silent(route):
-                del self._routes[asker]
-            elif is_unsaid or not self._has_asker:
-                del self._routes[asker]
-                self._mouth.answer_error(route, error)
-            elif is_cell(route):
-                words = {"name": "stderr", "text": f"[remoter] {error} Run a cell to be asked.\n"}
-                self._mouth.publish("stream", words, route.header)
 
 
 def serve(

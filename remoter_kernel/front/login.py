@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
     from remoter_kernel.front.questions import Questions
     from remoter_kernel.front.remotes import Remote
-    from remoter_kernel.front.ssh.admission import Memory
     from remoter_kernel.front.ssh.aliases import Destination
     from remoter_kernel.front.ssh.login import Login
+    from remoter_kernel.front.ssh.memory import Memories
 
 TICKET_WITHIN = 3.0  # seconds for `klist`
 
@@ -38,7 +38,7 @@ def log_in_to(
     on_step: Callable[[str], None] = lambda _step: None,
     on_try: Callable[[Login], None] = lambda _login: None,
     *,
-    memories: dict[str, Memory] | None = None,
+    memories: Memories | None = None,
 ) -> Login:
     """Log in to a remote; `on_step` hears of each step as it begins, `on_try` of each login."""
     where = destination_of(remote)

@@ -42,7 +42,8 @@ class Remote:
     kernel: str = "python3"
     init: tuple[str, ...] = ()
     env: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
-    cwd: str = ""  # "": the home there
+    cwd: str = ""  # "": the home there; "notebook": where `path_map` says the notebook is
+    path_map: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     on_shutdown: Literal["stop", "keep"] = "stop"
     idle_timeout: float = 72 * 3600.0  # seconds
     journal_limit: int = 2**30  # bytes
@@ -51,6 +52,7 @@ class Remote:
     ssh_config: Path = field(default_factory=lambda: Path("~/.ssh/config").expanduser())
     login_lifetime: float = 600.0  # seconds
     local: Literal["ask", "allow", "never"] = "ask"
+    remember: bool = False  # may what a login asks for be kept in this system's keyring?
 
 
 @dataclass(frozen=True)
@@ -129,6 +131,23 @@ def _environment(value: object) -> Mapping[str, str]:
     return MappingProxyType(dict(value))
 
 
+def _folders(value: object) -> Mapping[str, str]:
+    if not isinstance(value, dict) or not all(
+        isinstance(there, str) and re.match(r"~$|~/|[/\\]|[A-Za-z]:", here)
+        for here, there in value.items()
+    ):
+        msg = 'folders here with folders there, such as { "~/work" = "/scratch/me" }'
+        raise ValueError(msg)
+    return MappingProxyType(dict(value))
+
+
+def _yes_or_no(value: object) -> bool:
+    if not isinstance(value, bool):
+        msg = "true or false"
+        raise ValueError(msg)  # noqa: TRY004 - one kind of error for all readers
+    return value
+
+
 def _one_of(*words: str) -> Callable[[object], str]:
     def read(value: object) -> str:
         if value not in words:
@@ -151,6 +170,7 @@ READERS: Mapping[str, Callable[[object], Any]] = {
     "init": _lines,
     "env": _environment,
     "cwd": _text,
+    "path_map": _folders,
     "on_shutdown": _one_of("stop", "keep"),
     "idle_timeout": read_duration,
     "journal_limit": read_size,
@@ -159,6 +179,7 @@ READERS: Mapping[str, Callable[[object], Any]] = {
     "ssh_config": _path,
     "login_lifetime": read_duration,
     "local": _one_of("ask", "allow", "never"),
+    "remember": _yes_or_no,
 }
 
 
@@ -318,6 +339,8 @@ def _as_table(remote: Remote) -> dict[str, Any]:
     writers: dict[str, Callable[[Any], Any]] = {
         "init": list,
         "env": dict,
+        "path_map": dict,
+        "remember": bool,
         "idle_timeout": write_duration,
         "journal_limit": write_size,
         "waiting_limit": write_size,

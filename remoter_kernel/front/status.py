@@ -24,6 +24,8 @@ class Status:
     losses: int = 0
     round_trip: float | None = None
     queue: int = 0  # said here and not confirmed there
+    transport: str = ""
+    why_transport: str = ""
     cipher: str = ""
     host_key: str = ""
     sent: int = 0  # bytes
@@ -42,12 +44,18 @@ def told(status: Status) -> str:
         ("last error", status.last_error),
         ("session", session),
         ("at shutdown", "the session stays" if status.stays else "the session ends"),
-        ("login", ", ".join(filter(None, (status.cipher, status.host_key)))),
+        ("login", _login(status)),
         ("wire", "CURVE, with keys made for this session" if status.session else ""),
         ("round trip", "" if status.round_trip is None else f"{status.round_trip * 1000:.0f} ms"),
         ("traffic", f"{amount(status.sent)} sent, {amount(status.received)} received{waiting}"),
     ]
     return "".join(f"{name:<13}{what}\n" for name, what in rows if what)
+
+
+def _login(status: Status) -> str:
+    why = f" ({status.why_transport})" if status.why_transport else ""
+    by = f"by {status.transport}{why}" if status.transport else ""
+    return ", ".join(filter(None, (by, status.cipher, status.host_key)))
 
 
 def _link(status: Status) -> str:

@@ -70,6 +70,7 @@ class Surroundings:
     pythons: tuple[FoundPython, ...]  # the likeliest first, as the shell there would find them
     home: str
     system: str  # "Linux x86_64"
+    ends_with_login: bool = False  # does the system end what a login leaves running?
 
     def best(self, kernel: str = "python3") -> FoundPython | None:
         """Choose the Python that can run an evaluator, if possible with this kernel."""
@@ -148,7 +149,12 @@ def read_answer(stdout: bytes, stderr: bytes = b"") -> Surroundings:
             f"the host does not run what it is asked to, but answers: {_excerpt(stdout, stderr)}",
             "An account with a forced command or a menu cannot run a kernel: use another one.",
         )
-    return Surroundings(tuple(pythons.values()), facts.get("home", ""), facts.get("system", ""))
+    return Surroundings(
+        tuple(pythons.values()),
+        facts.get("home", ""),
+        facts.get("system", ""),
+        ends_with_login="kills" in facts,
+    )
 
 
 def _python(value: str) -> tuple[str, FoundPython]:

@@ -46,6 +46,13 @@ try() {
 
 say home "$HOME"
 say system "$(uname -sm)"
+# The last word of systemd's settings counts; somebody who lingers is left alone.
+kills=$(cat /etc/systemd/logind.conf /usr/lib/systemd/logind.conf.d/*.conf \
+    /etc/systemd/logind.conf.d/*.conf /run/systemd/logind.conf.d/*.conf 2>/dev/null |
+    sed -n 's/^[[:space:]]*KillUserProcesses[[:space:]]*=[[:space:]]*//p' | tail -n 1)
+case $kills in
+    [Yy]es | [Tt]rue | 1 | [Oo]n) [ -e "/var/lib/systemd/linger/$(id -un)" ] || say kills yes ;;
+esac
 if [ -n "$named" ]; then
     found=$(command -v -- "$named" 2>/dev/null)
     try "${found:-$named}"

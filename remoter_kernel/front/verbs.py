@@ -185,6 +185,8 @@ class Verbs:
                 session=address.session if address else "",
                 host=address.host if address else "",
                 user=address.user if address else "",
+                transport=login.transport if login else "",
+                why_transport=login.why_transport if login else "",
                 cipher=login.cipher if login else "",
                 host_key=login.host_key if login else "",
                 sent=link.sent,

@@ -19,11 +19,11 @@ from remoter_kernel.front.keeper.talk import told
 from remoter_kernel.front.keeper.visitor import Visitor
 from remoter_kernel.front.login import log_in_to
 from remoter_kernel.front.remotes import Remote
+from remoter_kernel.front.ssh.memory import Memories
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
 
-    from remoter_kernel.front.ssh.admission import Memory
     from remoter_kernel.front.ssh.login import Login
 
 LOOK_EVERY = 15.0  # seconds between two looks at a login of which nothing is heard
@@ -53,7 +53,7 @@ class Host:
         self._visitors: set[Visitor] = set()
         self._left_at = time.monotonic()  # when the last one went
         self._held: _Held | None = None
-        self._memories: dict[str, Memory] = {}
+        self._memories = Memories()
         self._lifetime = 0.0  # seconds without a visitor
         self._is_over = False
 
@@ -167,6 +167,7 @@ class Host:
             if name in words["environment"]:
                 os.environ[name] = words["environment"][name]
         self._give_up()
+        self._memories.use(is_remembered=bool(words["is_remembered"]))
         login = log_in_to(
             remote,
             visitor if words["may_ask"] else None,
@@ -215,8 +216,7 @@ class Host:
     def _give_up(self) -> None:
         held, self._held = self._held, None
         if held:
-            for memory in self._memories.values():
-                memory.refresh()
+            self._memories.refresh()
             held.login.cut()
             held.login.close()
 

@@ -82,6 +82,7 @@ class KeptLogin:
             "remote": {name: str(getattr(self._remote, name)) for name in NEEDED},
             "lifetime": self._remote.login_lifetime,
             "may_ask": questions is not None,
+            "is_remembered": self._remote.remember,
             "in_doubt": in_doubt,
             "environment": {name: os.environ[name] for name in PERSONAL if name in os.environ},
         }

@@ -8,7 +8,6 @@ what is remembered is used once after a cut, and a code never.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from remoter_kernel.errors import LoginRefused
@@ -29,6 +28,7 @@ if TYPE_CHECKING:
 
     from remoter_kernel.front.questions import Questions
     from remoter_kernel.front.ssh.aliases import Destination
+    from remoter_kernel.front.ssh.memory import Memory
     from remoter_kernel.front.ssh.transport import Transport
 
 VERDICT_WITHIN = 30.0  # seconds for one attempt: the server may ask a slow directory service
@@ -39,25 +39,6 @@ CALLED = {"password": "a password", "keyboard-interactive": "a password or a cod
 NOT_A_PASSWORD = re.compile(
     r"one.?time|otp|oath|token|code|verif|pin\b|duo|new|again", re.IGNORECASE
 )
-
-
-@dataclass
-class Memory:
-    """Secrets that a person has typed, for as long as this process lives. Never shown."""
-
-    passphrases: dict[str, str] = field(default_factory=dict, repr=False)  # by file
-    password: str = field(default="", repr=False)
-    is_fresh: bool = False  # may the password be used, once?
-
-    def refresh(self) -> None:
-        """A login that worked was cut: the password may be used again, once."""
-        self.is_fresh = bool(self.password)
-
-    def take_password(self) -> str:
-        """Take the password out for its one use."""
-        password, self.password = (self.password if self.is_fresh else ""), ""
-        self.is_fresh = False
-        return password
 
 
 class Admission:
@@ -122,7 +103,9 @@ class Admission:
         if verdict.let_in or verdict.partly:
             self._typed += typed
             self._wrong = 0
-        elif not password:
+        elif password:
+            self._memory.keep_password("")
+        else:
             self._wrong += 1
         return verdict
 
@@ -158,7 +141,7 @@ class Admission:
 
     def _unlock(self, key: LockedKey, verdict: Verdict | None) -> tuple[Verdict | None, Any]:
         """Ask for the passphrase of a key, if the server would take that key."""
-        known = self._memory.passphrases.get(str(key.file), "")
+        known = self._memory.passphrase(str(key.file))
         if not known and self._questions is None:
             self._has_locked = True
             self._ring.notes.append(f"{key.file} has a passphrase and no agent holds it.")
@@ -171,13 +154,18 @@ class Admission:
                 return heard, None
         for attempt in range(TRIES):
             again = "That was not it." if attempt else ""
+            was_known = bool(known)
             phrase = known or self._ask((Prompt(f"Passphrase of {key.file}:"),), again)[0]
             known = ""
             if not phrase:
                 break
             if unlocked := key.unlock(phrase):
-                self._memory.passphrases[str(key.file)] = phrase
+                self._memory.keep_passphrase(str(key.file), phrase)
                 return verdict, unlocked
+            if was_known:
+                self._memory.keep_passphrase(str(key.file), "")
+                if self._questions is None:
+                    break
         self._ring.notes.append(f"{key.file} was not unlocked: the passphrase was wrong.")
         return verdict, None
 
@@ -243,8 +231,7 @@ class Admission:
     def _remember(self) -> None:
         """Keep a password that was the only thing that a person had to know."""
         if len(self._typed) == 1 and is_password(self._typed[0][0]):
-            self._memory.password = self._typed[0][1]
-            self._memory.is_fresh = False
+            self._memory.keep_password(self._typed[0][1])
 
     # --- refusals ---
 

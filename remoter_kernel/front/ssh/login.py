@@ -17,10 +17,11 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from remoter_kernel.errors import ForwardingRefused, LoginRefused, RemoteLacks, Unreachable
-from remoter_kernel.front.ssh.admission import Admission, Memory
+from remoter_kernel.front.ssh.admission import Admission
 from remoter_kernel.front.ssh.channel import Closed, Refused, TooLate
 from remoter_kernel.front.ssh.commands import Running
 from remoter_kernel.front.ssh.complaints import NothingInCommon
+from remoter_kernel.front.ssh.memory import Memories, Memory
 from remoter_kernel.front.ssh.outcome import CommandEnded, Ran
 from remoter_kernel.front.ssh.pipe import Pipe
 from remoter_kernel.front.ssh.reach import reach
@@ -47,7 +48,7 @@ def log_in(
     questions: Questions | None = None,
     on_step: Callable[[str], None] = lambda _step: None,
     on_try: Callable[[Login], None] = lambda _login: None,
-    memories: dict[str, Memory] | None = None,
+    memories: Memories | None = None,
 ) -> Login:
     """Log in; the steps are "connect", "host key", "login".
 
@@ -55,14 +56,14 @@ def log_in(
     `on_try` is given each login before its first step, so that another thread may cut it.
     Raises Unreachable, HostKeyProblem, LoginRefused.
     """
-    memories = {} if memories is None else memories
+    memories = memories or Memories()
     passed: list[Login] = []
     try:
         for hop in (*destination.jumps, destination):
             login = Login(hop, tuple(passed), is_last=hop is destination)
             on_try(login)
             where = f"{hop.user}@{hop.host_name}:{hop.port}"
-            login.start(questions, on_step, memories.setdefault(where, Memory()))
+            login.start(questions, on_step, memories.of(where))
             passed.append(login)
     except BaseException:
         if passed:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from remoter_kernel.errors import BadConfiguration, RemoterError, Unreachable
-from remoter_kernel.front.ssh.admission import VERDICT_WITHIN, Memory
+from remoter_kernel.front.ssh.admission import VERDICT_WITHIN
 from remoter_kernel.front.ssh.asking import Desk
 from remoter_kernel.front.ssh.channel import Closed, Refused, TooLate
 from remoter_kernel.front.ssh.complaints import (
@@ -25,6 +25,7 @@ from remoter_kernel.front.ssh.complaints import (
 )
 from remoter_kernel.front.ssh.entry import Entry
 from remoter_kernel.front.ssh.login import FORBIDDEN, Login
+from remoter_kernel.front.ssh.memory import Memory
 from remoter_kernel.front.ssh.mux import master_answers
 from remoter_kernel.front.ssh.separate import SeparateTransport
 from remoter_kernel.front.ssh.shared import SharedTransport

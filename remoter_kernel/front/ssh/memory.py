@@ -1,0 +1,139 @@
+"""What a person has typed for a login: how long it is known, and how often it is used.
+
+In memory for as long as its process lives; in the system's keyring only where that was asked
+for (`remember`). A password is used once at first, and once after each cut: a wrong one must
+not lock an account. A code is never kept.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING, Protocol
+
+from remoter_kernel.errors import RemoteLacks
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+SERVICE = "remoter-kernel"
+HOW = "Install one with `pip install remoter-kernel[keyring]`, or leave out --remember."
+
+
+class Safe(Protocol):
+    """Keeps secrets by name, beyond this process's life."""
+
+    def get(self, name: str) -> str:
+        """Return a secret; empty where there is none."""
+
+    def put(self, name: str, secret: str) -> None:
+        """Keep a secret; an empty one is forgotten."""
+
+
+class Keyring:
+    """This system's keyring."""
+
+    def __init__(self) -> None:
+        """Find it; RemoteLacks (this side lacks it) where there is none that works."""
+        try:
+            import keyring  # noqa: PLC0415 - slow, and only for those who want it
+            import keyring.backends.fail  # noqa: PLC0415
+            import keyring.errors  # noqa: PLC0415
+        except ImportError:
+            raise RemoteLacks("the package keyring is not installed here.", HOW) from None
+        if isinstance(keyring.get_keyring(), keyring.backends.fail.Keyring):
+            raise RemoteLacks("this system has no keyring that can be used.", HOW)
+        self._keyring = keyring
+
+    def get(self, name: str) -> str:
+        """Return a secret; one that cannot be had is none."""
+        with self._suppressing():
+            return self._keyring.get_password(SERVICE, name) or ""
+        return ""
+
+    def put(self, name: str, secret: str) -> None:
+        """Keep a secret, or forget it; where that fails, it will be asked for again."""
+        with self._suppressing():
+            if secret:
+                self._keyring.set_password(SERVICE, name, secret)
+            else:
+                self._keyring.delete_password(SERVICE, name)
+
+    @contextlib.contextmanager
+    def _suppressing(self) -> Iterator[None]:
+        with contextlib.suppress(self._keyring.errors.KeyringError, OSError, ValueError):
+            yield
+
+
+class Memory:
+    """The secrets for one host."""
+
+    def __init__(self, where: str = "", safe: Safe | None = None) -> None:
+        """Remember; `where` is `user@host:port`."""
+        self._where = where
+        self._safe = safe
+        self._phrases: dict[str, str] = {}  # by file
+        self._password = ""
+        self._may_use = True
+
+    def __repr__(self) -> str:
+        return f"<Memory for {self._where}>"
+
+    def refresh(self) -> None:
+        """A login that worked was cut: the password may be used again, once."""
+        self._may_use = True
+
+    def take_password(self) -> str:
+        """Return the password for its one use; empty: there is none, or it was used."""
+        if not self._may_use:
+            return ""
+        self._may_use = False
+        return self._password or (self._safe.get(self._of_password()) if self._safe else "")
+
+    def keep_password(self, password: str) -> None:
+        """Keep a password that has let somebody in; an empty one was wrong: forget it."""
+        self._password = password
+        self._may_use = False
+        if self._safe:
+            self._safe.put(self._of_password(), password)
+
+    def passphrase(self, file: str) -> str:
+        """Return the passphrase of a key; empty: it is not known."""
+        safe = self._safe
+        return self._phrases.get(file) or (safe.get(self._of_phrase(file)) if safe else "")
+
+    def keep_passphrase(self, file: str, phrase: str) -> None:
+        """Keep the passphrase that has unlocked a key; an empty one was wrong: forget it."""
+        self._phrases[file] = phrase
+        if self._safe:
+            self._safe.put(self._of_phrase(file), phrase)
+
+    def _of_password(self) -> str:
+        return f"password of {self._where}"
+
+    @staticmethod
+    def _of_phrase(file: str) -> str:
+        return f"passphrase of {file}"
+
+
+class Memories:
+    """The secrets of one remote: of its host, and of the hosts before it."""
+
+    def __init__(self) -> None:
+        """Begin with nothing."""
+        self._safe: Safe | None = None
+        self._all: dict[str, Memory] = {}
+
+    def use(self, *, is_remembered: bool) -> None:
+        """Use the system's keyring, too, or do not."""
+        if is_remembered != (self._safe is not None):
+            self._safe = Keyring() if is_remembered else None
+            self._all.clear()
+
+    def of(self, where: str) -> Memory:
+        """Return what is known for one host."""
+        return self._all.setdefault(where, Memory(where, self._safe))
+
+    def refresh(self) -> None:
+        """Logins that worked were cut."""
+        for memory in self._all.values():
+            memory.refresh()
