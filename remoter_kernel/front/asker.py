@@ -64,12 +64,20 @@ class Asker:
     def ask(self, host: str, prompts: Sequence[Prompt], instruction: str = "") -> list[str]:
         """Ask what a server, or a key, wants to know."""
         texts = [f"[{host}] {prompt.text.strip()}" for prompt in prompts]
-        if instruction and texts:
+        if instruction and not texts:  # touch the token, say: nothing is to be typed
+            self._reactor.call(partial(self._tell, f"[{host}] {instruction}"))
+        elif instruction:
             texts[0] = f"{instruction}\n{texts[0]}"
         return [
             self._ask(text, is_hidden=not prompt.is_shown)
             for text, prompt in zip(texts, prompts, strict=True)
         ]
+
+    def _tell(self, text: str) -> None:
+        route = self._find()
+        if route:
+            words = {"name": "stderr", "text": f"{text}\n"}
+            self._mouth.publish("stream", words, route.header)
 
     def has_somebody(self) -> bool:
         """Is there a cell that waits, and in which one may ask?"""

@@ -24,11 +24,11 @@ from remoter_kernel.front.ssh.complaints import (
     explain,
 )
 from remoter_kernel.front.ssh.entry import Entry
-from remoter_kernel.front.ssh.login import FORBIDDEN, Login
+from remoter_kernel.front.ssh.login import Login
 from remoter_kernel.front.ssh.memory import Memory
-from remoter_kernel.front.ssh.mux import master_answers
+from remoter_kernel.front.ssh.mux import Mux, master_answers
 from remoter_kernel.front.ssh.separate import SeparateTransport
-from remoter_kernel.front.ssh.shared import SharedTransport
+from remoter_kernel.front.ssh.shared import FORBIDDEN, SharedTransport
 from remoter_kernel.front.ssh.trust import add_line
 from remoter_kernel.front.ssh.words import master_words, single_words, ssh_words, through_words
 
@@ -41,7 +41,8 @@ if TYPE_CHECKING:
 CAN_SHARE = os.name == "posix"  # OpenSSH for Windows has no masters
 PREFIX = "remoter-ssh-"
 LONGEST_FOLDER = 60  # characters: with a name and what ssh adds for a moment, a socket has 104
-FORGOTTEN_AFTER = 3600.0  # seconds: an empty folder of that age is a killed front's
+FORGOTTEN_AFTER = 3600.0  # seconds: no login takes so long to have its master
+FORSAKEN_WITHIN = 0.5  # seconds for a master to answer
 NOBODY = {"SSH_ASKPASS_REQUIRE": "never", "SSH_ASKPASS": ""}
 
 
@@ -265,8 +266,19 @@ def _private_folder() -> Path:
     """Make a folder that only this person can enter, with a path that is short enough."""
     usual = Path(tempfile.gettempdir())
     where = Path("/tmp") if os.name == "posix" and len(str(usual)) > LONGEST_FOLDER else usual  # noqa: S108 (mkdtemp makes it private)
-    for old in where.glob(f"{PREFIX}*"):
-        with contextlib.suppress(OSError):  # somebody else's, or not empty: in use
-            if time.time() - old.stat().st_mtime > FORGOTTEN_AFTER:
-                old.rmdir()
+    for old in where.glob(f"{PREFIX}*") if CAN_SHARE else ():
+        with contextlib.suppress(OSError):  # gone meanwhile
+            if time.time() - old.stat().st_mtime > FORGOTTEN_AFTER and _is_forsaken(old):
+                shutil.rmtree(old, ignore_errors=True)
     return Path(tempfile.mkdtemp(prefix=PREFIX, dir=where))
+
+
+def _is_forsaken(folder: Path) -> bool:
+    """Say whether no master serves in that folder any more: whoever made it was killed."""
+    try:
+        Mux(folder / "m", FORSAKEN_WITHIN).close()
+    except Closed:
+        return True
+    except TooLate:
+        pass
+    return False
