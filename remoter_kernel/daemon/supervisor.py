@@ -20,6 +20,7 @@ from remoter_kernel.daemon.child import Child
 from remoter_kernel.daemon.deaths import explain
 from remoter_kernel.daemon.desk import Desk
 from remoter_kernel.daemon.ear import Ear
+from remoter_kernel.daemon.slow_start import SlowStart
 from remoter_kernel.daemon.speaker import Speaker
 from remoter_kernel.errors import RemoterError
 from remoter_kernel.wire.frames import Bytes, Channel
@@ -38,7 +39,6 @@ KILL_WITHIN = 2.0  # seconds after that signal
 RESTART_AFTER = 0.2  # seconds: JupyterLab cancels cells whose errors come later than this news
 PORT_TAKEN = "Address already in use"  # what a kernel prints that lost a race for its port
 LOOK_AT_PORTS = 2.0  # seconds
-SLOW_START = 20.0  # seconds after which a person should hear that a kernel is still starting
 TRIES = 3  # for a kernel whose port was taken between choosing and binding it
 LINGER = 30.0  # seconds that a session which could not start still tells why
 LINGER_LOOK = 0.5  # seconds
@@ -94,6 +94,7 @@ class Supervisor:
         self._requests = self._desk.requests
         self._interrupts = self._desk.interrupts
         self._ear = Ear(journal, door, self._desk, past)
+        self._slow_start = SlowStart(reactor, session.id, self._requests, self._speaker, wish)
         self._tries = 1  # to start the child
         self._told_trouble = ""  # of the journal
 
@@ -184,23 +185,8 @@ class Supervisor:
             self._fail(str(error))
         else:
             self.reactor.later(LOOK_AT_PORTS, partial(self._look_at_ports, child))
-            self.reactor.later(SLOW_START, partial(self._tell_slowness, child))
-
-    def _tell_slowness(self, child: Child) -> None:
-        """Say in the first cell that waits why it does: a shell line may never end."""
-        cell = next(iter(self._requests.waiting), None)
-        if self.child is child and self.state is State.STARTING:
-            if cell is None:
-                self.reactor.later(LOOK_AT_PORTS, partial(self._tell_slowness, child))
-                return
-            init = self.wish.get("init")
-            line = f" It begins with: {'; '.join(init)}." if init else ""
-            words = f" So far it printed: {child.last_words(3)}" if child.last_words() else ""
-            self._speaker.tell(
-                cell,
-                f"The kernel has not started within {SLOW_START:.0f} s.{line} To end it: "
-                f"remoter stop {self.session.id}.{words}",
-            )
+            starts = lambda: self.child is child and self.state is State.STARTING  # noqa: E731
+            self._slow_start.watch(child, starts)
 
     def _look_at_ports(self, child: Child) -> None:
         """End a kernel that goes on without one of its ports, as R does: it is never ready."""

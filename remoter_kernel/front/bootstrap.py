@@ -62,6 +62,7 @@ SHIPPED = (
     "daemon/records.py",
     "daemon/registry.py",
     "daemon/requests.py",
+    "daemon/slow_start.py",
     "daemon/speaker.py",
     "daemon/succession.py",
     "daemon/supervisor.py",

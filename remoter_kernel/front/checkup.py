@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from remoter_kernel import __version__
 from remoter_kernel.errors import RemoterError
 from remoter_kernel.front.dialer import SessionDialer
-from remoter_kernel.front.keeper.kept import kept_login
+from remoter_kernel.front.keeper.kept import KeptLogin, kept_login
 from remoter_kernel.front.login import destination_of
 from remoter_kernel.front.remotes import find_remote, remember_kernel_info
 from remoter_kernel.front.runner import Runner
@@ -19,10 +19,10 @@ from remoter_kernel.front.survey import look_around
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from remoter_kernel.front.access import Access
     from remoter_kernel.front.questions import Questions
     from remoter_kernel.front.remotes import Remote
     from remoter_kernel.front.ssh.aliases import Destination
+    from remoter_kernel.front.survey import Surroundings
 
 STEPS = (
     "name",
@@ -31,6 +31,7 @@ STEPS = (
     "login",
     "Python",
     "packages",
+    "lifetime",
     "start",
     "round trip",
     "versions",
@@ -68,7 +69,7 @@ class _Way:
         self._name = name
         self._questions = questions
         self._began = time.perf_counter()
-        self._login: Access | None = None
+        self._login: KeptLogin | None = None
         self._runner: Runner | None = None
 
     def steps(self) -> Iterator[Step]:
@@ -102,6 +103,7 @@ class _Way:
         self.at = "packages"
         _, kernel = around.choose(remote.python, remote.kernel)
         yield Step("packages", f"pyzmq, jupyter_client; kernel {kernel.name} for {kernel.language}")
+        yield Step("lifetime", lifetime(around, self._login.user))
 
     def _start(self, remote: Remote) -> Iterator[Step]:
         self.at = "start"
@@ -111,7 +113,8 @@ class _Way:
         address = dialer.address
         assert address is not None  # noqa: S101 - it has just started
         remember_kernel_info(remote.name, runner.kernel_info)
-        yield Step("start", f"on {address.host} as {address.user}", runner.seconds["kernel"])
+        by = ", through a command (forwarding is forbidden there)" if dialer.is_piped else ""
+        yield Step("start", f"on {address.host} as {address.user}{by}", runner.seconds["kernel"])
         self.at = "round trip"
         seconds = min(_empty_cell(runner) for _ in range(EMPTY_CELLS))
         yield Step("round trip", "an empty cell", seconds)
@@ -137,9 +140,22 @@ def _empty_cell(runner: Runner) -> float:
     return time.perf_counter() - began
 
 
-def _entered(login: Access) -> str:
+def _entered(login: KeptLogin) -> str:
     reason = f" ({login.why_transport})" if login.why_transport else ""
-    return f"as {login.user}, by {login.transport}{reason}"
+    since = (
+        "" if login.is_new else f"; kept since {time.strftime('%X', time.localtime(login.since))}"
+    )
+    return f"as {login.user}, by {login.transport}{reason}{since}"
+
+
+def lifetime(around: Surroundings, user: str) -> str:
+    """Say whether sessions outlive the login there, and what to do if they do not."""
+    if not around.ends_with_login:
+        return "sessions outlive the login"
+    return (
+        "this host ends sessions with the login (KillUserProcesses=yes): ask its administrator "
+        f"for `loginctl enable-linger {user}`"
+    )
 
 
 def _described(destination: Destination) -> str:

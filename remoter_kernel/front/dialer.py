@@ -47,7 +47,7 @@ class SessionDialer:
         self.may_ask: Callable[[], bool] = lambda: True  # is anybody there just now?
         self.address: Address | None = None
         self._is_doubted = False
-        self._is_piped = False  # does the host forbid forwarding?
+        self.is_piped = False  # does the host forbid forwarding?
         self.login: Access | None = None
         self.wish = Wish(client_key="")
         self.claim = Claim()
@@ -106,11 +106,11 @@ class SessionDialer:
 
     def _open(self, login: Access, address: Address) -> Way:
         """Open a tunnel to the session; where forwarding is forbidden, through a command there."""
-        if not self._is_piped:
+        if not self.is_piped:
             try:
                 return login.open_tunnel(address.address, address.port)
             except ForwardingRefused:
-                self._is_piped = True
+                self.is_piped = True
         return login.open_pipe(*bridge(self.remote, address))
 
     def _log_in(self) -> Access:

@@ -229,6 +229,26 @@ def test_check_stops_at_a_python_without_pyzmq(ssh_config, tmp_path):
     assert "pip install ipykernel" in said
 
 
+def test_check_says_that_sessions_will_not_outlive_the_login(ssh_config):
+    """And what to ask the administrator for, where systemd ends what a login leaves running."""
+    real_part("root")
+    add(ssh_config, "--python", sys.executable, "--no-check")
+    folder = Path("/run/systemd/logind.conf.d")
+    folder.mkdir(parents=True, exist_ok=True)
+    setting = folder / "remoter-tests.conf"
+    setting.write_text("[Login]\nKillUserProcesses=yes\n")
+    try:
+        told = {step["step"]: step["found"] for step in checked()["steps"]}
+    finally:
+        setting.unlink()
+    assert "loginctl enable-linger" in told["lifetime"]
+    assert "outlive" in {step["step"]: step["found"] for step in checked()["steps"]}["lifetime"]
+
+
+def checked():
+    return json.loads(whole_command("check", "box", "--json").stdout)
+
+
 def test_check_recognises_a_forced_command(tmp_path):
     with RealSshd(tmp_path, force_command="echo This account moves files only") as server:
         server.ssh_config(tmp_path / "config", "box")
@@ -247,7 +267,7 @@ def test_check_of_an_unknown_remote_is_a_usage_error():
 # --------------------------------------------------------------- at a terminal
 
 
-@pytest.mark.parametrize("answer", ["y", "n"])
+@pytest.mark.parametrize("answer", ["yes", "once", "no"])
 def test_at_a_terminal_an_unknown_host_key_is_shown_and_asked_about(answer, host, tmp_path):
     learned = tmp_path / "learned"
     config = tmp_path / "strange_config"
@@ -268,10 +288,10 @@ def test_at_a_terminal_an_unknown_host_key_is_shown_and_asked_about(answer, host
             ["ssh-keygen", "-lf", host.known_hosts], capture_output=True, text=True, check=True
         ).stdout
         assert fingerprint in shown
-        terminal.expect(r"\[y/N\]")
+        terminal.expect("yes, once, no")
         terminal.sendline(answer)
         terminal.expect(pexpect.EOF)
         terminal.wait()
-    assert terminal.exitstatus == (0 if answer == "y" else 3)
-    assert learned.exists() == (answer == "y")
-    assert remotes.config_path().exists() == (answer == "y")
+    assert terminal.exitstatus == (3 if answer == "no" else 0)
+    assert learned.exists() == (answer == "yes")
+    assert remotes.config_path().exists() == (answer != "no")

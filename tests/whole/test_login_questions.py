@@ -10,9 +10,13 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import keyring
 import psutil
 import pytest
 
+from remoter_kernel.front.keeper.endpoint import dismiss_all
+from remoter_kernel.front.remotes import find_remote, write_remote
+from remoter_kernel.front.ssh.memory import SERVICE
 from tests.at_terminal import Ended, Question, at_terminal
 from tests.real_jupyter import started_kernel
 from tests.real_parts import run_quietly
@@ -96,6 +100,53 @@ def test_three_kernels_share_one_login(
             assert f"ran as {way.user}" in said(talk)
             assert not talk._of("stdin")[len(asked) :]
         assert way.sshd.accepted() == before + 1
+
+
+def test_restarts_and_killed_trees_ask_nothing_again(
+    here: JupyterHere, ground: LoginGround, transport: str
+) -> None:
+    """Each is a new front process; VS Code kills the whole tree of the old one."""
+    way = ground.way("code")
+    spec = f"remoter-{configure(here, way, transport, 'restarts')}"
+    before = way.sshd.accepted()
+    with ExitStack() as stack:
+        kernels = [stack.enter_context(started_kernel(spec)) for _ in range(3)]
+        talk = Talk(kernels[0].client)
+        assert len(answer(talk, way, talk.queue(WHO))) == 1
+        for kernel in kernels:
+            kernel.manager.restart_kernel()
+            kernel.client.wait_for_ready(timeout=60)
+            talk = Talk(kernel.client)
+            answer(talk, replace(way, questions=()), talk.queue(WHO))
+            assert f"ran as {way.user}" in said(talk)
+            front = psutil.Process(kernel.pid)
+            for process in [front, *front.children(recursive=True)]:
+                process.kill()
+        with started_kernel(spec) as kernel:
+            talk = Talk(kernel.client)
+            answer(talk, replace(way, questions=()), talk.queue(WHO))
+            assert f"ran as {way.user}" in said(talk)
+    assert way.sshd.accepted() == before + 1
+    name = spec.removeprefix("remoter-")
+    assert here.remoter("stop", "--all", name).returncode == 0
+
+
+def test_silent_code_before_the_first_cell_is_answered_at_once_and_run_first(
+    here: JupyterHere, ground: LoginGround, transport: str
+) -> None:
+    """As VS Code does: it waits for its own code before it sends the cell in which to ask."""
+    way = ground.way("code")
+    spec = f"remoter-{configure(here, way, transport, 'silent-first')}"
+    with started_kernel(spec) as kernel:
+        talk = Talk(kernel.client)
+        code = "__vsc_ipynb_file__ = '/a/notebook.ipynb'"
+        for text in (code, "import os as _os"):
+            options = {"silent": True, "store_history": False, "allow_stdin": False}
+            first = talk.queue(text, **options)
+            talk.done(first)
+        cell = talk.queue("print(__vsc_ipynb_file__)")
+        assert len(answer(talk, way, cell)) == 1
+        assert "/a/notebook.ipynb" in said(talk)
 
 
 def test_the_next_command_asks_nothing(
@@ -298,3 +349,32 @@ def test_no_secret_is_in_what_debug_tells(
 def found_in(text: str, secrets: list[str]) -> list[str]:
     """Say which secrets are told there, in any spelling of bytes."""
     return [one for one in secrets if one in text or one.encode().hex() in text]
+
+
+# ------------------------------------------------------- what the system remembers
+
+
+def test_what_is_remembered_on_request_is_asked_once(
+    here: JupyterHere, ground: LoginGround, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the system's keyring (here: one that is a file), beyond the keeper's life."""
+    monkeypatch.setenv("PYTHON_KEYRING_BACKEND", "keyrings.alt.file.PlaintextKeyring")
+    monkeypatch.setenv("XDG_DATA_HOME", str(here.folder / "keyring"))
+    for kind in ("password", "encrypted key"):
+        way = ground.way(kind)
+        name = configure(here, way, "paramiko", f"remembered-{way.alias}")
+        remote = find_remote(name)
+        assert remote
+        write_remote(replace(remote, remember=True), make_default=False, replace=True)
+        for asked in (1, 0):
+            ended = run(name, way if asked else replace(way, questions=()))
+            assert (ended.status, ended.asked) == (0, asked), ended.text
+            dismiss_all(name)
+    # One that has become wrong is forgotten, after one try.
+    way = ground.way("password")
+    name = f"remembered-{way.alias}-paramiko"
+    keyring.set_password(SERVICE, f"password of {way.user}@127.0.0.1:{way.sshd.port}", "old")
+    before = way.sshd.refused()
+    ended = run(name, way)
+    assert (ended.status, ended.asked) == (0, 1), ended.text
+    assert way.sshd.refused() == before + 1

@@ -1,0 +1,55 @@
+"""Tells whoever waits that a kernel has been starting for long: a shell line may never end."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Any, Callable
+
+if TYPE_CHECKING:
+    from remoter_kernel.daemon.child import Child
+    from remoter_kernel.daemon.requests import Requests
+    from remoter_kernel.daemon.speaker import Speaker
+    from remoter_kernel.wire.reactor import Reactor
+
+PATIENCE = 20.0  # seconds: on a cold network disk a kernel takes its time
+LOOK_EVERY = 2.0  # seconds, for a cell in which to say it
+LINES = 3  # of what the kernel printed
+
+
+class SlowStart:
+    """Watches one start after the other."""
+
+    def __init__(
+        self,
+        reactor: Reactor,
+        session: str,
+        requests: Requests,
+        speaker: Speaker,
+        wish: dict[str, Any],
+    ) -> None:
+        """Remember; `wish` has the lines that a kernel begins with (`init`)."""
+        self._reactor = reactor
+        self._session = session
+        self._requests = requests
+        self._speaker = speaker
+        self._init = list(wish.get("init") or ())
+
+    def watch(self, child: Child, is_starting: Callable[[], bool]) -> None:
+        """Begin to watch a child."""
+        self._reactor.later(PATIENCE, partial(self._look, child, is_starting))
+
+    def _look(self, child: Child, is_starting: Callable[[], bool]) -> None:
+        if not is_starting():
+            return
+        cell = next(iter(self._requests.waiting), None)
+        if cell is None:
+            self._reactor.later(LOOK_EVERY, partial(self._look, child, is_starting))
+            return
+        begins = f" It begins with: {'; '.join(self._init)}." if self._init else ""
+        said = child.last_words(LINES)
+        words = f" So far it has printed: {said}" if said else ""
+        self._speaker.tell(
+            cell,
+            f"The kernel has not started within {PATIENCE:.0f} s.{begins} To end it: "
+            f"remoter stop {self._session}.{words}",
+        )
