@@ -97,6 +97,7 @@ class Bench:
             if timed:
                 figures = {"ready": [ready], "first result": [first_result]}
                 self.results.add(rtt, peer.name, figures)
+                self._start_another(peer, rtt, kernelspec)
             for step in steps:
                 self.results.add(rtt, peer.name, step(kernel))
         except (CellFailed, TimeoutError, ValueError, OSError, RuntimeError) as error:
@@ -110,6 +111,16 @@ class Bench:
             peer.make_cold(self.ground)
             for line in self.ground.end_what_stays():
                 self._trouble(peer, rtt, f"left behind {line}")
+
+    def _start_another(self, peer: Peer, rtt: float, kernelspec: str) -> None:
+        """Start a second kernel while the first one is there, as a second notebook does."""
+        kernel = Kernel(kernelspec, self.ground.folder / "second.log")
+        try:
+            ready, first_result = kernel.start()
+            figures = {"second ready": [ready], "second result": [first_result]}
+            self.results.add(rtt, peer.name, figures)
+        finally:
+            kernel.stop()
 
     def _path(self, rtt: float, bits_per_second: float | None = None) -> _Path:
         return _Path(
@@ -188,6 +199,8 @@ def main() -> int:
         print(f"Lines print for {effort.printing:.0f} s; nothing comes for {effort.hole:.0f} s")
     print()
     print(bench.results.table(shown, wish.peers))
+    for line in bench.results.round_trips(rtts, wish.peers):
+        print(line)
     paths = {rtt: path_itself(rtt) for rtt in rtts}
     print("An echo through the path alone: " + ", ".join(f"{ms:.1f} ms" for ms in paths.values()))
     if wish.json:

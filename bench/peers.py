@@ -7,6 +7,8 @@ import subprocess
 import sys
 from typing import TYPE_CHECKING, Protocol
 
+from remoter_kernel.front.keeper.endpoint import dismiss_all
+
 if TYPE_CHECKING:
     from bench.ground import Ground
 
@@ -87,8 +89,9 @@ class Remoter:
             ground, "remoter-bench", [*argv, "--remote", "bench"], interrupt_mode="message"
         )
 
-    def make_cold(self, ground: Ground) -> None:
-        """A stopped session keeps no login; the uploaded zip stays there, on purpose."""
+    def make_cold(self, ground: Ground) -> None:  # noqa: ARG002 - the other peers need it
+        """End the keeper, and the login with it; the uploaded zip stays there, on purpose."""
+        dismiss_all()
 
 
 PEERS: dict[str, type[Peer]] = {"plain": Plain, "sshpyk": Sshpyk, "remoter": Remoter}

@@ -39,6 +39,8 @@ EVERYWHERE = {0.0: 1.5, 0.05: 1.5, 0.2: 1.5}
 ROWS = (
     Row("start to ready", "ready", "s", 2),
     Row("start to first result", "first result", "s", 2, at_most={0.05: 0.8, 0.2: 0.8}),
+    Row("second kernel: start to ready", "second ready", "s", 2),
+    Row("second kernel: to first result", "second result", "s", 2, at_most={0.05: 1.0, 0.2: 1.0}),
     Row("empty cell, p50", "empty cell", "ms", 1, at_most={0.0: 1.5}, above_rtt={0.05: 8.0}),
     Row("empty cell, p99", "empty cell", "ms", 1, summary=_p99),
     Row("wire per empty cell, up", "wire up", "B"),
@@ -100,6 +102,21 @@ class Results:
             for row in ROWS
             if self._is_measured(rtt, row, peers)
         ]
+
+    def round_trips(self, rtts: Sequence[float], peers: Sequence[str]) -> list[str]:
+        """Say how many round trips a start takes: what it takes longer on the longest path."""
+        near, far = min(rtts), max(rtts)
+        lines = []
+        for row in (each for each in ROWS if each.samples in {"first result", "second result"}):
+            counted = []
+            for peer in peers:
+                ends = [self.figure(rtt, peer, row) for rtt in (near, far)]
+                if far > near and None not in ends:
+                    trips = (ends[1] - ends[0]) / (far - near)  # type: ignore[operator]
+                    counted.append(f"{peer} {trips:.1f}")
+            if counted:
+                lines.append(f"Round trips, {row.label}: {', '.join(counted)}")
+        return lines
 
     def table(self, rtts: Sequence[float], peers: Sequence[str]) -> str:
         """Give the whole table as Markdown."""
