@@ -20,9 +20,10 @@ check: $(venv)/.tools
 	$(bin)/lint-imports --no-cache
 	$(bin)/python -m pytest -q tests/pure
 
-# On a busy machine a proof of timing may miss its limit once; what is tried again is told.
+# In two halves at once: most tests wait more than they compute. On a busy machine a proof of
+# timing may miss its limit once; what is tried again is told.
 test: parts check docs wheel
-	$(bin)/python -m pytest --ignore=tests/pure -m "not slow" --reruns 1
+	$(bin)/python -m pytest --ignore=tests/pure -m "not slow" --reruns 1 -n 2 --dist loadfile
 
 slow: parts $(venv)/.tools
 	$(bin)/python -m pytest -m slow

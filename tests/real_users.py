@@ -28,7 +28,9 @@ from tests.real_parts import run_quietly
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-FAR_USER = os.environ.get("REMOTER_FAR_USER", "remoter-there")  # two runs at once: two users
+# Two runs at once have two far users, and so have the two halves of one run.
+LENDER = os.environ.get("REMOTER_FAR_USER", "remoter-there")
+FAR_USER = "-".join(filter(None, (LENDER, os.environ.get("PYTEST_XDIST_WORKER"))))
 FAR_PACKAGES = ("ipykernel>=7", "ipywidgets", "matplotlib", "numpy")
 DEBIAN_PYTHON = "/usr/bin/python3"
 ENDS_WITHIN = 10.0  # seconds until a killed process must be gone
@@ -79,18 +81,23 @@ def far_side() -> FarSide:
     if os.geteuid() != 0:
         return FarSide(getpass.getuser(), Path.home(), Path(sys.executable), is_another_user=False)
     with _one_at_a_time():
-        home = _make_user(FAR_USER)
+        home = _make_user(LENDER)
         python = home / "venv/bin/python"
         stamp = home / "venv/remoter-tests.txt"
         wanted = "\n".join(FAR_PACKAGES)
         if not stamp.exists() or stamp.read_text() != wanted:
             shutil.rmtree(home / "venv", ignore_errors=True)
-            as_user = ["runuser", "-u", FAR_USER, "--"]
+            as_user = ["runuser", "-u", LENDER, "--"]
             run_quietly([*as_user, DEBIAN_PYTHON, "-m", "venv", str(home / "venv")], cwd="/")
             # Root installs: the package index may be configured for root alone.
             run_quietly([str(python), "-m", "pip", "install", "-q", *FAR_PACKAGES], cwd="/")
             stamp.write_text(wanted)
-    return FarSide(FAR_USER, home, python, is_another_user=True)
+        if FAR_USER != LENDER:
+            home.chmod(0o755)  # the Python is lent, and is where people have theirs
+            lent, home = home / "venv", _make_user(FAR_USER)
+            if not (home / "venv").is_symlink():
+                (home / "venv").symlink_to(lent)
+    return FarSide(FAR_USER, home, home / "venv/bin/python", is_another_user=True)
 
 
 def own_number() -> int:

@@ -32,7 +32,7 @@ NO_QUESTION = "ssh-add|ssh-copy-id|ControlMaster|terminal"  # ways to log in wit
 WITH_QUESTIONS = ("encrypted key", "password", "code", "password and code", "key and code")
 
 
-@pytest.fixture(params=["paramiko", "openssh"])
+@pytest.fixture(params=["paramiko", pytest.param("openssh", marks=pytest.mark.slow)])
 def transport(request: pytest.FixtureRequest) -> str:
     """Both must do."""
     return str(request.param)

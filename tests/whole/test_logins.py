@@ -15,20 +15,34 @@ from tests.real_bad_logins import BAD, CUTS, cut_after
 from tests.real_logins import KINDS, PATHS, LoginGround, Way
 
 if TYPE_CHECKING:
+    from _pytest.mark.structures import ParameterSet
+
     from tests.real_jupyter import JupyterHere
 
 TRANSPORTS = ("paramiko", "openssh")
 WHO = "import getpass; print('ran as', getpass.getuser())"
-# Every kind by the two paths that most people have; every path with a key and with questions.
-COMBINED = dict.fromkeys(
-    [
-        *itertools.product(KINDS, ("direct", "one jump")),
-        *itertools.product(("ed25519", "password and code"), PATHS),
-    ]
-)
+# Each kind, path and transport with two of the others at least; `make slow` takes all together.
+QUICK = {
+    *((kind, "direct", TRANSPORTS[place % 2]) for place, kind in enumerate(KINDS)),
+    *((kind, "one jump", TRANSPORTS[place % 2 - 1]) for place, kind in enumerate(KINDS)),
+    *(("ed25519", path, TRANSPORTS[place % 2]) for place, path in enumerate(PATHS)),
+    *(("password and code", path, TRANSPORTS[place % 2 - 1]) for place, path in enumerate(PATHS)),
+    *(("ed25519", "no forwarding", transport) for transport in TRANSPORTS),
+}
+
+
+def case(*words: str, is_quick: bool) -> ParameterSet:
+    """Make one case; the many others wait for `make slow`."""
+    marks = () if is_quick else (pytest.mark.slow,)
+    return pytest.param(*words, id=", ".join(words), marks=marks)
+
+
 CASES = [
-    pytest.param(kind, path, transport, id=f"{kind}, {path}, {transport}")
-    for (kind, path), transport in itertools.product(COMBINED, TRANSPORTS)
+    case(*each, is_quick=each in QUICK) for each in itertools.product(KINDS, PATHS, TRANSPORTS)
+]
+WRONG = [
+    case(*each, is_quick=each in {("password and code", "paramiko"), ("encrypted key", "openssh")})
+    for each in itertools.product(KINDS, TRANSPORTS)
 ]
 # What the command makes of bad hosts: its exit code, and what it must speak of.
 OUTCOMES = {
@@ -79,8 +93,7 @@ def test_a_login_of_this_kind_by_this_path(
     assert not [one for one in ground.secrets if one in ended.text]
 
 
-@pytest.mark.parametrize("transport", TRANSPORTS)
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("kind", "transport"), WRONG)
 def test_the_wrong_answer_is_not_let_in(
     here: JupyterHere, ground: LoginGround, kind: str, transport: str
 ) -> None:
@@ -100,7 +113,7 @@ def bad_host(ground: LoginGround, request: pytest.FixtureRequest) -> tuple[str, 
     return request.param, BAD[request.param].way(ground)
 
 
-@pytest.mark.parametrize("transport", TRANSPORTS)
+@pytest.mark.parametrize("transport", ["paramiko", pytest.param("openssh", marks=pytest.mark.slow)])
 def test_a_bad_host_is_told_or_does_no_harm(
     here: JupyterHere, bad_host: tuple[str, Way], transport: str
 ) -> None:
