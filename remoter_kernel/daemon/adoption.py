@@ -12,6 +12,7 @@ heard what was published before it or the idle after it: a reply proves no outpu
 from __future__ import annotations
 
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Any, Callable
 
 from remoter_kernel.daemon.past import Overheard
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from remoter_kernel.wire.frames import Bytes
     from remoter_kernel.wire.reactor import Reactor
 
+HEARD_WITHIN = 0.1  # seconds
 ASK_AGAIN = 0.3  # seconds
 SILENT_FOR = 3.0  # seconds
 UNHEARD = (
@@ -109,7 +111,14 @@ class Adoption:
             self._speaker.tell(request, sentence)
 
     def hear_answer(self, child: Child) -> None:
-        """The child has answered: it is between two cells."""
+        """The child has answered: it is between two cells.
+
+        What it published before that comes by another socket, and perhaps a moment later.
+        """
+        self._reactor.later(HEARD_WITHIN, partial(self._take_stock, child))
+
+    def _take_stock(self, child: Child) -> None:
+        """See what an answer tells of all that is in doubt."""
         for asker in self._in_doubt():
             reply = self._overheard(asker)
             if reply:

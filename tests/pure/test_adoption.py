@@ -70,6 +70,11 @@ class Story:
             if kind == "stream"
         ]
 
+    def answer(self):
+        """Let the child say that it is between two cells, and what it published arrive."""
+        self.adoption.hear_answer(Child())
+        self.reactor.timers.pop()()
+
     def wait(self):
         timers, self.reactor.timers = self.reactor.timers, []
         for timer in timers:
@@ -147,16 +152,24 @@ def test_a_cell_that_was_heard_to_its_end_by_the_dead_one_has_lost_its_reply_alo
         story.past.heard.hear("a", VOICE.compose(kind, content, story.headers["a"]))
     story.asked.pop("b")
     story.wait()
-    story.adoption.hear_answer(Child())
+    story.answer()
     assert [(parent, kind) for parent, kind, _ in story.journal.said] == [("a", "execute_reply")]
     (reply,) = [content for _, _, content in story.journal.said]
     assert (reply["status"], reply["ename"], reply["execution_count"]) == ("error", "KeyError", 7)
 
 
+def test_an_idle_that_comes_a_moment_after_the_answer_is_no_second_one(story):
+    """They come by two sockets: the answer may be the quicker one."""
+    story.adoption.hear_answer(Child())
+    story.hear("a", "status", execution_state="idle")
+    story.reactor.timers.pop()()
+    assert story.kinds("a") == ["stream", "error", "execute_reply"]
+
+
 def test_a_cell_whose_idle_was_heard_gets_no_other(story):
     """It had begun before the death: its reply is lost, and what its reply was is not known."""
     story.hear("a", "status", execution_state="idle")
-    story.adoption.hear_answer(Child())
+    story.answer()
     assert story.kinds("a") == ["stream", "error", "execute_reply"]
 
 
@@ -166,7 +179,7 @@ def test_a_reply_proves_no_outputs(story):
     assert story.told() == [("a", False)]
     story.hear("a", "status", execution_state="idle")
     story.asked.forget("b")
-    story.adoption.hear_answer(Child())
+    story.answer()
     assert story.kinds("a") == ["stream"]
 
 
@@ -174,7 +187,7 @@ def test_a_reply_whose_idle_nobody_heard_gets_one(story):
     """After two answers of the child nothing more comes: the cell ends all the same, once."""
     story.reply("a")
     for _ in range(2):
-        story.adoption.hear_answer(Child())
+        story.answer()
     assert story.kinds("a") == ["stream", "status"]
 
 
