@@ -72,7 +72,7 @@ class Story:
 
     def answer(self):
         """Let the child say that it is between two cells, and what it published arrive."""
-        self.adoption.hear_answer(Child())
+        self.adoption.hear_answer(Child())  # type: ignore[arg-type]
         self.reactor.timers.pop()()
 
     def wait(self):

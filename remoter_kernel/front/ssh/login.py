@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import threading
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -94,7 +95,8 @@ class Login:
         self._is_last = is_last
         self._is_cut = False
         self._leave: Callable[[], None] = lambda: None
-        self._spare: Running | None = None  # opened together with the login, for the first command
+        self._spare: Running | None = None  # opened ahead, for the next command
+        self._spare_lock = threading.Lock()  # several threads may run commands
         self._tunnels: list[Tunnel] = []
 
     def __repr__(self) -> str:
@@ -167,10 +169,15 @@ class Login:
         ).go()
 
     def _open_spare(self) -> None:
-        """Ask for the first command's channel before the verdict is there."""
-        if self._is_last and self.live.software.startswith(TAKES_EARLY_CHANNELS):
-            self._spare = Running(self.live)
-            self._spare.open()
+        """Ask for the next command's channel before anybody needs it: that saves a round trip.
+
+        Before the verdict on a key, too: the first command is sure to come.
+        """
+        with contextlib.suppress(Closed), self._spare_lock:
+            live = self.live
+            if self._is_last and not self._spare and live.software.startswith(TAKES_EARLY_CHANNELS):
+                self._spare = Running(live)
+                self._spare.open()
 
     def _drop_spare(self) -> None:
         self._spare = None  # the server has shrugged it off
@@ -206,10 +213,12 @@ class Login:
             running = self._open_session(deadline)
             try:
                 running.begin(command, stdin, deadline)
-                return running.wait(deadline)
+                ran = running.wait(deadline)
             except BaseException:
                 running.close()
                 raise
+            self._open_spare()
+        return ran
 
     def run_until_line(
         self, command: str, stdin: bytes, starts_with: bytes, seconds: float
@@ -223,10 +232,12 @@ class Login:
             running = self._open_session(deadline)
             try:
                 running.begin(command, stdin, deadline)
-                return running.wait_for_line(starts_with, deadline)
+                line = running.wait_for_line(starts_with, deadline)
             except BaseException:
                 running.close()
                 raise
+            self._open_spare()
+        return line
 
     def open_tunnel(self, host: str, port: int) -> Tunnel:
         """Connect to `host`:`port` from there, and listen for one connection here."""
@@ -251,7 +262,8 @@ class Login:
         return pipe
 
     def _open_session(self, deadline: float) -> Running:
-        running, self._spare = self._spare, None
+        with self._spare_lock:
+            running, self._spare = self._spare, None
         if running is not None:
             # A server may have lost what was sent ahead of its answer, or tired of an idle
             # channel since: then this one is as good as none.

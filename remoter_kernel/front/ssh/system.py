@@ -246,6 +246,9 @@ class SystemLogin(Login):
             return not isinstance(error, Unreachable)
         return True
 
+    def _open_spare(self) -> None:
+        """Do without: a master opens a channel only together with its command."""
+
     def cut(self) -> None:
         """Drop the connection without a goodbye, as a dead network would."""
         super().cut()
