@@ -82,14 +82,16 @@ OUTPUT_SHOWN = 300  # characters of what a host said instead of starting a sessi
 _LAUNCH = (
     'sh -c \'echo; p="{python}"; z="${{XDG_CACHE_HOME:-$HOME/.cache}}/remoter-kernel/{name}"; '
     'if command -v "$p" >/dev/null 2>&1; then :; else echo REMOTER lacks python; exit 0; fi; '
-    'if [ -f "$z" ]; then exec "$p" "$z"; else echo REMOTER lacks zip; fi\''
+    'if [ -f "$z" ] && [ "$(wc -c <"$z")" -eq {size} ]; then exec "$p" "$z"; '
+    "else echo REMOTER lacks zip; fi'"
 )
 _ASK = _LAUNCH.replace('exec "$p" "$z"', 'exec "$p" "$z" ask')
 _BRIDGE = _LAUNCH.replace('exec "$p" "$z"', 'exec "$p" "$z" bridge {host} {port}')
 BRIDGED = MARKER + b"bridge"
 _UPLOAD = (
     'sh -c \'umask 077; d="${{XDG_CACHE_HOME:-$HOME/.cache}}/remoter-kernel"; '
-    'mkdir -p "$d" && cat > "$d/{name}.$$" && {{ sync "$d/{name}.$$" 2>/dev/null || sync; }} && '
+    'mkdir -p "$d" && cat > "$d/{name}.$$" && [ "$(wc -c <"$d/{name}.$$")" -eq {size} ] && '
+    '{{ sync "$d/{name}.$$" 2>/dev/null || sync; }} && '
     'mv -f "$d/{name}.$$" "$d/{name}" && echo REMOTER took it || '
     '{{ rm -f "$d/{name}.$$"; echo REMOTER refused it; }}\''
 )
@@ -159,7 +161,9 @@ def start_session(login: Access, remote: Remote, wish: Wish) -> Address:
     One round trip and the launch's own time, when the zip is there already.
     """
     name, content = pack_evaluator()
-    command = _LAUNCH.format(python=shell_path(remote.python or "python3"), name=name)
+    command = _LAUNCH.format(
+        python=shell_path(remote.python or "python3"), name=name, size=len(content)
+    )
     words = vars(wish) | {"init": list(wish.init), "env": dict(wish.env)}
     line = _ask(login, command, json.dumps(words).encode() + b"\n", remote)
     if line == b"lacks zip":
@@ -184,7 +188,8 @@ def start_session(login: Access, remote: Remote, wish: Wish) -> Address:
 def ask_there(login: Access, remote: Remote, words: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
     """Ask about sessions, in words of `daemon.inquire`; return the answer and what follows it."""
     name, content = pack_evaluator()
-    command = _ASK.format(python=shell_path(remote.python or "python3"), name=name)
+    python = shell_path(remote.python or "python3")
+    command = _ASK.format(python=python, name=name, size=len(content))
     question = json.dumps(words).encode() + b"\n"
     line, rest = _hear(login, command, question, remote)
     if line == b"lacks zip":
@@ -195,10 +200,12 @@ def ask_there(login: Access, remote: Remote, words: dict[str, Any]) -> tuple[dic
 
 def bridge(remote: Remote, address: Address) -> tuple[str, bytes]:
     """Return the command that relays its stdin and stdout to a session, and its first line."""
-    name, _ = pack_evaluator()
+    name, content = pack_evaluator()
     python = shell_path(remote.python or "python3")
     host = shell_path(address.address)
-    command = _BRIDGE.format(python=python, name=name, host=host, port=address.port)
+    command = _BRIDGE.format(
+        python=python, name=name, size=len(content), host=host, port=address.port
+    )
     return command, BRIDGED
 
 
@@ -241,7 +248,8 @@ def _complain(login: Access, remote: Remote, what: str, ran: Ran | CommandEnded)
 
 
 def _upload(login: Access, name: str, content: bytes, remote: Remote) -> None:
-    ran = login.run(_UPLOAD.format(name=name), content, seconds=UPLOAD_WITHIN)
+    command = _UPLOAD.format(name=name, size=len(content))
+    ran = login.run(command, content, seconds=UPLOAD_WITHIN)
     if MARKER + b"took it" not in ran.stdout:
         reason = ran.stderr.decode(errors="replace").strip().splitlines()
         _lack_room(reason[-1] if reason else "it gave no reason", login, remote)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 import subprocess
 import sys
 import zipfile
@@ -55,7 +56,7 @@ def test_a_home_in_the_path_is_the_far_home():
 @pytest.mark.parametrize("command", [bootstrap._LAUNCH, bootstrap._UPLOAD])
 def test_commands_are_one_line_that_any_login_shell_passes_on(command):
     """No newline, no nested single quote, no `!`: csh and fish read them as sh does."""
-    text = command.format(python="python3", name="x.pyz")
+    text = command.format(python="python3", name="x.pyz", size=1)
     assert "\n" not in text
     assert text.count("'") == 2
     assert "!" not in text
@@ -66,3 +67,19 @@ def test_the_entry_is_read_by_a_python_2_too():
     text = (PACKAGE / ENTRY).read_text(encoding="utf-8")
     assert 'f"' not in text
     assert "->" not in text
+
+
+@pytest.mark.parametrize(("content", "came"), [(b"12345", b"took it"), (b"1234", b"refused it")])
+def test_what_was_cut_while_it_was_sent_is_not_taken(content, came, tmp_path):
+    """The shell of a dead connection reads an end, and must not think that this was all."""
+    ran = subprocess.run(
+        bootstrap._UPLOAD.format(name="x.pyz", size=5),
+        shell=True,
+        input=content,
+        capture_output=True,
+        env={"HOME": str(tmp_path), "PATH": os.defpath},
+        check=True,
+    )
+    assert b"REMOTER " + came in ran.stdout
+    there = [path.name for path in (tmp_path / ".cache/remoter-kernel").iterdir()]
+    assert there == ["x.pyz"] * (came == b"took it")

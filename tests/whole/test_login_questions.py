@@ -177,6 +177,38 @@ def test_a_kernel_goes_in_by_the_login_of_a_command(
     assert way.sshd.accepted() == before
 
 
+def test_after_a_cut_a_code_is_asked_for_in_the_next_cell(
+    here: JupyterHere, ground: LoginGround, transport: str
+) -> None:
+    """Nobody dials alone with a code that is used up; the variables are there all the while."""
+    way = ground.way("code")
+    spec = f"remoter-{configure(here, way, transport, 'cut')}"
+    with started_kernel(spec) as kernel:
+        talk = Talk(kernel.client)
+        answer(talk, way, talk.queue("kept = 'since before'"))
+        for _ in range(2):
+            way.sshd.cut_all()
+            talk.heard = []
+            cell = talk.queue("print(kept)")
+            assert len(answer(talk, way, cell)) == 1
+            assert "since before" in said(talk)
+
+
+def test_after_a_cut_a_password_is_used_once_more_and_then_asked_for(
+    here: JupyterHere, ground: LoginGround
+) -> None:
+    way = ground.way("password")
+    spec = f"remoter-{configure(here, way, 'paramiko', 'cut')}"
+    with started_kernel(spec) as kernel:
+        talk = Talk(kernel.client)
+        answer(talk, way, talk.queue("kept = 'since before'"))
+        way.sshd.cut_all()
+        talk.heard = []
+        talk.done(talk.queue("print(kept)"))
+        assert not talk._of("stdin")
+        assert "since before" in said(talk)
+
+
 # --------------------------------------------------------------- wrong answers
 
 
