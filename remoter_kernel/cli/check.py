@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 def check(name: str, as_json: bool) -> None:
     """Go to a remote step by step, and say what to do about the first step that fails.
 
-    The steps are: name, connect, host key, login, Python, packages, start, round trip,
-    versions, times. The kernel that it starts ends with it.
+    The steps are: name, connect, host key, login, Python, packages, lifetime, start, round
+    trip, versions, times. The kernel that it starts ends with it.
     """
     steps = check_up(name, questions())
     done = list(steps) if as_json else list(_showing(steps))
