@@ -7,6 +7,7 @@ Where no cell waits that may be asked in, nobody is asked: the next one that is 
 from __future__ import annotations
 
 import queue
+import time
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -43,6 +44,7 @@ class Asker:
         self._mouth = mouth
         self._routes = routes
         self._asked: _Asked | None = None
+        self._asked_at = 0.0  # when a question was last put to somebody
         self._busy: set[str] = set()  # cells that were told to be at work
         self._first: list[Bytes] | None = None  # what is to run before anything else
 
@@ -109,6 +111,7 @@ class Asker:
             answer.put(NeedsPerson(message, "Run a cell to be asked."))
             return
         self._asked = _Asked(route, answer)
+        self._asked_at = time.monotonic()
         name = str(route.header.get("msg_id", ""))
         if name not in self._busy:
             self._busy.add(name)
@@ -119,6 +122,10 @@ class Asker:
     def is_asking(self) -> bool:
         """Is a person being waited for?"""
         return self._asked is not None
+
+    def has_asked_since(self, moment: float) -> bool:
+        """Was anybody asked since that moment (of the monotonic clock)?"""
+        return self._asked_at >= moment
 
     def hear(self, parts: Sequence[Bytes]) -> bool:
         """Take what was typed, if it was asked for here."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from remoter_kernel.errors import NoSuchSession, RemoterError
 from remoter_kernel.front.notices import is_cell
-from remoter_kernel.front.questions import NeedsPerson
+from remoter_kernel.front.questions import NeedsPerson, NotAnswered
 
 if TYPE_CHECKING:
     from remoter_kernel.front.asker import Asker
@@ -46,6 +46,8 @@ class GivingUp:
             if was_withdrawn or is_over or not self._link.has_met:
                 del self._routes[asker]
                 self._mouth.answer_error(route, error)
+            elif isinstance(error, NotAnswered) and is_cell(route):
+                self._tell(route, str(error))
         if is_over and self.ending:  # its idle may never have come, and will not any more
             self._mouth.publish("status", {"execution_state": "idle"}, self.ending.header)
             self.ending = None
@@ -60,5 +62,9 @@ class GivingUp:
                 del self._routes[asker]
                 self._mouth.answer_error(route, error)
             elif is_cell(route):
-                words = {"name": "stderr", "text": f"[remoter] {error} Run a cell to be asked.\n"}
-                self._mouth.publish("stream", words, route.header)
+                where = f"{error.remote}: " if error.remote else ""
+                self._tell(route, f"{where}{error.what} Run a cell to be asked.")
+
+    def _tell(self, route: Route, sentence: str) -> None:
+        words = {"name": "stderr", "text": f"[remoter] {sentence}\n"}
+        self._mouth.publish("stream", words, route.header)

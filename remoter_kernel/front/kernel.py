@@ -116,6 +116,7 @@ class Kernel:
         )
         self.dialer.questions = self._asker
         self.dialer.may_ask = self._asker.has_somebody
+        self.link.has_asked_since = self._asker.has_asked_since
         self.sockets.on_request = self._take
         self.link.on_item = self._hear
         if os.environ.get("JPY_SESSION_NAME"):  # jupyter_server, which drops what is too much
@@ -176,7 +177,8 @@ class Kernel:
             if self._verbs.take(route.header, content, partial(self._finish, route)):
                 return
             if self.link.state in {State.FAILED, State.WAITING}:
-                self._begin_anew()
+                self._begin_anew(route)
+                return
         elif self.link.state is State.FAILED or (self._asker.is_asking and kind in answers.EMPTY):
             empty = answers.empty_reply(kind, content_of(route.parts))
             if empty:
@@ -352,12 +354,13 @@ class Kernel:
         self.trouble = RemoteLacks(why, "Mend that, then run the cell again.", remote=remote)
         self.link.fail(self.trouble)
 
-    def _begin_anew(self) -> None:
+    def _begin_anew(self, route: Route) -> None:
         """Someone wants to compute: try now. A session without a kernel is left behind."""
         if self.trouble:
             self.trouble = None
             self.dialer.forget()
             self.link.start_over()
+        self._say(route)  # first: what the login asks is asked in a cell that waits
         self.link.wake()
 
 

@@ -110,6 +110,8 @@ class Link:
         self.on_item: Callable[[Channel, list[memoryview]], None] = lambda _channel, _parts: None
         self.on_change: Callable[[State], None] = lambda _state: None
         self.about: dict[str, str] = {}  # what the session should know of this front
+        # Was a person asked for something since then? Nobody hurries who has to look for a code.
+        self.has_asked_since: Callable[[float], bool] = lambda _moment: False
         self.pacer: Pacer | None = None  # between us and whoever hears, where that has limits
         self._dialer = dialer
         self._name = secrets.token_hex(8)
@@ -231,6 +233,8 @@ class Link:
         """End a try that hangs: the network may have changed under it."""
         if self.state is not State.DIALLING or self._dialled_at != dialled_at:
             return
+        if self.has_asked_since(dialled_at):
+            return  # each step of a login has a deadline of its own
         self._patience *= 2  # it may be that slow
         if self._socket:
             self._give_up_greeting()

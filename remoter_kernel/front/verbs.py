@@ -177,7 +177,7 @@ class Verbs:
                 state=link.state.value,
                 since=link.seconds_so,
                 next_try=link.next_try,
-                last_error=str(link.error or ""),
+                last_error=_last_error(link),
                 losses=link.losses,
                 round_trip=round_trip if link.state is State.UP else None,
                 queue=link.unacknowledged,
@@ -347,3 +347,10 @@ def _help(words: tuple[str, ...]) -> str:
             f'There is no %remoter verb "{verb}"{nearest(verb, HELP)}.', "See %remoter help."
         )
     return f"%remoter {verb}: {HELP[verb]}\n"
+
+
+def _last_error(link: Link) -> str:
+    """Say what went wrong last; a login that failed is no news once another one has worked."""
+    error = link.error
+    is_past = link.state is State.UP and error is not None and not error.worth_retrying
+    return "" if error is None or is_past else str(error)

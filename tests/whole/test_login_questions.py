@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+import time
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
@@ -329,6 +330,67 @@ def test_an_unknown_host_key_is_asked_about_first(
     assert (ended.status, ended.asked) == expected, ended.text
     assert fingerprint(way.sshd.known_hosts) in ended.text
     assert learned.exists() == (trust == "yes")
+
+
+def test_an_unknown_host_key_is_asked_about_in_the_cell(
+    here: JupyterHere, ground: LoginGround, transport: str
+) -> None:
+    """Each time that a cell is run, until somebody says what it is."""
+    way = ground.way("ed25519")
+    folder = ground.new_folder()
+    learned, config = folder / "learned", folder / "ssh_config"
+    text = way.config.read_text().replace(str(way.sshd.known_hosts), str(learned))
+    config.write_text(text.replace("StrictHostKeyChecking yes", "StrictHostKeyChecking ask"))
+    asked = Question("SHA256:", lambda: "no", is_hidden=False)
+    no = replace(way, config=config, questions=(asked,))
+    yes = replace(no, questions=(Question("SHA256:", lambda: "yes", is_hidden=False),))
+    with started_kernel(f"remoter-{configure(here, no, transport, 'stranger')}") as kernel:
+        talk = Talk(kernel.client)
+        for attempt, shown in ((no, "was not accepted"), (no, "was not accepted"), (yes, "ran as")):
+            talk.heard = []
+            assert len(answer(talk, attempt, talk.queue(WHO))) == 1
+            assert shown in said(talk)
+    assert learned.exists()
+
+
+def test_a_person_may_take_time_also_after_a_cut(
+    here: JupyterHere, ground: LoginGround, transport: str
+) -> None:
+    """A try to come back that hangs is given up soon, but not while somebody looks for a code."""
+    way = ground.way("password and code")
+    slow = [
+        Question(each.says, partial(_after, 7.0 * (not number), each))
+        for number, each in enumerate(way.questions)
+    ]
+    with started_kernel(f"remoter-{configure(here, way, transport, 'slowly')}") as kernel:
+        talk = Talk(kernel.client)
+        answer(talk, way, talk.queue("kept = 'since before'"))
+        way.sshd.cut_all()
+        talk.heard = []
+        cell = talk.queue("print(kept)")
+        assert len(answer(talk, replace(way, questions=tuple(slow)), cell)) == 2
+        assert "since before" in said(talk)
+
+
+def _after(seconds: float, question: Question) -> str:
+    time.sleep(seconds)  # a person is slow
+    return question.answer()
+
+
+def test_a_question_that_is_called_off_is_told_in_the_cell(
+    here: JupyterHere, ground: LoginGround, transport: str
+) -> None:
+    way = ground.way("code")
+    with started_kernel(f"remoter-{configure(here, way, transport, 'called-off')}") as kernel:
+        talk = Talk(kernel.client)
+        cell = talk.queue(WHO)
+        talk.listen(lambda: bool(talk._of("stdin")))
+        kernel.manager.interrupt_kernel()
+        talk.done(cell)
+        assert "was not answered" in said(talk)
+        talk.heard = []
+        answer(talk, way, talk.queue(WHO))
+        assert f"ran as {way.user}" in said(talk)
 
 
 def fingerprint(known_hosts: Path) -> str:

@@ -14,7 +14,7 @@ from remoter_kernel.errors import (
     Unreachable,
 )
 from remoter_kernel.front.questions import WITHOUT_QUESTIONS, NeedsPerson, readable
-from remoter_kernel.front.ssh.outcome import UnknownHostKey
+from remoter_kernel.front.ssh.outcome import HostKeyNotAsked, UnknownHostKey
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -92,7 +92,7 @@ def _unknown(told: _Told, _match: re.Match[str]) -> RemoterError:
             f"the host key of {told.label} was not accepted: {told.host_key}.",
             "Compare it with what the host's administrator says, then try again.",
         )
-    return UnknownHostKey(
+    return HostKeyNotAsked(
         f"the host key of {told.label} is not known here: {told.host_key}.",
         "Run `remoter check NAME` at a terminal to compare and accept it.",
     )

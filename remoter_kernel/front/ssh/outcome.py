@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from remoter_kernel.errors import HostKeyProblem, RemoteLacks, RemoterError
+from remoter_kernel.front.questions import NeedsPerson
 
 
 @dataclass(frozen=True)
@@ -32,3 +33,7 @@ class UnknownHostKey(HostKeyProblem):
         """Remember which remote this happened to, and name it in the advice."""
         self.advice = self.advice.replace("NAME", remote)
         return super().at(remote)
+
+
+class HostKeyNotAsked(UnknownHostKey, NeedsPerson):
+    """The same, and nobody could be asked."""

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from remoter_kernel.errors import HostKeyProblem
 from remoter_kernel.front.questions import Trust
-from remoter_kernel.front.ssh.outcome import UnknownHostKey
+from remoter_kernel.front.ssh.outcome import HostKeyNotAsked, UnknownHostKey
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -126,7 +126,7 @@ class KnownHosts:
     def _ask(self, kind: str, key: bytes, questions: Questions | None) -> None:
         shown = fingerprint(key)
         if questions is None:
-            raise UnknownHostKey(
+            raise HostKeyNotAsked(
                 f"the host key of {self.host} is not known here: {kind} {shown}.",
                 "Run `remoter check NAME` at a terminal to compare and accept it.",
             )
