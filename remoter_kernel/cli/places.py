@@ -60,6 +60,7 @@ def remove(name: str, purge: bool) -> None:
     if purge:
         _purge(name)
     try:
+        known = remotes.read_remotes().all.get(name)
         remotes.delete_remote(name)
     except Usage:
         # A kernelspec may be left from a remote that was deleted by hand.
@@ -68,8 +69,18 @@ def remove(name: str, purge: bool) -> None:
         click.echo(f"Removed the kernelspec {kernelspec.kernelspec_name(name)}.")
         return
     dismiss_all(name)
+    if known and known.remember:
+        _forget(known)
     had_kernelspec = kernelspec.remove_kernelspec(name)
     click.echo(f"Removed {name}{' and its kernelspec' if had_kernelspec else ''}.")
+
+
+def _forget(remote: remotes.Remote) -> None:
+    """Let the keyring forget its passwords; a remote is removed, whatever comes of that."""
+    from remoter_kernel.front.login import forget_secrets
+
+    with contextlib.suppress(RemoterError):
+        forget_secrets(remote)
 
 
 def _purge(name: str) -> None:

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 from remoter_kernel.front.choice import NOTHING_IN_COMMON, OPENSSH, Facts, choose
 from remoter_kernel.front.ssh.aliases import resolve
 from remoter_kernel.front.ssh.complaints import NothingInCommon
-from remoter_kernel.front.ssh.keys import has_only_security_keys
+from remoter_kernel.front.ssh.keys import files_for, has_only_security_keys
 from remoter_kernel.front.ssh.login import log_in
+from remoter_kernel.front.ssh.memory import Keyring, Memory
 from remoter_kernel.front.ssh.system import living_master, log_in_by_system
 from remoter_kernel.front.ssh.trust import is_known_by_authority
 
@@ -54,6 +55,14 @@ def log_in_to(
                 raise
             why = NOTHING_IN_COMMON
     return log_in_by_system(where, questions=questions, on_step=on_step, on_try=on_try, why=why)
+
+
+def forget_secrets(remote: Remote) -> None:
+    """Let this system's keyring forget what it keeps for a remote's logins."""
+    where, keyring = destination_of(remote), Keyring()
+    for hop in (*where.jumps, where):
+        place = f"{hop.user}@{hop.host_name}:{hop.port}"
+        Memory(place, keyring).forget(map(str, files_for(hop)))
 
 
 def facts_about(where: Destination) -> Facts:

@@ -472,3 +472,7 @@ def test_what_is_remembered_on_request_is_asked_once(
     ended = run(name, way)
     assert (ended.status, ended.asked) == (0, 1), ended.text
     assert way.sshd.refused() == before + 1
+    # A remote that is removed leaves none.
+    assert keyring.get_password(SERVICE, f"password of {way.user}@127.0.0.1:{way.sshd.port}")
+    assert here.remoter("remove", name).returncode == 0
+    assert not keyring.get_password(SERVICE, f"password of {way.user}@127.0.0.1:{way.sshd.port}")

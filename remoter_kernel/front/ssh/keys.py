@@ -146,6 +146,12 @@ def _kind(file: Path) -> str:
     return ""
 
 
+def files_for(destination: Destination) -> list[Path]:
+    """List the files in which keys for a destination are looked for."""
+    folder = Path.home() / ".ssh"
+    return list(destination.identity_files) or [folder / name for name in DEFAULT_KEYS]
+
+
 def _public_half(file: Path) -> bytes:
     """Read the public key beside a private one; b"" if there is none."""
     with contextlib.suppress(OSError, ValueError, IndexError):

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 from remoter_kernel.errors import RemoteLacks
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
 SERVICE = "remoter-kernel"
 HOW = "Install one with `pip install remoter-kernel[keyring]`, or leave out --remember."
@@ -106,6 +106,12 @@ class Memory:
         self._phrases[file] = phrase
         if self._safe:
             self._safe.put(self._of_phrase(file), phrase)
+
+    def forget(self, files: Iterable[str]) -> None:
+        """Forget the password, and the passphrases of these keys."""
+        self.keep_password("")
+        for file in files:
+            self.keep_passphrase(file, "")
 
     def _of_password(self) -> str:
         return f"password of {self._where}"
