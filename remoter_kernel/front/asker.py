@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from remoter_kernel.front.questions import NeedsPerson, NotAnswered, Prompt, Trust
 from remoter_kernel.wire.frames import Channel
-from remoter_kernel.wire.messages import content_of
+from remoter_kernel.wire.messages import PARENT, content_of, header_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -30,6 +30,7 @@ class _Asked(NamedTuple):
 
     route: Route
     answer: queue.SimpleQueue[str | NotAnswered | NeedsPerson]
+    name: str  # of the message that asked
 
 
 class Asker:
@@ -43,6 +44,7 @@ class Asker:
         self._mouth = mouth
         self._routes = routes
         self._asked: _Asked | None = None
+        self._names: set[str] = set()  # of all messages that asked
         self._busy: set[str] = set()  # cells that were told to be at work
         self._first: list[Bytes] | None = None  # what is to run before anything else
 
@@ -108,12 +110,13 @@ class Asker:
             message = "the login has a question, and no cell is waiting in which to ask it."
             answer.put(NeedsPerson(message, "Run a cell to be asked."))
             return
-        self._asked = _Asked(route, answer)
         name = str(route.header.get("msg_id", ""))
         if name not in self._busy:
             self._busy.add(name)
             self._mouth.publish("status", {"execution_state": "busy"}, route.header)
-        self._mouth.ask(route, {"prompt": text, "password": is_hidden})
+        asked = self._mouth.ask(route, {"prompt": text, "password": is_hidden})
+        self._names.add(asked)
+        self._asked = _Asked(route, answer, asked)
 
     @property
     def is_asking(self) -> bool:
@@ -121,10 +124,19 @@ class Asker:
         return self._asked is not None
 
     def hear(self, parts: Sequence[Bytes]) -> bool:
-        """Take what was typed, if it was asked for here."""
-        asked, self._asked = self._asked, None
-        if asked is None:
-            return False
+        """Take what was typed, if it was asked for here.
+
+        A cell may have asked something itself before the link was lost: what answers that is
+        not for the login. What comes late is for nobody. Not every client says which question
+        it answers.
+        """
+        asked = self._asked
+        parent = header_of(parts[PARENT]).get("msg_id")
+        if asked is None or (
+            parent and parent not in {asked.name, asked.route.header.get("msg_id")}
+        ):
+            return parent in self._names
+        self._asked = None
         asked.answer.put(str(content_of(parts).get("value", "")))
         return True
 

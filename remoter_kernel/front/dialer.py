@@ -19,10 +19,9 @@ from remoter_kernel.front import orders
 from remoter_kernel.front.bootstrap import Address, Wish, bridge, start_session
 from remoter_kernel.front.claims import Claim
 from remoter_kernel.front.folders import folder_there
-from remoter_kernel.front.keeper.kept import kept_login
+from remoter_kernel.front.keeper.kept import KeptLogin, kept_login
 from remoter_kernel.front.link import Line
 from remoter_kernel.front.remotes import Remote
-from remoter_kernel.front.ssh.login import log_in
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -63,6 +62,11 @@ class SessionDialer:
                 return self._dial()
             except RemoterError as error:
                 raise error.at(self.remote.name) from error.__cause__
+
+    @property
+    def has_asked(self) -> bool:
+        """Was a person asked in this dial? It may take as long as they do."""
+        return isinstance(self.login, KeptLogin) and self.login.has_asked
 
     def cut(self) -> None:
         """Drop the SSH connection without a word, as a bad network does; a dial on it fails."""
@@ -118,7 +122,9 @@ class SessionDialer:
             questions = self.questions if self.may_ask() else None
             in_doubt = self.login is not None
             return kept_login(self.remote, questions, on_try=self._note, in_doubt=in_doubt)
-        from remoter_kernel.front.host import EmbeddedHost  # noqa: PLC0415 - rarely needed
+        # Rarely needed, and slow: with a remote it is the keeper that knows SSH.
+        from remoter_kernel.front.host import EmbeddedHost  # noqa: PLC0415
+        from remoter_kernel.front.ssh.login import log_in  # noqa: PLC0415
 
         if self._host is None:
             self._host = EmbeddedHost()

@@ -76,6 +76,10 @@ class Line:
 class Dialer(Protocol):
     """Knows how to get to the session; called from a thread of the link's."""
 
+    @property
+    def has_asked(self) -> bool:
+        """Was a person asked in this dial? It may take as long as they do."""
+
     def dial(self) -> Line:
         """Log in, start or find the session, open a tunnel: a `RemoterError` says why not."""
 
@@ -230,6 +234,8 @@ class Link:
     def _lose_patience(self, dialled_at: float) -> None:
         """End a try that hangs: the network may have changed under it."""
         if self.state is not State.DIALLING or self._dialled_at != dialled_at:
+            return
+        if self._dialer.has_asked:  # what was typed is not thrown away
             return
         self._patience *= 2  # it may be that slow
         if self._socket:

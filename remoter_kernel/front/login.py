@@ -27,11 +27,6 @@ if TYPE_CHECKING:
 TICKET_WITHIN = 3.0  # seconds for `klist`
 
 
-def destination_of(remote: Remote) -> Destination:
-    """Say where a remote is."""
-    return resolve(remote.host, remote.ssh_config)
-
-
 def log_in_to(
     remote: Remote,
     questions: Questions | None = None,
@@ -41,7 +36,7 @@ def log_in_to(
     memories: Memories | None = None,
 ) -> Login:
     """Log in to a remote; `on_step` hears of each step as it begins, `on_try` of each login."""
-    where = destination_of(remote)
+    where = resolve(remote.host, remote.ssh_config)
     facts = facts_about(where) if remote.transport == "auto" else Facts()
     transport, why = choose(remote.transport, facts)
     if transport != OPENSSH:

@@ -26,6 +26,7 @@ from remoter_kernel.front.remotes import state_folder
 if TYPE_CHECKING:
     from remoter_kernel.front.remotes import Remote
 
+ENDS_WITHIN = 10.0  # seconds
 DIGEST = 24  # hexadecimal digits
 PACKAGE_ROOT = Path(__file__).resolve().parents[3]
 WITHIN_A_TREE = 0x00000200 | 0x00000008 | 0x01000000  # Windows: new group, no console, no job
@@ -66,12 +67,30 @@ def try_connect(place: Path) -> Connection | None:
 def dismiss_all(name: str = "") -> None:
     """End the keepers of a remote, or all of this person's, and their logins with them."""
     for place in _folder().glob(f"{name or '*'}-{'[0-9a-f]' * DIGEST}.json"):
+        text = _read(place)
         connection = try_connect(place)
         if connection:
             with connection, contextlib.suppress(OSError, EOFError):
                 send(connection, {"do": "end"})
-                receive(connection)
-        place.unlink(missing_ok=True)
+                while connection.poll(ENDS_WITHIN):  # until it hangs up
+                    receive(connection)
+        forget(place, text)
+
+
+def forget(place: Path, text: str) -> None:
+    """Remove what is left of a keeper that has written this, unless another one is there."""
+    with holding_lock(place):
+        if _read(place) == text:
+            for file in (place, place.with_suffix(".log")):
+                with contextlib.suppress(OSError):  # Windows: whoever writes into it has it still
+                    file.unlink()
+
+
+def _read(place: Path) -> str:
+    try:
+        return place.read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return ""
 
 
 def _folder() -> Path:

@@ -67,16 +67,19 @@ class KeptLogin:
         self.round_trip = 0.0  # seconds
         self.since = 0.0  # seconds since 1970: when the keeper logged in
         self.is_new = True  # was it made just now?
+        self.has_asked = False  # was a person asked for it, through us?
         self._remote = remote
         self._connection: Connection | None = None
         self._lock = threading.Lock()  # one thing at a time
         self._is_cut = False
+        self._has_heard = False  # has the keeper ever said a word?
 
     def start(
         self, questions: Questions | None, on_step: Callable[[str], None], *, in_doubt: bool
     ) -> None:
         """Reach the keeper, and have it log in, unless it has."""
-        self._connection = endpoint.connect(endpoint.place_of(self._remote))
+        place = endpoint.place_of(self._remote)
+        self._connection = endpoint.connect(place)
         words = {
             "do": "log in",
             "remote": {name: str(getattr(self._remote, name)) for name in NEEDED},
@@ -86,7 +89,14 @@ class KeptLogin:
             "in_doubt": in_doubt,
             "environment": {name: os.environ[name] for name in PERSONAL if name in os.environ},
         }
-        known, _ = self._ask(words, questions=questions, on_step=on_step)
+        try:
+            known, _ = self._ask(words, questions=questions, on_step=on_step)
+        except Unreachable:
+            if self._is_cut or self._has_heard:
+                raise
+            # It was about to end, as its time was over.
+            self._connection = endpoint.connect(place)
+            known, _ = self._ask(words, questions=questions, on_step=on_step)
         for name, value in known.items():
             setattr(self, name, value)
 
@@ -146,9 +156,11 @@ class KeptLogin:
                         if self._is_cut:
                             raise self._gone()
                     answer, back = receive(connection)
+                    self._has_heard = True
                     if "step" in answer:
                         on_step(answer["step"])
                     elif "ask" in answer:
+                        self.has_asked = True
                         send(connection, _answer(answer, questions))
                     else:
                         break

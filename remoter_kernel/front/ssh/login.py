@@ -189,9 +189,16 @@ class Login:
         """Say whether the connection is there, as far as this side knows."""
         return self._transport is not None and bool(self._transport.active)
 
+    @property
+    def has_ended(self) -> bool:
+        """Say whether the connection was there, and is not any more."""
+        return self._transport is not None and not self._transport.active
+
     def answers(self, seconds: float) -> bool:
         """Find out within that time whether the server is still there."""
-        return self.is_alive and self.live.answers(seconds)
+        with contextlib.suppress(Closed):
+            return bool(self.live.answers(seconds))
+        return False
 
     @property
     def round_trip(self) -> float:
