@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import threading
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,7 @@ from remoter_kernel.front.ssh.memory import Memories, Memory
 from remoter_kernel.front.ssh.outcome import CommandEnded, Ran
 from remoter_kernel.front.ssh.pipe import Pipe
 from remoter_kernel.front.ssh.reach import reach
+from remoter_kernel.front.ssh.sessions import Sessions
 from remoter_kernel.front.ssh.transport import TAKES_EARLY_CHANNELS, Incompatible, Transport
 from remoter_kernel.front.ssh.trust import KnownHosts, fingerprint
 from remoter_kernel.front.ssh.tunnel import Tunnel
@@ -95,6 +97,8 @@ class Login:
         self._is_cut = False
         self._leave: Callable[[], None] = lambda: None
         self._spare: Running | None = None  # opened together with the login, for the first command
+        self._lock = threading.Lock()  # a keeper's visitors use one login at the same time
+        self._sessions = Sessions()
         self._tunnels: list[Tunnel] = []
 
     def __repr__(self) -> str:
@@ -210,9 +214,8 @@ class Login:
         """Run a command with this input, and wait until it ends."""
         deadline = time.monotonic() + seconds
         with self._renaming("a command", seconds):
-            running = self._open_session(deadline)
+            running = self._begin(command, stdin, deadline)
             try:
-                running.begin(command, stdin, deadline)
                 return running.wait(deadline)
             except BaseException:
                 running.close()
@@ -227,9 +230,8 @@ class Login:
         """
         deadline = time.monotonic() + seconds
         with self._renaming("a command", seconds):
-            running = self._open_session(deadline)
+            running = self._begin(command, stdin, deadline)
             try:
-                running.begin(command, stdin, deadline)
                 return running.wait_for_line(starts_with, deadline)
             except BaseException:
                 running.close()
@@ -243,7 +245,7 @@ class Login:
                 tunnel.open(CHANNEL_WITHIN)
             except Refused as error:
                 raise _no_tunnel(self._destination, f"{host}:{port}", error.code) from None
-        self._tunnels = [one for one in self._tunnels if one.is_open] + [tunnel]
+        self._keep(tunnel)
         return tunnel
 
     def open_pipe(self, command: str, greeting: bytes) -> Tunnel:
@@ -254,11 +256,34 @@ class Login:
         with self._renaming("a command", CHANNEL_WITHIN):
             pipe = Pipe(self.live, command, greeting)
             pipe.open(CHANNEL_WITHIN)
-        self._tunnels = [one for one in self._tunnels if one.is_open] + [pipe]
+        self._keep(pipe)
         return pipe
 
+    def _keep(self, tunnel: Tunnel) -> None:
+        with self._lock:
+            self._tunnels = [one for one in self._tunnels if one.is_open] + [tunnel]
+
+    def _begin(self, command: str, stdin: bytes, deadline: float) -> Running:
+        """Start a command, as soon as the server has room for one more."""
+        while True:
+            try:
+                running = self._open_session(deadline)
+                self._sessions.add(running)
+                try:
+                    running.begin(command, stdin, deadline)
+                except BaseException:
+                    self._sessions.drop(running)
+                    running.close()
+                    raise
+            except Refused:
+                if not self._sessions.wait_for_room(deadline):
+                    raise
+            else:
+                return running
+
     def _open_session(self, deadline: float) -> Running:
-        running, self._spare = self._spare, None
+        with self._lock:
+            running, self._spare = self._spare, None
         if running is not None:
             # A server may have lost what was sent ahead of its answer, or tired of an idle
             # channel since: then this one is as good as none.
