@@ -146,7 +146,7 @@ class Asker:
         if asked is None:
             return False
         message = "the question of the login was not answered."
-        asked.answer.put(NotAnswered(message, "Run the cell again to be asked again."))
+        asked.answer.put(NotAnswered(message, "Run a cell to be asked again."))
         return True
 
     # --- what is run before a person was asked ---

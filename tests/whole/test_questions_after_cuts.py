@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import signal
 import time
 from typing import TYPE_CHECKING
+
+import psutil
+import pytest
 
 from remoter_kernel.front.link import LEAST_PATIENCE
 from tests.real_accounts import SERVICES
 from tests.real_jupyter import started_kernel, wait_for
 from tests.whole.talk import Message, Talk
+from tests.whole.test_keeper import is_gone
 from tests.whole.test_login_questions import WHO, answer, configure, said
 
 if TYPE_CHECKING:
@@ -101,7 +106,7 @@ def test_what_a_cell_asked_and_what_the_login_asks_are_not_mixed_up(
             talk.client.control_channel.socket, kernel.client.session.msg("interrupt_request", {})
         )
         talk.listen(lambda: bool(talk._of("control")))
-        # Whoever runs a cell is asked again.
+        talk.until_said("was not answered. Run a cell to be asked again.")
         another = talk.queue("print('and', input('age? '))")
         talk.listen(lambda: len(talk._of("stdin")) == 3)
         first, called_off, again = talk._of("stdin")
@@ -114,3 +119,23 @@ def test_what_a_cell_asked_and_what_the_login_asks_are_not_mixed_up(
         assert "heard Ada" in said(talk)
         assert "and 36" in said(talk)
         assert "called off" not in said(talk)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_front_that_ends_at_a_question_holds_nobody_up(
+    here: JupyterHere, ground: LoginGround, number: int
+) -> None:
+    """As VS Code ends them; the question goes to whoever comes next."""
+    way = ground.way("code")
+    spec = f"remoter-{configure(here, way, 'paramiko', f'leaving-{number}')}"
+    with started_kernel(spec) as kernel, started_kernel(spec) as other:
+        talk = Talk(kernel.client)
+        talk.queue(WHO)
+        talk.listen(lambda: bool(talk._of("stdin")))
+        second = Talk(other.client)
+        cell = second.queue(WHO)
+        front = psutil.Process(kernel.pid)
+        front.send_signal(number)
+        wait_for(lambda: is_gone(front), seconds=5, what="the front's end")
+        assert len(answer(second, way, cell)) == 1
+        assert f"ran as {way.user}" in said(second)

@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 ENDS_WITHIN = 10.0  # seconds
 DIGEST = 24  # hexadecimal digits
 PACKAGE_ROOT = Path(__file__).resolve().parents[3]
-WITHIN_A_TREE = 0x00000200 | 0x00000008 | 0x01000000  # Windows: new group, no console, no job
+ON_WINDOWS = 0x00000200 | 0x00000008  # new group, no console
+OUT_OF_ITS_JOB = 0x01000000  # Windows: not every job lets anybody out
 
 
 def place_of(remote: Remote) -> Path:
@@ -99,18 +100,21 @@ def _folder() -> Path:
 
 def _start(place: Path) -> Connection:
     """Start a keeper that is nobody's child: who kills a front's whole tree kills it not."""
-    options: dict[str, Any] = {"start_new_session": True}
-    if sys.platform == "win32":
-        options = {"creationflags": WITHIN_A_TREE}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "remoter_kernel.front.keeper.process", str(place)],
+    options: dict[str, Any] = {
         # Not the notebook's folder: `-m` would import what lies there.
-        cwd=PACKAGE_ROOT,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        **options,
-    )
+        "cwd": PACKAGE_ROOT,
+        "stdin": subprocess.DEVNULL,
+        "stdout": subprocess.PIPE,
+        "stderr": subprocess.DEVNULL,
+    }
+    words = [sys.executable, "-m", "remoter_kernel.front.keeper.process", str(place)]
+    if sys.platform == "win32":
+        try:
+            process = subprocess.Popen(words, creationflags=ON_WINDOWS | OUT_OF_ITS_JOB, **options)
+        except PermissionError:
+            process = subprocess.Popen(words, creationflags=ON_WINDOWS, **options)
+    else:
+        process = subprocess.Popen(words, start_new_session=True, **options)
     with process:
         assert process.stdout is not None  # noqa: S101 - it was asked for as a pipe
         said = process.stdout.read().decode(errors="replace").strip()

@@ -95,6 +95,7 @@ class KeptLogin:
             if self._is_cut or self._has_heard:
                 raise
             # It was about to end, as its time was over.
+            self._hang_up()
             self._connection = endpoint.connect(place)
             known, _ = self._ask(words, questions=questions, on_step=on_step)
         for name, value in known.items():
@@ -130,10 +131,16 @@ class KeptLogin:
         self._is_cut = True
 
     def close(self) -> None:
-        """Give the tunnels back."""
+        """Give the tunnels back; whoever waits for a person does so when that wait is over."""
         self._is_cut = True
-        with self._lock:
-            connection, self._connection = self._connection, None
+        if self._lock.acquire(timeout=2 * LOOK_EVERY):
+            try:
+                self._hang_up()
+            finally:
+                self._lock.release()
+
+    def _hang_up(self) -> None:
+        connection, self._connection = self._connection, None
         if connection:
             connection.close()
 
@@ -146,28 +153,39 @@ class KeptLogin:
     ) -> tuple[dict[str, Any], list[bytes]]:
         """Ask the keeper for something; answer what it asks meanwhile."""
         with self._lock:
-            connection = self._connection
-            if connection is None or self._is_cut:
+            if self._connection is None or self._is_cut:
                 raise self._gone()
             try:
-                send(connection, words, *blobs)
-                while True:
-                    while not connection.poll(LOOK_EVERY):
-                        if self._is_cut:
-                            raise self._gone()
-                    answer, back = receive(connection)
-                    self._has_heard = True
-                    if "step" in answer:
-                        on_step(answer["step"])
-                    elif "ask" in answer:
-                        self.has_asked = True
-                        send(connection, _answer(answer, questions))
-                    else:
-                        break
+                send(self._connection, words, *blobs)
+                answer, back = self._hear(self._connection, questions, on_step)
             except (OSError, EOFError):
                 raise self._gone() from None
+            finally:
+                if self._is_cut:
+                    self._hang_up()
         raise_told(answer, back)
         return answer, back
+
+    def _hear(
+        self,
+        connection: Connection,
+        questions: Questions | None,
+        on_step: Callable[[str], None],
+    ) -> tuple[dict[str, Any], list[bytes]]:
+        """Return what the keeper answers in the end."""
+        while True:
+            while not connection.poll(LOOK_EVERY):
+                if self._is_cut:
+                    raise self._gone()
+            answer, back = receive(connection)
+            self._has_heard = True
+            if "step" in answer:
+                on_step(answer["step"])
+            elif "ask" in answer:
+                self.has_asked = True
+                send(connection, _answer(answer, questions))
+            else:
+                return answer, back
 
     def _gone(self) -> RemoterError:
         return Unreachable(f"the connection to {self.host} is gone.", "It can be dialled again.")
