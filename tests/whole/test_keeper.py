@@ -7,6 +7,7 @@ import json
 import secrets
 import socket
 import threading
+from multiprocessing import Pipe
 from typing import TYPE_CHECKING, Any
 
 import psutil
@@ -14,7 +15,9 @@ import pytest
 
 from remoter_kernel.errors import RemoterError, Unreachable
 from remoter_kernel.front.keeper import endpoint
+from remoter_kernel.front.keeper.host import Host
 from remoter_kernel.front.keeper.kept import KeptLogin, kept_login
+from remoter_kernel.front.keeper.talk import receive, send
 from remoter_kernel.front.questions import NotAnswered, Trust
 from remoter_kernel.front.remotes import find_remote
 from tests.real_jupyter import StartedKernel, started_kernel, wait_for
@@ -363,3 +366,41 @@ def begin(login: KeptLogin) -> None:
     """Have a login made that asks nobody, and is called off."""
     with pytest.raises(Unreachable):
         login.start(None, lambda _step: None, in_doubt=False)
+
+
+def test_tunnels_end_with_their_visitor(remote: Remote, sshd: RealSshd) -> None:
+    """The login goes on for the others."""
+    with login(remote) as another:
+        with login(remote) as mine:
+            address = mine.open_tunnel("127.0.0.1", sshd.port).address
+            host, _, port = address.removeprefix("tcp://").partition(":")
+            through = socket.create_connection((host, int(port)), 10)
+            assert through.recv(4) == b"SSH-"
+        with through, contextlib.suppress(ConnectionError):
+            while through.recv(4096):
+                pass
+        assert another.run("echo still here").stdout == b"still here\n"
+
+
+def test_who_comes_too_late_hears_nothing_but_the_end() -> None:
+    """It can find another keeper only when this one has left its place."""
+    host = Host()
+    host.end()
+    here, there = Pipe()
+    with here:
+        send(here, {"do": "end"})
+        host.receive(there)
+        assert not here.poll()
+        host.close()
+        with pytest.raises((EOFError, ConnectionError)):
+            receive(here)
+
+
+def test_a_keeper_takes_away_only_what_is_its_own(tmp_path: Path) -> None:
+    place = tmp_path / "keeper.json"
+    for text in ("of another", "its own"):
+        place.write_text(text)
+        place.with_suffix(".log").touch()
+        endpoint.forget(place, "its own")
+        left = {file.suffix for file in tmp_path.iterdir()} - {".lock"}
+        assert left == ({".json", ".log"} if text == "of another" else set())
