@@ -7,13 +7,12 @@ Where no cell waits that may be asked in, nobody is asked: the next one that is 
 from __future__ import annotations
 
 import queue
-import time
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from remoter_kernel.front.questions import NeedsPerson, NotAnswered, Prompt, Trust
 from remoter_kernel.wire.frames import Channel
-from remoter_kernel.wire.messages import content_of
+from remoter_kernel.wire.messages import PARENT, content_of, header_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -31,6 +30,7 @@ class _Asked(NamedTuple):
 
     route: Route
     answer: queue.SimpleQueue[str | NotAnswered | NeedsPerson]
+    name: str  # of the message that asked
 
 
 class Asker:
@@ -44,7 +44,7 @@ class Asker:
         self._mouth = mouth
         self._routes = routes
         self._asked: _Asked | None = None
-        self._asked_at = 0.0  # when a question was last put to somebody
+        self._names: set[str] = set()  # of all messages that asked
         self._busy: set[str] = set()  # cells that were told to be at work
         self._first: list[Bytes] | None = None  # what is to run before anything else
 
@@ -110,28 +110,33 @@ class Asker:
             message = "the login has a question, and no cell is waiting in which to ask it."
             answer.put(NeedsPerson(message, "Run a cell to be asked."))
             return
-        self._asked = _Asked(route, answer)
-        self._asked_at = time.monotonic()
         name = str(route.header.get("msg_id", ""))
         if name not in self._busy:
             self._busy.add(name)
             self._mouth.publish("status", {"execution_state": "busy"}, route.header)
-        self._mouth.ask(route, {"prompt": text, "password": is_hidden})
+        asked = self._mouth.ask(route, {"prompt": text, "password": is_hidden})
+        self._names.add(asked)
+        self._asked = _Asked(route, answer, asked)
 
     @property
     def is_asking(self) -> bool:
         """Is a person being waited for?"""
         return self._asked is not None
 
-    def has_asked_since(self, moment: float) -> bool:
-        """Was anybody asked since that moment (of the monotonic clock)?"""
-        return self._asked_at >= moment
-
     def hear(self, parts: Sequence[Bytes]) -> bool:
-        """Take what was typed, if it was asked for here."""
-        asked, self._asked = self._asked, None
-        if asked is None:
-            return False
+        """Take what was typed, if it was asked for here.
+
+        A cell may have asked something itself before the link was lost: what answers that is
+        not for the login. What comes late is for nobody. Not every client says which question
+        it answers.
+        """
+        asked = self._asked
+        parent = header_of(parts[PARENT]).get("msg_id")
+        if asked is None or (
+            parent and parent not in {asked.name, asked.route.header.get("msg_id")}
+        ):
+            return parent in self._names
+        self._asked = None
         asked.answer.put(str(content_of(parts).get("value", "")))
         return True
 
@@ -141,7 +146,7 @@ class Asker:
         if asked is None:
             return False
         message = "the question of the login was not answered."
-        asked.answer.put(NotAnswered(message, "Run the cell again to be asked again."))
+        asked.answer.put(NotAnswered(message, "Run a cell to be asked again."))
         return True
 
     # --- what is run before a person was asked ---

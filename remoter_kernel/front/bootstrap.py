@@ -97,6 +97,10 @@ _UPLOAD = (
 )
 
 
+class StrangeAnswer(RemoteLacks):
+    """Something else than our own program answered."""
+
+
 @dataclass(frozen=True)
 class Wish:
     """What a session should be, or which one is meant."""
@@ -240,7 +244,7 @@ def _ask(login: Access, command: str, stdin: bytes, remote: Remote) -> bytes:
 def _complain(login: Access, remote: Remote, what: str, ran: Ran | CommandEnded) -> NoReturn:
     said = (ran.stderr or ran.stdout).decode(errors="replace").strip()
     shown = said[-OUTPUT_SHOWN:] or "nothing at all"
-    raise RemoteLacks(
+    raise StrangeAnswer(
         f"{login.host} {what}; instead it ended with {ran.status} and said: {shown}",
         "If that is not Python's own trouble, the account may be limited to one command.",
         remote=remote.name,

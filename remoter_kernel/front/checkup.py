@@ -11,9 +11,9 @@ from remoter_kernel import __version__
 from remoter_kernel.errors import RemoterError
 from remoter_kernel.front.dialer import SessionDialer
 from remoter_kernel.front.keeper.kept import KeptLogin, kept_login
-from remoter_kernel.front.login import destination_of
 from remoter_kernel.front.remotes import find_remote, remember_kernel_info
 from remoter_kernel.front.runner import Runner
+from remoter_kernel.front.ssh.aliases import resolve
 from remoter_kernel.front.survey import look_around
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ class _Way:
     def steps(self) -> Iterator[Step]:
         remote = find_remote(self._name)
         assert remote is not None  # noqa: S101 - None is only for "no name given"
-        yield Step("name", _described(destination_of(remote)))
+        yield Step("name", _described(resolve(remote.host, remote.ssh_config)))
         yield from self._log_in(remote)
         yield from self._look_around(remote)
         yield from self._start(remote)

@@ -16,13 +16,12 @@ import zmq
 
 from remoter_kernel.errors import ForwardingRefused, RemoteLacks, RemoterError
 from remoter_kernel.front import orders
-from remoter_kernel.front.bootstrap import Address, Wish, bridge, start_session
+from remoter_kernel.front.bootstrap import Address, StrangeAnswer, Wish, bridge, start_session
 from remoter_kernel.front.claims import Claim
 from remoter_kernel.front.folders import folder_there
-from remoter_kernel.front.keeper.kept import kept_login
+from remoter_kernel.front.keeper.kept import KeptLogin, kept_login
 from remoter_kernel.front.link import Line
 from remoter_kernel.front.remotes import Remote
-from remoter_kernel.front.ssh.login import log_in
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -47,6 +46,7 @@ class SessionDialer:
         self.may_ask: Callable[[], bool] = lambda: True  # is anybody there just now?
         self.address: Address | None = None
         self._is_doubted = False
+        self._is_stale = False  # did the login lead to something strange?
         self.is_piped = False  # does the host forbid forwarding?
         self.login: Access | None = None
         self.wish = Wish(client_key="")
@@ -63,6 +63,11 @@ class SessionDialer:
                 return self._dial()
             except RemoterError as error:
                 raise error.at(self.remote.name) from error.__cause__
+
+    @property
+    def has_asked(self) -> bool:
+        """Was a person asked in this dial? It may take as long as they do."""
+        return isinstance(self.login, KeptLogin) and self.login.has_asked
 
     def cut(self) -> None:
         """Drop the SSH connection without a word, as a bad network does; a dial on it fails."""
@@ -98,7 +103,8 @@ class SessionDialer:
             except RemoteLacks:  # nobody listens there any more: is the session alive?
                 self.address = self._start(login)
                 tunnel = self._open(login, self.address)
-        except BaseException:
+        except BaseException as error:
+            self._is_stale = isinstance(error, StrangeAnswer)
             login.close()
             raise
         server_key = self.address.server_key.encode()
@@ -117,8 +123,13 @@ class SessionDialer:
         if self.remote is not HERE:
             questions = self.questions if self.may_ask() else None
             in_doubt = self.login is not None
-            return kept_login(self.remote, questions, on_try=self._note, in_doubt=in_doubt)
-        from remoter_kernel.front.host import EmbeddedHost  # noqa: PLC0415 - rarely needed
+            is_stale, self._is_stale = self._is_stale, False
+            return kept_login(
+                self.remote, questions, on_try=self._note, in_doubt=in_doubt, is_stale=is_stale
+            )
+        # Rarely needed, and slow: with a remote it is the keeper that knows SSH.
+        from remoter_kernel.front.host import EmbeddedHost  # noqa: PLC0415
+        from remoter_kernel.front.ssh.login import log_in  # noqa: PLC0415
 
         if self._host is None:
             self._host = EmbeddedHost()

@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING
 
 from remoter_kernel.errors import NoSuchSession, RemoterError
 from remoter_kernel.front.notices import is_cell
-from remoter_kernel.front.questions import NeedsPerson, NotAnswered
+from remoter_kernel.front.questions import NeedsPerson
 
 if TYPE_CHECKING:
     from remoter_kernel.front.asker import Asker
     from remoter_kernel.front.link import Link
     from remoter_kernel.front.mouth import Mouth, Route
+
+RUN_A_CELL = "Run a cell to be asked."
 
 
 class GivingUp:
@@ -40,20 +42,21 @@ class GivingUp:
                 self._link.wake()
                 return
             self._put_off(error, is_asked=is_asked)
+            error.advice = " ".join([error.advice.removesuffix(RUN_A_CELL), RUN_A_CELL]).strip()
         is_over |= isinstance(error, NoSuchSession)
         for asker, route in list(self._routes.items()):
             was_withdrawn = self._link.withdraw(route.channel, route.number)
             if was_withdrawn or is_over or not self._link.has_met:
                 del self._routes[asker]
                 self._mouth.answer_error(route, error)
-            elif isinstance(error, NotAnswered) and is_cell(route):
+            elif is_cell(route):  # it may be running there, and does not say so any more
                 self._tell(route, str(error))
         if is_over and self.ending:  # its idle may never have come, and will not any more
             self._mouth.publish("status", {"execution_state": "idle"}, self.ending.header)
             self.ending = None
 
     def _put_off(self, error: RemoterError, *, is_asked: bool) -> None:
-        """Nobody can be asked for now: end what need not wait, and say so in what runs."""
+        """Nobody can be asked for now: end what need not wait."""
         for asker, route in list(self._routes.items()):
             is_unsaid = self._link.withdraw(route.channel, route.number)
             if is_unsaid and self._asker.answer_silent(route):

@@ -10,16 +10,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 from remoter_kernel.errors import NoSuchSession, RemoterError, Usage
 from remoter_kernel.front.bootstrap import ask_there
 from remoter_kernel.front.dialer import HERE
-from remoter_kernel.front.host import EmbeddedHost
 from remoter_kernel.front.keeper.kept import kept_login
 from remoter_kernel.front.remotes import Remote, find_remote, read_remotes
-from remoter_kernel.front.ssh.login import log_in
 from remoter_kernel.wire.said import Said, split_said
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from remoter_kernel.front.access import Access
+    from remoter_kernel.front.host import EmbeddedHost
     from remoter_kernel.front.questions import Questions
 
 FOLLOW = 20.0  # seconds that the far side waits for something new to tell
@@ -46,6 +45,10 @@ class Visit:
         """Log in; a `RemoterError` names the remote."""
         try:
             if self.remote is HERE:
+                # Rarely needed, and slow: with a remote it is the keeper that knows SSH.
+                from remoter_kernel.front.host import EmbeddedHost  # noqa: PLC0415
+                from remoter_kernel.front.ssh.login import log_in  # noqa: PLC0415
+
                 self._host = EmbeddedHost()
                 self._host.start()
                 self._login = log_in(self._host.destination())

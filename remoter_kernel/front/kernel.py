@@ -116,7 +116,6 @@ class Kernel:
         )
         self.dialer.questions = self._asker
         self.dialer.may_ask = self._asker.has_somebody
-        self.link.has_asked_since = self._asker.has_asked_since
         self.sockets.on_request = self._take
         self.link.on_item = self._hear
         if os.environ.get("JPY_SESSION_NAME"):  # jupyter_server, which drops what is too much

@@ -76,6 +76,10 @@ class Line:
 class Dialer(Protocol):
     """Knows how to get to the session; called from a thread of the link's."""
 
+    @property
+    def has_asked(self) -> bool:
+        """Was a person asked in this dial? It may take as long as they do."""
+
     def dial(self) -> Line:
         """Log in, start or find the session, open a tunnel: a `RemoterError` says why not."""
 
@@ -110,8 +114,6 @@ class Link:
         self.on_item: Callable[[Channel, list[memoryview]], None] = lambda _channel, _parts: None
         self.on_change: Callable[[State], None] = lambda _state: None
         self.about: dict[str, str] = {}  # what the session should know of this front
-        # Was a person asked for something since then? Nobody hurries who has to look for a code.
-        self.has_asked_since: Callable[[float], bool] = lambda _moment: False
         self.pacer: Pacer | None = None  # between us and whoever hears, where that has limits
         self._dialer = dialer
         self._name = secrets.token_hex(8)
@@ -233,8 +235,8 @@ class Link:
         """End a try that hangs: the network may have changed under it."""
         if self.state is not State.DIALLING or self._dialled_at != dialled_at:
             return
-        if self.has_asked_since(dialled_at):
-            return  # each step of a login has a deadline of its own
+        if self._dialer.has_asked:  # what was typed is not thrown away
+            return
         self._patience *= 2  # it may be that slow
         if self._socket:
             self._give_up_greeting()

@@ -28,11 +28,6 @@ if TYPE_CHECKING:
 TICKET_WITHIN = 3.0  # seconds for `klist`
 
 
-def destination_of(remote: Remote) -> Destination:
-    """Say where a remote is."""
-    return resolve(remote.host, remote.ssh_config)
-
-
 def log_in_to(
     remote: Remote,
     questions: Questions | None = None,
@@ -42,7 +37,7 @@ def log_in_to(
     memories: Memories | None = None,
 ) -> Login:
     """Log in to a remote; `on_step` hears of each step as it begins, `on_try` of each login."""
-    where = destination_of(remote)
+    where = resolve(remote.host, remote.ssh_config)
     facts = facts_about(where) if remote.transport == "auto" else Facts()
     transport, why = choose(remote.transport, facts)
     if transport != OPENSSH:
@@ -59,7 +54,7 @@ def log_in_to(
 
 def forget_secrets(remote: Remote) -> None:
     """Let this system's keyring forget what it keeps for a remote's logins."""
-    where, keyring = destination_of(remote), Keyring()
+    where, keyring = resolve(remote.host, remote.ssh_config), Keyring()
     for hop in (*where.jumps, where):
         place = f"{hop.user}@{hop.host_name}:{hop.port}"
         Memory(place, keyring).forget(map(str, files_for(hop)))

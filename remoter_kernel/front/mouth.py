@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from remoter_kernel.front import answers
 from remoter_kernel.wire.frames import Channel
-from remoter_kernel.wire.messages import content_of
+from remoter_kernel.wire.messages import HEADER, content_of, header_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -69,10 +69,11 @@ class Mouth:
         if not is_quiet:
             self.publish("status", {"execution_state": "idle"}, route.header)
 
-    def ask(self, route: Route, content: dict[str, Any]) -> None:
-        """Put a question to whoever has sent a request."""
+    def ask(self, route: Route, content: dict[str, Any]) -> str:
+        """Put a question to whoever has sent a request; return the message's id."""
         parts = self._sockets.voice.compose("input_request", content, route.header)
         self._sockets.reply(Channel.STDIN, route.identities, parts)
+        return str(header_of(parts[HEADER])["msg_id"])
 
     def publish(
         self, kind: str, content: dict[str, Any], header: dict[str, Any] | None = None

@@ -280,7 +280,7 @@ def test_a_server_that_opens_no_more_sessions_is_said(tmp_path, most):
         if most:
             assert login.run_until_line("echo MARK; sleep 5", b"", b"MARK", 10) == b"MARK"
         with pytest.raises(RemoteLacks, match=r"no .*session"):
-            login.run("echo hi")
+            login.run("echo hi", seconds=1)
         login.close()
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import pytest
 
-from tests.conftest import marked
+from tests.conftest import is_keeper, marked
 from tests.real_jupyter import wait_for
 from tests.real_parts import real_part
 
@@ -119,7 +119,7 @@ def use(console: Terminal, user: str) -> None:
 def test_the_default_remote(console_of_the_remote: Terminal, far: FarSide) -> None:
     """With a default remote, `remoter` is a kernel of the far user; nothing is left of it."""
     use(console_of_the_remote, far.user)
-    wait_for(lambda: not marked(), seconds=10, what=f"left behind: {marked()}")
+    wait_for(lambda: all(map(is_keeper, marked())), seconds=10, what="nothing is left behind")
 
 
 @pytest.fixture
@@ -135,5 +135,5 @@ def console_of_the_remote(
 def test_no_remote_at_all(console: Terminal) -> None:
     """Without any remote, `remoter` goes through SSH to this machine; nothing is left of it."""
     use(console, getpass.getuser())
-    wait_for(lambda: not marked(), seconds=10, what=f"left behind: {marked()}")
+    wait_for(lambda: all(map(is_keeper, marked())), seconds=10, what="nothing is left behind")
     assert not list(console.temporary.iterdir())

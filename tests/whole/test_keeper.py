@@ -4,29 +4,35 @@ from __future__ import annotations
 
 import contextlib
 import json
+import secrets
 import socket
 import threading
+from multiprocessing import Pipe
 from typing import TYPE_CHECKING, Any
 
 import psutil
 import pytest
 
-from remoter_kernel.errors import Unreachable
+from remoter_kernel.errors import RemoterError, Unreachable
 from remoter_kernel.front.keeper import endpoint
-from remoter_kernel.front.keeper.kept import kept_login
+from remoter_kernel.front.keeper.host import Host
+from remoter_kernel.front.keeper.kept import KeptLogin, kept_login
+from remoter_kernel.front.keeper.talk import receive, send
+from remoter_kernel.front.questions import NotAnswered, Trust
 from remoter_kernel.front.remotes import find_remote
 from tests.real_jupyter import StartedKernel, started_kernel, wait_for
+from tests.real_sshd import RealSshd, make_key
 from tests.whole.talk import Talk
 from tests.whole.test_life import value
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
-    from remoter_kernel.front.keeper.kept import KeptLogin
+    from remoter_kernel.front.questions import Prompt
     from remoter_kernel.front.remotes import Remote
     from tests.real_jupyter import JupyterHere
-    from tests.real_sshd import RealSshd
+    from tests.real_users import FarSide
 
 NAME = "kept"
 
@@ -151,6 +157,31 @@ def test_many_come_at_once_and_start_one_keeper(remote: Remote, sshd: RealSshd) 
     assert (len(users), accepted(sshd)) == (1, before + 1)
 
 
+@pytest.mark.parametrize("transport", ["paramiko", "openssh"])
+def test_many_use_one_login_with_room_for_few(
+    here: JupyterHere, far: FarSide, tmp_path: Path, transport: str
+) -> None:
+    """A dozen notebooks that are opened together; sshd has room for ten, this one for one."""
+    with RealSshd(tmp_path, user=far.user, extra_config="MaxSessions 1") as narrow:
+        config = narrow.ssh_config(tmp_path / "ssh_config", "narrow")
+        here.add_remote(NAME, "narrow", ssh_config=config, transport=transport)
+        remote = find_remote(NAME)
+        assert remote
+        said: list[bytes] = []
+
+        def come() -> None:
+            with login(remote) as mine:
+                said.append(mine.run("sleep 0.3; id -un").stdout)
+
+        threads = [threading.Thread(target=come) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        endpoint.dismiss_all(NAME)
+        assert said == [f"{far.user}\n".encode()] * 4
+
+
 def test_a_stranger_hears_nothing_and_holds_nobody_up(remote: Remote) -> None:
     with login(remote) as mine:
         port = json.loads(endpoint.place_of(remote).read_text())["port"]
@@ -218,3 +249,166 @@ def test_what_was_left_of_a_broken_upload_is_sent_anew(remote: Remote, here: Jup
         mine.run("cd ~/.cache/remoter-kernel && for z in *.pyz; do truncate -s 100 $z; done")
         ran = here.remoter("run", NAME, "-c", "print('fine')")
         assert (ran.returncode, ran.stdout) == (0, "fine\n"), ran.stderr
+
+
+def test_who_comes_while_a_keeper_ends_finds_another(
+    here: JupyterHere, python_remote: dict[str, Any]
+) -> None:
+    """With no lifetime at all it ends at each visit's end; nobody sees that, nothing is left."""
+    here.add_remote(NAME, login_lifetime=0.0, **python_remote)
+    remote = find_remote(NAME)
+    assert remote
+    said: list[bytes] = []
+
+    def come_often() -> None:
+        for _ in range(6):
+            with login(remote) as mine:
+                said.append(mine.run("echo in").stdout)
+
+    threads = [threading.Thread(target=come_often) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert said == [b"in\n"] * 18
+    folder = endpoint.place_of(remote).parent
+    wait_for(lambda: not list(folder.glob(f"{NAME}-*")), what="nothing of it left")
+
+
+class Asked:
+    """Somebody who is asked, and answers when the test says so."""
+
+    def __init__(self, *answers: str) -> None:
+        self.was_asked, self.may_answer = threading.Event(), threading.Event()
+        self._answers = list(answers)
+
+    def confirm_host_key(self, host: str, kind: str, fingerprint: str) -> Trust:
+        raise AssertionError
+
+    def ask(self, host: str, prompts: Sequence[Prompt], instruction: str = "") -> list[str]:
+        self.was_asked.set()
+        assert self.may_answer.wait(60)
+        if not self._answers:
+            raise NotAnswered("it was declined.")
+        return self._answers
+
+
+@pytest.fixture
+def asking(
+    here: JupyterHere, far: FarSide, tmp_path: Path
+) -> Iterator[tuple[Remote, RealSshd, str]]:
+    """A remote that asks for a key's passphrase, for as long as its server waits for that."""
+    phrase = secrets.token_hex(8)
+    key = make_key(tmp_path / "locked", passphrase=phrase)
+    with RealSshd(tmp_path, user=far.user, extra_config="LoginGraceTime 3") as server:
+        server.allow(key.with_name("locked.pub").read_text())
+        config = tmp_path / "ssh_config"
+        config.write_text(f"Host asking\n    IdentityFile {key}\n")
+        server.ssh_config(config, "asking")
+        text = config.read_text().replace(f"    IdentityFile {server.client_key}\n", "")
+        config.write_text(text)
+        here.add_remote(NAME, "asking", ssh_config=config, transport="paramiko")
+        remote = find_remote(NAME)
+        assert remote
+        yield remote, server, phrase
+        endpoint.dismiss_all(NAME)
+
+
+def in_thread(remote: Remote, questions: Asked) -> tuple[threading.Thread, list[object]]:
+    """Log in elsewhere; gives the thread, and what will have come of it."""
+    outcome: list[object] = []
+
+    def come() -> None:
+        try:
+            with login(remote, questions=questions) as mine:
+                outcome.append(mine.run("echo in").stdout)
+        except RemoterError as error:
+            outcome.append(error)
+
+    thread = threading.Thread(target=come)
+    thread.start()
+    return thread, outcome
+
+
+def test_a_question_that_nobody_answers_holds_up_nobody_for_ever(
+    asking: tuple[Remote, RealSshd, str],
+) -> None:
+    """When the server has hung up, the next one has its turn; a late answer is told the reason."""
+    remote, _, phrase = asking
+    absent, present = Asked(phrase), Asked(phrase)
+    first, told_first = in_thread(remote, absent)
+    assert absent.was_asked.wait(10)
+    present.may_answer.set()
+    second, told_second = in_thread(remote, present)
+    second.join(20)
+    assert told_second == [b"in\n"]
+    absent.may_answer.set()
+    first.join(20)
+    assert isinstance(told_first[0], Unreachable)
+    assert "ended the connection" in str(told_first[0])
+
+
+def test_nobody_logs_in_for_who_is_gone(asking: tuple[Remote, RealSshd, str]) -> None:
+    """One who has left while another was asked is not dialled for."""
+    remote, server, _ = asking
+    asked = Asked()
+    first, told_first = in_thread(remote, asked)
+    assert asked.was_asked.wait(10)
+    before = server.log.read_text().count("Connection from")
+    waiting = KeptLogin(remote)
+    second = threading.Thread(target=begin, args=(waiting,))
+    second.start()
+    wait_for(waiting._lock.locked, what="the second one waits")
+    waiting.cut()
+    second.join(10)
+    waiting.close()
+    asked.may_answer.set()
+    first.join(10)
+    assert isinstance(told_first[0], NotAnswered)
+    kept = keeper(remote)
+    wait_for(lambda: is_gone(kept), what="the keeper's end")  # nobody was let in: at once
+    assert server.log.read_text().count("Connection from") == before
+
+
+def begin(login: KeptLogin) -> None:
+    """Have a login made that asks nobody, and is called off."""
+    with pytest.raises(Unreachable):
+        login.start(None, lambda _step: None, in_doubt=False)
+
+
+def test_tunnels_end_with_their_visitor(remote: Remote, sshd: RealSshd) -> None:
+    """The login goes on for the others."""
+    with login(remote) as another:
+        with login(remote) as mine:
+            address = mine.open_tunnel("127.0.0.1", sshd.port).address
+            host, _, port = address.removeprefix("tcp://").partition(":")
+            through = socket.create_connection((host, int(port)), 10)
+            assert through.recv(4) == b"SSH-"
+        with through, contextlib.suppress(ConnectionError):
+            while through.recv(4096):
+                pass
+        assert another.run("echo still here").stdout == b"still here\n"
+
+
+def test_who_comes_too_late_hears_nothing_but_the_end() -> None:
+    """It can find another keeper only when this one has left its place."""
+    host = Host()
+    host.end()
+    here, there = Pipe()
+    with here:
+        send(here, {"do": "end"})
+        host.receive(there)
+        assert not here.poll()
+        host.close()
+        with pytest.raises((EOFError, ConnectionError)):
+            receive(here)
+
+
+def test_a_keeper_takes_away_only_what_is_its_own(tmp_path: Path) -> None:
+    place = tmp_path / "keeper.json"
+    for text in ("of another", "its own"):
+        place.write_text(text)
+        place.with_suffix(".log").touch()
+        endpoint.forget(place, "its own")
+        left = {file.suffix for file in tmp_path.iterdir()} - {".lock"}
+        assert left == ({".json", ".log"} if text == "of another" else set())

@@ -39,7 +39,9 @@ def transport(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-def configure(here: JupyterHere, way: Way, transport: str, name: str = "") -> str:
+def configure(
+    here: JupyterHere, way: Way, transport: str, name: str = "", *, lasts: float = LASTS
+) -> str:
     """Write a remote down; returns its name."""
     name = f"{name or way.alias}-{transport}"
     here.add_remote(
@@ -49,7 +51,7 @@ def configure(here: JupyterHere, way: Way, transport: str, name: str = "") -> st
         transport=transport,
         python=way.python,
         kernel="python3",
-        login_lifetime=LASTS,
+        login_lifetime=lasts,
     )
     return name
 

@@ -18,7 +18,7 @@ import pytest
 from jupyter_client.connect import write_connection_file
 
 from bench.proxy import Proxy
-from tests.conftest import marked
+from tests.conftest import is_keeper, marked
 from tests.real_jupyter import wait_for
 from tests.real_parts import real_part
 from tests.real_server import JupyterServer, text_of
@@ -65,7 +65,8 @@ def remote(here: JupyterHere, python_remote: dict[str, Any]) -> Iterator[str]:
 def evaluators() -> list[psutil.Process]:
     """List what runs there for sessions of this module."""
     ours = {os.getpid(), *(p.pid for p in psutil.Process().children(recursive=True))}
-    return [p for p in marked() if p.pid not in ours and "sshd" not in p.name()]
+    mine = [p for p in marked() if p.pid not in ours and not is_keeper(p)]
+    return [p for p in mine if "sshd" not in p.name()]
 
 
 def sessions(here: JupyterHere, remote: str) -> dict[str, dict[str, Any]]:

@@ -22,7 +22,7 @@ from jupyter_client.blocking.client import BlockingKernelClient
 from jupyter_client.connect import write_connection_file
 
 from remoter_kernel.front.inquiries import Reading, finding
-from tests.conftest import marked
+from tests.conftest import is_keeper, marked
 from tests.real_jupyter import started_kernel, wait_for
 from tests.real_parts import real_part
 from tests.whole.talk import Talk
@@ -140,7 +140,8 @@ def front(file: Path, remote: str, here: JupyterHere) -> Iterator[Front]:
 def marked_there(remote: str) -> list[psutil.Process]:
     """List what still runs there for the sessions of this module."""
     here = {os.getpid(), *(p.pid for p in psutil.Process().children(recursive=True))}
-    return [p for p in marked() if p.pid not in here and "sshd" not in p.name()]
+    mine = [p for p in marked() if p.pid not in here and not is_keeper(p)]
+    return [p for p in mine if "sshd" not in p.name()]
 
 
 def asked(here: JupyterHere, *words: str, code: int = 0) -> str:

@@ -174,14 +174,6 @@ def a_forced_command(place: Place) -> Iterator[None]:
     place.reach()
 
 
-@trouble("(?i)forward", 4)
-def forwarding_that_is_forbidden(place: Place) -> Iterator[None]:
-    server = place.serve(user=place.sshd.user, extra_config="AllowTcpForwarding no")
-    place.reach(server)
-    yield
-    place.reach()
-
-
 # --- over there ---
 
 

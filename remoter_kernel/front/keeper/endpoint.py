@@ -22,13 +22,16 @@ from remoter_kernel.errors import RemoteLacks
 from remoter_kernel.front.keeper.talk import PROVES_WITHIN, prove_each_other, receive, send
 from remoter_kernel.front.private_files import holding_lock
 from remoter_kernel.front.remotes import state_folder
+from remoter_kernel.front.ssh.aliases import resolve
 
 if TYPE_CHECKING:
     from remoter_kernel.front.remotes import Remote
 
+ENDS_WITHIN = 10.0  # seconds
 DIGEST = 24  # hexadecimal digits
 PACKAGE_ROOT = Path(__file__).resolve().parents[3]
-WITHIN_A_TREE = 0x00000200 | 0x00000008 | 0x01000000  # Windows: new group, no console, no job
+ON_WINDOWS = 0x00000200 | 0x00000008  # new group, no console
+OUT_OF_ITS_JOB = 0x01000000  # Windows: not every job lets anybody out
 
 
 def place_of(remote: Remote) -> Path:
@@ -36,7 +39,9 @@ def place_of(remote: Remote) -> Path:
 
     Whoever logs in somewhere else, or in another way, or with other code, has another keeper.
     """
-    words = [remote.name, remote.host, str(remote.ssh_config), remote.transport, __version__]
+    # What the name stands for now: a mended ssh config counts at the next login.
+    where = repr(resolve(remote.host, remote.ssh_config))
+    words = [remote.name, where, remote.transport, __version__]
     digest = hashlib.sha256(json.dumps(words).encode()).hexdigest()[:DIGEST]
     return _folder() / f"{remote.name}-{digest}.json"
 
@@ -66,12 +71,30 @@ def try_connect(place: Path) -> Connection | None:
 def dismiss_all(name: str = "") -> None:
     """End the keepers of a remote, or all of this person's, and their logins with them."""
     for place in _folder().glob(f"{name or '*'}-{'[0-9a-f]' * DIGEST}.json"):
+        text = _read(place)
         connection = try_connect(place)
         if connection:
             with connection, contextlib.suppress(OSError, EOFError):
                 send(connection, {"do": "end"})
-                receive(connection)
-        place.unlink(missing_ok=True)
+                while connection.poll(ENDS_WITHIN):  # until it hangs up
+                    receive(connection)
+        forget(place, text)
+
+
+def forget(place: Path, text: str) -> None:
+    """Remove what is left of a keeper that has written this, unless another one is there."""
+    with holding_lock(place):
+        if _read(place) == text:
+            for file in (place, place.with_suffix(".log")):
+                with contextlib.suppress(OSError):  # Windows: whoever writes into it has it still
+                    file.unlink()
+
+
+def _read(place: Path) -> str:
+    try:
+        return place.read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return ""
 
 
 def _folder() -> Path:
@@ -80,18 +103,21 @@ def _folder() -> Path:
 
 def _start(place: Path) -> Connection:
     """Start a keeper that is nobody's child: who kills a front's whole tree kills it not."""
-    options: dict[str, Any] = {"start_new_session": True}
-    if sys.platform == "win32":
-        options = {"creationflags": WITHIN_A_TREE}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "remoter_kernel.front.keeper.process", str(place)],
+    options: dict[str, Any] = {
         # Not the notebook's folder: `-m` would import what lies there.
-        cwd=PACKAGE_ROOT,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        **options,
-    )
+        "cwd": PACKAGE_ROOT,
+        "stdin": subprocess.DEVNULL,
+        "stdout": subprocess.PIPE,
+        "stderr": subprocess.DEVNULL,
+    }
+    words = [sys.executable, "-m", "remoter_kernel.front.keeper.process", str(place)]
+    if sys.platform == "win32":
+        try:
+            process = subprocess.Popen(words, creationflags=ON_WINDOWS | OUT_OF_ITS_JOB, **options)
+        except PermissionError:
+            process = subprocess.Popen(words, creationflags=ON_WINDOWS, **options)
+    else:
+        process = subprocess.Popen(words, start_new_session=True, **options)
     with process:
         assert process.stdout is not None  # noqa: S101 - it was asked for as a pipe
         said = process.stdout.read().decode(errors="replace").strip()

@@ -10,6 +10,7 @@ import contextlib
 import os
 import threading
 import time
+import traceback
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,7 +31,7 @@ LOOK_EVERY = 15.0  # seconds between two looks at a login of which nothing is he
 ANSWERS_WITHIN = 2.0  # seconds, and four round trips, that a login in doubt has for an answer
 SILENT_FOR = 10.0  # seconds without an answer after which a login is given up
 TRUSTED_FOR = 20.0  # seconds since it was last heard from
-GRACE = 2.0  # seconds that a keeper without any login waits for somebody
+GRACE = 2.0  # seconds that a keeper waits for somebody who was never let in
 PERSONAL = ("SSH_AUTH_SOCK", "KRB5CCNAME", "PATH")  # of whoever logs in
 
 
@@ -55,6 +56,7 @@ class Host:
         self._held: _Held | None = None
         self._memories = Memories()
         self._lifetime = 0.0  # seconds without a visitor
+        self._was_inside = False  # has there ever been a login?
         self._is_over = False
 
     # --- how long ---
@@ -68,6 +70,9 @@ class Host:
                     self._is_over = True
                     break
             self._look()
+
+    def close(self) -> None:
+        """Show everybody out, and end the login."""
         for visitor in list(self._visitors):
             visitor.leave()
         self._give_up()
@@ -81,8 +86,8 @@ class Host:
                 self._changed.release()
 
     def _patience(self) -> float:
-        has_login = self._held is not None and self._held.login.is_alive
-        return self._lifetime if has_login else min(self._lifetime, GRACE) or GRACE
+        """Seconds without a visitor; what was typed is not forgotten in an outage."""
+        return self._lifetime if self._was_inside else min(self._lifetime, GRACE) or GRACE
 
     def _rest(self) -> float:
         """Return for how long there is nothing to do."""
@@ -98,12 +103,11 @@ class Host:
         visitor = Visitor(connection)
         with self._changed:
             self._visitors.add(visitor)
+            if self._is_over:  # it hears the end once it can find another keeper: see `close`
+                return
         try:
             for words, blobs in visitor.requests():
-                try:
-                    answer, back = self._do(visitor, words, blobs)
-                except RemoterError as error:
-                    answer, back = told(error)
+                answer, back = self._answer(visitor, words, blobs)
                 visitor.say(answer, *back)
         finally:
             visitor.leave()
@@ -111,6 +115,18 @@ class Host:
                 self._visitors.discard(visitor)
                 self._left_at = time.monotonic()
                 self._changed.notify_all()
+
+    def _answer(
+        self, visitor: Visitor, words: dict[str, Any], blobs: list[bytes]
+    ) -> tuple[dict[str, Any], list[bytes]]:
+        try:
+            return self._do(visitor, words, blobs)
+        except RemoterError as error:
+            return told(error)
+        except Exception as error:  # noqa: BLE001 - a bug must reach the person, too
+            traceback.print_exc()
+            # Its words may hold what somebody typed.
+            return told(RemoterError(f"the keeper of the login failed: {type(error).__name__}."))
 
     def _do(
         self, visitor: Visitor, words: dict[str, Any], blobs: list[bytes]
@@ -155,12 +171,19 @@ class Host:
         remote = Remote(**{**words["remote"], "ssh_config": Path(words["remote"]["ssh_config"])})
         self._lifetime = float(words["lifetime"])
         with self._turn:
+            if visitor.is_gone:
+                raise Unreachable("whoever asked for the login is gone.")
+            if words["is_stale"] and not self._is_used_by_others(visitor):
+                self._give_up()
             is_new = not self._is_well(in_doubt=bool(words["in_doubt"]))
             if is_new:
                 self._renew(visitor, remote, words)
             held = self._held
             assert held is not None  # noqa: S101 - one of the two has just made sure of it
             return {**facts(held.login), "since": held.since, "is_new": is_new}
+
+    def _is_used_by_others(self, visitor: Visitor) -> bool:
+        return any(each.has_tunnels for each in list(self._visitors) if each is not visitor)
 
     def _renew(self, visitor: Visitor, remote: Remote, words: dict[str, Any]) -> None:
         for name in PERSONAL:
@@ -176,6 +199,7 @@ class Host:
             memories=self._memories,
         )
         visitor.watch(None)
+        self._was_inside = True
         self._held = _Held(login)
 
     def _is_well(self, *, in_doubt: bool) -> bool:
@@ -204,7 +228,7 @@ class Host:
         received = sum(visitor.received for visitor in list(self._visitors))
         if received != held.received:
             held.received, held.heard_at = received, time.time()
-        elif time.time() - held.heard_at < LOOK_EVERY:
+        elif 0 <= time.time() - held.heard_at < LOOK_EVERY:
             return
         elif not self._answers(held, SILENT_FOR):
             held.login.cut()

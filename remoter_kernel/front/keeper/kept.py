@@ -34,15 +34,18 @@ def kept_login(
     on_try: Callable[[KeptLogin], None] = lambda _login: None,
     *,
     in_doubt: bool = False,
+    is_stale: bool = False,
 ) -> KeptLogin:
     """Use the login of a remote's keeper, which logs in if it has to.
 
-    `in_doubt`: a wire through it was lost. `on_step` hears of each step of a new login.
+    `in_doubt`: a wire through it was lost; `is_stale`: what it led to was not what it should be,
+    and may be mended by now, but not for a login that began before. `on_step` hears of each step
+    of a new login.
     """
     login = KeptLogin(remote)
     on_try(login)
     try:
-        login.start(questions, on_step, in_doubt=in_doubt)
+        login.start(questions, on_step, in_doubt=in_doubt, is_stale=is_stale)
     except BaseException:
         login.close()
         raise
@@ -67,16 +70,24 @@ class KeptLogin:
         self.round_trip = 0.0  # seconds
         self.since = 0.0  # seconds since 1970: when the keeper logged in
         self.is_new = True  # was it made just now?
+        self.has_asked = False  # was a person asked for it, through us?
         self._remote = remote
         self._connection: Connection | None = None
         self._lock = threading.Lock()  # one thing at a time
         self._is_cut = False
+        self._has_heard = False  # has the keeper ever said a word?
 
     def start(
-        self, questions: Questions | None, on_step: Callable[[str], None], *, in_doubt: bool
+        self,
+        questions: Questions | None,
+        on_step: Callable[[str], None],
+        *,
+        in_doubt: bool,
+        is_stale: bool,
     ) -> None:
         """Reach the keeper, and have it log in, unless it has."""
-        self._connection = endpoint.connect(endpoint.place_of(self._remote))
+        place = endpoint.place_of(self._remote)
+        self._connection = endpoint.connect(place)
         words = {
             "do": "log in",
             "remote": {name: str(getattr(self._remote, name)) for name in NEEDED},
@@ -84,9 +95,18 @@ class KeptLogin:
             "may_ask": questions is not None,
             "is_remembered": self._remote.remember,
             "in_doubt": in_doubt,
+            "is_stale": is_stale,
             "environment": {name: os.environ[name] for name in PERSONAL if name in os.environ},
         }
-        known, _ = self._ask(words, questions=questions, on_step=on_step)
+        try:
+            known, _ = self._ask(words, questions=questions, on_step=on_step)
+        except Unreachable:
+            if self._is_cut or self._has_heard:
+                raise
+            # It was about to end, as its time was over.
+            self._hang_up()
+            self._connection = endpoint.connect(place)
+            known, _ = self._ask(words, questions=questions, on_step=on_step)
         for name, value in known.items():
             setattr(self, name, value)
 
@@ -120,10 +140,16 @@ class KeptLogin:
         self._is_cut = True
 
     def close(self) -> None:
-        """Give the tunnels back."""
+        """Give the tunnels back; whoever waits for a person does so when that wait is over."""
         self._is_cut = True
-        with self._lock:
-            connection, self._connection = self._connection, None
+        if self._lock.acquire(timeout=2 * LOOK_EVERY):
+            try:
+                self._hang_up()
+            finally:
+                self._lock.release()
+
+    def _hang_up(self) -> None:
+        connection, self._connection = self._connection, None
         if connection:
             connection.close()
 
@@ -136,26 +162,39 @@ class KeptLogin:
     ) -> tuple[dict[str, Any], list[bytes]]:
         """Ask the keeper for something; answer what it asks meanwhile."""
         with self._lock:
-            connection = self._connection
-            if connection is None or self._is_cut:
+            if self._connection is None or self._is_cut:
                 raise self._gone()
             try:
-                send(connection, words, *blobs)
-                while True:
-                    while not connection.poll(LOOK_EVERY):
-                        if self._is_cut:
-                            raise self._gone()
-                    answer, back = receive(connection)
-                    if "step" in answer:
-                        on_step(answer["step"])
-                    elif "ask" in answer:
-                        send(connection, _answer(answer, questions))
-                    else:
-                        break
+                send(self._connection, words, *blobs)
+                answer, back = self._hear(self._connection, questions, on_step)
             except (OSError, EOFError):
                 raise self._gone() from None
+            finally:
+                if self._is_cut:
+                    self._hang_up()
         raise_told(answer, back)
         return answer, back
+
+    def _hear(
+        self,
+        connection: Connection,
+        questions: Questions | None,
+        on_step: Callable[[str], None],
+    ) -> tuple[dict[str, Any], list[bytes]]:
+        """Return what the keeper answers in the end."""
+        while True:
+            while not connection.poll(LOOK_EVERY):
+                if self._is_cut:
+                    raise self._gone()
+            answer, back = receive(connection)
+            self._has_heard = True
+            if "step" in answer:
+                on_step(answer["step"])
+            elif "ask" in answer:
+                self.has_asked = True
+                send(connection, _answer(answer, questions))
+            else:
+                return answer, back
 
     def _gone(self) -> RemoterError:
         return Unreachable(f"the connection to {self.host} is gone.", "It can be dialled again.")

@@ -8,6 +8,7 @@ end of its stdout means that it answers.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import secrets
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from remoter_kernel.errors import RemoterError
+from remoter_kernel.front.keeper.endpoint import forget
 from remoter_kernel.front.keeper.talk import prove_each_other
 from remoter_kernel.front.private_files import write_private
 
@@ -68,9 +70,10 @@ def keep(place: Path) -> None:
         )
         accepting.start()
         host.keep()
-        if text == _read(place):
-            place.unlink(missing_ok=True)
-            place.with_suffix(".log").unlink(missing_ok=True)
+        # First of all: whoever is turned away from now on must find another keeper.
+        with contextlib.suppress(RemoterError):
+            forget(place, text)
+        host.close()
     # Not sys.exit: whoever still talks is talking to nobody.
     os._exit(0)
 
@@ -84,17 +87,12 @@ def _speak_no_more(log: Path) -> None:
     os.close(file)
 
 
-def _read(place: Path) -> str:
-    try:
-        return place.read_text(encoding="utf-8")
-    except OSError:
-        return ""
-
-
 def _accept(listener: Listener, key: bytes, host: Host) -> None:
     while True:
         try:
             connection = listener.accept()
+        except ConnectionError:  # it was gone again
+            continue
         except OSError:
             return
         threading.Thread(

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import queue
 import threading
 from typing import TYPE_CHECKING, Any
 
 from remoter_kernel.front.keeper.talk import raise_told, receive, send
 from remoter_kernel.front.questions import NotAnswered, Trust
+from remoter_kernel.front.ssh.channel import Closed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -21,15 +21,19 @@ if TYPE_CHECKING:
 
 Heard = tuple[dict[str, Any], list[bytes]]
 
+LOOK_EVERY = 1.0  # seconds between two looks at whether a question still has a point
+
 
 class Visitor:
     """A front or a command; may be asked (see `Questions`)."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
-        self._heard: queue.SimpleQueue[Heard | None] = queue.SimpleQueue()
+        self._requests: queue.SimpleQueue[Heard | None] = queue.SimpleQueue()
+        self._answers: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
-        self._is_gone = False
+        self._mouth = threading.Lock()  # steps and questions may come from two threads
+        self.is_gone = False
         self._under_way: Login | None = None  # a login that is being made for this visitor
         self._tunnels: list[Tunnel] = []
         self._reader = threading.Thread(target=self._read, name="keeper-ear", daemon=True)
@@ -37,12 +41,12 @@ class Visitor:
     def requests(self) -> Iterator[Heard]:
         """Yield what it asks for, until it goes."""
         self._reader.start()
-        while (heard := self._heard.get()) is not None:
+        while (heard := self._requests.get()) is not None:
             yield heard
 
     def say(self, words: dict[str, Any], *blobs: bytes) -> None:
         """Answer; one that is gone does not hear it."""
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError), self._mouth:
             send(self._connection, words, *blobs)
 
     def leave(self) -> None:
@@ -60,10 +64,15 @@ class Visitor:
         """Keep a tunnel for as long as the visitor stays."""
         with self._lock:
             self._tunnels = [each for each in self._tunnels if each.is_open] + [tunnel]
-            if not self._is_gone:
+            if not self.is_gone:
                 return {"address": tunnel.address}
         tunnel.close()
         return {}
+
+    @property
+    def has_tunnels(self) -> bool:
+        """Would it miss the login?"""
+        return any(tunnel.is_open for tunnel in list(self._tunnels))
 
     @property
     def received(self) -> int:
@@ -76,7 +85,7 @@ class Visitor:
         """Know a login that is being made: if the visitor goes, nobody waits for it."""
         with self._lock:
             self._under_way = login
-            is_gone = self._is_gone
+            is_gone = self.is_gone
         if login and is_gone:
             login.cut()
 
@@ -97,26 +106,39 @@ class Visitor:
 
     def _ask(self, words: dict[str, Any]) -> dict[str, Any]:
         self.say(words)
-        heard = self._heard.get()
-        if heard is None:
-            self._heard.put(None)  # for `requests`, too
+        answer = self._wait_for_answer()
+        if answer is None:
             raise NotAnswered("the question was not answered: whoever asked for the login is gone.")
-        answer, _ = heard
         raise_told(answer, [])
         return answer
+
+    def _wait_for_answer(self) -> dict[str, Any] | None:
+        """Wait as long as a person and the server do: meanwhile nobody else can log in."""
+        while True:
+            try:
+                return self._answers.get(timeout=LOOK_EVERY)
+            except queue.Empty:
+                login = self._under_way
+                if login and login.has_ended:
+                    raise Closed from None
 
     # --- its own thread ---
 
     def _read(self) -> None:
-        with contextlib.suppress(OSError, EOFError, json.JSONDecodeError):
+        with contextlib.suppress(OSError, EOFError, ValueError, LookupError, TypeError):
             while True:
-                self._heard.put(receive(self._connection))
+                words, blobs = receive(self._connection)
+                if "do" in words:
+                    self._requests.put((words, blobs))
+                else:
+                    self._answers.put(words)
         self._note_end()
-        self._heard.put(None)
+        self._requests.put(None)
+        self._answers.put(None)
 
     def _note_end(self) -> None:
         with self._lock:
-            self._is_gone = True
+            self.is_gone = True
             login, self._under_way = self._under_way, None
         if login:
             login.cut()

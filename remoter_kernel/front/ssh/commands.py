@@ -48,6 +48,11 @@ class Running:
         """Say whether a command can still be started in it."""
         return bool(self._channel.is_open)
 
+    @property
+    def is_over(self) -> bool:
+        """Say whether the command has ended."""
+        return self._is_over
+
     def begin(self, command: str, stdin: bytes, deadline: float) -> None:
         """Start the command and give it all of its input."""
         self._channel.run(command)

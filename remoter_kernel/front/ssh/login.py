@@ -26,6 +26,7 @@ from remoter_kernel.front.ssh.memory import Memories, Memory
 from remoter_kernel.front.ssh.outcome import CommandEnded, Ran
 from remoter_kernel.front.ssh.pipe import Pipe
 from remoter_kernel.front.ssh.reach import reach
+from remoter_kernel.front.ssh.sessions import Sessions
 from remoter_kernel.front.ssh.transport import TAKES_EARLY_CHANNELS, Incompatible, Transport
 from remoter_kernel.front.ssh.trust import KnownHosts, fingerprint
 from remoter_kernel.front.ssh.tunnel import Tunnel
@@ -96,7 +97,8 @@ class Login:
         self._is_cut = False
         self._leave: Callable[[], None] = lambda: None
         self._spare: Running | None = None  # opened ahead, for the next command
-        self._spare_lock = threading.Lock()  # several threads may run commands
+        self._lock = threading.Lock()  # a keeper's visitors use one login at the same time
+        self._sessions = Sessions()
         self._tunnels: list[Tunnel] = []
 
     def __repr__(self) -> str:
@@ -173,7 +175,7 @@ class Login:
 
         Before the verdict on a key, too: the first command is sure to come.
         """
-        with contextlib.suppress(Closed), self._spare_lock:
+        with contextlib.suppress(Closed), self._lock:
             live = self.live
             if self._is_last and not self._spare and live.software.startswith(TAKES_EARLY_CHANNELS):
                 self._spare = Running(live)
@@ -196,9 +198,16 @@ class Login:
         """Say whether the connection is there, as far as this side knows."""
         return self._transport is not None and bool(self._transport.active)
 
+    @property
+    def has_ended(self) -> bool:
+        """Say whether the connection was there, and is not any more."""
+        return self._transport is not None and not self._transport.active
+
     def answers(self, seconds: float) -> bool:
         """Find out within that time whether the server is still there."""
-        return self.is_alive and self.live.answers(seconds)
+        with contextlib.suppress(Closed):
+            return bool(self.live.answers(seconds))
+        return False
 
     @property
     def round_trip(self) -> float:
@@ -210,9 +219,8 @@ class Login:
         """Run a command with this input, and wait until it ends."""
         deadline = time.monotonic() + seconds
         with self._renaming("a command", seconds):
-            running = self._open_session(deadline)
+            running = self._begin(command, stdin, deadline)
             try:
-                running.begin(command, stdin, deadline)
                 ran = running.wait(deadline)
             except BaseException:
                 running.close()
@@ -229,9 +237,8 @@ class Login:
         """
         deadline = time.monotonic() + seconds
         with self._renaming("a command", seconds):
-            running = self._open_session(deadline)
+            running = self._begin(command, stdin, deadline)
             try:
-                running.begin(command, stdin, deadline)
                 line = running.wait_for_line(starts_with, deadline)
             except BaseException:
                 running.close()
@@ -247,7 +254,7 @@ class Login:
                 tunnel.open(CHANNEL_WITHIN)
             except Refused as error:
                 raise _no_tunnel(self._destination, f"{host}:{port}", error.code) from None
-        self._tunnels = [one for one in self._tunnels if one.is_open] + [tunnel]
+        self._keep(tunnel)
         return tunnel
 
     def open_pipe(self, command: str, greeting: bytes) -> Tunnel:
@@ -258,11 +265,33 @@ class Login:
         with self._renaming("a command", CHANNEL_WITHIN):
             pipe = Pipe(self.live, command, greeting)
             pipe.open(CHANNEL_WITHIN)
-        self._tunnels = [one for one in self._tunnels if one.is_open] + [pipe]
+        self._keep(pipe)
         return pipe
 
+    def _keep(self, tunnel: Tunnel) -> None:
+        with self._lock:
+            self._tunnels = [one for one in self._tunnels if one.is_open] + [tunnel]
+
+    def _begin(self, command: str, stdin: bytes, deadline: float) -> Running:
+        """Start a command, as soon as the server has room for one more."""
+        while True:
+            try:
+                running = self._open_session(deadline)
+                self._sessions.add(running)
+                try:
+                    running.begin(command, stdin, deadline)
+                except BaseException:
+                    self._sessions.drop(running)
+                    running.close()
+                    raise
+            except Refused:
+                if not self._sessions.wait_for_room(deadline):
+                    raise
+            else:
+                return running
+
     def _open_session(self, deadline: float) -> Running:
-        with self._spare_lock:
+        with self._lock:
             running, self._spare = self._spare, None
         if running is not None:
             # A server may have lost what was sent ahead of its answer, or tired of an idle
