@@ -373,7 +373,7 @@ def test_nobody_logs_in_for_who_is_gone(asking: tuple[Remote, RealSshd, str]) ->
 def begin(login: KeptLogin) -> None:
     """Have a login made that asks nobody, and is called off."""
     with pytest.raises(Unreachable):
-        login.start(None, lambda _step: None, in_doubt=False)
+        login.start(None, lambda _step: None, in_doubt=False, is_stale=False)
 
 
 def test_tunnels_end_with_their_visitor(remote: Remote, sshd: RealSshd) -> None:

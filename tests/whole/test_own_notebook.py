@@ -18,6 +18,7 @@ import pytest
 from jupyter_client.connect import write_connection_file
 
 from bench.proxy import Proxy
+from remoter_kernel.front.keeper.endpoint import dismiss_all
 from tests.conftest import is_keeper, marked
 from tests.real_jupyter import wait_for
 from tests.real_parts import real_part
@@ -317,11 +318,16 @@ def test_a_front_of_another_laptop_keeps_the_session(
     session = session_of(first)
     with monkeypatch.context() as patch:
         patch.setenv("REMOTER_STATE", str(tmp_path / "another laptop"))
-        guest = fronts("--session", session)
-        assert fronts().run("'kept' in dir()") == "False"  # its own notebook of the same path
-    assert guest.run("kept") == "1"
-    first.kill()
+        guest, stranger = fronts("--session", session), fronts()
+        assert stranger.run("'kept' in dir()") == "False"  # its own notebook of the same path
+        assert guest.run("kept") == "1"
+        first.kill()
     assert f"Session {session} of this notebook is there, too" in fronts().run("1")
+    with monkeypatch.context() as patch:
+        patch.setenv("REMOTER_STATE", str(tmp_path / "another laptop"))
+        for each in (guest, stranger):
+            each.kill()
+        dismiss_all()
 
 
 def test_two_at_once_do_not_both_join(fronts: Any, notebook: Path, sshd: RealSshd) -> None:

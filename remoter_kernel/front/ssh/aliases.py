@@ -51,7 +51,7 @@ class ForSsh:
     uses_kerberos: bool = False
     keeps_alive: bool = False
     """The person has chosen how a dead connection is noticed."""
-    keywords: frozenset[str] = frozenset()
+    keywords: frozenset[str] = field(default=frozenset(), repr=False)
     """All that `ssh -G` told about: an older ssh stumbles over what it does not know."""
 
 
