@@ -15,9 +15,10 @@ from remoter_kernel.errors import (
     LoginRefused,
     Unreachable,
 )
+from remoter_kernel.front.questions import NeedsPerson
 from remoter_kernel.front.ssh.aliases import Destination, ForSsh
 from remoter_kernel.front.ssh.complaints import NothingInCommon, explain
-from remoter_kernel.front.ssh.outcome import UnknownHostKey
+from remoter_kernel.front.ssh.outcome import HostKeyNotAsked
 from remoter_kernel.front.ssh.words import master_words, single_words, ssh_words
 
 BOX = Destination("box.example.org", 2222, "ada", alias="box")
@@ -84,8 +85,8 @@ def test_a_host_is_never_taken_for_an_option():
             HostKeyProblem,
             "revoked",
         ),
-        ("Host key verification failed.", UnknownHostKey, "ssh-x SHA256:y"),
-        ("ada@box: Permission denied (publickey,password).", LoginRefused, "publickey, password"),
+        ("Host key verification failed.", HostKeyNotAsked, "ssh-x SHA256:y"),
+        ("ada@box: Permission denied (publickey,password).", NeedsPerson, "publickey, password"),
         ("Received disconnect: Too many authentication failures", LoginRefused, "too many keys"),
         ("Unable to negotiate: no matching cipher found. Their", NothingInCommon, "no cipher in"),
         ("channel 0: open failed: administratively prohibited", ForwardingRefused, "jump host"),
