@@ -22,6 +22,8 @@ class Facts:
     """All keys that could be shown are on security keys (FIDO)."""
     is_known_by_authority: bool = False
     """Only a certificate authority vouches for the host's key."""
+    names_certificate: bool = False
+    """A certificate for the person's key is named, which need not lie beside the key."""
     needs_proxy_on_windows: bool = False
 
 
@@ -31,6 +33,7 @@ _REASONS = (
     ("has_ticket", "it takes your Kerberos ticket"),
     ("has_only_security_keys", "your keys for it are on a security key"),
     ("is_known_by_authority", "its host key is vouched for by a certificate authority"),
+    ("names_certificate", "your ssh config names a CertificateFile for it"),
     ("needs_proxy_on_windows", "it has a ProxyCommand, on Windows"),
 )
 

@@ -71,6 +71,7 @@ def facts_about(where: Destination) -> Facts:
         has_ticket=any(hop.for_ssh.uses_kerberos for hop in hops) and _has_ticket(),
         has_only_security_keys=any(map(has_only_security_keys, hops)),
         is_known_by_authority=any(map(is_known_by_authority, hops)),
+        names_certificate=any(hop.for_ssh.names_certificate for hop in hops),
         needs_proxy_on_windows=os.name != "posix" and any(hop.proxy_command for hop in hops),
     )
 

@@ -19,6 +19,7 @@ CLEAR = Facts(has_ssh=True)
         ("auto", Facts(has_ssh=True, has_ticket=True), "openssh", "Kerberos ticket"),
         ("auto", Facts(has_ssh=True, has_only_security_keys=True), "openssh", "security key"),
         ("auto", Facts(has_ssh=True, is_known_by_authority=True), "openssh", "authority"),
+        ("auto", Facts(has_ssh=True, names_certificate=True), "openssh", "CertificateFile"),
         ("auto", Facts(has_ssh=True, needs_proxy_on_windows=True), "openssh", "ProxyCommand"),
         ("auto", Facts(has_ssh=True, has_master=True, has_ticket=True), "openssh", "Master"),
         ("auto", Facts(has_ticket=True, has_only_security_keys=True), "paramiko", ""),

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import json
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -91,6 +93,28 @@ def test_a_login_of_this_kind_by_this_path(
     assert f"ran as {way.user}\n" in ended.text
     assert way.sshd.accepted() == before + 1
     assert not [one for one in ground.secrets if one in ended.text]
+
+
+def test_a_certificate_that_lies_elsewhere_is_for_openssh(
+    here: JupyterHere, ground: LoginGround
+) -> None:
+    """`auto` finds out, and `check` says why."""
+    way = ground.way("certificate")
+    folder = ground.new_folder()
+    text = way.config.read_text()
+    key = Path(re.search(rf"Host {way.alias}\n.*?IdentityFile (\S+)", text, re.DOTALL)[1])  # type: ignore[index]
+    for name in (key.name, f"{key.name}-cert.pub"):
+        (folder / name).write_bytes(key.with_name(name).read_bytes())
+    (folder / key.name).chmod(0o600)
+    (folder / f"{key.name}-cert.pub").rename(folder / "signed.pub")
+    config = folder / "ssh_config"
+    named = f"IdentityFile {folder / key.name}\n    CertificateFile {folder / 'signed.pub'}"
+    config.write_text(text.replace(f"IdentityFile {key}", named))
+    ended = run(here, replace(way, config=config), "auto")
+    assert (ended.status, f"ran as {way.user}\n" in ended.text) == (0, True), ended.text
+    checked = here.remoter("check", f"{way.alias}-auto", "--json")
+    steps = {step["step"]: step for step in json.loads(checked.stdout)["steps"]}
+    assert "CertificateFile" in steps["login"]["found"]
 
 
 @pytest.mark.parametrize(("kind", "transport"), WRONG)

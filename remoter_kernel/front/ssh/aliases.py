@@ -49,6 +49,7 @@ class ForSsh:
     control_path: str = ""
     """The socket of the person's own ControlMaster, alive or not."""
     uses_kerberos: bool = False
+    names_certificate: bool = False
     keeps_alive: bool = False
     """The person has chosen how a dead connection is noticed."""
     keywords: frozenset[str] = field(default=frozenset(), repr=False)
@@ -291,6 +292,7 @@ def _for_ssh(said: dict[str, list[str]], config: Path) -> ForSsh:
         config_choice=tuple(_config_choice(config)),
         control_path="" if control_path.lower() == "none" else control_path,
         uses_kerberos=said.get("gssapiauthentication", ["no"])[0] == "yes",
+        names_certificate=said.get("certificatefile", ["none"])[0].lower() != "none",
         keeps_alive=said.get("serveraliveinterval", ["0"])[0] != "0",
         keywords=frozenset(said),
     )
