@@ -274,6 +274,7 @@ class Login:
 
     def _begin(self, command: str, stdin: bytes, deadline: float) -> Running:
         """Start a command, as soon as the server has room for one more."""
+        refusal: Refused | None = None
         while True:
             try:
                 running = self._open_session(deadline)
@@ -284,9 +285,12 @@ class Login:
                     self._sessions.drop(running)
                     running.close()
                     raise
-            except Refused:
+            except Refused as error:
+                refusal = error
                 if not self._sessions.wait_for_room(deadline):
                     raise
+            except TooLate:
+                raise refusal or TooLate from None
             else:
                 return running
 
