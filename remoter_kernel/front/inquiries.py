@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
-from remoter_kernel.errors import NoSuchSession, RemoterError, Usage
+from remoter_kernel.errors import NoSuchSession, RemoterError, Unreachable, Usage
 from remoter_kernel.front.bootstrap import ask_there
 from remoter_kernel.front.dialer import HERE
 from remoter_kernel.front.keeper.kept import kept_login
@@ -69,7 +69,12 @@ class Visit:
         """Ask one thing; return the answer, and the bytes that follow it."""
         assert self._login is not None  # noqa: S101 - between open and close there is one
         try:
-            return ask_there(self._login, self.remote, words)
+            try:
+                return ask_there(self._login, self.remote, words)
+            except Unreachable:  # to ask does no harm: a network may be back by now
+                self.close()
+                self.open()
+                return ask_there(self._login, self.remote, words)
         except RemoterError as error:
             raise error.at(self.remote.name) from error.__cause__
 

@@ -7,6 +7,7 @@ import json
 import secrets
 import socket
 import threading
+import time
 from multiprocessing import Pipe
 from typing import TYPE_CHECKING, Any
 
@@ -412,3 +413,14 @@ def test_a_keeper_takes_away_only_what_is_its_own(tmp_path: Path) -> None:
         endpoint.forget(place, "its own")
         left = {file.suffix for file in tmp_path.iterdir()} - {".lock"}
         assert left == ({".json", ".log"} if text == "of another" else set())
+
+
+def test_a_login_that_died_unnoticed_is_made_anew_for_the_next_thing(
+    remote: Remote, sshd: RealSshd
+) -> None:
+    with login(remote) as mine:
+        for _ in range(2):
+            sshd.cut_all()
+            wait_for(lambda: not sshd.logins(), what="the login's end")
+            time.sleep(0.2)  # until this side has heard of it, which nothing tells
+            assert mine.run("echo still here").stdout == b"still here\n"

@@ -21,6 +21,7 @@ from remoter_kernel.front.keeper.visitor import Visitor
 from remoter_kernel.front.login import log_in_to
 from remoter_kernel.front.remotes import Remote
 from remoter_kernel.front.ssh.memory import Memories
+from remoter_kernel.front.ssh.outcome import LoginGone
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
@@ -160,8 +161,8 @@ class Host:
     @property
     def _login(self) -> Login:
         held = self._held
-        if held is None:
-            raise Unreachable("the connection is gone.", "It can be dialled again.")
+        if held is None or not held.login.is_alive:
+            raise LoginGone("the connection is gone.", "It can be dialled again.")
         return held.login
 
     # --- the login ---
@@ -212,7 +213,9 @@ class Host:
             return False
         if not in_doubt and 0 <= time.time() - held.heard_at < TRUSTED_FOR:
             return True
-        return self._answers(held, ANSWERS_WITHIN + 4 * held.login.round_trip)
+        # What a command says may be in the way of the answer.
+        patience = SILENT_FOR if held.login.is_busy else ANSWERS_WITHIN
+        return self._answers(held, patience + 4 * held.login.round_trip)
 
     def _answers(self, held: _Held, seconds: float) -> bool:
         is_there = held.login.answers(seconds)

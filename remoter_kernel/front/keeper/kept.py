@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import os
 import threading
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from remoter_kernel.errors import LoginRefused, RemoterError, Unreachable
 from remoter_kernel.front.keeper import endpoint
 from remoter_kernel.front.keeper.talk import LOOK_EVERY, raise_told, receive, send, told
 from remoter_kernel.front.questions import Prompt
-from remoter_kernel.front.ssh.outcome import Ran
+from remoter_kernel.front.ssh.outcome import LoginGone, Ran
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -74,6 +75,7 @@ class KeptLogin:
         self._remote = remote
         self._connection: Connection | None = None
         self._lock = threading.Lock()  # one thing at a time
+        self._log_in: Callable[[], None] = lambda: None  # once more, in the same way
         self._is_cut = False
         self._has_heard = False  # has the keeper ever said a word?
 
@@ -98,22 +100,27 @@ class KeptLogin:
             "is_stale": is_stale,
             "environment": {name: os.environ[name] for name in PERSONAL if name in os.environ},
         }
+        self._log_in = partial(self._learn, words, questions=questions, on_step=on_step)
         try:
-            known, _ = self._ask(words, questions=questions, on_step=on_step)
+            self._log_in()
         except Unreachable:
             if self._is_cut or self._has_heard:
                 raise
             # It was about to end, as its time was over.
             self._hang_up()
             self._connection = endpoint.connect(place)
-            known, _ = self._ask(words, questions=questions, on_step=on_step)
+            self._log_in()
+        words["in_doubt"] = True  # from now on
+
+    def _learn(self, words: dict[str, Any], **options: Any) -> None:
+        known, _ = self._ask(words, **options)
         for name, value in known.items():
             setattr(self, name, value)
 
     def run(self, command: str, stdin: bytes = b"", *, seconds: float = 60) -> Ran:
         """Run a command with this input, and wait until it ends."""
         words = {"do": "run", "command": command, "seconds": seconds}
-        answer, (stdout, stderr) = self._ask(words, stdin)
+        answer, (stdout, stderr) = self._use(words, stdin)
         return Ran(stdout, stderr, answer["status"])
 
     def run_until_line(
@@ -121,7 +128,7 @@ class KeptLogin:
     ) -> bytes:
         """Run a command, and wait for a line of stdout that starts so; the command goes on."""
         words = {"do": "run until line", "command": command, "seconds": seconds}
-        return self._ask(words, stdin, starts_with)[1][0]
+        return self._use(words, stdin, starts_with)[1][0]
 
     def open_tunnel(self, host: str, port: int) -> KeptTunnel:
         """Connect to `host`:`port` from there, and listen for one connection here."""
@@ -132,8 +139,16 @@ class KeptLogin:
         return self._tunnel({"do": "open pipe", "command": command}, greeting)
 
     def _tunnel(self, words: dict[str, Any], *blobs: bytes) -> KeptTunnel:
-        answer, _ = self._ask(words, *blobs)
+        answer, _ = self._use(words, *blobs)
         return KeptTunnel(answer["address"])
+
+    def _use(self, words: dict[str, Any], *blobs: bytes) -> tuple[dict[str, Any], list[bytes]]:
+        """Have something done by the login; one that has died unnoticed is made anew, once."""
+        try:
+            return self._ask(words, *blobs)
+        except LoginGone:
+            self._log_in()
+            return self._ask(words, *blobs)
 
     def cut(self) -> None:
         """Let whatever is under way fail; from another thread."""

@@ -203,6 +203,11 @@ class Login:
         """Say whether the connection was there, and is not any more."""
         return self._transport is not None and not self._transport.active
 
+    @property
+    def is_busy(self) -> bool:
+        """Say whether a command is under way."""
+        return self._sessions.is_any_running
+
     def answers(self, seconds: float) -> bool:
         """Find out within that time whether the server is still there."""
         with contextlib.suppress(Closed):

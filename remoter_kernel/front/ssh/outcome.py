@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from remoter_kernel.errors import HostKeyProblem, RemoteLacks, RemoterError
+from remoter_kernel.errors import HostKeyProblem, RemoteLacks, RemoterError, Unreachable
 from remoter_kernel.front.questions import NeedsPerson
 
 
@@ -24,6 +24,10 @@ class CommandEnded(RemoteLacks):
         tail = (ran.stderr or ran.stdout)[-300:].decode(errors="replace").strip()
         super().__init__(f"a command there ended with status {ran.status}: {tail or 'no output'}.")
         self.stdout, self.stderr, self.status = ran.stdout, ran.stderr, ran.status
+
+
+class LoginGone(Unreachable):
+    """A login that was kept turned out to be dead before anything was done with it."""
 
 
 class UnknownHostKey(HostKeyProblem):

@@ -36,6 +36,13 @@ class Sessions:
         with self._lock:
             self._running = [each for each in self._running if each is not running]
 
+    @property
+    def is_any_running(self) -> bool:
+        """Is a command under way?"""
+        with self._lock:
+            self._forget_ended()
+            return bool(self._running)
+
     def wait_for_room(self, deadline: float) -> bool:
         """Wait a moment after a refusal; False: to ask again is of no use."""
         now = time.monotonic()
