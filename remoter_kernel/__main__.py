@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
 from pathlib import Path
 
 from remoter_kernel.errors import RemoterError
-from remoter_kernel.front.kernel import serve
+from remoter_kernel.front.keeper.endpoint import start_early
+from remoter_kernel.front.remotes import find_remote
 
 
 def main() -> int:
@@ -21,6 +23,13 @@ def main() -> int:
     # What Jupyter adds to a kernel's command line (nbclient: the history file) is for the
     # kernel there; it means nothing here.
     words, rest = parser.parse_known_args()
+    with contextlib.suppress(RemoterError, OSError):  # what is wrong is told in the first cell
+        remote = find_remote(words.remote)
+        if remote:
+            start_early(remote)
+    # A quarter of a second, which the keeper uses for its own start.
+    from remoter_kernel.front.kernel import serve  # noqa: PLC0415
+
     try:
         serve(words.connection_file, words.remote, tuple(rest), words.session)
     except RemoterError as error:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 ENDS_WITHIN = 10.0  # seconds
 DIGEST = 24  # hexadecimal digits
+_early: dict[Path, subprocess.Popen[bytes]] = {}  # those that this process has started ahead
 PACKAGE_ROOT = Path(__file__).resolve().parents[3]
 ON_WINDOWS = 0x00000200 | 0x00000008  # new group, no console
 OUT_OF_ITS_JOB = 0x01000000  # Windows: not every job lets anybody out
@@ -51,8 +52,16 @@ def connect(place: Path) -> Connection:
     connection = try_connect(place)
     if connection is None:
         with holding_lock(place):
-            connection = try_connect(place) or _start(place)
+            connection = try_connect(place) or _wait_for(place)
     return connection
+
+
+def start_early(remote: Remote) -> None:
+    """Begin to start a keeper, if there is none, while this process is still making ready."""
+    place = place_of(remote)
+    if not place.exists():
+        place.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _early[place] = _start(place)
 
 
 def try_connect(place: Path) -> Connection | None:
@@ -101,7 +110,7 @@ def _folder() -> Path:
     return state_folder() / "keepers"
 
 
-def _start(place: Path) -> Connection:
+def _start(place: Path) -> subprocess.Popen[bytes]:
     """Start a keeper that is nobody's child: who kills a front's whole tree kills it not."""
     options: dict[str, Any] = {
         # Not the notebook's folder: `-m` would import what lies there.
@@ -113,12 +122,15 @@ def _start(place: Path) -> Connection:
     words = [sys.executable, "-m", "remoter_kernel.front.keeper.process", str(place)]
     if sys.platform == "win32":
         try:
-            process = subprocess.Popen(words, creationflags=ON_WINDOWS | OUT_OF_ITS_JOB, **options)
+            return subprocess.Popen(words, creationflags=ON_WINDOWS | OUT_OF_ITS_JOB, **options)
         except PermissionError:
-            process = subprocess.Popen(words, creationflags=ON_WINDOWS, **options)
-    else:
-        process = subprocess.Popen(words, start_new_session=True, **options)
-    with process:
+            return subprocess.Popen(words, creationflags=ON_WINDOWS, **options)
+    return subprocess.Popen(words, start_new_session=True, **options)
+
+
+def _wait_for(place: Path) -> Connection:
+    """Wait until a keeper that is being started answers, and connect to it."""
+    with _early.pop(place, None) or _start(place) as process:
         assert process.stdout is not None  # noqa: S101 - it was asked for as a pipe
         said = process.stdout.read().decode(errors="replace").strip()
     connection = try_connect(place)
