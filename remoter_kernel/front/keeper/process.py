@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import random
 import secrets
 import signal
 import subprocess
@@ -31,6 +32,9 @@ if TYPE_CHECKING:
 
     from remoter_kernel.front.keeper.host import Host
 
+NOT_FOR_ANYBODY = range(20000, 32768)  # below what Linux, macOS and Windows give away
+TRIES = 50
+BACKLOG = 16
 TWICE_REMOVED = "--here"  # on Windows, where no process can fork: this one is to stay
 
 
@@ -58,7 +62,7 @@ def keep(place: Path) -> None:
     from remoter_kernel.front.keeper.host import Host  # noqa: PLC0415 - only the one that stays
 
     key = secrets.token_bytes(32)
-    with Listener(("127.0.0.1", 0), "AF_INET", backlog=16) as listener:
+    with _listen() as listener:
         port = listener.address[1]
         text = json.dumps({"port": port, "key": key.hex(), "pid": os.getpid()})
         write_private(place, text)
@@ -76,6 +80,18 @@ def keep(place: Path) -> None:
         host.close()
     # Not sys.exit: whoever still talks is talking to nobody.
     os._exit(0)
+
+
+def _listen() -> Listener:
+    """Listen at a port that nobody gets who asks for any.
+
+    Jupyter chooses the ports of a kernel in that way, and the kernel binds them a moment later:
+    one of them might be ours by then, and for long.
+    """
+    for port in random.sample(NOT_FOR_ANYBODY, TRIES):
+        with contextlib.suppress(OSError):
+            return Listener(("127.0.0.1", port), "AF_INET", backlog=BACKLOG)
+    return Listener(("127.0.0.1", 0), "AF_INET", backlog=BACKLOG)
 
 
 def _speak_no_more(log: Path) -> None:
