@@ -1,7 +1,8 @@
 """What a login may have to ask a person, and what a person may answer.
 
 Whoever asks (a cell, a terminal) implements `Questions`; where nobody may be asked, `None`
-stands in its place. Answers are secrets: they are kept nowhere but in memory.
+stands in its place. Answers are secrets: in memory alone, or, where that was asked
+for, in the keyring of this system.
 """
 
 from __future__ import annotations

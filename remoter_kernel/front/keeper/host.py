@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from remoter_kernel.errors import RemoterError, Unreachable
-from remoter_kernel.front.keeper.talk import told
+from remoter_kernel.front.keeper.talk import PERSONAL, told
 from remoter_kernel.front.keeper.visitor import Visitor
 from remoter_kernel.front.login import log_in_to
 from remoter_kernel.front.remotes import Remote
@@ -33,7 +33,6 @@ ANSWERS_WITHIN = 2.0  # seconds, and four round trips, that a login in doubt has
 SILENT_FOR = 10.0  # seconds without an answer after which a login is given up
 TRUSTED_FOR = 20.0  # seconds since it was last heard from
 GRACE = 2.0  # seconds that a keeper waits for somebody who was never let in
-PERSONAL = ("SSH_AUTH_SOCK", "KRB5CCNAME", "PATH")  # of whoever logs in
 
 
 @dataclass

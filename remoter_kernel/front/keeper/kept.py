@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from remoter_kernel.errors import LoginRefused, RemoterError, Unreachable
 from remoter_kernel.front.keeper import endpoint
-from remoter_kernel.front.keeper.talk import LOOK_EVERY, raise_told, receive, send, told
+from remoter_kernel.front.keeper.talk import LOOK_EVERY, PERSONAL, raise_told, receive, send, told
 from remoter_kernel.front.questions import Prompt
 from remoter_kernel.front.ssh.outcome import LoginGone, Ran
 
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from remoter_kernel.front.remotes import Remote
 
 NEEDED = ("name", "host", "ssh_config", "transport")  # of a remote, to log in
-PERSONAL = ("SSH_AUTH_SOCK", "KRB5CCNAME", "PATH")
 
 
 def kept_login(

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 PROVES_WITHIN = 5.0  # seconds for each half of a proof
 LOOK_EVERY = 0.2  # seconds between two looks at whether a wait was called off
+PERSONAL = ("SSH_AUTH_SOCK", "KRB5CCNAME", "PATH")  # variables of whoever logs in
 BLOBS = "blobs"  # how many frames of bytes follow
 ENDED = "ended"  # of a command that said less than was waited for: its status
 
