@@ -33,6 +33,12 @@ INSTALL = {
     "fish": "apt-get install -y --no-install-recommends fish",
     "tmux": "apt-get install -y --no-install-recommends tmux",
     "irkernel": "apt-get install -y --no-install-recommends r-base-core r-cran-irkernel",
+    "chromium": "apt-get install -y --no-install-recommends chromium",
+    "node": "apt-get install -y --no-install-recommends nodejs",
+    "npm": "apt-get install -y --no-install-recommends npm",
+    "jupyterlab": "pip install jupyterlab",
+    "papermill": "pip install papermill",
+    "playwright": "pip install playwright",
     "jupyter-console": "pip install jupyter-console",
     "jupyter_kernel_test": "pip install jupyter_kernel_test",
     "jupyter_server": "pip install jupyter_server",
@@ -65,7 +71,16 @@ def _namespaces_can_be_made() -> bool:
     return subprocess.run(command, check=False, capture_output=True).returncode == 0
 
 
-MODULES = {"jupyter-console", "jupyter_kernel_test", "jupyter_server", "nbclient", "uv"}
+MODULES = {
+    "jupyter-console",
+    "jupyter_kernel_test",
+    "jupyter_server",
+    "jupyterlab",
+    "nbclient",
+    "papermill",
+    "playwright",
+    "uv",
+}
 LOOKS: dict[str, Callable[[], bool]] = {
     "sshd": lambda: sshd_path() is not None,
     "irkernel": lambda: Path("/usr/share/jupyter/kernels/ir/kernel.json").exists(),
