@@ -18,14 +18,13 @@ LEAVE_WITHIN = 4.0  # seconds that a shutdown may wait to be heard; Jupyter kill
 WRITE_DOWN_AFTER = 0.3  # seconds
 
 
-def leave_with(
-    order: str, *, reactor: Reactor, link: Link, dialer: SessionDialer, kernel_id: str
-) -> None:
+def leave_with(order: str, *, reactor: Reactor, link: Link, dialer: SessionDialer) -> None:
     """Say "restart" or "stop", and stop the reactor once it is heard."""
-    remote = dialer.remote.name
+    remote, kernel_id = dialer.remote.name, dialer.wish.kernel_id
     is_over = link.state is State.FAILED and isinstance(link.error, NoSuchSession)
-    if is_over or (link.state in {State.IDLE, State.FAILED} and not link.has_met):
-        if link.state is State.FAILED and not is_over:
+    is_unbegun = not dialer.is_claimed.is_set()  # nobody has said which session it is to be
+    if is_unbegun or is_over or (link.state in {State.IDLE, State.FAILED} and not link.has_met):
+        if link.state is State.FAILED and not is_over and not is_unbegun:
             # A front before this one, with the same kernel, may have left a session there.
             orders.write_down(remote, kernel_id, "", order)
         reactor.stop()

@@ -17,18 +17,17 @@ from typing import TYPE_CHECKING, Any
 
 from remoter_kernel.errors import RemoteLacks, RemoterError
 from remoter_kernel.front import answers, parent
+from remoter_kernel.front.arrival import Arrival
 from remoter_kernel.front.asker import Asker
 from remoter_kernel.front.awakening import Awakening
-from remoter_kernel.front.claims import Claim
 from remoter_kernel.front.departure import leave_with
 from remoter_kernel.front.dialer import HERE, SessionDialer
+from remoter_kernel.front.first_words import FirstWords
 from remoter_kernel.front.giving_up import GivingUp
-from remoter_kernel.front.laptop import Presence, laptop_id
 from remoter_kernel.front.link import Link, State
 from remoter_kernel.front.mouth import Mouth, Route
 from remoter_kernel.front.news import News
 from remoter_kernel.front.notices import Notices
-from remoter_kernel.front.own_notebook import own_notebook
 from remoter_kernel.front.pacer import Pacer
 from remoter_kernel.front.questions import NeedsPerson
 from remoter_kernel.front.remotes import (
@@ -75,12 +74,13 @@ class Kernel:
         self.dialer = SessionDialer(partial(find_remote, remote_name))
         self.link = Link(self.reactor, self.dialer)
         self._name = remote_name
-        self._arguments = arguments
-        self._session = session
         self._stays = bool(session)  # does the session stay when Jupyter shuts its kernel down?
-        self.kernel_id = digest(str(connection.get("key", "")))
+        kernel_id = digest(str(connection.get("key", "")))
+        self.dialer.wish = replace(
+            self.dialer.wish, kernel_id=kernel_id, arguments=arguments, session=session
+        )
         self.trouble: RemoterError | None = None  # why there is no kernel there
-        self._mouth = Mouth(self.sockets, self.kernel_id)
+        self._mouth = Mouth(self.sockets, kernel_id)
         self._is_ready = False  # is the far kernel there, as far as we know?
         remote = self._find()
         self._info = last_kernel_info(remote.name)
@@ -96,7 +96,6 @@ class Kernel:
             self.reactor,
             self.link,
             self.dialer,
-            self.kernel_id,
             self._mouth.publish,
             is_guest=bool(session),
             stays=lambda: self.stays,
@@ -104,16 +103,14 @@ class Kernel:
         )
         self._verbs = Verbs(around)
         self._asker = Asker(self.reactor, self._mouth, self._routes.values)
-        self._giving_up = GivingUp(self.link, self._mouth, self._asker, self._routes)
+        self._first_words = FirstWords(self._mouth)
+        self._giving_up = GivingUp(
+            self.link, self._mouth, self._asker, self._first_words, self._routes
+        )
+        self._arrival = Arrival(self.reactor, self.link, self.dialer, lambda: self._find().name)
 
     def run(self) -> None:
         """Serve until Jupyter says that it is enough."""
-        self.dialer.wish = replace(
-            self.dialer.wish,
-            kernel_id=self.kernel_id,
-            arguments=self._arguments,
-            session=self._session,
-        )
         self.dialer.questions = self._asker
         self.dialer.may_ask = self._asker.has_somebody
         self.sockets.on_request = self._take
@@ -130,13 +127,10 @@ class Kernel:
         if parent.is_named():
             self.reactor.later(LOOK_FOR_PARENT, self._look_for_parent)
         self._mouth.publish("status", {"execution_state": "starting"})
-        presence = Presence(self.kernel_id)
-        laptop = laptop_id() if presence.take() else ""
-        self.link.about = {"kernel_id": self.kernel_id, "laptop": laptop}
-        self.dialer.claim = Claim(own_notebook(), laptop)
+        self._arrival.begin()
         self.link.wake()
         self.reactor.run()
-        presence.release()  # what follows may take a while, and the next front may be there
+        self._arrival.end(is_dismissed=not self._is_leaving)
         self.sockets.close()
         self.dialer.close()
 
@@ -168,7 +162,9 @@ class Kernel:
             self._pass_on(kind, route)
 
     def _pass_on(self, kind: str, route: Route) -> None:
-        if self._waits_for_person and self._asker.answer_silent(route):
+        self._arrival.introduction.hear(route)
+        is_early = self._waits_for_person or self._arrival.introduction.is_awaited
+        if is_early and self._first_words.answer(route, is_kept=not self.link.has_met):
             return
         if kind == "execute_request":
             content = content_of(route.parts)
@@ -202,7 +198,7 @@ class Kernel:
         return is_needed or self._asker.is_asking
 
     def _say(self, route: Route) -> None:
-        if first := self._asker.take_first():
+        for first in self._first_words.take():
             self.link.say(Channel.SHELL, first)
         route.number = self.link.say(route.channel, list(route.parts))
         self._routes[route.header.get("msg_id", "")] = route
@@ -265,8 +261,7 @@ class Kernel:
             self.reactor.stop()
 
     def _leave_with(self, order: str) -> None:
-        reactor, link, dialer = self.reactor, self.link, self.dialer
-        leave_with(order, reactor=reactor, link=link, dialer=dialer, kernel_id=self.kernel_id)
+        leave_with(order, reactor=self.reactor, link=self.link, dialer=self.dialer)
 
     def _hear_signal(self, number: int, _frame: object) -> None:
         """End: the session stays. Ctrl-C in a terminal reaches us, too, and means nothing."""

@@ -91,7 +91,6 @@ class Surroundings:
     reactor: Reactor
     link: Link
     dialer: SessionDialer
-    kernel_id: str
     publish: Callable[[str, dict[str, Any], Header], None]
     is_guest: bool  # attached to a session that others have started
     stays: Callable[[], bool]
@@ -210,7 +209,7 @@ class Verbs:
         address = self._around.dialer.address
         orders.write_down(
             self._around.dialer.remote.name,
-            self._around.kernel_id,
+            self._around.dialer.wish.kernel_id,
             address.session if address else "",
             "stop",
         )

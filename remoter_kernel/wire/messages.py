@@ -6,6 +6,7 @@ They travel as they are; only identities and signatures belong to each side.
 
 from __future__ import annotations
 
+import hashlib
 import hmac
 import json
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 LARGE = 64 * 1024  # bytes of content that are better not copied
 DELIMITER = b"<IDS|MSG>"
+CELL_OF_VSCODE = "vscode-notebook-cell:"  # begins the address that VS Code has for a cell
 TOPIC, HEADER, PARENT, METADATA, CONTENT, BUFFERS = range(6)
 
 
@@ -113,3 +115,14 @@ def header_of(part: Bytes) -> dict[str, Any]:
 def content_of(parts: Sequence[Bytes]) -> dict[str, Any]:
     """Read the content of a message."""
     return header_of(parts[CONTENT])
+
+
+def source_mark(source: str) -> str:
+    """Return what a notebook's cell is known by whose client does not say its id: its text.
+
+    Empty for an empty cell. No id has a space.
+    """
+    text = source.replace("\r\n", "\n").strip()
+    return (
+        f"source {hashlib.sha256(text.encode('utf-8', 'replace')).hexdigest()[:24]}" if text else ""
+    )

@@ -1,0 +1,50 @@
+"""Silent code that a client waits for before anything can run: answered at once, run first."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from remoter_kernel.wire.messages import content_of
+
+if TYPE_CHECKING:
+    from remoter_kernel.front.mouth import Mouth, Route
+    from remoter_kernel.wire.frames import Bytes
+
+MOST = 20  # pieces of code that are kept
+
+
+class FirstWords:
+    """What was answered as if it had run.
+
+    VS Code waits for its own start-up code before it sends the person's first cell: the one
+    in which a login may ask, and the one that says which notebook it is.
+    """
+
+    def __init__(self, mouth: Mouth) -> None:
+        """Remember."""
+        self._mouth = mouth
+        self._kept: list[list[Bytes]] = []
+
+    def answer(self, route: Route, *, is_kept: bool) -> bool:
+        """Answer it if it can be; `is_kept`: it is to run before anything else."""
+        if not may_be_answered(route):
+            return False
+        if is_kept:
+            self._kept = [*self._kept, list(route.parts)][-MOST:]
+        reply = {"status": "ok", "execution_count": 0, "payload": [], "user_expressions": {}}
+        self._mouth.reply(route, reply)
+        return True
+
+    def take(self) -> list[list[Bytes]]:
+        """Return what is to run before anything else, once."""
+        kept, self._kept = self._kept, []
+        return kept
+
+
+def may_be_answered(route: Route) -> bool:
+    """Is this code of which nobody sees what comes of it?"""
+    if route.header.get("msg_type") != "execute_request":
+        return False
+    content = content_of(route.parts)
+    is_silent = bool(content.get("silent")) and not content.get("allow_stdin", True)
+    return is_silent and not content.get("user_expressions")
