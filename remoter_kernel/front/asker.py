@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from remoter_kernel.front.questions import NeedsPerson, NotAnswered, Prompt, Trust
 from remoter_kernel.wire.frames import Channel
-from remoter_kernel.wire.messages import PARENT, content_of, header_of
+from remoter_kernel.wire.messages import PARENT, content_of, header_of, is_unseen
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from remoter_kernel.wire.reactor import Reactor
 
 TRIES = 3  # at a word that is neither yes, nor once, nor no
-NOTEBOOK_OF_VSCODE = "__vsc_ipynb_file__"  # what VS Code lets a kernel know before any cell
+MOST_FIRST = 8  # requests that are kept: VS Code has three at most, and looks at variables later
 
 
 class _Asked(NamedTuple):
@@ -46,7 +46,7 @@ class Asker:
         self._asked: _Asked | None = None
         self._names: set[str] = set()  # of all messages that asked
         self._busy: set[str] = set()  # cells that were told to be at work
-        self._first: list[Bytes] | None = None  # what is to run before anything else
+        self._first: list[list[Bytes]] = []  # what is to run before anything else
 
     # --- from the login's thread ---
 
@@ -152,24 +152,25 @@ class Asker:
     # --- what is run before a person was asked ---
 
     def answer_silent(self, route: Route) -> bool:
-        """Answer a silent request that nobody can be asked in, as if it had run.
+        """Answer a client's own code, in which nobody can be asked, as if it had run.
 
-        VS Code waits for its own start-up code before it sends the person's first cell: the
-        one in which to ask. What that code lets the kernel know is kept, to be run first.
+        VS Code waits for its start-up code before it sends the person's first cell: the one in
+        which to ask. What was answered so is kept, to be run first.
         """
         content = content_of(route.parts)
-        is_silent = bool(content.get("silent")) and not content.get("allow_stdin", True)
-        if not is_silent or route.header.get("msg_type") != "execute_request":
+        may_wait = content.get("silent") and content.get("allow_stdin", True)
+        is_own = is_unseen(content) and not may_wait
+        if not is_own or route.header.get("msg_type") != "execute_request":
             return False
-        if NOTEBOOK_OF_VSCODE in str(content.get("code", "")):
-            self._first = list(route.parts)
+        if len(self._first) < MOST_FIRST:
+            self._first.append(list(route.parts))
         reply = {"status": "ok", "execution_count": 0, "payload": [], "user_expressions": {}}
         self._mouth.reply(route, reply)
         return True
 
-    def take_first(self) -> list[Bytes] | None:
+    def take_first(self) -> list[list[Bytes]]:
         """Return what is to run before anything else, once."""
-        first, self._first = self._first, None
+        first, self._first = self._first, []
         return first
 
 
@@ -178,4 +179,4 @@ def may_ask_in(route: Route) -> bool:
     if route.channel is not Channel.SHELL or route.header.get("msg_type") != "execute_request":
         return False
     content: dict[str, Any] = content_of(route.parts)
-    return bool(content.get("allow_stdin", True)) and not content.get("silent")
+    return bool(content.get("allow_stdin", True)) and not is_unseen(content)

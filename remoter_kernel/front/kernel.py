@@ -202,7 +202,7 @@ class Kernel:
         return is_needed or self._asker.is_asking
 
     def _say(self, route: Route) -> None:
-        if first := self._asker.take_first():
+        for first in self._asker.take_first():
             self.link.say(Channel.SHELL, first)
         route.number = self.link.say(route.channel, list(route.parts))
         self._routes[route.header.get("msg_id", "")] = route

@@ -113,3 +113,11 @@ def header_of(part: Bytes) -> dict[str, Any]:
 def content_of(parts: Sequence[Bytes]) -> dict[str, Any]:
     """Read the content of a message."""
     return header_of(parts[CONTENT])
+
+
+def is_unseen(content: dict[str, Any]) -> bool:
+    """Is what is to be run a client's own code, of which no person sees anything?
+
+    VS Code does not call its own code silent, but keeps it out of the history.
+    """
+    return bool(content.get("silent")) or not content.get("store_history", True)
