@@ -7,7 +7,7 @@ bin := $(venv)/bin
 # that another user can run, the login shells that people have, codes that work once, networks,
 # a browser, and Node.js for another client than Python's.
 parts := openssh-server openssh-client r-base-core r-cran-irkernel tmux python3-venv fish tcsh zsh \
-	libpam-oath iproute2 chromium $(shell command -v npm >/dev/null || echo nodejs npm)
+	libpam-oath iproute2 procps chromium $(shell command -v npm >/dev/null || echo nodejs npm)
 pip := $(bin)/python -m pip --disable-pip-version-check --quiet
 
 demo: $(venv)/.base

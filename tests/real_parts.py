@@ -36,6 +36,7 @@ INSTALL = {
     "chromium": "apt-get install -y --no-install-recommends chromium",
     "node": "apt-get install -y --no-install-recommends nodejs",
     "npm": "apt-get install -y --no-install-recommends npm",
+    "ps": "apt-get install -y --no-install-recommends procps",
     "jupyterlab": "pip install jupyterlab",
     "papermill": "pip install papermill",
     "playwright": "pip install playwright",

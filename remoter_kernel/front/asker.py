@@ -11,6 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from remoter_kernel.front.questions import NeedsPerson, NotAnswered, Prompt, Trust
+from remoter_kernel.front.vscode import is_own_code
 from remoter_kernel.wire.frames import Channel
 from remoter_kernel.wire.messages import PARENT, content_of, header_of
 
@@ -153,4 +154,5 @@ def may_ask_in(route: Route) -> bool:
     if route.channel is not Channel.SHELL or route.header.get("msg_type") != "execute_request":
         return False
     content: dict[str, Any] = content_of(route.parts)
-    return bool(content.get("allow_stdin", True)) and not content.get("silent")
+    can_answer = content.get("allow_stdin", True) and not content.get("silent")
+    return bool(can_answer) and not is_own_code(content)

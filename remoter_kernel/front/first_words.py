@@ -1,9 +1,10 @@
-"""Silent code that a client waits for before anything can run: answered at once, run first."""
+"""A client's own code, which it waits for before anything can run: answered at once, run first."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from remoter_kernel.front.vscode import is_own_code
 from remoter_kernel.wire.messages import content_of
 
 if TYPE_CHECKING:
@@ -42,9 +43,8 @@ class FirstWords:
 
 
 def may_be_answered(route: Route) -> bool:
-    """Is this code of which nobody sees what comes of it?"""
+    """Is this a client's own code, which wants nothing back?"""
     if route.header.get("msg_type") != "execute_request":
         return False
     content = content_of(route.parts)
-    is_silent = bool(content.get("silent")) and not content.get("allow_stdin", True)
-    return is_silent and not content.get("user_expressions")
+    return is_own_code(content) and not content.get("user_expressions")

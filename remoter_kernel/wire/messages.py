@@ -126,3 +126,11 @@ def source_mark(source: str) -> str:
     return (
         f"source {hashlib.sha256(text.encode('utf-8', 'replace')).hexdigest()[:24]}" if text else ""
     )
+
+
+def is_unseen(content: dict[str, Any]) -> bool:
+    """Is what is to be run a client's own code, of which no person sees anything?
+
+    VS Code does not call its own code silent, but keeps it out of the history.
+    """
+    return bool(content.get("silent")) or not content.get("store_history", True)

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from remoter_kernel.front.first_words import FirstWords
-from remoter_kernel.front.introduction import Introduction, notebook_in
+from remoter_kernel.front.introduction import Introduction
 from remoter_kernel.front.mouth import Route
+from remoter_kernel.front.vscode import is_own_code, notebook_in
 from remoter_kernel.wire.frames import Channel
 
 SILENT: dict[str, Any] = {"silent": True, "allow_stdin": False}
@@ -48,7 +49,7 @@ def clock() -> Clock:
 def introduction(clock: Clock, heard: list[str]) -> Introduction:
     """One that waits."""
     found = Introduction(clock, heard.append)  # type: ignore[arg-type]
-    found.wait({})
+    found.wait()
     return found
 
 
@@ -67,7 +68,7 @@ def introduction(clock: Clock, heard: list[str]) -> Introduction:
 )
 def test_the_line_of_start_up_code(code: str, path: str) -> None:
     code, path = code.replace("\\\\", "\\"), path.replace("\\\\", "\\")
-    assert notebook_in(a_request(code=code, **SILENT)) == path
+    assert notebook_in({"code": code}, {}) == path
 
 
 @pytest.mark.parametrize(
@@ -83,7 +84,8 @@ def test_the_line_of_start_up_code(code: str, path: str) -> None:
     ],
 )
 def test_the_address_of_a_cell(cell: Any, path: str) -> None:
-    assert notebook_in(a_request(cell=cell, code="1")) == path
+    assert notebook_in({"code": "1"}, {"cellId": cell}) == path
+    assert notebook_in({"code": "1"}, {}) == ""
 
 
 def test_silent_code_and_what_a_person_types_leave_time(
@@ -116,14 +118,15 @@ def test_what_wants_an_answer_is_not_held_up(
 
 
 def test_a_client_that_says_nothing_is_not_waited_for_long(
-    introduction: Introduction, clock: Clock, heard: list[str]
+    introduction: Introduction, clock: Clock, heard: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock.ring()
     assert heard == [""]
     assert not introduction.is_awaited
     of_vscode = Introduction(clock, heard.append)  # type: ignore[arg-type]
     clock.ring = None
-    of_vscode.wait({"VSCODE_PID": "1"})
+    monkeypatch.setenv("VSCODE_PID", "1")
+    of_vscode.wait()
     assert clock.ring is None
 
 
@@ -137,3 +140,24 @@ def test_what_was_answered_runs_first_and_once() -> None:
     assert [content["status"] for content in said] == ["ok", "ok"]
     assert words.take() == [list(kept.parts)]
     assert words.take() == []
+
+
+@pytest.mark.parametrize(
+    ("content", "is_own"),
+    [
+        ({"code": "1"}, False),
+        ({"code": "1", "store_history": False}, False),
+        ({"code": "import a as _VSCODE_a", "store_history": False}, True),
+        ({"code": "import a as _VSCODE_a"}, False),
+        ({"code": "1", "silent": True}, False),
+        ({"code": "1", **SILENT}, True),
+    ],
+)
+def test_what_is_a_clients_own_code(
+    content: dict[str, Any], *, is_own: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """VS Code is known by what it starts, and by the names that its code uses."""
+    monkeypatch.delenv("VSCODE_PID", raising=False)
+    assert is_own_code(content) is is_own
+    monkeypatch.setenv("VSCODE_PID", "1")
+    assert is_own_code(content) is (is_own or content.get("store_history") is False)

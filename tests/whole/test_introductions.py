@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from tests.real_jupyter import JupyterHere
 
-SILENT = {"silent": True, "store_history": False, "allow_stdin": False}
+OWN = {"store_history": False, "stop_on_error": False}  # how it runs code of its own
 WIDGETS = "import sys as _VSCODE_sys\nseen = globals().get('seen', 0) + 1\nprint('8.1')"
 
 
@@ -64,9 +64,9 @@ def opened(tmp_path: Path, remote: str) -> Any:
 def begin(front: Front, notebook: Path) -> None:
     """Run start-up code as VS Code does for Python: one after the other."""
     began = time.monotonic()
-    front.run(WIDGETS, **SILENT)
+    front.run(WIDGETS, **OWN)
     assert time.monotonic() - began < 5.0
-    front.run(f'import os\n__vsc_ipynb_file__ = "{notebook}"', **SILENT)
+    front.run(f'import os\n__vsc_ipynb_file__ = "{notebook}"', **OWN)
 
 
 def run(front: Front, code: str, notebook: Path, number: int = 0) -> str:
