@@ -10,8 +10,8 @@ import queue
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from remoter_kernel.front.first_words import is_own_code
 from remoter_kernel.front.questions import NeedsPerson, NotAnswered, Prompt, Trust
-from remoter_kernel.front.vscode import is_own_code
 from remoter_kernel.wire.frames import Channel
 from remoter_kernel.wire.messages import PARENT, content_of, header_of
 

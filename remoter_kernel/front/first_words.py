@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from remoter_kernel.front.vscode import is_own_code
+from remoter_kernel.front import parent
 from remoter_kernel.wire.messages import content_of
 
 if TYPE_CHECKING:
@@ -48,3 +48,13 @@ def may_be_answered(route: Route) -> bool:
         return False
     content = content_of(route.parts)
     return is_own_code(content) and not content.get("user_expressions")
+
+
+def is_own_code(content: dict[str, Any]) -> bool:
+    """Is what is to be run a client's own code, in which nobody can be asked anything?
+
+    VS Code, which starts kernels itself, does not call it silent, but keeps it out of the history.
+    """
+    if content.get("silent"):
+        return not content.get("allow_stdin", True)
+    return not (content.get("store_history", True) or parent.is_named())

@@ -19,7 +19,6 @@ from remoter_kernel.wire.messages import CELL_OF_VSCODE
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-MARKS = ("_VSCODE_", "__vsc_")  # in the names that its own code uses
 _IN_WHAT_IT_STARTS = {"VSCODE_PID", "VSCODE_IPC_HOOK", "VSCODE_ESM_ENTRYPOINT"}
 _NAMED = re.compile(r'^__vsc_ipynb_file__ = ("(?:[^"\\\n]|\\.)*")', re.MULTILINE)
 _DRIVE = re.compile(r"/[a-zA-Z]:")
@@ -28,15 +27,6 @@ _DRIVE = re.compile(r"/[a-zA-Z]:")
 def has_started(environment: Mapping[str, str] = os.environ) -> bool:
     """Has VS Code started who has this environment?"""
     return not _IN_WHAT_IT_STARTS.isdisjoint(environment)
-
-
-def is_own_code(content: dict[str, Any]) -> bool:
-    """Is what is to be run a client's own code, in which nobody can be asked anything?"""
-    if content.get("silent"):
-        return not content.get("allow_stdin", True)
-    if content.get("store_history", True):
-        return False
-    return has_started() or any(mark in str(content.get("code", "")) for mark in MARKS)
 
 
 def notebook_in(content: dict[str, Any], metadata: dict[str, Any]) -> str:

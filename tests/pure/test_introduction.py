@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
-from remoter_kernel.front.first_words import FirstWords
+from remoter_kernel.front import parent
+from remoter_kernel.front.first_words import FirstWords, is_own_code
 from remoter_kernel.front.introduction import Introduction
 from remoter_kernel.front.mouth import Route
-from remoter_kernel.front.vscode import is_own_code, notebook_in
+from remoter_kernel.front.vscode import notebook_in
 from remoter_kernel.wire.frames import Channel
 
 SILENT: dict[str, Any] = {"silent": True, "allow_stdin": False}
@@ -147,8 +148,6 @@ def test_what_was_answered_runs_first_and_once() -> None:
     [
         ({"code": "1"}, False),
         ({"code": "1", "store_history": False}, False),
-        ({"code": "import a as _VSCODE_a", "store_history": False}, True),
-        ({"code": "import a as _VSCODE_a"}, False),
         ({"code": "1", "silent": True}, False),
         ({"code": "1", **SILENT}, True),
     ],
@@ -156,8 +155,8 @@ def test_what_was_answered_runs_first_and_once() -> None:
 def test_what_is_a_clients_own_code(
     content: dict[str, Any], *, is_own: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """VS Code is known by what it starts, and by the names that its code uses."""
-    monkeypatch.delenv("VSCODE_PID", raising=False)
+    """VS Code, which starts kernels itself, does not call its own silent."""
+    monkeypatch.setattr(parent, "_PARENT", "12")
     assert is_own_code(content) is is_own
-    monkeypatch.setenv("VSCODE_PID", "1")
+    monkeypatch.setattr(parent, "_PARENT", "")
     assert is_own_code(content) is (is_own or content.get("store_history") is False)

@@ -78,7 +78,8 @@ def run(front: Front, code: str, notebook: Path, number: int = 0) -> str:
 def sessions(here: JupyterHere, remote: str) -> list[str]:
     """List the living sessions of a remote."""
     found = json.loads(asked(here, "sessions", remote, "--json"))["sessions"]
-    return [each["id"] for each in found if each["state"] not in {"ended", "dead"}]
+    own = [each for each in found if each["remote"] == remote]
+    return [each["id"] for each in own if each["state"] not in {"ended", "dead"}]
 
 
 def test_a_day_with_one_notebook(
