@@ -76,6 +76,20 @@ class Notebook:
         """The process id of its front."""
         return int(self.started["pid"])
 
+    @property
+    def states(self) -> list[str]:
+        """The states in which the client thought its kernel, but for those of cells."""
+        return [event["state"] for event in self._events("state")]
+
+    @property
+    def ends(self) -> list[Any]:
+        """The exit codes of fronts that ended unbidden: their kernels count as dead."""
+        return [event["code"] for event in self._events("died")]
+
+    def _events(self, kind: str) -> list[Event]:
+        own = (event for event in self.client.events if event["notebook"] == str(self.file))
+        return [event for event in own if event["event"] == kind]
+
     def start(self) -> None:
         """Start a kernel for it, and run what the client runs first."""
         self.started = self._do("start", spec=str(self.spec))

@@ -82,6 +82,9 @@ class Notebook {
     this.socket = socket;
     this.socket.onopen({ target: this.socket });
     this.kernel.registerCommTarget("jupyter.widget", (comm) => this.comms.set(comm.commId, comm));
+    this.kernel.statusChanged.connect((_, state) => {
+      if (!["busy", "idle"].includes(state)) this.tell({ event: "state", state });
+    });
     front.exited.then((code) => {
       if (front === this.front) this.tell({ event: "died", code });
     });
