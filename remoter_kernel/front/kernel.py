@@ -40,7 +40,15 @@ from remoter_kernel.front.remotes import (
 from remoter_kernel.front.sockets import Sockets, digest, read_connection
 from remoter_kernel.front.verbs import Surroundings, Verbs
 from remoter_kernel.wire.frames import Bytes, Channel, from_json, to_json
-from remoter_kernel.wire.messages import CONTENT, HEADER, PARENT, TOPIC, content_of, header_of
+from remoter_kernel.wire.messages import (
+    CONTENT,
+    HEADER,
+    PARENT,
+    TOPIC,
+    content_of,
+    header_of,
+    says_restarting,
+)
 from remoter_kernel.wire.reactor import Reactor
 
 if TYPE_CHECKING:
@@ -284,6 +292,10 @@ class Kernel:
     def _hear(self, channel: Channel, parts: Sequence[Bytes]) -> None:
         """Take one item of the evaluator."""
         if channel is Channel.IOPUB:
+            # A server says that. VS Code, which has none, would open its sockets anew, and never
+            # say so to itself: no cell would be sent any more.
+            if not parent.is_named() and says_restarting(parts):
+                return
             self._verbs.notice(parts)
             self.sockets.publish([bytes(parts[TOPIC]), *parts[HEADER:]])
         elif channel is Channel.NOTE:
