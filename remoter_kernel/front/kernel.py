@@ -135,7 +135,7 @@ class Kernel:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._hear_signal)
         Awakening(self.reactor, self.link.look_again).start()
-        if parent.is_named():
+        if parent.is_watched():
             self.reactor.later(LOOK_FOR_PARENT, self._look_for_parent)
         self._mouth.publish("status", {"execution_state": "starting"})
         presence = Presence(self.kernel_id)

@@ -208,6 +208,25 @@ def test_what_is_closed_leaves_nothing_here_and_stays_there(
     assert "done there" in here.remoter("outputs", session).stdout
 
 
+def test_a_front_ends_with_a_window_that_was_killed(
+    here: JupyterHere, spec: Path, tmp_path: Path
+) -> None:
+    """Nobody could reach it any more, and its session would count as one that is in use."""
+    with RawClient(here.folder / "killed.log") as client:
+        notebook = client.open(spec, tmp_path / "a.ipynb")
+        session = session_of(notebook)
+        front = psutil.Process(notebook.pid)
+        client.process.kill()
+        # Whoever inherits it may never look after it.
+        wait_for(lambda: has_ended(front), seconds=20, what="the front is gone")
+    assert state_of(here, spec, session) == "idle"
+
+
+def has_ended(process: psutil.Process) -> bool:
+    """Does it run no more?"""
+    return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+
+
 # ------------------------------------------------------------------ logins that ask
 
 
