@@ -15,9 +15,9 @@ const END_WITHIN = 1000; // ms
 const sleep = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
 
 const WIDGETS = `try:
-    import ipywidgets as _client_widgets
-    print("widgets " + _client_widgets.__version__)
-    del _client_widgets
+    import ipywidgets as _VSCODE_ipywidgets
+    print("widgets " + _VSCODE_ipywidgets.__version__)
+    del _VSCODE_ipywidgets
 except Exception:
     pass
 `;
