@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 PROGRAM = Path(__file__).with_name("raw_client")
 NEEDS = ("node", "npm", "ps")
+# Two of what VS Code's extension host has in its environment, and hands on to kernels.
+LIKE_EXTENSION_HOST = {"VSCODE_ESM_ENTRYPOINT": "an entry", "VSCODE_PID": "1"}
 LIMIT = 90.0  # seconds that any one command may take
 ENDS_WITHIN = 20.0  # seconds until all fronts were told to end
 KEPT = "REMOTER_NODE_MODULES"  # names the folder where what npm installs is kept
@@ -75,6 +77,20 @@ class Notebook:
     def pid(self) -> int:
         """The process id of its front."""
         return int(self.started["pid"])
+
+    @property
+    def states(self) -> list[str]:
+        """The states in which the client thought its kernel, but for those of cells."""
+        return [event["state"] for event in self._events("state")]
+
+    @property
+    def ends(self) -> list[Any]:
+        """The exit codes of fronts that ended unbidden: their kernels count as dead."""
+        return [event["code"] for event in self._events("died")]
+
+    def _events(self, kind: str) -> list[Event]:
+        own = (event for event in self.client.events if event["notebook"] == str(self.file))
+        return [event for event in own if event["event"] == kind]
 
     def start(self) -> None:
         """Start a kernel for it, and run what the client runs first."""
@@ -143,7 +159,8 @@ class RawClient:
     def __enter__(self) -> Self:
         for part in NEEDS:
             real_part(part)
-        environment = {**os.environ, "NODE_PATH": str(node_modules())}
+        environment = {**os.environ, "NODE_PATH": str(node_modules()), **LIKE_EXTENSION_HOST}
+        environment.pop("JPY_PARENT_PID", None)
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 ["node", "client.js"],

@@ -12,7 +12,7 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from remoter_kernel.front import orders, parent, relaunch
+from remoter_kernel.front import orders, parent, relaunch, vscode
 from remoter_kernel.front.claims import Claim
 from remoter_kernel.front.introduction import Introduction
 from remoter_kernel.front.laptop import Presence, laptop_id
@@ -43,6 +43,11 @@ class Arrival:
         self._started = time.time()
         self._presence = Presence("")
         self._notebook = ""  # of a client that starts kernels itself
+
+    @property
+    def is_for_vscode(self) -> bool:
+        """Is VS Code this front's client, as far as that is known?"""
+        return bool(self._notebook) or vscode.has_started()
 
     def begin(self) -> None:
         """Show that this front lives, and say who it is as far as that is known."""

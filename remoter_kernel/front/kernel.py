@@ -39,7 +39,15 @@ from remoter_kernel.front.remotes import (
 from remoter_kernel.front.sockets import Sockets, digest, read_connection
 from remoter_kernel.front.verbs import Surroundings, Verbs
 from remoter_kernel.wire.frames import Bytes, Channel, from_json, to_json
-from remoter_kernel.wire.messages import CONTENT, HEADER, PARENT, TOPIC, content_of, header_of
+from remoter_kernel.wire.messages import (
+    CONTENT,
+    HEADER,
+    PARENT,
+    TOPIC,
+    content_of,
+    header_of,
+    says_restarting,
+)
 from remoter_kernel.wire.reactor import Reactor
 
 if TYPE_CHECKING:
@@ -124,7 +132,7 @@ class Kernel:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._hear_signal)
         Awakening(self.reactor, self.link.look_again).start()
-        if parent.is_named():
+        if parent.is_watched():
             self.reactor.later(LOOK_FOR_PARENT, self._look_for_parent)
         self._mouth.publish("status", {"execution_state": "starting"})
         self._arrival.begin()
@@ -279,6 +287,10 @@ class Kernel:
     def _hear(self, channel: Channel, parts: Sequence[Bytes]) -> None:
         """Take one item of the evaluator."""
         if channel is Channel.IOPUB:
+            # VS Code would open its sockets anew, and never say so to itself: no cell would be
+            # sent any more.
+            if self._arrival.is_for_vscode and says_restarting(parts):
+                return
             self._verbs.notice(parts)
             self.sockets.publish([bytes(parts[TOPIC]), *parts[HEADER:]])
         elif channel is Channel.NOTE:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from remoter_kernel.wire.frames import Bytes
 
+SHORT = 256  # bytes of content that a state has at most
 LARGE = 64 * 1024  # bytes of content that are better not copied
 DELIMITER = b"<IDS|MSG>"
 CELL_OF_VSCODE = "vscode-notebook-cell:"  # begins the address that VS Code has for a cell
@@ -134,3 +135,12 @@ def is_unseen(content: dict[str, Any]) -> bool:
     VS Code does not call its own code silent, but keeps it out of the history.
     """
     return bool(content.get("silent")) or not content.get("store_history", True)
+
+
+def says_restarting(parts: Sequence[Bytes]) -> bool:
+    """Is this the word on iopub that the kernel died and starts anew?"""
+    content = parts[CONTENT]
+    is_short = len(content) < SHORT
+    if not is_short or b'"restarting"' not in bytes(content):
+        return False
+    return header_of(parts[HEADER]).get("msg_type") == "status"

@@ -15,9 +15,9 @@ const END_WITHIN = 1000; // ms
 const sleep = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
 
 const WIDGETS = `try:
-    import ipywidgets as _client_widgets
-    print("widgets " + _client_widgets.__version__)
-    del _client_widgets
+    import ipywidgets as _VSCODE_ipywidgets
+    print("widgets " + _VSCODE_ipywidgets.__version__)
+    del _VSCODE_ipywidgets
 except Exception:
     pass
 `;
@@ -82,6 +82,9 @@ class Notebook {
     this.socket = socket;
     this.socket.onopen({ target: this.socket });
     this.kernel.registerCommTarget("jupyter.widget", (comm) => this.comms.set(comm.commId, comm));
+    this.kernel.statusChanged.connect((_, state) => {
+      if (!["busy", "idle"].includes(state)) this.tell({ event: "state", state });
+    });
     front.exited.then((code) => {
       if (front === this.front) this.tell({ event: "died", code });
     });
