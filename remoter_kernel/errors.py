@@ -68,6 +68,10 @@ class RemoteLacks(RemoterError):
     exit_code = 4
 
 
+class HereLacks(RemoterError):
+    """Something on this side is missing or wrong: a file, permission, space."""
+
+
 class ForwardingRefused(RemoteLacks):
     """The server forbids TCP forwarding."""
 
