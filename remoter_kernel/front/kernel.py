@@ -13,6 +13,7 @@ import time
 import traceback
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from remoter_kernel.errors import RemoteLacks, RemoterError
@@ -29,6 +30,7 @@ from remoter_kernel.front.mouth import Mouth, Route
 from remoter_kernel.front.news import News
 from remoter_kernel.front.notices import Notices
 from remoter_kernel.front.pacer import Pacer
+from remoter_kernel.front.permission import Permission
 from remoter_kernel.front.questions import NeedsPerson
 from remoter_kernel.front.remotes import (
     Remote,
@@ -37,6 +39,7 @@ from remoter_kernel.front.remotes import (
     remember_kernel_info,
 )
 from remoter_kernel.front.sockets import Sockets, digest, read_connection
+from remoter_kernel.front.turns import Turns
 from remoter_kernel.front.verbs import Surroundings, Verbs
 from remoter_kernel.wire.frames import Bytes, Channel, from_json, to_json
 from remoter_kernel.wire.messages import (
@@ -52,7 +55,6 @@ from remoter_kernel.wire.reactor import Reactor
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
     from remoter_kernel.wire.reactor import Timer
 
@@ -100,17 +102,21 @@ class Kernel:
         self._held_interrupt: Timer | None = None
         self._news = News(self._mouth.publish)
         self._notices = Notices(self.reactor, self._mouth.publish, lambda: self._find().name)
+        self._turns = Turns(lambda: bool(self._cells()), self._mouth.reply)
+        waiting = lambda: [*self._turns.running, *self._routes.values()]  # noqa: E731 - one use
+        self._asker = Asker(self.reactor, self._mouth, waiting)
         around = Surroundings(
             self.reactor,
             self.link,
             self.dialer,
             self._mouth.publish,
+            self._turns,
+            Permission(self._asker, lambda: self._find().local, Path.cwd()),
             is_guest=bool(session),
             stays=lambda: self.stays,
             keep=self._keep,
         )
         self._verbs = Verbs(around)
-        self._asker = Asker(self.reactor, self._mouth, self._routes.values)
         self._first_words = FirstWords(self._mouth)
         self._giving_up = GivingUp(
             self.link, self._mouth, self._asker, self._first_words, self._routes
@@ -138,6 +144,7 @@ class Kernel:
         self._arrival.begin()
         self.link.wake()
         self.reactor.run()
+        self._turns.interrupt()
         self._arrival.end(is_dismissed=not self._is_leaving)
         self.sockets.close()
         self.dialer.close()
@@ -177,7 +184,10 @@ class Kernel:
         if kind == "execute_request":
             content = content_of(route.parts)
             self._has_asker |= bool(content.get("allow_stdin", True))
-            if self._verbs.take(route.header, content, partial(self._finish, route)):
+            if self._verbs.take(route, content, partial(self._finish, route)):
+                return
+            if self._turns.must_wait:
+                self._turns.hold(route, partial(self._pass_on, kind, route))
                 return
             if self.link.state in {State.FAILED, State.WAITING}:
                 self._begin_anew(route)
@@ -224,7 +234,8 @@ class Kernel:
     def _interrupt(self, route: Route) -> None:
         """Interrupt at once; where a shutdown keeps the session, wait whether one follows."""
         self._mouth.reply(route, {"status": "ok"})
-        if self._asker.call_off():
+        is_ours = self._turns.interrupt()
+        if self._asker.call_off() or is_ours:
             return
         if self.link.pacer:
             self.link.pacer.interrupt(*self._cells()[:1])
@@ -306,6 +317,8 @@ class Kernel:
                 if route.header.get("msg_type") == "execute_request":
                     self._verbs.last_reply = bytes(parts[CONTENT])
             self.sockets.reply(channel, route.identities, parts)
+            if self._turns.must_wait:
+                self._turns.note_reply(route, content_of(parts))
 
     def _hear_note(self, words: dict[str, Any]) -> None:
         event = words.get("event")
@@ -353,6 +366,7 @@ class Kernel:
                 is_over=self.trouble is not None,
                 is_asked=self._has_asker,
             )
+            self._turns.look()
 
     def _give_up(self, why: str) -> None:
         """There is a session, but its kernel did not start."""

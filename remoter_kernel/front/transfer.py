@@ -35,8 +35,10 @@ MOST_TRIES = 8  # without a byte that came through
 TELL_EVERY = 0.1  # seconds
 
 
-class Stopped(RemoterError):
+class Interrupted(RemoterError):
     """Somebody has interrupted it; what has arrived stays."""
+
+    name = "KeyboardInterrupt"  # as cells call it
 
 
 class SocketEnds:
@@ -108,7 +110,7 @@ class Transfer:
             raise as_error(trouble, errand, self._remote.name) from None
         except RemoterError as error:
             if self._is_stopped.is_set():
-                raise Stopped("The transfer was interrupted; what has arrived stays.") from None
+                raise Interrupted("The transfer was interrupted; what has arrived stays.") from None
             raise error.at(self._remote.name) from None
         return self._outcome(time.monotonic() - self._since)
 
