@@ -116,15 +116,17 @@ class Part:
 
     def write(self, data: memoryview) -> None:
         """Write what came; what is empty on the sender's disk stays so on this one."""
-        self._position += len(data)
-        if self._position > self.entry.size or self._is_same:
+        if self._position + len(data) > self.entry.size or self._is_same:
             raise ProtocolError(f"More came of {self.entry.path} than there is.")
         self._digest.update(data)
         if not data[0] and not data[-1] and bytes(data) == ZEROS[: len(data)]:
+            self._position += len(data)
             os.lseek(self._file, self._position, os.SEEK_SET)
             return
         while data:
-            data = data[os.write(self._file, data) :]
+            written = os.write(self._file, data)
+            data = data[written:]
+            self._position += written  # and not more: on a full disk this much is there
 
     def finish(self, digest: str) -> None:
         """Let it bear its name, if it is what was sent."""

@@ -80,6 +80,8 @@ class Receiving:
     def run(self, duplex: Duplex) -> None:
         """Receive all that comes; raise Cut, or the trouble that ends it."""
         self._duplex = duplex
+        self._root = ""  # nothing is written outside
+        self._tops: dict[str, str] = {}  # where each source goes
         self._known: dict[int, _Known] = {}
         self._folders: list[tuple[str, Entry]] = []
         self._checked: set[str] = set()  # folders that are inside
@@ -141,8 +143,10 @@ class Receiving:
     def _start(self, words: dict[str, Any]) -> None:
         """Hear what is coming, and find out where it will be."""
         tops = words.get("tops")
-        if not isinstance(tops, list) or not all(isinstance(top, dict) for top in tops):
-            raise ProtocolError("A start without sources.")
+        if self._tops or not isinstance(tops, list) or not tops:
+            raise ProtocolError("A start without sources, or a second one.")
+        if not all(isinstance(top, dict) for top in tops):
+            raise ProtocolError("A source is no object.")
         self.start = words
         names = [str(top.get("name", "")) for top in tops]
         for name in names:

@@ -76,10 +76,11 @@ def there(far: FarSide) -> Iterator[Path]:
 
 @pytest.fixture
 def notebook(
-    request: Any, here: JupyterHere, sshd: RealSshd, path: Proxy, there: Path, tmp_path: Path
+    request: Any, here: JupyterHere, path: Proxy, there: Path, tmp_path: Path
 ) -> Iterator[Notebook]:
     """A notebook's kernel; a parameter says what the remote's `local` is."""
     config = tmp_path / "ssh_config"
+    sshd = request.getfixturevalue("sshd")
     sshd.ssh_config(config, "real")
     config.write_text(config.read_text().replace(str(sshd.port), str(path.port)))
     rule = getattr(request, "param", "allow")
