@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from remoter_kernel.errors import RemoterError, Unreachable, Usage
 from remoter_kernel.front.dialer import HERE
-from remoter_kernel.front.journey import Errand, Journey, bar, in_order, summed_up, told
+from remoter_kernel.front.journey import Errand, Journey, bar, in_order, plain, summed_up, told
 from remoter_kernel.front.keeper.kept import KeptLogin, kept_login
 from remoter_kernel.front.transfer import Interrupted, Transfer
 from remoter_kernel.wire.sources import full_path
@@ -155,7 +155,7 @@ class CellErrand:
             there=dialer.folder_there(remote),
             is_dry=order.is_dry,
         )
-        names = ", ".join(order.sources)
+        names = ", ".join(map(plain, order.sources))
         place = Path(full_path(order.to, str(here)))
         if order.is_put:
             what = f"sends {names} to {remote.name}"
@@ -213,7 +213,7 @@ class CellErrand:
 
     def _tell(self, errand: Errand, remote: str, outcome: Outcome) -> None:
         """Say what came of it."""
-        if not errand.is_dry and outcome.files:
+        if not errand.is_dry and outcome.files > 0:
             self._show(summed_up(errand, remote, outcome))
         lines = list(outcome.would)
         self._say("stdout", lines)

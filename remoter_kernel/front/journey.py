@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from remoter_kernel.errors import HereLacks, RemoteLacks, RemoterError, Usage
-from remoter_kernel.front.questions import readable
 from remoter_kernel.front.status import amount
 from remoter_kernel.wire.files import FileTrouble, Trouble
 
@@ -16,6 +15,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 LONG = 3600  # seconds
+LONGEST_NAME = 1000  # characters that are shown
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ def summed_up(errand: Errand, remote: str, outcome: Outcome) -> str:
     """Say in a line what has been carried."""
     files = "1 file" if outcome.files == 1 else f"{outcome.files} files"
     where = outcome.targets[0] if len(outcome.targets) == 1 else f"{errand.to or '.'}"
-    place = readable(f"{remote}:{where}" if errand.is_put else where)
+    place = plain(f"{remote}:{where}" if errand.is_put else where)
     said = f"{files}, {amount(outcome.size)} in {outcome.seconds:.1f} s to {place}"
     if outcome.seconds > 0 and outcome.size:
         said += f" ({amount(outcome.size / outcome.seconds)}/s)"
@@ -132,14 +132,17 @@ def would_go(rows: Iterable[tuple[str, str, int, str]]) -> list[str]:
     lines = []
     for source, kind, size, target in rows:
         what = amount(size) if kind == "file" else kind
-        lines.append(readable(f"{what:>11}  {_plain(source)} -> {_plain(target)}"))
+        lines.append(f"{what:>11}  {plain(source)} -> {plain(target)}")
     return lines
 
 
-def _plain(name: str) -> str:
-    """Write a name on one line; what is no text in it is escaped."""
-    is_plain = name.isprintable()
-    return name if is_plain else name.encode("unicode_escape", "surrogatepass").decode("ascii")
+def plain(name: str) -> str:
+    """Write on one line what either side names; what no terminal should get is escaped."""
+    name = name if len(name) <= LONGEST_NAME else f"{name[:LONGEST_NAME]}…"
+    return "".join(
+        sign if sign.isprintable() else sign.encode("unicode_escape", "surrogatepass").decode()
+        for sign in name
+    )
 
 
 # --------------------------------------------------------------- troubles
@@ -148,10 +151,10 @@ def _plain(name: str) -> str:
 def as_error(trouble: FileTrouble, errand: Errand, remote: str) -> RemoterError:
     """Make one sentence of a file's trouble: which file, which side, what to do."""
     is_there = trouble.is_told
-    path = _plain(trouble.path)
+    path, reason = plain(trouble.path), plain(trouble.reason)
     if trouble.trouble is Trouble.UNSAFE and not errand.is_put and not is_there:
         return RemoteLacks(
-            f"it sent a file called {path}, and {trouble.reason}: it was not written, and "
+            f"it sent a file called {path}, and {reason}: it was not written, and "
             "nothing more was received.",
             "Ask who runs it, or name another folder.",
             remote=remote,
@@ -159,10 +162,10 @@ def as_error(trouble: FileTrouble, errand: Errand, remote: str) -> RemoterError:
     is_written = errand.is_put == is_there
     side = "there" if is_there else "here"
     verb = "written" if is_written else "read"
-    what = f"{path} cannot be {verb} {side}: {trouble.reason}." if path else f"{trouble.reason}."
+    what = f"{path} cannot be {verb} {side}: {reason}." if path else f"{reason}."
     advice = _advice(trouble.trouble, errand, is_there=is_there)
     if trouble.trouble is Trouble.WORDS:
-        return Usage(f"{path}: {trouble.reason}.", advice)
+        return Usage(f"{path}: {reason}.", advice)
     if is_there:
         return RemoteLacks(what, advice, remote=remote)
     return HereLacks(what, advice)

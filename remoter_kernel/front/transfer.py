@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from remoter_kernel.errors import RemoterError, Unreachable
 from remoter_kernel.front.bootstrap import open_transfer
-from remoter_kernel.front.journey import Journey, Outcome, as_error, would_go
-from remoter_kernel.front.questions import readable
+from remoter_kernel.front.journey import Journey, Outcome, as_error, plain, would_go
 from remoter_kernel.wire.duplex import Duplex
 from remoter_kernel.wire.files import TRANSFER, FileTrouble, Word
 from remoter_kernel.wire.receiving import Receiving
@@ -225,12 +224,13 @@ class Transfer:
             rows = [(entry.path, entry.kind, entry.size, place) for entry, place in end.entries]
             left_out = list(map(str, end.start.get("left_out") or ()))
             files, size = _count(end.start.get("files")), _count(end.start.get("size"))
+        failed = sum(each.is_told for each in end.troubles) if errand.is_put else 0
         return Outcome(
-            files=files if errand.is_dry else self._journey.files,
+            files=files if errand.is_dry else self._journey.files - failed,
             size=size if errand.is_dry else self._journey.size,
             seconds=seconds,
             targets=tuple(end.targets),
-            left_out=tuple(map(readable, left_out)),
+            left_out=tuple(map(plain, left_out)),
             troubles=troubles,
             would=tuple(would_go(rows)) if errand.is_dry else (),
         )
