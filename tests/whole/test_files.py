@@ -218,6 +218,25 @@ def test_three_cuts_cost_little(ground: Ground, src: Path, tmp_path: Path) -> No
         ground.path.narrow(0)
 
 
+def test_a_link_that_dies_without_a_word_is_noticed(ground: Ground, src: Path) -> None:
+    """By signs of life that do not come; the part that the dead end held is free by then."""
+    size = 24 * MIB
+    digest = noise(src / "big", size)
+    ground.path.narrow(WIDE)
+    command = [Path(sys.executable).with_name("remoter"), "put", ground.name, src / "big", "mute"]
+    begun = ground.path.bytes_up
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as running:
+        try:
+            wait_for(lambda: ground.path.bytes_up - begun > size / 3, seconds=30)
+            ground.path.strand()
+            assert running.wait(100) == 0
+        finally:
+            running.kill()
+            ground.path.narrow(0)
+    assert checksum(ground.there / "mute") == digest
+    assert ground.path.bytes_up - begun < 1.3 * size
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_three_cuts_of_a_gigabyte_cost_less_than_a_twentieth(

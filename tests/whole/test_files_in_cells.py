@@ -223,18 +223,21 @@ def test_an_interrupt_stops_it_and_the_next_try_goes_on(notebook: Notebook, path
     assert [each.name for each in notebook.there.iterdir()] == ["big.bin"]
 
 
+@pytest.mark.parametrize("verb", ["put", "get"])
 def test_control_stays_fast_while_files_flow(
-    notebook: Notebook, here: JupyterHere, path: Proxy, tmp_path: Path
+    notebook: Notebook, path: Proxy, tmp_path: Path, verb: str
 ) -> None:
     """An interrupt of a cell takes two round trips and half a second at most."""
-    (tmp_path / "big").write_bytes(bytes(range(256)) * 500_000)
+    big = (notebook.there if verb == "get" else tmp_path) / "big"
+    big.write_bytes(bytes(range(256)) * 500_000)
     path.narrow(100e6)
     command = [str(Path(sys.executable).with_name("remoter"))]
-    begun = path.bytes_up
-    words = ["put", notebook.name, str(tmp_path / "big"), "big.bin"]
+    begun = path.bytes_up + path.bytes_down
+    words = [verb, notebook.name, str(big), str(tmp_path / "got") if verb == "get" else "big.bin"]
     with subprocess.Popen([*command, *words], stderr=subprocess.DEVNULL) as sending:
         try:
-            wait_for(lambda: path.bytes_up - begun > 20e6, seconds=30, what="it flows")
+            flows = lambda: path.bytes_up + path.bytes_down - begun > 20e6  # noqa: E731
+            wait_for(flows, seconds=30, what="it flows")
             cell = notebook.talk.queue("print('on', flush=True)\nwhile True: pass")
             notebook.talk.until_said("on")
             asked = time.monotonic()
