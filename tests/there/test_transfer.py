@@ -147,6 +147,7 @@ def test_links_stay_inside(src, dst):
     (src / "sub/file").symlink_to("../a")
     (src / "sub/folder").symlink_to(src / "sub2")
     (src / "sub2").mkdir()
+    (src / "sub2/circle").symlink_to("..")
     for name, target in {"out": "/etc", "up": "..", "self": "self", "gone": "nothing"}.items():
         (src / name).symlink_to(target)
     sending, _ = send(src, to=f"{dst}/")
@@ -157,6 +158,7 @@ def test_links_stay_inside(src, dst):
         "src/gone",
         "src/out",
         "src/self",
+        "src/sub2/circle",
         "src/up",
     ]
     assert names(dst / "src") == ["a", "sub", "sub2"]
@@ -275,9 +277,23 @@ def test_after_a_cut_only_the_rest_is_sent(src, dst):
 def test_a_part_that_is_not_the_sources_beginning_counts_for_nothing(src, dst):
     (src / "big").write_bytes(os.urandom(BIG))
     about = (src / "big").stat()
-    (dst / part_name("big", about.st_size, about.st_mtime_ns)).write_bytes(b"x" * ASK_FROM)
-    send(src / "big", to=dst / "big")
-    assert (dst / "big").read_bytes() == (src / "big").read_bytes()
+    part = dst / part_name("big", about.st_size, about.st_mtime_ns)
+    for content in (b"x" * ASK_FROM, b"x" * BIG):
+        part.write_bytes(content)
+        sending, _ = send(src / "big", to=dst / "big")
+        assert (dst / "big").read_bytes() == (src / "big").read_bytes()
+        assert sending._duplex.said < BIG + 10_000
+        (dst / "big").unlink()
+
+
+def test_nothing_of_a_wrong_part_shines_through(src, dst):
+    """Nor where the source is empty, and nothing is written."""
+    with (src / "holes").open("wb") as file:
+        file.truncate(BIG)
+    about = (src / "holes").stat()
+    (dst / part_name("holes", about.st_size, about.st_mtime_ns)).write_bytes(b"x" * BIG)
+    send(src / "holes", to=dst / "holes")
+    assert (dst / "holes").read_bytes() == bytes(BIG)
 
 
 def test_a_source_that_has_changed_begins_anew(src, dst):
