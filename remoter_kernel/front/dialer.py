@@ -149,6 +149,14 @@ class SessionDialer:
             return kept_login(
                 self.remote, questions, on_try=self._note, in_doubt=in_doubt, is_stale=is_stale
             )
+        return self._log_in_here(self._note)
+
+    def another_login_here(self) -> Access:
+        """Log in to the host on this machine once more; whoever asks for it closes it."""
+        with self._lock:
+            return self._log_in_here(lambda _login: None)
+
+    def _log_in_here(self, on_try: Callable[[Access], None]) -> Access:
         # Rarely needed, and slow: with a remote it is the keeper that knows SSH.
         from remoter_kernel.front.host import EmbeddedHost  # noqa: PLC0415
         from remoter_kernel.front.ssh.login import log_in  # noqa: PLC0415
@@ -156,7 +164,7 @@ class SessionDialer:
         if self._host is None:
             self._host = EmbeddedHost()
             self._host.start()
-        return log_in(self._host.destination(), on_try=self._note)
+        return log_in(self._host.destination(), on_try=on_try)
 
     def _note(self, login: Access) -> None:
         """Know a login that has only begun: it may have to be cut."""

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-from remoter_kernel.errors import RemoterError, Unreachable, Usage
+from remoter_kernel.errors import RemoterError, Usage
 from remoter_kernel.front.dialer import HERE
 from remoter_kernel.front.journey import Errand, Journey, bar, in_order, plain, summed_up, told
 from remoter_kernel.front.keeper.kept import KeptLogin, kept_login
@@ -175,13 +175,12 @@ class CellErrand:
     def _log_in(self, in_doubt: bool) -> Iterator[Access]:  # noqa: FBT001 - as it is called
         dialer = self._dialer
         remote = dialer.find()
+        login: Access
         if remote is HERE:  # its host is the front's own, and has no keeper
-            if dialer.login is None:
-                raise Unreachable("There is no session yet.", "Run a cell first.")
-            yield dialer.login
-            return
-        questions = dialer.questions if dialer.may_ask() else None
-        login = kept_login(remote, questions, on_try=self._know, in_doubt=in_doubt)
+            login = dialer.another_login_here()
+        else:
+            questions = dialer.questions if dialer.may_ask() else None
+            login = kept_login(remote, questions, on_try=self._know, in_doubt=in_doubt)
         with contextlib.closing(login):
             yield login
 

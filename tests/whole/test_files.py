@@ -223,7 +223,8 @@ def test_a_link_that_dies_without_a_word_is_noticed(ground: Ground, src: Path) -
     size = 24 * MIB
     digest = noise(src / "big", size)
     ground.path.narrow(WIDE)
-    command = [Path(sys.executable).with_name("remoter"), "put", ground.name, src / "big", "mute"]
+    remoter = str(Path(sys.executable).with_name("remoter"))
+    command = [remoter, "put", ground.name, str(src / "big"), "mute"]
     begun = ground.path.bytes_up
     with subprocess.Popen(command, stderr=subprocess.DEVNULL) as running:
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import subprocess
 import sys
 import time
@@ -9,10 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from jupyter_client.connect import write_connection_file
 
 from bench.proxy import Proxy
 from tests.real_jupyter import started_kernel, wait_for
 from tests.whole.talk import Talk
+from tests.whole.test_sessions import a_front
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -248,3 +251,18 @@ def test_control_stays_fast_while_files_flow(
         finally:
             sending.terminate()
     assert took < 2 * 0.02 + 0.5
+
+
+def test_without_any_remote_it_carries_on_this_machine(
+    here: JupyterHere, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Over the SSH server of the front's own."""
+    monkeypatch.setenv("REMOTER_CONFIG", str(tmp_path / "none.toml"))
+    key = secrets.token_hex(16).encode()
+    file = Path(write_connection_file(str(tmp_path / "kernel.json"), key=key)[0])
+    (tmp_path / "a").write_text("hello")
+    with a_front(file, "") as front:
+        said = front.run(f"%remoter put {tmp_path}/a {tmp_path}/there/", answers=["yes"])
+        assert "1 file, 5 bytes" in said
+        assert (tmp_path / "there/a").read_text() == "hello"
+        front.run("%remoter stop")
