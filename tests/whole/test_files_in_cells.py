@@ -6,6 +6,7 @@ import secrets
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,14 +14,18 @@ import pytest
 from jupyter_client.connect import write_connection_file
 
 from bench.proxy import Proxy
+from remoter_kernel.front.keeper.endpoint import dismiss_all
+from remoter_kernel.front.remotes import find_remote, write_remote
 from tests.real_jupyter import started_kernel, wait_for
 from tests.whole.talk import Talk
+from tests.whole.test_login_questions import WHO, answer, configure, said
 from tests.whole.test_sessions import a_front
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from tests.real_jupyter import JupyterHere
+    from tests.real_logins import LoginGround
     from tests.real_sshd import RealSshd
     from tests.real_users import FarSide
 
@@ -262,7 +267,29 @@ def test_without_any_remote_it_carries_on_this_machine(
     file = Path(write_connection_file(str(tmp_path / "kernel.json"), key=key)[0])
     (tmp_path / "a").write_text("hello")
     with a_front(file, "") as front:
-        said = front.run(f"%remoter put {tmp_path}/a {tmp_path}/there/", answers=["yes"])
-        assert "1 file, 5 bytes" in said
+        shown = front.run(f"%remoter put {tmp_path}/a {tmp_path}/there/", answers=["yes"])
+        assert "1 file, 5 bytes" in shown
         assert (tmp_path / "there/a").read_text() == "hello"
         front.run("%remoter stop")
+
+
+def test_what_the_login_asks_is_asked_in_the_cell_that_carries(
+    here: JupyterHere, ground: LoginGround, there: Path, tmp_path: Path
+) -> None:
+    """The first cell of all may be one of ours; the next one is not asked again."""
+    way = ground.way("code")
+    name = configure(here, way, "paramiko", "files")
+    remote = find_remote(name)
+    assert remote
+    write_remote(replace(remote, local="allow"), make_default=False, replace=True)
+    (tmp_path / "a").write_text("hello")
+    there.chmod(0o777)  # another user comes by this way
+    with started_kernel(f"remoter-{name}", cwd=str(tmp_path)) as kernel:
+        talk = Talk(kernel.client)
+        cell = talk.queue(f"%remoter put a {there}/")
+        assert len(answer(talk, way, cell)) == 1
+        assert (there / "a").read_text() == "hello"
+        talk.run(WHO)
+        assert f"ran as {way.user}" in said(talk)
+    (there / "a").unlink()
+    dismiss_all(name)
