@@ -184,10 +184,10 @@ class Kernel:
         if kind == "execute_request":
             content = content_of(route.parts)
             self._has_asker |= bool(content.get("allow_stdin", True))
-            if self._verbs.take(route, content, partial(self._finish, route)):
-                return
-            if self._turns.must_wait:
-                self._turns.hold(route, partial(self._pass_on, kind, route))
+            later = partial(self._pass_on, kind, route)
+            if self._verbs.take(route, content, partial(self._finish, route)) or (
+                self._turns.holds(route, later)
+            ):
                 return
             if self.link.state in {State.FAILED, State.WAITING}:
                 self._begin_anew(route)

@@ -47,9 +47,12 @@ class Turns:
         """Must a cell that is run now wait for one of ours?"""
         return bool(self._running or self._queue)
 
-    def hold(self, route: Route, begin: Callable[[], None]) -> None:
-        """Let a cell of the kernel wait; `begin` passes it on."""
-        self._queue.append(_Waiting(route, begin, is_ours=False))
+    def holds(self, route: Route, begin: Callable[[], None]) -> bool:
+        """Let a cell of the kernel wait, if it must; `begin` passes it on later."""
+        if self.must_wait:
+            self._queue.append(_Waiting(route, begin, is_ours=False))
+            return True
+        return False
 
     def add(self, route: Route, begin: Callable[[], None]) -> None:
         """Let a cell of ours come when it is its turn; whoever begins it says `start`, `end`."""

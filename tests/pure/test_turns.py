@@ -35,9 +35,7 @@ class Queue:
             self.at_kernel.append(name)
             self.story.append(name)
 
-        if self.turns.must_wait:
-            self.turns.hold(route, begin)
-        else:
+        if not self.turns.holds(route, begin):
             begin()
 
     def ours(self, name, **content):
