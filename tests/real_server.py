@@ -110,6 +110,8 @@ class Page:
 class JupyterServer:
     """A jupyter_server on a port of its own, with its default limits but for what is named."""
 
+    program = "jupyter_server"  # a module that is run
+
     def __init__(self, folder: Path, log: Path, *options: str) -> None:
         self.folder = folder
         self.log = log
@@ -130,7 +132,7 @@ class JupyterServer:
         ]
         with self.log.open("wb") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "jupyter_server", "--no-browser", "--allow-root", *options],
+                [sys.executable, "-m", self.program, "--no-browser", "--allow-root", *options],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
