@@ -6,6 +6,7 @@ side is asked over the login, in a thread.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import threading
@@ -143,10 +144,10 @@ class Verbs:
         return True
 
     def _count(self) -> int:
-        try:
-            return int(json.loads(self.last_reply)["execution_count"])
-        except (ValueError, LookupError, TypeError):
-            return 0
+        """Return the number of the last cell; 1 before any, for at 0 JupyterLab's star stays."""
+        with contextlib.suppress(ValueError, LookupError, TypeError):
+            return max(1, int(json.loads(self.last_reply)["execution_count"]))
+        return 1
 
     def _answer(self, cell: _Cell, asked: Asked) -> None:
         if asked.verb in {"log", "outputs"}:
