@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 WITHIN = 60.0  # seconds until something must be on the page
 VIEW = {"width": 1200, "height": 800}  # pixels
 PICTURES = "REMOTER_PICTURES"  # in our environment: the folder that keeps the pictures
+SOME_FRAMES = """async () => {
+    for (let n = 0; n < 10; n++) await new Promise(requestAnimationFrame);
+}"""
 QUIET_BROWSER = (
     "--no-sandbox",  # root has none
     "--disable-gpu",
@@ -62,9 +65,14 @@ class LabServer(JupyterServer):
             made.metadata["kernelspec"] = {"name": kernel, "display_name": kernel}
         nbformat.write(made, self.folder / name)
 
-    def kernels(self) -> list[dict[str, Any]]:
-        """List the kernels that it runs."""
-        return list(self.ask("kernels"))
+    def kernels(self) -> list[str]:
+        """List the ids of the kernels that it runs."""
+        return [str(kernel["id"]) for kernel in self.ask("kernels") or ()]
+
+    def end_kernels(self) -> None:
+        """Shut all its kernels down."""
+        for kernel in self.kernels():
+            self.ask(f"kernels/{kernel}", method="DELETE")
 
 
 @contextlib.contextmanager
@@ -110,19 +118,22 @@ class Cell:
         """Return the text of all its outputs, as the page has it."""
         return "".join(self.outputs.all_text_contents())
 
-    def count(self) -> int | None:
-        """Return the number in its brackets; None while it has a star, or nothing."""
-        found = re.search(r"\d+", self.place.locator(".jp-InputPrompt").first.inner_text())
-        return int(found[0]) if found else None
+    def mark(self) -> str:
+        """Return what is in its brackets: a number, a star while it runs or waits, or nothing."""
+        return self.place.locator(".jp-InputPrompt").first.inner_text().strip("[]: ")
 
     def says(self, text: str, seconds: float = WITHIN) -> None:
         """Wait until a text is among its outputs."""
         self._wait_for(lambda: text in self.text(), seconds, text)
 
     def is_over(self, seconds: float = WITHIN) -> str:
-        """Wait until it has a number; return the text of its outputs."""
-        self._wait_for(lambda: self.count() is not None, seconds, "it has a number")
-        return self.text()
+        """Wait until it has no star; return the text of its outputs."""
+        self._wait_for(lambda: self.mark() != "*", seconds, "the star is gone")
+        self.place.locator(".jp-Cell-outputWrapper").scroll_into_view_if_needed()
+        text = None
+        while text != (text := self.text()):  # Lab writes what is in view, little by little
+            self.place.evaluate(SOME_FRAMES)
+        return text
 
     def _wait_for(self, fact: Any, seconds: float, what: str) -> None:
         try:
@@ -149,16 +160,15 @@ class Lab:
         self.wait_for(".jp-NotebookPanel" if notebook else ".jp-Launcher")
 
     def reload(self) -> None:
-        """Reload the page, as F5 does, and wait until the notebook is there."""
+        """Reload the page, as F5 does, and wait until notebook and kernel are there."""
         self.page.reload()
         self.wait_for(".jp-NotebookPanel .jp-Cell")
+        known = {"Idle", "Busy"}
+        wait_for(lambda: self.status() in known, seconds=WITHIN, what="the kernel is known again")
 
-    def pick_kernel(self, name: str) -> None:
-        """Answer the dialog that asks for a kernel."""
-        dialog = self.page.locator(".jp-Dialog")
-        dialog.locator("select").select_option(label=name)
-        dialog.locator(".jp-mod-accept").click()
-        self.wait_for(f'.jp-Toolbar-kernelName:has-text("{name}")')
+    def choose_kernel(self, name: str) -> None:
+        """Choose in the dialog that asks for a kernel; `accept` closes it."""
+        self.page.locator(".jp-Dialog select").select_option(label=name)
 
     def wait_for(self, selector: str, seconds: float = WITHIN) -> Locator:
         """Wait until something is to be seen; return it."""
@@ -174,12 +184,14 @@ class Lab:
 
     def begin(self, code: str) -> Cell:
         """Write code into the last cell and run it; a new last cell appears below."""
+        self.page.bring_to_front()
         places = self.page.locator(".jp-NotebookPanel .jp-CodeCell")
         number = places.count()
         cell = self.cell(number - 1)
         cell.place.locator(".cm-content").fill(code)
         self.page.keyboard.press("Shift+Enter")
         wait_for(lambda: places.count() > number, what="a new cell below")
+        wait_for(lambda: cell.mark() or cell.text(), what="the cell is on its way")
         return cell
 
     def run(self, code: str, seconds: float = WITHIN) -> str:
@@ -189,16 +201,18 @@ class Lab:
     # --- the kernel ---
 
     def status(self) -> str:
-        """Return what the indicator in the toolbar says: idle, busy, restarting, ..."""
-        indicator = self.page.locator(".jp-NotebookPanel .jp-Notebook-ExecutionIndicator")
-        return indicator.get_attribute("data-status") or ""
+        """Return what the status bar says of the kernel: Idle, Busy, Restarting, ..."""
+        bar = self.page.locator("#jp-main-statusbar .jp-mod-left, #jp-main-statusbar")
+        found = re.search(r"\| (\w+)", bar.first.inner_text())
+        return found[1] if found else ""
 
     def is_idle(self, seconds: float = WITHIN) -> None:
-        """Wait until the indicator says that the kernel is idle."""
-        wait_for(lambda: self.status() == "idle", seconds=seconds, what="the kernel is idle")
+        """Wait until the status bar says that the kernel is idle."""
+        wait_for(lambda: self.status() == "Idle", seconds=seconds, what="the kernel is idle")
 
     def press(self, button: str) -> None:
         """Press a button of the notebook's toolbar: interrupt, restart, run, save."""
+        self.page.bring_to_front()
         self.page.locator(f'.jp-NotebookPanel-toolbar [data-jp-item-name="{button}"]').click()
 
     def restart(self) -> None:
@@ -220,6 +234,11 @@ class Lab:
             self.page.locator(".lm-Menu-itemLabel", has_text=exact).last.click()
 
     # --- what is seen ---
+
+    def hide_files(self) -> None:
+        """Hide the file browser, which takes room."""
+        self.page.keyboard.press("Control+b")
+        self.page.locator("#jp-left-stack").wait_for(state="hidden")
 
     def picture(self, name: str) -> Path:
         """Take a picture of the page."""

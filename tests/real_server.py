@@ -145,6 +145,10 @@ class JupyterServer:
         self._process.terminate()
         self._process.wait(20)
 
+    def has_ended(self) -> bool:
+        """Has its process ended by itself?"""
+        return self._process is not None and self._process.poll() is not None
+
     def ask(self, path: str, words: dict[str, Any] | None = None, method: str = "GET") -> Any:
         """Ask over REST; None if that failed."""
         request = urllib.request.Request(
