@@ -188,7 +188,7 @@ class Lab:
         places = self.page.locator(".jp-NotebookPanel .jp-CodeCell")
         number = places.count()
         cell = self.cell(number - 1)
-        cell.place.locator(".cm-content").fill(code)
+        cell.place.locator(".cm-content").fill(code.strip())
         self.page.keyboard.press("Shift+Enter")
         wait_for(lambda: places.count() > number, what="a new cell below")
         wait_for(lambda: cell.mark() or cell.text(), what="the cell is on its way")
