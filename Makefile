@@ -39,9 +39,10 @@ bench: parts $(venv)/.bench
 docs: $(venv)/.tools
 	$(bin)/sphinx-build -W --keep-going -q -b html docs docs/_build/html
 
-# The pictures in the docs, from what the program prints.
-images: $(venv)/.tools
+# The pictures in the docs: what the program prints, and what a browser shows.
+images: parts $(venv)/.tools
 	$(bin)/python docs/make_images.py
+	REMOTER_PICTURES=$(CURDIR)/docs/images $(bin)/python -m pytest -q tests/whole/test_lab.py
 
 # The wheel must bring the kernelspec: Jupyter looks for nothing else.
 wheel: $(venv)/.tools

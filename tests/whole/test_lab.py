@@ -48,7 +48,7 @@ runs["validation"] = 2.4 * 0.88**runs.epoch + 0.1
 runs.tail(3).round(3)
 """
 FIGURE = """\
-runs.plot(x="epoch", figsize=(8, 2.2));
+runs.plot(x="epoch", figsize=(8, 1.9));
 """
 SLIDER = """\
 from ipywidgets import IntSlider
@@ -351,7 +351,7 @@ def test_a_kernel_outlives_its_tab_until_it_is_shut_down(
     item.hover()
     item.locator(".jp-RunningSessions-itemShutdown").click()
     wait_for(lambda: not there(far), what="the far side is empty")
-    assert lab.server.kernels() == []
+    wait_for(lambda: not lab.server.kernels(), what="Lab has forgotten it")
 
 
 def test_jupyterlab_is_shut_down(
