@@ -281,6 +281,8 @@ def test_a_restart_by_relaunch_gives_a_fresh_kernel_in_the_same_session(
         notebook.run("here = 1")
         before = session_of(notebook)
         old = psutil.Process(notebook.pid)
+        cell = notebook.send("print('on')\nwhile True: pass")  # why one restarts
+        notebook.until(lambda: cell.text)
         notebook.restart()
         wait_for(lambda: not old.is_running(), what="the old front is gone")
         assert notebook.run("'here' in globals()").text.endswith("False")
