@@ -221,7 +221,7 @@ def test_a_front_ends_with_a_window_that_was_killed(
         client.process.kill()
         # Whoever inherits it may never look after it.
         wait_for(lambda: has_ended(front), seconds=20, what="the front is gone")
-    assert state_of(here, spec, session) == "idle"
+    wait_for(lambda: state_of(here, spec, session) == "idle", seconds=30, what="it stays there")
 
 
 def has_ended(process: psutil.Process) -> bool:
