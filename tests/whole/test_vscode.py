@@ -9,7 +9,6 @@ import os
 import re
 import time
 from functools import partial
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import nbformat
@@ -30,7 +29,6 @@ if TYPE_CHECKING:
     from tests.real_users import FarSide
 
 
-NOT_YET = find_spec("remoter_kernel.front.relaunch") is None
 RESTARTS_WITHIN = 5.0  # seconds after the end of a front in which the next one is a restart
 
 
@@ -277,7 +275,6 @@ def saved(tmp_path: Path) -> Path:
     return file
 
 
-@pytest.mark.xfail(NOT_YET, strict=True, reason="a relaunch begins a new session so far")
 def test_a_restart_by_relaunch_gives_a_fresh_kernel_in_the_same_session(
     client: RawClient, spec: Path, saved: Path
 ) -> None:
@@ -295,7 +292,6 @@ def test_a_restart_by_relaunch_gives_a_fresh_kernel_in_the_same_session(
         assert notebook.run("__vsc_ipynb_file__").text == f"'{saved}'"
 
 
-@pytest.mark.xfail(NOT_YET, strict=True, reason="no notebook of VS Code's is known again so far")
 def test_what_is_closed_and_opened_again_is_joined(
     client: RawClient, spec: Path, saved: Path
 ) -> None:
@@ -312,7 +308,6 @@ def test_what_is_closed_and_opened_again_is_joined(
         assert session_of(notebook) == before
 
 
-@pytest.mark.xfail(NOT_YET, strict=True, reason="no notebook of VS Code's is known again so far")
 def test_a_window_that_is_loaded_again_joins_at_once(
     here: JupyterHere, client: RawClient, spec: Path, saved: Path
 ) -> None:
