@@ -16,7 +16,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from remoter_kernel.errors import RemoteLacks, RemoterError
-from remoter_kernel.front import answers, parent
+from remoter_kernel.front import answers, kernelspec, parent
 from remoter_kernel.front.asker import Asker
 from remoter_kernel.front.awakening import Awakening
 from remoter_kernel.front.claims import Claim
@@ -83,8 +83,8 @@ class Kernel:
         self._mouth = Mouth(self.sockets, self.kernel_id)
         self._is_ready = False  # is the far kernel there, as far as we know?
         remote = self._find()
-        self._info = last_kernel_info(remote.name)
-        self._language = "R" if remote.kernel == "ir" else "python"
+        self._info = last_kernel_info(remote)
+        self._language = kernelspec.language_of(remote)
         self._routes: dict[str, Route] = {}
         self._held: list[Route] = []  # an empty answer is better for them than a late one
         self._has_asker = False  # has any client allowed questions?
@@ -98,7 +98,6 @@ class Kernel:
             self.dialer,
             self.kernel_id,
             self._mouth.publish,
-            is_guest=bool(session),
             stays=lambda: self.stays,
             keep=self._keep,
         )
@@ -322,7 +321,9 @@ class Kernel:
         info = words.get("kernel_info")
         if info and info != self._info:
             self._info = info
-            remember_kernel_info(self.dialer.remote.name, info)
+            address = self.dialer.address
+            if address and not address.is_joined:  # else it may be older than the configuration
+                remember_kernel_info(self.dialer.remote, info)
 
     def _note_change(self, state: State) -> None:
         self._notices.look(self.link, self._routes.values())
