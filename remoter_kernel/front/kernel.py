@@ -22,6 +22,7 @@ from remoter_kernel.front.awakening import Awakening
 from remoter_kernel.front.claims import Claim
 from remoter_kernel.front.departure import leave_with
 from remoter_kernel.front.dialer import HERE, SessionDialer
+from remoter_kernel.front.first_signs import FirstSigns
 from remoter_kernel.front.giving_up import GivingUp
 from remoter_kernel.front.laptop import Presence, laptop_id
 from remoter_kernel.front.link import Link, State
@@ -91,6 +92,9 @@ class Kernel:
         self._is_leaving = False
         self._held_interrupt: Timer | None = None
         self._news = News(self._mouth.publish)
+        self._first_signs = FirstSigns(
+            self.reactor, self._mouth.publish, lambda name: name not in self._routes
+        )
         self._notices = Notices(self.reactor, self._mouth.publish, lambda: self._find().name)
         around = Surroundings(
             self.reactor,
@@ -155,6 +159,8 @@ class Kernel:
         route = Route(channel, identities, header, parts)
         if channel is Channel.STDIN and self._asker.hear(parts):
             return
+        if kind == "is_complete_request":
+            self._first_signs.note_question(identities)
         if kind == "kernel_info_request" and not (self._is_ready and self.link.state is State.UP):
             self._mouth.reply(route, answers.kernel_info(self._info, self._language))
         elif kind == "interrupt_request":
@@ -203,6 +209,8 @@ class Kernel:
     def _say(self, route: Route) -> None:
         if first := self._asker.take_first():
             self.link.say(Channel.SHELL, first)
+        if route.header.get("msg_type") == "execute_request":
+            self._first_signs.expect(route.identities, route.header)
         route.number = self.link.say(route.channel, list(route.parts))
         self._routes[route.header.get("msg_id", "")] = route
         if self._is_ready:
@@ -283,6 +291,7 @@ class Kernel:
     def _hear(self, channel: Channel, parts: Sequence[Bytes]) -> None:
         """Take one item of the evaluator."""
         if channel is Channel.IOPUB:
+            self._first_signs.hear(parts)
             self._verbs.notice(parts)
             self.sockets.publish([bytes(parts[TOPIC]), *parts[HEADER:]])
         elif channel is Channel.NOTE:
