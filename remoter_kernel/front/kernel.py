@@ -16,12 +16,13 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from remoter_kernel.errors import RemoteLacks, RemoterError
-from remoter_kernel.front import answers, parent
+from remoter_kernel.front import answers, kernelspec, parent
 from remoter_kernel.front.arrival import Arrival
 from remoter_kernel.front.asker import Asker
 from remoter_kernel.front.awakening import Awakening
 from remoter_kernel.front.departure import leave_with
 from remoter_kernel.front.dialer import HERE, SessionDialer
+from remoter_kernel.front.first_signs import FirstSigns
 from remoter_kernel.front.first_words import FirstWords
 from remoter_kernel.front.giving_up import GivingUp
 from remoter_kernel.front.link import Link, State
@@ -91,21 +92,23 @@ class Kernel:
         self._mouth = Mouth(self.sockets, kernel_id)
         self._is_ready = False  # is the far kernel there, as far as we know?
         remote = self._find()
-        self._info = last_kernel_info(remote.name)
-        self._language = "R" if remote.kernel == "ir" else "python"
+        self._info = last_kernel_info(remote)
+        self._language = kernelspec.language_of(remote)
         self._routes: dict[str, Route] = {}
         self._held: list[Route] = []  # an empty answer is better for them than a late one
         self._has_asker = False  # has any client allowed questions?
         self._is_leaving = False
         self._held_interrupt: Timer | None = None
         self._news = News(self._mouth.publish)
+        self._first_signs = FirstSigns(
+            self.reactor, self._mouth.publish, lambda name: name not in self._routes
+        )
         self._notices = Notices(self.reactor, self._mouth.publish, lambda: self._find().name)
         around = Surroundings(
             self.reactor,
             self.link,
             self.dialer,
             self._mouth.publish,
-            is_guest=bool(session),
             stays=lambda: self.stays,
             keep=self._keep,
         )
@@ -158,6 +161,8 @@ class Kernel:
         route = Route(channel, identities, header, parts)
         if channel is Channel.STDIN and self._asker.hear(parts):
             return
+        if kind == "is_complete_request":
+            self._first_signs.note_question(identities)
         if kind == "kernel_info_request" and not (self._is_ready and self.link.state is State.UP):
             self._mouth.reply(route, answers.kernel_info(self._info, self._language))
         elif kind == "interrupt_request":
@@ -208,6 +213,8 @@ class Kernel:
     def _say(self, route: Route) -> None:
         for first in self._first_words.take():
             self.link.say(Channel.SHELL, first)
+        if route.header.get("msg_type") == "execute_request":
+            self._first_signs.expect(route.identities, route.header)
         route.number = self.link.say(route.channel, list(route.parts))
         self._routes[route.header.get("msg_id", "")] = route
         if self._is_ready:
@@ -291,6 +298,7 @@ class Kernel:
             # sent any more.
             if self._arrival.is_for_vscode and says_restarting(parts):
                 return
+            self._first_signs.hear(parts)
             self._verbs.notice(parts)
             self.sockets.publish([bytes(parts[TOPIC]), *parts[HEADER:]])
         elif channel is Channel.NOTE:
@@ -329,7 +337,9 @@ class Kernel:
         info = words.get("kernel_info")
         if info and info != self._info:
             self._info = info
-            remember_kernel_info(self.dialer.remote.name, info)
+            address = self.dialer.address
+            if address and not address.is_joined:  # else it may be older than the configuration
+                remember_kernel_info(self.dialer.remote, info)
 
     def _note_change(self, state: State) -> None:
         self._notices.look(self.link, self._routes.values())

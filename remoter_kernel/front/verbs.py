@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 HELD = HELD_BACK.encode()
 MOST_TEXT = 2 * 1024 * 1024  # characters in one cell: Jupyter's server drops what is more
-# What ends a kernel when it is typed at a console; whoever is attached only wants to leave.
+# What ends a kernel when it is typed at a console; where the session stays, it only leaves.
 LEAVE = frozenset({"exit", "quit", "exit()", "quit()", "q()"})
 _FIRST_LINE = re.compile(r"(%remoter|%%local|%local)(?:[ \t]+(.*))?$")
 
@@ -92,7 +92,6 @@ class Surroundings:
     link: Link
     dialer: SessionDialer
     publish: Callable[[str, dict[str, Any], Header], None]
-    is_guest: bool  # attached to a session that others have started
     stays: Callable[[], bool]
     keep: Callable[[], None]
 
@@ -122,7 +121,7 @@ class Verbs:
         `finish(reply, error)` says the error, if there is one, and the reply.
         """
         code = str(content.get("code", ""))
-        if self._around.is_guest and code.strip() in LEAVE:
+        if code.strip() in LEAVE and self._around.stays():
             cell = _Cell(self._around, header, self._count(), finish)
             cell.begin(code)
             cell.end(payload=[{"source": "ask_exit", "keepkernel": False}])
