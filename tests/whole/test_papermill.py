@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -167,6 +168,28 @@ def test_a_kernel_dies_and_the_client_goes_on(spec: str, far: FarSide, tmp_path:
     assert set(names) == {"KernelDied"}
     assert not any(notebooks.text(cell) for cell in notebook.cells)
     wait_for(lambda: not there(far), seconds=30, what="the far side is empty")
+
+
+def test_the_connection_breaks(spec: str, sshd: RealSshd, far: FarSide, tmp_path: Path) -> None:
+    """A cut in a cell is no failure: each line is there, once, and so is the next cell."""
+    with far.folder() as folder:
+        count = "import time\nfor i in range(40):\n    print('line', i, flush=True)\n"
+        cells = [f"open('{folder}/begun', 'w').close()\n{count}    time.sleep(0.1)", "i"]
+        notebooks.write(tmp_path / "in.ipynb", cells, spec)
+        begun = (folder / "begun").exists
+
+        def cut() -> None:
+            wait_for(begun, seconds=60, what="the cell has begun")
+            sshd.cut_all()
+
+        thread = threading.Thread(target=cut)
+        thread.start()
+        execute(tmp_path)
+        thread.join()
+        assert begun()
+    counted, last = notebooks.code_cells(tmp_path / "out.ipynb")
+    assert notebooks.text(counted) == "".join(f"line {i}\n" for i in range(40))
+    assert notebooks.text(last) == "39"
 
 
 def test_r(here: JupyterHere, python_remote: dict[str, Any], tmp_path: Path) -> None:
