@@ -75,6 +75,20 @@ def code_cells(path: Path) -> list[NotebookNode]:
     return [cell for cell in read(path).cells if cell.cell_type == "code"]
 
 
+def join_streams(notebook: NotebookNode) -> NotebookNode:
+    """Join neighbouring outputs of one stream: where a kernel divides its text is chance."""
+    for cell in notebook.cells:
+        said: list[NotebookNode] = []
+        for output in cell.get("outputs", []):
+            is_stream = output.output_type == "stream"
+            if is_stream and said and said[-1].get("name") == output.name:
+                said[-1].text += output.text
+            else:
+                said.append(output)
+        cell["outputs"] = said
+    return notebook
+
+
 def text(cell: NotebookNode) -> str:
     """Return what a cell has printed, and the values that it shows."""
     said = [
