@@ -25,6 +25,7 @@ from remoter_kernel.front.dialer import HERE, SessionDialer
 from remoter_kernel.front.first_signs import FirstSigns
 from remoter_kernel.front.first_words import FirstWords
 from remoter_kernel.front.giving_up import GivingUp
+from remoter_kernel.front.last_words import LastWords
 from remoter_kernel.front.link import Link, State
 from remoter_kernel.front.mouth import Mouth, Route
 from remoter_kernel.front.news import News
@@ -60,7 +61,6 @@ if TYPE_CHECKING:
 HOLD_INTERRUPT = 0.15  # seconds
 LOOK_FOR_PARENT = 1.0  # seconds
 ANSWER_WITHIN = 0.7  # seconds: jupyter console gives a question one, and mistakes a late answer
-LAST_WORDS = 0.3  # seconds between what a dying kernel says and the front's own end
 
 
 class Kernel:
@@ -119,6 +119,7 @@ class Kernel:
             self.link, self._mouth, self._asker, self._first_words, self._routes
         )
         self._arrival = Arrival(self.reactor, self.link, self.dialer, lambda: self._find().name)
+        self._last_words = LastWords(self.reactor, self._mouth, partial(self._leave, "stop"))
 
     def run(self) -> None:
         """Serve until Jupyter says that it is enough."""
@@ -163,7 +164,7 @@ class Kernel:
             return
         if kind == "is_complete_request":
             self._first_signs.note_question(identities)
-        if kind == "kernel_info_request" and not (self._is_ready and self.link.state is State.UP):
+        if kind == "kernel_info_request" and not self._is_there:
             self._mouth.reply(route, answers.kernel_info(self._info, self._language))
         elif kind == "interrupt_request":
             self._interrupt(route)
@@ -182,6 +183,8 @@ class Kernel:
         if kind == "execute_request":
             content = content_of(route.parts)
             self._has_asker |= bool(content.get("allow_stdin", True))
+            if self._last_words.refuse(route):
+                return
             if self._verbs.take(route.header, content, partial(self._finish, route)):
                 return
             if self.link.state in {State.FAILED, State.WAITING}:
@@ -192,7 +195,7 @@ class Kernel:
             if empty:
                 self._mouth.reply(route, empty)
             return
-        elif kind in answers.IMPATIENT and not (self._is_ready and self.link.state is State.UP):
+        elif kind in answers.IMPATIENT and not self._is_there:
             self._held.append(route)
             self.reactor.later(ANSWER_WITHIN, partial(self._answer_held, route))
             return
@@ -203,6 +206,12 @@ class Kernel:
         if error:
             self._mouth.publish("error", error, route.header)
         self._mouth.reply(route, content, is_quiet=True)
+
+    @property
+    def _is_there(self) -> bool:
+        """Would the far kernel answer, as far as we know?"""
+        is_alive = self._is_ready and not self._last_words.have_begun
+        return is_alive and self.link.state is State.UP
 
     @property
     def _waits_for_person(self) -> bool:
@@ -261,21 +270,22 @@ class Kernel:
         """End this process; the session ends, restarts or stays, as it is meant."""
         if self._is_leaving:
             return
-        self._is_leaving = True
         is_restart = bool(content_of(route.parts).get("restart"))
         content = {"status": "ok", "restart": is_restart}
         self._mouth.reply(route, content, is_quiet=True)
         self._mouth.publish("shutdown_reply", content, route.header)
-        if is_restart:
-            self._leave_with("restart")
-        elif not self.stays:
-            self._leave_with("stop")
-        else:
+        self._leave("restart" if is_restart else "stop")
+
+    def _leave(self, order: str) -> None:
+        """End this process with an order for the session; it may be one that stays."""
+        if self._is_leaving:
+            return
+        self._is_leaving = True
+        if order == "stop" and self.stays:
             if self._held_interrupt:  # Jupyter sends one before each shutdown
                 self._held_interrupt.cancel()
             self.reactor.stop()
-
-    def _leave_with(self, order: str) -> None:
+            return
         leave_with(order, reactor=self.reactor, link=self.link, dialer=self.dialer)
 
     def _hear_signal(self, number: int, _frame: object) -> None:
@@ -322,9 +332,7 @@ class Kernel:
         elif event == "failed":
             self._give_up(str(words.get("why", "")))
         elif event == "died" and not self._has_asker:
-            # A client that never allows questions (nbclient, papermill) runs a notebook
-            # to its end or not at all: it should see its kernel die, after the error.
-            self.reactor.later(LAST_WORDS, self.reactor.stop)
+            self._last_words.begin(str(words.get("why", "")))
 
     def _be_ready(self, words: dict[str, Any]) -> None:
         """The far kernel is there: from now on, what we say carries its session."""
