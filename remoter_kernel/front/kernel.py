@@ -7,7 +7,6 @@ six times, and with passwords that locks accounts. What went wrong is told in th
 from __future__ import annotations
 
 import os
-import signal
 import sys
 import time
 import traceback
@@ -16,12 +15,12 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from remoter_kernel.errors import RemoteLacks, RemoterError
-from remoter_kernel.front import answers, kernelspec, parent
+from remoter_kernel.front import answers, kernelspec
 from remoter_kernel.front.arrival import Arrival
 from remoter_kernel.front.asker import Asker
 from remoter_kernel.front.awakening import Awakening
-from remoter_kernel.front.departure import leave_with
 from remoter_kernel.front.dialer import HERE, SessionDialer
+from remoter_kernel.front.ending import Ending
 from remoter_kernel.front.first_signs import FirstSigns
 from remoter_kernel.front.first_words import FirstWords
 from remoter_kernel.front.giving_up import GivingUp
@@ -56,10 +55,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from remoter_kernel.wire.reactor import Timer
 
-HOLD_INTERRUPT = 0.15  # seconds
-LOOK_FOR_PARENT = 1.0  # seconds
 ANSWER_WITHIN = 0.7  # seconds: jupyter console gives a question one, and mistakes a late answer
 
 
@@ -83,7 +79,6 @@ class Kernel:
         self.dialer = SessionDialer(partial(find_remote, remote_name))
         self.link = Link(self.reactor, self.dialer)
         self._name = remote_name
-        self._stays = bool(session)  # does the session stay when Jupyter shuts its kernel down?
         kernel_id = digest(str(connection.get("key", "")))
         self.dialer.wish = replace(
             self.dialer.wish, kernel_id=kernel_id, arguments=arguments, session=session
@@ -97,8 +92,7 @@ class Kernel:
         self._routes: dict[str, Route] = {}
         self._held: list[Route] = []  # an empty answer is better for them than a late one
         self._has_asker = False  # has any client allowed questions?
-        self._is_leaving = False
-        self._held_interrupt: Timer | None = None
+        self._ending = Ending(self.reactor, self.link, self.dialer, self._find)
         self._news = News(self._mouth.publish)
         self._first_signs = FirstSigns(
             self.reactor, self._mouth.publish, lambda name: name not in self._routes
@@ -109,8 +103,8 @@ class Kernel:
             self.link,
             self.dialer,
             self._mouth.publish,
-            stays=lambda: self.stays,
-            keep=self._keep,
+            stays=lambda: self._ending.stays,
+            keep=self._ending.keep,
         )
         self._verbs = Verbs(around)
         self._asker = Asker(self.reactor, self._mouth, self._routes.values)
@@ -119,7 +113,7 @@ class Kernel:
             self.link, self._mouth, self._asker, self._first_words, self._routes
         )
         self._arrival = Arrival(self.reactor, self.link, self.dialer, lambda: self._find().name)
-        self._last_words = LastWords(self.reactor, self._mouth, partial(self._leave, "stop"))
+        self._last_words = LastWords(self.reactor, self._mouth, partial(self._ending.leave, "stop"))
 
     def run(self) -> None:
         """Serve until Jupyter says that it is enough."""
@@ -132,17 +126,13 @@ class Kernel:
             self.link.pacer = Pacer(self.reactor, time.monotonic, self._hear, self.link.flush, most)
         self.link.on_change = self._note_change
         self.sockets.bind()
-        self.reactor.hear_signals()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._hear_signal)
+        self._ending.watch()
         Awakening(self.reactor, self.link.look_again).start()
-        if parent.is_watched():
-            self.reactor.later(LOOK_FOR_PARENT, self._look_for_parent)
         self._mouth.publish("status", {"execution_state": "starting"})
         self._arrival.begin()
         self.link.wake()
         self.reactor.run()
-        self._arrival.end(is_dismissed=not self._is_leaving)
+        self._arrival.end(is_dismissed=not self._ending.has_begun)
         self.sockets.close()
         self.dialer.close()
 
@@ -238,66 +228,29 @@ class Kernel:
             self._mouth.reply(route, answers.empty_reply(kind, content_of(route.parts)) or {})
 
     def _interrupt(self, route: Route) -> None:
-        """Interrupt at once; where a shutdown keeps the session, wait whether one follows."""
+        """Interrupt the cell that runs, or that would run next."""
         self._mouth.reply(route, {"status": "ok"})
         if self._asker.call_off():
             return
         if self.link.pacer:
             self.link.pacer.interrupt(*self._cells()[:1])
-        if self.stays:
-            order = partial(self._order, "interrupt", cells=self._cells())
-            self._held_interrupt = self.reactor.later(HOLD_INTERRUPT, order)
-        else:
-            self._order("interrupt", cells=self._cells())
+        order = {"order": "interrupt", "cells": self._cells()}
+        self._ending.unless_it_follows(partial(self.link.say, Channel.ORDER, [to_json(order)]))
 
     def _cells(self) -> list[str]:
         """Return the cells without a reply; the first one runs, as far as is known here."""
         kinds = ((key, route.header.get("msg_type")) for key, route in self._routes.items())
         return [key for key, kind in kinds if kind == "execute_request"]
 
-    @property
-    def stays(self) -> bool:
-        """Does the session stay when Jupyter shuts its kernel down?"""
-        return self._stays or self._find().on_shutdown == "keep"
-
-    def _keep(self) -> None:
-        self._stays = True
-
-    def _order(self, order: str, **words: Any) -> None:
-        self.link.say(Channel.ORDER, [to_json({"order": order, **words})])
-
     def _shut_down(self, route: Route) -> None:
         """End this process; the session ends, restarts or stays, as it is meant."""
-        if self._is_leaving:
+        if self._ending.has_begun:
             return
         is_restart = bool(content_of(route.parts).get("restart"))
         content = {"status": "ok", "restart": is_restart}
         self._mouth.reply(route, content, is_quiet=True)
         self._mouth.publish("shutdown_reply", content, route.header)
-        self._leave("restart" if is_restart else "stop")
-
-    def _leave(self, order: str) -> None:
-        """End this process with an order for the session; it may be one that stays."""
-        if self._is_leaving:
-            return
-        self._is_leaving = True
-        if order == "stop" and self.stays:
-            if self._held_interrupt:  # Jupyter sends one before each shutdown
-                self._held_interrupt.cancel()
-            self.reactor.stop()
-            return
-        leave_with(order, reactor=self.reactor, link=self.link, dialer=self.dialer)
-
-    def _hear_signal(self, number: int, _frame: object) -> None:
-        """End: the session stays. Ctrl-C in a terminal reaches us, too, and means nothing."""
-        if number == signal.SIGTERM and not self._is_leaving:
-            self.reactor.call(self.reactor.stop)
-
-    def _look_for_parent(self) -> None:
-        """End when Jupyter is gone: nobody could ever reach this process again."""
-        if parent.is_gone():
-            self.reactor.stop()
-        self.reactor.later(LOOK_FOR_PARENT, self._look_for_parent)
+        self._ending.leave("restart" if is_restart else "stop")
 
     # From the link ---------------------------------------------------------------------
 
@@ -356,7 +309,8 @@ class Kernel:
             welcome = self.link.welcome
             if self.link.pacer:
                 self.link.pacer.waiting.session = str(welcome.get("id", ""))
-            self._stays |= bool(welcome.get("keep"))
+            if welcome.get("keep"):
+                self._ending.keep()
             if self.dialer.address:
                 is_busy = welcome.get("execution_state") == "busy"
                 notebook = self.dialer.claim.notebook
