@@ -36,9 +36,11 @@ INSTALL = {
     "chromium": "apt-get install -y --no-install-recommends chromium",
     "node": "apt-get install -y --no-install-recommends nodejs",
     "npm": "apt-get install -y --no-install-recommends npm",
+    "ps": "apt-get install -y --no-install-recommends procps",
     "jupyterlab": "pip install jupyterlab",
     "papermill": "pip install papermill",
     "playwright": "pip install playwright",
+    "qtconsole": "pip install qtconsole PyQt5",
     "jupyter-console": "pip install jupyter-console",
     "jupyter_kernel_test": "pip install jupyter_kernel_test",
     "jupyter_server": "pip install jupyter_server",
@@ -79,6 +81,7 @@ MODULES = {
     "nbclient",
     "papermill",
     "playwright",
+    "qtconsole",
     "uv",
 }
 LOOKS: dict[str, Callable[[], bool]] = {

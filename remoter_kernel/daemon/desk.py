@@ -17,7 +17,16 @@ from remoter_kernel.daemon.requests import Requests
 from remoter_kernel.daemon.speaker import Request, Speaker
 from remoter_kernel.errors import ProtocolError
 from remoter_kernel.wire.frames import LANE, Bytes, Channel, Head, Lane, from_json, pack, unpack
-from remoter_kernel.wire.messages import CONTENT, HEADER, METADATA, TOPIC, header_of
+from remoter_kernel.wire.messages import (
+    CELL_OF_VSCODE,
+    CONTENT,
+    HEADER,
+    METADATA,
+    TOPIC,
+    content_of,
+    header_of,
+    source_mark,
+)
 
 if TYPE_CHECKING:
     from remoter_kernel.daemon.child import Child
@@ -97,7 +106,10 @@ class Desk:
         """Note which cell of which notebook this is, where the client says so."""
         about = request.parts[METADATA]
         if request.header.get("msg_type") == "execute_request" and b"cellId" in bytes(about):
-            self.on_cell(str(header_of(about).get("cellId") or ""))
+            cell = str(header_of(about).get("cellId") or "")
+            if cell.startswith(CELL_OF_VSCODE):  # a number, not what the file calls it
+                cell = source_mark(str(content_of(request.parts).get("code", "")))
+            self.on_cell(cell)
 
     def _hand_over(self, request: Request) -> None:
         self.requests.touch()

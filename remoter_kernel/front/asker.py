@@ -10,6 +10,7 @@ import queue
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from remoter_kernel.front.first_words import is_own_code
 from remoter_kernel.front.questions import NeedsPerson, NotAnswered, Prompt, Trust
 from remoter_kernel.wire.frames import Channel
 from remoter_kernel.wire.messages import PARENT, content_of, header_of
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from remoter_kernel.wire.reactor import Reactor
 
 TRIES = 3  # at a word that is neither yes, nor once, nor no
-NOTEBOOK_OF_VSCODE = "__vsc_ipynb_file__"  # what VS Code lets a kernel know before any cell
 
 
 class _Asked(NamedTuple):
@@ -46,7 +46,6 @@ class Asker:
         self._asked: _Asked | None = None
         self._names: set[str] = set()  # of all messages that asked
         self._busy: set[str] = set()  # cells that were told to be at work
-        self._first: list[Bytes] | None = None  # what is to run before anything else
 
     # --- from the login's thread ---
 
@@ -149,33 +148,11 @@ class Asker:
         asked.answer.put(NotAnswered(message, "Run a cell to be asked again."))
         return True
 
-    # --- what is run before a person was asked ---
-
-    def answer_silent(self, route: Route) -> bool:
-        """Answer a silent request that nobody can be asked in, as if it had run.
-
-        VS Code waits for its own start-up code before it sends the person's first cell: the
-        one in which to ask. What that code lets the kernel know is kept, to be run first.
-        """
-        content = content_of(route.parts)
-        is_silent = bool(content.get("silent")) and not content.get("allow_stdin", True)
-        if not is_silent or route.header.get("msg_type") != "execute_request":
-            return False
-        if NOTEBOOK_OF_VSCODE in str(content.get("code", "")):
-            self._first = list(route.parts)
-        reply = {"status": "ok", "execution_count": 0, "payload": [], "user_expressions": {}}
-        self._mouth.reply(route, reply)
-        return True
-
-    def take_first(self) -> list[Bytes] | None:
-        """Return what is to run before anything else, once."""
-        first, self._first = self._first, None
-        return first
-
 
 def may_ask_in(route: Route) -> bool:
     """Is this a cell of a person who can be asked?"""
     if route.channel is not Channel.SHELL or route.header.get("msg_type") != "execute_request":
         return False
     content: dict[str, Any] = content_of(route.parts)
-    return bool(content.get("allow_stdin", True)) and not content.get("silent")
+    can_answer = content.get("allow_stdin", True) and not content.get("silent")
+    return bool(can_answer) and not is_own_code(content)

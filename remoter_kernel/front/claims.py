@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from remoter_kernel.front.laptop import living_fronts
-from remoter_kernel.front.own_notebook import cell_ids, is_notebook
+from remoter_kernel.front.own_notebook import cells_of, is_notebook
 from remoter_kernel.front.private_files import CannotWrite, holding_lock
 from remoter_kernel.front.remotes import state_folder
 
@@ -37,7 +37,7 @@ class Claim:
             if self.laptop and is_notebook(self.notebook):
                 with contextlib.suppress(OSError, CannotWrite):
                     turn.enter_context(holding_lock(self._turn()))
-                    words["cells"] = cell_ids(Path(self.notebook))
+                    words["cells"] = cells_of(Path(self.notebook))
                     words["fronts"] = tuple(sorted(living_fronts()))
             yield words
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from remoter_kernel.front.host import EmbeddedHost
     from remoter_kernel.front.questions import Questions
 
+OLD = 10.0  # seconds; a login that nobody has used for so long may have died unnoticed
 HERE = Remote(name="here", host="this machine", python=sys.executable)
 
 
@@ -51,6 +53,8 @@ class SessionDialer:
         self.login: Access | None = None
         self.wish = Wish(client_key="")
         self.claim = Claim()
+        self.is_claimed = threading.Event()  # until then there is a login, and no session
+        self.is_claimed.set()
         self._host: EmbeddedHost | None = None
         self._public, self._secret = zmq.curve_keypair()
         self._lock = threading.Lock()
@@ -92,6 +96,7 @@ class SessionDialer:
     def _dial(self) -> Line:
         login = self.login = self._log_in()
         try:
+            login = self._wait_for_claim(login)
             if self.address is None or self._is_doubted:
                 self.address = self._start(login)
                 self._is_doubted = False
@@ -109,6 +114,15 @@ class SessionDialer:
             raise
         server_key = self.address.server_key.encode()
         return Line(tunnel.address, server_key, self._public, self._secret, login.close)
+
+    def _wait_for_claim(self, login: Access) -> Access:
+        """Wait until it is known which notebook this is for; return a login that is young."""
+        began = time.monotonic()
+        self.is_claimed.wait()
+        if time.monotonic() - began > OLD:
+            login.close()
+            login = self.login = self._log_in()
+        return login
 
     def _open(self, login: Access, address: Address) -> Way:
         """Open a tunnel to the session; where forwarding is forbidden, through a command there."""

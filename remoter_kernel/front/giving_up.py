@@ -14,6 +14,7 @@ from remoter_kernel.front.questions import NeedsPerson
 
 if TYPE_CHECKING:
     from remoter_kernel.front.asker import Asker
+    from remoter_kernel.front.first_words import FirstWords
     from remoter_kernel.front.link import Link
     from remoter_kernel.front.mouth import Mouth, Route
 
@@ -23,12 +24,20 @@ RUN_A_CELL = "Run a cell to be asked."
 class GivingUp:
     """Answers in the far kernel's place."""
 
-    def __init__(self, link: Link, mouth: Mouth, asker: Asker, routes: dict[str, Route]) -> None:
+    def __init__(
+        self,
+        link: Link,
+        mouth: Mouth,
+        asker: Asker,
+        first_words: FirstWords,
+        routes: dict[str, Route],
+    ) -> None:
         """Remember; `routes` are the requests without a reply, by their ids."""
         self.ending: Route | None = None  # the last that got its reply: its idle comes separately
         self._link = link
         self._mouth = mouth
         self._asker = asker
+        self._first_words = first_words
         self._routes = routes
 
     def answer(self, error: RemoterError, *, is_over: bool, is_asked: bool) -> None:
@@ -59,7 +68,7 @@ class GivingUp:
         """Nobody can be asked for now: end what need not wait."""
         for asker, route in list(self._routes.items()):
             is_unsaid = self._link.withdraw(route.channel, route.number)
-            if is_unsaid and self._asker.answer_silent(route):
+            if is_unsaid and self._first_words.answer(route, is_kept=not self._link.has_met):
                 del self._routes[asker]
             elif is_unsaid or not is_asked:
                 del self._routes[asker]

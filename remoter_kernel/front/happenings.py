@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from remoter_kernel.errors import ProtocolError
 from remoter_kernel.wire.frames import Channel, from_json, unpack
-from remoter_kernel.wire.messages import HEADER, PARENT, content_of, header_of
+from remoter_kernel.wire.messages import HEADER, PARENT, content_of, header_of, is_unseen
 
 if TYPE_CHECKING:
     from remoter_kernel.wire.said import Said
@@ -72,7 +72,7 @@ class Chronicle:
         return None
 
     def _request(self, who: str, said: Said, name: str, content: dict[str, Any]) -> str | None:
-        if content.get("silent"):
+        if is_unseen(content):
             return None
         self._asked[name] = said.time
         first, *rest = str(content.get("code", "")).strip().split("\n")

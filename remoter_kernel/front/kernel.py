@@ -7,7 +7,6 @@ six times, and with passwords that locks accounts. What went wrong is told in th
 from __future__ import annotations
 
 import os
-import signal
 import sys
 import time
 import traceback
@@ -16,19 +15,20 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from remoter_kernel.errors import RemoteLacks, RemoterError
-from remoter_kernel.front import answers, parent
+from remoter_kernel.front import answers, kernelspec
+from remoter_kernel.front.arrival import Arrival
 from remoter_kernel.front.asker import Asker
 from remoter_kernel.front.awakening import Awakening
-from remoter_kernel.front.claims import Claim
-from remoter_kernel.front.departure import leave_with
 from remoter_kernel.front.dialer import HERE, SessionDialer
+from remoter_kernel.front.ending import Ending
+from remoter_kernel.front.first_signs import FirstSigns
+from remoter_kernel.front.first_words import FirstWords
 from remoter_kernel.front.giving_up import GivingUp
-from remoter_kernel.front.laptop import Presence, laptop_id
+from remoter_kernel.front.last_words import LastWords
 from remoter_kernel.front.link import Link, State
 from remoter_kernel.front.mouth import Mouth, Route
 from remoter_kernel.front.news import News
 from remoter_kernel.front.notices import Notices
-from remoter_kernel.front.own_notebook import own_notebook
 from remoter_kernel.front.pacer import Pacer
 from remoter_kernel.front.questions import NeedsPerson
 from remoter_kernel.front.remotes import (
@@ -40,19 +40,23 @@ from remoter_kernel.front.remotes import (
 from remoter_kernel.front.sockets import Sockets, digest, read_connection
 from remoter_kernel.front.verbs import Surroundings, Verbs
 from remoter_kernel.wire.frames import Bytes, Channel, from_json, to_json
-from remoter_kernel.wire.messages import CONTENT, HEADER, PARENT, TOPIC, content_of, header_of
+from remoter_kernel.wire.messages import (
+    CONTENT,
+    HEADER,
+    PARENT,
+    TOPIC,
+    content_of,
+    header_of,
+    says_restarting,
+)
 from remoter_kernel.wire.reactor import Reactor
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from remoter_kernel.wire.reactor import Timer
 
-HOLD_INTERRUPT = 0.15  # seconds
-LOOK_FOR_PARENT = 1.0  # seconds
 ANSWER_WITHIN = 0.7  # seconds: jupyter console gives a question one, and mistakes a late answer
-LAST_WORDS = 0.3  # seconds between what a dying kernel says and the front's own end
 
 
 class Kernel:
@@ -75,45 +79,44 @@ class Kernel:
         self.dialer = SessionDialer(partial(find_remote, remote_name))
         self.link = Link(self.reactor, self.dialer)
         self._name = remote_name
-        self._arguments = arguments
-        self._session = session
-        self._stays = bool(session)  # does the session stay when Jupyter shuts its kernel down?
-        self.kernel_id = digest(str(connection.get("key", "")))
+        kernel_id = digest(str(connection.get("key", "")))
+        self.dialer.wish = replace(
+            self.dialer.wish, kernel_id=kernel_id, arguments=arguments, session=session
+        )
         self.trouble: RemoterError | None = None  # why there is no kernel there
-        self._mouth = Mouth(self.sockets, self.kernel_id)
+        self._mouth = Mouth(self.sockets, kernel_id)
         self._is_ready = False  # is the far kernel there, as far as we know?
         remote = self._find()
-        self._info = last_kernel_info(remote.name)
-        self._language = "R" if remote.kernel == "ir" else "python"
+        self._info = last_kernel_info(remote)
+        self._language = kernelspec.language_of(remote)
         self._routes: dict[str, Route] = {}
         self._held: list[Route] = []  # an empty answer is better for them than a late one
         self._has_asker = False  # has any client allowed questions?
-        self._is_leaving = False
-        self._held_interrupt: Timer | None = None
+        self._ending = Ending(self.reactor, self.link, self.dialer, self._find)
         self._news = News(self._mouth.publish)
+        self._first_signs = FirstSigns(
+            self.reactor, self._mouth.publish, lambda name: name not in self._routes
+        )
         self._notices = Notices(self.reactor, self._mouth.publish, lambda: self._find().name)
         around = Surroundings(
             self.reactor,
             self.link,
             self.dialer,
-            self.kernel_id,
             self._mouth.publish,
-            is_guest=bool(session),
-            stays=lambda: self.stays,
-            keep=self._keep,
+            stays=lambda: self._ending.stays,
+            keep=self._ending.keep,
         )
         self._verbs = Verbs(around)
         self._asker = Asker(self.reactor, self._mouth, self._routes.values)
-        self._giving_up = GivingUp(self.link, self._mouth, self._asker, self._routes)
+        self._first_words = FirstWords(self._mouth)
+        self._giving_up = GivingUp(
+            self.link, self._mouth, self._asker, self._first_words, self._routes
+        )
+        self._arrival = Arrival(self.reactor, self.link, self.dialer, lambda: self._find().name)
+        self._last_words = LastWords(self.reactor, self._mouth, partial(self._ending.leave, "stop"))
 
     def run(self) -> None:
         """Serve until Jupyter says that it is enough."""
-        self.dialer.wish = replace(
-            self.dialer.wish,
-            kernel_id=self.kernel_id,
-            arguments=self._arguments,
-            session=self._session,
-        )
         self.dialer.questions = self._asker
         self.dialer.may_ask = self._asker.has_somebody
         self.sockets.on_request = self._take
@@ -123,20 +126,13 @@ class Kernel:
             self.link.pacer = Pacer(self.reactor, time.monotonic, self._hear, self.link.flush, most)
         self.link.on_change = self._note_change
         self.sockets.bind()
-        self.reactor.hear_signals()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._hear_signal)
+        self._ending.watch()
         Awakening(self.reactor, self.link.look_again).start()
-        if parent.is_named():
-            self.reactor.later(LOOK_FOR_PARENT, self._look_for_parent)
         self._mouth.publish("status", {"execution_state": "starting"})
-        presence = Presence(self.kernel_id)
-        laptop = laptop_id() if presence.take() else ""
-        self.link.about = {"kernel_id": self.kernel_id, "laptop": laptop}
-        self.dialer.claim = Claim(own_notebook(), laptop)
+        self._arrival.begin()
         self.link.wake()
         self.reactor.run()
-        presence.release()  # what follows may take a while, and the next front may be there
+        self._arrival.end(is_dismissed=not self._ending.has_begun)
         self.sockets.close()
         self.dialer.close()
 
@@ -156,7 +152,9 @@ class Kernel:
         route = Route(channel, identities, header, parts)
         if channel is Channel.STDIN and self._asker.hear(parts):
             return
-        if kind == "kernel_info_request" and not (self._is_ready and self.link.state is State.UP):
+        if kind == "is_complete_request":
+            self._first_signs.note_question(identities)
+        if kind == "kernel_info_request" and not self._is_there:
             self._mouth.reply(route, answers.kernel_info(self._info, self._language))
         elif kind == "interrupt_request":
             self._interrupt(route)
@@ -168,11 +166,15 @@ class Kernel:
             self._pass_on(kind, route)
 
     def _pass_on(self, kind: str, route: Route) -> None:
-        if self._waits_for_person and self._asker.answer_silent(route):
+        self._arrival.introduction.hear(route)
+        is_early = self._waits_for_person or self._arrival.introduction.is_awaited
+        if is_early and self._first_words.answer(route, is_kept=not self.link.has_met):
             return
         if kind == "execute_request":
             content = content_of(route.parts)
             self._has_asker |= bool(content.get("allow_stdin", True))
+            if self._last_words.refuse(route):
+                return
             if self._verbs.take(route.header, content, partial(self._finish, route)):
                 return
             if self.link.state in {State.FAILED, State.WAITING}:
@@ -183,7 +185,7 @@ class Kernel:
             if empty:
                 self._mouth.reply(route, empty)
             return
-        elif kind in answers.IMPATIENT and not (self._is_ready and self.link.state is State.UP):
+        elif kind in answers.IMPATIENT and not self._is_there:
             self._held.append(route)
             self.reactor.later(ANSWER_WITHIN, partial(self._answer_held, route))
             return
@@ -196,14 +198,22 @@ class Kernel:
         self._mouth.reply(route, content, is_quiet=True)
 
     @property
+    def _is_there(self) -> bool:
+        """Would the far kernel answer, as far as we know?"""
+        is_alive = self._is_ready and not self._last_words.have_begun
+        return is_alive and self.link.state is State.UP
+
+    @property
     def _waits_for_person(self) -> bool:
         """Is somebody being asked, or must a cell be run first in which to ask?"""
         is_needed = self.link.state is State.FAILED and isinstance(self.link.error, NeedsPerson)
         return is_needed or self._asker.is_asking
 
     def _say(self, route: Route) -> None:
-        if first := self._asker.take_first():
+        for first in self._first_words.take():
             self.link.say(Channel.SHELL, first)
+        if route.header.get("msg_type") == "execute_request":
+            self._first_signs.expect(route.identities, route.header)
         route.number = self.link.say(route.channel, list(route.parts))
         self._routes[route.header.get("msg_id", "")] = route
         if self._is_ready:
@@ -218,72 +228,40 @@ class Kernel:
             self._mouth.reply(route, answers.empty_reply(kind, content_of(route.parts)) or {})
 
     def _interrupt(self, route: Route) -> None:
-        """Interrupt at once; where a shutdown keeps the session, wait whether one follows."""
+        """Interrupt the cell that runs, or that would run next."""
         self._mouth.reply(route, {"status": "ok"})
         if self._asker.call_off():
             return
         if self.link.pacer:
             self.link.pacer.interrupt(*self._cells()[:1])
-        if self.stays:
-            order = partial(self._order, "interrupt", cells=self._cells())
-            self._held_interrupt = self.reactor.later(HOLD_INTERRUPT, order)
-        else:
-            self._order("interrupt", cells=self._cells())
+        order = {"order": "interrupt", "cells": self._cells()}
+        self._ending.unless_it_follows(partial(self.link.say, Channel.ORDER, [to_json(order)]))
 
     def _cells(self) -> list[str]:
         """Return the cells without a reply; the first one runs, as far as is known here."""
         kinds = ((key, route.header.get("msg_type")) for key, route in self._routes.items())
         return [key for key, kind in kinds if kind == "execute_request"]
 
-    @property
-    def stays(self) -> bool:
-        """Does the session stay when Jupyter shuts its kernel down?"""
-        return self._stays or self._find().on_shutdown == "keep"
-
-    def _keep(self) -> None:
-        self._stays = True
-
-    def _order(self, order: str, **words: Any) -> None:
-        self.link.say(Channel.ORDER, [to_json({"order": order, **words})])
-
     def _shut_down(self, route: Route) -> None:
         """End this process; the session ends, restarts or stays, as it is meant."""
-        if self._is_leaving:
+        if self._ending.has_begun:
             return
-        self._is_leaving = True
         is_restart = bool(content_of(route.parts).get("restart"))
         content = {"status": "ok", "restart": is_restart}
         self._mouth.reply(route, content, is_quiet=True)
         self._mouth.publish("shutdown_reply", content, route.header)
-        if is_restart:
-            self._leave_with("restart")
-        elif not self.stays:
-            self._leave_with("stop")
-        else:
-            if self._held_interrupt:  # Jupyter sends one before each shutdown
-                self._held_interrupt.cancel()
-            self.reactor.stop()
-
-    def _leave_with(self, order: str) -> None:
-        reactor, link, dialer = self.reactor, self.link, self.dialer
-        leave_with(order, reactor=reactor, link=link, dialer=dialer, kernel_id=self.kernel_id)
-
-    def _hear_signal(self, number: int, _frame: object) -> None:
-        """End: the session stays. Ctrl-C in a terminal reaches us, too, and means nothing."""
-        if number == signal.SIGTERM and not self._is_leaving:
-            self.reactor.call(self.reactor.stop)
-
-    def _look_for_parent(self) -> None:
-        """End when Jupyter is gone: nobody could ever reach this process again."""
-        if parent.is_gone():
-            self.reactor.stop()
-        self.reactor.later(LOOK_FOR_PARENT, self._look_for_parent)
+        self._ending.leave("restart" if is_restart else "stop")
 
     # From the link ---------------------------------------------------------------------
 
     def _hear(self, channel: Channel, parts: Sequence[Bytes]) -> None:
         """Take one item of the evaluator."""
         if channel is Channel.IOPUB:
+            # VS Code would open its sockets anew, and never say so to itself: no cell would be
+            # sent any more.
+            if self._arrival.is_for_vscode and says_restarting(parts):
+                return
+            self._first_signs.hear(parts)
             self._verbs.notice(parts)
             self.sockets.publish([bytes(parts[TOPIC]), *parts[HEADER:]])
         elif channel is Channel.NOTE:
@@ -307,9 +285,7 @@ class Kernel:
         elif event == "failed":
             self._give_up(str(words.get("why", "")))
         elif event == "died" and not self._has_asker:
-            # A client that never allows questions (nbclient, papermill) runs a notebook
-            # to its end or not at all: it should see its kernel die, after the error.
-            self.reactor.later(LAST_WORDS, self.reactor.stop)
+            self._last_words.begin(str(words.get("why", "")))
 
     def _be_ready(self, words: dict[str, Any]) -> None:
         """The far kernel is there: from now on, what we say carries its session."""
@@ -322,7 +298,9 @@ class Kernel:
         info = words.get("kernel_info")
         if info and info != self._info:
             self._info = info
-            remember_kernel_info(self.dialer.remote.name, info)
+            address = self.dialer.address
+            if address and not address.is_joined:  # else it may be older than the configuration
+                remember_kernel_info(self.dialer.remote, info)
 
     def _note_change(self, state: State) -> None:
         self._notices.look(self.link, self._routes.values())
@@ -331,7 +309,8 @@ class Kernel:
             welcome = self.link.welcome
             if self.link.pacer:
                 self.link.pacer.waiting.session = str(welcome.get("id", ""))
-            self._stays |= bool(welcome.get("keep"))
+            if welcome.get("keep"):
+                self._ending.keep()
             if self.dialer.address:
                 is_busy = welcome.get("execution_state") == "busy"
                 notebook = self.dialer.claim.notebook

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from remoter_kernel.errors import ProtocolError
 from remoter_kernel.wire.frames import Channel, from_json, unpack
-from remoter_kernel.wire.messages import HEADER, METADATA, PARENT, content_of, header_of
+from remoter_kernel.wire.messages import HEADER, METADATA, PARENT, content_of, header_of, is_unseen
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -80,7 +80,7 @@ class Story:
         if header.get("msg_type") != "execute_request":
             return
         content = content_of(parts)
-        if content.get("silent"):
+        if is_unseen(content):
             return
         self.runs[header["msg_id"]] = Run(
             header["msg_id"],

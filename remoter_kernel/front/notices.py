@@ -10,7 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 from remoter_kernel.front.link import State
-from remoter_kernel.wire.messages import content_of
+from remoter_kernel.wire.messages import content_of, is_unseen
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -84,4 +84,4 @@ class Notices:
 def is_cell(request: Asked) -> bool:
     """Is this a cell that may show something?"""
     is_asked_to_run = request.header.get("msg_type") == "execute_request"
-    return is_asked_to_run and not content_of(request.parts).get("silent")
+    return is_asked_to_run and not is_unseen(content_of(request.parts))

@@ -13,6 +13,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from remoter_kernel.wire.messages import source_mark
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -53,13 +55,17 @@ def is_notebook(name: str) -> bool:
     return path.suffix == ".ipynb" and path.is_absolute() and path.is_file()
 
 
-def cell_ids(path: Path) -> tuple[str, ...]:
-    """Return the ids of a notebook's cells; none of what cannot be read or has none."""
+def cells_of(path: Path) -> tuple[str, ...]:
+    """Return what sessions may know a notebook's cells by: their ids, and marks of their texts.
+
+    None of what cannot be read.
+    """
     try:
         if path.stat().st_size > LARGEST:
             return ()
         notebook = json.loads(path.read_bytes())
-        return tuple(_ids(notebook["cells"]))[:MOST_CELLS]
+        cells = notebook["cells"][:MOST_CELLS]
+        return (*_ids(cells), *_marks(cells))
     except (OSError, ValueError, LookupError, TypeError, RecursionError, MemoryError):
         return ()
 
@@ -67,3 +73,14 @@ def cell_ids(path: Path) -> tuple[str, ...]:
 def _ids(cells: Any) -> list[str]:
     names = [cell.get("id") for cell in cells if isinstance(cell, dict)]
     return [name for name in names if isinstance(name, str) and _CELL_ID.fullmatch(name)]
+
+
+def _marks(cells: Any) -> list[str]:
+    """Return marks of what the code cells say; a file has a text, or a list of its lines."""
+    sources = [
+        cell.get("source")
+        for cell in cells
+        if isinstance(cell, dict) and cell.get("cell_type") == "code"
+    ]
+    texts = ["".join(source) if isinstance(source, list) else source for source in sources]
+    return [mark for text in texts if isinstance(text, str) and (mark := source_mark(text))]

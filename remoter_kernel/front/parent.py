@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 import sys
 
 _PARENT = os.environ.get("JPY_PARENT_PID", "")
@@ -12,6 +13,23 @@ _FIRST_PARENT = os.getppid()
 def is_named() -> bool:
     """Was this process started by a Jupyter that wants its kernels to go with it?"""
     return _PARENT.isdigit()
+
+
+def is_watched() -> bool:
+    """Should this process end with the one that started it?
+
+    VS Code does not name itself, but holds the other end of its kernels' stdin. Whoever starts a
+    kernel by hand to stay there gives it none, or a terminal.
+    """
+    return is_named() or (sys.platform != "win32" and _is_pipe(0))
+
+
+def _is_pipe(descriptor: int) -> bool:
+    try:
+        mode = os.fstat(descriptor).st_mode
+    except OSError:
+        return False
+    return stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode)
 
 
 def is_gone() -> bool:

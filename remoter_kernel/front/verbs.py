@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 HELD = HELD_BACK.encode()
 MOST_TEXT = 2 * 1024 * 1024  # characters in one cell: Jupyter's server drops what is more
-# What ends a kernel when it is typed at a console; whoever is attached only wants to leave.
+# What ends a kernel when it is typed at a console; where the session stays, it only leaves.
 LEAVE = frozenset({"exit", "quit", "exit()", "quit()", "q()"})
 _FIRST_LINE = re.compile(r"(%remoter|%%local|%local)(?:[ \t]+(.*))?$")
 
@@ -92,9 +92,7 @@ class Surroundings:
     reactor: Reactor
     link: Link
     dialer: SessionDialer
-    kernel_id: str
     publish: Callable[[str, dict[str, Any], Header], None]
-    is_guest: bool  # attached to a session that others have started
     stays: Callable[[], bool]
     keep: Callable[[], None]
 
@@ -124,7 +122,7 @@ class Verbs:
         `finish(reply, error)` says the error, if there is one, and the reply.
         """
         code = str(content.get("code", ""))
-        if self._around.is_guest and code.strip() in LEAVE:
+        if code.strip() in LEAVE and self._around.stays():
             cell = _Cell(self._around, header, self._count(), finish)
             cell.begin(code)
             cell.end(payload=[{"source": "ask_exit", "keepkernel": False}])
@@ -211,7 +209,7 @@ class Verbs:
         address = self._around.dialer.address
         orders.write_down(
             self._around.dialer.remote.name,
-            self._around.kernel_id,
+            self._around.dialer.wish.kernel_id,
             address.session if address else "",
             "stop",
         )

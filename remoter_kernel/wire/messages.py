@@ -6,6 +6,7 @@ They travel as they are; only identities and signatures belong to each side.
 
 from __future__ import annotations
 
+import hashlib
 import hmac
 import json
 from typing import TYPE_CHECKING, Any
@@ -19,8 +20,10 @@ if TYPE_CHECKING:
 
     from remoter_kernel.wire.frames import Bytes
 
+SHORT = 256  # bytes of content that a state has at most
 LARGE = 64 * 1024  # bytes of content that are better not copied
 DELIMITER = b"<IDS|MSG>"
+CELL_OF_VSCODE = "vscode-notebook-cell:"  # begins the address that VS Code has for a cell
 TOPIC, HEADER, PARENT, METADATA, CONTENT, BUFFERS = range(6)
 
 
@@ -113,3 +116,31 @@ def header_of(part: Bytes) -> dict[str, Any]:
 def content_of(parts: Sequence[Bytes]) -> dict[str, Any]:
     """Read the content of a message."""
     return header_of(parts[CONTENT])
+
+
+def source_mark(source: str) -> str:
+    """Return what a notebook's cell is known by whose client does not say its id: its text.
+
+    Empty for an empty cell. No id has a space.
+    """
+    text = source.replace("\r\n", "\n").strip()
+    return (
+        f"source {hashlib.sha256(text.encode('utf-8', 'replace')).hexdigest()[:24]}" if text else ""
+    )
+
+
+def is_unseen(content: dict[str, Any]) -> bool:
+    """Is what is to be run a client's own code, of which no person sees anything?
+
+    VS Code does not call its own code silent, but keeps it out of the history.
+    """
+    return bool(content.get("silent")) or not content.get("store_history", True)
+
+
+def says_restarting(parts: Sequence[Bytes]) -> bool:
+    """Is this the word on iopub that the kernel died and starts anew?"""
+    content = parts[CONTENT]
+    is_short = len(content) < SHORT
+    if not is_short or b'"restarting"' not in bytes(content):
+        return False
+    return header_of(parts[HEADER]).get("msg_type") == "status"

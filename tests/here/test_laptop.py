@@ -15,7 +15,8 @@ import pytest
 from remoter_kernel.front import laptop, own_notebook
 from remoter_kernel.front.claims import Claim
 from remoter_kernel.front.laptop import Presence, laptop_id, living_fronts
-from remoter_kernel.front.own_notebook import cell_ids, is_notebook
+from remoter_kernel.front.own_notebook import cells_of, is_notebook
+from remoter_kernel.wire.messages import source_mark
 from tests.real_jupyter import wait_for
 
 if TYPE_CHECKING:
@@ -147,7 +148,7 @@ def test_a_name_that_the_parent_has_itself_is_anothers(tmp_path):
 
 
 def a_notebook(*ids: object) -> str:
-    cells = [{"cell_type": "code", "id": name, "source": "1"} for name in ids]
+    cells = [{"cell_type": "markdown", "id": name, "source": "1"} for name in ids]
     return json.dumps({"cells": cells, "metadata": {}, "nbformat": 4, "nbformat_minor": 5})
 
 
@@ -170,7 +171,17 @@ def test_a_notebook_file_is_read_with_care(tmp_path, text, ids):
     """What is no notebook, or an old one, has no ids."""
     path = tmp_path / "a.ipynb"
     path.write_bytes(text.encode("utf-8", "surrogatepass"))
-    assert cell_ids(path) == ids
+    assert cells_of(path) == ids
+
+
+def test_code_is_known_by_its_text_too(tmp_path):
+    """For clients that do not say the ids: a text or a list of lines, Windows' lines or ours."""
+    path = tmp_path / "a.ipynb"
+    sources = ["a = 1\nb = 2\n", ["a = 1\r\n", "b = 2"], "c", "", " \n", 5, None]
+    path.write_text(json.dumps({"cells": [{"cell_type": "code", "source": s} for s in sources]}))
+    first, second, third = cells_of(path)
+    assert first == second == source_mark("a = 1\nb = 2")
+    assert third != first
 
 
 def test_what_is_no_notebook_file_claims_nothing(tmp_path, monkeypatch):
@@ -190,8 +201,8 @@ def test_what_is_no_notebook_file_claims_nothing(tmp_path, monkeypatch):
     with Claim(str(path), "").made() as words:
         assert words == {"notebook": str(path), "laptop": ""}
     monkeypatch.setattr(own_notebook, "LARGEST", 10)
-    assert cell_ids(path) == ()
-    assert cell_ids(tmp_path / "none.ipynb") == ()
+    assert cells_of(path) == ()
+    assert cells_of(tmp_path / "none.ipynb") == ()
 
 
 def test_claims_for_one_notebook_are_made_in_turn(tmp_path):

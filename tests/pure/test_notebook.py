@@ -120,6 +120,7 @@ def test_what_is_silent_or_makes_no_sense_is_no_cell():
     """Silent requests, torn bodies and other messages leave no cell behind."""
     journal = Journal()
     journal.asks("__vsc__", silent=True)
+    journal.asks("__vsc__", store_history=False)
     journal.said.append(Said(9, 0.0, Channel.IOPUB, False, bytes(8), b"torn"))
     journal.said.append(Said(10, 0.0, Channel.SHELL, True, FRONT, pack([b"", b"{}", b"{}"])))
     assert journal.story().runs == {}

@@ -1,0 +1,162 @@
+"""Which notebook a client that starts kernels by itself has started a front for."""
+
+from __future__ import annotations
+
+import json
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from remoter_kernel.front import parent
+from remoter_kernel.front.first_words import FirstWords, is_own_code
+from remoter_kernel.front.introduction import Introduction
+from remoter_kernel.front.mouth import Route
+from remoter_kernel.front.vscode import notebook_in
+from remoter_kernel.wire.frames import Channel
+
+SILENT: dict[str, Any] = {"silent": True, "allow_stdin": False}
+
+
+def a_request(kind: str = "execute_request", cell: Any = None, **content: Any) -> Route:
+    """Make a request with this content, of this cell."""
+    header = {"msg_type": kind, "msg_id": "m"}
+    metadata = {} if cell is None else {"cellId": cell}
+    parts = [b"", *(json.dumps(each).encode() for each in (header, {}, metadata, content))]
+    return Route(Channel.SHELL, [], header, parts)
+
+
+class Clock:
+    """A reactor with one timer, which rings when the test says so."""
+
+    def later(self, _seconds: float, call: Any) -> Any:
+        self.ring = call
+        return SimpleNamespace(cancel=lambda: None)
+
+
+@pytest.fixture
+def heard() -> list[str]:
+    """What was heard, in order."""
+    return []
+
+
+@pytest.fixture
+def clock() -> Clock:
+    """When a wait is over."""
+    return Clock()
+
+
+@pytest.fixture
+def introduction(clock: Clock, heard: list[str]) -> Introduction:
+    """One that waits."""
+    found = Introduction(clock, heard.append)  # type: ignore[arg-type]
+    found.wait()
+    return found
+
+
+@pytest.mark.parametrize(
+    ("code", "path"),
+    [
+        ('import x\n__vsc_ipynb_file__ = "/home/ada/a b.ipynb"\nrest()', "/home/ada/a b.ipynb"),
+        (
+            '__vsc_ipynb_file__ = "c:\\\\\\\\Users\\\\\\\\ada\\\\\\\\ü.ipynb"',
+            "c:\\\\Users\\\\ada\\\\ü.ipynb",
+        ),
+        ("print(__vsc_ipynb_file__)", ""),
+        ('__vsc_ipynb_file__ = "never closed', ""),
+        ("", ""),
+    ],
+)
+def test_the_line_of_start_up_code(code: str, path: str) -> None:
+    code, path = code.replace("\\\\", "\\"), path.replace("\\\\", "\\")
+    assert notebook_in({"code": code}, {}) == path
+
+
+@pytest.mark.parametrize(
+    ("cell", "path"),
+    [
+        ("vscode-notebook-cell:/home/ada/a%20b.ipynb#W0sZmlsZQ%3D%3D", "/home/ada/a b.ipynb"),
+        ("vscode-notebook-cell:/c%3A/Users/ada/a.ipynb#W1sZmlsZQ%3D%3D", "c:/Users/ada/a.ipynb"),
+        ("vscode-notebook-cell://wsl%2Bubuntu/home/ada/a.ipynb#X1", "/home/ada/a.ipynb"),
+        ("vscode-notebook-cell:Untitled-1.ipynb?jupyter-notebook#W0", "Untitled-1.ipynb"),
+        ("vscode-interactive-input:/home/ada/a.py#1", ""),
+        ("0c1b2a", ""),
+        (["a list"], ""),
+    ],
+)
+def test_the_address_of_a_cell(cell: Any, path: str) -> None:
+    assert notebook_in({"code": "1"}, {"cellId": cell}) == path
+    assert notebook_in({"code": "1"}, {}) == ""
+
+
+def test_silent_code_and_what_a_person_types_leave_time(
+    introduction: Introduction, heard: list[str]
+) -> None:
+    introduction.hear(a_request(code="import ipywidgets", **SILENT))
+    introduction.hear(a_request("complete_request", code="pri", cursor_pos=3))
+    assert introduction.is_awaited
+    introduction.hear(a_request(code='__vsc_ipynb_file__ = "/a.ipynb"', **SILENT))
+    assert heard == ["/a.ipynb"]
+    assert not introduction.is_awaited
+    introduction.hear(a_request(code="1"))
+    assert heard == ["/a.ipynb"]
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        a_request(code="1"),
+        a_request(code="1", silent=True),
+        a_request(code="", user_expressions={"a": "1"}, **SILENT),
+        a_request("comm_info_request"),
+    ],
+)
+def test_what_wants_an_answer_is_not_held_up(
+    introduction: Introduction, heard: list[str], request_: Route
+) -> None:
+    introduction.hear(request_)
+    assert heard == [""]
+
+
+def test_a_client_that_says_nothing_is_not_waited_for_long(
+    introduction: Introduction, clock: Clock, heard: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock.ring()
+    assert heard == [""]
+    assert not introduction.is_awaited
+    of_vscode = Introduction(clock, heard.append)  # type: ignore[arg-type]
+    clock.ring = None
+    monkeypatch.setenv("VSCODE_PID", "1")
+    of_vscode.wait()
+    assert clock.ring is None
+
+
+def test_what_was_answered_runs_first_and_once() -> None:
+    said: list[Any] = []
+    words = FirstWords(SimpleNamespace(reply=lambda _route, content: said.append(content)))  # type: ignore[arg-type]
+    kept, lost = a_request(code="a = 1", **SILENT), a_request(code="b = 1", **SILENT)
+    assert words.answer(kept, is_kept=True)
+    assert words.answer(lost, is_kept=False)
+    assert not words.answer(a_request(code="c = 1"), is_kept=True)
+    assert [content["status"] for content in said] == ["ok", "ok"]
+    assert words.take() == [list(kept.parts)]
+    assert words.take() == []
+
+
+@pytest.mark.parametrize(
+    ("content", "is_own"),
+    [
+        ({"code": "1"}, False),
+        ({"code": "1", "store_history": False}, False),
+        ({"code": "1", "silent": True}, False),
+        ({"code": "1", **SILENT}, True),
+    ],
+)
+def test_what_is_a_clients_own_code(
+    content: dict[str, Any], *, is_own: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """VS Code, which starts kernels itself, does not call its own silent."""
+    monkeypatch.setattr(parent, "_PARENT", "12")
+    assert is_own_code(content) is is_own
+    monkeypatch.setattr(parent, "_PARENT", "")
+    assert is_own_code(content) is (is_own or content.get("store_history") is False)
