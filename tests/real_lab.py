@@ -240,6 +240,11 @@ class Lab:
         self.page.keyboard.press("Control+b")
         self.page.locator("#jp-left-stack").wait_for(state="hidden")
 
+    def scroll_up(self) -> None:
+        """Go to the top of the notebook."""
+        panel = self.page.locator(".jp-NotebookPanel .jp-WindowedPanel-outer").first
+        panel.evaluate("panel => panel.scrollTop = 0")
+
     def picture(self, name: str) -> Path:
         """Take a picture of the page."""
         self.pictures.mkdir(parents=True, exist_ok=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 import subprocess
@@ -10,6 +11,8 @@ import time
 import urllib.error
 import urllib.request
 from typing import TYPE_CHECKING, Any, Self
+
+import psutil
 
 from tests.real_jupyter import wait_for
 
@@ -143,6 +146,16 @@ class JupyterServer:
     def __exit__(self, *_: object) -> None:
         assert self._process is not None
         self._process.terminate()
+        self._process.wait(20)
+
+    def kill(self) -> None:
+        """Kill it and the kernels that it has started, as an empty battery does."""
+        assert self._process is not None
+        started = psutil.Process(self._process.pid).children(recursive=True)
+        self._process.kill()
+        for process in started:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
         self._process.wait(20)
 
     def has_ended(self) -> bool:
