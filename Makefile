@@ -42,7 +42,7 @@ docs: $(venv)/.tools
 # The pictures in the docs: what the program prints, and what a browser shows.
 images: parts $(venv)/.tools
 	$(bin)/python docs/make_images.py
-	REMOTER_PICTURES=$(CURDIR)/docs/images $(bin)/python -m pytest -q tests/whole/test_lab.py
+	REMOTER_PICTURES=$(CURDIR)/docs/images $(bin)/python -m pytest -q tests/whole/test_lab*.py
 
 # The wheel must bring the kernelspec: Jupyter looks for nothing else.
 wheel: $(venv)/.tools

@@ -1,6 +1,6 @@
 """Makes the pictures of these pages from what the program prints: `make images`.
 
-Those of JupyterLab are made by the tests that work in it, tests/whole/test_lab.py.
+Those of JupyterLab are made by the tests that work in it, tests/whole/test_lab*.py.
 """
 
 from __future__ import annotations
