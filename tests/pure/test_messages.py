@@ -1,0 +1,39 @@
+"""What is read from a message at a glance."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from remoter_kernel.wire.messages import is_unseen, says_restarting
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ({}, False),
+        ({"silent": False, "store_history": True}, False),
+        ({"silent": True}, True),
+        ({"silent": False, "store_history": False}, True),
+    ],
+)
+def test_what_a_client_runs_for_itself_is_no_cell(content, expected):
+    """By either word: VS Code says only that its code is not to be remembered."""
+    assert is_unseen(content) is expected
+
+
+@pytest.mark.parametrize(
+    ("kind", "content", "expected"),
+    [
+        ("status", {"execution_state": "restarting"}, True),
+        ("status", {"execution_state": "idle"}, False),
+        ("stream", {"name": "stdout", "text": '"restarting"'}, False),
+        ("execute_result", {"data": {"text/plain": "restarting"}}, False),
+    ],
+)
+def test_the_word_of_a_new_start_is_known_from_others(kind, content, expected):
+    """Only a state says it, whatever a cell prints."""
+    header = json.dumps({"msg_type": kind}).encode()
+    parts = [b"", header, b"{}", b"{}", json.dumps(content).encode()]
+    assert says_restarting(parts) is expected
