@@ -67,6 +67,7 @@ def describe(session: Session) -> dict[str, Any]:
         "remote": about.get("remote") or "",
         "kernel": about.get("kernel") or "",
         "notebook": about.get("notebook") or "",
+        "script": about.get("script") or "",
         "host": door.get("host") or socket.gethostname(),
         "created": about.get("created") or 0.0,
         "state": state,
@@ -181,10 +182,13 @@ def tell_outputs(wish: dict[str, Any]) -> Answer:
     reading = Reader(session.folder / "journal", wish.get("place"))
     while True:
         chunks = _pack(_wanted(session, wish, begin, reading), skip)
-        is_over = describe(session)["state"] in {"ended", "dead"}
+        # What an evaluator is about to write while it ends belongs to it, too.
+        is_over = describe(session)["state"] in {"ended", "dead"} and not _evaluator_of(session)
         if chunks or is_over or time.monotonic() > limit:
             break
         while _size_of(session) == size and time.monotonic() < limit:
+            if session.read("session.json").get("ended") and not _evaluator_of(session):
+                break
             time.sleep(LOOK_EVERY)
         size = _size_of(session)
     answer = {"session": describe(session), "is_over": is_over}

@@ -57,6 +57,7 @@ SHIPPED = (
     "daemon/one_line.py",
     "daemon/outbox.py",
     "daemon/past.py",
+    "daemon/patience.py",
     "daemon/pieces.py",
     "daemon/processes.py",
     "daemon/records.py",
@@ -112,6 +113,7 @@ class Wish:
     kernel: str = "python3"
     arguments: tuple[str, ...] = ()  # for the kernel's command line, after the kernelspec's own
     notebook: str = ""
+    script: str = ""  # what is run there without Jupyter, as it was named here
     laptop: str = ""  # on which that notebook is
     cells: tuple[str, ...] = ()  # of that notebook: joins the session where one of them was run
     fronts: tuple[str, ...] = ()  # of this laptop that live, by their kernel ids
