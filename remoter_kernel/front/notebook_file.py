@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -86,6 +87,18 @@ def is_valid(text: str) -> bool:
     except nbformat.ValidationError:
         return False
     return True
+
+
+def check_place(path: Path) -> None:
+    """Make sure, as far as that can be known before, that a file can be written there."""
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        with tempfile.TemporaryFile(dir=path.resolve().parent):
+            pass
+    except OSError as error:
+        message = f"{path} cannot be written: {error.strerror or error}."
+        raise Usage(message, "Name a place where you may write.") from error
 
 
 def replace_file(path: Path, text: str) -> None:
