@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import click
+from click.shell_completion import CompletionItem
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -22,6 +23,12 @@ class ScriptCommand(click.Command):
         rest = super().parse_args(context, own)
         context.params["arguments"] = tuple(arguments)
         return rest
+
+    def shell_complete(self, context: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Complete options, and after FILE what a script is most often given: files."""
+        if incomplete.startswith("-"):
+            return super().shell_complete(context, incomplete)
+        return [CompletionItem(incomplete, type="file")]
 
     def collect_usage_pieces(self, context: click.Context) -> list[str]:
         """Tell of the arguments, too."""

@@ -11,8 +11,6 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import nbformat
-
 from remoter_kernel.errors import Usage
 
 if TYPE_CHECKING:
@@ -75,6 +73,8 @@ class NotebookText:
 
 def write_notebook(path: Path, notebook: dict[str, Any]) -> None:
     """Write a whole notebook, as nbformat does."""
+    import nbformat  # noqa: PLC0415 - slow, and most who read a notebook write none
+
     nodes = nbformat.from_dict(notebook)  # type: ignore[no-untyped-call]
     nbformat.validate(nodes)
     replace_file(path, nbformat.writes(nodes) + "\n")  # type: ignore[no-untyped-call]
@@ -82,6 +82,8 @@ def write_notebook(path: Path, notebook: dict[str, Any]) -> None:
 
 def is_valid(text: str) -> bool:
     """Does nbformat find nothing wrong with a notebook?"""
+    import nbformat  # noqa: PLC0415 - slow, and most who read a notebook write none
+
     try:
         nbformat.validate(json.loads(text))
     except nbformat.ValidationError:
@@ -131,6 +133,8 @@ def _umask() -> int:
 
 def _as_written(run: Run) -> Any:
     """Return a run's outputs as nbformat writes them: text as a list of lines."""
+    import nbformat  # noqa: PLC0415 - slow, and most who read a notebook write none
+
     cell: dict[str, Any] = {
         "cell_type": "code",
         "id": "x",
