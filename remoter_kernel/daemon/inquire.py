@@ -265,6 +265,31 @@ def _missed(records: Iterator[Record], fronts: dict[str, Any], cells: set[str]) 
                         yield missed._replace(number=place)
 
 
+# Paths -----------------------------------------------------------------------------------
+
+
+def tell_paths(wish: dict[str, Any]) -> Answer:
+    """Tell which paths begin with `begin`, in `cwd` or the home: at most so many (`most`).
+
+    Folders have a / at the end.
+    """
+    begin = str(wish["begin"])
+    folder, name = os.path.split(begin)
+    head = begin[: len(begin) - len(name)]
+    place = os.path.join(_full(wish.get("cwd") or "~"), _full(folder))  # noqa: PTH118 - keeps what is absolute
+    found = []
+    with contextlib.suppress(OSError), os.scandir(place) as entries:
+        for entry in entries:
+            is_hidden = entry.name.startswith(".") and not name.startswith(".")
+            if entry.name.startswith(name) and not is_hidden:
+                found.append(head + entry.name + "/" * entry.is_dir())
+    return {"paths": sorted(found)[: int(wish.get("most") or 100)]}, ()
+
+
+def _full(path: str) -> str:
+    return os.path.expanduser(os.path.expandvars(path))  # noqa: PTH111 - as a shell would
+
+
 def _is_event(record: Record) -> bool:
     """Is this worth a line in a log: a request, how it ended, an order, a note?"""
     if record.channel in {Channel.NOTE, Channel.ORDER}:
@@ -309,5 +334,6 @@ ANSWERS: dict[str, Callable[[dict[str, Any]], Answer]] = {
     "sessions": tell_sessions,
     "stop": stop,
     "outputs": tell_outputs,
+    "paths": tell_paths,
     "log": lambda wish: tell_outputs({**wish, "only": "events"}),
 }

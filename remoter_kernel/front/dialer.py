@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import zmq
 
 from remoter_kernel.errors import ForwardingRefused, RemoteLacks, RemoterError
-from remoter_kernel.front import orders
+from remoter_kernel.front import known_sessions, orders
 from remoter_kernel.front.bootstrap import Address, StrangeAnswer, Wish, bridge, start_session
 from remoter_kernel.front.claims import Claim
 from remoter_kernel.front.folders import folder_there
@@ -62,11 +62,19 @@ class SessionDialer:
     def dial(self) -> Line:
         """Log in, start or find the session, open a tunnel."""
         with self._lock:
-            self.remote = self._find() or HERE
+            self.remote = self.find()
             try:
                 return self._dial()
             except RemoterError as error:
                 raise error.at(self.remote.name) from error.__cause__
+
+    def find(self) -> Remote:
+        """Return the remote as it is configured now."""
+        return self._find() or HERE
+
+    def folder_there(self, remote: Remote) -> str:
+        """Return the folder there in which paths begin: that in which the kernel starts."""
+        return folder_there(remote.cwd, remote.path_map, self._folder(), Path.home())
 
     @property
     def has_asked(self) -> bool:
@@ -166,7 +174,7 @@ class SessionDialer:
                 kernel=remote.kernel,
                 init=remote.init,
                 env=remote.env,
-                cwd=folder_there(remote.cwd, remote.path_map, self._folder(), Path.home()),
+                cwd=self.folder_there(remote),
                 idle_timeout=remote.idle_timeout,
                 journal_limit=remote.journal_limit,
                 waiting_limit=remote.waiting_limit,
@@ -175,6 +183,8 @@ class SessionDialer:
             )
             address = start_session(login, remote, wish)
         orders.forget(remote.name, *(order["kernel_id"] for order in wish.orders))
+        if remote is not HERE and not address.is_joined:
+            known_sessions.add(remote.name, address.session, wish.script)
         return address
 
     def _folder(self) -> Path:

@@ -183,6 +183,15 @@ def meant_by(word: str, listings: list[Listing]) -> Found:
     )
 
 
+def named_there(
+    word: str, ask: Callable[[dict[str, Any]], tuple[dict[str, Any], bytes]], remote: str
+) -> str:
+    """Return the id of the session of one remote that a word means."""
+    sessions = ask({"verb": "sessions"})[0]["sessions"]
+    remember(remote, sessions)
+    return meant_by(word, [Listing(Visit(Remote(remote, "")), sessions, None)]).id
+
+
 @contextlib.contextmanager
 def finding(word: str, questions: Questions | None) -> Iterator[Found]:
     """Find one session over all remotes, or over the one of `NAME/ID`."""
