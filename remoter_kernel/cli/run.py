@@ -20,7 +20,7 @@ from remoter_kernel.cli.terminal import questions
 from remoter_kernel.cli.words import DURATION, remote_names
 from remoter_kernel.errors import LoginRefused, RemoterError, Unreachable, Usage
 from remoter_kernel.front.dialer import SessionDialer
-from remoter_kernel.front.notebook_file import check_place
+from remoter_kernel.front.notebook_file import check_place, is_valid
 from remoter_kernel.front.program import Program, as_code, code_program, read_program
 from remoter_kernel.front.remotes import find_remote
 from remoter_kernel.front.runner import Cell, LeftRunning, Runner
@@ -80,7 +80,8 @@ def run(  # noqa: PLR0917 - click hands them over by name
         else:
             shows = _shows(program, output, as_json=as_json, events=events)
             is_asked = sys.stdin.isatty() and not (as_json or events)
-            code_there = _Attached(runner, program, shows).run(timeout or 0.0, is_asked=is_asked)
+            attached = _Attached(name, runner, program, shows)
+            code_there = attached.run(timeout or 0.0, is_asked=is_asked)
             raise click.exceptions.Exit(code_there)
 
 
@@ -100,6 +101,11 @@ def _check_output(program: Program, output: Path) -> None:
         raise Usage(
             f"-o writes the notebook that was run, and {program.name} is none.",
             "Write what it prints to a file (>), or name a notebook (.ipynb).",
+        )
+    if not is_valid(program.notebook.text):
+        raise Usage(
+            f"{program.name} is no valid notebook, and so none could be written after it has run.",
+            "Open it in Jupyter and save it.",
         )
     check_place(output)
 
@@ -142,7 +148,10 @@ def _detach(runner: Runner, program: Program, *, as_json: bool) -> None:
 class _Attached:
     """One run that is watched from here."""
 
-    def __init__(self, runner: Runner, program: Program, shows: tuple[Showing, ...]) -> None:
+    def __init__(
+        self, remote: str, runner: Runner, program: Program, shows: tuple[Showing, ...]
+    ) -> None:
+        self._remote = remote
         self._runner = runner
         self._program = program
         self._shows = shows
@@ -194,7 +203,7 @@ class _Attached:
                 each.language_info = dict(self._runner.kernel_info.get("language_info") or {})
 
     def _finish(self, status: str, code: int, error: str = "") -> None:
-        ending = Ending(self._runner.dialer.remote.name, self._runner.session, status, code, error)
+        ending = Ending(self._remote, self._runner.session, status, code, error)
         for each in self._shows:
             each.finish(ending)
 

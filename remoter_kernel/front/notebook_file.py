@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import tempfile
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -76,7 +77,7 @@ def write_notebook(path: Path, notebook: dict[str, Any]) -> None:
     import nbformat  # noqa: PLC0415 - slow, and most who read a notebook write none
 
     nodes = nbformat.from_dict(notebook)  # type: ignore[no-untyped-call]
-    nbformat.validate(nodes)
+    _validate(nodes)
     replace_file(path, nbformat.writes(nodes) + "\n")  # type: ignore[no-untyped-call]
 
 
@@ -85,10 +86,19 @@ def is_valid(text: str) -> bool:
     import nbformat  # noqa: PLC0415 - slow, and most who read a notebook write none
 
     try:
-        nbformat.validate(json.loads(text))
+        _validate(json.loads(text))
     except nbformat.ValidationError:
         return False
     return True
+
+
+def _validate(notebook: Any) -> None:
+    """Raise nbformat's error if something is wrong; that ids are missing is put right by it."""
+    import nbformat  # noqa: PLC0415 - slow, and most who read a notebook write none
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        nbformat.validate(notebook)
 
 
 def check_place(path: Path) -> None:

@@ -7,6 +7,7 @@ import secrets
 import signal
 import time
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from remoter_kernel.errors import RemoteLacks, RemoterError, Unreachable
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 READY_WITHIN = 90.0  # seconds: a kernel on a cold network disk takes its time
 LEAVE_WITHIN = 3.0  # seconds
 OVER_WITHIN = 5.0  # seconds from an interrupt to the end of what took too long
+ASK_AFTER = 0.1  # seconds: what was printed before the question comes by another socket there
 END_OF_INPUT = "\x04"  # as an answer, it means that there is none
 
 
@@ -272,17 +274,19 @@ class Runner:
         if channel is Channel.SHELL:
             cell.reply = content
         elif channel is Channel.STDIN and cell.ask:
-            self._ask(cell.ask, content)
+            self.reactor.later(ASK_AFTER, partial(self._ask, cell, content))
         elif kind == "status":
             cell.is_idle = content.get("execution_state") == "idle"
         else:
             cell.show(kind, content)
 
-    def _ask(self, ask: Ask, content: dict[str, Any]) -> None:
+    def _ask(self, cell: Cell, content: dict[str, Any]) -> None:
         """Put a question to a person; Ctrl-C at it interrupts what has asked."""
+        if cell.ask is None or cell.is_over:
+            return
         before = signal.signal(signal.SIGINT, signal.default_int_handler)
         try:
-            answer = ask(str(content.get("prompt", "")), bool(content.get("password")))
+            answer = cell.ask(str(content.get("prompt", "")), bool(content.get("password")))
         except KeyboardInterrupt:
             self._press()
             return

@@ -32,6 +32,10 @@ def files(tmp_path):
     (tmp_path / "odd.ipynb").write_text('{"nbformat": 4, "cells": [1], "metadata": {}}')
     (tmp_path / "old.ipynb").write_text('{"nbformat": 3, "worksheets": []}')
     (tmp_path / "a.R").write_text("1")
+    cell = '{"cell_type": "code", "source": "1"}'
+    (tmp_path / "bad.ipynb").write_text(
+        f'{{"nbformat": 4, "nbformat_minor": 4, "cells": [{cell}], "metadata": {{}}}}'
+    )
     notebook = {"nbformat": 4, "nbformat_minor": 4, "cells": [], "metadata": {}}
     (tmp_path / "good.ipynb").write_text(json.dumps(notebook))
 
@@ -47,6 +51,7 @@ REFUSED = {
     "box odd.ipynb": "odd.ipynb is not what a notebook should be",
     "box old.ipynb": "old.ipynb is a notebook of another version",
     "box -o out.ipynb a.R": "a.R is none",
+    "box -o out.ipynb bad.ipynb": "bad.ipynb is no valid notebook",
     "box -o no/out.ipynb good.ipynb": "no/out.ipynb cannot be written: No such file",
     "box -o folder good.ipynb": "folder cannot be written: Is a directory",
     "box --timeout soon -c 1": "a duration such as",
