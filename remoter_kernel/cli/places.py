@@ -12,7 +12,7 @@ import click
 from remoter_kernel.cli.terminal import aligned, questions
 from remoter_kernel.cli.words import remote_names
 from remoter_kernel.errors import RemoterError, Usage
-from remoter_kernel.front import kernelspec, remotes
+from remoter_kernel.front import kernelspec, known_sessions, remotes
 from remoter_kernel.front.keeper.endpoint import dismiss_all
 
 if TYPE_CHECKING:
@@ -70,6 +70,7 @@ def remove(name: str, purge: bool) -> None:
         click.echo(f"Removed the kernelspec {kernelspec.kernelspec_name(name)}.")
         return
     dismiss_all(name)
+    known_sessions.forget(name)
     if known and known.remember:
         _forget(known)
     had_kernelspec = kernelspec.remove_kernelspec(name)

@@ -66,7 +66,10 @@ class Completer:
             ask = partial(self._ask_there, words[-1].text, answer)
             threading.Thread(target=ask, name="completion", daemon=True).start()
         else:
-            answer.give(self._here(kind, words[-1].text))
+            try:
+                answer.give(self._here(kind, words[-1].text))
+            except RemoterError:  # of remotes.toml: a cell that is run says it
+                answer.give(())
         return True
 
     @staticmethod
@@ -84,13 +87,13 @@ class Completer:
         return [*parts[:CONTENT], json.dumps(content).encode(), *parts[CONTENT + 1 :]]
 
     def _here(self, kind: str, begin: str) -> list[str]:
-        """Return what this side knows."""
+        """Return what this side knows, and may tell."""
         if kind == VERB:
             found = list(self._verbs)
         elif kind == SESSION:
             found = [each["id"] for each in recall().get(self._dialer.remote.name, ())]
         elif kind == HERE:
-            found = paths_here(begin)
+            found = paths_here(begin) if self._dialer.find().local != "never" else []
         else:
             found = [word for word in kind.split("|") if word]
         return [word for word in found if word.startswith(begin)]
@@ -104,7 +107,7 @@ class Completer:
                 words = {"verb": "paths", "begin": begin, "most": MOST}
                 words["cwd"] = dialer.folder_there(dialer.remote)
                 told, _ = ask_there(dialer.login, dialer.remote, words, seconds=WITHIN)
-                found = [str(path) for path in told["paths"]]
+                found = [path for path in map(str, told["paths"]) if path.isprintable()]
         except (RemoterError, LookupError, TypeError):
             pass  # an older session's words, or a link that is down: nothing to offer
         self._reactor.call(partial(answer.give, found))

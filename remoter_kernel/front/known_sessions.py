@@ -32,6 +32,11 @@ def add(remote: str, session: str, script: str = "") -> None:
     remember(remote, [{"id": session, "script": script}, *known])
 
 
+def forget(remote: str) -> None:
+    """Know nothing of a remote any more."""
+    (_folder() / f"{remote}.json").unlink(missing_ok=True)
+
+
 def recall() -> dict[str, list[dict[str, str]]]:
     """Return what was seen, by remote."""
     found: dict[str, list[dict[str, str]]] = {}

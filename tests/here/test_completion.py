@@ -132,3 +132,5 @@ def test_what_is_remembered_is_only_a_memory(tmp_path):
     known_sessions.remember("box", [{"id": "000001", "state": "busy", "notebook": "n.ipynb"}])
     (only,) = known_sessions.recall()["box"]
     assert only == {"id": "000001", "state": "busy", "notebook": "n.ipynb", "script": ""}
+    subprocess.run([BIN / "remoter", "remove", "box"], check=True, capture_output=True)
+    assert set(known_sessions.recall()) == {"bay"}

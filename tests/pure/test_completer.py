@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -11,6 +13,7 @@ from hypothesis import strategies as st
 from remoter_kernel.daemon.inquire import tell_paths
 from remoter_kernel.errors import Usage
 from remoter_kernel.front.completer import (
+    Completer,
     kind_of,
     line_before_cursor,
     paths_here,
@@ -18,6 +21,7 @@ from remoter_kernel.front.completer import (
     with_magics,
     words_of,
 )
+from remoter_kernel.front.remotes import Remote
 from remoter_kernel.front.verb_help import HERE, SESSION, THERE, USES, VERB, all_verbs, one_verb
 from remoter_kernel.front.verbs import HELP
 
@@ -125,6 +129,17 @@ def test_paths_of_either_side(tmp_path, monkeypatch):
         assert look("nowhere/") == []
     assert there("", str(tmp_path)) == ["dart.txt", "data/"]
     assert os.sep == "/"
+
+
+@pytest.mark.parametrize(("local", "found"), [("ask", ["a.csv"]), ("never", [])])
+def test_a_remote_that_never_reaches_this_side_gets_no_names_of_it(
+    tmp_path, monkeypatch, local, found
+):
+    (tmp_path / "a.csv").write_text("")
+    monkeypatch.chdir(tmp_path)
+    remote = Remote("box", "box", local=local)
+    nobody: Any = SimpleNamespace(find=lambda: remote)
+    assert Completer(nobody, nobody, (), nobody)._here(HERE, "") == found
 
 
 @pytest.mark.parametrize("verb", HELP)
