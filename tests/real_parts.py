@@ -31,6 +31,7 @@ INSTALL = {
     "csh": "apt-get install -y --no-install-recommends tcsh",
     "tcsh": "apt-get install -y --no-install-recommends tcsh",
     "fish": "apt-get install -y --no-install-recommends fish",
+    "zsh": "apt-get install -y --no-install-recommends zsh",
     "tmux": "apt-get install -y --no-install-recommends tmux",
     "irkernel": "apt-get install -y --no-install-recommends r-base-core r-cran-irkernel",
     "chromium": "apt-get install -y --no-install-recommends chromium",

@@ -14,6 +14,7 @@ from pathlib import Path
 import click
 
 from remoter_kernel.cli.terminal import questions
+from remoter_kernel.cli.words import session_ids
 from remoter_kernel.errors import NoSuchSession, Usage
 from remoter_kernel.front.dialer import HERE
 from remoter_kernel.front.inquiries import Found, finding
@@ -22,7 +23,7 @@ SPEC = "remoter-attached"
 
 
 @click.command()
-@click.argument("session")
+@click.argument("session", shell_complete=session_ids)
 def attach(session: str) -> None:
     """Open a console on SESSION. It begins where the session is now; `exit` leaves it running."""
     if importlib.util.find_spec("jupyter_console") is None:

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.text import Text
 
 from remoter_kernel.cli.terminal import questions
+from remoter_kernel.cli.words import remote_names
 from remoter_kernel.front.checkup import Step, check_up
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("name")
+@click.argument("name", shell_complete=remote_names)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead.")
 def check(name: str, as_json: bool) -> None:
     """Go to a remote step by step, and say what to do about the first step that fails.

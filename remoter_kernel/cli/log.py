@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from remoter_kernel.cli.terminal import questions
+from remoter_kernel.cli.words import session_ids
 from remoter_kernel.front.happenings import Chronicle
 from remoter_kernel.front.inquiries import finding
 
@@ -12,7 +13,7 @@ TITLES = {"evaluator.log": "The evaluator complained:", "kernel.log": "The kerne
 
 
 @click.command()
-@click.argument("session")
+@click.argument("session", shell_complete=session_ids)
 @click.option("-f", "--follow", is_flag=True, help="Go on until the session ends.")
 def log(session: str, follow: bool) -> None:
     """Show what happened in SESSION: fronts, requests, interrupts, deaths."""

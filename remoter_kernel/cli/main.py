@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import io
+import os
 import sys
 import traceback
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
+from click.shell_completion import CompletionItem
 
 from remoter_kernel import __version__
 from remoter_kernel.errors import RemoterError
@@ -18,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 INTERRUPTED = 130  # what shells say of a command that Ctrl-C ended
+UNHEARD = 141  # and of one whose output nobody reads any more
 FAULT = 1
 
 
@@ -39,9 +44,10 @@ VERBS = {
     "stop": Verb("stop", "stop", "End sessions, busy ones too."),
     "log": Verb("log", "log", "Show what happened in a session."),
     "outputs": Verb("outputs", "outputs", "Show a session's outputs, or put them in a notebook."),
-    "run": Verb("run", "run", "Run a file or a line of code on a remote."),
+    "run": Verb("run", "run", "Run a script, a notebook or a line of code on a remote."),
     "put": Verb("files", "put", "Send files there; goes on where it was after a cut."),
     "get": Verb("files", "get", "Fetch files from there."),
+    "completion": Verb("completion", "completion", "Let a shell complete remoter's words."),
     "demo": Verb("demo", "demo", "Show it all on this machine, SSH included, in 20 seconds."),
 }
 
@@ -90,9 +96,29 @@ class Verbs(click.Group):
         self, context: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """Find the verb, or suggest the nearest one."""
-        if args and args[0] not in VERBS and not args[0].startswith("-"):
+        is_typed = args and not (args[0].startswith("-") or context.resilient_parsing)
+        if is_typed and args[0] not in VERBS:
             context.fail(f'There is no verb "{args[0]}"{nearest(args[0], VERBS)}.')
         return super().resolve_command(context, args)
+
+    def shell_complete(self, context: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Complete the verbs without importing them."""
+        options = click.Command.shell_complete(self, context, incomplete)
+        verbs = [
+            CompletionItem(name, help=verb.summary)
+            for name, verb in VERBS.items()
+            if name.startswith(incomplete)
+        ]
+        return verbs + options
+
+    def invoke(self, context: click.Context) -> Any:
+        """Run a verb; one whose output nobody reads any more (`| head`) ends without a word."""
+        try:
+            return super().invoke(context)
+        except BrokenPipeError:
+            with contextlib.suppress(OSError, io.UnsupportedOperation):  # or Python complains
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise click.exceptions.Exit(UNHEARD) from None
 
     def format_commands(self, _: click.Context, formatter: click.HelpFormatter) -> None:
         """List the verbs without importing them."""
@@ -132,8 +158,17 @@ class Verbs(click.Group):
 def _say(manner: Manner, err: Exception, sentence: str, code: int) -> int:
     if manner.debug:
         traceback.print_exception(err)
-    click.echo(f"remoter: {sentence}", err=True)
+    with contextlib.suppress(OSError):  # the terminal may be gone
+        click.echo(f"remoter: {sentence}", err=True)
     return code
+
+
+def _speak_utf8() -> None:
+    """Let no sign be an error: a file or a pipe gets UTF-8, a terminal what it can show."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            encoding = None if stream.isatty() else "utf-8"
+            stream.reconfigure(encoding=encoding, errors="replace")
 
 
 @click.group(cls=Verbs, params=[_debug_option()], no_args_is_help=True)
@@ -144,4 +179,5 @@ def remoter() -> None:
 
 def main() -> None:
     """Be the command `remoter`."""
+    _speak_utf8()
     remoter()

@@ -7,11 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from remoter_kernel.cli.showing import Terminal
 from remoter_kernel.cli.terminal import questions
+from remoter_kernel.cli.words import session_ids
 from remoter_kernel.errors import RemoterError, Usage
 from remoter_kernel.front.inquiries import finding
 from remoter_kernel.front.notebook import Story, fill, whole_notebook
-from remoter_kernel.front.transcript import Transcript
+from remoter_kernel.front.transcript import Transcript, output_of
+from remoter_kernel.front.verdict import Verdict
 
 if TYPE_CHECKING:
     from remoter_kernel.front.inquiries import Found
@@ -20,7 +23,7 @@ NOTEBOOK = click.Path(path_type=Path, dir_okay=False)
 
 
 @click.command()
-@click.argument("session")
+@click.argument("session", shell_complete=session_ids)
 @click.option("--notebook", metavar="OUT.ipynb", type=NOTEBOOK, help="Write a new notebook.")
 @click.option(
     "--into",
@@ -30,10 +33,17 @@ NOTEBOOK = click.Path(path_type=Path, dir_okay=False)
 )
 @click.option("-f", "--follow", is_flag=True, help="Go on until the session ends.")
 def outputs(session: str, notebook: Path | None, into: Path | None, follow: bool) -> None:
-    """Show every cell of SESSION with its outputs, or write them to a notebook."""
+    """Show every cell of SESSION with its outputs, or write them to a notebook.
+
+    What `remoter run` has begun is shown as it would show it; with -f, the exit code is that of
+    the code, too.
+    """
     if notebook and into:
         raise Usage("Name either a new notebook or one that is there.", "See --help.")
     with finding(session, questions()) as found:
+        if found.about.get("script") and not (notebook or into):
+            _retell(found, follow=follow)
+            return
         if not (notebook or into):
             transcript = Transcript(lambda text: click.echo(text, nl=False))
             for said in found.said(follow=follow):
@@ -47,6 +57,28 @@ def outputs(session: str, notebook: Path | None, into: Path | None, follow: bool
         _write(notebook, story, found)
     if into:
         _fill(into, story)
+
+
+def _retell(found: Found, *, follow: bool) -> None:
+    """Show what a script says, and end as it does."""
+    terminal, verdict = Terminal(), Verdict()
+    reading = found.said(follow=follow)
+    for said in reading:
+        verdict.take(said)
+        output = output_of(said)
+        if output:
+            terminal.show(None, *output)
+    if not follow:
+        return
+    if verdict.is_open:
+        why = reading.answer["session"]["why"]
+        raise RemoterError(
+            f"Session {found.id} ended before its code did. {why}",
+            "Run it again.",
+            remote=found.visit.remote.name,
+        )
+    if verdict.exit_code:
+        raise click.exceptions.Exit(verdict.exit_code)
 
 
 def _write(path: Path, story: Story, found: Found) -> None:

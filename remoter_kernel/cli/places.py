@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from remoter_kernel.cli.terminal import aligned, questions
+from remoter_kernel.cli.words import remote_names
 from remoter_kernel.errors import RemoterError, Usage
-from remoter_kernel.front import kernelspec, remotes
+from remoter_kernel.front import kernelspec, known_sessions, remotes
 from remoter_kernel.front.keeper.endpoint import dismiss_all
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ def list_remotes(as_json: bool) -> None:
 
 
 @click.command()
-@click.argument("name")
+@click.argument("name", shell_complete=remote_names)
 @click.option("--purge", is_flag=True, help="Log in, and remove its own environment there first.")
 def remove(name: str, purge: bool) -> None:
     """Forget a remote and its kernelspec; without --purge nothing changes on the remote itself.
@@ -69,6 +70,7 @@ def remove(name: str, purge: bool) -> None:
         click.echo(f"Removed the kernelspec {kernelspec.kernelspec_name(name)}.")
         return
     dismiss_all(name)
+    known_sessions.forget(name)
     if known and known.remember:
         _forget(known)
     had_kernelspec = kernelspec.remove_kernelspec(name)

@@ -1,112 +1,255 @@
-"""The verb `run`: runs a file or a line of code on a remote, as if it ran here."""
+"""The verb `run`: runs a script, a notebook or a line of code on a remote, as if it ran here."""
 
 from __future__ import annotations
 
+import contextlib
 import getpass
 import json
+import signal
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
+from remoter_kernel.cli.arguments import ScriptCommand
+from remoter_kernel.cli.showing import Document, Ending, Executed, Lines, Showing, Terminal
 from remoter_kernel.cli.terminal import questions
-from remoter_kernel.errors import Usage
+from remoter_kernel.cli.words import DURATION, remote_names
+from remoter_kernel.errors import LoginRefused, RemoterError, Unreachable, Usage
 from remoter_kernel.front.dialer import SessionDialer
+from remoter_kernel.front.notebook_file import check_place, is_valid
+from remoter_kernel.front.program import Program, as_code, code_program, read_program
 from remoter_kernel.front.remotes import find_remote
-from remoter_kernel.front.runner import Runner
+from remoter_kernel.front.runner import Cell, LeftRunning, Runner
+from remoter_kernel.front.verdict import exit_code
 
-FAILED = 1
-SHOWN_AS_TEXT = ("execute_result", "display_data")
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+HINT_AFTER = 1.0  # seconds from Ctrl-C; most code has ended by then
+SIGNALLED = 128  # and the signal's number: what shells say of a command that it has ended
+WHOLE = click.Path(path_type=Path)
 
 
-@click.command()
-@click.argument("name")
+@click.command(cls=ScriptCommand)
+@click.argument("name", shell_complete=remote_names)
 @click.argument("file", required=False, type=click.Path(path_type=Path, allow_dash=True))
-@click.option("-c", "code", help="Run this code instead of a file.")
+@click.option("-c", "code", metavar="CODE", help="Run this code instead of a file.")
+@click.option("-o", "output", metavar="OUT.ipynb", type=WHOLE, help="Write the notebook as run.")
+@click.option("--timeout", metavar="TIME", type=DURATION, help="End it after so long: 90, 10m, 2h.")
+@click.option("--detach", is_flag=True, help="Print the session's id, and let it run there.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document at the end instead.")
-def run(name: str, file: Path | None, code: str | None, as_json: bool) -> None:
+@click.option("--events", is_flag=True, help="Print each output as a line of JSON instead.")
+def run(  # noqa: PLR0917 - click hands them over by name
+    name: str,
+    file: Path | None,
+    code: str | None,
+    output: Path | None,
+    timeout: float | None,
+    detach: bool,
+    as_json: bool,
+    events: bool,
+    arguments: tuple[str, ...],
+) -> None:
     """Run FILE, or the code after -c, on the remote NAME.
 
-    What it prints comes here as it comes there. It stops at the first error, and the exit
-    code says so. Ctrl-C interrupts it there. FILE is a file of this machine; `-` is stdin.
+    FILE is a script (.py, .R) or a notebook (.ipynb) of this machine; `-` is stdin. What it
+    prints comes here as it comes there. It stops at the first error, and the exit code says
+    so. Ctrl-C interrupts it there; Ctrl-C again leaves it running there.
+
+    What follows FILE goes to the script.
     """
-    source = _source(file, code)
+    if detach and (output or timeout or events):
+        raise Usage(
+            "-o, --timeout and --events need somebody here until the end.",
+            "Without them: `remoter outputs SESSION --notebook OUT.ipynb` writes a notebook later.",
+        )
+    if as_json and events:
+        raise Usage("Choose either --json or --events.", "See `remoter run --help`.")
+    program = _program(file, code, arguments)
+    if output:
+        _check_output(program, output)
     runner = Runner(SessionDialer(partial(find_remote, name), questions()))
-    teller = _Document() if as_json else _Terminal()
-    can_ask = sys.stdin.isatty() and not as_json
-    try:
-        runner.start()
-        reply = runner.run(source, teller.show, _ask if can_ask else None)
-    finally:
-        runner.stop()
-    exit_code = _exit_code(reply)
-    teller.finish(name, reply, exit_code)
-    if exit_code:
-        raise click.exceptions.Exit(exit_code)
+    runner.dialer.wish = replace(runner.dialer.wish, script=program.name)
+    with _heeding_signals():
+        if detach:
+            _detach(runner, program, as_json=as_json)
+        else:
+            shows = _shows(program, output, as_json=as_json, events=events)
+            is_asked = sys.stdin.isatty() and not (as_json or events)
+            attached = _Attached(name, runner, program, shows)
+            code_there = attached.run(timeout or 0.0, is_asked=is_asked)
+            raise click.exceptions.Exit(code_there)
 
 
-def _source(file: Path | None, code: str | None) -> str:
+def _program(file: Path | None, code: str | None, arguments: tuple[str, ...]) -> Program:
     if (file is None) == (code is None):
         raise Usage("Name either a file or code (-c).", "See `remoter run --help`.")
     if code is not None:
-        return code
+        return code_program(code, arguments)
     assert file is not None  # noqa: S101 - one of both is there
+    if str(file) == "-":
+        return code_program(as_code(sys.stdin.buffer.read(), "stdin"), arguments, "-")
+    return read_program(file, arguments)
+
+
+def _check_output(program: Program, output: Path) -> None:
+    if program.notebook is None:
+        raise Usage(
+            f"-o writes the notebook that was run, and {program.name} is none.",
+            "Write what it prints to a file (>), or name a notebook (.ipynb).",
+        )
+    if not is_valid(program.notebook.text):
+        raise Usage(
+            f"{program.name} is no valid notebook, and so none could be written after it has run.",
+            "Open it in Jupyter and save it.",
+        )
+    check_place(output)
+
+
+def _shows(
+    program: Program, output: Path | None, *, as_json: bool, events: bool
+) -> tuple[Showing, ...]:
+    told = Document() if as_json else Lines() if events else Terminal(only_errors=bool(output))
+    if output is None or program.notebook is None:
+        return (told,)
+    return (told, Executed(program.notebook, output))
+
+
+def _hand_over(runner: Runner, program: Program, show: Any, ask: Any = None) -> list[Cell]:
+    """Ask for all pieces at once: they run to their end whatever becomes of us."""
+    runner.prepare(program.preparation(runner.language))
+    return [
+        runner.request(piece, partial(show, piece), None if ask is None else ask)
+        for piece in program.pieces
+    ]
+
+
+def _detach(runner: Runner, program: Program, *, as_json: bool) -> None:
+    """Start it there, say how it is called, and leave."""
     try:
-        return sys.stdin.read() if str(file) == "-" else file.read_text(encoding="utf-8")
-    except (OSError, UnicodeError) as error:
-        raise Usage(f"{file} cannot be read: {error}.", "Name a text file.") from error
+        runner.start()
+        _hand_over(runner, program, lambda _piece, _kind, _content: None)
+        runner.leave()
+    finally:
+        runner.stop()
+    name = runner.session
+    if as_json:
+        click.echo(json.dumps({"remote": runner.dialer.remote.name, "session": name}, indent=2))
+        return
+    click.echo(name)
+    if sys.stdout.isatty() and sys.stderr.isatty():
+        click.echo(f"It runs there. To follow it: remoter outputs -f {name}", err=True)
 
 
-def _exit_code(reply: dict[str, Any]) -> int:
-    """Return 0 for code that went well, or that ended by `sys.exit(0)`."""
-    if reply.get("status") == "ok":
-        return 0
-    is_exit = reply.get("ename") == "SystemExit"
-    return 0 if is_exit and reply.get("evalue") in {"", "0", "None"} else FAILED
+class _Attached:
+    """One run that is watched from here."""
+
+    def __init__(
+        self, remote: str, runner: Runner, program: Program, shows: tuple[Showing, ...]
+    ) -> None:
+        self._remote = remote
+        self._runner = runner
+        self._program = program
+        self._shows = shows
+        self._cells: list[Cell] = []
+
+    def run(self, timeout: float, *, is_asked: bool) -> int:
+        """Run it to its end, tell of that, and return the exit code."""
+        runner = self._runner
+        runner.on_press = self._hint_soon
+        try:
+            try:
+                runner.start()
+                self._note_language()
+                ask = _ask if is_asked else None
+                self._cells = _hand_over(runner, self._program, self._show, ask)
+                runner.wait(timeout)
+            except LeftRunning:
+                runner.leave()
+                raise
+            except (Unreachable, LoginRefused) as error:
+                if runner.link.has_met:
+                    runner.close()
+                    raise _still_there(runner, error) from error
+                raise
+            finally:
+                runner.stop()
+        except RemoterError as error:
+            self._finish("error", error.exit_code, str(error))
+            raise
+        replies = [cell.reply or {} for cell in self._cells]
+        code = next(filter(None, map(self._code_of, self._cells)), 0)
+        status = next((word for word in map(_status, replies) if word != "ok"), "ok")
+        self._finish(status, code)
+        return code
+
+    @staticmethod
+    def _code_of(cell: Cell) -> int:
+        reply = cell.reply or {}
+        is_passed_over = cell.piece.may_fail or reply.get("status") == "aborted"
+        return 0 if is_passed_over else exit_code(reply)
+
+    def _show(self, piece: Any, kind: str, content: dict[str, Any]) -> None:
+        for each in self._shows:
+            each.show(piece, kind, content)
+
+    def _note_language(self) -> None:
+        for each in self._shows:
+            if isinstance(each, Executed):
+                each.language_info = dict(self._runner.kernel_info.get("language_info") or {})
+
+    def _finish(self, status: str, code: int, error: str = "") -> None:
+        ending = Ending(self._remote, self._runner.session, status, code, error)
+        for each in self._shows:
+            each.finish(ending)
+
+    def _hint_soon(self) -> None:
+        self._runner.reactor.later(HINT_AFTER, self._hint)
+
+    def _hint(self) -> None:
+        if sys.stderr.isatty():
+            click.echo("Interrupted. Ctrl-C again leaves it running there.", err=True)
+
+
+def _status(reply: dict[str, Any]) -> str:
+    return str(reply.get("status") or "error")
+
+
+def _still_there(runner: Runner, error: RemoterError) -> RemoterError:
+    """Say that what runs there is not lost with the link."""
+    what, advice = runner.way_back("goes on there")
+    error.advice = f"{error.advice} {what} {advice}".strip()
+    return error
 
 
 def _ask(prompt: str, is_secret: bool) -> str:
     return getpass.getpass(prompt) if is_secret else input(prompt)
 
 
-class _Terminal:
-    """Shows outputs as they come: text to stdout, errors to stderr."""
+@contextlib.contextmanager
+def _heeding_signals() -> Iterator[None]:
+    """End the session where this command is to end; leave it where its terminal has gone."""
 
-    def show(self, kind: str, content: dict[str, Any]) -> None:
-        """Show one output."""
-        if kind == "stream":
-            stream = sys.stderr if content.get("name") == "stderr" else sys.stdout
-            stream.write(str(content.get("text", "")))
-            stream.flush()
-        elif kind in SHOWN_AS_TEXT:
-            click.echo(content.get("data", {}).get("text/plain", ""))
-        elif kind == "error":
-            click.echo("\n".join(content.get("traceback", [])), err=True)
+    def end(number: int, _frame: object) -> NoReturn:
+        raise SystemExit(SIGNALLED + number)
 
-    def finish(self, name: str, reply: dict[str, Any], exit_code: int) -> None:
-        """Say nothing more: all has been shown."""
+    def leave(number: int, _frame: object) -> NoReturn:
+        error = LeftRunning("The terminal has gone.")
+        error.exit_code = SIGNALLED + number
+        raise error
 
-
-class _Document:
-    """Collects outputs for one JSON document."""
-
-    def __init__(self) -> None:
-        self._outputs: list[dict[str, Any]] = []
-
-    def show(self, kind: str, content: dict[str, Any]) -> None:
-        """Keep one output in the words of a notebook file."""
-        if kind == "stream":
-            last = self._outputs[-1] if self._outputs else {}
-            if (last.get("output_type"), last.get("name")) == ("stream", content["name"]):
-                last["text"] += content["text"]
-                return
-        if kind in {"stream", "error", *SHOWN_AS_TEXT}:
-            self._outputs.append({"output_type": kind, **content})
-
-    def finish(self, name: str, reply: dict[str, Any], exit_code: int) -> None:
-        """Print the document."""
-        status = reply.get("status")
-        words = {"remote": name, "status": status, "exit_code": exit_code, "outputs": self._outputs}
-        click.echo(json.dumps(words, indent=2))
+    actions = {"SIGTERM": end, "SIGHUP": leave}  # Windows has only the first
+    numbers = {getattr(signal, name): act for name, act in actions.items() if hasattr(signal, name)}
+    before = {number: signal.getsignal(number) for number in numbers}
+    for number, act in numbers.items():
+        if before[number] is signal.SIG_DFL:  # `nohup` means what it says
+            signal.signal(number, act)
+    try:
+        yield
+    finally:
+        for number, action in before.items():
+            signal.signal(number, action)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from remoter_kernel.cli.terminal import aligned, questions
+from remoter_kernel.cli.words import remote_names
 from remoter_kernel.front.happenings import duration
 from remoter_kernel.front.inquiries import visiting
 
@@ -20,7 +21,7 @@ LONG_OVER = 24 * 3600.0  # seconds: the table leaves out what ended before
 
 
 @click.command()
-@click.argument("name", required=False)
+@click.argument("name", required=False, shell_complete=remote_names)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead.")
 def sessions(name: str | None, as_json: bool) -> None:
     """Show the sessions on the remote NAME, or on all remotes.
@@ -68,6 +69,7 @@ def _show(listings: list[Listing]) -> None:
 def _row(remote: str, session: dict[str, Any]) -> tuple[str, ...]:
     since = duration(session["seconds"])
     is_over = session["state"] in {"ended", "dead"}
+    purpose = session["notebook"] or session.get("script", "")
     state = f"{session['state']} {since} ago" if is_over else f"{session['state']} for {since}"
     return (
         session["id"],
@@ -76,5 +78,5 @@ def _row(remote: str, session: dict[str, Any]) -> tuple[str, ...]:
         state,
         str(session["fronts"]),
         time.strftime("%Y-%m-%d %H:%M", time.localtime(session["created"])),
-        PurePosixPath(session["notebook"].replace("\\", "/")).name or "-",
+        PurePosixPath(purpose.replace("\\", "/")).name or "-",
     )

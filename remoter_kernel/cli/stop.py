@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from remoter_kernel.cli.terminal import questions
+from remoter_kernel.cli.words import remote_names, session_ids
 from remoter_kernel.errors import NoSuchSession, RemoterError, Usage
 from remoter_kernel.front.inquiries import Found, meant_by, visiting
 
@@ -22,8 +23,14 @@ SENTENCES = {
 
 
 @click.command()
-@click.argument("words", metavar="SESSION...", nargs=-1)
-@click.option("--all", "everywhere", metavar="NAME", help="Stop all sessions of this remote.")
+@click.argument("words", metavar="SESSION...", nargs=-1, shell_complete=session_ids)
+@click.option(
+    "--all",
+    "everywhere",
+    metavar="NAME",
+    shell_complete=remote_names,
+    help="Stop all sessions of this remote.",
+)
 def stop(words: tuple[str, ...], everywhere: str | None) -> None:
     """End sessions. What they are doing is lost; their outputs stay for two weeks.
 

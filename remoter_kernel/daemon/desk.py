@@ -48,7 +48,7 @@ class Desk:
         self.interrupts.on_over = self.serve_waiting
         # The child, if it gets what comes on this channel at once.
         self.child_for: Callable[[Channel], Child | None] = lambda _channel: None
-        self.on_order: Callable[[str], None] = lambda _order: None  # restart, stop
+        self.on_order: Callable[[str], None] = lambda _order: None  # restart, stop, finish
         self.on_cell: Callable[[str], None] = lambda _cell: None  # a notebook's cell is run
         # What the child may have got already, from an evaluator whose journal is damaged.
         self.on_doubt: Callable[[Request], None] = lambda _request: None
@@ -154,7 +154,7 @@ class Desk:
             go()
 
     def _obey(self, guest: Guest, head: Head, parts: list[Bytes]) -> None:
-        """Do what a front wants done: `{"order": interrupt | restart | stop | keep}`."""
+        """Do what a front wants done: `{"order": interrupt | restart | stop | keep | finish}`."""
         if not parts:
             message = "An order without words."
             raise ProtocolError(message)
@@ -167,9 +167,11 @@ class Desk:
             self.on_order(order)
         elif order == "stop":
             self.on_order(order)
-        elif order == "keep":
+        elif order in {"keep", "finish"}:
             with contextlib.suppress(OSError):  # whoever said it knows it, too
-                self._session.amend(keep=True)
+                self._session.amend(**{order: True})
+            if order == "finish":
+                self.on_order(order)
         else:
             message = f"An order that is not known: {order!r}."
             raise ProtocolError(message)

@@ -67,6 +67,7 @@ def describe(session: Session) -> dict[str, Any]:
         "remote": about.get("remote") or "",
         "kernel": about.get("kernel") or "",
         "notebook": about.get("notebook") or "",
+        "script": about.get("script") or "",
         "host": door.get("host") or socket.gethostname(),
         "created": about.get("created") or 0.0,
         "state": state,
@@ -181,10 +182,13 @@ def tell_outputs(wish: dict[str, Any]) -> Answer:
     reading = Reader(session.folder / "journal", wish.get("place"))
     while True:
         chunks = _pack(_wanted(session, wish, begin, reading), skip)
-        is_over = describe(session)["state"] in {"ended", "dead"}
+        # What an evaluator is about to write while it ends belongs to it, too.
+        is_over = describe(session)["state"] in {"ended", "dead"} and not _evaluator_of(session)
         if chunks or is_over or time.monotonic() > limit:
             break
         while _size_of(session) == size and time.monotonic() < limit:
+            if session.read("session.json").get("ended") and not _evaluator_of(session):
+                break
             time.sleep(LOOK_EVERY)
         size = _size_of(session)
     answer = {"session": describe(session), "is_over": is_over}
@@ -261,6 +265,31 @@ def _missed(records: Iterator[Record], fronts: dict[str, Any], cells: set[str]) 
                         yield missed._replace(number=place)
 
 
+# Paths -----------------------------------------------------------------------------------
+
+
+def tell_paths(wish: dict[str, Any]) -> Answer:
+    """Tell which paths begin with `begin`, in `cwd` or the home: at most so many (`most`).
+
+    Folders have a / at the end.
+    """
+    begin = str(wish["begin"])
+    folder, name = os.path.split(begin)
+    head = begin[: len(begin) - len(name)]
+    place = os.path.join(_full(wish.get("cwd") or "~"), _full(folder))  # noqa: PTH118 - keeps what is absolute
+    found = []
+    with contextlib.suppress(OSError), os.scandir(place) as entries:
+        for entry in entries:
+            is_hidden = entry.name.startswith(".") and not name.startswith(".")
+            if entry.name.startswith(name) and not is_hidden:
+                found.append(head + entry.name + "/" * entry.is_dir())
+    return {"paths": sorted(found)[: int(wish.get("most") or 100)]}, ()
+
+
+def _full(path: str) -> str:
+    return os.path.expanduser(os.path.expandvars(path))  # noqa: PTH111 - as a shell would
+
+
 def _is_event(record: Record) -> bool:
     """Is this worth a line in a log: a request, how it ended, an order, a note?"""
     if record.channel in {Channel.NOTE, Channel.ORDER}:
@@ -305,5 +334,6 @@ ANSWERS: dict[str, Callable[[dict[str, Any]], Answer]] = {
     "sessions": tell_sessions,
     "stop": stop,
     "outputs": tell_outputs,
+    "paths": tell_paths,
     "log": lambda wish: tell_outputs({**wish, "only": "events"}),
 }

@@ -42,7 +42,7 @@ TURN_WITHIN = 20.0  # seconds that another launch for the same session may take
 MOST_CRASHES = 3  # of evaluators of one session, each soon after the other
 CRASHED_LATELY = 60.0  # seconds
 # What a session stays, whoever comes to it later.
-ABOUT = ("kernel_id", "kernel", "arguments", "notebook", "laptop", "remote")
+ABOUT = ("kernel_id", "kernel", "arguments", "notebook", "script", "laptop", "remote")
 
 
 def main(pyzmq: str) -> None:

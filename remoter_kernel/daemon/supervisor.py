@@ -20,6 +20,7 @@ from remoter_kernel.daemon.child import Child
 from remoter_kernel.daemon.deaths import explain
 from remoter_kernel.daemon.desk import Desk
 from remoter_kernel.daemon.ear import Ear
+from remoter_kernel.daemon.patience import Patience
 from remoter_kernel.daemon.slow_start import SlowStart
 from remoter_kernel.daemon.speaker import Speaker
 from remoter_kernel.errors import RemoterError
@@ -44,7 +45,6 @@ LINGER = 30.0  # seconds that a session which could not start still tells why
 LINGER_LOOK = 0.5  # seconds
 LOOK_AGAIN = 0.005  # seconds until a thread has probably done its work
 SWEEP_AFTER = 10.0  # seconds: nobody should wait for it
-LOOK_EVERY = 60.0  # seconds
 ORDERS = (signal.SIGTERM, signal.SIGUSR1)  # stop, restart
 
 
@@ -95,6 +95,7 @@ class Supervisor:
         self._interrupts = self._desk.interrupts
         self._ear = Ear(journal, door, self._desk, past)
         self._slow_start = SlowStart(reactor, session.id, self._requests, self._speaker, wish)
+        self._patience = Patience(reactor, door, self._requests, self.stop)
         self._tries = 1  # to start the child
         self._told_trouble = ""  # of the journal
 
@@ -110,7 +111,8 @@ class Supervisor:
         self.door.on_visit = self._speaker.note_visit
         self.reactor.after_pass = self._end_pass
         self._board.open()
-        self.reactor.later(0.0, self._look_around)
+        is_finishing = bool(self.session.read("session.json").get("finish"))
+        self._patience.begin(self.wish, is_finishing=is_finishing)
         self.reactor.on_bug = lambda error: traceback.print_exception(
             type(error), error, error.__traceback__
         )
@@ -164,6 +166,8 @@ class Supervisor:
     def _obey(self, order: str) -> None:
         if order == "stop":
             self.stop("It was stopped.")
+        elif order == "finish":
+            self._patience.finish()
         else:
             self._end_child(State.RESTARTING)
 
@@ -374,15 +378,6 @@ class Supervisor:
         patience = DIE_WITHIN if was_ready else 0.0
         self.reactor.later(patience, partial(insist, signal.SIGTERM))
         self.reactor.later(patience + KILL_WITHIN, partial(insist, signal.SIGKILL))
-
-    def _look_around(self) -> None:
-        """End a session that has no front and nothing to do for too long."""
-        if self.door.has_visitors or self._requests.asked:
-            self._requests.touch()
-        patience = float(self.wish.get("idle_timeout") or 72 * 3600)
-        if self._requests.idle_for() > patience:
-            self.stop(f"It was idle, without any front, for {patience / 3600:.0f} hours.")
-        self.reactor.later(min(LOOK_EVERY, max(1.0, patience / 4)), self._look_around)
 
     # What the evaluator says itself ----------------------------------------------------
 

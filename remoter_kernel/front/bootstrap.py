@@ -65,6 +65,7 @@ SHIPPED = (
     "daemon/one_line.py",
     "daemon/outbox.py",
     "daemon/past.py",
+    "daemon/patience.py",
     "daemon/pieces.py",
     "daemon/processes.py",
     "daemon/records.py",
@@ -122,6 +123,7 @@ class Wish:
     kernel: str = "python3"
     arguments: tuple[str, ...] = ()  # for the kernel's command line, after the kernelspec's own
     notebook: str = ""
+    script: str = ""  # what is run there without Jupyter, as it was named here
     laptop: str = ""  # on which that notebook is
     cells: tuple[str, ...] = ()  # of that notebook: joins the session where one of them was run
     fronts: tuple[str, ...] = ()  # of this laptop that live, by their kernel ids
@@ -199,16 +201,18 @@ def start_session(login: Access, remote: Remote, wish: Wish) -> Address:
     )
 
 
-def ask_there(login: Access, remote: Remote, words: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
+def ask_there(
+    login: Access, remote: Remote, words: dict[str, Any], *, seconds: float = ASK_WITHIN
+) -> tuple[dict[str, Any], bytes]:
     """Ask about sessions, in words of `daemon.inquire`; return the answer and what follows it."""
     name, content = pack_evaluator()
     python = shell_path(remote.python or "python3")
     command = _ASK.format(python=python, name=name, size=len(content))
     question = json.dumps(words).encode() + b"\n"
-    line, rest = _hear(login, command, question, remote)
+    line, rest = _hear(login, command, question, remote, seconds)
     if line == b"lacks zip":
         _upload(login, name, content, remote)
-        line, rest = _hear(login, command, question, remote)
+        line, rest = _hear(login, command, question, remote, seconds)
     return _read_words(line, login, remote), rest
 
 
@@ -252,9 +256,11 @@ def _explain_end(line: bytes, login: Access, remote: Remote, ended: CommandEnded
     _complain(login, remote, "did not start a transfer", ended)
 
 
-def _hear(login: Access, command: str, stdin: bytes, remote: Remote) -> tuple[bytes, bytes]:
+def _hear(
+    login: Access, command: str, stdin: bytes, remote: Remote, seconds: float
+) -> tuple[bytes, bytes]:
     """Run a command to its end; return our line, and what it said after that."""
-    ran = login.run(command, stdin, seconds=ASK_WITHIN)
+    ran = login.run(command, stdin, seconds=seconds)
     _, marker, rest = (b"\n" + ran.stdout).partition(b"\n" + MARKER)
     if not marker:
         _complain(login, remote, "did not answer", ran)

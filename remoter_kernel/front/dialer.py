@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import zmq
 
 from remoter_kernel.errors import ForwardingRefused, RemoteLacks, RemoterError
-from remoter_kernel.front import orders
+from remoter_kernel.front import known_sessions, orders
 from remoter_kernel.front.bootstrap import Address, StrangeAnswer, Wish, bridge, start_session
 from remoter_kernel.front.claims import Claim
 from remoter_kernel.front.folders import folder_there
@@ -191,6 +191,8 @@ class SessionDialer:
             )
             address = start_session(login, remote, wish)
         orders.forget(remote.name, *(order["kernel_id"] for order in wish.orders))
+        if remote is not HERE and not address.is_joined:
+            known_sessions.add(remote.name, address.session, wish.script)
         return address
 
     def _folder(self) -> Path:

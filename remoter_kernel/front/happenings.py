@@ -18,6 +18,7 @@ ORDERS = {
     "restart": "asked to restart the kernel",
     "stop": "asked to stop the session",
     "keep": "asked to keep the session",
+    "finish": "asked to end the session once all is done",
 }
 NOTES = {"died": "The kernel died", "failed": "The kernel did not start"}
 
@@ -32,7 +33,8 @@ class Chronicle:
 
     def begin(self, about: dict[str, Any]) -> str:
         """Return the first line."""
-        notebook = f", for {about['notebook']}" if about.get("notebook") else ""
+        purpose = about.get("notebook") or about.get("script")
+        notebook = f", for {purpose}" if purpose else ""
         kernel = about.get("kernel") or "a kernel"
         return line(about["created"], f"Session {about['id']} began with {kernel}{notebook}.")
 

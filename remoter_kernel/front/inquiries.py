@@ -11,6 +11,7 @@ from remoter_kernel.errors import NoSuchSession, RemoterError, Unreachable, Usag
 from remoter_kernel.front.bootstrap import ask_there
 from remoter_kernel.front.dialer import HERE
 from remoter_kernel.front.keeper.kept import kept_login
+from remoter_kernel.front.known_sessions import remember
 from remoter_kernel.front.remotes import Remote, find_remote, read_remotes
 from remoter_kernel.wire.said import Said, split_said
 
@@ -112,7 +113,9 @@ def _remotes(names: Iterable[str] | None) -> list[Remote]:
 def _list(visit: Visit) -> Listing:
     try:
         visit.open()
-        return Listing(visit, visit.sessions(), None)
+        sessions = visit.sessions()
+        remember(visit.remote.name, sessions)
+        return Listing(visit, sessions, None)
     except RemoterError as error:
         return Listing(visit, [], error)
 
@@ -178,6 +181,15 @@ def meant_by(word: str, listings: list[Listing]) -> Found:
     raise NoSuchSession(
         f"There is no session {word!r}.", "`remoter sessions` shows which there are."
     )
+
+
+def named_there(
+    word: str, ask: Callable[[dict[str, Any]], tuple[dict[str, Any], bytes]], remote: str
+) -> str:
+    """Return the id of the session of one remote that a word means."""
+    sessions = ask({"verb": "sessions"})[0]["sessions"]
+    remember(remote, sessions)
+    return meant_by(word, [Listing(Visit(Remote(remote, "")), sessions, None)]).id
 
 
 @contextlib.contextmanager

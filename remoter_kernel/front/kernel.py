@@ -20,6 +20,7 @@ from remoter_kernel.front import answers, kernelspec
 from remoter_kernel.front.arrival import Arrival
 from remoter_kernel.front.asker import Asker
 from remoter_kernel.front.awakening import Awakening
+from remoter_kernel.front.completer import Completer
 from remoter_kernel.front.dialer import HERE, SessionDialer
 from remoter_kernel.front.ending import Ending
 from remoter_kernel.front.first_signs import FirstSigns
@@ -41,7 +42,7 @@ from remoter_kernel.front.remotes import (
 )
 from remoter_kernel.front.sockets import Sockets, digest, read_connection
 from remoter_kernel.front.turns import Turns
-from remoter_kernel.front.verbs import Surroundings, Verbs
+from remoter_kernel.front.verbs import HELP, Surroundings, Verbs
 from remoter_kernel.wire.frames import Bytes, Channel, from_json, to_json
 from remoter_kernel.wire.messages import (
     CONTENT,
@@ -114,6 +115,7 @@ class Kernel:
             keep=self._ending.keep,
         )
         self._verbs = Verbs(around)
+        self._completer = Completer(self.reactor, self.dialer, HELP, self._mouth.reply)
         self._first_words = FirstWords(self._mouth)
         self._giving_up = GivingUp(
             self.link, self._mouth, self._asker, self._first_words, self._routes
@@ -173,6 +175,8 @@ class Kernel:
             self._pass_on(kind, route)
 
     def _pass_on(self, kind: str, route: Route) -> None:
+        if kind == "complete_request" and self._completer.take(route):
+            return
         self._arrival.introduction.hear(route)
         is_early = self._waits_for_person or self._arrival.introduction.is_awaited
         if is_early and self._first_words.answer(route, is_kept=not self.link.has_met):
@@ -287,7 +291,7 @@ class Kernel:
                 self._giving_up.ending = route
                 if route.header.get("msg_type") == "execute_request":
                     self._verbs.last_reply = bytes(parts[CONTENT])
-            self.sockets.reply(channel, route.identities, parts)
+            self.sockets.reply(channel, route.identities, self._completer.amend(route, parts))
             if self._turns.must_wait:
                 self._turns.note_reply(route, content_of(parts))
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import json
 import re
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -13,7 +15,7 @@ from remoter_kernel.wire.frames import Channel, from_json, unpack
 from remoter_kernel.wire.messages import HEADER, METADATA, PARENT, content_of, header_of, is_unseen
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from remoter_kernel.wire.said import Said
 
@@ -71,7 +73,8 @@ class Story:
             elif said.channel is Channel.IOPUB:
                 run = self.runs.get(header_of(parts[PARENT]).get("msg_id", ""))
                 if run:
-                    self._take_output(run, parts)
+                    kind = str(header_of(parts[HEADER]).get("msg_type"))
+                    self._take_output(run, kind, content_of(parts))
         except (ProtocolError, LookupError, TypeError, ValueError):
             return
 
@@ -89,9 +92,12 @@ class Story:
             seconds_of(header.get("date")),
         )
 
-    def _take_output(self, run: Run, parts: Sequence[memoryview]) -> None:
-        kind = header_of(parts[HEADER]).get("msg_type")
-        content = content_of(parts)
+    def hear(self, run: Run, kind: str, content: dict[str, Any]) -> None:
+        """Take in one output; one that makes no sense is left out."""
+        with contextlib.suppress(LookupError, TypeError, ValueError):
+            self._take_output(run, kind, content)
+
+    def _take_output(self, run: Run, kind: str, content: dict[str, Any]) -> None:
         if kind == "execute_input":
             run.count = int(content["execution_count"])
         elif kind == "status":
@@ -106,7 +112,7 @@ class Story:
             words = {key: content[key] for key in ("ename", "evalue", "traceback")}
             run.add({"output_type": kind, **words})
         elif kind in {"display_data", "execute_result", "update_display_data"}:
-            self._display(run, str(kind), content)
+            self._display(run, kind, content)
 
     def _display(self, run: Run, kind: str, content: dict[str, Any]) -> None:
         shown = {"data": content["data"], "metadata": content.get("metadata") or {}}
@@ -158,6 +164,25 @@ def whole_notebook(story: Story, kernelspec: str, display_name: str) -> dict[str
         )
     metadata = {"kernelspec": spec, "language_info": {**info, "name": language}}
     return {"cells": cells, "metadata": metadata, "nbformat": 4, "nbformat_minor": 5}
+
+
+def executed_notebook(
+    text: str, runs: Mapping[int, Run], language_info: dict[str, Any]
+) -> dict[str, Any]:
+    """Return the notebook of a file's text after these runs of its cells, by their places.
+
+    What other runs have left in it goes. `language_info` is that of the kernel's own reply.
+    """
+    notebook: dict[str, Any] = json.loads(text)
+    for place, cell in enumerate(notebook["cells"]):
+        if cell.get("cell_type") == "code":
+            run = runs.get(place)
+            cell["outputs"] = run.outputs if run else []
+            cell["execution_count"] = run.count if run else None
+    metadata = notebook.setdefault("metadata", {})
+    metadata["kernelspec"] = {"language": language_info.get("name") or "python"}
+    metadata["language_info"] = language_info
+    return notebook
 
 
 # Into a notebook that is there ------------------------------------------------------------

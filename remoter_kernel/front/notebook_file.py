@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
 import shutil
 import tempfile
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import nbformat
 
 from remoter_kernel.errors import Usage
 
@@ -74,18 +74,43 @@ class NotebookText:
 
 def write_notebook(path: Path, notebook: dict[str, Any]) -> None:
     """Write a whole notebook, as nbformat does."""
+    import nbformat  # noqa: PLC0415 - slow, and most who read a notebook write none
+
     nodes = nbformat.from_dict(notebook)  # type: ignore[no-untyped-call]
-    nbformat.validate(nodes)
+    _validate(nodes)
     replace_file(path, nbformat.writes(nodes) + "\n")  # type: ignore[no-untyped-call]
 
 
 def is_valid(text: str) -> bool:
     """Does nbformat find nothing wrong with a notebook?"""
+    import nbformat  # noqa: PLC0415 - slow, and most who read a notebook write none
+
     try:
-        nbformat.validate(json.loads(text))
+        _validate(json.loads(text))
     except nbformat.ValidationError:
         return False
     return True
+
+
+def _validate(notebook: Any) -> None:
+    """Raise nbformat's error if something is wrong; that ids are missing is put right by it."""
+    import nbformat  # noqa: PLC0415 - slow, and most who read a notebook write none
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        nbformat.validate(notebook)
+
+
+def check_place(path: Path) -> None:
+    """Make sure, as far as that can be known before, that a file can be written there."""
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        with tempfile.TemporaryFile(dir=path.resolve().parent):
+            pass
+    except OSError as error:
+        message = f"{path} cannot be written: {error.strerror or error}."
+        raise Usage(message, "Name a place where you may write.") from error
 
 
 def replace_file(path: Path, text: str) -> None:
@@ -118,6 +143,8 @@ def _umask() -> int:
 
 def _as_written(run: Run) -> Any:
     """Return a run's outputs as nbformat writes them: text as a list of lines."""
+    import nbformat  # noqa: PLC0415 - slow, and most who read a notebook write none
+
     cell: dict[str, Any] = {
         "cell_type": "code",
         "id": "x",

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from remoter_kernel.errors import ProtocolError
 from remoter_kernel.wire.frames import Bytes, Channel
-from remoter_kernel.wire.messages import CONTENT, HEADER, content_of
+from remoter_kernel.wire.messages import CONTENT, HEADER, content_of, header_of
 from remoter_kernel.wire.waiting import MOST_WAITING, Waiting
 
 if TYPE_CHECKING:
@@ -157,13 +157,16 @@ def _pieces(channel: Channel, parts: Sequence[Bytes]) -> Iterator[list[Bytes]]:
     """Yield a message as it is; one with more text than passes at once, as several."""
     if channel is Channel.IOPUB and len(parts[CONTENT]) > 2 * PIECE:
         try:
-            content = content_of(parts)
+            header, content = header_of(parts[HEADER]), content_of(parts)
         except ProtocolError:
-            content = {}
+            header, content = {}, {}
         text = content.get("text")
         if set(content) == {"name", "text"} and isinstance(text, str):
             for begin in range(0, len(text), PIECE):
                 piece = list(parts)
+                if begin:  # a client takes the same text under the same id for a replay
+                    name = f"{header.get('msg_id', '')}.p{begin // PIECE}"
+                    piece[HEADER] = json.dumps({**header, "msg_id": name}).encode()
                 words = {"name": content["name"], "text": text[begin : begin + PIECE]}
                 piece[CONTENT] = json.dumps(words).encode()
                 yield piece

@@ -66,6 +66,17 @@ class Transcript:
             self._is_at_start = text.endswith("\n")
 
 
+def output_of(said: Said) -> tuple[str, dict[str, Any]] | None:
+    """Return kind and content of what was published; None where a record is nothing of the kind."""
+    if said.is_mark or said.channel is not Channel.IOPUB:
+        return None
+    try:
+        parts = unpack(said.body)
+        return str(header_of(parts[HEADER]).get("msg_type")), content_of(parts)
+    except (ProtocolError, LookupError):
+        return None
+
+
 def as_text(data: dict[str, Any]) -> str:
     """Return what of a display can be read; of the rest, what it is."""
     text = data.get("text/plain")

@@ -18,13 +18,14 @@ from remoter_kernel.errors import NoSuchSession, RemoterError, Unreachable, Usag
 from remoter_kernel.front import orders
 from remoter_kernel.front.answers import error_content
 from remoter_kernel.front.bootstrap import ask_there
+from remoter_kernel.front.cell_timer import CellTimer
 from remoter_kernel.front.errands import CellErrand, Order, read_order
 from remoter_kernel.front.happenings import Chronicle
-from remoter_kernel.front.inquiries import Reading
+from remoter_kernel.front.inquiries import Reading, named_there
 from remoter_kernel.front.link import State
 from remoter_kernel.front.notebook import Story
-from remoter_kernel.front.remotes_text import nearest
 from remoter_kernel.front.status import Status, amount, told
+from remoter_kernel.front.verb_help import all_verbs, no_such_verb, one_verb, use_of
 from remoter_kernel.wire.frames import Channel, to_json
 from remoter_kernel.wire.messages import METADATA, PARENT, header_of
 from remoter_kernel.wire.waiting import HELD_BACK
@@ -57,9 +58,10 @@ HELP = {
     "get": "Fetch files from there: get SRC... DST [--dry-run].",
     "keep": "Let the session stay when this kernel is shut down.",
     "stop": "End the session, whatever it is doing.",
+    "timer": "After each cell: the time there, the time on the link, the bytes.",
     "help": "What can be asked, or what one verb does: %remoter help [VERB].",
 }
-LATER = ("pull", "push", "timer")
+LATER = ("pull", "push")
 CARRY = ("put", "get")  # files; they take their turn among the kernel's cells
 
 
@@ -84,10 +86,8 @@ def asked_by(code: str) -> Asked | None:
     if verb in LATER:
         raise Usage(f"%remoter {verb} is not there yet in this version.", "See %remoter help.")
     if verb not in HELP:
-        raise Usage(
-            f'There is no %remoter verb "{verb}"{nearest(verb, HELP)}.', "See %remoter help."
-        )
-    if words and verb not in {"help", *CARRY}:
+        raise no_such_verb(verb, HELP)
+    if verb not in CARRY and len(words) > len(use_of(verb).kinds):
         raise Usage(f"%remoter {verb} takes no further words.", f"See %remoter help {verb}.")
     if rest.strip():
         raise Usage(f"%remoter {verb} stands alone in its cell; nothing was run.")
@@ -117,12 +117,15 @@ class Verbs:
         """Remember."""
         self._around = around
         self.last_reply = b"{}"  # of the kernel, to a cell
+        traffic = lambda: (around.link.sent, around.link.received)  # noqa: E731 - one use
+        self._timer = CellTimer(around.publish, traffic)
         self._held: list[str] = []  # the requests whose text was not given to us in full
 
     def notice(self, parts: Sequence[Bytes]) -> None:
-        """Look at an output: does it say that text of its cell was held back?"""
+        """Look at an output: was text of its cell held back? Is the cell over?"""
         if len(parts[METADATA]) > len(b"{}") and HELD in bytes(parts[METADATA]):
             self._held.append(str(header_of(parts[PARENT]).get("msg_id", "")))
+        self._timer.notice(parts)
 
     def take(
         self,
@@ -145,6 +148,7 @@ class Verbs:
         except Usage as error:
             asked = error
         if asked is None:
+            self._timer.note_request(header, content)
             return False
         cell = _Cell(self._around, header, self._count(), finish)
         if isinstance(asked, Asked) and asked.order:
@@ -166,14 +170,20 @@ class Verbs:
 
     def _answer(self, cell: _Cell, asked: Asked) -> None:
         if asked.verb in {"log", "outputs"}:
-            look = self._log if asked.verb == "log" else self._outputs
+            look = partial(self._log if asked.verb == "log" else self._outputs, *asked.words)
             threading.Thread(
                 target=self._ask, args=(cell, look), name="inquiry", daemon=True
             ).start()
             return
-        say = {"status": self._status, "keep": self._keep, "stop": self._stop}
+        say: dict[str, Callable[..., str]] = {
+            "status": self._status,
+            "keep": self._keep,
+            "stop": self._stop,
+            "timer": self._turn_timer,
+            "help": _help,
+        }
         try:
-            text = _help(asked.words) if asked.verb == "help" else say[asked.verb]()
+            text = say[asked.verb](*asked.words)
         except RemoterError as error:
             cell.end(error)
         else:
@@ -252,6 +262,13 @@ class Verbs:
         )
         return f"{session} ends as soon as the link is back.\n"
 
+    def _turn_timer(self, word: str = "") -> str:
+        if word not in {"on", "off", ""}:
+            raise Usage(f'The timer is turned on or off, not "{word}".', "%remoter timer on")
+        if word:
+            self._timer.turn(on=word == "on")
+        return f"The timer is {'on' if self._timer.is_on else 'off'}.\n"
+
     def _order(self, order: str) -> None:
         self._around.link.say(Channel.ORDER, [to_json({"order": order})])
 
@@ -273,7 +290,8 @@ class Verbs:
         else:
             call(partial(cell.show_all, found))
 
-    def _reading(self, only: str) -> Reading:
+    def _reading(self, only: str, session: str = "") -> Reading:
+        """Read the journal of this session, or of another one there."""
         dialer = self._around.dialer
         login, address = dialer.login, dialer.address
         if login is None or address is None or self._around.link.state is not State.UP:
@@ -283,18 +301,19 @@ class Verbs:
                 remote=dialer.remote.name,
             )
         ask = partial(ask_there, login, dialer.remote)
-        return Reading(ask, address.session, only, cells=self._held)
+        name = named_there(session, ask, dialer.remote.name) if session else address.session
+        return Reading(ask, name, only, cells=self._held)
 
-    def _log(self) -> Iterator[Shown]:
-        reading = self._reading("events")
+    def _log(self, session: str = "") -> Iterator[Shown]:
+        reading = self._reading("events", session)
         chronicle = Chronicle()
         lines = [line for line in map(chronicle.tell, reading) if line]
         about = reading.answer["session"]
         text = "".join(f"{line}\n" for line in [chronicle.begin(about), *lines])
         yield "stream", {"name": "stdout", "text": text[-MOST_TEXT:]}
 
-    def _outputs(self) -> Iterator[Shown]:
-        reading = self._reading("missed")
+    def _outputs(self, session: str = "") -> Iterator[Shown]:
+        reading = self._reading("" if session else "missed", session)
         story = Story()
         for said in reading:
             story.take(said)
@@ -305,11 +324,14 @@ class Verbs:
             head = f"In [{count}]: {first}{' …' if rest else ''}\n"
             yield "stream", {"name": "stdout", "text": head}
             for output in run.outputs:
-                shown = _shown(output, max(left, 0), self._session_id())
+                shown = _shown(output, max(left, 0), session or self._session_id())
                 left -= len(str(shown[1].get("text", "")))
                 yield shown
         if not story.runs:
-            yield "stream", {"name": "stdout", "text": "No output of this session was missed.\n"}
+            text = (
+                "Nothing was run there.\n" if session else "No output of this session was missed.\n"
+            )
+            yield "stream", {"name": "stdout", "text": text}
 
     def _session_id(self) -> str:
         address = self._around.dialer.address
@@ -374,15 +396,8 @@ def _shown(output: dict[str, Any], room: int, session: str) -> Shown:
     return "stream", {"name": output["name"], "text": text}
 
 
-def _help(words: tuple[str, ...]) -> str:
-    if not words:
-        return "".join(f"%remoter {verb:<9}{what}\n" for verb, what in HELP.items())
-    (verb, *_) = words
-    if verb not in HELP:
-        raise Usage(
-            f'There is no %remoter verb "{verb}"{nearest(verb, HELP)}.', "See %remoter help."
-        )
-    return f"%remoter {verb}: {HELP[verb]}\n"
+def _help(verb: str = "") -> str:
+    return one_verb(verb, HELP) if verb else all_verbs(HELP)
 
 
 def _last_error(link: Link) -> str:

@@ -58,9 +58,10 @@ class Voice:
         parent: dict[str, Any] | None = None,
         *,
         topic: bytes = b"",
+        metadata: dict[str, Any] | None = None,
     ) -> list[Bytes]:
         """Make the parts of a message; `parent` is the header that it answers."""
-        message = self._session.msg(kind, content, parent=parent)
+        message = self._session.msg(kind, content, parent=parent, metadata=metadata)
         frames = self._session.serialize(message)
         return [topic, *frames[2:]]
 

@@ -204,3 +204,5 @@ def test_one_text_larger_than_the_limit_comes_in_pieces():
     assert world.server.dropped == 0
     assert world.text() == "x" * 5_000_000
     assert world.kept == [1]
+    signed = [tuple(map(bytes, parts[1:])) for _, parts in world.heard]
+    assert len(set(signed)) == len(signed)  # a client would take the same twice for a replay

@@ -1,0 +1,67 @@
+"""Tells the options of a command from the arguments of the script that it is to run."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+from click.shell_completion import CompletionItem
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+
+class ScriptCommand(click.Command):
+    """What follows NAME and FILE is the script's, from the first word on that is no option here.
+
+    After `--` everything is. With `-c` there is no FILE.
+    """
+
+    def parse_args(self, context: click.Context, args: list[str]) -> list[str]:
+        """Parse the command's own words; the others become the parameter `arguments`."""
+        own, arguments = split(args, _options_of(self))
+        rest = super().parse_args(context, own)
+        context.params["arguments"] = tuple(arguments)
+        return rest
+
+    def shell_complete(self, context: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Complete options, and after FILE what a script is most often given: files."""
+        if incomplete.startswith("-"):
+            return super().shell_complete(context, incomplete)
+        return [CompletionItem(incomplete, type="file")]
+
+    def collect_usage_pieces(self, context: click.Context) -> list[str]:
+        """Tell of the arguments, too."""
+        return [*super().collect_usage_pieces(context), "[ARGUMENT]..."]
+
+
+def _options_of(command: click.Command) -> dict[str, bool]:
+    """Return the spellings of a command's options, and whether a value follows."""
+    options = [option for option in command.params if isinstance(option, click.Option)]
+    own = {word: not option.is_flag for option in options for word in option.opts}
+    return {**own, "--help": False}
+
+
+def split(words: Sequence[str], options: Mapping[str, bool]) -> tuple[list[str], list[str]]:
+    """Return the command's own words, and those of the script."""
+    at, needed = 0, 2  # NAME and FILE
+    while at < len(words):
+        word = words[at]
+        option = _option(word, options)
+        if option:
+            needed -= option == "-c"
+            at += 1 + (options[option] and word == option)
+        elif needed <= 0:
+            return list(words[:at]), list(words[at + (word == "--") :])
+        else:
+            needed -= word == "-" or not word.startswith("-")
+            at += 1
+    return list(words), []
+
+
+def _option(word: str, options: Mapping[str, bool]) -> str:
+    """Return the option that a word gives: `-o OUT`, `-oOUT`, `--timeout=5`; else nothing."""
+    if word in options:
+        return word
+    name = word.partition("=")[0] if word.startswith("--") else word[:2]
+    return name if "-" != word != "--" and options.get(name, False) else ""

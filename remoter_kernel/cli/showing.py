@@ -1,0 +1,145 @@
+"""How what code says there is shown here: at a terminal, as JSON, in a notebook."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+import click
+
+from remoter_kernel.front.notebook import Run, Story
+from remoter_kernel.front.transcript import as_text
+from remoter_kernel.front.verdict import quit_with
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from remoter_kernel.front.notebook_file import NotebookText
+    from remoter_kernel.front.program import Piece
+
+DISPLAYS = ("execute_result", "display_data")
+ALL = ("stream", "error", *DISPLAYS)
+
+
+class Ending(NamedTuple):
+    """How it ended; `error` is the sentence of what was in the way."""
+
+    remote: str
+    session: str
+    status: str
+    exit_code: int
+    error: str = ""
+
+
+class Showing(Protocol):
+    """Somebody who is told of all outputs, and of the end."""
+
+    def show(self, piece: Piece, kind: str, content: dict[str, Any]) -> None:
+        """Show one output of a piece of the code."""
+
+    def finish(self, ending: Ending) -> None:
+        """Hear how it ended."""
+
+
+class Terminal:
+    """Shows outputs as they come: text to stdout, errors to stderr."""
+
+    def __init__(self, *, only_errors: bool = False) -> None:
+        """Remember."""
+        self._only_errors = only_errors
+
+    def show(self, _piece: Piece | None, kind: str, content: dict[str, Any]) -> None:
+        """Show one output."""
+        if kind == "error":
+            self._show_error(content)
+        elif self._only_errors:
+            return
+        elif kind == "stream":
+            stream = sys.stderr if content.get("name") == "stderr" else sys.stdout
+            stream.write(str(content.get("text", "")))
+            stream.flush()
+        elif kind in DISPLAYS:
+            click.echo(as_text(content.get("data") or {}))
+
+    @staticmethod
+    def _show_error(content: dict[str, Any]) -> None:
+        word = quit_with(content)
+        if word is None:
+            click.echo("\n".join(content.get("traceback", [])), err=True)
+        elif not word.lstrip("-").isdigit():  # `sys.exit("why")`
+            click.echo(word, err=True)
+
+    def finish(self, ending: Ending) -> None:
+        """Say nothing more: all has been shown."""
+
+
+class Document:
+    """Collects outputs for one JSON document."""
+
+    def __init__(self) -> None:
+        """Begin with none."""
+        self._outputs: list[dict[str, Any]] = []
+
+    def show(self, _piece: Piece, kind: str, content: dict[str, Any]) -> None:
+        """Keep one output in the words of a notebook file."""
+        if kind == "stream":
+            last = self._outputs[-1] if self._outputs else {}
+            if (last.get("output_type"), last.get("name")) == ("stream", content["name"]):
+                last["text"] += content["text"]
+                return
+        if kind in ALL:
+            self._outputs.append({"output_type": kind, **content})
+
+    def finish(self, ending: Ending) -> None:
+        """Print the document."""
+        words = {**ending._asdict(), "outputs": self._outputs}
+        if not ending.error:
+            del words["error"]
+        click.echo(json.dumps(words, indent=2))
+
+
+class Lines:
+    """Prints each event as a line of JSON, as it comes."""
+
+    def show(self, piece: Piece, kind: str, content: dict[str, Any]) -> None:
+        """Print one output."""
+        if kind in ALL:
+            words = {"event": "output", "cell": piece.cell, "output_type": kind, **content}
+            click.echo(json.dumps(words))
+
+    def finish(self, ending: Ending) -> None:
+        """Print the last line."""
+        click.echo(json.dumps({"event": "end", **ending._asdict()}))
+
+
+class Executed:
+    """Writes the notebook as it is after its run, whatever has become of it."""
+
+    def __init__(self, notebook: NotebookText, path: Path) -> None:
+        """Remember what was read, and where to write."""
+        self._notebook = notebook
+        self._path = path
+        self._story = Story()
+        self._runs: dict[int, Run] = {}
+        self.language_info: dict[str, Any] = {}  # of the kernel there, once that is known
+
+    def show(self, piece: Piece, kind: str, content: dict[str, Any]) -> None:
+        """Keep one output for its cell."""
+        run = self._runs.setdefault(piece.cell, Run("", piece.source))
+        self._story.hear(run, kind, content)
+
+    def finish(self, ending: Ending) -> None:
+        """Write the notebook; without a kernel there is nothing to write."""
+        from remoter_kernel.front.kernelspec import kernelspec_name
+        from remoter_kernel.front.notebook import executed_notebook
+        from remoter_kernel.front.notebook_file import write_notebook
+
+        if not self.language_info:
+            return
+        name, title = kernelspec_name(ending.remote), f"Remote ({ending.remote})"
+        notebook = executed_notebook(self._notebook.text, self._runs, self.language_info)
+        notebook["metadata"]["kernelspec"] |= {"name": name, "display_name": title}
+        write_notebook(self._path, notebook)
+        cells = f"{len(self._runs)} cell{'s' * (len(self._runs) != 1)}"
+        click.echo(f"Ran {cells}; wrote {self._path}.", err=True)

@@ -1,0 +1,71 @@
+"""The kinds of words that verbs take, and how a shell completes them; never by asking a remote."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+from click.shell_completion import CompletionItem
+
+from remoter_kernel.errors import RemoterError
+from remoter_kernel.front.known_sessions import recall
+from remoter_kernel.front.remotes import read_remotes
+from remoter_kernel.front.remotes_text import read_duration
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+class Duration(click.ParamType):  # type: ignore[type-arg] # it has none in older versions
+    """So many seconds, or a duration as `remotes.toml` has it."""
+
+    name = "time"
+
+    def convert(
+        self, value: object, param: click.Parameter | None, context: click.Context | None
+    ) -> float:
+        """Return seconds."""
+        if isinstance(value, float):
+            return value
+        text = str(value)
+        try:
+            seconds = read_duration(f"{text}s" if text[-1:].isdigit() else text)
+        except ValueError as error:
+            self.fail(f"Write {error}.", param, context)
+        if seconds <= 0:
+            self.fail("Write more than nothing.", param, context)
+        return seconds
+
+
+DURATION = Duration()
+
+
+def remote_names(
+    _context: click.Context, _parameter: click.Parameter, begin: str
+) -> list[CompletionItem]:
+    """Complete the name of a remote."""
+    try:
+        remotes = read_remotes().all
+    except RemoterError:
+        return []
+    return [
+        CompletionItem(name, help=remote.host)
+        for name, remote in remotes.items()
+        if name.startswith(begin)
+    ]
+
+
+def session_ids(
+    _context: click.Context, _parameter: click.Parameter, begin: str
+) -> list[CompletionItem]:
+    """Complete the id of a session, or `NAME/ID`, of those that were seen last."""
+    return [CompletionItem(word, help=told) for word, told in _known() if word.startswith(begin)]
+
+
+def _known() -> Iterator[tuple[str, str]]:
+    for remote, sessions in recall().items():
+        for session in sessions:
+            purpose = session["notebook"] or session["script"]
+            told = " ".join(filter(None, (remote, session["state"], purpose)))
+            yield session["id"], told
+            yield f"{remote}/{session['id']}", told

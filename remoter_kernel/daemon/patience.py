@@ -1,0 +1,55 @@
+"""Decides when a session that no front uses has lived for long enough."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Callable
+
+if TYPE_CHECKING:
+    from remoter_kernel.daemon.door import Door
+    from remoter_kernel.daemon.requests import Requests
+    from remoter_kernel.wire.reactor import Reactor
+
+LOOK_EVERY = 60.0  # seconds
+USUALLY = 72 * 3600.0  # seconds without any front and anything to do
+FINISHED_FOR = 1.0  # seconds: the last outputs come after the last reply
+
+
+class Patience:
+    """How long an idle session may live: its `idle_timeout`, or until it is finished."""
+
+    def __init__(
+        self, reactor: Reactor, door: Door, requests: Requests, stop: Callable[[str], None]
+    ) -> None:
+        """Remember; `stop(why)` ends the session."""
+        self._reactor = reactor
+        self._door = door
+        self._requests = requests
+        self._stop = stop
+        self._limit = USUALLY
+
+    def begin(self, wish: dict[str, Any], *, is_finishing: bool) -> None:
+        """Look around from now on."""
+        self._limit = float(wish.get("idle_timeout") or USUALLY)
+        self._reactor.later(0.0, self._look)
+        if is_finishing:
+            self.finish()
+
+    def finish(self) -> None:
+        """End the session as soon as all that was asked of it is done and no front is here."""
+        if self._is_in_use or self._requests.idle_for() < FINISHED_FOR:
+            self._reactor.later(FINISHED_FOR / 2, self.finish)
+        else:
+            self._stop("All that was asked of it was done.")
+
+    @property
+    def _is_in_use(self) -> bool:
+        requests = self._requests
+        return bool(self._door.has_visitors or requests.asked or requests.waiting)
+
+    def _look(self) -> None:
+        """End a session that has no front and nothing to do for too long."""
+        if self._is_in_use:
+            self._requests.touch()
+        if self._requests.idle_for() > self._limit:
+            self._stop(f"It was idle, without any front, for {self._limit / 3600:.0f} hours.")
+        self._reactor.later(min(LOOK_EVERY, max(1.0, self._limit / 4)), self._look)

@@ -1,0 +1,85 @@
+"""How each verb of `%remoter` is used: for `%remoter help VERB`, and for Tab (pure)."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from remoter_kernel.errors import Usage
+from remoter_kernel.front.remotes_text import nearest
+
+# Kinds of words; anything else is the words themselves, "on|off".
+VERB, SESSION, HERE, THERE = "a verb", "a session", "a path here", "a path there"
+
+
+class Use(NamedTuple):
+    """How one verb is used."""
+
+    words: str  # that follow it, as a person reads them
+    example: str
+    shows: str = ""  # what the example does
+    kinds: tuple[str, ...] = ()  # of these words; the last one is that of all that follow
+
+
+USES = {
+    "status": Use(
+        "", "%remoter status", "the link, the session, the login, bytes sent and received"
+    ),
+    "outputs": Use(
+        "[SESSION]",
+        "%remoter outputs 7f3a9c",
+        "all that this session has said; without a session: what this one's cells have missed",
+        (SESSION,),
+    ),
+    "log": Use(
+        "[SESSION]",
+        "%remoter log",
+        "fronts, requests and how they ended, interrupts, restarts, deaths, each with its time",
+        (SESSION,),
+    ),
+    "put": Use("SRC... DST", "%remoter put data/*.csv ~/data/", "sends files there", (HERE, THERE)),
+    "get": Use("SRC... DST", "%remoter get runs/7.log ./", "fetches files", (THERE, HERE)),
+    "push": Use("NAME...", "%remoter push frame", "sends a variable of this side there"),
+    "pull": Use("NAME [as NAME]", "%remoter pull frame", "fetches a variable to this side"),
+    "keep": Use("", "%remoter keep", "shut the kernel down after that: the session stays"),
+    "stop": Use("", "%remoter stop", "ends this session, with its variables"),
+    "timer": Use(
+        "on|off",
+        "%remoter timer on",
+        "then after each cell, for example: [remoter] 1.2 s there, 0.1 s on the link, …",
+        ("on|off",),
+    ),
+    "help": Use("[VERB]", "%remoter help put", "how that verb is used", (VERB,)),
+}
+
+
+def use_of(verb: str) -> Use:
+    """Return how a verb is used."""
+    return USES.get(verb) or Use("", f"%remoter {verb}")
+
+
+def all_verbs(summaries: dict[str, str]) -> str:
+    """Return a line for each verb."""
+    lines = [f"%remoter {verb:<9}{what}\n" for verb, what in summaries.items()]
+    return "".join([*lines, "\n%remoter help VERB shows how one is used.\n"])
+
+
+def one_verb(verb: str, summaries: dict[str, str]) -> str:
+    """Return how a verb is used, with an example; `Usage` if there is none of that name."""
+    if verb not in summaries:
+        raise no_such_verb(verb, summaries)
+    use = use_of(verb)
+    lines = [
+        f"%remoter {verb} {use.words}".rstrip(),
+        f"    {summaries[verb]}",
+        "",
+        "For example:",
+        f"    {use.example}",
+        *([f"    ({use.shows})"] if use.shows else []),
+    ]
+    return "".join(f"{line}\n" for line in lines)
+
+
+def no_such_verb(verb: str, summaries: dict[str, str]) -> Usage:
+    """Say that there is no such verb, and which one may be meant."""
+    hint = nearest(verb, summaries)
+    return Usage(f'There is no %remoter verb "{verb}"{hint}.', "See %remoter help.")

@@ -1,0 +1,67 @@
+"""How code ended that was run there without Jupyter, and its exit code (pure)."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+from remoter_kernel.errors import ProtocolError
+from remoter_kernel.wire.frames import Channel, unpack
+from remoter_kernel.wire.messages import HEADER, PARENT, content_of, header_of
+
+if TYPE_CHECKING:
+    from remoter_kernel.wire.said import Said
+
+FAILED = 1
+_QUIT = re.compile(r"quit\(status = (-?\d+)\)")  # as an R script's `quit` is made to say it
+
+
+def quit_with(content: dict[str, Any]) -> str | None:
+    """Return with which word code ended itself (`sys.exit(…)`); None: it did not."""
+    evalue = str(content.get("evalue", "")).strip()
+    if content.get("ename") == "SystemExit":
+        return "0" if evalue in {"", "None", "False"} else evalue
+    found = _QUIT.search(evalue)
+    return found[1] if found else None
+
+
+def exit_code(reply: dict[str, Any]) -> int:
+    """Return 0 for code that went well, or that ended itself so."""
+    if reply.get("status") == "ok" or quit_with(reply) == "0":
+        return 0
+    return FAILED
+
+
+class Verdict:
+    """How the code of a session ended, by what its journal says."""
+
+    def __init__(self) -> None:
+        """Begin with nothing asked."""
+        self._asked: dict[str, bool] = {}  # by request: may it fail?
+        self._code = 0
+
+    @property
+    def is_open(self) -> bool:
+        """Has something been asked that was never answered?"""
+        return bool(self._asked)
+
+    @property
+    def exit_code(self) -> int:
+        """Return that of the code, as far as it has got."""
+        return FAILED if self.is_open else self._code
+
+    def take(self, said: Said) -> None:
+        """Take in one record; one that makes no sense says nothing."""
+        if said.channel is not Channel.SHELL or said.is_mark:
+            return
+        try:
+            parts = unpack(said.body)
+            header, content = header_of(parts[HEADER]), content_of(parts)
+            if said.is_from_front and header.get("msg_type") == "execute_request":
+                self._asked[str(header["msg_id"])] = not content.get("stop_on_error", True)
+            elif header.get("msg_type") == "execute_reply":
+                may_fail = self._asked.pop(str(header_of(parts[PARENT]).get("msg_id")), True)
+                if not (may_fail or content.get("status") == "aborted"):
+                    self._code = self._code or exit_code(content)
+        except (ProtocolError, LookupError):
+            return

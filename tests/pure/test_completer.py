@@ -1,0 +1,158 @@
+"""What Tab completes after %remoter in a cell, as far as it is known here."""
+
+from __future__ import annotations
+
+import os
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from remoter_kernel.daemon.inquire import tell_paths
+from remoter_kernel.errors import Usage
+from remoter_kernel.front.completer import (
+    Completer,
+    kind_of,
+    line_before_cursor,
+    paths_here,
+    quoted,
+    with_magics,
+    words_of,
+)
+from remoter_kernel.front.remotes import Remote
+from remoter_kernel.front.verb_help import HERE, SESSION, THERE, USES, VERB, all_verbs, one_verb
+from remoter_kernel.front.verbs import HELP
+
+
+@pytest.mark.parametrize(
+    ("line", "kind"),
+    [
+        ("%remoter ", VERB),
+        ("%remoter sta", VERB),
+        ("%remoter help st", VERB),
+        ("%remoter log 7f", SESSION),
+        ("%remoter put da", HERE),
+        ("%remoter put data.csv ", THERE),
+        ("%remoter put 'my data' ~/", THERE),
+        ("%remoter get ru", THERE),
+        ("%remoter get runs/a ./", HERE),
+        ("%remoter timer o", "on|off"),
+        ("%remoter status x", ""),
+        ("%remoter nonsense x", ""),
+    ],
+)
+def test_what_stands_at_the_cursor(line, kind):
+    """By the verb, and by the place in its line."""
+    assert kind_of([word.text for word in words_of(line)[1:]]) == kind
+
+
+@given(st.lists(st.text(min_size=1), min_size=1))
+def test_a_word_that_is_written_is_read_as_it_was(words):
+    """Blanks, quotes and backslashes in a name do not make it two."""
+    line = " ".join(map(quoted, words))
+    if not any(sign.isspace() and sign != " " for sign in line):
+        assert [word.text for word in words_of(line)] == words
+
+
+def test_where_the_last_word_begins():
+    """That is what the client replaces, quotes and all."""
+    assert words_of("%remoter put 'my da")[-1] == (13, "my da")
+    assert words_of("%remoter put ü/d")[-1] == (13, "ü/d")
+
+
+@pytest.mark.parametrize(
+    ("code", "position", "line"),
+    [
+        ("%remoter st\nmore", 11, "%remoter st"),
+        ("%remoter st\nmore", 14, ""),
+        ("%remoter stop", 11, "%remoter st"),
+        ("%remoter", None, "%remoter"),
+    ],
+)
+def test_only_the_first_line_counts(code, position, line):
+    assert line_before_cursor({"code": code, "cursor_pos": position}) == line
+
+
+def reply(*matches, start=0, **metadata):
+    return {
+        "status": "ok",
+        "matches": list(matches),
+        "cursor_start": start,
+        "cursor_end": 4,
+        "metadata": metadata,
+    }
+
+
+def test_the_first_word_is_added_to_what_the_kernel_says():
+    """Beside its own magics, after a % that it leaves alone, and where it knows nothing (R)."""
+    assert with_magics("%rem", reply("%rehashx"))["matches"] == ["%rehashx", "%remoter"]
+    assert with_magics("%re", reply("rehashx", start=1))["matches"] == ["rehashx", "remoter"]
+    nothing = with_magics("%%lo", reply(start=4))
+    assert (nothing["matches"], nothing["cursor_start"]) == (["%%local"], 0)
+    assert with_magics("%rem", reply("%remoter"))["matches"] == ["%remoter"]
+
+
+def test_what_is_for_the_kernel_alone_stays_as_it_is():
+    for line in ("", "rem", "x = %rem", "%time"):
+        said = reply("x")
+        assert with_magics(line, said) is said
+    failed = {"status": "error"}
+    assert with_magics("%rem", failed) is failed
+
+
+def test_jupyterlab_finds_it_where_it_looks():
+    typed = [{"start": 0, "end": 4, "text": "%rehashx", "type": "magic"}]
+    said = with_magics("%rem", reply("%rehashx", _jupyter_types_experimental=typed))
+    texts = [each["text"] for each in said["metadata"]["_jupyter_types_experimental"]]
+    assert texts == said["matches"]
+
+
+def test_paths_of_either_side(tmp_path, monkeypatch):
+    """Relative to where they begin, absolute, in the home; folders with a slash, nothing hidden."""
+    (tmp_path / "data").mkdir()
+    for name in ("data/a.csv", "data/b c.csv", "dart.txt", ".hidden"):
+        (tmp_path / name).write_text("")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+
+    def there(begin, cwd):
+        return tell_paths({"verb": "paths", "begin": begin, "cwd": cwd})[0]["paths"]
+
+    for look in (paths_here, lambda begin: there(begin, str(tmp_path)), lambda b: there(b, "")):
+        assert look("da") == ["dart.txt", "data/"]
+        assert look("data/") == ["data/a.csv", "data/b c.csv"]
+        assert look("~/dar") == ["~/dart.txt"]
+        assert look(f"{tmp_path}/dar") == [f"{tmp_path}/dart.txt"]
+        assert look(".h") == [".hidden"]
+        assert look("nowhere/") == []
+    assert there("", str(tmp_path)) == ["dart.txt", "data/"]
+    assert os.sep == "/"
+
+
+@pytest.mark.parametrize(("local", "found"), [("ask", ["a.csv"]), ("never", [])])
+def test_a_remote_that_never_reaches_this_side_gets_no_names_of_it(
+    tmp_path, monkeypatch, local, found
+):
+    (tmp_path / "a.csv").write_text("")
+    monkeypatch.chdir(tmp_path)
+    remote = Remote("box", "box", local=local)
+    nobody: Any = SimpleNamespace(find=lambda: remote)
+    assert Completer(nobody, nobody, (), nobody)._here(HERE, "") == found
+
+
+@pytest.mark.parametrize("verb", HELP)
+def test_every_verb_has_a_line_and_an_example(verb):
+    """`%remoter help VERB`: how it is used, what it does, an example of just that verb."""
+    assert verb in USES
+    text = one_verb(verb, HELP)
+    assert text.startswith(f"%remoter {verb}")
+    assert HELP[verb] in text
+    assert USES[verb].example.startswith(f"%remoter {verb}")
+    assert f"%remoter {verb} " in all_verbs(HELP)
+
+
+def test_help_for_what_is_not_there_names_the_nearest():
+    with pytest.raises(Usage, match='did you mean "status"'):
+        one_verb("sttus", HELP)
