@@ -7,6 +7,7 @@ Where no cell waits that may be asked in, nobody is asked: the next one that is 
 from __future__ import annotations
 
 import queue
+import threading
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -46,8 +47,9 @@ class Asker:
         self._asked: _Asked | None = None
         self._names: set[str] = set()  # of all messages that asked
         self._busy: set[str] = set()  # cells that were told to be at work
+        self._turn = threading.Lock()  # there is one input box
 
-    # --- from the login's thread ---
+    # --- from the login's thread, or that of a cell which is answered here ---
 
     def confirm_host_key(self, host: str, kind: str, fingerprint: str) -> Trust:
         """Ask whether a host's key is the right one."""
@@ -84,10 +86,19 @@ class Asker:
         """Is there a cell that waits, and in which one may ask?"""
         return self._find() is not None
 
-    def _ask(self, text: str, *, is_hidden: bool) -> str:
+    def ask_in(self, cell: Route, text: str) -> str:
+        """Ask in this very cell, which has said that it is at work; a RemoterError: no answer."""
+        if not may_ask_in(cell):
+            raise NeedsPerson("nobody can be asked in this cell.")
+        self._busy.add(str(cell.header.get("msg_id", "")))
+        return self._ask(text, is_hidden=False, cell=cell)
+
+    def _ask(self, text: str, *, is_hidden: bool, cell: Route | None = None) -> str:
         answer: queue.SimpleQueue[str | NotAnswered | NeedsPerson] = queue.SimpleQueue()
-        self._reactor.call(partial(self._begin, f"{text} ", answer, is_hidden=is_hidden))
-        said = answer.get()
+        begin = partial(self._begin, f"{text} ", answer, is_hidden=is_hidden, cell=cell)
+        with self._turn:
+            self._reactor.call(begin)
+            said = answer.get()
         if isinstance(said, str):
             return said
         raise said
@@ -103,8 +114,9 @@ class Asker:
         answer: queue.SimpleQueue[str | NotAnswered | NeedsPerson],
         *,
         is_hidden: bool,
+        cell: Route | None,
     ) -> None:
-        route = self._find()
+        route = cell or self._find()
         if route is None:
             message = "the login has a question, and no cell is waiting in which to ask it."
             answer.put(NeedsPerson(message, "Run a cell to be asked."))
