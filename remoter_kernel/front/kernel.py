@@ -13,6 +13,7 @@ import time
 import traceback
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from remoter_kernel.errors import RemoteLacks, RemoterError
@@ -20,15 +21,19 @@ from remoter_kernel.front import answers, parent
 from remoter_kernel.front.arrival import Arrival
 from remoter_kernel.front.asker import Asker
 from remoter_kernel.front.awakening import Awakening
+from remoter_kernel.front.cells_here import CellsHere
 from remoter_kernel.front.departure import leave_with
 from remoter_kernel.front.dialer import HERE, SessionDialer
 from remoter_kernel.front.first_words import FirstWords
 from remoter_kernel.front.giving_up import GivingUp
+from remoter_kernel.front.impatient import Impatient
+from remoter_kernel.front.interrupting import Interrupting
 from remoter_kernel.front.link import Link, State
 from remoter_kernel.front.mouth import Mouth, Route
 from remoter_kernel.front.news import News
 from remoter_kernel.front.notices import Notices
 from remoter_kernel.front.pacer import Pacer
+from remoter_kernel.front.permission import Permission
 from remoter_kernel.front.questions import NeedsPerson
 from remoter_kernel.front.remotes import (
     Remote,
@@ -38,7 +43,7 @@ from remoter_kernel.front.remotes import (
 )
 from remoter_kernel.front.sockets import Sockets, digest, read_connection
 from remoter_kernel.front.verbs import Surroundings, Verbs
-from remoter_kernel.wire.frames import Bytes, Channel, from_json, to_json
+from remoter_kernel.wire.frames import Bytes, Channel, from_json
 from remoter_kernel.wire.messages import (
     CONTENT,
     HEADER,
@@ -52,13 +57,8 @@ from remoter_kernel.wire.reactor import Reactor
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
-    from remoter_kernel.wire.reactor import Timer
-
-HOLD_INTERRUPT = 0.15  # seconds
 LOOK_FOR_PARENT = 1.0  # seconds
-ANSWER_WITHIN = 0.7  # seconds: jupyter console gives a question one, and mistakes a late answer
 LAST_WORDS = 0.3  # seconds between what a dying kernel says and the front's own end
 
 
@@ -94,10 +94,9 @@ class Kernel:
         self._info = last_kernel_info(remote.name)
         self._language = "R" if remote.kernel == "ir" else "python"
         self._routes: dict[str, Route] = {}
-        self._held: list[Route] = []  # an empty answer is better for them than a late one
+        self._impatient = Impatient(self.reactor, self._mouth)
         self._has_asker = False  # has any client allowed questions?
         self._is_leaving = False
-        self._held_interrupt: Timer | None = None
         self._news = News(self._mouth.publish)
         self._notices = Notices(self.reactor, self._mouth.publish, lambda: self._find().name)
         around = Surroundings(
@@ -114,6 +113,18 @@ class Kernel:
         self._first_words = FirstWords(self._mouth)
         self._giving_up = GivingUp(
             self.link, self._mouth, self._asker, self._first_words, self._routes
+        )
+        self._permission = Permission(self._asker, lambda: self._find().local, Path.cwd())
+        self._here = CellsHere(
+            self.reactor,
+            self._mouth,
+            self._permission,
+            under_way=self._cells,
+            may_begin=lambda: self._is_ready or self.link.state in {State.FAILED, State.WAITING},
+            say=self._run_there,
+        )
+        self._interrupting = Interrupting(
+            self.reactor, self.link, self._asker, self._here.turns, self._cells
         )
         self._arrival = Arrival(self.reactor, self.link, self.dialer, lambda: self._find().name)
 
@@ -139,6 +150,7 @@ class Kernel:
         self.link.wake()
         self.reactor.run()
         self._arrival.end(is_dismissed=not self._is_leaving)
+        self._here.close()
         self.sockets.close()
         self.dialer.close()
 
@@ -161,11 +173,13 @@ class Kernel:
         if kind == "kernel_info_request" and not (self._is_ready and self.link.state is State.UP):
             self._mouth.reply(route, answers.kernel_info(self._info, self._language))
         elif kind == "interrupt_request":
-            self._interrupt(route)
+            self._mouth.reply(route, {"status": "ok"})
+            self._interrupting.interrupt(is_held=self.stays)
         elif kind == "shutdown_request":
             self._shut_down(route)
         elif channel is Channel.STDIN:
-            self.link.say(channel, parts)
+            if not self._here.take_answer(parts):
+                self.link.say(channel, parts)
         else:
             self._pass_on(kind, route)
 
@@ -175,23 +189,32 @@ class Kernel:
         if is_early and self._first_words.answer(route, is_kept=not self.link.has_met):
             return
         if kind == "execute_request":
-            content = content_of(route.parts)
-            self._has_asker |= bool(content.get("allow_stdin", True))
-            if self._verbs.take(route.header, content, partial(self._finish, route)):
-                return
-            if self.link.state in {State.FAILED, State.WAITING}:
-                self._begin_anew(route)
-                return
+            self._take_cell(route)
+        elif self._here.take_other(kind, route):
+            return
         elif self.link.state is State.FAILED or (self._asker.is_asking and kind in answers.EMPTY):
-            empty = answers.empty_reply(kind, content_of(route.parts))
-            if empty:
-                self._mouth.reply(route, empty)
-            return
+            self._impatient.answer_empty(route)
         elif kind in answers.IMPATIENT and not (self._is_ready and self.link.state is State.UP):
-            self._held.append(route)
-            self.reactor.later(ANSWER_WITHIN, partial(self._answer_held, route))
+            self._impatient.hold(route)
+        else:
+            self._say(route)
+
+    def _take_cell(self, route: Route) -> None:
+        """Take a cell: answer it here, or let it run on one side in its turn."""
+        content = content_of(route.parts)
+        self._has_asker |= bool(content.get("allow_stdin", True))
+        if self._here.take_cell(route):
             return
-        self._say(route)
+        if self._verbs.take(route.header, content, partial(self._finish, route)):
+            return
+        if not self._here.turns.take_there(route):
+            self._run_there(route)
+
+    def _run_there(self, route: Route) -> None:
+        if self.link.state in {State.FAILED, State.WAITING}:
+            self._begin_anew(route)
+        else:
+            self._say(route)
 
     def _finish(self, route: Route, content: dict[str, Any], error: dict[str, Any] | None) -> None:
         """End a cell that was answered here."""
@@ -214,30 +237,10 @@ class Kernel:
             self._news.tell([route])
         self._notices.look(self.link, [route])
 
-    def _answer_held(self, route: Route) -> None:
-        """Answer for a far side that is not there yet: whoever asked waits no longer."""
-        if route in self._held:
-            self._held.remove(route)
-            kind = str(route.header.get("msg_type", ""))
-            self._mouth.reply(route, answers.empty_reply(kind, content_of(route.parts)) or {})
-
-    def _interrupt(self, route: Route) -> None:
-        """Interrupt at once; where a shutdown keeps the session, wait whether one follows."""
-        self._mouth.reply(route, {"status": "ok"})
-        if self._asker.call_off():
-            return
-        if self.link.pacer:
-            self.link.pacer.interrupt(*self._cells()[:1])
-        if self.stays:
-            order = partial(self._order, "interrupt", cells=self._cells())
-            self._held_interrupt = self.reactor.later(HOLD_INTERRUPT, order)
-        else:
-            self._order("interrupt", cells=self._cells())
-
-    def _cells(self) -> list[str]:
+    def _cells(self) -> list[Route]:
         """Return the cells without a reply; the first one runs, as far as is known here."""
-        kinds = ((key, route.header.get("msg_type")) for key, route in self._routes.items())
-        return [key for key, kind in kinds if kind == "execute_request"]
+        routes = self._routes.values()
+        return [each for each in routes if each.header.get("msg_type") == "execute_request"]
 
     @property
     def stays(self) -> bool:
@@ -246,9 +249,6 @@ class Kernel:
 
     def _keep(self) -> None:
         self._stays = True
-
-    def _order(self, order: str, **words: Any) -> None:
-        self.link.say(Channel.ORDER, [to_json({"order": order, **words})])
 
     def _shut_down(self, route: Route) -> None:
         """End this process; the session ends, restarts or stays, as it is meant."""
@@ -264,8 +264,7 @@ class Kernel:
         elif not self.stays:
             self._leave_with("stop")
         else:
-            if self._held_interrupt:  # Jupyter sends one before each shutdown
-                self._held_interrupt.cancel()
+            self._interrupting.drop()
             self.reactor.stop()
 
     def _leave_with(self, order: str) -> None:
@@ -293,6 +292,7 @@ class Kernel:
                 return
             self._verbs.notice(parts)
             self.sockets.publish([bytes(parts[TOPIC]), *parts[HEADER:]])
+            self._here.notice(parts)
         elif channel is Channel.NOTE:
             self._hear_note(from_json(parts[TOPIC]))
         else:
@@ -305,7 +305,9 @@ class Kernel:
                 self._giving_up.ending = route
                 if route.header.get("msg_type") == "execute_request":
                     self._verbs.last_reply = bytes(parts[CONTENT])
-            self.sockets.reply(channel, route.identities, parts)
+            self.sockets.reply(channel, route.identities, self._here.amend(route, parts))
+            if channel is Channel.SHELL:
+                self._here.notice_reply(route, parts)
 
     def _hear_note(self, words: dict[str, Any]) -> None:
         event = words.get("event")
@@ -323,9 +325,9 @@ class Kernel:
         self._is_ready = True
         self.sockets.voice.speak_as(str(words.get("session", "")), str(words.get("username", "")))
         self._news.tell(self._routes.values())
-        held, self._held = self._held, []
-        for route in held:
+        for route in self._impatient.take():
             self._say(route)
+        self._here.turns.look()
         info = words.get("kernel_info")
         if info and info != self._info:
             self._info = info
@@ -353,6 +355,8 @@ class Kernel:
                 is_over=self.trouble is not None,
                 is_asked=self._has_asker,
             )
+            self._here.turns.hear_lost()
+        self._here.turns.look()
 
     def _give_up(self, why: str) -> None:
         """There is a session, but its kernel did not start."""
