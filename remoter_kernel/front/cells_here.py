@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING
 
 from remoter_kernel.errors import RemoterError, Usage
 from remoter_kernel.front import answers
+from remoter_kernel.front.carrying import Carrier, CarryCell
 from remoter_kernel.front.comms_here import CommsHere
+from remoter_kernel.front.errands import Errands
 from remoter_kernel.front.local_cell import LocalCell, for_this_side
 from remoter_kernel.front.local_text import (
     LocalCode,
@@ -28,6 +30,7 @@ from remoter_kernel.wire.messages import CONTENT, HEADER, PARENT, content_of, he
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
+    from remoter_kernel.front.link import Link
     from remoter_kernel.front.mouth import Mouth, Route
     from remoter_kernel.front.permission import Permission
     from remoter_kernel.wire.reactor import Reactor
@@ -44,12 +47,14 @@ class CellsHere:
         reactor: Reactor,
         mouth: Mouth,
         permission: Permission,
+        link: Link,
         *,
         under_way: Callable[[], Iterable[Route]],
         may_begin: Callable[[], bool],
         say: Callable[[Route], None],
     ) -> None:
-        """Remember; see `Turns` for what is given by name."""
+        """Remember; see `Turns` for what is given by name. `carrier` has to be set."""
+        self.carrier: Carrier
         self._reactor = reactor
         self._mouth = mouth
         self._permission = permission
@@ -58,6 +63,7 @@ class CellsHere:
         self._side.on_message = self._hear
         self._side.on_ready = self._begin
         self._side.on_end = self._lose
+        self.errands = Errands(link, self._side)
         self._comms = CommsHere()
         self._asked: dict[str, tuple[Route, int]] = {}  # completion and the like, by message id
 
@@ -77,8 +83,9 @@ class CellsHere:
             return True
         if isinstance(wanted, LocalCode):
             self.turns.take_here(self._local_cell(route, wanted))
-            return True
-        return False
+        elif wanted is not None:
+            self.turns.take_here(CarryCell(route, wanted, self.carrier, self._end))
+        return wanted is not None
 
     def take_other(self, kind: str, route: Route) -> bool:
         """Take any other request that is for this side; False: it is not."""
@@ -115,6 +122,18 @@ class CellsHere:
 
     # From the far side -----------------------------------------------------------------
 
+    def take_own(self, parts: Sequence[Bytes]) -> bool:
+        """Take what comes of an errand of ours there; False: it does not."""
+        is_own = self.errands.is_own(parts)
+        if is_own:
+            self.errands.hear(parts)
+        return is_own
+
+    def lose(self, error: RemoterError, *, is_over: bool) -> None:
+        """Hear that the link gave up, and that what waited for it was answered on this side."""
+        self.errands.lose_there(error, is_over=is_over)
+        self.turns.hear_lost()
+
     def notice(self, parts: Sequence[Bytes]) -> None:
         """Look at what is published there: a cell here may wait for that."""
         if self.turns.is_used and b'"idle"' in bytes(parts[CONTENT][:64]):
@@ -145,6 +164,7 @@ class CellsHere:
         )
 
     def _begin(self) -> None:
+        self.errands.begin_here()
         cell = self.turns.here
         if isinstance(cell, LocalCell):
             cell.run()
@@ -159,6 +179,7 @@ class CellsHere:
     def _lose(self, error: RemoterError) -> None:
         """The kernel here is gone: so are its comms, and whoever waits for it hears why."""
         self._comms.forget()
+        self.errands.lose_here(error)
         asked, self._asked = self._asked, {}
         for route, _ in asked.values():
             self._mouth.answer_error(route, error)
@@ -174,6 +195,7 @@ class CellsHere:
         """Pass on what the kernel here says."""
         parent = header_of(parts[PARENT])
         if self._side.is_own(parent):
+            self.errands.hear(parts)
             return
         header = header_of(parts[HEADER])
         kind, name = str(header.get("msg_type", "")), str(parent.get("msg_id", ""))

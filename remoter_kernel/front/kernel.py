@@ -16,11 +16,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from remoter_kernel.errors import RemoteLacks, RemoterError
+from remoter_kernel.errors import NoSuchSession, RemoteLacks, RemoterError
 from remoter_kernel.front import answers, parent
 from remoter_kernel.front.arrival import Arrival
 from remoter_kernel.front.asker import Asker
 from remoter_kernel.front.awakening import Awakening
+from remoter_kernel.front.carrying import Carrier
 from remoter_kernel.front.cells_here import CellsHere
 from remoter_kernel.front.departure import leave_with
 from remoter_kernel.front.dialer import HERE, SessionDialer
@@ -58,7 +59,6 @@ from remoter_kernel.wire.reactor import Reactor
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-LOOK_FOR_PARENT = 1.0  # seconds
 LAST_WORDS = 0.3  # seconds between what a dying kernel says and the front's own end
 
 
@@ -119,9 +119,21 @@ class Kernel:
             self.reactor,
             self._mouth,
             self._permission,
+            self.link,
             under_way=self._cells,
             may_begin=lambda: self._is_ready or self.link.state in {State.FAILED, State.WAITING},
             say=self._run_there,
+        )
+        self._here.carrier = Carrier(
+            self.reactor,
+            self._mouth,
+            self._asker,
+            self._permission,
+            self._here.errands,
+            self.link,
+            self.dialer,
+            language=lambda: answers.language_of(self._info, self._language),
+            count=self._verbs.count,
         )
         self._interrupting = Interrupting(
             self.reactor, self.link, self._asker, self._here.turns, self._cells
@@ -143,8 +155,7 @@ class Kernel:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._hear_signal)
         Awakening(self.reactor, self.link.look_again).start()
-        if parent.is_watched():
-            self.reactor.later(LOOK_FOR_PARENT, self._look_for_parent)
+        parent.end_with_it(self.reactor)
         self._mouth.publish("status", {"execution_state": "starting"})
         self._arrival.begin()
         self.link.wake()
@@ -275,16 +286,12 @@ class Kernel:
         if number == signal.SIGTERM and not self._is_leaving:
             self.reactor.call(self.reactor.stop)
 
-    def _look_for_parent(self) -> None:
-        """End when Jupyter is gone: nobody could ever reach this process again."""
-        if parent.is_gone():
-            self.reactor.stop()
-        self.reactor.later(LOOK_FOR_PARENT, self._look_for_parent)
-
     # From the link ---------------------------------------------------------------------
 
     def _hear(self, channel: Channel, parts: Sequence[Bytes]) -> None:
         """Take one item of the evaluator."""
+        if channel in {Channel.IOPUB, Channel.SHELL} and self._here.take_own(parts):
+            return
         if channel is Channel.IOPUB:
             # VS Code would open its sockets anew, and never say so to itself: no cell would be
             # sent any more.
@@ -350,12 +357,9 @@ class Kernel:
             elif welcome.get("kernel_info"):
                 self._be_ready(welcome)
         elif state is State.FAILED and self.link.error:
-            self._giving_up.answer(
-                self.link.error.at(self._find().name),
-                is_over=self.trouble is not None,
-                is_asked=self._has_asker,
-            )
-            self._here.turns.hear_lost()
+            error, is_over = self.link.error.at(self._find().name), self.trouble is not None
+            self._giving_up.answer(error, is_over=is_over, is_asked=self._has_asker)
+            self._here.lose(error, is_over=is_over or isinstance(error, NoSuchSession))
         self._here.turns.look()
 
     def _give_up(self, why: str) -> None:

@@ -42,17 +42,30 @@ HELD = HELD_BACK.encode()
 MOST_TEXT = 2 * 1024 * 1024  # characters in one cell: Jupyter's server drops what is more
 # What ends a kernel when it is typed at a console; whoever is attached only wants to leave.
 LEAVE = frozenset({"exit", "quit", "exit()", "quit()", "q()"})
-_FIRST_LINE = re.compile(r"(%remoter|%%local|%local)(?:[ \t]+(.*))?$")
+_FIRST_LINE = re.compile(r"%remoter(?:[ \t]+(.*))?$")
 
 HELP = {
     "status": "How the link and the session are.",
     "outputs": "What cells of this session said and no front took: after a crash, a flood.",
     "log": "What happened in this session.",
     "keep": "Let the session stay when this kernel is shut down.",
+    "push": "Send objects of this side's kernel (that of %%local) to the other one.",
+    "pull": "Bring objects of the kernel there to this side's.",
     "stop": "End the session, whatever it is doing.",
     "help": "What can be asked, or what one verb does: %remoter help [VERB].",
 }
-LATER = ("get", "pull", "push", "put", "timer")
+LATER = ("get", "put", "timer")
+# `push` and `pull` wait for their turn, and are answered elsewhere.
+MORE = {
+    verb: (
+        f"\n    %remoter {verb} x [y ...]    or    %remoter {verb} x as z\n"
+        "Plain values, arrays and frames are carried as data. --yes: do not ask about what is "
+        "larger than 64 MiB.\n--pickle: carry any other object, too, between two Pythons. To "
+        "unpickle is to run code which whoever\nmade the pickle has chosen: only for a side that "
+        "you trust as much as the other one.\n"
+    )
+    for verb in ("push", "pull")
+}
 
 
 class Asked(NamedTuple):
@@ -68,9 +81,7 @@ def asked_by(code: str) -> Asked | None:
     found = _FIRST_LINE.match(first.rstrip())
     if found is None:
         return None
-    if found[1] != "%remoter":
-        raise Usage(f"{found[1]} is not there yet in this version.", "%remoter help shows what is.")
-    verb, *words = (found[2] or "help").split()
+    verb, *words = (found[1] or "help").split()
     if verb in LATER:
         raise Usage(f"%remoter {verb} is not there yet in this version.", "See %remoter help.")
     if verb not in HELP:
@@ -123,7 +134,7 @@ class Verbs:
         """
         code = str(content.get("code", ""))
         if self._around.is_guest and code.strip() in LEAVE:
-            cell = _Cell(self._around, header, self._count(), finish)
+            cell = _Cell(self._around, header, self.count(), finish)
             cell.begin(code)
             cell.end(payload=[{"source": "ask_exit", "keepkernel": False}])
             return True
@@ -133,7 +144,7 @@ class Verbs:
             asked = error
         if asked is None:
             return False
-        cell = _Cell(self._around, header, self._count(), finish)
+        cell = _Cell(self._around, header, self.count(), finish)
         cell.begin(code)
         if isinstance(asked, Usage):
             cell.end(asked)
@@ -141,7 +152,8 @@ class Verbs:
             self._answer(cell, asked)
         return True
 
-    def _count(self) -> int:
+    def count(self) -> int:
+        """Return the number of the last cell there."""
         try:
             return int(json.loads(self.last_reply)["execution_count"])
         except (ValueError, LookupError, TypeError):
@@ -345,7 +357,7 @@ def _help(words: tuple[str, ...]) -> str:
         raise Usage(
             f'There is no %remoter verb "{verb}"{nearest(verb, HELP)}.', "See %remoter help."
         )
-    return f"%remoter {verb}: {HELP[verb]}\n"
+    return f"%remoter {verb}: {HELP[verb]}\n{MORE.get(verb, '')}"
 
 
 def _last_error(link: Link) -> str:
