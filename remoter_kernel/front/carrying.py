@@ -23,6 +23,7 @@ from remoter_kernel.front.errand_text import in_python, in_r
 from remoter_kernel.front.link import State
 from remoter_kernel.front.room_there import RoomThere
 from remoter_kernel.front.status import amount
+from remoter_kernel.wire.messages import content_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -80,11 +81,14 @@ class CarryCell:
         self._wish = wish
         self._front = carrier
         self._on_over = on_over
+        self._code = str(content_of(route.parts).get("code", ""))
         self._is_called_off = False
 
     def begin(self) -> None:
         """Say that it is at work, and work in a thread."""
         self._show("status", {"execution_state": "busy"})
+        typed = {"code": self._code, "execution_count": self._front.count()}
+        self._show("execute_input", typed)
         threading.Thread(target=self._run, name="carrying", daemon=True).start()
 
     def interrupt(self) -> None:

@@ -5,6 +5,7 @@ refuse <- function(...) stop(structure(
   class = c("refused", "error", "condition"), list(message = paste0(...), call = NULL)))
 
 PIECE <- 2^24 # elements that are written at once: R writes less than 2 GiB in one go
+TEXTS <- 2^18 # texts that are joined at once
 DEEPEST <- 100 # lists in lists in lists
 
 # ------------------------------------------------------------------------------ to a file
@@ -28,9 +29,10 @@ writer <- function(con) {
     lengths[is.na(values)] <- -1L
     there <- values[!is.na(values)]
     at <- begin
-    sizes <- nchar(there, type = "bytes")
-    if (length(there)) writeChar(there, con, nchars = sizes, eos = NULL, useBytes = TRUE)
-    begin <<- begin + sum(as.double(sizes))
+    for (from in seq(1, max(length(there), 1), by = TEXTS)) {
+      piece <- there[seq_len(min(TEXTS, length(there) - from + 1)) + from - 1]
+      put(charToRaw(paste0(piece, collapse = "")))
+    }
     list(n = length(values), at = list(at, begin - at), lengths = put(as.integer(lengths)))
   }
   list(put = put, texts = texts)

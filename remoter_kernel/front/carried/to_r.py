@@ -51,8 +51,8 @@ class RWriter(Writer):
             return self._list([self.encode(v, f"{where}[{i}]") for i, v in enumerate(value)], None)
         if type(value) is dict:
             names = list(value)
-            if not all(type(name) is str for name in names):
-                raise Refused(f"{where} has keys that are no text, and R's names are text.")
+            if not all(type(name) is str and name for name in names):
+                raise Refused(f"{where} has keys that are no text, or empty: no names for R.")
             trees = [self.encode(value[name], f"{where}[{name!r:.40}]") for name in names]
             return self._list(trees, names)
         one = self._one(value, where)
@@ -106,12 +106,16 @@ class RWriter(Writer):
             return self._numbers("double", [float((value - DAY_ZERO).days)], of="Date")
         if kind is datetime.timedelta:
             return self._seconds([value // MICROSECOND], where, of="difftime")
-        if kind is datetime.datetime:
-            zone = {"zone": encode_zone(value.tzinfo, where)}
-            if value.tzinfo is None:
-                value, zone = value.replace(tzinfo=datetime.UTC), {"naive": True}
-            return self._seconds([(value - EPOCH) // MICROSECOND], where, of="POSIXct", **zone)
-        return None
+        return self._moment(value, where) if kind is datetime.datetime else None
+
+    def _moment(self, value: datetime.datetime, where: str) -> Any:
+        """Return the tree of a moment; one without a zone is told from one in UTC by a mark."""
+        words: dict[str, Any] = {"zone": encode_zone(value.tzinfo, where)}
+        if value.tzinfo is None:
+            if value.fold:
+                raise Refused(f"{where} has a fold and no time zone, which R has not.")
+            value, words = value.replace(tzinfo=datetime.timezone.utc), {"naive": True}
+        return self._seconds([(value - EPOCH) // MICROSECOND], where, of="POSIXct", **words)
 
     def _seconds(self, microseconds: Any, where: str, **words: Any) -> Any:
         """Write moments as R has them, in seconds; None is NA."""

@@ -238,8 +238,10 @@ def put_array(writer: Writer, value: Any, where: str) -> list[int]:
         raise Refused(f"{where} is an array of objects (dtype {values.dtype}).")
     if values.dtype.kind == "T":
         raise Refused(f"{where} has texts of any length: carry {where}.astype(str).")
+    if values.dtype.metadata:
+        raise Refused(f"{where} has a dtype with metadata, which would be lost.")
     begin = writer.file.tell()
-    np.lib.format.write_array(writer.file, values, allow_pickle=False)
+    np.lib.format.write_array(writer.file, values, version=(3, 0), allow_pickle=False)
     return [begin, writer.file.tell() - begin]
 
 
