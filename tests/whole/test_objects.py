@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import os
 import pickle
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,20 +22,25 @@ from tests.whole.test_this_side import iopub, reply, run, text_of
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from tests.real_jupyter import JupyterHere
+    from tests.real_jupyter import JupyterHere, StartedKernel
     from tests.real_users import FarSide
 
 
 @pytest.fixture(scope="module")
-def talk(here: JupyterHere, python_remote: dict[str, Any]) -> Iterator[Talk]:
-    """Somebody who talks to a Python far away."""
-    spec = here.add_remote("carries", local="allow", **python_remote)
-    with started_kernel(spec) as kernel:
-        talk = Talk(kernel.client)
-        begin = f"import base64, pickle\n{Path(same_values.__file__).read_text()}"
-        for side in ("", "%%local\n"):
-            run(talk, f"{side}{begin.replace('from __future__ import annotations', '')}")
-        yield talk
+def kernel(here: JupyterHere, python_remote: dict[str, Any]) -> Iterator[StartedKernel]:
+    """A Python far away."""
+    with started_kernel(here.add_remote("carries", local="allow", **python_remote)) as kernel:
+        yield kernel
+
+
+@pytest.fixture(scope="module")
+def talk(kernel: StartedKernel) -> Talk:
+    """Somebody who talks to it."""
+    talk = Talk(kernel.client)
+    begin = f"import base64, pickle\n{Path(same_values.__file__).read_text()}"
+    for side in ("", "%%local\n"):
+        run(talk, f"{side}{begin.replace('from __future__ import annotations', '')}")
+    return talk
 
 
 def test_an_object_goes_there_and_comes_back(talk: Talk) -> None:
@@ -116,16 +122,17 @@ def test_what_cannot_be_is_told_and_nothing_is_carried(talk: Talk, words: str, s
 
 
 PLANTED = """
+import os
 class Planted:
     def __reduce__(self):
-        return open, ({!r}, 'w')
+        return os.mkdir, ({!r},)
 planted = [Planted()]
 """
 
 
 @pytest.mark.parametrize("verb", ["push", "pull"])
 def test_nothing_is_unpickled_unless_that_is_asked_for(talk: Talk, far: FarSide, verb: str) -> None:
-    """An object that writes a file when it is unpickled: on neither side, unless by name."""
+    """An object that makes a folder when it is unpickled: on neither side, unless by name."""
     with far.folder() as folder:
         folder.chmod(0o777)
         code = PLANTED.format(str(folder / "ran"))
@@ -134,7 +141,7 @@ def test_nothing_is_unpickled_unless_that_is_asked_for(talk: Talk, far: FarSide,
         assert "planted[0] is a Planted" in said["evalue"]
         assert not (folder / "ran").exists()
         said = run(talk, f"%remoter {verb} planted --pickle")
-        assert reply(said)["status"] == "ok"
+        assert reply(said)["status"] == "ok", reply(said)
         assert "came as a pickle" in text_of(said)
         assert (folder / "ran").exists()
 
@@ -182,7 +189,7 @@ def test_what_is_large_is_asked_about(talk: Talk) -> None:
     """No: it stays. Nobody there: it stays. Yes, or --yes: it is carried."""
     run(talk, "%%local\nimport numpy\nlarge = numpy.zeros(9_000_000)")
     said = talk.case(lambda talk: talk.run("%remoter push large", answers=["no"]))
-    assert "72.0 MB" in said["stdin under request 0"][0]["content"]["prompt"]
+    assert "68.7 MiB" in said["stdin under request 0"][0]["content"]["prompt"]
     assert "were not carried" in reply(said)["evalue"]
     said = run(talk, "%remoter push large", allow_stdin=False)
     assert "--yes" in reply(said)["evalue"]
@@ -212,3 +219,41 @@ def test_an_interrupt_ends_it(talk: Talk) -> None:
 def test_it_is_explained(talk: Talk) -> None:
     """What a pickle means stands in the help."""
     assert "run code" in text_of(run(talk, "%remoter help push"))
+
+
+PEAK = "import resource; resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024"
+
+
+@pytest.mark.parametrize("rows", [500_000, pytest.param(10_000_000, marks=pytest.mark.slow)])
+def test_a_long_frame_needs_little_more_than_its_own_memory(
+    kernel: StartedKernel, talk: Talk, rows: int
+) -> None:
+    """240 MB: at most three times that in each kernel, and a few pieces in the front."""
+    make = f"long = pd.DataFrame({{k: np.arange({rows}.) for k in 'abc'}})"
+    make = f"import numpy as np, pandas as pd\n{make}"
+    size = rows * 24 // 2**20
+    before = int(text_of(run(talk, PEAK)))
+    run(talk, make)
+    seconds = []
+    for words in ("pull long --yes", "push long as back --yes"):
+        begin = time.monotonic()
+        said = run(talk, f"%remoter {words}")
+        seconds.append(time.monotonic() - begin)
+        assert reply(said)["status"] == "ok", reply(said)
+    assert text_of(run(talk, "long.equals(back)")) == "True"
+    there = int(text_of(run(talk, PEAK))) - before
+    here = int(text_of(run(talk, f"%local {PEAK}")))
+    front = peak_of(kernel.pid)
+    rates = [f"{size / each:.0f} MiB/s" for each in seconds]
+    print(f"{rows} rows, {size} MiB: {rates}; there +{there}, here {here}, front {front} MiB")
+    assert there < 3 * size + 150
+    assert here < 3 * size + 250
+    assert front < 160
+    run(talk, "del long, back")
+    run(talk, "%local del long")
+
+
+def peak_of(pid: int) -> int:
+    """Return the most memory that a process has had, in MiB."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) // 1024
