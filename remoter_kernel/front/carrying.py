@@ -12,10 +12,11 @@ import queue
 import re
 import tempfile
 import threading
+import time
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from remoter_kernel.errors import RemoterError, Unreachable, Usage
 from remoter_kernel.front.answers import error_content
@@ -28,6 +29,7 @@ from remoter_kernel.wire.messages import content_of
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from remoter_kernel.front.access import Access
     from remoter_kernel.front.asker import Asker
     from remoter_kernel.front.dialer import SessionDialer
     from remoter_kernel.front.errands import Errands, Then
@@ -37,6 +39,8 @@ if TYPE_CHECKING:
     from remoter_kernel.front.permission import Permission
     from remoter_kernel.wire.reactor import Reactor
 
+BACK_WITHIN = 300.0  # seconds that a lost link is waited for
+LOOK_EVERY = 0.2  # seconds
 LARGE = 64 * 1024 * 1024  # bytes; what is larger is asked about
 R_NAME = re.compile(r"(?:[^\W\d_]|\.(?!\d))[\w.]*")
 R_WORDS = frozenset(
@@ -137,13 +141,14 @@ class CarryCell:
         what = ", ".join(wish.names)
         sentence = f"sends {what} to {remote}" if is_push else f"puts {what} of {remote} here"
         front.permission.demand(f"%remoter {wish.verb}", sentence, self.route)
-        login, address = front.dialer.login, front.dialer.address
-        if login is None or address is None or front.link.state is not State.UP:
-            advice = "%remoter status shows how it is; run a cell to try again."
-            raise Unreachable("The link is down; nothing was carried.", advice, remote=remote)
+        address = front.dialer.address
+        if address is None or front.link.state is State.FAILED:
+            self._complain()
+        if front.link.state is not State.UP:
+            self._await_link()
         with (
             tempfile.TemporaryDirectory(prefix="remoter-", ignore_cleanup_errors=True) as here,
-            RoomThere(login, address.session, self._look) as there,
+            RoomThere(self._login, address.session, self._look, self._await_link) as there,
         ):
             path = Path(here, "object")
             if is_push:
@@ -157,6 +162,29 @@ class CarryCell:
                 there.empty(path, int(packed["size"]))
                 unpacked = self._ask_here("unpack", path, is_r=is_r)
         return self._told(packed, unpacked, "there" if is_push else "here")
+
+    def _login(self) -> Access:
+        """Return the login of the moment."""
+        login = self._front.dialer.login
+        if login is None:
+            self._complain()
+        return login
+
+    def _await_link(self) -> None:
+        """Wait until the link is there; it comes back by itself, or not at all."""
+        limit = time.monotonic() + BACK_WITHIN
+        pause = threading.Event()
+        pause.wait(LOOK_EVERY)  # a cut is noticed here first, perhaps
+        while self._front.link.state is not State.UP:
+            self._look()
+            if self._front.link.state is State.FAILED or time.monotonic() > limit:
+                self._complain()
+            pause.wait(LOOK_EVERY)
+
+    def _complain(self) -> NoReturn:
+        advice = "%remoter status shows how it is; run a cell to try again."
+        remote = self._front.dialer.remote.name
+        raise Unreachable("The link is down; nothing was carried.", advice, remote=remote)
 
     def _told(
         self, packed: dict[str, Any], unpacked: dict[str, Any], where: str
