@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from remoter_kernel.errors import RemoterError, Unreachable, Usage
 from remoter_kernel.front.answers import error_content
-from remoter_kernel.front.errand_text import in_python, in_r
+from remoter_kernel.front.carried_text import in_python, in_r
 from remoter_kernel.front.link import State
 from remoter_kernel.front.room_there import RoomThere
 from remoter_kernel.front.status import amount
@@ -32,10 +32,10 @@ if TYPE_CHECKING:
     from remoter_kernel.front.access import Access
     from remoter_kernel.front.asker import Asker
     from remoter_kernel.front.dialer import SessionDialer
-    from remoter_kernel.front.errands import Errands, Then
     from remoter_kernel.front.link import Link
     from remoter_kernel.front.local_text import Carrying
     from remoter_kernel.front.mouth import Mouth, Route
+    from remoter_kernel.front.own_code import OwnCode, Then
     from remoter_kernel.front.permission import Permission
     from remoter_kernel.wire.reactor import Reactor
 
@@ -67,7 +67,7 @@ class Carrier:
     mouth: Mouth
     asker: Asker
     permission: Permission
-    errands: Errands
+    own_code: OwnCode
     link: Link
     dialer: SessionDialer
     language: Callable[[], str]  # of the far kernel
@@ -98,7 +98,7 @@ class CarryCell:
     def interrupt(self) -> None:
         """Interrupt it: what is under way in a kernel, and what would come after."""
         self._is_called_off = True
-        self._front.errands.interrupt()
+        self._front.own_code.interrupt()
 
     # --- in the front's thread ---
 
@@ -217,13 +217,13 @@ class CarryCell:
     def _ask_here(self, do: str, path: Path, *, is_r: bool) -> dict[str, Any]:
         answer = path.with_name("answer")
         words = self._words(do, str(path), str(answer), is_r=is_r)
-        self._errand(partial(self._front.errands.run_here, in_python(words)))
+        self._errand(partial(self._front.own_code.run_here, in_python(words)))
         return _heard(json.loads(answer.read_text(encoding="utf-8")), "here")
 
     def _ask_there(self, do: str, there: RoomThere, *, is_r: bool) -> dict[str, Any]:
         words = self._words(do, f"{there.path}/object", f"{there.path}/answer", is_r=is_r)
         code = in_r(words) if is_r else in_python(words)
-        self._errand(partial(self._front.errands.run_there, code))
+        self._errand(partial(self._front.own_code.run_there, code))
         return _heard(there.answer(), f"on {self._front.dialer.remote.name}")
 
     def _words(self, do: str, path: str, answer: str, *, is_r: bool) -> dict[str, Any]:

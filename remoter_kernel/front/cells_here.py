@@ -12,7 +12,6 @@ from remoter_kernel.errors import RemoterError, Usage
 from remoter_kernel.front import answers
 from remoter_kernel.front.carrying import Carrier, CarryCell
 from remoter_kernel.front.comms_here import CommsHere
-from remoter_kernel.front.errands import Errands
 from remoter_kernel.front.local_cell import LocalCell, for_this_side
 from remoter_kernel.front.local_text import (
     LocalCode,
@@ -22,6 +21,7 @@ from remoter_kernel.front.local_text import (
     local_code,
     wanted_by,
 )
+from remoter_kernel.front.own_code import OwnCode
 from remoter_kernel.front.this_side import ThisSide
 from remoter_kernel.front.turns import Turns
 from remoter_kernel.wire.frames import Bytes, Channel, to_json
@@ -63,7 +63,7 @@ class CellsHere:
         self._side.on_message = self._hear
         self._side.on_ready = self._begin
         self._side.on_end = self._lose
-        self.errands = Errands(link, self._side)
+        self.own_code = OwnCode(link, self._side)
         self._comms = CommsHere()
         self._asked: dict[str, tuple[Route, int]] = {}  # completion and the like, by message id
 
@@ -124,14 +124,14 @@ class CellsHere:
 
     def take_own(self, parts: Sequence[Bytes]) -> bool:
         """Take what comes of an errand of ours there; False: it does not."""
-        is_own = self.errands.is_own(parts)
+        is_own = self.own_code.is_own(parts)
         if is_own:
-            self.errands.hear(parts)
+            self.own_code.hear(parts)
         return is_own
 
     def lose(self, error: RemoterError, *, is_over: bool) -> None:
         """Hear that the link gave up, and that what waited for it was answered on this side."""
-        self.errands.lose_there(error, is_over=is_over)
+        self.own_code.lose_there(error, is_over=is_over)
         self.turns.hear_lost()
 
     def notice(self, parts: Sequence[Bytes]) -> None:
@@ -164,7 +164,7 @@ class CellsHere:
         )
 
     def _begin(self) -> None:
-        self.errands.begin_here()
+        self.own_code.begin_here()
         cell = self.turns.here
         if isinstance(cell, LocalCell):
             cell.run()
@@ -179,7 +179,7 @@ class CellsHere:
     def _lose(self, error: RemoterError) -> None:
         """The kernel here is gone: so are its comms, and whoever waits for it hears why."""
         self._comms.forget()
-        self.errands.lose_here(error)
+        self.own_code.lose_here(error)
         asked, self._asked = self._asked, {}
         for route, _ in asked.values():
             self._mouth.answer_error(route, error)
@@ -195,7 +195,7 @@ class CellsHere:
         """Pass on what the kernel here says."""
         parent = header_of(parts[PARENT])
         if self._side.is_own(parent):
-            self.errands.hear(parts)
+            self.own_code.hear(parts)
             return
         header = header_of(parts[HEADER])
         kind, name = str(header.get("msg_type", "")), str(parent.get("msg_id", ""))

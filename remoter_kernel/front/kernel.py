@@ -129,7 +129,7 @@ class Kernel:
             self._mouth,
             self._asker,
             self._permission,
-            self._here.errands,
+            self._here.own_code,
             self.link,
             self.dialer,
             language=lambda: answers.language_of(self._info, self._language),

@@ -22,7 +22,7 @@ class NotRun(RemoterError):
     """What was to run in a kernel did not come to its end."""
 
 
-class Errands:
+class OwnCode:
     """One at a time; `then(error)` is called when it is over."""
 
     def __init__(self, link: Link, side: ThisSide) -> None:
