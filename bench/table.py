@@ -135,7 +135,7 @@ class Results:
             ]
             if rows:
                 head[0] = f"RTT {rtt * 1000:.0f} ms"
-                lines += [*_aligned([head, *rows]), ""]
+                lines += [*aligned([head, *rows]), ""]
         return "\n".join(lines)
 
     def goal(self, rtt: float, row: Row, peers: Sequence[str]) -> str:
@@ -195,7 +195,8 @@ def _ratio_names(peers: Sequence[str]) -> list[str]:
     return [f"÷ {peer}" for peer in peers if peer != "remoter" and "remoter" in peers]
 
 
-def _aligned(rows: list[list[str]]) -> list[str]:
+def aligned(rows: list[list[str]]) -> list[str]:
+    """Give the lines of a table as Markdown."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
 
     def line(row: list[str]) -> str:

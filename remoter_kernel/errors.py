@@ -18,6 +18,7 @@ class RemoterError(Exception):
 
     exit_code = 1  # the code that was evaluated failed
     worth_retrying = False  # would the same call, a little later, have a chance?
+    name = ""  # in a cell; "": that of the class
 
     def __init__(self, what: str, advice: str = "", *, remote: str = "") -> None:
         super().__init__(what)
@@ -66,6 +67,10 @@ class RemoteLacks(RemoterError):
     """Something on the remote is missing or wrong: Python, packages, space, a kernel."""
 
     exit_code = 4
+
+
+class HereLacks(RemoterError):
+    """Something on this side is missing or wrong: a file, permission, space."""
 
 
 class ForwardingRefused(RemoteLacks):

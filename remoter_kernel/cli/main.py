@@ -40,6 +40,8 @@ VERBS = {
     "log": Verb("log", "log", "Show what happened in a session."),
     "outputs": Verb("outputs", "outputs", "Show a session's outputs, or put them in a notebook."),
     "run": Verb("run", "run", "Run a file or a line of code on a remote."),
+    "put": Verb("files", "put", "Send files there; goes on where it was after a cut."),
+    "get": Verb("files", "get", "Fetch files from there."),
     "demo": Verb("demo", "demo", "Show it all on this machine, SSH included, in 20 seconds."),
 }
 

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import sys
+import time
 from typing import TYPE_CHECKING, Self
 
 import click
 
+from remoter_kernel.front.journey import told
+
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar
     from rich.progress import TaskID
+
+    from remoter_kernel.front.journey import Journey
+
+LINE_EVERY = 10.0  # seconds, where there is no terminal
 
 
 class OnStderr:
@@ -64,3 +71,54 @@ class OnStderr:
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
+
+
+class Travelling:
+    """Tells of files on their way: in a bar at a terminal, else in a line now and then."""
+
+    def __init__(self) -> None:
+        """Remember; the bar is there once something is known."""
+        self._bar: Bar | None = None
+        self._task: TaskID | None = None
+        self._told_at = time.monotonic()
+        self._note = ""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def note(self, journey: Journey) -> None:
+        """Hear how far it is; from any thread."""
+        if sys.stderr.isatty():
+            self._move(journey)
+            return
+        now = time.monotonic()
+        if now - self._told_at >= LINE_EVERY or journey.note not in {"", self._note}:
+            self._told_at = now
+            click.echo(told(journey), err=True)
+        self._note = journey.note
+
+    def end(self, sentence: str) -> None:
+        """Say what came of it."""
+        click.echo(sentence, err=True)
+
+    def _move(self, journey: Journey) -> None:
+        if self._bar is None:
+            self._begin()
+        assert self._bar is not None  # noqa: S101 - just begun
+        assert self._task is not None  # noqa: S101
+        self._bar.update(
+            self._task, completed=journey.share, description=told(journey), refresh=False
+        )
+
+    def _begin(self) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn
+
+        columns = (BarColumn(), TextColumn("{task.description}", markup=False))
+        self._bar = Progress(*columns, console=Console(stderr=True), transient=True)
+        self._bar.start()
+        self._task = self._bar.add_task("", total=1.0)

@@ -23,6 +23,11 @@ def main():
 
         inquire.main()
         return
+    if sys.argv[1:] == ["transfer"]:
+        from remoter_kernel.daemon import transfer
+
+        transfer.main()
+        return
     if sys.argv[1:2] == ["bridge"]:
         from remoter_kernel.daemon import bridge
 

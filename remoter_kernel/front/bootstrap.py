@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from remoter_kernel.errors import NoSuchSession, RemoteLacks, RemoterError, Unreachable
 from remoter_kernel.front.ssh.outcome import CommandEnded, Ran
+from remoter_kernel.wire.files import GREETING
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from remoter_kernel.front.access import Access
+    from remoter_kernel.front.access import Access, Way
     from remoter_kernel.front.remotes import Remote
 
 # Exactly what travels, in this order.
@@ -27,12 +28,19 @@ SHIPPED = (
     "__init__.py",
     "errors.py",
     "wire/__init__.py",
+    "wire/duplex.py",
+    "wire/files.py",
     "wire/frames.py",
     "wire/messages.py",
+    "wire/names.py",
     "wire/overwritten.py",
+    "wire/part.py",
     "wire/pump.py",
     "wire/reactor.py",
+    "wire/receiving.py",
     "wire/said.py",
+    "wire/sending.py",
+    "wire/sources.py",
     "wire/stream.py",
     "wire/waiting.py",
     "wire/window.py",
@@ -66,6 +74,7 @@ SHIPPED = (
     "daemon/speaker.py",
     "daemon/succession.py",
     "daemon/supervisor.py",
+    "daemon/transfer.py",
     "daemon/warden.py",
 )
 ENTRY = "daemon/__main__.py"  # becomes the zip's own __main__.py
@@ -87,6 +96,7 @@ _LAUNCH = (
 )
 _ASK = _LAUNCH.replace('exec "$p" "$z"', 'exec "$p" "$z" ask')
 _BRIDGE = _LAUNCH.replace('exec "$p" "$z"', 'exec "$p" "$z" bridge {host} {port}')
+_TRANSFER = _LAUNCH.replace('exec "$p" "$z"', 'exec "$p" "$z" transfer')
 BRIDGED = MARKER + b"bridge"
 _UPLOAD = (
     'sh -c \'umask 077; d="${{XDG_CACHE_HOME:-$HOME/.cache}}/remoter-kernel"; '
@@ -211,6 +221,35 @@ def bridge(remote: Remote, address: Address) -> tuple[str, bytes]:
         python=python, name=name, size=len(content), host=host, port=address.port
     )
     return command, BRIDGED
+
+
+def open_transfer(login: Access, remote: Remote) -> Way:
+    """Start what sends or receives files there, and be connected to it."""
+    name, content = pack_evaluator()
+    python = shell_path(remote.python or "python3")
+    command = _TRANSFER.format(python=python, name=name, size=len(content))
+    try:
+        return login.open_pipe(command, GREETING)
+    except CommandEnded as ended:
+        line = _our_line(ended)
+        if line != b"lacks zip":
+            _explain_end(line, login, remote, ended)
+    _upload(login, name, content, remote)
+    try:
+        return login.open_pipe(command, GREETING)
+    except CommandEnded as ended:
+        _explain_end(_our_line(ended), login, remote, ended)
+
+
+def _our_line(ended: CommandEnded) -> bytes:
+    """Return what our own program said instead of a greeting, if it was that which spoke."""
+    return (b"\n" + ended.stdout).partition(b"\n" + MARKER)[2].partition(b"\n")[0].strip()
+
+
+def _explain_end(line: bytes, login: Access, remote: Remote, ended: CommandEnded) -> NoReturn:
+    if line:
+        _read_words(line, login, remote)
+    _complain(login, remote, "did not start a transfer", ended)
 
 
 def _hear(login: Access, command: str, stdin: bytes, remote: Remote) -> tuple[bytes, bytes]:

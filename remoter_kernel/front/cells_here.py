@@ -23,16 +23,16 @@ from remoter_kernel.front.local_text import (
 )
 from remoter_kernel.front.own_code import OwnCode
 from remoter_kernel.front.this_side import ThisSide
-from remoter_kernel.front.turns import Turns
 from remoter_kernel.wire.frames import Bytes, Channel, to_json
 from remoter_kernel.wire.messages import CONTENT, HEADER, PARENT, content_of, header_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Sequence
 
     from remoter_kernel.front.link import Link
     from remoter_kernel.front.mouth import Mouth, Route
     from remoter_kernel.front.permission import Permission
+    from remoter_kernel.front.turns import Turns
     from remoter_kernel.wire.reactor import Reactor
 
 TYPED = {"complete_request", "inspect_request", "is_complete_request"}  # while a cell is written
@@ -48,17 +48,14 @@ class CellsHere:
         mouth: Mouth,
         permission: Permission,
         link: Link,
-        *,
-        under_way: Callable[[], Iterable[Route]],
-        may_begin: Callable[[], bool],
-        say: Callable[[Route], None],
+        turns: Turns,
     ) -> None:
-        """Remember; see `Turns` for what is given by name. `carrier` has to be set."""
+        """Remember; `carrier` has to be set."""
         self.carrier: Carrier
         self._reactor = reactor
         self._mouth = mouth
         self._permission = permission
-        self.turns = Turns(under_way, may_begin, say, self._call_off)
+        self._turns = turns
         self._side = ThisSide(reactor)
         self._side.on_message = self._hear
         self._side.on_ready = self._begin
@@ -82,9 +79,9 @@ class CellsHere:
             self._mouth.answer_error(route, error)
             return True
         if isinstance(wanted, LocalCode):
-            self.turns.take_here(self._local_cell(route, wanted))
+            self._turns.take_here(self._local_cell(route, wanted))
         elif wanted is not None:
-            self.turns.take_here(CarryCell(route, wanted, self.carrier, self._end))
+            self._turns.take_here(CarryCell(route, wanted, self.carrier, self._end))
         return wanted is not None
 
     def take_other(self, kind: str, route: Route) -> bool:
@@ -104,7 +101,7 @@ class CellsHere:
         if local is None:
             return False
         words = asked_inside(content, local)
-        if words is None or not self._side.is_ready or self.turns.here:  # late is worse than empty
+        if words is None or not self._side.is_ready or self._turns.here:  # late is worse than empty
             self._mouth.reply(route, answers.empty_reply(kind, content) or {})
             return True
         self._asked[str(route.header.get("msg_id", ""))] = route, local.begin
@@ -113,7 +110,7 @@ class CellsHere:
 
     def take_answer(self, parts: Sequence[Bytes]) -> bool:
         """Take what a person has typed, if a cell here asked for it."""
-        cell = self.turns.here
+        cell = self._turns.here
         if not isinstance(cell, LocalCell) or not cell.is_asking:
             return False
         cell.is_asking = False
@@ -132,17 +129,17 @@ class CellsHere:
     def lose(self, error: RemoterError, *, is_over: bool) -> None:
         """Hear that the link gave up, and that what waited for it was answered on this side."""
         self.own_code.lose_there(error, is_over=is_over)
-        self.turns.hear_lost()
+        self._turns.hear_lost()
 
     def notice(self, parts: Sequence[Bytes]) -> None:
         """Look at what is published there: a cell here may wait for that."""
-        if self.turns.is_used and b'"idle"' in bytes(parts[CONTENT][:64]):
-            self.turns.hear_idle(str(header_of(parts[PARENT]).get("msg_id", "")))
+        if self._turns.is_used and b'"idle"' in bytes(parts[CONTENT][:64]):
+            self._turns.hear_idle(str(header_of(parts[PARENT]).get("msg_id", "")))
 
     def notice_reply(self, route: Route, parts: Sequence[Bytes]) -> None:
         """Look at a reply from there: a cell here may wait for that."""
-        if self.turns.is_used and route.header.get("msg_type") == "execute_request":
-            self.turns.hear_reply(route, str(content_of(parts).get("status")))
+        if self._turns.is_used and route.header.get("msg_type") == "execute_request":
+            self._turns.hear_reply(route, str(content_of(parts).get("status")))
 
     def amend(self, route: Route, parts: Sequence[Bytes]) -> Sequence[Bytes]:
         """Return a reply from there as clients should see it: with the comms that live here."""
@@ -165,16 +162,16 @@ class CellsHere:
 
     def _begin(self) -> None:
         self.own_code.begin_here()
-        cell = self.turns.here
+        cell = self._turns.here
         if isinstance(cell, LocalCell):
             cell.run()
 
     def _end(self, is_well: bool) -> None:  # noqa: FBT001 - called with that alone
-        cell = self.turns.here
+        cell = self._turns.here
         if isinstance(cell, LocalCell) and cell.has_left:
             self._side.stop()
             self._comms.forget()
-        self.turns.end(is_well=is_well)
+        self._turns.end(is_well=is_well)
 
     def _lose(self, error: RemoterError) -> None:
         """The kernel here is gone: so are its comms, and whoever waits for it hears why."""
@@ -183,13 +180,9 @@ class CellsHere:
         asked, self._asked = self._asked, {}
         for route, _ in asked.values():
             self._mouth.answer_error(route, error)
-        cell = self.turns.here
+        cell = self._turns.here
         if isinstance(cell, LocalCell):
             cell.fail(error)
-
-    def _call_off(self, route: Route) -> None:
-        """Answer a cell as a kernel does where one before it has failed."""
-        self._mouth.reply(route, {"status": "aborted", "execution_count": 0})
 
     def _hear(self, channel: Channel, parts: list[Bytes]) -> None:
         """Pass on what the kernel here says."""
@@ -200,7 +193,7 @@ class CellsHere:
         header = header_of(parts[HEADER])
         kind, name = str(header.get("msg_type", "")), str(parent.get("msg_id", ""))
         self._comms.note(kind, parts)
-        cell = self.turns.here
+        cell = self._turns.here
         is_of_cell = isinstance(cell, LocalCell) and name == cell.route.header.get("msg_id")
         if isinstance(cell, LocalCell) and is_of_cell:
             if shown := cell.hear(channel, kind, parts):

@@ -62,11 +62,19 @@ class SessionDialer:
     def dial(self) -> Line:
         """Log in, start or find the session, open a tunnel."""
         with self._lock:
-            self.remote = self._find() or HERE
+            self.remote = self.find()
             try:
                 return self._dial()
             except RemoterError as error:
                 raise error.at(self.remote.name) from error.__cause__
+
+    def find(self) -> Remote:
+        """Return the remote as it is configured now."""
+        return self._find() or HERE
+
+    def folder_there(self, remote: Remote) -> str:
+        """Return the folder there in which paths begin: that in which the kernel starts."""
+        return folder_there(remote.cwd, remote.path_map, self._folder(), Path.home())
 
     @property
     def has_asked(self) -> bool:
@@ -141,6 +149,14 @@ class SessionDialer:
             return kept_login(
                 self.remote, questions, on_try=self._note, in_doubt=in_doubt, is_stale=is_stale
             )
+        return self._log_in_here(self._note)
+
+    def another_login_here(self) -> Access:
+        """Log in to the host on this machine once more; whoever asks for it closes it."""
+        with self._lock:
+            return self._log_in_here(lambda _login: None)
+
+    def _log_in_here(self, on_try: Callable[[Access], None]) -> Access:
         # Rarely needed, and slow: with a remote it is the keeper that knows SSH.
         from remoter_kernel.front.host import EmbeddedHost  # noqa: PLC0415
         from remoter_kernel.front.ssh.login import log_in  # noqa: PLC0415
@@ -148,7 +164,7 @@ class SessionDialer:
         if self._host is None:
             self._host = EmbeddedHost()
             self._host.start()
-        return log_in(self._host.destination(), on_try=self._note)
+        return log_in(self._host.destination(), on_try=on_try)
 
     def _note(self, login: Access) -> None:
         """Know a login that has only begun: it may have to be cut."""
@@ -166,7 +182,7 @@ class SessionDialer:
                 kernel=remote.kernel,
                 init=remote.init,
                 env=remote.env,
-                cwd=folder_there(remote.cwd, remote.path_map, self._folder(), Path.home()),
+                cwd=self.folder_there(remote),
                 idle_timeout=remote.idle_timeout,
                 journal_limit=remote.journal_limit,
                 waiting_limit=remote.waiting_limit,

@@ -40,7 +40,8 @@ class Interrupting:
 
     def interrupt(self, *, is_held: bool) -> None:
         """Interrupt at once; held: wait whether a shutdown follows, which lets all go on."""
-        if self._asker.call_off() or self._turns.interrupt():
+        is_here = self._turns.interrupt()  # both: it may be what has asked
+        if self._asker.call_off() or is_here:
             return
         cells = [str(cell.header.get("msg_id", "")) for cell in self._cells()]
         if self._link.pacer:

@@ -43,6 +43,7 @@ from remoter_kernel.front.remotes import (
     remember_kernel_info,
 )
 from remoter_kernel.front.sockets import Sockets, digest, read_connection
+from remoter_kernel.front.turns import Turns
 from remoter_kernel.front.verbs import Surroundings, Verbs
 from remoter_kernel.wire.frames import Bytes, Channel, from_json
 from remoter_kernel.wire.messages import (
@@ -99,36 +100,32 @@ class Kernel:
         self._is_leaving = False
         self._news = News(self._mouth.publish)
         self._notices = Notices(self.reactor, self._mouth.publish, lambda: self._find().name)
+        self._turns = Turns(self._cells, self._may_begin, self._run_there, self._mouth.abort)
+        waiting = lambda: [*self._turns.running, *self._routes.values()]  # noqa: E731 - one use
+        self._asker = Asker(self.reactor, self._mouth, waiting)
+        permission = Permission(self._asker, lambda: self._find().local, Path.cwd())
         around = Surroundings(
             self.reactor,
             self.link,
             self.dialer,
             self._mouth.publish,
+            self._turns,
+            permission,
             is_guest=bool(session),
             stays=lambda: self.stays,
             keep=self._keep,
         )
         self._verbs = Verbs(around)
-        self._asker = Asker(self.reactor, self._mouth, self._routes.values)
         self._first_words = FirstWords(self._mouth)
         self._giving_up = GivingUp(
             self.link, self._mouth, self._asker, self._first_words, self._routes
         )
-        self._permission = Permission(self._asker, lambda: self._find().local, Path.cwd())
-        self._here = CellsHere(
-            self.reactor,
-            self._mouth,
-            self._permission,
-            self.link,
-            under_way=self._cells,
-            may_begin=lambda: self._is_ready or self.link.state in {State.FAILED, State.WAITING},
-            say=self._run_there,
-        )
+        self._here = CellsHere(self.reactor, self._mouth, permission, self.link, self._turns)
         self._here.carrier = Carrier(
             self.reactor,
             self._mouth,
             self._asker,
-            self._permission,
+            permission,
             self._here.own_code,
             self.link,
             self.dialer,
@@ -136,7 +133,7 @@ class Kernel:
             count=self._verbs.count,
         )
         self._interrupting = Interrupting(
-            self.reactor, self.link, self._asker, self._here.turns, self._cells
+            self.reactor, self.link, self._asker, self._turns, self._cells
         )
         self._arrival = Arrival(self.reactor, self.link, self.dialer, lambda: self._find().name)
 
@@ -160,6 +157,7 @@ class Kernel:
         self._arrival.begin()
         self.link.wake()
         self.reactor.run()
+        self._turns.interrupt()
         self._arrival.end(is_dismissed=not self._is_leaving)
         self._here.close()
         self.sockets.close()
@@ -216,9 +214,9 @@ class Kernel:
         self._has_asker |= bool(content.get("allow_stdin", True))
         if self._here.take_cell(route):
             return
-        if self._verbs.take(route.header, content, partial(self._finish, route)):
+        if self._verbs.take(route, content, partial(self._finish, route)):
             return
-        if not self._here.turns.take_there(route):
+        if not self._turns.take_there(route):
             self._run_there(route)
 
     def _run_there(self, route: Route) -> None:
@@ -247,6 +245,10 @@ class Kernel:
         if self._is_ready:
             self._news.tell([route])
         self._notices.look(self.link, [route])
+
+    def _may_begin(self) -> bool:
+        """Is it known whose session is heard from here, or will it not be soon?"""
+        return self._is_ready or self.link.state in {State.FAILED, State.WAITING}
 
     def _cells(self) -> list[Route]:
         """Return the cells without a reply; the first one runs, as far as is known here."""
@@ -334,7 +336,7 @@ class Kernel:
         self._news.tell(self._routes.values())
         for route in self._impatient.take():
             self._say(route)
-        self._here.turns.look()
+        self._turns.look()
         info = words.get("kernel_info")
         if info and info != self._info:
             self._info = info
@@ -360,7 +362,7 @@ class Kernel:
             error, is_over = self.link.error.at(self._find().name), self.trouble is not None
             self._giving_up.answer(error, is_over=is_over, is_asked=self._has_asker)
             self._here.lose(error, is_over=is_over or isinstance(error, NoSuchSession))
-        self._here.turns.look()
+        self._turns.look()
 
     def _give_up(self, why: str) -> None:
         """There is a session, but its kernel did not start."""

@@ -69,6 +69,10 @@ class Mouth:
         if not is_quiet:
             self.publish("status", {"execution_state": "idle"}, route.header)
 
+    def abort(self, route: Route) -> None:
+        """Answer a cell as a kernel does where one before it has failed."""
+        self.reply(route, {"status": "aborted", "execution_count": 0})
+
     def ask(self, route: Route, content: dict[str, Any]) -> str:
         """Put a question to whoever has sent a request; return the message's id."""
         parts = self._sockets.voice.compose("input_request", content, route.header)

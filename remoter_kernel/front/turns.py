@@ -76,6 +76,11 @@ class Turns:
         """The cell that runs on this side."""
         return self._here
 
+    @property
+    def running(self) -> tuple[Route, ...]:
+        """The same, as one in which a person may be asked something."""
+        return (self._here.route,) if self._here else ()
+
     def take_here(self, cell: CellHere) -> None:
         """Run a cell on this side as soon as it is its turn."""
         self._queue.append(_Place(cell.route, cell))

@@ -17,6 +17,7 @@ from remoter_kernel.errors import NoSuchSession, RemoterError, Unreachable, Usag
 from remoter_kernel.front import orders
 from remoter_kernel.front.answers import error_content
 from remoter_kernel.front.bootstrap import ask_there
+from remoter_kernel.front.errands import CellErrand, FilesCell, Order, read_order
 from remoter_kernel.front.happenings import Chronicle
 from remoter_kernel.front.inquiries import Reading
 from remoter_kernel.front.link import State
@@ -32,6 +33,9 @@ if TYPE_CHECKING:
 
     from remoter_kernel.front.dialer import SessionDialer
     from remoter_kernel.front.link import Link
+    from remoter_kernel.front.mouth import Route
+    from remoter_kernel.front.permission import Permission
+    from remoter_kernel.front.turns import Turns
     from remoter_kernel.wire.frames import Bytes
     from remoter_kernel.wire.reactor import Reactor
 
@@ -48,13 +52,16 @@ HELP = {
     "status": "How the link and the session are.",
     "outputs": "What cells of this session said and no front took: after a crash, a flood.",
     "log": "What happened in this session.",
+    "put": "Send files of this side there: put SRC... DST [--dry-run].",
+    "get": "Fetch files from there: get SRC... DST [--dry-run].",
     "keep": "Let the session stay when this kernel is shut down.",
     "push": "Send objects of this side's kernel (that of %%local) to the other one.",
     "pull": "Bring objects of the kernel there to this side's.",
     "stop": "End the session, whatever it is doing.",
     "help": "What can be asked, or what one verb does: %remoter help [VERB].",
 }
-LATER = ("get", "put", "timer")
+LATER = ("timer",)
+CARRY = ("put", "get")  # files; they take their turn among the kernel's cells
 # `push` and `pull` wait for their turn, and are answered elsewhere.
 MORE = {
     verb: (
@@ -73,6 +80,7 @@ class Asked(NamedTuple):
 
     verb: str
     words: tuple[str, ...] = ()
+    order: Order | None = None  # about files
 
 
 def asked_by(code: str) -> Asked | None:
@@ -81,17 +89,20 @@ def asked_by(code: str) -> Asked | None:
     found = _FIRST_LINE.match(first.rstrip())
     if found is None:
         return None
-    verb, *words = (found[1] or "help").split()
+    said = (found[1] or "").strip() or "help"
+    verb, *words = said.split()
     if verb in LATER:
         raise Usage(f"%remoter {verb} is not there yet in this version.", "See %remoter help.")
     if verb not in HELP:
         raise Usage(
             f'There is no %remoter verb "{verb}"{nearest(verb, HELP)}.', "See %remoter help."
         )
-    if words and verb != "help":
+    if words and verb not in {"help", *CARRY}:
         raise Usage(f"%remoter {verb} takes no further words.", f"See %remoter help {verb}.")
     if rest.strip():
         raise Usage(f"%remoter {verb} stands alone in its cell; nothing was run.")
+    if verb in CARRY:
+        return Asked(verb, order=read_order(verb, said.removeprefix(verb)))
     return Asked(verb, tuple(words))
 
 
@@ -103,6 +114,8 @@ class Surroundings:
     link: Link
     dialer: SessionDialer
     publish: Callable[[str, dict[str, Any], Header], None]
+    turns: Turns
+    permission: Permission
     is_guest: bool  # attached to a session that others have started
     stays: Callable[[], bool]
     keep: Callable[[], None]
@@ -124,7 +137,7 @@ class Verbs:
 
     def take(
         self,
-        header: Header,
+        route: Route,
         content: dict[str, Any],
         finish: Callable[[dict[str, Any], dict[str, Any] | None], None],
     ) -> bool:
@@ -132,7 +145,7 @@ class Verbs:
 
         `finish(reply, error)` says the error, if there is one, and the reply.
         """
-        code = str(content.get("code", ""))
+        code, header = str(content.get("code", "")), route.header
         if self._around.is_guest and code.strip() in LEAVE:
             cell = _Cell(self._around, header, self.count(), finish)
             cell.begin(code)
@@ -145,6 +158,19 @@ class Verbs:
         if asked is None:
             return False
         cell = _Cell(self._around, header, self.count(), finish)
+        if isinstance(asked, Asked) and asked.order:
+            around, begin = self._around, partial(cell.begin, code)
+            errand = partial(
+                CellErrand,
+                asked.order,
+                cell,
+                route,
+                reactor=around.reactor,
+                dialer=around.dialer,
+                permission=around.permission,
+            )
+            around.turns.take_here(FilesCell(route, begin, errand, around.turns))
+            return True
         cell.begin(code)
         if isinstance(asked, Usage):
             cell.end(asked)
@@ -326,7 +352,7 @@ class _Cell:
     ) -> None:
         """Say how it ended; `payload`: what the client should do."""
         reply: dict[str, Any] = {"execution_count": self._count, "payload": list(payload)}
-        trouble = error_content(type(error).__name__, str(error)) if error else None
+        trouble = error_content(error.name or type(error).__name__, str(error)) if error else None
         if trouble:
             self._finish({"status": "error", **reply, **trouble}, trouble)
         else:

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from remoter_kernel.errors import Usage
+from remoter_kernel.front.errands import Order
 from remoter_kernel.front.status import Status, told
 from remoter_kernel.front.verbs import HELP, LATER, Asked, asked_by
 
@@ -19,6 +20,14 @@ from remoter_kernel.front.verbs import HELP, LATER, Asked, asked_by
         ("%remoter\tlog\r\n", Asked("log")),
         ("%remoter", Asked("help")),
         ("%remoter help stop", Asked("help", ("stop",))),
+        (
+            "%remoter put a 'b c' -- --dry-run d/",
+            Asked("put", order=Order(True, ("a", "b c", "--dry-run"), "d/", is_dry=False)),
+        ),
+        (
+            "%remoter get --dry-run runs/*.csv ./",
+            Asked("get", order=Order(False, ("runs/*.csv",), "./", is_dry=True)),
+        ),
     ],
 )
 def test_the_first_line_asks(code, asked):

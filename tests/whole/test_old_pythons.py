@@ -100,6 +100,27 @@ def test_the_command_finds_it_good(version: str, here: JupyterHere, our_own_logi
     assert checked.returncode == 0, checked
 
 
+@pytest.mark.parametrize("version", KERNELS)
+def test_it_sends_and_receives_files(
+    version: str, here: JupyterHere, our_own_login: Path, tmp_path: Path
+) -> None:
+    """Both ends of a transfer run on that Python."""
+    name = f"python-{version}"
+    python = str(environment(version))
+    here.add_remote(name, host="own", ssh_config=our_own_login, python=python)
+    (tmp_path / "src").mkdir()
+    (tmp_path / "src/a").write_bytes(os.urandom(3_000_000))
+    (tmp_path / "src/b").symlink_to("a")
+    (tmp_path / "src/c").symlink_to("/etc")
+    for words in (("put", "src", "there/"), ("put", "src", "there/"), ("get", "there/src", "back")):
+        verb, source, to = words
+        source = str(tmp_path / source)
+        ran = here.remoter(verb, name, source, f"{tmp_path}/{to}")
+        assert ran.returncode == 0, ran
+    assert (tmp_path / "back/b").read_bytes() == (tmp_path / "src/a").read_bytes()
+    assert here.remoter("get", name, f"{tmp_path}/no*", str(tmp_path)).returncode == 4
+
+
 def shown(talk: Talk, code: str) -> str:
     """Return what a cell shows as its result."""
     said = talk.case(lambda talk: talk.run(code))["iopub under request 0"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import getpass
 import os
 import re
@@ -62,14 +63,13 @@ def reply(said: Transcript, request: int = 0) -> Message:
     return message["content"]
 
 
-def local_process(kernel: StartedKernel) -> psutil.Process:
-    """The kernel that the front has started here."""
-    (process,) = [
-        child
-        for child in psutil.Process(kernel.pid).children()
-        if "ipykernel_launcher" in child.cmdline()
-    ]
-    return process
+def kernels_here(kernel: StartedKernel) -> list[psutil.Process]:
+    """The kernels that the front has started here."""
+    found = []
+    for child in psutil.Process(kernel.pid).children():
+        with contextlib.suppress(psutil.ZombieProcess):
+            found += [child] if "ipykernel_launcher" in child.cmdline() else []
+    return found
 
 
 def test_it_runs_here_and_its_result_comes_in_its_cell(talk: Talk, far: FarSide) -> None:
@@ -246,17 +246,17 @@ def test_it_is_started_late_and_ends_with_its_front(
     with started_kernel(spec, env=environment, cwd=str(here.data)) as kernel:
         talk = Talk(kernel.client)
         run(talk, "1")
-        assert not psutil.Process(kernel.pid).children()
+        assert not kernels_here(kernel)
         names = "sorted(k for k in os.environ if k.startswith('JPY_'))"
         said = run(talk, f"%%local\nimport os\nprint(os.getcwd(), {names})")
         assert text_of(said).strip() == f"{here.data} ['JPY_PARENT_PID']"
-        process = local_process(kernel)
+        (process,) = kernels_here(kernel)
         psutil.Process(kernel.pid).kill()
         wait_for(lambda: not process.is_running(), seconds=20, what="the kernel here has ended")
         kernel.manager.restart_kernel(now=True)
         kernel.client.wait_for_ready(timeout=30)
         run(talk, "%local 1")
-        process = local_process(kernel)
+        (process,) = kernels_here(kernel)
     wait_for(lambda: not process.is_running(), what="the kernel here has ended")
     here.remoter("stop", "--all", "both-2")
 
@@ -279,7 +279,7 @@ def test_a_person_is_asked_once(here: JupyterHere, python_remote: dict[str, Any]
         assert "%local wants to use this machine" in asked["content"]["prompt"]
         said = run(talk, "%local 1 + 1", allow_stdin=False)
         assert "nobody can be asked" in reply(said)["evalue"]
-        assert not psutil.Process(kernel.pid).children()
+        assert not kernels_here(kernel)
         said = talk.case(lambda talk: talk.run("%local 1 + 1", answers=["yes"]))
         assert text_of(said) == "2"
         assert text_of(run(talk, "%local 3 + 3", allow_stdin=False)) == "6"

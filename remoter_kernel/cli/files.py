@@ -1,0 +1,94 @@
+"""The verbs `put` and `get`: carry files there and back."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from remoter_kernel.cli.progress import Travelling
+from remoter_kernel.cli.terminal import questions
+from remoter_kernel.errors import RemoterError, Usage
+from remoter_kernel.front.folders import folder_there
+from remoter_kernel.front.journey import Errand, in_order, summed_up
+from remoter_kernel.front.keeper.kept import KeptLogin, kept_login
+from remoter_kernel.front.remotes import find_remote
+from remoter_kernel.front.transfer import Transfer
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from remoter_kernel.front.remotes import Remote
+
+DRY = click.option("--dry-run", "is_dry", is_flag=True, help="Only say what would go where.")
+
+
+@click.command()
+@click.argument("name")
+@click.argument("words", metavar="SRC... DST", nargs=-1)
+@DRY
+def put(name: str, words: tuple[str, ...], is_dry: bool) -> None:
+    """Send files, folders and globs of this machine to the remote NAME.
+
+    DST is a place there, in the remote's `cwd` or the home; with a / at its end it is a folder,
+    made if it is missing.
+    """
+    _carry(name, words, is_put=True, is_dry=is_dry)
+
+
+@click.command()
+@click.argument("name")
+@click.argument("words", metavar="SRC... DST", nargs=-1)
+@DRY
+def get(name: str, words: tuple[str, ...], is_dry: bool) -> None:
+    """Fetch files, folders and globs from the remote NAME to this machine.
+
+    SRC are places there, in the remote's `cwd` or the home: quote a glob, so that the shell
+    leaves it alone. DST is a place here; with a / at its end it is a folder, made if missing.
+    """
+    _carry(name, words, is_put=False, is_dry=is_dry)
+
+
+def _carry(name: str, words: tuple[str, ...], *, is_put: bool, is_dry: bool) -> None:
+    verb = "put" if is_put else "get"
+    if len(words) < 2:  # noqa: PLR2004 - one from, one to
+        raise Usage("Name what to carry, and where to.", f"See `remoter {verb} --help`.")
+    remote = find_remote(name)
+    assert remote is not None  # noqa: S101 - it has a name
+    there = folder_there(remote.cwd, remote.path_map, Path.cwd(), Path.home())
+    *sources, to = words
+    errand = Errand(
+        is_put=is_put, sources=tuple(sources), to=to, here=Path.cwd(), there=there, is_dry=is_dry
+    )
+    with Travelling() as travelling:
+        transfer = Transfer(errand, remote, _Logins(remote).log_in, travelling.note)
+        outcome = transfer.run()
+    for line in outcome.would:
+        click.echo(line)
+    for line in outcome.left_out:
+        click.echo(f"Left out: {line}", err=True)
+    if not is_dry and outcome.files > 0:
+        travelling.end(summed_up(errand, name, outcome))
+    for trouble in outcome.troubles[1:]:
+        click.echo(f"remoter: {trouble}", err=True)
+    first = in_order(outcome.troubles)
+    if first is not None:
+        raise first
+
+
+class _Logins:
+    """The keeper's login, asked for again after a cut."""
+
+    def __init__(self, remote: Remote) -> None:
+        self._remote = remote
+
+    @contextlib.contextmanager
+    def log_in(self, in_doubt: bool) -> Iterator[KeptLogin]:
+        try:
+            login = kept_login(self._remote, questions(), in_doubt=in_doubt)
+        except RemoterError as error:
+            raise error.at(self._remote.name) from error.__cause__
+        with contextlib.closing(login):
+            yield login

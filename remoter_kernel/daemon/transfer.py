@@ -1,0 +1,91 @@
+"""Sends or receives files over stdin and stdout: `python ZIP transfer`, for one front's wish.
+
+Needs only what Python brings. When the other end is gone, so is this process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import threading
+from typing import TYPE_CHECKING, Any
+
+from remoter_kernel.errors import RemoterError
+from remoter_kernel.wire.duplex import Duplex
+from remoter_kernel.wire.files import GREETING, TRANSFER, FileTrouble, Trouble, Word, from_body
+from remoter_kernel.wire.receiving import Receiving
+from remoter_kernel.wire.sending import Sending
+from remoter_kernel.wire.sources import full_path, make_plan
+
+if TYPE_CHECKING:
+    from typing import NoReturn
+
+
+class Pipes:
+    """This process's stdin and stdout, as the ends of a stream."""
+
+    def __init__(self) -> None:
+        self._in = io.FileIO(0, "r", closefd=False)
+        self._out = io.FileIO(1, "w", closefd=False)
+
+    def fileno(self) -> int:
+        """The descriptor to wait at for what comes."""
+        return 0
+
+    def read_into(self, view: memoryview) -> int:
+        """Read what is there."""
+        return self._in.readinto(view) or 0
+
+    def write(self, view: memoryview) -> int:
+        """Write some of it."""
+        return self._out.write(view) or 0
+
+    def end(self) -> None:
+        """End all of it, if that is not for the main thread to do: it may wait for a full pipe."""
+        if threading.current_thread() is not threading.main_thread():
+            os._exit(0)
+
+
+def main() -> None:
+    """Greet, hear what is wished for, do it."""
+    duplex = Duplex(Pipes())
+    duplex.start()
+    os.write(1, GREETING + b"\n")
+    with contextlib.suppress(RemoterError):  # the other end was told, or is gone
+        word, body = duplex.hear()
+        if word is Word.WISH:
+            _fulfil(duplex, from_body(body))
+    _end()
+
+
+def _fulfil(duplex: Duplex, wish: dict[str, Any]) -> None:
+    try:
+        errand = _errand(wish)
+    except FileTrouble as trouble:
+        duplex.tell(Word.ERROR, trouble.words())
+        return
+    if isinstance(errand, Sending):
+        for each in errand.plan.troubles:
+            duplex.tell(Word.FAILED, {**each.words(), "number": 0})
+    errand.run(duplex)
+
+
+def _errand(wish: dict[str, Any]) -> Receiving | Sending:
+    """Find out what is to be done; FileTrouble if it cannot be."""
+    if wish.get("transfer") != TRANSFER:
+        raise FileTrouble("", f"the far side speaks transfer {TRANSFER}, and no other")
+    cwd = os.path.expandvars(str(wish.get("cwd") or "~"))
+    folder = os.path.realpath(full_path(cwd, "/"))
+    if not os.path.isdir(folder):
+        reason = "there is no such folder, and the remote's cwd names it"
+        raise FileTrouble(folder, reason, Trouble.MISSING)
+    if wish.get("do") == "receive":
+        return Receiving(str(wish.get("to")), folder, is_dry=bool(wish.get("dry")))
+    plan = make_plan([str(word) for word in wish.get("sources") or ()], folder)
+    return Sending(plan, asks_always=bool(wish.get("asks")))
+
+
+def _end() -> NoReturn:
+    # Not sys.exit: threads may still wait for somebody who is gone.
+    os._exit(0)

@@ -1,0 +1,167 @@
+"""The words of a transfer of files: a stream of frames, each a head and a body (pure).
+
+One end sends and the other receives, whichever of them is here. A position counts the bytes of
+all frames that the sender has said; what the receiver has dealt with it acknowledges by that.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any
+
+from remoter_kernel.errors import ProtocolError, RemoterError
+
+TRANSFER = 1  # the number of this protocol
+GREETING = b"REMOTER transfer"
+HEAD = struct.Struct("!BI")  # which word, and the size of its body in bytes
+MOST_BODY = 1024 * 1024  # bytes
+CHUNK = 256 * 1024  # bytes of a file that go together at most
+BEGINS = struct.Struct("!QQ")  # a file's number, and from which byte on it follows
+TAKEN = struct.Struct("!QQ")  # a position, and the number of the last file that is dealt with
+ASK_FROM = 1024 * 1024  # bytes: of a file this large, it is asked how much is there already
+
+
+class Word(IntEnum):
+    """What a frame is for."""
+
+    WISH = 1  # the front: what is to be done, JSON
+    START = 2  # the sender: what is coming, JSON
+    READY = 3  # the receiver: where it will be, JSON
+    ENTRY = 4  # the sender: a file, folder or link that is coming, JSON
+    HAVE = 5  # the receiver: how much of a file there is, JSON
+    BODY = 6  # the sender: the bytes of a file follow
+    DATA = 7  # the sender: some of them
+    END = 8  # the sender: that was all of it, JSON
+    FINISH = 9  # the sender: that was all
+    ACK = 10  # the receiver: how much it has dealt with
+    FAILED = 11  # either: one file's trouble, JSON; the others go on
+    OVER = 12  # the receiver: all is done
+    ERROR = 13  # either: nothing goes on, JSON
+    ALIVE = 14  # either, when there is nothing to say
+    PING = 15  # the sender
+    PONG = 16  # the receiver, at once
+
+
+class Trouble(IntEnum):
+    """What is wrong with a file, by what a person can do about it."""
+
+    OTHER = 0
+    MISSING = 1
+    FORBIDDEN = 2
+    FULL = 3  # no room is left
+    IS_FOLDER = 4  # where a file is meant
+    IS_FILE = 5  # where a folder is meant
+    CHANGED = 6  # while it was sent, twice
+    DAMAGED = 7  # its checksum is another one at the other end, twice
+    UNSAFE = 8  # a name that leads out of the folder that was named
+    WORDS = 9  # the request itself cannot be right
+
+
+class FileTrouble(RemoterError):
+    """Something is wrong with a file; `is_told`: at the other end, which has told us."""
+
+    def __init__(
+        self, path: str, reason: str, trouble: Trouble = Trouble.OTHER, *, is_told: bool = False
+    ) -> None:
+        super().__init__(f"{path}: {reason}")
+        self.path = path
+        self.reason = reason
+        self.trouble = trouble
+        self.is_told = is_told
+
+    def words(self) -> dict[str, Any]:
+        """Return what the other end is told."""
+        return {"path": self.path, "reason": self.reason, "trouble": int(self.trouble)}
+
+
+def told_trouble(words: dict[str, Any]) -> FileTrouble:
+    """Read what the other end tells of a trouble."""
+    try:
+        trouble = Trouble(int(words.get("trouble", 0)))
+    except (TypeError, ValueError):
+        trouble = Trouble.OTHER
+    path, reason = str(words.get("path", "")), str(words.get("reason", ""))
+    return FileTrouble(path, reason, trouble, is_told=True)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One thing that is sent."""
+
+    path: str  # names with "/" between them; the first is that of the source
+    kind: str = "file"  # or "folder", or "link"
+    size: int = 0  # bytes
+    mtime: int = 0  # nanoseconds since 1970
+    mode: int | None = None  # permission bits; None: the sender's system has none
+    target: str = ""  # of a link, as seen from its own folder
+
+    def words(self, number: int, *, asks: bool) -> dict[str, Any]:
+        """Return what is said of it; `asks`: how much of it is there already?"""
+        return {**vars(self), "number": number, "asks": asks}
+
+
+def read_entry(words: dict[str, Any]) -> Entry:
+    """Read what is said of an entry; ProtocolError if that is nonsense."""
+    mode = words.get("mode")
+    entry = Entry(
+        path=_of_kind(words, "path", str),
+        kind=_of_kind(words, "kind", str),
+        size=_of_kind(words, "size", int),
+        mtime=_of_kind(words, "mtime", int),
+        mode=None if mode is None else _of_kind(words, "mode", int) & 0o777,
+        target=_of_kind(words, "target", str),
+    )
+    if entry.kind not in {"file", "folder", "link"} or not 0 <= entry.size < 2**63:
+        raise ProtocolError(f"There is no entry of the kind {entry.kind!r}, size {entry.size}.")
+    return entry
+
+
+def number_of(words: dict[str, Any], key: str = "number") -> int:
+    """Read a number that cannot be negative."""
+    number: int = _of_kind(words, key, int)
+    if number < 0:
+        raise ProtocolError(f"{key} is {number}.")
+    return number
+
+
+def _of_kind(words: dict[str, Any], key: str, kind: type) -> Any:
+    value = words.get(key)
+    if not isinstance(value, kind):
+        raise ProtocolError(f"An entry's {key} is {value!r}.")
+    return value
+
+
+def to_body(words: dict[str, Any]) -> bytes:
+    """Write words as JSON: ASCII, so that names which are no text come through, too."""
+    return json.dumps(words).encode("ascii")
+
+
+def from_body(body: bytes | memoryview) -> dict[str, Any]:
+    """Read JSON words."""
+    try:
+        words = json.loads(bytes(body))
+    except (ValueError, RecursionError) as error:
+        raise ProtocolError(f"What came is no JSON: {error}.") from None
+    if not isinstance(words, dict):
+        raise ProtocolError("What came is no JSON object.")
+    return words
+
+
+def frame(word: Word, body: bytes | memoryview = b"") -> bytes:
+    """Put a frame together."""
+    return HEAD.pack(word, len(body)) + body
+
+
+def read_head(head: bytes | bytearray | memoryview, at: int = 0) -> tuple[Word, int]:
+    """Read a frame's head: which word, and how many bytes follow."""
+    number, size = HEAD.unpack_from(head, at)
+    try:
+        word = Word(number)
+    except ValueError:
+        raise ProtocolError(f"{number} is no word of a transfer.") from None
+    if size > MOST_BODY:
+        raise ProtocolError(f"A frame of {size} bytes is too large.")
+    return word, size

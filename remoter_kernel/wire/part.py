@@ -1,0 +1,203 @@
+"""One file while it is received: beside its place, under another name until it is whole."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import stat
+import time
+from typing import TYPE_CHECKING, Any
+
+from remoter_kernel.errors import ProtocolError
+from remoter_kernel.wire.files import ASK_FROM, FileTrouble, Trouble
+from remoter_kernel.wire.names import part_name
+from remoter_kernel.wire.sources import trouble_of
+
+if TYPE_CHECKING:
+    from remoter_kernel.wire.files import Entry
+
+READ_AT_ONCE = 1024 * 1024  # bytes
+ZEROS = bytes(1024 * 1024)
+FLAGS: int = os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
+NO_LINK: int = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+ALONE_WITHIN = 20.0  # seconds: an end that hears nothing gives up within 15
+TRY_EVERY = 0.1  # seconds
+
+
+class Part:
+    """A file on its way to `place`; what is there of it stays when its transfer is cut."""
+
+    def __init__(self, place: str, entry: Entry) -> None:
+        """Remember; `find` or `begin` opens it."""
+        self.place = place
+        self.entry = entry
+        self._folder, self._name = os.path.split(place)
+        self._path = os.path.join(
+            self._folder, part_name(os.path.basename(entry.path), entry.size, entry.mtime)
+        )
+        self._file = -1
+        self._position = 0
+        self._digest: Any = hashlib.sha256()
+        self._is_same = False  # is the whole file in its place already?
+
+    def find(self) -> tuple[int, str]:
+        """Return how many bytes of it are there, and their checksum; (0, ""): none."""
+        self._look_at_place()
+        with contextlib.suppress(OSError):
+            about = os.lstat(self.place)
+            if stat.S_ISREG(about.st_mode) and (about.st_size, about.st_mtime_ns) == (
+                self.entry.size,
+                self.entry.mtime,
+            ):
+                self._is_same = True
+                with open(self.place, "rb", buffering=0) as file:
+                    return self._read(file.fileno())
+        try:
+            os.lstat(self._path)
+        except OSError:
+            return 0, ""
+        self._open()
+        return self._read(self._file)
+
+    def _read(self, file: int) -> tuple[int, str]:
+        self._position, self._digest = 0, hashlib.sha256()
+        while data := os.read(file, READ_AT_ONCE):
+            self._digest.update(data)
+            self._position += len(data)
+        return self._position, self._digest.hexdigest()
+
+    def begin(self, at: int) -> None:
+        """Take bytes from here on: from the end of what was found, or from the beginning."""
+        if at and at != self._position:
+            raise ProtocolError(f"{at} bytes of {self._position} are to be kept.")
+        if at and self._is_same:
+            return
+        if not at:
+            self._is_same = False
+            self._position, self._digest = 0, hashlib.sha256()
+        if self._file < 0:
+            self._look_at_place()
+            self._open()
+        os.lseek(self._file, self._position, os.SEEK_SET)
+        os.ftruncate(self._file, self._position)
+
+    def _look_at_place(self) -> None:
+        """Find out before anything comes whether a file can be there at all."""
+        try:
+            kind = os.lstat(self.place).st_mode
+        except OSError:
+            return
+        if stat.S_ISDIR(kind):
+            raise FileTrouble(self.place, "a folder is in its place", Trouble.IS_FOLDER)
+        if not (stat.S_ISREG(kind) or stat.S_ISLNK(kind)):
+            raise FileTrouble(self.place, "what is in its place is no file", Trouble.OTHER)
+
+    def _open(self) -> None:
+        """Open the part, and have it alone: the last transfer's end may not know of its cut yet."""
+        until = time.monotonic() + ALONE_WITHIN
+        while True:
+            self._file = os.open(self._path, FLAGS | NO_LINK, 0o600)
+            if not stat.S_ISREG(os.fstat(self._file).st_mode):
+                raise FileTrouble(self._path, "this is in the way, and is no file")
+            if _try_lock(self._file) and self._is_still_there():
+                return
+            self._close()
+            if time.monotonic() > until:
+                raise FileTrouble(self.place, "another transfer is receiving it just now")
+            time.sleep(TRY_EVERY)
+
+    def _is_still_there(self) -> bool:
+        """Say whether the open file bears the part's name: its last owner may have renamed it."""
+        try:
+            return os.path.samestat(os.fstat(self._file), os.lstat(self._path))
+        except OSError:
+            return False
+
+    def write(self, data: memoryview) -> None:
+        """Write what came; what is empty on the sender's disk stays so on this one."""
+        if self._position + len(data) > self.entry.size or self._is_same:
+            raise ProtocolError(f"More came of {self.entry.path} than there is.")
+        self._digest.update(data)
+        if not data[0] and not data[-1] and bytes(data) == ZEROS[: len(data)]:
+            self._position += len(data)
+            os.lseek(self._file, self._position, os.SEEK_SET)
+            return
+        while data:
+            written = os.write(self._file, data)
+            data = data[written:]
+            self._position += written  # and not more: on a full disk this much is there
+
+    def finish(self, digest: str) -> None:
+        """Let it bear its name, if it is what was sent."""
+        if self._position != self.entry.size or self._digest.hexdigest() != digest:
+            self.drop()
+            reason = "it arrived damaged: its checksum is another one"
+            raise FileTrouble(self.place, reason, Trouble.DAMAGED)
+        if not self._is_same:
+            os.ftruncate(self._file, self._position)
+            self._close()
+            settle(self._path, self.entry)
+            self._rename()
+        else:
+            settle(self.place, self.entry)
+
+    def _rename(self) -> None:
+        try:
+            os.replace(self._path, self.place)
+        except OSError as error:
+            raise trouble_of(error, self.place) from None
+
+    def keep(self) -> None:
+        """Leave what is there to the next try, unless it is hardly worth it."""
+        if self._file < 0:
+            return
+        if self.entry.size < ASK_FROM or not self._position:
+            self.drop()
+            return
+        with contextlib.suppress(OSError):
+            os.ftruncate(self._file, self._position)
+        self._close()
+
+    def drop(self) -> None:
+        """Remove what is there of it."""
+        self._close()
+        if not self._is_same:
+            with contextlib.suppress(OSError):
+                os.unlink(self._path)
+
+    def _close(self) -> None:
+        file, self._file = self._file, -1
+        if file >= 0:
+            os.close(file)
+
+
+def _try_lock(file: int) -> bool:
+    """Lock an open file, unless another process has; closing it gives the lock back."""
+    if os.name != "posix":
+        return True
+    import fcntl  # noqa: PLC0415 - Windows has it not
+
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # some network disks know no locks
+        pass
+    return True
+
+
+def settle(path: str, entry: Entry) -> None:
+    """Give something the mode and the time that it had, as far as this disk knows such."""
+    if os.name == "posix":
+        with contextlib.suppress(OSError):
+            os.chmod(path, _usual_mode() if entry.mode is None else entry.mode)
+    with contextlib.suppress(OSError, OverflowError):
+        os.utime(path, ns=(entry.mtime, entry.mtime))
+
+
+def _usual_mode() -> int:
+    """Return what a new file gets where the sender's system knows no modes."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return 0o666 & ~mask

@@ -1,0 +1,355 @@
+"""Sends files: what a plan lists, over a duplex, no faster than the other end takes it.
+
+House rules of this file:
+
+- Entries are told ahead of their bytes, so that no file costs a round trip, and for a large one
+  the other end has time to say how much of it is there.
+- Bytes on their way stay within what the path holds (`window`): whoever else talks through the
+  same connection waits behind no more than that.
+- What the other end has dealt with is not sent again, whatever becomes of this connection.
+- The ear hears, the main thread sends; what both touch is under `_changed`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import struct
+import threading
+import time
+from collections import deque
+from typing import TYPE_CHECKING, Any, BinaryIO, Callable, NamedTuple
+
+from remoter_kernel.errors import ProtocolError, RemoterError
+from remoter_kernel.wire.duplex import Cut
+from remoter_kernel.wire.files import (
+    ASK_FROM,
+    BEGINS,
+    CHUNK,
+    HEAD,
+    TAKEN,
+    FileTrouble,
+    Trouble,
+    Word,
+    frame,
+    from_body,
+    number_of,
+    to_body,
+    told_trouble,
+)
+from remoter_kernel.wire.names import check_digest
+from remoter_kernel.wire.sources import Item, Plan, entry_of, trouble_of
+from remoter_kernel.wire.window import Window
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from remoter_kernel.wire.duplex import Duplex
+
+AHEAD = 256  # entries that are told before their bytes follow
+AT_LEAST = 16 * 1024  # bytes of a file that go together
+SHARE = 4  # pieces in a window
+TRIES = 2  # of a file that changes while it is sent, or arrives damaged
+READ_AT_ONCE = 1024 * 1024  # bytes, to find out what is the same
+LAST_WORDS = 0.5  # seconds for what the other end said before it hung up
+EAR_ENDS_WITHIN = 1.0  # seconds
+
+
+class _Told(NamedTuple):
+    """A file that the other end knows of."""
+
+    number: int
+    place: int  # in the plan
+    item: Item
+    asks: bool  # does it say how much of it is there?
+
+
+class Sending:
+    """Sends a plan; may be `run` again on another duplex after a cut."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        on_progress: Callable[[int, int], None] = lambda _size, _files: None,
+        *,
+        asks_always: bool = False,
+    ) -> None:
+        """Remember; `on_progress` gets bytes and files that have been sent."""
+        self.plan = plan
+        self.troubles = list(plan.troubles)
+        self.targets: list[str] = []  # where each source will be
+        self._on_progress = on_progress
+        self._asks_always = asks_always
+        self._window = Window()
+        self._changed = threading.Condition()
+        self._done: set[int] = set()  # places in the plan, dealt with there
+        self._tries: dict[tuple[int, Trouble], int] = {}
+        self._size = self._files = 0  # sent, or there before
+
+    def run(self, duplex: Duplex) -> None:
+        """Send all that is not there yet; raise Cut, or the other end's trouble."""
+        self._duplex = duplex
+        self._taken = self._number = 0  # position dealt with there; of the last entry
+        self._pinged_at = 0.0
+        self._begun: dict[int, _Told] = {}  # by number, until it is dealt with
+        self._again: deque[int] = deque()
+        self._haves: dict[int, dict[str, Any]] = {}
+        self._answers: dict[Word, dict[str, Any]] = {}
+        self._error: RemoterError | None = None
+        self._window.begin()
+        ear = threading.Thread(target=self._listen, name="transfer-ear", daemon=True)
+        ear.start()
+        try:
+            self._send()
+        except Cut as cut:
+            raise self._reason(cut) from None
+        finally:
+            duplex.stop()
+            ear.join(EAR_ENDS_WITHIN)
+
+    def _reason(self, cut: Cut) -> RemoterError:
+        """Return why the stream has ended, as far as the other end has said it."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._error, LAST_WORDS)
+            return self._error or cut
+
+    def _send(self) -> None:
+        duplex = self._duplex
+        duplex.sign = frame(Word.PING)
+        duplex.tell(Word.START, self.plan.words())
+        ready = self._wait_for(Word.READY)
+        self.targets = [str(target) for target in ready.get("targets", [])]
+        self._pinged_at = time.monotonic()
+        duplex.say(Word.PING)
+        files = [place for place in self._done if self.plan.items[place].entry.kind == "file"]
+        self._size = sum(self.plan.items[place].entry.size for place in files)
+        self._files = len(files)
+        told: deque[_Told] = deque()
+        left = iter(range(len(self.plan.items)))
+        while True:
+            self._tell_ahead(told, left)
+            if told:
+                one = told.popleft()
+                if not ready.get("dry"):
+                    self._send_one(one)
+            elif ready.get("dry") or self._is_all_dealt_with():
+                break
+        duplex.say(Word.FINISH)
+        duplex.flush()
+        self._wait_for(Word.OVER)
+
+    # --- entries ---
+
+    def _tell_ahead(self, told: deque[_Told], left: Iterator[int]) -> None:
+        while len(told) < AHEAD:
+            place = self._next(left)
+            if place is None:
+                return
+            item = self.plan.items[place]
+            is_file = item.entry.kind == "file"
+            asks = is_file and (self._asks_always or item.entry.size >= ASK_FROM)
+            self._number += 1
+            if is_file:
+                one = _Told(self._number, place, item, asks)
+                told.append(one)
+                with self._changed:
+                    self._begun[one.number] = one
+            self._duplex.say(Word.ENTRY, to_body(item.entry.words(self._number, asks=asks)))
+
+    def _next(self, left: Iterator[int]) -> int | None:
+        with self._changed:
+            if self._again:
+                return self._again.popleft()
+        return next((place for place in left if place not in self._done), None)
+
+    def _is_all_dealt_with(self) -> bool:
+        """Wait until the other end has dealt with all; False: something is to be sent again."""
+        self._duplex.flush()
+        with self._changed:
+            self._changed.wait_for(lambda: self._error or self._again or not self._begun)
+            self._check()
+            return not self._again
+
+    # --- one file ---
+
+    def _send_one(self, told: _Told) -> None:
+        entry = told.item.entry
+        try:
+            with open(told.item.place, "rb", buffering=0) as file:
+                about = os.fstat(file.fileno())
+                if (about.st_size, about.st_mtime_ns) == (entry.size, entry.mtime):
+                    self._send_body(told, file)
+                else:  # since the plan was made
+                    self._take_back(told, Trouble.OTHER)
+        except (OSError, ValueError) as error:  # of the file: the duplex raises Cut
+            self._fail(told, trouble_of(error, entry.path))
+
+    def _send_body(self, told: _Told, file: BinaryIO) -> None:
+        entry = told.item.entry
+        begin, digest = self._same(told, file) if told.asks else (0, hashlib.sha256())
+        self._size += begin
+        self._duplex.say(Word.BODY, BEGINS.pack(told.number, begin))
+        sent = self._pour(file, digest, entry.size - begin)
+        about = os.fstat(file.fileno())
+        if (about.st_size, about.st_mtime_ns) != (entry.size, entry.mtime) or (
+            begin + sent != entry.size
+        ):
+            self._size -= begin + sent
+            self._take_back(told, Trouble.CHANGED)
+            return
+        self._files += 1
+        words = {"number": told.number, "sha256": digest.hexdigest()}
+        self._duplex.say(Word.END, to_body(words))
+        self._on_progress(self._size, self._files)
+
+    def _same(self, told: _Told, file: BinaryIO) -> tuple[int, Any]:
+        """Return how many bytes need not be sent, as they are there, and their checksum."""
+        self._duplex.flush()
+        with self._changed:
+            self._changed.wait_for(lambda: self._error or told.number in self._haves)
+            self._check()
+            have = self._haves.pop(told.number)
+        size = left = number_of(have, "size")
+        digest = hashlib.sha256()
+        if size and size <= told.item.entry.size:
+            while left and (data := file.read(min(left, READ_AT_ONCE))):
+                digest.update(data)
+                left -= len(data)
+                self._check()
+            if not left and digest.hexdigest() == check_digest(have.get("sha256")):
+                return size, digest
+        file.seek(0)
+        return 0, hashlib.sha256()
+
+    def _pour(self, file: BinaryIO, digest: Any, size: int) -> int:
+        """Send that many bytes of an open file; return how many there were."""
+        buffer = bytearray(HEAD.size + min(CHUNK, size))
+        view = memoryview(buffer)
+        left = size
+        while left:
+            piece = self._room(min(CHUNK, left))
+            count = file.readinto(view[HEAD.size : HEAD.size + piece])  # type: ignore[attr-defined]
+            if not count:
+                break
+            whole = view[: HEAD.size + count]
+            HEAD.pack_into(buffer, 0, Word.DATA, count)
+            digest.update(whole[HEAD.size :])
+            self._duplex.say_frame(whole)
+            left -= count
+            self._size += count
+            self._on_progress(self._size, self._files)
+        return size - left
+
+    def _room(self, wanted: int) -> int:
+        """Wait until something may be sent; return how many bytes."""
+        window = self._window
+        piece = min(wanted, max(AT_LEAST, window.size // SHARE))
+        if self._duplex.said - self._taken + piece > window.size:
+            self._duplex.flush()
+            with self._changed:
+                self._changed.wait_for(
+                    lambda: self._error or self._duplex.said - self._taken + piece <= window.size
+                )
+        self._check()
+        return piece
+
+    # --- what goes wrong with one file ---
+
+    def _take_back(self, told: _Told, why: Trouble) -> None:
+        """Tell that a file is not what it was said to be, and send it again, but not for ever."""
+        try:
+            about = os.stat(told.item.place)
+        except (OSError, ValueError) as error:
+            self._fail(told, trouble_of(error, told.item.entry.path))
+            return
+        if self._has_no_try_left(told, why):
+            reason = "it changed while it was sent, and again the second time"
+            self._fail(told, FileTrouble(told.item.entry.path, reason, Trouble.CHANGED))
+            return
+        with self._changed:
+            self._begun.pop(told.number, None)
+            fresh = entry_of("file", told.item.entry.path, about)
+            self.plan.items[told.place] = Item(fresh, told.item.place)
+            self._again.append(told.place)
+        self._duplex.say(Word.FAILED, to_body({"number": told.number, "again": True}))
+
+    def _has_no_try_left(self, told: _Told, why: Trouble) -> bool:
+        key = (told.place, why)
+        self._tries[key] = self._tries.get(key, 0) + 1
+        return self._tries[key] >= TRIES
+
+    def _fail(self, told: _Told, trouble: FileTrouble) -> None:
+        """Go on without a file that cannot be sent."""
+        self._forget(told, trouble)
+        self._duplex.say(Word.FAILED, to_body({**trouble.words(), "number": told.number}))
+
+    def _forget(self, told: _Told, trouble: FileTrouble) -> None:
+        with self._changed:
+            self._begun.pop(told.number, None)
+            self._done.add(told.place)
+            self.troubles.append(trouble)
+
+    # --- what the other end says ---
+
+    def _wait_for(self, word: Word) -> dict[str, Any]:
+        with self._changed:
+            self._changed.wait_for(lambda: self._error or word in self._answers)
+            if word not in self._answers:
+                self._check()
+            return self._answers[word]
+
+    def _check(self) -> None:
+        if self._error:
+            raise self._error
+
+    def _listen(self) -> None:
+        try:
+            while Word.OVER not in self._answers:
+                word, body = self._duplex.hear()
+                with self._changed:
+                    self._take(word, body)
+                    self._changed.notify_all()
+        except (RemoterError, ValueError, struct.error) as error:
+            if not isinstance(error, RemoterError):
+                error = ProtocolError(f"Nonsense came: {error}")
+            with self._changed:
+                self._error = error
+                self._changed.notify_all()
+            self._duplex.stop()  # whoever waits for room in a pipe is not woken otherwise
+
+    def _take(self, word: Word, body: memoryview) -> None:
+        if word is Word.ACK:
+            position, number = TAKEN.unpack(body)
+            self._taken = position
+            self._window.note_kept(position, time.monotonic())
+            while self._begun and (first := next(iter(self._begun))) <= number:
+                self._done.add(self._begun.pop(first).place)
+        elif word is Word.HAVE:
+            words = from_body(body)
+            self._haves[number_of(words)] = words
+        elif word is Word.FAILED:
+            self._hear_failure(from_body(body))
+        elif word is Word.PONG:
+            if self._pinged_at:
+                self._window.note_trip(time.monotonic() - self._pinged_at)
+                self._pinged_at = 0.0
+        elif word is Word.ERROR:
+            raise told_trouble(from_body(body))
+        elif word in {Word.READY, Word.OVER}:
+            self._answers[word] = from_body(body)
+        elif word is not Word.ALIVE:
+            raise ProtocolError(f"A receiver does not say {word.name}.")
+
+    def _hear_failure(self, words: dict[str, Any]) -> None:
+        trouble = told_trouble(words)
+        told = self._begun.pop(number_of(words), None)
+        if told is None:  # a folder, or a link; told in each run
+            if str(trouble) not in map(str, self.troubles):
+                self.troubles.append(trouble)
+        elif trouble.trouble is Trouble.DAMAGED and not self._has_no_try_left(
+            told, trouble.trouble
+        ):
+            self._again.append(told.place)
+        else:
+            self._done.add(told.place)
+            self.troubles.append(trouble)

@@ -1,0 +1,201 @@
+"""Finds what is to be sent: files, folders and globs of this side, whichever side that is.
+
+Symbolic links inside a folder are never followed out of it. One that leads to a file inside is
+sent as that file, one to a folder inside as a link; what is left out is told.
+"""
+
+from __future__ import annotations
+
+import errno
+import glob
+import os
+import stat
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from remoter_kernel.wire.files import Entry, FileTrouble, Trouble
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+HAS_MODES = os.name == "posix"
+MOST_TOLD = 200  # lines about what is left out
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+@dataclass
+class Item:
+    """Something to send, and where it is."""
+
+    entry: Entry
+    place: str
+
+
+@dataclass
+class Plan:
+    """All that is to be sent, in order: a folder comes before what is in it."""
+
+    tops: list[dict[str, Any]] = field(default_factory=list)  # name and is_folder of each source
+    items: list[Item] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
+    troubles: list[FileTrouble] = field(default_factory=list)
+
+    @property
+    def files(self) -> int:
+        """How many files there are."""
+        return sum(item.entry.kind == "file" for item in self.items)
+
+    @property
+    def size(self) -> int:
+        """How many bytes they have."""
+        return sum(item.entry.size for item in self.items)
+
+    def words(self) -> dict[str, Any]:
+        """Return what the receiver is told before anything comes."""
+        return {
+            "tops": self.tops,
+            "files": self.files,
+            "size": self.size,
+            "left_out": [line[:1000] for line in self.left_out[:MOST_TOLD]],
+        }
+
+
+def full_path(word: str, folder: str) -> str:
+    """Return what a word means in a folder: `~` is the home."""
+    return os.path.join(folder, os.path.expanduser(word))
+
+
+def make_plan(words: Sequence[str], folder: str) -> Plan:
+    """Find everything; FileTrouble if a source is missing, before anything is sent."""
+    plan = Plan()
+    for word in words:
+        for path in _expanded(word, folder):
+            _add_source(plan, word, path)
+    names = [top["name"] for top in plan.tops]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        reason = "two of the sources have this name; one would replace the other"
+        raise FileTrouble(twice, reason, Trouble.WORDS)
+    return plan
+
+
+def _expanded(word: str, folder: str) -> list[str]:
+    """Return the paths that a word means; a file may be called like a pattern."""
+    path = full_path(word, folder)
+    if os.path.lexists(path):
+        return [path]
+    found = sorted(glob.glob(path, recursive=True)) if glob.has_magic(path) else []
+    if not found:
+        reason = "nothing matches" if glob.has_magic(path) else "there is no such file or folder"
+        raise FileTrouble(word, reason, Trouble.MISSING)
+    return found
+
+
+def _add_source(plan: Plan, word: str, path: str) -> None:
+    name = os.path.basename(os.path.abspath(path))
+    try:
+        place = os.path.realpath(path)
+        about = os.stat(place)
+    except (OSError, ValueError) as error:
+        raise trouble_of(error, word) from None
+    if not name:
+        raise FileTrouble(word, "this is a whole file system; name a folder in it", Trouble.WORDS)
+    is_folder = stat.S_ISDIR(about.st_mode)
+    plan.tops.append({"name": name, "is_folder": is_folder})
+    if is_folder:
+        _walk(plan, name, place)
+    elif stat.S_ISREG(about.st_mode):
+        plan.items.append(Item(entry_of("file", name, about), place))
+    else:
+        raise FileTrouble(word, "this is neither a file nor a folder", Trouble.WORDS)
+
+
+def _walk(plan: Plan, name: str, root: str) -> None:
+    """Add a folder and all that is in it."""
+    left = [(name, root)]
+    while left:
+        path, place = left.pop()
+        try:
+            about = os.stat(place)
+            with os.scandir(place) as scan:
+                found = sorted(scan, key=lambda each: each.name)
+        except OSError as error:
+            plan.troubles.append(trouble_of(error, path))
+            continue
+        plan.items.append(Item(entry_of("folder", path, about), place))
+        inner = []
+        for each in found:
+            inside = f"{path}/{each.name}"
+            if each.is_symlink():
+                _add_link(plan, inside, each.path, root)
+            elif each.is_dir(follow_symlinks=False):
+                inner.append((inside, each.path))
+            else:
+                _add_file(plan, inside, each)
+        left += reversed(inner)
+
+
+def _add_file(plan: Plan, path: str, found: os.DirEntry[str]) -> None:
+    try:
+        about = found.stat(follow_symlinks=False)
+    except OSError as error:
+        plan.troubles.append(trouble_of(error, path))
+        return
+    if stat.S_ISREG(about.st_mode):
+        plan.items.append(Item(entry_of("file", path, about), found.path))
+    else:
+        plan.left_out.append(f"{path}: neither a file nor a folder")
+
+
+def _add_link(plan: Plan, path: str, place: str, root: str) -> None:
+    """Add a link that leads to something inside; say so of any other."""
+    try:
+        about = os.stat(place)
+        target = os.path.realpath(place)
+    except (OSError, ValueError) as error:
+        is_loop = isinstance(error, OSError) and not isinstance(error, FileNotFoundError)
+        why = "a link in a loop" if is_loop else "a link that leads nowhere"
+        plan.left_out.append(f"{path}: {why}")
+        return
+    if not _is_inside(target, root):
+        plan.left_out.append(f"{path}: a link out of the folder, to {target}")
+    elif _is_inside(place, target):
+        plan.left_out.append(f"{path}: a link in a loop, to {target}")
+    elif stat.S_ISREG(about.st_mode):
+        plan.items.append(Item(entry_of("file", path, about), target))
+    elif stat.S_ISDIR(about.st_mode):
+        seen = os.path.relpath(target, os.path.dirname(place)).replace(os.sep, "/")
+        plan.items.append(Item(Entry(path, "link", target=seen), place))
+    else:
+        plan.left_out.append(f"{path}: neither a file nor a folder")
+
+
+def _is_inside(path: str, folder: str) -> bool:
+    return Path(path).is_relative_to(folder)
+
+
+def entry_of(kind: str, path: str, about: os.stat_result) -> Entry:
+    """Return what is said of a file or folder."""
+    return Entry(
+        path,
+        kind,
+        size=about.st_size if kind == "file" else 0,
+        mtime=about.st_mtime_ns,
+        mode=stat.S_IMODE(about.st_mode) & 0o777 if HAS_MODES else None,
+    )
+
+
+def trouble_of(error: Exception, path: str) -> FileTrouble:
+    """Rename what the system says of a file."""
+    known = {
+        FileNotFoundError: Trouble.MISSING,
+        PermissionError: Trouble.FORBIDDEN,
+        IsADirectoryError: Trouble.IS_FOLDER,
+        NotADirectoryError: Trouble.IS_FILE,
+    }
+    trouble = next((kind for each, kind in known.items() if isinstance(error, each)), Trouble.OTHER)
+    if isinstance(error, OSError) and error.errno in FULL:
+        trouble = Trouble.FULL
+    reason = (isinstance(error, OSError) and error.strerror) or str(error)
+    return FileTrouble(path, reason, trouble)
