@@ -22,6 +22,7 @@ from remoter_kernel.errors import RemoterError, Unreachable, Usage
 from remoter_kernel.front.answers import error_content
 from remoter_kernel.front.carried_text import in_python, in_r
 from remoter_kernel.front.link import State
+from remoter_kernel.front.questions import readable
 from remoter_kernel.front.room_there import RoomThere
 from remoter_kernel.front.status import amount
 from remoter_kernel.wire.messages import content_of
@@ -191,9 +192,9 @@ class CarryCell:
     ) -> list[tuple[str, str]]:
         texts = []
         if packed["pickled"]:
-            texts.append(("stderr", PICKLED.format(names=", ".join(packed["pickled"]))))
+            texts.append(("stderr", PICKLED.format(names=", ".join(self._wish.names))))
         objects = zip(self._wish.targets, unpacked["objects"], strict=True)
-        lines = [f"{name} is {where} now ({what}).\n" for name, what in objects]
+        lines = [f"{name} is {where} now ({readable(str(what))}).\n" for name, what in objects]
         return [*texts, ("stdout", "".join(lines))]
 
     def _look(self) -> None:
@@ -251,7 +252,8 @@ def _heard(words: dict[str, Any], where: str) -> dict[str, Any]:
     """Return what a kernel did; what it refused is an error."""
     refused = words.get("refused")
     if refused:
-        raise NotCarried(f"{refused} ({where}; nothing was carried.)")
+        sentence = readable(str(refused)).rstrip(".")  # also a kernel far away may say anything
+        raise NotCarried(f"{sentence} ({where}); nothing was carried.")
     return words
 
 

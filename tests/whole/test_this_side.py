@@ -91,9 +91,10 @@ def test_it_comes_as_from_any_kernel(talk: Talk) -> None:
     assert {"execute_input", "stream", "execute_result"} <= set(kinds)
     typed = next(each for each in iopub(said) if each["type"] == "execute_input")
     assert typed["content"]["code"].startswith("%%local\nimport")
-    there = run(talk, "1")
     sessions = {message["header"]["session"] for _, message in talk.heard}
+    there = run(talk, "1")
     assert len(sessions) == 1
+    assert sessions == {message["header"]["session"] for _, message in talk.heard}
     assert reply(said)["status"] == reply(there)["status"] == "ok"
 
 
