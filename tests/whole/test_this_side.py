@@ -12,10 +12,12 @@ import psutil
 import pytest
 
 from tests.real_jupyter import started_kernel, wait_for
+from tests.real_parts import real_part
 from tests.whole.talk import Talk
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from tests.real_jupyter import JupyterHere, StartedKernel
     from tests.real_users import FarSide
@@ -290,3 +292,22 @@ def test_words_that_make_no_sense_are_refused(talk: Talk) -> None:
     """And nothing runs."""
     for code in ("%%local x\n1", "%local 1\n2"):
         assert "stands alone" in reply(run(talk, code))["evalue"]
+
+
+def test_a_notebook_that_nobody_watches_runs_on_both_sides(
+    here: JupyterHere, python_remote: dict[str, Any], tmp_path: Path
+) -> None:
+    """Nbclient runs one cell after the other, and gets each output in its place."""
+    real_part("nbclient")
+    import nbclient
+    import nbformat
+
+    cells = ["x = 20", "%remoter pull x", "%%local\nx += 1\nprint(x)", "%remoter push x", "2 * x"]
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(c) for c in cells])
+    spec = here.add_remote("unwatched", local="allow", **python_remote)
+    client = nbclient.NotebookClient(
+        notebook, kernel_name=spec, timeout=60, resources={"metadata": {"path": str(tmp_path)}}
+    )
+    client.execute()
+    assert notebook.cells[2].outputs[0].text == "21\n"
+    assert notebook.cells[4].outputs[0].data["text/plain"] == "42"

@@ -133,7 +133,8 @@ as_json <- function(x) jsonlite::toJSON(x, auto_unbox = TRUE, null = "null", dig
 
 missing_name <- function(name) {
   known <- ls(globalenv())
-  near <- known[utils::adist(name, known, ignore.case = TRUE) <= 2]
+  far <- utils::adist(name, known, ignore.case = TRUE)
+  near <- known[far <= 2 & far < nchar(name)]
   meant <- if (length(near)) paste0(" (did you mean ", paste(near, collapse = " or "), "?)") else ""
   paste0("There is no '", name, "'", meant, ".")
 }
