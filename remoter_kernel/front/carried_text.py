@@ -6,10 +6,7 @@ import ast
 import json
 from functools import cache
 from importlib import resources
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+from typing import Any
 
 PACKAGE = "remoter_kernel.front.carried"
 PARTS = ("values", "frames", "to_r", "from_r", "errand")  # each needs those before it
@@ -32,18 +29,22 @@ def in_r(wish: dict[str, Any]) -> str:
 
 @cache
 def _python() -> str:
-    """Return all parts as one module, without comments and what they import of each other."""
-    body: list[ast.stmt] = []
+    """Return all parts as one module, without what they import of each other.
+
+    The lines stay as they are: what newer Pythons make of an f-string, older ones cannot read.
+    """
+    lines = ["from __future__ import annotations"]
     for part in PARTS:
         text = (resources.files(PACKAGE) / f"{part}.py").read_text(encoding="utf-8")
-        body += _own(ast.parse(text))
-    return "from __future__ import annotations\n" + ast.unparse(ast.Module(body, []))
+        lines += _own(text)
+    return "\n".join(lines)
 
 
-def _own(module: ast.Module) -> Iterator[ast.stmt]:
-    for statement in module.body:
-        if isinstance(statement, ast.ImportFrom):
-            named = str(statement.module)
-            if named == "__future__" or named.startswith("remoter_kernel"):
-                continue
-        yield statement
+def _own(text: str) -> list[str]:
+    lines = text.splitlines()
+    for statement in ast.parse(text).body:
+        named = str(statement.module) if isinstance(statement, ast.ImportFrom) else ""
+        if named == "__future__" or named.startswith("remoter_kernel"):
+            for number in range(statement.lineno, (statement.end_lineno or 0) + 1):
+                lines[number - 1] = ""
+    return lines

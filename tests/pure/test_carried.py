@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import pickle
+import subprocess
 import sys
 from pathlib import Path
 
@@ -15,7 +16,9 @@ from hypothesis import given, settings
 
 from remoter_kernel.front.carried import errand
 from remoter_kernel.front.carried.values import Reader, Refused, Writer
+from remoter_kernel.front.carried_text import in_python
 from tests.objects_to_carry import arrays, frames, plain, polars_frames
+from tests.real_parts import old_python
 from tests.same_values import same
 
 
@@ -218,3 +221,22 @@ def test_the_nearest_name_is_suggested(tmp_path):
 def test_a_number_of_any_length_is_carried():
     """Python itself reads no more than 4,300 digits from text."""
     assert carried(-(10**5000)) == -(10**5000)
+
+
+# ---------------------------------------------------------------------- as it is sent
+
+
+def test_its_text_runs_in_an_old_python_without_any_package(tmp_path):
+    """As one expression, which leaves no name in the kernel."""
+    python = old_python("3.9")
+    path, answer = str(tmp_path / "object"), str(tmp_path / "answer")
+    wish = {"path": path, "answer": answer, "is_pickled": False, "for_r": False}
+    code = "import datetime\n" + f"x = {OLD}\nbefore = set(globals())\n"
+    code += in_python({**wish, "do": "pack", "names": ["x"]}) + "\n"
+    code += in_python({**wish, "do": "unpack", "names": ["y"]}) + "\n"
+    code += "assert x == y, y\nassert set(globals()) - before == {'before', 'y'}\n"
+    ran = subprocess.run([python, "-I", "-c", code], capture_output=True, text=True, check=False)
+    assert (ran.returncode, ran.stderr) == (0, "")
+
+
+OLD = "[1, 2.5, {'a': (1, {2}), b'k': None}, list(range(99)), datetime.datetime(2024, 1, 1)]"

@@ -179,7 +179,7 @@ class RReader(Reader):
 
 def _zone(tree: Any) -> Any:
     zone = tree.get("zone")
-    return datetime.UTC if zone in {None, "", "UTC", "GMT"} else decode_zone(str(zone))
+    return datetime.timezone.utc if zone in {None, "", "UTC", "GMT"} else decode_zone(str(zone))
 
 
 def _plain(series: Any, tree: Any) -> Any:

@@ -22,7 +22,7 @@ from remoter_kernel.front.carried.values import (
 
 NO_INTEGER = -(1 << 31)  # R's integers are of 32 bits, and this one means NA
 EXACT = 1 << 53  # from here on a double leaves integers out
-EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
+EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.timezone.utc)
 DAY_ZERO = datetime.date(1970, 1, 1)
 MICROSECOND = datetime.timedelta(microseconds=1)
 TYPES = {"logical": "i", "integer": "i", "double": "d", "complex": "d"}

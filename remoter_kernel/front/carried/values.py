@@ -169,7 +169,9 @@ def encode_zone(zone: Any, where: str) -> Any:
         return None
     if type(zone) is datetime.timezone:
         offset = zone.utcoffset(None)
-        if zone != datetime.UTC and zone.tzname(None) != datetime.timezone(offset).tzname(None):
+        if zone != datetime.timezone.utc and zone.tzname(None) != datetime.timezone(offset).tzname(
+            None
+        ):
             raise Refused(f"{where} has a time zone with a name of its own: {zone}.")
         return offset.total_seconds()
     name = getattr(zone, "key", None) or getattr(zone, "zone", None)  # zoneinfo's, pytz's
@@ -186,7 +188,7 @@ def decode_zone(tree: Any) -> Any:
         import zoneinfo
 
         return zoneinfo.ZoneInfo(tree)
-    return datetime.timezone(datetime.timedelta(seconds=tree)) if tree else datetime.UTC
+    return datetime.timezone(datetime.timedelta(seconds=tree)) if tree else datetime.timezone.utc
 
 
 def _decode_many(reader: Reader, tree: Any) -> Any:
