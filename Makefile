@@ -5,9 +5,9 @@ venv := .venv
 bin := $(venv)/bin
 # What the tests talk to: a real sshd, R with its kernel, a terminal of their own, a Python
 # that another user can run, the login shells that people have, codes that work once, networks,
-# a browser, and Node.js for another client than Python's.
+# a browser, Node.js for another client than Python's, and what Qt draws with.
 parts := openssh-server openssh-client r-base-core r-cran-irkernel tmux python3-venv fish tcsh zsh \
-	libpam-oath iproute2 procps chromium $(shell command -v npm >/dev/null || echo nodejs npm)
+	libpam-oath iproute2 procps chromium libgl1 $(shell command -v npm >/dev/null || echo nodejs npm)
 pip := $(bin)/python -m pip --disable-pip-version-check --quiet
 
 demo: $(venv)/.base
@@ -39,9 +39,10 @@ bench: parts $(venv)/.bench
 docs: $(venv)/.tools
 	$(bin)/sphinx-build -W --keep-going -q -b html docs docs/_build/html
 
-# The pictures in the docs, from what the program prints.
-images: $(venv)/.tools
+# The pictures in the docs: what the program prints, and what a browser shows.
+images: parts $(venv)/.tools
 	$(bin)/python docs/make_images.py
+	REMOTER_PICTURES=$(CURDIR)/docs/images $(bin)/python -m pytest -q tests/whole/test_lab*.py
 
 # The wheel must bring the kernelspec: Jupyter looks for nothing else.
 wheel: $(venv)/.tools

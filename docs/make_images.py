@@ -1,4 +1,7 @@
-"""Makes the pictures of these pages from what the program prints: `make images`."""
+"""Makes the pictures of these pages from what the program prints: `make images`.
+
+Those of JupyterLab are made by the tests that work in it, tests/whole/test_lab*.py.
+"""
 
 from __future__ import annotations
 

@@ -12,12 +12,15 @@ import pytest
 
 from tests import real_parts
 from tests.real_jupyter import MARK, THIS_RUN, JupyterHere
+from tests.real_lab import LabServer, real_browser
 from tests.real_logins import LoginGround
 from tests.real_sshd import RealSshd
 from tests.real_users import FarSide, far_side
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    from playwright.sync_api import Browser
 
 LEFT_WITHIN = 10.0  # seconds until everything a module started must be gone
 
@@ -72,6 +75,22 @@ def python_remote(sshd: RealSshd, far: FarSide, here: JupyterHere) -> dict[str, 
     if not config.exists():
         sshd.ssh_config(config, "real")
     return {"host": "real", "ssh_config": config, "python": str(far.python)}
+
+
+@pytest.fixture(scope="module")
+def browser(here: JupyterHere) -> Iterator[Browser]:
+    """A real browser, whose home is the module's."""
+    with real_browser() as browser:
+        yield browser
+
+
+@pytest.fixture(scope="module")
+def lab_server(here: JupyterHere, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabServer]:
+    """A real JupyterLab."""
+    real_parts.real_part("jupyterlab")
+    log = tmp_path_factory.mktemp("lab") / "log"
+    with LabServer(here.folder / "notebooks", log) as server:
+        yield server
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -67,14 +67,22 @@ class JupyterHere:
         os.environ.clear()
         os.environ.update(self._before)
 
-    def add_remote(self, name: str, host: str, *, language: str = "python", **wishes: Any) -> str:
+    def add_remote(
+        self,
+        name: str,
+        host: str,
+        *,
+        language: str = "python",
+        debugger: bool = False,
+        **wishes: Any,
+    ) -> str:
         """Configure a remote with its kernelspec; returns the kernelspec's name."""
         from remoter_kernel.front.kernelspec import install_kernelspec
         from remoter_kernel.front.remotes import Remote, write_remote
 
         remote = Remote(name=name, host=host, **wishes)
         write_remote(remote, make_default=False, replace=True)
-        install_kernelspec(remote, language=language)
+        install_kernelspec(remote, language=language, debugger=debugger)
         return f"remoter-{name}"
 
     def remoter(self, *words: str, **options: Any) -> subprocess.CompletedProcess[str]:

@@ -40,6 +40,7 @@ INSTALL = {
     "jupyterlab": "pip install jupyterlab",
     "papermill": "pip install papermill",
     "playwright": "pip install playwright",
+    "qtconsole": "pip install qtconsole PyQt5",
     "jupyter-console": "pip install jupyter-console",
     "jupyter_kernel_test": "pip install jupyter_kernel_test",
     "jupyter_server": "pip install jupyter_server",
@@ -80,6 +81,7 @@ MODULES = {
     "nbclient",
     "papermill",
     "playwright",
+    "qtconsole",
     "uv",
 }
 LOOKS: dict[str, Callable[[], bool]] = {

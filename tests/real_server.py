@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 import subprocess
@@ -10,6 +11,8 @@ import time
 import urllib.error
 import urllib.request
 from typing import TYPE_CHECKING, Any, Self
+
+import psutil
 
 from tests.real_jupyter import wait_for
 
@@ -110,6 +113,8 @@ class Page:
 class JupyterServer:
     """A jupyter_server on a port of its own, with its default limits but for what is named."""
 
+    program = "jupyter_server"  # a module that is run
+
     def __init__(self, folder: Path, log: Path, *options: str) -> None:
         self.folder = folder
         self.log = log
@@ -130,7 +135,7 @@ class JupyterServer:
         ]
         with self.log.open("wb") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "jupyter_server", "--no-browser", "--allow-root", *options],
+                [sys.executable, "-m", self.program, "--no-browser", "--allow-root", *options],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -142,6 +147,20 @@ class JupyterServer:
         assert self._process is not None
         self._process.terminate()
         self._process.wait(20)
+
+    def kill(self) -> None:
+        """Kill it and the kernels that it has started, as an empty battery does."""
+        assert self._process is not None
+        started = psutil.Process(self._process.pid).children(recursive=True)
+        self._process.kill()
+        for process in started:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        self._process.wait(20)
+
+    def has_ended(self) -> bool:
+        """Has its process ended by itself?"""
+        return self._process is not None and self._process.poll() is not None
 
     def ask(self, path: str, words: dict[str, Any] | None = None, method: str = "GET") -> Any:
         """Ask over REST; None if that failed."""

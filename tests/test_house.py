@@ -15,6 +15,7 @@ from remoter_kernel.front.bootstrap import ENTRY, SHIPPED
 from remoter_kernel.front.remotes_text import READERS
 from remoter_kernel.wire import frames
 from remoter_kernel.wire.frames import LANE, Channel, Kind
+from tests.ipykernel_suite import CANNOT
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -85,6 +86,11 @@ def test_the_page_on_the_protocol_tells_the_numbers_of_the_code():
     assert f"A head has {sum(map(int, sizes))}" in " ".join(kinds.split())
     assert sum(map(int, sizes)) == frames._HEAD.size
     assert f"describes protocol {frames.PROTOCOL}." in kinds
+
+
+def test_the_page_on_compatibility_tells_of_every_test_that_cannot_pass():
+    page = (DOCS / "reference/compatibility.md").read_text()
+    assert set(re.findall(r"^`(test_\w+\.py::\w+)`\n:", page, re.MULTILINE)) == set(CANNOT)
 
 
 def test_every_page_is_within_reach():

@@ -88,18 +88,19 @@ def add(name: str, host: str | None, **given: Any) -> None:
     if (offline and not install) or (no_check and install):
         raise Usage("--offline needs --install, and --install needs a login (no --no-check).")
     remote = _asked_for(name, host or name, given, replace=replace)
-    language, debugger = "python", False
+    display_name = kernelspec.free_display_name(name, display_name)
+    language, debugger = kernelspec.language_of(remote), False
     if not no_check:
         python, kernel = _visit(remote, is_private=install, is_offline=offline)
         chosen = "" if install else remote.python  # what was named is what it stands on
         remote = dataclasses.replace(remote, python=chosen or python.path)
         language, debugger = kernel.language, kernel.debugger
-        remotes.remember_kernel_info(name, _try_kernel(remote))
+        remotes.remember_kernel_info(remote, _try_kernel(remote))
     remotes.write_remote(remote, make_default=make_default, replace=replace)
     kernelspec.install_kernelspec(remote, display_name, language, debugger=debugger)
     spec = kernelspec.kernelspec_name(name)
     click.echo(f"Wrote {name} to {remotes.config_path()}, and the kernelspec {spec}.")
-    click.echo(f"To use it: pick {display_name or f'Remote ({name})'} in Jupyter, or run")
+    click.echo(f"To use it: pick {display_name} in Jupyter, or run")
     click.echo(f"  jupyter console --kernel {spec}")
 
 

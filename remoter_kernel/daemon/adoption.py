@@ -19,6 +19,8 @@ from remoter_kernel.daemon.past import Overheard
 from remoter_kernel.wire.messages import PARENT, header_of
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from remoter_kernel.daemon.asked import Asked
     from remoter_kernel.daemon.child import Child
     from remoter_kernel.daemon.past import Past
@@ -79,6 +81,16 @@ class Adoption:
         if asker in self._doubtful and asker not in self._past.heard.over:
             self._tell_of_a_gap(request)
 
+    def end(self, passed: Sequence[Request]) -> None:
+        """The child is at the next request: whose idle was not heard by now will get none.
+
+        It was published before we were subscribed, and what comes after it is heard.
+        """
+        for request in passed:
+            if request.header.get("msg_id") in self._doubtful:
+                self._tell_of_a_gap(request)
+                self._speaker.end(request)
+
     def _note_silence(self) -> None:
         """Tell the cell that seems to run what may be the matter, if nothing is heard for long.
 
@@ -130,10 +142,7 @@ class Adoption:
         if self._is_quiet or not (self._in_doubt() or ending):
             for asker in self._in_doubt():
                 self._fail(asker)
-            for asker in ending:
-                request = self._asked.ending.pop(asker)
-                self._tell_of_a_gap(request)
-                self._speaker.end(request)
+            self.end([self._asked.ending.pop(asker) for asker in ending])
             self.on_settled()
         else:
             self._is_quiet = True

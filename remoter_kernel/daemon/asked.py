@@ -47,15 +47,18 @@ class Asked(dict[str, "Request"]):
             self.ending[asker] = request
         return request
 
-    def take_state(self, asker: str, state: str) -> None:
-        """Hear that the child begins with a request ("busy"), or that it is done ("idle")."""
+    def take_state(self, asker: str, state: str) -> list[Request]:
+        """Hear that the child begins with a request ("busy"), or that it is done ("idle").
+
+        Return those with a reply whose idle will not come any more.
+        """
         request = self.get(asker)
         if state == "idle" and self.ending.pop(asker, None) is None and request:
             self._idle.add(asker)
         elif state == "busy" and request and is_one_by_one(request):
-            self.ending = {
-                key: each for key, each in self.ending.items() if not is_one_by_one(each)
-            }
+            passed = [key for key, each in self.ending.items() if is_one_by_one(each)]
+            return [self.ending.pop(key) for key in passed]
+        return []
 
     def forget(self, asker: str) -> Request | None:
         """Take out a request that has no reply, and needs none from the child any more."""

@@ -50,7 +50,9 @@ class Ear:
             self._be_done(header_of(parts[PARENT]))
         elif b'"busy"' in state:
             asker = header_of(parts[PARENT]).get("msg_id", "")
-            self._requests.asked.take_state(asker, "busy")
+            passed = self._requests.asked.take_state(asker, "busy")
+            if self.adoption:
+                self.adoption.end(passed)
             self._interrupts.note_begin(asker)
         elif b'"execute_input"' in bytes(parts[HEADER]):
             self._interrupts.note_begin(header_of(parts[PARENT]).get("msg_id", ""))

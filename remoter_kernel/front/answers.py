@@ -18,10 +18,15 @@ EMPTY: dict[str, dict[str, Any]] = {
 IMPATIENT = {"is_complete_request", "complete_request", "inspect_request", "history_request"}
 
 
+# What a front end colours text by, and names a script after, before the kernel says so itself.
+KINDS = {"python": ("text/x-python", ".py"), "R": ("text/x-r-source", ".r")}
+
+
 def kernel_info(last_seen: dict[str, Any] | None, language: str) -> dict[str, Any]:
     """Return what is known of the far kernel: its last answer, else its language alone."""
     if last_seen:
         return last_seen
+    mimetype, extension = KINDS.get(language, ("text/plain", ".txt"))
     return {
         "status": "ok",
         "protocol_version": "5.4",
@@ -30,8 +35,8 @@ def kernel_info(last_seen: dict[str, Any] | None, language: str) -> dict[str, An
         "language_info": {
             "name": language,
             "version": "",
-            "mimetype": "text/x-python" if language == "python" else "text/plain",
-            "file_extension": ".py" if language == "python" else ".txt",
+            "mimetype": mimetype,
+            "file_extension": extension,
         },
         "banner": "A remote kernel; it says more of itself once it is reached.",
         "help_links": [],

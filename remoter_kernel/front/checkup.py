@@ -112,7 +112,7 @@ class _Way:
         runner.start()
         address = dialer.address
         assert address is not None  # noqa: S101 - it has just started
-        remember_kernel_info(remote.name, runner.kernel_info)
+        remember_kernel_info(remote, runner.kernel_info)
         by = ", through a command (forwarding is forbidden there)" if dialer.is_piped else ""
         yield Step("start", f"on {address.host} as {address.user}{by}", runner.seconds["kernel"])
         self.at = "round trip"

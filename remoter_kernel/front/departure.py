@@ -21,12 +21,21 @@ WRITE_DOWN_AFTER = 0.3  # seconds
 def leave_with(order: str, *, reactor: Reactor, link: Link, dialer: SessionDialer) -> None:
     """Say "restart" or "stop", and stop the reactor once it is heard."""
     remote, kernel_id = dialer.remote.name, dialer.wish.kernel_id
-    is_over = link.state is State.FAILED and isinstance(link.error, NoSuchSession)
-    is_unbegun = not dialer.is_claimed.is_set()  # nobody has said which session it is to be
-    if is_unbegun or is_over or (link.state in {State.IDLE, State.FAILED} and not link.has_met):
-        if link.state is State.FAILED and not is_over and not is_unbegun:
-            # A front before this one, with the same kernel, may have left a session there.
-            orders.write_down(remote, kernel_id, "", order)
+
+    def write_down() -> None:
+        session = dialer.address.session if dialer.address else ""
+        orders.write_down(remote, kernel_id, session, order)
+
+    if not dialer.is_claimed.is_set():  # nobody has said which session it is to be
+        reactor.stop()
+        return
+    if link.state is State.FAILED:  # and dials no more: there is nothing to wait for
+        # A front before this one, with the same kernel, may have left a session there.
+        if not isinstance(link.error, NoSuchSession):
+            write_down()
+        reactor.stop()
+        return
+    if link.state is State.IDLE and not link.has_met:
         reactor.stop()
         return
     link.say(Channel.ORDER, [to_json({"order": order})])
@@ -37,10 +46,6 @@ def leave_with(order: str, *, reactor: Reactor, link: Link, dialer: SessionDiale
         else:
             orders.forget(remote, kernel_id)
             reactor.stop()
-
-    def write_down() -> None:
-        session = dialer.address.session if dialer.address else ""
-        orders.write_down(remote, kernel_id, session, order)
 
     wait()
     reactor.later(WRITE_DOWN_AFTER, write_down)

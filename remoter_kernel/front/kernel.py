@@ -7,7 +7,6 @@ six times, and with passwords that locks accounts. What went wrong is told in th
 from __future__ import annotations
 
 import os
-import signal
 import sys
 import time
 import traceback
@@ -17,18 +16,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from remoter_kernel.errors import NoSuchSession, RemoteLacks, RemoterError
-from remoter_kernel.front import answers, parent
+from remoter_kernel.front import answers, kernelspec
 from remoter_kernel.front.arrival import Arrival
 from remoter_kernel.front.asker import Asker
 from remoter_kernel.front.awakening import Awakening
 from remoter_kernel.front.carrying import Carrier
 from remoter_kernel.front.cells_here import CellsHere
-from remoter_kernel.front.departure import leave_with
 from remoter_kernel.front.dialer import HERE, SessionDialer
+from remoter_kernel.front.ending import Ending
+from remoter_kernel.front.first_signs import FirstSigns
 from remoter_kernel.front.first_words import FirstWords
 from remoter_kernel.front.giving_up import GivingUp
 from remoter_kernel.front.impatient import Impatient
-from remoter_kernel.front.interrupting import Interrupting
+from remoter_kernel.front.last_words import LastWords
 from remoter_kernel.front.link import Link, State
 from remoter_kernel.front.mouth import Mouth, Route
 from remoter_kernel.front.news import News
@@ -45,7 +45,7 @@ from remoter_kernel.front.remotes import (
 from remoter_kernel.front.sockets import Sockets, digest, read_connection
 from remoter_kernel.front.turns import Turns
 from remoter_kernel.front.verbs import Surroundings, Verbs
-from remoter_kernel.wire.frames import Bytes, Channel, from_json
+from remoter_kernel.wire.frames import Bytes, Channel, from_json, to_json
 from remoter_kernel.wire.messages import (
     CONTENT,
     HEADER,
@@ -59,8 +59,6 @@ from remoter_kernel.wire.reactor import Reactor
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-LAST_WORDS = 0.3  # seconds between what a dying kernel says and the front's own end
 
 
 class Kernel:
@@ -83,7 +81,6 @@ class Kernel:
         self.dialer = SessionDialer(partial(find_remote, remote_name))
         self.link = Link(self.reactor, self.dialer)
         self._name = remote_name
-        self._stays = bool(session)  # does the session stay when Jupyter shuts its kernel down?
         kernel_id = digest(str(connection.get("key", "")))
         self.dialer.wish = replace(
             self.dialer.wish, kernel_id=kernel_id, arguments=arguments, session=session
@@ -92,13 +89,16 @@ class Kernel:
         self._mouth = Mouth(self.sockets, kernel_id)
         self._is_ready = False  # is the far kernel there, as far as we know?
         remote = self._find()
-        self._info = last_kernel_info(remote.name)
-        self._language = "R" if remote.kernel == "ir" else "python"
+        self._info = last_kernel_info(remote)
+        self._language = kernelspec.language_of(remote)
         self._routes: dict[str, Route] = {}
         self._impatient = Impatient(self.reactor, self._mouth)
         self._has_asker = False  # has any client allowed questions?
-        self._is_leaving = False
+        self._ending = Ending(self.reactor, self.link, self.dialer, self._find)
         self._news = News(self._mouth.publish)
+        self._first_signs = FirstSigns(
+            self.reactor, self._mouth.publish, lambda name: name not in self._routes
+        )
         self._notices = Notices(self.reactor, self._mouth.publish, lambda: self._find().name)
         self._turns = Turns(self._cells, self._may_begin, self._run_there, self._mouth.abort)
         waiting = lambda: [*self._turns.running, *self._routes.values()]  # noqa: E731 - one use
@@ -111,9 +111,8 @@ class Kernel:
             self._mouth.publish,
             self._turns,
             permission,
-            is_guest=bool(session),
-            stays=lambda: self.stays,
-            keep=self._keep,
+            stays=lambda: self._ending.stays,
+            keep=self._ending.keep,
         )
         self._verbs = Verbs(around)
         self._first_words = FirstWords(self._mouth)
@@ -132,10 +131,8 @@ class Kernel:
             language=lambda: answers.language_of(self._info, self._language),
             count=self._verbs.count,
         )
-        self._interrupting = Interrupting(
-            self.reactor, self.link, self._asker, self._turns, self._cells
-        )
         self._arrival = Arrival(self.reactor, self.link, self.dialer, lambda: self._find().name)
+        self._last_words = LastWords(self.reactor, self._mouth, partial(self._ending.leave, "stop"))
 
     def run(self) -> None:
         """Serve until Jupyter says that it is enough."""
@@ -148,17 +145,14 @@ class Kernel:
             self.link.pacer = Pacer(self.reactor, time.monotonic, self._hear, self.link.flush, most)
         self.link.on_change = self._note_change
         self.sockets.bind()
-        self.reactor.hear_signals()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._hear_signal)
+        self._ending.watch()
         Awakening(self.reactor, self.link.look_again).start()
-        parent.end_with_it(self.reactor)
         self._mouth.publish("status", {"execution_state": "starting"})
         self._arrival.begin()
         self.link.wake()
         self.reactor.run()
         self._turns.interrupt()
-        self._arrival.end(is_dismissed=not self._is_leaving)
+        self._arrival.end(is_dismissed=not self._ending.has_begun)
         self._here.close()
         self.sockets.close()
         self.dialer.close()
@@ -179,11 +173,12 @@ class Kernel:
         route = Route(channel, identities, header, parts)
         if channel is Channel.STDIN and self._asker.hear(parts):
             return
-        if kind == "kernel_info_request" and not (self._is_ready and self.link.state is State.UP):
+        if kind == "is_complete_request":
+            self._first_signs.note_question(identities)
+        if kind == "kernel_info_request" and not self._is_there:
             self._mouth.reply(route, answers.kernel_info(self._info, self._language))
         elif kind == "interrupt_request":
-            self._mouth.reply(route, {"status": "ok"})
-            self._interrupting.interrupt(is_held=self.stays)
+            self._interrupt(route)
         elif kind == "shutdown_request":
             self._shut_down(route)
         elif channel is Channel.STDIN:
@@ -203,7 +198,7 @@ class Kernel:
             return
         elif self.link.state is State.FAILED or (self._asker.is_asking and kind in answers.EMPTY):
             self._impatient.answer_empty(route)
-        elif kind in answers.IMPATIENT and not (self._is_ready and self.link.state is State.UP):
+        elif kind in answers.IMPATIENT and not self._is_there:
             self._impatient.hold(route)
         else:
             self._say(route)
@@ -212,11 +207,12 @@ class Kernel:
         """Take a cell: answer it here, or let it run on one side in its turn."""
         content = content_of(route.parts)
         self._has_asker |= bool(content.get("allow_stdin", True))
-        if self._here.take_cell(route):
-            return
-        if self._verbs.take(route, content, partial(self._finish, route)):
-            return
-        if not self._turns.take_there(route):
+        if not (
+            self._last_words.refuse(route)
+            or self._here.take_cell(route)
+            or self._verbs.take(route, content, partial(self._finish, route))
+            or self._turns.take_there(route)
+        ):
             self._run_there(route)
 
     def _run_there(self, route: Route) -> None:
@@ -232,6 +228,12 @@ class Kernel:
         self._mouth.reply(route, content, is_quiet=True)
 
     @property
+    def _is_there(self) -> bool:
+        """Would the far kernel answer, as far as we know?"""
+        is_alive = self._is_ready and not self._last_words.have_begun
+        return is_alive and self.link.state is State.UP
+
+    @property
     def _waits_for_person(self) -> bool:
         """Is somebody being asked, or must a cell be run first in which to ask?"""
         is_needed = self.link.state is State.FAILED and isinstance(self.link.error, NeedsPerson)
@@ -240,11 +242,25 @@ class Kernel:
     def _say(self, route: Route) -> None:
         for first in self._first_words.take():
             self.link.say(Channel.SHELL, first)
+        if route.header.get("msg_type") == "execute_request":
+            self._first_signs.expect(route.identities, route.header)
         route.number = self.link.say(route.channel, list(route.parts))
         self._routes[route.header.get("msg_id", "")] = route
         if self._is_ready:
             self._news.tell([route])
         self._notices.look(self.link, [route])
+
+    def _interrupt(self, route: Route) -> None:
+        """Interrupt the cell that runs, or that would run next."""
+        self._mouth.reply(route, {"status": "ok"})
+        is_ours = self._turns.interrupt()
+        if self._asker.call_off() or is_ours:
+            return
+        cells = [str(cell.header.get("msg_id", "")) for cell in self._cells()]
+        if self.link.pacer:
+            self.link.pacer.interrupt(*cells[:1])
+        order = {"order": "interrupt", "cells": cells}
+        self._ending.unless_it_follows(partial(self.link.say, Channel.ORDER, [to_json(order)]))
 
     def _may_begin(self) -> bool:
         """Is it known whose session is heard from here, or will it not be soon?"""
@@ -255,38 +271,15 @@ class Kernel:
         routes = self._routes.values()
         return [each for each in routes if each.header.get("msg_type") == "execute_request"]
 
-    @property
-    def stays(self) -> bool:
-        """Does the session stay when Jupyter shuts its kernel down?"""
-        return self._stays or self._find().on_shutdown == "keep"
-
-    def _keep(self) -> None:
-        self._stays = True
-
     def _shut_down(self, route: Route) -> None:
         """End this process; the session ends, restarts or stays, as it is meant."""
-        if self._is_leaving:
+        if self._ending.has_begun:
             return
-        self._is_leaving = True
         is_restart = bool(content_of(route.parts).get("restart"))
         content = {"status": "ok", "restart": is_restart}
         self._mouth.reply(route, content, is_quiet=True)
         self._mouth.publish("shutdown_reply", content, route.header)
-        if is_restart:
-            self._leave_with("restart")
-        elif not self.stays:
-            self._leave_with("stop")
-        else:
-            self._interrupting.drop()
-            self.reactor.stop()
-
-    def _leave_with(self, order: str) -> None:
-        leave_with(order, reactor=self.reactor, link=self.link, dialer=self.dialer)
-
-    def _hear_signal(self, number: int, _frame: object) -> None:
-        """End: the session stays. Ctrl-C in a terminal reaches us, too, and means nothing."""
-        if number == signal.SIGTERM and not self._is_leaving:
-            self.reactor.call(self.reactor.stop)
+        self._ending.leave("restart" if is_restart else "stop")
 
     # From the link ---------------------------------------------------------------------
 
@@ -299,6 +292,7 @@ class Kernel:
             # sent any more.
             if self._arrival.is_for_vscode and says_restarting(parts):
                 return
+            self._first_signs.hear(parts)
             self._verbs.notice(parts)
             self.sockets.publish([bytes(parts[TOPIC]), *parts[HEADER:]])
             self._here.notice(parts)
@@ -325,9 +319,7 @@ class Kernel:
         elif event == "failed":
             self._give_up(str(words.get("why", "")))
         elif event == "died" and not self._has_asker:
-            # A client that never allows questions (nbclient, papermill) runs a notebook
-            # to its end or not at all: it should see its kernel die, after the error.
-            self.reactor.later(LAST_WORDS, self.reactor.stop)
+            self._last_words.begin(str(words.get("why", "")))
 
     def _be_ready(self, words: dict[str, Any]) -> None:
         """The far kernel is there: from now on, what we say carries its session."""
@@ -340,7 +332,9 @@ class Kernel:
         info = words.get("kernel_info")
         if info and info != self._info:
             self._info = info
-            remember_kernel_info(self.dialer.remote.name, info)
+            address = self.dialer.address
+            if address and not address.is_joined:  # else it may be older than the configuration
+                remember_kernel_info(self.dialer.remote, info)
 
     def _note_change(self, state: State) -> None:
         self._notices.look(self.link, self._routes.values())
@@ -349,7 +343,8 @@ class Kernel:
             welcome = self.link.welcome
             if self.link.pacer:
                 self.link.pacer.waiting.session = str(welcome.get("id", ""))
-            self._stays |= bool(welcome.get("keep"))
+            if welcome.get("keep"):
+                self._ending.keep()
             if self.dialer.address:
                 is_busy = welcome.get("execution_state") == "busy"
                 notebook = self.dialer.claim.notebook

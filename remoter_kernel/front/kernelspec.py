@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from jupyter_client.kernelspec import KernelSpecManager
 from jupyter_core.paths import jupyter_data_dir
 
 from remoter_kernel.errors import Usage
@@ -18,12 +20,44 @@ if TYPE_CHECKING:
     from remoter_kernel.front.remotes_text import Remote
 
 PREFIX = "remoter-"
+LANGUAGES = {"ir": "R", "python3": "python"}  # of kernels that have one name everywhere
 LOGOS = ("logo-32x32.png", "logo-64x64.png", "logo-svg.svg")
 
 
 def kernelspec_name(remote_name: str) -> str:
     """Give the name by which Jupyter knows a remote."""
     return PREFIX + remote_name
+
+
+def free_display_name(remote_name: str, wished: str = "") -> str:
+    """Return what Jupyter will show; pickers tell kernels apart by nothing else.
+
+    `Usage` if another kernelspec has the name that was wished for.
+    """
+    specs = KernelSpecManager().get_all_specs()
+    taken = {
+        about["spec"].get("display_name"): name
+        for name, about in specs.items()
+        if name != kernelspec_name(remote_name)
+    }
+    if wished in taken:
+        raise Usage(
+            f'Jupyter shows "{wished}" already: it is the kernelspec {taken[wished]}.',
+            "Choose another --display-name.",
+        )
+    own = f"Remote ({remote_name})"  # the packaged kernelspec may have it: Remote (host)
+    names = itertools.chain([own], (f"{own} {number}" for number in itertools.count(2)))
+    return wished or next(name for name in names if name not in taken)
+
+
+def language_of(remote: Remote) -> str:
+    """Return the language of a remote's kernel, as far as it is known before any login."""
+    try:
+        spec = json.loads((_folder(remote.name) / "kernel.json").read_text(encoding="utf-8"))
+        written = str(spec["language"])
+    except (OSError, ValueError, LookupError, TypeError, Usage):
+        written = "python"
+    return LANGUAGES.get(remote.kernel, written)
 
 
 def install_kernelspec(
@@ -49,11 +83,12 @@ def install_kernelspec(
         "display_name": display_name or f"Remote ({remote.name})",
         "language": language,
         "interrupt_mode": "message",
-        "metadata": {"debugger": True} if debugger else {},
+        # Jupyter encrypts what goes between it and the front only if this is said.
+        "metadata": {"supported_encryption": ["curve"]} | ({"debugger": True} if debugger else {}),
     }
     folder.mkdir(parents=True, exist_ok=True)
     write_private(folder / "kernel.json", json.dumps(spec, indent=1, ensure_ascii=False) + "\n")
-    for logo in _logos():
+    for logo in _logos(language):
         shutil.copyfile(logo, folder / logo.name)
     return folder
 
@@ -86,9 +121,14 @@ def _folder(remote_name: str) -> Path:
     return _kernels_folder() / kernelspec_name(remote_name)
 
 
-def _logos() -> list[Path]:
-    """Find the logos: beside the packaged kernelspec, or in a checkout; none is no fault."""
+def _logos(language: str) -> list[Path]:
+    """Find the logos: beside the packaged kernelspec, or in a checkout; none is no fault.
+
+    Those of some languages have a badge, so that a launcher's tiles are told apart.
+    """
     installed = Path(sys.prefix) / "share/jupyter/kernels/remoter"
     checkout = Path(__file__).parents[2] / "kernelspec"
-    folder = installed if installed.is_dir() else checkout
+    plain = checkout if (checkout / "kernel.json").is_file() else installed
+    own = plain / language.lower()
+    folder = own if language.isalnum() and own.is_dir() else plain
     return [logo for logo in map(folder.joinpath, LOGOS) if logo.is_file()]

@@ -127,7 +127,7 @@ class LocalCell:
         self._is_over = True
         if self._reply is None:
             trouble = error_content(type(error).__name__, str(error))
-            reply: dict[str, Any] = {"status": "error", **trouble, "execution_count": 0}
+            reply: dict[str, Any] = {"status": "error", **trouble, "execution_count": 1}
             self._mouth.publish("error", trouble, self.route.header)
             self._mouth.reply(self.route, reply, is_quiet=True)
         self._mouth.publish("status", {"execution_state": "idle"}, self.route.header)

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from remoter_kernel.wire.reactor import Reactor, Timer
 
 # What comes at once, and what follows in three seconds, stay below what jupyter_server takes
-# in three seconds, even if it takes it in a little later than it was sent.
-BYTES_AT_ONCE, BYTES_PER_SECOND = 500_000, 550_000.0
+# in three seconds, even if it was busy for two seconds and takes in all of that at once.
+BYTES_AT_ONCE, BYTES_PER_SECOND = 400_000, 450_000.0
 MESSAGES_AT_ONCE, MESSAGES_PER_SECOND = 1500, 450.0
 PIECE = 50_000  # characters of text that go in one message
 SHORTEST_PAUSE = 0.005  # seconds: what comes meanwhile goes together

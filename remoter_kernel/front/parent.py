@@ -5,13 +5,7 @@ from __future__ import annotations
 import os
 import stat
 import sys
-from functools import partial
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from remoter_kernel.wire.reactor import Reactor
-
-LOOK_EVERY = 1.0  # seconds
 _PARENT = os.environ.get("JPY_PARENT_PID", "")
 _FIRST_PARENT = os.getppid()
 
@@ -46,15 +40,3 @@ def is_gone() -> bool:
         has_ended = 0  # WAIT_OBJECT_0
         return bool(ctypes.windll.kernel32.WaitForSingleObject(int(_PARENT), 0) == has_ended)
     return os.getppid() != _FIRST_PARENT
-
-
-def end_with_it(reactor: Reactor) -> None:
-    """Let a reactor end when Jupyter is gone: nobody could ever reach this process again."""
-    if is_watched():
-        reactor.later(LOOK_EVERY, partial(_look, reactor))
-
-
-def _look(reactor: Reactor) -> None:
-    if is_gone():
-        reactor.stop()
-    reactor.later(LOOK_EVERY, partial(_look, reactor))

@@ -151,19 +151,30 @@ def _unknown(name: str, remotes: Remotes, path: Path) -> Usage:
 # --------------------------------------------------------------- what was last seen there
 
 
-def last_kernel_info(remote_name: str) -> dict[str, Any] | None:
-    """Give the content of the last `kernel_info_reply` from this remote, if one is remembered."""
+def last_kernel_info(remote: Remote) -> dict[str, Any] | None:
+    """Give the content of the last `kernel_info_reply` from this remote, if one is remembered.
+
+    What another kernel, or the same remote elsewhere, has once said is nobody's reply.
+    """
     try:
-        content = json.loads(_kernel_info_path(remote_name).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        memory = json.loads(_kernel_info_path(remote.name).read_text(encoding="utf-8"))
+        is_its_own = memory["of"] == _place(remote)
+        content = memory["content"]
+    except (OSError, ValueError, LookupError, TypeError):
         return None  # it is only a memory: a front can start without it
-    return content if isinstance(content, dict) else None
+    return content if is_its_own and isinstance(content, dict) else None
 
 
-def remember_kernel_info(remote_name: str, content: dict[str, Any]) -> None:
+def remember_kernel_info(remote: Remote, content: dict[str, Any]) -> None:
     """Keep the content of a `kernel_info_reply` for the next start of a front."""
+    memory = {"of": _place(remote), "content": content}
     with contextlib.suppress(CannotWrite):  # a front starts without it, too
-        write_private(_kernel_info_path(remote_name), json.dumps(content))
+        write_private(_kernel_info_path(remote.name), json.dumps(memory))
+
+
+def _place(remote: Remote) -> list[str]:
+    """Say where a kernel is, and which: another one has other features."""
+    return [remote.host, remote.python, remote.kernel]
 
 
 def _kernel_info_path(remote_name: str) -> Path:

@@ -103,7 +103,13 @@ class Transfer:
                 plan = make_plan(errand.sources, str(errand.here))
                 self._end = Sending(plan, self._note)
             else:
-                self._end = Receiving(errand.to, str(errand.here), self._note, is_dry=errand.is_dry)
+                self._end = Receiving(
+                    errand.to,
+                    str(errand.here),
+                    self._note,
+                    asked=errand.sources,
+                    is_dry=errand.is_dry,
+                )
             self._go_on()
         except FileTrouble as trouble:
             raise as_error(trouble, errand, self._remote.name) from None

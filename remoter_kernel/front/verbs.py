@@ -6,6 +6,7 @@ side is asked over the login, in a thread.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import threading
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
 
 HELD = HELD_BACK.encode()
 MOST_TEXT = 2 * 1024 * 1024  # characters in one cell: Jupyter's server drops what is more
-# What ends a kernel when it is typed at a console; whoever is attached only wants to leave.
+# What ends a kernel when it is typed at a console; where the session stays, it only leaves.
 LEAVE = frozenset({"exit", "quit", "exit()", "quit()", "q()"})
 _FIRST_LINE = re.compile(r"%remoter(?:[ \t]+(.*))?$")
 
@@ -116,7 +117,6 @@ class Surroundings:
     publish: Callable[[str, dict[str, Any], Header], None]
     turns: Turns
     permission: Permission
-    is_guest: bool  # attached to a session that others have started
     stays: Callable[[], bool]
     keep: Callable[[], None]
 
@@ -146,7 +146,7 @@ class Verbs:
         `finish(reply, error)` says the error, if there is one, and the reply.
         """
         code, header = str(content.get("code", "")), route.header
-        if self._around.is_guest and code.strip() in LEAVE:
+        if code.strip() in LEAVE and self._around.stays():
             cell = _Cell(self._around, header, self.count(), finish)
             cell.begin(code)
             cell.end(payload=[{"source": "ask_exit", "keepkernel": False}])
@@ -179,11 +179,10 @@ class Verbs:
         return True
 
     def count(self) -> int:
-        """Return the number of the last cell there."""
-        try:
-            return int(json.loads(self.last_reply)["execution_count"])
-        except (ValueError, LookupError, TypeError):
-            return 0
+        """Return the number of the last cell; 1 before any, for at 0 JupyterLab's star stays."""
+        with contextlib.suppress(ValueError, LookupError, TypeError):
+            return max(1, int(json.loads(self.last_reply)["execution_count"]))
+        return 1
 
     def _answer(self, cell: _Cell, asked: Asked) -> None:
         if asked.verb in {"log", "outputs"}:

@@ -8,9 +8,14 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING
 
 from remoter_kernel.errors import ProtocolError
 from remoter_kernel.wire.files import FileTrouble, Trouble
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 LONGEST = 255  # bytes of one name, on most file systems
 DIGITS = 12  # hexadecimal, of a digest
@@ -41,6 +46,21 @@ def safe_target(target: str, depth: int) -> str:
     if ups > depth or any(name in {"", ".", ".."} or "\0" in name for name in names[ups:]):
         raise _unsafe(target)
     return target
+
+
+def is_asked_for(name: str, words: Sequence[str]) -> bool:
+    """Say whether a source may be called so that was asked for in these words.
+
+    What `.` or `~` is called, only the other side knows.
+    """
+    is_hidden = name.startswith(".")
+    for word in words:
+        last = word.rstrip("/").rpartition("/")[2]
+        if last in {"", ".", "..", name} or last.startswith("~"):
+            return True
+        if fnmatchcase(name, last) and (last.startswith(".") or not is_hidden):
+            return True
+    return False
 
 
 def _unsafe(path: str) -> FileTrouble:

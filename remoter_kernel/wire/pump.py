@@ -53,7 +53,12 @@ class Pump:
         self._has_ended = False
 
     def start(self, peer_has_seen: Sequence[int]) -> None:
-        """Begin to talk, now that both ends have greeted each other."""
+        """Begin to talk, now that both ends have greeted each other.
+
+        Who heard the greeting may have hung up already: the session has no kernel, say.
+        """
+        if self._has_ended:
+            return
         self.talk.open((int(peer_has_seen[0]), int(peer_has_seen[1])))
         self._heard = time.monotonic()
         self._watch = self.reactor.later(LOOK_EVERY, self._look)

@@ -28,16 +28,19 @@ from remoter_kernel.wire.files import (
     read_entry,
     told_trouble,
 )
-from remoter_kernel.wire.names import check_digest, safe_names, safe_target
+from remoter_kernel.wire.names import check_digest, is_asked_for, safe_names, safe_target
 from remoter_kernel.wire.part import Part, settle
 from remoter_kernel.wire.sources import full_path, trouble_of
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from remoter_kernel.wire.duplex import Duplex
 
 MOST_TOLD = 4096  # files that a sender may tell ahead of their bytes
 PAUSE = 0.002  # seconds: what comes meanwhile is acknowledged together
 ACK_EACH = 256 * 1024  # bytes
+NOT_ASKED_FOR = "the other side sent what was not asked for"
 NEW_FOLDER = 0o700  # until its own mode is known to be wanted
 
 
@@ -57,9 +60,13 @@ class Receiving:
         folder: str,
         on_progress: Callable[[int, int], None] = lambda _size, _files: None,
         *,
+        asked: Sequence[str] = (),
         is_dry: bool = False,
     ) -> None:
-        """Remember; `destination` as a person writes it, in `folder`."""
+        """Remember; `destination` as a person writes it, in `folder`.
+
+        `asked`: in which words the sender was asked for its sources, if it was.
+        """
         self.start: dict[str, Any] = {}  # what the sender says is coming
         self.entries: list[tuple[Entry, str]] = []  # of a dry run: what would go where
         self.targets: list[str] = []  # where each source will be
@@ -67,6 +74,7 @@ class Receiving:
         self._destination = destination
         self._folder = folder
         self._on_progress = on_progress
+        self._asked = asked
         self._is_dry = is_dry
         self._size = self._files = 0
         self._readers: dict[Word, Callable[[dict[str, Any]], None]] = {
@@ -152,6 +160,8 @@ class Receiving:
         for name in names:
             if len(safe_names(name)) != 1:
                 raise ProtocolError(f"A source is called {name!r}.")
+            if self._asked and not is_asked_for(name, self._asked):
+                raise FileTrouble(name, NOT_ASKED_FOR, Trouble.UNSAFE)
         place = full_path(self._destination, self._folder)
         is_folder = place.endswith(("/", os.sep)) or os.path.isdir(place)
         if not is_folder and len(tops) > 1:
@@ -185,7 +195,7 @@ class Receiving:
         first, *rest = safe_names(path)
         top = self._tops.get(first)
         if top is None:
-            raise FileTrouble(path, "the other side sent what was not asked for", Trouble.UNSAFE)
+            raise FileTrouble(path, NOT_ASKED_FOR, Trouble.UNSAFE)
         place = os.path.join(top, *rest)
         folder = os.path.dirname(place)
         if place != self._root and folder not in self._checked and not self._is_dry:

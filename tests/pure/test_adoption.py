@@ -53,7 +53,7 @@ class Story:
 
     def hear(self, cell, kind, **content):
         self.adoption.hear(VOICE.compose(kind, content, self.headers[cell]))
-        self.asked.take_state(cell, content.get("execution_state", ""))
+        self.adoption.end(self.asked.take_state(cell, content.get("execution_state", "")))
 
     def reply(self, cell):
         request = self.asked.take_reply(cell, VOICE.compose("execute_reply", {"status": "ok"}))
@@ -188,6 +188,19 @@ def test_a_reply_whose_idle_nobody_heard_gets_one(story):
     story.reply("a")
     for _ in range(2):
         story.answer()
+    assert story.kinds("a") == ["stream", "status"]
+
+
+def test_a_reply_whose_idle_was_said_before_anybody_listened_gets_one(story):
+    """The next cell is heard from its begin: the one before will say nothing any more."""
+    story.reply("a")
+    story.hear("b", "status", execution_state="busy")
+    assert story.kinds("a") == ["stream", "status"]
+    story.hear("b", "status", execution_state="idle")
+    story.reply("b")
+    assert story.kinds("b") == []
+    story.answer()
+    story.answer()
     assert story.kinds("a") == ["stream", "status"]
 
 

@@ -1,4 +1,4 @@
-"""The last order of a front that has not met its session."""
+"""The last order of a front that has no link to its session."""
 
 from __future__ import annotations
 
@@ -6,43 +6,45 @@ from types import SimpleNamespace
 
 import pytest
 
-from remoter_kernel.errors import NoSuchSession, Unreachable
+from remoter_kernel.errors import NoSuchSession, RemoteLacks, Unreachable
 from remoter_kernel.front import orders
 from remoter_kernel.front.departure import leave_with
 from remoter_kernel.front.link import State
 
 
-def a_dialer(*, is_claimed: bool = True) -> SimpleNamespace:
+def a_dialer(session: str = "", *, is_claimed: bool = True) -> SimpleNamespace:
     """A dialer of a front that may have been told for which notebook it is."""
     return SimpleNamespace(
         remote=SimpleNamespace(name="gpu-box"),
         wish=SimpleNamespace(kernel_id="0123"),
+        address=SimpleNamespace(session=session) if session else None,
         is_claimed=SimpleNamespace(is_set=lambda: is_claimed),
     )
 
 
 @pytest.mark.parametrize("order", ["restart", "stop"])
 @pytest.mark.parametrize(
-    ("state", "error", "is_written"),
+    ("state", "error", "session", "is_written"),
     [
-        (State.FAILED, Unreachable("No route."), True),
-        (State.FAILED, NoSuchSession("It is over."), False),
-        (State.IDLE, None, False),
+        (State.FAILED, Unreachable("No route."), "", True),
+        (State.FAILED, NoSuchSession("It is over."), "", False),
+        (State.FAILED, RemoteLacks("The kernel did not start."), "7f3a9c", True),
+        (State.IDLE, None, "", False),
     ],
 )
-def test_it_is_written_down_where_a_front_before_it_may_have_left_a_session(
-    order, state, error, is_written, *, tmp_path, monkeypatch
+def test_it_is_written_down_where_there_may_be_a_session(
+    order, state, error, session, is_written, *, tmp_path, monkeypatch
 ):
-    """Its predecessor was killed, and the host cannot be reached now."""
+    """The host cannot be reached now, and nobody waits for what will not come by itself."""
     monkeypatch.setenv("REMOTER_STATE", str(tmp_path))
     stopped = []
     leave_with(
         order,
         reactor=SimpleNamespace(stop=lambda: stopped.append(True)),  # type: ignore[arg-type]
-        link=SimpleNamespace(state=state, has_met=False, error=error),  # type: ignore[arg-type]
-        dialer=a_dialer(),  # type: ignore[arg-type]
+        link=SimpleNamespace(state=state, has_met=bool(session), error=error),  # type: ignore[arg-type]
+        dialer=a_dialer(session),  # type: ignore[arg-type]
     )
-    written = ({"order": order, "kernel_id": "0123", "session": ""},)
+    written = ({"order": order, "kernel_id": "0123", "session": session},)
     assert orders.pending("gpu-box") == (written if is_written else ())
     assert stopped
 

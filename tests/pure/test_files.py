@@ -24,7 +24,14 @@ from remoter_kernel.wire.files import (
     to_body,
     told_trouble,
 )
-from remoter_kernel.wire.names import LONGEST, check_digest, part_name, safe_names, safe_target
+from remoter_kernel.wire.names import (
+    LONGEST,
+    check_digest,
+    is_asked_for,
+    part_name,
+    safe_names,
+    safe_target,
+)
 
 EVIL = ["../../.bashrc", "/etc/passwd", "a/../../b", "a//b", "", ".", "..", "a/.", "a\0b", "a/"]
 EVIL_ON_WINDOWS = ["C:/x", "C:x", "a\\..\\..\\b", "con", "a/NUL.txt", "COM1", "a.", "a ", "x:y"]
@@ -77,6 +84,15 @@ def test_a_link_with_a_detour_leads_nowhere(target):
     """A name before a `..` might be a link itself."""
     with pytest.raises(FileTrouble):
         safe_target(target, 5)
+
+
+@pytest.mark.parametrize(
+    ("name", "word"),
+    [("a.csv", "runs/*.csv"), ("a", "x/a/"), ("me", "~"), ("work", "."), ("a[1]", "x/a[1]")],
+)
+def test_a_source_is_called_as_it_was_asked_for(name, word):
+    assert is_asked_for(name, ["other", word])
+    assert not is_asked_for(".bashrc", ["other", "runs/*.csv", "x/a/", "a[1]", "*"])
 
 
 @given(some.text(max_size=400), some.integers(0, 2**63), some.integers(0, 2**63))

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import shutil
+import struct
 import sys
 from pathlib import Path
+from xml.etree import ElementTree as ET
 
 import pytest
 from jupyter_client.kernelspec import KernelSpecManager
@@ -12,6 +15,8 @@ from jupyter_client.kernelspec import KernelSpecManager
 from remoter_kernel.errors import Usage
 from remoter_kernel.front import kernelspec
 from remoter_kernel.front.remotes import Remote
+
+PACKAGED = Path(__file__).parents[2] / "kernelspec"
 
 
 @pytest.fixture(autouse=True)
@@ -35,7 +40,9 @@ def test_jupyter_finds_the_remote_and_starts_it_by_an_absolute_python():
     assert spec.display_name == "Remote (gpu-box)"
     assert spec.language == "python"
     assert spec.interrupt_mode == "message"
-    assert spec.metadata == {"debugger": True}
+    assert spec.metadata == {"debugger": True, "supported_encryption": ["curve"]}
+    assert Path(spec.argv[0]).is_absolute()  # VS Code finds the wrong `python`
+    assert Path(spec.argv[0]).exists()
 
 
 def test_name_and_language_are_what_was_said():
@@ -43,13 +50,61 @@ def test_name_and_language_are_what_was_said():
     spec = json.loads((folder / "kernel.json").read_text())
     assert spec["display_name"] == "R – on the cluster"
     assert spec["language"] == "R"
-    assert spec["metadata"] == {}
+    assert "debugger" not in spec["metadata"]
     assert "kernel_protocol_version" not in spec
 
 
 def test_the_logos_come_along():
     folder = kernelspec.install_kernelspec(Remote("a", "a"))
     assert {path.name for path in folder.iterdir()} == {"kernel.json", *kernelspec.LOGOS}
+
+
+def test_a_launcher_tells_languages_apart():
+    folders = {
+        language: kernelspec.install_kernelspec(Remote(f"a{number}", "h"), "", language)
+        for number, language in enumerate(["python", "R", "julia", "../python"])
+    }
+    for logo in kernelspec.LOGOS:
+        drawn = {language: (folder / logo).read_bytes() for language, folder in folders.items()}
+        plain = (PACKAGED / logo).read_bytes()
+        assert drawn["julia"] == drawn["../python"] == plain
+        assert len({plain, drawn["python"], drawn["R"]}) == 3
+
+
+@pytest.mark.parametrize("folder", ["", "python", "r"])
+def test_logos_are_as_large_as_they_say(folder):
+    for size in (32, 64):
+        png = (PACKAGED / folder / f"logo-{size}x{size}.png").read_bytes()
+        assert png[:8] == b"\x89PNG\r\n\x1a\n"
+        assert struct.unpack(">II", png[16:24]) == (size, size)
+        assert png[25] == 6, "it has no alpha channel: a dark launcher shows a square"
+    svg = ET.fromstring((PACKAGED / folder / "logo-svg.svg").read_text())
+    assert svg.get("viewBox") == "0 0 64 64"
+    assert not list(svg.iter("{http://www.w3.org/2000/svg}text")), "fonts differ between machines"
+
+
+def test_a_display_name_belongs_to_one_kernelspec(tmp_path):
+    kernelspec.install_kernelspec(Remote("a", "a"), "Mine")
+    with pytest.raises(Usage, match='"Mine" already: it is the kernelspec remoter-a'):
+        kernelspec.free_display_name("b", "Mine")
+    assert kernelspec.free_display_name("a", "Mine") == "Mine"
+    assert kernelspec.free_display_name("b", "Yours") == "Yours"
+    assert kernelspec.free_display_name("b") == "Remote (b)"
+
+
+def test_a_remote_called_host_is_not_taken_for_the_packaged_one(tmp_path):
+    shutil.copytree(PACKAGED, tmp_path / "kernels/remoter")
+    assert kernelspec.free_display_name("host") == "Remote (host) 2"
+    kernelspec.install_kernelspec(Remote("a", "a"), "Remote (host) 2")
+    assert kernelspec.free_display_name("host") == "Remote (host) 3"
+
+
+def test_the_language_is_that_of_the_kernel_which_is_configured_now():
+    kernelspec.install_kernelspec(Remote("a", "a"), language="julia")
+    assert kernelspec.language_of(Remote("a", "a", kernel="julia-1.11")) == "julia"
+    assert kernelspec.language_of(Remote("a", "a", kernel="ir")) == "R"
+    assert kernelspec.language_of(Remote("a", "a", kernel="python3")) == "python"
+    assert kernelspec.language_of(Remote("unknown", "a", kernel="own")) == "python"
 
 
 def test_installing_again_replaces_and_removing_forgets():
@@ -72,10 +127,11 @@ def test_a_name_that_could_climb_is_refused(name):
 
 
 def test_the_packaged_kernelspec_is_the_default_remote():
-    spec = json.loads((Path(__file__).parents[2] / "kernelspec/kernel.json").read_text())
+    spec = json.loads((PACKAGED / "kernel.json").read_text())
     assert spec == {
         "argv": ["python", "-m", "remoter_kernel", "-f", "{connection_file}"],
         "display_name": "Remote (host)",
         "language": "python",
         "interrupt_mode": "message",
+        "metadata": {"supported_encryption": ["curve"]},
     }

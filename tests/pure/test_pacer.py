@@ -174,7 +174,7 @@ def test_a_new_cell_begins_with_a_full_allowance():
     """The server counts anew with each idle, and so do we: "Run All" is not slowed down."""
     world = World()
     for number in range(1, 60, 2):
-        world.take(number, stream("x" * 400_000))
+        world.take(number, stream("x" * 300_000))
         world.take(number + 1, said("status", {"execution_state": "idle"}))
     assert not world.calls
     assert world.server.dropped == 0

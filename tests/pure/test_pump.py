@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from remoter_kernel.errors import Unreachable
 from remoter_kernel.wire.frames import Kind, decode
 from remoter_kernel.wire.pump import Pump
 from remoter_kernel.wire.stream import Conversation, MemoryOutbox
@@ -53,3 +54,13 @@ def test_a_doubted_wire(*, is_alive: bool) -> None:
         near.pump.hear(far.sent[-1])
     judge()
     assert near.ended == ([] if is_alive else ["Nothing was heard for 3 seconds."])
+
+
+def test_a_wire_that_was_dropped_at_its_greeting() -> None:
+    """Nothing is said by it any more, and nobody looks after it."""
+    end = End()
+    end.talk.begin()
+    end.pump.end(Unreachable("dropped"))
+    end.pump.start((0, 0))
+    assert not end.sent
+    assert not end.timers

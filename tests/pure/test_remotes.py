@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import tomllib
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -228,11 +228,12 @@ def test_the_default_goes_above_the_tables():
 
 def test_deleting_takes_the_default_along_and_leaves_the_others():
     configure(WRITTEN_BY_HAND)
-    remotes.remember_kernel_info("gpu-box", {"status": "ok"})
+    gpu_box = read_remotes().all["gpu-box"]
+    remotes.remember_kernel_info(gpu_box, {"status": "ok"})
     remotes.delete_remote("gpu-box")
     assert read_remotes() == remotes.Remotes({"r": Remote("r", "r", kernel="ir")}, None)
     assert "# my machines" in remotes.config_path().read_text()
-    assert remotes.last_kernel_info("gpu-box") is None
+    assert remotes.last_kernel_info(gpu_box) is None
     remotes.delete_remote("r")
     assert read_remotes() == remotes.Remotes({}, None)
     with pytest.raises(Usage):
@@ -338,18 +339,25 @@ def test_the_key_table_and_the_remote_know_the_same_keys():
 
 
 def test_kernel_info_is_remembered_per_remote():
-    assert remotes.last_kernel_info("a") is None
-    remotes.remember_kernel_info("a", {"language_info": {"name": "R"}})
-    assert remotes.last_kernel_info("a") == {"language_info": {"name": "R"}}
-    assert remotes.last_kernel_info("b") is None
+    assert remotes.last_kernel_info(Remote("a", "h")) is None
+    remotes.remember_kernel_info(Remote("a", "h"), {"language_info": {"name": "R"}})
+    assert remotes.last_kernel_info(Remote("a", "h")) == {"language_info": {"name": "R"}}
+    assert remotes.last_kernel_info(Remote("b", "h")) is None
+
+
+@pytest.mark.parametrize("change", [{"kernel": "ir"}, {"python": "p"}, {"host": "other"}])
+def test_what_another_kernel_has_said_is_no_reply(change):
+    remotes.remember_kernel_info(Remote("a", "h"), {"debugger": True})
+    assert remotes.last_kernel_info(replace(Remote("a", "h"), **change)) is None
+    assert remotes.last_kernel_info(replace(Remote("a", "h"), cwd="~/x")) == {"debugger": True}
 
 
 def test_a_damaged_memory_is_no_memory():
-    remotes.remember_kernel_info("a", {})
+    remotes.remember_kernel_info(Remote("a", "h"), {})
     path = remotes.state_folder() / "kernel_info" / "a.json"
-    for damage in ("{", "[1]", ""):
+    for damage in ("{", "[1]", "", "{}", '{"of": 1, "content": {}}', '{"status": "ok"}'):
         path.write_text(damage)
-        assert remotes.last_kernel_info("a") is None
+        assert remotes.last_kernel_info(Remote("a", "h")) is None
 
 
 def test_every_line_of_a_correct_file_is_found():

@@ -88,7 +88,7 @@ def test_add_says_what_it_found_and_writes_remote_and_kernelspec(ssh_config, hos
     assert (box.host, box.python, box.env) == ("box", sys.executable, {"A": "b=c"})
     assert box.ssh_config == ssh_config
     assert kernelspec.kernelspec_names() == ("remoter-box",)
-    info = remotes.last_kernel_info("box") or {}
+    info = remotes.last_kernel_info(box) or {}
     assert info["language_info"]["name"] == "python"
 
 
@@ -120,6 +120,42 @@ def test_every_option_arrives_in_the_file():
     )
     spec = Path(os.environ["JUPYTER_DATA_DIR"]) / "kernels/remoter-r/kernel.json"
     assert json.loads(spec.read_text())["display_name"] == "My R"
+
+
+def test_a_display_name_that_another_kernel_has_is_refused_before_any_login():
+    assert remoter("add", "a", "h", "--no-check", "--display-name", "Lab").exit_code == 0
+    ran = remoter("add", "b", "no-such-host.invalid", "--display-name", "Lab")
+    assert ran.exit_code == 2
+    assert "already: it is the kernelspec remoter-a" in ran.stderr
+    assert list(remotes.read_remotes().all) == ["a"]
+    again = remoter("add", "a", "h", "--no-check", "--replace", "--display-name", "Lab")
+    assert again.exit_code == 0
+
+
+def test_an_r_remote_is_one_of_r_and_the_python_one_is_not(ssh_config):
+    """The picker's words and Jupyter's list say so; `remove` takes it out of that list."""
+    real_part("irkernel")
+    words = ["--ssh-config", ssh_config, "--python", sys.executable, "--kernel", "ir"]
+    ran = whole_command("add", "r-box", "box", *words)
+    assert (ran.returncode, ran.stderr) == (0, "")
+    spec = listed()["remoter-r-box"]["spec"]
+    assert (spec["language"], spec["display_name"]) == ("R", "Remote (r-box)")
+    assert "debugger" not in spec["metadata"]
+    info = remotes.last_kernel_info(remotes.read_remotes().all["r-box"]) or {}
+    assert info["language_info"]["name"] == "R"
+    assert not info.get("debugger")
+    assert "kernel subshells" not in info.get("supported_features", [])
+    assert remoter("add", "py", "box", "--no-check").exit_code == 0
+    assert listed()["remoter-py"]["spec"]["language"] == "python"
+    assert remoter("remove", "r-box").exit_code == 0
+    assert "remoter-r-box" not in listed()
+
+
+def listed():
+    """Ask Jupyter which kernels there are."""
+    command = [sys.executable, "-m", "jupyter_client.kernelspecapp", "list", "--json"]
+    ran = subprocess.run(command, capture_output=True, text=True, check=True)
+    return json.loads(ran.stdout)["kernelspecs"]
 
 
 WRONG = {

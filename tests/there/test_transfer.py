@@ -396,7 +396,7 @@ def link(path: str, target: str) -> bytes:
     return frame(Word.ENTRY, to_body(Entry(path, "link", target=target).words(9, asks=False)))
 
 
-def say(said: bytes, dst: Path) -> Exception | None:
+def say(said: bytes, dst: Path, *asked: str) -> Exception | None:
     """Say something to a receiver, and hang up; return what it ended with."""
     near, far = socket.socketpair()
     with near, far:
@@ -413,7 +413,7 @@ def say(said: bytes, dst: Path) -> Exception | None:
         thread = threading.Thread(target=speak)
         thread.start()
         try:
-            Receiving(f"{dst}/", "/").run(duplex)
+            Receiving(f"{dst}/", "/", asked=asked).run(duplex)
         except RemoterError as error:
             return error
         finally:
@@ -468,6 +468,14 @@ def test_a_hostile_sender_writes_nothing_outside(what, dst, tmp_path):
     assert names(tmp_path) == before
     assert not list((tmp_path / "outside").iterdir())
     assert not [path for path in dst.rglob("*") if path.name.endswith(".part")]
+
+
+def test_what_was_not_asked_for_is_refused(dst):
+    """A remote that is asked for results does not write the notebook beside them."""
+    error = say(start("work.ipynb") + entry("work.ipynb"), dst, "runs/*.csv")
+    assert isinstance(error, FileTrouble)
+    assert error.trouble is Trouble.UNSAFE
+    assert not list(dst.iterdir())
 
 
 def test_a_wrong_checksum_gives_no_file(dst):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import getpass
+import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import pytest
 
+from bench.proxy import Proxy
 from tests.conftest import is_keeper, marked
 from tests.real_jupyter import wait_for
 from tests.real_parts import real_part
@@ -20,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from tests.real_jupyter import JupyterHere
+    from tests.real_sshd import RealSshd
     from tests.real_users import FarSide
 
 WITHIN = 30.0  # seconds until something must be on the screen
@@ -62,6 +66,14 @@ class Terminal:
         except AssertionError as error:
             error.add_note(self.screen())
             raise
+
+    def write(self, text: str) -> None:
+        """Type without pressing Enter."""
+        self._tmux("send-keys", "-l", text)
+
+    def visible(self) -> str:
+        """Return what is on the screen now."""
+        return self._tmux("capture-pane", "-p", "-J")
 
     def is_over(self) -> bool:
         """Has the program in it ended?"""
@@ -137,3 +149,224 @@ def test_no_remote_at_all(console: Terminal) -> None:
     use(console, getpass.getuser())
     wait_for(lambda: all(map(is_keeper, marked())), seconds=10, what="nothing is left behind")
     assert not list(console.temporary.iterdir())
+
+
+# --------------------------------------------------------------- a day in text
+
+PROMPT = re.compile(r"^In \[(\d+)\]:", re.MULTILINE)
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
+TRIES = 6
+
+
+@pytest.fixture
+def path(
+    here: JupyterHere,
+    sshd: RealSshd,
+    far: FarSide,
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
+) -> Iterator[Proxy]:
+    """A breakable path, perhaps a long one, to two remotes: box and box-r."""
+    real_part("tmux")
+    real_part("jupyter-console")
+    config = tmp_path / "config"
+    with Proxy(sshd.port, rtt=getattr(request, "param", 0.0)) as proxy:
+        name = f"[127.0.0.1]:{sshd.port}"
+        sshd.ssh_config(config, "detour", extra=f"Port {proxy.port}\nHostKeyAlias {name}")
+        words: dict[str, Any] = {"ssh_config": config, "python": str(far.python)}
+        here.add_remote("box", "detour", **words)
+        here.add_remote("box-r", "detour", language="R", kernel="ir", **words)
+        yield proxy
+        for remote in ("box", "box-r"):
+            here.remoter("stop", "--all", remote)
+    wait_for(lambda: all(map(is_keeper, marked())), seconds=20, what="nothing is left behind")
+    (here.folder / "remotes.toml").unlink()
+
+
+@contextlib.contextmanager
+def opened(folder: Path, *command: str) -> Iterator[Terminal]:
+    """Open a terminal with this program in it."""
+    folder.mkdir()
+    with Terminal(folder, list(command)) as terminal:
+        yield terminal
+
+
+def console_of(spec: str) -> list[str]:
+    return [sys.executable, "-m", "jupyter_console", "--kernel", spec]
+
+
+def leave(console: Terminal, word: str = "exit") -> None:
+    console.type(word)
+    wait_for(console.is_over, seconds=WITHIN, what="the console has ended")
+
+
+def is_tidy(screen: str) -> bool:
+    """No prompt came twice, and nothing is there that only a terminal should see."""
+    prompts = PROMPT.findall(screen)
+    return prompts == [str(number + 1) for number in range(len(prompts))] and not (
+        CONTROL.search(screen)
+    )
+
+
+def ask_and_hide(console: Terminal) -> None:
+    """Type what must not be seen, at cell 1."""
+    console.wait_for("In [1]:")
+    console.type("import getpass; secret = getpass.getpass('pass? ')")
+    console.wait_for("pass? ", times=2)
+    console.type("hunter2")
+    console.wait_for("In [2]:")
+    console.type("len(secret)")
+    console.wait_for("Out[2]: 7")
+    assert "hunter2" not in console.screen()
+
+
+def write_a_block(console: Terminal) -> None:
+    """Type more than a line, at cell 3: the kernel says where it goes on, and when it is done."""
+    console.wait_for("In [3]:")
+    console.type("for i in range(2):")
+    console.wait_for("...:")
+    console.type("print('row', i)")
+    console.wait_for("...:", times=2)
+    console.press("Enter")
+    console.wait_for("row 0\nrow 1\n")
+
+
+def complete_and_repeat(console: Terminal) -> None:
+    """Let Tab find an attribute that only the far object has; arrow up brings it back."""
+    console.wait_for("In [4]:")
+    console.type("Far = type('Far', (), {'tall_' + 'order': 55})")
+    console.wait_for("In [5]:")
+    console.write("Far.tall")
+    console.press("Tab")
+    console.wait_for("Far.tall_order")
+    console.press("Enter")
+    console.wait_for("Out[5]: 55")
+    console.wait_for("In [6]:")
+    console.press("Up")
+    console.wait_for("Far.tall_order", times=2)
+    console.press("Enter")
+    console.wait_for("Out[6]: 55")
+
+
+def look_at_things(console: Terminal) -> None:
+    """Read the help, and a figure's text."""
+    console.wait_for("In [7]:")
+    console.type("len?")
+    console.wait_for("Return the number of items in a container")
+    console.wait_for("In [8]:")
+    console.type("import matplotlib; matplotlib.use('agg'); import matplotlib.pyplot as plt")
+    console.wait_for("In [9]:")
+    console.type("plt.figure()")
+    console.wait_for("Out[9]: <Figure size 640x480 with 0 Axes>")
+
+
+def wait_out_a_cut(console: Terminal, path: Proxy) -> None:
+    """A notice is there while the link is down, and is gone when it is back."""
+    console.wait_for("In [10]:")
+    path.refuse()
+    path.cut()
+    console.type("'after ' + 'it'")
+    console.wait_for("Waiting for the link to box …")
+    path.welcome()
+    console.wait_for("Out[10]: 'after it'")
+    assert "Waiting for the link" not in console.visible()
+    console.wait_for("In [11]:")
+    assert is_tidy(console.visible()), console.visible()
+
+
+def session_of(here: JupyterHere, remote: str) -> str:
+    """Return the id of a remote's only living session."""
+    found = json.loads(here.remoter("sessions", remote, "--json").stdout)["sessions"]
+    own = [each for each in found if each["remote"] == remote]
+    (session,) = [each["id"] for each in own if each["state"] not in {"ended", "dead"}]
+    return str(session)
+
+
+def test_a_day_in_text(here: JupyterHere, path: Proxy, tmp_path: Path) -> None:
+    """Blocks, Tab, history, help, a cut; what is kept in the evening is there in the morning."""
+    with opened(tmp_path / "day", *console_of("remoter-box")) as console:
+        ask_and_hide(console)
+        write_a_block(console)
+        complete_and_repeat(console)
+        look_at_things(console)
+        wait_out_a_cut(console, path)
+        console.type("%remoter status")
+        console.wait_for("at shutdown  the session ends")
+        console.wait_for("In [11]:", times=2)  # the kernel has counted nothing
+        console.type("%remoter keep")
+        console.wait_for("stays when this kernel is shut down")
+        session = session_of(here, "box")
+        leave(console)
+    remoter = str(Path(sys.executable).with_name("remoter"))
+    for number in range(TRIES):
+        with opened(tmp_path / f"next-{number}", remoter, "attach", session) as console:
+            console.wait_for("In [1]:")
+            console.press("Up")
+            # The console asks for the history once, and goes without after a second.
+            try:
+                wait_for(lambda: "'after ' + 'it'" in console.screen(), seconds=2)
+            except AssertionError:
+                if number == TRIES - 1:
+                    raise
+                leave(console)
+                continue
+            console.press("C-c")
+            console.press("C-r")
+            console.write("Far.t")
+            console.wait_for("Far.tall_order")
+            console.press("Enter")  # this is the one
+            console.press("Enter")
+            console.wait_for("]: 55")
+            leave(console)
+            break
+
+
+def test_a_short_day_in_r(path: Proxy, tmp_path: Path) -> None:
+    """A value, an error, a block, a question, help and Ctrl-C."""
+    real_part("irkernel")
+    with opened(tmp_path / "day", *console_of("remoter-box-r")) as console:
+        console.wait_for("In [1]:")
+        console.type("6 * 7")
+        console.wait_for("[1] 42")
+        console.type("stop('not ' , 'so')")
+        console.wait_for("not so")
+        console.wait_for("In [3]:")
+        console.type("name <- readline('who? ')")
+        console.wait_for("who? ", times=2)
+        console.type("Ada")
+        console.wait_for("In [4]:")
+        console.type("f <- function(x) {")
+        console.wait_for("...:")
+        console.type("paste('Hello,', x) }")
+        console.wait_for("In [5]:")
+        console.type("f(name)")
+        console.wait_for('"Hello, Ada"')
+        console.wait_for("In [6]:")
+        console.type("cat('go', 'ing\\n', sep = ''); Sys.sleep(600)")
+        console.wait_for("going\n")
+        console.press("C-c")
+        console.wait_for("In [7]:")
+        assert is_tidy(console.visible()), console.visible()
+        console.type("?mean")
+        console.wait_for("Arithmetic Mean")  # in a pager, which has the whole screen
+        console.press("q")
+        console.wait_for("In [8]:")
+        leave(console, "quit()")
+
+
+@pytest.mark.parametrize("path", [0.2], indirect=True)
+def test_questions_over_a_long_path(path: Proxy, tmp_path: Path) -> None:
+    """The console takes a cell that shows no sign of life at once for done, and asks nothing.
+
+    Typed before the far side is reached, and when the way there takes its time.
+    """
+    with opened(tmp_path / "far", *console_of("remoter-box")) as console:
+        for number in (1, 2, 3):
+            console.wait_for(f"In [{number}]:")
+            console.type(f"print('Hello,', input('who{number}? '))")
+            console.wait_for(f"who{number}? ", times=2)
+            console.type("Ada")
+            console.wait_for("Hello, Ada", times=number)
+        console.wait_for("In [4]:")
+        assert is_tidy(console.visible()), console.visible()
+        leave(console)

@@ -197,6 +197,25 @@ def test_a_child_is_killed_during_a_cell(page: Page) -> None:
     assert front(page) == first
 
 
+def test_a_child_dies_of_a_client_that_allows_no_questions(
+    server: JupyterServer, here: JupyterHere, far: FarSide, python_remote: dict[str, Any]
+) -> None:
+    """Its front follows it; Jupyter starts another one, whose fresh kernel runs the next cell."""
+    spec = here.add_remote("mute", env={"PYDEVD_DISABLE_FILE_VALIDATION": "1"}, **python_remote)
+    with opened(server, spec, far) as page:
+        finish(page, page.run("kept = 1"))
+        first, cell = front(page), page.run("import os; os._exit(3)")
+        finish(page, cell)
+        told = [each["content"].get("evalue", "") for each in page.of(cell)]
+        assert any("it ended with exit code 3" in each for each in told)
+        wait_for(lambda: is_another(page, first), seconds=20)
+        page.listen(lambda: "restarting" in page.states())
+        cell = page.run("'kept' in globals(), 6 * 7")
+        finish(page, cell)
+        values = [each["content"].get("data", {}).get("text/plain") for each in page.of(cell)]
+        assert "(False, 42)" in values
+
+
 def test_a_child_is_killed_by_the_kernels_own_killer(page: Page) -> None:
     """Out of memory: the cell hears of signal 9, and of the memory that was in use."""
     pid = int(shown(page, "os.getpid()"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -102,7 +103,9 @@ def checksum(path: Path) -> str:
 # --------------------------------------------------------------- both ways
 
 
-def test_files_folders_and_globs_go_both_ways(ground: Ground, src: Path, tmp_path: Path) -> None:
+def test_files_folders_and_globs_go_both_ways(
+    ground: Ground, far: FarSide, src: Path, tmp_path: Path
+) -> None:
     """Globs there are found there; `~`, spaces and dashes mean what they say."""
     for name in ("a.csv", "b.csv", "-x y.csv", "c.txt"):
         (src / name).write_text(name)
@@ -113,8 +116,12 @@ def test_files_folders_and_globs_go_both_ways(ground: Ground, src: Path, tmp_pat
     assert names(tmp_path / "back") == ["-x y.csv", "a.csv", "b.csv"]
     ground.ask("get", "--", ground.name, "in/-x y.csv", "-dash", cwd=tmp_path)
     assert (tmp_path / "-dash").read_text() == "-x y.csv"
-    ground.ask("put", ground.name, src, "~/files-of-a-test/")
-    ground.ask("get", ground.name, "~/files-of-a-test/src/c.txt", tmp_path / "c.txt")
+    at_home = far.home / f"files-{tmp_path.parent.name}"
+    try:
+        ground.ask("put", ground.name, src, f"~/{at_home.name}/")
+        ground.ask("get", ground.name, f"~/{at_home.name}/src/c.txt", tmp_path / "c.txt")
+    finally:
+        shutil.rmtree(at_home, ignore_errors=True)
     assert (tmp_path / "c.txt").read_text() == "c.txt"
 
 
@@ -354,3 +361,41 @@ def test_an_account_that_runs_one_command_is_told_as_such(
         said = ground.ask("put", "forced", src / "a", "x", code=4)
         assert "did not start a transfer" in said
         dismiss_all("forced")
+
+
+HOSTILE = """
+import json, os, struct, sys
+def say(word, body):
+    os.write(1, struct.pack('!BI', word, len(body)) + body)
+os.write(1, b'REMOTER transfer\\n')
+say(2, json.dumps({'tops': [{'name': 'a', 'is_folder': True}], 'files': 1, 'size': 4}).encode())
+entry = {'number': 1, 'path': 'a/../../.bashrc', 'kind': 'file', 'size': 4, 'mtime': 0, 'mode': 511}
+say(4, json.dumps({**entry, 'target': '', 'asks': False}).encode())
+say(6, struct.pack('!QQ', 1, 0))
+say(7, b'evil')
+sys.stdin.buffer.read()
+"""
+
+
+def test_a_remote_that_answers_with_another_place_is_refused(
+    ground: Ground, far: FarSide, tmp_path: Path
+) -> None:
+    """A whole evaluator there that is not ours: `get` ends, and nothing is written."""
+    evil = ground.there / "evil.py"
+    evil.write_text(HOSTILE)
+    python = ground.there / "python"
+    python.write_text(
+        f'#!/bin/sh\nif [ "$2" = transfer ]; then exec {far.python} {evil}; fi\n'
+        f'exec {far.python} "$@"\n'
+    )
+    python.chmod(0o755)
+    ground.here.add_remote(
+        "hostile", "real", ssh_config=ground.folder / "ssh_config", python=str(python)
+    )
+    (tmp_path / "deep/er").mkdir(parents=True)
+    before = sorted(tmp_path.rglob("*"))
+    said = ground.ask("get", "hostile", "a", f"{tmp_path}/deep/er/", code=4)
+    assert "hostile: it sent a file called a/../../.bashrc" in said
+    assert "it was not written" in said
+    assert sorted(tmp_path.rglob("*")) == before
+    dismiss_all("hostile")

@@ -12,21 +12,18 @@ import base64
 import copy
 import importlib.metadata
 import json
-import os
 import re
 import shutil
-import subprocess
-import sys
-import tarfile
-import tempfile
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from tests import real_parts
+from tests.real_sources import source_of
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from nbformat import NotebookNode
 
     from tests.real_jupyter import JupyterHere
@@ -36,24 +33,6 @@ NOTEBOOKS = 16
 KERNEL_THERE = "remoter-notebooks"
 KERNEL_HERE = "plain"
 ENVIRONMENT = {"COLUMNS": "80", "LINES": "24", "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
-
-
-def source() -> Path:
-    """Return the folder of nbclient's sources, of the version that is installed here."""
-    real_parts.real_part("nbclient")
-    version = importlib.metadata.version("nbclient")
-    cache = Path(tempfile.gettempdir()) / f"remoter-tests-nbclient-{version}-{os.getuid()}"
-    if not cache.exists():
-        # Unpacked beside and renamed: an interrupted download is not half a cache.
-        beside = Path(tempfile.mkdtemp(prefix="remoter-tests-nbclient-"))
-        command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps"]
-        command += ["--no-binary", ":all:", "--no-build-isolation", "-d", str(beside)]
-        subprocess.run([*command, f"nbclient=={version}"], check=True, timeout=100)
-        with tarfile.open(next(beside.glob("*.tar.gz"))) as archive:
-            archive.extractall(beside, filter="data")
-        (beside / f"nbclient-{version}").rename(cache)
-        shutil.rmtree(beside)
-    return cache
 
 
 def cases(folder: Path) -> dict[str, dict[str, Any]]:
@@ -124,8 +103,9 @@ def comparable(output: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def nbclient_source() -> Path:
-    """The sources of nbclient."""
-    return source()
+    """The sources of nbclient, of the version that is installed here."""
+    real_parts.real_part("nbclient")
+    return source_of("nbclient", importlib.metadata.version("nbclient"))
 
 
 @pytest.fixture(scope="module", autouse=True)

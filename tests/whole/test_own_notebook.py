@@ -250,6 +250,51 @@ def test_a_copy_begins_afresh_and_a_renamed_one_hears_why(
     assert said.endswith("False")
 
 
+def test_a_copy_beside_a_living_one_has_a_kernel_of_its_own(
+    fronts: Any, notebook: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Duplicated, saved as, or of the same name in another folder: all have the same cells."""
+    first = fronts()
+    begin(first)
+    other = notebook.parent / "other" / notebook.name
+    other.parent.mkdir()
+    shutil.copy(notebook, other)
+    monkeypatch.setenv("JPY_SESSION_NAME", str(other))
+    second = fronts()
+    assert begin(second, "'kept' in dir()") == "False"
+    begin(second, "kept = 2")
+    assert first.run("kept") == "1"
+    own = session_of(second)
+    first.kill()
+    second.kill()
+    again = fronts()
+    assert again.run("kept").startswith(f"[remoter] Joined session {own} of this")
+    assert again.run("kept") == "2"
+    monkeypatch.setenv("JPY_SESSION_NAME", str(notebook))
+    last = fronts()
+    last.run("1")
+    assert last.run("kept") == "1"
+
+
+def test_a_notebook_that_was_moved_back_finds_its_session(
+    fronts: Any, notebook: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where it was moved to, it began afresh; back in its place, what it had there is there."""
+    first = fronts()
+    begin(first)
+    first.kill()
+    moved = notebook.rename(notebook.with_name("moved.ipynb"))
+    monkeypatch.setenv("JPY_SESSION_NAME", str(moved))
+    there = fronts()
+    assert there.run("'kept' in dir()").endswith("False")
+    there.kill()
+    moved.rename(notebook)
+    monkeypatch.setenv("JPY_SESSION_NAME", str(notebook))
+    back = fronts()
+    assert back.run("kept").startswith("[remoter] Joined session")
+    assert back.run("kept") == "1"
+
+
 @pytest.fixture
 def detour(
     sshd: RealSshd, far: FarSide, remote: str, tmp_path: Path

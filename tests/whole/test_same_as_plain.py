@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -54,7 +54,7 @@ class Heard:
 
 
 @pytest.fixture(scope="module")
-def both(here: JupyterHere, far: FarSide, python_remote: dict[str, str]) -> dict[str, Heard]:
+def both(here: JupyterHere, far: FarSide, python_remote: dict[str, Any]) -> dict[str, Heard]:
     """Run all cases on both sides, one after the other in the same folder."""
     with far.folder() as folder:
         environment = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
+import psutil
 import pytest
 
 from tests import real_parts
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tests.real_jupyter import JupyterHere
+    from tests.real_users import FarSide
 
 LINES = 50_000
 
@@ -53,3 +55,17 @@ def test_an_interrupt_of_a_paced_cell_is_quick(page: Page) -> None:
     assert time.monotonic() - asked < 2.0
     assert "held back" in text_of(messages, "stderr")
     assert "rate exceeded" not in text_of(messages, "stderr")
+
+
+def test_a_question_about_its_use_is_answered_by_the_far_kernel(page: Page, far: FarSide) -> None:
+    """Panels that show what a kernel uses ask on control; it is the far process that is shown."""
+    cell = page.run("import os, socket; print(os.getpid(), socket.gethostname())")
+    pid, host = text_of(list(page.until_idle(cell))).split()
+    asked = page.say("usage_request", {}, "control")
+    page.listen(lambda: any(each["msg_type"] == "usage_reply" for each in page.of(asked)))
+    (reply,) = [each for each in page.of(asked) if each["msg_type"] == "usage_reply"]
+    used = reply["content"]
+    assert (used["pid"], used["hostname"]) == (int(pid), host)
+    assert psutil.Process(used["pid"]).username() == far.user
+    assert used["kernel_memory"] > 1_000_000
+    assert used["host_virtual_memory"]["total"] == psutil.virtual_memory().total
