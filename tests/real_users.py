@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 # Two runs at once have two far users, and so have the two halves of one run.
 LENDER = os.environ.get("REMOTER_FAR_USER", "remoter-there")
 FAR_USER = "-".join(filter(None, (LENDER, os.environ.get("PYTEST_XDIST_WORKER"))))
-FAR_PACKAGES = ("ipykernel>=7", "ipympl", "ipywidgets", "matplotlib", "numpy", "pandas")
+FAR_PACKAGES = ("ipykernel>=7", "ipympl", "ipywidgets", "matplotlib", "numpy", "pandas", "polars")
 DEBIAN_PYTHON = "/usr/bin/python3"
 ENDS_WITHIN = 10.0  # seconds until a killed process must be gone
 

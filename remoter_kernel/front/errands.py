@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from remoter_kernel.front.journey import Outcome
     from remoter_kernel.front.mouth import Route
     from remoter_kernel.front.permission import Permission
+    from remoter_kernel.front.turns import Turns
     from remoter_kernel.wire.reactor import Reactor
 
 SHOW_EVERY = 0.25  # seconds
@@ -231,3 +232,32 @@ class CellErrand:
             self._show("interrupted; what has arrived stays, and the next try goes on from there")
         self._cell.end(error)
         self._on_end(error)
+
+
+class FilesCell:
+    """A cell that carries files, when it is its turn (see `turns.CellHere`)."""
+
+    def __init__(
+        self,
+        route: Route,
+        say_begin: Callable[[], None],
+        errand: Callable[..., CellErrand],
+        turns: Turns,
+    ) -> None:
+        """Remember; `errand` makes what is to be done, and wants to know whom to tell its end."""
+        self.route = route
+        self._say_begin = say_begin
+        self._errand = errand(on_end=self._end)
+        self._turns = turns
+
+    def begin(self) -> None:
+        """Carry them."""
+        self._say_begin()
+        self._errand.start()
+
+    def interrupt(self) -> None:
+        """End soon."""
+        self._errand.stop()
+
+    def _end(self, error: RemoterError | None) -> None:
+        self._turns.end(is_well=error is None)

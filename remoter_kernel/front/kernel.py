@@ -15,17 +15,20 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from remoter_kernel.errors import RemoteLacks, RemoterError
+from remoter_kernel.errors import NoSuchSession, RemoteLacks, RemoterError
 from remoter_kernel.front import answers, kernelspec
 from remoter_kernel.front.arrival import Arrival
 from remoter_kernel.front.asker import Asker
 from remoter_kernel.front.awakening import Awakening
+from remoter_kernel.front.carrying import Carrier
+from remoter_kernel.front.cells_here import CellsHere
 from remoter_kernel.front.completer import Completer
 from remoter_kernel.front.dialer import HERE, SessionDialer
 from remoter_kernel.front.ending import Ending
 from remoter_kernel.front.first_signs import FirstSigns
 from remoter_kernel.front.first_words import FirstWords
 from remoter_kernel.front.giving_up import GivingUp
+from remoter_kernel.front.impatient import Impatient
 from remoter_kernel.front.last_words import LastWords
 from remoter_kernel.front.link import Link, State
 from remoter_kernel.front.mouth import Mouth, Route
@@ -42,7 +45,8 @@ from remoter_kernel.front.remotes import (
 )
 from remoter_kernel.front.sockets import Sockets, digest, read_connection
 from remoter_kernel.front.turns import Turns
-from remoter_kernel.front.verbs import HELP, Surroundings, Verbs
+from remoter_kernel.front.verb_help import HELP
+from remoter_kernel.front.verbs import Surroundings, Verbs
 from remoter_kernel.wire.frames import Bytes, Channel, from_json, to_json
 from remoter_kernel.wire.messages import (
     CONTENT,
@@ -57,9 +61,6 @@ from remoter_kernel.wire.reactor import Reactor
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-
-ANSWER_WITHIN = 0.7  # seconds: jupyter console gives a question one, and mistakes a late answer
 
 
 class Kernel:
@@ -93,7 +94,7 @@ class Kernel:
         self._info = last_kernel_info(remote)
         self._language = kernelspec.language_of(remote)
         self._routes: dict[str, Route] = {}
-        self._held: list[Route] = []  # an empty answer is better for them than a late one
+        self._impatient = Impatient(self.reactor, self._mouth)
         self._has_asker = False  # has any client allowed questions?
         self._ending = Ending(self.reactor, self.link, self.dialer, self._find)
         self._news = News(self._mouth.publish)
@@ -101,16 +102,17 @@ class Kernel:
             self.reactor, self._mouth.publish, lambda name: name not in self._routes
         )
         self._notices = Notices(self.reactor, self._mouth.publish, lambda: self._find().name)
-        self._turns = Turns(lambda: bool(self._cells()), self._mouth.reply)
+        self._turns = Turns(self._cells, self._may_begin, self._run_there, self._mouth.abort)
         waiting = lambda: [*self._turns.running, *self._routes.values()]  # noqa: E731 - one use
         self._asker = Asker(self.reactor, self._mouth, waiting)
+        permission = Permission(self._asker, lambda: self._find().local, Path.cwd())
         around = Surroundings(
             self.reactor,
             self.link,
             self.dialer,
             self._mouth.publish,
             self._turns,
-            Permission(self._asker, lambda: self._find().local, Path.cwd()),
+            permission,
             stays=lambda: self._ending.stays,
             keep=self._ending.keep,
         )
@@ -119,6 +121,18 @@ class Kernel:
         self._first_words = FirstWords(self._mouth)
         self._giving_up = GivingUp(
             self.link, self._mouth, self._asker, self._first_words, self._routes
+        )
+        self._here = CellsHere(self.reactor, self._mouth, permission, self.link, self._turns)
+        self._here.carrier = Carrier(
+            self.reactor,
+            self._mouth,
+            self._asker,
+            permission,
+            self._here.own_code,
+            self.link,
+            self.dialer,
+            language=lambda: answers.language_of(self._info, self._language),
+            count=self._verbs.count,
         )
         self._arrival = Arrival(self.reactor, self.link, self.dialer, lambda: self._find().name)
         self._last_words = LastWords(self.reactor, self._mouth, partial(self._ending.leave, "stop"))
@@ -142,6 +156,7 @@ class Kernel:
         self.reactor.run()
         self._turns.interrupt()
         self._arrival.end(is_dismissed=not self._ending.has_begun)
+        self._here.close()
         self.sockets.close()
         self.dialer.close()
 
@@ -170,7 +185,8 @@ class Kernel:
         elif kind == "shutdown_request":
             self._shut_down(route)
         elif channel is Channel.STDIN:
-            self.link.say(channel, parts)
+            if not self._here.take_answer(parts):
+                self.link.say(channel, parts)
         else:
             self._pass_on(kind, route)
 
@@ -182,28 +198,33 @@ class Kernel:
         if is_early and self._first_words.answer(route, is_kept=not self.link.has_met):
             return
         if kind == "execute_request":
-            content = content_of(route.parts)
-            self._has_asker |= bool(content.get("allow_stdin", True))
-            later = partial(self._pass_on, kind, route)
-            if (
-                self._last_words.refuse(route)
-                or self._verbs.take(route, content, partial(self._finish, route))
-                or self._turns.holds(route, later)
-            ):
-                return
-            if self.link.state in {State.FAILED, State.WAITING}:
-                self._begin_anew(route)
-                return
+            self._take_cell(route)
+        elif self._here.take_other(kind, route):
+            return
         elif self.link.state is State.FAILED or (self._asker.is_asking and kind in answers.EMPTY):
-            empty = answers.empty_reply(kind, content_of(route.parts))
-            if empty:
-                self._mouth.reply(route, empty)
-            return
+            self._impatient.answer_empty(route)
         elif kind in answers.IMPATIENT and not self._is_there:
-            self._held.append(route)
-            self.reactor.later(ANSWER_WITHIN, partial(self._answer_held, route))
-            return
-        self._say(route)
+            self._impatient.hold(route)
+        else:
+            self._say(route)
+
+    def _take_cell(self, route: Route) -> None:
+        """Take a cell: answer it here, or let it run on one side in its turn."""
+        content = content_of(route.parts)
+        self._has_asker |= bool(content.get("allow_stdin", True))
+        if not (
+            self._last_words.refuse(route)
+            or self._here.take_cell(route)
+            or self._verbs.take(route, content, partial(self._finish, route))
+            or self._turns.take_there(route)
+        ):
+            self._run_there(route)
+
+    def _run_there(self, route: Route) -> None:
+        if self.link.state in {State.FAILED, State.WAITING}:
+            self._begin_anew(route)
+        else:
+            self._say(route)
 
     def _finish(self, route: Route, content: dict[str, Any], error: dict[str, Any] | None) -> None:
         """End a cell that was answered here."""
@@ -234,28 +255,26 @@ class Kernel:
             self._news.tell([route])
         self._notices.look(self.link, [route])
 
-    def _answer_held(self, route: Route) -> None:
-        """Answer for a far side that is not there yet: whoever asked waits no longer."""
-        if route in self._held:
-            self._held.remove(route)
-            kind = str(route.header.get("msg_type", ""))
-            self._mouth.reply(route, answers.empty_reply(kind, content_of(route.parts)) or {})
-
     def _interrupt(self, route: Route) -> None:
         """Interrupt the cell that runs, or that would run next."""
         self._mouth.reply(route, {"status": "ok"})
         is_ours = self._turns.interrupt()
         if self._asker.call_off() or is_ours:
             return
+        cells = [str(cell.header.get("msg_id", "")) for cell in self._cells()]
         if self.link.pacer:
-            self.link.pacer.interrupt(*self._cells()[:1])
-        order = {"order": "interrupt", "cells": self._cells()}
+            self.link.pacer.interrupt(*cells[:1])
+        order = {"order": "interrupt", "cells": cells}
         self._ending.unless_it_follows(partial(self.link.say, Channel.ORDER, [to_json(order)]))
 
-    def _cells(self) -> list[str]:
+    def _may_begin(self) -> bool:
+        """Is it known whose session is heard from here, or will it not be soon?"""
+        return self._is_ready or self.link.state in {State.FAILED, State.WAITING}
+
+    def _cells(self) -> list[Route]:
         """Return the cells without a reply; the first one runs, as far as is known here."""
-        kinds = ((key, route.header.get("msg_type")) for key, route in self._routes.items())
-        return [key for key, kind in kinds if kind == "execute_request"]
+        routes = self._routes.values()
+        return [each for each in routes if each.header.get("msg_type") == "execute_request"]
 
     def _shut_down(self, route: Route) -> None:
         """End this process; the session ends, restarts or stays, as it is meant."""
@@ -271,6 +290,8 @@ class Kernel:
 
     def _hear(self, channel: Channel, parts: Sequence[Bytes]) -> None:
         """Take one item of the evaluator."""
+        if channel in {Channel.IOPUB, Channel.SHELL} and self._here.take_own(parts):
+            return
         if channel is Channel.IOPUB:
             # VS Code would open its sockets anew, and never say so to itself: no cell would be
             # sent any more.
@@ -279,6 +300,7 @@ class Kernel:
             self._first_signs.hear(parts)
             self._verbs.notice(parts)
             self.sockets.publish([bytes(parts[TOPIC]), *parts[HEADER:]])
+            self._here.notice(parts)
         elif channel is Channel.NOTE:
             self._hear_note(from_json(parts[TOPIC]))
         else:
@@ -291,9 +313,13 @@ class Kernel:
                 self._giving_up.ending = route
                 if route.header.get("msg_type") == "execute_request":
                     self._verbs.last_reply = bytes(parts[CONTENT])
-            self.sockets.reply(channel, route.identities, self._completer.amend(route, parts))
-            if self._turns.must_wait:
-                self._turns.note_reply(route, content_of(parts))
+            self.sockets.reply(
+                channel,
+                route.identities,
+                self._here.amend(route, self._completer.amend(route, parts)),
+            )
+            if channel is Channel.SHELL:
+                self._here.notice_reply(route, parts)
 
     def _hear_note(self, words: dict[str, Any]) -> None:
         event = words.get("event")
@@ -309,9 +335,9 @@ class Kernel:
         self._is_ready = True
         self.sockets.voice.speak_as(str(words.get("session", "")), str(words.get("username", "")))
         self._news.tell(self._routes.values())
-        held, self._held = self._held, []
-        for route in held:
+        for route in self._impatient.take():
             self._say(route)
+        self._turns.look()
         info = words.get("kernel_info")
         if info and info != self._info:
             self._info = info
@@ -337,12 +363,10 @@ class Kernel:
             elif welcome.get("kernel_info"):
                 self._be_ready(welcome)
         elif state is State.FAILED and self.link.error:
-            self._giving_up.answer(
-                self.link.error.at(self._find().name),
-                is_over=self.trouble is not None,
-                is_asked=self._has_asker,
-            )
-            self._turns.look()
+            error, is_over = self.link.error.at(self._find().name), self.trouble is not None
+            self._giving_up.answer(error, is_over=is_over, is_asked=self._has_asker)
+            self._here.lose(error, is_over=is_over or isinstance(error, NoSuchSession))
+        self._turns.look()
 
     def _give_up(self, why: str) -> None:
         """There is a session, but its kernel did not start."""

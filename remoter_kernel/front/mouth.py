@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from remoter_kernel.front import answers
-from remoter_kernel.wire.frames import Channel
+from remoter_kernel.wire.frames import Channel, to_json
 from remoter_kernel.wire.messages import HEADER, content_of, header_of
 
 if TYPE_CHECKING:
@@ -69,6 +69,10 @@ class Mouth:
         if not is_quiet:
             self.publish("status", {"execution_state": "idle"}, route.header)
 
+    def abort(self, route: Route) -> None:
+        """Answer a cell as a kernel does where one before it has failed."""
+        self.reply(route, {"status": "aborted", "execution_count": 0})
+
     def ask(self, route: Route, content: dict[str, Any]) -> str:
         """Put a question to whoever has sent a request; return the message's id."""
         parts = self._sockets.voice.compose("input_request", content, route.header)
@@ -81,3 +85,16 @@ class Mouth:
         """Say something to all on iopub; `header`: in whose cell."""
         topic = f"kernel.{self._kernel_id}.{kind}".encode()
         self._sockets.publish(self._sockets.voice.compose(kind, content, header, topic=topic))
+
+    def pass_on(self, channel: Channel, route: Route | None, parts: list[Bytes]) -> None:
+        """Say what a kernel on this side has said; `route`: to whom, else to all on iopub.
+
+        It carries the far kernel's session, as all that clients hear from here does.
+        """
+        voice = self._sockets.voice
+        header = {**header_of(parts[HEADER]), "session": voice.session, "username": voice.username}
+        parts[HEADER] = to_json(header)
+        if channel is Channel.IOPUB:
+            self._sockets.publish(parts)
+        elif route is not None:
+            self._sockets.reply(channel, route.identities, parts)

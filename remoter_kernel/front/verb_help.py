@@ -11,6 +11,28 @@ from remoter_kernel.front.remotes_text import nearest
 VERB, SESSION, HERE, THERE = "a verb", "a session", "a path here", "a path there"
 
 
+HELP = {
+    "status": "How the link and the session are.",
+    "outputs": "What cells of this session said and no front took: after a crash, a flood.",
+    "log": "What happened in this session.",
+    "put": "Send files of this side there: put SRC... DST [--dry-run].",
+    "get": "Fetch files from there: get SRC... DST [--dry-run].",
+    "keep": "Let the session stay when this kernel is shut down.",
+    "push": "Send objects of this side's kernel (that of %%local) to the other one.",
+    "pull": "Bring objects of the kernel there to this side's.",
+    "stop": "End the session, whatever it is doing.",
+    "timer": "After each cell: the time there, the time on the link, the bytes.",
+    "help": "What can be asked, or what one verb does: %remoter help [VERB].",
+}
+
+OBJECTS = (
+    "Plain values, arrays and frames are carried as data. --yes: do not ask about what is larger\n"
+    "than 64 MiB. --pickle: carry any other object, too, between two Pythons. To unpickle is to\n"
+    "run code which whoever made the pickle has chosen: only for a side that you trust as much\n"
+    "as the other one.\n"
+)
+
+
 class Use(NamedTuple):
     """How one verb is used."""
 
@@ -18,6 +40,7 @@ class Use(NamedTuple):
     example: str
     shows: str = ""  # what the example does
     kinds: tuple[str, ...] = ()  # of these words; the last one is that of all that follow
+    more: str = ""
 
 
 USES = {
@@ -38,8 +61,18 @@ USES = {
     ),
     "put": Use("SRC... DST", "%remoter put data/*.csv ~/data/", "sends files there", (HERE, THERE)),
     "get": Use("SRC... DST", "%remoter get runs/7.log ./", "fetches files", (THERE, HERE)),
-    "push": Use("NAME...", "%remoter push frame", "sends a variable of this side there"),
-    "pull": Use("NAME [as NAME]", "%remoter pull frame", "fetches a variable to this side"),
+    "push": Use(
+        "x [y ...] [as NAME] [--yes] [--pickle]",
+        "%remoter push frame",
+        "sends a variable of this side there",
+        more=OBJECTS,
+    ),
+    "pull": Use(
+        "x [y ...] [as NAME] [--yes] [--pickle]",
+        "%remoter pull frame as here",
+        "fetches a variable to this side, under another name",
+        more=OBJECTS,
+    ),
     "keep": Use("", "%remoter keep", "shut the kernel down after that: the session stays"),
     "stop": Use("", "%remoter stop", "ends this session, with its variables"),
     "timer": Use(
@@ -76,6 +109,8 @@ def one_verb(verb: str, summaries: dict[str, str]) -> str:
         f"    {use.example}",
         *([f"    ({use.shows})"] if use.shows else []),
     ]
+    if use.more:
+        lines += ["", use.more.rstrip()]
     return "".join(f"{line}\n" for line in lines)
 
 

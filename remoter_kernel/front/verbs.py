@@ -19,13 +19,13 @@ from remoter_kernel.front import orders
 from remoter_kernel.front.answers import error_content
 from remoter_kernel.front.bootstrap import ask_there
 from remoter_kernel.front.cell_timer import CellTimer
-from remoter_kernel.front.errands import CellErrand, Order, read_order
+from remoter_kernel.front.errands import CellErrand, FilesCell, Order, read_order
 from remoter_kernel.front.happenings import Chronicle
 from remoter_kernel.front.inquiries import Reading, named_there
 from remoter_kernel.front.link import State
 from remoter_kernel.front.notebook import Story
 from remoter_kernel.front.status import Status, amount, told
-from remoter_kernel.front.verb_help import all_verbs, no_such_verb, one_verb, use_of
+from remoter_kernel.front.verb_help import HELP, all_verbs, no_such_verb, one_verb, use_of
 from remoter_kernel.wire.frames import Channel, to_json
 from remoter_kernel.wire.messages import METADATA, PARENT, header_of
 from remoter_kernel.wire.waiting import HELD_BACK
@@ -48,20 +48,8 @@ HELD = HELD_BACK.encode()
 MOST_TEXT = 2 * 1024 * 1024  # characters in one cell: Jupyter's server drops what is more
 # What ends a kernel when it is typed at a console; where the session stays, it only leaves.
 LEAVE = frozenset({"exit", "quit", "exit()", "quit()", "q()"})
-_FIRST_LINE = re.compile(r"(%remoter|%%local|%local)(?:[ \t]+(.*))?$")
+_FIRST_LINE = re.compile(r"%remoter(?:[ \t]+(.*))?$")
 
-HELP = {
-    "status": "How the link and the session are.",
-    "outputs": "What cells of this session said and no front took: after a crash, a flood.",
-    "log": "What happened in this session.",
-    "put": "Send files of this side there: put SRC... DST [--dry-run].",
-    "get": "Fetch files from there: get SRC... DST [--dry-run].",
-    "keep": "Let the session stay when this kernel is shut down.",
-    "stop": "End the session, whatever it is doing.",
-    "timer": "After each cell: the time there, the time on the link, the bytes.",
-    "help": "What can be asked, or what one verb does: %remoter help [VERB].",
-}
-LATER = ("pull", "push")
 CARRY = ("put", "get")  # files; they take their turn among the kernel's cells
 
 
@@ -79,12 +67,8 @@ def asked_by(code: str) -> Asked | None:
     found = _FIRST_LINE.match(first.rstrip())
     if found is None:
         return None
-    if found[1] != "%remoter":
-        raise Usage(f"{found[1]} is not there yet in this version.", "%remoter help shows what is.")
-    said = (found[2] or "").strip() or "help"
+    said = (found[1] or "").strip() or "help"
     verb, *words = said.split()
-    if verb in LATER:
-        raise Usage(f"%remoter {verb} is not there yet in this version.", "See %remoter help.")
     if verb not in HELP:
         raise no_such_verb(verb, HELP)
     if verb not in CARRY and len(words) > len(use_of(verb).kinds):
@@ -139,7 +123,7 @@ class Verbs:
         """
         code, header = str(content.get("code", "")), route.header
         if code.strip() in LEAVE and self._around.stays():
-            cell = _Cell(self._around, header, self._count(), finish)
+            cell = _Cell(self._around, header, self.count(), finish)
             cell.begin(code)
             cell.end(payload=[{"source": "ask_exit", "keepkernel": False}])
             return True
@@ -150,10 +134,19 @@ class Verbs:
         if asked is None:
             self._timer.note_request(header, content)
             return False
-        cell = _Cell(self._around, header, self._count(), finish)
+        cell = _Cell(self._around, header, self.count(), finish)
         if isinstance(asked, Asked) and asked.order:
-            begin = partial(self._carry, cell, route, code, asked.order)
-            self._around.turns.add(route, begin)
+            around, begin = self._around, partial(cell.begin, code)
+            errand = partial(
+                CellErrand,
+                asked.order,
+                cell,
+                route,
+                reactor=around.reactor,
+                dialer=around.dialer,
+                permission=around.permission,
+            )
+            around.turns.take_here(FilesCell(route, begin, errand, around.turns))
             return True
         cell.begin(code)
         if isinstance(asked, Usage):
@@ -162,7 +155,7 @@ class Verbs:
             self._answer(cell, asked)
         return True
 
-    def _count(self) -> int:
+    def count(self) -> int:
         """Return the number of the last cell; 1 before any, for at 0 JupyterLab's star stays."""
         with contextlib.suppress(ValueError, LookupError, TypeError):
             return max(1, int(json.loads(self.last_reply)["execution_count"]))
@@ -189,26 +182,6 @@ class Verbs:
         else:
             cell.show("stream", {"name": "stdout", "text": text})
             cell.end()
-
-    def _carry(self, cell: _Cell, route: Route, code: str, order: Order) -> None:
-        """Begin to carry files; the cells behind this one wait until that is done."""
-        around = self._around
-
-        def on_end(error: RemoterError | None) -> None:
-            around.turns.end(route, is_error=error is not None)
-
-        errand = CellErrand(
-            order,
-            cell,
-            route,
-            reactor=around.reactor,
-            dialer=around.dialer,
-            permission=around.permission,
-            on_end=on_end,
-        )
-        cell.begin(code)
-        around.turns.start(route, errand.stop)
-        errand.start()
 
     # What this side knows or does ------------------------------------------------------
 

@@ -22,8 +22,16 @@ from remoter_kernel.front.completer import (
     words_of,
 )
 from remoter_kernel.front.remotes import Remote
-from remoter_kernel.front.verb_help import HERE, SESSION, THERE, USES, VERB, all_verbs, one_verb
-from remoter_kernel.front.verbs import HELP
+from remoter_kernel.front.verb_help import (
+    HELP,
+    HERE,
+    SESSION,
+    THERE,
+    USES,
+    VERB,
+    all_verbs,
+    one_verb,
+)
 
 
 @pytest.mark.parametrize(

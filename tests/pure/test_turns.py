@@ -1,8 +1,9 @@
-"""Cells of this side and of the kernel run in the order in which they were asked for."""
+"""Whose turn it is: cells run in the order in which they were asked for, on either side."""
 
 from __future__ import annotations
 
-import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from remoter_kernel.front.mouth import Route
 from remoter_kernel.front.turns import Turns
@@ -10,95 +11,144 @@ from remoter_kernel.wire.frames import Channel
 from remoter_kernel.wire.messages import Voice, header_of
 
 
-class Queue:
-    """Cells that are run one after the other; what became of them is written down."""
+def a_route(**words):
+    parts = Voice(b"").compose("execute_request", {"code": "x", **words})
+    return Route(Channel.SHELL, [], header_of(parts[1]), parts)
+
+
+class CellHere:
+    """A cell on this side that begins and ends as the test says."""
+
+    def __init__(self, ground, route):
+        self.ground, self.route = ground, route
+        self.interrupts = 0
+
+    def begin(self):
+        self.ground.running.append(("here", self.route))
+
+    def interrupt(self):
+        self.interrupts += 1
+
+
+class Ground:
+    """Both sides, and what has become of each cell."""
 
     def __init__(self):
-        self.at_kernel: list[str] = []
-        self.story: list[str] = []
-        self.routes: dict[str, Route] = {}
-        self.turns = Turns(lambda: bool(self.at_kernel), self.answer)
+        self.there = []  # without a reply
+        self.running = []
+        self.off = []
+        self.may_begin = True
+        self.turns = Turns(lambda: self.there, lambda: self.may_begin, self.say, self.off.append)
 
-    def answer(self, route, reply):
-        (name,) = [name for name, each in self.routes.items() if each is route]
-        self.story.append(f"{name} {reply['status']}")
+    def say(self, route):
+        self.there.append(route)
+        self.running.append(("there", route))
 
-    def cell(self, name, **content):
-        parts = Voice(b"").compose("execute_request", {"code": name, **content})
-        self.routes[name] = Route(Channel.SHELL, [], header_of(parts[1]), parts)
-        return self.routes[name]
+    def ask_here(self, **words):
+        route = a_route(**words)
+        cell = CellHere(self, route)
+        self.turns.take_here(cell)
+        return cell
 
-    def kernels(self, name):
-        route = self.cell(name)
+    def ask_there(self, **words):
+        route = a_route(**words)
+        if not self.turns.take_there(route):
+            self.say(route)
+        return route
 
-        def begin():
-            self.at_kernel.append(name)
-            self.story.append(name)
-
-        if not self.turns.holds(route, begin):
-            begin()
-
-    def ours(self, name, **content):
-        route = self.cell(name, **content)
-
-        def begin():
-            self.story.append(name)
-            self.turns.start(route, lambda: self.story.append(f"{name} stopped"))
-
-        self.turns.add(route, begin)
-
-    def kernel_ends(self, name, status="ok"):
-        self.at_kernel.remove(name)
-        self.turns.note_reply(self.routes[name], {"status": status})
-
-    def we_end(self, name, *, is_error=False):
-        self.turns.end(self.routes[name], is_error=is_error)
+    def end_there(self, status="ok"):
+        route = self.there.pop(0)
+        self.turns.hear_reply(route, status)
+        self.turns.hear_idle(route.header["msg_id"])
 
 
-@pytest.fixture
-def queue():
-    return Queue()
+@given(st.lists(st.sampled_from(["here", "there", "end"]), max_size=40))
+def test_cells_begin_in_order_and_sides_take_turns(steps):
+    """Never does a cell here run beside another; all begin, in order; nothing is called off."""
+    ground, asked = Ground(), []
+    for step in [*steps, *["end"] * 60]:
+        if step == "here":
+            asked.append(("here", ground.ask_here().route))
+        elif step == "there":
+            asked.append(("there", ground.ask_there()))
+        elif ground.turns.here:
+            assert not ground.there
+            ground.turns.end(is_well=True)
+        elif ground.there:
+            ground.end_there()
+    assert ground.running == asked
+    assert not ground.off
+    assert not ground.turns.is_used
 
 
-def test_each_waits_for_those_before_it(queue):
-    queue.kernels("a")
-    queue.ours("put")
-    queue.ours("get")
-    queue.kernels("b")
-    queue.kernels("c")
-    assert queue.story == ["a"]
-    queue.kernel_ends("a")
-    assert queue.story == ["a", "put"]
-    queue.we_end("put")
-    assert queue.story == ["a", "put", "get"]
-    queue.we_end("get")
-    assert queue.story == ["a", "put", "get", "b", "c"]
+def test_without_cells_here_nothing_is_held():
+    """As if it were not there."""
+    ground = Ground()
+    for _ in range(3):
+        ground.ask_there()
+    assert len(ground.there) == 3
 
 
-def test_after_an_error_the_rest_is_aborted_and_what_comes_later_runs(queue):
-    queue.ours("put")
-    queue.kernels("a")
-    queue.ours("get")
-    queue.we_end("put", is_error=True)
-    assert queue.story == ["put", "a aborted", "get aborted"]
-    queue.kernels("b")
-    queue.ours("again")
-    queue.kernel_ends("b", "error")
-    assert queue.story[3:] == ["b", "again aborted"]
+def test_the_idle_is_waited_for_and_not_the_reply_alone():
+    """Else the cell here would be busy before the one there is idle."""
+    ground = Ground()
+    there = ground.ask_there()
+    ground.ask_here()
+    ground.turns.hear_reply(there, "ok")
+    assert ground.turns.here is None
+    ground.turns.hear_idle(there.header["msg_id"])
+    assert ground.turns.here
 
 
-def test_a_cell_may_want_the_rest_to_go_on(queue):
-    """VS Code sends `stop_on_error: false`."""
-    queue.ours("put", stop_on_error=False)
-    queue.kernels("a")
-    queue.we_end("put", is_error=True)
-    assert queue.story == ["put", "a"]
+def test_failures_call_off_what_waits():
+    """On either side, unless the cell that failed says otherwise."""
+    ground = Ground()
+    ground.ask_there()
+    here, behind = ground.ask_here(), ground.ask_there()
+    ground.end_there("error")
+    assert ground.off == [here.route, behind]
+    ground = Ground()
+    ground.ask_here()
+    behind = ground.ask_there()
+    ground.turns.end(is_well=False)
+    assert ground.off == [behind]
+    ground = Ground()
+    ground.ask_here(stop_on_error=False)
+    ground.ask_there()
+    ground.turns.end(is_well=False)
+    assert not ground.off
+    assert len(ground.there) == 1
 
 
-def test_an_interrupt_is_for_the_cell_that_is_at_work(queue):
-    queue.kernels("a")
-    queue.ours("put")
-    assert not queue.turns.interrupt()
-    queue.kernel_ends("a")
-    assert queue.turns.interrupt()
-    assert queue.story == ["a", "put", "put stopped"]
+def test_cells_that_are_lost_there_hold_up_nobody():
+    """The link gave up, and this side has answered them."""
+    ground = Ground()
+    ground.ask_there(stop_on_error=False)
+    cell = ground.ask_here()
+    ground.there.clear()
+    ground.turns.hear_lost()
+    assert ground.turns.here is cell
+    ground = Ground()
+    ground.ask_there()
+    cell = ground.ask_here()
+    ground.there.clear()
+    ground.turns.hear_lost()
+    assert ground.off == [cell.route]
+
+
+def test_an_interrupt_is_for_whoever_is_at_work():
+    """A cell here; else, not this side; a cell that waits for its session is called off."""
+    ground = Ground()
+    assert not ground.turns.interrupt()
+    cell = ground.ask_here()
+    assert ground.turns.interrupt()
+    assert cell.interrupts == 1
+    ground = Ground()
+    ground.ask_there()
+    ground.ask_here()
+    assert not ground.turns.interrupt()
+    ground = Ground()
+    ground.may_begin = False
+    cell = ground.ask_here()
+    assert ground.turns.interrupt()
+    assert ground.off == [cell.route]

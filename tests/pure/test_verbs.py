@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from remoter_kernel.errors import Usage
 from remoter_kernel.front.errands import Order
 from remoter_kernel.front.status import Status, told
-from remoter_kernel.front.verbs import HELP, LATER, Asked, asked_by
+from remoter_kernel.front.verb_help import HELP
+from remoter_kernel.front.verbs import Asked, asked_by
 
 
 @pytest.mark.parametrize(
@@ -67,15 +68,6 @@ def test_a_mistyped_verb_is_answered_with_the_nearest(verb):
     """`%remoter stauts`: did you mean status?"""
     with pytest.raises(Usage, match=f'did you mean "{verb}"'):
         asked_by(f"%remoter {verb[0]}x{verb[1:]}")
-
-
-@pytest.mark.parametrize(
-    "code", [*(f"%remoter {verb} x" for verb in LATER), "%%local\nx", "%local x"]
-)
-def test_what_is_not_there_yet_says_so(code):
-    """Words that are kept for later do not reach the kernel."""
-    with pytest.raises(Usage, match="not there yet"):
-        asked_by(code)
 
 
 def test_a_line_that_would_be_lost_is_refused():

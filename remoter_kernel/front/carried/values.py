@@ -1,0 +1,273 @@
+"""Plain values and arrays, to a file and back, as data that carries no code.
+
+The file: whatever is large, one thing after the other; then a tree in JSON; then the length of
+that in 20 digits. What is neither null, true, false nor text is an object with its kind ("t");
+"at" says where something large begins, and how many bytes it has.
+
+Runs in kernels, whose Python may be old and have nothing but its standard library.
+"""
+
+from __future__ import annotations
+
+import array
+import datetime
+import json
+import pickle
+import struct
+import sys
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import BinaryIO
+
+DEEPEST = 100  # lists in lists in lists
+LENGTH = 20  # digits
+MANY = 64  # numbers in a list that are better written as one piece
+
+
+class Refused(Exception):
+    """Something cannot be carried: the sentence says what, and why."""
+
+
+class Writer:
+    """Writes a tree and what is large in it."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file = file
+        self._inside: list[int] = []  # the ids of what is being written, from the outside in
+
+    def put(self, *pieces: Any) -> list[int]:
+        """Write bytes; return where they are."""
+        begin = self.file.tell()
+        for piece in pieces:
+            self.file.write(piece)
+        return [begin, self.file.tell() - begin]
+
+    def finish(self, tree: Any) -> None:
+        """Write the tree, last of all."""
+        text = json.dumps(tree, separators=(",", ":")).encode()
+        self.put(text, b"%020d" % len(text))
+
+    def encode(self, value: Any, where: str) -> Any:
+        """Return a value's tree; `where` is what a person calls it."""
+        if value is None or value is True or value is False or type(value) is str:
+            return value
+        if id(value) in self._inside:
+            raise Refused(f"{where} contains itself.")
+        if len(self._inside) >= DEEPEST:
+            raise Refused(f"{where[:60]}… is nested too deeply: more than {DEEPEST} levels.")
+        self._inside.append(id(value))
+        try:
+            for encoder in ENCODERS:
+                tree = encoder(self, value, where)
+                if tree is not None:
+                    return tree
+        finally:
+            self._inside.pop()
+        raise Refused(f"{where} is {a_kind(value)}, which only --pickle carries, if anything does.")
+
+
+class Reader:
+    """Reads what a `Writer` has written; nothing in it can run."""
+
+    def __init__(self, file: BinaryIO, *, is_pickled: bool = False) -> None:
+        self.file = file
+        self._is_pickled = is_pickled
+
+    def tree(self) -> Any:
+        """Return the tree."""
+        self.file.seek(-LENGTH, 2)
+        length = int(self.file.read(LENGTH))
+        self.file.seek(-LENGTH - length, 2)
+        return json.loads(self.file.read(length).decode())
+
+    def take(self, at: list[Any]) -> bytes:
+        """Return the bytes of one place."""
+        self.seek(at)
+        return self.file.read(int(at[1]))
+
+    def seek(self, at: list[Any]) -> None:
+        """Go to a place."""
+        self.file.seek(int(at[0]))
+
+    def decode(self, tree: Any) -> Any:
+        """Return the value of a tree."""
+        if not isinstance(tree, dict):
+            return tree
+        if tree["t"] == "pickle":
+            if not self._is_pickled:
+                raise Refused("It was pickled, and that was not asked for.")
+            return pickle.loads(self.take(tree["at"]))  # noqa: S301 - asked for by name
+        decoder = DECODERS.get(tree["t"])
+        if decoder is None:
+            raise Refused(f"The other side sent a {str(tree['t'])[:40]!r}, unknown here.")
+        return decoder(self, tree)
+
+
+def a_kind(value: Any) -> str:
+    """Say what something is."""
+    kind = type(value)
+    name = kind.__qualname__
+    if kind.__module__ not in {"builtins", "__main__"}:
+        name = f"{kind.__module__}.{name}"
+    return f"{'an' if name[0] in 'aeiouAEIOU' else 'a'} {name}"
+
+
+# Plain values --------------------------------------------------------------------------------
+
+
+def encode_plain(writer: Writer, value: Any, where: str) -> Any:
+    """Return the tree of a plain value; None: it is none."""
+    kind = type(value)
+    if kind is int:
+        return {"t": "int", "v": hex(value)}
+    if kind is float:
+        return {"t": "float", "v": struct.pack("<d", value).hex()}
+    if kind is complex:
+        return {"t": "complex", "v": struct.pack("<dd", value.real, value.imag).hex()}
+    if kind in {bytes, bytearray}:
+        return {"t": kind.__name__, "at": writer.put(value)}
+    if kind in {list, tuple, set, frozenset}:
+        return _encode_many(writer, value, where)
+    if kind is dict:
+        pairs = [
+            [writer.encode(key, f"a key of {where}"), writer.encode(each, f"{where}[{key!r:.40}]")]
+            for key, each in value.items()
+        ]
+        return {"t": "dict", "v": pairs}
+    return _encode_time(value, where)
+
+
+def _encode_many(writer: Writer, value: Any, where: str) -> Any:
+    name = type(value).__name__
+    if len(value) > MANY:
+        kinds = set(map(type, value))
+        if kinds == {float} or (kinds == {int} and max(map(abs, value)) < 1 << 63):
+            code = "d" if kinds == {float} else "q"
+            return {"t": name, "of": code, "at": writer.put(_little(array.array(code, value)))}
+    return {"t": name, "v": [writer.encode(v, f"{where}[{i}]") for i, v in enumerate(value)]}
+
+
+def _encode_time(value: Any, where: str) -> Any:
+    kind = type(value)
+    if kind is datetime.date:
+        return {"t": "date", "v": value.toordinal()}
+    if kind is datetime.timedelta:
+        return {"t": "timedelta", "v": [value.days, value.seconds, value.microseconds]}
+    if kind in {datetime.datetime, datetime.time}:
+        clock = [value.hour, value.minute, value.second, value.microsecond]
+        day = [value.year, value.month, value.day] if kind is datetime.datetime else []
+        zone = encode_zone(value.tzinfo, where)
+        return {"t": kind.__name__, "v": day + clock, "zone": zone, "fold": value.fold}
+    return None
+
+
+def encode_zone(zone: Any, where: str) -> Any:
+    """Return a time zone as a name or as seconds; None is none."""
+    if zone is None:
+        return None
+    if type(zone) is datetime.timezone:
+        offset = zone.utcoffset(None)
+        if zone != datetime.timezone.utc and zone.tzname(None) != datetime.timezone(offset).tzname(
+            None
+        ):
+            raise Refused(f"{where} has a time zone with a name of its own: {zone}.")
+        return offset.total_seconds()
+    name = getattr(zone, "key", None) or getattr(zone, "zone", None)  # zoneinfo's, pytz's
+    if type(zone).__module__.split(".")[0] not in {"zoneinfo", "pytz"} or not name:
+        raise Refused(f"{where} has a time zone that is not carried: {zone!r}.")
+    return str(name)
+
+
+def decode_zone(tree: Any) -> Any:
+    """Return the time zone that `encode_zone` wrote."""
+    if tree is None:
+        return None
+    if isinstance(tree, str):
+        import zoneinfo
+
+        return zoneinfo.ZoneInfo(tree)
+    return datetime.timezone(datetime.timedelta(seconds=tree)) if tree else datetime.timezone.utc
+
+
+def _decode_many(reader: Reader, tree: Any) -> Any:
+    makers: dict[str, Any] = {"list": list, "tuple": tuple, "set": set, "frozenset": frozenset}
+    if "of" in tree:
+        numbers = array.array("d" if tree["of"] == "d" else "q")
+        numbers.frombytes(reader.take(tree["at"]))
+        return makers[tree["t"]](_little(numbers))
+    return makers[tree["t"]](map(reader.decode, tree["v"]))
+
+
+def _decode_dict(reader: Reader, tree: Any) -> Any:
+    return {reader.decode(key): reader.decode(value) for key, value in tree["v"]}
+
+
+def _decode_clock(_reader: Reader, tree: Any) -> Any:
+    kind: Any = datetime.datetime if tree["t"] == "datetime" else datetime.time
+    return kind(*tree["v"], tzinfo=decode_zone(tree["zone"]), fold=tree["fold"])
+
+
+def _little(numbers: Any) -> Any:
+    if sys.byteorder == "big":
+        numbers.byteswap()
+    return numbers
+
+
+# Arrays --------------------------------------------------------------------------------------
+
+
+def encode_array(writer: Writer, value: Any, where: str) -> Any:
+    """Return the tree of a numpy array, or of one of its scalars; None: it is neither."""
+    numpy = sys.modules.get("numpy")
+    if numpy is None or not isinstance(value, (numpy.ndarray, numpy.generic)):
+        return None
+    if type(value) is not numpy.ndarray and not isinstance(value, numpy.generic):
+        raise Refused(f"{where} is {a_kind(value)}, a kind of array with more than its values.")
+    return {
+        "t": "array" if isinstance(value, numpy.ndarray) else "scalar",
+        "at": put_array(writer, value, where),
+    }
+
+
+def put_array(writer: Writer, value: Any, where: str) -> list[int]:
+    """Write an array in numpy's own form, which for plain values has no code in it."""
+    import numpy as np
+
+    values = np.asarray(value)
+    if values.dtype.hasobject:
+        raise Refused(f"{where} is an array of objects (dtype {values.dtype}).")
+    if values.dtype.kind == "T":
+        raise Refused(f"{where} has texts of any length: carry {where}.astype(str).")
+    if values.dtype.metadata:
+        raise Refused(f"{where} has a dtype with metadata, which would be lost.")
+    begin = writer.file.tell()
+    np.lib.format.write_array(writer.file, values, version=(3, 0), allow_pickle=False)
+    return [begin, writer.file.tell() - begin]
+
+
+def take_array(reader: Reader, at: list[Any]) -> Any:
+    """Read an array; one of objects, which would have to be unpickled, is refused."""
+    import numpy as np
+
+    reader.seek(at)
+    return np.lib.format.read_array(reader.file, allow_pickle=False)
+
+
+ENCODERS: list[Callable[[Writer, Any, str], Any]] = [encode_plain, encode_array]
+DECODERS: dict[str, Callable[[Reader, Any], Any]] = {
+    "int": lambda _reader, tree: int(tree["v"], 16),
+    "float": lambda _reader, tree: struct.unpack("<d", bytes.fromhex(tree["v"]))[0],
+    "complex": lambda _reader, tree: complex(*struct.unpack("<dd", bytes.fromhex(tree["v"]))),
+    "bytes": lambda reader, tree: reader.take(tree["at"]),
+    "bytearray": lambda reader, tree: bytearray(reader.take(tree["at"])),
+    **dict.fromkeys(("list", "tuple", "set", "frozenset"), _decode_many),
+    "dict": _decode_dict,
+    "date": lambda _reader, tree: datetime.date.fromordinal(tree["v"]),
+    "timedelta": lambda _reader, tree: datetime.timedelta(*tree["v"]),
+    "datetime": _decode_clock,
+    "time": _decode_clock,
+    "array": lambda reader, tree: take_array(reader, tree["at"]),
+    "scalar": lambda reader, tree: take_array(reader, tree["at"])[()],
+}

@@ -1,0 +1,124 @@
+"""A private folder there for what is carried: below the session's own, and gone afterwards.
+
+What is carried goes by the login and not by the session's messages, so that it is neither kept
+in the journal nor heard by others of the session.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import secrets
+from typing import TYPE_CHECKING, Any, Protocol, Self
+
+from remoter_kernel.errors import RemoteLacks, RemoterError, Unreachable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from remoter_kernel.front.ssh.outcome import Ran
+
+PIECE = 8 * 1024 * 1024  # bytes: as much as is in memory here at once
+BLOCK = 64 * 1024  # bytes
+TRIES = 5  # for a piece whose connection is cut
+PIECE_WITHIN = 600.0  # seconds, on a slow link, too
+MARK = b"remoter-room:"  # what shells there print by themselves comes before it
+
+# Lines that any login shell (csh and fish, too) passes on: no quotes inside, no newline, no `!`.
+_FOLDER = '"${{XDG_DATA_HOME:-$HOME/.local/share}}/remoter-kernel/sessions/{session}/{name}"'
+_OPEN = "sh -c 'umask 077; mkdir -p {folder} && cd {folder} && printf remoter-room: && pwd -P'"
+# The same piece may be written twice: a cut leaves in doubt how much of it has arrived.
+_WRITE = "sh -c 'umask 077; dd of={folder}/object bs={block} seek={begin} conv=notrunc 2>&1'"
+_READ = "sh -c 'printf remoter-room:; tail -c +{begin} {folder}/object | head -c {size}'"
+_ANSWER = "sh -c 'printf remoter-room:; cat {folder}/answer'"
+_CLOSE = "sh -c 'rm -rf {folder}'"
+
+
+class Runs(Protocol):
+    """What is needed of a login."""
+
+    def run(self, command: str, stdin: bytes = b"", *, seconds: float = 60) -> Ran:
+        """Run a command with this input, and wait until it ends."""
+
+
+class RoomThere:
+    """One such folder, between enter and exit. Blocks."""
+
+    def __init__(
+        self,
+        login: Callable[[], Runs],
+        session: str,
+        look: Callable[[], None],
+        wait: Callable[[], None],
+    ) -> None:
+        """Remember; `look` is called between pieces, `wait` after a cut; both may raise.
+
+        `login` returns the one of the moment: a cut ends one, and another one takes its place.
+        """
+        self._login = login
+        self._look = look
+        self._wait = wait
+        name = f"carried-{secrets.token_hex(8)}"
+        self._folder = _FOLDER.format(session=session, name=name)
+        self.path = ""  # as a process there knows it
+
+    def __enter__(self) -> Self:
+        """Make it."""
+        said = self._run(_OPEN.format(folder=self._folder), what="No folder could be made there")
+        self.path = said.decode().strip()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Remove it with all that is in it."""
+        with contextlib.suppress(RemoterError):  # else it goes with the session's folder
+            self._run(_CLOSE.format(folder=self._folder), what="")
+
+    def fill(self, path: Path) -> None:
+        """Put a file of this side there."""
+        begin = 0
+        with path.open("rb") as file:
+            while piece := file.read(PIECE):
+                self._look()
+                words = {"block": BLOCK, "begin": begin // BLOCK, "folder": self._folder}
+                what = "The object could not be written there"
+                self._run(_WRITE.format(**words), piece, what=what)
+                begin += len(piece)
+
+    def empty(self, path: Path, size: int) -> None:
+        """Bring so many bytes here."""
+        with path.open("xb") as file:
+            for begin in range(0, size, PIECE):
+                self._look()
+                words = {"begin": begin + 1, "size": PIECE, "folder": self._folder}
+                piece = self._run(_READ.format(**words), what="The object could not be read there")
+                if len(piece) != min(PIECE, size - begin):
+                    raise RemoteLacks("The object did not arrive as it was sent.", "Try again.")
+                file.write(piece)
+
+    def answer(self) -> dict[str, Any]:
+        """Return what came of the last errand."""
+        said = self._run(
+            _ANSWER.format(folder=self._folder), what="The kernel there did not answer"
+        )
+        words: dict[str, Any] = json.loads(said)
+        return words
+
+    def _run(self, command: str, stdin: bytes = b"", *, what: str) -> bytes:
+        ran = self._try(command, stdin)
+        if ran.status:
+            said = (ran.stderr or ran.stdout).decode("utf-8", "replace")
+            last = (said.strip().splitlines() or ["no reason"])[-1]
+            why = re.sub(r"[^\x20-\x7e]", "?", last)
+            raise RemoteLacks(f"{what}: {why}.", "Look at the home there, then try again.")
+        return ran.stdout.partition(MARK)[2]
+
+    def _try(self, command: str, stdin: bytes) -> Ran:
+        """Run a command that may be run twice; a cut is waited out."""
+        for _ in range(TRIES):
+            try:
+                return self._login().run(command, stdin, seconds=PIECE_WITHIN)
+            except Unreachable:
+                self._wait()
+        return self._login().run(command, stdin, seconds=PIECE_WITHIN)

@@ -1,0 +1,242 @@
+"""What kernels write and read to carry objects: all comes back as it was, and nothing runs."""
+
+from __future__ import annotations
+
+import io
+import json
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+
+from remoter_kernel.front.carried import errand
+from remoter_kernel.front.carried.values import Reader, Refused, Writer
+from remoter_kernel.front.carried_text import in_python
+from tests.objects_to_carry import arrays, frames, plain, polars_frames
+from tests.real_parts import old_python
+from tests.same_values import same
+
+
+def carried(value, *, is_pickled=False):
+    file = io.BytesIO()
+    writer = Writer(file)
+    writer.finish(writer.encode(value, "x"))
+    reader = Reader(file, is_pickled=is_pickled)
+    return reader.decode(reader.tree())
+
+
+def carried_by_file(value, folder):
+    """The same in a real file, which numpy reads in another way."""
+    with Path(folder, "object").open("w+b") as file:
+        writer = Writer(file)
+        writer.finish(writer.encode(value, "x"))
+        reader = Reader(file)
+        return reader.decode(reader.tree())
+
+
+@given(plain())
+def test_plain_values_come_back(value):
+    """Of any size, nested, with keys of any plain kind."""
+    assert same(carried(value), value)
+
+
+@given(arrays())
+def test_arrays_come_back(value):
+    """To the last bit."""
+    assert same(carried(value), value)
+
+
+@settings(max_examples=80, deadline=None)
+@given(frames())
+def test_frames_come_back(value):
+    """With dtypes, categories, zones, names and frequencies."""
+    assert same(carried(value), value)
+
+
+@settings(max_examples=10, deadline=None)
+@given(polars_frames())
+def test_frames_of_polars_come_back(value):
+    """In Arrow's own form."""
+    assert same(carried(value), value)
+
+
+def test_a_real_file_does_as_well(tmp_path):
+    """Arrays and what stands before and behind them."""
+    value = ["a", np.arange(100_000.0), {"b": pd.DataFrame({"x": np.arange(9)})}, b"c" * 99]
+    assert same(carried_by_file(value, tmp_path), value)
+
+
+# ------------------------------------------------------------------- what is refused
+
+
+class Thing:
+    """A class of somebody's own."""
+
+
+class Number(int):
+    """Not quite an int."""
+
+
+def cyclic():
+    a: list = [1]
+    a.append({"b": (a,)})
+    return a
+
+
+def deep():
+    a: list = []
+    for _ in range(100_000):
+        a = [a]
+    return a
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (cyclic, "x[1]['b'][0] contains itself"),
+        (deep, "nested too deeply"),
+        (Thing, "Thing"),
+        (lambda: Number(3), "Number"),
+        (lambda: (i for i in ()), "a generator"),
+        (lambda: sys.__stderr__, "TextIOWrapper"),
+        (lambda: sys, "a module"),
+        (lambda: {"a": [1, len]}, "x['a'][1] is a builtin_function"),
+        (lambda: np.array([1, "a"], dtype=object), "an array of objects"),
+        (lambda: np.ma.masked_array([1], [True]), "MaskedArray"),
+        (lambda: np.array([("a", 1)], dtype=[("o", object), ("i", int)]), "an array of objects"),
+        (lambda: pd.DataFrame({"ok": [1], "bad": [Thing()]}), "row 0 of column 'bad' of x"),
+        (lambda: pd.DataFrame({"p": pd.period_range("2024", periods=2)}), "period"),
+        (lambda: pd.DataFrame({"s": pd.arrays.SparseArray([0, 1])}), "Sparse"),
+    ],
+)
+def test_what_cannot_be_carried_is_named(make, says):
+    """The very part, and what it is."""
+    with pytest.raises(Refused) as refused:
+        carried(make())
+    assert says in str(refused.value)
+
+
+def test_columns_of_mixed_plain_values_are_carried():
+    """Objects are no trouble where each of them is none."""
+    frame = pd.DataFrame({"mixed": [1, "a", None, [2.5], {"k": (1,)}]}, dtype=object)
+    assert same(carried(frame), frame)
+
+
+# ------------------------------------------------------------------ what must not run
+
+
+def run_marker(path):
+    Path(path).write_text("ran")
+
+
+class Planted:
+    """Runs something of its maker's choice when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = str(path)
+
+    def __reduce__(self):
+        return run_marker, (self.path,)
+
+
+def test_nothing_is_unpickled_unless_asked_for(tmp_path):
+    """A reader refuses what was pickled, wherever it stands; the marker proves that it could."""
+    ran = tmp_path / "ran"
+    planted = pickle.dumps(Planted(ran))
+    file = io.BytesIO()
+    writer = Writer(file)
+    writer.finish({"t": "list", "v": [{"t": "pickle", "at": writer.put(planted)}]})
+    reader = Reader(file)
+    with pytest.raises(Refused, match="pickled"):
+        reader.decode(reader.tree())
+    assert not ran.exists()
+    reader = Reader(file, is_pickled=True)
+    reader.decode(reader.tree())
+    assert ran.exists()
+
+
+def test_an_array_of_objects_is_not_read(tmp_path):
+    """Numpy's own form may hold a pickle: it is refused, in a frame, too."""
+    ran = tmp_path / "ran"
+    array = io.BytesIO()
+    np.save(array, np.array([Planted(ran)], dtype=object), allow_pickle=True)
+    file = io.BytesIO()
+    writer = Writer(file)
+    at = writer.put(array.getvalue())
+    for tree in ({"t": "array", "at": at}, {"t": "column", "v": {"k": "numpy", "at": at}}):
+        writer.finish(tree)
+        reader = Reader(file)
+        with pytest.raises(ValueError, match="allow_pickle=False"):
+            reader.decode(reader.tree())
+    assert not ran.exists()
+
+
+@pytest.mark.parametrize(
+    "tree",
+    [
+        {"t": "eval", "v": "1"},
+        {"t": "__class__"},
+        {"t": 3},
+        {"no": "kind"},
+        [1],
+        {"t": "dict", "v": 1},
+    ],
+)
+def test_a_tree_of_nonsense_is_an_answer_in_words(tree, tmp_path):
+    """Whatever the other side has written, the kernel says what is wrong, and gives no names."""
+    path, answer = tmp_path / "object", tmp_path / "answer"
+    with path.open("wb") as file:
+        Writer(file).finish([tree])
+    names: dict = {}
+    wish = {"do": "unpack", "names": ["x"], "path": str(path), "answer": str(answer)}
+    errand.carry_out({**wish, "is_pickled": False, "for_r": False}, names)
+    told = json.loads(answer.read_text())
+    assert "refused" in told or names == {"x": [1]}
+
+
+def test_several_objects_arrive_together_or_not_at_all(tmp_path):
+    """The second cannot be read: the first gets no name."""
+    path, answer = tmp_path / "object", tmp_path / "answer"
+    with path.open("wb") as file:
+        Writer(file).finish([1, {"t": "eval"}])
+    names = {"a": "before"}
+    wish = {"do": "unpack", "names": ["a", "b"], "path": str(path), "answer": str(answer)}
+    errand.carry_out({**wish, "is_pickled": False, "for_r": False}, names)
+    assert names == {"a": "before"}
+
+
+def test_the_nearest_name_is_suggested(tmp_path):
+    """Of what there is."""
+    answer = tmp_path / "answer"
+    wish = {"do": "pack", "names": ["dta"], "path": "nowhere", "answer": str(answer)}
+    errand.carry_out({**wish, "is_pickled": False, "for_r": False}, {"data": 1, "other": 2})
+    assert json.loads(answer.read_text())["refused"] == ("There is no 'dta' (did you mean data?).")
+
+
+def test_a_number_of_any_length_is_carried():
+    """Python itself reads no more than 4,300 digits from text."""
+    assert carried(-(10**5000)) == -(10**5000)
+
+
+# ---------------------------------------------------------------------- as it is sent
+
+
+def test_its_text_runs_in_an_old_python_without_any_package(tmp_path):
+    """As one expression, which leaves no name in the kernel."""
+    python = old_python("3.9")
+    path, answer = str(tmp_path / "object"), str(tmp_path / "answer")
+    wish = {"path": path, "answer": answer, "is_pickled": False, "for_r": False}
+    code = "import datetime\n" + f"x = {OLD}\nbefore = set(globals())\n"
+    code += in_python({**wish, "do": "pack", "names": ["x"]}) + "\n"
+    code += in_python({**wish, "do": "unpack", "names": ["y"]}) + "\n"
+    code += "assert x == y, y\nassert set(globals()) - before == {'before', 'y'}\n"
+    ran = subprocess.run([python, "-I", "-c", code], capture_output=True, text=True, check=False)
+    assert (ran.returncode, ran.stderr) == (0, "")
+
+
+OLD = "[1, 2.5, {'a': (1, {2}), b'k': None}, list(range(99)), datetime.datetime(2024, 1, 1)]"
