@@ -7,7 +7,6 @@ six times, and with passwords that locks accounts. What went wrong is told in th
 from __future__ import annotations
 
 import os
-import sys
 import time
 import traceback
 from dataclasses import replace
@@ -78,7 +77,7 @@ class Kernel:
         `session`: the id of one that is there, which outlives this front.
         """
         self.reactor = Reactor()
-        self.reactor.on_bug = _report
+        self.reactor.on_bug = traceback.print_exception
         self.sockets = Sockets(self.reactor, connection)
         self.dialer = SessionDialer(partial(find_remote, remote_name))
         self.link = Link(self.reactor, self.dialer)
@@ -90,9 +89,8 @@ class Kernel:
         self.trouble: RemoterError | None = None  # why there is no kernel there
         self._mouth = Mouth(self.sockets, kernel_id)
         self._is_ready = False  # is the far kernel there, as far as we know?
-        remote = self._find()
-        self._info = last_kernel_info(remote)
-        self._language = kernelspec.language_of(remote)
+        self._info = last_kernel_info(self._find())
+        self._language = kernelspec.language_of(self._find())
         self._routes: dict[str, Route] = {}
         self._impatient = Impatient(self.reactor, self._mouth)
         self._has_asker = False  # has any client allowed questions?
@@ -103,8 +101,19 @@ class Kernel:
         )
         self._notices = Notices(self.reactor, self._mouth.publish, lambda: self._find().name)
         self._turns = Turns(self._cells, self._may_begin, self._run_there, self._mouth.abort)
-        waiting = lambda: [*self._turns.running, *self._routes.values()]  # noqa: E731 - one use
-        self._asker = Asker(self.reactor, self._mouth, waiting)
+        self._asker = Asker(
+            self.reactor, self._mouth, lambda: [*self._turns.running, *self._routes.values()]
+        )
+        self._first_words = FirstWords(self._mouth)
+        self._giving_up = GivingUp(
+            self.link, self._mouth, self._asker, self._first_words, self._routes
+        )
+        self._arrival = Arrival(self.reactor, self.link, self.dialer, lambda: self._find().name)
+        self._last_words = LastWords(self.reactor, self._mouth, partial(self._ending.leave, "stop"))
+        self._make_ready_for_this_side()
+
+    def _make_ready_for_this_side(self) -> None:
+        """Set up what answers cells that ask something of this machine."""
         permission = Permission(self._asker, lambda: self._find().local, Path.cwd())
         around = Surroundings(
             self.reactor,
@@ -113,15 +122,10 @@ class Kernel:
             self._mouth.publish,
             self._turns,
             permission,
-            stays=lambda: self._ending.stays,
-            keep=self._ending.keep,
+            self._ending,
         )
         self._verbs = Verbs(around)
         self._completer = Completer(self.reactor, self.dialer, HELP, self._mouth.reply)
-        self._first_words = FirstWords(self._mouth)
-        self._giving_up = GivingUp(
-            self.link, self._mouth, self._asker, self._first_words, self._routes
-        )
         self._here = CellsHere(self.reactor, self._mouth, permission, self.link, self._turns)
         self._here.carrier = Carrier(
             self.reactor,
@@ -134,8 +138,6 @@ class Kernel:
             language=lambda: answers.language_of(self._info, self._language),
             count=self._verbs.count,
         )
-        self._arrival = Arrival(self.reactor, self.link, self.dialer, lambda: self._find().name)
-        self._last_words = LastWords(self.reactor, self._mouth, partial(self._ending.leave, "stop"))
 
     def run(self) -> None:
         """Serve until Jupyter says that it is enough."""
@@ -393,7 +395,3 @@ def serve(
     """Be the kernel of a connection file, for one remote or the default one."""
     connection = read_connection(connection_file)
     Kernel(connection, remote_name, arguments, session).run()
-
-
-def _report(error: Exception) -> None:
-    traceback.print_exception(error, file=sys.stderr)

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from remoter_kernel.front.dialer import SessionDialer
+    from remoter_kernel.front.ending import Ending
     from remoter_kernel.front.link import Link
     from remoter_kernel.front.mouth import Route
     from remoter_kernel.front.permission import Permission
@@ -90,8 +91,7 @@ class Surroundings:
     publish: Callable[[str, dict[str, Any], Header], None]
     turns: Turns
     permission: Permission
-    stays: Callable[[], bool]
-    keep: Callable[[], None]
+    ending: Ending
 
 
 class Verbs:
@@ -122,7 +122,7 @@ class Verbs:
         `finish(reply, error)` says the error, if there is one, and the reply.
         """
         code, header = str(content.get("code", "")), route.header
-        if code.strip() in LEAVE and self._around.stays():
+        if code.strip() in LEAVE and self._around.ending.stays:
             cell = _Cell(self._around, header, self.count(), finish)
             cell.begin(code)
             cell.end(payload=[{"source": "ask_exit", "keepkernel": False}])
@@ -210,12 +210,12 @@ class Verbs:
                 host_key=login.host_key if login else "",
                 sent=link.sent,
                 received=link.received,
-                stays=self._around.stays(),
+                stays=self._around.ending.stays,
             )
         )
 
     def _keep(self) -> str:
-        self._around.keep()
+        self._around.ending.keep()
         self._order("keep")
         return f"{self._session()} stays when this kernel is shut down.\n"
 
