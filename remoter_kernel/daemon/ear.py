@@ -53,7 +53,7 @@ class Ear:
             passed = self._requests.asked.take_state(asker, "busy")
             if self.adoption:
                 self.adoption.end(passed)
-            self._interrupts.note_begin(asker)
+            self._interrupts.note_begin(asker, is_running=False)
         elif b'"execute_input"' in bytes(parts[HEADER]):
             self._interrupts.note_begin(header_of(parts[PARENT]).get("msg_id", ""))
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 SETTLES_WITHIN = 0.1  # seconds after which an interrupt ends a cell, and not R while it prepares
 CALLS_OFF_WITHIN = 0.05  # seconds from a cell's reply until its kernel takes another one
-BEGINS_WITHIN = 1.0  # seconds; a cell that was never heard to begin may run all the same
+BEGINS_WITHIN = 1.0  # seconds; a cell that was never heard to run may do so all the same
 
 
 class Stopped(NamedTuple):
@@ -44,7 +44,7 @@ class Interrupts:
         self._requests = requests
         self._later = later
         self._stopped: Stopped | None = None
-        self._begun: dict[str, float] = {}  # cells that run: when one heard of that
+        self._begun: dict[str, float] = {}  # cells that run: from when on they can be hit
         self._timer: Timer | None = None
 
     @property
@@ -55,22 +55,26 @@ class Interrupts:
     def aim(self, cell: str, front: bytes, mark: int) -> None:
         """Interrupt a cell that the child has, as soon as that can be done."""
         self._stopped = Stopped(cell, front, mark)
-        begun = self._begun.get(cell)
-        if begun is None:
+        ready = self._begun.get(cell)
+        if ready is None:
             self._wait(BEGINS_WITHIN, self._give_up_waiting)
-        elif (left := begun + SETTLES_WITHIN - time.monotonic()) > 0:
+        elif (left := ready - time.monotonic()) > 0:
             self._wait(left, self._hit)
         else:
             self._hit()
 
-    def note_begin(self, cell: str) -> None:
-        """Hear that the child begins with a request: `busy`, then `execute_input`."""
+    def note_begin(self, cell: str, *, is_running: bool = True) -> None:
+        """Hear that the child begins with a request: `busy`, then (`is_running`) `execute_input`.
+
+        Silent ones have no input. R needs long for its first one, and would die in between.
+        """
         request = self._requests.asked.get(cell)
         if request is None or request.header.get("msg_type") != "execute_request":
             return
-        self._begun[cell] = time.monotonic()
+        wait = SETTLES_WITHIN if is_running else BEGINS_WITHIN
+        self._begun[cell] = time.monotonic() + wait
         if self._timer and self._stopped and self._stopped.cell == cell:
-            self._wait(SETTLES_WITHIN, self._hit)
+            self._wait(wait, self._hit)
 
     def note_end(self, request: Request, reply: Sequence[Bytes]) -> None:
         """Hear the child's reply: the cells that were to follow a stopped one are called off."""
