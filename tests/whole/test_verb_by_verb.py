@@ -322,7 +322,7 @@ def test_exit_of_the_client_alone(here: JupyterHere, side: Side) -> None:
         talk.queue(side.busy)
         talk.until_said("on")
     state = lambda: [told(here, side.remote, kept)[key] for key in ("fronts", "state")]  # noqa: E731
-    wait_for(lambda: state() == [0, "busy"], what="the front has left")
+    wait_for(lambda: state() == [0, "busy"], what="the front has left", seconds=30)
     asked(here, "stop", f"{side.remote}/{kept}")
     assert state() == [0, "ended"]
 
@@ -336,4 +336,4 @@ def test_shutdown(here: JupyterHere, side: Side, session: str) -> None:
         talk.until_said("on")
         talk.case(lambda talk: talk.run("%remoter stop"))
         left = lambda: [each["id"] for each in living(here, side.remote)]  # noqa: E731
-        wait_for(lambda: left() == [session], what="its session has ended")
+        wait_for(lambda: left() == [session], what="its session has ended", seconds=30)
