@@ -13,6 +13,7 @@ import pytest
 from remoter_kernel.cli.main import VERBS, remoter
 from remoter_kernel.front.bootstrap import ENTRY, SHIPPED
 from remoter_kernel.front.remotes_text import READERS
+from remoter_kernel.front.verb_help import HELP
 from remoter_kernel.wire import frames
 from remoter_kernel.wire.frames import LANE, Channel, Kind
 from tests.ipykernel_suite import CANNOT
@@ -91,6 +92,13 @@ def test_the_page_on_the_protocol_tells_the_numbers_of_the_code():
 def test_the_page_on_compatibility_tells_of_every_test_that_cannot_pass():
     page = (DOCS / "reference/compatibility.md").read_text()
     assert set(re.findall(r"^`(test_\w+\.py::\w+)`\n:", page, re.MULTILINE)) == set(CANNOT)
+
+
+def test_the_page_for_those_who_come_from_r_names_verbs_that_there_are():
+    page = (DOCS / "reference/from-remoter.md").read_text()
+    assert set(re.findall(r"`%remoter ([a-z]+)", page)) <= set(HELP)
+    named = set(re.findall(r"(?:`|\$ )remoter ([a-z]+)", page))
+    assert {"add", "run", "attach", "stop"} <= named <= set(VERBS)
 
 
 def test_every_page_is_within_reach():
