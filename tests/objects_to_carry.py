@@ -284,4 +284,5 @@ def _r_kind(kind: str, values: list) -> pd.Series:
 def _r_moment(parts: tuple) -> dt.datetime:
     """Return a moment whose fold, if it has one, has a meaning."""
     moment, zone = parts
-    return moment.replace(tzinfo=dt.UTC).astimezone(zone) if zone else moment.replace(fold=0)
+    moment = moment.replace(fold=0)
+    return moment.replace(tzinfo=dt.UTC).astimezone(zone) if zone else moment
