@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import sys
 import threading
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,9 @@ from remoter_kernel.wire.sources import full_path, make_plan
 if TYPE_CHECKING:
     from typing import NoReturn
 
+PIPE_HOLDS = 1024 * 1024  # bytes: what Linux lets anybody have
+F_SETPIPE_SZ = 1031  # Python 3.10 and later know it
+
 
 class Pipes:
     """This process's stdin and stdout, as the ends of a stream."""
@@ -28,6 +32,8 @@ class Pipes:
     def __init__(self) -> None:
         self._in = io.FileIO(0, "r", closefd=False)
         self._out = io.FileIO(1, "w", closefd=False)
+        for descriptor in (0, 1):
+            widen(descriptor)
 
     def fileno(self) -> int:
         """The descriptor to wait at for what comes."""
@@ -45,6 +51,15 @@ class Pipes:
         """End all of it, if that is not for the main thread to do: it may wait for a full pipe."""
         if threading.current_thread() is not threading.main_thread():
             os._exit(0)
+
+
+def widen(descriptor: int) -> None:
+    """Let a pipe hold more, where the system can: at each full one, two processes take turns."""
+    if sys.platform == "linux":
+        import fcntl  # noqa: PLC0415 - Windows has it not
+
+        with contextlib.suppress(OSError):  # no pipe, or the person has too many of that size
+            fcntl.fcntl(descriptor, F_SETPIPE_SZ, PIPE_HOLDS)
 
 
 def main() -> None:

@@ -7,6 +7,7 @@ import hashlib
 import os
 import socket
 import stat
+import sys
 import threading
 from typing import TYPE_CHECKING, Any
 
@@ -14,13 +15,17 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as some
 
+from remoter_kernel.daemon.transfer import PIPE_HOLDS, widen
 from remoter_kernel.errors import ProtocolError, RemoterError
 from remoter_kernel.front.transfer import SocketEnds
 from remoter_kernel.wire import part as parts
+from remoter_kernel.wire import receiving as receiving_end
+from remoter_kernel.wire import window
 from remoter_kernel.wire.duplex import Cut, Duplex
 from remoter_kernel.wire.files import (
     ASK_FROM,
     BEGINS,
+    CHUNK,
     Entry,
     FileTrouble,
     Trouble,
@@ -104,6 +109,44 @@ def tree(folder: Path) -> dict[str, Any]:
 
 
 # --------------------------------------------------------------- what arrives
+
+
+def test_a_fast_path_has_few_acknowledgements(src, dst, monkeypatch):
+    """How many come while 64 chunks do depends on time, not on the size alone."""
+    monkeypatch.setattr(receiving_end, "PAUSE", 0.05)  # a busy machine is no pause
+    monkeypatch.setattr(window, "LEAST", 64 * CHUNK)
+    words: list[Word] = []
+    take = Sending._take
+
+    def listen(sending: Sending, word: Word, body: memoryview) -> None:
+        words.append(word)
+        take(sending, word, body)
+
+    monkeypatch.setattr(Sending, "_take", listen)
+    (src / "file").write_bytes(os.urandom(64 * CHUNK))
+    counts = []
+    for seconds in (0.0, 60.0):
+        monkeypatch.setattr(receiving_end, "ACK_AFTER", seconds)
+        words.clear()
+        send(src / "file", to=dst / f"after {seconds}")
+        counts.append(words.count(Word.ACK))
+    assert counts[0] > 40
+    assert 0 < counts[1] < 30
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux lets a pipe hold more")
+def test_a_pipe_holds_as_much_as_the_system_allows(tmp_path):
+    import fcntl
+
+    ends = os.pipe()
+    widen(ends[0])
+    try:
+        assert fcntl.fcntl(ends[1], fcntl.F_GETPIPE_SZ) == PIPE_HOLDS
+    finally:
+        for end in ends:
+            os.close(end)
+    with (tmp_path / "no pipe").open("wb") as file:
+        widen(file.fileno())
 
 
 def test_a_folder_arrives_as_it_is(src, dst):
