@@ -28,7 +28,7 @@ from tests.real_parts import run_quietly
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-# Two runs at once have two far users, and so have the two halves of one run.
+# Two runs at once have two far users, and so have the parts of one run.
 LENDER = os.environ.get("REMOTER_FAR_USER", "remoter-there")
 FAR_USER = "-".join(filter(None, (LENDER, os.environ.get("PYTEST_XDIST_WORKER"))))
 FAR_PACKAGES = ("ipykernel>=7", "ipympl", "ipywidgets", "matplotlib", "numpy", "pandas", "polars")
