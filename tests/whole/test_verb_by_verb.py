@@ -100,6 +100,7 @@ def side(
             talk = Talk(kernel.client)
             talk.case(lambda talk: talk.run("1"))
             yield Side(remote, language, talk, folder, there, before)
+        here.remoter("stop", "--all", remote)  # what a test that failed has left
 
 
 @pytest.fixture
@@ -314,15 +315,22 @@ def test_interrupt_and_streaming(side: Side) -> None:
 
 
 def test_exit_of_the_client_alone(here: JupyterHere, side: Side) -> None:
-    """`%remoter keep`, then close: the cell runs on; `remoter stop` does not wait for it."""
+    """`%remoter keep`, then close: the cell runs on; `remoter stop` does not wait for it.
+
+    That it runs on where an interrupt comes first, as from Jupyter, is in test_life.py.
+    """
     with started_kernel(side.spec) as kernel:
         talk = Talk(kernel.client)
         talk.case(lambda talk: talk.run("1"))
         kept = shown(talk.case(lambda talk: talk.run("%remoter keep"))).split()[1]
         talk.queue(side.busy)
         talk.until_said("on")
+        # By itself: Jupyter's manager interrupts first, and on a busy machine long before.
+        talk.send("shutdown_request", {"restart": False}, channel="control")
+        wait_for(lambda: not kernel.manager.is_alive(), what="the front has ended", seconds=30)
     state = lambda: [told(here, side.remote, kept)[key] for key in ("fronts", "state")]  # noqa: E731
-    wait_for(lambda: state() == [0, "busy"], what="the front has left", seconds=30)
+    wait_for(lambda: state()[0] == 0, what="the front has left", seconds=30)
+    assert state() == [0, "busy"], asked(here, "log", f"{side.remote}/{kept}")
     asked(here, "stop", f"{side.remote}/{kept}")
     assert state() == [0, "ended"]
 
@@ -334,6 +342,7 @@ def test_shutdown(here: JupyterHere, side: Side, session: str) -> None:
         talk.case(lambda talk: talk.run("1"))
         talk.queue(side.busy)
         talk.until_said("on")
-        talk.case(lambda talk: talk.run("%remoter stop"))
-        left = lambda: [each["id"] for each in living(here, side.remote)]  # noqa: E731
-        wait_for(lambda: left() == [session], what="its session has ended", seconds=30)
+        ended = shown(talk.case(lambda talk: talk.run("%remoter stop"))).split()[1]
+        state = lambda: told(here, side.remote, ended)["state"]  # noqa: E731
+        wait_for(lambda: state() == "ended", what="its session has ended", seconds=30)
+    assert told(here, side.remote, session)["state"] == "idle"
