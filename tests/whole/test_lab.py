@@ -213,9 +213,14 @@ def zoom(lab: Lab) -> None:
     canvas = cell.outputs.locator("canvas").last
     canvas.hover()
     cell.outputs.locator('button[title^="Zoom"]').click()
-    drag(lab, canvas, (0.4, 0.4), (0.6, 0.6))
-    # Widgets speak in a subshell: the next cell may be ahead of what the mouse has said.
-    wait_for(lambda: lab.run("0 < axes.get_xlim()[0] < axes.get_xlim()[1] < 2") == "True")
+
+    def has_zoomed() -> bool:
+        # The button takes effect once the far side has answered, and widgets speak in a subshell:
+        # the next cell may be ahead of what the mouse has said.
+        drag(lab, canvas, (0.4, 0.4), (0.6, 0.6))
+        return lab.run("0 < axes.get_xlim()[0] < axes.get_xlim()[1] < 2") == "True"
+
+    wait_for(has_zoomed, seconds=60)
 
 
 # --------------------------------------------------------------- the kernel
