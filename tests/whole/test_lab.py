@@ -218,7 +218,7 @@ def zoom(lab: Lab) -> None:
         # The button takes effect once the far side has answered, and widgets speak in a subshell:
         # the next cell may be ahead of what the mouse has said.
         drag(lab, canvas, (0.4, 0.4), (0.6, 0.6))
-        return lab.run("0 < axes.get_xlim()[0] < axes.get_xlim()[1] < 2") == "True"
+        return lab.run("bool(0 < axes.get_xlim()[0] < axes.get_xlim()[1] < 2)") == "True"
 
     wait_for(has_zoomed, seconds=60)
 
