@@ -136,17 +136,7 @@ class Verbs:
             return False
         cell = _Cell(self._around, header, self.count(), finish)
         if isinstance(asked, Asked) and asked.order:
-            around, begin = self._around, partial(cell.begin, code)
-            errand = partial(
-                CellErrand,
-                asked.order,
-                cell,
-                route,
-                reactor=around.reactor,
-                dialer=around.dialer,
-                permission=around.permission,
-            )
-            around.turns.take_here(FilesCell(route, begin, errand, around.turns))
+            self._carry(cell, route, code, asked.order)
             return True
         cell.begin(code)
         if isinstance(asked, Usage):
@@ -160,6 +150,20 @@ class Verbs:
         with contextlib.suppress(ValueError, LookupError, TypeError):
             return max(1, int(json.loads(self.last_reply)["execution_count"]))
         return 1
+
+    def _carry(self, cell: _Cell, route: Route, code: str, order: Order) -> None:
+        """Carry files when it is this cell's turn."""
+        around, begin = self._around, partial(cell.begin, code)
+        errand = partial(
+            CellErrand,
+            order,
+            cell,
+            route,
+            reactor=around.reactor,
+            dialer=around.dialer,
+            permission=around.permission,
+        )
+        around.turns.take_here(FilesCell(route, begin, errand, around.turns))
 
     def _answer(self, cell: _Cell, asked: Asked) -> None:
         if asked.verb in {"log", "outputs"}:

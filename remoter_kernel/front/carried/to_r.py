@@ -13,7 +13,6 @@ from typing import Any
 
 from remoter_kernel.front.carried.frames import put_texts
 from remoter_kernel.front.carried.values import (
-    DEEPEST,
     Refused,
     Writer,
     a_kind,
@@ -36,15 +35,7 @@ class RWriter(Writer):
         """Return a value's tree, in R's kinds."""
         if value is None:
             return {"t": "null"}
-        if id(value) in self._inside:
-            raise Refused(f"{where} contains itself.")
-        if len(self._inside) >= DEEPEST:
-            raise Refused(f"{where[:60]}… is nested too deeply: more than {DEEPEST} levels.")
-        self._inside.append(id(value))
-        try:
-            return self._encode(value, where)
-        finally:
-            self._inside.pop()
+        return self.within(value, where, self._encode)
 
     def _encode(self, value: Any, where: str) -> Any:
         if type(value) is list:

@@ -53,18 +53,25 @@ class Writer:
         """Return a value's tree; `where` is what a person calls it."""
         if value is None or value is True or value is False or type(value) is str:
             return value
+        return self.within(value, where, self._encode)
+
+    def within(self, value: Any, where: str, encode: Callable[[Any, str], Any]) -> Any:
+        """Encode a value unless it stands in itself, or too deep."""
         if id(value) in self._inside:
             raise Refused(f"{where} contains itself.")
         if len(self._inside) >= DEEPEST:
             raise Refused(f"{where[:60]}… is nested too deeply: more than {DEEPEST} levels.")
         self._inside.append(id(value))
         try:
-            for encoder in ENCODERS:
-                tree = encoder(self, value, where)
-                if tree is not None:
-                    return tree
+            return encode(value, where)
         finally:
             self._inside.pop()
+
+    def _encode(self, value: Any, where: str) -> Any:
+        for encoder in ENCODERS:
+            tree = encoder(self, value, where)
+            if tree is not None:
+                return tree
         raise Refused(f"{where} is {a_kind(value)}, which only --pickle carries, if anything does.")
 
 
