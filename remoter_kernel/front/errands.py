@@ -8,6 +8,7 @@ import secrets
 import shlex
 import threading
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
@@ -113,6 +114,7 @@ class CellErrand:
         self._on_end = on_end
         self._display = secrets.token_hex(8)
         self._is_shown = False
+        self._journey: Journey | None = None  # as it was shown last
         self._began = self._shown_at = time.monotonic()
         self._transfer: Transfer | None = None
         self._login: KeptLogin | None = None
@@ -197,9 +199,13 @@ class CellErrand:
             return
         if now - self._shown_at >= SHOW_EVERY or journey.note:
             self._shown_at = now
-            self._reactor.call(partial(self._show, told(journey), bar(journey)))
+            self._reactor.call(partial(self._show_journey, replace(journey)))
 
     # --- in the front's thread ---
+
+    def _show_journey(self, journey: Journey) -> None:
+        self._journey = journey
+        self._show(told(journey), bar(journey))
 
     def _show(self, text: str, markup: str = "") -> None:
         """Show a line, in place of the one before."""
@@ -213,9 +219,12 @@ class CellErrand:
 
     def _tell(self, errand: Errand, remote: str, outcome: Outcome) -> None:
         """Say what came of it."""
-        if not errand.is_dry and outcome.files > 0:
-            self._show(summed_up(errand, remote, outcome))
         lines = list(outcome.would)
+        if not errand.is_dry and outcome.files > 0:
+            if self._journey and not outcome.troubles:
+                self._show_journey(self._journey.ended())
+            # As text: a console shows the first of a display's states, and no other.
+            lines.append(summed_up(errand, remote, outcome))
         self._say("stdout", lines)
         self._say("stderr", [f"Left out: {line}" for line in outcome.left_out])
         self._say("stderr", [str(trouble) for trouble in outcome.troubles[1:]])

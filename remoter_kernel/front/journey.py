@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from remoter_kernel.errors import HereLacks, RemoteLacks, RemoterError, Usage
@@ -67,6 +67,10 @@ class Journey:
         """Seconds that it will take, as it looks."""
         return (self.all_size - self.size) / self.rate if self.rate > 0 else None
 
+    def ended(self) -> Journey:
+        """Return how far it is once all has been carried."""
+        return replace(self, size=self.all_size, files=self.all_files, note="")
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -102,7 +106,7 @@ def told(journey: Journey) -> str:
         parts.append(journey.note)
     elif journey.rate > 0:
         parts.append(f"{amount(journey.rate)}/s")
-        if journey.left is not None:
+        if journey.left and journey.share < 1:
             parts.append(f"{clock(journey.left)} left")
     return ", ".join(parts)
 

@@ -115,8 +115,8 @@ def test_a_person_is_asked_once_and_files_go_both_ways(notebook: Notebook) -> No
     assert f"sends a b.txt to {notebook.name}" in asked["content"]["prompt"]
     assert QUESTION in asked["content"]["prompt"]
     assert (notebook.there / "in" / "a b.txt").read_text() == "hello"
-    (shown,) = of(heard, "display_data")
-    assert "1 file, 5 bytes" in shown["data"]["text/plain"]
+    (shown,) = of(heard, "stream")
+    assert "1 file, 5 bytes" in shown["text"]
     heard = notebook.run("%remoter get in/*.txt back/")
     assert "stdin under request 0" not in heard
     assert (notebook.folder / "back" / "a b.txt").read_text() == "hello"
@@ -222,10 +222,13 @@ def test_an_interrupt_stops_it_and_the_next_try_goes_on(notebook: Notebook, path
     assert "<progress" in of(heard, "display_data")[0]["data"]["text/html"]
     assert heard["shell under request 1"][0]["content"]["status"] == "aborted"
     wait_for(lambda: [each.name[:5] for each in notebook.there.iterdir()] == [".big."])
-    path.narrow(0)
+    path.narrow(NARROW)
     begun = path.bytes_up
-    assert error(notebook.run("%remoter put big big.bin")) == ""
+    heard = notebook.run("%remoter put big big.bin")
+    assert error(heard) == ""
     assert path.bytes_up - begun < size * 0.75
+    assert "100 %" in of(heard, "update_display_data")[-1]["data"]["text/plain"]
+    assert of(heard, "stream")[-1]["text"].startswith("1 file, ")
     same = (notebook.there / "big.bin").read_bytes() == (notebook.folder / "big").read_bytes()
     assert same
     assert [each.name for each in notebook.there.iterdir()] == ["big.bin"]
