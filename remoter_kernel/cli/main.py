@@ -164,8 +164,8 @@ def _say(manner: Manner, err: Exception, sentence: str, code: int) -> int:
 
 
 def _speak_utf8() -> None:
-    """Let no sign be an error: a file or a pipe gets UTF-8, a terminal what it can show."""
-    for stream in (sys.stdout, sys.stderr):
+    """Let no sign be an error: a file or a pipe speaks UTF-8, a terminal what it can."""
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             encoding = None if stream.isatty() else "utf-8"
             stream.reconfigure(encoding=encoding, errors="replace")

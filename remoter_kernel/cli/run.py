@@ -20,6 +20,7 @@ from remoter_kernel.cli.terminal import questions
 from remoter_kernel.cli.words import DURATION, remote_names
 from remoter_kernel.errors import LoginRefused, RemoterError, Unreachable, Usage
 from remoter_kernel.front.dialer import SessionDialer
+from remoter_kernel.front.happenings import duration
 from remoter_kernel.front.notebook_file import check_place, is_valid
 from remoter_kernel.front.program import Program, as_code, code_program, read_program
 from remoter_kernel.front.remotes import find_remote
@@ -29,7 +30,10 @@ from remoter_kernel.front.verdict import exit_code
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from remoter_kernel.front.runner import Ask
+
 HINT_AFTER = 1.0  # seconds from Ctrl-C; most code has ended by then
+LOST = "the link is lost; the code goes on there, and its output comes when the link is back."
 SIGNALLED = 128  # and the signal's number: what shells say of a command that it has ended
 WHOLE = click.Path(path_type=Path)
 
@@ -76,12 +80,13 @@ def run(  # noqa: PLR0917 - click hands them over by name
     runner.dialer.wish = replace(runner.dialer.wish, script=program.name)
     with _heeding_signals():
         if detach:
-            _detach(runner, program, as_json=as_json)
+            _detach(name, runner, program, as_json=as_json)
         else:
             shows = _shows(program, output, as_json=as_json, events=events)
-            is_asked = sys.stdin.isatty() and not (as_json or events)
+            is_read = str(file) == "-"  # then no answer is left in stdin
+            ask = None if is_read else partial(_ask, aside=as_json or events)
             attached = _Attached(name, runner, program, shows)
-            code_there = attached.run(timeout or 0.0, is_asked=is_asked)
+            code_there = attached.run(timeout or 0.0, ask)
             raise click.exceptions.Exit(code_there)
 
 
@@ -128,17 +133,24 @@ def _hand_over(runner: Runner, program: Program, show: Any, ask: Any = None) -> 
     ]
 
 
-def _detach(runner: Runner, program: Program, *, as_json: bool) -> None:
+def _detach(remote: str, runner: Runner, program: Program, *, as_json: bool) -> None:
     """Start it there, say how it is called, and leave."""
+    words: dict[str, Any] = {"remote": remote}
     try:
-        runner.start()
-        _hand_over(runner, program, lambda _piece, _kind, _content: None)
-        runner.leave()
+        try:
+            runner.start()
+            _hand_over(runner, program, lambda _piece, _kind, _content: None)
+            runner.leave()
+        finally:
+            runner.stop()
+    except RemoterError as error:
+        words |= {"exit_code": error.exit_code, "error": str(error)}
+        raise
     finally:
-        runner.stop()
-    name = runner.session
+        words["session"] = name = runner.session
+        if as_json:
+            click.echo(json.dumps(words, indent=2))
     if as_json:
-        click.echo(json.dumps({"remote": runner.dialer.remote.name, "session": name}, indent=2))
         return
     click.echo(name)
     if sys.stdout.isatty() and sys.stderr.isatty():
@@ -157,15 +169,15 @@ class _Attached:
         self._shows = shows
         self._cells: list[Cell] = []
 
-    def run(self, timeout: float, *, is_asked: bool) -> int:
+    def run(self, timeout: float, ask: Ask | None) -> int:
         """Run it to its end, tell of that, and return the exit code."""
         runner = self._runner
         runner.on_press = self._hint_soon
+        runner.on_loss = partial(_tell_loss, self._remote)
         try:
             try:
                 runner.start()
                 self._note_language()
-                ask = _ask if is_asked else None
                 self._cells = _hand_over(runner, self._program, self._show, ask)
                 runner.wait(timeout)
             except LeftRunning:
@@ -226,8 +238,20 @@ def _still_there(runner: Runner, error: RemoterError) -> RemoterError:
     return error
 
 
-def _ask(prompt: str, is_secret: bool) -> str:
-    return getpass.getpass(prompt) if is_secret else input(prompt)
+def _ask(prompt: str, is_secret: bool, *, aside: bool) -> str:
+    """Answer what the code asks as `input()` here would; `aside`: stdout is not for prompts."""
+    if is_secret:
+        return getpass.getpass(prompt)
+    if aside:
+        click.echo(prompt, nl=False, err=True)
+        prompt = ""
+    return input(prompt)
+
+
+def _tell_loss(remote: str, seconds: float | None) -> None:
+    """Say that the link is gone for longer than a moment, and when it is back."""
+    words = f"the link is back after {duration(seconds)}." if seconds else LOST
+    click.echo(f"remoter: {remote}: {words}", err=True)
 
 
 @contextlib.contextmanager

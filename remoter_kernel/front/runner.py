@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from remoter_kernel.front.dialer import SessionDialer
+    from remoter_kernel.wire.reactor import Timer
 
     Show = Callable[[str, dict[str, Any]], None]
     Ask = Callable[[str, bool], str]
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 READY_WITHIN = 90.0  # seconds: a kernel on a cold network disk takes its time
 LEAVE_WITHIN = 3.0  # seconds
 OVER_WITHIN = 5.0  # seconds from an interrupt to the end of what took too long
+LOST_AFTER = 3.0  # seconds: most cuts are mended before anyone need know
 ASK_AFTER = 0.1  # seconds: what was printed before the question comes by another socket there
 END_OF_INPUT = "\x04"  # as an answer, it means that there is none
 
@@ -82,6 +84,9 @@ class Runner:
         self.kernel_info: dict[str, Any] = {}
         self.seconds: dict[str, float] = {}  # how long each step of the start took
         self.on_press: Callable[[], None] = lambda: None  # Ctrl-C, for the first time
+        # The link is gone for a while (None), or back after so many seconds.
+        self.on_loss: Callable[[float | None], None] = lambda _seconds: None
+        self._loss: Timer | None = None
         self._voice = Voice(b"")
         self._trouble: RemoterError | None = None
         self._cells: dict[str, Cell] = {}
@@ -304,7 +309,18 @@ class Runner:
 
     def _note_change(self, state: State) -> None:
         if state is State.UP:
+            self._note_return()
             welcome = self.link.welcome
             self._hear_note({"event": welcome.get("state"), **welcome})
         elif state is State.FAILED:
             self._fail(self.link.error or Unreachable("The link failed."))
+        elif state is not State.CLOSED and self.link.has_met and self._loss is None:
+            self._loss = self.reactor.later(LOST_AFTER, lambda: self.on_loss(None))
+
+    def _note_return(self) -> None:
+        loss, self._loss = self._loss, None
+        if loss:
+            loss.cancel()
+            seconds = time.monotonic() - self.link.lost_at
+            if seconds > LOST_AFTER:
+                self.on_loss(seconds)

@@ -206,11 +206,15 @@ def test_a_script_of_another_language_is_refused(
 
 
 def test_a_host_that_cannot_be_reached(here: JupyterHere, tmp_path: Path) -> None:
-    """3; with --json a document says so, too."""
+    """3; with --json a document says so, too, and also of a run that was to be left there."""
     here.add_remote("nowhere", host="no-such-host.invalid")
     ran = shell("remoter run nowhere --json -c 1", tmp_path)
     assert ran.returncode == json.loads(ran.stdout)["exit_code"] == 3
     assert ran.stderr.startswith("remoter: nowhere: ")
+    ran = shell("remoter run nowhere --detach --json -c 1", tmp_path)
+    document = json.loads(ran.stdout)
+    assert (ran.returncode, document["exit_code"], document["session"]) == (3, 3, "")
+    assert f"remoter: {document['error']}\n" == ran.stderr
 
 
 def test_a_kernel_that_dies_and_a_python_that_is_missing(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
 import warnings
@@ -10,14 +11,18 @@ from typing import TYPE_CHECKING, Any
 import pexpect
 import pytest
 
+from bench.proxy import Proxy
 from remoter_kernel.front.keeper.endpoint import dismiss_all
 from tests.real_jupyter import wait_for
-from tests.whole.test_run import LONG, REMOTER, box, living
+from tests.whole.test_run import LONG, REMOTER, box, living, shell
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from tests.real_jupyter import JupyterHere
+    from tests.real_sshd import RealSshd
+    from tests.real_users import FarSide
 
 __all__ = ["box"]  # a fixture
 
@@ -48,6 +53,41 @@ def test_a_run_goes_on_over_a_cut(box: str) -> None:
         lines += process.stdout.readlines()
     assert lines == [f"tick {i}\n" for i in range(40)]
     assert process.returncode == 0
+
+
+def test_a_link_that_stays_away_is_told(
+    here: JupyterHere, sshd: RealSshd, far: FarSide, tmp_path: Path
+) -> None:
+    """On stderr, when it has been gone for a moment and when it is back; nothing is lost."""
+    with Proxy(sshd.port) as path:
+        config = tmp_path / "ssh_config"
+        alias = f"[127.0.0.1]:{sshd.port}"  # the key is known by the sshd's own port
+        sshd.ssh_config(config, "far", extra=f"Port {path.port}\nHostKeyAlias {alias}")
+        here.add_remote("far", host="far", ssh_config=config, python=str(far.python))
+        with started("run", "far", "-c", TICKS) as process:
+            lines = [process.stdout.readline()]
+            path.refuse()
+            path.cut()
+            first = process.stderr.readline()
+            path.welcome()
+            rest, complaint = process.communicate(timeout=40)
+    assert lines + rest.splitlines(keepends=True) == [f"tick {i}\n" for i in range(40)]
+    assert first.startswith("remoter: far: the link is lost; the code goes on there")
+    assert complaint.startswith("remoter: far: the link is back after ")
+    assert process.returncode == 0
+
+
+@pytest.mark.parametrize("manner", ["", "--json"])
+def test_answers_come_from_a_pipe(box: str, tmp_path: Path, manner: str) -> None:
+    """Line after line, as for a script that runs here; after the last there is no more input."""
+    line = f"printf 'Ada\\n' | remoter run {box} {manner} -c \"{ASKS}\""
+    ran = shell(line, tmp_path)
+    said = json.loads(ran.stdout)["outputs"][0]["text"] if manner else ran.stdout
+    prompts = ran.stderr if manner else ran.stdout
+    assert "hello Ada\n" in said
+    assert "who? " in prompts
+    assert "EOFError" in (ran.stdout if manner else ran.stderr)
+    assert ran.returncode == 1
 
 
 def test_questions_at_a_terminal(here: JupyterHere, box: str) -> None:
