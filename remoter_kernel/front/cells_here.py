@@ -133,8 +133,11 @@ class CellsHere:
 
     def notice(self, parts: Sequence[Bytes]) -> None:
         """Look at what is published there: a cell here may wait for that."""
-        if self._turns.is_used and b'"idle"' in bytes(parts[CONTENT][:64]):
-            self._turns.hear_idle(str(header_of(parts[PARENT]).get("msg_id", "")))
+        if not self._turns.is_used or b'"idle"' not in bytes(parts[CONTENT][:64]):
+            return
+        if self._turns.here:
+            self._mouth.remind()
+        self._turns.hear_idle(str(header_of(parts[PARENT]).get("msg_id", "")))
 
     def notice_reply(self, route: Route, parts: Sequence[Bytes]) -> None:
         """Look at a reply from there: a cell here may wait for that."""
@@ -201,6 +204,8 @@ class CellsHere:
             cell.settle()
         elif channel is Channel.IOPUB:
             self._mouth.pass_on(channel, None, parts)
+            if kind == "status":
+                self._mouth.remind()
         elif name in self._asked:
             route, begin = self._asked.pop(name)
             parts[CONTENT] = to_json(answered_outside(content_of(parts), begin))

@@ -354,6 +354,26 @@ def test_a_short_day_in_r(path: Proxy, tmp_path: Path) -> None:
         leave(console, "quit()")
 
 
+def test_cells_of_this_side(path: Proxy, tmp_path: Path) -> None:
+    """The first cell of all asks, before the far side is reached; nothing else is said beside."""
+    with opened(tmp_path / "day", *console_of("remoter-box")) as console:
+        console.wait_for("In [1]:")
+        console.type("%local 6 * 7")
+        console.wait_for("yes or no:")
+        console.type("yes")
+        console.wait_for("Out[1]: 42")
+        console.wait_for("In [2]:")
+        console.type("%%local")
+        console.wait_for("...:")
+        console.type("print('out', 'here'); 1 / 0")
+        console.press("Enter")
+        console.wait_for("out here\n")
+        console.wait_for("ZeroDivisionError: division by zero")
+        console.type("'on the ' + 'other'")
+        console.wait_for("Out[1]: 'on the other'")
+        leave(console)
+
+
 @pytest.mark.parametrize("path", [0.2], indirect=True)
 def test_questions_over_a_long_path(path: Proxy, tmp_path: Path) -> None:
     """The console takes a cell that shows no sign of life at once for done, and asks nothing.
