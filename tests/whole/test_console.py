@@ -369,6 +369,7 @@ def test_cells_of_this_side(path: Proxy, tmp_path: Path) -> None:
         console.press("Enter")
         console.wait_for("out here\n")
         console.wait_for("ZeroDivisionError: division by zero")
+        assert "WARNING" not in console.screen()
         console.type("'on the ' + 'other'")
         console.wait_for("Out[1]: 'on the other'")
         leave(console)
