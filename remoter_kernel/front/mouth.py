@@ -86,8 +86,11 @@ class Mouth:
         """Say something to all on iopub; `header`: in whose cell."""
         topic = f"kernel.{self._kernel_id}.{kind}".encode()
         self._sockets.publish(self._sockets.voice.compose(kind, content, header, topic=topic))
-        if content.get("execution_state") == "idle":
-            self.remind(str((header or {}).get("msg_id", "")))
+        asked = header or {}
+        # An interrupt is answered like this by any kernel, and is over soon.
+        is_other = asked.get("msg_type") != "interrupt_request"
+        if content.get("execution_state") == "idle" and is_other:
+            self.remind(str(asked.get("msg_id", "")))
 
     def remind(self, ended: str = "") -> None:
         """Say again that a cell is at work: clients take any `idle` for the kernel's.
