@@ -244,6 +244,9 @@ def test_what_is_typed_is_completed_and_explained_here(talk: Talk) -> None:
     code = "%local explained"
     answer = talk.ask("inspect_request", {"code": code, "cursor_pos": len(code), "detail_level": 0})
     assert "A sentence." in answer["data"]["text/plain"]
+    code = "%remoter put a ./"
+    answer = talk.ask("inspect_request", {"code": code, "cursor_pos": 12, "detail_level": 0})
+    assert "Send files of this side there" in answer["data"]["text/plain"]
     answer = talk.ask("complete_request", {"code": "only_h", "cursor_pos": 6})
     assert "only_here" not in answer["matches"]
     assert talk.ask("is_complete_request", {"code": "%%local\nx = 1"})["status"] == "incomplete"
