@@ -20,7 +20,7 @@ from tests.whole.test_lab import TABLE, is_drawn
 from tests.whole.test_life import there
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
     from pathlib import Path
 
     from playwright.sync_api import Browser, BrowserContext, Locator
@@ -72,23 +72,20 @@ def path(sshd: RealSshd) -> Iterator[Proxy]:
         yield path
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def folder(far: FarSide) -> Iterator[Path]:
-    """The folder there in which the kernels run."""
+    """The folder there in which the kernel runs."""
     with far.folder() as folder:
         yield folder
 
 
 @pytest.fixture(scope="module")
-def add(
-    here: JupyterHere, sshd: RealSshd, far: FarSide, path: Proxy, folder: Path
-) -> Callable[..., str]:
-    """Configures a remote at the end of that path; returns the name of its kernelspec."""
+def remote(here: JupyterHere, sshd: RealSshd, far: FarSide, path: Proxy) -> dict[str, Any]:
+    """What a remote needs to be at the end of that path."""
     # The key is known by the sshd's own port; the path has another.
     extra = f"Port {path.port}\nHostKeyAlias [127.0.0.1]:{sshd.port}"
     config = sshd.ssh_config(here.folder / "ssh_config", "gpu-box", extra=extra)
-    words: dict[str, Any] = {"ssh_config": config, "python": str(far.python), "cwd": str(folder)}
-    return lambda name, **more: here.add_remote(name, "gpu-box", **words, **more)
+    return {"host": "gpu-box", "ssh_config": config, "python": str(far.python)}
 
 
 @pytest.fixture(scope="module")
@@ -107,11 +104,15 @@ def tab(
 
 
 @pytest.fixture
-def lab(
-    request: Any, tab: Lab, add: Callable[..., str], far: FarSide, path: Proxy
-) -> Iterator[Lab]:
-    """An empty notebook, whose cells may use this side unless the parameter says otherwise."""
-    spec = add("gpu-box", local=getattr(request, "param", "allow"))
+def spec(request: Any, here: JupyterHere, remote: dict[str, Any], folder: Path) -> str:
+    """A kernelspec; its cells may use this side unless the parameter says otherwise."""
+    rule = getattr(request, "param", "allow")
+    return here.add_remote("gpu-box", **remote, cwd=str(folder), local=rule)
+
+
+@pytest.fixture
+def lab(tab: Lab, spec: str, far: FarSide, path: Proxy) -> Iterator[Lab]:
+    """An empty notebook of that kernel; nothing is left of it."""
     tab.server.write_notebook("training.ipynb", "", kernel=spec)
     tab.open("training.ipynb")
     tab.is_idle()
@@ -137,7 +138,7 @@ def answer(cell: Cell, word: str) -> str:
 # --------------------------------------------------------------- cells of this side
 
 
-@pytest.mark.parametrize("lab", ["ask"], indirect=True)
+@pytest.mark.parametrize("spec", ["ask"], indirect=True)
 def test_a_person_is_asked_once_and_then_it_runs_here(lab: Lab, far: FarSide) -> None:
     """No: nothing is done. Yes: here, until the kernel is restarted, which forgets this side."""
     cell = lab.begin(f"%%local\n{WHO}")
@@ -301,9 +302,9 @@ def test_a_place_beyond_the_notebook_is_asked_about_and_cells_are_timed(
 ) -> None:
     """Although cells may use this side; the timer's line is below all that a cell says."""
     (folder / "seven.txt").write_text("7")
-    outside = lab.server.folder.parent / "elsewhere"
+    outside = lab.server.folder.parent / folder.name
     for word in ("no", "yes"):
-        cell = lab.begin("%remoter get seven.txt ../elsewhere/")
+        cell = lab.begin(f"%remoter get seven.txt ../{outside.name}/")
         assert f"That is {outside}, outside the notebook's folder." in answer(cell, word)
         cell.is_over()
         assert outside.exists() is (word == "yes"), cell.text()
@@ -330,21 +331,28 @@ def reload(lab: Lab, cell: Cell, number: int) -> Cell:
     first = shown.strip().partition(":")[0].partition("\n")[0]
     wait_for(lambda: first in file.read_text(), what="the notebook is saved")
     lab.reload()
-    wait_for(lambda: lab.status() == "Busy", seconds=30, what="a cell is at work")
     after = lab.cell(number)
     assert after.mark() == ""
     assert first in after.text()
     return after
 
 
-def test_a_reload_while_this_side_is_at_work(lab: Lab, path: Proxy, folder: Path) -> None:
+def wait_behind(lab: Lab, code: str) -> Cell:
+    """Begin a cell behind one that is at work, which the status bar says."""
+    cell = lab.begin(code)
+    wait_for(lambda: lab.status() == "Busy", seconds=30, what="a cell is at work")
+    assert cell.mark() == "*"
+    return cell
+
+
+def test_a_reload_while_this_side_is_at_work(lab: Lab, path: Proxy) -> None:
     """What comes meanwhile is lost, as it is of any kernel; the work goes on, nothing is stuck."""
     enough = lab.server.folder / "enough"
+    enough.unlink(missing_ok=True)
     cell = lab.begin(ENDLESS)
     cell.says("line 3\n")
     reload(lab, cell, 0)
-    behind = lab.begin("'ran ' + 'behind it'")
-    assert behind.mark() == "*"
+    behind = wait_behind(lab, "'ran ' + 'behind it'")
     enough.touch()
     assert behind.is_over() == "'ran behind it'"
     assert int(lab.run("%local n")) > 3
@@ -357,8 +365,7 @@ def test_a_reload_while_this_side_is_at_work(lab: Lab, path: Proxy, folder: Path
     number = lab.page.locator(".jp-NotebookPanel .jp-CodeCell").count() - 2
     after = reload(lab, cell, number)
     assert value_of(after) < 1
-    behind = lab.begin("import os\nos.path.getsize('large.bin')")
-    assert behind.mark() == "*"
+    behind = wait_behind(lab, "import os\nos.path.getsize('large.bin')")
     path.narrow(0)
     assert behind.is_over() == str(SIZE)
     lab.is_idle()
