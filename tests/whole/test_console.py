@@ -354,9 +354,10 @@ def test_a_short_day_in_r(path: Proxy, tmp_path: Path) -> None:
         leave(console, "quit()")
 
 
-def test_cells_of_this_side(path: Proxy, tmp_path: Path) -> None:
+def test_cells_of_this_side(path: Proxy, far: FarSide, tmp_path: Path) -> None:
     """The first cell of all asks, before the far side is reached; nothing else is said beside."""
-    with opened(tmp_path / "day", *console_of("remoter-box")) as console:
+    day = opened(tmp_path / "day", *console_of("remoter-box"))
+    with far.folder() as folder, day as console:
         console.wait_for("In [1]:")
         console.type("%local 6 * 7")
         console.wait_for("yes or no:")
@@ -372,6 +373,13 @@ def test_cells_of_this_side(path: Proxy, tmp_path: Path) -> None:
         assert "WARNING" not in console.screen()
         console.type("'on the ' + 'other'")
         console.wait_for("Out[1]: 'on the other'")
+        (tmp_path / "weights").write_bytes(bytes(4_000_000))
+        path.narrow(16e6)
+        console.type(f"%remoter put {tmp_path / 'weights'} {folder}/")
+        console.wait_for("1 file, 3.8 MiB in ")
+        (line,) = re.findall("^to box: .* of 3.8 MiB, .*$", console.screen(), re.MULTILINE)
+        assert line.endswith(" left")
+        assert (folder / "weights").stat().st_size == 4_000_000
         leave(console)
 
 
