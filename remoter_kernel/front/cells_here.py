@@ -6,7 +6,7 @@ The far kernel's messages pass by here, too: what waits for a cell there has to 
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from remoter_kernel.errors import RemoterError, Usage
 from remoter_kernel.front import answers
@@ -23,6 +23,7 @@ from remoter_kernel.front.local_text import (
 )
 from remoter_kernel.front.own_code import OwnCode
 from remoter_kernel.front.this_side import ThisSide
+from remoter_kernel.front.verb_help import explained
 from remoter_kernel.wire.frames import Bytes, Channel, to_json
 from remoter_kernel.wire.messages import CONTENT, HEADER, PARENT, content_of, header_of
 
@@ -93,9 +94,9 @@ class CellsHere:
             return False
         content = content_of(route.parts)
         code = str(content.get("code", ""))
-        complete = completeness(code) if kind == "is_complete_request" else None
-        if complete:
-            self._mouth.reply(route, complete)
+        known = _known(kind, code, content.get("cursor_pos"))
+        if known:
+            self._mouth.reply(route, known)
             return True
         local = local_code(code)
         if local is None:
@@ -133,8 +134,11 @@ class CellsHere:
 
     def notice(self, parts: Sequence[Bytes]) -> None:
         """Look at what is published there: a cell here may wait for that."""
-        if self._turns.is_used and b'"idle"' in bytes(parts[CONTENT][:64]):
-            self._turns.hear_idle(str(header_of(parts[PARENT]).get("msg_id", "")))
+        if not self._turns.is_used or b'"idle"' not in bytes(parts[CONTENT][:64]):
+            return
+        if self._turns.here:
+            self._mouth.remind()
+        self._turns.hear_idle(str(header_of(parts[PARENT]).get("msg_id", "")))
 
     def notice_reply(self, route: Route, parts: Sequence[Bytes]) -> None:
         """Look at a reply from there: a cell here may wait for that."""
@@ -201,7 +205,19 @@ class CellsHere:
             cell.settle()
         elif channel is Channel.IOPUB:
             self._mouth.pass_on(channel, None, parts)
+            if kind == "status":
+                self._mouth.remind()
         elif name in self._asked:
             route, begin = self._asked.pop(name)
             parts[CONTENT] = to_json(answered_outside(content_of(parts), begin))
             self._mouth.pass_on(channel, route, parts)
+
+
+def _known(kind: str, code: str, cursor: object) -> dict[str, Any] | None:
+    """Return the answer to a question about a cell for which no kernel is needed."""
+    if kind == "is_complete_request":
+        return completeness(code)
+    told = explained(code, cursor) if kind == "inspect_request" else ""
+    if not told:
+        return None
+    return {"status": "ok", "found": True, "data": {"text/plain": told}, "metadata": {}}

@@ -113,7 +113,6 @@ class CellErrand:
         self._permission = permission
         self._on_end = on_end
         self._display = secrets.token_hex(8)
-        self._is_shown = False
         self._journey: Journey | None = None  # as it was shown last
         self._began = self._shown_at = time.monotonic()
         self._transfer: Transfer | None = None
@@ -143,7 +142,7 @@ class CellErrand:
         except Exception as bug:  # noqa: BLE001 - a bug must reach the cell, too
             error = RemoterError(f"That failed unexpectedly: {type(bug).__name__}: {bug}")
         if self._is_stopped and not isinstance(error, Interrupted):
-            error = Interrupted("The transfer was interrupted; what has arrived stays.")
+            error = Interrupted()
         self._reactor.call(partial(self._finish, error))
 
     def _carry(self) -> RemoterError | None:
@@ -204,16 +203,10 @@ class CellErrand:
     # --- in the front's thread ---
 
     def _show_journey(self, journey: Journey) -> None:
+        """Show how far it is, in place of what was shown before."""
+        kind = "update_display_data" if self._journey else "display_data"
         self._journey = journey
-        self._show(told(journey), bar(journey))
-
-    def _show(self, text: str, markup: str = "") -> None:
-        """Show a line, in place of the one before."""
-        data = {"text/plain": text}
-        if markup:
-            data["text/html"] = markup
-        kind = "update_display_data" if self._is_shown else "display_data"
-        self._is_shown = True
+        data = {"text/plain": told(journey), "text/html": bar(journey)}
         words = {"data": data, "metadata": {}, "transient": {"display_id": self._display}}
         self._cell.show(kind, words)
 
@@ -237,8 +230,9 @@ class CellErrand:
             self._cell.show("stream", {"name": name, "text": text})
 
     def _finish(self, error: RemoterError | None) -> None:
-        if isinstance(error, Interrupted) and self._is_shown:
-            self._show("interrupted; what has arrived stays, and the next try goes on from there")
+        if error and self._journey:  # how far it has come stays to be seen, and no time left
+            note = "interrupted" if isinstance(error, Interrupted) else "not all of it"
+            self._show_journey(replace(self._journey, note=note))
         self._cell.end(error)
         self._on_end(error)
 

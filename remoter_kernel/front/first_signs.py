@@ -30,7 +30,10 @@ class FirstSigns:
         publish: Callable[[str, dict[str, Any], dict[str, Any]], None],
         has_reply: Callable[[str], bool],
     ) -> None:
-        """Remember; `publish(kind, content, header)` speaks in a cell, by its message id."""
+        """Remember; `publish(kind, content, header)` speaks in a cell.
+
+        `has_reply`: is a cell over, by its message id, on whichever side it was?
+        """
         self._reactor = reactor
         self._publish = publish
         self._has_reply = has_reply
@@ -42,7 +45,7 @@ class FirstSigns:
         self._console = client
 
     def expect(self, client: list[bytes], header: dict[str, Any]) -> None:
-        """A cell was sent on its way: if it is what a console has asked about, it should begin."""
+        """A cell has come: if it is what a console has asked about, it should begin."""
         if client == self._console:
             self._console = []
             name = str(header.get("msg_id", ""))

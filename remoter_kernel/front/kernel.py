@@ -96,11 +96,10 @@ class Kernel:
         self._has_asker = False  # has any client allowed questions?
         self._ending = Ending(self.reactor, self.link, self.dialer, self._find)
         self._news = News(self._mouth.publish)
-        self._first_signs = FirstSigns(
-            self.reactor, self._mouth.publish, lambda name: name not in self._routes
-        )
+        self._first_signs = FirstSigns(self.reactor, self._mouth.publish, self._is_over)
         self._notices = Notices(self.reactor, self._mouth.publish, lambda: self._find().name)
         self._turns = Turns(self._cells, self._may_begin, self._run_there, self._mouth.abort)
+        self._mouth.at_work = lambda: [*self._turns.running, *self._cells()]
         self._asker = Asker(
             self.reactor, self._mouth, lambda: [*self._turns.running, *self._routes.values()]
         )
@@ -214,6 +213,7 @@ class Kernel:
         """Take a cell: answer it here, or let it run on one side in its turn."""
         content = content_of(route.parts)
         self._has_asker |= bool(content.get("allow_stdin", True))
+        self._first_signs.expect(route.identities, route.header)
         if not (
             self._last_words.refuse(route)
             or self._here.take_cell(route)
@@ -249,8 +249,6 @@ class Kernel:
     def _say(self, route: Route) -> None:
         for first in self._first_words.take():
             self.link.say(Channel.SHELL, first)
-        if route.header.get("msg_type") == "execute_request":
-            self._first_signs.expect(route.identities, route.header)
         route.number = self.link.say(route.channel, list(route.parts))
         self._routes[route.header.get("msg_id", "")] = route
         if self._is_ready:
@@ -287,6 +285,9 @@ class Kernel:
         self._mouth.reply(route, content, is_quiet=True)
         self._mouth.publish("shutdown_reply", content, route.header)
         self._ending.leave("restart" if is_restart else "stop")
+
+    def _is_over(self, name: str) -> bool:
+        return name not in self._routes and not self._turns.has(name)
 
     # From the link ---------------------------------------------------------------------
 

@@ -10,7 +10,7 @@ from remoter_kernel.wire.frames import Channel, to_json
 from remoter_kernel.wire.messages import HEADER, content_of, header_of
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from remoter_kernel.errors import RemoterError
     from remoter_kernel.front.sockets import Sockets
@@ -32,7 +32,8 @@ class Mouth:
     """Speaks to Jupyter's clients with the sockets' own voice."""
 
     def __init__(self, sockets: Sockets, kernel_id: str) -> None:
-        """Remember."""
+        """Remember; `at_work` has to be set: the cells without a reply, of either side."""
+        self.at_work: Callable[[], Iterable[Route]] = tuple
         self._sockets = sockets
         self._kernel_id = kernel_id
 
@@ -85,6 +86,20 @@ class Mouth:
         """Say something to all on iopub; `header`: in whose cell."""
         topic = f"kernel.{self._kernel_id}.{kind}".encode()
         self._sockets.publish(self._sockets.voice.compose(kind, content, header, topic=topic))
+        asked = header or {}
+        # An interrupt is answered like this by any kernel, and is over soon.
+        is_other = asked.get("msg_type") != "interrupt_request"
+        if content.get("execution_state") == "idle" and is_other:
+            self.remind(str(asked.get("msg_id", "")))
+
+    def remind(self, ended: str = "") -> None:
+        """Say again that a cell is at work: clients take any `idle` for the kernel's.
+
+        The other side, or this one, has answered something else meanwhile; `ended`: whose idle.
+        """
+        cell = next(iter(self.at_work()), None)
+        if cell and cell.header.get("msg_id") != ended:
+            self.publish("status", {"execution_state": "busy"}, cell.header)
 
     def pass_on(self, channel: Channel, route: Route | None, parts: list[Bytes]) -> None:
         """Say what a kernel on this side has said; `route`: to whom, else to all on iopub.

@@ -38,6 +38,8 @@ READY_WITHIN = 60.0  # seconds
 NUDGE_EVERY = 0.2  # seconds
 LOOK_EVERY = 0.5  # seconds between two looks at whether the process lives
 END_WITHIN = 1.0  # seconds for its own end; Jupyter gives a front that restarts no more than two
+# What it warns of (that it is not encrypted, on this very machine) would stand in a console.
+QUIET = "--log-level=ERROR"
 OF_JUPYTER = "JPY_"  # variables that tell a kernel whose child it is: not this one
 
 
@@ -214,7 +216,7 @@ def _new_manager() -> KernelManager:
         """Knows one kernel."""
 
         def get_kernel_spec(self, kernel_name: str) -> KernelSpec:
-            argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+            argv = [sys.executable, "-m", "ipykernel_launcher", QUIET, "-f", "{connection_file}"]
             return KernelSpec(name=kernel_name, argv=argv, language="python")
 
     return KernelManager(kernel_name="this-side", kernel_spec_manager=OwnPython())

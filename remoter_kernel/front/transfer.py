@@ -35,9 +35,15 @@ TELL_EVERY = 0.1  # seconds
 
 
 class Interrupted(RemoterError):
-    """Somebody has interrupted it; what has arrived stays."""
+    """Somebody has interrupted it."""
 
     name = "KeyboardInterrupt"  # as cells call it
+
+    def __init__(self) -> None:
+        super().__init__(
+            "The transfer was interrupted; what has arrived stays.",
+            "The next try goes on from there.",
+        )
 
 
 class SocketEnds:
@@ -115,7 +121,7 @@ class Transfer:
             raise as_error(trouble, errand, self._remote.name) from None
         except RemoterError as error:
             if self._is_stopped.is_set():
-                raise Interrupted("The transfer was interrupted; what has arrived stays.") from None
+                raise Interrupted from None
             raise error.at(self._remote.name) from None
         return self._outcome(time.monotonic() - self._since)
 

@@ -81,6 +81,10 @@ class Turns:
         """The same, as one in which a person may be asked something."""
         return (self._here.route,) if self._here else ()
 
+    def has(self, name: str) -> bool:
+        """Does this cell, by its message id, wait for its turn, or run on this side?"""
+        return any(_name(each) == name for each in (*self.running, *(p.route for p in self._queue)))
+
     def take_here(self, cell: CellHere) -> None:
         """Run a cell on this side as soon as it is its turn."""
         self._queue.append(_Place(cell.route, cell))

@@ -1,4 +1,4 @@
-"""How each verb of `%remoter` is used: for `%remoter help VERB`, and for Tab (pure)."""
+"""How each verb of `%remoter` is used: for `%remoter help VERB`, Tab and Shift-Tab (pure)."""
 
 from __future__ import annotations
 
@@ -30,6 +30,13 @@ OBJECTS = (
     "than 64 MiB. --pickle: carry any other object, too, between two Pythons. To unpickle is to\n"
     "run code which whoever made the pickle has chosen: only for a side that you trust as much\n"
     "as the other one.\n"
+)
+
+
+LOCAL = (
+    "%%local\n"
+    "    Run this cell on this side, in a Python kernel of this machine.\n"
+    "    %local CODE runs one line there; %remoter push and pull carry objects.\n"
 )
 
 
@@ -112,6 +119,21 @@ def one_verb(verb: str, summaries: dict[str, str]) -> str:
     if use.more:
         lines += ["", use.more.rstrip()]
     return "".join(f"{line}\n" for line in lines)
+
+
+def explained(code: str, cursor: object) -> str:
+    """Return what a person reads who asks about the first line of a cell; "": nothing of ours."""
+    first = code.partition("\n")[0]
+    is_in_line = not isinstance(cursor, int) or cursor <= len(first)
+    words = first.split()
+    if not words or not is_in_line or not code.startswith(words[0]):
+        return ""
+    if words[0] == "%%local":
+        return LOCAL
+    if words[0] != "%remoter":
+        return ""
+    verb = words[1] if len(words) > 1 else ""
+    return one_verb(verb, HELP) if verb in HELP else all_verbs(HELP)
 
 
 def no_such_verb(verb: str, summaries: dict[str, str]) -> Usage:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from remoter_kernel.errors import Usage
 from remoter_kernel.front.errands import Order
 from remoter_kernel.front.status import Status, told
-from remoter_kernel.front.verb_help import HELP
+from remoter_kernel.front.verb_help import HELP, all_verbs, explained, one_verb
 from remoter_kernel.front.verbs import Asked, asked_by
 
 
@@ -68,6 +68,15 @@ def test_a_mistyped_verb_is_answered_with_the_nearest(verb):
     """`%remoter stauts`: did you mean status?"""
     with pytest.raises(Usage, match=f'did you mean "{verb}"'):
         asked_by(f"%remoter {verb[0]}x{verb[1:]}")
+
+
+def test_who_asks_about_a_line_of_ours_reads_its_help():
+    """Shift-Tab at the first line tells its verb, or all verbs; elsewhere another is asked."""
+    assert explained("%remoter put data.csv ./", 12) == one_verb("put", HELP)
+    assert explained("%remoter pu", 11) == explained("%remoter", None) == all_verbs(HELP)
+    assert "on this side" in explained("%%local\nx = 1", 3)
+    for code, cursor in (("%%local\nx = 1", 9), (" %remoter put", 5), ("%remotely", 4), ("", 0)):
+        assert explained(code, cursor) == ""
 
 
 def test_a_line_that_would_be_lost_is_refused():

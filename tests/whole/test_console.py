@@ -354,6 +354,35 @@ def test_a_short_day_in_r(path: Proxy, tmp_path: Path) -> None:
         leave(console, "quit()")
 
 
+def test_cells_of_this_side(path: Proxy, far: FarSide, tmp_path: Path) -> None:
+    """The first cell of all asks, before the far side is reached; nothing else is said beside."""
+    day = opened(tmp_path / "day", *console_of("remoter-box"))
+    with far.folder() as folder, day as console:
+        console.wait_for("In [1]:")
+        console.type("%local 6 * 7")
+        console.wait_for("yes or no:")
+        console.type("yes")
+        console.wait_for("Out[1]: 42")
+        console.wait_for("In [2]:")
+        console.type("%%local")
+        console.wait_for("...:")
+        console.type("print('out', 'here'); 1 / 0")
+        console.press("Enter")
+        console.wait_for("out here\n")
+        console.wait_for("ZeroDivisionError: division by zero")
+        assert "WARNING" not in console.screen()
+        console.type("'on the ' + 'other'")
+        console.wait_for("Out[1]: 'on the other'")
+        (tmp_path / "weights").write_bytes(bytes(4_000_000))
+        path.narrow(16e6)
+        console.type(f"%remoter put {tmp_path / 'weights'} {folder}/")
+        console.wait_for("1 file, 3.8 MiB in ")
+        (line,) = re.findall("^to box: .* of 3.8 MiB, .*$", console.screen(), re.MULTILINE)
+        assert line.endswith(" left")
+        assert (folder / "weights").stat().st_size == 4_000_000
+        leave(console)
+
+
 @pytest.mark.parametrize("path", [0.2], indirect=True)
 def test_questions_over_a_long_path(path: Proxy, tmp_path: Path) -> None:
     """The console takes a cell that shows no sign of life at once for done, and asks nothing.

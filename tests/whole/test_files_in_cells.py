@@ -221,6 +221,7 @@ def test_an_interrupt_stops_it_and_the_next_try_goes_on(notebook: Notebook, path
     (display,) = {each["transient"]["display_id"] for each in of(heard, "display_data")}
     updates = of(heard, "update_display_data")
     assert {each["transient"]["display_id"] for each in updates} == {display}
+    assert updates[-1]["data"]["text/plain"].endswith(" %, interrupted")
     assert "<progress" in of(heard, "display_data")[0]["data"]["text/html"]
     assert heard["shell under request 1"][0]["content"]["status"] == "aborted"
     wait_for(lambda: [each.name[:5] for each in notebook.there.iterdir()] == [".big."])

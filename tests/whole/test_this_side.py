@@ -172,6 +172,32 @@ def test_an_interrupt_hits_the_side_that_is_at_work(talk: Talk) -> None:
     assert text_of(said, 1) == "'unharmed'"
 
 
+@pytest.mark.parametrize("side", ["%%local\n", ""])
+def test_an_idle_of_something_else_is_not_the_last_word(talk: Talk, side: str) -> None:
+    """While a cell is at work the kernel counts as busy, whatever either side answers meanwhile."""
+    states: list[str] = []
+
+    def is_busy() -> bool:
+        said = [message for _, message in talk.heard if message["msg_type"] == "status"]
+        states[:] = [message["content"]["execution_state"] for message in said]
+        return states[-1] == "busy"
+
+    def says(talk: Talk) -> None:
+        cell = talk.queue(f"{side}import time\nprint('on', flush=True)\ntime.sleep(60)")
+        talk.until_said("on")
+        talk.ask("is_complete_request", {"code": "%local 1"})
+        talk.listen(is_busy)
+        if side:  # the other kernel's shell is free
+            talk.ask("kernel_info_request")
+            talk.listen(is_busy)
+        talk.send("interrupt_request", {}, channel="control")
+        talk.done(cell)
+
+    said = talk.case(says)
+    assert reply(said)["ename"] == "KeyboardInterrupt"
+    assert not is_busy(), states
+
+
 def test_a_cell_that_waits_for_the_other_side_is_called_off_with_it(talk: Talk) -> None:
     """An interrupt of a cell there ends that, and what waits behind it here does not run."""
 
@@ -218,6 +244,9 @@ def test_what_is_typed_is_completed_and_explained_here(talk: Talk) -> None:
     code = "%local explained"
     answer = talk.ask("inspect_request", {"code": code, "cursor_pos": len(code), "detail_level": 0})
     assert "A sentence." in answer["data"]["text/plain"]
+    code = "%remoter put a ./"
+    answer = talk.ask("inspect_request", {"code": code, "cursor_pos": 12, "detail_level": 0})
+    assert "Send files of this side there" in answer["data"]["text/plain"]
     answer = talk.ask("complete_request", {"code": "only_h", "cursor_pos": 6})
     assert "only_here" not in answer["matches"]
     assert talk.ask("is_complete_request", {"code": "%%local\nx = 1"})["status"] == "incomplete"
