@@ -163,6 +163,57 @@ def test_a_moment_of_pytz_stays_the_same_moment(is_dst):
     assert (back[0].hour, back[0].fold) == (2, 0 if is_dst else 1)
 
 
+OFFSETS = [
+    pd.offsets.MonthEnd(2),
+    pd.offsets.Week(weekday=2),
+    pd.offsets.BusinessHour(start="10:00"),
+    pd.offsets.CustomBusinessDay(holidays=["2024-02-01"]),
+    pd.offsets.Easter(),
+    pd.DateOffset(months=1, days=1),
+    pd.offsets.MonthEnd(normalize=True),
+]
+
+
+@pytest.mark.parametrize("offset", OFFSETS, ids=str)
+def test_a_frequency_is_the_same_one(offset):
+    """With all its words, such as holidays; by no alias, which versions of pandas do not share."""
+    index = pd.date_range("2024-01-01", periods=3, freq=offset)
+    assert carried(index).freq == offset
+    writer = Writer(io.BytesIO())
+    tree = writer.encode(index, "x")
+    assert tree["v"]["freq"][0] == type(offset).__name__
+
+
+class Fortnight(pd.offsets.Week):  # type: ignore[misc] # pandas has no types
+    """A frequency of somebody's own."""
+
+
+def test_a_frequency_of_one_s_own_is_refused():
+    """Its code would not be there."""
+    index = pd.date_range("2024-01-01", periods=3, freq=pd.offsets.Week(weekday=0))
+    index.freq = Fortnight(weekday=0)
+    with pytest.raises(Refused, match="Fortnight"):
+        carried(index)
+
+
+def test_not_a_number_is_not_what_is_missing():
+    """In a column that can have both."""
+    both = pd.Series(
+        pd.arrays.FloatingArray(np.array([np.nan, 1, 2]), np.array([False, True, False]))
+    )
+    back = carried(both)
+    assert back.isna().tolist() == [False, True, False]
+    assert np.isnan(back.array[0])
+
+
+def test_a_frame_that_forbids_names_twice_still_does():
+    """And so does a series."""
+    frame = pd.DataFrame({"a": [1]}).set_flags(allows_duplicate_labels=False)
+    assert not carried(frame).flags.allows_duplicate_labels
+    assert not carried(frame["a"]).flags.allows_duplicate_labels
+    assert carried(pd.DataFrame({"a": [1]})).flags.allows_duplicate_labels
+
+
 # ------------------------------------------------------------------ what must not run
 
 
