@@ -5,7 +5,6 @@ Runs in kernels, of whatever version of pandas they have.
 
 from __future__ import annotations
 
-import array
 import sys
 from typing import Any
 
@@ -19,7 +18,9 @@ from remoter_kernel.front.carried.values import (
     decode_zone,
     encode_zone,
     put_array,
+    put_texts,
     take_array,
+    take_texts,
 )
 
 MASKED = frozenset(
@@ -138,47 +139,17 @@ def _column(writer: Writer, series: Any, where: str) -> Any:
             "ordered": bool(dtype.ordered),
         }
     if isinstance(dtype, pd.StringDtype):
-        return {"k": "texts", "dtype": str(dtype), **put_texts(writer, series, where)}
+        texts = [None if gone else text for text, gone in zip(series, series.isna())]
+        return {"k": "texts", "dtype": str(dtype), **put_texts(writer, texts, where)}
     if str(dtype) in MASKED:
         mask = series.isna().to_numpy()
-        fill = False if str(dtype) == "boolean" else 0
-        plain = series.fillna(fill).to_numpy(dtype=dtype.numpy_dtype)
+        plain = series.to_numpy(dtype=dtype.numpy_dtype, na_value=0)
         return {
             "k": "masked",
             "at": put_array(writer, plain, where),
             "mask": put_array(writer, mask, where),
         }
     raise Refused(f"{where} has the dtype {dtype}, which is not carried: astype() makes another.")
-
-
-def put_texts(writer: Writer, series: Any, where: str) -> dict[str, Any]:
-    """Write texts as one, and how long each of them is in bytes; what is missing has -1."""
-    import pandas as pd
-
-    missing = pd.isna(series).tolist()
-    try:
-        texts = [b"" if gone else text.encode() for text, gone in zip(series, missing)]
-    except UnicodeEncodeError:
-        raise Refused(f"{where} has half of a surrogate pair.") from None
-    lengths = array.array("i", [-1 if g else len(t) for t, g in zip(texts, missing)])
-    if sys.byteorder == "big":
-        lengths.byteswap()
-    return {"lengths": writer.put(lengths), "at": writer.put(*texts)}
-
-
-def take_texts(reader: Reader, tree: Any, missing: Any) -> list[Any]:
-    """Read what `put_texts` has written."""
-    lengths = array.array("i")
-    lengths.frombytes(reader.take(tree["lengths"]))
-    if sys.byteorder == "big":
-        lengths.byteswap()
-    whole = reader.take(tree["at"])
-    texts, begin = [], 0
-    for length in lengths:
-        end = begin + max(length, 0)
-        texts.append(missing if length < 0 else whole[begin:end].decode())
-        begin = end
-    return texts
 
 
 # And back ------------------------------------------------------------------------------------
@@ -223,7 +194,7 @@ def _take_column(reader: Reader, tree: Any) -> Any:
         dtype = "string" if tree["dtype"] == "string" else "str"
         if dtype == "str" and pd.Series([""], dtype="str").dtype == object:
             dtype = object  # before pandas 3
-        return pd.Series(take_texts(reader, tree, None), dtype=dtype)
+        return pd.Series(take_texts(reader, tree), dtype=dtype)
     if kind == "masked":  # made of its parts: NaN and NA are two things in them
         values = take_array(reader, tree["at"])
         made = {"b": pd.arrays.BooleanArray, "f": pd.arrays.FloatingArray}

@@ -150,6 +150,29 @@ def encode_plain(writer: Writer, value: Any, where: str) -> Any:
     return _encode_time(value, where)
 
 
+def put_texts(writer: Writer, texts: list[str | None], where: str) -> dict[str, Any]:
+    """Write texts as one, and how long each of them is in bytes; what is missing has -1."""
+    try:
+        pieces = [b"" if text is None else text.encode() for text in texts]
+    except UnicodeEncodeError:
+        raise Refused(f"{where} has half of a surrogate pair.") from None
+    lengths = [-1 if text is None else len(piece) for text, piece in zip(texts, pieces)]
+    return {"lengths": writer.put(as_little(array.array("i", lengths))), "at": writer.put(*pieces)}
+
+
+def take_texts(reader: Reader, tree: Any) -> list[str | None]:
+    """Read what `put_texts` has written."""
+    lengths = array.array("i")
+    lengths.frombytes(reader.take(tree["lengths"]))
+    whole = reader.take(tree["at"])
+    texts, begin = [], 0
+    for length in as_little(lengths):
+        end = begin + max(length, 0)
+        texts.append(None if length < 0 else whole[begin:end].decode())
+        begin = end
+    return texts
+
+
 def has_surrogates(text: str) -> bool:
     """Has a text halves of characters, which are none?"""
     try:
@@ -165,7 +188,7 @@ def _encode_many(writer: Writer, value: Any, where: str) -> Any:
         kinds = set(map(type, value))
         if kinds == {float} or (kinds == {int} and max(map(abs, value)) < 1 << 63):
             code = "d" if kinds == {float} else "q"
-            return {"t": name, "of": code, "at": writer.put(_little(array.array(code, value)))}
+            return {"t": name, "of": code, "at": writer.put(as_little(array.array(code, value)))}
     return {"t": name, "v": [writer.encode(v, f"{where}[{i}]") for i, v in enumerate(value)]}
 
 
@@ -223,7 +246,7 @@ def _decode_many(reader: Reader, tree: Any) -> Any:
     if "of" in tree:
         numbers = array.array("d" if tree["of"] == "d" else "q")
         numbers.frombytes(reader.take(tree["at"]))
-        return makers[tree["t"]](_little(numbers))
+        return makers[tree["t"]](as_little(numbers))
     return makers[tree["t"]](map(reader.decode, tree["v"]))
 
 
@@ -236,7 +259,8 @@ def _decode_clock(_reader: Reader, tree: Any) -> Any:
     return kind(*tree["v"], tzinfo=decode_zone(tree["zone"]), fold=tree["fold"])
 
 
-def _little(numbers: Any) -> Any:
+def as_little(numbers: Any) -> Any:
+    """Turn numbers to the order of bytes that the file has, or back."""
     if sys.byteorder == "big":
         numbers.byteswap()
     return numbers
