@@ -19,6 +19,7 @@ from tests.real_sshd import RealSshd
 from tests.whole.talk import Talk
 from tests.whole.test_deaths import heard, lines, over, replies, text
 from tests.whole.test_life import there, value
+from tests.whole.test_this_side import reply, run
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -91,7 +92,8 @@ def spec(
     mark = f"SetEnv {MARK}={THIS_RUN} XDG_DATA_HOME={disk.folder}"
     with RealSshd(folder, user=far.user, extra_config=mark) as server:
         config = server.ssh_config(folder / "ssh_config", "full")
-        yield here.add_remote("full", "full", ssh_config=config, python=str(far.python))
+        wishes: dict[str, Any] = {"python": str(far.python), "local": "allow"}
+        yield here.add_remote("full", "full", ssh_config=config, **wishes)
 
 
 @pytest.fixture
@@ -144,6 +146,21 @@ def test_a_kernel_that_dies_on_a_full_disk_starts_anew(talk: Talk, disk: Disk) -
     over(talk, cell)
     assert "SIGKILL" in str([m["content"] for m in heard(talk, cell) if m["msg_type"] == "error"])
     assert value(talk, "1 + 1") == "2"
+
+
+def test_an_object_for_which_there_is_no_room(talk: Talk, disk: Disk) -> None:
+    """The cell says why it was not carried, in either direction, and nothing stays there."""
+    run(talk, "%local here = bytes(2 * 2**20)")
+    run(talk, "there = bytes(2 * 2**20)")
+    disk.fill()
+    os.truncate(disk.folder / "waste", (disk.folder / "waste").stat().st_size - 2**19)
+    for words in ("push here", "pull there"):
+        said = reply(run(talk, f"%remoter {words}"))
+        assert "No space left" in said["evalue"], said
+        assert not list(disk.session.glob("carried-*"))
+    disk.empty()
+    for words in ("push here", "pull there"):
+        assert reply(run(talk, f"%remoter {words}"))["status"] == "ok"
 
 
 def test_an_evaluator_that_dies_on_a_full_disk(talk: Talk, disk: Disk, far: FarSide) -> None:
