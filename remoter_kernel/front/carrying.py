@@ -130,6 +130,10 @@ class CarryCell:
             texts = self._carry()
         except RemoterError as error:
             call(partial(self._end, [], error))
+        except OSError as error:
+            why = f"This side has no place for what is on its way: {error.strerror or error}."
+            advice = f"Look at {tempfile.gettempdir()}, then try again."
+            call(partial(self._end, [], NotCarried(why, advice)))
         except Exception as error:  # noqa: BLE001 - a bug must reach the cell, too
             trouble = RemoterError(f"That failed unexpectedly: {type(error).__name__}: {error}")
             call(partial(self._end, [], trouble))
