@@ -44,7 +44,7 @@ BACK_WITHIN = 300.0  # seconds that a lost link is waited for
 LOOK_EVERY = 0.2  # seconds
 LARGEST = 2**63  # bytes; no file is so large
 LARGE = 64 * 1024 * 1024  # bytes; what is larger is asked about
-R_NAME = re.compile(r"(?:[^\W\d_]|\.(?!\d))[\w.]*")
+R_NAME = re.compile(r"(?!\.\.(?:\.|\d+)$)(?:[^\W\d_]|\.(?!\d))[\w.]*")
 R_WORDS = frozenset(
     (
         *("if", "else", "repeat", "while", "function", "for", "next", "break", "in"),

@@ -169,6 +169,16 @@ def test_what_r_has_no_counterpart_for_is_named(talk: Talk, code: str, says: str
     assert text_of(run(talk, "exists('never')")).strip() == "[1] FALSE"
 
 
+def test_a_name_that_is_locked_keeps_its_value(talk: Talk) -> None:
+    """And those that were sent together with it keep theirs."""
+    run(talk, "free <- 'before'; locked <- 1; lockBinding('locked', globalenv())")
+    run(talk, "%%local\nfree = 'after'\nlocked = 2")
+    said = reply(run(talk, "%remoter push free locked"))
+    assert "'locked' cannot be given another value" in said["evalue"]
+    assert text_of(run(talk, "cat(free, locked)")) == "before 1"
+    run(talk, "unlockBinding('locked', globalenv()); rm(locked, free)")
+
+
 def test_texts_arrive_from_an_r_without_a_language(talk: Talk) -> None:
     """In the locale C it knows no letters but those of ASCII: what came as UTF-8 is that."""
     run(talk, "before <- Sys.getlocale('LC_CTYPE'); invisible(Sys.setlocale('LC_CTYPE', 'C'))")
@@ -188,6 +198,7 @@ def test_names_of_r_s_own(talk: Talk) -> None:
     run(talk, "my.data <- 1:3")
     assert "no name of Python's" in reply(run(talk, "%remoter pull my.data"))["evalue"]
     carry(talk, "pull my.data as mine")
-    assert "no name of R's" in reply(run(talk, "%remoter push mine as _x"))["evalue"]
+    for name in ("_x", "...", "..1", "TRUE"):
+        assert "no name of R's" in reply(run(talk, f"%remoter push mine as {name}"))["evalue"]
     assert "no pickles" in reply(run(talk, "%remoter push mine --pickle"))["evalue"]
     assert text_of(run(talk, "ls()")).count("carry_out") == 0

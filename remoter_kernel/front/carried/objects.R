@@ -244,6 +244,10 @@ unpack <- function(wish) {
   if (length(trees) != length(wish$names)) refuse("Not as many objects came as were sent.")
   values <- lapply(trees, function(tree) decode(from, tree))
   objects <- lapply(values, told)
+  for (name in wish$names)
+    if (exists(name, envir = globalenv(), inherits = FALSE) &&
+        (bindingIsLocked(name, globalenv()) || bindingIsActive(name, globalenv())))
+      refuse("'", name, "' cannot be given another value: it is locked or active.")
   names(values) <- unlist(wish$names)
   list2env(values, envir = globalenv()) # all at once: an interrupt comes before it or after
   list(objects = objects)

@@ -294,7 +294,8 @@ def put_array(writer: Writer, value: Any, where: str) -> list[int]:
     if values.dtype.metadata:
         raise Refused(f"{where} has a dtype with metadata, which would be lost.")
     if not _is_plain(values.dtype):
-        raise Refused(f"{where} has the dtype {values.dtype}, which numpy's own form cannot name.")
+        why = "which numpy's own form cannot name: astype() makes another"
+        raise Refused(f"{where} has the dtype {values.dtype}, {why}.")
     begin = writer.file.tell()
     np.lib.format.write_array(writer.file, values, version=(3, 0), allow_pickle=False)
     return [begin, writer.file.tell() - begin]
