@@ -221,6 +221,7 @@ def r_vectors() -> st.SearchStrategy:
         days.map(lambda a: a.astype("M8[D]")),
         hnp.arrays("f8", st.tuples(st.integers(0, 3), st.integers(1, 3))),
         hnp.arrays("i8", (2, 1, 3), elements=R_INTEGERS),
+        st.sampled_from(["M8[D]", "M8[us]", "m8[us]"]).map(lambda d: np.ones((2, 3), "i8").view(d)),
         texts.map(lambda t: np.array(t, dtype=str)),
         texts.map(lambda t: pd.array([*t, None], dtype="string")),
         st.just(pd.array([1, None, -5], dtype="Int64")),

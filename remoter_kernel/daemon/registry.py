@@ -148,9 +148,11 @@ class Session:
             self.amend(ended=time.time(), died=died or time.time(), why=why)
 
     def forget_keys(self) -> None:
-        """Remove what let fronts and the evaluator in; the journal stays."""
+        """Remove what let fronts and the evaluator in, and what was carried; the journal stays."""
         for path in (self.folder / "connection.json", *(self.folder / "keys").glob("*")):
             path.unlink(missing_ok=True)
+        for folder in self.folder.glob("carried-*"):  # a cut has kept a front from removing it
+            shutil.rmtree(folder, ignore_errors=True)
 
     def has_evaluator(self) -> bool:
         """Does the process that answers for it run here, whether it answers or not?"""

@@ -15,8 +15,9 @@ PARTS = ("values", "frames", "to_r", "from_r", "errand")  # each needs those bef
 def in_python(wish: dict[str, Any]) -> str:
     """Return one expression that carries out a wish, and leaves no name in the kernel."""
     scope = '{"__name__": "remoter_carried"}'
+    # The person may have given `exec` or `globals` to something else.
     begin = f"(lambda scope: (__import__('builtins').exec({_python()!r}, scope), scope)[1])"
-    return f"{begin}({scope})['carry_out']({wish!r}, globals())"
+    return f"{begin}({scope})['carry_out']({wish!r}, __import__('builtins').globals())"
 
 
 def in_r(wish: dict[str, Any]) -> str:

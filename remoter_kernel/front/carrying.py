@@ -13,7 +13,7 @@ import re
 import tempfile
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -42,8 +42,9 @@ if TYPE_CHECKING:
 
 BACK_WITHIN = 300.0  # seconds that a lost link is waited for
 LOOK_EVERY = 0.2  # seconds
+LARGEST = 2**63  # bytes; no file is so large
 LARGE = 64 * 1024 * 1024  # bytes; what is larger is asked about
-R_NAME = re.compile(r"(?:[^\W\d_]|\.(?!\d))[\w.]*")
+R_NAME = re.compile(r"(?!\.\.(?:\.|\d+)$)(?:[^\W\d_]|\.(?!\d))[\w.]*")
 R_WORDS = frozenset(
     (
         *("if", "else", "repeat", "while", "function", "for", "next", "break", "in"),
@@ -73,6 +74,7 @@ class Carrier:
     dialer: SessionDialer
     language: Callable[[], str]  # of the far kernel
     count: Callable[[], int]  # the number of the last cell there
+    left: list[str] = field(default_factory=list)  # folders that are to be removed there
 
 
 class CarryCell:
@@ -128,6 +130,10 @@ class CarryCell:
             texts = self._carry()
         except RemoterError as error:
             call(partial(self._end, [], error))
+        except OSError as error:
+            why = f"This side has no place for what is on its way: {error.strerror or error}."
+            advice = f"Look at {tempfile.gettempdir()}, then try again."
+            call(partial(self._end, [], NotCarried(why, advice)))
         except Exception as error:  # noqa: BLE001 - a bug must reach the cell, too
             trouble = RemoterError(f"That failed unexpectedly: {type(error).__name__}: {error}")
             call(partial(self._end, [], trouble))
@@ -149,18 +155,20 @@ class CarryCell:
             self._await_link()
         with (
             tempfile.TemporaryDirectory(prefix="remoter-", ignore_cleanup_errors=True) as here,
-            RoomThere(self._login, address.session, self._look, self._await_link) as there,
+            RoomThere(
+                self._login, address.session, self._look, self._await_link, front.left
+            ) as there,
         ):
             path = Path(here, "object")
             if is_push:
                 packed = self._ask_here("pack", path, is_r=is_r)
-                self._check_size(packed["size"])
+                self._check_size(_size_of(packed))
                 there.fill(path)
                 unpacked = self._ask_there("unpack", there, is_r=is_r)
             else:
                 packed = self._ask_there("pack", there, is_r=is_r)
-                self._check_size(int(packed["size"]))
-                there.empty(path, int(packed["size"]))
+                self._check_size(_size_of(packed))
+                there.empty(path, _size_of(packed))
                 unpacked = self._ask_here("unpack", path, is_r=is_r)
         return self._told(packed, unpacked, "there" if is_push else "here")
 
@@ -191,9 +199,9 @@ class CarryCell:
         self, packed: dict[str, Any], unpacked: dict[str, Any], where: str
     ) -> list[tuple[str, str]]:
         texts = []
-        if packed["pickled"]:
+        if packed.get("pickled"):
             texts.append(("stderr", PICKLED.format(names=", ".join(self._wish.names))))
-        objects = zip(self._wish.targets, unpacked["objects"], strict=True)
+        objects = zip(self._wish.targets, unpacked["objects"], strict=False)
         lines = [f"{name} is {where} now ({readable(str(what))}).\n" for name, what in objects]
         return [*texts, ("stdout", "".join(lines))]
 
@@ -219,7 +227,7 @@ class CarryCell:
         answer = path.with_name("answer")
         words = self._words(do, str(path), str(answer), is_r=is_r)
         self._errand(partial(self._front.own_code.run_here, in_python(words)))
-        return _heard(json.loads(answer.read_text(encoding="utf-8")), "here")
+        return _heard(answer.read_bytes(), "here")
 
     def _ask_there(self, do: str, there: RoomThere, *, is_r: bool) -> dict[str, Any]:
         words = self._words(do, f"{there.path}/object", f"{there.path}/answer", is_r=is_r)
@@ -245,16 +253,29 @@ class CarryCell:
         self._front.reactor.call(partial(begin, over.put))
         if error := over.get():
             raise error
-        self._look()
 
 
-def _heard(words: dict[str, Any], where: str) -> dict[str, Any]:
-    """Return what a kernel did; what it refused is an error."""
+def _heard(said: bytes, where: str) -> dict[str, Any]:
+    """Return what a kernel did; what it refused is an error, and so is what makes no sense."""
+    try:
+        words = json.loads(said)
+    except ValueError:
+        words = None
+    if not isinstance(words, dict) or not words.keys() & {"objects", "refused"}:
+        raise NotCarried(f"The kernel {where} answered with nonsense; nothing was carried.")
     refused = words.get("refused")
     if refused:
         sentence = readable(str(refused)).rstrip(".")  # also a kernel far away may say anything
         raise NotCarried(f"{sentence} ({where}); nothing was carried.")
     return words
+
+
+def _size_of(packed: dict[str, Any]) -> int:
+    """Return the bytes of what was packed; R may write their number as 1e+05."""
+    size = packed.get("size")
+    if not isinstance(size, int | float) or not 0 <= size < LARGEST:
+        raise NotCarried("What was packed has no size that can be; nothing was carried.")
+    return int(size)
 
 
 def _check(wish: Carrying, *, is_push: bool, is_r: bool, language: str) -> None:

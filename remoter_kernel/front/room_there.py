@@ -7,21 +7,23 @@ in the journal nor heard by others of the session.
 from __future__ import annotations
 
 import contextlib
-import json
 import re
 import secrets
-from typing import TYPE_CHECKING, Any, Protocol, Self
+import time
+from typing import TYPE_CHECKING, Protocol, Self
 
 from remoter_kernel.errors import RemoteLacks, RemoterError, Unreachable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from remoter_kernel.front.ssh.outcome import Ran
 
-PIECE = 8 * 1024 * 1024  # bytes: as much as is in memory here at once
-BLOCK = 64 * 1024  # bytes
+BLOCK = 64 * 1024  # bytes; the least that is sent at once
+FIRST_PIECE = 256 * 1024  # bytes
+LARGEST_PIECE = 8 * 1024 * 1024  # bytes: as much as is in memory here at once
+PIECE_TAKES = 1.0  # seconds, about: an interrupt waits for its end
 TRIES = 5  # for a piece whose connection is cut
 PIECE_WITHIN = 600.0  # seconds, on a slow link, too
 MARK = b"remoter-room:"  # what shells there print by themselves comes before it
@@ -52,14 +54,18 @@ class RoomThere:
         session: str,
         look: Callable[[], None],
         wait: Callable[[], None],
+        left: list[str],
     ) -> None:
         """Remember; `look` is called between pieces, `wait` after a cut; both may raise.
 
         `login` returns the one of the moment: a cut ends one, and another one takes its place.
+        `left` lists folders that could not be removed: the next room tries again.
         """
         self._login = login
         self._look = look
         self._wait = wait
+        self._left = left
+        self._piece = FIRST_PIECE
         name = f"carried-{secrets.token_hex(8)}"
         self._folder = _FOLDER.format(session=session, name=name)
         self.path = ""  # as a process there knows it
@@ -68,49 +74,74 @@ class RoomThere:
         """Make it."""
         said = self._run(_OPEN.format(folder=self._folder), what="No folder could be made there")
         self.path = said.decode().strip()
+        left, self._left[:] = self._left[:], []
+        for folder in left:
+            self._remove(folder)
         return self
 
     def __exit__(self, *_: object) -> None:
         """Remove it with all that is in it."""
-        with contextlib.suppress(RemoterError):  # else it goes with the session's folder
-            self._run(_CLOSE.format(folder=self._folder), what="")
+        self._remove(self._folder)
+
+    def _remove(self, folder: str) -> None:
+        try:
+            self._run(_CLOSE.format(folder=folder), what="")
+        except RemoterError:
+            self._left.append(folder)  # at the latest it goes with the session's folder
 
     def fill(self, path: Path) -> None:
         """Put a file of this side there."""
         begin = 0
         with path.open("rb") as file:
-            while piece := file.read(PIECE):
+            while piece := file.read(self._piece):
                 self._look()
                 words = {"block": BLOCK, "begin": begin // BLOCK, "folder": self._folder}
                 what = "The object could not be written there"
-                self._run(_WRITE.format(**words), piece, what=what)
+                with self._paced():
+                    self._run(_WRITE.format(**words), piece, what=what)
                 begin += len(piece)
 
     def empty(self, path: Path, size: int) -> None:
         """Bring so many bytes here."""
         with path.open("xb") as file:
-            for begin in range(0, size, PIECE):
+            begin = 0
+            while begin < size:
                 self._look()
-                words = {"begin": begin + 1, "size": PIECE, "folder": self._folder}
-                piece = self._run(_READ.format(**words), what="The object could not be read there")
-                if len(piece) != min(PIECE, size - begin):
+                wanted = min(self._piece, size - begin)
+                words = {"begin": begin + 1, "size": wanted, "folder": self._folder}
+                what = "The object could not be read there"
+                with self._paced():
+                    piece = self._run(_READ.format(**words), what=what)
+                if len(piece) != wanted:
                     raise RemoteLacks("The object did not arrive as it was sent.", "Try again.")
                 file.write(piece)
+                begin += wanted
 
-    def answer(self) -> dict[str, Any]:
+    @contextlib.contextmanager
+    def _paced(self) -> Iterator[None]:
+        """Let the next piece be as large as the link is fast."""
+        begin = time.monotonic()
+        yield
+        took = time.monotonic() - begin
+        if took < PIECE_TAKES / 2:
+            self._piece = min(self._piece * 2, LARGEST_PIECE)
+        elif took > PIECE_TAKES:
+            self._piece = max(self._piece // 2, BLOCK)
+
+    def answer(self) -> bytes:
         """Return what came of the last errand."""
-        said = self._run(
+        return self._run(
             _ANSWER.format(folder=self._folder), what="The kernel there did not answer"
         )
-        words: dict[str, Any] = json.loads(said)
-        return words
 
     def _run(self, command: str, stdin: bytes = b"", *, what: str) -> bytes:
         ran = self._try(command, stdin)
         if ran.status:
             said = (ran.stderr or ran.stdout).decode("utf-8", "replace")
-            last = (said.strip().splitlines() or ["no reason"])[-1]
-            why = re.sub(r"[^\x20-\x7e]", "?", last)
+            lines = said.strip().splitlines() or ["no reason"]
+            # Behind its reason, dd tells how much it has written.
+            line = next((each for each in lines if each.startswith("dd:")), lines[-1])
+            why = re.sub(r"[^\x20-\x7e]", "?", line)
             raise RemoteLacks(f"{what}: {why}.", "Look at the home there, then try again.")
         return ran.stdout.partition(MARK)[2]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import io
 import json
 import pickle
@@ -10,9 +11,11 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import numpy._core._rational_tests as rationals  # a dtype that numpy's own form does not know
 import pandas as pd
 import pytest
-from hypothesis import given, settings
+import pytz
+from hypothesis import HealthCheck, given, settings
 
 from remoter_kernel.front.carried import errand
 from remoter_kernel.front.carried.values import Reader, Refused, Writer
@@ -39,26 +42,31 @@ def carried_by_file(value, folder):
         return reader.decode(reader.tree())
 
 
+BUSY = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # as machines may be
+
+
+@BUSY
 @given(plain())
 def test_plain_values_come_back(value):
     """Of any size, nested, with keys of any plain kind."""
     assert same(carried(value), value)
 
 
+@BUSY
 @given(arrays())
 def test_arrays_come_back(value):
     """To the last bit."""
     assert same(carried(value), value)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(BUSY, max_examples=80)
 @given(frames())
 def test_frames_come_back(value):
     """With dtypes, categories, zones, names and frequencies."""
     assert same(carried(value), value)
 
 
-@settings(max_examples=10, deadline=None)
+@settings(BUSY, max_examples=10)
 @given(polars_frames())
 def test_frames_of_polars_come_back(value):
     """In Arrow's own form."""
@@ -95,6 +103,10 @@ def deep():
     return a
 
 
+NAMED = dt.timezone(dt.timedelta(0), "Zulu")
+OVERLAPPING = np.dtype({"names": ["a", "b"], "formats": ["i4", "i2"], "offsets": [0, 0]})
+
+
 @pytest.mark.parametrize(
     ("make", "says"),
     [
@@ -109,6 +121,10 @@ def deep():
         (lambda: np.array([1, "a"], dtype=object), "an array of objects"),
         (lambda: np.ma.masked_array([1], [True]), "MaskedArray"),
         (lambda: np.array([("a", 1)], dtype=[("o", object), ("i", int)]), "an array of objects"),
+        (lambda: np.array([rationals.rational(1, 2)]), "dtype rational"),
+        (lambda: np.zeros(2, OVERLAPPING), "numpy's own form cannot name"),
+        (lambda: np.rec.array([(1,)], dtype=[("a", "i4")])[0], "numpy.record"),
+        (lambda: dt.datetime(2024, 1, 1, tzinfo=NAMED), "a name of its own: Zulu"),
         (lambda: pd.DataFrame({"ok": [1], "bad": [Thing()]}), "row 0 of column 'bad' of x"),
         (lambda: pd.DataFrame({"p": pd.period_range("2024", periods=2)}), "period"),
         (lambda: pd.DataFrame({"s": pd.arrays.SparseArray([0, 1])}), "Sparse"),
@@ -125,6 +141,77 @@ def test_columns_of_mixed_plain_values_are_carried():
     """Objects are no trouble where each of them is none."""
     frame = pd.DataFrame({"mixed": [1, "a", None, [2.5], {"k": (1,)}]}, dtype=object)
     assert same(carried(frame), frame)
+
+
+def test_halves_of_characters_stay_apart():
+    """In JSON they would become one character."""
+    halves = "a\ud83d\ude00"
+    assert carried([halves, {halves: 1}]) == [halves, {halves: 1}]
+
+
+@pytest.mark.parametrize("is_dst", [True, False])
+def test_a_moment_of_pytz_stays_the_same_moment(is_dst):
+    """In the hour that comes twice, and in a zone that was only put there."""
+    berlin = pytz.timezone("Europe/Berlin")
+    moments = [
+        berlin.localize(dt.datetime.fromisoformat("2024-10-27T02:30"), is_dst=is_dst),
+        dt.datetime(2024, 1, 1, tzinfo=berlin),  # local mean time
+        dt.datetime(2024, 1, 1, tzinfo=pytz.FixedOffset(90)),
+    ]
+    back = carried(moments)
+    assert [each.astimezone(dt.UTC) for each in back] == [m.astimezone(dt.UTC) for m in moments]
+    assert (back[0].hour, back[0].fold) == (2, 0 if is_dst else 1)
+
+
+OFFSETS = [
+    pd.offsets.MonthEnd(2),
+    pd.offsets.Week(weekday=2),
+    pd.offsets.BusinessHour(start="10:00"),
+    pd.offsets.CustomBusinessDay(holidays=["2024-02-01"]),
+    pd.offsets.Easter(),
+    pd.DateOffset(months=1, days=1),
+    pd.offsets.MonthEnd(normalize=True),
+]
+
+
+@pytest.mark.parametrize("offset", OFFSETS, ids=str)
+def test_a_frequency_is_the_same_one(offset):
+    """With all its words, such as holidays; by no alias, which versions of pandas do not share."""
+    index = pd.date_range("2024-01-01", periods=3, freq=offset)
+    assert carried(index).freq == offset
+    writer = Writer(io.BytesIO())
+    tree = writer.encode(index, "x")
+    assert tree["v"]["freq"][0] == type(offset).__name__
+
+
+class Fortnight(pd.offsets.Week):  # type: ignore[misc] # pandas has no types
+    """A frequency of somebody's own."""
+
+
+def test_a_frequency_of_one_s_own_is_refused():
+    """Its code would not be there."""
+    index = pd.date_range("2024-01-01", periods=3, freq=pd.offsets.Week(weekday=0))
+    index.freq = Fortnight(weekday=0)
+    with pytest.raises(Refused, match="Fortnight"):
+        carried(index)
+
+
+def test_not_a_number_is_not_what_is_missing():
+    """In a column that can have both."""
+    both = pd.Series(
+        pd.arrays.FloatingArray(np.array([np.nan, 1, 2]), np.array([False, True, False]))
+    )
+    back = carried(both)
+    assert back.isna().tolist() == [False, True, False]
+    assert np.isnan(back.array[0])
+
+
+def test_a_frame_that_forbids_names_twice_still_does():
+    """And so does a series."""
+    frame = pd.DataFrame({"a": [1]}).set_flags(allows_duplicate_labels=False)
+    assert not carried(frame).flags.allows_duplicate_labels
+    assert not carried(frame["a"]).flags.allows_duplicate_labels
+    assert carried(pd.DataFrame({"a": [1]})).flags.allows_duplicate_labels
 
 
 # ------------------------------------------------------------------ what must not run

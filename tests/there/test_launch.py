@@ -261,3 +261,13 @@ def test_launches_at_once_share_one_evaluator(zipapp, home):
     assert (answer["lacks"], answer["why"]) == ("session", "It was stopped.")
     wait_for(lambda: not psutil.pid_exists(kernel), what="the kernel is gone")
     assert wait_for(lambda: not list((home / "run").iterdir()), what="no lock is left") is True
+
+
+def test_what_was_on_its_way_goes_with_its_session() -> None:
+    """A front that was cut off cannot remove it; the journal stays."""
+    session = a_session()
+    (session.folder / "carried-1").mkdir()
+    (session.folder / "carried-1/object").write_bytes(b"private")
+    session.forget_keys()
+    assert not (session.folder / "carried-1").exists()
+    assert (session.folder / "journal").exists()

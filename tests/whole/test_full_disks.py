@@ -19,6 +19,7 @@ from tests.real_sshd import RealSshd
 from tests.whole.talk import Talk
 from tests.whole.test_deaths import heard, lines, over, replies, text
 from tests.whole.test_life import there, value
+from tests.whole.test_this_side import reply, run
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -91,7 +92,8 @@ def spec(
     mark = f"SetEnv {MARK}={THIS_RUN} XDG_DATA_HOME={disk.folder}"
     with RealSshd(folder, user=far.user, extra_config=mark) as server:
         config = server.ssh_config(folder / "ssh_config", "full")
-        yield here.add_remote("full", "full", ssh_config=config, python=str(far.python))
+        wishes: dict[str, Any] = {"python": str(far.python), "local": "allow"}
+        yield here.add_remote("full", "full", ssh_config=config, **wishes)
 
 
 @pytest.fixture
@@ -101,6 +103,11 @@ def talk(spec: str, disk: Disk, far: FarSide) -> Iterator[Talk]:
         talk = Talk(kernel.client)
         talk.case(lambda talk: talk.run("kept = 'since before'; import os"))
         yield talk
+    leave_nothing(disk, far)
+
+
+def leave_nothing(disk: Disk, far: FarSide) -> None:
+    """Wait until no session runs, and remove those that there were."""
     wait_for(lambda: not there(far), what="the far side is empty")
     for path in disk.folder.iterdir():
         subprocess.run(["rm", "-rf", str(path)], check=True)
@@ -144,6 +151,41 @@ def test_a_kernel_that_dies_on_a_full_disk_starts_anew(talk: Talk, disk: Disk) -
     over(talk, cell)
     assert "SIGKILL" in str([m["content"] for m in heard(talk, cell) if m["msg_type"] == "error"])
     assert value(talk, "1 + 1") == "2"
+
+
+def test_an_object_for_which_there_is_no_room(talk: Talk, disk: Disk) -> None:
+    """The cell says why it was not carried, in either direction, and nothing stays there."""
+    run(talk, "%local here = bytes(2 * 2**20)")
+    run(talk, "there = bytes(2 * 2**20)")
+    disk.fill()
+    os.truncate(disk.folder / "waste", (disk.folder / "waste").stat().st_size - 2**19)
+    for words in ("push here", "pull there"):
+        said = reply(run(talk, f"%remoter {words}"))
+        assert "No space left" in said["evalue"], said
+        assert not list(disk.session.glob("carried-*"))
+    disk.empty()
+    for words in ("push here", "pull there"):
+        assert reply(run(talk, f"%remoter {words}"))["status"] == "ok"
+
+
+def test_an_object_for_which_there_is_no_room_here(spec: str, disk: Disk, far: FarSide) -> None:
+    """The cell says so, in either direction, and what did not fit is removed."""
+    with Disk(far, Path(f"/mnt/full-here-{os.getpid()}")) as small:
+        environment = {**os.environ, "TMPDIR": str(small.folder)}
+        with started_kernel(spec, env=environment) as kernel:
+            talk = Talk(kernel.client)
+            run(talk, "there = bytes(2 * 2**20)")
+            run(talk, "%local here = bytes(2 * 2**20)")
+            small.fill()
+            os.truncate(small.folder / "waste", (small.folder / "waste").stat().st_size - 2**19)
+            said = reply(run(talk, "%remoter pull there"))
+            assert f"No space left on device. Look at {small.folder}" in said["evalue"], said
+            said = reply(run(talk, "%remoter push here"))
+            assert "No space left on device" in said["evalue"], said
+            assert not list(small.folder.glob("remoter-*/*"))
+            small.empty()
+            assert reply(run(talk, "%remoter pull there"))["status"] == "ok"
+    leave_nothing(disk, far)
 
 
 def test_an_evaluator_that_dies_on_a_full_disk(talk: Talk, disk: Disk, far: FarSide) -> None:

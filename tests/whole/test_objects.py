@@ -146,6 +146,48 @@ def test_nothing_is_unpickled_unless_that_is_asked_for(talk: Talk, far: FarSide,
         assert (folder / "ran").exists()
 
 
+def test_names_are_those_that_python_keeps(talk: Talk) -> None:
+    """Letters that look alike are one; what the person calls `globals` is no trouble."""
+    run(talk, "\u00b5 = 5; before = globals; globals = 3")  # Python keeps another letter
+    assert reply(run(talk, "%remoter pull \u00b5"))["status"] == "ok"
+    assert text_of(run(talk, "%local \u00b5 + 1")) == "6"
+    assert reply(run(talk, "%remoter push \u00b5 as \ufb01"))["status"] == "ok"
+    assert text_of(run(talk, "globals = before; fi")) == "5"
+
+
+HOSTILE = "import json; plain = json.dump; json.dump = lambda words, file: file.write({!r})"
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "nonsense",
+        "[]",
+        "{}",
+        '{"size": -1, "objects": []}',
+        '{"size": 1e30, "objects": []}',
+        '{"size": 5000000, "objects": []}',
+    ],
+)
+def test_a_kernel_that_answers_nonsense_is_told(talk: Talk, answer: str) -> None:
+    """In a sentence; nothing arrives."""
+    run(talk, f"number = 1; {HOSTILE.format(answer)}")
+    run(talk, "%local number = 'before'")
+    said = reply(run(talk, "%remoter pull number", allow_stdin=False))
+    run(talk, "json.dump = plain")
+    assert said["ename"] in {"NotCarried", "RemoteLacks"}, said
+    assert text_of(run(talk, "%local number")) == "'before'"
+
+
+def test_a_package_that_is_missing_is_named(talk: Talk) -> None:
+    """With the side on which it is."""
+    run(talk, "%%local\nimport polars\npolar = polars.DataFrame({'a': [1]})")
+    run(talk, "import sys; before = sys.modules.pop('polars', None); sys.modules['polars'] = None")
+    said = reply(run(talk, "%remoter push polar"))
+    run(talk, "del sys.modules['polars']; before and sys.modules.update(polars=before)")
+    assert "The package polars is needed, and missing (on carries)" in said["evalue"]
+
+
 def test_nothing_is_left_behind_and_nobody_else_hears_of_it(talk: Talk, far: FarSide) -> None:
     """No name, no history, no number, no file; not in the journal, nor on iopub."""
     names = "sorted(n for n in globals() if n[0] != '_')"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
@@ -79,6 +80,46 @@ def test_a_cut_on_the_way_here_is_waited_out(talk: Talk, path: Proxy, far: FarSi
     talk.listen(lambda: talk._is_done(cell), seconds=WAIT)
     digest = "import hashlib; hashlib.sha256(there).hexdigest()"
     assert text_of(run(talk, digest)) == text_of(run(talk, f"%local {digest}"))
+    assert not on_their_way(far)
+
+
+def test_an_interrupt_does_not_wait_for_a_slow_link(talk: Talk, path: Proxy, far: FarSide) -> None:
+    """In either direction, in the middle: pieces are as large as the link is fast."""
+    path.narrow(SLOW / 40)
+    try:
+        for words in ("push here as slow", "pull there as slow"):
+            before = path.bytes_up + path.bytes_down
+            cell = talk.queue(f"%remoter {words}")
+            wait_for(partial(moved_since, path, before), seconds=60, what="some is on its way")
+            talk.send("interrupt_request", {}, channel="control")
+            talk.listen(partial(talk._is_done, cell), seconds=6)
+    finally:
+        path.narrow(SLOW)
+    assert not on_their_way(far)
+    assert text_of(run(talk, "'slow' in globals()")) == "False"
+
+
+def moved_since(path: Proxy, before: int) -> bool:
+    """Is more than half a mebibyte on its way, or there?"""
+    return path.bytes_up + path.bytes_down - before > 2**19
+
+
+def test_what_an_interrupt_had_to_leave_is_removed_later(
+    talk: Talk, path: Proxy, far: FarSide
+) -> None:
+    """In a black hole nothing can be removed: the next that is carried takes it along."""
+    cell = talk.queue("%remoter push here")
+    wait_for(lambda: sum(on_their_way(far)) > SIZE // 3, seconds=60, what="a part has arrived")
+    path.stall()
+    talk.send("interrupt_request", {}, channel="control")
+    talk.listen(lambda: talk._is_done(cell), seconds=WAIT)
+    assert on_their_way(far)
+    path.cut()
+    path.resume()
+    run(talk, "%local small = 1")
+    cell = talk.queue("%remoter push small")
+    talk.listen(lambda: talk._is_done(cell), seconds=WAIT)
+    assert text_of(run(talk, "small")) == "1"
     assert not on_their_way(far)
 
 

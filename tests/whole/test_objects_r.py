@@ -76,12 +76,15 @@ OF_R = {
     "named": 'list(c(a = 1, b = NA), c(x = "y", z = NA), c(d = as.Date("2024-02-29"), e = NA))',
     "lists": 'list(a = list(), b = list(c = list(1, "d")), e = setNames(list(), character()))',
     "factors": 'list(factor(c("b", "a", NA)), factor("x", levels = c("y", "x"), ordered = TRUE))',
-    "times": 'list(as.Date(c("1600-01-01", NA)), as.POSIXct(c(0.25, NA), tz = "Europe/Berlin"))',
-    "spans": 'list(as.POSIXct(1e9, tz = "UTC"), as.difftime(c(5, NA), units = "secs"))',
+    "times": 'list(as.Date(c("1600-01-01", NA)), .POSIXct(c(0.25, NA), tz = "Europe/Berlin"))',
+    "spans": 'list(.POSIXct(1e9, tz = "GMT"), as.difftime(c(5, NA), units = "secs"))',
+    "far dates": "list(.Date(6585000), .Date(c(6585000, 1)))",
+    "repeated names": "list(c(a = 1, a = 2), c(b = TRUE, FALSE, NA))",
+    "arrays of dates": "list(structure(.Date(1:4 + 0), dim = c(2L, 2L)))",
     "arrays": "list(matrix(1:6, 2), array(c(1.5, NA), c(1, 2, 1)), matrix(c('a', 'b'), 2))",
     "frame": (
         'data.frame(n = c(1.5, NA), i = c(1L, NA), s = c("a", NA), b = c(NA, TRUE), '
-        'd = as.Date(c("2024-01-01", NA)), t = as.POSIXct(c(1e9, NA), tz = "Asia/Tokyo"), '
+        'd = as.Date(c("2024-01-01", NA)), t = .POSIXct(c(1e9, NA), tz = "Asia/Tokyo"), '
         'f = factor(c("u", NA)), row.names = c("one", "two"))'
     ),
     "empty frames": "list(data.frame(), data.frame(a = numeric()), iris, mtcars)",
@@ -91,7 +94,8 @@ OF_R = {
 @pytest.mark.parametrize("code", OF_R.values(), ids=OF_R)
 def test_what_comes_from_r_goes_back(talk: Talk, code: str) -> None:
     """Identical, attributes and all."""
-    run(talk, f"x <- {code}")
+    made = reply(run(talk, f"x <- {code}"))
+    assert made["status"] == "ok", made
     carry(talk, "pull x")
     carry(talk, "push x as back")
     said = text_of(run(talk, "cat(identical(x, back), '\\n'); if (!identical(x, back)) str(back)"))
@@ -121,14 +125,22 @@ def test_each_kind_is_what_the_table_says(talk: Talk) -> None:
         ("x <- structure(1, unit = 'm')", "attribute unit"),
         ("x <- list(a = 1, a = 2)", "not unique"),
         ("x <- data.frame(a = 1); x$l <- list(1)", "column l of x"),
+        ("x <- structure(data.frame(a = 1), note = 'b')", "attribute note"),
+        ("x <- as.pairlist(list(a = 1))", "of class pairlist"),
+        ("x <- matrix(c(1L, NA), 1)", "an array with NA"),
+        ("x <- structure(factor(c('a', 'b')), dim = 1:2)", "an array of class factor"),
+        ("x <- factor(c('a', NA), exclude = NULL)", "NA among its levels"),
+        ("x <- c(a = as.raw(1))", "raw and has names"),
+        ("x <- '\\xff'", "not UTF-8"),
+        ("x <- .Date(c(1, Inf))", "infinite"),
     ],
 )
 def test_what_r_cannot_send_is_named(talk: Talk, code: str, says: str) -> None:
     """By its class; nothing arrives here."""
     run(talk, "%local x = 'before'")
-    run(talk, code)
+    assert reply(run(talk, code))["status"] == "ok"
     said = reply(run(talk, "%remoter pull x"))
-    assert says in said["evalue"]
+    assert says in said["evalue"], said["evalue"]
     assert text_of(run(talk, "%local x")) == "'before'"
 
 
@@ -143,15 +155,39 @@ def test_what_r_cannot_send_is_named(talk: Talk, code: str, says: str) -> None:
         ("x = pd.DataFrame({'a': [1]}, index=pd.Index([5], name='id'))", "x.reset_index()"),
         ("x = pd.Series(pd.to_datetime(['2024-01-01 00:00:00.000000001']))", "nanoseconds"),
         ("x = 'a\\0b'", "NUL"),
+        ("x = pd.Series(['a\\0b'])", "NUL"),
+        ("x = pd.array(pd.interval_range(0, 3))", "interval[int64, right], for which R"),
+        ("x = pd.Series([1]).set_flags(allows_duplicate_labels=False)", "flags"),
         ("x = [1]; x.append(x)", "x[1] contains itself"),
     ],
 )
 def test_what_r_has_no_counterpart_for_is_named(talk: Talk, code: str, says: str) -> None:
     """And stays here."""
-    run(talk, f"%local {code}")
+    assert reply(run(talk, f"%local {code}"))["status"] == "ok"
     said = reply(run(talk, "%remoter push x as never"))
     assert says in said["evalue"], said["evalue"]
     assert text_of(run(talk, "exists('never')")).strip() == "[1] FALSE"
+
+
+def test_a_name_that_is_locked_keeps_its_value(talk: Talk) -> None:
+    """And those that were sent together with it keep theirs."""
+    run(talk, "free <- 'before'; locked <- 1; lockBinding('locked', globalenv())")
+    run(talk, "%%local\nfree = 'after'\nlocked = 2")
+    said = reply(run(talk, "%remoter push free locked"))
+    assert "'locked' cannot be given another value" in said["evalue"]
+    assert text_of(run(talk, "cat(free, locked)")) == "before 1"
+    run(talk, "unlockBinding('locked', globalenv()); rm(locked, free)")
+
+
+def test_texts_arrive_from_an_r_without_a_language(talk: Talk) -> None:
+    """In the locale C it knows no letters but those of ASCII: what came as UTF-8 is that."""
+    run(talk, "before <- Sys.getlocale('LC_CTYPE'); invisible(Sys.setlocale('LC_CTYPE', 'C'))")
+    try:
+        run(talk, r"x <- '\xc3\xa9'")
+        carry(talk, "pull x")
+    finally:
+        run(talk, "invisible(Sys.setlocale('LC_CTYPE', before))")
+    assert text_of(run(talk, "%local x")) == "'é'"
 
 
 def test_names_of_r_s_own(talk: Talk) -> None:
@@ -162,6 +198,7 @@ def test_names_of_r_s_own(talk: Talk) -> None:
     run(talk, "my.data <- 1:3")
     assert "no name of Python's" in reply(run(talk, "%remoter pull my.data"))["evalue"]
     carry(talk, "pull my.data as mine")
-    assert "no name of R's" in reply(run(talk, "%remoter push mine as _x"))["evalue"]
+    for name in ("_x", "...", "..1", "TRUE"):
+        assert "no name of R's" in reply(run(talk, f"%remoter push mine as {name}"))["evalue"]
     assert "no pickles" in reply(run(talk, "%remoter push mine --pickle"))["evalue"]
     assert text_of(run(talk, "ls()")).count("carry_out") == 0

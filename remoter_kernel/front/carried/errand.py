@@ -9,6 +9,7 @@ import difflib
 import json
 import os
 import pickle
+import unicodedata
 from typing import Any
 
 from remoter_kernel.front.carried.from_r import RReader
@@ -24,8 +25,8 @@ def carry_out(wish: dict[str, Any], names: dict[str, Any]) -> None:
         words = pack(wish, names) if wish["do"] == "pack" else unpack(wish, names)
     except Refused as error:
         words = {"refused": str(error)}
-    except ImportError as error:
-        words = {"refused": f"The package {error.name} is missing there, and it is needed."}
+    except ModuleNotFoundError as error:
+        words = {"refused": f"The package {error.name} is needed, and missing."}
     except MemoryError:
         words = {"refused": "There is not enough memory for it."}
     except KeyboardInterrupt:
@@ -40,7 +41,8 @@ def carry_out(wish: dict[str, Any], names: dict[str, Any]) -> None:
 
 def pack(wish: dict[str, Any], names: dict[str, Any]) -> dict[str, Any]:
     """Write the objects with these names to a new file that only its owner can read."""
-    for name in wish["names"]:
+    wanted = as_python_has(wish["names"])
+    for name in wanted:
         if name not in names:
             raise Refused(f"There is no {name!r}{meant(name, names)}.")
     handle = os.open(wish["path"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
@@ -48,13 +50,13 @@ def pack(wish: dict[str, Any], names: dict[str, Any]) -> dict[str, Any]:
     with open(handle, "wb") as file:
         writer = (RWriter if wish["for_r"] else Writer)(file)
         trees = []
-        for name in wish["names"]:
+        for name in wanted:
             tree = encoded(writer, names[name], name, is_pickled=wish["is_pickled"])
             pickled += [name] if isinstance(tree, dict) and tree["t"] == "pickle" else []
             trees.append(tree)
         writer.finish(trees)
         size = file.tell()
-    objects = [told(names[name]) for name in wish["names"]]
+    objects = [told(names[name]) for name in wanted]
     return {"size": size, "objects": objects, "pickled": pickled}
 
 
@@ -62,7 +64,7 @@ def encoded(writer: Any, value: Any, name: str, *, is_pickled: bool) -> Any:
     """Return an object's tree; where there is none, it is pickled, if that was asked for."""
     try:
         return writer.encode(value, name)
-    except Refused:
+    except Exception:
         if not is_pickled:
             raise
     try:
@@ -79,8 +81,14 @@ def unpack(wish: dict[str, Any], names: dict[str, Any]) -> dict[str, Any]:
         values = [reader.decode(tree) for tree in reader.tree()]
     if len(values) != len(wish["names"]):
         raise Refused("Not as many objects came as were sent.")
-    names.update(zip(wish["names"], values))
-    return {"objects": [told(value) for value in values]}
+    objects = [told(value) for value in values]
+    names.update(zip(as_python_has(wish["names"]), values))  # from here on nothing may fail
+    return {"objects": objects}
+
+
+def as_python_has(names: list[str]) -> list[str]:
+    """Return names as Python keeps them, which has one form for letters that look alike."""
+    return [unicodedata.normalize("NFKC", name) for name in names]
 
 
 def meant(name: str, names: dict[str, Any]) -> str:

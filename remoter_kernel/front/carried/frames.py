@@ -5,7 +5,6 @@ Runs in kernels, of whatever version of pandas they have.
 
 from __future__ import annotations
 
-import array
 import sys
 from typing import Any
 
@@ -19,7 +18,9 @@ from remoter_kernel.front.carried.values import (
     decode_zone,
     encode_zone,
     put_array,
+    put_texts,
     take_array,
+    take_texts,
 )
 
 MASKED = frozenset(
@@ -39,9 +40,12 @@ def encode_frame(writer: Writer, value: Any, where: str) -> Any:
         return {"t": "missing", "v": "NA" if value is pandas.NA else "NaT"}
     if type(value) in {pandas.Timestamp, pandas.Timedelta}:
         zone = encode_zone(getattr(value, "tz", None), where)
-        number = value.asm8.view("int64").item()
-        return {"t": "moment", "v": number, "unit": value.unit, "kind": type(value).__name__,
-                "zone": zone}  # fmt: skip
+        return {
+            "t": "moment",
+            "at": put_array(writer, value.asm8, where),
+            "kind": type(value).__name__,
+            "zone": zone,
+        }
     if type(value) is pandas.DataFrame:
         columns = [
             _column(writer, value.iloc[:, i], f"column {label!r} of {where}")
@@ -52,7 +56,7 @@ def encode_frame(writer: Writer, value: Any, where: str) -> Any:
             "columns": _index(writer, value.columns, f"{where}.columns"),
             "index": _index(writer, value.index, f"{where}.index"),
             "data": columns,
-            "attrs": writer.encode(dict(value.attrs), f"{where}.attrs"),
+            **_beside(writer, value, where),
         }
     if type(value) is pandas.Series:
         return {
@@ -60,13 +64,19 @@ def encode_frame(writer: Writer, value: Any, where: str) -> Any:
             "index": _index(writer, value.index, f"{where}.index"),
             "name": writer.encode(value.name, f"{where}.name"),
             "data": _column(writer, value, where),
-            "attrs": writer.encode(dict(value.attrs), f"{where}.attrs"),
+            **_beside(writer, value, where),
         }
     if isinstance(value, pandas.Index):
         return {"t": "index", "v": _index(writer, value, where)}
     if isinstance(value, pandas.api.extensions.ExtensionArray):
         return {"t": "column", "v": _column(writer, pandas.Series(value), where)}
     return None
+
+
+def _beside(writer: Writer, value: Any, where: str) -> dict[str, Any]:
+    """Write down what a frame or a series has beside its values."""
+    attributes = writer.encode(dict(value.attrs), f"{where}.attrs")
+    return {"attrs": attributes, "is_unique": not value.flags.allows_duplicate_labels}
 
 
 def _index(writer: Writer, index: Any, where: str) -> Any:
@@ -80,12 +90,31 @@ def _index(writer: Writer, index: Any, where: str) -> Any:
     name = writer.encode(index.name, f"the name of {where}")
     if type(index) is pd.RangeIndex:
         return {"k": "range", "v": [index.start, index.stop, index.step], "name": name}
-    known = (pd.Index, pd.DatetimeIndex, pd.TimedeltaIndex, pd.CategoricalIndex)
-    if type(index) not in known:
+    if type(index).__module__.split(".")[0] != "pandas":
         raise Refused(f"{where} is {a_kind(index)}, which is not carried.")
-    frequency = getattr(index, "freqstr", None)
     values = pd.Series(index.array if index.dtype != object else index, dtype=index.dtype)
-    return {"k": "plain", "v": _column(writer, values, where), "name": name, "freq": frequency}
+    tree = {"k": "plain", "v": _column(writer, values, where), "name": name}
+    frequency = getattr(index, "freq", None)
+    return tree if frequency is None else {**tree, "freq": _frequency(writer, frequency, where)}
+
+
+def _frequency(writer: Writer, value: Any, where: str) -> list[Any]:
+    """Return what makes a frequency: each version of pandas spells its name in another way."""
+    words = {name: word for name, word in value.kwds.items() if name != "calendar"}
+    words["normalize"] = value.normalize
+    if _made_frequency(type(value).__name__, value.n, words) != value:
+        raise Refused(f"{where} has a frequency that is not carried: {value}.")
+    tree = writer.encode(words, f"the frequency of {where}")
+    return [type(value).__name__, value.n, tree]
+
+
+def _made_frequency(kind: str, number: int, words: dict[str, Any]) -> Any:
+    import pandas as pd
+
+    maker = getattr(pd.offsets, kind, None)
+    if not (isinstance(maker, type) and issubclass(maker, pd.offsets.BaseOffset)):
+        raise Refused(f"There is no frequency {kind}.")
+    return maker(number, **words)
 
 
 def _column(writer: Writer, series: Any, where: str) -> Any:
@@ -110,48 +139,17 @@ def _column(writer: Writer, series: Any, where: str) -> Any:
             "ordered": bool(dtype.ordered),
         }
     if isinstance(dtype, pd.StringDtype):
-        return {"k": "texts", "dtype": str(dtype), **put_texts(writer, series, where)}
+        texts = [None if gone else text for text, gone in zip(series, series.isna())]
+        return {"k": "texts", "dtype": str(dtype), **put_texts(writer, texts, where)}
     if str(dtype) in MASKED:
         mask = series.isna().to_numpy()
-        fill = False if str(dtype) == "boolean" else 0
-        plain = series.fillna(fill).to_numpy(dtype=dtype.numpy_dtype)
+        plain = series.to_numpy(dtype=dtype.numpy_dtype, na_value=0)
         return {
             "k": "masked",
-            "dtype": str(dtype),
             "at": put_array(writer, plain, where),
             "mask": put_array(writer, mask, where),
         }
     raise Refused(f"{where} has the dtype {dtype}, which is not carried: astype() makes another.")
-
-
-def put_texts(writer: Writer, series: Any, where: str) -> dict[str, Any]:
-    """Write texts as one, and how long each of them is in bytes; what is missing has -1."""
-    import pandas as pd
-
-    missing = pd.isna(series).tolist()
-    try:
-        texts = [b"" if gone else text.encode() for text, gone in zip(series, missing)]
-    except UnicodeEncodeError:
-        raise Refused(f"{where} has half of a surrogate pair.") from None
-    lengths = array.array("i", [-1 if g else len(t) for t, g in zip(texts, missing)])
-    if sys.byteorder == "big":
-        lengths.byteswap()
-    return {"lengths": writer.put(lengths), "at": writer.put(*texts)}
-
-
-def take_texts(reader: Reader, tree: Any, missing: Any) -> list[Any]:
-    """Read what `put_texts` has written."""
-    lengths = array.array("i")
-    lengths.frombytes(reader.take(tree["lengths"]))
-    if sys.byteorder == "big":
-        lengths.byteswap()
-    whole = reader.take(tree["at"])
-    texts, begin = [], 0
-    for length in lengths:
-        end = begin + max(length, 0)
-        texts.append(missing if length < 0 else whole[begin:end].decode())
-        begin = end
-    return texts
 
 
 # And back ------------------------------------------------------------------------------------
@@ -171,8 +169,9 @@ def _take_index(reader: Reader, tree: Any) -> Any:
     values = _take_column(reader, tree["v"])
     index = pd.Index(values.array if values.dtype != object else values, dtype=values.dtype)
     index.name = name
-    if tree["freq"]:
-        index.freq = pd.tseries.frequencies.to_offset(tree["freq"])
+    if "freq" in tree:
+        kind, number, words = tree["freq"]
+        index.freq = _made_frequency(kind, number, reader.decode(words))
     return index
 
 
@@ -195,11 +194,12 @@ def _take_column(reader: Reader, tree: Any) -> Any:
         dtype = "string" if tree["dtype"] == "string" else "str"
         if dtype == "str" and pd.Series([""], dtype="str").dtype == object:
             dtype = object  # before pandas 3
-        return pd.Series(take_texts(reader, tree, None), dtype=dtype)
-    if kind == "masked" and tree["dtype"] in MASKED:
-        series = pd.Series(take_array(reader, tree["at"])).astype(tree["dtype"])
-        series[take_array(reader, tree["mask"])] = pd.NA
-        return series
+        return pd.Series(take_texts(reader, tree), dtype=dtype)
+    if kind == "masked":  # made of its parts: NaN and NA are two things in them
+        values = take_array(reader, tree["at"])
+        made = {"b": pd.arrays.BooleanArray, "f": pd.arrays.FloatingArray}
+        maker = made.get(values.dtype.kind, pd.arrays.IntegerArray)
+        return pd.Series(maker(values, take_array(reader, tree["mask"])))
     raise Refused("The other side sent a column of an unknown kind.")
 
 
@@ -214,25 +214,29 @@ def _decode_frame(reader: Reader, tree: Any) -> Any:
         columns[number] = column
     frame = pd.DataFrame(columns, index=index, copy=False)
     frame.columns = _take_index(reader, tree["columns"])
-    frame.attrs.update(reader.decode(tree["attrs"]))
-    return frame
+    return _with_beside(reader, tree, frame)
 
 
 def _decode_series(reader: Reader, tree: Any) -> Any:
     series = _take_column(reader, tree["data"])
     series.index = _take_index(reader, tree["index"])
     series.name = reader.decode(tree["name"])
-    series.attrs.update(reader.decode(tree["attrs"]))
-    return series
+    return _with_beside(reader, tree, series)
 
 
-def _decode_moment(_reader: Reader, tree: Any) -> Any:
-    import numpy as np
+def _with_beside(reader: Reader, tree: Any, value: Any) -> Any:
+    value.attrs.update(reader.decode(tree["attrs"]))
+    value.flags.allows_duplicate_labels = not tree["is_unique"]
+    return value
+
+
+def _decode_moment(reader: Reader, tree: Any) -> Any:
     import pandas as pd
 
+    value = take_array(reader, tree["at"])[()]
     if tree["kind"] == "Timedelta":
-        return pd.Timedelta(np.timedelta64(tree["v"], tree["unit"]))
-    moment = pd.Timestamp(np.datetime64(tree["v"], tree["unit"]))
+        return pd.Timedelta(value)
+    moment = pd.Timestamp(value)
     zone = decode_zone(tree["zone"])
     return moment if zone is None else moment.tz_localize("UTC").tz_convert(zone)
 

@@ -7,21 +7,21 @@ kind of its own, and so is NA again when it comes back.
 from __future__ import annotations
 
 import array
+import contextlib
 import datetime
 import math
 from typing import Any
 
-from remoter_kernel.front.carried.frames import take_texts
 from remoter_kernel.front.carried.to_r import (
     DAY_ZERO,
     EPOCH,
     MILLION,
     NO_INTEGER,
     TYPES,
-    as_little,
 )
-from remoter_kernel.front.carried.values import Reader, Refused, decode_zone
+from remoter_kernel.front.carried.values import Reader, Refused, as_little, decode_zone, take_texts
 
+FARTHEST = 2.0**63  # what numpy counts moments with has 64 bits
 WIDTHS = {"logical": "i4", "integer": "i4", "double": "f8", "complex": "c16"}
 
 
@@ -35,15 +35,12 @@ class RReader(Reader):
             return None
         if kind == "list":
             values = [self.decode(each) for each in tree["v"]]
-            return dict(zip(self._names(tree["names"]), values)) if tree["names"] else values
+            return dict(zip(take_texts(self, tree["names"]), values)) if tree["names"] else values
         if kind == "frame":
             return self._frame(tree)
         if kind != "vector":
             raise Refused("R sent something of an unknown kind.")
         return self._vector_or_one(tree)
-
-    def _names(self, tree: Any) -> list[Any]:
-        return take_texts(self, tree, None)
 
     def _read(self, tree: Any) -> Any:
         """Return the numbers of a vector, as Python's array has them."""
@@ -57,35 +54,36 @@ class RReader(Reader):
             return self.take(tree["at"])
         is_one = int(tree["n"]) == 1 and not (tree.get("names") or tree.get("dim"))
         if is_one and tree.get("of") != "factor":
-            one = self._one(tree)
-            if one is not None:
-                return one
+            with contextlib.suppress(OverflowError):  # no `date` is so far away, or infinite
+                one = self._one(tree)
+                if one is not None:
+                    return one
         if tree.get("names"):
             import pandas as pd
 
             series = self._column(tree) if tree.get("of") == "Date" else self._series(tree)
-            series.index = pd.Index(self._names(tree["names"]), dtype="str")
+            series.index = pd.Index(take_texts(self, tree["names"]), dtype="str")
             return series
         if tree.get("of") == "Date":
             import numpy as np
 
-            return self._moments(np.array(self._read(tree)), tree)
-        series = self._series(tree)
-        if tree.get("dim"):
-            return _plain(series, tree).reshape(list(map(int, tree["dim"])), order="F")
-        if tree.get("of") == "factor":
-            return series.array
-        if tree.get("of") == "POSIXct":
-            import pandas as pd
+            values = self._moments(np.array(self._read(tree)), tree)
+        else:
+            series = self._series(tree)
+            if tree.get("of") == "factor":
+                return series.array
+            if tree.get("of") == "POSIXct" and not tree.get("naive"):
+                import pandas as pd
 
-            return series.to_numpy() if tree.get("naive") else pd.DatetimeIndex(series)
-        return _plain(series, tree)
+                return pd.DatetimeIndex(series)
+            values = _plain(series, tree)
+        return values.reshape(list(map(int, tree["dim"])), order="F") if tree.get("dim") else values
 
     def _one(self, tree: Any) -> Any:
         """Return a vector of one as its value; None: that is NA, and one of many kinds."""
         kind, of = tree["type"], tree.get("of")
         if kind == "character":
-            (text,) = take_texts(self, tree, None)
+            (text,) = take_texts(self, tree)
             return _missing() if text is None else text
         numbers = self._read(tree)
         first = numbers[0]
@@ -110,14 +108,16 @@ class RReader(Reader):
         import pandas as pd
 
         rows = tree["rows"]
-        index = pd.Index(self._names(rows), dtype="str") if rows else pd.RangeIndex(int(tree["n"]))
+        index = (
+            pd.Index(take_texts(self, rows), dtype="str") if rows else pd.RangeIndex(int(tree["n"]))
+        )
         columns = {}
         for number, each in enumerate(tree["v"]):
             column = self._column(each)
             column.index = index
             columns[number] = column
         frame = pd.DataFrame(columns, index=index, copy=False)
-        frame.columns = pd.Index(self._names(tree["names"]), dtype="str")
+        frame.columns = pd.Index(take_texts(self, tree["names"]), dtype="str")
         return frame
 
     def _column(self, tree: Any) -> Any:
@@ -125,7 +125,7 @@ class RReader(Reader):
         import pandas as pd
 
         if tree["type"] == "character":
-            texts = take_texts(self, tree, None)
+            texts = take_texts(self, tree)
             dtype = "str" if pd.Series([""], dtype="str").dtype != object else object
             return pd.Series(texts, dtype=dtype)
         if tree.get("of") == "Date":
@@ -143,11 +143,11 @@ class RReader(Reader):
 
         kind, of = tree["type"], tree.get("of")
         if kind == "character":
-            return pd.Series(take_texts(self, tree, None), dtype="string")
+            return pd.Series(take_texts(self, tree), dtype="string")
         numbers = np.frombuffer(bytearray(self.take(tree["at"])), "<" + WIDTHS[kind])
         if of == "factor":
             codes = np.where(numbers == NO_INTEGER, 0, numbers) - 1
-            levels = pd.Index(self._names(tree["levels"]), dtype="str")
+            levels = pd.Index(take_texts(self, tree["levels"]), dtype="str")
             dtype = pd.CategoricalDtype(levels, ordered=bool(tree["ordered"]))
             return pd.Series(pd.Categorical.from_codes(codes, dtype=dtype))
         if of:
@@ -168,7 +168,10 @@ class RReader(Reader):
 
         gone = np.isnan(numbers)
         per = 1 if tree["of"] == "Date" else MILLION
-        whole = np.rint(np.where(gone, 0, numbers) * per).astype("i8")
+        counted = np.rint(np.where(gone, 0, numbers) * per)
+        if (np.abs(counted) >= FARTHEST).any():
+            raise Refused("A moment or a span of R's is infinite, or too large.")
+        whole = counted.astype("i8")
         unit = {"Date": "M8[D]", "POSIXct": "M8[us]", "difftime": "m8[us]"}[tree["of"]]
         moments = whole.astype(unit)
         moments[gone] = "NaT"
@@ -179,7 +182,7 @@ class RReader(Reader):
 
 def _zone(tree: Any) -> Any:
     zone = tree.get("zone")
-    return datetime.timezone.utc if zone in {None, "", "UTC", "GMT"} else decode_zone(str(zone))
+    return datetime.timezone.utc if zone in {None, "", "UTC"} else decode_zone(str(zone))
 
 
 def _plain(series: Any, tree: Any) -> Any:

@@ -12,6 +12,7 @@ DEEPEST <- 100 # lists in lists in lists
 
 writer <- function(con) {
   begin <- 0
+  is_utf8 <- l10n_info()$`UTF-8` || Sys.getlocale("LC_CTYPE") %in% c("C", "POSIX")
   put <- function(values, ...) {
     at <- begin
     for (from in seq(1, max(length(values), 1), by = PIECE)) {
@@ -23,7 +24,12 @@ writer <- function(con) {
     list(at, begin - at)
   }
   texts <- function(values, where) {
-    values <- enc2utf8(as.character(values))
+    values <- as.character(values)
+    if (is_utf8) { # enc2utf8 would make "<c3><a9>" of what it does not know
+      unmarked <- Encoding(values) == "unknown"
+      Encoding(values[unmarked]) <- "UTF-8"
+    }
+    values <- enc2utf8(values)
     if (!all(validUTF8(values[!is.na(values)]))) refuse(where, " has a text that is not UTF-8.")
     lengths <- nchar(values, type = "bytes")
     lengths[is.na(values)] <- -1L
@@ -43,7 +49,7 @@ encode <- function(to, x, where, depth = 0) {
   if (is.null(x)) return(list(t = "null"))
   if (isS4(x)) refuse(where, " is an S4 object of class ", class(x)[1], ", which is not carried.")
   if (is.data.frame(x)) return(encode_frame(to, x, where))
-  if (is.list(x) && is.null(attr(x, "class"))) return(encode_list(to, x, where, depth))
+  if (typeof(x) == "list" && is.null(attr(x, "class"))) return(encode_list(to, x, where, depth))
   if (is.atomic(x)) return(encode_vector(to, x, where))
   refuse(where, " is of class ", class(x)[1], ", which is not carried.")
 }
@@ -63,6 +69,9 @@ encode_frame <- function(to, x, where) {
   known <- c("data.frame", "tbl_df", "tbl", "data.table")
   if (length(other <- setdiff(class(x), known)))
     refuse(where, " is a data frame of class ", other[1], ": as.data.frame() makes a plain one.")
+  known <- c("names", "row.names", "class", ".internal.selfref", "sorted", "index") # of data.table
+  if (length(extra <- setdiff(names(attributes(x)), known)))
+    refuse(where, " has the attribute ", extra[1], ", which is not carried.")
   if (anyDuplicated(names(x))) refuse(where, " has columns of the same name.")
   columns <- lapply(seq_along(x), function(i) {
     at <- paste0("column ", names(x)[i], " of ", where)
@@ -80,10 +89,14 @@ encode_vector <- function(to, x, where) {
   if (length(extra <- setdiff(names(attributes(x)), known)))
     refuse(where, " has the attribute ", extra[1], ", which is not carried.")
   names <- names(x)
+  dim <- dim(x)
   if (!is.null(names) && anyNA(names)) refuse(where, " has names that are missing.")
+  if (!is.null(names) && is.raw(x)) refuse(where, " is raw and has names, which is not carried.")
+  if (!is.null(dim)) check_array(x, where)
   tree <- list(t = "vector", n = length(x), type = typeof(x))
   if (is.factor(x)) {
     if (!all(class(x) %in% c("factor", "ordered"))) refuse(where, " is of class ", class(x)[1], ".")
+    if (anyNA(levels(x))) refuse(where, " has NA among its levels, which is not carried.")
     tree <- c(tree, list(of = "factor", ordered = is.ordered(x), levels = to$texts(levels(x), where)))
   } else if (inherits(x, "Date")) {
     if (any(unclass(x) != floor(unclass(x)), na.rm = TRUE)) refuse(where, " has parts of days.")
@@ -103,22 +116,27 @@ encode_vector <- function(to, x, where) {
     refuse(where, " is of class ", class(x)[1], ", which is not carried.")
   }
   if (!is.null(tree$of) && tree$of != "factor") tree$type <- "double"
-  if (!is.null(dim(x))) {
-    if (!is.null(names)) refuse(where, " has dimensions and names.")
-    tree$dim <- as.list(dim(x))
-  }
+  if (!is.null(dim)) tree$dim <- as.list(dim)
   if (!is.null(names)) tree$names <- to$texts(names, where)
   attributes(x) <- NULL
   if (is.character(x)) c(tree[setdiff(names(tree), "n")], to$texts(x, where))
   else c(tree, list(at = to$put(x)))
 }
 
+check_array <- function(x, where) { # those that numpy has no counterpart for
+  if (!is.null(names(x))) refuse(where, " has dimensions and names.")
+  is_zoned <- inherits(x, "POSIXct") && !isTRUE(attr(x, "remoter_naive"))
+  if (is.factor(x) || is.raw(x) || is_zoned)
+    refuse(where, " is an array of class ", if (is.raw(x)) "raw" else class(x)[1], ", which is not carried.")
+  if (is.null(attr(x, "class")) && typeof(x) %in% c("logical", "integer", "character") && anyNA(x))
+    refuse(where, " is an array with NA that is not of doubles, which is not carried.")
+}
+
 pack <- function(wish) {
   for (name in wish$names)
     if (!exists(name, envir = globalenv(), inherits = FALSE)) refuse(missing_name(name))
   old <- Sys.umask("077")
-  con <- file(wish$path, "wb", encoding = "UTF-8")
-  Sys.umask(old)
+  con <- tryCatch(file(wish$path, "wb"), finally = Sys.umask(old))
   on.exit(close(con))
   to <- writer(con)
   trees <- lapply(wish$names, function(name) encode(to, get(name, envir = globalenv()), name))
@@ -225,8 +243,14 @@ unpack <- function(wish) {
   trees <- from$tree()
   if (length(trees) != length(wish$names)) refuse("Not as many objects came as were sent.")
   values <- lapply(trees, function(tree) decode(from, tree))
-  for (i in seq_along(values)) assign(wish$names[[i]], values[[i]], envir = globalenv())
-  list(objects = lapply(values, told))
+  objects <- lapply(values, told)
+  for (name in wish$names)
+    if (exists(name, envir = globalenv(), inherits = FALSE) &&
+        (bindingIsLocked(name, globalenv()) || bindingIsActive(name, globalenv())))
+      refuse("'", name, "' cannot be given another value: it is locked or active.")
+  names(values) <- unlist(wish$names)
+  list2env(values, envir = globalenv()) # all at once: an interrupt comes before it or after
+  list(objects = objects)
 }
 
 # -------------------------------------------------------------------------------- errands

@@ -11,12 +11,14 @@ import datetime
 import sys
 from typing import Any
 
-from remoter_kernel.front.carried.frames import put_texts
+from remoter_kernel.front.carried.frames import MASKED
 from remoter_kernel.front.carried.values import (
     Refused,
     Writer,
     a_kind,
+    as_little,
     encode_zone,
+    put_texts,
 )
 
 NO_INTEGER = -(1 << 31)  # R's integers are of 32 bits, and this one means NA
@@ -39,13 +41,14 @@ class RWriter(Writer):
 
     def _encode(self, value: Any, where: str) -> Any:
         if type(value) is list:
-            return self._list([self.encode(v, f"{where}[{i}]") for i, v in enumerate(value)], None)
+            values = [self.encode(each, f"{where}[{i}]") for i, each in enumerate(value)]
+            return {"t": "list", "v": values, "names": None}
         if type(value) is dict:
             names = list(value)
             if not all(type(name) is str and name for name in names):
                 raise Refused(f"{where} has keys that are no text, or empty: no names for R.")
             trees = [self.encode(value[name], f"{where}[{name!r:.40}]") for name in names]
-            return self._list(trees, names)
+            return {"t": "list", "v": trees, "names": self._texts(names, f"a key of {where}")}
         one = self._one(value, where)
         if one is not None:
             return one
@@ -54,19 +57,11 @@ class RWriter(Writer):
             return many
         raise Refused(f"{where} is {a_kind(value)}, for which R has no counterpart.")
 
-    def _list(self, trees: list[Any], names: Any) -> Any:
-        return {"t": "list", "v": trees, "names": None if names is None else self._texts(names)}
-
-    def _texts(self, texts: list[Any]) -> Any:
-        for text in texts:
-            if text is not None and "\0" in text:
-                raise Refused("A text with a NUL in it cannot go to R.")
-        lengths, pieces = array.array("i"), []
-        for text in texts:
-            piece = b"" if text is None else _utf8(text)
-            lengths.append(-1 if text is None else len(piece))
-            pieces.append(piece)
-        return {"n": len(texts), "lengths": self.put(as_little(lengths)), "at": self.put(*pieces)}
+    def _texts(self, texts: list[Any], where: str) -> dict[str, Any]:
+        """Write the texts of a vector; what is missing is None."""
+        if any(text is not None and "\0" in text for text in texts):
+            raise Refused(f"{where} has a text with a NUL in it, which R cannot have.")
+        return {"n": len(texts), **put_texts(self, texts, where)}
 
     def _numbers(self, kind: str, numbers: Any, **words: Any) -> Any:
         plain = array.array(TYPES[kind], numbers)
@@ -90,7 +85,7 @@ class RWriter(Writer):
         if kind is complex:
             return self._numbers("complex", [value.real, value.imag])
         if kind is str:
-            return {"t": "vector", "type": "character", **self._texts([value])}
+            return {"t": "vector", "type": "character", **self._texts([value], where)}
         if kind is bytes:
             return {"t": "vector", "type": "raw", "n": len(value), "at": self.put(value)}
         if kind is datetime.date:
@@ -147,27 +142,35 @@ class RWriter(Writer):
         return None
 
     def _series(self, value: Any, where: str) -> Any:
-        if value.name is not None or value.attrs:
+        if value.name is not None:
             raise Refused(f"{where} has a name, and R's vectors have none: {where}.rename(None).")
+        self._check_beside(value, where)
         tree = self._column(value, where)
-        names = self._row_names(value.index, where)
+        names = self._row_names(value.index, where, may_repeat=True)
         return tree if names is None else {**tree, "names": names}
 
     def _frame(self, value: Any, where: str) -> Any:
         names = value.columns.tolist()
         if not all(type(name) is str for name in names) or len(set(names)) != len(names):
             raise Refused(f"{where} has columns whose names are no text, or are not unique.")
-        if value.columns.name is not None or value.attrs:
-            raise Refused(f"{where} has a name for its columns or attributes; R's frames have not.")
+        if value.columns.name is not None:
+            raise Refused(f"{where} has a name for its columns; R's frames have not.")
+        self._check_beside(value, where)
         columns = [
             self._column(value.iloc[:, i], f"column {name!r} of {where}")
             for i, name in enumerate(names)
         ]
         rows = self._row_names(value.index, where)
-        names = self._texts(names)
+        names = self._texts(names, f"a name in {where}")
         return {"t": "frame", "names": names, "v": columns, "rows": rows, "n": len(value)}
 
-    def _row_names(self, index: Any, where: str) -> Any:
+    def _check_beside(self, value: Any, where: str) -> None:
+        if value.attrs or not value.flags.allows_duplicate_labels:
+            raise Refused(
+                f"{where} has attributes or flags, which R's vectors and frames have not."
+            )
+
+    def _row_names(self, index: Any, where: str, *, may_repeat: bool = False) -> Any:
         """Return the names of rows; None: they have numbers from 0, which are from 1 in R."""
         import pandas as pd
 
@@ -175,8 +178,9 @@ class RWriter(Writer):
         if plain and index.name is None:
             return None
         labels = index.tolist()
-        if index.name is None and index.is_unique and all(type(each) is str for each in labels):
-            return self._texts(labels)
+        is_named = index.name is None and all(type(each) is str for each in labels)
+        if is_named and (may_repeat or index.is_unique):
+            return self._texts(labels, f"{where}.index")
         raise Refused(f"{where} has an index that R has no place for: {where}.reset_index().")
 
     def _column(self, series: Any, where: str) -> Any:
@@ -186,9 +190,6 @@ class RWriter(Writer):
         dtype = series.dtype
         if isinstance(dtype, pd.CategoricalDtype):
             return self._factor(series, where)
-        if isinstance(dtype, pd.StringDtype):
-            return {"t": "vector", "type": "character", "n": len(series),
-                    **put_texts(self, series, where)}  # fmt: skip
         if isinstance(dtype, pd.DatetimeTZDtype):
             zone = encode_zone(dtype.tz, where)
             plain = series.dt.tz_convert("UTC").dt.tz_localize(None).to_numpy()
@@ -196,12 +197,11 @@ class RWriter(Writer):
         if isinstance(dtype, np.dtype) and dtype.kind != "O":
             return self._vector(series.to_numpy(), where)
         missing = series.isna().to_numpy()
-        if isinstance(dtype, np.dtype):
+        if isinstance(dtype, (np.dtype, pd.StringDtype)):
             return self._objects(series, missing, where)
-        name = str(dtype).lower()
-        if name == "boolean" or name.startswith(("int", "uint")):
-            filled = series.fillna(False if name == "boolean" else 0)
-            return self._vector(filled.to_numpy(dtype=dtype.numpy_dtype), where, missing)
+        if str(dtype) in MASKED and dtype.numpy_dtype.kind != "f":
+            plain = series.to_numpy(dtype=dtype.numpy_dtype, na_value=0)
+            return self._vector(plain, where, missing)
         raise Refused(f"{where} has the dtype {dtype}, for which R has no counterpart.")
 
     def _factor(self, series: Any, where: str) -> Any:
@@ -209,14 +209,14 @@ class RWriter(Writer):
         if not all(type(level) is str for level in levels):
             raise Refused(f"{where} has categories that are no text, and R's levels are text.")
         codes = [NO_INTEGER if code < 0 else code + 1 for code in series.cat.codes.tolist()]
-        words = {"levels": self._texts(levels), "ordered": bool(series.cat.ordered)}
+        words = {"levels": self._texts(levels, where), "ordered": bool(series.cat.ordered)}
         return self._numbers("integer", codes, of="factor", **words)
 
     def _objects(self, series: Any, missing: Any, where: str) -> Any:
         cells = [None if gone else cell for cell, gone in zip(series.tolist(), missing)]
         kinds = {type(cell) for cell in cells if cell is not None}
         if kinds <= {str}:
-            return {"t": "vector", "type": "character", **self._texts(cells)}
+            return {"t": "vector", "type": "character", **self._texts(cells, where)}
         if kinds == {datetime.date}:
             days = [float("nan") if day is None else float((day - DAY_ZERO).days) for day in cells]
             return self._numbers("double", days, of="Date")
@@ -247,7 +247,7 @@ class RWriter(Writer):
         if kind == "c" and values.dtype.itemsize <= 16:  # noqa: PLR2004 - bytes of two doubles
             return self._array("complex", values.astype("<c16", copy=False))
         if kind == "U":
-            return {"t": "vector", "type": "character", **self._texts(values.tolist())}
+            return {"t": "vector", "type": "character", **self._texts(values.tolist(), where)}
         if kind == "M" and np.datetime_data(values.dtype)[0] == "D":
             days = [float("nan") if np.isnat(day) else float(day.astype("i8")) for day in values]
             return self._numbers("double", days, of="Date")
@@ -274,17 +274,3 @@ def _microseconds(values: Any, where: str) -> list[Any]:
     gone = np.isnat(values).tolist()
     numbers = values.astype(unit).astype("i8").tolist()
     return [None if is_gone else number for number, is_gone in zip(numbers, gone)]
-
-
-def _utf8(text: str) -> bytes:
-    try:
-        return text.encode()
-    except UnicodeEncodeError:
-        raise Refused("A text has half of a surrogate pair, which R cannot have.") from None
-
-
-def as_little(numbers: Any) -> Any:
-    """Turn numbers to the order of bytes that the file has."""
-    if sys.byteorder == "big":
-        numbers.byteswap()
-    return numbers

@@ -51,7 +51,9 @@ class Writer:
 
     def encode(self, value: Any, where: str) -> Any:
         """Return a value's tree; `where` is what a person calls it."""
-        if value is None or value is True or value is False or type(value) is str:
+        if value is None or value is True or value is False:
+            return value
+        if type(value) is str and not has_surrogates(value):
             return value
         return self.within(value, where, self._encode)
 
@@ -127,6 +129,8 @@ def a_kind(value: Any) -> str:
 def encode_plain(writer: Writer, value: Any, where: str) -> Any:
     """Return the tree of a plain value; None: it is none."""
     kind = type(value)
+    if kind is str:  # JSON would make one character of two halves that stand side by side
+        return {"t": "halves", "at": writer.put(value.encode("utf-8", "surrogatepass"))}
     if kind is int:
         return {"t": "int", "v": hex(value)}
     if kind is float:
@@ -146,13 +150,45 @@ def encode_plain(writer: Writer, value: Any, where: str) -> Any:
     return _encode_time(value, where)
 
 
+def put_texts(writer: Writer, texts: list[str | None], where: str) -> dict[str, Any]:
+    """Write texts as one, and how long each of them is in bytes; what is missing has -1."""
+    try:
+        pieces = [b"" if text is None else text.encode() for text in texts]
+    except UnicodeEncodeError:
+        raise Refused(f"{where} has half of a surrogate pair.") from None
+    lengths = [-1 if text is None else len(piece) for text, piece in zip(texts, pieces)]
+    return {"lengths": writer.put(as_little(array.array("i", lengths))), "at": writer.put(*pieces)}
+
+
+def take_texts(reader: Reader, tree: Any) -> list[str | None]:
+    """Read what `put_texts` has written."""
+    lengths = array.array("i")
+    lengths.frombytes(reader.take(tree["lengths"]))
+    whole = reader.take(tree["at"])
+    texts, begin = [], 0
+    for length in as_little(lengths):
+        end = begin + max(length, 0)
+        texts.append(None if length < 0 else whole[begin:end].decode())
+        begin = end
+    return texts
+
+
+def has_surrogates(text: str) -> bool:
+    """Has a text halves of characters, which are none?"""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return True
+    return False
+
+
 def _encode_many(writer: Writer, value: Any, where: str) -> Any:
     name = type(value).__name__
     if len(value) > MANY:
         kinds = set(map(type, value))
         if kinds == {float} or (kinds == {int} and max(map(abs, value)) < 1 << 63):
             code = "d" if kinds == {float} else "q"
-            return {"t": name, "of": code, "at": writer.put(_little(array.array(code, value)))}
+            return {"t": name, "of": code, "at": writer.put(as_little(array.array(code, value)))}
     return {"t": name, "v": [writer.encode(v, f"{where}[{i}]") for i, v in enumerate(value)]}
 
 
@@ -163,9 +199,12 @@ def _encode_time(value: Any, where: str) -> Any:
     if kind is datetime.timedelta:
         return {"t": "timedelta", "v": [value.days, value.seconds, value.microseconds]}
     if kind in {datetime.datetime, datetime.time}:
+        zone = encode_zone(value.tzinfo, where)
+        if kind is datetime.datetime and _is_of_pytz(value.tzinfo):
+            # Only pytz knows what it has made of the fold, and of a zone that was only put there.
+            value = value.astimezone(decode_zone(zone))
         clock = [value.hour, value.minute, value.second, value.microsecond]
         day = [value.year, value.month, value.day] if kind is datetime.datetime else []
-        zone = encode_zone(value.tzinfo, where)
         return {"t": kind.__name__, "v": day + clock, "zone": zone, "fold": value.fold}
     return None
 
@@ -176,15 +215,19 @@ def encode_zone(zone: Any, where: str) -> Any:
         return None
     if type(zone) is datetime.timezone:
         offset = zone.utcoffset(None)
-        if zone != datetime.timezone.utc and zone.tzname(None) != datetime.timezone(offset).tzname(
-            None
-        ):
+        if zone.tzname(None) != datetime.timezone(offset).tzname(None):
             raise Refused(f"{where} has a time zone with a name of its own: {zone}.")
         return offset.total_seconds()
     name = getattr(zone, "key", None) or getattr(zone, "zone", None)  # zoneinfo's, pytz's
-    if type(zone).__module__.split(".")[0] not in {"zoneinfo", "pytz"} or not name:
+    if _is_of_pytz(zone) and not name:
+        return zone.utcoffset(None).total_seconds()
+    if not (_is_of_pytz(zone) or type(zone).__module__.split(".")[0] == "zoneinfo") or not name:
         raise Refused(f"{where} has a time zone that is not carried: {zone!r}.")
     return str(name)
+
+
+def _is_of_pytz(zone: Any) -> bool:
+    return type(zone).__module__.split(".")[0] == "pytz"
 
 
 def decode_zone(tree: Any) -> Any:
@@ -203,7 +246,7 @@ def _decode_many(reader: Reader, tree: Any) -> Any:
     if "of" in tree:
         numbers = array.array("d" if tree["of"] == "d" else "q")
         numbers.frombytes(reader.take(tree["at"]))
-        return makers[tree["t"]](_little(numbers))
+        return makers[tree["t"]](as_little(numbers))
     return makers[tree["t"]](map(reader.decode, tree["v"]))
 
 
@@ -216,7 +259,8 @@ def _decode_clock(_reader: Reader, tree: Any) -> Any:
     return kind(*tree["v"], tzinfo=decode_zone(tree["zone"]), fold=tree["fold"])
 
 
-def _little(numbers: Any) -> Any:
+def as_little(numbers: Any) -> Any:
+    """Turn numbers to the order of bytes that the file has, or back."""
     if sys.byteorder == "big":
         numbers.byteswap()
     return numbers
@@ -249,9 +293,23 @@ def put_array(writer: Writer, value: Any, where: str) -> list[int]:
         raise Refused(f"{where} has texts of any length: carry {where}.astype(str).")
     if values.dtype.metadata:
         raise Refused(f"{where} has a dtype with metadata, which would be lost.")
+    if not _is_plain(values.dtype):
+        why = "which numpy's own form cannot name: astype() makes another"
+        raise Refused(f"{where} has the dtype {values.dtype}, {why}.")
     begin = writer.file.tell()
     np.lib.format.write_array(writer.file, values, version=(3, 0), allow_pickle=False)
     return [begin, writer.file.tell() - begin]
+
+
+def _is_plain(dtype: Any) -> bool:
+    """Would a dtype arrive as itself? Those that packages add would be mere bytes."""
+    import numpy as np
+
+    try:
+        named = np.lib.format.descr_to_dtype(np.lib.format.dtype_to_descr(dtype))
+    except ValueError:  # fields that overlap
+        return False
+    return bool(named == dtype) and dtype.type is not np.record
 
 
 def take_array(reader: Reader, at: list[Any]) -> Any:
@@ -267,6 +325,7 @@ DECODERS: dict[str, Callable[[Reader, Any], Any]] = {
     "int": lambda _reader, tree: int(tree["v"], 16),
     "float": lambda _reader, tree: struct.unpack("<d", bytes.fromhex(tree["v"]))[0],
     "complex": lambda _reader, tree: complex(*struct.unpack("<dd", bytes.fromhex(tree["v"]))),
+    "halves": lambda reader, tree: reader.take(tree["at"]).decode("utf-8", "surrogatepass"),
     "bytes": lambda reader, tree: reader.take(tree["at"]),
     "bytearray": lambda reader, tree: bytearray(reader.take(tree["at"])),
     **dict.fromkeys(("list", "tuple", "set", "frozenset"), _decode_many),
