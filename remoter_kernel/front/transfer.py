@@ -225,15 +225,15 @@ class Transfer:
                 (item.place, item.entry.kind, item.entry.size, _placed(item.entry.path, places))
                 for item in plan.items
             ]
-            left_out, files, size = plan.left_out, plan.files, plan.size
+            left_out, (files, size) = plan.left_out, end.arrived
         else:
             rows = [(entry.path, entry.kind, entry.size, place) for entry, place in end.entries]
-            left_out = list(map(str, end.start.get("left_out") or ()))
-            files, size = _count(end.start.get("files")), _count(end.start.get("size"))
-        failed = sum(each.is_told for each in end.troubles) if errand.is_put else 0
+            said = end.start.get("left_out")
+            left_out = list(map(str, said)) if isinstance(said, list) else []
+            files, size = self._journey.files, self._journey.size
         return Outcome(
-            files=files if errand.is_dry else self._journey.files - failed,
-            size=size if errand.is_dry else self._journey.size,
+            files=files,
+            size=size,
             seconds=seconds,
             targets=tuple(end.targets),
             left_out=tuple(map(plain, left_out)),

@@ -86,6 +86,13 @@ def test_a_link_with_a_detour_leads_nowhere(target):
         safe_target(target, 5)
 
 
+@pytest.mark.parametrize("target", ["a\\..\\..\\b", "C:\\x", "C:", "../a\\..\\..\\.."])
+def test_a_link_leads_nowhere_by_other_slashes_either(target):
+    with pytest.raises(FileTrouble):
+        safe_target(target, 5, is_windows=True)
+    assert safe_target(target, 5, is_windows=False)
+
+
 @pytest.mark.parametrize(
     ("name", "word"),
     [("a.csv", "runs/*.csv"), ("a", "x/a/"), ("me", "~"), ("work", "."), ("a[1]", "x/a[1]")],
