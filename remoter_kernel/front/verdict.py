@@ -13,7 +13,9 @@ if TYPE_CHECKING:
     from remoter_kernel.wire.said import Said
 
 FAILED = 1
-_QUIT = re.compile(r"quit\(status = (-?\d+)\)")  # as an R script's `quit` is made to say it
+_R_ERROR = "ERROR"
+# As an R script's `quit` is made to say it: "Error", in whatever language R speaks, goes before.
+_QUIT = re.compile(r"\S+\s?[:：]\s*quit\(status = (-?\d+)\)")
 
 
 def quit_with(content: dict[str, Any]) -> str | None:
@@ -21,7 +23,7 @@ def quit_with(content: dict[str, Any]) -> str | None:
     evalue = str(content.get("evalue", "")).strip()
     if content.get("ename") == "SystemExit":
         return "0" if evalue in {"", "None", "False"} else evalue
-    found = _QUIT.search(evalue)
+    found = _QUIT.fullmatch(evalue) if content.get("ename") == _R_ERROR else None
     return found[1] if found else None
 
 
