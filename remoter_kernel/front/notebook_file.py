@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -77,7 +78,8 @@ def write_notebook(path: Path, notebook: dict[str, Any]) -> None:
     import nbformat  # noqa: PLC0415 - slow, and most who read a notebook write none
 
     nodes = nbformat.from_dict(notebook)  # type: ignore[no-untyped-call]
-    _validate(nodes)
+    with contextlib.suppress(nbformat.ValidationError):  # it is told of, and what ran is kept
+        _validate(nodes)
     replace_file(path, nbformat.writes(nodes) + "\n")  # type: ignore[no-untyped-call]
 
 

@@ -132,6 +132,16 @@ def test_a_new_notebook_is_what_nbformat_reads(tmp_path):
     assert len(nbformat.read(path, as_version=4).cells) == 4
 
 
+def test_what_nbformat_finds_fault_with_is_written_all_the_same(tmp_path, caplog):
+    """One odd output must not cost those of a whole night; nbformat itself says what is odd."""
+    notebook = json.loads(nbformat.writes(a_notebook()))
+    code = next(cell for cell in notebook["cells"] if cell["cell_type"] == "code")
+    code["outputs"] = [{"output_type": "stream", "name": "stdout", "text": 5}]
+    write_notebook(tmp_path / "odd.ipynb", notebook)
+    assert json.loads((tmp_path / "odd.ipynb").read_text())["cells"] == notebook["cells"]
+    assert "invalid" in caplog.text
+
+
 def test_a_place_that_cannot_be_written_is_named(tmp_path):
     """A missing folder is told in words."""
     with pytest.raises(Usage, match="cannot be written"):
