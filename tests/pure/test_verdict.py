@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from remoter_kernel.front.verdict import exit_code, quit_with
+from remoter_kernel.front.verdict import exit_code, quit_with, verdict_on
 
 R = "ERROR"
 PYTHON = "ValueError"
@@ -29,3 +29,24 @@ def test_only_who_leaves_has_left(ename, evalue, word):
     content = {"status": "error", "ename": ename, "evalue": evalue}
     assert quit_with(content) == word
     assert exit_code(content) == (word != "0")
+
+
+FAILS = {"status": "error", "ename": "KeyError", "evalue": "x"}
+LEAVES = {"status": "error", "ename": "SystemExit", "evalue": "0"}
+
+
+@pytest.mark.parametrize(
+    ("replies", "code"),
+    [
+        ([], 0),
+        ([{"status": "ok"}, {"status": "ok"}], 0),
+        ([{"status": "ok"}, FAILS, {"status": "aborted"}], 1),
+        ([LEAVES, {"status": "aborted"}], 0),
+        ([{"status": "ok"}, {"status": "aborted"}], 1),
+        ([{"status": "abort"}], 1),
+        ([{}], 1),
+    ],
+)
+def test_pieces_end_as_the_first_that_did_not_go_well(replies, code):
+    """Called off before anything failed: nothing of it was run."""
+    assert verdict_on(replies) == code
