@@ -124,6 +124,12 @@ def test_a_replaced_file_keeps_its_mode_and_its_link(tmp_path):
     assert sorted(each.name for each in tmp_path.iterdir()) == ["link.ipynb", "n.ipynb"]
 
 
+def test_a_name_may_be_as_long_as_the_disk_allows(tmp_path):
+    path = tmp_path / f"{'ä' * 124}.ipynb"
+    replace_file(path, "new")
+    assert [each.name for each in tmp_path.iterdir()] == [path.name]
+
+
 def test_a_new_notebook_is_what_nbformat_reads(tmp_path):
     """A written notebook is valid and ends with a newline."""
     path = tmp_path / "new.ipynb"
