@@ -10,6 +10,7 @@ import click
 
 from remoter_kernel.cli.progress import Travelling
 from remoter_kernel.cli.terminal import questions
+from remoter_kernel.cli.words import paths_here, remote_names
 from remoter_kernel.errors import RemoterError, Usage
 from remoter_kernel.front.folders import folder_there
 from remoter_kernel.front.journey import Errand, in_order, summed_up
@@ -26,8 +27,8 @@ DRY = click.option("--dry-run", "is_dry", is_flag=True, help="Only say what woul
 
 
 @click.command()
-@click.argument("name")
-@click.argument("words", metavar="SRC... DST", nargs=-1)
+@click.argument("name", shell_complete=remote_names)
+@click.argument("words", metavar="SRC... DST", nargs=-1, shell_complete=paths_here)
 @DRY
 def put(name: str, words: tuple[str, ...], is_dry: bool) -> None:
     """Send files, folders and globs of this machine to the remote NAME.
@@ -39,8 +40,8 @@ def put(name: str, words: tuple[str, ...], is_dry: bool) -> None:
 
 
 @click.command()
-@click.argument("name")
-@click.argument("words", metavar="SRC... DST", nargs=-1)
+@click.argument("name", shell_complete=remote_names)
+@click.argument("words", metavar="SRC... DST", nargs=-1, shell_complete=paths_here)
 @DRY
 def get(name: str, words: tuple[str, ...], is_dry: bool) -> None:
     """Fetch files, folders and globs from the remote NAME to this machine.
