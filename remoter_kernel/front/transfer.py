@@ -18,7 +18,7 @@ from remoter_kernel.wire.duplex import Duplex
 from remoter_kernel.wire.files import TRANSFER, FileTrouble, Word
 from remoter_kernel.wire.receiving import Receiving
 from remoter_kernel.wire.sending import Sending
-from remoter_kernel.wire.sources import make_plan
+from remoter_kernel.wire.sources import MOST_TOLD, make_plan
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -229,7 +229,7 @@ class Transfer:
         else:
             rows = [(entry.path, entry.kind, entry.size, place) for entry, place in end.entries]
             said = end.start.get("left_out")
-            left_out = list(map(str, said)) if isinstance(said, list) else []
+            left_out = list(map(str, said))[:MOST_TOLD] if isinstance(said, list) else []
             files, size = self._journey.files, self._journey.size
         return Outcome(
             files=files,
@@ -250,7 +250,7 @@ def _placed(path: str, places: dict[str, str]) -> str:
 
 def _count(value: object) -> int:
     """Read a number that the other end has said, which may be anything."""
-    return value if isinstance(value, int) and value >= 0 else 0
+    return value if isinstance(value, int) and 0 <= value < 2**63 else 0
 
 
 def _given_up(error: Unreachable) -> Unreachable:

@@ -99,6 +99,7 @@ class Sending:
         self._duplex = duplex
         self._taken = self._number = 0  # position dealt with there; of the last entry
         self._pinged_at = 0.0
+        self._is_finished = False  # has it said that this was all?
         self._begun: dict[int, _Told] = {}  # by number, until it is dealt with
         self._again: deque[int] = deque()
         self._haves: dict[int, dict[str, Any]] = {}
@@ -145,6 +146,7 @@ class Sending:
                     self._send_one(one)
             elif ready.get("dry") or self._is_all_dealt_with():
                 break
+        self._is_finished = True
         duplex.say(Word.FINISH)
         duplex.flush()
         self._wait_for(Word.OVER)
@@ -215,7 +217,7 @@ class Sending:
             return
         about = os.fstat(file.fileno())
         if (about.st_size, about.st_mtime_ns) != (entry.size, entry.mtime) or (
-            begin + sent != entry.size
+            begin + sent != entry.size or file.read(1)
         ):
             self._size -= begin + sent
             self._take_back(told, Trouble.CHANGED)
@@ -361,7 +363,7 @@ class Sending:
                 self._pinged_at = 0.0
         elif word is Word.ERROR:
             raise told_trouble(from_body(body))
-        elif word in {Word.READY, Word.OVER}:
+        elif word is Word.READY or (word is Word.OVER and self._is_finished):
             self._answers[word] = from_body(body)
         elif word is not Word.ALIVE:
             raise ProtocolError(f"A receiver does not say {word.name}.")

@@ -139,6 +139,16 @@ def test_thousands_of_sources(src, dst):
     assert sending.targets[0] == f"{dst}/{sending.plan.tops[0]['name']}"
 
 
+def test_a_file_without_a_size_is_not_taken_for_an_empty_one(dst):
+    """Those of the kernel itself say 0, and have something."""
+    about = Path("/proc/self/status")
+    if not about.exists():
+        pytest.skip("there is no /proc here")
+    sending, _ = send(about, to=dst / "status")
+    assert [trouble.trouble for trouble in sending.troubles] == [Trouble.CHANGED]
+    assert names(dst) == []
+
+
 # --------------------------------------------------------------- hostile ends
 
 
@@ -200,6 +210,7 @@ REPLIES = {
     "more bytes than were said": frame(Word.ACK, TAKEN.pack(2**40, 0)),
     "more files than were told of": frame(Word.ACK, TAKEN.pack(0, 5)),
     "what is there of nothing": words(Word.HAVE, number=7, size=2**70) + frame(Word.DATA),
+    "all is done before it was sent": frame(Word.OVER, b"{}"),
     "a short position": frame(Word.ACK, b"x"),
     "a sender's word": frame(Word.FINISH),
 }
