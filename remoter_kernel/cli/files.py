@@ -70,7 +70,7 @@ def _carry(name: str, words: tuple[str, ...], *, is_put: bool, is_dry: bool) -> 
         click.echo(line)
     for line in outcome.left_out:
         click.echo(f"Left out: {line}", err=True)
-    if not is_dry and outcome.files > 0:
+    if outcome.has_arrived:
         travelling.end(summed_up(errand, name, outcome))
     for trouble in outcome.troubles[1:]:
         click.echo(f"remoter: {trouble}", err=True)

@@ -239,6 +239,7 @@ class Transfer:
             left_out=tuple(map(plain, left_out)),
             troubles=troubles,
             would=tuple(would_go(rows)) if errand.is_dry else (),
+            is_dry=errand.is_dry,
         )
 
 
