@@ -127,10 +127,7 @@ def _shows(
 def _hand_over(runner: Runner, program: Program, show: Any, ask: Any = None) -> list[Cell]:
     """Ask for all pieces at once: they run to their end whatever becomes of us."""
     runner.prepare(program.preparation(runner.language))
-    return [
-        runner.request(piece, partial(show, piece), None if ask is None else ask)
-        for piece in program.pieces
-    ]
+    return [runner.request(piece, partial(show, piece), ask) for piece in program.pieces]
 
 
 def _detach(remote: str, runner: Runner, program: Program, *, as_json: bool) -> None:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 LONGEST = 255  # bytes of one name, on most file systems
 DIGITS = 12  # hexadecimal, of a digest
 _RESERVED = re.compile(r"(?i)(con|prn|aux|nul|com[0-9¹²³]|lpt[0-9¹²³])[ ]*(\..*)?$")
+_LEADS_ON_WINDOWS = re.compile(r"\\|^[A-Za-z]:")
 _NOT_ON_WINDOWS = re.compile(r'[<>:"\\|?*\x00-\x1f]|[ .]$')
 
 
@@ -52,7 +53,7 @@ def safe_target(target: str, depth: int, *, is_windows: bool = os.name == "nt") 
 
 
 def _check_name(name: str, path: str, *, is_windows: bool) -> None:
-    if name in {"", ".", ".."} or "\0" in name:
+    if name in {"", ".", ".."} or "\0" in name or (is_windows and _LEADS_ON_WINDOWS.search(name)):
         raise _unsafe(path)
     if is_windows and (_NOT_ON_WINDOWS.search(name) or _RESERVED.match(name)):
         raise FileTrouble(path, "Windows allows no such name")
