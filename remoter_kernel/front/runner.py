@@ -185,7 +185,7 @@ class Runner:
         if self.link.has_met and not self._is_alone:
             self._order("stop")
             self._be_heard()
-            if self.link.unacknowledged and not self._is_alone:
+            if self.link.unacknowledged:
                 remote, name = self.dialer.remote.name, self.dialer.wish.kernel_id
                 orders.write_down(remote, name, self.session, "stop")
         self.close()
