@@ -10,6 +10,7 @@ import click
 
 from remoter_kernel.cli.progress import Travelling
 from remoter_kernel.cli.terminal import questions
+from remoter_kernel.cli.words import paths_here, remote_names
 from remoter_kernel.errors import RemoterError, Usage
 from remoter_kernel.front.folders import folder_there
 from remoter_kernel.front.journey import Errand, in_order, summed_up
@@ -26,8 +27,8 @@ DRY = click.option("--dry-run", "is_dry", is_flag=True, help="Only say what woul
 
 
 @click.command()
-@click.argument("name")
-@click.argument("words", metavar="SRC... DST", nargs=-1)
+@click.argument("name", shell_complete=remote_names)
+@click.argument("words", metavar="SRC... DST", nargs=-1, shell_complete=paths_here)
 @DRY
 def put(name: str, words: tuple[str, ...], is_dry: bool) -> None:
     """Send files, folders and globs of this machine to the remote NAME.
@@ -39,8 +40,8 @@ def put(name: str, words: tuple[str, ...], is_dry: bool) -> None:
 
 
 @click.command()
-@click.argument("name")
-@click.argument("words", metavar="SRC... DST", nargs=-1)
+@click.argument("name", shell_complete=remote_names)
+@click.argument("words", metavar="SRC... DST", nargs=-1, shell_complete=paths_here)
 @DRY
 def get(name: str, words: tuple[str, ...], is_dry: bool) -> None:
     """Fetch files, folders and globs from the remote NAME to this machine.
@@ -69,7 +70,7 @@ def _carry(name: str, words: tuple[str, ...], *, is_put: bool, is_dry: bool) -> 
         click.echo(line)
     for line in outcome.left_out:
         click.echo(f"Left out: {line}", err=True)
-    if not is_dry and outcome.files > 0:
+    if outcome.has_arrived:
         travelling.end(summed_up(errand, name, outcome))
     for trouble in outcome.troubles[1:]:
         click.echo(f"remoter: {trouble}", err=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import importlib
 import io
 import os
@@ -149,10 +150,15 @@ class Verbs(click.Group):
         except RemoterError as err:
             code = _say(manner, err, str(err), err.exit_code)
         except Exception as err:  # noqa: BLE001 - the last place before the person
-            what = f"This is a fault in remoter itself: {type(err).__name__}: {err}."
-            advice = "" if manner.debug else " With --debug it shows where; please report that."
-            code = _say(manner, err, what + advice, FAULT)
+            code = _say(manner, err, _fault(manner, err), FAULT)
         sys.exit(code if isinstance(code, int) else 0)
+
+
+def _fault(manner: Manner, err: Exception) -> str:
+    if isinstance(err, OSError) and err.errno == errno.ENOSPC:  # other files' trouble has its words
+        return f"What is to be printed cannot be written: {err.strerror}."
+    advice = "" if manner.debug else " With --debug it shows where; please report that."
+    return f"This is a fault in remoter itself: {type(err).__name__}: {err}.{advice}"
 
 
 def _say(manner: Manner, err: Exception, sentence: str, code: int) -> int:
@@ -161,6 +167,13 @@ def _say(manner: Manner, err: Exception, sentence: str, code: int) -> int:
     with contextlib.suppress(OSError):  # the terminal may be gone
         click.echo(f"remoter: {sentence}", err=True)
     return code
+
+
+def _open_streams() -> None:
+    """Let there be three streams: a program without a console starts us with none."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: PTH123, SIM115 - to the end
 
 
 def _speak_utf8() -> None:
@@ -179,5 +192,6 @@ def remoter() -> None:
 
 def main() -> None:
     """Be the command `remoter`."""
+    _open_streams()
     _speak_utf8()
     remoter()

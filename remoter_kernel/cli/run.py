@@ -25,7 +25,7 @@ from remoter_kernel.front.notebook_file import check_place, is_valid
 from remoter_kernel.front.program import Program, as_code, code_program, read_program
 from remoter_kernel.front.remotes import find_remote
 from remoter_kernel.front.runner import Cell, LeftRunning, Runner
-from remoter_kernel.front.verdict import exit_code
+from remoter_kernel.front.verdict import verdict_on
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -127,10 +127,7 @@ def _shows(
 def _hand_over(runner: Runner, program: Program, show: Any, ask: Any = None) -> list[Cell]:
     """Ask for all pieces at once: they run to their end whatever becomes of us."""
     runner.prepare(program.preparation(runner.language))
-    return [
-        runner.request(piece, partial(show, piece), None if ask is None else ask)
-        for piece in program.pieces
-    ]
+    return [runner.request(piece, partial(show, piece), ask) for piece in program.pieces]
 
 
 def _detach(remote: str, runner: Runner, program: Program, *, as_json: bool) -> None:
@@ -193,17 +190,11 @@ class _Attached:
         except RemoterError as error:
             self._finish("error", error.exit_code, str(error))
             raise
-        replies = [cell.reply or {} for cell in self._cells]
-        code = next(filter(None, map(self._code_of, self._cells)), 0)
-        status = next((word for word in map(_status, replies) if word != "ok"), "ok")
-        self._finish(status, code)
+        replies = [cell.reply or {} for cell in self._cells if not cell.piece.may_fail]
+        code = verdict_on(replies)
+        statuses = (str(reply.get("status") or "error") for reply in replies) if code else ()
+        self._finish(next((word for word in statuses if word != "ok"), "ok"), code)
         return code
-
-    @staticmethod
-    def _code_of(cell: Cell) -> int:
-        reply = cell.reply or {}
-        is_passed_over = cell.piece.may_fail or reply.get("status") == "aborted"
-        return 0 if is_passed_over else exit_code(reply)
 
     def _show(self, piece: Any, kind: str, content: dict[str, Any]) -> None:
         for each in self._shows:
@@ -225,10 +216,6 @@ class _Attached:
     def _hint(self) -> None:
         if sys.stderr.isatty():
             click.echo("Interrupted. Ctrl-C again leaves it running there.", err=True)
-
-
-def _status(reply: dict[str, Any]) -> str:
-    return str(reply.get("status") or "error")
 
 
 def _still_there(runner: Runner, error: RemoterError) -> RemoterError:

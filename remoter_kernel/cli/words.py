@@ -55,6 +55,13 @@ def remote_names(
     ]
 
 
+def paths_here(
+    _context: click.Context, _parameter: click.Parameter, begin: str
+) -> list[CompletionItem]:
+    """Let the shell complete a path of this machine."""
+    return [CompletionItem(begin, type="file")]
+
+
 def session_ids(
     _context: click.Context, _parameter: click.Parameter, begin: str
 ) -> list[CompletionItem]:

@@ -23,6 +23,7 @@ from remoter_kernel.daemon.registry import Session
 from remoter_kernel.errors import ProtocolError
 from remoter_kernel.wire.frames import Channel, unpack
 from remoter_kernel.wire.said import Said, encode_said
+from remoter_kernel.wire.sources import full_path
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -276,7 +277,8 @@ def tell_paths(wish: dict[str, Any]) -> Answer:
     begin = str(wish["begin"])
     folder, name = os.path.split(begin)
     head = begin[: len(begin) - len(name)]
-    place = os.path.join(_full(wish.get("cwd") or "~"), _full(folder))  # noqa: PTH118 - keeps what is absolute
+    cwd = os.path.expandvars(str(wish.get("cwd") or "~"))
+    place = full_path(folder, full_path(cwd, "/"))  # as `get` will read it
     found = []
     with contextlib.suppress(OSError), os.scandir(place) as entries:
         for entry in entries:
@@ -284,10 +286,6 @@ def tell_paths(wish: dict[str, Any]) -> Answer:
             if entry.name.startswith(name) and not is_hidden:
                 found.append(head + entry.name + "/" * entry.is_dir())
     return {"paths": sorted(found)[: int(wish.get("most") or 100)]}, ()
-
-
-def _full(path: str) -> str:
-    return os.path.expanduser(os.path.expandvars(path))  # noqa: PTH111 - as a shell would
 
 
 def _is_event(record: Record) -> bool:

@@ -181,7 +181,7 @@ def kind_of(words: Sequence[str]) -> str:
 
 def with_magics(line: str, said: dict[str, Any]) -> dict[str, Any]:
     """Return what the kernel said with those of our first words that the line begins."""
-    own = [word for word in MAGICS if line and word.startswith(line) and re.match("%", line)]
+    own = [word for word in MAGICS if line and word.startswith(line)]
     if not own or said.get("status") != "ok":
         return said
     matches = list(said.get("matches") or ())

@@ -213,7 +213,7 @@ class CellErrand:
     def _tell(self, errand: Errand, remote: str, outcome: Outcome) -> None:
         """Say what came of it."""
         lines = list(outcome.would)
-        if not errand.is_dry and outcome.files > 0:
+        if outcome.has_arrived:
             if self._journey and not outcome.troubles:
                 self._show_journey(self._journey.ended())
             # As text: a console shows the first of a display's states, and no other.

@@ -83,6 +83,12 @@ class Outcome:
     left_out: tuple[str, ...] = ()
     troubles: tuple[RemoterError, ...] = ()
     would: tuple[str, ...] = field(default=())  # of a dry run: one line for each entry
+    is_dry: bool = False
+
+    @property
+    def has_arrived(self) -> bool:
+        """Has anything: a file, or folders without any?"""
+        return not self.is_dry and (self.files > 0 or not self.troubles)
 
 
 # --------------------------------------------------------------- words

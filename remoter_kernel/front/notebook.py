@@ -115,7 +115,7 @@ class Story:
             self._display(run, kind, content)
 
     def _display(self, run: Run, kind: str, content: dict[str, Any]) -> None:
-        shown = {"data": content["data"], "metadata": content.get("metadata") or {}}
+        shown = {"data": _as_saved(content["data"]), "metadata": content.get("metadata") or {}}
         name = (content.get("transient") or {}).get("display_id")
         places = self._displays.setdefault(name, []) if name else []
         for output in places:
@@ -127,6 +127,14 @@ class Story:
             output["execution_count"] = content["execution_count"]
         run.add(output)
         places.append(output)
+
+
+def _as_saved(data: dict[str, Any]) -> dict[str, Any]:
+    """Return what a display shows as a notebook file may have it: text, or what is called JSON."""
+    return {
+        mime: value if mime.endswith("json") or isinstance(value, (str, list)) else str(value)
+        for mime, value in data.items()
+    }
 
 
 def seconds_of(date: object) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from remoter_kernel.front.notebook import Run
 
 OLDEST = 4  # nbformat's major version
+NAME_SHOWN = 50  # characters of a name in that of the file beside: together 255 bytes must do
 _SPACE = re.compile(r"[ \t\r\n]*")
 Span = tuple[int, int]
 
@@ -77,7 +79,8 @@ def write_notebook(path: Path, notebook: dict[str, Any]) -> None:
     import nbformat  # noqa: PLC0415 - slow, and most who read a notebook write none
 
     nodes = nbformat.from_dict(notebook)  # type: ignore[no-untyped-call]
-    _validate(nodes)
+    with contextlib.suppress(nbformat.ValidationError):  # it is told of, and what ran is kept
+        _validate(nodes)
     replace_file(path, nbformat.writes(nodes) + "\n")  # type: ignore[no-untyped-call]
 
 
@@ -118,7 +121,7 @@ def replace_file(path: Path, text: str) -> None:
     path = path.resolve()
     beside = ""
     try:
-        handle, beside = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        handle, beside = tempfile.mkstemp(prefix=f".{path.name[:NAME_SHOWN]}.", dir=path.parent)
         with os.fdopen(handle, "w", encoding="utf-8", newline="") as file:
             file.write(text)
             file.flush()

@@ -89,6 +89,7 @@ class Program:
 
 def code_program(code: str, arguments: Sequence[str] = (), name: str = "-c") -> Program:
     """Make a program of a text."""
+    _check_text(code, "The code")
     return Program((name, *arguments), (Piece(code),))
 
 
@@ -150,5 +151,17 @@ def _language_of(text: str) -> str:
 def _as_literals(language: str, words: Sequence[str]) -> str:
     if language == "python":
         return repr(list(words))
+    for word in words:
+        _check_text(word, f"{word!a} is handed to the script, and")
     # What JSON writes of a text, R reads as the same text, but for its pairs of surrogates.
     return ", ".join(json.dumps(word, ensure_ascii=False) for word in words)
+
+
+def _check_text(text: str, what: str) -> None:
+    """Refuse what is no text in UTF-8: an R kernel dies of it."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise Usage(
+            f"{what} is not UTF-8 text.", "Write it otherwise, and run it again."
+        ) from error

@@ -182,7 +182,7 @@ class Runner:
         limit = time.monotonic() + LEAVE_WITHIN
         if not self.link.has_met:  # it may be about to begin
             self.reactor.run_until(lambda: self.link.state is not State.DIALLING, limit)
-        if self.link.has_met and self.link.state is not State.FAILED:
+        if self.link.has_met and not self._is_alone:
             self._order("stop")
             self._be_heard()
             if self.link.unacknowledged:
@@ -215,8 +215,15 @@ class Runner:
         self.link.say(Channel.ORDER, [to_json({"order": order})])
 
     def _be_heard(self) -> None:
+        """Wait until what was said has arrived, or nobody can hear it any more."""
+        self.on_loss = lambda _seconds: None  # whoever leaves need not know
         limit = time.monotonic() + LEAVE_WITHIN
-        self.reactor.run_until(lambda: not self.link.unacknowledged, limit)
+        self.reactor.run_until(lambda: not self.link.unacknowledged or self._is_alone, limit)
+
+    @property
+    def _is_alone(self) -> bool:
+        """Is there no session any more, or no way to it?"""
+        return self.link.state is State.FAILED
 
     # What ends the waiting ----------------------------------------------------------------
 

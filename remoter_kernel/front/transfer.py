@@ -18,7 +18,7 @@ from remoter_kernel.wire.duplex import Duplex
 from remoter_kernel.wire.files import TRANSFER, FileTrouble, Word
 from remoter_kernel.wire.receiving import Receiving
 from remoter_kernel.wire.sending import Sending
-from remoter_kernel.wire.sources import make_plan
+from remoter_kernel.wire.sources import MOST_TOLD, make_plan
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -231,20 +231,21 @@ class Transfer:
                 (item.place, item.entry.kind, item.entry.size, _placed(item.entry.path, places))
                 for item in plan.items
             ]
-            left_out, files, size = plan.left_out, plan.files, plan.size
+            left_out, (files, size) = plan.left_out, end.arrived
         else:
             rows = [(entry.path, entry.kind, entry.size, place) for entry, place in end.entries]
-            left_out = list(map(str, end.start.get("left_out") or ()))
-            files, size = _count(end.start.get("files")), _count(end.start.get("size"))
-        failed = sum(each.is_told for each in end.troubles) if errand.is_put else 0
+            said = end.start.get("left_out")
+            left_out = list(map(str, said))[:MOST_TOLD] if isinstance(said, list) else []
+            files, size = self._journey.files, self._journey.size
         return Outcome(
-            files=files if errand.is_dry else self._journey.files - failed,
-            size=size if errand.is_dry else self._journey.size,
+            files=files,
+            size=size,
             seconds=seconds,
             targets=tuple(end.targets),
             left_out=tuple(map(plain, left_out)),
             troubles=troubles,
             would=tuple(would_go(rows)) if errand.is_dry else (),
+            is_dry=errand.is_dry,
         )
 
 
@@ -256,7 +257,7 @@ def _placed(path: str, places: dict[str, str]) -> str:
 
 def _count(value: object) -> int:
     """Read a number that the other end has said, which may be anything."""
-    return value if isinstance(value, int) and value >= 0 else 0
+    return value if isinstance(value, int) and 0 <= value < 2**63 else 0
 
 
 def _given_up(error: Unreachable) -> Unreachable:

@@ -10,10 +10,14 @@ from remoter_kernel.wire.frames import Channel, unpack
 from remoter_kernel.wire.messages import HEADER, PARENT, content_of, header_of
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from remoter_kernel.wire.said import Said
 
 FAILED = 1
-_QUIT = re.compile(r"quit\(status = (-?\d+)\)")  # as an R script's `quit` is made to say it
+_R_ERROR = "ERROR"
+# As an R script's `quit` is made to say it: "Error", in whatever language R speaks, and a colon.
+_QUIT = re.compile(r"\S+\s?.\s*quit\(status = (-?\d+)\)")
 
 
 def quit_with(content: dict[str, Any]) -> str | None:
@@ -21,7 +25,7 @@ def quit_with(content: dict[str, Any]) -> str | None:
     evalue = str(content.get("evalue", "")).strip()
     if content.get("ename") == "SystemExit":
         return "0" if evalue in {"", "None", "False"} else evalue
-    found = _QUIT.search(evalue)
+    found = _QUIT.fullmatch(evalue) if content.get("ename") == _R_ERROR else None
     return found[1] if found else None
 
 
@@ -32,13 +36,26 @@ def exit_code(reply: dict[str, Any]) -> int:
     return FAILED
 
 
+def verdict_on(replies: Iterable[dict[str, Any]]) -> int:
+    """Return the exit code of pieces that were asked for together: that of the first to fail.
+
+    What was called off before anything had failed was not run, and so has not gone well.
+    """
+    for reply in replies:
+        if reply.get("status") == "aborted":
+            return FAILED
+        if reply.get("status") != "ok":
+            return exit_code(reply)
+    return 0
+
+
 class Verdict:
     """How the code of a session ended, by what its journal says."""
 
     def __init__(self) -> None:
         """Begin with nothing asked."""
         self._asked: dict[str, bool] = {}  # by request: may it fail?
-        self._code = 0
+        self._replies: list[dict[str, Any]] = []  # of those that may not
 
     @property
     def is_open(self) -> bool:
@@ -48,7 +65,7 @@ class Verdict:
     @property
     def exit_code(self) -> int:
         """Return that of the code, as far as it has got."""
-        return FAILED if self.is_open else self._code
+        return FAILED if self.is_open else verdict_on(self._replies)
 
     def take(self, said: Said) -> None:
         """Take in one record; one that makes no sense says nothing."""
@@ -61,7 +78,7 @@ class Verdict:
                 self._asked[str(header["msg_id"])] = not content.get("stop_on_error", True)
             elif header.get("msg_type") == "execute_reply":
                 may_fail = self._asked.pop(str(header_of(parts[PARENT]).get("msg_id")), True)
-                if not (may_fail or content.get("status") == "aborted"):
-                    self._code = self._code or exit_code(content)
+                if not may_fail:
+                    self._replies.append(content)
         except (ProtocolError, LookupError):
             return

@@ -21,6 +21,7 @@ MOST_BODY = 1024 * 1024  # bytes
 CHUNK = 256 * 1024  # bytes of a file that go together at most
 BEGINS = struct.Struct("!QQ")  # a file's number, and from which byte on it follows
 TAKEN = struct.Struct("!QQ")  # a position, and the number of the last file that is dealt with
+MOST_SOURCES = 100_000  # that one errand may name
 ASK_FROM = 1024 * 1024  # bytes: of a file this large, it is asked how much is there already
 
 
@@ -80,8 +81,8 @@ class FileTrouble(RemoterError):
 def told_trouble(words: dict[str, Any]) -> FileTrouble:
     """Read what the other end tells of a trouble."""
     try:
-        trouble = Trouble(int(words.get("trouble", 0)))
-    except (TypeError, ValueError):
+        trouble = Trouble(words["trouble"])
+    except (LookupError, TypeError, ValueError):
         trouble = Trouble.OTHER
     path, reason = str(words.get("path", "")), str(words.get("reason", ""))
     return FileTrouble(path, reason, trouble, is_told=True)

@@ -102,9 +102,12 @@ class Voice:
 
 
 def header_of(part: Bytes) -> dict[str, Any]:
-    """Read a header (or parent header); a `ProtocolError` if it is none."""
+    """Read a header (or parent header); a `ProtocolError` if it is none.
+
+    What is no UTF-8 in it (a kernel prints a file's name) is replaced by a sign, as in Jupyter.
+    """
     try:
-        header = json.loads(str(part, "utf-8"))
+        header = json.loads(str(part, "utf-8", "replace"))
     except (ValueError, RecursionError) as error:
         message = "A header that is not JSON."
         raise ProtocolError(message) from error

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 LONGEST = 255  # bytes of one name, on most file systems
 DIGITS = 12  # hexadecimal, of a digest
 _RESERVED = re.compile(r"(?i)(con|prn|aux|nul|com[0-9¹²³]|lpt[0-9¹²³])[ ]*(\..*)?$")
+_LEADS_ON_WINDOWS = re.compile(r"\\|^[A-Za-z]:")
 _NOT_ON_WINDOWS = re.compile(r'[<>:"\\|?*\x00-\x1f]|[ .]$')
 
 
@@ -27,14 +28,15 @@ def safe_names(path: str, *, is_windows: bool = os.name == "nt") -> tuple[str, .
     """Split a path as a sender says it; FileTrouble if a name in it leads elsewhere."""
     names = tuple(path.split("/"))
     for name in names:
-        if name in {"", ".", ".."} or "\0" in name:
-            raise _unsafe(path)
-        if is_windows and (_NOT_ON_WINDOWS.search(name) or _RESERVED.match(name)):
-            raise FileTrouble(path, "Windows allows no such name", Trouble.UNSAFE)
+        _check_name(name, path, is_windows=is_windows)
+    try:
+        os.fsencode(path)
+    except UnicodeEncodeError:
+        raise FileTrouble(path, "no file can be called so on this side") from None
     return names
 
 
-def safe_target(target: str, depth: int) -> str:
+def safe_target(target: str, depth: int, *, is_windows: bool = os.name == "nt") -> str:
     """Check where a link leads, that lies so many folders deep: up, then down, and never out.
 
     A name before a ".." might be a link itself, and then ".." would be anywhere.
@@ -43,9 +45,18 @@ def safe_target(target: str, depth: int) -> str:
     ups = 0
     while ups < len(names) and names[ups] == "..":
         ups += 1
-    if ups > depth or any(name in {"", ".", ".."} or "\0" in name for name in names[ups:]):
+    if ups > depth:
         raise _unsafe(target)
+    for name in names[ups:]:
+        _check_name(name, target, is_windows=is_windows)
     return target
+
+
+def _check_name(name: str, path: str, *, is_windows: bool) -> None:
+    if name in {"", ".", ".."} or "\0" in name or (is_windows and _LEADS_ON_WINDOWS.search(name)):
+        raise _unsafe(path)
+    if is_windows and (_NOT_ON_WINDOWS.search(name) or _RESERVED.match(name)):
+        raise FileTrouble(path, "Windows allows no such name")
 
 
 def is_asked_for(name: str, words: Sequence[str]) -> bool:

@@ -136,9 +136,11 @@ class Part:
             raise FileTrouble(self.place, reason, Trouble.DAMAGED)
         if not self._is_same:
             os.ftruncate(self._file, self._position)
-            self._close()
+            if os.name != "posix":  # Windows renames nothing that is open, and has no locks here
+                self._close()
             settle(self._path, self.entry)
             self._rename()
+            self._close()  # not before: who waits for the lock must find the name gone
         else:
             settle(self.place, self.entry)
 

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Callable, NamedTuple
 from remoter_kernel.errors import ProtocolError
 from remoter_kernel.wire.files import (
     BEGINS,
+    MOST_SOURCES,
     TAKEN,
     Entry,
     FileTrouble,
@@ -92,11 +93,13 @@ class Receiving:
         """Receive all that comes; raise Cut, or the trouble that ends it."""
         self._duplex = duplex
         self._root = ""  # nothing is written outside
+        self._sources: list[dict[str, Any]] = []  # as the sender tells of them
         self._tops: dict[str, str] = {}  # where each source goes
         self._known: dict[int, _Known] = {}
         self._folders: list[tuple[str, Entry]] = []
         self._checked: set[str] = set()  # folders that are inside
         self._current = 0  # the number of the file whose bytes come
+        self._entered = 0  # the number of the last entry
         self._last = 0  # the number of the last file that was dealt with
         self._told, self._told_at = 0, 0.0  # the position that was acknowledged, and when
         self._size = self._files = 0
@@ -159,7 +162,12 @@ class Receiving:
             raise ProtocolError("A start without sources, or a second one.")
         if not all(isinstance(top, dict) for top in tops):
             raise ProtocolError("A source is no object.")
-        self.start = words
+        self._sources += tops
+        if len(self._sources) > MOST_SOURCES:
+            raise ProtocolError("More sources were told of than one can remember.")
+        if words.get("more"):
+            return
+        self.start, tops = words, self._sources
         names = [str(top.get("name", "")) for top in tops]
         for name in names:
             if len(safe_names(name)) != 1:
@@ -177,7 +185,7 @@ class Receiving:
         self.targets = list(self._tops.values())
         if not self._is_dry:
             self._prepare(place, is_folder=is_folder, has_folder=tops[0].get("is_folder") is True)
-        ready = {"targets": self.targets, "dry": self._is_dry}
+        ready = {"place": place, "is_folder": is_folder, "dry": self._is_dry}
         self._duplex.tell(Word.READY, ready)
 
     def _prepare(self, place: str, *, is_folder: bool, has_folder: bool) -> None:
@@ -203,55 +211,66 @@ class Receiving:
         place = os.path.join(top, *rest)
         folder = os.path.dirname(place)
         if place != self._root and folder not in self._checked and not self._is_dry:
-            if not Path(os.path.realpath(folder)).is_relative_to(self._root):
-                reason = "a link that is there leads out of the folder that is to be written"
-                raise FileTrouble(path, reason, Trouble.UNSAFE)
+            self._check_inside(folder, path)
             self._checked.add(folder)
         return place
+
+    def _check_inside(self, place: str, path: str) -> None:
+        """Raise FileTrouble if a link on the way to a place here leads out."""
+        if not Path(os.path.realpath(place)).is_relative_to(self._root):
+            reason = "a link that is there leads out of the folder that is to be written"
+            raise FileTrouble(path, reason, Trouble.UNSAFE)
 
     # --- entries ---
 
     def _enter(self, words: dict[str, Any]) -> None:
         number, entry = number_of(words), read_entry(words)
-        place = self._place_of(entry.path)
-        if self._is_dry:
-            self.entries.append((entry, place))
-        elif entry.kind == "file":
-            self._expect(number, entry, place, asks=bool(words.get("asks")))
-        else:
-            try:
-                (self._make_folder if entry.kind == "folder" else self._make_link)(entry, place)
-            except OSError as error:
-                self._fail(number, trouble_of(error, place))
-            except FileTrouble as trouble:
-                if trouble.trouble is Trouble.UNSAFE:
-                    raise
-                self._fail(number, trouble)
-
-    def _expect(self, number: int, entry: Entry, place: str, *, asks: bool) -> None:
-        """Know of a file that is coming, and say how much of it is there."""
-        if len(self._known) >= MOST_TOLD:
-            raise ProtocolError("More files were told of than one can remember.")
-        part = Part(place, entry)
-        self._known[number] = _Known(entry, part)
-        if not asks:
-            return
-        size, digest = 0, ""
+        if number <= self._entered:
+            raise ProtocolError(f"Entry {number} comes after entry {self._entered}.")
+        self._entered = number
+        if entry.kind == "file" and not self._is_dry:
+            if len(self._known) >= MOST_TOLD:
+                raise ProtocolError("More files were told of than one can remember.")
+            self._known[number] = _Known(entry, None)
+        have: dict[str, Any] = {"number": number, "size": 0, "sha256": ""}
         try:
-            size, digest = part.find()
-        except OSError as error:
-            self._fail(number, trouble_of(error, place))
+            self._admit(number, entry, have, asks=words.get("asks") is True)
         except FileTrouble as trouble:
+            if trouble.trouble is Trouble.UNSAFE:
+                raise
             self._fail(number, trouble)
-        self._duplex.tell(Word.HAVE, {"number": number, "size": size, "sha256": digest})
+        if number in self._known and words.get("asks") is True:
+            self._duplex.tell(Word.HAVE, have)
+
+    def _admit(self, number: int, entry: Entry, have: dict[str, Any], *, asks: bool) -> None:
+        """Make a folder or a link, or know of a file that is coming; find what `have` lacks."""
+        place = self._place_of(entry.path)
+        try:
+            if self._is_dry:
+                self.entries.append((entry, place))
+            elif entry.kind == "folder":
+                self._make_folder(entry, place)
+            elif entry.kind == "link":
+                self._make_link(entry, place)
+            else:
+                part = Part(place, entry)
+                self._known[number] = _Known(entry, part)
+                if asks:
+                    have["size"], have["sha256"] = part.find()
+        except OSError as error:
+            raise trouble_of(error, place) from None
 
     def _make_folder(self, entry: Entry, place: str) -> None:
+        if os.path.islink(place):
+            self._check_inside(place, entry.path)  # its mode and time will be set
         if not os.path.isdir(place):
             os.mkdir(place, NEW_FOLDER)
         self._folders.append((place, entry))
 
     def _make_link(self, entry: Entry, place: str) -> None:
         """Make a link to a folder inside, seen from where the link is."""
+        if place == self._root:
+            raise ProtocolError("A source is never a link.")
         folder = Path(os.path.realpath(os.path.dirname(place)))
         target = safe_target(entry.target, len(folder.relative_to(self._root).parts))
         if os.path.islink(place) and os.readlink(place) == target:
@@ -330,6 +349,8 @@ class Receiving:
 
     def _finish(self) -> None:
         """Give the folders their modes and times, the inner ones first: all is done."""
+        if self._known:
+            raise ProtocolError("That was all, and files are missing that were told of.")
         for place, entry in reversed(self._folders):
             settle(place, entry)
         self._duplex.tell(Word.OVER, {"files": self._files, "size": self._size})

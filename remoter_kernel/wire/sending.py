@@ -38,7 +38,7 @@ from remoter_kernel.wire.files import (
     told_trouble,
 )
 from remoter_kernel.wire.names import check_digest
-from remoter_kernel.wire.sources import Item, Plan, entry_of, trouble_of
+from remoter_kernel.wire.sources import Item, Plan, entry_of, open_source, trouble_of
 from remoter_kernel.wire.window import Window
 
 if TYPE_CHECKING:
@@ -83,14 +83,23 @@ class Sending:
         self._window = Window()
         self._changed = threading.Condition()
         self._done: set[int] = set()  # places in the plan, dealt with there
+        self._failed: set[int] = set()  # those of them that are not there
         self._tries: dict[tuple[int, Trouble], int] = {}
         self._size = self._files = 0  # sent, or there before
+
+    @property
+    def arrived(self) -> tuple[int, int]:
+        """How many files are there in the end, and their bytes."""
+        items = [item for place, item in enumerate(self.plan.items) if place not in self._failed]
+        files = [item.entry for item in items if item.entry.kind == "file"]
+        return len(files), sum(entry.size for entry in files)
 
     def run(self, duplex: Duplex) -> None:
         """Send all that is not there yet; raise Cut, or the other end's trouble."""
         self._duplex = duplex
         self._taken = self._number = 0  # position dealt with there; of the last entry
         self._pinged_at = 0.0
+        self._is_finished = False  # has it said that this was all?
         self._begun: dict[int, _Told] = {}  # by number, until it is dealt with
         self._again: deque[int] = deque()
         self._haves: dict[int, dict[str, Any]] = {}
@@ -116,9 +125,12 @@ class Sending:
     def _send(self) -> None:
         duplex = self._duplex
         duplex.sign = frame(Word.PING)
-        duplex.tell(Word.START, self.plan.words())
+        for words in self.plan.words():
+            duplex.tell(Word.START, words)
         ready = self._wait_for(Word.READY)
-        self.targets = [str(target) for target in ready.get("targets", [])]
+        place = str(ready.get("place", ""))
+        into = f"{place.rstrip('/')}/" if ready.get("is_folder") else ""
+        self.targets = [into + top["name"] if into else place for top in self.plan.tops]
         self._pinged_at = time.monotonic()
         duplex.say(Word.PING)
         files = [place for place in self._done if self.plan.items[place].entry.kind == "file"]
@@ -134,6 +146,7 @@ class Sending:
                     self._send_one(one)
             elif ready.get("dry") or self._is_all_dealt_with():
                 break
+        self._is_finished = True
         duplex.say(Word.FINISH)
         duplex.flush()
         self._wait_for(Word.OVER)
@@ -173,9 +186,11 @@ class Sending:
     # --- one file ---
 
     def _send_one(self, told: _Told) -> None:
+        if self._is_refused(told):
+            return
         entry = told.item.entry
         try:
-            with open(told.item.place, "rb", buffering=0) as file:
+            with open_source(told.item.place) as file:
                 about = os.fstat(file.fileno())
                 if (about.st_size, about.st_mtime_ns) == (entry.size, entry.mtime):
                     self._send_body(told, file)
@@ -184,15 +199,25 @@ class Sending:
         except (OSError, ValueError) as error:  # of the file: the duplex raises Cut
             self._fail(told, trouble_of(error, entry.path))
 
+    def _is_refused(self, told: _Told) -> bool:
+        """Has the other end failed to take it? Then it need not wait for the rest."""
+        if told.number in self._begun:
+            return False
+        self._duplex.say(Word.FAILED, to_body({"number": told.number, "again": True}))
+        return True
+
     def _send_body(self, told: _Told, file: BinaryIO) -> None:
         entry = told.item.entry
         begin, digest = self._same(told, file) if told.asks else (0, hashlib.sha256())
         self._size += begin
         self._duplex.say(Word.BODY, BEGINS.pack(told.number, begin))
-        sent = self._pour(file, digest, entry.size - begin)
+        sent = self._pour(told, file, digest, entry.size - begin)
+        if self._is_refused(told):
+            self._size -= begin + sent
+            return
         about = os.fstat(file.fileno())
         if (about.st_size, about.st_mtime_ns) != (entry.size, entry.mtime) or (
-            begin + sent != entry.size
+            begin + sent != entry.size or file.read(1)
         ):
             self._size -= begin + sent
             self._take_back(told, Trouble.CHANGED)
@@ -206,9 +231,11 @@ class Sending:
         """Return how many bytes need not be sent, as they are there, and their checksum."""
         self._duplex.flush()
         with self._changed:
-            self._changed.wait_for(lambda: self._error or told.number in self._haves)
+            self._changed.wait_for(
+                lambda: self._error or told.number in self._haves or told.number not in self._begun
+            )
             self._check()
-            have = self._haves.pop(told.number)
+            have = self._haves.pop(told.number, {"size": 0})
         size = left = number_of(have, "size")
         digest = hashlib.sha256()
         if size and size <= told.item.entry.size:
@@ -221,12 +248,12 @@ class Sending:
         file.seek(0)
         return 0, hashlib.sha256()
 
-    def _pour(self, file: BinaryIO, digest: Any, size: int) -> int:
-        """Send that many bytes of an open file; return how many there were."""
+    def _pour(self, told: _Told, file: BinaryIO, digest: Any, size: int) -> int:
+        """Send that many bytes of an open file, if they are wanted; return how many there were."""
         buffer = bytearray(HEAD.size + min(CHUNK, size))
         view = memoryview(buffer)
         left = size
-        while left:
+        while left and told.number in self._begun:
             piece = self._room(min(CHUNK, left))
             count = file.readinto(view[HEAD.size : HEAD.size + piece])  # type: ignore[attr-defined]
             if not count:
@@ -258,7 +285,7 @@ class Sending:
     def _take_back(self, told: _Told, why: Trouble) -> None:
         """Tell that a file is not what it was said to be, and send it again, but not for ever."""
         try:
-            about = os.stat(told.item.place)
+            about = os.lstat(told.item.place)
         except (OSError, ValueError) as error:
             self._fail(told, trouble_of(error, told.item.entry.path))
             return
@@ -286,8 +313,12 @@ class Sending:
     def _forget(self, told: _Told, trouble: FileTrouble) -> None:
         with self._changed:
             self._begun.pop(told.number, None)
-            self._done.add(told.place)
-            self.troubles.append(trouble)
+            self._give_up(told, trouble)
+
+    def _give_up(self, told: _Told, trouble: FileTrouble) -> None:
+        self._done.add(told.place)
+        self._failed.add(told.place)
+        self.troubles.append(trouble)
 
     # --- what the other end says ---
 
@@ -319,14 +350,11 @@ class Sending:
 
     def _take(self, word: Word, body: memoryview) -> None:
         if word is Word.ACK:
-            position, number = TAKEN.unpack(body)
-            self._taken = position
-            self._window.note_kept(position, time.monotonic())
-            while self._begun and (first := next(iter(self._begun))) <= number:
-                self._done.add(self._begun.pop(first).place)
+            self._hear_taken(*TAKEN.unpack(body))
         elif word is Word.HAVE:
             words = from_body(body)
-            self._haves[number_of(words)] = words
+            if number_of(words) in self._begun:
+                self._haves[number_of(words)] = words
         elif word is Word.FAILED:
             self._hear_failure(from_body(body))
         elif word is Word.PONG:
@@ -335,10 +363,18 @@ class Sending:
                 self._pinged_at = 0.0
         elif word is Word.ERROR:
             raise told_trouble(from_body(body))
-        elif word in {Word.READY, Word.OVER}:
+        elif word is Word.READY or (word is Word.OVER and self._is_finished):
             self._answers[word] = from_body(body)
         elif word is not Word.ALIVE:
             raise ProtocolError(f"A receiver does not say {word.name}.")
+
+    def _hear_taken(self, position: int, number: int) -> None:
+        if not self._taken <= position <= self._duplex.said or number > self._number:
+            raise ProtocolError(f"Byte {position}, entry {number} were never sent.")
+        self._taken = position
+        self._window.note_kept(position, time.monotonic())
+        while self._begun and (first := next(iter(self._begun))) <= number:
+            self._done.add(self._begun.pop(first).place)
 
     def _hear_failure(self, words: dict[str, Any]) -> None:
         trouble = told_trouble(words)
@@ -351,5 +387,4 @@ class Sending:
         ):
             self._again.append(told.place)
         else:
-            self._done.add(told.place)
-            self.troubles.append(trouble)
+            self._give_up(told, trouble)

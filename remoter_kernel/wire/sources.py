@@ -12,15 +12,20 @@ import os
 import stat
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
-from remoter_kernel.wire.files import Entry, FileTrouble, Trouble
+from remoter_kernel.wire.files import MOST_SOURCES, Entry, FileTrouble, Trouble
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
 HAS_MODES = os.name == "posix"
 MOST_TOLD = 200  # lines about what is left out
+LONGEST_TOLD = 500  # characters of one
+TOLD_AT_ONCE = 200  # sources
+# Of a link, and a pipe without a writer: what was a file may have become such a thing meanwhile.
+READS: int = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
+READS |= getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
@@ -51,14 +56,16 @@ class Plan:
         """How many bytes they have."""
         return sum(item.entry.size for item in self.items)
 
-    def words(self) -> dict[str, Any]:
-        """Return what the receiver is told before anything comes."""
-        return {
-            "tops": self.tops,
-            "files": self.files,
-            "size": self.size,
-            "left_out": [line[:1000] for line in self.left_out[:MOST_TOLD]],
-        }
+    def words(self) -> Iterator[dict[str, Any]]:
+        """Yield what the receiver is told before anything comes, in portions that fit a frame."""
+        for begin in range(0, len(self.tops), TOLD_AT_ONCE):
+            end = begin + TOLD_AT_ONCE
+            if end < len(self.tops):
+                yield {"tops": self.tops[begin:end], "more": True}
+            else:
+                left_out = [line[:LONGEST_TOLD] for line in self.left_out[:MOST_TOLD]]
+                words = {"tops": self.tops[begin:end], "left_out": left_out}
+                yield {**words, "files": self.files, "size": self.size}
 
 
 def full_path(word: str, folder: str) -> str:
@@ -72,11 +79,15 @@ def make_plan(words: Sequence[str], folder: str) -> Plan:
     for word in words:
         for path in _expanded(word, folder):
             _add_source(plan, word, path)
-    names = [top["name"] for top in plan.tops]
-    twice = next((name for name in names if names.count(name) > 1), None)
-    if twice is not None:
-        reason = "two of the sources have this name; one would replace the other"
-        raise FileTrouble(twice, reason, Trouble.WORDS)
+    names: set[str] = set()
+    for top in plan.tops:
+        if top["name"] in names:
+            reason = "two of the sources have this name; one would replace the other"
+            raise FileTrouble(top["name"], reason, Trouble.WORDS)
+        names.add(top["name"])
+    if len(names) > MOST_SOURCES:
+        reason = f"these are more than {MOST_SOURCES:,} sources; name the folder that they are in"
+        raise FileTrouble(words[0], reason, Trouble.WORDS)
     return plan
 
 
@@ -169,6 +180,16 @@ def _add_link(plan: Plan, path: str, place: str, root: str) -> None:
         plan.items.append(Item(Entry(path, "link", target=seen), place))
     else:
         plan.left_out.append(f"{path}: neither a file nor a folder")
+
+
+def open_source(place: str) -> BinaryIO:
+    """Open a file of a plan; OSError if it is none by now, or is reached through a link by now."""
+    file = cast("BinaryIO", os.fdopen(os.open(place, READS), "rb", buffering=0))
+    is_file = stat.S_ISREG(os.fstat(file.fileno()).st_mode)
+    if is_file and os.path.realpath(place) == place:
+        return file
+    file.close()
+    raise OSError(errno.EINVAL, "something else is in its place, or on the way to it, by now")
 
 
 def _is_inside(path: str, folder: str) -> bool:

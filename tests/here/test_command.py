@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import click
 import pytest
@@ -174,3 +176,30 @@ def test_a_name_that_climbs_removes_nothing(name, tmp_path):
     bystander.mkdir(parents=True)
     assert remoter("remove", name).exit_code == 2
     assert bystander.exists()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+def test_no_room_for_the_output_is_no_fault_of_ours():
+    ran = in_shell("remoter list --json > /dev/full")
+    assert (ran.stdout, ran.returncode) == ("", 1)
+    assert (
+        ran.stderr == "remoter: What is to be printed cannot be written: No space left on device.\n"
+    )
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_it_needs_no_streams(closed):
+    """Whoever starts it without a console closes them."""
+    assert in_shell(f"remoter run nowhere -c 1 {closed}").returncode == 2
+    assert in_shell(f"remoter list {closed}").returncode == 0
+
+
+def in_shell(line):
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    return subprocess.run(
+        ["bash", "-c", line],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PATH": path},
+    )

@@ -64,6 +64,8 @@ LINES = {
     "remoter at": {"attach"},
     "remoter run b": {"box", "bay"},
     "remoter check bo": {"box"},
+    "remoter put b": {"box", "bay"},
+    "remoter get --dry-run ba": {"bay"},
     "remoter stop --all ba": {"bay"},
     "remoter outputs -f 7": {"7f3a9c"},
     "remoter stop 7f3a9c box/": {"box/7f3a9c"},
@@ -82,6 +84,7 @@ def test_files_in_bash():
     """Bash itself completes them; it is asked to."""
     assert in_bash("remoter run box tr") == {"-o", "default"}
     assert in_bash("remoter run box train.py da") == {"-o", "default"}
+    assert in_bash("remoter put box train.py da") == {"-o", "default"}
 
 
 @pytest.mark.parametrize(

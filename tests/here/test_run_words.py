@@ -10,7 +10,9 @@ from click.testing import CliRunner
 
 from remoter_kernel.cli import main as command
 from remoter_kernel.cli.arguments import _options_of, split
+from remoter_kernel.errors import Usage
 from remoter_kernel.front import remotes
+from remoter_kernel.front.program import code_program
 from remoter_kernel.front.remotes import Remote
 
 
@@ -58,6 +60,7 @@ REFUSED = {
     "box --timeout 0 -c 1": "more than nothing",
     "box --detach --timeout 3 -c 1": "somebody here until the end",
     "box --json --events -c 1": "either --json or --events",
+    "box -c \udcff": "The code is not UTF-8 text",
     "box --jsno -c 1": "No such option",
     "bxo -c 1": 'No remote is called "bxo" (did you mean "box"?)',
 }
@@ -68,6 +71,13 @@ def test_what_cannot_be_run_is_refused(files, words, sentence):
     ran = CliRunner().invoke(command.remoter, ["run", *words.split()])
     assert (ran.stdout, ran.exit_code) == ("", 2)
     assert sentence in " ".join(ran.stderr.split())
+
+
+def test_an_argument_that_is_no_text_is_refused_where_the_kernel_would_die_of_it():
+    program = code_program("1", ["a", "\udcff"])
+    assert "'\\udcff'" in program.preparation("python")
+    with pytest.raises(Usage, match="is not UTF-8 text"):
+        program.preparation("R")
 
 
 SPLIT = {

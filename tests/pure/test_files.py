@@ -52,6 +52,13 @@ def test_windows_has_more_such_names(path):
     assert safe_names(path, is_windows=False)
 
 
+@pytest.mark.parametrize("path", ["log 12:30", "a?", "con.txt", "a/b.", "a|b", "\t"])
+def test_what_leads_nowhere_is_one_files_trouble(path):
+    with pytest.raises(FileTrouble) as refused:
+        safe_names(path, is_windows=True)
+    assert refused.value.trouble is Trouble.OTHER
+
+
 @pytest.mark.parametrize(
     "path", ["a", "a b/c", "-rf", "ä/ö", "a\nb", "...", ".hidden", "\udcff\udcfe", "~", "$HOME"]
 )
@@ -84,6 +91,13 @@ def test_a_link_with_a_detour_leads_nowhere(target):
     """A name before a `..` might be a link itself."""
     with pytest.raises(FileTrouble):
         safe_target(target, 5)
+
+
+@pytest.mark.parametrize("target", ["a\\..\\..\\b", "C:\\x", "C:", "../a\\..\\..\\.."])
+def test_a_link_leads_nowhere_by_other_slashes_either(target):
+    with pytest.raises(FileTrouble):
+        safe_target(target, 5, is_windows=True)
+    assert safe_target(target, 5, is_windows=False)
 
 
 @pytest.mark.parametrize(

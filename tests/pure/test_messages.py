@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from remoter_kernel.wire.messages import is_unseen, says_restarting
+from remoter_kernel.wire.messages import header_of, is_unseen, says_restarting
 
 
 @pytest.mark.parametrize(
@@ -37,3 +37,9 @@ def test_the_word_of_a_new_start_is_known_from_others(kind, content, expected):
     header = json.dumps({"msg_type": kind}).encode()
     parts = [b"", header, b"{}", b"{}", json.dumps(content).encode()]
     assert says_restarting(parts) is expected
+
+
+def test_what_is_no_text_in_a_message_is_shown_as_such():
+    """A kernel prints a file's name as it is: Jupyter's own clients read it so, too."""
+    body = json.dumps({"text": "a \udcff"}, ensure_ascii=False).encode("utf-8", "surrogateescape")
+    assert header_of(body) == {"text": "a �"}

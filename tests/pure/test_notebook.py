@@ -140,6 +140,17 @@ def test_a_whole_notebook_is_valid(cell_ids):
     nbformat.validate(notebook)
 
 
+def test_what_a_display_shows_is_text_unless_it_is_called_json():
+    """A kernel sends what a cell wishes; a notebook with a number as its text is none."""
+    journal = Journal()
+    parent = journal.asks("1", "a")
+    data = {"text/plain": 5, "text/html": ["<b>", "x"], "application/vnd.x+json": {"a": 1}}
+    journal.says(("display_data", {"data": data}), parent)
+    notebook = whole_notebook(journal.story(), "remoter-box", "Remote (box)")
+    nbformat.validate(notebook)
+    assert notebook["cells"][0]["outputs"][0]["data"] == {**data, "text/plain": "5"}
+
+
 # --------------------------------------------------------------- what a notebook missed
 
 

@@ -124,12 +124,28 @@ def test_a_replaced_file_keeps_its_mode_and_its_link(tmp_path):
     assert sorted(each.name for each in tmp_path.iterdir()) == ["link.ipynb", "n.ipynb"]
 
 
+def test_a_name_may_be_as_long_as_the_disk_allows(tmp_path):
+    path = tmp_path / f"{'ä' * 124}.ipynb"
+    replace_file(path, "new")
+    assert [each.name for each in tmp_path.iterdir()] == [path.name]
+
+
 def test_a_new_notebook_is_what_nbformat_reads(tmp_path):
     """A written notebook is valid and ends with a newline."""
     path = tmp_path / "new.ipynb"
     write_notebook(path, json.loads(nbformat.writes(a_notebook())))
     assert path.read_text().endswith("}\n")
     assert len(nbformat.read(path, as_version=4).cells) == 4
+
+
+def test_what_nbformat_finds_fault_with_is_written_all_the_same(tmp_path, caplog):
+    """One odd output must not cost those of a whole night; nbformat itself says what is odd."""
+    notebook = json.loads(nbformat.writes(a_notebook()))
+    code = next(cell for cell in notebook["cells"] if cell["cell_type"] == "code")
+    code["outputs"] = [{"output_type": "stream", "name": "stdout", "text": 5}]
+    write_notebook(tmp_path / "odd.ipynb", notebook)
+    assert json.loads((tmp_path / "odd.ipynb").read_text())["cells"] == notebook["cells"]
+    assert "invalid" in caplog.text
 
 
 def test_a_place_that_cannot_be_written_is_named(tmp_path):

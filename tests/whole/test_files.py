@@ -126,6 +126,9 @@ def test_files_folders_and_globs_go_both_ways(
 
 
 def test_a_dry_run_says_what_would_go_where(ground: Ground, src: Path, tmp_path: Path) -> None:
+    said = ground.ask("put", ground.name, src, "dry empty/")
+    assert said.startswith("0 files, 0 bytes in ")
+    assert (ground.there / "dry empty/src").is_dir()
     (src / "a").write_text("12345")
     said = ground.ask("put", "--dry-run", ground.name, src, "dry/")
     assert f"5 bytes  {src}/a -> {ground.there}/dry/src/a" in said

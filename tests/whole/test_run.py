@@ -220,10 +220,11 @@ def test_a_host_that_cannot_be_reached(here: JupyterHere, tmp_path: Path) -> Non
 def test_a_kernel_that_dies_and_a_python_that_is_missing(
     here: JupyterHere, box: str, python_remote: dict[str, Any], tmp_path: Path
 ) -> None:
-    """1 with how it died; 4 where the remote lacks something."""
+    """1 with how it died, and no word of a lost link; 4 where the remote lacks something."""
     ran = shell(f"remoter run {box} -c 'import os; os._exit(7)'", tmp_path)
     assert ran.returncode == 1
     assert "The kernel died" in ran.stderr
+    assert "link" not in ran.stderr
     here.add_remote("bare", **{**python_remote, "python": "/nowhere/python"})
     assert shell("remoter run bare -c 1", tmp_path).returncode == 4
 

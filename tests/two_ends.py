@@ -1,0 +1,106 @@
+"""The two ends of a transfer over a real socket, and whoever says to one of them what it likes."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import socket
+import threading
+from typing import TYPE_CHECKING, Any
+
+from remoter_kernel.errors import RemoterError
+from remoter_kernel.front.transfer import SocketEnds
+from remoter_kernel.wire.duplex import Duplex
+from remoter_kernel.wire.files import BEGINS, Entry, Word, frame, to_body
+from remoter_kernel.wire.receiving import Receiving
+from remoter_kernel.wire.sending import Sending
+from remoter_kernel.wire.sources import make_plan
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def carry(sending: Sending, receiving: Receiving) -> list[Exception]:
+    """Connect both ends, and return what each ended with."""
+    near, far = socket.socketpair()
+    troubles: list[Exception] = []
+
+    def run(end: Any, connection: socket.socket) -> None:
+        duplex = Duplex(SocketEnds(connection))
+        duplex.start()
+        try:
+            end.run(duplex)
+        except RemoterError as error:
+            troubles.append(error)
+        finally:
+            duplex.stop()
+            duplex.close()
+
+    with near, far:
+        thread = threading.Thread(target=run, args=(receiving, far))
+        thread.start()
+        run(sending, near)
+        thread.join(20)
+        assert not thread.is_alive()
+    return troubles
+
+
+def send(*words: Any, to: Any, **options: Any) -> tuple[Sending, Receiving]:
+    """Carry sources to a place; it must go well."""
+    sending = Sending(make_plan([str(word) for word in words], "/"), **options)
+    receiving = Receiving(str(to), "/")
+    assert carry(sending, receiving) == []
+    return sending, receiving
+
+
+def names(folder: Path) -> list[str]:
+    """What is in a folder."""
+    return sorted(path.name for path in folder.iterdir())
+
+
+def start(*sources: str) -> bytes:
+    tops = [{"name": name, "is_folder": True} for name in sources]
+    return frame(Word.START, to_body({"tops": tops}))
+
+
+def entry(path: str, number: int = 1, content: bytes = b"evil", **words: Any) -> bytes:
+    told = Entry(path, size=len(content)).words(number, asks=False) | words
+    digest = hashlib.sha256(content).hexdigest()
+    return (
+        frame(Word.ENTRY, to_body(told))
+        + frame(Word.BODY, BEGINS.pack(number, 0))
+        + frame(Word.DATA, content)
+        + frame(Word.END, to_body({"number": number, "sha256": digest}))
+    )
+
+
+def link(path: str, target: str, number: int = 9) -> bytes:
+    return frame(Word.ENTRY, to_body(Entry(path, "link", target=target).words(number, asks=False)))
+
+
+def say(said: bytes, dst: Path, *asked: str, is_folder: bool = True) -> Exception | None:
+    """Say something to a receiver, and hang up; return what it ended with."""
+    near, far = socket.socketpair()
+    with near, far:
+        duplex = Duplex(SocketEnds(far))
+        duplex.start()
+
+        def speak() -> None:
+            with contextlib.suppress(OSError):
+                near.sendall(said)
+                near.shutdown(socket.SHUT_WR)
+                while near.recv(65536):
+                    pass
+
+        thread = threading.Thread(target=speak)
+        thread.start()
+        try:
+            Receiving(f"{dst}/" if is_folder else str(dst), "/", asked=asked).run(duplex)
+        except RemoterError as error:
+            return error
+        finally:
+            duplex.stop()
+            duplex.close()
+            far.close()
+            thread.join(5)
+    return None
