@@ -118,10 +118,11 @@ def test_a_session_goes_on_when_its_disk_is_full(talk: Talk, here: JupyterHere, 
     cell = talk.queue(FLOOD)
     over(talk, cell)
     assert lines(talk, cell) == list(range(400))
-    assert text(talk, cell).count("No space left") == 1
-    for number in range(3):
+    told = text(talk, cell).count("No space left")
+    for number in range(3):  # the first of them hears of it if the disk was slower than the flood
         assert value(talk, f"{number} + 1, kept") == f"({number + 1}, 'since before')"
-        assert not [m for _, m in talk.heard if "No space left" in str(m["content"])]
+        told += sum("No space left" in str(m["content"]) for _, m in talk.heard)
+        assert told == 1
     name = disk.session.name
     listed = here.remoter("sessions", "full")
     assert (listed.returncode, name in listed.stdout) == (0, True), listed
