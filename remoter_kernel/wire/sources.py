@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 HAS_MODES = os.name == "posix"
+NOWHERE = "a link that leads nowhere"
+NEITHER = "neither a file nor a folder"
 MOST_TOLD = 200  # lines about what is left out
 LONGEST_TOLD = 500  # characters of one
 TOLD_AT_ONCE = 200  # sources
@@ -77,7 +79,7 @@ def make_plan(words: Sequence[str], folder: str) -> Plan:
     """Find everything; FileTrouble if a source is missing, before anything is sent."""
     plan = Plan()
     for word in words:
-        for path in _expanded(word, folder):
+        for path in _expanded(word, folder, plan.left_out):
             _add_source(plan, word, path)
     names: set[str] = set()
     for top in plan.tops:
@@ -91,12 +93,21 @@ def make_plan(words: Sequence[str], folder: str) -> Plan:
     return plan
 
 
-def _expanded(word: str, folder: str) -> list[str]:
-    """Return the paths that a word means; a file may be called like a pattern."""
+def _expanded(word: str, folder: str, left_out: list[str]) -> list[str]:
+    """Return the paths that a word means; a file may be called like a pattern.
+
+    What only matched a pattern may be something that cannot be sent: nobody has asked for that.
+    """
     path = full_path(word, folder)
     if os.path.lexists(path):
         return [path]
-    found = sorted(glob.glob(path, recursive=True)) if glob.has_magic(path) else []
+    matches = sorted(glob.glob(path, recursive=True)) if glob.has_magic(path) else []
+    found = []
+    for match in matches:
+        if os.path.isfile(match) or os.path.isdir(match):
+            found.append(match)
+        else:
+            left_out.append(f"{match}: {NEITHER if os.path.exists(match) else NOWHERE}")
     if not found:
         reason = "nothing matches" if glob.has_magic(path) else "there is no such file or folder"
         raise FileTrouble(word, reason, Trouble.MISSING)
@@ -119,7 +130,7 @@ def _add_source(plan: Plan, word: str, path: str) -> None:
     elif stat.S_ISREG(about.st_mode):
         plan.items.append(Item(entry_of("file", name, about), place))
     else:
-        raise FileTrouble(word, "this is neither a file nor a folder", Trouble.WORDS)
+        raise FileTrouble(word, f"this is {NEITHER}", Trouble.WORDS)
 
 
 def _walk(plan: Plan, name: str, root: str) -> None:
@@ -156,7 +167,7 @@ def _add_file(plan: Plan, path: str, found: os.DirEntry[str]) -> None:
     if stat.S_ISREG(about.st_mode):
         plan.items.append(Item(entry_of("file", path, about), found.path))
     else:
-        plan.left_out.append(f"{path}: neither a file nor a folder")
+        plan.left_out.append(f"{path}: {NEITHER}")
 
 
 def _add_link(plan: Plan, path: str, place: str, root: str) -> None:
@@ -166,7 +177,7 @@ def _add_link(plan: Plan, path: str, place: str, root: str) -> None:
         target = os.path.realpath(place)
     except (OSError, ValueError) as error:
         is_loop = isinstance(error, OSError) and not isinstance(error, FileNotFoundError)
-        why = "a link in a loop" if is_loop else "a link that leads nowhere"
+        why = "a link in a loop" if is_loop else NOWHERE
         plan.left_out.append(f"{path}: {why}")
         return
     if not _is_inside(target, root):
@@ -179,7 +190,7 @@ def _add_link(plan: Plan, path: str, place: str, root: str) -> None:
         seen = os.path.relpath(target, os.path.dirname(place)).replace(os.sep, "/")
         plan.items.append(Item(Entry(path, "link", target=seen), place))
     else:
-        plan.left_out.append(f"{path}: neither a file nor a folder")
+        plan.left_out.append(f"{path}: {NEITHER}")
 
 
 def open_source(place: str) -> BinaryIO:

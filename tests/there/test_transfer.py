@@ -169,6 +169,19 @@ def test_links_stay_inside(src, dst):
     assert names(dst / "src") == ["a", "sub", "sub2"]
 
 
+def test_a_pattern_leaves_out_what_cannot_be_sent(src, dst):
+    """A link to nothing, or a pipe, that happens to match does not keep the others back."""
+    (src / "a").write_text("a")
+    (src / "gone").symlink_to("nothing")
+    os.mkfifo(src / "pipe")
+    sending, _ = send(f"{src}/*", to=dst)
+    assert names(dst) == ["a"]
+    told = [line.removeprefix(f"{src}/") for line in sending.plan.left_out]
+    assert told == ["gone: a link that leads nowhere", "pipe: neither a file nor a folder"]
+    with pytest.raises(FileTrouble, match="neither a file nor a folder"):
+        send(src / "pipe", to=dst)
+
+
 def test_what_is_empty_on_one_disk_is_so_on_the_other(src, dst):
     """Sparse files stay sparse, also with an end that is a hole."""
     with (src / "sparse").open("wb") as file:
