@@ -157,7 +157,9 @@ def shown(talk: Talk, cell: str) -> str:
         # ipyparallel may give the displays of two ranks one name.
         name = (content.get("transient") or {}).get("display_id", number)
         place = f"{name}{text.partition(']')[0]}"
-        assert text.startswith(texts.get(place, "")), (texts[place], text)  # it only grows
+        before = texts.get(place, "")
+        assert text.startswith(before), (before, text)
+        assert text != before or not before, text  # each comes once, and so they only grow
         texts[place] = text + "".join(content.get("traceback", []))
     return re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(texts.values()))
 
