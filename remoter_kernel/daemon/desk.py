@@ -93,6 +93,21 @@ class Desk:
         for request in list(self.requests.waiting):
             self._release(request)
 
+    def cut_short(self) -> str:
+        """Interrupt what runs, as Jupyter does before it ends a kernel; return which cell it was.
+
+        A busy kernel hears of its end only then, and may take along what it has started outside
+        of its process group. What is being interrupted already is not interrupted once more.
+        """
+        if self.interrupts.is_under_way:
+            self.interrupts.hurry()
+            return ""
+        cell = self.requests.running()
+        if cell is None:
+            return ""
+        self._strike()
+        return str(cell.header.get("msg_id", ""))
+
     @staticmethod
     def _have_kept(guest: Guest, head: Head, size: int, then: Callable[[], None]) -> None:
         guest.talk.keep(LANE[head.channel], head.number, size)

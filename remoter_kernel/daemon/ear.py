@@ -26,6 +26,7 @@ class Ear:
     def __init__(self, journal: Journal, door: Door, desk: Desk, past: Past | None) -> None:
         """Remember; `past` is that of an evaluator that died, and left its child."""
         self.adoption: Adoption | None = None  # while it is under way
+        self.cut_short = ""  # the cell that is interrupted because its kernel ends
         self._journal = journal
         self._door = door
         self._requests = desk.requests
@@ -34,10 +35,19 @@ class Ear:
 
     def hear(self, channel: Channel, parts: list[Bytes]) -> None:
         """Take in one message."""
+        if self.cut_short and self._ends_what_is_cut_short(channel, parts):
+            return  # nobody has interrupted it: it hears that its kernel has ended, and why
         if channel is Channel.IOPUB:
             self._hear_published(parts)
         else:
             self._hear_answer(channel, parts)
+
+    def _ends_what_is_cut_short(self, channel: Channel, parts: list[Bytes]) -> bool:
+        if header_of(parts[PARENT]).get("msg_id") != self.cut_short:
+            return False
+        is_error = channel is Channel.IOPUB and header_of(parts[HEADER])["msg_type"] == "error"
+        is_idle = channel is Channel.IOPUB and b'"idle"' in bytes(parts[CONTENT][:IDLE_WITHIN])
+        return channel is Channel.SHELL or is_error or is_idle
 
     def _hear_published(self, parts: list[Bytes]) -> None:
         if self.adoption:

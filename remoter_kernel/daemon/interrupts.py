@@ -63,6 +63,12 @@ class Interrupts:
         else:
             self._hit()
 
+    def hurry(self) -> None:
+        """Let nothing wait any longer: the kernel is about to end, whatever an interrupt hits."""
+        if self._timer:
+            self._cancel()
+            self._hit()
+
     def note_begin(self, cell: str, *, is_running: bool = True) -> None:
         """Hear that the child begins with a request: `busy`, then (`is_running`) `execute_input`.
 

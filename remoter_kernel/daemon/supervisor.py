@@ -366,6 +366,8 @@ class Supervisor:
         child, was_ready = self.child, self.state in WITH_CHILD
         if child is None:
             return  # it is about to start anew by itself
+        if was_ready:
+            self._ear.cut_short = self._desk.cut_short()
         self.state = state
         if was_ready:
             words = {"restart": state is State.RESTARTING}

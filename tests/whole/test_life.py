@@ -117,6 +117,50 @@ def test_a_shutdown_ends_the_session(spec: str, far: FarSide) -> None:
     wait_for(lambda: not there(far), what="the far side is empty")
 
 
+BUSY = """
+import atexit, pathlib, time
+atexit.register(pathlib.Path({left!r}).touch)
+print('on', flush=True)
+time.sleep(60)
+"""
+
+
+def test_a_busy_kernel_that_is_stopped_ends_in_order(kernel: StartedKernel, far: FarSide) -> None:
+    """It does what it had meant to do at its end; what waits in its queue is not begun."""
+    talk = Talk(kernel.client)
+    with far.folder() as folder:
+        left, begun = folder / "left", folder / "begun"
+
+        def says(talk: Talk) -> None:
+            cell = talk.queue(BUSY.format(left=str(left)))
+            talk.until_said("on")
+            after = talk.queue(f"pathlib.Path({str(begun)!r}).touch()", stop_on_error=False)
+            talk.queue("%remoter stop")
+            talk.done(cell, after)
+
+        said = talk.case(says)
+        assert left.exists()
+        assert not begun.exists()
+    # It was nobody's interrupt: the cell says what became of it.
+    assert [e["ename"] for e in errors(said["iopub under request 0"])] == ["NoSuchSession"]
+    assert "It was stopped" in said["shell under request 0"][0]["content"]["evalue"]
+
+
+def test_a_cell_that_has_just_begun_does_not_hold_up_a_restart(
+    kernel: StartedKernel, far: FarSide
+) -> None:
+    """The interrupt that Jupyter sends before a restart hits it, and the kernel ends in order."""
+    talk = Talk(kernel.client)
+    with far.folder() as folder:
+        left = folder / "left"
+        talk.queue(BUSY.format(left=str(left)))
+        talk.until_said("on")
+        kernel.manager.restart_kernel()
+        kernel.client.wait_for_ready(timeout=30)
+        assert value(Talk(kernel.client), "6 * 7") == "42"
+        assert left.exists()
+
+
 def test_a_shutdown_may_keep_the_session(
     here: JupyterHere, far: FarSide, python_remote: dict[str, Any]
 ) -> None:

@@ -1,8 +1,8 @@
 """Each verb of the R package remoter, and what does its work here, in Python and in R.
 
 One row of docs/reference/from-remoter.md is one test, which runs what the row names. Chains of
-hosts, questions of logins and wrong passwords are in test_logins.py; packages of MPI ranks
-(pbdCS) are left to a later version.
+hosts, questions of logins and wrong passwords are in test_logins.py; many MPI ranks (pbdCS) in
+test_many_ranks.py.
 """
 
 from __future__ import annotations
