@@ -6,7 +6,7 @@ The far kernel's messages pass by here, too: what waits for a cell there has to 
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from remoter_kernel.errors import RemoterError, Usage
 from remoter_kernel.front import answers
@@ -23,7 +23,6 @@ from remoter_kernel.front.local_text import (
 )
 from remoter_kernel.front.own_code import OwnCode
 from remoter_kernel.front.this_side import ThisSide
-from remoter_kernel.front.verb_help import explained
 from remoter_kernel.wire.frames import Bytes, Channel, to_json
 from remoter_kernel.wire.messages import CONTENT, HEADER, PARENT, content_of, header_of
 
@@ -94,9 +93,9 @@ class CellsHere:
             return False
         content = content_of(route.parts)
         code = str(content.get("code", ""))
-        known = _known(kind, code, content.get("cursor_pos"))
-        if known:
-            self._mouth.reply(route, known)
+        complete = completeness(code) if kind == "is_complete_request" else None
+        if complete:
+            self._mouth.reply(route, complete)
             return True
         local = local_code(code)
         if local is None:
@@ -211,13 +210,3 @@ class CellsHere:
             route, begin = self._asked.pop(name)
             parts[CONTENT] = to_json(answered_outside(content_of(parts), begin))
             self._mouth.pass_on(channel, route, parts)
-
-
-def _known(kind: str, code: str, cursor: object) -> dict[str, Any] | None:
-    """Return the answer to a question about a cell for which no kernel is needed."""
-    if kind == "is_complete_request":
-        return completeness(code)
-    told = explained(code, cursor) if kind == "inspect_request" else ""
-    if not told:
-        return None
-    return {"status": "ok", "found": True, "data": {"text/plain": told}, "metadata": {}}

@@ -1,4 +1,4 @@
-"""Completes the line of a cell that begins with %remoter: verbs, sessions, paths here and there."""
+"""Completes and explains a cell's line of ours: verbs, sessions, paths here and there."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from remoter_kernel.errors import ProtocolError, RemoterError
 from remoter_kernel.front.bootstrap import ask_there
 from remoter_kernel.front.known_sessions import recall
-from remoter_kernel.front.verb_help import HERE, SESSION, THERE, VERB, use_of
+from remoter_kernel.front.verb_help import HERE, SESSION, THERE, VERB, explained, use_of
 from remoter_kernel.wire.messages import CONTENT, content_of
 
 if TYPE_CHECKING:
@@ -55,7 +55,20 @@ class Completer:
 
     def take(self, route: Route) -> bool:
         """Answer a question that is about a line of ours; return whether it is."""
-        line = line_before_cursor(content_of(route.parts))
+        kind = route.header.get("msg_type")
+        if kind == "complete_request":
+            return self._complete(route, content_of(route.parts))
+        return kind == "inspect_request" and self._explain(route, content_of(route.parts))
+
+    def _explain(self, route: Route, content: dict[str, Any]) -> bool:
+        text = explained(str(content.get("code", "")), content.get("cursor_pos"))
+        if text:
+            data = {"text/plain": text}
+            self._reply(route, {"status": "ok", "found": True, "data": data, "metadata": {}})
+        return bool(text)
+
+    def _complete(self, route: Route, content: dict[str, Any]) -> bool:
+        line = line_before_cursor(content)
         words = words_of(line)
         if len(words) < 2 or words[0].text != MAGICS[0]:  # noqa: PLR2004 - a verb follows
             return False

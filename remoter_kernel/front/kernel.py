@@ -192,7 +192,7 @@ class Kernel:
             self._pass_on(kind, route)
 
     def _pass_on(self, kind: str, route: Route) -> None:
-        if kind == "complete_request" and self._completer.take(route):
+        if self._completer.take(route):
             return
         self._arrival.introduction.hear(route)
         is_early = self._waits_for_person or self._arrival.introduction.is_awaited
