@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 
 from remoter_kernel.errors import RemoterError
+from remoter_kernel.front.configuration.remotes import find_remote
 from remoter_kernel.front.keeper.endpoint import start_early
-from remoter_kernel.front.remotes import find_remote
 
 
 def main() -> int:

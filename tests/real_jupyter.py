@@ -77,8 +77,8 @@ class JupyterHere:
         **wishes: Any,
     ) -> str:
         """Configure a remote with its kernelspec; returns the kernelspec's name."""
-        from remoter_kernel.front.kernelspec import install_kernelspec
-        from remoter_kernel.front.remotes import Remote, write_remote
+        from remoter_kernel.front.configuration.kernelspec import install_kernelspec
+        from remoter_kernel.front.configuration.remotes import Remote, write_remote
 
         remote = Remote(name=name, host=host, **wishes)
         write_remote(remote, make_default=False, replace=True)

@@ -11,9 +11,9 @@ import click
 import pytest
 
 from remoter_kernel.cli.main import VERBS, remoter
-from remoter_kernel.front.bootstrap import ENTRY, SHIPPED
-from remoter_kernel.front.remotes_text import READERS
-from remoter_kernel.front.verb_help import HELP
+from remoter_kernel.front.bootstrap.evaluator import ENTRY, SHIPPED
+from remoter_kernel.front.configuration.text import READERS
+from remoter_kernel.front.verbs.help import HELP
 from remoter_kernel.wire import frames
 from remoter_kernel.wire.frames import LANE, Channel, Kind
 from tests.ipykernel_suite import CANNOT

@@ -9,7 +9,7 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 from remoter_kernel.errors import RemoterError
-from remoter_kernel.front.transfer import SocketEnds
+from remoter_kernel.front.files.transfer import SocketEnds
 from remoter_kernel.wire.duplex import Duplex
 from remoter_kernel.wire.files import BEGINS, Entry, Word, frame, to_body
 from remoter_kernel.wire.receiving import Receiving

@@ -13,14 +13,14 @@ import click
 from remoter_kernel.cli.progress import OnStderr
 from remoter_kernel.cli.terminal import questions
 from remoter_kernel.errors import RemoterError, Usage
-from remoter_kernel.front import kernelspec, remotes
-from remoter_kernel.front.dialer import SessionDialer
-from remoter_kernel.front.environment_there import install_there
+from remoter_kernel.front.bootstrap.environment import install_there
+from remoter_kernel.front.bootstrap.survey import FoundPython, Kernel, Surroundings, look_around
+from remoter_kernel.front.configuration import kernelspec, remotes
+from remoter_kernel.front.configuration.remotes import Remote
+from remoter_kernel.front.configuration.text import READERS
 from remoter_kernel.front.keeper.kept import kept_login
-from remoter_kernel.front.remotes import Remote
-from remoter_kernel.front.remotes_text import READERS
-from remoter_kernel.front.runner import Runner
-from remoter_kernel.front.survey import FoundPython, Kernel, Surroundings, look_around
+from remoter_kernel.front.running.runner import Runner
+from remoter_kernel.front.session.dialer import SessionDialer
 
 if TYPE_CHECKING:
     from collections.abc import Callable

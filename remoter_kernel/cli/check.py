@@ -11,7 +11,7 @@ from rich.text import Text
 
 from remoter_kernel.cli.terminal import questions
 from remoter_kernel.cli.words import remote_names
-from remoter_kernel.front.checkup import Step, check_up
+from remoter_kernel.front.running.checkup import Step, check_up
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -12,16 +12,16 @@ from remoter_kernel.cli.progress import Travelling
 from remoter_kernel.cli.terminal import questions
 from remoter_kernel.cli.words import paths_here, remote_names
 from remoter_kernel.errors import RemoterError, Usage
-from remoter_kernel.front.folders import folder_there
-from remoter_kernel.front.journey import Errand, in_order, summed_up
+from remoter_kernel.front.configuration.folders import folder_there
+from remoter_kernel.front.configuration.remotes import find_remote
+from remoter_kernel.front.files.journey import Errand, in_order, summed_up
+from remoter_kernel.front.files.transfer import Transfer
 from remoter_kernel.front.keeper.kept import KeptLogin, kept_login
-from remoter_kernel.front.remotes import find_remote
-from remoter_kernel.front.transfer import Transfer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from remoter_kernel.front.remotes import Remote
+    from remoter_kernel.front.configuration.remotes import Remote
 
 DRY = click.option("--dry-run", "is_dry", is_flag=True, help="Only say what would go where.")
 

@@ -6,8 +6,8 @@ import click
 
 from remoter_kernel.cli.terminal import questions
 from remoter_kernel.cli.words import session_ids
-from remoter_kernel.front.happenings import Chronicle
-from remoter_kernel.front.inquiries import finding
+from remoter_kernel.front.reading.happenings import Chronicle
+from remoter_kernel.front.reading.inquiries import finding
 
 TITLES = {"evaluator.log": "The evaluator complained:", "kernel.log": "The kernel itself said:"}
 

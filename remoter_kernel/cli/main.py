@@ -17,7 +17,7 @@ from click.shell_completion import CompletionItem
 
 from remoter_kernel import __version__
 from remoter_kernel.errors import RemoterError
-from remoter_kernel.front.remotes_text import nearest
+from remoter_kernel.front.configuration.text import nearest
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -11,13 +11,13 @@ from remoter_kernel.cli.showing import Terminal
 from remoter_kernel.cli.terminal import questions
 from remoter_kernel.cli.words import session_ids
 from remoter_kernel.errors import RemoterError, Usage
-from remoter_kernel.front.inquiries import finding
-from remoter_kernel.front.notebook import Story, fill, whole_notebook
-from remoter_kernel.front.transcript import Transcript, output_of
-from remoter_kernel.front.verdict import Verdict
+from remoter_kernel.front.reading.inquiries import finding
+from remoter_kernel.front.reading.notebook import Story, fill, whole_notebook
+from remoter_kernel.front.reading.transcript import Transcript, output_of
+from remoter_kernel.front.running.verdict import Verdict
 
 if TYPE_CHECKING:
-    from remoter_kernel.front.inquiries import Found
+    from remoter_kernel.front.reading.inquiries import Found
 
 NOTEBOOK = click.Path(path_type=Path, dir_okay=False)
 
@@ -82,8 +82,8 @@ def _retell(found: Found, *, follow: bool) -> None:
 
 
 def _write(path: Path, story: Story, found: Found) -> None:
-    from remoter_kernel.front.kernelspec import kernelspec_name
-    from remoter_kernel.front.notebook_file import write_notebook
+    from remoter_kernel.front.configuration.kernelspec import kernelspec_name
+    from remoter_kernel.front.reading.notebook_file import write_notebook
 
     name = found.visit.remote.name
     write_notebook(path, whole_notebook(story, kernelspec_name(name), f"Remote ({name})"))
@@ -91,7 +91,7 @@ def _write(path: Path, story: Story, found: Found) -> None:
 
 
 def _fill(path: Path, story: Story) -> None:
-    from remoter_kernel.front.notebook_file import NotebookText, is_valid, replace_file
+    from remoter_kernel.front.reading.notebook_file import NotebookText, is_valid, replace_file
 
     file = NotebookText(path)
     fillings = fill(file.cells, story.runs.values(), file.saved)

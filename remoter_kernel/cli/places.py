@@ -12,8 +12,9 @@ import click
 from remoter_kernel.cli.terminal import aligned, questions
 from remoter_kernel.cli.words import remote_names
 from remoter_kernel.errors import RemoterError, Usage
-from remoter_kernel.front import kernelspec, known_sessions, remotes
+from remoter_kernel.front.configuration import kernelspec, remotes
 from remoter_kernel.front.keeper.endpoint import dismiss_all
+from remoter_kernel.front.session import known_sessions
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -79,7 +80,7 @@ def remove(name: str, purge: bool) -> None:
 
 def _forget(remote: remotes.Remote) -> None:
     """Let the keyring forget its passwords; a remote is removed, whatever comes of that."""
-    from remoter_kernel.front.login import forget_secrets
+    from remoter_kernel.front.logins.login import forget_secrets
 
     with contextlib.suppress(RemoterError):
         forget_secrets(remote)
@@ -87,7 +88,7 @@ def _forget(remote: remotes.Remote) -> None:
 
 def _purge(name: str) -> None:
     """Remove the remote's own environment there, and say so."""
-    from remoter_kernel.front.environment_there import purge_there
+    from remoter_kernel.front.bootstrap.environment import purge_there
     from remoter_kernel.front.keeper.kept import kept_login
 
     remote = remotes.find_remote(name)

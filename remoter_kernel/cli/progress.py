@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Self
 
 import click
 
-from remoter_kernel.front.journey import told
+from remoter_kernel.front.files.journey import told
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar
     from rich.progress import TaskID
 
-    from remoter_kernel.front.journey import Journey
+    from remoter_kernel.front.files.journey import Journey
 
 LINE_EVERY = 10.0  # seconds, where there is no terminal
 

@@ -19,18 +19,18 @@ from remoter_kernel.cli.showing import Document, Ending, Executed, Lines, Showin
 from remoter_kernel.cli.terminal import questions
 from remoter_kernel.cli.words import DURATION, remote_names
 from remoter_kernel.errors import LoginRefused, RemoterError, Unreachable, Usage
-from remoter_kernel.front.dialer import SessionDialer
-from remoter_kernel.front.happenings import duration
-from remoter_kernel.front.notebook_file import check_place, is_valid
-from remoter_kernel.front.program import Program, as_code, code_program, read_program
-from remoter_kernel.front.remotes import find_remote
-from remoter_kernel.front.runner import Cell, LeftRunning, Runner
-from remoter_kernel.front.verdict import verdict_on
+from remoter_kernel.front.configuration.remotes import find_remote
+from remoter_kernel.front.reading.happenings import duration
+from remoter_kernel.front.reading.notebook_file import check_place, is_valid
+from remoter_kernel.front.running.program import Program, as_code, code_program, read_program
+from remoter_kernel.front.running.runner import Cell, LeftRunning, Runner
+from remoter_kernel.front.running.verdict import verdict_on
+from remoter_kernel.front.session.dialer import SessionDialer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from remoter_kernel.front.runner import Ask
+    from remoter_kernel.front.running.runner import Ask
 
 HINT_AFTER = 1.0  # seconds from Ctrl-C; most code has ended by then
 LOST = "the link is lost; the code goes on there, and its output comes when the link is back."

@@ -11,11 +11,11 @@ import click
 
 from remoter_kernel.cli.terminal import aligned, questions
 from remoter_kernel.cli.words import remote_names
-from remoter_kernel.front.happenings import duration
-from remoter_kernel.front.inquiries import visiting
+from remoter_kernel.front.reading.happenings import duration
+from remoter_kernel.front.reading.inquiries import visiting
 
 if TYPE_CHECKING:
-    from remoter_kernel.front.inquiries import Listing
+    from remoter_kernel.front.reading.inquiries import Listing
 
 LONG_OVER = 24 * 3600.0  # seconds: the table leaves out what ended before
 

@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import click
 
-from remoter_kernel.front.notebook import Run, Story
-from remoter_kernel.front.transcript import as_text
-from remoter_kernel.front.verdict import quit_with
+from remoter_kernel.front.reading.notebook import Run, Story
+from remoter_kernel.front.reading.transcript import as_text
+from remoter_kernel.front.running.verdict import quit_with
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from remoter_kernel.front.notebook_file import NotebookText
-    from remoter_kernel.front.program import Piece
+    from remoter_kernel.front.reading.notebook_file import NotebookText
+    from remoter_kernel.front.running.program import Piece
 
 DISPLAYS = ("execute_result", "display_data")
 ALL = ("stream", "error", *DISPLAYS)
@@ -131,9 +131,9 @@ class Executed:
 
     def finish(self, ending: Ending) -> None:
         """Write the notebook; without a kernel there is nothing to write."""
-        from remoter_kernel.front.kernelspec import kernelspec_name
-        from remoter_kernel.front.notebook import executed_notebook
-        from remoter_kernel.front.notebook_file import write_notebook
+        from remoter_kernel.front.configuration.kernelspec import kernelspec_name
+        from remoter_kernel.front.reading.notebook import executed_notebook
+        from remoter_kernel.front.reading.notebook_file import write_notebook
 
         if not self.language_info:
             return

@@ -9,10 +9,10 @@ import click
 from remoter_kernel.cli.terminal import questions
 from remoter_kernel.cli.words import remote_names, session_ids
 from remoter_kernel.errors import NoSuchSession, RemoterError, Usage
-from remoter_kernel.front.inquiries import Found, meant_by, visiting
+from remoter_kernel.front.reading.inquiries import Found, meant_by, visiting
 
 if TYPE_CHECKING:
-    from remoter_kernel.front.inquiries import Listing
+    from remoter_kernel.front.reading.inquiries import Listing
 
 OVER = {"ended", "dead"}
 SENTENCES = {

@@ -8,9 +8,9 @@ import click
 from click.shell_completion import CompletionItem
 
 from remoter_kernel.errors import RemoterError
-from remoter_kernel.front.known_sessions import recall
-from remoter_kernel.front.remotes import read_remotes
-from remoter_kernel.front.remotes_text import read_duration
+from remoter_kernel.front.configuration.remotes import read_remotes
+from remoter_kernel.front.configuration.text import read_duration
+from remoter_kernel.front.session.known_sessions import recall
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -15,37 +15,38 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from remoter_kernel.errors import NoSuchSession, RemoteLacks, RemoterError
-from remoter_kernel.front import answers, kernelspec
-from remoter_kernel.front.arrival import Arrival
-from remoter_kernel.front.asker import Asker
-from remoter_kernel.front.awakening import Awakening
-from remoter_kernel.front.carrying import Carrier
-from remoter_kernel.front.cells_here import CellsHere
-from remoter_kernel.front.completer import Completer
-from remoter_kernel.front.dialer import HERE, SessionDialer
-from remoter_kernel.front.ending import Ending
-from remoter_kernel.front.first_signs import FirstSigns
-from remoter_kernel.front.first_words import FirstWords
-from remoter_kernel.front.giving_up import GivingUp
-from remoter_kernel.front.impatient import Impatient
-from remoter_kernel.front.last_words import LastWords
-from remoter_kernel.front.link import Link, State
-from remoter_kernel.front.mouth import Mouth, Route
-from remoter_kernel.front.news import News
-from remoter_kernel.front.notices import Notices
-from remoter_kernel.front.pacer import Pacer
-from remoter_kernel.front.permission import Permission
-from remoter_kernel.front.questions import NeedsPerson
-from remoter_kernel.front.remotes import (
+from remoter_kernel.front.configuration import kernelspec
+from remoter_kernel.front.configuration.remotes import (
     Remote,
     find_remote,
     last_kernel_info,
     remember_kernel_info,
 )
-from remoter_kernel.front.sockets import Sockets, digest, read_connection
-from remoter_kernel.front.turns import Turns
-from remoter_kernel.front.verb_help import HELP
-from remoter_kernel.front.verbs import Surroundings, Verbs
+from remoter_kernel.front.jupyter import answers
+from remoter_kernel.front.jupyter.arrival import Arrival
+from remoter_kernel.front.jupyter.asker import Asker
+from remoter_kernel.front.jupyter.ending import Ending
+from remoter_kernel.front.jupyter.first_signs import FirstSigns
+from remoter_kernel.front.jupyter.first_words import FirstWords
+from remoter_kernel.front.jupyter.giving_up import GivingUp
+from remoter_kernel.front.jupyter.impatient import Impatient
+from remoter_kernel.front.jupyter.last_words import LastWords
+from remoter_kernel.front.jupyter.mouth import Mouth, Route
+from remoter_kernel.front.jupyter.news import News
+from remoter_kernel.front.jupyter.notices import Notices
+from remoter_kernel.front.jupyter.sockets import Sockets, digest, read_connection
+from remoter_kernel.front.questions import NeedsPerson
+from remoter_kernel.front.session.awakening import Awakening
+from remoter_kernel.front.session.dialer import HERE, SessionDialer
+from remoter_kernel.front.session.link import Link, State
+from remoter_kernel.front.session.pacer import Pacer
+from remoter_kernel.front.this_side.carrying import Carrier
+from remoter_kernel.front.this_side.cells import CellsHere
+from remoter_kernel.front.this_side.permission import Permission
+from remoter_kernel.front.this_side.turns import Turns
+from remoter_kernel.front.verbs.completer import Completer
+from remoter_kernel.front.verbs.help import HELP
+from remoter_kernel.front.verbs.magic import Surroundings, Verbs
 from remoter_kernel.wire.frames import Bytes, Channel, from_json, to_json
 from remoter_kernel.wire.messages import (
     CONTENT,

@@ -14,8 +14,8 @@ from click.testing import CliRunner
 
 from remoter_kernel.cli import main as command
 from remoter_kernel.errors import Unreachable
-from remoter_kernel.front import kernelspec, remotes
-from remoter_kernel.front.remotes import Remote
+from remoter_kernel.front.configuration import kernelspec, remotes
+from remoter_kernel.front.configuration.remotes import Remote
 
 
 @pytest.fixture(autouse=True)

@@ -17,8 +17,8 @@ import psutil
 import pytest
 
 from remoter_kernel.errors import ForwardingRefused, HostKeyProblem, LoginRefused, RemoteLacks
-from remoter_kernel.front import host as host_module
-from remoter_kernel.front.host import EmbeddedHost
+from remoter_kernel.front.logins import host as host_module
+from remoter_kernel.front.logins.host import EmbeddedHost
 from remoter_kernel.front.ssh.login import Login, log_in
 from tests.real_sshd import make_key
 
@@ -146,7 +146,7 @@ def test_what_daemonised_itself_survives_it(tmp_path):
 def test_it_ends_when_its_parent_is_killed(tmp_path):
     code = (
         "import time, sys\n"
-        "from remoter_kernel.front.host import EmbeddedHost\n"
+        "from remoter_kernel.front.logins.host import EmbeddedHost\n"
         "h = EmbeddedHost(); h.start()\n"
         "print(h._process.pid, h._folder, flush=True)\n"
         "time.sleep(60)\n"

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from remoter_kernel.front import laptop, own_notebook
-from remoter_kernel.front.claims import Claim
-from remoter_kernel.front.laptop import Presence, laptop_id, living_fronts
-from remoter_kernel.front.own_notebook import cells_of, is_notebook
+from remoter_kernel.front.session import laptop, own_notebook
+from remoter_kernel.front.session.claims import Claim
+from remoter_kernel.front.session.laptop import Presence, laptop_id, living_fronts
+from remoter_kernel.front.session.own_notebook import cells_of, is_notebook
 from remoter_kernel.wire.messages import source_mark
 from tests.real_jupyter import wait_for
 
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-SAY_ID = "from remoter_kernel.front.laptop import laptop_id; input(); print(laptop_id())"
+SAY_ID = "from remoter_kernel.front.session.laptop import laptop_id; input(); print(laptop_id())"
 LIVE = """
-from remoter_kernel.front.laptop import Presence
+from remoter_kernel.front.session.laptop import Presence
 presence = Presence("k1")
 print(presence.take(), flush=True)
 input()
@@ -103,7 +103,7 @@ def test_a_stopped_front_lives(state):
 
 def test_who_looks_does_not_disturb_who_comes(state):
     """A sign that was taken for a dead one's before it was locked is made again."""
-    with another("from remoter_kernel.front.laptop import living_fronts\n"
+    with another("from remoter_kernel.front.session.laptop import living_fronts\n"
                  "print(flush=True)\nwhile True: living_fronts()") as looking:  # fmt: skip
         looking.stdout.readline()
         for _ in range(200):
@@ -210,7 +210,7 @@ def test_claims_for_one_notebook_are_made_in_turn(tmp_path):
     path = tmp_path / "a.ipynb"
     path.write_text(a_notebook("a"))
     code = f"""
-from remoter_kernel.front.claims import Claim
+from remoter_kernel.front.session.claims import Claim
 print("asks", flush=True)
 with Claim({str(path)!r}, "laptop").made() as words:
     print(words["fronts"])

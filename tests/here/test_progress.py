@@ -8,7 +8,7 @@ import sys
 
 import pexpect
 
-from remoter_kernel.front.journey import Journey, bar, told
+from remoter_kernel.front.files.journey import Journey, bar, told
 
 PROGRAM = """
 from remoter_kernel.cli.progress import OnStderr
@@ -48,7 +48,7 @@ def test_at_a_terminal_a_bar_moves():
 
 FILES = """
 from remoter_kernel.cli.progress import Travelling
-from remoter_kernel.front.journey import Journey
+from remoter_kernel.front.files.journey import Journey
 journey = Journey(is_put=True, remote="box", all_size=4_000_000, all_files=3)
 with Travelling() as travelling:
     for part in range(1, 5):

@@ -11,9 +11,9 @@ from click.testing import CliRunner
 from remoter_kernel.cli import main as command
 from remoter_kernel.cli.arguments import _options_of, split
 from remoter_kernel.errors import Usage
-from remoter_kernel.front import remotes
-from remoter_kernel.front.program import code_program
-from remoter_kernel.front.remotes import Remote
+from remoter_kernel.front.configuration import remotes
+from remoter_kernel.front.configuration.remotes import Remote
+from remoter_kernel.front.running.program import code_program
 
 
 @pytest.fixture(autouse=True)

@@ -9,8 +9,8 @@ import pytest
 import zmq
 
 from remoter_kernel.errors import Usage
-from remoter_kernel.front import sockets
-from remoter_kernel.front.sockets import Sockets
+from remoter_kernel.front.jupyter import sockets
+from remoter_kernel.front.jupyter.sockets import Sockets
 
 
 @pytest.fixture

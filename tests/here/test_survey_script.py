@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from remoter_kernel.front.survey import Surroundings, read_answer, script
+from remoter_kernel.front.bootstrap.survey import Surroundings, read_answer, script
 from tests.real_parts import lack
 
 

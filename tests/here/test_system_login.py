@@ -26,9 +26,9 @@ from remoter_kernel.errors import (
     RemoteLacks,
     Unreachable,
 )
-from remoter_kernel.front.login import log_in_to
+from remoter_kernel.front.configuration.remotes import Remote
+from remoter_kernel.front.logins.login import log_in_to
 from remoter_kernel.front.questions import NotAnswered, Prompt, Trust
-from remoter_kernel.front.remotes import Remote
 from remoter_kernel.front.ssh import system
 from remoter_kernel.front.ssh.aliases import resolve
 from remoter_kernel.front.ssh.login import CommandEnded, Login, log_in
@@ -767,7 +767,7 @@ def test_a_host_that_a_certificate_authority_vouches_for_is_reached(tmp_path):
 
 
 def test_keys_on_security_keys_alone_are_for_openssh(server, config, tmp_path, monkeypatch):
-    from remoter_kernel.front import login as here
+    from remoter_kernel.front.logins import login as here
 
     key = tmp_path / "token"
     key.write_text("only a handle")
@@ -779,7 +779,7 @@ def test_keys_on_security_keys_alone_are_for_openssh(server, config, tmp_path, m
 
 
 def test_a_kerberos_ticket_is_for_openssh(server, tmp_path, monkeypatch):
-    from remoter_kernel.front import login as here
+    from remoter_kernel.front.logins import login as here
 
     programs = tmp_path / "bin"
     programs.mkdir()

@@ -14,7 +14,7 @@ import pytest
 from paramiko.common import MSG_CHANNEL_CLOSE, MSG_CHANNEL_DATA
 
 from remoter_kernel.errors import ForwardingRefused, RemoteLacks
-from remoter_kernel.front.host import EmbeddedHost
+from remoter_kernel.front.logins.host import EmbeddedHost
 from remoter_kernel.front.ssh.aliases import resolve
 from remoter_kernel.front.ssh.channel import Channel, Closed
 from remoter_kernel.front.ssh.login import Login, Tunnel, log_in

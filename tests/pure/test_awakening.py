@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from remoter_kernel.front.awakening import AWAY_FOR, LOOK_EVERY, Awakening
+from remoter_kernel.front.session.awakening import AWAY_FOR, LOOK_EVERY, Awakening
 
 
 class World:

@@ -14,8 +14,8 @@ import pytest
 
 import remoter_kernel
 from remoter_kernel.errors import RemoteLacks
-from remoter_kernel.front import bootstrap
-from remoter_kernel.front.bootstrap import ENTRY, SHIPPED, pack_evaluator, shell_path
+from remoter_kernel.front.bootstrap import evaluator as bootstrap
+from remoter_kernel.front.bootstrap.evaluator import ENTRY, SHIPPED, pack_evaluator, shell_path
 
 PACKAGE = Path(remoter_kernel.__file__).parent
 
@@ -38,7 +38,10 @@ def test_each_build_gives_the_same_bytes_under_the_name_of_their_hash():
     """A second process builds the same zip; its name is the hash of its bytes."""
     name, content = pack_evaluator()
     assert name == f"{hashlib.sha256(content).hexdigest()}.pyz"
-    code = "from remoter_kernel.front.bootstrap import pack_evaluator; print(pack_evaluator()[0])"
+    code = (
+        "from remoter_kernel.front.bootstrap.evaluator import pack_evaluator\n"
+        "print(pack_evaluator()[0])"
+    )
     again = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=PACKAGE.parent
     )

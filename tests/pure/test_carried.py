@@ -17,9 +17,9 @@ import pytest
 import pytz
 from hypothesis import HealthCheck, given, settings
 
-from remoter_kernel.front.carried import errand
-from remoter_kernel.front.carried.values import Reader, Refused, Writer
-from remoter_kernel.front.carried_text import in_python
+from remoter_kernel.front.this_side.carried import errand
+from remoter_kernel.front.this_side.carried.values import Reader, Refused, Writer
+from remoter_kernel.front.this_side.carried_text import in_python
 from tests.objects_to_carry import arrays, frames, plain, polars_frames
 from tests.real_parts import old_python
 from tests.same_values import same

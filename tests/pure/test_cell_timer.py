@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from remoter_kernel.front.cell_timer import CellTimer, seconds_between, told
+from remoter_kernel.front.verbs.timer import CellTimer, seconds_between, told
 
 HEADER = {"msg_id": "a"}
 

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from remoter_kernel.daemon.inquire import tell_paths
 from remoter_kernel.errors import Usage
-from remoter_kernel.front.completer import (
+from remoter_kernel.front.configuration.remotes import Remote
+from remoter_kernel.front.verbs.completer import (
     Completer,
     kind_of,
     line_before_cursor,
@@ -21,8 +22,7 @@ from remoter_kernel.front.completer import (
     with_magics,
     words_of,
 )
-from remoter_kernel.front.remotes import Remote
-from remoter_kernel.front.verb_help import (
+from remoter_kernel.front.verbs.help import (
     HELP,
     HERE,
     SESSION,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from remoter_kernel.errors import RemoteLacks
-from remoter_kernel.front import delivery
+from remoter_kernel.front.bootstrap import delivery
 from remoter_kernel.front.ssh.outcome import Ran
 
 

@@ -7,9 +7,9 @@ from types import SimpleNamespace
 import pytest
 
 from remoter_kernel.errors import NoSuchSession, RemoteLacks, Unreachable
-from remoter_kernel.front import orders
-from remoter_kernel.front.departure import leave_with
-from remoter_kernel.front.link import State
+from remoter_kernel.front.session import orders
+from remoter_kernel.front.session.departure import leave_with
+from remoter_kernel.front.session.link import State
 
 
 def a_dialer(session: str = "", *, is_claimed: bool = True) -> SimpleNamespace:

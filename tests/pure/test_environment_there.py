@@ -5,16 +5,16 @@ from __future__ import annotations
 import pytest
 
 from remoter_kernel.errors import RemoteLacks, Usage
-from remoter_kernel.front import environment_there
-from remoter_kernel.front.environment_there import (
+from remoter_kernel.front.bootstrap import environment as environment_there
+from remoter_kernel.front.bootstrap.environment import (
     choose_base,
     contents_for,
     read_answer,
     sessions_in,
 )
-from remoter_kernel.front.installer import MARK
+from remoter_kernel.front.bootstrap.installer import MARK
+from remoter_kernel.front.bootstrap.survey import FoundPython, Surroundings
 from remoter_kernel.front.ssh.outcome import Ran
-from remoter_kernel.front.survey import FoundPython, Surroundings
 
 
 def around(*versions):

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from remoter_kernel.front import parent
-from remoter_kernel.front.first_words import FirstWords, is_own_code
-from remoter_kernel.front.introduction import Introduction
-from remoter_kernel.front.mouth import Route
-from remoter_kernel.front.vscode import notebook_in
+from remoter_kernel.front.jupyter.first_words import FirstWords, is_own_code
+from remoter_kernel.front.jupyter.introduction import Introduction
+from remoter_kernel.front.jupyter.mouth import Route
+from remoter_kernel.front.session import parent
+from remoter_kernel.front.session.vscode import notebook_in
 from remoter_kernel.wire.frames import Channel
 
 SILENT: dict[str, Any] = {"silent": True, "allow_stdin": False}

@@ -13,8 +13,8 @@ import pytest
 from jupyter_client.kernelspec import KernelSpecManager
 
 from remoter_kernel.errors import Usage
-from remoter_kernel.front import kernelspec
-from remoter_kernel.front.remotes import Remote
+from remoter_kernel.front.configuration import kernelspec
+from remoter_kernel.front.configuration.remotes import Remote
 
 PACKAGED = Path(__file__).parents[2] / "kernelspec"
 

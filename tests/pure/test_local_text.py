@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from remoter_kernel.errors import Usage
-from remoter_kernel.front.local_text import (
+from remoter_kernel.front.this_side.text import (
     Carrying,
     LocalCode,
     answered_outside,

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from remoter_kernel.front.notebook import Run, Story, as_seen, fill, plain, whole_notebook
+from remoter_kernel.front.reading.notebook import Run, Story, as_seen, fill, plain, whole_notebook
 from remoter_kernel.wire.frames import Channel, pack, to_json
 from remoter_kernel.wire.messages import HEADER, METADATA, Voice, header_of
 from remoter_kernel.wire.said import Said

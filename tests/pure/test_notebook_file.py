@@ -11,8 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from remoter_kernel.errors import Usage
-from remoter_kernel.front.notebook import Run
-from remoter_kernel.front.notebook_file import NotebookText, is_valid, replace_file, write_notebook
+from remoter_kernel.front.reading.notebook import Run
+from remoter_kernel.front.reading.notebook_file import (
+    NotebookText,
+    is_valid,
+    replace_file,
+    write_notebook,
+)
 
 STREAM = {"output_type": "stream", "name": "stdout", "text": "one\ntwo \u00e9"}
 

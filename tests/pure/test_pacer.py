@@ -11,7 +11,7 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as some
 
-from remoter_kernel.front.pacer import Pacer
+from remoter_kernel.front.session.pacer import Pacer
 from remoter_kernel.wire.frames import Channel
 from remoter_kernel.wire.waiting import MOST_INTERRUPTED
 from tests.pure.test_waiting import said, stream

@@ -8,9 +8,9 @@ from typing import Literal
 
 import pytest
 
-from remoter_kernel.front.mouth import Route
-from remoter_kernel.front.permission import MOST_TOLD, NotAllowed, Permission
+from remoter_kernel.front.jupyter.mouth import Route
 from remoter_kernel.front.questions import NeedsPerson, NotAnswered
+from remoter_kernel.front.this_side.permission import MOST_TOLD, NotAllowed, Permission
 from remoter_kernel.wire.frames import Channel
 from remoter_kernel.wire.messages import Voice, header_of
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from remoter_kernel.front import relaunch
-from remoter_kernel.front.relaunch import Departure, before, write_down
+from remoter_kernel.front.session import relaunch
+from remoter_kernel.front.session.relaunch import Departure, before, write_down
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -7,8 +7,8 @@ import time
 import pytest
 
 from remoter_kernel.daemon.succession import Candidate, choose
-from remoter_kernel.front.bootstrap import Address
-from remoter_kernel.front.news import WEEK, joined, left_alone
+from remoter_kernel.front.bootstrap.evaluator import Address
+from remoter_kernel.front.jupyter.news import WEEK, joined, left_alone
 
 # The session; then: same path, a cell in common, free, can be joined.
 LEFT = Candidate("left", True, True, True)

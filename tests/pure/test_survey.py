@@ -9,7 +9,13 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from remoter_kernel.errors import RemoteLacks
-from remoter_kernel.front.survey import MARK, FoundPython, Kernel, Surroundings, read_answer
+from remoter_kernel.front.bootstrap.survey import (
+    MARK,
+    FoundPython,
+    Kernel,
+    Surroundings,
+    read_answer,
+)
 
 PYTHON3 = ["python3", "Python 3", "python", True]
 

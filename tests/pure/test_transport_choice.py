@@ -6,7 +6,7 @@ from dataclasses import fields
 
 import pytest
 
-from remoter_kernel.front.choice import Facts, choose
+from remoter_kernel.front.logins.choice import Facts, choose
 
 CLEAR = Facts(has_ssh=True)
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from remoter_kernel.front.mouth import Route
-from remoter_kernel.front.turns import Turns
+from remoter_kernel.front.jupyter.mouth import Route
+from remoter_kernel.front.this_side.turns import Turns
 from remoter_kernel.wire.frames import Channel
 from remoter_kernel.wire.messages import Voice, header_of
 

@@ -7,10 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from remoter_kernel.errors import Usage
-from remoter_kernel.front.errands import Order
-from remoter_kernel.front.status import Status, told
-from remoter_kernel.front.verb_help import HELP, all_verbs, explained, one_verb
-from remoter_kernel.front.verbs import Asked, asked_by
+from remoter_kernel.front.files.errands import Order
+from remoter_kernel.front.reading.status import Status, told
+from remoter_kernel.front.verbs.help import HELP, all_verbs, explained, one_verb
+from remoter_kernel.front.verbs.magic import Asked, asked_by
 
 
 @pytest.mark.parametrize(

@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING
 
 import psutil
 
+from remoter_kernel.front.configuration.remotes import find_remote
 from remoter_kernel.front.keeper.endpoint import place_of
-from remoter_kernel.front.remotes import find_remote
 
 if TYPE_CHECKING:
     import random

@@ -15,9 +15,9 @@ import pytest
 from click.testing import CliRunner
 
 from remoter_kernel.cli.main import remoter as command
-from remoter_kernel.front import kernelspec, remotes
-from remoter_kernel.front.checkup import STEPS
+from remoter_kernel.front.configuration import kernelspec, remotes
 from remoter_kernel.front.keeper.endpoint import dismiss_all
+from remoter_kernel.front.running.checkup import STEPS
 from tests.real_parts import real_part
 from tests.real_sshd import RealSshd
 

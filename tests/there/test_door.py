@@ -18,10 +18,10 @@ import pytest
 import zmq
 from zmq.utils.monitor import recv_monitor_message
 
-from remoter_kernel.front.bootstrap import Wish
-from remoter_kernel.front.dialer import SessionDialer
-from remoter_kernel.front.remotes import find_remote
-from remoter_kernel.front.sockets import digest
+from remoter_kernel.front.bootstrap.evaluator import Wish
+from remoter_kernel.front.configuration.remotes import find_remote
+from remoter_kernel.front.jupyter.sockets import digest
+from remoter_kernel.front.session.dialer import SessionDialer
 from remoter_kernel.wire.frames import Channel, Head, Kind, decode, encode, from_json, pack, to_json
 from remoter_kernel.wire.messages import Voice
 from tests.real_jupyter import started_kernel

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from remoter_kernel.errors import RemoteLacks, Unreachable, Usage
-from remoter_kernel.front.environment_there import install_there, purge_there
-from remoter_kernel.front.login import log_in_to
-from remoter_kernel.front.remotes import Remote, read_remotes
-from remoter_kernel.front.survey import look_around
+from remoter_kernel.front.bootstrap.environment import install_there, purge_there
+from remoter_kernel.front.bootstrap.survey import look_around
+from remoter_kernel.front.configuration.remotes import Remote, read_remotes
+from remoter_kernel.front.logins.login import log_in_to
 from tests.real_jupyter import MARK, THIS_RUN, started_kernel, wait_for
 from tests.real_parts import lend_python, real_part
 from tests.real_sshd import RealSshd

@@ -12,9 +12,9 @@ from contextlib import redirect_stdout
 
 import pytest
 
-from remoter_kernel.front import installer
-from remoter_kernel.front.environment_there import read_answer, script
-from remoter_kernel.front.installer import MARK, Place, own_base
+from remoter_kernel.front.bootstrap import installer
+from remoter_kernel.front.bootstrap.environment import read_answer, script
+from remoter_kernel.front.bootstrap.installer import MARK, Place, own_base
 from remoter_kernel.front.ssh.outcome import Ran
 
 MODULES = ["json", "zipfile"]

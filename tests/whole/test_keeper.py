@@ -14,12 +14,12 @@ import psutil
 import pytest
 
 from remoter_kernel.errors import RemoterError, Unreachable
+from remoter_kernel.front.configuration.remotes import find_remote
 from remoter_kernel.front.keeper import endpoint
 from remoter_kernel.front.keeper.host import Host
 from remoter_kernel.front.keeper.kept import KeptLogin, kept_login
 from remoter_kernel.front.keeper.talk import receive, send
 from remoter_kernel.front.questions import NotAnswered, Trust
-from remoter_kernel.front.remotes import find_remote
 from tests.real_jupyter import StartedKernel, started_kernel, wait_for
 from tests.real_sshd import RealSshd, make_key
 from tests.whole.talk import Talk
@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
+    from remoter_kernel.front.configuration.remotes import Remote
     from remoter_kernel.front.questions import Prompt
-    from remoter_kernel.front.remotes import Remote
     from tests.real_jupyter import JupyterHere
     from tests.real_users import FarSide
 

@@ -15,8 +15,8 @@ import keyring
 import psutil
 import pytest
 
+from remoter_kernel.front.configuration.remotes import find_remote, write_remote
 from remoter_kernel.front.keeper.endpoint import dismiss_all
-from remoter_kernel.front.remotes import find_remote, write_remote
 from remoter_kernel.front.ssh.memory import SERVICE
 from tests.at_terminal import Ended, Question, at_terminal
 from tests.real_jupyter import started_kernel

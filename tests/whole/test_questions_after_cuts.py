@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import psutil
 import pytest
 
-from remoter_kernel.front.link import LEAST_PATIENCE
+from remoter_kernel.front.session.link import LEAST_PATIENCE
 from tests.real_accounts import SERVICES
 from tests.real_jupyter import started_kernel, wait_for
 from tests.whole.talk import Message, Talk

@@ -21,7 +21,7 @@ import pytest
 from jupyter_client.blocking.client import BlockingKernelClient
 from jupyter_client.connect import write_connection_file
 
-from remoter_kernel.front.inquiries import Reading, finding
+from remoter_kernel.front.reading.inquiries import Reading, finding
 from tests.conftest import is_keeper, marked
 from tests.real_jupyter import started_kernel, wait_for
 from tests.real_parts import real_part

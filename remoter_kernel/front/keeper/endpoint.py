@@ -19,13 +19,13 @@ from typing import TYPE_CHECKING, Any
 
 from remoter_kernel import __version__
 from remoter_kernel.errors import RemoteLacks
+from remoter_kernel.front.configuration.remotes import state_folder
 from remoter_kernel.front.keeper.talk import PROVES_WITHIN, prove_each_other, receive, send
 from remoter_kernel.front.private_files import holding_lock
-from remoter_kernel.front.remotes import state_folder
 from remoter_kernel.front.ssh.aliases import resolve
 
 if TYPE_CHECKING:
-    from remoter_kernel.front.remotes import Remote
+    from remoter_kernel.front.configuration.remotes import Remote
 
 ENDS_WITHIN = 10.0  # seconds
 DIGEST = 24  # hexadecimal digits

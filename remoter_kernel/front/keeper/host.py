@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from remoter_kernel.errors import RemoterError, Unreachable
+from remoter_kernel.front.configuration.remotes import Remote
 from remoter_kernel.front.keeper.talk import PERSONAL, told
 from remoter_kernel.front.keeper.visitor import Visitor
-from remoter_kernel.front.login import log_in_to
-from remoter_kernel.front.remotes import Remote
+from remoter_kernel.front.logins.login import log_in_to
 from remoter_kernel.front.ssh.memory import Memories
 from remoter_kernel.front.ssh.outcome import LoginGone
 

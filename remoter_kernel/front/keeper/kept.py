@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from multiprocessing.connection import Connection
 
+    from remoter_kernel.front.configuration.remotes import Remote
     from remoter_kernel.front.questions import Questions
-    from remoter_kernel.front.remotes import Remote
 
 NEEDED = ("name", "host", "ssh_config", "transport")  # of a remote, to log in
 

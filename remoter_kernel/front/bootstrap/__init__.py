@@ -1,0 +1,1 @@
+"""Puts there what runs there, and starts it."""

@@ -1,0 +1,378 @@
+"""Packs what runs there, puts it there, starts or finds the session."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import re
+import time
+import zipfile
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from remoter_kernel.errors import NoSuchSession, RemoteLacks, RemoterError, Unreachable
+from remoter_kernel.front.ssh.outcome import CommandEnded, Ran
+from remoter_kernel.wire.files import GREETING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from remoter_kernel.front.configuration.remotes import Remote
+    from remoter_kernel.front.logins.access import Access, Way
+
+# Exactly what travels, in this order.
+SHIPPED = (
+    "__init__.py",
+    "errors.py",
+    "wire/__init__.py",
+    "wire/duplex.py",
+    "wire/files.py",
+    "wire/frames.py",
+    "wire/messages.py",
+    "wire/names.py",
+    "wire/overwritten.py",
+    "wire/part.py",
+    "wire/pump.py",
+    "wire/reactor.py",
+    "wire/receiving.py",
+    "wire/said.py",
+    "wire/sending.py",
+    "wire/sources.py",
+    "wire/stream.py",
+    "wire/waiting.py",
+    "wire/window.py",
+    "daemon/__init__.py",
+    "daemon/adoption.py",
+    "daemon/asked.py",
+    "daemon/board.py",
+    "daemon/bridge.py",
+    "daemon/candidates.py",
+    "daemon/child.py",
+    "daemon/compaction.py",
+    "daemon/deaths.py",
+    "daemon/desk.py",
+    "daemon/door.py",
+    "daemon/ear.py",
+    "daemon/index.py",
+    "daemon/inquire.py",
+    "daemon/interrupts.py",
+    "daemon/journal.py",
+    "daemon/launch.py",
+    "daemon/lock.py",
+    "daemon/one_line.py",
+    "daemon/outbox.py",
+    "daemon/past.py",
+    "daemon/patience.py",
+    "daemon/pieces.py",
+    "daemon/processes.py",
+    "daemon/records.py",
+    "daemon/registry.py",
+    "daemon/requests.py",
+    "daemon/slow_start.py",
+    "daemon/speaker.py",
+    "daemon/succession.py",
+    "daemon/supervisor.py",
+    "daemon/transfer.py",
+    "daemon/warden.py",
+)
+ENTRY = "daemon/__main__.py"  # becomes the zip's own __main__.py
+
+MARKER = b"REMOTER "  # a line of ours begins so; a banner's lines do not
+START_WITHIN = 60.0  # seconds
+UPLOAD_WITHIN = 120.0  # seconds
+ASK_WITHIN = 120.0  # seconds
+OLDEST = "3.9"
+OUTPUT_SHOWN = 300  # characters of what a host said instead of starting a session
+
+# One line without newlines or quotes that any login shell (csh and fish, too) passes on. It
+# begins with an empty line: what a shell's start files print may end without a newline.
+_LAUNCH = (
+    'sh -c \'echo; p="{python}"; z="${{XDG_CACHE_HOME:-$HOME/.cache}}/remoter-kernel/{name}"; '
+    'if command -v "$p" >/dev/null 2>&1; then :; else echo REMOTER lacks python; exit 0; fi; '
+    'if [ -f "$z" ] && [ "$(wc -c <"$z")" -eq {size} ]; then exec "$p" "$z"; '
+    "else echo REMOTER lacks zip; fi'"
+)
+_ASK = _LAUNCH.replace('exec "$p" "$z"', 'exec "$p" "$z" ask')
+_BRIDGE = _LAUNCH.replace('exec "$p" "$z"', 'exec "$p" "$z" bridge {host} {port}')
+_TRANSFER = _LAUNCH.replace('exec "$p" "$z"', 'exec "$p" "$z" transfer')
+BRIDGED = MARKER + b"bridge"
+_UPLOAD = (
+    'sh -c \'umask 077; d="${{XDG_CACHE_HOME:-$HOME/.cache}}/remoter-kernel"; '
+    'mkdir -p "$d" && cat > "$d/{name}.$$" && [ "$(wc -c <"$d/{name}.$$")" -eq {size} ] && '
+    '{{ sync "$d/{name}.$$" 2>/dev/null || sync; }} && '
+    'mv -f "$d/{name}.$$" "$d/{name}" && echo REMOTER took it || '
+    '{{ rm -f "$d/{name}.$$"; echo REMOTER refused it; }}\''
+)
+
+
+class StrangeAnswer(RemoteLacks):
+    """Something else than our own program answered."""
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What a session should be, or which one is meant."""
+
+    client_key: str  # Z85
+    kernel_id: str = ""  # joins the living session of this Jupyter kernel
+    session: str = ""  # joins exactly this one
+    remote: str = ""
+    kernel: str = "python3"
+    arguments: tuple[str, ...] = ()  # for the kernel's command line, after the kernelspec's own
+    notebook: str = ""
+    script: str = ""  # what is run there without Jupyter, as it was named here
+    laptop: str = ""  # on which that notebook is
+    cells: tuple[str, ...] = ()  # of that notebook: joins the session where one of them was run
+    fronts: tuple[str, ...] = ()  # of this laptop that live, by their kernel ids
+    init: tuple[str, ...] = ()
+    env: Mapping[str, str] = field(default_factory=dict)
+    cwd: str = ""
+    idle_timeout: float = 0.0  # seconds
+    journal_limit: int = 0  # bytes; 0: 1 GiB
+    waiting_limit: int = 0  # bytes of one cell's text that may wait for a front; 0: 8 MiB
+    orders: tuple[dict[str, Any], ...] = ()  # given while nobody could hear them
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where a session answers, and what was said of it."""
+
+    session: str
+    address: str
+    port: int
+    server_key: str  # Z85
+    is_joined: bool
+    host: str
+    user: str
+    python: str
+    pyzmq: str
+    begun: float = 0.0  # since when, if another front of the same notebook has left it behind
+    others: tuple[dict[str, str], ...] = ()  # which a fresh one did not join
+
+
+@cache
+def pack_evaluator() -> tuple[str, bytes]:
+    """Return name and bytes of the zipapp: the same bytes on every build."""
+    package = Path(__file__).parents[2]
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
+        for name in (ENTRY, *SHIPPED):
+            inside = "__main__.py" if name == ENTRY else f"remoter_kernel/{name}"
+            about = zipfile.ZipInfo(inside, date_time=(1980, 1, 1, 0, 0, 0))
+            about.compress_type = zipfile.ZIP_DEFLATED
+            about.create_system = 3  # POSIX, wherever it is built
+            about.external_attr = 0o600 << 16
+            text = (package / name).read_bytes().replace(b"\r\n", b"\n")
+            archive.writestr(about, text)
+    content = buffer.getvalue()
+    return f"{hashlib.sha256(content).hexdigest()}.pyz", content
+
+
+def start_session(login: Access, remote: Remote, wish: Wish) -> Address:
+    """Start the session that is wished for, or find it; upload what runs there if need be.
+
+    One round trip and the launch's own time, when the zip is there already.
+    """
+    name, content = pack_evaluator()
+    command = _LAUNCH.format(
+        python=shell_path(remote.python or "python3"), name=name, size=len(content)
+    )
+    words = vars(wish) | {"init": list(wish.init), "env": dict(wish.env)}
+    line = _ask(login, command, json.dumps(words).encode() + b"\n", remote)
+    if line == b"lacks zip":
+        _upload(login, name, content, remote)
+        line = _ask(login, command, json.dumps(words).encode() + b"\n", remote)
+    words = _read_words(line, login, remote)
+    return Address(
+        session=words["session"],
+        address=words["address"],
+        port=int(words["port"]),
+        server_key=words["server_key"],
+        is_joined=bool(words["joined"]),
+        host=words["host"],
+        user=words["user"],
+        python=words["python"],
+        pyzmq=words["pyzmq"],
+        begun=float(words.get("begun") or 0.0),
+        others=tuple(words.get("others") or ()),
+    )
+
+
+def ask_there(
+    login: Access, remote: Remote, words: dict[str, Any], *, seconds: float = ASK_WITHIN
+) -> tuple[dict[str, Any], bytes]:
+    """Ask about sessions, in words of `daemon.inquire`; return the answer and what follows it."""
+    name, content = pack_evaluator()
+    python = shell_path(remote.python or "python3")
+    command = _ASK.format(python=python, name=name, size=len(content))
+    question = json.dumps(words).encode() + b"\n"
+    line, rest = _hear(login, command, question, remote, seconds)
+    if line == b"lacks zip":
+        _upload(login, name, content, remote)
+        line, rest = _hear(login, command, question, remote, seconds)
+    return _read_words(line, login, remote), rest
+
+
+def bridge(remote: Remote, address: Address) -> tuple[str, bytes]:
+    """Return the command that relays its stdin and stdout to a session, and its first line."""
+    name, content = pack_evaluator()
+    python = shell_path(remote.python or "python3")
+    host = shell_path(address.address)
+    command = _BRIDGE.format(
+        python=python, name=name, size=len(content), host=host, port=address.port
+    )
+    return command, BRIDGED
+
+
+def open_transfer(login: Access, remote: Remote) -> Way:
+    """Start what sends or receives files there, and be connected to it."""
+    name, content = pack_evaluator()
+    python = shell_path(remote.python or "python3")
+    command = _TRANSFER.format(python=python, name=name, size=len(content))
+    try:
+        return login.open_pipe(command, GREETING)
+    except CommandEnded as ended:
+        line = _our_line(ended)
+        if line != b"lacks zip":
+            _explain_end(line, login, remote, ended)
+    _upload(login, name, content, remote)
+    try:
+        return login.open_pipe(command, GREETING)
+    except CommandEnded as ended:
+        _explain_end(_our_line(ended), login, remote, ended)
+
+
+def _our_line(ended: CommandEnded) -> bytes:
+    """Return what our own program said instead of a greeting, if it was that which spoke."""
+    return (b"\n" + ended.stdout).partition(b"\n" + MARKER)[2].partition(b"\n")[0].strip()
+
+
+def _explain_end(line: bytes, login: Access, remote: Remote, ended: CommandEnded) -> NoReturn:
+    if line:
+        _read_words(line, login, remote)
+    _complain(login, remote, "did not start a transfer", ended)
+
+
+def _hear(
+    login: Access, command: str, stdin: bytes, remote: Remote, seconds: float
+) -> tuple[bytes, bytes]:
+    """Run a command to its end; return our line, and what it said after that."""
+    ran = login.run(command, stdin, seconds=seconds)
+    _, marker, rest = (b"\n" + ran.stdout).partition(b"\n" + MARKER)
+    if not marker:
+        _complain(login, remote, "did not answer", ran)
+    line, _, rest = rest.partition(b"\n")
+    return line.strip(), rest
+
+
+def shell_path(path: str) -> str:
+    """Write a path of the remote so that it stands between double quotes in a POSIX shell."""
+    if re.search(r"[^\w./~+@:, -]", path):
+        raise RemoteLacks(
+            f"The Python path {path!r} has characters that no shell passes on safely.",
+            "Name it by a link without them.",
+        )
+    return re.sub(r"^~(?=/)", "$HOME", path)
+
+
+def _ask(login: Access, command: str, stdin: bytes, remote: Remote) -> bytes:
+    try:
+        line = login.run_until_line(command, stdin, MARKER, START_WITHIN)
+    except CommandEnded as ended:
+        _complain(login, remote, "did not start a session", ended)
+    return line.removeprefix(MARKER).strip()
+
+
+def _complain(login: Access, remote: Remote, what: str, ran: Ran | CommandEnded) -> NoReturn:
+    said = (ran.stderr or ran.stdout).decode(errors="replace").strip()
+    shown = said[-OUTPUT_SHOWN:] or "nothing at all"
+    raise StrangeAnswer(
+        f"{login.host} {what}; instead it ended with {ran.status} and said: {shown}",
+        "If that is not Python's own trouble, the account may be limited to one command.",
+        remote=remote.name,
+    )
+
+
+def _upload(login: Access, name: str, content: bytes, remote: Remote) -> None:
+    command = _UPLOAD.format(name=name, size=len(content))
+    ran = login.run(command, content, seconds=UPLOAD_WITHIN)
+    if MARKER + b"took it" not in ran.stdout:
+        reason = ran.stderr.decode(errors="replace").strip().splitlines()
+        _lack_room(reason[-1] if reason else "it gave no reason", login, remote)
+
+
+def _lack_room(why: str, login: Access, remote: Remote) -> NoReturn:
+    raise RemoteLacks(
+        f"Nothing can be written in the home on {login.host}: {why}.",
+        "Make room there (or set XDG_CACHE_HOME and XDG_DATA_HOME to a place that has some), "
+        "then run the cell again.",
+        remote=remote.name,
+    )
+
+
+def _read_words(line: bytes, login: Access, remote: Remote) -> dict[str, Any]:
+    """Read the line that the zipapp answers with; a lack is an error for a person."""
+    if line == b"lacks python":
+        raise RemoteLacks(
+            f"There is no {remote.python or 'python3'} on {login.host}.",
+            f'Set python = "…" for this remote; `remoter add {remote.name} --replace` shows which '
+            "there are.",
+            remote=remote.name,
+        )
+    try:
+        words: dict[str, Any] = json.loads(line)
+    except ValueError as error:
+        shown = line.decode(errors="replace")[:OUTPUT_SHOWN]
+        raise RemoteLacks(
+            f"{login.host} answered strangely: {shown}", remote=remote.name
+        ) from error
+    if "lacks" in words:
+        _explain_lack(words, login, remote)
+    return words
+
+
+def _clock(moment: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(float(moment)))
+
+
+def _explain_lack(words: dict[str, Any], login: Access, remote: Remote) -> NoReturn:
+    lacks, what = words["lacks"], words.get("what", "")
+    python = remote.python or "python3"
+    if lacks == "session":
+        why = words.get("why") or "Its evaluator was killed."
+        when = f" It ended at {_clock(words['ended'])}." if words.get("ended") else ""
+        raise NoSuchSession(
+            f"Session {what} is gone. {why}{when}",
+            "Restart the kernel to begin a fresh one.",
+            remote=remote.name,
+        )
+    if lacks == "host":
+        host = words.get("host")
+        raise Unreachable(
+            f"Session {what} lives on {host}, and this login came to another machine.",
+            f"Name {host} as the host of this remote, then run the cell again.",
+            remote=remote.name,
+        )
+    if lacks == "reader":  # the sentence is made there
+        raise RemoteLacks(what, remote=remote.name)
+    if lacks == "room":
+        _lack_room(what, login, remote)
+    if lacks == "new python":
+        raise RemoteLacks(
+            f"{python} on {login.host} is Python {what}; {OLDEST} is the oldest that will do.",
+            f'Set python = "…" for this remote; `remoter add {remote.name} --replace` shows which '
+            "there are.",
+            remote=remote.name,
+        )
+    if lacks == "packages":
+        raise RemoteLacks(
+            f"{python} on {login.host} lacks a package: {what}.",
+            f"There, run `{python} -m pip install ipykernel`, or set python to one that has it.",
+            remote=remote.name,
+        )
+    if lacks == "luck":
+        raise RemoteLacks(f"The session on {login.host} did not start: {what}", remote=remote.name)
+    raise RemoterError(f"{login.host} lacks {lacks}: {what}", remote=remote.name)

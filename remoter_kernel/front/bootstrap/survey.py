@@ -1,0 +1,189 @@
+"""Looks around on a remote: which Pythons are there, and what each of them can run.
+
+One command of the login does it all: `sh -s` (any login shell can start that), with a script on
+its stdin. Only lines that begin with our mark are read, so that banners and mottos
+around them do no harm.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from remoter_kernel.errors import RemoteLacks
+from remoter_kernel.front.configuration.text import nearest
+
+if TYPE_CHECKING:
+    from remoter_kernel.front.logins.access import Access
+
+MARK = "@remoter-survey@"
+OLDEST_PYTHON = (3, 9)  # the evaluator's floor: that of ipykernel 6
+SURVEY_WITHIN = 90.0  # seconds; a cold home on NFS with a dozen environments takes its time
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A kernelspec there."""
+
+    name: str
+    display_name: str
+    language: str
+    debugger: bool = False
+
+
+@dataclass(frozen=True)
+class FoundPython:
+    """A Python there, and what imports in it."""
+
+    path: str
+    version: str  # "3.11.2"
+    has_zmq: bool
+    has_jupyter_client: bool
+    has_ipykernel: bool
+    kernelspecs: tuple[Kernel, ...] = ()
+
+    @property
+    def is_new_enough(self) -> bool:
+        """Whether the evaluator's code can be read by it."""
+        return tuple(int(part) for part in self.version.split(".")[:2]) >= OLDEST_PYTHON
+
+    @property
+    def lacks(self) -> tuple[str, ...]:
+        """What stands between this Python and an evaluator; empty when nothing does."""
+        wanted = {"pyzmq": self.has_zmq, "jupyter_client": self.has_jupyter_client}
+        missing = tuple(name for name, is_there in wanted.items() if not is_there)
+        floor = ".".join(map(str, OLDEST_PYTHON))
+        return missing if self.is_new_enough else (f"Python {floor} or newer", *missing)
+
+    def kernel(self, name: str) -> Kernel | None:
+        """Find a kernelspec that this Python knows."""
+        return next((kernel for kernel in self.kernelspecs if kernel.name == name), None)
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What one look around a remote has shown."""
+
+    pythons: tuple[FoundPython, ...]  # the likeliest first, as the shell there would find them
+    home: str
+    system: str  # "Linux x86_64"
+    ends_with_login: bool = False  # does the system end what a login leaves running?
+
+    def best(self, kernel: str = "python3") -> FoundPython | None:
+        """Choose the Python that can run an evaluator, if possible with this kernel."""
+        able = [python for python in self.pythons if not python.lacks]
+        return next((python for python in able if python.kernel(kernel)), able[0] if able else None)
+
+    def choose(self, named: str, kernel: str) -> tuple[FoundPython, Kernel]:
+        """Choose Python and kernel, or say what is in the way; `named` was looked for alone."""
+        python = self.best(kernel)
+        if python is None:
+            raise self._no_python(named)
+        found = python.kernel(kernel)
+        if found is None:
+            names = [known.name for known in python.kernelspecs]
+            raise RemoteLacks(
+                f'no kernel there is called "{kernel}"{nearest(kernel, names)}; '
+                f"{python.path} knows {', '.join(names) or 'none'}.",
+                "Install it there, or name another one with --kernel.",
+            )
+        return python, found
+
+    def _no_python(self, named: str) -> RemoteLacks:
+        if not self.pythons:
+            what = f"there is no Python {named} that runs." if named else "no Python was found."
+            return RemoteLacks(what, "Name one with --python, as in --python ~/venv/bin/python.")
+        # The one that lacks least is the one to mend.
+        python = min(self.pythons, key=lambda each: (not each.is_new_enough, len(each.lacks)))
+        what = f"{python.path} is Python {python.version} and lacks {', '.join(python.lacks)}."
+        if len(self.pythons) > 1:
+            what = f"none of the {len(self.pythons)} Pythons there can run a kernel: {what}"
+        if not python.is_new_enough:
+            return RemoteLacks(what, "Install a newer one there, and name it with --python.")
+        install = f"{shlex.quote(python.path)} -m pip install ipykernel"
+        return RemoteLacks(
+            what,
+            f"Run there: {install}, or name another one with --python; `remoter add --install` "
+            "makes an environment of its own there.",
+        )
+
+
+def look_around(login: Access, python: str = "") -> Surroundings:
+    """Look for Pythons there; for `python` alone where one is named."""
+    ran = login.run("sh -s", script(python).encode(), seconds=SURVEY_WITHIN)
+    return read_answer(ran.stdout, ran.stderr)
+
+
+def script(python: str = "") -> str:
+    """Give the shell script that looks around, for one named Python or for any."""
+    text = Path(__file__).with_name("survey.sh").read_text("utf-8")
+    return f"named={_expandable(python)}\nmark={MARK}\n{text}"
+
+
+def _expandable(path: str) -> str:
+    """Quote a path for the shell, but leave `~/` to it."""
+    if path.startswith("~/"):
+        return '"$HOME"/' + shlex.quote(path[2:])
+    return shlex.quote(path)
+
+
+def read_answer(stdout: bytes, stderr: bytes = b"") -> Surroundings:
+    """Read what the script said, whatever else was printed around it."""
+    facts: dict[str, str] = {}
+    pythons: dict[str, FoundPython] = {}
+    for line in stdout.decode("utf-8", "replace").splitlines():
+        mark, _, rest = line.partition(" ")
+        kind, _, value = rest.partition(" ")
+        if mark != MARK:
+            continue
+        if kind == "python":
+            prefix, found = _python(value)
+            pythons.setdefault(prefix, found)  # python and python3 of one environment
+        else:
+            facts[kind] = _printable(value)
+    if "end" not in facts:
+        raise RemoteLacks(
+            f"the host does not run what it is asked to, but answers: {_excerpt(stdout, stderr)}",
+            "An account with a forced command or a menu cannot run a kernel: use another one.",
+        )
+    return Surroundings(
+        tuple(pythons.values()),
+        facts.get("home", ""),
+        facts.get("system", ""),
+        ends_with_login="kills" in facts,
+    )
+
+
+def _python(value: str) -> tuple[str, FoundPython]:
+    try:
+        seen: dict[str, Any] = json.loads(value)
+        kernels = tuple(
+            Kernel(_printable(name), _printable(label), _printable(language), bool(debugger))
+            for name, label, language, debugger in seen["kernels"]
+        )
+        return str(seen["prefix"]), FoundPython(
+            path=_printable(seen["path"]),
+            version=".".join(str(int(part)) for part in seen["version"]),
+            has_zmq=bool(seen["zmq"]),
+            has_jupyter_client=bool(seen["jupyter_client"]),
+            has_ipykernel=bool(seen["ipykernel"]),
+            kernelspecs=kernels,
+        )
+    except (KeyError, TypeError, ValueError) as err:
+        raise RemoteLacks(
+            "a Python there gave an answer that makes no sense.", "Name another with --python."
+        ) from err
+
+
+def _excerpt(stdout: bytes, stderr: bytes) -> str:
+    """Show the beginning of what was said, without signs that act on a terminal."""
+    text = _printable(" ".join((stdout + b" " + stderr).decode("utf-8", "replace").split()))
+    return f"“{text[:120]}”" if text else "nothing."
+
+
+def _printable(text: object) -> str:
+    """Drop what could act on a terminal: names from there are only names."""
+    return "".join(sign for sign in str(text) if sign.isprintable()).strip()

@@ -1,0 +1,1 @@
+"""Which remotes there are, and where each of them keeps what."""

@@ -1,0 +1,134 @@
+"""Tells Jupyter that a remote exists, and makes it forget."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jupyter_client.kernelspec import KernelSpecManager
+from jupyter_core.paths import jupyter_data_dir
+
+from remoter_kernel.errors import Usage
+from remoter_kernel.front.configuration.text import is_name
+from remoter_kernel.front.private_files import write_private
+
+if TYPE_CHECKING:
+    from remoter_kernel.front.configuration.text import Remote
+
+PREFIX = "remoter-"
+LANGUAGES = {"ir": "R", "python3": "python"}  # of kernels that have one name everywhere
+LOGOS = ("logo-32x32.png", "logo-64x64.png", "logo-svg.svg")
+
+
+def kernelspec_name(remote_name: str) -> str:
+    """Give the name by which Jupyter knows a remote."""
+    return PREFIX + remote_name
+
+
+def free_display_name(remote_name: str, wished: str = "") -> str:
+    """Return what Jupyter will show; pickers tell kernels apart by nothing else.
+
+    `Usage` if another kernelspec has the name that was wished for.
+    """
+    specs = KernelSpecManager().get_all_specs()
+    taken = {
+        about["spec"].get("display_name"): name
+        for name, about in specs.items()
+        if name != kernelspec_name(remote_name)
+    }
+    if wished in taken:
+        raise Usage(
+            f'Jupyter shows "{wished}" already: it is the kernelspec {taken[wished]}.',
+            "Choose another --display-name.",
+        )
+    own = f"Remote ({remote_name})"  # the packaged kernelspec may have it: Remote (host)
+    names = itertools.chain([own], (f"{own} {number}" for number in itertools.count(2)))
+    return wished or next(name for name in names if name not in taken)
+
+
+def language_of(remote: Remote) -> str:
+    """Return the language of a remote's kernel, as far as it is known before any login."""
+    try:
+        spec = json.loads((_folder(remote.name) / "kernel.json").read_text(encoding="utf-8"))
+        written = str(spec["language"])
+    except (OSError, ValueError, LookupError, TypeError, Usage):
+        written = "python"
+    return LANGUAGES.get(remote.kernel, written)
+
+
+def install_kernelspec(
+    remote: Remote, display_name: str = "", language: str = "python", *, debugger: bool = False
+) -> Path:
+    """Write the kernelspec of a remote for this person; return its folder.
+
+    `language` is that of the kernel there; `debugger` says that it is one that can debug
+    (ipykernel): Jupyter shows the button by this word, before any kernel runs.
+    """
+    folder = _folder(remote.name)
+    spec: dict[str, Any] = {
+        # An absolute Python: Jupyter itself may run in another environment than this one.
+        "argv": [
+            sys.executable,
+            "-m",
+            "remoter_kernel",
+            "-f",
+            "{connection_file}",
+            "--remote",
+            remote.name,
+        ],
+        "display_name": display_name or f"Remote ({remote.name})",
+        "language": language,
+        "interrupt_mode": "message",
+        # Jupyter encrypts what goes between it and the front only if this is said.
+        "metadata": {"supported_encryption": ["curve"]} | ({"debugger": True} if debugger else {}),
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    write_private(folder / "kernel.json", json.dumps(spec, indent=1, ensure_ascii=False) + "\n")
+    for logo in _logos(language):
+        shutil.copyfile(logo, folder / logo.name)
+    return folder
+
+
+def remove_kernelspec(remote_name: str) -> bool:
+    """Make Jupyter forget a remote; say whether it knew it."""
+    folder = _folder(remote_name)
+    if folder.is_symlink():  # as `jupyter kernelspec install --symlink` leaves them
+        folder.unlink()
+        return True
+    if not folder.exists():
+        return False
+    shutil.rmtree(folder)
+    return True
+
+
+def kernelspec_names() -> tuple[str, ...]:
+    """Give the names of all kernelspecs that this module wrote for this person."""
+    specs = _kernels_folder().glob(f"{PREFIX}*/kernel.json")
+    return tuple(sorted(spec.parent.name for spec in specs))
+
+
+def _kernels_folder() -> Path:
+    return Path(jupyter_data_dir()) / "kernels"
+
+
+def _folder(remote_name: str) -> Path:
+    if not is_name(remote_name):  # it becomes a path, and paths can climb
+        raise Usage(f"{remote_name!r} cannot be a remote's name.", "Use only a-z 0-9 . _ -")
+    return _kernels_folder() / kernelspec_name(remote_name)
+
+
+def _logos(language: str) -> list[Path]:
+    """Find the logos: beside the packaged kernelspec, or in a checkout; none is no fault.
+
+    Those of some languages have a badge, so that a launcher's tiles are told apart.
+    """
+    installed = Path(sys.prefix) / "share/jupyter/kernels/remoter"
+    checkout = Path(__file__).parents[3] / "kernelspec"
+    plain = checkout if (checkout / "kernel.json").is_file() else installed
+    own = plain / language.lower()
+    folder = own if language.isalnum() and own.is_dir() else plain
+    return [logo for logo in map(folder.joinpath, LOGOS) if logo.is_file()]

@@ -1,0 +1,1 @@
+"""Carries files there and back."""

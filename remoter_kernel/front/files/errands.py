@@ -1,0 +1,274 @@
+"""`%remoter put` and `%remoter get` in a cell: allowed, in their turn, shown as one bar."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import shlex
+import threading
+import time
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+from remoter_kernel.errors import RemoterError, Usage
+from remoter_kernel.front.files.journey import (
+    Errand,
+    Journey,
+    bar,
+    in_order,
+    plain,
+    summed_up,
+    told,
+)
+from remoter_kernel.front.files.transfer import Interrupted, Transfer
+from remoter_kernel.front.keeper.kept import KeptLogin, kept_login
+from remoter_kernel.front.session.dialer import HERE
+from remoter_kernel.wire.sources import full_path
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from remoter_kernel.front.files.journey import Outcome
+    from remoter_kernel.front.jupyter.mouth import Route
+    from remoter_kernel.front.logins.access import Access
+    from remoter_kernel.front.session.dialer import SessionDialer
+    from remoter_kernel.front.this_side.permission import Permission
+    from remoter_kernel.front.this_side.turns import Turns
+    from remoter_kernel.wire.reactor import Reactor
+
+SHOW_EVERY = 0.25  # seconds
+FIRST_AFTER = 0.5  # seconds: what is over by then shows what came of it, and no bar
+DRY = "--dry-run"
+MOST_LINES = 1000  # of a dry run, or of troubles
+USAGE = "%remoter {0} SRC... DST [--dry-run]"
+
+
+class Order(NamedTuple):
+    """What a cell asks for."""
+
+    is_put: bool
+    sources: tuple[str, ...]
+    to: str
+    is_dry: bool
+
+    @property
+    def verb(self) -> str:
+        """What the cell says."""
+        return "%remoter put" if self.is_put else "%remoter get"
+
+
+def read_order(verb: str, line: str) -> Order:
+    """Read what stands after the verb, as a shell would; `Usage` if that cannot be."""
+    splitter = shlex.shlex(line, posix=True, punctuation_chars=False)
+    splitter.whitespace_split, splitter.commenters = True, ""
+    if os.name == "nt":
+        splitter.escape = ""  # it separates folders there
+    usage = USAGE.format(verb)
+    try:
+        words = list(splitter)
+    except ValueError as error:
+        raise Usage(f"That line cannot be read: {error}.", f"Write {usage}") from None
+    is_dry = False
+    names: list[str] = []
+    for place, word in enumerate(words):
+        if word == "--":
+            names += words[place + 1 :]
+            break
+        if word == DRY:
+            is_dry = True
+        elif word.startswith("--"):
+            raise Usage(f"There is no option {word}.", f"Write {usage}; a name so called: ./{word}")
+        else:
+            names.append(word)
+    if len(names) < 2:  # noqa: PLR2004 - one from, one to
+        raise Usage("Name what to carry, and where to.", f"Write {usage}")
+    return Order(verb == "put", tuple(names[:-1]), names[-1], is_dry)
+
+
+class Cell(Protocol):
+    """The cell in which it is asked for."""
+
+    def show(self, kind: str, content: dict[str, Any]) -> None:
+        """Say something in it."""
+
+    def end(self, error: RemoterError | None = None) -> None:
+        """Say how it ended."""
+
+
+class CellErrand:
+    """One order at work, in a thread; what is said goes through the front's own."""
+
+    def __init__(
+        self,
+        order: Order,
+        cell: Cell,
+        route: Route,
+        *,
+        reactor: Reactor,
+        dialer: SessionDialer,
+        permission: Permission,
+        on_end: Callable[[RemoterError | None], None],
+    ) -> None:
+        """Remember; `on_end` hears in the front's thread what it ended with."""
+        self._order = order
+        self._cell = cell
+        self._route = route
+        self._reactor = reactor
+        self._dialer = dialer
+        self._permission = permission
+        self._on_end = on_end
+        self._display = secrets.token_hex(8)
+        self._journey: Journey | None = None  # as it was shown last
+        self._began = self._shown_at = time.monotonic()
+        self._transfer: Transfer | None = None
+        self._login: KeptLogin | None = None
+        self._is_stopped = False
+
+    def start(self) -> None:
+        """Begin; return at once."""
+        threading.Thread(target=self._run, name="errand", daemon=True).start()
+
+    def stop(self) -> None:
+        """Let it end soon."""
+        self._is_stopped = True
+        if self._transfer:
+            self._transfer.stop()
+        if self._login:
+            self._login.cut()
+
+    # --- in its own thread ---
+
+    def _run(self) -> None:
+        error: RemoterError | None = None
+        try:
+            error = self._carry()
+        except RemoterError as trouble:
+            error = trouble
+        except Exception as bug:  # noqa: BLE001 - a bug must reach the cell, too
+            error = RemoterError(f"That failed unexpectedly: {type(bug).__name__}: {bug}")
+        if self._is_stopped and not isinstance(error, Interrupted):
+            error = Interrupted()
+        self._reactor.call(partial(self._finish, error))
+
+    def _carry(self) -> RemoterError | None:
+        order, dialer = self._order, self._dialer
+        remote = dialer.find()
+        here = Path.cwd()
+        errand = Errand(
+            is_put=order.is_put,
+            sources=order.sources,
+            to=order.to,
+            here=here,
+            there=dialer.folder_there(remote),
+            is_dry=order.is_dry,
+        )
+        names = ", ".join(map(plain, order.sources))
+        place = Path(full_path(order.to, str(here)))
+        if order.is_put:
+            what = f"sends {names} to {remote.name}"
+            self._permission.demand(order.verb, what, self._route)
+        else:
+            what = f"fetches {names} from {remote.name} into {place}"
+            writes = None if order.is_dry else place
+            self._permission.demand(order.verb, what, self._route, writes)
+        self._transfer = Transfer(errand, remote, self._log_in, self._note)
+        if self._is_stopped:
+            self._transfer.stop()
+        outcome = self._transfer.run()
+        self._reactor.call(partial(self._tell, errand, remote.name, outcome))
+        return in_order(outcome.troubles)
+
+    @contextlib.contextmanager
+    def _log_in(self, in_doubt: bool) -> Iterator[Access]:  # noqa: FBT001 - as it is called
+        dialer = self._dialer
+        remote = dialer.find()
+        login: Access
+        if remote is HERE:  # its host is the front's own, and has no keeper
+            login = dialer.another_login_here()
+        else:
+            questions = dialer.questions if dialer.may_ask() else None
+            login = kept_login(remote, questions, on_try=self._know, in_doubt=in_doubt)
+        with contextlib.closing(login):
+            yield login
+
+    def _know(self, login: KeptLogin) -> None:
+        """Know a login that has only begun: it may have to be given up."""
+        self._login = login
+        if self._is_stopped:
+            login.cut()
+
+    def _note(self, journey: Journey) -> None:
+        now = time.monotonic()
+        if now - self._began < FIRST_AFTER and not journey.note:
+            return
+        if now - self._shown_at >= SHOW_EVERY or journey.note:
+            self._shown_at = now
+            self._reactor.call(partial(self._show_journey, replace(journey)))
+
+    # --- in the front's thread ---
+
+    def _show_journey(self, journey: Journey) -> None:
+        """Show how far it is, in place of what was shown before."""
+        kind = "update_display_data" if self._journey else "display_data"
+        self._journey = journey
+        data = {"text/plain": told(journey), "text/html": bar(journey)}
+        words = {"data": data, "metadata": {}, "transient": {"display_id": self._display}}
+        self._cell.show(kind, words)
+
+    def _tell(self, errand: Errand, remote: str, outcome: Outcome) -> None:
+        """Say what came of it."""
+        lines = list(outcome.would)
+        if outcome.has_arrived:
+            if self._journey and not outcome.troubles:
+                self._show_journey(self._journey.ended())
+            # As text: a console shows the first of a display's states, and no other.
+            lines.append(summed_up(errand, remote, outcome))
+        self._say("stdout", lines)
+        self._say("stderr", [f"Left out: {line}" for line in outcome.left_out])
+        self._say("stderr", [str(trouble) for trouble in outcome.troubles[1:]])
+
+    def _say(self, name: str, lines: list[str]) -> None:
+        if lines:
+            more = len(lines) - MOST_LINES
+            shown = lines[:MOST_LINES] + ([f"… and {more} more"] if more > 0 else [])
+            text = "".join(f"{line}\n" for line in shown)
+            self._cell.show("stream", {"name": name, "text": text})
+
+    def _finish(self, error: RemoterError | None) -> None:
+        if error and self._journey:  # how far it has come stays to be seen, and no time left
+            note = "interrupted" if isinstance(error, Interrupted) else "not all of it"
+            self._show_journey(replace(self._journey, note=note))
+        self._cell.end(error)
+        self._on_end(error)
+
+
+class FilesCell:
+    """A cell that carries files, when it is its turn (see `turns.CellHere`)."""
+
+    def __init__(
+        self,
+        route: Route,
+        say_begin: Callable[[], None],
+        errand: Callable[..., CellErrand],
+        turns: Turns,
+    ) -> None:
+        """Remember; `errand` makes what is to be done, and wants to know whom to tell its end."""
+        self.route = route
+        self._say_begin = say_begin
+        self._errand = errand(on_end=self._end)
+        self._turns = turns
+
+    def begin(self) -> None:
+        """Carry them."""
+        self._say_begin()
+        self._errand.start()
+
+    def interrupt(self) -> None:
+        """End soon."""
+        self._errand.stop()
+
+    def _end(self, error: RemoterError | None) -> None:
+        self._turns.end(is_well=error is None)

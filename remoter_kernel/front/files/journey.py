@@ -1,0 +1,208 @@
+"""What is said of files on their way: how far they are, what came of it, what went wrong (pure)."""
+
+from __future__ import annotations
+
+import html
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+from remoter_kernel.errors import HereLacks, RemoteLacks, RemoterError, Usage
+from remoter_kernel.front.reading.status import amount
+from remoter_kernel.wire.files import FileTrouble, Trouble
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+    from pathlib import Path
+
+LONG = 3600  # seconds
+LONGEST_NAME = 1000  # characters that are shown
+
+
+@dataclass(frozen=True)
+class Errand:
+    """What is to be carried, and which way."""
+
+    is_put: bool
+    sources: tuple[str, ...]
+    to: str
+    here: Path  # the folder of this side in which paths begin
+    there: str  # the folder of that side; "": the home
+    is_dry: bool = False
+
+    @property
+    def verb(self) -> str:
+        """What a person calls it."""
+        return "put" if self.is_put else "get"
+
+
+@dataclass
+class Journey:
+    """How far it is."""
+
+    is_put: bool
+    remote: str
+    size: int = 0  # bytes
+    files: int = 0
+    all_size: int = 0
+    all_files: int = 0
+    seconds: float = 0.0
+    fresh: int = 0  # bytes of this try: the rate is theirs
+    fresh_seconds: float = 0.0
+    note: str = ""
+
+    @property
+    def share(self) -> float:
+        """From 0 to 1."""
+        if not self.all_size:
+            return self.files / self.all_files if self.all_files else 0.0
+        return min(1.0, self.size / self.all_size)
+
+    @property
+    def rate(self) -> float:
+        """Bytes per second."""
+        return self.fresh / self.fresh_seconds if self.fresh_seconds > 0 else 0.0
+
+    @property
+    def left(self) -> float | None:
+        """Seconds that it will take, as it looks."""
+        return (self.all_size - self.size) / self.rate if self.rate > 0 else None
+
+    def ended(self) -> Journey:
+        """Return how far it is once all has been carried."""
+        return replace(self, size=self.all_size, files=self.all_files, note="")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of it."""
+
+    files: int
+    size: int
+    seconds: float
+    targets: tuple[str, ...]
+    left_out: tuple[str, ...] = ()
+    troubles: tuple[RemoterError, ...] = ()
+    would: tuple[str, ...] = field(default=())  # of a dry run: one line for each entry
+    is_dry: bool = False
+
+    @property
+    def has_arrived(self) -> bool:
+        """Has anything: a file, or folders without any?"""
+        return not self.is_dry and (self.files > 0 or not self.troubles)
+
+
+# --------------------------------------------------------------- words
+
+
+def clock(seconds: float) -> str:
+    """Write a time to wait: 0:07, 12:00, 3 h."""
+    if seconds >= LONG:
+        return f"{seconds / LONG:.0f} h"
+    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
+
+
+def told(journey: Journey) -> str:
+    """Say in a line how far it is."""
+    way = f"to {journey.remote}" if journey.is_put else f"from {journey.remote}"
+    parts = [f"{way}: {amount(journey.size)} of {amount(journey.all_size)}"]
+    if journey.all_files > 1:
+        parts.append(f"{journey.files} of {journey.all_files} files")
+    parts.append(f"{100 * journey.share:.0f} %")
+    if journey.note:
+        parts.append(journey.note)
+    elif journey.rate > 0:
+        parts.append(f"{amount(journey.rate)}/s")
+        if journey.left and journey.share < 1:
+            parts.append(f"{clock(journey.left)} left")
+    return ", ".join(parts)
+
+
+def bar(journey: Journey) -> str:
+    """Show the same as a bar in HTML; nothing that the far side names is in it."""
+    return (
+        f'<div><progress value="{journey.share:.4f}" max="1" '
+        'style="width: 24em; vertical-align: middle"></progress> '
+        f"<span>{html.escape(told(journey))}</span></div>"
+    )
+
+
+def summed_up(errand: Errand, remote: str, outcome: Outcome) -> str:
+    """Say in a line what has been carried."""
+    files = "1 file" if outcome.files == 1 else f"{outcome.files} files"
+    where = outcome.targets[0] if len(outcome.targets) == 1 else f"{errand.to or '.'}"
+    place = plain(f"{remote}:{where}" if errand.is_put else where)
+    said = f"{files}, {amount(outcome.size)} in {outcome.seconds:.1f} s to {place}"
+    if outcome.seconds > 0 and outcome.size:
+        said += f" ({amount(outcome.size / outcome.seconds)}/s)"
+    return said
+
+
+def would_go(rows: Iterable[tuple[str, str, int, str]]) -> list[str]:
+    """Write lines of a dry run: each row has a source, its kind, its size and where it goes."""
+    lines = []
+    for source, kind, size, target in rows:
+        what = amount(size) if kind == "file" else kind
+        lines.append(f"{what:>11}  {plain(source)} -> {plain(target)}")
+    return lines
+
+
+def plain(name: str) -> str:
+    """Write on one line what either side names; what no terminal should get is escaped."""
+    name = name if len(name) <= LONGEST_NAME else f"{name[:LONGEST_NAME]}…"
+    return "".join(
+        sign if sign.isprintable() else sign.encode("unicode_escape", "surrogatepass").decode()
+        for sign in name
+    )
+
+
+# --------------------------------------------------------------- troubles
+
+
+def as_error(trouble: FileTrouble, errand: Errand, remote: str) -> RemoterError:
+    """Make one sentence of a file's trouble: which file, which side, what to do."""
+    is_there = trouble.is_told
+    path, reason = plain(trouble.path), plain(trouble.reason)
+    if trouble.trouble is Trouble.UNSAFE and not errand.is_put and not is_there:
+        return RemoteLacks(
+            f"it sent a file called {path}, and {reason}: it was not written, and "
+            "nothing more was received.",
+            "Ask who runs it, or name another folder.",
+            remote=remote,
+        )
+    is_written = errand.is_put == is_there
+    side = "there" if is_there else "here"
+    verb = "written" if is_written else "read"
+    what = f"{path} cannot be {verb} {side}: {reason}." if path else f"{reason}."
+    advice = _advice(trouble.trouble, errand, is_there=is_there)
+    if trouble.trouble is Trouble.WORDS:
+        return Usage(f"{path}: {reason}.", advice)
+    if is_there:
+        return RemoteLacks(what, advice, remote=remote)
+    return HereLacks(what, advice)
+
+
+def _advice(trouble: Trouble, errand: Errand, *, is_there: bool) -> str:
+    base = (errand.there or "the home there") if is_there else str(errand.here)
+    place = "there" if is_there else "here"
+    return {
+        Trouble.MISSING: f"Look at its name: paths {place} begin in {base}.",
+        Trouble.FORBIDDEN: f"See to its permissions {place}, or name another place.",
+        Trouble.FULL: f"Make room {place} and run it again: it goes on where it stopped.",
+        Trouble.IS_FOLDER: "Name another place, or move it away.",
+        Trouble.IS_FILE: "Name another place, or move it away.",
+        Trouble.CHANGED: "Send it again when nothing writes to it.",
+        Trouble.DAMAGED: "Try again; if it stays so, look at the disks and memory of both sides.",
+        Trouble.UNSAFE: "Name another folder, or move what is in the way.",
+        Trouble.WORDS: "Mend that, and ask again.",
+    }.get(trouble, "Mend that, and run it again.")
+
+
+def in_order(troubles: Sequence[RemoterError]) -> RemoterError | None:
+    """Return what one command ends with: the first trouble, and how many others there are."""
+    if not troubles:
+        return None
+    first = troubles[0]
+    if len(troubles) > 1:
+        more = len(troubles) - 1
+        first.advice += f" {more} other file{'s' * (more > 1)} had trouble, too."
+    return first

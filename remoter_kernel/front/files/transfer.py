@@ -1,0 +1,267 @@
+"""Carries files between this side and a remote, and goes on where it was when the link is cut.
+
+Blocks; `stop` may be called from another thread.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+from remoter_kernel.errors import RemoterError, Unreachable
+from remoter_kernel.front.bootstrap.evaluator import open_transfer
+from remoter_kernel.front.files.journey import Journey, Outcome, as_error, plain, would_go
+from remoter_kernel.wire.duplex import Duplex
+from remoter_kernel.wire.files import TRANSFER, FileTrouble, Word
+from remoter_kernel.wire.receiving import Receiving
+from remoter_kernel.wire.sending import Sending
+from remoter_kernel.wire.sources import MOST_TOLD, make_plan
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from contextlib import AbstractContextManager
+
+    from remoter_kernel.front.configuration.remotes import Remote
+    from remoter_kernel.front.files.journey import Errand
+    from remoter_kernel.front.logins.access import Access
+
+CONNECT_WITHIN = 5.0  # seconds; it is a port on this machine
+FIRST_PAUSE, LONGEST_PAUSE = 0.25, 8.0  # seconds between two tries
+MOST_TRIES = 8  # without a byte that came through
+TELL_EVERY = 0.1  # seconds
+
+
+class Interrupted(RemoterError):
+    """Somebody has interrupted it."""
+
+    name = "KeyboardInterrupt"  # as cells call it
+
+    def __init__(self) -> None:
+        super().__init__(
+            "The transfer was interrupted; what has arrived stays.",
+            "The next try goes on from there.",
+        )
+
+
+class SocketEnds:
+    """A connected socket, as the ends of a stream."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+
+    def fileno(self) -> int:
+        """The descriptor to wait at for what comes."""
+        return self._connection.fileno()
+
+    def read_into(self, view: memoryview) -> int:
+        """Read what is there."""
+        return self._connection.recv_into(view)
+
+    def write(self, view: memoryview) -> int:
+        """Write some of it."""
+        return self._connection.send(view)
+
+    def end(self) -> None:
+        """Let whoever waits in the other two fail."""
+        with contextlib.suppress(OSError):
+            self._connection.shutdown(socket.SHUT_RDWR)
+
+
+class Transfer:
+    """One errand: `run` it, once."""
+
+    def __init__(
+        self,
+        errand: Errand,
+        remote: Remote,
+        log_in: Callable[[bool], AbstractContextManager[Access]],
+        on_progress: Callable[[Journey], None] = lambda _journey: None,
+    ) -> None:
+        """Remember; `log_in(in_doubt)` gives a login, after a cut one that is not believed."""
+        self._errand = errand
+        self._remote = remote
+        self._log_in = log_in
+        self._on_progress = on_progress
+        self._journey = Journey(is_put=errand.is_put, remote=remote.name)
+        self._end: Sending | Receiving | None = None  # ours
+        self._duplex: Duplex | None = None
+        self._since = self._told_at = self._began_at = 0.0
+        self._began_with = 0  # bytes
+        self._moved = 0  # bytes, when the link was cut last
+        self._is_stopped = threading.Event()
+
+    def stop(self) -> None:
+        """Let it end soon; from another thread."""
+        self._is_stopped.set()
+        duplex = self._duplex
+        if duplex:
+            duplex.stop()
+
+    def run(self) -> Outcome:
+        """Do it; a RemoterError says why nothing more comes of it."""
+        self._since = time.monotonic()
+        errand = self._errand
+        try:
+            if errand.is_put:
+                plan = make_plan(errand.sources, str(errand.here))
+                self._end = Sending(plan, self._note)
+            else:
+                self._end = Receiving(
+                    errand.to,
+                    str(errand.here),
+                    self._note,
+                    asked=errand.sources,
+                    is_dry=errand.is_dry,
+                )
+            self._go_on()
+        except FileTrouble as trouble:
+            raise as_error(trouble, errand, self._remote.name) from None
+        except RemoterError as error:
+            if self._is_stopped.is_set():
+                raise Interrupted from None
+            raise error.at(self._remote.name) from None
+        return self._outcome(time.monotonic() - self._since)
+
+    def _go_on(self) -> None:
+        """Try until it is done, as long as something comes through."""
+        tries, pause = 0, FIRST_PAUSE
+        while True:
+            try:
+                self._once(in_doubt=tries > 0)
+            except Unreachable as error:
+                if not self._has_met() or self._is_stopped.is_set():
+                    raise
+                if self._journey.size > self._moved:
+                    tries, pause = 0, FIRST_PAUSE
+                self._moved = max(self._moved, self._journey.size)
+                tries += 1
+                if tries > MOST_TRIES:
+                    raise _given_up(error) from None
+                self._tell(f"the link was lost, try {tries} of {MOST_TRIES}")
+            else:
+                return
+            self._is_stopped.wait(pause)
+            pause = min(2 * pause, LONGEST_PAUSE)
+
+    def _once(self, *, in_doubt: bool) -> None:
+        with self._log_in(in_doubt) as login:
+            way = open_transfer(login, self._remote)
+            host, _, port = way.address.removeprefix("tcp://").rpartition(":")
+            try:
+                connection = socket.create_connection((host, int(port)), CONNECT_WITHIN)
+            except OSError as error:
+                raise Unreachable(f"the connection is gone ({error}).") from None
+            with connection:
+                connection.settimeout(None)
+                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                self._talk(Duplex(SocketEnds(connection)))
+
+    def _talk(self, duplex: Duplex) -> None:
+        self._duplex, self._began_at = duplex, 0.0
+        duplex.start()
+        try:
+            if self._is_stopped.is_set():
+                raise Unreachable("it was interrupted.")
+            duplex.tell(Word.WISH, self._wish())
+            assert self._end is not None  # noqa: S101 - made before the first try
+            self._end.run(duplex)
+        finally:
+            self._duplex = None
+            duplex.stop()
+            duplex.close()
+
+    def _wish(self) -> dict[str, Any]:
+        errand = self._errand
+        return {
+            "transfer": TRANSFER,
+            "do": "receive" if errand.is_put else "send",
+            "to": errand.to,
+            "sources": list(errand.sources),
+            "cwd": errand.there,
+            "dry": errand.is_dry,
+            "asks": self._has_met(),
+        }
+
+    def _has_met(self) -> bool:
+        """Has the other end ever answered?"""
+        return bool(self._end and self._end.targets)
+
+    # --- how far it is ---
+
+    def _note(self, size: int, files: int) -> None:
+        """Hear how much has been sent, or received; say so now and then."""
+        journey, now = self._journey, time.monotonic()
+        if not self._began_at:  # of this try
+            self._began_at, self._began_with = now, size
+            self._expect()
+        journey.size, journey.files = size, files
+        is_last = files == journey.all_files
+        if not is_last and now - self._told_at < TELL_EVERY:
+            return
+        self._told_at = now
+        journey.seconds = now - self._since
+        journey.fresh, journey.fresh_seconds = size - self._began_with, now - self._began_at
+        journey.note = ""
+        self._on_progress(journey)
+
+    def _expect(self) -> None:
+        """Learn how much there will be."""
+        end = self._end
+        if isinstance(end, Sending):
+            self._journey.all_size, self._journey.all_files = end.plan.size, end.plan.files
+        elif end:
+            self._journey.all_size = _count(end.start.get("size"))
+            self._journey.all_files = _count(end.start.get("files"))
+
+    def _tell(self, note: str) -> None:
+        self._journey.note = note
+        self._on_progress(self._journey)
+
+    def _outcome(self, seconds: float) -> Outcome:
+        end, errand, remote = self._end, self._errand, self._remote.name
+        assert end is not None  # noqa: S101 - it has run
+        troubles = tuple(as_error(each, errand, remote) for each in end.troubles)
+        if isinstance(end, Sending):
+            plan, names = end.plan, [str(top["name"]) for top in end.plan.tops]
+            places = dict(zip(names, end.targets, strict=False))
+            rows = [
+                (item.place, item.entry.kind, item.entry.size, _placed(item.entry.path, places))
+                for item in plan.items
+            ]
+            left_out, (files, size) = plan.left_out, end.arrived
+        else:
+            rows = [(entry.path, entry.kind, entry.size, place) for entry, place in end.entries]
+            said = end.start.get("left_out")
+            left_out = list(map(str, said))[:MOST_TOLD] if isinstance(said, list) else []
+            files, size = self._journey.files, self._journey.size
+        return Outcome(
+            files=files,
+            size=size,
+            seconds=seconds,
+            targets=tuple(end.targets),
+            left_out=tuple(map(plain, left_out)),
+            troubles=troubles,
+            would=tuple(would_go(rows)) if errand.is_dry else (),
+            is_dry=errand.is_dry,
+        )
+
+
+def _placed(path: str, places: dict[str, str]) -> str:
+    """Return where an entry goes, of which it is known where its source goes."""
+    top, slash, rest = path.partition("/")
+    return f"{places.get(top, top)}{slash}{rest}"
+
+
+def _count(value: object) -> int:
+    """Read a number that the other end has said, which may be anything."""
+    return value if isinstance(value, int) and 0 <= value < 2**63 else 0
+
+
+def _given_up(error: Unreachable) -> Unreachable:
+    return Unreachable(
+        f"The link was lost, and did not come back: {error.what}",
+        "What has arrived stays; run it again, and it goes on where it stopped.",
+    )

@@ -1,0 +1,94 @@
+"""How a front comes to its session: which kernel it is, on which laptop, for which notebook.
+
+A Jupyter server says all of that at once. Another client says it later, and may mean by a
+new front that the kernel of the one before should be restarted.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from remoter_kernel.front.jupyter.introduction import Introduction
+from remoter_kernel.front.session import orders, parent, relaunch, vscode
+from remoter_kernel.front.session.claims import Claim
+from remoter_kernel.front.session.laptop import Presence, laptop_id
+from remoter_kernel.front.session.own_notebook import NAME, own_notebook
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from remoter_kernel.front.session.dialer import SessionDialer
+    from remoter_kernel.front.session.link import Link
+    from remoter_kernel.wire.reactor import Reactor
+
+SIGN_EVERY = 1.0  # seconds
+
+
+class Arrival:
+    """What the session hears of this front, once that is known."""
+
+    def __init__(
+        self, reactor: Reactor, link: Link, dialer: SessionDialer, remote: Callable[[], str]
+    ) -> None:
+        """Remember; `remote()` names the remote."""
+        self.introduction = Introduction(reactor, self._be_introduced)
+        self._reactor = reactor
+        self._link = link
+        self._dialer = dialer
+        self._remote = remote
+        self._started = time.time()
+        self._presence = Presence("")
+        self._notebook = ""  # of a client that starts kernels itself
+
+    @property
+    def is_for_vscode(self) -> bool:
+        """Is VS Code this front's client, as far as that is known?"""
+        return bool(self._notebook) or vscode.has_started()
+
+    def begin(self) -> None:
+        """Show that this front lives, and say who it is as far as that is known."""
+        self._appear(self._dialer.wish.kernel_id)
+        is_started_by_jupyter = parent.is_named() or NAME in os.environ
+        if is_started_by_jupyter or self._dialer.wish.session:
+            self._dialer.claim = Claim(own_notebook(), self._link.about["laptop"])
+        else:
+            self._dialer.is_claimed.clear()
+            self.introduction.wait()
+
+    def end(self, *, is_dismissed: bool) -> None:
+        """Leave; `is_dismissed`: without a word of what should become of the session."""
+        if is_dismissed:
+            self._leave_sign()
+        self._presence.release()  # what follows may take a while, and the next front may be there
+
+    def _appear(self, kernel_id: str) -> None:
+        self._presence.release()
+        self._presence = Presence(kernel_id)
+        laptop = laptop_id() if self._presence.take() else ""
+        self._link.about = {"kernel_id": kernel_id, "laptop": laptop}
+
+    def _be_introduced(self, notebook: str) -> None:
+        remote, self._notebook = self._remote(), notebook
+        before = relaunch.before(remote, notebook, self._started) if notebook else None
+        if before:
+            orders.write_down(remote, before.kernel_id, before.session, "restart")
+            self._appear(before.kernel_id)
+            self._dialer.wish = replace(self._dialer.wish, kernel_id=before.kernel_id)
+        self._dialer.claim = Claim(notebook, self._link.about["laptop"])
+        self._dialer.is_claimed.set()
+        if sys.platform == "win32":  # where nobody is told before its end
+            self._keep_sign()
+
+    def _leave_sign(self) -> None:
+        address = self._dialer.address
+        if self._notebook and address:
+            departure = relaunch.Departure(self._dialer.wish.kernel_id, address.session)
+            relaunch.write_down(self._remote(), self._notebook, departure)
+
+    def _keep_sign(self) -> None:
+        self._leave_sign()
+        self._reactor.later(SIGN_EVERY, self._keep_sign)

@@ -1,0 +1,82 @@
+"""When a front ends, and what becomes of its session then."""
+
+from __future__ import annotations
+
+import signal
+from typing import TYPE_CHECKING, Any
+
+from remoter_kernel.front.session import parent
+from remoter_kernel.front.session.departure import leave_with
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from remoter_kernel.front.configuration.remotes import Remote
+    from remoter_kernel.front.session.dialer import SessionDialer
+    from remoter_kernel.front.session.link import Link
+    from remoter_kernel.wire.reactor import Reactor, Timer
+
+HOLD_INTERRUPT = 0.15  # seconds
+LOOK_FOR_PARENT = 1.0  # seconds
+
+
+class Ending:
+    """Leaves with an order for the session, or without one: then it stays."""
+
+    def __init__(
+        self, reactor: Reactor, link: Link, dialer: SessionDialer, find: Callable[[], Remote]
+    ) -> None:
+        """Remember; `find` returns the remote as it is configured now."""
+        self.has_begun = False
+        self._reactor = reactor
+        self._link = link
+        self._dialer = dialer
+        self._find = find
+        self._stays = bool(dialer.wish.session)
+        self._held: Timer | None = None
+
+    @property
+    def stays(self) -> bool:
+        """Does the session stay when Jupyter shuts its kernel down?"""
+        return self._stays or self._find().on_shutdown == "keep"
+
+    def keep(self) -> None:
+        """Let it stay."""
+        self._stays = True
+
+    def watch(self) -> None:
+        """End when Jupyter says so by a signal, or is gone: nobody could reach us any more."""
+        self._reactor.hear_signals()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._hear_signal)
+        if parent.is_watched():
+            self._reactor.later(LOOK_FOR_PARENT, self._look_for_parent)
+
+    def unless_it_follows(self, interrupt: Callable[[], Any]) -> None:
+        """Interrupt; where the session stays, wait first: Jupyter does so before each shutdown."""
+        if self.stays:
+            self._held = self._reactor.later(HOLD_INTERRUPT, interrupt)
+        else:
+            interrupt()
+
+    def leave(self, order: str) -> None:
+        """End this process: "restart" the kernel, or "stop" the session if it does not stay."""
+        if self.has_begun:
+            return
+        self.has_begun = True
+        if order == "stop" and self.stays:
+            if self._held:
+                self._held.cancel()
+            self._reactor.stop()
+            return
+        leave_with(order, reactor=self._reactor, link=self._link, dialer=self._dialer)
+
+    def _hear_signal(self, number: int, _frame: object) -> None:
+        """End: the session stays. Ctrl-C in a terminal reaches us, too, and means nothing."""
+        if number == signal.SIGTERM and not self.has_begun:
+            self._reactor.call(self._reactor.stop)
+
+    def _look_for_parent(self) -> None:
+        if parent.is_gone():
+            self._reactor.stop()
+        self._reactor.later(LOOK_FOR_PARENT, self._look_for_parent)

@@ -1,0 +1,57 @@
+"""Which notebook a front is for that no Jupyter server has started: its client says so later.
+
+VS Code names it in its start-up code (Python), and with each cell. Until then no session is
+begun: it may be one that is there.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from remoter_kernel.front.jupyter.answers import IMPATIENT
+from remoter_kernel.front.jupyter.first_words import may_be_answered
+from remoter_kernel.front.session import vscode
+from remoter_kernel.wire.messages import METADATA, content_of, header_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from remoter_kernel.front.jupyter.mouth import Route
+    from remoter_kernel.wire.reactor import Reactor, Timer
+
+WITHIN = 2.0  # seconds; a client that is not VS Code may be silent for a reason of its own
+
+
+class Introduction:
+    """Waits until the client has said which notebook it is, or anything else of weight."""
+
+    def __init__(self, reactor: Reactor, on_heard: Callable[[str], None]) -> None:
+        """Remember; `on_heard(notebook)` is called once: with a path, or with nothing."""
+        self.is_awaited = False
+        self._reactor = reactor
+        self._on_heard = on_heard
+        self._timer: Timer | None = None
+
+    def wait(self) -> None:
+        """Begin; who comes from VS Code will say it, however long that takes."""
+        self.is_awaited = True
+        if not vscode.has_started():
+            self._timer = self._reactor.later(WITHIN, self._end)
+
+    def hear(self, route: Route) -> None:
+        """Look at a request: it may name the notebook, or leave no time to wait."""
+        kind = route.header.get("msg_type")
+        if not self.is_awaited or kind in IMPATIENT:
+            return
+        notebook = ""
+        if kind == "execute_request":
+            notebook = vscode.notebook_in(content_of(route.parts), header_of(route.parts[METADATA]))
+        if notebook or not may_be_answered(route):
+            self._end(notebook)
+
+    def _end(self, notebook: str = "") -> None:
+        if self._timer:
+            self._timer.cancel()
+        if self.is_awaited:
+            self.is_awaited = False
+            self._on_heard(notebook)

@@ -1,0 +1,96 @@
+"""What a person hears once of the session they have got: a line above the first cell's output.
+
+It stays there. Cells that show nothing (silent ones) do not use it up.
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from remoter_kernel.front.jupyter.notices import is_cell
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from remoter_kernel.front.bootstrap.evaluator import Address
+    from remoter_kernel.front.jupyter.notices import Asked
+
+WEEK = 6 * 24 * 3600.0  # seconds within which the name of a day says which
+
+
+class News:
+    """A line, until it is told."""
+
+    def __init__(self, publish: Callable[[str, dict[str, Any], dict[str, Any]], None]) -> None:
+        """Remember; `publish(kind, content, header)` speaks in a cell."""
+        self._publish = publish
+        self._known: set[str] = set()  # sessions of which it was heard how they were found
+        self._line = ""
+
+    def hear(self, address: Address, notebook: str, *, is_busy: bool) -> None:
+        """Hear which session it is, and whether a cell is running there."""
+        if address.session in self._known:
+            return
+        self._known.add(address.session)
+        if address.begun:
+            self._line = joined(address, notebook, time.time(), is_busy=is_busy)
+        else:
+            self._line = left_alone(address, notebook)
+
+    def tell(self, requests: Iterable[Asked]) -> None:
+        """Say it in the first of these that is a cell."""
+        header = next((each.header for each in requests if is_cell(each)), None)
+        if self._line and header is not None:
+            line, self._line = self._line, ""
+            # A console hears a cell only once that is busy.
+            self._publish("status", {"execution_state": "busy"}, header)
+            self._publish("stream", {"name": "stderr", "text": line}, header)
+
+
+def joined(address: Address, notebook: str, now: float, *, is_busy: bool) -> str:
+    """Tell that this is the session that the notebook had before."""
+    days = "%a" if now - address.begun < WEEK else "%Y-%m-%d"
+    begun = time.strftime(f"{days} %H:%M", time.localtime(address.begun))
+    running = " A cell is still running there." if is_busy else ""
+    return (
+        f"[remoter] Joined session {address.session} of this notebook, begun {begun}.{running} "
+        f"What came meanwhile: %remoter outputs, or remoter outputs {address.session} "
+        f"--into {_quoted(Path(notebook).name)}\n"
+    )
+
+
+def _quoted(name: str) -> str:
+    """Write a file's name as a shell here takes it."""
+    if not name.isprintable():
+        return "NOTEBOOK.ipynb"
+    return f'"{name}"' if sys.platform == "win32" and " " in name else shlex.quote(name)
+
+
+def left_alone(address: Address, notebook: str) -> str:
+    """Tell of sessions that this one is not; of other notebooks only if their file is gone.
+
+    Where it is there still, the notebook is a copy, and the session none of its business.
+    """
+    own = [each["session"] for each in address.others if each.get("notebook") == notebook]
+    moved = [
+        each
+        for each in address.others
+        if each.get("notebook") != notebook and not Path(each.get("notebook", "")).exists()
+    ]
+    if own:
+        which = f"Session {own[0]} of this notebook is" if len(own) == 1 else _several(own)
+    elif moved:
+        own = [moved[0]["session"]]
+        file = Path(moved[0].get("notebook", "")).name
+        which = f"Session {own[0]} has cells of this notebook, as {file}, and is"
+    else:
+        return ""
+    return f"[remoter] {which} there, too: remoter attach {own[0]}\n"
+
+
+def _several(sessions: list[str]) -> str:
+    return f"Sessions {', '.join(sessions[:-1])} and {sessions[-1]} of this notebook are"

@@ -1,0 +1,1 @@
+"""Logs in to a remote, in whichever way; the embedded host, too."""

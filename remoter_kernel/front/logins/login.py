@@ -1,0 +1,90 @@
+"""Logs in to a remote in the way that its configuration says."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from typing import TYPE_CHECKING
+
+from remoter_kernel.front.logins.choice import NOTHING_IN_COMMON, OPENSSH, Facts, choose
+from remoter_kernel.front.ssh.aliases import resolve
+from remoter_kernel.front.ssh.complaints import NothingInCommon
+from remoter_kernel.front.ssh.keys import files_for, has_only_security_keys
+from remoter_kernel.front.ssh.login import log_in
+from remoter_kernel.front.ssh.memory import Keyring, Memory
+from remoter_kernel.front.ssh.system import living_master, log_in_by_system
+from remoter_kernel.front.ssh.trust import is_known_by_authority
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from remoter_kernel.front.configuration.remotes import Remote
+    from remoter_kernel.front.questions import Questions
+    from remoter_kernel.front.ssh.aliases import Destination
+    from remoter_kernel.front.ssh.login import Login
+    from remoter_kernel.front.ssh.memory import Memories
+
+TICKET_WITHIN = 3.0  # seconds for `klist`
+
+
+def log_in_to(
+    remote: Remote,
+    questions: Questions | None = None,
+    on_step: Callable[[str], None] = lambda _step: None,
+    on_try: Callable[[Login], None] = lambda _login: None,
+    *,
+    memories: Memories | None = None,
+) -> Login:
+    """Log in to a remote; `on_step` hears of each step as it begins, `on_try` of each login."""
+    where = resolve(remote.host, remote.ssh_config)
+    facts = facts_about(where) if remote.transport == "auto" else Facts()
+    transport, why = choose(remote.transport, facts)
+    if transport != OPENSSH:
+        try:
+            return log_in(
+                where, questions=questions, on_step=on_step, on_try=on_try, memories=memories
+            )
+        except NothingInCommon:
+            if not facts.has_ssh:
+                raise
+            why = NOTHING_IN_COMMON
+    return log_in_by_system(where, questions=questions, on_step=on_step, on_try=on_try, why=why)
+
+
+def forget_secrets(remote: Remote) -> None:
+    """Let this system's keyring forget what it keeps for a remote's logins."""
+    where, keyring = resolve(remote.host, remote.ssh_config), Keyring()
+    for hop in (*where.jumps, where):
+        place = f"{hop.user}@{hop.host_name}:{hop.port}"
+        Memory(place, keyring).forget(map(str, files_for(hop)))
+
+
+def facts_about(where: Destination) -> Facts:
+    """Find out what decides about the transport; without an OpenSSH client nothing does."""
+    if not shutil.which("ssh"):
+        return Facts()
+    hops = (*where.jumps, where)
+    return Facts(
+        has_ssh=True,
+        has_master=living_master(where) is not None,
+        has_ticket=any(hop.for_ssh.uses_kerberos for hop in hops) and _has_ticket(),
+        has_only_security_keys=any(map(has_only_security_keys, hops)),
+        is_known_by_authority=any(map(is_known_by_authority, hops)),
+        names_certificate=any(hop.for_ssh.names_certificate for hop in hops),
+        needs_proxy_on_windows=os.name != "posix" and any(hop.proxy_command for hop in hops),
+    )
+
+
+def _has_ticket() -> bool:
+    try:
+        done = subprocess.run(
+            ["klist", "-s"],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=TICKET_WITHIN,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    return done.returncode == 0

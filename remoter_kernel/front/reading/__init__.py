@@ -1,0 +1,1 @@
+"""What a session has said, put together for a person: lines, text, a notebook."""

@@ -1,0 +1,237 @@
+"""Asks remotes about their sessions: one command over SSH each time, no wire, no evaluator."""
+
+from __future__ import annotations
+
+import contextlib
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
+
+from remoter_kernel.errors import NoSuchSession, RemoterError, Unreachable, Usage
+from remoter_kernel.front.bootstrap.evaluator import ask_there
+from remoter_kernel.front.configuration.remotes import Remote, find_remote, read_remotes
+from remoter_kernel.front.keeper.kept import kept_login
+from remoter_kernel.front.session.dialer import HERE
+from remoter_kernel.front.session.known_sessions import remember
+from remoter_kernel.wire.said import Said, split_said
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+
+    from remoter_kernel.front.logins.access import Access
+    from remoter_kernel.front.logins.host import EmbeddedHost
+    from remoter_kernel.front.questions import Questions
+
+FOLLOW = 20.0  # seconds that the far side waits for something new to tell
+
+
+class Visit:
+    """A login on one remote, in order to ask."""
+
+    def __init__(self, remote: Remote, questions: Questions | None = None) -> None:
+        """Remember; `open` logs in."""
+        self.remote = remote
+        self._questions = questions
+        self._login: Access | None = None
+        self._host: EmbeddedHost | None = None
+
+    def __enter__(self) -> Self:
+        self.open()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def open(self) -> None:
+        """Log in; a `RemoterError` names the remote."""
+        try:
+            if self.remote is HERE:
+                # Rarely needed, and slow: with a remote it is the keeper that knows SSH.
+                from remoter_kernel.front.logins.host import EmbeddedHost  # noqa: PLC0415
+                from remoter_kernel.front.ssh.login import log_in  # noqa: PLC0415
+
+                self._host = EmbeddedHost()
+                self._host.start()
+                self._login = log_in(self._host.destination())
+            else:
+                self._login = kept_login(self.remote, self._questions)
+        except RemoterError as error:
+            self.close()
+            raise error.at(self.remote.name) from error.__cause__
+
+    def close(self) -> None:
+        """Give the login back."""
+        if self._login:
+            self._login.close()
+        if self._host:
+            self._host.close()
+
+    def ask(self, words: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
+        """Ask one thing; return the answer, and the bytes that follow it."""
+        assert self._login is not None  # noqa: S101 - between open and close there is one
+        try:
+            try:
+                return ask_there(self._login, self.remote, words)
+            except Unreachable:  # to ask does no harm: a network may be back by now
+                self.close()
+                self.open()
+                return ask_there(self._login, self.remote, words)
+        except RemoterError as error:
+            raise error.at(self.remote.name) from error.__cause__
+
+    def sessions(self) -> list[dict[str, Any]]:
+        """Return what is known of each session there."""
+        return list(self.ask({"verb": "sessions"})[0]["sessions"])
+
+
+class Listing(NamedTuple):
+    """What one remote told of its sessions, or why it could not."""
+
+    visit: Visit
+    sessions: list[dict[str, Any]]
+    error: RemoterError | None
+
+
+@contextlib.contextmanager
+def visiting(names: Iterable[str] | None, questions: Questions | None) -> Iterator[list[Listing]]:
+    """Ask remotes (None: all there are) for their sessions, all at once; stay logged in."""
+    visits = [Visit(remote, questions) for remote in _remotes(names)]
+    with contextlib.ExitStack() as stack:
+        for visit in visits:
+            stack.callback(visit.close)
+        with ThreadPoolExecutor(max_workers=max(1, len(visits))) as pool:
+            listings = list(pool.map(_list, visits))
+        yield _each_once(listings)
+
+
+def _remotes(names: Iterable[str] | None) -> list[Remote]:
+    if names is not None:
+        return [find_remote(name) or HERE for name in names]
+    return list(read_remotes().all.values()) or [HERE]
+
+
+def _list(visit: Visit) -> Listing:
+    try:
+        visit.open()
+        sessions = visit.sessions()
+        remember(visit.remote.name, sessions)
+        return Listing(visit, sessions, None)
+    except RemoterError as error:
+        return Listing(visit, [], error)
+
+
+def _each_once(listings: list[Listing]) -> list[Listing]:
+    """Name a session once where two remotes are one host: by the remote that started it."""
+    owners: dict[tuple[str, float], str] = {}
+    for listing in listings:
+        for session in listing.sessions:
+            key = (session["id"], session["created"])
+            if key not in owners or session["remote"] == listing.visit.remote.name:
+                owners[key] = listing.visit.remote.name
+    return [
+        listing._replace(
+            sessions=[
+                session
+                for session in listing.sessions
+                if owners[session["id"], session["created"]] == listing.visit.remote.name
+            ]
+        )
+        for listing in listings
+    ]
+
+
+# One session ------------------------------------------------------------------------------
+
+
+@dataclass
+class Found:
+    """A session, and the visit to the remote where it is."""
+
+    visit: Visit
+    about: dict[str, Any]
+
+    @property
+    def id(self) -> str:
+        """The session's id, whole."""
+        return str(self.about["id"])
+
+    def said(self, only: str = "", *, follow: bool = False) -> Reading:
+        """Read its journal from the beginning."""
+        return Reading(self.visit.ask, self.id, only, follow=follow)
+
+
+def meant_by(word: str, listings: list[Listing]) -> Found:
+    """Find the session that a word means: an id or the beginning of one, `NAME/ID`."""
+    name, _, prefix = word.rpartition("/")
+    found = [
+        Found(listing.visit, session)
+        for listing in listings
+        for session in listing.sessions
+        if session["id"].startswith(prefix) and name in {"", listing.visit.remote.name}
+    ]
+    exact = [each for each in found if each.id == prefix]
+    if len(exact or found) == 1:
+        return (exact or found)[0]
+    if found:
+        names = ", ".join(f"{each.visit.remote.name}/{each.id}" for each in found)
+        raise Usage(f"{word!r} may mean several sessions: {names}.", "Write more of the id.")
+    for listing in listings:
+        if listing.error and name in {"", listing.visit.remote.name}:
+            raise listing.error  # it may well be there
+    raise NoSuchSession(
+        f"There is no session {word!r}.", "`remoter sessions` shows which there are."
+    )
+
+
+def named_there(
+    word: str, ask: Callable[[dict[str, Any]], tuple[dict[str, Any], bytes]], remote: str
+) -> str:
+    """Return the id of the session of one remote that a word means."""
+    sessions = ask({"verb": "sessions"})[0]["sessions"]
+    remember(remote, sessions)
+    return meant_by(word, [Listing(Visit(Remote(remote, "")), sessions, None)]).id
+
+
+@contextlib.contextmanager
+def finding(word: str, questions: Questions | None) -> Iterator[Found]:
+    """Find one session over all remotes, or over the one of `NAME/ID`."""
+    name, _, prefix = word.rpartition("/")
+    if not prefix:
+        raise Usage(f"{word!r} names no session.", "`remoter sessions` shows which there are.")
+    with visiting([name] if name else None, questions) as listings:
+        yield meant_by(word, listings)
+
+
+class Reading:
+    """Goes through a journal of the far side, in pieces; `follow`: until the session ends."""
+
+    def __init__(
+        self,
+        ask: Callable[[dict[str, Any]], tuple[dict[str, Any], bytes]],
+        session: str,
+        only: str = "",
+        *,
+        follow: bool = False,
+        cells: Sequence[str] = (),
+    ) -> None:
+        """Remember; `only`: "events", "missed" (and all of `cells`: requests), or everything."""
+        self._ask = ask
+        self._words = {"verb": "outputs", "session": session, "only": only, "cells": list(cells)}
+        self._follow = follow
+        self.answer: dict[str, Any] = {}  # the last one
+
+    def __iter__(self) -> Iterator[Said]:
+        """Yield what was said, in order."""
+        after, rest, wait, place = 0, b"", 0.0, None
+        while True:
+            begin = {"after": after, "skip": len(rest), "place": place}
+            self.answer, data = self._ask({**self._words, **begin, "wait": wait})
+            if len(data) == self.answer["bytes"]:  # else something was lost on the way
+                place = self.answer["place"]
+            found, rest = split_said(rest + data)
+            for said in found:
+                after = said.number
+                yield said
+            if not data and (self.answer["is_over"] or not self._follow):
+                return
+            wait = FOLLOW if self._follow and not rest else 0.0

@@ -1,0 +1,76 @@
+"""How the link and its session are, in lines for a person (pure)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from remoter_kernel.front.reading.happenings import duration
+
+KIB = 1024
+
+
+@dataclass(frozen=True)
+class Status:
+    """What is known; None and the empty word mean: nothing. All times are in seconds."""
+
+    state: str  # as `link.State` calls it
+    since: float  # how long it has been so
+    remote: str
+    host: str = ""
+    user: str = ""
+    session: str = ""
+    next_try: float | None = None
+    last_error: str = ""
+    losses: int = 0
+    round_trip: float | None = None
+    queue: int = 0  # said here and not confirmed there
+    transport: str = ""
+    why_transport: str = ""
+    cipher: str = ""
+    host_key: str = ""
+    sent: int = 0  # bytes
+    received: int = 0
+    stays: bool = False  # does the session stay at shutdown?
+
+
+def told(status: Status) -> str:
+    """Return the lines."""
+    where = f" on {status.host} as {status.user}" if status.host else ""
+    session = f"{status.session}{where}" if status.session else "none yet"
+    waiting = f"; {status.queue} not confirmed there yet" if status.queue else ""
+    rows = [
+        ("remote", status.remote),
+        ("link", _link(status)),
+        ("last error", status.last_error),
+        ("session", session),
+        ("at shutdown", "the session stays" if status.stays else "the session ends"),
+        ("login", _login(status)),
+        ("wire", "CURVE, with keys made for this session" if status.session else ""),
+        ("round trip", "" if status.round_trip is None else f"{status.round_trip * 1000:.0f} ms"),
+        ("traffic", f"{amount(status.sent)} sent, {amount(status.received)} received{waiting}"),
+    ]
+    return "".join(f"{name:<13}{what}\n" for name, what in rows if what)
+
+
+def _login(status: Status) -> str:
+    why = f" ({status.why_transport})" if status.why_transport else ""
+    by = f"by {status.transport}{why}" if status.transport else ""
+    return ", ".join(filter(None, (by, status.cipher, status.host_key)))
+
+
+def _link(status: Status) -> str:
+    ago = duration(status.since)
+    if status.state == "waiting":
+        trial = "" if status.next_try is None else f"; next try in {duration(status.next_try)}"
+        return f"down for {ago}{trial}"
+    cuts = f", after {status.losses} cut{'s' * (status.losses != 1)}" if status.losses else ""
+    return f"{status.state} for {ago}{cuts}"
+
+
+def amount(size: float) -> str:
+    """Say an amount of bytes in the unit that reads best."""
+    for unit in ("bytes", "KiB", "MiB", "GiB"):
+        if size < KIB or unit == "GiB":
+            return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"
+        size /= KIB
+    raise AssertionError

@@ -1,0 +1,1 @@
+"""Runs code on a remote without Jupyter."""

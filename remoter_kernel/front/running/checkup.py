@@ -1,0 +1,164 @@
+"""Goes to a remote step by step, and stops at the first step that fails."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from remoter_kernel import __version__
+from remoter_kernel.errors import RemoterError
+from remoter_kernel.front.bootstrap.survey import look_around
+from remoter_kernel.front.configuration.remotes import find_remote, remember_kernel_info
+from remoter_kernel.front.keeper.kept import KeptLogin, kept_login
+from remoter_kernel.front.running.runner import Runner
+from remoter_kernel.front.session.dialer import SessionDialer
+from remoter_kernel.front.ssh.aliases import resolve
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from remoter_kernel.front.bootstrap.survey import Surroundings
+    from remoter_kernel.front.configuration.remotes import Remote
+    from remoter_kernel.front.questions import Questions
+    from remoter_kernel.front.ssh.aliases import Destination
+
+STEPS = (
+    "name",
+    "connect",
+    "host key",
+    "login",
+    "Python",
+    "packages",
+    "lifetime",
+    "start",
+    "round trip",
+    "versions",
+    "times",
+)
+LOGIN_STEPS = ("connect", "host key", "login")  # as `log_in` calls them
+EMPTY_CELLS = 3  # the quickest counts: the first one warms up
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of the way: what was found, or the error that ends the way here."""
+
+    name: str
+    found: str = ""
+    seconds: float | None = None
+    error: RemoterError | None = None
+
+
+def check_up(name: str, questions: Questions | None) -> Iterator[Step]:
+    """Go all the way to a kernel on the remote `name`; the last step may hold an error."""
+    way = _Way(name, questions)
+    with contextlib.closing(way):
+        try:
+            yield from way.steps()
+        except RemoterError as err:
+            yield Step(way.at, error=err.at(name))
+
+
+class _Way:
+    """The way to one remote; `at` is the step that is being tried."""
+
+    def __init__(self, name: str, questions: Questions | None) -> None:
+        self.at = "name"
+        self._name = name
+        self._questions = questions
+        self._began = time.perf_counter()
+        self._login: KeptLogin | None = None
+        self._runner: Runner | None = None
+
+    def steps(self) -> Iterator[Step]:
+        remote = find_remote(self._name)
+        assert remote is not None  # noqa: S101 - None is only for "no name given"
+        yield Step("name", _described(resolve(remote.host, remote.ssh_config)))
+        yield from self._log_in(remote)
+        yield from self._look_around(remote)
+        yield from self._start(remote)
+
+    def _log_in(self, remote: Remote) -> Iterator[Step]:
+        try:
+            self._login = login = kept_login(remote, self._questions, self._arrive)
+        except RemoterError:
+            yield from map(Step, LOGIN_STEPS[: LOGIN_STEPS.index(self.at)])
+            raise
+        found = (f"{login.host}, {login.cipher}", login.host_key, _entered(login))
+        for step, what in zip(LOGIN_STEPS, found, strict=True):
+            yield Step(step, what, login.seconds.get(step))
+
+    def _look_around(self, remote: Remote) -> Iterator[Step]:
+        assert self._login is not None  # noqa: S101 - the step before this one
+        self.at = "Python"
+        began = time.perf_counter()
+        around = look_around(self._login, remote.python or "python3")
+        seconds = time.perf_counter() - began
+        if not any(python.is_new_enough for python in around.pythons):
+            around.choose(remote.python, remote.kernel)
+        best = around.best(remote.kernel) or around.pythons[0]
+        yield Step("Python", f"{best.version}, {best.path} ({around.system})", seconds)
+        self.at = "packages"
+        _, kernel = around.choose(remote.python, remote.kernel)
+        yield Step("packages", f"pyzmq, jupyter_client; kernel {kernel.name} for {kernel.language}")
+        yield Step("lifetime", lifetime(around, self._login.user))
+
+    def _start(self, remote: Remote) -> Iterator[Step]:
+        self.at = "start"
+        dialer = SessionDialer(lambda: remote, self._questions)
+        self._runner = runner = Runner(dialer)
+        runner.start()
+        address = dialer.address
+        assert address is not None  # noqa: S101 - it has just started
+        remember_kernel_info(remote, runner.kernel_info)
+        by = ", through a command (forwarding is forbidden there)" if dialer.is_piped else ""
+        yield Step("start", f"on {address.host} as {address.user}{by}", runner.seconds["kernel"])
+        self.at = "round trip"
+        seconds = min(_empty_cell(runner) for _ in range(EMPTY_CELLS))
+        yield Step("round trip", "an empty cell", seconds)
+        info = runner.kernel_info
+        kernel = f"{info.get('implementation')} {info.get('implementation_version')}"
+        there = f"Python {address.python}, pyzmq {address.pyzmq}, {kernel}"
+        yield Step("versions", f"remoter {__version__} here; {there} there")
+        yield Step("times", "all of the above", time.perf_counter() - self._began)
+
+    def close(self) -> None:
+        if self._runner is not None:
+            self._runner.stop()
+        if self._login is not None:
+            self._login.close()
+
+    def _arrive(self, step: str) -> None:
+        self.at = step
+
+
+def _empty_cell(runner: Runner) -> float:
+    began = time.perf_counter()
+    runner.run("", lambda _kind, _content: None)
+    return time.perf_counter() - began
+
+
+def _entered(login: KeptLogin) -> str:
+    reason = f" ({login.why_transport})" if login.why_transport else ""
+    since = (
+        "" if login.is_new else f"; kept since {time.strftime('%X', time.localtime(login.since))}"
+    )
+    return f"as {login.user}, by {login.transport}{reason}{since}"
+
+
+def lifetime(around: Surroundings, user: str) -> str:
+    """Say whether sessions outlive the login there, and what to do if they do not."""
+    if not around.ends_with_login:
+        return "sessions outlive the login"
+    return (
+        "this host ends sessions with the login (KillUserProcesses=yes): ask its administrator "
+        f"for `loginctl enable-linger {user}`"
+    )
+
+
+def _described(destination: Destination) -> str:
+    where = f"{destination.user}@{destination.host_name}:{destination.port}"
+    hops = ", ".join(hop.host_name for hop in destination.jumps)
+    return f"{where} through {hops}" if hops else where

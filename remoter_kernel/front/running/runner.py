@@ -1,0 +1,333 @@
+"""Runs code in a session without Jupyter: what `remoter run`, `check` and `demo` need."""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+import signal
+import time
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from remoter_kernel.errors import RemoteLacks, RemoterError, Unreachable
+from remoter_kernel.front.reading.happenings import duration
+from remoter_kernel.front.running.program import Piece
+from remoter_kernel.front.session import orders
+from remoter_kernel.front.session.link import Link, State
+from remoter_kernel.wire.frames import Channel, from_json, to_json
+from remoter_kernel.wire.messages import (
+    HEADER,
+    PARENT,
+    TOPIC,
+    Voice,
+    content_of,
+    header_of,
+)
+from remoter_kernel.wire.reactor import Reactor
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from remoter_kernel.front.session.dialer import SessionDialer
+    from remoter_kernel.wire.reactor import Timer
+
+    Show = Callable[[str, dict[str, Any]], None]
+    Ask = Callable[[str, bool], str]
+
+READY_WITHIN = 90.0  # seconds: a kernel on a cold network disk takes its time
+LEAVE_WITHIN = 3.0  # seconds
+OVER_WITHIN = 5.0  # seconds from an interrupt to the end of what took too long
+LOST_AFTER = 3.0  # seconds: most cuts are mended before anyone need know
+ASK_AFTER = 0.1  # seconds: what was printed before the question comes by another socket there
+END_OF_INPUT = "\x04"  # as an answer, it means that there is none
+
+
+class LeftRunning(RemoterError):
+    """A person has left what goes on there."""
+
+    exit_code = 130
+
+
+class TookTooLong(RemoterError):
+    """What was run was not done in time."""
+
+
+@dataclass
+class Cell:
+    """What was asked: whom its outputs go to, and its reply once that is there."""
+
+    id: str
+    piece: Piece
+    show: Show
+    ask: Ask | None
+    reply: dict[str, Any] | None = None
+    is_idle: bool = False
+
+    @property
+    def is_over(self) -> bool:
+        """Has it its reply, and all its outputs? What was called off has none."""
+        is_aborted = (self.reply or {}).get("status") == "aborted"
+        return is_aborted or (self.reply is not None and self.is_idle)
+
+
+class Runner:
+    """One session of its own, from `start` to `stop`. Blocks; belongs to one thread."""
+
+    def __init__(self, dialer: SessionDialer) -> None:
+        """Remember; `start` begins."""
+        self.dialer = dialer
+        # With a name of its own it finds the session again whose start it did not hear of.
+        dialer.wish = replace(dialer.wish, kernel_id=dialer.wish.kernel_id or secrets.token_hex(12))
+        self.reactor = Reactor()
+        self.link = Link(self.reactor, dialer)
+        self.kernel_info: dict[str, Any] = {}
+        self.seconds: dict[str, float] = {}  # how long each step of the start took
+        self.on_press: Callable[[], None] = lambda: None  # Ctrl-C, for the first time
+        # The link is gone for a while (None), or back after so many seconds.
+        self.on_loss: Callable[[float | None], None] = lambda _seconds: None
+        self._loss: Timer | None = None
+        self._voice = Voice(b"")
+        self._trouble: RemoterError | None = None
+        self._cells: dict[str, Cell] = {}
+        self._lateness: RemoterError | None = None
+        self._presses = 0
+        self._is_closed = False
+        self.link.on_item = self._hear
+        self.link.on_change = self._note_change
+
+    @property
+    def language(self) -> str:
+        """What the kernel speaks."""
+        return str((self.kernel_info.get("language_info") or {}).get("name", ""))
+
+    @property
+    def session(self) -> str:
+        """The session's id."""
+        return self.dialer.address.session if self.dialer.address else ""
+
+    def start(self) -> None:
+        """Connect and wait until the kernel is ready; a `RemoterError` says why it is not."""
+        began = time.monotonic()
+        self.link.wake()
+        limit = began + READY_WITHIN
+        self.reactor.run_until(lambda: bool(self.kernel_info or self._trouble), limit)
+        if self._trouble:
+            raise self._trouble
+        if not self.kernel_info:
+            raise RemoteLacks(
+                f"The kernel was not ready within {READY_WITHIN:.0f} seconds.",
+                "Try again, or see with `remoter check` how far it comes.",
+                remote=self.dialer.remote.name,
+            )
+        self.seconds["kernel"] = time.monotonic() - began
+
+    def run(self, code: str, show: Show, ask: Ask | None = None) -> dict[str, Any]:
+        """Run code; `show(kind, content)` gets each output as it comes. Return the reply.
+
+        `ask(prompt, is_secret)` answers `input()`. Ctrl-C interrupts the far side.
+        """
+        cell = self.request(Piece(code), show, ask)
+        self.wait()
+        del self._cells[cell.id]
+        return cell.reply or {}
+
+    def prepare(self, code: str) -> None:
+        """Run code of which nobody sees anything, unless it fails."""
+        if code:
+            self.request(Piece(code), lambda _kind, _content: None, is_silent=True)
+
+    def request(
+        self, piece: Piece, show: Show, ask: Ask | None = None, *, is_silent: bool = False
+    ) -> Cell:
+        """Ask for a piece to be run, after those before it."""
+        words = {
+            "code": piece.source,
+            "silent": is_silent,
+            "store_history": not is_silent,
+            "user_expressions": {},
+            "allow_stdin": ask is not None,
+            "stop_on_error": not piece.may_fail,
+        }
+        metadata = {"cellId": piece.cell_id} if piece.cell_id else {}
+        parts = self._voice.compose("execute_request", words, metadata=metadata)
+        cell = Cell(header_of(parts[HEADER])["msg_id"], piece, show, ask)
+        self._cells[cell.id] = cell
+        self.link.say(Channel.SHELL, parts)
+        return cell
+
+    def wait(self, most: float = 0.0) -> None:
+        """Wait until all is done, or for so many seconds; a `RemoterError` says what came first.
+
+        Ctrl-C interrupts what runs there. Who presses it again leaves it running.
+        """
+        self._presses = 0
+        timer = self.reactor.later(most, lambda: self._time_out(most)) if most else None
+        with self._hearing_ctrl_c():
+            self.reactor.run_until(lambda: bool(self._is_done or self._trouble))
+        if timer:
+            timer.cancel()
+        error = self._lateness or (None if self._is_done else self._trouble)
+        if error:
+            raise error
+
+    def interrupt(self) -> None:
+        """Interrupt what is running there."""
+        self._order("interrupt")
+
+    def stop(self) -> None:
+        """End the session, wait until that is heard, and close."""
+        if self._is_closed:
+            return
+        limit = time.monotonic() + LEAVE_WITHIN
+        if not self.link.has_met:  # it may be about to begin
+            self.reactor.run_until(lambda: self.link.state is not State.DIALLING, limit)
+        if self.link.has_met and not self._is_alone:
+            self._order("stop")
+            self._be_heard()
+            if self.link.unacknowledged:
+                remote, name = self.dialer.remote.name, self.dialer.wish.kernel_id
+                orders.write_down(remote, name, self.session, "stop")
+        self.close()
+
+    def leave(self) -> None:
+        """Let the session go on, end once all is done, and close.
+
+        A `RemoterError` says that what was asked may not have got there.
+        """
+        self._be_heard()
+        is_there = not self.link.unacknowledged
+        self._order("finish")
+        self._be_heard()
+        self.close()
+        if not is_there:
+            what = "The link was lost before all was handed over."
+            raise Unreachable(what, "Run it again.", remote=self.dialer.remote.name)
+
+    def close(self) -> None:
+        """Give everything back; the session stays."""
+        self._is_closed = True
+        self.link.close()
+        self.dialer.close()
+        self.reactor.close()
+
+    def _order(self, order: str) -> None:
+        self.link.say(Channel.ORDER, [to_json({"order": order})])
+
+    def _be_heard(self) -> None:
+        """Wait until what was said has arrived, or nobody can hear it any more."""
+        self.on_loss = lambda _seconds: None  # whoever leaves need not know
+        limit = time.monotonic() + LEAVE_WITHIN
+        self.reactor.run_until(lambda: not self.link.unacknowledged or self._is_alone, limit)
+
+    @property
+    def _is_alone(self) -> bool:
+        """Is there no session any more, or no way to it?"""
+        return self.link.state is State.FAILED
+
+    # What ends the waiting ----------------------------------------------------------------
+
+    @property
+    def _is_done(self) -> bool:
+        return all(cell.is_over for cell in self._cells.values())
+
+    @contextlib.contextmanager
+    def _hearing_ctrl_c(self) -> Iterator[None]:
+        before = signal.signal(signal.SIGINT, lambda *_: self.reactor.call(self._press))
+        self.reactor.hear_signals()
+        try:
+            yield
+        finally:
+            signal.set_wakeup_fd(-1)
+            signal.signal(signal.SIGINT, before)
+
+    def _press(self) -> None:
+        self._presses += 1
+        if self._presses == 1:
+            self.interrupt()
+            self.on_press()
+        else:
+            self._trouble = LeftRunning(*self.way_back("goes on there"), remote=self._remote)
+
+    def way_back(self, what: str) -> tuple[str, str]:
+        """Return what becomes of the session, and how a person comes back to it."""
+        name = self.session
+        advice = (
+            f"`remoter outputs -f {name}` follows it, `remoter attach {name}` opens a console on "
+            f"it, `remoter stop {name}` ends it."
+        )
+        return f"Session {name} {what}.", advice
+
+    def _time_out(self, most: float) -> None:
+        """Interrupt what takes too long; it has a moment to say where it was."""
+        what = f"The code was not done within {duration(most)} (--timeout), and was ended."
+        self._lateness = TookTooLong(what, remote=self._remote)
+        self.interrupt()
+        self.reactor.later(OVER_WITHIN, lambda: self._fail(self._lateness))
+
+    def _fail(self, error: RemoterError | None) -> None:
+        self._trouble = self._trouble or error
+
+    @property
+    def _remote(self) -> str:
+        return self.dialer.remote.name
+
+    # From the link ------------------------------------------------------------------------
+
+    def _hear(self, channel: Channel, parts: list[memoryview]) -> None:
+        if channel is Channel.NOTE:
+            self._hear_note(from_json(parts[TOPIC]))
+            return
+        cell = self._cells.get(str(header_of(parts[PARENT]).get("msg_id", "")))
+        if cell is None:
+            return
+        kind = str(header_of(parts[HEADER]).get("msg_type", ""))
+        content = content_of(parts)
+        if channel is Channel.SHELL:
+            cell.reply = content
+        elif channel is Channel.STDIN and cell.ask:
+            self.reactor.later(ASK_AFTER, partial(self._ask, cell, content))
+        elif kind == "status":
+            cell.is_idle = content.get("execution_state") == "idle"
+        else:
+            cell.show(kind, content)
+
+    def _ask(self, cell: Cell, content: dict[str, Any]) -> None:
+        """Put a question to a person; Ctrl-C at it interrupts what has asked."""
+        if cell.ask is None or cell.is_over:
+            return
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)
+        try:
+            answer = cell.ask(str(content.get("prompt", "")), bool(content.get("password")))
+        except KeyboardInterrupt:
+            self._press()
+            return
+        except EOFError:
+            answer = END_OF_INPUT
+        finally:
+            signal.signal(signal.SIGINT, before)
+        self.link.say(Channel.STDIN, self._voice.compose("input_reply", {"value": answer}))
+
+    def _hear_note(self, words: dict[str, Any]) -> None:
+        if words.get("event") == "ready":
+            self.kernel_info = dict(words["kernel_info"])
+        elif words.get("event") == "failed":
+            self._fail(RemoteLacks(str(words.get("why")), remote=self._remote))
+
+    def _note_change(self, state: State) -> None:
+        if state is State.UP:
+            self._note_return()
+            welcome = self.link.welcome
+            self._hear_note({"event": welcome.get("state"), **welcome})
+        elif state is State.FAILED:
+            self._fail(self.link.error or Unreachable("The link failed."))
+        elif state is not State.CLOSED and self.link.has_met and self._loss is None:
+            self._loss = self.reactor.later(LOST_AFTER, lambda: self.on_loss(None))
+
+    def _note_return(self) -> None:
+        loss, self._loss = self._loss, None
+        if loss:
+            loss.cancel()
+            seconds = time.monotonic() - self.link.lost_at
+            if seconds > LOST_AFTER:
+                self.on_loss(seconds)

@@ -1,0 +1,46 @@
+"""What a front says of itself when it asks for a session: which notebook it is for, and where."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from remoter_kernel.front.configuration.remotes import state_folder
+from remoter_kernel.front.private_files import CannotWrite, holding_lock
+from remoter_kernel.front.session.laptop import living_fronts
+from remoter_kernel.front.session.own_notebook import cells_of, is_notebook
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+TURNS = 2  # hex digits: that many files at most, however many notebooks there are
+
+
+@dataclass(frozen=True)
+class Claim:
+    """The words of a wish that may lead to the session of a notebook."""
+
+    notebook: str = ""
+    laptop: str = ""  # empty: nobody could tell later whether this front lives
+
+    @contextlib.contextmanager
+    def made(self) -> Iterator[dict[str, Any]]:
+        """Lend the words; until they are given back, no other front claims for this notebook.
+
+        Which fronts live is only true for a moment: two that looked at once would both join.
+        """
+        words: dict[str, Any] = {"notebook": self.notebook, "laptop": self.laptop}
+        with contextlib.ExitStack() as turn:
+            if self.laptop and is_notebook(self.notebook):
+                with contextlib.suppress(OSError, CannotWrite):
+                    turn.enter_context(holding_lock(self._turn()))
+                    words["cells"] = cells_of(Path(self.notebook))
+                    words["fronts"] = tuple(sorted(living_fronts()))
+            yield words
+
+    def _turn(self) -> Path:
+        name = hashlib.sha256(self.notebook.encode()).hexdigest()[:TURNS]
+        return state_folder() / "turns" / name

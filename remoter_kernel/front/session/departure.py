@@ -1,0 +1,52 @@
+"""The last order of a front: said, heard, and then it goes; left in writing if that takes long."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from remoter_kernel.errors import NoSuchSession
+from remoter_kernel.front.session import orders
+from remoter_kernel.front.session.link import State
+from remoter_kernel.wire.frames import Channel, to_json
+
+if TYPE_CHECKING:
+    from remoter_kernel.front.session.dialer import SessionDialer
+    from remoter_kernel.front.session.link import Link
+    from remoter_kernel.wire.reactor import Reactor
+
+LEAVE_WITHIN = 4.0  # seconds that a shutdown may wait to be heard; Jupyter kills after 5
+WRITE_DOWN_AFTER = 0.3  # seconds
+
+
+def leave_with(order: str, *, reactor: Reactor, link: Link, dialer: SessionDialer) -> None:
+    """Say "restart" or "stop", and stop the reactor once it is heard."""
+    remote, kernel_id = dialer.remote.name, dialer.wish.kernel_id
+
+    def write_down() -> None:
+        session = dialer.address.session if dialer.address else ""
+        orders.write_down(remote, kernel_id, session, order)
+
+    if not dialer.is_claimed.is_set():  # nobody has said which session it is to be
+        reactor.stop()
+        return
+    if link.state is State.FAILED:  # and dials no more: there is nothing to wait for
+        # A front before this one, with the same kernel, may have left a session there.
+        if not isinstance(link.error, NoSuchSession):
+            write_down()
+        reactor.stop()
+        return
+    if link.state is State.IDLE and not link.has_met:
+        reactor.stop()
+        return
+    link.say(Channel.ORDER, [to_json({"order": order})])
+
+    def wait() -> None:
+        if link.unacknowledged:
+            reactor.later(0.01, wait)
+        else:
+            orders.forget(remote, kernel_id)
+            reactor.stop()
+
+    wait()
+    reactor.later(WRITE_DOWN_AFTER, write_down)
+    reactor.later(LEAVE_WITHIN, reactor.stop)

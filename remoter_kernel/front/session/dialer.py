@@ -1,0 +1,218 @@
+"""Gets to a session: log in, start or find it, open a tunnel.
+
+Blocks. Has no state but the session's address, and the login while a line is up.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import zmq
+
+from remoter_kernel.errors import ForwardingRefused, RemoteLacks, RemoterError
+from remoter_kernel.front.bootstrap.evaluator import (
+    Address,
+    StrangeAnswer,
+    Wish,
+    bridge,
+    start_session,
+)
+from remoter_kernel.front.configuration.folders import folder_there
+from remoter_kernel.front.configuration.remotes import Remote
+from remoter_kernel.front.keeper.kept import KeptLogin, kept_login
+from remoter_kernel.front.session import known_sessions, orders
+from remoter_kernel.front.session.claims import Claim
+from remoter_kernel.front.session.link import Line
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from remoter_kernel.front.logins.access import Access, Way
+    from remoter_kernel.front.logins.host import EmbeddedHost
+    from remoter_kernel.front.questions import Questions
+
+OLD = 10.0  # seconds; a login that nobody has used for so long may have died unnoticed
+HERE = Remote(name="here", host="this machine", python=sys.executable)
+
+
+class SessionDialer:
+    """Dials one session of one remote; without a remote, one on this machine."""
+
+    def __init__(
+        self, find: Callable[[], Remote | None], questions: Questions | None = None
+    ) -> None:
+        """Remember; `find` is asked at each dial, so that a mended configuration counts."""
+        self.remote = HERE
+        self._find = find
+        self.questions = questions
+        self.may_ask: Callable[[], bool] = lambda: True  # is anybody there just now?
+        self.address: Address | None = None
+        self._is_doubted = False
+        self._is_stale = False  # did the login lead to something strange?
+        self.is_piped = False  # does the host forbid forwarding?
+        self.login: Access | None = None
+        self.wish = Wish(client_key="")
+        self.claim = Claim()
+        self.is_claimed = threading.Event()  # until then there is a login, and no session
+        self.is_claimed.set()
+        self._host: EmbeddedHost | None = None
+        self._public, self._secret = zmq.curve_keypair()
+        self._lock = threading.Lock()
+
+    def dial(self) -> Line:
+        """Log in, start or find the session, open a tunnel."""
+        with self._lock:
+            self.remote = self.find()
+            try:
+                return self._dial()
+            except RemoterError as error:
+                raise error.at(self.remote.name) from error.__cause__
+
+    def find(self) -> Remote:
+        """Return the remote as it is configured now."""
+        return self._find() or HERE
+
+    def folder_there(self, remote: Remote) -> str:
+        """Return the folder there in which paths begin: that in which the kernel starts."""
+        return folder_there(remote.cwd, remote.path_map, self._folder(), Path.home())
+
+    @property
+    def has_asked(self) -> bool:
+        """Was a person asked in this dial? It may take as long as they do."""
+        return isinstance(self.login, KeptLogin) and self.login.has_asked
+
+    def cut(self) -> None:
+        """Drop the SSH connection without a word, as a bad network does; a dial on it fails."""
+        if self.login:
+            self.login.cut()
+
+    def forget(self) -> None:
+        """Let the next dial begin a fresh session."""
+        self.address = None
+
+    def doubt(self) -> None:
+        """Let the next dial ask where the session is: its old port may be another's by now."""
+        self._is_doubted = True
+
+    def close(self) -> None:
+        """Close the login, and the host on this machine if there is one."""
+        if self.login:
+            self.login.close()
+        if self._host:
+            self._host.close()
+
+    def _dial(self) -> Line:
+        login = self.login = self._log_in()
+        try:
+            login = self._wait_for_claim(login)
+            if self.address is None or self._is_doubted:
+                self.address = self._start(login)
+                self._is_doubted = False
+            try:
+                tunnel = self._open(login, self.address)
+            except ForwardingRefused:
+                self._take_back(login)
+                raise
+            except RemoteLacks:  # nobody listens there any more: is the session alive?
+                self.address = self._start(login)
+                tunnel = self._open(login, self.address)
+        except BaseException as error:
+            self._is_stale = isinstance(error, StrangeAnswer)
+            login.close()
+            raise
+        server_key = self.address.server_key.encode()
+        return Line(tunnel.address, server_key, self._public, self._secret, login.close)
+
+    def _wait_for_claim(self, login: Access) -> Access:
+        """Wait until it is known which notebook this is for; return a login that is young."""
+        began = time.monotonic()
+        self.is_claimed.wait()
+        if time.monotonic() - began > OLD:
+            login.close()
+            login = self.login = self._log_in()
+        return login
+
+    def _open(self, login: Access, address: Address) -> Way:
+        """Open a tunnel to the session; where forwarding is forbidden, through a command there."""
+        if not self.is_piped:
+            try:
+                return login.open_tunnel(address.address, address.port)
+            except ForwardingRefused:
+                self.is_piped = True
+        return login.open_pipe(*bridge(self.remote, address))
+
+    def _log_in(self) -> Access:
+        if self.remote is not HERE:
+            questions = self.questions if self.may_ask() else None
+            in_doubt = self.login is not None
+            is_stale, self._is_stale = self._is_stale, False
+            return kept_login(
+                self.remote, questions, on_try=self._note, in_doubt=in_doubt, is_stale=is_stale
+            )
+        return self._log_in_here(self._note)
+
+    def another_login_here(self) -> Access:
+        """Log in to the host on this machine once more; whoever asks for it closes it."""
+        with self._lock:
+            return self._log_in_here(lambda _login: None)
+
+    def _log_in_here(self, on_try: Callable[[Access], None]) -> Access:
+        # Rarely needed, and slow: with a remote it is the keeper that knows SSH.
+        from remoter_kernel.front.logins.host import EmbeddedHost  # noqa: PLC0415
+        from remoter_kernel.front.ssh.login import log_in  # noqa: PLC0415
+
+        if self._host is None:
+            self._host = EmbeddedHost()
+            self._host.start()
+        return log_in(self._host.destination(), on_try=on_try)
+
+    def _note(self, login: Access) -> None:
+        """Know a login that has only begun: it may have to be cut."""
+        self.login = login
+
+    def _start(self, login: Access) -> Address:
+        remote = self.remote
+        session = self.address.session if self.address else self.wish.session
+        with (Claim() if session else self.claim).made() as claimed:
+            wish = replace(
+                self.wish,
+                client_key=self._public.decode(),
+                session=session,
+                remote=remote.name,
+                kernel=remote.kernel,
+                init=remote.init,
+                env=remote.env,
+                cwd=self.folder_there(remote),
+                idle_timeout=remote.idle_timeout,
+                journal_limit=remote.journal_limit,
+                waiting_limit=remote.waiting_limit,
+                orders=orders.pending(remote.name),
+                **claimed,
+            )
+            address = start_session(login, remote, wish)
+        orders.forget(remote.name, *(order["kernel_id"] for order in wish.orders))
+        if remote is not HERE and not address.is_joined:
+            known_sessions.add(remote.name, address.session, wish.script)
+        return address
+
+    def _folder(self) -> Path:
+        """Return the notebook's folder, or that in which this process was started."""
+        notebook = Path(self.claim.notebook)
+        return notebook.parent if notebook.is_absolute() else Path.cwd()
+
+    def _take_back(self, login: Access) -> None:
+        """Stop a session that was started just now and that nobody can reach."""
+        address = self.address
+        if address is None or address.is_joined:
+            return
+        self.address = None
+        order = {"order": "stop", "session": address.session, "kernel_id": self.wish.kernel_id}
+        wish = Wish(self._public.decode(), session=address.session, orders=(order,))
+        with contextlib.suppress(RemoterError):  # it answers that the session is gone
+            start_session(login, self.remote, wish)

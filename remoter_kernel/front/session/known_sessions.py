@@ -1,0 +1,51 @@
+"""Which sessions were seen last on each remote: for whoever completes a word, and must not wait."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from typing import TYPE_CHECKING, Any
+
+from remoter_kernel.front.configuration.remotes import state_folder
+from remoter_kernel.front.configuration.text import is_name
+from remoter_kernel.front.private_files import CannotWrite, write_private
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from pathlib import Path
+
+KEPT = ("id", "state", "notebook", "script")
+MOST = 100  # of one remote, the newest
+
+
+def remember(remote: str, sessions: Iterable[dict[str, Any]]) -> None:
+    """Keep what a remote has told of its sessions."""
+    kept = [{key: each.get(key) or "" for key in KEPT} for each in sessions][:MOST]
+    if is_name(remote) and kept != recall().get(remote, []):
+        with contextlib.suppress(CannotWrite):  # it is only a memory
+            write_private(_folder() / f"{remote}.json", json.dumps(kept))
+
+
+def add(remote: str, session: str, script: str = "") -> None:
+    """Know a session that has just begun."""
+    known = [each for each in recall().get(remote, []) if each["id"] != session]
+    remember(remote, [{"id": session, "script": script}, *known])
+
+
+def forget(remote: str) -> None:
+    """Know nothing of a remote any more."""
+    (_folder() / f"{remote}.json").unlink(missing_ok=True)
+
+
+def recall() -> dict[str, list[dict[str, str]]]:
+    """Return what was seen, by remote."""
+    found: dict[str, list[dict[str, str]]] = {}
+    for path in sorted(_folder().glob("*.json")):
+        with contextlib.suppress(OSError, ValueError, AttributeError, TypeError):
+            sessions = json.loads(path.read_text(encoding="utf-8"))
+            found[path.stem] = [{key: str(each.get(key, "")) for key in KEPT} for each in sessions]
+    return found
+
+
+def _folder() -> Path:
+    return state_folder() / "sessions"

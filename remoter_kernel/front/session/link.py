@@ -1,0 +1,391 @@
+"""Keeps one conversation with a session alive across wires: dial, pump, wait, dial again.
+
+Decides when to dial; a `Dialer` knows how. Dialling blocks, so it has a thread; all else
+runs in the reactor's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import secrets
+import threading
+import time
+from dataclasses import dataclass
+from enum import Enum
+from functools import partial
+from typing import TYPE_CHECKING, Any, Protocol
+
+import zmq
+
+from remoter_kernel.errors import ProtocolError, RemoterError, Unreachable
+from remoter_kernel.wire.frames import (
+    LANE,
+    Bytes,
+    Channel,
+    Head,
+    Kind,
+    Lane,
+    decode,
+    encode,
+    from_json,
+    pack,
+    to_json,
+    unpack,
+)
+from remoter_kernel.wire.pump import Pump
+from remoter_kernel.wire.reactor import messages
+from remoter_kernel.wire.stream import Conversation, MemoryOutbox
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from remoter_kernel.front.session.pacer import Pacer
+    from remoter_kernel.wire.reactor import Reactor, Timer
+
+GREET_WITHIN = 15.0  # seconds from a tunnel to the evaluator's WELCOME
+FIRST_PAUSE = 0.25  # seconds before the second try to come back
+LONGEST_PAUSE = 3.0  # seconds: a network that is back is found within five, login and all
+LEAST_PATIENCE = 5.0  # seconds with one try to come back; it may be on a network that is gone
+USUALLY = 2  # times what the last try took that came through
+DOUBT_FOR = 3.0  # seconds that a wire has for a sign of life after this machine slept
+
+
+class State(Enum):
+    """How the link is."""
+
+    IDLE = "idle"  # nobody has asked for it yet
+    DIALLING = "connecting"  # on its way, for the first time or again
+    UP = "up"
+    WAITING = "waiting"  # lost; the next try comes by itself
+    FAILED = "failed"  # only a person can help; tries again when asked
+    CLOSED = "closed"
+
+
+@dataclass(frozen=True)
+class Line:
+    """What dialling brings: where the evaluator answers, and how to give that back."""
+
+    endpoint: str
+    server_key: bytes
+    public_key: bytes
+    secret_key: bytes
+    hang_up: Callable[[], None]
+
+
+class Dialer(Protocol):
+    """Knows how to get to the session; called from a thread of the link's."""
+
+    @property
+    def has_asked(self) -> bool:
+        """Was a person asked in this dial? It may take as long as they do."""
+
+    def dial(self) -> Line:
+        """Log in, start or find the session, open a tunnel: a `RemoterError` says why not."""
+
+    def cut(self) -> None:
+        """Let a dial that is under way fail; from another thread."""
+
+    def doubt(self) -> None:
+        """Hear that nobody who is the session answered where the last dialling led."""
+
+
+def pauses() -> Iterator[float]:
+    """Yield how long to wait before each new try, in seconds: growing, never in step."""
+    pause = FIRST_PAUSE
+    while True:
+        yield pause * random.uniform(0.7, 1.3)  # noqa: S311 - nothing secret hangs on it
+        pause = min(pause * 2, LONGEST_PAUSE)
+
+
+class Link:
+    """The front's end of a conversation."""
+
+    def __init__(self, reactor: Reactor, dialer: Dialer) -> None:
+        """Remember; `wake` begins."""
+        self.reactor = reactor
+        self.state = State.IDLE
+        self.error: RemoterError | None = None
+        self.since = time.monotonic()
+        self.lost_at = self.since
+        self.losses = 0  # how many wires were lost
+        self.sent = self.received = 0  # bytes
+        self.welcome: dict[str, Any] = {}
+        self.on_item: Callable[[Channel, list[memoryview]], None] = lambda _channel, _parts: None
+        self.on_change: Callable[[State], None] = lambda _state: None
+        self.about: dict[str, str] = {}  # what the session should know of this front
+        self.pacer: Pacer | None = None  # between us and whoever hears, where that has limits
+        self._dialer = dialer
+        self._name = secrets.token_hex(8)
+        self._outbox = MemoryOutbox()
+        self._talk = Conversation(self._outbox)
+        self._has_met = False  # has a WELCOME ever come?
+        self._context = zmq.Context()
+        self._socket: zmq.Socket[bytes] | None = None
+        self._line: Line | None = None
+        self._pump: Pump | None = None
+        self._timer: Timer | None = None
+        self._pauses = pauses()
+        self._dialled_at = self.since
+        self._patience = LEAST_PATIENCE
+
+    def wake(self) -> None:
+        """Dial now, unless that is under way or done."""
+        if self.state in {State.IDLE, State.WAITING, State.FAILED}:
+            self._cancel_timer()
+            self._dialled_at = time.monotonic()
+            self._change(State.DIALLING)
+            if self._has_met:
+                give_up = partial(self._lose_patience, self._dialled_at)
+                self.reactor.later(self._patience, give_up)
+            threading.Thread(target=self._dial, name="dial", daemon=True).start()
+
+    def look_again(self) -> None:
+        """Find out at once how things are: this machine may have slept, or moved elsewhere."""
+        if self._pump:
+            self._pump.doubt(DOUBT_FOR)
+        elif self.state is State.WAITING:
+            self._pauses = pauses()  # the network, too, needs a moment to wake up
+            self.wake()
+
+    def say(self, channel: Channel, parts: list[Bytes]) -> int:
+        """Put something in the outbox, and on its way if there is one; return its number."""
+        number = self._outbox.add(channel, pack(parts))
+        if self._pump:
+            self._pump.flush()
+        return number
+
+    def flush(self) -> None:
+        """Send what is due."""
+        if self._pump:
+            self._pump.flush()
+
+    def withdraw(self, channel: Channel, number: int) -> bool:
+        """Take back what has never left this side; return whether that could be done."""
+        return not self._talk.has_left(LANE[channel], number) and self._outbox.withdraw(number)
+
+    def fail(self, error: RemoterError) -> None:
+        """Give up this wire for a reason that only a person can mend."""
+        self.error = error
+        self._drop()
+        self._change(State.FAILED)
+
+    def start_over(self) -> None:
+        """Be a new front, of a session yet to be started."""
+        self._drop()
+        if self.pacer:
+            self.pacer.finish()
+        self._name = secrets.token_hex(8)
+        self._outbox = MemoryOutbox()
+        self._talk = Conversation(self._outbox)
+        self._has_met = False
+
+    @property
+    def unacknowledged(self) -> int:
+        """How many things have been said that the evaluator has not confirmed to keep."""
+        return len(self._outbox)
+
+    @property
+    def seconds_so(self) -> float:
+        """How long it has been up, or down."""
+        is_down = self._has_met and self.state in {State.WAITING, State.DIALLING}
+        return time.monotonic() - (self.lost_at if is_down else self.since)
+
+    @property
+    def next_try(self) -> float | None:
+        """Seconds until it is dialled again."""
+        if self.state is not State.WAITING or self._timer is None:
+            return None
+        return max(0.0, self._timer.due - time.monotonic())
+
+    def holds(self, number: int) -> bool:
+        """Has the evaluator not confirmed yet to keep what was said with this number?"""
+        return self._outbox.holds(number)
+
+    @property
+    def round_trip(self) -> float | None:
+        """Seconds, as the last ping measured it."""
+        return self._pump.round_trip if self._pump else None
+
+    @property
+    def has_met(self) -> bool:
+        """Has the session ever been reached in this life?"""
+        return self._has_met
+
+    def close(self) -> None:
+        """Give everything back. The session is not told: that is an order of its own."""
+        self._change(State.CLOSED)
+        self._drop()
+        self._context.term()
+
+    # Dialling --------------------------------------------------------------------------
+
+    def _dial(self) -> None:
+        try:
+            line = self._dialer.dial()
+        except RemoterError as error:
+            self.reactor.call(partial(self._fail, error))
+        except Exception as error:  # noqa: BLE001 - a bug must reach the cell, too
+            trouble = RemoterError(f"Dialling failed unexpectedly: {type(error).__name__}: {error}")
+            self.reactor.call(partial(self._fail, trouble))
+        else:
+            self.reactor.call(partial(self._connect, line))
+
+    def _lose_patience(self, dialled_at: float) -> None:
+        """End a try that hangs: the network may have changed under it."""
+        if self.state is not State.DIALLING or self._dialled_at != dialled_at:
+            return
+        if self._dialer.has_asked:  # what was typed is not thrown away
+            return
+        self._patience *= 2  # it may be that slow
+        if self._socket:
+            self._give_up_greeting()
+        else:
+            self._dialer.cut()
+
+    def _connect(self, line: Line) -> None:
+        if self.state is not State.DIALLING:
+            line.hang_up()
+            return
+        self._line = line
+        self._socket = wire = self._context.socket(zmq.DEALER)
+        wire.linger = 0
+        wire.sndhwm = wire.rcvhwm = 0  # our own credit bounds what waits
+        wire.reconnect_ivl = -1  # cut means cut
+        wire.curve_serverkey = line.server_key
+        wire.curve_publickey = line.public_key
+        wire.curve_secretkey = line.secret_key
+        wire.connect(line.endpoint)
+        monitor = wire.get_monitor_socket(zmq.EVENT_DISCONNECTED | zmq.EVENT_HANDSHAKE_FAILED_AUTH)
+        self.reactor.watch(monitor, self._lose)
+        self.reactor.watch(wire, self._hear)
+        self._talk.begin()
+        seen = list(self._talk.seen.values()) if self._has_met else None
+        who = {**self.about, "front": self._name}
+        hello = to_json({**who, "seen": seen, "said": self._talk.said})
+        self._send(wire, encode(self._talk.head(Kind.HELLO), hello))
+        self._timer = self.reactor.later(GREET_WITHIN, self._give_up_greeting)
+
+    def _give_up_greeting(self) -> None:
+        self._lost(Unreachable("The session was reached, but it did not answer."))
+
+    def _hear(self) -> None:
+        wire = self._socket
+        if wire is None:
+            return
+        for frames in messages(wire):
+            frame = frames[0] if len(frames) == 1 else b""  # nothing of ours has more than one
+            self.received += len(frame)
+            if self._pump:
+                self._pump.hear(frame)
+            else:
+                self._greet(frame)
+
+    def _greet(self, frame: bytes) -> None:
+        """Hear the WELCOME and begin to talk."""
+        try:
+            words = _read_welcome(frame)
+            seen, begin = words["seen"], words["begin"]
+            if not self._has_met:
+                self._talk.seen = dict(zip(Lane, map(int, begin), strict=True))
+                self._talk.kept = dict(self._talk.seen)
+        except (ProtocolError, LookupError, TypeError, ValueError) as error:
+            self._lost(ProtocolError(f"The session's greeting was refused: {error}"))
+            return
+        self._cancel_timer()
+        self._has_met = True
+        self.welcome = words
+        self._pauses = pauses()
+        self._patience = max(LEAST_PATIENCE, USUALLY * (time.monotonic() - self._dialled_at))
+        wire = self._socket
+        assert wire is not None  # noqa: S101 - the frames came through it
+        self._pump = pump = Pump(self.reactor, self._talk, partial(self._send, wire))
+        pump.on_item = self._take
+        pump.on_end = self._lost
+        self._change(State.UP)
+        pump.start(seen)
+
+    def _take(self, head: Head, body: Bytes) -> None:
+        lane, parts = LANE[head.channel], unpack(body)
+        if self.pacer and lane is Lane.BULK:
+            keep = partial(self._talk.keep, lane)
+            self.pacer.take(head.channel, parts, head.number, len(body), keep)
+        else:
+            self.on_item(head.channel, parts)
+            self._talk.keep(lane, head.number, len(body))
+
+    def _send(self, wire: zmq.Socket[bytes], frame: bytes) -> None:
+        self.sent += len(frame)
+        # A DEALER whose peer is gone would wait for another one, for ever. What is not sent is
+        # in the outbox still, and the monitor is about to say that this wire is lost.
+        with contextlib.suppress(zmq.Again):
+            wire.send(frame, zmq.NOBLOCK)
+
+    # Losing ----------------------------------------------------------------------------
+
+    def _lose(self) -> None:
+        self._lost(Unreachable("The connection was cut."))
+
+    def _lost(self, error: RemoterError) -> None:
+        """The wire is gone: come back at once the first time, then with growing pauses."""
+        if self._pump is None:
+            self._dialer.doubt()
+        self._drop()
+        if self.state is State.CLOSED:
+            return
+        self._fail(error)
+
+    def _fail(self, error: RemoterError) -> None:
+        if self.state is State.CLOSED:
+            return
+        was_up = self.state is State.UP
+        self.losses += was_up
+        self.lost_at = time.monotonic() if was_up else self.lost_at
+        self.error = error
+        self._drop()
+        if not (self._has_met and error.worth_retrying):
+            self._change(State.FAILED)
+            return
+        self._change(State.WAITING)
+        # A try that waited in vain was a pause, too: while nobody answers, somebody is asked.
+        pause = 0.0 if was_up else next(self._pauses) - (time.monotonic() - self._dialled_at)
+        self._timer = self.reactor.later(max(0.0, pause), self.wake)
+
+    def _drop(self) -> None:
+        """Let go of the wire and what carried it."""
+        self._cancel_timer()
+        pump, self._pump = self._pump, None
+        if pump:
+            pump.on_end = lambda _error: None
+            pump.end(Unreachable("dropped"))
+        self._talk.close()
+        wire, self._socket = self._socket, None
+        if wire:
+            monitor = wire.get_monitor_socket()
+            self.reactor.unwatch(monitor)
+            wire.disable_monitor()
+            monitor.close(linger=0)
+            self.reactor.unwatch(wire)
+            wire.close(linger=200)
+        line, self._line = self._line, None
+        if line:
+            threading.Thread(target=line.hang_up, name="hang up", daemon=True).start()
+
+    def _cancel_timer(self) -> None:
+        if self._timer:
+            self._timer.cancel()
+            self._timer = None
+
+    def _change(self, state: State) -> None:
+        if state is not self.state:
+            self.state = state
+            self.since = time.monotonic()
+            self.on_change(state)
+
+
+def _read_welcome(frame: bytes) -> dict[str, Any]:
+    ((head, body),) = decode(frame)
+    words = from_json(body)
+    if head.kind is not Kind.WELCOME:
+        raise ProtocolError(str(words.get("why", f"{head.kind.name} came before WELCOME.")))
+    return words

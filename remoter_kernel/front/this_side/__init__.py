@@ -1,0 +1,1 @@
+"""Cells that use this side: `%%local`, `%local`, and objects that are carried."""

@@ -1,0 +1,109 @@
+"""What a kernel is asked to do: write objects of the person's to a file, or take them from one.
+
+Leaves no name behind but those that were asked for; what happened is in a file beside.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import pickle
+import unicodedata
+from typing import Any
+
+from remoter_kernel.front.this_side.carried.from_r import RReader
+from remoter_kernel.front.this_side.carried.to_r import RWriter
+from remoter_kernel.front.this_side.carried.values import Reader, Refused, Writer
+
+SHOWN = 3  # names that something was perhaps meant by
+
+
+def carry_out(wish: dict[str, Any], names: dict[str, Any]) -> None:
+    """Do as `wish` says with a kernel's names; write down what came of it."""
+    try:
+        words = pack(wish, names) if wish["do"] == "pack" else unpack(wish, names)
+    except Refused as error:
+        words = {"refused": str(error)}
+    except ModuleNotFoundError as error:
+        words = {"refused": f"The package {error.name} is needed, and missing."}
+    except MemoryError:
+        words = {"refused": "There is not enough memory for it."}
+    except KeyboardInterrupt:
+        words = {"refused": "It was interrupted."}
+    except RecursionError:
+        words = {"refused": "It is nested too deeply."}
+    except Exception as error:
+        words = {"refused": f"That cannot be: {type(error).__name__}: {error}"[:500]}
+    with open(wish["answer"], "w", encoding="utf-8") as file:
+        json.dump(words, file)
+
+
+def pack(wish: dict[str, Any], names: dict[str, Any]) -> dict[str, Any]:
+    """Write the objects with these names to a new file that only its owner can read."""
+    wanted = as_python_has(wish["names"])
+    for name in wanted:
+        if name not in names:
+            raise Refused(f"There is no {name!r}{meant(name, names)}.")
+    handle = os.open(wish["path"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    pickled = []
+    with open(handle, "wb") as file:
+        writer = (RWriter if wish["for_r"] else Writer)(file)
+        trees = []
+        for name in wanted:
+            tree = encoded(writer, names[name], name, is_pickled=wish["is_pickled"])
+            pickled += [name] if isinstance(tree, dict) and tree["t"] == "pickle" else []
+            trees.append(tree)
+        writer.finish(trees)
+        size = file.tell()
+    objects = [told(names[name]) for name in wanted]
+    return {"size": size, "objects": objects, "pickled": pickled}
+
+
+def encoded(writer: Any, value: Any, name: str, *, is_pickled: bool) -> Any:
+    """Return an object's tree; where there is none, it is pickled, if that was asked for."""
+    try:
+        return writer.encode(value, name)
+    except Exception:
+        if not is_pickled:
+            raise
+    try:
+        return {"t": "pickle", "at": writer.put(pickle.dumps(value, protocol=4))}  # 3.4 reads it
+    except Exception as error:
+        raise Refused(f"{name} cannot be pickled either: {error}") from error
+
+
+def unpack(wish: dict[str, Any], names: dict[str, Any]) -> dict[str, Any]:
+    """Take all objects out of a file, and then give them their names."""
+    with open(wish["path"], "rb") as file:
+        kind = RReader if wish["for_r"] else Reader
+        reader = kind(file, is_pickled=wish["is_pickled"])
+        values = [reader.decode(tree) for tree in reader.tree()]
+    if len(values) != len(wish["names"]):
+        raise Refused("Not as many objects came as were sent.")
+    objects = [told(value) for value in values]
+    names.update(zip(as_python_has(wish["names"]), values))  # from here on nothing may fail
+    return {"objects": objects}
+
+
+def as_python_has(names: list[str]) -> list[str]:
+    """Return names as Python keeps them, which has one form for letters that look alike."""
+    return [unicodedata.normalize("NFKC", name) for name in names]
+
+
+def meant(name: str, names: dict[str, Any]) -> str:
+    """Say which names are like this one, if any are."""
+    known = [each for each in names if not each.startswith("_")]
+    near = difflib.get_close_matches(name, known, SHOWN)
+    return f" (did you mean {' or '.join(near)}?)" if near else ""
+
+
+def told(value: Any) -> str:
+    """Say what something is, in a few words."""
+    kind = type(value).__name__
+    shape = getattr(value, "shape", None)
+    if isinstance(shape, tuple) and shape:
+        return f"{kind}, {' x '.join(map(str, shape))}"
+    if isinstance(value, (list, tuple, set, frozenset, dict, str, bytes)):
+        return f"{kind}, {len(value)}"
+    return kind

@@ -1,0 +1,302 @@
+"""Carries objects between the kernel on this side and the far one: `%remoter push`, `pull`.
+
+Each kernel writes or reads a file in a private folder on its side; this process moves bytes, and
+never looks into them.
+"""
+
+from __future__ import annotations
+
+import json
+import keyword
+import queue
+import re
+import tempfile
+import threading
+import time
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from remoter_kernel.errors import RemoterError, Unreachable, Usage
+from remoter_kernel.front.jupyter.answers import error_content
+from remoter_kernel.front.questions import readable
+from remoter_kernel.front.reading.status import amount
+from remoter_kernel.front.session.link import State
+from remoter_kernel.front.this_side.carried_text import in_python, in_r
+from remoter_kernel.front.this_side.room_there import RoomThere
+from remoter_kernel.wire.messages import content_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from remoter_kernel.front.jupyter.asker import Asker
+    from remoter_kernel.front.jupyter.mouth import Mouth, Route
+    from remoter_kernel.front.logins.access import Access
+    from remoter_kernel.front.session.dialer import SessionDialer
+    from remoter_kernel.front.session.link import Link
+    from remoter_kernel.front.this_side.own_code import OwnCode, Then
+    from remoter_kernel.front.this_side.permission import Permission
+    from remoter_kernel.front.this_side.text import Carrying
+    from remoter_kernel.wire.reactor import Reactor
+
+BACK_WITHIN = 300.0  # seconds that a lost link is waited for
+LOOK_EVERY = 0.2  # seconds
+LARGEST = 2**63  # bytes; no file is so large
+LARGE = 64 * 1024 * 1024  # bytes; what is larger is asked about
+R_NAME = re.compile(r"(?!\.\.(?:\.|\d+)$)(?:[^\W\d_]|\.(?!\d))[\w.]*")
+R_WORDS = frozenset(
+    (
+        *("if", "else", "repeat", "while", "function", "for", "next", "break", "in"),
+        *("TRUE", "FALSE", "NULL", "Inf", "NaN", "NA"),
+        *("NA_integer_", "NA_real_", "NA_complex_", "NA_character_"),
+    )
+)
+PICKLED = (
+    "[remoter] {names} came as a pickle: to unpickle is to run code which whoever made it chose.\n"
+)
+
+
+class NotCarried(RemoterError):
+    """An object stayed where it was."""
+
+
+@dataclass(frozen=True)
+class Carrier:
+    """What of the front carrying needs."""
+
+    reactor: Reactor
+    mouth: Mouth
+    asker: Asker
+    permission: Permission
+    own_code: OwnCode
+    link: Link
+    dialer: SessionDialer
+    language: Callable[[], str]  # of the far kernel
+    count: Callable[[], int]  # the number of the last cell there
+    left: list[str] = field(default_factory=list)  # folders that are to be removed there
+
+
+class CarryCell:
+    """A cell that carries objects."""
+
+    def __init__(
+        self, route: Route, wish: Carrying, carrier: Carrier, on_over: Callable[[bool], None]
+    ) -> None:
+        """Remember."""
+        self.route = route
+        self._wish = wish
+        self._front = carrier
+        self._on_over = on_over
+        self._code = str(content_of(route.parts).get("code", ""))
+        self._is_called_off = False
+
+    def begin(self) -> None:
+        """Say that it is at work, and work in a thread."""
+        self._show("status", {"execution_state": "busy"})
+        typed = {"code": self._code, "execution_count": self._front.count()}
+        self._show("execute_input", typed)
+        threading.Thread(target=self._run, name="carrying", daemon=True).start()
+
+    def interrupt(self) -> None:
+        """Interrupt it: what is under way in a kernel, and what would come after."""
+        self._is_called_off = True
+        self._front.own_code.interrupt()
+
+    # --- in the front's thread ---
+
+    def _show(self, kind: str, content: dict[str, Any]) -> None:
+        self._front.mouth.publish(kind, content, self.route.header)
+
+    def _end(self, texts: list[tuple[str, str]], error: RemoterError | None = None) -> None:
+        for name, text in texts:
+            self._show("stream", {"name": name, "text": text})
+        reply: dict[str, Any] = {"execution_count": self._front.count(), "payload": []}
+        if error:
+            trouble = error_content(type(error).__name__, str(error))
+            self._show("error", trouble)
+            reply |= {"status": "error", **trouble}
+        else:
+            reply |= {"status": "ok", "user_expressions": {}}
+        self._front.mouth.reply(self.route, reply, is_quiet=True)
+        self._show("status", {"execution_state": "idle"})
+        self._on_over(error is None)
+
+    # --- in a thread ---
+
+    def _run(self) -> None:
+        call = self._front.reactor.call
+        try:
+            texts = self._carry()
+        except RemoterError as error:
+            call(partial(self._end, [], error))
+        except OSError as error:
+            why = f"This side has no place for what is on its way: {error.strerror or error}."
+            advice = f"Look at {tempfile.gettempdir()}, then try again."
+            call(partial(self._end, [], NotCarried(why, advice)))
+        except Exception as error:  # noqa: BLE001 - a bug must reach the cell, too
+            trouble = RemoterError(f"That failed unexpectedly: {type(error).__name__}: {error}")
+            call(partial(self._end, [], trouble))
+        else:
+            call(partial(self._end, texts))
+
+    def _carry(self) -> list[tuple[str, str]]:
+        wish, front = self._wish, self._front
+        is_push, is_r = wish.verb == "push", front.language() == "R"
+        _check(wish, is_push=is_push, is_r=is_r, language=front.language())
+        remote = front.dialer.remote.name
+        what = ", ".join(wish.names)
+        sentence = f"sends {what} to {remote}" if is_push else f"puts {what} of {remote} here"
+        front.permission.demand(f"%remoter {wish.verb}", sentence, self.route)
+        address = front.dialer.address
+        if address is None or front.link.state is State.FAILED:
+            self._complain()
+        if front.link.state is not State.UP:
+            self._await_link()
+        with (
+            tempfile.TemporaryDirectory(prefix="remoter-", ignore_cleanup_errors=True) as here,
+            RoomThere(
+                self._login, address.session, self._look, self._await_link, front.left
+            ) as there,
+        ):
+            path = Path(here, "object")
+            if is_push:
+                packed = self._ask_here("pack", path, is_r=is_r)
+                self._check_size(_size_of(packed))
+                there.fill(path)
+                unpacked = self._ask_there("unpack", there, is_r=is_r)
+            else:
+                packed = self._ask_there("pack", there, is_r=is_r)
+                self._check_size(_size_of(packed))
+                there.empty(path, _size_of(packed))
+                unpacked = self._ask_here("unpack", path, is_r=is_r)
+        return self._told(packed, unpacked, "there" if is_push else "here")
+
+    def _login(self) -> Access:
+        """Return the login of the moment."""
+        login = self._front.dialer.login
+        if login is None:
+            self._complain()
+        return login
+
+    def _await_link(self) -> None:
+        """Wait until the link is there; it comes back by itself, or not at all."""
+        limit = time.monotonic() + BACK_WITHIN
+        pause = threading.Event()
+        pause.wait(LOOK_EVERY)  # a cut is noticed here first, perhaps
+        while self._front.link.state is not State.UP:
+            self._look()
+            if self._front.link.state is State.FAILED or time.monotonic() > limit:
+                self._complain()
+            pause.wait(LOOK_EVERY)
+
+    def _complain(self) -> NoReturn:
+        advice = "%remoter status shows how it is; run a cell to try again."
+        remote = self._front.dialer.remote.name
+        raise Unreachable("The link is down; nothing was carried.", advice, remote=remote)
+
+    def _told(
+        self, packed: dict[str, Any], unpacked: dict[str, Any], where: str
+    ) -> list[tuple[str, str]]:
+        texts = []
+        if packed.get("pickled"):
+            texts.append(("stderr", PICKLED.format(names=", ".join(self._wish.names))))
+        objects = zip(self._wish.targets, unpacked["objects"], strict=False)
+        lines = [f"{name} is {where} now ({readable(str(what))}).\n" for name, what in objects]
+        return [*texts, ("stdout", "".join(lines))]
+
+    def _look(self) -> None:
+        if self._is_called_off:
+            raise NotCarried("It was interrupted; nothing was carried.")
+
+    def _check_size(self, size: int) -> None:
+        """Ask about what is large; without somebody to ask, refuse it."""
+        if size <= LARGE or self._wish.is_large:
+            return
+        verb = f"%remoter {self._wish.verb}"
+        told = f"{verb} is about to carry {amount(size)}. Go on? yes or no:"
+        try:
+            said = self._front.asker.ask_in(self.route, told).strip().lower()
+        except RemoterError:
+            said = ""
+        if said not in {"yes", "y"}:
+            limit = f"more than {amount(LARGE)} are asked about"
+            raise NotCarried(f"{amount(size)} were not carried: {limit}.", f"{verb} … --yes")
+
+    def _ask_here(self, do: str, path: Path, *, is_r: bool) -> dict[str, Any]:
+        answer = path.with_name("answer")
+        words = self._words(do, str(path), str(answer), is_r=is_r)
+        self._errand(partial(self._front.own_code.run_here, in_python(words)))
+        return _heard(answer.read_bytes(), "here")
+
+    def _ask_there(self, do: str, there: RoomThere, *, is_r: bool) -> dict[str, Any]:
+        words = self._words(do, f"{there.path}/object", f"{there.path}/answer", is_r=is_r)
+        code = in_r(words) if is_r else in_python(words)
+        self._errand(partial(self._front.own_code.run_there, code))
+        return _heard(there.answer(), f"on {self._front.dialer.remote.name}")
+
+    def _words(self, do: str, path: str, answer: str, *, is_r: bool) -> dict[str, Any]:
+        names = self._wish.names if do == "pack" else self._wish.targets
+        return {
+            "do": do,
+            "names": list(names),
+            "path": path,
+            "answer": answer,
+            "is_pickled": self._wish.is_pickled,
+            "for_r": is_r,
+        }
+
+    def _errand(self, begin: Callable[[Then], None]) -> None:
+        """Have something done in a kernel, and wait for its end."""
+        self._look()
+        over: queue.SimpleQueue[RemoterError | None] = queue.SimpleQueue()
+        self._front.reactor.call(partial(begin, over.put))
+        if error := over.get():
+            raise error
+
+
+def _heard(said: bytes, where: str) -> dict[str, Any]:
+    """Return what a kernel did; what it refused is an error, and so is what makes no sense."""
+    try:
+        words = json.loads(said)
+    except ValueError:
+        words = None
+    if not isinstance(words, dict) or not words.keys() & {"objects", "refused"}:
+        raise NotCarried(f"The kernel {where} answered with nonsense; nothing was carried.")
+    refused = words.get("refused")
+    if refused:
+        sentence = readable(str(refused)).rstrip(".")  # also a kernel far away may say anything
+        raise NotCarried(f"{sentence} ({where}); nothing was carried.")
+    return words
+
+
+def _size_of(packed: dict[str, Any]) -> int:
+    """Return the bytes of what was packed; R may write their number as 1e+05."""
+    size = packed.get("size")
+    if not isinstance(size, int | float) or not 0 <= size < LARGEST:
+        raise NotCarried("What was packed has no size that can be; nothing was carried.")
+    return int(size)
+
+
+def _check(wish: Carrying, *, is_push: bool, is_r: bool, language: str) -> None:
+    """Refuse names that cannot be, and kernels that are not known."""
+    if language not in {"python", "R"}:
+        raise Usage(f"Objects are carried to and from Python and R, and not {language}.")
+    if is_r and wish.is_pickled:
+        raise Usage("R reads no pickles; nothing was carried.")
+    here, there = (wish.names, wish.targets) if is_push else (wish.targets, wish.names)
+    for name in here:
+        _check_python(name)
+    for name in there:
+        if not is_r:
+            _check_python(name)
+        elif not R_NAME.fullmatch(name) or name in R_WORDS:
+            raise Usage(f"{name!r} is no name of R's; nothing was carried.", _AS)
+
+
+def _check_python(name: str) -> None:
+    if not name.isidentifier() or keyword.iskeyword(name):
+        raise Usage(f"{name!r} is no name of Python's; nothing was carried.", _AS)
+
+
+_AS = 'What has no name yet gets one first; "as NAME" gives it another.'

@@ -1,0 +1,152 @@
+"""One cell that runs on this side, from the question whether it may to its `idle`."""
+
+from __future__ import annotations
+
+import threading
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from remoter_kernel.errors import RemoterError
+from remoter_kernel.front.jupyter.answers import error_content
+from remoter_kernel.wire.frames import Bytes, Channel, to_json
+from remoter_kernel.wire.messages import (
+    BUFFERS,
+    CONTENT,
+    HEADER,
+    METADATA,
+    TOPIC,
+    content_of,
+    header_of,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from remoter_kernel.front.jupyter.mouth import Mouth, Route
+    from remoter_kernel.front.this_side.kernel import ThisSide
+    from remoter_kernel.wire.reactor import Reactor
+
+
+class CalledOff(RemoterError):
+    """A cell on this side was interrupted before it ran."""
+
+
+class LocalCell:
+    """A cell with `%%local` or `%local`."""
+
+    def __init__(
+        self,
+        route: Route,
+        code: str,
+        *,
+        side: ThisSide,
+        mouth: Mouth,
+        reactor: Reactor,
+        demand: Callable[[], None],
+        on_over: Callable[[bool], None],
+    ) -> None:
+        """Remember; `demand` blocks, and raises if the cell may not run here."""
+        self.route = route
+        self.is_asking = False  # did its code ask a person something?
+        self.has_left = False  # did it end its kernel, with `exit`?
+        self._code = code
+        self._side = side
+        self._mouth = mouth
+        self._reactor = reactor
+        self._demand = demand
+        self._on_over = on_over
+        self._is_sent = self._is_over = False
+        self._reply: Sequence[Bytes] | None = None
+        self._is_idle = False
+
+    def begin(self) -> None:
+        """Ask whether it may run, start the kernel, run it."""
+        self._mouth.publish("status", {"execution_state": "busy"}, self.route.header)
+        threading.Thread(target=self._ask, name="permission", daemon=True).start()
+
+    def interrupt(self) -> None:
+        """Interrupt it, or call it off while it has yet to be run."""
+        if self._is_sent:
+            self._side.interrupt()
+        else:
+            self.fail(CalledOff("the cell was interrupted before it ran on this side."))
+
+    def _ask(self) -> None:
+        try:
+            self._demand()
+        except RemoterError as error:
+            self._reactor.call(partial(self.fail, error))
+        except Exception as error:  # noqa: BLE001 - a bug must reach the cell, too
+            trouble = RemoterError(f"That failed unexpectedly: {type(error).__name__}: {error}")
+            self._reactor.call(partial(self.fail, trouble))
+        else:
+            self._reactor.call(self._start)
+
+    def _start(self) -> None:
+        if not self._is_over:
+            self._side.start()
+
+    def run(self) -> None:
+        """Run it: the kernel is there."""
+        if self._is_over or self._is_sent:
+            return
+        self._is_sent = True
+        self._side.say(Channel.SHELL, for_this_side(self.route.parts, {"code": self._code}))
+
+    def hear(self, channel: Channel, kind: str, parts: list[Bytes]) -> list[Bytes]:
+        """Look at what the kernel says in it; return that as clients should see it, if at all."""
+        content = content_of(parts) if kind in {"status", "execute_input", "execute_reply"} else {}
+        if channel is Channel.STDIN:
+            self.is_asking = True
+        elif kind == "status":
+            is_idle = content.get("execution_state") == "idle"
+            self._is_idle |= is_idle
+            return parts if is_idle else []  # that it is busy was said before it was asked about
+        elif kind == "execute_input":  # other clients show what was typed
+            content["code"] = content_of(self.route.parts).get("code", "")
+            parts[CONTENT] = to_json(content)
+        elif kind == "execute_reply":
+            payload = content.get("payload") or []
+            # A client that is asked to end would, and this is not its kernel.
+            content["payload"] = [each for each in payload if each.get("source") != "ask_exit"]
+            self.has_left = len(content["payload"]) != len(payload)
+            parts[CONTENT] = to_json(content)
+            self._reply = parts
+        return parts
+
+    def settle(self) -> None:
+        """Be over, if all has come."""
+        if self._reply is not None and self._is_idle and not self._is_over:
+            self._is_over = True
+            self._on_over(content_of(self._reply).get("status") == "ok")
+
+    def fail(self, error: RemoterError) -> None:
+        """End it with an error of our own."""
+        if self._is_over:
+            return
+        self._is_over = True
+        if self._reply is None:
+            trouble = error_content(type(error).__name__, str(error))
+            reply: dict[str, Any] = {"status": "error", **trouble, "execution_count": 1}
+            self._mouth.publish("error", trouble, self.route.header)
+            self._mouth.reply(self.route, reply, is_quiet=True)
+        self._mouth.publish("status", {"execution_state": "idle"}, self.route.header)
+        self._on_over(False)
+
+
+def for_this_side(parts: Sequence[Bytes], words: dict[str, Any]) -> list[Bytes]:
+    """Return a client's request as the kernel on this side should get it.
+
+    Its header stays, so that outputs name it as their parent; a subshell of the other side's
+    kernel means nothing here.
+    """
+    header = header_of(parts[HEADER])
+    header.pop("subshell_id", None)
+    content = to_json({**content_of(parts), **words}) if words else parts[CONTENT]
+    return [
+        parts[TOPIC],
+        to_json(header),
+        *parts[HEADER + 1 : METADATA + 1],
+        content,
+        *parts[BUFFERS:],
+    ]

@@ -1,0 +1,120 @@
+"""Code that the front itself runs in a kernel, on either side: silent, and heard by nobody else."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from remoter_kernel.errors import RemoterError
+from remoter_kernel.wire.frames import Channel, to_json
+from remoter_kernel.wire.messages import HEADER, PARENT, Voice, content_of, header_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from remoter_kernel.front.session.link import Link
+    from remoter_kernel.front.this_side.kernel import ThisSide
+    from remoter_kernel.wire.frames import Bytes
+
+    Then = Callable[[RemoterError | None], None]
+
+
+class NotRun(RemoterError):
+    """What was to run in a kernel did not come to its end."""
+
+
+class OwnCode:
+    """One at a time; `then(error)` is called when it is over."""
+
+    def __init__(self, link: Link, side: ThisSide) -> None:
+        """Remember."""
+        self._link = link
+        self._side = side
+        self._voice = Voice(b"")
+        self._mark = b""  # stands in the parent header of what comes of errands there
+        self._name = ""  # of the request that is under way
+        self._number = 0  # the same in the link's outbox
+        self._is_there = False
+        self._wanted: tuple[str, Then] | None = None  # waits for the kernel here
+        self._then: Then = lambda _error: None
+
+    # --- to the kernels ---
+
+    def run_there(self, code: str, then: Then) -> None:
+        """Run code in the far kernel."""
+        self._mark = self._voice.session.encode()
+        parts = self._voice.compose("execute_request", _silent(code))
+        self._name, self._is_there, self._then = _id_of(parts), True, then
+        self._number = self._link.say(Channel.SHELL, parts)
+
+    def run_here(self, code: str, then: Then) -> None:
+        """Run code in the kernel on this side, which may have to be started."""
+        self._wanted = code, then
+        self._side.start()
+
+    def begin_here(self) -> None:
+        """Hear that the kernel on this side is there."""
+        wanted, self._wanted = self._wanted, None
+        if wanted:
+            code, self._then = wanted
+            self._is_there = False
+            self._name = self._side.ask("execute_request", _silent(code))
+
+    def interrupt(self) -> None:
+        """Interrupt what is under way."""
+        if self._name and self._is_there:
+            words = {"order": "interrupt", "cells": [self._name]}
+            self._link.say(Channel.ORDER, [to_json(words)])
+        elif self._name:
+            self._side.interrupt()
+
+    # --- from the kernels ---
+
+    def is_own(self, parts: Sequence[Bytes]) -> bool:
+        """Does this come of an errand there?"""
+        return bool(self._mark) and self._mark in bytes(parts[PARENT])
+
+    def hear(self, parts: Sequence[Bytes]) -> None:
+        """Hear what comes of an errand, on either side."""
+        header, parent = header_of(parts[HEADER]), header_of(parts[PARENT])
+        if header.get("msg_type") != "execute_reply" or parent.get("msg_id") != self._name:
+            return
+        content = content_of(parts)
+        if content.get("status") == "ok":
+            self._end(None)
+        else:
+            said = f"{content.get('ename') or 'interrupted'}: {content.get('evalue') or ''}"
+            self._end(NotRun(f"The kernel did not carry that out ({said.rstrip(': ')})."))
+
+    def lose_here(self, error: RemoterError) -> None:
+        """Hear that the kernel on this side is gone."""
+        wanted, self._wanted = self._wanted, None
+        if wanted:
+            wanted[1](error)
+        elif self._name and not self._is_there:
+            self._end(error)
+
+    def lose_there(self, error: RemoterError, *, is_over: bool) -> None:
+        """Hear that the link gave up; what may be running there is waited for."""
+        if self._name and self._is_there:
+            withdrawn = self._link.withdraw(Channel.SHELL, self._number)
+            if withdrawn or is_over or not self._link.has_met:
+                self._end(error)
+
+    def _end(self, error: RemoterError | None) -> None:
+        then, self._then, self._name = self._then, lambda _error: None, ""
+        then(error)
+
+
+def _silent(code: str) -> dict[str, Any]:
+    return {
+        "code": code,
+        "silent": True,
+        "store_history": False,
+        "user_expressions": {},
+        "allow_stdin": False,
+        "stop_on_error": False,
+    }
+
+
+def _id_of(parts: Sequence[Bytes]) -> str:
+    return str(header_of(parts[HEADER])["msg_id"])

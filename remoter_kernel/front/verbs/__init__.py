@@ -1,0 +1,1 @@
+"""What a cell can ask with `%remoter`."""

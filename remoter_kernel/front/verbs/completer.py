@@ -1,0 +1,231 @@
+"""Completes and explains a cell's line of ours: verbs, sessions, paths here and there."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import threading
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from remoter_kernel.errors import ProtocolError, RemoterError
+from remoter_kernel.front.bootstrap.evaluator import ask_there
+from remoter_kernel.front.session.known_sessions import recall
+from remoter_kernel.front.verbs.help import HERE, SESSION, THERE, VERB, explained, use_of
+from remoter_kernel.wire.messages import CONTENT, content_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from remoter_kernel.front.jupyter.mouth import Route
+    from remoter_kernel.front.session.dialer import SessionDialer
+    from remoter_kernel.wire.frames import Bytes
+    from remoter_kernel.wire.reactor import Reactor
+
+WITHIN = 1.0  # seconds: a person is typing
+MAGICS = ("%remoter", "%%local", "%local")
+TYPED = "_jupyter_types_experimental"  # JupyterLab looks there, and not at the matches
+MOST = 500  # paths
+
+
+class Word(NamedTuple):
+    """A word of the line."""
+
+    begin: int  # where it begins
+    text: str  # without its quotes
+
+
+class Completer:
+    """Answers what a client asks about such a line."""
+
+    def __init__(
+        self,
+        reactor: Reactor,
+        dialer: SessionDialer,
+        verbs: Iterable[str],
+        reply: Callable[[Route, dict[str, Any]], None],
+    ) -> None:
+        """Remember; `reply(route, content)` answers."""
+        self._reactor = reactor
+        self._dialer = dialer
+        self._verbs = tuple(verbs)
+        self._reply = reply
+
+    def take(self, route: Route) -> bool:
+        """Answer a question that is about a line of ours; return whether it is."""
+        kind = route.header.get("msg_type")
+        if kind == "complete_request":
+            return self._complete(route, content_of(route.parts))
+        return kind == "inspect_request" and self._explain(route, content_of(route.parts))
+
+    def _explain(self, route: Route, content: dict[str, Any]) -> bool:
+        text = explained(str(content.get("code", "")), content.get("cursor_pos"))
+        if text:
+            data = {"text/plain": text}
+            self._reply(route, {"status": "ok", "found": True, "data": data, "metadata": {}})
+        return bool(text)
+
+    def _complete(self, route: Route, content: dict[str, Any]) -> bool:
+        line = line_before_cursor(content)
+        words = words_of(line)
+        if len(words) < 2 or words[0].text != MAGICS[0]:  # noqa: PLR2004 - a verb follows
+            return False
+        answer = _Answer(route, words[-1].begin, len(line), self._reply)
+        kind = kind_of([word.text for word in words[1:]])
+        if kind == THERE:
+            self._reactor.later(WITHIN, partial(answer.give, ()))
+            ask = partial(self._ask_there, words[-1].text, answer)
+            threading.Thread(target=ask, name="completion", daemon=True).start()
+        else:
+            try:
+                answer.give(self._here(kind, words[-1].text))
+            except RemoterError:  # of remotes.toml: a cell that is run says it
+                answer.give(())
+        return True
+
+    @staticmethod
+    def amend(route: Route, parts: Sequence[Bytes]) -> Sequence[Bytes]:
+        """Add our own first words to what the kernel says of `%rem`."""
+        if route.header.get("msg_type") != "complete_request":
+            return parts
+        try:
+            asked, said = content_of(route.parts), content_of(parts)
+        except ProtocolError:
+            return parts
+        content = with_magics(line_before_cursor(asked), said)
+        if content is said:
+            return parts
+        return [*parts[:CONTENT], json.dumps(content).encode(), *parts[CONTENT + 1 :]]
+
+    def _here(self, kind: str, begin: str) -> list[str]:
+        """Return what this side knows, and may tell."""
+        if kind == VERB:
+            found = list(self._verbs)
+        elif kind == SESSION:
+            found = [each["id"] for each in recall().get(self._dialer.remote.name, ())]
+        elif kind == HERE:
+            found = paths_here(begin) if self._dialer.find().local != "never" else []
+        else:
+            found = [word for word in kind.split("|") if word]
+        return [word for word in found if word.startswith(begin)]
+
+    def _ask_there(self, begin: str, answer: _Answer) -> None:
+        """Ask over the login, in a thread of its own; who is too late is not heard."""
+        dialer = self._dialer
+        found: list[str] = []
+        try:
+            if dialer.login:
+                words = {"verb": "paths", "begin": begin, "most": MOST}
+                words["cwd"] = dialer.folder_there(dialer.remote)
+                told, _ = ask_there(dialer.login, dialer.remote, words, seconds=WITHIN)
+                found = [path for path in map(str, told["paths"]) if path.isprintable()]
+        except (RemoterError, LookupError, TypeError):
+            pass  # an older session's words, or a link that is down: nothing to offer
+        self._reactor.call(partial(answer.give, found))
+
+
+class _Answer:
+    """What a client waits for, once."""
+
+    def __init__(
+        self, route: Route, begin: int, end: int, reply: Callable[[Route, dict[str, Any]], None]
+    ) -> None:
+        self._route = route
+        self._begin = begin
+        self._end = end
+        self._reply = reply
+        self._is_given = False
+
+    def give(self, words: Iterable[str]) -> None:
+        if self._is_given:
+            return
+        self._is_given = True
+        content = {
+            "status": "ok",
+            "matches": [quoted(word) for word in words],
+            "cursor_start": self._begin,
+            "cursor_end": self._end,
+            "metadata": {},
+        }
+        self._reply(self._route, content)
+
+
+# The line (pure) --------------------------------------------------------------------------
+
+
+def line_before_cursor(content: dict[str, Any]) -> str:
+    """Return the first line up to the cursor; empty if the cursor is below it."""
+    code = str(content.get("code", ""))
+    position = content.get("cursor_pos")
+    before = code[:position] if isinstance(position, int) else code
+    return "" if "\n" in before else before
+
+
+def words_of(line: str) -> list[Word]:
+    """Split a line as a shell would; the last word is empty where a new one begins."""
+    words: list[Word] = []
+    begin, text, quote, is_escaped = 0, "", "", False
+    for place, sign in enumerate(line):
+        if is_escaped:
+            text, is_escaped = text + sign, False
+        elif sign == "\\" and os.sep == "/" and quote != "'":
+            is_escaped = True
+        elif quote or sign in "'\"":
+            text += sign if quote not in {"", sign} else ""
+            quote = sign if not quote else "" if sign == quote else quote
+        elif sign.isspace():
+            if place > begin:
+                words.append(Word(begin, text))
+            begin, text = place + 1, ""
+        else:
+            text += sign
+    return [*words, Word(begin, text)]
+
+
+def kind_of(words: Sequence[str]) -> str:
+    """Say what the last of these words is; the first is the verb."""
+    if len(words) == 1:
+        return VERB
+    kinds = use_of(words[0]).kinds
+    return kinds[min(len(words) - 2, len(kinds) - 1)] if kinds else ""
+
+
+def with_magics(line: str, said: dict[str, Any]) -> dict[str, Any]:
+    """Return what the kernel said with those of our first words that the line begins."""
+    own = [word for word in MAGICS if line and word.startswith(line)]
+    if not own or said.get("status") != "ok":
+        return said
+    matches = list(said.get("matches") or ())
+    start = said.get("cursor_start") if matches else 0
+    if not isinstance(start, int) or start > len(line):
+        return said
+    added = [word[start:] for word in own if word[start:] not in matches]
+    content = {**said, "matches": matches + added, "cursor_start": start, "cursor_end": len(line)}
+    metadata = said.get("metadata") or {}
+    if isinstance(metadata.get(TYPED), list):
+        place = {"start": start, "end": len(line), "type": "magic", "signature": ""}
+        typed = [*metadata[TYPED], *({"text": word, **place} for word in added)]
+        content["metadata"] = {**metadata, TYPED: typed}
+    return content
+
+
+def quoted(word: str) -> str:
+    """Write a word so that it is read as one."""
+    if not re.search(r"[\s'\"\\]", word):
+        return word
+    return re.sub(r"([\s'\"\\])", r"\\\1", word) if os.sep == "/" else f'"{word}"'
+
+
+def paths_here(begin: str) -> list[str]:
+    """Return the paths of this side that begin so; folders with a / at the end."""
+    folder, name = os.path.split(begin)
+    head = begin[: len(begin) - len(name)]
+    try:
+        entries = sorted(Path(folder or ".").expanduser().iterdir())
+    except (OSError, RuntimeError):  # the latter: nobody's home
+        return []
+    shown = [path for path in entries if path.name.startswith(name)]
+    shown = [path for path in shown if name.startswith(".") or not path.name.startswith(".")]
+    return [head + path.name + "/" * path.is_dir() for path in shown[:MOST]]

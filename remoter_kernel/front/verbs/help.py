@@ -1,0 +1,142 @@
+"""How each verb of `%remoter` is used: for `%remoter help VERB`, Tab and Shift-Tab (pure)."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from remoter_kernel.errors import Usage
+from remoter_kernel.front.configuration.text import nearest
+
+# Kinds of words; anything else is the words themselves, "on|off".
+VERB, SESSION, HERE, THERE = "a verb", "a session", "a path here", "a path there"
+
+
+HELP = {
+    "status": "How the link and the session are.",
+    "outputs": "What cells of this session said and no front took: after a crash, a flood.",
+    "log": "What happened in this session.",
+    "put": "Send files of this side there: put SRC... DST [--dry-run].",
+    "get": "Fetch files from there: get SRC... DST [--dry-run].",
+    "keep": "Let the session stay when this kernel is shut down.",
+    "push": "Send objects of this side's kernel (that of %%local) to the other one.",
+    "pull": "Bring objects of the kernel there to this side's.",
+    "stop": "End the session, whatever it is doing.",
+    "timer": "After each cell: the time there, the time on the link, the bytes.",
+    "help": "What can be asked, or what one verb does: %remoter help [VERB].",
+}
+
+OBJECTS = (
+    "Plain values, arrays and frames are carried as data. --yes: do not ask about what is larger\n"
+    "than 64 MiB. --pickle: carry any other object, too, between two Pythons. To unpickle is to\n"
+    "run code which whoever made the pickle has chosen: only for a side that you trust as much\n"
+    "as the other one.\n"
+)
+
+
+LOCAL = (
+    "%%local\n"
+    "    Run this cell on this side, in a Python kernel of this machine.\n"
+    "    %local CODE runs one line there; %remoter push and pull carry objects.\n"
+)
+
+
+class Use(NamedTuple):
+    """How one verb is used."""
+
+    words: str  # that follow it, as a person reads them
+    example: str
+    shows: str = ""  # what the example does
+    kinds: tuple[str, ...] = ()  # of these words; the last one is that of all that follow
+    more: str = ""
+
+
+USES = {
+    "status": Use(
+        "", "%remoter status", "the link, the session, the login, bytes sent and received"
+    ),
+    "outputs": Use(
+        "[SESSION]",
+        "%remoter outputs 7f3a9c",
+        "all that this session has said; without a session: what this one's cells have missed",
+        (SESSION,),
+    ),
+    "log": Use(
+        "[SESSION]",
+        "%remoter log",
+        "fronts, requests and how they ended, interrupts, restarts, deaths, each with its time",
+        (SESSION,),
+    ),
+    "put": Use("SRC... DST", "%remoter put data/*.csv ~/data/", "sends files there", (HERE, THERE)),
+    "get": Use("SRC... DST", "%remoter get runs/7.log ./", "fetches files", (THERE, HERE)),
+    "push": Use(
+        "x [y ...] [as NAME] [--yes] [--pickle]",
+        "%remoter push frame",
+        "sends a variable of this side there",
+        more=OBJECTS,
+    ),
+    "pull": Use(
+        "x [y ...] [as NAME] [--yes] [--pickle]",
+        "%remoter pull frame as here",
+        "fetches a variable to this side, under another name",
+        more=OBJECTS,
+    ),
+    "keep": Use("", "%remoter keep", "shut the kernel down after that: the session stays"),
+    "stop": Use("", "%remoter stop", "ends this session, with its variables"),
+    "timer": Use(
+        "on|off",
+        "%remoter timer on",
+        "then after each cell, for example: [remoter] 1.2 s there, 0.1 s on the link, …",
+        ("on|off",),
+    ),
+    "help": Use("[VERB]", "%remoter help put", "how that verb is used", (VERB,)),
+}
+
+
+def use_of(verb: str) -> Use:
+    """Return how a verb is used."""
+    return USES.get(verb) or Use("", f"%remoter {verb}")
+
+
+def all_verbs(summaries: dict[str, str]) -> str:
+    """Return a line for each verb."""
+    lines = [f"%remoter {verb:<9}{what}\n" for verb, what in summaries.items()]
+    return "".join([*lines, "\n%remoter help VERB shows how one is used.\n"])
+
+
+def one_verb(verb: str, summaries: dict[str, str]) -> str:
+    """Return how a verb is used, with an example; `Usage` if there is none of that name."""
+    if verb not in summaries:
+        raise no_such_verb(verb, summaries)
+    use = use_of(verb)
+    lines = [
+        f"%remoter {verb} {use.words}".rstrip(),
+        f"    {summaries[verb]}",
+        "",
+        "For example:",
+        f"    {use.example}",
+        *([f"    ({use.shows})"] if use.shows else []),
+    ]
+    if use.more:
+        lines += ["", use.more.rstrip()]
+    return "".join(f"{line}\n" for line in lines)
+
+
+def explained(code: str, cursor: object) -> str:
+    """Return what a person reads who asks about the first line of a cell; "": nothing of ours."""
+    first = code.partition("\n")[0]
+    is_in_line = not isinstance(cursor, int) or cursor <= len(first)
+    words = first.split()
+    if not words or not is_in_line or not code.startswith(words[0]):
+        return ""
+    if words[0] == "%%local":
+        return LOCAL
+    if words[0] != "%remoter":
+        return ""
+    verb = words[1] if len(words) > 1 else ""
+    return one_verb(verb, HELP) if verb in HELP else all_verbs(HELP)
+
+
+def no_such_verb(verb: str, summaries: dict[str, str]) -> Usage:
+    """Say that there is no such verb, and which one may be meant."""
+    hint = nearest(verb, summaries)
+    return Usage(f'There is no %remoter verb "{verb}"{hint}.', "See %remoter help.")

@@ -1,0 +1,384 @@
+"""What a cell can ask of this side: `%remoter VERB`, for a kernel of any language.
+
+Answered at once, whatever the kernel or the link is doing. What must be asked of the far
+side is asked over the login, in a thread.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import threading
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from remoter_kernel.errors import NoSuchSession, RemoterError, Unreachable, Usage
+from remoter_kernel.front.bootstrap.evaluator import ask_there
+from remoter_kernel.front.files.errands import CellErrand, FilesCell, Order, read_order
+from remoter_kernel.front.jupyter.answers import error_content
+from remoter_kernel.front.reading.happenings import Chronicle
+from remoter_kernel.front.reading.inquiries import Reading, named_there
+from remoter_kernel.front.reading.notebook import Story
+from remoter_kernel.front.reading.status import Status, amount, told
+from remoter_kernel.front.session import orders
+from remoter_kernel.front.session.link import State
+from remoter_kernel.front.verbs.help import HELP, all_verbs, no_such_verb, one_verb, use_of
+from remoter_kernel.front.verbs.timer import CellTimer
+from remoter_kernel.wire.frames import Channel, to_json
+from remoter_kernel.wire.messages import METADATA, PARENT, header_of
+from remoter_kernel.wire.waiting import HELD_BACK
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from remoter_kernel.front.jupyter.ending import Ending
+    from remoter_kernel.front.jupyter.mouth import Route
+    from remoter_kernel.front.session.dialer import SessionDialer
+    from remoter_kernel.front.session.link import Link
+    from remoter_kernel.front.this_side.permission import Permission
+    from remoter_kernel.front.this_side.turns import Turns
+    from remoter_kernel.wire.frames import Bytes
+    from remoter_kernel.wire.reactor import Reactor
+
+    Header = dict[str, Any]
+    Shown = tuple[str, dict[str, Any]]  # kind and content of a message on iopub
+
+HELD = HELD_BACK.encode()
+MOST_TEXT = 2 * 1024 * 1024  # characters in one cell: Jupyter's server drops what is more
+# What ends a kernel when it is typed at a console; where the session stays, it only leaves.
+LEAVE = frozenset({"exit", "quit", "exit()", "quit()", "q()"})
+_FIRST_LINE = re.compile(r"%remoter(?:[ \t]+(.*))?$")
+
+CARRY = ("put", "get")  # files; they take their turn among the kernel's cells
+
+
+class Asked(NamedTuple):
+    """What the first line of a cell asks for."""
+
+    verb: str
+    words: tuple[str, ...] = ()
+    order: Order | None = None  # about files
+
+
+def asked_by(code: str) -> Asked | None:
+    """Read what a cell asks of this side; None: nothing. `Usage` if that cannot be."""
+    first, _, rest = code.partition("\n")
+    found = _FIRST_LINE.match(first.rstrip())
+    if found is None:
+        return None
+    said = (found[1] or "").strip() or "help"
+    verb, *words = said.split()
+    if verb not in HELP:
+        raise no_such_verb(verb, HELP)
+    if verb not in CARRY and len(words) > len(use_of(verb).kinds):
+        raise Usage(f"%remoter {verb} takes no further words.", f"See %remoter help {verb}.")
+    if rest.strip():
+        raise Usage(f"%remoter {verb} stands alone in its cell; nothing was run.")
+    if verb in CARRY:
+        return Asked(verb, order=read_order(verb, said.removeprefix(verb)))
+    return Asked(verb, tuple(words))
+
+
+@dataclass
+class Surroundings:
+    """What of the front the verbs need."""
+
+    reactor: Reactor
+    link: Link
+    dialer: SessionDialer
+    publish: Callable[[str, dict[str, Any], Header], None]
+    turns: Turns
+    permission: Permission
+    ending: Ending
+
+
+class Verbs:
+    """Answers cells that ask something of this side."""
+
+    def __init__(self, around: Surroundings) -> None:
+        """Remember."""
+        self._around = around
+        self.last_reply = b"{}"  # of the kernel, to a cell
+        traffic = lambda: (around.link.sent, around.link.received)  # noqa: E731 - one use
+        self._timer = CellTimer(around.publish, traffic)
+        self._held: list[str] = []  # the requests whose text was not given to us in full
+
+    def notice(self, parts: Sequence[Bytes]) -> None:
+        """Look at an output: was text of its cell held back? Is the cell over?"""
+        if len(parts[METADATA]) > len(b"{}") and HELD in bytes(parts[METADATA]):
+            self._held.append(str(header_of(parts[PARENT]).get("msg_id", "")))
+        self._timer.notice(parts)
+
+    def take(
+        self,
+        route: Route,
+        content: dict[str, Any],
+        finish: Callable[[dict[str, Any], dict[str, Any] | None], None],
+    ) -> bool:
+        """Answer a cell if it asks something of this side; return whether it does.
+
+        `finish(reply, error)` says the error, if there is one, and the reply.
+        """
+        code, header = str(content.get("code", "")), route.header
+        if code.strip() in LEAVE and self._around.ending.stays:
+            cell = _Cell(self._around, header, self.count(), finish)
+            cell.begin(code)
+            cell.end(payload=[{"source": "ask_exit", "keepkernel": False}])
+            return True
+        try:
+            asked: Asked | Usage | None = asked_by(code)
+        except Usage as error:
+            asked = error
+        if asked is None:
+            self._timer.note_request(header, content)
+            return False
+        cell = _Cell(self._around, header, self.count(), finish)
+        if isinstance(asked, Asked) and asked.order:
+            self._carry(cell, route, code, asked.order)
+            return True
+        cell.begin(code)
+        if isinstance(asked, Usage):
+            cell.end(asked)
+        else:
+            self._answer(cell, asked)
+        return True
+
+    def count(self) -> int:
+        """Return the number of the last cell; 1 before any, for at 0 JupyterLab's star stays."""
+        with contextlib.suppress(ValueError, LookupError, TypeError):
+            return max(1, int(json.loads(self.last_reply)["execution_count"]))
+        return 1
+
+    def _carry(self, cell: _Cell, route: Route, code: str, order: Order) -> None:
+        """Carry files when it is this cell's turn."""
+        around, begin = self._around, partial(cell.begin, code)
+        errand = partial(
+            CellErrand,
+            order,
+            cell,
+            route,
+            reactor=around.reactor,
+            dialer=around.dialer,
+            permission=around.permission,
+        )
+        around.turns.take_here(FilesCell(route, begin, errand, around.turns))
+
+    def _answer(self, cell: _Cell, asked: Asked) -> None:
+        if asked.verb in {"log", "outputs"}:
+            look = partial(self._log if asked.verb == "log" else self._outputs, *asked.words)
+            threading.Thread(
+                target=self._ask, args=(cell, look), name="inquiry", daemon=True
+            ).start()
+            return
+        say: dict[str, Callable[..., str]] = {
+            "status": self._status,
+            "keep": self._keep,
+            "stop": self._stop,
+            "timer": self._turn_timer,
+            "help": _help,
+        }
+        try:
+            text = say[asked.verb](*asked.words)
+        except RemoterError as error:
+            cell.end(error)
+        else:
+            cell.show("stream", {"name": "stdout", "text": text})
+            cell.end()
+
+    # What this side knows or does ------------------------------------------------------
+
+    def _status(self) -> str:
+        link, dialer = self._around.link, self._around.dialer
+        login, address = dialer.login, dialer.address
+        round_trip = link.round_trip
+        if round_trip is None and login is not None and login.round_trip:
+            round_trip = login.round_trip
+        return told(
+            Status(
+                state=link.state.value,
+                since=link.seconds_so,
+                next_try=link.next_try,
+                last_error=_last_error(link),
+                losses=link.losses,
+                round_trip=round_trip if link.state is State.UP else None,
+                queue=link.unacknowledged,
+                remote=dialer.remote.name,
+                session=address.session if address else "",
+                host=address.host if address else "",
+                user=address.user if address else "",
+                transport=login.transport if login else "",
+                why_transport=login.why_transport if login else "",
+                cipher=login.cipher if login else "",
+                host_key=login.host_key if login else "",
+                sent=link.sent,
+                received=link.received,
+                stays=self._around.ending.stays,
+            )
+        )
+
+    def _keep(self) -> str:
+        self._around.ending.keep()
+        self._order("keep")
+        return f"{self._session()} stays when this kernel is shut down.\n"
+
+    def _stop(self) -> str:
+        session = self._session()
+        if not self._around.link.has_met:
+            raise NoSuchSession("There is no session yet, so there is nothing to stop.")
+        self._order("stop")
+        if self._around.link.state is State.UP:
+            return f"{session} ends now. Restart the kernel to begin a fresh one.\n"
+        address = self._around.dialer.address
+        orders.write_down(
+            self._around.dialer.remote.name,
+            self._around.dialer.wish.kernel_id,
+            address.session if address else "",
+            "stop",
+        )
+        return f"{session} ends as soon as the link is back.\n"
+
+    def _turn_timer(self, word: str = "") -> str:
+        if word not in {"on", "off", ""}:
+            raise Usage(f'The timer is turned on or off, not "{word}".', "%remoter timer on")
+        if word:
+            self._timer.turn(on=word == "on")
+        return f"The timer is {'on' if self._timer.is_on else 'off'}.\n"
+
+    def _order(self, order: str) -> None:
+        self._around.link.say(Channel.ORDER, [to_json({"order": order})])
+
+    def _session(self) -> str:
+        address = self._around.dialer.address
+        return f"Session {address.session}" if address else "The session"
+
+    # What the far side knows: in a thread ----------------------------------------------
+
+    def _ask(self, cell: _Cell, look: Callable[[], Iterator[Shown]]) -> None:
+        call = self._around.reactor.call
+        try:
+            found = list(look())
+        except RemoterError as error:
+            call(partial(cell.end, error))
+        except Exception as error:  # noqa: BLE001 - a bug must reach the cell, too
+            trouble = RemoterError(f"That failed unexpectedly: {type(error).__name__}: {error}")
+            call(partial(cell.end, trouble))
+        else:
+            call(partial(cell.show_all, found))
+
+    def _reading(self, only: str, session: str = "") -> Reading:
+        """Read the journal of this session, or of another one there."""
+        dialer = self._around.dialer
+        login, address = dialer.login, dialer.address
+        if login is None or address is None or self._around.link.state is not State.UP:
+            raise Unreachable(
+                "The link is down, and only the far side knows.",
+                "%remoter status shows when it is tried again.",
+                remote=dialer.remote.name,
+            )
+        ask = partial(ask_there, login, dialer.remote)
+        name = named_there(session, ask, dialer.remote.name) if session else address.session
+        return Reading(ask, name, only, cells=self._held)
+
+    def _log(self, session: str = "") -> Iterator[Shown]:
+        reading = self._reading("events", session)
+        chronicle = Chronicle()
+        lines = [line for line in map(chronicle.tell, reading) if line]
+        about = reading.answer["session"]
+        text = "".join(f"{line}\n" for line in [chronicle.begin(about), *lines])
+        yield "stream", {"name": "stdout", "text": text[-MOST_TEXT:]}
+
+    def _outputs(self, session: str = "") -> Iterator[Shown]:
+        reading = self._reading("" if session else "missed", session)
+        story = Story()
+        for said in reading:
+            story.take(said)
+        left = MOST_TEXT
+        for run in story.runs.values():
+            first, *rest = run.source.strip().split("\n")
+            count = " " if run.count is None else run.count
+            head = f"In [{count}]: {first}{' …' if rest else ''}\n"
+            yield "stream", {"name": "stdout", "text": head}
+            for output in run.outputs:
+                shown = _shown(output, max(left, 0), session or self._session_id())
+                left -= len(str(shown[1].get("text", "")))
+                yield shown
+        if not story.runs:
+            text = (
+                "Nothing was run there.\n" if session else "No output of this session was missed.\n"
+            )
+            yield "stream", {"name": "stdout", "text": text}
+
+    def _session_id(self) -> str:
+        address = self._around.dialer.address
+        return address.session if address else ""
+
+
+class _Cell:
+    """A cell that is answered here."""
+
+    def __init__(
+        self,
+        around: Surroundings,
+        header: Header,
+        count: int,
+        finish: Callable[[dict[str, Any], dict[str, Any] | None], None],
+    ) -> None:
+        self._around = around
+        self._header = header
+        self._count = count
+        self._finish = finish
+
+    def begin(self, code: str) -> None:
+        """Say that it runs."""
+        self.show("status", {"execution_state": "busy"})
+        self.show("execute_input", {"code": code, "execution_count": self._count})
+
+    def show(self, kind: str, content: dict[str, Any]) -> None:
+        """Say something in it."""
+        self._around.publish(kind, content, self._header)
+
+    def show_all(self, found: list[Shown]) -> None:
+        """Say all that was found, and end it."""
+        for kind, content in found:
+            self.show(kind, content)
+        self.end()
+
+    def end(
+        self, error: RemoterError | None = None, payload: Sequence[dict[str, Any]] = ()
+    ) -> None:
+        """Say how it ended; `payload`: what the client should do."""
+        reply: dict[str, Any] = {"execution_count": self._count, "payload": list(payload)}
+        trouble = error_content(error.name or type(error).__name__, str(error)) if error else None
+        if trouble:
+            self._finish({"status": "error", **reply, **trouble}, trouble)
+        else:
+            self._finish({"status": "ok", "user_expressions": {}, **reply}, None)
+        self.show("status", {"execution_state": "idle"})
+
+
+def _shown(output: dict[str, Any], room: int, session: str) -> Shown:
+    """Return an output as a message that any client shows."""
+    kind = output["output_type"]
+    if kind in {"display_data", "execute_result"}:
+        content = {"data": output["data"], "metadata": output["metadata"], "transient": {}}
+        return "display_data", content
+    if kind == "error":
+        return "stream", {"name": "stderr", "text": "\n".join(output["traceback"]) + "\n"}
+    text = output["text"]
+    if len(text) > room:
+        more = f"\n[{amount(len(text) - room)} more: remoter outputs {session}]\n"
+        text = text[:room] + more
+    return "stream", {"name": output["name"], "text": text}
+
+
+def _help(verb: str = "") -> str:
+    return one_verb(verb, HELP) if verb else all_verbs(HELP)
+
+
+def _last_error(link: Link) -> str:
+    """Say what went wrong last; a login that failed is no news once another one has worked."""
+    error = link.error
+    is_past = link.state is State.UP and error is not None and not error.worth_retrying
+    return "" if error is None or is_past else str(error)

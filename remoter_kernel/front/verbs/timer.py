@@ -1,0 +1,116 @@
+"""Says after a cell how long it took there, how long on the link, and how many bytes that were.
+
+The time there lies between two messages of the far kernel, by its own clock: busy and idle. So
+no clock here need agree with one there. The rest of the time is the link's.
+"""
+
+from __future__ import annotations
+
+import time
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from remoter_kernel.errors import ProtocolError
+from remoter_kernel.front.reading.status import amount
+from remoter_kernel.wire.messages import CONTENT, HEADER, PARENT, content_of, header_of, is_unseen
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from remoter_kernel.wire.frames import Bytes
+
+    Header = dict[str, Any]
+
+LINE_ENDS = b'\\n"'  # so the text of a stream ends in JSON, if its line does
+
+
+class Moment(NamedTuple):
+    """A time here (seconds on the monotonic clock), and the bytes sent and received by then."""
+
+    at: float
+    sent: int
+    received: int
+
+
+class CellTimer:
+    """Times the cells that run there, while it is on."""
+
+    def __init__(
+        self,
+        publish: Callable[[str, dict[str, Any], Header], None],
+        traffic: Callable[[], tuple[int, int]],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Remember; `traffic` returns the bytes sent and received so far."""
+        self.is_on = False
+        self._publish = publish
+        self._traffic = traffic
+        self._clock = clock
+        self._asked: dict[str, tuple[Header, Moment]] = {}  # by message id
+        self._busy: dict[str, object] = {}  # dates of the kernel's, by message id
+        self._before = Moment(0.0, 0, 0)  # when the cell before was done
+        self._is_within_line = False
+
+    def turn(self, *, on: bool) -> None:
+        """Begin, or end."""
+        self.is_on = on
+        if not on:
+            self._asked.clear()
+            self._busy.clear()
+
+    def note_request(self, header: Header, content: dict[str, Any]) -> None:
+        """Note that a cell is on its way there."""
+        if self.is_on and not is_unseen(content):
+            self._asked[str(header.get("msg_id", ""))] = header, self._now()
+
+    def notice(self, parts: Sequence[Bytes]) -> None:
+        """Look at an output that is about to be handed on; before an idle, say how long it took."""
+        if not self._asked:
+            return
+        kind = bytes(parts[HEADER])
+        if b'"status"' not in kind:
+            is_text = b'"stream"' in kind
+            self._is_within_line = is_text and LINE_ENDS not in bytes(parts[CONTENT][-6:])
+            return
+        try:
+            name = str(header_of(parts[PARENT]).get("msg_id", ""))
+            state = content_of(parts).get("execution_state")
+            date = header_of(parts[HEADER]).get("date")
+        except ProtocolError:
+            return
+        if state == "busy":
+            self._busy[name] = date
+        elif state == "idle":
+            begun = self._busy.pop(name, None)
+            if name in self._asked:
+                self._tell(*self._asked.pop(name), seconds_between(begun, date))
+
+    def _now(self) -> Moment:
+        return Moment(self._clock(), *self._traffic())
+
+    def _tell(self, header: Header, asked: Moment, there: float | None) -> None:
+        now = self._now()
+        begun = max(asked, self._before)  # until then it stood behind another cell
+        self._before = now
+        line = told(there, now.at - begun.at, now.sent - begun.sent, now.received - begun.received)
+        newline = "\n" if self._is_within_line else ""
+        self._publish("stream", {"name": "stderr", "text": f"{newline}{line}\n"}, header)
+        self._is_within_line = False
+
+
+def told(there: float | None, whole: float, sent: int, received: int) -> str:
+    """Return the line; `there`: seconds by the kernel's clock, if they are known."""
+    traffic = f"{amount(sent)} sent, {amount(received)} received"
+    if there is None:
+        return f"[remoter] {whole:.3f} s in all, {traffic}"
+    link = max(0.0, whole - there)
+    return f"[remoter] {there:.3f} s there, {link:.3f} s on the link, {traffic}"
+
+
+def seconds_between(begin: object, end: object) -> float | None:
+    """Return the time between two dates of one clock; None if they are none."""
+    fromisoformat = datetime.fromisoformat
+    try:
+        return max(0.0, (fromisoformat(str(end)) - fromisoformat(str(begin))).total_seconds())
+    except (TypeError, ValueError):
+        return None
