@@ -102,10 +102,11 @@ def nothing_is_left_behind() -> Iterator[None]:
     left = _until_nothing(lambda: _threads_but(threads))
     assert not left, f"threads left behind: {left}"
     left = _until_nothing(marked)
+    commands = [" ".join(process.info["cmdline"] or [process.name()]) for process in left]
     for process in left:
         with contextlib.suppress(psutil.Error):
             process.kill()  # the next module's check is about the next module
-    assert not left, f"processes left behind: {left}"
+    assert not left, f"processes left behind: {commands}"
 
 
 def _threads_but(known: set[threading.Thread]) -> list[threading.Thread]:

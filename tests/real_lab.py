@@ -48,6 +48,7 @@ class LabServer(JupyterServer):
         quiet = (
             "--LabApp.news_url=None",
             "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
+            "--LabApp.extension_manager=readonly",  # or it asks the package index for extensions
             f"--LabApp.user_settings_dir={self.settings}",
         )
         super().__init__(folder, log, *quiet, *options)
