@@ -24,7 +24,7 @@ check: $(venv)/.tools
 # In three parts at once: most tests wait more than they compute. On a busy machine a proof of
 # timing may miss its limit once; what is tried again is told.
 test: parts check docs wheel
-	$(bin)/python -m pytest --ignore=tests/pure -m "not slow" --reruns 1 -rR -n 3 --dist loadfile --no-loadscope-reorder
+	$(bin)/python -m pytest --ignore=tests/pure -m "not slow" --reruns 1 -raR -n 3 --dist loadfile --no-loadscope-reorder
 
 slow: parts $(venv)/.tools
 	$(bin)/python -m pytest -m slow
