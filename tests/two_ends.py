@@ -8,6 +8,8 @@ import socket
 import threading
 from typing import TYPE_CHECKING, Any
 
+import pytest
+
 from remoter_kernel.errors import RemoterError
 from remoter_kernel.front.files.transfer import SocketEnds
 from remoter_kernel.wire.duplex import Duplex
@@ -18,6 +20,22 @@ from remoter_kernel.wire.sources import make_plan
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+
+@pytest.fixture
+def src(tmp_path: Path) -> Path:
+    """A folder from which something is sent."""
+    folder = tmp_path / "src"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture
+def dst(tmp_path: Path) -> Path:
+    """A folder into which something is sent."""
+    folder = tmp_path / "dst"
+    folder.mkdir()
+    return folder
 
 
 def carry(sending: Sending, receiving: Receiving) -> list[Exception]:

@@ -36,27 +36,15 @@ from remoter_kernel.wire.names import part_name
 from remoter_kernel.wire.receiving import Receiving
 from remoter_kernel.wire.sending import Sending
 from remoter_kernel.wire.sources import make_plan
-from tests.two_ends import carry, entry, link, names, say, send, start
+from tests.two_ends import carry, dst, entry, link, names, say, send, src, start
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+__all__ = ["dst", "src"]  # fixtures
+
 ODD = ["a b", "-rf", "ä", "new\nline", "$HOME", "*", "[x]", "~", "#"]
 BIG = 3 * ASK_FROM + 12345
-
-
-@pytest.fixture
-def src(tmp_path: Path) -> Path:
-    folder = tmp_path / "src"
-    folder.mkdir()
-    return folder
-
-
-@pytest.fixture
-def dst(tmp_path: Path) -> Path:
-    folder = tmp_path / "dst"
-    folder.mkdir()
-    return folder
 
 
 def tree(folder: Path) -> dict[str, Any]:

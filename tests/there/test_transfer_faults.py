@@ -21,23 +21,11 @@ from remoter_kernel.wire.part import Part
 from remoter_kernel.wire.receiving import Receiving
 from remoter_kernel.wire.sending import Sending
 from remoter_kernel.wire.sources import make_plan
-from tests.two_ends import carry, entry, link, names, say, send, start
+from tests.two_ends import carry, dst, entry, link, names, say, send, src, start
+
+__all__ = ["dst", "src"]  # fixtures
 
 LARGE = 16 * 1024 * 1024
-
-
-@pytest.fixture
-def src(tmp_path: Path) -> Path:
-    folder = tmp_path / "src"
-    folder.mkdir()
-    return folder
-
-
-@pytest.fixture
-def dst(tmp_path: Path) -> Path:
-    folder = tmp_path / "dst"
-    folder.mkdir()
-    return folder
 
 
 # --------------------------------------------------------------- while it is sent
