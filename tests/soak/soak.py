@@ -247,7 +247,8 @@ class Soak:
         bill = self.bill
         for row, target in zip(bill.rows, self.targets, strict=True):
             talker, ledger = target.talker, target.talker.ledger
-            ran = [line.split() for line in talker.runs.read_text().splitlines()]
+            text = talker.runs.read_text() if talker.runs.exists() else ""  # it tells why, then
+            ran = [line.split() for line in text.splitlines()]
             ledger.note_runs([token for token, _ in ran])
             lives = len({pid for _, pid in ran})
             if lives > 1 + talker.lives:

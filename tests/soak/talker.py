@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 CHANNELS = ("shell", "control", "stdin", "iopub")
 READY_WITHIN = 60.0  # seconds that a front has to answer
+TRIES = 3  # with other ports, as Jupyter would
 LEAVES_WITHIN = 15.0  # seconds that a front has for a shutdown, before it is killed
 STUCK = 150.0  # seconds without its end after which a cell is given up
 FREE_WITHIN = 10.0  # seconds from an interrupt to the next cell's end
@@ -84,10 +85,17 @@ class Talker:
 
     def start(self) -> None:
         """Start the front, and wait until it answers."""
-        write_connection_file(str(self._file), key=secrets.token_hex(16).encode())
-        self._session = Session(key=json.loads(self._file.read_text())["key"].encode())
-        self._session.digest_history_size = 0  # what comes twice is to be heard twice
-        self._start_front()
+        for left in reversed(range(TRIES)):
+            write_connection_file(str(self._file), key=secrets.token_hex(16).encode())
+            self._session = Session(key=json.loads(self._file.read_text())["key"].encode())
+            self._session.digest_history_size = 0  # what comes twice is to be heard twice
+            try:
+                self._start_front()
+                return
+            except StuckError:
+                # Its ports were free a moment ago; whoever else begins now may have them.
+                if not left or self.front.poll() is None:
+                    raise
 
     def _start_front(self) -> None:
         command = [sys.executable, "-m", "remoter_kernel"]
