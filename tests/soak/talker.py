@@ -91,11 +91,12 @@ class Talker:
             self._session.digest_history_size = 0  # what comes twice is to be heard twice
             try:
                 self._start_front()
-                return
             except StuckError:
                 # Its ports were free a moment ago; whoever else begins now may have them.
                 if not left or self.front.poll() is None:
                     raise
+            else:
+                return
 
     def _start_front(self) -> None:
         command = [sys.executable, "-m", "remoter_kernel"]
