@@ -132,21 +132,23 @@ def _hand_over(runner: Runner, program: Program, show: Any, ask: Any = None) -> 
 
 def _detach(remote: str, runner: Runner, program: Program, *, as_json: bool) -> None:
     """Start it there, say how it is called, and leave."""
-    words: dict[str, Any] = {"remote": remote}
+    trouble: RemoterError | None = None
     try:
-        try:
-            runner.start()
-            _hand_over(runner, program, lambda _piece, _kind, _content: None)
-            runner.leave()
-        finally:
-            runner.stop()
+        runner.start()
+        _hand_over(runner, program, lambda _piece, _kind, _content: None)
+        runner.leave()
     except RemoterError as error:
-        words |= {"exit_code": error.exit_code, "error": str(error)}
-        raise
+        trouble = error
     finally:
-        words["session"] = name = runner.session
-        if as_json:
-            click.echo(json.dumps(words, indent=2))
+        runner.stop()
+    name = runner.session
+    if as_json:
+        words: dict[str, Any] = {"remote": remote, "session": name}
+        if trouble:
+            words |= {"exit_code": trouble.exit_code, "error": str(trouble)}
+        click.echo(json.dumps(words, indent=2))
+    if trouble:
+        raise trouble
     if as_json:
         return
     click.echo(name)
