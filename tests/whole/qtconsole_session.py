@@ -67,7 +67,8 @@ class Session:
 
     def begin(self, code: str) -> None:
         """Run code, as Return does."""
-        self.until(lambda: self.widget._prompt_pos and not self.widget._executing, "a prompt")
+        # The banner comes before the first prompt, and moves `_prompt_pos`, too.
+        self.until(lambda: self.widget._prompt and not self.widget._executing, "a prompt")
         self.widget.execute(code)
 
     def complete(self, code: str) -> str:
