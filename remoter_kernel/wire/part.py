@@ -97,7 +97,7 @@ class Part:
         """Open the part, and have it alone: the last transfer's end may not know of its cut yet."""
         until = time.monotonic() + ALONE_WITHIN
         while True:
-            self._file = os.open(self._path, FLAGS | NO_LINK, 0o600)
+            self._file = self._opened()
             if not stat.S_ISREG(os.fstat(self._file).st_mode):
                 raise FileTrouble(self._path, "this is in the way, and is no file")
             if _try_lock(self._file) and self._is_still_there():
@@ -106,6 +106,18 @@ class Part:
             if time.monotonic() > until:
                 raise FileTrouble(self.place, "another transfer is receiving it just now")
             time.sleep(TRY_EVERY)
+
+    def _opened(self) -> int:
+        """Open the part; it is read-only if its transfer was killed between mode and name."""
+        try:
+            return os.open(self._path, FLAGS | NO_LINK, 0o600)
+        except PermissionError:
+            if os.name != "posix":  # no modes are set there
+                raise
+            with contextlib.suppress(OSError), open(self._path, "rb", opener=_no_link) as file:
+                if _try_lock(file.fileno()):  # else that transfer lives
+                    os.fchmod(file.fileno(), 0o600)
+            return os.open(self._path, FLAGS | NO_LINK, 0o600)
 
     def _is_still_there(self) -> bool:
         """Say whether the open file bears the part's name: its last owner may have renamed it."""
@@ -172,6 +184,10 @@ class Part:
         file, self._file = self._file, -1
         if file >= 0:
             os.close(file)
+
+
+def _no_link(path: str, flags: int) -> int:
+    return os.open(path, flags | NO_LINK)
 
 
 def _try_lock(file: int) -> bool:

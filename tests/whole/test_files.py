@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import stat
 import subprocess
 import sys
 import threading
@@ -16,6 +17,7 @@ import pytest
 
 from bench.proxy import Proxy
 from remoter_kernel.front.keeper.endpoint import dismiss_all
+from remoter_kernel.wire.names import part_name
 from tests.real_jupyter import MARK, THIS_RUN, wait_for
 from tests.real_parts import real_part
 from tests.real_sshd import RealSshd
@@ -291,6 +293,24 @@ def test_small_files_are_not_sent_twice_after_a_cut(ground: Ground, src: Path) -
         ground.path.narrow(0)
     assert len(names(ground.there / "many/src")) == 600
     assert sent < 1.3 * size
+
+
+def test_a_read_only_file_whose_transfer_was_killed_at_its_end_is_gone_on_with(
+    ground: Ground, far: FarSide, src: Path
+) -> None:
+    """It had its mode already, and not its name."""
+    digest = noise(src / "a", 2 * MIB)
+    (src / "a").chmod(0o444)
+    about = (src / "a").stat()
+    part = ground.there / part_name("a", about.st_size, about.st_mtime_ns)
+    shutil.copy(src / "a", part)
+    shutil.chown(part, far.ids["user"], far.ids["group"])
+    begun = ground.path.bytes_up
+    ground.ask("put", ground.name, src / "a", "read-only")
+    assert checksum(ground.there / "read-only") == digest
+    assert stat.S_IMODE((ground.there / "read-only").stat().st_mode) == 0o444
+    assert ground.path.bytes_up - begun < MIB
+    assert not part.exists()
 
 
 # --------------------------------------------------------------- what goes wrong
