@@ -95,7 +95,7 @@ def test_an_interrupt_does_not_wait_for_a_slow_link(talk: Talk, path: Proxy, far
             talk.listen(partial(talk._is_done, cell), seconds=6)
     finally:
         path.narrow(SLOW)
-    assert not on_their_way(far)
+    wait_for(lambda: not on_their_way(far), what="nothing is left there")
     assert text_of(run(talk, "'slow' in globals()")) == "False"
 
 
@@ -112,7 +112,7 @@ def test_what_an_interrupt_had_to_leave_is_removed_later(
     wait_for(lambda: sum(on_their_way(far)) > SIZE // 3, seconds=60, what="a part has arrived")
     path.stall()
     talk.send("interrupt_request", {}, channel="control")
-    talk.listen(lambda: talk._is_done(cell), seconds=WAIT)
+    talk.listen(lambda: talk._is_done(cell), seconds=6)  # the login notices after 12
     assert on_their_way(far)
     path.cut()
     path.resume()
@@ -120,7 +120,7 @@ def test_what_an_interrupt_had_to_leave_is_removed_later(
     cell = talk.queue("%remoter push small")
     talk.listen(lambda: talk._is_done(cell), seconds=WAIT)
     assert text_of(run(talk, "small")) == "1"
-    assert not on_their_way(far)
+    wait_for(lambda: not on_their_way(far), what="nothing is left there")
 
 
 def test_a_kernel_that_dies_meanwhile_is_told(talk: Talk, far: FarSide) -> None:

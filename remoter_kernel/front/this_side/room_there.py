@@ -9,7 +9,9 @@ from __future__ import annotations
 import contextlib
 import re
 import secrets
+import threading
 import time
+from concurrent.futures import Future, wait
 from typing import TYPE_CHECKING, Protocol, Self
 
 from remoter_kernel.errors import RemoteLacks, RemoterError, Unreachable
@@ -26,6 +28,8 @@ LARGEST_PIECE = 8 * 1024 * 1024  # bytes: as much as is in memory here at once
 PIECE_TAKES = 1.0  # seconds, about: an interrupt waits for its end
 TRIES = 5  # for a piece whose connection is cut
 PIECE_WITHIN = 600.0  # seconds, on a slow link, too
+LOOK_EVERY = 0.1  # seconds
+CLEAR_WITHIN = 1.0  # seconds; then nobody waits for it any more
 MARK = b"remoter-room:"  # what shells there print by themselves comes before it
 
 # Lines that any login shell (csh and fish, too) passes on: no quotes inside, no newline, no `!`.
@@ -56,45 +60,52 @@ class RoomThere:
         wait: Callable[[], None],
         left: list[str],
     ) -> None:
-        """Remember; `look` is called between pieces, `wait` after a cut; both may raise.
+        """Remember; `look` is called all the time, `wait` after a cut; both may raise.
 
         `login` returns the one of the moment: a cut ends one, and another one takes its place.
-        `left` lists folders that could not be removed: the next room tries again.
+        `left` lists folders that could not be removed: the next room takes them along.
         """
         self._login = login
         self._look = look
         self._wait = wait
         self._left = left
         self._piece = FIRST_PIECE
+        self._under_way = threading.Thread()
         name = f"carried-{secrets.token_hex(8)}"
         self._folder = _FOLDER.format(session=session, name=name)
         self.path = ""  # as a process there knows it
 
     def __enter__(self) -> Self:
         """Make it."""
-        said = self._run(_OPEN.format(folder=self._folder), what="No folder could be made there")
-        self.path = said.decode().strip()
-        left, self._left[:] = self._left[:], []
-        for folder in left:
-            self._remove(folder)
+        what = "No folder could be made there"
+        try:
+            self.path = self._run(_OPEN.format(folder=self._folder), what=what).decode().strip()
+        except RemoterError:
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
         """Remove it with all that is in it."""
-        self._remove(self._folder)
+        clearing = threading.Thread(target=self._clear, name="clearing", daemon=True)
+        clearing.start()
+        clearing.join(CLEAR_WITHIN)  # no longer: the link may be a black hole
 
-    def _remove(self, folder: str) -> None:
-        try:
-            self._run(_CLOSE.format(folder=folder), what="")
-        except RemoterError:
-            self._left.append(folder)  # at the latest it goes with the session's folder
+    def _clear(self) -> None:
+        if self._under_way.is_alive():
+            self._under_way.join()
+        left = [self._left.pop() for _ in range(len(self._left))]
+        for folder in [self._folder, *left]:
+            try:
+                self._login().run(_CLOSE.format(folder=folder), seconds=PIECE_WITHIN)
+            except RemoterError:
+                self._left.append(folder)  # at the latest it goes with the session's folder
 
     def fill(self, path: Path) -> None:
         """Put a file of this side there."""
         begin = 0
         with path.open("rb") as file:
             while piece := file.read(self._piece):
-                self._look()
                 words = {"block": BLOCK, "begin": begin // BLOCK, "folder": self._folder}
                 what = "The object could not be written there"
                 with self._paced():
@@ -106,7 +117,6 @@ class RoomThere:
         with path.open("xb") as file:
             begin = 0
             while begin < size:
-                self._look()
                 wanted = min(self._piece, size - begin)
                 words = {"begin": begin + 1, "size": wanted, "folder": self._folder}
                 what = "The object could not be read there"
@@ -149,7 +159,25 @@ class RoomThere:
         """Run a command that may be run twice; a cut is waited out."""
         for _ in range(TRIES):
             try:
-                return self._login().run(command, stdin, seconds=PIECE_WITHIN)
+                return self._ran(command, stdin)
             except Unreachable:
                 self._wait()
-        return self._login().run(command, stdin, seconds=PIECE_WITHIN)
+        return self._ran(command, stdin)
+
+    def _ran(self, command: str, stdin: bytes) -> Ran:
+        """Run a command; whoever is called off does not wait for a link that is slow or dead."""
+        self._look()
+        future: Future[Ran] = Future()
+        login = self._login()
+
+        def run() -> None:
+            try:
+                future.set_result(login.run(command, stdin, seconds=PIECE_WITHIN))
+            except BaseException as error:  # noqa: BLE001 - it is raised where it is waited for
+                future.set_exception(error)
+
+        self._under_way = threading.Thread(target=run, name="piece", daemon=True)
+        self._under_way.start()
+        while not wait([future], LOOK_EVERY).done:
+            self._look()
+        return future.result()
