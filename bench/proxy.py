@@ -270,17 +270,14 @@ class Road:
             made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, ROUTER_BUFFER // 2)
         return made
 
-    async def serve(self, listener: socket.socket) -> None:
-        """Take connections until cancelled."""
-        loop = asyncio.get_running_loop()
-        while True:
-            near, _ = await loop.sock_accept(listener)
-            task = loop.create_task(self._carry(near))
-            self.connections.add(task)
-            task.add_done_callback(self.connections.discard)
+    def carry(self, near: socket.socket) -> None:
+        """Begin to carry one connection."""
+        task = asyncio.get_running_loop().create_task(self._carry(near))
+        self.connections.add(task)
+        task.add_done_callback(self.connections.discard)
 
     async def _carry(self, near: socket.socket) -> None:
-        """Carry one connection from its handshake to its end: a reset unless both ends ended."""
+        """Carry it from its handshake to its end: a reset unless both ends ended."""
         far = self.new_socket()
         up, down = Pipe(self.up, self.is_open), Pipe(self.down, self.is_open)
         tasks: list[asyncio.Task[None]] = []
@@ -340,7 +337,7 @@ class Road:
                     self.is_open.clear()
                 case "vanish":
                     self.is_open.clear()
-                    await gate.swallow()
+                    gate.swallow()
                 case "resume":
                     self.is_open.set()
                     gate.open()
@@ -351,7 +348,7 @@ class Road:
                 case "narrow":
                     self.up.bits_per_second = self.down.bits_per_second = float(number[0])
                 case "refuse":
-                    await gate.refuse()
+                    gate.refuse()
                 case "welcome":
                     gate.open()
             answer = {
@@ -362,7 +359,7 @@ class Road:
             }
             sys.stdout.write(json.dumps(answer) + "\n")
             sys.stdout.flush()
-        await gate.refuse()
+        gate.refuse()
         await self.cut()
         gate.close()
 
@@ -375,26 +372,27 @@ class Gate:
         self._road = road
         self._listener = self._bind()
         self.port: int = self._listener.getsockname()[1]
-        self._server: asyncio.Task[None] | None = None
+        self._is_open = False
         self._plug: socket.socket | None = None  # fills the queue of those who dial
 
     def open(self) -> None:
         """Let in whoever dials, also those whose dial was swallowed, at their next try."""
-        if self._server is None:
+        if not self._is_open:
             self._listener.listen(QUEUE)
             self._unplug()
-            self._server = asyncio.get_running_loop().create_task(self._road.serve(self._listener))
+            asyncio.get_running_loop().add_reader(self._listener, self._let_in)
+            self._is_open = True
 
-    async def refuse(self) -> None:
+    def refuse(self) -> None:
         """Turn away whoever dials."""
-        await self._end()
+        self._shut()
         self._unplug()
         self._listener.close()
         self._listener = self._bind(self.port)
 
-    async def swallow(self) -> None:
+    def swallow(self) -> None:
         """Let no dial be answered: those for which its queue has no room a system ignores."""
-        await self._end()
+        self._shut()
         self._listener.listen(0)
         self._plug = socket.socket()
         self._plug.setblocking(False)
@@ -404,11 +402,18 @@ class Gate:
         """Give the port back."""
         self._listener.close()
 
-    async def _end(self) -> None:
-        server, self._server = self._server, None
-        if server:
-            server.cancel()
-            await asyncio.gather(server, return_exceptions=True)
+    def _let_in(self) -> None:
+        with contextlib.suppress(BlockingIOError, ConnectionAbortedError):
+            while True:
+                near, _ = self._listener.accept()
+                self._road.carry(near)
+
+    def _shut(self) -> None:
+        """Let nobody in any more; who has dialled before is in."""
+        if self._is_open:
+            self._let_in()
+            asyncio.get_running_loop().remove_reader(self._listener)
+            self._is_open = False
 
     def _unplug(self) -> None:
         plug, self._plug = self._plug, None
