@@ -88,6 +88,7 @@ class Debugger:
 def usage(talk: Talk) -> Facts:
     """What Jupyter's resource view asks for."""
     reply = talk.ask("usage_request", channel="control")
+    reply.pop("host_cpu_percent", None)  # there only if the machine was at work
     return {"keys": sorted(reply), "is_a_process": reply["pid"] > 1}
 
 
