@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from tests.real_jupyter import JupyterHere
     from tests.real_users import FarSide
 
-VERSIONS = ("3.9", "3.13")
+VERSIONS = OLDEST, NEW = ("3.9", "3.13")
 CLOSED = "http://127.0.0.1:9"  # the port of `discard`: nobody listens there
 OWN = (".local/share/remoter-kernel", ".cache/remoter-kernel")  # the tool's folders in a home
 LEAST = "a-kernel-of-another-language"  # an environment for it is made in seconds
@@ -156,7 +156,7 @@ def _lives(session: Path) -> bool:
     return '"ended"' not in (session / "session.json").read_text()
 
 
-@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("version", [OLDEST, pytest.param(NEW, marks=pytest.mark.slow)])
 def test_where_no_index_is_reached(version, island, bare, here, lent):
     """Packages are collected here for that Python, and sent; its settings for pip do not count."""
     python = python_of(version, lent)
