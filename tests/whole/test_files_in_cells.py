@@ -180,7 +180,6 @@ def test_cells_run_in_their_turn(notebook: Notebook) -> None:
 
 def test_after_an_error_the_cells_behind_do_not_run(notebook: Notebook) -> None:
     """As with a kernel, whichever side the error is of."""
-
     (notebook.folder / "a").write_text("a")
 
     def all_cells(talk: Talk) -> None:  # what fails at once may do so before the next cell comes

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from remoter_kernel.front.ssh.channel import Sink
 
 OPEN_WITHIN = 20.0  # seconds for a command to be started there
-LINGER = 1.0  # seconds that the other end has to end by itself
+LINGER = 3.0  # seconds that the other end has to end by itself: a busy machine takes its time
 READ_AT_ONCE = 128 * 1024  # bytes
 IS_POSIX = os.name == "posix"
 
