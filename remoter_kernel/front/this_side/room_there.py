@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 BLOCK = 64 * 1024  # bytes; the least that is sent at once
 FIRST_PIECE = 256 * 1024  # bytes
 LARGEST_PIECE = 8 * 1024 * 1024  # bytes: as much as is in memory here at once
-PIECE_TAKES = 1.0  # seconds, about: an interrupt waits for its end
+PIECE_TAKES = 1.0  # seconds, about: what is interrupted is out of the way soon
 TRIES = 5  # for a piece whose connection is cut
 PIECE_WITHIN = 600.0  # seconds, on a slow link, too
 LOOK_EVERY = 0.1  # seconds
