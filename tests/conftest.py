@@ -147,7 +147,10 @@ def is_keeper(process: psutil.Process) -> bool:
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
-    """Say loudly which proofs this run did not give."""
+    """Say loudly which proofs this run did not give, and why what came at a second try did not."""
+    for report in terminalreporter.getreports("rerun"):
+        terminalreporter.section(f"not at the first try: {report.nodeid}", sep="_")
+        terminalreporter.line(report.longreprtext)
     if real_parts.missing_proofs:
         terminalreporter.section("proofs that are missing", sep="!", red=True)
         for note in real_parts.missing_proofs:

@@ -10,6 +10,7 @@ import contextlib
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -151,19 +152,38 @@ def plain_kernel(
             env=far_environment(far) | {MARK: THIS_RUN} | dict(environment),
             **far.ids,
         )
+    try:
+        with client_of(file) as client:
+            yield client
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait(ENDS_WITHIN)
+        shutil.rmtree(runtime, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def client_of(file: Path) -> Iterator[BlockingKernelClient]:
+    """Connect a client to the kernel of a connection file, which may have yet to begin."""
     client = BlockingKernelClient(connection_file=str(file))
     client.load_connection_file()
     try:
-        client.start_channels()
+        wait_for(
+            lambda: _listens(client.shell_port), seconds=READY_WITHIN, what="a kernel is there"
+        )
+        # With a heartbeat, a client takes a kernel that lets it wait for a second for a dead one.
+        client.start_channels(hb=False)
         client.wait_for_ready(timeout=READY_WITHIN)
         yield client
     finally:
         client.stop_channels()
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait(ENDS_WITHIN)
         client.context.destroy(linger=0)
-        shutil.rmtree(runtime, ignore_errors=True)
+
+
+def _listens(port: int) -> bool:
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1.0):
+        return True
+    return False
 
 
 def far_environment(far: FarSide) -> dict[str, str]:

@@ -16,7 +16,7 @@ from jupyter_client.blocking.client import BlockingKernelClient
 from jupyter_client.connect import write_connection_file
 from jupyter_client.manager import KernelManager
 
-from tests.real_jupyter import wait_for
+from tests.real_jupyter import client_of, wait_for
 from tests.whole.talk import Talk
 from tests.whole.test_sessions import a_front
 
@@ -49,15 +49,8 @@ def file(tmp_path: Path) -> Path:
 @contextlib.contextmanager
 def another(file: Path) -> Iterator[Talk]:
     """Connect one more client to the kernel of a connection file."""
-    client = BlockingKernelClient(connection_file=str(file))
-    client.load_connection_file()
-    try:
-        client.start_channels()
-        client.wait_for_ready(timeout=30)
+    with client_of(file) as client:
         yield Talk(client)
-    finally:
-        client.stop_channels()
-        client.context.destroy(linger=0)
 
 
 def of(talk: Talk, channel: str, request: str) -> list[dict[str, Any]]:

@@ -14,11 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 import pytest
-from jupyter_client.blocking.client import BlockingKernelClient
 from jupyter_client.connect import write_connection_file
 
 from tests.conftest import marked
-from tests.real_jupyter import StartedKernel, started_kernel, wait_for
+from tests.real_jupyter import StartedKernel, client_of, started_kernel, wait_for
 from tests.whole.talk import Talk
 
 if TYPE_CHECKING:
@@ -179,11 +178,11 @@ def test_a_shutdown_may_keep_the_session(
 
 def test_a_killed_front_finds_its_session_again(file: Path, spec: str, far: FarSide) -> None:
     """A front that was killed and is started with the same connection file has its variables."""
-    with _front(file) as front, _client(file) as client:
+    with _front(file) as front, client_of(file) as client:
         value(Talk(client), "locals().setdefault('kept', 'since before')")
         front.kill()
         front.wait(10)
-    with _front(file), _client(file) as client:
+    with _front(file), client_of(file) as client:
         assert value(Talk(client), "kept") == "'since before'"
         client.shutdown()
         wait_for(lambda: not there(far), what="the far side is empty")
@@ -193,12 +192,12 @@ def test_a_front_that_is_asked_to_end_leaves_the_session(
     file: Path, spec: str, far: FarSide
 ) -> None:
     """SIGTERM without a shutdown request (VS Code's way) ends the front, not the session."""
-    with _front(file) as front, _client(file) as client:
+    with _front(file) as front, client_of(file) as client:
         value(Talk(client), "locals().setdefault('kept', 'since before')")
         front.terminate()
         assert front.wait(5) == 0
     assert len(there(far)) >= 3
-    with _front(file), _client(file) as client:
+    with _front(file), client_of(file) as client:
         assert value(Talk(client), "kept") == "'since before'"
         client.shutdown()
         wait_for(lambda: not there(far), what="the far side is empty")
@@ -289,12 +288,14 @@ def _evaluator(far: FarSide) -> psutil.Process:
 
 
 @pytest.fixture
-def file(here: JupyterHere, tmp_path: Path) -> Path:
-    """A connection file, as Jupyter writes one."""
+def file(here: JupyterHere, tmp_path: Path, far: FarSide) -> Iterator[Path]:
+    """A connection file, as Jupyter writes one; nothing runs there any more afterwards."""
     path, _ = write_connection_file(
         str(tmp_path / "kernel.json"), key=secrets.token_hex(16).encode()
     )
-    return Path(path)
+    yield Path(path)
+    for left in there(far):  # by a test that has failed: the next one begins with nothing, too
+        left.kill()
 
 
 @contextlib.contextmanager
@@ -306,16 +307,3 @@ def _front(file: Path) -> Iterator[subprocess.Popen[bytes]]:
         finally:
             front.terminate()
             front.wait(10)
-
-
-@contextlib.contextmanager
-def _client(file: Path) -> Iterator[BlockingKernelClient]:
-    client = BlockingKernelClient(connection_file=str(file))
-    client.load_connection_file()
-    client.start_channels()
-    try:
-        client.wait_for_ready(timeout=30)
-        yield client
-    finally:
-        client.stop_channels()
-        client.context.destroy(linger=0)

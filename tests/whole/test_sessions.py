@@ -7,7 +7,6 @@ import json
 import os
 import secrets
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -18,18 +17,19 @@ from typing import TYPE_CHECKING, Any
 import nbformat
 import psutil
 import pytest
-from jupyter_client.blocking.client import BlockingKernelClient
 from jupyter_client.connect import write_connection_file
 
 from remoter_kernel.front.reading.inquiries import Reading, finding
 from tests.conftest import is_keeper, marked
-from tests.real_jupyter import started_kernel, wait_for
+from tests.real_jupyter import client_of, started_kernel, wait_for
 from tests.real_parts import real_part
 from tests.whole.talk import Talk
 from tests.whole.test_console import Terminal
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from jupyter_client.blocking.client import BlockingKernelClient
 
     from tests.real_jupyter import JupyterHere
 
@@ -106,26 +106,12 @@ def a_front(file: Path, remote: str, *words: str) -> Iterator[Front]:
     named = ["--remote", remote] if remote else []
     command = [sys.executable, "-m", "remoter_kernel", "-f", str(file), *named, *words]
     with subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True) as process:
-        client = BlockingKernelClient(connection_file=str(file))
-        client.load_connection_file()
         try:
-            # A client takes a kernel that lets it wait for a second for a dead one.
-            wait_for(lambda: listens(client.hb_port), seconds=30, what="the front is there")
-            client.start_channels()
-            client.wait_for_ready(timeout=30)
-            yield Front(process, client, Talk(client))
+            with client_of(file) as client:
+                yield Front(process, client, Talk(client))
         finally:
-            client.stop_channels()
-            client.context.destroy(linger=0)
             process.terminate()
             process.wait(10)
-
-
-def listens(port: int) -> bool:
-    """Does anybody listen there?"""
-    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1.0):
-        return True
-    return False
 
 
 @pytest.fixture
