@@ -295,7 +295,8 @@ def file(here: JupyterHere, tmp_path: Path, far: FarSide) -> Iterator[Path]:
     )
     yield Path(path)
     for left in there(far):  # by a test that has failed: the next one begins with nothing, too
-        left.kill()
+        with contextlib.suppress(psutil.NoSuchProcess):
+            left.kill()
 
 
 @contextlib.contextmanager
