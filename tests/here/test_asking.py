@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import subprocess
+import threading
+import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -134,6 +136,18 @@ def test_what_is_not_answered_ends_the_login_and_nothing_more_is_asked(desk, per
     assert ended == [True]
     assert ask(desk, "Password:")[0] == 1
     assert len(person.asked) == 1
+
+
+def test_who_closes_as_a_question_is_declined_waits_for_nobody(desk, person):
+    desk.on_problem = lambda: time.sleep(0.5)  # the close begins meanwhile
+    person.says = ""
+    with start(desk, "Password:") as process:
+        wait_for(lambda: desk.problem, what="it is declined")
+        closing = threading.Thread(target=desk.close, daemon=True)
+        closing.start()
+        closing.join(5)
+        assert not closing.is_alive()
+        assert process.wait(5) == 1
 
 
 def test_who_does_not_know_the_key_of_the_login_asks_nothing(desk, person):

@@ -80,9 +80,10 @@ class Desk:
         self._is_over = True
         for note in self._notes:
             note.close()
-        # A thread that waits for a connection is woken by one.
-        with contextlib.suppress(OSError, EOFError):
-            Client(self._listener.address, authkey=self._key).close()
+        # A thread that waits for a connection is woken by one; a thread that does not, since it
+        # asks still or has just ended, would never prove to know the key: nobody waits for that.
+        with contextlib.suppress(OSError):
+            Client(self._listener.address).close()
         self._thread.join(ENDS_WITHIN)
         self._listener.close()
         (self._folder / "askpass").unlink(missing_ok=True)
