@@ -24,9 +24,8 @@ def main() -> int:
     # kernel there; it means nothing here.
     words, rest = parser.parse_known_args()
     with contextlib.suppress(RemoterError, OSError):  # what is wrong is told in the first cell
-        remote = find_remote(words.remote)
-        if remote:
-            start_early(remote)
+        if find_remote(words.remote):
+            start_early()
     # A quarter of a second, which the keeper uses for its own start.
     from remoter_kernel.front.kernel import serve  # noqa: PLC0415
 

@@ -9,14 +9,25 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import platformdirs
+
 from remoter_kernel.errors import Usage
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
+APPLICATION = "remoter-kernel"
+
+
 class CannotWrite(Usage):
     """This side's own files cannot be written: a full disk, a read-only folder."""
+
+
+def state_folder() -> Path:
+    """Where this side keeps what it has seen: REMOTER_STATE, else the person's state folder."""
+    named = os.environ.get("REMOTER_STATE")
+    return Path(named).expanduser() if named else platformdirs.user_state_path(APPLICATION)
 
 
 @contextlib.contextmanager

@@ -13,7 +13,13 @@ import platformdirs
 from remoter_kernel.errors import BadConfiguration, RemoterError, Usage
 from remoter_kernel.front.configuration import text as remotes_text
 from remoter_kernel.front.configuration.text import Remote, Remotes, is_name, nearest
-from remoter_kernel.front.private_files import CannotWrite, holding_lock, write_private
+from remoter_kernel.front.private_files import (
+    APPLICATION,
+    CannotWrite,
+    holding_lock,
+    state_folder,
+    write_private,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,8 +38,6 @@ __all__ = [
     "write_remote",
 ]
 
-APPLICATION = "remoter-kernel"
-
 
 def config_path() -> Path:
     """Where the remotes are written down: REMOTER_CONFIG, else the person's config folder."""
@@ -41,12 +45,6 @@ def config_path() -> Path:
     if named:
         return Path(named).expanduser()
     return platformdirs.user_config_path(APPLICATION) / "remotes.toml"
-
-
-def state_folder() -> Path:
-    """Where this side keeps what it has seen: REMOTER_STATE, else the person's state folder."""
-    named = os.environ.get("REMOTER_STATE")
-    return Path(named).expanduser() if named else platformdirs.user_state_path(APPLICATION)
 
 
 # --------------------------------------------------------------- the file

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from remoter_kernel.errors import RemoterError, Unreachable
 from remoter_kernel.front.bootstrap.evaluator import open_transfer
 from remoter_kernel.front.files.journey import Journey, Outcome, as_error, plain, would_go
+from remoter_kernel.front.unix_sockets import connect
 from remoter_kernel.wire.duplex import Duplex
 from remoter_kernel.wire.files import TRANSFER, FileTrouble, Word
 from remoter_kernel.wire.receiving import Receiving
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from remoter_kernel.front.files.journey import Errand
     from remoter_kernel.front.logins.access import Access
 
-CONNECT_WITHIN = 5.0  # seconds; it is a port on this machine
+CONNECT_WITHIN = 5.0  # seconds; it is on this machine
 FIRST_PAUSE, LONGEST_PAUSE = 0.25, 8.0  # seconds between two tries
 MOST_TRIES = 8  # without a byte that came through
 TELL_EVERY = 0.1  # seconds
@@ -149,14 +150,12 @@ class Transfer:
     def _once(self, *, in_doubt: bool) -> None:
         with self._log_in(in_doubt) as login:
             way = open_transfer(login, self._remote)
-            host, _, port = way.address.removeprefix("tcp://").rpartition(":")
             try:
-                connection = socket.create_connection((host, int(port)), CONNECT_WITHIN)
+                connection = connect(way.address, CONNECT_WITHIN)
+                connection.sendall(way.secret)
             except OSError as error:
                 raise Unreachable(f"the connection is gone ({error}).") from None
             with connection:
-                connection.settimeout(None)
-                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 self._talk(Duplex(SocketEnds(connection)))
 
     def _talk(self, duplex: Duplex) -> None:

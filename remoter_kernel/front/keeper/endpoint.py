@@ -1,8 +1,8 @@
-"""Where the keeper of a remote answers: found, proven, started if there is none.
+"""Where this person's keeper answers on this machine: found, and started if there is none.
 
-A keeper writes its loopback port and a key made for it into a file of this person alone. Both
-ends prove that they know the key before anything else is said, so that neither a stranger at
-the port nor a stranger behind it hears or says anything.
+The keeper writes where it answers into a file of this person alone. On POSIX that is a unix
+socket, and each end looks at whose process the other one is; where it must be TCP, both prove
+that they know the key in that file, the keeper first.
 """
 
 from __future__ import annotations
@@ -10,116 +10,133 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import secrets
 import socket
 import subprocess
 import sys
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from remoter_kernel import __version__
 from remoter_kernel.errors import RemoteLacks
-from remoter_kernel.front.configuration.remotes import state_folder
-from remoter_kernel.front.keeper.talk import PROVES_WITHIN, prove_each_other, receive, send
-from remoter_kernel.front.private_files import holding_lock
-from remoter_kernel.front.ssh.aliases import resolve
+from remoter_kernel.front import loopback
+from remoter_kernel.front.keeper.talk import receive, send
+from remoter_kernel.front.private_files import holding_lock, state_folder
+from remoter_kernel.front.unix_sockets import TCP, connect
 
-if TYPE_CHECKING:
-    from remoter_kernel.front.configuration.remotes import Remote
-
+CONNECTS_WITHIN = 5.0  # seconds
 ENDS_WITHIN = 10.0  # seconds
-DIGEST = 24  # hexadecimal digits
-_early: dict[Path, subprocess.Popen[bytes]] = {}  # those that this process has started ahead
+SAME_BOOT_WITHIN = 60.0  # seconds, where a boot is known by its time alone
+BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 PACKAGE_ROOT = Path(__file__).resolve().parents[3]
 ON_WINDOWS = 0x00000200 | 0x00000008  # new group, no console
 OUT_OF_ITS_JOB = 0x01000000  # Windows: not every job lets anybody out
+_early: list[subprocess.Popen[bytes]] = []  # started ahead by this process
 
 
-def place_of(remote: Remote) -> Path:
-    """Return the file that tells where the keeper of a remote answers.
-
-    Whoever logs in somewhere else, or in another way, or with other code, has another keeper.
-    """
-    # What the name stands for now: a mended ssh config counts at the next login.
-    where = repr(resolve(remote.host, remote.ssh_config))
-    words = [remote.name, where, remote.transport, __version__]
-    digest = hashlib.sha256(json.dumps(words).encode()).hexdigest()[:DIGEST]
-    return _folder() / f"{remote.name}-{digest}.json"
+def place() -> Path:
+    """Return the file that tells where the keeper of this person, machine and version answers."""
+    machine = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:12]
+    return state_folder().absolute() / "keepers" / f"keeper-{__version__}-{machine}.json"
 
 
-def connect(place: Path) -> Connection:
-    """Connect to a keeper, and start it if nobody answers there."""
-    connection = try_connect(place)
+def connect_to_keeper() -> Connection:
+    """Connect to the keeper, and start it if nobody answers."""
+    connection = try_connect()
     if connection is None:
-        with holding_lock(place):
-            connection = try_connect(place) or _wait_for(place)
+        with holding_lock(place()):
+            connection = try_connect() or _wait_for()
     return connection
 
 
-def start_early(remote: Remote) -> None:
-    """Begin to start a keeper, if there is none, while this process is still making ready."""
-    place = place_of(remote)
-    if not place.exists():
-        place.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        _early[place] = _start(place)
+def start_early() -> None:
+    """Begin to start the keeper, if there is none, while this process is still making ready."""
+    if not place().exists():
+        place().parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _early.append(_start())
 
 
-def try_connect(place: Path) -> Connection | None:
+def try_connect() -> Connection | None:
     """Connect to a keeper that is there."""
     try:
-        words = json.loads(place.read_text(encoding="utf-8"))
-        key, port = bytes.fromhex(words["key"]), int(words["port"])
-        handle = socket.create_connection(("127.0.0.1", port), PROVES_WITHIN)
-        handle.settimeout(None)
-        connection = Connection(handle.detach())
+        words = json.loads(place().read_text(encoding="utf-8"))
+        if not _is_of_this_boot(words):
+            return None
+        address, key = str(words["address"]), bytes.fromhex(words["key"])
+        handle = connect(address, CONNECTS_WITHIN)
     except (OSError, ValueError, LookupError, TypeError):
-        return None  # nobody there, or half a file
-    return connection if prove_each_other(connection, key, is_keeper=False) else None
+        return None  # nobody there, somebody else, or half a file
+    if address.startswith(TCP):
+        port = int(address.rpartition(":")[2])
+        if len(key) != loopback.SIZE or not loopback.prove_as_visitor(handle, key, port):
+            handle.close()
+            return None
+    return Connection(handle.detach())
+
+
+def about_this_keeper(address: str, pid: int) -> dict[str, Any]:
+    """Return what a keeper writes into its file."""
+    words = {"address": address, "key": secrets.token_bytes(loopback.SIZE).hex(), "pid": pid}
+    return {**words, "host": socket.gethostname(), "boot": _boot()}
 
 
 def dismiss_all(name: str = "") -> None:
-    """End the keepers of a remote, or all of this person's, and their logins with them."""
-    for place in _folder().glob(f"{name or '*'}-{'[0-9a-f]' * DIGEST}.json"):
-        text = _read(place)
-        connection = try_connect(place)
-        if connection:
-            with connection, contextlib.suppress(OSError, EOFError):
-                send(connection, {"do": "end"})
-                while connection.poll(ENDS_WITHIN):  # until it hangs up
-                    receive(connection)
-        forget(place, text)
+    """End the logins that only this remote uses, or all of this person's, and the keeper."""
+    text = _read(place())
+    connection = try_connect()
+    if connection:
+        with connection, contextlib.suppress(OSError, EOFError):
+            send(connection, {"do": "end", "name": name})
+            # The keeper hangs up when it ends; it goes on while it keeps other logins.
+            while connection.poll(ENDS_WITHIN):
+                if receive(connection)[0].get("goes_on"):
+                    return
+    forget(place(), text)
 
 
-def forget(place: Path, text: str) -> None:
+def forget(path: Path, text: str) -> None:
     """Remove what is left of a keeper that has written this, unless another one is there."""
-    with holding_lock(place):
-        if _read(place) == text:
-            for file in (place, place.with_suffix(".log")):
+    with holding_lock(path):
+        if _read(path) == text:
+            for file in (path, path.with_suffix(".log")):
                 with contextlib.suppress(OSError):  # Windows: whoever writes into it has it still
                     file.unlink()
 
 
-def _read(place: Path) -> str:
+def _read(path: Path) -> str:
     try:
-        return place.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8")
     except (OSError, ValueError):
         return ""
 
 
-def _folder() -> Path:
-    return state_folder() / "keepers"
+def _is_of_this_boot(words: dict[str, Any]) -> bool:
+    """A home may be shared between machines, and a file outlives what it tells of."""
+    boot, now = words["boot"], _boot()
+    if isinstance(now, float):
+        return words["host"] == socket.gethostname() and abs(float(boot) - now) < SAME_BOOT_WITHIN
+    return bool((words["host"], boot) == (socket.gethostname(), now))
 
 
-def _start(place: Path) -> subprocess.Popen[bytes]:
+def _boot() -> str | float:
+    """Return the id of this boot, or its time where there is no id."""
+    with contextlib.suppress(OSError):
+        return BOOT_ID.read_text().strip()
+    import psutil  # noqa: PLC0415 - Linux needs it not
+
+    return float(psutil.boot_time())
+
+
+def _start() -> subprocess.Popen[bytes]:
     """Start a keeper that is nobody's child: who kills a front's whole tree kills it not."""
     options: dict[str, Any] = {
-        # Not the notebook's folder: `-m` would import what lies there.
-        "cwd": PACKAGE_ROOT,
+        "cwd": PACKAGE_ROOT,  # a folder that a person may remove must not be held
         "stdin": subprocess.DEVNULL,
         "stdout": subprocess.PIPE,
         "stderr": subprocess.DEVNULL,
     }
-    words = [sys.executable, "-m", "remoter_kernel.front.keeper.process", str(place)]
+    words = [sys.executable, "-P", "-m", "remoter_kernel.front.keeper.process", str(place())]
     if sys.platform == "win32":
         try:
             return subprocess.Popen(words, creationflags=ON_WINDOWS | OUT_OF_ITS_JOB, **options)
@@ -128,12 +145,12 @@ def _start(place: Path) -> subprocess.Popen[bytes]:
     return subprocess.Popen(words, start_new_session=True, **options)
 
 
-def _wait_for(place: Path) -> Connection:
+def _wait_for() -> Connection:
     """Wait until a keeper that is being started answers, and connect to it."""
-    with _early.pop(place, None) or _start(place) as process:
+    with _early.pop() if _early else _start() as process:
         assert process.stdout is not None  # noqa: S101 - it was asked for as a pipe
         said = process.stdout.read().decode(errors="replace").strip()
-    connection = try_connect(place)
+    connection = try_connect()
     if connection is None:
         raise RemoteLacks(
             f"the process that keeps logins did not start here: {said or 'it fell silent'}.",

@@ -55,8 +55,9 @@ def kept_login(
 class KeptTunnel:
     """A tunnel of the keeper's."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, secret: bytes) -> None:
         self.address = address
+        self.secret = secret
 
 
 class KeptLogin:
@@ -87,8 +88,7 @@ class KeptLogin:
         is_stale: bool,
     ) -> None:
         """Reach the keeper, and have it log in, unless it has."""
-        place = endpoint.place_of(self._remote)
-        self._connection = endpoint.connect(place)
+        self._connection = endpoint.connect_to_keeper()
         words = {
             "do": "log in",
             "remote": {name: str(getattr(self._remote, name)) for name in NEEDED},
@@ -107,7 +107,7 @@ class KeptLogin:
                 raise
             # It was about to end, as its time was over.
             self._hang_up()
-            self._connection = endpoint.connect(place)
+            self._connection = endpoint.connect_to_keeper()
             self._log_in()
         words["in_doubt"] = True  # from now on
 
@@ -130,7 +130,7 @@ class KeptLogin:
         return self._use(words, stdin, starts_with)[1][0]
 
     def open_tunnel(self, host: str, port: int) -> KeptTunnel:
-        """Connect to `host`:`port` from there, and listen for one connection here."""
+        """Connect to `host`:`port` from there, and let one connection of ours to it."""
         return self._tunnel({"do": "open tunnel", "host": host, "port": port})
 
     def open_pipe(self, command: str, greeting: bytes) -> KeptTunnel:
@@ -139,7 +139,7 @@ class KeptLogin:
 
     def _tunnel(self, words: dict[str, Any], *blobs: bytes) -> KeptTunnel:
         answer, _ = self._use(words, *blobs)
-        return KeptTunnel(answer["address"])
+        return KeptTunnel(answer["address"], bytes.fromhex(answer["secret"]))
 
     def _use(self, words: dict[str, Any], *blobs: bytes) -> tuple[dict[str, Any], list[bytes]]:
         """Have something done by the login; one that has died unnoticed is made anew, once."""

@@ -1,6 +1,6 @@
 """The keeper's process: serves visitors until nobody has needed it for long.
 
-    python -m remoter_kernel.front.keeper.process FILE
+    python -P -m remoter_kernel.front.keeper.process FILE
 
 writes where it answers into FILE, and says on stdout why it could not, if it could not. The
 end of its stdout means that it answers.
@@ -9,33 +9,37 @@ end of its stdout means that it answers.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
-import random
-import secrets
 import signal
 import subprocess
 import sys
 import threading
 import traceback
-from multiprocessing.connection import Listener
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from remoter_kernel.errors import RemoterError
-from remoter_kernel.front.keeper.endpoint import forget
-from remoter_kernel.front.keeper.talk import prove_each_other
+from remoter_kernel.front import loopback
+from remoter_kernel.front.keeper.endpoint import about_this_keeper, forget
 from remoter_kernel.front.private_files import write_private
+from remoter_kernel.front.ssh.tunnel import SOCKET_KIND
+from remoter_kernel.front.unix_sockets import UNIX, PrivateListener, forget_old, forget_path
 
 if TYPE_CHECKING:
-    from multiprocessing.connection import Connection
+    import socket
 
-    from remoter_kernel.front.keeper.host import Host
+    from remoter_kernel.front.keeper.server import KeeperServer
 
-NOT_FOR_ANYBODY = range(20000, 32768)  # below what Linux, macOS and Windows give away
-TRIES = 50
-BACKLOG = 16
+BACKLOG = 64
+PAUSE = 0.2  # seconds before the next visitor is taken, where this process has no descriptor left
+MOST_UNPROVEN = 32  # connections by TCP that have not proven anything yet
+DESCRIPTORS = 8192  # enough for some thousand tunnels
 TWICE_REMOVED = "--here"  # on Windows, where no process can fork: this one is to stay
+NO_DUMPS = 4  # PR_SET_DUMPABLE of Linux
+NAME = "remoter-keeper"  # as `ps` shows it on Linux
 
 
 def main(arguments: list[str]) -> None:
@@ -47,7 +51,7 @@ def main(arguments: list[str]) -> None:
         for number in (signal.SIGINT, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)
     elif TWICE_REMOVED not in arguments:
-        command = [sys.executable, "-m", __spec__.name, TWICE_REMOVED, str(place)]
+        command = [sys.executable, "-P", "-m", __spec__.name, TWICE_REMOVED, str(place)]
         subprocess.Popen(command, stdin=subprocess.DEVNULL, creationflags=0x08000000)
         return
     try:
@@ -58,40 +62,60 @@ def main(arguments: list[str]) -> None:
 
 
 def keep(place: Path) -> None:
-    """Serve until the host says that it is enough."""
-    from remoter_kernel.front.keeper.host import Host  # noqa: PLC0415 - only the one that stays
+    """Serve until it is enough."""
+    from remoter_kernel.front.keeper.server import KeeperServer  # noqa: PLC0415 - it imports SSH
 
-    key = secrets.token_bytes(32)
-    with _listen() as listener:
-        port = listener.address[1]
-        text = json.dumps({"port": port, "key": key.hex(), "pid": os.getpid()})
+    guard_memory()
+    forget_old(SOCKET_KIND)
+    _forget_dead(place)
+    with PrivateListener("k", BACKLOG) as listener:
+        about = about_this_keeper(listener.address, os.getpid())
+        text = json.dumps(about)
         write_private(place, text)
         _speak_no_more(place.with_suffix(".log"))
-        host = Host()
-        signal.signal(signal.SIGTERM, lambda *_: host.end())
+        server = KeeperServer()
+        signal.signal(signal.SIGTERM, lambda *_: server.end())
         accepting = threading.Thread(
-            target=_accept, args=(listener, key, host), name="keeper-door", daemon=True
+            target=_accept,
+            args=(listener, bytes.fromhex(about["key"]), server),
+            name="keeper-door",
+            daemon=True,
         )
         accepting.start()
-        host.keep()
+        server.serve()
         # First of all: whoever is turned away from now on must find another keeper.
         with contextlib.suppress(RemoterError):
             forget(place, text)
-        host.close()
+        server.close()
     # Not sys.exit: whoever still talks is talking to nobody.
     os._exit(0)
 
 
-def _listen() -> Listener:
-    """Listen at a port that nobody gets who asks for any.
+def guard_memory() -> None:
+    """Let nobody read the secrets in this process's memory, and let no core file hold them."""
+    if os.name != "posix":
+        return
+    import resource  # noqa: PLC0415 - POSIX alone has it
 
-    Jupyter chooses the ports of a kernel in that way, and the kernel binds them a moment later:
-    one of them might be ours by then, and for long.
-    """
-    for port in random.sample(NOT_FOR_ANYBODY, TRIES):
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = DESCRIPTORS if hard == resource.RLIM_INFINITY else min(DESCRIPTORS, hard)
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    if sys.platform == "linux":
+        import ctypes  # noqa: PLC0415 - nothing else needs it
+
         with contextlib.suppress(OSError):
-            return Listener(("127.0.0.1", port), "AF_INET", backlog=BACKLOG)
-    return Listener(("127.0.0.1", 0), "AF_INET", backlog=BACKLOG)
+            Path("/proc/self/comm").write_text(NAME)
+        ctypes.CDLL(None).prctl(NO_DUMPS, 0, 0, 0, 0)
+
+
+def _forget_dead(place: Path) -> None:
+    """Remove the socket of a keeper that was killed: whoever starts this one found nobody there."""
+    with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
+        address = str(json.loads(place.read_text(encoding="utf-8"))["address"])
+        if address.startswith(UNIX):
+            forget_path(Path(address.removeprefix(UNIX)))
 
 
 def _speak_no_more(log: Path) -> None:
@@ -103,25 +127,46 @@ def _speak_no_more(log: Path) -> None:
     os.close(file)
 
 
-def _accept(listener: Listener, key: bytes, host: Host) -> None:
+def _accept(listener: PrivateListener, key: bytes, server: KeeperServer) -> None:
+    """Take visitors for as long as the listener listens."""
+    unproven = threading.BoundedSemaphore(MOST_UNPROVEN)
+    pause = threading.Event()
     while True:
         try:
             connection = listener.accept()
-        except ConnectionError:  # it was gone again
+        except OSError as error:
+            if error.errno == errno.EBADF:  # closed
+                return
+            # Gone again, or no descriptor is left: that passes.
+            pause.wait(PAUSE)
             continue
-        except OSError:
-            return
+        if listener.is_tcp and not unproven.acquire(blocking=False):
+            connection.close()
+            continue
         threading.Thread(
-            target=_welcome, args=(connection, key, host), name="keeper-visitor", daemon=True
+            target=_welcome,
+            args=(connection, listener, key, unproven, server),
+            name="keeper-visitor",
+            daemon=True,
         ).start()
 
 
-def _welcome(connection: Connection, key: bytes, host: Host) -> None:
-    """Let in who knows the key; whoever says nothing is shown out."""
-    if not prove_each_other(connection, key, is_keeper=True):
-        return
+def _welcome(
+    connection: socket.socket,
+    listener: PrivateListener,
+    key: bytes,
+    unproven: threading.BoundedSemaphore,
+    server: KeeperServer,
+) -> None:
+    """Let in who is this person's; by TCP that takes a proof."""
+    if listener.is_tcp:
+        is_proven = loopback.prove_as_keeper(connection, key, listener.port)
+        unproven.release()
+        if not is_proven:
+            connection.close()
+            return
     try:
-        host.receive(connection)
+        server.receive(Connection(connection.detach()))
     except Exception:  # noqa: BLE001 - one visitor's trouble is not the others'
         traceback.print_exc()
 

@@ -3,11 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
-import struct
-import sys
-from multiprocessing import AuthenticationError
-from multiprocessing.connection import answer_challenge, deliver_challenge
 from typing import TYPE_CHECKING, Any
 
 from remoter_kernel import errors
@@ -18,43 +13,10 @@ from remoter_kernel.front.ssh import outcome
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
 
-PROVES_WITHIN = 5.0  # seconds for each half of a proof
 LOOK_EVERY = 0.2  # seconds between two looks at whether a wait was called off
 PERSONAL = ("SSH_AUTH_SOCK", "KRB5CCNAME", "PATH")  # variables of whoever logs in
 BLOBS = "blobs"  # how many frames of bytes follow
 ENDED = "ended"  # of a command that said less than was waited for: its status
-
-
-def prove_each_other(connection: Connection, key: bytes, *, is_keeper: bool) -> bool:
-    """Let both ends prove that they know the key; one that does not, or is silent, is left."""
-    steps = (deliver_challenge, answer_challenge)
-    try:
-        _prepare(connection, PROVES_WITHIN)
-        for step in steps if is_keeper else reversed(steps):
-            step(connection, key)
-        _prepare(connection, 0.0)
-    # Python itself asserts that what comes has the right form.
-    except (OSError, EOFError, ValueError, AssertionError, AuthenticationError):
-        connection.close()
-        return False
-    return True
-
-
-def _prepare(connection: Connection, seconds: float) -> None:
-    """Let reading end after some seconds (0: never), and let small frames go out at once.
-
-    The system would keep the second of two small frames back for 40 ms.
-    """
-    is_windows = sys.platform == "win32"
-    limit = (
-        struct.pack("I", int(seconds * 1000)) if is_windows else struct.pack("ll", int(seconds), 0)
-    )
-    handle = socket.socket(fileno=connection.fileno())
-    try:
-        handle.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        handle.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
-    finally:
-        handle.detach()
 
 
 def send(connection: Connection, words: dict[str, Any], *blobs: bytes) -> None:

@@ -65,7 +65,7 @@ class Visitor:
         with self._lock:
             self._tunnels = [each for each in self._tunnels if each.is_open] + [tunnel]
             if not self.is_gone:
-                return {"address": tunnel.address}
+                return {"address": tunnel.address, "secret": tunnel.secret.hex()}
         tunnel.close()
         return {}
 

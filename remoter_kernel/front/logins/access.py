@@ -9,9 +9,10 @@ if TYPE_CHECKING:
 
 
 class Way(Protocol):
-    """A way to one port there: one loopback port here that takes one connection."""
+    """A way to one port there: here it takes one connection, of this person's processes."""
 
     address: str  # as ZeroMQ writes it
+    secret: bytes  # what has to come first by TCP, unless ZeroMQ connects; else empty
 
 
 class Access(Protocol):

@@ -1,4 +1,4 @@
-"""The embedded host: an SSH server on loopback, so that the real path runs without a remote.
+"""The embedded host: an SSH server of this person alone, so that the real path needs no remote.
 
 A child process (`host_server`) serves it. Its host key and the one client key it lets in
 are made for it and die with it; so does the process when its parent ends, however that
@@ -13,17 +13,19 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
 import threading
 from pathlib import Path
 from typing import Self
 
 from remoter_kernel.errors import RemoteLacks
 from remoter_kernel.front.ssh.aliases import Destination
+from remoter_kernel.front.unix_sockets import short_private_folder
 
 READY_WITHIN = 10.0  # seconds
 ENDS_WITHIN = 3.0  # seconds
 SERVER = "remoter_kernel.front.logins.host_server"
+# What the server says and makes; imported from it, they would bring paramiko.
+READY, SOCKET, KNOWN_AS = b"ready", "ssh", "this-machine"
 PACKAGE_ROOT = Path(__file__).resolve().parents[3]
 
 
@@ -31,7 +33,6 @@ class EmbeddedHost:
     """The embedded host, seen from the process that wants one."""
 
     def __init__(self) -> None:
-        self.port = 0
         self._folder: Path | None = None
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -48,13 +49,12 @@ class EmbeddedHost:
             raise RemoteLacks(
                 "the built-in host needs Linux or macOS.", "Add a remote with `remoter add`."
             )
-        self._folder = Path(tempfile.mkdtemp(prefix="remoter-host-"))  # 0700
+        self._folder = short_private_folder("remoter-host-")
         complaints = self._folder / "stderr"
         with complaints.open("wb") as stderr:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", SERVER, str(self._folder)],
-                # Not the notebook's folder: `-m` would import what lies there.
-                cwd=PACKAGE_ROOT,
+                [sys.executable, "-P", "-m", SERVER, str(self._folder)],
+                cwd=PACKAGE_ROOT,  # a folder that a person may remove must not be held
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=stderr,
@@ -62,14 +62,13 @@ class EmbeddedHost:
                 start_new_session=True,
             )
         answer = _first_line(self._process, READY_WITHIN)
-        if not answer.isdigit():
+        if answer != READY:
             why = complaints.read_text(errors="replace").strip().splitlines() or ["it fell silent"]
             self.close()
             raise RemoteLacks(
                 f"the built-in host did not start: {why[-1]}.",
                 "Is remoter-kernel installed completely?",
             )
-        self.port = int(answer)
 
     def close(self) -> None:
         """End the child."""
@@ -92,7 +91,9 @@ class EmbeddedHost:
             raise RemoteLacks("the built-in host is not running.")
         return Destination(
             host_name="127.0.0.1",
-            port=self.port,
+            port=22,
+            socket_path=self._folder / SOCKET,
+            host_key_alias=KNOWN_AS,
             user=getpass.getuser(),
             identity_files=(self._folder / "client_key",),
             known_hosts_files=(self._folder / "known_hosts",),

@@ -1,8 +1,8 @@
-"""The embedded host's child process: paramiko's server mode, for one key, on loopback.
+"""The embedded host's child process: paramiko's server mode, for one key, on a unix socket.
 
     python -m remoter_kernel.front.logins.host_server FOLDER
 
-makes its keys in FOLDER, prints its port, and serves until its stdin ends: then the
+makes its keys and its socket in FOLDER, says so, and serves until its stdin ends: then the
 parent is done with it, or dead. FOLDER goes with it.
 """
 
@@ -27,6 +27,9 @@ import paramiko
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from remoter_kernel.front.logins.host import KNOWN_AS, READY, SOCKET
+from remoter_kernel.front.unix_sockets import is_own_process
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -45,15 +48,16 @@ def main(folder: Path) -> None:
     logging.getLogger("paramiko").addHandler(logging.NullHandler())
     logging.getLogger("paramiko").propagate = False
     host_key, client_key = _make_key(None), _make_key(folder / "client_key")
-    listener = socket.create_server(("127.0.0.1", 0))
-    port = listener.getsockname()[1]
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    listener.bind(str(folder / SOCKET))
+    listener.listen()
     public = base64.b64encode(host_key.asbytes()).decode()
-    (folder / "known_hosts").write_text(f"[127.0.0.1]:{port} {host_key.get_name()} {public}\n")
+    (folder / "known_hosts").write_text(f"{KNOWN_AS} {host_key.get_name()} {public}\n")
     accepting = threading.Thread(
         target=_accept, args=(listener, host_key, client_key), name="host-accept", daemon=True
     )
     accepting.start()
-    print(port, flush=True)  # noqa: T201 (it is the answer that the parent waits for)
+    print(READY.decode(), flush=True)  # noqa: T201 (it is the answer that the parent waits for)
     with contextlib.suppress(OSError):
         while os.read(0, 1024):
             pass
@@ -89,7 +93,9 @@ def _accept(listener: socket.socket, host_key: Any, client_key: Any) -> None:
             sock, _ = listener.accept()
         except OSError:
             return
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if not is_own_process(sock):
+            sock.close()
+            continue
         threading.Thread(
             target=_serve, args=(sock, host_key, client_key), name="host-login", daemon=True
         ).start()

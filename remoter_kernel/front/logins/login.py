@@ -17,7 +17,7 @@ from remoter_kernel.front.ssh.system import living_master, log_in_by_system
 from remoter_kernel.front.ssh.trust import is_known_by_authority
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from remoter_kernel.front.configuration.remotes import Remote
     from remoter_kernel.front.questions import Questions
@@ -34,10 +34,14 @@ def log_in_to(
     on_step: Callable[[str], None] = lambda _step: None,
     on_try: Callable[[Login], None] = lambda _login: None,
     *,
+    where: Destination | None = None,
     memories: Memories | None = None,
 ) -> Login:
-    """Log in to a remote; `on_step` hears of each step as it begins, `on_try` of each login."""
-    where = resolve(remote.host, remote.ssh_config)
+    """Log in to a remote; `on_step` hears of each step as it begins, `on_try` of each login.
+
+    `where`: what its host stands for now, if that is known already.
+    """
+    where = where or resolve(remote.host, remote.ssh_config)
     facts = facts_about(where) if remote.transport == "auto" else Facts()
     transport, why = choose(remote.transport, facts)
     if transport != OPENSSH:
@@ -62,13 +66,14 @@ def forget_secrets(remote: Remote) -> None:
 
 def facts_about(where: Destination) -> Facts:
     """Find out what decides about the transport; without an OpenSSH client nothing does."""
-    if not shutil.which("ssh"):
+    if not shutil.which("ssh", path=where.environment.get("PATH")):
         return Facts()
     hops = (*where.jumps, where)
     return Facts(
         has_ssh=True,
         has_master=living_master(where) is not None,
-        has_ticket=any(hop.for_ssh.uses_kerberos for hop in hops) and _has_ticket(),
+        has_ticket=any(hop.for_ssh.uses_kerberos for hop in hops)
+        and _has_ticket(where.environment),
         has_only_security_keys=any(map(has_only_security_keys, hops)),
         is_known_by_authority=any(map(is_known_by_authority, hops)),
         names_certificate=any(hop.for_ssh.names_certificate for hop in hops),
@@ -76,10 +81,11 @@ def facts_about(where: Destination) -> Facts:
     )
 
 
-def _has_ticket() -> bool:
+def _has_ticket(environment: Mapping[str, str]) -> bool:
     try:
         done = subprocess.run(
             ["klist", "-s"],
+            env=environment,
             stdin=subprocess.DEVNULL,
             capture_output=True,
             timeout=TICKET_WITHIN,

@@ -14,8 +14,12 @@ import socket
 import subprocess
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from remoter_kernel.errors import BadConfiguration, Unreachable, Usage
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 ANSWER_WITHIN = 5.0  # seconds for `ssh -G`: a `Match exec` in it may ask the network
 CONNECT_WITHIN = 10.0  # seconds, unless ConnectTimeout says otherwise
@@ -78,6 +82,12 @@ class Destination:
     alias: str = ""
     """What the person typed: for sentences, and for the system's ssh."""
     for_ssh: ForSsh = ForSsh()
+    socket_path: Path | None = None
+    """A unix socket of this machine where its server listens, instead of TCP."""
+    environment: Mapping[str, str] = field(
+        default_factory=lambda: dict(os.environ), compare=False, repr=False
+    )
+    """Of whoever logs in: it names the agent, the Kerberos ticket, and where programs are."""
 
     @property
     def label(self) -> str:
@@ -95,25 +105,33 @@ class _Typed:
     port: int = 0
 
 
-def resolve(host: str, ssh_config: Path) -> Destination:
-    """Say where `host` is: an alias of `ssh_config`, or `user@host[:port]`."""
-    return _resolve(host, Path(ssh_config).expanduser(), depth=0)
+def resolve(
+    host: str, ssh_config: Path, environment: Mapping[str, str] | None = None
+) -> Destination:
+    """Say where `host` is: an alias of `ssh_config`, or `user@host[:port]`.
+
+    `environment`: of whoever logs in, if that is another process.
+    """
+    environment = dict(os.environ) if environment is None else environment
+    return _resolve(host, Path(ssh_config).expanduser(), environment, depth=0)
 
 
-def _resolve(host: str, config: Path, *, depth: int) -> Destination:
+def _resolve(host: str, config: Path, environment: Mapping[str, str], *, depth: int) -> Destination:
     if depth > LONGEST_CHAIN:
         raise BadConfiguration(
             f"the jump hosts of {host} lead in a circle.", f"Look at ProxyJump in {config}."
         )
     typed = _take_apart(host)
-    said = _ask_ssh(typed, config) if shutil.which("ssh") else _read_config(typed, config)
-    destination = replace(_destination(typed, said), for_ssh=_for_ssh(said, config))
+    has_ssh = shutil.which("ssh", path=environment.get("PATH"))
+    said = _ask_ssh(typed, config, environment) if has_ssh else _read_config(typed, config)
+    destination = _destination(typed, said, environment)
+    destination = replace(destination, for_ssh=_for_ssh(said, config))
     jumps = said.get("proxyjump", ["none"])[0]
     if jumps.lower() == "none":
         return destination
     chain: list[Destination] = []
     for place, hop in enumerate(re.split(r"\s*,\s*", jumps.strip())):
-        found = _resolve(hop, config, depth=depth + 1)
+        found = _resolve(hop, config, environment, depth=depth + 1)
         # As in OpenSSH, only the first hop may bring jump hosts of its own.
         chain += [*(found.jumps if place == 0 else ()), replace(found, jumps=())]
     return replace(destination, jumps=tuple(chain), proxy_command="")
@@ -144,7 +162,7 @@ def _take_apart(text: str) -> _Typed:
 # ----------------------------------------------------------- asking OpenSSH
 
 
-def _ask_ssh(typed: _Typed, config: Path) -> dict[str, list[str]]:
+def _ask_ssh(typed: _Typed, config: Path, environment: Mapping[str, str]) -> dict[str, list[str]]:
     """Let `ssh -G` say all that its configuration means for this host."""
     command = ["ssh", "-G", *_config_choice(config)]
     command += ["-l", typed.user] if typed.user else []
@@ -152,6 +170,7 @@ def _ask_ssh(typed: _Typed, config: Path) -> dict[str, list[str]]:
     try:
         done = subprocess.run(
             [*command, "--", typed.host],
+            env=environment,
             stdin=subprocess.DEVNULL,
             capture_output=True,
             timeout=ANSWER_WITHIN,
@@ -225,11 +244,12 @@ def _read_config(typed: _Typed, config: Path) -> dict[str, list[str]]:
 class _Tokens:
     """What `%h` and its like stand for in the paths of ssh_config (ssh_config(5), TOKENS)."""
 
-    values: dict[str, str] = field(default_factory=dict)
+    values: dict[str, str]
+    environment: Mapping[str, str]
 
     def fill(self, text: str) -> str:
         text = re.sub(r"%(.)", lambda match: self.values.get(match[1], match[0]), text)
-        return re.sub(r"\$\{(\w+)\}", lambda match: os.environ.get(match[1], match[0]), text)
+        return re.sub(r"\$\{(\w+)\}", lambda match: self.environment.get(match[1], match[0]), text)
 
     def path(self, text: str) -> Path:
         return Path(self.fill(_at_home(text.strip('"')))).expanduser()
@@ -242,7 +262,9 @@ def _at_home(path: str) -> str:
     return path.replace(account_home, "~", 1) if path in (start, f"{start}2") else path
 
 
-def _destination(typed: _Typed, said: dict[str, list[str]]) -> Destination:
+def _destination(
+    typed: _Typed, said: dict[str, list[str]], environment: Mapping[str, str]
+) -> Destination:
     def one(key: str, default: str = "") -> str:
         value = said.get(key, [default])[0]
         return default if value.lower() == "none" else value
@@ -264,7 +286,8 @@ def _destination(typed: _Typed, said: dict[str, list[str]]) -> Destination:
             "k": alias_of_key or typed.host,
             "l": local_host,
             "L": local_host.partition(".")[0],
-        }
+        },
+        environment,
     )
     identities = [name for name in said.get("identityfile", []) if name.lower() != "none"]
     if all(name in DEFAULT_IDENTITIES for name in identities) and len(identities) > 1:
@@ -283,6 +306,7 @@ def _destination(typed: _Typed, said: dict[str, list[str]]) -> Destination:
         connect_timeout=float(wait) if wait.isdigit() and int(wait) else CONNECT_WITHIN,
         proxy_command=tokens.fill(one("proxycommand")),
         alias=typed.host,
+        environment=environment,
     )
 
 

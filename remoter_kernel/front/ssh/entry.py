@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import os
 import subprocess
 import threading
 import time
@@ -62,7 +61,7 @@ class Entry:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
-            env={**os.environ, **self._environment},
+            env=self._environment,
             # Without a terminal nothing is asked there; and its Ctrl-C is not for ssh.
             start_new_session=True,
             creationflags=NO_WINDOW,

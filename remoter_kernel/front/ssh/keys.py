@@ -17,7 +17,7 @@ import paramiko
 from paramiko.agent import AgentSSH
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from remoter_kernel.front.ssh.aliases import Destination
 
@@ -178,7 +178,7 @@ class _Agent(AgentSSH):  # type: ignore[misc]  # paramiko has no types
         if destination.identity_agent.lower() == "none":
             return agent
         try:
-            connection = _connect(destination.identity_agent)
+            connection = _connect(destination.identity_agent, destination.environment)
             if connection is not None:
                 agent._connect(connection)
         except (OSError, EOFError, ValueError, paramiko.SSHException) as error:
@@ -189,14 +189,14 @@ class _Agent(AgentSSH):  # type: ignore[misc]  # paramiko has no types
         self._close()
 
 
-def _connect(named: str) -> Any:
+def _connect(named: str, environment: Mapping[str, str]) -> Any:
     """Open the socket of the agent; None where there is no agent."""
     if named and not named.startswith("$"):
         place = named
     elif os.name != "posix":
         return paramiko.agent.get_agent_connection()
     else:
-        place = os.environ.get(named[1:] if named else "SSH_AUTH_SOCK", "")
+        place = environment.get(named[1:] if named else "SSH_AUTH_SOCK", "")
     if not place:
         return None
     import socket  # noqa: PLC0415

@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING
 from remoter_kernel.errors import ForwardingRefused, Unreachable
 from remoter_kernel.front.ssh.channel import Refused, TooLate
 from remoter_kernel.front.ssh.tunnel import Tunnel
+from remoter_kernel.front.unix_sockets import UNIX, connect
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from remoter_kernel.front.ssh.aliases import Destination
     from remoter_kernel.front.ssh.transport import Transport
@@ -35,6 +37,8 @@ def reach(
     """
     if before is not None:
         return _through(destination, before)
+    if destination.socket_path is not None:
+        return _by_unix_socket(destination.socket_path, destination)
     if destination.proxy_command:
         return _by_command(destination)
     sock = _by_tcp(destination)
@@ -75,6 +79,18 @@ def _by_tcp(destination: Destination) -> socket.socket:
         f"{host} cannot be reached: {problem.strerror or problem}.",
         "Look at the network or VPN, then try again.",
     ) from problem
+
+
+def _by_unix_socket(
+    path: Path, destination: Destination
+) -> tuple[socket.socket, Callable[[], None]]:
+    try:
+        sock = connect(f"{UNIX}{path}", destination.connect_timeout)
+    except OSError as error:
+        raise Unreachable(
+            f"{destination.label} does not answer: {error.strerror or error}.", "Try again."
+        ) from error
+    return sock, sock.close
 
 
 def _look_up(destination: Destination) -> list[tuple[int, int, int, str, tuple[str, int]]]:
@@ -153,6 +169,7 @@ def _by_command(destination: Destination) -> tuple[socket.socket, Callable[[], N
             process = subprocess.Popen(
                 # As OpenSSH does: a line for the shell, from the person's own configuration.
                 ["/bin/sh", "-c", f"exec {destination.proxy_command}"],
+                env=destination.environment,
                 stdin=far.fileno(),
                 stdout=far.fileno(),
                 stderr=subprocess.DEVNULL,

@@ -37,7 +37,7 @@ class ProcessErrand:
                 stdin=pipes[0][0],
                 stdout=pipes[1][1],
                 stderr=pipes[2][1],
-                env={**os.environ, **environment},
+                env=environment,
                 start_new_session=True,
                 creationflags=NO_WINDOW,
             )

@@ -150,11 +150,11 @@ class SystemLogin(Login):
 
     def _enter(self, questions: Questions | None, on_step: Callable[[str], None]) -> None:
         self._folder = folder = _private_folder()
-        environment = NOBODY
+        environment = {**self._destination.environment, **NOBODY}
         if questions is not None:
             self._desk = Desk(self._destination.label, questions, folder)
             self._desk.start()
-            environment = self._desk.environment()
+            environment |= self._desk.environment()
 
         self._may_ask = questions is not None
         if not CAN_SHARE:

@@ -1,4 +1,6 @@
-"""A tunnel: one loopback port here, one TCP connection there, bytes between them.
+"""A tunnel: one connection of ours here, one TCP connection there, bytes between them.
+
+Here it listens where only this person's processes can connect, and takes the first of them.
 
 What comes from there is written to the local socket by the transport's own thread; only
 when that socket is full does a thread of the tunnel take over, in order, until it has
@@ -13,10 +15,13 @@ import socket
 import struct
 import sys
 import threading
+import time
 from collections import deque
 from typing import TYPE_CHECKING
 
+from remoter_kernel.front import loopback
 from remoter_kernel.front.ssh.channel import PACKET, Closed, TooLate
+from remoter_kernel.front.unix_sockets import PrivateListener
 
 if TYPE_CHECKING:
     from remoter_kernel.front.ssh.channel import Channels
@@ -26,21 +31,26 @@ DO_NOT_WAIT: int | None = getattr(socket, "MSG_DONTWAIT", None)
 LINGER = "hh" if sys.platform == "win32" else "ii"  # on, seconds
 READ_AT_ONCE = 4 * PACKET  # bytes
 THREADS_END_WITHIN = 2.0  # seconds
+BACKLOG = 8  # where strangers can connect, they must not fill it at once
+TAKEN_WITHIN = 60.0  # seconds: whoever asked for a tunnel connects at once
+SOCKET_KIND = "t"  # how the names of tunnels' sockets begin
 
 
 class Tunnel:
-    """Listens on one loopback port and takes exactly one connection, or is given it (`local`)."""
+    """Listens for exactly one connection, or is given it (`local`)."""
 
     def __init__(
         self, transport: Channels, host: str, port: int, *, local: socket.socket | None = None
     ) -> None:
         self.address = ""
-        """Where ZeroMQ connects to."""
+        """Where to connect to, as ZeroMQ writes it."""
+        self.secret = b""
+        """What whoever connects by TCP says first, unless it is ZeroMQ."""
         self.sent = 0  # bytes, from here to there
         self.received = 0  # bytes, from there to here
         self._target = (host, port)
         self._channel = transport.new_channel(self)
-        self._listener: socket.socket | None = None
+        self._listener: PrivateListener | None = None
         self._local = local
         self._changed = threading.Condition()
         self._late: deque[bytes] = deque()  # came from there, not yet written here
@@ -54,8 +64,9 @@ class Tunnel:
         try:
             self._open_channel(seconds)
             if self._local is None:
-                self._listener = socket.create_server(("127.0.0.1", 0), backlog=1)
-                self.address = f"tcp://127.0.0.1:{self._listener.getsockname()[1]}"
+                self._listener = PrivateListener(SOCKET_KIND, backlog=BACKLOG)
+                self.address = self._listener.address
+                self.secret = loopback.new_secret() if self._listener.is_tcp else b""
         except BaseException:
             self._channel.close()
             if self._local is not None:
@@ -183,28 +194,33 @@ class Tunnel:
     def _take_one(self) -> socket.socket | None:
         if self._listener is None:
             return self._local
-        with contextlib.suppress(OSError), self._listener:
-            local, _ = self._listener.accept()
+        with contextlib.suppress(OSError), self._listener as listener:
+            local = self._accept_proven(listener)
+            listener.withdraw()
             with self._changed:
                 if not self._is_over:
-                    local.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                     self._local = local
                     if self._late:
                         self._wake_writer()
                     return local
             local.close()
             # Whoever came too late must see the end; not every system resets its backlog.
-            self._listener.setblocking(False)
             while True:
-                self._listener.accept()[0].close()
+                listener.accept(0).close()
         return None
 
+    def _accept_proven(self, listener: PrivateListener) -> socket.socket:
+        """Take the first connection of whoever the tunnel is for; OSError if none comes."""
+        deadline = time.monotonic() + TAKEN_WITHIN
+        while True:
+            local = listener.accept(max(0.001, deadline - time.monotonic()))
+            if self._is_over or not listener.is_tcp or loopback.admits(local, self.secret):
+                return local
+            local.close()
+
     def _wake_listener(self) -> None:
-        """Let `accept` return: closing its socket under it would not."""
-        if self._listener is None:
-            return
-        with contextlib.suppress(OSError):
-            socket.create_connection(self._listener.getsockname(), 0.5).close()
+        if self._listener is not None:
+            self._listener.wake()
 
 
 def _reset(local: socket.socket) -> None:

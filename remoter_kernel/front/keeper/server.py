@@ -1,0 +1,190 @@
+"""Serves the keeper's visitors: finds the login that each one needs, and decides when to end.
+
+A visitor names a remote; what its host stands for now is looked up here. Remotes that log in as
+the same user, on the same host, by the same way, share one login.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import time
+import traceback
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from remoter_kernel.errors import RemoterError
+from remoter_kernel.front.configuration.remotes import Remote
+from remoter_kernel.front.keeper.shared_login import SharedLogin
+from remoter_kernel.front.keeper.talk import PERSONAL, told
+from remoter_kernel.front.keeper.visitor import Visitor
+from remoter_kernel.front.ssh.aliases import resolve
+from remoter_kernel.front.ssh.outcome import LoginGone
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable
+    from multiprocessing.connection import Connection
+
+    from remoter_kernel.front.ssh.aliases import Destination
+
+LOOK_EVERY = 15.0  # seconds between two looks at the logins
+GRACE = 2.0  # seconds that a keeper without a login waits for somebody who logs in
+
+Answer = tuple[dict[str, Any], list[bytes]]
+
+
+class KeeperServer:
+    """All of a person's kept logins on this machine, and whoever uses them."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._visitors: dict[Visitor, SharedLogin | None] = {}  # and the login that each uses
+        self._logins: dict[Hashable, SharedLogin] = {}
+        self._left_at = time.monotonic()  # when the last visitor went
+        self._is_over = False
+
+    # --- how long ---
+
+    def serve(self) -> None:
+        """Return when it is enough: no login is kept any more, or somebody said so."""
+        while not self._is_over:
+            with self._changed:
+                self._changed.wait(self._rest())
+                expired = self._take_expired()
+                if not self._logins and not self._visitors and self._grace() <= 0:
+                    self._is_over = True
+                logins = list(self._logins.values())
+            for login in expired:
+                login.close()
+            for login in logins:
+                login.look()
+
+    def close(self) -> None:
+        """Show everybody out, and end the logins."""
+        for visitor in list(self._visitors):
+            visitor.leave()
+        for login in list(self._logins.values()):
+            login.close()
+
+    def end(self) -> None:
+        """Let it be enough."""
+        self._is_over = True
+        with contextlib.suppress(RuntimeError):  # a signal may come while the lock is held
+            if self._changed.acquire(blocking=False):
+                self._changed.notify_all()
+                self._changed.release()
+
+    def _grace(self) -> float:
+        """Return for how many seconds it still waits for somebody."""
+        return self._left_at + GRACE - time.monotonic()
+
+    def _rest(self) -> float:
+        """Return for how many seconds there is nothing to do."""
+        dues = [login.seconds_left for login in self._logins.values()]
+        if not self._logins and not self._visitors:
+            dues.append(self._grace())
+        return min([LOOK_EVERY, *(max(0.05, due) for due in dues)])
+
+    def _take_expired(self) -> list[SharedLogin]:
+        """Take the logins whose time is over out of the table: nobody finds them any more."""
+        expired = {way: login for way, login in self._logins.items() if login.seconds_left <= 0}
+        for way in expired:
+            del self._logins[way]
+        return list(expired.values())
+
+    # --- visitors ---
+
+    def receive(self, connection: Connection) -> None:
+        """Serve one visitor until it goes."""
+        visitor = Visitor(connection)
+        with self._changed:
+            self._visitors[visitor] = None
+            if self._is_over:  # it hears the end once it can find another keeper: see `close`
+                return
+        try:
+            for words, blobs in visitor.requests():
+                answer, back = self._answer(visitor, words, blobs)
+                visitor.say(answer, *back)
+        finally:
+            visitor.leave()
+            with self._changed:
+                if login := self._visitors.pop(visitor, None):
+                    login.leave(visitor)
+                self._left_at = time.monotonic()
+                self._changed.notify_all()
+
+    def _answer(self, visitor: Visitor, words: dict[str, Any], blobs: list[bytes]) -> Answer:
+        try:
+            return self._do(visitor, words, blobs)
+        except RemoterError as error:
+            return told(error)
+        except Exception as error:  # noqa: BLE001 - a bug must reach the person, too
+            traceback.print_exc()
+            # Its words may hold what somebody typed.
+            return told(RemoterError(f"the keeper of the login failed: {type(error).__name__}."))
+
+    def _do(self, visitor: Visitor, words: dict[str, Any], blobs: list[bytes]) -> Answer:
+        """Do one thing for a visitor; what is not done is a RemoterError."""
+        match words["do"]:
+            case "log in":
+                return self._log_in(visitor, words), []
+            case "end":
+                return self._end(str(words.get("name", ""))), []
+        login = self._visitors.get(visitor)
+        if login is None:
+            raise LoginGone("nobody has logged in yet.", "Log in first.")
+        return login.do(visitor, words, blobs)
+
+    def _log_in(self, visitor: Visitor, words: dict[str, Any]) -> dict[str, Any]:
+        remote = Remote(**{**words["remote"], "ssh_config": Path(words["remote"]["ssh_config"])})
+        kept = {name: value for name, value in os.environ.items() if name not in PERSONAL}
+        destination = resolve(remote.host, remote.ssh_config, {**kept, **words["environment"]})
+        login = self._login_for(visitor, remote, destination, float(words["lifetime"]))
+        return login.log_in(visitor, remote, destination, words)
+
+    def _login_for(
+        self, visitor: Visitor, remote: Remote, destination: Destination, lifetime: float
+    ) -> SharedLogin:
+        """Find the login of this way, and count the visitor among its users."""
+        with self._changed:
+            login = self._logins.setdefault(way_of(destination), SharedLogin())
+            before = self._visitors.get(visitor)
+            if before not in (None, login):
+                before.leave(visitor)
+            self._visitors[visitor] = login
+            login.join(visitor, remote.name, lifetime)
+            return login
+
+    def _end(self, name: str) -> dict[str, Any]:
+        """End what only this remote uses (all, if none is named); say whether more is kept."""
+        with self._changed:
+            ended = {
+                way: login
+                for way, login in self._logins.items()
+                if not name or login.forget_remote(name)
+            }
+            for way in ended:
+                del self._logins[way]
+            goes_on = bool(self._logins)
+        for login in ended.values():
+            login.close()
+        if not goes_on:
+            self.end()
+        return {"goes_on": goes_on}
+
+
+def way_of(destination: Destination) -> Hashable:
+    """Return what logins must have in common to be one: who, where, and the way there.
+
+    Keys that are named for a host are part of who: a key may be good for one command alone.
+    """
+    return (
+        destination.user,
+        destination.host_name,
+        destination.port,
+        destination.host_key_alias,
+        destination.identity_files,
+        destination.proxy_command,
+        tuple(map(way_of, destination.jumps)),
+    )

@@ -1,0 +1,231 @@
+"""One login that is kept: who comes first logs in, who comes later uses it.
+
+Decides when a login is as good as dead. A login that fell silent is given up once, for all
+users: their tunnels end with it, and each of them comes again.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from remoter_kernel.errors import RemoterError, Unreachable
+from remoter_kernel.front.logins.login import log_in_to
+from remoter_kernel.front.ssh.memory import Memories
+from remoter_kernel.front.ssh.outcome import LoginGone
+
+if TYPE_CHECKING:
+    from remoter_kernel.front.configuration.remotes import Remote
+    from remoter_kernel.front.keeper.visitor import Visitor
+    from remoter_kernel.front.ssh.aliases import Destination
+    from remoter_kernel.front.ssh.login import Login
+
+LOOK_EVERY = 15.0  # seconds between two looks at a login of which nothing is heard
+ANSWERS_WITHIN = 2.0  # seconds, and four round trips, that a login in doubt has for an answer
+SILENT_FOR = 10.0  # seconds without an answer after which a login is given up
+TRUSTED_FOR = 20.0  # seconds since it was last heard from
+ANY_TRANSPORT = "auto"
+NEVER = float("inf")
+
+
+@dataclass
+class _Held:
+    """A login that is there."""
+
+    login: Login
+    since: float = field(default_factory=time.time)
+    heard_at: float = field(default_factory=time.time)  # a clock that goes on while asleep
+    received: int = 0  # bytes, when that was looked at
+    is_in_doubt: bool = False  # it is being asked whether it is there
+
+
+class SharedLogin:
+    """The login of one user on one host by one way, and its users."""
+
+    def __init__(self) -> None:
+        self.was_inside = False  # has there ever been a login?
+        self._turn = threading.Lock()  # held by the one who logs in
+        self._users: dict[Visitor, float] = {}  # and for how long each wants it kept, in seconds
+        self._remotes: set[str] = set()  # the names of those that it has served
+        self._kept_until = time.monotonic()
+        self._held: _Held | None = None
+        self._memories = Memories()
+        self._is_over = False
+
+    # --- its users (under the server's lock) ---
+
+    def join(self, visitor: Visitor, remote: str, lifetime: float) -> None:
+        """Count a visitor among the users; it wants the login kept for `lifetime` seconds."""
+        self._users[visitor] = lifetime
+        self._remotes.add(remote)
+
+    def leave(self, visitor: Visitor) -> None:
+        """A user goes: the login is kept for as long as any of them wanted it."""
+        lifetime = self._users.pop(visitor, 0.0)
+        if self.was_inside:
+            self._kept_until = max(self._kept_until, time.monotonic() + lifetime)
+
+    @property
+    def seconds_left(self) -> float:
+        """How long it is kept without another user; what was typed is kept in an outage, too."""
+        return NEVER if self._users else self._kept_until - time.monotonic()
+
+    def forget_remote(self, name: str) -> bool:
+        """A remote is removed; say whether it was the last one that this login serves."""
+        was_served = name in self._remotes
+        self._remotes.discard(name)
+        return was_served and not self._remotes
+
+    # --- what it is used for ---
+
+    def do(
+        self, visitor: Visitor, words: dict[str, Any], blobs: list[bytes]
+    ) -> tuple[dict[str, Any], list[bytes]]:
+        """Do one thing over the login; what is not done is a RemoterError."""
+        login, command = self._living, words.get("command", "")
+        match words["do"]:
+            case "run":
+                ran = login.run(command, blobs[0], seconds=words["seconds"])
+                answer: dict[str, Any] = {"status": ran.status}
+                back = [ran.stdout, ran.stderr]
+            case "run until line":
+                line = login.run_until_line(command, blobs[0], blobs[1], words["seconds"])
+                answer, back = {}, [line]
+            case "open tunnel":
+                answer, back = visitor.own(login.open_tunnel(words["host"], words["port"])), []
+            case "open pipe":
+                answer, back = visitor.own(login.open_pipe(command, blobs[0])), []
+            case other:
+                raise RemoterError(f"this version keeps no login that can {other!r}.")
+        if self._held:
+            self._held.heard_at = time.time()
+        return answer, back
+
+    @property
+    def _living(self) -> Login:
+        held = self._held
+        if held is None or not held.login.is_alive:
+            raise LoginGone("the connection is gone.", "It can be dialled again.")
+        return held.login
+
+    # --- logging in ---
+
+    def log_in(
+        self, visitor: Visitor, remote: Remote, destination: Destination, words: dict[str, Any]
+    ) -> dict[str, Any]:
+        """Return what is known of the login; log in, if there is none that lives."""
+        with self._turn:
+            if visitor.is_gone:
+                raise Unreachable("whoever asked for the login is gone.")
+            if self._is_over:
+                raise LoginGone("the connection is gone.", "It can be dialled again.")
+            is_unfit = words["is_stale"] or self._is_by_another_transport(remote)
+            if is_unfit and not self._is_used_by_others(visitor):
+                self._give_up()
+            is_new = not self._is_well(in_doubt=bool(words["in_doubt"]))
+            if is_new:
+                self._renew(visitor, remote, destination, words)
+            login = self._living
+            since = self._held.since if self._held else time.time()
+            return {**facts(login), "since": since, "is_new": is_new}
+
+    def _is_by_another_transport(self, remote: Remote) -> bool:
+        held = self._held
+        return held is not None and remote.transport not in (ANY_TRANSPORT, held.login.transport)
+
+    def _is_used_by_others(self, visitor: Visitor) -> bool:
+        return any(each.has_tunnels for each in list(self._users) if each is not visitor)
+
+    def _renew(
+        self, visitor: Visitor, remote: Remote, destination: Destination, words: dict[str, Any]
+    ) -> None:
+        self._give_up()
+        self._memories.use(is_remembered=bool(words["is_remembered"]))
+        login = log_in_to(
+            remote,
+            visitor if words["may_ask"] else None,
+            on_step=visitor.tell_step,
+            on_try=visitor.watch,
+            where=destination,
+            memories=self._memories,
+        )
+        visitor.watch(None)
+        self.was_inside = True
+        self._held = _Held(login)
+        if self._is_over:  # somebody ended it meanwhile
+            self._give_up()
+
+    # --- whether it lives ---
+
+    def _is_well(self, *, in_doubt: bool) -> bool:
+        """Is there a login that answers? One that was heard of late is believed, if nobody doubts.
+
+        This machine may have slept since, and nothing on it knows how long.
+        """
+        held = self._held
+        if held is None or not held.login.is_alive:
+            return False
+        if not in_doubt and 0 <= time.time() - held.heard_at < TRUSTED_FOR:
+            return True
+        # What a command says may be in the way of the answer.
+        patience = SILENT_FOR if held.login.is_busy else ANSWERS_WITHIN
+        return _answers(held, patience + 4 * held.login.round_trip)
+
+    def look(self) -> None:
+        """Ask a silent login whether it is there; it may not be, without anybody knowing.
+
+        The answer is waited for aside: other logins are looked at meanwhile.
+        """
+        held = self._held
+        if held is None:
+            return
+        received = sum(visitor.received for visitor in list(self._users))
+        if received != held.received:
+            held.received, held.heard_at = received, time.time()
+        elif not 0 <= time.time() - held.heard_at < LOOK_EVERY and not held.is_in_doubt:
+            held.is_in_doubt = True
+            threading.Thread(target=_prove, args=(held,), name="login-look", daemon=True).start()
+
+    # --- the end ---
+
+    def close(self) -> None:
+        """End the login, and with it the tunnels of all its users."""
+        self._is_over = True
+        self._give_up()
+
+    def _give_up(self) -> None:
+        held, self._held = self._held, None
+        if held:
+            self._memories.refresh()
+            held.login.cut()
+            held.login.close()
+
+
+def _prove(held: _Held) -> None:
+    """Cut a login that does not answer."""
+    if not _answers(held, SILENT_FOR):
+        held.login.cut()
+    held.is_in_doubt = False
+
+
+def _answers(held: _Held, seconds: float) -> bool:
+    is_there = held.login.answers(seconds)
+    if is_there:
+        held.heard_at = time.time()
+    return is_there
+
+
+def facts(login: Login) -> dict[str, Any]:
+    """Return what is known of a login, in plain values."""
+    return {
+        "host": login.host,
+        "user": login.user,
+        "cipher": login.cipher,
+        "host_key": login.host_key,
+        "seconds": login.seconds,
+        "round_trip": login.round_trip,
+        "transport": login.transport,
+        "why_transport": login.why_transport,
+    }

@@ -1,0 +1,110 @@
+"""Proofs for TCP on loopback, where there are no unix sockets and anybody may connect.
+
+Two kinds. The keeper and who visits it share a key that stands in a file of this person alone:
+both prove that they know it, the keeper first, each in its own role, within one deadline. A tunnel
+has a secret that its user was told: it comes before all else. ZeroMQ cannot send one; what it
+carries is proven by CURVE, and only a process of this person is let through to the other end.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hmac
+import secrets
+import socket
+import time
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+SIZE = 32  # bytes of a key, a secret, a nonce and a proof
+PROVES_WITHIN = 5.0  # seconds for all of a proof
+SHOWS_WITHIN = 1.0  # seconds for a tunnel's secret: its user sends it at once
+ZMTP = b"\xff"  # how ZeroMQ's greeting begins
+KEEPER, VISITOR = b"keeper", b"visitor"
+
+
+def prove_as_visitor(connection: socket.socket, key: bytes, port: int) -> bool:
+    """Let the keeper prove itself, and only then prove that we know the key, too."""
+    mine = secrets.token_bytes(SIZE)
+    with _deadline(connection, PROVES_WITHIN) as read:
+        connection.sendall(mine)
+        theirs, proof = read(SIZE), read(SIZE)
+        if not hmac.compare_digest(proof, _proof(key, KEEPER, mine, theirs, port)):
+            return False
+        connection.sendall(_proof(key, VISITOR, mine, theirs, port))
+        return True
+    return False
+
+
+def prove_as_keeper(connection: socket.socket, key: bytes, port: int) -> bool:
+    """Prove that we know the key, and let the visitor do so."""
+    mine = secrets.token_bytes(SIZE)
+    with _deadline(connection, PROVES_WITHIN) as read:
+        theirs = read(SIZE)
+        connection.sendall(mine + _proof(key, KEEPER, theirs, mine, port))
+        return hmac.compare_digest(read(SIZE), _proof(key, VISITOR, theirs, mine, port))
+    return False
+
+
+def admits(connection: socket.socket, secret: bytes) -> bool:
+    """Does whoever has connected to a tunnel know its secret, or is it our own ZeroMQ?"""
+    with _deadline(connection, SHOWS_WITHIN) as read:
+        if connection.recv(1, socket.MSG_PEEK) == ZMTP and secret[:1] != ZMTP:
+            return _is_own_process(connection)
+        return hmac.compare_digest(read(SIZE), secret)
+    return False
+
+
+def new_secret() -> bytes:
+    """Make a tunnel's secret, which does not begin as ZeroMQ does."""
+    while (secret := secrets.token_bytes(SIZE))[:1] == ZMTP:
+        pass
+    return secret
+
+
+def _proof(key: bytes, role: bytes, of_visitor: bytes, of_keeper: bytes, port: int) -> bytes:
+    words = b"|".join((role, of_visitor, of_keeper, str(port).encode()))
+    return hmac.digest(key, words, "sha256")
+
+
+class _Reader:
+    """Reads from a connection until a deadline; what is late or ends early is an OSError."""
+
+    def __init__(self, connection: socket.socket, seconds: float) -> None:
+        self._connection = connection
+        self._deadline = time.monotonic() + seconds
+
+    def __call__(self, size: int) -> bytes:
+        data = b""
+        while len(data) < size:
+            # Seconds for each piece would let a stranger hold us for as long as it likes.
+            self._connection.settimeout(max(0.001, self._deadline - time.monotonic()))
+            more = self._connection.recv(size - len(data))
+            if not more:
+                raise ConnectionError("it ended before it was proven")
+            data += more
+        return data
+
+
+@contextlib.contextmanager
+def _deadline(connection: socket.socket, seconds: float) -> Iterator[_Reader]:
+    """Read within a time; what goes wrong ends the block, and is no proof."""
+    with contextlib.suppress(OSError):
+        connection.settimeout(seconds)
+        yield _Reader(connection, seconds)
+        connection.settimeout(None)
+
+
+def _is_own_process(connection: socket.socket) -> bool:
+    """Is the socket at the other end of a loopback connection one of this person's processes?"""
+    import psutil  # noqa: PLC0415 - only where there are no unix sockets
+
+    address = connection.getpeername()
+    me = psutil.Process().username()
+    with contextlib.suppress(psutil.Error):
+        for each in psutil.net_connections("tcp4"):
+            if each.laddr == address and each.pid is not None:
+                return bool(psutil.Process(each.pid).username() == me)
+    return False

@@ -1,0 +1,214 @@
+"""Listening sockets for our own processes on this machine, which no other user can use.
+
+On POSIX they are unix sockets in a folder of this person alone, and whoever connects has to be a
+process of this person. Where there are none (Windows, a disk that cannot hold them) they are TCP
+on loopback, where anybody may connect: then whoever accepts asks for a proof (see `loopback`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import secrets
+import socket
+import stat
+import struct
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+from remoter_kernel.front.private_files import state_folder
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+UNIX, TCP = "ipc://", "tcp://"  # how an address begins, as ZeroMQ writes it
+HAS_UNIX_SOCKETS = hasattr(socket, "AF_UNIX") and os.name == "posix"
+LONGEST_PATH = 100  # bytes: macOS has room for 103, Linux for 107
+SHORT_PREFIX = "remoter-socket-"  # of a folder that is made where the usual path is too long
+FORGOTTEN_AFTER = 3600.0  # seconds: a tunnel's socket is removed when its user connects
+# Jupyter chooses the ports of a kernel by asking for any, and the kernel binds them a moment
+# later: a port of ours must not be one of those that Linux, macOS and Windows give away.
+NOT_GIVEN_AWAY = range(20000, 32768)
+TRIES = 50
+
+
+class PrivateListener:
+    """A socket that listens from its construction on; OSError where none can be had."""
+
+    def __init__(self, kind: str, backlog: int) -> None:
+        """Listen; `kind` begins the name of the socket's file."""
+        self.address = ""
+        """Where to connect to, as ZeroMQ writes it."""
+        self._path: Path | None = None
+        self._socket = self._listen_privately(kind, backlog) or _listen_at_tcp(backlog)
+        if self._path is None:
+            self.address = f"{TCP}127.0.0.1:{self._socket.getsockname()[1]}"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def is_tcp(self) -> bool:
+        """Can anybody on this machine connect?"""
+        return self.address.startswith(TCP)
+
+    @property
+    def port(self) -> int:
+        """The TCP port."""
+        return int(self.address.rpartition(":")[2])
+
+    def accept(self, seconds: float | None = None) -> socket.socket:
+        """Wait for a connection; on a unix socket only this person's processes count.
+
+        Raises OSError once it is closed, TimeoutError after `seconds` without a connection.
+        """
+        self._socket.settimeout(seconds)
+        while True:
+            connection, _ = self._socket.accept()
+            connection.settimeout(None)
+            if self.is_tcp:
+                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                return connection
+            if is_own_process(connection):
+                return connection
+            connection.close()
+
+    def withdraw(self) -> None:
+        """Let nobody else connect; whoever has done so already can still be accepted."""
+        path, self._path = self._path, None
+        if path is not None:
+            forget_path(path)
+
+    def wake(self) -> None:
+        """Let a thread that waits in `accept` go on: closing its socket would not."""
+        with contextlib.suppress(OSError):
+            connect(self.address, 0.5).close()
+
+    def close(self) -> None:
+        """Listen no more."""
+        self.withdraw()
+        self._socket.close()
+
+    def _listen_privately(self, kind: str, backlog: int) -> socket.socket | None:
+        """Listen at a unix socket, if one can be made anywhere."""
+        for folder in _folders() if HAS_UNIX_SOCKETS else ():
+            path = folder / f"{kind}{secrets.token_hex(4)}"
+            listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            try:
+                listener.bind(str(path))
+                listener.listen(backlog)
+            except OSError:  # too long a path, or a disk without sockets
+                listener.close()
+                forget_path(path)
+                continue
+            self._path, self.address = path, f"{UNIX}{path}"
+            return listener
+        return None
+
+
+def connect(address: str, seconds: float) -> socket.socket:
+    """Connect to a listener of this person; OSError where nobody is, or somebody else."""
+    if address.startswith(UNIX):
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            connection.settimeout(seconds)
+            connection.connect(address.removeprefix(UNIX))
+        except BaseException:
+            connection.close()
+            raise
+        if not is_own_process(connection):
+            connection.close()
+            raise PermissionError("another user listens there")
+    else:
+        host, _, port = address.removeprefix(TCP).rpartition(":")
+        connection = socket.create_connection((host, int(port)), seconds)
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    connection.settimeout(None)
+    return connection
+
+
+def is_own_process(connection: socket.socket) -> bool:
+    """Is the process at the other end of a unix socket this person's, as far as that is known?"""
+    return sys.platform == "win32" or peer_uid(connection) in (os.getuid(), -1)
+
+
+def peer_uid(sock: socket.socket) -> int:
+    """Return the uid of whoever is at the other end of a unix socket; -1 if that is not known."""
+    try:
+        if hasattr(socket, "SO_PEERCRED"):
+            size = struct.calcsize("iii")  # pid, uid, gid
+            return int(
+                struct.unpack("iii", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size))[
+                    1
+                ]
+            )
+        # BSD's and macOS's struct xucred begins with a version and the uid.
+        local, peer_credentials = 0, 1
+        return int(struct.unpack_from("II", sock.getsockopt(local, peer_credentials, 128))[1])
+    except (OSError, struct.error):
+        return -1
+
+
+def forget_path(path: Path) -> None:
+    """Remove a socket's file, and its folder if that was made for it alone."""
+    with contextlib.suppress(OSError):
+        path.unlink()
+    if path.parent.name.startswith(SHORT_PREFIX):
+        with contextlib.suppress(OSError):
+            path.parent.rmdir()
+
+
+def forget_old(kind: str) -> None:
+    """Remove the files of sockets of this kind whose processes were killed before they did."""
+    with contextlib.suppress(OSError):
+        for path in _usual_folder().glob(f"{kind}*"):
+            if time.time() - path.lstat().st_mtime > FORGOTTEN_AFTER:
+                path.unlink()
+
+
+def _usual_folder() -> Path:
+    return state_folder().absolute() / "sockets"
+
+
+def _folders() -> Iterator[Path]:
+    """Yield folders of this person alone with room for a socket: the usual one, then a new one."""
+    usual = _usual_folder()
+    if len(os.fsencode(usual)) + 10 <= LONGEST_PATH:
+        with contextlib.suppress(OSError):
+            yield _made_private(usual)
+    for parent in (os.environ.get("XDG_RUNTIME_DIR", ""), tempfile.gettempdir(), "/tmp"):  # noqa: S108 (mkdtemp makes it private)
+        if parent and len(os.fsencode(parent)) + 40 <= LONGEST_PATH:
+            with contextlib.suppress(OSError):
+                yield Path(tempfile.mkdtemp(prefix=SHORT_PREFIX, dir=parent))
+
+
+def _made_private(folder: Path) -> Path:
+    """Return a folder that nobody else can enter; OSError where it is somebody else's."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    about = folder.lstat()
+    if not stat.S_ISDIR(about.st_mode) or about.st_uid != os.getuid():
+        raise PermissionError(f"{folder} is not this person's")
+    if stat.S_IMODE(about.st_mode) != 0o700:  # noqa: PLR2004 (it is what private means)
+        folder.chmod(0o700)
+    return folder
+
+
+def short_private_folder(prefix: str) -> Path:
+    """Make a folder that only this person can enter, with a path short enough for sockets."""
+    usual = tempfile.gettempdir()
+    is_short = os.name != "posix" or len(os.fsencode(usual)) + 40 <= LONGEST_PATH
+    return Path(tempfile.mkdtemp(prefix=prefix, dir=usual if is_short else "/tmp"))  # noqa: S108 (mkdtemp makes it private)
+
+
+def _listen_at_tcp(backlog: int) -> socket.socket:
+    for port in random.sample(NOT_GIVEN_AWAY, TRIES):
+        with contextlib.suppress(OSError):
+            return socket.create_server(("127.0.0.1", port), backlog=backlog)
+    return socket.create_server(("127.0.0.1", 0), backlog=backlog)
