@@ -21,7 +21,7 @@ def reader(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> s
         if not shutil.which("ssh"):
             pytest.skip("no OpenSSH client here")
     else:
-        monkeypatch.setattr(shutil, "which", lambda _name: None)
+        monkeypatch.setattr(shutil, "which", lambda _name, **_options: None)
     return str(request.param)
 
 

@@ -284,6 +284,7 @@ def test_the_agent_signs_for_a_key_with_a_passphrase(server, there, tmp_path, ag
     (tmp_path / "askpass").chmod(0o700)
     subprocess.run(["ssh-add", "-q", locked], check=True, capture_output=True)
     server.allow(locked.with_suffix(".pub").read_text())
+    there = replace(there, environment=dict(os.environ))
     try:
         log_in(replace(there, identity_files=(locked,), identities_only=True)).close()
         log_in(replace(there, identity_files=(), identities_only=False)).close()
@@ -293,10 +294,10 @@ def test_the_agent_signs_for_a_key_with_a_passphrase(server, there, tmp_path, ag
         server.allow(server.client_key.with_suffix(".pub").read_text())
 
 
-def test_an_agent_that_does_not_answer_is_said(there, tmp_path, monkeypatch):
-    monkeypatch.setenv("SSH_AUTH_SOCK", str(tmp_path / "nobody"))
+def test_an_agent_that_does_not_answer_is_said(there, tmp_path):
+    environment = {**os.environ, "SSH_AUTH_SOCK": str(tmp_path / "nobody")}
     with pytest.raises(LoginRefused) as caught:
-        log_in(replace(there, identity_files=(), identities_only=False))
+        log_in(replace(there, environment=environment, identity_files=(), identities_only=False))
     assert "agent did not answer" in caught.value.advice
     log_in(there).close()  # a named key needs no agent
 

@@ -18,6 +18,7 @@ import pytest
 
 from bench.proxy import Proxy
 from remoter_kernel.errors import LoginRefused, RemoteLacks, Unreachable
+from remoter_kernel.front import unix_sockets
 from remoter_kernel.front.ssh import admission
 from remoter_kernel.front.ssh import login as ssh
 from remoter_kernel.front.ssh.aliases import Destination, resolve
@@ -361,8 +362,7 @@ def test_a_login_whose_pipes_are_all_full_still_closes_at_once(server, there):
     with Proxy(server.port) as path, socket.create_server(("127.0.0.1", 0)) as far:
         login = log_in(replace(there, port=path.port, host_key_alias=f"[127.0.0.1]:{there.port}"))
         tunnel = login.open_tunnel("127.0.0.1", far.getsockname()[1])
-        host, port = tunnel.address.removeprefix("tcp://").split(":")
-        with socket.create_connection((host, int(port))) as near, far.accept()[0]:
+        with unix_sockets.connect(tunnel.address, 30) as near, far.accept()[0]:
             path.stall()
             near.settimeout(0.5)
             with contextlib.suppress(TimeoutError):

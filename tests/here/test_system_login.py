@@ -12,6 +12,7 @@ import sys
 import tempfile
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -26,6 +27,7 @@ from remoter_kernel.errors import (
     RemoteLacks,
     Unreachable,
 )
+from remoter_kernel.front import unix_sockets
 from remoter_kernel.front.configuration.remotes import Remote
 from remoter_kernel.front.logins.login import log_in_to
 from remoter_kernel.front.questions import NotAnswered, Prompt, Trust
@@ -151,8 +153,9 @@ def take(listener: socket.socket) -> socket.socket:
 
 
 def connect(tunnel) -> socket.socket:
-    host, port = tunnel.address.removeprefix("tcp://").split(":")
-    return socket.create_connection((host, int(port)), 30)
+    near = unix_sockets.connect(tunnel.address, 30)
+    near.settimeout(30)
+    return near
 
 
 def ends(connection: socket.socket) -> bool:
@@ -302,7 +305,7 @@ def test_a_tunnel_takes_exactly_one_connection(login, listener):
     with connect(tunnel) as near, take(listener) as there:
         there.sendall(b"greeting")
         assert near.recv(100) == b"greeting"
-        with pytest.raises(ConnectionRefusedError):
+        with pytest.raises((ConnectionRefusedError, FileNotFoundError)):
             connect(tunnel)
     tunnel.close()
 
@@ -640,7 +643,7 @@ def test_without_an_ssh_that_is_said(config, monkeypatch, tmp_path):
     where = resolve("real", config)
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(BadConfiguration, match="ssh cannot be run"):
-        log_in_by_system(where)
+        log_in_by_system(replace(where, environment=dict(os.environ)))
 
 
 def test_a_master_of_ours_ends_when_we_are_killed(config, room):

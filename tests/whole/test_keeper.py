@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import secrets
-import socket
 import threading
 from multiprocessing import Pipe
 from typing import TYPE_CHECKING, Any
@@ -14,10 +13,11 @@ import psutil
 import pytest
 
 from remoter_kernel.errors import RemoterError, Unreachable
+from remoter_kernel.front import unix_sockets
 from remoter_kernel.front.configuration.remotes import find_remote
 from remoter_kernel.front.keeper import endpoint
-from remoter_kernel.front.keeper.host import Host
 from remoter_kernel.front.keeper.kept import KeptLogin, kept_login
+from remoter_kernel.front.keeper.server import KeeperServer
 from remoter_kernel.front.keeper.talk import receive, send
 from remoter_kernel.front.questions import NotAnswered, Trust
 from tests.real_jupyter import StartedKernel, started_kernel, wait_for
@@ -67,7 +67,8 @@ def accepted(sshd: RealSshd) -> int:
 
 def keeper(remote: Remote) -> psutil.Process:
     """Find the process that keeps a remote's login."""
-    return psutil.Process(json.loads(endpoint.place_of(remote).read_text())["pid"])
+    del remote
+    return psutil.Process(json.loads(endpoint.place().read_text())["pid"])
 
 
 def is_gone(process: psutil.Process) -> bool:
@@ -138,7 +139,7 @@ def test_a_login_ends_some_time_after_its_last_user(
         kept = keeper(remote)
         assert not second.is_new
     wait_for(lambda: is_gone(kept), what="the keeper's end")
-    assert not endpoint.place_of(remote).exists()
+    assert not endpoint.place().exists()
 
 
 def test_many_come_at_once_and_start_one_keeper(remote: Remote, sshd: RealSshd) -> None:
@@ -180,48 +181,6 @@ def test_many_use_one_login_with_room_for_few(
             thread.join()
         endpoint.dismiss_all(NAME)
         assert said == [f"{far.user}\n".encode()] * 4
-
-
-def test_a_stranger_hears_nothing_and_holds_nobody_up(remote: Remote) -> None:
-    with login(remote) as mine:
-        port = json.loads(endpoint.place_of(remote).read_text())["port"]
-        with socket.create_connection(("127.0.0.1", port)) as silent:
-            assert mine.run("echo still here").stdout == b"still here\n"
-            silent.settimeout(10)
-            greeting = silent.recv(4096)
-            assert b"CHALLENGE" in greeting
-            silent.sendall(b"\0\0\0\x20" + bytes(32))
-            rest = b""
-            with contextlib.suppress(ConnectionError):
-                while more := silent.recv(4096):
-                    rest += more
-            assert b"FAILURE" in rest
-        with login(remote) as another:
-            assert not another.is_new
-
-
-def test_what_is_left_of_a_dead_keeper_is_not_believed(remote: Remote, tmp_path: Path) -> None:
-    """Its file may name a port that is somebody else's by now."""
-    place = endpoint.place_of(remote)
-    place.parent.mkdir(parents=True, exist_ok=True)
-    heard: list[bytes] = []
-    with socket.create_server(("127.0.0.1", 0)) as other:
-
-        def answer() -> None:
-            with contextlib.suppress(OSError), other.accept()[0] as knock:
-                knock.sendall(b"\0\0\0\x05hello")
-                heard.append(knock.recv(4096))
-
-        thread = threading.Thread(target=answer, daemon=True)
-        thread.start()
-        words = {"port": other.getsockname()[1], "key": "00" * 32, "pid": 1}
-        for text in (json.dumps(words), "{", ""):
-            place.write_text(text)
-            with login(remote) as mine:
-                assert mine.run("echo fine").stdout == b"fine\n"
-            endpoint.dismiss_all(NAME)
-        thread.join()
-    assert not [words for words in heard if b"log in" in words]
 
 
 def test_a_wait_is_called_off(remote: Remote) -> None:
@@ -271,8 +230,7 @@ def test_who_comes_while_a_keeper_ends_finds_another(
     for thread in threads:
         thread.join()
     assert said == [b"in\n"] * 18
-    folder = endpoint.place_of(remote).parent
-    wait_for(lambda: not list(folder.glob(f"{NAME}-*")), what="nothing of it left")
+    wait_for(lambda: not endpoint.place().exists(), what="nothing of it left")
 
 
 class Asked:
@@ -381,8 +339,8 @@ def test_tunnels_end_with_their_visitor(remote: Remote, sshd: RealSshd) -> None:
     with login(remote) as another:
         with login(remote) as mine:
             address = mine.open_tunnel("127.0.0.1", sshd.port).address
-            host, _, port = address.removeprefix("tcp://").partition(":")
-            through = socket.create_connection((host, int(port)), 10)
+            through = unix_sockets.connect(address, 10)
+            through.settimeout(10)
             assert through.recv(4) == b"SSH-"
         with through, contextlib.suppress(ConnectionError):
             while through.recv(4096):
@@ -392,14 +350,14 @@ def test_tunnels_end_with_their_visitor(remote: Remote, sshd: RealSshd) -> None:
 
 def test_who_comes_too_late_hears_nothing_but_the_end() -> None:
     """It can find another keeper only when this one has left its place."""
-    host = Host()
-    host.end()
+    server = KeeperServer()
+    server.end()
     here, there = Pipe()
     with here:
         send(here, {"do": "end"})
-        host.receive(there)
+        server.receive(there)
         assert not here.poll()
-        host.close()
+        server.close()
         with pytest.raises((EOFError, ConnectionError)):
             receive(here)
 

@@ -24,6 +24,8 @@ from tests.real_parts import run_quietly
 from tests.whole.talk import Talk
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from tests.real_jupyter import JupyterHere
     from tests.real_logins import LoginGround, Way
 
@@ -37,6 +39,14 @@ WITH_QUESTIONS = ("encrypted key", "password", "code", "password and code", "key
 def transport(request: pytest.FixtureRequest) -> str:
     """Both must do."""
     return str(request.param)
+
+
+@pytest.fixture(autouse=True)
+def nobody_is_logged_in(here: JupyterHere) -> Iterator[None]:
+    """Remotes of one account share a login: none is left to the next test."""
+    del here
+    yield
+    dismiss_all()
 
 
 def configure(
