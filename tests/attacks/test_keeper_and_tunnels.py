@@ -50,7 +50,8 @@ listens = re.compile(rb" 0100007F:(\w{4}) 00000000:0000 0A \S+ \S+ \S+ +(\d+) ")
 WISH = b'{"transfer": 1, "do": "receive", "to": "", "sources": [], "cwd": "", "dry": false}'
 table = os.open("/proc/net/tcp", os.O_RDONLY)
 def listeners():  # they stand first in the table
-    return {int(port, 16) for port, uid in listens.findall(os.pread(table, 65536, 0)) if uid in ours}
+    found = listens.findall(os.pread(table, 65536, 0))
+    return {int(port, 16) for port, uid in found if uid in ours}
 known, connections, heard = listeners(), {}, {}
 print("ready", flush=True)
 is_over = False

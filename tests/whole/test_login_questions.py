@@ -115,6 +115,25 @@ def test_three_kernels_share_one_login(
         assert way.sshd.accepted() == before + 1
 
 
+def test_remotes_on_one_host_share_its_login(
+    here: JupyterHere, ground: LoginGround, transport: str
+) -> None:
+    """Three remotes on a host that asks for a code: one code, one keeper."""
+    way = ground.way("code")
+    names = [configure(here, way, transport, f"share-{number}") for number in range(3)]
+    before = way.sshd.accepted()
+    for number, name in enumerate(names):
+        ended = run(name, way if number == 0 else replace(way, questions=()))
+        assert (ended.status, ended.asked) == (0, number == 0), ended.text
+    assert way.sshd.accepted() == before + 1
+    assert len(list((here.folder / "state/keepers").glob("*.json"))) == 1
+    # One of them goes, and the others stay logged in.
+    assert here.remoter("remove", names[0]).returncode == 0
+    ended = run(names[1], replace(way, questions=()))
+    assert (ended.status, ended.asked) == (0, 0), ended.text
+    assert way.sshd.accepted() == before + 1
+
+
 def test_restarts_and_killed_trees_ask_nothing_again(
     here: JupyterHere, ground: LoginGround, transport: str
 ) -> None:
