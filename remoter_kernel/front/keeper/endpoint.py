@@ -119,7 +119,7 @@ def _start(place: Path) -> subprocess.Popen[bytes]:
         "stdout": subprocess.PIPE,
         "stderr": subprocess.DEVNULL,
     }
-    words = [sys.executable, "-m", "remoter_kernel.front.keeper.process", str(place)]
+    words = [sys.executable, "-P", "-m", "remoter_kernel.front.keeper.process", str(place)]
     if sys.platform == "win32":
         try:
             return subprocess.Popen(words, creationflags=ON_WINDOWS | OUT_OF_ITS_JOB, **options)

@@ -47,7 +47,7 @@ def main(arguments: list[str]) -> None:
         for number in (signal.SIGINT, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)
     elif TWICE_REMOVED not in arguments:
-        command = [sys.executable, "-m", __spec__.name, TWICE_REMOVED, str(place)]
+        command = [sys.executable, "-P", "-m", __spec__.name, TWICE_REMOVED, str(place)]
         subprocess.Popen(command, stdin=subprocess.DEVNULL, creationflags=0x08000000)
         return
     try:

@@ -52,7 +52,7 @@ class EmbeddedHost:
         complaints = self._folder / "stderr"
         with complaints.open("wb") as stderr:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", SERVER, str(self._folder)],
+                [sys.executable, "-P", "-m", SERVER, str(self._folder)],
                 # Not the notebook's folder: `-m` would import what lies there.
                 cwd=PACKAGE_ROOT,
                 stdin=subprocess.PIPE,
