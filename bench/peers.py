@@ -84,7 +84,7 @@ class Remoter:
             f"python = {json.dumps(sys.executable)}\n"
             f"ssh_config = {json.dumps(str(ground.ssh_config))}\n"
         )
-        argv = [sys.executable, "-m", "remoter_kernel", "-f", "{connection_file}"]
+        argv = [sys.executable, "-P", "-m", "remoter_kernel", "-f", "{connection_file}"]
         return _write_kernelspec(
             ground, "remoter-bench", [*argv, "--remote", "bench"], interrupt_mode="message"
         )

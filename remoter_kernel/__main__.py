@@ -1,10 +1,55 @@
-"""The kernel process: `python -m remoter_kernel -f CONNECTION_FILE [--remote NAME]`."""
+"""The kernel process: `python -P -m remoter_kernel -f CONNECTION_FILE [--remote NAME]`.
 
-from __future__ import annotations
+Jupyter starts it in the notebook's folder, which may come from a stranger. So this file looks
+where Python imports from before it imports anything, `__future__` included. `os` and `sys` are
+there already: Python itself has begun with its own.
+"""
+
+import os
+import sys
+
+
+def imports_from_here() -> bool:
+    """Say whether Python looks for modules in the current folder first, as it does without `-P`."""
+    if sys.flags.safe_path:
+        return False
+    try:
+        return sys.path[0] in {"", os.getcwd()}
+    except FileNotFoundError:  # the folder is gone, and so is what could be imported from it
+        return False
+
+
+def refusal(words: list[str]) -> str:
+    """Say what is wrong and what mends it; `words` are those of the command line."""
+    name = words[words.index("--remote") + 1] if "--remote" in words[:-1] else "NAME"
+    return (
+        f"remoter: this kernel was started without -P, so Python files of {os.getcwd()!r} could "
+        "run on this machine. It has ended before that. "
+        f"`remoter check {name}` puts -P into the kernelspec; then start the kernel again."
+    )
+
+
+def forget_relative_places() -> None:
+    """Import nothing from where a relative path in PYTHONPATH leads: that begins here, too.
+
+    An empty word counts as one (`export PYTHONPATH=$PYTHONPATH:/opt/lib` makes it).
+    """
+    named = "" if sys.flags.ignore_environment else os.environ.get("PYTHONPATH", "")
+    words = named.split(os.pathsep) if named else []
+    relative = {os.path.abspath(word) for word in words if not os.path.isabs(word)}
+    sys.path[:] = [place for place in sys.path if place not in relative]
+
+
+if __name__ == "__main__":
+    if imports_from_here():
+        print(refusal(sys.argv), file=sys.stderr)
+        sys.exit(2)  # as any bad configuration
+    forget_relative_places()
+    if sys.platform == "win32":  # else Windows looks for `ssh.exe` in the current folder first
+        os.environ["NODEFAULTCURRENTDIRECTORYINEXEPATH"] = "1"
 
 import argparse
 import contextlib
-import sys
 from pathlib import Path
 
 from remoter_kernel.errors import RemoterError
@@ -15,7 +60,7 @@ from remoter_kernel.front.keeper.endpoint import start_early
 def main() -> int:
     """Serve one connection file."""
     parser = argparse.ArgumentParser(
-        prog="python -m remoter_kernel", description=__doc__, allow_abbrev=False
+        prog="python -P -m remoter_kernel", description=__doc__, allow_abbrev=False
     )
     parser.add_argument("-f", dest="connection_file", type=Path, required=True)
     parser.add_argument("--remote", default=None, help="a name in remotes.toml")
@@ -32,7 +77,7 @@ def main() -> int:
     try:
         serve(words.connection_file, words.remote, tuple(rest), words.session)
     except RemoterError as error:
-        print(error, file=sys.stderr)  # noqa: T201 - the only place to say it
+        print(error, file=sys.stderr)  # the only place to say it
         return error.exit_code
     return 0
 

@@ -69,7 +69,7 @@ def remote_kernel(
 ) -> list[str]:
     """Configure a remote for the suite; return how its front is started."""
     here.add_remote("suite", env=environment(folder), cwd=str(folder), **remote)
-    front = ["-m", "remoter_kernel", "-f", "{connection_file}", "--remote", "suite"]
+    front = ["-P", "-m", "remoter_kernel", "-f", "{connection_file}", "--remote", "suite"]
     return [sys.executable, *front]
 
 

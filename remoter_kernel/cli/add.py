@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from remoter_kernel.cli.kernelspecs import mend_kernelspecs
 from remoter_kernel.cli.progress import OnStderr
 from remoter_kernel.cli.terminal import questions
 from remoter_kernel.errors import RemoterError, Usage
@@ -98,6 +99,7 @@ def add(name: str, host: str | None, **given: Any) -> None:
         remotes.remember_kernel_info(remote, _try_kernel(remote))
     remotes.write_remote(remote, make_default=make_default, replace=replace)
     kernelspec.install_kernelspec(remote, display_name, language, debugger=debugger)
+    mend_kernelspecs()
     spec = kernelspec.kernelspec_name(name)
     click.echo(f"Wrote {name} to {remotes.config_path()}, and the kernelspec {spec}.")
     click.echo(f"To use it: pick {display_name} in Jupyter, or run")

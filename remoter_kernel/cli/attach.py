@@ -39,7 +39,7 @@ def attach(session: str) -> None:
         _write_kernelspec(Path(folder) / "kernels" / SPEC, found)
         # Not `--existing`: a console interrupts only a kernel that it has started.
         path = os.pathsep.join(filter(None, (folder, os.environ.get("JUPYTER_PATH"))))
-        command = [sys.executable, "-m", "jupyter_console", "--kernel", SPEC]
+        command = [sys.executable, "-P", "-m", "jupyter_console", "--kernel", SPEC]
         before = signal.signal(signal.SIGINT, lambda *_: None)  # Ctrl-C is for the console
         try:
             ran = subprocess.run(command, env={**os.environ, "JUPYTER_PATH": path}, check=False)
@@ -52,7 +52,7 @@ def attach(session: str) -> None:
 def _write_kernelspec(folder: Path, found: Found) -> None:
     remote = found.visit.remote
     named = [] if remote is HERE else ["--remote", remote.name]
-    argv = [sys.executable, "-m", "remoter_kernel", "-f", "{connection_file}", *named]
+    argv = [sys.executable, "-P", "-m", "remoter_kernel", "-f", "{connection_file}", *named]
     spec = {
         "argv": [*argv, "--session", found.id],
         "display_name": f"{remote.name}/{found.id}",

@@ -9,6 +9,7 @@ import click
 from rich.console import Console
 from rich.text import Text
 
+from remoter_kernel.cli.kernelspecs import mend_kernelspecs
 from remoter_kernel.cli.terminal import questions
 from remoter_kernel.cli.words import remote_names
 from remoter_kernel.front.running.checkup import Step, check_up
@@ -26,6 +27,7 @@ def check(name: str, as_json: bool) -> None:
     The steps are: name, connect, host key, login, Python, packages, lifetime, start, round
     trip, versions, times. The kernel that it starts ends with it.
     """
+    mend_kernelspecs()
     steps = check_up(name, questions())
     done = list(steps) if as_json else list(_showing(steps))
     error = done[-1].error

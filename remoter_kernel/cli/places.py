@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from remoter_kernel.cli.kernelspecs import tell_unsafe
 from remoter_kernel.cli.terminal import aligned, questions
 from remoter_kernel.cli.words import remote_names
 from remoter_kernel.errors import RemoterError, Usage
@@ -30,11 +31,13 @@ def list_remotes(as_json: bool) -> None:
     """
     known = remotes.read_remotes()
     specs = kernelspec.kernelspec_names()
+    unsafe = tell_unsafe()
     if as_json:
         document = {
             "config": str(remotes.config_path()),
             "default": known.default,
             "remotes": [_described(remote, specs) for remote in known.all.values()],
+            "unsafe_kernelspecs": unsafe,
         }
         click.echo(json.dumps(document, indent=2))
         return

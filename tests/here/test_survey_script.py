@@ -49,6 +49,15 @@ def test_a_named_python_is_the_only_one_looked_at(tmp_path):
     assert python.kernel("python3").language == "python"
 
 
+def test_modules_that_lie_in_the_home_are_no_modules_of_that_python(tmp_path, monkeypatch):
+    """Where the login begins there may be a `json.py` or a `queue.py`, as in any folder."""
+    for name in ("json", "queue", "zmq"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('a module of the folder')")
+    monkeypatch.chdir(tmp_path)
+    (python,) = look(tmp_path, python=sys.executable).pythons
+    assert python.lacks == ()
+
+
 def test_a_named_python_may_begin_with_the_home_and_hold_spaces(tmp_path):
     imitate(tmp_path / "my envs" / "it's" / "python")
     (python,) = look(tmp_path, python="~/my envs/it's/python").pythons

@@ -15,6 +15,7 @@ from jupyter_client.kernelspec import KernelSpecManager
 from remoter_kernel.errors import Usage
 from remoter_kernel.front.configuration import kernelspec
 from remoter_kernel.front.configuration.remotes import Remote
+from remoter_kernel.front.private_files import CannotWrite
 
 PACKAGED = Path(__file__).parents[2] / "kernelspec"
 
@@ -30,6 +31,7 @@ def test_jupyter_finds_the_remote_and_starts_it_by_an_absolute_python():
     spec = KernelSpecManager().get_kernel_spec("remoter-gpu-box")
     assert spec.argv == [
         sys.executable,
+        "-P",
         "-m",
         "remoter_kernel",
         "-f",
@@ -129,9 +131,89 @@ def test_a_name_that_could_climb_is_refused(name):
 def test_the_packaged_kernelspec_is_the_default_remote():
     spec = json.loads((PACKAGED / "kernel.json").read_text())
     assert spec == {
-        "argv": ["python", "-m", "remoter_kernel", "-f", "{connection_file}"],
+        "argv": ["python", "-P", "-m", "remoter_kernel", "-f", "{connection_file}"],
         "display_name": "Remote (host)",
         "language": "python",
         "interrupt_mode": "message",
         "metadata": {"supported_encryption": ["curve"]},
     }
+
+
+# --------------------------------------------------------------- kernelspecs without -P
+
+OURS = ["-m", "remoter_kernel", "-f", "{connection_file}"]
+LACKING = {
+    "as it was written": (["/opt/python", *OURS], ["/opt/python", "-P", *OURS]),
+    "with options": (["py", "-X", "dev", "-B", *OURS], ["py", "-X", "dev", "-B", "-P", *OURS]),
+    "behind another command": (
+        ["env", "-S", "A=b", "nice", "-n", "5", "python", *OURS, "--remote", "-P"],
+        ["env", "-S", "A=b", "nice", "-n", "5", "python", "-P", *OURS, "--remote", "-P"],
+    ),
+}
+LEFT_ALONE = {
+    "safe": ["python", "-P", *OURS],
+    "safe with others": ["python", "-X", "dev", "-sBP", "-u", *OURS],
+    "isolated": ["python", "-I", *OURS],
+    "another kernel": ["python", "-m", "ipykernel_launcher", "-f", "{connection_file}"],
+    "another module": ["python", "-m", "remoter_kernel.errors"],
+    "nothing": [],
+}
+
+
+@pytest.mark.parametrize(("argv", "safe"), LACKING.values(), ids=LACKING)
+def test_the_option_is_put_before_the_module(argv, safe):
+    assert kernelspec.with_safe_path(argv) == safe
+    assert kernelspec.with_safe_path(safe) == []
+
+
+@pytest.mark.parametrize("argv", LEFT_ALONE.values(), ids=LEFT_ALONE)
+def test_what_is_safe_or_not_ours_is_left_alone(argv):
+    assert kernelspec.with_safe_path(argv) == []
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"argv": "python"}', '{"argv": [1]}', "\xff"])
+def test_what_is_no_kernelspec_is_left_alone(tmp_path, text):
+    file = tmp_path / "kernels/remoter-x/kernel.json"
+    file.parent.mkdir(parents=True)
+    file.write_text(text, encoding="latin-1")
+    assert kernelspec.mend_kernelspecs() == ([], [])
+    assert file.read_text(encoding="latin-1") == text
+
+
+def an_old_one(folder):
+    """Write a kernelspec of an earlier version, as a person has edited it."""
+    file = folder / "kernels/mine/kernel.json"
+    file.parent.mkdir(parents=True)
+    about = {"argv": ["python", *OURS], "env": {"A": "ä"}, "display_name": "Mine"}
+    file.write_text(json.dumps(about))
+    file.chmod(0o644)
+    return file, about
+
+
+def test_a_kernelspec_is_mended_under_any_name_and_whoever_could_read_it_still_can(tmp_path):
+    file, about = an_old_one(tmp_path)
+    assert kernelspec.unsafe_kernelspecs() == [file]
+    assert kernelspec.mend_kernelspecs() == ([file], [])
+    assert json.loads(file.read_text()) == {**about, "argv": ["python", "-P", *OURS]}
+    assert file.stat().st_mode & 0o777 == 0o644
+    assert kernelspec.unsafe_kernelspecs() == []
+
+
+def test_one_that_hides_behind_another_of_its_name_is_found_too(tmp_path, monkeypatch):
+    """Another Jupyter of this person looks in other places first."""
+    file, _ = an_old_one(tmp_path)
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "first"))
+    shutil.copytree(PACKAGED, tmp_path / "first/kernels/mine")
+    assert kernelspec.unsafe_kernelspecs() == [file]
+
+
+def test_one_that_cannot_be_written_is_named(tmp_path, monkeypatch):
+    file, about = an_old_one(tmp_path)
+
+    def refuse(path, text):
+        raise CannotWrite(f"{path} cannot be written: Permission denied.")
+
+    monkeypatch.setattr(kernelspec, "write_private", refuse)
+    mended, (error,) = kernelspec.mend_kernelspecs()
+    assert (mended, error.what) == ([], f"{file} cannot be written: Permission denied.")
+    assert json.loads(file.read_text()) == about

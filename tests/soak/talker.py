@@ -99,7 +99,7 @@ class Talker:
                 return
 
     def _start_front(self) -> None:
-        command = [sys.executable, "-m", "remoter_kernel"]
+        command = [sys.executable, "-P", "-m", "remoter_kernel"]
         with (self.folder / f"{self.name}.log").open("ab") as log:
             self.front = subprocess.Popen(
                 [*command, "-f", str(self._file), "--remote", self.name],

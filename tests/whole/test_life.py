@@ -301,7 +301,7 @@ def file(here: JupyterHere, tmp_path: Path, far: FarSide) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def _front(file: Path) -> Iterator[subprocess.Popen[bytes]]:
-    command = [sys.executable, "-m", "remoter_kernel", "-f", str(file), "--remote", "life"]
+    command = [sys.executable, "-P", "-m", "remoter_kernel", "-f", str(file), "--remote", "life"]
     with subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True) as front:
         try:
             yield front

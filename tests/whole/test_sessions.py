@@ -104,7 +104,7 @@ def file(here: JupyterHere, tmp_path: Path) -> Path:
 def a_front(file: Path, remote: str, *words: str) -> Iterator[Front]:
     """Start a front by hand; it is asked to end, the session is not."""
     named = ["--remote", remote] if remote else []
-    command = [sys.executable, "-m", "remoter_kernel", "-f", str(file), *named, *words]
+    command = [sys.executable, "-P", "-m", "remoter_kernel", "-f", str(file), *named, *words]
     with subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True) as process:
         try:
             with client_of(file) as client:

@@ -8,7 +8,9 @@ limited() { # what runs may hang on a dead mount: give it 20 seconds where there
 
 # Must be readable by any Python since 2.7, to tell that it is too old.
 probe='
-import json, sys
+import sys
+sys.path = [place for place in sys.path if place]  # nothing of the folder where this begins
+import json
 seen = {"path": sys.executable or sys.argv[1], "prefix": sys.prefix, "version": list(sys.version_info[:3])}
 for name in ("zmq", "jupyter_client", "ipykernel"):
     try:

@@ -174,7 +174,11 @@ def pip_wheel(python: str) -> Path:
 
 def _resolve(target: Target, packages: Sequence[str], settings: dict[str, str]) -> str:
     """Say which versions of which packages it takes, with their hashes."""
-    command = [_uv(), "pip", "compile", "--quiet", "--no-header", "--no-annotate"]
+    # Else uv obeys the uv.toml or pyproject.toml of the folder in which this was called.
+    project = platformdirs.user_cache_path(APPLICATION)
+    project.mkdir(mode=0o700, parents=True, exist_ok=True)
+    command = [_uv(), "--project", str(project), "pip", "compile"]
+    command += ["--quiet", "--no-header", "--no-annotate"]
     command += ["--generate-hashes", "--only-binary", ":all:", "--no-python-downloads"]
     command += ["--python", sys.executable, "--python-version", target.python]
     command += ["--python-platform", target.platform, "-"]
@@ -202,7 +206,7 @@ def _pip() -> list[str]:
             f"pip is not there for {sys.executable}, and is needed to collect packages.",
             "Run: pip install 'remoter-kernel[offline]'",
         )
-    return [sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input"]
+    return [sys.executable, "-P", "-m", "pip", "--disable-pip-version-check", "--no-input"]
 
 
 def _run(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -14,13 +15,18 @@ from jupyter_core.paths import jupyter_data_dir
 
 from remoter_kernel.errors import Usage
 from remoter_kernel.front.configuration.text import is_name
-from remoter_kernel.front.private_files import write_private
+from remoter_kernel.front.private_files import CannotWrite, write_private
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from remoter_kernel.front.configuration.text import Remote
 
 PREFIX = "remoter-"
 LANGUAGES = {"ir": "R", "python3": "python"}  # of kernels that have one name everywhere
+OURS = ("-m", "remoter_kernel")  # in the command line of each kernelspec of ours
+# Options of Python with -P or -I among them: with either it imports nothing from its folder.
+SAFE_OPTIONS = re.compile(r"-(?=\w*[IP])[BEIOPbdiqsuvx]+")
 LOGOS = ("logo-32x32.png", "logo-64x64.png", "logo-svg.svg")
 
 
@@ -73,6 +79,7 @@ def install_kernelspec(
         # An absolute Python: Jupyter itself may run in another environment than this one.
         "argv": [
             sys.executable,
+            "-P",  # Jupyter starts it in the notebook's folder, which must not be imported from
             "-m",
             "remoter_kernel",
             "-f",
@@ -109,6 +116,68 @@ def kernelspec_names() -> tuple[str, ...]:
     """Give the names of all kernelspecs that this module wrote for this person."""
     specs = _kernels_folder().glob(f"{PREFIX}*/kernel.json")
     return tuple(sorted(spec.parent.name for spec in specs))
+
+
+def unsafe_kernelspecs() -> list[Path]:
+    """Find the kernelspecs of ours, whoever wrote them, that start Python without `-P`.
+
+    Python then runs files of the notebook's folder. Earlier versions have written such ones.
+    """
+    folders = map(Path, KernelSpecManager().kernel_dirs)
+    files = (file for folder in folders for file in sorted(folder.glob("*/kernel.json")))
+    return [file for file in files if _mended(_read(file))]
+
+
+def mend_kernelspecs() -> tuple[list[Path], list[CannotWrite]]:
+    """Put `-P` into the kernelspecs that lack it, and change nothing else in them.
+
+    Returns those that were mended, and why others could not be.
+    """
+    mended, left = [], []
+    for file in unsafe_kernelspecs():
+        try:
+            _rewrite(file.resolve(), _mended(_read(file)))
+            mended.append(file)
+        except CannotWrite as error:
+            left.append(error)
+    return mended, left
+
+
+def with_safe_path(argv: Sequence[str]) -> list[str]:
+    """Put `-P` into a command line of ours that lacks it; return [] if nothing is to be done."""
+    pairs = list(itertools.pairwise(argv))
+    if OURS not in pairs:
+        return []
+    place = pairs.index(OURS)
+    options = itertools.takewhile(lambda word: word.startswith("-"), reversed(argv[:place]))
+    if any(SAFE_OPTIONS.fullmatch(word) for word in options):
+        return []
+    # Right before -m: what stands farther ahead may be another command's, such as nice or env.
+    return [*argv[:place], "-P", *argv[place:]]
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        spec = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # Jupyter cannot start this one either
+        return {}
+    return spec if isinstance(spec, dict) else {}
+
+
+def _mended(spec: dict[str, Any]) -> dict[str, Any]:
+    """Return the kernelspec with `-P` in its command line, or {} if it needs no mending."""
+    argv = spec.get("argv")
+    if not isinstance(argv, list) or not all(isinstance(word, str) for word in argv):
+        return {}
+    safe = with_safe_path(argv)
+    return {**spec, "argv": safe} if safe else {}
+
+
+def _rewrite(file: Path, spec: dict[str, Any]) -> None:
+    """Replace a file by this; whoever could read it still can."""
+    mode = file.stat().st_mode & 0o777
+    write_private(file, json.dumps(spec, indent=1, ensure_ascii=False) + "\n")
+    file.chmod(mode)
 
 
 def _kernels_folder() -> Path:

@@ -216,6 +216,8 @@ def _new_manager() -> KernelManager:
         """Knows one kernel."""
 
         def get_kernel_spec(self, kernel_name: str) -> KernelSpec:
+            # No -P: cells may import what lies beside their notebook, and IPython heeds that flag.
+            # Nobody starts this kernel before a person has let the notebook's code run here.
             argv = [sys.executable, "-m", "ipykernel_launcher", QUIET, "-f", "{connection_file}"]
             return KernelSpec(name=kernel_name, argv=argv, language="python")
 
