@@ -25,6 +25,11 @@ OVERRULED = {
     "forkafterauthentication": "no",
     "stdinnull": "no",
     "updatehostkeys": "no",
+    "tunnel": "no",
+    "channeltimeout": "none",
+    # Nobody but a known_hosts file, or a person, vouches for a host.
+    "nohostauthenticationforlocalhost": "no",
+    "verifyhostkeydns": "no",
     "visualhostkey": "no",
 }
 
