@@ -8,7 +8,6 @@ ends. What was started through it and has daemonised itself lives on, as on any 
 from __future__ import annotations
 
 import contextlib
-import getpass
 import os
 import shutil
 import subprocess
@@ -20,6 +19,7 @@ from typing import Self
 
 from remoter_kernel.errors import RemoteLacks
 from remoter_kernel.front.ssh.aliases import Destination
+from remoter_kernel.front.ssh.tokens import local_user
 
 READY_WITHIN = 10.0  # seconds
 ENDS_WITHIN = 3.0  # seconds
@@ -93,7 +93,7 @@ class EmbeddedHost:
         return Destination(
             host_name="127.0.0.1",
             port=self.port,
-            user=getpass.getuser(),
+            user=local_user() or "nobody",  # its server does not look at it
             identity_files=(self._folder / "client_key",),
             known_hosts_files=(self._folder / "known_hosts",),
             identities_only=True,
