@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from remoter_kernel.errors import BadConfiguration, Unreachable, Usage
-from remoter_kernel.front.ssh.config_words import NO_RULES, OLD_NAMES, Rules, rules_of
+from remoter_kernel.front.ssh.config_words import NO_RULES, Rules, rules_of
 from remoter_kernel.front.ssh.tokens import Tokens, account_home, local_user
 
 ANSWER_WITHIN = 5.0  # seconds for `ssh -G`: a `Match exec` in it may ask the network
@@ -241,20 +241,11 @@ def _config_choice(config: Path) -> list[str]:
 
 def _read_config(typed: _Typed, config: Path) -> dict[str, list[str]]:
     """Read ssh_config with paramiko's parser, where there is no OpenSSH client."""
-    from paramiko import SSHConfig  # noqa: PLC0415 (0.2 s, and seldom needed)
+    from remoter_kernel.front.ssh.config_parser import read_config  # noqa: PLC0415 (0.2 s, seldom)
 
     said: dict[str, list[str]] = {}
     if config.exists():
-        try:
-            found = SSHConfig.from_path(str(config)).lookup(typed.host)
-        except Exception as error:  # a parser of foreign files: anything may come
-            raise BadConfiguration(
-                f"{config} cannot be read without an OpenSSH client: {error}.",
-                "Install one: it knows Include, each kind of Match, and CanonicalizeHostname.",
-            ) from error
-        for key, value in found.items():
-            if value is not None:  # its way to say "none"
-                said[OLD_NAMES.get(key, key)] = value if isinstance(value, list) else [value]
+        said = read_config(config, typed.host)
     elif config != Path.home() / ".ssh" / "config":
         _config_choice(config)  # says that it does not exist
     if typed.user:
