@@ -256,6 +256,19 @@ def test_no_host_is_trusted_because_its_address_is_loopback(server, config, tran
     assert not (tmp_path / "empty").exists()
 
 
+@pytest.mark.parametrize("transport", TRANSPORTS)
+def test_where_checking_is_strict_nobody_is_asked(server, config, transport, tmp_path):
+    """Somebody in a hurry says yes to the key of a stranger: this person may not be asked."""
+    server.ssh_config(
+        config, extra=f"StrictHostKeyChecking yes\nUserKnownHostsFile {tmp_path}/empty"
+    )
+    who = Somebody(Trust.YES)
+    for someone in (who, None):
+        with pytest.raises(UnknownHostKey, match=f"StrictHostKeyChecking yes.*{tmp_path}/empty"):
+            enter(config, transport, someone)
+    assert not who.asked
+
+
 @pytest.mark.parametrize("file", ["/dev/null", "none"])
 @pytest.mark.parametrize("transport", TRANSPORTS)
 def test_advice_to_accept_a_key_says_that_it_would_not_be_kept(server, config, transport, file):

@@ -15,7 +15,7 @@ from remoter_kernel.errors import (
 )
 from remoter_kernel.front.questions import WITHOUT_QUESTIONS, NeedsPerson, readable
 from remoter_kernel.front.ssh.outcome import HostKeyNotAsked, UnknownHostKey
-from remoter_kernel.front.ssh.trust import how_to_accept
+from remoter_kernel.front.ssh.trust import how_to_accept, unknown_to_the_strict
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -99,6 +99,9 @@ def _unread_revoked_keys(told: _Told, match: re.Match[str]) -> RemoterError:
 
 
 def _unknown(told: _Told, _match: re.Match[str]) -> RemoterError:
+    if told.destination.rules.is_strict:
+        files = told.destination.known_hosts_files
+        return unknown_to_the_strict(told.label, told.host_key, files)
     if told.may_ask:
         return UnknownHostKey(
             f"the host key of {told.label} was not accepted: {told.host_key}.",

@@ -73,6 +73,7 @@ HEEDED = {
         ("GlobalKnownHostsFile", "HashKnownHosts", "HostKeyAlias", "UserKnownHostsFile"),
         "where host keys are looked for and written",
     ),
+    "StrictHostKeyChecking": "with `yes` no unknown host key is accepted; else it is asked about",
     **dict.fromkeys(
         ("ControlMaster", "ControlPath", "ControlPersist"), "a master that lives is joined"
     ),
@@ -105,7 +106,7 @@ BEYOND = {
 # These have no bearing on what a login is for here, or are overruled for each login (see `words`).
 HARMLESS = {
     **dict.fromkeys(
-        ("NoHostAuthenticationForLocalhost", "StrictHostKeyChecking", "VerifyHostKeyDNS"),
+        ("NoHostAuthenticationForLocalhost", "VerifyHostKeyDNS"),
         "an unknown host key is asked about, always",
     ),
     **dict.fromkeys(("BatchMode", "VisualHostKey", "FingerprintHash"), "we ask, in our own words"),
@@ -220,6 +221,8 @@ class Rules:
     least_rsa_bits: int = RSA_BITS
     hashes_names: bool = False
     """Names are hashed when a host key is written down."""
+    is_strict: bool = False
+    """Nobody may accept an unknown host key; without it somebody is always asked."""
     beyond_paramiko: tuple[str, ...] = ()
     """Words that only the system's ssh can heed."""
     unread: tuple[str, ...] = ()
@@ -256,6 +259,7 @@ def rules_of(said: Said, usual: Said | None) -> Rules:
         ),
         least_rsa_bits=_number(said, "requiredrsasize", RSA_BITS),
         hashes_names=_one(said, "hashknownhosts") == "yes",
+        is_strict=_one(said, "stricthostkeychecking") in ("yes", "true"),
         beyond_paramiko=_beyond_paramiko(said, usual),
         unread=tuple(NAMES[word] for word in ("include",) if usual is None and word in said),
     )

@@ -80,6 +80,7 @@ class KnownHosts:
         self.name = f"[{plain}]:{destination.port}" if has_port else plain
         self._least_rsa_bits = destination.rules.least_rsa_bits
         self._hashes_names = destination.rules.hashes_names
+        self._is_strict = destination.rules.is_strict
         lines = [line for file in self.files for line in read_lines(file)]
         self._lines = [line for line in lines if line.is_for(self.name)]
         # As OpenSSH does: a key known for the host without a port will do, if it matches.
@@ -137,6 +138,8 @@ class KnownHosts:
 
     def _ask(self, kind: str, key: bytes, questions: Questions | None) -> None:
         shown = fingerprint(key)
+        if self._is_strict:
+            raise unknown_to_the_strict(self.host, f"{kind} {shown}", self.files)
         if questions is None:
             raise HostKeyNotAsked(
                 f"the host key of {self.host} is not known here: {kind} {shown}.",
@@ -212,6 +215,17 @@ def how_to_accept(files: Sequence[Path]) -> str:
             "then run `remoter check NAME` at a terminal to compare and accept it."
         )
     return "Run `remoter check NAME` at a terminal to compare and accept it."
+
+
+def unknown_to_the_strict(host: str, shown: str, files: Sequence[Path]) -> UnknownHostKey:
+    """Say that a host key would have to be known, because nobody may be asked about it."""
+    file = "a file of known hosts" if not files or str(files[0]) in NOWHERE else files[0]
+    return UnknownHostKey(
+        f"the host key of {host} is not known here: {shown}; "
+        "and your ssh config says StrictHostKeyChecking yes.",
+        f"Add the line that its administrator gives you to {file}, "
+        "or say StrictHostKeyChecking ask for it.",
+    )
 
 
 def hashed(name: str) -> str:
