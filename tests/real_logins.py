@@ -164,7 +164,7 @@ class LoginGround:
             f"User {way.user}",
             f"UserKnownHostsFile {way.sshd.known_hosts}",
             "GlobalKnownHostsFile /dev/null",
-            "StrictHostKeyChecking yes",
+            "StrictHostKeyChecking ask",
         ]
         with self.config.open("a") as file:
             file.write("".join([f"Host {way.alias}\n", *(f"    {line}\n" for line in lines)]))

@@ -171,7 +171,7 @@ class RealSshd:
             "    IdentitiesOnly yes",
             f"    UserKnownHostsFile {self.known_hosts}",
             "    GlobalKnownHostsFile /dev/null",
-            "    StrictHostKeyChecking yes",
+            "    StrictHostKeyChecking ask",
             "",
         ]
         with Path(path).open("a") as file:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import fields
+from typing import Any
 
 import pytest
 
@@ -19,7 +20,8 @@ CLEAR = Facts(has_ssh=True)
         ("auto", Facts(has_ssh=True, has_ticket=True), "openssh", "Kerberos ticket"),
         ("auto", Facts(has_ssh=True, has_only_security_keys=True), "openssh", "security key"),
         ("auto", Facts(has_ssh=True, is_known_by_authority=True), "openssh", "authority"),
-        ("auto", Facts(has_ssh=True, names_certificate=True), "openssh", "CertificateFile"),
+        ("auto", Facts(has_ssh=True, beyond_paramiko="it says X"), "openssh", "it says X"),
+        ("auto", Facts(beyond_paramiko="it says X"), "paramiko", ""),
         ("auto", Facts(has_ssh=True, needs_proxy_on_windows=True), "openssh", "ProxyCommand"),
         ("auto", Facts(has_ssh=True, has_master=True, has_ticket=True), "openssh", "Master"),
         ("auto", Facts(has_ticket=True, has_only_security_keys=True), "paramiko", ""),
@@ -38,4 +40,5 @@ def test_the_facts_decide(wish, facts, transport, reason):
 def test_every_fact_counts():
     for fact in fields(Facts):
         if fact.name != "has_ssh":
-            assert choose("auto", Facts(has_ssh=True, **{fact.name: True}))[0] == "openssh"
+            value: Any = True if fact.type == "bool" else "a reason"
+            assert choose("auto", Facts(has_ssh=True, **{fact.name: value}))[0] == "openssh"

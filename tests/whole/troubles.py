@@ -49,7 +49,7 @@ class Place:
             "IdentitiesOnly": "yes",
             "UserKnownHostsFile": str(server.known_hosts),
             "GlobalKnownHostsFile": "/dev/null",
-            "StrictHostKeyChecking": "yes",
+            "StrictHostKeyChecking": "ask",
             "ConnectTimeout": "2",
             **other,
         }

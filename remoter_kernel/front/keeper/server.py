@@ -177,7 +177,8 @@ class KeeperServer:
 def way_of(destination: Destination) -> Hashable:
     """Return what logins must have in common to be one: who, where, and the way there.
 
-    Keys that are named for a host are part of who: a key may be good for one command alone.
+    Keys that are named for a host are part of who: a key may be good for one command alone. What
+    one ssh config forbids must not come in by a login that was made under another.
     """
     return (
         destination.user,
@@ -186,5 +187,6 @@ def way_of(destination: Destination) -> Hashable:
         destination.host_key_alias,
         destination.identity_files,
         destination.proxy_command,
+        destination.rules,
         tuple(map(way_of, destination.jumps)),
     )

@@ -22,9 +22,9 @@ class Facts:
     """All keys that could be shown are on security keys (FIDO)."""
     is_known_by_authority: bool = False
     """Only a certificate authority vouches for the host's key."""
-    names_certificate: bool = False
-    """A certificate for the person's key is named, which need not lie beside the key."""
     needs_proxy_on_windows: bool = False
+    beyond_paramiko: str = ""
+    """A clause: what the ssh config says that only ssh can heed."""
 
 
 # The first that is true decides; the clause says why paramiko would not do.
@@ -33,7 +33,6 @@ _REASONS = (
     ("has_ticket", "it takes your Kerberos ticket"),
     ("has_only_security_keys", "your keys for it are on a security key"),
     ("is_known_by_authority", "its host key is vouched for by a certificate authority"),
-    ("names_certificate", "your ssh config names a CertificateFile for it"),
     ("needs_proxy_on_windows", "it has a ProxyCommand, on Windows"),
 )
 
@@ -46,4 +45,6 @@ def choose(wish: str, facts: Facts) -> tuple[str, str]:
         for fact, reason in _REASONS:
             if getattr(facts, fact):
                 return OPENSSH, reason
+        if facts.beyond_paramiko:
+            return OPENSSH, facts.beyond_paramiko
     return PARAMIKO, ""

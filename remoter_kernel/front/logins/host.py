@@ -8,7 +8,6 @@ ends. What was started through it and has daemonised itself lives on, as on any 
 from __future__ import annotations
 
 import contextlib
-import getpass
 import os
 import shutil
 import subprocess
@@ -19,6 +18,7 @@ from typing import Self
 
 from remoter_kernel.errors import RemoteLacks
 from remoter_kernel.front.ssh.aliases import Destination
+from remoter_kernel.front.ssh.tokens import local_user
 from remoter_kernel.front.unix_sockets import short_private_folder
 
 READY_WITHIN = 10.0  # seconds
@@ -94,7 +94,7 @@ class EmbeddedHost:
             port=22,
             socket_path=self._folder / SOCKET,
             host_key_alias=KNOWN_AS,
-            user=getpass.getuser(),
+            user=local_user() or "nobody",  # its server does not look at it
             identity_files=(self._folder / "client_key",),
             known_hosts_files=(self._folder / "known_hosts",),
             identities_only=True,

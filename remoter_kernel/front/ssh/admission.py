@@ -1,8 +1,9 @@
 """Proves to a server who somebody is: key after key, then what only a person knows.
 
-Rules: what needs nobody comes first; nobody is asked for a passphrase before the server has
-said that the key would do; a person gets as many tries as the server gives, three at the most;
-what is remembered is used once after a cut, and a code never.
+Rules: ssh_config says what may be tried, and in which order; nobody is asked for a passphrase
+before the server has said that the key would do; a person gets as many tries as the server
+gives, three at the most (or NumberOfPasswordPrompts); what is remembered is used once after a
+cut, and a code never.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from remoter_kernel.front.questions import (
 )
 from remoter_kernel.front.ssh.authentication import CannotSign, Round, Verdict
 from remoter_kernel.front.ssh.channel import Closed
+from remoter_kernel.front.ssh.complaints import CHANGE_THAT
 from remoter_kernel.front.ssh.keys import KeyRing, LockedKey
 from remoter_kernel.front.ssh.transport import TAKES_PIPELINES
 
@@ -32,9 +34,8 @@ if TYPE_CHECKING:
     from remoter_kernel.front.ssh.transport import Transport
 
 VERDICT_WITHIN = 30.0  # seconds for one attempt: the server may ask a slow directory service
-TRIES = 3  # of a password, a code or a passphrase
 ROUNDS = 20  # of one attempt: no server that means well has more
-BY_A_PERSON = ("keyboard-interactive", "password")
+KEYS = "publickey"
 CALLED = {"password": "a password", "keyboard-interactive": "a password or a code"}
 NOT_A_PASSWORD = re.compile(
     r"one.?time|otp|oath|token|code|verif|pin\b|duo|new|again", re.IGNORECASE
@@ -62,7 +63,9 @@ class Admission:
         self._memory = memory
         self._on_first_key = on_first_key
         self._on_refusal = on_refusal
+        self._rules = destination.rules
         self._ring = KeyRing(destination)
+        self._has_shown_keys = False
         self._shown = 0  # keys
         self._has_locked = False  # is there a key that only a person can unlock?
         self._wrong = 0  # answers of a person, one after the other
@@ -74,19 +77,38 @@ class Admission:
         if not self._software.startswith(TAKES_PIPELINES):
             self._door.wait_for_service(self._destination.connect_timeout)
         try:
-            verdict = self._show_keys()
+            verdict = self._begin()
             while not verdict.let_in:
                 verdict = self._next(verdict)
         finally:
             self._ring.close()
         self._remember()
 
+    def _begin(self) -> Verdict:
+        if self._rules.methods[:1] == (KEYS,):
+            return self._show_keys()
+        self._door.send_nothing(self._user)
+        return self._hear()
+
+    def _method(self, verdict: Verdict) -> str:
+        """Choose what to try next; "" where nothing is left."""
+        left = [each for each in self._rules.methods if each in verdict.would_take]
+        if KEYS in left and self._has_shown_keys:
+            left.remove(KEYS)
+        if KEYS in left and self._questions is None:
+            return KEYS  # as with BatchMode: what only a person could answer is passed over
+        if self._wrong >= self._rules.prompts:
+            return KEYS if KEYS in left else ""
+        return left[0] if left else ""
+
     def _next(self, verdict: Verdict) -> Verdict:
         """Go on from a verdict that was not the last."""
-        method = next((each for each in BY_A_PERSON if each in verdict.would_take), "")
-        if verdict.partly and "publickey" in verdict.would_take and self._typed:
+        if verdict.partly and self._typed:
+            self._has_shown_keys = False
+        method = self._method(verdict)
+        if method == KEYS:
             return self._show_keys()
-        if not method or self._wrong >= TRIES:
+        if not method:
             raise self._refusal(verdict)
         password = self._memory.take_password()
         if not password and self._questions is None:
@@ -113,6 +135,7 @@ class Admission:
 
     def _show_keys(self) -> Verdict:
         """Show one key after the other; return the last verdict."""
+        self._has_shown_keys = True
         verdict: Verdict | None = None
         for name, key in self._ring.in_order():
             if isinstance(key, LockedKey):
@@ -131,7 +154,7 @@ class Admission:
             if verdict.let_in:
                 return verdict
             self._on_refusal()
-            if verdict.partly or "publickey" not in verdict.would_take:
+            if verdict.partly or KEYS not in verdict.would_take:
                 return verdict
         if verdict is None:
             # Only now is it worth a round trip to learn what the server would take.
@@ -152,7 +175,7 @@ class Admission:
             if isinstance(heard, Verdict):
                 self._shown += 1
                 return heard, None
-        for attempt in range(TRIES):
+        for attempt in range(self._rules.prompts):
             again = "That was not it." if attempt else ""
             was_known = bool(known)
             phrase = known or self._ask((Prompt(f"Passphrase of {key.file}:"),), again)[0]
@@ -260,6 +283,12 @@ class Admission:
                 " ".join([*self._ring.notes, WITHOUT_QUESTIONS]),
             )
         wants = ", ".join(verdict.would_take) or "something else"
+        forbids = self._rules.forbids(verdict.would_take)
+        if forbids and not set(verdict.would_take) & set(self._rules.methods):
+            return LoginRefused(
+                f"{label} asks {self._user} for: {wants}; your ssh config says {forbids}.",
+                " ".join([*self._ring.notes, CHANGE_THAT]),
+            )
         if verdict.partly:
             what = f"{label} took a key of {self._user} and wants more: {wants}."
         elif not shown:
@@ -267,7 +296,9 @@ class Admission:
         else:
             what = f"{label} did not accept {keys} for {self._user}."
         advice = " ".join(self._ring.notes)
-        if "publickey" in verdict.would_take or not verdict.would_take:
+        if forbids:
+            advice += f" Your ssh config says {forbids} for it."
+        if KEYS in verdict.would_take or not verdict.would_take:
             advice += " Add a key with `ssh-copy-id`, or one to the agent with `ssh-add`."
         elif not verdict.partly:
             advice += f' It would take: {wants}; perhaps by transport = "openssh".'

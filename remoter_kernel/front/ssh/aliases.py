@@ -6,17 +6,19 @@ OpenSSH does (paramiko's parser knows neither `Include` nor `Match tagged`).
 
 from __future__ import annotations
 
-import getpass
+import contextlib
+import functools
 import os
 import re
 import shutil
-import socket
 import subprocess
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from remoter_kernel.errors import BadConfiguration, Unreachable, Usage
+from remoter_kernel.front.ssh.config_words import NO_RULES, Rules, rules_of
+from remoter_kernel.front.ssh.tokens import Tokens, account_home, local_user
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -28,6 +30,7 @@ LONGEST_CHAIN = 8  # jump hosts: more than that is two aliases that name each ot
 
 SYSTEM_CONFIG = Path("/etc/ssh/ssh_config")
 SYSTEM_KNOWN_HOSTS = (Path("/etc/ssh/ssh_known_hosts"), Path("/etc/ssh/ssh_known_hosts2"))
+KERBEROS = ("gssapiauthentication", "gssapikeyexchange")
 # What `ssh -G` lists when nobody has named an identity; see `Destination.identity_files`.
 DEFAULT_IDENTITIES = frozenset(
     f"~/.ssh/id_{kind}"
@@ -53,7 +56,6 @@ class ForSsh:
     control_path: str = ""
     """The socket of the person's own ControlMaster, alive or not."""
     uses_kerberos: bool = False
-    names_certificate: bool = False
     keeps_alive: bool = False
     """The person has chosen how a dead connection is noticed."""
     keywords: frozenset[str] = field(default=frozenset(), repr=False)
@@ -88,6 +90,7 @@ class Destination:
         default_factory=lambda: dict(os.environ), compare=False, repr=False
     )
     """Of whoever logs in: it names the agent, the Kerberos ticket, and where programs are."""
+    rules: Rules = NO_RULES
 
     @property
     def label(self) -> str:
@@ -122,11 +125,13 @@ def _resolve(host: str, config: Path, environment: Mapping[str, str], *, depth: 
             f"the jump hosts of {host} lead in a circle.", f"Look at ProxyJump in {config}."
         )
     typed = _take_apart(host)
-    has_ssh = shutil.which("ssh", path=environment.get("PATH"))
-    said = _ask_ssh(typed, config, environment) if has_ssh else _read_config(typed, config)
-    destination = _destination(typed, said, environment)
+    ssh = _usable_ssh(environment)
+    said = _ask_ssh(typed, config, environment) if ssh else _read_config(typed, config)
+    tokens = _tokens(typed, said, config, environment)
+    rules = rules_of(said, _usual_words(ssh) if ssh else None)
+    destination = replace(_destination(typed, said, tokens), rules=rules)
     destination = replace(destination, for_ssh=_for_ssh(said, config))
-    jumps = said.get("proxyjump", ["none"])[0]
+    jumps = tokens.fill_command(said.get("proxyjump", ["none"])[0])
     if jumps.lower() == "none":
         return destination
     chain: list[Destination] = []
@@ -162,9 +167,52 @@ def _take_apart(text: str) -> _Typed:
 # ----------------------------------------------------------- asking OpenSSH
 
 
-def _ask_ssh(typed: _Typed, config: Path, environment: Mapping[str, str]) -> dict[str, list[str]]:
+def has_usable_ssh(environment: Mapping[str, str]) -> bool:
+    """Say whether there is an OpenSSH client here that works for this user."""
+    return bool(_usable_ssh(environment))
+
+
+def _usable_ssh(environment: Mapping[str, str]) -> str:
+    """Find ssh; it does nothing for a user id without an entry in the user database."""
+    with contextlib.suppress(KeyError):
+        if os.name == "posix":
+            import pwd  # noqa: PLC0415 (not on Windows)
+
+            pwd.getpwuid(os.getuid())
+        return shutil.which("ssh", path=environment.get("PATH")) or ""
+    return ""
+
+
+@functools.cache
+def _usual_words(ssh: str) -> dict[str, list[str]] | None:
+    """Say what this ssh does where no file says anything; None where it does not tell."""
+    command = [ssh, "-G", "-F", "none", "--", "host.invalid"]
+    try:
+        done = subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=ANSWER_WITHIN,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return _words_in(done.stdout) or None
+
+
+def _words_in(output: bytes) -> dict[str, list[str]]:
+    said: dict[str, list[str]] = {}
+    for line in output.decode(errors="surrogateescape").splitlines():
+        key, _, value = line.partition(" ")
+        said.setdefault(key.lower(), []).append(value.strip())
+    return said
+
+
+def _ask_ssh(
+    typed: _Typed, config: Path, environment: Mapping[str, str], *options: str
+) -> dict[str, list[str]]:
     """Let `ssh -G` say all that its configuration means for this host."""
-    command = ["ssh", "-G", *_config_choice(config)]
+    command = ["ssh", "-G", *_config_choice(config), *options]
     command += ["-l", typed.user] if typed.user else []
     command += ["-p", str(typed.port)] if typed.port else []
     try:
@@ -189,11 +237,7 @@ def _ask_ssh(typed: _Typed, config: Path, environment: Mapping[str, str]) -> dic
             f"ssh does not understand its configuration for {typed.host}: {why[-1]}.",
             f"Look at {config}.",
         )
-    said: dict[str, list[str]] = {}
-    for line in done.stdout.decode(errors="surrogateescape").splitlines():
-        key, _, value = line.partition(" ")
-        said.setdefault(key.lower(), []).append(value.strip())
-    return said
+    return _words_in(done.stdout)
 
 
 def _config_choice(config: Path) -> list[str]:
@@ -202,8 +246,7 @@ def _config_choice(config: Path) -> list[str]:
     Without it ssh reads the system's file too, but looks in the home of the password
     database, whatever HOME says.
     """
-    account_home = Path(os.path.expanduser(f"~{getpass.getuser()}"))  # noqa: PTH111 (no lookup by name)
-    if config == account_home / ".ssh" / "config":
+    if config == Path(account_home()) / ".ssh" / "config":
         return []
     if config.exists():
         return ["-F", str(config)]
@@ -217,17 +260,11 @@ def _config_choice(config: Path) -> list[str]:
 
 def _read_config(typed: _Typed, config: Path) -> dict[str, list[str]]:
     """Read ssh_config with paramiko's parser, where there is no OpenSSH client."""
-    from paramiko import ConfigParseError, SSHConfig  # noqa: PLC0415 (0.2 s, and seldom needed)
+    from remoter_kernel.front.ssh.config_parser import read_config  # noqa: PLC0415 (0.2 s, seldom)
 
     said: dict[str, list[str]] = {}
     if config.exists():
-        try:
-            found = SSHConfig.from_path(str(config)).lookup(typed.host)
-        except (ConfigParseError, OSError, UnicodeDecodeError) as error:
-            raise BadConfiguration(f"{config} cannot be read: {error}.") from error
-        for key, value in found.items():
-            if value is not None:  # its way to say "none"
-                said[key] = value if isinstance(value, list) else [value]
+        said = read_config(config, typed.host)
     elif config != Path.home() / ".ssh" / "config":
         _config_choice(config)  # says that it does not exist
     if typed.user:
@@ -240,73 +277,63 @@ def _read_config(typed: _Typed, config: Path) -> dict[str, list[str]]:
 # --------------------------------------------------- from words to a Destination
 
 
-@dataclass(frozen=True)
-class _Tokens:
-    """What `%h` and its like stand for in the paths of ssh_config (ssh_config(5), TOKENS)."""
+def _tokens(
+    typed: _Typed, said: dict[str, list[str]], config: Path, environment: Mapping[str, str]
+) -> Tokens:
+    def ask_ssh(name: str) -> str:
+        if not has_usable_ssh(environment):
+            return tokens.hash(_one(said, "proxyjump")) if name == "C" else ""
+        # Of all that takes tokens, this is what each `ssh -G` shows filled in.
+        told = _ask_ssh(typed, config, environment, "-o", f"ControlPath=/%{name}")
+        return told.get("controlpath", ["/"])[0].removeprefix("/")
 
-    values: dict[str, str]
-    environment: Mapping[str, str]
-
-    def fill(self, text: str) -> str:
-        text = re.sub(r"%(.)", lambda match: self.values.get(match[1], match[0]), text)
-        return re.sub(r"\$\{(\w+)\}", lambda match: self.environment.get(match[1], match[0]), text)
-
-    def path(self, text: str) -> Path:
-        return Path(self.fill(_at_home(text.strip('"')))).expanduser()
-
-
-def _at_home(path: str) -> str:
-    """Write ssh's own default paths so that HOME decides about them, as for all else here."""
-    account_home = os.path.expanduser(f"~{getpass.getuser()}")  # noqa: PTH111 (no lookup by name)
-    start = f"{account_home}/.ssh/known_hosts"
-    return path.replace(account_home, "~", 1) if path in (start, f"{start}2") else path
-
-
-def _destination(
-    typed: _Typed, said: dict[str, list[str]], environment: Mapping[str, str]
-) -> Destination:
-    def one(key: str, default: str = "") -> str:
-        value = said.get(key, [default])[0]
-        return default if value.lower() == "none" else value
-
-    host_name = one("hostname", typed.host)
-    user = one("user") or getpass.getuser()
-    port = int(one("port", str(SSH_PORT)))
-    alias_of_key = one("hostkeyalias")
-    local_host = socket.gethostname()
-    tokens = _Tokens(
-        {
-            "%": "%",
-            "d": str(Path.home()),
-            "h": host_name,
-            "n": typed.host,
-            "p": str(port),
-            "r": user,
-            "u": getpass.getuser(),
-            "k": alias_of_key or typed.host,
-            "l": local_host,
-            "L": local_host.partition(".")[0],
-        },
-        environment,
+    tokens = Tokens.of(
+        typed.host,
+        host=_one(said, "hostname", typed.host),
+        port=int(_one(said, "port", str(SSH_PORT))),
+        user=_one(said, "user") or _own_name(),
+        alias=_one(said, "hostkeyalias"),
+        ask_ssh=ask_ssh,
+        environment=environment,
     )
+    return tokens
+
+
+def _own_name() -> str:
+    name = local_user()
+    if not name:
+        who = f" (number {os.getuid()})" if os.name == "posix" else ""
+        raise BadConfiguration(
+            f"nobody is named to log in as, and the user here{who} has no name either.",
+            "Write user@host, or `User` in your ssh config.",
+        )
+    return name
+
+
+def _one(said: dict[str, list[str]], key: str, default: str = "") -> str:
+    value = said.get(key, [default])[0]
+    return default if value.lower() == "none" else value
+
+
+def _destination(typed: _Typed, said: dict[str, list[str]], tokens: Tokens) -> Destination:
     identities = [name for name in said.get("identityfile", []) if name.lower() != "none"]
     if all(name in DEFAULT_IDENTITIES for name in identities) and len(identities) > 1:
         identities = []
-    wait = one("connecttimeout", "0")
+    wait = _one(said, "connecttimeout", "0")
     agent = said.get("identityagent", [""])[0]
     return Destination(
-        host_name=host_name,
-        port=port,
-        user=user,
+        host_name=tokens.values["h"],
+        port=int(tokens.values["p"]),
+        user=tokens.values["r"],
         identity_files=tuple(tokens.path(name) for name in identities),
         known_hosts_files=_known_hosts_files(said, tokens),
-        host_key_alias=tokens.fill(alias_of_key),
-        identities_only=one("identitiesonly") == "yes",
+        host_key_alias=_one(said, "hostkeyalias"),
+        identities_only=_one(said, "identitiesonly") == "yes",
         identity_agent="" if agent == "SSH_AUTH_SOCK" else tokens.fill(agent),
         connect_timeout=float(wait) if wait.isdigit() and int(wait) else CONNECT_WITHIN,
-        proxy_command=tokens.fill(one("proxycommand")),
+        proxy_command=tokens.fill_command(_one(said, "proxycommand")),
         alias=typed.host,
-        environment=environment,
+        environment=tokens.environment,
     )
 
 
@@ -315,17 +342,22 @@ def _for_ssh(said: dict[str, list[str]], config: Path) -> ForSsh:
     return ForSsh(
         config_choice=tuple(_config_choice(config)),
         control_path="" if control_path.lower() == "none" else control_path,
-        uses_kerberos=said.get("gssapiauthentication", ["no"])[0] == "yes",
-        names_certificate=said.get("certificatefile", ["none"])[0].lower() != "none",
+        uses_kerberos=any(said.get(word, ["no"])[0] == "yes" for word in KERBEROS),
         keeps_alive=said.get("serveraliveinterval", ["0"])[0] != "0",
         keywords=frozenset(said),
     )
 
 
-def _known_hosts_files(said: dict[str, list[str]], tokens: _Tokens) -> tuple[Path, ...]:
-    """List the user's files first, then the system's."""
-    user = said.get("userknownhostsfile", ["~/.ssh/known_hosts ~/.ssh/known_hosts2"])
-    system = said.get("globalknownhostsfile", [" ".join(map(str, SYSTEM_KNOWN_HOSTS))])
+def _known_hosts_files(said: dict[str, list[str]], tokens: Tokens) -> tuple[Path, ...]:
+    """List the user's files first, then the system's, which take no tokens."""
+    user = _paths(said.get("userknownhostsfile", ["~/.ssh/known_hosts ~/.ssh/known_hosts2"]))
+    system = _paths(said.get("globalknownhostsfile", [" ".join(map(str, SYSTEM_KNOWN_HOSTS))]))
+    # Where the person has no file, none learns a new key: the system's is not theirs to write.
+    own = [tokens.path(name) for name in user] or [Path(os.devnull)]
+    return (*own, *map(Path, system))
+
+
+def _paths(values: list[str]) -> list[str]:
     # ssh -G does not quote: a new path starts where a "/", "~" or drive letter follows a space.
-    names = re.split(r"\s+(?=[/~%$]|[A-Za-z]:[\\/]|none\b)", " ".join([*user, *system]))
-    return tuple(tokens.path(name) for name in names if name and name.lower() != "none")
+    names = re.split(r"\s+(?=[/~%$]|[A-Za-z]:[\\/]|none\b)", " ".join(values))
+    return [name.strip('"') for name in names if name and name.lower() != "none"]

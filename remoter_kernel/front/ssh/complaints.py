@@ -15,6 +15,7 @@ from remoter_kernel.errors import (
 )
 from remoter_kernel.front.questions import WITHOUT_QUESTIONS, NeedsPerson, readable
 from remoter_kernel.front.ssh.outcome import HostKeyNotAsked, UnknownHostKey
+from remoter_kernel.front.ssh.trust import how_to_accept, unknown_to_the_strict
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
 # Of a connection from a jump host.
 SAID_WHEN_FORBIDDEN = "open failed: administratively prohibited"
 SAID_WHEN_FAILED = "stdio forwarding failed"
+CHANGE_THAT = (
+    "Change that for this host in your ssh config, or ask its administrator for another way."
+)
 
 
 class NothingInCommon(Unreachable):
@@ -79,14 +83,25 @@ def _changed(told: _Told, _match: re.Match[str]) -> RemoterError:
     )
 
 
-def _revoked(told: _Told, _match: re.Match[str]) -> RemoterError:
+def _revoked(told: _Told, match: re.Match[str]) -> RemoterError:
+    by = f" (RevokedHostKeys {readable(match['file'])})" if match["file"] else ""
     return HostKeyProblem(
-        f"{told.label} shows a key that is revoked.",
+        f"{told.label} shows a key that is revoked{by}.",
         "Do not log in; ask the host's administrator.",
     )
 
 
+def _unread_revoked_keys(told: _Told, match: re.Match[str]) -> RemoterError:
+    return HostKeyProblem(
+        f"ssh cannot say whether the host key of {told.label} is revoked: {readable(match[1])}.",
+        "Look at RevokedHostKeys in your ssh config: that file must be there and readable.",
+    )
+
+
 def _unknown(told: _Told, _match: re.Match[str]) -> RemoterError:
+    if told.destination.rules.is_strict:
+        files = told.destination.known_hosts_files
+        return unknown_to_the_strict(told.label, told.host_key, files)
     if told.may_ask:
         return UnknownHostKey(
             f"the host key of {told.label} was not accepted: {told.host_key}.",
@@ -94,7 +109,7 @@ def _unknown(told: _Told, _match: re.Match[str]) -> RemoterError:
         )
     return HostKeyNotAsked(
         f"the host key of {told.label} is not known here: {told.host_key}.",
-        "Run `remoter check NAME` at a terminal to compare and accept it.",
+        how_to_accept(told.destination.known_hosts_files),
     )
 
 
@@ -127,8 +142,13 @@ def _no_way(told: _Told, match: re.Match[str]) -> RemoterError:
 
 
 def _denied(told: _Told, match: re.Match[str]) -> RemoterError:
-    methods = match[1].replace(",", ", ")
-    what = f"{told.label} did not let {told.destination.user} in (it takes {methods})"
+    takes = match[1].split(",")
+    what = f"{told.label} did not let {told.destination.user} in (it takes {', '.join(takes)})"
+    rules = told.destination.rules
+    if forbids := rules.forbids(takes):
+        what += f", and your ssh config says {forbids}"
+        if not set(takes) & set(rules.methods):
+            return LoginRefused(f"{what}.", CHANGE_THAT)
     if not told.may_ask:
         return NeedsPerson(f"{what}, and nobody can be asked here.", WITHOUT_QUESTIONS)
     advice = "Add a key with `ssh-copy-id`, or one to the agent with `ssh-add`."
@@ -181,7 +201,8 @@ def _closed(told: _Told, _match: re.Match[str]) -> RemoterError:
 _RULES: tuple[tuple[str, Callable[[_Told, re.Match[str]], RemoterError]], ...] = (
     (r"bad configuration option.*|bad owner or permissions on .*", _misconfigured),
     (r"HOST IDENTIFICATION HAS CHANGED", _changed),
-    (r"REVOKED HOST KEY", _revoked),
+    (r"REVOKED HOST KEY|host key \S+ \S+ revoked by file (?P<file>.+)", _revoked),
+    (r"error checking host key \S+ \S+ in revoked keys file (.+)", _unread_revoked_keys),
     (r"Host key verification failed", _unknown),
     (r"could not resolve hostname ([^:\s]+)", _unresolved),
     (SAID_WHEN_FORBIDDEN, _jump_forbids),

@@ -16,12 +16,18 @@ from typing import TYPE_CHECKING, Any
 import paramiko
 from paramiko.agent import AgentSSH
 
+from remoter_kernel.front.ssh.config_words import narrowed
+from remoter_kernel.front.ssh.trust import rsa_bits
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from remoter_kernel.front.ssh.aliases import Destination
 
 DEFAULT_KEYS = ("id_ed25519", "id_ecdsa", "id_rsa")
+# How keys of a kind sign, where it is not by the name of the kind; as certificates, too.
+RSA_SIGNATURES = ("rsa-sha2-512", "rsa-sha2-256")
+CERTIFIED = "-cert-v01@openssh.com"
 NEEDS_TOUCH = "sk-"  # keys on a FIDO token: paramiko cannot use them
 
 
@@ -33,10 +39,14 @@ class LockedKey:
     public: bytes
 
     @property
+    def kind(self) -> str:
+        """What its public half says that it is."""
+        return self.public[4 : 4 + int.from_bytes(self.public[:4], "big")].decode()
+
+    @property
     def algorithm(self) -> str:
         """How this key signs."""
-        kind = self.public[4 : 4 + int.from_bytes(self.public[:4], "big")].decode()
-        return "rsa-sha2-512" if kind == "ssh-rsa" else kind
+        return RSA_SIGNATURES[0] if self.kind == "ssh-rsa" else self.kind
 
     def unlock(self, passphrase: str) -> Any:
         """Return the key, or None if this is not its passphrase."""
@@ -58,6 +68,9 @@ class KeyRing:
 
     def in_order(self) -> Iterator[tuple[str, Any]]:
         """Give each key once, with a name for sentences; the last ones may be `LockedKey`s."""
+        return (one for one in self._all_in_order() if self._may_be_shown(*one))
+
+    def _all_in_order(self) -> Iterator[tuple[str, Any]]:
         self._locked.clear()
         self._agent = _Agent.of(self.destination, self.notes)
         held = {key.asbytes(): key for key in self._agent.get_keys()}
@@ -75,6 +88,20 @@ class KeyRing:
             yield from self._from_file(file, held, shown, must_exist=False)
         # Nobody is asked for a passphrase while a key that needs none might do.
         yield from ((str(key.file), key) for key in self._locked)
+
+    def _may_be_shown(self, name: str, key: Any) -> bool:
+        """Say whether ssh_config lets this key be used; note down why it does not."""
+        rules = self.destination.rules
+        blob = key.public if isinstance(key, LockedKey) else key.asbytes()
+        if 0 < (bits := rsa_bits(blob)) < rules.least_rsa_bits:
+            self.notes.append(f"{name} has {bits} bits (see RequiredRSASize).")
+            return False
+        wanted = dict(rules.algorithms).get("pubkeyacceptedalgorithms")
+        algorithms = _algorithms_of(key)
+        if wanted is None or not algorithms or narrowed(algorithms, wanted):
+            return True
+        self.notes.append(f"{name} is not shown: PubkeyAcceptedAlgorithms leaves it out.")
+        return False
 
     def close(self) -> None:
         """Let go of the agent."""
@@ -121,8 +148,26 @@ class KeyRing:
             yield str(file), key
 
 
+def _algorithms_of(key: Any) -> tuple[str, ...]:
+    """Name the ways in which a key may sign; none where its kind cannot be read yet."""
+    if isinstance(key, LockedKey):
+        kind = key.public and key.kind
+        is_certified = False
+    else:
+        kind = key.get_name()
+        is_certified = getattr(key, "public_blob", None) is not None
+    if not kind:
+        return ()
+    is_certified = is_certified or kind.endswith(CERTIFIED)
+    plain = kind.removesuffix(CERTIFIED)
+    ways = RSA_SIGNATURES if plain == "ssh-rsa" else (plain,)
+    return tuple(way + CERTIFIED for way in ways) if is_certified else ways
+
+
 def has_only_security_keys(destination: Destination) -> bool:
     """Say whether all keys that could be shown are on security keys, and there are some."""
+    if "publickey" not in destination.rules.methods:
+        return False
     named = destination.identity_files
     kinds = [_kind(file) for file in named or _default_files() if file.exists()]
     if not all(kind.startswith(NEEDS_TOUCH) for kind in kinds):

@@ -19,10 +19,11 @@ from typing import TYPE_CHECKING, Any
 
 from remoter_kernel.errors import ForwardingRefused, LoginRefused, RemoteLacks, Unreachable
 from remoter_kernel.front.ssh.admission import Admission
+from remoter_kernel.front.ssh.algorithms import offer_only_what_is_allowed
 from remoter_kernel.front.ssh.channel import Closed, Refused, TooLate
 from remoter_kernel.front.ssh.commands import Running
 from remoter_kernel.front.ssh.complaints import NothingInCommon
-from remoter_kernel.front.ssh.memory import Memories, Memory
+from remoter_kernel.front.ssh.memory import Memories, Memory, named_hops
 from remoter_kernel.front.ssh.outcome import CommandEnded, Ran
 from remoter_kernel.front.ssh.pipe import Pipe
 from remoter_kernel.front.ssh.reach import reach
@@ -61,10 +62,9 @@ def log_in(
     memories = memories or Memories()
     passed: list[Login] = []
     try:
-        for hop in (*destination.jumps, destination):
+        for hop, where in named_hops(destination):
             login = Login(hop, tuple(passed), is_last=hop is destination)
             on_try(login)
-            where = f"{hop.user}@{hop.host_name}:{hop.port}"
             login.start(questions, on_step, memories.of(where))
             passed.append(login)
     except BaseException:
@@ -145,6 +145,7 @@ class Login:
         before = self._through[-1].live if self._through else None
         sock, self._leave = reach(destination, before)
         self._transport = Transport(sock, self._known.known_kinds)
+        offer_only_what_is_allowed(self._transport, destination)
         try:
             self._transport.meet(destination.connect_timeout)
         except Incompatible as error:

@@ -8,6 +8,7 @@ not lock an account. A code is never kept.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 from typing import TYPE_CHECKING, Protocol
 
 from remoter_kernel.errors import RemoteLacks
@@ -15,8 +16,32 @@ from remoter_kernel.errors import RemoteLacks
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
+    from remoter_kernel.front.ssh.aliases import Destination
+
 SERVICE = "remoter-kernel"
 HOW = "Install one with `pip install remoter-kernel[keyring]`, or leave out --remember."
+
+
+def named_hops(destination: Destination) -> Iterator[tuple[Destination, str]]:
+    """Give each host on the way, the last one too, with the name under which its secrets are kept.
+
+    Behind two gates there may be two hosts of one name: the way there is part of the name.
+    """
+    way: list[str] = []
+    for hop in (*destination.jumps, destination):
+        name = place_of(hop)
+        if hop.host_key_alias:
+            name += f" known as {hop.host_key_alias}"
+        if hop.proxy_command:  # there may be secrets in it, and names can be read by all
+            digest = hashlib.sha256(hop.proxy_command.encode()).hexdigest()[:16]
+            name += f" by the ProxyCommand {digest}"
+        yield hop, f"{name} through {', '.join(way)}" if way else name
+        way.append(name)
+
+
+def place_of(hop: Destination) -> str:
+    """Name an account by what is said of it alone."""
+    return f"{hop.user}@{hop.host_name}:{hop.port}"
 
 
 class Safe(Protocol):
@@ -68,7 +93,7 @@ class Memory:
     """The secrets for one host."""
 
     def __init__(self, where: str = "", safe: Safe | None = None) -> None:
-        """Remember; `where` is `user@host:port`."""
+        """Remember; `where` is the name that `named_hops` gives."""
         self._where = where
         self._safe = safe
         self._phrases: dict[str, str] = {}  # by file

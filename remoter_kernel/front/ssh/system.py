@@ -29,7 +29,7 @@ from remoter_kernel.front.ssh.memory import Memory
 from remoter_kernel.front.ssh.mux import Mux, master_answers
 from remoter_kernel.front.ssh.separate import SeparateTransport
 from remoter_kernel.front.ssh.shared import FORBIDDEN, SharedTransport
-from remoter_kernel.front.ssh.trust import add_line
+from remoter_kernel.front.ssh.trust import add_line, with_hashed_names
 from remoter_kernel.front.ssh.words import master_words, single_words, ssh_words, through_words
 
 if TYPE_CHECKING:
@@ -233,8 +233,10 @@ class SystemLogin(Login):
         files = self._destination.known_hosts_files
         if accepted and accepted.exists():
             if files and self._desk is not None and self._desk.remembers:
-                for line in accepted.read_text().splitlines():
-                    add_line(files[0], line)
+                is_hashed = self._destination.rules.hashes_names
+                for line in filter(None, accepted.read_text().split("\n")):
+                    for one in with_hashed_names(line) if is_hashed else [line]:
+                        add_line(files[0], one)
             if CAN_SHARE:
                 accepted.unlink()
 

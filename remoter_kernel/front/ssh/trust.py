@@ -13,6 +13,8 @@ import fnmatch
 import hashlib
 import hmac
 import os
+import re
+import secrets
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -21,7 +23,7 @@ from remoter_kernel.front.questions import Trust
 from remoter_kernel.front.ssh.outcome import HostKeyNotAsked, UnknownHostKey
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from remoter_kernel.front.questions import Questions
@@ -30,6 +32,8 @@ if TYPE_CHECKING:
 SSH_PORT = 22
 REVOKED = "@revoked"
 AUTHORITY = "@cert-authority"
+NOWHERE = ("/dev/null", os.devnull)  # what is written there is not kept
+SALT = 20  # bytes, as ssh has it
 HASHED = "|1|"  # HMAC-SHA1 of the name: "|1|salt|hash"
 
 
@@ -74,6 +78,9 @@ class KnownHosts:
         plain = (destination.host_key_alias or destination.host_name).lower()
         has_port = destination.port != SSH_PORT and not destination.host_key_alias
         self.name = f"[{plain}]:{destination.port}" if has_port else plain
+        self._least_rsa_bits = destination.rules.least_rsa_bits
+        self._hashes_names = destination.rules.hashes_names
+        self._is_strict = destination.rules.is_strict
         lines = [line for file in self.files for line in read_lines(file)]
         self._lines = [line for line in lines if line.is_for(self.name)]
         # As OpenSSH does: a key known for the host without a port will do, if it matches.
@@ -103,6 +110,12 @@ class KnownHosts:
                 f"({revoked[0].file}, line {revoked[0].number}).",
                 "Do not log in; ask the host's administrator.",
             )
+        if 0 < rsa_bits(key) < self._least_rsa_bits:
+            raise HostKeyProblem(
+                f"{self.host} shows an RSA key of {rsa_bits(key)} bits, and your ssh config "
+                f"asks for {self._least_rsa_bits} (RequiredRSASize).",
+                "Ask the host's administrator for a longer key, or one of another kind.",
+            )
         trusted = [line for line in self._lines if not line.marker]
         if any(line.key == key for line in trusted):
             return
@@ -125,10 +138,12 @@ class KnownHosts:
 
     def _ask(self, kind: str, key: bytes, questions: Questions | None) -> None:
         shown = fingerprint(key)
+        if self._is_strict:
+            raise unknown_to_the_strict(self.host, f"{kind} {shown}", self.files)
         if questions is None:
             raise HostKeyNotAsked(
                 f"the host key of {self.host} is not known here: {kind} {shown}.",
-                "Run `remoter check NAME` at a terminal to compare and accept it.",
+                how_to_accept(self.files),
             )
         said = questions.confirm_host_key(self.host, kind, shown)
         if said is Trust.NO:
@@ -137,7 +152,8 @@ class KnownHosts:
                 "Compare it with what the host's administrator says, then try again.",
             )
         if said is Trust.YES and self.files:
-            add_line(self.files[0], f"{self.name} {kind} {base64.b64encode(key).decode()}")
+            name = hashed(self.name) if self._hashes_names else self.name
+            add_line(self.files[0], f"{name} {kind} {base64.b64encode(key).decode()}")
 
 
 def is_known_by_authority(destination: Destination) -> bool:
@@ -155,11 +171,13 @@ def is_known_by_authority(destination: Destination) -> bool:
 def read_lines(file: Path) -> Iterator[Line]:
     """Read what can be used of a known_hosts file; a missing or unreadable file says nothing."""
     try:
-        text = file.read_bytes().decode(errors="replace")
+        whole = file.read_bytes()
     except OSError:
         return
-    for number, line in enumerate(text.splitlines(), 1):
-        words = line.split()
+    # As ssh does: only a newline ends a line, and only blanks part its words. A form feed or
+    # a foreign line separator in a comment must not begin a line of its own.
+    for number, line in enumerate(whole.split(b"\n"), 1):
+        words = [word.decode(errors="replace") for word in re.split(rb"[ \t\r]+", line) if word]
         marker = words.pop(0) if words and words[0].startswith("@") else ""
         if len(words) < 3 or words[0].startswith("#"):  # noqa: PLR2004 (names, kind, key)
             continue
@@ -187,6 +205,54 @@ def add_line(file: Path, line: str) -> None:
             f"the accepted host key cannot be written to {file}: {error.strerror}.",
             "Make that file writable, or name another one with UserKnownHostsFile.",
         ) from error
+
+
+def how_to_accept(files: Sequence[Path]) -> str:
+    """Say how a host key that is not known yet can be accepted for good."""
+    if not files or str(files[0]) in NOWHERE:
+        return (
+            "Your ssh config keeps no host keys for it (UserKnownHostsFile): name a file there, "
+            "then run `remoter check NAME` at a terminal to compare and accept it."
+        )
+    return "Run `remoter check NAME` at a terminal to compare and accept it."
+
+
+def unknown_to_the_strict(host: str, shown: str, files: Sequence[Path]) -> UnknownHostKey:
+    """Say that a host key would have to be known, because nobody may be asked about it."""
+    file = "a file of known hosts" if not files or str(files[0]) in NOWHERE else files[0]
+    return UnknownHostKey(
+        f"the host key of {host} is not known here: {shown}; "
+        "and your ssh config says StrictHostKeyChecking yes.",
+        f"Add the line that its administrator gives you to {file}, "
+        "or say StrictHostKeyChecking ask for it.",
+    )
+
+
+def hashed(name: str) -> str:
+    """Write a host's name so that only who knows it finds it, as HashKnownHosts has it."""
+    salt = secrets.token_bytes(SALT)
+    digest = hmac.digest(salt, name.lower().encode(), "sha1")
+    return f"{HASHED}{base64.b64encode(salt).decode()}|{base64.b64encode(digest).decode()}"
+
+
+def with_hashed_names(line: str) -> list[str]:
+    """Hash the names of a line, of which a hashed one can have only one."""
+    names, blank, rest = line.partition(" ")
+    if not blank or names.startswith(("|", "@", "#")):
+        return [line]
+    return [f"{hashed(name)} {rest}" for name in names.split(",")]
+
+
+def rsa_bits(key: bytes) -> int:
+    """Say how long the number of an RSA key is; 0 for other kinds."""
+    fields: list[bytes] = []
+    rest = key
+    while len(rest) > 4 and len(fields) < 3:  # noqa: PLR2004 (a length; a kind and two numbers)
+        end = 4 + int.from_bytes(rest[:4], "big")
+        fields.append(rest[4:end])
+        rest = rest[end:]
+    is_rsa = len(fields) == 3 and fields[0] == b"ssh-rsa"  # noqa: PLR2004 (as above)
+    return int.from_bytes(fields[2], "big").bit_length() if is_rsa else 0
 
 
 def _is_hash_of(hashed: str, name: str) -> bool:

@@ -25,6 +25,11 @@ OVERRULED = {
     "forkafterauthentication": "no",
     "stdinnull": "no",
     "updatehostkeys": "no",
+    "tunnel": "no",
+    "channeltimeout": "none",
+    # Nobody but a known_hosts file, or a person, vouches for a host.
+    "nohostauthenticationforlocalhost": "no",
+    "verifyhostkeydns": "no",
     "visualhostkey": "no",
 }
 
@@ -36,7 +41,7 @@ def ssh_words(
     for_ssh = destination.for_ssh
     options = {
         "BatchMode": "no" if may_ask else "yes",
-        "StrictHostKeyChecking": "ask" if may_ask else "yes",
+        "StrictHostKeyChecking": "ask" if may_ask and not destination.rules.is_strict else "yes",
         "ConnectTimeout": str(max(1, round(destination.connect_timeout))),
         "ClearAllForwardings": "yes",
         "LogLevel": log_level,

@@ -1,0 +1,60 @@
+"""Reads ssh_config by paramiko's parser, where there is no OpenSSH client to ask."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import paramiko
+
+from remoter_kernel.errors import BadConfiguration
+from remoter_kernel.front.ssh.config_words import OLD_NAMES
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+MATCHES = frozenset(
+    {"all", "canonical", "exec", "final", "host", "localuser", "originalhost", "user"}
+)
+
+
+def read_config(config: Path, host: str) -> dict[str, list[str]]:
+    """Return what a file says about a host, keyword by keyword; tokens in it stay as they are."""
+    try:
+        found = _Parser.from_path(str(config)).lookup(host)
+    except Exception as error:  # a parser of foreign files: anything may come
+        raise BadConfiguration(
+            f"{config} cannot be read without an OpenSSH client: {error}.",
+            "Install one: it knows Include, each kind of Match, and CanonicalizeHostname.",
+        ) from error
+    return {
+        OLD_NAMES.get(key, key): value if isinstance(value, list) else [value]
+        for key, value in found.items()
+        if value is not None  # its way to say "none"
+    }
+
+
+class _Parser(paramiko.SSHConfig):  # type: ignore[misc]  # paramiko has no types
+    """Paramiko's, which leaves tokens to us and passes over no condition."""
+
+    # Its own idea of `%C` is not ssh's, and it does not know all tokens.
+    TOKENS_BY_CONFIG_KEY: ClassVar[dict[str, list[str]]] = {
+        key: paramiko.SSHConfig.TOKENS_BY_CONFIG_KEY[key] for key in ("hostname", "match-exec")
+    }
+
+    def _get_matches(self, match: str) -> list[dict[str, Any]]:
+        """Refuse what it does not know: it would take such a condition for met."""
+        found: list[dict[str, Any]] = super()._get_matches(match)
+        if strange := {one["type"] for one in found} - MATCHES:
+            message = f"`Match {min(strange)}` is not known"
+            raise paramiko.ConfigParseError(message)
+        return found
+
+    def _does_match(self, match_list: list[dict[str, Any]], *more: Any) -> Any:
+        """Look up who runs this only where a condition may want it: not everybody has a name."""
+        return super()._does_match(match_list, *more) if match_list else []
+
+    def _tokenize(self, config: Any, target_hostname: str, key: str, value: str) -> str:
+        """Do the same here."""
+        if "%" not in value:
+            return value
+        return str(super()._tokenize(config, target_hostname, key, value))

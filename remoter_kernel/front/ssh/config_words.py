@@ -1,0 +1,348 @@
+"""Every word of ssh_config, and what follows from it for a login by paramiko (pure).
+
+`ssh` itself heeds all of them. Paramiko's side knows some; a word that it does not know and
+that matters makes `auto` take `ssh` (see `logins.choice`). The values are those that `ssh -G`
+prints, or those of the file where paramiko's parser reads it: keys are in lower case.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    Said = Mapping[str, Sequence[str]]
+
+NOTHING = frozenset({"", "no", "false", "none"})
+UNHEEDED = "which paramiko cannot heed"
+ADDED = "and paramiko does not have what it names"
+
+
+@dataclass(frozen=True)
+class Beyond:
+    """Why a word is beyond paramiko, and what it says where it asks for nothing."""
+
+    why: str = UNHEEDED
+    unless: frozenset[str] = NOTHING
+    is_safety: bool = False
+    """To go on without it would be less safe than the person has chosen."""
+
+
+# Paramiko's side does what these say. After each: where, or how.
+HEEDED = {
+    **dict.fromkeys(
+        ("Host", "Match", "Include", "IgnoreUnknown", "Tag"), "say what else counts: `ssh -G` knows"
+    ),
+    **dict.fromkeys(
+        (
+            "CanonicalDomains",
+            "CanonicalizeFallbackLocal",
+            "CanonicalizeHostname",
+            "CanonicalizeMaxDots",
+            "CanonicalizePermittedCNAMEs",
+            "Hostname",
+        ),
+        "`ssh -G` tells the name that comes of it",
+    ),
+    **dict.fromkeys(("Port", "User", "ConnectTimeout", "ProxyCommand", "ProxyJump"), "the way"),
+    **dict.fromkeys(("IdentitiesOnly", "IdentityAgent", "IdentityFile"), "which keys are shown"),
+    **dict.fromkeys(
+        (
+            "KbdInteractiveAuthentication",
+            "NumberOfPasswordPrompts",
+            "PasswordAuthentication",
+            "PreferredAuthentications",
+        ),
+        "what is tried, in which order and how often",
+    ),
+    **dict.fromkeys(
+        (
+            "Ciphers",
+            "HostKeyAlgorithms",
+            "KexAlgorithms",
+            "MACs",
+            "PubkeyAcceptedAlgorithms",
+            "RequiredRSASize",
+        ),
+        "what paramiko has of them is offered, and nothing else",
+    ),
+    **dict.fromkeys(
+        ("GlobalKnownHostsFile", "HashKnownHosts", "HostKeyAlias", "UserKnownHostsFile"),
+        "where host keys are looked for and written",
+    ),
+    "StrictHostKeyChecking": "with `yes` no unknown host key is accepted; else it is asked about",
+    **dict.fromkeys(
+        ("ControlMaster", "ControlPath", "ControlPersist"), "a master that lives is joined"
+    ),
+    **dict.fromkeys(
+        ("GSSAPIAuthentication", "GSSAPIKeyExchange"), "ssh is taken where there is a ticket"
+    ),
+}
+
+# Paramiko's side cannot do what these say.
+BEYOND = {
+    "RevokedHostKeys": Beyond(is_safety=True),
+    "RefuseConnection": Beyond(is_safety=True),
+    "KnownHostsCommand": Beyond("which paramiko cannot run"),
+    "CertificateFile": Beyond("and paramiko finds only one beside its key"),
+    "HostbasedAuthentication": Beyond(),
+    "PubkeyAuthentication": Beyond(
+        unless=frozenset({"yes", "no", "true", "false", "unbound"}), is_safety=True
+    ),
+    "PKCS11Provider": Beyond("which paramiko cannot load"),
+    "UseKeychain": Beyond("which paramiko cannot read"),
+    "ProxyUseFdpass": Beyond(),
+    "AddressFamily": Beyond(unless=frozenset({"any"})),
+    "BindAddress": Beyond(unless=frozenset({"", "none", "*"})),
+    "BindInterface": Beyond(),
+    "CheckHostIP": Beyond(),
+    "KbdInteractiveDevices": Beyond(),
+    "RekeyLimit": Beyond(unless=frozenset({"0 0", "default", "default none"})),
+}
+
+# These have no bearing on what a login is for here, or are overruled for each login (see `words`).
+HARMLESS = {
+    **dict.fromkeys(
+        ("NoHostAuthenticationForLocalhost", "VerifyHostKeyDNS"),
+        "an unknown host key is asked about, always",
+    ),
+    **dict.fromkeys(("BatchMode", "VisualHostKey", "FingerprintHash"), "we ask, in our own words"),
+    "UpdateHostKeys": "no key is learnt but one that somebody has accepted",
+    "CASignatureAlgorithms": "certificates of hosts are left to ssh",
+    **dict.fromkeys(
+        ("EnableSSHKeysign", "HostbasedAcceptedAlgorithms"), "only for HostbasedAuthentication"
+    ),
+    **dict.fromkeys(
+        (
+            "GSSAPIClientIdentity",
+            "GSSAPIDelegateCredentials",
+            "GSSAPIKexAlgorithms",
+            "GSSAPIRenewalForcesRekey",
+            "GSSAPIServerIdentity",
+            "GSSAPITrustDns",
+        ),
+        "only for Kerberos, which is left to ssh",
+    ),
+    "SecurityKeyProvider": "keys on a security key are left to ssh",
+    "AddKeysToAgent": "the agent is not told; a login is kept, so a passphrase is asked for once",
+    **dict.fromkeys(
+        (
+            "ClearAllForwardings",
+            "DynamicForward",
+            "ExitOnForwardFailure",
+            "ForwardAgent",
+            "ForwardX11",
+            "ForwardX11Timeout",
+            "ForwardX11Trusted",
+            "GatewayPorts",
+            "LocalForward",
+            "PermitRemoteOpen",
+            "RemoteForward",
+            "StreamLocalBindMask",
+            "StreamLocalBindUnlink",
+            "Tunnel",
+            "TunnelDevice",
+            "XAuthLocation",
+        ),
+        "nothing of the person's own is forwarded",
+    ),
+    **dict.fromkeys(
+        (
+            "EnableEscapeCommandline",
+            "EscapeChar",
+            "ForkAfterAuthentication",
+            "LocalCommand",
+            "ObscureKeystrokeTiming",
+            "PermitLocalCommand",
+            "RemoteCommand",
+            "RequestTTY",
+            "SessionType",
+            "StdinNull",
+        ),
+        "there is no terminal, and commands are our own",
+    ),
+    **dict.fromkeys(("SendEnv", "SetEnv"), "`env` of the remote says what a kernel gets"),
+    **dict.fromkeys(
+        (
+            "ChannelTimeout",
+            "Compression",
+            "ConnectionAttempts",
+            "IPQoS",
+            "ServerAliveCountMax",
+            "ServerAliveInterval",
+            "TCPKeepAlive",
+        ),
+        "how a connection is kept, and tried again, is ours",
+    ),
+    **dict.fromkeys(
+        ("LogLevel", "LogVerbose", "SyslogFacility", "VersionAddendum", "WarnWeakCrypto"),
+        "what ssh says of itself",
+    ),
+}
+
+# Words of files that were written for an older ssh; `ssh -G` calls them by the name of today.
+OLD_NAMES = {
+    "challengeresponseauthentication": "kbdinteractiveauthentication",
+    "skeyauthentication": "kbdinteractiveauthentication",
+    "tisauthentication": "kbdinteractiveauthentication",
+    "dsaauthentication": "pubkeyauthentication",
+    "pubkeyacceptedkeytypes": "pubkeyacceptedalgorithms",
+    "hostbasedkeytypes": "hostbasedacceptedalgorithms",
+    "smartcarddevice": "pkcs11provider",
+}
+
+NAMES = {name.lower(): name for name in (*HEEDED, *BEYOND, *HARMLESS)}
+_BEYOND = {name.lower(): beyond for name, beyond in BEYOND.items()}
+
+METHODS = {  # of RFC 4252, in ssh's own order; the word that can forbid each
+    "publickey": "PubkeyAuthentication",
+    "keyboard-interactive": "KbdInteractiveAuthentication",
+    "password": "PasswordAuthentication",
+}
+ALGORITHMS = ("ciphers", "hostkeyalgorithms", "kexalgorithms", "macs", "pubkeyacceptedalgorithms")
+PROMPTS, RSA_BITS = 3, 1024  # where nothing is said
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What ssh_config says about how to log in: what paramiko's side heeds, and what it cannot."""
+
+    methods: tuple[str, ...] = tuple(METHODS)
+    """Those that may be tried, in order."""
+    forbidden: tuple[tuple[str, str], ...] = ()
+    """Each other method, and the words that forbid it."""
+    prompts: int = PROMPTS
+    """How often a person is asked for a password, a code or a passphrase."""
+    algorithms: tuple[tuple[str, str], ...] = ()
+    """By keyword, where another list is wanted than the usual one."""
+    least_rsa_bits: int = RSA_BITS
+    hashes_names: bool = False
+    """Names are hashed when a host key is written down."""
+    is_strict: bool = False
+    """Nobody may accept an unknown host key; without it somebody is always asked."""
+    beyond_paramiko: tuple[str, ...] = ()
+    """Words that only the system's ssh can heed."""
+    unread: tuple[str, ...] = ()
+    """Words that paramiko's parser of the file has passed over."""
+
+    @property
+    def unsafe(self) -> tuple[str, ...]:
+        """Those of `beyond_paramiko` without which a login would be less safe."""
+        words = self.beyond_paramiko
+        return tuple(word for word in words if word in BEYOND and BEYOND[word].is_safety)
+
+    def forbids(self, methods: Sequence[str]) -> str:
+        """Name the words that forbid these methods; empty where all of them may be tried."""
+        words = (why for method, why in self.forbidden if method in methods)
+        return ", ".join(dict.fromkeys(words))
+
+
+NO_RULES = Rules()
+
+
+def rules_of(said: Said, usual: Said | None) -> Rules:
+    """Read the rules of a host.
+
+    `usual` is what plain ssh says where no file does; None where paramiko's parser has read
+    the file: then there is only what the file says, and who knows what is misspelt in it.
+    """
+    forbidden = _forbidden(said)
+    return Rules(
+        methods=tuple(name for name in _in_order(said) if name not in dict(forbidden)),
+        forbidden=forbidden,
+        prompts=_number(said, "numberofpasswordprompts", PROMPTS),
+        algorithms=tuple(
+            (word, _one(said, word)) for word in ALGORITHMS if _differs(word, said, usual)
+        ),
+        least_rsa_bits=_number(said, "requiredrsasize", RSA_BITS),
+        hashes_names=_one(said, "hashknownhosts") == "yes",
+        is_strict=_one(said, "stricthostkeychecking") in ("yes", "true"),
+        beyond_paramiko=_beyond_paramiko(said, usual),
+        unread=tuple(NAMES[word] for word in ("include",) if usual is None and word in said),
+    )
+
+
+def reason(word: str, label: str = "it") -> str:
+    """Say in a clause why paramiko will not do for a host whose configuration has this word."""
+    why = BEYOND[word].why if word in BEYOND else ADDED if word in HEEDED else UNHEEDED
+    return f"your ssh config says {word} for {label}, {why}"
+
+
+def narrowed(own: Sequence[str], wanted: str) -> tuple[str, ...]:
+    """Return those of our own algorithms that a list of ssh_config lets us use, in its order.
+
+    The list may begin with "+", "-" or "^" (added, removed, first), and may have patterns.
+    """
+    sign, patterns = wanted[:1], wanted.lstrip("+-^").split(",")
+    named = [
+        name
+        for pattern in patterns
+        for name in own
+        if fnmatch.fnmatchcase(name, pattern.strip().replace("[", "[[]"))
+    ]
+    rest = [name for name in own if name not in named]
+    orders = {"+": list(own), "-": rest, "^": [*named, *rest]}
+    return tuple(dict.fromkeys(orders.get(sign, named)))
+
+
+def _beyond_paramiko(said: Said, usual: Said | None) -> tuple[str, ...]:
+    found = []
+    for word, values in said.items():
+        if not _differs(word, said, usual):
+            continue
+        beyond = _BEYOND.get(word)
+        if beyond and not all(value.lower() in beyond.unless for value in values):
+            found.append(NAMES[word])
+        if word == "pubkeyacceptedalgorithms" and usual and _asks_for_more(values, usual[word]):
+            found.append(NAMES[word])
+        # A newer ssh than this table is of: what it would do is not known here.
+        if word not in NAMES and usual:
+            found.append(word)
+    order = [*BEYOND, *found]  # for sentences: the weightiest first
+    return tuple(sorted(found, key=order.index))
+
+
+def _asks_for_more(wanted: Sequence[str], usual: Sequence[str]) -> bool:
+    """Say whether a list of key algorithms has more than usual, or only those for security keys.
+
+    Of the other lists it need not be known: where paramiko and a host have nothing in common
+    they find out before anything is at stake.
+    """
+    names, known = (",".join(lists).split(",") for lists in (wanted, usual))
+    return not set(names) <= set(known) or all(name.startswith("sk-") for name in names)
+
+
+def _differs(word: str, said: Said, usual: Said | None) -> bool:
+    return word in said and (usual is None or list(said[word]) != list(usual.get(word, ())))
+
+
+def _in_order(said: Said) -> list[str]:
+    wanted = _one(said, "preferredauthentications")
+    if wanted in ("", "none", "any"):
+        return list(METHODS)
+    return [name for name in dict.fromkeys(wanted.replace(" ", "").split(",")) if name in METHODS]
+
+
+def _forbidden(said: Said) -> tuple[tuple[str, str], ...]:
+    found = []
+    for method, word in METHODS.items():
+        if _one(said, word.lower()) in ("no", "false"):
+            found.append((method, f"{word} no"))
+        elif method not in _in_order(said):
+            wanted = _one(said, "preferredauthentications")
+            found.append((method, f"PreferredAuthentications {wanted}"))
+        elif method != "publickey" and _number(said, "numberofpasswordprompts", PROMPTS) == 0:
+            found.append((method, "NumberOfPasswordPrompts 0"))
+    return tuple(found)
+
+
+def _one(said: Said, word: str) -> str:
+    return (said.get(word) or [""])[0].lower()
+
+
+def _number(said: Said, word: str, default: int) -> int:
+    value = _one(said, word)
+    return int(value) if value.isdigit() else default

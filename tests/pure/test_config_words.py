@@ -1,0 +1,64 @@
+"""What follows from the words of ssh_config."""
+
+from __future__ import annotations
+
+import pytest
+
+from remoter_kernel.front.ssh.config_words import METHODS, narrowed, rules_of
+
+OWN = ("a-gcm", "a-ctr", "b-ctr")
+
+
+@pytest.mark.parametrize(
+    ("wanted", "offered"),
+    [
+        ("b-ctr,a-gcm", ("b-ctr", "a-gcm")),
+        ("strange,a-ctr", ("a-ctr",)),
+        ("strange", ()),
+        ("+strange", OWN),
+        ("-a-*", ("b-ctr",)),
+        ("^b-ctr,strange", ("b-ctr", "a-gcm", "a-ctr")),
+        ("*-ctr", ("a-ctr", "b-ctr")),
+        ("a-ctr, a-ctr", ("a-ctr",)),
+    ],
+)
+def test_a_list_leaves_what_it_names_of_our_own(wanted, offered):
+    assert narrowed(OWN, wanted) == offered
+
+
+@pytest.mark.parametrize(
+    ("said", "methods", "forbids"),
+    [
+        ({}, tuple(METHODS), ""),
+        ({"pubkeyauthentication": ["false"]}, tuple(METHODS)[1:], "PubkeyAuthentication no"),
+        (
+            {"preferredauthentications": ["gssapi-with-mic,password,publickey"]},
+            ("password", "publickey"),
+            "PreferredAuthentications gssapi-with-mic,password,publickey",
+        ),
+        (
+            {"preferredauthentications": ["password"], "passwordauthentication": ["no"]},
+            (),
+            "PreferredAuthentications password, PasswordAuthentication no",
+        ),
+        ({"numberofpasswordprompts": ["0"]}, ("publickey",), "NumberOfPasswordPrompts 0"),
+    ],
+)
+def test_what_may_be_tried_is_what_no_word_forbids(said, methods, forbids):
+    rules = rules_of(said, None)
+    assert rules.methods == methods
+    assert rules.forbids(tuple(METHODS)) == forbids
+
+
+def test_what_is_as_usual_says_nothing():
+    usual = {"ciphers": ["a,b"], "checkhostip": ["yes"], "hostname": ["x"]}
+    assert rules_of({**usual, "hostname": ["y"]}, usual) == rules_of({}, None)
+    rules = rules_of({**usual, "ciphers": ["a"]}, usual)
+    assert (rules.algorithms, rules.beyond_paramiko) == ((("ciphers", "a"),), ())
+
+
+def test_the_weightiest_word_is_named_first():
+    said = {"bindaddress": ["::1"], "rekeylimit": ["1 1"], "revokedhostkeys": ["/x"]}
+    rules = rules_of(said, {"rekeylimit": ["0 0"]})
+    assert rules.beyond_paramiko == ("RevokedHostKeys", "BindAddress", "RekeyLimit")
+    assert rules.unsafe == ("RevokedHostKeys",)
