@@ -82,7 +82,7 @@ class Incompatible(Exception):
     """Server and client have no algorithm in common."""
 
 
-class Bounded(Packetizer):  # type: ignore[misc]  # paramiko has no types
+class BoundedPacketizer(Packetizer):  # type: ignore[misc]  # paramiko has no types
     """paramiko's reader of packets, which would take in whatever a server names."""
 
     _greeting = 0  # bytes
@@ -137,7 +137,7 @@ class Transport(paramiko.Transport):  # type: ignore[misc]  # paramiko has no ty
             sock,
             default_window_size=WINDOW,
             default_max_packet_size=PACKET,
-            packetizer_class=Bounded,
+            packetizer_class=BoundedPacketizer,
         )
         self.name = "ssh-transport"
         self.first_host_key: Any = None
