@@ -29,8 +29,9 @@ if TYPE_CHECKING:
     from tests.real_users import FarSide
 
 NEEDS = ("sshd", "ssh", "root", "ip", "setpriv", "pam_oath", "network namespaces")
-# As OpenSSH asks, and as the program does, which puts "[HOST] " before; no error looks so.
-PASSPHRASES = r"(?:\[[^\]\n]+\] |Enter )[^\n]*(?i:passphrase)"
+# As OpenSSH asks, and as the program does: "[HOST] " stands before what goes to a host, and other
+# words before what stays here; no error looks so.
+PASSPHRASES = r"(?:remoter, on this machine: |Enter )[^\n]*(?i:passphrase)"
 PASSWORDS = r"(?:\[[^\]\n]+\] [^\n]*|'s |\) )(?i:password)"
 CODES = "OATH"
 MOST_TRIES = 10  # more than any client or server lets one have

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 import sys
 import threading
+import unicodedata
 from typing import TYPE_CHECKING
 
 import click
 
-from remoter_kernel.front.questions import NotAnswered, Trust
+from remoter_kernel.front.questions import (
+    NotAnswered,
+    Trust,
+    about_host_key,
+    asked_by,
+    said_by,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -18,6 +26,7 @@ if TYPE_CHECKING:
 
 
 _asking = threading.Lock()  # several logins may have a question; a person answers one at a time
+LEAST_ROOM = 20  # columns beside a name: a narrower terminal breaks lines as it likes
 
 
 class AtTerminal:
@@ -26,28 +35,53 @@ class AtTerminal:
     def confirm_host_key(self, host: str, kind: str, fingerprint: str) -> Trust:
         """Show the fingerprint of an unknown host key, and ask."""
         with _asking, _declining(host):
-            click.echo(f"{host} is not known yet. Its {kind} key has the fingerprint", err=True)
-            click.echo(f"  {fingerprint}", err=True)
-            question = "Is that the right one (its administrator knows)? once: do not remember it"
+            question = f"{about_host_key(host, kind, fingerprint)} once: do not remember it"
             words = click.Choice([each.value for each in Trust])
             return Trust(click.prompt(question, type=words, err=True))
 
     def ask(self, host: str, prompts: Sequence[Prompt], instruction: str = "") -> list[str]:
         """Ask what a server, or a key, wants to know; what must stay hidden is not shown."""
         with _asking, _declining(host):
-            if instruction:
-                click.echo(instruction, err=True)
-            return [
-                click.prompt(
-                    f"[{host}] {prompt.text}".rstrip(),
-                    default="",
-                    hide_input=not prompt.is_shown,
-                    prompt_suffix=" ",
-                    show_default=False,
-                    err=True,
-                )
-                for prompt in prompts
-            ]
+            columns = shutil.get_terminal_size().columns
+            for line in instruction.splitlines():
+                mark = said_by(host) if line.startswith(said_by(host)) else ""
+                for row in _rows(line.removeprefix(mark), mark, columns):
+                    click.echo(row, err=True)
+            return [_ask_one(host, prompt, columns) for prompt in prompts]
+
+
+def _ask_one(host: str, prompt: Prompt, columns: int) -> str:
+    *rows, last = _rows(prompt.text, asked_by(host), columns)
+    for row in rows:
+        click.echo(row, err=True)
+    said = click.prompt(
+        last.rstrip(),
+        default="",
+        hide_input=not prompt.is_shown,
+        prompt_suffix=" ",
+        show_default=False,
+        err=True,
+    )
+    return str(said)
+
+
+def _rows(text: str, mark: str, columns: int) -> list[str]:
+    """Break a line as the terminal would, with the mark of whoever says it before each row.
+
+    Else whatever stands just behind the edge would seem to be a line of its own.
+    """
+    if not mark:
+        return [text]
+    room = max(LEAST_ROOM, columns - len(mark) - 1)
+    rows, used = [mark], 0
+    for sign in text:
+        width = 2 if unicodedata.east_asian_width(sign) in "WF" else 1
+        if used + width > room:
+            rows.append(mark)
+            used = 0
+        rows[-1] += sign
+        used += width
+    return rows
 
 
 @contextlib.contextmanager
@@ -57,7 +91,7 @@ def _declining(host: str) -> Iterator[None]:
         yield
     except click.Abort:
         click.echo(err=True)
-        message = f"{host} asked a question that was not answered."
+        message = f"{host or 'remoter'} asked a question that was not answered."
         raise NotAnswered(message, "Try again when the answer is at hand.") from None
 
 

@@ -3,6 +3,10 @@
 Whoever asks (a cell, a terminal) implements `Questions`; where nobody may be asked, `None`
 stands in its place. Answers are secrets: in memory alone, or, where that was asked
 for, in the keyring of this system.
+
+Who asks must be plain to see, since the answer goes there: all words of a server stand behind
+its name in brackets, line by line. What remoter itself asks has no host and no brackets, begins
+with `OURS`, and its answer stays on this machine.
 """
 
 from __future__ import annotations
@@ -17,6 +21,11 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 LONGEST_TEXT = 2000  # characters of a server's text that are shown
+MOST_LINES = 60  # of one such text
+OURS = "remoter, on this machine:"  # a question whose answer is sent to nobody begins so
+# Signs that count as printable and look like a space: with enough of them, what follows would
+# seem to begin a line of its own.
+BLANK = str.maketrans(dict.fromkeys("\u115f\u1160\u2800\u3164\uffa0", " "))
 
 ENOUGH_ALONE = (
     "Log in at a terminal first (`remoter check NAME`), or let OpenSSH keep a login "
@@ -38,7 +47,7 @@ class Trust(Enum):
 
 @dataclass(frozen=True)
 class Prompt:
-    """One question of a server, or of ours, in words that no terminal obeys."""
+    """One question of a server, or of ours, on one line and in words that no terminal obeys."""
 
     text: str
     is_shown: bool = False  # may others see what is typed?
@@ -51,7 +60,11 @@ class Questions(Protocol):
         """Ask whether `host` is known to have this key (`fingerprint` is "SHA256:...")."""
 
     def ask(self, host: str, prompts: Sequence[Prompt], instruction: str = "") -> list[str]:
-        """Ask for one answer to each prompt; `NotAnswered` where the person declines."""
+        """Ask for one answer to each prompt; `NotAnswered` where the person declines.
+
+        `host` is who gets the answers; it is empty where remoter asks for itself. Lines of
+        `instruction` that are a server's begin as `says` makes them begin.
+        """
 
 
 class NotAnswered(LoginRefused):
@@ -71,3 +84,33 @@ def readable(text: str) -> str:
     """Return a server's text without what acts on a terminal; line ends stay."""
     shown = "".join(sign for sign in text if sign.isprintable() or sign == "\n")
     return shown[:LONGEST_TEXT]
+
+
+def on_one_line(text: str) -> str:
+    """Return a server's text as one line without gaps, and without what acts on a terminal."""
+    words = " ".join(text.translate(BLANK).split())  # before `readable` takes some of the gaps
+    return " ".join(readable(words).split())
+
+
+def says(host: str, text: str) -> str:
+    """Return a server's text with its name before each line."""
+    lines = [line for each in text.split("\n") if (line := on_one_line(each))]
+    return "\n".join(f"{said_by(host)}{line}" for line in lines[:MOST_LINES])
+
+
+def said_by(host: str) -> str:
+    """Return what stands before each line that a server says."""
+    return f"[{host} says] "
+
+
+def asked_by(host: str) -> str:
+    """Return what stands before a question, by who gets the answer; nothing: nobody does."""
+    return f"[{host}] " if host else ""
+
+
+def about_host_key(host: str, kind: str, fingerprint: str) -> str:
+    """Return the question whether a key that is not known is that of the host."""
+    return (
+        f"{OURS} {host} is not known yet. Its {kind} key has the fingerprint\n  {fingerprint}\n"
+        "Is that the right one (its administrator knows)? Your answer is not sent there."
+    )

@@ -34,6 +34,7 @@ FORGOTTEN_AFTER = 3600.0  # seconds: a tunnel's socket is removed when its user 
 # later: a port of ours must not be one of those that Linux, macOS and Windows give away.
 NOT_GIVEN_AWAY = range(20000, 32768)
 TRIES = 50
+LOCAL_PEERCRED = 0x001  # of macOS and FreeBSD, at the level of the socket's own protocol (0)
 
 
 class PrivateListener:
@@ -140,20 +141,19 @@ def is_own_process(connection: socket.socket) -> bool:
 
 
 def peer_uid(sock: socket.socket) -> int:
-    """Return the uid of whoever is at the other end of a unix socket; -1 if that is not known."""
+    """Return the user id of whoever is at the other end of a unix socket; -1: not known."""
     try:
-        if hasattr(socket, "SO_PEERCRED"):
-            size = struct.calcsize("iii")  # pid, uid, gid
-            return int(
-                struct.unpack("iii", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size))[
-                    1
-                ]
-            )
-        # BSD's and macOS's struct xucred begins with a version and the uid.
-        local, peer_credentials = 0, 1
-        return int(struct.unpack_from("II", sock.getsockopt(local, peer_credentials, 128))[1])
+        if sys.platform == "linux":
+            found = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+            _process, uid, _group = struct.unpack("iII", found)  # struct ucred
+            return int(uid)
+        if sys.platform == "darwin" or sys.platform.startswith("freebsd"):
+            found = sock.getsockopt(0, LOCAL_PEERCRED, struct.calcsize("IIh16I"))
+            _version, uid = struct.unpack_from("II", found)  # struct xucred
+            return int(uid)
     except (OSError, struct.error):
-        return -1
+        pass
+    return -1
 
 
 def forget_path(path: Path) -> None:

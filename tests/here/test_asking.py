@@ -13,6 +13,7 @@ import pytest
 from remoter_kernel.front.questions import NotAnswered, Prompt, Trust
 from remoter_kernel.front.ssh import askpass
 from remoter_kernel.front.ssh.asking import Desk
+from remoter_kernel.front.ssh.entry import Entry
 from remoter_kernel.front.ssh.outcome import UnknownHostKey
 from tests.real_jupyter import wait_for
 
@@ -57,10 +58,17 @@ def person() -> Person:
 @pytest.fixture
 def desk(person: Person, tmp_path: Path) -> Iterator[Desk]:
     desk = Desk("the box", person, tmp_path)
+    desk.entry = Entry([], {}, lambda _step: None)
     desk.start()
     yield desk
     desk.close()
     desk.close()
+
+
+def hear(desk: Desk, *lines: str) -> None:
+    """Let ssh tell how far it is."""
+    for line in lines:
+        desk.entry._hear(line)
 
 
 def start(desk: Desk, text: str, hint: str = "", **changes: str) -> subprocess.Popen[bytes]:
@@ -95,13 +103,15 @@ def test_an_answer_in_any_script_passes(desk, person):
 def test_a_permission_is_the_exit_status(desk, person, says, status):
     person.says = says
     assert ask(desk, "Allow use of key?", "confirm")[0] == status
-    assert person.asked == [("the box", "Allow use of key? (yes/no)", True)]
+    asked = "remoter, on this machine: Allow use of key? (yes/no)"
+    assert person.asked == [("", asked, True)]
 
 
 def test_a_note_stands_until_the_login_is_over(desk, person):
     note = start(desk, "Confirm user presence for key x", "none")
     wait_for(lambda: person.asked, what="the note is shown")
-    assert person.asked == [("the box", "Confirm user presence for key x", True)]
+    note_of_ssh = "remoter, on this machine: Confirm user presence for key x"
+    assert person.asked == [("", note_of_ssh, True)]
     assert ask(desk, "PIN:")[0] == 0  # meanwhile a question is answered
     assert note.poll() is None
     desk.close()
@@ -111,14 +121,15 @@ def test_a_note_stands_until_the_login_is_over(desk, person):
 @pytest.mark.parametrize("trust", [Trust.YES, Trust.ONCE])
 def test_a_host_key_is_confirmed(desk, person, trust):
     person.trust = trust
-    desk.host_key = "ssh-ed25519 SHA256:abc+/9"
+    hear(desk, "debug1: Server host key: ssh-ed25519 SHA256:abc+/9")
     assert ask(desk, UNKNOWN) == (0, b"yes\n")
     assert person.asked == [("the box", "ssh-ed25519 SHA256:abc+/9", True)]
     assert desk.remembers is (trust is Trust.YES)
 
 
 def test_the_key_of_a_jump_host_is_its_own_and_cannot_be_accepted_once(desk, person):
-    desk.host_key = "ssh-ed25519 SHA256:another"
+    desk._leads_through = True
+    hear(desk, "debug1: Local version string SSH-2.0-OpenSSH_for_Windows_9.5")
     assert ask(desk, UNKNOWN) == (0, b"yes\n")
     assert person.asked == [("box ([10.0.0.1]:22)", "ED25519 SHA256:abc+/9", True)]
     assert not desk.remembers

@@ -532,7 +532,9 @@ def test_a_passphrase_is_asked_for_and_stays_in_memory(kind, locked, room, monke
     person = Watching(answers=[PHRASE] * 3)
     login = enter(kind, locked, monkeypatch, questions=person)
     assert login.run("echo in").stdout == b"in\n"
-    assert "passphrase for key" in person.asked[0]
+    where = locked.parent / "locked"
+    asked = f"remoter, on this machine: Enter passphrase for key '{where}' (it is not sent):"
+    assert person.asked[0] == asked
     assert isinstance(login, SystemLogin)
     assert PHRASE not in " ".join([*seen, repr(login), login._entry.said])
     files = [file for file in room.rglob("*") if file.is_file()]

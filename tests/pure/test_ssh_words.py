@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -69,7 +70,7 @@ def test_a_host_is_never_taken_for_an_option():
         ("ssh: connect to host h port 2222: Connection timed out", Unreachable, "within 10 s"),
         ("Connection timed out during banner exchange", Unreachable, "within 10 s"),
         ("ssh: connect to host h port 22: No route to host", Unreachable, "no route to host"),
-        ("Connection closed by 1.2.3.4 port 22", Unreachable, "during the step 'login'"),
+        ("Connection closed by 1.2.3.4 port 22", Unreachable, "during the step 'host key'"),
         (
             "kex_exchange_identification: read: Connection reset by peer",
             Unreachable,
@@ -97,7 +98,8 @@ def test_a_host_is_never_taken_for_an_option():
     ],
 )
 def test_a_complaint_becomes_a_sentence(said, kind, sentence):
-    error = explain(BOX, said, "login", "ssh-x SHA256:y", may_ask=False)
+    box = replace(BOX, known_hosts_files=(Path("/k/known"),))
+    error = explain(box, said, "host key", "ssh-x SHA256:y", may_ask=False)
     assert type(error) is kind
     assert re.search(sentence, str(error)), str(error)
 

@@ -12,7 +12,14 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from remoter_kernel.front.jupyter.first_words import is_own_code
-from remoter_kernel.front.questions import NeedsPerson, NotAnswered, Prompt, Trust
+from remoter_kernel.front.questions import (
+    NeedsPerson,
+    NotAnswered,
+    Prompt,
+    Trust,
+    about_host_key,
+    asked_by,
+)
 from remoter_kernel.wire.frames import Channel
 from remoter_kernel.wire.messages import PARENT, content_of, header_of
 
@@ -53,11 +60,7 @@ class Asker:
 
     def confirm_host_key(self, host: str, kind: str, fingerprint: str) -> Trust:
         """Ask whether a host's key is the right one."""
-        text = (
-            f"{host} is not known yet. Its {kind} key has the fingerprint\n  {fingerprint}\n"
-            "Is that the right one (its administrator knows)? "
-            "yes, once (do not remember it) or no:"
-        )
+        text = f"{about_host_key(host, kind, fingerprint)} yes, once (do not remember it) or no:"
         for _ in range(TRIES):
             said = self._ask(text, is_hidden=False).strip().lower()
             if said in {each.value for each in Trust}:
@@ -66,9 +69,9 @@ class Asker:
 
     def ask(self, host: str, prompts: Sequence[Prompt], instruction: str = "") -> list[str]:
         """Ask what a server, or a key, wants to know."""
-        texts = [f"[{host}] {prompt.text.strip()}" for prompt in prompts]
+        texts = [f"{asked_by(host)}{prompt.text.strip()}" for prompt in prompts]
         if instruction and not texts:  # touch the token, say: nothing is to be typed
-            self._reactor.call(partial(self._tell, f"[{host}] {instruction}"))
+            self._reactor.call(partial(self._tell, f"{asked_by(host)}{instruction}"))
         elif instruction:
             texts[0] = f"{instruction}\n{texts[0]}"
         return [

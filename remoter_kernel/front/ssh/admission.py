@@ -9,17 +9,20 @@ cut, and a code never.
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from remoter_kernel.errors import LoginRefused
 from remoter_kernel.front.questions import (
     ENOUGH_ALONE,
+    OURS,
     WITHOUT_QUESTIONS,
     NeedsPerson,
     Prompt,
+    says,
 )
 from remoter_kernel.front.ssh.authentication import CannotSign, Round, Verdict
-from remoter_kernel.front.ssh.channel import Closed
+from remoter_kernel.front.ssh.channel import Closed, Misbehaved
 from remoter_kernel.front.ssh.complaints import CHANGE_THAT
 from remoter_kernel.front.ssh.keys import KeyRing, LockedKey
 from remoter_kernel.front.ssh.transport import TAKES_PIPELINES
@@ -42,6 +45,12 @@ NOT_A_PASSWORD = re.compile(
 )
 
 
+def asker_of(hop: Destination, last: Destination) -> str:
+    """Say who asks when a hop does: a jump host cannot speak in the name of what is behind it."""
+    behind = last.alias or last.host_name
+    return hop.label if hop is last else f"{hop.label} (jump host of {behind})"
+
+
 class Admission:
     """One login's way in."""
 
@@ -52,10 +61,12 @@ class Admission:
         questions: Questions | None,
         memory: Memory,
         *,
+        asker: str = "",
         on_first_key: Callable[[], None] = lambda: None,
         on_refusal: Callable[[], None] = lambda: None,
     ) -> None:
         self._destination = destination
+        self._asker = asker or destination.label
         self._user = destination.user
         self._door = transport.door
         self._software = transport.software
@@ -80,6 +91,11 @@ class Admission:
             verdict = self._begin()
             while not verdict.let_in:
                 verdict = self._next(verdict)
+        except Misbehaved as error:
+            raise LoginRefused(
+                f"{self._destination.label} {error}, which nobody can answer.",
+                "Is it the right host? Ask its administrator.",
+            ) from None
         finally:
             self._ring.close()
         self._remember()
@@ -178,7 +194,7 @@ class Admission:
         for attempt in range(self._rules.prompts):
             again = "That was not it." if attempt else ""
             was_known = bool(known)
-            phrase = known or self._ask((Prompt(f"Passphrase of {key.file}:"),), again)[0]
+            phrase = known or self._ask_for_passphrase(key.file, again)
             known = ""
             if not phrase:
                 break
@@ -233,7 +249,8 @@ class Admission:
                 else:
                     if self._questions is None:
                         raise self._nobody("keyboard-interactive", None)
-                    words = "\n".join(filter(None, (self._again(), *told)))
+                    said = says(self._asker, "\n".join(told))
+                    words = "\n".join(filter(None, (self._again(), said)))
                     answers = self._ask(heard.prompts, words)
                 told.clear()
                 typed += zip(heard.prompts, answers, strict=True)
@@ -245,8 +262,15 @@ class Admission:
     def _ask(self, prompts: Sequence[Prompt], instruction: str = "") -> list[str]:
         assert self._questions is not None  # noqa: S101 - looked at before each way that leads here
         if not self._wrong and self._door.banner and not self._typed:
-            instruction = f"{self._door.banner.strip()}\n{instruction}".strip()
-        return self._questions.ask(self._destination.label, prompts, instruction)
+            instruction = f"{says(self._asker, self._door.banner)}\n{instruction}".strip()
+        return self._questions.ask(self._asker, prompts, instruction)
+
+    def _ask_for_passphrase(self, file: Path, again: str) -> str:
+        assert self._questions is not None  # noqa: S101 - looked at before
+        home = Path.home()
+        where = f"~/{file.relative_to(home)}" if file.is_relative_to(home) else str(file)
+        prompt = Prompt(f"{OURS} passphrase of {where} (it is not sent):")
+        return self._questions.ask("", (prompt,), again)[0]
 
     def _again(self) -> str:
         return "That was not accepted." if self._wrong else ""

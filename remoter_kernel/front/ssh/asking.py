@@ -1,4 +1,10 @@
-"""Puts ssh's questions to a person: `askpass` brings them here, one connection for each."""
+"""Puts ssh's questions to a person: `askpass` brings them here, one connection for each.
+
+ssh asks for itself (a passphrase, a PIN, whether a host key is the right one), and passes on
+what a server asks. All of it is but a text. It is taken for ssh's own only if it begins as ssh
+begins, and if no server could have made it begin so: before any has been let to ask, or where
+ssh puts "(user@host) " before a server's questions.
+"""
 
 from __future__ import annotations
 
@@ -15,39 +21,59 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from remoter_kernel.errors import RemoterError
-from remoter_kernel.front.questions import Prompt, Trust, readable
+from remoter_kernel.front.questions import OURS, Prompt, Trust, on_one_line
 from remoter_kernel.front.ssh import askpass
 from remoter_kernel.front.ssh.outcome import UnknownHostKey
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from multiprocessing.connection import Connection
 
     from remoter_kernel.front.questions import Questions
+    from remoter_kernel.front.ssh.entry import Entry
 
 ENDS_WITHIN = 2.0  # seconds
+LONGEST = 256 * 1024  # bytes of one question
+TOLD_WITHIN = 1.0  # seconds: what ssh says and what it asks come by two ways
 HOST_KEY = re.compile(
-    r"authenticity of host '(?P<host>[^']+)'.*?(?P<kind>\S+) key fingerprint is "
+    r"The authenticity of host '(?P<host>[^']+)'.*?(?P<kind>\S+) key fingerprint is "
     r"(?P<fingerprint>SHA256:[A-Za-z0-9+/]+)",
     re.DOTALL,
 )
+SSH_ITSELF = re.compile(r"Enter (?:passphrase|PIN) for ")
+ASKER = re.compile(r"\((?P<marked>[^\s()]+@[^\s()]+)\) |(?P<named>\S+@\S+)'s password:")
 
 
 class Desk:
     """Waits for the questions of one ssh and those that it starts; `start` it, `close` it."""
 
-    def __init__(self, host: str, questions: Questions, folder: Path) -> None:
+    def __init__(
+        self,
+        host: str,
+        questions: Questions,
+        folder: Path,
+        *,
+        hops: Mapping[str, str] = {},
+        leads_through: bool = False,
+    ) -> None:
+        """Remember; `host` is how the host of this login is called.
+
+        `hops`: how each host that may ask is called, by `user@host`. `leads_through`: ssh passes
+        other hosts by itself, and these may ask as well.
+        """
         self.problem: RemoterError | None = None
         """Why the login is to end: a question was not answered, a key not accepted."""
         self.is_asking = False
         self.remembers = False
         """The person wants the host key that was accepted to be remembered."""
-        self.host_key = ""
-        """The key that the host of this login has shown (kind, fingerprint): ssh told it."""
+        self.entry: Entry | None = None
+        """The ssh that asks: it tells of itself how far it is."""
         self.on_problem: Callable[[], None] = lambda: None
         self._host = host
         self._questions = questions
         self._folder = folder
+        self._hops = hops
+        self._leads_through = leads_through
         self._key = secrets.token_bytes(32)
         self._asked: list[str] = []
         self._notes: list[Connection] = []
@@ -102,8 +128,8 @@ class Desk:
         if self._is_over:
             connection.close()
             return
-        hint = connection.recv_bytes().decode()
-        text = readable(connection.recv_bytes().decode(errors="replace")).strip()
+        hint = connection.recv_bytes(LONGEST).decode(errors="replace")
+        text = on_one_line(connection.recv_bytes(LONGEST).decode(errors="replace"))
         if hint == "none":  # something to do, a touch for instance: it stands until it is done
             self._notes.append(connection)
             self._try(lambda: self._note(text))
@@ -125,24 +151,67 @@ class Desk:
         return None
 
     def _note(self, text: str) -> None:
-        self._questions.ask(self._host, [], text)
+        self._questions.ask("", [], f"{OURS} {text}")
 
     def _answer(self, hint: str, text: str) -> str | None:
         """Ask the person; None declines."""
-        if match := HOST_KEY.search(text):
-            return self._confirm(match)
         if hint == "confirm":
-            asked = Prompt(f"{text} (yes/no)", is_shown=True)
-            said = self._questions.ask(self._host, [asked])[0]
+            asked = Prompt(f"{OURS} {text} (yes/no)", is_shown=True)
+            said = self._questions.ask("", [asked])[0]
             return "yes" if said.strip().lower() in ("y", "yes") else None
+        if (match := HOST_KEY.match(text)) and self._is_of_ssh_about_key(match["fingerprint"]):
+            return self._confirm(match)
         again = "That was not accepted." if text in self._asked else ""
         self._asked.append(text)
-        return self._questions.ask(self._host, [Prompt(text)], again)[0]
+        if SSH_ITSELF.match(text) and self._is_of_ssh():
+            host, prompt = "", Prompt(f"{OURS} {text.rstrip(': ')} (it is not sent):")
+        else:
+            host, prompt = self._who_asks(text)
+        return self._questions.ask(host, [prompt], again)[0]
+
+    # --- who it is that asks ---
+
+    def _is_of_ssh(self) -> bool:
+        """Say whether a text that begins as ssh's own do can be no server's."""
+        entry = self.entry
+        if entry is None:
+            return False
+        if not self._leads_through and entry.step != "login":
+            return True  # nobody could ask yet
+        return entry.learns(lambda: entry.version is not None, TOLD_WITHIN) and (
+            entry.marks_questions
+        )
+
+    def _is_of_ssh_about_key(self, fingerprint: str) -> bool:
+        """Say the same of a question about a host key, by the key that ssh has told of."""
+        entry = self.entry
+        if entry is None:
+            return False
+        if entry.learns(lambda: self._told_key()[1] == fingerprint, TOLD_WITHIN):
+            return entry.step == "host key"
+        # It is that of a host on the way: ssh asks for those itself, and tells nothing of them.
+        return self._leads_through and entry.step == "connect" and entry.marks_questions
+
+    def _told_key(self) -> tuple[str, str]:
+        kind, _, fingerprint = (self.entry.host_key if self.entry else "").partition(" ")
+        return kind, fingerprint
+
+    def _who_asks(self, text: str) -> tuple[str, Prompt]:
+        """Name the host that gets the answer, and give its question."""
+        match = ASKER.match(text) if self.entry and self.entry.marks_questions else None
+        who = (match["marked"] or match["named"]) if match else ""
+        # Before a host has shown its key it asks nothing.
+        is_before = self._leads_through and (not self.entry or self.entry.step == "connect")
+        host = self._hops.get(who) or (
+            f"{who or 'a host on the way'} (jump host of {self._host})" if is_before else self._host
+        )
+        is_named = match is not None and match["marked"] in self._hops
+        return host, Prompt(text[match.end() :] if is_named and match else text)
 
     def _confirm(self, match: re.Match[str]) -> str:
         kind, fingerprint = match["kind"], match["fingerprint"]
-        known_kind, _, known = self.host_key.partition(" ")
-        is_last = known == fingerprint  # else it is a jump host's: ssh asks for those itself
+        known_kind, known = self._told_key()
+        is_last = known == fingerprint  # else it is a jump host's
         host, kind = (self._host, known_kind) if is_last else (match["host"], kind)
         said = self._questions.confirm_host_key(host, kind, fingerprint)
         if said is Trust.ONCE and not is_last:

@@ -1,8 +1,12 @@
-"""The client's side of RFC 4252, on paramiko's: sends attempts to log in, collects what comes."""
+"""The client's side of RFC 4252, on paramiko's: sends attempts to log in, collects what comes.
+
+What comes is kept only as long as somebody waits for it, and only as much as a person can read.
+"""
 
 from __future__ import annotations
 
 import queue
+import re
 import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -20,11 +24,16 @@ from paramiko.common import (
     cMSG_USERAUTH_REQUEST,
 )
 
-from remoter_kernel.front.questions import Prompt, readable
-from remoter_kernel.front.ssh.channel import Closed, TooLate
+from remoter_kernel.front.questions import LONGEST_TEXT, Prompt, on_one_line, readable
+from remoter_kernel.front.ssh.channel import Closed, Misbehaved, TooLate
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+
+MOST_PROMPTS = 32  # in one round: more than any server has that means well
+MOST_UNREAD = 32  # answers that nobody has waited for: one attempt has one
+MOST_METHODS = 32
+METHOD = re.compile(r"[A-Za-z0-9@.-]{1,64}")  # the name of one, as it may stand in a sentence
 
 
 @dataclass(frozen=True)
@@ -53,11 +62,13 @@ class CannotSign(Exception):
 class Authentication(AuthHandler):  # type: ignore[misc]  # paramiko has no types
     """The client's side of RFC 4252: sends attempts, collects verdicts."""
 
+    authenticated: bool
+
     def __init__(self, transport: Any) -> None:
         super().__init__(transport)
         self.banner = ""  # what the server tells everybody before they are let in
         self._method = ""  # of the attempt that is under way
-        self._heard: queue.SimpleQueue[Verdict | Round | None] = queue.SimpleQueue()
+        self._heard: queue.SimpleQueue[Verdict | Round | Misbehaved | None] = queue.SimpleQueue()
         self._service_accepted = threading.Event()
 
     def request_service(self) -> None:
@@ -140,13 +151,18 @@ class Authentication(AuthHandler):  # type: ignore[misc]  # paramiko has no type
             raise Closed from None
 
     def wait(self, seconds: float) -> Verdict | Round:
-        """Wait for what comes of the oldest attempt without a verdict; raise Closed or TooLate."""
+        """Wait for what comes of the oldest attempt without a verdict.
+
+        Raises Closed, TooLate, or Misbehaved: the server wants more than anybody can answer.
+        """
         try:
             heard = self._heard.get(timeout=max(0.0, seconds))
         except queue.Empty:
             raise TooLate from None
         if heard is None:
             raise Closed
+        if isinstance(heard, Misbehaved):
+            raise heard
         return heard
 
     def abort(self) -> None:
@@ -166,28 +182,55 @@ class Authentication(AuthHandler):  # type: ignore[misc]  # paramiko has no type
             MSG_USERAUTH_BANNER: self._on_banner,
         }
 
+    def _put(self, heard: Verdict | Round | Misbehaved) -> None:
+        """Keep it for whoever waits; what comes after the login, nobody waits for."""
+        if self.authenticated:
+            return
+        if self._heard.qsize() >= MOST_UNREAD:
+            raise Misbehaved("answers what it was not asked")
+        self._heard.put(heard)
+
     def _on_success(self, _message: Any) -> None:
+        if self.authenticated:
+            return
+        self._put(Verdict(let_in=True))
         self.authenticated = True
         self.transport._auth_trigger()  # noqa: SLF001 (paramiko's way)
-        self._heard.put(Verdict(let_in=True))
 
     def _on_failure(self, message: Any) -> None:
-        methods = tuple(message.get_list())
-        self._heard.put(Verdict(let_in=False, would_take=methods, partly=message.get_boolean()))
+        named = filter(METHOD.fullmatch, _text(message).split(",", MOST_METHODS)[:MOST_METHODS])
+        partly = message.get_boolean()
+        self._put(Verdict(let_in=False, would_take=tuple(named), partly=partly))
 
     def _on_round(self, message: Any) -> None:
         """Hear number 60, which means another thing in each method."""
-        if self._method != "keyboard-interactive":  # this key would do; this password is too old
-            self._heard.put(Round("", ()))
-            return
-        name, instruction = readable(message.get_text()), readable(message.get_text())
-        message.get_text()  # a language tag
-        prompts = [
-            Prompt(readable(message.get_text()), is_shown=message.get_boolean())
-            for _ in range(message.get_int())
-        ]
-        words = "\n".join(filter(None, (name.strip(), instruction.strip())))
-        self._heard.put(Round(words, tuple(prompts)))
+        # This key would do; this password is too old.
+        is_round = self._method == "keyboard-interactive"
+        self._put(_round(message) if is_round else Round("", ()))
 
     def _on_banner(self, message: Any) -> None:
-        self.banner = readable(message.get_text())
+        # It comes unasked, and as often as the server likes: what is full stays as it is.
+        if not self.authenticated and len(self.banner) < LONGEST_TEXT:
+            self.banner = readable(f"{self.banner}\n{_text(message)}".strip())
+
+
+def _round(message: Any) -> Round | Misbehaved:
+    """Read a server's questions (RFC 4256, 3.2)."""
+    name, instruction = readable(_text(message)), readable(_text(message))
+    _text(message)  # a language tag
+    number = message.get_int()
+    if number > MOST_PROMPTS:
+        return Misbehaved(f"asks {number} questions at once")
+    prompts = []
+    for _ in range(number):
+        text, is_shown = _text(message), message.get_boolean()
+        if len(text) > LONGEST_TEXT:
+            return Misbehaved(f"asks a question of {len(text)} characters")
+        prompts.append(Prompt(on_one_line(text), is_shown=is_shown))
+    words = "\n".join(filter(None, (name.strip(), instruction.strip())))
+    return Round(words, tuple(prompts))
+
+
+def _text(message: Any) -> str:
+    """Read a string that should be UTF-8, and may be anything."""
+    return str(message.get_binary().decode(errors="replace"))

@@ -5,7 +5,8 @@ to empty, and waits for an answer to each request. This one hands what arrives s
 to a sink, on the transport's thread, and waits only where the protocol makes it.
 
 Rules: the sink never blocks; whoever has dealt with bytes gives them back (`give_back`),
-and only then may the other end send as many again; the transport's thread never sends
+and only then may the other end send as many again: a channel that sends more than that is
+ended, or it would fill our memory; the transport's thread never sends
 (see `Carrier.post`); nothing follows a CLOSE: sshd drops the whole connection when data
 come for a channel that it has forgotten.
 """
@@ -31,6 +32,7 @@ from paramiko.common import (
 WINDOW = 4 * 1024 * 1024  # bytes in flight towards us: with more, sshd itself collapses
 PACKET = 32 * 1024  # bytes: what sshd is tuned for
 GIVE_BACK_FROM = WINDOW // 8  # bytes: fewer are not worth a message
+LARGEST_WINDOW = 2**32 - 1  # bytes (RFC 4254, 5.2)
 
 
 class Sink(Protocol):
@@ -92,6 +94,14 @@ class TooLate(Exception):
     """The other end did not answer within the time given."""
 
 
+class Misbehaved(paramiko.SSHException):  # type: ignore[misc]  # paramiko has no types
+    """The server does what no server may, in a clause that goes on after "the server"."""
+
+
+class OtherHostKey(Misbehaved):
+    """A later key exchange has shown another host key than the one that was looked at."""
+
+
 class Channel:
     """A channel that this side opened. Made and numbered by `Transport.new_channel`."""
 
@@ -107,6 +117,8 @@ class Channel:
         self._may_send = 0  # bytes, by the other end's window
         self._packet = 0  # bytes, the most it takes at once
         self._dealt_with = 0  # bytes, not yet given back
+        self._received = 0  # bytes, of all streams
+        self._granted = WINDOW  # bytes: so many may have come by now
         self._on_their_way = 0  # messages that a thread is sending just now: CLOSE waits for them
         self._ended = self._eof_sent = self._is_closing = self._close_received = False
 
@@ -203,6 +215,7 @@ class Channel:
             if self._dealt_with < GIVE_BACK_FROM or not self.is_open:
                 return
             size, self._dealt_with = self._dealt_with, 0
+            self._granted += size
             message = self._message(cMSG_CHANNEL_WINDOW_ADJUST)
             message.add_int(size)
             self._carrier.post(message)  # under the lock: a CLOSE must not come before it
@@ -240,20 +253,33 @@ class Channel:
 
     def on_data(self, message: Any) -> None:
         """Bytes came."""
-        self.sink.arrived(message.get_binary())
+        data = message.get_binary()
+        if self._is_granted(len(data)):
+            self.sink.arrived(data)
 
     def on_extended_data(self, message: Any) -> None:
         """Bytes of stderr came (1 is the only kind there is)."""
         kind, data = message.get_int(), message.get_binary()
+        if not self._is_granted(len(data)):
+            return
         if kind == 1:
             self.sink.arrived_aside(data)
         else:
             self.give_back(len(data))
 
+    def _is_granted(self, size: int) -> bool:
+        """Count what came; end the channel if that is more than the other end may send."""
+        self._received += size
+        if self._received <= self._granted:
+            return True
+        self.close()
+        self.unlink()
+        return False
+
     def on_window(self, message: Any) -> None:
         """The other end can take more."""
         with self._changed:
-            self._may_send += message.get_int()
+            self._may_send = min(LARGEST_WINDOW, self._may_send + message.get_int())
             self._changed.notify_all()
 
     def on_request(self, message: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from typing import TYPE_CHECKING
@@ -19,6 +20,7 @@ MOST_OUTPUT = 64 * 1024 * 1024  # bytes: what we run says less by far
 # A process that a command leaves behind may hold stdout open for ever. Once the command
 # itself has ended, this long is enough for what it has still in its pipes.
 LINGER = 1.0  # seconds
+LINE_END = re.compile(rb"[\r\n]")
 
 
 class Running:
@@ -76,20 +78,23 @@ class Running:
         Raises CommandEnded if none came, Closed or TooLate.
         """
         found: list[bytes] = []
+        begins = looked = 0  # of the line that has no end yet: where it begins, what was looked at
 
         def look() -> bool:
-            found[:] = [
-                bytes(line)
-                for line in self._stdout.splitlines(keepends=True)
-                if line.startswith(starts_with) and line.endswith((b"\n", b"\r"))
-            ]
+            nonlocal begins, looked
+            while not found and (end := LINE_END.search(self._stdout, looked)):
+                line = bytes(self._stdout[begins : end.start()])
+                if line.startswith(starts_with):
+                    found.append(line)
+                begins = looked = end.end()
+            looked = len(self._stdout)
             return bool(found) or self._is_over
 
         self._wait_for(look, deadline)
         if not found:
             self.close()
             raise CommandEnded(self._ran())
-        return found[0].rstrip(b"\r\n")
+        return found[0]
 
     def close(self) -> None:
         """Hang up; whether the command ends of that is its own affair."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from typing import TYPE_CHECKING
 
 from remoter_kernel.errors import (
@@ -14,6 +15,7 @@ from remoter_kernel.errors import (
     Unreachable,
 )
 from remoter_kernel.front.questions import WITHOUT_QUESTIONS, NeedsPerson, readable
+from remoter_kernel.front.ssh.channel import Misbehaved, OtherHostKey
 from remoter_kernel.front.ssh.outcome import HostKeyNotAsked, UnknownHostKey
 from remoter_kernel.front.ssh.trust import how_to_accept, unknown_to_the_strict
 
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 
     from remoter_kernel.front.ssh.aliases import Destination
 
+LAST_LINES, LONGEST_LINE = 100, 500  # of what was said: the cause is told at the end
 # Of a connection from a jump host.
 SAID_WHEN_FORBIDDEN = "open failed: administratively prohibited"
 SAID_WHEN_FAILED = "stdio forwarding failed"
@@ -36,6 +39,33 @@ class NothingInCommon(Unreachable):
     worth_retrying = False
 
 
+def ended(label: str, step: str, offence: Misbehaved | None = None) -> RemoterError:
+    """Say that a connection has ended on the way in; `offence`: remoter has ended it."""
+    if isinstance(offence, OtherHostKey):
+        return HostKeyProblem(
+            f"remoter ended the connection to {label}: the server {offence}.",
+            "Do not log in; ask the host's administrator.",
+        )
+    if offence:
+        return Unreachable(
+            f"remoter ended the connection to {label} during the step {step!r}: "
+            f"the server {offence}.",
+            "Is it an SSH server, and the right one? Ask its administrator.",
+        )
+    return Unreachable(
+        f"{label} ended the connection during the step {step!r}.",
+        "Try again; if it stays so, ask its administrator (sshd's log says why).",
+    )
+
+
+def fell_silent(label: str, step: str) -> RemoterError:
+    """Say that nothing more came on the way in."""
+    return Unreachable(
+        f"{label} fell silent during the step {step!r}.",
+        "Look at the network or VPN, then try again.",
+    )
+
+
 def explain(
     destination: Destination, said: str, step: str, host_key: str, *, may_ask: bool
 ) -> RemoterError:
@@ -43,9 +73,13 @@ def explain(
 
     `host_key` is the kind and the fingerprint that the host has shown, if it was so far.
     """
-    lines = [line for line in said.splitlines() if not line.startswith("debug")]
+    lines = [
+        readable(line)[:LONGEST_LINE] for line in said.splitlines() if not line.startswith("debug")
+    ][-LAST_LINES:]
     told = "\n".join(lines)
-    for pattern, make in _RULES:
+    # A server's own words (a banner, say) may stand among those of ssh once it may ask who we
+    # are. By then its key and its address are settled, and nothing is believed about them.
+    for pattern, make in _LATE_RULES if step == "login" else _RULES:
         if match := re.search(pattern, told, re.IGNORECASE):
             return make(_Told(destination, told, step, host_key, may_ask=may_ask), match)
     last = readable(lines[-1].strip()) if lines else "it said nothing"
@@ -70,8 +104,11 @@ class _Told:
 
 
 def _changed(told: _Told, _match: re.Match[str]) -> RemoterError:
-    where = re.search(r"Offending (\S+) key in (.+):(\d+)", told.text)
+    where = re.search(r"Offending (\S+) key in (.+):(\d+)$", told.text, re.MULTILINE)
     file, number = (where[2], where[3]) if where else ("known_hosts", "?")
+    # What is to be pasted into a shell names only a file that the person has chosen.
+    if file not in map(str, told.destination.known_hosts_files):
+        file = "known_hosts"
     plain = told.destination.host_key_alias or told.destination.host_name
     port = told.destination.port
     name = plain if port == 22 or told.destination.host_key_alias else f"[{plain}]:{port}"  # noqa: PLR2004 (SSH's)
@@ -79,7 +116,7 @@ def _changed(told: _Told, _match: re.Match[str]) -> RemoterError:
         f"the host key of {told.label} has changed: it shows {told.host_key}, "
         f"but {file}, line {number}, says another one.",
         "Somebody may be listening in. If the administrator confirms the new key, "
-        f"remove that line (or run: ssh-keygen -f '{file}' -R '{name}').",
+        f"remove that line (or run: ssh-keygen -f {shlex.quote(file)} -R {shlex.quote(name)}).",
     )
 
 
@@ -191,10 +228,7 @@ def _misconfigured(_told: _Told, match: re.Match[str]) -> RemoterError:
 
 
 def _closed(told: _Told, _match: re.Match[str]) -> RemoterError:
-    return Unreachable(
-        f"{told.label} ended the connection during the step {told.step!r}.",
-        "Try again; if it stays so, ask its administrator (sshd's log says why).",
-    )
+    return ended(told.label, told.step)
 
 
 # In this order: what came first is the cause, and a closed connection is only what follows.
@@ -208,10 +242,11 @@ _RULES: tuple[tuple[str, Callable[[_Told, re.Match[str]], RemoterError]], ...] =
     (SAID_WHEN_FORBIDDEN, _jump_forbids),
     (SAID_WHEN_FAILED, _jump_fails),
     (r"too many authentication failures", _too_many),
-    (r"permission denied \(([^)]*)\)", _denied),
+    (r"permission denied \(([^)\n]*)\)", _denied),
     (r"no matching ([a-z ]+?) found", _nothing_in_common),
     (r"connection refused", _refused),
     (r"timed out|timeout, server .* not responding", _silent),
     (r"no route to host|network is unreachable|network is down", _no_way),
     (r"closed by|connection reset|broken pipe|disconnected from|disconnect from", _closed),
 )
+_LATE_RULES = tuple(rule for rule in _RULES if rule[1] in (_too_many, _denied, _silent, _closed))

@@ -2,17 +2,23 @@
 
 What it says at LogLevel DEBUG1 names keys, ciphers and methods, and no secrets; it is kept in
 memory until the login is over.
+
+From the step "login" on, a server's own words may stand among those of ssh (a banner, what it
+says before it asks): nothing is learned from them but whether ssh says that it is inside.
 """
 
 from __future__ import annotations
 
 import contextlib
 import math
+import re
 import subprocess
 import threading
 import time
+from collections import deque
 from typing import TYPE_CHECKING
 
+from remoter_kernel.front.questions import on_one_line
 from remoter_kernel.front.ssh.channel import TooLate
 
 if TYPE_CHECKING:
@@ -20,12 +26,18 @@ if TYPE_CHECKING:
 
 NO_WINDOW: int = getattr(subprocess, "CREATE_NO_WINDOW", 0)  # Windows would open a console
 ENDS_WITHIN = 2.0  # seconds
-MOST_SAID = 256 * 1024  # characters
+MOST_SAID = 256 * 1024  # characters: the last ones are kept
+LONGEST_LINE = 64 * 1024  # bytes: ssh's own lines are a little over 1,000 at the most
 # How each step is known to have begun: by the start of a line.
 STEPS = (("debug1: Server host key: ", "host key"), ("debug1: SSH2_MSG_NEWKEYS received", "login"))
 CIPHER = "debug1: kex: server->client cipher: "
 ASKED, ANSWERED = "debug1: expecting SSH2_MSG_KEX", "debug1: SSH2_MSG_KEX"
 INSIDE = "Authenticated to "
+LOCAL_VERSION = re.compile(
+    r"debug1: Local version string SSH-2\.0-OpenSSH_(?:for_Windows_)?(\d{1,3})\.(\d{1,3})"
+)
+MARKS_QUESTIONS = (8, 5)
+"""Since this OpenSSH, "(user@host) " stands before each question of a server."""
 
 
 class Entry:
@@ -41,12 +53,14 @@ class Entry:
         self.host_key = ""
         """Its kind and its fingerprint."""
         self.round_trip = math.inf  # seconds; the server's sums are in it
-        self.on_host_key: Callable[[str], None] = lambda _key: None
+        self.version: tuple[int, int] | None = None
+        """That of this OpenSSH, once it has said so."""
         self._words = words
         self._environment = environment
         self._on_step = on_step
         self._changed = threading.Condition()
-        self._said = ""
+        self._said: deque[str] = deque()
+        self._size = 0  # characters of that
         self._asked = self._began = 0.0
         self._is_inside = self._is_over = self._is_read = False
         self._process: subprocess.Popen[bytes] | None = None
@@ -74,7 +88,18 @@ class Entry:
     @property
     def said(self) -> str:
         """What it has said so far."""
-        return self._said
+        with self._changed:
+            return "".join(self._said)
+
+    def learns(self, is_known: Callable[[], bool], seconds: float) -> bool:
+        """Wait a little until it has said something: what it asks may come before that."""
+        with self._changed:
+            return self._changed.wait_for(is_known, seconds)
+
+    @property
+    def marks_questions(self) -> bool:
+        """Say whether a server's question can be told from one of ssh itself."""
+        return self.version is not None and self.version >= MARKS_QUESTIONS
 
     def wait(self, seconds: float, is_asking: Callable[[], bool], *, until_over: bool) -> bool:
         """Wait until it has ended, or is inside; say whether it got in. Raise TooLate.
@@ -122,30 +147,43 @@ class Entry:
         assert stderr is not None  # noqa: S101 (piped)
         with stderr:
             # A ProxyCommand may hold it open, and complain there, for as long as the login lasts.
-            for line in stderr:
-                self._hear(line.decode(errors="replace").rstrip("\r\n"))
+            is_rest = False  # of a line that is too long: it begins nothing
+            while line := stderr.readline(LONGEST_LINE):
+                if not is_rest:
+                    self._hear(line.decode(errors="replace").rstrip("\r\n"))
+                is_rest = not line.endswith(b"\n")
 
     def _hear(self, line: str) -> None:
         now = time.perf_counter()
-        if len(self._said) < MOST_SAID:
-            self._said += line + "\n"
+        with self._changed:
+            self._said.append(line + "\n")
+            self._size += len(line) + 1
+            while self._size > MOST_SAID:
+                self._size -= len(self._said.popleft())
+        if self.step != "login":
+            self._learn(line, now)
+        if line.startswith(INSIDE):
+            self._next("", now)
+            self._is_inside = True
+        with self._changed:
+            self._changed.notify_all()
+
+    def _learn(self, line: str, now: float) -> None:
         if line.startswith(ASKED):
             self._asked = now
         elif line.startswith(ANSWERED) and line.endswith("REPLY received") and self._asked:
             self.round_trip = min(self.round_trip, now - self._asked)
         elif line.startswith(CIPHER):
-            self.cipher = line.removeprefix(CIPHER).partition(" ")[0]
+            self.cipher = on_one_line(line.removeprefix(CIPHER).partition(" ")[0])
+        elif match := LOCAL_VERSION.match(line):
+            version = int(match[1]), int(match[2])
+            # A ProxyCommand complains in the same place: it cannot make ssh seem newer.
+            self.version = min(version, self.version or version)
         for start, step in STEPS:
             if line.startswith(start) and step != self.step and step not in self.seconds:
                 if step == "host key":
-                    self.host_key = line.removeprefix(start)
-                    self.on_host_key(self.host_key)
+                    self.host_key = on_one_line(line.removeprefix(start))
                 self._next(step, now)
-        if line.startswith(INSIDE):
-            self._next("", now)
-            with self._changed:
-                self._is_inside = True
-                self._changed.notify_all()
 
     def _next(self, step: str, now: float) -> None:
         self.seconds[self.step] = now - self._began

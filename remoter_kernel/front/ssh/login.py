@@ -18,11 +18,11 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from remoter_kernel.errors import ForwardingRefused, LoginRefused, RemoteLacks, Unreachable
-from remoter_kernel.front.ssh.admission import Admission
+from remoter_kernel.front.ssh.admission import Admission, asker_of
 from remoter_kernel.front.ssh.algorithms import offer_only_what_is_allowed
-from remoter_kernel.front.ssh.channel import Closed, Refused, TooLate
+from remoter_kernel.front.ssh.channel import Closed, Misbehaved, Refused, TooLate
 from remoter_kernel.front.ssh.commands import Running
-from remoter_kernel.front.ssh.complaints import NothingInCommon
+from remoter_kernel.front.ssh.complaints import NothingInCommon, ended, fell_silent
 from remoter_kernel.front.ssh.memory import Memories, Memory, named_hops
 from remoter_kernel.front.ssh.outcome import CommandEnded, Ran
 from remoter_kernel.front.ssh.pipe import Pipe
@@ -63,7 +63,8 @@ def log_in(
     passed: list[Login] = []
     try:
         for hop, where in named_hops(destination):
-            login = Login(hop, tuple(passed), is_last=hop is destination)
+            is_last, asker = hop is destination, asker_of(hop, destination)
+            login = Login(hop, tuple(passed), is_last=is_last, asker=asker)
             on_try(login)
             login.start(questions, on_step, memories.of(where))
             passed.append(login)
@@ -78,8 +79,14 @@ class Login:
     """One login on one host, and the logins on the hosts before it."""
 
     def __init__(
-        self, destination: Destination, through: tuple[Login, ...] = (), *, is_last: bool = True
+        self,
+        destination: Destination,
+        through: tuple[Login, ...] = (),
+        *,
+        is_last: bool = True,
+        asker: str = "",
     ) -> None:
+        """Remember; `asker` is how its host is called where it asks something."""
         self.host = destination.host_name
         self.user = destination.user
         self.transport = "paramiko"
@@ -91,6 +98,7 @@ class Login:
         self.seconds: dict[str, float] = {}
         """How long each step took."""
         self._destination = destination
+        self._asker = asker or destination.label
         self._through = through
         self._transport: Any = None  # a Transport, or what looks like one
         self._is_last = is_last
@@ -123,21 +131,19 @@ class Login:
                 self.seconds[step] = time.perf_counter() - began
         except (Closed, LoginRefused) as error:
             self.close()
-            if isinstance(error, LoginRefused) and not self._is_cut:
+            if isinstance(error, LoginRefused) and not (self._is_cut or self._offence):
                 raise
-            raise Unreachable(
-                f"{self._destination.label} ended the connection during the step {step!r}.",
-                "Try again; if it stays so, ask its administrator (sshd's log says why).",
-            ) from None
+            raise ended(self._destination.label, step, self._offence) from None
         except TooLate:
             self.close()
-            raise Unreachable(
-                f"{self._destination.label} fell silent during the step {step!r}.",
-                "Look at the network or VPN, then try again.",
-            ) from None
+            raise fell_silent(self._destination.label, step) from None
         except BaseException:
             self.close()
             raise
+
+    @property
+    def _offence(self) -> Misbehaved | None:
+        return getattr(self._transport, "offence", None)
 
     def _connect(self) -> None:
         destination = self._destination
@@ -156,7 +162,7 @@ class Login:
         self.cipher = self._transport.remote_cipher
 
     def _check_host_key(self, questions: Questions | None) -> None:
-        key = self.live.host_key
+        key = self.live.first_host_key
         kind, blob = key.get_name(), key.asbytes()
         self.host_key = f"{kind} {fingerprint(blob)}"
         self._known.check(kind, blob, questions)
@@ -167,6 +173,7 @@ class Login:
             self.live,
             questions,
             memory,
+            asker=self._asker,
             on_first_key=self._open_spare,
             on_refusal=self._drop_spare,
         ).go()
@@ -321,8 +328,10 @@ class Login:
         try:
             yield
         except Closed:
+            why = f": the server {self._offence}" if self._offence else ""
             raise Unreachable(
-                f"the connection to {self._destination.label} is gone.", "It can be dialled again."
+                f"the connection to {self._destination.label} is gone{why}.",
+                "It can be dialled again.",
             ) from None
         except TooLate:
             raise Unreachable(

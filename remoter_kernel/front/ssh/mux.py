@@ -2,17 +2,23 @@
 
 One connection makes one request. The master is given the descriptors that it is to read and
 write, so no process stands between it and us, and an end of file there is one here at once.
+
+A master hears all that goes to the host behind it, and nobody has checked that host's key but
+the master: one that another user of this machine runs is none of ours, wherever its socket is.
 """
 
 from __future__ import annotations
 
 import array
 import contextlib
+import os
 import socket
 import struct
+import time
 from typing import TYPE_CHECKING
 
 from remoter_kernel.front.ssh.channel import Closed, TooLate
+from remoter_kernel.front.unix_sockets import peer_uid
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -42,9 +48,11 @@ class Mux:
     def __init__(self, place: Path, seconds: float) -> None:
         """Connect; raise Closed where no master answers, TooLate where one is silent."""
         self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._seconds: float | None = seconds  # for one answer
         self._sock.settimeout(seconds)
         try:
             self._sock.connect(str(place))
+            _check_owner(self._sock, place)
             self._say(HELLO, VERSION)
             kind, version, *_ = struct.unpack_from(">II", self._hear())
         except (OSError, struct.error) as error:
@@ -76,7 +84,7 @@ class Mux:
 
     def wait_until_ended(self) -> int | None:
         """Wait until the session's command ends; None where nobody says how."""
-        self._sock.settimeout(None)
+        self._seconds = None
         with contextlib.suppress(Closed, struct.error):
             while True:
                 kind, _session, status, *_ = struct.unpack_from(">III", self._hear())
@@ -123,15 +131,20 @@ class Mux:
         return int(number)
 
     def _hear(self) -> bytes:
-        (size,) = struct.unpack(">I", self._read(4))
+        until = None if self._seconds is None else time.monotonic() + self._seconds
+        (size,) = struct.unpack(">I", self._read(4, until))
         if size > MOST:
             raise Closed
-        return self._read(size)
+        return self._read(size, until)
 
-    def _read(self, size: int) -> bytes:
+    def _read(self, size: int, until: float | None) -> bytes:
         data = b""
         while len(data) < size:
+            left = None if until is None else until - time.monotonic()
+            if left is not None and left <= 0:
+                raise TooLate
             try:
+                self._sock.settimeout(left)
                 more = self._sock.recv(size - len(data))
             except TimeoutError:
                 raise TooLate from None
@@ -141,6 +154,15 @@ class Mux:
                 raise Closed
             data += more
         return data
+
+
+def _check_owner(sock: socket.socket, place: Path) -> None:
+    """Raise Closed unless whoever listens there is the person whom we run for."""
+    owner = peer_uid(sock)
+    if owner < 0:  # this system does not say: the socket's file has an owner, too
+        owner = place.lstat().st_uid
+    if owner != os.geteuid():
+        raise Closed
 
 
 def nudge(place: Path) -> None:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from remoter_kernel.front.ssh.channel import Sink
 
 ENDS_WITHIN = 2.0  # seconds
+MOST_SAID = 64 * 1024  # bytes
 FORBIDDEN, CONNECT_FAILED = 1, 2  # RFC 4254, 5.1
 SAID_WHEN_OPEN = b"open confirm rwindow"  # at LogLevel DEBUG2
 SAID_WHEN_FORBIDDEN = b"open failed: administratively prohibited"
@@ -156,7 +157,7 @@ def _wait_open(errand: ProcessErrand) -> None:
     said = b""
     while SAID_WHEN_OPEN not in said:
         more = os.read(errand.stderr, 65536)
-        said += more
+        said = (said + more)[-MOST_SAID:]
         if SAID_WHEN_FORBIDDEN in said:
             raise Refused(FORBIDDEN)
         if SAID_WHEN_FAILED in said:

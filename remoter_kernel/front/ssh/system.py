@@ -9,19 +9,22 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import stat
 import tempfile
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from remoter_kernel.errors import BadConfiguration, RemoterError, Unreachable
-from remoter_kernel.front.ssh.admission import VERDICT_WITHIN
+from remoter_kernel.front.ssh.admission import VERDICT_WITHIN, asker_of
 from remoter_kernel.front.ssh.asking import Desk
 from remoter_kernel.front.ssh.channel import Closed, Refused, TooLate
 from remoter_kernel.front.ssh.complaints import (
     SAID_WHEN_FAILED,
     SAID_WHEN_FORBIDDEN,
+    ended,
     explain,
+    fell_silent,
 )
 from remoter_kernel.front.ssh.entry import Entry
 from remoter_kernel.front.ssh.login import Login
@@ -43,6 +46,7 @@ PREFIX = "remoter-ssh-"
 LONGEST_FOLDER = 60  # characters: with a name and what ssh adds for a moment, a socket has 104
 FORGOTTEN_AFTER = 3600.0  # seconds: no login takes so long to have its master
 FORSAKEN_WITHIN = 0.5  # seconds for a master to answer
+SWEEPS_FOR = 1.0  # seconds that old folders may cost a login: the next one goes on
 NOBODY = {"SSH_ASKPASS_REQUIRE": "never", "SSH_ASKPASS": ""}
 
 
@@ -63,7 +67,7 @@ def log_in_by_system(
     passed: list[SystemLogin] = []
     try:
         for hop in hops:
-            login = SystemLogin(hop, tuple(passed), why=why)
+            login = SystemLogin(hop, tuple(passed), why=why, asker=asker_of(hop, destination))
             on_try(login)
             login.start(questions, on_step, Memory())
             passed.append(login)
@@ -85,9 +89,14 @@ class SystemLogin(Login):
     """A login whose connection is the system's ssh."""
 
     def __init__(
-        self, destination: Destination, through: tuple[SystemLogin, ...] = (), *, why: str = ""
+        self,
+        destination: Destination,
+        through: tuple[SystemLogin, ...] = (),
+        *,
+        why: str = "",
+        asker: str = "",
     ) -> None:
-        super().__init__(destination, through)
+        super().__init__(destination, through, asker=asker)
         self._before = through[-1] if through else None
         self.transport = "openssh"
         self.why_transport = why
@@ -116,16 +125,10 @@ class SystemLogin(Login):
                 raise Closed  # noqa: TRY301 (renamed below)
         except Closed:
             self.close()
-            raise Unreachable(
-                f"{self._destination.label} ended the connection during the step {self._step!r}.",
-                "Try again; if it stays so, ask its administrator (sshd's log says why).",
-            ) from None
+            raise ended(self._destination.label, self._step) from None
         except TooLate:
             self.close()
-            raise Unreachable(
-                f"{self._destination.label} fell silent during the step {self._step!r}.",
-                "Look at the network or VPN, then try again.",
-            ) from None
+            raise fell_silent(self._destination.label, self._step) from None
         except BaseException:
             self.close()
             raise
@@ -152,7 +155,7 @@ class SystemLogin(Login):
         self._folder = folder = _private_folder()
         environment = {**self._destination.environment, **NOBODY}
         if questions is not None:
-            self._desk = Desk(self._destination.label, questions, folder)
+            self._desk = self._new_desk(questions, folder)
             self._desk.start()
             environment |= self._desk.environment()
 
@@ -174,6 +177,24 @@ class SystemLogin(Login):
         shared.open()
         self._transport = shared
 
+    def _new_desk(self, questions: Questions, folder: Path) -> Desk:
+        destination = self._destination
+        hops = {
+            f"{hop.user}@{name}": asker_of(hop, destination)
+            for hop in destination.jumps
+            for name in (hop.host_name, hop.alias, hop.host_key_alias)
+        }
+        for name in (destination.host_name, destination.alias, destination.host_key_alias):
+            hops[f"{destination.user}@{name}"] = self._asker
+        by_itself = bool(destination.jumps or destination.proxy_command)
+        return Desk(
+            self._asker,
+            questions,
+            folder,
+            hops=hops,
+            leads_through=by_itself and self._before is None,
+        )
+
     def _options(self, log_level: str) -> list[str]:
         files = self._destination.known_hosts_files
         if self._may_ask and self._folder is not None:
@@ -186,8 +207,7 @@ class SystemLogin(Login):
         self._entry = entry
         desk = self._desk
         if desk is not None:
-            desk.on_problem = entry.kill
-            entry.on_host_key = lambda key: setattr(desk, "host_key", key)
+            desk.on_problem, desk.entry = entry.kill, entry
         try:
             entry.start()
         except OSError as error:
@@ -271,15 +291,29 @@ def _private_folder() -> Path:
     """Make a folder that only this person can enter, with a path that is short enough."""
     usual = Path(tempfile.gettempdir())
     where = Path("/tmp") if os.name == "posix" and len(str(usual)) > LONGEST_FOLDER else usual  # noqa: S108 (mkdtemp makes it private)
-    for old in where.glob(f"{PREFIX}*") if CAN_SHARE else ():
-        with contextlib.suppress(OSError):  # gone meanwhile
-            if time.time() - old.stat().st_mtime > FORGOTTEN_AFTER and _is_forsaken(old):
-                shutil.rmtree(old, ignore_errors=True)
+    if CAN_SHARE:
+        _sweep(where)
     return Path(tempfile.mkdtemp(prefix=PREFIX, dir=where))
 
 
+def _sweep(where: Path) -> None:
+    """Remove what logins have left there that were killed; where others write, too, be brief."""
+    until = time.monotonic() + SWEEPS_FOR
+    with contextlib.suppress(OSError), os.scandir(where) as entries:
+        for entry in entries:
+            if time.monotonic() > until:
+                break
+            with contextlib.suppress(OSError):  # gone meanwhile
+                if entry.name.startswith(PREFIX) and _is_forsaken(Path(entry.path)):
+                    shutil.rmtree(entry.path, ignore_errors=True)
+
+
 def _is_forsaken(folder: Path) -> bool:
-    """Say whether no master serves in that folder any more: whoever made it was killed."""
+    """Say whether that is a folder of ours in which no master serves any more."""
+    found = folder.lstat()
+    is_ours = stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid()
+    if not is_ours or time.time() - found.st_mtime <= FORGOTTEN_AFTER:
+        return False
     try:
         Mux(folder / "m", FORSAKEN_WITHIN).close()
     except Closed:

@@ -6,6 +6,8 @@ What differs, and why:
   first channel: each saves a round trip.
 - Channels are our own (see `channel`), opened without blocking.
 - It looks after itself every few seconds instead of ten times a second.
+- A server cannot make it hold more than it needs: a packet, a greeting, a list and what waits
+  to be sent have a largest size, and whoever shows another host key later on is left.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import paramiko
 from paramiko.common import (
+    DEBUG,
     MSG_CHANNEL_CLOSE,
     MSG_CHANNEL_DATA,
     MSG_CHANNEL_EOF,
@@ -33,14 +36,24 @@ from paramiko.common import (
     MSG_CHANNEL_REQUEST,
     MSG_CHANNEL_SUCCESS,
     MSG_CHANNEL_WINDOW_ADJUST,
+    MSG_EXT_INFO,
     MSG_REQUEST_FAILURE,
     MSG_REQUEST_SUCCESS,
     cMSG_CHANNEL_CLOSE,
     cMSG_GLOBAL_REQUEST,
 )
+from paramiko.packet import Packetizer
 
 from remoter_kernel.front.ssh.authentication import Authentication
-from remoter_kernel.front.ssh.channel import PACKET, WINDOW, Channel, Closed, TooLate
+from remoter_kernel.front.ssh.channel import (
+    PACKET,
+    WINDOW,
+    Channel,
+    Closed,
+    Misbehaved,
+    OtherHostKey,
+    TooLate,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -48,6 +61,11 @@ if TYPE_CHECKING:
     from remoter_kernel.front.ssh.channel import Sink
 
 LOOK_EVERY = 5.0  # seconds between two looks at whether the transport was closed
+LARGEST_PACKET = 256 * 1024  # bytes, as in OpenSSH; RFC 4253, 6.1 asks for 35,000
+AROUND_PACKET = 128  # bytes at the most: a packet's authentication code, and its length
+LONGEST_GREETING = 64 * 1024  # bytes until a server has said that it speaks SSH
+MOST_EXTENSIONS = 64  # of a server (RFC 8308): there are about ten
+MOST_UNSENT = 4096  # messages; ours are small, and most are answers to the server
 RSA_SIGNATURES = ("rsa-sha2-512", "rsa-sha2-256")
 # Servers known to take a request that was sent ahead of an answer, as RFC 4252 allows.
 TAKES_PIPELINES = ("OpenSSH_", "dropbear_", "paramiko_", "AsyncSSH_")
@@ -64,9 +82,30 @@ class Incompatible(Exception):
     """Server and client have no algorithm in common."""
 
 
+class BoundedPacketizer(Packetizer):  # type: ignore[misc]  # paramiko has no types
+    """paramiko's reader of packets, which would take in whatever a server names."""
+
+    _greeting = 0  # bytes
+
+    def read_all(self, n: int, check_rekey: bool = False) -> bytes:  # noqa: FBT001, FBT002 (paramiko's)
+        """Read that many bytes: the head of a packet, or all the rest that its head has named."""
+        if not 0 <= n <= LARGEST_PACKET + AROUND_PACKET:
+            raise Misbehaved("names a packet of a size that no packet has")
+        return bytes(super().read_all(n, check_rekey))
+
+    def _read_timeout(self, timeout: float) -> bytes:
+        """Read a little more of what comes before the first packet."""
+        data = bytes(super()._read_timeout(timeout))
+        self._greeting += len(data)
+        if self._greeting > LONGEST_GREETING:
+            raise Misbehaved("says much and does not say that it speaks SSH")
+        return data
+
+
 class Transport(paramiko.Transport):  # type: ignore[misc]  # paramiko has no types
     """One SSH connection. `start` it, `meet` the server, log in, open channels, `end` it."""
 
+    _problem: BaseException | None = None
     _active_check_timeout = LOOK_EVERY
     _preferred_ciphers = (
         "aes128-gcm@openssh.com",
@@ -94,8 +133,15 @@ class Transport(paramiko.Transport):  # type: ignore[misc]  # paramiko has no ty
     }
 
     def __init__(self, sock: Any, known_kinds: Iterable[str] = ()) -> None:
-        super().__init__(sock, default_window_size=WINDOW, default_max_packet_size=PACKET)
+        super().__init__(
+            sock,
+            default_window_size=WINDOW,
+            default_max_packet_size=PACKET,
+            packetizer_class=BoundedPacketizer,
+        )
         self.name = "ssh-transport"
+        self.first_host_key: Any = None
+        """The one that is looked at: no later one may be another."""
         self.round_trip = math.inf  # seconds: the quickest answer so far
         self.auth_handler = self.door = Authentication(self)
         self._known_kinds = set(known_kinds)
@@ -105,6 +151,7 @@ class Transport(paramiko.Transport):  # type: ignore[misc]  # paramiko has no ty
         self._kept: dict[int, Channel] = {}  # paramiko's own list holds channels weakly
         self._handler_table[MSG_CHANNEL_OPEN_SUCCESS] = self._on_opened
         self._handler_table[MSG_CHANNEL_OPEN_FAILURE] = self._on_refused
+        self._handler_table[MSG_EXT_INFO] = self._on_extensions
         self._sign_of_life = threading.Event()
         for answer in (MSG_REQUEST_SUCCESS, MSG_REQUEST_FAILURE):
             self._handler_table[answer] = lambda _message: self._sign_of_life.set()
@@ -130,7 +177,7 @@ class Transport(paramiko.Transport):  # type: ignore[misc]  # paramiko has no ty
         if not met.wait(seconds):
             raise TooLate
         if not self.active or not self.initial_kex_done:
-            problem = self.get_exception()
+            problem = self.saved_exception
             # The same error also stands for servers of another age, which nobody would reach.
             if match := re.search(r"\((no acceptable [^)]*)\)", str(problem)):
                 raise Incompatible(match[1])
@@ -149,6 +196,20 @@ class Transport(paramiko.Transport):  # type: ignore[misc]  # paramiko has no ty
         # The server's answer to our half of the key exchange: one round trip and its sums.
         self.answered_after(time.perf_counter() - self._exchange_began)
         super()._verify_key(host_key, sig)
+        if self.first_host_key is None:
+            self.first_host_key = self.host_key
+        elif self.host_key.asbytes() != self.first_host_key.asbytes():
+            raise OtherHostKey("showed another host key in a later key exchange")
+
+    def _on_extensions(self, message: Any) -> None:
+        number = message.get_int()
+        if number > MOST_EXTENSIONS:
+            raise Misbehaved(f"names {number} extensions")
+        self.server_extensions = {
+            message.get_binary().decode(errors="replace"): message.get_binary()
+            for _ in range(number)
+        }
+        self._log(DEBUG, f"Got EXT_INFO: {self.server_extensions}")
 
     def answered_after(self, seconds: float) -> None:
         """Learn how long the server took for an answer."""
@@ -210,6 +271,10 @@ class Transport(paramiko.Transport):  # type: ignore[misc]  # paramiko has no ty
                     target=self._carry, name="ssh-postman", daemon=True
                 )
                 self._postman.start()
+        if self._outbox.qsize() >= MOST_UNSENT:
+            self.saved_exception = Misbehaved("does not read the answers that it asks for")
+            self.cut()
+            return
         self._outbox.put(message)
 
     def _carry(self) -> None:
@@ -230,6 +295,23 @@ class Transport(paramiko.Transport):  # type: ignore[misc]  # paramiko has no ty
         return self._sign_of_life.wait(seconds) and bool(self.active)
 
     # --- the end ---
+
+    @property
+    def offence(self) -> Misbehaved | None:
+        """What the server did that no server may, if that has ended the connection."""
+        return self._problem if isinstance(self._problem, Misbehaved) else None
+
+    @property
+    def saved_exception(self) -> BaseException | None:
+        """What has ended the connection (paramiko's thread notes it here, and asks for it)."""
+        return self._problem
+
+    @saved_exception.setter
+    def saved_exception(self, problem: BaseException | None) -> None:
+        # Whatever follows an offence is no more than that the connection is over.
+        if self.offence is None:
+            cause = problem.__context__ if problem else None
+            self._problem = cause if isinstance(cause, Misbehaved) else problem
 
     def run(self) -> None:
         """Serve the connection until it ends (paramiko's thread)."""
