@@ -299,7 +299,7 @@ def test_the_embedded_host_runs_nothing_of_the_folder(folder: Folder):
     """`remoter demo`, or the kernel of nowhere: it starts an SSH server of its own."""
     code = (
         "from remoter_kernel.front.logins.host import EmbeddedHost\n"
-        "with EmbeddedHost() as host: print(host.port > 0)"
+        "with EmbeddedHost() as host: print(host.destination().socket_path.is_socket())"
     )
     ran = run_in(folder.path, "-P", "-c", code)
     assert (ran.stdout, folder.has_run) == ("True\n", []), ran.stderr

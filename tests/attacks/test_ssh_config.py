@@ -464,7 +464,7 @@ def test_what_is_forgotten_is_what_was_kept(config, monkeypatch):
 def reader(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Both ways to read ssh_config."""
     if request.param != "ssh -G":
-        monkeypatch.setattr(shutil, "which", lambda _name: None)
+        monkeypatch.setattr(shutil, "which", lambda _name, **_options: None)
     return str(request.param)
 
 
@@ -499,7 +499,7 @@ def test_tokens_stand_for_what_they_stand_for_in_ssh(reader, config):
 def test_without_ssh_a_guarded_host_is_not_entered(server, config, monkeypatch):
     """Nobody here can read the list of revoked keys; to go on without it is no answer."""
     server.ssh_config(config, extra="RevokedHostKeys /etc/ssh/revoked")
-    monkeypatch.setattr(shutil, "which", lambda _name: None)
+    monkeypatch.setattr(shutil, "which", lambda _name, **_options: None)
     before = server.accepted()
     with pytest.raises(BadConfiguration, match=r"RevokedHostKeys .*Install an OpenSSH client"):
         enter(config)
@@ -513,7 +513,7 @@ def test_without_ssh_what_is_forbidden_is_forbidden_too(server, config, monkeypa
         extra="PubkeyAuthentication no\nPasswordAuthentication no\n"
         "ChallengeResponseAuthentication no",
     )
-    monkeypatch.setattr(shutil, "which", lambda _name: None)
+    monkeypatch.setattr(shutil, "which", lambda _name, **_options: None)
     who = Somebody()
     with pytest.raises(LoginRefused, match="KbdInteractiveAuthentication no"):
         enter(config, "auto", who)
@@ -523,7 +523,7 @@ def test_without_ssh_what_is_forbidden_is_forbidden_too(server, config, monkeypa
 def test_without_ssh_it_is_said_what_was_not_read(config, monkeypatch):
     """The host's own words are in a file that only ssh would have found."""
     config.write_text("Include more\nHost box\n HostName box.invalid\n User ada\n")
-    monkeypatch.setattr(shutil, "which", lambda _name: None)
+    monkeypatch.setattr(shutil, "which", lambda _name, **_options: None)
     with pytest.raises(Unreachable, match="Include, which only an OpenSSH client"):
         enter(config, host="box")
     config.write_text("Match tagged x\n User ada\n")
