@@ -186,6 +186,7 @@ def way_of(destination: Destination) -> Hashable:
         destination.port,
         destination.host_key_alias,
         destination.identity_files,
+        destination.known_hosts_files,
         destination.proxy_command,
         destination.rules,
         tuple(map(way_of, destination.jumps)),
