@@ -57,6 +57,7 @@ SHIPPED = (
     "daemon/door.py",
     "daemon/ear.py",
     "daemon/encryption.py",
+    "daemon/folders.py",
     "daemon/index.py",
     "daemon/inquire.py",
     "daemon/interrupts.py",
