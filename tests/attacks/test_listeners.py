@@ -196,6 +196,10 @@ def test_whose_kernel_can_be_heard_is_told_so(
             say_it(talk, free_port())
         assert SECRET in heard[0]
         assert "can read what it prints: its sockets are not encrypted" in status_of(talk)
+        assert said_by(talk, "kept = 42; kept") == "42"
+        kill_the_evaluator(another_user, status_of(talk))
+        assert said_by(talk, "kept") == "42"
+        assert "its sockets are not encrypted" in status_of(talk)
     checked = here.remoter("check", "plain")
     assert checked.returncode == 0, checked
     assert "its sockets are not encrypted" in " ".join(checked.stdout.split()), checked
