@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from typing import TYPE_CHECKING, Any
 
 from remoter_kernel.daemon import registry
@@ -33,7 +32,7 @@ def candidates_for(wish: dict[str, Any]) -> Iterator[Candidate]:
         shares_cells = not cells.isdisjoint(known_cells(session))
         if not (is_same or shares_cells):
             continue
-        is_here = session.read("door.json").get("host") == socket.gethostname()
+        is_here = session.is_of_this_host()
         is_answering = session.is_alive()
         has_evaluator = session.has_evaluator()
         if is_here and not (is_answering or has_evaluator or session.has_kernel()):

@@ -19,6 +19,14 @@ from jupyter_client.kernelspec import NoSuchKernel
 from jupyter_client.manager import KernelManager
 
 from remoter_kernel.daemon import registry
+from remoter_kernel.daemon.encryption import (
+    Greeting,
+    Keys,
+    may_know_keys,
+    offer_keys,
+    offered_keys,
+    withdraw_keys,
+)
 from remoter_kernel.daemon.processes import is_running, started_at
 from remoter_kernel.errors import ProtocolError, RemoteLacks
 from remoter_kernel.wire.frames import Bytes, Channel
@@ -67,8 +75,11 @@ class Child:
         self.pid = 0
         self.on_message: Callable[[Channel, list[Bytes]], None] = lambda _channel, _parts: None
         self.on_exit: Callable[[dict[str, Any]], None] = lambda _words: None
+        self.is_encrypted = False  # for sure only once the kernel listens
         self._context = zmq.Context()
         self._sockets: dict[Channel, zmq.Socket[bytes]] = {}
+        self._greeting: Greeting | None = None  # while it is not known
+        self._unsent: list[tuple[Channel, Sequence[Bytes]]] = []  # until there are sockets
         self.on_ready: Callable[[dict[str, Any], dict[str, Any]], None] = lambda _head, _info: None
         self._voice = Voice(b"")
         self._own_mark = b""  # stands in the parent header of what answers our own questions
@@ -96,6 +107,8 @@ class Child:
         spec = self._spec()
         manager.connection_file = str(self.folder / "connection.json")
         manager.write_connection_file()
+        if may_know_keys(spec):
+            offer_keys(Path(manager.connection_file))
         argv = with_init(manager.format_kernel_cmd(list(arguments)), init)
         environment = {key: value for key, value in os.environ.items() if key not in HIDDEN}
         for key, value in {**spec.env, **env}.items():
@@ -147,15 +160,20 @@ class Child:
 
     def ask(self, channel: Channel, kind: str, content: dict[str, Any]) -> None:
         """Ask something ourselves: what comes of it is heard by nobody else."""
-        if channel in self._sockets:
+        if self._greeting or channel in self._sockets:
             self.say(channel, self._voice.compose(kind, content))
 
     def say(self, channel: Channel, parts: Sequence[Bytes]) -> None:
-        """Sign a message with the child's key and send it."""
+        """Sign a message with the child's key and send it, as soon as there are sockets."""
+        if self._greeting:
+            self._unsent.append((channel, parts))
+            return
         self._sockets[channel].send_multipart(self._voice.sign(parts), copy=True)
 
     def hear(self, channel: Channel) -> None:
         """Take in what waits on one channel."""
+        if channel not in self._sockets:
+            return  # it has ended before it listened
         for frames in messages(self._sockets[channel]):
             try:
                 topics, parts = self._voice.check(frames)
@@ -203,6 +221,9 @@ class Child:
 
     def disconnect(self) -> None:
         """Close the sockets; what the process does is another matter."""
+        if self._greeting:
+            self._greeting.close()
+            self._greeting = None
         for channel in list(self._sockets):
             handle = self._sockets.pop(channel)
             self.reactor.unwatch(handle)
@@ -223,9 +244,29 @@ class Child:
         return "\n".join(text.strip().splitlines()[-lines:])
 
     def _connect(self) -> None:
+        """Connect with keys or without, as the kernel binds its sockets."""
         manager = self.manager
         self._voice = Voice(manager.session.key, manager.session.signature_scheme)
         self._own_mark = self._voice.session.encode()
+        keys = offered_keys(Path(manager.connection_file))
+        self.is_encrypted = keys is not None
+        if keys:
+            address = (str(manager.ip), int(manager.shell_port))
+            self._greeting = Greeting(self.reactor, address, partial(self._settle, keys))
+        else:
+            self._open(None)
+
+    def _settle(self, keys: Keys, knows_keys: bool) -> None:  # noqa: FBT001 - a callback's only word
+        if knows_keys:
+            self._open(keys)
+            return
+        self.is_encrypted = False
+        with contextlib.suppress(OSError):  # no room: whoever takes over asks the kernel again
+            withdraw_keys(Path(self.manager.connection_file))
+        self._open(None)
+
+    def _open(self, keys: Keys | None) -> None:
+        manager = self.manager
         ports = {
             Channel.SHELL: manager.shell_port,
             Channel.CONTROL: manager.control_port,
@@ -238,12 +279,18 @@ class Child:
             handle.sndhwm = handle.rcvhwm = 0
             handle.reconnect_ivl = 15  # milliseconds: the kernel is about to listen
             handle.identity = self.identity
+            if keys:
+                keys.lock(handle)
             if kind == zmq.SUB:
                 handle.subscribe(b"")
             handle.connect(f"tcp://{manager.ip}:{ports[channel]}")
             self._sockets[channel] = handle
             self.reactor.watch(handle, lambda channel=channel: self.hear(channel))  # type: ignore[misc]
+        self._greeting = None
         self.ask(Channel.SHELL, "kernel_info_request", {})
+        unsent, self._unsent = self._unsent, []
+        for channel, parts in unsent:
+            self.say(channel, parts)
 
     def _look_after(self, about: dict[str, Any]) -> None:
         """Watch a process whose warden is no child of ours."""

@@ -16,6 +16,7 @@ import time
 from typing import TYPE_CHECKING, Any, Callable
 
 from remoter_kernel.daemon import one_line, registry
+from remoter_kernel.daemon.folders import sessions_folder
 from remoter_kernel.daemon.lock import tidy
 from remoter_kernel.daemon.processes import started_at
 from remoter_kernel.daemon.records import Reader, Record, read_journal
@@ -69,7 +70,7 @@ def describe(session: Session) -> dict[str, Any]:
         "kernel": about.get("kernel") or "",
         "notebook": about.get("notebook") or "",
         "script": about.get("script") or "",
-        "host": door.get("host") or socket.gethostname(),
+        "host": (not session.is_here() and door.get("host")) or socket.gethostname(),
         "created": about.get("created") or 0.0,
         "state": state,
         "since": since,
@@ -89,7 +90,7 @@ def _state_of(
         return "ended", float(about["ended"]), str(about.get("why", ""))
     if not door:
         return "starting", since, ""
-    if door.get("host") != socket.gethostname():
+    if not session.is_of_this_host():
         return str(now.get("state") or "unknown"), since, f"It lives on {door.get('host')}."
     if session.is_alive():
         return str(now.get("state") or "starting"), since, ""
@@ -126,7 +127,7 @@ def stop(wish: dict[str, Any]) -> Answer:
 def _stop(session: Session) -> dict[str, Any]:
     """End one session: properly if its evaluator can, else by SIGKILL."""
     door = session.read("door.json")
-    if door and door.get("host") != socket.gethostname():
+    if door and not session.is_of_this_host():
         return {"id": session.id, "how": "elsewhere", "host": door.get("host")}
     evaluator, kernel = _evaluator_of(session), _kernel_of(session)
     if not (evaluator or kernel):
@@ -309,7 +310,7 @@ def _folder(name: str) -> Path:
     if not name.isalnum():  # it becomes part of a path
         message = f"{name!r} is no session's id"
         raise ValueError(message)
-    return registry.sessions_folder() / name
+    return sessions_folder() / name
 
 
 def _size_of(session: Session) -> int:

@@ -24,9 +24,10 @@ import zmq
 from remoter_kernel.daemon import one_line, registry
 from remoter_kernel.daemon.candidates import candidates_for, is_of_a_notebook
 from remoter_kernel.daemon.door import Door
+from remoter_kernel.daemon.folders import is_ours, sessions_folder
 from remoter_kernel.daemon.journal import LIMIT, Journal
 from remoter_kernel.daemon.lock import Lock
-from remoter_kernel.daemon.processes import started_at
+from remoter_kernel.daemon.processes import call_this_process, started_at
 from remoter_kernel.daemon.records import check_format
 from remoter_kernel.daemon.registry import Session
 from remoter_kernel.daemon.succession import choose
@@ -118,7 +119,7 @@ def inherit(wish: dict[str, Any], login_umask: int) -> tuple[Session | None, dic
     """
     heir, told = choose(list(candidates_for(wish)))
     if heir:
-        session = Session(registry.sessions_folder() / heir)
+        session = Session(sessions_folder() / heir)
         can_go_on = _can_go_on(session, wish, login_umask)
         about = session.read("session.json")
         if can_go_on:
@@ -129,7 +130,7 @@ def inherit(wish: dict[str, Any], login_umask: int) -> tuple[Session | None, dic
         told = [] if about.get("ended") else [heir]
     others = []
     for name in told:
-        about = Session(registry.sessions_folder() / name).read("session.json")
+        about = Session(sessions_folder() / name).read("session.json")
         others.append({"session": name, "notebook": about.get("notebook") or ""})
     return None, {"others": others}
 
@@ -165,7 +166,7 @@ def find(wish: dict[str, Any], login_umask: int) -> Session | None:
             return session
     for session in meant:
         door = session.read("door.json")
-        if door and door["host"] != socket.gethostname():
+        if door and not session.is_of_this_host():
             raise ElsewhereError(session.id, str(door["host"]))
         if door and _revive(session, wish, login_umask):
             return session
@@ -236,10 +237,10 @@ def carry_out(order: dict[str, Any], wish: dict[str, Any], login_umask: int) -> 
 
 def why_it_ended(session_id: str) -> dict[str, Any]:
     """Tell what the folder of a session that is gone says of its end, and when that was."""
-    folder = registry.sessions_folder() / session_id
+    folder = sessions_folder() / session_id
     if not session_id.isalnum() or not folder.exists():
         return {"why": f"There is none of that name on {socket.gethostname()}."}
-    if not registry.is_ours(folder):
+    if not is_ours(folder):
         return {"why": "Its folder belongs to another user."}
     about = Session(folder).read("session.json")
     return {"ended": about.get("died") or about.get("ended", ""), "why": about.get("why", "")}
@@ -300,6 +301,7 @@ def _evaluate(
         # An order that comes before there is somebody to hear it waits.
         signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGUSR1))
         _leave_the_login(session)
+        call_this_process(f"remoter {session.id}")
         reactor = Reactor()
         journal = Journal(
             session.folder / "journal", reactor.call, int(wish.get("journal_limit") or LIMIT)

@@ -8,10 +8,12 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import stat
 import time
 from pathlib import Path
 from typing import Callable
+
+from remoter_kernel.daemon.folders import is_ours, leave_locks_folder, locks_folder
+from remoter_kernel.errors import RemoterError
 
 TRY_EVERY = 0.02  # seconds
 
@@ -42,19 +44,20 @@ class Lock:
         """Let go for all, and leave nothing behind."""
         with contextlib.suppress(OSError):
             self._path.unlink()
-            self._path.parent.rmdir()  # if nobody else needs it
+            leave_locks_folder(self._path.parent)
         fcntl.flock(self._file, fcntl.LOCK_UN)
         os.close(self._file)
 
     def _try(self) -> bool:
-        self._path = _folder() / f"{self._name}.lock"
+        self._path = locks_folder() / f"{self._name}.lock"
         try:
             file = os.open(str(self._path), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
         except FileNotFoundError:
             return False  # the last one has just removed the folder
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.path.samestat(os.fstat(file), self._path.stat()):
+            is_the_file = os.path.samestat(os.fstat(file), self._path.stat())
+            if is_the_file and is_ours(self._path.parent):
                 self._file = file
                 return True
         except OSError:
@@ -65,23 +68,10 @@ class Lock:
 
 def tidy() -> None:
     """Remove the files of locks that nobody holds: their owners were killed."""
-    with contextlib.suppress(OSError, RuntimeError):  # it can wait
-        for path in _folder().glob("*.lock"):
+    with contextlib.suppress(OSError, RemoterError):  # it can wait
+        folder = locks_folder()
+        for path in folder.glob("*.lock"):
             lock = Lock(path.stem)
             if lock.take(0.0):
                 lock.release()
-        _folder().rmdir()  # if nobody needs it
-
-
-def _folder() -> Path:
-    """Return a folder that is ours alone, on this machine."""
-    runtime = os.environ.get("XDG_RUNTIME_DIR") or ""
-    is_there = os.path.isdir(runtime) and os.access(runtime, os.W_OK)  # noqa: PTH112 - "" is none
-    folder = Path(runtime) / "remoter-kernel" if is_there else Path(f"/tmp/remoter-{os.getuid()}")  # noqa: S108 - checked below
-    with contextlib.suppress(FileExistsError):
-        folder.mkdir(mode=0o700)
-    about = folder.lstat()
-    if not stat.S_ISDIR(about.st_mode) or about.st_uid != os.getuid() or about.st_mode & 0o077:
-        message = f"{folder} is not a folder of this user alone; remove it"
-        raise RuntimeError(message)
-    return folder
+        leave_locks_folder(folder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 from pathlib import Path
 
@@ -12,6 +13,23 @@ def boot_id() -> str:
         return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
     except OSError:
         return ""
+
+
+def pid_namespace() -> str:
+    """Return what containers of one machine differ in; empty where nothing says it."""
+    try:
+        return str(Path("/proc/self/ns/pid").readlink())
+    except OSError:
+        return ""
+
+
+def call_this_process(name: str) -> None:
+    """Show this process by a name to those who look with `ps` or `top`; 15 bytes of it.
+
+    Its command line stays: others find it by that. Elsewhere than on Linux nothing happens.
+    """
+    with contextlib.suppress(OSError):
+        Path("/proc/self/comm").write_text(name, encoding="ascii")
 
 
 def started_at(pid: int) -> str:

@@ -12,28 +12,23 @@ import os
 import secrets
 import shutil
 import socket
-import stat
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from remoter_kernel.daemon.deaths import explain
+from remoter_kernel.daemon.folders import is_ours, sessions_folder
 from remoter_kernel.daemon.lock import Lock, tidy
-from remoter_kernel.daemon.processes import boot_id, is_running, started_at
+from remoter_kernel.daemon.processes import boot_id, is_running, pid_namespace, started_at
+from remoter_kernel.errors import RemoterError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 ANSWER_WITHIN = 2.0  # seconds
 AMEND_WITHIN = 1.0  # seconds that another may take to change the same file
 KEEP_ENDED = 14 * 24 * 3600.0  # seconds
 KEEP_BYTES = 4 * 1024**3  # of what ended sessions leave
-
-
-def sessions_folder() -> Path:
-    """Return where the sessions of this user are kept."""
-    data = os.environ.get("XDG_DATA_HOME") or os.path.expanduser("~/.local/share")  # noqa: PTH111 - keeps "~" when there is no home
-    return Path(data) / "remoter-kernel" / "sessions"
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -96,6 +91,7 @@ class Session:
         words = {
             "host": socket.gethostname(),
             "boot": boot_id(),
+            "pids": pid_namespace(),
             "pid": pid,
             "started": started_at(pid),
             "port": port,
@@ -107,7 +103,7 @@ class Session:
         """Change what session.json says; the evaluator and launches may want to at once."""
         lock = Lock(f"about-{self.id}")
         is_taken = False
-        with contextlib.suppress(OSError, RuntimeError):  # better unlocked than not at all
+        with contextlib.suppress(OSError, RemoterError):  # better unlocked than not at all
             is_taken = lock.take(AMEND_WITHIN)
         try:
             self.write("session.json", {**self.read("session.json"), **words})
@@ -176,9 +172,20 @@ class Session:
         return "Its evaluator and its kernel were killed.", last
 
     def is_here(self) -> bool:
-        """Does this session belong to this host, as it was started last?"""
-        door = self.read("door.json")
-        return (door.get("host"), door.get("boot")) == (socket.gethostname(), boot_id())
+        """Does this session belong to this machine, as it was started last?
+
+        A machine may get another name meanwhile. Its containers have its boot id, too; their
+        process numbers are others, and so is a session's machine that has no boot id.
+        """
+        door, boot = self.read("door.json"), boot_id()
+        if not door or door.get("boot") != boot:
+            return False
+        has_its_processes = bool(boot and door.get("pids")) and door["pids"] == pid_namespace()
+        return has_its_processes or door.get("host") == socket.gethostname()
+
+    def is_of_this_host(self) -> bool:
+        """May this host judge it? It has begun here, perhaps before a restart of the machine."""
+        return self.is_here() or self.read("door.json").get("host") == socket.gethostname()
 
     def is_alive(self) -> bool:
         """Does its evaluator run here and answer?"""
@@ -201,15 +208,6 @@ def _changed(path: Path) -> float:
         return 0.0
 
 
-def is_ours(folder: Path) -> bool:
-    """Is this a folder that belongs to this user? What others put there is not for us."""
-    try:
-        about = folder.lstat()
-    except OSError:
-        return False
-    return stat.S_ISDIR(about.st_mode) and about.st_uid == os.getuid()
-
-
 def all_sessions() -> Iterator[Session]:
     """Yield every session of ours whose folder is there, the newest first."""
     try:
@@ -225,8 +223,8 @@ def sweep() -> None:
     tidy()
     kept = 0
     for session in all_sessions():
-        about, door = session.read("session.json"), session.read("door.json")
-        is_of_this_host = door.get("host") == socket.gethostname()
+        about = session.read("session.json")
+        is_of_this_host = session.is_of_this_host()
         if not about.get("ended"):
             if is_of_this_host and not (session.has_evaluator() or session.has_kernel()):
                 why, died = session.how_it_died()

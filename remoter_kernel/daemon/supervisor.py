@@ -226,8 +226,12 @@ class Supervisor:
         self._tries = 1
         self.state = State.READY
         self._speaker.sound_like(header, kernel_info)
-        self._speaker.note("ready", **self._speaker.describe())
+        self._note_ready(child)
         self._desk.serve_waiting()
+
+    def _note_ready(self, child: Child) -> None:
+        words = self._speaker.describe()
+        self._speaker.note("ready", encrypted=child.is_encrypted, **words)
 
     def _adopt(self, past: Past) -> None:
         """Take over the child of an evaluator that has died, and what was asked of it."""
@@ -281,7 +285,7 @@ class Supervisor:
     ) -> None:
         if not self._speaker.kernel_info:  # the journal was damaged there
             self._speaker.sound_like(header, kernel_info)
-            self._speaker.note("ready", **self._speaker.describe())
+            self._note_ready(child)
         if self._ear.adoption:
             self._ear.adoption.hear_answer(child)
 
@@ -389,6 +393,7 @@ class Supervisor:
             "state": self.state.value,
             "execution_state": "busy" if self._requests.running() else "idle",
             "why": self.why,
+            "encrypted": bool(self.child and self.child.is_encrypted),
             "keep": bool(self.session.read("session.json").get("keep")),
             **self._speaker.describe(),
         }

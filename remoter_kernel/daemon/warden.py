@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from remoter_kernel.daemon.processes import started_at
+from remoter_kernel.daemon.processes import call_this_process, started_at
 
 RETRY_AFTER = 1.0  # seconds
 
@@ -27,6 +27,7 @@ def main() -> None:
     """Start the kernel, wait for its end, tell it."""
     wish = json.loads(sys.stdin.readline())
     folder = Path(wish["folder"])
+    call_this_process(f"remoterw {folder.name}")
     umask = os.umask(0o077)
     try:
         child = _start(wish)

@@ -337,6 +337,7 @@ class Kernel:
     def _be_ready(self, words: dict[str, Any]) -> None:
         """The far kernel is there: from now on, what we say carries its session."""
         self._is_ready = True
+        self._verbs.is_encrypted = words.get("encrypted", False)  # older evaluators have none
         self.sockets.voice.speak_as(str(words.get("session", "")), str(words.get("username", "")))
         self._news.tell(self._routes.values())
         for route in self._impatient.take():

@@ -10,14 +10,15 @@ import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psutil
 import pytest
 
-from remoter_kernel.daemon import launch, registry
+from remoter_kernel.daemon import inquire, launch, registry
 from remoter_kernel.daemon.lock import Lock
-from remoter_kernel.daemon.processes import boot_id, started_at
+from remoter_kernel.daemon.processes import boot_id, pid_namespace, started_at
 from remoter_kernel.daemon.records import JournalTooNewError, first_line
 from remoter_kernel.daemon.registry import Session, sweep
 from remoter_kernel.errors import RemoterError
@@ -27,7 +28,6 @@ from tests.real_parts import real_part
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 KEY = "0" * 40
 
@@ -65,6 +65,27 @@ def test_a_session_of_another_host_is_left_alone(which):
     wish = {"session": session.id} if which == "session" else {"kernel_id": "k"}
     assert asked(**wish) == {"lacks": "host", "what": session.id, "host": "login1"}
     assert not session.read("session.json").get("ended")
+    sweep()
+    assert not session.read("session.json").get("ended")
+
+
+def test_a_machine_that_has_got_another_name_is_the_same_machine():
+    """It joins, judges and stops what began under the name before."""
+    session = a_session(host="as-it-was", pids=pid_namespace())
+    assert session.is_here()
+    with pytest.raises(RuntimeError, match="does not answer"):
+        asked(session=session.id)  # its evaluator is looked for here
+    session.write("door.json", {**session.read("door.json"), "started": "0"})
+    assert inquire.describe(session)["state"] == "dead"
+    assert inquire.describe(session)["host"] == socket.gethostname()
+    assert asked(session=session.id)["why"] == "Its evaluator and its kernel were killed."
+
+
+@pytest.mark.parametrize("pids", ["pid:[1]", None], ids=["another container", "an older version"])
+def test_a_container_of_the_same_machine_is_another_host(pids):
+    """Its boot is the same, but its process numbers mean nothing here."""
+    session = a_session(host="container1", pids=pids)
+    assert asked(session=session.id)["lacks"] == "host"
     sweep()
     assert not session.read("session.json").get("ended")
 
@@ -164,11 +185,15 @@ def test_a_session_that_never_was():
 
 
 def test_a_lock_is_on_a_folder_of_our_own(home):
-    """A folder that others may write in is not trusted."""
+    """A folder that others may write in is not trusted: the lock is elsewhere."""
     (home / "run" / "remoter-kernel").mkdir(mode=0o777)
     (home / "run" / "remoter-kernel").chmod(0o777)
-    with pytest.raises(RuntimeError, match="remove it"):
-        Lock("x").take(0.0)
+    lock = Lock("x")
+    assert lock.take(0.0)
+    about = lock._path.parent.stat()
+    lock.release()
+    assert (about.st_uid, about.st_mode & 0o777) == (os.getuid(), 0o700)
+    assert list((home / "run" / "remoter-kernel").iterdir()) == []
 
 
 def test_a_lock_is_held_once_and_leaves_nothing(home):
@@ -245,6 +270,10 @@ def test_launches_at_once_share_one_evaluator(zipapp, home):
     child = folder / session / "child.json"
     kernel = wait_for(lambda: registry.read_json(child).get("pid"), what="the kernel is started")
     first = json.loads(door.read_text())
+    if sys.platform == "linux":  # what an administrator sees with `ps` and `top`
+        assert psutil.Process(first["pid"]).name() == f"remoter {session}"
+        warden = registry.read_json(child)["warden"]
+        assert Path(f"/proc/{warden}/comm").read_text() == f"remoterw {session}\n"
     os.kill(first["pid"], signal.SIGKILL)
     told = answers(zipapp, *[{"kernel_id": "k", "session": session}, {"kernel_id": "k"}] * 2)
     assert {each["port"] for each in told} != {first["port"]}

@@ -56,6 +56,8 @@ SHIPPED = (
     "daemon/desk.py",
     "daemon/door.py",
     "daemon/ear.py",
+    "daemon/encryption.py",
+    "daemon/folders.py",
     "daemon/index.py",
     "daemon/inquire.py",
     "daemon/interrupts.py",

@@ -31,6 +31,7 @@ class Status:
     sent: int = 0  # bytes
     received: int = 0
     stays: bool = False  # does the session stay at shutdown?
+    is_encrypted: bool | None = None  # between the kernel and its evaluator; None: not known
 
 
 def told(status: Status) -> str:
@@ -46,6 +47,7 @@ def told(status: Status) -> str:
         ("at shutdown", "the session stays" if status.stays else "the session ends"),
         ("login", _login(status)),
         ("wire", "CURVE, with keys made for this session" if status.session else ""),
+        ("kernel", _kernel(status)),
         ("round trip", "" if status.round_trip is None else f"{status.round_trip * 1000:.0f} ms"),
         ("traffic", f"{amount(status.sent)} sent, {amount(status.received)} received{waiting}"),
     ]
@@ -56,6 +58,18 @@ def _login(status: Status) -> str:
     why = f" ({status.why_transport})" if status.why_transport else ""
     by = f"by {status.transport}{why}" if status.transport else ""
     return ", ".join(filter(None, (by, status.cipher, status.host_key)))
+
+
+def _kernel(status: Status) -> str:
+    """Say who can listen to the kernel where it runs."""
+    if status.is_encrypted is None:
+        return ""
+    return "its sockets have CURVE, too" if status.is_encrypted else can_be_heard(status.host)
+
+
+def can_be_heard(host: str) -> str:
+    """Say that a kernel's sockets are plain, and what follows."""
+    return f"other users of {host} can read what it prints: its sockets are not encrypted"
 
 
 def _link(status: Status) -> str:

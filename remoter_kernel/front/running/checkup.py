@@ -12,6 +12,7 @@ from remoter_kernel.errors import RemoterError
 from remoter_kernel.front.bootstrap.survey import look_around
 from remoter_kernel.front.configuration.remotes import find_remote, remember_kernel_info
 from remoter_kernel.front.keeper.kept import KeptLogin, kept_login
+from remoter_kernel.front.reading.status import can_be_heard
 from remoter_kernel.front.running.runner import Runner
 from remoter_kernel.front.session.dialer import SessionDialer
 from remoter_kernel.front.ssh.aliases import resolve
@@ -121,7 +122,8 @@ class _Way:
         info = runner.kernel_info
         kernel = f"{info.get('implementation')} {info.get('implementation_version')}"
         there = f"Python {address.python}, pyzmq {address.pyzmq}, {kernel}"
-        yield Step("versions", f"remoter {__version__} here; {there} there")
+        note = "" if runner.is_encrypted else f"; {can_be_heard(address.host)}"
+        yield Step("versions", f"remoter {__version__} here; {there} there{note}")
         yield Step("times", "all of the above", time.perf_counter() - self._began)
 
     def close(self) -> None:

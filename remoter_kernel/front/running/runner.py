@@ -82,6 +82,7 @@ class Runner:
         self.reactor = Reactor()
         self.link = Link(self.reactor, dialer)
         self.kernel_info: dict[str, Any] = {}
+        self.is_encrypted = False  # is the kernel, there?
         self.seconds: dict[str, float] = {}  # how long each step of the start took
         self.on_press: Callable[[], None] = lambda: None  # Ctrl-C, for the first time
         # The link is gone for a while (None), or back after so many seconds.
@@ -311,6 +312,7 @@ class Runner:
     def _hear_note(self, words: dict[str, Any]) -> None:
         if words.get("event") == "ready":
             self.kernel_info = dict(words["kernel_info"])
+            self.is_encrypted = bool(words.get("encrypted"))
         elif words.get("event") == "failed":
             self._fail(RemoteLacks(str(words.get("why")), remote=self._remote))
 

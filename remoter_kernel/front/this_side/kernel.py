@@ -38,7 +38,7 @@ READY_WITHIN = 60.0  # seconds
 NUDGE_EVERY = 0.2  # seconds
 LOOK_EVERY = 0.5  # seconds between two looks at whether the process lives
 END_WITHIN = 1.0  # seconds for its own end; Jupyter gives a front that restarts no more than two
-# What it warns of (that it is not encrypted, on this very machine) would stand in a console.
+# What it warns of (an old one: that it is not encrypted) would stand in a console.
 QUIET = "--log-level=ERROR"
 OF_JUPYTER = "JPY_"  # variables that tell a kernel whose child it is: not this one
 
@@ -130,6 +130,9 @@ class ThisSide:
             handle.sndhwm = handle.rcvhwm = 0
             handle.reconnect_ivl = 15  # milliseconds: it is about to listen
             handle.identity = b"front"  # the same on all: questions go to who has asked
+            if about.get("curve_publickey"):  # the kernel's own pair, as Jupyter has it
+                handle.curve_publickey = handle.curve_serverkey = about["curve_publickey"].encode()
+                handle.curve_secretkey = about["curve_secretkey"].encode()
             if kind == zmq.SUB:
                 handle.subscribe(b"")
             port = about[f"{channel.name.lower()}_port"]
@@ -209,6 +212,7 @@ class ThisSide:
 def _new_manager() -> KernelManager:
     """Return what starts an IPython kernel with our own Python, whatever kernelspecs say."""
     # Slow to import, and only needed by those who run cells here.
+    from ipykernel.kernelspec import get_kernel_dict  # noqa: PLC0415
     from jupyter_client.kernelspec import KernelSpec, KernelSpecManager  # noqa: PLC0415
     from jupyter_client.manager import KernelManager  # noqa: PLC0415
 
@@ -219,6 +223,11 @@ def _new_manager() -> KernelManager:
             # No -P: cells may import what lies beside their notebook, and IPython heeds that flag.
             # Nobody starts this kernel before a person has let the notebook's code run here.
             argv = [sys.executable, "-m", "ipykernel_launcher", QUIET, "-f", "{connection_file}"]
-            return KernelSpec(name=kernel_name, argv=argv, language="python")
+            about = get_kernel_dict().get("metadata") or {}  # does it know encrypted sockets?
+            return KernelSpec(name=kernel_name, argv=argv, language="python", metadata=about)
 
-    return KernelManager(kernel_name="this-side", kernel_spec_manager=OwnPython())
+    manager = KernelManager(kernel_name="this-side", kernel_spec_manager=OwnPython())
+    if manager.has_trait("transport_encryption") and zmq.has("curve"):
+        # Whoever subscribes to plain sockets hears all outputs: any user of this machine may.
+        manager.transport_encryption = "auto"
+    return manager

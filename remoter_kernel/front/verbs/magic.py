@@ -101,6 +101,7 @@ class Verbs:
         """Remember."""
         self._around = around
         self.last_reply = b"{}"  # of the kernel, to a cell
+        self.is_encrypted: bool | None = None  # is the kernel, there? None: not known
         traffic = lambda: (around.link.sent, around.link.received)  # noqa: E731 - one use
         self._timer = CellTimer(around.publish, traffic)
         self._held: list[str] = []  # the requests whose text was not given to us in full
@@ -215,6 +216,7 @@ class Verbs:
                 sent=link.sent,
                 received=link.received,
                 stays=self._around.ending.stays,
+                is_encrypted=self.is_encrypted,
             )
         )
 

@@ -1,0 +1,141 @@
+"""Keys between a kernel and its evaluator, so that nobody else hears what the kernel says.
+
+Both talk over TCP on loopback, where every user of the machine may connect, and whoever
+subscribes to a plain socket hears all outputs. The connection file offers the kernel keys for
+CURVE. A kernel that does not know them binds plain sockets and does not say so; a client with
+keys would hear nothing of it. So its port is asked first: the greeting with which each ZeroMQ
+socket begins (RFC 23, ZMTP 3) names the mechanism.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+from functools import partial
+from typing import TYPE_CHECKING, Any, Callable, NamedTuple
+
+import zmq
+
+from remoter_kernel.daemon.registry import read_json, write_json
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from jupyter_client.kernelspec import KernelSpec
+
+    from remoter_kernel.wire.reactor import Reactor
+
+PUBLIC, SECRET = "curve_publickey", "curve_secretkey"  # in the connection file, as Jupyter has it
+DECLARED = "supported_encryption"  # in a kernelspec's metadata: a word or a list of words
+
+# Our part of a greeting: the signature, and version 3.0. That much, and the other end tells
+# its mechanism; it hears no more of us.
+SIGNATURE = b"\xff" + bytes(8) + b"\x7f"
+OPENING = SIGNATURE + b"\x03\x00"
+MECHANISM = slice(12, 32)  # of the other end's greeting: a name, filled up with zeros
+CONNECT_WITHIN = 0.2  # seconds; on loopback it takes none
+TRY_EVERY = 0.015  # seconds: the kernel is about to listen
+
+
+class Keys(NamedTuple):
+    """A key pair of CURVE (Z85). The kernel and its clients have the same one, as in Jupyter."""
+
+    public: bytes
+    secret: bytes
+
+    def lock(self, handle: zmq.Socket[bytes]) -> None:
+        """Let a client's socket talk to nobody but who has these keys."""
+        handle.curve_publickey = handle.curve_serverkey = self.public
+        handle.curve_secretkey = self.secret
+
+
+def may_know_keys(spec: KernelSpec) -> bool:
+    """Is it of use, and does it do no harm, to offer this kernel keys?
+
+    What the kernelspec declares counts. Where it says nothing, ipykernel is offered keys all the
+    same: many kernelspecs are older than the package, and older ones of it pass over the keys.
+    """
+    if not zmq.has("curve"):
+        return False
+    declared = spec.metadata.get(DECLARED)
+    if declared is None:
+        return any("ipykernel" in word for word in spec.argv)
+    words = [declared] if isinstance(declared, str) else declared
+    return isinstance(words, (list, tuple)) and "curve" in (str(word).lower() for word in words)
+
+
+def offer_keys(connection_file: Path) -> None:
+    """Write new keys into a connection file, which only its owner can read."""
+    public, secret = zmq.curve_keypair()
+    words = {**read_json(connection_file), PUBLIC: public.decode(), SECRET: secret.decode()}
+    write_json(connection_file, words)
+
+
+def offered_keys(connection_file: Path) -> Keys | None:
+    """Return the keys of a connection file, if it has any."""
+    words: dict[str, Any] = read_json(connection_file)
+    if not (words.get(PUBLIC) and words.get(SECRET)):
+        return None
+    return Keys(str(words[PUBLIC]).encode(), str(words[SECRET]).encode())
+
+
+def withdraw_keys(connection_file: Path) -> None:
+    """Take the keys out of a connection file again: the kernel has plain sockets."""
+    words = read_json(connection_file)
+    write_json(connection_file, {key: words[key] for key in words if key not in {PUBLIC, SECRET}})
+
+
+class Greeting:
+    """Asks a ZeroMQ socket on this machine, once there is one, whether it wants CURVE."""
+
+    def __init__(
+        self, reactor: Reactor, address: tuple[str, int], on_answer: Callable[[bool], None]
+    ) -> None:
+        """Begin to ask; `on_answer` is called once, unless `close` comes first."""
+        self._reactor = reactor
+        self._address = address
+        self._on_answer = on_answer
+        self._socket: socket.socket | None = None
+        self._is_closed = False
+        self._try()
+
+    def close(self) -> None:
+        """Ask no more."""
+        self._is_closed = True
+        self._hang_up()
+
+    def _try(self) -> None:
+        if self._is_closed:
+            return
+        with contextlib.suppress(OSError):
+            self._socket = handle = socket.create_connection(self._address, CONNECT_WITHIN)
+            if handle.getsockname() != handle.getpeername():  # TCP can meet itself at a free port
+                handle.setblocking(False)
+                handle.send(OPENING)
+                self._reactor.watch(handle, partial(self._hear, handle, bytearray()))
+                return
+        self._try_again()
+
+    def _try_again(self) -> None:
+        self._hang_up()
+        self._reactor.later(TRY_EVERY, self._try)
+
+    def _hear(self, handle: socket.socket, heard: bytearray) -> None:
+        try:
+            more = handle.recv(MECHANISM.stop)
+        except BlockingIOError:
+            return
+        except OSError:
+            more = b""
+        heard += more
+        if not more:
+            self._try_again()  # it has hung up
+        elif len(heard) >= MECHANISM.stop:
+            self.close()
+            self._on_answer(heard[MECHANISM].rstrip(b"\0") == b"CURVE")
+
+    def _hang_up(self) -> None:
+        if self._socket:
+            self._reactor.unwatch(self._socket)
+            self._socket.close()
+            self._socket = None

@@ -1,0 +1,153 @@
+"""Where the sessions of a person are here, and where the locks of this machine are.
+
+Locks need a folder on this machine's own disk that nobody else can enter, take away or have
+before us. All processes of one person on one machine must come to the same one, whatever
+others put in their way: where the usual place is somebody else's, another one is made, and
+remembered among the sessions by a link whose first writer wins.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import socket
+import stat
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from remoter_kernel.daemon.processes import boot_id
+from remoter_kernel.errors import RemoterError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+def sessions_folder() -> Path:
+    """Return where the sessions of this user are kept."""
+    data = os.environ.get("XDG_DATA_HOME") or os.path.expanduser("~/.local/share")  # noqa: PTH111 - keeps "~" when there is no home
+    return Path(data) / "remoter-kernel" / "sessions"
+
+
+def is_ours(folder: Path) -> bool:
+    """Is this a folder that belongs to this user? What others put there is not for us."""
+    try:
+        about = folder.lstat()
+    except OSError:
+        return False
+    return stat.S_ISDIR(about.st_mode) and about.st_uid == os.getuid()
+
+
+def locks_folder() -> Path:
+    """Return the folder of this person's locks on this machine; make it if need be."""
+    reminders = _reminders()
+    known = filter(_is_private, _known_places(reminders))
+    return next(known, None) or _another_place(len(reminders))
+
+
+def leave_locks_folder(folder: Path) -> None:
+    """Remove the folder unless somebody needs it.
+
+    One that was made because others were in the way stays: they would take its name, too.
+    """
+    if folder != _remembered(_reminders()):
+        folder.rmdir()
+
+
+def _known_places(reminders: list[Path]) -> Iterator[Path]:
+    runtime = os.environ.get("XDG_RUNTIME_DIR") or ""
+    if os.path.isdir(runtime) and os.access(runtime, os.W_OK):  # noqa: PTH112 - "" is none
+        yield Path(runtime) / "remoter-kernel"
+    remembered = _remembered(reminders)
+    if remembered:
+        yield remembered
+    yield Path(f"/tmp/remoter-{os.getuid()}")  # noqa: S108 - used only if it is ours alone
+
+
+def _is_private(folder: Path) -> bool:
+    """Is this folder, made now if it was missing, ours alone? A link is nobody's."""
+    with contextlib.suppress(OSError):
+        folder.mkdir(mode=0o700)
+    return is_ours(folder) and not folder.lstat().st_mode & 0o077
+
+
+def _another_place(number: int) -> Path:
+    """Make a folder with a name that nobody could know, and remember it for this boot.
+
+    `number`: of reminders that there were when no known place would do. If there is another
+    one by now, another process was quicker.
+    """
+    folder = _new_place()
+    sessions_folder().mkdir(mode=0o700, parents=True, exist_ok=True)
+    if _is_first(_reminder(number), folder):
+        return folder
+    folder.rmdir()
+    return locks_folder()
+
+
+def _is_first(reminder: Path, folder: Path) -> bool:
+    """Make a link to a folder, unless there is one already."""
+    try:
+        reminder.symlink_to(folder)
+    except FileExistsError:
+        return False
+    except OSError:
+        folder.rmdir()
+        raise
+    return True
+
+
+def _new_place() -> Path:
+    tried = []
+    for place in dict.fromkeys(("/tmp", os.environ.get("TMPDIR") or "/tmp", "/var/tmp")):  # noqa: S108 - mkdtemp
+        try:
+            folder = Path(tempfile.mkdtemp(prefix=f"remoter-{os.getuid()}-", dir=place))
+        except OSError as error:
+            tried.append(f"{place}: {error.strerror}")
+            continue
+        if _has_locks(folder):
+            return folder
+        folder.rmdir()
+        tried.append(f"{place}: its file system has no locks")
+    raise RemoterError(
+        f"{socket.gethostname()} has no place for locks ({'; '.join(tried)}).",
+        "Set TMPDIR in the start-up files of your shell there to a folder on that machine's own "
+        "disk in which you can write.",
+    )
+
+
+def _has_locks(folder: Path) -> bool:
+    """Can files be locked there? Some file systems of clusters do not know it."""
+    path = folder / "try.lock"
+    try:
+        with path.open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    finally:
+        path.unlink(missing_ok=True)
+    return True
+
+
+def _remembered(reminders: list[Path]) -> Path | None:
+    """Return the place that was made last in this boot of this machine."""
+    for reminder in reminders[-1:]:
+        with contextlib.suppress(OSError):
+            return reminder.readlink()
+    return None
+
+
+def _reminders() -> list[Path]:
+    """List the links of this machine and boot, the oldest first; none is ever changed."""
+    found: list[Path] = []
+    while os.path.lexists(_reminder(len(found))):
+        found.append(_reminder(len(found)))
+    return found
+
+
+def _reminder(number: int) -> Path:
+    machine = boot_id() or socket.gethostname()  # the name may change, the boot does not
+    mark = hashlib.sha256(machine.encode()).hexdigest()[:16]
+    return sessions_folder() / f".locks-{mark}-{number}"
