@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 LONGEST_TEXT = 2000  # characters of a server's text that are shown
+# Begins what this program itself asks: no server and no kernel may ask like that.
+OURS = "remoter, on this machine: "
 
 ENOUGH_ALONE = (
     "Log in at a terminal first (`remoter check NAME`), or let OpenSSH keep a login "
