@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from remoter_kernel.wire.frames import Bytes
 
-LIKE = 0.75  # of the letters of our own beginning: a question that has more of them is marked
+LIKE = 0.8  # of the letters of our own beginning: a question that has more of them is marked
 _LINES = re.compile(r"[\r\n\v\f\x1c-\x1e\x85\u2028\u2029]+")
 
 
