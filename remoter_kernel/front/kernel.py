@@ -33,7 +33,7 @@ from remoter_kernel.front.jupyter.impatient import Impatient
 from remoter_kernel.front.jupyter.last_words import LastWords
 from remoter_kernel.front.jupyter.mouth import Mouth, Route
 from remoter_kernel.front.jupyter.news import News
-from remoter_kernel.front.jupyter.notices import Notices
+from remoter_kernel.front.jupyter.notices import NoRemote, Notices
 from remoter_kernel.front.jupyter.sockets import Sockets, digest, read_connection
 from remoter_kernel.front.questions import NeedsPerson
 from remoter_kernel.front.session.awakening import Awakening
@@ -99,6 +99,7 @@ class Kernel:
         self._news = News(self._mouth.publish)
         self._first_signs = FirstSigns(self.reactor, self._mouth.publish, self._is_over)
         self._notices = Notices(self.reactor, self._mouth.publish, lambda: self._find().name)
+        self._no_remote = NoRemote(self._mouth.publish)
         self._turns = Turns(self._cells, self._may_begin, self._run_there, self._mouth.abort)
         self._mouth.at_work = lambda: [*self._turns.running, *self._cells()]
         self._asker = Asker(
@@ -142,6 +143,7 @@ class Kernel:
     def run(self) -> None:
         """Serve until Jupyter says that it is enough."""
         self.dialer.questions = self._asker
+        self._asker.remote_name = lambda: self.dialer.remote.name
         self.dialer.may_ask = self._asker.has_somebody
         self.sockets.on_request = self._take
         self.link.on_item = self._hear
@@ -176,8 +178,6 @@ class Kernel:
         header = header_of(parts[HEADER])
         kind = str(header.get("msg_type", ""))
         route = Route(channel, identities, header, parts)
-        if channel is Channel.STDIN and self._asker.hear(parts):
-            return
         if kind == "is_complete_request":
             self._first_signs.note_question(identities)
         if kind == "kernel_info_request" and not self._is_there:
@@ -187,7 +187,7 @@ class Kernel:
         elif kind == "shutdown_request":
             self._shut_down(route)
         elif channel is Channel.STDIN:
-            if not self._here.take_answer(parts):
+            if not self._asker.hear(route):
                 self.link.say(channel, parts)
         else:
             self._pass_on(kind, route)
@@ -218,7 +218,7 @@ class Kernel:
         if not (
             self._last_words.refuse(route)
             or self._here.take_cell(route)
-            or self._verbs.take(route, content, partial(self._finish, route))
+            or self._verbs.take(route, content, partial(self._mouth.finish, route))
             or self._turns.take_there(route)
         ):
             self._run_there(route)
@@ -228,12 +228,6 @@ class Kernel:
             self._begin_anew(route)
         else:
             self._say(route)
-
-    def _finish(self, route: Route, content: dict[str, Any], error: dict[str, Any] | None) -> None:
-        """End a cell that was answered here."""
-        if error:
-            self._mouth.publish("error", error, route.header)
-        self._mouth.reply(route, content, is_quiet=True)
 
     @property
     def _is_there(self) -> bool:
@@ -250,6 +244,8 @@ class Kernel:
     def _say(self, route: Route) -> None:
         for first in self._first_words.take():
             self.link.say(Channel.SHELL, first)
+        if self.dialer.is_here:
+            self._no_remote.tell([route])
         route.number = self.link.say(route.channel, list(route.parts))
         self._routes[route.header.get("msg_id", "")] = route
         if self._is_ready:
@@ -260,7 +256,7 @@ class Kernel:
         """Interrupt the cell that runs, or that would run next."""
         self._mouth.reply(route, {"status": "ok"})
         is_ours = self._turns.interrupt()
-        if self._asker.call_off() or is_ours:
+        if self._asker.call_off(is_here=is_ours) or is_ours:
             return
         cells = [str(cell.header.get("msg_id", "")) for cell in self._cells()]
         if self.link.pacer:
@@ -312,21 +308,22 @@ class Kernel:
             route = self._routes.get(asker)
             if route is None:
                 return
-            if channel is not Channel.STDIN:
-                del self._routes[asker]
-                self._giving_up.ending = route
-                if route.header.get("msg_type") == "execute_request":
-                    self._verbs.last_reply = bytes(parts[CONTENT])
-            self.sockets.reply(
-                channel,
-                route.identities,
-                self._here.amend(route, self._completer.amend(route, parts)),
-            )
+            send = partial(self.sockets.reply, channel, route.identities)
+            if channel is Channel.STDIN:
+                self._asker.relay(route, list(parts), send, partial(self.link.say, channel))
+                return
+            del self._routes[asker]
+            self._giving_up.ending = route
+            if route.header.get("msg_type") == "execute_request":
+                self._verbs.last_reply = bytes(parts[CONTENT])
+            send(self._here.amend(route, self._completer.amend(route, parts)))
             if channel is Channel.SHELL:
                 self._here.notice_reply(route, parts)
 
     def _hear_note(self, words: dict[str, Any]) -> None:
         event = words.get("event")
+        if event in {"ready", "failed", "died"}:  # what a kernel before has asked is void
+            self._asker.forget(is_here=False)
         if event == "ready":
             self._be_ready(words)
         elif event == "failed":
@@ -351,6 +348,8 @@ class Kernel:
                 remember_kernel_info(self.dialer.remote, info)
 
     def _note_change(self, state: State) -> None:
+        if self.dialer.is_here:
+            self._no_remote.tell(self._routes.values())
         self._notices.look(self.link, self._routes.values())
         if state is State.UP:
             self.trouble = None

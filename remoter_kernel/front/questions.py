@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 LONGEST_TEXT = 2000  # characters of a server's text that are shown
 MOST_LINES = 60  # of one such text
-OURS = "remoter, on this machine:"  # a question whose answer is sent to nobody begins so
+OURS = "remoter, on this machine: "  # a question whose answer is sent to nobody begins so
 # Signs that count as printable and look like a space: with enough of them, what follows would
 # seem to begin a line of its own.
 BLANK = str.maketrans(dict.fromkeys("\u115f\u1160\u2800\u3164\uffa0", " "))
@@ -111,6 +111,6 @@ def asked_by(host: str) -> str:
 def about_host_key(host: str, kind: str, fingerprint: str) -> str:
     """Return the question whether a key that is not known is that of the host."""
     return (
-        f"{OURS} {host} is not known yet. Its {kind} key has the fingerprint\n  {fingerprint}\n"
+        f"{OURS}{host} is not known yet. Its {kind} key has the fingerprint\n  {fingerprint}\n"
         "Is that the right one (its administrator knows)? Your answer is not sent there."
     )

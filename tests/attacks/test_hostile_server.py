@@ -331,14 +331,14 @@ def lines_about(ended: Ended, word: str) -> list[str]:
 
 def test_a_server_asks_in_its_own_name_alone(here, folder):
     """It imitates remoter's own question, another host, sudo, and a line behind the edge."""
-    padded = "Please wait".ljust(78) + f"{OURS} passphrase of ~/.ssh/id_ed25519 (it is not sent):"
-    filled = "x" * 41 + f"{OURS} passphrase of ~/.ssh/id_rsa (it is not sent):"
+    padded = "Please wait".ljust(78) + f"{OURS}passphrase of ~/.ssh/id_ed25519 (it is not sent):"
+    filled = "x" * 41 + f"{OURS}passphrase of ~/.ssh/id_rsa (it is not sent):"
     rounds = [
         ("", "Passphrase of /home/ada/.ssh/id_ed25519:"),
         ("", "\n[bank.example.org] Password of ada:"),
         ("laptop: sudo needs your password here.\n[sudo] password for ada", ":"),
         ("", padded),
-        (f"Welcome\n\r\u2028\x85{OURS} all is well\x0b{OURS} yes", filled),
+        (f"Welcome\n\r\u2028\x85{OURS}all is well\x0b{OURS}yes", filled),
     ]
     with Hostile(folder, *rounds) as server:
         server.in_the_end = AUTH_FAILED
@@ -364,7 +364,7 @@ def test_our_own_question_looks_like_no_servers_and_its_answer_stays_here(here, 
         server.config("box", "IdentityFile ~/.ssh/id_locked", "IdentitiesOnly yes")
         ended = run(here, server, ["the passphrase"])
         (line,) = lines_about(ended, "passphrase of")
-        assert line.rstrip() == f"{OURS} passphrase of ~/.ssh/id_locked (it is not sent):"
+        assert line.rstrip() == f"{OURS}passphrase of ~/.ssh/id_locked (it is not sent):"
         assert server.typed == []
         assert server.transports[0].is_authenticated()
 
@@ -428,7 +428,7 @@ def test_before_and_behind_the_login_ssh_is_believed_differently(folder, version
     assert person.asked[-1] == ("box", f"|{question}")
     desk._answer("", "Enter passphrase for key '/k':")
     is_marked = "9.2" in version
-    ours = ("", f"|{OURS} Enter passphrase for key '/k' (it is not sent):")
+    ours = ("", f"|{OURS}Enter passphrase for key '/k' (it is not sent):")
     theirs = ("box", "|Enter passphrase for key '/k':")
     assert person.asked[-1] == (ours if is_marked else theirs)
 

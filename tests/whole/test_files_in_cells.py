@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 NARROW = 20e6  # bits per second
 PIECE = 1024 * 1024  # bytes
 LONG = 30_000_000  # bytes: twelve seconds of a narrow path
-QUESTION = "Allow this notebook"
+QUESTION = "Allow that? yes or no:"
 SLOW_WRITE = """
 import time
 with open('{0}', 'w') as file:
@@ -109,19 +109,24 @@ def notebook(
 
 
 @pytest.mark.parametrize("notebook", ["ask"], indirect=True)
-def test_a_person_is_asked_once_and_files_go_both_ways(notebook: Notebook) -> None:
+def test_a_person_is_asked_once_for_each_way_that_files_go(notebook: Notebook) -> None:
     (notebook.folder / "a b.txt").write_text("hello")
     heard = notebook.run("%remoter put 'a b.txt' in/", answers=["yes"])
     assert error(heard) == ""
     (asked,) = heard["stdin under request 0"]
-    assert f"sends a b.txt to {notebook.name}" in asked["content"]["prompt"]
+    assert f"sends a b.txt (1 file, 5 bytes) to {notebook.name}" in asked["content"]["prompt"]
     assert QUESTION in asked["content"]["prompt"]
     assert (notebook.there / "in" / "a b.txt").read_text() == "hello"
     (shown,) = of(heard, "stream")
     assert "1 file, 5 bytes" in shown["text"]
-    heard = notebook.run("%remoter get in/*.txt back/")
-    assert "stdin under request 0" not in heard
+    heard = notebook.run("%remoter get in/*.txt back/", answers=["yes"])
+    (asked,) = heard["stdin under request 0"]
+    assert f"fetches in/*.txt from {notebook.name} into " in asked["content"]["prompt"]
     assert (notebook.folder / "back" / "a b.txt").read_text() == "hello"
+    for code in ("%remoter put 'a b.txt' again/", "%remoter get again/*.txt back/"):
+        heard = notebook.run(code)
+        assert "stdin under request 0" not in heard
+        assert error(heard) == ""
     assert error(notebook.run("%remoter get nothing ./")).startswith(f"{notebook.name}: nothing ")
 
 

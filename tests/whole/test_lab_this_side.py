@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from tests.real_users import FarSide
 
 WHO = "import getpass, os\nprint(getpass.getuser(), os.getpid(), os.getcwd())"
-QUESTION = "Allow this notebook such things until its kernel restarts? yes or no:"
+QUESTION = "Allow that? yes or no:"
 NARROW = 16e6  # bits per second
 SIZE = 8_000_000  # bytes: four seconds of a narrow path
 ON_ITS_WAY = (
@@ -143,7 +143,10 @@ def test_a_person_is_asked_once_and_then_it_runs_here(lab: Lab, far: FarSide) ->
     """No: nothing is done. Yes: here, until the kernel is restarted, which forgets this side."""
     cell = lab.begin(f"%%local\n{WHO}")
     asked = answer(cell, "no")
-    assert asked.startswith("%%local wants to use this machine: it runs code of this notebook")
+    begin = (
+        "remoter, on this machine: %%local wants to run code here: it runs code of this notebook"
+    )
+    assert asked.startswith(begin)
     assert asked.rstrip().endswith(QUESTION)
     cell.says("NotAllowed: %%local was not allowed to use this machine; nothing was done.")
     cell = lab.begin(f"%%local\n{WHO}")
@@ -305,7 +308,8 @@ def test_a_place_beyond_the_notebook_is_asked_about_and_cells_are_timed(
     outside = lab.server.folder.parent / folder.name
     for word in ("no", "yes"):
         cell = lab.begin(f"%remoter get seven.txt ../{outside.name}/")
-        assert f"That is {outside}, outside the notebook's folder." in answer(cell, word)
+        asked = answer(cell, word)
+        assert f"outside of this notebook's folder (1 of 1):\n  {outside}\n" in asked
         cell.is_over()
         assert outside.exists() is (word == "yes"), cell.text()
     assert (outside / "seven.txt").read_text() == "7"

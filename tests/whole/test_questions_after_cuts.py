@@ -91,12 +91,18 @@ def reply(talk: Talk, asked: Message, value: str) -> None:
 def test_what_a_cell_asked_and_what_the_login_asks_are_not_mixed_up(
     here: JupyterHere, ground: LoginGround
 ) -> None:
-    """Both may be open in one cell; what is typed for a login that was called off goes nowhere."""
+    """Both may be open in one cell; what is typed for a login that was called off goes nowhere.
+
+    So it is for a client that says which question it answers, as this one does from the start.
+    """
     way = ground.way("code")
     spec = f"remoter-{configure(here, way, 'paramiko', 'mixed')}"
     with started_kernel(spec) as kernel:
         talk = Talk(kernel.client)
-        assert len(answer(talk, way, talk.queue(WHO))) == 1
+        cell = talk.queue(WHO)
+        talk.listen(lambda: len(talk._of("stdin")) == 1)
+        reply(talk, talk._of("stdin")[0], way.questions[0].answer())
+        talk.done(cell)
         talk.heard = []
         cell = talk.queue("print('heard', input('name? '))")
         talk.listen(lambda: len(talk._of("stdin")) == 1)
@@ -119,6 +125,29 @@ def test_what_a_cell_asked_and_what_the_login_asks_are_not_mixed_up(
         assert "heard Ada" in said(talk)
         assert "and 36" in said(talk)
         assert "called off" not in said(talk)
+
+
+def test_a_client_that_names_no_question_is_asked_one_after_the_other(
+    here: JupyterHere, ground: LoginGround
+) -> None:
+    """What it types for a cell goes to the cell, and a code for the login goes to no kernel."""
+    way = ground.way("code")
+    spec = f"remoter-{configure(here, way, 'paramiko', 'in-turn')}"
+    with started_kernel(spec) as kernel:
+        talk = Talk(kernel.client)
+        assert len(answer(talk, way, talk.queue(WHO))) == 1
+        talk.heard = []
+        cell = talk.queue("print('heard', input('name? '))")
+        talk.listen(lambda: len(talk._of("stdin")) == 1)
+        way.sshd.cut_all()
+        talk.until_said("First answer the one that is open")
+        assert len(talk._of("stdin")) == 1
+        talk.send("input_reply", {"value": "Ada"}, channel="stdin")
+        talk.listen(lambda: len(talk._of("stdin")) == 2)
+        talk.send("input_reply", {"value": way.questions[0].answer()}, channel="stdin")
+        talk.done(cell)
+        assert "heard Ada" in said(talk)
+        assert len(talk._of("stdin")) == 2
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])

@@ -308,7 +308,7 @@ def test_a_person_is_asked_once(here: JupyterHere, python_remote: dict[str, Any]
         said = talk.case(lambda talk: talk.run("%local 1 + 1", answers=["no"]))
         assert "was not allowed" in reply(said)["evalue"]
         (asked,) = said["stdin under request 0"]
-        assert "%local wants to use this machine" in asked["content"]["prompt"]
+        assert "%local wants to run code here" in asked["content"]["prompt"]
         said = run(talk, "%local 1 + 1", allow_stdin=False)
         assert "nobody can be asked" in reply(said)["evalue"]
         assert not kernels_here(kernel)

@@ -17,6 +17,7 @@ from remoter_kernel.errors import RemoterError, Usage
 from remoter_kernel.front.files.journey import (
     Errand,
     Journey,
+    as_error,
     bar,
     in_order,
     plain,
@@ -25,12 +26,23 @@ from remoter_kernel.front.files.journey import (
 )
 from remoter_kernel.front.files.transfer import Interrupted, Transfer
 from remoter_kernel.front.keeper.kept import KeptLogin, kept_login
+from remoter_kernel.front.reading.status import amount
 from remoter_kernel.front.session.dialer import HERE
-from remoter_kernel.wire.sources import full_path
+from remoter_kernel.front.this_side.permission import (
+    Kind,
+    NotAllowed,
+    Place,
+    Wanted,
+    listed,
+    place_at,
+)
+from remoter_kernel.wire.files import FileTrouble
+from remoter_kernel.wire.sources import Plan, full_path, make_plan
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from remoter_kernel.front.configuration.remotes import Remote
     from remoter_kernel.front.files.journey import Outcome
     from remoter_kernel.front.jupyter.mouth import Route
     from remoter_kernel.front.logins.access import Access
@@ -165,21 +177,39 @@ class CellErrand:
             there=dialer.folder_there(remote),
             is_dry=order.is_dry,
         )
-        names = ", ".join(map(plain, order.sources))
-        place = Path(full_path(order.to, str(here)))
-        if order.is_put:
-            what = f"sends {names} to {remote.name}"
-            self._permission.demand(order.verb, what, self._route)
-        else:
-            what = f"fetches {names} from {remote.name} into {place}"
-            writes = None if order.is_dry else place
-            self._permission.demand(order.verb, what, self._route, writes)
-        self._transfer = Transfer(errand, remote, self._log_in, self._note)
+        self._permission.check_rule(order.verb)
+        self._transfer = self._allowed(errand, remote)
         if self._is_stopped:
             self._transfer.stop()
         outcome = self._transfer.run()
         self._reactor.call(partial(self._tell, errand, remote.name, outcome))
         return in_order(outcome.troubles)
+
+    def _allowed(self, errand: Errand, remote: Remote) -> Transfer:
+        """Return what is to be done, once it may be; exactly that is done which was asked about."""
+        if errand.is_put:
+            plan = self._plan(errand, remote)
+            wanted = Wanted(self._order.verb, Kind.READ, _sends(plan, remote), _read_by(plan))
+            self._permission.demand(wanted, self._route)
+            return Transfer(errand, remote, self._log_in, self._note, plan=plan)
+        place = _written_by(errand)
+        names = listed(list(map(plain, errand.sources)), "sources")
+        what = f"fetches {names} from {remote.name} into {place.path}"
+        places = () if errand.is_dry else (place,)
+        wanted = Wanted(self._order.verb, Kind.WRITE, what, places)
+        self._permission.demand(wanted, self._route)
+        _check_unmoved(place)
+        real = str(place.path)
+        to = real.rstrip(os.sep) + os.sep if place.is_folder else real
+        return Transfer(replace(errand, to=to), remote, self._log_in, self._note)
+
+    @staticmethod
+    def _plan(errand: Errand, remote: Remote) -> Plan:
+        """Find what is to be sent, with all links and patterns resolved."""
+        try:
+            return make_plan(errand.sources, str(errand.here))
+        except FileTrouble as trouble:
+            raise as_error(trouble, errand, remote.name) from None
 
     @contextlib.contextmanager
     def _log_in(self, in_doubt: bool) -> Iterator[Access]:  # noqa: FBT001 - as it is called
@@ -243,6 +273,36 @@ class CellErrand:
             self._show_journey(replace(self._journey, note=note))
         self._cell.end(error)
         self._on_end(error)
+
+
+def _sends(plan: Plan, remote: Remote) -> str:
+    """Say what would be sent."""
+    names = listed([plain(str(top["name"])) for top in plan.tops], "sources")
+    files = "1 file" if plan.files == 1 else f"{plan.files} files"
+    return f"sends {names} ({files}, {amount(plan.size)}) to {remote.name}"
+
+
+def _read_by(plan: Plan) -> tuple[Place, ...]:
+    """Return the sources of a plan; what a folder holds is below the folder, links and all."""
+    return tuple(
+        Place(Path(item.place), item.entry.kind == "folder", item.entry.path)
+        for item in plan.items
+        if "/" not in item.entry.path
+    )
+
+
+def _written_by(errand: Errand) -> Place:
+    """Return where would be written."""
+    try:
+        return place_at(full_path(errand.to, str(errand.here)))
+    except (OSError, ValueError) as error:
+        raise Usage(f"{plain(errand.to)} cannot be a place here: {error}.") from None
+
+
+def _check_unmoved(place: Place) -> None:
+    """Raise `NotAllowed` if a place leads elsewhere by now: an answer may take its time."""
+    if place_at(str(place.path)).path != place.path:
+        raise NotAllowed(f"{plain(str(place.path))} leads elsewhere by now; nothing was done.")
 
 
 class FilesCell:

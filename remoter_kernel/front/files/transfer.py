@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from remoter_kernel.front.configuration.remotes import Remote
     from remoter_kernel.front.files.journey import Errand
     from remoter_kernel.front.logins.access import Access
+    from remoter_kernel.wire.sources import Plan
 
 CONNECT_WITHIN = 5.0  # seconds; it is on this machine
 FIRST_PAUSE, LONGEST_PAUSE = 0.25, 8.0  # seconds between two tries
@@ -80,8 +81,14 @@ class Transfer:
         remote: Remote,
         log_in: Callable[[bool], AbstractContextManager[Access]],
         on_progress: Callable[[Journey], None] = lambda _journey: None,
+        *,
+        plan: Plan | None = None,
     ) -> None:
-        """Remember; `log_in(in_doubt)` gives a login, after a cut one that is not believed."""
+        """Remember; `log_in(in_doubt)` gives a login, after a cut one that is not believed.
+
+        `plan`: what is to be put, where somebody was asked about just that.
+        """
+        self._plan = plan
         self._errand = errand
         self._remote = remote
         self._log_in = log_in
@@ -107,7 +114,7 @@ class Transfer:
         errand = self._errand
         try:
             if errand.is_put:
-                plan = make_plan(errand.sources, str(errand.here))
+                plan = self._plan or make_plan(errand.sources, str(errand.here))
                 self._end = Sending(plan, self._note)
             else:
                 self._end = Receiving(

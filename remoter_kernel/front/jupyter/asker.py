@@ -2,6 +2,10 @@
 
 A login runs in a thread and may take as long as a person does; all else of the front goes on.
 Where no cell waits that may be asked in, nobody is asked: the next one that is run asks.
+
+Kernels ask, too (`input()`), and not every client says which question it answers. At such a
+client one question is open at a time: ours waits for the answer to a kernel's, and a kernel's
+for that to ours. So no answer is ever taken for one to another question.
 """
 
 from __future__ import annotations
@@ -12,6 +16,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from remoter_kernel.front.jupyter.first_words import is_own_code
+from remoter_kernel.front.jupyter.kernel_questions import KernelQuestions, Question, unlike_ours
 from remoter_kernel.front.questions import (
     NeedsPerson,
     NotAnswered,
@@ -21,7 +26,7 @@ from remoter_kernel.front.questions import (
     asked_by,
 )
 from remoter_kernel.wire.frames import Channel
-from remoter_kernel.wire.messages import PARENT, content_of, header_of
+from remoter_kernel.wire.messages import HEADER, PARENT, content_of, header_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -31,14 +36,27 @@ if TYPE_CHECKING:
     from remoter_kernel.wire.reactor import Reactor
 
 TRIES = 3  # at a word that is neither yes, nor once, nor no
+ONE_AT_A_TIME = (
+    "[remoter] There is a question to be asked here. First answer the one that is open, which "
+    "code of this notebook has asked, or interrupt the kernel.\n"
+)
 
 
 class _Asked(NamedTuple):
     """A question that waits for its answer."""
 
     route: Route
+    content: dict[str, Any]
     answer: queue.SimpleQueue[str | NotAnswered | NeedsPerson]
-    name: str  # of the message that asked
+    name: str = ""  # of the message that asked; none: it has yet to be asked
+
+
+class _Held(NamedTuple):
+    """A kernel's question that waits until ours has its answer."""
+
+    question: Question
+    parts: list[Bytes]
+    send: Callable[[list[Bytes]], object]
 
 
 class Asker:
@@ -48,6 +66,9 @@ class Asker:
         self, reactor: Reactor, mouth: Mouth, routes: Callable[[], Iterable[Route]]
     ) -> None:
         """Remember; `routes` lists the requests without a reply, the oldest first."""
+        self.remote_name: Callable[[], str] = lambda: "the remote"
+        self._kernels = KernelQuestions()
+        self._held: list[_Held] = []
         self._reactor = reactor
         self._mouth = mouth
         self._routes = routes
@@ -128,39 +149,107 @@ class Asker:
         if name not in self._busy:
             self._busy.add(name)
             self._mouth.publish("status", {"execution_state": "busy"}, route.header)
-        asked = self._mouth.ask(route, {"prompt": text, "password": is_hidden})
-        self._names.add(asked)
-        self._asked = _Asked(route, answer, asked)
+        self._asked = _Asked(route, {"prompt": text, "password": is_hidden}, answer)
+        self._go_on()
+        if not self._asked.name:
+            words = {"name": "stderr", "text": ONE_AT_A_TIME}
+            self._mouth.publish("stream", words, route.header)
+
+    def _go_on(self) -> None:
+        """Ask what has yet to be asked, as far as one question at a time lets it be."""
+        asked = self._asked
+        if asked and not asked.name and not self._kernels.keep_waiting(asked.route.identities):
+            name = self._mouth.ask(asked.route, asked.content)
+            self._names.add(name)
+            self._asked = asked._replace(name=name)
+        elif asked is None:
+            held, self._held = self._held, []
+            for each in held:
+                self._pass_on(each)
 
     @property
     def is_asking(self) -> bool:
         """Is a person being waited for?"""
         return self._asked is not None
 
-    def hear(self, parts: Sequence[Bytes]) -> bool:
-        """Take what was typed, if it was asked for here.
+    def relay(
+        self,
+        route: Route,
+        parts: list[Bytes],
+        send: Callable[[list[Bytes]], object],
+        answer: Callable[[list[Bytes]], object],
+        *,
+        is_here: bool = False,
+    ) -> None:
+        """Pass on what a kernel asks; `send` says it to the client, `answer` the reply to it.
 
-        A cell may have asked something itself before the link was lost: what answers that is
-        not for the login. What comes late is for nobody. Not every client says which question
-        it answers.
+        `is_here`: it is the kernel on this side.
         """
+        name = str(header_of(parts[HEADER]).get("msg_id", ""))
+        cell = str(route.header.get("msg_id", ""))
+        question = Question(tuple(route.identities), name, cell, answer, is_here)
+        whose = "code on this machine" if is_here else self.remote_name()
+        held = _Held(question, unlike_ours(parts, whose), send)
         asked = self._asked
-        parent = header_of(parts[PARENT]).get("msg_id")
-        if asked is None or (
-            parent and parent not in {asked.name, asked.route.header.get("msg_id")}
-        ):
-            return parent in self._names
-        self._asked = None
-        asked.answer.put(str(content_of(parts).get("value", "")))
-        return True
+        is_ours_open = asked and asked.name and asked.route.identities == route.identities
+        if is_ours_open and not self._kernels.is_exact(route.identities):
+            self._held.append(held)
+        else:
+            self._pass_on(held)
 
-    def call_off(self) -> bool:
-        """Let a question go unanswered: the person has interrupted. False: there was none."""
+    def _pass_on(self, held: _Held) -> None:
+        self._kernels.note(held.question)
+        held.send(held.parts)
+
+    def hear(self, reply: Route) -> bool:
+        """Give what was typed to whoever has asked for it; False: nobody that is known here.
+
+        A reply that names a question is for that one alone. What comes late is for nobody.
+        """
+        client = reply.identities
+        parent = str(header_of(reply.parts[PARENT]).get("msg_id") or "")
+        asked = self._asked if self._asked and self._asked.route.identities == client else None
+        if parent in self._names:
+            self._kernels.note_exact(client)
+            if asked and parent == asked.name:
+                self._take(asked, reply)
+            return True
+        question = self._kernels.take(client, parent)
+        if question:
+            question.answer(list(reply.parts))
+            self._go_on()
+            return True
+        cells = {"", asked.route.header.get("msg_id")} if asked and asked.name else set()
+        if asked and parent in cells:
+            self._take(asked, reply)
+            return True
+        return not parent and bool(self._names)  # it may be a secret that was asked for here
+
+    def _take(self, asked: _Asked, reply: Route) -> None:
+        self._asked = None
+        asked.answer.put(str(content_of(reply.parts).get("value", "")))
+        self._go_on()
+
+    def forget(self, *, is_here: bool) -> None:
+        """Hear that a kernel waits for no answer any more: it has ended, or was interrupted."""
+        self._held = [each for each in self._held if each.question.is_here is not is_here]
+        self._kernels.forget(is_here=is_here)
+        self._go_on()
+
+    def call_off(self, *, is_here: bool = False) -> bool:
+        """Let a question go unanswered: the person has interrupted. False: there was none.
+
+        Then a kernel is interrupted; `is_here`: it is that on this side.
+        """
         asked, self._asked = self._asked, None
         if asked is None:
+            self.forget(is_here=is_here)
             return False
+        if not asked.name:  # it waited for an answer that the person does not give
+            self._kernels.give_up(asked.route.identities)
         message = "the question of the login was not answered."
         asked.answer.put(NotAnswered(message, "Run a cell to be asked again."))
+        self._go_on()
         return True
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from remoter_kernel.front.jupyter.answers import IMPATIENT
 from remoter_kernel.front.jupyter.first_words import may_be_answered
 from remoter_kernel.front.session import vscode
-from remoter_kernel.wire.messages import METADATA, content_of, header_of
+from remoter_kernel.wire.messages import METADATA, content_of, header_of, is_unseen
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -45,7 +45,9 @@ class Introduction:
             return
         notebook = ""
         if kind == "execute_request":
-            notebook = vscode.notebook_in(content_of(route.parts), header_of(route.parts[METADATA]))
+            content = content_of(route.parts)
+            own = content if is_unseen(content) else {}  # a cell may say what it likes
+            notebook = vscode.notebook_in(own, header_of(route.parts[METADATA]))
         if notebook or not may_be_answered(route):
             self._end(notebook)
 

@@ -70,6 +70,14 @@ class Mouth:
         if not is_quiet:
             self.publish("status", {"execution_state": "idle"}, route.header)
 
+    def finish(
+        self, route: Route, content: dict[str, Any], error: dict[str, Any] | None = None
+    ) -> None:
+        """End a cell that was answered here and has said that it is busy."""
+        if error:
+            self.publish("error", error, route.header)
+        self.reply(route, content, is_quiet=True)
+
     def abort(self, route: Route) -> None:
         """Answer a cell as a kernel does where one before it has failed."""
         self.reply(route, {"status": "aborted", "execution_count": 0})

@@ -1,4 +1,4 @@
-"""What a cell shows while it waits for a link that is down: a short line that goes away.
+"""What the front itself tells in a cell: that it waits for the link, or runs on this machine.
 
 Text, and not a display: a console, too, can take it away again. A console shows text when
 its line ends, and not before.
@@ -21,6 +21,10 @@ if TYPE_CHECKING:
 
 AFTER = 0.4  # seconds: most cuts are mended before anyone could read it
 ERASE = "\x1b[1A\x1b[2K\r"  # in a terminal: the line above the cursor
+NO_REMOTE = (
+    "[remoter] No remote is configured: this kernel runs on this machine, as you. "
+    "`remoter add NAME HOST` adds one.\n"
+)
 
 
 class Asked(Protocol):
@@ -79,6 +83,24 @@ class Notices:
         for header in shown.values():
             self._publish("stream", {"name": "stdout", "text": ERASE}, header)
             self._publish("clear_output", {"wait": False}, header)
+
+
+class NoRemote:
+    """Says, once and before it runs, that a cell runs on this machine for want of a remote."""
+
+    def __init__(self, publish: Callable[[str, dict[str, Any], dict[str, Any]], None]) -> None:
+        """Remember; `publish(kind, content, header)` speaks in a cell."""
+        self._publish = publish
+        self._is_told = False
+
+    def tell(self, requests: Iterable[Asked]) -> None:
+        """Say it in the first of these that is a cell."""
+        header = next((each.header for each in requests if is_cell(each)), None)
+        if header is not None and not self._is_told:
+            self._is_told = True
+            # A console hears a cell only once that is busy.
+            self._publish("status", {"execution_state": "busy"}, header)
+            self._publish("stream", {"name": "stderr", "text": NO_REMOTE}, header)
 
 
 def is_cell(request: Asked) -> bool:

@@ -49,6 +49,7 @@ class SessionDialer:
     ) -> None:
         """Remember; `find` is asked at each dial, so that a mended configuration counts."""
         self.remote = HERE
+        self.is_here = False  # was this machine dialled, as there is no remote?
         self._find = find
         self.questions = questions
         self.may_ask: Callable[[], bool] = lambda: True  # is anybody there just now?
@@ -69,6 +70,7 @@ class SessionDialer:
         """Log in, start or find the session, open a tunnel."""
         with self._lock:
             self.remote = self.find()
+            self.is_here = self.remote is HERE
             try:
                 return self._dial()
             except RemoterError as error:

@@ -269,7 +269,7 @@ class Admission:
         assert self._questions is not None  # noqa: S101 - looked at before
         home = Path.home()
         where = f"~/{file.relative_to(home)}" if file.is_relative_to(home) else str(file)
-        prompt = Prompt(f"{OURS} passphrase of {where} (it is not sent):")
+        prompt = Prompt(f"{OURS}passphrase of {where} (it is not sent):")
         return self._questions.ask("", (prompt,), again)[0]
 
     def _again(self) -> str:

@@ -151,12 +151,12 @@ class Desk:
         return None
 
     def _note(self, text: str) -> None:
-        self._questions.ask("", [], f"{OURS} {text}")
+        self._questions.ask("", [], f"{OURS}{text}")
 
     def _answer(self, hint: str, text: str) -> str | None:
         """Ask the person; None declines."""
         if hint == "confirm":
-            asked = Prompt(f"{OURS} {text} (yes/no)", is_shown=True)
+            asked = Prompt(f"{OURS}{text} (yes/no)", is_shown=True)
             said = self._questions.ask("", [asked])[0]
             return "yes" if said.strip().lower() in ("y", "yes") else None
         if (match := HOST_KEY.match(text)) and self._is_of_ssh_about_key(match["fingerprint"]):
@@ -164,7 +164,7 @@ class Desk:
         again = "That was not accepted." if text in self._asked else ""
         self._asked.append(text)
         if SSH_ITSELF.match(text) and self._is_of_ssh():
-            host, prompt = "", Prompt(f"{OURS} {text.rstrip(': ')} (it is not sent):")
+            host, prompt = "", Prompt(f"{OURS}{text.rstrip(': ')} (it is not sent):")
         else:
             host, prompt = self._who_asks(text)
         return self._questions.ask(host, [prompt], again)[0]

@@ -20,10 +20,11 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from remoter_kernel.errors import RemoterError, Unreachable, Usage
 from remoter_kernel.front.jupyter.answers import error_content
-from remoter_kernel.front.questions import readable
+from remoter_kernel.front.questions import OURS, readable
 from remoter_kernel.front.reading.status import amount
 from remoter_kernel.front.session.link import State
 from remoter_kernel.front.this_side.carried_text import in_python, in_r
+from remoter_kernel.front.this_side.permission import Kind, Wanted, listed
 from remoter_kernel.front.this_side.room_there import RoomThere
 from remoter_kernel.wire.messages import content_of
 
@@ -145,9 +146,14 @@ class CarryCell:
         is_push, is_r = wish.verb == "push", front.language() == "R"
         _check(wish, is_push=is_push, is_r=is_r, language=front.language())
         remote = front.dialer.remote.name
-        what = ", ".join(wish.names)
-        sentence = f"sends {what} to {remote}" if is_push else f"puts {what} of {remote} here"
-        front.permission.demand(f"%remoter {wish.verb}", sentence, self.route)
+        what = listed(wish.names, "objects")
+        sentence = (  # what packs and unpacks runs in the kernel of this side
+            f"sends {what} of a Python kernel here to {remote}"
+            if is_push
+            else f"puts {what} of {remote} into a Python kernel here"
+        )
+        wanted = Wanted(f"%remoter {wish.verb}", Kind.RUN, sentence)
+        front.permission.demand(wanted, self.route)
         address = front.dialer.address
         if address is None or front.link.state is State.FAILED:
             self._complain()
@@ -214,7 +220,7 @@ class CarryCell:
         if size <= LARGE or self._wish.is_large:
             return
         verb = f"%remoter {self._wish.verb}"
-        told = f"{verb} is about to carry {amount(size)}. Go on? yes or no:"
+        told = f"{OURS}{verb} is about to carry {amount(size)}. Go on? yes or no:"
         try:
             said = self._front.asker.ask_in(self.route, told).strip().lower()
         except RemoterError:

@@ -47,7 +47,6 @@ class LocalCell:
     ) -> None:
         """Remember; `demand` blocks, and raises if the cell may not run here."""
         self.route = route
-        self.is_asking = False  # did its code ask a person something?
         self.has_left = False  # did it end its kernel, with `exit`?
         self._code = code
         self._side = side
@@ -93,16 +92,14 @@ class LocalCell:
         self._is_sent = True
         self._side.say(Channel.SHELL, for_this_side(self.route.parts, {"code": self._code}))
 
-    def hear(self, channel: Channel, kind: str, parts: list[Bytes]) -> list[Bytes]:
+    def hear(self, kind: str, parts: list[Bytes]) -> list[Bytes]:
         """Look at what the kernel says in it; return that as clients should see it, if at all."""
         content = content_of(parts) if kind in {"status", "execute_input", "execute_reply"} else {}
-        if channel is Channel.STDIN:
-            self.is_asking = True
-        elif kind == "status":
+        if kind == "status":
             is_idle = content.get("execution_state") == "idle"
             self._is_idle |= is_idle
             return parts if is_idle else []  # that it is busy was said before it was asked about
-        elif kind == "execute_input":  # other clients show what was typed
+        if kind == "execute_input":  # other clients show what was typed
             content["code"] = content_of(self.route.parts).get("code", "")
             parts[CONTENT] = to_json(content)
         elif kind == "execute_reply":

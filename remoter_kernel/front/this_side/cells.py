@@ -15,6 +15,7 @@ from remoter_kernel.front.this_side.cell import LocalCell, for_this_side
 from remoter_kernel.front.this_side.comms import CommsHere
 from remoter_kernel.front.this_side.kernel import ThisSide
 from remoter_kernel.front.this_side.own_code import OwnCode
+from remoter_kernel.front.this_side.permission import Kind, Wanted
 from remoter_kernel.front.this_side.text import (
     LocalCode,
     answered_outside,
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     from remoter_kernel.wire.reactor import Reactor
 
 TYPED = {"complete_request", "inspect_request", "is_complete_request"}  # while a cell is written
-RUNS = "runs code of this notebook in a Python kernel here, with your files and rights"
+RUNS = "runs code of this notebook in a Python kernel here"
 
 
 class CellsHere:
@@ -108,15 +109,6 @@ class CellsHere:
         self._side.say(Channel.SHELL, for_this_side(route.parts, words))
         return True
 
-    def take_answer(self, parts: Sequence[Bytes]) -> bool:
-        """Take what a person has typed, if a cell here asked for it."""
-        cell = self._turns.here
-        if not isinstance(cell, LocalCell) or not cell.is_asking:
-            return False
-        cell.is_asking = False
-        self._side.say(Channel.STDIN, parts)
-        return True
-
     # From the far side -----------------------------------------------------------------
 
     def take_own(self, parts: Sequence[Bytes]) -> bool:
@@ -128,6 +120,8 @@ class CellsHere:
 
     def lose(self, error: RemoterError, *, is_over: bool) -> None:
         """Hear that the link gave up, and that what waited for it was answered on this side."""
+        if is_over:
+            self.carrier.asker.forget(is_here=False)
         self.own_code.lose_there(error, is_over=is_over)
         self._turns.hear_lost()
 
@@ -152,14 +146,15 @@ class CellsHere:
 
     # The kernel here -------------------------------------------------------------------
 
-    def _local_cell(self, route: Route, wanted: LocalCode) -> LocalCell:
+    def _local_cell(self, route: Route, local: LocalCode) -> LocalCell:
+        wanted = Wanted(local.verb, Kind.RUN, RUNS)
         return LocalCell(
             route,
-            wanted.code,
+            local.code,
             side=self._side,
             mouth=self._mouth,
             reactor=self._reactor,
-            demand=partial(self._permission.demand, wanted.verb, RUNS, route),
+            demand=partial(self._permission.demand, wanted, route),
             on_over=self._end,
         )
 
@@ -174,11 +169,13 @@ class CellsHere:
         if isinstance(cell, LocalCell) and cell.has_left:
             self._side.stop()
             self._comms.forget()
+            self.carrier.asker.forget(is_here=True)
         self._turns.end(is_well=is_well)
 
     def _lose(self, error: RemoterError) -> None:
         """The kernel here is gone: so are its comms, and whoever waits for it hears why."""
         self._comms.forget()
+        self.carrier.asker.forget(is_here=True)
         self.own_code.lose_here(error)
         asked, self._asked = self._asked, {}
         for route, _ in asked.values():
@@ -199,8 +196,9 @@ class CellsHere:
         cell = self._turns.here
         is_of_cell = isinstance(cell, LocalCell) and name == cell.route.header.get("msg_id")
         if isinstance(cell, LocalCell) and is_of_cell:
-            if shown := cell.hear(channel, kind, parts):
-                self._mouth.pass_on(channel, cell.route, shown)
+            shown = cell.hear(kind, parts)
+            if shown:
+                self._show(channel, cell.route, shown)
             cell.settle()
         elif channel is Channel.IOPUB:
             self._mouth.pass_on(channel, None, parts)
@@ -210,3 +208,12 @@ class CellsHere:
             route, begin = self._asked.pop(name)
             parts[CONTENT] = to_json(answered_outside(content_of(parts), begin))
             self._mouth.pass_on(channel, route, parts)
+
+    def _show(self, channel: Channel, route: Route, parts: list[Bytes]) -> None:
+        """Show what the kernel here says in a cell."""
+        send = partial(self._mouth.pass_on, channel, route)
+        if channel is Channel.STDIN:
+            answer = partial(self._side.say, channel)
+            self.carrier.asker.relay(route, parts, send, answer, is_here=True)
+        else:
+            send(parts)

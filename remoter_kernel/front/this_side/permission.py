@@ -1,28 +1,36 @@
 """May a cell of a notebook use this side? As the remote's `local` says: ask, allow, never.
 
-A notebook is not trusted to reach this machine: whoever wrote it may be a stranger. What a
-person has allowed holds for this front, and so for one notebook until its kernel restarts; a
-no holds for one cell. What is written stays below the notebook's folder, also where cells may
-use this side, unless a person was asked about that very place.
+A notebook is not trusted to reach this machine: whoever wrote it may be a stranger. A yes is a
+yes to one thing: to run code here, to read files below the notebook's folder, or to write files
+there. Each place outside of that folder is a question of its own, also where cells may use this
+side. What a person has allowed holds for this front, and so for one notebook until its kernel
+restarts; a no holds for one cell.
 """
 
 from __future__ import annotations
 
+import os
 import threading
-from typing import TYPE_CHECKING, Literal, Protocol
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
 from remoter_kernel.errors import RemoterError
 from remoter_kernel.front.jupyter.asker import TRIES, may_ask_in
-from remoter_kernel.front.questions import NeedsPerson, NotAnswered, readable
+from remoter_kernel.front.questions import OURS, NeedsPerson, NotAnswered
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from pathlib import Path
+    from collections.abc import Callable, Sequence
 
     from remoter_kernel.front.jupyter.mouth import Route
 
 YES, NO = ("yes", "y"), ("no", "n", "")
 MOST_TOLD = 300  # characters: what a cell says must not push the question out of sight
+LONGEST_PATH = 500  # characters; what cannot be shown whole is not asked about
+MOST_PLACES = 8  # outside of the folder that are asked about for one cell
+UNTIL = "until this kernel is restarted or shut down"
+ANSWER = "Allow that? yes or no:"
 
 
 class NotAllowed(RemoterError):
@@ -36,6 +44,38 @@ class Asks(Protocol):
         """Ask in a cell; NeedsPerson or NotAnswered where there is no answer."""
 
 
+class Kind(Enum):
+    """What is allowed apart from anything else; the value goes on after "wants to"."""
+
+    RUN = "run code here"
+    READ = "read files here"
+    WRITE = "write files here"
+
+
+class Place(NamedTuple):
+    """A file or folder of this side."""
+
+    path: Path  # links resolved: what is asked about is what is used
+    is_folder: bool
+    name: str = ""  # by which the remote will know it
+
+    def covers(self, other: Place) -> bool:
+        """Is a yes to this place a yes to the other one, too?"""
+        if self.is_folder:
+            return other.path.is_relative_to(self.path)
+        return other.path == self.path and not other.is_folder
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a cell wants of this side."""
+
+    verb: str  # what the cell says: "%remoter put"
+    kind: Kind
+    what: str  # goes on after "it": "sends x to gpu-box"
+    places: tuple[Place, ...] = ()  # that are read or written; none: wherever the kind is about
+
+
 class Permission:
     """What a front's cells may do on this side; asked from threads, never from the front's own."""
 
@@ -45,73 +85,154 @@ class Permission:
         """Remember; `rule` is looked up each time, `folder` is the notebook's."""
         self._asker = asker
         self._rule = rule
-        self._folders = [folder.resolve()]  # where cells may write
-        self._is_allowed = False
+        self._folder = Place(folder.resolve(), is_folder=True)
+        self._kinds: set[Kind] = set()  # that a person has allowed
+        self._places: dict[Kind, list[Place]] = {kind: [] for kind in Kind}  # likewise, outside
         self._turn = threading.Lock()  # several cells may want something at once
 
-    def may(self, verb: str, what: str, cell: Route, writes: Path | None = None) -> bool:
-        """Say whether a cell may do something here; blocks for as long as a person takes.
-
-        `verb` is what the cell says (`%remoter put`), `what` goes on after "it" ("sends x to
-        gpu-box"), and `writes` is where it would write: all below that place, too.
-        """
-        with self._turn:
-            rule = self._rule()
-            place = writes.resolve() if writes else None
-            is_beyond = place is not None and not self._is_inside(place)
-            if rule == "never":
-                return False
-            if (rule == "allow" or self._is_allowed) and not is_beyond:
-                return True
-            if not self._is_told_yes(_question(verb, what, place if is_beyond else None), cell):
-                return False
-            self._is_allowed = True
-            if is_beyond and place is not None:
-                self._folders.append(place)
-            return True
-
-    def demand(self, verb: str, what: str, cell: Route, writes: Path | None = None) -> None:
-        """Go on only if a cell may do something here (see `may`); else raise `NotAllowed`."""
-        if self.may(verb, what, cell, writes):
-            return
+    def check_rule(self, verb: str) -> None:
+        """Raise `NotAllowed` where no cell may use this side, whatever a person says."""
         if self._rule() == "never":
             raise NotAllowed(
                 f'{verb} may not use this machine: this remote says local = "never".',
                 'Set local = "ask" for it in remotes.toml, or use the command at a terminal.',
             )
+
+    def demand(self, wanted: Wanted, cell: Route) -> None:
+        """Go on only if a cell may do all of that; blocks for as long as a person takes."""
+        with self._turn:
+            self.check_rule(wanted.verb)
+            outside = [place for place in wanted.places if not self._folder.covers(place)]
+            asked = [place for place in outside if not self._is_allowed(wanted.kind, place)]
+            self._check_number(wanted.verb, asked)
+            if not wanted.places or len(outside) < len(wanted.places):
+                self._demand_kind(wanted, len(outside), cell)
+            for number, place in enumerate(asked, 1):
+                if not self._is_allowed(wanted.kind, place):  # by a yes to the one before
+                    self._demand_place(wanted, place, f"{number} of {len(asked)}", cell)
+
+    def _demand_kind(self, wanted: Wanted, outside: int, cell: Route) -> None:
+        """Ask once for each kind, unless the remote allows all of them."""
+        if self._rule() == "allow" or wanted.kind in self._kinds:
+            return
         if not may_ask_in(cell):
             raise NotAllowed(
-                f"{verb} would have to ask first, and nobody can be asked in this cell.",
+                f"{wanted.verb} would have to ask first, and nobody can be asked in this cell.",
                 'Set local = "allow" for this remote in remotes.toml, and stay in this folder.',
             )
-        raise NotAllowed(f"{verb} was not allowed to use this machine; nothing was done.")
+        self._ask(wanted.verb, _about_kind(wanted, outside, self._folder.path), cell)
+        self._kinds.add(wanted.kind)
 
-    def _is_inside(self, place: Path) -> bool:
-        return any(place.is_relative_to(folder) for folder in self._folders)
+    def _demand_place(self, wanted: Wanted, place: Place, number: str, cell: Route) -> None:
+        """Ask about one place outside of the notebook's folder."""
+        path = _in_full(wanted.verb, place)
+        if not may_ask_in(cell):
+            raise NotAllowed(
+                f"{wanted.verb} would have to ask about {path}, which is outside of this "
+                "notebook's folder, and nobody can be asked in this cell.",
+                "Use the command at a terminal, or a place below the notebook's folder.",
+            )
+        self._ask(wanted.verb, _about_place(wanted, place, path, number), cell)
+        self._places[wanted.kind].append(place)
 
-    def _is_told_yes(self, question: str, cell: Route) -> bool:
+    def _is_allowed(self, kind: Kind, place: Place) -> bool:
+        return any(allowed.covers(place) for allowed in self._places[kind])
+
+    @staticmethod
+    def _check_number(verb: str, places: Sequence[Place]) -> None:
+        if len(places) > MOST_PLACES:
+            raise NotAllowed(
+                f"{verb} names {len(places)} places outside of this notebook's folder. Each is "
+                f"asked about, and more than {MOST_PLACES} at once are refused.",
+                "Name fewer of them, or use the command at a terminal.",
+            )
+
+    def _ask(self, verb: str, question: str, cell: Route) -> None:
+        """Go on only after a yes."""
         try:
             for _ in range(TRIES):
                 said = self._asker.ask_in(cell, question).strip().lower()
-                if said in YES or said in NO:
-                    return said in YES
+                if said in YES:
+                    return
+                if said in NO:
+                    break
         except (NeedsPerson, NotAnswered):
             pass
-        return False
+        raise NotAllowed(f"{verb} was not allowed to use this machine; nothing was done.")
 
 
-def _question(verb: str, what: str, beyond: Path | None) -> str:
-    """Ask in a way that says what happens next, and for how long a yes holds."""
-    where = f"\nThat is {_on_one_line(str(beyond))}, outside the notebook's folder."
+def place_at(path: str, name: str = "") -> Place:
+    """Return where a path of this side leads; one that ends with a separator means a folder."""
+    is_folder = path.endswith(("/", os.sep)) or Path(path).is_dir()
+    return Place(Path(os.path.realpath(path)), is_folder, name)
+
+
+def listed(names: Sequence[str], what: str) -> str:
+    """Name all of them, or say how many there are: half a list hides the other half."""
+    line = _on_one_line(", ".join(names))
+    return line if len(line) <= MOST_TOLD // 2 else f"{len(names)} {what}"
+
+
+# The questions (pure) ------------------------------------------------------------------------
+
+
+def _about_kind(wanted: Wanted, outside: int, folder: Path) -> str:
+    """Ask in a way that says what a yes allows, and for how long it holds."""
+    below = _on_one_line(str(folder))
+    allows = {
+        Kind.RUN: "run any code on this machine, with your files and your rights,",
+        Kind.READ: f"send any file below {below} to the remote, and nothing else,",
+        Kind.WRITE: f"write or replace any file below {below}, and nothing else,",
+    }[wanted.kind]
+    more = ""
+    if outside:
+        are = "is" if outside == 1 else "are"
+        more = (
+            f"\n{outside} of {len(wanted.places)} {are} outside of this notebook's folder, "
+            "and asked about next."
+        )
     return (
-        f"{_on_one_line(verb)} wants to use this machine: it {_on_one_line(what)}."
-        f"{where if beyond else ''}\n"
-        "Allow this notebook such things until its kernel restarts? yes or no:"
+        f"{OURS}{_on_one_line(wanted.verb)} wants to {wanted.kind.value}: "
+        f"it {_on_one_line(wanted.what)}.{more}\n"
+        f"A yes lets all cells of this notebook {allows} {UNTIL}.\n{ANSWER}"
+    )
+
+
+def _about_place(wanted: Wanted, place: Place, path: str, number: str) -> str:
+    """Ask about one place, by its full and real path."""
+    reads = wanted.kind is Kind.READ
+    which = "this folder and all that is in it" if place.is_folder else "this file"
+    allows = f"send {which} to the remote" if reads else "write or replace what is there"
+    renamed = ""
+    if reads and place.name and place.name != place.path.name:
+        renamed = f"\nThe remote gets it as {_on_one_line(place.name)}."
+    return (
+        f"{OURS}{_on_one_line(wanted.verb)} wants to {'read' if reads else 'write'} outside of "
+        f"this notebook's folder ({number}):\n  {path}{renamed}\n"
+        f"A yes lets all cells of this notebook {allows}, and nothing else, {UNTIL}.\n{ANSWER}"
+    )
+
+
+def _in_full(verb: str, place: Place) -> str:
+    path = _escaped(str(place.path))
+    if len(path) > LONGEST_PATH:
+        raise NotAllowed(
+            f"{verb} names a place outside of this notebook's folder whose path is too long to "
+            "be shown whole, and so nobody was asked about it.",
+            "Use the command at a terminal.",
+        )
+    return path
+
+
+def _escaped(text: str) -> str:
+    """Write on one line what may have any sign in it; two names never look the same."""
+    return "".join(
+        sign if sign.isprintable() else sign.encode("unicode_escape", "surrogatepass").decode()
+        for sign in text
     )
 
 
 def _on_one_line(text: str) -> str:
-    """Let nobody make a question say something else; what is too long loses its middle."""
-    line = readable(" ".join(text.splitlines()))
-    half = MOST_TOLD // 2
-    return line if len(line) <= MOST_TOLD else f"{line[:half]} … {line[-half:]}"
+    """Let nobody make a question say something else; what is too long loses its end."""
+    line = _escaped(text)
+    return line if len(line) <= MOST_TOLD else f"{line[:MOST_TOLD]} …"

@@ -1,0 +1,112 @@
+"""What kernels ask (`input()`), until it has its answer: which question a reply is for (pure).
+
+Not every client says that: jupyter_client, consoles, nbclassic and JupyterLab 3 send replies
+without a parent, JupyterLab 4 and VS Code name the question.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from difflib import SequenceMatcher
+from typing import TYPE_CHECKING, NamedTuple
+
+from remoter_kernel.front.questions import OURS, readable
+from remoter_kernel.wire.frames import to_json
+from remoter_kernel.wire.messages import CONTENT, content_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from remoter_kernel.wire.frames import Bytes
+
+LIKE = 0.8  # of the letters of our own beginning: a question that has more of them is marked
+_LINES = re.compile(r"[\r\n\v\f\x1c-\x1e\x85\u2028\u2029]+")
+
+
+class Question(NamedTuple):
+    """A question of a kernel that has no answer yet."""
+
+    client: tuple[bytes, ...]  # who was asked
+    name: str  # the id of the message that asks
+    cell: str  # the id of the request in which it is asked
+    answer: Callable[[list[Bytes]], object]  # gives the kernel its reply
+    is_here: bool  # is it of the kernel on this side?
+
+
+class KernelQuestions:
+    """Those without an answer, the oldest first."""
+
+    def __init__(self) -> None:
+        self._open: list[Question] = []
+        self._exact: set[tuple[bytes, ...]] = set()  # clients that say which question they answer
+
+    def note(self, question: Question) -> None:
+        """A kernel has asked."""
+        self._open.append(question)
+
+    def note_exact(self, client: Sequence[bytes]) -> None:
+        """A client has said which question it answers: it does so each time."""
+        self._exact.add(tuple(client))
+
+    def is_exact(self, client: Sequence[bytes]) -> bool:
+        """Does this client say which question it answers, as far as is known?"""
+        return tuple(client) in self._exact
+
+    def keep_waiting(self, client: Sequence[bytes]) -> bool:
+        """Could this client's answer to anything else be one to a kernel's question?"""
+        who = tuple(client)
+        return who not in self._exact and any(each.client == who for each in self._open)
+
+    def take(self, client: Sequence[bytes], parent: str) -> Question | None:
+        """Return the question that a reply is for, once; `parent`: what the reply names, or "".
+
+        What names none, or only the cell, is for the kernel that has asked first.
+        """
+        own = [each for each in self._open if each.client == tuple(client)]
+        found = next((each for each in own if each.name == parent), None)
+        if found:
+            self.note_exact(client)
+        else:
+            found = next((each for each in own if parent in {"", each.cell}), None)
+        if found:
+            self._open.remove(found)
+        return found
+
+    def forget(self, *, is_here: bool) -> None:
+        """A kernel waits no more."""
+        self._open = [each for each in self._open if each.is_here is not is_here]
+
+    def give_up(self, client: Sequence[bytes]) -> None:
+        """A person will not answer what this client was asked."""
+        self._open = [each for each in self._open if each.client != tuple(client)]
+
+
+def unlike_ours(parts: list[Bytes], whose: str) -> list[Bytes]:
+    """Return a kernel's question as it came, unless it looks like one of our own: then marked."""
+    content = content_of(parts)
+    prompt = content.get("prompt")
+    if not isinstance(prompt, str) or not is_like_ours(prompt):
+        return parts
+    lines = [readable(line) for line in _LINES.split(prompt)]
+    marked = "\n".join(f"[{whose} asks] {line}" for line in lines if line.strip())
+    words = to_json({**content, "prompt": f"{marked} "})
+    return [*parts[:CONTENT], words, *parts[CONTENT + 1 :]]
+
+
+def is_like_ours(prompt: str) -> bool:
+    """Would a person take this for a question of this program?
+
+    Wherever the words stand, and also with signs that look like their letters in between.
+    """
+    wanted = _letters(OURS)
+    if wanted in _letters(prompt):
+        return True
+    starts = (_letters(line)[: len(wanted)] for line in _LINES.split(prompt))
+    return any(SequenceMatcher(None, start, wanted).ratio() > LIKE for start in starts)
+
+
+def _letters(text: str) -> str:
+    """Return the letters alone, without what is not seen, small, in their plainest form."""
+    plain = unicodedata.normalize("NFKD", text).casefold()
+    return "".join(sign for sign in plain if sign.isalpha())
