@@ -27,7 +27,7 @@ from remoter_kernel.wire.files import (
 from remoter_kernel.wire.names import (
     LONGEST,
     check_digest,
-    is_asked_for,
+    names_asked_for,
     part_name,
     safe_names,
     safe_target,
@@ -102,11 +102,43 @@ def test_a_link_leads_nowhere_by_other_slashes_either(target):
 
 @pytest.mark.parametrize(
     ("name", "word"),
-    [("a.csv", "runs/*.csv"), ("a", "x/a/"), ("me", "~"), ("work", "."), ("a[1]", "x/a[1]")],
+    [
+        ("a.csv", "runs/*.csv"),
+        ("a", "x/a/"),
+        ("a", "x/a/."),
+        ("x", "x/a/.."),
+        ("a[1]", "x/a[1]"),
+        (".bashrc", ".bashrc"),
+        (".bashrc", "~/.bash*"),
+        ("~odd", "x/~odd"),
+    ],
 )
 def test_a_source_is_called_as_it_was_asked_for(name, word):
-    assert is_asked_for(name, ["other", word])
-    assert not is_asked_for(".bashrc", ["other", "runs/*.csv", "x/a/", "a[1]", "*"])
+    assert names_asked_for([name], ["other", word]) == []
+    for stranger in ("neither", ".profile"):
+        with pytest.raises(FileTrouble) as refused:
+            names_asked_for([stranger], ["other", word])
+        assert refused.value.trouble is Trouble.UNSAFE
+
+
+@pytest.mark.parametrize("word", [".", "./", "..", "../..", "a/..", "~", "~ada", "~/..", "", "/"])
+def test_what_is_called_as_only_the_other_side_knows_is_one_source_that_is_not_hidden(word):
+    assert names_asked_for(["other", "ada"], ["other", word]) == [(word, "ada")]
+    for names in (["ada", "bin"], [".bashrc"], ["\u200d.bashrc"]):
+        with pytest.raises(FileTrouble):
+            names_asked_for(names, ["other", word])
+
+
+@pytest.mark.parametrize("word", ["*", "**", "x/*", "[.]bashrc", "?bashrc"])
+def test_a_pattern_without_a_dot_means_nothing_hidden(word):
+    with pytest.raises(FileTrouble, match="has to be asked for"):
+        names_asked_for([".bashrc"], [word])
+
+
+def test_words_are_told_of_in_their_order():
+    news = names_asked_for(["ada", "a", "tmp"], ["~", "a", "/tmp/x/../."])
+    assert news == [("~", "ada")]
+    assert names_asked_for(["ada", "home"], [".", ".."]) == [(".", "ada"), ("..", "home")]
 
 
 @given(some.text(max_size=400), some.integers(0, 2**63), some.integers(0, 2**63))
@@ -124,7 +156,7 @@ def test_a_part_has_a_name_that_any_disk_takes(name, size, mtime):
         Entry,
         path=some.text(min_size=1),
         kind=some.sampled_from(["file", "folder", "link"]),
-        size=some.integers(0, 2**62),
+        size=some.integers(0, 2**60),
         mtime=some.integers(-(2**62), 2**62),
         mode=some.none() | some.integers(0, 0o777),
         target=some.text(),
