@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from remoter_kernel.errors import ProtocolError
 from remoter_kernel.wire.files import Entry, FileTrouble, Trouble
-from remoter_kernel.wire.names import NOT_ASKED_FOR, safe_names, safe_target
+from remoter_kernel.wire.names import LONGEST, NOT_ASKED_FOR, safe_names, safe_target
 from remoter_kernel.wire.sources import full_path, trouble_of
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def _read_source(top: Any) -> Source:
     if not isinstance(top, dict):
         raise ProtocolError("A source is no object.")
     name = str(top.get("name", ""))
-    if len(safe_names(name)) != 1:
+    if len(name) > LONGEST or len(safe_names(name)) != 1:
         raise ProtocolError(f"A source is called {reprlib.repr(name)}.")
     return Source(name, top.get("is_folder") is True)
 
