@@ -42,6 +42,7 @@ from remoter_kernel.wire.names import part_name
 from remoter_kernel.wire.receiving import Receiving
 from remoter_kernel.wire.sending import Sending
 from remoter_kernel.wire.sources import make_plan
+from tests.real_jupyter import wait_for
 from tests.two_ends import carry, dst, entry, link, names, say, send, src, start
 
 if TYPE_CHECKING:
@@ -601,9 +602,13 @@ def test_a_place_that_a_receiver_names_is_not_kept_for_each_source(src: Path) ->
         (src / f"{number}").touch()
     sending = Sending(make_plan([f"{src}/*"], "/"))
 
+    def reply() -> Iterator[bytes]:
+        yield words(Word.READY, place=HUGE, is_folder=True)
+        wait_for(lambda: len(sending.targets) == 300, what="it has read where all will be")
+
     def do() -> None:
         with contextlib.suppress(RemoterError):
-            hear(sending, [words(Word.READY, place=HUGE, is_folder=True)])
+            hear(sending, reply())
 
     assert memory_of(do) < 20 * MIB
 
@@ -642,32 +647,47 @@ JUNK = some.one_of(
 KEYS = ["number", "path", "kind", "size", "mtime", "mode", "target", "asks", "tops", "more"]
 KEYS += ["files", "entries", "left_out", "sha256", "again", "trouble", "reason", "place"]
 KEYS += ["is_folder", "dry"]
-NONSENSE = some.one_of(
-    some.builds(
-        lambda word, said: frame(word, to_body(said)),
-        some.sampled_from(Word),
-        some.dictionaries(some.sampled_from(KEYS), JUNK, max_size=6),
-    ),
-    some.builds(frame, some.sampled_from(Word), some.binary(max_size=20)),
-    some.builds(
-        lambda path, kind, said: words(
-            Word.ENTRY, **{**Entry(path, kind, 4, 0, 0o777, "..").words(5, asks=True), **said}
+SENDERS = [Word.START, Word.ENTRY, Word.BODY, Word.DATA, Word.END, Word.FAILED, Word.FINISH]
+RECEIVERS = [Word.READY, Word.HAVE, Word.ACK, Word.FAILED, Word.PONG]
+
+
+def nonsense(own: list[Word]) -> some.SearchStrategy[bytes]:
+    """Frames that somebody says who mostly says such words."""
+    word = some.sampled_from([*own * 4, *Word])
+    number = some.integers(0, 8)
+    places = [0, 1, 4, 100, 2**63, 2**64 - 1]
+    return some.one_of(
+        some.builds(
+            lambda word, said: frame(word, to_body(said)),
+            word,
+            some.dictionaries(some.sampled_from(KEYS), JUNK, max_size=6),
         ),
-        some.sampled_from(NAMES),
-        some.sampled_from(["file", "folder", "link"]),
-        some.dictionaries(some.sampled_from(KEYS), JUNK, max_size=2),
-    ),
-    some.builds(
-        lambda number, at: frame(Word.BODY, BEGINS.pack(number, at)),
-        some.integers(0, 8),
-        some.sampled_from([0, 1, 4, 2**63, 2**64 - 1]),
-    ),
-    some.builds(
-        lambda position, number: frame(Word.ACK, TAKEN.pack(position, number)),
-        some.sampled_from([0, 1, 100, 2**64 - 1]),
-        some.integers(0, 8),
-    ),
-)
+        some.builds(frame, word, some.binary(max_size=20)),
+        some.builds(
+            lambda path, kind, target, said: words(
+                Word.ENTRY, **{**Entry(path, kind, 4, 0, 0o777, target).words(9, asks=True), **said}
+            ),
+            some.sampled_from(NAMES),
+            some.sampled_from(["file", "folder", "link"]),
+            some.sampled_from(["..", "sub", "\udfff\ud800", "a\0"]),
+            some.dictionaries(some.sampled_from(KEYS), JUNK, max_size=2),
+        )
+        if Word.ENTRY in own
+        else some.builds(
+            lambda word, number, said: words(word, **{"number": number, **said}),
+            some.sampled_from([Word.HAVE, Word.FAILED]),
+            number,
+            some.dictionaries(some.sampled_from(["size", "sha256", "trouble", "path"]), JUNK),
+        ),
+        some.builds(
+            lambda word, number, at: frame(word, BEGINS.pack(number, at)),
+            some.sampled_from([each for each in (Word.BODY, Word.ACK) if each in own]),
+            number | some.sampled_from(places),
+            some.sampled_from(places),
+        ),
+    )
+
+
 SENT = [
     start("top"),
     folder("top", 1),
@@ -685,11 +705,10 @@ REPLIED = [
     words(Word.HAVE, number=3, size=0, sha256=""),
     words(Word.FAILED, number=2, path="a", reason="no", trouble=7),
     frame(Word.ACK, TAKEN.pack(0, 0)),
-    words(Word.OVER, files=1, size=1),
 ]
 
 
-def mutated(honest: list[bytes]) -> some.SearchStrategy[bytes]:
+def mutated(honest: list[bytes], own: list[Word]) -> some.SearchStrategy[bytes]:
     """What is said by somebody honest, with nonsense between it, left out, twice, or damaged."""
 
     def put_together(pieces: list[tuple[int, bytes]], left_out: set[int], damage: Any) -> bytes:
@@ -705,9 +724,9 @@ def mutated(honest: list[bytes]) -> some.SearchStrategy[bytes]:
     again = some.sampled_from(honest)
     return some.builds(
         put_together,
-        some.lists(some.tuples(some.integers(0, 8), NONSENSE | again), max_size=4),
-        some.sets(some.integers(0, 7), max_size=2),
-        some.none() | some.tuples(some.integers(0, 2000), some.integers(0, 255)),
+        some.lists(some.tuples(some.integers(1, 8), nonsense(own) | again), max_size=4),
+        some.sets(some.integers(1, 7), max_size=2),
+        some.sampled_from([None] * 3) | some.tuples(some.integers(0, 2000), some.integers(0, 255)),
     )
 
 
@@ -718,12 +737,9 @@ quick = settings(
 )
 
 
-@given(said=mutated(SENT), is_dry=some.booleans())
-@quick
-def test_a_receiver_ends_in_words_and_writes_nothing_beside(
-    tmp_path_factory: pytest.TempPathFactory, *, said: bytes, is_dry: bool
-) -> None:
-    """The sender says anything at all."""
+@contextlib.contextmanager
+def what_lies_beside(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Lend a folder to write into; nothing beside the source may be another one afterwards."""
     ground = tmp_path_factory.mktemp("said")
     dst, outside = ground / "dst", ground / "outside"
     for path in (dst / "top", outside):
@@ -731,9 +747,7 @@ def test_a_receiver_ends_in_words_and_writes_nothing_beside(
         (path / ".bashrc").write_text("mine")
     (dst / ".bashrc").write_text("mine")
     (dst / "top/way").symlink_to(outside)
-    receiving = Receiving(f"{dst}/", "/", asked=["top"], is_dry=is_dry)
-    with contextlib.suppress(RemoterError):
-        hear(receiving, [said])
+    yield dst
     assert names(ground) == ["dst", "outside"]
     assert names(dst) == [".bashrc", "top"]
     assert names(outside) == [".bashrc"]
@@ -742,10 +756,57 @@ def test_a_receiver_ends_in_words_and_writes_nothing_beside(
     for path in dst.rglob("*"):
         if path.is_symlink() and path.name != "way":
             assert Path(os.path.normpath(path.parent / path.readlink())).is_relative_to(dst / "top")
-    assert not is_dry or names(dst / "top") == [".bashrc", "way"]
 
 
-@given(mutated(REPLIED))
+@given(said=mutated(SENT, SENDERS), is_dry=some.booleans())
+@quick
+def test_a_receiver_ends_in_words_and_writes_nothing_beside(
+    tmp_path_factory: pytest.TempPathFactory, *, said: bytes, is_dry: bool
+) -> None:
+    """The sender says anything at all."""
+    with what_lies_beside(tmp_path_factory) as dst:
+        receiving = Receiving(f"{dst}/", "/", asked=["top"], is_dry=is_dry)
+        with contextlib.suppress(RemoterError):
+            hear(receiving, [said])
+        assert not is_dry or names(dst / "top") == [".bashrc", "way"]
+
+
+STEPS = some.lists(
+    some.tuples(
+        some.sampled_from(["file", "folder", "link", "told", "bytes"]),
+        some.sampled_from(["a", "l", "a/l", "l/.bashrc", "l/l/.bashrc", "a/l/.bashrc", "way/x"]),
+        some.sampled_from(["..", "../..", "a", "way", "../way", "../outside"]),
+    ),
+    max_size=6,
+)
+
+
+@given(STEPS)
+@settings(quick, max_examples=300)
+def test_links_and_files_in_any_order_write_nothing_beside(
+    tmp_path_factory: pytest.TempPathFactory, steps: list[tuple[str, str, str]]
+) -> None:
+    """The sender makes folders and links, tells of files, and sends their bytes later on."""
+    said, late = start("top") + folder("top", 1), []
+    for number, (what, path, target) in enumerate(steps, 2):
+        whole = entry(f"top/{path}", number)
+        begin = HEAD.size + HEAD.unpack_from(whole)[1]
+        if what == "file":
+            said += whole
+        elif what == "folder":
+            said += folder(f"top/{path}", number, mode=0o777)
+        elif what == "link":
+            said += link(f"top/{path}", target, number)
+        elif what == "told":
+            said += whole[:begin]
+            late.append(whole[begin:])
+        elif late:
+            said += late.pop()
+    with what_lies_beside(tmp_path_factory) as dst, contextlib.suppress(RemoterError):
+        hear(Receiving(f"{dst}/", "/", asked=["top"]), [said, *late, FINISH])
+
+
+@given(mutated(REPLIED, RECEIVERS))
 @quick
 def test_a_sender_ends_in_words(tmp_path_factory: pytest.TempPathFactory, said: bytes) -> None:
     """The receiver says anything at all."""
@@ -766,7 +827,10 @@ WISH = some.one_of(
 
 @given(
     some.fixed_dictionaries(
-        {"transfer": some.just(TRANSFER) | JUNK, "do": some.sampled_from(["send", "receive", "x"])},
+        {
+            "transfer": some.sampled_from([TRANSFER] * 9 + [2]),
+            "do": some.sampled_from(["send", "receive", "x"]),
+        },
         optional=dict.fromkeys(["cwd", "to", "sources", "asks", "dry"], WISH),
     )
 )

@@ -187,7 +187,7 @@ def test_a_sender_that_says_nonsense_is_told_so(what, dst, tmp_path):
 def test_a_name_that_cannot_be_is_one_files_trouble(dst):
     """Half a pair of surrogates, as Windows may have one, is no name here."""
     said = start("top") + words(Word.ENTRY, **Entry("top", "folder").words(1, asks=False))
-    said += entry("top/\ud800", 2) + entry("top/b", 3)
+    said += entry("top/\ud800", 2) + entry("top/b", 3) + link("top/c", "\ud800", 4)
     assert isinstance(say(said, dst), Cut)
     assert names(dst / "top") == ["b"]
 
