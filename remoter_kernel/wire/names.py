@@ -91,7 +91,7 @@ def names_asked_for(names: Sequence[str], words: Sequence[str]) -> list[tuple[st
         if name in asked or any(_is_match(name, pattern) for pattern in patterns):
             continue
         if is_hidden(name) and (unnamed or patterns):
-            raise FileTrouble(name, "a hidden name has to be asked for", Trouble.UNSAFE)
+            raise FileTrouble(name, "a hidden name has to be asked for by name", Trouble.UNSAFE)
         if not unnamed:
             raise FileTrouble(name, NOT_ASKED_FOR, Trouble.UNSAFE)
         news.append((unnamed.pop(), name))
