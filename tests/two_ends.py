@@ -76,9 +76,10 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def start(*sources: str) -> bytes:
-    tops = [{"name": name, "is_folder": True} for name in sources]
-    return frame(Word.START, to_body({"tops": tops}))
+def start(*sources: str, is_folder: bool = True, **numbers: int) -> bytes:
+    tops = [{"name": name, "is_folder": is_folder} for name in sources]
+    told = {"files": 1000, "size": 1_000_000, "entries": 3000} | numbers
+    return frame(Word.START, to_body({"tops": tops, **told}))
 
 
 def entry(path: str, number: int = 1, content: bytes = b"evil", **words: Any) -> bytes:

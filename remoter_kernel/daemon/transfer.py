@@ -14,10 +14,18 @@ from typing import TYPE_CHECKING, Any
 
 from remoter_kernel.errors import RemoterError
 from remoter_kernel.wire.duplex import Duplex
-from remoter_kernel.wire.files import GREETING, TRANSFER, FileTrouble, Trouble, Word, from_body
+from remoter_kernel.wire.files import (
+    GREETING,
+    MOST_PATH,
+    TRANSFER,
+    FileTrouble,
+    Trouble,
+    Word,
+    from_body,
+)
 from remoter_kernel.wire.receiving import Receiving
 from remoter_kernel.wire.sending import Sending
-from remoter_kernel.wire.sources import full_path, make_plan
+from remoter_kernel.wire.sources import full_path, make_plan, trouble_of
 
 if TYPE_CHECKING:
     from typing import NoReturn
@@ -90,15 +98,32 @@ def _errand(wish: dict[str, Any]) -> Receiving | Sending:
     """Find out what is to be done; FileTrouble if it cannot be."""
     if wish.get("transfer") != TRANSFER:
         raise FileTrouble("", f"the far side speaks transfer {TRANSFER}, and no other")
-    cwd = os.path.expandvars(str(wish.get("cwd") or "~"))
-    folder = os.path.realpath(full_path(cwd, "/"))
+    folder = _folder(_text(wish.get("cwd") or "~"))
+    if wish.get("do") == "receive":
+        return Receiving(_text(wish.get("to")), folder, is_dry=wish.get("dry") is True)
+    sources = wish.get("sources")
+    if wish.get("do") != "send" or not isinstance(sources, list) or not sources:
+        raise FileTrouble("", "that asks neither to send nor to receive", Trouble.WORDS)
+    plan = make_plan([_text(word) for word in sources], folder)
+    return Sending(plan, asks_always=wish.get("asks") is True)
+
+
+def _text(word: object) -> str:
+    if not isinstance(word, str) or len(word) > MOST_PATH:
+        raise FileTrouble("", "what is asked for has no name that can be", Trouble.WORDS)
+    return word
+
+
+def _folder(cwd: str) -> str:
+    """Return the folder in which paths begin."""
+    try:
+        folder = os.path.realpath(full_path(os.path.expandvars(cwd), "/"))
+    except (OSError, ValueError) as error:
+        raise trouble_of(error, cwd) from None
     if not os.path.isdir(folder):
         reason = "there is no such folder, and the remote's cwd names it"
         raise FileTrouble(folder, reason, Trouble.MISSING)
-    if wish.get("do") == "receive":
-        return Receiving(str(wish.get("to")), folder, is_dry=bool(wish.get("dry")))
-    plan = make_plan([str(word) for word in wish.get("sources") or ()], folder)
-    return Sending(plan, asks_always=bool(wish.get("asks")))
+    return folder
 
 
 def _end() -> NoReturn:

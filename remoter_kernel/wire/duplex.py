@@ -14,7 +14,15 @@ import time
 from typing import Any, Protocol
 
 from remoter_kernel.errors import Unreachable
-from remoter_kernel.wire.files import HEAD, MOST_BODY, Word, frame, read_head, to_body
+from remoter_kernel.wire.files import (
+    HEAD,
+    MOST_BODY,
+    FileTrouble,
+    Word,
+    frame,
+    read_head,
+    to_body,
+)
 
 TOGETHER = 64 * 1024  # bytes of small frames that wait for each other
 BEAT_EVERY = 3.0  # seconds
@@ -86,6 +94,12 @@ class Duplex:
         with self._mouth:
             self._put(memoryview(frame(word, to_body(words))))
             self._flush()
+
+    def tell_end(self, trouble: FileTrouble) -> None:
+        """Say why nothing goes on, unless the other end has said so itself, or is gone."""
+        if not trouble.is_told:
+            with contextlib.suppress(Cut):
+                self.tell(Word.ERROR, trouble.words())
 
     def say_frame(self, whole: memoryview) -> None:
         """Say a frame that is put together already."""

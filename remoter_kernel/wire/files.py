@@ -7,6 +7,7 @@ all frames that the sender has said; what the receiver has dealt with it acknowl
 from __future__ import annotations
 
 import json
+import reprlib
 import struct
 from dataclasses import dataclass
 from enum import IntEnum
@@ -22,6 +23,12 @@ CHUNK = 256 * 1024  # bytes of a file that go together at most
 BEGINS = struct.Struct("!QQ")  # a file's number, and from which byte on it follows
 TAKEN = struct.Struct("!QQ")  # a position, and the number of the last file that is dealt with
 MOST_SOURCES = 100_000  # that one errand may name
+MOST_ENTRIES = 10_000_000  # files, folders and links of one transfer
+MOST_BYTES = 2**60  # of all files of one transfer; no disk has as many
+MOST_PATH = 4096  # characters of a path, or of a link's target
+MOST_TROUBLES = 10_000  # that one end remembers
+LONGEST_REASON = 500  # characters of what the other end says of a trouble
+FURTHEST = 2**80  # nanoseconds from 1970; no disk knows a time beyond
 ASK_FROM = 1024 * 1024  # bytes: of a file this large, it is asked how much is there already
 
 
@@ -84,8 +91,19 @@ def told_trouble(words: dict[str, Any]) -> FileTrouble:
         trouble = Trouble(words["trouble"])
     except (LookupError, TypeError, ValueError):
         trouble = Trouble.OTHER
-    path, reason = str(words.get("path", "")), str(words.get("reason", ""))
+    path = str(words.get("path", ""))[:MOST_PATH]
+    reason = str(words.get("reason", ""))[:LONGEST_REASON]
     return FileTrouble(path, reason, trouble, is_told=True)
+
+
+def add_trouble(troubles: list[FileTrouble], trouble: FileTrouble) -> None:
+    """Remember one file's trouble; FileTrouble ends it all once there are too many."""
+    if len(troubles) < MOST_TROUBLES:
+        troubles.append(trouble)
+        return
+    first = troubles[0]
+    reason = f"{first.reason}; {MOST_TROUBLES:,} others had trouble, too, and the rest is left"
+    raise FileTrouble(first.path, reason, first.trouble, is_told=trouble.is_told)
 
 
 @dataclass(frozen=True)
@@ -115,8 +133,12 @@ def read_entry(words: dict[str, Any]) -> Entry:
         mode=None if mode is None else _of_kind(words, "mode", int) & 0o777,
         target=_of_kind(words, "target", str),
     )
-    if entry.kind not in {"file", "folder", "link"} or not 0 <= entry.size < 2**63:
-        raise ProtocolError(f"There is no entry of the kind {entry.kind!r}, size {entry.size}.")
+    if entry.kind not in {"file", "folder", "link"}:
+        raise ProtocolError(f"There is no entry of the kind {reprlib.repr(entry.kind)}.")
+    if not 0 <= entry.size <= MOST_BYTES or abs(entry.mtime) > FURTHEST:
+        raise ProtocolError("No file has such a size, or such a time.")
+    if max(len(entry.path), len(entry.target)) > MOST_PATH:
+        raise ProtocolError(f"No path has more than {MOST_PATH:,} characters.")
     return entry
 
 
@@ -124,14 +146,14 @@ def number_of(words: dict[str, Any], key: str = "number") -> int:
     """Read a number that cannot be negative."""
     number: int = _of_kind(words, key, int)
     if number < 0:
-        raise ProtocolError(f"{key} is {number}.")
+        raise ProtocolError(f"{key} is {reprlib.repr(number)}.")
     return number
 
 
 def _of_kind(words: dict[str, Any], key: str, kind: type) -> Any:
     value = words.get(key)
-    if not isinstance(value, kind):
-        raise ProtocolError(f"An entry's {key} is {value!r}.")
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        raise ProtocolError(f"What is called {key} is {reprlib.repr(value)}.")
     return value
 
 

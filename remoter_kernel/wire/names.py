@@ -5,9 +5,12 @@ A sender may be hostile: nothing that it says may lead out of the folder that wa
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import os
+import posixpath
 import re
+import reprlib
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
@@ -22,6 +25,10 @@ DIGITS = 12  # hexadecimal, of a digest
 _RESERVED = re.compile(r"(?i)(con|prn|aux|nul|com[0-9¹²³]|lpt[0-9¹²³])[ ]*(\..*)?$")
 _LEADS_ON_WINDOWS = re.compile(r"\\|^[A-Za-z]:")
 _NOT_ON_WINDOWS = re.compile(r'[<>:"\\|?*\x00-\x1f]|[ .]$')
+_NOT_SEEN = "".join(
+    map(chr, [*range(0x200C, 0x2010), *range(0x202A, 0x202F), *range(0x206A, 0x2070), 0xFEFF])
+)
+NOT_ASKED_FOR = "the other side sent what was not asked for"
 
 
 def safe_names(path: str, *, is_windows: bool = os.name == "nt") -> tuple[str, ...]:
@@ -29,10 +36,7 @@ def safe_names(path: str, *, is_windows: bool = os.name == "nt") -> tuple[str, .
     names = tuple(path.split("/"))
     for name in names:
         _check_name(name, path, is_windows=is_windows)
-    try:
-        os.fsencode(path)
-    except UnicodeEncodeError:
-        raise FileTrouble(path, "no file can be called so on this side") from None
+    _check_signs(path)
     return names
 
 
@@ -49,7 +53,15 @@ def safe_target(target: str, depth: int, *, is_windows: bool = os.name == "nt") 
         raise _unsafe(target)
     for name in names[ups:]:
         _check_name(name, target, is_windows=is_windows)
+    _check_signs(target)
     return target
+
+
+def _check_signs(path: str) -> None:
+    try:
+        os.fsencode(path)
+    except UnicodeEncodeError:
+        raise FileTrouble(path, "no file can be called so on this side") from None
 
 
 def _check_name(name: str, path: str, *, is_windows: bool) -> None:
@@ -59,19 +71,43 @@ def _check_name(name: str, path: str, *, is_windows: bool) -> None:
         raise FileTrouble(path, "Windows allows no such name")
 
 
-def is_asked_for(name: str, words: Sequence[str]) -> bool:
-    """Say whether a source may be called so that was asked for in these words.
+def is_hidden(name: str) -> bool:
+    """Does a name begin with a dot? HFS+ takes no notice of some signs that fill no column."""
+    return name.lstrip(_NOT_SEEN).startswith(".")
 
-    What `.` or `~` is called, only the other side knows.
+
+def names_asked_for(names: Sequence[str], words: Sequence[str]) -> list[tuple[str, str]]:
+    """Check what sources are called that were asked for in these words; return whose name is news.
+
+    What `.`, `..` and `~` are called, only the other side knows: each of them is one source, and
+    none that is hidden. FileTrouble if a name was not asked for.
     """
-    is_hidden = name.startswith(".")
-    for word in words:
-        last = word.rstrip("/").rpartition("/")[2]
-        if last in {"", ".", "..", name} or last.startswith("~"):
-            return True
-        if fnmatchcase(name, last) and (last.startswith(".") or not is_hidden):
-            return True
-    return False
+    ends = [(word, _last_name(word)) for word in words]
+    asked = {end for _, end in ends if end}
+    patterns = [end for end in asked if glob.has_magic(end)]
+    unnamed = [word for word, end in reversed(ends) if not end]
+    news = []
+    for name in names:
+        if name in asked or any(_is_match(name, pattern) for pattern in patterns):
+            continue
+        if is_hidden(name) and (unnamed or patterns):
+            raise FileTrouble(name, "a hidden name has to be asked for by name", Trouble.UNSAFE)
+        if not unnamed:
+            raise FileTrouble(name, NOT_ASKED_FOR, Trouble.UNSAFE)
+        news.append((unnamed.pop(), name))
+    return news
+
+
+def _last_name(word: str) -> str:
+    """Return what a source is called, or a pattern of that; "": only the other side knows."""
+    path = posixpath.normpath(word)
+    name = posixpath.basename(path)
+    is_home = path.startswith("~") and "/" not in path
+    return "" if is_home or name in {"", ".", ".."} else name
+
+
+def _is_match(name: str, pattern: str) -> bool:
+    return fnmatchcase(name, pattern) and (pattern.startswith(".") or not is_hidden(name))
 
 
 def _unsafe(path: str) -> FileTrouble:
@@ -92,5 +128,5 @@ def part_name(name: str, size: int, mtime: int) -> str:
 def check_digest(value: object) -> str:
     """Read a SHA-256 in hexadecimal digits."""
     if not isinstance(value, str) or not re.fullmatch(r"[0-9a-f]{64}", value):
-        raise ProtocolError(f"{value!r} is no checksum.")
+        raise ProtocolError(f"{reprlib.repr(value)} is no checksum.")
     return value

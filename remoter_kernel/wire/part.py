@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import os
 import stat
+import threading
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -19,24 +20,28 @@ if TYPE_CHECKING:
 
 READ_AT_ONCE = 1024 * 1024  # bytes
 ZEROS = bytes(1024 * 1024)
-FLAGS: int = os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
+FLAGS: int = os.O_RDWR | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
+MAKES: int = os.O_CREAT | os.O_EXCL
 NO_LINK: int = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
 ALONE_WITHIN = 20.0  # seconds: an end that hears nothing gives up within 15
 TRY_EVERY = 0.1  # seconds
+_mask_lock = threading.Lock()
 
 
 class Part:
     """A file on its way to `place`; what is there of it stays when its transfer is cut."""
 
-    def __init__(self, place: str, entry: Entry) -> None:
-        """Remember; `find` or `begin` opens it."""
+    def __init__(self, place: str, entry: Entry, mask: int) -> None:
+        """Remember; `find` or `begin` opens it. `mask` is the umask."""
         self.place = place
         self.entry = entry
+        self._mask = mask
         self._folder, self._name = os.path.split(place)
         self._path = os.path.join(
             self._folder, part_name(os.path.basename(entry.path), entry.size, entry.mtime)
         )
         self._file = -1
+        self._is_ours = False  # is what bears the part's name ours, to rename or to remove?
         self._position = 0
         self._digest: Any = hashlib.sha256()
         self._is_same = False  # is the whole file in its place already?
@@ -51,7 +56,7 @@ class Part:
                 self.entry.mtime,
             ):
                 self._is_same = True
-                with open(self.place, "rb", buffering=0) as file:
+                with open(self.place, "rb", buffering=0, opener=_no_link) as file:
                     return self._read(file.fileno())
         try:
             os.lstat(self._path)
@@ -98,9 +103,8 @@ class Part:
         until = time.monotonic() + ALONE_WITHIN
         while True:
             self._file = self._opened()
-            if not stat.S_ISREG(os.fstat(self._file).st_mode):
-                raise FileTrouble(self._path, "this is in the way, and is no file")
-            if _try_lock(self._file) and self._is_still_there():
+            if self._file >= 0 and _try_lock(self._file) and self._is_still_there():
+                self._is_ours = True
                 return
             self._close()
             if time.monotonic() > until:
@@ -108,16 +112,37 @@ class Part:
             time.sleep(TRY_EVERY)
 
     def _opened(self) -> int:
-        """Open the part; it is read-only if its transfer was killed between mode and name."""
+        """Open a new part, or the one that a transfer has left; -1: that was renamed just now."""
+        with contextlib.suppress(FileExistsError):
+            return os.open(self._path, FLAGS | MAKES | NO_LINK, 0o600)
         try:
-            return os.open(self._path, FLAGS | NO_LINK, 0o600)
-        except PermissionError:
-            if os.name != "posix":  # no modes are set there
-                raise
-            with contextlib.suppress(OSError), open(self._path, "rb", opener=_no_link) as file:
-                if _try_lock(file.fileno()):  # else that transfer lives
-                    os.fchmod(file.fileno(), 0o600)
-            return os.open(self._path, FLAGS | NO_LINK, 0o600)
+            self._make_writable()
+            file = os.open(self._path, FLAGS | NO_LINK)
+        except FileNotFoundError:
+            return -1
+        try:
+            self._check_own(file)
+        except FileTrouble:
+            os.close(file)
+            raise
+        return file
+
+    def _make_writable(self) -> None:
+        """Take back the mode of a part whose transfer was killed between its mode and its name."""
+        if os.name != "posix" or os.access(self._path, os.W_OK):  # no modes are set there
+            return
+        with open(self._path, "rb", opener=_no_link) as file:
+            self._check_own(file.fileno())
+            if _try_lock(file.fileno()):  # else that transfer lives
+                os.fchmod(file.fileno(), 0o600)
+
+    def _check_own(self, file: int) -> None:
+        """Raise FileTrouble if others may have a hand in what is there, or it is no file."""
+        about = os.fstat(file)
+        is_ours = os.name != "posix" or about.st_uid == os.geteuid()
+        if not (stat.S_ISREG(about.st_mode) and is_ours and about.st_nlink <= 1):
+            reason = "this is in the way, and is no file that is yours alone"
+            raise FileTrouble(self._path, reason, Trouble.IS_FILE)
 
     def _is_still_there(self) -> bool:
         """Say whether the open file bears the part's name: its last owner may have renamed it."""
@@ -150,17 +175,18 @@ class Part:
             os.ftruncate(self._file, self._position)
             if os.name != "posix":  # Windows renames nothing that is open, and has no locks here
                 self._close()
-            settle(self._path, self.entry)
+            settle(self._path, self.entry, self._mask, mode_of(self.place))
             self._rename()
             self._close()  # not before: who waits for the lock must find the name gone
         else:
-            settle(self.place, self.entry)
+            settle(self.place, self.entry, self._mask, mode_of(self.place))
 
     def _rename(self) -> None:
         try:
             os.replace(self._path, self.place)
         except OSError as error:
             raise trouble_of(error, self.place) from None
+        self._is_ours = False
 
     def keep(self) -> None:
         """Leave what is there to the next try, unless it is hardly worth it."""
@@ -171,14 +197,18 @@ class Part:
             return
         with contextlib.suppress(OSError):
             os.ftruncate(self._file, self._position)
+        self._is_ours = False
         self._close()
 
     def drop(self) -> None:
-        """Remove what is there of it."""
-        self._close()
-        if not self._is_same:
+        """Remove what is there of it; another transfer's, or a stranger's, stays."""
+        if os.name != "posix":  # Windows removes nothing that is open
+            self._close()
+        if self._is_ours:
+            self._is_ours = False
             with contextlib.suppress(OSError):
                 os.unlink(self._path)
+        self._close()
 
     def _close(self) -> None:
         file, self._file = self._file, -1
@@ -205,17 +235,46 @@ def _try_lock(file: int) -> bool:
     return True
 
 
-def settle(path: str, entry: Entry) -> None:
-    """Give something the mode and the time that it had, as far as this disk knows such."""
+def mode_of(path: str) -> int | None:
+    """Return the mode of what is there; None: nothing is, or a link."""
+    try:
+        mode = os.lstat(path).st_mode
+    except OSError:
+        return None
+    return None if stat.S_ISLNK(mode) else stat.S_IMODE(mode)
+
+
+def settle(path: str, entry: Entry, mask: int, before: int | None = None) -> None:
+    """Give something the mode and the time that it had, as far as this disk knows such.
+
+    `before`: the mode of what was in its place.
+    """
     if os.name == "posix":
         with contextlib.suppress(OSError):
-            os.chmod(path, _usual_mode() if entry.mode is None else entry.mode)
+            mode = wanted_mode(entry, mask, before)
+            if entry.kind == "folder":  # they are this side's: for whose group what is in it is
+                mode |= os.stat(path).st_mode & (stat.S_ISGID | stat.S_ISVTX)
+            os.chmod(path, mode)
     with contextlib.suppress(OSError, OverflowError):
         os.utime(path, ns=(entry.mtime, entry.mtime))
 
 
-def _usual_mode() -> int:
-    """Return what a new file gets where the sender's system knows no modes."""
-    mask = os.umask(0o077)
-    os.umask(mask)
-    return 0o666 & ~mask
+def wanted_mode(entry: Entry, mask: int, before: int | None = None) -> int:
+    """Return which mode something gets: no more than the sender's, nor than the umask allows.
+
+    What was there before is not opened to others either, but may become a program for those who
+    may read it.
+    """
+    usual = 0o777 if entry.kind == "folder" else 0o666  # if the sender's system has no modes
+    mode = (usual if entry.mode is None else entry.mode) & ~mask
+    if before is not None:
+        mode &= 0o700 | before | (before & 0o444) >> 2
+    return mode
+
+
+def read_umask() -> int:
+    """Return the umask. While it is read, another thread's new file would be its owner's alone."""
+    with _mask_lock:
+        mask = os.umask(0o077)
+        os.umask(mask)
+    return mask

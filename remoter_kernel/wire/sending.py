@@ -21,16 +21,19 @@ from collections import deque
 from typing import TYPE_CHECKING, Any, BinaryIO, Callable, NamedTuple
 
 from remoter_kernel.errors import ProtocolError, RemoterError
+from remoter_kernel.wire.allowance import Growth
 from remoter_kernel.wire.duplex import Cut
 from remoter_kernel.wire.files import (
     ASK_FROM,
     BEGINS,
     CHUNK,
     HEAD,
+    MOST_PATH,
     TAKEN,
     FileTrouble,
     Trouble,
     Word,
+    add_trouble,
     frame,
     from_body,
     number_of,
@@ -85,6 +88,7 @@ class Sending:
         self._done: set[int] = set()  # places in the plan, dealt with there
         self._failed: set[int] = set()  # those of them that are not there
         self._tries: dict[tuple[int, Trouble], int] = {}
+        self._not_there: set[str] = set()  # folders and links, and why: told in each run
         self._size = self._files = 0  # sent, or there before
 
     @property
@@ -102,9 +106,10 @@ class Sending:
         self._is_finished = False  # has it said that this was all?
         self._begun: dict[int, _Told] = {}  # by number, until it is dealt with
         self._again: deque[int] = deque()
-        self._haves: dict[int, dict[str, Any]] = {}
+        self._haves: dict[int, tuple[int, str]] = {}  # bytes of a file there, and their checksum
         self._answers: dict[Word, dict[str, Any]] = {}
         self._error: RemoterError | None = None
+        self._growth = Growth(self.plan.size)
         self._window.begin()
         ear = threading.Thread(target=self._listen, name="transfer-ear", daemon=True)
         ear.start()
@@ -112,6 +117,9 @@ class Sending:
             self._send()
         except Cut as cut:
             raise self._reason(cut) from None
+        except FileTrouble as trouble:
+            duplex.tell_end(trouble)
+            raise
         finally:
             duplex.stop()
             ear.join(EAR_ENDS_WITHIN)
@@ -128,7 +136,7 @@ class Sending:
         for words in self.plan.words():
             duplex.tell(Word.START, words)
         ready = self._wait_for(Word.READY)
-        place = str(ready.get("place", ""))
+        place = str(ready.get("place", ""))[:MOST_PATH]
         into = f"{place.rstrip('/')}/" if ready.get("is_folder") else ""
         self.targets = [into + top["name"] if into else place for top in self.plan.tops]
         self._pinged_at = time.monotonic()
@@ -163,10 +171,9 @@ class Sending:
             asks = is_file and (self._asks_always or item.entry.size >= ASK_FROM)
             self._number += 1
             if is_file:
-                one = _Told(self._number, place, item, asks)
-                told.append(one)
+                told.append(_Told(self._number, place, item, asks))
                 with self._changed:
-                    self._begun[one.number] = one
+                    self._begun[self._number] = told[-1]
             self._duplex.say(Word.ENTRY, to_body(item.entry.words(self._number, asks=asks)))
 
     def _next(self, left: Iterator[int]) -> int | None:
@@ -235,15 +242,14 @@ class Sending:
                 lambda: self._error or told.number in self._haves or told.number not in self._begun
             )
             self._check()
-            have = self._haves.pop(told.number, {"size": 0})
-        size = left = number_of(have, "size")
-        digest = hashlib.sha256()
+            size, there = self._haves.pop(told.number, (0, ""))
+        left, digest = size, hashlib.sha256()
         if size and size <= told.item.entry.size:
             while left and (data := file.read(min(left, READ_AT_ONCE))):
                 digest.update(data)
                 left -= len(data)
                 self._check()
-            if not left and digest.hexdigest() == check_digest(have.get("sha256")):
+            if not left and digest.hexdigest() == there:
                 return size, digest
         file.seek(0)
         return 0, hashlib.sha256()
@@ -289,16 +295,19 @@ class Sending:
         except (OSError, ValueError) as error:
             self._fail(told, trouble_of(error, told.item.entry.path))
             return
+        fresh = entry_of("file", told.item.entry.path, about)
         if self._has_no_try_left(told, why):
             reason = "it changed while it was sent, and again the second time"
-            self._fail(told, FileTrouble(told.item.entry.path, reason, Trouble.CHANGED))
+        elif not self._growth.allows(fresh.size - told.item.entry.size):
+            reason = "it has grown far beyond what it was at the start"
+        else:
+            with self._changed:
+                self._begun.pop(told.number, None)
+                self.plan.items[told.place] = Item(fresh, told.item.place)
+                self._again.append(told.place)
+            self._duplex.say(Word.FAILED, to_body({"number": told.number, "again": True}))
             return
-        with self._changed:
-            self._begun.pop(told.number, None)
-            fresh = entry_of("file", told.item.entry.path, about)
-            self.plan.items[told.place] = Item(fresh, told.item.place)
-            self._again.append(told.place)
-        self._duplex.say(Word.FAILED, to_body({"number": told.number, "again": True}))
+        self._fail(told, FileTrouble(fresh.path, reason, Trouble.CHANGED))
 
     def _has_no_try_left(self, told: _Told, why: Trouble) -> bool:
         key = (told.place, why)
@@ -307,18 +316,15 @@ class Sending:
 
     def _fail(self, told: _Told, trouble: FileTrouble) -> None:
         """Go on without a file that cannot be sent."""
-        self._forget(told, trouble)
-        self._duplex.say(Word.FAILED, to_body({**trouble.words(), "number": told.number}))
-
-    def _forget(self, told: _Told, trouble: FileTrouble) -> None:
         with self._changed:
             self._begun.pop(told.number, None)
             self._give_up(told, trouble)
+        self._duplex.say(Word.FAILED, to_body({**trouble.words(), "number": told.number}))
 
     def _give_up(self, told: _Told, trouble: FileTrouble) -> None:
         self._done.add(told.place)
         self._failed.add(told.place)
-        self.troubles.append(trouble)
+        add_trouble(self.troubles, trouble)
 
     # --- what the other end says ---
 
@@ -352,9 +358,7 @@ class Sending:
         if word is Word.ACK:
             self._hear_taken(*TAKEN.unpack(body))
         elif word is Word.HAVE:
-            words = from_body(body)
-            if number_of(words) in self._begun:
-                self._haves[number_of(words)] = words
+            self._hear_have(from_body(body))
         elif word is Word.FAILED:
             self._hear_failure(from_body(body))
         elif word is Word.PONG:
@@ -376,12 +380,18 @@ class Sending:
         while self._begun and (first := next(iter(self._begun))) <= number:
             self._done.add(self._begun.pop(first).place)
 
+    def _hear_have(self, words: dict[str, Any]) -> None:
+        number, size = number_of(words), number_of(words, "size")
+        if number in self._begun:
+            self._haves[number] = size, check_digest(words.get("sha256")) if size else ""
+
     def _hear_failure(self, words: dict[str, Any]) -> None:
         trouble = told_trouble(words)
         told = self._begun.pop(number_of(words), None)
         if told is None:  # a folder, or a link; told in each run
-            if str(trouble) not in map(str, self.troubles):
-                self.troubles.append(trouble)
+            if str(trouble) not in self._not_there:
+                add_trouble(self.troubles, trouble)
+                self._not_there.add(str(trouble))
         elif trouble.trouble is Trouble.DAMAGED and not self._has_no_try_left(
             told, trouble.trouble
         ):

@@ -14,7 +14,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
-from remoter_kernel.wire.files import MOST_SOURCES, Entry, FileTrouble, Trouble
+from remoter_kernel.wire.files import (
+    MOST_BYTES,
+    MOST_ENTRIES,
+    MOST_PATH,
+    MOST_SOURCES,
+    Entry,
+    FileTrouble,
+    Trouble,
+    add_trouble,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -67,7 +76,8 @@ class Plan:
             else:
                 left_out = [line[:LONGEST_TOLD] for line in self.left_out[:MOST_TOLD]]
                 words = {"tops": self.tops[begin:end], "left_out": left_out}
-                yield {**words, "files": self.files, "size": self.size}
+                numbers = {"files": self.files, "size": self.size, "entries": len(self.items)}
+                yield {**words, **numbers}
 
 
 def full_path(word: str, folder: str) -> str:
@@ -90,6 +100,8 @@ def make_plan(words: Sequence[str], folder: str) -> Plan:
     if len(names) > MOST_SOURCES:
         reason = f"these are more than {MOST_SOURCES:,} sources; name the folder that they are in"
         raise FileTrouble(words[0], reason, Trouble.WORDS)
+    if plan.size > MOST_BYTES:
+        raise FileTrouble(words[0], "these are more bytes than any disk has", Trouble.WORDS)
     return plan
 
 
@@ -98,10 +110,13 @@ def _expanded(word: str, folder: str, left_out: list[str]) -> list[str]:
 
     What only matched a pattern may be something that cannot be sent: nobody has asked for that.
     """
-    path = full_path(word, folder)
-    if os.path.lexists(path):
-        return [path]
-    matches = sorted(glob.glob(path, recursive=True)) if glob.has_magic(path) else []
+    try:
+        path = full_path(word, folder)
+        if os.path.lexists(path):
+            return [path]
+        matches = sorted(glob.glob(path, recursive=True)) if glob.has_magic(path) else []
+    except (OSError, ValueError, RecursionError) as error:
+        raise FileTrouble(word, f"nothing can be called so ({error})", Trouble.WORDS) from None
     found = []
     for match in matches:
         if os.path.isfile(match) or os.path.isdir(match):
@@ -128,9 +143,22 @@ def _add_source(plan: Plan, word: str, path: str) -> None:
     if is_folder:
         _walk(plan, name, place)
     elif stat.S_ISREG(about.st_mode):
-        plan.items.append(Item(entry_of("file", name, about), place))
+        _add(plan, Item(entry_of("file", name, about), place))
     else:
         raise FileTrouble(word, f"this is {NEITHER}", Trouble.WORDS)
+
+
+def _add(plan: Plan, item: Item) -> None:
+    """Add one entry, within what a receiver takes."""
+    path = item.entry.path
+    if max(len(path), len(item.entry.target)) > MOST_PATH:
+        reason = f"its path has more than {MOST_PATH:,} characters"
+        add_trouble(plan.troubles, FileTrouble(path, reason))
+    elif len(plan.items) >= MOST_ENTRIES:
+        reason = f"with this, there are more than {MOST_ENTRIES:,} files and folders; name fewer"
+        raise FileTrouble(path, reason, Trouble.WORDS)
+    else:
+        plan.items.append(item)
 
 
 def _walk(plan: Plan, name: str, root: str) -> None:
@@ -143,9 +171,9 @@ def _walk(plan: Plan, name: str, root: str) -> None:
             with os.scandir(place) as scan:
                 found = sorted(scan, key=lambda each: each.name)
         except OSError as error:
-            plan.troubles.append(trouble_of(error, path))
+            add_trouble(plan.troubles, trouble_of(error, path))
             continue
-        plan.items.append(Item(entry_of("folder", path, about), place))
+        _add(plan, Item(entry_of("folder", path, about), place))
         inner = []
         for each in found:
             inside = f"{path}/{each.name}"
@@ -162,10 +190,10 @@ def _add_file(plan: Plan, path: str, found: os.DirEntry[str]) -> None:
     try:
         about = found.stat(follow_symlinks=False)
     except OSError as error:
-        plan.troubles.append(trouble_of(error, path))
+        add_trouble(plan.troubles, trouble_of(error, path))
         return
     if stat.S_ISREG(about.st_mode):
-        plan.items.append(Item(entry_of("file", path, about), found.path))
+        _add(plan, Item(entry_of("file", path, about), found.path))
     else:
         plan.left_out.append(f"{path}: {NEITHER}")
 
@@ -185,10 +213,10 @@ def _add_link(plan: Plan, path: str, place: str, root: str) -> None:
     elif _is_inside(place, target):
         plan.left_out.append(f"{path}: a link in a loop, to {target}")
     elif stat.S_ISREG(about.st_mode):
-        plan.items.append(Item(entry_of("file", path, about), target))
+        _add(plan, Item(entry_of("file", path, about), target))
     elif stat.S_ISDIR(about.st_mode):
         seen = os.path.relpath(target, os.path.dirname(place)).replace(os.sep, "/")
-        plan.items.append(Item(Entry(path, "link", target=seen), place))
+        _add(plan, Item(Entry(path, "link", target=seen), place))
     else:
         plan.left_out.append(f"{path}: {NEITHER}")
 

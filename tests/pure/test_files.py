@@ -11,13 +11,18 @@ from hypothesis import given
 from hypothesis import strategies as some
 
 from remoter_kernel.errors import ProtocolError
+from remoter_kernel.wire import allowance as allowances
+from remoter_kernel.wire.allowance import GROWS, Allowance, Growth
 from remoter_kernel.wire.files import (
     HEAD,
     MOST_BODY,
+    MOST_PATH,
+    MOST_TROUBLES,
     Entry,
     FileTrouble,
     Trouble,
     Word,
+    add_trouble,
     from_body,
     read_entry,
     read_head,
@@ -27,11 +32,12 @@ from remoter_kernel.wire.files import (
 from remoter_kernel.wire.names import (
     LONGEST,
     check_digest,
-    is_asked_for,
+    names_asked_for,
     part_name,
     safe_names,
     safe_target,
 )
+from remoter_kernel.wire.part import wanted_mode
 
 EVIL = ["../../.bashrc", "/etc/passwd", "a/../../b", "a//b", "", ".", "..", "a/.", "a\0b", "a/"]
 EVIL_ON_WINDOWS = ["C:/x", "C:x", "a\\..\\..\\b", "con", "a/NUL.txt", "COM1", "a.", "a ", "x:y"]
@@ -102,11 +108,43 @@ def test_a_link_leads_nowhere_by_other_slashes_either(target):
 
 @pytest.mark.parametrize(
     ("name", "word"),
-    [("a.csv", "runs/*.csv"), ("a", "x/a/"), ("me", "~"), ("work", "."), ("a[1]", "x/a[1]")],
+    [
+        ("a.csv", "runs/*.csv"),
+        ("a", "x/a/"),
+        ("a", "x/a/."),
+        ("x", "x/a/.."),
+        ("a[1]", "x/a[1]"),
+        (".bashrc", ".bashrc"),
+        (".bashrc", "~/.bash*"),
+        ("~odd", "x/~odd"),
+    ],
 )
 def test_a_source_is_called_as_it_was_asked_for(name, word):
-    assert is_asked_for(name, ["other", word])
-    assert not is_asked_for(".bashrc", ["other", "runs/*.csv", "x/a/", "a[1]", "*"])
+    assert names_asked_for([name], ["other", word]) == []
+    for stranger in ("neither", ".profile"):
+        with pytest.raises(FileTrouble) as refused:
+            names_asked_for([stranger], ["other", word])
+        assert refused.value.trouble is Trouble.UNSAFE
+
+
+@pytest.mark.parametrize("word", [".", "./", "..", "../..", "a/..", "~", "~ada", "~/..", "", "/"])
+def test_what_is_called_as_only_the_other_side_knows_is_one_source_that_is_not_hidden(word):
+    assert names_asked_for(["other", "ada"], ["other", word]) == [(word, "ada")]
+    for names in (["ada", "bin"], [".bashrc"], ["\u200d.bashrc"]):
+        with pytest.raises(FileTrouble):
+            names_asked_for(names, ["other", word])
+
+
+@pytest.mark.parametrize("word", ["*", "**", "x/*", "[.]bashrc", "?bashrc"])
+def test_a_pattern_without_a_dot_means_nothing_hidden(word):
+    with pytest.raises(FileTrouble, match="has to be asked for"):
+        names_asked_for([".bashrc"], [word])
+
+
+def test_words_are_told_of_in_their_order():
+    news = names_asked_for(["ada", "a", "tmp"], ["~", "a", "/tmp/x/../."])
+    assert news == [("~", "ada")]
+    assert names_asked_for(["ada", "home"], [".", ".."]) == [(".", "ada"), ("..", "home")]
 
 
 @given(some.text(max_size=400), some.integers(0, 2**63), some.integers(0, 2**63))
@@ -124,7 +162,7 @@ def test_a_part_has_a_name_that_any_disk_takes(name, size, mtime):
         Entry,
         path=some.text(min_size=1),
         kind=some.sampled_from(["file", "folder", "link"]),
-        size=some.integers(0, 2**62),
+        size=some.integers(0, 2**60),
         mtime=some.integers(-(2**62), 2**62),
         mode=some.none() | some.integers(0, 0o777),
         target=some.text(),
@@ -167,3 +205,93 @@ def test_set_user_id_does_not_travel():
 def test_a_checksum_has_a_form(value):
     with pytest.raises(ProtocolError):
         check_digest(value)
+
+
+# --------------------------------------------------------------- bounds
+
+
+@given(some.integers(0, 2**40), some.lists(some.integers(-(2**30), 2**32), max_size=6))
+def test_what_a_sender_allows_its_files_a_receiver_takes(size, changes):
+    """Both count the growth of files alike, so that an honest transfer is not ended."""
+    growth, now = Growth(size), size
+    allowance = Allowance({"files": 1, "size": size, "entries": 1})
+    for more in changes[:3]:
+        if now + more >= 0 and growth.allows(more):
+            now += more
+        allowance.use(Entry("top", size=now))
+        allowance.give_back(Entry("top", size=now))
+    with pytest.raises(ProtocolError):
+        allowance.use(Entry("top", size=2 * size + GROWS + 1))
+    assert not growth.allows(2 * size + GROWS + 1)
+
+
+def test_what_is_held_to_the_end_has_a_bound(monkeypatch):
+    monkeypatch.setattr(allowances, "MOST_HELD", 1000)
+    allowance = Allowance({"files": 0, "size": 0, "entries": 100})
+    for _ in range(4):
+        allowance.hold("top/a", "/place/top/a")
+    with pytest.raises(FileTrouble, match="too much for one transfer") as refused:
+        allowance.hold("top/a", "/place/top/a")
+    assert refused.value.trouble is Trouble.WORDS
+
+
+@pytest.mark.parametrize("key", ["path", "target"])
+def test_paths_have_a_length(key):
+    words = Entry("a", "link", target="b").words(1, asks=False)
+    assert getattr(read_entry({**words, key: "x" * MOST_PATH}), key) == "x" * MOST_PATH
+    with pytest.raises(ProtocolError):
+        read_entry({**words, key: "x" * (MOST_PATH + 1)})
+
+
+def test_what_is_told_of_a_trouble_is_short():
+    told = told_trouble({"path": "p" * 10**6, "reason": "r" * 10**6})
+    assert len(str(told)) < 5000
+    assert told_trouble({"path": "a", "reason": "no"}).reason == "no"
+
+
+def test_troubles_without_end_are_one():
+    """It names the first, and says that there were others."""
+    troubles = []
+    for number in range(MOST_TROUBLES):
+        add_trouble(troubles, FileTrouble(f"{number}", "no", Trouble.FORBIDDEN))
+    with pytest.raises(FileTrouble, match="0: no; 10,000 others") as ended:
+        add_trouble(troubles, FileTrouble("x", "no"))
+    assert ended.value.trouble is Trouble.FORBIDDEN
+    assert len(troubles) == MOST_TROUBLES
+
+
+@given(
+    some.sampled_from(["file", "folder"]),
+    some.none() | some.integers(0, 0o777),
+    some.integers(0, 0o777),
+    some.none() | some.integers(0, 0o7777),
+)
+def test_no_mode_is_more_open_than_it_was_sent_than_the_umask_and_than_what_was_there(
+    kind, sent, mask, before
+):
+    mode = wanted_mode(Entry("a", kind, mode=sent), mask, before)
+    usual = 0o777 if kind == "folder" else 0o666
+    assert mode & ~(usual if sent is None else sent) == 0
+    assert mode & mask == 0
+    if before is not None:
+        assert mode & 0o066 & ~before == 0
+
+
+@pytest.mark.parametrize(
+    ("sent", "mask", "before", "mode"),
+    [
+        (0o777, 0o022, None, 0o755),
+        (0o664, 0o002, None, 0o664),
+        (0o644, 0o022, 0o600, 0o600),
+        (0o755, 0o022, 0o644, 0o755),
+        (0o755, 0o022, 0o640, 0o750),
+        (0o600, 0o022, 0o644, 0o600),
+        (None, 0o022, None, 0o644),
+    ],
+)
+def test_modes_are_what_a_person_expects(sent, mask, before, mode):
+    assert wanted_mode(Entry("a", mode=sent), mask, before) == mode
+
+
+def test_a_folder_of_a_system_without_modes_can_be_entered():
+    assert wanted_mode(Entry("a", "folder"), 0o022) == 0o755

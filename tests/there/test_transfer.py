@@ -401,12 +401,12 @@ EVIL = {
     + frame(Word.ENTRY, to_body(Entry("top/a", "folder").words(2, asks=False)))
     + link("top/a/up", "..")
     + link("top/a/up/a/up/a/l", "../../../../outside", number=10),
-    "more than was said": start("top") + entry("top", size=1),
+    "more than was said": start("top", is_folder=False) + entry("top", size=1),
     "bytes of nothing": start("top") + frame(Word.DATA, b"x"),
     "an end of nothing": start("top") + frame(Word.END, to_body({"number": 1, "sha256": "0" * 64})),
     "never told": start("top") + frame(Word.BODY, BEGINS.pack(5, 0)),
     "short body": start("top") + frame(Word.BODY, b"x"),
-    "negative size": start("top") + entry("top", size=-5),
+    "negative size": start("top", is_folder=False) + entry("top", size=-5),
     "no json": frame(Word.START, b"{"),
     "a list": frame(Word.START, b"[]"),
     "no word": b"\xff\0\0\0\0",
@@ -438,8 +438,8 @@ def test_what_was_not_asked_for_is_refused(dst):
 
 def test_a_wrong_checksum_gives_no_file(dst):
     told = Entry("top", size=4).words(1, asks=False)
-    said = start("top") + frame(Word.ENTRY, to_body(told)) + frame(Word.BODY, BEGINS.pack(1, 0))
-    said += frame(Word.DATA, b"evil")
+    said = start("top", is_folder=False) + frame(Word.ENTRY, to_body(told))
+    said += frame(Word.BODY, BEGINS.pack(1, 0)) + frame(Word.DATA, b"evil")
     said += frame(Word.END, to_body({"number": 1, "sha256": "0" * 64}))
     assert isinstance(say(said, dst), Cut)
     assert not list(dst.iterdir())
@@ -447,12 +447,17 @@ def test_a_wrong_checksum_gives_no_file(dst):
 
 def test_a_sender_cannot_fill_the_memory_with_entries(dst):
     told = [Entry(f"top/{i}").words(i, asks=False) for i in range(1, 5000)]
-    said = start("top") + b"".join(frame(Word.ENTRY, to_body(words)) for words in told)
-    assert isinstance(say(said, dst), ProtocolError)
+    said = start("top", files=5000, entries=5000)
+    said += b"".join(frame(Word.ENTRY, to_body(words)) for words in told)
+    error = say(said, dst)
+    assert isinstance(error, ProtocolError)
+    assert "than one can remember" in str(error)
 
 
 PIECES = some.one_of(
-    some.builds(start, some.sampled_from(["top", "..", "a/b", "", "way"])),
+    some.builds(
+        start, some.sampled_from(["top", "..", "a/b", "", "way"]), is_folder=some.booleans()
+    ),
     some.builds(
         entry,
         some.sampled_from(["top", "top/a", "top/../x", "../x", "/x", "way/x", "top/l/x"]),

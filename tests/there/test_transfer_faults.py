@@ -107,7 +107,7 @@ def test_who_waits_for_a_part_never_gets_what_bears_the_name(src, dst, monkeypat
     fcntl = pytest.importorskip("fcntl")
     tried: list[str] = []
 
-    def settle(path: str, _entry: Entry) -> None:
+    def settle(path: str, _entry: Entry, _mask: int, _before: int | None) -> None:
         with Path(path).open("rb") as part, pytest.raises(BlockingIOError):
             fcntl.flock(part, fcntl.LOCK_EX | fcntl.LOCK_NB)
         tried.append(path)
@@ -166,18 +166,19 @@ def test_a_link_that_is_there_may_lead_to_a_folder_inside(src, dst):
 
 
 FAULTS = {
-    "the whole is a link": link("top", "elsewhere"),
-    "all was said, and a file is missing": words(Word.ENTRY, **Entry("top").words(1, asks=False))
+    "the whole is a link": start("top") + link("top", "elsewhere"),
+    "all was said, and a file is missing": start("top", is_folder=False)
+    + words(Word.ENTRY, **Entry("top").words(1, asks=False))
     + frame(Word.FINISH),
-    "two files of one number": entry("top", 1) + entry("top", 1),
-    "an endless number": words(Word.ERROR, trouble=float("inf")),
+    "two files of one number": start("top", is_folder=False) + entry("top", 1) + entry("top", 1),
+    "an endless number": start("top") + words(Word.ERROR, trouble=float("inf")),
 }
 
 
 @pytest.mark.parametrize("what", FAULTS)
 def test_a_sender_that_says_nonsense_is_told_so(what, dst, tmp_path):
     """In words, and whoever receives one file is no worse off than with a folder."""
-    error = say(start("top") + FAULTS[what], dst / "new", is_folder=False)
+    error = say(FAULTS[what], dst / "new", is_folder=False)
     assert isinstance(error, (FileTrouble, ProtocolError)), error
     assert not isinstance(error, Cut)
     assert names(tmp_path) == ["dst"]
@@ -186,7 +187,7 @@ def test_a_sender_that_says_nonsense_is_told_so(what, dst, tmp_path):
 def test_a_name_that_cannot_be_is_one_files_trouble(dst):
     """Half a pair of surrogates, as Windows may have one, is no name here."""
     said = start("top") + words(Word.ENTRY, **Entry("top", "folder").words(1, asks=False))
-    said += entry("top/\ud800", 2) + entry("top/b", 3)
+    said += entry("top/\ud800", 2) + entry("top/b", 3) + link("top/c", "\ud800", 4)
     assert isinstance(say(said, dst), Cut)
     assert names(dst / "top") == ["b"]
 

@@ -391,7 +391,8 @@ import json, os, struct, sys
 def say(word, body):
     os.write(1, struct.pack('!BI', word, len(body)) + body)
 os.write(1, b'REMOTER transfer\\n')
-say(2, json.dumps({'tops': [{'name': 'a', 'is_folder': True}], 'files': 1, 'size': 4}).encode())
+tops = [{'name': 'a', 'is_folder': True}]
+say(2, json.dumps({'tops': tops, 'files': 1, 'size': 4, 'entries': 2}).encode())
 entry = {'number': 1, 'path': 'a/../../.bashrc', 'kind': 'file', 'size': 4, 'mtime': 0, 'mode': 511}
 say(4, json.dumps({**entry, 'target': '', 'asks': False}).encode())
 say(6, struct.pack('!QQ', 1, 0))

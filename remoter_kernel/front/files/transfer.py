@@ -11,7 +11,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any
 
-from remoter_kernel.errors import RemoterError, Unreachable
+from remoter_kernel.errors import ProtocolError, RemoteLacks, RemoterError, Unreachable
 from remoter_kernel.front.bootstrap.evaluator import open_transfer
 from remoter_kernel.front.files.journey import Journey, Outcome, as_error, plain, would_go
 from remoter_kernel.front.unix_sockets import connect
@@ -19,7 +19,7 @@ from remoter_kernel.wire.duplex import Duplex
 from remoter_kernel.wire.files import TRANSFER, FileTrouble, Word
 from remoter_kernel.wire.receiving import Receiving
 from remoter_kernel.wire.sending import Sending
-from remoter_kernel.wire.sources import MOST_TOLD, make_plan
+from remoter_kernel.wire.sources import make_plan
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -34,6 +34,7 @@ CONNECT_WITHIN = 5.0  # seconds; it is on this machine
 FIRST_PAUSE, LONGEST_PAUSE = 0.25, 8.0  # seconds between two tries
 MOST_TRIES = 8  # without a byte that came through
 TELL_EVERY = 0.1  # seconds
+ASK_WHO = "Nothing more was carried. Ask who runs it."
 
 
 class Interrupted(RemoterError):
@@ -122,6 +123,7 @@ class Transfer:
                     str(errand.here),
                     self._note,
                     asked=errand.sources,
+                    on_name=self._tell_name,
                     is_dry=errand.is_dry,
                 )
             self._go_on()
@@ -130,6 +132,8 @@ class Transfer:
         except RemoterError as error:
             if self._is_stopped.is_set():
                 raise Interrupted from None
+            if isinstance(error, ProtocolError):
+                raise RemoteLacks(error.what, ASK_WHO, remote=self._remote.name) from None
             raise error.at(self._remote.name) from None
         return self._outcome(time.monotonic() - self._since)
 
@@ -219,8 +223,12 @@ class Transfer:
         if isinstance(end, Sending):
             self._journey.all_size, self._journey.all_files = end.plan.size, end.plan.files
         elif end:
-            self._journey.all_size = _count(end.start.get("size"))
-            self._journey.all_files = _count(end.start.get("files"))
+            self._journey.all_size = end.start.get("size", 0)
+            self._journey.all_files = end.start.get("files", 0)
+
+    def _tell_name(self, word: str, name: str) -> None:
+        """Say what a source is called that was asked for by no name, before it is written."""
+        self._tell(f"{plain(word)} is called {plain(name)} there")
 
     def _tell(self, note: str) -> None:
         self._journey.note = note
@@ -240,8 +248,7 @@ class Transfer:
             left_out, (files, size) = plan.left_out, end.arrived
         else:
             rows = [(entry.path, entry.kind, entry.size, place) for entry, place in end.entries]
-            said = end.start.get("left_out")
-            left_out = list(map(str, said))[:MOST_TOLD] if isinstance(said, list) else []
+            left_out = end.start.get("left_out", [])
             files, size = self._journey.files, self._journey.size
         return Outcome(
             files=files,
@@ -259,11 +266,6 @@ def _placed(path: str, places: dict[str, str]) -> str:
     """Return where an entry goes, of which it is known where its source goes."""
     top, slash, rest = path.partition("/")
     return f"{places.get(top, top)}{slash}{rest}"
-
-
-def _count(value: object) -> int:
-    """Read a number that the other end has said, which may be anything."""
-    return value if isinstance(value, int) and 0 <= value < 2**63 else 0
 
 
 def _given_up(error: Unreachable) -> Unreachable:

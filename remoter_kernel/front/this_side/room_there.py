@@ -7,6 +7,7 @@ in the journal nor heard by others of the session.
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import secrets
 import threading
@@ -40,6 +41,10 @@ _WRITE = "sh -c 'umask 077; dd of={folder}/object bs={block} seek={begin} conv=n
 _READ = "sh -c 'printf remoter-room:; tail -c +{begin} {folder}/object | head -c {size}'"
 _ANSWER = "sh -c 'printf remoter-room:; cat {folder}/answer'"
 _CLOSE = "sh -c 'rm -rf {folder}'"
+
+
+def _for_us_alone(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
 
 
 class Runs(Protocol):
@@ -114,7 +119,7 @@ class RoomThere:
 
     def empty(self, path: Path, size: int) -> None:
         """Bring so many bytes here."""
-        with path.open("xb") as file:
+        with open(path, "xb", opener=_for_us_alone) as file:
             begin = 0
             while begin < size:
                 wanted = min(self._piece, size - begin)
