@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from remoter_kernel.front.questions import NotAnswered, Trust
+from remoter_kernel.plain_text import plain_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -68,6 +69,7 @@ def questions() -> Questions | None:
 
 def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
     """Return the lines of a table, its columns as wide as they must be."""
+    rows = [[plain_text(word) for word in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [
         "  ".join(word.ljust(width) for word, width in zip(row, widths, strict=True)).rstrip()

@@ -12,6 +12,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, Protocol
 
 from remoter_kernel.errors import LoginRefused, RemoterError
+from remoter_kernel.plain_text import plain_text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -69,5 +70,4 @@ class NeedsPerson(LoginRefused):
 
 def readable(text: str) -> str:
     """Return a server's text without what acts on a terminal; line ends stay."""
-    shown = "".join(sign for sign in text if sign.isprintable() or sign == "\n")
-    return shown[:LONGEST_TEXT]
+    return plain_text(text, keeps_lines=True, most=LONGEST_TEXT)
