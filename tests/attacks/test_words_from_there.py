@@ -9,13 +9,20 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from unittest.mock import MagicMock
 
 import pytest
 
+from remoter_kernel.errors import RemoterError
+from remoter_kernel.front.bootstrap import wheelhouse
+from remoter_kernel.front.bootstrap.environment import install_there
+from remoter_kernel.front.bootstrap.installer import MARK
+from remoter_kernel.front.bootstrap.survey import FoundPython, Surroundings
 from remoter_kernel.front.configuration import remotes
 from remoter_kernel.front.configuration.remotes import Remote
 from remoter_kernel.front.keeper.endpoint import dismiss_all
 from remoter_kernel.front.session import known_sessions
+from remoter_kernel.front.ssh.outcome import Ran
 from tests.at_terminal import Question, at_terminal
 from tests.real_jupyter import wait_for
 from tests.real_parts import real_part
@@ -236,21 +243,58 @@ def test_what_another_version_has_kept_is_not_offered(memory: Path, shell: str) 
     assert completed_in(shell, "remoter log box/") == {"box/7f3a9d"}
 
 
-@pytest.mark.parametrize("shell", ["zsh", "fish", "bash"])
-def test_what_is_told_of_a_session_offers_no_other_word(memory: Path, shell: str) -> None:
-    """Its notebook's name has lines of its own, which a shell reads as more to offer."""
-    name = "n\nplain\n7f3a9c;touch PWNED\n_\nplain,7f3a9c;touch PWNED"
+def test_what_is_told_of_a_session_offers_no_other_word(memory: Path) -> None:
+    """Its notebook's name has lines of its own, which zsh reads as more words to offer."""
+    name = "n\nplain\n7f3a9c;touch PWNED\n_"
     memory.write_text(json.dumps([{"id": "7f3a9c", "notebook": name}]))
     ask = {
-        "_REMOTER_COMPLETE": f"{shell}_complete",
+        "_REMOTER_COMPLETE": "zsh_complete",
         "COMP_WORDS": "remoter log 7f3a",
-        "COMP_CWORD": "7f3a" if shell == "fish" else "2",
+        "COMP_CWORD": "2",
     }
     ran = subprocess.run(
         [REMOTER], capture_output=True, text=True, check=False, env={**os.environ, **ask}
     )
-    assert len(ran.stdout.splitlines()) == {"zsh": 3, "fish": 1, "bash": 1}[shell], ran
-    assert "7f3a9c" in ran.stdout
+    assert ran.stdout.splitlines() == ["plain", "7f3a9c", "box n plain 7f3a9c;touch PWNED _"]
+
+
+# --------------------------------------------------------------- paths here
+
+
+class EvilInstaller:
+    """A login to a host whose Python says what it likes of its version."""
+
+    def run(self, _command: str, _stdin: bytes = b"", *, seconds: float = 60) -> Ran:
+        facts = {
+            "environment": "/home/me/venv",
+            "python": "/home/me/venv/bin/python",
+            "wheels": "/home/me/wheels",
+            "state": "none",
+            "running": [],
+            "host": "h",
+            "has_venv": True,
+            "pip": "",
+            "platform": {"python": ["../../../../.config/x", "=y"]},
+        }
+        return Ran(f"{MARK} {json.dumps(facts)}\n".encode(), b"", 0)
+
+
+def test_a_version_does_not_become_a_path_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A remote calls its Python `../../x`: wheels would be kept in a folder of its choice."""
+    asked: list[str] = []
+
+    def pip_wheel(version: str) -> Path:
+        asked.append(version)
+        raise AssertionError(version)
+
+    monkeypatch.setattr(wheelhouse, "pip_wheel", pip_wheel)
+    python = FoundPython("/usr/bin/python3", "3.11.2", False, False, False)
+    around = Surroundings((python,), "/home/me", "Linux x86_64")
+    evil: Any = EvilInstaller()
+    progress: Any = MagicMock()
+    with pytest.raises(RemoterError, match="an answer that makes no sense"):
+        install_there(evil, Remote("box", "box.invalid"), around, progress, is_offline=False)
+    assert asked == []
 
 
 # --------------------------------------------------------------- odd messages of a kernel

@@ -49,6 +49,11 @@ anything = st.recursive(
 )
 
 
+def mostly(likely, other):
+    """What is likely three times of four."""
+    return st.integers(0, 3).flatmap(lambda number: likely if number else other)
+
+
 def shaped(*keys, **likely):
     """An object with these keys, some missing, each with anything or with what is likely."""
     own = {key: st.one_of(anything, likely[key]) if key in likely else anything for key in keys}
@@ -294,24 +299,22 @@ contents = shaped(
     execution_count=st.just(3),
     code=st.just("1"),
 )
-kinds = st.one_of(
-    anything,
-    st.sampled_from(
-        [
-            "stream",
-            "display_data",
-            "execute_result",
-            "update_display_data",
-            "error",
-            "clear_output",
-            "status",
-            "execute_input",
-            "comm_msg",
-            "execute_request",
-            "execute_reply",
-        ]
-    ),
+known_kinds = st.sampled_from(
+    [
+        "stream",
+        "display_data",
+        "execute_result",
+        "update_display_data",
+        "error",
+        "clear_output",
+        "status",
+        "execute_input",
+        "comm_msg",
+        "execute_request",
+        "execute_reply",
+    ]
 )
+kinds = mostly(known_kinds, anything)
 
 
 def a_message(kind, name, parent, content, metadata):
@@ -320,13 +323,13 @@ def a_message(kind, name, parent, content, metadata):
     return [b"", *(json.dumps(each).encode() for each in words)]
 
 
-names = st.one_of(st.just("1"), anything)
+names = mostly(st.just("1"), anything)
 messages = st.builds(
     a_message,
     kinds,
     names,
     names,
-    st.one_of(contents, anything),
+    mostly(contents, anything),
     shaped("cellId", "remoter_held_back"),
 )
 notes = shaped(
@@ -339,15 +342,27 @@ notes = shaped(
     event=st.sampled_from(["ready", "died", "failed", "came"]),
     kernel_info=shaped("language_info", "implementation", language_info=shaped("name", "mimetype")),
 ).map(lambda words: [json.dumps(words).encode()])
-records = st.builds(
-    lambda channel, is_asked, parts, when, is_mark: Said(
-        1, when, channel, is_asked, bytes(8), pack(parts), is_mark
-    ),
-    st.sampled_from(Channel),
-    st.booleans(),
-    st.one_of(messages, notes),
-    st.floats(),
-    st.booleans(),
+
+
+def recorded(channels, bodies):
+    """Records of a journal."""
+    return st.builds(
+        lambda channel, is_asked, parts, when, is_mark: Said(
+            1, when, channel, is_asked, bytes(8), pack(parts), is_mark
+        ),
+        st.sampled_from(channels),
+        st.booleans(),
+        bodies,
+        st.floats(),
+        mostly(st.just(False), st.just(True)),
+    )
+
+
+records = st.one_of(
+    recorded([Channel.IOPUB], messages),
+    recorded([Channel.SHELL], messages),
+    recorded([Channel.NOTE, Channel.ORDER], notes),
+    recorded(list(Channel), st.one_of(messages, notes)),
 )
 ASKED = Said(
     0,
@@ -370,7 +385,7 @@ DEEP = Said(
             b'{"msg_type": "display_data"}',
             b'{"msg_id": "1"}',
             b"{}",
-            b'{"data": {"application/json": ' + b'{"a":' * 400 + b"1" + b"}" * 400 + b"}}",
+            b'{"data": {"application/json": ' + b'{"a":' * 800 + b"1" + b"}" * 800 + b"}}",
         ]
     ),
 )
@@ -378,7 +393,7 @@ DEEP = Said(
 
 @given(a_few)
 @example([DEEP])
-@settings(deadline=None)
+@settings(deadline=None, max_examples=200)
 def test_no_message_makes_a_session_unreadable(said):
     """As text, as a notebook that is valid, and what became of its code."""
     story, verdict, chronicle, written = Story(), Verdict(), Chronicle(), io.StringIO()
@@ -402,7 +417,7 @@ def test_no_message_makes_a_session_unreadable(said):
 
 @given(a_few)
 @example([DEEP])
-@settings(deadline=None)
+@settings(deadline=None, max_examples=200)
 def test_no_message_ends_who_shows_it(said):
     piece, story, run = Piece("1"), Story(), Run("1", "1")
     shows = (Terminal(), Document(), Lines())
