@@ -8,12 +8,15 @@ stays within Python 3.9.
 
 from __future__ import annotations
 
+from remoter_kernel.plain_text import plain_text
+
 
 class RemoterError(Exception):
     """An error for a person: what happened, and what to do next.
 
     `what` is one sentence without its remote's name when `remote` is given;
-    `advice` is one sentence that can be acted on at midnight.
+    `advice` is one sentence that can be acted on at midnight. Both may hold words of others:
+    what a terminal would act on is taken out of them.
     """
 
     exit_code = 1  # the code that was evaluated failed
@@ -22,13 +25,13 @@ class RemoterError(Exception):
 
     def __init__(self, what: str, advice: str = "", *, remote: str = "") -> None:
         super().__init__(what)
-        self.what = what
-        self.advice = advice
+        self.what = plain_text(what, keeps_lines=True)
+        self.advice = plain_text(advice, keeps_lines=True)
         self.remote = remote
 
     def __str__(self) -> str:
         where = f"{self.remote}: " if self.remote else ""
-        return f"{where}{self.what} {self.advice}".rstrip()
+        return plain_text(f"{where}{self.what} {self.advice}".rstrip(), keeps_lines=True)
 
     def at(self, remote: str) -> RemoterError:
         """Remember which remote this happened to, unless it is known already."""

@@ -142,14 +142,15 @@ def test_every_module_says_what_it_is_for():
         assert is_told, f"{name_of(path)} begins without a sentence about itself"
 
 
-def test_what_travels_is_exactly_wire_daemon_and_errors():
-    travels = [PACKAGE / "__init__.py", PACKAGE / "errors.py"]
+def test_what_travels_is_exactly_wire_daemon_and_what_both_sides_read():
+    travels = [PACKAGE / name for name in ("__init__.py", "errors.py", "plain_text.py")]
     travels += [*(PACKAGE / "wire").glob("*.py"), *(PACKAGE / "daemon").glob("*.py")]
     assert {ENTRY, *SHIPPED} == {str(path.relative_to(PACKAGE)) for path in travels}
 
 
 def test_the_wire_and_the_daemon_are_python_3_9():
-    for path in [PACKAGE / "errors.py", *(PACKAGE / "wire").glob("*.py")]:
+    shared = [PACKAGE / "errors.py", PACKAGE / "plain_text.py"]
+    for path in [*shared, *(PACKAGE / "wire").glob("*.py")]:
         compile_as(path, (3, 9))
     for path in (PACKAGE / "daemon").glob("*.py"):
         compile_as(path, (3, 9))

@@ -22,6 +22,7 @@ from remoter_kernel.front.configuration.text import READERS
 from remoter_kernel.front.keeper.kept import kept_login
 from remoter_kernel.front.running.runner import Runner
 from remoter_kernel.front.session.dialer import SessionDialer
+from remoter_kernel.plain_text import plain_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -131,7 +132,7 @@ def _visit(remote: Remote, *, is_private: bool, is_offline: bool) -> tuple[Found
         with contextlib.closing(kept_login(remote, questions())) as login:
             seconds = time.monotonic() - begin
             click.echo(f"Logged in to {login.host} as {login.user} in {seconds:.1f} s")
-            click.echo(f"  {login.host_key}, {login.cipher}")
+            click.echo(plain_text(f"  {login.host_key}, {login.cipher}"))
             around = look_around(login, remote.python)
             _say(around)
             named = remote.python

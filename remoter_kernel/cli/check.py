@@ -13,6 +13,7 @@ from remoter_kernel.cli.kernelspecs import mend_kernelspecs
 from remoter_kernel.cli.terminal import questions
 from remoter_kernel.cli.words import remote_names
 from remoter_kernel.front.running.checkup import Step, check_up
+from remoter_kernel.plain_text import plain_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -43,7 +44,9 @@ def _showing(steps: Iterator[Step]) -> Iterator[Step]:
     for step in steps:
         sign = Text("✗ ", "bold red") if step.error else Text("✓ ", "green")
         time = "" if step.seconds is None else f"{step.seconds * 1000:6.0f} ms"
-        console.print(sign + Text(f"{step.name:<11}{time:>10}  ") + Text(step.found, "dim"))
+        console.print(
+            sign + Text(f"{step.name:<11}{time:>10}  ") + Text(plain_text(step.found), "dim")
+        )
         yield step
 
 

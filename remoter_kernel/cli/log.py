@@ -28,6 +28,7 @@ def log(session: str, follow: bool) -> None:
         end = chronicle.end(reading.answer["session"])
         if end:
             click.echo(end)
-        for name, lines in reading.answer["tails"].items():
+        for name, title in TITLES.items():
+            lines = reading.answer["tails"].get(name)
             if lines and (chronicle.has_trouble or name == "evaluator.log"):
-                click.echo("\n".join(["", TITLES[name], *(f"  {line}" for line in lines)]))
+                click.echo("\n".join(["", title, *(f"  {line}" for line in lines)]))

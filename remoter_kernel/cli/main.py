@@ -18,6 +18,7 @@ from click.shell_completion import CompletionItem
 from remoter_kernel import __version__
 from remoter_kernel.errors import RemoterError
 from remoter_kernel.front.configuration.text import nearest
+from remoter_kernel.plain_text import plain_text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -162,10 +163,11 @@ def _fault(manner: Manner, err: Exception) -> str:
 
 
 def _say(manner: Manner, err: Exception, sentence: str, code: int) -> int:
-    if manner.debug:
-        traceback.print_exception(err)
+    lines = traceback.format_exception(err) if manner.debug else []
     with contextlib.suppress(OSError):  # the terminal may be gone
-        click.echo(f"remoter: {sentence}", err=True)
+        # Also words of libraries, which know no errors of ours, may come from there.
+        said = "".join([*lines, f"remoter: {sentence}"])
+        click.echo(plain_text(said, keeps_lines=True), err=True)
     return code
 
 

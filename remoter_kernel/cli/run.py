@@ -21,11 +21,13 @@ from remoter_kernel.cli.words import DURATION, remote_names
 from remoter_kernel.errors import LoginRefused, RemoterError, Unreachable, Usage
 from remoter_kernel.front.configuration.remotes import find_remote
 from remoter_kernel.front.reading.happenings import duration
+from remoter_kernel.front.reading.notebook import language_info_of
 from remoter_kernel.front.reading.notebook_file import check_place, is_valid
 from remoter_kernel.front.running.program import Program, as_code, code_program, read_program
 from remoter_kernel.front.running.runner import Cell, LeftRunning, Runner
 from remoter_kernel.front.running.verdict import verdict_on
 from remoter_kernel.front.session.dialer import SessionDialer
+from remoter_kernel.plain_text import plain_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -205,7 +207,7 @@ class _Attached:
     def _note_language(self) -> None:
         for each in self._shows:
             if isinstance(each, Executed):
-                each.language_info = dict(self._runner.kernel_info.get("language_info") or {})
+                each.language_info = language_info_of(self._runner.kernel_info)
 
     def _finish(self, status: str, code: int, error: str = "") -> None:
         ending = Ending(self._remote, self._runner.session, status, code, error)
@@ -229,6 +231,7 @@ def _still_there(runner: Runner, error: RemoterError) -> RemoterError:
 
 def _ask(prompt: str, is_secret: bool, *, aside: bool) -> str:
     """Answer what the code asks as `input()` here would; `aside`: stdout is not for prompts."""
+    prompt = plain_text(prompt, keeps_lines=True)
     if is_secret:
         return getpass.getpass(prompt)
     if aside:

@@ -30,6 +30,9 @@ def sessions(name: str | None, as_json: bool) -> None:
     """
     with visiting([name] if name else None, questions()) as listings:
         pass
+    for visit in (listing.visit for listing in listings if listing.visit.left_out):
+        what = f"{visit.left_out} of its sessions have no id of one, and are left out."
+        click.echo(f"remoter: {visit.remote.name}: {what}", err=True)
     if as_json:
         click.echo(json.dumps(_document(listings), indent=2))
     else:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import click
 
-from remoter_kernel.front.reading.notebook import Run, Story
-from remoter_kernel.front.reading.transcript import as_text
+from remoter_kernel.front.reading.notebook import Run, Story, as_kept, stream_of
+from remoter_kernel.front.reading.transcript import as_text, traceback_of
 from remoter_kernel.front.running.verdict import quit_with
 
 if TYPE_CHECKING:
@@ -60,18 +60,24 @@ class Terminal:
             stream.write(str(content.get("text", "")))
             stream.flush()
         elif kind in DISPLAYS:
-            click.echo(as_text(content.get("data") or {}))
+            click.echo(as_text(content.get("data")))
 
     @staticmethod
     def _show_error(content: dict[str, Any]) -> None:
         word = quit_with(content)
         if word is None:
-            click.echo("\n".join(content.get("traceback", [])), err=True)
+            click.echo(traceback_of(content), err=True)
         elif not word.lstrip("-").isdigit():  # `sys.exit("why")`
             click.echo(word, err=True)
 
     def finish(self, ending: Ending) -> None:
         """Say nothing more: all has been shown."""
+
+
+def _words_of(kind: str, content: dict[str, Any]) -> dict[str, Any]:
+    """Return what a kernel says as JSON can have it; a stream has a name and a text."""
+    kept: dict[str, Any] = as_kept(content)
+    return {**kept, **stream_of(content)} if kind == "stream" else kept
 
 
 class Document:
@@ -83,13 +89,14 @@ class Document:
 
     def show(self, _piece: Piece, kind: str, content: dict[str, Any]) -> None:
         """Keep one output in the words of a notebook file."""
+        words = _words_of(kind, content)
         if kind == "stream":
             last = self._outputs[-1] if self._outputs else {}
-            if (last.get("output_type"), last.get("name")) == ("stream", content["name"]):
-                last["text"] += content["text"]
+            if (last.get("output_type"), last.get("name")) == ("stream", words["name"]):
+                last["text"] += words["text"]
                 return
         if kind in ALL:
-            self._outputs.append({"output_type": kind, **content})
+            self._outputs.append({"output_type": kind, **words})
 
     def finish(self, ending: Ending) -> None:
         """Print the document."""
@@ -105,8 +112,8 @@ class Lines:
     def show(self, piece: Piece, kind: str, content: dict[str, Any]) -> None:
         """Print one output."""
         if kind in ALL:
-            words = {"event": "output", "cell": piece.cell, "output_type": kind, **content}
-            click.echo(json.dumps(words))
+            words = {"event": "output", "cell": piece.cell, "output_type": kind}
+            click.echo(json.dumps({**words, **_words_of(kind, content)}))
 
     def finish(self, ending: Ending) -> None:
         """Print the last line."""

@@ -70,14 +70,12 @@ def _all(listings: list[Listing]) -> dict[str, Found]:
 def _stop(found: Found) -> RemoterError | None:
     """Stop one session and say so; return why that could not be."""
     remote = found.visit.remote.name
-    answer, _ = found.visit.ask({"verb": "stop", "sessions": [found.id]})
-    (stopped,) = answer["stopped"]
-    how = stopped["how"]
+    how, host = found.visit.stop(found.id)
     if how == "gone" and found.about["state"] in OVER:
         return NoSuchSession(f"Session {found.id} had ended already.", remote=remote)
     if how == "elsewhere":
         return RemoterError(
-            f"Session {found.id} lives on {stopped['host']}, which this login did not reach.",
+            f"Session {found.id} lives on {host}, which this login did not reach.",
             "Add that host as a remote, and stop it from there.",
             remote=remote,
         )

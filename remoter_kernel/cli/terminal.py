@@ -18,6 +18,7 @@ from remoter_kernel.front.questions import (
     asked_by,
     said_by,
 )
+from remoter_kernel.plain_text import plain_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -102,6 +103,7 @@ def questions() -> Questions | None:
 
 def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
     """Return the lines of a table, its columns as wide as they must be."""
+    rows = [[plain_text(word) for word in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [
         "  ".join(word.ljust(width) for word, width in zip(row, widths, strict=True)).rstrip()

@@ -11,6 +11,7 @@ from remoter_kernel.errors import RemoterError
 from remoter_kernel.front.configuration.remotes import read_remotes
 from remoter_kernel.front.configuration.text import read_duration
 from remoter_kernel.front.session.known_sessions import recall
+from remoter_kernel.plain_text import plain_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -48,11 +49,7 @@ def remote_names(
         remotes = read_remotes().all
     except RemoterError:
         return []
-    return [
-        CompletionItem(name, help=remote.host)
-        for name, remote in remotes.items()
-        if name.startswith(begin)
-    ]
+    return [_item(name, remote.host) for name, remote in remotes.items() if name.startswith(begin)]
 
 
 def paths_here(
@@ -66,7 +63,12 @@ def session_ids(
     _context: click.Context, _parameter: click.Parameter, begin: str
 ) -> list[CompletionItem]:
     """Complete the id of a session, or `NAME/ID`, of those that were seen last."""
-    return [CompletionItem(word, help=told) for word, told in _known() if word.startswith(begin)]
+    return [_item(word, told) for word, told in _known() if word.startswith(begin)]
+
+
+def _item(word: str, told: str) -> CompletionItem:
+    """Offer a word; what is told of it stays on one line: a shell takes the next for a word."""
+    return CompletionItem(word, help=plain_text(told))
 
 
 def _known() -> Iterator[tuple[str, str]]:

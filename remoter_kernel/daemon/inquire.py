@@ -273,7 +273,7 @@ def _missed(records: Iterator[Record], fronts: dict[str, Any], cells: set[str]) 
 def tell_paths(wish: dict[str, Any]) -> Answer:
     """Tell which paths begin with `begin`, in `cwd` or the home: at most so many (`most`).
 
-    Folders have a / at the end.
+    Folders have a / at the end. Names that no terminal can show are left out: nobody types them.
     """
     begin = str(wish["begin"])
     folder, name = os.path.split(begin)
@@ -284,7 +284,7 @@ def tell_paths(wish: dict[str, Any]) -> Answer:
     with contextlib.suppress(OSError), os.scandir(place) as entries:
         for entry in entries:
             is_hidden = entry.name.startswith(".") and not name.startswith(".")
-            if entry.name.startswith(name) and not is_hidden:
+            if entry.name.startswith(name) and entry.name.isprintable() and not is_hidden:
                 found.append(head + entry.name + "/" * entry.is_dir())
     return {"paths": sorted(found)[: int(wish.get("most") or 100)]}, ()
 

@@ -304,7 +304,7 @@ class Kernel:
         elif channel is Channel.NOTE:
             self._hear_note(from_json(parts[TOPIC]))
         else:
-            asker = header_of(parts[PARENT]).get("msg_id", "")
+            asker = str(header_of(parts[PARENT]).get("msg_id", ""))
             route = self._routes.get(asker)
             if route is None:
                 return
@@ -341,7 +341,7 @@ class Kernel:
             self._say(route)
         self._turns.look()
         info = words.get("kernel_info")
-        if info and info != self._info:
+        if isinstance(info, dict) and info and info != self._info:
             self._info = info
             address = self.dialer.address
             if address and not address.is_joined:  # else it may be older than the configuration
@@ -354,8 +354,8 @@ class Kernel:
         if state is State.UP:
             self.trouble = None
             welcome = self.link.welcome
-            if self.link.pacer:
-                self.link.pacer.waiting.session = str(welcome.get("id", ""))
+            if self.link.pacer and self.dialer.address:
+                self.link.pacer.waiting.session = self.dialer.address.session
             if welcome.get("keep"):
                 self._ending.keep()
             if self.dialer.address:

@@ -16,6 +16,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, Protocol
 
 from remoter_kernel.errors import LoginRefused, RemoterError
+from remoter_kernel.plain_text import plain_text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -82,14 +83,14 @@ class NeedsPerson(LoginRefused):
 
 def readable(text: str) -> str:
     """Return a server's text without what acts on a terminal; line ends stay."""
-    shown = "".join(sign for sign in text if sign.isprintable() or sign == "\n")
-    return shown[:LONGEST_TEXT]
+    return plain_text(text, keeps_lines=True, most=LONGEST_TEXT)
 
 
 def on_one_line(text: str) -> str:
     """Return a server's text as one line without gaps, and without what acts on a terminal."""
     words = " ".join(text.translate(BLANK).split())  # before `readable` takes some of the gaps
-    return " ".join(readable(words).split())
+    shown = "".join(sign for sign in readable(words) if sign.isprintable())
+    return " ".join(shown.split())
 
 
 def says(host: str, text: str) -> str:

@@ -24,6 +24,16 @@ SHORT = 256  # bytes of content that a state has at most
 LARGE = 64 * 1024  # bytes of content that are better not copied
 DELIMITER = b"<IDS|MSG>"
 CELL_OF_VSCODE = "vscode-notebook-cell:"  # begins the address that VS Code has for a cell
+# What comes of looking into a message that is not as it should be: a kernel may say anything.
+ODD = (
+    ProtocolError,
+    LookupError,
+    TypeError,
+    ValueError,
+    AttributeError,
+    ArithmeticError,
+    RecursionError,
+)
 TOPIC, HEADER, PARENT, METADATA, CONTENT, BUFFERS = range(6)
 
 

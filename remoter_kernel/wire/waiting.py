@@ -19,15 +19,8 @@ from collections import deque
 from enum import Enum
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from remoter_kernel.errors import ProtocolError
-from remoter_kernel.wire.messages import (
-    CONTENT,
-    HEADER,
-    METADATA,
-    PARENT,
-    content_of,
-    header_of,
-)
+from remoter_kernel.wire import messages
+from remoter_kernel.wire.messages import CONTENT, HEADER, METADATA, PARENT, content_of, header_of
 from remoter_kernel.wire.overwritten import collapse, has_overwritten
 
 if TYPE_CHECKING:
@@ -41,6 +34,7 @@ TAIL = 8  # the part of what is allowed that stays when it was too much
 JOINED = 64 * 1024  # bytes: a text this large is not made larger
 FULL = 2  # times what one cell may have waiting, all cells together
 MOST_ITEMS = 20_000
+MOST_HELD = 2**63  # bytes: what says more is no note of ours
 CELLS_REMEMBERED = 50  # that were interrupted
 COMMS = frozenset({"comm_open", "comm_msg", "comm_close"})
 HELD_BACK = "remoter_held_back"  # in the metadata of a note: bytes
@@ -137,8 +131,8 @@ class Waiting:
         if parts is not None:
             try:
                 self._classify(item, parts)
-            except (ProtocolError, IndexError):
-                item.kind = Kind.OTHER  # whoever gets it may make more of it
+            except messages.ODD:
+                item = Item(number, payload)  # whoever gets it may make more of it
         if item.kind is Kind.TEXT and self._join(item):
             return
         self._items.append(item)
@@ -180,7 +174,7 @@ class Waiting:
     # What it is ------------------------------------------------------------------------
 
     def _classify(self, item: Item, parts: Sequence[Bytes]) -> None:
-        kind = header_of(parts[HEADER]).get("msg_type")
+        kind = str(header_of(parts[HEADER]).get("msg_type"))
         if kind == "stream":
             self._read_text(item, parts)
         elif kind == "clear_output":
@@ -196,8 +190,8 @@ class Waiting:
             self._stop_clearing()
 
     def _read_text(self, item: Item, parts: Sequence[Bytes]) -> None:
-        content = content_of(parts)
-        cell = self._cell_of(parts)
+        content, cell = content_of(parts), self._cell_of(parts)
+        held = _held_in(parts)
         self._begin_output(cell)
         name, text = content.get("name"), content.get("text")
         if len(content) != 2 or not isinstance(text, str) or len(parts) != CONTENT + 1:  # noqa: PLR2004 - name and text
@@ -205,9 +199,8 @@ class Waiting:
         item.cell, item.name, item.parts, item.texts = cell, str(name), parts, [text]
         item.size = _bytes(text)
         item.kind = Kind.TEXT
-        if HELD_BACK.encode() in bytes(parts[METADATA]):
-            item.kind = Kind.NOTE
-            item.size = int(header_of(parts[METADATA])[HELD_BACK])
+        if held:
+            item.kind, item.size = Kind.NOTE, held
 
     def _cell_of(self, parts: Sequence[Bytes]) -> Cell:
         key = str(header_of(parts[PARENT]).get("msg_id", ""))
@@ -216,10 +209,10 @@ class Waiting:
     # What goes -------------------------------------------------------------------------
 
     def _clear(self, item: Item, parts: Sequence[Bytes]) -> None:
-        cell = self._cell_of(parts)
+        cell, waits = self._cell_of(parts), content_of(parts).get("wait")
         item.kind, item.cell = Kind.CLEAR, cell
         cell.clears_next = item
-        if not content_of(parts).get("wait"):
+        if not waits:
             self._begin_output(cell)
 
     def _begin_output(self, cell: Cell) -> None:
@@ -389,6 +382,13 @@ def _note(size: int, session: str) -> str:
         f"\n[{amount} of this cell's output were held back here. To have all of it: "
         f"`%remoter outputs` in a cell, or `remoter outputs {session or 'SESSION'}`.]\n"
     )
+
+
+def _held_in(parts: Sequence[Bytes]) -> int:
+    """Return how much text a note says was held back; 0: it is no note."""
+    is_note = HELD_BACK.encode() in bytes(parts[METADATA])
+    held = header_of(parts[METADATA]).get(HELD_BACK) if is_note else 0
+    return held if isinstance(held, int) and 0 < held < MOST_HELD else 0
 
 
 def _display_id(parts: Sequence[Bytes]) -> str:

@@ -11,6 +11,7 @@ import secrets
 from typing import TYPE_CHECKING, Protocol
 
 from remoter_kernel.errors import RemoteLacks, Unreachable
+from remoter_kernel.plain_text import plain_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -102,4 +103,4 @@ def _deliver(
 
 def _last_line(ran: Ran) -> str:
     lines = ran.stderr.decode("utf-8", "replace").strip().splitlines() or [f"status {ran.status}"]
-    return "".join(sign for sign in lines[-1] if sign.isprintable()).rstrip(".")
+    return plain_text(lines[-1]).rstrip(".")

@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 from remoter_kernel.errors import RemoteLacks, Unreachable, Usage
 from remoter_kernel.front.bootstrap import wheelhouse
+from remoter_kernel.front.bootstrap.answer import read_sessions, version_of
 from remoter_kernel.front.bootstrap.delivery import deliver, digest_of
 from remoter_kernel.front.bootstrap.evaluator import ask_there, shell_path
 from remoter_kernel.front.bootstrap.installer import MARK
 from remoter_kernel.front.bootstrap.survey import OLDEST_PYTHON, look_around
+from remoter_kernel.plain_text import plain_text, plain_words
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -103,7 +105,7 @@ def install_there(
     """Make the remote's environment there, or find it complete; return the path of its Python."""
     base = choose_base(around, remote.python)
     there = _There(login, remote, base)
-    facts = there.ask("look", LOOK_WITHIN)
+    facts = there.look()
     if facts["state"] == "complete":
         progress.step(f"The environment is there already: {facts['environment']}")
         return str(facts["python"])
@@ -119,8 +121,8 @@ def install_there(
     progress.step(f"Installing {what} there, which may take a minute")
     made = there.ask("make", MAKE_WITHIN, is_offline=is_offline, pip=pip)
     if "running" in made:
-        _refuse_to_disturb(facts | made)
-    return str(made["python"])
+        _refuse_to_disturb(facts | {"running": _processes(made["running"])})
+    return str(facts["python"])
 
 
 def _bring(there: _There, facts: dict[str, Any], progress: Progress, *, is_offline: bool) -> str:
@@ -136,7 +138,7 @@ def _bring(there: _There, facts: dict[str, Any], progress: Progress, *, is_offli
     elif facts["pip"]:
         return str(facts["pip"])
     else:
-        version = ".".join(map(str, facts["platform"]["python"][:2]))
+        version = facts["version"].rpartition(".")[0]
         pip = wheelhouse.pip_wheel(version)
         there.send([pip], facts["wheels"], progress)
     return f"{facts['wheels']}/{pip.name}"
@@ -177,13 +179,19 @@ class _There:
                 "Name another Python with --python.",
             )
         if "trouble" in answer:
-            _explain(answer["trouble"], str(answer["what"]))
+            _explain(str(answer["trouble"]), str(answer.get("what")))
         return answer
+
+    def look(self) -> dict[str, Any]:
+        """Ask how the environment is, what runs in it, and what this Python and host are."""
+        return read_facts(self.ask("look", LOOK_WITHIN))
 
     def send(self, files: Sequence[Path], folder: str, progress: Progress) -> None:
         """Send the files that are not in that folder there yet."""
         names = {path.name: digest_of(path) for path in files}
-        missing = set(self.ask("receive", LOOK_WITHIN, files=names)["missing"])
+        missing = self.ask("receive", LOOK_WITHIN, files=names).get("missing")
+        if not isinstance(missing, list):
+            raise _senseless()
         wanted = [path for path in files if path.name in missing]
         progress.sending(len(wanted), sum(path.stat().st_size for path in wanted))
         deliver(self._login, wanted, shell_path(folder), self._python, progress.sent)
@@ -200,11 +208,37 @@ def read_answer(ran: Ran) -> dict[str, Any] | None:
     for line in ran.stdout.decode("utf-8", "replace").splitlines():
         if line.startswith(MARK):
             try:
-                words = json.loads(line.removeprefix(MARK))
-            except ValueError:
+                words = plain_words(json.loads(line.removeprefix(MARK)))
+            except (ValueError, RecursionError):
                 return None
             return words if isinstance(words, dict) else None
     return None
+
+
+def read_facts(told: dict[str, Any]) -> dict[str, Any]:
+    """Return what the installer tells of the environment, each word of the kind that it must be."""
+    try:
+        return {
+            **{name: plain_text(told[name]) for name in ("environment", "python", "wheels")},
+            **{name: plain_text(told[name]) for name in ("state", "host", "pip")},
+            "running": _processes(told["running"]),
+            "has_venv": bool(told["has_venv"]),
+            "platform": dict(told["platform"]),
+            "version": version_of(told["platform"]["python"]),
+        }
+    except (LookupError, TypeError, ValueError, ArithmeticError) as error:
+        raise _senseless() from error
+
+
+def _processes(told: object) -> list[int]:
+    """Return the numbers of processes; what is none is left out."""
+    return [pid for pid in (told if isinstance(told, list) else ()) if isinstance(pid, int)]
+
+
+def _senseless() -> RemoteLacks:
+    return RemoteLacks(
+        "the Python there gave an answer that makes no sense.", "Name another with --python."
+    )
 
 
 def _ending(ran: Ran) -> str:
@@ -261,7 +295,7 @@ def _pips_word(said: str) -> str:
 
 def _last_line(text: str) -> str:
     lines = [line for line in text.splitlines() if line.strip()] or [""]
-    return "".join(sign for sign in lines[-1] if sign.isprintable()).strip().rstrip(".")[:300]
+    return plain_text(lines[-1]).strip().rstrip(".")[:300]
 
 
 # Take back -------------------------------------------------------------------------------
@@ -271,18 +305,18 @@ def purge_there(login: Access, remote: Remote) -> bool:
     """Remove the remote's environment there, unless something runs in it; say if there was one."""
     base = _any_python(login, remote)
     there = _There(login, remote, base)
-    facts = there.ask("look", LOOK_WITHIN)
+    facts = there.look()
     sessions: list[str] = []
     if facts["state"] != "none":
         asked = dataclasses.replace(remote, python=base.path)
         answer, _ = ask_there(login, asked, {"verb": "sessions"})
-        sessions = sessions_in(answer["sessions"], facts, remote.name)
+        sessions = sessions_in(read_sessions(answer, remote.name), facts, remote.name)
     if sessions:
         _refuse_to_disturb(facts, sessions)
     done = there.ask("purge", MAKE_WITHIN)
     if "running" in done:
-        _refuse_to_disturb(facts | done)
-    return bool(done["is_removed"])
+        _refuse_to_disturb(facts | {"running": _processes(done["running"])})
+    return bool(done.get("is_removed"))
 
 
 def _any_python(login: Access, remote: Remote) -> FoundPython:

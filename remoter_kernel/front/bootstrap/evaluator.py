@@ -6,15 +6,22 @@ import hashlib
 import io
 import json
 import re
-import time
 import zipfile
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from remoter_kernel.errors import NoSuchSession, RemoteLacks, RemoterError, Unreachable
+from remoter_kernel.errors import RemoteLacks
+from remoter_kernel.front.bootstrap.answer import (
+    OUTPUT_SHOWN,
+    StrangeAnswer,
+    lack_room,
+    read_address,
+    read_words,
+)
 from remoter_kernel.front.ssh.outcome import CommandEnded, Ran
+from remoter_kernel.plain_text import plain_text
 from remoter_kernel.wire.files import GREETING
 
 if TYPE_CHECKING:
@@ -27,6 +34,7 @@ if TYPE_CHECKING:
 SHIPPED = (
     "__init__.py",
     "errors.py",
+    "plain_text.py",
     "wire/__init__.py",
     "wire/allowance.py",
     "wire/duplex.py",
@@ -88,8 +96,7 @@ MARKER = b"REMOTER "  # a line of ours begins so; a banner's lines do not
 START_WITHIN = 60.0  # seconds
 UPLOAD_WITHIN = 120.0  # seconds
 ASK_WITHIN = 120.0  # seconds
-OLDEST = "3.9"
-OUTPUT_SHOWN = 300  # characters of what a host said instead of starting a session
+MOST_READ = 64 * 1024  # bytes of what a host said instead of an answer
 
 # One line without newlines or quotes that any login shell (csh and fish, too) passes on. It
 # begins with an empty line: what a shell's start files print may end without a newline.
@@ -110,10 +117,6 @@ _UPLOAD = (
     'mv -f "$d/{name}.$$" "$d/{name}" && echo REMOTER took it || '
     '{{ rm -f "$d/{name}.$$"; echo REMOTER refused it; }}\''
 )
-
-
-class StrangeAnswer(RemoteLacks):
-    """Something else than our own program answered."""
 
 
 @dataclass(frozen=True)
@@ -189,20 +192,8 @@ def start_session(login: Access, remote: Remote, wish: Wish) -> Address:
     if line == b"lacks zip":
         _upload(login, name, content, remote)
         line = _ask(login, command, json.dumps(words).encode() + b"\n", remote)
-    words = _read_words(line, login, remote)
-    return Address(
-        session=words["session"],
-        address=words["address"],
-        port=int(words["port"]),
-        server_key=words["server_key"],
-        is_joined=bool(words["joined"]),
-        host=words["host"],
-        user=words["user"],
-        python=words["python"],
-        pyzmq=words["pyzmq"],
-        begun=float(words.get("begun") or 0.0),
-        others=tuple(words.get("others") or ()),
-    )
+    words = read_words(line, login.host, remote)
+    return Address(**read_address(words, login.host, remote))
 
 
 def ask_there(
@@ -217,7 +208,7 @@ def ask_there(
     if line == b"lacks zip":
         _upload(login, name, content, remote)
         line, rest = _hear(login, command, question, remote, seconds)
-    return _read_words(line, login, remote), rest
+    return read_words(line, login.host, remote), rest
 
 
 def bridge(remote: Remote, address: Address) -> tuple[str, bytes]:
@@ -256,7 +247,7 @@ def _our_line(ended: CommandEnded) -> bytes:
 
 def _explain_end(line: bytes, login: Access, remote: Remote, ended: CommandEnded) -> NoReturn:
     if line:
-        _read_words(line, login, remote)
+        read_words(line, login.host, remote)
     _complain(login, remote, "did not start a transfer", ended)
 
 
@@ -291,8 +282,8 @@ def _ask(login: Access, command: str, stdin: bytes, remote: Remote) -> bytes:
 
 
 def _complain(login: Access, remote: Remote, what: str, ran: Ran | CommandEnded) -> NoReturn:
-    said = (ran.stderr or ran.stdout).decode(errors="replace").strip()
-    shown = said[-OUTPUT_SHOWN:] or "nothing at all"
+    said = (ran.stderr or ran.stdout)[-MOST_READ:].decode(errors="replace")
+    shown = plain_text(said, keeps_lines=True).strip()[-OUTPUT_SHOWN:] or "nothing at all"
     raise StrangeAnswer(
         f"{login.host} {what}; instead it ended with {ran.status} and said: {shown}",
         "If that is not Python's own trouble, the account may be limited to one command.",
@@ -305,78 +296,5 @@ def _upload(login: Access, name: str, content: bytes, remote: Remote) -> None:
     ran = login.run(command, content, seconds=UPLOAD_WITHIN)
     if MARKER + b"took it" not in ran.stdout:
         reason = ran.stderr.decode(errors="replace").strip().splitlines()
-        _lack_room(reason[-1] if reason else "it gave no reason", login, remote)
-
-
-def _lack_room(why: str, login: Access, remote: Remote) -> NoReturn:
-    raise RemoteLacks(
-        f"Nothing can be written in the home on {login.host}: {why}.",
-        "Make room there (or set XDG_CACHE_HOME and XDG_DATA_HOME to a place that has some), "
-        "then run the cell again.",
-        remote=remote.name,
-    )
-
-
-def _read_words(line: bytes, login: Access, remote: Remote) -> dict[str, Any]:
-    """Read the line that the zipapp answers with; a lack is an error for a person."""
-    if line == b"lacks python":
-        raise RemoteLacks(
-            f"There is no {remote.python or 'python3'} on {login.host}.",
-            f'Set python = "…" for this remote; `remoter add {remote.name} --replace` shows which '
-            "there are.",
-            remote=remote.name,
-        )
-    try:
-        words: dict[str, Any] = json.loads(line)
-    except ValueError as error:
-        shown = line.decode(errors="replace")[:OUTPUT_SHOWN]
-        raise RemoteLacks(
-            f"{login.host} answered strangely: {shown}", remote=remote.name
-        ) from error
-    if "lacks" in words:
-        _explain_lack(words, login, remote)
-    return words
-
-
-def _clock(moment: float) -> str:
-    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(float(moment)))
-
-
-def _explain_lack(words: dict[str, Any], login: Access, remote: Remote) -> NoReturn:
-    lacks, what = words["lacks"], words.get("what", "")
-    python = remote.python or "python3"
-    if lacks == "session":
-        why = words.get("why") or "Its evaluator was killed."
-        when = f" It ended at {_clock(words['ended'])}." if words.get("ended") else ""
-        raise NoSuchSession(
-            f"Session {what} is gone. {why}{when}",
-            "Restart the kernel to begin a fresh one.",
-            remote=remote.name,
-        )
-    if lacks == "host":
-        host = words.get("host")
-        raise Unreachable(
-            f"Session {what} lives on {host}, and this login came to another machine.",
-            f"Name {host} as the host of this remote, then run the cell again.",
-            remote=remote.name,
-        )
-    if lacks == "reader":  # the sentence is made there
-        raise RemoteLacks(what, remote=remote.name)
-    if lacks == "room":
-        _lack_room(what, login, remote)
-    if lacks == "new python":
-        raise RemoteLacks(
-            f"{python} on {login.host} is Python {what}; {OLDEST} is the oldest that will do.",
-            f'Set python = "…" for this remote; `remoter add {remote.name} --replace` shows which '
-            "there are.",
-            remote=remote.name,
-        )
-    if lacks == "packages":
-        raise RemoteLacks(
-            f"{python} on {login.host} lacks a package: {what}.",
-            f"There, run `{python} -m pip install ipykernel`, or set python to one that has it.",
-            remote=remote.name,
-        )
-    if lacks == "luck":
-        raise RemoteLacks(f"The session on {login.host} did not start: {what}", remote=remote.name)
-    raise RemoterError(f"{login.host} lacks {lacks}: {what}", remote=remote.name)
+        why = reason[-1][-OUTPUT_SHOWN:] if reason else "it gave no reason"
+        lack_room(why, login.host, remote)

@@ -14,13 +14,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from remoter_kernel.errors import RemoteLacks
+from remoter_kernel.front.bootstrap.answer import version_of
 from remoter_kernel.front.configuration.text import nearest
+from remoter_kernel.plain_text import plain_text
 
 if TYPE_CHECKING:
     from remoter_kernel.front.logins.access import Access
 
 MARK = "@remoter-survey@"
 OLDEST_PYTHON = (3, 9)  # the evaluator's floor: that of ipykernel 6
+MOST_READ = 64 * 1024  # bytes of an answer that is none of ours
 SURVEY_WITHIN = 90.0  # seconds; a cold home on NFS with a dozen environments takes its time
 
 
@@ -166,13 +169,13 @@ def _python(value: str) -> tuple[str, FoundPython]:
         )
         return str(seen["prefix"]), FoundPython(
             path=_printable(seen["path"]),
-            version=".".join(str(int(part)) for part in seen["version"]),
+            version=version_of(seen["version"]),
             has_zmq=bool(seen["zmq"]),
             has_jupyter_client=bool(seen["jupyter_client"]),
             has_ipykernel=bool(seen["ipykernel"]),
             kernelspecs=kernels,
         )
-    except (KeyError, TypeError, ValueError) as err:
+    except (LookupError, TypeError, ValueError, ArithmeticError, RecursionError) as err:
         raise RemoteLacks(
             "a Python there gave an answer that makes no sense.", "Name another with --python."
         ) from err
@@ -180,10 +183,11 @@ def _python(value: str) -> tuple[str, FoundPython]:
 
 def _excerpt(stdout: bytes, stderr: bytes) -> str:
     """Show the beginning of what was said, without signs that act on a terminal."""
-    text = _printable(" ".join((stdout + b" " + stderr).decode("utf-8", "replace").split()))
+    said = (stdout[:MOST_READ] + b" " + stderr[:MOST_READ]).decode("utf-8", "replace")
+    text = " ".join(plain_text(said).split())
     return f"“{text[:120]}”" if text else "nothing."
 
 
 def _printable(text: object) -> str:
     """Drop what could act on a terminal: names from there are only names."""
-    return "".join(sign for sign in str(text) if sign.isprintable()).strip()
+    return plain_text(text).strip()

@@ -22,6 +22,8 @@ from typing import TYPE_CHECKING, Any
 import platformdirs
 
 from remoter_kernel.errors import RemoteLacks, RemoterError, Usage
+from remoter_kernel.front.bootstrap.answer import version_of
+from remoter_kernel.plain_text import plain_text
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -34,6 +36,7 @@ OLDEST_TAG = 5  # of manylinux_2_N
 OLD_NAMES = {17: "manylinux2014", 12: "manylinux2010", 5: "manylinux1"}
 MACHINES = {"x86_64": "x86_64", "amd64": "x86_64", "aarch64": "aarch64", "arm64": "aarch64"}
 WORD = 64  # bits
+HIGHEST = 999  # part of a version that can be one: each below it is a tag
 # pip's settings by uv's variables: both must look for packages in the same places.
 SETTINGS = {
     "index-url": ("UV_DEFAULT_INDEX", " "),
@@ -92,17 +95,25 @@ class Target:
 
 def target_of(facts: Mapping[str, Any]) -> Target:
     """Read what the far side says of itself; refuse what no wheels are collected for."""
-    implementation, machine = str(facts["implementation"]), str(facts["machine"])
-    python = ".".join(str(int(part)) for part in facts["python"][:2])
-    libc, version = (str(word) for word in facts["libc"])
-    numbers = tuple(int(part) for part in version.split(".")[:2] if part.isdigit())
+    try:
+        return _target_of(facts)
+    except (LookupError, TypeError, ValueError, ArithmeticError) as error:
+        raise _not_offline("what it says of itself makes no sense.") from error
+
+
+def _target_of(facts: Mapping[str, Any]) -> Target:
+    implementation, machine = plain_text(facts["implementation"]), plain_text(facts["machine"])
+    python = version_of(list(facts["python"][:2]))
+    libc, version = map(plain_text, facts["libc"])
+    numbers = tuple(int(part) for part in version.split(".")[:2] if part.isdecimal())
     if implementation != "cpython" or facts["is_free_threaded"]:
         kind = "a free-threaded CPython" if implementation == "cpython" else implementation
         raise _not_offline(f"its Python is {kind}, and wheels are collected for CPython alone.")
     if int(facts["bits"]) != WORD or machine.lower() not in MACHINES:
         what = f"{machine} with a Python of {int(facts['bits'])} bits"
         raise _not_offline(f"it is {what}; wheels are collected for 64 bits of x86 or ARM.")
-    if libc not in {"glibc", "musl", "macos"} or not numbers:
+    is_known = libc in {"glibc", "musl", "macos"} and numbers
+    if not is_known or max(numbers) > HIGHEST:
         raise _not_offline(f"its C library is not known ({libc or facts['system']} {version}).")
     version_there = (numbers[0], numbers[1] if len(numbers) > 1 else 0)
     target = Target(python, MACHINES[machine.lower()], libc, version_there)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from remoter_kernel.errors import HereLacks, RemoteLacks, RemoterError, Usage
 from remoter_kernel.front.reading.status import amount
+from remoter_kernel.plain_text import plain_text
 from remoter_kernel.wire.files import FileTrouble, Trouble
 
 if TYPE_CHECKING:
@@ -148,11 +149,7 @@ def would_go(rows: Iterable[tuple[str, str, int, str]]) -> list[str]:
 
 def plain(name: str) -> str:
     """Write on one line what either side names; what no terminal should get is escaped."""
-    name = name if len(name) <= LONGEST_NAME else f"{name[:LONGEST_NAME]}…"
-    return "".join(
-        sign if sign.isprintable() else sign.encode("unicode_escape", "surrogatepass").decode()
-        for sign in name
-    )
+    return plain_text(name, escapes=True, most=LONGEST_NAME)
 
 
 # --------------------------------------------------------------- troubles

@@ -47,7 +47,8 @@ def kernel_info(last_seen: dict[str, Any] | None, language: str) -> dict[str, An
 
 def language_of(last_seen: dict[str, Any] | None, language: str) -> str:
     """Return the far kernel's language: as it says itself, else as it is configured."""
-    return str(((last_seen or {}).get("language_info") or {}).get("name") or language)
+    info = (last_seen or {}).get("language_info")
+    return str((info if isinstance(info, dict) else {}).get("name") or language)
 
 
 def empty_reply(kind: str, content: dict[str, Any]) -> dict[str, Any] | None:

@@ -54,7 +54,7 @@ class FirstSigns:
     def hear(self, parts: Sequence[Bytes]) -> None:
         """Look at a message to all: is it the sign?"""
         if self._awaited:
-            timer = self._awaited.pop(header_of(parts[PARENT]).get("msg_id", ""), None)
+            timer = self._awaited.pop(str(header_of(parts[PARENT]).get("msg_id", "")), None)
             if timer:
                 timer.cancel()
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from remoter_kernel.front.jupyter.notices import is_cell
+from remoter_kernel.plain_text import plain_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -75,11 +76,12 @@ def left_alone(address: Address, notebook: str) -> str:
 
     Where it is there still, the notebook is a copy, and the session none of its business.
     """
-    own = [each["session"] for each in address.others if each.get("notebook") == notebook]
+    same = plain_text(notebook)  # as what comes from there is written
+    own = [each["session"] for each in address.others if each.get("notebook") == same]
     moved = [
         each
         for each in address.others
-        if each.get("notebook") != notebook and not Path(each.get("notebook", "")).exists()
+        if each.get("notebook") != same and not _may_be_there(each.get("notebook", ""))
     ]
     if own:
         which = f"Session {own[0]} of this notebook is" if len(own) == 1 else _several(own)
@@ -90,6 +92,16 @@ def left_alone(address: Address, notebook: str) -> str:
     else:
         return ""
     return f"[remoter] {which} there, too: remoter attach {own[0]}\n"
+
+
+def _may_be_there(path: str) -> bool:
+    """Is there such a file on this machine? No other machine is asked because one there says so."""
+    if path.startswith(("\\\\", "//")):  # a share of Windows, where a login would be tried
+        return True
+    try:
+        return Path(path).exists()
+    except OSError:  # longer than a path can be
+        return False
 
 
 def _several(sessions: list[str]) -> str:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
-from remoter_kernel.errors import ProtocolError
+from remoter_kernel.front.bootstrap.answer import seconds_of
+from remoter_kernel.plain_text import plain_text
 from remoter_kernel.wire.frames import Channel, from_json, unpack
-from remoter_kernel.wire.messages import HEADER, PARENT, content_of, header_of, is_unseen
+from remoter_kernel.wire.messages import HEADER, ODD, PARENT, content_of, header_of, is_unseen
 
 if TYPE_CHECKING:
     from remoter_kernel.wire.said import Said
@@ -49,7 +50,7 @@ class Chronicle:
         """Return the line of one record, if it is worth one."""
         try:
             what = self._what(said)
-        except (ProtocolError, LookupError, TypeError):
+        except ODD:
             return None
         return line(said.time, what) if what else None
 
@@ -61,7 +62,7 @@ class Chronicle:
             return f"{who} {ORDERS.get(order, order)}."
         if said.channel is Channel.NOTE:
             words = from_json(parts[0])
-            self.has_trouble |= words.get("event") in NOTES
+            self.has_trouble |= str(words.get("event")) in NOTES
             return _note(who, words)
         if said.channel is not Channel.SHELL:
             return None
@@ -77,7 +78,8 @@ class Chronicle:
         if is_unseen(content):
             return None
         self._asked[name] = said.time
-        first, *rest = str(content.get("code", "")).strip().split("\n")
+        code = plain_text(content.get("code", ""), keeps_lines=True)
+        first, *rest = code.strip().split("\n")
         shown = first[:SHOWN] + ("…" if rest or len(first) > SHOWN else "")
         return f"{who} asked for: {shown}"
 
@@ -94,10 +96,11 @@ class Chronicle:
 def _note(who: str, words: dict[str, Any]) -> str | None:
     event = words.get("event")
     if event == "ready":
-        info = words.get("kernel_info") or {}
+        info = words.get("kernel_info")
+        info = info if isinstance(info, dict) else {}
         name = f"{info.get('implementation', '')} {info.get('implementation_version', '')}"
         return f"The kernel is ready: {name.strip()}."
-    if event in {"came", "went"}:
+    if str(event) in {"came", "went"}:
         return f"{who} {event}."
     if words.get("mark") or not event:
         return None
@@ -107,13 +110,15 @@ def _note(who: str, words: dict[str, Any]) -> str | None:
 
 def line(when: float, what: str) -> str:
     """Return a line that begins with the time, as a clock here shows it."""
-    return f"{time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(when))}  {what}"
+    clock = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds_of(when)))
+    return f"{clock}  {plain_text(what)}"
 
 
 def duration(seconds: float) -> str:
     """Say how long something took, in the unit that reads best."""
+    seconds = seconds_of(seconds)
     if seconds < 60:  # noqa: PLR2004 - seconds in a minute
-        return f"{max(seconds, 0.0):.1f} s"
+        return f"{seconds:.1f} s"
     minutes, rest = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     days, hours = divmod(hours, 24)

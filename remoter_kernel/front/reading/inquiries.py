@@ -8,11 +8,19 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from remoter_kernel.errors import NoSuchSession, RemoterError, Unreachable, Usage
+from remoter_kernel.front.bootstrap.answer import (
+    StrangeAnswer,
+    count_of,
+    is_session,
+    read_session,
+    read_sessions,
+)
 from remoter_kernel.front.bootstrap.evaluator import ask_there
 from remoter_kernel.front.configuration.remotes import Remote, find_remote, read_remotes
 from remoter_kernel.front.keeper.kept import kept_login
 from remoter_kernel.front.session.dialer import HERE
 from remoter_kernel.front.session.known_sessions import remember
+from remoter_kernel.plain_text import plain_text
 from remoter_kernel.wire.said import Said, split_said
 
 if TYPE_CHECKING:
@@ -31,6 +39,7 @@ class Visit:
     def __init__(self, remote: Remote, questions: Questions | None = None) -> None:
         """Remember; `open` logs in."""
         self.remote = remote
+        self.left_out = 0  # what was told as a session, and is none
         self._questions = questions
         self._login: Access | None = None
         self._host: EmbeddedHost | None = None
@@ -80,8 +89,19 @@ class Visit:
             raise error.at(self.remote.name) from error.__cause__
 
     def sessions(self) -> list[dict[str, Any]]:
-        """Return what is known of each session there."""
-        return list(self.ask({"verb": "sessions"})[0]["sessions"])
+        """Return what is known of each session there; `left_out` counts what has no id of one."""
+        answer = self.ask({"verb": "sessions"})[0]
+        sessions = read_sessions(answer, self.remote.name)
+        self.left_out = len(answer["sessions"]) - len(sessions)
+        return sessions
+
+    def stop(self, session: str) -> tuple[str, str]:
+        """Stop a session; return how it ended, and the host where it lives."""
+        stopped = self.ask({"verb": "stop", "sessions": [session]})[0].get("stopped")
+        told = stopped[0] if isinstance(stopped, list) and stopped else None
+        if not isinstance(told, dict):
+            raise StrangeAnswer("it did not tell what was stopped.", remote=self.remote.name)
+        return str(told.get("how")), plain_text(told.get("host") or "")
 
 
 class Listing(NamedTuple):
@@ -187,7 +207,7 @@ def named_there(
     word: str, ask: Callable[[dict[str, Any]], tuple[dict[str, Any], bytes]], remote: str
 ) -> str:
     """Return the id of the session of one remote that a word means."""
-    sessions = ask({"verb": "sessions"})[0]["sessions"]
+    sessions = read_sessions(ask({"verb": "sessions"})[0], remote)
     remember(remote, sessions)
     return meant_by(word, [Listing(Visit(Remote(remote, "")), sessions, None)]).id
 
@@ -225,7 +245,8 @@ class Reading:
         after, rest, wait, place = 0, b"", 0.0, None
         while True:
             begin = {"after": after, "skip": len(rest), "place": place}
-            self.answer, data = self._ask({**self._words, **begin, "wait": wait})
+            answer, data = self._ask({**self._words, **begin, "wait": wait})
+            self.answer = _checked(answer)
             if len(data) == self.answer["bytes"]:  # else something was lost on the way
                 place = self.answer["place"]
             found, rest = split_said(rest + data)
@@ -235,3 +256,22 @@ class Reading:
             if not data and (self.answer["is_over"] or not self._follow):
                 return
             wait = FOLLOW if self._follow and not rest else 0.0
+
+
+def _checked(answer: dict[str, Any]) -> dict[str, Any]:
+    """Return an answer about a journal with each word of the kind that it must be."""
+    about = answer.get("session")
+    if not is_session(about):
+        raise StrangeAnswer("it answered something that tells of no session.")
+    tails = answer.get("tails")
+    return {
+        "session": read_session(about),
+        "is_over": bool(answer.get("is_over")),
+        "place": answer.get("place"),  # means something there alone
+        "bytes": count_of(answer.get("bytes")),
+        "tails": {
+            name: [plain_text(line) for line in lines]
+            for name, lines in (tails if isinstance(tails, dict) else {}).items()
+            if isinstance(lines, list)
+        },
+    }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import re
@@ -10,9 +9,16 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from remoter_kernel.errors import ProtocolError
 from remoter_kernel.wire.frames import Channel, from_json, unpack
-from remoter_kernel.wire.messages import HEADER, METADATA, PARENT, content_of, header_of, is_unseen
+from remoter_kernel.wire.messages import (
+    HEADER,
+    METADATA,
+    ODD,
+    PARENT,
+    content_of,
+    header_of,
+    is_unseen,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -20,6 +26,7 @@ if TYPE_CHECKING:
     from remoter_kernel.wire.said import Said
 
 Output = dict[str, Any]
+DEEPEST = 100  # lists and objects within each other: who writes JSON gives up at some more
 CELL_ID = re.compile(r"[a-zA-Z0-9_-]{1,64}")  # nbformat 4.5
 
 
@@ -67,15 +74,16 @@ class Story:
         try:
             parts = unpack(said.body)
             if said.channel is Channel.NOTE:
-                self.kernel_info = from_json(parts[0]).get("kernel_info") or self.kernel_info
+                info = from_json(parts[0]).get("kernel_info")
+                self.kernel_info = info if info and isinstance(info, dict) else self.kernel_info
             elif said.is_from_front and said.channel is Channel.SHELL:
                 self._take_request(parts)
             elif said.channel is Channel.IOPUB:
-                run = self.runs.get(header_of(parts[PARENT]).get("msg_id", ""))
+                run = self.runs.get(str(header_of(parts[PARENT]).get("msg_id", "")))
                 if run:
                     kind = str(header_of(parts[HEADER]).get("msg_type"))
                     self._take_output(run, kind, content_of(parts))
-        except (ProtocolError, LookupError, TypeError, ValueError):
+        except ODD:
             return
 
     def _take_request(self, parts: Sequence[memoryview]) -> None:
@@ -85,21 +93,21 @@ class Story:
         content = content_of(parts)
         if is_unseen(content):
             return
-        self.runs[header["msg_id"]] = Run(
-            header["msg_id"],
-            str(content["code"]),
+        name = str(header["msg_id"])
+        self.runs[name] = Run(
+            name,
+            as_kept(str(content["code"])),
             str(header_of(parts[METADATA]).get("cellId") or ""),
             seconds_of(header.get("date")),
         )
 
     def hear(self, run: Run, kind: str, content: dict[str, Any]) -> None:
-        """Take in one output; one that makes no sense is left out."""
-        with contextlib.suppress(LookupError, TypeError, ValueError):
-            self._take_output(run, kind, content)
+        """Take in one output."""
+        self._take_output(run, kind, content)
 
     def _take_output(self, run: Run, kind: str, content: dict[str, Any]) -> None:
         if kind == "execute_input":
-            run.count = int(content["execution_count"])
+            run.count = _count(content.get("execution_count"))
         elif kind == "status":
             run.is_over |= content.get("execution_state") == "idle"
         elif kind == "clear_output":
@@ -107,24 +115,30 @@ class Story:
             if not run.clears_next:
                 run.clear()
         elif kind == "stream":
-            run.add({"output_type": kind, "name": content["name"], "text": content["text"]})
+            run.add({"output_type": kind, **stream_of(content)})
         elif kind == "error":
-            words = {key: content[key] for key in ("ename", "evalue", "traceback")}
-            run.add({"output_type": kind, **words})
+            lines = content.get("traceback")
+            words: dict[str, Any] = {key: str(content.get(key, "")) for key in ("ename", "evalue")}
+            words["traceback"] = list(map(str, lines)) if isinstance(lines, list) else []
+            run.add({"output_type": kind, **as_kept(words)})
         elif kind in {"display_data", "execute_result", "update_display_data"}:
             self._display(run, kind, content)
 
     def _display(self, run: Run, kind: str, content: dict[str, Any]) -> None:
-        shown = {"data": _as_saved(content["data"]), "metadata": content.get("metadata") or {}}
-        name = (content.get("transient") or {}).get("display_id")
-        places = self._displays.setdefault(name, []) if name else []
+        data, metadata, transient = (
+            value if isinstance(value, dict) else {}
+            for value in map(content.get, ("data", "metadata", "transient"))
+        )
+        shown = {"data": _as_saved(as_kept(data)), "metadata": as_kept(metadata)}
+        name = transient.get("display_id")
+        places = self._displays.setdefault(str(name), []) if name else []
         for output in places:
             output.update(shown)
         if kind == "update_display_data":
             return
         output = {"output_type": kind, **shown}
         if kind == "execute_result":
-            output["execution_count"] = content["execution_count"]
+            output["execution_count"] = _count(content.get("execution_count"))
         run.add(output)
         places.append(output)
 
@@ -132,16 +146,61 @@ class Story:
 def _as_saved(data: dict[str, Any]) -> dict[str, Any]:
     """Return what a display shows as a notebook file may have it: text, or what is called JSON."""
     return {
-        mime: value if mime.endswith("json") or isinstance(value, (str, list)) else str(value)
+        mime: value if mime.endswith("json") or _is_text(value) else str(value)
         for mime, value in data.items()
     }
+
+
+def _is_text(value: object) -> bool:
+    """Is this text as a notebook file may have it: whole, or as a list of its lines?"""
+    lines = value if isinstance(value, list) else [value]
+    return all(isinstance(line, str) for line in lines)
+
+
+def stream_of(content: dict[str, Any]) -> dict[str, str]:
+    """Return name and text of a stream's output."""
+    words = {"name": str(content.get("name") or "stdout"), "text": str(content.get("text", ""))}
+    return {key: as_kept(value) for key, value in words.items()}
+
+
+def as_kept(value: Any, room: int = DEEPEST) -> Any:
+    """Return a value of a message as a file can keep it: of UTF-8, and not nested without end."""
+    if isinstance(value, str):
+        try:
+            value.encode()
+        except UnicodeEncodeError:  # half of a pair
+            return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    elif isinstance(value, (dict, list)) and not room:
+        return "…"
+    elif isinstance(value, dict):
+        return {as_kept(key): as_kept(each, room - 1) for key, each in value.items()}
+    elif isinstance(value, list):
+        return [as_kept(each, room - 1) for each in value]
+    return value
+
+
+def _count(value: object) -> int | None:
+    """Return the number of a cell, if it is one that a notebook file may have."""
+    return value if type(value) is int and value >= 0 else None
+
+
+def language_info_of(kernel_info: dict[str, Any]) -> dict[str, Any]:
+    """Return what a kernel says of its language, as a notebook file may have it."""
+    told = kernel_info.get("language_info")
+    info = as_kept(told) if isinstance(told, dict) else {}
+    for key in ("file_extension", "mimetype", "pygments_lexer"):
+        if not isinstance(info.get(key, ""), str):
+            del info[key]
+    if not isinstance(info.get("codemirror_mode", ""), (str, dict)):
+        del info["codemirror_mode"]
+    return {**info, "name": str(info.get("name") or "python")}
 
 
 def seconds_of(date: object) -> float:
     """Read a message's date; 0 where there is none."""
     try:
         return datetime.fromisoformat(str(date)).timestamp()
-    except ValueError:
+    except (ValueError, OverflowError, OSError):  # the last: Windows, of years before 1970
         return 0.0
 
 
@@ -150,15 +209,14 @@ def seconds_of(date: object) -> float:
 
 def whole_notebook(story: Story, kernelspec: str, display_name: str) -> dict[str, Any]:
     """Return every run as a cell of a notebook (nbformat 4.5)."""
-    info = story.kernel_info.get("language_info") or {}
-    language = info.get("name") or "python"
-    spec = {"name": kernelspec, "display_name": display_name, "language": language}
+    info = language_info_of(story.kernel_info)
+    spec = {"name": kernelspec, "display_name": display_name, "language": info["name"]}
     names: set[str] = set()
     cells: list[dict[str, Any]] = []
     for run in story.runs.values():
         name = run.cell_id
         if not CELL_ID.fullmatch(name) or name in names:
-            name = hashlib.sha256(run.request.encode()).hexdigest()[:16]
+            name = hashlib.sha256(run.request.encode(errors="replace")).hexdigest()[:16]
         names.add(name)
         cells.append(
             {
@@ -170,7 +228,7 @@ def whole_notebook(story: Story, kernelspec: str, display_name: str) -> dict[str
                 "outputs": run.outputs,
             }
         )
-    metadata = {"kernelspec": spec, "language_info": {**info, "name": language}}
+    metadata = {"kernelspec": spec, "language_info": info}
     return {"cells": cells, "metadata": metadata, "nbformat": 4, "nbformat_minor": 5}
 
 
@@ -251,7 +309,8 @@ def plain(output: Output) -> tuple[Any, ...]:
         return (kind, output.get("name"), as_seen(joined(output.get("text"))))
     if kind == "error":
         return (kind, output.get("ename"), output.get("evalue"))
-    data = output.get("data") or {}
+    data = output.get("data")
+    data = data if isinstance(data, dict) else {}
     text = {mime: joined(v) if isinstance(v, (str, list)) else v for mime, v in data.items()}
     return (kind, text)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from remoter_kernel.front.reading.happenings import duration
+from remoter_kernel.plain_text import plain_text
 
 KIB = 1024
 
@@ -51,7 +52,7 @@ def told(status: Status) -> str:
         ("round trip", "" if status.round_trip is None else f"{status.round_trip * 1000:.0f} ms"),
         ("traffic", f"{amount(status.sent)} sent, {amount(status.received)} received{waiting}"),
     ]
-    return "".join(f"{name:<13}{what}\n" for name, what in rows if what)
+    return "".join(f"{name:<13}{plain_text(what)}\n" for name, what in rows if what)
 
 
 def _login(status: Status) -> str:

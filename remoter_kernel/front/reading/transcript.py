@@ -5,14 +5,16 @@ from __future__ import annotations
 import textwrap
 from typing import TYPE_CHECKING, Any
 
-from remoter_kernel.errors import ProtocolError
 from remoter_kernel.wire.frames import Channel, from_json, unpack
-from remoter_kernel.wire.messages import HEADER, content_of, header_of
+from remoter_kernel.wire.messages import HEADER, ODD, content_of, header_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from remoter_kernel.wire.said import Said
+
+
+NO_SENSE = "[a message of the kernel that makes no sense is left out]\n"
 
 
 class Transcript:
@@ -32,8 +34,8 @@ class Transcript:
                 self._line(gap(from_json(parts[0])))
             elif said.channel is Channel.IOPUB:
                 self._show(str(header_of(parts[HEADER]).get("msg_type")), content_of(parts))
-        except (ProtocolError, LookupError, TypeError):
-            return
+        except ODD:
+            self._line(NO_SENSE)
 
     def end(self) -> None:
         """End the last line."""
@@ -43,17 +45,17 @@ class Transcript:
         if kind == "execute_input":
             self._line("" if self._is_first else "\n")
             self._is_first = False
-            head = f"In [{content['execution_count']}]: "
-            code = str(content["code"]).rstrip("\n")
+            head = f"In [{count_in(content)}]: "
+            code = str(content.get("code", "")).rstrip("\n")
             self._line(head + textwrap.indent(code, " " * len(head)).lstrip(" ") + "\n")
         elif kind == "stream":
-            self._text(str(content["text"]))
+            self._text(str(content.get("text", "")))
         elif kind == "display_data":
-            self._line(as_text(content["data"]) + "\n")
+            self._line(as_text(content.get("data")) + "\n")
         elif kind == "execute_result":
-            self._line(f"Out[{content['execution_count']}]: {as_text(content['data'])}\n")
+            self._line(f"Out[{count_in(content)}]: {as_text(content.get('data'))}\n")
         elif kind == "error":
-            self._line("\n".join(content["traceback"]) + "\n")
+            self._line(traceback_of(content) + "\n")
 
     def _line(self, text: str) -> None:
         """Write from the beginning of a line."""
@@ -67,20 +69,39 @@ class Transcript:
 
 
 def output_of(said: Said) -> tuple[str, dict[str, Any]] | None:
-    """Return kind and content of what was published; None where a record is nothing of the kind."""
+    """Return kind and content of what was published; None where a record is nothing of the kind.
+
+    What cannot be read comes as a text which says so.
+    """
     if said.is_mark or said.channel is not Channel.IOPUB:
         return None
     try:
         parts = unpack(said.body)
         return str(header_of(parts[HEADER]).get("msg_type")), content_of(parts)
-    except (ProtocolError, LookupError):
-        return None
+    except ODD:
+        return "stream", {"name": "stderr", "text": NO_SENSE}
 
 
-def as_text(data: dict[str, Any]) -> str:
+def as_text(data: object) -> str:
     """Return what of a display can be read; of the rest, what it is."""
+    if not isinstance(data, dict):
+        return "<nothing>"
     text = data.get("text/plain")
     return str(text) if text else f"<{', '.join(data) or 'nothing'}>"
+
+
+def traceback_of(content: dict[str, Any]) -> str:
+    """Return what an error shows: its traceback, else what it is called."""
+    lines = content.get("traceback")
+    if isinstance(lines, list) and lines:
+        return "\n".join(map(str, lines))
+    return f"{content.get('ename', 'error')}: {content.get('evalue', '')}"
+
+
+def count_in(content: dict[str, Any]) -> str:
+    """Return the number of a cell, as a prompt shows it."""
+    count = content.get("execution_count")
+    return str(count) if isinstance(count, int) else " "
 
 
 def gap(words: dict[str, Any]) -> str:

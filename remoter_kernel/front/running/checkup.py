@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from remoter_kernel import __version__
@@ -16,6 +17,7 @@ from remoter_kernel.front.reading.status import can_be_heard
 from remoter_kernel.front.running.runner import Runner
 from remoter_kernel.front.session.dialer import SessionDialer
 from remoter_kernel.front.ssh.aliases import resolve
+from remoter_kernel.plain_text import plain_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -57,7 +59,8 @@ def check_up(name: str, questions: Questions | None) -> Iterator[Step]:
     way = _Way(name, questions)
     with contextlib.closing(way):
         try:
-            yield from way.steps()
+            for step in way.steps():
+                yield replace(step, found=plain_text(step.found))
         except RemoterError as err:
             yield Step(way.at, error=err.at(name))
 
@@ -156,7 +159,7 @@ def lifetime(around: Surroundings, user: str) -> str:
         return "sessions outlive the login"
     return (
         "this host ends sessions with the login (KillUserProcesses=yes): ask its administrator "
-        f"for `loginctl enable-linger {user}`"
+        f"for `loginctl enable-linger {shlex.quote(user)}`"
     )
 
 

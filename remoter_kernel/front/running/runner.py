@@ -10,26 +10,21 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from remoter_kernel.errors import RemoteLacks, RemoterError, Unreachable
+from remoter_kernel.errors import ProtocolError, RemoteLacks, RemoterError, Unreachable
 from remoter_kernel.front.reading.happenings import duration
+from remoter_kernel.front.reading.transcript import NO_SENSE
 from remoter_kernel.front.running.program import Piece
 from remoter_kernel.front.session import orders
 from remoter_kernel.front.session.link import Link, State
 from remoter_kernel.wire.frames import Channel, from_json, to_json
-from remoter_kernel.wire.messages import (
-    HEADER,
-    PARENT,
-    TOPIC,
-    Voice,
-    content_of,
-    header_of,
-)
+from remoter_kernel.wire.messages import CONTENT, HEADER, ODD, PARENT, TOPIC, Voice, header_of
 from remoter_kernel.wire.reactor import Reactor
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from remoter_kernel.front.session.dialer import SessionDialer
+    from remoter_kernel.wire.frames import Bytes
     from remoter_kernel.wire.reactor import Timer
 
     Show = Callable[[str, dict[str, Any]], None]
@@ -100,7 +95,8 @@ class Runner:
     @property
     def language(self) -> str:
         """What the kernel speaks."""
-        return str((self.kernel_info.get("language_info") or {}).get("name", ""))
+        info = self.kernel_info.get("language_info")
+        return str(info.get("name") or "") if isinstance(info, dict) else ""
 
     @property
     def session(self) -> str:
@@ -277,13 +273,16 @@ class Runner:
 
     def _hear(self, channel: Channel, parts: list[memoryview]) -> None:
         if channel is Channel.NOTE:
-            self._hear_note(from_json(parts[TOPIC]))
+            with contextlib.suppress(ProtocolError):
+                self._hear_note(from_json(parts[TOPIC]))
             return
-        cell = self._cells.get(str(header_of(parts[PARENT]).get("msg_id", "")))
+        parent, header, content = (_read(parts, part) for part in (PARENT, HEADER, CONTENT))
+        cell = self._cells.get(str((parent or {}).get("msg_id", "")))
         if cell is None:
             return
-        kind = str(header_of(parts[HEADER]).get("msg_type", ""))
-        content = content_of(parts)
+        if header is None or content is None:  # it counts all the same: somebody waits for it
+            cell.show("stream", {"name": "stderr", "text": NO_SENSE})
+        kind, content = str((header or {}).get("msg_type", "")), content or {}
         if channel is Channel.SHELL:
             cell.reply = content
         elif channel is Channel.STDIN and cell.ask:
@@ -311,7 +310,8 @@ class Runner:
 
     def _hear_note(self, words: dict[str, Any]) -> None:
         if words.get("event") == "ready":
-            self.kernel_info = dict(words["kernel_info"])
+            info = words.get("kernel_info")
+            self.kernel_info = info if isinstance(info, dict) else {}
             self.is_encrypted = bool(words.get("encrypted"))
         elif words.get("event") == "failed":
             self._fail(RemoteLacks(str(words.get("why")), remote=self._remote))
@@ -333,3 +333,11 @@ class Runner:
             seconds = time.monotonic() - self.link.lost_at
             if seconds > LOST_AFTER:
                 self.on_loss(seconds)
+
+
+def _read(parts: Sequence[Bytes], part: int) -> dict[str, Any] | None:
+    """Read one part of a message; None if it makes no sense."""
+    try:
+        return header_of(parts[part])
+    except ODD:
+        return None

@@ -5,9 +5,8 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any
 
-from remoter_kernel.errors import ProtocolError
 from remoter_kernel.wire.frames import Channel, unpack
-from remoter_kernel.wire.messages import HEADER, PARENT, content_of, header_of
+from remoter_kernel.wire.messages import HEADER, ODD, PARENT, content_of, header_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -80,5 +79,5 @@ class Verdict:
                 may_fail = self._asked.pop(str(header_of(parts[PARENT]).get("msg_id")), True)
                 if not may_fail:
                     self._replies.append(content)
-        except (ProtocolError, LookupError):
+        except ODD:
             return

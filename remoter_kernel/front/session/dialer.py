@@ -16,13 +16,8 @@ from typing import TYPE_CHECKING
 import zmq
 
 from remoter_kernel.errors import ForwardingRefused, RemoteLacks, RemoterError
-from remoter_kernel.front.bootstrap.evaluator import (
-    Address,
-    StrangeAnswer,
-    Wish,
-    bridge,
-    start_session,
-)
+from remoter_kernel.front.bootstrap.answer import StrangeAnswer
+from remoter_kernel.front.bootstrap.evaluator import Address, Wish, bridge, start_session
 from remoter_kernel.front.configuration.folders import folder_there
 from remoter_kernel.front.configuration.remotes import Remote
 from remoter_kernel.front.keeper.kept import KeptLogin, kept_login

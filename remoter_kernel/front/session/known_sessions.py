@@ -1,4 +1,8 @@
-"""Which sessions were seen last on each remote: for whoever completes a word, and must not wait."""
+"""Which sessions were seen last on each remote: for whoever completes a word, and must not wait.
+
+A shell may put these words on its command line: what is no id of a session is not kept, and
+not read, for another version may have kept it.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from remoter_kernel.front.configuration.remotes import state_folder
 from remoter_kernel.front.configuration.text import is_name
 from remoter_kernel.front.private_files import CannotWrite, write_private
+from remoter_kernel.plain_text import is_session_id, plain_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -16,11 +21,14 @@ if TYPE_CHECKING:
 
 KEPT = ("id", "state", "notebook", "script")
 MOST = 100  # of one remote, the newest
+# What a file does that is not there, or torn, or none of ours.
+NO_MEMORY = (OSError, ValueError, AttributeError, TypeError, RecursionError)
 
 
 def remember(remote: str, sessions: Iterable[dict[str, Any]]) -> None:
     """Keep what a remote has told of its sessions."""
-    kept = [{key: each.get(key) or "" for key in KEPT} for each in sessions][:MOST]
+    kept = [{key: each.get(key) or "" for key in KEPT} for each in sessions]
+    kept = [each for each in kept if is_session_id(each["id"])][:MOST]
     if is_name(remote) and kept != recall().get(remote, []):
         with contextlib.suppress(CannotWrite):  # it is only a memory
             write_private(_folder() / f"{remote}.json", json.dumps(kept))
@@ -41,9 +49,13 @@ def recall() -> dict[str, list[dict[str, str]]]:
     """Return what was seen, by remote."""
     found: dict[str, list[dict[str, str]]] = {}
     for path in sorted(_folder().glob("*.json")):
-        with contextlib.suppress(OSError, ValueError, AttributeError, TypeError):
+        with contextlib.suppress(*NO_MEMORY):
             sessions = json.loads(path.read_text(encoding="utf-8"))
-            found[path.stem] = [{key: str(each.get(key, "")) for key in KEPT} for each in sessions]
+            found[path.stem] = [
+                {key: plain_text(each.get(key, "")) for key in KEPT}
+                for each in sessions
+                if is_session_id(each.get("id"))
+            ]
     return found
 
 

@@ -27,7 +27,7 @@ from remoter_kernel.front.session.link import State
 from remoter_kernel.front.verbs.help import HELP, all_verbs, no_such_verb, one_verb, use_of
 from remoter_kernel.front.verbs.timer import CellTimer
 from remoter_kernel.wire.frames import Channel, to_json
-from remoter_kernel.wire.messages import METADATA, PARENT, header_of
+from remoter_kernel.wire.messages import METADATA, ODD, PARENT, header_of
 from remoter_kernel.wire.waiting import HELD_BACK
 
 if TYPE_CHECKING:
@@ -109,7 +109,8 @@ class Verbs:
     def notice(self, parts: Sequence[Bytes]) -> None:
         """Look at an output: was text of its cell held back? Is the cell over?"""
         if len(parts[METADATA]) > len(b"{}") and HELD in bytes(parts[METADATA]):
-            self._held.append(str(header_of(parts[PARENT]).get("msg_id", "")))
+            with contextlib.suppress(*ODD):
+                self._held.append(str(header_of(parts[PARENT]).get("msg_id", "")))
         self._timer.notice(parts)
 
     def take(

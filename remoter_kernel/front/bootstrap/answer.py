@@ -1,0 +1,206 @@
+"""Reads what the evaluator's program answers: whatever comes from there is checked here.
+
+What is shown of it later holds nothing that a terminal acts on. What is none of our answers
+is a `StrangeAnswer`; what is missing there is an error for a person.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from typing import TYPE_CHECKING, Any, NoReturn, TypeGuard
+
+from remoter_kernel.errors import NoSuchSession, RemoteLacks, RemoterError, Unreachable
+from remoter_kernel.plain_text import is_session_id, plain_text, plain_words
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from remoter_kernel.front.configuration.remotes import Remote
+
+OLDEST = "3.9"
+OUTPUT_SHOWN = 300  # characters of what a host said instead of an answer
+HIGHEST_PORT = 65535
+LAST_YEAR = 32_500_000_000.0  # seconds since 1970: no clock here shows what comes later
+MOST = 2**63  # of anything that is counted
+_HOST = re.compile(r"[0-9A-Za-z._:%-]{1,255}")
+_KEY = re.compile(r"[0-9A-Za-z.:+=^!/*?&<>()\[\]{}@%$#-]{40}")  # Z85
+TEXTS = ("remote", "kernel", "notebook", "script", "host", "state", "why")  # of a session
+TIMES = ("created", "since", "seconds")
+COUNTS = ("fronts", "journal")
+
+
+class StrangeAnswer(RemoteLacks):
+    """Something else than our own program answered."""
+
+
+# One line of JSON -------------------------------------------------------------------------
+
+
+def read_words(line: bytes, host: str, remote: Remote) -> dict[str, Any]:
+    """Read the line that the zipapp answers with; a lack is an error for a person."""
+    if line == b"lacks python":
+        raise RemoteLacks(
+            f"There is no {remote.python or 'python3'} on {host}.",
+            f'Set python = "…" for this remote; `remoter add {remote.name} --replace` shows which '
+            "there are.",
+            remote=remote.name,
+        )
+    try:
+        words = plain_words(json.loads(line))
+    except (ValueError, RecursionError) as error:
+        raise _strange(line.decode(errors="replace"), host, remote) from error
+    if not isinstance(words, dict):
+        raise _strange(str(words), host, remote)
+    if "lacks" in words:
+        _explain_lack({key: plain_text(value or "") for key, value in words.items()}, host, remote)
+    return words
+
+
+def _strange(said: str, host: str, remote: Remote) -> StrangeAnswer:
+    shown = plain_text(said, most=OUTPUT_SHOWN)
+    return StrangeAnswer(f"{host} answered strangely: {shown}", remote=remote.name)
+
+
+def _explain_lack(words: dict[str, str], host: str, remote: Remote) -> NoReturn:
+    lacks, what = words["lacks"], words.get("what", "")
+    python = remote.python or "python3"
+    if lacks == "session":
+        why = words.get("why") or "Its evaluator was killed."
+        when = f" It ended at {_clock(words['ended'])}." if words.get("ended") else ""
+        raise NoSuchSession(
+            f"Session {what} is gone. {why}{when}",
+            "Restart the kernel to begin a fresh one.",
+            remote=remote.name,
+        )
+    if lacks == "host":
+        place = words.get("host", "")
+        raise Unreachable(
+            f"Session {what} lives on {place}, and this login came to another machine.",
+            f"Name {place} as the host of this remote, then run the cell again.",
+            remote=remote.name,
+        )
+    if lacks == "reader":  # the sentence is made there
+        raise RemoteLacks(what, remote=remote.name)
+    if lacks == "room":
+        lack_room(what, host, remote)
+    if lacks == "new python":
+        raise RemoteLacks(
+            f"{python} on {host} is Python {what}; {OLDEST} is the oldest that will do.",
+            f'Set python = "…" for this remote; `remoter add {remote.name} --replace` shows which '
+            "there are.",
+            remote=remote.name,
+        )
+    if lacks == "packages":
+        raise RemoteLacks(
+            f"{python} on {host} lacks a package: {what}.",
+            f"There, run `{python} -m pip install ipykernel`, or set python to one that has it.",
+            remote=remote.name,
+        )
+    if lacks == "luck":
+        raise RemoteLacks(f"The session on {host} did not start: {what}", remote=remote.name)
+    raise RemoterError(f"{host} lacks {lacks}: {what}", remote=remote.name)
+
+
+def _clock(moment: str) -> str:
+    try:
+        return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds_of(float(moment))))
+    except ValueError:
+        return "a time that is not known"
+
+
+def lack_room(why: str, host: str, remote: Remote) -> NoReturn:
+    """Say that nothing can be written there."""
+    raise RemoteLacks(
+        f"Nothing can be written in the home on {host}: {plain_text(why)}.",
+        "Make room there (or set XDG_CACHE_HOME and XDG_DATA_HOME to a place that has some), "
+        "then run the cell again.",
+        remote=remote.name,
+    )
+
+
+# A session that was started or found ------------------------------------------------------
+
+
+def read_address(words: dict[str, Any], host: str, remote: Remote) -> dict[str, Any]:
+    """Return the fields of an `Address`, each of the kind that it must be."""
+    try:
+        port = int(words["port"])
+        fields: dict[str, Any] = {
+            "session": words["session"],
+            "address": str(words["address"]),
+            "port": port,
+            "server_key": str(words["server_key"]),
+            "is_joined": bool(words["joined"]),
+            **{name: plain_text(words[name]) for name in ("host", "user", "python", "pyzmq")},
+            "begun": seconds_of(words.get("begun")),
+            "others": tuple(_others(words.get("others"))),
+        }
+    except (LookupError, TypeError, ValueError, OverflowError) as error:
+        raise _strange(json.dumps(words), host, remote) from error
+    is_whole = (
+        is_session_id(fields["session"])
+        and _HOST.fullmatch(fields["address"])
+        and _KEY.fullmatch(fields["server_key"])
+        and 0 < port <= HIGHEST_PORT
+    )
+    if not is_whole:
+        raise _strange(json.dumps(words), host, remote)
+    return fields
+
+
+def _others(told: object) -> Iterator[dict[str, str]]:
+    """Yield the sessions that were not joined; what is none is left out."""
+    for each in told if isinstance(told, list) else ():
+        if isinstance(each, dict) and is_session_id(each.get("session")):
+            yield {"session": each["session"], "notebook": plain_text(each.get("notebook") or "")}
+
+
+# How sessions are -------------------------------------------------------------------------
+
+
+def read_sessions(words: dict[str, Any], remote: str) -> list[dict[str, Any]]:
+    """Return what is known of each session there; what has no id of one is left out."""
+    told = words.get("sessions")
+    if not isinstance(told, list):
+        raise StrangeAnswer("it did not tell of its sessions.", remote=remote)
+    return [read_session(each) for each in told if is_session(each)]
+
+
+def is_session(words: object) -> TypeGuard[dict[str, Any]]:
+    """Does this tell of a session?"""
+    return isinstance(words, dict) and is_session_id(words.get("id"))
+
+
+def read_session(words: dict[str, Any]) -> dict[str, Any]:
+    """Return what is known of one session, each word of the kind that it must be."""
+    return {
+        **words,
+        **{name: plain_text(words.get(name) or "") for name in TEXTS},
+        **{name: seconds_of(words.get(name)) for name in TIMES},
+        **{name: count_of(words.get(name)) for name in COUNTS},
+        "pid": count_of(words.get("pid")) or None,
+    }
+
+
+def seconds_of(value: object) -> float:
+    """Return a time that a clock here can show; 0 where there is none."""
+    is_time = isinstance(value, (int, float)) and 0 <= value <= LAST_YEAR
+    return float(value) if is_time else 0.0  # type: ignore[arg-type]
+
+
+def count_of(value: object) -> int:
+    """Return a number of things; 0 where there is none."""
+    is_number = isinstance(value, (int, float)) and 0 <= value < MOST
+    return int(value) if is_number else 0  # type: ignore[call-overload]
+
+
+def version_of(numbers: object) -> str:
+    """Write the version of a Python there: numbers alone, for it becomes part of paths here."""
+    if not isinstance(numbers, list) or not 2 <= len(numbers) <= 3:  # noqa: PLR2004 - as in 3.11.2
+        raise ValueError(numbers)
+    parts = [int(part) for part in numbers]
+    if not all(0 <= part < 1000 for part in parts):  # noqa: PLR2004 - what is more is no version
+        raise ValueError(numbers)
+    return ".".join(map(str, parts))
