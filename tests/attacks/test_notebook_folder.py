@@ -246,12 +246,12 @@ def test_attach_runs_nothing_of_the_folder(
     spec = here.add_remote("attached", on_shutdown="keep", **python_remote)
     with started_kernel(spec) as kernel:
         kernel.client.execute_interactive("1", timeout=60)
-        found = json.loads(here.remoter("sessions", "attached", "--json").stdout)["sessions"]
-        session = next(each["id"] for each in found if each["state"] == "idle")
         try:
+            found = json.loads(here.remoter("sessions", "attached", "--json").stdout)["sessions"]
+            session = next(each["id"] for each in found if each["fronts"])
             ran = here.remoter("attach", f"attached/{session}", cwd=folder.path)
         finally:
-            assert here.remoter("stop", f"attached/{session}").returncode == 0
+            assert here.remoter("stop", "--all", "attached").returncode == 0
     assert folder.has_run == []
     assert "Jupyter console" in ran.stdout, ran  # stdin has ended: so has the console
 

@@ -371,3 +371,4 @@ def test_odd_messages_of_a_kernel_leave_its_session_readable(box: str, tmp_path:
     assert "half \ufffd a pair" in texts
     assert texts.endswith("after\n")
     read("log", f"{box}/{name}")
+    read("stop", f"{box}/{name}")
