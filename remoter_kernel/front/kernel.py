@@ -250,8 +250,8 @@ class Kernel:
     def _say(self, route: Route) -> None:
         for first in self._first_words.take():
             self.link.say(Channel.SHELL, first)
-        route.number = self.link.say(route.channel, list(route.parts))
-        self._routes[route.header.get("msg_id", "")] = route
+        if not self._giving_up.pass_on(route):
+            return
         if self._is_ready:
             self._news.tell([route])
         self._notices.look(self.link, [route])
