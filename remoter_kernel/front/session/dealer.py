@@ -18,6 +18,8 @@ MOST_UNREAD = 256  # frames
 # We answer a ping with a pong, and whoever pings need not take any. In honest hands what waits
 # here is our own requests, as far as there is credit for them.
 MOST_UNSENT = 65_536  # frames
+LOOK_EVERY = 0.25  # seconds
+MOST_UNSEEN = 128 * 1024 * 1024  # bytes
 PART_OF_MEMORY = 4  # one item may fill a quarter of this machine's
 
 
@@ -40,6 +42,27 @@ def dealer(
     wire.curve_secretkey = secret_key
     wire.connect(endpoint)
     return wire
+
+
+class Unseen:
+    """What libzmq holds of a message whose last frame has not come.
+
+    None of its bounds counts that, and nothing tells how much it is, but that this process grows
+    while nothing comes out of the socket.
+    """
+
+    def __init__(self) -> None:
+        """Begin with what this process has now."""
+        self._process = psutil.Process()
+        self._before = self._process.memory_info().rss
+        self._received = -1
+
+    def is_too_much(self, received: int) -> bool:
+        """Look, every now and then; `received`: bytes that have come out of the socket so far."""
+        now = self._process.memory_info().rss
+        if received != self._received:
+            self._received, self._before = received, now
+        return now - self._before > MOST_UNSEEN
 
 
 def most_item() -> int:

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import zmq
 
-from remoter_kernel.errors import ProtocolError, RemoterError, Unreachable
-from remoter_kernel.front.session.dealer import dealer, most_item
+from remoter_kernel.errors import Overrun, ProtocolError, RemoterError, Unreachable
+from remoter_kernel.front.session.dealer import LOOK_EVERY, Unseen, dealer, most_item
 from remoter_kernel.front.session.greeting import read_welcome
 from remoter_kernel.wire.frames import (
     LANE,
@@ -35,7 +35,7 @@ from remoter_kernel.wire.frames import (
 from remoter_kernel.wire.messages import parts_of
 from remoter_kernel.wire.pump import Pump
 from remoter_kernel.wire.reactor import messages
-from remoter_kernel.wire.stream import Conversation, MemoryOutbox
+from remoter_kernel.wire.stream import FRESH, Conversation, MemoryOutbox
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -259,6 +259,16 @@ class Link:
         hello = to_json({**who, "seen": seen, "said": self._talk.said})
         self._send(wire, encode(self._talk.head(Kind.HELLO), hello))
         self._timer = self.reactor.later(GREET_WITHIN, self._give_up_greeting)
+        self._look(wire, Unseen())
+
+    def _look(self, wire: zmq.Socket[bytes], unseen: Unseen) -> None:
+        """End a wire whose other end sends a message without end."""
+        if self._socket is not wire:
+            return
+        if unseen.is_too_much(self.received):
+            self._lost(Overrun("The other end sent one message of frames without end.", FRESH))
+            return
+        self.reactor.later(LOOK_EVERY, partial(self._look, wire, unseen))
 
     def _give_up_greeting(self) -> None:
         self._lost(Unreachable("The session was reached, but it did not answer."))
