@@ -13,9 +13,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
 
+import pytest
 import zmq
 
+from remoter_kernel.errors import ProtocolError
+from remoter_kernel.front.reading.inquiries import MOST_ANSWERED, Reading
 from remoter_kernel.wire.frames import Channel, Head, Kind, decode, encode, pack, to_json
+from remoter_kernel.wire.said import Said, encode_said
 
 MIB = 1024 * 1024
 GROWTH = 64 * MIB  # what an attack of several hundred MiB may cost
@@ -201,3 +205,49 @@ def test_pings_whose_pongs_nobody_takes() -> None:
 
     went = attacked(attack)
     assert went["grown"] < GROWTH
+
+
+# --- what a journal tells ---
+
+
+def answers(*data: bytes, journal: Any = 5000) -> Callable[[dict[str, Any]], Any]:
+    """What a remote answers, one after the other; then there is nothing more."""
+    left = list(data)
+
+    def ask(_words: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
+        said = left.pop(0) if left else b""
+        about = {"id": "7f3a9c", "journal": journal, "why": ""}
+        told = {"session": about, "is_over": True, "bytes": len(said), "place": None, "tails": {}}
+        return told, said
+
+    return ask
+
+
+def record(size: int, body: bytes = b"", number: int = 1) -> bytes:
+    """A record that claims a size."""
+    said = bytearray(encode_said(Said(number, 0.0, Channel.IOPUB, False, bytes(8), body)))
+    said[-len(body) - 8 : len(said) - len(body)] = struct.pack("!Q", size)
+    return bytes(said)
+
+
+@pytest.mark.parametrize("journal", [5000, 2**60, "many", None, -1])
+def test_a_record_that_claims_more_than_its_journal_has(journal: Any) -> None:
+    """The remote promises 2^60 bytes and sends 16 MiB of them again and again."""
+    asked = answers(record(2**60, bytes(1000)), *[bytes(1000)] * 50, journal=journal)
+    with pytest.raises(ProtocolError, match="claims 1,152,921,504,606,846,976 bytes"):
+        list(Reading(asked, "7f3a9c"))
+
+
+def test_an_answer_that_is_larger_than_any() -> None:
+    """One answer has more than the program there would ever give."""
+    with pytest.raises(ProtocolError, match="An answer of"):
+        list(Reading(answers(bytes(MOST_ANSWERED + 1)), "7f3a9c"))
+
+
+def test_more_records_than_are_kept_in_memory() -> None:
+    """The records are honest, and do not end; who keeps them all stops, and says what helps."""
+    asked = answers(*[record(100, bytes(100), n) for n in range(1, 100)])
+    with pytest.raises(ProtocolError, match="`remoter outputs 7f3a9c` shows all of it"):
+        list(Reading(asked, "7f3a9c", most=2000))
+    said = list(Reading(answers(record(100, bytes(100))), "7f3a9c", most=2000))
+    assert [len(each.body) for each in said] == [100]
