@@ -9,9 +9,8 @@ import struct
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import pytest
 import zmq
@@ -20,6 +19,9 @@ from remoter_kernel.errors import ProtocolError
 from remoter_kernel.front.reading.inquiries import MOST_ANSWERED, Reading
 from remoter_kernel.wire.frames import Channel, Head, Kind, decode, encode, pack, to_json
 from remoter_kernel.wire.said import Said, encode_said
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 MIB = 1024 * 1024
 GROWTH = 64 * MIB  # what an attack of several hundred MiB may cost
@@ -53,7 +55,7 @@ class Hostile:
     def meet(self, victim: subprocess.Popen[str]) -> None:
         """Wait for somebody, and greet them."""
         self.victim = victim
-        assert self.socket.poll(WITHIN * 1000)
+        assert self.socket.poll(int(WITHIN * 1000))
         self._who, _hello = self.socket.recv_multipart()
         words = {"seen": [0, 0], "begin": [0, 0], "id": "evil"}
         self.send(encode(Head(Kind.WELCOME), to_json(words)))
@@ -177,17 +179,19 @@ def test_a_message_of_frames_without_end() -> None:
     words = {"seen": [0, 0], "begin": [0, 0], "id": "evil"}
     welcome = encode(Head(Kind.WELCOME), to_json(words))
     frame = b"\x03" + struct.pack("!Q", MIB // 2) + bytes(MIB // 2)  # there is more to come
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        with _victim(f"tcp://127.0.0.1:{server.getsockname()[1]}", ["", "", ""], 0) as victim:
-            wire, _ = server.accept()
-            with wire, contextlib.suppress(OSError):
-                wire.sendall(greeting)
-                wire.sendall(b"\x04" + bytes([len(ready)]) + ready)
-                wire.sendall(b"\x02" + struct.pack("!Q", len(welcome)) + welcome)
-                for _ in range(4096):
-                    wire.sendall(frame)
-                    time.sleep(0.001)  # no network is faster than 500 MB/s
-            said, _ = victim.communicate(timeout=WITHIN)
+    with (
+        socket.create_server(("127.0.0.1", 0)) as server,
+        _victim(f"tcp://127.0.0.1:{server.getsockname()[1]}", ["", "", ""], 0) as victim,
+    ):
+        wire, _ = server.accept()
+        with wire, contextlib.suppress(OSError):
+            wire.sendall(greeting)
+            wire.sendall(b"\x04" + bytes([len(ready)]) + ready)
+            wire.sendall(b"\x02" + struct.pack("!Q", len(welcome)) + welcome)
+            for _ in range(4096):
+                wire.sendall(frame)
+                time.sleep(0.001)  # no network is faster than 500 MB/s
+        said, _ = victim.communicate(timeout=WITHIN)
     went = json.loads(said)
     assert "one message of frames without end" in went["errors"][0]
     assert went["grown"] < 6 * GROWTH

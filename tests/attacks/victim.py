@@ -28,8 +28,8 @@ class Dialer:
 
     has_asked = False
 
-    def __init__(self, endpoint: str, *keys: bytes) -> None:
-        self._line = Line(endpoint, *keys, hang_up=lambda: None)
+    def __init__(self, endpoint: str, keys: tuple[bytes, bytes, bytes]) -> None:
+        self._line = Line(endpoint, *keys, lambda: None)
 
     def dial(self) -> Line:
         return self._line
@@ -69,9 +69,8 @@ def main(endpoint: str, server_key: str, public_key: str, secret_key: str, most:
     if int(most):
         module.most_item = lambda: int(most)  # type: ignore[attr-defined]
     reactor = Reactor()
-    link = Link(
-        reactor, Dialer(endpoint, *(k.encode() for k in (server_key, public_key, secret_key)))
-    )
+    keys = server_key.encode(), public_key.encode(), secret_key.encode()
+    link = Link(reactor, Dialer(endpoint, keys))
     errors: list[str] = []
 
     def note(state: State) -> None:

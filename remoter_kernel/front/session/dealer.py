@@ -54,15 +54,18 @@ class Unseen:
     def __init__(self) -> None:
         """Begin with what this process has now."""
         self._process = psutil.Process()
-        self._before = self._process.memory_info().rss
+        self._before = self._grown_to()
         self._received = -1
 
     def is_too_much(self, received: int) -> bool:
         """Look, every now and then; `received`: bytes that have come out of the socket so far."""
-        now = self._process.memory_info().rss
+        now = self._grown_to()
         if received != self._received:
             self._received, self._before = received, now
         return now - self._before > MOST_UNSEEN
+
+    def _grown_to(self) -> int:
+        return int(self._process.memory_info().rss)
 
 
 def most_item() -> int:
