@@ -186,7 +186,10 @@ def test_a_message_of_frames_without_end() -> None:
         wire, _ = server.accept()
         with wire, contextlib.suppress(OSError):
             wire.sendall(greeting)
+            heard = wire.recv(4096)
             wire.sendall(b"\x04" + bytes([len(ready)]) + ready)
+            while b"front" not in heard:  # the HELLO
+                heard += wire.recv(4096)
             wire.sendall(b"\x02" + struct.pack("!Q", len(welcome)) + welcome)
             for _ in range(4096):
                 wire.sendall(frame)
