@@ -14,7 +14,7 @@ from remoter_kernel.front.this_side.carried.values import Refused
 
 MAGIC = b"ARROW1"
 CONTINUES = b"\xff\xff\xff\xff"  # stands before a message's length, but in old files
-SCHEMA, DICTIONARY, BATCH = 1, 2, 3  # kinds of messages
+DICTIONARY, BATCH = 2, 3  # kinds of messages
 BLOCK, PAIR = 24, 16  # bytes of what stands in lists: of a place in the file, of two numbers
 MANY_EMPTY = 1 << 24  # values that take no room at all
 
@@ -42,9 +42,10 @@ def _check_message(data: bytes, offset: int, body: int) -> None:
     message = begin + _number(data, begin, 4)
     kind = _field(data, message, 1)
     batch = _table(data, _field(data, message, 2))
-    if kind and data[kind] == DICTIONARY:
+    which = _number(data, kind, 1) if kind else 0
+    if which == DICTIONARY:
         batch = _table(data, _field(data, batch, 1))
-    elif not kind or data[kind] != BATCH:
+    elif which != BATCH:
         raise Refused("The other side sent a frame with a piece of an unknown kind.")
     if _field(data, batch, 3):
         raise Refused(
