@@ -152,7 +152,12 @@ def item(data: bytes) -> None:
 
 
 def reading(data: bytes) -> None:
-    about = {"session": {"journal": 1000, "id": "x"}, "is_over": True, "bytes": 1, "place": None}
+    about = {
+        "session": {"journal": 1000, "id": "7f3a9c"},
+        "is_over": True,
+        "bytes": 1,
+        "place": None,
+    }
     left = [data]
     list(Reading(lambda _words: (dict(about), left.pop() if left else b""), "7f3a9c"))
 
@@ -289,7 +294,7 @@ TARGETS = (
     ),
     Target("headers", header_of, tuple(bytes(unpack(each)[4]) for each in MESSAGES), share=90),
     Target("records on their way", split_said, (SAID,), share=90),
-    Target("answers of inquiries", reading, (SAID,), share=40),
+    Target("answers of inquiries", reading, (SAID,), (RemoterError,), share=40),
     Target("transcript, story, log, verdict", told, (*MESSAGES, REPLY, *NOTES), (), share=10),
     Target("what waits", waiting, MESSAGES, share=10),
     Target(

@@ -229,22 +229,6 @@ class Reading:
         self._most = most
         self._journal = self._taken = 0  # bytes: of the journal, as it is told; of all answers
 
-    def __iter__(self) -> Iterator[Said]:
-        """Yield what was said, in order."""
-        after, rest, wait, place = 0, b"", 0.0, None
-        while True:
-            begin = {"after": after, "skip": len(rest), "place": place}
-            self.answer, data = self._ask({**self._words, **begin, "wait": wait})
-            if len(data) == self.answer["bytes"]:  # else something was lost on the way
-                place = self.answer["place"]
-            found, rest = split_said(rest + data, self._largest_after(len(data)))
-            for said in found:
-                after = said.number
-                yield said
-            if not data and (self.answer["is_over"] or not self._follow):
-                return
-            wait = FOLLOW if self._follow and not rest else 0.0
-
     def _largest_after(self, size: int) -> int:
         """Take an answer of so many bytes; return how large a record of that journal can be."""
         told = self.answer["session"].get("journal")
@@ -261,3 +245,19 @@ class Reading:
                 f"`remoter outputs {session}` shows all of it, as it comes.",
             )
         return min(self._journal, MOST_ITEM)
+
+    def __iter__(self) -> Iterator[Said]:
+        """Yield what was said, in order."""
+        after, rest, wait, place = 0, b"", 0.0, None
+        while True:
+            begin = {"after": after, "skip": len(rest), "place": place}
+            self.answer, data = self._ask({**self._words, **begin, "wait": wait})
+            if len(data) == self.answer["bytes"]:  # else something was lost on the way
+                place = self.answer["place"]
+            found, rest = split_said(rest + data, self._largest_after(len(data)))
+            for said in found:
+                after = said.number
+                yield said
+            if not data and (self.answer["is_over"] or not self._follow):
+                return
+            wait = FOLLOW if self._follow and not rest else 0.0
