@@ -64,7 +64,11 @@ class Behind:
 
     def publish(self, size: int) -> None:
         body = pack([b"", b"{}", b"{}", b"{}", bytes(size)])
-        self.reactor.call(lambda: [self.journal.append(Channel.IOPUB, body)].clear())
+
+        def append() -> None:
+            self.journal.append(Channel.IOPUB, body)
+
+        self.reactor.call(append)
 
     def close(self) -> None:
         self.reactor.call(self.reactor.stop)
