@@ -86,7 +86,17 @@ class NoSuchSession(RemoterError):
     exit_code = 5
 
 
+class TooLarge(Usage):
+    """A message is larger than any that is carried: it stays where it is."""
+
+
 class ProtocolError(RemoterError):
     """The other end said something that this protocol does not allow: the wire ends."""
 
     worth_retrying = True
+
+
+class Overrun(ProtocolError):
+    """The other end sent more than it may. It would do so again: a person has to decide."""
+
+    worth_retrying = False

@@ -11,7 +11,7 @@ from remoter_kernel.cli.showing import Terminal
 from remoter_kernel.cli.terminal import questions
 from remoter_kernel.cli.words import session_ids
 from remoter_kernel.errors import RemoterError, Usage
-from remoter_kernel.front.reading.inquiries import finding
+from remoter_kernel.front.reading.inquiries import MOST_KEPT, finding
 from remoter_kernel.front.reading.notebook import Story, fill, whole_notebook
 from remoter_kernel.front.reading.transcript import Transcript, output_of
 from remoter_kernel.front.running.verdict import Verdict
@@ -51,7 +51,7 @@ def outputs(session: str, notebook: Path | None, into: Path | None, follow: bool
             transcript.end()
             return
         story = Story()
-        for said in found.said(follow=follow):
+        for said in found.said(follow=follow, most=MOST_KEPT):
             story.take(said)
     if notebook:
         _write(notebook, story, found)

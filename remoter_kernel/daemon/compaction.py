@@ -16,7 +16,8 @@ from remoter_kernel.daemon import records
 from remoter_kernel.daemon.index import Index
 from remoter_kernel.daemon.records import Record, Scan, encode, mark_of, size_on_disk
 from remoter_kernel.errors import ProtocolError
-from remoter_kernel.wire.frames import Channel, from_json, unpack
+from remoter_kernel.wire.frames import Channel, unpack
+from remoter_kernel.wire.messages import HEADER, PARENT, content_of, header_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 
 ENDS = (64 * 1024, 4 * 1024)  # bytes that stay of a cell's text at its head and at its tail
 COPY = 1024 * 1024  # bytes at a time
-HEADER, PARENT, CONTENT = 1, 2, 4  # of a message's parts
 
 STAYS, TEXT, UPDATE, COMM, SMALL, RESULT = range(6)
 WHAT = ("", "stream", "update_display_data", "comm", "status", "output")
@@ -228,11 +228,11 @@ def _classify(record: Record) -> tuple[int, str, str]:
         return STAYS, "", ""
     try:
         parts = unpack(record.body)
-        kind = str(from_json(parts[HEADER]).get("msg_type", ""))
-        cell = str(from_json(parts[PARENT]).get("msg_id", ""))
+        kind = str(header_of(parts[HEADER]).get("msg_type", ""))
+        cell = str(header_of(parts[PARENT]).get("msg_id", ""))
         display = ""
         if kind == "update_display_data":
-            display = str((from_json(parts[CONTENT]).get("transient") or {}).get("display_id"))
+            display = str((content_of(parts).get("transient") or {}).get("display_id"))
     except (ProtocolError, IndexError, AttributeError):
         return SMALL, "", ""
     return CLASSES.get(kind, SMALL), cell, display

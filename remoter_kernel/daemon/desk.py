@@ -16,7 +16,7 @@ from remoter_kernel.daemon.past import HANDED
 from remoter_kernel.daemon.requests import Requests
 from remoter_kernel.daemon.speaker import Request, Speaker
 from remoter_kernel.errors import ProtocolError
-from remoter_kernel.wire.frames import LANE, Bytes, Channel, Head, Lane, from_json, pack, unpack
+from remoter_kernel.wire.frames import LANE, Bytes, Channel, Head, Lane, from_json, pack
 from remoter_kernel.wire.messages import (
     CELL_OF_VSCODE,
     CONTENT,
@@ -25,6 +25,7 @@ from remoter_kernel.wire.messages import (
     TOPIC,
     content_of,
     header_of,
+    parts_of,
     source_mark,
 )
 
@@ -59,16 +60,13 @@ class Desk:
 
     def take(self, guest: Guest, head: Head, body: Bytes) -> None:
         """Take one item of a front: write it down, then pass it on (or the other way)."""
-        parts: list[Bytes] = list(unpack(body))
         channel = head.channel
+        parts: list[Bytes] = list(parts_of(channel, body))
         then: Callable[[], None] = lambda: None  # noqa: E731 - a default
         is_held = False
         if channel is Channel.ORDER:
             self._obey(guest, head, parts)
         else:
-            if len(parts) <= CONTENT:
-                message = "A message without all its parts."
-                raise ProtocolError(message)
             header = header_of(parts[HEADER])
             request = Request(guest.name, channel, head.number, parts, header)
             self._note_cell(request)
@@ -170,9 +168,6 @@ class Desk:
 
     def _obey(self, guest: Guest, head: Head, parts: list[Bytes]) -> None:
         """Do what a front wants done: `{"order": interrupt | restart | stop | keep | finish}`."""
-        if not parts:
-            message = "An order without words."
-            raise ProtocolError(message)
         words = from_json(parts[TOPIC])
         order = words.get("order")
         if order == "interrupt":

@@ -15,6 +15,7 @@ from zmq.utils import z85
 from remoter_kernel.daemon.outbox import FrontOutbox
 from remoter_kernel.errors import ProtocolError, RemoterError
 from remoter_kernel.wire.frames import (
+    MOST_FRAME,
     Bytes,
     Head,
     Kind,
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 
 CORK = 0.001  # seconds that a published message may wait for the next one
 COPY_BELOW = 65536  # bytes
+MOST_UNREAD = 256  # frames of one front, of 64 KiB at most: more than is read in one go
 FRONT_SIZE = 8  # bytes of a front's name
 
 
@@ -85,7 +87,10 @@ class Door:
         self.reactor.watch(self._zap, self._judge)
         router = self._socket
         router.linger = 500  # milliseconds: the last words
-        router.sndhwm = router.rcvhwm = 0  # our own credit bounds what waits
+        router.maxmsgsize = MOST_FRAME  # who sends a larger one is disconnected
+        # Of each front: while so much of it waits, no more is read from its connection.
+        router.rcvhwm = MOST_UNREAD
+        router.sndhwm = 0  # a slow front's own credit bounds what waits for it
         router.router_mandatory = True
         router.curve_server = True
         router.curve_secretkey = secret_key
@@ -176,7 +181,7 @@ class Door:
                 continue
             try:
                 self._greet(identity, frame)
-            except (ProtocolError, LookupError, TypeError, ValueError) as error:
+            except (ProtocolError, LookupError, TypeError, ValueError, OverflowError) as error:
                 self._send(identity, encode(Head(Kind.BYE), to_json({"why": str(error)})))
 
     def _greet(self, identity: bytes, frame: bytes) -> None:

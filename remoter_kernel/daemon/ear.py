@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from remoter_kernel.daemon.pieces import in_pieces
 from remoter_kernel.daemon.records import EVERYONE
+from remoter_kernel.errors import TooLarge
 from remoter_kernel.wire.frames import Bytes, Channel, pack
 from remoter_kernel.wire.messages import CONTENT, HEADER, PARENT, header_of
 from remoter_kernel.wire.waiting import COMMS
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from remoter_kernel.daemon.door import Door
     from remoter_kernel.daemon.journal import Journal
     from remoter_kernel.daemon.past import Past
+    from remoter_kernel.daemon.speaker import Speaker
 
 IDLE_WITHIN = 64  # bytes of a status message's content
 
@@ -23,12 +25,15 @@ IDLE_WITHIN = 64  # bytes of a status message's content
 class Ear:
     """Hears one child after the other."""
 
-    def __init__(self, journal: Journal, door: Door, desk: Desk, past: Past | None) -> None:
+    def __init__(
+        self, journal: Journal, door: Door, desk: Desk, speaker: Speaker, past: Past | None
+    ) -> None:
         """Remember; `past` is that of an evaluator that died, and left its child."""
         self.adoption: Adoption | None = None  # while it is under way
         self.cut_short = ""  # the cell that is interrupted because its kernel ends
         self._journal = journal
         self._door = door
+        self._speaker = speaker
         self._requests = desk.requests
         self._interrupts = desk.interrupts
         self._past = past
@@ -52,8 +57,11 @@ class Ear:
     def _hear_published(self, parts: list[Bytes]) -> None:
         if self.adoption:
             self.adoption.hear(parts)
-        for piece in in_pieces(parts):
-            self._journal.append(Channel.IOPUB, pack(piece))
+        try:
+            for piece in in_pieces(parts):
+                self._journal.append(Channel.IOPUB, pack(piece))
+        except TooLarge as error:
+            self._speaker.tell_missing(parts, error)
         state = bytes(parts[CONTENT][:IDLE_WITHIN])
         if b'"idle"' in state:
             self._door.is_hurried = True
@@ -83,8 +91,12 @@ class Ear:
                     self.adoption.hear_reply(request)
             elif self._past:
                 self._past.answered.add(str(asker))
+        try:
+            body = pack(parts)
+        except TooLarge as error:
+            body = self._speaker.in_place_of(parts, error)
         # Where nobody can tell any more who asked, each front knows whether it did.
-        self._journal.append(channel, pack(parts), front=request.front if request else EVERYONE)
+        self._journal.append(channel, body, front=request.front if request else EVERYONE)
 
     def _be_done(self, asker: dict[str, Any]) -> None:
         """The child has dealt with a request; one that gets no reply (of a widget) is done."""

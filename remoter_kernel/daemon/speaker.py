@@ -5,11 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from remoter_kernel.wire.frames import Bytes, Channel, pack, to_json
-from remoter_kernel.wire.messages import Voice
+from remoter_kernel.wire.messages import HEADER, PARENT, Voice, header_of
 
 if TYPE_CHECKING:
     from remoter_kernel.daemon.door import Guest
     from remoter_kernel.daemon.journal import Journal
+    from remoter_kernel.errors import TooLarge
+
+MOST_INFO = 256 * 1024  # bytes of what a kernel says of itself: every greeting carries it
 
 
 class Request(NamedTuple):
@@ -34,6 +37,8 @@ class Speaker:
     def sound_like(self, header: dict[str, Any], kernel_info: dict[str, Any]) -> None:
         """Take over the session and the user's name of a child's message."""
         self._voice.speak_as(str(header.get("session", "")), str(header.get("username", "")))
+        if len(to_json(kernel_info)) > MOST_INFO:  # whoever asks the kernel itself hears all of it
+            kernel_info = {**kernel_info, "banner": "", "help_links": []}
         self.kernel_info = kernel_info
 
     def describe(self) -> dict[str, Any]:
@@ -68,6 +73,20 @@ class Speaker:
         if request.header.get("msg_type") == "execute_request":
             words = {"name": "stderr", "text": f"[remoter] {sentence}\n"}
             self.publish("stream", words, request.header)
+
+    def tell_missing(self, parts: list[Bytes], error: TooLarge) -> None:
+        """Say in a cell what the child has published in it that cannot be carried."""
+        kind = header_of(parts[HEADER]).get("msg_type")
+        text = f"[remoter] Something of this cell ({kind}) is missing here. {error}\n"
+        self.publish("stream", {"name": "stderr", "text": text}, header_of(parts[PARENT]))
+
+    def in_place_of(self, parts: list[Bytes], error: TooLarge) -> bytes:
+        """Return the body of an answer that says why that of the child cannot be carried."""
+        trouble = {"ename": type(error).__name__, "evalue": str(error), "traceback": [str(error)]}
+        kind = str(header_of(parts[HEADER]).get("msg_type"))
+        return pack(
+            self._voice.compose(kind, {"status": "error", **trouble}, header_of(parts[PARENT]))
+        )
 
     def end(self, request: Request) -> None:
         """Say that the child is done with a request."""

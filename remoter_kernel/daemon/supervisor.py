@@ -93,7 +93,7 @@ class Supervisor:
         self._desk = Desk(session, journal, door, self._speaker)
         self._requests = self._desk.requests
         self._interrupts = self._desk.interrupts
-        self._ear = Ear(journal, door, self._desk, past)
+        self._ear = Ear(journal, door, self._desk, self._speaker, past)
         self._slow_start = SlowStart(reactor, session.id, self._requests, self._speaker, wish)
         self._patience = Patience(reactor, door, self._requests, self.stop)
         self._tries = 1  # to start the child

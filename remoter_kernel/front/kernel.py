@@ -246,8 +246,8 @@ class Kernel:
             self.link.say(Channel.SHELL, first)
         if self.dialer.is_here:
             self._no_remote.tell([route])
-        route.number = self.link.say(route.channel, list(route.parts))
-        self._routes[route.header.get("msg_id", "")] = route
+        if not self._giving_up.pass_on(route):
+            return
         if self._is_ready:
             self._news.tell([route])
         self._notices.look(self.link, [route])

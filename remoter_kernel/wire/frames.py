@@ -12,7 +12,7 @@ import struct
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any, NamedTuple, Union
 
-from remoter_kernel.errors import ProtocolError
+from remoter_kernel.errors import ProtocolError, TooLarge
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -25,7 +25,15 @@ Bytes = Union[bytes, memoryview]
 _HEAD = struct.Struct("!2sBBBxQQQQQQQQ")  # 70 bytes
 _COUNT = struct.Struct("!I")
 _LENGTH = struct.Struct("!Q")
-MOST_PARTS = 10_000  # a message with more buffers than this is not a message
+_FEW = tuple(struct.Struct(f"!I{count}Q") for count in range(9))  # what most messages have
+
+# What one end may make the other hold. The sender refuses what is more, so that a person hears of
+# it; to the receiver it is a breach of the protocol.
+MOST_BUFFERS = 65_536  # of one message
+MOST_PARTS = 5 + MOST_BUFFERS  # its topic, header, parent header, metadata and content come first
+MOST_ITEM = 2**31 - 2**16  # bytes of one item: one read of a journal gives no more
+MOST_WORDS = 1024 * 1024  # bytes of JSON of our own: greetings, notes, orders
+MOST_FRAME = 1024 * 1024  # bytes: 64 KiB of items at most, or one greeting
 
 
 class Kind(IntEnum):
@@ -133,9 +141,22 @@ def _decode_head(frame: memoryview) -> tuple[Head, int]:
 
 
 def pack(parts: Sequence[Bytes]) -> bytes:
-    """Join parts into one body: their count, their lengths, then the bytes."""
-    lengths = [_LENGTH.pack(len(part)) for part in parts]
-    return b"".join([_COUNT.pack(len(parts)), *lengths, *parts])
+    """Join parts into one body: their count, their lengths, then the bytes.
+
+    `TooLarge` says what is more than the other end takes.
+    """
+    count = len(parts)
+    lengths = [len(part) for part in parts]
+    if count > MOST_PARTS or sum(lengths) > MOST_ITEM - MOST_WORDS:
+        raise _too_large(count, sum(lengths))
+    head = _FEW[count] if count < len(_FEW) else struct.Struct(f"!I{count}Q")
+    return b"".join([head.pack(count, *lengths), *parts])
+
+
+def _too_large(count: int, size: int) -> TooLarge:
+    said = f"A message of {size / 1e6:,.1f} MB with {max(0, count + MOST_BUFFERS - MOST_PARTS):,}"
+    most = f"{MOST_BUFFERS:,} buffers and {MOST_ITEM / 1e6:,.0f} MB are the most."
+    return TooLarge(f"{said} buffers is too large to be carried.", most)
 
 
 def unpack(body: Bytes) -> list[memoryview]:
@@ -150,8 +171,8 @@ def unpack(body: Bytes) -> list[memoryview]:
         message = f"A body that claims {count} parts arrived in {len(view)} bytes."
         raise ProtocolError(message)
     parts = []
-    for index in range(count):
-        (length,) = _LENGTH.unpack_from(view, _COUNT.size + index * _LENGTH.size)
+    head = _FEW[count] if count < len(_FEW) else struct.Struct(f"!I{count}Q")
+    for length in head.unpack_from(view)[1:]:
         parts.append(view[start : start + length])
         start += length
     if start != len(view):
@@ -167,6 +188,9 @@ def to_json(words: dict[str, Any]) -> bytes:
 
 def from_json(body: Bytes) -> dict[str, Any]:
     """Read a JSON body; anything but an object is a `ProtocolError`."""
+    if len(body) > MOST_WORDS:
+        message = f"A body of {len(body)} bytes arrived where {MOST_WORDS} are the most."
+        raise ProtocolError(message)
     try:
         words = json.loads(bytes(body))
     except (ValueError, RecursionError) as error:

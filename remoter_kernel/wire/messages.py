@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from jupyter_client.session import Session
 
 from remoter_kernel.errors import ProtocolError
+from remoter_kernel.wire.frames import MOST_WORDS, Channel, unpack
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -109,6 +110,19 @@ class Voice:
         for part in parts:
             signature.update(part)
         return signature.hexdigest().encode()
+
+
+def parts_of(channel: Channel, body: Bytes) -> list[memoryview]:
+    """Return the parts of an item: all that a reader relies on are there."""
+    parts = unpack(body)
+    if channel is Channel.NOTE or channel is Channel.ORDER:
+        if not parts:
+            raise ProtocolError("A note or an order without words.")
+    elif len(parts) <= CONTENT:
+        raise ProtocolError("A message without all its parts.")
+    elif len(parts[HEADER]) + len(parts[PARENT]) > MOST_WORDS:  # JSON grows when it is read
+        raise ProtocolError("A message whose headers are larger than any message's are.")
+    return parts
 
 
 def header_of(part: Bytes) -> dict[str, Any]:

@@ -25,6 +25,7 @@ PING_AFTER = 2.5  # seconds of silence
 DEAD_AFTER = 8.0  # seconds of silence
 LOOK_EVERY = 1.0  # seconds
 
+LONGEST_REASON = 1000  # characters of why the other end hung up
 BATCH = 64 * 1024  # bytes: sayings that are due together share a frame up to this size
 
 Send = Callable[[bytes], None]
@@ -139,7 +140,8 @@ class Pump:
             self._note_pong()
         elif head.kind is Kind.BYE:
             words = from_json(body)
-            self.end(ProtocolError(str(words.get("why", "The other end hung up."))))
+            why = str(words.get("why", "The other end hung up."))
+            self.end(ProtocolError(why[:LONGEST_REASON]))
 
     def _say(self, kind: Kind) -> None:
         self.send(encode(self.talk.head(kind)))

@@ -10,7 +10,7 @@ import struct
 from typing import NamedTuple
 
 from remoter_kernel.errors import ProtocolError
-from remoter_kernel.wire.frames import CHANNELS, Bytes, Channel
+from remoter_kernel.wire.frames import CHANNELS, MOST_ITEM, Bytes, Channel
 
 _HEAD = struct.Struct("!QdBBB8sQ")  # number, time, channel, flags, front, size
 
@@ -36,13 +36,20 @@ def encode_said(said: Said) -> bytes:
     return _HEAD.pack(said.number, said.time, *flags, said.front, len(said.body)) + said.body
 
 
-def split_said(data: bytes) -> tuple[list[Said], bytes]:
-    """Return the whole records of some bytes, and what is left of a torn one."""
+def split_said(data: bytes, most: int = MOST_ITEM) -> tuple[list[Said], bytes]:
+    """Return the whole records of some bytes, and what is left of a torn one.
+
+    `most` is how many bytes a record can have; one that claims more is a `ProtocolError`, before
+    anybody waits for the rest of it.
+    """
     found, at = [], 0
     while len(data) - at >= _HEAD.size:
         number, when, channel, is_from_front, is_mark, front, size = _HEAD.unpack_from(data, at)
         if channel not in CHANNELS:
             message = f"A record of a channel that is not known ({channel})."
+            raise ProtocolError(message)
+        if size > most:
+            message = f"A record claims {size:,} bytes, and its journal has {most:,}."
             raise ProtocolError(message)
         begin = at + _HEAD.size
         if begin + size > len(data):

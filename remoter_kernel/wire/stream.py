@@ -11,6 +11,8 @@ House rules of this file:
   nothing by itself: after a cut the item begins anew.
 - Credit is an absolute position in the bulk bytes of one wire, so that it may be
   repeated, delayed or lost. The urgent lane needs none.
+- What the other end can make us hold is bounded: in each lane one unfinished item, which has a
+  largest size, and in the bulk lane what was given credit for. Beyond that the wire ends.
 - What the other end may say now is a table; what is not in it ends the wire.
 """
 
@@ -20,8 +22,8 @@ from collections import deque
 from enum import Enum
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from remoter_kernel.errors import ProtocolError
-from remoter_kernel.wire.frames import LANE, Bytes, Channel, Head, Kind, Lane
+from remoter_kernel.errors import Overrun, ProtocolError
+from remoter_kernel.wire.frames import LANE, MOST_ITEM, Bytes, Channel, Head, Kind, Lane
 from remoter_kernel.wire.window import LEAST, Window
 
 if TYPE_CHECKING:
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 
 BOTH = (Lane.URGENT, Lane.BULK)
 SLICE = 64 * 1024  # bytes of an item that go in one piece
+FRESH = "No honest one does that: begin a fresh session, by restarting the kernel."
 
 
 class Phase(Enum):
@@ -118,9 +121,16 @@ class MemoryOutbox:
 class Conversation:
     """One end of a numbered conversation."""
 
-    def __init__(self, outbox: Outbox, window: int = LEAST, slice_size: int = SLICE) -> None:
-        """Remember where unsaid things are kept; `window` and `slice_size` are in bytes."""
+    def __init__(
+        self,
+        outbox: Outbox,
+        window: int = LEAST,
+        slice_size: int = SLICE,
+        most_item: int = MOST_ITEM,
+    ) -> None:
+        """Remember where unsaid things are kept; all sizes are in bytes."""
         self.outbox = outbox
+        self.most_item = most_item  # that is taken from the other end
         self.window = Window(window)  # bulk bytes that may be on their way to us
         self.slice_size = slice_size
         self.phase = Phase.CLOSED
@@ -129,11 +139,13 @@ class Conversation:
         self._sent = dict.fromkeys(Lane, 0)
         self._ever_sent = dict.fromkeys(Lane, 0)
         self._cutting: dict[Lane, tuple[Entry, int]] = {}  # what is half said, and how far
-        self._half: dict[Lane, tuple[int, list[Bytes]]] = {}  # what is half heard, and its slices
+        # What is half heard. Its bytes are copied: a slice would keep its whole frame alive.
+        self._half: dict[Lane, tuple[int, bytearray]] = {}
         self._first_here = dict.fromkeys(Lane, 0)  # numbers beyond these came on this wire
         self._ahead: dict[int, int] = {}  # bytes of an item's slices that have counted already
         self._sent_bytes = 0
         self._credit = 0
+        self._heard_bytes = 0
         self._kept_bytes = 0
         self._given = 0  # credit, so far: what was given is never taken back
         self._told = (0, 0, 0)
@@ -141,7 +153,7 @@ class Conversation:
     def begin(self) -> None:
         """Start over on a new wire."""
         self.phase = Phase.GREETING
-        self._sent_bytes = self._credit = self._kept_bytes = self._given = 0
+        self._sent_bytes = self._credit = self._heard_bytes = self._kept_bytes = self._given = 0
         self.window.begin()
         self._told = (0, 0, 0)
         self._cutting.clear()
@@ -222,8 +234,8 @@ class Conversation:
                 f"{self.seen[lane]} has been seen."
             )
             raise ProtocolError(message)
-        number, slices = self._half.get(lane, (head.number, []))
-        heard = sum(map(len, slices))
+        number, half = self._half.get(lane, (head.number, None))
+        heard = 0 if half is None else len(half)
         if number != head.number or head.begin > heard:
             message = (
                 f"Byte {head.begin} of item {head.number} came after byte {heard} of item {number}."
@@ -231,17 +243,37 @@ class Conversation:
             raise ProtocolError(message)
         if head.begin < heard:
             return None
+        self._admit(lane, heard, len(body))
         if head.kind is Kind.PART:
-            slices.append(body)
-            self._half[lane] = (number, slices)
-            if lane is Lane.BULK:
-                # Credit for what is held already, or an item larger than it would never end.
-                self._ahead[number] = self._ahead.get(number, 0) + len(body)
-                self._kept_bytes += len(body)
+            self._hold(lane, number, body)
             return None
-        self._half.pop(lane, None)
         self.seen[lane] = number
-        return b"".join([*slices, body]) if slices else body
+        if half is None:
+            return body
+        del self._half[lane]
+        half += body
+        return memoryview(half).toreadonly()
+
+    def _hold(self, lane: Lane, number: int, body: Bytes) -> None:
+        """Put a slice behind those that are here of its item."""
+        _, half = self._half.setdefault(lane, (number, bytearray()))
+        half += body
+        if lane is Lane.BULK:
+            # Credit for what is held already, or an item larger than it would never end.
+            self._ahead[number] = self._ahead.get(number, 0) + len(body)
+            self._kept_bytes += len(body)
+
+    def _admit(self, lane: Lane, heard: int, size: int) -> None:
+        """Take so many more bytes of an item, of which some were heard: within our bounds."""
+        if heard + size > self.most_item:
+            most = f"{self.most_item / 1e6:,.0f} MB"
+            raise Overrun(f"The other end sent more than {most} as one message.", FRESH)
+        if lane is Lane.BULK:
+            # An honest end stops where its credit ends, with one slice beyond it at most. What was
+            # given may be more than it has been told of, and never less.
+            if size and self._heard_bytes >= self._given:
+                raise Overrun("The other end sent more than it was given credit for.", FRESH)
+            self._heard_bytes += size
 
     def keep(self, lane: Lane, number: int, size: int) -> None:
         """Note that an item and all before it in its lane are kept; `size` is its bytes."""

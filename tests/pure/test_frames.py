@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import struct
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as some
 
-from remoter_kernel.errors import ProtocolError
+from remoter_kernel.errors import ProtocolError, TooLarge
 from remoter_kernel.wire.frames import (
+    MOST_ITEM,
+    MOST_PARTS,
+    MOST_WORDS,
     Channel,
     Head,
     Kind,
@@ -88,3 +92,30 @@ def test_json_that_is_no_object_is_refused():
     assert from_json(to_json({"a": 1})) == {"a": 1}
     with pytest.raises(ProtocolError):
         from_json(b"[1]")
+
+
+@pytest.mark.parametrize("count", [0, 5, 8, 9, 10_001, MOST_PARTS])
+def test_many_parts_come_back(count):
+    """As many as a message may have."""
+    assert [bytes(part) for part in unpack(pack([b"x"] * count))] == [b"x"] * count
+
+
+def test_what_is_more_than_is_carried_is_refused_by_who_packs_it():
+    """Who sends it hears that in a sentence; who is sent it all the same does not take it."""
+    with pytest.raises(TooLarge, match=r"65,537 buffers is too large to be carried"):
+        pack([b""] * (MOST_PARTS + 1))
+    with pytest.raises(TooLarge, match=r"2,147 MB are the most"):
+        pack([b"", Long()])
+    with pytest.raises(ProtocolError):
+        unpack(struct.pack("!I", MOST_PARTS + 1) + bytes(8 * (MOST_PARTS + 1)))
+    with pytest.raises(ProtocolError):
+        from_json(b'"' + b"x" * MOST_WORDS + b'"')
+
+
+class Long(bytes):
+    """A part that nobody has the memory for."""
+
+    __slots__ = ()
+
+    def __len__(self):
+        return MOST_ITEM

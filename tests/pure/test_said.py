@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -38,3 +40,12 @@ def test_a_channel_that_is_not_known_is_refused():
     """Bytes that are no record are told from one."""
     with pytest.raises(ProtocolError):
         split_said(b"\xff" * 64)
+
+
+@given(st.binary(max_size=200))
+def test_garbage_is_read_or_refused(data):
+    """Nothing but a ProtocolError, and what is left is no more than came."""
+    with contextlib.suppress(ProtocolError):
+        found, rest = split_said(data, 50)
+        assert all(len(said.body) <= 50 for said in found)
+        assert len(rest) <= 36 + 50

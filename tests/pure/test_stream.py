@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as some
 
-from remoter_kernel.errors import ProtocolError
+from remoter_kernel.errors import Overrun, ProtocolError
 from remoter_kernel.wire.frames import LANE, Channel, Head, Kind, Lane
 from remoter_kernel.wire.stream import Conversation, MemoryOutbox, Phase
 
@@ -220,3 +220,61 @@ def test_credit_is_never_taken_back():
     credit = end.talk.head(Kind.ACK).credit
     end.talk.window.size //= 2
     assert end.talk.head(Kind.ACK).credit == credit
+
+
+heads = some.builds(
+    Head,
+    some.sampled_from(Kind),
+    some.sampled_from(Channel),
+    *[some.integers(0, 3) | some.integers(0, 2**64 - 1) for _ in range(7)],
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(some.lists(some.tuples(heads, some.binary(max_size=200)), max_size=60))
+def test_whatever_is_said_is_taken_or_ends_the_wire_and_what_is_held_is_bounded(sayings):
+    """Nothing but a ProtocolError, no item beyond the largest, no bytes beyond the credit."""
+    talk = Conversation(MemoryOutbox(), WINDOW, SLICE, most_item=500)
+    talk.begin()
+    talk.open((0, 0))
+    talk.head(Kind.ACK)
+    taken = 0
+    for head, body in sayings:
+        try:
+            whole = talk.receive(head, body)
+        except ProtocolError:
+            break
+        if whole is not None:
+            assert len(whole) <= 500
+            taken += len(whole) * (LANE[head.channel] is Lane.BULK)
+        assert all(len(half) <= 500 for _, half in talk._half.values())
+    held = sum(len(half) for _, half in talk._half.values())
+    assert held <= 2 * 500
+    # What was heard in slices gives new credit, so that of each item only its end counts.
+    assert taken <= WINDOW + 200 + 500 * len(sayings)
+
+
+@pytest.mark.parametrize("channel", [Channel.SHELL, Channel.CONTROL])
+def test_an_item_that_is_too_large_ends_the_wire_for_good(channel):
+    """In either lane, whole or in slices; it is not tried again by itself."""
+    end = End()
+    end.talk.most_item = 50
+    end.talk.begin()
+    end.talk.open((0, 0))
+    end.talk.head(Kind.ACK)
+    end.hear(Head(Kind.PART, channel, 1, 0), b"x" * 30)
+    with pytest.raises(Overrun) as caught:
+        end.hear(Head(Kind.ITEM, channel, 1, 0, begin=30), b"x" * 21)
+    assert not caught.value.worth_retrying
+
+
+def test_more_than_there_is_credit_for_ends_the_wire_for_good():
+    """One slice beyond it is what an honest end may send, and nothing after that."""
+    end = End()
+    end.talk.begin()
+    end.talk.open((0, 0))
+    credit = end.talk.head(Kind.ACK).credit
+    end.hear(Head(Kind.ITEM, Channel.SHELL, 1, 0), b"x" * (credit - 1))
+    end.hear(Head(Kind.ITEM, Channel.SHELL, 2, 1), b"x" * SLICE)
+    with pytest.raises(Overrun):
+        end.hear(Head(Kind.ITEM, Channel.SHELL, 3, 2), b"x")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from remoter_kernel.errors import NoSuchSession, RemoterError
+from remoter_kernel.errors import NoSuchSession, RemoterError, TooLarge
 from remoter_kernel.front.jupyter.notices import is_cell
 from remoter_kernel.front.questions import NeedsPerson
 
@@ -39,6 +39,16 @@ class GivingUp:
         self._asker = asker
         self._first_words = first_words
         self._routes = routes
+
+    def pass_on(self, route: Route) -> bool:
+        """Say a request to the session; one that cannot be carried is answered here: False."""
+        try:
+            route.number = self._link.say(route.channel, list(route.parts))
+        except TooLarge as error:
+            self._mouth.refuse(route, error)
+            return False
+        self._routes[route.header.get("msg_id", "")] = route
+        return True
 
     def answer(self, error: RemoterError, *, is_over: bool, is_asked: bool) -> None:
         """Answer what will not be answered from there.

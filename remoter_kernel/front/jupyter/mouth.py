@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -50,6 +51,17 @@ class Mouth:
         if is_cell:
             reply |= {"execution_count": 0, "user_expressions": {}, "payload": []}
         self.reply(route, reply, error=trouble if is_cell else None)
+
+    def refuse(self, route: Route, error: RemoterError) -> None:
+        """Answer what cannot be carried; what has no reply (of a widget) is answered by a text."""
+        if str(route.header.get("msg_type", "")).endswith("_request"):
+            self.answer_error(route, error)
+            return
+        # Where nobody shows what is said to a widget, the log of the kernel has it.
+        sys.stderr.write(f"[remoter] {error}\n")
+        self.publish("status", {"execution_state": "busy"}, route.header)
+        self.publish("stream", {"name": "stderr", "text": f"[remoter] {error}\n"}, route.header)
+        self.publish("status", {"execution_state": "idle"}, route.header)
 
     def reply(
         self,

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
-from remoter_kernel.errors import NoSuchSession, RemoterError, Unreachable, Usage
+from remoter_kernel.errors import NoSuchSession, ProtocolError, RemoterError, Unreachable, Usage
 from remoter_kernel.front.bootstrap.answer import (
     StrangeAnswer,
     count_of,
@@ -21,6 +21,7 @@ from remoter_kernel.front.keeper.kept import kept_login
 from remoter_kernel.front.session.dialer import HERE
 from remoter_kernel.front.session.known_sessions import remember
 from remoter_kernel.plain_text import plain_text
+from remoter_kernel.wire.frames import MOST_ITEM
 from remoter_kernel.wire.said import Said, split_said
 
 if TYPE_CHECKING:
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from remoter_kernel.front.questions import Questions
 
 FOLLOW = 20.0  # seconds that the far side waits for something new to tell
+MOST_ANSWERED = 32 * 1024 * 1024  # bytes of one answer: our own program gives no more
+MOST_KEPT = 2 * 1024**3  # bytes, of what is kept in memory until all of it is read
 
 
 class Visit:
@@ -175,9 +178,9 @@ class Found:
         """The session's id, whole."""
         return str(self.about["id"])
 
-    def said(self, only: str = "", *, follow: bool = False) -> Reading:
-        """Read its journal from the beginning."""
-        return Reading(self.visit.ask, self.id, only, follow=follow)
+    def said(self, only: str = "", *, follow: bool = False, most: int = 0) -> Reading:
+        """Read its journal from the beginning; `most`: bytes of it, where they are kept here."""
+        return Reading(self.visit.ask, self.id, only, follow=follow, most=most)
 
 
 def meant_by(word: str, listings: list[Listing]) -> Found:
@@ -233,12 +236,35 @@ class Reading:
         *,
         follow: bool = False,
         cells: Sequence[str] = (),
+        most: int = 0,
     ) -> None:
-        """Remember; `only`: "events", "missed" (and all of `cells`: requests), or everything."""
+        """Remember; `only`: "events", "missed" (and all of `cells`: requests), or everything.
+
+        `most`: how many bytes are taken in all; 0: as many as there are.
+        """
         self._ask = ask
         self._words = {"verb": "outputs", "session": session, "only": only, "cells": list(cells)}
         self._follow = follow
         self.answer: dict[str, Any] = {}  # the last one
+        self._most = most
+        self._journal = self._taken = 0  # bytes: of the journal, as it is told; of all answers
+
+    def _largest_after(self, size: int) -> int:
+        """Take an answer of so many bytes; return how large a record of that journal can be."""
+        told = self.answer["session"].get("journal")
+        self._journal = max(self._journal, told if isinstance(told, int) else 0)
+        self._taken += size
+        if size > MOST_ANSWERED:
+            raise ProtocolError(
+                f"An answer of {size:,} bytes came, and {MOST_ANSWERED:,} are the most."
+            )
+        if self._most and self._taken > self._most:
+            session, most = self._words["session"], f"{self._most / 2**30:.0f} GiB"
+            raise ProtocolError(
+                f"Session {session} has said more than the {most} that are kept in memory here.",
+                f"`remoter outputs {session}` shows all of it, as it comes.",
+            )
+        return min(self._journal, MOST_ITEM)
 
     def __iter__(self) -> Iterator[Said]:
         """Yield what was said, in order."""
@@ -249,7 +275,7 @@ class Reading:
             self.answer = _checked(answer)
             if len(data) == self.answer["bytes"]:  # else something was lost on the way
                 place = self.answer["place"]
-            found, rest = split_said(rest + data)
+            found, rest = split_said(rest + data, self._largest_after(len(data)))
             for said in found:
                 after = said.number
                 yield said

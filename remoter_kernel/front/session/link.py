@@ -18,7 +18,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import zmq
 
-from remoter_kernel.errors import ProtocolError, RemoterError, Unreachable
+from remoter_kernel.errors import Overrun, ProtocolError, RemoterError, Unreachable
+from remoter_kernel.front.session.dealer import LOOK_EVERY, Unseen, dealer, most_item
+from remoter_kernel.front.session.greeting import read_welcome
 from remoter_kernel.wire.frames import (
     LANE,
     Bytes,
@@ -26,16 +28,14 @@ from remoter_kernel.wire.frames import (
     Head,
     Kind,
     Lane,
-    decode,
     encode,
-    from_json,
     pack,
     to_json,
-    unpack,
 )
+from remoter_kernel.wire.messages import parts_of
 from remoter_kernel.wire.pump import Pump
 from remoter_kernel.wire.reactor import messages
-from remoter_kernel.wire.stream import Conversation, MemoryOutbox
+from remoter_kernel.wire.stream import FRESH, Conversation, MemoryOutbox
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -118,7 +118,7 @@ class Link:
         self._dialer = dialer
         self._name = secrets.token_hex(8)
         self._outbox = MemoryOutbox()
-        self._talk = Conversation(self._outbox)
+        self._talk = Conversation(self._outbox, most_item=most_item())
         self._has_met = False  # has a WELCOME ever come?
         self._context = zmq.Context()
         self._socket: zmq.Socket[bytes] | None = None
@@ -177,7 +177,7 @@ class Link:
             self.pacer.finish()
         self._name = secrets.token_hex(8)
         self._outbox = MemoryOutbox()
-        self._talk = Conversation(self._outbox)
+        self._talk = Conversation(self._outbox, most_item=most_item())
         self._has_met = False
 
     @property
@@ -248,14 +248,8 @@ class Link:
             line.hang_up()
             return
         self._line = line
-        self._socket = wire = self._context.socket(zmq.DEALER)
-        wire.linger = 0
-        wire.sndhwm = wire.rcvhwm = 0  # our own credit bounds what waits
-        wire.reconnect_ivl = -1  # cut means cut
-        wire.curve_serverkey = line.server_key
-        wire.curve_publickey = line.public_key
-        wire.curve_secretkey = line.secret_key
-        wire.connect(line.endpoint)
+        keys = line.server_key, line.public_key, line.secret_key
+        self._socket = wire = dealer(self._context, line.endpoint, *keys)
         monitor = wire.get_monitor_socket(zmq.EVENT_DISCONNECTED | zmq.EVENT_HANDSHAKE_FAILED_AUTH)
         self.reactor.watch(monitor, self._lose)
         self.reactor.watch(wire, self._hear)
@@ -265,6 +259,16 @@ class Link:
         hello = to_json({**who, "seen": seen, "said": self._talk.said})
         self._send(wire, encode(self._talk.head(Kind.HELLO), hello))
         self._timer = self.reactor.later(GREET_WITHIN, self._give_up_greeting)
+        self._look(wire, Unseen())
+
+    def _look(self, wire: zmq.Socket[bytes], unseen: Unseen) -> None:
+        """End a wire whose other end sends a message without end."""
+        if self._socket is not wire:
+            return
+        if unseen.is_too_much(self.received):
+            self._lost(Overrun("The other end sent one message of frames without end.", FRESH))
+            return
+        self.reactor.later(LOOK_EVERY, partial(self._look, wire, unseen))
 
     def _give_up_greeting(self) -> None:
         self._lost(Unreachable("The session was reached, but it did not answer."))
@@ -284,14 +288,13 @@ class Link:
     def _greet(self, frame: bytes) -> None:
         """Hear the WELCOME and begin to talk."""
         try:
-            words = _read_welcome(frame)
-            seen, begin = words["seen"], words["begin"]
-            if not self._has_met:
-                self._talk.seen = dict(zip(Lane, map(int, begin), strict=True))
-                self._talk.kept = dict(self._talk.seen)
-        except (ProtocolError, LookupError, TypeError, ValueError) as error:
-            self._lost(ProtocolError(f"The session's greeting was refused: {error}"))
+            words, seen, begin = read_welcome(frame)
+        except ProtocolError as error:
+            self._lost(error)
             return
+        if not self._has_met:
+            self._talk.seen = dict(zip(Lane, begin, strict=True))
+            self._talk.kept = dict(self._talk.seen)
         self._cancel_timer()
         self._has_met = True
         self.welcome = words
@@ -306,7 +309,7 @@ class Link:
         pump.start(seen)
 
     def _take(self, head: Head, body: Bytes) -> None:
-        lane, parts = LANE[head.channel], unpack(body)
+        lane, parts = LANE[head.channel], parts_of(head.channel, body)
         if self.pacer and lane is Lane.BULK:
             keep = partial(self._talk.keep, lane)
             self.pacer.take(head.channel, parts, head.number, len(body), keep)
@@ -381,11 +384,3 @@ class Link:
             self.state = state
             self.since = time.monotonic()
             self.on_change(state)
-
-
-def _read_welcome(frame: bytes) -> dict[str, Any]:
-    ((head, body),) = decode(frame)
-    words = from_json(body)
-    if head.kind is not Kind.WELCOME:
-        raise ProtocolError(str(words.get("why", f"{head.kind.name} came before WELCOME.")))
-    return words

@@ -9,7 +9,7 @@ from importlib import resources
 from typing import Any
 
 PACKAGE = "remoter_kernel.front.this_side.carried"
-PARTS = ("values", "frames", "to_r", "from_r", "errand")  # each needs those before it
+PARTS = ("values", "arrow", "frames", "to_r", "from_r", "errand")  # each needs those before it
 
 
 def in_python(wish: dict[str, Any]) -> str:

@@ -44,7 +44,10 @@ if TYPE_CHECKING:
 BACK_WITHIN = 300.0  # seconds that a lost link is waited for
 LOOK_EVERY = 0.2  # seconds
 LARGEST = 2**63  # bytes; no file is so large
-LARGE = 64 * 1024 * 1024  # bytes; what is larger is asked about
+# Bytes; what is larger is asked about. This is the size of the file, and what is taken out of it
+# is hardly more: whoever reads it sees to that (`carried.values.Reader`).
+LARGE = 64 * 1024 * 1024
+LONGEST_ANSWER = 1024 * 1024  # bytes of what a kernel says of an errand
 R_NAME = re.compile(r"(?!\.\.(?:\.|\d+)$)(?:[^\W\d_]|\.(?!\d))[\w.]*")
 R_WORDS = frozenset(
     (
@@ -264,8 +267,8 @@ class CarryCell:
 def _heard(said: bytes, where: str) -> dict[str, Any]:
     """Return what a kernel did; what it refused is an error, and so is what makes no sense."""
     try:
-        words = json.loads(said)
-    except ValueError:
+        words = json.loads(said) if len(said) <= LONGEST_ANSWER else None
+    except (ValueError, RecursionError):
         words = None
     if not isinstance(words, dict) or not words.keys() & {"objects", "refused"}:
         raise NotCarried(f"The kernel {where} answered with nonsense; nothing was carried.")

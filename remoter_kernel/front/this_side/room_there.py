@@ -39,7 +39,7 @@ _OPEN = "sh -c 'umask 077; mkdir -p {folder} && cd {folder} && printf remoter-ro
 # The same piece may be written twice: a cut leaves in doubt how much of it has arrived.
 _WRITE = "sh -c 'umask 077; dd of={folder}/object bs={block} seek={begin} conv=notrunc 2>&1'"
 _READ = "sh -c 'printf remoter-room:; tail -c +{begin} {folder}/object | head -c {size}'"
-_ANSWER = "sh -c 'printf remoter-room:; cat {folder}/answer'"
+_ANSWER = "sh -c 'printf remoter-room:; head -c 1048577 {folder}/answer'"
 _CLOSE = "sh -c 'rm -rf {folder}'"
 
 

@@ -19,7 +19,7 @@ from remoter_kernel.front.bootstrap.evaluator import ask_there
 from remoter_kernel.front.files.errands import CellErrand, FilesCell, Order, read_order
 from remoter_kernel.front.jupyter.answers import error_content
 from remoter_kernel.front.reading.happenings import Chronicle
-from remoter_kernel.front.reading.inquiries import Reading, named_there
+from remoter_kernel.front.reading.inquiries import MOST_KEPT, Reading, named_there
 from remoter_kernel.front.reading.notebook import Story
 from remoter_kernel.front.reading.status import Status, amount, told
 from remoter_kernel.front.session import orders
@@ -282,7 +282,7 @@ class Verbs:
             )
         ask = partial(ask_there, login, dialer.remote)
         name = named_there(session, ask, dialer.remote.name) if session else address.session
-        return Reading(ask, name, only, cells=self._held)
+        return Reading(ask, name, only, cells=self._held, most=MOST_KEPT)
 
     def _log(self, session: str = "") -> Iterator[Shown]:
         reading = self._reading("events", session)

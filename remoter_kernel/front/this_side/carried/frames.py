@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 from typing import Any
 
+from remoter_kernel.front.this_side.carried.arrow import check_arrow
 from remoter_kernel.front.this_side.carried.values import (
     DECODERS,
     ENCODERS,
@@ -263,7 +264,7 @@ def encode_polars(writer: Writer, value: Any, where: str) -> Any:
     if objects:
         raise Refused(f"{where} has Python objects in the column {objects[0]!r}.")
     begin = writer.file.tell()
-    frame.write_ipc(writer.file)
+    frame.write_ipc(writer.file, compression="uncompressed")
     return {"t": "polars", "at": [begin, writer.file.tell() - begin], "is_series": is_series}
 
 
@@ -272,7 +273,9 @@ def _decode_polars(reader: Reader, tree: Any) -> Any:
 
     import polars
 
-    frame = polars.read_ipc(io.BytesIO(reader.take(tree["at"])))
+    data = reader.take(tree["at"])
+    check_arrow(data)
+    frame = polars.read_ipc(io.BytesIO(data))
     return frame.to_series() if tree["is_series"] else frame
 
 

@@ -27,6 +27,8 @@ from remoter_kernel.front.this_side.carried.values import (
     take_texts,
 )
 
+ROOMY = 1 << 20  # characters in an array of texts, all of equal room
+MANY_TIMES = 8  # or so many for each one that there is
 FARTHEST = 2.0**63  # what numpy counts moments with has 64 bits
 WIDTHS = {"logical": "i4", "integer": "i4", "double": "f8", "complex": "c16"}
 
@@ -196,7 +198,9 @@ def _plain(series: Any, tree: Any) -> Any:
     if tree["type"] == "character" and not series.isna().any():
         import numpy as np
 
-        return np.array(series.tolist(), dtype=str)
+        texts = series.tolist()  # numpy gives each text the room of the longest one
+        if len(texts) * max(map(len, texts), default=0) <= max(ROOMY, MANY_TIMES * tree["at"][1]):
+            return np.array(texts, dtype=str)
     numpy_has_it = str(series.dtype)[0].islower() and str(series.dtype) not in {"boolean", "string"}
     return series.to_numpy() if numpy_has_it else series.array
 

@@ -10,6 +10,8 @@ Runs in kernels, whose Python may be old and have nothing but its standard libra
 from __future__ import annotations
 
 import array
+import ast
+import bisect
 import datetime
 import json
 import pickle
@@ -24,6 +26,9 @@ if TYPE_CHECKING:
 DEEPEST = 100  # lists in lists in lists
 LENGTH = 20  # digits
 MANY = 64  # numbers in a list that are better written as one piece
+TIMES = 2  # as much as there is in a file may be taken out of it: R's single values are read twice
+LONGEST_HEADER = 65536  # bytes that stand before an array
+MANY_EMPTY = 65536  # values of no size in an array
 
 
 class Refused(Exception):
@@ -78,27 +83,51 @@ class Writer:
 
 
 class Reader:
-    """Reads what a `Writer` has written; nothing in it can run."""
+    """Reads what a `Writer` has written; nothing in it can run.
+
+    What is taken out is hardly more than the file has: whoever was asked about its size was told
+    the truth.
+    """
 
     def __init__(self, file: BinaryIO, *, is_pickled: bool = False) -> None:
         self.file = file
         self._is_pickled = is_pickled
+        self._size = file.seek(0, 2)
+        self._left = TIMES * self._size  # bytes that may yet be taken
+        self._begins: list[int] = []  # of all places that were, in order
+        self._sizes: dict[int, int] = {}  # by where they begin
 
     def tree(self) -> Any:
         """Return the tree."""
         self.file.seek(-LENGTH, 2)
         length = int(self.file.read(LENGTH))
+        if not 0 <= length <= self._size - LENGTH:
+            raise Refused("The other side sent a file that is not whole.")
         self.file.seek(-LENGTH - length, 2)
         return json.loads(self.file.read(length).decode())
 
     def take(self, at: list[Any]) -> bytes:
         """Return the bytes of one place."""
-        self.seek(at)
-        return self.file.read(int(at[1]))
+        size = self.seek(at)
+        return self.file.read(size)
 
-    def seek(self, at: list[Any]) -> None:
-        """Go to a place."""
-        self.file.seek(int(at[0]))
+    def seek(self, at: list[Any]) -> int:
+        """Go to a place, and return how many bytes there are; no two places overlap."""
+        begin, size = int(at[0]), int(at[1])
+        self._left -= size
+        if min(begin, size) < 0 or begin + size > self._size or self._left < 0:
+            raise Refused("The other side sent an object that is larger than its file.")
+        if size and self._sizes.get(begin) != size:
+            index = bisect.bisect(self._begins, begin)
+            before, after = self._begins[:index][-1:], self._begins[index : index + 1]
+            if (before and before[0] + self._sizes[before[0]] > begin) or (
+                after and begin + size > after[0]
+            ):
+                raise Refused("The other side sent an object with pieces that overlap.")
+            self._begins.insert(index, begin)
+            self._sizes[begin] = size
+        self.file.seek(begin)
+        return size
 
     def decode(self, tree: Any) -> Any:
         """Return the value of a tree."""
@@ -316,8 +345,34 @@ def take_array(reader: Reader, at: list[Any]) -> Any:
     """Read an array; one of objects, which would have to be unpickled, is refused."""
     import numpy as np
 
-    reader.seek(at)
+    size = reader.seek(at)
+    _check_array(reader.file, size)
+    reader.file.seek(int(at[0]))
     return np.lib.format.read_array(reader.file, allow_pickle=False)
+
+
+def _check_array(file: BinaryIO, size: int) -> None:
+    """Refuse an array that claims more values than it brings: room for them would be made first."""
+    import numpy as np
+
+    begin = file.read(8)  # numpy's name, and two numbers of a version
+    is_old = begin[6:7] == b"\1"
+    width = 2 if is_old else 4
+    length = int.from_bytes(file.read(width), "little")
+    if length > LONGEST_HEADER:
+        raise Refused("The other side sent an array that makes no sense.")
+    words = ast.literal_eval(file.read(length).decode("latin-1" if is_old else "utf-8"))
+    dtype = np.lib.format.descr_to_dtype(words["descr"])
+    count = 1
+    for each in words["shape"]:
+        count *= int(each)
+    is_larger = count * dtype.itemsize > size - len(begin) - width - length
+    if (
+        min(words["shape"], default=0) < 0
+        or is_larger
+        or (not dtype.itemsize and count > MANY_EMPTY)
+    ):
+        raise Refused("The other side sent an array that is larger than its file.")
 
 
 ENCODERS: list[Callable[[Writer, Any, str], Any]] = [encode_plain, encode_array]

@@ -1,0 +1,73 @@
+"""The ZeroMQ socket of a link, with bounds on what the other end can make it hold.
+
+What libzmq holds is out of our sight until it is a whole message, so its own bounds come first;
+those of the conversation (credit, the size of an item) follow.
+"""
+
+from __future__ import annotations
+
+import psutil
+import zmq
+
+from remoter_kernel.wire.frames import MOST_FRAME, MOST_ITEM
+
+# An honest end has at most its credit on its way, up to 64 MiB in frames of 64 KiB: 1,024 of them.
+# This many are already more than is read in one go. While they wait, libzmq reads nothing more
+# from the connection: nothing is lost, and what else there is stays with the one who says it.
+MOST_UNREAD = 256  # frames
+# We answer a ping with a pong, and whoever pings need not take any. In honest hands what waits
+# here is our own requests, as far as there is credit for them.
+MOST_UNSENT = 65_536  # frames
+LOOK_EVERY = 0.25  # seconds
+MOST_UNSEEN = 128 * 1024 * 1024  # bytes
+PART_OF_MEMORY = 4  # one item may fill a quarter of this machine's
+
+
+def dealer(
+    context: zmq.Context[zmq.Socket[bytes]],
+    endpoint: str,
+    server_key: bytes,
+    public_key: bytes,
+    secret_key: bytes,
+) -> zmq.Socket[bytes]:
+    """Return a socket that is about to be connected."""
+    wire = context.socket(zmq.DEALER)
+    wire.linger = 0
+    wire.maxmsgsize = MOST_FRAME
+    wire.rcvhwm = MOST_UNREAD
+    wire.sndhwm = MOST_UNSENT
+    wire.reconnect_ivl = -1  # cut means cut
+    wire.curve_serverkey = server_key
+    wire.curve_publickey = public_key
+    wire.curve_secretkey = secret_key
+    wire.connect(endpoint)
+    return wire
+
+
+class Unseen:
+    """What libzmq holds of a message whose last frame has not come.
+
+    None of its bounds counts that, and nothing tells how much it is, but that this process grows
+    while nothing comes out of the socket.
+    """
+
+    def __init__(self) -> None:
+        """Begin with what this process has now."""
+        self._process = psutil.Process()
+        self._before = self._grown_to()
+        self._received = -1
+
+    def is_too_much(self, received: int) -> bool:
+        """Look, every now and then; `received`: bytes that have come out of the socket so far."""
+        now = self._grown_to()
+        if received != self._received:
+            self._received, self._before = received, now
+        return now - self._before > MOST_UNSEEN
+
+    def _grown_to(self) -> int:
+        return int(self._process.memory_info().rss)
+
+
+def most_item() -> int:
+    """Return how large an item may be that is taken here, in bytes."""
+    return min(MOST_ITEM, int(psutil.virtual_memory().total) // PART_OF_MEMORY)

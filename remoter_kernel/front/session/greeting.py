@@ -1,0 +1,39 @@
+"""What the evaluator says first: how the session is, and where each end was (pure)."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from remoter_kernel.errors import ProtocolError
+from remoter_kernel.wire.frames import Kind, decode, from_json
+from remoter_kernel.wire.pump import LONGEST_REASON
+
+MOST_NUMBER = 2**63  # no conversation is so long
+
+
+class Welcome(NamedTuple):
+    """A greeting: its words, and two pairs of numbers (bulk, urgent)."""
+
+    words: dict[str, Any]
+    seen: tuple[int, int]  # of ours, there
+    begin: tuple[int, int]  # of theirs, here
+
+
+def read_welcome(frame: bytes) -> Welcome:
+    """Read the frame that answers a HELLO; `ProtocolError` if it is no greeting."""
+    try:
+        ((head, body),) = decode(frame)
+        words = from_json(body)
+        if head.kind is Kind.WELCOME:
+            return Welcome(words, _pair(words["seen"]), _pair(words["begin"]))
+        why = str(words.get("why", f"{head.kind.name} came before WELCOME."))
+    except (ProtocolError, LookupError, TypeError, ValueError, OverflowError) as error:
+        why = str(error)
+    raise ProtocolError(f"The session's greeting was refused: {why[:LONGEST_REASON]}")
+
+
+def _pair(numbers: Any) -> tuple[int, int]:
+    bulk, urgent = map(int, numbers)
+    if not (0 <= bulk < MOST_NUMBER and 0 <= urgent < MOST_NUMBER):
+        raise ProtocolError("A number that cannot be.")
+    return bulk, urgent
