@@ -15,7 +15,7 @@ def imports_from_here() -> bool:
         return False
     try:
         return sys.path[0] in {"", os.getcwd()}
-    except FileNotFoundError:  # the folder is gone, and so is what could be imported from it
+    except OSError:  # the folder is gone, and so is what could be imported from it
         return False
 
 

@@ -58,8 +58,11 @@ def is_session_id(word: object) -> bool:
 
 
 def _is_plain(sign: str) -> bool:
-    # A space of another width is a space to a terminal, too.
-    return sign.isprintable() or sign in _JOINERS or unicodedata.category(sign) == "Zs"
+    # A space of another width is a space to a terminal, too; and what this Python does not know
+    # (a newer emoji), or only one font knows, moves nothing either.
+    return (
+        sign.isprintable() or sign in _JOINERS or unicodedata.category(sign) in {"Zs", "Cn", "Co"}
+    )
 
 
 def _replaced(sign: str) -> str:

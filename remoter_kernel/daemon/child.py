@@ -47,6 +47,8 @@ SOCKETS = {
     Channel.IOPUB: zmq.SUB,
 }
 NUDGE_AGAIN = 0.02  # seconds
+GREET_AGAIN = 0.1  # seconds
+MOST_LAST_WORDS = 4000  # characters
 LOOK_EVERY = 0.1  # seconds
 NOBODY = 8  # bytes: the parent header of a message that has no parent
 HIDDEN = ("JPY_PARENT_PID", "JPY_SESSION_NAME")  # of the login's environment, from the kernel
@@ -75,7 +77,8 @@ class Child:
         self.pid = 0
         self.on_message: Callable[[Channel, list[Bytes]], None] = lambda _channel, _parts: None
         self.on_exit: Callable[[dict[str, Any]], None] = lambda _words: None
-        self.is_encrypted = False  # for sure only once the kernel listens
+        self.is_encrypted = False  # for sure only once the kernel has answered
+        self._offered: Keys | None = None
         self._context = zmq.Context()
         self._sockets: dict[Channel, zmq.Socket[bytes]] = {}
         self._greeting: Greeting | None = None  # while it is not known
@@ -160,15 +163,20 @@ class Child:
 
     def ask(self, channel: Channel, kind: str, content: dict[str, Any]) -> None:
         """Ask something ourselves: what comes of it is heard by nobody else."""
-        if self._greeting or channel in self._sockets:
+        if self._is_opening or channel in self._sockets:
             self.say(channel, self._voice.compose(kind, content))
 
     def say(self, channel: Channel, parts: Sequence[Bytes]) -> None:
         """Sign a message with the child's key and send it, as soon as there are sockets."""
-        if self._greeting:
+        if self._is_opening:
             self._unsent.append((channel, parts))
             return
         self._sockets[channel].send_multipart(self._voice.sign(parts), copy=True)
+
+    @property
+    def _is_opening(self) -> bool:
+        """Is it not known yet by what sockets the kernel is reached?"""
+        return self._greeting is not None and not self._sockets
 
     def hear(self, channel: Channel) -> None:
         """Take in what waits on one channel."""
@@ -200,6 +208,9 @@ class Child:
             return
         if self._is_heard:
             self._is_met = True
+            if self._offered and not self.is_encrypted:
+                with contextlib.suppress(OSError):  # no room: whoever takes over asks again
+                    withdraw_keys(Path(self.manager.connection_file))
             self.on_ready(header_of(parts[HEADER]), content_of(parts))
         else:
             again = partial(self.ask, Channel.SHELL, "kernel_info_request", {})
@@ -224,6 +235,9 @@ class Child:
         if self._greeting:
             self._greeting.close()
             self._greeting = None
+        self._close_sockets()
+
+    def _close_sockets(self) -> None:
         for channel in list(self._sockets):
             handle = self._sockets.pop(channel)
             self.reactor.unwatch(handle)
@@ -241,29 +255,43 @@ class Child:
         except OSError:
             return ""
         text = said.decode("utf-8", "replace")
-        return "\n".join(text.strip().splitlines()[-lines:])
+        return "\n".join(text.strip().splitlines()[-lines:])[-MOST_LAST_WORDS:]
 
     def _connect(self) -> None:
         """Connect with keys or without, as the kernel binds its sockets."""
         manager = self.manager
         self._voice = Voice(manager.session.key, manager.session.signature_scheme)
         self._own_mark = self._voice.session.encode()
-        keys = offered_keys(Path(manager.connection_file))
-        self.is_encrypted = keys is not None
-        if keys:
-            address = (str(manager.ip), int(manager.shell_port))
-            self._greeting = Greeting(self.reactor, address, partial(self._settle, keys))
+        self._offered = offered_keys(Path(manager.connection_file))
+        self.is_encrypted = self._offered is not None
+        if self._offered:
+            self._greet()
         else:
             self._open(None)
 
-    def _settle(self, keys: Keys, knows_keys: bool) -> None:  # noqa: FBT001 - a callback's only word
-        if knows_keys:
-            self._open(keys)
+    def _greet(self) -> None:
+        """Ask at the kernel's port whether it wants keys."""
+        address = (str(self.manager.ip), int(self.manager.shell_port))
+        self._greeting = Greeting(self.reactor, address, self._settle)
+
+    def _greet_again(self) -> None:
+        if self._sockets and not self._is_met and self._greeting is None:
+            self._greet()
+
+    def _settle(self, knows_keys: bool) -> None:  # noqa: FBT001 - a callback's only word
+        """Open the sockets as the port says; a word against keys is asked for again and again."""
+        self._greeting = None
+        if self._is_met:
             return
-        self.is_encrypted = False
-        with contextlib.suppress(OSError):  # no room: whoever takes over asks the kernel again
-            withdraw_keys(Path(self.manager.connection_file))
-        self._open(None)
+        self.is_encrypted = knows_keys
+        if knows_keys:
+            self._close_sockets()
+            self._is_heard = False
+            self._open(self._offered)
+            return
+        if not self._sockets:
+            self._open(None)
+        self.reactor.later(GREET_AGAIN, self._greet_again)
 
     def _open(self, keys: Keys | None) -> None:
         manager = self.manager
@@ -286,7 +314,6 @@ class Child:
             handle.connect(f"tcp://{manager.ip}:{ports[channel]}")
             self._sockets[channel] = handle
             self.reactor.watch(handle, lambda channel=channel: self.hear(channel))  # type: ignore[misc]
-        self._greeting = None
         self.ask(Channel.SHELL, "kernel_info_request", {})
         unsent, self._unsent = self._unsent, []
         for channel, parts in unsent:

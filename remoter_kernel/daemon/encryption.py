@@ -4,7 +4,8 @@ Both talk over TCP on loopback, where every user of the machine may connect, and
 subscribes to a plain socket hears all outputs. The connection file offers the kernel keys for
 CURVE. A kernel that does not know them binds plain sockets and does not say so; a client with
 keys would hear nothing of it. So its port is asked first: the greeting with which each ZeroMQ
-socket begins (RFC 23, ZMTP 3) names the mechanism.
+socket begins (RFC 23, ZMTP 3) names the mechanism. Somebody else may come to the port before the
+kernel does: that a kernel has no keys is believed only once it has signed a reply without them.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ DECLARED = "supported_encryption"  # in a kernelspec's metadata: a word or a lis
 SIGNATURE = b"\xff" + bytes(8) + b"\x7f"
 OPENING = SIGNATURE + b"\x03\x00"
 MECHANISM = slice(12, 32)  # of the other end's greeting: a name, filled up with zeros
-CONNECT_WITHIN = 0.2  # seconds; on loopback it takes none
+CONNECT_WITHIN = 0.02  # seconds; on loopback it takes none, and everything else waits meanwhile
+ANSWERS_WITHIN = 1.0  # seconds; somebody else may have come to the port, and be silent
 TRY_EVERY = 0.015  # seconds: the kernel is about to listen
 
 
@@ -113,8 +115,13 @@ class Greeting:
                 handle.setblocking(False)
                 handle.send(OPENING)
                 self._reactor.watch(handle, partial(self._hear, handle, bytearray()))
+                self._reactor.later(ANSWERS_WITHIN, partial(self._lose_patience, handle))
                 return
         self._try_again()
+
+    def _lose_patience(self, handle: socket.socket) -> None:
+        if self._socket is handle:
+            self._try_again()
 
     def _try_again(self) -> None:
         self._hang_up()

@@ -22,6 +22,7 @@ from remoter_kernel.daemon.processes import started_at
 from remoter_kernel.daemon.records import Reader, Record, read_journal
 from remoter_kernel.daemon.registry import Session
 from remoter_kernel.errors import ProtocolError
+from remoter_kernel.plain_text import plain_text
 from remoter_kernel.wire.frames import Channel, unpack
 from remoter_kernel.wire.said import Said, encode_said
 from remoter_kernel.wire.sources import full_path
@@ -284,9 +285,13 @@ def tell_paths(wish: dict[str, Any]) -> Answer:
     with contextlib.suppress(OSError), os.scandir(place) as entries:
         for entry in entries:
             is_hidden = entry.name.startswith(".") and not name.startswith(".")
-            if entry.name.startswith(name) and entry.name.isprintable() and not is_hidden:
+            if entry.name.startswith(name) and _can_be_typed(entry.name) and not is_hidden:
                 found.append(head + entry.name + "/" * entry.is_dir())
     return {"paths": sorted(found)[: int(wish.get("most") or 100)]}, ()
+
+
+def _can_be_typed(name: str) -> bool:
+    return plain_text(name, escapes=True) == name
 
 
 def _is_event(record: Record) -> bool:

@@ -321,7 +321,7 @@ class Kernel:
                 self._here.notice_reply(route, parts)
 
     def _hear_note(self, words: dict[str, Any]) -> None:
-        event = words.get("event")
+        event = str(words.get("event"))
         if event in {"ready", "failed", "died"}:  # what a kernel before has asked is void
             self._asker.forget(is_here=False)
         if event == "ready":

@@ -102,8 +102,8 @@ def _is_own_process(connection: socket.socket) -> bool:
     import psutil  # noqa: PLC0415 - only where there are no unix sockets
 
     address = connection.getpeername()
-    me = psutil.Process().username()
     with contextlib.suppress(psutil.Error):
+        me = psutil.Process().username()
         for each in psutil.net_connections("tcp4"):
             if each.laddr == address and each.pid is not None:
                 return bool(psutil.Process(each.pid).username() == me)

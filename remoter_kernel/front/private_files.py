@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 
 APPLICATION = "remoter-kernel"
+STATE = "REMOTER_STATE"  # names another folder than the person's state folder
 
 
 class CannotWrite(Usage):
@@ -26,7 +27,7 @@ class CannotWrite(Usage):
 
 def state_folder() -> Path:
     """Where this side keeps what it has seen: REMOTER_STATE, else the person's state folder."""
-    named = os.environ.get("REMOTER_STATE")
+    named = os.environ.get(STATE)
     return Path(named).expanduser() if named else platformdirs.user_state_path(APPLICATION)
 
 
@@ -73,7 +74,8 @@ def holding_lock(path: Path) -> Iterator[None]:
         lock = path.with_name(f".{path.name}.lock")
         handle = os.open(lock, os.O_RDWR | os.O_CREAT, 0o600)
     try:
-        _wait_for(handle)
+        with _naming(lock):
+            _wait_for(handle)
         yield
     finally:
         os.close(handle)  # gives the lock back, too

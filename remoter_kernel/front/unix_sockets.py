@@ -34,6 +34,7 @@ FORGOTTEN_AFTER = 3600.0  # seconds: a tunnel's socket is removed when its user 
 # later: a port of ours must not be one of those that Linux, macOS and Windows give away.
 NOT_GIVEN_AWAY = range(20000, 32768)
 TRIES = 50
+TRY_EVERY = 0.01  # seconds
 LOCAL_PEERCRED = 0x001  # of macOS and FreeBSD, at the level of the socket's own protocol (0)
 
 
@@ -101,12 +102,14 @@ class PrivateListener:
         """Listen at a unix socket, if one can be made anywhere."""
         for folder in _folders() if HAS_UNIX_SOCKETS else ():
             path = folder / f"{kind}{secrets.token_hex(4)}"
-            listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            listener: socket.socket | None = None
             try:
+                listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
                 listener.bind(str(path))
                 listener.listen(backlog)
             except OSError:  # too long a path, or a disk without sockets
-                listener.close()
+                if listener:
+                    listener.close()
                 forget_path(path)
                 continue
             self._path, self.address = path, f"{UNIX}{path}"
@@ -117,13 +120,7 @@ class PrivateListener:
 def connect(address: str, seconds: float) -> socket.socket:
     """Connect to a listener of this person; OSError where nobody is, or somebody else."""
     if address.startswith(UNIX):
-        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        try:
-            connection.settimeout(seconds)
-            connection.connect(address.removeprefix(UNIX))
-        except BaseException:
-            connection.close()
-            raise
+        connection = _connect_to_path(address.removeprefix(UNIX), time.monotonic() + seconds)
         if not is_own_process(connection):
             connection.close()
             raise PermissionError("another user listens there")
@@ -133,6 +130,24 @@ def connect(address: str, seconds: float) -> socket.socket:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     connection.settimeout(None)
     return connection
+
+
+def _connect_to_path(path: str, deadline: float) -> socket.socket:
+    while True:
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            connection.settimeout(max(0.001, deadline - time.monotonic()))
+            connection.connect(path)
+        except BlockingIOError:  # Linux says so at once where many wait: that passes
+            connection.close()
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(TRY_EVERY)
+        except BaseException:
+            connection.close()
+            raise
+        else:
+            return connection
 
 
 def is_own_process(connection: socket.socket) -> bool:
@@ -183,7 +198,7 @@ def _folders() -> Iterator[Path]:
     if len(os.fsencode(usual)) + 10 <= LONGEST_PATH:
         with contextlib.suppress(OSError):
             yield _made_private(usual)
-    for parent in (os.environ.get("XDG_RUNTIME_DIR", ""), tempfile.gettempdir(), "/tmp"):  # noqa: S108 (mkdtemp makes it private)
+    for parent in (os.environ.get("XDG_RUNTIME_DIR", ""), _temporary(), "/tmp"):  # noqa: S108 (mkdtemp makes it private)
         if parent and len(os.fsencode(parent)) + 40 <= LONGEST_PATH:
             with contextlib.suppress(OSError):
                 yield Path(tempfile.mkdtemp(prefix=SHORT_PREFIX, dir=parent))
@@ -202,9 +217,24 @@ def _made_private(folder: Path) -> Path:
 
 def short_private_folder(prefix: str) -> Path:
     """Make a folder that only this person can enter, with a path short enough for sockets."""
-    usual = tempfile.gettempdir()
+    return Path(tempfile.mkdtemp(prefix=prefix, dir=short_temporary_folder()))
+
+
+def short_temporary_folder() -> str:
+    """Return where folders with sockets are made: the usual place, if it is there and short."""
+    usual = _temporary()
     is_short = os.name != "posix" or len(os.fsencode(usual)) + 40 <= LONGEST_PATH
-    return Path(tempfile.mkdtemp(prefix=prefix, dir=usual if is_short else "/tmp"))  # noqa: S108 (mkdtemp makes it private)
+    return usual if usual and is_short else "/tmp"  # noqa: S108 (mkdtemp makes what is in it private)
+
+
+def _temporary() -> str:
+    """Return the folder for temporary files; a long-lived process may have outlived its TMPDIR."""
+    with contextlib.suppress(OSError):
+        if not os.path.isdir(tempfile.gettempdir()):  # noqa: PTH112 (a text is wanted)
+            tempfile.tempdir = None
+            os.environ.pop("TMPDIR", None)
+        return tempfile.gettempdir()
+    return ""
 
 
 def _listen_at_tcp(backlog: int) -> socket.socket:

@@ -124,8 +124,19 @@ class Part:
             self._check_own(file)
         except FileTrouble:
             os.close(file)
-            raise
+            return self._made_anew()
         return file
+
+    def _made_anew(self) -> int:
+        """Put a part of our own in the place of one that is not ours alone, where that goes.
+
+        Some file systems show others as the owners of what we write; others have put it there.
+        """
+        with contextlib.suppress(OSError):
+            os.unlink(self._path)
+            return os.open(self._path, FLAGS | MAKES | NO_LINK, 0o600)
+        reason = "this is in the way, and is no file that is yours alone"
+        raise FileTrouble(self._path, reason, Trouble.IS_FILE)
 
     def _make_writable(self) -> None:
         """Take back the mode of a part whose transfer was killed between its mode and its name."""

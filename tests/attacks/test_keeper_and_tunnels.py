@@ -276,15 +276,14 @@ def test_a_folder_with_a_long_name_has_its_sockets_elsewhere(
 # ----------------------------------------------------------------- the keeper's file
 
 
-@pytest.mark.parametrize("what", ["host", "boot", "half", "empty"])
+@pytest.mark.parametrize("what", ["another", "half", "empty"])
 def test_a_keepers_file_of_another_machine_or_boot_is_not_believed(kept: str, what: str) -> None:
     """A home may be on several machines, and a stranger may sit at the same place on the next."""
     with contextlib.closing(kept_login(remote_of(kept))):
         text = endpoint.place().read_text()
         words = json.loads(text)
         lies = {
-            "host": json.dumps({**words, "host": "another"}),
-            "boot": json.dumps({**words, "boot": "another"}),
+            "another": json.dumps({**words, "machine": "another"}),
             "half": text[: len(text) // 2],
             "empty": "",
         }
@@ -294,6 +293,35 @@ def test_a_keepers_file_of_another_machine_or_boot_is_not_believed(kept: str, wh
         endpoint.place().write_text(lies[what])
         assert endpoint.try_connect() is None
         endpoint.place().write_text(text)
+
+
+def test_two_that_start_at_once_leave_one_keeper_that_is_found(here: JupyterHere) -> None:
+    """Each notebook starts one ahead: the later one must not take away the first one's socket."""
+    del here
+    for _ in range(2):
+        endpoint.start_early()
+        endpoint._early.append(endpoint._start())
+        started, endpoint._early[:] = list(endpoint._early), []
+        with endpoint.connect_to_keeper():
+            for each in started:
+                with each:
+                    assert each.stdout.read() == b""
+            again = endpoint.try_connect()
+            assert again
+            again.close()
+        endpoint.dismiss_all()
+    wait_for(lambda: not endpoint.place().exists(), what="no keeper")
+
+
+def test_many_who_come_at_once_all_come_in(kept: str) -> None:
+    """More than may wait at a socket: Linux turns them away at once."""
+    with contextlib.closing(kept_login(remote_of(kept))):
+        first = keeper().pid
+        connections = [endpoint.try_connect() for _ in range(200)]
+        assert all(connections)
+        for connection in connections:
+            connection.close()
+        assert keeper().pid == first
 
 
 def test_a_keeper_without_descriptors_left_goes_on() -> None:

@@ -15,7 +15,6 @@ from typing import Any
 import psutil
 import zmq
 
-from remoter_kernel.front.session import link as module
 from remoter_kernel.front.session.link import Line, Link, State
 from remoter_kernel.wire.reactor import Reactor
 
@@ -66,8 +65,6 @@ class Holding:
 
 
 def main(endpoint: str, server_key: str, public_key: str, secret_key: str, most: str) -> None:
-    if int(most):
-        module.most_item = lambda: int(most)  # type: ignore[attr-defined]
     reactor = Reactor()
     keys = server_key.encode(), public_key.encode(), secret_key.encode()
     link = Link(reactor, Dialer(endpoint, keys))
@@ -78,6 +75,8 @@ def main(endpoint: str, server_key: str, public_key: str, secret_key: str, most:
             errors.append(str(link.error))
             reactor.stop()
 
+    if int(most):
+        link._talk.most_item = int(most)
     if not server_key:
         link._context = PlainContext()
     link.on_change = note

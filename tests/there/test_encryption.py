@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import socket
+import subprocess
+import sys
 import time
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
@@ -12,7 +14,9 @@ import pytest
 import zmq
 from jupyter_client.kernelspec import KernelSpec
 
+from remoter_kernel.daemon.child import Child
 from remoter_kernel.daemon.encryption import (
+    SIGNATURE,
     Greeting,
     may_know_keys,
     offer_keys,
@@ -86,6 +90,46 @@ def test_a_socket_that_is_not_there_yet_is_waited_for(reactor, bound):
     reactor.run_until(lambda: bool(heard), limit())
     assert heard == [True]
     greeting.close()
+
+
+def test_somebody_who_is_silent_at_the_port_is_left(reactor, bound):
+    """A stranger has come before the kernel, and keeps the connection."""
+    heard: list[bool] = []
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        greeting = Greeting(reactor, ("127.0.0.1", port), heard.append)
+        silent, _ = server.accept()
+    with silent:
+        bound(zmq.ROUTER, has_keys=True, port=port)
+        reactor.run_until(lambda: bool(heard), limit())
+    assert heard == [True]
+    greeting.close()
+
+
+def test_somebody_who_is_at_the_port_first_takes_no_keys_away(reactor, tmp_path: Path):
+    """Who says there, before the kernel does, that it has none, would hear all that it prints."""
+    file = tmp_path / "connection.json"
+    child = Child(reactor, tmp_path, "python3", b"session")
+    ready: list[object] = []
+    child.on_ready = lambda _head, info: ready.append(info)
+    child.manager.connection_file = str(file)
+    child.manager.write_connection_file()
+    offer_keys(file)
+    with socket.create_server(("127.0.0.1", child.manager.shell_port)) as stranger:
+        child._connect()
+        wire, _ = stranger.accept()
+        with wire:
+            wire.sendall(SIGNATURE + b"\x03\x00" + b"NULL".ljust(20, b"\0") + bytes(32))
+            reactor.run_until(lambda: bool(child._sockets), limit())
+    words = [sys.executable, "-m", "ipykernel_launcher", "-f", str(file)]
+    with subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as kernel:
+        try:
+            reactor.run_until(lambda: bool(ready), limit())
+        finally:
+            child.close()
+            kernel.kill()
+    assert child.is_encrypted
+    assert offered_keys(file)
 
 
 def test_who_asks_no_more_hears_nothing(reactor, bound):

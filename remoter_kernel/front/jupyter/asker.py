@@ -186,6 +186,8 @@ class Asker:
         `is_here`: it is the kernel on this side.
         """
         name = str(header_of(parts[HEADER]).get("msg_id", ""))
+        if name in self._names or self._kernels.has(name):  # as if it had none
+            name = ""
         cell = str(route.header.get("msg_id", ""))
         question = Question(tuple(route.identities), name, cell, answer, is_here)
         whose = "code on this machine" if is_here else self.remote_name()

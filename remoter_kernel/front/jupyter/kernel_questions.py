@@ -11,6 +11,7 @@ import unicodedata
 from difflib import SequenceMatcher
 from typing import TYPE_CHECKING, NamedTuple
 
+from remoter_kernel.errors import ProtocolError
 from remoter_kernel.front.questions import OURS, readable
 from remoter_kernel.wire.frames import to_json
 from remoter_kernel.wire.messages import CONTENT, content_of
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from remoter_kernel.wire.frames import Bytes
 
 LIKE = 0.8  # of the letters of our own beginning: a question that has more of them is marked
+LONGEST = 16 * 1024  # characters of a question
 _LINES = re.compile(r"[\r\n\v\f\x1c-\x1e\x85\u2028\u2029]+")
 
 
@@ -45,6 +47,10 @@ class KernelQuestions:
         """A kernel has asked."""
         self._open.append(question)
 
+    def has(self, name: str) -> bool:
+        """Is there a question with this id that has no answer?"""
+        return any(each.name == name for each in self._open)
+
     def note_exact(self, client: Sequence[bytes]) -> None:
         """A client has said which question it answers: it does so each time."""
         self._exact.add(tuple(client))
@@ -64,7 +70,8 @@ class KernelQuestions:
         What names none, or only the cell, is for the kernel that has asked first.
         """
         own = [each for each in self._open if each.client == tuple(client)]
-        found = next((each for each in own if each.name == parent), None)
+        is_named = parent not in {"", *(each.cell for each in own)}
+        found = next((each for each in own if is_named and each.name == parent), None)
         if found:
             self.note_exact(client)
         else:
@@ -84,11 +91,14 @@ class KernelQuestions:
 
 def unlike_ours(parts: list[Bytes], whose: str) -> list[Bytes]:
     """Return a kernel's question as it came, unless it looks like one of our own: then marked."""
-    content = content_of(parts)
+    try:
+        content = content_of(parts)
+    except ProtocolError:  # no client makes sense of it, either
+        return parts
     prompt = content.get("prompt")
     if not isinstance(prompt, str) or not is_like_ours(prompt):
         return parts
-    lines = [readable(line) for line in _LINES.split(prompt)]
+    lines = [readable(line) for line in _LINES.split(prompt[:LONGEST])]
     marked = "\n".join(f"[{whose} asks] {line}" for line in lines if line.strip())
     words = to_json({**content, "prompt": f"{marked} "})
     return [*parts[:CONTENT], words, *parts[CONTENT + 1 :]]
@@ -99,6 +109,8 @@ def is_like_ours(prompt: str) -> bool:
 
     Wherever the words stand, and also with signs that look like their letters in between.
     """
+    if len(prompt) > LONGEST:  # nobody reads that, and what it hides would take long to find
+        return True
     wanted = _letters(OURS)
     if wanted in _letters(prompt):
         return True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -97,6 +98,8 @@ class Mouth:
     def ask(self, route: Route, content: dict[str, Any]) -> str:
         """Put a question to whoever has sent a request; return the message's id."""
         parts = self._sockets.voice.compose("input_request", content, route.header)
+        # A kernel must not guess the id of a question of ours, and give its own question that.
+        parts[HEADER] = to_json({**header_of(parts[HEADER]), "msg_id": secrets.token_hex(16)})
         self._sockets.reply(Channel.STDIN, route.identities, parts)
         return str(header_of(parts[HEADER])["msg_id"])
 

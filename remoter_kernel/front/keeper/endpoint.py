@@ -10,10 +10,12 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 import secrets
 import socket
 import subprocess
 import sys
+import time
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -22,13 +24,14 @@ from remoter_kernel import __version__
 from remoter_kernel.errors import RemoteLacks
 from remoter_kernel.front import loopback
 from remoter_kernel.front.keeper.talk import receive, send
-from remoter_kernel.front.private_files import holding_lock, state_folder
+from remoter_kernel.front.private_files import STATE, holding_lock, state_folder
 from remoter_kernel.front.unix_sockets import TCP, connect
 
 CONNECTS_WITHIN = 5.0  # seconds
 ENDS_WITHIN = 10.0  # seconds
-SAME_BOOT_WITHIN = 60.0  # seconds, where a boot is known by its time alone
-BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+STARTS_WITHIN = 10.0  # seconds, another one that ends, or begins, at the same time included
+TRY_EVERY = 0.1  # seconds
+BOOT_ID, PROCESSES = Path("/proc/sys/kernel/random/boot_id"), Path("/proc/self/ns/pid")
 PACKAGE_ROOT = Path(__file__).resolve().parents[3]
 ON_WINDOWS = 0x00000200 | 0x00000008  # new group, no console
 OUT_OF_ITS_JOB = 0x01000000  # Windows: not every job lets anybody out
@@ -37,7 +40,7 @@ _early: list[subprocess.Popen[bytes]] = []  # started ahead by this process
 
 def place() -> Path:
     """Return the file that tells where the keeper of this person, machine and version answers."""
-    machine = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:12]
+    machine = hashlib.sha256(_machine().encode()).hexdigest()[:12]
     return state_folder().absolute() / "keepers" / f"keeper-{__version__}-{machine}.json"
 
 
@@ -61,7 +64,7 @@ def try_connect() -> Connection | None:
     """Connect to a keeper that is there."""
     try:
         words = json.loads(place().read_text(encoding="utf-8"))
-        if not _is_of_this_boot(words):
+        if words["machine"] != _machine():
             return None
         address, key = str(words["address"]), bytes.fromhex(words["key"])
         handle = connect(address, CONNECTS_WITHIN)
@@ -78,7 +81,7 @@ def try_connect() -> Connection | None:
 def about_this_keeper(address: str, pid: int) -> dict[str, Any]:
     """Return what a keeper writes into its file."""
     words = {"address": address, "key": secrets.token_bytes(loopback.SIZE).hex(), "pid": pid}
-    return {**words, "host": socket.gethostname(), "boot": _boot()}
+    return {**words, "machine": _machine()}
 
 
 def dismiss_all(name: str = "") -> None:
@@ -111,21 +114,15 @@ def _read(path: Path) -> str:
         return ""
 
 
-def _is_of_this_boot(words: dict[str, Any]) -> bool:
-    """A home may be shared between machines, and a file outlives what it tells of."""
-    boot, now = words["boot"], _boot()
-    if isinstance(now, float):
-        return words["host"] == socket.gethostname() and abs(float(boot) - now) < SAME_BOOT_WITHIN
-    return bool((words["host"], boot) == (socket.gethostname(), now))
+def _machine() -> str:
+    """Tell this machine, in this boot, from others that share a home with it.
 
-
-def _boot() -> str | float:
-    """Return the id of this boot, or its time where there is no id."""
+    A name is no help where it changes with the network. Where nothing else is known, what proves
+    the keeper is its socket, or its key.
+    """
     with contextlib.suppress(OSError):
-        return BOOT_ID.read_text().strip()
-    import psutil  # noqa: PLC0415 - Linux needs it not
-
-    return float(psutil.boot_time())
+        return f"{BOOT_ID.read_text().strip()} {PROCESSES.stat().st_ino}"
+    return socket.gethostname() if sys.platform == "win32" else ""
 
 
 def _start() -> subprocess.Popen[bytes]:
@@ -135,6 +132,8 @@ def _start() -> subprocess.Popen[bytes]:
         "stdin": subprocess.DEVNULL,
         "stdout": subprocess.PIPE,
         "stderr": subprocess.DEVNULL,
+        # It is started elsewhere: what is relative here is not the same there.
+        "env": {**os.environ, STATE: str(state_folder().absolute())},
     }
     words = [sys.executable, "-P", "-m", "remoter_kernel.front.keeper.process", str(place())]
     if sys.platform == "win32":
@@ -146,14 +145,21 @@ def _start() -> subprocess.Popen[bytes]:
 
 
 def _wait_for() -> Connection:
-    """Wait until a keeper that is being started answers, and connect to it."""
-    with _early.pop() if _early else _start() as process:
-        assert process.stdout is not None  # noqa: S101 - it was asked for as a pipe
-        said = process.stdout.read().decode(errors="replace").strip()
-    connection = try_connect()
-    if connection is None:
-        raise RemoteLacks(
-            f"the process that keeps logins did not start here: {said or 'it fell silent'}.",
-            "Is remoter-kernel installed completely?",
-        )
-    return connection
+    """Wait until a keeper that is being started answers, and connect to it.
+
+    There is one at a time: what is started while another one ends, or begins, ends at once.
+    """
+    deadline = time.monotonic() + STARTS_WITHIN
+    while True:
+        with _early.pop() if _early else _start() as process:
+            assert process.stdout is not None  # noqa: S101 - it was asked for as a pipe
+            said = process.stdout.read().decode(errors="replace").strip()
+        connection = try_connect()
+        if connection is not None:
+            return connection
+        if said or time.monotonic() > deadline:
+            raise RemoteLacks(
+                f"the process that keeps logins did not start here: {said or 'it fell silent'}.",
+                "Is remoter-kernel installed completely?",
+            )
+        time.sleep(TRY_EVERY)

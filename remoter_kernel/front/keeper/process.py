@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 from remoter_kernel.errors import RemoterError
 from remoter_kernel.front import loopback
 from remoter_kernel.front.keeper.endpoint import about_this_keeper, forget
-from remoter_kernel.front.private_files import write_private
+from remoter_kernel.front.private_files import try_lock, write_private
 from remoter_kernel.front.ssh.tunnel import SOCKET_KIND
 from remoter_kernel.front.unix_sockets import UNIX, PrivateListener, forget_old, forget_path
 
@@ -66,6 +66,9 @@ def keep(place: Path) -> None:
     from remoter_kernel.front.keeper.server import KeeperServer  # noqa: PLC0415 - it imports SSH
 
     guard_memory()
+    lock = _lock(place)
+    if lock is None:
+        os._exit(0)  # another one answers, or is about to: whoever has started us looks again
     forget_old(SOCKET_KIND)
     _forget_dead(place)
     with PrivateListener("k", BACKLOG) as listener:
@@ -86,6 +89,7 @@ def keep(place: Path) -> None:
         # First of all: whoever is turned away from now on must find another keeper.
         with contextlib.suppress(RemoterError):
             forget(place, text)
+        os.close(lock)
         server.close()
     # Not sys.exit: whoever still talks is talking to nobody.
     os._exit(0)
@@ -110,8 +114,19 @@ def guard_memory() -> None:
         ctypes.CDLL(None).prctl(NO_DUMPS, 0, 0, 0, 0)
 
 
+def _lock(place: Path) -> int | None:
+    """Be the only keeper, for as long as the descriptor is open; None: there is another one."""
+    place.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    handle = os.open(place.with_suffix(".lock"), os.O_RDWR | os.O_CREAT, 0o600)
+    with contextlib.suppress(OSError):  # a disk without locks: then two may be there for a while
+        if not try_lock(handle):
+            os.close(handle)
+            return None
+    return handle
+
+
 def _forget_dead(place: Path) -> None:
-    """Remove the socket of a keeper that was killed: whoever starts this one found nobody there."""
+    """Remove the socket of a keeper that was killed: no other one lives while we have its lock."""
     with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
         address = str(json.loads(place.read_text(encoding="utf-8"))["address"])
         if address.startswith(UNIX):
@@ -143,12 +158,19 @@ def _accept(listener: PrivateListener, key: bytes, server: KeeperServer) -> None
         if listener.is_tcp and not unproven.acquire(blocking=False):
             connection.close()
             continue
-        threading.Thread(
+        serving = threading.Thread(
             target=_welcome,
             args=(connection, listener, key, unproven, server),
             name="keeper-visitor",
             daemon=True,
-        ).start()
+        )
+        try:
+            serving.start()
+        except RuntimeError:  # no thread is left, either
+            connection.close()
+            if listener.is_tcp:
+                unproven.release()
+            pause.wait(PAUSE)
 
 
 def _welcome(
@@ -160,8 +182,10 @@ def _welcome(
 ) -> None:
     """Let in who is this person's; by TCP that takes a proof."""
     if listener.is_tcp:
-        is_proven = loopback.prove_as_keeper(connection, key, listener.port)
-        unproven.release()
+        try:
+            is_proven = loopback.prove_as_keeper(connection, key, listener.port)
+        finally:
+            unproven.release()
         if not is_proven:
             connection.close()
             return

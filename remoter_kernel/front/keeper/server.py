@@ -68,7 +68,7 @@ class KeeperServer:
             login.close()
 
     def end(self) -> None:
-        """Let it be enough."""
+        """Let it be enough; may be called by a signal."""
         self._is_over = True
         with contextlib.suppress(RuntimeError):  # a signal may come while the lock is held
             if self._changed.acquire(blocking=False):
@@ -140,8 +140,13 @@ class KeeperServer:
         remote = Remote(**{**words["remote"], "ssh_config": Path(words["remote"]["ssh_config"])})
         kept = {name: value for name, value in os.environ.items() if name not in PERSONAL}
         destination = resolve(remote.host, remote.ssh_config, {**kept, **words["environment"]})
-        login = self._login_for(visitor, remote, destination, float(words["lifetime"]))
-        return login.log_in(visitor, remote, destination, words)
+        while True:
+            login = self._login_for(visitor, remote, destination, float(words["lifetime"]))
+            try:
+                return login.log_in(visitor, remote, destination, words)
+            except LoginGone:  # somebody has ended it just now
+                if not login.is_over:
+                    raise
 
     def _login_for(
         self, visitor: Visitor, remote: Remote, destination: Destination, lifetime: float
@@ -170,15 +175,17 @@ class KeeperServer:
         for login in ended.values():
             login.close()
         if not goes_on:
-            self.end()
+            with self._changed:
+                self._is_over = True
+                self._changed.notify_all()
         return {"goes_on": goes_on}
 
 
 def way_of(destination: Destination) -> Hashable:
     """Return what logins must have in common to be one: who, where, and the way there.
 
-    Keys that are named for a host are part of who: a key may be good for one command alone. What
-    one ssh config forbids must not come in by a login that was made under another.
+    Keys and agents that are named for a host are part of who: a key may be good for one command
+    alone. What one ssh config forbids must not come in by a login that was made under another.
     """
     return (
         destination.user,
@@ -186,6 +193,8 @@ def way_of(destination: Destination) -> Hashable:
         destination.port,
         destination.host_key_alias,
         destination.identity_files,
+        destination.identities_only,
+        destination.identity_agent,
         destination.known_hosts_files,
         destination.proxy_command,
         destination.rules,

@@ -47,36 +47,38 @@ class SharedLogin:
     def __init__(self) -> None:
         self.was_inside = False  # has there ever been a login?
         self._turn = threading.Lock()  # held by the one who logs in
-        self._users: dict[Visitor, float] = {}  # and for how long each wants it kept, in seconds
-        self._remotes: set[str] = set()  # the names of those that it has served
-        self._kept_until = time.monotonic()
+        # The remote of each, and for how many seconds that wants the login kept.
+        self._users: dict[Visitor, tuple[str, float]] = {}
+        self._kept_until: dict[str, float] = {}  # by the remotes that it has served
         self._held: _Held | None = None
         self._memories = Memories()
-        self._is_over = False
+        self._under_way: Login | None = None
+        self.is_over = False  # whoever comes must find another one
 
     # --- its users (under the server's lock) ---
 
     def join(self, visitor: Visitor, remote: str, lifetime: float) -> None:
         """Count a visitor among the users; it wants the login kept for `lifetime` seconds."""
-        self._users[visitor] = lifetime
-        self._remotes.add(remote)
+        self._users[visitor] = (remote, lifetime)
+        self._kept_until.setdefault(remote, 0.0)
 
     def leave(self, visitor: Visitor) -> None:
-        """A user goes: the login is kept for as long as any of them wanted it."""
-        lifetime = self._users.pop(visitor, 0.0)
-        if self.was_inside:
-            self._kept_until = max(self._kept_until, time.monotonic() + lifetime)
+        """A user goes: the login is kept for as long as any of their remotes wants it."""
+        remote, lifetime = self._users.pop(visitor, ("", 0.0))
+        if self.was_inside and remote in self._kept_until:
+            self._kept_until[remote] = time.monotonic() + lifetime
 
     @property
     def seconds_left(self) -> float:
         """How long it is kept without another user; what was typed is kept in an outage, too."""
-        return NEVER if self._users else self._kept_until - time.monotonic()
+        if self._users:
+            return NEVER
+        return max(self._kept_until.values(), default=0.0) - time.monotonic()
 
     def forget_remote(self, name: str) -> bool:
         """A remote is removed; say whether it was the last one that this login serves."""
-        was_served = name in self._remotes
-        self._remotes.discard(name)
-        return was_served and not self._remotes
+        was_served = self._kept_until.pop(name, None) is not None
+        return was_served and not self._kept_until
 
     # --- what it is used for ---
 
@@ -119,7 +121,7 @@ class SharedLogin:
         with self._turn:
             if visitor.is_gone:
                 raise Unreachable("whoever asked for the login is gone.")
-            if self._is_over:
+            if self.is_over:
                 raise LoginGone("the connection is gone.", "It can be dialled again.")
             is_unfit = words["is_stale"] or self._is_by_another_transport(remote)
             if is_unfit and not self._is_used_by_others(visitor):
@@ -143,18 +145,25 @@ class SharedLogin:
     ) -> None:
         self._give_up()
         self._memories.use(is_remembered=bool(words["is_remembered"]))
-        login = log_in_to(
-            remote,
-            visitor if words["may_ask"] else None,
-            on_step=visitor.tell_step,
-            on_try=visitor.watch,
-            where=destination,
-            memories=self._memories,
-        )
-        visitor.watch(None)
+
+        def watch(login: Login | None) -> None:
+            self._under_way = login
+            visitor.watch(login)
+
+        try:
+            login = log_in_to(
+                remote,
+                visitor if words["may_ask"] else None,
+                on_step=visitor.tell_step,
+                on_try=watch,
+                where=destination,
+                memories=self._memories,
+            )
+        finally:
+            watch(None)
         self.was_inside = True
         self._held = _Held(login)
-        if self._is_over:  # somebody ended it meanwhile
+        if self.is_over:  # somebody ended it meanwhile
             self._give_up()
 
     # --- whether it lives ---
@@ -186,13 +195,20 @@ class SharedLogin:
             held.received, held.heard_at = received, time.time()
         elif not 0 <= time.time() - held.heard_at < LOOK_EVERY and not held.is_in_doubt:
             held.is_in_doubt = True
-            threading.Thread(target=_prove, args=(held,), name="login-look", daemon=True).start()
+            looking = threading.Thread(target=_prove, args=(held,), name="login-look", daemon=True)
+            try:
+                looking.start()
+            except RuntimeError:  # no thread is left: later, perhaps
+                held.is_in_doubt = False
 
     # --- the end ---
 
     def close(self) -> None:
-        """End the login, and with it the tunnels of all its users."""
-        self._is_over = True
+        """End the login, and one that is being made, and with it the tunnels of all its users."""
+        self.is_over = True
+        under_way = self._under_way
+        if under_way:
+            under_way.cut()
         self._give_up()
 
     def _give_up(self) -> None:

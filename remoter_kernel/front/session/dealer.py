@@ -9,7 +9,7 @@ from __future__ import annotations
 import psutil
 import zmq
 
-from remoter_kernel.wire.frames import MOST_FRAME, MOST_ITEM
+from remoter_kernel.wire.frames import MOST_FRAME
 
 # An honest end has at most its credit on its way, up to 64 MiB in frames of 64 KiB: 1,024 of them.
 # This many are already more than is read in one go. While they wait, libzmq reads nothing more
@@ -18,9 +18,9 @@ MOST_UNREAD = 256  # frames
 # We answer a ping with a pong, and whoever pings need not take any. In honest hands what waits
 # here is our own requests, as far as there is credit for them.
 MOST_UNSENT = 65_536  # frames
-LOOK_EVERY = 0.25  # seconds
+LOOK_EVERY = 0.5  # seconds
+ANSWERS_WITHIN = 1.0  # seconds, where this process has grown and nothing has come
 MOST_UNSEEN = 128 * 1024 * 1024  # bytes
-PART_OF_MEMORY = 4  # one item may fill a quarter of this machine's
 
 
 def dealer(
@@ -47,8 +47,9 @@ def dealer(
 class Unseen:
     """What libzmq holds of a message whose last frame has not come.
 
-    None of its bounds counts that, and nothing tells how much it is, but that this process grows
-    while nothing comes out of the socket.
+    None of its bounds counts that, and nothing tells how much it is. That this process grows
+    while nothing comes out of the socket is a reason to ask: behind a message without end no
+    answer comes through.
     """
 
     def __init__(self) -> None:
@@ -57,17 +58,13 @@ class Unseen:
         self._before = self._grown_to()
         self._received = -1
 
-    def is_too_much(self, received: int) -> bool:
+    def may_be_much(self, received: int) -> bool:
         """Look, every now and then; `received`: bytes that have come out of the socket so far."""
         now = self._grown_to()
-        if received != self._received:
+        has_grown = received == self._received and now - self._before > MOST_UNSEEN
+        if has_grown or received != self._received:
             self._received, self._before = received, now
-        return now - self._before > MOST_UNSEEN
+        return has_grown
 
     def _grown_to(self) -> int:
         return int(self._process.memory_info().rss)
-
-
-def most_item() -> int:
-    """Return how large an item may be that is taken here, in bytes."""
-    return min(MOST_ITEM, int(psutil.virtual_memory().total) // PART_OF_MEMORY)

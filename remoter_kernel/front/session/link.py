@@ -18,8 +18,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import zmq
 
-from remoter_kernel.errors import Overrun, ProtocolError, RemoterError, Unreachable
-from remoter_kernel.front.session.dealer import LOOK_EVERY, Unseen, dealer, most_item
+from remoter_kernel.errors import ProtocolError, RemoterError, Unreachable
+from remoter_kernel.front.session.dealer import (
+    ANSWERS_WITHIN,
+    LOOK_EVERY,
+    Unseen,
+    dealer,
+)
 from remoter_kernel.front.session.greeting import read_welcome
 from remoter_kernel.wire.frames import (
     LANE,
@@ -35,7 +40,7 @@ from remoter_kernel.wire.frames import (
 from remoter_kernel.wire.messages import parts_of
 from remoter_kernel.wire.pump import Pump
 from remoter_kernel.wire.reactor import messages
-from remoter_kernel.wire.stream import FRESH, Conversation, MemoryOutbox
+from remoter_kernel.wire.stream import Conversation, MemoryOutbox
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -118,7 +123,7 @@ class Link:
         self._dialer = dialer
         self._name = secrets.token_hex(8)
         self._outbox = MemoryOutbox()
-        self._talk = Conversation(self._outbox, most_item=most_item())
+        self._talk = Conversation(self._outbox)
         self._has_met = False  # has a WELCOME ever come?
         self._context = zmq.Context()
         self._socket: zmq.Socket[bytes] | None = None
@@ -177,7 +182,7 @@ class Link:
             self.pacer.finish()
         self._name = secrets.token_hex(8)
         self._outbox = MemoryOutbox()
-        self._talk = Conversation(self._outbox, most_item=most_item())
+        self._talk = Conversation(self._outbox)
         self._has_met = False
 
     @property
@@ -265,9 +270,11 @@ class Link:
         """End a wire whose other end sends a message without end."""
         if self._socket is not wire:
             return
-        if unseen.is_too_much(self.received):
-            self._lost(Overrun("The other end sent one message of frames without end.", FRESH))
-            return
+        if unseen.may_be_much(self.received):
+            if self._pump is None:
+                self._give_up_greeting()
+                return
+            self._pump.doubt(ANSWERS_WITHIN)
         self.reactor.later(LOOK_EVERY, partial(self._look, wire, unseen))
 
     def _give_up_greeting(self) -> None:

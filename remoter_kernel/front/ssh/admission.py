@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from remoter_kernel.front.ssh.transport import Transport
 
 VERDICT_WITHIN = 30.0  # seconds for one attempt: the server may ask a slow directory service
+ATTEMPTS = 30  # of a login, keys aside: no server that means well needs more
 ROUNDS = 20  # of one attempt: no server that means well has more
 KEYS = "publickey"
 CALLED = {"password": "a password", "keyboard-interactive": "a password or a code"}
@@ -89,8 +90,15 @@ class Admission:
             self._door.wait_for_service(self._destination.connect_timeout)
         try:
             verdict = self._begin()
-            while not verdict.let_in:
+            for _ in range(ATTEMPTS):
+                if verdict.let_in:
+                    break
                 verdict = self._next(verdict)
+            else:
+                raise LoginRefused(
+                    f"{self._destination.label} says again and again that it wants more.",
+                    "Is it the right host? Ask its administrator.",
+                )
         except Misbehaved as error:
             raise LoginRefused(
                 f"{self._destination.label} {error}, which nobody can answer.",

@@ -7,7 +7,6 @@ OpenSSH does (paramiko's parser knows neither `Include` nor `Match tagged`).
 from __future__ import annotations
 
 import contextlib
-import functools
 import os
 import re
 import shutil
@@ -45,6 +44,9 @@ DEFAULT_IDENTITIES = frozenset(
         "mldsa44_ed25519",
     )
 )
+
+
+_usual: dict[tuple[str, int], dict[str, list[str]] | None] = {}  # by the ssh that has said so
 
 
 @dataclass(frozen=True)
@@ -179,13 +181,24 @@ def _usable_ssh(environment: Mapping[str, str]) -> str:
             import pwd  # noqa: PLC0415 (not on Windows)
 
             pwd.getpwuid(os.getuid())
-        return shutil.which("ssh", path=environment.get("PATH")) or ""
+        return shutil.which("ssh", path=environment.get("PATH", os.defpath)) or ""
     return ""
 
 
-@functools.cache
 def _usual_words(ssh: str) -> dict[str, list[str]] | None:
     """Say what this ssh does where no file says anything; None where it does not tell."""
+    with contextlib.suppress(OSError):
+        key = (ssh, os.stat(ssh).st_mtime_ns)  # noqa: PTH116 (a text is at hand)
+        if key not in _usual:
+            _usual.clear()
+            _usual[key] = _ask_for_usual_words(ssh)
+        if _usual[key] is None:  # a busy machine: it is asked again the next time
+            return _usual.pop(key)
+        return _usual[key]
+    return None
+
+
+def _ask_for_usual_words(ssh: str) -> dict[str, list[str]] | None:
     command = [ssh, "-G", "-F", "none", "--", "host.invalid"]
     try:
         done = subprocess.run(
@@ -202,7 +215,7 @@ def _usual_words(ssh: str) -> dict[str, list[str]] | None:
 
 def _words_in(output: bytes) -> dict[str, list[str]]:
     said: dict[str, list[str]] = {}
-    for line in output.decode(errors="surrogateescape").splitlines():
+    for line in output.decode(errors="surrogateescape").split("\n"):
         key, _, value = line.partition(" ")
         said.setdefault(key.lower(), []).append(value.strip())
     return said

@@ -34,6 +34,7 @@ from remoter_kernel.front.ssh.separate import SeparateTransport
 from remoter_kernel.front.ssh.shared import FORBIDDEN, SharedTransport
 from remoter_kernel.front.ssh.trust import add_line, with_hashed_names
 from remoter_kernel.front.ssh.words import master_words, single_words, ssh_words, through_words
+from remoter_kernel.front.unix_sockets import short_temporary_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -43,7 +44,6 @@ if TYPE_CHECKING:
 
 CAN_SHARE = os.name == "posix"  # OpenSSH for Windows has no masters
 PREFIX = "remoter-ssh-"
-LONGEST_FOLDER = 60  # characters: with a name and what ssh adds for a moment, a socket has 104
 FORGOTTEN_AFTER = 3600.0  # seconds: no login takes so long to have its master
 FORSAKEN_WITHIN = 0.5  # seconds for a master to answer
 SWEEPS_FOR = 1.0  # seconds that old folders may cost a login: the next one goes on
@@ -289,8 +289,7 @@ class SystemLogin(Login):
 
 def _private_folder() -> Path:
     """Make a folder that only this person can enter, with a path that is short enough."""
-    usual = Path(tempfile.gettempdir())
-    where = Path("/tmp") if os.name == "posix" and len(str(usual)) > LONGEST_FOLDER else usual  # noqa: S108 (mkdtemp makes it private)
+    where = Path(short_temporary_folder())
     if CAN_SHARE:
         _sweep(where)
     return Path(tempfile.mkdtemp(prefix=PREFIX, dir=where))

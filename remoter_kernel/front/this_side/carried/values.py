@@ -119,10 +119,9 @@ class Reader:
             raise Refused("The other side sent an object that is larger than its file.")
         if size and self._sizes.get(begin) != size:
             index = bisect.bisect(self._begins, begin)
-            before, after = self._begins[:index][-1:], self._begins[index : index + 1]
-            if (before and before[0] + self._sizes[before[0]] > begin) or (
-                after and begin + size > after[0]
-            ):
+            before = self._begins[index - 1] if index else 0
+            after = self._begins[index] if index < len(self._begins) else self._size
+            if before + self._sizes.get(before, 0) > begin or begin + size > after:
                 raise Refused("The other side sent an object with pieces that overlap.")
             self._begins.insert(index, begin)
             self._sizes[begin] = size
