@@ -11,6 +11,7 @@ kernel does: that a kernel has no keys is believed only once it has signed a rep
 from __future__ import annotations
 
 import contextlib
+import json
 import socket
 from functools import partial
 from typing import TYPE_CHECKING, Any, Callable, NamedTuple
@@ -70,7 +71,10 @@ def offer_keys(connection_file: Path) -> None:
     """Write new keys into a connection file, which only its owner can read."""
     public, secret = zmq.curve_keypair()
     words = {**read_json(connection_file), PUBLIC: public.decode(), SECRET: secret.decode()}
-    write_json(connection_file, words)
+    # In its place, which has room also on a full disk; nobody reads it yet.
+    with connection_file.open("r+", encoding="utf-8") as file:
+        file.write(json.dumps(words))
+        file.truncate()
 
 
 def offered_keys(connection_file: Path) -> Keys | None:

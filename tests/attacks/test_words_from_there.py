@@ -55,7 +55,7 @@ def session(name="7f3a9c"):
         "id": name, "remote": "evil" + ACTS, "kernel": "python3" + ACTS, "script": "",
         "notebook": "/home/me/" + ACTS + "a\\nb.ipynb", "host": "h" + ACTS, "created": 1.7e9,
         "state": "idle" + ACTS, "since": 1.7e9, "seconds": 5.0, "why": ACTS, "fronts": 0,
-        "pid": 1, "journal": 0,
+        "pid": 1, "journal": 5000,
     }}
 
 def records():
@@ -166,7 +166,9 @@ def test_a_prompt_does_not_act_on_the_terminal(here: JupyterHere, box: str) -> N
 # --------------------------------------------------------------- ids
 
 
-def test_a_session_that_has_no_id_of_one_is_not_begun(evil: Path) -> None:
+def test_a_session_that_has_no_id_of_one_is_not_begun(
+    evil: Path, here: JupyterHere, python_remote: dict[str, Any]
+) -> None:
     """A remote calls the session that it starts `7f3a9c;touch…`: people paste such words."""
     (evil / "names").touch()
     try:
@@ -179,6 +181,11 @@ def test_a_session_that_has_no_id_of_one_is_not_begun(evil: Path) -> None:
     assert ran.stderr.startswith("remoter: evil: 127.0.0.1 answered strangely: ")
     assert "remoter stop" not in ran.stderr
     assert PASTED not in json.dumps(known_sessions.recall())
+    # There is a real one behind it.
+    here.add_remote("honest", **python_remote)
+    told = json.loads(here.remoter("sessions", "honest", "--json").stdout)
+    left = [each["id"] for each in told["sessions"] if each["state"] not in {"ended", "dead"}]
+    assert here.remoter("stop", *(f"honest/{each}" for each in left)).returncode == 0
 
 
 BASH = """
@@ -371,4 +378,3 @@ def test_odd_messages_of_a_kernel_leave_its_session_readable(box: str, tmp_path:
     assert "half \ufffd a pair" in texts
     assert texts.endswith("after\n")
     read("log", f"{box}/{name}")
-    read("stop", f"{box}/{name}")

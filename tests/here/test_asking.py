@@ -91,7 +91,8 @@ def ask(desk: Desk, text: str, hint: str = "", **changes: str) -> tuple[int, byt
 
 def test_a_question_is_asked_hidden_and_without_what_acts_on_a_terminal(desk, person):
     assert ask(desk, "Enter PIN\x1b[2J for 'x'; $(id): ") == (0, b"an answer\n")
-    assert person.asked == [("the box", "Enter PIN[2J for 'x'; $(id):", False)]
+    text = "remoter, on this machine: Enter PIN for 'x'; $(id) (it is not sent):"
+    assert person.asked == [("", text, False)]
 
 
 def test_an_answer_in_any_script_passes(desk, person):

@@ -15,6 +15,7 @@ from remoter_kernel.front.bootstrap.environment import (
 from remoter_kernel.front.bootstrap.installer import MARK
 from remoter_kernel.front.bootstrap.survey import FoundPython, Surroundings
 from remoter_kernel.front.ssh.outcome import Ran
+from remoter_kernel.plain_text import plain_text
 
 
 def around(*versions):
@@ -77,7 +78,7 @@ def test_each_trouble_is_told_with_what_to_do(kind, said, what, advice):
         environment_there._explain(kind, said)
     assert what in caught.value.what
     assert advice in caught.value.advice
-    assert str(caught.value).isprintable()
+    assert plain_text(caught.value) == str(caught.value)
 
 
 def test_only_the_line_for_us_is_read():

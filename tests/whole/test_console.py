@@ -376,6 +376,8 @@ def test_cells_of_this_side(path: Proxy, far: FarSide, tmp_path: Path) -> None:
         (tmp_path / "weights").write_bytes(bytes(4_000_000))
         path.narrow(16e6)
         console.type(f"%remoter put {tmp_path / 'weights'} {folder}/")
+        console.wait_for("outside of this notebook's folder (1 of 1)")
+        console.type("yes")
         console.wait_for("1 file, 3.8 MiB in ")
         (line,) = re.findall("^to box: .* of 3.8 MiB, .*$", console.screen(), re.MULTILINE)
         assert line.endswith(" left")

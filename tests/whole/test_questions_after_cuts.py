@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import psutil
 import pytest
 
+from remoter_kernel.front.keeper.endpoint import dismiss_all
 from remoter_kernel.front.session.link import LEAST_PATIENCE
 from tests.real_accounts import SERVICES
 from tests.real_jupyter import started_kernel, wait_for
@@ -24,6 +25,14 @@ if TYPE_CHECKING:
     from tests.real_logins import LoginGround, Way
 
 GRACE_IS_OVER = 6.0  # seconds of an outage: more than any keeper waits for its first visitor
+
+
+@pytest.fixture(autouse=True)
+def nobody_is_logged_in(here: JupyterHere) -> Iterator[None]:
+    """Remotes of one account share a login: none is left to the next test."""
+    del here
+    yield
+    dismiss_all()
 
 
 def pass_by(seconds: float) -> None:
