@@ -69,7 +69,7 @@ def _proof(key: bytes, role: bytes, of_visitor: bytes, of_keeper: bytes, port: i
     return hmac.digest(key, words, "sha256")
 
 
-class _Reader:
+class _DeadlineReader:
     """Reads from a connection until a deadline; what is late or ends early is an OSError."""
 
     def __init__(self, connection: socket.socket, seconds: float) -> None:
@@ -89,11 +89,11 @@ class _Reader:
 
 
 @contextlib.contextmanager
-def _deadline(connection: socket.socket, seconds: float) -> Iterator[_Reader]:
+def _deadline(connection: socket.socket, seconds: float) -> Iterator[_DeadlineReader]:
     """Read within a time; what goes wrong ends the block, and is no proof."""
     with contextlib.suppress(OSError):
         connection.settimeout(seconds)
-        yield _Reader(connection, seconds)
+        yield _DeadlineReader(connection, seconds)
         connection.settimeout(None)
 
 

@@ -18,7 +18,6 @@ import time
 from typing import TYPE_CHECKING, Any, Callable, NamedTuple
 
 from remoter_kernel.errors import ProtocolError
-from remoter_kernel.wire.allowance import Allowance
 from remoter_kernel.wire.files import (
     BEGINS,
     MOST_SOURCES,
@@ -36,6 +35,7 @@ from remoter_kernel.wire.files import (
 from remoter_kernel.wire.names import check_digest, names_asked_for
 from remoter_kernel.wire.part import Part, read_umask, settle
 from remoter_kernel.wire.places import Places, Source, find_places, read_sources
+from remoter_kernel.wire.quota import Quota
 from remoter_kernel.wire.sources import LONGEST_TOLD, MOST_TOLD, trouble_of
 
 if TYPE_CHECKING:
@@ -165,12 +165,12 @@ class Receiving:
             raise ProtocolError("More sources were told of than one can remember.")
         if words.get("more"):
             return
-        self._allowance = Allowance(words)
+        self._quota = Quota(words)
         left_out = words.get("left_out")
         lines = left_out[:MOST_TOLD] if isinstance(left_out, list) else []
         self.start = {
-            "files": self._allowance.files,
-            "size": self._allowance.size,
+            "files": self._quota.files,
+            "size": self._quota.size,
             "left_out": [str(line)[:LONGEST_TOLD] for line in lines],
         }
         names = [source.name for source in self._sources]
@@ -198,7 +198,7 @@ class Receiving:
         if number <= self._entered:
             raise ProtocolError(f"Entry {number} comes after entry {self._entered}.")
         self._entered = number
-        self._allowance.use(entry)
+        self._quota.use(entry)
         if entry.kind == "file" and not self._is_dry:
             if len(self._known) >= MOST_AHEAD:
                 raise ProtocolError("More files were told of than one can remember.")
@@ -220,7 +220,7 @@ class Receiving:
         place = places.place_of(entry)
         try:
             if self._is_dry:
-                self._allowance.hold(entry.path, place)
+                self._quota.hold(entry.path, place)
                 self.entries.append((entry, place))
             elif entry.kind == "folder":
                 self._make_folder(places, entry, place)
@@ -236,7 +236,7 @@ class Receiving:
 
     def _make_folder(self, places: Places, entry: Entry, place: str) -> None:
         """Make a folder that can be written into; what it is to be like comes at the end."""
-        self._allowance.hold(entry.path, place)
+        self._quota.hold(entry.path, place)
         if os.path.islink(place):
             places.check_inside(place, entry.path)  # its mode and time will be set
         before = None
@@ -294,7 +294,7 @@ class Receiving:
         if known.part:  # it did not fail just now
             self._files += 1
         else:
-            self._allowance.give_back(known.entry)
+            self._quota.give_back(known.entry)
         self._current, self._last = 0, number
         self._on_progress(self._size, self._files)
 
@@ -328,7 +328,7 @@ class Receiving:
         if known is None and (number or words.get("again")):
             raise ProtocolError(f"File {number} failed, and was never told of.")
         if known:
-            self._allowance.give_back(known.entry)
+            self._quota.give_back(known.entry)
             if known.part:
                 known.part.drop()
         if number == self._current:

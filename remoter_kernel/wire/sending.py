@@ -21,7 +21,6 @@ from collections import deque
 from typing import TYPE_CHECKING, Any, BinaryIO, Callable, NamedTuple
 
 from remoter_kernel.errors import ProtocolError, RemoterError
-from remoter_kernel.wire.allowance import Growth
 from remoter_kernel.wire.duplex import Cut
 from remoter_kernel.wire.files import (
     ASK_FROM,
@@ -41,6 +40,7 @@ from remoter_kernel.wire.files import (
     told_trouble,
 )
 from remoter_kernel.wire.names import check_digest
+from remoter_kernel.wire.quota import Growth
 from remoter_kernel.wire.sources import Item, Plan, entry_of, open_source, trouble_of
 from remoter_kernel.wire.window import Window
 

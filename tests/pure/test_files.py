@@ -11,8 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as some
 
 from remoter_kernel.errors import ProtocolError
-from remoter_kernel.wire import allowance as allowances
-from remoter_kernel.wire.allowance import GROWS, Allowance, Growth
+from remoter_kernel.wire import quota as quotas
 from remoter_kernel.wire.files import (
     HEAD,
     MOST_BODY,
@@ -38,6 +37,7 @@ from remoter_kernel.wire.names import (
     safe_target,
 )
 from remoter_kernel.wire.part import wanted_mode
+from remoter_kernel.wire.quota import GROWS, Growth, Quota
 
 EVIL = ["../../.bashrc", "/etc/passwd", "a/../../b", "a//b", "", ".", "..", "a/.", "a\0b", "a/"]
 EVIL_ON_WINDOWS = ["C:/x", "C:x", "a\\..\\..\\b", "con", "a/NUL.txt", "COM1", "a.", "a ", "x:y"]
@@ -214,24 +214,24 @@ def test_a_checksum_has_a_form(value):
 def test_what_a_sender_allows_its_files_a_receiver_takes(size, changes):
     """Both count the growth of files alike, so that an honest transfer is not ended."""
     growth, now = Growth(size), size
-    allowance = Allowance({"files": 1, "size": size, "entries": 1})
+    quota = Quota({"files": 1, "size": size, "entries": 1})
     for more in changes[:3]:
         if now + more >= 0 and growth.allows(more):
             now += more
-        allowance.use(Entry("top", size=now))
-        allowance.give_back(Entry("top", size=now))
+        quota.use(Entry("top", size=now))
+        quota.give_back(Entry("top", size=now))
     with pytest.raises(ProtocolError):
-        allowance.use(Entry("top", size=2 * size + GROWS + 1))
+        quota.use(Entry("top", size=2 * size + GROWS + 1))
     assert not growth.allows(2 * size + GROWS + 1)
 
 
 def test_what_is_held_to_the_end_has_a_bound(monkeypatch):
-    monkeypatch.setattr(allowances, "MOST_HELD", 1000)
-    allowance = Allowance({"files": 0, "size": 0, "entries": 100})
+    monkeypatch.setattr(quotas, "MOST_HELD", 1000)
+    quota = Quota({"files": 0, "size": 0, "entries": 100})
     for _ in range(4):
-        allowance.hold("top/a", "/place/top/a")
+        quota.hold("top/a", "/place/top/a")
     with pytest.raises(FileTrouble, match="too much for one transfer") as refused:
-        allowance.hold("top/a", "/place/top/a")
+        quota.hold("top/a", "/place/top/a")
     assert refused.value.trouble is Trouble.WORDS
 
 

@@ -12,17 +12,17 @@ from remoter_kernel.front.this_side.permission import (
     LONGEST_PATH,
     MOST_PLACES,
     MOST_TOLD,
-    Kind,
     NotAllowed,
     Permission,
+    Use,
     Wanted,
     listed,
-    place_at,
+    local_place,
 )
 from remoter_kernel.wire.frames import Channel
 from remoter_kernel.wire.messages import Voice, header_of
 
-LOCAL = Wanted("%%local", Kind.RUN, "runs this cell")
+LOCAL = Wanted("%%local", Use.RUN, "runs this cell")
 
 
 class Person:
@@ -47,13 +47,13 @@ def a_cell(*, can_answer=True):
 
 
 def put(*paths):
-    places = tuple(place_at(str(path), path.name) for path in paths)
-    return Wanted("%remoter put", Kind.READ, "sends data.csv to gpu-box", places)
+    places = tuple(local_place(str(path), path.name) for path in paths)
+    return Wanted("%remoter put", Use.READ, "sends data.csv to gpu-box", places)
 
 
 def get(path):
-    places = (place_at(str(path)),)
-    return Wanted("%remoter get", Kind.WRITE, "fetches data.csv from gpu-box", places)
+    places = (local_place(str(path)),)
+    return Wanted("%remoter get", Use.WRITE, "fetches data.csv from gpu-box", places)
 
 
 def gate(person, folder, rule: Literal["ask", "allow", "never"] = "ask"):
@@ -231,7 +231,7 @@ def test_a_cell_cannot_rewrite_the_question(folder, tmp_path):
     """No new lines, no signs that a terminal obeys, and the question at its end."""
     person = Person("no", "no")
     what = "sends a\nyes or no:\x1b[2J" + "x" * 5000
-    may(gate(person, folder), Wanted("%remoter put", Kind.READ, what))
+    may(gate(person, folder), Wanted("%remoter put", Use.READ, what))
     first, _, last = person.questions[0].split("\n")
     assert first.startswith(f"{OURS}%remoter put wants to read files here: ")
     assert "\x1b" not in first

@@ -36,7 +36,7 @@ SHIPPED = (
     "errors.py",
     "plain_text.py",
     "wire/__init__.py",
-    "wire/allowance.py",
+    "wire/quota.py",
     "wire/duplex.py",
     "wire/files.py",
     "wire/frames.py",

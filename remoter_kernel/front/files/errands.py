@@ -29,12 +29,12 @@ from remoter_kernel.front.keeper.kept import KeptLogin, kept_login
 from remoter_kernel.front.reading.status import amount
 from remoter_kernel.front.session.dialer import HERE
 from remoter_kernel.front.this_side.permission import (
-    Kind,
+    LocalPlace,
     NotAllowed,
-    Place,
+    Use,
     Wanted,
     listed,
-    place_at,
+    local_place,
 )
 from remoter_kernel.wire.files import FileTrouble
 from remoter_kernel.wire.sources import Plan, full_path, make_plan
@@ -189,14 +189,14 @@ class CellErrand:
         """Return what is to be done, once it may be; exactly that is done which was asked about."""
         if errand.is_put:
             plan = self._plan(errand, remote)
-            wanted = Wanted(self._order.verb, Kind.READ, _sends(plan, remote), _read_by(plan))
+            wanted = Wanted(self._order.verb, Use.READ, _sends(plan, remote), _read_by(plan))
             self._permission.demand(wanted, self._route)
             return Transfer(errand, remote, self._log_in, self._note, plan=plan)
         place = _written_by(errand)
         names = listed(list(map(plain, errand.sources)), "sources")
         what = f"fetches {names} from {remote.name} into {place.path}"
         places = () if errand.is_dry else (place,)
-        wanted = Wanted(self._order.verb, Kind.WRITE, what, places)
+        wanted = Wanted(self._order.verb, Use.WRITE, what, places)
         self._permission.demand(wanted, self._route)
         _check_unmoved(place)
         real = str(place.path)
@@ -282,26 +282,26 @@ def _sends(plan: Plan, remote: Remote) -> str:
     return f"sends {names} ({files}, {amount(plan.size)}) to {remote.name}"
 
 
-def _read_by(plan: Plan) -> tuple[Place, ...]:
+def _read_by(plan: Plan) -> tuple[LocalPlace, ...]:
     """Return the sources of a plan; what a folder holds is below the folder, links and all."""
     return tuple(
-        Place(Path(item.place), item.entry.kind == "folder", item.entry.path)
+        LocalPlace(Path(item.place), item.entry.kind == "folder", item.entry.path)
         for item in plan.items
         if "/" not in item.entry.path
     )
 
 
-def _written_by(errand: Errand) -> Place:
+def _written_by(errand: Errand) -> LocalPlace:
     """Return where would be written."""
     try:
-        return place_at(full_path(errand.to, str(errand.here)))
+        return local_place(full_path(errand.to, str(errand.here)))
     except (OSError, ValueError) as error:
         raise Usage(f"{plain(errand.to)} cannot be a place here: {error}.") from None
 
 
-def _check_unmoved(place: Place) -> None:
+def _check_unmoved(place: LocalPlace) -> None:
     """Raise `NotAllowed` if a place leads elsewhere by now: an answer may take its time."""
-    if place_at(str(place.path)).path != place.path:
+    if local_place(str(place.path)).path != place.path:
         raise NotAllowed(f"{plain(str(place.path))} leads elsewhere by now; nothing was done.")
 
 

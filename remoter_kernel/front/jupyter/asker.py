@@ -51,7 +51,7 @@ class _Asked(NamedTuple):
     name: str = ""  # of the message that asked; none: it has yet to be asked
 
 
-class _Held(NamedTuple):
+class _HeldQuestion(NamedTuple):
     """A kernel's question that waits until ours has its answer."""
 
     question: Question
@@ -68,7 +68,7 @@ class Asker:
         """Remember; `routes` lists the requests without a reply, the oldest first."""
         self.remote_name: Callable[[], str] = lambda: "the remote"
         self._kernels = KernelQuestions()
-        self._held: list[_Held] = []
+        self._held: list[_HeldQuestion] = []
         self._reactor = reactor
         self._mouth = mouth
         self._routes = routes
@@ -191,7 +191,7 @@ class Asker:
         cell = str(route.header.get("msg_id", ""))
         question = Question(tuple(route.identities), name, cell, answer, is_here)
         whose = "code on this machine" if is_here else self.remote_name()
-        held = _Held(question, unlike_ours(parts, whose), send)
+        held = _HeldQuestion(question, unlike_ours(parts, whose), send)
         asked = self._asked
         is_ours_open = asked and asked.name and asked.route.identities == route.identities
         if is_ours_open and not self._kernels.is_exact(route.identities):
@@ -199,7 +199,7 @@ class Asker:
         else:
             self._pass_on(held)
 
-    def _pass_on(self, held: _Held) -> None:
+    def _pass_on(self, held: _HeldQuestion) -> None:
         self._kernels.note(held.question)
         held.send(held.parts)
 

@@ -31,7 +31,7 @@ NEVER = float("inf")
 
 
 @dataclass
-class _Held:
+class _ActiveLogin:
     """A login that is there."""
 
     login: Login
@@ -50,7 +50,7 @@ class SharedLogin:
         # The remote of each, and for how many seconds that wants the login kept.
         self._users: dict[Visitor, tuple[str, float]] = {}
         self._kept_until: dict[str, float] = {}  # by the remotes that it has served
-        self._held: _Held | None = None
+        self._held: _ActiveLogin | None = None
         self._memories = Memories()
         self._under_way: Login | None = None
         self.is_over = False  # whoever comes must find another one
@@ -162,7 +162,7 @@ class SharedLogin:
         finally:
             watch(None)
         self.was_inside = True
-        self._held = _Held(login)
+        self._held = _ActiveLogin(login)
         if self.is_over:  # somebody ended it meanwhile
             self._give_up()
 
@@ -219,14 +219,14 @@ class SharedLogin:
             held.login.close()
 
 
-def _prove(held: _Held) -> None:
+def _prove(held: _ActiveLogin) -> None:
     """Cut a login that does not answer."""
     if not _answers(held, SILENT_FOR):
         held.login.cut()
     held.is_in_doubt = False
 
 
-def _answers(held: _Held, seconds: float) -> bool:
+def _answers(held: _ActiveLogin, seconds: float) -> bool:
     is_there = held.login.answers(seconds)
     if is_there:
         held.heard_at = time.time()

@@ -24,7 +24,7 @@ from remoter_kernel.front.questions import OURS, readable
 from remoter_kernel.front.reading.status import amount
 from remoter_kernel.front.session.link import State
 from remoter_kernel.front.this_side.carried_text import in_python, in_r
-from remoter_kernel.front.this_side.permission import Kind, Wanted, listed
+from remoter_kernel.front.this_side.permission import Use, Wanted, listed
 from remoter_kernel.front.this_side.room_there import RoomThere
 from remoter_kernel.wire.messages import content_of
 
@@ -155,7 +155,7 @@ class CarryCell:
             if is_push
             else f"puts {what} of {remote} into a Python kernel here"
         )
-        wanted = Wanted(f"%remoter {wish.verb}", Kind.RUN, sentence)
+        wanted = Wanted(f"%remoter {wish.verb}", Use.RUN, sentence)
         front.permission.demand(wanted, self.route)
         address = front.dialer.address
         if address is None or front.link.state is State.FAILED:

@@ -15,7 +15,7 @@ from remoter_kernel.front.this_side.cell import LocalCell, for_this_side
 from remoter_kernel.front.this_side.comms import CommsHere
 from remoter_kernel.front.this_side.kernel import ThisSide
 from remoter_kernel.front.this_side.own_code import OwnCode
-from remoter_kernel.front.this_side.permission import Kind, Wanted
+from remoter_kernel.front.this_side.permission import Use, Wanted
 from remoter_kernel.front.this_side.text import (
     LocalCode,
     answered_outside,
@@ -147,7 +147,7 @@ class CellsHere:
     # The kernel here -------------------------------------------------------------------
 
     def _local_cell(self, route: Route, local: LocalCode) -> LocalCell:
-        wanted = Wanted(local.verb, Kind.RUN, RUNS)
+        wanted = Wanted(local.verb, Use.RUN, RUNS)
         return LocalCell(
             route,
             local.code,

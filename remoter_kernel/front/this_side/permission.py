@@ -44,7 +44,7 @@ class Asks(Protocol):
         """Ask in a cell; NeedsPerson or NotAnswered where there is no answer."""
 
 
-class Kind(Enum):
+class Use(Enum):
     """What is allowed apart from anything else; the value goes on after "wants to"."""
 
     RUN = "run code here"
@@ -52,14 +52,14 @@ class Kind(Enum):
     WRITE = "write files here"
 
 
-class Place(NamedTuple):
+class LocalPlace(NamedTuple):
     """A file or folder of this side."""
 
     path: Path  # links resolved: what is asked about is what is used
     is_folder: bool
     name: str = ""  # by which the remote will know it
 
-    def covers(self, other: Place) -> bool:
+    def covers(self, other: LocalPlace) -> bool:
         """Is a yes to this place a yes to the other one, too?"""
         if self.is_folder:
             return other.path.is_relative_to(self.path)
@@ -71,9 +71,11 @@ class Wanted:
     """What a cell wants of this side."""
 
     verb: str  # what the cell says: "%remoter put"
-    kind: Kind
+    kind: Use
     what: str  # goes on after "it": "sends x to gpu-box"
-    places: tuple[Place, ...] = ()  # that are read or written; none: wherever the kind is about
+    places: tuple[
+        LocalPlace, ...
+    ] = ()  # that are read or written; none: wherever the kind is about
 
 
 class Permission:
@@ -85,9 +87,9 @@ class Permission:
         """Remember; `rule` is looked up each time, `folder` is the notebook's."""
         self._asker = asker
         self._rule = rule
-        self._folder = Place(folder.resolve(), is_folder=True)
-        self._kinds: set[Kind] = set()  # that a person has allowed
-        self._places: dict[Kind, list[Place]] = {kind: [] for kind in Kind}  # likewise, outside
+        self._folder = LocalPlace(folder.resolve(), is_folder=True)
+        self._kinds: set[Use] = set()  # that a person has allowed
+        self._places: dict[Use, list[LocalPlace]] = {kind: [] for kind in Use}  # likewise, outside
         self._turn = threading.Lock()  # several cells may want something at once
 
     def check_rule(self, verb: str) -> None:
@@ -123,7 +125,7 @@ class Permission:
         self._ask(wanted.verb, _about_kind(wanted, outside, self._folder.path), cell)
         self._kinds.add(wanted.kind)
 
-    def _demand_place(self, wanted: Wanted, place: Place, number: str, cell: Route) -> None:
+    def _demand_place(self, wanted: Wanted, place: LocalPlace, number: str, cell: Route) -> None:
         """Ask about one place outside of the notebook's folder."""
         path = _in_full(wanted.verb, place)
         if not may_ask_in(cell):
@@ -135,11 +137,11 @@ class Permission:
         self._ask(wanted.verb, _about_place(wanted, place, path, number), cell)
         self._places[wanted.kind].append(place)
 
-    def _is_allowed(self, kind: Kind, place: Place) -> bool:
+    def _is_allowed(self, kind: Use, place: LocalPlace) -> bool:
         return any(allowed.covers(place) for allowed in self._places[kind])
 
     @staticmethod
-    def _check_number(verb: str, places: Sequence[Place]) -> None:
+    def _check_number(verb: str, places: Sequence[LocalPlace]) -> None:
         if len(places) > MOST_PLACES:
             raise NotAllowed(
                 f"{verb} names {len(places)} places outside of this notebook's folder. Each is "
@@ -161,10 +163,10 @@ class Permission:
         raise NotAllowed(f"{verb} was not allowed to use this machine; nothing was done.")
 
 
-def place_at(path: str, name: str = "") -> Place:
+def local_place(path: str, name: str = "") -> LocalPlace:
     """Return where a path of this side leads; one that ends with a separator means a folder."""
     is_folder = path.endswith(("/", os.sep)) or Path(path).is_dir()
-    return Place(Path(os.path.realpath(path)), is_folder, name)
+    return LocalPlace(Path(os.path.realpath(path)), is_folder, name)
 
 
 def listed(names: Sequence[str], what: str) -> str:
@@ -180,9 +182,9 @@ def _about_kind(wanted: Wanted, outside: int, folder: Path) -> str:
     """Ask in a way that says what a yes allows, and for how long it holds."""
     below = _on_one_line(str(folder))
     allows = {
-        Kind.RUN: "run any code on this machine, with your files and your rights,",
-        Kind.READ: f"send any file below {below} to the remote, and nothing else,",
-        Kind.WRITE: f"write or replace any file below {below}, and nothing else,",
+        Use.RUN: "run any code on this machine, with your files and your rights,",
+        Use.READ: f"send any file below {below} to the remote, and nothing else,",
+        Use.WRITE: f"write or replace any file below {below}, and nothing else,",
     }[wanted.kind]
     more = ""
     if outside:
@@ -198,9 +200,9 @@ def _about_kind(wanted: Wanted, outside: int, folder: Path) -> str:
     )
 
 
-def _about_place(wanted: Wanted, place: Place, path: str, number: str) -> str:
+def _about_place(wanted: Wanted, place: LocalPlace, path: str, number: str) -> str:
     """Ask about one place, by its full and real path."""
-    reads = wanted.kind is Kind.READ
+    reads = wanted.kind is Use.READ
     which = "this folder and all that is in it" if place.is_folder else "this file"
     allows = f"send {which} to the remote" if reads else "write or replace what is there"
     renamed = ""
@@ -213,7 +215,7 @@ def _about_place(wanted: Wanted, place: Place, path: str, number: str) -> str:
     )
 
 
-def _in_full(verb: str, place: Place) -> str:
+def _in_full(verb: str, place: LocalPlace) -> str:
     path = _escaped(str(place.path))
     if len(path) > LONGEST_PATH:
         raise NotAllowed(

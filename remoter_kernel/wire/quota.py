@@ -44,7 +44,7 @@ class Growth:
         return True
 
 
-class Allowance:
+class Quota:
     """The numbers of one transfer's start, and what of them is used up."""
 
     def __init__(self, words: dict[str, Any]) -> None:
