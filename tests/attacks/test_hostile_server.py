@@ -14,6 +14,7 @@ import threading
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Self
 
 import paramiko
@@ -48,14 +49,22 @@ from remoter_kernel.front.questions import (
     says,
 )
 from remoter_kernel.front.ssh import admission, system
+from remoter_kernel.front.ssh.admission import Admission
 from remoter_kernel.front.ssh.aliases import Destination, resolve
 from remoter_kernel.front.ssh.asking import Desk
-from remoter_kernel.front.ssh.authentication import MOST_PROMPTS, MOST_UNREAD, Round, _round
+from remoter_kernel.front.ssh.authentication import (
+    MOST_PROMPTS,
+    MOST_UNREAD,
+    Round,
+    Verdict,
+    _round,
+)
 from remoter_kernel.front.ssh.channel import WINDOW, Closed, Misbehaved, TooLate
 from remoter_kernel.front.ssh.commands import Running
 from remoter_kernel.front.ssh.complaints import explain
 from remoter_kernel.front.ssh.entry import MOST_SAID, Entry
 from remoter_kernel.front.ssh.login import log_in
+from remoter_kernel.front.ssh.memory import Memory
 from remoter_kernel.front.ssh.mux import Declined, Mux, master_answers
 from remoter_kernel.front.ssh.system import living_master, log_in_by_system
 from remoter_kernel.front.ssh.transport import LARGEST_PACKET, MOST_UNSENT, Transport
@@ -1015,3 +1024,31 @@ def test_whatever_a_master_answers_is_understood_or_the_end(data, is_framed):
         far.shutdown(socket.SHUT_WR)
         with contextlib.suppress(Closed, Declined, TooLate):
             assert mux.process_id() >= 0
+
+
+class NeverSatisfied:
+    """A server that takes each proof, and always wants another one; it asks nobody."""
+
+    def __init__(self) -> None:
+        self.attempts = 0
+
+    def wait(self, _seconds: float) -> Verdict:
+        self.attempts += 1
+        return Verdict(let_in=False, would_take=("keyboard-interactive",), partly=True)
+
+    def do_nothing(self, *_: object) -> None: ...
+
+    banner = ""
+    request_service = send_nothing = begin_rounds = do_nothing
+
+
+def test_a_server_that_always_wants_more_is_left(tmp_path: Path) -> None:
+    """Its "partly right" would go on for ever, and hold up all who want to log in there."""
+    door = NeverSatisfied()
+    there = Destination("box", 22, "ada", identity_files=(tmp_path / "no key",))
+    there = replace(there, identities_only=True, identity_agent="none")
+    transport: Any = SimpleNamespace(door=door, software="OpenSSH_9.2")
+    asked: Any = SimpleNamespace(ask=lambda *_: ["an answer"])
+    with pytest.raises(LoginRefused, match="again and again"):
+        Admission(there, transport, asked, Memory()).go()
+    assert door.attempts < 100

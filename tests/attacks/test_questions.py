@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from remoter_kernel.front.jupyter.asker import ONE_AT_A_TIME, Asker
-from remoter_kernel.front.jupyter.mouth import Route
+from remoter_kernel.front.jupyter.mouth import Mouth, Route
 from remoter_kernel.front.questions import OURS, NotAnswered
-from remoter_kernel.wire.frames import Channel
+from remoter_kernel.wire.frames import Channel, to_json
 from remoter_kernel.wire.messages import CONTENT, Voice, content_of, header_of
 from tests.real_jupyter import started_kernel, wait_for
 from tests.whole.talk import QUIET, Talk
@@ -63,9 +63,13 @@ class Page:
     def _publish(self, _kind: str, content: dict[str, Any], _header: Any) -> None:
         self.told.append(content.get("text", ""))
 
-    def kernel_asks(self, prompt: str, cell: Route, *, is_here: bool = False) -> str:
-        """Let a kernel ask; return the id of its question."""
+    def kernel_asks(
+        self, prompt: str, cell: Route, *, is_here: bool = False, name: str | None = None
+    ) -> str:
+        """Let a kernel ask, with an id of its own choice; return the id of its question."""
         parts = VOICE.compose("input_request", {"prompt": prompt, "password": False})
+        if name is not None:
+            parts[1] = to_json({**header_of(parts[1]), "msg_id": name})
         name = str(header_of(parts[1])["msg_id"])
         show = lambda parts: self.shown.append({"name": name, **content_of(parts)})  # noqa: E731
         heard = lambda parts: self.kernels.append((prompt, content_of(parts)["value"]))  # noqa: E731
@@ -124,6 +128,45 @@ def test_an_answer_to_a_kernels_question_is_no_answer_to_ours(page: Page, *, is_
     thread.join(5)
     assert page.ours.get_nowait() == "no"
     assert page.kernels == [("Delete?", "yes")]
+
+
+def test_a_question_without_an_id_is_not_named_by_a_reply_without_a_parent(page: Page) -> None:
+    """A kernel leaves the id out, so that its client would count as one that names questions."""
+    page.kernel_asks("What?", page.cells[0], name="")
+    page.answer("this")
+    thread = page.we_ask("Run code here?", page.cell())
+    page.kernel_asks("Delete?", page.cells[0], name="")
+    assert page.prompts == ["What?", "Run code here?"]
+    page.answer("no")
+    thread.join(5)
+    assert page.ours.get_nowait() == "no"
+    assert page.kernels == [("What?", "this")]
+
+
+def test_a_kernels_question_with_the_id_of_ours_takes_nothing_from_it(page: Page) -> None:
+    """A page that names questions has both open, and each answer goes to its own."""
+    named = page.kernel_asks("What?", page.cells[0])
+    page.answer("this", named)
+    thread = page.we_ask("Run code here?", page.cell())
+    ours = page.shown[-1]["name"]
+    page.kernel_asks("Delete?", page.cells[0], name=ours)
+    page.answer("no", ours)
+    thread.join(5)
+    assert page.ours.get_nowait() == "no"
+    page.answer("yes", "")
+    assert page.kernels[1:] in ([], [("Delete?", "yes")])
+
+
+def test_our_questions_have_ids_that_nobody_guesses(here: JupyterHere) -> None:
+    """A kernel hears the session of the proxy, and could count its messages."""
+    del here
+    replies: list[Any] = []
+    sockets: Any = SimpleNamespace(voice=VOICE, reply=lambda *words: replies.append(words))
+    mouth = Mouth(sockets, "1")
+    names = {mouth.ask(Page().cells[0], {"prompt": "Run code here?"}) for _ in range(3)}
+    assert len(names) == 3
+    assert not any(VOICE.session in name for name in names)
+    assert {str(header_of(parts[1])["msg_id"]) for _, _, parts in replies} == names
 
 
 def test_a_kernels_question_waits_while_ours_is_open(page: Page) -> None:
