@@ -48,6 +48,7 @@ SOCKETS = {
 }
 NUDGE_AGAIN = 0.02  # seconds
 GREET_AGAIN = 0.1  # seconds
+HEARD_WITHIN = 0.25  # seconds: not all kernels say something to who subscribes
 MOST_LAST_WORDS = 4000  # characters
 LOOK_EVERY = 0.1  # seconds
 NOBODY = 8  # bytes: the parent header of a message that has no parent
@@ -82,7 +83,8 @@ class Child:
         self._context = zmq.Context()
         self._sockets: dict[Channel, zmq.Socket[bytes]] = {}
         self._greeting: Greeting | None = None  # while it is not known
-        self._unsent: list[tuple[Channel, Sequence[Bytes]]] = []  # until there are sockets
+        self._is_held = False  # what is sent waits until something is heard on iopub
+        self._unsent: list[tuple[Channel, Sequence[Bytes]]] = []
         self.on_ready: Callable[[dict[str, Any], dict[str, Any]], None] = lambda _head, _info: None
         self._voice = Voice(b"")
         self._own_mark = b""  # stands in the parent header of what answers our own questions
@@ -163,20 +165,29 @@ class Child:
 
     def ask(self, channel: Channel, kind: str, content: dict[str, Any]) -> None:
         """Ask something ourselves: what comes of it is heard by nobody else."""
-        if self._is_opening or channel in self._sockets:
-            self.say(channel, self._voice.compose(kind, content))
+        parts = self._voice.compose(kind, content)
+        if channel in self._sockets:
+            self._send(channel, parts)
+        elif self._greeting:
+            self._unsent.append((channel, parts))
 
     def say(self, channel: Channel, parts: Sequence[Bytes]) -> None:
-        """Sign a message with the child's key and send it, as soon as there are sockets."""
-        if self._is_opening:
+        """Sign a message with the child's key and send it, as soon as its outputs are heard."""
+        if self._is_held:
             self._unsent.append((channel, parts))
-            return
+        else:
+            self._send(channel, parts)
+
+    def _send(self, channel: Channel, parts: Sequence[Bytes]) -> None:
         self._sockets[channel].send_multipart(self._voice.sign(parts), copy=True)
 
-    @property
-    def _is_opening(self) -> bool:
-        """Is it not known yet by what sockets the kernel is reached?"""
-        return self._greeting is not None and not self._sockets
+    def _send_held(self) -> None:
+        """Send what has waited: what a kernel publishes before we are subscribed is dropped."""
+        self._is_held = False
+        unsent, self._unsent = self._unsent, []
+        for channel, parts in unsent:
+            if channel in self._sockets:
+                self._send(channel, parts)
 
     def hear(self, channel: Channel) -> None:
         """Take in what waits on one channel."""
@@ -189,6 +200,8 @@ class Child:
                 continue  # somebody else on this machine knocked at the child's port
             if channel is Channel.IOPUB:
                 parts[TOPIC] = b"".join(topics)
+                if self._is_held:
+                    self._send_held()
             elif channel is not Channel.CONTROL:
                 self.hear(Channel.IOPUB)  # what was published before the reply comes before it
             is_ours = self._own_mark in bytes(parts[PARENT])
@@ -235,6 +248,7 @@ class Child:
         if self._greeting:
             self._greeting.close()
             self._greeting = None
+        self._unsent.clear()
         self._close_sockets()
 
     def _close_sockets(self) -> None:
@@ -262,6 +276,7 @@ class Child:
         manager = self.manager
         self._voice = Voice(manager.session.key, manager.session.signature_scheme)
         self._own_mark = self._voice.session.encode()
+        self._is_held = True
         self._offered = offered_keys(Path(manager.connection_file))
         self.is_encrypted = self._offered is not None
         if self._offered:
@@ -315,9 +330,7 @@ class Child:
             self._sockets[channel] = handle
             self.reactor.watch(handle, lambda channel=channel: self.hear(channel))  # type: ignore[misc]
         self.ask(Channel.SHELL, "kernel_info_request", {})
-        unsent, self._unsent = self._unsent, []
-        for channel, parts in unsent:
-            self.say(channel, parts)
+        self.reactor.later(HEARD_WITHIN, self._send_held)
 
     def _look_after(self, about: dict[str, Any]) -> None:
         """Watch a process whose warden is no child of ours."""

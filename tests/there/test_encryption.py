@@ -163,6 +163,7 @@ def test_keys_are_offered_to_who_may_know_them(argv, metadata: dict[str, Any], i
 def test_keys_come_and_go_and_the_rest_of_the_file_stays(tmp_path: Path):
     """Only its owner can read it, before and after."""
     file = tmp_path / "connection.json"
+    file.touch(0o600)
     file.write_text(json.dumps({"shell_port": 1}))
     assert offered_keys(file) is None
     offer_keys(file)

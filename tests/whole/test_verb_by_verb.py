@@ -120,8 +120,8 @@ def of(said: Transcript, kind: str) -> list[Message]:
 def test_server(here: JupyterHere, side: Side, session: str) -> None:
     """Nobody starts it: nothing was there before, and the first login has started it."""
     assert side.before == []
-    about = told(here, side.remote, session)
-    assert (about["kernel"], about["fronts"]) == (LANGUAGES[side.language], 1)
+    wait_for(lambda: told(here, side.remote, session)["fronts"] == 1, what="it is counted")
+    assert told(here, side.remote, session)["kernel"] == LANGUAGES[side.language]
 
 
 def test_client_in_the_kernel_picker(side: Side) -> None:
