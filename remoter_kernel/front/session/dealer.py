@@ -18,7 +18,7 @@ MOST_UNREAD = 256  # frames
 # We answer a ping with a pong, and whoever pings need not take any. In honest hands what waits
 # here is our own requests, as far as there is credit for them.
 MOST_UNSENT = 65_536  # frames
-LOOK_EVERY = 0.5  # seconds
+LOOK_EVERY = 1.0  # seconds
 ANSWERS_WITHIN = 1.0  # seconds, where this process has grown and nothing has come
 MOST_UNSEEN = 128 * 1024 * 1024  # bytes
 
