@@ -18,7 +18,7 @@ import zmq
 from remoter_kernel.front.session.link import Line, Link, State
 from remoter_kernel.wire.reactor import Reactor
 
-ENOUGH = 400 * 1024 * 1024  # bytes: where nothing stops it, this ends it
+ENOUGH = 600 * 1024 * 1024  # bytes: where nothing stops it, this ends it
 WITHIN = 60.0  # seconds
 
 
