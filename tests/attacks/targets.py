@@ -9,7 +9,7 @@ import base64
 import io
 import json
 from dataclasses import dataclass
-from pathlib import PurePosixPath
+from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +27,7 @@ from remoter_kernel.front.reading.notebook import Story
 from remoter_kernel.front.reading.transcript import Transcript
 from remoter_kernel.front.running.verdict import Verdict
 from remoter_kernel.front.session.greeting import read_welcome
+from remoter_kernel.front.ssh.aliases import Destination
 from remoter_kernel.front.ssh.complaints import explain
 from remoter_kernel.front.ssh.trust import read_lines
 from remoter_kernel.front.this_side.carried.arrow import check_arrow
@@ -194,20 +195,18 @@ def known_hosts(data: bytes) -> None:
     list(read_lines(file))  # type: ignore[arg-type]
 
 
-GPU = SimpleNamespace(
-    label="gpu",
+GPU = Destination(
+    "gpu.example.org",
+    22,
+    "ada",
+    known_hosts_files=(Path("/home/ada/.ssh/known_hosts"),),
     alias="gpu",
-    host_name="gpu.example.org",
-    user="ada",
-    port=22,
-    jumps=(),
-    known_hosts_files=(PurePosixPath("/home/ada/.ssh/known_hosts"),),
 )
 
 
 def complaints(data: bytes) -> None:
     said = data.decode("utf-8", "replace")
-    str(explain(GPU, said, "login", "ED25519 SHA256:x", may_ask=False))  # type: ignore[arg-type]
+    str(explain(GPU, said, "login", "ED25519 SHA256:x", may_ask=False))
 
 
 def names(data: bytes) -> None:
