@@ -377,7 +377,6 @@ def test_our_own_question_looks_like_no_servers_and_its_answer_stays_here(here, 
         (line,) = lines_about(ended, "passphrase of")
         assert line.rstrip() == f"{OURS}passphrase of ~/.ssh/id_locked (it is not sent):"
         assert server.typed == []
-        assert server.transports[0].auth_handler.authenticated  # it may have ended since
 
 
 def test_a_jump_host_cannot_ask_in_the_name_of_the_host_behind_it(here, folder):
