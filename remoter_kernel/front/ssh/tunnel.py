@@ -198,7 +198,9 @@ class Tunnel:
             local = self._accept_proven(listener)
             listener.withdraw()
             with self._changed:
-                if not self._is_over:
+                # What came before an end that was quicker than we are is still written.
+                has_last_words = bool(self._late) and not (listener.is_tcp or self._is_dropped)
+                if not self._is_over or has_last_words:
                     self._local = local
                     if self._late:
                         self._wake_writer()
