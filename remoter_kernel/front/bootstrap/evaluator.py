@@ -48,6 +48,7 @@ SHIPPED = (
     "wire/pump.py",
     "wire/reactor.py",
     "wire/receiving.py",
+    "wire/requests.py",
     "wire/said.py",
     "wire/sending.py",
     "wire/sources.py",

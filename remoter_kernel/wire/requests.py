@@ -1,0 +1,322 @@
+"""One request, one table: what is with each request, at either end of the link (pure).
+
+    RECEIVED → HELD → QUEUED → SENT → ACCEPTED → RUNNING → REPLIED → DONE
+                                                           FAILED, CANCELLED
+
+The proxy's stages: HELD waits here for its turn, a login or the kernel's readiness; QUEUED is in
+the link's outbox; SENT has left this side; ACCEPTED is in the evaluator's journal; RUNNING was
+heard to be busy; REPLIED has its reply, and its idle is still to come.
+
+The evaluator's: RECEIVED is being written to the journal; HELD is written and waits for the
+kernel; QUEUED is written and next; SENT was given to the kernel. It knows no ACCEPTED.
+
+A stage only grows. Reply and idle come by two sockets and so in either order: a request is DONE
+when both were heard. A kernel is at one request of its main shell at a time: where the next one
+begins, the one before has said all that it ever will.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass, field
+from enum import IntEnum
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Callable, NamedTuple
+
+from remoter_kernel.errors import ProtocolError
+from remoter_kernel.wire.frames import Channel
+from remoter_kernel.wire.messages import content_of
+from remoter_kernel.wire.waiting import COMMS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from remoter_kernel.wire.frames import Bytes
+
+EXECUTE = "execute_request"
+BUSY, IDLE = "busy", "idle"
+MOST_ENDED = 1000  # requests that are over and whose ids are still known
+MOST_ROWS = 100  # requests that are described
+LONGEST_WORD = 64  # characters of an id or a type, in a description
+
+_log = logging.getLogger(__name__)
+
+
+class Stage(IntEnum):
+    """How far a request has come; the last three are ends."""
+
+    RECEIVED = 0
+    HELD = 1
+    QUEUED = 2
+    SENT = 3
+    ACCEPTED = 4
+    RUNNING = 5
+    REPLIED = 6
+    DONE = 7
+    FAILED = 8
+    CANCELLED = 9
+
+
+@dataclass(eq=False)
+class Request:
+    """A message that somebody sent to the kernel."""
+
+    channel: Channel
+    parts: Sequence[Bytes]
+    header: dict[str, Any]
+    client: bytes = b""  # the proxy that sent it, as the evaluator knows it
+    identities: list[bytes] = field(default_factory=list)  # Jupyter's client, as ZeroMQ knows it
+    number: int = 0  # in the link's outbox
+    stage: Stage = Stage.RECEIVED
+    why: str = ""  # the reason of the last move
+    since: float = 0.0  # when that was, on the monotonic clock
+    heard: set[str] = field(default_factory=set)  # which of busy and idle clients have heard
+    is_held: bool = False  # does the journal say that it was not given to the kernel at once?
+    is_released: bool = False  # is it being written that it will be?
+
+    @cached_property
+    def id(self) -> str:
+        """The `msg_id`."""
+        return str(self.header.get("msg_id", ""))
+
+    @cached_property
+    def type(self) -> str:
+        """The `msg_type`."""
+        return str(self.header.get("msg_type", ""))
+
+    @cached_property
+    def content(self) -> dict[str, Any]:
+        """The content, read once; a `ProtocolError` if it is no JSON object."""
+        return content_of(self.parts)
+
+    @property
+    def expects_reply(self) -> bool:
+        """Does the protocol have a reply to it?"""
+        return self.channel is not Channel.STDIN and self.type not in COMMS
+
+    @property
+    def is_cell(self) -> bool:
+        """Does it run code?"""
+        return self.type == EXECUTE
+
+    @property
+    def stops_on_error(self) -> bool:
+        """Is it called off where a cell before it fails?"""
+        try:
+            return bool(self.content.get("stop_on_error", True))
+        except ProtocolError:
+            return True
+
+    @property
+    def is_in_turn(self) -> bool:
+        """Does it wait for those before it? One in a subshell, or on control, does not."""
+        return self.channel is Channel.SHELL and not self.header.get("subshell_id")
+
+    @property
+    def is_idle(self) -> bool:
+        """Was its idle heard?"""
+        return IDLE in self.heard
+
+    @property
+    def is_over(self) -> bool:
+        """Has it come to an end?"""
+        return self.stage >= Stage.DONE
+
+    @property
+    def is_open(self) -> bool:
+        """Does it lack a reply that is still to come?"""
+        return self.stage < Stage.REPLIED
+
+
+class Heard(NamedTuple):
+    """What a state tells."""
+
+    is_new: bool  # was it not heard before?
+    passed: list[Request]  # have their reply, and their idle will not come any more
+
+
+Observer = Callable[[Request, Stage], None]
+
+
+class Requests:
+    """The one table. Whatever becomes of a request becomes of it in `move`."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self.observers: list[Observer] = []  # called with a request and the stage that it left
+        self._clock = clock
+        self._open: dict[Request, None] = {}  # all that are not over, in the order of coming
+        self._by_id: dict[str, list[Request]] = {}  # the same; a client may use an id twice
+        self._cells: dict[Request, None] = {}  # those that run code
+        self._at_kernel: dict[Request, None] = {}  # those on shell that the kernel was given
+        self._ended: dict[str, set[str]] = {}  # what was heard of those that are over, by id
+
+    def __iter__(self) -> Iterator[Request]:
+        """Go through all that are not over, in the order in which they came."""
+        return iter(list(self._open))
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    def __contains__(self, request: Request) -> bool:
+        return request in self._open
+
+    def add(self, request: Request, stage: Stage = Stage.RECEIVED) -> Request:
+        """Take a request into the table."""
+        self._open[request] = None
+        self._by_id.setdefault(request.id, []).append(request)
+        if request.is_cell:
+            self._cells[request] = None
+        request.since = self._clock()
+        if stage is not Stage.RECEIVED:
+            self.move(request, stage)
+        return request
+
+    def get(self, name: str) -> Request | None:
+        """Return the request with this id; of several the first that lacks its reply."""
+        found = self._by_id.get(name, ())
+        return next((each for each in found if each.is_open), found[0] if found else None)
+
+    def move(self, request: Request, stage: Stage, why: str = "") -> bool:
+        """Put a request into a later stage; False: it is there, or beyond it, already.
+
+        Nothing else changes a stage. What is over is forgotten.
+        """
+        before = request.stage
+        if stage <= before or request not in self._open:
+            return False
+        request.stage, request.why, request.since = stage, why, self._clock()
+        if stage >= Stage.SENT and request.channel is Channel.SHELL:
+            self._at_kernel.setdefault(request)
+        _log.info(
+            "request %s (%s): %s -> %s%s",
+            request.id,
+            request.type,
+            before.name,
+            stage.name,
+            f", {why}" if why else "",
+        )
+        if request.is_over:
+            self._forget(request)
+        for observe in self.observers:
+            observe(request, before)
+        return True
+
+    # What is heard of the kernel --------------------------------------------------------
+
+    def on_state(self, name: str, state: str) -> Heard:
+        """Hear that the kernel begins with a request ("busy"), or is done with it ("idle").
+
+        Each comes once. What is over because this side said so may still be at its kernel,
+        which then says it once more.
+        """
+        found = self._by_id.get(name, ())
+        request = next((each for each in found if state not in each.heard), None)
+        if request is None:
+            heard = self._ended.get(name)
+            is_new = state not in heard if heard is not None else not found
+            if heard is not None:
+                heard.add(state)
+            return Heard(is_new, [])
+        request.heard.add(state)
+        passed: list[Request] = []
+        if state == BUSY:
+            passed = self._passed_by(request)
+            self.move(request, Stage.RUNNING, "busy")
+            for each in passed:
+                self.move(each, Stage.DONE, "the kernel is at the next one")
+        elif state == IDLE and (request.stage is Stage.REPLIED or not request.expects_reply):
+            self.move(request, Stage.DONE, "idle")
+        return Heard(is_new=True, passed=[each for each in passed if not each.is_idle])
+
+    def on_reply(self, name: str, *, has_idle: bool = True) -> Request | None:
+        """Hear the reply to a request, and return that; None: nobody waits for it.
+
+        `has_idle`: is an idle to be expected? R's kernel gives none to a cell that it calls off.
+        """
+        request = self.get(name)
+        if request is None or not request.is_open:
+            return None
+        is_awaited = request.channel is Channel.SHELL and has_idle and not request.is_idle
+        self.move(request, Stage.REPLIED if is_awaited else Stage.DONE, "reply")
+        self._end_unanswered(request)
+        return request
+
+    # Questions ---------------------------------------------------------------------------
+
+    def at(self, *stages: Stage) -> list[Request]:
+        """List those in one of these stages, in the order in which they came."""
+        return [request for request in self._open if request.stage in stages]
+
+    def cells(self) -> list[Request]:
+        """List the cells without a reply, in the order in which they came."""
+        return [cell for cell in self._cells if cell.is_open]
+
+    @property
+    def running(self) -> Request | None:
+        """The cell that the kernel is at, as far as is known."""
+        return next((each for each in self._at_kernel if each.is_cell and each.is_open), None)
+
+    @property
+    def is_busy(self) -> bool:
+        """Has the kernel anything to do, as far as is known?
+
+        What it is done with and never answers is nothing to do, nor is what asks how it is.
+        """
+        return any(each.is_open and not each.is_idle for each in self._at_kernel)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Describe those that are not over, for people and programs: no content."""
+        now = self._clock()
+        return [
+            {
+                "id": request.id[:LONGEST_WORD],
+                "type": request.type[:LONGEST_WORD],
+                "channel": request.channel.name.lower(),
+                "stage": request.stage.name.lower(),
+                "why": request.why,
+                "seconds": round(max(0.0, now - request.since), 1),
+            }
+            for request, _ in zip(self._open, range(MOST_ROWS))
+        ]
+
+    # -------------------------------------------------------------------------------------
+
+    def _passed_by(self, request: Request) -> list[Request]:
+        """List what the kernel is done with, as it has begun with a later request."""
+        if not request.is_in_turn or request not in self._at_kernel:
+            return []
+        passed = []
+        for each in self._at_kernel:
+            if each is request:
+                break
+            is_done = each.stage is Stage.REPLIED or not each.expects_reply
+            if each.is_in_turn and is_done:
+                passed.append(each)
+        return passed
+
+    def _end_unanswered(self, replied: Request) -> None:
+        """Forget what the kernel was done with before it replied to a later request.
+
+        Replies come by one socket and in order: that one will get none.
+        """
+        if not replied.is_in_turn:
+            return
+        for each in list(self._at_kernel):
+            if each is replied:
+                break
+            if each.is_in_turn and each.is_idle and each.is_open:
+                self.move(each, Stage.DONE, "the kernel gave no reply")
+
+    def _forget(self, request: Request) -> None:
+        del self._open[request]
+        self._cells.pop(request, None)
+        self._at_kernel.pop(request, None)
+        same = self._by_id[request.id]
+        same.remove(request)
+        if not same:
+            del self._by_id[request.id]
+        self._ended.pop(request.id, None)
+        self._ended[request.id] = request.heard
+        if len(self._ended) > MOST_ENDED:
+            del self._ended[next(iter(self._ended))]
