@@ -1,8 +1,8 @@
-"""Where fronts ask: it is written down, then passed on.
+"""Where proxies ask: it is written down, then passed on.
 
-What a front asks for is written before the child gets it, so that a request that may have
+What a client asks for is written before the kernel gets it, so that a request that may have
 run is never run again, and no answer to a prompt is taken for that to the next one. Only
-orders, which may as well be carried out twice, do not wait for a disk.
+commands, which may as well be carried out twice, do not wait for a disk.
 """
 
 from __future__ import annotations
@@ -11,10 +11,9 @@ import contextlib
 from functools import partial
 from typing import TYPE_CHECKING, Callable
 
+from remoter_kernel.daemon.dispatch import Dispatch
 from remoter_kernel.daemon.interrupts import Interrupts
-from remoter_kernel.daemon.past import HANDED
-from remoter_kernel.daemon.requests import Requests
-from remoter_kernel.daemon.speaker import Request, Speaker
+from remoter_kernel.daemon.overtaken import Answer, Overtaken
 from remoter_kernel.errors import ProtocolError
 from remoter_kernel.wire.frames import LANE, Bytes, Channel, Head, Lane, from_json, pack
 from remoter_kernel.wire.messages import (
@@ -23,30 +22,44 @@ from remoter_kernel.wire.messages import (
     HEADER,
     METADATA,
     TOPIC,
-    content_of,
     header_of,
     parts_of,
     source_mark,
 )
+from remoter_kernel.wire.requests import Request, Requests, Stage
 
 if TYPE_CHECKING:
     from remoter_kernel.daemon.child import Child
     from remoter_kernel.daemon.door import Door, Guest
     from remoter_kernel.daemon.journal import Journal
     from remoter_kernel.daemon.registry import Session
+    from remoter_kernel.daemon.speaker import Speaker
 
 STUBBORN = 2  # interrupts of one cell after which the person hears what else can be done
 
 
 class Desk:
-    """Takes what fronts ask for, in the order in which they ask."""
+    """Takes what clients ask for, in the order in which they ask."""
 
-    def __init__(self, session: Session, journal: Journal, door: Door, speaker: Speaker) -> None:
-        """Remember."""
-        self.requests = Requests(speaker)
-        self.interrupts = Interrupts(self.requests, door.reactor.later)
+    def __init__(
+        self,
+        session: Session,
+        journal: Journal,
+        door: Door,
+        speaker: Speaker,
+        requests: Requests | None = None,
+    ) -> None:
+        """`requests`: those of an evaluator that has died."""
+        self.requests = requests or Requests()
+        self.overtaken = Overtaken()
+        self.dispatch = Dispatch(
+            self.requests, journal, takes=self._takes, send=self._send, answers=self._answers
+        )
+        for request in self.requests.at(Stage.HELD):
+            self.dispatch.restore(request)
+        self.interrupts = Interrupts(self.requests, self.overtaken, door.reactor.later)
         self.interrupts.strike = self._strike
-        self.interrupts.on_over = self.serve_waiting
+        self.interrupts.on_over = self.dispatch.serve
         # The child, if it gets what comes on this channel at once.
         self.child_for: Callable[[Channel], Child | None] = lambda _channel: None
         self.on_order: Callable[[str], None] = lambda _order: None  # restart, stop, finish
@@ -59,7 +72,7 @@ class Desk:
         self._speaker = speaker
 
     def take(self, guest: Guest, head: Head, body: Bytes) -> None:
-        """Take one item of a front: write it down, then pass it on (or the other way)."""
+        """Take one item of a client: write it down, then pass it on (or the other way)."""
         channel = head.channel
         parts: list[Bytes] = list(parts_of(channel, body))
         then: Callable[[], None] = lambda: None  # noqa: E731 - a default
@@ -67,13 +80,16 @@ class Desk:
         if channel is Channel.ORDER:
             self._obey(guest, head, parts)
         else:
-            header = header_of(parts[HEADER])
-            request = Request(guest.name, channel, head.number, parts, header)
+            request = Request(
+                channel, parts, header_of(parts[HEADER]), client=guest.name, number=head.number
+            )
             self._note_cell(request)
-            is_held = channel is Channel.SHELL and self._taker_of(request) is None
-            then = partial(self._hold if is_held else self._hand_over, request)
+            self.requests.add(request)
             if head.number <= guest.doubtful[LANE[channel]]:
-                is_held, then = False, partial(self.on_doubt, request)
+                then = partial(self.on_doubt, request)
+            else:
+                self.dispatch.add(request)
+                is_held, then = request.is_held, partial(self.dispatch.on_written, request)
         if channel is Channel.STDIN:
             body = pack([*parts[:CONTENT], b"{}"])  # a password, perhaps
         self._journal.append(
@@ -86,11 +102,6 @@ class Desk:
             then=lambda: self._have_kept(guest, head, len(body), then),
         )
 
-    def serve_waiting(self) -> None:
-        """The child takes requests now: whoever waits gets its turn."""
-        for request in list(self.requests.waiting):
-            self._release(request)
-
     def cut_short(self) -> str:
         """Interrupt what runs, as Jupyter does before it ends a kernel; return which cell it was.
 
@@ -100,11 +111,23 @@ class Desk:
         if self.interrupts.is_under_way:
             self.interrupts.hurry()
             return ""
-        cell = self.requests.running()
+        cell = self.requests.running
         if cell is None:
             return ""
         self._strike()
-        return str(cell.header.get("msg_id", ""))
+        return cell.id
+
+    def fail_all(self, name: str, why: str) -> None:
+        """Answer every request that the kernel can answer no more, and end what it has answered."""
+        for request in self.requests:
+            if request.stage is Stage.REPLIED:
+                self._speaker.tell(request, f"{why} The last outputs of this cell may be missing.")
+                self._speaker.end(request)
+                self.requests.move(request, Stage.DONE, why)
+            elif request.stage >= Stage.SENT:
+                if request.expects_reply:
+                    self._speaker.answer_error(request, name, why)
+                self.requests.move(request, Stage.FAILED, why)
 
     @staticmethod
     def _have_kept(guest: Guest, head: Head, size: int, then: Callable[[], None]) -> None:
@@ -118,53 +141,40 @@ class Desk:
     def _note_cell(self, request: Request) -> None:
         """Note which cell of which notebook this is, where the client says so."""
         about = request.parts[METADATA]
-        if request.header.get("msg_type") == "execute_request" and b"cellId" in bytes(about):
+        if request.is_cell and b"cellId" in bytes(about):
             cell = str(header_of(about).get("cellId") or "")
             if cell.startswith(CELL_OF_VSCODE):  # a number, not what the file calls it
-                cell = source_mark(str(content_of(request.parts).get("code", "")))
+                cell = source_mark(str(request.content.get("code", "")))
             self.on_cell(cell)
 
-    def _hand_over(self, request: Request) -> None:
-        self.requests.touch()
-        is_shell = request.channel is Channel.SHELL
-        if is_shell and self.requests.is_void(request):
-            return
-        child = self._taker_of(request)
-        if child is None:
-            self.requests.waiting.append(request)
-            return
-        if request.channel is not Channel.STDIN:
-            self.requests.asked[request.header.get("msg_id", "")] = request
-        child.say(request.channel, request.parts)
+    # For the queues -------------------------------------------------------------------
 
-    def _taker_of(self, request: Request) -> Child | None:
-        """Return the child if it gets this request at once."""
-        is_queued = request.channel is Channel.SHELL and not request.header.get("subshell_id")
-        if is_queued and self.interrupts.is_under_way:
-            return None
-        return self.child_for(request.channel)
+    def _takes(self, request: Request) -> bool:
+        is_late = request.is_in_turn and self.interrupts.is_under_way
+        return not is_late and self.child_for(request.channel) is not None
 
-    def _hold(self, request: Request) -> None:
-        """Let a request wait, unless the child has become ready while it was written."""
-        if self.requests.is_void(request):
-            return
-        self.requests.waiting.append(request)
-        if self._taker_of(request):
-            self._release(request)
+    def _send(self, request: Request) -> None:
+        child = self.child_for(request.channel)
+        if child:
+            child.say(request.channel, list(request.parts))
+        if request.channel is Channel.STDIN:
+            self.requests.move(request, Stage.DONE)
 
-    def _release(self, request: Request) -> None:
-        """Hand over what has waited. First that is written: it may run only once."""
-
-        def go() -> None:
-            if request in self.requests.waiting:  # nobody has interrupted it meanwhile
-                self.requests.waiting.remove(request)
-                self._hand_over(request)
-
-        if request.channel is Channel.SHELL:
-            words = {"mark": HANDED, "request": request.header.get("msg_id", "")}
-            self._journal.mark(words, go)
-        else:
-            go()
+    def _answers(self, request: Request) -> bool:
+        """Answer a request that an interrupt or a restart has overtaken; False: none has."""
+        if request.channel is Channel.STDIN:
+            is_asked = self._takes(request)
+            if not is_asked:
+                self.requests.move(request, Stage.CANCELLED, "no kernel has asked")
+            return not is_asked
+        answer = self.overtaken.answer_to(request)
+        if answer is Answer.INTERRUPTED:
+            self._speaker.answer_error(request, "KeyboardInterrupt", "Interrupted before it began.")
+        elif answer and request.expects_reply:
+            self._speaker.answer_aborted(request)
+        if answer:
+            self.requests.move(request, Stage.CANCELLED, answer.value)
+        return answer is not None
 
     def _obey(self, guest: Guest, head: Head, parts: list[Bytes]) -> None:
         """Do what a front wants done: `{"order": interrupt | restart | stop | keep | finish}`."""
@@ -173,7 +183,8 @@ class Desk:
         if order == "interrupt":
             self._interrupt(guest, head, words.get("cells") or [])
         elif order == "restart":
-            self.requests.restart(guest.name, head.mark)
+            self.overtaken.restart(guest.name, head.mark)
+            self.dispatch.answer_overtaken()
             self.on_order(order)
         elif order == "stop":
             self.on_order(order)
@@ -193,24 +204,31 @@ class Desk:
         now was not meant.
         """
         requests, kept = self.requests, guest.talk.kept[Lane.BULK]
-        has_unbegun = requests.has_unbegun(guest.name, head.mark, kept)
-        if cells and not has_unbegun and requests.asked.keys().isdisjoint(cells):
+        has_unbegun = head.mark > kept or any(
+            each.client == guest.name and each.stage in {Stage.HELD, Stage.QUEUED}
+            for each in requests
+        )
+        if cells and not has_unbegun and not any(map(self._is_at_kernel, cells)):
             return
-        cell = requests.running()
-        name = str(cell.header.get("msg_id", "")) if cell else ""
-        self._door.hold_back([name] if cell else [])
+        cell = requests.running
+        self._door.hold_back([cell.id] if cell else [])
         if cell and self.child_for(Channel.CONTROL):
-            self.interrupts.aim(name, guest.name, head.mark)
-            if requests.count_interrupt() == STUBBORN:
+            self.interrupts.aim(cell.id, guest.name, head.mark)
+            if self.interrupts.count(cell.id) == STUBBORN:
                 self._speaker.tell(
                     cell,
                     "The kernel has not heeded the interrupt so far. To end it, "
                     f"variables and all: remoter stop {self._session.id}",
                 )
         elif has_unbegun:
-            requests.interrupt(guest.name, head.mark)
+            self.overtaken.interrupt(guest.name, head.mark)
+            self.dispatch.answer_overtaken()
         else:
             self._strike()
+
+    def _is_at_kernel(self, name: str) -> bool:
+        request = self.requests.get(str(name))
+        return request is not None and request.is_open and request.stage >= Stage.SENT
 
     def _strike(self) -> None:
         child = self.child_for(Channel.CONTROL)

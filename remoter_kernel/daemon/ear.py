@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from remoter_kernel.daemon.pieces import in_pieces
 from remoter_kernel.daemon.records import EVERYONE
 from remoter_kernel.errors import TooLarge
 from remoter_kernel.wire.frames import Bytes, Channel, pack
-from remoter_kernel.wire.messages import CONTENT, HEADER, PARENT, header_of
-from remoter_kernel.wire.waiting import COMMS
+from remoter_kernel.wire.messages import HEADER, PARENT, execution_state, header_of
+from remoter_kernel.wire.requests import BUSY, IDLE, Stage, has_idle
 
 if TYPE_CHECKING:
     from remoter_kernel.daemon.adoption import Adoption
@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from remoter_kernel.daemon.journal import Journal
     from remoter_kernel.daemon.past import Past
     from remoter_kernel.daemon.speaker import Speaker
-
-IDLE_WITHIN = 64  # bytes of a status message's content
 
 
 class Ear:
@@ -51,57 +49,52 @@ class Ear:
         if header_of(parts[PARENT]).get("msg_id") != self.cut_short:
             return False
         is_error = channel is Channel.IOPUB and header_of(parts[HEADER])["msg_type"] == "error"
-        is_idle = channel is Channel.IOPUB and b'"idle"' in bytes(parts[CONTENT][:IDLE_WITHIN])
+        is_idle = channel is Channel.IOPUB and execution_state(parts) == IDLE
         return channel is Channel.SHELL or is_error or is_idle
 
     def _hear_published(self, parts: list[Bytes]) -> None:
+        state = execution_state(parts)
         if self.adoption:
             self.adoption.hear(parts)
+        asker = str(header_of(parts[PARENT]).get("msg_id", "")) if state else ""
+        heard = self._requests.on_state(asker, state) if state in {BUSY, IDLE} else None
+        if heard and not heard.is_new:
+            return  # clients take a second idle for that of a later cell
         try:
             for piece in in_pieces(parts):
                 self._journal.append(Channel.IOPUB, pack(piece))
         except TooLarge as error:
             self._speaker.tell_missing(parts, error)
-        state = bytes(parts[CONTENT][:IDLE_WITHIN])
-        if b'"idle"' in state:
+        if state == IDLE:
             self._door.is_hurried = True
-            self._be_done(header_of(parts[PARENT]))
-        elif b'"busy"' in state:
-            asker = header_of(parts[PARENT]).get("msg_id", "")
-            passed = self._requests.asked.take_state(asker, "busy")
+        elif heard:
             if self.adoption:
-                self.adoption.end(passed)
+                self.adoption.end(heard.passed)
             self._interrupts.note_begin(asker, is_running=False)
         elif b'"execute_input"' in bytes(parts[HEADER]):
-            self._interrupts.note_begin(header_of(parts[PARENT]).get("msg_id", ""))
+            self._interrupts.note_begin(str(header_of(parts[PARENT]).get("msg_id", "")))
 
     def _hear_answer(self, channel: Channel, parts: list[Bytes]) -> None:
         """Hear a reply, or a question."""
-        asker = header_of(parts[PARENT]).get("msg_id", "")
-        request = self._requests.asked.get(asker)
+        asker = str(header_of(parts[PARENT]).get("msg_id", ""))
+        request = self._requests.get(asker)
+        if request and not (request.is_open and request.stage >= Stage.SENT):
+            request = None
         if request is None and not (self._past and self._past.is_damaged):
             return
         self._door.is_hurried |= channel is not Channel.SHELL  # after a reply comes "idle"
         if channel is not Channel.STDIN:
-            self._requests.asked.take_reply(asker, parts)
             self._requests.touch()
             if request:
+                self._requests.on_reply(asker, has_idle=has_idle(parts))
                 self._interrupts.note_end(request, parts)
                 if self.adoption:
                     self.adoption.hear_reply(request)
             elif self._past:
-                self._past.answered.add(str(asker))
+                self._past.answered.add(asker)
         try:
             body = pack(parts)
         except TooLarge as error:
             body = self._speaker.in_place_of(parts, error)
-        # Where nobody can tell any more who asked, each front knows whether it did.
-        self._journal.append(channel, body, front=request.front if request else EVERYONE)
-
-    def _be_done(self, asker: dict[str, Any]) -> None:
-        """The child has dealt with a request; one that gets no reply (of a widget) is done."""
-        name = asker.get("msg_id", "")
-        self._requests.asked.take_state(name, "idle")
-        if asker.get("msg_type") in COMMS:  # a `comm_info_request` has a reply, which may be later
-            self._requests.asked.forget(name)
-            self._requests.touch()
+        # Where nobody can tell any more who asked, each client knows whether it did.
+        self._journal.append(channel, body, front=request.client if request else EVERYONE)

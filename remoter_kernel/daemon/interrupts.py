@@ -16,10 +16,10 @@ from remoter_kernel.wire.messages import content_of
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from remoter_kernel.daemon.requests import Requests
-    from remoter_kernel.daemon.speaker import Request
+    from remoter_kernel.daemon.overtaken import Overtaken
     from remoter_kernel.wire.frames import Bytes
     from remoter_kernel.wire.reactor import Call, Timer
+    from remoter_kernel.wire.requests import Request, Requests
 
 SETTLES_WITHIN = 0.1  # seconds after which an interrupt ends a cell, and not R while it prepares
 CALLS_OFF_WITHIN = 0.05  # seconds from a cell's reply until its kernel takes another one
@@ -37,11 +37,15 @@ class Stopped(NamedTuple):
 class Interrupts:
     """The interrupt that is under way, if there is one."""
 
-    def __init__(self, requests: Requests, later: Callable[[float, Call], Timer]) -> None:
-        """Remember; `later` is the reactor's."""
+    def __init__(
+        self, requests: Requests, overtaken: Overtaken, later: Callable[[float, Call], Timer]
+    ) -> None:
+        """`later` is the reactor's."""
         self.strike: Callable[[], None] = lambda: None  # interrupts the child, now
         self.on_over: Callable[[], None] = lambda: None  # others get their turn
         self._requests = requests
+        self._overtaken = overtaken
+        self._times: tuple[str, int] = ("", 0)  # which cell was interrupted, and how often
         self._later = later
         self._stopped: Stopped | None = None
         self._begun: dict[str, float] = {}  # cells that run: from when on they can be hit
@@ -63,6 +67,12 @@ class Interrupts:
         else:
             self._hit()
 
+    def count(self, cell: str) -> int:
+        """Count an interrupt of a cell; return how many there have been of it."""
+        before, times = self._times
+        self._times = (cell, times + 1 if cell == before else 1)
+        return self._times[1]
+
     def hurry(self) -> None:
         """Let nothing wait any longer: the kernel is about to end, whatever an interrupt hits."""
         if self._timer:
@@ -74,8 +84,8 @@ class Interrupts:
 
         Silent ones have no input. R needs long for its first one, and would die in between.
         """
-        request = self._requests.asked.get(cell)
-        if request is None or request.header.get("msg_type") != "execute_request":
+        request = self._requests.get(cell)
+        if request is None or not request.is_cell or not request.is_open:
             return
         wait = SETTLES_WITHIN if is_running else BEGINS_WITHIN
         self._begun[cell] = time.monotonic() + wait
@@ -84,12 +94,12 @@ class Interrupts:
 
     def note_end(self, request: Request, reply: Sequence[Bytes]) -> None:
         """Hear the child's reply: the cells that were to follow a stopped one are called off."""
-        cell = str(request.header.get("msg_id", ""))
+        cell = request.id
         self._begun.pop(cell, None)
         stopped = self._stopped
         if stopped and stopped.cell == cell:
             if content_of(reply).get("status") != "ok":
-                self._requests.call_off(stopped.front, stopped.mark)
+                self._overtaken.call_off(stopped.front, stopped.mark)
             self._cancel()
             self._later(CALLS_OFF_WITHIN, partial(self._be_over, stopped))
 

@@ -7,12 +7,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from remoter_kernel.daemon.asked import Asked
 from remoter_kernel.daemon.records import Record, is_loss, mark_of
-from remoter_kernel.daemon.speaker import Request
 from remoter_kernel.errors import ProtocolError
 from remoter_kernel.wire.frames import LANE, Channel, Lane, from_json, unpack
-from remoter_kernel.wire.messages import HEADER, PARENT, TOPIC, content_of, header_of
+from remoter_kernel.wire.messages import (
+    HEADER,
+    PARENT,
+    TOPIC,
+    content_of,
+    execution_state,
+    header_of,
+)
+from remoter_kernel.wire.requests import Request, Requests, Stage, has_idle
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -58,8 +64,8 @@ class Past:
     def __init__(self) -> None:
         """Begin before the first record."""
         self.seen: dict[bytes, dict[Lane, int]] = {}  # by front: its own numbers
-        self.asked = Asked()  # handed to the child
-        self.waiting: dict[str, Request] = {}  # not handed to the child
+        self.requests = Requests()  # HELD: not handed to the child
+        self.requests.is_logged = False  # that was done when it happened
         self.heard = Overheard()  # of what was asked
         self.kernel: dict[str, Any] = {}  # whom the child sounds like
         self.time = 0.0  # of the last record, seconds since 1970
@@ -96,7 +102,7 @@ class Past:
     def _take(self, record: Record) -> None:
         words = mark_of(record)
         if words.get("mark") == HANDED:
-            request = self.waiting.pop(str(words.get("request")), None)
+            request = self.requests.get(str(words.get("request")))
             if request:
                 self._ask(request)
         if record.is_mark:
@@ -110,27 +116,27 @@ class Past:
             self._take_message(record, parts)
         else:
             asker = str(header_of(parts[PARENT]).get("msg_id", ""))
-            if asker in self.asked:
+            request = self.requests.get(asker)
+            if request and request.is_open and request.stage >= Stage.SENT:
                 self.heard.hear(asker, parts)
-            if record.channel is Channel.IOPUB and b'"status"' in bytes(parts[HEADER]):
-                self.asked.take_state(asker, str(content_of(parts).get("execution_state")))
+            if record.channel is Channel.IOPUB:
+                self.requests.on_state(asker, execution_state(parts))
 
     def _take_message(self, record: Record, parts: list[Bytes]) -> None:
+        header = header_of(parts[HEADER])
         if not record.is_from_front:
             asker = str(header_of(parts[PARENT]).get("msg_id", ""))
-            if not (self.asked.take_reply(asker, parts) or self.waiting.pop(asker, None)):
+            if self.requests.on_reply(asker, has_idle=has_idle(parts)) is None:
                 self.answered.add(asker)
             self.heard.forget(asker)
-            return
-        header = header_of(parts[HEADER])
-        if header.get("msg_id") in self.answered:
-            return
-        request = Request(record.front, record.channel, record.own, parts, header)
-        if record.is_held:
-            self.waiting[str(header.get("msg_id", ""))] = request
-        else:
-            self._ask(request)
+        elif header.get("msg_id") not in self.answered:
+            request = Request(record.channel, parts, header, client=record.front, number=record.own)
+            self.requests.add(request)
+            if record.is_held:
+                self.requests.move(request, Stage.HELD)
+            else:
+                self._ask(request)
 
     def _ask(self, request: Request) -> None:
-        if not str(request.header.get("msg_type", "")).startswith("comm_"):  # has no reply
-            self.asked[str(request.header.get("msg_id", ""))] = request
+        is_missed = request.expects_reply  # by nobody, else
+        self.requests.move(request, Stage.SENT if is_missed else Stage.DONE)

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any, Callable
 
 if TYPE_CHECKING:
     from remoter_kernel.daemon.door import Door
-    from remoter_kernel.daemon.requests import Requests
     from remoter_kernel.wire.reactor import Reactor
+    from remoter_kernel.wire.requests import Requests
 
 LOOK_EVERY = 60.0  # seconds
 USUALLY = 72 * 3600.0  # seconds without any front and anything to do
@@ -44,7 +44,7 @@ class Patience:
     @property
     def _is_in_use(self) -> bool:
         requests = self._requests
-        return bool(self._door.has_visitors or requests.asked or requests.waiting)
+        return self._door.has_visitors or requests.is_busy or requests.is_anything_waiting
 
     def _look(self) -> None:
         """End a session that has no front and nothing to do for too long."""

@@ -5,11 +5,13 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Any, Callable
 
+from remoter_kernel.wire.requests import Stage
+
 if TYPE_CHECKING:
     from remoter_kernel.daemon.child import Child
-    from remoter_kernel.daemon.requests import Requests
     from remoter_kernel.daemon.speaker import Speaker
     from remoter_kernel.wire.reactor import Reactor
+    from remoter_kernel.wire.requests import Requests
 
 PATIENCE = 20.0  # seconds: on a cold network disk a kernel takes its time
 LOOK_EVERY = 2.0  # seconds, for a cell in which to say it
@@ -41,7 +43,7 @@ class SlowStart:
     def _look(self, child: Child, is_starting: Callable[[], bool]) -> None:
         if not is_starting():
             return
-        cell = next(iter(self._requests.waiting), None)
+        cell = next((each for each in self._requests.cells() if each.stage < Stage.SENT), None)
         if cell is None:
             self._reactor.later(LOOK_EVERY, partial(self._look, child, is_starting))
             return

@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from remoter_kernel.wire.frames import Bytes, Channel, pack, to_json
 from remoter_kernel.wire.messages import HEADER, PARENT, Voice, header_of
+from remoter_kernel.wire.requests import BUSY, IDLE
 
 if TYPE_CHECKING:
     from remoter_kernel.daemon.door import Guest
     from remoter_kernel.daemon.journal import Journal
     from remoter_kernel.errors import TooLarge
+    from remoter_kernel.wire.requests import Request
 
 MOST_INFO = 256 * 1024  # bytes of what a kernel says of itself: every greeting carries it
-
-
-class Request(NamedTuple):
-    """Something a front asked of the child and has no answer to yet."""
-
-    front: bytes
-    channel: Channel
-    number: int
-    parts: list[Bytes]
-    header: dict[str, Any]
 
 
 class Speaker:
@@ -70,7 +62,7 @@ class Speaker:
 
     def tell(self, request: Request, sentence: str) -> None:
         """Say a sentence in a cell; nobody reads what is said under anything else."""
-        if request.header.get("msg_type") == "execute_request":
+        if request.is_cell:
             words = {"name": "stderr", "text": f"[remoter] {sentence}\n"}
             self.publish("stream", words, request.header)
 
@@ -89,50 +81,36 @@ class Speaker:
         )
 
     def end(self, request: Request) -> None:
-        """Say that the child is done with a request."""
-        self.publish("status", {"execution_state": "idle"}, request.header)
+        """Say that the kernel is done with a request."""
+        request.heard.add(IDLE)  # so that nobody hears it a second time, should it come
+        self.publish("status", {"execution_state": IDLE}, request.header)
 
-    def answer_error(
-        self,
-        request: Request,
-        name: str,
-        why: str,
-        *,
-        has_begun: bool = False,
-        has_ended: bool = False,
-    ) -> None:
-        """Answer a request with an error: error, reply, idle (unless that was said)."""
+    def answer_error(self, request: Request, name: str, why: str) -> None:
+        """Answer a request with an error: busy, error, reply, idle, without what was heard."""
         trouble = {"ename": name, "evalue": why, "traceback": [f"{name}: {why}"]}
-        reply = {"status": "error", **trouble}
-        self._answer(request, reply, trouble, has_begun=has_begun, has_ended=has_ended)
+        self._answer(request, {"status": "error", **trouble}, trouble)
 
     def answer_aborted(self, request: Request) -> None:
         """Answer a request that is not carried out because one before it failed."""
-        self._answer(request, {"status": "aborted"}, None, has_begun=False)
+        self._answer(request, {"status": "aborted"}, None)
 
     def reply(self, request: Request, content: dict[str, Any]) -> None:
         """Reply to a request, and no more."""
-        kind = str(request.header.get("msg_type", "")).replace("_request", "_reply")
+        kind = request.type.replace("_request", "_reply")
         parts = self._voice.compose(kind, content, request.header)
-        self._journal.append(request.channel, pack(parts), front=request.front)
+        self._journal.append(request.channel, pack(parts), front=request.client)
 
     def _answer(
-        self,
-        request: Request,
-        reply: dict[str, Any],
-        trouble: dict[str, Any] | None,
-        *,
-        has_begun: bool,
-        has_ended: bool = False,
+        self, request: Request, reply: dict[str, Any], trouble: dict[str, Any] | None
     ) -> None:
-        kind = str(request.header.get("msg_type", ""))
         is_shell = request.channel is Channel.SHELL
-        if is_shell and not has_begun:
-            self.publish("status", {"execution_state": "busy"}, request.header)
-        if kind == "execute_request":
+        if is_shell and BUSY not in request.heard:
+            request.heard.add(BUSY)
+            self.publish("status", {"execution_state": BUSY}, request.header)
+        if request.is_cell:
             reply["execution_count"] = 0
             if trouble:
                 self.publish("error", trouble, request.header)
         self.reply(request, reply)
-        if is_shell and not has_ended:
+        if is_shell and not request.is_idle:
             self.end(request)

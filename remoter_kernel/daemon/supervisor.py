@@ -25,15 +25,16 @@ from remoter_kernel.daemon.slow_start import SlowStart
 from remoter_kernel.daemon.speaker import Speaker
 from remoter_kernel.errors import RemoterError
 from remoter_kernel.wire.frames import Bytes, Channel
-from remoter_kernel.wire.waiting import COMMS, MOST_WAITING
+from remoter_kernel.wire.requests import Stage
+from remoter_kernel.wire.waiting import MOST_WAITING
 
 if TYPE_CHECKING:
     from remoter_kernel.daemon.door import Door
     from remoter_kernel.daemon.journal import Journal
     from remoter_kernel.daemon.past import Past
     from remoter_kernel.daemon.registry import Session
-    from remoter_kernel.daemon.speaker import Request
     from remoter_kernel.wire.reactor import Reactor
+    from remoter_kernel.wire.requests import Request
 
 DIE_WITHIN = 4.0  # seconds that a kernel has for its own shutdown, before a signal
 KILL_WITHIN = 2.0  # seconds after that signal
@@ -90,7 +91,7 @@ class Supervisor:
         self.child: Child | None = None
         self._speaker = Speaker(journal)
         self._board = Board(reactor, session, journal, door)
-        self._desk = Desk(session, journal, door, self._speaker)
+        self._desk = Desk(session, journal, door, self._speaker, past.requests if past else None)
         self._requests = self._desk.requests
         self._interrupts = self._desk.interrupts
         self._ear = Ear(journal, door, self._desk, self._speaker, past)
@@ -142,12 +143,12 @@ class Supervisor:
         self.door.flush_soon()
         is_ready = self.state is State.READY
         self._board.look(
-            ("busy" if self._requests.asked else "idle") if is_ready else self.state.value
+            ("busy" if self._requests.is_busy else "idle") if is_ready else self.state.value
         )
 
     def _tell_trouble(self) -> None:
         """Say in the running cell that the disk takes nothing any more, once each time."""
-        cell, trouble = self._requests.running(), self.journal.trouble
+        cell, trouble = self._requests.running, self.journal.trouble
         if trouble and not cell:
             return  # the next one hears of it
         self._told_trouble = trouble
@@ -227,7 +228,7 @@ class Supervisor:
         self.state = State.READY
         self._speaker.sound_like(header, kernel_info)
         self._note_ready(child)
-        self._desk.serve_waiting()
+        self._desk.dispatch.serve()
 
     def _note_ready(self, child: Child) -> None:
         words = self._speaker.describe()
@@ -239,8 +240,7 @@ class Supervisor:
         for front, seen in past.seen.items():
             self.door.remember(front, seen)
         self.door.is_sure_of = past.is_sure_of
-        self._requests.asked.take_over(past.asked)
-        self._requests.waiting.extend(past.waiting.values())
+        self._requests.is_logged = True
         self._speaker.sound_like(past.kernel, past.kernel.get("kernel_info") or {})
         if not self.session.read("child.json").get("pid"):
             self._start_in_place_of(past)
@@ -254,7 +254,7 @@ class Supervisor:
 
     def _start_in_place_of(self, past: Past) -> None:
         """Go on where an evaluator died between two kernels, or before the first."""
-        self._requests.answer_all("KernelDied", "The kernel died, and its evaluator with it.")
+        self._desk.fail_all("KernelDied", "The kernel died, and its evaluator with it.")
         self._speaker.kernel_info = {}
         if past.kernel:
             self._start_again()
@@ -262,23 +262,23 @@ class Supervisor:
             self._start()
 
     def _begin_adoption(self, past: Past) -> Adoption:
-        adoption = Adoption(self.reactor, past, self._requests.asked, self._speaker)
+        adoption = Adoption(self.reactor, past, self._requests, self._speaker)
         adoption.on_settled = self._settle
         self._ear.adoption = adoption
         return adoption
 
     def _doubt(self, request: Request) -> None:
         """Make sure of something that the child may have got: it is not handed over again."""
-        asker, kind = (str(request.header.get(key, "")) for key in ("msg_id", "msg_type"))
-        has_reply = request.channel is not Channel.STDIN and kind not in COMMS
-        if self.past is None or not has_reply or asker in self.past.answered:
+        is_missed = request.expects_reply and not (self.past and request.id in self.past.answered)
+        if self.past is None or not is_missed:
+            self._requests.move(request, Stage.DONE, "an evaluator before may have sent it")
             return
         adoption = self._ear.adoption or self._begin_adoption(self.past)
         adoption.doubt(request)
         if self.child and self.state in WITH_CHILD:
             self.child.ask_again()
         else:
-            self._requests.answer_all("OutputsMissing", "It may have run in a kernel that is gone.")
+            self._desk.fail_all("OutputsMissing", "It may have run in a kernel that is gone.")
 
     def _hear_adopted(
         self, child: Child, header: dict[str, Any], kernel_info: dict[str, Any]
@@ -294,7 +294,7 @@ class Supervisor:
         if self.state is State.ADOPTING:
             self.state = State.READY
             self._interrupts.forget()
-            self._desk.serve_waiting()
+            self._desk.dispatch.serve()
 
     def _hear_of_end(self, words: dict[str, Any]) -> None:
         """The child has ended: as it should, or not."""
@@ -311,7 +311,7 @@ class Supervisor:
         if self.state is State.STOPPING:
             self._leave()
         elif self.state is State.RESTARTING:
-            self._requests.answer_all("KernelRestarted", "The kernel was restarted.")
+            self._desk.fail_all("KernelRestarted", "The kernel was restarted.")
             self._start()
         elif self.state is State.STARTING and PORT_TAKEN in last_words and self._tries < TRIES:
             self._tries += 1
@@ -321,7 +321,7 @@ class Supervisor:
         else:
             self.state = State.DEAD
             why = f"The kernel died: {explain(words)} Its variables are gone; it starts anew."
-            self._requests.answer_all("KernelDied", why)
+            self._desk.fail_all("KernelDied", why)
             self._speaker.note("died", why=why)
             child.forget()
             self.reactor.later(RESTART_AFTER, self._start_again)
@@ -391,7 +391,7 @@ class Supervisor:
         return {
             "id": self.session.id,
             "state": self.state.value,
-            "execution_state": "busy" if self._requests.running() else "idle",
+            "execution_state": "busy" if self._requests.running else "idle",
             "why": self.why,
             "encrypted": bool(self.child and self.child.is_encrypted),
             "keep": bool(self.session.read("session.json").get("keep")),

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, Callable, NamedTuple
 
 from remoter_kernel.errors import ProtocolError
 from remoter_kernel.wire.frames import Channel
-from remoter_kernel.wire.messages import content_of
+from remoter_kernel.wire.messages import CONTENT, content_of
 from remoter_kernel.wire.waiting import COMMS
 
 if TYPE_CHECKING:
@@ -36,7 +36,10 @@ if TYPE_CHECKING:
 
 EXECUTE = "execute_request"
 BUSY, IDLE = "busy", "idle"
+NO_REPLY = "the kernel gave no reply"
+MOST_ON_CONTROL = 1000  # requests that a kernel has not answered: some kernels answer few there
 MOST_ENDED = 1000  # requests that are over and whose ids are still known
+ABORTED_WITHIN = 256  # bytes of the content of a reply that says no more than `aborted`
 MOST_ROWS = 100  # requests that are described
 LONGEST_WORD = 64  # characters of an id or a type, in a description
 
@@ -144,11 +147,14 @@ class Requests:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.observers: list[Observer] = []  # called with a request and the stage that it left
+        self.is_logged = True
         self._clock = clock
+        self._active_at = clock()
         self._open: dict[Request, None] = {}  # all that are not over, in the order of coming
         self._by_id: dict[str, list[Request]] = {}  # the same; a client may use an id twice
         self._cells: dict[Request, None] = {}  # those that run code
         self._at_kernel: dict[Request, None] = {}  # those on shell that the kernel was given
+        self._on_control: dict[Request, None] = {}  # those on control that it was given
         self._ended: dict[str, set[str]] = {}  # what was heard of those that are over, by id
 
     def __iter__(self) -> Iterator[Request]:
@@ -167,7 +173,7 @@ class Requests:
         self._by_id.setdefault(request.id, []).append(request)
         if request.is_cell:
             self._cells[request] = None
-        request.since = self._clock()
+        request.since = self._active_at = self._clock()
         if stage is not Stage.RECEIVED:
             self.move(request, stage)
         return request
@@ -185,22 +191,27 @@ class Requests:
         before = request.stage
         if stage <= before or request not in self._open:
             return False
-        request.stage, request.why, request.since = stage, why, self._clock()
-        if stage >= Stage.SENT and request.channel is Channel.SHELL:
-            self._at_kernel.setdefault(request)
-        _log.info(
-            "request %s (%s): %s -> %s%s",
-            request.id,
-            request.type,
-            before.name,
-            stage.name,
-            f", {why}" if why else "",
-        )
+        request.stage, request.why = stage, why
+        request.since = self._active_at = self._clock()
+        if self.is_logged and _log.isEnabledFor(logging.INFO):
+            reason = f", {why}" if why else ""
+            name = request.id[:LONGEST_WORD], request.type[:LONGEST_WORD]
+            _log.info("request %s (%s): %s -> %s%s", *name, before.name, stage.name, reason)
         if request.is_over:
             self._forget(request)
+        elif stage >= Stage.SENT:
+            self._note_sent(request)
         for observe in self.observers:
             observe(request, before)
         return True
+
+    def touch(self) -> None:
+        """Note that something is going on."""
+        self._active_at = self._clock()
+
+    def idle_for(self) -> float:
+        """Return for how many seconds nothing has been going on."""
+        return self._clock() - self._active_at
 
     # What is heard of the kernel --------------------------------------------------------
 
@@ -232,7 +243,7 @@ class Requests:
     def on_reply(self, name: str, *, has_idle: bool = True) -> Request | None:
         """Hear the reply to a request, and return that; None: nobody waits for it.
 
-        `has_idle`: is an idle to be expected? R's kernel gives none to a cell that it calls off.
+        `has_idle`: is an idle to be expected?
         """
         request = self.get(name)
         if request is None or not request.is_open:
@@ -243,6 +254,11 @@ class Requests:
         return request
 
     # Questions ---------------------------------------------------------------------------
+
+    @property
+    def is_anything_waiting(self) -> bool:
+        """Is there a request that the kernel was not given yet?"""
+        return any(request.stage < Stage.SENT for request in self._open)
 
     def at(self, *stages: Stage) -> list[Request]:
         """List those in one of these stages, in the order in which they came."""
@@ -306,12 +322,20 @@ class Requests:
             if each is replied:
                 break
             if each.is_in_turn and each.is_idle and each.is_open:
-                self.move(each, Stage.DONE, "the kernel gave no reply")
+                self.move(each, Stage.DONE, NO_REPLY)
+
+    def _note_sent(self, request: Request) -> None:
+        if request.channel is Channel.SHELL:
+            self._at_kernel.setdefault(request)
+        elif request.channel is Channel.CONTROL:
+            self._on_control.setdefault(request)
+            if len(self._on_control) > MOST_ON_CONTROL:
+                self.move(next(iter(self._on_control)), Stage.DONE, NO_REPLY)
 
     def _forget(self, request: Request) -> None:
         del self._open[request]
-        self._cells.pop(request, None)
-        self._at_kernel.pop(request, None)
+        for some in (self._cells, self._at_kernel, self._on_control):
+            some.pop(request, None)
         same = self._by_id[request.id]
         same.remove(request)
         if not same:
@@ -320,3 +344,9 @@ class Requests:
         self._ended[request.id] = request.heard
         if len(self._ended) > MOST_ENDED:
             del self._ended[next(iter(self._ended))]
+
+
+def has_idle(reply: Sequence[Bytes]) -> bool:
+    """Does an idle come with this reply? R's kernel gives none to a cell that it calls off."""
+    content = reply[CONTENT]
+    return len(content) >= ABORTED_WITHIN or b'"aborted"' not in bytes(content)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 
 from remoter_kernel.daemon.adoption import Adoption
-from remoter_kernel.daemon.asked import Asked
 from remoter_kernel.daemon.past import Past
-from remoter_kernel.daemon.speaker import Request, Speaker
+from remoter_kernel.daemon.speaker import Speaker
 from remoter_kernel.wire.frames import Channel, unpack
 from remoter_kernel.wire.messages import HEADER, PARENT, Voice, content_of, header_of
+from remoter_kernel.wire.requests import Request, Stage
 
 VOICE = Voice(b"")
 
@@ -43,20 +43,25 @@ class Story:
         self.journal, self.reactor = Journal(), Reactor()
         self.past = past = Past()
         self.headers = {name: {"msg_id": name, "msg_type": "execute_request"} for name in "ab"}
-        for name, header in self.headers.items():
-            past.asked[name] = Request(b"front--1", Channel.SHELL, 1, [], header)
+        self.requests = past.requests
+        for header in self.headers.values():
+            request = Request(Channel.SHELL, [], header, client=b"front--1", number=1)
+            self.requests.add(request, Stage.SENT)
+        self.requests.on_state("a", "busy")
         past.heard.replies["a"] = {}
-        self.asked = Asked()
-        self.asked.take_over(past.asked)
         speaker = Speaker(self.journal)  # type: ignore[arg-type]
-        self.adoption = Adoption(self.reactor, past, self.asked, speaker)  # type: ignore[arg-type]
+        self.adoption = Adoption(self.reactor, past, self.requests, speaker)  # type: ignore[arg-type]
 
     def hear(self, cell, kind, **content):
         self.adoption.hear(VOICE.compose(kind, content, self.headers[cell]))
-        self.adoption.end(self.asked.take_state(cell, content.get("execution_state", "")))
+        self.adoption.end(self.requests.on_state(cell, content.get("execution_state", "")).passed)
+
+    def forget(self, *cells):
+        for request in [each for each in self.requests if each.id in cells]:
+            self.requests.move(request, Stage.DONE)
 
     def reply(self, cell):
-        request = self.asked.take_reply(cell, VOICE.compose("execute_reply", {"status": "ok"}))
+        request = self.requests.on_reply(cell)
         assert request
         self.adoption.hear_reply(request)
 
@@ -121,7 +126,7 @@ def test_a_cell_may_fall_silent_later_and_each_is_told_once(story):
     assert story.told() == [("a", False)]
     story.wait()
     assert story.told() == [("a", False), ("a", True)]
-    story.asked.pop("a")
+    story.forget("a")
     story.hear("b", "status", execution_state="busy")
     for _ in range(3):
         story.wait()
@@ -129,7 +134,7 @@ def test_a_cell_may_fall_silent_later_and_each_is_told_once(story):
 
 
 def test_where_all_has_its_answer_silence_means_nothing(story):
-    story.asked.clear()
+    story.forget("a", "b")
     story.wait()
     assert story.told() == []
 
@@ -150,7 +155,7 @@ def test_a_cell_that_was_heard_to_its_end_by_the_dead_one_has_lost_its_reply_alo
         ("status", {"execution_state": "idle"}),
     ):
         story.past.heard.hear("a", VOICE.compose(kind, content, story.headers["a"]))
-    story.asked.pop("b")
+    story.forget("b")
     story.wait()
     story.answer()
     assert [(parent, kind) for parent, kind, _ in story.journal.said] == [("a", "execute_reply")]
@@ -178,7 +183,7 @@ def test_a_reply_proves_no_outputs(story):
     story.reply("a")
     assert story.told() == [("a", False)]
     story.hear("a", "status", execution_state="idle")
-    story.asked.forget("b")
+    story.forget("b")
     story.answer()
     assert story.kinds("a") == ["stream"]
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from remoter_kernel.wire.frames import Channel
-from remoter_kernel.wire.requests import MOST_ENDED, Request, Requests, Stage
+from remoter_kernel.wire.requests import MOST_ENDED, MOST_ON_CONTROL, Request, Requests, Stage
 
 
 def request(name: str, kind: str = "execute_request", **options) -> Request:
@@ -32,14 +32,14 @@ def test_a_cell_is_done_with_its_reply_and_its_idle_in_either_order(requests):
     one, two = sent(requests, "one"), sent(requests, "two")
     requests.on_state("one", "busy")
     requests.on_reply("one")
-    assert one.stage is Stage.REPLIED
+    assert one.stage.name == "REPLIED"
     requests.on_state("one", "idle")
-    assert one.stage is Stage.DONE
+    assert one.stage.name == "DONE"
     requests.on_state("two", "busy")
     requests.on_state("two", "idle")
-    assert two.stage is Stage.RUNNING
+    assert two.stage.name == "RUNNING"
     assert requests.on_reply("two") is two
-    assert two.stage is Stage.DONE
+    assert two.stage.name == "DONE"
     assert len(requests) == 0
 
 
@@ -89,6 +89,12 @@ def test_what_is_asked_on_control_keeps_no_kernel_busy(requests):
     sent(requests, "usage", "usage_request", channel=Channel.CONTROL)
     assert not requests.is_busy
     assert requests.running is None
+
+
+def test_what_a_kernel_never_answers_on_control_is_bounded(requests):
+    for number in range(MOST_ON_CONTROL + 100):
+        sent(requests, f"usage {number}", "usage_request", channel=Channel.CONTROL)
+    assert len(requests) == MOST_ON_CONTROL
 
 
 def test_a_cell_that_an_asynchronous_kernel_is_at_is_not_forgotten(requests):

@@ -1,0 +1,57 @@
+"""Which requests an interrupt or a restart has overtaken: they were sent before it (pure).
+
+An interrupt comes by the urgent lane, and may be here before what it is meant for. It says up to
+which number its client had sent requests by then.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from remoter_kernel.wire.requests import Request
+
+
+class Answer(Enum):
+    """What a request that was overtaken is answered."""
+
+    INTERRUPTED = "interrupted"  # the first cell: as if it had begun and been interrupted
+    CALLED_OFF = "called off"  # those behind it
+    RESTARTED = "restarted"  # it was meant for the kernel before
+
+
+class Overtaken:
+    """By client: up to which number, and by what."""
+
+    def __init__(self) -> None:
+        self._interrupted: dict[bytes, int] = {}
+        self._to_interrupt: set[bytes] = set()  # clients whose next cell is the first one
+        self._restarted: dict[bytes, int] = {}
+
+    def interrupt(self, client: bytes, number: int) -> None:
+        """A client has interrupted what it had sent up to a number."""
+        self._interrupted[client] = number
+        self._to_interrupt.add(client)
+
+    def call_off(self, client: bytes, number: int) -> None:
+        """The same, and the cell that it was meant for has been interrupted."""
+        self._interrupted[client] = number
+        self._to_interrupt.discard(client)
+
+    def restart(self, client: bytes, number: int) -> None:
+        """A client has restarted the kernel."""
+        self._restarted[client] = number
+        self._interrupted.pop(client, None)
+
+    def answer_to(self, request: Request) -> Answer | None:
+        """Say how a request is to be answered in the kernel's place; None: the kernel gets it."""
+        client = request.client
+        if request.number <= self._restarted.get(client, 0):
+            return Answer.RESTARTED
+        if not request.is_cell or request.number > self._interrupted.get(client, 0):
+            return None
+        if client in self._to_interrupt:
+            self._to_interrupt.remove(client)
+            return Answer.INTERRUPTED
+        return Answer.CALLED_OFF if request.stops_on_error else None
