@@ -249,8 +249,10 @@ class Requests:
         if request is None or not request.is_open:
             return None
         is_awaited = request.channel is Channel.SHELL and has_idle and not request.is_idle
+        unanswered = self._unanswered_before(request)
         self.move(request, Stage.REPLIED if is_awaited else Stage.DONE, "reply")
-        self._end_unanswered(request)
+        for each in unanswered:
+            self.move(each, Stage.DONE, NO_REPLY)
         return request
 
     # Questions ---------------------------------------------------------------------------
@@ -311,18 +313,18 @@ class Requests:
                 passed.append(each)
         return passed
 
-    def _end_unanswered(self, replied: Request) -> None:
-        """Forget what the kernel was done with before it replied to a later request.
+    def _unanswered_before(self, replied: Request) -> list[Request]:
+        """List what the kernel was done with before it replied to a later request.
 
-        Replies come by one socket and in order: that one will get none.
+        Replies come by one socket and in order: those will get none.
         """
-        if not replied.is_in_turn:
-            return
-        for each in list(self._at_kernel):
+        unanswered: list[Request] = []
+        for each in self._at_kernel if replied.is_in_turn else ():
             if each is replied:
-                break
+                return unanswered
             if each.is_in_turn and each.is_idle and each.is_open:
-                self.move(each, Stage.DONE, NO_REPLY)
+                unanswered.append(each)
+        return []  # it was not at the kernel, as far as is known
 
     def _note_sent(self, request: Request) -> None:
         if request.channel is Channel.SHELL:

@@ -85,6 +85,17 @@ def test_what_a_kernel_never_answers_does_not_keep_it_busy(requests):
     assert (odd.stage, odd.why) == (Stage.DONE, "the kernel gave no reply")
 
 
+def test_a_reply_tells_nothing_of_what_the_kernel_was_given_later(requests):
+    """Both were heard to be idle before the first reply came: the second is on its way."""
+    sent(requests, "one")
+    two = sent(requests, "two", "is_complete_request")
+    for name in ("one", "two"):
+        requests.on_state(name, "busy")
+        requests.on_state(name, "idle")
+    requests.on_reply("one")
+    assert requests.on_reply("two") is two
+
+
 def test_what_is_asked_on_control_keeps_no_kernel_busy(requests):
     sent(requests, "usage", "usage_request", channel=Channel.CONTROL)
     assert not requests.is_busy
@@ -222,3 +233,23 @@ def test_whatever_a_kernel_says_nothing_breaks_and_nobody_hears_a_state_twice(st
                 assert is_new >= bool(set(is_there) & set(requests))
     assert all(not each.is_over for each in requests)
     assert set(requests) == {each for each in added if not each.is_over}
+
+
+@given(st.lists(st.booleans(), max_size=12), st.randoms(use_true_random=False))
+def test_no_reply_of_a_kernel_that_answers_in_order_is_lost(is_cell, random):
+    """Its two sockets are each in order, and come in any order to each other."""
+    requests = Requests()
+    names = [str(number) for number in range(len(is_cell))]
+    for name, cell in zip(names, is_cell, strict=True):
+        sent(requests, name, "execute_request" if cell else "complete_request")
+    iopub = [(name, state) for name in names for state in ("busy", "idle")]
+    shell = list(names)
+    answered = []
+    while iopub or shell:
+        if iopub and (not shell or random.random() < 0.7):
+            requests.on_state(*iopub.pop(0))
+        else:
+            request = requests.on_reply(shell.pop(0))
+            answered.append(request.id if request else None)
+    assert answered == names
+    assert len(requests) == 0
