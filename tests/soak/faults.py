@@ -208,6 +208,19 @@ def the_kernel_is_killed(target: Target) -> bool:
 
 
 @fault(OF_SOMEBODY, often=1)
+def the_kernel_is_killed_while_its_evaluator_hangs(target: Target) -> bool:
+    """What it had handed to its system by then waits there for the evaluator."""
+    evaluator = target.evaluator()
+    if evaluator is None:
+        return False
+    with _stopped(evaluator):
+        target.last(1, 4)
+        has_happened = the_kernel_is_killed(target)
+        target.last(0.5, 3)
+    return bool(has_happened)
+
+
+@fault(OF_SOMEBODY, often=1)
 def the_front_is_killed(target: Target) -> None:
     with target.talker.front_lock:
         target.talker.note_death()

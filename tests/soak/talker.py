@@ -38,6 +38,7 @@ AGAIN_AFTER = 2.0  # seconds until who was told to try again does
 LAST_TRIES = 5
 AT_ONCE = 100  # messages of one channel, before another one is looked at
 NUDGE_EVERY = 0.5  # seconds
+LONGEST_PAUSE = 0.12  # seconds between two cells that are submitted while a kernel starts
 
 
 class StuckError(Exception):
@@ -185,15 +186,22 @@ class Talker:
         entry.may_be_interrupted = True
         entry.words.add(Word.INTERRUPTED)
 
-    def restart(self) -> None:
-        """Restart the kernel, as Jupyter does; the new one knows nothing of the old."""
+    def restart(self, then: int = 0) -> None:
+        """Restart the kernel, as Jupyter does; the new one knows nothing of the old.
+
+        `then`: so many cells are submitted while it starts, and after that.
+        """
         with self.front_lock:
             if self.front.poll() is not None:
                 return
             self.lives += 1
             self._leave(is_restart=True)
             self._start_front()
-        self.run(first_cell(self._new_token(), self.language))
+        self._ask_for(first_cell(self._new_token(), self.language))
+        for _ in range(then):
+            self._ask_for(plain_cell(self._new_token(), self.language))
+            self._hear(self.dice.uniform(0.0, LONGEST_PAUSE))
+        self._until_over()
 
     def stop(self) -> None:
         """Shut the kernel down, and the session with it."""
@@ -241,9 +249,20 @@ class Talker:
 
     def _do_something(self) -> None:
         (what,) = self.dice.choices(
-            [self._run_some, self._ask_around, self._talk_to_a_comm, self.restart], [20, 4, 2, 1]
+            [
+                self._run_some,
+                self._ask_around,
+                self._talk_to_a_comm,
+                self.restart,
+                self._run_while_it_starts,
+            ],
+            [40, 8, 4, 1, 1],
         )
         what()
+
+    def _run_while_it_starts(self) -> None:
+        """Submit cells, one after the other, while a restarted kernel becomes ready."""
+        self.restart(then=self.dice.randint(10, 30))
 
     def _run_some(self) -> None:
         """Run a cell, or several that are submitted at once."""
