@@ -1,5 +1,5 @@
 # One word runs everything; each target does its own set-up on a fresh machine.
-.PHONY: demo test check bench docs slow soak images wheel clean
+.PHONY: demo test check lint bench docs slow soak images wheel clean
 
 venv := .venv
 bin := $(venv)/bin
@@ -14,17 +14,22 @@ demo: $(venv)/.base
 	$(bin)/remoter demo
 
 # Quick (under a minute): form, types, the house, and everything pure.
-check: $(venv)/.tools
+check: lint
+	$(bin)/python -m pytest -q tests/pure
+
+lint: $(venv)/.tools
 	$(bin)/ruff format --check .
 	$(bin)/ruff check .
 	$(bin)/mypy
 	$(bin)/lint-imports --no-cache
-	$(bin)/python -m pytest -q tests/pure
 
-# In three parts at once: most tests wait more than they compute. On a busy machine a proof of
-# timing may miss its limit once; what is tried again is told.
-test: parts check docs wheel
-	$(bin)/python -m pytest --ignore=tests/pure -m "not slow" --reruns 1 -raR -n 3 --dist loadfile --no-loadscope-reorder
+# Most tests wait more than they compute, so several run at once. None is tried again, but for
+# proofs of timing, which run alone: there a busy machine may make one miss its limit once.
+several := $(bin)/python -m pytest --dist loadfile --no-loadscope-reorder -n
+test: parts lint docs wheel
+	$(several) 3 -m "not slow and not timing" --cov tests/pure tests/here tests/there tests/test_house.py
+	$(several) 5 -m "not slow and not timing" tests/attacks tests/whole
+	$(bin)/python -m pytest -m "timing and not slow" --reruns 1 -raR
 
 slow: parts $(venv)/.tools
 	$(bin)/python -m pytest -m slow

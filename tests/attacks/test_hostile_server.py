@@ -888,6 +888,7 @@ def old(folder: Path) -> Path:
     return folder
 
 
+@pytest.mark.timing
 def test_old_folders_of_another_user_cost_a_login_nothing(eve, folder, monkeypatch):
     """Eve leaves twenty folders whose master says nothing, and one that is a link to ours."""
     monkeypatch.setattr(tempfile, "tempdir", str(folder))

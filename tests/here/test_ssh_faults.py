@@ -358,6 +358,7 @@ def test_a_stalled_network_is_noticed_at_the_deadline(server, there):
         login.close()
 
 
+@pytest.mark.timing
 def test_a_login_whose_pipes_are_all_full_still_closes_at_once(server, there):
     with Proxy(server.port) as path, socket.create_server(("127.0.0.1", 0)) as far:
         login = log_in(replace(there, port=path.port, host_key_alias=f"[127.0.0.1]:{there.port}"))

@@ -201,6 +201,7 @@ def test_cells_that_make_no_sense_are_none(port, cells):
     assert [(each.is_same_notebook, each.shares_cells) for each in found()] == [(True, False)]
 
 
+@pytest.mark.timing
 def test_a_fresh_start_is_not_slowed_by_what_has_ended(port):
     """300 ended sessions cost a launch for a notebook no more than a tenth of a second."""
     for number in range(300):

@@ -141,6 +141,7 @@ def test_a_dry_run_says_what_would_go_where(ground: Ground, src: Path, tmp_path:
     assert not (tmp_path / "dry").exists()
 
 
+@pytest.mark.timing
 def test_many_small_files_cost_no_round_trips(ground: Ground, src: Path, tmp_path: Path) -> None:
     """A thousand of them, at 20 ms each, would take 20 seconds."""
     for number in range(1000):

@@ -274,6 +274,7 @@ def time_interrupts(
     return took
 
 
+@pytest.mark.timing
 @pytest.mark.parametrize("verb", ["put", "get"])
 def test_control_stays_fast_while_files_flow(notebook: Notebook, path: Proxy, verb: str) -> None:
     """An interrupt of a cell takes two round trips and half a second at most."""
@@ -282,6 +283,7 @@ def test_control_stays_fast_while_files_flow(notebook: Notebook, path: Proxy, ve
     assert took < 2 * 0.02 + 0.5
 
 
+@pytest.mark.timing
 @pytest.mark.slow
 @pytest.mark.parametrize("path", [0.05], indirect=True)
 @pytest.mark.parametrize("verb", ["put", "get"])

@@ -153,6 +153,7 @@ def numbers(text: str) -> list[int]:
     return [int(number) for number in re.findall(r"^(\d+) (?:flood ){12}$", text, re.MULTILINE)]
 
 
+@pytest.mark.timing
 def test_an_interrupt_is_not_kept_waiting_by_a_flood(narrow: Far) -> None:
     """Idle within 2 s, memory as before; head, one line, tail, error; all of it in the journal."""
     before = narrow.memory()
@@ -317,6 +318,7 @@ class Limits:
         self.most = (max(self.most[0], len(self.came)), max(self.most[1], size))
 
 
+@pytest.mark.timing
 def test_jupyter_server_is_given_what_it_takes(
     here: JupyterHere, sshd: RealSshd, far: FarSide, tmp_path: Path
 ) -> None:

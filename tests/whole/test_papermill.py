@@ -108,6 +108,7 @@ def test_a_cell_fails(spec: str, far: FarSide, tmp_path: Path) -> None:
     wait_for(lambda: not there(far), what="the far side is empty")
 
 
+@pytest.mark.timing
 @pytest.mark.parametrize("name", ["closed", "wrong-key", "no-python", "no-kernel"])
 def test_no_kernel_comes_to_be(name: str, reasons: dict[str, str], tmp_path: Path) -> None:
     """The last thing that papermill prints is why, and that soon."""
@@ -120,6 +121,7 @@ def test_no_kernel_comes_to_be(name: str, reasons: dict[str, str], tmp_path: Pat
     assert ran.seconds < SOON
 
 
+@pytest.mark.timing
 def test_a_refused_connection_is_told_at_once(reasons: dict[str, str], tmp_path: Path) -> None:
     """Within a few seconds, papermill's own start aside."""
     from papermill.exceptions import PapermillExecutionError

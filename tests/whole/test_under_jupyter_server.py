@@ -42,6 +42,7 @@ def test_five_megabytes_in_many_small_messages_come_whole(page: Page) -> None:
     assert text_of(messages) == "".join(f"{n:08} {'y' * 90}\n" for n in range(LINES))
 
 
+@pytest.mark.timing
 def test_an_interrupt_of_a_paced_cell_is_quick(page: Page) -> None:
     """Text that waits for its pace is no reason to wait: idle within 2 s, and a line says why."""
     cell = page.run("n = 0\nwhile True:\n    print(n, 'flood ' * 12)\n    n += 1")
