@@ -17,7 +17,7 @@ from remoter_kernel.daemon import registry
 from remoter_kernel.daemon.adoption import Adoption
 from remoter_kernel.daemon.board import Board
 from remoter_kernel.daemon.child import Child
-from remoter_kernel.daemon.deaths import explain
+from remoter_kernel.daemon.deaths import explain, is_by_signal
 from remoter_kernel.daemon.desk import Desk
 from remoter_kernel.daemon.ear import Ear
 from remoter_kernel.daemon.patience import Patience
@@ -204,7 +204,13 @@ class Supervisor:
 
     def _new_child(self) -> Child:
         kernel = self.wish.get("kernel") or "python3"
-        child = Child(self.reactor, self.session.folder, kernel, self.session.id.encode())
+        child = Child(
+            self.reactor,
+            self.session.folder,
+            kernel,
+            self.session.id.encode(),
+            is_own=bool(self.wish.get("python")),
+        )
         child.on_message = self._hear
         child.on_exit = self._hear_of_end
         return child
@@ -303,8 +309,6 @@ class Supervisor:
             return
         self._ear.adoption = None
         self._interrupts.forget()
-        for channel in (Channel.IOPUB, Channel.SHELL, Channel.CONTROL):
-            child.hear(channel)
         last_words = child.last_words()
         child.close()
         self._speaker.kernel_info = {}
@@ -321,6 +325,9 @@ class Supervisor:
         else:
             self.state = State.DEAD
             why = f"The kernel died: {explain(words)} Its variables are gone; it starts anew."
+            cell = self._requests.running()
+            if cell and is_by_signal(words):
+                self._speaker.tell(cell, "The last outputs of this cell may be missing.")
             self._requests.answer_all("KernelDied", why)
             self._speaker.note("died", why=why)
             child.forget()

@@ -14,10 +14,12 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
 
+from remoter_kernel.daemon.kernel_log import keep_within
 from remoter_kernel.daemon.processes import call_this_process, started_at
 
 RETRY_AFTER = 1.0  # seconds
@@ -36,6 +38,8 @@ def main() -> None:
         return
     finally:
         os.umask(umask)
+    # A thread: the kernel's end is told at once, and nobody waits for a disk.
+    threading.Thread(target=keep_within, args=(Path(wish["log"]),), daemon=True).start()
     about = {"pid": child.pid, "started": started_at(child.pid), "warden": os.getpid()}
     is_written = _tell(folder / "child.json", about)
     while not is_written and child.poll() is None:  # a full disk may have room again
@@ -62,7 +66,7 @@ def _start(wish: dict[str, Any]) -> subprocess.Popen[bytes]:
             stdout=log,
             stderr=log,
             start_new_session=True,  # an interrupt goes to the kernel's whole group
-            preexec_fn=be_ordinary,  # noqa: PLW1509 - this process has one thread
+            preexec_fn=be_ordinary,  # noqa: PLW1509 - this process has one thread so far
         )
 
 

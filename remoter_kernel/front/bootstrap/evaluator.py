@@ -40,6 +40,7 @@ SHIPPED = (
     "wire/duplex.py",
     "wire/files.py",
     "wire/frames.py",
+    "wire/kernel_client.py",
     "wire/messages.py",
     "wire/names.py",
     "wire/overwritten.py",
@@ -72,10 +73,12 @@ SHIPPED = (
     "daemon/inquire.py",
     "daemon/interrupts.py",
     "daemon/journal.py",
+    "daemon/kernel_log.py",
     "daemon/launch.py",
     "daemon/lock.py",
     "daemon/one_line.py",
     "daemon/outbox.py",
+    "daemon/own_kernelspec.py",
     "daemon/past.py",
     "daemon/patience.py",
     "daemon/pieces.py",
@@ -187,7 +190,7 @@ def start_session(login: Access, remote: Remote, wish: Wish) -> Address:
     command = _LAUNCH.format(
         python=shell_path(remote.python or "python3"), name=name, size=len(content)
     )
-    words = vars(wish) | {"init": list(wish.init), "env": dict(wish.env)}
+    words = vars(wish) | {"init": list(wish.init), "env": dict(wish.env), "python": remote.python}
     line = _ask(login, command, json.dumps(words).encode() + b"\n", remote)
     if line == b"lacks zip":
         _upload(login, name, content, remote)
