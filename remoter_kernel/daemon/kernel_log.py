@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-import time
+import threading
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -18,21 +18,37 @@ NAME = "kernel.log"  # in the session's folder
 MOST = 4 * 1024 * 1024  # bytes of the file, and what is written between two looks
 HEAD = 256 * 1024  # bytes that stay of its beginning
 NEWEST = 1024 * 1024  # bytes that stay of its end
-LOOK_EVERY = 0.5  # seconds, while it grows slowly or not at all
+LOOK_EVERY = 0.25  # seconds, while it grows slowly or not at all
 LOOK_SOON = 0.02  # seconds, while it grows quickly
+END_WITHIN = 1.0  # seconds for the last look
 MOST_READ = 64 * 1024  # bytes that are searched for last words
 MOST_LAST_WORDS = 4000  # characters
 
 
-def keep_within(path: Path) -> None:
-    """Keep the file within its bound, for ever: for a thread of the kernel's parent."""
-    before = size_of(path)
-    while True:
-        size = size_of(path)
-        time.sleep(LOOK_SOON if size - before > MOST // 8 else LOOK_EVERY)
-        before = size
-        with contextlib.suppress(OSError):  # no room, or no disk for now: the next look may
-            shorten(path, MOST)
+class Bound:
+    """Keeps the file within its bound while its kernel runs: for the kernel's parent."""
+
+    def __init__(self, path: Path) -> None:
+        """Begin to look, in a thread: nobody waits for a disk."""
+        self._path = path
+        self._has_ended = threading.Event()
+        self._thread = threading.Thread(target=self._look, name="kernel log", daemon=True)
+        self._thread.start()
+
+    def end(self) -> None:
+        """Look once more; a disk that hangs is left alone."""
+        self._has_ended.set()
+        self._thread.join(END_WITHIN)
+
+    def _look(self) -> None:
+        size, patience = size_of(self._path), LOOK_EVERY
+        has_ended = False
+        while not has_ended:
+            has_ended = self._has_ended.wait(patience)
+            before, size = size, size_of(self._path)
+            patience = LOOK_SOON if size - before > MOST // 8 else LOOK_EVERY
+            with contextlib.suppress(OSError):  # no room, or no disk for now: the next look may
+                shorten(self._path, MOST)
 
 
 def shorten(path: Path, most: int) -> None:
