@@ -23,7 +23,7 @@ from remoter_kernel.wire.kernel_client import SOCKETS, KernelClient
 from remoter_kernel.wire.messages import HEADER, PARENT, Voice, header_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from jupyter_client.manager import KernelManager
 
@@ -106,7 +106,8 @@ class ThisSide:
             environment = {
                 key: value for key, value in os.environ.items() if not key.startswith(OF_JUPYTER)
             }
-            manager.start_kernel(env=environment, cwd=str(Path.cwd()))
+            with _own_loop():
+                manager.start_kernel(env=environment, cwd=str(Path.cwd()))
         except Exception as error:  # noqa: BLE001 - whatever it is, it is told in the cell
             why = f"The kernel on this side did not start: {type(error).__name__}: {error}."
             trouble = RemoterError(why, "It needs the package ipykernel, as remoter itself does.")
@@ -190,13 +191,26 @@ def _shut_down(manager: KernelManager) -> None:
     """End a kernel: it is asked to, then it is killed."""
     try:
         manager.shutdown_wait_time = END_WITHIN
-        manager.shutdown_kernel()
+        with _own_loop():
+            manager.shutdown_kernel()
     except Exception:
         logger.exception("The kernel on this side was not ended in order; it is killed.")
         with contextlib.suppress(Exception):
             manager.provisioner.process.kill()  # type: ignore[union-attr]
     finally:
         manager.context.destroy(linger=0)
+
+
+@contextlib.contextmanager
+def _own_loop() -> Iterator[None]:
+    """Close the event loop that jupyter_client makes for each thread, and would leave open."""
+    from jupyter_core.utils import ensure_event_loop  # noqa: PLC0415 - slow to import, too
+
+    loop = ensure_event_loop()
+    try:
+        yield
+    finally:
+        loop.close()
 
 
 def _ended_by_signal(manager: KernelManager) -> bool:
