@@ -204,13 +204,8 @@ class Supervisor:
 
     def _new_child(self) -> Child:
         kernel = self.wish.get("kernel") or "python3"
-        child = Child(
-            self.reactor,
-            self.session.folder,
-            kernel,
-            self.session.id.encode(),
-            is_own=bool(self.wish.get("python")),
-        )
+        me, is_own = self.session.id.encode(), bool(self.wish.get("python"))
+        child = Child(self.reactor, self.session.folder, kernel, me, is_own=is_own)
         child.on_message = self._hear
         child.on_exit = self._hear_of_end
         return child
@@ -325,8 +320,7 @@ class Supervisor:
         else:
             self.state = State.DEAD
             why = f"The kernel died: {explain(words)} Its variables are gone; it starts anew."
-            cell = self._requests.running()
-            if cell and is_by_signal(words):
+            if is_by_signal(words) and (cell := self._requests.running()):
                 self._speaker.tell(cell, "The last outputs of this cell may be missing.")
             self._requests.answer_all("KernelDied", why)
             self._speaker.note("died", why=why)

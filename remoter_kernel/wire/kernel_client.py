@@ -21,15 +21,9 @@ import zmq
 
 from remoter_kernel.errors import ProtocolError
 from remoter_kernel.wire.frames import Channel
-from remoter_kernel.wire.messages import (
-    HEADER,
-    ODD,
-    PARENT,
-    TOPIC,
-    Voice,
-    content_of,
-    header_of,
-)
+from remoter_kernel.wire.kernel_words import heads_of, state_of, tells_of_its_start
+from remoter_kernel.wire.messages import HEADER, ODD, TOPIC, Voice, content_of, header_of
+from remoter_kernel.wire.on_its_way import is_on_its_way, ports_of
 from remoter_kernel.wire.reactor import messages
 
 if TYPE_CHECKING:
@@ -51,9 +45,9 @@ HEARD_WITHIN = 0.25  # seconds: not all kernels say something to who subscribes
 # How long a reply waits. A kernel tells by "idle" that it has published all of a request. Where
 # that does not come (with a question, or from R for a cell that it calls off), a message that
 # the kernel made later than the reply tells the same, also while it publishes without end; so
-# does silence. The last bound is for a kernel that does none of it and is never silent: what it
-# can have handed to the system before its reply is what two TCP buffers hold, some MB, and
-# those are read many times over by then.
+# does silence, if the system holds nothing either. The last bound is for a kernel that does
+# none of it: what it can have handed to the system before its reply is what two TCP buffers
+# hold, some MB, and those are read many times over by then.
 QUIET = 0.05  # seconds; ZeroMQ's own thread may wait that long for a processor
 REPLY_WITHIN = 10.0  # seconds
 MOST_WAITING = 1000  # replies that wait, and requests whose idle came before their reply
@@ -95,7 +89,7 @@ class KernelClient:
         self._context: zmq.Context[zmq.Socket[bytes]] | None = None
         self._sockets: dict[Channel, zmq.Socket[bytes]] = {}
         self._monitors: dict[Channel, zmq.Socket[bytes]] = {}
-        self._connected: set[Channel] = set()
+        self._connected: dict[Channel, tuple[int, int]] = {}  # the ports: the kernel's, ours
         self._is_expected = False  # will there be sockets?
         self._is_held = False  # what is sent waits until something is heard on iopub
         self._unsent: list[tuple[Channel, Sequence[Bytes]]] = []
@@ -138,9 +132,10 @@ class KernelClient:
             lock(handle)
             if kind == zmq.SUB:
                 handle.subscribe(b"")
-            self._monitors[channel] = handle.get_monitor_socket(
+            self._monitors[channel] = monitor = handle.get_monitor_socket(
                 zmq.EVENT_CONNECTED | zmq.EVENT_DISCONNECTED
             )
+            self._reactor.watch(monitor, partial(self._note_connections, channel))
             handle.connect(addresses[channel])
             self._sockets[channel] = handle
             self._reactor.watch(handle, partial(self._read, channel))
@@ -164,7 +159,9 @@ class KernelClient:
             handle = self._sockets.pop(channel)
             self._reactor.unwatch(handle)
             handle.disable_monitor()
-            self._monitors.pop(channel).close(linger=0)
+            monitor = self._monitors.pop(channel)
+            self._reactor.unwatch(monitor)
+            monitor.close(linger=0)
             handle.close(linger=0)
 
     # To the kernel ---------------------------------------------------------------------
@@ -217,7 +214,7 @@ class KernelClient:
             except ProtocolError:
                 continue  # somebody else on this machine knocked at the kernel's port
             try:
-                header, parent = _heads(channel, parts)
+                header, parent = heads_of(channel, parts)
             except ProtocolError as error:
                 self._complain(error)
                 continue
@@ -245,7 +242,7 @@ class KernelClient:
             # Only the answer to the last question counts: a kernel may answer more than once.
             if channel is Channel.SHELL and parent.get("msg_id") == self._question:
                 self._meet(header, parts)
-        elif _tells_of_its_start(header, parent, parts):
+        elif tells_of_its_start(header, parent, parts):
             pass
         elif channel in AFTER_OUTPUTS:
             asker, date = parent.get("msg_id", ""), str(header.get("date") or "").rstrip("Z")
@@ -286,7 +283,7 @@ class KernelClient:
             if not reply.date or date <= reply.date:
                 break
             reply.is_passed = True
-        is_idle = header.get("msg_type") == "status" and _state_of(parts) == "idle"
+        is_idle = header.get("msg_type") == "status" and state_of(parts) == "idle"
         if is_idle and parent.get("msg_id"):
             self._idle[parent["msg_id"]] = None
             if len(self._idle) > MOST_WAITING:
@@ -307,10 +304,21 @@ class KernelClient:
         return (
             reply.is_passed
             or (reply.channel is Channel.SHELL and reply.asker in self._idle)
-            or now - max(reply.since, self._published_at) >= QUIET
             or now - reply.since >= REPLY_WITHIN
             or len(self._replies) > MOST_WAITING
+            or (now - reply.since >= QUIET and self._is_silent(QUIET))
         )
+
+    def _is_silent(self, seconds: float) -> bool:
+        """Was nothing published for so long, and is nothing of it on its way?"""
+        if time.monotonic() - self._published_at < seconds:
+            return False
+        # In this order: what is not on its way any more may have come in between.
+        kernel, ours = self._connected.get(Channel.IOPUB, (0, 0))
+        is_silent = not ((kernel and is_on_its_way(kernel, ours)) or self._has_input(Channel.IOPUB))
+        if not is_silent:
+            self._published_at = time.monotonic()
+        return is_silent
 
     def _look_later(self) -> None:
         """See to it that replies do not wait for ever."""
@@ -320,8 +328,6 @@ class KernelClient:
 
     def _look_at_replies(self) -> None:
         self._look = None
-        if self._has_input(Channel.IOPUB):  # this process may have been held up itself
-            self._published_at = time.monotonic()
         self._release()
         self._look_later()
 
@@ -341,12 +347,13 @@ class KernelClient:
     def _hear_out(self, limit: float, then: Callable[[], None]) -> None:
         if not self._sockets:
             return
-        now = time.monotonic()
-        self._note_connections()
+        for channel in self._monitors:
+            self._note_connections(channel)
         # In this order: what was read before the connection ended is in ZeroMQ's queue by now.
-        is_silent = now - self._published_at >= QUIET_AT_END
-        is_over = is_silent or self._connected.isdisjoint({Channel.IOPUB, Channel.SHELL})
-        if now < limit and (not is_over or any(map(self._has_input, self._sockets))):
+        is_cut = self._connected.keys().isdisjoint({Channel.IOPUB, Channel.SHELL})
+        is_over = is_cut or self._is_silent(QUIET_AT_END)
+        is_late = time.monotonic() >= limit
+        if not is_late and (not is_over or any(map(self._has_input, self._sockets))):
             self._reactor.later(LOOK_EVERY, partial(self._hear_out, limit, then))
             return
         replies, self._replies = self._replies, deque()
@@ -354,44 +361,16 @@ class KernelClient:
             self._hand_on(reply.channel, reply.parts)
         then()
 
-    def _note_connections(self) -> None:
-        for channel, monitor in self._monitors.items():
-            for event, *_ in messages(monitor):
-                if struct.unpack_from("=h", event)[0] == zmq.EVENT_CONNECTED:
-                    self._connected.add(channel)
-                else:
-                    self._connected.discard(channel)
+    def _note_connections(self, channel: Channel) -> None:
+        if channel not in self._monitors:
+            return
+        for event, *_ in messages(self._monitors[channel]):
+            kind, handle = struct.unpack("=hi", event)
+            if kind == zmq.EVENT_CONNECTED:
+                self._connected[channel] = ports_of(handle)
+            else:
+                self._connected.pop(channel, None)
 
     def _has_input(self, channel: Channel) -> bool:
         handle = self._sockets.get(channel)
         return handle is not None and bool(int(handle.get(zmq.EVENTS)) & zmq.POLLIN)
-
-
-def _heads(channel: Channel, parts: Sequence[Bytes]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Read header and parent header; a `ProtocolError` if others could not rely on them."""
-    header, parent = header_of(parts[HEADER]), header_of(parts[PARENT])
-    kind = header.get("msg_type")
-    if not isinstance(kind, str) or not isinstance(parent.get("msg_id", ""), str):
-        raise ProtocolError("A message whose headers are not as the protocol has them.")
-    if channel is not Channel.IOPUB or kind == "status":
-        content_of(parts)
-    return header, parent
-
-
-def _state_of(parts: Sequence[Bytes]) -> str:
-    return str(content_of(parts).get("execution_state"))
-
-
-def _tells_of_its_start(
-    header: dict[str, Any], parent: dict[str, Any], parts: Sequence[Bytes]
-) -> bool:
-    """Is this what a kernel says once, as it begins, to whoever listens already?
-
-    On a busy machine it comes late, when the kernel answers already. Nobody asked for it, and
-    clients (ipykernel's own tests, for one) take what comes then for an answer to them.
-    """
-    if parent:
-        return False
-    kind = str(header["msg_type"])
-    is_starting = kind == "status" and _state_of(parts) == "starting"
-    return is_starting or kind == "iopub_welcome"

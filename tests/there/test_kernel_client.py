@@ -159,6 +159,28 @@ def test_a_question_comes_after_what_was_printed_before_it(story: Story):
     assert story.heard == [*numbered(), "input_request ?"]
 
 
+@pytest.mark.parametrize("socket", ["shell", "stdin"])
+def test_silence_ends_nothing_while_the_system_holds_some_of_it(story: Story, monkeypatch, socket):
+    """What a full buffer dropped is sent again, after a while without a word."""
+    holds = [True]
+    asked: list[tuple[int, int]] = []
+
+    def is_on_its_way(sender: int, receiver: int) -> bool:
+        asked.append((sender, receiver))
+        return holds[0]
+
+    monkeypatch.setattr("remoter_kernel.wire.kernel_client.is_on_its_way", is_on_its_way)
+    earlier = story.kernel.voice.compose("display_data", {"number": 1}, story.request())
+    story.kernel.say(socket, "some_reply", {"status": "ok"}, story.request())
+    story.until(lambda: len(asked) > 2)
+    story.kernel.say_odd("iopub", earlier)
+    story.until_said("display_data 1")
+    holds[0] = False
+    story.until_said("some_reply ok")
+    assert story.heard == ["display_data 1", "some_reply ok"]
+    assert {sender for sender, _ in asked} <= {story.child.manager.iopub_port}
+
+
 def test_an_idle_before_its_reply_holds_that_up_for_no_time(story: Story):
     """Either order is in the protocol."""
     story.kernel.publish("status", {"execution_state": "idle"}, story.request())
