@@ -23,7 +23,7 @@ DOCS = ROOT / "docs"
 PACKAGE = ROOT / "remoter_kernel"
 
 MOST_LINES = 400
-LONGER_WITH_REASON = {"remoter_kernel/daemon/child.py"}  # one subject: a kernel and its sockets
+LONGER_WITH_REASON: set[str] = set()
 FORBIDDEN_NAMES = {"utils", "helpers", "manager", "base", "connection"}
 # Options of all verbs are described once, at the top of the page.
 COMMON = {"--debug", "--help"}

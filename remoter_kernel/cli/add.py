@@ -167,5 +167,11 @@ def _say_pythons(around: Surroundings) -> None:
         lacks = f"lacks {', '.join(python.lacks)}" if python.lacks else "can run a kernel"
         click.echo(f"  {python.path}  {python.version}  {lacks}")
         if not python.lacks and python.kernelspecs:
-            names = (f"{kernel.name} ({kernel.display_name})" for kernel in python.kernelspecs)
+            names = (_described(python, kernel) for kernel in python.kernelspecs)
             click.echo(f"    kernels: {', '.join(names)}")
+
+
+def _described(python: FoundPython, kernel: Kernel) -> str:
+    other = python.runs(kernel.name)
+    where = f", runs in {other}" if other else ""
+    return f"{kernel.name} ({kernel.display_name}{where})"

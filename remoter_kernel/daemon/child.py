@@ -14,7 +14,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Callable
 
-import zmq
 from jupyter_client.kernelspec import NoSuchKernel
 from jupyter_client.manager import KernelManager
 
@@ -27,31 +26,25 @@ from remoter_kernel.daemon.encryption import (
     offered_keys,
     withdraw_keys,
 )
+from remoter_kernel.daemon.kernel_log import KernelLog
+from remoter_kernel.daemon.own_kernelspec import check_argv, specs_for
 from remoter_kernel.daemon.processes import is_running, started_at
-from remoter_kernel.errors import ProtocolError, RemoteLacks
-from remoter_kernel.wire.frames import Bytes, Channel
-from remoter_kernel.wire.messages import HEADER, PARENT, TOPIC, Voice, content_of, header_of
-from remoter_kernel.wire.reactor import messages
+from remoter_kernel.errors import RemoteLacks
+from remoter_kernel.wire.frames import Channel
+from remoter_kernel.wire.kernel_client import KernelClient
+from remoter_kernel.wire.messages import Voice
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from jupyter_client.kernelspec import KernelSpec
 
+    from remoter_kernel.wire.frames import Bytes
     from remoter_kernel.wire.reactor import Reactor
 
-SOCKETS = {
-    Channel.SHELL: zmq.DEALER,
-    Channel.CONTROL: zmq.DEALER,
-    Channel.STDIN: zmq.DEALER,
-    Channel.IOPUB: zmq.SUB,
-}
-NUDGE_AGAIN = 0.02  # seconds
 GREET_AGAIN = 0.1  # seconds
-HEARD_WITHIN = 0.25  # seconds: not all kernels say something to who subscribes
-MOST_LAST_WORDS = 4000  # characters
 LOOK_EVERY = 0.1  # seconds
-NOBODY = 8  # bytes: the parent header of a message that has no parent
+WARDEN_KILLED = {"failed": "its warden was killed", "status": -signal.SIGKILL}
 HIDDEN = ("JPY_PARENT_PID", "JPY_SESSION_NAME")  # of the login's environment, from the kernel
 
 
@@ -69,34 +62,29 @@ class _Manager(KernelManager):
 class Child:
     """A kernel of any kernelspec here, started through a warden."""
 
-    def __init__(self, reactor: Reactor, folder: Path, kernel: str, identity: bytes) -> None:
-        """Remember; `identity` is the routing id on the child's sockets."""
+    def __init__(
+        self, reactor: Reactor, folder: Path, kernel: str, identity: bytes, *, is_own: bool = False
+    ) -> None:
+        """Remember; `identity` is the routing id on the child's sockets.
+
+        `is_own`: the default kernel is that of the Python that runs this.
+        """
         self.reactor = reactor
         self.folder = folder
-        self.identity = identity
-        self.manager = _Manager(kernel_name=kernel)
+        specs = specs_for(kernel, is_own=is_own)
+        self.manager = _Manager(kernel_name=kernel, kernel_spec_manager=specs)
         self.pid = 0
         self.on_message: Callable[[Channel, list[Bytes]], None] = lambda _channel, _parts: None
+        self.on_ready: Callable[[dict[str, Any], dict[str, Any]], None] = lambda _head, _info: None
         self.on_exit: Callable[[dict[str, Any]], None] = lambda _words: None
         self.is_encrypted = False  # for sure only once the kernel has answered
+        self.client = KernelClient(reactor, identity)
+        self.client.on_message = self._hear
+        self.client.on_ready = self._be_ready
+        self._log = KernelLog(folder)
         self._offered: Keys | None = None
-        self._context = zmq.Context()
-        self._sockets: dict[Channel, zmq.Socket[bytes]] = {}
         self._greeting: Greeting | None = None  # while it is not known
-        self._is_held = False  # what is sent waits until something is heard on iopub
-        self._unsent: list[tuple[Channel, Sequence[Bytes]]] = []
-        self.on_ready: Callable[[dict[str, Any], dict[str, Any]], None] = lambda _head, _info: None
-        self._voice = Voice(b"")
-        self._own_mark = b""  # stands in the parent header of what answers our own questions
-        self._is_heard = False  # does iopub reach us?
-        self._is_met = False
-        self._log_begins = 0  # bytes of the kernels before it
         self._warden: subprocess.Popen[bytes] | None = None
-
-    @property
-    def voice(self) -> Voice:
-        """Speaks with the key of the child's connection."""
-        return self._voice
 
     def start(
         self,
@@ -114,20 +102,22 @@ class Child:
         manager.write_connection_file()
         if may_know_keys(spec):
             offer_keys(Path(manager.connection_file))
-        argv = with_init(manager.format_kernel_cmd(list(arguments)), init)
+        argv = manager.format_kernel_cmd(list(arguments))
+        if not init:  # its lines may bring the program
+            check_argv(spec, argv)
+        argv = with_init(argv, init)
         environment = {key: value for key, value in os.environ.items() if key not in HIDDEN}
         for key, value in {**spec.env, **env}.items():
             environment[key] = string.Template(value).safe_substitute(environment)
         self.forget()
-        log = self.folder / "kernel.log"
-        self._log_begins = log.stat().st_size if log.exists() else 0
+        self._log.begin()
         wish = {
             "argv": argv,
             "env": environment,
             "cwd": cwd,
             "umask": umask,
             "folder": str(self.folder),
-            "log": str(log),
+            "log": str(self._log.path),
         }
         self._watch_over(wish)
         self._connect()
@@ -149,8 +139,7 @@ class Child:
 
     def ask_again(self) -> None:
         """Ask the child once more who it is, and hear of it through `on_ready`."""
-        self._is_met = False
-        self.ask(Channel.SHELL, "kernel_info_request", {})
+        self.client.ask_who()
 
     def _spec(self) -> KernelSpec:
         manager = self.manager
@@ -165,69 +154,20 @@ class Child:
 
     def ask(self, channel: Channel, kind: str, content: dict[str, Any]) -> None:
         """Ask something ourselves: what comes of it is heard by nobody else."""
-        parts = self._voice.compose(kind, content)
-        if channel in self._sockets:
-            self._send(channel, parts)
-        elif self._greeting:
-            self._unsent.append((channel, parts))
+        self.client.ask(channel, kind, content)
 
     def say(self, channel: Channel, parts: Sequence[Bytes]) -> None:
         """Sign a message with the child's key and send it, as soon as its outputs are heard."""
-        if self._is_held:
-            self._unsent.append((channel, parts))
-        else:
-            self._send(channel, parts)
+        self.client.send(channel, parts)
 
-    def _send(self, channel: Channel, parts: Sequence[Bytes]) -> None:
-        self._sockets[channel].send_multipart(self._voice.sign(parts), copy=True)
+    def _hear(self, channel: Channel, parts: list[Bytes]) -> None:
+        self.on_message(channel, parts)
 
-    def _send_held(self) -> None:
-        """Send what has waited: what a kernel publishes before we are subscribed is dropped."""
-        self._is_held = False
-        unsent, self._unsent = self._unsent, []
-        for channel, parts in unsent:
-            if channel in self._sockets:
-                self._send(channel, parts)
-
-    def hear(self, channel: Channel) -> None:
-        """Take in what waits on one channel."""
-        if channel not in self._sockets:
-            return  # it has ended before it listened
-        for frames in messages(self._sockets[channel]):
-            try:
-                topics, parts = self._voice.check(frames)
-            except ProtocolError:
-                continue  # somebody else on this machine knocked at the child's port
-            if channel is Channel.IOPUB:
-                parts[TOPIC] = b"".join(topics)
-                if self._is_held:
-                    self._send_held()
-            elif channel is not Channel.CONTROL:
-                self.hear(Channel.IOPUB)  # what was published before the reply comes before it
-            is_ours = self._own_mark in bytes(parts[PARENT])
-            if not self._is_met:
-                self._meet(channel, parts, is_answer=is_ours)
-            if not (is_ours or _tells_of_its_start(parts)):
-                self.on_message(channel, parts)
-
-    def _meet(self, channel: Channel, parts: list[Bytes], *, is_answer: bool) -> None:
-        """Note that the child answers, and that it is heard on iopub: both, and it is ready.
-
-        What a kernel publishes before we are subscribed is dropped, so it is asked again
-        until something of it has come.
-        """
-        self._is_heard |= channel is Channel.IOPUB
-        if not (is_answer and channel is Channel.SHELL):
-            return
-        if self._is_heard:
-            self._is_met = True
-            if self._offered and not self.is_encrypted:
-                with contextlib.suppress(OSError):  # no room: whoever takes over asks again
-                    withdraw_keys(Path(self.manager.connection_file))
-            self.on_ready(header_of(parts[HEADER]), content_of(parts))
-        else:
-            again = partial(self.ask, Channel.SHELL, "kernel_info_request", {})
-            self.reactor.later(NUDGE_AGAIN, again)
+    def _be_ready(self, header: dict[str, Any], info: dict[str, Any]) -> None:
+        if self._offered and not self.is_encrypted:
+            with contextlib.suppress(OSError):  # no room: whoever takes over asks again
+                withdraw_keys(Path(self.manager.connection_file))
+        self.on_ready(header, info)
 
     def interrupt(self) -> None:
         """Interrupt as the kernelspec asks: a signal to its group, or a message."""
@@ -243,40 +183,21 @@ class Child:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self.pid, number)
 
-    def disconnect(self) -> None:
+    def close(self) -> None:
         """Close the sockets; what the process does is another matter."""
         if self._greeting:
             self._greeting.close()
             self._greeting = None
-        self._unsent.clear()
-        self._close_sockets()
-
-    def _close_sockets(self) -> None:
-        for channel in list(self._sockets):
-            handle = self._sockets.pop(channel)
-            self.reactor.unwatch(handle)
-            handle.close(linger=0)
-
-    def close(self) -> None:
-        """Give everything back."""
-        self.disconnect()
-        self._context.term()
+        self.client.close()
 
     def last_words(self, lines: int = 12) -> str:
         """Return the end of what this kernel printed by itself."""
-        try:
-            said = (self.folder / "kernel.log").read_bytes()[self._log_begins :]
-        except OSError:
-            return ""
-        text = said.decode("utf-8", "replace")
-        return "\n".join(text.strip().splitlines()[-lines:])[-MOST_LAST_WORDS:]
+        return self._log.last_words(lines)
 
     def _connect(self) -> None:
         """Connect with keys or without, as the kernel binds its sockets."""
         manager = self.manager
-        self._voice = Voice(manager.session.key, manager.session.signature_scheme)
-        self._own_mark = self._voice.session.encode()
-        self._is_held = True
+        self.client.expect(Voice(manager.session.key, manager.session.signature_scheme))
         self._offered = offered_keys(Path(manager.connection_file))
         self.is_encrypted = self._offered is not None
         if self._offered:
@@ -290,21 +211,19 @@ class Child:
         self._greeting = Greeting(self.reactor, address, self._settle)
 
     def _greet_again(self) -> None:
-        if self._sockets and not self._is_met and self._greeting is None:
+        if self.client.is_open and not self.client.is_ready and self._greeting is None:
             self._greet()
 
     def _settle(self, knows_keys: bool) -> None:  # noqa: FBT001 - a callback's only word
         """Open the sockets as the port says; a word against keys is asked for again and again."""
         self._greeting = None
-        if self._is_met:
+        if self.client.is_ready:
             return
         self.is_encrypted = knows_keys
         if knows_keys:
-            self._close_sockets()
-            self._is_heard = False
             self._open(self._offered)
             return
-        if not self._sockets:
+        if not self.client.is_open:
             self._open(None)
         self.reactor.later(GREET_AGAIN, self._greet_again)
 
@@ -316,21 +235,11 @@ class Child:
             Channel.STDIN: manager.stdin_port,
             Channel.IOPUB: manager.iopub_port,
         }
-        for channel, kind in SOCKETS.items():
-            handle = self._context.socket(kind)
-            handle.linger = 0
-            handle.sndhwm = handle.rcvhwm = 0
-            handle.reconnect_ivl = 15  # milliseconds: the kernel is about to listen
-            handle.identity = self.identity
-            if keys:
-                keys.lock(handle)
-            if kind == zmq.SUB:
-                handle.subscribe(b"")
-            handle.connect(f"tcp://{manager.ip}:{ports[channel]}")
-            self._sockets[channel] = handle
-            self.reactor.watch(handle, lambda channel=channel: self.hear(channel))  # type: ignore[misc]
-        self.ask(Channel.SHELL, "kernel_info_request", {})
-        self.reactor.later(HEARD_WITHIN, self._send_held)
+        addresses = {channel: f"tcp://{manager.ip}:{port}" for channel, port in ports.items()}
+        if keys:
+            self.client.open(addresses, keys.lock)
+        else:
+            self.client.open(addresses)
 
     def _look_after(self, about: dict[str, Any]) -> None:
         """Watch a process whose warden is no child of ours."""
@@ -342,8 +251,7 @@ class Child:
         if words.get("pid") == self.pid or not has_warden:
             if is_there:
                 self.signal(signal.SIGKILL)  # it does not run on without a warden
-            self.pid = 0
-            self.on_exit(words or {"failed": "its warden was killed"})
+            self._end(words or WARDEN_KILLED)
             return
         self.reactor.later(LOOK_EVERY, partial(self._look_after, about))
 
@@ -380,7 +288,7 @@ class Child:
                 ours.close()
                 warden.wait()
                 self.signal(signal.SIGKILL)  # only where the warden was killed is there one left
-                self._note({"failed": "its warden was killed"})
+                self._note(WARDEN_KILLED)
 
         self.reactor.watch(ours, listen)
 
@@ -390,10 +298,14 @@ class Child:
             return
         if "status" in words or "failed" in words:
             self._warden = None
-            self.pid = 0
-            self.on_exit(words)
+            self._end(words)
         else:
             self.pid = int(words["pid"])
+
+    def _end(self, words: dict[str, Any]) -> None:
+        """Hear out what has ended, then tell of it."""
+        self.pid = 0
+        self.client.hear_out(partial(self.on_exit, words))
 
 
 def with_init(argv: list[str], init: Sequence[str]) -> list[str]:
@@ -403,16 +315,3 @@ def with_init(argv: list[str], init: Sequence[str]) -> list[str]:
     shell = "/bin/bash" if Path("/bin/bash").exists() else "/bin/sh"
     lines = [f"{line} || exit 1" for line in init]
     return [shell, "-l", "-c", "\n".join([*lines, 'exec "$@"']), shell, *argv]
-
-
-def _tells_of_its_start(parts: Sequence[Bytes]) -> bool:
-    """Is this what a kernel says once, as it begins, to whoever listens already?
-
-    On a busy machine it comes late, when the kernel answers already. Nobody asked for it, and
-    clients (ipykernel's own tests, for one) take what comes then for an answer to them.
-    """
-    if len(parts[PARENT]) > NOBODY:
-        return False
-    kind = header_of(parts[HEADER]).get("msg_type")
-    is_starting = kind == "status" and content_of(parts).get("execution_state") == "starting"
-    return is_starting or kind == "iopub_welcome"

@@ -31,6 +31,14 @@ def explain(words: dict[str, Any]) -> str:
     return f"it was ended by signal {-status} ({name}), having used up to {memory} of memory."
 
 
+def is_by_signal(words: dict[str, Any]) -> bool:
+    """Did the process end in the midst of its work, so that its last words may be missing?
+
+    What it had not handed to the system is lost; one that ends by itself hands over all of it.
+    """
+    return int(words.get("status", 0)) < 0
+
+
 def amount(kibibytes: int) -> str:
     """Say an amount of memory in the unit that reads best."""
     value = float(kibibytes)

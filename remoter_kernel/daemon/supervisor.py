@@ -17,7 +17,7 @@ from remoter_kernel.daemon import registry
 from remoter_kernel.daemon.adoption import Adoption
 from remoter_kernel.daemon.board import Board
 from remoter_kernel.daemon.child import Child
-from remoter_kernel.daemon.deaths import explain
+from remoter_kernel.daemon.deaths import explain, is_by_signal
 from remoter_kernel.daemon.desk import Desk
 from remoter_kernel.daemon.ear import Ear
 from remoter_kernel.daemon.patience import Patience
@@ -205,7 +205,8 @@ class Supervisor:
 
     def _new_child(self) -> Child:
         kernel = self.wish.get("kernel") or "python3"
-        child = Child(self.reactor, self.session.folder, kernel, self.session.id.encode())
+        me, is_own = self.session.id.encode(), bool(self.wish.get("python"))
+        child = Child(self.reactor, self.session.folder, kernel, me, is_own=is_own)
         child.on_message = self._hear
         child.on_exit = self._hear_of_end
         return child
@@ -303,8 +304,6 @@ class Supervisor:
             return
         self._ear.adoption = None
         self._interrupts.forget()
-        for channel in (Channel.IOPUB, Channel.SHELL, Channel.CONTROL):
-            child.hear(channel)
         last_words = child.last_words()
         child.close()
         self._speaker.kernel_info = {}
@@ -321,6 +320,8 @@ class Supervisor:
         else:
             self.state = State.DEAD
             why = f"The kernel died: {explain(words)} Its variables are gone; it starts anew."
+            if is_by_signal(words) and (cell := self._requests.running):
+                self._speaker.tell(cell, "The last outputs of this cell may be missing.")
             self._desk.fail_all("KernelDied", why)
             self._speaker.note("died", why=why)
             child.forget()

@@ -18,6 +18,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from remoter_kernel.daemon.kernel_log import Bound
 from remoter_kernel.daemon.processes import call_this_process, started_at
 
 RETRY_AFTER = 1.0  # seconds
@@ -36,12 +37,14 @@ def main() -> None:
         return
     finally:
         os.umask(umask)
+    bound = Bound(Path(wish["log"]))
     about = {"pid": child.pid, "started": started_at(child.pid), "warden": os.getpid()}
     is_written = _tell(folder / "child.json", about)
     while not is_written and child.poll() is None:  # a full disk may have room again
         time.sleep(RETRY_AFTER)
         is_written = _write(folder / "child.json", about)
     status = child.wait()
+    bound.end()
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     kibibytes = used.ru_maxrss // (1024 if sys.platform == "darwin" else 1)
     _tell(folder / "exit.json", {"pid": child.pid, "status": status, "peak_kib": kibibytes})
@@ -62,7 +65,7 @@ def _start(wish: dict[str, Any]) -> subprocess.Popen[bytes]:
             stdout=log,
             stderr=log,
             start_new_session=True,  # an interrupt goes to the kernel's whole group
-            preexec_fn=be_ordinary,  # noqa: PLW1509 - this process has one thread
+            preexec_fn=be_ordinary,  # noqa: PLW1509 - this process has one thread so far
         )
 
 

@@ -265,7 +265,7 @@ SURVEY = (
             "zmq": True,
             "jupyter_client": True,
             "ipykernel": False,
-            "kernels": [["python3", "Python 3", "python", True]],
+            "kernels": [["python3", "Python 3", "python", True, "/usr/bin/python3"]],
         }
     ).encode()
     + b"\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -13,11 +14,13 @@ from remoter_kernel.front.bootstrap.survey import Surroundings, read_answer, scr
 from tests.real_parts import lack
 
 
-def look(home, *, python="", shell="sh", path=os.defpath) -> Surroundings:
+def look(
+    home, *, python="", shell="sh", path=os.defpath, is_own=True, environment=None
+) -> Surroundings:
     ran = subprocess.run(
         [shell, "-c", "sh -s"],
-        input=script(python).encode(),
-        env={"HOME": str(home), "PATH": path, "SHELL": "/bin/sh"},
+        input=script(python, is_own=is_own).encode(),
+        env={"HOME": str(home), "PATH": path, "SHELL": "/bin/sh", **(environment or {})},
         capture_output=True,
         check=False,
     )
@@ -47,6 +50,19 @@ def test_a_named_python_is_the_only_one_looked_at(tmp_path):
     assert python.lacks == ()
     assert python.has_ipykernel
     assert python.kernel("python3").language == "python"
+
+
+@pytest.mark.parametrize("is_own", [True, False])
+def test_the_default_kernel_of_a_named_python_is_its_own(tmp_path, is_own):
+    """`ipykernel install --user` of another environment does not change that."""
+    folder = tmp_path / ".local/share/jupyter/kernels/python3"
+    folder.mkdir(parents=True)
+    other = {"argv": ["/other/bin/python"], "display_name": "Other", "language": "python"}
+    (folder / "kernel.json").write_text(json.dumps(other))
+    # A Python that Jupyter does not take for the person's own environment, as a lent one.
+    path, environment = sys.executable, {"JUPYTER_PREFER_ENV_PATH": "0"}
+    (python,) = look(tmp_path, python=path, is_own=is_own, environment=environment).pythons
+    assert python.runs("python3") == ("" if is_own else "/other/bin/python")
 
 
 def test_modules_that_lie_in_the_home_are_no_modules_of_that_python(tmp_path, monkeypatch):

@@ -17,7 +17,7 @@ from remoter_kernel.front.bootstrap.survey import (
     read_answer,
 )
 
-PYTHON3 = ["python3", "Python 3", "python", True]
+PYTHON3 = ["python3", "Python 3", "python", True, ""]
 
 
 def seen(path="/usr/bin/python3", **facts):
@@ -50,6 +50,23 @@ def test_each_python_is_told_with_what_imports_in_it():
     assert old.lacks == ("Python 3.9 or newer", "pyzmq")
 
 
+@pytest.mark.parametrize(
+    ("program", "other"),
+    [
+        ("", ""),  # Jupyter puts the Python in that asks
+        ("/v/bin/python3", ""),
+        ("/v/bin/python3.11", ""),
+        ("/gone/bin/python", "/gone/bin/python"),
+    ],
+)
+def test_a_kernel_that_runs_in_another_python_is_told(program, other):
+    """`add` and `check` show it; a kernel of another language starts what it likes."""
+    kernels = [["python3", "Python 3", "python", True, program], ["ir", "R", "R", False, "/bin/R"]]
+    (python,) = read_answer(answer(seen("/v/bin/python", kernels=kernels))).pythons
+    assert python.runs("python3") == other
+    assert python.runs("ir") == ""
+
+
 def test_one_environment_under_two_names_is_one():
     one, two = seen("/v/bin/python3", prefix="/v"), seen("/v/bin/python", prefix="/v")
     assert [python.path for python in read_answer(answer(one, two)).pythons] == ["/v/bin/python3"]
@@ -65,7 +82,7 @@ def test_a_banner_around_the_answer_changes_nothing(noise):
 def test_the_best_python_can_run_an_evaluator_and_knows_the_kernel():
     bare = seen("/bare", zmq=False, kernels=[])
     plain = seen("/plain")
-    with_r = seen("/with-r", kernels=[PYTHON3, ["ir", "R", "R", False]])
+    with_r = seen("/with-r", kernels=[PYTHON3, ["ir", "R", "R", False, "R"]])
     around = read_answer(answer(bare, plain, with_r))
     assert around.best().path == "/plain"
     assert around.best("ir").path == "/with-r"
@@ -110,7 +127,7 @@ def test_a_forced_command_is_recognised_by_its_own_words():
 
 
 def test_names_from_there_cannot_act_on_the_terminal():
-    found = read_answer(answer(seen(kernels=[["x", "R\x1b]0;owned\x07", "R", False]])))
+    found = read_answer(answer(seen(kernels=[["x", "R\x1b]0;owned\x07", "R", False, ""]])))
     assert found.pythons[0].kernelspecs[0].display_name == "R]0;owned"
 
 

@@ -120,7 +120,7 @@ def test_somebody_who_is_at_the_port_first_takes_no_keys_away(reactor, tmp_path:
         wire, _ = stranger.accept()
         with wire:
             wire.sendall(SIGNATURE + b"\x03\x00" + b"NULL".ljust(20, b"\0") + bytes(32))
-            reactor.run_until(lambda: bool(child._sockets), limit())
+            reactor.run_until(lambda: child.client.is_open, limit())
     words = [sys.executable, "-m", "ipykernel_launcher", "-f", str(file)]
     with subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as kernel:
         try:

@@ -40,8 +40,11 @@ SHIPPED = (
     "wire/duplex.py",
     "wire/files.py",
     "wire/frames.py",
+    "wire/kernel_client.py",
+    "wire/kernel_words.py",
     "wire/messages.py",
     "wire/names.py",
+    "wire/on_its_way.py",
     "wire/overwritten.py",
     "wire/part.py",
     "wire/places.py",
@@ -73,11 +76,13 @@ SHIPPED = (
     "daemon/inquire.py",
     "daemon/interrupts.py",
     "daemon/journal.py",
+    "daemon/kernel_log.py",
     "daemon/launch.py",
     "daemon/lock.py",
     "daemon/one_line.py",
     "daemon/outbox.py",
     "daemon/overtaken.py",
+    "daemon/own_kernelspec.py",
     "daemon/past.py",
     "daemon/patience.py",
     "daemon/pieces.py",
@@ -188,7 +193,7 @@ def start_session(login: Access, remote: Remote, wish: Wish) -> Address:
     command = _LAUNCH.format(
         python=shell_path(remote.python or "python3"), name=name, size=len(content)
     )
-    words = vars(wish) | {"init": list(wish.init), "env": dict(wish.env)}
+    words = vars(wish) | {"init": list(wish.init), "env": dict(wish.env), "python": remote.python}
     line = _ask(login, command, json.dumps(words).encode() + b"\n", remote)
     if line == b"lacks zip":
         _upload(login, name, content, remote)

@@ -35,6 +35,7 @@ class Kernel:
     display_name: str
     language: str
     debugger: bool = False
+    program: str = ""  # what it starts, where the kernelspec names it with its path
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,15 @@ class FoundPython:
         missing = tuple(name for name, is_there in wanted.items() if not is_there)
         floor = ".".join(map(str, OLDEST_PYTHON))
         return missing if self.is_new_enough else (f"Python {floor} or newer", *missing)
+
+    def runs(self, name: str) -> str:
+        """Say which other program a Python kernel starts than this Python; mostly none."""
+        kernel = self.kernel(name)
+        if kernel is None:
+            return ""
+        is_other = kernel.language.lower() == "python" and kernel.program not in {"", self.path}
+        is_sibling = Path(kernel.program).parent == Path(self.path).parent  # python3, python3.11
+        return kernel.program if is_other and not is_sibling else ""
 
     def kernel(self, name: str) -> Kernel | None:
         """Find a kernelspec that this Python knows."""
@@ -114,16 +124,21 @@ class Surroundings:
         )
 
 
-def look_around(login: Access, python: str = "") -> Surroundings:
-    """Look for Pythons there; for `python` alone where one is named."""
-    ran = login.run("sh -s", script(python).encode(), seconds=SURVEY_WITHIN)
+def look_around(login: Access, python: str = "", *, is_own: bool = True) -> Surroundings:
+    """Look for Pythons there; for `python` alone where one is named.
+
+    `is_own`: the Python that is chosen stands in the configuration, so that the default kernel
+    is its own; else what Jupyter there finds first.
+    """
+    ran = login.run("sh -s", script(python, is_own=is_own).encode(), seconds=SURVEY_WITHIN)
     return read_answer(ran.stdout, ran.stderr)
 
 
-def script(python: str = "") -> str:
+def script(python: str = "", *, is_own: bool = True) -> str:
     """Give the shell script that looks around, for one named Python or for any."""
     text = Path(__file__).with_name("survey.sh").read_text("utf-8")
-    return f"named={_expandable(python)}\nmark={MARK}\n{text}"
+    own = "yes" if is_own else ""
+    return f"named={_expandable(python)}\nown={own}\nmark={MARK}\n{text}"
 
 
 def _expandable(path: str) -> str:
@@ -164,8 +179,14 @@ def _python(value: str) -> tuple[str, FoundPython]:
     try:
         seen: dict[str, Any] = json.loads(value)
         kernels = tuple(
-            Kernel(_printable(name), _printable(label), _printable(language), bool(debugger))
-            for name, label, language, debugger in seen["kernels"]
+            Kernel(
+                name=_printable(name),
+                display_name=_printable(label),
+                language=_printable(language),
+                debugger=bool(debugger),
+                program=_printable(program),
+            )
+            for name, label, language, debugger, program in seen["kernels"]
         )
         return str(seen["prefix"]), FoundPython(
             path=_printable(seen["path"]),

@@ -1,4 +1,4 @@
-# Runs THERE, in sh. `named` and `mark` are set above; each line for us begins with the mark.
+# Runs THERE, in sh. `named`, `own` and `mark` are set above; each line for us begins with the mark.
 export PYTHONDONTWRITEBYTECODE=1 # to look is to leave no trace
 say() { printf '\n%s %s %s\n' "$mark" "$1" "$2"; }
 
@@ -24,11 +24,19 @@ for name in ("zmq", "jupyter_client", "ipykernel"):
         seen[name] = False
 seen["kernels"] = []
 try:
+    import os
     from jupyter_client.kernelspec import KernelSpecManager
-    for name, found in sorted(KernelSpecManager().get_all_specs().items()):
-        spec = found["spec"]
+    specs = dict((name, found["spec"]) for name, found in KernelSpecManager().get_all_specs().items())
+    if sys.argv[3]:  # the default kernel is this Python, as in daemon/own_kernelspec.py
+        try:
+            own = KernelSpecManager(kernel_dirs=[os.path.join(sys.prefix, "share", "jupyter", "kernels")])
+            specs["python3"] = own.get_kernel_spec("python3").to_dict()
+        except Exception:
+            pass
+    for name, spec in sorted(specs.items()):
         debugger = bool((spec.get("metadata") or {}).get("debugger"))
-        seen["kernels"].append([name, spec["display_name"], spec["language"], debugger])
+        program = spec["argv"][0] if spec["argv"] and os.path.isabs(spec["argv"][0]) else ""
+        seen["kernels"].append([name, spec["display_name"], spec["language"], debugger, program])
 except Exception:
     pass
 print("\n" + sys.argv[2] + " python " + json.dumps(seen))
@@ -42,7 +50,7 @@ try() {
     [ "$tries" -lt 40 ] || return # somebody collects environments; the first ones will do
     if [ -x "$1" ] && [ ! -d "$1" ]; then
         tries=$((tries + 1))
-        limited "$1" -W ignore -c "$probe" "$1" "$mark" </dev/null 2>/dev/null
+        limited "$1" -W ignore -c "$probe" "$1" "$mark" "$own" </dev/null 2>/dev/null
     fi
 }
 

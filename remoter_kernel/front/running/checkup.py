@@ -98,15 +98,19 @@ class _Way:
         assert self._login is not None  # noqa: S101 - the step before this one
         self.at = "Python"
         began = time.perf_counter()
-        around = look_around(self._login, remote.python or "python3")
+        is_own = bool(remote.python)
+        around = look_around(self._login, remote.python or "python3", is_own=is_own)
         seconds = time.perf_counter() - began
         if not any(python.is_new_enough for python in around.pythons):
             around.choose(remote.python, remote.kernel)
         best = around.best(remote.kernel) or around.pythons[0]
         yield Step("Python", f"{best.version}, {best.path} ({around.system})", seconds)
         self.at = "packages"
-        _, kernel = around.choose(remote.python, remote.kernel)
-        yield Step("packages", f"pyzmq, jupyter_client; kernel {kernel.name} for {kernel.language}")
+        python, kernel = around.choose(remote.python, remote.kernel)
+        other = python.runs(kernel.name)
+        runs = f"; it runs in {other}, as its kernelspec there says" if other else ""
+        what = f"kernel {kernel.name} for {kernel.language}{runs}"
+        yield Step("packages", f"pyzmq, jupyter_client; {what}")
         yield Step("lifetime", lifetime(around, self._login.user))
 
     def _start(self, remote: Remote) -> Iterator[Step]:

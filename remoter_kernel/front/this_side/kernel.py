@@ -6,6 +6,8 @@ come as they are; whose session they carry is changed by whoever passes them on.
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
 import sys
 import threading
@@ -15,32 +17,27 @@ from typing import TYPE_CHECKING, Any
 
 import zmq
 
-from remoter_kernel.errors import ProtocolError, RemoterError
+from remoter_kernel.errors import RemoterError
 from remoter_kernel.wire.frames import Channel
-from remoter_kernel.wire.messages import HEADER, PARENT, TOPIC, Voice, header_of
-from remoter_kernel.wire.reactor import messages
+from remoter_kernel.wire.kernel_client import SOCKETS, KernelClient
+from remoter_kernel.wire.messages import HEADER, PARENT, Voice, header_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from jupyter_client.manager import KernelManager
 
     from remoter_kernel.wire.frames import Bytes
     from remoter_kernel.wire.reactor import Reactor
 
-SOCKETS = {
-    Channel.IOPUB: zmq.SUB,  # first, so that it is there when anything is asked
-    Channel.SHELL: zmq.DEALER,
-    Channel.CONTROL: zmq.DEALER,
-    Channel.STDIN: zmq.DEALER,
-}
 READY_WITHIN = 60.0  # seconds
-NUDGE_EVERY = 0.2  # seconds
 LOOK_EVERY = 0.5  # seconds between two looks at whether the process lives
 END_WITHIN = 1.0  # seconds for its own end; Jupyter gives a front that restarts no more than two
 # What it warns of (an old one: that it is not encrypted) would stand in a console.
 QUIET = "--log-level=ERROR"
 OF_JUPYTER = "JPY_"  # variables that tell a kernel whose child it is: not this one
+
+logger = logging.getLogger(__name__)
 
 
 class ThisSide:
@@ -51,28 +48,31 @@ class ThisSide:
         self.on_message: Callable[[Channel, list[Bytes]], None] = lambda _channel, _parts: None
         self.on_ready: Callable[[], None] = lambda: None
         self.on_end: Callable[[RemoterError], None] = lambda _error: None
-        self.is_ready = False
         self._reactor = reactor
         self._manager: KernelManager | None = None
-        self._context: zmq.Context[zmq.Socket[bytes]] | None = None
-        self._sockets: dict[Channel, zmq.Socket[bytes]] = {}
-        self._voice = Voice(b"")
-        self._is_starting = False
-        self._is_heard = self._has_answered = False
+        self._client: KernelClient | None = None
+        self._voice = Voice(b"")  # of what `ask` says
+        self._wanted: object = None  # one for each kernel, from its start to its end
         self._is_closed = False
+
+    @property
+    def is_ready(self) -> bool:
+        """Does it take cells?"""
+        return self._client is not None and self._client.is_ready
 
     def start(self) -> None:
         """Start it unless it is there; `on_ready` or `on_end` tells."""
         if self.is_ready:
             self.on_ready()
-        elif not self._is_starting:
-            self._is_starting = True
-            threading.Thread(target=self._start, name="this side", daemon=True).start()
+        elif self._wanted is None:
+            self._wanted = wanted = object()
+            start = partial(self._start, wanted)
+            threading.Thread(target=start, name="this side", daemon=True).start()
 
     def say(self, channel: Channel, parts: Sequence[Bytes]) -> None:
         """Sign a message with its key and send it."""
-        if channel in self._sockets:
-            self._sockets[channel].send_multipart(self._voice.sign(parts))
+        if self._client:
+            self._client.send(channel, parts)
 
     def ask(self, kind: str, content: dict[str, Any]) -> str:
         """Ask something of our own on its shell; return the message's id."""
@@ -100,89 +100,65 @@ class ThisSide:
 
     # --- in a thread ---
 
-    def _start(self) -> None:
+    def _start(self, wanted: object) -> None:
         try:
             manager = _new_manager()
             environment = {
                 key: value for key, value in os.environ.items() if not key.startswith(OF_JUPYTER)
             }
-            manager.start_kernel(env=environment, cwd=str(Path.cwd()))
+            with _own_loop():
+                manager.start_kernel(env=environment, cwd=str(Path.cwd()))
         except Exception as error:  # noqa: BLE001 - whatever it is, it is told in the cell
             why = f"The kernel on this side did not start: {type(error).__name__}: {error}."
             trouble = RemoterError(why, "It needs the package ipykernel, as remoter itself does.")
-            self._reactor.call(partial(self._end, trouble))
+            self._reactor.call(partial(self._fail, wanted, trouble))
         else:
-            self._reactor.call(partial(self._connect, manager))
+            self._reactor.call(partial(self._connect, wanted, manager))
 
     # --- in the front's thread ---
 
-    def _connect(self, manager: KernelManager) -> None:
-        self._manager = manager
-        if self._is_closed:
-            self._let_go()
+    def _fail(self, wanted: object, error: RemoterError) -> None:
+        if wanted is self._wanted:
+            self._end(error)
+
+    def _connect(self, wanted: object, manager: KernelManager) -> None:
+        if wanted is not self._wanted or self._is_closed:
+            _shut_down_later(manager)
             return
+        self._manager = manager
         about: dict[str, Any] = {**manager.get_connection_info()}
-        self._voice = Voice(manager.session.key, manager.session.signature_scheme)
-        self._context = zmq.Context()
-        for channel, kind in SOCKETS.items():
-            handle = self._context.socket(kind)
-            handle.linger = 0
-            handle.sndhwm = handle.rcvhwm = 0
-            handle.reconnect_ivl = 15  # milliseconds: it is about to listen
-            handle.identity = b"front"  # the same on all: questions go to who has asked
+        self._client = client = KernelClient(self._reactor, b"front")
+        client.on_message = self._hear
+        client.on_ready = lambda _header, _info: self.on_ready()
+
+        def lock(handle: zmq.Socket[bytes]) -> None:
             if about.get("curve_publickey"):  # the kernel's own pair, as Jupyter has it
                 handle.curve_publickey = handle.curve_serverkey = about["curve_publickey"].encode()
                 handle.curve_secretkey = about["curve_secretkey"].encode()
-            if kind == zmq.SUB:
-                handle.subscribe(b"")
-            port = about[f"{channel.name.lower()}_port"]
-            handle.connect(f"{about['transport']}://{about['ip']}:{port}")
-            self._sockets[channel] = handle
-            self._reactor.watch(handle, partial(self._hear, channel))
+
+        place = f"{about['transport']}://{about['ip']}"
+        ports = {channel: about[f"{channel.name.lower()}_port"] for channel in SOCKETS}
+        client.expect(Voice(manager.session.key, manager.session.signature_scheme))
+        client.open({channel: f"{place}:{port}" for channel, port in ports.items()}, lock)
         self._reactor.later(READY_WITHIN, partial(self._lose_patience, manager))
-        self._nudge(manager)
         self._look_after(manager)
 
-    def _nudge(self, manager: KernelManager) -> None:
-        """Ask until it answers and is heard: what it says before that is lost."""
-        if manager is self._manager and not self.is_ready:
-            self.ask("kernel_info_request", {})
-            self._reactor.later(NUDGE_EVERY, partial(self._nudge, manager))
-
-    def _hear(self, channel: Channel) -> None:
-        handle = self._sockets.get(channel)
-        if handle is None:
-            return
-        for frames in messages(handle):
-            try:
-                topics, parts = self._voice.check(frames)
-                if channel is Channel.IOPUB:
-                    parts[TOPIC] = b"".join(topics)
-                elif channel is Channel.SHELL:
-                    self._hear(Channel.IOPUB)  # what was published before a reply comes before it
-                self._take(channel, parts)
-            except ProtocolError:
-                continue  # somebody else on this machine knocked at its port
-
-    def _take(self, channel: Channel, parts: list[Bytes]) -> None:
-        if not self.is_ready:
-            self._is_heard |= channel is Channel.IOPUB
-            self._has_answered |= channel is Channel.SHELL
-            if self._is_heard and self._has_answered:
-                self.is_ready, self._is_starting = True, False
-                self.on_ready()
-        elif header_of(parts[PARENT]):
+    def _hear(self, channel: Channel, parts: list[Bytes]) -> None:
+        if self.is_ready and header_of(parts[PARENT]):
             self.on_message(channel, parts)
 
     def _look_after(self, manager: KernelManager) -> None:
-        if manager is not self._manager:
+        if manager is not self._manager or self._client is None:
             return
         if manager.is_alive():
             self._reactor.later(LOOK_EVERY, partial(self._look_after, manager))
             return
         how = "died" if self.is_ready else "ended before it was ready"
         why = f"The kernel on this side {how}, and with it its variables."
-        self._end(RemoterError(why, "The next cell that needs it starts another one."))
+        if _ended_by_signal(manager):
+            why += " The last outputs of its cell may be missing."
+        error = RemoterError(why, "The next cell that needs it starts another one.")
+        self._client.hear_out(partial(self._end, error))
 
     def _lose_patience(self, manager: KernelManager) -> None:
         if manager is self._manager and not self.is_ready:
@@ -194,19 +170,52 @@ class ThisSide:
         self.on_end(error)
 
     def _let_go(self) -> None:
-        self.is_ready = self._is_starting = self._is_heard = self._has_answered = False
-        for channel in list(self._sockets):
-            handle = self._sockets.pop(channel)
-            self._reactor.unwatch(handle)
-            handle.close()
+        client, self._client = self._client, None
+        self._wanted = None
+        if client:
+            client.close()
         manager, self._manager = self._manager, None
         if manager:
-            manager.shutdown_wait_time = END_WITHIN
+            _shut_down_later(manager)
+
+
+def _shut_down_later(manager: KernelManager) -> None:
+    """End a kernel in a thread, for it takes a second or two.
+
+    No daemon: this process does not end before its kernel has.
+    """
+    threading.Thread(target=_shut_down, args=(manager,), name="this side's end").start()
+
+
+def _shut_down(manager: KernelManager) -> None:
+    """End a kernel: it is asked to, then it is killed."""
+    try:
+        manager.shutdown_wait_time = END_WITHIN
+        with _own_loop():
             manager.shutdown_kernel()
-            manager.context.destroy(linger=0)
-        if self._context:
-            self._context.term()
-            self._context = None
+    except Exception:
+        logger.exception("The kernel on this side was not ended in order; it is killed.")
+        with contextlib.suppress(Exception):
+            manager.provisioner.process.kill()  # type: ignore[union-attr]
+    finally:
+        manager.context.destroy(linger=0)
+
+
+@contextlib.contextmanager
+def _own_loop() -> Iterator[None]:
+    """Close the event loop that jupyter_client makes for each thread, and would leave open."""
+    from jupyter_core.utils import ensure_event_loop  # noqa: PLC0415 - slow to import, too
+
+    loop = ensure_event_loop()
+    try:
+        yield
+    finally:
+        loop.close()
+
+
+def _ended_by_signal(manager: KernelManager) -> bool:
+    process = getattr(manager.provisioner, "process", None)
+    return process is not None and (process.returncode or 0) < 0  # never so on Windows
 
 
 def _new_manager() -> KernelManager:
