@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import sys
-import threading
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +18,7 @@ from remoter_kernel.errors import ProtocolError, RemoterError
 from remoter_kernel.wire.frames import Channel
 from remoter_kernel.wire.messages import HEADER, PARENT, TOPIC, Voice, header_of
 from remoter_kernel.wire.reactor import messages
+from remoter_kernel.wire.threads import Thread
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -67,7 +67,7 @@ class ThisSide:
             self.on_ready()
         elif not self._is_starting:
             self._is_starting = True
-            threading.Thread(target=self._start, name="this side", daemon=True).start()
+            Thread(self._start, name="this side").start()
 
     def say(self, channel: Channel, parts: Sequence[Bytes]) -> None:
         """Sign a message with its key and send it."""
