@@ -9,9 +9,10 @@ record that the disk refuses stays in memory.
 from __future__ import annotations
 
 import contextlib
+import errno
+import logging
 import os
 import queue
-import threading
 import time
 from functools import partial
 from typing import TYPE_CHECKING, Any, Callable, Union
@@ -20,6 +21,7 @@ from remoter_kernel.daemon import records
 from remoter_kernel.daemon.compaction import Compacted, compact
 from remoter_kernel.daemon.index import Index
 from remoter_kernel.daemon.records import EVERYONE, Record, Scan, encode
+from remoter_kernel.wire.threads import Thread, end_with
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -27,8 +29,11 @@ if TYPE_CHECKING:
 
     from remoter_kernel.wire.frames import Channel
 
+_log = logging.getLogger(__name__)
+
 RETRY_AFTER = 1.0  # seconds: a full disk may have room again
 IN_MEMORY = 8 * 1024 * 1024  # bytes of written records that are kept at hand
+AT_ONCE = 1024 * 1024  # bytes that are written together
 GAP = 1_000_000  # numbers that an evaluator which died may have said and not written
 LIMIT = 1024**3  # bytes of a journal, unless its session was told another bound
 ROOM = 0.75  # of the limit: what is left when room was made
@@ -49,7 +54,8 @@ class Journal:
         self.trouble = ""  # why the disk does not take records, in the system's words
         self.low_water: Callable[[], int] = lambda: self.last  # all have taken what is before
         self._call = call
-        self._file = -1  # the writer's
+        self._file = -1  # the writer's, as are the next two
+        self._logged = ""
         self._end = 0
         self._reading = -1
         self._index = Index()
@@ -59,7 +65,7 @@ class Journal:
         self._make_room_at = limit
         self._is_making_room = False
         self._queue: queue.SimpleQueue[ToWrite] = queue.SimpleQueue()
-        self._writer = threading.Thread(target=self._write_all, name="journal", daemon=True)
+        self._writer = Thread(self._write_all, name="journal", on_error=self._end_process)
 
     def open(self, visit: Callable[[Record], None] = lambda _record: None) -> None:
         """Open or create the file (0600), let all that is in it be seen, begin to write."""
@@ -68,7 +74,10 @@ class Journal:
         if os.fstat(self._file).st_size:
             self._recover(visit)
         if not self._end:
-            self._end = os.write(self._file, records.first_line())
+            line = records.first_line()
+            self._end = os.write(self._file, line)
+            if self._end < len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
         self._writer.start()
 
     def close(self) -> None:
@@ -149,11 +158,12 @@ class Journal:
         while is_open:
             fresh = self._collect(RETRY_AFTER if refused else None)
             is_open = None not in fresh
-            said = refused + [item for item in fresh if isinstance(item, Record)]
-            if said:
-                trouble, offsets = self._write(said)
-                refused = said if trouble else []
-                self._call(partial(self._note, said[-1].number, offsets, trouble, self._end))
+            refused += [item for item in fresh if isinstance(item, Record)]
+            if refused:
+                trouble, offsets = self._write(refused)
+                first, last = refused[0].number, refused[-1].number
+                self._call(partial(self._note, first, last, offsets, trouble, self._end))
+                del refused[: len(offsets)]
             for item in fresh:
                 if isinstance(item, Compacted):
                     self._move_to(item)
@@ -168,45 +178,102 @@ class Journal:
         return items
 
     def _write(self, said: list[Record]) -> tuple[str, list[int]]:
-        begin = self._end
-        chunks, offsets = [], []
-        position = begin
-        for record in said:
-            chunk = encode(record)
-            offsets.append(position)
-            position += len(chunk)
-            chunks.append(chunk)
-        left = memoryview(b"".join(chunks))
+        """Write as much as the disk takes; return why it was not all, and where each lies."""
+        offsets: list[int] = []
+        try:
+            self._cut_off()
+            for block in _blocks(said):
+                self._write_block(block, offsets)
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is told and tried again
+            self._log_once(f"The journal {self.path} was not written: {error}")
+            with contextlib.suppress(OSError):
+                self._cut_off()  # half a record takes the room that others may need
+            if isinstance(error, OSError):
+                self._open_again(error)
+                return error.strerror or str(error), offsets
+            return f"{type(error).__name__}: {error}", offsets
+        self._logged = ""
+        return "", offsets
+
+    def _log_once(self, trouble: str) -> None:
+        """Log what goes wrong, and not each second again."""
+        if trouble != self._logged:
+            _log.warning("%s", trouble)
+            self._logged = trouble
+
+    def _write_block(self, block: list[bytes], offsets: list[int]) -> None:
+        """Write some records; those that are whole on the disk count, also if it takes no more."""
+        left = memoryview(b"".join(block))
+        reached = self._end
         try:
             while left:
-                left = left[os.write(self._file, left) :]
-        except OSError as error:
-            os.ftruncate(self._file, begin)
-            return error.strerror or str(error), []
-        self._end = position
-        return "", offsets
+                size = os.write(self._file, left)
+                left = left[size:]
+                reached += size
+        finally:
+            for chunk in block:
+                if self._end + len(chunk) > reached:
+                    break
+                offsets.append(self._end)
+                self._end += len(chunk)
+
+    def _cut_off(self) -> None:
+        """Have the file end where the last whole record does: a write may have failed half-way.
+
+        One that somebody has cut becomes as long as it was, or nothing would lie where the
+        index says; who reads it is told what is missing.
+        """
+        size = os.fstat(self._file).st_size
+        if size == self._end:
+            return
+        if size < self._end:
+            _log.error("The journal %s was cut: %d bytes are lost.", self.path, self._end - size)
+        os.ftruncate(self._file, self._end)
+
+    def _open_again(self, error: OSError) -> None:
+        """Go on through a new handle: a server has forgotten the one that we have."""
+        if error.errno != errno.ESTALE:
+            return
+        try:
+            file = os.open(str(self.path), os.O_RDWR | os.O_APPEND)
+        except OSError as trouble:
+            _log.warning("The journal %s was not opened again: %s", self.path, trouble)
+            return
+        self._replace_file(file)
+        self._call(partial(self._read_from, os.dup(file)))
+
+    def _replace_file(self, file: int) -> None:
+        old, self._file = self._file, file
+        with contextlib.suppress(OSError):  # of what was written long since
+            os.close(old)
 
     def _move_to(self, compacted: Compacted) -> None:
         """Write on in the file that has more room: what was written meanwhile goes there, too."""
+        reading = -1
         try:
-            file = compacted.take_over(self._file, self._end, self.path)
-        except OSError:
+            reading = os.dup(compacted.file)
+            compacted.take_over(self._file, self._end, self.path)
+        except Exception as error:  # noqa: BLE001 - the journal goes on as it was
+            _log.warning("No room was made in the journal %s: %s", self.path, error)
+            if reading >= 0:
+                os.close(reading)
             compacted.give_up()
             self._call(partial(self._have_room, None, -1))
             return
-        old, self._file = self._file, file
-        os.close(old)
+        self._replace_file(compacted.file)
         self._end += compacted.shift
-        self._call(partial(self._have_room, compacted, os.dup(file)))
+        self._call(partial(self._have_room, compacted, reading))
+
+    def _end_process(self, error: BaseException) -> None:
+        """Without this thread nothing is kept any more: another evaluator goes on."""
+        self._call(partial(end_with, error))
 
     # The caller's thread ---------------------------------------------------------------
 
-    def _note(self, last: int, offsets: list[int], trouble: str, end: int) -> None:
+    def _note(self, first: int, last: int, offsets: list[int], trouble: str, end: int) -> None:
         self.trouble = trouble
-        if offsets:
-            begin = self._index.find(last) - len(offsets) + 1
-            for position, offset in enumerate(offsets, begin):
-                self._index.offsets[position] = offset
+        for position, offset in enumerate(offsets, self._index.find(first)):
+            self._index.offsets[position] = offset
         for number in range(self.written + 1, last + 1):
             then = self._after.pop(number, None)
             if then:
@@ -231,12 +298,12 @@ class Journal:
         taken, target = self.low_water(), int(self.limit * ROOM)
 
         def copy() -> None:
-            try:
-                self._queue.put(compact(self.path, last, end, taken, target))
-            except OSError:
-                self._call(partial(self._have_room, None, -1))
+            self._queue.put(compact(self.path, last, end, taken, target))
 
-        threading.Thread(target=copy, name="make room", daemon=True).start()
+        def give_up(_error: BaseException) -> None:
+            self._call(partial(self._have_room, None, -1))
+
+        Thread(copy, name="make room", on_error=give_up).start()
 
     def _have_room(self, compacted: Compacted | None, reading: int) -> None:
         """Find things where they are now; if it was in vain, try again a good deal later."""
@@ -244,8 +311,25 @@ class Journal:
         if compacted is None:
             self._make_room_at += max(1, self.limit // 8)
             return
-        os.close(self._reading)
-        self._reading = reading
+        self._read_from(reading)
         compacted.places.go_on_with(self._index, compacted.last, compacted.shift)
         self._index = compacted.places
         self._make_room_at = max(self.limit, compacted.size + self.limit // 8)
+
+    def _read_from(self, reading: int) -> None:
+        os.close(self._reading)
+        self._reading = reading
+
+
+def _blocks(said: list[Record]) -> Iterator[list[bytes]]:
+    """Yield the bytes of records, as many as are written together."""
+    block: list[bytes] = []
+    size = 0
+    for record in said:
+        block.append(encode(record))
+        size += len(block[-1])
+        if size >= AT_ONCE:
+            yield block
+            block, size = [], 0
+    if block:
+        yield block
