@@ -87,6 +87,7 @@ class Door:
     def open(self, secret_key: bytes, public_key: bytes) -> int:
         """Bind on loopback and return the port."""
         self._known_keys = self.session.admitted_keys()
+        self.journal.on_read = self._go_on_reading
         self._zap.linger = 0
         self._zap.bind("inproc://zeromq.zap.01")
         self.reactor.watch(self._zap, self._judge)
@@ -147,6 +148,12 @@ class Door:
             guest.outbox.look(is_connected=guest.pump is not None)
         if was_looking or self._is_looking():
             self._flush_after(0.0)  # go on looking, or say what was found
+
+    def _go_on_reading(self) -> None:
+        """Go on with what has come from the disk."""
+        for guest in self.guests.values():
+            guest.outbox.look(is_connected=guest.pump is not None)
+        self._flush()
 
     def hold_back(self, cells: list[str]) -> None:
         """Let little of what these cells have printed through to anyone: they are interrupted."""

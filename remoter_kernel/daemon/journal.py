@@ -1,6 +1,6 @@
 """The record of what was said: append-only, and the outbox of every front.
 
-The position of a record is its number on the wire. A thread of its own writes, so that a
+The position of a record is its number on the wire. One thread writes, another one reads, so that a
 slow disk holds up neither interrupts nor outputs. Outputs may be said before they are
 written; what a front asked for is acknowledged, and given to the child, only after. A
 record that the disk refuses stays in memory.
@@ -21,7 +21,7 @@ from remoter_kernel.daemon import records
 from remoter_kernel.daemon.compaction import Compacted, compact
 from remoter_kernel.daemon.index import Index
 from remoter_kernel.daemon.records import EVERYONE, Record, Scan, encode
-from remoter_kernel.wire.threads import Thread, end_with
+from remoter_kernel.wire.threads import Thread, Worker, end_with
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -34,6 +34,9 @@ _log = logging.getLogger(__name__)
 RETRY_AFTER = 1.0  # seconds: a full disk may have room again
 IN_MEMORY = 8 * 1024 * 1024  # bytes of written records that are kept at hand
 AT_ONCE = 1024 * 1024  # bytes that are written together
+READ_AHEAD = 1024 * 1024  # bytes that are read together
+READ_IN_MEMORY = 4 * 1024 * 1024  # bytes that were read and may yet be asked for
+READ_WITHIN = 1.0  # seconds that the last reading may take when all ends
 GAP = 1_000_000  # numbers that an evaluator which died may have said and not written
 LIMIT = 1024**3  # bytes of a journal, unless its session was told another bound
 ROOM = 0.75  # of the limit: what is left when room was made
@@ -53,6 +56,7 @@ class Journal:
         self.written = 0
         self.trouble = ""  # why the disk does not take records, in the system's words
         self.low_water: Callable[[], int] = lambda: self.last  # all have taken what is before
+        self.on_read: Call = lambda: None  # what was asked for may be at hand now
         self._call = call
         self._file = -1  # the writer's, as are the next two
         self._logged = ""
@@ -61,6 +65,10 @@ class Journal:
         self._index = Index()
         self._at_hand: dict[int, bytes] = {}
         self._bytes_at_hand = 0
+        self._read: dict[int, bytes] = {}  # from the file, of late
+        self._bytes_read = 0
+        self._being_read: set[int] = set()
+        self._reader = Worker("journal reader", call)
         self._after: dict[int, Call] = {}
         self._make_room_at = limit
         self._is_making_room = False
@@ -84,8 +92,8 @@ class Journal:
         """Write what is left, and close."""
         self._queue.put(None)
         self._writer.join()
-        os.close(self._file)
-        os.close(self._reading)
+        self._reader.close(READ_WITHIN)
+        _close(self._file, self._reading)
 
     def append(
         self,
@@ -125,12 +133,18 @@ class Journal:
         """Return the channel of a record that a front should get, else None."""
         return self._index.is_for(front, EVERYONE, number)
 
-    def body(self, number: int) -> bytes:
-        """Return the body of a record, from memory or from the file."""
-        at_hand = self._at_hand.get(number)
-        if at_hand is not None:
-            return at_hand
-        return records.body_at(self._reading, self._index.offsets[self._index.find(number)])
+    def body(self, number: int) -> bytes | None:
+        """Return the body of a record from memory; None: it is read, and `on_read` tells."""
+        body = self._at_hand.get(number)
+        if body is None:
+            body = self._read.get(number)
+        if body is None and number not in self._being_read:
+            places = self._index.places(number, READ_AHEAD)
+            self._being_read.update(places)
+            self._reader.do(
+                partial(self._bodies, self._reading, places), self._have_read, self._read_in_vain
+            )
+        return body
 
     def _recover(self, visit: Callable[[Record], None]) -> None:
         """Read what an evaluator before this one has written, and cut off a torn tail."""
@@ -234,18 +248,17 @@ class Journal:
         """Go on through a new handle: a server has forgotten the one that we have."""
         if error.errno != errno.ESTALE:
             return
+        files: list[int] = []
         try:
-            file = os.open(str(self.path), os.O_RDWR | os.O_APPEND)
+            files.append(os.open(str(self.path), os.O_RDWR | os.O_APPEND))
+            files.append(os.dup(files[0]))
         except OSError as trouble:
-            _log.warning("The journal %s was not opened again: %s", self.path, trouble)
+            self._log_once(f"The journal {self.path} was not opened again: {trouble}")
+            _close(*files)
             return
-        self._replace_file(file)
-        self._call(partial(self._read_from, os.dup(file)))
-
-    def _replace_file(self, file: int) -> None:
-        old, self._file = self._file, file
-        with contextlib.suppress(OSError):  # of what was written long since
-            os.close(old)
+        old, self._file = self._file, files[0]
+        _close(old)
+        self._call(partial(self._read_from, files[1]))
 
     def _move_to(self, compacted: Compacted) -> None:
         """Write on in the file that has more room: what was written meanwhile goes there, too."""
@@ -255,12 +268,12 @@ class Journal:
             compacted.take_over(self._file, self._end, self.path)
         except Exception as error:  # noqa: BLE001 - the journal goes on as it was
             _log.warning("No room was made in the journal %s: %s", self.path, error)
-            if reading >= 0:
-                os.close(reading)
+            _close(reading)
             compacted.give_up()
             self._call(partial(self._have_room, None, -1))
             return
-        self._replace_file(compacted.file)
+        old, self._file = self._file, compacted.file
+        _close(old)
         self._end += compacted.shift
         self._call(partial(self._have_room, compacted, reading))
 
@@ -298,7 +311,11 @@ class Journal:
         taken, target = self.low_water(), int(self.limit * ROOM)
 
         def copy() -> None:
-            self._queue.put(compact(self.path, last, end, taken, target))
+            try:
+                self._queue.put(compact(self.path, last, end, taken, target))
+            except OSError as error:
+                _log.warning("No room was made in the journal %s: %s", self.path, error)
+                give_up(error)
 
         def give_up(_error: BaseException) -> None:
             self._call(partial(self._have_room, None, -1))
@@ -317,8 +334,42 @@ class Journal:
         self._make_room_at = max(self.limit, compacted.size + self.limit // 8)
 
     def _read_from(self, reading: int) -> None:
-        os.close(self._reading)
-        self._reading = reading
+        old, self._reading = self._reading, reading
+        self._reader.do(partial(_close, old))  # it may be in use; and closing may take a while
+
+    def _have_read(self, bodies: dict[int, bytes]) -> None:
+        self._being_read.difference_update(bodies)
+        for number, body in bodies.items():
+            self._bytes_read += len(body) - len(self._read.pop(number, b""))
+            self._read[number] = body
+        while self._bytes_read > READ_IN_MEMORY and len(self._read) > 1:
+            self._bytes_read -= len(self._read.pop(next(iter(self._read))))
+        self.on_read()
+
+    def _read_in_vain(self, _error: Exception) -> None:
+        self._being_read.clear()
+        self.on_read()  # whoever waits asks again
+
+    # The reader's thread ---------------------------------------------------------------
+
+    def _bodies(self, reading: int, places: dict[int, int]) -> dict[int, bytes]:
+        """Read the bodies of records by number; `places` says at which offsets they are."""
+        try:
+            return records.bodies_at(reading, places)
+        except OSError as error:
+            time.sleep(RETRY_AFTER)
+            if error.errno != errno.ESTALE:
+                raise
+        with self.path.open("rb") as file:
+            return records.bodies_at(file.fileno(), places)
+
+
+def _close(*files: int) -> None:
+    """Close what is open of these; what a system may say at that is of no use to anybody."""
+    for file in files:
+        if file >= 0:
+            with contextlib.suppress(OSError):
+                os.close(file)
 
 
 def _blocks(said: list[Record]) -> Iterator[list[bytes]]:

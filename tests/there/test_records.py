@@ -123,7 +123,7 @@ def test_recovery_cuts_off_the_tail_and_goes_on(drawn, data):
         number = desk.journal.append(Channel.IOPUB, b"since then")
         desk.settle()
         for record in before:
-            assert desk.journal.body(record.number) == record.body
+            assert desk.body(record.number) == record.body
         desk.journal.close()
         after = [record for record in read_journal(path) if not record.is_mark]
     assert [*before, (number, b"since then")] == [*after[:-1], (after[-1].number, after[-1].body)]
@@ -310,7 +310,7 @@ def test_a_front_goes_on_beyond_the_gap(tmp_path):
     desk = Desk(tmp_path / "journal")
     assert desk.journal.append(Channel.IOPUB, b"three") == 3 + GAP
     outbox, number, heard = FrontOutbox(desk.journal, ME), 0, []
-    while entry := outbox.next_after(Lane.BULK, number):
+    while entry := desk.next_after(outbox, number):
         number = entry.number
         heard.append(entry.body)
     assert heard == [b"one", b"two", b"three"]
