@@ -270,10 +270,14 @@ class StaleOs:
     def __init__(self, files: set[int]) -> None:
         self._files = files
 
+    def _close(self, file: int) -> None:
+        self._files.discard(file)
+        os.close(file)
+
     def __getattr__(self, name: str) -> Any:
         real = getattr(os, name)
         if name == "close":
-            return lambda file: (self._files.discard(file), real(file))[1]
+            return self._close
         if name not in {"write", "fstat", "ftruncate", "pread"}:
             return real
 
