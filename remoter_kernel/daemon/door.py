@@ -10,6 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Callable
 
 import zmq
+import zmq.utils.garbage  # else with the first large message, from a disk that may hang then
 from zmq.utils import z85
 
 from remoter_kernel.daemon.outbox import FrontOutbox
