@@ -33,6 +33,7 @@ _log = logging.getLogger(__name__)
 
 RETRY_AFTER = 1.0  # seconds: a full disk may have room again
 IN_MEMORY = 8 * 1024 * 1024  # bytes of written records that are kept at hand
+HANGS_AFTER = 10.0  # seconds in which nothing is written
 AT_ONCE = 1024 * 1024  # bytes that are written together
 READ_AHEAD = 1024 * 1024  # bytes that are read together
 READ_IN_MEMORY = 4 * 1024 * 1024  # bytes that were read and may yet be asked for
@@ -54,10 +55,11 @@ class Journal:
         self.limit = limit
         self.last = 0
         self.written = 0
-        self.trouble = ""  # why the disk does not take records, in the system's words
         self.low_water: Callable[[], int] = lambda: self.last  # all have taken what is before
         self.on_read: Call = lambda: None  # what was asked for may be at hand now
         self._call = call
+        self._refused = ""  # why the disk does not take records, in the system's words
+        self._waits_since = 0.0  # when something was to be written last, and nothing is since
         self._file = -1  # the writer's, as are the next two
         self._logged = ""
         self._end = 0
@@ -74,6 +76,12 @@ class Journal:
         self._is_making_room = False
         self._queue: queue.SimpleQueue[ToWrite] = queue.SimpleQueue()
         self._writer = Thread(self._write_all, name="journal", on_error=self._end_process)
+
+    @property
+    def trouble(self) -> str:
+        """Why the disk does not take records; empty: it does."""
+        is_late = self.written < self.last and time.monotonic() - self._waits_since > HANGS_AFTER
+        return self._refused or ("it does not answer" if is_late else "")
 
     def open(self, visit: Callable[[Record], None] = lambda _record: None) -> None:
         """Open or create the file (0600), let all that is in it be seen, begin to write."""
@@ -116,6 +124,8 @@ class Journal:
         return self._add(records.mark(self.last + 1, time.time(), words), then)
 
     def _add(self, record: Record, then: Call | None) -> int:
+        if self.written == self.last:
+            self._waits_since = time.monotonic()
         self.last = record.number
         self._index.add(record)
         self._at_hand[self.last] = record.body
@@ -284,7 +294,8 @@ class Journal:
     # The caller's thread ---------------------------------------------------------------
 
     def _note(self, first: int, last: int, offsets: list[int], trouble: str, end: int) -> None:
-        self.trouble = trouble
+        self._refused = trouble
+        self._waits_since = time.monotonic()
         for position, offset in enumerate(offsets, self._index.find(first)):
             self._index.offsets[position] = offset
         for number in range(self.written + 1, last + 1):

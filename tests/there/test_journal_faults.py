@@ -19,6 +19,7 @@ from remoter_kernel.daemon.outbox import FrontOutbox
 from remoter_kernel.daemon.records import EVERYONE, Record, encode, mark_of, read_journal
 from remoter_kernel.wire.frames import Channel, Lane
 from remoter_kernel.wire.threads import ThreadEndedError
+from tests.real_jupyter import wait_for
 from tests.there.test_compaction import text, written
 from tests.there.test_journal import ME, Desk
 
@@ -377,6 +378,37 @@ def test_a_rename_whose_answer_was_lost_is_done(tmp_path, monkeypatch, close):
 
 
 # --- a disk that hangs ---
+
+
+def test_a_disk_that_hangs_is_a_trouble(tmp_path, monkeypatch, close):
+    """What has not been written for long is told like what is refused; then all is as before."""
+    desk = close(Desk(tmp_path / "journal"))
+    go = threading.Event()
+    monkeypatch.setattr(journals, "os", HungOs(go))
+    assert desk.journal.trouble == ""
+    happened: list[int] = []
+    desk.journal.append(Channel.SHELL, b"one", front=ME, then=lambda: happened.append(1))
+    assert desk.journal.trouble == ""
+    monkeypatch.setattr(journals, "HANGS_AFTER", 0.0)
+    wait_for(lambda: desk.journal.trouble == "it does not answer")
+    assert not happened
+    go.set()
+    desk.settle()
+    assert (desk.journal.trouble, happened) == ("", [1])
+
+
+class HungOs:
+    """The module `os`, where a write waits."""
+
+    def __init__(self, go: threading.Event) -> None:
+        self._go = go
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(os, name)
+
+    def write(self, file: int, data: memoryview) -> int:
+        assert self._go.wait(10)
+        return os.write(file, data)
 
 
 def test_what_is_read_from_a_disk_that_hangs_holds_up_nobody(tmp_path, monkeypatch, close):

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from tests.real_users import FarSide
 
 LONGER_THAN_A_WIRE = 10.0  # seconds: a wire is given up after eight of silence
+NOTE = "cannot be written there (it does not answer)"
 SWEPT_WITHIN = 20.0  # seconds
 
 WATCH = '''
@@ -153,6 +154,7 @@ def test_a_disk_that_hangs_costs_no_interrupt_and_no_connection(
             talk.listen(lambda: time.monotonic() - began > LONGER_THAN_A_WIRE, seconds=30)
             shown = text(talk, cell).count("line")
             assert shown > LONGER_THAN_A_WIRE
+            talk.listen(lambda: NOTE in text(talk, cell), seconds=30)
             path.cut()
             talk.listen(lambda: text(talk, cell).count("line") > shown + 5, seconds=30)
             asked = time.monotonic()
@@ -160,6 +162,7 @@ def test_a_disk_that_hangs_costs_no_interrupt_and_no_connection(
             talk.listen(lambda: "KeyboardInterrupt" in str(heard(talk, cell)), seconds=20)
             assert time.monotonic() - asked < LONGER_THAN_A_WIRE / 2
         over(talk, cell)
+        assert text(talk, cell).count(NOTE) == 1
         assert value(talk, "kept") == "'since before'"
         journal = list(read_journal(session_in(disk.folder) / "journal"))
         assert visits(journal) == ["came", "went", "came"], "one cut, and it was ours"
