@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 LONGER_THAN_A_WIRE = 10.0  # seconds: a wire is given up after eight of silence
 NOTE = "cannot be written there (it does not answer)"
+DIALLED_WITHIN = 60.0  # seconds
 SWEPT_WITHIN = 20.0  # seconds
 
 WATCH = '''
@@ -151,12 +152,14 @@ def test_a_disk_that_hangs_costs_no_interrupt_and_no_connection(
         talk.listen(lambda: "line 1" in text(talk, cell))
         with disk.hung():
             began = time.monotonic()
-            talk.listen(lambda: time.monotonic() - began > LONGER_THAN_A_WIRE, seconds=30)
+            talk.listen(
+                lambda: time.monotonic() - began > LONGER_THAN_A_WIRE, seconds=DIALLED_WITHIN
+            )
             shown = text(talk, cell).count("line")
             assert shown > LONGER_THAN_A_WIRE
-            talk.listen(lambda: NOTE in text(talk, cell), seconds=30)
+            talk.listen(lambda: NOTE in text(talk, cell), seconds=DIALLED_WITHIN)
             path.cut()
-            talk.listen(lambda: text(talk, cell).count("line") > shown + 5, seconds=30)
+            talk.listen(lambda: text(talk, cell).count("line") > shown + 5, seconds=DIALLED_WITHIN)
             asked = time.monotonic()
             kernel.manager.interrupt_kernel()
             talk.listen(lambda: "KeyboardInterrupt" in str(heard(talk, cell)), seconds=20)
@@ -253,7 +256,7 @@ def at_work(talk: Talk, kernel: StartedKernel, path: Proxy) -> None:
     talk.listen(lambda: "on" in text(talk, cell))
     path.cut()
     kernel.manager.interrupt_kernel()
-    over(talk, cell)
+    talk.listen(lambda: talk._is_done(cell), seconds=DIALLED_WITHIN)
 
 
 def another_client(kernel: StartedKernel) -> None:
