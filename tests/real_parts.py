@@ -29,6 +29,7 @@ INSTALL = {
     "setpriv": "apt-get install -y --no-install-recommends util-linux",
     "pam_oath": "apt-get install -y --no-install-recommends libpam-oath",
     "network namespaces": "run the tests where root may make them (CAP_SYS_ADMIN)",
+    "gcc": "apt-get install -y --no-install-recommends gcc libc6-dev",
     "csh": "apt-get install -y --no-install-recommends tcsh",
     "tcsh": "apt-get install -y --no-install-recommends tcsh",
     "fish": "apt-get install -y --no-install-recommends fish",

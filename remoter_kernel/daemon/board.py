@@ -7,13 +7,12 @@ holds up nothing.
 
 from __future__ import annotations
 
-import contextlib
-import queue
-import threading
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from remoter_kernel.wire.frames import Lane
+from remoter_kernel.wire.threads import Worker
 
 if TYPE_CHECKING:
     from remoter_kernel.daemon.door import Door
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
     from remoter_kernel.wire.reactor import Reactor, Timer
 
 EVERY = 1.0  # seconds between two writings
+RETRY_AFTER = 5.0  # seconds: a full disk may have room again
 FILE = "state.json"
 CELLS = "cells.json"
 MOST_CELLS = 10_000  # that are remembered
@@ -45,8 +45,9 @@ class Board:
         self._fronts: dict[str, dict[str, Any]] = {}
         self._cells: dict[str, None] = {}  # in the order in which they were run first
         self._told_cells = 0  # how many of them are written
-        self._queue: queue.SimpleQueue[tuple[str, dict[str, Any]] | None] = queue.SimpleQueue()
-        self._writer = threading.Thread(target=self._write_all, name="board", daemon=True)
+        self._unwritten: dict[str, dict[str, Any]] = {}  # by file: only the newest counts
+        self._is_writing = False
+        self._disk = Worker("board", reactor.call)
 
     def open(self) -> None:
         """Go on from what an evaluator before this one knew of its fronts, and begin."""
@@ -54,13 +55,14 @@ class Board:
         self._fronts = {name: {**words, "here": False} for name, words in known.items()}
         self._cells = dict.fromkeys(known_cells(self._session))
         self._told_cells = len(self._cells)
-        self._writer.start()
 
     def close(self) -> None:
         """Write the last word."""
+        self._is_writing = True  # the loop has ended: nobody would go on
         self._post()
-        self._queue.put(None)
-        self._writer.join(EVERY)
+        for name, words in self._unwritten.items():
+            self._disk.do(partial(self._session.write, name, words))
+        self._disk.close(EVERY)
 
     def note_cell(self, cell: str) -> None:
         """Hear that a cell with this id is run."""
@@ -71,7 +73,7 @@ class Board:
         """Hear how the kernel is; what has changed is on the board within a second."""
         if len(self._cells) > self._told_cells:
             self._told_cells = len(self._cells)
-            self._queue.put((CELLS, {"cells": list(self._cells)}))
+            self._write(CELLS, {"cells": list(self._cells)})
         if state != self._state:
             self._state, self._since = state, time.time()
         seen = (state, self._journal.last, self._door.has_visitors, len(self._door.guests))
@@ -94,12 +96,27 @@ class Board:
             "last": self._journal.last,
             "fronts": {name: dict(known) for name, known in self._fronts.items()},
         }
-        self._queue.put((FILE, words))
+        self._write(FILE, words)
 
-    def _write_all(self) -> None:
-        while (news := self._queue.get()) is not None:
-            with contextlib.suppress(OSError):  # the next one may find room again
-                self._session.write(*news)
+    def _write(self, name: str, words: dict[str, Any]) -> None:
+        self._unwritten[name] = words
+        if not self._is_writing:
+            self._is_writing = True
+            self._write_next()
+
+    def _write_next(self, _result: None = None) -> None:
+        """Write one file after the other; while a disk hangs, nothing piles up."""
+        if not self._unwritten:
+            self._is_writing = False
+            return
+        name = next(iter(self._unwritten))
+        words = self._unwritten.pop(name)
+
+        def try_again(_error: Exception) -> None:
+            self._unwritten.setdefault(name, words)  # unless there is something newer
+            self.reactor.later(RETRY_AFTER, self._write_next)
+
+        self._disk.do(partial(self._session.write, name, words), self._write_next, try_again)
 
 
 def known_cells(session: Session) -> list[str]:

@@ -9,7 +9,8 @@ import contextlib
 import os
 import socket
 import sys
-import threading
+
+from remoter_kernel.wire.threads import Thread
 
 AT_ONCE = 64 * 1024  # bytes
 CONNECT_WITHIN = 10.0  # seconds
@@ -26,7 +27,7 @@ def main(host: str, port: str) -> None:
     there.settimeout(None)
     there.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     _write(GREETING)
-    threading.Thread(target=_inwards, args=(there,), daemon=True).start()
+    Thread(_inwards, name="inwards", args=(there,), on_error=lambda _error: os._exit(1)).start()
     with contextlib.suppress(OSError):
         while True:
             data = there.recv(AT_ONCE)

@@ -8,6 +8,8 @@ nothing else is left. Numbers never change; a mark says how much of which cell w
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 from array import array
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -55,20 +57,28 @@ class Compacted(NamedTuple):
         """How much further on (less: negative) what came later lies in this file."""
         return self.size - self.end
 
-    def take_over(self, old: int, end: int, path: Path) -> int:
-        """Copy what was written meanwhile, take the old one's name; return the open file."""
+    def take_over(self, old: int, end: int, path: Path) -> None:
+        """Copy what was written meanwhile, and take the old one's name."""
         offset = self.end
         while offset < end:
             chunk = os.pread(old, min(COPY, end - offset), offset)
+            if not chunk:
+                raise OSError(errno.EIO, "somebody has cut the journal")
             offset += len(chunk)
             _write(self.file, chunk)
-        self.path.replace(path)
-        return self.file
+        try:
+            self.path.replace(path)
+        except OSError:
+            # The answer of a server that has done it may be lost; asked again, it finds nothing.
+            if not os.path.samestat(path.stat(), os.fstat(self.file)):
+                raise
 
     def give_up(self) -> None:
-        """Leave nothing behind."""
-        os.close(self.file)
-        self.path.unlink()
+        """Leave nothing behind, as far as the disk lets us."""
+        with contextlib.suppress(OSError):
+            os.close(self.file)
+        with contextlib.suppress(OSError):
+            self.path.unlink()
 
 
 class Catalogue:
@@ -183,9 +193,8 @@ def compact(path: Path, last: int, end: int, taken: int, target: int) -> Compact
         file = os.open(str(beside), flags, 0o600)
         try:
             index, size = _copy(Scan(source, end), catalogue, marks, file)
-        except OSError:
-            os.close(file)
-            beside.unlink()
+        except BaseException:
+            Compacted(beside, file, Index(), last, end, 0).give_up()
             raise
     return Compacted(beside, file, index, last, end, size)
 

@@ -10,6 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Callable
 
 import zmq
+import zmq.utils.garbage  # else with the first large message, from a disk that may hang then
 from zmq.utils import z85
 
 from remoter_kernel.daemon.outbox import FrontOutbox
@@ -28,6 +29,7 @@ from remoter_kernel.wire.frames import (
 from remoter_kernel.wire.pump import Pump
 from remoter_kernel.wire.reactor import messages
 from remoter_kernel.wire.stream import Conversation
+from remoter_kernel.wire.threads import Worker
 from remoter_kernel.wire.waiting import MOST_WAITING
 
 if TYPE_CHECKING:
@@ -78,10 +80,15 @@ class Door:
         self._last_left: Guest | None = None
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.ROUTER)
-        self._zap = self._context.socket(zmq.REP)
+        # Not a REP: what has to be looked up is answered late, and the next one meanwhile.
+        self._zap = self._context.socket(zmq.ROUTER)
+        self._known_keys: set[bytes] = set()  # Z85
+        self._looking_up = Worker("keys", reactor.call)
 
     def open(self, secret_key: bytes, public_key: bytes) -> int:
         """Bind on loopback and return the port."""
+        self._known_keys = self.session.admitted_keys()
+        self.journal.on_read = self._go_on_reading
         self._zap.linger = 0
         self._zap.bind("inproc://zeromq.zap.01")
         self.reactor.watch(self._zap, self._judge)
@@ -109,6 +116,7 @@ class Door:
         self._socket.close()
         self._zap.close()
         self._context.term()
+        self._looking_up.close(0.0)
 
     def flush_soon(self) -> None:
         """Send what was said in this round; what is only published waits a moment for more.
@@ -141,6 +149,12 @@ class Door:
             guest.outbox.look(is_connected=guest.pump is not None)
         if was_looking or self._is_looking():
             self._flush_after(0.0)  # go on looking, or say what was found
+
+    def _go_on_reading(self) -> None:
+        """Go on with what has come from the disk."""
+        for guest in self.guests.values():
+            guest.outbox.look(is_connected=guest.pump is not None)
+        self._flush()
 
     def hold_back(self, cells: list[str]) -> None:
         """Let little of what these cells have printed through to anyone: they are interrupted."""
@@ -241,8 +255,29 @@ class Door:
                 pump.end(ProtocolError("The front hung up."))
 
     def _judge(self) -> None:
-        """Answer libzmq's question (RFC 27) whether a client key may come in."""
-        version, request, _domain, _address, _id, mechanism, *keys = self._zap.recv_multipart()
-        is_let_in = mechanism == b"CURVE" and self.session.admits(z85.encode(keys[0]))
-        answer = (b"200", b"OK") if is_let_in else (b"400", b"This key was not registered here.")
-        self._zap.send_multipart([version, request, *answer, b"front", b""])
+        """Hear libzmq's question (RFC 27) whether a client key may come in.
+
+        A key that came in before is known here. For another one a thread looks in the folder:
+        its disk may hang, and that is no matter of those who are in.
+        """
+        for identity, empty, version, request, _domain, _address, _id, *rest in messages(self._zap):
+            answer = partial(self._answer_zap, [identity, empty, version, request])
+            if len(rest) < len(("mechanism", "key")) or rest[0] != b"CURVE":
+                answer(is_let_in=False)
+                continue
+            key = z85.encode(rest[1])
+            if key in self._known_keys:
+                answer(is_let_in=True)
+            else:
+                look = partial(self.session.admits, key)
+                self._looking_up.do(look, partial(self._meet, key, answer))
+
+    def _meet(self, key: bytes, answer: Callable[..., None], is_let_in: bool) -> None:  # noqa: FBT001 - a callback's only word
+        if is_let_in:
+            self._known_keys.add(key)
+        answer(is_let_in=is_let_in)
+
+    def _answer_zap(self, opening: list[bytes], *, is_let_in: bool) -> None:
+        words = (b"200", b"OK") if is_let_in else (b"400", b"This key was not registered here.")
+        if not self._zap.closed:
+            self._zap.send_multipart([*opening, *words, b"front", b""])

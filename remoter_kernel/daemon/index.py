@@ -52,6 +52,15 @@ class Index:
         is_there = position < len(numbers) and numbers[position] == number
         return position if is_there else -1
 
+    def places(self, number: int, size: int) -> dict[int, int]:
+        """Return where a record is on disk, and those behind it as far as `size` bytes."""
+        position = begin = self.find(number)
+        offsets = self.offsets
+        while position + 1 < len(offsets) and 0 < offsets[position + 1] <= offsets[begin] + size:
+            position += 1
+        end = max(position, begin + 1)  # where the last one of these ends is not known
+        return dict(zip(self.numbers[begin:end], offsets[begin:end]))
+
     def after(self, number: int) -> Iterator[int]:
         """Yield the numbers beyond one."""
         position = self.find(number) + 1 or bisect_right(self.numbers, number)

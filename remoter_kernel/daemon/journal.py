@@ -1,6 +1,6 @@
 """The record of what was said: append-only, and the outbox of every front.
 
-The position of a record is its number on the wire. A thread of its own writes, so that a
+The position of a record is its number on the wire. One thread writes, another one reads, so that a
 slow disk holds up neither interrupts nor outputs. Outputs may be said before they are
 written; what a front asked for is acknowledged, and given to the child, only after. A
 record that the disk refuses stays in memory.
@@ -9,9 +9,10 @@ record that the disk refuses stays in memory.
 from __future__ import annotations
 
 import contextlib
+import errno
+import logging
 import os
 import queue
-import threading
 import time
 from functools import partial
 from typing import TYPE_CHECKING, Any, Callable, Union
@@ -20,6 +21,7 @@ from remoter_kernel.daemon import records
 from remoter_kernel.daemon.compaction import Compacted, compact
 from remoter_kernel.daemon.index import Index
 from remoter_kernel.daemon.records import EVERYONE, Record, Scan, encode
+from remoter_kernel.wire.threads import Thread, Worker, end_with
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -27,8 +29,15 @@ if TYPE_CHECKING:
 
     from remoter_kernel.wire.frames import Channel
 
+_log = logging.getLogger(__name__)
+
 RETRY_AFTER = 1.0  # seconds: a full disk may have room again
 IN_MEMORY = 8 * 1024 * 1024  # bytes of written records that are kept at hand
+HANGS_AFTER = 10.0  # seconds in which nothing is written
+AT_ONCE = 1024 * 1024  # bytes that are written together
+READ_AHEAD = 1024 * 1024  # bytes that are read together
+READ_IN_MEMORY = 4 * 1024 * 1024  # bytes that were read and may yet be asked for
+READ_WITHIN = 1.0  # seconds that the last reading may take when all ends
 GAP = 1_000_000  # numbers that an evaluator which died may have said and not written
 LIMIT = 1024**3  # bytes of a journal, unless its session was told another bound
 ROOM = 0.75  # of the limit: what is left when room was made
@@ -46,20 +55,33 @@ class Journal:
         self.limit = limit
         self.last = 0
         self.written = 0
-        self.trouble = ""  # why the disk does not take records, in the system's words
         self.low_water: Callable[[], int] = lambda: self.last  # all have taken what is before
+        self.on_read: Call = lambda: None  # what was asked for may be at hand now
         self._call = call
-        self._file = -1  # the writer's
+        self._refused = ""  # why the disk does not take records, in the system's words
+        self._waits_since = 0.0  # when something was to be written last, and nothing is since
+        self._file = -1  # the writer's, as are the next two
+        self._logged = ""
         self._end = 0
         self._reading = -1
         self._index = Index()
         self._at_hand: dict[int, bytes] = {}
         self._bytes_at_hand = 0
+        self._read: dict[int, bytes] = {}  # from the file, of late
+        self._bytes_read = 0
+        self._being_read: set[int] = set()
+        self._reader = Worker("journal reader", call)
         self._after: dict[int, Call] = {}
         self._make_room_at = limit
         self._is_making_room = False
         self._queue: queue.SimpleQueue[ToWrite] = queue.SimpleQueue()
-        self._writer = threading.Thread(target=self._write_all, name="journal", daemon=True)
+        self._writer = Thread(self._write_all, name="journal", on_error=self._end_process)
+
+    @property
+    def trouble(self) -> str:
+        """Why the disk does not take records; empty: it does."""
+        is_late = self.written < self.last and time.monotonic() - self._waits_since > HANGS_AFTER
+        return self._refused or ("it does not answer" if is_late else "")
 
     def open(self, visit: Callable[[Record], None] = lambda _record: None) -> None:
         """Open or create the file (0600), let all that is in it be seen, begin to write."""
@@ -68,15 +90,18 @@ class Journal:
         if os.fstat(self._file).st_size:
             self._recover(visit)
         if not self._end:
-            self._end = os.write(self._file, records.first_line())
+            line = records.first_line()
+            self._end = os.write(self._file, line)
+            if self._end < len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
         self._writer.start()
 
     def close(self) -> None:
         """Write what is left, and close."""
         self._queue.put(None)
         self._writer.join()
-        os.close(self._file)
-        os.close(self._reading)
+        self._reader.close(READ_WITHIN)
+        _close(self._file, self._reading)
 
     def append(
         self,
@@ -99,6 +124,8 @@ class Journal:
         return self._add(records.mark(self.last + 1, time.time(), words), then)
 
     def _add(self, record: Record, then: Call | None) -> int:
+        if self.written == self.last:
+            self._waits_since = time.monotonic()
         self.last = record.number
         self._index.add(record)
         self._at_hand[self.last] = record.body
@@ -116,12 +143,18 @@ class Journal:
         """Return the channel of a record that a front should get, else None."""
         return self._index.is_for(front, EVERYONE, number)
 
-    def body(self, number: int) -> bytes:
-        """Return the body of a record, from memory or from the file."""
-        at_hand = self._at_hand.get(number)
-        if at_hand is not None:
-            return at_hand
-        return records.body_at(self._reading, self._index.offsets[self._index.find(number)])
+    def body(self, number: int) -> bytes | None:
+        """Return the body of a record from memory; None: it is read, and `on_read` tells."""
+        body = self._at_hand.get(number)
+        if body is None:
+            body = self._read.get(number)
+        if body is None and number not in self._being_read:
+            places = self._index.places(number, READ_AHEAD)
+            self._being_read.update(places)
+            self._reader.do(
+                partial(self._bodies, self._reading, places), self._have_read, self._read_in_vain
+            )
+        return body
 
     def _recover(self, visit: Callable[[Record], None]) -> None:
         """Read what an evaluator before this one has written, and cut off a torn tail."""
@@ -149,11 +182,12 @@ class Journal:
         while is_open:
             fresh = self._collect(RETRY_AFTER if refused else None)
             is_open = None not in fresh
-            said = refused + [item for item in fresh if isinstance(item, Record)]
-            if said:
-                trouble, offsets = self._write(said)
-                refused = said if trouble else []
-                self._call(partial(self._note, said[-1].number, offsets, trouble, self._end))
+            refused += [item for item in fresh if isinstance(item, Record)]
+            if refused:
+                trouble, offsets = self._write(refused)
+                first, last = refused[0].number, refused[-1].number
+                self._call(partial(self._note, first, last, offsets, trouble, self._end))
+                del refused[: len(offsets)]
             for item in fresh:
                 if isinstance(item, Compacted):
                     self._move_to(item)
@@ -168,45 +202,102 @@ class Journal:
         return items
 
     def _write(self, said: list[Record]) -> tuple[str, list[int]]:
-        begin = self._end
-        chunks, offsets = [], []
-        position = begin
-        for record in said:
-            chunk = encode(record)
-            offsets.append(position)
-            position += len(chunk)
-            chunks.append(chunk)
-        left = memoryview(b"".join(chunks))
+        """Write as much as the disk takes; return why it was not all, and where each lies."""
+        offsets: list[int] = []
+        try:
+            self._cut_off()
+            for block in _blocks(said):
+                self._write_block(block, offsets)
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is told and tried again
+            self._log_once(f"The journal {self.path} was not written: {error}")
+            with contextlib.suppress(OSError):
+                self._cut_off()  # half a record takes the room that others may need
+            if isinstance(error, OSError):
+                self._open_again(error)
+                return error.strerror or str(error), offsets
+            return f"{type(error).__name__}: {error}", offsets
+        self._logged = ""
+        return "", offsets
+
+    def _log_once(self, trouble: str) -> None:
+        """Log what goes wrong, and not each second again."""
+        if trouble != self._logged:
+            _log.warning("%s", trouble)
+            self._logged = trouble
+
+    def _write_block(self, block: list[bytes], offsets: list[int]) -> None:
+        """Write some records; those that are whole on the disk count, also if it takes no more."""
+        left = memoryview(b"".join(block))
+        reached = self._end
         try:
             while left:
-                left = left[os.write(self._file, left) :]
-        except OSError as error:
-            os.ftruncate(self._file, begin)
-            return error.strerror or str(error), []
-        self._end = position
-        return "", offsets
+                size = os.write(self._file, left)
+                left = left[size:]
+                reached += size
+        finally:
+            for chunk in block:
+                if self._end + len(chunk) > reached:
+                    break
+                offsets.append(self._end)
+                self._end += len(chunk)
+
+    def _cut_off(self) -> None:
+        """Have the file end where the last whole record does: a write may have failed half-way.
+
+        One that somebody has cut becomes as long as it was, or nothing would lie where the
+        index says; who reads it is told what is missing.
+        """
+        size = os.fstat(self._file).st_size
+        if size == self._end:
+            return
+        if size < self._end:
+            _log.error("The journal %s was cut: %d bytes are lost.", self.path, self._end - size)
+        os.ftruncate(self._file, self._end)
+
+    def _open_again(self, error: OSError) -> None:
+        """Go on through a new handle: a server has forgotten the one that we have."""
+        if error.errno != errno.ESTALE:
+            return
+        files: list[int] = []
+        try:
+            files.append(os.open(str(self.path), os.O_RDWR | os.O_APPEND))
+            files.append(os.dup(files[0]))
+        except OSError as trouble:
+            self._log_once(f"The journal {self.path} was not opened again: {trouble}")
+            _close(*files)
+            return
+        old, self._file = self._file, files[0]
+        _close(old)
+        self._call(partial(self._read_from, files[1]))
 
     def _move_to(self, compacted: Compacted) -> None:
         """Write on in the file that has more room: what was written meanwhile goes there, too."""
+        reading = -1
         try:
-            file = compacted.take_over(self._file, self._end, self.path)
-        except OSError:
+            reading = os.dup(compacted.file)
+            compacted.take_over(self._file, self._end, self.path)
+        except Exception as error:  # noqa: BLE001 - the journal goes on as it was
+            _log.warning("No room was made in the journal %s: %s", self.path, error)
+            _close(reading)
             compacted.give_up()
             self._call(partial(self._have_room, None, -1))
             return
-        old, self._file = self._file, file
-        os.close(old)
+        old, self._file = self._file, compacted.file
+        _close(old)
         self._end += compacted.shift
-        self._call(partial(self._have_room, compacted, os.dup(file)))
+        self._call(partial(self._have_room, compacted, reading))
+
+    def _end_process(self, error: BaseException) -> None:
+        """Without this thread nothing is kept any more: another evaluator goes on."""
+        self._call(partial(end_with, error))
 
     # The caller's thread ---------------------------------------------------------------
 
-    def _note(self, last: int, offsets: list[int], trouble: str, end: int) -> None:
-        self.trouble = trouble
-        if offsets:
-            begin = self._index.find(last) - len(offsets) + 1
-            for position, offset in enumerate(offsets, begin):
-                self._index.offsets[position] = offset
+    def _note(self, first: int, last: int, offsets: list[int], trouble: str, end: int) -> None:
+        self._refused = trouble
+        self._waits_since = time.monotonic()
+        for position, offset in enumerate(offsets, self._index.find(first)):
+            self._index.offsets[position] = offset
         for number in range(self.written + 1, last + 1):
             then = self._after.pop(number, None)
             if then:
@@ -233,10 +324,14 @@ class Journal:
         def copy() -> None:
             try:
                 self._queue.put(compact(self.path, last, end, taken, target))
-            except OSError:
-                self._call(partial(self._have_room, None, -1))
+            except OSError as error:
+                _log.warning("No room was made in the journal %s: %s", self.path, error)
+                give_up(error)
 
-        threading.Thread(target=copy, name="make room", daemon=True).start()
+        def give_up(_error: BaseException) -> None:
+            self._call(partial(self._have_room, None, -1))
+
+        Thread(copy, name="make room", on_error=give_up).start()
 
     def _have_room(self, compacted: Compacted | None, reading: int) -> None:
         """Find things where they are now; if it was in vain, try again a good deal later."""
@@ -244,8 +339,59 @@ class Journal:
         if compacted is None:
             self._make_room_at += max(1, self.limit // 8)
             return
-        os.close(self._reading)
-        self._reading = reading
+        self._read_from(reading)
         compacted.places.go_on_with(self._index, compacted.last, compacted.shift)
         self._index = compacted.places
         self._make_room_at = max(self.limit, compacted.size + self.limit // 8)
+
+    def _read_from(self, reading: int) -> None:
+        old, self._reading = self._reading, reading
+        self._reader.do(partial(_close, old))  # it may be in use; and closing may take a while
+
+    def _have_read(self, bodies: dict[int, bytes]) -> None:
+        self._being_read.difference_update(bodies)
+        for number, body in bodies.items():
+            self._bytes_read += len(body) - len(self._read.pop(number, b""))
+            self._read[number] = body
+        while self._bytes_read > READ_IN_MEMORY and len(self._read) > 1:
+            self._bytes_read -= len(self._read.pop(next(iter(self._read))))
+        self.on_read()
+
+    def _read_in_vain(self, _error: Exception) -> None:
+        self._being_read.clear()
+        self.on_read()  # whoever waits asks again
+
+    # The reader's thread ---------------------------------------------------------------
+
+    def _bodies(self, reading: int, places: dict[int, int]) -> dict[int, bytes]:
+        """Read the bodies of records by number; `places` says at which offsets they are."""
+        try:
+            return records.bodies_at(reading, places)
+        except OSError as error:
+            time.sleep(RETRY_AFTER)
+            if error.errno != errno.ESTALE:
+                raise
+        with self.path.open("rb") as file:
+            return records.bodies_at(file.fileno(), places)
+
+
+def _close(*files: int) -> None:
+    """Close what is open of these; what a system may say at that is of no use to anybody."""
+    for file in files:
+        if file >= 0:
+            with contextlib.suppress(OSError):
+                os.close(file)
+
+
+def _blocks(said: list[Record]) -> Iterator[list[bytes]]:
+    """Yield the bytes of records, as many as are written together."""
+    block: list[bytes] = []
+    size = 0
+    for record in said:
+        block.append(encode(record))
+        size += len(block[-1])
+        if size >= AT_ONCE:
+            yield block
+            block, size = [], 0
+    if block:
+        yield block

@@ -11,6 +11,8 @@ import os
 import threading
 from typing import TYPE_CHECKING
 
+from remoter_kernel.wire.threads import Thread
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -32,7 +34,7 @@ class Bound:
         """Begin to look, in a thread: nobody waits for a disk."""
         self._path = path
         self._has_ended = threading.Event()
-        self._thread = threading.Thread(target=self._look, name="kernel log", daemon=True)
+        self._thread = Thread(self._look, name="kernel log")
         self._thread.start()
 
     def end(self) -> None:

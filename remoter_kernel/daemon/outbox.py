@@ -53,6 +53,7 @@ class FrontOutbox:
         # From here on: what matters only while something waits, or has waited a moment ago.
         self._is_behind = False
         self.is_looking = False  # how much waits is not known yet: `look` finds out
+        self._is_reading = False  # what is to be looked at next comes from the disk
         self._is_resting = False  # it has been away for so long that nothing is noticed
         self._noticed = 0  # all up to this number is in `_waiting`, or was
         self._waiting = Waiting(most_waiting, session)
@@ -124,7 +125,8 @@ class FrontOutbox:
         for position in journal.after(start):
             channel = journal.is_for(self._front, position)
             if channel is not None and LANE[channel] is lane:
-                return Entry(position, channel, journal.body(position))
+                body = journal.body(position)
+                return None if body is None else Entry(position, channel, body)
         self._in_vain[lane] = (number, journal.last)
         return None
 
@@ -157,13 +159,13 @@ class FrontOutbox:
         self._again.clear()
         self._out.clear()
         self._marks.clear()
-        self._is_behind = self._is_resting = self.is_looking = False
+        self._is_behind = self._is_resting = self.is_looking = self._is_reading = False
         self._noticed = self._base = self._given = number
 
     def _notice(self) -> None:
         """Look at what was said since, for a moment: a night's output is too much for one go."""
         until = self._clock() + LOOK_FOR
-        self.is_looking = False
+        self.is_looking = self._is_reading = False
         for position, channel in self._mine(self._noticed):
             if self._waiting.is_full:
                 return
@@ -171,6 +173,9 @@ class FrontOutbox:
                 self.is_looking = True
                 return
             body = self._journal.body(position)
+            if body is None:
+                self._is_reading = True
+                return
             parts = unpack(body) if channel is Channel.IOPUB else None
             self._waiting.add(position, position, parts)
             self._noticed = position
@@ -186,31 +191,43 @@ class FrontOutbox:
 
     def _next_that_waited(self) -> Entry | None:
         while True:
-            if self.is_looking and not self._again:
+            if (self.is_looking or self._is_reading) and not self._again:
                 return None  # how much there is decides what becomes of it
             taken = self._again.popleft() if self._again else self._waiting.take()
             if taken is None:
                 before = self._noticed
                 self._notice()
-                if self._noticed == before and not (self._waiting or self.is_looking):
+                if self._noticed == before and not (
+                    self._waiting or self.is_looking or self._is_reading
+                ):
                     self._is_behind = False  # it has caught up
                     self._in_vain[Lane.BULK] = (self._given, self._journal.last)
                     return None
                 continue
+            if self._is_on_disk(taken):
+                self._again.appendleft(taken)
+                return None
             entry = self._entry(taken)
             if entry is not None:
                 self._given = entry.number
                 self._out.append(taken)
                 return entry
 
+    def _is_on_disk(self, taken: Taken) -> bool:
+        """Has it yet to be read? `on_read` of the journal tells when to ask again."""
+        if taken.parts is not None:
+            return False
+        position = int(taken.payload)
+        is_there = self._journal.is_for(self._front, position) is not None
+        return is_there and self._journal.body(position) is None
+
     def _entry(self, taken: Taken) -> Entry | None:
         if taken.parts is not None:
             return Entry(taken.number, Channel.IOPUB, pack_parts(taken.parts))
         position = int(taken.payload)
         channel = self._journal.is_for(self._front, position)
-        if channel is None:
-            return None
-        return Entry(position, channel, self._journal.body(position))
+        body = None if channel is None else self._journal.body(position)
+        return Entry(position, channel, body) if channel is not None and body is not None else None
 
     def _go_back(self, number: int) -> None:
         """Begin again after what the front has seen: a wire was lost, or is the first."""

@@ -8,25 +8,31 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import secrets
 import shutil
 import socket
+import threading
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Callable
 
 from remoter_kernel.daemon.deaths import explain
 from remoter_kernel.daemon.folders import is_ours, sessions_folder
 from remoter_kernel.daemon.lock import Lock, tidy
 from remoter_kernel.daemon.processes import boot_id, is_running, pid_namespace, started_at
 from remoter_kernel.errors import RemoterError
+from remoter_kernel.wire.threads import Worker
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+_log = logging.getLogger(__name__)
+
 ANSWER_WITHIN = 2.0  # seconds
 AMEND_WITHIN = 1.0  # seconds that another may take to change the same file
+AMENDED_WITHIN = 0.5  # seconds that a loop waits for its own disk
 KEEP_ENDED = 14 * 24 * 3600.0  # seconds
 KEEP_BYTES = 4 * 1024**3  # of what ended sessions leave
 
@@ -130,6 +136,14 @@ class Session:
         """Was this public key (Z85) registered through a login?"""
         return (self.folder / "keys" / client_key.hex()).exists()
 
+    def admitted_keys(self) -> set[bytes]:
+        """Return all public keys (Z85) that were registered so far."""
+        found = set()
+        for path in (self.folder / "keys").glob("*"):
+            with contextlib.suppress(ValueError):
+                found.add(bytes.fromhex(path.name))
+        return found
+
     def kernels_before(self) -> list[Any]:
         """Return the Jupyter kernels that this session had before the one that it has now."""
         before = self.read("session.json").get("kernels_before")
@@ -201,6 +215,37 @@ class Session:
             return False
 
 
+class ServedSession(Session):
+    """The session of this evaluator: its loop touches no disk, which may hang."""
+
+    def __init__(self, folder: Path, call: Callable[[Callable[[], None]], None]) -> None:
+        """Read what it says; `call` has a call made in the loop's thread."""
+        super().__init__(folder)
+        self.about = self.read("session.json")
+        self._disk = Worker("session", call)
+
+    def amend(self, **words: Any) -> None:
+        """Change what session.json says, in a thread; wait for it, but not for a disk that hangs.
+
+        Who has ordered it hears that it is done, and may ask a login for this session at once.
+        """
+        self.about.update(words)
+        is_done = threading.Event()
+
+        def write() -> None:
+            try:
+                Session.amend(self, **words)
+            finally:
+                is_done.set()
+
+        self._disk.do(write)
+        is_done.wait(AMENDED_WITHIN)
+
+    def close(self) -> None:
+        """Wait until all is written."""
+        self._disk.close()
+
+
 def _changed(path: Path) -> float:
     try:
         return path.stat().st_mtime
@@ -223,18 +268,37 @@ def sweep() -> None:
     tidy()
     kept = 0
     for session in all_sessions():
-        about = session.read("session.json")
-        is_of_this_host = session.is_of_this_host()
-        if not about.get("ended"):
-            if is_of_this_host and not (session.has_evaluator() or session.has_kernel()):
-                why, died = session.how_it_died()
-                session.end(why, died=died)
-            continue
-        if is_of_this_host:
-            kept += sum(path.stat().st_size for path in session.folder.glob("*") if path.is_file())
-        is_too_much = is_of_this_host and kept > KEEP_BYTES
-        if time.time() - float(about["ended"]) > KEEP_ENDED or is_too_much:
-            shutil.rmtree(session.folder, ignore_errors=True)
+        kept += _sweep_one(session, kept)
+
+
+def _sweep_one(session: Session, kept: int) -> int:
+    """Sweep one session, if its folder makes sense; return its size in bytes if it has ended."""
+    try:
+        return _sweep(session, kept)
+    except Exception as error:  # noqa: BLE001 - one odd folder is no reason to leave the others
+        _log.warning("Session %s was not swept: %s: %s", session.id, type(error).__name__, error)
+        return 0
+
+
+def _sweep(session: Session, kept: int) -> int:
+    """Note the end of a session that has died; remove one that ended; return its size in bytes.
+
+    `kept`: the bytes of those that ended later.
+    """
+    about = session.read("session.json")
+    is_of_this_host = session.is_of_this_host()
+    if not about.get("ended"):
+        if is_of_this_host and not (session.has_evaluator() or session.has_kernel()):
+            why, died = session.how_it_died()
+            session.end(why, died=died)
+        return 0
+    size = 0
+    if is_of_this_host:
+        size = sum(path.stat().st_size for path in session.folder.glob("*") if path.is_file())
+    is_too_much = is_of_this_host and kept + size > KEEP_BYTES
+    if time.time() - float(about["ended"]) > KEEP_ENDED or is_too_much:
+        shutil.rmtree(session.folder, ignore_errors=True)
+    return size
 
 
 def sessions_meant(kernel_id: str, session_id: str = "") -> Iterator[Session]:

@@ -20,12 +20,15 @@ from remoter_kernel.daemon.child import Child
 from remoter_kernel.daemon.deaths import explain, is_by_signal
 from remoter_kernel.daemon.desk import Desk
 from remoter_kernel.daemon.ear import Ear
+from remoter_kernel.daemon.lost_ports import LostPorts
 from remoter_kernel.daemon.patience import Patience
+from remoter_kernel.daemon.registry import ServedSession
 from remoter_kernel.daemon.slow_start import SlowStart
 from remoter_kernel.daemon.speaker import Speaker
 from remoter_kernel.errors import RemoterError
 from remoter_kernel.wire.frames import Bytes, Channel
 from remoter_kernel.wire.requests import Stage
+from remoter_kernel.wire.threads import Thread
 from remoter_kernel.wire.waiting import MOST_WAITING
 
 if TYPE_CHECKING:
@@ -39,9 +42,6 @@ if TYPE_CHECKING:
 DIE_WITHIN = 4.0  # seconds that a kernel has for its own shutdown, before a signal
 KILL_WITHIN = 2.0  # seconds after that signal
 RESTART_AFTER = 0.2  # seconds: JupyterLab cancels cells whose errors come later than this news
-PORT_TAKEN = "Address already in use"  # what a kernel prints that lost a race for its port
-LOOK_AT_PORTS = 2.0  # seconds
-TRIES = 3  # for a kernel whose port was taken between choosing and binding it
 LINGER = 30.0  # seconds that a session which could not start still tells why
 LINGER_LOOK = 0.5  # seconds
 LOOK_AGAIN = 0.005  # seconds until a thread has probably done its work
@@ -80,7 +80,7 @@ class Supervisor:
     ) -> None:
         """Remember; `run` begins."""
         self.reactor = reactor
-        self.session = session
+        self.session = session = ServedSession(session.folder, reactor.call)
         self.journal = journal
         self.door = door
         self.wish = wish
@@ -97,7 +97,7 @@ class Supervisor:
         self._ear = Ear(journal, door, self._desk, self._speaker, past)
         self._slow_start = SlowStart(reactor, session.id, self._requests, self._speaker, wish)
         self._patience = Patience(reactor, door, self._requests, self.stop)
-        self._tries = 1  # to start the child
+        self._ports = LostPorts(reactor)
         self._told_trouble = ""  # of the journal
 
     def run(self) -> None:
@@ -112,7 +112,7 @@ class Supervisor:
         self.door.on_visit = self._speaker.note_visit
         self.reactor.after_pass = self._end_pass
         self._board.open()
-        is_finishing = bool(self.session.read("session.json").get("finish"))
+        is_finishing = bool(self.session.about.get("finish"))
         self._patience.begin(self.wish, is_finishing=is_finishing)
         self.reactor.on_bug = lambda error: traceback.print_exception(
             type(error), error, error.__traceback__
@@ -125,11 +125,12 @@ class Supervisor:
             self._adopt(self.past)
         else:
             self._start()
-        self.reactor.later(SWEEP_AFTER, registry.sweep)
+        self.reactor.later(SWEEP_AFTER, Thread(registry.sweep, name="sweep").start)
         self.reactor.run()
         self.journal.close()
         self.door.close(self.why)
         self._board.close()
+        self.session.close()
         self.session.forget_keys()
 
     def _hear_signal(self, number: int, _frame: object) -> None:
@@ -189,19 +190,9 @@ class Supervisor:
         except (RemoterError, OSError) as error:
             self._fail(str(error))
         else:
-            self.reactor.later(LOOK_AT_PORTS, partial(self._look_at_ports, child))
             starts = lambda: self.child is child and self.state is State.STARTING  # noqa: E731
+            self._ports.watch(child, starts)
             self._slow_start.watch(child, starts)
-
-    def _look_at_ports(self, child: Child) -> None:
-        """End a kernel that goes on without one of its ports, as R does: it is never ready."""
-        if self.child is child and self.state is State.STARTING:
-            if self._has_lost_a_port(child):
-                child.signal(signal.SIGKILL)
-            self.reactor.later(LOOK_AT_PORTS, partial(self._look_at_ports, child))
-
-    def _has_lost_a_port(self, child: Child) -> bool:
-        return self._tries < TRIES and PORT_TAKEN in child.last_words()
 
     def _new_child(self) -> Child:
         kernel = self.wish.get("kernel") or "python3"
@@ -220,12 +211,13 @@ class Supervisor:
     def _be_ready(self, header: dict[str, Any], kernel_info: dict[str, Any]) -> None:
         """The child answers, and is heard on iopub: whoever waits gets its turn."""
         child = self.child
-        if self.state is not State.STARTING or child is None:
+        if self.state is State.STARTING and child is not None:
+            self._ports.check(child, partial(self._go_ready, child, header, kernel_info))
+
+    def _go_ready(self, child: Child, header: dict[str, Any], kernel_info: dict[str, Any]) -> None:
+        if self.state is not State.STARTING or self.child is not child:
             return
-        if self._has_lost_a_port(child):  # that for questions, perhaps: nobody would be asked
-            child.signal(signal.SIGKILL)
-            return
-        self._tries = 1
+        self._ports.begin_anew()
         self.state = State.READY
         self._speaker.sound_like(header, kernel_info)
         self._note_ready(child)
@@ -312,8 +304,7 @@ class Supervisor:
         elif self.state is State.RESTARTING:
             self._desk.fail_all("KernelRestarted", "The kernel was restarted.")
             self._start()
-        elif self.state is State.STARTING and PORT_TAKEN in last_words and self._tries < TRIES:
-            self._tries += 1
+        elif self.state is State.STARTING and self._ports.is_to_try_again(last_words):
             self._start()
         elif self.state is State.STARTING:
             self._fail(f"The kernel did not start: {explain(words)}\n{last_words}".rstrip())
@@ -395,6 +386,6 @@ class Supervisor:
             "execution_state": "busy" if self._requests.running else "idle",
             "why": self.why,
             "encrypted": bool(self.child and self.child.is_encrypted),
-            "keep": bool(self.session.read("session.json").get("keep")),
+            "keep": bool(self.session.about.get("keep")),
             **self._speaker.describe(),
         }

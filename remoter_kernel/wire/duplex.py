@@ -23,6 +23,7 @@ from remoter_kernel.wire.files import (
     read_head,
     to_body,
 )
+from remoter_kernel.wire.threads import Thread
 
 TOGETHER = 64 * 1024  # bytes of small frames that wait for each other
 BEAT_EVERY = 3.0  # seconds
@@ -63,7 +64,9 @@ class Duplex:
         self._view = memoryview(self._in)
         self._begin = self._end = 0  # of what has come and was not taken
         self._is_over = threading.Event()
-        self._beat = threading.Thread(target=self._give_signs, name="transfer-beat", daemon=True)
+        self._beat = Thread(
+            self._give_signs, name="transfer-beat", on_error=lambda _error: self.stop()
+        )
         self.sign = frame(Word.ALIVE)
 
     def start(self) -> None:

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import struct
 import threading
 import time
 from collections import deque
@@ -42,6 +41,7 @@ from remoter_kernel.wire.files import (
 from remoter_kernel.wire.names import check_digest
 from remoter_kernel.wire.quota import Growth
 from remoter_kernel.wire.sources import Item, Plan, entry_of, open_source, trouble_of
+from remoter_kernel.wire.threads import Thread
 from remoter_kernel.wire.window import Window
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ class Sending:
         self._error: RemoterError | None = None
         self._growth = Growth(self.plan.size)
         self._window.begin()
-        ear = threading.Thread(target=self._listen, name="transfer-ear", daemon=True)
+        ear = Thread(self._listen, name="transfer-ear")
         ear.start()
         try:
             self._send()
@@ -346,7 +346,7 @@ class Sending:
                 with self._changed:
                     self._take(word, body)
                     self._changed.notify_all()
-        except (RemoterError, ValueError, struct.error) as error:
+        except Exception as error:  # noqa: BLE001 - whatever it is, who sends waits for it
             if not isinstance(error, RemoterError):
                 error = ProtocolError(f"Nonsense came: {error}")
             with self._changed:

@@ -302,10 +302,9 @@ class Waiting:
         last = self._items[-1] if self._items else None
         if last is None or last.is_gone or last.kind is not Kind.TEXT or last.size >= JOINED:
             return False
-        if (last.cell, last.name) != (item.cell, item.name):
-            return False
         cell = item.cell
-        assert cell is not None  # noqa: S101 - a text has one
+        if cell is None or (last.cell, last.name) != (cell, item.name):
+            return False
         last.number, last.parts, last.payload = item.number, item.parts, None
         last.texts += item.texts
         before, last.size = last.size, last.size + item.size

@@ -38,13 +38,37 @@ class Book:
         return self.records[number][2]
 
 
+class SlowBook(Book):
+    """It has nothing in memory: what is asked for comes with `read`, and goes with the next."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wanted: set[int] = set()
+        self.at_hand: set[int] = set()
+
+    def body(self, number: int) -> bytes | None:  # type: ignore[override]
+        if number in self.at_hand:
+            return super().body(number)
+        self.wanted.add(number)
+        return None
+
+    def read(self) -> None:
+        self.at_hand, self.wanted = self.wanted, set()
+
+
 class Pair:
     """An evaluator's end with that outbox, and a front's."""
 
-    def __init__(self, most: int = 10**6, window: int = 400, slowness: float = 0.0) -> None:
+    def __init__(
+        self,
+        most: int = 10**6,
+        window: int = 400,
+        slowness: float = 0.0,
+        book: Book | None = None,
+    ) -> None:
         self.now = 0.0
         self.slowness = slowness  # seconds that go by from one look at the clock to the next
-        self.book = Book()
+        self.book = book or Book()
         self.outbox = FrontOutbox(
             self.book,  # type: ignore[arg-type]
             FRONT,
@@ -88,6 +112,14 @@ class Pair:
             self.wire.append((head, body))
         self.outbox.look(is_connected=self.is_up)
 
+    def read(self) -> None:
+        if isinstance(self.book, SlowBook):
+            self.book.read()
+            self.outbox.look(is_connected=self.is_up)
+
+    def is_reading(self) -> bool:
+        return isinstance(self.book, SlowBook) and bool(self.book.wanted)
+
     def deliver(self, count: int) -> None:
         for _ in range(min(count, len(self.wire))):
             head, body = self.wire.popleft()
@@ -106,16 +138,19 @@ class Pair:
             self.dial()
         for _ in range(10_000):
             self.credit()
-            was_looking = self.outbox.is_looking
+            was_looking = self.outbox.is_looking or self.is_reading()
+            self.read()
             self.flush()
-            if not (self.wire or was_looking or self.outbox.is_looking):
+            if not (self.wire or was_looking or self.outbox.is_looking or self.is_reading()):
                 return
             self.deliver(10)
 
 
 deeds = some.lists(
     some.tuples(
-        some.sampled_from(["flush", "flush", "deliver", "credit", "cut", "dial", "wait", "reply"]),
+        some.sampled_from(
+            ["flush", "flush", "deliver", "credit", "cut", "dial", "wait", "reply", "read"]
+        ),
         some.integers(1, 5),
     ),
     min_size=60,
@@ -124,10 +159,15 @@ deeds = some.lists(
 
 
 @settings(max_examples=400, deadline=None)
-@given(some.lists(messages, min_size=3, max_size=3), deeds, some.sampled_from([0.0, 0.02]))
-def test_a_page_ends_as_it_would_have_whatever_happens_to_wires(stories, doings, slowness):
-    """Cuts, outages, little credit and long waits change nothing of what is seen at the end."""
-    pair, whole = Pair(slowness=slowness), Page()
+@given(
+    some.lists(messages, min_size=3, max_size=3),
+    deeds,
+    some.sampled_from([0.0, 0.02]),
+    some.sampled_from([Book, SlowBook]),
+)
+def test_a_page_ends_as_it_would_have_whatever_happens_to_wires(stories, doings, slowness, kind):
+    """Cuts, little credit, long waits and a slow disk change nothing of what is seen at the end."""
+    pair, whole = Pair(slowness=slowness, book=kind()), Page()
     said = [parts for story in stories for parts in story]
     replies = []
     for number, (deed, amount) in enumerate(doings):

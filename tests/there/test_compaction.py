@@ -21,7 +21,7 @@ from remoter_kernel.daemon.records import (
     read_journal,
     size_on_disk,
 )
-from remoter_kernel.wire.frames import Channel, Lane, pack, unpack
+from remoter_kernel.wire.frames import Channel, pack, unpack
 from tests.there.test_journal import ME, Desk
 
 if TYPE_CHECKING:
@@ -195,9 +195,7 @@ def test_a_journal_that_is_written_stays_within_its_bound(tmp_path, monkeypatch)
         desk.journal.append(Channel.IOPUB, text(f"cell {number // 300}", number))
         if number % 10 == 0:
             desk.settle()
-        while (number < 1000 or number % 100 == 0) and (
-            entry := outbox.next_after(Lane.BULK, place)
-        ):
+        while (number < 1000 or number % 100 == 0) and (entry := desk.next_after(outbox, place)):
             place = entry.number
             heard.append(place)
     desk.settle()
@@ -209,7 +207,7 @@ def test_a_journal_that_is_written_stays_within_its_bound(tmp_path, monkeypatch)
     assert heard[:1000] == list(range(1, 1001))
     numbers = list(desk.journal.after(0))
     for record in read_journal(tmp_path / "journal"):
-        assert desk.journal.body(record.number) == record.body
+        assert desk.body(record.number) == record.body
         assert (desk.journal.is_for(ME, record.number) is None) == record.is_mark
     assert numbers == [record.number for record in read_journal(tmp_path / "journal")]
     assert [path.name for path in tmp_path.iterdir()] == ["journal"]

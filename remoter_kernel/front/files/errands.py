@@ -6,7 +6,6 @@ import contextlib
 import os
 import secrets
 import shlex
-import threading
 import time
 from dataclasses import replace
 from functools import partial
@@ -38,6 +37,7 @@ from remoter_kernel.front.this_side.permission import (
 )
 from remoter_kernel.wire.files import FileTrouble
 from remoter_kernel.wire.sources import Plan, full_path, make_plan
+from remoter_kernel.wire.threads import Thread
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -141,7 +141,7 @@ class CellErrand:
 
     def start(self) -> None:
         """Begin; return at once."""
-        threading.Thread(target=self._run, name="errand", daemon=True).start()
+        Thread(self._run, name="errand").start()
 
     def stop(self) -> None:
         """Let it end soon."""

@@ -27,6 +27,7 @@ from remoter_kernel.front.keeper.endpoint import about_this_keeper, forget
 from remoter_kernel.front.private_files import try_lock, write_private
 from remoter_kernel.front.ssh.tunnel import SOCKET_KIND
 from remoter_kernel.front.unix_sockets import UNIX, PrivateListener, forget_old, forget_path
+from remoter_kernel.wire.threads import Thread
 
 if TYPE_CHECKING:
     import socket
@@ -78,11 +79,11 @@ def keep(place: Path) -> None:
         _speak_no_more(place.with_suffix(".log"))
         server = KeeperServer()
         signal.signal(signal.SIGTERM, lambda *_: server.end())
-        accepting = threading.Thread(
-            target=_accept,
+        accepting = Thread(
+            _accept,
             args=(listener, bytes.fromhex(about["key"]), server),
             name="keeper-door",
-            daemon=True,
+            on_error=lambda _error: server.end(),  # who lets nobody in is of no use
         )
         accepting.start()
         server.serve()
@@ -158,11 +159,10 @@ def _accept(listener: PrivateListener, key: bytes, server: KeeperServer) -> None
         if listener.is_tcp and not unproven.acquire(blocking=False):
             connection.close()
             continue
-        serving = threading.Thread(
-            target=_welcome,
+        serving = Thread(
+            _welcome,
             args=(connection, listener, key, unproven, server),
             name="keeper-visitor",
-            daemon=True,
         )
         try:
             serving.start()

@@ -15,6 +15,7 @@ from remoter_kernel.errors import RemoterError, Unreachable
 from remoter_kernel.front.logins.login import log_in_to
 from remoter_kernel.front.ssh.memory import Memories
 from remoter_kernel.front.ssh.outcome import LoginGone
+from remoter_kernel.wire.threads import Thread
 
 if TYPE_CHECKING:
     from remoter_kernel.front.configuration.remotes import Remote
@@ -195,7 +196,9 @@ class SharedLogin:
             held.received, held.heard_at = received, time.time()
         elif not 0 <= time.time() - held.heard_at < LOOK_EVERY and not held.is_in_doubt:
             held.is_in_doubt = True
-            looking = threading.Thread(target=_prove, args=(held,), name="login-look", daemon=True)
+            looking = Thread(
+                _prove, args=(held,), name="login-look", on_error=lambda _error: held.login.cut()
+            )
             try:
                 looking.start()
             except RuntimeError:  # no thread is left: later, perhaps

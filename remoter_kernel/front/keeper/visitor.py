@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from remoter_kernel.front.keeper.talk import raise_told, receive, send
 from remoter_kernel.front.questions import NotAnswered, Trust
 from remoter_kernel.front.ssh.channel import Closed
+from remoter_kernel.wire.threads import Thread
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -36,7 +37,7 @@ class Visitor:
         self.is_gone = False
         self._under_way: Login | None = None  # a login that is being made for this visitor
         self._tunnels: list[Tunnel] = []
-        self._reader = threading.Thread(target=self._read, name="keeper-ear", daemon=True)
+        self._reader = Thread(self._read, name="keeper-ear", on_error=self._read_no_more)
 
     def requests(self) -> Iterator[Heard]:
         """Yield what it asks for, until it goes."""
@@ -132,6 +133,9 @@ class Visitor:
                     self._requests.put((words, blobs))
                 else:
                     self._answers.put(words)
+        self._read_no_more()
+
+    def _read_no_more(self, _error: BaseException | None = None) -> None:
         self._note_end()
         self._requests.put(None)
         self._answers.put(None)

@@ -19,7 +19,6 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,8 +28,10 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from remoter_kernel.front.logins.host import KNOWN_AS, READY, SOCKET
 from remoter_kernel.front.unix_sockets import is_own_process
+from remoter_kernel.wire.threads import Thread
 
 if TYPE_CHECKING:
+    import threading
     from collections.abc import Callable
 
 # A process that a command leaves behind may hold its pipes open: what the command itself
@@ -53,8 +54,11 @@ def main(folder: Path) -> None:
     listener.listen()
     public = base64.b64encode(host_key.asbytes()).decode()
     (folder / "known_hosts").write_text(f"{KNOWN_AS} {host_key.get_name()} {public}\n")
-    accepting = threading.Thread(
-        target=_accept, args=(listener, host_key, client_key), name="host-accept", daemon=True
+    accepting = Thread(
+        _accept,
+        args=(listener, host_key, client_key),
+        name="host-accept",
+        on_error=lambda _error: listener.close(),
     )
     accepting.start()
     print(READY.decode(), flush=True)  # noqa: T201 (it is the answer that the parent waits for)
@@ -96,9 +100,7 @@ def _accept(listener: socket.socket, host_key: Any, client_key: Any) -> None:
         if not is_own_process(sock):
             sock.close()
             continue
-        threading.Thread(
-            target=_serve, args=(sock, host_key, client_key), name="host-login", daemon=True
-        ).start()
+        Thread(_serve, args=(sock, host_key, client_key), name="host-login").start()
 
 
 def _serve(sock: socket.socket, host_key: Any, client_key: Any) -> None:
@@ -199,7 +201,7 @@ def _run(channel: Any, command: bytes) -> None:
 
 
 def _start(do: Callable[..., None], *arguments: Any) -> threading.Thread:
-    thread = threading.Thread(target=do, args=arguments, name=f"host{do.__name__}", daemon=True)
+    thread = Thread(do, args=arguments, name=f"host{do.__name__}")
     thread.start()
     return thread
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import random
 import secrets
-import threading
 import time
 from dataclasses import dataclass
 from enum import Enum
@@ -41,6 +40,7 @@ from remoter_kernel.wire.messages import parts_of
 from remoter_kernel.wire.pump import Pump
 from remoter_kernel.wire.reactor import messages
 from remoter_kernel.wire.stream import Conversation, MemoryOutbox
+from remoter_kernel.wire.threads import Thread
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -143,7 +143,7 @@ class Link:
             if self._has_met:
                 give_up = partial(self._lose_patience, self._dialled_at)
                 self.reactor.later(self._patience, give_up)
-            threading.Thread(target=self._dial, name="dial", daemon=True).start()
+            Thread(self._dial, name="dial").start()
 
     def look_again(self) -> None:
         """Find out at once how things are: this machine may have slept, or moved elsewhere."""
@@ -379,7 +379,7 @@ class Link:
             wire.close(linger=200)
         line, self._line = self._line, None
         if line:
-            threading.Thread(target=line.hang_up, name="hang up", daemon=True).start()
+            Thread(line.hang_up, name="hang up").start()
 
     def _cancel_timer(self) -> None:
         if self._timer:

@@ -14,7 +14,6 @@ import re
 import secrets
 import shlex
 import sys
-import threading
 from multiprocessing import AuthenticationError
 from multiprocessing.connection import Client, Listener
 from pathlib import Path
@@ -24,6 +23,7 @@ from remoter_kernel.errors import RemoterError
 from remoter_kernel.front.questions import OURS, Prompt, Trust, on_one_line
 from remoter_kernel.front.ssh import askpass
 from remoter_kernel.front.ssh.outcome import UnknownHostKey
+from remoter_kernel.wire.threads import Thread
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -79,7 +79,9 @@ class Desk:
         self._notes: list[Connection] = []
         self._is_over = False
         self._listener: Listener | None = None
-        self._thread = threading.Thread(target=self._serve, name="ssh-questions", daemon=True)
+        self._thread = Thread(
+            self._serve, name="ssh-questions", on_error=lambda _error: self._serve()
+        )
 
     def start(self) -> None:
         """Listen from now on."""

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 from remoter_kernel.front.questions import on_one_line
 from remoter_kernel.front.ssh.channel import TooLate
+from remoter_kernel.wire.threads import Thread
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -81,7 +82,7 @@ class Entry:
             creationflags=NO_WINDOW,
         )
         for job in (self._listen, self._wait):
-            thread = threading.Thread(target=job, name="ssh-entry", daemon=True)
+            thread = Thread(job, name="ssh-entry")
             self._threads.append(thread)
             thread.start()
 

@@ -7,7 +7,6 @@ import errno
 import os
 import socket
 import subprocess
-import threading
 import time
 from typing import TYPE_CHECKING
 
@@ -15,6 +14,7 @@ from remoter_kernel.errors import ForwardingRefused, Unreachable
 from remoter_kernel.front.ssh.channel import Refused, TooLate
 from remoter_kernel.front.ssh.tunnel import Tunnel
 from remoter_kernel.front.unix_sockets import UNIX, connect
+from remoter_kernel.wire.threads import Thread
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -104,7 +104,7 @@ def _look_up(destination: Destination) -> list[tuple[int, int, int, str, tuple[s
         except (OSError, UnicodeError) as error:
             answer.append(error)
 
-    asker = threading.Thread(target=ask, name="ssh-look-up", daemon=True)
+    asker = Thread(ask, name="ssh-look-up", on_error=answer.append)
     asker.start()
     asker.join(destination.connect_timeout)
     if not answer:

@@ -14,6 +14,7 @@ from remoter_kernel.front.ssh.channel import Closed, Refused, TooLate
 from remoter_kernel.front.ssh.commands import Running
 from remoter_kernel.front.ssh.mux import Declined, Mux, nudge
 from remoter_kernel.front.ssh.streams import StreamChannel
+from remoter_kernel.wire.threads import Thread
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -81,7 +82,9 @@ class SharedTransport:
                 raise Closed from None
             raise
         self.active = True
-        self._watcher = threading.Thread(target=self._wait_for_end, name="ssh-master", daemon=True)
+        self._watcher = Thread(
+            self._wait_for_end, name="ssh-master", on_error=lambda _error: self.cut()
+        )
         self._watcher.start()
 
     def _wait_for_end(self) -> None:

@@ -15,6 +15,7 @@ import time
 from typing import TYPE_CHECKING, Protocol
 
 from remoter_kernel.front.ssh.channel import WINDOW, Closed, TooLate
+from remoter_kernel.wire.threads import Thread
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -112,7 +113,7 @@ class StreamChannel:
             self._spawn(job)
 
     def _spawn(self, job: Callable[[], None]) -> None:
-        thread = threading.Thread(target=job, name="ssh-stream", daemon=True)
+        thread = Thread(job, name="ssh-stream", on_error=lambda _error: self.unlink())
         self._threads.append(thread)
         thread.start()
 

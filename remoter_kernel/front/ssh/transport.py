@@ -54,6 +54,7 @@ from remoter_kernel.front.ssh.channel import (
     OtherHostKey,
     TooLate,
 )
+from remoter_kernel.wire.threads import Thread
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -267,8 +268,8 @@ class Transport(paramiko.Transport):  # type: ignore[misc]  # paramiko has no ty
         """
         with self.lock:
             if self._postman is None and self.active:
-                self._postman = threading.Thread(
-                    target=self._carry, name="ssh-postman", daemon=True
+                self._postman = Thread(
+                    self._carry, name="ssh-postman", on_error=lambda _error: self.cut()
                 )
                 self._postman.start()
         if self._outbox.qsize() >= MOST_UNSENT:

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 from remoter_kernel.front import loopback
 from remoter_kernel.front.ssh.channel import PACKET, Closed, TooLate
 from remoter_kernel.front.unix_sockets import PrivateListener
+from remoter_kernel.wire.threads import Thread
 
 if TYPE_CHECKING:
     from remoter_kernel.front.ssh.channel import Channels
@@ -57,7 +58,9 @@ class Tunnel:
         self._is_writing = False  # the writer holds a block that is older than all others
         self._is_over = False
         self._is_dropped = False  # closed from here: what was not read yet is of no use any more
-        self._threads = [threading.Thread(target=self._serve, name="ssh-tunnel", daemon=True)]
+        self._threads = [
+            Thread(self._serve, name="ssh-tunnel", on_error=lambda _error: self.close())
+        ]
 
     def open(self, seconds: float) -> None:
         """Connect the far end, then listen here; raise Refused, Closed or TooLate."""
@@ -149,7 +152,9 @@ class Tunnel:
         if self._local is None:
             return
         if len(self._threads) == 1:
-            writer = threading.Thread(target=self._write_late, name="ssh-tunnel-late", daemon=True)
+            writer = Thread(
+                self._write_late, name="ssh-tunnel-late", on_error=lambda _error: self.close()
+            )
             self._threads.append(writer)
             writer.start()
         self._changed.notify_all()

@@ -27,6 +27,7 @@ from remoter_kernel.front.this_side.carried_text import in_python, in_r
 from remoter_kernel.front.this_side.permission import Use, Wanted, listed
 from remoter_kernel.front.this_side.room_there import RoomThere
 from remoter_kernel.wire.messages import content_of
+from remoter_kernel.wire.threads import Thread
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -100,7 +101,7 @@ class CarryCell:
         self._show("status", {"execution_state": "busy"})
         typed = {"code": self._code, "execution_count": self._front.count()}
         self._show("execute_input", typed)
-        threading.Thread(target=self._run, name="carrying", daemon=True).start()
+        Thread(self._run, name="carrying").start()
 
     def interrupt(self) -> None:
         """Interrupt it: what is under way in a kernel, and what would come after."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +17,7 @@ from remoter_kernel.wire.messages import (
     content_of,
     header_of,
 )
+from remoter_kernel.wire.threads import Thread
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -61,7 +61,7 @@ class LocalCell:
     def begin(self) -> None:
         """Ask whether it may run, start the kernel, run it."""
         self._mouth.publish("status", {"execution_state": "busy"}, self.route.header)
-        threading.Thread(target=self._ask, name="permission", daemon=True).start()
+        Thread(self._ask, name="permission").start()
 
     def interrupt(self) -> None:
         """Interrupt it, or call it off while it has yet to be run."""

@@ -10,7 +10,6 @@ import contextlib
 import logging
 import os
 import sys
-import threading
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +20,7 @@ from remoter_kernel.errors import RemoterError
 from remoter_kernel.wire.frames import Channel
 from remoter_kernel.wire.kernel_client import SOCKETS, KernelClient
 from remoter_kernel.wire.messages import HEADER, PARENT, Voice, header_of
+from remoter_kernel.wire.threads import Thread
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -66,8 +66,7 @@ class ThisSide:
             self.on_ready()
         elif self._wanted is None:
             self._wanted = wanted = object()
-            start = partial(self._start, wanted)
-            threading.Thread(target=start, name="this side", daemon=True).start()
+            Thread(partial(self._start, wanted), name="this side").start()
 
     def say(self, channel: Channel, parts: Sequence[Bytes]) -> None:
         """Sign a message with its key and send it."""
@@ -184,7 +183,9 @@ def _shut_down_later(manager: KernelManager) -> None:
 
     No daemon: this process does not end before its kernel has.
     """
-    threading.Thread(target=_shut_down, args=(manager,), name="this side's end").start()
+    thread = Thread(_shut_down, name="this side's end", args=(manager,))
+    thread.daemon = False
+    thread.start()
 
 
 def _shut_down(manager: KernelManager) -> None:

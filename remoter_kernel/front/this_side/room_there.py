@@ -16,6 +16,7 @@ from concurrent.futures import Future, wait
 from typing import TYPE_CHECKING, Protocol, Self
 
 from remoter_kernel.errors import RemoteLacks, RemoterError, Unreachable
+from remoter_kernel.wire.threads import Thread
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -92,7 +93,7 @@ class RoomThere:
 
     def __exit__(self, *_: object) -> None:
         """Remove it with all that is in it."""
-        clearing = threading.Thread(target=self._clear, name="clearing", daemon=True)
+        clearing = Thread(self._clear, name="clearing")
         clearing.start()
         clearing.join(CLEAR_WITHIN)  # no longer: the link may be a black hole
 
@@ -181,7 +182,7 @@ class RoomThere:
             except BaseException as error:  # noqa: BLE001 - it is raised where it is waited for
                 future.set_exception(error)
 
-        self._under_way = threading.Thread(target=run, name="piece", daemon=True)
+        self._under_way = Thread(run, name="piece")
         self._under_way.start()
         while not wait([future], LOOK_EVERY).done:
             self._look()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import threading
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -15,6 +14,7 @@ from remoter_kernel.front.bootstrap.evaluator import ask_there
 from remoter_kernel.front.session.known_sessions import recall
 from remoter_kernel.front.verbs.help import HERE, SESSION, THERE, VERB, explained, use_of
 from remoter_kernel.wire.messages import CONTENT, content_of
+from remoter_kernel.wire.threads import Thread
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -77,7 +77,7 @@ class Completer:
         if kind == THERE:
             self._reactor.later(WITHIN, partial(answer.give, ()))
             ask = partial(self._ask_there, words[-1].text, answer)
-            threading.Thread(target=ask, name="completion", daemon=True).start()
+            Thread(ask, name="completion").start()
         else:
             try:
                 answer.give(self._here(kind, words[-1].text))

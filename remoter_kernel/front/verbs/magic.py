@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-import threading
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -28,6 +27,7 @@ from remoter_kernel.front.verbs.help import HELP, all_verbs, no_such_verb, one_v
 from remoter_kernel.front.verbs.timer import CellTimer
 from remoter_kernel.wire.frames import Channel, to_json
 from remoter_kernel.wire.messages import METADATA, ODD, PARENT, header_of
+from remoter_kernel.wire.threads import Thread
 from remoter_kernel.wire.waiting import HELD_BACK
 
 if TYPE_CHECKING:
@@ -170,9 +170,7 @@ class Verbs:
     def _answer(self, cell: _Cell, asked: Asked) -> None:
         if asked.verb in {"log", "outputs"}:
             look = partial(self._log if asked.verb == "log" else self._outputs, *asked.words)
-            threading.Thread(
-                target=self._ask, args=(cell, look), name="inquiry", daemon=True
-            ).start()
+            Thread(self._ask, args=(cell, look), name="inquiry").start()
             return
         say: dict[str, Callable[..., str]] = {
             "status": self._status,

@@ -1,0 +1,64 @@
+"""Ends a kernel that goes on without one of its ports, as R does: it would never be ready.
+
+Another process may take a port between the moment when it is chosen and the one when the kernel
+binds it. The kernel's log tells; it is in a home, which may hang, so a thread reads it.
+"""
+
+from __future__ import annotations
+
+import signal
+from functools import partial
+from typing import TYPE_CHECKING, Callable
+
+from remoter_kernel.wire.threads import Worker
+
+if TYPE_CHECKING:
+    from remoter_kernel.daemon.child import Child
+    from remoter_kernel.wire.reactor import Reactor
+
+PORT_TAKEN = "Address already in use"  # what such a kernel prints
+LOOK_EVERY = 2.0  # seconds
+TRIES = 3  # to start a kernel
+
+
+class LostPorts:
+    """Looks at one start after the other."""
+
+    def __init__(self, reactor: Reactor) -> None:
+        """Remember; nothing is looked at yet."""
+        self._reactor = reactor
+        self._disk = Worker("kernel log", reactor.call)
+        self._tries = 1
+
+    def watch(self, child: Child, is_starting: Callable[[], bool]) -> None:
+        """Look at a child again and again while it starts."""
+        self._reactor.later(LOOK_EVERY, partial(self._look, child, is_starting))
+
+    def check(self, child: Child, then: Callable[[], None]) -> None:
+        """Go on if it has all its ports, perhaps that for questions apart; else end it."""
+        self._disk.do(child.last_words, partial(self._judge, child, then))
+
+    def is_to_try_again(self, last_words: str) -> bool:
+        """May another try help a kernel that has ended with these words?"""
+        if not self._has_lost_one(last_words):
+            return False
+        self._tries += 1
+        return True
+
+    def begin_anew(self) -> None:
+        """A kernel is ready: the next start has all its tries again."""
+        self._tries = 1
+
+    def _look(self, child: Child, is_starting: Callable[[], bool]) -> None:
+        if is_starting():
+            self.check(child, lambda: None)
+            self.watch(child, is_starting)
+
+    def _judge(self, child: Child, then: Callable[[], None], said: str) -> None:
+        if self._has_lost_one(said):
+            child.signal(signal.SIGKILL)
+        else:
+            then()
+
+    def _has_lost_one(self, said: str) -> bool:
+        return self._tries < TRIES and PORT_TAKEN in said

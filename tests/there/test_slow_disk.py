@@ -1,0 +1,302 @@
+"""A disk that hangs, or fails, under a session: its loop goes on, and nothing of it piles up."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import zmq
+
+from remoter_kernel.daemon import board as boards
+from remoter_kernel.daemon import lost_ports, registry
+from remoter_kernel.daemon.board import CELLS, FILE, Board
+from remoter_kernel.daemon.door import Door
+from remoter_kernel.daemon.lost_ports import PORT_TAKEN, LostPorts
+from remoter_kernel.daemon.registry import ServedSession, Session
+from remoter_kernel.wire.frames import Head, Kind, decode, encode, to_json
+from remoter_kernel.wire.reactor import Reactor
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+WITHIN = 10.0  # seconds
+LOOK_EVERY = 0.01  # seconds
+HELLO = encode(Head(Kind.HELLO), to_json({"front": "ab" * 8, "seen": None}))
+
+
+@pytest.fixture
+def reactor() -> Iterator[Reactor]:
+    """A loop, which runs while a test waits for a fact."""
+    reactor = Reactor()
+    yield reactor
+    reactor.close()
+
+
+@pytest.fixture
+def session(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Session:
+    """A session's folder."""
+    (tmp_path / "run").mkdir(mode=0o700)
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "run"))
+    return Session.create({"kernel_id": "k", "created": time.time()})
+
+
+class HungDisk:
+    """What a person does to it waits until the disk is back."""
+
+    def __init__(self) -> None:
+        self.is_asked = threading.Event()
+        self.is_back = threading.Event()
+        self.asked = 0
+
+    def hang(self, do: Callable[..., Any]) -> Callable[..., Any]:
+        """Return the same, which waits for the disk."""
+
+        def wait(*words: Any, **more: Any) -> Any:
+            self.asked += 1
+            self.is_asked.set()
+            assert self.is_back.wait(WITHIN)
+            return do(*words, **more)
+
+        return wait
+
+
+@pytest.fixture
+def disk() -> Iterator[HungDisk]:
+    """A disk that hangs until the test says otherwise, or ends."""
+    disk = HungDisk()
+    yield disk
+    disk.is_back.set()
+
+
+def until(reactor: Reactor, fact: Callable[[], bool]) -> None:
+    """Let the loop run until something is true."""
+    limit = time.monotonic() + WITHIN
+    while not fact():
+        assert time.monotonic() < limit
+        reactor.run_until(lambda: False, time.monotonic() + LOOK_EVERY)
+
+
+# --- what a session says of itself ---
+
+
+def test_a_change_does_not_wait_for_a_disk_that_hangs(reactor, session, disk, monkeypatch):
+    """It is known at once, and is written when the disk is back; the process waits for that."""
+    served = ServedSession(session.folder, reactor.call)
+    monkeypatch.setattr(registry, "write_json", disk.hang(registry.write_json))
+    monkeypatch.setattr(registry, "AMENDED_WITHIN", 0.01)
+    begin = time.monotonic()
+    served.amend(keep=True)
+    served.end("It was stopped.")
+    assert time.monotonic() - begin < WITHIN / 2
+    assert served.about["keep"] is True
+    assert "keep" not in session.read("session.json")
+    disk.is_back.set()
+    served.close()
+    about = session.read("session.json")
+    assert (about["keep"], about["why"], about["kernel_id"]) == (True, "It was stopped.", "k")
+
+
+def test_a_change_is_written_before_anybody_hears_of_it(reactor, session):
+    """As long as the disk answers: whoever gave the order may ask a login at once."""
+    served = ServedSession(session.folder, reactor.call)
+    served.amend(finish=True)
+    assert session.read("session.json")["finish"] is True
+    served.close()
+
+
+def test_a_change_that_the_disk_refuses_is_logged(reactor, session, monkeypatch, caplog):
+    """And it ends nothing."""
+    served = ServedSession(session.folder, reactor.call)
+
+    def refuse(*_words: Any) -> None:
+        raise OSError(122, "Disk quota exceeded")
+
+    monkeypatch.setattr(registry, "write_json", refuse)
+    served.amend(keep=True)
+    served.close()
+    assert "quota" in caplog.text
+
+
+# --- state.json and cells.json ---
+
+
+@pytest.fixture
+def board(reactor: Reactor, session: Session) -> Iterator[Board]:
+    """A board of a session without any front."""
+    door: Any = SimpleNamespace(guests={}, has_visitors=False)
+    journal: Any = SimpleNamespace(last=0)
+    board = Board(reactor, session, journal, door)
+    board.open()
+    yield board
+    board.close()
+
+
+def test_while_a_disk_hangs_only_the_newest_waits(reactor, session, disk, monkeypatch, board):
+    """A hundred cells in a minute's outage are one file, not a hundred."""
+    monkeypatch.setattr(session, "write", disk.hang(session.write))
+    for number in range(100):
+        board.note_cell(f"cell {number}")
+        board.look("busy")
+    until(reactor, disk.is_asked.is_set)
+    disk.is_back.set()
+    until(reactor, lambda: len(session.read(CELLS).get("cells", ())) == 100)
+    until(reactor, lambda: session.read(FILE).get("state") == "busy")
+    assert disk.asked <= 4
+
+
+def test_what_a_disk_refuses_is_written_later(reactor, session, monkeypatch, board):
+    """It is not lost, though nothing else changes."""
+    monkeypatch.setattr(boards, "RETRY_AFTER", 0.01)
+    write, refused = session.write, []
+
+    def refuse(name: str, words: dict[str, Any]) -> None:
+        if len(refused) < 3:
+            refused.append(name)
+            raise OSError(28, "No space left on device")
+        write(name, words)
+
+    monkeypatch.setattr(session, "write", refuse)
+    board.note_cell("a")
+    board.look("idle")
+    until(reactor, lambda: session.read(CELLS).get("cells") == ["a"])
+    until(reactor, lambda: session.read(FILE).get("state") == "idle")
+
+
+# --- who is let in ---
+
+
+class Client:
+    """Somebody who connects with a key pair, and greets."""
+
+    def __init__(self, port: int, server_key: bytes, keys: tuple[bytes, bytes]) -> None:
+        self._context = zmq.Context()
+        self._socket = self._context.socket(zmq.DEALER)
+        self._socket.linger = 0
+        self._socket.curve_publickey, self._socket.curve_secretkey = keys
+        self._socket.curve_serverkey = server_key
+        self._socket.connect(f"tcp://127.0.0.1:{port}")
+        self._socket.send(HELLO)
+
+    def is_in(self) -> bool:
+        if not self._socket.poll(0):
+            return False
+        ((head, _body), *_) = decode(self._socket.recv())
+        return head.kind is Kind.WELCOME
+
+    def close(self) -> None:
+        self._socket.close()
+        self._context.term()
+
+
+def test_who_was_let_in_before_needs_no_disk(reactor, session, disk, monkeypatch):
+    """A key that was registered is known; a later one is looked up, and holds up nobody."""
+    known, late, public = (zmq.curve_keypair() for _ in range(3))
+    session.admit(known[0].decode())
+    journal: Any = SimpleNamespace(last=0, after=lambda _number: iter(()))
+    door = Door(reactor, session, journal)
+    port = door.open(public[1], public[0])
+    monkeypatch.setattr(session, "admits", disk.hang(session.admits))
+    session.admit(late[0].decode())
+    second = Client(port, public[0], late)
+    until(reactor, disk.is_asked.is_set)
+    first = Client(port, public[0], known)
+    until(reactor, first.is_in)
+    assert not second.is_in()
+    disk.is_back.set()
+    until(reactor, second.is_in)
+    for client in (first, second):
+        client.close()
+    door.close("The test is over.")
+
+
+def test_who_was_never_registered_is_not_let_in(reactor, session):
+    """Nor does anybody who asks the door's judge in another way stop it."""
+    known, stranger, public = (zmq.curve_keypair() for _ in range(3))
+    session.admit(known[0].decode())
+    journal: Any = SimpleNamespace(last=0, after=lambda _number: iter(()))
+    door = Door(reactor, session, journal)
+    looked: list[bytes] = []
+    admits = session.admits
+
+    def look(key: bytes) -> bool:
+        looked.append(key)
+        return admits(key)
+
+    session.admits = look
+    port = door.open(public[1], public[0])
+    second = Client(port, public[0], stranger)
+    until(reactor, lambda: looked == [stranger[0]])
+    first = Client(port, public[0], known)
+    until(reactor, first.is_in)
+    assert not second.is_in()
+    for client in (first, second):
+        client.close()
+    door.close("The test is over.")
+
+
+# --- the kernel's log ---
+
+
+class Kernel:
+    """What is printed by a kernel that starts."""
+
+    def __init__(self, said: str) -> None:
+        self.said = said
+        self.signals: list[int] = []
+
+    def last_words(self) -> str:
+        return self.said
+
+    def signal(self, number: int) -> None:
+        self.signals.append(number)
+
+
+def test_a_kernel_is_ready_when_its_log_was_read(reactor, disk, monkeypatch):
+    """The loop goes on while the disk with the log hangs."""
+    kernel: Any = Kernel("")
+    monkeypatch.setattr(kernel, "last_words", disk.hang(kernel.last_words))
+    ports, ready, passed = LostPorts(reactor), [], []
+    ports.check(kernel, lambda: ready.append(1))
+    reactor.later(0.0, lambda: passed.append(1))
+    until(reactor, lambda: bool(passed))
+    assert not ready
+    disk.is_back.set()
+    until(reactor, lambda: bool(ready))
+    ports._disk.close()
+
+
+def test_a_kernel_that_lost_a_port_is_ended_and_tried_again_twice(reactor, monkeypatch):
+    """The third one that says so is what it is."""
+    monkeypatch.setattr(lost_ports, "LOOK_EVERY", 0.01)
+    ports, ready = LostPorts(reactor), []
+    kernel: Any = Kernel(f"bind: {PORT_TAKEN}")
+    ports.check(kernel, lambda: ready.append(1))
+    ports.watch(kernel, lambda: len(kernel.signals) < 2)
+    until(reactor, lambda: len(kernel.signals) == 2)
+    assert [ports.is_to_try_again(kernel.said) for _ in range(3)] == [True, True, False]
+    ports.check(kernel, lambda: ready.append(1))
+    until(reactor, lambda: bool(ready))
+    ports.begin_anew()
+    assert not ports.is_to_try_again("It crashed.")
+    assert ports.is_to_try_again(kernel.said)
+    ports._disk.close()
+
+
+# --- what is swept ---
+
+
+def test_one_odd_folder_is_no_reason_to_leave_the_others(session, caplog):
+    """What ended long ago goes, whatever else lies about."""
+    odd = Session.create({"ended": "long ago"})
+    old = Session.create({"ended": 1.0})
+    registry.sweep()
+    assert not old.folder.exists()
+    assert odd.folder.exists()
+    assert odd.id in caplog.text
+    assert os.path.isdir(session.folder)  # noqa: PTH112 - as anybody would look
