@@ -157,6 +157,20 @@ def _others(told: object) -> Iterator[dict[str, str]]:
             yield {"session": each["session"], "notebook": plain_text(each.get("notebook") or "")}
 
 
+def read_commands(line: bytes) -> list[dict[str, str]]:
+    """Return what became of each command that the launch brought, in an answer of any kind."""
+    try:
+        words = json.loads(line)
+    except (ValueError, RecursionError):
+        return []
+    told = words.get("commands") if isinstance(words, dict) else None
+    return [
+        {key: plain_text(each.get(key) or "") for key in ("name", "became", "why")}
+        for each in (told if isinstance(told, list) else ())
+        if isinstance(each, dict)
+    ]
+
+
 # How sessions are -------------------------------------------------------------------------
 
 

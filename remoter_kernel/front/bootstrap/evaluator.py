@@ -18,6 +18,7 @@ from remoter_kernel.front.bootstrap.answer import (
     StrangeAnswer,
     lack_room,
     read_address,
+    read_commands,
     read_words,
 )
 from remoter_kernel.front.ssh.outcome import CommandEnded, Ran
@@ -25,7 +26,7 @@ from remoter_kernel.plain_text import plain_text
 from remoter_kernel.wire.files import GREETING
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from remoter_kernel.front.configuration.remotes import Remote
     from remoter_kernel.front.logins.access import Access, Way
@@ -78,6 +79,7 @@ SHIPPED = (
     "daemon/outbox.py",
     "daemon/past.py",
     "daemon/patience.py",
+    "daemon/pending_commands.py",
     "daemon/pieces.py",
     "daemon/processes.py",
     "daemon/records.py",
@@ -158,6 +160,7 @@ class Address:
     pyzmq: str
     begun: float = 0.0  # since when, if another front of the same notebook has left it behind
     others: tuple[dict[str, str], ...] = ()  # which a fresh one did not join
+    notices: tuple[str, ...] = ()  # what a person should hear once
 
 
 @cache
@@ -178,10 +181,16 @@ def pack_evaluator() -> tuple[str, bytes]:
     return f"{hashlib.sha256(content).hexdigest()}.pyz", content
 
 
-def start_session(login: Access, remote: Remote, wish: Wish) -> Address:
+def start_session(
+    login: Access,
+    remote: Remote,
+    wish: Wish,
+    on_commands: Callable[[list[dict[str, str]]], None] = lambda _answers: None,
+) -> Address:
     """Start the session that is wished for, or find it; upload what runs there if need be.
 
-    One round trip and the launch's own time, when the zip is there already.
+    One round trip and the launch's own time, when the zip is there already. `on_commands` hears
+    what became of the wish's orders, whatever becomes of the rest.
     """
     name, content = pack_evaluator()
     command = _LAUNCH.format(
@@ -192,6 +201,7 @@ def start_session(login: Access, remote: Remote, wish: Wish) -> Address:
     if line == b"lacks zip":
         _upload(login, name, content, remote)
         line = _ask(login, command, json.dumps(words).encode() + b"\n", remote)
+    on_commands(read_commands(line))
     words = read_words(line, login.host, remote)
     return Address(**read_address(words, login.host, remote))
 

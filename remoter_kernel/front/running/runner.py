@@ -103,6 +103,11 @@ class Runner:
         """The session's id."""
         return self.dialer.address.session if self.dialer.address else ""
 
+    @property
+    def notices(self) -> tuple[str, ...]:
+        """What a person should hear of this start."""
+        return self.dialer.address.notices if self.dialer.address else ()
+
     def start(self) -> None:
         """Connect and wait until the kernel is ready; a `RemoterError` says why it is not."""
         began = time.monotonic()
@@ -185,6 +190,8 @@ class Runner:
             if self.link.unacknowledged:
                 remote, name = self.dialer.remote.name, self.dialer.wish.kernel_id
                 orders.write_down(remote, name, self.session, "stop")
+        elif not self.link.has_met:
+            self.dialer.take_back()
         self.close()
 
     def leave(self) -> None:

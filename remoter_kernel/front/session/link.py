@@ -25,7 +25,7 @@ from remoter_kernel.front.session.dealer import (
     Unseen,
     dealer,
 )
-from remoter_kernel.front.session.greeting import read_welcome
+from remoter_kernel.front.session.greeting import AnotherWay, read_welcome
 from remoter_kernel.wire.frames import (
     LANE,
     Bytes,
@@ -91,8 +91,8 @@ class Dialer(Protocol):
     def cut(self) -> None:
         """Let a dial that is under way fail; from another thread."""
 
-    def doubt(self) -> None:
-        """Hear that nobody who is the session answered where the last dialling led."""
+    def doubt(self, error: RemoterError) -> RemoterError:
+        """Hear that nobody greeted us where the last dialling led; return what to say of it."""
 
 
 def pauses() -> Iterator[float]:
@@ -339,7 +339,7 @@ class Link:
     def _lost(self, error: RemoterError) -> None:
         """The wire is gone: come back at once the first time, then with growing pauses."""
         if self._pump is None:
-            self._dialer.doubt()
+            error = self._dialer.doubt(error)
         self._drop()
         if self.state is State.CLOSED:
             return
@@ -353,7 +353,8 @@ class Link:
         self.lost_at = time.monotonic() if was_up else self.lost_at
         self.error = error
         self._drop()
-        if not (self._has_met and error.worth_retrying):
+        may_retry = self._has_met or isinstance(error, AnotherWay)
+        if not (may_retry and error.worth_retrying):
             self._change(State.FAILED)
             return
         self._change(State.WAITING)
