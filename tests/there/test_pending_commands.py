@@ -155,7 +155,7 @@ def test_there_is_only_so_much_time_for_all_of_them():
 
 def test_a_bad_session_hides_no_other(home):
     """Whoever asks which sessions there are hears of all of them."""
-    from remoter_kernel.daemon import inquire  # noqa: PLC0415 - as the command there does
+    from remoter_kernel.daemon import inquire
 
     good = a_session("k")
     bad = a_session("k", pid=["x"])
@@ -166,7 +166,7 @@ def test_a_bad_session_hides_no_other(home):
 
 def test_what_became_of_them_is_told_by_a_real_launch(home):
     """Also where the start itself fails."""
-    from remoter_kernel.front.bootstrap.evaluator import pack_evaluator  # noqa: PLC0415
+    from remoter_kernel.front.bootstrap.evaluator import pack_evaluator
 
     name, content = pack_evaluator()
     (home / name).write_bytes(content)
