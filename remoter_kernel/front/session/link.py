@@ -254,9 +254,10 @@ class Link:
             return
         self._line = line
         keys = line.server_key, line.public_key, line.secret_key
-        self._socket = wire = dealer(self._context, line.endpoint, *keys)
+        self._socket = wire = dealer(self._context, *keys)
         monitor = wire.get_monitor_socket(zmq.EVENT_DISCONNECTED | zmq.EVENT_HANDSHAKE_FAILED_AUTH)
         self.reactor.watch(monitor, self._lose)
+        wire.connect(line.endpoint)  # only now: a cut at once would go unheard
         self.reactor.watch(wire, self._hear)
         self._talk.begin()
         seen = list(self._talk.seen.values()) if self._has_met else None
