@@ -48,6 +48,8 @@ if TYPE_CHECKING:
     from remoter_kernel.front.session.pacer import Pacer
     from remoter_kernel.wire.reactor import Reactor, Timer
 
+# A way that has ended before we came to it does not even connect: that is "closed".
+LOST = zmq.EVENT_DISCONNECTED | zmq.EVENT_HANDSHAKE_FAILED_AUTH | zmq.EVENT_CLOSED
 GREET_WITHIN = 15.0  # seconds from a tunnel to the evaluator's WELCOME
 FIRST_PAUSE = 0.25  # seconds before the second try to come back
 LONGEST_PAUSE = 3.0  # seconds: a network that is back is found within five, login and all
@@ -255,7 +257,7 @@ class Link:
         self._line = line
         keys = line.server_key, line.public_key, line.secret_key
         self._socket = wire = dealer(self._context, *keys)
-        monitor = wire.get_monitor_socket(zmq.EVENT_DISCONNECTED | zmq.EVENT_HANDSHAKE_FAILED_AUTH)
+        monitor = wire.get_monitor_socket(LOST)
         self.reactor.watch(monitor, self._lose)
         wire.connect(line.endpoint)  # only now: a cut at once would go unheard
         self.reactor.watch(wire, self._hear)
