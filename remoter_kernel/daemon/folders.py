@@ -25,10 +25,17 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
+def data_folder() -> Path:
+    """Return where all of ours is kept that must not be lost; a relative setting counts as none."""
+    data = os.environ.get("XDG_DATA_HOME") or ""
+    if not os.path.isabs(data):  # noqa: PTH117 - "" is none
+        data = os.path.expanduser("~/.local/share")  # noqa: PTH111 - keeps "~" when there is no home
+    return Path(data) / "remoter-kernel"
+
+
 def sessions_folder() -> Path:
     """Return where the sessions of this user are kept."""
-    data = os.environ.get("XDG_DATA_HOME") or os.path.expanduser("~/.local/share")  # noqa: PTH111 - keeps "~" when there is no home
-    return Path(data) / "remoter-kernel" / "sessions"
+    return data_folder() / "sessions"
 
 
 def is_ours(folder: Path) -> bool:
