@@ -74,10 +74,20 @@ def _known_places(reminders: list[Path]) -> Iterator[Path]:
 
 
 def _is_private(folder: Path) -> bool:
-    """Is this folder, made now if it was missing, ours alone? A link is nobody's."""
+    """Is this folder, made now if it was missing, ours alone, and of use? A link is nobody's."""
     with contextlib.suppress(OSError):
         folder.mkdir(mode=0o700)
-    return is_ours(folder) and not folder.lstat().st_mode & 0o077
+    return is_ours(folder) and not folder.lstat().st_mode & 0o077 and _takes_files(folder)
+
+
+def _takes_files(folder: Path) -> bool:
+    """Can there be one more file? Empty ones need a place in its table, and nothing else."""
+    try:
+        about = os.statvfs(folder)
+    except OSError:
+        return False
+    has_place = about.f_favail > 0 or about.f_files == 0  # some file systems do not count them
+    return has_place and os.access(folder, os.W_OK | os.X_OK)
 
 
 def _another_place(number: int) -> Path:
@@ -118,10 +128,15 @@ def _new_place() -> Path:
             return folder
         folder.rmdir()
         tried.append(f"{place}: its file system has no locks")
-    raise RemoterError(
-        f"{socket.gethostname()} has no place for locks ({'; '.join(tried)}).",
-        "Set TMPDIR in the start-up files of your shell there to a folder on that machine's own "
-        "disk in which you can write.",
+    raise no_place("; ".join(tried))
+
+
+def no_place(why: str) -> RemoterError:
+    """Say that nothing can be locked here; `why` names each place that was tried."""
+    return RemoterError(
+        f"{socket.gethostname()} has no place for locks ({why}).",
+        "Make room there, or set TMPDIR in the start-up files of your shell there to a folder on "
+        "that machine's own disk in which you can write.",
     )
 
 

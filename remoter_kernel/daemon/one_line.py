@@ -5,6 +5,7 @@ Other lines are noise (a banner, for instance). Needs only what Python brings.
 
 from __future__ import annotations
 
+import errno
 import json
 import sys
 import traceback
@@ -14,6 +15,9 @@ from remoter_kernel.errors import RemoterError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+# What a file system says that takes nothing from us; other errors have other reasons.
+NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
 
 Answer = tuple[dict[str, Any], "Iterable[bytes]"]  # what is in the line, and what follows it
 
@@ -41,8 +45,10 @@ def attempt(do: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     try:
         return do()
     except OSError as error:
+        traceback.print_exc()
         place = f" ({error.filename})" if error.filename else ""
-        return {"lacks": "room", "what": f"{error.strerror}{place}"}
+        lacks = "room" if error.errno in NO_ROOM else "luck"
+        return {"lacks": lacks, "what": f"{error.strerror or error}{place}"}
     except RemoterError as error:
         return {"lacks": "reader", "what": str(error)}
     except Exception as error:  # noqa: BLE001 - the one line is all that is heard of us

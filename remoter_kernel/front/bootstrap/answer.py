@@ -113,9 +113,9 @@ def _clock(moment: str) -> str:
 def lack_room(why: str, host: str, remote: Remote) -> NoReturn:
     """Say that nothing can be written there."""
     raise RemoteLacks(
-        f"Nothing can be written in the home on {host}: {plain_text(why)}.",
-        "Make room there (or set XDG_CACHE_HOME and XDG_DATA_HOME to a place that has some), "
-        "then run the cell again.",
+        f"Nothing can be written on {host}: {plain_text(why)}.",
+        "Make room there, or set XDG_DATA_HOME in the start-up files of your shell there to a "
+        "folder that has some, then run the cell again.",
         remote=remote.name,
     )
 
