@@ -362,3 +362,32 @@ def test_a_folder_for_temporary_files_that_takes_nothing_is_named(far_run, mount
     assert "TMPDIR" in told["what"]
     other = "mkdir /mnt/t; mount -t tmpfs -o mode=1777 none /mnt/t"
     assert far_run(f"{other}; {mounts}", TMPDIR="/mnt/t")["lacks"] == "session"
+
+
+def test_a_real_session_is_the_same_machines_after_its_host_name_has_changed(zipapp, home):
+    """It is joined, listed as alive, and stopped."""
+    real_part("root")
+
+    def under(name: str, *words: str, **wish: Any) -> dict[str, Any]:
+        command = f"hostname {name}; exec {shlex.join([sys.executable, str(zipapp), *words])}"
+        ran = subprocess.run(
+            ["unshare", "--uts", "sh", "-ec", command],
+            input=json.dumps({"client_key": KEY, **wish}),
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=60,
+        )
+        return json.loads(ran.stdout.removeprefix("REMOTER "))
+
+    first = under("as-it-was", kernel_id="k")
+    second = under("as-it-is", kernel_id="k")
+    assert (first["joined"], second["joined"]) == (False, True)
+    assert (first["host"], second["host"]) == ("as-it-was", "as-it-is")
+    assert second["session"] == first["session"]
+    (told,) = under("as-it-is", "ask", verb="sessions")["sessions"]
+    assert told["state"] in {"starting", "idle"}
+    assert told["host"] == "as-it-is"
+    (stopped,) = under("as-it-is", "ask", verb="stop", sessions=[first["session"]])["stopped"]
+    assert stopped["how"] == "stopped"
+    wait_for(lambda: not list((home / "run").iterdir()), what="no lock is left")
