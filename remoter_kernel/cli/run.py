@@ -80,6 +80,7 @@ def run(  # noqa: PLR0917 - click hands them over by name
         _check_output(program, output)
     runner = Runner(SessionDialer(partial(find_remote, name), questions()))
     runner.dialer.wish = replace(runner.dialer.wish, script=program.name)
+    runner.dialer.on_wait = lambda sentence: click.echo(f"remoter: {name}: {sentence}", err=True)
     with _heeding_signals():
         if detach:
             _detach(name, runner, program, as_json=as_json)

@@ -31,6 +31,7 @@ from remoter_kernel.front.bootstrap.evaluator import (
     bridge,
     start_session,
 )
+from remoter_kernel.front.bootstrap.slow_hosts import telling_of_a_wait
 from remoter_kernel.front.configuration.folders import folder_there
 from remoter_kernel.front.configuration.remotes import Remote
 from remoter_kernel.front.keeper.kept import KeptLogin, kept_login
@@ -63,6 +64,7 @@ class SessionDialer:
         self.is_here = False  # was this machine dialled, as there is no remote?
         self._find = find
         self.questions = questions
+        self.on_wait: Callable[[str], None] = lambda _sentence: None  # a host takes long
         self.may_ask: Callable[[], bool] = lambda: True  # is anybody there just now?
         self.address: Address | None = None
         self._is_doubted = False
@@ -171,20 +173,25 @@ class SessionDialer:
         login = self.login = self._log_in()
         try:
             login = self._wait_for_claim(login)
-            if self.address is None or self._is_doubted:
-                self.address = self._start(login)
-                self._is_doubted = False
-            try:
-                tunnel = self._open(login, self.address)
-            except RemoteLacks:  # nobody listens there any more: is the session alive?
-                self.address = self._start(login)
-                tunnel = self._open(login, self.address)
+            with telling_of_a_wait(self.remote.host, self.on_wait):
+                tunnel, self.address = self._reach(login)
         except BaseException as error:
             self._is_stale = isinstance(error, StrangeAnswer)
             login.close()
             raise
         server_key = self.address.server_key.encode()
         return Line(tunnel.address, server_key, self._public, self._secret, login.close)
+
+    def _reach(self, login: Access) -> tuple[Way, Address]:
+        """Start or find the session, unless it is known where it is, and open a tunnel to it."""
+        if self.address is None or self._is_doubted:
+            self.address = self._start(login)
+            self._is_doubted = False
+        try:
+            return self._open(login, self.address), self.address
+        except RemoteLacks:  # nobody listens there any more: is the session alive?
+            self.address = self._start(login)
+            return self._open(login, self.address), self.address
 
     def _wait_for_claim(self, login: Access) -> Access:
         """Wait until it is known which notebook this is for; return a login that is young."""
