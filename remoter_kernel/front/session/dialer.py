@@ -154,11 +154,15 @@ class SessionDialer:
         """End a session that was started and never reached; if that fails, at the next login."""
         if not self._may_have_started:
             return
-        ending = threading.Thread(target=self._end_unreached, name="take back", daemon=True)
+        self._may_have_started = False
+        is_ended = threading.Event()
+        ending = threading.Thread(
+            target=self._end_unreached, args=(is_ended,), name="take back", daemon=True
+        )
         ending.start()
         ending.join(TAKE_BACK_WITHIN)
-        if self._may_have_started:
-            session = self.address.session if self.address else ""
+        session = self.address.session if self.address else ""
+        if not is_ended.is_set() and (session or self.wish.kernel_id):
             with contextlib.suppress(OSError, RemoterError):  # it ends by itself, if a little later
                 orders.write_down(self.remote.name, self.wish.kernel_id, session, "stop")
 
@@ -291,7 +295,7 @@ class SessionDialer:
         """Forget the orders that were answered; what they met is told with the next session."""
         self._notices += orders.forget_answered(pending, answers)
 
-    def _end_unreached(self) -> None:
+    def _end_unreached(self, is_ended: threading.Event) -> None:
         """End the session by a command; needs the login that is there, and asks nobody."""
         with self._lock:
             if self.address is None:
@@ -302,7 +306,7 @@ class SessionDialer:
                 with contextlib.closing(login):
                     words = {"verb": "stop", "sessions": [self.address.session]}
                     ask_there(login, self.remote, words)
-                    self._may_have_started = False
+                    is_ended.set()
 
     def _folder(self) -> Path:
         """Return the notebook's folder, or that in which this process was started."""
