@@ -100,6 +100,13 @@ class SessionDialer:
             self._is_line_out = True
             return line
 
+    @property
+    def why_piped(self) -> str:
+        """Why the way there is a command, in a clause."""
+        if self._is_forbidden:
+            return "forwarding is forbidden there"
+        return "what is forwarded there is dropped on the way"
+
     def find(self) -> Remote:
         """Return the remote as it is configured now."""
         return self._find() or HERE
