@@ -135,8 +135,8 @@ def no_place(why: str) -> RemoterError:
     """Say that nothing can be locked here; `why` names each place that was tried."""
     return RemoterError(
         f"{socket.gethostname()} has no place for locks ({why}).",
-        "Make room there, or set TMPDIR in the start-up files of your shell there to a folder on "
-        "that machine's own disk in which you can write.",
+        "Set TMPDIR in the start-up files of your shell there to a folder on that machine's own "
+        "disk in which you can write, or make room there.",
     )
 
 
