@@ -80,6 +80,7 @@ def run(  # noqa: PLR0917 - click hands them over by name
         _check_output(program, output)
     runner = Runner(SessionDialer(partial(find_remote, name), questions()))
     runner.dialer.wish = replace(runner.dialer.wish, script=program.name)
+    runner.dialer.on_wait = lambda sentence: click.echo(f"remoter: {name}: {sentence}", err=True)
     with _heeding_signals():
         if detach:
             _detach(name, runner, program, as_json=as_json)
@@ -137,6 +138,7 @@ def _detach(remote: str, runner: Runner, program: Program, *, as_json: bool) -> 
     trouble: RemoterError | None = None
     try:
         runner.start()
+        _tell_notices(runner)
         _hand_over(runner, program, lambda _piece, _kind, _content: None)
         runner.leave()
     except RemoterError as error:
@@ -178,6 +180,7 @@ class _Attached:
         try:
             try:
                 runner.start()
+                _tell_notices(runner)
                 self._note_language()
                 self._cells = _hand_over(runner, self._program, self._show, ask)
                 runner.wait(timeout)
@@ -220,6 +223,11 @@ class _Attached:
     def _hint(self) -> None:
         if sys.stderr.isatty():
             click.echo("Interrupted. Ctrl-C again leaves it running there.", err=True)
+
+
+def _tell_notices(runner: Runner) -> None:
+    for notice in runner.notices:
+        click.echo(f"remoter: {runner.dialer.remote.name}: {notice}", err=True)
 
 
 def _still_there(runner: Runner, error: RemoterError) -> RemoterError:

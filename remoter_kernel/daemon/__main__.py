@@ -10,9 +10,37 @@ def refuse(lacks, what):
     sys.exit(0)
 
 
+def use_compiled(archive):
+    # What this Python has compiled of the archive lies beside it (see `daemon.program`). It is
+    # named by its checksum: what a disk or a full home has damaged is passed over.
+    import os
+    import zlib
+    from _frozen_importlib_external import MAGIC_NUMBER
+
+    names = (sys.implementation.cache_tag, MAGIC_NUMBER.hex(), sys.flags.optimize)
+    begin = "%s.%s.%d." % names
+    folder = os.path.dirname(archive)
+    try:
+        for name in os.listdir(folder):
+            if name.startswith(begin) and name.endswith(".zip"):
+                place = os.path.join(folder, name)
+                with open(place, "rb") as file:
+                    checksum = "%08x" % zlib.crc32(file.read())
+                if name == begin + checksum + ".zip":
+                    sys.path.insert(0, place)
+                    return
+    except OSError:
+        pass
+
+
 def main():
     if sys.version_info < (3, 9):
         refuse("new python", "%d.%d" % sys.version_info[:2])
+    if sys.argv[0].endswith(".pyz"):
+        import os
+
+        sys.argv[0] = os.path.abspath(sys.argv[0])  # it is run again, from elsewhere
+        use_compiled(sys.argv[0])
     if sys.argv[1:] == ["warden"]:
         from remoter_kernel.daemon import warden
 

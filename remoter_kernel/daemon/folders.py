@@ -25,10 +25,17 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
+def data_folder() -> Path:
+    """Return where all of ours is kept that must not be lost; a relative setting counts as none."""
+    data = os.environ.get("XDG_DATA_HOME") or ""
+    if not os.path.isabs(data):  # noqa: PTH117 - "" is none
+        data = os.path.expanduser("~/.local/share")  # noqa: PTH111 - keeps "~" when there is no home
+    return Path(data) / "remoter-kernel"
+
+
 def sessions_folder() -> Path:
     """Return where the sessions of this user are kept."""
-    data = os.environ.get("XDG_DATA_HOME") or os.path.expanduser("~/.local/share")  # noqa: PTH111 - keeps "~" when there is no home
-    return Path(data) / "remoter-kernel" / "sessions"
+    return data_folder() / "sessions"
 
 
 def is_ours(folder: Path) -> bool:
@@ -67,10 +74,20 @@ def _known_places(reminders: list[Path]) -> Iterator[Path]:
 
 
 def _is_private(folder: Path) -> bool:
-    """Is this folder, made now if it was missing, ours alone? A link is nobody's."""
+    """Is this folder, made now if it was missing, ours alone, and of use? A link is nobody's."""
     with contextlib.suppress(OSError):
         folder.mkdir(mode=0o700)
-    return is_ours(folder) and not folder.lstat().st_mode & 0o077
+    return is_ours(folder) and not folder.lstat().st_mode & 0o077 and _takes_files(folder)
+
+
+def _takes_files(folder: Path) -> bool:
+    """Can there be one more file? Empty ones need a place in its table, and nothing else."""
+    try:
+        about = os.statvfs(folder)
+    except OSError:
+        return False
+    has_place = about.f_favail > 0 or about.f_files == 0  # some file systems do not count them
+    return has_place and os.access(folder, os.W_OK | os.X_OK)
 
 
 def _another_place(number: int) -> Path:
@@ -111,10 +128,15 @@ def _new_place() -> Path:
             return folder
         folder.rmdir()
         tried.append(f"{place}: its file system has no locks")
-    raise RemoterError(
-        f"{socket.gethostname()} has no place for locks ({'; '.join(tried)}).",
+    raise no_place("; ".join(tried))
+
+
+def no_place(why: str) -> RemoterError:
+    """Say that nothing can be locked here; `why` names each place that was tried."""
+    return RemoterError(
+        f"{socket.gethostname()} has no place for locks ({why}).",
         "Set TMPDIR in the start-up files of your shell there to a folder on that machine's own "
-        "disk in which you can write.",
+        "disk in which you can write, or make room there.",
     )
 
 

@@ -13,6 +13,7 @@ import os
 import signal
 import socket
 import time
+import traceback
 from typing import TYPE_CHECKING, Any, Callable
 
 from remoter_kernel.daemon import one_line, registry
@@ -52,7 +53,17 @@ def main() -> None:
 
 def tell_sessions(_wish: dict[str, Any]) -> Answer:
     """Tell of every session that has a folder here."""
-    return {"sessions": [describe(session) for session in registry.all_sessions()]}, ()
+    return {"sessions": [_described(session) for session in registry.all_sessions()]}, ()
+
+
+def _described(session: Session) -> dict[str, Any]:
+    """Describe a session; one whose files make no sense hides no other."""
+    try:
+        return describe(session)
+    except (AttributeError, LookupError, OSError, TypeError, ValueError) as error:
+        traceback.print_exc()
+        why = f"Its files there make no sense ({error})."
+        return {"id": session.id, "host": socket.gethostname(), "state": "unknown", "why": why}
 
 
 def describe(session: Session) -> dict[str, Any]:
@@ -102,7 +113,7 @@ def _state_of(
 def _kernel_of(session: Session) -> int:
     """Return the process number of a session's kernel, 0 if it does not run."""
     child, ended = session.read("child.json"), session.read("exit.json")
-    pid = int(child.get("pid") or 0)
+    pid = registry.whole_number(child.get("pid"))
     if not pid or not session.is_here() or ended.get("pid") == pid:
         return 0
     started = started_at(pid)
@@ -112,7 +123,7 @@ def _kernel_of(session: Session) -> int:
 def _evaluator_of(session: Session) -> int:
     """Return the process number of a session's evaluator, 0 if it does not run."""
     door = session.read("door.json")
-    pid = int(door.get("pid") or 0)
+    pid = registry.whole_number(door.get("pid"))
     is_it = pid and session.is_here() and started_at(pid) == door.get("started")
     return pid if is_it else 0
 
@@ -122,10 +133,10 @@ def _evaluator_of(session: Session) -> int:
 
 def stop(wish: dict[str, Any]) -> Answer:
     """End sessions (`sessions`: ids), and wait until they are gone."""
-    return {"stopped": [_stop(Session(_folder(name))) for name in wish["sessions"]]}, ()
+    return {"stopped": [stop_session(Session(_folder(name))) for name in wish["sessions"]]}, ()
 
 
-def _stop(session: Session) -> dict[str, Any]:
+def stop_session(session: Session) -> dict[str, Any]:
     """End one session: properly if its evaluator can, else by SIGKILL."""
     door = session.read("door.json")
     if door and not session.is_of_this_host():

@@ -16,17 +16,17 @@ import socket
 import sys
 import time
 import traceback
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import zmq
 
-from remoter_kernel.daemon import one_line, registry
+from remoter_kernel.daemon import one_line, program, registry
 from remoter_kernel.daemon.candidates import candidates_for, is_of_a_notebook
 from remoter_kernel.daemon.door import Door
 from remoter_kernel.daemon.folders import is_ours, sessions_folder
 from remoter_kernel.daemon.journal import LIMIT, Journal
 from remoter_kernel.daemon.lock import Lock
+from remoter_kernel.daemon.pending_commands import ElsewhereError, carry_out_commands
 from remoter_kernel.daemon.processes import call_this_process, started_at
 from remoter_kernel.daemon.records import check_format
 from remoter_kernel.daemon.registry import Session
@@ -37,7 +37,6 @@ from remoter_kernel.wire.reactor import Reactor
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-STOP_WITHIN = 8.0  # seconds
 START_WITHIN = 10.0  # seconds that a warden may need to start a kernel and to say so
 TURN_WITHIN = 20.0  # seconds that another launch for the same session may take
 MOST_CRASHES = 3  # of evaluators of one session, each soon after the other
@@ -50,26 +49,35 @@ def main(pyzmq: str) -> None:
     """Answer one wish with one line; `pyzmq` is the version that was found here."""
     login_umask = os.umask(0o077)
 
+    archive = program.own_archive()
+    if archive and not program.is_whole(archive):
+        archive.unlink()
+        print("REMOTER lacks zip", flush=True)  # noqa: T201 - it is sent anew
+        return
+
     def find_or_start(wish: dict[str, Any]) -> one_line.Answer:
-        check_own_bytes()
-        return {**fulfil(wish, login_umask), "pyzmq": pyzmq}, ()
+        return {**answer_to(wish, login_umask), "pyzmq": pyzmq}, ()
 
     one_line.answer(find_or_start)
+    program.keep_house_aside()
 
 
-def check_own_bytes() -> None:
-    """Compare this zip with its name: an upload cut in the middle must not run."""
-    me = Path(sys.argv[0])
-    if me.suffix == ".pyz" and hashlib.sha256(me.read_bytes()).hexdigest() != me.stem:
-        me.unlink()
-        message = "the uploaded program was damaged and has been removed"
-        raise RuntimeError(message)
+def answer_to(wish: dict[str, Any], login_umask: int) -> dict[str, Any]:
+    """Carry out what waited for a login, then fulfil the wish.
+
+    The answer tells what became of each command (`commands`), whatever becomes of the wish.
+    """
+
+    def find_named(kernel_id: str, session_id: str) -> Session | None:
+        return find({**wish, "kernel_id": kernel_id, "session": session_id}, login_umask)
+
+    told = carry_out_commands(wish.get("orders"), find_named)
+    words = one_line.attempt(lambda: fulfil(wish, login_umask))
+    return {**words, "commands": told} if told else words
 
 
 def fulfil(wish: dict[str, Any], login_umask: int) -> dict[str, Any]:
     """Find the session that is meant, or start one, and tell where it answers."""
-    for order in wish.get("orders") or ():
-        carry_out(order, wish, login_umask)
     news: dict[str, Any] = {}
     with contextlib.ExitStack() as turns:
         for name in _turns(wish):
@@ -148,15 +156,6 @@ def _can_go_on(session: Session, wish: dict[str, Any], login_umask: int) -> bool
         return False
 
 
-class ElsewhereError(Exception):
-    """The session that is meant lives on another host, which alone may judge or adopt it."""
-
-    def __init__(self, session: str, host: str) -> None:
-        super().__init__(session, host)
-        self.session = session
-        self.host = host
-
-
 def find(wish: dict[str, Any], login_umask: int) -> Session | None:
     """Find the session that is meant; one whose evaluator has died gets another one."""
     kernel_id, session_id = wish.get("kernel_id", ""), wish.get("session", "")
@@ -200,7 +199,7 @@ def _revive(session: Session, wish: dict[str, Any], login_umask: int) -> bool:
     except (RemoterError, OSError):
         lock.release()
         raise
-    start(session, lock, {**wish, **known}, login_umask, is_adopted=True)
+    start(session, lock, {**wish, **known, "is_adopted": True}, login_umask, is_adopted=True)
     return True
 
 
@@ -211,28 +210,10 @@ def _is_to_have_one(session: Session) -> bool:
         child = session.read("child.json")
         if "pid" in child or session.read("exit.json"):
             break
-        if not child or not started_at(int(child["warden"])):
+        if not child or not started_at(registry.whole_number(child.get("warden"))):
             return True  # nobody is at it: another evaluator will be
         time.sleep(0.05)
     return session.has_kernel()
-
-
-def carry_out(order: dict[str, Any], wish: dict[str, Any], login_umask: int) -> None:
-    """Do what was ordered while nobody could hear it; a session that is gone needs nothing."""
-    named = {key: order.get(key, "") for key in ("kernel_id", "session")}
-    try:
-        session = find({**wish, **named}, login_umask)
-    except ElsewhereError:
-        return
-    if session is None:
-        return
-    if order.get("kernel_id") in session.kernels_before():
-        return  # it has gone to another front since: another launch was quicker to carry it out
-    pid = int(session.read("door.json")["pid"])
-    os.kill(pid, signal.SIGUSR1 if order.get("order") == "restart" else signal.SIGTERM)
-    limit = time.monotonic() + STOP_WITHIN
-    while order.get("order") == "stop" and session.is_alive() and time.monotonic() < limit:
-        time.sleep(0.05)
 
 
 def why_it_ended(session_id: str) -> dict[str, Any]:
@@ -310,6 +291,7 @@ def _evaluate(
         door = Door(reactor, session, journal)
         journal.low_water = door.low_water
         public, secret = zmq.curve_keypair()
+        program.note_program(session)
         session.claim(door.open(secret, public), public.decode())
     except BaseException as error:  # noqa: BLE001 - the login waits for a word
         why: Any = f"{type(error).__name__}: {error}"

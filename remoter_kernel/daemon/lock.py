@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from typing import Callable
 
-from remoter_kernel.daemon.folders import is_ours, leave_locks_folder, locks_folder
+from remoter_kernel.daemon.folders import is_ours, leave_locks_folder, locks_folder, no_place
 from remoter_kernel.errors import RemoterError
 
 TRY_EVERY = 0.02  # seconds
@@ -54,6 +54,9 @@ class Lock:
             file = os.open(str(self._path), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
         except FileNotFoundError:
             return False  # the last one has just removed the folder
+        except OSError as error:
+            why = f"{self._path.parent}: {error.strerror}"
+            raise no_place(why) from error
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             is_the_file = os.path.samestat(os.fstat(file), self._path.stat())

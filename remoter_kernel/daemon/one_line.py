@@ -5,6 +5,7 @@ Other lines are noise (a banner, for instance). Needs only what Python brings.
 
 from __future__ import annotations
 
+import errno
 import json
 import sys
 import traceback
@@ -15,24 +16,41 @@ from remoter_kernel.errors import RemoterError
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+# What a file system says that takes nothing from us; other errors have other reasons.
+NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
+
 Answer = tuple[dict[str, Any], "Iterable[bytes]"]  # what is in the line, and what follows it
 
 
 def answer(fulfil: Callable[[dict[str, Any]], Answer]) -> None:
     """Read one wish, a JSON object, from stdin, and answer it."""
-    rest: Iterable[bytes] = ()
-    try:
-        words, rest = fulfil(json.loads(sys.stdin.readline()))
-    except OSError as error:
-        place = f" ({error.filename})" if error.filename else ""
-        words = {"lacks": "room", "what": f"{error.strerror}{place}"}
-    except RemoterError as error:
-        words = {"lacks": "reader", "what": str(error)}
-    except Exception as error:  # noqa: BLE001 - the one line is all that is heard of us
-        traceback.print_exc()
-        words = {"lacks": "luck", "what": f"{type(error).__name__}: {error}"}
+    rest: list[Iterable[bytes]] = []
+
+    def read_and_fulfil() -> dict[str, Any]:
+        words, chunks = fulfil(json.loads(sys.stdin.readline()))
+        rest.append(chunks)
+        return words
+
+    words = attempt(read_and_fulfil)
     out = sys.stdout.buffer
     out.write(b"REMOTER " + json.dumps(words).encode() + b"\n")
-    for chunk in rest:
-        out.write(chunk)
+    for chunks in rest:
+        for chunk in chunks:
+            out.write(chunk)
     out.flush()
+
+
+def attempt(do: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Return what comes of it, or in the same words why nothing does."""
+    try:
+        return do()
+    except OSError as error:
+        traceback.print_exc()
+        place = f" ({error.filename})" if error.filename else ""
+        lacks = "room" if error.errno in NO_ROOM else "luck"
+        return {"lacks": lacks, "what": f"{error.strerror or error}{place}"}
+    except RemoterError as error:
+        return {"lacks": "reader", "what": str(error)}
+    except Exception as error:  # noqa: BLE001 - the one line is all that is heard of us
+        traceback.print_exc()
+        return {"lacks": "luck", "what": f"{type(error).__name__}: {error}"}

@@ -59,6 +59,11 @@ def write_json(path: Path, words: dict[str, Any]) -> None:
         raise
 
 
+def whole_number(value: object) -> int:
+    """Read a number in a file of ours, which another version or a bad disk may have written."""
+    return value if isinstance(value, int) else 0
+
+
 class Session:
     """One session's folder and what it says."""
 
@@ -167,13 +172,14 @@ class Session:
     def has_evaluator(self) -> bool:
         """Does the process that answers for it run here, whether it answers or not?"""
         door = self.read("door.json")
-        return self.is_here() and is_running(int(door["pid"]), str(door["started"]))
+        is_there = is_running(whole_number(door.get("pid")), str(door.get("started", "")))
+        return is_there and self.is_here()
 
     def has_kernel(self) -> bool:
         """Does its kernel run here, whether anybody looks after it or not?"""
         child = self.read("child.json")
-        is_there = is_running(int(child.get("pid") or 0), str(child.get("started", "")))
-        return self.is_here() and is_there
+        is_there = is_running(whole_number(child.get("pid")), str(child.get("started", "")))
+        return is_there and self.is_here()
 
     def how_it_died(self) -> tuple[str, float]:
         """Say why nothing of it runs any more, and when it was last heard of."""
@@ -209,9 +215,10 @@ class Session:
         if not self.has_evaluator():
             return False
         try:
-            with socket.create_connection(("127.0.0.1", int(door["port"])), ANSWER_WITHIN):
+            port = whole_number(door.get("port"))
+            with socket.create_connection(("127.0.0.1", port), ANSWER_WITHIN):
                 return True
-        except OSError:
+        except (OSError, OverflowError):
             return False
 
 

@@ -31,6 +31,7 @@ from remoter_kernel.front import unix_sockets
 from remoter_kernel.front.configuration.remotes import Remote
 from remoter_kernel.front.logins.login import log_in_to
 from remoter_kernel.front.questions import NotAnswered, Prompt, Trust
+from remoter_kernel.front.ssh import login as login_module
 from remoter_kernel.front.ssh import system
 from remoter_kernel.front.ssh.aliases import resolve
 from remoter_kernel.front.ssh.login import CommandEnded, Login, log_in
@@ -404,6 +405,15 @@ def test_a_pipe_begins_after_its_greeting_whatever_was_said_before(login):
         near.sendall(b" second")
         assert near.recv(7) == b" second"
     wait_for(lambda: not pipe.is_open, what="the pipe ends", seconds=SOON)
+
+
+def test_a_pipe_waits_for_a_login_shell_as_long_as_any_command(login, monkeypatch):
+    """A channel is there at once or never; what a shell's start files do takes its time."""
+    monkeypatch.setattr(login_module, "CHANNEL_WITHIN", 0.5)
+    pipe = login.open_pipe("sleep 1; echo HELLO; cat", b"HELLO")
+    with connect(pipe) as near:
+        near.sendall(b"there")
+        assert near.recv(5) == b"there"
 
 
 def test_a_pipe_carries_much_both_ways_at_once(login):

@@ -17,6 +17,7 @@ from remoter_kernel.errors import RemoteLacks
 from remoter_kernel.front.bootstrap import evaluator as bootstrap
 from remoter_kernel.front.bootstrap.evaluator import ENTRY, SHIPPED, pack_evaluator, shell_path
 
+DATA = ".local/share/remoter-kernel"
 PACKAGE = Path(remoter_kernel.__file__).parent
 
 
@@ -59,7 +60,7 @@ def test_a_home_in_the_path_is_the_far_home():
 @pytest.mark.parametrize("command", [bootstrap._LAUNCH, bootstrap._UPLOAD])
 def test_commands_are_one_line_that_any_login_shell_passes_on(command):
     """No newline, no nested single quote, no `!`: csh and fish read them as sh does."""
-    text = command.format(python="python3", name="x.pyz", size=1)
+    text = command.format(python="python3", folder="x", name="x.pyz", size=1)
     assert "\n" not in text
     assert text.count("'") == 2
     assert "!" not in text
@@ -76,7 +77,7 @@ def test_the_entry_is_read_by_a_python_2_too():
 def test_what_was_cut_while_it_was_sent_is_not_taken(content, came, tmp_path):
     """The shell of a dead connection reads an end, and must not think that this was all."""
     ran = subprocess.run(
-        bootstrap._UPLOAD.format(name="x.pyz", size=5),
+        bootstrap._UPLOAD.format(folder="x", name="x.pyz", size=5),
         shell=True,
         input=content,
         capture_output=True,
@@ -84,5 +85,5 @@ def test_what_was_cut_while_it_was_sent_is_not_taken(content, came, tmp_path):
         check=True,
     )
     assert b"REMOTER " + came in ran.stdout
-    there = [path.name for path in (tmp_path / ".cache/remoter-kernel").iterdir()]
+    there = [path.name for path in (tmp_path / DATA / "programs/x").iterdir()]
     assert there == ["x.pyz"] * (came == b"took it")

@@ -44,8 +44,9 @@ def test_it_is_written_down_where_there_may_be_a_session(
         link=SimpleNamespace(state=state, has_met=bool(session), error=error),  # type: ignore[arg-type]
         dialer=a_dialer(session),  # type: ignore[arg-type]
     )
-    written = ({"order": order, "kernel_id": "0123", "session": session},)
-    assert orders.pending("gpu-box") == (written if is_written else ())
+    written = [{"order": order, "kernel_id": "0123", "session": session}]
+    pending = [each.words for each in orders.pending("gpu-box")]
+    assert pending == (written if is_written else [])
     assert stopped
 
 

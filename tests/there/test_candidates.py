@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from remoter_kernel.daemon import launch
+from remoter_kernel.daemon import inquire, launch
 from remoter_kernel.daemon.candidates import candidates_for
 from remoter_kernel.daemon.processes import boot_id, started_at
 from remoter_kernel.daemon.registry import Session
@@ -113,12 +113,14 @@ def test_an_order_for_a_front_before_is_void(port, monkeypatch, order):
     asked()
     sent = []
     monkeypatch.setattr(os, "kill", lambda *words: sent.append(words))
-    monkeypatch.setattr(launch, "STOP_WITHIN", 0.1)
+    monkeypatch.setattr(inquire, "STOP_WITHIN", 0.1)
+    monkeypatch.setattr(inquire, "KILL_WITHIN", 0.1)
     words = {"order": order, "session": session.id, "kernel_id": "old"}
-    asked(session=session.id, orders=[words])
+    launch.answer_to({**WISH, "session": session.id, "orders": [words]}, 0o022)
     assert sent == []
-    asked(session=session.id, orders=[{**words, "kernel_id": "new"}])
-    assert sent == [(os.getpid(), signal.SIGUSR1 if order == "restart" else signal.SIGTERM)]
+    words["kernel_id"] = "new"
+    launch.answer_to({**WISH, "session": session.id, "orders": [words]}, 0o022)
+    assert sent[0] == (os.getpid(), signal.SIGUSR1 if order == "restart" else signal.SIGTERM)
 
 
 ANOTHER = {

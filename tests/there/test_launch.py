@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -27,7 +28,9 @@ from tests.real_jupyter import MARK, THIS_RUN, wait_for
 from tests.real_parts import real_part
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
+
+    from tests.real_users import FarSide
 
 KEY = "0" * 40
 
@@ -300,3 +303,91 @@ def test_what_was_on_its_way_goes_with_its_session() -> None:
     session.forget_keys()
     assert not (session.folder / "carried-1").exists()
     assert (session.folder / "journal").exists()
+
+
+# Where nothing can be locked -----------------------------------------------------------
+
+
+@pytest.fixture
+def far_run(another_user: FarSide) -> Iterator[Callable[..., dict[str, Any]]]:
+    """Launch as another user on a machine whose /tmp and /var/tmp are as `mounts` makes them."""
+    with contextlib.ExitStack() as stack:
+        place = stack.enter_context(another_user.folder())
+        place.chmod(0o755)
+        name, content = pack_evaluator()
+        (place / name).write_bytes(content)
+        (place / "home").mkdir()
+        another_user.give(place / "home")
+
+        def run(mounts: str, **environment: str) -> dict[str, Any]:
+            uid = another_user.ids["user"]
+            words = {"HOME": "/mnt/home", "PATH": os.defpath, MARK: THIS_RUN, **environment}
+            as_user = ["setpriv", f"--reuid={uid}", f"--regid={another_user.ids['group']}"]
+            command = [*as_user, "--clear-groups", "env", "-i"]
+            command += [f"{key}={value}" for key, value in words.items()]
+            command += [str(another_user.python), f"/mnt/{name}"]
+            script = f"mount --bind {place} /mnt; {mounts}; cd /; exec {shlex.join(command)}"
+            ran = subprocess.run(
+                ["unshare", "-m", "sh", "-ec", script.replace("UID", str(uid))],
+                input=json.dumps({"client_key": KEY, "session": "abc123", "kernel_id": "k"}),
+                capture_output=True,
+                text=True,
+                check=True,
+                timeout=60,
+            )
+            return json.loads(ran.stdout.removeprefix("REMOTER "))
+
+        yield run
+
+
+READ_ONLY = "mount -t tmpfs -o ro,mode=1777 none /var/tmp; mount -t tmpfs -o ro,mode=1777 none /tmp"
+# The folder for locks is there from better days, and takes nothing any more.
+WAS_FINE = "mkdir -m 700 /tmp/remoter-UID; chown UID /tmp/remoter-UID"
+NO_MORE = (
+    "mount -t tmpfs -o ro,mode=1777 none /var/tmp; mount -t tmpfs -o mode=1777 none /tmp; "
+    f"{WAS_FINE}; mount -o remount,ro /tmp"
+)
+NO_FILES = (
+    "mount -t tmpfs -o ro,mode=1777 none /var/tmp; "
+    f"mount -t tmpfs -o nr_inodes=2,mode=1777 none /tmp; {WAS_FINE}"
+)
+
+
+@pytest.mark.parametrize("mounts", [READ_ONLY, NO_MORE, NO_FILES], ids=["never", "not now", "full"])
+def test_a_folder_for_temporary_files_that_takes_nothing_is_named(far_run, mounts):
+    """The home is not to blame; TMPDIR helps."""
+    told = far_run(mounts)
+    assert told["lacks"] == "reader", told
+    assert "/tmp: " in told["what"]
+    assert "TMPDIR" in told["what"]
+    other = "mkdir /mnt/t; mount -t tmpfs -o mode=1777 none /mnt/t"
+    assert far_run(f"{other}; {mounts}", TMPDIR="/mnt/t")["lacks"] == "session"
+
+
+def test_a_real_session_is_the_same_machines_after_its_host_name_has_changed(zipapp, home):
+    """It is joined, listed as alive, and stopped."""
+    real_part("root")
+
+    def under(name: str, *words: str, **wish: Any) -> dict[str, Any]:
+        command = f"hostname {name}; exec {shlex.join([sys.executable, str(zipapp), *words])}"
+        ran = subprocess.run(
+            ["unshare", "--uts", "sh", "-ec", command],
+            input=json.dumps({"client_key": KEY, **wish}),
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=60,
+        )
+        return json.loads(ran.stdout.removeprefix("REMOTER "))
+
+    first = under("as-it-was", kernel_id="k")
+    second = under("as-it-is", kernel_id="k")
+    assert (first["joined"], second["joined"]) == (False, True)
+    assert (first["host"], second["host"]) == ("as-it-was", "as-it-is")
+    assert second["session"] == first["session"]
+    (told,) = under("as-it-is", "ask", verb="sessions")["sessions"]
+    assert told["state"] in {"starting", "idle"}
+    assert told["host"] == "as-it-is"
+    (stopped,) = under("as-it-is", "ask", verb="stop", sessions=[first["session"]])["stopped"]
+    assert stopped["how"] == "stopped"
+    wait_for(lambda: not list((home / "run").iterdir()), what="no lock is left")

@@ -131,6 +131,26 @@ def test_a_noisy_login_shell_is_no_trouble(place: Place) -> None:
     assert checked.returncode == 0, checked
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_a_login_shell_that_takes_long_is_waited_for(place: Place) -> None:
+    """By a transfer, and by a session that is reached through a command, as by any other."""
+    real_part("root")
+    user = place.stack.enter_context(throw_away_user("remoter-slow"))
+    for file in (".bashrc", ".profile", ".bash_profile"):
+        (user.home / file).write_text("/bin/sleep 24\n")
+        user.give(user.home / file)
+    place.reach(place.serve(user=user.user, extra_config="AllowTcpForwarding no"))
+    (place.folder / "file").write_text("text")
+    ran = place.here.remoter("put", NAME, str(place.folder / "file"), "there", timeout=180)
+    assert ran.returncode == 0, ran
+    assert "waiting for" in ran.stderr
+    assert (user.home / "there").read_text() == "text"
+    ran = place.here.remoter("run", NAME, "-c", "print(6 * 7)", timeout=180)
+    assert (ran.returncode, ran.stdout) == (0, "42\n"), ran
+    assert "waiting for" in ran.stderr
+
+
 def test_trouble_is_over_for_a_cell_that_waits_in_the_queue(place: Place) -> None:
     """All cells that were queued get the error, and none of them runs later."""
     happening = TROUBLES["a host that refuses"].happens(place)

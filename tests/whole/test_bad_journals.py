@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from tests.real_sshd import RealSshd
     from tests.real_users import FarSide
 
+PROGRAMS = ".local/share/remoter-kernel/programs"
 SECRET = "correct-horse-battery-staple"
 
 
@@ -134,7 +135,7 @@ def test_no_file_of_a_session_has_what_was_answered_to_a_prompt(
     assert value(talk, f"got == {SECRET[::-1]!r}[::-1]") == "True"
     files = [
         path
-        for place in (folder, here.folder / "state", far.home / ".cache/remoter-kernel")
+        for place in (folder, here.folder / "state", far.home / PROGRAMS)
         for path in place.rglob("*")
         if path.is_file()
     ]

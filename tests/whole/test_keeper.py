@@ -205,7 +205,7 @@ def test_errors_arrive_as_what_they_are(remote: Remote, sshd: RealSshd) -> None:
 def test_what_was_left_of_a_broken_upload_is_sent_anew(remote: Remote, here: JupyterHere) -> None:
     with login(remote) as mine:
         assert here.remoter("run", NAME, "-c", "1").returncode == 0
-        mine.run("cd ~/.cache/remoter-kernel && for z in *.pyz; do truncate -s 100 $z; done")
+        mine.run("cd ~/.local/share/remoter-kernel/programs; truncate -s 100 */*.pyz")
         ran = here.remoter("run", NAME, "-c", "print('fine')")
         assert (ran.returncode, ran.stdout) == (0, "fine\n"), ran.stderr
 

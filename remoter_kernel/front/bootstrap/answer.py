@@ -113,9 +113,9 @@ def _clock(moment: str) -> str:
 def lack_room(why: str, host: str, remote: Remote) -> NoReturn:
     """Say that nothing can be written there."""
     raise RemoteLacks(
-        f"Nothing can be written in the home on {host}: {plain_text(why)}.",
-        "Make room there (or set XDG_CACHE_HOME and XDG_DATA_HOME to a place that has some), "
-        "then run the cell again.",
+        f"Nothing can be written on {host}: {plain_text(why)}.",
+        "Make room there, or set XDG_DATA_HOME in the start-up files of your shell there to a "
+        "folder that has some, then run the cell again.",
         remote=remote.name,
     )
 
@@ -155,6 +155,20 @@ def _others(told: object) -> Iterator[dict[str, str]]:
     for each in told if isinstance(told, list) else ():
         if isinstance(each, dict) and is_session_id(each.get("session")):
             yield {"session": each["session"], "notebook": plain_text(each.get("notebook") or "")}
+
+
+def read_commands(line: bytes) -> list[dict[str, str]]:
+    """Return what became of each command that the launch brought, in an answer of any kind."""
+    try:
+        words = json.loads(line)
+    except (ValueError, RecursionError):
+        return []
+    told = words.get("commands") if isinstance(words, dict) else None
+    return [
+        {key: plain_text(each.get(key) or "") for key in ("name", "became", "why")}
+        for each in (told if isinstance(told, list) else ())
+        if isinstance(each, dict)
+    ]
 
 
 # How sessions are -------------------------------------------------------------------------

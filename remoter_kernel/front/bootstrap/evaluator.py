@@ -18,6 +18,7 @@ from remoter_kernel.front.bootstrap.answer import (
     StrangeAnswer,
     lack_room,
     read_address,
+    read_commands,
     read_words,
 )
 from remoter_kernel.front.ssh.outcome import CommandEnded, Ran
@@ -25,7 +26,7 @@ from remoter_kernel.plain_text import plain_text
 from remoter_kernel.wire.files import GREETING
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from remoter_kernel.front.configuration.remotes import Remote
     from remoter_kernel.front.logins.access import Access, Way
@@ -87,8 +88,10 @@ SHIPPED = (
     "daemon/own_kernelspec.py",
     "daemon/past.py",
     "daemon/patience.py",
+    "daemon/pending_commands.py",
     "daemon/pieces.py",
     "daemon/processes.py",
+    "daemon/program.py",
     "daemon/records.py",
     "daemon/registry.py",
     "daemon/slow_start.py",
@@ -100,16 +103,22 @@ SHIPPED = (
 )
 ENTRY = "daemon/__main__.py"  # becomes the zip's own __main__.py
 
+FOLDER_DIGITS = 16  # of the hash that name the folder of a version
+
 MARKER = b"REMOTER "  # a line of ours begins so; a banner's lines do not
 START_WITHIN = 60.0  # seconds
 UPLOAD_WITHIN = 120.0  # seconds
 ASK_WITHIN = 120.0  # seconds
 MOST_READ = 64 * 1024  # bytes of what a host said instead of an answer
 
-# One line without newlines or quotes that any login shell (csh and fish, too) passes on. It
+# Lines without newlines or quotes that any login shell (csh and fish, too) passes on. The first
 # begins with an empty line: what a shell's start files print may end without a newline.
+_FOLDER = (
+    'd="$XDG_DATA_HOME"; case "$d" in /*) ;; *) d="$HOME/.local/share";; esac; '
+    'd="$d/remoter-kernel/programs/{folder}"; '
+)
 _LAUNCH = (
-    'sh -c \'echo; p="{python}"; z="${{XDG_CACHE_HOME:-$HOME/.cache}}/remoter-kernel/{name}"; '
+    f'sh -c \'echo; p="{{python}}"; {_FOLDER}z="$d/{{name}}"; '
     'if command -v "$p" >/dev/null 2>&1; then :; else echo REMOTER lacks python; exit 0; fi; '
     'if [ -f "$z" ] && [ "$(wc -c <"$z")" -eq {size} ]; then exec "$p" "$z"; '
     "else echo REMOTER lacks zip; fi'"
@@ -119,7 +128,7 @@ _BRIDGE = _LAUNCH.replace('exec "$p" "$z"', 'exec "$p" "$z" bridge {host} {port}
 _TRANSFER = _LAUNCH.replace('exec "$p" "$z"', 'exec "$p" "$z" transfer')
 BRIDGED = MARKER + b"bridge"
 _UPLOAD = (
-    'sh -c \'umask 077; d="${{XDG_CACHE_HOME:-$HOME/.cache}}/remoter-kernel"; '
+    f"sh -c 'umask 077; {_FOLDER}"
     'mkdir -p "$d" && cat > "$d/{name}.$$" && [ "$(wc -c <"$d/{name}.$$")" -eq {size} ] && '
     '{{ sync "$d/{name}.$$" 2>/dev/null || sync; }} && '
     'mv -f "$d/{name}.$$" "$d/{name}" && echo REMOTER took it || '
@@ -166,6 +175,7 @@ class Address:
     pyzmq: str
     begun: float = 0.0  # since when, if another front of the same notebook has left it behind
     others: tuple[dict[str, str], ...] = ()  # which a fresh one did not join
+    notices: tuple[str, ...] = ()  # what a person should hear once
 
 
 @cache
@@ -186,20 +196,35 @@ def pack_evaluator() -> tuple[str, bytes]:
     return f"{hashlib.sha256(content).hexdigest()}.pyz", content
 
 
-def start_session(login: Access, remote: Remote, wish: Wish) -> Address:
+def _command(template: str, remote: Remote, **words: object) -> str:
+    """Fill in where the program is there, and which Python runs it."""
+    python = shell_path(remote.python or "python3")
+    return template.format(python=python, **_place(*pack_evaluator()), **words)
+
+
+def _place(name: str, content: bytes) -> dict[str, object]:
+    return {"folder": name[:FOLDER_DIGITS], "name": name, "size": len(content)}
+
+
+def start_session(
+    login: Access,
+    remote: Remote,
+    wish: Wish,
+    on_commands: Callable[[list[dict[str, str]]], None] = lambda _answers: None,
+) -> Address:
     """Start the session that is wished for, or find it; upload what runs there if need be.
 
-    One round trip and the launch's own time, when the zip is there already.
+    One round trip and the launch's own time, when the zip is there already. `on_commands` hears
+    what became of the wish's orders, whatever becomes of the rest.
     """
     name, content = pack_evaluator()
-    command = _LAUNCH.format(
-        python=shell_path(remote.python or "python3"), name=name, size=len(content)
-    )
+    command = _command(_LAUNCH, remote)
     words = vars(wish) | {"init": list(wish.init), "env": dict(wish.env), "python": remote.python}
     line = _ask(login, command, json.dumps(words).encode() + b"\n", remote)
     if line == b"lacks zip":
         _upload(login, name, content, remote)
         line = _ask(login, command, json.dumps(words).encode() + b"\n", remote)
+    on_commands(read_commands(line))
     words = read_words(line, login.host, remote)
     return Address(**read_address(words, login.host, remote))
 
@@ -209,8 +234,7 @@ def ask_there(
 ) -> tuple[dict[str, Any], bytes]:
     """Ask about sessions, in words of `daemon.inquire`; return the answer and what follows it."""
     name, content = pack_evaluator()
-    python = shell_path(remote.python or "python3")
-    command = _ASK.format(python=python, name=name, size=len(content))
+    command = _command(_ASK, remote)
     question = json.dumps(words).encode() + b"\n"
     line, rest = _hear(login, command, question, remote, seconds)
     if line == b"lacks zip":
@@ -221,20 +245,14 @@ def ask_there(
 
 def bridge(remote: Remote, address: Address) -> tuple[str, bytes]:
     """Return the command that relays its stdin and stdout to a session, and its first line."""
-    name, content = pack_evaluator()
-    python = shell_path(remote.python or "python3")
-    host = shell_path(address.address)
-    command = _BRIDGE.format(
-        python=python, name=name, size=len(content), host=host, port=address.port
-    )
-    return command, BRIDGED
+    where = {"host": shell_path(address.address), "port": address.port}
+    return _command(_BRIDGE, remote, **where), BRIDGED
 
 
 def open_transfer(login: Access, remote: Remote) -> Way:
     """Start what sends or receives files there, and be connected to it."""
     name, content = pack_evaluator()
-    python = shell_path(remote.python or "python3")
-    command = _TRANSFER.format(python=python, name=name, size=len(content))
+    command = _command(_TRANSFER, remote)
     try:
         return login.open_pipe(command, GREETING)
     except CommandEnded as ended:
@@ -300,7 +318,7 @@ def _complain(login: Access, remote: Remote, what: str, ran: Ran | CommandEnded)
 
 
 def _upload(login: Access, name: str, content: bytes, remote: Remote) -> None:
-    command = _UPLOAD.format(name=name, size=len(content))
+    command = _UPLOAD.format(**_place(name, content))
     ran = login.run(command, content, seconds=UPLOAD_WITHIN)
     if MARKER + b"took it" not in ran.stdout:
         reason = ran.stderr.decode(errors="replace").strip().splitlines()

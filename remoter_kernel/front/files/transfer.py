@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from remoter_kernel.errors import ProtocolError, RemoteLacks, RemoterError, Unreachable
 from remoter_kernel.front.bootstrap.evaluator import open_transfer
+from remoter_kernel.front.bootstrap.slow_hosts import telling_of_a_wait
 from remoter_kernel.front.files.journey import Journey, Outcome, as_error, plain, would_go
 from remoter_kernel.front.unix_sockets import connect
 from remoter_kernel.wire.duplex import Duplex
@@ -160,7 +161,8 @@ class Transfer:
 
     def _once(self, *, in_doubt: bool) -> None:
         with self._log_in(in_doubt) as login:
-            way = open_transfer(login, self._remote)
+            with telling_of_a_wait(self._remote.host, self._tell):
+                way = open_transfer(login, self._remote)
             try:
                 connection = connect(way.address, CONNECT_WITHIN)
                 connection.sendall(way.secret)

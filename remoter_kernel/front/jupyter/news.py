@@ -30,17 +30,20 @@ class News:
         """Remember; `publish(kind, content, header)` speaks in a cell."""
         self._publish = publish
         self._known: set[str] = set()  # sessions of which it was heard how they were found
+        self._heard: Address | None = None
         self._line = ""
 
     def hear(self, address: Address, notebook: str, *, is_busy: bool) -> None:
         """Hear which session it is, and whether a cell is running there."""
-        if address.session in self._known:
-            return
-        self._known.add(address.session)
-        if address.begun:
-            self._line = joined(address, notebook, time.time(), is_busy=is_busy)
-        else:
-            self._line = left_alone(address, notebook)
+        if address.session not in self._known:
+            self._known.add(address.session)
+            if address.begun:
+                self._line = joined(address, notebook, time.time(), is_busy=is_busy)
+            else:
+                self._line = left_alone(address, notebook)
+        if address is not self._heard:  # else they were told when the link was up before
+            self._heard = address
+            self._line += "".join(f"[remoter] {notice}\n" for notice in address.notices)
 
     def tell(self, requests: Iterable[Asked]) -> None:
         """Say it in the first of these that is a cell."""

@@ -121,7 +121,7 @@ class _Way:
         address = dialer.address
         assert address is not None  # noqa: S101 - it has just started
         remember_kernel_info(remote, runner.kernel_info)
-        by = ", through a command (forwarding is forbidden there)" if dialer.is_piped else ""
+        by = f", through a command ({dialer.why_piped})" if dialer.is_piped else ""
         yield Step("start", f"on {address.host} as {address.user}{by}", runner.seconds["kernel"])
         self.at = "round trip"
         seconds = min(_empty_cell(runner) for _ in range(EMPTY_CELLS))

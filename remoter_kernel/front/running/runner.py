@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     Show = Callable[[str, dict[str, Any]], None]
     Ask = Callable[[str, bool], str]
 
+REACHED_WITHIN = 600.0  # seconds; each step of the way there has a limit of its own
 READY_WITHIN = 90.0  # seconds: a kernel on a cold network disk takes its time
 LEAVE_WITHIN = 3.0  # seconds
 OVER_WITHIN = 5.0  # seconds from an interrupt to the end of what took too long
@@ -103,14 +104,31 @@ class Runner:
         """The session's id."""
         return self.dialer.address.session if self.dialer.address else ""
 
+    @property
+    def notices(self) -> tuple[str, ...]:
+        """What a person should hear of this start."""
+        return self.dialer.address.notices if self.dialer.address else ()
+
     def start(self) -> None:
         """Connect and wait until the kernel is ready; a `RemoterError` says why it is not."""
         began = time.monotonic()
         self.link.wake()
-        limit = began + READY_WITHIN
-        self.reactor.run_until(lambda: bool(self.kernel_info or self._trouble), limit)
+        # A person may be asked, or a login shell be slow: that is no fault of the kernel.
+        self.reactor.run_until(
+            lambda: bool(self.link.has_met or self._trouble), began + REACHED_WITHIN
+        )
+        limit = time.monotonic() + READY_WITHIN
+        self.reactor.run_until(
+            lambda: bool(self.kernel_info or self._trouble) or not self.link.has_met, limit
+        )
         if self._trouble:
             raise self._trouble
+        if not self.link.has_met:
+            raise Unreachable(
+                f"The session was not reached within {REACHED_WITHIN / 60:.0f} minutes.",
+                "Try again, or see with `remoter check` how far it comes.",
+                remote=self.dialer.remote.name,
+            )
         if not self.kernel_info:
             raise RemoteLacks(
                 f"The kernel was not ready within {READY_WITHIN:.0f} seconds.",
@@ -185,6 +203,8 @@ class Runner:
             if self.link.unacknowledged:
                 remote, name = self.dialer.remote.name, self.dialer.wish.kernel_id
                 orders.write_down(remote, name, self.session, "stop")
+        elif not self.link.has_met:
+            self.dialer.take_back()
         self.close()
 
     def leave(self) -> None:

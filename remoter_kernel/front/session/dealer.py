@@ -25,12 +25,11 @@ MOST_UNSEEN = 128 * 1024 * 1024  # bytes
 
 def dealer(
     context: zmq.Context[zmq.Socket[bytes]],
-    endpoint: str,
     server_key: bytes,
     public_key: bytes,
     secret_key: bytes,
 ) -> zmq.Socket[bytes]:
-    """Return a socket that is about to be connected."""
+    """Return a socket that is about to be connected, by whoever watches how that goes."""
     wire = context.socket(zmq.DEALER)
     wire.linger = 0
     wire.maxmsgsize = MOST_FRAME
@@ -40,7 +39,6 @@ def dealer(
     wire.curve_serverkey = server_key
     wire.curve_publickey = public_key
     wire.curve_secretkey = secret_key
-    wire.connect(endpoint)
     return wire
 
 

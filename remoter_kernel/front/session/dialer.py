@@ -10,20 +10,36 @@ import sys
 import threading
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import zmq
 
-from remoter_kernel.errors import ForwardingRefused, RemoteLacks, RemoterError
+from remoter_kernel.errors import (
+    ForwardingRefused,
+    NoSuchSession,
+    RemoteLacks,
+    RemoterError,
+    Unreachable,
+)
 from remoter_kernel.front.bootstrap.answer import StrangeAnswer
-from remoter_kernel.front.bootstrap.evaluator import Address, Wish, bridge, start_session
+from remoter_kernel.front.bootstrap.evaluator import (
+    Address,
+    Wish,
+    ask_there,
+    bridge,
+    start_session,
+)
+from remoter_kernel.front.bootstrap.slow_hosts import telling_of_a_wait
 from remoter_kernel.front.configuration.folders import folder_there
 from remoter_kernel.front.configuration.remotes import Remote
 from remoter_kernel.front.keeper.kept import KeptLogin, kept_login
 from remoter_kernel.front.session import known_sessions, orders
 from remoter_kernel.front.session.claims import Claim
+from remoter_kernel.front.session.greeting import AnotherWay
 from remoter_kernel.front.session.link import Line
+from remoter_kernel.front.ssh.outcome import CommandEnded
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -33,6 +49,7 @@ if TYPE_CHECKING:
     from remoter_kernel.front.questions import Questions
 
 OLD = 10.0  # seconds; a login that nobody has used for so long may have died unnoticed
+TAKE_BACK_WITHIN = 5.0  # seconds that ending an unreached session may hold somebody up
 HERE = Remote(name="here", host="this machine", python=sys.executable)
 
 
@@ -47,11 +64,18 @@ class SessionDialer:
         self.is_here = False  # was this machine dialled, as there is no remote?
         self._find = find
         self.questions = questions
+        self.on_wait: Callable[[str], None] = lambda _sentence: None  # a host takes long
         self.may_ask: Callable[[], bool] = lambda: True  # is anybody there just now?
         self.address: Address | None = None
         self._is_doubted = False
         self._is_stale = False  # did the login lead to something strange?
-        self.is_piped = False  # does the host forbid forwarding?
+        self.is_piped = False  # is the way there a command, and no forwarded connection?
+        self._is_forbidden = False  # has the host said that it forwards nothing?
+        self._is_way_proven = False  # has the session ever answered by this way?
+        self._is_line_out = False  # did the last dialling bring a line?
+        self._has_met = False  # has the session of this address ever answered?
+        self._may_have_started = False  # is there perhaps a session that only we know of?
+        self._notices: list[str] = []  # what nobody has been told yet
         self.login: Access | None = None
         self.wish = Wish(client_key="")
         self.claim = Claim()
@@ -66,10 +90,22 @@ class SessionDialer:
         with self._lock:
             self.remote = self.find()
             self.is_here = self.remote is HERE
+            if self._is_line_out and not self._is_doubted:
+                self._is_way_proven = self._has_met = True
+            self._is_line_out = False
             try:
-                return self._dial()
+                line = self._dial()
             except RemoterError as error:
                 raise error.at(self.remote.name) from error.__cause__
+            self._is_line_out = True
+            return line
+
+    @property
+    def why_piped(self) -> str:
+        """Why the way there is a command, in a clause."""
+        if self._is_forbidden:
+            return "forwarding is forbidden there"
+        return "what is forwarded there is dropped on the way"
 
     def find(self) -> Remote:
         """Return the remote as it is configured now."""
@@ -92,10 +128,50 @@ class SessionDialer:
     def forget(self) -> None:
         """Let the next dial begin a fresh session."""
         self.address = None
+        self._has_met = self._is_line_out = False
 
-    def doubt(self) -> None:
-        """Let the next dial ask where the session is: its old port may be another's by now."""
+    def doubt(self, error: RemoterError) -> RemoterError:
+        """Let the next dial ask where the session is: its old port may be another's by now.
+
+        A gateway may also take forwarded connections and drop them. Where the session has never
+        answered through one, the next dial goes through a command (`AnotherWay`), and if that
+        leads nowhere either, the one after it begins again.
+        """
         self._is_doubted = True
+        if self._is_way_proven or not isinstance(error, Unreachable):
+            return error  # what somebody there has said came by this way
+        host = self.remote.host
+        if self._is_forbidden:
+            return Unreachable(
+                f"{host} has started the session, but nothing of it comes through a command there "
+                "(and forwarding is forbidden).",
+                "Run it again; if that does not help, ask who runs that host what ends commands.",
+            )
+        self.is_piped = not self.is_piped
+        if self.is_piped:
+            return AnotherWay(f"{host} takes connections to the session and drops them.")
+        return Unreachable(
+            f"{host} has started the session, but nothing of it comes through a forwarded "
+            "connection or through a command there.",
+            "Run it again; if that does not help, ask who runs that host or a gateway before it "
+            "whether AllowTcpForwarding or a time limit is in the way.",
+        )
+
+    def take_back(self) -> None:
+        """End a session that was started and never reached; if that fails, at the next login."""
+        if not self._may_have_started:
+            return
+        self._may_have_started = False
+        is_ended = threading.Event()
+        ending = threading.Thread(
+            target=self._end_unreached, args=(is_ended,), name="take back", daemon=True
+        )
+        ending.start()
+        ending.join(TAKE_BACK_WITHIN)
+        session = self.address.session if self.address else ""
+        if not is_ended.is_set() and (session or self.wish.kernel_id):
+            with contextlib.suppress(OSError, RemoterError):  # it ends by itself, if a little later
+                orders.write_down(self.remote.name, self.wish.kernel_id, session, "stop")
 
     def close(self) -> None:
         """Close the login, and the host on this machine if there is one."""
@@ -108,23 +184,25 @@ class SessionDialer:
         login = self.login = self._log_in()
         try:
             login = self._wait_for_claim(login)
-            if self.address is None or self._is_doubted:
-                self.address = self._start(login)
-                self._is_doubted = False
-            try:
-                tunnel = self._open(login, self.address)
-            except ForwardingRefused:
-                self._take_back(login)
-                raise
-            except RemoteLacks:  # nobody listens there any more: is the session alive?
-                self.address = self._start(login)
-                tunnel = self._open(login, self.address)
+            with telling_of_a_wait(self.remote.host, self.on_wait):
+                tunnel, self.address = self._reach(login)
         except BaseException as error:
             self._is_stale = isinstance(error, StrangeAnswer)
             login.close()
             raise
         server_key = self.address.server_key.encode()
         return Line(tunnel.address, server_key, self._public, self._secret, login.close)
+
+    def _reach(self, login: Access) -> tuple[Way, Address]:
+        """Start or find the session, unless it is known where it is, and open a tunnel to it."""
+        if self.address is None or self._is_doubted:
+            self.address = self._start(login)
+            self._is_doubted = False
+        try:
+            return self._open(login, self.address), self.address
+        except RemoteLacks:  # nobody listens there any more: is the session alive?
+            self.address = self._start(login)
+            return self._open(login, self.address), self.address
 
     def _wait_for_claim(self, login: Access) -> Access:
         """Wait until it is known which notebook this is for; return a login that is young."""
@@ -141,8 +219,14 @@ class SessionDialer:
             try:
                 return login.open_tunnel(address.address, address.port)
             except ForwardingRefused:
-                self.is_piped = True
-        return login.open_pipe(*bridge(self.remote, address))
+                self.is_piped = self._is_forbidden = True
+        try:
+            return login.open_pipe(*bridge(self.remote, address))
+        except CommandEnded as ended:
+            raise RemoteLacks(
+                f"the way to the session is a command on {login.host}, and {ended.what}",
+                "Run it again; if that does not help, ask who runs that host what ends commands.",
+            ) from ended
 
     def _log_in(self) -> Access:
         if self.remote is not HERE:
@@ -174,8 +258,17 @@ class SessionDialer:
         self.login = login
 
     def _start(self, login: Access) -> Address:
-        remote = self.remote
         session = self.address.session if self.address else self.wish.session
+        try:
+            return self._start_or_find(login, session)
+        except NoSuchSession:
+            if self._has_met or self.wish.session:
+                raise
+            return self._start_or_find(login, "")  # nobody came for so long that it has ended
+
+    def _start_or_find(self, login: Access, session: str) -> Address:
+        remote = self.remote
+        pending = orders.pending(remote.name)
         with (Claim() if session else self.claim).made() as claimed:
             wish = replace(
                 self.wish,
@@ -189,27 +282,40 @@ class SessionDialer:
                 idle_timeout=remote.idle_timeout,
                 journal_limit=remote.journal_limit,
                 waiting_limit=remote.waiting_limit,
-                orders=orders.pending(remote.name),
+                orders=tuple(order.named for order in pending if order.words),
                 **claimed,
             )
-            address = start_session(login, remote, wish)
-        orders.forget(remote.name, *(order["kernel_id"] for order in wish.orders))
+            self._may_have_started |= not self.wish.session
+            try:
+                address = start_session(login, remote, wish, partial(self._settle, pending))
+            except RemoterError as error:
+                self._may_have_started &= isinstance(error, Unreachable)  # else it has answered
+                raise
+        if not session and address.is_joined:
+            self._may_have_started = False  # it is another front's, too
         if remote is not HERE and not address.is_joined:
             known_sessions.add(remote.name, address.session, wish.script)
-        return address
+        notices, self._notices = tuple(self._notices), []
+        return replace(address, notices=notices)
+
+    def _settle(self, pending: tuple[orders.Order, ...], answers: list[dict[str, str]]) -> None:
+        """Forget the orders that were answered; what they met is told with the next session."""
+        self._notices += orders.forget_answered(pending, answers)
+
+    def _end_unreached(self, is_ended: threading.Event) -> None:
+        """End the session by a command; needs the login that is there, and asks nobody."""
+        with self._lock:
+            if self.address is None:
+                return
+            self.may_ask = lambda: False
+            with contextlib.suppress(RemoterError, OSError):
+                login = self.login = self._log_in()
+                with contextlib.closing(login):
+                    words = {"verb": "stop", "sessions": [self.address.session]}
+                    ask_there(login, self.remote, words)
+                    is_ended.set()
 
     def _folder(self) -> Path:
         """Return the notebook's folder, or that in which this process was started."""
         notebook = Path(self.claim.notebook)
         return notebook.parent if notebook.is_absolute() else Path.cwd()
-
-    def _take_back(self, login: Access) -> None:
-        """Stop a session that was started just now and that nobody can reach."""
-        address = self.address
-        if address is None or address.is_joined:
-            return
-        self.address = None
-        order = {"order": "stop", "session": address.session, "kernel_id": self.wish.kernel_id}
-        wish = Wish(self._public.decode(), session=address.session, orders=(order,))
-        with contextlib.suppress(RemoterError):  # it answers that the session is gone
-            start_session(login, self.remote, wish)

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from remoter_kernel.errors import ProtocolError
+from remoter_kernel.errors import ProtocolError, Unreachable
 from remoter_kernel.wire.frames import Kind, decode, from_json
 from remoter_kernel.wire.pump import LONGEST_REASON
 
 MOST_NUMBER = 2**63  # no conversation is so long
+
+
+class AnotherWay(Unreachable):
+    """The last way led to nobody, and the dialer knows another one: that is tried at once."""
 
 
 class Welcome(NamedTuple):

@@ -24,7 +24,7 @@ from remoter_kernel.front.session.dealer import (
     Unseen,
     dealer,
 )
-from remoter_kernel.front.session.greeting import read_welcome
+from remoter_kernel.front.session.greeting import AnotherWay, read_welcome
 from remoter_kernel.wire.frames import (
     LANE,
     Bytes,
@@ -48,6 +48,8 @@ if TYPE_CHECKING:
     from remoter_kernel.front.session.pacer import Pacer
     from remoter_kernel.wire.reactor import Reactor, Timer
 
+# A way that has ended before we came to it does not even connect: that is "closed".
+LOST = zmq.EVENT_DISCONNECTED | zmq.EVENT_HANDSHAKE_FAILED_AUTH | zmq.EVENT_CLOSED
 GREET_WITHIN = 15.0  # seconds from a tunnel to the evaluator's WELCOME
 FIRST_PAUSE = 0.25  # seconds before the second try to come back
 LONGEST_PAUSE = 3.0  # seconds: a network that is back is found within five, login and all
@@ -91,8 +93,8 @@ class Dialer(Protocol):
     def cut(self) -> None:
         """Let a dial that is under way fail; from another thread."""
 
-    def doubt(self) -> None:
-        """Hear that nobody who is the session answered where the last dialling led."""
+    def doubt(self, error: RemoterError) -> RemoterError:
+        """Hear that nobody greeted us where the last dialling led; return what to say of it."""
 
 
 def pauses() -> Iterator[float]:
@@ -254,9 +256,10 @@ class Link:
             return
         self._line = line
         keys = line.server_key, line.public_key, line.secret_key
-        self._socket = wire = dealer(self._context, line.endpoint, *keys)
-        monitor = wire.get_monitor_socket(zmq.EVENT_DISCONNECTED | zmq.EVENT_HANDSHAKE_FAILED_AUTH)
+        self._socket = wire = dealer(self._context, *keys)
+        monitor = wire.get_monitor_socket(LOST)
         self.reactor.watch(monitor, self._lose)
+        wire.connect(line.endpoint)  # only now: a cut at once would go unheard
         self.reactor.watch(wire, self._hear)
         self._talk.begin()
         seen = list(self._talk.seen.values()) if self._has_met else None
@@ -339,7 +342,7 @@ class Link:
     def _lost(self, error: RemoterError) -> None:
         """The wire is gone: come back at once the first time, then with growing pauses."""
         if self._pump is None:
-            self._dialer.doubt()
+            error = self._dialer.doubt(error)
         self._drop()
         if self.state is State.CLOSED:
             return
@@ -353,7 +356,8 @@ class Link:
         self.lost_at = time.monotonic() if was_up else self.lost_at
         self.error = error
         self._drop()
-        if not (self._has_met and error.worth_retrying):
+        may_retry = self._has_met or isinstance(error, AnotherWay)
+        if not (may_retry and error.worth_retrying):
             self._change(State.FAILED)
             return
         self._change(State.WAITING)

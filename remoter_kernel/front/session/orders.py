@@ -1,18 +1,40 @@
 """Restart or stop, pressed while the link was down: written down here until a login.
 
-One small file per order, so that two fronts never write the same one.
+One small file per order, so that two fronts never write the same one. A file goes once the
+remote has said what became of it; what makes no sense goes with a word to the person.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
-from typing import TYPE_CHECKING, Any
+import time
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from remoter_kernel.front.configuration.remotes import state_folder
 from remoter_kernel.front.private_files import write_private
+from remoter_kernel.plain_text import is_session_id
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+VERBS = {"restart": "restarted", "stop": "stopped"}
+LARGEST = 64 * 1024  # bytes; ours have some hundred
+OLDEST = 30 * 24 * 3600.0  # seconds that one may wait for the machine that can carry it out
+
+
+class Order(NamedTuple):
+    """What waits for a login: its file, as it was read, and what it says."""
+
+    path: Path
+    text: str
+    words: dict[str, Any]  # empty: it makes no sense
+    age: float = 0.0  # seconds
+
+    @property
+    def named(self) -> dict[str, Any]:
+        """What it says, and the name by which the remote tells what became of it."""
+        return {**self.words, "name": self.path.stem}
 
 
 def write_down(remote: str, kernel_id: str, session: str, order: str) -> None:
@@ -21,21 +43,85 @@ def write_down(remote: str, kernel_id: str, session: str, order: str) -> None:
     write_private(_folder(remote) / f"{kernel_id}.json", json.dumps(words))
 
 
-def pending(remote: str) -> tuple[dict[str, Any], ...]:
+def pending(remote: str) -> tuple[Order, ...]:
     """Return what waits for a remote's next login."""
-    found = []
-    for path in sorted(_folder(remote).glob("*.json")):
-        try:
-            found.append(json.loads(path.read_text(encoding="utf-8")))
-        except (OSError, ValueError):
-            continue  # torn or taken by another front
-    return tuple(found)
+    found = (_read(path) for path in sorted(_folder(remote).glob("*.json")))
+    return tuple(order for order in found if order is not None)
 
 
 def forget(remote: str, *kernel_ids: str) -> None:
     """Forget orders that were carried out."""
     for kernel_id in kernel_ids:
         (_folder(remote) / f"{kernel_id}.json").unlink(missing_ok=True)
+
+
+def forget_answered(sent: tuple[Order, ...], answers: list[dict[str, str]]) -> list[str]:
+    """Forget what has become of something; return a sentence for each that cannot be done.
+
+    What the remote has not tried, or what another machine has to do, stays for a while.
+    """
+    answered = {answer["name"]: answer for answer in answers}
+    told = []
+    for order in sent:
+        why = ""
+        answer = answered.get(order.path.stem)
+        if not order.words:
+            why = "the note of it on this side makes no sense."
+        elif answer and answer["became"] == "failed":
+            why = answer["why"] or "The remote did not say why."
+        elif order.age > OLDEST:
+            why = "The machine that it runs on was not met for too long."
+        elif not (answer and answer["became"] == "done"):
+            continue
+        if _remove(order) and why:
+            told.append(_sentence(order.words, why))
+    return told
+
+
+def _sentence(words: dict[str, Any], why: str) -> str:
+    done = VERBS.get(str(words.get("order")))
+    if done is None:
+        return f"Something that was asked while the link was down is not carried out: {why}"
+    name = words.get("session")
+    which = f"Session {name}" if is_session_id(name) else "A session"
+    return (
+        f"{which} could not be {done}, as was asked while the link was down: {why} "
+        "`remoter sessions` shows whether it still runs, `remoter stop` ends it."
+    )
+
+
+def _read(path: Path) -> Order | None:
+    """Read one file; None: another front has taken it."""
+    text = ""
+    age = 0.0
+    try:
+        about = path.stat()
+        age = time.time() - about.st_mtime
+        if about.st_size <= LARGEST:
+            text = path.read_text(encoding="utf-8")
+        words = json.loads(text)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, RecursionError):
+        words = None
+    return Order(path, text, words if _makes_sense(words) else {}, age)
+
+
+def _makes_sense(words: object) -> bool:
+    if not isinstance(words, dict) or words.get("order") not in VERBS:
+        return False
+    which = [words.get(key, "") for key in ("kernel_id", "session")]
+    return all(isinstance(each, str) for each in which) and any(which)
+
+
+def _remove(order: Order) -> bool:
+    """Remove its file, unless another one is in its place by now."""
+    with contextlib.suppress(OSError, ValueError):
+        if order.words and order.path.read_text(encoding="utf-8") != order.text:
+            return True
+        order.path.unlink()
+        return True
+    return not order.path.exists()
 
 
 def _folder(remote: str) -> Path:

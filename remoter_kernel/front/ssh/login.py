@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 __all__ = ["CommandEnded", "Login", "Ran", "Tunnel", "log_in"]
 
 CHANNEL_WITHIN = 20.0  # seconds for a channel: the far end may have to connect first
+COMMAND_WITHIN = 60.0  # seconds for a command's first line: a login shell may be slow
 SPARE_WITHIN = 1.0  # seconds, and two round trips
 FORBIDDEN, CONNECT_FAILED = 1, 2  # RFC 4254, 5.1
 
@@ -275,9 +276,9 @@ class Login:
 
         That begins after a line which is exactly `greeting`; raises CommandEnded without one.
         """
-        with self._renaming("a command", CHANNEL_WITHIN):
+        with self._renaming("a command", COMMAND_WITHIN):
             pipe = Pipe(self.live, command, greeting)
-            pipe.open(CHANNEL_WITHIN)
+            pipe.open(COMMAND_WITHIN)
         self._keep(pipe)
         return pipe
 

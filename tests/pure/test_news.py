@@ -1,0 +1,30 @@
+"""What a person hears of a session in the first cell: each thing once."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+from remoter_kernel.front.bootstrap.evaluator import Address
+from remoter_kernel.front.jupyter.news import News
+from remoter_kernel.wire.messages import Voice, header_of
+
+CELL = Voice(b"").compose("execute_request", {"code": "1", "silent": False})
+ASKED = SimpleNamespace(header=header_of(CELL[1]), parts=CELL, number=1)
+
+
+def address(*notices: str) -> Address:
+    known = Address("7f3a9c", "127.0.0.1", 1, "0" * 40, True, "box", "me", "3.11", "27")
+    return replace(known, notices=notices)
+
+
+def test_a_notice_is_told_once_however_often_the_link_comes_back():
+    """Another start of the same session may bring another one."""
+    told: list[str] = []
+    news = News(lambda kind, content, _header: told.append(content.get("text", kind)))
+    first = address("Session abc123 could not be stopped.")
+    for heard in (first, first, address(), address("Another one.")):
+        news.hear(heard, "", is_busy=False)
+        news.tell([ASKED])
+    lines = [line for line in told if line != "status"]
+    assert lines == ["[remoter] Session abc123 could not be stopped.\n", "[remoter] Another one.\n"]
