@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from remoter_kernel.errors import BadConfiguration, Unreachable, Usage
+from remoter_kernel.front.private_files import needing_home
 from remoter_kernel.front.ssh.config_words import NO_RULES, Rules, rules_of
 from remoter_kernel.front.ssh.tokens import Tokens, account_home, local_user
 
@@ -118,7 +119,8 @@ def resolve(
     `environment`: of whoever logs in, if that is another process.
     """
     environment = dict(os.environ) if environment is None else environment
-    return _resolve(host, Path(ssh_config).expanduser(), environment, depth=0)
+    with needing_home():
+        return _resolve(host, Path(ssh_config).expanduser(), environment, depth=0)
 
 
 def _resolve(host: str, config: Path, environment: Mapping[str, str], *, depth: int) -> Destination:

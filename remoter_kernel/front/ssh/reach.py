@@ -101,7 +101,7 @@ def _look_up(destination: Destination) -> list[tuple[int, int, int, str, tuple[s
         try:
             where = (destination.host_name, destination.port)
             answer.append(socket.getaddrinfo(*where, type=socket.SOCK_STREAM))
-        except (OSError, UnicodeError) as error:
+        except Exception as error:  # noqa: BLE001 - whatever it was: the name is not known
             answer.append(error)
 
     asker = threading.Thread(target=ask, name="ssh-look-up", daemon=True)
