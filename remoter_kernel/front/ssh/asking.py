@@ -70,6 +70,8 @@ class Desk:
         self.entry: Entry | None = None
         """The ssh that asks: it tells of itself how far it is."""
         self.on_problem: Callable[[], None] = lambda: None
+        self.unseen: Callable[[], str] = lambda: ""
+        """Gives what the server has said to everybody, and nobody has seen yet."""
         self._host = host
         self._questions = questions
         self._folder = folder
@@ -115,6 +117,14 @@ class Desk:
         self._thread.join(ENDS_WITHIN)
         self._listener.close()
         (self._folder / "askpass").unlink(missing_ok=True)
+
+    def show(self, text: str) -> None:
+        """Show the person something to act on, between two questions."""
+
+        def ask() -> None:
+            self._questions.ask("", [], text)
+
+        self._try(ask)
 
     def _serve(self) -> None:
         assert self._listener is not None  # noqa: S101 (started)
@@ -177,7 +187,8 @@ class Desk:
             host, prompt = "", Prompt(f"{OURS}{text.rstrip(': ')} (it is not sent):")
         else:
             host, prompt = self._who_asks(text)
-        return self._questions.ask(host, [prompt], again)[0]
+        words = "\n".join(filter(None, (self.unseen() if host else "", again)))
+        return self._questions.ask(host, [prompt], words)[0]
 
     # --- who it is that asks ---
 
