@@ -39,7 +39,12 @@ from remoter_kernel.front.ssh.outcome import CommandEnded, Ran
 from remoter_kernel.front.ssh.pipe import Pipe
 from remoter_kernel.front.ssh.reach import Ended, reach
 from remoter_kernel.front.ssh.sessions import Sessions
-from remoter_kernel.front.ssh.transport import TAKES_EARLY_CHANNELS, Incompatible, Transport
+from remoter_kernel.front.ssh.transport import (
+    LAST_WORDS_WITHIN,
+    TAKES_EARLY_CHANNELS,
+    Incompatible,
+    Transport,
+)
 from remoter_kernel.front.ssh.trust import KnownHosts, fingerprint
 from remoter_kernel.front.ssh.tunnel import Tunnel
 
@@ -153,6 +158,8 @@ class Login:
 
     def _given_up(self, step: str, *, is_silent: bool) -> RemoterError:
         """Close it, and say why in the words of whoever knows: the ProxyCommand, the server."""
+        if self._transport is not None and not is_silent:
+            self._transport.join(LAST_WORDS_WITHIN)  # it reads what came before the end
         label, said, offence = self._destination.label, self._said, self._offence
         proxy = None if self._is_cut or offence else self._proxy_ended()
         self.close()

@@ -62,6 +62,7 @@ if TYPE_CHECKING:
     from remoter_kernel.front.ssh.channel import Sink
 
 LOOK_EVERY = 5.0  # seconds between two looks at whether the transport was closed
+LAST_WORDS_WITHIN = 0.5  # seconds
 LARGEST_PACKET = 256 * 1024  # bytes, as in OpenSSH; RFC 4253, 6.1 asks for 35,000
 AROUND_PACKET = 128  # bytes at the most: a packet's authentication code, and its length
 LONGEST_GREETING = 64 * 1024  # bytes until a server has said that it speaks SSH
@@ -278,6 +279,8 @@ class Transport(paramiko.Transport):  # type: ignore[misc]  # paramiko has no ty
         try:
             self._send_user_message(message)
         except (OSError, EOFError, paramiko.SSHException):
+            if threading.current_thread() is not self:
+                self.join(LAST_WORDS_WITHIN)  # it reads what the server said before it hung up
             self.end()
             raise Closed from None
 
