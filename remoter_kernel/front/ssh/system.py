@@ -174,7 +174,10 @@ class SystemLogin(Login):
             )
             return
         self._place = folder / "m"
-        words = master_words(self._options("DEBUG1"), self._place, self._host)
+        options = self._options("DEBUG1")
+        if self._destination.proxy_command:  # else a master throws away what that complains of
+            options.append("-v")
+        words = master_words(options, self._place, self._host)
         entry = self._get_in(Entry(words, environment, on_step))
         if self._desk is not None:
             self._desk.close()
