@@ -51,10 +51,33 @@ if __name__ == "__main__":
 import argparse
 import contextlib
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from remoter_kernel.errors import RemoterError
-from remoter_kernel.front.configuration.remotes import find_remote
-from remoter_kernel.front.keeper.endpoint import start_early
+from remoter_kernel.wire.threads import Thread
+
+if TYPE_CHECKING:
+    from remoter_kernel.front.jupyter.sockets import Sockets
+
+
+def start_keeper(remote: str | None) -> None:
+    """Begin to start the keeper, which makes ready while this process does; if it is needed."""
+    from remoter_kernel.front.configuration.remotes import find_remote  # noqa: PLC0415 - in a thread
+    from remoter_kernel.front.keeper.endpoint import start_early  # noqa: PLC0415 - the same
+
+    with contextlib.suppress(RemoterError, OSError):  # what is wrong is told in the first cell
+        if find_remote(remote):
+            start_early()
+
+
+def bound_sockets(connection_file: Path) -> "Sockets":
+    """Bind Jupyter's sockets, before anything else is loaded."""
+    from remoter_kernel.front.jupyter.sockets import Sockets, read_connection  # noqa: PLC0415
+    from remoter_kernel.wire.reactor import Reactor  # noqa: PLC0415
+
+    sockets = Sockets(Reactor(), read_connection(connection_file))
+    sockets.bind()
+    return sockets
 
 
 def main() -> int:
@@ -68,14 +91,14 @@ def main() -> int:
     # What Jupyter adds to a kernel's command line (nbclient: the history file) is for the
     # kernel there; it means nothing here.
     words, rest = parser.parse_known_args()
-    with contextlib.suppress(RemoterError, OSError):  # what is wrong is told in the first cell
-        if find_remote(words.remote):
-            start_early()
-    # A quarter of a second, which the keeper uses for its own start.
-    from remoter_kernel.front.kernel import serve  # noqa: PLC0415
-
+    # Nothing below may wait for a disk, for `ssh -G` or for the keeper: who asks is answered.
+    Thread(start_keeper, args=(words.remote,), name="early").start()
     try:
-        serve(words.connection_file, words.remote, tuple(rest), words.session)
+        sockets = bound_sockets(words.connection_file)
+        # A quarter of a second; what is asked meanwhile waits at the sockets.
+        from remoter_kernel.front.kernel import serve  # noqa: PLC0415
+
+        serve(sockets, words.remote, tuple(rest), words.session)
     except RemoterError as error:
         print(error, file=sys.stderr)  # the only place to say it
         return error.exit_code

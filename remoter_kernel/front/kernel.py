@@ -15,11 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from remoter_kernel.errors import NoSuchSession, RemoteLacks, RemoterError
-from remoter_kernel.front.configuration import kernelspec
+from remoter_kernel.front.configuration.beforehand import Beforehand
 from remoter_kernel.front.configuration.remotes import (
     Remote,
     find_remote,
-    last_kernel_info,
     remember_kernel_info,
 )
 from remoter_kernel.front.jupyter import answers
@@ -34,7 +33,7 @@ from remoter_kernel.front.jupyter.last_words import LastWords
 from remoter_kernel.front.jupyter.mouth import Mouth, Route
 from remoter_kernel.front.jupyter.news import News
 from remoter_kernel.front.jupyter.notices import NoRemote, Notices
-from remoter_kernel.front.jupyter.sockets import Sockets, digest, read_connection
+from remoter_kernel.front.jupyter.sockets import digest
 from remoter_kernel.front.questions import NeedsPerson
 from remoter_kernel.front.session.awakening import Awakening
 from remoter_kernel.front.session.dialer import HERE, SessionDialer
@@ -57,10 +56,11 @@ from remoter_kernel.wire.messages import (
     header_of,
     says_restarting,
 )
-from remoter_kernel.wire.reactor import Reactor
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from remoter_kernel.front.jupyter.sockets import Sockets
 
 
 class Kernel:
@@ -68,30 +68,30 @@ class Kernel:
 
     def __init__(
         self,
-        connection: dict[str, Any],
+        sockets: Sockets,
         remote_name: str | None,
         arguments: tuple[str, ...] = (),
         session: str = "",
     ) -> None:
         """Remember; `run` begins. A broken configuration is told in the first cell.
 
-        `session`: the id of one that is there, which outlives this front.
+        `sockets` are bound: what is said meanwhile waits there. `session`: the id of one that is
+        there, which outlives this front.
         """
-        self.reactor = Reactor()
+        self.reactor = sockets.reactor
         self.reactor.on_bug = traceback.print_exception
-        self.sockets = Sockets(self.reactor, connection)
+        self.sockets = sockets
         self.dialer = SessionDialer(partial(find_remote, remote_name))
         self.link = Link(self.reactor, self.dialer)
-        self._name = remote_name
-        kernel_id = digest(str(connection.get("key", "")))
+        self._beforehand = Beforehand(remote_name, HERE)
+        kernel_id = digest(str(sockets.connection.get("key", "")))
         self.dialer.wish = replace(
             self.dialer.wish, kernel_id=kernel_id, arguments=arguments, session=session
         )
         self.trouble: RemoterError | None = None  # why there is no kernel there
         self._mouth = Mouth(self.sockets, kernel_id)
         self._is_ready = False  # is the far kernel there, as far as we know?
-        self._info = last_kernel_info(self._find())
-        self._language = kernelspec.language_of(self._find())
+        self._info, self._language = self._beforehand.known()
         self._routes: dict[str, Route] = {}
         self._impatient = Impatient(self.reactor, self._mouth)
         self._has_asker = False  # has any client allowed questions?
@@ -151,7 +151,6 @@ class Kernel:
             most = self._find().waiting_limit
             self.link.pacer = Pacer(self.reactor, time.monotonic, self._hear, self.link.flush, most)
         self.link.on_change = self._note_change
-        self.sockets.bind()
         self._ending.watch()
         Awakening(self.reactor, self.link.look_again).start()
         self._mouth.publish("status", {"execution_state": "starting"})
@@ -166,10 +165,7 @@ class Kernel:
 
     def _find(self) -> Remote:
         """Return the remote as it is configured now; one that cannot be read has its name."""
-        try:
-            return find_remote(self._name) or HERE
-        except RemoterError:
-            return Remote(name=self._name or "default", host="")
+        return self._beforehand.find()
 
     # From Jupyter ----------------------------------------------------------------------
 
@@ -389,11 +385,10 @@ class Kernel:
 
 
 def serve(
-    connection_file: Path,
+    sockets: Sockets,
     remote_name: str | None,
     arguments: tuple[str, ...] = (),
     session: str = "",
 ) -> None:
-    """Be the kernel of a connection file, for one remote or the default one."""
-    connection = read_connection(connection_file)
-    Kernel(connection, remote_name, arguments, session).run()
+    """Be the kernel of these bound sockets, for one remote or the default one."""
+    Kernel(sockets, remote_name, arguments, session).run()

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import platformdirs
 
-from remoter_kernel.errors import Usage
+from remoter_kernel.errors import BadConfiguration, Usage
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -28,7 +28,23 @@ class CannotWrite(Usage):
 def state_folder() -> Path:
     """Where this side keeps what it has seen: REMOTER_STATE, else the person's state folder."""
     named = os.environ.get(STATE)
-    return Path(named).expanduser() if named else platformdirs.user_state_path(APPLICATION)
+    with needing_home():
+        return Path(named).expanduser() if named else platformdirs.user_state_path(APPLICATION)
+
+
+@contextlib.contextmanager
+def needing_home() -> Iterator[None]:
+    """Say it where there is no home: HOME is not set, and the system knows no such user."""
+    try:
+        yield
+    except RuntimeError as err:
+        if os.path.expanduser("~") != "~":  # noqa: PTH111 - Path.home() would raise
+            raise
+        who = f" (number {os.getuid()})" if os.name == "posix" else ""
+        raise BadConfiguration(
+            f"this machine knows no home of the user here{who}, and HOME is not set.",
+            "Set HOME to a folder of yours, then try again.",
+        ) from err
 
 
 @contextlib.contextmanager

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import getpass
+import pwd
 import shutil
 import socket
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from remoter_kernel.errors import BadConfiguration, Unreachable, Usage
+from remoter_kernel.front.configuration.remotes import Remote, config_path, state_folder
 from remoter_kernel.front.ssh import aliases
 from remoter_kernel.front.ssh.aliases import Destination, resolve
 
@@ -176,6 +179,54 @@ def test_tokens_of_this_machine_are_filled_in(reader, config):
     config.write_text("Host box\n IdentityFile /k/%u-%L\n")
     short = socket.gethostname().partition(".")[0]
     assert resolve("box", config).identity_files == (Path(f"/k/{getpass.getuser()}-{short}"),)
+
+
+@pytest.fixture
+def nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    """We are a user id that the system does not know, as in many containers."""
+
+    def unknown(*_who: object) -> None:
+        message = "getpwuid(): uid not found: 54321"
+        raise KeyError(message)
+
+    for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("getpwuid", "getpwnam"):
+        monkeypatch.setattr(pwd, name, unknown)
+
+
+CONDITIONS = """
+Host box
+ HostName %h.example.org
+Match host other
+ Port 99
+Match localuser ada
+ Port 98
+"""
+
+
+def test_without_a_name_of_ones_own_a_user_that_is_given_will_do(config, nobody):
+    config.write_text(CONDITIONS)
+    found = resolve("ada@box", config)
+    assert (found.user, found.host_name, found.port) == ("ada", "box.example.org", 22)
+    assert resolve("eve@other", config).port == 99
+
+
+def test_without_any_name_that_is_a_sentence(config, nobody):
+    config.write_text(CONDITIONS)
+    with pytest.raises(BadConfiguration, match="nobody is named to log in as") as caught:
+        resolve("box", config)
+    assert "user@host" in caught.value.advice
+
+
+def test_without_a_home_that_is_a_sentence(config, nobody, monkeypatch):
+    monkeypatch.delenv("HOME")
+    for name in ("XDG_CONFIG_HOME", "XDG_STATE_HOME", "REMOTER_CONFIG", "REMOTER_STATE"):
+        monkeypatch.delenv(name, raising=False)
+    assert Remote(name="box", host="box").ssh_config == Path("~/.ssh/config")
+    for need in (partial(resolve, "ada@box", config), config_path, state_folder):
+        with pytest.raises(BadConfiguration, match="HOME is not set"):
+            need()
 
 
 def test_a_destination_is_plain_and_comparable():

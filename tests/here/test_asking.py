@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
+import sys
 import threading
 import time
+from multiprocessing.connection import Listener
 from typing import TYPE_CHECKING
 
 import pytest
 
 from remoter_kernel.front.questions import NotAnswered, Prompt, Trust
-from remoter_kernel.front.ssh import askpass
+from remoter_kernel.front.ssh import asking, askpass
 from remoter_kernel.front.ssh.asking import Desk
 from remoter_kernel.front.ssh.entry import Entry
 from remoter_kernel.front.ssh.outcome import UnknownHostKey
@@ -19,6 +22,7 @@ from tests.real_jupyter import wait_for
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+    from multiprocessing.connection import Connection
     from pathlib import Path
 
 UNKNOWN = (
@@ -167,6 +171,64 @@ def test_who_does_not_know_the_key_of_the_login_asks_nothing(desk, person):
     assert ask(desk, "Password:", **{askpass.PLACE: "/nowhere"})[0] == 1
     assert person.asked == []
     assert ask(desk, "Password:")[0] == 0
+
+
+class Full:
+    """A listener of a process that has no descriptor left, at first or for good."""
+
+    def __init__(self, real: Listener, times: int) -> None:
+        self.real, self.times, self.tried = real, times, 0
+        self.address = real.address
+        self.close = real.close
+
+    def accept(self) -> Connection:
+        self.tried += 1
+        if self.tried <= self.times:
+            raise OSError(errno.EMFILE, "too many open files")
+        return self.real.accept()
+
+
+def full(desk: Desk, monkeypatch: pytest.MonkeyPatch, times: int) -> Full:
+    """Let a desk that has not begun have such a listener."""
+    made: list[Full] = []
+
+    def listen(*words: object, **options: object) -> Full:
+        made.append(Full(Listener(*words, **options), times))  # type: ignore[arg-type]
+        return made[0]
+
+    monkeypatch.setattr(asking, "Listener", listen)
+    desk.start()
+    return made[0]
+
+
+def test_without_a_descriptor_it_waits_a_little_and_does_not_spin(person, tmp_path, monkeypatch):
+    desk = Desk("the box", person, tmp_path)
+    monkeypatch.setattr(asking, "PAUSE", 60.0)
+    listener = full(desk, monkeypatch, sys.maxsize)
+    wait_for(lambda: listener.tried, what="it has tried")
+    desk.close()
+    assert listener.tried == 1
+
+
+def test_once_there_is_a_descriptor_again_it_asks(person, tmp_path, monkeypatch):
+    desk = Desk("the box", person, tmp_path)
+    monkeypatch.setattr(asking, "PAUSE", 0.01)
+    full(desk, monkeypatch, 3)
+    assert ask(desk, "Password:") == (0, b"an answer\n")
+    desk.close()
+
+
+def test_a_fault_while_it_asks_ends_the_login_in_a_sentence(desk, person, monkeypatch):
+    def break_down(*_words: object) -> None:
+        raise ZeroDivisionError
+
+    ended = []
+    desk.on_problem = lambda: ended.append(True)
+    monkeypatch.setattr(person, "ask", break_down)
+    assert ask(desk, "Password:")[0] == 1
+    assert "could not be passed on: ZeroDivisionError" in str(desk.problem)
+    assert ended == [True]
+    assert ask(desk, "Password:")[0] == 1
 
 
 def test_after_the_login_there_is_no_program_any_more(desk, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import socket
@@ -11,13 +12,14 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import psutil
 import pytest
 
 from remoter_kernel.errors import ForwardingRefused, HostKeyProblem, LoginRefused, RemoteLacks
 from remoter_kernel.front.logins import host as host_module
+from remoter_kernel.front.logins import host_server
 from remoter_kernel.front.logins.host import EmbeddedHost
 from remoter_kernel.front.ssh.login import Login, log_in
 from tests.real_sshd import make_key
@@ -67,6 +69,18 @@ def test_it_starts_fast():
     # On a busy machine both take longer.
     pairs = [(start(), only_import()) for _ in range(3)]
     assert min(host - max(0.0, bare - 0.25) for host, bare in pairs) < 0.4
+
+
+def test_without_a_descriptor_left_it_goes_on_a_little_later(monkeypatch):
+    monkeypatch.setattr(host_server, "PAUSE", 0.01)
+    troubles = [errno.EMFILE, errno.ECONNABORTED, errno.EBADF]
+
+    class Full:
+        def accept(self) -> None:
+            raise OSError(troubles.pop(0), "no")
+
+    host_server._accept(cast("Any", Full()), None, None)
+    assert troubles == []
 
 
 def test_a_command_runs_as_on_any_host(login):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import shutil
+import signal
 import stat
 import subprocess
 import sys
@@ -423,7 +425,50 @@ def test_a_proxy_command_carries_the_connection(server, tmp_path):
     assert not [child for child in psutil.Process().children() if str(carry) in child.cmdline()]
 
 
-def test_a_proxy_command_that_fails_is_a_sentence(server, tmp_path):
-    config = server.ssh_config(tmp_path / "config", "far", extra="ProxyCommand false")
-    with pytest.raises(Unreachable, match="ended the connection"):
+@pytest.mark.parametrize(
+    ("command", "sentence"),
+    [
+        ("false", "failed with status 1 and said nothing"),
+        (
+            "sh -c 'echo the token is too old >&2; exit 3'",
+            'failed with status 3: "the token is too old"',
+        ),
+        ("/nowhere/proxy", "failed with status 127: .*not found"),
+        ("sh -c 'echo no route >&2; exec sleep 600'", 'gave no connection: "no route"'),
+    ],
+)
+def test_a_proxy_command_that_fails_says_why_in_its_own_words(server, tmp_path, command, sentence):
+    extra = f"ProxyCommand {command}\nConnectTimeout 1"
+    config = server.ssh_config(tmp_path / "config", "far", extra=extra)
+    began = time.monotonic()
+    with pytest.raises(Unreachable, match=f"the ProxyCommand of far .*{sentence}"):
         log_in(resolve("far", config))
+    assert time.monotonic() - began < 8
+
+
+def test_what_a_proxy_command_leaves_behind_holds_up_nobody(server, tmp_path):
+    left = tmp_path / "left"
+    command = f"sh -c 'sleep 600 & echo $! > {left}; echo no way >&2; exit 1'"
+    config = server.ssh_config(tmp_path / "config", "far", extra=f"ProxyCommand {command}")
+    before = set(threading.enumerate())
+    try:
+        with pytest.raises(Unreachable, match='failed with status 1: "no way"'):
+            log_in(resolve("far", config))
+        assert set(threading.enumerate()) <= before
+    finally:
+        os.kill(int(left.read_text()), signal.SIGKILL)
+
+
+def test_a_proxy_command_that_complains_without_end_is_read(server, tmp_path):
+    """Else it would stop at a full pipe, and its connection with it."""
+    noise = tmp_path / "noise.py"
+    noise.write_text(
+        "import os, subprocess, sys\n"
+        "os.write(2, b'warning' * 100000)\n"
+        "os.execvp('bash', ['bash', '-c', 'exec 3<>/dev/tcp/127.0.0.1/$0; cat <&3 & cat >&3', "
+        "sys.argv[1]])\n"
+    )
+    extra = f"ProxyCommand {sys.executable} {noise} %p"
+    config = server.ssh_config(tmp_path / "config", "far", extra=extra)
+    with contextlib.closing(log_in(resolve("far", config))) as login:
+        assert login.run("echo hi").stdout == b"hi\n"

@@ -137,7 +137,8 @@ def test_a_dead_address_leaves_time_for_the_next(there, monkeypatch):
     [
         (b"", True, "ended the connection during the step 'connect'"),
         (b"", False, "fell silent during the step 'connect'"),
-        (b"HTTP/1.1 400 Bad Request\r\n\r\n", True, "ended the connection"),
+        (b"HTTP/1.1 400 Bad Request\r\n\r\n", True, 'and said: "HTTP/1.1 400 Bad Request"'),
+        (b"Not allowed at this time\r\n", True, 'and said: "Not allowed at this time"'),
         (b"HTTP/1.1 400 Bad Request\r\n\r\n", False, "fell silent|ended the connection"),
         (b"SSH-1.5-ancient\r\n", False, "ended the connection"),
         (b"SSH-2.0-OpenSSH_9.9\r\n", True, "ended the connection"),

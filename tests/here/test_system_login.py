@@ -585,6 +585,9 @@ def test_what_is_in_the_way_is_a_sentence(config, tmp_path, monkeypatch):
         f"Host real\n HostName 127.0.0.1\n Port {port}\n": f"refuses connections at port {port}",
         "Host real\n HostName no-such-host.invalid\n": "no-such-host.invalid does not resolve",
         "Host real\n ProxyCommand false\n": "ended the connection during the step 'connect'",
+        "Host real\n ProxyCommand sh -c 'echo the token is too old >&2; exit 3'\n": (
+            'the ProxyCommand of real gave no connection: "the token is too old"'
+        ),
         "Host real\n HostName 127.0.0.1\n Port 1\n ProxyJump jump\n"
         + text.replace("Host real", "Host jump"): "cannot be reached from its jump host",
     }

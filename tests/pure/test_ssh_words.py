@@ -104,6 +104,79 @@ def test_a_complaint_becomes_a_sentence(said, kind, sentence):
     assert re.search(sentence, str(error)), str(error)
 
 
+BEFORE_GREETING = (
+    "debug1: kex_exchange_identification: banner line 0: Not allowed at this time\n"
+    "kex_exchange_identification: Connection closed by remote host"
+)
+FAREWELL = (
+    "Received disconnect from 10.0.0.1 port 22:11: Bye for today\n"
+    "Disconnected from 10.0.0.1 port 22"
+)
+EXPIRED = (
+    "debug1: SSH2_MSG_NEWKEYS received\nrules\nThe account has expired.\n"
+    "Connection closed by 10.0.0.1 port 22"
+)
+GATE = (
+    "debug1: Executing proxy command: exec gate\ngate: your token has expired\n"
+    "kex_exchange_identification: Connection closed by remote host\n"
+    "Connection closed by UNKNOWN port 65535"
+)
+
+
+@pytest.mark.parametrize(
+    ("said", "step", "aside", "sentence"),
+    [
+        (
+            BEFORE_GREETING,
+            "connect",
+            "",
+            'and said: "Not allowed at this time"',
+        ),
+        (
+            FAREWELL,
+            "host key",
+            "",
+            'and said: "Bye for today"',
+        ),
+        (
+            EXPIRED,
+            "login",
+            "rules\nThe account has expired.\n",
+            'and said: "rules / The account has expired."',
+        ),
+        ("Connection closed by 10.0.0.1 port 22", "login", "", "step 'login'. Try again"),
+    ],
+)
+def test_what_a_server_says_as_it_hangs_up_is_told(said, step, aside, sentence):
+    error = explain(BOX, said, step, "", may_ask=True, aside=aside)
+    assert sentence in str(error)
+
+
+@pytest.mark.parametrize(
+    ("said", "sentence"),
+    [
+        (
+            GATE,
+            f'the ProxyCommand of {BOX.label} gave no connection: "gate: your token has expired"',
+        ),
+        (
+            "gate: to 10.9.9.9: Connection refused\nConnection closed by UNKNOWN port 65535",
+            f'the ProxyCommand of {BOX.label} gave no connection: "gate: to 10.9.9.9: Conn',
+        ),
+        (
+            "Connection closed by UNKNOWN port 65535",
+            f"{BOX.label} ended the connection during the step",
+        ),
+        ("stdio forwarding failed\nConnection closed by UNKNOWN", "from its jump host"),
+    ],
+)
+def test_a_proxy_command_says_itself_why_it_fails(said, sentence):
+    box = replace(BOX, proxy_command="gate")
+    error = explain(box, said, "connect", "", may_ask=True)
+    assert isinstance(error, Unreachable)
+    assert sentence in str(error)
+
+
 def test_where_nobody_could_be_asked_the_ways_without_a_question_are_named():
     said = "ada@box: Permission denied (password)."
     assert "agent" in explain(BOX, said, "login", "", may_ask=False).advice

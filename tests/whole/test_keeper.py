@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
+import os
 import secrets
 import threading
+import time
 from multiprocessing import Pipe
 from typing import TYPE_CHECKING, Any
 
@@ -110,6 +113,35 @@ def test_a_keeper_that_is_killed_is_replaced(spec: str, remote: Remote) -> None:
         first.kill()
         assert value(talk, "kept") == "1"
         assert keeper(remote).pid != first.pid
+
+
+def test_a_running_cell_comes_back_though_keepers_ended_before_anybody_reached_them(
+    spec: str, remote: Remote
+) -> None:
+    """As on a machine that is too busy, for longer than a keeper is waited for."""
+    with started_kernel(spec) as kernel:
+        talk = Talk(kernel.client)
+        talk.case(lambda talk: talk.run("import time, os"))
+        name = kernel.client.execute("time.sleep(15); print('the end')")
+        lock = os.open(endpoint.place().with_suffix(".lock"), os.O_RDWR)
+        try:
+            killed = keeper(remote)
+            taking = threading.Thread(target=fcntl.flock, args=(lock, fcntl.LOCK_EX))
+            taking.start()  # it waits for the keeper's end; each later one finds the lock taken
+            killed.kill()
+            taking.join()
+            until = time.monotonic() + endpoint.STARTS_WITHIN + 2
+            wait_for(lambda: time.monotonic() > until, what="it has been tried in vain", seconds=60)
+        finally:
+            os.close(lock)
+        reply = kernel.client.get_shell_msg(timeout=60)
+        assert reply["parent_header"]["msg_id"] == name
+        assert reply["content"]["status"] == "ok"
+        said = ""
+        while "the end" not in said:
+            message = kernel.client.get_iopub_msg(timeout=60)
+            said += message["content"].get("text", "")
+        assert "[remoter]" not in said
 
 
 def test_who_kills_a_fronts_whole_tree_kills_no_login(

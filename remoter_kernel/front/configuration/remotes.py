@@ -17,6 +17,7 @@ from remoter_kernel.front.private_files import (
     APPLICATION,
     CannotWrite,
     holding_lock,
+    needing_home,
     state_folder,
     write_private,
 )
@@ -42,9 +43,10 @@ __all__ = [
 def config_path() -> Path:
     """Where the remotes are written down: REMOTER_CONFIG, else the person's config folder."""
     named = os.environ.get("REMOTER_CONFIG")
-    if named:
-        return Path(named).expanduser()
-    return platformdirs.user_config_path(APPLICATION) / "remotes.toml"
+    with needing_home():
+        if named:
+            return Path(named).expanduser()
+        return platformdirs.user_config_path(APPLICATION) / "remotes.toml"
 
 
 # --------------------------------------------------------------- the file

@@ -32,6 +32,14 @@ SIZES = {"GiB": 2**30, "GB": 10**9, "MiB": 2**20, "MB": 10**6, "KiB": 2**10, "kB
 LEAST_LIMIT = 2**20  # bytes: with less, what is kept would be marks of what is not
 
 
+def _at_home(path: str) -> Path:
+    """Fill in the person's home; where there is none, whoever needs that file says so."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        return Path(path)
+
+
 @dataclass(frozen=True)
 class Remote:
     """A configured place to run: a host, how to log in, which kernel, which environment."""
@@ -49,7 +57,7 @@ class Remote:
     journal_limit: int = 2**30  # bytes
     waiting_limit: int = 8 * 2**20  # bytes of one cell's text that may wait for a front
     transport: Literal["auto", "paramiko", "openssh"] = "auto"
-    ssh_config: Path = field(default_factory=lambda: Path("~/.ssh/config").expanduser())
+    ssh_config: Path = field(default_factory=lambda: _at_home("~/.ssh/config"))
     login_lifetime: float = 600.0  # seconds
     local: Literal["ask", "allow", "never"] = "ask"
     remember: bool = False  # may what a login asks for be kept in this system's keyring?
@@ -160,7 +168,7 @@ def _one_of(*words: str) -> Callable[[object], str]:
 
 
 def _path(value: object) -> Path:
-    return Path(_some_text(value)).expanduser()
+    return _at_home(_some_text(value))
 
 
 READERS: Mapping[str, Callable[[object], Any]] = {

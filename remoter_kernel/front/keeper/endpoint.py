@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from remoter_kernel import __version__
-from remoter_kernel.errors import RemoteLacks
+from remoter_kernel.errors import RemoteLacks, RemoterError, Unreachable
 from remoter_kernel.front import loopback
 from remoter_kernel.front.keeper.talk import receive, send
 from remoter_kernel.front.private_files import STATE, holding_lock, state_folder
@@ -30,6 +30,8 @@ from remoter_kernel.front.unix_sockets import TCP, connect
 CONNECTS_WITHIN = 5.0  # seconds
 ENDS_WITHIN = 10.0  # seconds
 STARTS_WITHIN = 10.0  # seconds, another one that ends, or begins, at the same time included
+LEAST_STARTS = 3  # of keepers that are gone before anybody has come: a busy machine takes its time
+BEGINS_WITHIN = 60.0  # seconds for one of them to say how it is
 TRY_EVERY = 0.1  # seconds
 BOOT_ID, PROCESSES = Path("/proc/sys/kernel/random/boot_id"), Path("/proc/self/ns/pid")
 PACKAGE_ROOT = Path(__file__).resolve().parents[3]
@@ -131,7 +133,7 @@ def _start() -> subprocess.Popen[bytes]:
         "cwd": PACKAGE_ROOT,  # a folder that a person may remove must not be held
         "stdin": subprocess.DEVNULL,
         "stdout": subprocess.PIPE,
-        "stderr": subprocess.DEVNULL,
+        "stderr": subprocess.PIPE,
         # It is started elsewhere: what is relative here is not the same there.
         "env": {**os.environ, STATE: str(state_folder().absolute())},
     }
@@ -147,19 +149,51 @@ def _start() -> subprocess.Popen[bytes]:
 def _wait_for() -> Connection:
     """Wait until a keeper that is being started answers, and connect to it.
 
-    There is one at a time: what is started while another one ends, or begins, ends at once.
+    There is one at a time: what is started while another one ends, or begins, ends at once. One
+    that nobody could come to in time has ended, too: then there is another.
     """
     deadline = time.monotonic() + STARTS_WITHIN
+    starts = 0
     while True:
-        with _early.pop() if _early else _start() as process:
-            assert process.stdout is not None  # noqa: S101 - it was asked for as a pipe
-            said = process.stdout.read().decode(errors="replace").strip()
+        why_not = _why_not(_early.pop() if _early else _started())
+        starts += 1
         connection = try_connect()
         if connection is not None:
             return connection
-        if said or time.monotonic() > deadline:
+        if why_not:
             raise RemoteLacks(
-                f"the process that keeps logins did not start here: {said or 'it fell silent'}.",
+                f"the process that keeps logins did not start here: {why_not}.",
                 "Is remoter-kernel installed completely?",
             )
+        if starts >= LEAST_STARTS and time.monotonic() > deadline:
+            raise _unreached("ends before anybody reaches it")
         time.sleep(TRY_EVERY)
+
+
+def _started() -> subprocess.Popen[bytes]:
+    try:
+        return _start()
+    except OSError as error:  # no process, no memory, no descriptor is left: that passes
+        raise _unreached(f"cannot be started here: {error.strerror or error}") from error
+
+
+def _why_not(process: subprocess.Popen[bytes]) -> str:
+    """Wait until a keeper answers or has ended; return why it could not begin, as it says."""
+    try:
+        said, complaints = process.communicate(timeout=BEGINS_WITHIN)
+    except subprocess.TimeoutExpired:
+        for stream in (process.stdout, process.stderr):
+            if stream is not None:
+                stream.close()
+        raise _unreached(f"has said nothing for {BEGINS_WITHIN:g} s") from None
+    if process.returncode:
+        said = said.strip() or complaints
+    lines = said.decode(errors="replace").strip().splitlines()
+    return lines[-1].strip().rstrip(".") if lines else ""
+
+
+def _unreached(what: str) -> RemoterError:
+    return Unreachable(
+        f"the process that keeps logins {what}.",
+        "Try again; what keeps this machine so busy?",
+    )

@@ -25,6 +25,20 @@ if TYPE_CHECKING:
     from remoter_kernel.front.questions import Questions
 
 NEEDED = ("name", "host", "ssh_config", "transport")  # of a remote, to log in
+# What a keeper tells of a login, and the type of each; a newer one may tell more.
+TOLD: dict[str, type | tuple[type, ...]] = {
+    "host": str,
+    "user": str,
+    "cipher": str,
+    "host_key": str,
+    "transport": str,
+    "why_transport": str,
+    "seconds": dict,
+    "round_trip": (int, float),
+    "since": (int, float),
+    "is_new": bool,
+}
+MOST_KEEPERS = 5  # that may end, one after the other, just as we come
 
 
 def kept_login(
@@ -100,21 +114,23 @@ class KeptLogin:
             "environment": {name: os.environ[name] for name in PERSONAL if name in os.environ},
         }
         self._log_in = partial(self._learn, words, questions=questions, on_step=on_step)
-        try:
-            self._log_in()
-        except Unreachable:
-            if self._is_cut or self._has_heard:
-                raise
+        for keeper in range(1, MOST_KEEPERS + 1):
+            try:
+                self._log_in()
+                break
+            except Unreachable:
+                if self._is_cut or self._has_heard or keeper == MOST_KEEPERS:
+                    raise
             # It was about to end, as its time was over.
             self._hang_up()
             self._connection = endpoint.connect_to_keeper()
-            self._log_in()
         words["in_doubt"] = True  # from now on
 
     def _learn(self, words: dict[str, Any], **options: Any) -> None:
         known, _ = self._ask(words, **options)
-        for name, value in known.items():
-            setattr(self, name, value)
+        for name, kind in TOLD.items():
+            if isinstance(known.get(name), kind):
+                setattr(self, name, known[name])
 
     def run(self, command: str, stdin: bytes = b"", *, seconds: float = 60) -> Ran:
         """Run a command with this input, and wait until it ends."""

@@ -60,6 +60,10 @@ def main(arguments: list[str]) -> None:
     except (OSError, RemoterError) as error:
         print(error, flush=True)  # noqa: T201 - who started it reads that
         os._exit(1)
+    except Exception as error:  # noqa: BLE001 - whoever waits for it is told the reason
+        traceback.print_exc()
+        print(f"{type(error).__name__}: {error}", flush=True)  # noqa: T201 - the same
+        os._exit(1)
 
 
 def keep(place: Path) -> None:

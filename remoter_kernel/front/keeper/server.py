@@ -23,13 +23,14 @@ from remoter_kernel.front.ssh.aliases import resolve
 from remoter_kernel.front.ssh.outcome import LoginGone
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable
+    from collections.abc import Callable, Hashable
     from multiprocessing.connection import Connection
 
     from remoter_kernel.front.ssh.aliases import Destination
 
 LOOK_EVERY = 15.0  # seconds between two looks at the logins
 GRACE = 2.0  # seconds that a keeper without a login waits for somebody who logs in
+FIRST_GRACE = 20.0  # seconds until the first has come: a busy machine takes its time
 
 Answer = tuple[dict[str, Any], list[bytes]]
 
@@ -37,11 +38,12 @@ Answer = tuple[dict[str, Any], list[bytes]]
 class KeeperServer:
     """All of a person's kept logins on this machine, and whoever uses them."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._changed = threading.Condition()
         self._visitors: dict[Visitor, SharedLogin | None] = {}  # and the login that each uses
         self._logins: dict[Hashable, SharedLogin] = {}
-        self._left_at = time.monotonic()  # when the last visitor went
+        self._clock = clock
+        self._waits_until = clock() + FIRST_GRACE  # for somebody who logs in
         self._is_over = False
 
     # --- how long ---
@@ -56,9 +58,9 @@ class KeeperServer:
                     self._is_over = True
                 logins = list(self._logins.values())
             for login in expired:
-                login.close()
+                _surely(login.close)
             for login in logins:
-                login.look()
+                _surely(login.look)
 
     def close(self) -> None:
         """Show everybody out, and end the logins."""
@@ -77,7 +79,7 @@ class KeeperServer:
 
     def _grace(self) -> float:
         """Return for how many seconds it still waits for somebody."""
-        return self._left_at + GRACE - time.monotonic()
+        return self._waits_until - self._clock()
 
     def _rest(self) -> float:
         """Return for how many seconds there is nothing to do."""
@@ -111,7 +113,7 @@ class KeeperServer:
             with self._changed:
                 if login := self._visitors.pop(visitor, None):
                     login.leave(visitor)
-                self._left_at = time.monotonic()
+                self._waits_until = self._clock() + GRACE
                 self._changed.notify_all()
 
     def _answer(self, visitor: Visitor, words: dict[str, Any], blobs: list[bytes]) -> Answer:
@@ -179,6 +181,14 @@ class KeeperServer:
                 self._is_over = True
                 self._changed.notify_all()
         return {"goes_on": goes_on}
+
+
+def _surely(do: Callable[[], None]) -> None:
+    """Do something about one login; if that fails, the others are served all the same."""
+    try:
+        do()
+    except Exception:  # noqa: BLE001 - it is in the keeper's log
+        traceback.print_exc()
 
 
 def way_of(destination: Destination) -> Hashable:

@@ -224,9 +224,11 @@ class SharedLogin:
 
 def _prove(held: _ActiveLogin) -> None:
     """Cut a login that does not answer."""
-    if not _answers(held, SILENT_FOR):
-        held.login.cut()
-    held.is_in_doubt = False
+    try:
+        if not _answers(held, SILENT_FOR):
+            held.login.cut()
+    finally:  # whatever happened: it can be asked again
+        held.is_in_doubt = False
 
 
 def _answers(held: _ActiveLogin, seconds: float) -> bool:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import errno
 import io
 import ipaddress
 import logging
@@ -19,6 +20,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
 LINGER = 1.0  # seconds
 LOOK_EVERY = 5.0  # seconds between two looks of paramiko at whether it was closed
 CONNECT_WITHIN = 5.0  # seconds, on loopback
+PAUSE = 0.2  # seconds until the next connection is taken, where no descriptor is left
 AT_ONCE = 32 * 1024  # bytes
 NOT_FOR_KERNELS = "JPY_PARENT_PID"  # ipykernel ends when the process of that number does
 
@@ -95,8 +98,11 @@ def _accept(listener: socket.socket, host_key: Any, client_key: Any) -> None:
     while True:
         try:
             sock, _ = listener.accept()
-        except OSError:
-            return
+        except OSError as error:
+            if error.errno == errno.EBADF:  # closed
+                return
+            time.sleep(PAUSE)  # gone again, or no descriptor is left: that passes
+            continue
         if not is_own_process(sock):
             sock.close()
             continue

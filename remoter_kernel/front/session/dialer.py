@@ -40,6 +40,7 @@ from remoter_kernel.front.session.claims import Claim
 from remoter_kernel.front.session.greeting import AnotherWay
 from remoter_kernel.front.session.link import Line
 from remoter_kernel.front.ssh.outcome import CommandEnded
+from remoter_kernel.wire.threads import Thread
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -163,9 +164,7 @@ class SessionDialer:
             return
         self._may_have_started = False
         is_ended = threading.Event()
-        ending = threading.Thread(
-            target=self._end_unreached, args=(is_ended,), name="take back", daemon=True
-        )
+        ending = Thread(self._end_unreached, args=(is_ended,), name="take back")
         ending.start()
         ending.join(TAKE_BACK_WITHIN)
         session = self.address.session if self.address else ""

@@ -9,6 +9,8 @@ cut, and a code never.
 from __future__ import annotations
 
 import re
+import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,7 +24,8 @@ from remoter_kernel.front.questions import (
     says,
 )
 from remoter_kernel.front.ssh.authentication import CannotSign, Round, Verdict
-from remoter_kernel.front.ssh.channel import Closed, Misbehaved
+from remoter_kernel.front.ssh.banner import SHOWN_AFTER, Banner
+from remoter_kernel.front.ssh.channel import Closed, Misbehaved, TooLate
 from remoter_kernel.front.ssh.complaints import CHANGE_THAT
 from remoter_kernel.front.ssh.keys import KeyRing, LockedKey
 from remoter_kernel.front.ssh.transport import TAKES_PIPELINES
@@ -72,6 +75,8 @@ class Admission:
         self._door = transport.door
         self._software = transport.software
         self._questions = questions
+        show = partial(questions.ask, "", ()) if questions is not None else None
+        self._banner = Banner(self._asker, show)
         self._memory = memory
         self._on_first_key = on_first_key
         self._on_refusal = on_refusal
@@ -195,7 +200,7 @@ class Admission:
             return verdict, None
         if key.public:
             self._door.ask_about_key(self._user, key.algorithm, key.public)
-            heard = self._door.wait(VERDICT_WITHIN)
+            heard = self._wait()
             if isinstance(heard, Verdict):
                 self._shown += 1
                 return heard, None
@@ -216,9 +221,24 @@ class Admission:
         self._ring.notes.append(f"{key.file} was not unlocked: the passphrase was wrong.")
         return verdict, None
 
+    def _wait(self) -> Verdict | Round:
+        """Wait for what the server says; what it says to everybody is shown where it waits."""
+        began = time.monotonic()
+        while True:
+            silent = time.monotonic() - began
+            left = self._banner.patience(self._door.banner, VERDICT_WITHIN) - silent
+            try:
+                return self._door.wait(min(SHOWN_AFTER, left))
+            except TooLate:
+                if left <= SHOWN_AFTER:
+                    raise
+            self._banner.show(self._door.banner)
+            if silent > VERDICT_WITHIN:  # a network that is dead by now shows it
+                self._door.nudge()
+
     def _hear(self) -> Verdict:
         try:
-            heard = self._door.wait(VERDICT_WITHIN)
+            heard = self._wait()
         except Closed:
             if self._shown > 1:
                 raise self._hung_up() from None
@@ -231,7 +251,7 @@ class Admission:
         prompt = Prompt(f"Password of {self._user}:")
         given = password or self._ask((prompt,), self._again())[0]
         self._door.send_password(self._user, given)
-        heard = self._door.wait(VERDICT_WITHIN)
+        heard = self._wait()
         if isinstance(heard, Round):
             raise LoginRefused(
                 f"the password of {self._user} on {self._destination.label} has expired.",
@@ -245,7 +265,7 @@ class Admission:
         told: list[str] = []  # instructions of rounds without a question
         self._door.begin_rounds(self._user)
         for _ in range(ROUNDS):
-            heard = self._door.wait(VERDICT_WITHIN)
+            heard = self._wait()
             if isinstance(heard, Verdict):
                 return heard, typed
             told.append(heard.instruction)
@@ -269,8 +289,7 @@ class Admission:
 
     def _ask(self, prompts: Sequence[Prompt], instruction: str = "") -> list[str]:
         assert self._questions is not None  # noqa: S101 - looked at before each way that leads here
-        if not self._wrong and self._door.banner and not self._typed:
-            instruction = f"{says(self._asker, self._door.banner)}\n{instruction}".strip()
+        instruction = f"{self._banner.unseen(self._door.banner)}\n{instruction}".strip()
         return self._questions.ask(self._asker, prompts, instruction)
 
     def _ask_for_passphrase(self, file: Path, again: str) -> str:

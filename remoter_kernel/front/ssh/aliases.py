@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from remoter_kernel.errors import BadConfiguration, Unreachable, Usage
+from remoter_kernel.front.private_files import needing_home
+from remoter_kernel.front.ssh.config_answers import ConfigFiles, recall, remember
 from remoter_kernel.front.ssh.config_words import NO_RULES, Rules, rules_of
 from remoter_kernel.front.ssh.tokens import Tokens, account_home, local_user
 
@@ -118,7 +120,8 @@ def resolve(
     `environment`: of whoever logs in, if that is another process.
     """
     environment = dict(os.environ) if environment is None else environment
-    return _resolve(host, Path(ssh_config).expanduser(), environment, depth=0)
+    with needing_home():
+        return _resolve(host, Path(ssh_config).expanduser(), environment, depth=0)
 
 
 def _resolve(host: str, config: Path, environment: Mapping[str, str], *, depth: int) -> Destination:
@@ -210,12 +213,12 @@ def _ask_for_usual_words(ssh: str) -> dict[str, list[str]] | None:
         )
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return _words_in(done.stdout) or None
+    return _words_in(done.stdout.decode(errors="surrogateescape")) or None
 
 
-def _words_in(output: bytes) -> dict[str, list[str]]:
+def _words_in(output: str) -> dict[str, list[str]]:
     said: dict[str, list[str]] = {}
-    for line in output.decode(errors="surrogateescape").split("\n"):
+    for line in output.split("\n"):
         key, _, value = line.partition(" ")
         said.setdefault(key.lower(), []).append(value.strip())
     return said
@@ -225,12 +228,31 @@ def _ask_ssh(
     typed: _Typed, config: Path, environment: Mapping[str, str], *options: str
 ) -> dict[str, list[str]]:
     """Let `ssh -G` say all that its configuration means for this host."""
-    command = ["ssh", "-G", *_config_choice(config), *options]
+    choice = _config_choice(config)
+    # With -v it tells which files it reads.
+    command = ["ssh", "-v", "-G", *choice, *options]
     command += ["-l", typed.user] if typed.user else []
     command += ["-p", str(typed.port)] if typed.port else []
+    command += ["--", typed.host]
+
+    ssh = _usable_ssh(environment)
+    files = ConfigFiles(ssh, choice)
+    answer = recall(command, files)
+    if answer is None:
+        done = _run_ssh(command, typed, config, environment)
+        answer = done.stdout.decode(errors="surrogateescape")
+        is_sure = not files.is_in_doubt and files.has_all(done.stderr.decode(errors="replace"))
+        if is_sure and files.is_settled and ConfigFiles(ssh, choice).stamp == files.stamp:
+            remember(command, files, answer)
+    return _words_in(answer)
+
+
+def _run_ssh(
+    command: list[str], typed: _Typed, config: Path, environment: Mapping[str, str]
+) -> subprocess.CompletedProcess[bytes]:
     try:
         done = subprocess.run(
-            [*command, "--", typed.host],
+            command,
             env=environment,
             stdin=subprocess.DEVNULL,
             capture_output=True,
@@ -245,12 +267,13 @@ def _ask_ssh(
     except OSError as error:
         raise BadConfiguration(f"`ssh -G` cannot be run: {error}.") from error
     if done.returncode != 0:
-        why = done.stderr.decode(errors="replace").strip().splitlines() or ["no reason given"]
+        said = done.stderr.decode(errors="replace").strip().splitlines()
+        why = [line for line in said if not line.startswith("debug")] or ["no reason given"]
         raise BadConfiguration(
             f"ssh does not understand its configuration for {typed.host}: {why[-1]}.",
             f"Look at {config}.",
         )
-    return _words_in(done.stdout)
+    return done
 
 
 def _config_choice(config: Path) -> list[str]:

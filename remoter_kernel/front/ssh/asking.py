@@ -14,6 +14,7 @@ import re
 import secrets
 import shlex
 import sys
+import threading
 from multiprocessing import AuthenticationError
 from multiprocessing.connection import Client, Listener
 from pathlib import Path
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from remoter_kernel.front.ssh.entry import Entry
 
 ENDS_WITHIN = 2.0  # seconds
+PAUSE = 0.2  # seconds until the next question is taken, where no descriptor is left
 LONGEST = 256 * 1024  # bytes of one question
 TOLD_WITHIN = 1.0  # seconds: what ssh says and what it asks come by two ways
 HOST_KEY = re.compile(
@@ -69,6 +71,8 @@ class Desk:
         self.entry: Entry | None = None
         """The ssh that asks: it tells of itself how far it is."""
         self.on_problem: Callable[[], None] = lambda: None
+        self.unseen: Callable[[], str] = lambda: ""
+        """Gives what the server has said to everybody, and nobody has seen yet."""
         self._host = host
         self._questions = questions
         self._folder = folder
@@ -77,7 +81,8 @@ class Desk:
         self._key = secrets.token_bytes(32)
         self._asked: list[str] = []
         self._notes: list[Connection] = []
-        self._is_over = False
+        self._turn = threading.Lock()  # a person answers one at a time
+        self._over = threading.Event()
         self._listener: Listener | None = None
         self._thread = Thread(
             self._serve, name="ssh-questions", on_error=lambda _error: self._serve()
@@ -103,9 +108,9 @@ class Desk:
 
     def close(self) -> None:
         """Answer nothing any more."""
-        if self._listener is None or self._is_over:
+        if self._listener is None or self._over.is_set():
             return
-        self._is_over = True
+        self._over.set()
         for note in self._notes:
             note.close()
         # A thread that waits for a connection is woken by one; a thread that does not, since it
@@ -116,18 +121,29 @@ class Desk:
         self._listener.close()
         (self._folder / "askpass").unlink(missing_ok=True)
 
+    def show(self, text: str) -> None:
+        """Show the person something to act on, between two questions."""
+
+        def ask() -> None:
+            self._questions.ask("", [], text)
+
+        self._try(ask)
+
     def _serve(self) -> None:
         assert self._listener is not None  # noqa: S101 (started)
-        while not self._is_over:
+        while not self._over.is_set():
             try:
                 connection = self._listener.accept()
-            except (OSError, EOFError, AuthenticationError):  # not ours, or gone again
+            except (EOFError, AuthenticationError):  # not ours, or gone again
+                continue
+            except OSError:  # the same, or no descriptor is left: that passes
+                self._over.wait(PAUSE)
                 continue
             with contextlib.suppress(OSError, EOFError):
                 self._hear(connection)
 
     def _hear(self, connection: Connection) -> None:
-        if self._is_over:
+        if self._over.is_set():
             connection.close()
             return
         hint = connection.recv_bytes(LONGEST).decode(errors="replace")
@@ -144,11 +160,16 @@ class Desk:
                 connection.send_bytes(answer.encode())
 
     def _try(self, ask: Callable[[], str | None]) -> str | None:
-        if self.problem is None:
-            try:
-                return ask()
-            except RemoterError as error:
-                self.problem = error
+        with self._turn:
+            if self.problem is None:
+                try:
+                    return ask()
+                except RemoterError as error:
+                    self.problem = error
+                except Exception as error:  # noqa: BLE001 - else nobody would hear the next question
+                    self.problem = RemoterError(
+                        f"what ssh asked could not be passed on: {type(error).__name__}."
+                    )
                 self.on_problem()
         return None
 
@@ -169,7 +190,8 @@ class Desk:
             host, prompt = "", Prompt(f"{OURS}{text.rstrip(': ')} (it is not sent):")
         else:
             host, prompt = self._who_asks(text)
-        return self._questions.ask(host, [prompt], again)[0]
+        words = "\n".join(filter(None, (self.unseen() if host else "", again)))
+        return self._questions.ask(host, [prompt], words)[0]
 
     # --- who it is that asks ---
 

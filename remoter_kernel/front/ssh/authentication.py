@@ -5,6 +5,7 @@ What comes is kept only as long as somebody waits for it, and only as much as a 
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import re
 import threading
@@ -164,6 +165,11 @@ class Authentication(AuthHandler):  # type: ignore[misc]  # paramiko has no type
         if isinstance(heard, Misbehaved):
             raise heard
         return heard
+
+    def nudge(self) -> None:
+        """Send what means nothing: a connection that is dead cannot acknowledge it."""
+        with contextlib.suppress(OSError, EOFError, paramiko.SSHException):
+            self.transport.send_ignore(1)
 
     def abort(self) -> None:
         """The connection ended (paramiko calls this)."""

@@ -11,11 +11,18 @@ from remoter_kernel.errors import (
     ForwardingRefused,
     HostKeyProblem,
     LoginRefused,
+    RemoteLacks,
     RemoterError,
     Unreachable,
 )
-from remoter_kernel.front.questions import WITHOUT_QUESTIONS, NeedsPerson, readable
+from remoter_kernel.front.questions import (
+    WITHOUT_QUESTIONS,
+    NeedsPerson,
+    on_one_line,
+    readable,
+)
 from remoter_kernel.front.ssh.channel import Misbehaved, OtherHostKey
+from remoter_kernel.front.ssh.entry import OWN_WORDS
 from remoter_kernel.front.ssh.outcome import HostKeyNotAsked, UnknownHostKey
 from remoter_kernel.front.ssh.trust import how_to_accept, unknown_to_the_strict
 
@@ -25,6 +32,8 @@ if TYPE_CHECKING:
     from remoter_kernel.front.ssh.aliases import Destination
 
 LAST_LINES, LONGEST_LINE = 100, 500  # of what was said: the cause is told at the end
+FORBIDDEN, CONNECT_FAILED = 1, 2  # RFC 4254, 5.1
+MOST_TOLD, LONGEST_TOLD = 4, 400  # lines, characters: the last words of others in a sentence
 # Of a connection from a jump host.
 SAID_WHEN_FORBIDDEN = "open failed: administratively prohibited"
 SAID_WHEN_FAILED = "stdio forwarding failed"
@@ -39,8 +48,13 @@ class NothingInCommon(Unreachable):
     worth_retrying = False
 
 
-def ended(label: str, step: str, offence: Misbehaved | None = None) -> RemoterError:
-    """Say that a connection has ended on the way in; `offence`: remoter has ended it."""
+def ended(
+    label: str, step: str, offence: Misbehaved | None = None, *, said: str = ""
+) -> RemoterError:
+    """Say that a connection has ended on the way in.
+
+    `offence`: remoter has ended it; `said`: what the server has given as a reason, if any.
+    """
     if isinstance(offence, OtherHostKey):
         return HostKeyProblem(
             f"remoter ended the connection to {label}: the server {offence}.",
@@ -52,26 +66,75 @@ def ended(label: str, step: str, offence: Misbehaved | None = None) -> RemoterEr
             f"the server {offence}.",
             "Is it an SSH server, and the right one? Ask its administrator.",
         )
+    if words := last_words(said):
+        return Unreachable(
+            f"{label} ended the connection during the step {step!r} and said: {words}",
+            "If that does not help, ask its administrator (sshd's log may say more).",
+        )
     return Unreachable(
         f"{label} ended the connection during the step {step!r}.",
         "Try again; if it stays so, ask its administrator (sshd's log says why).",
     )
 
 
-def fell_silent(label: str, step: str) -> RemoterError:
-    """Say that nothing more came on the way in."""
+def fell_silent(label: str, step: str, *, said: str = "") -> RemoterError:
+    """Say that nothing more came on the way in; `said`: what the server has said before."""
+    words = last_words(said)
+    before = f" after it had said: {words}" if words else "."
     return Unreachable(
-        f"{label} fell silent during the step {step!r}.",
+        f"{label} fell silent during the step {step!r}{before}",
         "Look at the network or VPN, then try again.",
     )
 
 
+def proxy_ended(label: str, status: int | None, said: str) -> RemoterError | None:
+    """Say how a ProxyCommand has failed; None: it is not what has failed."""
+    words = last_words(said)
+    how = f"failed with status {status}" if status else "gave no connection"
+    if not words:
+        if not status:
+            return None
+        how, words = f"{how} and said nothing", "."
+    else:
+        words = f": {words}"
+    return Unreachable(
+        f"the ProxyCommand of {label} {how}{words}",
+        "Look at your ssh config, or try that command in a terminal.",
+    )
+
+
+def no_tunnel(destination: Destination, where: str, code: int) -> RemoteLacks:
+    """Say why no connection leads to a port there, by the code that the server gives."""
+    if code == FORBIDDEN:
+        return ForwardingRefused(
+            f"{destination.label} forbids TCP forwarding to {where}.",
+            "Its administrator would have to allow it (AllowTcpForwarding, PermitOpen).",
+        )
+    if code == CONNECT_FAILED:
+        return RemoteLacks(f"nothing listens at {where} on {destination.label}.")
+    return RemoteLacks(f"{destination.label} opens no connection to {where} (reason {code}).")
+
+
+def last_words(said: str) -> str:
+    """Return the last lines of what somebody else has said, in quotes; "" if there are none."""
+    lines = [line for each in said.splitlines() if (line := on_one_line(each))]
+    words = " / ".join(lines[-MOST_TOLD:])
+    return f'"{words[-LONGEST_TOLD:]}".' if words else ""
+
+
 def explain(
-    destination: Destination, said: str, step: str, host_key: str, *, may_ask: bool
+    destination: Destination,
+    said: str,
+    step: str,
+    host_key: str,
+    *,
+    may_ask: bool,
+    aside: str = "",
 ) -> RemoterError:
     """Say why ssh did not get in, by its last words and how far it was.
 
-    `host_key` is the kind and the fingerprint that the host has shown, if it was so far.
+    `host_key` is the kind and the fingerprint that the host has shown, if it was so far; `aside`
+    are words of the server that ssh has passed on.
     """
     lines = [
         readable(line)[:LONGEST_LINE] for line in said.splitlines() if not line.startswith("debug")
@@ -81,12 +144,25 @@ def explain(
     # are. By then its key and its address are settled, and nothing is believed about them.
     for pattern, make in _LATE_RULES if step == "login" else _RULES:
         if match := re.search(pattern, told, re.IGNORECASE):
+            by_proxy = step == "connect" and destination.proxy_command and make in _OF_THE_WAY
+            foreign = "\n".join(line for line in lines if not OWN_WORDS.match(line))
+            if by_proxy and (error := proxy_ended(destination.label, None, foreign)):
+                return error
+            if make is _closed:
+                return ended(destination.label, step, said=_reasons(said, aside))
             return make(_Told(destination, told, step, host_key, may_ask=may_ask), match)
     last = readable(lines[-1].strip()) if lines else "it said nothing"
     return Unreachable(
         f"ssh did not get to {destination.label}: {last}.",
         f"Try `ssh {destination.alias or destination.host_name}` in a terminal.",
     )
+
+
+def _reasons(said: str, aside: str) -> str:
+    """Return what the server has said before it hung up, as far as that can be told."""
+    before = "\n".join(re.findall(r"banner line \d+: (.+)", said))
+    farewell = "\n".join(re.findall(r"^Received disconnect from .+?:\d+: (.+)", said, re.MULTILINE))
+    return "\n".join(filter(None, (before, aside, farewell)))
 
 
 class _Told:
@@ -249,4 +325,5 @@ _RULES: tuple[tuple[str, Callable[[_Told, re.Match[str]], RemoterError]], ...] =
     (r"no route to host|network is unreachable|network is down", _no_way),
     (r"closed by|connection reset|broken pipe|disconnected from|disconnect from", _closed),
 )
+_OF_THE_WAY = (_unresolved, _refused, _silent, _no_way, _closed)
 _LATE_RULES = tuple(rule for rule in _RULES if rule[1] in (_too_many, _denied, _silent, _closed))

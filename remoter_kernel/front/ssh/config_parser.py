@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import paramiko
+import paramiko.config
 
 from remoter_kernel.errors import BadConfiguration
 from remoter_kernel.front.ssh.config_words import OLD_NAMES
+from remoter_kernel.front.ssh.tokens import local_user
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+# Not everybody has a name (containers), and paramiko looks it up wherever there is a condition.
+paramiko.config.getpass = SimpleNamespace(getuser=local_user)
 
 MATCHES = frozenset(
     {"all", "canonical", "exec", "final", "host", "localuser", "originalhost", "user"}
@@ -48,13 +54,3 @@ class _Parser(paramiko.SSHConfig):  # type: ignore[misc]  # paramiko has no type
             message = f"`Match {min(strange)}` is not known"
             raise paramiko.ConfigParseError(message)
         return found
-
-    def _does_match(self, match_list: list[dict[str, Any]], *more: Any) -> Any:
-        """Look up who runs this only where a condition may want it: not everybody has a name."""
-        return super()._does_match(match_list, *more) if match_list else []
-
-    def _tokenize(self, config: Any, target_hostname: str, key: str, value: str) -> str:
-        """Do the same here."""
-        if "%" not in value:
-            return value
-        return str(super()._tokenize(config, target_hostname, key, value))

@@ -37,6 +37,15 @@ INSIDE = "Authenticated to "
 LOCAL_VERSION = re.compile(
     r"debug1: Local version string SSH-2\.0-OpenSSH_(?:for_Windows_)?(\d{1,3})\.(\d{1,3})"
 )
+MOST_ASIDE = 60  # lines
+# How its own lines begin, apart from what it passes on of others.
+OWN_WORDS = re.compile(
+    r"debug\d|ssh: |OpenSSH_|Connection |Connecting |Authenticated |Received disconnect |"
+    r"Disconnected |Warning: |\*\* |kex_exchange_identification|ssh_exchange|ssh_dispatch|"
+    r"client_loop|banner exchange|Unable to negotiate|Timeout, |Host key verification|Load key |"
+    r"sign_and_send_pubkey|no such identity|Bad |Control|mux_|\S+@\S+: Permission denied|"
+    r"Permission denied|Pseudo-terminal"
+)
 MARKS_QUESTIONS = (8, 5)
 """Since this OpenSSH, "(user@host) " stands before each question of a server."""
 
@@ -62,7 +71,8 @@ class Entry:
         self._changed = threading.Condition()
         self._said: deque[str] = deque()
         self._size = 0  # characters of that
-        self._asked = self._began = 0.0
+        self._aside: deque[str] = deque(maxlen=MOST_ASIDE)
+        self._asked = self._began = self._heard_at = 0.0
         self._is_inside = self._is_over = self._is_read = False
         self._process: subprocess.Popen[bytes] | None = None
         self._threads: list[threading.Thread] = []
@@ -92,6 +102,17 @@ class Entry:
         with self._changed:
             return "".join(self._said)
 
+    @property
+    def aside(self) -> str:
+        """What it passes on of the server's own words, as far as they can be told from its own."""
+        with self._changed:
+            return "".join(self._aside)
+
+    @property
+    def silent_for(self) -> float:
+        """Seconds since it has said anything."""
+        return time.perf_counter() - self._heard_at
+
     def learns(self, is_known: Callable[[], bool], seconds: float) -> bool:
         """Wait a little until it has said something: what it asks may come before that."""
         with self._changed:
@@ -109,18 +130,22 @@ class Entry:
         """
         assert self._process is not None  # noqa: S101 (started)
         deadline = time.monotonic() + seconds
-        with self._changed:
-            while not self._is_over and (until_over or not self._is_inside):
-                if is_asking():
-                    deadline = time.monotonic() + seconds
-                if time.monotonic() >= deadline:
-                    raise TooLate
-                self._changed.wait(min(1.0, deadline - time.monotonic()))
+        while not self._is_done(until_over=until_over):
+            if is_asking():  # it may take a while, and ssh may go on meanwhile
+                deadline = time.monotonic() + seconds
+            if time.monotonic() >= deadline:
+                raise TooLate
+            with self._changed:
+                if not self._is_done(until_over=until_over):
+                    self._changed.wait(min(1.0, max(0.0, deadline - time.monotonic())))
         if self._is_inside and not until_over:
             return True
         if self._process.returncode != 0:
             self._threads[0].join(ENDS_WITHIN)  # its last words
         return self._process.returncode == 0
+
+    def _is_done(self, *, until_over: bool) -> bool:
+        return self._is_over or (self._is_inside and not until_over)
 
     def kill(self) -> None:
         """End it, from any thread; what it has put into the background lives on."""
@@ -157,6 +182,9 @@ class Entry:
     def _hear(self, line: str) -> None:
         now = time.perf_counter()
         with self._changed:
+            self._heard_at = now
+            if self.step == "login" and not OWN_WORDS.match(line):
+                self._aside.append(line + "\n")
             self._said.append(line + "\n")
             self._size += len(line) + 1
             while self._size > MOST_SAID:

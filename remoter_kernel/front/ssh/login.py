@@ -17,18 +17,34 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any
 
-from remoter_kernel.errors import ForwardingRefused, LoginRefused, RemoteLacks, Unreachable
+from remoter_kernel.errors import (
+    LoginRefused,
+    RemoteLacks,
+    RemoterError,
+    Unreachable,
+)
 from remoter_kernel.front.ssh.admission import Admission, asker_of
 from remoter_kernel.front.ssh.algorithms import offer_only_what_is_allowed
 from remoter_kernel.front.ssh.channel import Closed, Misbehaved, Refused, TooLate
 from remoter_kernel.front.ssh.commands import Running
-from remoter_kernel.front.ssh.complaints import NothingInCommon, ended, fell_silent
+from remoter_kernel.front.ssh.complaints import (
+    NothingInCommon,
+    ended,
+    fell_silent,
+    no_tunnel,
+    proxy_ended,
+)
 from remoter_kernel.front.ssh.memory import Memories, Memory, named_hops
 from remoter_kernel.front.ssh.outcome import CommandEnded, Ran
 from remoter_kernel.front.ssh.pipe import Pipe
-from remoter_kernel.front.ssh.reach import reach
+from remoter_kernel.front.ssh.reach import Ended, reach
 from remoter_kernel.front.ssh.sessions import Sessions
-from remoter_kernel.front.ssh.transport import TAKES_EARLY_CHANNELS, Incompatible, Transport
+from remoter_kernel.front.ssh.transport import (
+    LAST_WORDS_WITHIN,
+    TAKES_EARLY_CHANNELS,
+    Incompatible,
+    Transport,
+)
 from remoter_kernel.front.ssh.trust import KnownHosts, fingerprint
 from remoter_kernel.front.ssh.tunnel import Tunnel
 
@@ -43,7 +59,6 @@ __all__ = ["CommandEnded", "Login", "Ran", "Tunnel", "log_in"]
 CHANNEL_WITHIN = 20.0  # seconds for a channel: the far end may have to connect first
 COMMAND_WITHIN = 60.0  # seconds for a command's first line: a login shell may be slow
 SPARE_WITHIN = 1.0  # seconds, and two round trips
-FORBIDDEN, CONNECT_FAILED = 1, 2  # RFC 4254, 5.1
 
 
 def log_in(
@@ -105,6 +120,7 @@ class Login:
         self._is_last = is_last
         self._is_cut = False
         self._leave: Callable[[], None] = lambda: None
+        self._proxy_ended: Callable[[], Ended | None] = lambda: None
         self._spare: Running | None = None  # opened ahead, for the next command
         self._lock = threading.Lock()  # a keeper's visitors use one login at the same time
         self._sessions = Sessions()
@@ -131,16 +147,33 @@ class Login:
                 do()
                 self.seconds[step] = time.perf_counter() - began
         except (Closed, LoginRefused) as error:
-            self.close()
             if isinstance(error, LoginRefused) and not (self._is_cut or self._offence):
+                self.close()
                 raise
-            raise ended(self._destination.label, step, self._offence) from None
+            raise self._given_up(step, is_silent=False) from None
         except TooLate:
-            self.close()
-            raise fell_silent(self._destination.label, step) from None
+            raise self._given_up(step, is_silent=True) from None
         except BaseException:
             self.close()
             raise
+
+    def _given_up(self, step: str, *, is_silent: bool) -> RemoterError:
+        """Close it, and say why in the words of whoever knows: the ProxyCommand, the server."""
+        if self._transport is not None and not is_silent:
+            self._transport.join(LAST_WORDS_WITHIN)  # it reads what came before the end
+        label, said, offence = self._destination.label, self._said, self._offence
+        proxy = None if self._is_cut or offence else self._proxy_ended()
+        self.close()
+        if proxy and step == "connect" and (error := proxy_ended(label, *proxy)):
+            return error
+        if is_silent:
+            return fell_silent(label, step, said=said)
+        return ended(label, step, offence, said=said)
+
+    @property
+    def _said(self) -> str:
+        """What the server has given as a reason, before it had to say anything."""
+        return str(getattr(self._transport, "said", ""))
 
     @property
     def _offence(self) -> Misbehaved | None:
@@ -150,7 +183,7 @@ class Login:
         destination = self._destination
         self._known = KnownHosts(destination)
         before = self._through[-1].live if self._through else None
-        sock, self._leave = reach(destination, before)
+        sock, self._leave, self._proxy_ended = reach(destination, before)
         self._transport = Transport(sock, self._known.known_kinds)
         offer_only_what_is_allowed(self._transport, destination)
         try:
@@ -267,7 +300,7 @@ class Login:
             try:
                 tunnel.open(CHANNEL_WITHIN)
             except Refused as error:
-                raise _no_tunnel(self._destination, f"{host}:{port}", error.code) from None
+                raise no_tunnel(self._destination, f"{host}:{port}", error.code) from None
         self._keep(tunnel)
         return tunnel
 
@@ -363,14 +396,3 @@ class Login:
         self._is_cut = True
         if self._transport is not None:
             self._transport.cut()
-
-
-def _no_tunnel(destination: Destination, where: str, code: int) -> RemoteLacks:
-    if code == FORBIDDEN:
-        return ForwardingRefused(
-            f"{destination.label} forbids TCP forwarding to {where}.",
-            "Its administrator would have to allow it (AllowTcpForwarding, PermitOpen).",
-        )
-    if code == CONNECT_FAILED:
-        return RemoteLacks(f"nothing listens at {where} on {destination.label}.")
-    return RemoteLacks(f"{destination.label} opens no connection to {where} (reason {code}).")

@@ -1,4 +1,7 @@
-"""Gets a byte stream to a host: by TCP, through a login on a jump host, or by a ProxyCommand."""
+"""Gets a byte stream to a host: by TCP, through a login on a jump host, or by a ProxyCommand.
+
+What a ProxyCommand complains of on stderr is kept: where it fails, it alone knows why.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,8 @@ import os
 import socket
 import subprocess
 import time
-from typing import TYPE_CHECKING
+from multiprocessing.connection import wait
+from typing import TYPE_CHECKING, NamedTuple
 
 from remoter_kernel.errors import ForwardingRefused, Unreachable
 from remoter_kernel.front.ssh.channel import Refused, TooLate
@@ -26,15 +30,31 @@ if TYPE_CHECKING:
 # Linux gives up a connection whose bytes nobody acknowledges for this long.
 UNACKNOWLEDGED_FOR = 30_000  # milliseconds
 FORBIDDEN = 1  # RFC 4254, 5.1
+MOST_SAID = 16 * 1024  # bytes of what a ProxyCommand complains of: the last ones
+ENDS_WITHIN = 1.0  # seconds for a ProxyCommand whose connection is gone
 
 
-def reach(
-    destination: Destination, before: Transport | None
-) -> tuple[socket.socket, Callable[[], None]]:
-    """Connect, through the jump host `before` if there is one.
+class Ended(NamedTuple):
+    """How a ProxyCommand has ended, or goes on."""
 
-    Gives the socket, and what to call when it is not needed any more.
-    """
+    status: int | None
+    """None: it goes on."""
+    said: str
+    """What it has complained of."""
+
+
+class Reached(NamedTuple):
+    """A way to a host."""
+
+    sock: socket.socket
+    leave: Callable[[], None]
+    """To be called when it is not needed any more."""
+    ended: Callable[[], Ended | None] = lambda: None
+    """How its ProxyCommand has ended, if it has one."""
+
+
+def reach(destination: Destination, before: Transport | None) -> Reached:
+    """Connect, through the jump host `before` if there is one."""
     if before is not None:
         return _through(destination, before)
     if destination.socket_path is not None:
@@ -42,7 +62,7 @@ def reach(
     if destination.proxy_command:
         return _by_command(destination)
     sock = _by_tcp(destination)
-    return sock, sock.close
+    return Reached(sock, sock.close)
 
 
 def _by_tcp(destination: Destination) -> socket.socket:
@@ -81,16 +101,14 @@ def _by_tcp(destination: Destination) -> socket.socket:
     ) from problem
 
 
-def _by_unix_socket(
-    path: Path, destination: Destination
-) -> tuple[socket.socket, Callable[[], None]]:
+def _by_unix_socket(path: Path, destination: Destination) -> Reached:
     try:
         sock = connect(f"{UNIX}{path}", destination.connect_timeout)
     except OSError as error:
         raise Unreachable(
             f"{destination.label} does not answer: {error.strerror or error}.", "Try again."
         ) from error
-    return sock, sock.close
+    return Reached(sock, sock.close)
 
 
 def _look_up(destination: Destination) -> list[tuple[int, int, int, str, tuple[str, int]]]:
@@ -101,7 +119,7 @@ def _look_up(destination: Destination) -> list[tuple[int, int, int, str, tuple[s
         try:
             where = (destination.host_name, destination.port)
             answer.append(socket.getaddrinfo(*where, type=socket.SOCK_STREAM))
-        except (OSError, UnicodeError) as error:
+        except Exception as error:  # noqa: BLE001 - whatever it was: the name is not known
             answer.append(error)
 
     asker = Thread(ask, name="ssh-look-up", on_error=answer.append)
@@ -121,9 +139,7 @@ def _look_up(destination: Destination) -> list[tuple[int, int, int, str, tuple[s
     return answer[0]  # type: ignore[return-value]  # what getaddrinfo gives
 
 
-def _through(
-    destination: Destination, before: Transport
-) -> tuple[socket.socket, Callable[[], None]]:
+def _through(destination: Destination, before: Transport) -> Reached:
     near, far = socket.socketpair()
     tunnel = Tunnel(before, destination.host_name, destination.port, local=far)
     try:
@@ -154,10 +170,10 @@ def _through(
         near.close()
         tunnel.close()
 
-    return near, leave
+    return Reached(near, leave)
 
 
-def _by_command(destination: Destination) -> tuple[socket.socket, Callable[[], None]]:
+def _by_command(destination: Destination) -> Reached:
     if os.name != "posix":
         raise Unreachable(
             f"{destination.label} needs a ProxyCommand, which does not work from Windows here.",
@@ -166,15 +182,7 @@ def _by_command(destination: Destination) -> tuple[socket.socket, Callable[[], N
     near, far = socket.socketpair()
     try:
         with far:
-            process = subprocess.Popen(
-                # As OpenSSH does: a line for the shell, from the person's own configuration.
-                ["/bin/sh", "-c", f"exec {destination.proxy_command}"],
-                env=destination.environment,
-                stdin=far.fileno(),
-                stdout=far.fileno(),
-                stderr=subprocess.DEVNULL,
-                start_new_session=True,
-            )
+            command = _Command(destination, far.fileno())
     except OSError as error:
         near.close()
         raise Unreachable(
@@ -185,12 +193,66 @@ def _by_command(destination: Destination) -> tuple[socket.socket, Callable[[], N
 
     def leave() -> None:
         near.close()
-        with contextlib.suppress(OSError):
-            process.terminate()
-        try:
-            process.wait(1.0)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        command.end()
 
-    return near, leave
+    return Reached(near, leave, command.ended)
+
+
+class _Command:
+    """A ProxyCommand that runs, and the last of what it complains of."""
+
+    def __init__(self, destination: Destination, descriptor: int) -> None:
+        self._said = b""
+        self._is_left, self._leave = os.pipe()
+        try:
+            self._process = subprocess.Popen(
+                # As OpenSSH does: a line for the shell, from the person's own configuration.
+                ["/bin/sh", "-c", f"exec {destination.proxy_command}"],
+                env=destination.environment,
+                stdin=descriptor,
+                stdout=descriptor,
+                stderr=subprocess.PIPE,
+                start_new_session=True,
+            )
+        except BaseException:
+            os.close(self._is_left)
+            os.close(self._leave)
+            raise
+        self._listening = Thread(self._listen, name="ssh-proxy")
+        self._listening.start()
+
+    def _listen(self) -> None:
+        """Read until its end, or until nobody wants to know: what it has started may go on."""
+        stderr = self._process.stderr
+        assert stderr is not None  # noqa: S101 (piped)
+        with contextlib.suppress(OSError), stderr:
+            while self._is_left not in wait([stderr.fileno(), self._is_left]):
+                data = os.read(stderr.fileno(), MOST_SAID)
+                if not data:
+                    break
+                self._said = (self._said + data)[-MOST_SAID:]
+
+    def ended(self) -> Ended:
+        """Say how it has ended; it has a moment for that."""
+        status: int | None = None
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            status = self._process.wait(ENDS_WITHIN)
+            self._listening.join(ENDS_WITHIN)
+        return Ended(status, self._said.decode(errors="replace"))
+
+    def end(self) -> None:
+        """End it, and leave nothing behind; may be called again."""
+        with contextlib.suppress(OSError):
+            self._process.terminate()
+        try:
+            self._process.wait(ENDS_WITHIN)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        if self._listening.is_alive():
+            os.write(self._leave, b"!")
+            self._listening.join()
+        for descriptor in (self._is_left, self._leave):
+            if descriptor >= 0:
+                os.close(descriptor)
+        self._is_left = self._leave = -1

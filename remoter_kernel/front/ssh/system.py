@@ -12,12 +12,14 @@ import shutil
 import stat
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from remoter_kernel.errors import BadConfiguration, RemoterError, Unreachable
 from remoter_kernel.front.ssh.admission import VERDICT_WITHIN, asker_of
 from remoter_kernel.front.ssh.asking import Desk
+from remoter_kernel.front.ssh.banner import SHOWN_AFTER, Banner
 from remoter_kernel.front.ssh.channel import Closed, Refused, TooLate
 from remoter_kernel.front.ssh.complaints import (
     SAID_WHEN_FAILED,
@@ -103,6 +105,7 @@ class SystemLogin(Login):
         self._host = destination.alias or destination.host_name
         self._entry: Entry | None = None
         self._desk: Desk | None = None
+        self._banner = Banner(self._asker, None)
         self._may_ask = False
         self._folder: Path | None = None
         self._place: Path | None = None  # where the master listens
@@ -128,7 +131,8 @@ class SystemLogin(Login):
             raise ended(self._destination.label, self._step) from None
         except TooLate:
             self.close()
-            raise fell_silent(self._destination.label, self._step) from None
+            said = self._entry.aside if self._entry else ""
+            raise fell_silent(self._destination.label, self._step, said=said) from None
         except BaseException:
             self.close()
             raise
@@ -156,6 +160,7 @@ class SystemLogin(Login):
         environment = {**self._destination.environment, **NOBODY}
         if questions is not None:
             self._desk = self._new_desk(questions, folder)
+            self._banner = Banner(self._asker, self._desk.show)
             self._desk.start()
             environment |= self._desk.environment()
 
@@ -169,7 +174,10 @@ class SystemLogin(Login):
             )
             return
         self._place = folder / "m"
-        words = master_words(self._options("DEBUG1"), self._place, self._host)
+        options = self._options("DEBUG1")
+        if self._destination.proxy_command:  # else a master throws away what that complains of
+            options.append("-v")
+        words = master_words(options, self._place, self._host)
         entry = self._get_in(Entry(words, environment, on_step))
         if self._desk is not None:
             self._desk.close()
@@ -208,6 +216,7 @@ class SystemLogin(Login):
         desk = self._desk
         if desk is not None:
             desk.on_problem, desk.entry = entry.kill, entry
+            desk.unseen = lambda: self._banner.unseen(entry.aside)
         try:
             entry.start()
         except OSError as error:
@@ -216,9 +225,7 @@ class SystemLogin(Login):
                 'Install an OpenSSH client, or set transport = "paramiko".',
             ) from error
         seconds = self._destination.connect_timeout + VERDICT_WITHIN
-        is_in = entry.wait(
-            seconds, lambda: desk is not None and desk.is_asking, until_over=CAN_SHARE
-        )
+        is_in = entry.wait(seconds, partial(self._waits_for_person, entry), until_over=CAN_SHARE)
         self._remember_host_key()
         if desk is not None and desk.problem is not None:
             raise desk.problem
@@ -227,10 +234,29 @@ class SystemLogin(Login):
         if not is_in:
             said = entry.said + (self._why_not_through() if entry.step == "connect" else "")
             raise explain(
-                self._destination, said, entry.step, entry.host_key, may_ask=self._may_ask
+                self._destination,
+                said,
+                entry.step,
+                entry.host_key,
+                may_ask=self._may_ask,
+                aside=entry.aside,
             )
         self.cipher, self.host_key, self.seconds = entry.cipher, entry.host_key, entry.seconds
         return entry
+
+    def _waits_for_person(self, entry: Entry) -> bool:
+        """Say whether a person is to answer, or to act on what the server has said to everybody.
+
+        That is shown where the server does not go on.
+        """
+        desk = self._desk
+        if desk is None or desk.is_asking:
+            return desk is not None
+        if entry.step != "login" or entry.silent_for < SHOWN_AFTER:
+            return False
+        said = entry.aside
+        self._banner.show(said)
+        return entry.silent_for < self._banner.patience(said, 0.0)
 
     def _why_not_through(self) -> str:
         """Ask the jump host itself, in ssh's words: what goes through it has no stderr."""

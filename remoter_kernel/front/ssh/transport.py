@@ -44,6 +44,7 @@ from paramiko.common import (
 )
 from paramiko.packet import Packetizer
 
+from remoter_kernel.front.questions import LONGEST_TEXT
 from remoter_kernel.front.ssh.authentication import Authentication
 from remoter_kernel.front.ssh.channel import (
     PACKET,
@@ -62,6 +63,7 @@ if TYPE_CHECKING:
     from remoter_kernel.front.ssh.channel import Sink
 
 LOOK_EVERY = 5.0  # seconds between two looks at whether the transport was closed
+LAST_WORDS_WITHIN = 0.5  # seconds
 LARGEST_PACKET = 256 * 1024  # bytes, as in OpenSSH; RFC 4253, 6.1 asks for 35,000
 AROUND_PACKET = 128  # bytes at the most: a packet's authentication code, and its length
 LONGEST_GREETING = 64 * 1024  # bytes until a server has said that it speaks SSH
@@ -87,6 +89,16 @@ class BoundedPacketizer(Packetizer):  # type: ignore[misc]  # paramiko has no ty
     """paramiko's reader of packets, which would take in whatever a server names."""
 
     _greeting = 0  # bytes
+    before_greeting = ""
+    """What the server says instead of saying that it speaks SSH."""
+
+    def readline(self, timeout: float) -> str:
+        """Read a line before the first packet."""
+        line = str(super().readline(timeout))
+        is_greeting = line.startswith("SSH-")
+        said = "" if is_greeting else f"{self.before_greeting}\n{line}"
+        self.before_greeting = said[-LONGEST_TEXT:]
+        return line
 
     def read_all(self, n: int, check_rekey: bool = False) -> bytes:  # noqa: FBT001, FBT002 (paramiko's)
         """Read that many bytes: the head of a packet, or all the rest that its head has named."""
@@ -107,6 +119,7 @@ class Transport(paramiko.Transport):  # type: ignore[misc]  # paramiko has no ty
     """One SSH connection. `start` it, `meet` the server, log in, open channels, `end` it."""
 
     _problem: BaseException | None = None
+    _farewell = ""  # what the server said when it hung up
     _active_check_timeout = LOOK_EVERY
     _preferred_ciphers = (
         "aes128-gcm@openssh.com",
@@ -184,6 +197,16 @@ class Transport(paramiko.Transport):  # type: ignore[misc]  # paramiko has no ty
                 raise Incompatible(match[1])
             raise Closed
 
+    def _parse_disconnect(self, m: Any) -> None:
+        m.get_int()
+        self._farewell = m.get_binary().decode(errors="replace")[:LONGEST_TEXT]
+
+    @property
+    def said(self) -> str:
+        """What the server has given as a reason so far, unasked: it may be anything."""
+        words = (self.packetizer.before_greeting, self.door.banner, self._farewell)
+        return "\n".join(filter(None, words)) if not self.is_authenticated() else self._farewell
+
     @property
     def software(self) -> str:
         """What the server calls itself."""
@@ -257,6 +280,8 @@ class Transport(paramiko.Transport):  # type: ignore[misc]  # paramiko has no ty
         try:
             self._send_user_message(message)
         except (OSError, EOFError, paramiko.SSHException):
+            if threading.current_thread() is not self:
+                self.join(LAST_WORDS_WITHIN)  # it reads what the server said before it hung up
             self.end()
             raise Closed from None
 

@@ -1,0 +1,192 @@
+"""What `ssh -G` has answered, remembered from start to start where nothing can have changed it.
+
+An answer is kept only where each file that ssh has read is known by its dates, and where none of
+them makes it depend on anything else: a command, the network, a name server, the environment.
+Whatever is in doubt is asked anew.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import glob
+import hashlib
+import json
+import os
+import re
+import shlex
+import socket
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from remoter_kernel.errors import RemoterError
+from remoter_kernel.front.private_files import holding_lock, state_folder, write_private
+from remoter_kernel.front.ssh.config_words import NAMES, OLD_NAMES
+from remoter_kernel.front.ssh.tokens import account_home, local_user
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+FILE = "ssh_answers.json"  # in the state folder
+MOST_ANSWERS = 64  # the oldest are forgotten
+MOST_FILES, LARGEST_FILE = 200, 256 * 1024  # bytes: who has more of it waits for ssh
+SETTLED_AFTER = 2.0  # seconds: a file written later may change again and keep its date
+SYSTEM_FOLDER = Path("/etc/ssh")
+ALONE = frozenset({"all", "final"})  # conditions of Match that nothing but files and words decide
+WITH_WORD = frozenset({"host", "localuser", "originalhost", "tagged", "user"})
+LINE = re.compile(r'\s*([A-Za-z0-9]+)(?:\s*=\s*|\s+|(?="))(.*)')
+READ = re.compile(r"^debug1: Reading configuration data (.+?)\r?$", re.MULTILINE)
+
+
+class InDoubt(Exception):
+    """Something other than dated files may change an answer."""
+
+
+class ConfigFiles:
+    """The files that an ssh reads, and their dates, before it is asked."""
+
+    def __init__(self, ssh: str, choice: Sequence[str]) -> None:
+        """Look at them; `choice` is the option -F, if there is one.
+
+        Without it ssh reads the system's own file, too, wherever that is.
+        """
+        own = Path(account_home()) / ".ssh"
+        self._has_system = not choice
+        self._dates: dict[str, list[int] | None] = {}
+        self._found: dict[str, list[str]] = {}  # by what Include asks for
+        self.is_in_doubt = False
+        try:
+            self._look_at_program(Path(ssh))
+            for name in choice[1:] or [str(own / "config")]:
+                if name != "none":
+                    self._read(Path(name), own)
+            if self._has_system:
+                self._read(SYSTEM_FOLDER / "ssh_config", SYSTEM_FOLDER)
+        except (InDoubt, OSError, ValueError, RuntimeError):
+            self.is_in_doubt = True
+
+    @property
+    def stamp(self) -> list[Any]:
+        """What has to be the same for an answer to be the same, in plain values."""
+        return [self._dates, self._found]
+
+    def has_all(self, complaints: str) -> bool:
+        """Say whether ssh, by what it told with -v, has read no other file."""
+        read = set(READ.findall(complaints))
+        if self._has_system and str(SYSTEM_FOLDER / "ssh_config") not in read:
+            return False  # this ssh has its own elsewhere
+        return read <= set(self._dates)
+
+    @property
+    def is_settled(self) -> bool:
+        """Was none of them written so lately that its date says little?"""
+        latest = time.time() - SETTLED_AFTER
+        return all(max(dates[:2]) < latest * 1e9 for dates in self._dates.values() if dates)
+
+    def _look_at_program(self, ssh: Path) -> None:
+        with ssh.open("rb") as file:
+            if file.read(2) == b"#!":  # whatever that does
+                raise InDoubt
+        self._date(ssh)
+
+    def _date(self, path: Path) -> bool:
+        """Remember the dates of a file; say whether it is there."""
+        if len(self._dates) >= MOST_FILES:
+            raise InDoubt
+        try:
+            found = path.stat()
+        except FileNotFoundError:
+            self._dates[str(path)] = None
+            return False
+        dates = [found.st_mtime_ns, found.st_ctime_ns, found.st_size, found.st_ino]
+        self._dates[str(path)] = dates
+        return True
+
+    def _read(self, path: Path, folder: Path) -> None:
+        """Look through a file, and those that it includes; `folder` is where their names begin."""
+        if str(path) in self._dates or not self._date(path):
+            return
+        with path.open("rb") as file:
+            text = file.read(LARGEST_FILE + 1)
+        if len(text) > LARGEST_FILE:
+            raise InDoubt
+        for line in text.decode(errors="surrogateescape").splitlines():
+            if line.strip() and not line.lstrip().startswith("#"):
+                self._heed(line, folder)
+
+    def _heed(self, line: str, folder: Path) -> None:
+        match = LINE.match(line)
+        word = match[1].lower() if match else ""
+        if not match or "$" in line or not (word in NAMES or word in OLD_NAMES):
+            raise InDoubt
+        if word == "include":
+            for pattern in _words_of(match[2]):
+                self._include(pattern, folder)
+        is_bad_match = word == "match" and not _is_steady(_words_of(match[2]))
+        if is_bad_match or (word == "canonicalizehostname" and _words_of(match[2]) != ["no"]):
+            raise InDoubt
+
+    def _include(self, pattern: str, folder: Path) -> None:
+        if "%" in pattern or (pattern.startswith("~") and not pattern.startswith("~/")):
+            raise InDoubt
+        if pattern.startswith("~/"):
+            pattern = f"{account_home()}{pattern[1:]}"
+        pattern = str(folder / pattern)
+        self._found[pattern] = sorted(glob.glob(pattern))  # noqa: PTH207 - as ssh: a text
+        for path in self._found[pattern]:
+            self._read(Path(path), folder)
+
+
+def _words_of(text: str) -> list[str]:
+    if "\\" in text:
+        raise InDoubt
+    return shlex.split(text, comments=True)
+
+
+def _is_steady(words: Sequence[str]) -> bool:
+    """Say whether a Match is decided by files and by the words of the command alone."""
+    rest = [*words]
+    while rest:
+        condition = rest.pop(0).lstrip("!").lower()
+        if condition in WITH_WORD and rest:
+            rest.pop(0)
+        elif condition not in ALONE:
+            return False
+    return True
+
+
+def recall(command: Sequence[str], files: ConfigFiles) -> str | None:
+    """Return what ssh has answered to this command when its files were as they are now."""
+    if files.is_in_doubt:
+        return None
+    known = _load().get(_key(command))
+    if isinstance(known, dict) and known.get("files") == files.stamp:
+        answer = known.get("answer")
+        return answer if isinstance(answer, str) and answer else None
+    return None
+
+
+def remember(command: Sequence[str], files: ConfigFiles, answer: str) -> None:
+    """Keep an answer for the next start; where that fails, ssh is asked again."""
+    with contextlib.suppress(RemoterError, OSError):
+        path = state_folder() / FILE
+        with holding_lock(path):
+            known = _load()
+            known.pop(_key(command), None)
+            known[_key(command)] = {"files": files.stamp, "answer": answer}
+            write_private(path, json.dumps(dict([*known.items()][-MOST_ANSWERS:])))
+
+
+def _load() -> dict[str, Any]:
+    with contextlib.suppress(RemoterError, OSError, ValueError):
+        known = json.loads((state_folder() / FILE).read_text(encoding="utf-8"))
+        if isinstance(known, dict):
+            return known
+    return {}
+
+
+def _key(command: Sequence[str]) -> str:
+    """Name what was asked, by whom and where."""
+    user = str(os.getuid()) if os.name == "posix" else ""
+    who = [user, local_user(), account_home(), socket.gethostname()]
+    return hashlib.sha256(json.dumps([*command, *who]).encode()).hexdigest()

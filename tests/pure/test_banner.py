@@ -1,0 +1,89 @@
+"""How long a server may be silent, and what of its words a person has yet to see."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from remoter_kernel.front.ssh import admission
+from remoter_kernel.front.ssh.admission import VERDICT_WITHIN, Admission
+from remoter_kernel.front.ssh.authentication import Verdict
+from remoter_kernel.front.ssh.banner import ACTED_ON_WITHIN, Banner
+from remoter_kernel.front.ssh.channel import TooLate
+
+ADDRESS = "Visit https://login.example.org/a/1"
+RULES = "Be nice."
+
+
+class Door:
+    """A server that lets somebody in at some time, by a clock of its own."""
+
+    def __init__(self, banner: str, at: float) -> None:
+        self.banner, self.at, self.now, self.nudges = banner, at, 1000.0, 0
+        self.began = self.now
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def wait(self, seconds: float) -> Verdict:
+        until = self.now + seconds
+        if self.began + self.at <= until:
+            self.now = max(self.now, self.began + self.at)
+            return Verdict(let_in=True)
+        self.now = until
+        raise TooLate
+
+    def nudge(self) -> None:
+        self.nudges += 1
+
+
+def way_in(door: Door, shown: list[str] | None, monkeypatch: pytest.MonkeyPatch) -> Admission:
+    found: Any = object.__new__(Admission)
+    found._door = door
+    found._banner = Banner("box", None if shown is None else shown.append)
+    monkeypatch.setattr(admission, "time", door)
+    way: Admission = found
+    return way
+
+
+@pytest.mark.parametrize(
+    ("banner", "has_person", "patience"),
+    [
+        ("", True, VERDICT_WITHIN),
+        (RULES, True, VERDICT_WITHIN),
+        (ADDRESS, True, ACTED_ON_WITHIN),
+        ("Open example.org/device and type ABC", True, ACTED_ON_WITHIN),
+        (ADDRESS, False, VERDICT_WITHIN),
+    ],
+)
+def test_a_server_that_has_named_an_address_may_be_silent_for_long(
+    *, banner: str, has_person: bool, patience: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown: list[str] | None = [] if has_person else None
+    in_time = way_in(Door(banner, patience - 0.5), shown, monkeypatch)
+    assert in_time._wait() == Verdict(let_in=True)
+    late = Door(banner, patience + 0.5)
+    with pytest.raises(TooLate):
+        way_in(late, shown, monkeypatch)._wait()
+    assert late.now - late.began == pytest.approx(patience)
+    assert (late.nudges > 0) == (patience > VERDICT_WITHIN)
+
+
+def test_it_is_shown_once_and_only_where_the_server_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[str] = []
+    way_in(Door(ADDRESS, 0.5), shown, monkeypatch)._wait()
+    assert shown == []
+    way_in(Door(ADDRESS, 50.0), shown, monkeypatch)._wait()
+    assert shown == [f"[box says] {ADDRESS}"]
+
+
+def test_what_was_shown_is_not_shown_again_and_what_comes_later_is() -> None:
+    shown: list[str] = []
+    banner = Banner("box", shown.append)
+    banner.show(RULES)
+    banner.show(RULES)
+    assert banner.unseen(RULES) == ""
+    assert banner.unseen(f"{RULES}\n{ADDRESS}") == f"[box says] {ADDRESS}"
+    banner.show(f"{RULES}\n{ADDRESS}")
+    assert shown == [f"[box says] {RULES}"]
