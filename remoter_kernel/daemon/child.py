@@ -32,6 +32,7 @@ from remoter_kernel.errors import ProtocolError, RemoteLacks
 from remoter_kernel.wire.frames import Bytes, Channel
 from remoter_kernel.wire.messages import HEADER, PARENT, TOPIC, Voice, content_of, header_of
 from remoter_kernel.wire.reactor import messages
+from remoter_kernel.wire.threads import Worker
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -81,6 +82,7 @@ class Child:
         self.is_encrypted = False  # for sure only once the kernel has answered
         self._offered: Keys | None = None
         self._context = zmq.Context()
+        self._disk = Worker("child", reactor.call)
         self._sockets: dict[Channel, zmq.Socket[bytes]] = {}
         self._greeting: Greeting | None = None  # while it is not known
         self._is_held = False  # what is sent waits until something is heard on iopub
@@ -222,8 +224,8 @@ class Child:
         if self._is_heard:
             self._is_met = True
             if self._offered and not self.is_encrypted:
-                with contextlib.suppress(OSError):  # no room: whoever takes over asks again
-                    withdraw_keys(Path(self.manager.connection_file))
+                # If there is no room, whoever takes over asks again.
+                self._disk.do(partial(withdraw_keys, Path(self.manager.connection_file)))
             self.on_ready(header_of(parts[HEADER]), content_of(parts))
         else:
             again = partial(self.ask, Channel.SHELL, "kernel_info_request", {})
@@ -261,6 +263,7 @@ class Child:
         """Give everything back."""
         self.disconnect()
         self._context.term()
+        self._disk.close(0.0)
 
     def last_words(self, lines: int = 12) -> str:
         """Return the end of what this kernel printed by itself."""
@@ -334,9 +337,16 @@ class Child:
 
     def _look_after(self, about: dict[str, Any]) -> None:
         """Watch a process whose warden is no child of ours."""
+        self._disk.do(partial(self._stand_of, about), partial(self._judge, about))
+
+    def _stand_of(self, about: dict[str, Any]) -> tuple[bool, bool, dict[str, Any]]:
+        """Tell of such a process: does it run, has it a warden, how has it ended?"""
         is_there = is_running(self.pid, about.get("started", ""))
         has_warden = bool(started_at(int(about["warden"])))
-        words = registry.read_json(self.folder / "exit.json")
+        return is_there, has_warden, registry.read_json(self.folder / "exit.json")
+
+    def _judge(self, about: dict[str, Any], stand: tuple[bool, bool, dict[str, Any]]) -> None:
+        is_there, has_warden, words = stand
         if self.pid == 0:
             return
         if words.get("pid") == self.pid or not has_warden:
