@@ -33,6 +33,7 @@ from remoter_kernel.errors import RemoteLacks
 from remoter_kernel.wire.frames import Channel
 from remoter_kernel.wire.kernel_client import KernelClient
 from remoter_kernel.wire.messages import Voice
+from remoter_kernel.wire.threads import Worker
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -82,6 +83,7 @@ class Child:
         self.client.on_message = self._hear
         self.client.on_ready = self._be_ready
         self._log = KernelLog(folder)
+        self._disk = Worker("child", reactor.call)
         self._offered: Keys | None = None
         self._greeting: Greeting | None = None  # while it is not known
         self._warden: subprocess.Popen[bytes] | None = None
@@ -165,8 +167,8 @@ class Child:
 
     def _be_ready(self, header: dict[str, Any], info: dict[str, Any]) -> None:
         if self._offered and not self.is_encrypted:
-            with contextlib.suppress(OSError):  # no room: whoever takes over asks again
-                withdraw_keys(Path(self.manager.connection_file))
+            # If there is no room, whoever takes over asks again.
+            self._disk.do(partial(withdraw_keys, Path(self.manager.connection_file)))
         self.on_ready(header, info)
 
     def interrupt(self) -> None:
@@ -189,6 +191,7 @@ class Child:
             self._greeting.close()
             self._greeting = None
         self.client.close()
+        self._disk.close(0.0)
 
     def last_words(self, lines: int = 12) -> str:
         """Return the end of what this kernel printed by itself."""
@@ -243,9 +246,16 @@ class Child:
 
     def _look_after(self, about: dict[str, Any]) -> None:
         """Watch a process whose warden is no child of ours."""
+        self._disk.do(partial(self._stand_of, about), partial(self._judge, about))
+
+    def _stand_of(self, about: dict[str, Any]) -> tuple[bool, bool, dict[str, Any]]:
+        """Tell of such a process: does it run, has it a warden, how has it ended?"""
         is_there = is_running(self.pid, about.get("started", ""))
         has_warden = bool(started_at(int(about["warden"])))
-        words = registry.read_json(self.folder / "exit.json")
+        return is_there, has_warden, registry.read_json(self.folder / "exit.json")
+
+    def _judge(self, about: dict[str, Any], stand: tuple[bool, bool, dict[str, Any]]) -> None:
+        is_there, has_warden, words = stand
         if self.pid == 0:
             return
         if words.get("pid") == self.pid or not has_warden:
