@@ -79,7 +79,7 @@ def test_without_a_descriptor_left_it_goes_on_a_little_later(monkeypatch):
         def accept(self) -> None:
             raise OSError(troubles.pop(0), "no")
 
-    host_server._accept(Full(), None, None)
+    host_server._accept(Full(), None, None)  # type: ignore[arg-type]
     assert troubles == []
 
 
