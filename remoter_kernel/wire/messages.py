@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
     from remoter_kernel.wire.frames import Bytes
 
-SHORT = 256  # bytes of content that a state has at most
 LARGE = 64 * 1024  # bytes of content that are better not copied
 DELIMITER = b"<IDS|MSG>"
 CELL_OF_VSCODE = "vscode-notebook-cell:"  # begins the address that VS Code has for a cell
@@ -165,10 +164,23 @@ def is_unseen(content: dict[str, Any]) -> bool:
     return bool(content.get("silent")) or not content.get("store_history", True)
 
 
+def execution_state(parts: Sequence[Bytes]) -> str:
+    """Return what a status message says: busy, idle, starting, restarting; "" for any other.
+
+    Its type decides: an output may say "idle", too. Of most messages that is known without
+    reading any JSON, since this is asked of every message.
+    """
+    if b'"status"' not in bytes(parts[HEADER]):
+        return ""
+    try:
+        if header_of(parts[HEADER]).get("msg_type") != "status":
+            return ""
+        state = content_of(parts).get("execution_state")
+    except ProtocolError:
+        return ""
+    return state if isinstance(state, str) else ""
+
+
 def says_restarting(parts: Sequence[Bytes]) -> bool:
     """Is this the word on iopub that the kernel died and starts anew?"""
-    content = parts[CONTENT]
-    is_short = len(content) < SHORT
-    if not is_short or b'"restarting"' not in bytes(content):
-        return False
-    return header_of(parts[HEADER]).get("msg_type") == "status"
+    return execution_state(parts) == "restarting"

@@ -6,7 +6,12 @@ import json
 
 import pytest
 
-from remoter_kernel.wire.messages import header_of, is_unseen, says_restarting
+from remoter_kernel.wire.messages import (
+    execution_state,
+    header_of,
+    is_unseen,
+    says_restarting,
+)
 
 
 @pytest.mark.parametrize(
@@ -37,6 +42,32 @@ def test_the_word_of_a_new_start_is_known_from_others(kind, content, expected):
     header = json.dumps({"msg_type": kind}).encode()
     parts = [b"", header, b"{}", b"{}", json.dumps(content).encode()]
     assert says_restarting(parts) is expected
+
+
+IDLE = b'{"execution_state": "idle"}'
+A_STATUS = b'{"msg_type": "status"}'
+
+
+@pytest.mark.parametrize(
+    ("header", "content", "expected"),
+    [
+        (A_STATUS, IDLE, "idle"),
+        (A_STATUS, b'{"execution_state":"busy"}', "busy"),
+        (A_STATUS, b'{"why": "a long word that comes first, as JSON may", ' + IDLE[1:], "idle"),
+        (b'{"msg_type": "execute_result"}', b'{"data": {"text/plain": "\\"idle\\""}}', ""),
+        (b'{"msg_type": "comm_msg"}', IDLE, ""),
+        (b'{"msg_type": "stream", "username": "status"}', IDLE, ""),
+        (A_STATUS, b'{"execution_state": ["idle"]}', ""),
+        (A_STATUS, b'["idle"]', ""),
+        (A_STATUS, b"\xff", ""),
+        (b'{"msg_type": "status"', IDLE, ""),
+        (b"[" * 100_000 + b'"status"', IDLE, ""),
+    ],
+)
+def test_a_state_is_known_by_the_type_of_its_message(header, content, expected):
+    """Not by what its content begins with: an output may say the same."""
+    assert execution_state([b"", header, b"{}", b"{}", content]) == expected
+    assert execution_state([*map(memoryview, (b"", header, b"{}", b"{}", content))]) == expected
 
 
 def test_what_is_no_text_in_a_message_is_shown_as_such():

@@ -180,6 +180,17 @@ def test_a_new_cell_begins_with_a_full_allowance():
     assert world.server.dropped == 0
 
 
+def test_an_output_that_says_idle_is_no_end_of_a_cell():
+    """The server does not count anew with it: what follows has to wait."""
+    world = World()
+    for number in range(1, 60, 2):
+        world.take(number, stream("x" * 300_000))
+        world.take(number + 1, said("comm_msg", {"state": "idle", "data": {}}))
+    assert world.calls
+    world.go_on(1000)
+    assert world.server.dropped == 0
+
+
 def test_an_interrupted_cell_is_soon_at_its_end():
     """Of what is paced at most 64 KiB more comes, with a note; the reply follows within 2 s."""
     world = World()

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from remoter_kernel.errors import ProtocolError
 from remoter_kernel.wire.frames import Bytes, Channel
-from remoter_kernel.wire.messages import CONTENT, HEADER, content_of, header_of
+from remoter_kernel.wire.messages import CONTENT, HEADER, content_of, execution_state, header_of
 from remoter_kernel.wire.waiting import MOST_WAITING, Waiting
 
 if TYPE_CHECKING:
@@ -27,7 +27,6 @@ BYTES_AT_ONCE, BYTES_PER_SECOND = 400_000, 450_000.0
 MESSAGES_AT_ONCE, MESSAGES_PER_SECOND = 1500, 450.0
 PIECE = 50_000  # characters of text that go in one message
 SHORTEST_PAUSE = 0.005  # seconds: what comes meanwhile goes together
-IDLE_WITHIN = 64  # bytes of a status message's content
 
 
 class Keep(Protocol):
@@ -148,7 +147,7 @@ class Pacer:
         is_text = b'"stream"' in bytes(parts[HEADER])
         self._bytes.spend(sum(map(len, parts)) if is_text else 0, now)
         self._messages.spend(1, now)
-        if b'"idle"' in bytes(parts[CONTENT][:IDLE_WITHIN]):
+        if execution_state(parts) == "idle":
             self._bytes.renew()
             self._messages.renew()
 

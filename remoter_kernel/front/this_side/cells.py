@@ -25,7 +25,14 @@ from remoter_kernel.front.this_side.text import (
     wanted_by,
 )
 from remoter_kernel.wire.frames import Bytes, Channel, to_json
-from remoter_kernel.wire.messages import CONTENT, HEADER, PARENT, content_of, header_of
+from remoter_kernel.wire.messages import (
+    CONTENT,
+    HEADER,
+    PARENT,
+    content_of,
+    execution_state,
+    header_of,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -127,7 +134,7 @@ class CellsHere:
 
     def notice(self, parts: Sequence[Bytes]) -> None:
         """Look at what is published there: a cell here may wait for that."""
-        if not self._turns.is_used or b'"idle"' not in bytes(parts[CONTENT][:64]):
+        if not self._turns.is_used or execution_state(parts) != "idle":
             return
         if self._turns.here:
             self._mouth.remind()

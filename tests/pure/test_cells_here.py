@@ -1,0 +1,28 @@
+"""Cells that need this side hear when those before them there have ended, and of nothing else."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+
+from remoter_kernel.front.this_side.cells import CellsHere
+from tests.pure.test_waiting import said
+
+
+@pytest.mark.parametrize(
+    ("parts", "heard"),
+    [
+        (said("status", {"execution_state": "idle"}, cell="before"), ["before"]),
+        (said("status", {"execution_state": "busy"}, cell="before"), []),
+        (said("comm_msg", {"state": "idle"}, cell="before"), []),
+        (said("execute_result", {"data": {"text/plain": '"idle"'}}, cell="before"), []),
+    ],
+)
+def test_only_a_status_says_that_a_cell_there_is_over(parts, heard):
+    """An output that shows the same word does not let the next cell begin."""
+    ended: list[str] = []
+    turns = SimpleNamespace(is_used=True, here=None, hear_idle=ended.append)
+    cells = CellsHere(None, None, None, None, turns)  # type: ignore[arg-type]
+    cells.notice(parts)
+    assert ended == heard
