@@ -66,8 +66,9 @@ A_STATUS = b'{"msg_type": "status"}'
 )
 def test_a_state_is_known_by_the_type_of_its_message(header, content, expected):
     """Not by what its content begins with: an output may say the same."""
-    assert execution_state([b"", header, b"{}", b"{}", content]) == expected
-    assert execution_state([*map(memoryview, (b"", header, b"{}", b"{}", content))]) == expected
+    parts = [b"", header, b"{}", b"{}", content]
+    assert execution_state(parts) == expected
+    assert execution_state([memoryview(part) for part in parts]) == expected
 
 
 def test_what_is_no_text_in_a_message_is_shown_as_such():
