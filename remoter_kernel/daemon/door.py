@@ -15,14 +15,17 @@ from zmq.utils import z85
 from remoter_kernel.daemon.outbox import FrontOutbox
 from remoter_kernel.errors import ProtocolError, RemoterError
 from remoter_kernel.wire.frames import (
+    LANE,
     MOST_FRAME,
     Bytes,
+    Channel,
     Head,
     Kind,
     Lane,
     decode,
     encode,
     from_json,
+    pack,
     to_json,
 )
 from remoter_kernel.wire.pump import Pump
@@ -65,6 +68,10 @@ class Door:
         self.journal = journal
         self.guests: dict[bytes, Guest] = {}
         self.on_item: Callable[[Guest, Head, Bytes], None] = lambda _guest, _head, _body: None
+        # Tells a front of an item of its own that `on_item` could not take in.
+        self.on_refused: Callable[[Guest, Head, Bytes, Exception], None] = (
+            lambda _guest, _head, _body, _error: None
+        )
         self.on_visit: Callable[[Guest], None] = lambda _guest: None  # one came or went
         self.describe: Callable[[], dict[str, Any]] = dict
         # Is it known, from before this evaluator's time, how far a front was?
@@ -218,12 +225,46 @@ class Door:
         guest.talk.begin()
         pump = Pump(self.reactor, guest.talk, partial(self._send, identity))
         pump.on_item = partial(self.on_item, guest)
+        pump.on_refused = partial(self._refuse, guest)
         pump.on_end = partial(self._leave, guest, identity)
         guest.pump = self._pumps[identity] = pump
         welcome = {**self.describe(), "seen": list(guest.talk.seen.values()), "begin": begin}
         self._send(identity, encode(guest.talk.head(Kind.WELCOME), to_json(welcome)))
         pump.start((bulk, urgent))
         self.on_visit(guest)
+
+    def _refuse(self, guest: Guest, head: Head, body: Bytes, error: Exception) -> None:
+        """Pass over an item that cannot be taken in, and tell of it.
+
+        That it was here is written down like any other item, so that it is kept no sooner than
+        those before it, and is not asked for again by an evaluator that comes after this one.
+        """
+        is_bug = not isinstance(error, ProtocolError)
+        if head.channel is Channel.STDIN:  # an answer may be a password: no word of it is told
+            error = RemoterError(f"An answer to a question ({type(error).__name__}).")
+        if is_bug:
+            self.reactor.on_bug(error)
+        try:
+            self.on_refused(guest, head, body, error)
+        except Exception as bug:  # noqa: BLE001 - what is odd may be too odd to be told
+            self.reactor.on_bug(bug)
+        lane = LANE[head.channel]
+        channel = Channel.NOTE if lane is Lane.BULK else Channel.ORDER
+
+        def keep() -> None:
+            guest.talk.keep(lane, head.number, len(body))
+            if guest.pump:
+                guest.pump.give_credit()
+
+        words = {"event": "refused", "order": "refused", "why": str(error)}
+        self.journal.append(
+            channel,
+            pack([to_json(words)]),
+            front=guest.name,
+            own=head.number,
+            is_from_front=True,
+            then=keep,
+        )
 
     def _leave(self, guest: Guest, identity: bytes, _error: RemoterError) -> None:
         self._pumps.pop(identity, None)

@@ -7,11 +7,13 @@ front; the journal keeps everything.
 
 from __future__ import annotations
 
+import struct
 import time
 from collections import deque
 from typing import TYPE_CHECKING, Callable
 
-from remoter_kernel.wire.frames import LANE, Channel, Lane, unpack
+from remoter_kernel.errors import ProtocolError
+from remoter_kernel.wire.frames import LANE, Channel, Lane, to_json, unpack
 from remoter_kernel.wire.frames import pack as pack_parts
 from remoter_kernel.wire.stream import Entry
 from remoter_kernel.wire.waiting import MOST_WAITING, Taken, Waiting
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
 PATIENCE = 2.0  # seconds that a record may wait before it is looked at
 MARK_EVERY = 0.25  # seconds
 LOOK_FOR = 0.05  # seconds of looking at what waits before others get their turn
+UNREAD_EVERY = 10.0  # seconds from one wire that ends for what cannot be read to the next
+UNREADABLE = (OSError, struct.error)  # a disk's word, or half a record's head
 AWAY = 3600.0  # seconds without a wire after which a front costs no more attention
 
 
@@ -58,6 +62,7 @@ class FrontOutbox:
         self._waiting = Waiting(most_waiting, session)
         self._again: deque[Taken] = deque()  # was given out, and lost with a wire
         self._out: deque[Taken] = deque()  # was given out, and may yet be lost
+        self._unread, self._unread_until = 0, 0.0  # what the disk did not give ended a wire
         self._base = 0  # the number before the first in `_out`
 
     def next_after(self, lane: Lane, number: int) -> Entry | None:
@@ -124,7 +129,7 @@ class FrontOutbox:
         for position in journal.after(start):
             channel = journal.is_for(self._front, position)
             if channel is not None and LANE[channel] is lane:
-                return Entry(position, channel, journal.body(position))
+                return self._read(position, channel)
         self._in_vain[lane] = (number, journal.last)
         return None
 
@@ -170,9 +175,7 @@ class FrontOutbox:
             if self._clock() > until:
                 self.is_looking = True
                 return
-            body = self._journal.body(position)
-            parts = unpack(body) if channel is Channel.IOPUB else None
-            self._waiting.add(position, position, parts)
+            self._waiting.add(position, position, self._parts(position, channel))
             self._noticed = position
 
     def _mine(self, number: int, until: int = 0) -> Iterator[tuple[int, Channel]]:
@@ -197,7 +200,11 @@ class FrontOutbox:
                     self._in_vain[Lane.BULK] = (self._given, self._journal.last)
                     return None
                 continue
-            entry = self._entry(taken)
+            try:
+                entry = self._entry(taken)
+            except ProtocolError:
+                self._again.appendleft(taken)
+                raise
             if entry is not None:
                 self._given = entry.number
                 self._out.append(taken)
@@ -210,7 +217,36 @@ class FrontOutbox:
         channel = self._journal.is_for(self._front, position)
         if channel is None:
             return None
-        return Entry(position, channel, self._journal.body(position))
+        return self._read(position, channel)
+
+    # What cannot be read ---------------------------------------------------------------
+
+    def _read(self, position: int, channel: Channel) -> Entry:
+        """Read a record; where the disk does not give it twice, a note says so in its place.
+
+        The first time the wire ends: it may be another moment when the front has come back.
+        """
+        try:
+            body = self._journal.body(position)
+        except UNREADABLE as error:
+            why = f"Record {position} cannot be read from the disk there ({error})."
+            if position != self._unread and self._clock() > self._unread_until:
+                self._unread, self._unread_until = position, self._clock() + UNREAD_EVERY
+                raise ProtocolError(why) from error
+            if LANE[channel] is Lane.URGENT:
+                return Entry(position, channel, pack_parts([b"", b"{}", b"{}", b"{}", b"{}"]))
+            note = {"event": "unreadable", "number": position, "why": why}
+            return Entry(position, Channel.NOTE, pack_parts([to_json(note)]))
+        return Entry(position, channel, body)
+
+    def _parts(self, position: int, channel: Channel) -> list[memoryview] | None:
+        """Read what is published, if it can be read: else it waits as what it is."""
+        if channel is not Channel.IOPUB:
+            return None
+        try:
+            return unpack(self._journal.body(position))
+        except (*UNREADABLE, ProtocolError):
+            return None
 
     def _go_back(self, number: int) -> None:
         """Begin again after what the front has seen: a wire was lost, or is the first."""

@@ -30,6 +30,7 @@ BATCH = 64 * 1024  # bytes: sayings that are due together share a frame up to th
 
 Send = Callable[[bytes], None]
 OnItem = Callable[[Head, Bytes], None]
+OnRefused = Callable[[Head, Bytes, Exception], None]
 OnEnd = Callable[[RemoterError], None]
 
 
@@ -42,6 +43,7 @@ class Pump:
         self.talk = talk
         self.send = send
         self.on_item: OnItem = lambda _head, _body: None
+        self.on_refused: OnRefused = _raise  # keeps an item that `on_item` could not take in
         self.on_end: OnEnd = lambda _error: None
         self.round_trip: float | None = None  # seconds
         self._heard = 0.0
@@ -85,19 +87,12 @@ class Pump:
         """Send what is due, and see to it that numbers are told soon."""
         if self._has_ended:
             return
-        batch: list[bytes] = []
-        size = 0
         is_hushed = self._is_hushed()
-        for head, body in self.talk.due((Lane.URGENT,) if is_hushed else BOTH):
-            saying = encode(head, body)
-            if batch and size + len(saying) > BATCH:
-                self.send(b"".join(batch))
-                batch, size = [], 0
-            batch.append(saying)
-            size += len(saying)
-        if batch:
-            self.send(b"".join(batch))
-            self._unanswered = self._unanswered or time.monotonic()
+        try:
+            self._send_due((Lane.URGENT,) if is_hushed else BOTH)
+        except ProtocolError as error:  # what is due cannot be read
+            self.end(error, is_told=True)
+            return
         if is_hushed and not self._pongs_due:
             self._ping()
         self.talk.measure(time.monotonic())
@@ -105,6 +100,22 @@ class Pump:
             self._say(Kind.ACK)
         elif self._ack is None and self.talk.owes_numbers:
             self._ack = self.reactor.later(ACK_WITHIN, self.acknowledge)
+
+    def _send_due(self, lanes: tuple[Lane, ...]) -> None:
+        batch: list[bytes] = []
+        size = 0
+        try:
+            for head, body in self.talk.due(lanes):
+                saying = encode(head, body)
+                if batch and size + len(saying) > BATCH:
+                    self.send(b"".join(batch))
+                    batch, size = [], 0
+                batch.append(saying)
+                size += len(saying)
+        finally:
+            if batch:
+                self.send(b"".join(batch))
+                self._unanswered = self._unanswered or time.monotonic()
 
     def doubt(self, seconds: float) -> None:
         """Ask for a sign of life now; end this wire if none comes within so many seconds."""
@@ -133,7 +144,7 @@ class Pump:
     def _take(self, head: Head, body: Bytes) -> None:
         whole = self.talk.receive(head, body)
         if whole is not None:
-            self.on_item(head, whole)
+            self._hand_on(head, whole)
         elif head.kind is Kind.PING:
             self._say(Kind.PONG)
         elif head.kind is Kind.PONG:
@@ -142,6 +153,19 @@ class Pump:
             words = from_json(body)
             why = str(words.get("why", "The other end hung up."))
             self.end(ProtocolError(why[:LONGEST_REASON]))
+
+    def _hand_on(self, head: Head, body: Bytes) -> None:
+        """Hand an item on; one that cannot be taken in is passed over, and told.
+
+        It has been seen, so that the other end never sends it again. If the other end should not
+        have said it, this wire ends, once. If the fault is ours, what follows is taken in as ever.
+        """
+        try:
+            self.on_item(head, body)
+        except Exception as error:  # one bad item must not end what follows it
+            self.on_refused(head, body, error)
+            if isinstance(error, ProtocolError):
+                raise
 
     def _say(self, kind: Kind) -> None:
         self.send(encode(self.talk.head(kind)))
@@ -187,3 +211,7 @@ class Pump:
         if self._pongs_due == 0:  # or it answers an older ping
             self.round_trip = self._heard - self._pinged
             self.talk.window.note_trip(self.round_trip)
+
+
+def _raise(_head: Head, _body: Bytes, error: Exception) -> None:
+    raise error

@@ -25,27 +25,26 @@ from remoter_kernel.front.session.dealer import (
     Unseen,
     dealer,
 )
-from remoter_kernel.front.session.greeting import read_welcome
+from remoter_kernel.front.session.greeting import check_seen, read_welcome
+from remoter_kernel.front.session.intake import Intake
+from remoter_kernel.front.session.pacer import Pacer, raise_it
 from remoter_kernel.wire.frames import (
     LANE,
     Bytes,
     Channel,
-    Head,
     Kind,
     Lane,
     encode,
     pack,
     to_json,
 )
-from remoter_kernel.wire.messages import parts_of
 from remoter_kernel.wire.pump import Pump
 from remoter_kernel.wire.reactor import messages
 from remoter_kernel.wire.stream import Conversation, MemoryOutbox
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
-    from remoter_kernel.front.session.pacer import Pacer
     from remoter_kernel.wire.reactor import Reactor, Timer
 
 GREET_WITHIN = 15.0  # seconds from a tunnel to the evaluator's WELCOME
@@ -117,6 +116,8 @@ class Link:
         self.sent = self.received = 0  # bytes
         self.welcome: dict[str, Any] = {}
         self.on_item: Callable[[Channel, list[memoryview]], None] = lambda _channel, _parts: None
+        # Tells whom it concerns of an item that could not be taken in here; after that it is gone.
+        self.on_refused: Callable[[Channel, Sequence[Bytes], Exception], None] = raise_it
         self.on_change: Callable[[State], None] = lambda _state: None
         self.about: dict[str, str] = {}  # what the session should know of this front
         self.pacer: Pacer | None = None  # between us and whoever hears, where that has limits
@@ -296,6 +297,7 @@ class Link:
         """Hear the WELCOME and begin to talk."""
         try:
             words, seen, begin = read_welcome(frame)
+            check_seen(seen, self._talk.said)
         except ProtocolError as error:
             self._lost(error)
             return
@@ -310,19 +312,14 @@ class Link:
         wire = self._socket
         assert wire is not None  # noqa: S101 - the frames came through it
         self._pump = pump = Pump(self.reactor, self._talk, partial(self._send, wire))
-        pump.on_item = self._take
+        intake = Intake(self, self._talk)
+        pump.on_item = intake.take
+        pump.on_refused = intake.refuse
         pump.on_end = self._lost
-        self._change(State.UP)
-        pump.start(seen)
-
-    def _take(self, head: Head, body: Bytes) -> None:
-        lane, parts = LANE[head.channel], parts_of(head.channel, body)
-        if self.pacer and lane is Lane.BULK:
-            keep = partial(self._talk.keep, lane)
-            self.pacer.take(head.channel, parts, head.number, len(body), keep)
-        else:
-            self.on_item(head.channel, parts)
-            self._talk.keep(lane, head.number, len(body))
+        try:
+            self._change(State.UP)
+        finally:  # whatever becomes of the news, a wire that is up is looked after
+            pump.start(seen)
 
     def _send(self, wire: zmq.Socket[bytes], frame: bytes) -> None:
         self.sent += len(frame)
