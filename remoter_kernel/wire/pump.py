@@ -26,6 +26,8 @@ DEAD_AFTER = 8.0  # seconds of silence
 LOOK_EVERY = 1.0  # seconds
 
 LONGEST_REASON = 1000  # characters of why the other end hung up
+MOST_AT_ONCE = 1000  # sayings that are sent before others in this process get their turn
+MOST_BYTES_AT_ONCE = 8 * 1024 * 1024
 BATCH = 64 * 1024  # bytes: sayings that are due together share a frame up to this size
 
 Send = Callable[[bytes], None]
@@ -53,6 +55,7 @@ class Pump:
         self._flowed = 0  # bulk bytes, when we looked last
         self._ack: Timer | None = None
         self._watch: Timer | None = None
+        self._more: Timer | None = None  # goes on with what is due
         self._has_ended = False
 
     def start(self, peer_has_seen: Sequence[int]) -> None:
@@ -89,10 +92,12 @@ class Pump:
             return
         is_hushed = self._is_hushed()
         try:
-            self._send_due((Lane.URGENT,) if is_hushed else BOTH)
+            is_all = self._send_due((Lane.URGENT,) if is_hushed else BOTH)
         except ProtocolError as error:  # what is due cannot be read
             self.end(error, is_told=True)
             return
+        if not is_all and self._more is None:
+            self._more = self.reactor.later(0.0, self._go_on)  # others get their turn first
         if is_hushed and not self._pongs_due:
             self._ping()
         self.talk.measure(time.monotonic())
@@ -101,21 +106,30 @@ class Pump:
         elif self._ack is None and self.talk.owes_numbers:
             self._ack = self.reactor.later(ACK_WITHIN, self.acknowledge)
 
-    def _send_due(self, lanes: tuple[Lane, ...]) -> None:
+    def _go_on(self) -> None:
+        self._more = None
+        self.flush()
+
+    def _send_due(self, lanes: tuple[Lane, ...]) -> bool:
+        """Send what is due; return whether that was all."""
         batch: list[bytes] = []
-        size = 0
+        size = whole = 0
         try:
-            for head, body in self.talk.due(lanes):
+            for count, (head, body) in enumerate(self.talk.due(lanes), 1):
                 saying = encode(head, body)
                 if batch and size + len(saying) > BATCH:
                     self.send(b"".join(batch))
                     batch, size = [], 0
                 batch.append(saying)
                 size += len(saying)
+                whole += len(saying)
+                if count >= MOST_AT_ONCE or whole >= MOST_BYTES_AT_ONCE:
+                    return False
         finally:
             if batch:
                 self.send(b"".join(batch))
                 self._unanswered = self._unanswered or time.monotonic()
+        return True
 
     def doubt(self, seconds: float) -> None:
         """Ask for a sign of life now; end this wire if none comes within so many seconds."""
@@ -136,7 +150,7 @@ class Pump:
         if is_told:
             self.send(encode(self.talk.head(Kind.BYE), to_json({"why": str(error)})))
         self.talk.close()
-        for timer in (self._ack, self._watch):
+        for timer in (self._ack, self._watch, self._more):
             if timer:
                 timer.cancel()
         self.on_end(error)

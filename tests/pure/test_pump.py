@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from remoter_kernel.errors import ProtocolError, Unreachable
+from remoter_kernel.wire import pump
 from remoter_kernel.wire.frames import LANE, Bytes, Channel, Head, Kind, Lane, decode
 from remoter_kernel.wire.pump import Pump
 from remoter_kernel.wire.stream import Conversation, MemoryOutbox
@@ -167,3 +168,36 @@ def test_what_cannot_be_read_ends_its_wire_and_what_was_read_before_it_goes() ->
     end.pump.flush()
     assert kinds(end) == [Kind.ITEM, Kind.BYE]
     assert end.ended == ["Record 2 cannot be read."]
+
+
+def test_much_that_is_due_is_sent_bit_by_bit() -> None:
+    """Whoever else lives in this process gets a turn in between; all of it goes, in order."""
+    end = End()
+    end.talk.begin()
+    end.pump.start((0, 0))
+    end.talk.receive(Head(Kind.ACK, credit=10**9), b"")
+    count = 3 * pump.MOST_AT_ONCE + 1
+    for number in range(count):
+        end.talk.outbox.add(Channel.SHELL, b"%d" % number)  # type: ignore[attr-defined]
+    sent: list[int] = []
+    go_on: Any = end.pump.flush
+    while go_on:
+        end.sent.clear()
+        end.timers.clear()
+        go_on()
+        said = [head.number for frame in end.sent for head, _ in decode(frame) if head.number]
+        assert len(said) <= pump.MOST_AT_ONCE
+        sent += said
+        go_on = next((call for seconds, call in end.timers if seconds == 0.0), None)
+    assert sent == list(range(1, count + 1))
+
+
+def test_a_large_amount_that_is_due_is_sent_bit_by_bit() -> None:
+    """A few large things hold up others no longer than many small ones."""
+    end = End()
+    end.talk.begin()
+    end.pump.start((0, 0))
+    end.talk.receive(Head(Kind.ACK, credit=10**9), b"")
+    end.talk.outbox.add(Channel.SHELL, bytes(3 * pump.MOST_BYTES_AT_ONCE))  # type: ignore[attr-defined]
+    end.pump.flush()
+    assert sum(map(len, end.sent)) < 1.1 * pump.MOST_BYTES_AT_ONCE

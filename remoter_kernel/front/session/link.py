@@ -52,6 +52,7 @@ FIRST_PAUSE = 0.25  # seconds before the second try to come back
 LONGEST_PAUSE = 3.0  # seconds: a network that is back is found within five, login and all
 LEAST_PATIENCE = 5.0  # seconds with one try to come back; it may be on a network that is gone
 USUALLY = 2  # times what the last try took that came through
+READ_AT_ONCE = 128 * 1024  # bytes: hundreds of small outputs; then others get their turn
 DOUBT_FOR = 3.0  # seconds that a wire has for a sign of life after this machine slept
 
 
@@ -285,6 +286,7 @@ class Link:
         wire = self._socket
         if wire is None:
             return
+        until = self.received + READ_AT_ONCE
         for frames in messages(wire):
             frame = frames[0] if len(frames) == 1 else b""  # nothing of ours has more than one
             self.received += len(frame)
@@ -292,6 +294,8 @@ class Link:
                 self._pump.hear(frame)
             else:
                 self._greet(frame)
+            if self.received >= until:
+                return
 
     def _greet(self, frame: bytes) -> None:
         """Hear the WELCOME and begin to talk."""
