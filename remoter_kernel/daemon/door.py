@@ -82,6 +82,9 @@ class Door:
         self._corked: Timer | None = None
         self._pumps: dict[bytes, Pump] = {}
         self._greeted: set[bytes] = set()
+        # Those that are here, and the last that left: it may be back in a moment, so what waits
+        # for it is looked at meanwhile. All others that have left cost nothing.
+        self._looked_after: dict[bytes, Guest] = {}
         self._last_left: Guest | None = None
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.ROUTER)
@@ -133,7 +136,7 @@ class Door:
             self._corked = self.reactor.later(seconds, self._flush)
 
     def _is_looking(self) -> bool:
-        return any(guest.outbox.is_looking for guest in self.guests.values())
+        return any(guest.outbox.is_looking for guest in self._looked_after.values())
 
     def _flush(self) -> None:
         if self._corked:
@@ -144,14 +147,14 @@ class Door:
         was_looking = self._is_looking()
         for pump in list(self._pumps.values()):
             pump.flush()
-        for guest in self.guests.values():
+        for guest in self._looked_after.values():
             guest.outbox.look(is_connected=guest.pump is not None)
         if was_looking or self._is_looking():
             self._flush_after(0.0)  # go on looking, or say what was found
 
     def hold_back(self, cells: list[str]) -> None:
         """Let little of what these cells have printed through to anyone: they are interrupted."""
-        for guest in self.guests.values():
+        for guest in self._looked_after.values():
             guest.outbox.interrupt(cells)
 
     @property
@@ -167,7 +170,7 @@ class Door:
 
     def low_water(self) -> int:
         """Return up to where the fronts that live have taken what is for them."""
-        here = [guest for guest in self.guests.values() if guest.pump]
+        here = [guest for guest in self._looked_after.values() if guest.pump]
         if not here and self._last_left:
             here = [self._last_left]
         return min((guest.outbox.taken[Lane.BULK] for guest in here), default=self.journal.last)
@@ -228,6 +231,7 @@ class Door:
         pump.on_refused = partial(self._refuse, guest)
         pump.on_end = partial(self._leave, guest, identity)
         guest.pump = self._pumps[identity] = pump
+        self._looked_after[name] = guest
         welcome = {**self.describe(), "seen": list(guest.talk.seen.values()), "begin": begin}
         self._send(identity, encode(guest.talk.head(Kind.WELCOME), to_json(welcome)))
         pump.start((bulk, urgent))
@@ -269,7 +273,10 @@ class Door:
     def _leave(self, guest: Guest, identity: bytes, _error: RemoterError) -> None:
         self._pumps.pop(identity, None)
         guest.pump = None
-        self._last_left = guest
+        before, self._last_left = self._last_left, guest
+        if before and before is not guest and before.pump is None:
+            self._looked_after.pop(before.name, None)
+            before.outbox.rest()
         self.on_visit(guest)
 
     def _send(self, identity: bytes, frame: bytes) -> None:

@@ -108,7 +108,7 @@ class FrontOutbox:
                 self._fall_behind()
         if self._is_behind:
             if self._left and now - self._left > AWAY:
-                self._rest()
+                self.rest()
             else:
                 self._notice()
 
@@ -119,6 +119,12 @@ class FrontOutbox:
         if self._is_behind:
             self._notice()
         self._waiting.interrupt(*cells)
+
+    def rest(self) -> None:
+        """Forget what was noticed for a front that has left; it looks anew when it comes back."""
+        if self._given >= 0:
+            self._start_at(self._given)
+            self._is_resting = True
 
     # While the link keeps up -----------------------------------------------------------
 
@@ -150,11 +156,6 @@ class FrontOutbox:
         self._noticed = self._given
         if not self._out:
             self._base = self._given
-
-    def _rest(self) -> None:
-        """Forget what was noticed for a front that has been away for long."""
-        self._start_at(self._given)
-        self._is_resting = True
 
     def _start_at(self, number: int) -> None:
         """Know nothing but where to begin."""

@@ -172,6 +172,8 @@ class Conversation:
     def close(self) -> None:
         """End this wire; the conversation goes on with the next one."""
         self.phase = Phase.CLOSED
+        for unfinished in (self._cutting, self._half, self._ahead):  # may be as large as an item
+            unfinished.clear()
 
     def head(self, kind: Kind, entry: Entry | None = None, begin: int = 0) -> Head:
         """Return a head that carries all our numbers as they are now."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -226,3 +227,79 @@ def test_a_record_that_the_disk_does_not_give_is_told_after_one_more_try(ground:
              and head.kind is Kind.ITEM]  # fmt: skip
     assert [(note["event"], note["number"]) for note in notes] == [("unreadable", bad)]
     assert ground.door.guests[ME].pump is not None
+
+
+def calls_per_output(ground: Ground, departed: int) -> int:
+    """Return how many calls it takes to send ten outputs to one front, where others have left."""
+    for number in range(departed):
+        name = number.to_bytes(8, "big")
+        ground.greet(name)
+        ground.speaker.publish("stream", {"name": "stdout", "text": "x"})
+        ground.door._flush()
+        ground.door._pumps[name].end(ProtocolError("It hung up."))
+    ground.greet()
+    ground.said()
+    count = 0
+
+    def note(_frame: object, _event: str, _argument: object) -> None:
+        nonlocal count
+        count += 1
+
+    sys.setprofile(note)
+    try:
+        for _ in range(10):
+            ground.speaker.publish("stream", {"name": "stdout", "text": "x"})
+            ground.door.flush_soon()
+            ground.door._flush()
+    finally:
+        sys.setprofile(None)
+    said = messages(ground.said())
+    assert len(said) == 10
+    return count
+
+
+def test_clients_that_have_left_cost_nothing(tmp_path: Path) -> None:
+    """An output costs the same whether ten or a thousand have left; the last one is waited for."""
+    counts = []
+    for departed in (0, 10, 1000):
+        disk = Disk(tmp_path / f"journal {departed}")
+        ground = Ground(disk)
+        counts.append(calls_per_output(ground, departed))
+        ground.close()
+        disk.journal.close()
+    none, few, many = counts
+    assert many == few
+    assert many < 2 * none
+
+
+def test_one_that_left_and_comes_back_has_all_that_was_said(ground: Ground) -> None:
+    """Also where others have left since, so that nobody has looked after it."""
+    ground.greet(seen=[0, 0])
+    for number in range(300):
+        ground.speaker.publish("display_data", {"data": number})
+        if number % 100 == 50:
+            for name in (ME, b"another1", b"another2"):
+                pump = ground.door._pumps.get(name)
+                if pump:
+                    pump.end(ProtocolError("It hung up."))
+                else:
+                    ground.greet(name)
+        ground.door._flush()
+    ground.sent.clear()
+    if ME in ground.door._pumps:
+        ground.door._pumps[ME].end(ProtocolError("It hung up."))
+    ground.greet(seen=[0, 0])
+    shown: list[int] = []
+    while found := [content["data"] for _, content in messages(ground.said())]:
+        shown += found
+    assert shown == list(range(300))
+
+
+def test_what_was_half_said_by_one_that_left_is_not_kept(ground: Ground) -> None:
+    """It begins anew when it comes back."""
+    ground.greet()
+    ground.hear(Head(Kind.PART, Channel.SHELL, 1, 0), bodies=(bytes(65536),))
+    talk = ground.door.guests[ME].talk
+    assert talk._half
+    ground.door._pumps[ME].end(ProtocolError("It hung up."))
+    assert not talk._half
