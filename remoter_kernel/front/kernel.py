@@ -82,7 +82,7 @@ class Kernel:
         self.reactor.on_bug = traceback.print_exception
         self.sockets = Sockets(self.reactor, connection)
         self.dialer = SessionDialer(partial(find_remote, remote_name))
-        self.link = Link(self.reactor, self.dialer)
+        self.link = Link(self.reactor, self.dialer, self.sockets.has_room)
         self._name = remote_name
         kernel_id = digest(str(connection.get("key", "")))
         self.dialer.wish = replace(

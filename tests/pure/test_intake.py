@@ -29,14 +29,17 @@ class Side:
         self.taken: list[bytes] = []
         self.refused: list[tuple[Channel, str]] = []
         self.reactor: Any = SimpleNamespace(
-            later=lambda _seconds, call: self.later.append(call), on_bug=self.bugs.append
+            later=lambda _seconds, call: self.later.append(call) or call, on_bug=self.bugs.append
         )
         self.pacer = Pacer(self.reactor, lambda: self.now, self._give) if is_paced else None  # type: ignore[arg-type]
         self.talk = Conversation(MemoryOutbox())
         self.talk.begin()
         self.talk.open((0, 0))
         self.talk._given = 10**9
+        self.room = True
+        self.flushes = 0
         self.intake = Intake(self, self.talk)  # type: ignore[arg-type]
+        self.intake.begin()
 
     def _give(self, channel: Channel, parts: Any) -> None:
         self.on_item(channel, parts)
@@ -46,6 +49,12 @@ class Side:
         if b"poison" in content:
             raise ValueError("a bug")
         self.taken.append(content)
+
+    def has_room(self) -> bool:
+        return self.room
+
+    def flush(self) -> None:
+        self.flushes += 1
 
     def on_refused(self, channel: Channel, _parts: Any, error: Exception) -> None:
         self.refused.append((channel, str(error)))
@@ -102,6 +111,41 @@ def test_what_no_evaluator_should_say_is_kept_after_what_waits_before_it(*, is_p
     assert side.talk.kept[Lane.BULK] == 8
     assert side.refused == [(Channel.IOPUB, "A message without all its parts.")]
     assert not side.bugs
+
+
+@pytest.mark.parametrize("is_paced", [False, True])
+def test_while_clients_take_nothing_it_gives_no_credit(*, is_paced: bool) -> None:
+    """What came is held in order, bad things, too; a question does not wait; then all goes on."""
+    side = Side(is_paced=is_paced)
+    side.room = False
+    number = 0
+    for number in range(1, 6):
+        side.hear(number, pack(said("display_data", {"data": number})))
+    side.hear(6, pack([b"too few"]))
+    side.hear(7, pack(said("execute_reply", {"data": 7})), Channel.SHELL)
+    head = Head(Kind.ITEM, Channel.STDIN, 8, 0)
+    side.intake.take(head, pack(said("input_request", {"data": 8})))
+    assert [json.loads(each)["data"] for each in side.taken] == [8]
+    assert side.talk.kept[Lane.BULK] == 0
+    assert side.talk._kept_bytes == 0
+    assert len(side.later) == 1
+    side.later.pop(0)()
+    assert len(side.taken) == 1
+    side.room = True
+    side.go_on()
+    assert [json.loads(each)["data"] for each in side.taken] == [8, 1, 2, 3, 4, 5, 7]
+    assert side.talk.kept[Lane.BULK] == 7
+    assert side.talk._kept_bytes > 0
+    assert side.flushes or is_paced  # a pacer tells of it itself
+
+
+def test_a_session_that_is_left_behind_gives_what_was_held() -> None:
+    """Whether anybody takes it or not."""
+    side = Side(is_paced=False)
+    side.room = False
+    side.hear(1, pack(said("display_data", {"data": 1})))
+    side.intake.finish()
+    assert len(side.taken) == 1
 
 
 def test_what_the_session_cannot_read_any_more_is_told() -> None:

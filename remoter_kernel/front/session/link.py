@@ -106,8 +106,11 @@ def pauses() -> Iterator[float]:
 class Link:
     """The front's end of a conversation."""
 
-    def __init__(self, reactor: Reactor, dialer: Dialer) -> None:
-        """Remember; `wake` begins."""
+    def __init__(
+        self, reactor: Reactor, dialer: Dialer, has_room: Callable[[], bool] = lambda: True
+    ) -> None:
+        """Remember; `wake` begins. `has_room`: do clients take what comes?"""
+        self.has_room = has_room
         self.reactor = reactor
         self.state = State.IDLE
         self.error: RemoterError | None = None
@@ -126,6 +129,7 @@ class Link:
         self._name = secrets.token_hex(8)
         self._outbox = MemoryOutbox()
         self._talk = Conversation(self._outbox)
+        self._intake = Intake(self, self._talk)
         self._has_met = False  # has a WELCOME ever come?
         self._context = zmq.Context()
         self._socket: zmq.Socket[bytes] | None = None
@@ -180,11 +184,13 @@ class Link:
     def start_over(self) -> None:
         """Be a new front, of a session yet to be started."""
         self._drop()
+        self._intake.finish()
         if self.pacer:
             self.pacer.finish()
         self._name = secrets.token_hex(8)
         self._outbox = MemoryOutbox()
         self._talk = Conversation(self._outbox)
+        self._intake = Intake(self, self._talk)
         self._has_met = False
 
     @property
@@ -316,9 +322,9 @@ class Link:
         wire = self._socket
         assert wire is not None  # noqa: S101 - the frames came through it
         self._pump = pump = Pump(self.reactor, self._talk, partial(self._send, wire))
-        intake = Intake(self, self._talk)
-        pump.on_item = intake.take
-        pump.on_refused = intake.refuse
+        self._intake.begin()
+        pump.on_item = self._intake.take
+        pump.on_refused = self._intake.refuse
         pump.on_end = self._lost
         try:
             self._change(State.UP)

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 BYTES_AT_ONCE, BYTES_PER_SECOND = 400_000, 450_000.0
 MESSAGES_AT_ONCE, MESSAGES_PER_SECOND = 1500, 450.0
 PIECE = 50_000  # characters of text that go in one message
+LOOK_AGAIN = 0.01  # seconds: has a client that took nothing begun to?
 SHORTEST_PAUSE = 0.005  # seconds: what comes meanwhile goes together
 
 
@@ -82,6 +83,7 @@ class Pacer:
         self._on_room = on_room
         # Tells of something that could not be given.
         self.on_refused: Callable[[Channel, Sequence[Bytes], Exception], None] = raise_it
+        self.has_room: Callable[[], bool] = lambda: True  # do clients take what is given?
         self._bytes = Allowance(BYTES_AT_ONCE, BYTES_PER_SECOND)
         self._messages = Allowance(MESSAGES_AT_ONCE, MESSAGES_PER_SECOND)
         self._count = 0  # numbers of our own: a text may become several
@@ -121,7 +123,8 @@ class Pacer:
 
     def _pause(self) -> float:
         now = self._clock()
-        return max(self._bytes.pause(now), self._messages.pause(now))
+        pause = max(self._bytes.pause(now), self._messages.pause(now))
+        return pause if self.has_room() else max(pause, LOOK_AGAIN)
 
     def _go_on(self) -> None:
         """Give what may be given now; the rest, when it may."""
