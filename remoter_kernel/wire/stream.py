@@ -257,6 +257,8 @@ class Conversation:
             return body
         del self._half[lane]
         half += body
+        # From now on it counts as a whole, once it is kept: who keeps nothing gets nothing more.
+        self._kept_bytes -= self._ahead.pop(number, 0)
         return memoryview(half).toreadonly()
 
     def _hold(self, lane: Lane, number: int, body: Bytes) -> None:
@@ -284,7 +286,7 @@ class Conversation:
         """Note that an item and all before it in its lane are kept; `size` is its bytes."""
         self.kept[lane] = max(self.kept[lane], number)
         if lane is Lane.BULK and number > self._first_here[lane]:
-            self._kept_bytes += size - self._ahead.pop(number, 0)
+            self._kept_bytes += size
 
     @property
     def flowed(self) -> int:

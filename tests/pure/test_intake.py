@@ -28,9 +28,7 @@ class Side:
         self.bugs: list[Exception] = []
         self.taken: list[bytes] = []
         self.refused: list[tuple[Channel, str]] = []
-        self.reactor: Any = SimpleNamespace(
-            later=lambda _seconds, call: self.later.append(call) or call, on_bug=self.bugs.append
-        )
+        self.reactor: Any = SimpleNamespace(later=self._wait, on_bug=self.bugs.append)
         self.pacer = Pacer(self.reactor, lambda: self.now, self._give) if is_paced else None  # type: ignore[arg-type]
         self.talk = Conversation(MemoryOutbox())
         self.talk.begin()
@@ -40,6 +38,10 @@ class Side:
         self.flushes = 0
         self.intake = Intake(self, self.talk)  # type: ignore[arg-type]
         self.intake.begin()
+
+    def _wait(self, _seconds: float, call: Any) -> Any:
+        self.later.append(call)
+        return call
 
     def _give(self, channel: Channel, parts: Any) -> None:
         self.on_item(channel, parts)

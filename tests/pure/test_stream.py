@@ -346,3 +346,22 @@ def steps(slices: int) -> int:
 def test_each_slice_of_an_item_costs_the_same():
     """However many of them are there already."""
     assert steps(1000) < 11 * steps(100)
+
+
+def test_who_keeps_nothing_gets_no_more_than_its_credit():
+    """Also of items that come in slices, each of which gave credit while it was not whole."""
+    pipe = Pipe()
+    near, far = pipe.ends
+    for _ in range(50):
+        near.outbox.add(Channel.SHELL, b"x" * (2 * SLICE + 1))
+    for _ in range(200):
+        pipe.pump(near)
+        pipe.deliver(far, 1000)
+        pipe.say_numbers(far)
+        pipe.deliver(near, 1000)
+    held = sum(map(len, far.taken[Lane.BULK])) + sum(
+        len(half) for _, half in far.talk._half.values()
+    )
+    assert held <= WINDOW + 4 * SLICE
+    pipe.settle()
+    assert len(far.taken[Lane.BULK]) == 50
