@@ -11,25 +11,28 @@ import pytest
 from tests.real_jupyter import started_kernel
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from tests.real_jupyter import JupyterHere
-    from tests.real_sshd import RealSshd
+    from tests.real_users import FarSide
 
 WITHIN = 30.0  # seconds
-COUNT, SIZE = 4000, 128 * 1024  # displays, and bytes of each: more than 500 MB
+COUNT, SIZE = 2500, 192 * 1024  # displays, and bytes of each: almost 500 MB
 GROWTH = 192 * 1024 * 1024  # bytes: the most credit, which is 64 MiB, and what holds it
 SHOW = f"""
-import time
+import pathlib, time
 from IPython.display import display
 for number in range({COUNT}):
     time.sleep(0.002)  # a kernel drops what it says faster than it is heard
     display({{"text/plain": str(number), "x/y": "x" * {SIZE}}}, raw=True)
+pathlib.Path("~/shown").expanduser().touch()
 """
 
 
-def settle(process: psutil.Process) -> int:
-    """Wait until a process grows no more; return the most that it had, in bytes."""
+def settle(process: psutil.Process, shown: Path) -> int:
+    """Wait until all is shown and a process grows no more; return the most it had, in bytes."""
     most, since, until = 0, time.monotonic(), time.monotonic() + WITHIN
-    while time.monotonic() - since < 3.0:
+    while time.monotonic() - since < 3.0 or not shown.exists():
         assert time.monotonic() < until
         now = process.memory_info().rss
         if now > most + 2**20:
@@ -41,7 +44,7 @@ def settle(process: psutil.Process) -> int:
 @pytest.mark.parametrize("is_under_server", [False, True])
 def test_what_a_client_does_not_read_stays_with_the_session(
     here: JupyterHere,
-    sshd: RealSshd,
+    far: FarSide,
     python_remote: dict[str, Any],
     monkeypatch: pytest.MonkeyPatch,
     *,
@@ -54,9 +57,10 @@ def test_what_a_client_does_not_read_stays_with_the_session(
         client = kernel.client
         proxy = psutil.Process(kernel.pid)
         assert client.execute_interactive("1", timeout=WITHIN)["content"]["status"] == "ok"
+        (far.home / "shown").unlink(missing_ok=True)
         before = proxy.memory_info().rss
         cell = client.execute(SHOW)
-        assert settle(proxy) - before < GROWTH
+        assert settle(proxy, far.home / "shown") - before < GROWTH
         numbers, state = [], ""
         while state != "idle":
             said = client.get_iopub_msg(timeout=WITHIN)
@@ -67,3 +71,4 @@ def test_what_a_client_does_not_read_stays_with_the_session(
         assert numbers == list(range(COUNT))
         assert client.get_shell_msg(timeout=WITHIN)["content"]["status"] == "ok"
         assert proxy.memory_info().rss - before < GROWTH
+        (far.home / "shown").unlink()
