@@ -6,6 +6,7 @@ they are where they run, and asked for attributes that still are what their clas
 
 from __future__ import annotations
 
+import signal
 import socket
 import types
 from multiprocessing import Pipe
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from remoter_kernel.daemon import supervisor as supervisors
+from remoter_kernel.daemon.child import Child
 from remoter_kernel.daemon.door import Door
 from remoter_kernel.daemon.journal import Journal
 from remoter_kernel.daemon.registry import Session
@@ -152,8 +153,8 @@ def test_all_are_told_in_an_evaluator(tmp_path: Path, monkeypatch: pytest.Monkey
     door = Door(reactor, session, journal)
     journal.low_water = door.low_water
     for name in ("signal", "pthread_sigmask"):
-        monkeypatch.setattr(supervisors.signal, name, lambda *_: None)
-    monkeypatch.setattr(supervisors.Child, "start", lambda _self, **_: None)
+        monkeypatch.setattr(signal, name, lambda *_: None)
+    monkeypatch.setattr(Child, "start", lambda _self, **_: None)
     monkeypatch.setattr(reactor, "hear_signals", lambda: None)
     supervisor = Supervisor(reactor, session, journal, door, wish={}, umask=0o077)
     looks = 0

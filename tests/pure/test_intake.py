@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from remoter_kernel.errors import ProtocolError, RemoterError
+from remoter_kernel.errors import Overrun, ProtocolError, RemoterError
+from remoter_kernel.front.jupyter.giving_up import GivingUp
 from remoter_kernel.front.jupyter.mouth import Mouth, Route
 from remoter_kernel.front.jupyter.refused import Refused
 from remoter_kernel.front.session.intake import Intake
@@ -243,3 +244,17 @@ def test_odd_parts_are_told_of_as_far_as_it_can_be(channel: Channel, parts: list
     client = Client()
     client.refused.tell(channel, parts, ProtocolError("It makes no sense."))
     assert all(kind in {"stream", "status"} for kind, _, _ in client.heard)
+
+
+def test_a_link_that_ends_for_good_is_told_in_the_cell_that_waits() -> None:
+    """A session that sends more than it may: the cell may be running there, and hears why."""
+    client = Client()
+    route = client.ask("execute_request", "one")
+    link: Any = SimpleNamespace(withdraw=lambda _channel, _number: False, has_met=True)
+    giving_up = GivingUp(link, client.mouth, SimpleNamespace(), SimpleNamespace(), client.routes)  # type: ignore[arg-type]
+    error = Overrun("The other end sent more than it was given credit for.", "Restart the kernel.")
+    giving_up.answer(error, is_over=False, is_asked=True)
+    ((kind, content, cell),) = client.heard
+    assert (kind, cell) == ("stream", "one")
+    assert "more than it was given credit for. Restart the kernel." in content["text"]
+    assert client.routes == {"one": route}
