@@ -77,6 +77,7 @@ class Desk:
         parts: list[Bytes] = list(parts_of(channel, body))
         then: Callable[[], None] = lambda: None  # noqa: E731 - a default
         is_held = False
+        request: Request | None = None
         if channel is Channel.ORDER:
             self._obey(guest, head, parts)
         else:
@@ -92,15 +93,20 @@ class Desk:
                 is_held, then = request.is_held, partial(self.dispatch.on_written, request)
         if channel is Channel.STDIN:
             body = pack([*parts[:CONTENT], b"{}"])  # a password, perhaps
-        self._journal.append(
-            channel,
-            bytes(body),
-            front=guest.name,
-            own=head.number,
-            is_from_front=True,
-            is_held=is_held,
-            then=lambda: self._have_kept(guest, head, len(body), then),
-        )
+        try:
+            self._journal.append(
+                channel,
+                bytes(body),
+                front=guest.name,
+                own=head.number,
+                is_from_front=True,
+                is_held=is_held,
+                then=lambda: self._have_kept(guest, head, len(body), then),
+            )
+        except Exception:  # it is refused, and nobody waits behind it
+            if request:
+                self.requests.move(request, Stage.FAILED, "it could not be taken in")
+            raise
 
     def cut_short(self) -> str:
         """Interrupt what runs, as Jupyter does before it ends a kernel; return which cell it was.

@@ -16,14 +16,17 @@ from zmq.utils import z85
 from remoter_kernel.daemon.outbox import FrontOutbox
 from remoter_kernel.errors import ProtocolError, RemoterError
 from remoter_kernel.wire.frames import (
+    LANE,
     MOST_FRAME,
     Bytes,
+    Channel,
     Head,
     Kind,
     Lane,
     decode,
     encode,
     from_json,
+    pack,
     to_json,
 )
 from remoter_kernel.wire.pump import Pump
@@ -67,6 +70,10 @@ class Door:
         self.journal = journal
         self.guests: dict[bytes, Guest] = {}
         self.on_item: Callable[[Guest, Head, Bytes], None] = lambda _guest, _head, _body: None
+        # Tells a front of an item of its own that `on_item` could not take in.
+        self.on_refused: Callable[[Guest, Head, Bytes, Exception], None] = (
+            lambda _guest, _head, _body, _error: None
+        )
         self.on_visit: Callable[[Guest], None] = lambda _guest: None  # one came or went
         self.describe: Callable[[], dict[str, Any]] = dict
         # Is it known, from before this evaluator's time, how far a front was?
@@ -77,6 +84,9 @@ class Door:
         self._corked: Timer | None = None
         self._pumps: dict[bytes, Pump] = {}
         self._greeted: set[bytes] = set()
+        # Those that are here, and the last that left: it may be back in a moment, so what waits
+        # for it is looked at meanwhile. All others that have left cost nothing.
+        self._looked_after: dict[bytes, Guest] = {}
         self._last_left: Guest | None = None
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.ROUTER)
@@ -134,7 +144,7 @@ class Door:
             self._corked = self.reactor.later(seconds, self._flush)
 
     def _is_looking(self) -> bool:
-        return any(guest.outbox.is_looking for guest in self.guests.values())
+        return any(guest.outbox.is_looking for guest in self._looked_after.values())
 
     def _flush(self) -> None:
         if self._corked:
@@ -145,7 +155,7 @@ class Door:
         was_looking = self._is_looking()
         for pump in list(self._pumps.values()):
             pump.flush()
-        for guest in self.guests.values():
+        for guest in self._looked_after.values():
             guest.outbox.look(is_connected=guest.pump is not None)
         if was_looking or self._is_looking():
             self._flush_after(0.0)  # go on looking, or say what was found
@@ -158,7 +168,7 @@ class Door:
 
     def hold_back(self, cells: list[str]) -> None:
         """Let little of what these cells have printed through to anyone: they are interrupted."""
-        for guest in self.guests.values():
+        for guest in self._looked_after.values():
             guest.outbox.interrupt(cells)
 
     @property
@@ -174,7 +184,7 @@ class Door:
 
     def low_water(self) -> int:
         """Return up to where the fronts that live have taken what is for them."""
-        here = [guest for guest in self.guests.values() if guest.pump]
+        here = [guest for guest in self._looked_after.values() if guest.pump]
         if not here and self._last_left:
             here = [self._last_left]
         return min((guest.outbox.taken[Lane.BULK] for guest in here), default=self.journal.last)
@@ -232,17 +242,55 @@ class Door:
         guest.talk.begin()
         pump = Pump(self.reactor, guest.talk, partial(self._send, identity))
         pump.on_item = partial(self.on_item, guest)
+        pump.on_refused = partial(self._refuse, guest)
         pump.on_end = partial(self._leave, guest, identity)
         guest.pump = self._pumps[identity] = pump
+        self._looked_after[name] = guest
         welcome = {**self.describe(), "seen": list(guest.talk.seen.values()), "begin": begin}
         self._send(identity, encode(guest.talk.head(Kind.WELCOME), to_json(welcome)))
         pump.start((bulk, urgent))
         self.on_visit(guest)
 
+    def _refuse(self, guest: Guest, head: Head, body: Bytes, error: Exception) -> None:
+        """Pass over an item that cannot be taken in, and tell of it.
+
+        That it was here is written down like any other item, so that it is kept no sooner than
+        those before it, and is not asked for again by an evaluator that comes after this one.
+        """
+        is_bug = not isinstance(error, ProtocolError)
+        if head.channel is Channel.STDIN:  # an answer may be a password: no word of it is told
+            error = RemoterError(f"An answer to a question ({type(error).__name__}).")
+        if is_bug:
+            self.reactor.on_bug(error)
+        try:
+            self.on_refused(guest, head, body, error)
+        except Exception as bug:  # noqa: BLE001 - what is odd may be too odd to be told
+            self.reactor.on_bug(bug)
+        lane = LANE[head.channel]
+        channel = Channel.NOTE if lane is Lane.BULK else Channel.ORDER
+
+        def keep() -> None:
+            guest.talk.keep(lane, head.number, len(body))
+            if guest.pump:
+                guest.pump.give_credit()
+
+        words = {"event": "refused", "order": "refused", "why": str(error)}
+        self.journal.append(
+            channel,
+            pack([to_json(words)]),
+            front=guest.name,
+            own=head.number,
+            is_from_front=True,
+            then=keep,
+        )
+
     def _leave(self, guest: Guest, identity: bytes, _error: RemoterError) -> None:
         self._pumps.pop(identity, None)
         guest.pump = None
-        self._last_left = guest
+        before, self._last_left = self._last_left, guest
+        if before and before is not guest and before.pump is None:
+            self._looked_after.pop(before.name, None)
+            before.outbox.rest()
         self.on_visit(guest)
 
     def _send(self, identity: bytes, frame: bytes) -> None:

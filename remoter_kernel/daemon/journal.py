@@ -37,6 +37,7 @@ HANGS_AFTER = 10.0  # seconds in which nothing is written
 AT_ONCE = 1024 * 1024  # bytes that are written together
 READ_AHEAD = 1024 * 1024  # bytes that are read together
 READ_IN_MEMORY = 4 * 1024 * 1024  # bytes that were read and may yet be asked for
+READ_TRIES = 5  # a second apart: it may be another moment by then
 READ_WITHIN = 1.0  # seconds that the last reading may take when all ends
 GAP = 1_000_000  # numbers that an evaluator which died may have said and not written
 LIMIT = 1024**3  # bytes of a journal, unless its session was told another bound
@@ -70,6 +71,8 @@ class Journal:
         self._read: dict[int, bytes] = {}  # from the file, of late
         self._bytes_read = 0
         self._being_read: set[int] = set()
+        self._in_vain: dict[int, int] = {}  # how often the disk did not give what was asked for
+        self.unreadable: dict[int, str] = {}  # by number: what the disk says instead of it
         self._reader = Worker("journal reader", call)
         self._after: dict[int, Call] = {}
         self._make_room_at = limit
@@ -149,10 +152,13 @@ class Journal:
         if body is None:
             body = self._read.get(number)
         if body is None and number not in self._being_read:
-            places = self._index.places(number, READ_AHEAD)
+            # One that was asked for in vain is read alone: others may be well.
+            places = self._index.places(number, 0 if number in self._in_vain else READ_AHEAD)
             self._being_read.update(places)
             self._reader.do(
-                partial(self._bodies, self._reading, places), self._have_read, self._read_in_vain
+                partial(self._bodies, self._reading, places),
+                self._have_read,
+                partial(self._read_in_vain, number),
             )
         return body
 
@@ -350,6 +356,8 @@ class Journal:
 
     def _have_read(self, bodies: dict[int, bytes]) -> None:
         self._being_read.difference_update(bodies)
+        for number in bodies if self._in_vain else ():
+            self._in_vain.pop(number, None)
         for number, body in bodies.items():
             self._bytes_read += len(body) - len(self._read.pop(number, b""))
             self._read[number] = body
@@ -357,8 +365,11 @@ class Journal:
             self._bytes_read -= len(self._read.pop(next(iter(self._read))))
         self.on_read()
 
-    def _read_in_vain(self, _error: Exception) -> None:
+    def _read_in_vain(self, number: int, error: Exception) -> None:
         self._being_read.clear()
+        self._in_vain[number] = self._in_vain.get(number, 0) + 1
+        if self._in_vain[number] >= READ_TRIES:
+            self.unreadable[number] = str(error)
         self.on_read()  # whoever waits asks again
 
     # The reader's thread ---------------------------------------------------------------

@@ -11,7 +11,7 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING, Callable
 
-from remoter_kernel.wire.frames import LANE, Channel, Lane, unpack
+from remoter_kernel.wire.frames import LANE, Channel, Lane, to_json, unpack
 from remoter_kernel.wire.frames import pack as pack_parts
 from remoter_kernel.wire.stream import Entry
 from remoter_kernel.wire.waiting import MOST_WAITING, Taken, Waiting
@@ -104,7 +104,7 @@ class FrontOutbox:
                 self._fall_behind()
         if self._is_behind:
             if self._left and now - self._left > AWAY:
-                self._rest()
+                self.rest()
             else:
                 self._notice()
 
@@ -116,6 +116,12 @@ class FrontOutbox:
             self._notice()
         self._waiting.interrupt(*cells)
 
+    def rest(self) -> None:
+        """Forget what was noticed for a front that has left; it looks anew when it comes back."""
+        if self._given >= 0:
+            self._start_at(self._given)
+            self._is_resting = True
+
     # While the link keeps up -----------------------------------------------------------
 
     def _find(self, lane: Lane, number: int) -> Entry | None:
@@ -125,8 +131,7 @@ class FrontOutbox:
         for position in journal.after(start):
             channel = journal.is_for(self._front, position)
             if channel is not None and LANE[channel] is lane:
-                body = journal.body(position)
-                return None if body is None else Entry(position, channel, body)
+                return self._read(position, channel)
         self._in_vain[lane] = (number, journal.last)
         return None
 
@@ -148,11 +153,6 @@ class FrontOutbox:
         if not self._out:
             self._base = self._given
 
-    def _rest(self) -> None:
-        """Forget what was noticed for a front that has been away for long."""
-        self._start_at(self._given)
-        self._is_resting = True
-
     def _start_at(self, number: int) -> None:
         """Know nothing but where to begin."""
         self._waiting = Waiting(self._most, self._session)
@@ -172,11 +172,11 @@ class FrontOutbox:
             if self._clock() > until:
                 self.is_looking = True
                 return
-            body = self._journal.body(position)
-            if body is None:
+            entry = self._read(position, channel)
+            if entry is None:
                 self._is_reading = True
                 return
-            parts = unpack(body) if channel is Channel.IOPUB else None
+            parts = unpack(entry.body) if entry.channel is Channel.IOPUB else None
             self._waiting.add(position, position, parts)
             self._noticed = position
 
@@ -218,16 +218,27 @@ class FrontOutbox:
         if taken.parts is not None:
             return False
         position = int(taken.payload)
-        is_there = self._journal.is_for(self._front, position) is not None
-        return is_there and self._journal.body(position) is None
+        channel = self._journal.is_for(self._front, position)
+        return channel is not None and self._read(position, channel) is None
 
     def _entry(self, taken: Taken) -> Entry | None:
         if taken.parts is not None:
             return Entry(taken.number, Channel.IOPUB, pack_parts(taken.parts))
         position = int(taken.payload)
         channel = self._journal.is_for(self._front, position)
-        body = None if channel is None else self._journal.body(position)
-        return Entry(position, channel, body) if channel is not None and body is not None else None
+        return None if channel is None else self._read(position, channel)
+
+    def _read(self, position: int, channel: Channel) -> Entry | None:
+        """Read a record; None: it has yet to be read. What cannot be read is told in its place."""
+        why = self._journal.unreadable.get(position)
+        if why is None:
+            body = self._journal.body(position)
+            return None if body is None else Entry(position, channel, body)
+        if LANE[channel] is Lane.URGENT:  # whom it was for is not known
+            return Entry(position, channel, pack_parts([b"", b"{}", b"{}", b"{}", b"{}"]))
+        told = f"Record {position} cannot be read from the disk there ({why})."
+        note = {"event": "unreadable", "number": position, "why": told}
+        return Entry(position, Channel.NOTE, pack_parts([to_json(note)]))
 
     def _go_back(self, number: int) -> None:
         """Begin again after what the front has seen: a wire was lost, or is the first."""

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any
 
-from remoter_kernel.wire.frames import Bytes, Channel, pack, to_json
+from remoter_kernel.errors import ProtocolError, RemoterError, TooLarge
+from remoter_kernel.wire.frames import Bytes, Channel, Head, pack, to_json, unpack
 from remoter_kernel.wire.messages import HEADER, PARENT, Voice, header_of
-from remoter_kernel.wire.requests import BUSY, IDLE
+from remoter_kernel.wire.requests import BUSY, IDLE, Request
 
 if TYPE_CHECKING:
     from remoter_kernel.daemon.door import Guest
     from remoter_kernel.daemon.journal import Journal
-    from remoter_kernel.errors import TooLarge
-    from remoter_kernel.wire.requests import Request
 
+KNOWN = ("msg_id", "msg_type", "session", "username", "date", "version")  # words of a header
+LONG = 1000  # characters of such a word
 MOST_INFO = 256 * 1024  # bytes of what a kernel says of itself: every greeting carries it
 
 
@@ -68,17 +70,33 @@ class Speaker:
 
     def tell_missing(self, parts: list[Bytes], error: TooLarge) -> None:
         """Say in a cell what the child has published in it that cannot be carried."""
-        kind = header_of(parts[HEADER]).get("msg_type")
+        kind, parent = _type_of(parts), _parent_of(parts)
         text = f"[remoter] Something of this cell ({kind}) is missing here. {error}\n"
-        self.publish("stream", {"name": "stderr", "text": text}, header_of(parts[PARENT]))
+        if not parent.get("msg_id"):  # no cell shows it: the log has it
+            sys.stderr.write(text)
+        self.publish("stream", {"name": "stderr", "text": text}, parent)
 
     def in_place_of(self, parts: list[Bytes], error: TooLarge) -> bytes:
         """Return the body of an answer that says why that of the child cannot be carried."""
-        trouble = {"ename": type(error).__name__, "evalue": str(error), "traceback": [str(error)]}
-        kind = str(header_of(parts[HEADER]).get("msg_type"))
-        return pack(
-            self._voice.compose(kind, {"status": "error", **trouble}, header_of(parts[PARENT]))
-        )
+        kind, parent = _type_of(parts), _parent_of(parts)
+        words: dict[str, Any] = {"prompt": f"{error} ", "password": False}
+        if kind != "input_request":
+            trouble = {"ename": type(error).__name__, "evalue": str(error)}
+            words = {"status": "error", **trouble, "traceback": [str(error)]}
+        return pack(self._voice.compose(kind, words, parent))
+
+    def tell_refused(self, guest: Guest, head: Head, body: Bytes, error: Exception) -> None:
+        """Answer a request that could not be taken in; what has no reply is answered by a text."""
+        if head.channel is not Channel.SHELL and head.channel is not Channel.CONTROL:
+            return
+        parts: list[Bytes] = list(unpack(body))
+        header = _known(parts, HEADER)
+        request = Request(head.channel, parts, header, client=guest.name, number=head.number)
+        why = f"This request was not carried out, since it could not be read there: {_said(error)}."
+        if str(header.get("msg_type", "")).endswith("_request"):
+            self.answer_error(request, "RequestRefused", why)
+        elif header.get("msg_id"):
+            self.publish("stream", {"name": "stderr", "text": f"[remoter] {why}\n"}, header)
 
     def end(self, request: Request) -> None:
         """Say that the kernel is done with a request."""
@@ -114,3 +132,28 @@ class Speaker:
         self.reply(request, reply)
         if is_shell and not request.is_idle:
             self.end(request)
+
+
+def _known(parts: list[Bytes], which: int) -> dict[str, Any]:
+    """Return what clients need of a header; nothing of one that is none, or too large."""
+    try:
+        header = header_of(parts[which])
+    except (ProtocolError, LookupError):
+        return {}
+    words = {key: header.get(key) for key in KNOWN}
+    return {key: word for key, word in words.items() if isinstance(word, str) and len(word) <= LONG}
+
+
+def _parent_of(parts: list[Bytes]) -> dict[str, Any]:
+    return _known(parts, PARENT)
+
+
+def _type_of(parts: list[Bytes]) -> str:
+    """Return the type of a message; of an odd answer, the one that was asked for."""
+    asked = str(_parent_of(parts).get("msg_type", "message"))
+    return str(_known(parts, HEADER).get("msg_type") or asked.replace("_request", "_reply"))
+
+
+def _said(error: Exception) -> str:
+    said = str(error).rstrip(".")
+    return said if isinstance(error, RemoterError) else f"{type(error).__name__}: {said}"

@@ -107,6 +107,7 @@ class Supervisor:
         self._desk.on_cell = self._board.note_cell
         self._desk.on_doubt = self._doubt
         self.door.on_item = self._desk.take
+        self.door.on_refused = self._speaker.tell_refused
         self.door.describe = self._describe
         self.door.most_waiting = int(self.wish.get("waiting_limit") or MOST_WAITING)
         self.door.on_visit = self._speaker.note_visit

@@ -33,6 +33,7 @@ from remoter_kernel.front.jupyter.last_words import LastWords
 from remoter_kernel.front.jupyter.mouth import Mouth, Route
 from remoter_kernel.front.jupyter.news import News
 from remoter_kernel.front.jupyter.notices import NoRemote, Notices
+from remoter_kernel.front.jupyter.refused import Refused
 from remoter_kernel.front.jupyter.sockets import digest
 from remoter_kernel.front.questions import NeedsPerson
 from remoter_kernel.front.session.awakening import Awakening
@@ -82,7 +83,7 @@ class Kernel:
         self.reactor.on_bug = traceback.print_exception
         self.sockets = sockets
         self.dialer = SessionDialer(partial(find_remote, remote_name))
-        self.link = Link(self.reactor, self.dialer)
+        self.link = Link(self.reactor, self.dialer, self.sockets.has_room)
         self._beforehand = Beforehand(remote_name, HERE)
         kernel_id = digest(str(sockets.connection.get("key", "")))
         self.dialer.wish = replace(
@@ -147,6 +148,7 @@ class Kernel:
         self.dialer.may_ask = self._asker.has_somebody
         self.sockets.on_request = self._take
         self.link.on_item = self._hear
+        self.link.on_refused = Refused(self._mouth, self._routes, self._giving_up, self._turns).tell
         if os.environ.get("JPY_SESSION_NAME"):  # jupyter_server, which drops what is too much
             most = self._find().waiting_limit
             self.link.pacer = Pacer(self.reactor, time.monotonic, self._hear, self.link.flush, most)
@@ -356,8 +358,7 @@ class Kernel:
                 self._ending.keep()
             if self.dialer.address:
                 is_busy = welcome.get("execution_state") == "busy"
-                notebook = self.dialer.claim.notebook
-                self._news.hear(self.dialer.address, notebook, is_busy=is_busy)
+                self._news.hear(self.dialer.address, self.dialer.claim.notebook, is_busy=is_busy)
             if welcome.get("state") == "failed":
                 self._give_up(str(welcome.get("why", "")))
             elif welcome.get("kernel_info"):

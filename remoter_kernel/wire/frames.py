@@ -25,6 +25,7 @@ Bytes = Union[bytes, memoryview]
 _HEAD = struct.Struct("!2sBBBxQQQQQQQQ")  # 70 bytes
 _COUNT = struct.Struct("!I")
 _LENGTH = struct.Struct("!Q")
+_HEADER, _PARENT = 1, 2  # which parts of a Jupyter message its headers are
 _FEW = tuple(struct.Struct(f"!I{count}Q") for count in range(9))  # what most messages have
 
 # What one end may make the other hold. The sender refuses what is more, so that a person hears of
@@ -149,6 +150,10 @@ def pack(parts: Sequence[Bytes]) -> bytes:
     lengths = [len(part) for part in parts]
     if count > MOST_PARTS or sum(lengths) > MOST_ITEM - MOST_WORDS:
         raise _too_large(count, sum(lengths))
+    if count > _PARENT and lengths[_HEADER] + lengths[_PARENT] > MOST_WORDS:
+        said = f"A message whose headers have {sum(lengths[_HEADER : _PARENT + 1]) / 1e6:,.1f} MB"
+        most = f"{MOST_WORDS / 1e6:,.0f} MB are the most."
+        raise TooLarge(f"{said} is too large to be carried.", most)
     head = _FEW[count] if count < len(_FEW) else struct.Struct(f"!I{count}Q")
     return b"".join([head.pack(count, *lengths), *parts])
 

@@ -170,7 +170,7 @@ def execution_state(parts: Sequence[Bytes]) -> str:
     Its type decides: an output may say "idle", too. Of most messages that is known without
     reading any JSON, since this is asked of every message.
     """
-    if b'"status"' not in bytes(parts[HEADER]):
+    if len(parts) <= CONTENT or b'"status"' not in bytes(parts[HEADER]):
         return ""
     try:
         if header_of(parts[HEADER]).get("msg_type") != "status":

@@ -26,10 +26,13 @@ DEAD_AFTER = 8.0  # seconds of silence
 LOOK_EVERY = 1.0  # seconds
 
 LONGEST_REASON = 1000  # characters of why the other end hung up
+MOST_AT_ONCE = 1000  # sayings that are sent before others in this process get their turn
+MOST_BYTES_AT_ONCE = 8 * 1024 * 1024
 BATCH = 64 * 1024  # bytes: sayings that are due together share a frame up to this size
 
 Send = Callable[[bytes], None]
 OnItem = Callable[[Head, Bytes], None]
+OnRefused = Callable[[Head, Bytes, Exception], None]
 OnEnd = Callable[[RemoterError], None]
 
 
@@ -42,6 +45,7 @@ class Pump:
         self.talk = talk
         self.send = send
         self.on_item: OnItem = lambda _head, _body: None
+        self.on_refused: OnRefused = _raise  # keeps an item that `on_item` could not take in
         self.on_end: OnEnd = lambda _error: None
         self.round_trip: float | None = None  # seconds
         self._heard = 0.0
@@ -51,6 +55,7 @@ class Pump:
         self._flowed = 0  # bulk bytes, when we looked last
         self._ack: Timer | None = None
         self._watch: Timer | None = None
+        self._more: Timer | None = None  # goes on with what is due
         self._has_ended = False
 
     def start(self, peer_has_seen: Sequence[int]) -> None:
@@ -85,19 +90,14 @@ class Pump:
         """Send what is due, and see to it that numbers are told soon."""
         if self._has_ended:
             return
-        batch: list[bytes] = []
-        size = 0
         is_hushed = self._is_hushed()
-        for head, body in self.talk.due((Lane.URGENT,) if is_hushed else BOTH):
-            saying = encode(head, body)
-            if batch and size + len(saying) > BATCH:
-                self.send(b"".join(batch))
-                batch, size = [], 0
-            batch.append(saying)
-            size += len(saying)
-        if batch:
-            self.send(b"".join(batch))
-            self._unanswered = self._unanswered or time.monotonic()
+        try:
+            is_all = self._send_due((Lane.URGENT,) if is_hushed else BOTH)
+        except ProtocolError as error:  # what is due cannot be read
+            self.end(error, is_told=True)
+            return
+        if not is_all and self._more is None:
+            self._more = self.reactor.later(0.0, self._go_on)  # others get their turn first
         if is_hushed and not self._pongs_due:
             self._ping()
         self.talk.measure(time.monotonic())
@@ -105,6 +105,31 @@ class Pump:
             self._say(Kind.ACK)
         elif self._ack is None and self.talk.owes_numbers:
             self._ack = self.reactor.later(ACK_WITHIN, self.acknowledge)
+
+    def _go_on(self) -> None:
+        self._more = None
+        self.flush()
+
+    def _send_due(self, lanes: tuple[Lane, ...]) -> bool:
+        """Send what is due; return whether that was all."""
+        batch: list[bytes] = []
+        size = whole = 0
+        try:
+            for count, (head, body) in enumerate(self.talk.due(lanes), 1):
+                saying = encode(head, body)
+                if batch and size + len(saying) > BATCH:
+                    self.send(b"".join(batch))
+                    batch, size = [], 0
+                batch.append(saying)
+                size += len(saying)
+                whole += len(saying)
+                if count >= MOST_AT_ONCE or whole >= MOST_BYTES_AT_ONCE:
+                    return False
+        finally:
+            if batch:
+                self.send(b"".join(batch))
+                self._unanswered = self._unanswered or time.monotonic()
+        return True
 
     def doubt(self, seconds: float) -> None:
         """Ask for a sign of life now; end this wire if none comes within so many seconds."""
@@ -125,7 +150,7 @@ class Pump:
         if is_told:
             self.send(encode(self.talk.head(Kind.BYE), to_json({"why": str(error)})))
         self.talk.close()
-        for timer in (self._ack, self._watch):
+        for timer in (self._ack, self._watch, self._more):
             if timer:
                 timer.cancel()
         self.on_end(error)
@@ -133,7 +158,7 @@ class Pump:
     def _take(self, head: Head, body: Bytes) -> None:
         whole = self.talk.receive(head, body)
         if whole is not None:
-            self.on_item(head, whole)
+            self._hand_on(head, whole)
         elif head.kind is Kind.PING:
             self._say(Kind.PONG)
         elif head.kind is Kind.PONG:
@@ -142,6 +167,19 @@ class Pump:
             words = from_json(body)
             why = str(words.get("why", "The other end hung up."))
             self.end(ProtocolError(why[:LONGEST_REASON]))
+
+    def _hand_on(self, head: Head, body: Bytes) -> None:
+        """Hand an item on; one that cannot be taken in is passed over, and told.
+
+        It has been seen, so that the other end never sends it again. If the other end should not
+        have said it, this wire ends, once. If the fault is ours, what follows is taken in as ever.
+        """
+        try:
+            self.on_item(head, body)
+        except Exception as error:  # one bad item must not end what follows it
+            self.on_refused(head, body, error)
+            if isinstance(error, ProtocolError):
+                raise
 
     def _say(self, kind: Kind) -> None:
         self.send(encode(self.talk.head(kind)))
@@ -187,3 +225,7 @@ class Pump:
         if self._pongs_due == 0:  # or it answers an older ping
             self.round_trip = self._heard - self._pinged
             self.talk.window.note_trip(self.round_trip)
+
+
+def _raise(_head: Head, _body: Bytes, error: Exception) -> None:
+    raise error

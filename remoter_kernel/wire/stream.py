@@ -18,7 +18,7 @@ House rules of this file:
 
 from __future__ import annotations
 
-from collections import deque
+from bisect import bisect_right
 from enum import Enum
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
@@ -70,13 +70,14 @@ class Outbox(Protocol):
 
 
 class MemoryOutbox:
-    """An outbox that lives as long as its process."""
+    """An outbox that lives as long as its process; however much waits, nothing is searched."""
 
     def __init__(self) -> None:
         """Begin with nothing to say."""
         self.last = 0
         self._last_bulk = 0
-        self._entries: dict[Lane, deque[Entry]] = {lane: deque() for lane in Lane}
+        self._entries: dict[int, Entry] = {}
+        self._numbers: dict[Lane, list[int]] = {lane: [] for lane in Lane}  # growing
 
     def add(self, channel: Channel, body: bytes) -> int:
         """Put an entry at the end of its lane and return its number."""
@@ -84,38 +85,40 @@ class MemoryOutbox:
         lane = LANE[channel]
         if lane is Lane.BULK:
             self._last_bulk = self.last
-        self._entries[lane].append(Entry(self.last, channel, body, self._last_bulk))
+        self._entries[self.last] = Entry(self.last, channel, body, self._last_bulk)
+        self._numbers[lane].append(self.last)
         return self.last
 
     def next_after(self, lane: Lane, number: int) -> Entry | None:
         """Return the first entry of a lane beyond a number."""
-        for entry in self._entries[lane]:
-            if entry.number > number:
-                return entry
-        return None
+        numbers = self._numbers[lane]
+        place = bisect_right(numbers, number)
+        return self._entries[numbers[place]] if place < len(numbers) else None
 
     def forget(self, lane: Lane, number: int) -> None:
         """Drop what the other end has kept."""
-        entries = self._entries[lane]
-        while entries and entries[0].number <= number:
-            entries.popleft()
+        numbers = self._numbers[lane]
+        end = bisect_right(numbers, number)
+        for gone in numbers[:end]:
+            del self._entries[gone]
+        del numbers[:end]
 
     def withdraw(self, number: int) -> bool:
         """Take an entry out again; return whether it was still there."""
-        for entries in self._entries.values():
-            for entry in entries:
-                if entry.number == number:
-                    entries.remove(entry)
-                    return True
-        return False
+        entry = self._entries.pop(number, None)
+        if entry is None:
+            return False
+        numbers = self._numbers[LANE[entry.channel]]
+        del numbers[bisect_right(numbers, number) - 1]
+        return True
 
     def holds(self, number: int) -> bool:
         """Is this entry still here: has the other end not acknowledged it?"""
-        return any(entry.number == number for lane in self._entries.values() for entry in lane)
+        return number in self._entries
 
     def __len__(self) -> int:
         """Count what the other end has not acknowledged."""
-        return sum(len(entries) for entries in self._entries.values())
+        return len(self._entries)
 
 
 class Conversation:
@@ -169,6 +172,8 @@ class Conversation:
     def close(self) -> None:
         """End this wire; the conversation goes on with the next one."""
         self.phase = Phase.CLOSED
+        for unfinished in (self._cutting, self._half, self._ahead):  # may be as large as an item
+            unfinished.clear()
 
     def head(self, kind: Kind, entry: Entry | None = None, begin: int = 0) -> Head:
         """Return a head that carries all our numbers as they are now."""
@@ -252,6 +257,8 @@ class Conversation:
             return body
         del self._half[lane]
         half += body
+        # From now on it counts as a whole, once it is kept: who keeps nothing gets nothing more.
+        self._kept_bytes -= self._ahead.pop(number, 0)
         return memoryview(half).toreadonly()
 
     def _hold(self, lane: Lane, number: int, body: Bytes) -> None:
@@ -279,7 +286,7 @@ class Conversation:
         """Note that an item and all before it in its lane are kept; `size` is its bytes."""
         self.kept[lane] = max(self.kept[lane], number)
         if lane is Lane.BULK and number > self._first_here[lane]:
-            self._kept_bytes += size - self._ahead.pop(number, 0)
+            self._kept_bytes += size
 
     @property
     def flowed(self) -> int:

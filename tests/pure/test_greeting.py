@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as some
 
 from remoter_kernel.errors import ProtocolError
-from remoter_kernel.front.session.greeting import read_welcome
+from remoter_kernel.front.session.greeting import check_seen, read_welcome
 from remoter_kernel.wire.frames import Head, Kind, encode, to_json
 
 numbers = some.one_of(
@@ -47,3 +47,11 @@ def test_who_hangs_up_says_why():
     with pytest.raises(ProtocolError, match=r"It was stopped\.") as caught:
         read_welcome(frame)
     assert len(str(caught.value)) < 1100
+
+
+def test_a_greeting_that_has_seen_more_than_was_said_is_refused():
+    """Nothing of what is said afterwards would be taken for new."""
+    check_seen((3, 2), (3, 2))
+    for seen in ((4, 2), (3, 3), (2**62, 0)):
+        with pytest.raises(ProtocolError, match="was said here"):
+            check_seen(seen, (3, 2))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import deque
 
 import pytest
@@ -278,3 +279,89 @@ def test_more_than_there_is_credit_for_ends_the_wire_for_good():
     end.hear(Head(Kind.ITEM, Channel.SHELL, 2, 1), b"x" * SLICE)
     with pytest.raises(Overrun):
         end.hear(Head(Kind.ITEM, Channel.SHELL, 3, 2), b"x")
+
+
+class Counted(int):
+    """A number that counts how often it is compared."""
+
+    count = 0
+
+    def _compare(self, compare: str, other: object) -> bool:
+        Counted.count += 1
+        return bool(getattr(int, compare)(int(self), other))
+
+    def __lt__(self, other: object) -> bool:
+        return self._compare("__lt__", other)
+
+    def __gt__(self, other: object) -> bool:
+        return self._compare("__gt__", other)
+
+    def __eq__(self, other: object) -> bool:
+        return self._compare("__eq__", other)
+
+    __hash__ = int.__hash__
+
+
+def test_what_waits_is_found_without_looking_at_all_that_waits():
+    """Ten thousand requests while the link is down: each is found, and taken back, in few steps."""
+    outbox, count = MemoryOutbox(), 10_000
+    for _ in range(count):
+        outbox.add(Channel.SHELL, b"")
+    number = 0
+    while entry := outbox.next_after(Lane.BULK, Counted(number)):
+        assert outbox.holds(Counted(entry.number))
+        number = entry.number
+    assert number == count
+    assert Counted.count < 20 * count
+    Counted.count = 0
+    for number in range(count // 2, 0, -1):
+        assert outbox.withdraw(Counted(number))
+    outbox.forget(Lane.BULK, Counted(count))
+    assert len(outbox) == 0
+    assert Counted.count < 20 * count
+
+
+def steps(slices: int) -> int:
+    """Return how many steps it takes to take in an item of so many slices."""
+    end, count = End(), 0
+    end.talk.begin()
+    end.talk.open((0, 0))
+    end.talk._given = 10**9
+
+    def note(_frame: object, _event: str, _argument: object) -> None:
+        nonlocal count
+        count += 1
+
+    sys.setprofile(note)
+    try:
+        for number in range(slices):
+            kind = Kind.ITEM if number == slices - 1 else Kind.PART
+            end.hear(Head(kind, Channel.SHELL, 1, 0, begin=number * SLICE), b"x" * SLICE)
+    finally:
+        sys.setprofile(None)
+    assert [len(body) for body in end.taken[Lane.BULK]] == [slices * SLICE]
+    return count
+
+
+def test_each_slice_of_an_item_costs_the_same():
+    """However many of them are there already."""
+    assert steps(1000) < 11 * steps(100)
+
+
+def test_who_keeps_nothing_gets_no_more_than_its_credit():
+    """Also of items that come in slices, each of which gave credit while it was not whole."""
+    pipe = Pipe()
+    near, far = pipe.ends
+    for _ in range(50):
+        near.outbox.add(Channel.SHELL, b"x" * (2 * SLICE + 1))
+    for _ in range(200):
+        pipe.pump(near)
+        pipe.deliver(far, 1000)
+        pipe.say_numbers(far)
+        pipe.deliver(near, 1000)
+    held = sum(map(len, far.taken[Lane.BULK])) + sum(
+        len(half) for _, half in far.talk._half.values()
+    )
+    assert held <= WINDOW + 4 * SLICE
+    pipe.settle()
+    assert len(far.taken[Lane.BULK]) == 50

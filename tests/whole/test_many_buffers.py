@@ -24,6 +24,15 @@ kernel.session.send(
     parent=kernel.get_parent(), ident=b"display_data", buffers=[b"x"] * {count},
 )
 """
+HUGE = "'x' * 2**20"
+SEND_HEADER = f"""
+kernel = get_ipython().kernel
+header = {{**kernel.session.msg_header("display_data"), "more": {HUGE}}}
+kernel.session.send(
+    kernel.iopub_socket, "display_data", {{"data": {{}}}},
+    parent=kernel.get_parent(), ident=b"display_data", header=header,
+)
+"""
 COUNT = "len(get_ipython().kernel.get_parent()['buffers'])"
 
 
@@ -34,10 +43,11 @@ def client(here: JupyterHere, sshd: RealSshd, python_remote: dict[str, Any]) -> 
         yield kernel.client
 
 
-def run(client: Any, code: str, buffers: int = 0) -> list[dict[str, Any]]:
+def run(client: Any, code: str, buffers: int = 0, **header: str) -> list[dict[str, Any]]:
     """Run a cell that comes with so many buffers; return what it published, and its reply."""
     content = {"code": code, "silent": False, "store_history": True, "allow_stdin": False}
     message = client.session.msg("execute_request", content)
+    message["header"].update(header)
     client.session.send(client.shell_channel.socket, message, buffers=[b"x"] * buffers)
     name, until, heard = message["header"]["msg_id"], time.monotonic() + WITHIN, []
     while time.monotonic() < until:
@@ -85,4 +95,23 @@ def test_a_cell_that_is_too_much_is_answered_by_an_error(client: Any) -> None:
     heard = run(client, "1", MOST_BUFFERS + 1)
     assert heard[-1]["content"]["status"] == "error"
     assert "65,537 buffers is too large to be carried" in heard[-1]["content"]["evalue"]
+    assert run(client, "2")[-1]["content"]["status"] == "ok"
+
+
+def texts(heard: list[dict[str, Any]]) -> str:
+    return "".join(each["content"]["text"] for each in of_kind(heard, "stream"))
+
+
+def test_headers_that_are_too_large_are_told_in_the_cell_that_published_them(client: Any) -> None:
+    """Whoever reads them on this side would have to hold many times as much."""
+    shown = texts(run(client, SEND_HEADER + "\nprint('still here')"))
+    assert "Something of this cell (display_data) is missing here. A message whose headers" in shown
+    assert "still here" in shown
+
+
+def test_a_cell_whose_header_is_too_large_is_answered_by_an_error(client: Any) -> None:
+    """It never leaves this side."""
+    heard = run(client, "1", more="x" * 2**20)
+    assert heard[-1]["content"]["status"] == "error"
+    assert "whose headers have" in heard[-1]["content"]["evalue"]
     assert run(client, "2")[-1]["content"]["status"] == "ok"

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 import zmq
 
 from remoter_kernel.errors import ProtocolError, Usage
+from remoter_kernel.front.jupyter.outgoing import TRY_FIRST, Message, Publisher, Replier
 from remoter_kernel.wire.frames import Bytes, Channel
-from remoter_kernel.wire.messages import CONTENT, LARGE, TOPIC, Voice
+from remoter_kernel.wire.messages import CONTENT, LARGE, PARENT, TOPIC, Voice, header_of
 from remoter_kernel.wire.reactor import messages
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 FREE_WITHIN = 5.0  # seconds
 TRY_EVERY = 0.05  # seconds
+SIGNED = 2  # frames (delimiter, signature) that come between a message's topic and the rest
 LINGER = 500  # milliseconds: the last words of a front
 PORTS = {
     Channel.SHELL: "shell_port",
@@ -45,6 +47,8 @@ class Sockets:
         self.on_request: Callable[[Channel, list[bytes], list[Bytes]], None]
         self._context = zmq.Context()
         self._sockets: dict[Channel, zmq.Socket[bytes]] = {}
+        self._publisher: Publisher
+        self._repliers: dict[Channel, Replier] = {}
         self._heartbeat = self._context.socket(zmq.ROUTER)
 
     def bind(self) -> None:
@@ -54,10 +58,12 @@ class Sockets:
         for channel, port in PORTS.items():
             is_iopub = channel is Channel.IOPUB
             handle = self._context.socket(zmq.XPUB if is_iopub else zmq.ROUTER)
+            handle.rcvhwm = 0
             if is_iopub:
-                handle.xpub_verbose = True  # every subscriber is welcomed, not just the first
+                self._publisher = Publisher(self.reactor, handle, self._note)
             else:
                 handle.router_handover = True
+                self._repliers[channel] = Replier(self.reactor, handle)
             self._bind(handle, port)
             self._sockets[channel] = handle
             hear = self._welcome if is_iopub else partial(self._hear, channel)
@@ -65,16 +71,32 @@ class Sockets:
 
     def reply(self, channel: Channel, identities: Sequence[bytes], parts: Sequence[Bytes]) -> None:
         """Send a message to the client with these identities."""
-        self._sockets[channel].send_multipart([*identities, *self.voice.sign(parts)])
+        self._repliers[channel].send(identities, self.voice.sign(parts))
 
     def publish(self, parts: Sequence[Bytes]) -> None:
         """Send a message to all who listen on iopub."""
         is_small = len(parts[CONTENT]) < LARGE
         frames = [parts[TOPIC], *self.voice.sign(parts)]
-        self._sockets[Channel.IOPUB].send_multipart(frames, copy=is_small)
+        self._publisher.send(frames, is_copied=is_small)
+
+    def has_room(self) -> bool:
+        """Does all who listen on iopub take what is published, as far as is known?"""
+        return self._publisher.has_room
+
+    def _note(self, message: Message, sentence: str) -> Message:
+        """Return a message that says a sentence where another one would be shown."""
+        parent = header_of(message.frames[SIGNED + PARENT])
+        words = {"name": "stderr", "text": f"[remoter] {sentence}\n"}
+        parts = self.voice.compose("stream", words, parent, topic=b"kernel.stream")
+        return Message([parts[TOPIC], *self.voice.sign(parts)], is_copied=True)
 
     def close(self) -> None:
         """Send what waits, for a moment, and close."""
+        until = time.monotonic() + LINGER / 1000
+        outs: list[Publisher | Replier] = [self._publisher, *self._repliers.values()]
+        for out in outs:
+            while not out.send_waiting() and time.monotonic() < until:
+                time.sleep(TRY_FIRST)
         for handle in (self._heartbeat, *self._sockets.values()):
             handle.close(linger=LINGER)
         self._context.term()
@@ -82,7 +104,6 @@ class Sockets:
     def _bind(self, handle: zmq.Socket[bytes], port: str) -> None:
         about = self.connection
         handle.linger = LINGER
-        handle.sndhwm = handle.rcvhwm = 0
         if about.get("curve_secretkey"):
             handle.curve_server = True
             handle.curve_publickey = about["curve_publickey"].encode()
@@ -121,7 +142,7 @@ class Sockets:
     def _welcome(self) -> None:
         """Tell a new subscriber that it is heard (JEP 65)."""
         (frame, *_) = self._sockets[Channel.IOPUB].recv_multipart()
-        if frame[:1] == b"\x01":
+        if self._publisher.count(frame):
             subscription = frame[1:].decode("utf-8", "replace")
             parts = self.voice.compose("iopub_welcome", {"subscription": subscription})
             parts[TOPIC] = frame[1:]

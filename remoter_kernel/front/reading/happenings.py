@@ -20,6 +20,7 @@ ORDERS = {
     "stop": "asked to stop the session",
     "keep": "asked to keep the session",
     "finish": "asked to end the session once all is done",
+    "refused": "sent what could not be taken in",
 }
 NOTES = {"died": "The kernel died", "failed": "The kernel did not start"}
 
@@ -102,6 +103,8 @@ def _note(who: str, words: dict[str, Any]) -> str | None:
         return f"The kernel is ready: {name.strip()}."
     if str(event) in {"came", "went"}:
         return f"{who} {event}."
+    if event == "refused":
+        return f"{who} sent what could not be taken in. {words.get('why', '')}".rstrip()
     if words.get("mark") or not event:
         return None
     what = NOTES.get(str(event), f"Note: {event}")

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from remoter_kernel.errors import ProtocolError, Unreachable
 from remoter_kernel.wire.frames import Kind, decode, from_json
 from remoter_kernel.wire.pump import LONGEST_REASON
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 MOST_NUMBER = 2**63  # no conversation is so long
 
@@ -34,6 +37,13 @@ def read_welcome(frame: bytes) -> Welcome:
     except (ProtocolError, LookupError, TypeError, ValueError, OverflowError) as error:
         why = str(error)
     raise ProtocolError(f"The session's greeting was refused: {why[:LONGEST_REASON]}")
+
+
+def check_seen(seen: tuple[int, int], said: Sequence[int]) -> None:
+    """Refuse a greeting that has seen more than was ever said: nothing more would be heard."""
+    if any(there > here for there, here in zip(seen, said, strict=True)):
+        what = f"It has seen {list(seen)}, but only {list(said)} was said here."
+        raise ProtocolError(f"The session's greeting was refused: {what}")
 
 
 def _pair(numbers: Any) -> tuple[int, int]:

@@ -24,28 +24,27 @@ from remoter_kernel.front.session.dealer import (
     Unseen,
     dealer,
 )
-from remoter_kernel.front.session.greeting import AnotherWay, read_welcome
+from remoter_kernel.front.session.greeting import AnotherWay, check_seen, read_welcome
+from remoter_kernel.front.session.intake import Intake
+from remoter_kernel.front.session.pacer import Pacer, raise_it
 from remoter_kernel.wire.frames import (
     LANE,
     Bytes,
     Channel,
-    Head,
     Kind,
     Lane,
     encode,
     pack,
     to_json,
 )
-from remoter_kernel.wire.messages import parts_of
 from remoter_kernel.wire.pump import Pump
 from remoter_kernel.wire.reactor import messages
 from remoter_kernel.wire.stream import Conversation, MemoryOutbox
 from remoter_kernel.wire.threads import Thread
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
-    from remoter_kernel.front.session.pacer import Pacer
     from remoter_kernel.wire.reactor import Reactor, Timer
 
 # A way that has ended before we came to it does not even connect: that is "closed".
@@ -55,6 +54,7 @@ FIRST_PAUSE = 0.25  # seconds before the second try to come back
 LONGEST_PAUSE = 3.0  # seconds: a network that is back is found within five, login and all
 LEAST_PATIENCE = 5.0  # seconds with one try to come back; it may be on a network that is gone
 USUALLY = 2  # times what the last try took that came through
+READ_AT_ONCE = 128 * 1024  # bytes: hundreds of small outputs; then others get their turn
 DOUBT_FOR = 3.0  # seconds that a wire has for a sign of life after this machine slept
 
 
@@ -108,8 +108,11 @@ def pauses() -> Iterator[float]:
 class Link:
     """The front's end of a conversation."""
 
-    def __init__(self, reactor: Reactor, dialer: Dialer) -> None:
-        """Remember; `wake` begins."""
+    def __init__(
+        self, reactor: Reactor, dialer: Dialer, has_room: Callable[[], bool] = lambda: True
+    ) -> None:
+        """Remember; `wake` begins. `has_room`: do clients take what comes?"""
+        self.has_room = has_room
         self.reactor = reactor
         self.state = State.IDLE
         self.error: RemoterError | None = None
@@ -119,6 +122,8 @@ class Link:
         self.sent = self.received = 0  # bytes
         self.welcome: dict[str, Any] = {}
         self.on_item: Callable[[Channel, list[memoryview]], None] = lambda _channel, _parts: None
+        # Tells whom it concerns of an item that could not be taken in here; after that it is gone.
+        self.on_refused: Callable[[Channel, Sequence[Bytes], Exception], None] = raise_it
         self.on_change: Callable[[State], None] = lambda _state: None
         self.about: dict[str, str] = {}  # what the session should know of this front
         self.pacer: Pacer | None = None  # between us and whoever hears, where that has limits
@@ -126,6 +131,7 @@ class Link:
         self._name = secrets.token_hex(8)
         self._outbox = MemoryOutbox()
         self._talk = Conversation(self._outbox)
+        self._intake = Intake(self, self._talk)
         self._has_met = False  # has a WELCOME ever come?
         self._context = zmq.Context()
         self._socket: zmq.Socket[bytes] | None = None
@@ -180,11 +186,13 @@ class Link:
     def start_over(self) -> None:
         """Be a new front, of a session yet to be started."""
         self._drop()
+        self._intake.finish()
         if self.pacer:
             self.pacer.finish()
         self._name = secrets.token_hex(8)
         self._outbox = MemoryOutbox()
         self._talk = Conversation(self._outbox)
+        self._intake = Intake(self, self._talk)
         self._has_met = False
 
     @property
@@ -287,6 +295,7 @@ class Link:
         wire = self._socket
         if wire is None:
             return
+        until = self.received + READ_AT_ONCE
         for frames in messages(wire):
             frame = frames[0] if len(frames) == 1 else b""  # nothing of ours has more than one
             self.received += len(frame)
@@ -294,11 +303,14 @@ class Link:
                 self._pump.hear(frame)
             else:
                 self._greet(frame)
+            if self.received >= until:
+                return
 
     def _greet(self, frame: bytes) -> None:
         """Hear the WELCOME and begin to talk."""
         try:
             words, seen, begin = read_welcome(frame)
+            check_seen(seen, self._talk.said)
         except ProtocolError as error:
             self._lost(error)
             return
@@ -313,19 +325,14 @@ class Link:
         wire = self._socket
         assert wire is not None  # noqa: S101 - the frames came through it
         self._pump = pump = Pump(self.reactor, self._talk, partial(self._send, wire))
-        pump.on_item = self._take
+        self._intake.begin()
+        pump.on_item = self._intake.take
+        pump.on_refused = self._intake.refuse
         pump.on_end = self._lost
-        self._change(State.UP)
-        pump.start(seen)
-
-    def _take(self, head: Head, body: Bytes) -> None:
-        lane, parts = LANE[head.channel], parts_of(head.channel, body)
-        if self.pacer and lane is Lane.BULK:
-            keep = partial(self._talk.keep, lane)
-            self.pacer.take(head.channel, parts, head.number, len(body), keep)
-        else:
-            self.on_item(head.channel, parts)
-            self._talk.keep(lane, head.number, len(body))
+        try:
+            self._change(State.UP)
+        finally:  # whatever becomes of the news, a wire that is up is looked after
+            pump.start(seen)
 
     def _send(self, wire: zmq.Socket[bytes], frame: bytes) -> None:
         self.sent += len(frame)

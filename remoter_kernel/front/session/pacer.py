@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 BYTES_AT_ONCE, BYTES_PER_SECOND = 400_000, 450_000.0
 MESSAGES_AT_ONCE, MESSAGES_PER_SECOND = 1500, 450.0
 PIECE = 50_000  # characters of text that go in one message
+LOOK_AGAIN = 0.01  # seconds: has a client that took nothing begun to?
 SHORTEST_PAUSE = 0.005  # seconds: what comes meanwhile goes together
 
 
@@ -80,6 +81,9 @@ class Pacer:
         self._clock = clock
         self._give = give
         self._on_room = on_room
+        # Tells of something that could not be given.
+        self.on_refused: Callable[[Channel, Sequence[Bytes], Exception], None] = raise_it
+        self.has_room: Callable[[], bool] = lambda: True  # do clients take what is given?
         self._bytes = Allowance(BYTES_AT_ONCE, BYTES_PER_SECOND)
         self._messages = Allowance(MESSAGES_AT_ONCE, MESSAGES_PER_SECOND)
         self._count = 0  # numbers of our own: a text may become several
@@ -101,6 +105,12 @@ class Pacer:
                 self._hand_on(channel, piece, self._count)
         self._go_on()
 
+    def pass_over(self, number: int, size: int, keep: Keep) -> None:
+        """Have an item of which nothing is to be given kept in its turn."""
+        self._ends.append((self._count, number, size, keep))
+        if not self.waiting:
+            self._keep_up_to(self._count)
+
     def interrupt(self, *cells: str) -> None:
         """Let little of the text of these cells through, and of all that waits."""
         self.waiting.interrupt(*cells)
@@ -113,7 +123,8 @@ class Pacer:
 
     def _pause(self) -> float:
         now = self._clock()
-        return max(self._bytes.pause(now), self._messages.pause(now))
+        pause = max(self._bytes.pause(now), self._messages.pause(now))
+        return pause if self.has_room() else max(pause, LOOK_AGAIN)
 
     def _go_on(self) -> None:
         """Give what may be given now; the rest, when it may."""
@@ -137,10 +148,11 @@ class Pacer:
         return True
 
     def _hand_on(self, channel: Channel, parts: list[Bytes], number: int) -> None:
-        self._give(channel, parts)
-        while self._ends and self._ends[0][0] <= number:
-            _, wire_number, size, keep = self._ends.popleft()
-            keep(wire_number, size)
+        try:
+            self._give(channel, parts)
+        except Exception as error:  # noqa: BLE001 - what follows it is given all the same
+            self.on_refused(channel, parts, error)
+        self._keep_up_to(number)
         if channel is not Channel.IOPUB:
             return
         now = self._clock()
@@ -150,6 +162,16 @@ class Pacer:
         if execution_state(parts) == "idle":
             self._bytes.renew()
             self._messages.renew()
+
+    def _keep_up_to(self, number: int) -> None:
+        while self._ends and self._ends[0][0] <= number:
+            _, wire_number, size, keep = self._ends.popleft()
+            keep(wire_number, size)
+
+
+def raise_it(_channel: Channel, _parts: Sequence[Bytes], error: Exception) -> None:
+    """Tell nobody, who could not say so either."""
+    raise error
 
 
 def _pieces(channel: Channel, parts: Sequence[Bytes]) -> Iterator[list[Bytes]]:

@@ -1,0 +1,231 @@
+"""What goes to Jupyter's clients: for one that takes nothing, only so much waits here.
+
+A client may be stopped for hours: a suspended console, a window of a laptop that sleeps. libzmq
+keeps a few messages for each client and then takes no more. What is to be said waits here after
+that, and `has_room` tells whoever has more of it to keep it where it is.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import deque
+from typing import TYPE_CHECKING, NamedTuple
+
+import zmq
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from remoter_kernel.wire.frames import Bytes
+    from remoter_kernel.wire.reactor import Reactor, Timer
+
+MOST_QUEUED = 32  # messages that libzmq keeps for one client, of any size
+MOST_WAITING = 64 * 1024 * 1024  # bytes that wait here for one client, or for all that listen
+PATIENCE = 20.0  # seconds that a client which takes nothing may hold up another
+TRY_FIRST, TRY_LAST = 0.002, 0.05  # seconds from one try to the next: libzmq does not say when
+SLEEPS = (
+    "A client of this kernel takes nothing: it may be suspended. What follows is not kept for it "
+    "until it goes on; `%remoter outputs` in a cell has all of it."
+)
+
+
+class Message(NamedTuple):
+    """Frames, and whether libzmq is to copy them."""
+
+    frames: list[Bytes]
+    is_copied: bool
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return sum(map(len, self.frames))
+
+
+class Queue:
+    """What waits for room in a socket, in order."""
+
+    def __init__(self) -> None:
+        """Begin with nothing."""
+        self.size = 0  # bytes
+        self._messages: deque[Message] = deque()
+
+    def __bool__(self) -> bool:
+        """Does anything wait?"""
+        return bool(self._messages)
+
+    def __len__(self) -> int:
+        """Count what waits."""
+        return len(self._messages)
+
+    def add(self, message: Message) -> None:
+        """Put a message at the end."""
+        self._messages.append(message)
+        self.size += message.size
+
+    @property
+    def first(self) -> Message:
+        """What comes next."""
+        return self._messages[0]
+
+    def drop(self) -> None:
+        """Take away what came next."""
+        self.size -= self._messages.popleft().size
+
+
+class Retry:
+    """Calls again until nothing waits any more, with pauses that grow."""
+
+    def __init__(self, reactor: Reactor, send: Callable[[], bool]) -> None:
+        """Remember; `send` returns whether all has gone."""
+        self._reactor = reactor
+        self._send = send
+        self._pause = TRY_FIRST
+        self._timer: Timer | None = None
+
+    def begin(self) -> None:
+        """Call soon, unless that is about to happen."""
+        if self._timer is None:
+            self._pause = TRY_FIRST
+            self._timer = self._reactor.later(self._pause, self._go_on)
+
+    def _go_on(self) -> None:
+        self._timer = None
+        if not self._send():
+            self._pause = min(2 * self._pause, TRY_LAST)
+            self._timer = self._reactor.later(self._pause, self._go_on)
+
+
+class Publisher:
+    """The XPUB socket: all clients hear all; one that sleeps holds up the others for a while."""
+
+    def __init__(
+        self,
+        reactor: Reactor,
+        handle: zmq.Socket[bytes],
+        note: Callable[[Message, str], Message],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Remember; `note(message, sentence)` makes a message that says so in the same cell."""
+        self.listeners = 0
+        self._handle = handle
+        self._note = note
+        self._clock = clock
+        self._waiting = Queue()
+        self._since = 0.0  # when libzmq took something last, while anything waits
+        self._retry = Retry(reactor, self.send_waiting)
+        handle.sndhwm = MOST_QUEUED
+        handle.xpub_nodrop = True
+        handle.xpub_verboser = True  # every client is welcomed, not just the first, and counted
+        stay_with_the_living(handle)
+
+    @property
+    def has_room(self) -> bool:
+        """Would what is said now go at once?"""
+        return not self._waiting
+
+    def send(self, frames: list[Bytes], *, is_copied: bool) -> None:
+        """Say something to all, now or once there is room for it."""
+        message = Message(frames, is_copied)
+        if self._waiting or not self._try(message):
+            if not self._waiting:
+                self._since = self._clock()
+            self._waiting.add(message)
+            self._retry.begin()
+            if self._waiting.size > MOST_WAITING:
+                self.send_waiting()
+
+    def count(self, subscription: bytes) -> bool:
+        """Hear that a client has come, or gone; return whether it came."""
+        has_come = subscription[:1] == b"\x01"
+        self.listeners = max(0, self.listeners + (1 if has_come else -1))
+        return has_come
+
+    def _try(self, message: Message) -> bool:
+        try:
+            self._handle.send_multipart(message.frames, zmq.NOBLOCK, copy=message.is_copied)
+        except zmq.Again:
+            return False
+        return True
+
+    def send_waiting(self) -> bool:
+        """Send what waits; return whether all has gone.
+
+        Those that take nothing are left out of it where they hold up too much.
+        """
+        while self._waiting:
+            if not self._try(self._waiting.first):
+                is_too_long = self.listeners > 1 and self._clock() - self._since > PATIENCE
+                if not (is_too_long or self._waiting.size > MOST_WAITING):
+                    return False
+                self._give_up(self._waiting.first)
+            self._since = self._clock()
+            self._waiting.drop()
+        return True
+
+    def _give_up(self, message: Message) -> None:
+        """Say something without those that take nothing; libzmq leaves them out until they do.
+
+        The last that they will find is a note of that: there is room for one more than was.
+        """
+        sys.stderr.write(f"[remoter] {SLEEPS}\n")
+        self._handle.sndhwm = MOST_QUEUED + 1
+        self._try(self._note(message, SLEEPS))
+        self._handle.sndhwm = MOST_QUEUED
+        self._handle.xpub_nodrop = False
+        self._try(message)
+        self._handle.xpub_nodrop = True
+
+
+class Replier:
+    """A ROUTER socket: what one client does not take waits for it alone."""
+
+    def __init__(self, reactor: Reactor, handle: zmq.Socket[bytes]) -> None:
+        """Remember."""
+        self._handle = handle
+        self._waiting: dict[bytes, Queue] = {}
+        self._retry = Retry(reactor, self.send_waiting)
+        handle.sndhwm = MOST_QUEUED
+        handle.router_mandatory = True  # else it would drop what a client does not take
+        stay_with_the_living(handle)
+
+    def send(self, identities: Sequence[bytes], frames: Sequence[Bytes]) -> None:
+        """Say something to one client, now or once it takes it."""
+        message = Message([*identities, *frames], is_copied=True)
+        queue = self._waiting.get(identities[0])
+        if not queue and self._try(message):
+            return
+        queue = self._waiting.setdefault(identities[0], Queue())
+        queue.add(message)
+        self._retry.begin()
+        while queue.size > MOST_WAITING and len(queue) > 1:
+            sys.stderr.write("[remoter] A client takes no replies: its oldest one is dropped.\n")
+            queue.drop()
+
+    def _try(self, message: Message) -> bool:
+        """Send; what is for a client that is gone is done with."""
+        try:
+            self._handle.send_multipart(message.frames, zmq.NOBLOCK)
+        except zmq.Again:
+            return False
+        except zmq.ZMQError as error:
+            if error.errno != zmq.EHOSTUNREACH:
+                raise
+        return True
+
+    def send_waiting(self) -> bool:
+        """Send what waits; return whether all has gone."""
+        for client, queue in list(self._waiting.items()):
+            while queue and self._try(queue.first):
+                queue.drop()
+            if not queue:
+                del self._waiting[client]
+        return not self._waiting
+
+
+def stay_with_the_living(handle: zmq.Socket[bytes]) -> None:
+    """Let the system end connections to machines that are gone; one that is stopped answers."""
+    handle.tcp_keepalive = 1
+    handle.tcp_keepalive_idle = 60
+    handle.tcp_keepalive_intvl = 20
+    handle.tcp_keepalive_cnt = 6

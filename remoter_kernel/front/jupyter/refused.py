@@ -1,0 +1,97 @@
+"""Tells clients of what came from the session and could not be taken in here.
+
+It is gone for good, and what followed it is there: whoever waits for it must hear so.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any, Protocol
+
+from remoter_kernel.errors import ProtocolError, RemoterError
+from remoter_kernel.front.jupyter import answers
+from remoter_kernel.wire.frames import Channel
+from remoter_kernel.wire.messages import HEADER, PARENT, execution_state, header_of
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from remoter_kernel.front.jupyter.mouth import Mouth, Route
+    from remoter_kernel.wire.frames import Bytes
+
+CELLS_REMEMBERED = 50  # that have been told
+
+
+class Ending(Protocol):
+    """Knows the request that got its reply last (see `GivingUp`)."""
+
+    ending: Route | None
+
+
+class Turns(Protocol):
+    """Lets cells of this side wait for those of the other."""
+
+    def hear_lost(self) -> None:
+        """Look for cells there that have got their reply from here."""
+
+
+class Refused:
+    """Says so once in each cell, and in the place of each reply."""
+
+    def __init__(
+        self, mouth: Mouth, routes: dict[str, Route], giving_up: Ending, turns: Turns
+    ) -> None:
+        """Remember; `routes` are the requests without a reply, by their ids."""
+        self._mouth = mouth
+        self._routes = routes
+        self._giving_up = giving_up
+        self._turns = turns
+        self._told: dict[str, None] = {}  # ids of cells
+
+    def tell(self, channel: Channel, parts: Sequence[Bytes], error: Exception) -> None:
+        """Tell of one item, whose parts may be of any kind."""
+        said = str(error).rstrip(".") or "no reason was given"
+        why = said if isinstance(error, RemoterError) else f"{type(error).__name__}: {said}"
+        header, parent = _header(parts, HEADER), _header(parts, PARENT)
+        kind = header.get("msg_type", channel.name.lower())
+        sys.stderr.write(f"[remoter] A message ({kind}) of the session was passed over: {why}.\n")
+        if channel is Channel.SHELL or channel is Channel.CONTROL:
+            self._answer(parent, f"The reply came, and could not be taken in here: {why}.")
+        elif channel is Channel.IOPUB and (state := execution_state(parts)):
+            self._mouth.publish("status", {"execution_state": state}, parent)
+        elif channel is Channel.IOPUB or channel is Channel.STDIN:
+            self._tell_in(parent, f"Something of this cell ({kind}) is missing here: {why}.")
+        elif cell := next(iter(self._mouth.at_work()), None):  # whose it was is not known
+            self._tell_in(cell.header, f"Something of the session is missing here: {why}.")
+
+    def _answer(self, parent: dict[str, Any], why: str) -> None:
+        name = str(parent.get("msg_id", ""))
+        route, last = self._routes.pop(name, None), self._giving_up.ending
+        if route is None and last and last.header.get("msg_id") == name:
+            route = last
+        if route is None:
+            return
+        trouble = answers.error_content("ReplyMissing", why)
+        reply = {"status": "error", **trouble}
+        is_cell = route.header.get("msg_type") == "execute_request"
+        if is_cell:
+            reply |= {"execution_count": 0, "user_expressions": {}, "payload": []}
+        self._mouth.finish(route, reply, trouble if is_cell else None)
+        self._turns.hear_lost()
+
+    def _tell_in(self, cell: dict[str, Any], sentence: str) -> None:
+        name = str(cell.get("msg_id", ""))
+        if not name or name in self._told:
+            return
+        self._told[name] = None
+        if len(self._told) > CELLS_REMEMBERED:
+            del self._told[next(iter(self._told))]
+        words = {"name": "stderr", "text": f"[remoter] {sentence}\n"}
+        self._mouth.publish("stream", words, cell)
+
+
+def _header(parts: Sequence[Bytes], which: int) -> dict[str, Any]:
+    try:
+        return header_of(parts[which])
+    except (ProtocolError, LookupError):
+        return {}

@@ -1,0 +1,87 @@
+"""A link at its greeting: what goes wrong there does not leave it up and unwatched, or deaf."""
+
+from __future__ import annotations
+
+import contextlib
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from remoter_kernel.front.session.link import Link, State
+from remoter_kernel.wire.frames import Channel, Head, Kind, decode, encode, to_json
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+class Calls:
+    """A reactor whose timers nobody makes go off."""
+
+    def __init__(self) -> None:
+        self.timers: list[Any] = []
+
+    def later(self, _seconds: float, call: Any) -> Any:
+        self.timers.append(call)
+        return SimpleNamespace(cancel=lambda: None, due=0.0)
+
+
+class Greeted:
+    """A link that has said HELLO, with a socket that keeps what is sent."""
+
+    def __init__(self) -> None:
+        self.sent: list[bytes] = []
+        dialer: Any = SimpleNamespace(doubt=lambda: None)
+        self.link = Link(Calls(), dialer)  # type: ignore[arg-type]
+        self.link.on_change = self.note
+        self.link.state = State.DIALLING
+        socket: Any = SimpleNamespace(send=lambda frame, _flags: self.sent.append(frame))
+        self.link._socket = socket
+        self.link._talk.begin()
+        self.drops = 0
+        self.link._drop = self.drop  # type: ignore[method-assign]
+        self.states: list[State] = []
+        self.trouble: Exception | None = None
+
+    def note(self, state: State) -> None:
+        self.states.append(state)
+        if self.trouble:
+            raise self.trouble
+
+    def drop(self) -> None:
+        self.drops += 1
+
+    def hear(self, seen: Any) -> None:
+        words = {"seen": seen, "begin": [0, 0]}
+        self.link._greet(encode(Head(Kind.WELCOME), to_json(words)))
+
+
+@pytest.fixture
+def greeted() -> Iterator[Greeted]:
+    greeted = Greeted()
+    yield greeted
+    greeted.link._context.term()
+
+
+def test_a_wire_is_looked_after_whatever_becomes_of_the_news(greeted: Greeted) -> None:
+    """Who hears that it is up may stumble: the wire has its watch, and asks for a sign of life."""
+    greeted.trouble = ValueError("a bug")
+    greeted.link.say(Channel.SHELL, [b"", b"{}", b"{}", b"{}", b"{}"])
+    with contextlib.suppress(ValueError):
+        greeted.hear([0, 0])
+    assert greeted.states == [State.UP]
+    kinds = [head.kind for frame in greeted.sent for head, _ in decode(frame)]
+    assert kinds == [Kind.ACK, Kind.PING]
+    pump = greeted.link._pump
+    assert pump is not None
+    assert pump._watch is not None
+
+
+@pytest.mark.parametrize("seen", [[2, 0], [0, 2**62], [2**63, 0], ["inf", 0], [-1, 0], None, 5])
+def test_a_greeting_that_cannot_be_true_is_refused(greeted: Greeted, seen: Any) -> None:
+    """Up, nothing would ever be sent to it."""
+    greeted.link.say(Channel.SHELL, [b"", b"{}", b"{}", b"{}", b"{}"])
+    greeted.hear(seen)
+    assert State.UP not in greeted.states
+    assert greeted.drops
+    assert "greeting was refused" in str(greeted.link.error)

@@ -1,0 +1,181 @@
+"""Who is to be called back has been told so: what is wired up has no call-back left unset.
+
+A call-back that nobody sets does nothing, in silence. The real objects are made and wired here, as
+they are where they run, and asked for attributes that still are what their class begins with.
+"""
+
+from __future__ import annotations
+
+import signal
+import socket
+import types
+from multiprocessing import Pipe
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from remoter_kernel.daemon.child import Child
+from remoter_kernel.daemon.door import Door
+from remoter_kernel.daemon.journal import Journal
+from remoter_kernel.daemon.registry import Session
+from remoter_kernel.daemon.supervisor import Supervisor
+from remoter_kernel.front import kernel as kernels
+from remoter_kernel.front.configuration.remotes import Remote
+from remoter_kernel.front.jupyter.sockets import PORTS, Sockets
+from remoter_kernel.front.keeper.server import KeeperServer
+from remoter_kernel.front.keeper.visitor import Visitor
+from remoter_kernel.front.kernel import Kernel
+from remoter_kernel.front.session.link import State
+from remoter_kernel.wire.frames import Head, Kind, encode, to_json
+from remoter_kernel.wire.pump import Pump
+from remoter_kernel.wire.reactor import Reactor
+from remoter_kernel.wire.stream import Conversation, MemoryOutbox
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.real_jupyter import JupyterHere
+
+OURS = "remoter_kernel."
+DEFAULTS = {"raise_it", "_raise"}  # functions that stand where nobody has been told
+OF_THE_PROXY = {
+    ("OwnCode", "_then"): "set for as long as code of our own runs in a kernel",
+    ("Reactor", "after_pass"): "only an evaluator writes after each round of call-backs",
+}
+OF_AN_EVALUATOR = {
+    ("Door", "is_sure_of"): "only where an evaluator before this one has left a journal",
+}
+
+
+def is_default(owner: type, value: Any) -> bool:
+    """Is this what a call-back is before anybody has been told?"""
+    if not isinstance(value, types.FunctionType):
+        return value is dict or value is tuple
+    names = {each.__name__ for each in owner.__mro__}
+    first = {f"{name}{place}<lambda>" for name in names for place in (".__init__.<locals>.", ".")}
+    is_first = value.__qualname__ in first and not value.__closure__
+    return value.__module__.startswith(OURS) and (is_first or value.__name__ in DEFAULTS)
+
+
+def unset(*roots: Any) -> set[tuple[str, str]]:
+    """Return class and name of each call-back that is still the default, in all that is reached."""
+    found: set[tuple[str, str]] = set()
+    seen: set[int] = set()
+    waiting = list(roots)
+    while waiting:
+        thing = waiting.pop()
+        if id(thing) in seen or isinstance(thing, type):
+            continue
+        seen.add(id(thing))
+        if isinstance(thing, dict):
+            waiting += thing.values()
+        elif isinstance(thing, (list, tuple, set)):
+            waiting += thing
+        elif isinstance(thing, types.MethodType):
+            waiting.append(thing.__self__)
+        elif type(thing).__module__.startswith(OURS):
+            for name, value in vars(thing).items() if hasattr(thing, "__dict__") else ():
+                if is_default(type(thing), value):
+                    found.add((type(thing).__name__, name))
+                waiting.append(value)
+    return found
+
+
+def check(*roots: Any, may_stay_unset: dict[tuple[str, str], str]) -> None:
+    """Fail if somebody may be told by nobody without a reason, or a reason stands for nothing."""
+    assert unset(*roots) == set(may_stay_unset)
+
+
+def test_a_call_back_that_was_forgotten_is_found() -> None:
+    """Or this file would show nothing."""
+    pump = Pump(Reactor(), Conversation(MemoryOutbox()), lambda _frame: None)
+    assert unset(pump) == {
+        ("Pump", "on_item"),
+        ("Pump", "on_refused"),
+        ("Pump", "on_end"),
+        ("Reactor", "after_pass"),
+        ("Reactor", "on_bug"),
+    }
+    pump.reactor.close()
+
+
+def ports() -> dict[str, Any]:
+    """Return what a connection file says, of ports that are free."""
+    names = [*PORTS.values(), "hb_port"]
+    holders = [socket.create_server(("127.0.0.1", 0)) for _ in names]
+    numbers: dict[str, Any] = {}
+    for name, holder in zip(names, holders, strict=True):
+        numbers[name] = holder.getsockname()[1]
+        holder.close()
+    return {**numbers, "transport": "tcp", "ip": "127.0.0.1", "key": "key"}
+
+
+@pytest.mark.parametrize("is_under_server", [False, True])
+def test_all_are_told_in_the_process_on_this_side(
+    here: JupyterHere, monkeypatch: pytest.MonkeyPatch, *, is_under_server: bool
+) -> None:
+    """As it is once it runs and has met its session."""
+    if is_under_server:
+        monkeypatch.setenv("JPY_SESSION_NAME", "here.ipynb")
+    monkeypatch.setattr(kernels, "find_remote", lambda _name: Remote(name="x", host="x"))
+    kernel = Kernel(Sockets(Reactor(), ports()), "x")
+    monkeypatch.setattr(kernel.link, "wake", lambda: None)
+    looks = 0
+
+    def look() -> None:
+        nonlocal looks
+        wire: Any = SimpleNamespace(send=lambda _frame, _flags: None)
+        kernel.link._socket = wire
+        kernel.link._talk.begin()
+        welcome = to_json({"seen": [0, 0], "begin": [0, 0]})
+        kernel.link._greet(encode(Head(Kind.WELCOME), welcome))
+        assert kernel.link.state is State.UP
+        assert bool(kernel.link.pacer) == is_under_server
+        check(kernel, may_stay_unset=OF_THE_PROXY)
+        looks += 1
+        kernel.link._socket = None
+
+    monkeypatch.setattr(kernel.reactor, "run", look)
+    kernel.run()
+    assert looks == 1
+    kernel.link.close()
+    kernel.reactor.close()
+
+
+def test_all_are_told_in_an_evaluator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As it is once it runs, has a kernel, and a front has come in."""
+    folder = tmp_path / "7f3a9c"
+    folder.mkdir(mode=0o700)
+    reactor, session = Reactor(), Session(folder)
+    journal = Journal(folder / "journal", reactor.call)
+    journal.open()
+    door = Door(reactor, session, journal)
+    journal.low_water = door.low_water
+    for name in ("signal", "pthread_sigmask"):
+        monkeypatch.setattr(signal, name, lambda *_: None)
+    monkeypatch.setattr(Child, "start", lambda _self, **_: None)
+    monkeypatch.setattr(reactor, "hear_signals", lambda: None)
+    supervisor = Supervisor(reactor, session, journal, door, wish={}, umask=0o077)
+    looks = 0
+
+    def look() -> None:
+        nonlocal looks
+        assert supervisor.child is not None
+        monkeypatch.setattr(door, "_send", lambda _identity, _frame: None)
+        door._greet(b"me", encode(Head(Kind.HELLO), to_json({"front": "ab" * 8, "seen": None})))
+        check(supervisor, reactor, may_stay_unset=OF_AN_EVALUATOR)
+        looks += 1
+        supervisor.child.close()
+
+    monkeypatch.setattr(reactor, "run", look)
+    supervisor.run()
+    assert looks == 1
+    reactor.close()
+
+
+def test_all_are_told_in_a_keeper() -> None:
+    """It calls back by threads and queues alone, and stays so."""
+    near, far = Pipe()
+    with near, far:
+        check(KeeperServer(), Visitor(near), may_stay_unset={})
