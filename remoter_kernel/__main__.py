@@ -55,6 +55,7 @@ from pathlib import Path
 from remoter_kernel.errors import RemoterError
 from remoter_kernel.front.configuration.remotes import find_remote
 from remoter_kernel.front.keeper.endpoint import start_early
+from remoter_kernel.front.log_files import begin as begin_log
 
 
 def main() -> int:
@@ -68,6 +69,7 @@ def main() -> int:
     # What Jupyter adds to a kernel's command line (nbclient: the history file) is for the
     # kernel there; it means nothing here.
     words, rest = parser.parse_known_args()
+    begin_log("proxy", words.remote)
     with contextlib.suppress(RemoterError, OSError):  # what is wrong is told in the first cell
         if find_remote(words.remote):
             start_early()

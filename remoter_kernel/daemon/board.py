@@ -7,12 +7,13 @@ holds up nothing.
 
 from __future__ import annotations
 
-import contextlib
+import logging
 import queue
 import threading
 import time
 from typing import TYPE_CHECKING, Any
 
+from remoter_kernel import logs
 from remoter_kernel.wire.frames import Lane
 
 if TYPE_CHECKING:
@@ -26,6 +27,8 @@ FILE = "state.json"
 CELLS = "cells.json"
 MOST_CELLS = 10_000  # that are remembered
 LONGEST_CELL = 64  # characters of a cell's id in a notebook file
+ROUTINE = {"busy", "idle"}  # states that come and go with each request
+_log = logging.getLogger(__name__)
 
 
 class Board:
@@ -73,6 +76,8 @@ class Board:
             self._told_cells = len(self._cells)
             self._queue.put((CELLS, {"cells": list(self._cells)}))
         if state != self._state:
+            level = logging.DEBUG if {state, self._state} == ROUTINE else logging.INFO
+            _log.log(level, "The session is %s (before: %s).", state, self._state or "new")
             self._state, self._since = state, time.time()
         seen = (state, self._journal.last, self._door.has_visitors, len(self._door.guests))
         if seen == self._seen or self._timer is not None:
@@ -98,7 +103,7 @@ class Board:
 
     def _write_all(self) -> None:
         while (news := self._queue.get()) is not None:
-            with contextlib.suppress(OSError):  # the next one may find room again
+            with logs.noting(_log, f"{news[0]} is not written", OSError):  # the next one may be
                 self._session.write(*news)
 
 

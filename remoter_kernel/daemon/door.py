@@ -6,12 +6,14 @@ through a login. What is malformed ends its wire and nothing else.
 
 from __future__ import annotations
 
+import logging
 from functools import partial
 from typing import TYPE_CHECKING, Any, Callable
 
 import zmq
 from zmq.utils import z85
 
+from remoter_kernel import logs
 from remoter_kernel.daemon.outbox import FrontOutbox
 from remoter_kernel.errors import ProtocolError, RemoterError
 from remoter_kernel.wire.frames import (
@@ -39,6 +41,7 @@ CORK = 0.001  # seconds that a published message may wait for the next one
 COPY_BELOW = 65536  # bytes
 MOST_UNREAD = 256  # frames of one front, of 64 KiB at most: more than is read in one go
 FRONT_SIZE = 8  # bytes of a front's name
+_log = logging.getLogger(__name__)
 
 
 class Guest:
@@ -182,6 +185,9 @@ class Door:
             try:
                 self._greet(identity, frame)
             except (ProtocolError, LookupError, TypeError, ValueError, OverflowError) as error:
+                _log.warning(
+                    "A greeting of %d bytes is refused: %s", len(frame), logs.reason(error)
+                )
                 self._send(identity, encode(Head(Kind.BYE), to_json({"why": str(error)})))
 
     def _greet(self, identity: bytes, frame: bytes) -> None:
@@ -222,10 +228,12 @@ class Door:
         guest.pump = self._pumps[identity] = pump
         welcome = {**self.describe(), "seen": list(guest.talk.seen.values()), "begin": begin}
         self._send(identity, encode(guest.talk.head(Kind.WELCOME), to_json(welcome)))
+        _log.info("Client %s has come; it has seen up to %d.", name.hex(), bulk)
         pump.start((bulk, urgent))
         self.on_visit(guest)
 
-    def _leave(self, guest: Guest, identity: bytes, _error: RemoterError) -> None:
+    def _leave(self, guest: Guest, identity: bytes, error: RemoterError) -> None:
+        _log.info("Client %s has gone: %s", guest.name.hex(), logs.reason(error))
         self._pumps.pop(identity, None)
         guest.pump = None
         self._last_left = guest
@@ -244,5 +252,7 @@ class Door:
         """Answer libzmq's question (RFC 27) whether a client key may come in."""
         version, request, _domain, _address, _id, mechanism, *keys = self._zap.recv_multipart()
         is_let_in = mechanism == b"CURVE" and self.session.admits(z85.encode(keys[0]))
+        if not is_let_in:
+            _log.warning("A client whose key was not registered is not let in.")
         answer = (b"200", b"OK") if is_let_in else (b"400", b"This key was not registered here.")
         self._zap.send_multipart([version, request, *answer, b"front", b""])

@@ -9,6 +9,7 @@ record that the disk refuses stays in memory.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import queue
 import threading
@@ -35,6 +36,7 @@ ROOM = 0.75  # of the limit: what is left when room was made
 
 Call = Callable[[], None]
 ToWrite = Union[Record, Compacted, None]
+_log = logging.getLogger(__name__)
 
 
 class Journal:
@@ -202,6 +204,8 @@ class Journal:
     # The caller's thread ---------------------------------------------------------------
 
     def _note(self, last: int, offsets: list[int], trouble: str, end: int) -> None:
+        if trouble != self.trouble:
+            _log.warning("The journal: %s", trouble or "the disk takes records again")
         self.trouble = trouble
         if offsets:
             begin = self._index.find(last) - len(offsets) + 1

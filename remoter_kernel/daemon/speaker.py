@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from remoter_kernel.wire.frames import Bytes, Channel, pack, to_json
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from remoter_kernel.errors import TooLarge
 
 MOST_INFO = 256 * 1024  # bytes of what a kernel says of itself: every greeting carries it
+_log = logging.getLogger(__name__)
 
 
 class Request(NamedTuple):
@@ -53,6 +55,8 @@ class Speaker:
 
     def note(self, event: str, **words: Any) -> None:
         """Tell the fronts what has become of the child."""
+        why = str(words.get("why", "")).partition("\n")[0]  # after that come its own words
+        _log.info("The kernel: %s %s", event, why)
         self._journal.append(Channel.NOTE, pack([to_json({"event": event, **words})]))
 
     def note_visit(self, guest: Guest) -> None:

@@ -6,9 +6,11 @@ hears it hands on. When it ends, it says why, once.
 
 from __future__ import annotations
 
+import logging
 import time
 from typing import TYPE_CHECKING, Callable
 
+from remoter_kernel import logs
 from remoter_kernel.errors import ProtocolError, RemoterError, Unreachable
 from remoter_kernel.wire.frames import Bytes, Head, Kind, Lane, decode, encode, from_json, to_json
 from remoter_kernel.wire.stream import BOTH
@@ -31,6 +33,7 @@ BATCH = 64 * 1024  # bytes: sayings that are due together share a frame up to th
 Send = Callable[[bytes], None]
 OnItem = Callable[[Head, Bytes], None]
 OnEnd = Callable[[RemoterError], None]
+_log = logging.getLogger(__name__)
 
 
 class Pump:
@@ -73,6 +76,7 @@ class Pump:
             return
         self._heard = time.monotonic()
         self._unanswered = 0.0
+        _log.debug("received a frame of %d bytes", len(frame))
         try:
             for head, body in decode(frame):
                 self._take(head, body)
@@ -90,6 +94,7 @@ class Pump:
         is_hushed = self._is_hushed()
         for head, body in self.talk.due((Lane.URGENT,) if is_hushed else BOTH):
             saying = encode(head, body)
+            _log.debug("sends %r %d: %d bytes", head.kind, head.number, len(body))
             if batch and size + len(saying) > BATCH:
                 self.send(b"".join(batch))
                 batch, size = [], 0
@@ -122,6 +127,7 @@ class Pump:
         if self._has_ended:
             return
         self._has_ended = True
+        _log.info("A connection ends: %s (round trip: %s s)", logs.reason(error), self.round_trip)
         if is_told:
             self.send(encode(self.talk.head(Kind.BYE), to_json({"why": str(error)})))
         self.talk.close()
@@ -131,6 +137,7 @@ class Pump:
         self.on_end(error)
 
     def _take(self, head: Head, body: Bytes) -> None:
+        _log.debug("received %r %d: %d bytes", head.kind, head.number, len(body))
         whole = self.talk.receive(head, body)
         if whole is not None:
             self.on_item(head, whole)
@@ -186,4 +193,5 @@ class Pump:
         self._pongs_due -= 1
         if self._pongs_due == 0:  # or it answers an older ping
             self.round_trip = self._heard - self._pinged
+            _log.debug("round trip: %.4f s", self.round_trip)
             self.talk.window.note_trip(self.round_trip)

@@ -7,6 +7,7 @@ runs in the reactor's.
 from __future__ import annotations
 
 import contextlib
+import logging
 import random
 import secrets
 import threading
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import zmq
 
+from remoter_kernel import logs
 from remoter_kernel.errors import ProtocolError, RemoterError, Unreachable
 from remoter_kernel.front.session.dealer import (
     ANSWERS_WITHIN,
@@ -54,6 +56,7 @@ LONGEST_PAUSE = 3.0  # seconds: a network that is back is found within five, log
 LEAST_PATIENCE = 5.0  # seconds with one try to come back; it may be on a network that is gone
 USUALLY = 2  # times what the last try took that came through
 DOUBT_FOR = 3.0  # seconds that a wire has for a sign of life after this machine slept
+_log = logging.getLogger(__name__)
 
 
 class State(Enum):
@@ -389,5 +392,7 @@ class Link:
     def _change(self, state: State) -> None:
         if state is not self.state:
             self.state = state
+            why = logs.reason(self.error) if self.error and state is not State.UP else "-"
+            _log.info("The link is %s (last error: %s)", state.value, why)
             self.since = time.monotonic()
             self.on_change(state)
