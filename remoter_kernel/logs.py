@@ -178,7 +178,7 @@ class LogFile(logging.Handler):
         """Write lines; the file is opened each time: it may be gone, and so may its disk be."""
         lost, self._lost = self._lost, 0
         if lost:
-            lines.insert(0, f"    {lost} lines are missing here: they could not be written.\n")
+            lines.insert(0, f"    Lines that could not be written here: {lost}\n")
         text = "\n" * self._is_torn + "".join(lines)
         try:
             if text:

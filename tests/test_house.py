@@ -47,8 +47,10 @@ def section(verb):
 
 def options(verb):
     command = remoter.get_command(click.Context(remoter), verb)
-    spellings = [option.opts for option in command.params if isinstance(option, click.Option)]
-    return {max(words, key=len) for words in spellings} - COMMON
+    own = [option for option in command.params if isinstance(option, click.Option)]
+    # A verb may have a --debug of its own, which says more than the common one.
+    spellings = {max(option.opts, key=len): option.expose_value for option in own}
+    return {name for name, is_own in spellings.items() if name not in COMMON or is_own}
 
 
 # --------------------------------------------------------------- documentation

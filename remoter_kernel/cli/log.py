@@ -28,7 +28,8 @@ def log(context: click.Context, session: str, follow: bool, debug: bool) -> None
     """Show what happened in SESSION: fronts, requests, interrupts, deaths."""
     if debug and follow:
         raise Usage("The evaluator's own log is not followed.", "Leave one of -f and --debug away.")
-    context.find_root().obj.debug |= debug  # as with any other verb
+    if debug:  # it means what it means with any other verb, too
+        context.find_root().obj.debug = True
     with finding(session, questions()) as found:
         if debug:
             _show_debug(found)

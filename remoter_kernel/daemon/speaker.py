@@ -56,7 +56,7 @@ class Speaker:
     def note(self, event: str, **words: Any) -> None:
         """Tell the fronts what has become of the child."""
         why = str(words.get("why", "")).partition("\n")[0]  # after that come its own words
-        _log.info("The kernel: %s %s", event, why)
+        _log.info("Event %s. %s", event, why)
         self._journal.append(Channel.NOTE, pack([to_json({"event": event, **words})]))
 
     def note_visit(self, guest: Guest) -> None:

@@ -127,7 +127,7 @@ class Pump:
         if self._has_ended:
             return
         self._has_ended = True
-        _log.info("A connection ends: %s (round trip: %s s)", logs.reason(error), self.round_trip)
+        _log.info("A connection ends: %s", logs.reason(error))
         if is_told:
             self.send(encode(self.talk.head(Kind.BYE), to_json({"why": str(error)})))
         self.talk.close()
@@ -192,6 +192,9 @@ class Pump:
     def _note_pong(self) -> None:
         self._pongs_due -= 1
         if self._pongs_due == 0:  # or it answers an older ping
+            level = (
+                logging.DEBUG if self.round_trip else logging.INFO
+            )  # the first one is the truest
             self.round_trip = self._heard - self._pinged
-            _log.debug("round trip: %.4f s", self.round_trip)
+            _log.log(level, "The round trip takes %.4f s", self.round_trip)
             self.talk.window.note_trip(self.round_trip)

@@ -165,7 +165,8 @@ class SharedLogin:
         finally:
             watch(None)
         self.was_inside = True
-        _log.info("Client %x: logged in by %s: %s", id(visitor), login.transport, login.seconds)
+        took = sum(login.seconds.values())
+        _log.info("Client %x: logged in by %s in %.3f s", id(visitor), login.transport, took)
         self._held = _ActiveLogin(login)
         if self.is_over:  # somebody ended it meanwhile
             self._give_up()

@@ -6,6 +6,7 @@ Two ways, so that what the first one does not know the second one stops:
   addresses.
 - Of a text that others have had a part in, only words stay that this program's own source has,
   short numbers, and numbers with a unit. Each other word becomes `WORD1`, the same one each time.
+  Words with signs between them (`gpu-server.example`) must stand so in the source, too.
 """
 
 from __future__ import annotations
@@ -28,18 +29,25 @@ _AMOUNT = re.compile(  # "12 ms", "0.0123"
 )
 _V4 = re.compile(r"(?<!\d)\d{1,3}([.\-_])\d{1,3}\1\d{1,3}\1\d{1,3}(?!\d)")
 _V6 = re.compile(r"(?<![\w:])[0-9A-Fa-f]{0,4}:[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*(?:%\w+)?")
-_PATH = re.compile(r"(?<![\w/\\])(?:~|[A-Za-z]:)?[/\\][^\s\"'<>|;,()]+")
+_PATH = re.compile(r"(?<![\w/\\])(?:~\w*|[A-Za-z]:)?[/\\][^\s\"'<>|;,()]+")
 _CHUNK = re.compile(r"[^\s,;()\[\]{}<>\"'`=|«»“”]+")
 _TOKEN = re.compile(r"[^\W_]+")
+_COMPOUND = re.compile(r"[^\W_]+(?:[-._@/:\\]+[^\W_]+)+")
+_PLACE = re.compile(r"(?:remoter_kernel|paramiko|zmq|jupyter_client|threading)(?:\.\w+)*:\d+")
 
 
 @cache
 def vocabulary() -> frozenset[str]:
     """Return the words of this program's own source, and those of the system's errors."""
     package = Path(__file__).parents[2]
-    texts = [path.read_text(encoding="utf-8") for path in package.rglob("*.py")]
-    texts += map(os.strerror, errno.errorcode)
-    return frozenset(word.lower() for text in texts for word in _TOKEN.findall(text))
+    paths = list(package.rglob("*.py"))
+    modules = [".".join(path.relative_to(package).with_suffix("").parts) for path in paths]
+    texts = [path.read_text(encoding="utf-8") for path in paths]
+    texts += [*modules, *map(os.strerror, errno.errorcode)]
+    kinds = (_TOKEN, _COMPOUND)
+    return frozenset(
+        word.lower() for text in texts for kind in kinds for word in kind.findall(text)
+    )
 
 
 class Mask:
@@ -112,7 +120,11 @@ class Mask:
 
     def _judge(self, found: re.Match[str]) -> str:
         whole = found[0].rstrip(".:!?…")
-        if all(map(self._is_harmless, _TOKEN.findall(whole))):
+        tokens = _TOKEN.findall(whole)
+        is_known = all(map(self._is_harmless, tokens))
+        if is_known and (
+            len(tokens) <= 1 or whole.lower() in self._words or _PLACE.fullmatch(whole)
+        ):
             return found[0]
         return f"{_BEGIN}{self._word_for('WORD', whole)}{_END}{found[0][len(whole) :]}"
 

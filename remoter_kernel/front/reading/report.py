@@ -22,7 +22,12 @@ from remoter_kernel import __version__
 from remoter_kernel.errors import BadConfiguration, RemoterError
 from remoter_kernel.front import log_files
 from remoter_kernel.front.configuration.folders import AS_THE_NOTEBOOK
-from remoter_kernel.front.configuration.remotes import Remote, find_remote, read_remotes
+from remoter_kernel.front.configuration.remotes import (
+    Remote,
+    config_path,
+    find_remote,
+    read_remotes,
+)
 from remoter_kernel.front.configuration.text import write_duration, write_size
 from remoter_kernel.front.keeper import endpoint
 from remoter_kernel.front.reading.happenings import duration
@@ -54,10 +59,11 @@ MOST_EVALUATORS = 3  # sessions whose logs are read
 MOST_PROXIES = 3
 MOST_KEEPERS = 2
 LINES = 80  # of each log
+LAST = 30  # lines among which those about single frames are, too
 MOST_READ = 64 * 1024  # bytes of an evaluator's log
 USUAL_KERNELS = {"python3", "ir"}  # other names are a person's own
 OPEN = ("id", "channel", "kind", "stage", "seconds", "why")  # words of an open request
-LINK = re.compile(r"Z \w+ front\.session\.link: (.*)$", re.MULTILINE)
+LINK = re.compile(r"^(.*Z )\w+ front\.session\.link: (.*)$", re.MULTILINE)
 
 
 class Report:
@@ -103,6 +109,7 @@ def make_report(name: str | None, questions: Questions | None) -> str:
     try:
         remote = find_remote(name) or HERE
     except BadConfiguration as error:
+        _know_text(report.mask)
         report.title("The configuration cannot be read")
         report.quote("", error)
     if remote:
@@ -138,6 +145,13 @@ def _know_remote(mask: Mask, remote: Remote) -> None:
     mask.know("VALUE", *remote.env, *remote.env.values(), *remote.init)
 
 
+def _know_text(mask: Mask) -> None:
+    """Know the words of a configuration that cannot be understood."""
+    with contextlib.suppress(OSError):
+        text = config_path().read_text(encoding="utf-8", errors="replace")
+        mask.know("VALUE", *re.findall(r"[^\s\"'=\[\],{}]+", text))
+
+
 def know_destination(mask: Mask, destination: Destination) -> None:
     """Know what an alias of the ssh config stands for, and the hosts on the way there."""
     for each in (destination, *destination.jumps):
@@ -168,7 +182,7 @@ def tell_here(report: Report) -> None:
     for package in PACKAGES:
         with contextlib.suppress(metadata.PackageNotFoundError):
             report.row(package, metadata.version(package))
-    report.quote("ssh", _ssh_version())
+    report.row("ssh", _ssh_version())
 
 
 def _ssh_version() -> str:
@@ -261,7 +275,7 @@ def _tell_login(report: Report, visit: Visit) -> None:
     why = getattr(login, "why_transport", "")
     report.row("transport", getattr(login, "transport", "") or "not known")
     report.quote("why", why or "-")
-    report.quote("cipher", getattr(login, "cipher", "") or "not known")
+    report.row("cipher", getattr(login, "cipher", "") or "not known")
     report.row("round trip", f"{1000 * getattr(login, 'round_trip', 0.0):.1f} ms")
     since = getattr(login, "since", 0.0)
     report.row("kept for", duration(time.time() - since) if since else "-")
@@ -277,7 +291,8 @@ def _tell_versions(report: Report, visit: Visit) -> None:
     for kind in ("user", "home", "host"):
         report.mask.know(kind.upper(), str(names.get(kind, "") if isinstance(names, dict) else ""))
     report.row("Python", _version(answer.get("python")))
-    report.quote("system", str(answer.get("system"))[:80])
+    system = re.fullmatch(r"[\w .+-]{1,80}", str(answer.get("system")))
+    report.row("system", system[0] if system else "strange")
     packages = answer.get("packages")
     for name, version in (packages if isinstance(packages, dict) else {}).items():
         report.quote(name[:16], _version(version))
@@ -347,8 +362,8 @@ def tell_logs(report: Report, remote: Remote | None) -> None:
     report.row("keeper", _how_the_keeper_is())
     for log in proxies[:MOST_PROXIES]:
         links = LINK.findall(log.text())
-        is_there = "runs" if log.is_open else "has ended"
-        report.quote("proxy", f"{is_there}. {links[-1] if links else 'It has no link.'}")
+        report.row("proxy", "runs" if log.is_open else "has ended")
+        report.quote("its link", "".join(links[-1]) if links else "has not been needed")
     for log in [*proxies[:MOST_PROXIES], *keepers[:MOST_KEEPERS]]:
         is_there = "which runs" if log.is_open else "which has ended"
         _quote_log(report, f"The log of a {log.kind}, {is_there}", log.text())
@@ -365,7 +380,13 @@ def _how_the_keeper_is() -> str:
 def _quote_log(report: Report, title: str, text: str) -> None:
     report.title(title)
     lines = text.splitlines()
-    for line in lines[-LINES:]:
+    for line in ends(lines):
         report.quote("", line)
     if not lines:
         report.row("", "nothing")
+
+
+def ends(lines: list[str]) -> list[str]:
+    """Return the last lines of a log, and what has changed before them: frames would hide that."""
+    changes = [line for line in lines[:-LAST] if " DEBUG " not in line]
+    return [*changes[-(LINES - LAST) :], *lines[-LAST:]]
