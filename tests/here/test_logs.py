@@ -127,7 +127,7 @@ class Disk:
         self.error = None
         self.is_asked = threading.Event()
         self._open = os.open
-        monkeypatch.setattr(logs.os, "open", self.open)
+        monkeypatch.setattr(os, "open", self.open)
 
     def open(self, path, *words):
         if str(path).endswith("debug.log"):
@@ -189,7 +189,7 @@ def test_a_line_that_was_cut_in_the_middle_does_not_swallow_the_next(file, monke
         room[0] -= count
         return count
 
-    monkeypatch.setattr(logs.os, "write", short)
+    monkeypatch.setattr(os, "write", short)
     log.info("one that is quite long")
     (writer,) = logs._open
     wait_for(lambda: writer._lost == 1)

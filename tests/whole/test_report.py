@@ -13,6 +13,7 @@ import sys
 import tempfile
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -116,7 +117,7 @@ def troubles(here: JupyterHere, remote: str, way: Way, codes: list[str]) -> Iter
             f"os.write(2, b'{marked('printed')}\\n'); os.kill(os.getpid(), 9)",
             f"{MARK}_name = 1",
         ):
-            talk.case(lambda talk, code=code: talk.run(code))
+            talk.case(partial(Talk.run, code=code))
         psutil.Process(told(here, remote, session)["pid"] or -1).kill()
         talk.case(lambda talk: talk.run(f"'{marked('after')}'"))
         yield session
