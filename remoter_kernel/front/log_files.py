@@ -45,7 +45,8 @@ class LogOf(NamedTuple):
         found = ""
         for path in (self.path.with_name(f"{self.path.name}.1"), self.path):
             with contextlib.suppress(OSError):
-                found += path.read_text(encoding="utf-8", errors="replace")
+                if path.is_file():  # what is none may let us wait for ever
+                    found += path.read_text(encoding="utf-8", errors="replace")
         return found
 
 

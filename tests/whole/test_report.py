@@ -5,6 +5,7 @@ from __future__ import annotations
 import getpass
 import json
 import os
+import pwd
 import re
 import secrets
 import shutil
@@ -284,6 +285,31 @@ def test_a_report_overwrites_only_what_it_is_told_to(
         ran = here.remoter("report", name, "-o", where)
         assert ran.returncode == 2, where
         assert "fault in remoter" not in ran.stderr
+
+
+def test_logs_that_hang_hold_nobody_up(
+    here: JupyterHere, remote: str, way: Way, troubles: str
+) -> None:
+    """A pipe that nobody reads is as a disk that does not answer, for whoever opens it."""
+    del troubles
+    with started_kernel(f"remoter-{remote}") as kernel:
+        talk = Talk(kernel.client)
+        status = talk.case(lambda talk: talk.run("%remoter status"))
+        session = shown(status).partition("\nsession")[2].split()[0]
+        home = Path(pwd.getpwnam(way.user).pw_dir)
+        there = home / ".local/share/remoter-kernel/sessions" / session / "debug.log"
+        (mine,) = (here.folder / "state/logs").glob(f"proxy-*-{kernel.pid}.log")
+        for path in (there, mine):
+            path.unlink()
+            os.mkfifo(path)
+            path.chmod(0o666)
+        for number in range(20):
+            assert f"seen {number}" in shown(talk.case(partial(Talk.run, code=f"'seen {number}'")))
+        assert here.remoter("report", remote, timeout=30.0).returncode == 0
+        stopped = here.remoter("stop", session)
+        assert stopped.returncode == 0, stopped.stderr
+        assert told(here, remote, session)["why"] == "It was stopped."
+    assert not psutil.pid_exists(kernel.pid)
 
 
 def test_a_report_about_nobody(here: JupyterHere) -> None:
