@@ -294,6 +294,7 @@ def test_logs_that_hang_hold_nobody_up(
     del troubles
     with started_kernel(f"remoter-{remote}") as kernel:
         talk = Talk(kernel.client)
+        assert "begun" in shown(talk.case(lambda talk: talk.run("'begun'")))
         status = talk.case(lambda talk: talk.run("%remoter status"))
         session = shown(status).partition("\nsession")[2].split()[0]
         home = Path(pwd.getpwnam(way.user).pw_dir)
