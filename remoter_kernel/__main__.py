@@ -70,6 +70,13 @@ def start_keeper(remote: str | None) -> None:
             start_early()
 
 
+def begin_log(process: str, remote: str | None) -> None:
+    """Begin to write the log of this process."""
+    from remoter_kernel.front import log_files  # noqa: PLC0415 - in a thread
+
+    log_files.begin(process, remote)
+
+
 def bound_sockets(connection_file: Path) -> "Sockets":
     """Bind Jupyter's sockets, before anything else is loaded."""
     from remoter_kernel.front.jupyter.sockets import Sockets, read_connection  # noqa: PLC0415
@@ -92,6 +99,7 @@ def main() -> int:
     # kernel there; it means nothing here.
     words, rest = parser.parse_known_args()
     # Nothing below may wait for a disk, for `ssh -G` or for the keeper: who asks is answered.
+    Thread(begin_log, args=("proxy", words.remote), name="log").start()
     Thread(start_keeper, args=(words.remote,), name="early").start()
     try:
         sockets = bound_sockets(words.connection_file)

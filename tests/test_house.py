@@ -47,8 +47,10 @@ def section(verb):
 
 def options(verb):
     command = remoter.get_command(click.Context(remoter), verb)
-    spellings = [option.opts for option in command.params if isinstance(option, click.Option)]
-    return {max(words, key=len) for words in spellings} - COMMON
+    own = [option for option in command.params if isinstance(option, click.Option)]
+    # A verb may have a --debug of its own, which says more than the common one.
+    spellings = {max(option.opts, key=len): option.expose_value for option in own}
+    return {name for name, is_own in spellings.items() if name not in COMMON or is_own}
 
 
 # --------------------------------------------------------------- documentation
@@ -133,13 +135,13 @@ def test_every_module_says_what_it_is_for():
 
 
 def test_what_travels_is_exactly_wire_daemon_and_what_both_sides_read():
-    travels = [PACKAGE / name for name in ("__init__.py", "errors.py", "plain_text.py")]
+    travels = [PACKAGE / name for name in ("__init__.py", "errors.py", "logs.py", "plain_text.py")]
     travels += [*(PACKAGE / "wire").glob("*.py"), *(PACKAGE / "daemon").glob("*.py")]
     assert {ENTRY, *SHIPPED} == {str(path.relative_to(PACKAGE)) for path in travels}
 
 
 def test_the_wire_and_the_daemon_are_python_3_9():
-    shared = [PACKAGE / "errors.py", PACKAGE / "plain_text.py"]
+    shared = [PACKAGE / name for name in ("errors.py", "logs.py", "plain_text.py")]
     for path in [*shared, *(PACKAGE / "wire").glob("*.py")]:
         compile_as(path, (3, 9))
     for path in (PACKAGE / "daemon").glob("*.py"):

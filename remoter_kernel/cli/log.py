@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 
 from remoter_kernel.cli.terminal import questions
 from remoter_kernel.cli.words import session_ids
+from remoter_kernel.errors import Usage
 from remoter_kernel.front.reading.happenings import Chronicle
 from remoter_kernel.front.reading.inquiries import finding
+from remoter_kernel.plain_text import plain_text
+
+if TYPE_CHECKING:
+    from remoter_kernel.front.reading.inquiries import Found
 
 TITLES = {"evaluator.log": "The evaluator complained:", "kernel.log": "The kernel itself said:"}
 
@@ -15,20 +22,40 @@ TITLES = {"evaluator.log": "The evaluator complained:", "kernel.log": "The kerne
 @click.command()
 @click.argument("session", shell_complete=session_ids)
 @click.option("-f", "--follow", is_flag=True, help="Go on until the session ends.")
-def log(session: str, follow: bool) -> None:
+@click.option("--debug", is_flag=True, help="Show the evaluator's own log instead.")
+@click.pass_context
+def log(context: click.Context, session: str, follow: bool, debug: bool) -> None:
     """Show what happened in SESSION: fronts, requests, interrupts, deaths."""
+    if debug and follow:
+        raise Usage("The evaluator's own log is not followed.", "Leave one of -f and --debug away.")
+    if debug:  # it means what it means with any other verb, too
+        context.find_root().obj.debug = True
     with finding(session, questions()) as found:
-        chronicle = Chronicle()
-        click.echo(chronicle.begin(found.about))
-        reading = found.said("events", follow=follow)
-        for said in reading:
-            line = chronicle.tell(said)
-            if line:
-                click.echo(line)
-        end = chronicle.end(reading.answer["session"])
-        if end:
-            click.echo(end)
-        for name, title in TITLES.items():
-            lines = reading.answer["tails"].get(name)
-            if lines and (chronicle.has_trouble or name == "evaluator.log"):
-                click.echo("\n".join(["", title, *(f"  {line}" for line in lines)]))
+        if debug:
+            _show_debug(found)
+        else:
+            _show(found, follow=follow)
+
+
+def _show_debug(found: Found) -> None:
+    """Show what the evaluator has logged: times in UTC, and no contents of cells."""
+    _, said = found.visit.ask({"verb": "debug", "session": found.id})
+    text = plain_text(said.decode(errors="replace"), keeps_lines=True)
+    click.echo(text or "It has logged nothing.", nl=not text.endswith("\n"))
+
+
+def _show(found: Found, *, follow: bool) -> None:
+    chronicle = Chronicle()
+    click.echo(chronicle.begin(found.about))
+    reading = found.said("events", follow=follow)
+    for said in reading:
+        line = chronicle.tell(said)
+        if line:
+            click.echo(line)
+    end = chronicle.end(reading.answer["session"])
+    if end:
+        click.echo(end)
+    for name, title in TITLES.items():
+        lines = reading.answer["tails"].get(name)
+        if lines and (chronicle.has_trouble or name == "evaluator.log"):
+            click.echo("\n".join(["", title, *(f"  {line}" for line in lines)]))

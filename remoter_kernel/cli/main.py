@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import click
 from click.shell_completion import CompletionItem
 
-from remoter_kernel import __version__
+from remoter_kernel import __version__, logs
 from remoter_kernel.errors import RemoterError
 from remoter_kernel.front.configuration.text import nearest
+from remoter_kernel.front.log_files import begin as begin_log
 from remoter_kernel.plain_text import plain_text
 
 if TYPE_CHECKING:
@@ -45,6 +46,9 @@ VERBS = {
     "attach": Verb("attach", "attach", "Open a console on a session."),
     "stop": Verb("stop", "stop", "End sessions, busy ones too."),
     "log": Verb("log", "log", "Show what happened in a session."),
+    "report": Verb(
+        "report", "report", "Write one text for a bug report, without names and secrets."
+    ),
     "outputs": Verb("outputs", "outputs", "Show a session's outputs, or put them in a notebook."),
     "run": Verb("run", "run", "Run a script, a notebook or a line of code on a remote."),
     "put": Verb("files", "put", "Send files there; goes on where it was after a cut."),
@@ -196,4 +200,6 @@ def main() -> None:
     """Be the command `remoter`."""
     _open_streams()
     _speak_utf8()
+    if logs.wanted():
+        begin_log("command")
     remoter()

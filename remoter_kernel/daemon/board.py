@@ -7,6 +7,7 @@ holds up nothing.
 
 from __future__ import annotations
 
+import logging
 import time
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,8 @@ FILE = "state.json"
 CELLS = "cells.json"
 MOST_CELLS = 10_000  # that are remembered
 LONGEST_CELL = 64  # characters of a cell's id in a notebook file
+ROUTINE = {"busy", "idle"}  # states that come and go with each request
+_log = logging.getLogger(__name__)
 
 
 class Board:
@@ -75,6 +78,8 @@ class Board:
             self._told_cells = len(self._cells)
             self._write(CELLS, {"cells": list(self._cells)})
         if state != self._state:
+            level = logging.DEBUG if {state, self._state} == ROUTINE else logging.INFO
+            _log.log(level, "The session is %s (before: %s).", state, self._state or "new")
             self._state, self._since = state, time.time()
         seen = (state, self._journal.last, self._door.has_visitors, len(self._door.guests))
         if seen == self._seen or self._timer is not None:

@@ -6,6 +6,7 @@ through a login. What is malformed ends its wire and nothing else.
 
 from __future__ import annotations
 
+import logging
 from functools import partial
 from typing import TYPE_CHECKING, Any, Callable
 
@@ -13,6 +14,7 @@ import zmq
 import zmq.utils.garbage  # else with the first large message, from a disk that may hang then
 from zmq.utils import z85
 
+from remoter_kernel import logs
 from remoter_kernel.daemon.outbox import FrontOutbox
 from remoter_kernel.errors import ProtocolError, RemoterError
 from remoter_kernel.wire.frames import (
@@ -44,6 +46,7 @@ CORK = 0.001  # seconds that a published message may wait for the next one
 COPY_BELOW = 65536  # bytes
 MOST_UNREAD = 256  # frames of one front, of 64 KiB at most: more than is read in one go
 FRONT_SIZE = 8  # bytes of a front's name
+_log = logging.getLogger(__name__)
 
 
 class Guest:
@@ -206,6 +209,9 @@ class Door:
             try:
                 self._greet(identity, frame)
             except (ProtocolError, LookupError, TypeError, ValueError, OverflowError) as error:
+                _log.warning(
+                    "A greeting of %d bytes is refused: %s", len(frame), logs.reason(error)
+                )
                 self._send(identity, encode(Head(Kind.BYE), to_json({"why": str(error)})))
 
     def _greet(self, identity: bytes, frame: bytes) -> None:
@@ -248,6 +254,7 @@ class Door:
         self._looked_after[name] = guest
         welcome = {**self.describe(), "seen": list(guest.talk.seen.values()), "begin": begin}
         self._send(identity, encode(guest.talk.head(Kind.WELCOME), to_json(welcome)))
+        _log.info("Client %s has come; it has seen up to %d.", name.hex(), bulk)
         pump.start((bulk, urgent))
         self.on_visit(guest)
 
@@ -284,7 +291,8 @@ class Door:
             then=keep,
         )
 
-    def _leave(self, guest: Guest, identity: bytes, _error: RemoterError) -> None:
+    def _leave(self, guest: Guest, identity: bytes, error: RemoterError) -> None:
+        _log.info("Client %s has gone: %s", guest.name.hex(), logs.reason(error))
         self._pumps.pop(identity, None)
         guest.pump = None
         before, self._last_left = self._last_left, guest
@@ -323,6 +331,8 @@ class Door:
     def _meet(self, key: bytes, answer: Callable[..., None], is_let_in: bool) -> None:  # noqa: FBT001 - a callback's only word
         if is_let_in:
             self._known_keys.add(key)
+        else:
+            _log.warning("A client whose key was not registered is not let in.")
         answer(is_let_in=is_let_in)
 
     def _answer_zap(self, opening: list[bytes], *, is_let_in: bool) -> None:

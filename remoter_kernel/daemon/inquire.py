@@ -8,6 +8,7 @@ of records follow it.
 from __future__ import annotations
 
 import contextlib
+import getpass
 import json
 import os
 import signal
@@ -16,6 +17,7 @@ import time
 import traceback
 from typing import TYPE_CHECKING, Any, Callable
 
+from remoter_kernel import logs
 from remoter_kernel.daemon import one_line, registry
 from remoter_kernel.daemon.folders import sessions_folder
 from remoter_kernel.daemon.lock import tidy
@@ -40,6 +42,7 @@ LOOK_EVERY = 0.05  # seconds
 MOST = 16 * 1024 * 1024  # bytes of records in one answer
 TAIL = 20  # lines of each log
 HEADER, PARENT = 1, 2  # of a message's parts
+PACKAGES = ("pyzmq", "jupyter_client", "ipykernel", "tornado", "traitlets")
 
 
 def main() -> None:
@@ -279,6 +282,36 @@ def _missed(records: Iterator[Record], fronts: dict[str, Any], cells: set[str]) 
                         yield missed._replace(number=place)
 
 
+# For a report of a fault -----------------------------------------------------------------
+
+
+def tell_debug(wish: dict[str, Any]) -> Answer:
+    """Give the end of the log of a session's evaluator; `most`: so many bytes."""
+    folder, found = _folder(wish["session"]), b""
+    for name in (f"{logs.FILE}.1", logs.FILE):
+        with contextlib.suppress(OSError):
+            if (folder / name).is_file():  # what is none may let us wait for ever
+                found += (folder / name).read_bytes()
+    found = found[-int(wish.get("most") or MOST) :]
+    return {"bytes": len(found)}, [found]
+
+
+def tell_versions(_wish: dict[str, Any]) -> Answer:
+    """Tell what there is here; `names`: what a report leaves out."""
+    import platform  # noqa: PLC0415 - nothing else needs these, and others are in a hurry
+    from importlib import metadata  # noqa: PLC0415
+
+    packages = {}
+    for name in PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            packages[name] = metadata.version(name)
+    system = f"{platform.system()} {platform.release()} {platform.machine()}"
+    names = {"user": getpass.getuser(), "home": os.path.expanduser("~")}  # noqa: PTH111 - as a word
+    names["host"] = socket.gethostname()
+    python = platform.python_version()
+    return {"python": python, "system": system, "packages": packages, "names": names}, ()
+
+
 # Paths -----------------------------------------------------------------------------------
 
 
@@ -350,5 +383,7 @@ ANSWERS: dict[str, Callable[[dict[str, Any]], Answer]] = {
     "stop": stop,
     "outputs": tell_outputs,
     "paths": tell_paths,
+    "debug": tell_debug,
+    "versions": tell_versions,
     "log": lambda wish: tell_outputs({**wish, "only": "events"}),
 }

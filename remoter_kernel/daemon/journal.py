@@ -45,6 +45,7 @@ ROOM = 0.75  # of the limit: what is left when room was made
 
 Call = Callable[[], None]
 ToWrite = Union[Record, Compacted, None]
+_log = logging.getLogger(__name__)
 
 
 class Journal:
@@ -300,6 +301,8 @@ class Journal:
     # The caller's thread ---------------------------------------------------------------
 
     def _note(self, first: int, last: int, offsets: list[int], trouble: str, end: int) -> None:
+        if trouble != self._refused:
+            _log.warning("The journal: %s", trouble or "the disk takes records again")
         self._refused = trouble
         self._waits_since = time.monotonic()
         for position, offset in enumerate(offsets, self._index.find(first)):

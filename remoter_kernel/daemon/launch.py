@@ -9,6 +9,7 @@ import contextlib
 import getpass
 import hashlib
 import json
+import logging
 import os
 import platform
 import signal
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import zmq
 
+from remoter_kernel import logs
 from remoter_kernel.daemon import one_line, program, registry
 from remoter_kernel.daemon.candidates import candidates_for, is_of_a_notebook
 from remoter_kernel.daemon.door import Door
@@ -43,6 +45,7 @@ MOST_CRASHES = 3  # of evaluators of one session, each soon after the other
 CRASHED_LATELY = 60.0  # seconds
 # What a session stays, whoever comes to it later.
 ABOUT = ("kernel_id", "kernel", "arguments", "notebook", "script", "laptop", "remote")
+_log = logging.getLogger(__name__)
 
 
 def main(pyzmq: str) -> None:
@@ -282,6 +285,10 @@ def _evaluate(
         # An order that comes before there is somebody to hear it waits.
         signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGUSR1))
         _leave_the_login(session)
+        logs.begin(session.folder / logs.FILE, str(wish.get("log") or ""))
+        _log.info(
+            "An evaluator %s as process %d.", "adopts" if is_adopted else "begins", os.getpid()
+        )
         call_this_process(f"remoter {session.id}")
         reactor = Reactor()
         journal = Journal(
@@ -297,7 +304,9 @@ def _evaluate(
         why: Any = f"{type(error).__name__}: {error}"
         if isinstance(error, OSError):
             why = [error.errno, error.strerror, error.filename]
+        _log.critical("The evaluator could not begin.", exc_info=True)
         os.write(mouth, json.dumps(why).encode())
+        logs.end()
         os._exit(1)
     os.close(mouth)
     try:
@@ -307,9 +316,13 @@ def _evaluate(
         Supervisor(reactor, session, journal, door, wish=wish, umask=login_umask, past=past).run()
         lock.release()
     except BaseException as error:  # noqa: BLE001 - the log is all there is
+        _log.critical("The evaluator ends by a fault.", exc_info=True)
         traceback.print_exc()
         _note_crash(session, error)
+        logs.end()
         os._exit(1)
+    _log.info("The evaluator ends.")
+    logs.end()
     os._exit(0)
 
 

@@ -17,6 +17,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any, Callable
 
+from remoter_kernel import logs
 from remoter_kernel.daemon.deaths import explain
 from remoter_kernel.daemon.folders import is_ours, sessions_folder
 from remoter_kernel.daemon.lock import Lock, tidy
@@ -35,6 +36,7 @@ AMEND_WITHIN = 1.0  # seconds that another may take to change the same file
 AMENDED_WITHIN = 0.5  # seconds that a loop waits for its own disk
 KEEP_ENDED = 14 * 24 * 3600.0  # seconds
 KEEP_BYTES = 4 * 1024**3  # of what ended sessions leave
+_log = logging.getLogger(__name__)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -159,7 +161,9 @@ class Session:
 
         `died`: when, if that was long before somebody found out (seconds since 1970).
         """
-        with contextlib.suppress(OSError):  # without room, that nothing of it runs says it, too
+        _log.info("Session %s ends: %s", self.id, why.partition("\n")[0])
+        # Without room, that nothing of it runs says it, too.
+        with logs.noting(_log, "its end is not written", OSError):
             self.amend(ended=time.time(), died=died or time.time(), why=why)
 
     def forget_keys(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 KNOWN = ("msg_id", "msg_type", "session", "username", "date", "version")  # words of a header
 LONG = 1000  # characters of such a word
 MOST_INFO = 256 * 1024  # bytes of what a kernel says of itself: every greeting carries it
+_log = logging.getLogger(__name__)
 
 
 class Speaker:
@@ -47,6 +49,8 @@ class Speaker:
 
     def note(self, event: str, **words: Any) -> None:
         """Tell the fronts what has become of the child."""
+        why = str(words.get("why", "")).partition("\n")[0]  # after that come its own words
+        _log.info("Event %s. %s", event, why)
         self._journal.append(Channel.NOTE, pack([to_json({"event": event, **words})]))
 
     def note_visit(self, guest: Guest) -> None:

@@ -6,9 +6,11 @@ hears it hands on. When it ends, it says why, once.
 
 from __future__ import annotations
 
+import logging
 import time
 from typing import TYPE_CHECKING, Callable
 
+from remoter_kernel import logs
 from remoter_kernel.errors import ProtocolError, RemoterError, Unreachable
 from remoter_kernel.wire.frames import Bytes, Head, Kind, Lane, decode, encode, from_json, to_json
 from remoter_kernel.wire.stream import BOTH
@@ -34,6 +36,7 @@ Send = Callable[[bytes], None]
 OnItem = Callable[[Head, Bytes], None]
 OnRefused = Callable[[Head, Bytes, Exception], None]
 OnEnd = Callable[[RemoterError], None]
+_log = logging.getLogger(__name__)
 
 
 class Pump:
@@ -78,6 +81,7 @@ class Pump:
             return
         self._heard = time.monotonic()
         self._unanswered = 0.0
+        _log.debug("received a frame of %d bytes", len(frame))
         try:
             for head, body in decode(frame):
                 self._take(head, body)
@@ -117,6 +121,7 @@ class Pump:
         try:
             for count, (head, body) in enumerate(self.talk.due(lanes), 1):
                 saying = encode(head, body)
+                _log.debug("sends %r %d: %d bytes", head.kind, head.number, len(body))
                 if batch and size + len(saying) > BATCH:
                     self.send(b"".join(batch))
                     batch, size = [], 0
@@ -147,6 +152,7 @@ class Pump:
         if self._has_ended:
             return
         self._has_ended = True
+        _log.info("A connection ends: %s", logs.reason(error))
         if is_told:
             self.send(encode(self.talk.head(Kind.BYE), to_json({"why": str(error)})))
         self.talk.close()
@@ -156,6 +162,7 @@ class Pump:
         self.on_end(error)
 
     def _take(self, head: Head, body: Bytes) -> None:
+        _log.debug("received %r %d: %d bytes", head.kind, head.number, len(body))
         whole = self.talk.receive(head, body)
         if whole is not None:
             self._hand_on(head, whole)
@@ -223,7 +230,11 @@ class Pump:
     def _note_pong(self) -> None:
         self._pongs_due -= 1
         if self._pongs_due == 0:  # or it answers an older ping
+            level = (
+                logging.DEBUG if self.round_trip else logging.INFO
+            )  # the first one is the truest
             self.round_trip = self._heard - self._pinged
+            _log.log(level, "The round trip takes %.4f s", self.round_trip)
             self.talk.window.note_trip(self.round_trip)
 
 

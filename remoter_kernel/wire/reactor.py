@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import heapq
 import itertools
+import logging
 import signal
 import socket
 import time
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 Call = Callable[[], None]
+_log = logging.getLogger(__name__)
 
 
 def messages(handle: zmq.Socket[bytes], most: int = 200) -> Iterator[list[bytes]]:
@@ -139,6 +141,7 @@ class Reactor:
         try:
             call()
         except Exception as error:  # noqa: BLE001 - one bad call must not end all others
+            _log.error("A call failed; the others go on.", exc_info=error)
             self.on_bug(error)
 
     def _patience(self) -> int | None:

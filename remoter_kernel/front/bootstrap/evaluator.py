@@ -12,6 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from remoter_kernel import logs
 from remoter_kernel.errors import RemoteLacks
 from remoter_kernel.front.bootstrap.answer import (
     OUTPUT_SHOWN,
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 SHIPPED = (
     "__init__.py",
     "errors.py",
+    "logs.py",
     "plain_text.py",
     "wire/__init__.py",
     "wire/quota.py",
@@ -158,6 +160,7 @@ class Wish:
     journal_limit: int = 0  # bytes; 0: 1 GiB
     waiting_limit: int = 0  # bytes of one cell's text that may wait for a front; 0: 8 MiB
     orders: tuple[dict[str, Any], ...] = ()  # given while nobody could hear them
+    log: str = field(default_factory=logs.wanted)  # how much an evaluator logs
 
 
 @dataclass(frozen=True)

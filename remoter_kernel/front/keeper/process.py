@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -21,8 +22,9 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from remoter_kernel import logs
 from remoter_kernel.errors import RemoterError
-from remoter_kernel.front import loopback
+from remoter_kernel.front import log_files, loopback
 from remoter_kernel.front.keeper.endpoint import about_this_keeper, forget
 from remoter_kernel.front.private_files import try_lock, write_private
 from remoter_kernel.front.ssh.tunnel import SOCKET_KIND
@@ -41,6 +43,7 @@ DESCRIPTORS = 8192  # enough for some thousand tunnels
 TWICE_REMOVED = "--here"  # on Windows, where no process can fork: this one is to stay
 NO_DUMPS = 4  # PR_SET_DUMPABLE of Linux
 NAME = "remoter-keeper"  # as `ps` shows it on Linux
+_log = logging.getLogger(__name__)
 
 
 def main(arguments: list[str]) -> None:
@@ -81,6 +84,8 @@ def keep(place: Path) -> None:
         text = json.dumps(about)
         write_private(place, text)
         _speak_no_more(place.with_suffix(".log"))
+        log_files.begin("keeper")
+        _log.info("The keeper begins as process %d.", os.getpid())
         server = KeeperServer()
         signal.signal(signal.SIGTERM, lambda *_: server.end())
         accepting = Thread(
@@ -96,6 +101,8 @@ def keep(place: Path) -> None:
             forget(place, text)
         os.close(lock)
         server.close()
+    _log.info("The keeper ends.")
+    logs.end()
     # Not sys.exit: whoever still talks is talking to nobody.
     os._exit(0)
 
@@ -196,6 +203,7 @@ def _welcome(
     try:
         server.receive(Connection(connection.detach()))
     except Exception:  # noqa: BLE001 - one visitor's trouble is not the others'
+        _log.exception("A client was not served to its end.")
         traceback.print_exc()
 
 

@@ -7,6 +7,7 @@ the same user, on the same host, by the same way, share one login.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import threading
 import time
@@ -14,6 +15,7 @@ import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from remoter_kernel import logs
 from remoter_kernel.errors import RemoterError
 from remoter_kernel.front.configuration.remotes import Remote
 from remoter_kernel.front.keeper.shared_login import SharedLogin
@@ -33,6 +35,7 @@ GRACE = 2.0  # seconds that a keeper without a login waits for somebody who logs
 FIRST_GRACE = 20.0  # seconds until the first has come: a busy machine takes its time
 
 Answer = tuple[dict[str, Any], list[bytes]]
+_log = logging.getLogger(__name__)
 
 
 class KeeperServer:
@@ -100,6 +103,7 @@ class KeeperServer:
     def receive(self, connection: Connection) -> None:
         """Serve one visitor until it goes."""
         visitor = Visitor(connection)
+        _log.info("Client %x has come.", id(visitor))
         with self._changed:
             self._visitors[visitor] = None
             if self._is_over:  # it hears the end once it can find another keeper: see `close`
@@ -109,6 +113,7 @@ class KeeperServer:
                 answer, back = self._answer(visitor, words, blobs)
                 visitor.say(answer, *back)
         finally:
+            _log.info("Client %x has gone.", id(visitor))
             visitor.leave()
             with self._changed:
                 if login := self._visitors.pop(visitor, None):
@@ -120,8 +125,10 @@ class KeeperServer:
         try:
             return self._do(visitor, words, blobs)
         except RemoterError as error:
+            _log.info("Client %x, %s: %s", id(visitor), words.get("do"), logs.reason(error))
             return told(error)
         except Exception as error:  # noqa: BLE001 - a bug must reach the person, too
+            _log.exception("What a client wanted has failed.")
             traceback.print_exc()
             # Its words may hold what somebody typed.
             return told(RemoterError(f"the keeper of the login failed: {type(error).__name__}."))

@@ -6,6 +6,7 @@ users: their tunnels end with it, and each of them comes again.
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from dataclasses import dataclass, field
@@ -29,6 +30,7 @@ SILENT_FOR = 10.0  # seconds without an answer after which a login is given up
 TRUSTED_FOR = 20.0  # seconds since it was last heard from
 ANY_TRANSPORT = "auto"
 NEVER = float("inf")
+_log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -151,6 +153,7 @@ class SharedLogin:
             self._under_way = login
             visitor.watch(login)
 
+        _log.info("Client %x: logging in for the remote %s.", id(visitor), remote.name)
         try:
             login = log_in_to(
                 remote,
@@ -163,6 +166,8 @@ class SharedLogin:
         finally:
             watch(None)
         self.was_inside = True
+        took = sum(login.seconds.values())
+        _log.info("Client %x: logged in by %s in %.3f s", id(visitor), login.transport, took)
         self._held = _ActiveLogin(login)
         if self.is_over:  # somebody ended it meanwhile
             self._give_up()
@@ -217,6 +222,7 @@ class SharedLogin:
     def _give_up(self) -> None:
         held, self._held = self._held, None
         if held:
+            _log.info("A login ends after %.0f s.", time.time() - held.since)
             self._memories.refresh()
             held.login.cut()
             held.login.close()
@@ -226,6 +232,7 @@ def _prove(held: _ActiveLogin) -> None:
     """Cut a login that does not answer."""
     try:
         if not _answers(held, SILENT_FOR):
+            _log.warning("A login does not answer within %.0f s, and is cut.", SILENT_FOR)
             held.login.cut()
     finally:  # whatever happened: it can be asked again
         held.is_in_doubt = False

@@ -78,6 +78,11 @@ class Visit:
         if self._host:
             self._host.close()
 
+    @property
+    def login(self) -> Access | None:
+        """The login, while there is one."""
+        return self._login
+
     def ask(self, words: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
         """Ask one thing; return the answer, and the bytes that follow it."""
         assert self._login is not None  # noqa: S101 - between open and close there is one

@@ -7,6 +7,7 @@ runs in the reactor's.
 from __future__ import annotations
 
 import contextlib
+import logging
 import random
 import secrets
 import time
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import zmq
 
+from remoter_kernel import logs
 from remoter_kernel.errors import ProtocolError, RemoterError, Unreachable
 from remoter_kernel.front.session.dealer import (
     ANSWERS_WITHIN,
@@ -56,6 +58,7 @@ LEAST_PATIENCE = 5.0  # seconds with one try to come back; it may be on a networ
 USUALLY = 2  # times what the last try took that came through
 READ_AT_ONCE = 128 * 1024  # bytes: hundreds of small outputs; then others get their turn
 DOUBT_FOR = 3.0  # seconds that a wire has for a sign of life after this machine slept
+_log = logging.getLogger(__name__)
 
 
 class State(Enum):
@@ -400,5 +403,7 @@ class Link:
     def _change(self, state: State) -> None:
         if state is not self.state:
             self.state = state
+            why = logs.reason(self.error) if self.error and state is not State.UP else "-"
+            _log.info("The link is %s (last error: %s)", state.value, why)
             self.since = time.monotonic()
             self.on_change(state)

@@ -1,0 +1,167 @@
+"""Takes names, addresses, paths and unknown words out of a text that strangers may read (pure).
+
+Two ways, so that what the first one does not know the second one stops:
+
+- Names that are known are replaced by stable words (`HOST1`), also within other words; so are
+  addresses.
+- Of a text that others have had a part in, only words stay that this program's own source has,
+  short numbers, and numbers with a unit. Each other word becomes `WORD1`, the same one each time.
+  Words with signs between them (`gpu-server.example`) must stand so in the source, too.
+"""
+
+from __future__ import annotations
+
+import errno
+import ipaddress
+import os
+import re
+from functools import cache, partial
+from pathlib import Path
+
+SHORT = 4  # letters; a shorter name is one only where it stands by itself
+LONGEST_NUMBER = 3  # digits; a longer one may be a code
+NO_WORD = {"", ".", "~", "-"}
+_BEGIN, _END = "\ue000", "\ue001"  # around what is masked already
+_MASKED = re.compile(f"({_BEGIN}[^{_END}]*{_END})")
+_CLOCK = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{3}Z ")  # with which a line of a log begins
+_AMOUNT = re.compile(  # "12 ms", "0.0123"
+    r"(?<![\w.])(?:\d+(?:\.\d+)? (?:bytes|KiB|MiB|GiB|ms|s|min|h|d)\b|\d\.\d+(?![\w.]))"
+)
+_V4 = re.compile(r"(?<!\d)\d{1,3}([.\-_])\d{1,3}\1\d{1,3}\1\d{1,3}(?!\d)")
+_V6 = re.compile(r"(?<![\w:])[0-9A-Fa-f]{0,4}:[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*(?:%\w+)?")
+_PATH = re.compile(r"(?<![\w/\\])(?:~\w*|[A-Za-z]:)?[/\\][^\s\"'<>|;,()]+")
+_CHUNK = re.compile(r"[^\s,;()\[\]{}<>\"'`=|«»“”]+")
+_TOKEN = re.compile(r"[^\W_]+")
+_COMPOUND = re.compile(r"[^\W_]+(?:[-._@/:\\]+[^\W_]+)+")
+_PLACE = re.compile(r"(?:remoter_kernel|paramiko|zmq|jupyter_client|threading)(?:\.\w+)*:\d+")
+
+
+@cache
+def vocabulary() -> frozenset[str]:
+    """Return the words of this program's own source, and those of the system's errors."""
+    package = Path(__file__).parents[2]
+    paths = list(package.rglob("*.py"))
+    modules = [".".join(path.relative_to(package).with_suffix("").parts) for path in paths]
+    texts = [path.read_text(encoding="utf-8") for path in paths]
+    texts += [*modules, *map(os.strerror, errno.errorcode)]
+    kinds = (_TOKEN, _COMPOUND)
+    return frozenset(
+        word.lower() for text in texts for kind in kinds for word in kind.findall(text)
+    )
+
+
+class Mask:
+    """The names that are known so far, and what stands for each."""
+
+    def __init__(self, words: frozenset[str]) -> None:
+        """Remember which words are nobody's."""
+        self._words = words
+        self._allowed: set[str] = set()
+        self._known: dict[str, str] = {}  # names that were told, and what stands for each
+        self._found: dict[str, str] = {}  # the same of what was met in a text
+        self._counts: dict[str, int] = {}
+        self._pattern: re.Pattern[str] | None = None  # of all that are known
+
+    def know(self, kind: str, *names: str) -> None:
+        """Let names be replaced from now on, by this kind's word and a number."""
+        for name in (each.strip().lower() for each in names):
+            if name not in NO_WORD and name not in self._known:
+                self._known[name] = self._next(kind)
+                self._pattern = None
+
+    def allow(self, *words: str) -> None:
+        """Let words stay in a text of others: ids that were made at random here."""
+        self._allowed.update(word.lower() for word in words)
+
+    def named(self, text: str) -> str:
+        """Replace known names and addresses."""
+        return _shown(self._names(_cleaned(text)))
+
+    def quoted(self, line: str) -> str:
+        """Replace in a line of others all that is not known to be harmless, too."""
+        line = _cleaned(line)
+        clock = _CLOCK.match(line)
+        begin = clock[0] if clock else ""
+        masked = self._names(line[len(begin) :])
+        masked = _outside(masked, partial(_PATH.sub, partial(self._replace, "PATH")))
+        masked = _outside(masked, partial(_AMOUNT.sub, lambda found: f"{_BEGIN}{found[0]}{_END}"))
+        return begin + _shown(_outside(masked, partial(_CHUNK.sub, self._judge)))
+
+    # ---
+
+    def _names(self, text: str) -> str:
+        if self._known and self._pattern is None:
+            names = sorted(self._known, key=len, reverse=True)
+            self._pattern = re.compile("|".join(map(self._pattern_of, names)), re.IGNORECASE)
+        if self._pattern:
+            text = self._pattern.sub(self._name, text)
+        text = _outside(text, partial(_V4.sub, partial(self._replace, "ADDRESS")))
+        return _outside(text, partial(_V6.sub, self._judge_address))
+
+    def _pattern_of(self, name: str) -> str:
+        """Write how a name is found; `root`, which is a word, too, is one only by itself."""
+        if len(name) >= SHORT and name not in self._words:
+            return re.escape(name)
+        return rf"(?<![^\W_]){re.escape(name)}(?![^\W_])"
+
+    def _name(self, found: re.Match[str]) -> str:
+        word = self._known.get(found[0].lower(), "NAME")  # case has more rules than `lower` knows
+        return f"{_BEGIN}{word}{_END}"
+
+    def _replace(self, kind: str, found: re.Match[str]) -> str:
+        return f"{_BEGIN}{self._word_for(kind, found[0])}{_END}"
+
+    def _judge_address(self, found: re.Match[str]) -> str:
+        rest = found[0][len(found[0].rstrip(":.")) :]
+        for said in (found[0], found[0].rstrip(":.")):
+            if _is_address(said):
+                return f"{_BEGIN}{self._word_for('ADDRESS', said)}{_END}{rest * (said != found[0])}"
+        return found[0]
+
+    def _judge(self, found: re.Match[str]) -> str:
+        whole = found[0].rstrip(".:!?…")
+        tokens = _TOKEN.findall(whole)
+        is_known = all(map(self._is_harmless, tokens))
+        if is_known and (
+            len(tokens) <= 1 or whole.lower() in self._words or _PLACE.fullmatch(whole)
+        ):
+            return found[0]
+        return f"{_BEGIN}{self._word_for('WORD', whole)}{_END}{found[0][len(whole) :]}"
+
+    def _is_harmless(self, token: str) -> bool:
+        if token.isdigit():
+            return len(token) <= LONGEST_NUMBER
+        return token.lower() in self._words or token.lower() in self._allowed
+
+    def _word_for(self, kind: str, name: str) -> str:
+        if name not in self._found:
+            self._found[name] = self._next(kind)
+        return self._found[name]
+
+    def _next(self, kind: str) -> str:
+        self._counts[kind] = self._counts.get(kind, 0) + 1
+        return f"{kind}{self._counts[kind]}"
+
+
+def _is_address(text: str) -> bool:
+    if re.fullmatch(r"(?:[0-9A-Fa-f]{2}:){5}[0-9A-Fa-f]{2}", text):  # that of a network card
+        return True
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _outside(text: str, change: partial[str]) -> str:
+    """Change what is not masked yet."""
+    parts = _MASKED.split(text)
+    return "".join(part if part.startswith(_BEGIN) else change(part) for part in parts)
+
+
+def _cleaned(text: str) -> str:
+    return text.replace(_BEGIN, "").replace(_END, "")
+
+
+def _shown(text: str) -> str:
+    return _cleaned(text)
