@@ -66,10 +66,14 @@ class Visit:
                 self._host.start()
                 self._login = log_in(self._host.destination())
             else:
-                self._login = kept_login(self.remote, self._questions)
+                self._login = kept_login(self.remote, self._questions, on_try=self._know)
         except RemoterError as error:
             self.close()
             raise error.at(self.remote.name) from error.__cause__
+
+    def _know(self, login: Access) -> None:
+        """Know a login that has only begun: it may have to be called off."""
+        self._login = login
 
     def close(self) -> None:
         """Give the login back."""
@@ -123,7 +127,12 @@ def visiting(names: Iterable[str] | None, questions: Questions | None) -> Iterat
         for visit in visits:
             stack.callback(visit.close)
         with ThreadPoolExecutor(max_workers=max(1, len(visits))) as pool:
-            listings = list(pool.map(_list, visits))
+            try:
+                listings = list(pool.map(_list, visits))
+            except BaseException:  # Ctrl-C: nobody waits for those that still ask somebody
+                for visit in visits:
+                    visit.close()
+                raise
         yield _each_once(listings)
 
 
