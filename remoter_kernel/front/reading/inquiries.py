@@ -192,9 +192,20 @@ class Found:
         return Reading(self.visit.ask, self.id, only, follow=follow, most=most)
 
 
+def parts_of_name(word: str) -> tuple[str, str]:
+    """Return the remote that a word names, if it does, and the id or its beginning.
+
+    Every id begins with nothing: a word without one names no session, and never the only one.
+    """
+    name, _, prefix = word.strip().rpartition("/")
+    if not prefix:
+        raise Usage(f"{word!r} names no session.", "`remoter sessions` shows which there are.")
+    return name, prefix
+
+
 def meant_by(word: str, listings: list[Listing]) -> Found:
     """Find the session that a word means: an id or the beginning of one, `NAME/ID`."""
-    name, _, prefix = word.rpartition("/")
+    name, prefix = parts_of_name(word)
     found = [
         Found(listing.visit, session)
         for listing in listings
@@ -227,9 +238,7 @@ def named_there(
 @contextlib.contextmanager
 def finding(word: str, questions: Questions | None) -> Iterator[Found]:
     """Find one session over all remotes, or over the one of `NAME/ID`."""
-    name, _, prefix = word.rpartition("/")
-    if not prefix:
-        raise Usage(f"{word!r} names no session.", "`remoter sessions` shows which there are.")
+    name, _ = parts_of_name(word)
     with visiting([name] if name else None, questions) as listings:
         yield meant_by(word, listings)
 
