@@ -1,4 +1,4 @@
-"""Tells the options of a command from the arguments of the script that it is to run."""
+"""The words of a command before any of them is believed: which are its own, and which are empty."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from click.shell_completion import CompletionItem
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+OUTPUT, FORCE = "-o", "--force"  # without the first, the second is the script's
+
 
 class ScriptCommand(click.Command):
     """What follows NAME and FILE is the script's, from the first word on that is no option here.
@@ -17,9 +19,16 @@ class ScriptCommand(click.Command):
     After `--` everything is. With `-c` there is no FILE.
     """
 
+    def own_words(self, args: list[str]) -> tuple[list[str], list[str]]:
+        """Return the command's own words, and those of the script."""
+        options = _options_of(self)
+        if not any(_option(word, {OUTPUT: True}) for word in args):
+            options.pop(FORCE, None)
+        return split(args, options)
+
     def parse_args(self, context: click.Context, args: list[str]) -> list[str]:
         """Parse the command's own words; the others become the parameter `arguments`."""
-        own, arguments = split(args, _options_of(self))
+        own, arguments = self.own_words(args)
         rest = super().parse_args(context, own)
         context.params["arguments"] = tuple(arguments)
         return rest
@@ -33,6 +42,22 @@ class ScriptCommand(click.Command):
     def collect_usage_pieces(self, context: click.Context) -> list[str]:
         """Tell of the arguments, too."""
         return [*super().collect_usage_pieces(context), "[ARGUMENT]..."]
+
+
+def refuse_empty(command: click.Command, name: str, args: list[str], group: click.Context) -> None:
+    """Refuse a word that is empty: most often a variable of the shell that is not set.
+
+    An empty path is the folder one is in, and any session's id begins with nothing. What a script
+    is given is the script's.
+    """
+    words = command.own_words(args)[0] if isinstance(command, ScriptCommand) else args
+    context = click.Context(command, group, info_name=name)
+    given = command.make_parser(context).parse_args(list(words))[0]
+    for parameter in command.get_params(context):
+        values = given.get(str(parameter.name))
+        if "" in (values if isinstance(values, (list, tuple)) else [values]):
+            what = f"A word is empty where {parameter.get_error_hint(context)} should be"
+            raise click.UsageError(f"{what}. Is a variable of your shell not set?", context)
 
 
 def _options_of(command: click.Command) -> dict[str, bool]:

@@ -16,6 +16,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from remoter_kernel import __version__, logs
+from remoter_kernel.cli.arguments import refuse_empty
 from remoter_kernel.errors import RemoterError
 from remoter_kernel.front.configuration.text import nearest
 from remoter_kernel.front.log_files import begin as begin_log
@@ -101,11 +102,14 @@ class Verbs(click.Group):
     def resolve_command(
         self, context: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Find the verb, or suggest the nearest one."""
+        """Find the verb, or suggest the nearest one; none of its own words may be empty."""
         is_typed = args and not (args[0].startswith("-") or context.resilient_parsing)
         if is_typed and args[0] not in VERBS:
             context.fail(f'There is no verb "{args[0]}"{nearest(args[0], VERBS)}.')
-        return super().resolve_command(context, args)
+        name, command, words = super().resolve_command(context, args)
+        if command and not context.resilient_parsing:
+            refuse_empty(command, str(name), words, context)
+        return name, command, words
 
     def shell_complete(self, context: click.Context, incomplete: str) -> list[CompletionItem]:
         """Complete the verbs without importing them."""

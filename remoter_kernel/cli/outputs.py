@@ -12,7 +12,8 @@ from remoter_kernel.cli.terminal import questions
 from remoter_kernel.cli.words import session_ids
 from remoter_kernel.errors import RemoterError, Usage
 from remoter_kernel.front.reading.inquiries import MOST_KEPT, finding
-from remoter_kernel.front.reading.notebook import Story, fill, whole_notebook
+from remoter_kernel.front.reading.notebook import Story, fill, knows, whole_notebook
+from remoter_kernel.front.reading.notebook_file import check_place, check_writable
 from remoter_kernel.front.reading.transcript import Transcript, output_of
 from remoter_kernel.front.running.verdict import Verdict
 
@@ -31,15 +32,17 @@ NOTEBOOK = click.Path(path_type=Path, dir_okay=False)
     type=NOTEBOOK,
     help="Put what this notebook missed under its cells; all else in it stays.",
 )
+@click.option("--force", is_flag=True, help="With --notebook: replace a file that is there.")
 @click.option("-f", "--follow", is_flag=True, help="Go on until the session ends.")
-def outputs(session: str, notebook: Path | None, into: Path | None, follow: bool) -> None:
+def outputs(
+    session: str, notebook: Path | None, into: Path | None, force: bool, follow: bool
+) -> None:
     """Show every cell of SESSION with its outputs, or write them to a notebook.
 
     What `remoter run` has begun is shown as it would show it; with -f, the exit code is that of
     the code, too.
     """
-    if notebook and into:
-        raise Usage("Name either a new notebook or one that is there.", "See --help.")
+    _check_words(notebook, into, force=force)
     with finding(session, questions()) as found:
         if found.about.get("script") and not (notebook or into):
             _retell(found, follow=follow)
@@ -56,7 +59,19 @@ def outputs(session: str, notebook: Path | None, into: Path | None, follow: bool
     if notebook:
         _write(notebook, story, found)
     if into:
-        _fill(into, story)
+        _fill(into, story, found)
+
+
+def _check_words(notebook: Path | None, into: Path | None, *, force: bool) -> None:
+    """Refuse, before anything is asked there, what could not be written here."""
+    if notebook and into:
+        raise Usage("Name either a new notebook or one that is there.", "See --help.")
+    if force and not notebook:
+        raise Usage("--force lets --notebook replace a file, and nothing else.", "See --help.")
+    if notebook:
+        check_place(notebook, may_replace=force)
+    if into:
+        check_writable(into)
 
 
 def _retell(found: Found, *, follow: bool) -> None:
@@ -90,10 +105,16 @@ def _write(path: Path, story: Story, found: Found) -> None:
     click.echo(f"Wrote {len(story.runs)} cells to {path}.")
 
 
-def _fill(path: Path, story: Story) -> None:
+def _fill(path: Path, story: Story, found: Found) -> None:
     from remoter_kernel.front.reading.notebook_file import NotebookText, is_valid, replace_file
 
     file = NotebookText(path)
+    if story.runs and not knows(file.cells, story.runs.values()):
+        own = found.about["notebook"]
+        raise Usage(
+            f"{path} is another notebook: session {found.id} has run none of its cells.",
+            f"The session is that of {own}." if own else "`remoter sessions` shows what is whose.",
+        )
     fillings = fill(file.cells, story.runs.values(), file.saved)
     runs = {filling.place: filling.run for filling in fillings if filling.run}
     text = file.with_outputs(runs)

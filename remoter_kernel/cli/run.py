@@ -45,6 +45,7 @@ WHOLE = click.Path(path_type=Path)
 @click.argument("file", required=False, type=click.Path(path_type=Path, allow_dash=True))
 @click.option("-c", "code", metavar="CODE", help="Run this code instead of a file.")
 @click.option("-o", "output", metavar="OUT.ipynb", type=WHOLE, help="Write the notebook as run.")
+@click.option("--force", is_flag=True, help="With -o: replace a file that is there.")
 @click.option("--timeout", metavar="TIME", type=DURATION, help="End it after so long: 90, 10m, 2h.")
 @click.option("--detach", is_flag=True, help="Print the session's id, and let it run there.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document at the end instead.")
@@ -54,6 +55,7 @@ def run(  # noqa: PLR0917 - click hands them over by name
     file: Path | None,
     code: str | None,
     output: Path | None,
+    force: bool,
     timeout: float | None,
     detach: bool,
     as_json: bool,
@@ -73,11 +75,15 @@ def run(  # noqa: PLR0917 - click hands them over by name
             "-o, --timeout and --events need somebody here until the end.",
             "Without them: `remoter outputs SESSION --notebook OUT.ipynb` writes a notebook later.",
         )
+    if force and not output:
+        raise Usage(
+            "--force lets -o replace a file, and nothing else.", "See `remoter run --help`."
+        )
     if as_json and events:
         raise Usage("Choose either --json or --events.", "See `remoter run --help`.")
     program = _program(file, code, arguments)
     if output:
-        _check_output(program, output)
+        _check_output(program, output, force=force)
     runner = Runner(SessionDialer(partial(find_remote, name), questions()))
     runner.dialer.wish = replace(runner.dialer.wish, script=program.name)
     runner.dialer.on_wait = lambda sentence: click.echo(f"remoter: {name}: {sentence}", err=True)
@@ -104,7 +110,7 @@ def _program(file: Path | None, code: str | None, arguments: tuple[str, ...]) ->
     return read_program(file, arguments)
 
 
-def _check_output(program: Program, output: Path) -> None:
+def _check_output(program: Program, output: Path, *, force: bool) -> None:
     if program.notebook is None:
         raise Usage(
             f"-o writes the notebook that was run, and {program.name} is none.",
@@ -115,7 +121,7 @@ def _check_output(program: Program, output: Path) -> None:
             f"{program.name} is no valid notebook, and so none could be written after it has run.",
             "Open it in Jupyter and save it.",
         )
-    check_place(output)
+    check_place(output, may_replace=force)
 
 
 def _shows(

@@ -9,7 +9,7 @@ import click
 from remoter_kernel.cli.terminal import questions
 from remoter_kernel.cli.words import remote_names, session_ids
 from remoter_kernel.errors import NoSuchSession, RemoterError, Usage
-from remoter_kernel.front.reading.inquiries import Found, meant_by, visiting
+from remoter_kernel.front.reading.inquiries import Found, meant_by, parts_of_name, visiting
 
 if TYPE_CHECKING:
     from remoter_kernel.front.reading.inquiries import Listing
@@ -39,7 +39,7 @@ def stop(words: tuple[str, ...], everywhere: str | None) -> None:
     """
     if bool(words) == bool(everywhere):
         raise Usage("Name either sessions or a remote (--all).", "See `remoter stop --help`.")
-    names = {word.rpartition("/")[0] for word in words}
+    names = {parts_of_name(word)[0] for word in words}
     where = [everywhere] if everywhere else None if "" in names else sorted(names)
     with visiting(where, questions()) as listings:
         if everywhere:

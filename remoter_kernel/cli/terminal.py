@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import sys
 import threading
@@ -11,9 +12,12 @@ from typing import TYPE_CHECKING
 
 import click
 
+from remoter_kernel.cli.typing_line import LOOK_EVERY, read_line
 from remoter_kernel.front.questions import (
+    NEVER,
     NotAnswered,
     Trust,
+    Withdrawn,
     about_host_key,
     asked_by,
     said_by,
@@ -33,37 +37,68 @@ LEAST_ROOM = 20  # columns beside a name: a narrower terminal breaks lines as it
 class AtTerminal:
     """Asks on stderr, so that stdout stays what the command has to say."""
 
-    def confirm_host_key(self, host: str, kind: str, fingerprint: str) -> Trust:
-        """Show the fingerprint of an unknown host key, and ask."""
-        with _asking, _declining(host):
-            question = f"{about_host_key(host, kind, fingerprint)} once: do not remember it"
-            words = click.Choice([each.value for each in Trust])
-            return Trust(click.prompt(question, type=words, err=True))
+    def __init__(self, command: str = "remoter") -> None:
+        """Remember which command it is that asks."""
+        self._command = command
 
-    def ask(self, host: str, prompts: Sequence[Prompt], instruction: str = "") -> list[str]:
+    def place(self) -> str:
+        """Say where the person sits."""
+        return f"by `{self._command}` in a terminal (process {os.getpid()})"
+
+    def confirm_host_key(
+        self, host: str, kind: str, fingerprint: str, withdrawn: threading.Event = NEVER
+    ) -> Trust:
+        """Show the fingerprint of an unknown host key, and ask."""
+        with _turn(withdrawn), _declining(host):
+            *lines, last = about_host_key(host, kind, fingerprint).splitlines()
+            for line in lines:
+                click.echo(line, err=True)
+            words = [each.value for each in Trust]
+            question = f"{last} once: do not remember it ({', '.join(words)}): "
+            while (said := read_line(question, withdrawn)) not in words:
+                click.echo(
+                    f"Error: {said!r} is not one of {', '.join(map(repr, words))}.", err=True
+                )
+            return Trust(said)
+
+    def ask(
+        self,
+        host: str,
+        prompts: Sequence[Prompt],
+        instruction: str = "",
+        withdrawn: threading.Event = NEVER,
+    ) -> list[str]:
         """Ask what a server, or a key, wants to know; what must stay hidden is not shown."""
-        with _asking, _declining(host):
+        with _turn(withdrawn), _declining(host):
             columns = shutil.get_terminal_size().columns
             for line in instruction.splitlines():
                 mark = said_by(host) if line.startswith(said_by(host)) else ""
                 for row in _rows(line.removeprefix(mark), mark, columns):
                     click.echo(row, err=True)
-            return [_ask_one(host, prompt, columns) for prompt in prompts]
+            return [_ask_one(host, prompt, columns, withdrawn) for prompt in prompts]
+
+    def wait_elsewhere(self, sentence: str, withdrawn: threading.Event) -> None:
+        """Say where somebody else is asked; Ctrl-C ends the command meanwhile."""
+        click.echo(f"remoter: {sentence} This goes on then; Ctrl-C ends it.", err=True)
+        withdrawn.wait()
 
 
-def _ask_one(host: str, prompt: Prompt, columns: int) -> str:
+@contextlib.contextmanager
+def _turn(withdrawn: threading.Event) -> Iterator[None]:
+    while not _asking.acquire(timeout=LOOK_EVERY):
+        if withdrawn.is_set():
+            raise Withdrawn
+    try:
+        yield
+    finally:
+        _asking.release()
+
+
+def _ask_one(host: str, prompt: Prompt, columns: int, withdrawn: threading.Event) -> str:
     *rows, last = _rows(prompt.text, asked_by(host), columns)
     for row in rows:
         click.echo(row, err=True)
-    said = click.prompt(
-        last.rstrip(),
-        default="",
-        hide_input=not prompt.is_shown,
-        prompt_suffix=" ",
-        show_default=False,
-        err=True,
-    )
-    return str(said)
+    return read_line(f"{last.rstrip()} ", withdrawn, is_shown=prompt.is_shown)
 
 
 def _rows(text: str, mark: str, columns: int) -> list[str]:
@@ -87,18 +122,20 @@ def _rows(text: str, mark: str, columns: int) -> list[str]:
 
 @contextlib.contextmanager
 def _declining(host: str) -> Iterator[None]:
-    """Ctrl-C or Ctrl-D at a question ends the command, and says so."""
+    """Ctrl-D at a question ends the command, and says so."""
     try:
         yield
-    except click.Abort:
-        click.echo(err=True)
+    except EOFError:
         message = f"{host or 'remoter'} asked a question that was not answered."
         raise NotAnswered(message, "Try again when the answer is at hand.") from None
 
 
 def questions() -> Questions | None:
     """Say who may be asked: nobody, unless stdin and stderr are a terminal."""
-    return AtTerminal() if sys.stdin.isatty() and sys.stderr.isatty() else None
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        return None
+    context = click.get_current_context(silent=True)
+    return AtTerminal(context.command_path if context else "remoter")
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> list[str]:

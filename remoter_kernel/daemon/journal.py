@@ -17,6 +17,7 @@ import time
 from functools import partial
 from typing import TYPE_CHECKING, Any, Callable, Union
 
+from remoter_kernel import logs
 from remoter_kernel.daemon import records
 from remoter_kernel.daemon.compaction import Compacted, compact
 from remoter_kernel.daemon.index import Index
@@ -258,7 +259,7 @@ class Journal:
         if size == self._end:
             return
         if size < self._end:
-            _log.error("The journal %s was cut: %d bytes are lost.", self.path, self._end - size)
+            _log.error("The journal was cut: %d bytes are lost.", self._end - size)
         os.ftruncate(self._file, self._end)
 
     def _open_again(self, error: OSError) -> None:
@@ -284,7 +285,7 @@ class Journal:
             reading = os.dup(compacted.file)
             compacted.take_over(self._file, self._end, self.path)
         except Exception as error:  # noqa: BLE001 - the journal goes on as it was
-            _log.warning("No room was made in the journal %s: %s", self.path, error)
+            _log.warning("No room was made in the journal: %s", logs.reason(error))
             _close(reading)
             compacted.give_up()
             self._call(partial(self._have_room, None, -1))
@@ -334,7 +335,7 @@ class Journal:
             try:
                 self._queue.put(compact(self.path, last, end, taken, target))
             except OSError as error:
-                _log.warning("No room was made in the journal %s: %s", self.path, error)
+                _log.warning("No room was made in the journal: %s", logs.reason(error))
                 give_up(error)
 
         def give_up(_error: BaseException) -> None:

@@ -287,7 +287,7 @@ def _sweep_one(session: Session, kept: int) -> int:
     try:
         return _sweep(session, kept)
     except Exception as error:  # noqa: BLE001 - one odd folder is no reason to leave the others
-        _log.warning("Session %s was not swept: %s: %s", session.id, type(error).__name__, error)
+        _log.warning("Session %s was not swept: %s", session.id, logs.reason(error))
         return 0
 
 

@@ -143,9 +143,7 @@ class Kernel:
 
     def run(self) -> None:
         """Serve until Jupyter says that it is enough."""
-        self.dialer.questions = self._asker
-        self._asker.remote_name = lambda: self.dialer.remote.name
-        self.dialer.may_ask = self._asker.has_somebody
+        self._asker.serve(self.dialer)
         self.sockets.on_request = self._take
         self.link.on_item = self._hear
         self.link.on_refused = Refused(self._mouth, self._routes, self._giving_up, self._turns).tell
@@ -220,6 +218,7 @@ class Kernel:
             or self._turns.take_there(route)
         ):
             self._run_there(route)
+        self._asker.note_cell(route, self._is_over)
 
     def _run_there(self, route: Route) -> None:
         if self.link.state in {State.FAILED, State.WAITING}:

@@ -11,9 +11,11 @@ with `OURS`, and its answer stays on this machine.
 
 from __future__ import annotations
 
+import re
+import threading
 from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from remoter_kernel.errors import LoginRefused, RemoterError
 from remoter_kernel.plain_text import plain_text
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 
 LONGEST_TEXT = 2000  # characters of a server's text that are shown
 MOST_LINES = 60  # of one such text
+NEVER = threading.Event()  # of a question that nobody takes back
 OURS = "remoter, on this machine: "  # a question whose answer is sent to nobody begins so
 # Signs that count as printable and look like a space: with enough of them, what follows would
 # seem to begin a line of its own.
@@ -68,8 +71,44 @@ class Questions(Protocol):
         """
 
 
+@runtime_checkable
+class Person(Questions, Protocol):
+    """Somebody from whom a question can be taken back, as others can answer it, too.
+
+    Whoever takes it back sets `withdrawn`: then these raise `Withdrawn`. What is typed after that
+    must get to nobody.
+    """
+
+    def place(self) -> str:
+        """Say where they sit, as in "in analysis.ipynb"."""
+
+    def confirm_host_key(
+        self, host: str, kind: str, fingerprint: str, withdrawn: threading.Event = NEVER
+    ) -> Trust:
+        """Ask whether `host` is known to have this key."""
+
+    def ask(
+        self,
+        host: str,
+        prompts: Sequence[Prompt],
+        instruction: str = "",
+        withdrawn: threading.Event = NEVER,
+    ) -> list[str]:
+        """Ask for one answer to each prompt."""
+
+    def wait_elsewhere(self, sentence: str, withdrawn: threading.Event) -> None:
+        """Say that somebody is asked elsewhere; NotAnswered where the person waits no longer."""
+
+
 class NotAnswered(LoginRefused):
     """A question was put to a person, and was not answered."""
+
+
+class Withdrawn(NotAnswered):
+    """A question was taken back: it is asked elsewhere, or was answered there."""
+
+    def __init__(self) -> None:
+        super().__init__("the question was taken back.")
 
 
 class NeedsPerson(LoginRefused):
@@ -79,6 +118,15 @@ class NeedsPerson(LoginRefused):
         """Remember which remote this happened to, and name it in the advice."""
         self.advice = self.advice.replace("NAME", remote)
         return super().at(remote)
+
+
+def sought(prompts: Sequence[str]) -> str:
+    """Say in two words what these prompts ask for."""
+    text = " ".join(prompts).lower()
+    for word in ("passphrase", "password", "pin", "code"):
+        if re.search(rf"\b{word}\b", text):
+            return f"a {word}"
+    return "an answer"
 
 
 def readable(text: str) -> str:

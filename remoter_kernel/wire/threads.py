@@ -12,6 +12,8 @@ import threading
 from functools import partial
 from typing import Any, Callable, TypeVar
 
+from remoter_kernel.logs import reason
+
 _log = logging.getLogger(__name__)
 
 Call = Callable[[], None]
@@ -50,7 +52,7 @@ class Thread(threading.Thread):
         try:
             self._do()
         except BaseException as error:  # noqa: BLE001 - nobody else would see it
-            _log.exception("The thread %r ended: %s: %s", self.name, type(error).__name__, error)
+            _log.exception("The thread %r ended: %s", self.name, reason(error))
             if self._on_error:
                 self._on_error(error)
 
@@ -99,10 +101,10 @@ class Worker:
         except OSError as error:  # a disk's trouble: whoever asked knows what it means
             if str(error) != self._logged:  # not each second again
                 self._logged = str(error)
-                _log.warning("%s: %s", self._thread.name, error)
+                _log.warning("%s: %s", self._thread.name, reason(error))
             self._call(partial(on_error, error))
         except Exception as error:  # noqa: BLE001 - whoever asked hears it
-            _log.exception("%s: %s: %s", self._thread.name, type(error).__name__, error)
+            _log.exception("%s: %s", self._thread.name, reason(error))
             self._call(partial(on_error, error))
         else:
             self._logged = ""

@@ -39,23 +39,23 @@ def files(tmp_path):
         f'{{"nbformat": 4, "nbformat_minor": 4, "cells": [{cell}], "metadata": {{}}}}'
     )
     notebook = {"nbformat": 4, "nbformat_minor": 4, "cells": [], "metadata": {}}
-    (tmp_path / "good.ipynb").write_text(json.dumps(notebook))
+    for name in ("good", "locked"):
+        (tmp_path / f"{name}.ipynb").write_text(json.dumps(notebook))
+    (tmp_path / "locked.ipynb").chmod(0o444)
 
 
 REFUSED = {
     "box": "either a file or code",
     "box a.R -c 1": "either a file or code",
-    "box nowhere.py": "nowhere.py cannot be read: No such file",
     "box folder": "folder is a folder",
     "box latin.py": "latin.py, line 2: this is not UTF-8",
     "box none.ipynb": "none.ipynb cannot be read as a notebook",
-    "box nowhere.ipynb": "nowhere.ipynb cannot be read as a notebook",
     "box odd.ipynb": "odd.ipynb is not what a notebook should be",
     "box old.ipynb": "old.ipynb is a notebook of another version",
     "box -o out.ipynb a.R": "a.R is none",
     "box -o out.ipynb bad.ipynb": "bad.ipynb is no valid notebook",
-    "box -o no/out.ipynb good.ipynb": "no/out.ipynb cannot be written: No such file",
-    "box -o folder good.ipynb": "folder cannot be written: Is a directory",
+    "box -o bad.ipynb good.ipynb": "bad.ipynb is there already",
+    "box --force good.ipynb": "--force lets -o replace a file",
     "box --timeout soon -c 1": "a duration such as",
     "box --timeout 0 -c 1": "more than nothing",
     "box --detach --timeout 3 -c 1": "somebody here until the end",
@@ -64,6 +64,35 @@ REFUSED = {
     "box --jsno -c 1": "No such option",
     "bxo -c 1": 'No remote is called "bxo" (did you mean "box"?)',
 }
+
+MISSING = {
+    "box nowhere.py": "nowhere.py cannot be read: No such file",
+    "box nowhere.ipynb": "nowhere.ipynb cannot be read: No such file",
+    "box -o no/out.ipynb good.ipynb": "no/out.ipynb cannot be written: No such file",
+    "box -o folder good.ipynb": "folder cannot be written: Is a directory",
+    "box -o locked.ipynb --force good.ipynb": "locked.ipynb is read-only",
+}
+
+
+@pytest.mark.parametrize(("words", "sentence"), MISSING.items(), ids=MISSING.keys())
+def test_what_is_wrong_with_a_file_of_this_side_has_a_code_of_its_own(files, words, sentence):
+    ran = CliRunner().invoke(command.remoter, ["run", *words.split()])
+    assert (ran.stdout, ran.exit_code) == ("", 1)
+    assert sentence in " ".join(ran.stderr.split())
+
+
+@pytest.mark.parametrize(
+    ("words", "own"),
+    [
+        (["box", "a.py", "--force", "x"], ["box", "a.py"]),
+        (["box", "a.ipynb", "--force", "-o", "x"], ["box", "a.ipynb", "--force", "-o", "x"]),
+        (["box", "a.ipynb", "-ox", "--force"], ["box", "a.ipynb", "-ox", "--force"]),
+    ],
+)
+def test_force_is_the_scripts_unless_a_notebook_is_to_be_written(words, own):
+    context = click.Context(command.remoter)
+    run = command.remoter.get_command(context, "run")
+    assert run.own_words(words)[0] == own
 
 
 @pytest.mark.parametrize(("words", "sentence"), REFUSED.items(), ids=REFUSED.keys())

@@ -10,10 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from remoter_kernel.errors import Usage
+from remoter_kernel.errors import HereLacks, Usage
 from remoter_kernel.front.reading.notebook import Run
 from remoter_kernel.front.reading.notebook_file import (
     NotebookText,
+    check_place,
     is_valid,
     replace_file,
     write_notebook,
@@ -153,7 +154,31 @@ def test_what_nbformat_finds_fault_with_is_written_all_the_same(tmp_path, caplog
     assert "invalid" in caplog.text
 
 
+def test_a_read_only_file_is_left_alone(tmp_path):
+    """To rename another file over it would work."""
+    path = tmp_path / "n.ipynb"
+    path.write_text("old")
+    path.chmod(0o444)
+    with pytest.raises(HereLacks, match="is read-only; it stays as it was"):
+        replace_file(path, "new")
+    assert path.read_text() == "old"
+    assert [each.name for each in tmp_path.iterdir()] == ["n.ipynb"]
+
+
+def test_a_file_that_is_there_is_replaced_only_if_that_was_asked_for(tmp_path):
+    path = tmp_path / "n.ipynb"
+    check_place(path)
+    path.write_text("old")
+    with pytest.raises(Usage, match=r"is there already\. Name a new file, or replace it"):
+        check_place(path)
+    check_place(path, may_replace=True)
+    path.chmod(0o444)
+    with pytest.raises(HereLacks, match="read-only"):
+        check_place(path, may_replace=True)
+    assert path.read_text() == "old"
+
+
 def test_a_place_that_cannot_be_written_is_named(tmp_path):
     """A missing folder is told in words."""
-    with pytest.raises(Usage, match="cannot be written"):
+    with pytest.raises(HereLacks, match="cannot be written"):
         replace_file(tmp_path / "missing" / "n.ipynb", "x")

@@ -94,6 +94,7 @@ def test_every_thread_of_the_program_is_such_a_thread():
     found = [
         f"{path.relative_to(folder)}:{node.lineno}"
         for path in folder.rglob("*.py")
+        if path.name != "logs.py"  # which they write to
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
         if isinstance(node, ast.Call)
         and (node.args or node.keywords)

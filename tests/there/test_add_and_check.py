@@ -165,7 +165,7 @@ WRONG = {
     "a wrong word": (["a", "--transport", "opensh"], 'did you mean "openssh"?'),
     "no pair": (["a", "--env", "A"], "NAME=VALUE"),
     "no variable": (["a", "--env", "A B=1"], "'A B' is not"),
-    "an empty kernel": (["a", "--kernel", ""], "not empty"),
+    "an empty kernel": (["a", "--kernel", ""], "a word is empty where"),
 }
 
 

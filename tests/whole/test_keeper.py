@@ -320,39 +320,57 @@ def in_thread(remote: Remote, questions: Asked) -> tuple[threading.Thread, list[
     return thread, outcome
 
 
-def test_a_question_that_nobody_answers_holds_up_nobody_for_ever(
+def test_a_question_that_nobody_answers_holds_up_nobody(
     asking: tuple[Remote, RealSshd, str],
 ) -> None:
-    """When the server has hung up, the next one has its turn; a late answer is told the reason."""
-    remote, _, phrase = asking
+    """Whoever comes next is asked instead, at once; both go in by the same login."""
+    remote, server, phrase = asking
     absent, present = Asked(phrase), Asked(phrase)
+    before = server.log.read_text().count("Connection from")
     first, told_first = in_thread(remote, absent)
     assert absent.was_asked.wait(10)
     present.may_answer.set()
     second, told_second = in_thread(remote, present)
     second.join(20)
-    assert told_second == [b"in\n"]
-    absent.may_answer.set()
+    first.join(20)
+    assert told_first == told_second == [b"in\n"]
+    assert server.log.read_text().count("Connection from") == before + 1
+    absent.may_answer.set()  # far too late: nobody hears it
+
+
+def test_when_the_server_hangs_up_nobody_waits_for_an_answer(
+    asking: tuple[Remote, RealSshd, str],
+) -> None:
+    """The reason comes at once, and not with the answer; the next one is asked anew."""
+    remote, _, phrase = asking
+    absent, present = Asked(phrase), Asked(phrase)
+    first, told_first = in_thread(remote, absent)
     first.join(20)
     assert isinstance(told_first[0], Unreachable)
     assert "ended the connection" in str(told_first[0])
+    present.may_answer.set()
+    second, told_second = in_thread(remote, present)
+    second.join(20)
+    assert told_second == [b"in\n"]
+    absent.may_answer.set()
 
 
 def test_nobody_logs_in_for_who_is_gone(asking: tuple[Remote, RealSshd, str]) -> None:
-    """One who has left while another was asked is not dialled for."""
+    """One who has left is not dialled for, and the question goes back to the other one."""
     remote, server, _ = asking
     asked = Asked()
     first, told_first = in_thread(remote, asked)
     assert asked.was_asked.wait(10)
     before = server.log.read_text().count("Connection from")
-    waiting = KeptLogin(remote)
-    second = threading.Thread(target=begin, args=(waiting,))
+    waiting, absent = KeptLogin(remote), Asked()
+    second = threading.Thread(target=begin, args=(waiting, absent))
     second.start()
-    wait_for(waiting._lock.locked, what="the second one waits")
+    assert absent.was_asked.wait(10)
     waiting.cut()
     second.join(10)
     waiting.close()
     asked.may_answer.set()
+    absent.may_answer.set()
     first.join(10)
     assert isinstance(told_first[0], NotAnswered)
     kept = keeper(remote)
@@ -360,10 +378,10 @@ def test_nobody_logs_in_for_who_is_gone(asking: tuple[Remote, RealSshd, str]) ->
     assert server.log.read_text().count("Connection from") == before
 
 
-def begin(login: KeptLogin) -> None:
-    """Have a login made that asks nobody, and is called off."""
+def begin(login: KeptLogin, questions: Asked) -> None:
+    """Have a login made that is called off."""
     with pytest.raises(Unreachable):
-        login.start(None, lambda _step: None, in_doubt=False, is_stale=False)
+        login.start(questions, lambda _step: None, in_doubt=False, is_stale=False)
 
 
 def test_tunnels_end_with_their_visitor(remote: Remote, sshd: RealSshd) -> None:

@@ -96,7 +96,7 @@ def test_the_executed_notebook(here: JupyterHere, box: str, tmp_path: Path) -> N
 def test_a_timeout_writes_what_there_is(box: str, tmp_path: Path) -> None:
     """The cell that took too long has its outputs so far; the rest were not run."""
     write_notebook(tmp_path / "n.ipynb", "print(1)", "print(2); import time; time.sleep(60)", "3")
-    ran = shell(f"remoter run {box} --timeout 2s -o n.ipynb n.ipynb", tmp_path)
+    ran = shell(f"remoter run {box} --timeout 2s -o n.ipynb --force n.ipynb", tmp_path)
     assert ran.returncode == 1
     _, first, second, third = read(tmp_path / "n.ipynb").cells
     assert first.outputs[0].text == "1\n"

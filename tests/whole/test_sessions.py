@@ -271,6 +271,12 @@ def test_outputs_go_to_the_terminal_and_to_a_notebook(
     cells = {cell.id: cell for cell in notebook.cells}
     assert [o.output_type for o in cells["answer"].outputs] == ["stream", "execute_result"]
     assert notebook.cells[-1].outputs[0].ename == "ZeroDivisionError"
+    (tmp_path / "out.ipynb").write_text("my own")
+    again = ("outputs", session, "--notebook", str(tmp_path / "out.ipynb"))
+    assert here.remoter(*again).returncode == 2
+    assert (tmp_path / "out.ipynb").read_text() == "my own"
+    assert asked(here, *again, "--force")
+    assert nbformat.read(tmp_path / "out.ipynb", as_version=4) == notebook
 
 
 def test_what_a_killed_front_missed_goes_into_the_notebook(
@@ -296,6 +302,13 @@ def test_what_a_killed_front_missed_goes_into_the_notebook(
     after.cells[1].outputs, after.cells[1].execution_count = [], None
     assert nbformat.writes(after) + "\n" == before
     assert "Nothing was missing" in asked(here, "outputs", session, "--into", str(path))
+    other = tmp_path / "other.ipynb"
+    cell = nbformat.v4.new_code_cell("'of another day'", id="another")
+    other.write_text(unrelated := nbformat.writes(nbformat.v4.new_notebook(cells=[cell])))
+    ran = here.remoter("outputs", session, "--into", str(other))
+    assert ran.returncode == 2
+    assert f"other.ipynb is another notebook: session {session} has run none" in ran.stderr
+    assert other.read_text() == unrelated
 
 
 def test_a_console_attaches_interrupts_and_leaves_the_session(

@@ -97,6 +97,8 @@ def read_order(verb: str, line: str) -> Order:
             names.append(word)
     if len(names) < 2:  # noqa: PLR2004 - one from, one to
         raise Usage("Name what to carry, and where to.", f"Write {usage}")
+    if not all(names):  # an empty path would be the whole folder
+        raise Usage("A path is empty; nothing was carried.", f"Write {usage}")
     return Order(verb == "put", tuple(names[:-1]), names[-1], is_dry)
 
 

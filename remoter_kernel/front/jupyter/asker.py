@@ -6,22 +6,39 @@ Where no cell waits that may be asked in, nobody is asked: the next one that is 
 Kernels ask, too (`input()`), and not every client says which question it answers. At such a
 client one question is open at a time: ours waits for the answer to a kernel's, and a kernel's
 for that to ours. So no answer is ever taken for one to another question.
+
+A question of ours moves to the cell that was run last by another page, since the page in which
+it is open may be gone; its box stays, see `boxes`.
 """
 
 from __future__ import annotations
 
+import os
 import queue
 import threading
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from remoter_kernel.front.jupyter.boxes import (
+    LOOK_EVERY,
+    Answer,
+    Asked,
+    Boxes,
+    id_of,
+    last_page,
+    replaces,
+    wait_for,
+)
 from remoter_kernel.front.jupyter.first_words import is_own_code
 from remoter_kernel.front.jupyter.kernel_questions import KernelQuestions, Question, unlike_ours
 from remoter_kernel.front.questions import (
+    NEVER,
     NeedsPerson,
     NotAnswered,
     Prompt,
     Trust,
+    Withdrawn,
     about_host_key,
     asked_by,
 )
@@ -32,6 +49,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from remoter_kernel.front.jupyter.mouth import Mouth, Route
+    from remoter_kernel.front.session.dialer import SessionDialer
     from remoter_kernel.wire.frames import Bytes
     from remoter_kernel.wire.reactor import Reactor
 
@@ -40,15 +58,14 @@ ONE_AT_A_TIME = (
     "[remoter] There is a question to be asked here. First answer the one that is open, which "
     "code of this notebook has asked, or interrupt the kernel.\n"
 )
-
-
-class _Asked(NamedTuple):
-    """A question that waits for its answer."""
-
-    route: Route
-    content: dict[str, Any]
-    answer: queue.SimpleQueue[str | NotAnswered | NeedsPerson]
-    name: str = ""  # of the message that asked; none: it has yet to be asked
+CLOSE_THAT_BOX = (
+    "[remoter] There is a question to be asked here. First press Enter in the box that is open: "
+    "its question was answered elsewhere, and what is typed there is used for nothing.\n"
+)
+NOT_USED = (
+    "[remoter] What was typed there was not used: that question is not open any more, or is "
+    "asked elsewhere.\n"
+)
 
 
 class _HeldQuestion(NamedTuple):
@@ -67,28 +84,49 @@ class Asker:
     ) -> None:
         """Remember; `routes` lists the requests without a reply, the oldest first."""
         self.remote_name: Callable[[], str] = lambda: "the remote"
+        self.notebook: Callable[[], str] = lambda: ""  # its path, as far as that is known
         self._kernels = KernelQuestions()
         self._held: list[_HeldQuestion] = []
         self._reactor = reactor
         self._mouth = mouth
         self._routes = routes
-        self._asked: _Asked | None = None
-        self._names: set[str] = set()  # of all messages that asked
+        self._asked: Asked | None = None
+        self._boxes = Boxes(self._kernels.is_exact)
+        self._elsewhere: list[Answer] = []  # of those who wait while another one is asked
         self._busy: set[str] = set()  # cells that were told to be at work
         self._turn = threading.Lock()  # there is one input box
 
+    def serve(self, dialer: SessionDialer) -> None:
+        """Be whom the logins of a dialer ask."""
+        dialer.questions, dialer.may_ask = self, self.has_somebody
+        self.remote_name = lambda: dialer.remote.name
+        self.notebook = lambda: dialer.claim.notebook
+
     # --- from the login's thread, or that of a cell which is answered here ---
 
-    def confirm_host_key(self, host: str, kind: str, fingerprint: str) -> Trust:
+    def place(self) -> str:
+        """Say where the person sits."""
+        name = Path(self.notebook().replace("\\", "/")).name
+        return f"in {name}" if name else f"in a notebook or console (process {os.getpid()})"
+
+    def confirm_host_key(
+        self, host: str, kind: str, fingerprint: str, withdrawn: threading.Event = NEVER
+    ) -> Trust:
         """Ask whether a host's key is the right one."""
         text = f"{about_host_key(host, kind, fingerprint)} yes, once (do not remember it) or no:"
         for _ in range(TRIES):
-            said = self._ask(text, is_hidden=False).strip().lower()
+            said = self._ask(text, is_hidden=False, withdrawn=withdrawn).strip().lower()
             if said in {each.value for each in Trust}:
                 return Trust(said)
         return Trust.NO
 
-    def ask(self, host: str, prompts: Sequence[Prompt], instruction: str = "") -> list[str]:
+    def ask(
+        self,
+        host: str,
+        prompts: Sequence[Prompt],
+        instruction: str = "",
+        withdrawn: threading.Event = NEVER,
+    ) -> list[str]:
         """Ask what a server, or a key, wants to know."""
         texts = [f"{asked_by(host)}{prompt.text.strip()}" for prompt in prompts]
         if instruction and not texts:  # touch the token, say: nothing is to be typed
@@ -96,9 +134,15 @@ class Asker:
         elif instruction:
             texts[0] = f"{instruction}\n{texts[0]}"
         return [
-            self._ask(text, is_hidden=not prompt.is_shown)
+            self._ask(text, is_hidden=not prompt.is_shown, withdrawn=withdrawn)
             for text, prompt in zip(texts, prompts, strict=True)
         ]
+
+    def wait_elsewhere(self, sentence: str, withdrawn: threading.Event) -> None:
+        """Say in the cell where somebody is asked, and wait; an interrupt ends that."""
+        answer: Answer = queue.SimpleQueue()
+        self._reactor.call(partial(self._begin_to_wait, sentence, answer))
+        wait_for(answer, withdrawn, self._later(self._wait_no_more, answer))
 
     def _tell(self, text: str) -> None:
         route = self._find()
@@ -114,63 +158,131 @@ class Asker:
         """Ask in this very cell, which has said that it is at work; a RemoterError: no answer."""
         if not may_ask_in(cell):
             raise NeedsPerson("nobody can be asked in this cell.")
-        self._busy.add(str(cell.header.get("msg_id", "")))
+        self._busy.add(id_of(cell))
         return self._ask(text, is_hidden=False, cell=cell)
 
-    def _ask(self, text: str, *, is_hidden: bool, cell: Route | None = None) -> str:
-        answer: queue.SimpleQueue[str | NotAnswered | NeedsPerson] = queue.SimpleQueue()
+    def _ask(
+        self,
+        text: str,
+        *,
+        is_hidden: bool,
+        cell: Route | None = None,
+        withdrawn: threading.Event = NEVER,
+    ) -> str:
+        answer: Answer = queue.SimpleQueue()
         begin = partial(self._begin, f"{text} ", answer, is_hidden=is_hidden, cell=cell)
-        with self._turn:
+        while not self._turn.acquire(timeout=LOOK_EVERY):
+            if withdrawn.is_set():
+                raise Withdrawn
+        try:
             self._reactor.call(begin)
-            said = answer.get()
-        if isinstance(said, str):
-            return said
-        raise said
+            return wait_for(answer, withdrawn, self._later(self._take_back, answer))
+        finally:
+            self._turn.release()
+
+    def _later(self, do: Callable[[Answer], None], answer: Answer) -> Callable[[], object]:
+        return lambda: self._reactor.call(partial(do, answer))
 
     # --- from the front's thread ---
 
     def _find(self) -> Route | None:
-        return next((route for route in list(self._routes()) if may_ask_in(route)), None)
+        """Find the oldest cell of the page in which somebody has run one last."""
+        return last_page([route for route in list(self._routes()) if may_ask_in(route)])
 
-    def _begin(
-        self,
-        text: str,
-        answer: queue.SimpleQueue[str | NotAnswered | NeedsPerson],
-        *,
-        is_hidden: bool,
-        cell: Route | None,
-    ) -> None:
+    def _begin(self, text: str, answer: Answer, *, is_hidden: bool, cell: Route | None) -> None:
         route = cell or self._find()
         if route is None:
             message = "the login has a question, and no cell is waiting in which to ask it."
             answer.put(NeedsPerson(message, "Run a cell to be asked."))
             return
-        name = str(route.header.get("msg_id", ""))
+        self._put(Asked(route, {"prompt": text, "password": is_hidden}, answer))
+
+    def _put(self, asked: Asked) -> None:
+        """Ask in a cell, as soon as one question at a time lets it be."""
+        self._be_busy(asked.route)
+        self._asked = asked._replace(name=self._boxes.take(asked))  # it may stand there still
+        self._go_on()
+        if not self._asked.name:
+            is_left = self._boxes.is_in_the_way(asked.route.identities)
+            self._say(CLOSE_THAT_BOX if is_left else ONE_AT_A_TIME, asked.route.header)
+
+    def _be_busy(self, route: Route) -> None:
+        name = id_of(route)
         if name not in self._busy:
             self._busy.add(name)
             self._mouth.publish("status", {"execution_state": "busy"}, route.header)
-        self._asked = _Asked(route, {"prompt": text, "password": is_hidden}, answer)
-        self._go_on()
-        if not self._asked.name:
-            words = {"name": "stderr", "text": ONE_AT_A_TIME}
-            self._mouth.publish("stream", words, route.header)
+
+    def _say(self, text: str, header: dict[str, Any]) -> None:
+        self._mouth.publish("stream", {"name": "stderr", "text": text}, header)
 
     def _go_on(self) -> None:
         """Ask what has yet to be asked, as far as one question at a time lets it be."""
         asked = self._asked
-        if asked and not asked.name and not self._kernels.keep_waiting(asked.route.identities):
+        if asked and not asked.name and not self._must_wait(asked.route.identities):
             name = self._mouth.ask(asked.route, asked.content)
-            self._names.add(name)
+            self._boxes.headers[name] = asked.route.header
             self._asked = asked._replace(name=name)
-        elif asked is None:
-            held, self._held = self._held, []
-            for each in held:
+        held, self._held = self._held, []
+        for each in held:
+            if self._holds_up(each):
+                self._held.append(each)
+            else:
                 self._pass_on(each)
+
+    def _must_wait(self, client: Sequence[bytes]) -> bool:
+        """Could this client's answer to anything be one to another question?"""
+        return self._kernels.keep_waiting(client) or self._boxes.is_in_the_way(client)
+
+    def _holds_up(self, held: _HeldQuestion) -> bool:
+        """Must a kernel's question wait?"""
+        client, asked = list(held.question.client), self._asked
+        is_ours_open = asked and asked.name and asked.route.identities == client
+        is_exact = self._kernels.is_exact(client)
+        return bool(is_ours_open and not is_exact) or self._boxes.is_in_the_way(client)
+
+    # --- a question goes elsewhere, or is taken back ---
+
+    def note_cell(self, route: Route, is_over: Callable[[str], bool]) -> None:
+        """A cell was run: if that was in another page, an open question moves there.
+
+        `is_over` says whether a cell, by its id, has its reply by now.
+        """
+        asked = self._asked
+        if asked is None or not may_ask_in(route) or is_over(id_of(route)):
+            return
+        is_same_page = route.identities == asked.route.identities
+        if is_same_page and not replaces(route, asked.route):
+            return
+        if not is_same_page:  # what is run again in its page has closed its box
+            self._boxes.leave(asked)
+        self._put(Asked(route, asked.content, asked.answer))
+
+    def _take_back(self, answer: Answer) -> None:
+        asked = self._asked
+        if asked is None or asked.answer is not answer:
+            return
+        self._asked = None
+        self._boxes.leave(asked)
+        answer.put(Withdrawn())
+        self._go_on()
+
+    def _begin_to_wait(self, sentence: str, answer: Answer) -> None:
+        self._elsewhere.append(answer)
+        route = self._find()
+        if route:
+            self._be_busy(route)
+            how = "This cell goes on then; an interrupt ends it."
+            self._say(f"[remoter] {self.remote_name()}: {sentence} {how}\n", route.header)
+
+    def _wait_no_more(self, answer: Answer) -> None:
+        if answer in self._elsewhere:
+            self._elsewhere.remove(answer)
+            answer.put(Withdrawn())
 
     @property
     def is_asking(self) -> bool:
         """Is a person being waited for?"""
-        return self._asked is not None
+        return self._asked is not None or bool(self._elsewhere)
 
     def relay(
         self,
@@ -186,15 +298,15 @@ class Asker:
         `is_here`: it is the kernel on this side.
         """
         name = str(header_of(parts[HEADER]).get("msg_id", ""))
-        if name in self._names or self._kernels.has(name):  # as if it had none
+        if name in self._boxes.headers or self._kernels.has(name):  # as if it had none
             name = ""
         cell = str(route.header.get("msg_id", ""))
         question = Question(tuple(route.identities), name, cell, answer, is_here)
         whose = "code on this machine" if is_here else self.remote_name()
         held = _HeldQuestion(question, unlike_ours(parts, whose), send)
-        asked = self._asked
-        is_ours_open = asked and asked.name and asked.route.identities == route.identities
-        if is_ours_open and not self._kernels.is_exact(route.identities):
+        if self._boxes.is_in_the_way(route.identities):
+            self._say(CLOSE_THAT_BOX, route.header)
+        if self._holds_up(held):
             self._held.append(held)
         else:
             self._pass_on(held)
@@ -211,10 +323,15 @@ class Asker:
         client = reply.identities
         parent = str(header_of(reply.parts[PARENT]).get("msg_id") or "")
         asked = self._asked if self._asked and self._asked.route.identities == client else None
-        if parent in self._names:
+        if parent in self._boxes.headers:
             self._kernels.note_exact(client)
             if asked and parent == asked.name:
                 self._take(asked, reply)
+            else:
+                self._drop(parent)
+            return True
+        if box := self._boxes.typed_into(client, parent):
+            self._drop(box)
             return True
         question = self._kernels.take(client, parent)
         if question:
@@ -225,9 +342,17 @@ class Asker:
         if asked and parent in cells:
             self._take(asked, reply)
             return True
-        return not parent and bool(self._names)  # it may be a secret that was asked for here
+        return not parent and bool(
+            self._boxes.headers
+        )  # it may be a secret that was asked for here
 
-    def _take(self, asked: _Asked, reply: Route) -> None:
+    def _drop(self, name: str) -> None:
+        """Use for nothing what was typed for a question that is not open any more."""
+        self._boxes.close(name)
+        self._say(NOT_USED, self._boxes.headers[name])
+        self._go_on()
+
+    def _take(self, asked: Asked, reply: Route) -> None:
         self._asked = None
         asked.answer.put(str(content_of(reply.parts).get("value", "")))
         self._go_on()
@@ -244,6 +369,12 @@ class Asker:
         Then a kernel is interrupted; `is_here`: it is that on this side.
         """
         asked, self._asked = self._asked, None
+        self._boxes.close_all()
+        if asked is None and self._elsewhere:
+            waiting, self._elsewhere = self._elsewhere, []
+            for answer in waiting:
+                answer.put(NotAnswered("the login was not waited for.", "Run the cell again."))
+            return True
         if asked is None:
             self.forget(is_here=is_here)
             return False

@@ -11,10 +11,11 @@ import threading
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from remoter_kernel.errors import LoginRefused, RemoterError, Unreachable
+from remoter_kernel.errors import RemoterError, Unreachable
 from remoter_kernel.front.keeper import endpoint
-from remoter_kernel.front.keeper.talk import LOOK_EVERY, PERSONAL, raise_told, receive, send, told
-from remoter_kernel.front.questions import Prompt
+from remoter_kernel.front.keeper.asking import Asking
+from remoter_kernel.front.keeper.talk import LOOK_EVERY, PERSONAL, raise_told, receive, send
+from remoter_kernel.front.questions import Person
 from remoter_kernel.front.ssh.outcome import LoginGone, Ran
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from remoter_kernel.front.configuration.remotes import Remote
     from remoter_kernel.front.questions import Questions
 
+SOMEWHERE = f"by another process (pid {os.getpid()})"
 NEEDED = ("name", "host", "ssh_config", "transport")  # of a remote, to log in
 # What a keeper tells of a login, and the type of each; a newer one may tell more.
 TOLD: dict[str, type | tuple[type, ...]] = {
@@ -108,6 +110,7 @@ class KeptLogin:
             "remote": {name: str(getattr(self._remote, name)) for name in NEEDED},
             "lifetime": self._remote.login_lifetime,
             "may_ask": questions is not None,
+            "place": questions.place() if isinstance(questions, Person) else SOMEWHERE,
             "is_remembered": self._remote.remember,
             "in_doubt": in_doubt,
             "is_stale": is_stale,
@@ -170,7 +173,7 @@ class KeptLogin:
         self._is_cut = True
 
     def close(self) -> None:
-        """Give the tunnels back; whoever waits for a person does so when that wait is over."""
+        """Give the tunnels back; a question that is open is taken back."""
         self._is_cut = True
         if self._lock.acquire(timeout=2 * LOOK_EVERY):
             try:
@@ -212,32 +215,25 @@ class KeptLogin:
         on_step: Callable[[str], None],
     ) -> tuple[dict[str, Any], list[bytes]]:
         """Return what the keeper answers in the end."""
-        while True:
-            while not connection.poll(LOOK_EVERY):
-                if self._is_cut:
-                    raise self._gone()
-            answer, back = receive(connection)
-            self._has_heard = True
-            if "step" in answer:
-                on_step(answer["step"])
-            elif "ask" in answer:
-                self.has_asked = True
-                send(connection, _answer(answer, questions))
-            else:
-                return answer, back
+        asking = Asking(connection, questions)
+        try:
+            while True:
+                while not connection.poll(LOOK_EVERY):
+                    if self._is_cut:
+                        raise self._gone()
+                answer, back = receive(connection)
+                self._has_heard = True
+                if "step" in answer:
+                    on_step(answer["step"])
+                elif "ask" in answer or "elsewhere" in answer:
+                    self.has_asked = True
+                    asking.put(answer)
+                elif "withdrawn" in answer:
+                    asking.take_back()
+                else:
+                    return answer, back
+        finally:
+            asking.take_back()
 
     def _gone(self) -> RemoterError:
         return Unreachable(f"the connection to {self.host} is gone.", "It can be dialled again.")
-
-
-def _answer(asked: dict[str, Any], questions: Questions | None) -> dict[str, Any]:
-    """Put a question of the keeper's to whoever sits here."""
-    assert questions is not None  # noqa: S101 - the keeper was told who may be asked
-    try:
-        if asked["ask"] == "host key":
-            key = (asked["host"], asked["kind"], asked["fingerprint"])
-            return {"trust": questions.confirm_host_key(*key).value}
-        prompts = [Prompt(text, is_shown=is_shown) for text, is_shown in asked["prompts"]]
-        return {"answers": questions.ask(asked["host"], prompts, asked["instruction"])}
-    except LoginRefused as error:
-        return told(error)[0]

@@ -10,15 +10,21 @@ import logging
 import threading
 import time
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from remoter_kernel import logs
 from remoter_kernel.errors import RemoterError, Unreachable
+from remoter_kernel.front.keeper.attempt import Attempt
 from remoter_kernel.front.logins.login import log_in_to
+from remoter_kernel.front.questions import on_one_line
 from remoter_kernel.front.ssh.memory import Memories
 from remoter_kernel.front.ssh.outcome import LoginGone
 from remoter_kernel.wire.threads import Thread
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from remoter_kernel.front.configuration.remotes import Remote
     from remoter_kernel.front.keeper.visitor import Visitor
     from remoter_kernel.front.ssh.aliases import Destination
@@ -49,13 +55,13 @@ class SharedLogin:
 
     def __init__(self) -> None:
         self.was_inside = False  # has there ever been a login?
-        self._turn = threading.Lock()  # held by the one who logs in
+        self._turn = threading.Lock()  # held by the one who looks whether to log in
         # The remote of each, and for how many seconds that wants the login kept.
         self._users: dict[Visitor, tuple[str, float]] = {}
         self._kept_until: dict[str, float] = {}  # by the remotes that it has served
         self._held: _ActiveLogin | None = None
         self._memories = Memories()
-        self._under_way: Login | None = None
+        self._attempt: Attempt | None = None  # the last one
         self.is_over = False  # whoever comes must find another one
 
     # --- its users (under the server's lock) ---
@@ -121,20 +127,44 @@ class SharedLogin:
         self, visitor: Visitor, remote: Remote, destination: Destination, words: dict[str, Any]
     ) -> dict[str, Any]:
         """Return what is known of the login; log in, if there is none that lives."""
+        visitor.may_ask = bool(words["may_ask"])
+        visitor.place = on_one_line(str(words["place"]))
+        is_new = False
+        while True:
+            attempt, begin = self._begin_or_join(visitor, remote, destination, words)
+            if attempt is None:
+                break
+            is_fit = remote.transport in (ANY_TRANSPORT, attempt.transport)
+            can_be_asked = visitor.may_ask and is_fit
+            is_new = attempt.wait(visitor, can_be_asked=can_be_asked, begin=begin)
+            if is_new and begin:
+                break
+            # What another one has just made is neither in doubt nor stale.
+            words = {**words, "in_doubt": False, "is_stale": False} if is_new else words
+        login = self._living
+        since = self._held.since if self._held else time.time()
+        return {**facts(login), "since": since, "is_new": is_new}
+
+    def _begin_or_join(
+        self, visitor: Visitor, remote: Remote, destination: Destination, words: dict[str, Any]
+    ) -> tuple[Attempt | None, Callable[[], None] | None]:
+        """Return the login that is being made, and what begins it if it is a new one."""
         with self._turn:
             if visitor.is_gone:
                 raise Unreachable("whoever asked for the login is gone.")
             if self.is_over:
                 raise LoginGone("the connection is gone.", "It can be dialled again.")
+            if self._attempt and not self._attempt.is_over:
+                return self._attempt, None
             is_unfit = words["is_stale"] or self._is_by_another_transport(remote)
             if is_unfit and not self._is_used_by_others(visitor):
                 self._give_up()
-            is_new = not self._is_well(in_doubt=bool(words["in_doubt"]))
-            if is_new:
-                self._renew(visitor, remote, destination, words)
-            login = self._living
-            since = self._held.since if self._held else time.time()
-            return {**facts(login), "since": since, "is_new": is_new}
+            if self._is_well(in_doubt=bool(words["in_doubt"])):
+                return None, None
+            self._give_up()
+            attempt = self._attempt = Attempt(remote.transport, may_ask=visitor.may_ask)
+            make = partial(self._make, attempt, remote, destination, words)
+            return attempt, Thread(make, name="keeper-login").start
 
     def _is_by_another_transport(self, remote: Remote) -> bool:
         held = self._held
@@ -143,34 +173,32 @@ class SharedLogin:
     def _is_used_by_others(self, visitor: Visitor) -> bool:
         return any(each.has_tunnels for each in list(self._users) if each is not visitor)
 
-    def _renew(
-        self, visitor: Visitor, remote: Remote, destination: Destination, words: dict[str, Any]
+    def _make(
+        self, attempt: Attempt, remote: Remote, destination: Destination, words: dict[str, Any]
     ) -> None:
-        self._give_up()
-        self._memories.use(is_remembered=bool(words["is_remembered"]))
-
-        def watch(login: Login | None) -> None:
-            self._under_way = login
-            visitor.watch(login)
-
-        _log.info("Client %x: logging in for the remote %s.", id(visitor), remote.name)
+        """Log in, in a thread of its own: whoever waits for it may come and go."""
+        _log.info("Logging in for the remote %s.", remote.name)
         try:
+            self._memories.use(is_remembered=bool(words["is_remembered"]))
             login = log_in_to(
                 remote,
-                visitor if words["may_ask"] else None,
-                on_step=visitor.tell_step,
-                on_try=watch,
+                attempt if attempt.may_ask else None,
+                on_step=attempt.tell_step,
+                on_try=attempt.watch,
                 where=destination,
                 memories=self._memories,
             )
-        finally:
-            watch(None)
+        except BaseException as error:  # noqa: BLE001 - those who wait raise it
+            _log.warning("Not logged in: %s", logs.reason(error))
+            attempt.end(error)
+            return
         self.was_inside = True
         took = sum(login.seconds.values())
-        _log.info("Client %x: logged in by %s in %.3f s", id(visitor), login.transport, took)
+        _log.info("Logged in by %s in %.3f s", login.transport, took)
         self._held = _ActiveLogin(login)
         if self.is_over:  # somebody ended it meanwhile
             self._give_up()
+        attempt.end()
 
     # --- whether it lives ---
 
@@ -214,9 +242,9 @@ class SharedLogin:
     def close(self) -> None:
         """End the login, and one that is being made, and with it the tunnels of all its users."""
         self.is_over = True
-        under_way = self._under_way
-        if under_way:
-            under_way.cut()
+        attempt = self._attempt
+        if attempt:
+            attempt.cut()
         self._give_up()
 
     def _give_up(self) -> None:

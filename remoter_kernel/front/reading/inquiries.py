@@ -66,10 +66,14 @@ class Visit:
                 self._host.start()
                 self._login = log_in(self._host.destination())
             else:
-                self._login = kept_login(self.remote, self._questions)
+                self._login = kept_login(self.remote, self._questions, on_try=self._know)
         except RemoterError as error:
             self.close()
             raise error.at(self.remote.name) from error.__cause__
+
+    def _know(self, login: Access) -> None:
+        """Know a login that has only begun: it may have to be called off."""
+        self._login = login
 
     def close(self) -> None:
         """Give the login back."""
@@ -128,7 +132,12 @@ def visiting(names: Iterable[str] | None, questions: Questions | None) -> Iterat
         for visit in visits:
             stack.callback(visit.close)
         with ThreadPoolExecutor(max_workers=max(1, len(visits))) as pool:
-            listings = list(pool.map(_list, visits))
+            try:
+                listings = list(pool.map(_list, visits))
+            except BaseException:  # Ctrl-C: nobody waits for those that still ask somebody
+                for visit in visits:
+                    visit.close()
+                raise
         yield _each_once(listings)
 
 
@@ -188,9 +197,20 @@ class Found:
         return Reading(self.visit.ask, self.id, only, follow=follow, most=most)
 
 
+def parts_of_name(word: str) -> tuple[str, str]:
+    """Return the remote that a word names, if it does, and the id or its beginning.
+
+    Every id begins with nothing: a word without one names no session, and never the only one.
+    """
+    name, _, prefix = word.strip().rpartition("/")
+    if not prefix:
+        raise Usage(f"{word!r} names no session.", "`remoter sessions` shows which there are.")
+    return name, prefix
+
+
 def meant_by(word: str, listings: list[Listing]) -> Found:
     """Find the session that a word means: an id or the beginning of one, `NAME/ID`."""
-    name, _, prefix = word.rpartition("/")
+    name, prefix = parts_of_name(word)
     found = [
         Found(listing.visit, session)
         for listing in listings
@@ -223,9 +243,7 @@ def named_there(
 @contextlib.contextmanager
 def finding(word: str, questions: Questions | None) -> Iterator[Found]:
     """Find one session over all remotes, or over the one of `NAME/ID`."""
-    name, _, prefix = word.rpartition("/")
-    if not prefix:
-        raise Usage(f"{word!r} names no session.", "`remoter sessions` shows which there are.")
+    name, _ = parts_of_name(word)
     with visiting([name] if name else None, questions) as listings:
         yield meant_by(word, listings)
 

@@ -286,6 +286,11 @@ def fill(cells: Sequence[dict[str, Any]], runs: Iterable[Run], saved: float) -> 
     return fillings
 
 
+def knows(cells: Sequence[dict[str, Any]], runs: Iterable[Run]) -> bool:
+    """Was any of these cells run?"""
+    return any(_place_of(run, cells) is not None for run in runs)
+
+
 def _place_of(run: Run, cells: Sequence[dict[str, Any]]) -> int | None:
     """Find a run's cell: by its id, else by its source if that stands there once."""
     code = [index for index, cell in enumerate(cells) if cell.get("cell_type") == "code"]

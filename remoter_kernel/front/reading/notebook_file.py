@@ -8,12 +8,13 @@ import json
 import os
 import re
 import shutil
+import stat
 import tempfile
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from remoter_kernel.errors import Usage
+from remoter_kernel.errors import HereLacks, Usage
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -30,7 +31,7 @@ class NotebookText:
     """The text of a notebook file, and where its cells are in it."""
 
     def __init__(self, path: Path) -> None:
-        """Read it; `Usage` if it is no notebook of a kind that is known."""
+        """Read it; `HereLacks` if it cannot be read, `Usage` if it is no known notebook."""
         self.path = path
         try:
             with path.open(encoding="utf-8", newline="") as file:
@@ -39,7 +40,10 @@ class NotebookText:
             notebook = json.loads(self.text)
             is_known = int(notebook["nbformat"]) == OLDEST
             self.cells: list[dict[str, Any]] = list(notebook["cells"]) if is_known else []
-        except (OSError, ValueError, LookupError, TypeError) as error:
+        except OSError as error:
+            message = f"{path} cannot be read: {error.strerror or error}."
+            raise HereLacks(message, "Name a notebook file (.ipynb) of this machine.") from error
+        except (ValueError, LookupError, TypeError) as error:
             message = f"{path} cannot be read as a notebook ({error})."
             raise Usage(message, "Name a notebook file (.ipynb).") from error
         if not is_known:
@@ -104,16 +108,29 @@ def _validate(notebook: Any) -> None:
         nbformat.validate(notebook)
 
 
-def check_place(path: Path) -> None:
+def check_place(path: Path, *, may_replace: bool = False) -> None:
     """Make sure, as far as that can be known before, that a file can be written there."""
     try:
         if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        if path.exists() and not may_replace:
+            raise Usage(f"{path} is there already.", "Name a new file, or replace it with --force.")
+        check_writable(path)
         with tempfile.TemporaryFile(dir=path.resolve().parent):
             pass
     except OSError as error:
         message = f"{path} cannot be written: {error.strerror or error}."
-        raise Usage(message, "Name a place where you may write.") from error
+        raise HereLacks(message, "Name a place where you may write.") from error
+
+
+def check_writable(path: Path) -> None:
+    """Leave a file alone that is there to be read only: to rename another over it would work."""
+    with contextlib.suppress(FileNotFoundError):
+        is_for_writing = path.stat().st_mode & (stat.S_IWUSR | stat.S_IWGRP | stat.S_IWOTH)
+        if not (is_for_writing and os.access(path, os.W_OK)):
+            raise HereLacks(
+                f"{path} is read-only; it stays as it was.", "Make it writable, or copy it first."
+            )
 
 
 def replace_file(path: Path, text: str) -> None:
@@ -121,6 +138,7 @@ def replace_file(path: Path, text: str) -> None:
     path = path.resolve()
     beside = ""
     try:
+        check_writable(path)
         handle, beside = tempfile.mkstemp(prefix=f".{path.name[:NAME_SHOWN]}.", dir=path.parent)
         with os.fdopen(handle, "w", encoding="utf-8", newline="") as file:
             file.write(text)
@@ -135,7 +153,7 @@ def replace_file(path: Path, text: str) -> None:
         if beside:
             Path(beside).unlink(missing_ok=True)
         message = f"{path} cannot be written: {error.strerror or error}."
-        raise Usage(message, "Name a place where there is room and you may write.") from error
+        raise HereLacks(message, "Name a place where there is room and you may write.") from error
 
 
 def _umask() -> int:

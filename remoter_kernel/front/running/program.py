@@ -9,7 +9,7 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from remoter_kernel.errors import Usage
+from remoter_kernel.errors import HereLacks, Usage
 from remoter_kernel.front.reading.notebook import joined
 from remoter_kernel.front.reading.notebook_file import NotebookText
 
@@ -94,7 +94,7 @@ def code_program(code: str, arguments: Sequence[str] = (), name: str = "-c") -> 
 
 
 def read_program(path: Path, arguments: Sequence[str] = ()) -> Program:
-    """Read a script or a notebook; `Usage` if it is none."""
+    """Read a script or a notebook; `Usage` if it is none, `HereLacks` if it cannot be read."""
     words = (str(path), *arguments)
     if path.is_dir():
         raise Usage(f"{path} is a folder.", "Name a script or a notebook.")
@@ -110,7 +110,7 @@ def read_program(path: Path, arguments: Sequence[str] = ()) -> Program:
         code = path.read_bytes()
     except OSError as error:
         what = f"{path} cannot be read: {error.strerror or error}."
-        raise Usage(what, "Name a file of this machine.") from error
+        raise HereLacks(what, "Name a file of this machine.") from error
     return Program(
         words, (Piece(as_code(code, str(path))),), LANGUAGES.get(path.suffix.lower(), "")
     )

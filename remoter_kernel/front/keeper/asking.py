@@ -1,0 +1,76 @@
+"""Puts what a keeper asks to the person here, aside: the keeper may take it back meanwhile."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from typing import TYPE_CHECKING, Any
+
+from remoter_kernel.errors import LoginRefused, RemoterError
+from remoter_kernel.front.keeper.talk import send, told
+from remoter_kernel.front.questions import Person, Prompt, Withdrawn
+from remoter_kernel.wire.threads import Thread
+
+if TYPE_CHECKING:
+    from multiprocessing.connection import Connection
+
+    from remoter_kernel.front.questions import Questions
+
+
+class Asking:
+    """The question that is open here, if there is one."""
+
+    def __init__(self, connection: Connection, questions: Questions | None) -> None:
+        """Remember; answers are sent by the connection."""
+        self._connection = connection
+        self._questions = questions
+        self._words: dict[str, Any] = {}
+        self._withdrawn = threading.Event()
+        self._thread: Thread | None = None
+
+    def put(self, words: dict[str, Any]) -> None:
+        """Ask, or say where somebody else is asked; what was open until now is taken back."""
+        if words == self._words:  # it stands there already
+            return
+        self.take_back()
+        self._words, self._withdrawn = words, threading.Event()
+        self._thread = Thread(self._go, args=(words, self._withdrawn), name="question")
+        self._thread.start()
+
+    def take_back(self) -> None:
+        """Ask no more; what is typed from now on is sent to nobody."""
+        self._withdrawn.set()
+        self._words = {}
+        thread, self._thread = self._thread, None
+        if thread and isinstance(self._questions, Person):
+            thread.join()
+
+    def _go(self, words: dict[str, Any], withdrawn: threading.Event) -> None:
+        try:
+            answer = self._answer(words, withdrawn)
+        except Withdrawn:
+            return
+        except LoginRefused as error:
+            answer = told(error)[0]
+        except Exception as error:  # noqa: BLE001 - a bug must reach the person, too
+            # Its words may hold what was typed.
+            answer = told(RemoterError(f"to ask failed: {type(error).__name__}."))[0]
+        if answer:
+            with contextlib.suppress(OSError):
+                send(self._connection, {**answer, "number": words.get("number", 0)})
+
+    def _answer(self, words: dict[str, Any], withdrawn: threading.Event) -> dict[str, Any]:
+        """Put it to whoever sits here; nothing: there is nothing to be said."""
+        asks = self._questions
+        assert asks is not None  # noqa: S101 - the keeper was told who may be asked
+        more: dict[str, Any] = {"withdrawn": withdrawn} if isinstance(asks, Person) else {}
+        if "elsewhere" in words:
+            if isinstance(asks, Person):
+                asks.wait_elsewhere(words["elsewhere"], withdrawn)
+            return {}
+        if words["ask"] == "host key":
+            key = (words["host"], words["kind"], words["fingerprint"])
+            return {"trust": asks.confirm_host_key(*key, **more).value}
+        prompts = [Prompt(text, is_shown=is_shown) for text, is_shown in words["prompts"]]
+        told_first = words["instruction"]
+        return {"answers": asks.ask(words["host"], prompts, told_first, **more)}

@@ -1,0 +1,232 @@
+"""One login that is being made: its questions, who is asked them, and who waits for it.
+
+House rules of this file:
+
+- A question is open at one visitor: the one that came last of those whose person can be asked.
+  At the one before it is taken back, and that one waits for the login.
+- An answer counts by the number of its question, whoever gives it: the first one does.
+- Whoever declines, or goes, is out, and the question goes back to whoever came before. With the
+  last one the question has its answer: none.
+- A login for which nobody waits any more is cut.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING, Any
+
+from remoter_kernel.errors import RemoterError, Unreachable
+from remoter_kernel.front.keeper.talk import raise_told, told
+from remoter_kernel.front.questions import NeedsPerson, NotAnswered, Trust, sought
+from remoter_kernel.front.ssh.channel import Closed
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from remoter_kernel.front.keeper.visitor import Visitor
+    from remoter_kernel.front.questions import Prompt
+    from remoter_kernel.front.ssh.login import Login
+
+LOOK_EVERY = 1.0  # seconds between two looks at whether a question still has a point
+LOG_IN_THERE = "Answer it there, or log in at a terminal: `remoter check NAME`."
+NOBODY_LEFT = "the question was not answered: whoever asked for the login is gone."
+
+
+class Attempt:
+    """A login that is being made; its questions go to visitors (see `Questions`)."""
+
+    def __init__(self, transport: str, *, may_ask: bool) -> None:
+        """Remember; `may_ask`: it was begun by somebody who can be asked."""
+        self.transport = transport  # as its remote names it
+        self.may_ask = may_ask
+        self.is_over = False
+        self._changed = threading.Condition()
+        self._waiting: list[Visitor] = []
+        self._people: list[Visitor] = []  # those who can be asked, in the order in which they came
+        self._refusals: dict[Visitor, dict[str, Any]] = {}
+        self._asked: Visitor | None = None  # at whom the question is open
+        self._were_asked: set[Visitor] = set()
+        self._question: dict[str, Any] | None = None
+        self._number = 0  # of the question
+        self._answer: dict[str, Any] | None = None
+        self._step = ""
+        self._login: Login | None = None
+        self._is_cut = False
+        self._error: BaseException | None = None
+
+    # --- those who wait for it (their own threads) ---
+
+    def wait(
+        self, visitor: Visitor, *, can_be_asked: bool, begin: Callable[[], None] | None = None
+    ) -> bool:
+        """Wait for its end; say whether there is a login. What the visitor must know is raised.
+
+        `begin` starts it: whoever does that is told why it failed, and so is whoever was asked.
+        """
+        with self._changed:
+            self._welcome(visitor, can_be_asked=can_be_asked and self.may_ask)
+            try:
+                if begin:
+                    self._begin(begin)
+                while not self.is_over:
+                    self._check(visitor)
+                    self._changed.wait()
+            finally:
+                self._show_out(visitor)
+            if self._error and (begin or visitor in self._were_asked):
+                raise self._error
+            return self._error is None
+
+    def _begin(self, begin: Callable[[], None]) -> None:
+        try:
+            begin()
+        except RuntimeError:
+            self._error = RemoterError("the keeper of the login has no thread left.")
+            self.is_over = True
+
+    def _welcome(self, visitor: Visitor, *, can_be_asked: bool) -> None:
+        visitor.on_answer = lambda words: self._hear(visitor, words)
+        visitor.on_end = self._look
+        self._waiting.append(visitor)
+        if self._step:
+            visitor.tell_step(self._step)
+        if can_be_asked:
+            self._people.append(visitor)
+        self._place_question()
+
+    def _check(self, visitor: Visitor) -> None:
+        """Raise why a visitor waits no longer."""
+        if visitor.is_gone:
+            raise Unreachable("whoever asked for the login is gone.")
+        raise_told(self._refusals.get(visitor, {}), [])
+        if self._question and not visitor.may_ask:
+            raise NeedsPerson(self._where(), LOG_IN_THERE)
+
+    def _show_out(self, visitor: Visitor) -> None:
+        visitor.on_answer = lambda _words: None
+        visitor.on_end = lambda: None
+        self._waiting.remove(visitor)
+        self._pass_over(visitor, told(NotAnswered(NOBODY_LEFT))[0])
+        if not self._waiting and not self.is_over:
+            self._cut()
+
+    # --- what they say (the threads that hear them) ---
+
+    def _look(self) -> None:
+        with self._changed:
+            self._changed.notify_all()
+
+    def _hear(self, visitor: Visitor, words: dict[str, Any]) -> None:
+        with self._changed:
+            if "error" in words:
+                self._refusals[visitor] = words
+                self._pass_over(visitor, words)
+            elif words.get("number") == self._number and visitor in self._were_asked:
+                self._take(visitor, words)
+            self._changed.notify_all()
+
+    def _take(self, visitor: Visitor, words: dict[str, Any]) -> None:
+        """Take an answer; it may have been typed just before its question went elsewhere."""
+        if self._question is None:
+            return
+        self._question, self._answer = None, words
+        if self._asked is not None and self._asked is not visitor:
+            self._asked.say({"withdrawn": self._number})
+
+    def _pass_over(self, visitor: Visitor, words: dict[str, Any]) -> None:
+        """Ask this visitor no more; `words`: the answer, if nobody else is left."""
+        if visitor not in self._people:
+            return
+        self._people.remove(visitor)
+        if self._asked is visitor:
+            self._asked = None
+        if self._question and not self._people:
+            self._question, self._answer = None, words
+        self._place_question()
+
+    def _place_question(self) -> None:
+        """Have the question where it belongs; whoever else waits hears where that is."""
+        if self._question and self._people:
+            asked = self._people[-1]
+            if asked is not self._asked:
+                self._asked = asked
+                self._were_asked.add(asked)
+                asked.say({**self._question, "number": self._number})
+            for each in self._waiting:
+                if each is not asked and each.may_ask:
+                    each.say({"elsewhere": self._where()})
+        self._changed.notify_all()
+
+    def _where(self) -> str:
+        """Say in a sentence what is asked for, and where."""
+        question = self._question or {}
+        what = "a word on its host key"
+        if question.get("ask") == "prompts":
+            what = sought([text for text, _ in question["prompts"]])
+        place = self._asked.place if self._asked else "elsewhere"
+        return f"the login waits for {what}, which is asked for {place}."
+
+    # --- the login itself (its own thread) ---
+
+    def watch(self, login: Login | None) -> None:
+        """Know a login that is being made: it may have to be cut."""
+        with self._changed:
+            self._login = login
+            if login and self._is_cut:
+                login.cut()
+
+    def tell_step(self, step: str) -> None:
+        """Tell all who wait which step begins."""
+        with self._changed:
+            self._step = step
+            for visitor in self._waiting:
+                visitor.tell_step(step)
+
+    def confirm_host_key(self, host: str, kind: str, fingerprint: str) -> Trust:
+        """Have a person asked about a host key."""
+        words = {"ask": "host key", "host": host, "kind": kind, "fingerprint": fingerprint}
+        return Trust(self._put(words)["trust"])
+
+    def ask(self, host: str, prompts: Sequence[Prompt], instruction: str = "") -> list[str]:
+        """Have a person asked."""
+        shown = [[prompt.text, prompt.is_shown] for prompt in prompts]
+        words = {"ask": "prompts", "host": host, "prompts": shown, "instruction": instruction}
+        return [str(answer) for answer in self._put(words)["answers"]]
+
+    def _put(self, words: dict[str, Any]) -> dict[str, Any]:
+        """Wait as long as a person and the server do: meanwhile nobody else can log in."""
+        with self._changed:
+            if not self._people:
+                raise NotAnswered(NOBODY_LEFT)
+            self._number += 1
+            self._question, self._answer, self._asked = words, None, None
+            self._place_question()
+            while (answer := self._taken()) is None:
+                if self._login and self._login.has_ended:
+                    self._question = None
+                    raise Closed
+                self._changed.wait(LOOK_EVERY)
+        raise_told(answer, [])
+        return answer
+
+    def _taken(self) -> dict[str, Any] | None:
+        """Return the answer, once: it may be a secret."""
+        answer, self._answer = self._answer, None
+        return answer
+
+    def end(self, error: BaseException | None = None) -> None:
+        """Say that there is a login, or why there is none."""
+        with self._changed:
+            self._error, self._login, self._question = error, None, None
+            self.is_over = True
+            self._changed.notify_all()
+
+    def cut(self) -> None:
+        """Let it fail."""
+        with self._changed:
+            self._cut()
+
+    def _cut(self) -> None:
+        self._is_cut = True
+        if self._login:
+            self._login.cut()
