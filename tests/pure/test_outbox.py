@@ -21,6 +21,7 @@ class Book:
     def __init__(self) -> None:
         self.last = 0
         self.records: dict[int, tuple[bytes, Channel, bytes]] = {}
+        self.unreadable: dict[int, str] = {}
 
     def append(self, channel: Channel, body: bytes, front: bytes = EVERYONE) -> int:
         self.last += 1 + (self.last % 3 == 0)

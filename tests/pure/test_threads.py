@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import remoter_kernel
+from remoter_kernel.logs import reason
 from remoter_kernel.wire.threads import Thread, Worker
 
 if TYPE_CHECKING:
@@ -84,7 +85,7 @@ def test_a_job_that_fails_is_told_and_the_next_one_is_done(error, caplog):
     loop.make_one()
     loop.make_one()
     assert loop.heard == [error, "after"]
-    assert str(error) in caplog.text
+    assert reason(error) in caplog.text
     loop.worker.close(WITHIN)
 
 
