@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, Callable, NamedTuple
 
 from remoter_kernel.errors import ProtocolError
 from remoter_kernel.wire.frames import Channel
-from remoter_kernel.wire.messages import content_of
+from remoter_kernel.wire.messages import CONTENT, content_of
 from remoter_kernel.wire.waiting import COMMS
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 EXECUTE = "execute_request"
 BUSY, IDLE = "busy", "idle"
 MOST_ENDED = 1000  # requests that are over and whose ids are still known
+ABORTED_WITHIN = 256  # bytes of the content of a reply that says no more than `aborted`
 MOST_ROWS = 100  # requests that are described
 LONGEST_WORD = 64  # characters of an id or a type, in a description
 
@@ -72,6 +73,8 @@ class Request:
     why: str = ""  # the reason of the last move
     since: float = 0.0  # when that was, on the monotonic clock
     heard: set[str] = field(default_factory=set)  # which of busy and idle clients have heard
+    from_kernel: set[str] = field(default_factory=set)  # which of them the kernel has said
+    is_here: bool = False  # is it answered, or does it run, on the proxy's side?
     is_held: bool = False  # does the journal say that it was not given to the kernel at once?
     is_released: bool = False  # is it being written that it will be?
 
@@ -186,7 +189,7 @@ class Requests:
         if stage <= before or request not in self._open:
             return False
         request.stage, request.why, request.since = stage, why, self._clock()
-        if stage >= Stage.SENT and request.channel is Channel.SHELL:
+        if stage >= Stage.SENT and request.channel is Channel.SHELL and not request.is_here:
             self._at_kernel.setdefault(request)
         _log.info(
             "request %s (%s): %s -> %s%s",
@@ -211,14 +214,16 @@ class Requests:
         which then says it once more.
         """
         found = self._by_id.get(name, ())
-        request = next((each for each in found if state not in each.heard), None)
+        request = next((each for each in found if state not in each.from_kernel), None)
         if request is None:
             heard = self._ended.get(name)
             is_new = state not in heard if heard is not None else not found
             if heard is not None:
                 heard.add(state)
             return Heard(is_new, [])
+        is_new = state not in request.heard
         request.heard.add(state)
+        request.from_kernel.add(state)
         passed: list[Request] = []
         if state == BUSY:
             passed = self._passed_by(request)
@@ -227,7 +232,25 @@ class Requests:
                 self.move(each, Stage.DONE, "the kernel is at the next one")
         elif state == IDLE and (request.stage is Stage.REPLIED or not request.expects_reply):
             self.move(request, Stage.DONE, "idle")
-        return Heard(is_new=True, passed=[each for each in passed if not each.is_idle])
+        return Heard(is_new, passed=[each for each in passed if not each.is_idle])
+
+    def on_said(self, name: str, state: str) -> bool:
+        """Note that this side says a state in the kernel's place; False: clients know it already.
+
+        The kernel may say it later: then it is not new.
+        """
+        found = self._by_id.get(name, ())
+        request = next((each for each in found if state not in each.heard), None)
+        if request is None:
+            heard = self._ended.get(name)
+            is_new = state not in heard if heard is not None else not found
+            if heard is not None:
+                heard.add(state)
+            return is_new
+        request.heard.add(state)
+        if state == IDLE and request.stage is Stage.REPLIED:
+            self.move(request, Stage.DONE, "idle")
+        return True
 
     def on_reply(self, name: str, *, has_idle: bool = True) -> Request | None:
         """Hear the reply to a request, and return that; None: nobody waits for it.
@@ -320,3 +343,9 @@ class Requests:
         self._ended[request.id] = request.heard
         if len(self._ended) > MOST_ENDED:
             del self._ended[next(iter(self._ended))]
+
+
+def has_idle(reply: Sequence[Bytes]) -> bool:
+    """Does an idle come with this reply? R's kernel gives none to a cell that it calls off."""
+    content = reply[CONTENT]
+    return len(content) >= ABORTED_WITHIN or b'"aborted"' not in bytes(content)

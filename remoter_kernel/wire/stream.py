@@ -27,7 +27,7 @@ from remoter_kernel.wire.frames import LANE, MOST_ITEM, Bytes, Channel, Head, Ki
 from remoter_kernel.wire.window import LEAST, Window
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 BOTH = (Lane.URGENT, Lane.BULK)
 SLICE = 64 * 1024  # bytes of an item that go in one piece
@@ -77,10 +77,18 @@ class MemoryOutbox:
         self.last = 0
         self._last_bulk = 0
         self._entries: dict[Lane, deque[Entry]] = {lane: deque() for lane in Lane}
+        self._on_kept: dict[int, Callable[[], object]] = {}  # by number
 
-    def add(self, channel: Channel, body: bytes) -> int:
-        """Put an entry at the end of its lane and return its number."""
+    def add(
+        self, channel: Channel, body: bytes, on_kept: Callable[[], object] | None = None
+    ) -> int:
+        """Put an entry at the end of its lane and return its number.
+
+        `on_kept` is called once the other end has confirmed to keep it.
+        """
         self.last += 1
+        if on_kept:
+            self._on_kept[self.last] = on_kept
         lane = LANE[channel]
         if lane is Lane.BULK:
             self._last_bulk = self.last
@@ -98,7 +106,9 @@ class MemoryOutbox:
         """Drop what the other end has kept."""
         entries = self._entries[lane]
         while entries and entries[0].number <= number:
-            entries.popleft()
+            on_kept = self._on_kept.pop(entries.popleft().number, None)
+            if on_kept:
+                on_kept()
 
     def withdraw(self, number: int) -> bool:
         """Take an entry out again; return whether it was still there."""
@@ -106,12 +116,9 @@ class MemoryOutbox:
             for entry in entries:
                 if entry.number == number:
                     entries.remove(entry)
+                    self._on_kept.pop(number, None)
                     return True
         return False
-
-    def holds(self, number: int) -> bool:
-        """Is this entry still here: has the other end not acknowledged it?"""
-        return any(entry.number == number for lane in self._entries.values() for entry in lane)
 
     def __len__(self) -> int:
         """Count what the other end has not acknowledged."""

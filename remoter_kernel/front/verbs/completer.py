@@ -55,10 +55,9 @@ class Completer:
 
     def take(self, route: Route) -> bool:
         """Answer a question that is about a line of ours; return whether it is."""
-        kind = route.header.get("msg_type")
-        if kind == "complete_request":
-            return self._complete(route, content_of(route.parts))
-        return kind == "inspect_request" and self._explain(route, content_of(route.parts))
+        if route.type == "complete_request":
+            return self._complete(route, route.content)
+        return route.type == "inspect_request" and self._explain(route, route.content)
 
     def _explain(self, route: Route, content: dict[str, Any]) -> bool:
         text = explained(str(content.get("code", "")), content.get("cursor_pos"))
@@ -88,10 +87,10 @@ class Completer:
     @staticmethod
     def amend(route: Route, parts: Sequence[Bytes]) -> Sequence[Bytes]:
         """Add our own first words to what the kernel says of `%rem`."""
-        if route.header.get("msg_type") != "complete_request":
+        if route.type != "complete_request":
             return parts
         try:
-            asked, said = content_of(route.parts), content_of(parts)
+            asked, said = route.content, content_of(parts)
         except ProtocolError:
             return parts
         content = with_magics(line_before_cursor(asked), said)
