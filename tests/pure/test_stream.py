@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from functools import partial
 
 import pytest
 from hypothesis import given, settings
@@ -172,6 +173,17 @@ def test_urgent_items_carry_the_last_bulk_item_they_overtook():
     entry = outbox.next_after(Lane.URGENT, 0)
     assert entry is not None
     assert (entry.number, entry.mark) == (number, cell)
+
+
+def test_whoever_has_said_something_hears_once_that_it_is_kept():
+    """What is taken back, or was never kept, is not heard of."""
+    outbox, kept = MemoryOutbox(), []
+    numbers = [outbox.add(Channel.SHELL, b"", partial(kept.append, name)) for name in "abcd"]
+    outbox.add(Channel.CONTROL, b"", partial(kept.append, "urgent"))
+    assert outbox.withdraw(numbers[1])
+    for _ in range(2):
+        outbox.forget(Lane.BULK, numbers[2])
+        assert kept == ["a", "c"]
 
 
 def test_a_gap_that_nobody_announced_ends_the_wire():

@@ -20,9 +20,10 @@ from remoter_kernel.wire.frames import Channel, to_json
 from remoter_kernel.wire.requests import Request, Requests, Stage
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from remoter_kernel.errors import RemoterError
+    from remoter_kernel.front.configuration.remotes import Remote
     from remoter_kernel.front.jupyter.asker import Asker
     from remoter_kernel.front.jupyter.ending import Ending
     from remoter_kernel.front.jupyter.failures import DeadKernel
@@ -31,8 +32,10 @@ if TYPE_CHECKING:
     from remoter_kernel.front.jupyter.mouth import Mouth
     from remoter_kernel.front.session.dialer import SessionDialer
     from remoter_kernel.front.session.link import Link
+    from remoter_kernel.wire.frames import Bytes
     from remoter_kernel.wire.reactor import Reactor
 
+    Parts = Sequence[Bytes]
     Finish = Callable[[dict[str, Any], dict[str, Any] | None], None]
 
 ANSWER_WITHIN = 0.7  # seconds: jupyter console gives a question one, and mistakes a late answer
@@ -52,6 +55,9 @@ class Completer(Protocol):
     def take(self, request: Request) -> bool:
         """Answer what is about such a line."""
 
+    def amend(self, request: Request, parts: Parts) -> Parts:
+        """Return a kernel's reply as clients should see it."""
+
 
 class CellsHere(Protocol):
     """Knows what is for this side."""
@@ -62,12 +68,33 @@ class CellsHere(Protocol):
     def take_other(self, kind: str, request: Request) -> bool:
         """Take another request that is for this side."""
 
+    def take_own(self, parts: Parts) -> bool:
+        """Take what comes of code of our own."""
+
+    def notice(self, parts: Parts) -> None:
+        """Look at what is published there."""
+
+    def notice_reply(self, request: Request, parts: Parts) -> None:
+        """Look at a reply from there."""
+
+    def amend(self, request: Request, parts: Parts) -> Parts:
+        """Return a kernel's reply as clients should see it."""
+
+    def lose(self, error: RemoterError, *, is_over: bool) -> None:
+        """Hear that the link has failed."""
+
 
 class Verbs(Protocol):
     """Knows the verbs of `%remoter`."""
 
+    last_reply: bytes
+    is_encrypted: bool | None
+
     def take(self, request: Request, content: dict[str, Any], finish: Finish) -> bool:
         """Answer a cell that asks something of this side."""
+
+    def notice(self, parts: Parts) -> None:
+        """Look at an output."""
 
 
 class Turns(Protocol):
@@ -78,6 +105,9 @@ class Turns(Protocol):
 
     def interrupt(self) -> bool:
         """Interrupt the cell on this side."""
+
+    def look(self) -> None:
+        """Begin with the next cell on this side, if its time has come."""
 
 
 @dataclass
@@ -106,6 +136,7 @@ class Context:
     introduction: Introduction
     startup: StartupCode
     dead: DeadKernel
+    remote: Callable[[], Remote]  # as it is configured now
     completer: Completer = field(init=False)
     here: CellsHere = field(init=False)
     verbs: Verbs = field(init=False)
@@ -186,6 +217,16 @@ def send_held(around: Context) -> None:
     for request in around.requests.at(Stage.HELD):
         if request.type in answers.IMPATIENT:
             send(around, request)
+
+
+def note_what_has_left(around: Context, why: str = "") -> None:
+    """Put what has left this side since it was queued into its stage.
+
+    Nobody is told when that happens: it is looked at where somebody wants to know.
+    """
+    for request in around.requests.at(Stage.QUEUED):
+        if around.link.has_left(request.channel, request.number):
+            around.requests.move(request, Stage.SENT, why)
 
 
 # The handlers, in their order ---------------------------------------------------------------

@@ -9,8 +9,6 @@ from remoter_kernel.wire.messages import is_unseen
 from remoter_kernel.wire.requests import Stage
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from remoter_kernel.wire.requests import Request, Requests
 
 
@@ -54,15 +52,3 @@ def is_shown(request: Request) -> bool:
         return request.is_cell and not is_unseen(request.content)
     except ProtocolError:
         return False
-
-
-def note_what_has_left(
-    requests: Requests, has_left: Callable[[Request], bool], why: str = ""
-) -> None:
-    """Put what has left this side since it was queued into its stage.
-
-    Nobody is told when that happens: it is looked at where somebody wants to know.
-    """
-    for request in requests.at(Stage.QUEUED):
-        if has_left(request):
-            requests.move(request, Stage.SENT, why)

@@ -73,6 +73,8 @@ def asked_by(code: str) -> Asked | None:
         raise no_such_verb(verb, HELP)
     if verb not in CARRY and len(words) > len(use_of(verb).kinds):
         raise Usage(f"%remoter {verb} takes no further words.", f"See %remoter help {verb}.")
+    if verb == "status" and words not in ([], [REQUESTS]):
+        raise Usage(f"%remoter status takes no further words but {REQUESTS}.")
     if rest.strip():
         raise Usage(f"%remoter {verb} stands alone in its cell; nothing was run.")
     if verb in CARRY:
@@ -195,9 +197,7 @@ class Verbs:
 
     # What this side knows or does ------------------------------------------------------
 
-    def _status(self, word: str = "") -> str:
-        if word:
-            raise Usage(f'There is no "%remoter status {word}".', f"%remoter status {REQUESTS}")
+    def _status(self) -> str:
         link, dialer = self._around.link, self._around.dialer
         login, address = dialer.login, dialer.address
         round_trip = link.round_trip
