@@ -39,7 +39,7 @@ def test_a_cell_is_done_with_its_reply_and_its_idle_in_either_order(requests):
     requests.on_state("two", "idle")
     assert two.stage is Stage.RUNNING
     assert requests.on_reply("two") is two
-    assert two.stage is Stage.DONE
+    assert two.is_over
     assert len(requests) == 0
 
 
