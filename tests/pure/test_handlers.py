@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 
 from remoter_kernel.errors import NoSuchSession, ProtocolError, RemoterError, TooLarge, Unreachable
@@ -10,6 +12,7 @@ from remoter_kernel.front.jupyter.failures import LAST_WORDS, RUN_A_CELL
 from remoter_kernel.front.jupyter.handlers import ANSWER_WITHIN
 from remoter_kernel.front.questions import NeedsPerson
 from remoter_kernel.front.session.link import State
+from remoter_kernel.front.verbs import completer
 from remoter_kernel.wire.frames import Channel
 from remoter_kernel.wire.requests import Stage
 from tests.pure.a_proxy import ANOTHER, Proxy
@@ -86,6 +89,22 @@ def test_a_line_of_ours_is_completed_here(proxy):
     name = proxy.ask("complete_request", {"code": "%remoter sta", "cursor_pos": 12})
     assert proxy.page.reply_to(name)["matches"] == ["status"]
     assert proxy.link.said == []
+    assert len(proxy.requests) == 0
+
+
+def test_a_folder_that_hangs_holds_up_nothing(proxy, monkeypatch):
+    """Tab at a path of this side: without an answer in time there is nothing to offer."""
+    hangs = threading.Event()
+    monkeypatch.setattr(completer, "paths_here", lambda _begin: hangs.wait(30) and ["late"])
+    try:
+        name = proxy.ask("complete_request", {"code": "%remoter put da", "cursor_pos": 15})
+        assert proxy.stages() == {name: "SENT"}
+        proxy.clock.let_pass(completer.WITHIN)
+        assert proxy.page.reply_to(name)["matches"] == []
+    finally:
+        hangs.set()
+    wait_for(lambda: "completion" not in [each.name for each in threading.enumerate()])
+    assert proxy.page.reply_to(name)["matches"] == []
     assert len(proxy.requests) == 0
 
 
