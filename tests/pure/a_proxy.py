@@ -172,7 +172,7 @@ class Proxy:
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         config = folder / "remotes.toml"
-        config.write_text('[far]\nhost = "far.example"\n')
+        config.write_text('[remotes.far]\nhost = "far.example"\n')
         monkeypatch.setenv("REMOTER_CONFIG", str(config))
         monkeypatch.setenv("REMOTER_STATE", str(folder / "state"))
         monkeypatch.setattr(proxy, "Reactor", Clock)

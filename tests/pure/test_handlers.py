@@ -95,7 +95,7 @@ def test_a_line_of_ours_is_completed_here(proxy):
 def test_a_folder_that_hangs_holds_up_nothing(proxy, monkeypatch):
     """Tab at a path of this side: without an answer in time there is nothing to offer."""
     hangs = threading.Event()
-    monkeypatch.setattr(completer, "paths_here", lambda _begin: hangs.wait(30) and ["late"])
+    monkeypatch.setattr(completer, "paths_here", lambda _begin: ["late"] * hangs.wait(10))
     try:
         name = proxy.ask("complete_request", {"code": "%remoter put da", "cursor_pos": 15})
         assert proxy.stages() == {name: "SENT"}
