@@ -216,11 +216,7 @@ class Requests:
         found = self._by_id.get(name, ())
         request = next((each for each in found if state not in each.from_kernel), None)
         if request is None:
-            heard = self._ended.get(name)
-            is_new = state not in heard if heard is not None else not found
-            if heard is not None:
-                heard.add(state)
-            return Heard(is_new, [])
+            return Heard(self._is_new_of_ended(name, state), [])
         is_new = state not in request.heard
         request.heard.add(state)
         request.from_kernel.add(state)
@@ -242,11 +238,7 @@ class Requests:
         found = self._by_id.get(name, ())
         request = next((each for each in found if state not in each.heard), None)
         if request is None:
-            heard = self._ended.get(name)
-            is_new = state not in heard if heard is not None else not found
-            if heard is not None:
-                heard.add(state)
-            return is_new
+            return self._is_new_of_ended(name, state)
         request.heard.add(state)
         if state == IDLE and request.stage is Stage.REPLIED:
             self.move(request, Stage.DONE, "idle")
@@ -317,6 +309,15 @@ class Requests:
             if each.is_in_turn and is_done:
                 passed.append(each)
         return passed
+
+    def _is_new_of_ended(self, name: str, state: str) -> bool:
+        """Note a state of a request that is over, or of one that nobody here has asked."""
+        heard = self._ended.get(name)
+        if heard is None:
+            return name not in self._by_id
+        is_new = state not in heard
+        heard.add(state)
+        return is_new
 
     def _end_unanswered(self, replied: Request) -> None:
         """Forget what the kernel was done with before it replied to a later request.
