@@ -23,7 +23,10 @@ DOCS = ROOT / "docs"
 PACKAGE = ROOT / "remoter_kernel"
 
 MOST_LINES = 400
-LONGER_WITH_REASON: set[str] = set()
+LONGER_WITH_REASON = {
+    "remoter_kernel/daemon/journal.py",  # one subject: a file, who writes it and who reads it
+    "remoter_kernel/front/session/link.py",  # one subject: a conversation and its connections
+}
 FORBIDDEN_NAMES = {"utils", "helpers", "manager", "base", "connection"}
 # Options of all verbs are described once, at the top of the page.
 COMMON = {"--debug", "--help"}

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Callable
 
 from remoter_kernel.wire.frames import Lane
 from remoter_kernel.wire.threads import Worker
@@ -37,6 +37,7 @@ class Board:
     def __init__(self, reactor: Reactor, session: Session, journal: Journal, door: Door) -> None:
         """Remember; `open` begins."""
         self.reactor = reactor
+        self.describe_requests: Callable[[], list[dict[str, Any]]] = list  # those that are open
         self._session = session
         self._journal = journal
         self._door = door
@@ -99,6 +100,7 @@ class Board:
             "state": self._state,
             "since": self._since,
             "last": self._journal.last,
+            "requests": self.describe_requests(),
             "fronts": {name: dict(known) for name, known in self._fronts.items()},
         }
         self._write(FILE, words)

@@ -131,6 +131,12 @@ def _evaluator_of(session: Session) -> int:
     return pid if is_it else 0
 
 
+def tell_requests(wish: dict[str, Any]) -> Answer:
+    """Tell which requests are open in a session; None: its evaluator does not say."""
+    session = Session(_folder(wish["session"]))
+    return {"requests": session.read("state.json").get("requests")}, ()
+
+
 # Stop ------------------------------------------------------------------------------------
 
 
@@ -380,6 +386,7 @@ def _tail(session: Session, name: str) -> list[str]:
 
 ANSWERS: dict[str, Callable[[dict[str, Any]], Answer]] = {
     "sessions": tell_sessions,
+    "requests": tell_requests,
     "stop": stop,
     "outputs": tell_outputs,
     "paths": tell_paths,

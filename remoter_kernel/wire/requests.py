@@ -75,6 +75,8 @@ class Request:
     why: str = ""  # the reason of the last move
     since: float = 0.0  # when that was, on the monotonic clock
     heard: set[str] = field(default_factory=set)  # which of busy and idle clients have heard
+    from_kernel: set[str] = field(default_factory=set)  # which of them the kernel has said
+    is_here: bool = False  # is it answered, or does it run, on the proxy's side?
     is_held: bool = False  # does the journal say that it was not given to the kernel at once?
     is_released: bool = False  # is it being written that it will be?
 
@@ -222,14 +224,12 @@ class Requests:
         which then says it once more.
         """
         found = self._by_id.get(name, ())
-        request = next((each for each in found if state not in each.heard), None)
+        request = next((each for each in found if state not in each.from_kernel), None)
         if request is None:
-            heard = self._ended.get(name)
-            is_new = state not in heard if heard is not None else not found
-            if heard is not None:
-                heard.add(state)
-            return Heard(is_new, [])
+            return Heard(self._is_new_of_ended(name, state), [])
+        is_new = state not in request.heard
         request.heard.add(state)
+        request.from_kernel.add(state)
         passed: list[Request] = []
         if state == BUSY:
             passed = self._passed_by(request)
@@ -238,7 +238,21 @@ class Requests:
                 self.move(each, Stage.DONE, "the kernel is at the next one")
         elif state == IDLE and (request.stage is Stage.REPLIED or not request.expects_reply):
             self.move(request, Stage.DONE, "idle")
-        return Heard(is_new=True, passed=[each for each in passed if not each.is_idle])
+        return Heard(is_new, passed=[each for each in passed if not each.is_idle])
+
+    def on_said(self, name: str, state: str) -> bool:
+        """Note that this side says a state in the kernel's place; False: clients know it already.
+
+        The kernel may say it later: then it is not new.
+        """
+        found = self._by_id.get(name, ())
+        request = next((each for each in found if state not in each.heard), None)
+        if request is None:
+            return self._is_new_of_ended(name, state)
+        request.heard.add(state)
+        if state == IDLE and request.stage is Stage.REPLIED:
+            self.move(request, Stage.DONE, "idle")
+        return True
 
     def on_reply(self, name: str, *, has_idle: bool = True) -> Request | None:
         """Hear the reply to a request, and return that; None: nobody waits for it.
@@ -313,6 +327,15 @@ class Requests:
                 passed.append(each)
         return passed
 
+    def _is_new_of_ended(self, name: str, state: str) -> bool:
+        """Note a state of a request that is over, or of one that nobody here has asked."""
+        heard = self._ended.get(name)
+        if heard is None:
+            return name not in self._by_id
+        is_new = state not in heard
+        heard.add(state)
+        return is_new
+
     def _unanswered_before(self, replied: Request) -> list[Request]:
         """List what the kernel was done with before it replied to a later request.
 
@@ -327,6 +350,8 @@ class Requests:
         return []  # it was not at the kernel, as far as is known
 
     def _note_sent(self, request: Request) -> None:
+        if request.is_here:
+            return
         if request.channel is Channel.SHELL:
             self._at_kernel.setdefault(request)
         elif request.channel is Channel.CONTROL:

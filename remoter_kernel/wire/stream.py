@@ -27,7 +27,7 @@ from remoter_kernel.wire.frames import LANE, MOST_ITEM, Bytes, Channel, Head, Ki
 from remoter_kernel.wire.window import LEAST, Window
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 BOTH = (Lane.URGENT, Lane.BULK)
 SLICE = 64 * 1024  # bytes of an item that go in one piece
@@ -78,10 +78,18 @@ class MemoryOutbox:
         self._last_bulk = 0
         self._entries: dict[int, Entry] = {}
         self._numbers: dict[Lane, list[int]] = {lane: [] for lane in Lane}  # growing
+        self._on_kept: dict[int, Callable[[], object]] = {}  # by number
 
-    def add(self, channel: Channel, body: bytes) -> int:
-        """Put an entry at the end of its lane and return its number."""
+    def add(
+        self, channel: Channel, body: bytes, on_kept: Callable[[], object] | None = None
+    ) -> int:
+        """Put an entry at the end of its lane and return its number.
+
+        `on_kept` is called once the other end has confirmed to keep it.
+        """
         self.last += 1
+        if on_kept:
+            self._on_kept[self.last] = on_kept
         lane = LANE[channel]
         if lane is Lane.BULK:
             self._last_bulk = self.last
@@ -99,22 +107,23 @@ class MemoryOutbox:
         """Drop what the other end has kept."""
         numbers = self._numbers[lane]
         end = bisect_right(numbers, number)
-        for gone in numbers[:end]:
-            del self._entries[gone]
+        gone = numbers[:end]
         del numbers[:end]
+        for each in gone:
+            del self._entries[each]
+            on_kept = self._on_kept.pop(each, None)
+            if on_kept:
+                on_kept()
 
     def withdraw(self, number: int) -> bool:
         """Take an entry out again; return whether it was still there."""
         entry = self._entries.pop(number, None)
         if entry is None:
             return False
+        self._on_kept.pop(number, None)
         numbers = self._numbers[LANE[entry.channel]]
         del numbers[bisect_right(numbers, number) - 1]
         return True
-
-    def holds(self, number: int) -> bool:
-        """Is this entry still here: has the other end not acknowledged it?"""
-        return number in self._entries
 
     def __len__(self) -> int:
         """Count what the other end has not acknowledged."""

@@ -53,7 +53,7 @@ class Page:
 
     def cell(self, client: list[bytes] = CLIENT) -> Route:
         parts = VOICE.compose("execute_request", {"code": "1", "allow_stdin": True})
-        return Route(Channel.SHELL, client, header_of(parts[1]), parts)
+        return Route(Channel.SHELL, parts, header_of(parts[1]), identities=client)
 
     def _ask(self, _route: Route, content: dict[str, Any]) -> str:
         name = f"ours-{next(self._number)}"
@@ -94,7 +94,7 @@ class Page:
         """Type an answer; without a parent, as consoles do."""
         header = {"msg_id": parent} if parent else {}
         parts = VOICE.compose("input_reply", {"value": value}, header)
-        return self.asker.hear(Route(Channel.STDIN, client, header_of(parts[1]), parts))
+        return self.asker.hear(Route(Channel.STDIN, parts, header_of(parts[1]), identities=client))
 
     @property
     def prompts(self) -> list[str]:

@@ -7,6 +7,8 @@ import json
 import pytest
 
 from remoter_kernel.front.verbs.timer import CellTimer, seconds_between, told
+from remoter_kernel.wire.requests import Requests, Stage
+from tests.pure.test_requests import request
 
 HEADER = {"msg_id": "a"}
 
@@ -18,12 +20,16 @@ class World:
         self.now, self.traffic, self.said = 100.0, (0, 0), []
         self.timer = CellTimer(self._publish, lambda: self.traffic, lambda: self.now)
         self.timer.turn(on=True)
+        self.requests = Requests()
+        self.requests.observers.append(self.timer.on_move)
 
     def _publish(self, kind, content, header):
         self.said.append((kind, content, header["msg_id"]))
 
     def ask(self, name="a", **content):
-        self.timer.note_request({"msg_id": name}, {"code": "x", "silent": False, **content})
+        cell = self.requests.add(request(name, content={"code": "x", **content}))
+        self.requests.move(cell, Stage.QUEUED)
+        return cell
 
     def hear(self, kind, content, date="2026-01-01T00:00:00Z", name="a"):
         header = {"msg_type": kind, "date": date}
@@ -80,6 +86,14 @@ def test_what_nobody_sees_and_what_others_run_is_not_timed():
     world.status("idle", 1, "of another front")
     world.timer.turn(on=False)
     world.ask()
+    world.status("idle", 1)
+    assert world.said == []
+
+
+def test_a_cell_that_gets_no_idle_is_forgotten():
+    """It was answered on this side, say."""
+    world = World()
+    world.requests.move(world.ask(), Stage.FAILED)
     world.status("idle", 1)
     assert world.said == []
 

@@ -47,7 +47,8 @@ from remoter_kernel.front.verbs.help import (
         ("%remoter get ru", THERE),
         ("%remoter get runs/a ./", HERE),
         ("%remoter timer o", "on|off"),
-        ("%remoter status x", ""),
+        ("%remoter status -", "--requests"),
+        ("%remoter keep x", ""),
         ("%remoter nonsense x", ""),
     ],
 )

@@ -9,13 +9,14 @@ from typing import Any
 import pytest
 
 from remoter_kernel.errors import Overrun, ProtocolError, RemoterError
-from remoter_kernel.front.jupyter.giving_up import GivingUp
-from remoter_kernel.front.jupyter.mouth import Mouth, Route
+from remoter_kernel.front.jupyter.failures import FailedLink
+from remoter_kernel.front.jupyter.mouth import Mouth
 from remoter_kernel.front.jupyter.refused import Refused
 from remoter_kernel.front.session.intake import Intake
 from remoter_kernel.front.session.pacer import Pacer
 from remoter_kernel.wire.frames import Channel, Head, Kind, Lane, pack, to_json
 from remoter_kernel.wire.messages import CONTENT, HEADER, PARENT, Voice, content_of, header_of
+from remoter_kernel.wire.requests import Request, Requests, Stage
 from remoter_kernel.wire.stream import Conversation, MemoryOutbox
 from tests.pure.test_waiting import said, stream
 
@@ -167,22 +168,16 @@ class Client:
     def __init__(self) -> None:
         self.voice = Voice(b"")
         self.heard: list[tuple[str, dict[str, Any], str]] = []
-        self.mouth = Mouth(self, "kernel")  # type: ignore[arg-type]
-        self.giving_up = SimpleNamespace(ending=None)
-        self.looks = 0
-        self.routes: dict[str, Route] = {}
-        turns: Any = SimpleNamespace(hear_lost=self.look)
-        self.refused = Refused(self.mouth, self.routes, self.giving_up, turns)
+        self.requests = Requests()
+        self.mouth = Mouth(self, "kernel", self.requests)  # type: ignore[arg-type]
+        self.refused = Refused(self.mouth, self.requests)
 
-    def look(self) -> None:
-        self.looks += 1
-
-    def ask(self, kind: str, name: str) -> Route:
+    def ask(self, kind: str, name: str) -> Request:
         parts = said(kind, {"code": "1"})
         parts[HEADER] = to_json({"msg_type": kind, "msg_id": name})
-        route = Route(Channel.SHELL, [b"me"], header_of(parts[HEADER]), parts)
-        self.routes[name] = route
-        return route
+        header = header_of(parts[HEADER])
+        request = Request(Channel.SHELL, parts, header, identities=[b"me"])
+        return self.requests.add(request, Stage.SENT)
 
     def publish(self, parts: Any) -> None:
         kind = str(header_of(parts[HEADER])["msg_type"])
@@ -207,23 +202,18 @@ def test_an_output_that_is_missing_is_told_once_in_its_cell() -> None:
     )
 
 
-@pytest.mark.parametrize("is_taken_out", [False, True])
 @pytest.mark.parametrize("kind", ["execute_request", "inspect_request"])
-def test_a_reply_that_is_missing_is_answered_by_an_error(kind: str, *, is_taken_out: bool) -> None:
-    """Also where it was under way to its client when it went wrong."""
+def test_a_reply_that_is_missing_is_answered_by_an_error(kind: str) -> None:
     client = Client()
-    route = client.ask(kind, "one")
-    if is_taken_out:
-        client.giving_up.ending = client.routes.pop("one")
+    request = client.ask(kind, "one")
     reply = said(kind.replace("request", "reply"), {"status": "ok"}, "one")
     client.refused.tell(Channel.SHELL, reply, RemoterError("It makes no sense."))
-    assert not client.routes
-    assert client.looks == 1
+    assert not request.is_open
     kinds = [each for each, _, _ in client.heard]
     expected = ["error"] * (kind == "execute_request") + [kind.replace("request", "reply")]
     assert kinds == expected
     content, asker = client.heard[-1][1:]
-    assert (content["status"], asker) == ("error", route.header["msg_id"])
+    assert (content["status"], asker) == ("error", request.id)
     assert "It makes no sense." in content["evalue"]
 
 
@@ -249,12 +239,13 @@ def test_odd_parts_are_told_of_as_far_as_it_can_be(channel: Channel, parts: list
 def test_a_link_that_ends_for_good_is_told_in_the_cell_that_waits() -> None:
     """A session that sends more than it may: the cell may be running there, and hears why."""
     client = Client()
-    route = client.ask("execute_request", "one")
+    request = client.ask("execute_request", "one")
     link: Any = SimpleNamespace(withdraw=lambda _channel, _number: False, has_met=True)
-    giving_up = GivingUp(link, client.mouth, SimpleNamespace(), SimpleNamespace(), client.routes)  # type: ignore[arg-type]
+    nobody: Any = SimpleNamespace()
+    failed = FailedLink(link, client.requests, client.mouth, nobody, nobody)
     error = Overrun("The other end sent more than it was given credit for.", "Restart the kernel.")
-    giving_up.answer(error, is_over=False, is_asked=True)
+    failed.answer(error, is_over=False, is_asked=True)
     ((kind, content, cell),) = client.heard
     assert (kind, cell) == ("stream", "one")
     assert "more than it was given credit for. Restart the kernel." in content["text"]
-    assert client.routes == {"one": route}
+    assert request.is_open

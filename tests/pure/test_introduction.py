@@ -8,22 +8,22 @@ from typing import Any
 
 import pytest
 
-from remoter_kernel.front.jupyter.first_words import FirstWords, is_own_code
+from remoter_kernel.front.jupyter.first_words import MOST, StartupCode, is_own_code
 from remoter_kernel.front.jupyter.introduction import Introduction
-from remoter_kernel.front.jupyter.mouth import Route
 from remoter_kernel.front.session import parent
 from remoter_kernel.front.session.vscode import notebook_in
 from remoter_kernel.wire.frames import Channel
+from remoter_kernel.wire.requests import Request, Requests, Stage
 
 SILENT: dict[str, Any] = {"silent": True, "allow_stdin": False}
 
 
-def a_request(kind: str = "execute_request", cell: Any = None, **content: Any) -> Route:
+def a_request(kind: str = "execute_request", cell: Any = None, **content: Any) -> Request:
     """Make a request with this content, of this cell."""
     header = {"msg_type": kind, "msg_id": "m"}
     metadata = {} if cell is None else {"cellId": cell}
     parts = [b"", *(json.dumps(each).encode() for each in (header, {}, metadata, content))]
-    return Route(Channel.SHELL, [], header, parts)
+    return Request(Channel.SHELL, parts, header)
 
 
 class Clock:
@@ -112,7 +112,7 @@ def test_silent_code_and_what_a_person_types_leave_time(
     ],
 )
 def test_what_wants_an_answer_is_not_held_up(
-    introduction: Introduction, heard: list[str], request_: Route
+    introduction: Introduction, heard: list[str], request_: Request
 ) -> None:
     introduction.hear(request_)
     assert heard == [""]
@@ -133,14 +133,34 @@ def test_a_client_that_says_nothing_is_not_waited_for_long(
 
 def test_what_was_answered_runs_first_and_once() -> None:
     said: list[Any] = []
-    words = FirstWords(SimpleNamespace(reply=lambda _route, content: said.append(content)))  # type: ignore[arg-type]
-    kept, lost = a_request(code="a = 1", **SILENT), a_request(code="b = 1", **SILENT)
-    assert words.answer(kept, is_kept=True)
-    assert words.answer(lost, is_kept=False)
-    assert not words.answer(a_request(code="c = 1"), is_kept=True)
-    assert [content["status"] for content in said] == ["ok", "ok"]
-    assert words.take() == [list(kept.parts)]
-    assert words.take() == []
+    requests = Requests()
+    mouth: Any = SimpleNamespace(reply=lambda _request, content: said.append(content["status"]))
+    link: Any = SimpleNamespace(has_met=False, say=lambda _channel, parts: said.append(parts))
+    startup = StartupCode(requests, mouth, link)
+    kept, late = a_request(code="a = 1", **SILENT), a_request(code="b = 1", **SILENT)
+    assert startup.answer(kept)
+    link.has_met = True
+    assert startup.answer(late)
+    assert not startup.answer(a_request(code="c = 1"))
+    (held,) = requests
+    assert (held.stage, held.why) == (Stage.HELD, "start-up code, answered already")
+    startup.send()
+    startup.send()
+    assert said == ["ok", "ok", list(kept.parts)]
+    assert len(requests) == 0
+    assert not requests.on_state("m", "busy").is_new  # its client has heard that it was run
+
+
+def test_start_up_code_is_kept_within_bounds() -> None:
+    requests, said = Requests(), []
+    mouth: Any = SimpleNamespace(reply=lambda _request, _content: None)
+    link: Any = SimpleNamespace(has_met=False, say=lambda _channel, parts: said.append(parts))
+    startup = StartupCode(requests, mouth, link)
+    for number in range(MOST + 5):
+        startup.answer(a_request(code=f"a = {number}", **SILENT))
+    startup.send()
+    assert len(said) == MOST
+    assert b"a = 5" in said[0][-1]
 
 
 @pytest.mark.parametrize(

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from types import SimpleNamespace
 
 from remoter_kernel.front.bootstrap.evaluator import Address
 from remoter_kernel.front.jupyter.news import News
+from remoter_kernel.wire.frames import Channel
 from remoter_kernel.wire.messages import Voice, header_of
+from remoter_kernel.wire.requests import Request
 
 CELL = Voice(b"").compose("execute_request", {"code": "1", "silent": False})
-ASKED = SimpleNamespace(header=header_of(CELL[1]), parts=CELL, number=1)
+ASKED = Request(Channel.SHELL, CELL, header_of(CELL[1]), number=1)
 
 
 def address(*notices: str) -> Address:
@@ -21,7 +22,7 @@ def address(*notices: str) -> Address:
 def test_a_notice_is_told_once_however_often_the_link_comes_back():
     """Another start of the same session may bring another one."""
     told: list[str] = []
-    news = News(lambda kind, content, _header: told.append(content.get("text", kind)))
+    news = News(lambda kind, content, _header: told.append(content.get("text", kind)), lambda: True)
     first = address("Session abc123 could not be stopped.")
     for heard in (first, first, address(), address("Another one.")):
         news.hear(heard, "", is_busy=False)

@@ -43,7 +43,7 @@ class Person:
 def a_cell(*, can_answer=True):
     content = {"code": "%remoter put a b", "allow_stdin": can_answer, "silent": False}
     parts = Voice(b"").compose("execute_request", content)
-    return Route(Channel.SHELL, [], header_of(parts[1]), parts)
+    return Route(Channel.SHELL, parts, header_of(parts[1]))
 
 
 def put(*paths):

@@ -26,7 +26,7 @@ def cell(client: list[bytes], cell_id: str) -> Route:
     """Return a cell as JupyterLab and VS Code send it."""
     content = {"code": "1", "allow_stdin": True}
     parts = VOICE.compose("execute_request", content, metadata={"cellId": cell_id})
-    return Route(Channel.SHELL, client, header_of(parts[1]), parts)
+    return Route(Channel.SHELL, parts, header_of(parts[1]), identities=client)
 
 
 def run(page: Page, route: Route) -> None:
@@ -103,7 +103,7 @@ def test_a_cell_that_is_over_or_may_not_ask_is_not_asked_in(page: Page, *, is_ov
     route = cell(ANOTHER, "1")
     if not is_over:
         parts = VOICE.compose("execute_request", {"code": "1", "allow_stdin": False})
-        route = Route(Channel.SHELL, ANOTHER, header_of(parts[1]), parts)
+        route = Route(Channel.SHELL, parts, header_of(parts[1]), identities=ANOTHER)
     page.asker.note_cell(route, lambda _name: is_over)
     assert len(page.shown) == 1
     page.answer("secret")

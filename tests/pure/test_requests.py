@@ -9,7 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from remoter_kernel.wire.frames import Channel
-from remoter_kernel.wire.requests import MOST_ENDED, MOST_ON_CONTROL, Request, Requests, Stage
+from remoter_kernel.wire.requests import (
+    MOST_ENDED,
+    MOST_ON_CONTROL,
+    Request,
+    Requests,
+    Stage,
+    has_idle,
+)
 
 
 def request(name: str, kind: str = "execute_request", **options) -> Request:
@@ -141,6 +148,47 @@ def test_an_idle_that_this_side_has_said_is_not_heard_again(requests, end):
     requests.move(cell, end)
     assert not requests.on_state("cell", "busy").is_new
     assert not requests.on_state("cell", "idle").is_new
+
+
+def test_what_this_side_says_in_the_kernels_place_is_not_new_when_the_kernel_says_it(requests):
+    """That it runs, and that the one before it is over, only the kernel knows."""
+    before, cell = sent(requests, "before"), sent(requests, "cell")
+    requests.on_reply("before")
+    assert requests.on_said("cell", "busy")
+    assert not requests.on_said("cell", "busy")
+    assert (cell.stage, before.stage) == (Stage.SENT, Stage.REPLIED)
+    heard = requests.on_state("cell", "busy")
+    assert (heard.is_new, heard.passed) == (False, [before])
+    assert (cell.stage, before.stage) == (Stage.RUNNING, Stage.DONE)
+
+
+def test_a_request_with_its_reply_is_done_where_this_side_says_its_idle(requests):
+    cell = sent(requests, "cell")
+    requests.on_reply("cell")
+    assert requests.on_said("cell", "idle")
+    assert cell.stage is Stage.DONE
+    assert not requests.on_said("cell", "idle")
+    assert not requests.on_state("cell", "idle").is_new
+
+
+def test_what_runs_on_the_proxys_side_is_not_at_the_kernel_there(requests):
+    here = requests.add(request("here"))
+    here.is_here = True
+    requests.move(here, Stage.RUNNING)
+    there = sent(requests, "there")
+    assert requests.running is there
+    requests.on_said("here", "idle")
+    requests.on_reply("there")
+    assert here.stage is Stage.RUNNING
+
+
+def test_a_reply_that_says_aborted_and_no_more_has_no_idle():
+    def reply(**content):
+        return [b"", b"{}", b"{}", b"{}", json.dumps({"status": "aborted", **content}).encode()]
+
+    assert not has_idle(reply())
+    assert has_idle(reply(status="ok"))
+    assert has_idle(reply(text="x" * 300))
 
 
 def test_each_state_of_a_request_is_new_once(requests):

@@ -5,15 +5,15 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from remoter_kernel.front.jupyter.mouth import Route
 from remoter_kernel.front.this_side.turns import Turns
 from remoter_kernel.wire.frames import Channel
 from remoter_kernel.wire.messages import Voice, header_of
+from remoter_kernel.wire.requests import Request, Requests, Stage
 
 
 def a_route(**words):
     parts = Voice(b"").compose("execute_request", {"code": "x", **words})
-    return Route(Channel.SHELL, [], header_of(parts[1]), parts)
+    return Request(Channel.SHELL, parts, header_of(parts[1]))
 
 
 class CellHere:
@@ -34,32 +34,59 @@ class Ground:
     """Both sides, and what has become of each cell."""
 
     def __init__(self):
-        self.there = []  # without a reply
+        self.requests = Requests()
         self.running = []
         self.off = []
         self.may_begin = True
-        self.turns = Turns(lambda: self.there, lambda: self.may_begin, self.say, self.off.append)
+        self.turns = Turns(self.requests, lambda: self.may_begin, self.say, self.call_off)
+        self.requests.observers.append(self.turns.on_move)
+
+    @property
+    def there(self):
+        """The cells there without an end."""
+        return [each for each in self.requests if each.stage >= Stage.QUEUED and not each.is_here]
 
     def say(self, route):
-        self.there.append(route)
+        self.requests.move(route, Stage.QUEUED)
         self.running.append(("there", route))
 
+    def call_off(self, route):
+        self.requests.move(route, Stage.CANCELLED)
+        self.off.append(route)
+
     def ask_here(self, **words):
-        route = a_route(**words)
-        cell = CellHere(self, route)
+        cell = CellHere(self, self.requests.add(a_route(**words)))
         self.turns.take_here(cell)
         return cell
 
     def ask_there(self, **words):
-        route = a_route(**words)
+        route = self.requests.add(a_route(**words))
         if not self.turns.take_there(route):
             self.say(route)
         return route
 
-    def end_there(self, status="ok"):
-        route = self.there.pop(0)
+    def end_here(self, *, is_well=True):
+        self.requests.move(self.turns.here.route, Stage.DONE)
+        self.turns.end(is_well=is_well)
+
+    def reply(self, route, status="ok"):
+        self.requests.on_reply(route.id)
         self.turns.hear_reply(route, status)
-        self.turns.hear_idle(route.header["msg_id"])
+
+    def idle(self, route):
+        self.requests.on_state(route.id, "idle")
+        self.turns.hear_idle(route.id)
+
+    def end_there(self, status="ok"):
+        route = self.there[0]
+        self.reply(route, status)
+        self.idle(route)
+
+    def lose_all_there(self):
+        """The link gave up: this side answers what that one will not."""
+        for route in self.there:
+            self.requests.move(route, Stage.FAILED)
+        self.turns.hear_lost()
 
 
 @given(st.lists(st.sampled_from(["here", "there", "end"]), max_size=40))
@@ -73,7 +100,7 @@ def test_cells_begin_in_order_and_sides_take_turns(steps):
             asked.append(("there", ground.ask_there()))
         elif ground.turns.here:
             assert not ground.there
-            ground.turns.end(is_well=True)
+            ground.end_here()
         elif ground.there:
             ground.end_there()
     assert ground.running == asked
@@ -94,9 +121,9 @@ def test_the_idle_is_waited_for_and_not_the_reply_alone():
     ground = Ground()
     there = ground.ask_there()
     ground.ask_here()
-    ground.turns.hear_reply(there, "ok")
+    ground.reply(there)
     assert ground.turns.here is None
-    ground.turns.hear_idle(there.header["msg_id"])
+    ground.idle(there)
     assert ground.turns.here
 
 
@@ -110,12 +137,12 @@ def test_failures_call_off_what_waits():
     ground = Ground()
     ground.ask_here()
     behind = ground.ask_there()
-    ground.turns.end(is_well=False)
+    ground.end_here(is_well=False)
     assert ground.off == [behind]
     ground = Ground()
     ground.ask_here(stop_on_error=False)
     ground.ask_there()
-    ground.turns.end(is_well=False)
+    ground.end_here(is_well=False)
     assert not ground.off
     assert len(ground.there) == 1
 
@@ -125,14 +152,12 @@ def test_cells_that_are_lost_there_hold_up_nobody():
     ground = Ground()
     ground.ask_there(stop_on_error=False)
     cell = ground.ask_here()
-    ground.there.clear()
-    ground.turns.hear_lost()
+    ground.lose_all_there()
     assert ground.turns.here is cell
     ground = Ground()
     ground.ask_there()
     cell = ground.ask_here()
-    ground.there.clear()
-    ground.turns.hear_lost()
+    ground.lose_all_there()
     assert ground.off == [cell.route]
 
 

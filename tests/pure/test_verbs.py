@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from remoter_kernel.errors import Usage
 from remoter_kernel.front.files.errands import Order
-from remoter_kernel.front.reading.status import Status, told
+from remoter_kernel.front.reading.status import Status, open_requests, told
 from remoter_kernel.front.verbs.help import HELP, all_verbs, explained, one_verb
 from remoter_kernel.front.verbs.magic import Asked, asked_by
 
@@ -18,6 +18,7 @@ from remoter_kernel.front.verbs.magic import Asked, asked_by
     [
         ("%remoter status", Asked("status")),
         ("%remoter   status  \n\n", Asked("status")),
+        ("%remoter status --requests", Asked("status", ("--requests",))),
         ("%remoter\tlog\r\n", Asked("log")),
         ("%remoter", Asked("help")),
         ("%remoter help stop", Asked("help", ("stop",))),
@@ -97,3 +98,16 @@ def test_the_status_of_a_link_that_is_up_and_of_one_that_is_down():
     assert "down for 3.0 s; next try in 12.0 s" in down
     assert "It was cut." in down
     assert "2 not confirmed there yet" in down
+
+
+def test_open_requests_are_told_in_one_line_each():
+    """What comes from there may be anything; an older session tells of none."""
+    row = {"id": "m", "type": "execute_request", "stage": "held", "why": "it waits", "seconds": 3.2}
+    text = open_requests([row, "no row", {"id": "\x1b[2J", "seconds": "x"}], "Here")
+    first, second, third = text.splitlines()
+    assert first == "Here:"
+    assert second.split() == ["m", "execute_request", "held", "for", "3.2", "s,", "it", "waits"]
+    assert third.strip() == ""
+    assert open_requests([], "Here") == "Here: no requests are open\n"
+    for odd in (None, "no list", {}):
+        assert "it does not say which requests are open" in open_requests(odd, "In session abcd")

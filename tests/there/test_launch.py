@@ -84,6 +84,15 @@ def test_a_machine_that_has_got_another_name_is_the_same_machine():
     assert asked(session=session.id)["why"] == "Its evaluator and its kernel were killed."
 
 
+def test_which_requests_are_open_is_told_as_the_evaluator_wrote_it():
+    """One of an older version writes nothing of them."""
+    session = a_session()
+    wish = {"verb": "requests", "session": session.id}
+    assert inquire.ANSWERS["requests"](wish) == ({"requests": None}, ())
+    session.write("state.json", {"requests": [{"id": "m"}]})
+    assert inquire.ANSWERS["requests"](wish) == ({"requests": [{"id": "m"}]}, ())
+
+
 @pytest.mark.parametrize("pids", ["pid:[1]", None], ids=["another container", "an older version"])
 def test_a_container_of_the_same_machine_is_another_host(pids):
     """Its boot is the same, but its process numbers mean nothing here."""

@@ -5,49 +5,62 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from remoter_kernel.front.session import parent
-from remoter_kernel.wire.messages import content_of
+from remoter_kernel.wire.requests import BUSY, IDLE, Request, Requests, Stage
 
 if TYPE_CHECKING:
-    from remoter_kernel.front.jupyter.mouth import Mouth, Route
-    from remoter_kernel.wire.frames import Bytes
+    from remoter_kernel.front.jupyter.mouth import Mouth
+    from remoter_kernel.front.session.link import Link
 
 MOST = 20  # pieces of code that are kept
 
 
-class FirstWords:
+class StartupCode:
     """What was answered as if it had run.
 
     VS Code waits for its own start-up code before it sends the person's first cell: the one
     in which a login may ask, and the one that says which notebook it is.
     """
 
-    def __init__(self, mouth: Mouth) -> None:
-        """Remember."""
+    def __init__(self, requests: Requests, mouth: Mouth, link: Link) -> None:
+        self._requests = requests
         self._mouth = mouth
-        self._kept: list[list[Bytes]] = []
+        self._link = link
+        self._kept: list[Request] = []  # in their order; all of them are held
 
-    def answer(self, route: Route, *, is_kept: bool) -> bool:
-        """Answer it if it can be; `is_kept`: it is to run before anything else."""
-        if not may_be_answered(route):
+    def answer(self, request: Request) -> bool:
+        """Answer it if it can be; before there is a session, it is to run before anything else."""
+        if not may_be_answered(request):
             return False
-        if is_kept:
-            self._kept = [*self._kept, list(route.parts)][-MOST:]
         reply = {"status": "ok", "execution_count": 0, "payload": [], "user_expressions": {}}
-        self._mouth.reply(route, reply)
+        self._mouth.reply(request, reply)
+        if not self._link.has_met:
+            self._keep(request)
         return True
 
-    def take(self) -> list[list[Bytes]]:
-        """Return what is to run before anything else, once."""
+    def _keep(self, answered: Request) -> None:
+        """Hold it as a request that nobody waits for: all that it says was said."""
+        heard = {BUSY, IDLE}
+        kept = Request(answered.channel, answered.parts, answered.header, heard=heard)
+        self._requests.add(kept)
+        self._requests.move(kept, Stage.HELD, "start-up code, answered already")
+        self._kept.append(kept)
+        if len(self._kept) > MOST:
+            self._requests.move(self._kept.pop(0), Stage.CANCELLED, "there is too much of it")
+
+    def send(self) -> None:
+        """Send what is to run before anything else, once."""
         kept, self._kept = self._kept, []
-        return kept
+        for each in kept:
+            self._link.say(each.channel, list(each.parts))
+            self._requests.move(each, Stage.QUEUED)
+            self._requests.move(each, Stage.DONE, "nobody waits for its reply")
 
 
-def may_be_answered(route: Route) -> bool:
+def may_be_answered(request: Request) -> bool:
     """Is this a client's own code, which wants nothing back?"""
-    if route.header.get("msg_type") != "execute_request":
+    if not request.is_cell:
         return False
-    content = content_of(route.parts)
-    return is_own_code(content) and not content.get("user_expressions")
+    return is_own_code(request.content) and not request.content.get("user_expressions")
 
 
 def is_own_code(content: dict[str, Any]) -> bool:

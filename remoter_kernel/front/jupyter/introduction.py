@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING
 from remoter_kernel.front.jupyter.answers import IMPATIENT
 from remoter_kernel.front.jupyter.first_words import may_be_answered
 from remoter_kernel.front.session import vscode
-from remoter_kernel.wire.messages import METADATA, content_of, header_of, is_unseen
+from remoter_kernel.wire.messages import METADATA, header_of, is_unseen
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from remoter_kernel.front.jupyter.mouth import Route
     from remoter_kernel.wire.reactor import Reactor, Timer
+    from remoter_kernel.wire.requests import Request
 
 WITHIN = 2.0  # seconds; a client that is not VS Code may be silent for a reason of its own
 
@@ -38,14 +38,13 @@ class Introduction:
         if not vscode.has_started():
             self._timer = self._reactor.later(WITHIN, self._end)
 
-    def hear(self, route: Route) -> None:
+    def hear(self, route: Request) -> None:
         """Look at a request: it may name the notebook, or leave no time to wait."""
-        kind = route.header.get("msg_type")
-        if not self.is_awaited or kind in IMPATIENT:
+        if not self.is_awaited or route.type in IMPATIENT:
             return
         notebook = ""
-        if kind == "execute_request":
-            content = content_of(route.parts)
+        if route.is_cell:
+            content = route.content
             own = content if is_unseen(content) else {}  # a cell may say what it likes
             notebook = vscode.notebook_in(own, header_of(route.parts[METADATA]))
         if notebook or not may_be_answered(route):

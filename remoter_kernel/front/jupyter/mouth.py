@@ -1,101 +1,118 @@
-"""What the front says itself, in the far kernel's place: replies, errors, news on iopub."""
+"""What the front says itself, in the far kernel's place: replies, errors, news on iopub.
+
+Busy and idle go out once for each request, whoever says them first.
+"""
 
 from __future__ import annotations
 
 import secrets
 import sys
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from remoter_kernel.errors import ProtocolError
 from remoter_kernel.front.jupyter import answers
+from remoter_kernel.front.jupyter.requests import at_work
 from remoter_kernel.wire.frames import Channel, to_json
-from remoter_kernel.wire.messages import HEADER, content_of, header_of
+from remoter_kernel.wire.messages import HEADER, PARENT, execution_state, header_of
+from remoter_kernel.wire.requests import BUSY, EXECUTE, IDLE, Request, Requests, Stage
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
-
     from remoter_kernel.errors import RemoterError
     from remoter_kernel.front.jupyter.sockets import Sockets
     from remoter_kernel.wire.frames import Bytes
 
-
-@dataclass
-class Route:
-    """Who asked what, and where the answer goes."""
-
-    channel: Channel
-    identities: list[bytes]
-    header: dict[str, Any]
-    parts: Sequence[Bytes]
-    number: int = 0  # in the link's outbox
+STATES = {BUSY, IDLE}
+Publish = Callable[
+    [str, dict[str, Any], dict[str, Any]], None
+]  # kind, content, header of whose cell
+Route = Request
 
 
 class Mouth:
     """Speaks to Jupyter's clients with the sockets' own voice."""
 
-    def __init__(self, sockets: Sockets, kernel_id: str) -> None:
-        """Remember; `at_work` has to be set: the cells without a reply, of either side."""
-        self.at_work: Callable[[], Iterable[Route]] = tuple
+    def __init__(self, sockets: Sockets, kernel_id: str, requests: Requests | None = None) -> None:
         self._sockets = sockets
         self._kernel_id = kernel_id
+        self._requests = Requests() if requests is None else requests
 
-    def answer_error(self, route: Route, error: RemoterError) -> None:
+    def at_work(self) -> list[Request]:
+        """List the cells without a reply: that which runs on this side, and those there."""
+        return at_work(self._requests)
+
+    def answer_error(self, route: Request, error: RemoterError) -> None:
         """Answer a request with the reason why nothing comes of it."""
-        kind = str(route.header.get("msg_type", ""))
-        empty = answers.empty_reply(kind, content_of(route.parts))
+        try:
+            content = route.content
+        except ProtocolError:
+            content = {}
+        name, end = type(error).__name__, Stage.FAILED
+        empty = answers.empty_reply(route.type, content)
         if empty:
-            self.reply(route, empty)
+            self.reply(route, empty, end=end, why=name)
             return
-        trouble = answers.error_content(type(error).__name__, str(error))
+        trouble = answers.error_content(name, str(error))
         reply = {"status": "error", **trouble}
-        is_cell = kind == "execute_request"
+        is_cell = route.type == EXECUTE
         if is_cell:
             reply |= {"execution_count": 0, "user_expressions": {}, "payload": []}
-        self.reply(route, reply, error=trouble if is_cell else None)
+        self.reply(route, reply, error=trouble if is_cell else None, end=end, why=name)
 
-    def refuse(self, route: Route, error: RemoterError) -> None:
+    def refuse(self, route: Request, error: RemoterError) -> None:
         """Answer what cannot be carried; what has no reply (of a widget) is answered by a text."""
-        if str(route.header.get("msg_type", "")).endswith("_request"):
+        if route.type.endswith("_request"):
             self.answer_error(route, error)
             return
         # Where nobody shows what is said to a widget, the log of the kernel has it.
         sys.stderr.write(f"[remoter] {error}\n")
-        self.publish("status", {"execution_state": "busy"}, route.header)
+        self.publish("status", {"execution_state": BUSY}, route.header)
         self.publish("stream", {"name": "stderr", "text": f"[remoter] {error}\n"}, route.header)
-        self.publish("status", {"execution_state": "idle"}, route.header)
+        self.publish("status", {"execution_state": IDLE}, route.header)
+        self._requests.move(route, Stage.FAILED, type(error).__name__)
 
     def reply(
         self,
-        route: Route,
+        route: Request,
         content: dict[str, Any],
         *,
         error: dict[str, Any] | None = None,
         is_quiet: bool = False,
+        end: Stage = Stage.DONE,
+        why: str = "answered on this side",
     ) -> None:
-        """Answer a request from this side: busy, perhaps an error, the reply, idle."""
+        """Answer a request from this side: busy, perhaps an error, the reply, idle.
+
+        `is_quiet`: whoever asks for this says busy and idle. `end`: what becomes of the request.
+        """
+        route.is_here |= route.stage < Stage.QUEUED
         if not is_quiet:
-            self.publish("status", {"execution_state": "busy"}, route.header)
+            self.publish("status", {"execution_state": BUSY}, route.header)
         if error:
             self.publish("error", error, route.header)
-        kind = str(route.header.get("msg_type", "")).replace("_request", "_reply")
+        kind = route.type.replace("_request", "_reply")
         reply = self._sockets.voice.compose(kind, content, route.header)
         self._sockets.reply(route.channel, route.identities, reply)
-        if not is_quiet:
-            self.publish("status", {"execution_state": "idle"}, route.header)
+        if is_quiet:
+            self._note_reply(route, why)
+        else:
+            self.publish("status", {"execution_state": IDLE}, route.header)
+            self._requests.move(route, end, why)
 
     def finish(
-        self, route: Route, content: dict[str, Any], error: dict[str, Any] | None = None
+        self, route: Request, content: dict[str, Any], error: dict[str, Any] | None = None
     ) -> None:
         """End a cell that was answered here and has said that it is busy."""
         if error:
             self.publish("error", error, route.header)
         self.reply(route, content, is_quiet=True)
 
-    def abort(self, route: Route) -> None:
+    def abort(self, route: Request) -> None:
         """Answer a cell as a kernel does where one before it has failed."""
-        self.reply(route, {"status": "aborted", "execution_count": 0})
+        content = {"status": "aborted", "execution_count": 0}
+        self.reply(route, content, end=Stage.CANCELLED, why="one before it failed")
 
-    def ask(self, route: Route, content: dict[str, Any]) -> str:
+    def ask(self, route: Request, content: dict[str, Any]) -> str:
         """Put a question to whoever has sent a request; return the message's id."""
         parts = self._sockets.voice.compose("input_request", content, route.header)
         # A kernel must not guess the id of a question of ours, and give its own question that.
@@ -106,25 +123,35 @@ class Mouth:
     def publish(
         self, kind: str, content: dict[str, Any], header: dict[str, Any] | None = None
     ) -> None:
-        """Say something to all on iopub; `header`: in whose cell."""
-        topic = f"kernel.{self._kernel_id}.{kind}".encode()
-        self._sockets.publish(self._sockets.voice.compose(kind, content, header, topic=topic))
+        """Say something to all on iopub; `header`: in whose cell.
+
+        A state that its clients have heard already is not said again.
+        """
         asked = header or {}
+        name, state = str(asked.get("msg_id", "")), content.get("execution_state")
+        is_state = kind == "status" and state in STATES and bool(name)
+        if is_state and not self._requests.on_said(name, str(state)):
+            return
+        self._publish(kind, content, header)
         # An interrupt is answered like this by any kernel, and is over soon.
-        is_other = asked.get("msg_type") != "interrupt_request"
-        if content.get("execution_state") == "idle" and is_other:
-            self.remind(str(asked.get("msg_id", "")))
+        if state == IDLE and asked.get("msg_type") != "interrupt_request":
+            self.remind(name)
 
     def remind(self, ended: str = "") -> None:
         """Say again that a cell is at work: clients take any `idle` for the kernel's.
 
         The other side, or this one, has answered something else meanwhile; `ended`: whose idle.
         """
-        cell = next(iter(self.at_work()), None)
-        if cell and cell.header.get("msg_id") != ended:
-            self.publish("status", {"execution_state": "busy"}, cell.header)
+        cell = next((each for each in self.at_work() if each.id != ended), None)
+        if cell:
+            self._requests.on_said(cell.id, BUSY)
+            self._publish("status", {"execution_state": BUSY}, cell.header)
 
-    def pass_on(self, channel: Channel, route: Route | None, parts: list[Bytes]) -> None:
+    def _publish(self, kind: str, content: dict[str, Any], header: dict[str, Any] | None) -> None:
+        topic = f"kernel.{self._kernel_id}.{kind}".encode()
+        self._sockets.publish(self._sockets.voice.compose(kind, content, header, topic=topic))
+
+    def pass_on(self, channel: Channel, route: Request | None, parts: list[Bytes]) -> None:
         """Say what a kernel on this side has said; `route`: to whom, else to all on iopub.
 
         It carries the far kernel's session, as all that clients hear from here does.
@@ -133,6 +160,14 @@ class Mouth:
         header = {**header_of(parts[HEADER]), "session": voice.session, "username": voice.username}
         parts[HEADER] = to_json(header)
         if channel is Channel.IOPUB:
-            self._sockets.publish(parts)
+            state = execution_state(parts)
+            name = str(header_of(parts[PARENT]).get("msg_id", ""))
+            if state not in STATES or self._requests.on_said(name, state):
+                self._sockets.publish(parts)
         elif route is not None:
             self._sockets.reply(channel, route.identities, parts)
+            if channel is not Channel.STDIN:
+                self._note_reply(route, "answered by the kernel on this side")
+
+    def _note_reply(self, route: Request, why: str) -> None:
+        self._requests.move(route, Stage.DONE if route.is_idle else Stage.REPLIED, why)

@@ -9,16 +9,17 @@ import shlex
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from remoter_kernel.front.jupyter.notices import is_cell
+from remoter_kernel.front.jupyter.requests import is_shown
 from remoter_kernel.plain_text import plain_text
+from remoter_kernel.wire.requests import BUSY, Request, Stage
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from remoter_kernel.front.bootstrap.evaluator import Address
-    from remoter_kernel.front.jupyter.notices import Asked
+    from remoter_kernel.front.jupyter.mouth import Publish
 
 WEEK = 6 * 24 * 3600.0  # seconds within which the name of a day says which
 
@@ -26,9 +27,10 @@ WEEK = 6 * 24 * 3600.0  # seconds within which the name of a day says which
 class News:
     """A line, until it is told."""
 
-    def __init__(self, publish: Callable[[str, dict[str, Any], dict[str, Any]], None]) -> None:
-        """Remember; `publish(kind, content, header)` speaks in a cell."""
+    def __init__(self, publish: Publish, is_ready: Callable[[], bool]) -> None:
+        """`is_ready`: is the far kernel there, as far as is known?"""
         self._publish = publish
+        self._is_ready = is_ready
         self._known: set[str] = set()  # sessions of which it was heard how they were found
         self._heard: Address | None = None
         self._line = ""
@@ -45,14 +47,19 @@ class News:
             self._heard = address
             self._line += "".join(f"[remoter] {notice}\n" for notice in address.notices)
 
-    def tell(self, requests: Iterable[Asked]) -> None:
+    def on_move(self, request: Request, _before: Stage) -> None:
+        """A cell is on its way to a kernel that is there."""
+        if self._line and request.stage is Stage.QUEUED and self._is_ready():
+            self.tell([request])
+
+    def tell(self, requests: Iterable[Request]) -> None:
         """Say it in the first of these that is a cell."""
-        header = next((each.header for each in requests if is_cell(each)), None)
-        if self._line and header is not None:
+        cell = next((each for each in requests if is_shown(each)), None) if self._line else None
+        if cell is not None:
             line, self._line = self._line, ""
             # A console hears a cell only once that is busy.
-            self._publish("status", {"execution_state": "busy"}, header)
-            self._publish("stream", {"name": "stderr", "text": line}, header)
+            self._publish("status", {"execution_state": BUSY}, cell.header)
+            self._publish("stream", {"name": "stderr", "text": line}, cell.header)
 
 
 def joined(address: Address, notebook: str, now: float, *, is_busy: bool) -> str:

@@ -6,46 +6,31 @@ It is gone for good, and what followed it is there: whoever waits for it must he
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from remoter_kernel.errors import ProtocolError, RemoterError
 from remoter_kernel.front.jupyter import answers
+from remoter_kernel.front.jupyter.requests import find_there
 from remoter_kernel.wire.frames import Channel
 from remoter_kernel.wire.messages import HEADER, PARENT, execution_state, header_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from remoter_kernel.front.jupyter.mouth import Mouth, Route
+    from remoter_kernel.front.jupyter.mouth import Mouth
     from remoter_kernel.wire.frames import Bytes
+    from remoter_kernel.wire.requests import Requests
 
 CELLS_REMEMBERED = 50  # that have been told
-
-
-class Ending(Protocol):
-    """Knows the request that got its reply last (see `GivingUp`)."""
-
-    ending: Route | None
-
-
-class Turns(Protocol):
-    """Lets cells of this side wait for those of the other."""
-
-    def hear_lost(self) -> None:
-        """Look for cells there that have got their reply from here."""
 
 
 class Refused:
     """Says so once in each cell, and in the place of each reply."""
 
-    def __init__(
-        self, mouth: Mouth, routes: dict[str, Route], giving_up: Ending, turns: Turns
-    ) -> None:
-        """Remember; `routes` are the requests without a reply, by their ids."""
+    def __init__(self, mouth: Mouth, requests: Requests) -> None:
+        """`requests` is the proxy's table."""
         self._mouth = mouth
-        self._routes = routes
-        self._giving_up = giving_up
-        self._turns = turns
+        self._requests = requests
         self._told: dict[str, None] = {}  # ids of cells
 
     def tell(self, channel: Channel, parts: Sequence[Bytes], error: Exception) -> None:
@@ -65,19 +50,14 @@ class Refused:
             self._tell_in(cell.header, f"Something of the session is missing here: {why}.")
 
     def _answer(self, parent: dict[str, Any], why: str) -> None:
-        name = str(parent.get("msg_id", ""))
-        route, last = self._routes.pop(name, None), self._giving_up.ending
-        if route is None and last and last.header.get("msg_id") == name:
-            route = last
-        if route is None:
+        request = find_there(self._requests, str(parent.get("msg_id", "")))
+        if request is None:
             return
         trouble = answers.error_content("ReplyMissing", why)
         reply = {"status": "error", **trouble}
-        is_cell = route.header.get("msg_type") == "execute_request"
-        if is_cell:
+        if request.is_cell:
             reply |= {"execution_count": 0, "user_expressions": {}, "payload": []}
-        self._mouth.finish(route, reply, trouble if is_cell else None)
-        self._turns.hear_lost()
+        self._mouth.finish(request, reply, trouble if request.is_cell else None)
 
     def _tell_in(self, cell: dict[str, Any], sentence: str) -> None:
         name = str(cell.get("msg_id", ""))

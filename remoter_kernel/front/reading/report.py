@@ -62,7 +62,7 @@ LINES = 80  # of each log
 LAST = 30  # lines among which those about single frames are, too
 MOST_READ = 64 * 1024  # bytes of an evaluator's log
 USUAL_KERNELS = {"python3", "ir"}  # other names are a person's own
-OPEN = ("id", "channel", "kind", "stage", "seconds", "why")  # words of an open request
+OPEN = ("id", "channel", "type", "stage", "seconds", "why")  # words of an open request
 LINK = re.compile(r"^(.*Z )\w+ front\.session\.link: (.*)$", re.MULTILINE)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from remoter_kernel.front.reading.happenings import duration
 from remoter_kernel.plain_text import plain_text
@@ -66,6 +67,27 @@ def _kernel(status: Status) -> str:
     if status.is_encrypted is None:
         return ""
     return "its sockets have CURVE, too" if status.is_encrypted else can_be_heard(status.host)
+
+
+def open_requests(rows: Any, where: str) -> str:
+    """Return a line for each request that is open (see `Requests.rows`), below one that says where.
+
+    What comes from there may be anything, or nothing: an older session tells of none.
+    """
+    if not isinstance(rows, list):
+        return f"{where}: it does not say which requests are open (it is of an older version)\n"
+    lines = [_request(row) for row in rows if isinstance(row, dict)]
+    return f"{where}: no requests are open\n" if not lines else f"{where}:\n{''.join(lines)}"
+
+
+def _request(row: dict[str, Any]) -> str:
+    cells = [plain_text(row.get(key, ""), most=64) for key in ("id", "type", "stage")]
+    seconds = row.get("seconds")
+    since = f"for {duration(seconds)}" if isinstance(seconds, (int, float)) else ""
+    why = plain_text(row.get("why", ""), most=200)
+    name, kind, stage = cells
+    told = ", ".join(filter(None, (since, why)))
+    return f"  {name:<38} {kind:<20} {stage:<9} {told}".rstrip() + "\n"
 
 
 def can_be_heard(host: str) -> str:

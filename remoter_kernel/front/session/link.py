@@ -164,9 +164,14 @@ class Link:
             self._pauses = pauses()  # the network, too, needs a moment to wake up
             self.wake()
 
-    def say(self, channel: Channel, parts: list[Bytes]) -> int:
-        """Put something in the outbox, and on its way if there is one; return its number."""
-        number = self._outbox.add(channel, pack(parts))
+    def say(
+        self, channel: Channel, parts: list[Bytes], on_kept: Callable[[], object] | None = None
+    ) -> int:
+        """Put something in the outbox, and on its way if there is one; return its number.
+
+        `on_kept` is called once the evaluator has confirmed to keep it.
+        """
+        number = self._outbox.add(channel, pack(parts), on_kept)
         if self._pump:
             self._pump.flush()
         return number
@@ -178,7 +183,11 @@ class Link:
 
     def withdraw(self, channel: Channel, number: int) -> bool:
         """Take back what has never left this side; return whether that could be done."""
-        return not self._talk.has_left(LANE[channel], number) and self._outbox.withdraw(number)
+        return not self.has_left(channel, number) and self._outbox.withdraw(number)
+
+    def has_left(self, channel: Channel, number: int) -> bool:
+        """Was what was said with this number ever sent from this side?"""
+        return self._talk.has_left(LANE[channel], number)
 
     def fail(self, error: RemoterError) -> None:
         """Give up this wire for a reason that only a person can mend."""
@@ -215,10 +224,6 @@ class Link:
         if self.state is not State.WAITING or self._timer is None:
             return None
         return max(0.0, self._timer.due - time.monotonic())
-
-    def holds(self, number: int) -> bool:
-        """Has the evaluator not confirmed yet to keep what was said with this number?"""
-        return self._outbox.holds(number)
 
     @property
     def round_trip(self) -> float | None:

@@ -80,7 +80,7 @@ class CellsHere:
 
     def take_cell(self, route: Route) -> bool:
         """Take a cell that needs this side, or has to wait for one; False: it is neither."""
-        code = str(content_of(route.parts).get("code", ""))
+        code = str(route.content.get("code", ""))
         try:
             wanted = wanted_by(code)
         except Usage as error:
@@ -99,7 +99,7 @@ class CellsHere:
             return True
         if kind not in TYPED:
             return False
-        content = content_of(route.parts)
+        content = route.content
         code = str(content.get("code", ""))
         complete = completeness(code) if kind == "is_complete_request" else None
         if complete:
@@ -149,7 +149,7 @@ class CellsHere:
         """Return a reply from there as clients should see it: with the comms that live here."""
         if route.header.get("msg_type") != "comm_info_request":
             return parts
-        return self._comms.add_to(parts, content_of(route.parts).get("target_name"))
+        return self._comms.add_to(parts, route.content.get("target_name"))
 
     # The kernel here -------------------------------------------------------------------
 

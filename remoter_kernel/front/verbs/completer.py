@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -55,10 +56,9 @@ class Completer:
 
     def take(self, route: Route) -> bool:
         """Answer a question that is about a line of ours; return whether it is."""
-        kind = route.header.get("msg_type")
-        if kind == "complete_request":
-            return self._complete(route, content_of(route.parts))
-        return kind == "inspect_request" and self._explain(route, content_of(route.parts))
+        if route.type == "complete_request":
+            return self._complete(route, route.content)
+        return route.type == "inspect_request" and self._explain(route, route.content)
 
     def _explain(self, route: Route, content: dict[str, Any]) -> bool:
         text = explained(str(content.get("code", "")), content.get("cursor_pos"))
@@ -74,24 +74,24 @@ class Completer:
             return False
         answer = _Answer(route, words[-1].begin, len(line), self._reply)
         kind = kind_of([word.text for word in words[1:]])
-        if kind == THERE:
+        begin = words[-1].text
+        if kind in {THERE, HERE, SESSION}:  # a disk may be slow, too
             self._reactor.later(WITHIN, partial(answer.give, ()))
-            ask = partial(self._ask_there, words[-1].text, answer)
+            ask = partial(self._ask_there, begin, answer)
+            if kind != THERE:
+                ask = partial(self._look_here, kind, begin, answer)
             Thread(ask, name="completion").start()
         else:
-            try:
-                answer.give(self._here(kind, words[-1].text))
-            except RemoterError:  # of remotes.toml: a cell that is run says it
-                answer.give(())
+            answer.give(self._here(kind, begin))
         return True
 
     @staticmethod
     def amend(route: Route, parts: Sequence[Bytes]) -> Sequence[Bytes]:
         """Add our own first words to what the kernel says of `%rem`."""
-        if route.header.get("msg_type") != "complete_request":
+        if route.type != "complete_request":
             return parts
         try:
-            asked, said = content_of(route.parts), content_of(parts)
+            asked, said = route.content, content_of(parts)
         except ProtocolError:
             return parts
         content = with_magics(line_before_cursor(asked), said)
@@ -110,6 +110,13 @@ class Completer:
         else:
             found = [word for word in kind.split("|") if word]
         return [word for word in found if word.startswith(begin)]
+
+    def _look_here(self, kind: str, begin: str, answer: _Answer) -> None:
+        """Look at this side's files, in a thread of its own."""
+        found: list[str] = []
+        with contextlib.suppress(RemoterError):  # of remotes.toml: a cell that is run says it
+            found = self._here(kind, begin)
+        self._reactor.call(partial(answer.give, found))
 
     def _ask_there(self, begin: str, answer: _Answer) -> None:
         """Ask over the login, in a thread of its own; who is too late is not heard."""

@@ -12,7 +12,7 @@ VERB, SESSION, HERE, THERE = "a verb", "a session", "a path here", "a path there
 
 
 HELP = {
-    "status": "How the link and the session are.",
+    "status": "How the link and the session are, or their open requests: status [--requests].",
     "outputs": "What cells of this session said and no front took: after a crash, a flood.",
     "log": "What happened in this session.",
     "put": "Send files of this side there: put SRC... DST [--dry-run].",
@@ -52,7 +52,12 @@ class Use(NamedTuple):
 
 USES = {
     "status": Use(
-        "", "%remoter status", "the link, the session, the login, bytes sent and received"
+        "[--requests]",
+        "%remoter status",
+        "the link, the session, the login, bytes sent and received",
+        ("--requests",),
+        "--requests: each request that is not over yet instead, at both ends: its id, its kind,\n"
+        "how far it has come, for how long it is there, and why.\n",
     ),
     "outputs": Use(
         "[SESSION]",

@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from remoter_kernel.errors import NoSuchSession, RemoterError, Unreachable, Usage
 from remoter_kernel.front.bootstrap.evaluator import ask_there
 from remoter_kernel.front.files.errands import CellErrand, FilesCell, Order, read_order
-from remoter_kernel.front.jupyter.answers import error_content
 from remoter_kernel.front.reading.happenings import Chronicle
 from remoter_kernel.front.reading.inquiries import MOST_KEPT, Reading, named_there
 from remoter_kernel.front.reading.notebook import Story
-from remoter_kernel.front.reading.status import Status, amount, told
+from remoter_kernel.front.reading.status import Status, amount, open_requests, told
 from remoter_kernel.front.session import orders
 from remoter_kernel.front.session.link import State
+from remoter_kernel.front.verbs.answered_cell import AnsweredCell
 from remoter_kernel.front.verbs.help import HELP, all_verbs, no_such_verb, one_verb, use_of
 from remoter_kernel.front.verbs.timer import CellTimer
 from remoter_kernel.wire.frames import Channel, to_json
@@ -39,11 +39,9 @@ if TYPE_CHECKING:
     from remoter_kernel.front.session.link import Link
     from remoter_kernel.front.this_side.permission import Permission
     from remoter_kernel.front.this_side.turns import Turns
+    from remoter_kernel.front.verbs.answered_cell import Finish, Header, Shown
     from remoter_kernel.wire.frames import Bytes
     from remoter_kernel.wire.reactor import Reactor
-
-    Header = dict[str, Any]
-    Shown = tuple[str, dict[str, Any]]  # kind and content of a message on iopub
 
 HELD = HELD_BACK.encode()
 MOST_TEXT = 2 * 1024 * 1024  # characters in one cell: Jupyter's server drops what is more
@@ -51,6 +49,7 @@ MOST_TEXT = 2 * 1024 * 1024  # characters in one cell: Jupyter's server drops wh
 LEAVE = frozenset({"exit", "quit", "exit()", "quit()", "q()"})
 _FIRST_LINE = re.compile(r"%remoter(?:[ \t]+(.*))?$")
 
+REQUESTS = "--requests"
 CARRY = ("put", "get")  # files; they take their turn among the kernel's cells
 
 
@@ -74,6 +73,8 @@ def asked_by(code: str) -> Asked | None:
         raise no_such_verb(verb, HELP)
     if verb not in CARRY and len(words) > len(use_of(verb).kinds):
         raise Usage(f"%remoter {verb} takes no further words.", f"See %remoter help {verb}.")
+    if verb == "status" and words not in ([], [REQUESTS]):
+        raise Usage(f"%remoter status takes no further words but {REQUESTS}.")
     if rest.strip():
         raise Usage(f"%remoter {verb} stands alone in its cell; nothing was run.")
     if verb in CARRY:
@@ -89,6 +90,7 @@ class Surroundings:
     link: Link
     dialer: SessionDialer
     publish: Callable[[str, dict[str, Any], Header], None]
+    open_requests: Callable[[], list[dict[str, Any]]]  # described, as `Requests.rows` does
     turns: Turns
     permission: Permission
     ending: Ending
@@ -103,7 +105,7 @@ class Verbs:
         self.last_reply = b"{}"  # of the kernel, to a cell
         self.is_encrypted: bool | None = None  # is the kernel, there? None: not known
         traffic = lambda: (around.link.sent, around.link.received)  # noqa: E731 - one use
-        self._timer = CellTimer(around.publish, traffic)
+        self.timer = CellTimer(around.publish, traffic)
         self._held: list[str] = []  # the requests whose text was not given to us in full
 
     def notice(self, parts: Sequence[Bytes]) -> None:
@@ -111,13 +113,13 @@ class Verbs:
         if len(parts[METADATA]) > len(b"{}") and HELD in bytes(parts[METADATA]):
             with contextlib.suppress(*ODD):
                 self._held.append(str(header_of(parts[PARENT]).get("msg_id", "")))
-        self._timer.notice(parts)
+        self.timer.notice(parts)
 
     def take(
         self,
         route: Route,
         content: dict[str, Any],
-        finish: Callable[[dict[str, Any], dict[str, Any] | None], None],
+        finish: Finish,
     ) -> bool:
         """Answer a cell if it asks something of this side; return whether it does.
 
@@ -125,7 +127,7 @@ class Verbs:
         """
         code, header = str(content.get("code", "")), route.header
         if code.strip() in LEAVE and self._around.ending.stays:
-            cell = _Cell(self._around, header, self.count(), finish)
+            cell = AnsweredCell(self._around.publish, header, self.count(), finish)
             cell.begin(code)
             cell.end(payload=[{"source": "ask_exit", "keepkernel": False}])
             return True
@@ -134,9 +136,8 @@ class Verbs:
         except Usage as error:
             asked = error
         if asked is None:
-            self._timer.note_request(header, content)
             return False
-        cell = _Cell(self._around, header, self.count(), finish)
+        cell = AnsweredCell(self._around.publish, header, self.count(), finish)
         if isinstance(asked, Asked) and asked.order:
             self._carry(cell, route, code, asked.order)
             return True
@@ -153,7 +154,7 @@ class Verbs:
             return max(1, int(json.loads(self.last_reply)["execution_count"]))
         return 1
 
-    def _carry(self, cell: _Cell, route: Route, code: str, order: Order) -> None:
+    def _carry(self, cell: AnsweredCell, route: Route, code: str, order: Order) -> None:
         """Carry files when it is this cell's turn."""
         around, begin = self._around, partial(cell.begin, code)
         errand = partial(
@@ -167,9 +168,14 @@ class Verbs:
         )
         around.turns.take_here(FilesCell(route, begin, errand, around.turns))
 
-    def _answer(self, cell: _Cell, asked: Asked) -> None:
-        if asked.verb in {"log", "outputs"}:
+    def _answer(self, cell: AnsweredCell, asked: Asked) -> None:
+        look: Callable[[], Iterator[Shown]] | None = None
+        if asked.words == (REQUESTS,) and asked.verb == "status":
+            rows = [row for row in self._around.open_requests() if row["id"] != cell.name]
+            look = partial(self._requests, rows)
+        elif asked.verb in {"log", "outputs"}:
             look = partial(self._log if asked.verb == "log" else self._outputs, *asked.words)
+        if look is not None:
             Thread(self._ask, args=(cell, look), name="inquiry").start()
             return
         say: dict[str, Callable[..., str]] = {
@@ -244,8 +250,8 @@ class Verbs:
         if word not in {"on", "off", ""}:
             raise Usage(f'The timer is turned on or off, not "{word}".', "%remoter timer on")
         if word:
-            self._timer.turn(on=word == "on")
-        return f"The timer is {'on' if self._timer.is_on else 'off'}.\n"
+            self.timer.turn(on=word == "on")
+        return f"The timer is {'on' if self.timer.is_on else 'off'}.\n"
 
     def _order(self, order: str) -> None:
         self._around.link.say(Channel.ORDER, [to_json({"order": order})])
@@ -256,7 +262,7 @@ class Verbs:
 
     # What the far side knows: in a thread ----------------------------------------------
 
-    def _ask(self, cell: _Cell, look: Callable[[], Iterator[Shown]]) -> None:
+    def _ask(self, cell: AnsweredCell, look: Callable[[], Iterator[Shown]]) -> None:
         call = self._around.reactor.call
         try:
             found = list(look())
@@ -311,52 +317,22 @@ class Verbs:
             )
             yield "stream", {"name": "stdout", "text": text}
 
+    def _requests(self, rows: list[dict[str, Any]]) -> Iterator[Shown]:
+        """Tell which requests are open here (`rows`) and, where it can be asked, there."""
+        dialer = self._around.dialer
+        text = open_requests(rows, "Here")
+        login, address = dialer.login, dialer.address
+        if login is None or address is None or self._around.link.state is not State.UP:
+            text += "There: not known, as the link is down\n"
+        else:
+            words = {"verb": "requests", "session": address.session}
+            answer, _ = ask_there(login, dialer.remote, words)
+            text += open_requests(answer.get("requests"), f"In session {address.session}")
+        yield "stream", {"name": "stdout", "text": text}
+
     def _session_id(self) -> str:
         address = self._around.dialer.address
         return address.session if address else ""
-
-
-class _Cell:
-    """A cell that is answered here."""
-
-    def __init__(
-        self,
-        around: Surroundings,
-        header: Header,
-        count: int,
-        finish: Callable[[dict[str, Any], dict[str, Any] | None], None],
-    ) -> None:
-        self._around = around
-        self._header = header
-        self._count = count
-        self._finish = finish
-
-    def begin(self, code: str) -> None:
-        """Say that it runs."""
-        self.show("status", {"execution_state": "busy"})
-        self.show("execute_input", {"code": code, "execution_count": self._count})
-
-    def show(self, kind: str, content: dict[str, Any]) -> None:
-        """Say something in it."""
-        self._around.publish(kind, content, self._header)
-
-    def show_all(self, found: list[Shown]) -> None:
-        """Say all that was found, and end it."""
-        for kind, content in found:
-            self.show(kind, content)
-        self.end()
-
-    def end(
-        self, error: RemoterError | None = None, payload: Sequence[dict[str, Any]] = ()
-    ) -> None:
-        """Say how it ended; `payload`: what the client should do."""
-        reply: dict[str, Any] = {"execution_count": self._count, "payload": list(payload)}
-        trouble = error_content(error.name or type(error).__name__, str(error)) if error else None
-        if trouble:
-            self._finish({"status": "error", **reply, **trouble}, trouble)
-        else:
-            self._finish({"status": "ok", "user_expressions": {}, **reply}, None)
-        self.show("status", {"execution_state": "idle"})
 
 
 def _shown(output: dict[str, Any], room: int, session: str) -> Shown:

@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import time
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from remoter_kernel.errors import ProtocolError
+from remoter_kernel.front.jupyter.requests import is_shown
 from remoter_kernel.front.reading.status import amount
-from remoter_kernel.wire.messages import CONTENT, HEADER, PARENT, content_of, header_of, is_unseen
+from remoter_kernel.wire.messages import CONTENT, HEADER, PARENT, content_of, header_of
+from remoter_kernel.wire.requests import Stage
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from remoter_kernel.front.jupyter.mouth import Publish
     from remoter_kernel.wire.frames import Bytes
-
-    Header = dict[str, Any]
+    from remoter_kernel.wire.requests import Request
 
 LINE_ENDS = b'\\n"'  # so the text of a stream ends in JSON, if its line does
 
@@ -37,7 +39,7 @@ class CellTimer:
 
     def __init__(
         self,
-        publish: Callable[[str, dict[str, Any], Header], None],
+        publish: Publish,
         traffic: Callable[[], tuple[int, int]],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -46,7 +48,7 @@ class CellTimer:
         self._publish = publish
         self._traffic = traffic
         self._clock = clock
-        self._asked: dict[str, tuple[Header, Moment]] = {}  # by message id
+        self._asked: dict[str, tuple[Request, Moment]] = {}  # by message id
         self._busy: dict[str, object] = {}  # dates of the kernel's, by message id
         self._before = Moment(0.0, 0, 0)  # when the cell before was done
         self._is_within_line = False
@@ -58,10 +60,13 @@ class CellTimer:
             self._asked.clear()
             self._busy.clear()
 
-    def note_request(self, header: Header, content: dict[str, Any]) -> None:
-        """Note that a cell is on its way there."""
-        if self.is_on and not is_unseen(content):
-            self._asked[str(header.get("msg_id", ""))] = header, self._now()
+    def on_move(self, request: Request, before: Stage) -> None:
+        """Note when a cell for the other side has come; forget one that is over."""
+        if before is Stage.RECEIVED and self.is_on and _is_timed(request):
+            self._asked[request.id] = request, self._now()
+        elif self._asked and request.is_over:
+            self._asked.pop(request.id, None)
+            self._busy.pop(request.id, None)
 
     def notice(self, parts: Sequence[Bytes]) -> None:
         """Look at an output that is about to be handed on; before an idle, say how long it took."""
@@ -88,14 +93,19 @@ class CellTimer:
     def _now(self) -> Moment:
         return Moment(self._clock(), *self._traffic())
 
-    def _tell(self, header: Header, asked: Moment, there: float | None) -> None:
+    def _tell(self, request: Request, asked: Moment, there: float | None) -> None:
         now = self._now()
         begun = max(asked, self._before)  # until then it stood behind another cell
         self._before = now
         line = told(there, now.at - begun.at, now.sent - begun.sent, now.received - begun.received)
         newline = "\n" if self._is_within_line else ""
-        self._publish("stream", {"name": "stderr", "text": f"{newline}{line}\n"}, header)
+        self._publish("stream", {"name": "stderr", "text": f"{newline}{line}\n"}, request.header)
         self._is_within_line = False
+
+
+def _is_timed(request: Request) -> bool:
+    is_on_its_way = request.stage in {Stage.HELD, Stage.QUEUED} and not request.is_here
+    return is_on_its_way and is_shown(request)
 
 
 def told(there: float | None, whole: float, sent: int, received: int) -> str:

@@ -1,0 +1,117 @@
+"""Answers in the far kernel's place when it is dead, or when the link does not come back by itself.
+
+What never left this side is answered with the reason. What may be running there is not touched,
+unless its session is gone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from remoter_kernel.errors import NoSuchSession, RemoterError
+from remoter_kernel.front.jupyter.requests import is_shown, unanswered_there
+from remoter_kernel.front.questions import NeedsPerson
+from remoter_kernel.wire.requests import IDLE, Stage
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from remoter_kernel.front.jupyter.asker import Asker
+    from remoter_kernel.front.jupyter.first_words import StartupCode
+    from remoter_kernel.front.jupyter.mouth import Mouth
+    from remoter_kernel.front.session.link import Link
+    from remoter_kernel.wire.reactor import Reactor
+    from remoter_kernel.wire.requests import Request, Requests
+
+RUN_A_CELL = "Run a cell to be asked."
+STAYS_FOR = 3.0  # seconds in which somebody may yet ask
+LAST_WORDS = 0.3  # seconds between the answer to another cell and the front's own end
+
+
+@dataclass
+class FailedLink:
+    """Answers what waits when the link has failed."""
+
+    link: Link
+    requests: Requests
+    mouth: Mouth
+    asker: Asker
+    startup: StartupCode
+
+    def answer(self, error: RemoterError, *, is_over: bool, is_asked: bool) -> None:
+        """Answer what will not be answered from there.
+
+        `is_over`: nothing of the session will ever come; `is_asked`: are there clients that
+        allow questions? One that never does (nbclient) has nobody who would run another cell.
+        """
+        if isinstance(error, NeedsPerson):
+            if self.asker.has_somebody():  # a cell was run while nobody could be asked
+                self.link.wake()
+                return
+            self._put_off(error, is_asked=is_asked)
+            error.advice = " ".join([error.advice.removesuffix(RUN_A_CELL), RUN_A_CELL]).strip()
+        is_over |= isinstance(error, NoSuchSession)
+        for request in unanswered_there(self.requests):
+            was_withdrawn = self.link.withdraw(request.channel, request.number)
+            if was_withdrawn or is_over or not self.link.has_met:
+                self.mouth.answer_error(request, error)
+            elif is_shown(request):  # it may be running there, and does not say so any more
+                self._tell(request, str(error))
+        if is_over:  # an idle that is still to come will not come any more
+            for request in self.requests.at(Stage.REPLIED):
+                self.mouth.publish("status", {"execution_state": IDLE}, request.header)
+
+    def _put_off(self, error: RemoterError, *, is_asked: bool) -> None:
+        """Nobody can be asked for now: end what need not wait."""
+        for request in unanswered_there(self.requests):
+            is_unsaid = self.link.withdraw(request.channel, request.number)
+            if is_unsaid and self.startup.answer(request):
+                continue
+            if is_unsaid or not is_asked:
+                self.mouth.answer_error(request, error)
+            elif is_shown(request):
+                where = f"{error.remote}: " if error.remote else ""
+                self._tell(request, f"{where}{error.what} Run a cell to be asked.")
+
+    def _tell(self, request: Request, sentence: str) -> None:
+        words = {"name": "stderr", "text": f"[remoter] {sentence}\n"}
+        self.mouth.publish("stream", words, request.header)
+
+
+class KernelDied(RemoterError):
+    """The kernel that ran the notebook is gone, and its variables with it."""
+
+
+class DeadKernel:
+    """What a client that never allows questions hears of a kernel that has died: why, then nothing.
+
+    nbclient and papermill run a notebook to its end or not at all. They should see their kernel
+    die, as they would see it of a local one, and no cell run in the one that follows it. Before
+    that papermill asks who the kernel is, and shows the cell's error only if it gets an answer.
+    """
+
+    def __init__(self, reactor: Reactor, mouth: Mouth, leave: Callable[[], None]) -> None:
+        """`begin` begins."""
+        self._reactor = reactor
+        self._mouth = mouth
+        self._leave = leave
+        self._error: KernelDied | None = None
+
+    @property
+    def has_begun(self) -> bool:
+        """Is the kernel dead, and this front about to follow it?"""
+        return self._error is not None
+
+    def begin(self, why: str) -> None:
+        """Hear that the kernel has died."""
+        self._error = KernelDied(why)
+        self._reactor.later(STAYS_FOR, self._leave)
+
+    def refuse(self, cell: Request) -> bool:
+        """Answer another cell with the reason, and leave; False: there is none."""
+        if self._error is None:
+            return False
+        self._mouth.answer_error(cell, self._error)
+        self._reactor.later(LAST_WORDS, self._leave)
+        return True

@@ -1,0 +1,386 @@
+"""Who may answer a client's request on this side, and in which order they are asked.
+
+`HANDLERS` is that order. Each says what it did with the request: HANDLED it, HELD it back, or let
+it PASS to the next one; the last one takes all.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+from functools import partial
+from typing import TYPE_CHECKING, Any, Protocol
+
+from remoter_kernel.errors import TooLarge
+from remoter_kernel.front.jupyter import answers
+from remoter_kernel.front.jupyter.requests import cells_there
+from remoter_kernel.front.questions import NeedsPerson
+from remoter_kernel.front.session.link import State
+from remoter_kernel.wire.frames import Channel, to_json
+from remoter_kernel.wire.requests import Request, Requests, Stage
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from remoter_kernel.errors import RemoterError
+    from remoter_kernel.front.configuration.remotes import Remote
+    from remoter_kernel.front.jupyter.asker import Asker
+    from remoter_kernel.front.jupyter.ending import Ending
+    from remoter_kernel.front.jupyter.failures import DeadKernel
+    from remoter_kernel.front.jupyter.first_words import StartupCode
+    from remoter_kernel.front.jupyter.introduction import Introduction
+    from remoter_kernel.front.jupyter.mouth import Mouth
+    from remoter_kernel.front.session.dialer import SessionDialer
+    from remoter_kernel.front.session.link import Link
+    from remoter_kernel.wire.frames import Bytes
+    from remoter_kernel.wire.reactor import Reactor
+
+    Parts = Sequence[Bytes]
+    Finish = Callable[[dict[str, Any], dict[str, Any] | None], None]
+
+ANSWER_WITHIN = 0.7  # seconds: jupyter console gives a question one, and mistakes a late answer
+
+
+class Outcome(Enum):
+    """What a handler did with a request."""
+
+    HANDLED = "handled"  # it was answered, is being answered, or is on its way
+    HELD = "held"  # somebody lets it go on later
+    PASS = "pass"  # noqa: S105 - no password: it is for the next one
+
+
+class Completer(Protocol):
+    """Completes and explains lines of ours."""
+
+    def take(self, request: Request) -> bool:
+        """Answer what is about such a line."""
+
+    def amend(self, request: Request, parts: Parts) -> Parts:
+        """Return a kernel's reply as clients should see it."""
+
+
+class CellsHere(Protocol):
+    """Knows what is for this side."""
+
+    def take_cell(self, request: Request) -> bool:
+        """Take a cell that needs this side."""
+
+    def take_other(self, kind: str, request: Request) -> bool:
+        """Take another request that is for this side."""
+
+    def take_own(self, parts: Parts) -> bool:
+        """Take what comes of code of our own."""
+
+    def notice(self, parts: Parts) -> None:
+        """Look at what is published there."""
+
+    def notice_reply(self, request: Request, parts: Parts) -> None:
+        """Look at a reply from there."""
+
+    def amend(self, request: Request, parts: Parts) -> Parts:
+        """Return a kernel's reply as clients should see it."""
+
+    def lose(self, error: RemoterError, *, is_over: bool) -> None:
+        """Hear that the link has failed."""
+
+
+class Verbs(Protocol):
+    """Knows the verbs of `%remoter`."""
+
+    last_reply: bytes
+    is_encrypted: bool | None
+
+    def take(self, request: Request, content: dict[str, Any], finish: Finish) -> bool:
+        """Answer a cell that asks something of this side."""
+
+    def notice(self, parts: Parts) -> None:
+        """Look at an output."""
+
+
+class Turns(Protocol):
+    """Lets cells run one at a time, on whichever side."""
+
+    def take_there(self, request: Request) -> bool:
+        """Hold a cell back for the other side."""
+
+    def interrupt(self) -> bool:
+        """Interrupt the cell on this side."""
+
+    def look(self) -> None:
+        """Begin with the next cell on this side, if its time has come."""
+
+
+@dataclass
+class KernelThere:
+    """What is known of the far kernel."""
+
+    info: dict[str, Any] | None  # what it has last said of itself
+    language: str  # as it is configured
+    is_ready: bool = False  # is it there, as far as we know?
+    trouble: RemoterError | None = None  # why there is none
+    is_asked: bool = False  # has any client allowed questions?
+
+
+@dataclass
+class Context:
+    """What handlers need."""
+
+    reactor: Reactor
+    requests: Requests
+    mouth: Mouth
+    link: Link
+    dialer: SessionDialer
+    kernel: KernelThere
+    asker: Asker
+    ending: Ending
+    introduction: Introduction
+    startup: StartupCode
+    dead: DeadKernel
+    remote: Callable[[], Remote]  # as it is configured now
+    completer: Completer = field(init=False)
+    here: CellsHere = field(init=False)
+    verbs: Verbs = field(init=False)
+    turns: Turns = field(init=False)
+
+    @property
+    def is_there(self) -> bool:
+        """Would the far kernel answer, as far as we know?"""
+        is_alive = self.kernel.is_ready and not self.dead.has_begun
+        return is_alive and self.link.state is State.UP
+
+    @property
+    def waits_for_person(self) -> bool:
+        """Is somebody being asked, or must a cell be run first in which to ask?"""
+        is_needed = self.link.state is State.FAILED and isinstance(self.link.error, NeedsPerson)
+        return is_needed or self.asker.is_asking
+
+
+def handle(around: Context, request: Request) -> Outcome:
+    """Give a client's request to whoever takes it."""
+    requests = around.requests
+    requests.add(request)
+    try:
+        outcome = _first_outcome(around, request)
+    except Exception as error:
+        if request.stage is Stage.RECEIVED:  # what nobody took must not stay for ever
+            requests.move(request, Stage.FAILED, type(error).__name__)
+        raise
+    if request.is_cell:
+        around.asker.note_cell(request, partial(_is_answered, requests))
+    if outcome is Outcome.HANDLED and request.stage is Stage.RECEIVED:
+        request.is_here = True
+        requests.move(request, Stage.SENT, "asked on this side, or over the login")
+        if not request.expects_reply:
+            requests.move(request, Stage.DONE, "it has no reply")
+    return outcome
+
+
+def _is_answered(requests: Requests, name: str) -> bool:
+    request = requests.get(name)
+    return request is None or not request.is_open
+
+
+def _first_outcome(around: Context, request: Request) -> Outcome:
+    for each in HANDLERS:
+        outcome = each(around, request)
+        if outcome is not Outcome.PASS:
+            return outcome
+    raise AssertionError  # the last one takes all
+
+
+def send(around: Context, request: Request) -> None:
+    """Send a request to the session; one that cannot be carried is answered here."""
+    around.startup.send()
+    moved = partial(around.requests.move, request)
+    on_kept = partial(moved, Stage.ACCEPTED, "in the session's journal")
+    moved(Stage.QUEUED)
+    try:
+        request.number = around.link.say(request.channel, list(request.parts), on_kept)
+    except TooLarge as error:
+        around.mouth.refuse(request, error)
+        return
+    if not request.expects_reply:
+        # Nothing comes back for which somebody must know who sent it.
+        moved(Stage.DONE, "it has no reply")
+    elif around.link.has_left(request.channel, request.number):
+        moved(Stage.SENT)
+
+
+def send_cell(around: Context, cell: Request) -> None:
+    """Send a cell: someone wants to compute, so a link that has given up tries again now."""
+    if around.link.state not in {State.FAILED, State.WAITING}:
+        send(around, cell)
+        return
+    if around.kernel.trouble:  # a session without a kernel is left behind
+        around.kernel.trouble = None
+        around.dialer.forget()
+        around.link.start_over()
+    send(around, cell)  # first: what the login asks is asked in a cell that waits
+    around.link.wake()
+
+
+def send_held(around: Context) -> None:
+    """Send the questions that waited for the kernel."""
+    for request in around.requests.at(Stage.HELD):
+        if request.type in answers.IMPATIENT:
+            send(around, request)
+
+
+def note_what_has_left(around: Context, why: str = "") -> None:
+    """Put what has left this side since it was queued into its stage.
+
+    Nobody is told when that happens: it is looked at where somebody wants to know.
+    """
+    for request in around.requests.at(Stage.QUEUED):
+        if around.link.has_left(request.channel, request.number):
+            around.requests.move(request, Stage.SENT, why)
+
+
+# The handlers, in their order ---------------------------------------------------------------
+
+
+def stdin_reply(around: Context, request: Request) -> Outcome:
+    """What was typed goes to whoever has asked for it."""
+    if request.channel is not Channel.STDIN:
+        return Outcome.PASS
+    if not around.asker.hear(request):
+        send(around, request)
+    return Outcome.HANDLED
+
+
+def interrupt(around: Context, request: Request) -> Outcome:
+    """Interrupt the cell that runs, or that would run next."""
+    if request.type != "interrupt_request":
+        return Outcome.PASS
+    around.mouth.reply(request, {"status": "ok"})
+    is_ours = around.turns.interrupt()
+    if around.asker.call_off(is_here=is_ours) or is_ours:
+        return Outcome.HANDLED
+    cells = [cell.id for cell in cells_there(around.requests)]
+    if around.link.pacer:
+        around.link.pacer.interrupt(*cells[:1])
+    words = to_json({"order": "interrupt", "cells": cells})
+    around.ending.unless_it_follows(partial(around.link.say, Channel.ORDER, [words]))
+    return Outcome.HANDLED
+
+
+def shutdown(around: Context, request: Request) -> Outcome:
+    """End this process; the session ends, restarts or stays, as it is meant."""
+    if request.type != "shutdown_request":
+        return Outcome.PASS
+    if around.ending.has_begun:
+        around.requests.move(request, Stage.CANCELLED, "it ends already")
+        return Outcome.HANDLED
+    is_restart = bool(request.content.get("restart"))
+    content = {"status": "ok", "restart": is_restart}
+    around.mouth.reply(request, content, is_quiet=True)
+    around.mouth.publish("shutdown_reply", content, request.header)
+    around.requests.move(request, Stage.DONE, "this process ends")
+    around.ending.leave("restart" if is_restart else "stop")
+    return Outcome.HANDLED
+
+
+def kernel_info(around: Context, request: Request) -> Outcome:
+    """Say who the kernel is, from memory, while it cannot say so itself."""
+    if request.type != "kernel_info_request" or around.is_there:
+        return Outcome.PASS
+    info = answers.kernel_info(around.kernel.info, around.kernel.language)
+    around.mouth.reply(request, info)
+    return Outcome.HANDLED
+
+
+def magic_completion(around: Context, request: Request) -> Outcome:
+    """Complete and explain a line of ours."""
+    return Outcome.HANDLED if around.completer.take(request) else Outcome.PASS
+
+
+def notebook_detection(around: Context, request: Request) -> Outcome:
+    """Look which notebook this is for."""
+    around.introduction.hear(request)
+    return Outcome.PASS
+
+
+def startup_code(around: Context, request: Request) -> Outcome:
+    """Answer a client's own code where it must not wait for a person or a session."""
+    is_early = around.waits_for_person or around.introduction.is_awaited
+    is_answered = is_early and around.startup.answer(request)
+    return Outcome.HANDLED if is_answered else Outcome.PASS
+
+
+def dead_kernel(around: Context, request: Request) -> Outcome:
+    """Refuse a cell of a client that should see its kernel die."""
+    if not request.is_cell:
+        return Outcome.PASS
+    around.kernel.is_asked |= bool(request.content.get("allow_stdin", True))
+    return Outcome.HANDLED if around.dead.refuse(request) else Outcome.PASS
+
+
+def local_cell(around: Context, request: Request) -> Outcome:
+    """Run a cell on this side in its turn, and answer what is asked of the kernel here."""
+    if request.is_cell:
+        is_taken = around.here.take_cell(request)
+    else:
+        is_taken = around.here.take_other(request.type, request)
+    return Outcome.HANDLED if is_taken else Outcome.PASS
+
+
+def remoter_verb(around: Context, request: Request) -> Outcome:
+    """Answer a cell that asks something of this side."""
+    if not request.is_cell:
+        return Outcome.PASS
+    finish = partial(around.mouth.finish, request)
+    is_taken = around.verbs.take(request, request.content, finish)
+    return Outcome.HANDLED if is_taken else Outcome.PASS
+
+
+def cell_queue(around: Context, request: Request) -> Outcome:
+    """Hold back a cell that stands behind one of this side."""
+    is_held = request.is_cell and around.turns.take_there(request)
+    return Outcome.HELD if is_held else Outcome.PASS
+
+
+def relay(around: Context, request: Request) -> Outcome:
+    """Send all else to the session; a person who types gets an empty answer, and no late one."""
+    if request.is_cell:
+        send_cell(around, request)
+        return Outcome.HANDLED
+    is_empty = request.type in answers.EMPTY and around.asker.is_asking
+    if is_empty or around.link.state is State.FAILED:
+        _answer_empty(around, request)
+    elif request.type in answers.IMPATIENT and not around.is_there:
+        around.requests.move(request, Stage.HELD, "the kernel is not there yet")
+        around.reactor.later(ANSWER_WITHIN, partial(_answer_if_held, around, request))
+        return Outcome.HELD
+    else:
+        send(around, request)
+    return Outcome.HANDLED
+
+
+HANDLERS = (
+    stdin_reply,
+    interrupt,
+    shutdown,
+    kernel_info,
+    magic_completion,
+    notebook_detection,
+    startup_code,
+    dead_kernel,
+    local_cell,
+    remoter_verb,
+    cell_queue,
+    relay,
+)
+
+
+def _answer_if_held(around: Context, request: Request) -> None:
+    if request.stage is Stage.HELD:
+        _answer_empty(around, request)
+
+
+def _answer_empty(around: Context, request: Request) -> None:
+    """Answer with nothing, which harms nobody; where there is no such answer, not at all."""
+    empty = answers.empty_reply(request.type, request.content)
+    if empty:
+        around.mouth.reply(request, empty)
+    else:
+        around.requests.move(request, Stage.FAILED, "the session is out of reach")

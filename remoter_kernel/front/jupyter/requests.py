@@ -1,0 +1,54 @@
+"""What the proxy asks of its table of requests (pure)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from remoter_kernel.errors import ProtocolError
+from remoter_kernel.wire.messages import is_unseen
+from remoter_kernel.wire.requests import Stage
+
+if TYPE_CHECKING:
+    from remoter_kernel.wire.requests import Request, Requests
+
+
+def unanswered_there(requests: Requests) -> list[Request]:
+    """List what was given to the link and has no reply yet."""
+    return [each for each in requests if is_there(each) and each.is_open]
+
+
+def cells_there(requests: Requests) -> list[Request]:
+    """List the cells among these; the first one runs, as far as is known here."""
+    return [cell for cell in requests.cells() if is_there(cell)]
+
+
+def unfinished_there(requests: Requests) -> list[Request]:
+    """List the cells that were given to the link and lack their reply or their idle."""
+    return [each for each in requests if each.is_cell and is_there(each)]
+
+
+def at_work(requests: Requests) -> list[Request]:
+    """List the cells that run or were given to the link: that on this side comes first."""
+    cells = requests.cells()
+    here = [cell for cell in cells if cell.is_here and cell.stage is Stage.RUNNING]
+    return [*here, *(cell for cell in cells if is_there(cell))]
+
+
+def find_there(requests: Requests, name: str) -> Request | None:
+    """Return the request with this id to which the kernel there may reply."""
+    request = requests.get(name)
+    is_right = request is not None and request.is_open and is_there(request)
+    return request if is_right else None
+
+
+def is_there(request: Request) -> bool:
+    """Was it given to the link?"""
+    return request.stage >= Stage.QUEUED and not request.is_here
+
+
+def is_shown(request: Request) -> bool:
+    """Is this a cell that may show something?"""
+    try:
+        return request.is_cell and not is_unseen(request.content)
+    except ProtocolError:
+        return False
