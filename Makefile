@@ -27,7 +27,7 @@ lint: $(venv)/.tools
 # proofs of timing, which run alone: there a busy machine may make one miss its limit once.
 several := $(bin)/python -m pytest --dist loadfile --no-loadscope-reorder -n
 test: parts lint docs wheel
-	$(several) 3 -m "not slow and not timing" --cov tests/pure tests/here tests/there tests/test_house.py
+	$(several) 3 -m "not slow and not timing" --cov=remoter_kernel tests/pure tests/here tests/there tests/test_house.py
 	$(several) 5 -m "not slow and not timing" tests/attacks tests/whole
 	$(bin)/python -m pytest -m "timing and not slow" --reruns 1 -raR
 

@@ -23,7 +23,9 @@ log = logging.getLogger("remoter_kernel.wire.pump")
 
 
 @pytest.fixture
-def file(tmp_path):
+def file(tmp_path, monkeypatch):
+    # What pytest captures has to be text that any encoding takes.
+    monkeypatch.setattr(logging.getLogger(logs.ROOT), "propagate", False)
     path = tmp_path / "made" / "debug.log"
     logs.begin(path)
     yield path
