@@ -253,8 +253,8 @@ class Requests:
         if request is None or not request.is_open:
             return None
         is_awaited = request.channel is Channel.SHELL and has_idle and not request.is_idle
+        self._end_unanswered(request)  # while it still stands in its place
         self.move(request, Stage.REPLIED if is_awaited else Stage.DONE, "reply")
-        self._end_unanswered(request)
         return request
 
     # Questions ---------------------------------------------------------------------------

@@ -85,6 +85,16 @@ def test_what_a_kernel_never_answers_does_not_keep_it_busy(requests):
     assert (odd.stage, odd.why) == (Stage.DONE, "the kernel gave no reply")
 
 
+def test_what_is_done_there_still_gets_its_reply_after_that_of_one_before_it(requests):
+    """What a kernel publishes may come before its replies: those come in their order."""
+    cells = [sent(requests, name) for name in "abc"]
+    for cell in cells:
+        requests.on_state(cell.id, "busy")
+        requests.on_state(cell.id, "idle")
+    assert [requests.on_reply(cell.id) for cell in cells] == cells
+    assert len(requests) == 0
+
+
 def test_what_is_asked_on_control_keeps_no_kernel_busy(requests):
     sent(requests, "usage", "usage_request", channel=Channel.CONTROL)
     assert not requests.is_busy
