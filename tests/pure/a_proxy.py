@@ -255,5 +255,6 @@ class Proxy:
         self.kernel._session.on_message(channel, parts)
 
     def stages(self) -> dict[str, str]:
-        """The stage of each request that is not over, by its id."""
+        """The stage of each request that is not over, by its id, as it is told to people."""
+        self.kernel._describe_requests()
         return {each.id: each.stage.name for each in self.requests}

@@ -191,6 +191,30 @@ def test_a_reply_to_what_was_not_sent_is_nobodys(proxy):
     assert proxy.stages()[held] == "HELD"
 
 
+@pytest.mark.parametrize("is_looked_at", [True, False])
+def test_cells_that_leave_late_get_their_replies_too(proxy, monkeypatch, is_looked_at):
+    """There was no credit for some; and what a kernel publishes may come before its replies."""
+    monkeypatch.setattr("threading.Thread.start", lambda _thread: None)
+    proxy.be_up()
+    proxy.run("%%local\n1", stop_on_error=False)
+    names = [proxy.run() for _ in range(2)]  # they wait for that
+    typed = proxy.ask("history_request")
+    proxy.link.is_flowing = False
+    proxy.kernel._turns.here.fail(CUT)
+    proxy.link.is_flowing = True
+    names = [typed, *names, proxy.run()]
+    if is_looked_at:
+        proxy.link._left |= {1, 2, 3, 4}
+        proxy.stages()
+    proxy.link.keep_all()
+    for name in names:
+        proxy.state(name, "busy", "idle")
+    for name in names:
+        proxy.reply(name)
+    assert all(proxy.page.reply_to(name) for name in names)
+    assert len(proxy.requests) == 0
+
+
 def test_a_second_reply_is_nobodys(proxy):
     proxy.be_up()
     cell = proxy.run()

@@ -202,8 +202,6 @@ def send(around: Context, request: Request) -> None:
     if not request.expects_reply:
         # Nothing comes back for which somebody must know who sent it.
         moved(Stage.DONE, "it has no reply")
-    elif around.link.has_left(request.channel, request.number):
-        moved(Stage.SENT)
 
 
 def send_cell(around: Context, cell: Request) -> None:
@@ -229,9 +227,10 @@ def send_held(around: Context) -> None:
 def note_what_has_left(around: Context, why: str = "") -> None:
     """Put what has left this side since it was queued into its stage.
 
-    Nobody is told when that happens: it is looked at where somebody wants to know.
+    Nobody is told when that happens: it is looked at where somebody wants to know. The table takes
+    the order of this for that in which the kernel gets them: it is the one in which they leave.
     """
-    for request in around.requests.at(Stage.QUEUED):
+    for request in sorted(around.requests.at(Stage.QUEUED), key=lambda each: each.number):
         if around.link.has_left(request.channel, request.number):
             around.requests.move(request, Stage.SENT, why)
 
