@@ -26,7 +26,7 @@ from remoter_kernel.wire.messages import (
     parts_of,
     source_mark,
 )
-from remoter_kernel.wire.requests import Request, Requests, Stage
+from remoter_kernel.wire.requests import BUSY, Request, Requests, Stage
 
 if TYPE_CHECKING:
     from remoter_kernel.daemon.child import Child
@@ -123,11 +123,15 @@ class Desk:
         self._strike()
         return cell.id
 
-    def fail_all(self, name: str, why: str) -> None:
-        """Answer every request that the kernel can answer no more, and end what it has answered."""
+    def fail_all(self, name: str, why: str, *, is_cut: bool = False) -> None:
+        """Answer every request that the kernel can answer no more, and end what it has answered.
+
+        `is_cut`: the kernel may have had something to say that its system never got.
+        """
         for request in self.requests:
+            if is_cut and BUSY in request.heard:
+                self._speaker.tell(request, "The last outputs of this cell may be missing.")
             if request.stage is Stage.REPLIED:
-                self._speaker.tell(request, f"{why} The last outputs of this cell may be missing.")
                 self._speaker.end(request)
                 self.requests.move(request, Stage.DONE, why)
             elif request.stage >= Stage.SENT:

@@ -313,9 +313,7 @@ class Supervisor:
         else:
             self.state = State.DEAD
             why = f"The kernel died: {explain(words)} Its variables are gone; it starts anew."
-            if is_by_signal(words) and (cell := self._requests.running):
-                self._speaker.tell(cell, "The last outputs of this cell may be missing.")
-            self._desk.fail_all("KernelDied", why)
+            self._desk.fail_all("KernelDied", why, is_cut=is_by_signal(words))
             self._speaker.note("died", why=why)
             child.forget()
             self.reactor.later(RESTART_AFTER, self._start_again)

@@ -264,6 +264,22 @@ def test_an_idle_that_was_said_in_the_kernels_place_is_not_passed_on_when_it_com
     assert evaluator.told("cell") == ["busy", "error", "execute_reply", "idle"]
 
 
+@pytest.mark.parametrize("is_cut", [True, False])
+def test_only_a_kernel_that_was_killed_may_have_had_more_to_say(evaluator, is_cut):
+    for name in ("replied", "running", "waits"):
+        evaluator.ask(name)
+    evaluator.disk.write()
+    evaluator.state("replied", "busy")
+    evaluator.hear(Channel.SHELL, "execute_reply", "replied", status="ok")
+    evaluator.requests.get("running").heard.add("busy")
+    evaluator.desk.fail_all("KernelDied", "It died.", is_cut=is_cut)
+    said = ["stream"] * is_cut
+    assert evaluator.told("replied") == ["busy", "execute_reply", *said, "idle"]
+    assert evaluator.told("running") == [*said, "error", "execute_reply", "idle"]
+    assert evaluator.told("waits") == ["busy", "error", "execute_reply", "idle"]
+    assert len(evaluator.requests) == 0
+
+
 def test_a_kernel_that_says_everything_twice_is_heard_once(evaluator):
     evaluator.ask("cell")
     evaluator.disk.write()
