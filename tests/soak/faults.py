@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from bench.proxy import Proxy
+    from tests.hung_disk import HungDisk
     from tests.real_sshd import RealSshd
     from tests.soak.talker import Talker
 
@@ -41,6 +42,7 @@ class Weather:
     """What all faults of a soak share: when they end, and how many there were."""
 
     sshd: RealSshd
+    disk: HungDisk
     is_over: threading.Event = field(default_factory=threading.Event)
     counted: Counter[str] = field(default_factory=Counter)
     troubles: list[str] = field(default_factory=list)  # of the faults' own
@@ -242,7 +244,12 @@ def sshd_is_gone(weather: Weather, dice: random.Random) -> None:
         weather.sshd.stop_listening()
         weather.wait(dice.uniform(1, 8))
         weather.sshd.start()
-    weather.counted["sshd is gone"] += 1
+
+
+def the_disk_hangs(weather: Weather, dice: random.Random) -> None:
+    """Let whoever asks something of the sessions' folder there wait for an answer."""
+    with weather.disk.hung():
+        weather.wait(dice.uniform(1, 12))
 
 
 # --- one after the other ---
@@ -271,13 +278,20 @@ def rain(
             target.talker.mended_at = time.monotonic()
 
 
-def thunder(weather: Weather, dice: random.Random, pause: float) -> None:
-    """Let the sshd go and come, `pause` seconds apart on average."""
+def thunder(
+    weather: Weather,
+    dice: random.Random,
+    happen: Callable[[Weather, random.Random], None],
+    pause: float,
+) -> None:
+    """Let something happen to all, `pause` seconds apart on average."""
+    name = happen.__name__.replace("_", " ")
     while not weather.is_over.is_set():
         weather.wait(dice.uniform(0.5 * pause, 1.5 * pause))
         if not weather.is_over.is_set():
             try:
-                sshd_is_gone(weather, dice)
+                happen(weather, dice)
             except Exception as error:  # noqa: BLE001 - a thread's end must not be silent
-                weather.troubles.append(f"sshd is gone: {type(error).__name__}: {error}")
+                weather.troubles.append(f"{name}: {type(error).__name__}: {error}")
                 return
+            weather.counted[name] += 1

@@ -82,8 +82,8 @@ class Heard:
 
     def _take_text(self, name: str, text: str) -> None:
         text = self._texts.get(name, "") + text
-        if "may be missing" in text:
-            self.words.add(Word.GAPS)
+        if "may be missing" in text:  # of a kernel that was killed the end alone
+            self.words.add(Word.CUT if "The last outputs of" in text else Word.GAPS)
         if "nobody has heard it" in text:
             self.words.add(Word.ASKED)
         self._find(text)

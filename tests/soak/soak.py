@@ -20,6 +20,7 @@ import psutil
 
 from bench.proxy import Proxy
 from remoter_kernel.front.keeper.endpoint import dismiss_all
+from tests.hung_disk import HungDisk
 from tests.real_jupyter import MARK, THIS_RUN, JupyterHere
 from tests.real_sshd import RealSshd
 from tests.real_users import FarSide, far_side
@@ -35,6 +36,8 @@ MEGABYTE = 1 << 20
 WAY_EVERY = 12.0  # seconds between two faults of one session's way
 SOMEBODY_EVERY = 45.0  # seconds between two of those who die or hang
 SSHD_EVERY = 180.0  # seconds
+DISK_EVERY = 90.0  # seconds
+SESSIONS = ".local/share/remoter-kernel/sessions"
 BEGINS_WITHIN = 120.0  # seconds until every session has run a cell
 OUTPUTS_WITHIN = 300.0  # seconds
 
@@ -134,10 +137,14 @@ class Soak:
             (self.folder / name).mkdir()
         self.here = stack.enter_context(JupyterHere(self.folder))
         os.environ["TMPDIR"] = str(self.folder / "tmp")
-        mark = f"SetEnv {MARK}={THIS_RUN} TMPDIR={there / 'tmp'}"
+        disk = HungDisk(there)
+        disk.build()
+        disk.folder = self.far.home / SESSIONS
+        words = {MARK: THIS_RUN, "TMPDIR": there / "tmp", **disk.environment}
+        mark = f"SetEnv {' '.join(f'{name}={word}' for name, word in words.items())}"
         server = RealSshd(self.folder / "sshd", user=self.far.user, extra_config=mark)
         sshd = stack.enter_context(server)
-        self.weather = faults.Weather(sshd)
+        self.weather = faults.Weather(sshd, disk)
         languages = ["python"] * self.plan.pythons + ["R"] * self.plan.rs
         for number, language in enumerate(languages, 1):
             self.targets.append(self._target(stack, f"soak-{number}", language, there / "runs"))
@@ -165,7 +172,7 @@ class Soak:
         dice = random.Random(f"{self.plan.seed} {name} cells")
         talker = Talker(name, language, self.folder / "fronts", runs / name, dice)
         stack.callback(talker.close)
-        sessions = self.far.home / ".local/share/remoter-kernel/sessions"
+        sessions = self.far.home / SESSIONS
         dice = random.Random(f"{self.plan.seed} {name} faults")
         return faults.Target(talker, proxy, sessions, self.weather, dice)
 
@@ -210,8 +217,12 @@ class Soak:
             dice = random.Random(f"{plan.seed} {target.talker.name} deaths")
             other = replace(target, dice=dice)
             yield partial(faults.rain, other, faults.OF_SOMEBODY, SOMEBODY_EVERY / plan.hurry)
-        dice = random.Random(f"{plan.seed} sshd")
-        yield partial(faults.thunder, weather, dice, SSHD_EVERY / plan.hurry)
+        for happen, pause in (
+            (faults.sshd_is_gone, SSHD_EVERY),
+            (faults.the_disk_hangs, DISK_EVERY),
+        ):
+            dice = random.Random(f"{plan.seed} {happen.__name__}")
+            yield partial(faults.thunder, weather, dice, happen, pause / plan.hurry)
 
     def _tell_minutes(self, until: float) -> None:
         while (left := until - time.monotonic()) > 0:
