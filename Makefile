@@ -5,9 +5,10 @@ venv := .venv
 bin := $(venv)/bin
 # What the tests talk to: a real sshd, R with its kernel, a terminal of their own, a Python
 # that another user can run, the login shells that people have, codes that work once, networks,
-# a browser, Node.js for another client than Python's, and what Qt draws with.
+# a browser, Node.js for another client than Python's, what Qt draws with, and a compiler for a disk that
+# hangs.
 parts := openssh-server openssh-client r-base-core r-cran-irkernel tmux python3-venv fish tcsh zsh \
-	libpam-oath iproute2 procps chromium libgl1 $(shell command -v npm >/dev/null || echo nodejs npm)
+	libpam-oath iproute2 procps chromium libgl1 gcc libc6-dev $(shell command -v npm >/dev/null || echo nodejs npm)
 pip := $(bin)/python -m pip --disable-pip-version-check --quiet
 
 demo: $(venv)/.base
