@@ -107,7 +107,7 @@ def _run(files: Iterable[str], source: Path, folder: Path) -> dict[str, str]:
     report = source / "report.xml"
     options = [f"--junitxml={report}", "-q", "-o", "addopts=", "-p", "no:cacheprovider"]
     options += ["-o", "asyncio_default_fixture_loop_scope=function", "-o", f"timeout={ENDS_WITHIN}"]
-    for plugin in ("rerunfailures", "xdist", "playwright", "anyio"):
+    for plugin in ("rerunfailures", "xdist", "playwright", "anyio", "pytest_cov"):
         options += ["-p", f"no:{plugin}"]
     ran = subprocess.run(
         [sys.executable, "-m", "pytest", *options, *(f"tests/{file}" for file in files)],

@@ -128,8 +128,10 @@ class Desk:
 
         `is_cut`: the kernel may have had something to say that its system never got.
         """
+        running = self.requests.running
         for request in self.requests:
-            if is_cut and BUSY in request.heard:
+            if is_cut and (BUSY in request.heard or request is running):
+                self._speaker.begin(request)
                 self._speaker.tell(request, "The last outputs of this cell may be missing.")
             if request.stage is Stage.REPLIED:
                 self._speaker.end(request)

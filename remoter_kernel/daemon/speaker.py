@@ -102,6 +102,12 @@ class Speaker:
         elif header.get("msg_id"):
             self.publish("stream", {"name": "stderr", "text": f"[remoter] {why}\n"}, header)
 
+    def begin(self, request: Request) -> None:
+        """Say that the kernel is busy with a request, unless that was said."""
+        if BUSY not in request.heard:
+            request.heard.add(BUSY)
+            self.publish("status", {"execution_state": BUSY}, request.header)
+
     def end(self, request: Request) -> None:
         """Say that the kernel is done with a request."""
         request.heard.add(IDLE)  # so that nobody hears it a second time, should it come
@@ -126,9 +132,8 @@ class Speaker:
         self, request: Request, reply: dict[str, Any], trouble: dict[str, Any] | None
     ) -> None:
         is_shell = request.channel is Channel.SHELL
-        if is_shell and BUSY not in request.heard:
-            request.heard.add(BUSY)
-            self.publish("status", {"execution_state": BUSY}, request.header)
+        if is_shell:
+            self.begin(request)
         if request.is_cell:
             reply["execution_count"] = 0
             if trouble:

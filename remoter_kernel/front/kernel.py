@@ -155,6 +155,7 @@ class Kernel:
         self.link.on_change = self._session.on_link_state
         self._ending.watch()
         Awakening(self.reactor, self.link.look_again).start()
+        self.sockets.welcome()
         self._mouth.publish("status", {"execution_state": "starting"})
         self._arrival.begin()
         self.link.wake()

@@ -40,6 +40,9 @@ class AnySession:
     def admits(self, _key: bytes) -> bool:
         return True
 
+    def admitted_keys(self) -> set[bytes]:
+        return set()
+
 
 class Behind:
     """A door in a thread of its own, and the way to it."""

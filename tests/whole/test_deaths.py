@@ -425,6 +425,7 @@ def test_a_child_dies_in_this_order(talk: Talk, number: signal.Signals) -> None:
     wait_for(lambda: value(talk, "1") == "1")
 
 
+@pytest.mark.timing
 def test_a_kernel_that_does_not_heed_interrupts(
     talk: Talk, kernel: StartedKernel, here: JupyterHere, far: FarSide
 ) -> None:

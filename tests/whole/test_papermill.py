@@ -151,7 +151,9 @@ def test_a_kernel_dies(death: str, reason: str, spec: str, far: FarSide, tmp_pat
     assert "KernelDied" in ran.err
     before, died, never = notebooks.code_cells(tmp_path / "out.ipynb")
     assert notebooks.text(before) == "before\n"
-    assert [reason in output.evalue for output in died.outputs] == [True]
+    *told, error = died.outputs
+    assert reason in error.evalue
+    assert len(told) == ("signal" in reason)  # that its last outputs may be missing
     assert not never.outputs
     wait_for(lambda: not there(far), seconds=30, what="the far side is empty")
 

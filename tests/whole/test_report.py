@@ -164,7 +164,7 @@ def test_a_report_tells_what_happened_and_nothing_that_is_a_persons_own(
         r"\nkeeper +answers",
         r"proxy +runs\nits link +2\S+ \S+Z The link is up",
         r"did not accept what was typed",
-        r"logged in by paramiko in",
+        r"Logged in by paramiko in",
         r"An evaluator begins as process",
         r"An evaluator adopts as process",
         r"The kernel died: it was killed by signal 9 \(SIGKILL\)",

@@ -139,6 +139,11 @@ class Sockets:
     def _beat(self) -> None:
         self._heartbeat.send_multipart(self._heartbeat.recv_multipart())
 
+    def welcome(self) -> None:
+        """Welcome all who have subscribed by now: else they hear something else first."""
+        while self._sockets[Channel.IOPUB].poll(0):
+            self._welcome()
+
     def _welcome(self) -> None:
         """Tell a new subscriber that it is heard (JEP 65)."""
         (frame, *_) = self._sockets[Channel.IOPUB].recv_multipart()
