@@ -39,6 +39,8 @@ from remoter_kernel.wire.reactor import Reactor
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from remoter_kernel.daemon.past import Past
+
 START_WITHIN = 10.0  # seconds that a warden may need to start a kernel and to say so
 TURN_WITHIN = 20.0  # seconds that another launch for the same session may take
 MOST_CRASHES = 3  # of evaluators of one session, each soon after the other
@@ -282,31 +284,9 @@ def _evaluate(
         os.setsid()
         if os.fork():
             os._exit(0)
-        # An order that comes before there is somebody to hear it waits.
-        signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGUSR1))
-        _leave_the_login(session)
-        logs.begin(session.folder / logs.FILE, str(wish.get("log") or ""))
-        _log.info(
-            "An evaluator %s as process %d.", "adopts" if is_adopted else "begins", os.getpid()
-        )
-        call_this_process(f"remoter {session.id}")
-        reactor = Reactor()
-        journal = Journal(
-            session.folder / "journal", reactor.call, int(wish.get("journal_limit") or LIMIT)
-        )
-        past = _open(journal, is_adopted=is_adopted)
-        door = Door(reactor, session, journal)
-        journal.low_water = door.low_water
-        public, secret = zmq.curve_keypair()
-        program.note_program(session)
-        session.claim(door.open(secret, public), public.decode())
+        reactor, journal, door, past = _open_door(session, wish, is_adopted=is_adopted)
     except BaseException as error:  # noqa: BLE001 - the login waits for a word
-        why: Any = f"{type(error).__name__}: {error}"
-        if isinstance(error, OSError):
-            why = [error.errno, error.strerror, error.filename]
-        _log.critical("The evaluator could not begin.", exc_info=True)
-        os.write(mouth, json.dumps(why).encode())
-        logs.end()
+        _say_why(mouth, error)
         os._exit(1)
     os.close(mouth)
     try:
@@ -324,6 +304,38 @@ def _evaluate(
     _log.info("The evaluator ends.")
     logs.end()
     os._exit(0)
+
+
+def _open_door(
+    session: Session, wish: dict[str, Any], *, is_adopted: bool
+) -> tuple[Reactor, Journal, Door, Past | None]:
+    """Leave the login, begin to log, open the journal, and listen."""
+    # An order that comes before there is somebody to hear it waits.
+    signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGUSR1))
+    _leave_the_login(session)
+    logs.begin(session.folder / logs.FILE, str(wish.get("log") or ""))
+    begins = "adopts" if is_adopted else "begins"
+    _log.info("An evaluator %s as process %d.", begins, os.getpid())
+    call_this_process(f"remoter {session.id}")
+    reactor, limit = Reactor(), int(wish.get("journal_limit") or LIMIT)
+    journal = Journal(session.folder / "journal", reactor.call, limit)
+    past = _open(journal, is_adopted=is_adopted)
+    door = Door(reactor, session, journal)
+    journal.low_water = door.low_water
+    public, secret = zmq.curve_keypair()
+    program.note_program(session)
+    session.claim(door.open(secret, public), public.decode())
+    return reactor, journal, door, past
+
+
+def _say_why(mouth: int, error: BaseException) -> None:
+    """Tell the login why no evaluator could begin."""
+    why: Any = f"{type(error).__name__}: {error}"
+    if isinstance(error, OSError):
+        why = [error.errno, error.strerror, error.filename]
+    _log.critical("The evaluator could not begin.", exc_info=True)
+    os.write(mouth, json.dumps(why).encode())
+    logs.end()
 
 
 def _crashes(session: Session) -> dict[str, Any]:
