@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 import pytest
 
 from remoter_kernel.daemon.succession import Candidate, choose
 from remoter_kernel.front.bootstrap.evaluator import Address
 from remoter_kernel.front.jupyter.news import WEEK, joined, left_alone
+from remoter_kernel.front.session.claims import with_files
 
 # The session; then: same path, a cell in common, free, can be joined.
 LEFT = Candidate("left", True, True, True)
@@ -75,7 +77,8 @@ def test_sessions_that_were_not_joined_are_named(tmp_path):
     gone = str(tmp_path / "gone.ipynb")
 
     def told(*others):
-        return left_alone(an_address(others=others), own)
+        address = an_address(others=others)
+        return left_alone(replace(address, others=with_files(address.others)), own)
 
     assert told() == told(("1", str(copied))) == ""
     assert told(("1", own)) == (

@@ -177,7 +177,7 @@ class Address:
     python: str
     pyzmq: str
     begun: float = 0.0  # since when, if another front of the same notebook has left it behind
-    others: tuple[dict[str, str], ...] = ()  # which a fresh one did not join
+    others: tuple[dict[str, Any], ...] = ()  # which a fresh one did not join
     notices: tuple[str, ...] = ()  # what a person should hear once
 
 

@@ -23,6 +23,7 @@ from remoter_kernel.wire.messages import (
     header_of,
 )
 from remoter_kernel.wire.requests import has_idle
+from remoter_kernel.wire.threads import Thread
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -141,7 +142,8 @@ class FromSession:
             kernel.info = info
             address = around.dialer.address
             if address and not address.is_joined:  # else it may be older than the configuration
-                remember_kernel_info(around.dialer.remote, info)
+                remember = partial(remember_kernel_info, around.dialer.remote, info)
+                Thread(remember, name="kernel info").start()  # a disk may be slow
 
     def _on_up(self) -> None:
         around = self.around

@@ -91,7 +91,7 @@ def left_alone(address: Address, notebook: str) -> str:
     moved = [
         each
         for each in address.others
-        if each.get("notebook") != same and not _may_be_there(each.get("notebook", ""))
+        if each.get("notebook") != same and not each.get("is_file_here")
     ]
     if own:
         which = f"Session {own[0]} of this notebook is" if len(own) == 1 else _several(own)
@@ -102,16 +102,6 @@ def left_alone(address: Address, notebook: str) -> str:
     else:
         return ""
     return f"[remoter] {which} there, too: remoter attach {own[0]}\n"
-
-
-def _may_be_there(path: str) -> bool:
-    """Is there such a file on this machine? No other machine is asked because one there says so."""
-    if path.startswith(("\\\\", "//")):  # a share of Windows, where a login would be tried
-        return True
-    try:
-        return Path(path).exists()
-    except OSError:  # longer than a path can be
-        return False
 
 
 def _several(sessions: list[str]) -> str:

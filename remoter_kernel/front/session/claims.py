@@ -14,7 +14,7 @@ from remoter_kernel.front.session.laptop import living_fronts
 from remoter_kernel.front.session.own_notebook import cells_of, is_notebook
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
 TURNS = 2  # hex digits: that many files at most, however many notebooks there are
 
@@ -44,3 +44,20 @@ class Claim:
     def _turn(self) -> Path:
         name = hashlib.sha256(self.notebook.encode()).hexdigest()[:TURNS]
         return state_folder() / "turns" / name
+
+
+def with_files(others: Iterable[dict[str, Any]]) -> tuple[dict[str, Any], ...]:
+    """Say of each session whether its notebook's file is on this machine. Waits for disks."""
+    return tuple(
+        {**each, "is_file_here": _may_be_here(str(each.get("notebook", "")))} for each in others
+    )
+
+
+def _may_be_here(path: str) -> bool:
+    """Is there such a file? No other machine is asked because one there says so."""
+    if path.startswith(("\\\\", "//")):  # a share of Windows, where a login would be tried
+        return True
+    try:
+        return Path(path).exists()
+    except OSError:  # longer than a path can be
+        return False

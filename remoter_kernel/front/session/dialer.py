@@ -36,7 +36,7 @@ from remoter_kernel.front.configuration.folders import folder_there
 from remoter_kernel.front.configuration.remotes import Remote
 from remoter_kernel.front.keeper.kept import KeptLogin, kept_login
 from remoter_kernel.front.session import known_sessions, orders
-from remoter_kernel.front.session.claims import Claim
+from remoter_kernel.front.session.claims import Claim, with_files
 from remoter_kernel.front.session.greeting import AnotherWay
 from remoter_kernel.front.session.link import Line
 from remoter_kernel.front.ssh.outcome import CommandEnded
@@ -295,7 +295,7 @@ class SessionDialer:
         if remote is not HERE and not address.is_joined:
             known_sessions.add(remote.name, address.session, wish.script)
         notices, self._notices = tuple(self._notices), []
-        return replace(address, notices=notices)
+        return replace(address, notices=notices, others=with_files(address.others))
 
     def _settle(self, pending: tuple[orders.Order, ...], answers: list[dict[str, str]]) -> None:
         """Forget the orders that were answered; what they met is told with the next session."""
