@@ -135,6 +135,8 @@ class Kernel:
         no_remote = NoRemoteLine(publish, requests, lambda: self.dialer.is_here)
         name = lambda: self._find().name  # noqa: E731 - one use
         notices = WaitingNotices(self.reactor, publish, requests, self.link, name)
+        tell_wait = lambda sentence: self.reactor.call(partial(notices.tell, sentence))  # noqa: E731
+        self.dialer.on_wait = tell_wait  # in the dialler's thread
         observers = (EarlyBusy(self.reactor, publish), no_remote, news, notices, self._verbs.timer)
         requests.observers += [each.on_move for each in (self._turns, *observers)]
         self._session = FromSession(

@@ -31,7 +31,7 @@ class Greeted:
 
     def __init__(self) -> None:
         self.sent: list[bytes] = []
-        dialer: Any = SimpleNamespace(doubt=lambda: None)
+        dialer: Any = SimpleNamespace(doubt=lambda error: error)
         self.link = Link(Calls(), dialer)  # type: ignore[arg-type]
         self.link.on_change = self.note
         self.link.state = State.DIALLING

@@ -14,6 +14,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import zmq
 
 from remoter_kernel.daemon.child import Child
 from remoter_kernel.daemon.door import Door
@@ -45,6 +46,10 @@ OF_THE_PROXY = {
 }
 OF_AN_EVALUATOR = {
     ("Door", "is_sure_of"): "only where an evaluator before this one has left a journal",
+}
+OF_A_KEEPER = {
+    ("Visitor", "on_answer"): "set while a login asks it",
+    ("Visitor", "on_end"): "set while it waits for a login",
 }
 
 
@@ -119,7 +124,9 @@ def test_all_are_told_in_the_process_on_this_side(
     if is_under_server:
         monkeypatch.setenv("JPY_SESSION_NAME", "here.ipynb")
     monkeypatch.setattr(kernels, "find_remote", lambda _name: Remote(name="x", host="x"))
-    kernel = Kernel(Sockets(Reactor(), ports()), "x")
+    sockets = Sockets(Reactor(), ports())
+    sockets.bind()
+    kernel = Kernel(sockets, "x")
     monkeypatch.setattr(kernel.link, "wake", lambda: None)
     looks = 0
 
@@ -152,6 +159,8 @@ def test_all_are_told_in_an_evaluator(tmp_path: Path, monkeypatch: pytest.Monkey
     journal.open()
     door = Door(reactor, session, journal)
     journal.low_water = door.low_water
+    public, secret = zmq.curve_keypair()
+    door.open(secret, public)
     for name in ("signal", "pthread_sigmask"):
         monkeypatch.setattr(signal, name, lambda *_: None)
     monkeypatch.setattr(Child, "start", lambda _self, **_: None)
@@ -175,7 +184,7 @@ def test_all_are_told_in_an_evaluator(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_all_are_told_in_a_keeper() -> None:
-    """It calls back by threads and queues alone, and stays so."""
+    """It calls back by threads and queues, but for what is told of a login that is being made."""
     near, far = Pipe()
     with near, far:
-        check(KeeperServer(), Visitor(near), may_stay_unset={})
+        check(KeeperServer(), Visitor(near), may_stay_unset=OF_A_KEEPER)

@@ -121,6 +121,18 @@ def test_what_is_there_already_and_what_nobody_sees_says_nothing(proxy):
     assert [proxy.page.text(cell) for cell in (kept, sent, silent)] == ["", WAITING, ""]
 
 
+def test_a_host_that_takes_long_is_told_in_the_first_cell_that_waits(proxy):
+    proxy.link.change(State.DIALLING)
+    silent, cell, other = proxy.run(silent=True), proxy.run(), proxy.run()
+    proxy.kernel.dialer.on_wait("its login shell has taken 8 s so far.")
+    assert proxy.page.text(cell) == "[remoter] far: its login shell has taken 8 s so far.\n"
+    assert proxy.page.text(silent) + proxy.page.text(other) == ""
+    proxy.be_up()
+    for each in (silent, cell, other):
+        proxy.answer(each)
+    assert once(proxy, silent, cell, other)
+
+
 def test_a_first_login_is_no_link_that_was_lost(proxy):
     proxy.link.change(State.DIALLING)
     cell = proxy.run()

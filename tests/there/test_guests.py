@@ -49,6 +49,9 @@ class Calls:
     def later(self, _seconds: float, _call: Any) -> Any:
         return SimpleNamespace(cancel=lambda: None)
 
+    def call(self, call: Any) -> None:
+        call()
+
 
 class Ground:
     """A door on a real journal; what it sends is kept, and what it takes in is written down."""

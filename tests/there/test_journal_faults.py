@@ -17,6 +17,7 @@ from remoter_kernel.daemon import journal as journals
 from remoter_kernel.daemon.compaction import compact
 from remoter_kernel.daemon.outbox import FrontOutbox
 from remoter_kernel.daemon.records import EVERYONE, Record, encode, mark_of, read_journal
+from remoter_kernel.logs import reason
 from remoter_kernel.wire.frames import Channel, Lane
 from remoter_kernel.wire.threads import ThreadEndedError
 from tests.real_jupyter import wait_for
@@ -353,7 +354,7 @@ def test_room_that_was_not_made_is_tried_again(tmp_path, monkeypatch, close, err
         desk.journal.append(Channel.IOPUB, text("a", 1))
         desk.settle()
         desk.wait_for(lambda: not desk.journal._is_making_room)
-    assert str(error) in caplog.text
+    assert reason(error) in caplog.text
     desk.wait_for(lambda: not desk.journal._is_making_room)
     assert [each.name for each in tmp_path.iterdir()] == ["journal"]
 

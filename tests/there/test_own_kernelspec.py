@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -31,7 +32,7 @@ def people(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def argv(folder: Path, name: str, *, is_own: bool) -> list[str]:
     """Return what would be started."""
-    reactor: Any = None
+    reactor: Any = SimpleNamespace(call=lambda call: call())
     child = Child(reactor, folder, name, b"session", is_own=is_own)
     return list(child._spec().argv)
 
@@ -53,7 +54,7 @@ def test_else_jupyter_says_which(tmp_path: Path, name, is_own):
 
 def test_a_kernelspec_whose_program_is_gone_is_named(tmp_path: Path, people: Path) -> None:
     """With what to do about it, before anything is started."""
-    reactor: Any = None
+    reactor: Any = SimpleNamespace(call=lambda call: call())
     child = Child(reactor, tmp_path, "mine", b"session")
     with pytest.raises(RemoteLacks) as error:
         child.start(env={}, cwd="/", init=(), umask=0o077)

@@ -92,6 +92,15 @@ class WaitingNotices:
         else:
             self._show_soon(self._requests.at(Stage.QUEUED, Stage.SENT))
 
+    def tell(self, sentence: str) -> None:
+        """Say in the first cell that waits why the way there takes long."""
+        waiting = self._requests.at(Stage.QUEUED, Stage.SENT)
+        cell = next((each for each in waiting if is_shown(each) and not each.is_here), None)
+        if cell is not None:
+            text = f"[remoter] {self._name()}: {sentence}\n"
+            self._publish("status", {"execution_state": BUSY}, cell.header)
+            self._publish("stream", {"name": "stderr", "text": text}, cell.header)
+
     def _show_soon(self, requests: Iterable[Request]) -> None:
         if self._link.state in {State.UP, State.FAILED} or not self._link.has_met:
             return
