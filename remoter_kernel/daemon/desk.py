@@ -130,10 +130,14 @@ class Desk:
         """
         running = self.requests.running
         for request in self.requests:
+            has_replied = request.stage is Stage.REPLIED
+            told = why if has_replied else ""  # else an error says it
             if is_cut and (BUSY in request.heard or request is running):
                 self._speaker.begin(request)
-                self._speaker.tell(request, "The last outputs of this cell may be missing.")
-            if request.stage is Stage.REPLIED:
+                told = f"{told} The last outputs of this cell may be missing.".lstrip()
+            if told:
+                self._speaker.tell(request, told)
+            if has_replied:
                 self._speaker.end(request)
                 self.requests.move(request, Stage.DONE, why)
             elif request.stage >= Stage.SENT:

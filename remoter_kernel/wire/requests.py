@@ -280,9 +280,13 @@ class Requests:
         """List those in one of these stages, in the order in which they came."""
         return [request for request in self._open if request.stage in stages]
 
+    def each_cell(self) -> Iterator[Request]:
+        """Go through the cells without a reply, in the order in which they came; nothing moves."""
+        return (cell for cell in self._cells if cell.is_open)
+
     def cells(self) -> list[Request]:
         """List the cells without a reply, in the order in which they came."""
-        return [cell for cell in self._cells if cell.is_open]
+        return list(self.each_cell())
 
     @property
     def running(self) -> Request | None:

@@ -247,6 +247,7 @@ class Asker:
 
         `is_over` says whether a cell, by its id, has its reply by now.
         """
+        self._boxes.note_cell(route)
         asked = self._asked
         if asked is None or not may_ask_in(route) or is_over(id_of(route)):
             return
@@ -353,8 +354,9 @@ class Asker:
         self._go_on()
 
     def _take(self, asked: Asked, reply: Route) -> None:
+        value = str(content_of(reply.parts).get("value", ""))  # an odd reply leaves it open
         self._asked = None
-        asked.answer.put(str(content_of(reply.parts).get("value", "")))
+        asked.answer.put(value)
         self._go_on()
 
     def forget(self, *, is_here: bool) -> None:
@@ -363,13 +365,13 @@ class Asker:
         self._kernels.forget(is_here=is_here)
         self._go_on()
 
-    def call_off(self, *, is_here: bool = False) -> bool:
+    def call_off(self, *, is_here: bool = False, client: Sequence[bytes] = ()) -> bool:
         """Let a question go unanswered: the person has interrupted. False: there was none.
 
-        Then a kernel is interrupted; `is_here`: it is that on this side.
+        Then a kernel is interrupted; `is_here`: it is that on this side. `client` interrupts.
         """
         asked, self._asked = self._asked, None
-        self._boxes.close_all()
+        self._boxes.close_of(client, asked)
         if asked is None and self._elsewhere:
             waiting, self._elsewhere = self._elsewhere, []
             for answer in waiting:

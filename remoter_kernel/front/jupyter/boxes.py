@@ -43,6 +43,7 @@ class Boxes:
         self.headers: dict[str, dict[str, Any]] = {}  # of the cells, by the message that asked
         self._is_exact = is_exact
         self._left: list[Asked] = []
+        self._pages: list[list[bytes]] = []  # clients that have run cells, the last ones
 
     def leave(self, asked: Asked) -> None:
         """A question is not open any more, and its box is."""
@@ -72,9 +73,25 @@ class Boxes:
         """A person has closed one."""
         self._left = [box for box in self._left if box.name != name]
 
-    def close_all(self) -> None:
-        """Clients close their boxes at an interrupt."""
-        self._left.clear()
+    def note_cell(self, route: Route) -> None:
+        """A cell that is run again has closed the box that it showed before."""
+        self._left = [box for box in self._left if not replaces(route, box.route)]
+        if list(route.identities) not in self._pages:
+            self._pages = [*self._pages, list(route.identities)][-MOST:]
+
+    def close_of(self, client: Sequence[bytes], asked: Asked | None) -> None:
+        """A client has interrupted, and with that closed its boxes.
+
+        A server does that for one of its pages, and does not say for which: for that where the
+        question is open, `asked`, if there is one. Boxes of other pages stay on their screens.
+        """
+        page = list(client)
+        if page not in self._pages:
+            if asked is None:
+                self._left.clear()
+                return
+            page = list(asked.route.identities)
+        self._left = [box for box in self._left if list(box.route.identities) != page]
 
     def _of(self, client: Sequence[bytes]) -> list[Asked]:
         return [box for box in self._left if list(box.route.identities) == list(client)]

@@ -22,7 +22,7 @@ from remoter_kernel.wire.messages import (
     execution_state,
     header_of,
 )
-from remoter_kernel.wire.requests import has_idle
+from remoter_kernel.wire.requests import BUSY, IDLE, has_idle
 from remoter_kernel.wire.threads import Thread
 
 if TYPE_CHECKING:
@@ -94,6 +94,13 @@ class FromSession:
         if state in STATES:
             asker = str(header_of(parts[PARENT]).get("msg_id", ""))
             is_new = around.requests.on_state(asker, state).is_new
+            if not is_new and state == BUSY and around.mouth.last_state == IDLE:
+                # It was said early, and the idle of another request has come since: clients
+                # take that for the kernel's, and this cell runs.
+                request = around.requests.get(asker)
+                is_new = request is not None and request.is_open
+            if is_new:
+                around.mouth.last_state = state
         if is_new:
             self.sockets.publish([bytes(parts[TOPIC]), *parts[HEADER:]])
         around.here.notice(parts)

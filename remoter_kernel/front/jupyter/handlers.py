@@ -165,19 +165,21 @@ def handle(around: Context, request: Request) -> Outcome:
         if request.stage is Stage.RECEIVED:  # what nobody took must not stay for ever
             requests.move(request, Stage.FAILED, type(error).__name__)
         raise
-    if request.is_cell:
-        around.asker.note_cell(request, partial(_is_answered, requests))
     if outcome is Outcome.HANDLED and request.stage is Stage.RECEIVED:
         request.is_here = True
         requests.move(request, Stage.SENT, "asked on this side, or over the login")
         if not request.expects_reply:
             requests.move(request, Stage.DONE, "it has no reply")
+    if request.is_cell:
+        around.asker.note_cell(request, partial(_is_answered, requests))
     return outcome
 
 
 def _is_answered(requests: Requests, name: str) -> bool:
     request = requests.get(name)
-    return request is None or not request.is_open
+    if request is None or not request.is_open:
+        return True
+    return request.is_here and request.stage is Stage.SENT  # it ends soon, whatever is answered
 
 
 def _first_outcome(around: Context, request: Request) -> Outcome:
@@ -253,7 +255,7 @@ def interrupt(around: Context, request: Request) -> Outcome:
         return Outcome.PASS
     around.mouth.reply(request, {"status": "ok"})
     is_ours = around.turns.interrupt()
-    if around.asker.call_off(is_here=is_ours) or is_ours:
+    if around.asker.call_off(is_here=is_ours, client=request.identities) or is_ours:
         return Outcome.HANDLED
     cells = [cell.id for cell in cells_there(around.requests)]
     if around.link.pacer:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from remoter_kernel.errors import ProtocolError
 from remoter_kernel.front.jupyter import answers
-from remoter_kernel.front.jupyter.requests import at_work
+from remoter_kernel.front.jupyter.requests import first_at_work
 from remoter_kernel.wire.frames import Channel, to_json
 from remoter_kernel.wire.messages import HEADER, PARENT, execution_state, header_of
 from remoter_kernel.wire.requests import BUSY, EXECUTE, IDLE, Request, Requests, Stage
@@ -36,10 +36,11 @@ class Mouth:
         self._sockets = sockets
         self._kernel_id = kernel_id
         self._requests = Requests() if requests is None else requests
+        self.last_state = ""  # what clients take for the kernel's state
 
-    def at_work(self) -> list[Request]:
-        """List the cells without a reply: that which runs on this side, and those there."""
-        return at_work(self._requests)
+    def at_work(self) -> Request | None:
+        """Return the cell that runs, on either side, as far as is known."""
+        return first_at_work(self._requests)
 
     def answer_error(self, route: Request, error: RemoterError) -> None:
         """Answer a request with the reason why nothing comes of it."""
@@ -142,13 +143,15 @@ class Mouth:
 
         The other side, or this one, has answered something else meanwhile; `ended`: whose idle.
         """
-        cell = next((each for each in self.at_work() if each.id != ended), None)
+        cell = first_at_work(self._requests, but=ended)
         if cell:
             self._requests.on_said(cell.id, BUSY)
             self._publish("status", {"execution_state": BUSY}, cell.header)
 
     def _publish(self, kind: str, content: dict[str, Any], header: dict[str, Any] | None) -> None:
         topic = f"kernel.{self._kernel_id}.{kind}".encode()
+        if kind == "status":
+            self.last_state = str(content.get("execution_state"))
         self._sockets.publish(self._sockets.voice.compose(kind, content, header, topic=topic))
 
     def pass_on(self, channel: Channel, route: Request | None, parts: list[Bytes]) -> None:
@@ -163,6 +166,7 @@ class Mouth:
             state = execution_state(parts)
             name = str(header_of(parts[PARENT]).get("msg_id", ""))
             if state not in STATES or self._requests.on_said(name, state):
+                self.last_state = state or self.last_state
                 self._sockets.publish(parts)
         elif route is not None:
             self._sockets.reply(channel, route.identities, parts)

@@ -46,7 +46,7 @@ class Refused:
             self._mouth.publish("status", {"execution_state": state}, parent)
         elif channel is Channel.IOPUB or channel is Channel.STDIN:
             self._tell_in(parent, f"Something of this cell ({kind}) is missing here: {why}.")
-        elif cell := next(iter(self._mouth.at_work()), None):  # whose it was is not known
+        elif cell := self._mouth.at_work():  # whose it was is not known
             self._tell_in(cell.header, f"Something of the session is missing here: {why}.")
 
     def _answer(self, parent: dict[str, Any], why: str) -> None:

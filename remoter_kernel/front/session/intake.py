@@ -7,7 +7,6 @@ from functools import partial
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from remoter_kernel.errors import ProtocolError, RemoterError
-from remoter_kernel.front.session.pacer import LOOK_AGAIN
 from remoter_kernel.wire.frames import LANE, Bytes, Channel, Head, Lane, from_json, unpack
 from remoter_kernel.wire.messages import TOPIC, parts_of
 
@@ -18,6 +17,7 @@ if TYPE_CHECKING:
     from remoter_kernel.wire.reactor import Reactor, Timer
     from remoter_kernel.wire.stream import Conversation
 
+LOOK_FIRST, LOOK_LAST = 0.002, 0.05  # seconds: have clients that took nothing begun to?
 UNREADABLE = b'"unreadable"'  # the note in the place of what the session cannot read any more
 
 
@@ -54,6 +54,7 @@ class Intake:
         self._talk = talk
         self._held: deque[Held] = deque()
         self._timer: Timer | None = None
+        self._pause = LOOK_FIRST
 
     def begin(self) -> None:
         """Begin with another wire."""
@@ -84,11 +85,13 @@ class Intake:
 
     def _look_again(self) -> None:
         if self._timer is None:
-            self._timer = self._taker.reactor.later(LOOK_AGAIN, self._go_on)
+            self._timer = self._taker.reactor.later(self._pause, self._go_on)
 
     def _go_on(self) -> None:
         self._timer = None
+        self._pause = min(2 * self._pause, LOOK_LAST)
         while self._held and self._taker.has_room():
+            self._pause = LOOK_FIRST
             self._hand_on(self._held.popleft())
         if self._held:
             self._look_again()

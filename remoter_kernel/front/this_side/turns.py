@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from remoter_kernel.front.jupyter.requests import unfinished_there
+from remoter_kernel.front.jupyter.requests import cells_there, unfinished_there
 from remoter_kernel.wire.requests import Stage
 
 if TYPE_CHECKING:
@@ -124,7 +124,7 @@ class Turns:
         if self._here:
             self._here.interrupt()
             return True
-        if not self._queue or unfinished_there(self._requests):
+        if not self._queue or cells_there(self._requests):
             return False
         self._call_off(self._queue.popleft().request)  # it waits for a session that is being made
         self._call_off_all()
