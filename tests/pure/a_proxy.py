@@ -151,6 +151,9 @@ class Wire:
     def fail(self, error: RemoterError) -> None:
         self.change(State.FAILED, error)
 
+    def hand_on_all(self) -> None:
+        pass
+
     def start_over(self) -> None:
         self.has_met = False
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 
 import pytest
@@ -9,13 +10,13 @@ import pytest
 from remoter_kernel.errors import NoSuchSession, ProtocolError, RemoterError, TooLarge, Unreachable
 from remoter_kernel.front.jupyter import handlers
 from remoter_kernel.front.jupyter.failures import LAST_WORDS, RUN_A_CELL
-from remoter_kernel.front.jupyter.handlers import ANSWER_WITHIN
+from remoter_kernel.front.jupyter.handlers import ANSWER_WITHIN, MOST_WITHOUT_REPLY
 from remoter_kernel.front.questions import NeedsPerson
 from remoter_kernel.front.session.link import State
 from remoter_kernel.front.verbs import completer
 from remoter_kernel.wire.frames import Channel
 from remoter_kernel.wire.requests import Stage
-from tests.pure.a_proxy import ANOTHER, Proxy
+from tests.pure.a_proxy import ANOTHER, CLIENT, CONSOLE, FAR_KERNEL, Proxy
 from tests.real_jupyter import wait_for
 
 SILENT = {"silent": True, "allow_stdin": False}
@@ -409,3 +410,44 @@ def test_an_error_of_any_kind_has_a_name(proxy):
     proxy.requests.observers.append(lambda each, _: ends.append((each.stage, each.why)))
     proxy.link.fail(RemoterError("SECRET"))
     assert (Stage.FAILED, "RemoterError") in ends
+
+
+def test_code_that_a_widget_runs_may_ask_whoever_has_sent_the_message(proxy):
+    """Such a message has no reply, and is not in the table any more."""
+    proxy.be_up()
+    name = proxy.ask("comm_msg", {"comm_id": "c", "data": {}})
+    assert len(proxy.requests) == 0
+    asked = FAR_KERNEL.compose("input_request", {"prompt": "? "}, {"msg_id": name})
+    proxy.hear(Channel.STDIN, asked)
+    assert proxy.page.replies[-1] == ("input_request", name, {"prompt": "? "})
+
+
+def test_how_many_senders_of_widgets_messages_are_known_is_bounded(proxy):
+    proxy.be_up()
+    for _ in range(MOST_WITHOUT_REPLY + 10):
+        proxy.ask("comm_msg", {"comm_id": "c", "data": {}})
+    assert len(proxy.kernel._context._without_reply) == MOST_WITHOUT_REPLY
+
+
+def test_an_odd_question_of_one_who_types_is_answered_with_nothing(proxy):
+    parts = CLIENT.compose("complete_request", {})
+    parts[4] = b"no JSON"
+    with contextlib.suppress(ProtocolError):
+        proxy.kernel._take(Channel.SHELL, CONSOLE, parts)
+    proxy.clock.let_pass(ANSWER_WITHIN)
+    assert len(proxy.requests) == 0
+
+
+def test_a_question_does_not_move_to_a_cell_that_ends_at_once(proxy, monkeypatch):
+    """It would be gone with that cell."""
+    monkeypatch.setattr("threading.Thread.start", lambda _thread: None)
+    proxy.be_up()
+    noted = []
+
+    def note(route, is_over):
+        noted.append((route.content["code"], is_over(route.id)))
+
+    monkeypatch.setattr(proxy.kernel._asker, "note_cell", note)
+    proxy.run("%remoter log")
+    proxy.run("1")
+    assert noted == [("%remoter log", True), ("1", False)]

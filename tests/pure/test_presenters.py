@@ -27,7 +27,37 @@ def ask_as_a_console(proxy, code="1"):
 
 
 def once(proxy, *names):
-    return [proxy.page.states(name) for name in names] == [["busy", "idle"]] * len(names)
+    """Is each busy once and idle once? Busy is said again only after another's idle."""
+    known, last = dict.fromkeys(names, ""), ""
+    for kind, whose, content in proxy.page.published:
+        if kind != "status" or whose not in known:
+            continue
+        state = content["execution_state"]
+        is_repeated = known[whose] == "busy" and last == "busy"
+        if known[whose] == "idle" or (state == "busy" and is_repeated):
+            return False
+        known[whose] = last = state
+    return set(known.values()) == {"idle"}
+
+
+def test_no_page_shows_an_idle_kernel_while_a_cell_runs(proxy):
+    """One cell said early that it is busy; the idle of the one before it came after that."""
+    proxy.be_up()
+    first = proxy.run()
+    proxy.state(first, "busy")
+    proxy.link.change(State.WAITING, CUT)
+    second = proxy.run()
+    proxy.clock.let_pass(NOTICE_AFTER)
+    proxy.link.change(State.UP)
+    proxy.link.keep_all()
+    proxy.reply(first)
+    proxy.state(first, "idle")
+    proxy.state(second, "busy")
+    states = [content for kind, _, content in proxy.page.published if kind == "status"]
+    assert states[-1] == {"execution_state": "busy"}
+    proxy.reply(second)
+    proxy.state(second, "idle")
+    assert once(proxy, first, second)
 
 
 # Busy at once ---------------------------------------------------------------------------------

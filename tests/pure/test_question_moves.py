@@ -197,3 +197,28 @@ def test_a_place_is_named_by_its_notebook(page: Page) -> None:
     assert "process" in page.asker.place()
     page.asker.notebook = lambda: "C:\\work\\analysis.ipynb"
     assert page.asker.place() == "in analysis.ipynb"
+
+
+def test_a_cell_that_is_run_again_has_closed_its_box(page: Page) -> None:
+    """Its answer was given elsewhere; what is asked next needs no other box to be closed first."""
+    page.cells.clear()
+    run(page, cell(CLIENT, "1"))
+    login = Login(page, PASSWORD)
+    login.take_back()
+    assert page.asker._boxes.is_in_the_way(CLIENT)
+    page.cells.clear()
+    again = cell(CLIENT, "1")
+    run(page, again)
+    assert not page.asker._boxes.is_in_the_way(CLIENT)
+
+
+@pytest.mark.parametrize("is_server", [True, False])
+def test_an_interrupt_closes_no_box_of_another_page(page: Page, *, is_server: bool) -> None:
+    """It stays on its screen: what is typed there is a password still, and for nobody."""
+    run(page, cell(CLIENT, "1"))
+    login = Login(page, PASSWORD)
+    run(page, cell(ANOTHER, "1"))
+    page.asker.call_off(client=[b"server"] if is_server else ANOTHER)
+    login._thread.join(5)
+    assert page.asker._boxes.is_in_the_way(CLIENT)
+    assert not page.asker._boxes.is_in_the_way(ANOTHER)

@@ -75,6 +75,8 @@ class FromSession:
         elif state is State.FAILED and around.link.error:
             is_over = around.kernel.trouble is not None
             error = around.link.error.at(around.remote().name)
+            if is_over or isinstance(error, NoSuchSession):
+                around.link.hand_on_all()  # what has come belongs before the end
             failed = FailedLink(
                 around.link, around.requests, around.mouth, around.asker, around.startup
             )
@@ -109,13 +111,13 @@ class FromSession:
         """Pass a reply, or a question, on to whoever has asked."""
         around = self.around
         name = str(header_of(parts[PARENT]).get("msg_id", ""))
+        if channel is Channel.STDIN:
+            self._on_question(name, parts)
+            return
         request = find_there(around.requests, name)
         if request is None:
             return
         send = partial(self.sockets.reply, channel, request.identities)
-        if channel is Channel.STDIN:
-            around.asker.relay(request, list(parts), send, partial(around.link.say, channel))
-            return
         if request.is_cell:
             around.verbs.last_reply = bytes(parts[CONTENT])
         # What goes wrong here is told in the place of the reply, which is still awaited then.
@@ -123,6 +125,14 @@ class FromSession:
         around.requests.on_reply(name, has_idle=has_idle(parts))
         if channel is Channel.SHELL:
             around.here.notice_reply(request, parts)
+
+    def _on_question(self, name: str, parts: Sequence[Bytes]) -> None:
+        """Pass a question on to whoever has sent the request in which it is asked."""
+        around, request = self.around, self.around.sender_of(name)
+        if request is not None:
+            send = partial(self.sockets.reply, Channel.STDIN, request.identities)
+            answer = partial(around.link.say, Channel.STDIN)
+            around.asker.relay(request, list(parts), send, answer)
 
     def _on_event(self, words: dict[str, Any]) -> None:
         event = str(words.get("event"))

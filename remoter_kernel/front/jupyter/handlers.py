@@ -11,9 +11,9 @@ from enum import Enum
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
-from remoter_kernel.errors import TooLarge
+from remoter_kernel.errors import ProtocolError, TooLarge
 from remoter_kernel.front.jupyter import answers
-from remoter_kernel.front.jupyter.requests import cells_there
+from remoter_kernel.front.jupyter.requests import cells_there, find_there
 from remoter_kernel.front.questions import NeedsPerson
 from remoter_kernel.front.session.link import State
 from remoter_kernel.wire.frames import Channel, to_json
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     Parts = Sequence[Bytes]
     Finish = Callable[[dict[str, Any], dict[str, Any] | None], None]
 
+MOST_WITHOUT_REPLY = 1000  # requests of which is known who sent them
 ANSWER_WITHIN = 0.7  # seconds: jupyter console gives a question one, and mistakes a late answer
 
 
@@ -141,6 +142,19 @@ class Context:
     here: CellsHere = field(init=False)
     verbs: Verbs = field(init=False)
     turns: Turns = field(init=False)
+    # Who sent what has no reply (of a widget), the last ones: code that it runs may ask.
+    _without_reply: dict[str, Request] = field(default_factory=dict)
+
+    def note_without_reply(self, request: Request) -> None:
+        """Remember who sent something that has no reply, and nothing of what it says."""
+        sender = Request(request.channel, [], request.header, identities=request.identities)
+        self._without_reply[request.id] = sender
+        if len(self._without_reply) > MOST_WITHOUT_REPLY:
+            del self._without_reply[next(iter(self._without_reply))]
+
+    def sender_of(self, name: str) -> Request | None:
+        """Return the request with this id, as one in which a kernel may ask."""
+        return find_there(self.requests, name) or self._without_reply.get(name)
 
     @property
     def is_there(self) -> bool:
@@ -202,7 +216,7 @@ def send(around: Context, request: Request) -> None:
         around.mouth.refuse(request, error)
         return
     if not request.expects_reply:
-        # Nothing comes back for which somebody must know who sent it.
+        around.note_without_reply(request)
         moved(Stage.DONE, "it has no reply")
 
 
@@ -380,7 +394,11 @@ def _answer_if_held(around: Context, request: Request) -> None:
 
 def _answer_empty(around: Context, request: Request) -> None:
     """Answer with nothing, which harms nobody; where there is no such answer, not at all."""
-    empty = answers.empty_reply(request.type, request.content)
+    try:
+        content = request.content
+    except ProtocolError:  # odd, and of no weight for an empty answer
+        content = {}
+    empty = answers.empty_reply(request.type, content)
     if empty:
         around.mouth.reply(request, empty)
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import secrets
@@ -85,7 +86,9 @@ class Sockets:
 
     def _note(self, message: Message, sentence: str) -> Message:
         """Return a message that says a sentence where another one would be shown."""
-        parent = header_of(message.frames[SIGNED + PARENT])
+        parent: dict[str, Any] = {}
+        with contextlib.suppress(ProtocolError):  # a kernel may say anything
+            parent = header_of(message.frames[SIGNED + PARENT])
         words = {"name": "stderr", "text": f"[remoter] {sentence}\n"}
         parts = self.voice.compose("stream", words, parent, topic=b"kernel.stream")
         return Message([parts[TOPIC], *self.voice.sign(parts)], is_copied=True)

@@ -198,14 +198,18 @@ class Link:
     def start_over(self) -> None:
         """Be a new front, of a session yet to be started."""
         self._drop()
-        self._intake.finish()
-        if self.pacer:
-            self.pacer.finish()
+        self.hand_on_all()
         self._name = secrets.token_hex(8)
         self._outbox = MemoryOutbox()
         self._talk = Conversation(self._outbox)
         self._intake = Intake(self, self._talk)
         self._has_met = False
+
+    def hand_on_all(self) -> None:
+        """Hand on all that has come, at any pace: nothing more will."""
+        self._intake.finish()
+        if self.pacer:
+            self.pacer.finish()
 
     @property
     def unacknowledged(self) -> int:
