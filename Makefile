@@ -26,10 +26,9 @@ lint: $(venv)/.tools
 
 # Most tests wait more than they compute, so several run at once. None is tried again, but for
 # proofs of timing, which run alone: there a busy machine may make one miss its limit once.
-several := $(bin)/python -m pytest --dist loadfile --no-loadscope-reorder -n
+# Coverage is that of tests that start no session (tests/conftest.py); it has a floor.
 test: parts lint docs wheel
-	$(several) 3 -m "not slow and not timing" --cov=remoter_kernel tests/pure tests/here tests/there tests/test_house.py
-	$(several) 5 -m "not slow and not timing" tests/attacks tests/whole
+	$(bin)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder -m "not slow and not timing" --cov=remoter_kernel
 	$(bin)/python -m pytest -m "timing and not slow" --reruns 1 -raR
 
 slow: parts $(venv)/.tools

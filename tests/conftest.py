@@ -25,6 +25,13 @@ if TYPE_CHECKING:
 LEFT_WITHIN = 10.0  # seconds until everything a module started must be gone
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Measure no coverage by whole sessions: they run nearly everything, and prove little of it."""
+    for item in items:
+        if item.path.parent.name in {"whole", "attacks"}:
+            item.add_marker("no_cover")
+
+
 @pytest.fixture(scope="session")
 def far() -> Iterator[FarSide]:
     """The user whom the tests log in as, with a Python that has ipykernel."""

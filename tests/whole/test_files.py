@@ -222,6 +222,7 @@ def both_ways_with_cuts(ground: Ground, src: Path, back: Path, size: int, most: 
     assert not [name for name in names(ground.there) if name.endswith(".part")]
 
 
+@pytest.mark.slow
 def test_three_cuts_cost_little(ground: Ground, src: Path, tmp_path: Path) -> None:
     """64 MiB each way: it goes on where it was, within one command."""
     ground.path.narrow(WIDE)

@@ -115,6 +115,7 @@ def test_a_keeper_that_is_killed_is_replaced(spec: str, remote: Remote) -> None:
         assert keeper(remote).pid != first.pid
 
 
+@pytest.mark.slow
 def test_a_running_cell_comes_back_though_keepers_ended_before_anybody_reached_them(
     spec: str, remote: Remote
 ) -> None:

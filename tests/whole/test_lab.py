@@ -248,6 +248,7 @@ def test_interrupt_and_restart(lab: Lab, notebook: str, far: FarSide) -> None:
     wait_for(lambda: not there(far), what="the far side is empty")
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(180)
 def test_no_network_for_twenty_seconds(
     lab: Lab, notebook: str, path: Proxy, progress: Path
@@ -305,6 +306,7 @@ def reloaded(lab: Lab, kernel: str) -> tuple[str, ...]:
     return (next_one, lab.run("'again'"), lab.cell(1).mark(), str(len(lines(after.text())) == 60))
 
 
+@pytest.mark.slow
 def test_two_tabs_and_a_console(
     lab: Lab, notebook: str, person: BrowserContext, here: JupyterHere, tmp_path: Path
 ) -> None:

@@ -130,6 +130,7 @@ def test_while_the_link_is_lost_and_comes_back(
         assert cell.text() == "'it ran'"
 
 
+@pytest.mark.slow
 def test_before_the_far_kernel_is_there(
     here: JupyterHere,
     python_remote: dict[str, Any],

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import pytest
+
 from tests.lab_visits import visit
 from tests.real_jupyter import wait_for
 from tests.real_parts import real_part
@@ -67,6 +69,7 @@ def test_a_breakpoint_is_hit_and_left(
         assert not frames.count()
 
 
+@pytest.mark.slow
 def test_a_notebook_of_r(
     here: JupyterHere,
     python_remote: dict[str, Any],

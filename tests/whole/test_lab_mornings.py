@@ -108,6 +108,7 @@ def reopen(person: BrowserContext, server: LabServer, pictures: Path) -> Lab:
     return lab
 
 
+@pytest.mark.slow
 def test_a_notebook_of_the_night(
     here: JupyterHere, remote: str, person: BrowserContext, tmp_path: Path
 ) -> None:

@@ -479,6 +479,7 @@ def found_in(text: str, secrets: list[str]) -> list[str]:
 # ------------------------------------------------------- what the system remembers
 
 
+@pytest.mark.slow
 def test_what_is_remembered_on_request_is_asked_once(
     here: JupyterHere, ground: LoginGround, monkeypatch: pytest.MonkeyPatch
 ) -> None:

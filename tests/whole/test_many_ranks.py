@@ -223,6 +223,7 @@ def test_a_cut_loses_no_line_of_any_rank(talk: Talk, place: Place) -> None:
 # --------------------------------------------------------------- what becomes of them
 
 
+@pytest.mark.slow
 def test_ranks_outlive_the_front_and_the_kernel(
     here: JupyterHere, place: Place, tmp_path: Path
 ) -> None:
@@ -246,7 +247,7 @@ def test_ranks_outlive_the_front_and_the_kernel(
         asked(here, "stop", f"{place.name}/{session}")
 
 
-@pytest.mark.parametrize("how", ["stop", "restart"])
+@pytest.mark.parametrize("how", ["stop", pytest.param("restart", marks=pytest.mark.slow)])
 def test_busy_ranks_end_with_their_kernel(here: JupyterHere, place: Place, how: str) -> None:
     """Neither `remoter stop` nor a restart leaves ranks behind, whatever they are doing."""
     with started_kernel(place.spec) as kernel, all_gone(place):

@@ -53,6 +53,7 @@ def slow_verdict(way: Way) -> Iterator[None]:
         service.write_text(before)
 
 
+@pytest.mark.slow
 def test_a_person_may_take_longer_than_any_network(here: JupyterHere, ground: LoginGround) -> None:
     """A code that was typed slowly is not thrown away: it is asked for once."""
     way = ground.way("code")

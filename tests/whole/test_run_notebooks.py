@@ -6,6 +6,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 import nbformat
+import pytest
 
 from tests.real_jupyter import wait_for
 from tests.real_parts import real_part
@@ -166,6 +167,7 @@ def test_what_fails_detached_is_told_to_whoever_follows(
     assert "too few" in followed.stderr
 
 
+@pytest.mark.slow
 def test_a_detached_notebook_runs_to_its_end(here: JupyterHere, box: str, tmp_path: Path) -> None:
     """All its cells, though nobody is there; a notebook is made of it later."""
     write_notebook(

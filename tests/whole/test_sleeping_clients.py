@@ -41,7 +41,7 @@ def settle(process: psutil.Process, shown: Path) -> int:
     return most
 
 
-@pytest.mark.parametrize("is_under_server", [False, True])
+@pytest.mark.parametrize("is_under_server", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_what_a_client_does_not_read_stays_with_the_session(
     here: JupyterHere,
     far: FarSide,
