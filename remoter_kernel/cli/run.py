@@ -16,7 +16,7 @@ import click
 
 from remoter_kernel.cli.arguments import ScriptCommand
 from remoter_kernel.cli.showing import Document, Ending, Executed, Lines, Showing, Terminal
-from remoter_kernel.cli.terminal import questions
+from remoter_kernel.cli.terminal import questions, read_in_turn
 from remoter_kernel.cli.words import DURATION, remote_names
 from remoter_kernel.errors import LoginRefused, RemoterError, Unreachable, Usage
 from remoter_kernel.front.configuration.remotes import find_remote
@@ -246,6 +246,11 @@ def _still_there(runner: Runner, error: RemoterError) -> RemoterError:
 def _ask(prompt: str, is_secret: bool, *, aside: bool) -> str:
     """Answer what the code asks as `input()` here would; `aside`: stdout is not for prompts."""
     prompt = plain_text(prompt, keeps_lines=True)
+    if questions() is not None:  # a login may ask here, too: each has its turn
+        if not (aside or is_secret or sys.stdout.isatty()):  # the prompt is a part of the output
+            click.echo(prompt, nl=False)
+            prompt = ""
+        return read_in_turn(prompt, is_shown=not is_secret)
     if is_secret:
         return getpass.getpass(prompt)
     if aside:
