@@ -91,7 +91,7 @@ def run(  # noqa: PLR0917 - click hands them over by name
         if detach:
             _detach(name, runner, program, as_json=as_json)
         else:
-            shows = _shows(program, output, as_json=as_json, events=events)
+            shows = _shows(program, output, force=force, as_json=as_json, events=events)
             is_read = str(file) == "-"  # then no answer is left in stdin
             ask = None if is_read else partial(_ask, aside=as_json or events)
             attached = _Attached(name, runner, program, shows)
@@ -125,12 +125,12 @@ def _check_output(program: Program, output: Path, *, force: bool) -> None:
 
 
 def _shows(
-    program: Program, output: Path | None, *, as_json: bool, events: bool
+    program: Program, output: Path | None, *, force: bool, as_json: bool, events: bool
 ) -> tuple[Showing, ...]:
     told = Document() if as_json else Lines() if events else Terminal(only_errors=bool(output))
     if output is None or program.notebook is None:
         return (told,)
-    return (told, Executed(program.notebook, output))
+    return (told, Executed(program.notebook, output, may_replace=force))
 
 
 def _hand_over(runner: Runner, program: Program, show: Any, ask: Any = None) -> list[Cell]:

@@ -90,7 +90,7 @@ class Asked(threading.Thread):
 def typist(monkeypatch: pytest.MonkeyPatch) -> Iterator[Typist]:
     """Let this process sit at a terminal of its own."""
     far, near = pty.openpty()
-    with open(near, encoding="utf-8") as stdin, open(os.dup(near), "w", encoding="utf-8") as out:
+    with os.fdopen(near, encoding="utf-8") as stdin, os.fdopen(os.dup(near), "w") as out:
         streams = {"stdin": stdin, "stdout": out, "stderr": out}
         try:
             yield Typist(far, streams, monkeypatch)
