@@ -213,7 +213,7 @@ def test_where_no_log_can_be_written_the_command_runs_all_the_same(monkeypatch, 
         raise Unreachable("HOME is not set.")
 
     monkeypatch.setattr(command, "_speak_utf8", lambda: None)  # the streams are pytest's
-    monkeypatch.setattr(command.logs, "wanted", lambda: "debug")
+    monkeypatch.setenv("REMOTER_LOG", "debug")
     monkeypatch.setattr(command, "begin_log", refuse)
     monkeypatch.setattr(sys, "argv", ["remoter", "list"])
     with pytest.raises(SystemExit) as ended:

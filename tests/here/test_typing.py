@@ -9,12 +9,10 @@ import sys
 import termios
 import threading
 import time
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from remoter_kernel.cli import typing_line
 from remoter_kernel.cli.run import _ask
 from remoter_kernel.cli.terminal import AtTerminal
 from remoter_kernel.cli.typing_line import read_line
@@ -147,23 +145,3 @@ def test_half_an_answer_to_a_question_that_was_taken_back_gets_to_nobody(typist,
     typist.see("name: ")
     typist.type("ada\n")
     assert asked.answer() == "ada"
-
-
-UP, F1, F12, GRAVE = "\xe0H", "\x00;", "\xe0\x86", "\xe0"
-
-
-@pytest.mark.parametrize(
-    ("keys", "line"),
-    [
-        (f"hun{UP}ter{F1}2{F12}\r", "hunter2"),
-        (f"{UP}{UP}\bab\b\r", "a"),
-        (f"citt{GRAVE}\r", "città"),
-        (f"{GRAVE}{GRAVE}\bb{GRAVE}s\r", "àbàs"),
-    ],
-)
-def test_keys_without_a_sign_are_no_part_of_a_line_in_a_console_of_windows(monkeypatch, keys, line):
-    left = list(keys)
-    console = SimpleNamespace(kbhit=lambda: bool(left), getwch=lambda: left.pop(0))
-    monkeypatch.setitem(sys.modules, "msvcrt", console)
-    assert typing_line._read_keys(threading.Event(), is_shown=False) == line
-    assert not left

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -10,6 +11,9 @@ from remoter_kernel.errors import Unreachable
 from remoter_kernel.front.configuration.remotes import Remote
 from remoter_kernel.front.reading import inquiries
 from remoter_kernel.front.reading.inquiries import Visit, visiting
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 WITHIN = 20.0  # seconds
 
@@ -74,7 +78,8 @@ def test_what_is_called_off_logs_in_no_more(monkeypatch, logins):
 def test_a_login_that_began_just_then_is_closed(logins):
     visit = Visit(Remote("box", "gpu"))
     visit.call_off()
-    visit._know(login := Login())
+    know: Callable[[Any], None] = visit._know
+    know(login := Login())
     assert login.is_closed.is_set()
     for act in (visit.open, visit.sessions):
         with pytest.raises(Unreachable, match="called off"):
