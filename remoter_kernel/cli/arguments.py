@@ -22,8 +22,10 @@ class ScriptCommand(click.Command):
     def own_words(self, args: list[str]) -> tuple[list[str], list[str]]:
         """Return the command's own words, and those of the script."""
         options = _options_of(self)
-        if not any(_option(word, {OUTPUT: True}) for word in args):
-            options.pop(FORCE, None)
+        own, arguments = split(args, options)
+        if any(_option(word, {OUTPUT: True}) for word in own):
+            return own, arguments
+        options.pop(FORCE, None)
         return split(args, options)
 
     def parse_args(self, context: click.Context, args: list[str]) -> list[str]:

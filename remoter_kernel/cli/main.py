@@ -205,5 +205,6 @@ def main() -> None:
     _open_streams()
     _speak_utf8()
     if logs.wanted():
-        begin_log("command")
+        with contextlib.suppress(RemoterError):  # no home: what needs one says so itself
+            begin_log("command")
     remoter()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from remoter_kernel.cli.showing import Terminal
+from remoter_kernel.cli.showing import Terminal, why_elsewhere
 from remoter_kernel.cli.terminal import questions
 from remoter_kernel.cli.words import session_ids
 from remoter_kernel.errors import RemoterError, Usage
@@ -57,7 +57,7 @@ def outputs(
         for said in found.said(follow=follow, most=MOST_KEPT):
             story.take(said)
     if notebook:
-        _write(notebook, story, found)
+        _write(notebook, story, found, may_replace=force)
     if into:
         _fill(into, story, found)
 
@@ -96,13 +96,14 @@ def _retell(found: Found, *, follow: bool) -> None:
         raise click.exceptions.Exit(verdict.exit_code)
 
 
-def _write(path: Path, story: Story, found: Found) -> None:
+def _write(path: Path, story: Story, found: Found, *, may_replace: bool) -> None:
     from remoter_kernel.front.configuration.kernelspec import kernelspec_name
     from remoter_kernel.front.reading.notebook_file import write_notebook
 
     name = found.visit.remote.name
-    write_notebook(path, whole_notebook(story, kernelspec_name(name), f"Remote ({name})"))
-    click.echo(f"Wrote {len(story.runs)} cells to {path}.")
+    notebook = whole_notebook(story, kernelspec_name(name), f"Remote ({name})")
+    written = write_notebook(path, notebook, may_replace=may_replace)
+    click.echo(f"Wrote {len(story.runs)} cells to {written}{why_elsewhere(path, written)}.")
 
 
 def _fill(path: Path, story: Story, found: Found) -> None:

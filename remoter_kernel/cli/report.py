@@ -8,8 +8,8 @@ import click
 
 from remoter_kernel.cli.terminal import questions
 from remoter_kernel.cli.words import remote_names
-from remoter_kernel.errors import Usage
-from remoter_kernel.front.private_files import CannotWrite
+from remoter_kernel.errors import HereLacks, Usage
+from remoter_kernel.front.reading.notebook_file import check_place, check_writable
 from remoter_kernel.front.reading.report import make_report
 
 
@@ -32,8 +32,7 @@ def report(name: str | None, output: Path | None, force: bool) -> None:
     if output is None:
         click.echo(make_report(name, questions()), nl=False)
         return
-    if output.exists() and not force:
-        raise _is_there(output)
+    _check_place(output, force=force)
     text = make_report(name, questions())
     try:
         with output.open("w" if force else "x", encoding="utf-8") as file:
@@ -41,8 +40,19 @@ def report(name: str | None, output: Path | None, force: bool) -> None:
     except FileExistsError:
         raise _is_there(output) from None
     except OSError as error:
-        raise CannotWrite(f"{output} cannot be written: {error.strerror}.") from error
+        message = f"{output} cannot be written: {error.strerror}."
+        raise HereLacks(message, "Name a place where you may write.") from error
     click.echo(f"Wrote {output}. Read it before you post it.", err=True)
+
+
+def _check_place(path: Path, *, force: bool) -> None:
+    """Find out before anybody is asked; a device (/dev/stdout) has no place for a file beside."""
+    if not path.exists():
+        check_place(path)
+    elif force:
+        check_writable(path)
+    else:
+        raise _is_there(path)
 
 
 def _is_there(path: Path) -> Usage:

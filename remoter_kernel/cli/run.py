@@ -16,7 +16,7 @@ import click
 
 from remoter_kernel.cli.arguments import ScriptCommand
 from remoter_kernel.cli.showing import Document, Ending, Executed, Lines, Showing, Terminal
-from remoter_kernel.cli.terminal import questions
+from remoter_kernel.cli.terminal import questions, read_in_turn
 from remoter_kernel.cli.words import DURATION, remote_names
 from remoter_kernel.errors import LoginRefused, RemoterError, Unreachable, Usage
 from remoter_kernel.front.configuration.remotes import find_remote
@@ -91,7 +91,7 @@ def run(  # noqa: PLR0917 - click hands them over by name
         if detach:
             _detach(name, runner, program, as_json=as_json)
         else:
-            shows = _shows(program, output, as_json=as_json, events=events)
+            shows = _shows(program, output, force=force, as_json=as_json, events=events)
             is_read = str(file) == "-"  # then no answer is left in stdin
             ask = None if is_read else partial(_ask, aside=as_json or events)
             attached = _Attached(name, runner, program, shows)
@@ -125,12 +125,12 @@ def _check_output(program: Program, output: Path, *, force: bool) -> None:
 
 
 def _shows(
-    program: Program, output: Path | None, *, as_json: bool, events: bool
+    program: Program, output: Path | None, *, force: bool, as_json: bool, events: bool
 ) -> tuple[Showing, ...]:
     told = Document() if as_json else Lines() if events else Terminal(only_errors=bool(output))
     if output is None or program.notebook is None:
         return (told,)
-    return (told, Executed(program.notebook, output))
+    return (told, Executed(program.notebook, output, may_replace=force))
 
 
 def _hand_over(runner: Runner, program: Program, show: Any, ask: Any = None) -> list[Cell]:
@@ -246,6 +246,11 @@ def _still_there(runner: Runner, error: RemoterError) -> RemoterError:
 def _ask(prompt: str, is_secret: bool, *, aside: bool) -> str:
     """Answer what the code asks as `input()` here would; `aside`: stdout is not for prompts."""
     prompt = plain_text(prompt, keeps_lines=True)
+    if questions() is not None:  # a login may ask here, too: each has its turn
+        if not (aside or is_secret or sys.stdout.isatty()):  # the prompt is a part of the output
+            click.echo(prompt, nl=False)
+            prompt = ""
+        return read_in_turn(prompt, is_shown=not is_secret)
     if is_secret:
         return getpass.getpass(prompt)
     if aside:

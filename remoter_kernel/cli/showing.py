@@ -123,8 +123,9 @@ class Lines:
 class Executed:
     """Writes the notebook as it is after its run, whatever has become of it."""
 
-    def __init__(self, notebook: NotebookText, path: Path) -> None:
+    def __init__(self, notebook: NotebookText, path: Path, *, may_replace: bool = False) -> None:
         """Remember what was read, and where to write."""
+        self._may_replace = may_replace
         self._notebook = notebook
         self._path = path
         self._story = Story()
@@ -147,6 +148,11 @@ class Executed:
         name, title = kernelspec_name(ending.remote), f"Remote ({ending.remote})"
         notebook = executed_notebook(self._notebook.text, self._runs, self.language_info)
         notebook["metadata"]["kernelspec"] |= {"name": name, "display_name": title}
-        write_notebook(self._path, notebook)
+        written = write_notebook(self._path, notebook, may_replace=self._may_replace)
         cells = f"{len(self._runs)} cell{'s' * (len(self._runs) != 1)}"
-        click.echo(f"Ran {cells}; wrote {self._path}.", err=True)
+        click.echo(f"Ran {cells}; wrote {written}{why_elsewhere(self._path, written)}.", err=True)
+
+
+def why_elsewhere(path: Path, written: Path) -> str:
+    """Say, in a clause, why a file was not written where that was asked for; mostly nothing."""
+    return "" if written == path else f", as {path} is there by now and stays as it is"

@@ -41,6 +41,11 @@ class AtTerminal:
         """Remember which command it is that asks."""
         self._command = command
 
+    @property
+    def is_asking(self) -> bool:
+        """Does a question stand at this terminal just now?"""
+        return _asking.locked()
+
     def place(self) -> str:
         """Say where the person sits."""
         return f"by `{self._command}` in a terminal (process {os.getpid()})"
@@ -81,6 +86,12 @@ class AtTerminal:
         """Say where somebody else is asked; Ctrl-C ends the command meanwhile."""
         click.echo(f"remoter: {sentence} This goes on then; Ctrl-C ends it.", err=True)
         withdrawn.wait()
+
+
+def read_in_turn(prompt: str, *, is_shown: bool) -> str:
+    """Read a line for somebody who is no login: the questions of logins wait meanwhile."""
+    with _turn(NEVER):
+        return read_line(prompt, is_shown=is_shown)
 
 
 @contextlib.contextmanager

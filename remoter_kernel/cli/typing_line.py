@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 LOOK_EVERY = 0.1  # seconds between two looks at whether a line is still wanted
 MOST = 4096  # bytes that a terminal gives at once
 ENTER, ERASE, CTRL_C, END = "\r\n", "\b\x7f", "\x03", "\x04\x1a"
+# A key without a sign (arrows, Home, F11) comes in a console of Windows as one of two leads, and
+# a code. The second lead is also the letter a-grave: only these codes are taken for keys after it.
+LEADS, CODES = "\x00\xe0", "GHIKMOPQRS\x85\x86\x8d\x91\x92\x93"
 
 
 def read_line(question: str, withdrawn: threading.Event = NEVER, *, is_shown: bool = True) -> str:
@@ -37,9 +40,8 @@ def read_line(question: str, withdrawn: threading.Event = NEVER, *, is_shown: bo
 
 
 def _read_terminal(withdrawn: threading.Event, *, is_shown: bool) -> str:
-
     handle, line = sys.stdin.fileno(), b""
-    with contextlib.nullcontext() if is_shown else _hidden(handle):
+    with _shown(handle) if is_shown else _hidden(handle):
         while not line.endswith(b"\n"):
             while not select.select([handle], [], [], LOOK_EVERY)[0]:
                 if withdrawn.is_set():
@@ -51,6 +53,19 @@ def _read_terminal(withdrawn: threading.Event, *, is_shown: bool) -> str:
     if not is_shown:
         click.echo(err=True)
     return line.decode(sys.stdin.encoding or "utf-8", "replace").rstrip("\r\n")
+
+
+@contextlib.contextmanager
+def _shown(handle: int) -> Iterator[None]:
+    """Leave half an answer to nobody who reads there next: it may be a code."""
+    import termios
+
+    try:
+        yield
+    except (KeyboardInterrupt, Withdrawn):
+        with contextlib.suppress(termios.error):  # it is no terminal, or has gone
+            termios.tcflush(handle, termios.TCIFLUSH)
+        raise
 
 
 @contextlib.contextmanager
@@ -70,19 +85,11 @@ def _hidden(handle: int) -> Iterator[None]:
 
 def _read_keys(withdrawn: threading.Event, *, is_shown: bool) -> str:
     """Read key by key, as a console of Windows gives them."""
-    import msvcrt
-
     line = ""
-    pause = threading.Event()
-    while True:
-        while not msvcrt.kbhit():  # type: ignore[attr-defined]
-            if withdrawn.is_set():
-                raise Withdrawn
-            pause.wait(LOOK_EVERY)
-        key = msvcrt.getwch()  # type: ignore[attr-defined]
+    for key in _signs(withdrawn):
         if key in ENTER:
             click.echo(err=True)
-            return line
+            break
         if key == CTRL_C:
             raise KeyboardInterrupt
         if key in END and not line:
@@ -94,3 +101,26 @@ def _read_keys(withdrawn: threading.Event, *, is_shown: bool) -> str:
             line += shown
         if is_shown:
             click.echo(shown, nl=False, err=True)
+    return line
+
+
+def _signs(withdrawn: threading.Event) -> Iterator[str]:
+    """Yield each key that has a sign."""
+    import msvcrt
+
+    pause = threading.Event()
+    lead = ""
+    while True:
+        while not msvcrt.kbhit():  # type: ignore[attr-defined]
+            if withdrawn.is_set():
+                raise Withdrawn
+            pause.wait(LOOK_EVERY)
+        key = msvcrt.getwch()  # type: ignore[attr-defined]
+        if lead == "\x00" or (lead and key in CODES):
+            lead = ""
+            continue
+        if lead:  # it was a letter: only the key after it tells
+            yield lead
+        lead = key if key in LEADS else ""
+        if not lead:
+            yield key

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import subprocess
@@ -203,3 +204,36 @@ def in_shell(line):
         check=False,
         env={**os.environ, "PATH": path},
     )
+
+
+def test_where_no_log_can_be_written_the_command_runs_all_the_same(monkeypatch, capsys):
+    """Without a home there is no place for it; what needs one says so in words."""
+
+    def refuse(*_: object) -> None:
+        raise Unreachable("HOME is not set.")
+
+    monkeypatch.setattr(command, "_speak_utf8", lambda: None)  # the streams are pytest's
+    monkeypatch.setenv("REMOTER_LOG", "debug")
+    monkeypatch.setattr(command, "begin_log", refuse)
+    monkeypatch.setattr(sys, "argv", ["remoter", "list"])
+    with pytest.raises(SystemExit) as ended:
+        command.main()
+    assert ended.value.code == 0
+    assert "HOME" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("force", [[], ["--force"]])
+def test_where_a_report_cannot_be_written_nobody_is_asked_for_it(tmp_path, monkeypatch, force):
+    asked: list[str] = []
+    module = importlib.import_module("remoter_kernel.cli.report")
+    monkeypatch.setattr(module, "make_report", lambda name, _questions: asked.append(name))
+    configure("box")
+    place = str(tmp_path / "no" / "where")
+    ran = remoter("report", "box", "-o", place, *force)
+    assert (ran.exit_code, type(ran.exception), asked) == (1, SystemExit, [])
+    assert f"{place} cannot be written: No such file or directory." in ran.stderr
+    made = tmp_path / "made"
+    made.write_text("mine")
+    made.chmod(0o444)
+    ran = remoter("report", "box", "-o", str(made), *force)
+    assert (ran.exit_code, asked, made.read_text()) == (1 if force else 2, [], "mine")

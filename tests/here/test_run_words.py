@@ -85,6 +85,9 @@ def test_what_is_wrong_with_a_file_of_this_side_has_a_code_of_its_own(files, wor
     ("words", "own"),
     [
         (["box", "a.py", "--force", "x"], ["box", "a.py"]),
+        (["box", "a.py", "--force", "x", "-o", "y"], ["box", "a.py"]),
+        (["box", "a.py", "--force", "--", "-o", "y"], ["box", "a.py"]),
+        (["box", "a.py", "--force", "x", "-orange"], ["box", "a.py"]),
         (["box", "a.ipynb", "--force", "-o", "x"], ["box", "a.ipynb", "--force", "-o", "x"]),
         (["box", "a.ipynb", "-ox", "--force"], ["box", "a.ipynb", "-ox", "--force"]),
     ],

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import stat
 
 import nbformat
@@ -176,6 +178,29 @@ def test_a_file_that_is_there_is_replaced_only_if_that_was_asked_for(tmp_path):
     with pytest.raises(HereLacks, match="read-only"):
         check_place(path, may_replace=True)
     assert path.read_text() == "old"
+
+
+@pytest.mark.parametrize("has_links", [True, False])
+def test_a_file_that_appeared_since_it_was_looked_for_stays(tmp_path, monkeypatch, has_links):
+    """A run may take hours, and somebody else may have written there."""
+
+    def refuse(*_: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    if not has_links:
+        monkeypatch.setattr(os, "link", refuse)
+    path = tmp_path / "n.ipynb"
+    notebook = json.loads(nbformat.writes(a_notebook()))
+    check_place(path)
+    path.write_text("of somebody else")
+    path.chmod(0o444)
+    assert write_notebook(path, notebook) == tmp_path / "n-1.ipynb"
+    assert write_notebook(path, notebook) == tmp_path / "n-2.ipynb"
+    path.chmod(0o644)
+    assert path.read_text() == "of somebody else"
+    assert write_notebook(path, notebook, may_replace=True) == path
+    assert len({each.read_text() for each in tmp_path.iterdir()}) == 1
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["n-1.ipynb", "n-2.ipynb", "n.ipynb"]
 
 
 def test_a_place_that_cannot_be_written_is_named(tmp_path):

@@ -46,6 +46,7 @@ class Visit:
         self._questions = questions
         self._login: Access | None = None
         self._host: EmbeddedHost | None = None
+        self._is_over = False  # does nobody wait for an answer any more?
 
     def __enter__(self) -> Self:
         self.open()
@@ -56,6 +57,7 @@ class Visit:
 
     def open(self) -> None:
         """Log in; a `RemoterError` names the remote."""
+        self._go_on()
         try:
             if self.remote is HERE:
                 # Rarely needed, and slow: with a remote it is the keeper that knows SSH.
@@ -74,6 +76,17 @@ class Visit:
     def _know(self, login: Access) -> None:
         """Know a login that has only begun: it may have to be called off."""
         self._login = login
+        if self._is_over:  # since it was looked at
+            login.close()
+
+    def _go_on(self) -> None:
+        if self._is_over:
+            raise Unreachable("What was asked was called off.", remote=self.remote.name)
+
+    def call_off(self) -> None:
+        """End what is asked just now, and ask nothing any more; from another thread."""
+        self._is_over = True
+        self.close()
 
     def close(self) -> None:
         """Give the login back."""
@@ -89,11 +102,13 @@ class Visit:
 
     def ask(self, words: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
         """Ask one thing; return the answer, and the bytes that follow it."""
+        self._go_on()
         assert self._login is not None  # noqa: S101 - between open and close there is one
         try:
             try:
                 return ask_there(self._login, self.remote, words)
             except Unreachable:  # to ask does no harm: a network may be back by now
+                self._go_on()
                 self.close()
                 self.open()
                 return ask_there(self._login, self.remote, words)
@@ -136,7 +151,7 @@ def visiting(names: Iterable[str] | None, questions: Questions | None) -> Iterat
                 listings = list(pool.map(_list, visits))
             except BaseException:  # Ctrl-C: nobody waits for those that still ask somebody
                 for visit in visits:
-                    visit.close()
+                    visit.call_off()
                 raise
         yield _each_once(listings)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import json
 import os
 import re
@@ -78,14 +79,15 @@ class NotebookText:
         return (newline + unit * 3).join(lines)  # the third floor: file, cells, a cell
 
 
-def write_notebook(path: Path, notebook: dict[str, Any]) -> None:
-    """Write a whole notebook, as nbformat does."""
+def write_notebook(path: Path, notebook: dict[str, Any], *, may_replace: bool = False) -> Path:
+    """Write a whole notebook, as nbformat does; return where it is, as `replace_file` does."""
     import nbformat  # noqa: PLC0415 - slow, and most who read a notebook write none
 
     nodes = nbformat.from_dict(notebook)  # type: ignore[no-untyped-call]
     with contextlib.suppress(nbformat.ValidationError):  # it is told of, and what ran is kept
         _validate(nodes)
-    replace_file(path, nbformat.writes(nodes) + "\n")  # type: ignore[no-untyped-call]
+    text = nbformat.writes(nodes) + "\n"  # type: ignore[no-untyped-call]
+    return replace_file(path, text, may_replace=may_replace)
 
 
 def is_valid(text: str) -> bool:
@@ -133,27 +135,61 @@ def check_writable(path: Path) -> None:
             )
 
 
-def replace_file(path: Path, text: str) -> None:
-    """Write beside and rename: a reader sees the old file or the new one, whole."""
-    path = path.resolve()
+def replace_file(path: Path, text: str, *, may_replace: bool = True) -> Path:
+    """Write beside and rename: a reader sees the old file or the new one, whole.
+
+    What may not be replaced stays: then the text goes to a name beside it. Return where it is.
+    """
+    named, path = path, path.resolve()
     beside = ""
     try:
-        check_writable(path)
+        if may_replace:
+            check_writable(path)
         handle, beside = tempfile.mkstemp(prefix=f".{path.name[:NAME_SHOWN]}.", dir=path.parent)
         with os.fdopen(handle, "w", encoding="utf-8", newline="") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
-        if path.exists():
+        if may_replace and path.exists():
             shutil.copymode(path, beside)
         else:
             Path(beside).chmod(0o666 & ~_umask())
-        Path(beside).replace(path)
+        written = path if may_replace else _name_anew(beside, path)
+        if may_replace:
+            Path(beside).replace(path)
     except OSError as error:
         if beside:
             Path(beside).unlink(missing_ok=True)
         message = f"{path} cannot be written: {error.strerror or error}."
         raise HereLacks(message, "Name a place where there is room and you may write.") from error
+    return named if written == path else written
+
+
+def _name_anew(beside: str, path: Path) -> Path:
+    """Give a file this name, or the first one after it (OUT-1.ipynb) that is free."""
+    for number in itertools.count():
+        name = path.with_stem(f"{path.stem}-{number}") if number else path
+        with contextlib.suppress(FileExistsError):
+            _name_once(beside, name)
+            return name
+    raise AssertionError  # numbers do not end
+
+
+def _name_once(beside: str, name: Path) -> None:
+    """Give a file a name that is free; FileExistsError if it is not."""
+    try:
+        os.link(beside, name)
+    except FileExistsError:
+        raise
+    except OSError:  # this file system has no links: an empty file takes the name
+        os.close(os.open(name, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+        try:
+            Path(beside).replace(name)
+        except OSError:
+            name.unlink(missing_ok=True)
+            raise
+    else:
+        Path(beside).unlink()
 
 
 def _umask() -> int:

@@ -195,6 +195,8 @@ class Runner:
         if self._is_closed:
             return
         limit = time.monotonic() + LEAVE_WITHIN
+        if getattr(self.dialer.questions, "is_asking", False):  # nobody here will answer it
+            self.dialer.cut()
         if not self.link.has_met:  # it may be about to begin
             self.reactor.run_until(lambda: self.link.state is not State.DIALLING, limit)
         if self.link.has_met and not self._is_alone:
