@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import secrets
 import time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -38,8 +39,12 @@ class Order(NamedTuple):
 
 
 def write_down(remote: str, kernel_id: str, session: str, order: str) -> None:
-    """Remember that a session should be restarted or stopped; it may not have an id yet."""
+    """Remember that a session should be restarted or stopped; it may not have an id yet.
+
+    By its `nonce` the remote knows what it has carried out already: several logins may bring it.
+    """
     words = {"order": order, "kernel_id": kernel_id, "session": session}
+    words["nonce"] = secrets.token_hex(8)
     write_private(_folder(remote) / f"{kernel_id}.json", json.dumps(words))
 
 
