@@ -44,7 +44,7 @@ def test_whoever_waits_for_a_login_hears_of_a_fault_after_it(monkeypatch):
 
     monkeypatch.setattr(shared_login, "log_in_to", log_in)
     words = {"may_ask": False, "place": "", "is_stale": False, "in_doubt": False}
-    heard: list[BaseException] = []
+    heard: list[OSError] = []
     visitor: Any = Visitor()
     destination: Any = None
 

@@ -152,7 +152,7 @@ class FrontDoors:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.restarted: list[int] = []
         self.noted_before: list[bool] = []
-        monkeypatch.setattr(pending_commands.os, "kill", self._kill)
+        monkeypatch.setattr(os, "kill", self._kill)
         self.door = 1000
 
     def _kill(self, pid: int, _signal: int) -> None:

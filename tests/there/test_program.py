@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from remoter_kernel.daemon import launch, program
+from remoter_kernel.daemon import launch, one_line, program
 from remoter_kernel.daemon.folders import data_folder
 from remoter_kernel.daemon.registry import Session, read_json
 from remoter_kernel.front.bootstrap.evaluator import FOLDER_DIGITS, pack_evaluator
@@ -116,7 +116,7 @@ def test_a_launch_is_not_without_its_program_while_another_version_tidies(archiv
         program.remove_unused(other)
 
     monkeypatch.setattr(sys, "argv", [str(archive)])
-    monkeypatch.setattr(launch.one_line, "answer", tidy)
+    monkeypatch.setattr(one_line, "answer", tidy)
     monkeypatch.setattr(program, "keep_house_aside", lambda: due.append(program._is_due(archive)))
     due: list[bool] = []
     umask = os.umask(0o022)
