@@ -43,6 +43,7 @@ LONGEST_REASON = 200  # characters
 ENDS_WITHIN = 0.5  # seconds that the last lines have: a disk may hang
 # Errors whose sentences quote what a server or a program has said; what is quoted comes after ": ".
 QUOTING = {"RemoterError", "StrangeAnswer", "CommandEnded"}
+QUOTED = ': "'  # in any error: the words of others begin so, and go on to the end of the sentence
 
 _open: list[LogFile] = []
 logging.getLogger(ROOT).addHandler(logging.NullHandler())  # else warnings go to stderr
@@ -83,10 +84,17 @@ def reason(error: BaseException) -> str:
     name = type(error).__name__
     if isinstance(error, OSError):
         return f"{name}: {os.strerror(error.errno)}" if error.errno else name
-    first = str(getattr(error, "what", "")).partition("\n")[0]
-    if name in QUOTING:
-        first = first.partition(": ")[0]
+    first = own_words(error)
     return f"{name}: {first[:LONGEST_REASON]}" if first else name
+
+
+def own_words(error: BaseException) -> str:
+    """Return the first line of what an error says, without what it quotes of others.
+
+    That may be a code with which somebody logs in.
+    """
+    first = str(getattr(error, "what", "")).partition("\n")[0].partition(QUOTED)[0]
+    return first.partition(": ")[0] if type(error).__name__ in QUOTING else first
 
 
 @contextlib.contextmanager

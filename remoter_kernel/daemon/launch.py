@@ -55,6 +55,8 @@ def main(pyzmq: str) -> None:
     login_umask = os.umask(0o077)
 
     archive = program.own_archive()
+    if archive:
+        program.note_use(archive)
     if archive and not program.is_whole(archive):
         archive.unlink()
         print("REMOTER lacks zip", flush=True)  # noqa: T201 - it is sent anew

@@ -3,22 +3,30 @@
 Each command stands by itself: what one of them meets harms neither the others nor the launch.
 Each gets one answer, by its name: "done" (or there was nothing left to do), "failed" (and why),
 "elsewhere" (another machine has to do it).
+
+One command may come with several logins: two notebooks have read the same file, or an answer was
+lost. By its nonce it is known, and is done once: what it meant may be a fresh session by then.
 """
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import signal
 import time
 import traceback
 from typing import TYPE_CHECKING, Any, Callable
 
+from remoter_kernel import logs
 from remoter_kernel.daemon import registry
+from remoter_kernel.daemon.folders import data_folder
 from remoter_kernel.daemon.lock import Lock
 from remoter_kernel.errors import RemoterError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from remoter_kernel.daemon.registry import Session
 
     Find = Callable[[str, str], "Session | None"]  # by the kernel's id and the session's
@@ -26,6 +34,11 @@ if TYPE_CHECKING:
 ALL_WITHIN = 20.0  # seconds: whoever waits for the launch waits for these, too
 TURN_WITHIN = 20.0  # seconds that another launch for the same session may take
 TRIES = 2  # an evaluator may die between being found and being told
+CARRIED_OUT = "carried_out.json"  # beside the sessions: the nonces of the last commands
+MOST_NONCES = 200
+NOTED_WITHIN = 1.0  # seconds that another launch may take to change that file
+LONGEST_NONCE = 64  # characters
+_log = logging.getLogger(__name__)
 
 
 class ElsewhereError(Exception):
@@ -76,26 +89,34 @@ def _reason(error: Exception) -> str:
 
 def _carry_out(command: Any, find: Find) -> None:
     words = command if isinstance(command, dict) else {}
+    with _once(words.get("nonce")) as once:
+        if not once.is_done:
+            _do(words, find, once)
+            once.note()
+
+
+def _do(words: dict[str, Any], find: Find, once: _Once) -> None:
     kernel_id, session_id = (str(words.get(key) or "") for key in ("kernel_id", "session"))
     if not (kernel_id or session_id):
         message = "It does not say which session is meant."
         raise RemoterError(message)
     if words.get("order") == "stop":
-        _stop(kernel_id, session_id)
+        _stop(kernel_id, session_id, once)
     elif words.get("order") == "restart":
-        _restart(kernel_id, session_id, find)
+        _restart(kernel_id, session_id, find, once)
     else:
         message = "This version does not know what it asks for."
         raise RemoterError(message)
 
 
-def _stop(kernel_id: str, session_id: str) -> None:
+def _stop(kernel_id: str, session_id: str, once: _Once) -> None:
     """End what is meant, whether anybody could still start an evaluator for it or not."""
     meant = list(registry.sessions_meant(kernel_id, session_id))
     doors = {session.id: session.read("door.json") for session in meant}
     here = [each for each in meant if not doors[each.id] or each.is_of_this_host()]
     for session in here:
         if not _has_moved_on(session, kernel_id):
+            once.note()
             _end(session)
     if meant and not here:
         raise ElsewhereError(meant[0].id, str(doors[meant[0].id].get("host")))
@@ -117,11 +138,12 @@ def _end(session: Session) -> None:
         raise RemoterError(message)
 
 
-def _restart(kernel_id: str, session_id: str, find: Find) -> None:
+def _restart(kernel_id: str, session_id: str, find: Find, once: _Once) -> None:
     for _ in range(TRIES):
         session = find(kernel_id, session_id)
         if session is None or _has_moved_on(session, kernel_id):
             return  # a session that is gone needs nothing
+        once.note()
         with contextlib.suppress(ProcessLookupError):
             os.kill(int(session.read("door.json")["pid"]), signal.SIGUSR1)
             return
@@ -132,3 +154,65 @@ def _restart(kernel_id: str, session_id: str, find: Find) -> None:
 def _has_moved_on(session: Session, kernel_id: str) -> bool:
     """Has it gone to another front since? Then another launch was quicker to carry this out."""
     return kernel_id in session.kernels_before()
+
+
+# Once ------------------------------------------------------------------------------------
+
+
+class _Once:
+    """Whether one command was carried out before, by any launch here."""
+
+    def __init__(self, nonce: str) -> None:
+        """Look; without a nonce (it comes from an older version) nothing is known of it."""
+        self._nonce = nonce
+        self._is_noted = False
+        self.is_done = bool(nonce) and nonce in _nonces()
+
+    def note(self) -> None:
+        """Write it down, before it has an effect. A full disk is no reason to do nothing."""
+        if self._nonce and not self._is_noted:
+            self._is_noted = True
+            _write_nonces(lambda known: [*known, self._nonce])
+
+    def take_back(self) -> None:
+        """It has failed, and may be tried again."""
+        if self._is_noted:
+            self._is_noted = False
+            _write_nonces(lambda known: [each for each in known if each != self._nonce])
+
+
+@contextlib.contextmanager
+def _once(nonce: object) -> Iterator[_Once]:
+    """Have a command to oneself, while another launch may bring the same one."""
+    name = nonce if isinstance(nonce, str) and nonce.isalnum() else ""
+    name = name if len(name) <= LONGEST_NONCE else ""
+    lock = Lock(f"command-{name}")
+    is_taken = bool(name) and lock.take(TURN_WITHIN)  # if not: better twice than never
+    try:
+        once = _Once(name)
+        try:
+            yield once
+        except BaseException:
+            once.take_back()
+            raise
+    finally:
+        if is_taken:
+            lock.release()
+
+
+def _nonces() -> list[str]:
+    known = registry.read_json(data_folder() / CARRIED_OUT).get("nonces")
+    return [each for each in known if isinstance(each, str)] if isinstance(known, list) else []
+
+
+def _write_nonces(change: Callable[[list[str]], list[str]]) -> None:
+    lock, is_taken = Lock("carried-out"), False
+    with logs.noting(_log, "What was carried out is not written down", OSError, RemoterError):
+        is_taken = lock.take(NOTED_WITHIN)
+        try:
+            data_folder().mkdir(mode=0o700, parents=True, exist_ok=True)
+            nonces = change(_nonces())[-MOST_NONCES:]
+            registry.write_json(data_folder() / CARRIED_OUT, {"nonces": nonces})
+        finally:
+            if is_taken:
+                lock.release()

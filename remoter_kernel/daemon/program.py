@@ -2,7 +2,8 @@
 
 A folder holds the archive that was sent, named by its hash, and what each Python here has
 compiled of it: one zip, which `__main__` takes if it is whole. Folders of other versions go once
-no living session names them. All of that is done aside, after a start has been answered.
+each living session is known to need another one. All of that is done aside, after a start has
+been answered.
 """
 
 from __future__ import annotations
@@ -41,6 +42,17 @@ def own_archive() -> Path | None:
 def is_whole(archive: Path) -> bool:
     """Has it the hash that its name says? An upload that was cut must not run."""
     return hashlib.sha256(archive.read_bytes()).hexdigest() == archive.stem
+
+
+def note_use(archive: Path) -> None:
+    """Let no other version take it for unused, while this launch makes a session that names it.
+
+    It stays due for being looked after.
+    """
+    then = time.time() - LOOK_EVERY - 1
+    with contextlib.suppress(OSError):
+        if archive.parent.stat().st_mtime < then:
+            os.utime(archive.parent, (then, then))
 
 
 def note_program(session: registry.Session) -> None:
@@ -157,15 +169,16 @@ def remove_unused(current: Path) -> None:
     living = [
         each for each in registry.all_sessions() if not each.read("session.json").get("ended")
     ]
+    for part in filter(_is_unused, (*current.glob("*.pyz.*"), *current.glob("*.zip.*"))):
+        part.unlink()
     named = {each.read(FILE).get("program") for each in living}
+    if None in named:  # its file cannot be read, or it is from before there were such folders
+        return
     for folder in programs_folder().iterdir():
         if folder != current and folder.name not in named and _is_unused(folder):
             shutil.rmtree(folder, ignore_errors=True)
-    for part in filter(_is_unused, (*current.glob("*.pyz.*"), *current.glob("*.zip.*"))):
-        part.unlink()
-    if None not in named:  # a session from before there were such folders runs from there
-        for archive in filter(_is_unused, _former_folder().glob("*.pyz*")):
-            archive.unlink()
+    for archive in filter(_is_unused, _former_folder().glob("*.pyz*")):
+        archive.unlink()
 
 
 def _is_unused(path: Path) -> bool:

@@ -118,6 +118,9 @@ def test_a_file_that_is_included_counts_and_so_does_one_that_joins_it(asked, con
         "Host *\n ControlPath ${HOME}/x\n",
         "Host *\n IdentityAgent $MY_AGENT\n",
         "Include %d/more\n",
+        "Include more.d/[[:alpha:]]*\n",
+        "Include more.d/[^.]*\n",
+        'Match host gpu,a#b exec "true"\n User eve\n',
         "IgnoreUnknown NewWord\nNewWord yes\n",
     ],
 )

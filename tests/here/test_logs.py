@@ -17,6 +17,9 @@ from remoter_kernel import logs
 from remoter_kernel.errors import RemoteLacks, Unreachable
 from remoter_kernel.front import log_files
 from remoter_kernel.front.bootstrap.answer import StrangeAnswer
+from remoter_kernel.front.keeper.talk import raise_told
+from remoter_kernel.front.keeper.talk import told as keeper_told
+from remoter_kernel.front.ssh.complaints import ended, fell_silent, proxy_ended
 from tests.real_jupyter import wait_for
 
 log = logging.getLogger("remoter_kernel.wire.pump")
@@ -94,6 +97,25 @@ def test_an_error_is_told_with_its_way_and_without_its_words(file):
 )  # fmt: skip
 def test_a_reason_has_no_words_that_were_quoted(error, told):
     assert logs.reason(error) == told
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (ended("gpu", "login", said="secret"), "ended the connection during the step"),
+        (fell_silent("gpu", "login", said='a "b: secret'), "fell silent during the step"),
+        (proxy_ended("gpu", 1, "token=secret"), "the ProxyCommand of gpu failed with status 1"),
+    ],
+)
+def test_a_reason_has_no_words_of_a_server_or_a_proxy(error, told):
+    """A code with which somebody logs in may be among them; also after the keeper has told it."""
+    assert "secret" in str(error)
+    with pytest.raises(Unreachable) as again:
+        raise_told(*keeper_told(error))
+    for each in (error, again.value):
+        assert logs.reason(each).startswith("Unreachable: ")
+        assert told in logs.reason(each)
+        assert "secret" not in logs.reason(each)
 
 
 def test_frames_are_logged_only_if_that_is_wanted(tmp_path):

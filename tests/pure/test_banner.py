@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 
-from remoter_kernel.front.ssh import admission
+from remoter_kernel.front.ssh import admission, system
 from remoter_kernel.front.ssh.admission import VERDICT_WITHIN, Admission
 from remoter_kernel.front.ssh.authentication import Verdict
-from remoter_kernel.front.ssh.banner import ACTED_ON_WITHIN, Banner
+from remoter_kernel.front.ssh.banner import ACTED_ON_WITHIN, MOST_SHOWN, Banner
 from remoter_kernel.front.ssh.channel import TooLate
+from remoter_kernel.front.ssh.system import SystemLogin
 
 ADDRESS = "Visit https://login.example.org/a/1"
 RULES = "Be nice."
@@ -87,3 +88,58 @@ def test_what_was_shown_is_not_shown_again_and_what_comes_later_is() -> None:
     assert banner.unseen(f"{RULES}\n{ADDRESS}") == f"[box says] {ADDRESS}"
     banner.show(f"{RULES}\n{ADDRESS}")
     assert shown == [f"[box says] {RULES}"]
+
+
+def test_a_server_that_says_something_new_all_the_time_is_not_shown_without_end() -> None:
+    shown: list[str] = []
+    banner = Banner("box", shown.append)
+    for number in range(200):
+        banner.show(f"{ADDRESS}?{number}")
+    assert len(shown) == MOST_SHOWN
+
+
+class Ssh:
+    """An ssh that passes on what a server says, by a clock of its own."""
+
+    def __init__(self) -> None:
+        self.step, self.aside, self.now, self.heard_at = "login", "", 1000.0, 1000.0
+        self.is_asking = False  # as the desk, too
+
+    @property
+    def silent_for(self) -> float:
+        return self.now - self.heard_at
+
+    def perf_counter(self) -> float:
+        return self.now
+
+    def show(self, _text: str) -> None:
+        pass
+
+
+def waited_for(login: Any, ssh: Ssh, *, each: float) -> float:
+    """Let the server say a line with an address each so many seconds; return how long it has."""
+    began = ssh.now
+    while SystemLogin._waits_for_person(login, ssh):  # type: ignore[arg-type]
+        ssh.now += 1.0
+        if ssh.now - ssh.heard_at >= each:
+            ssh.heard_at, ssh.aside = ssh.now, f"{ssh.aside}{ADDRESS}\n"
+        if ssh.now - began > 10 * ACTED_ON_WITHIN:
+            break
+    return ssh.now - began
+
+
+@pytest.mark.parametrize("each", [2.0, 1e9])
+def test_openssh_waits_as_long_for_a_server_that_trickles_as_for_a_silent_one(
+    each: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a question it has its time again."""
+    login: Any = object.__new__(SystemLogin)
+    ssh = Ssh()
+    ssh.aside = ADDRESS
+    monkeypatch.setattr(system, "time", ssh)
+    login._desk, login._banner, login._waits_since = ssh, Banner("box", ssh.show), None
+    assert waited_for(login, ssh, each=each) == pytest.approx(ACTED_ON_WITHIN)
+    ssh.is_asking = True
+    assert SystemLogin._waits_for_person(login, ssh)  # type: ignore[arg-type]
+    ssh.is_asking = False
+    assert waited_for(login, ssh, each=each) == pytest.approx(ACTED_ON_WITHIN)

@@ -45,7 +45,8 @@ def test_it_is_written_down_where_there_may_be_a_session(
         dialer=a_dialer(session),  # type: ignore[arg-type]
     )
     written = [{"order": order, "kernel_id": "0123", "session": session}]
-    pending = [each.words for each in orders.pending("gpu-box")]
+    pending = [dict(each.words) for each in orders.pending("gpu-box")]
+    assert [bool(each.pop("nonce")) for each in pending] == [True] * len(pending)
     assert pending == (written if is_written else [])
     assert stopped
 

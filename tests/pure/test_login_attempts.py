@@ -52,13 +52,13 @@ class Comer:
 
     def asked(self) -> list[str]:
         """Return what this one was asked, in order."""
-        return [each["prompts"][0][0] for each in self.said if "ask" in each]
+        return [each["prompts"][0][0] for each in self.said if each.get("prompts")]
 
     def is_asked(self, prompt: Prompt, times: int = 1) -> None:
         wait_for(lambda: self.asked().count(prompt.text) == times, what=f"{prompt} at {self.place}")
 
     def answer(self, value: str, number: int = 0) -> None:
-        numbers = [each["number"] for each in self.said if "ask" in each]
+        numbers = [each["number"] for each in self.said if each.get("prompts")]
         self.on_answer({"answers": [value], "number": number or numbers[-1]})
 
     def decline(self) -> None:
@@ -267,3 +267,86 @@ def test_no_secret_is_left_in_it(ground: Ground) -> None:
     ground.first.answer("secret")
     assert ground.first.ended() is True
     assert "secret" not in repr(vars(ground.attempt))
+
+
+# What asks for nothing -------------------------------------------------------------------
+
+
+BANNER = "[box says] Welcome, all is logged."
+
+
+def tell(ground: Ground, *, go_on: threading.Event) -> None:
+    """Let the first one begin a login that shows a banner."""
+
+    def make() -> None:
+        login: Any = ground
+        ground.attempt.watch(login)
+        wait_for(lambda: len(ground.attempt._waiting) == 3, what="all of them")
+        ground.heard.append(repr(ground.attempt.ask("", [], BANNER)))
+        go_on.wait(10)
+        ground.attempt.end()
+
+    ground._thread = threading.Thread(target=make)
+    ground.first.come(ground.attempt, ground._thread.start)
+
+
+def told_to(comer: Comer) -> list[str]:
+    return [each["instruction"] for each in comer.said if "ask" in each]
+
+
+def test_a_banner_throws_nobody_out_and_all_who_wait_hear_it(ground: Ground) -> None:
+    """Nothing is asked: who has no person waits on, and nobody hears that an answer is missing."""
+    go_on, command, late = threading.Event(), Comer("by cron", may_ask=False), Comer("late")
+    tell(ground, go_on=go_on)
+    ground.second.come(ground.attempt)
+    command.come(ground.attempt)
+    wait_for(lambda: ground.heard == ["[]"], what="that the login goes on at once")
+    late.come(ground.attempt)
+    wait_for(lambda: told_to(late) == [BANNER], what="the banner for whoever comes later")
+    go_on.set()
+    outcomes = [each.ended() for each in (ground.first, ground.second, command, late)]
+    assert outcomes == [True] * 4
+    assert told_to(ground.first) == told_to(ground.second) == [BANNER]
+    assert command.said == []
+    assert not [each for each in ground.second.said if "elsewhere" in each]
+
+
+def test_a_notice_takes_no_question_away(ground: Ground) -> None:
+    """It is told before the next one; what comes back of it is no answer."""
+    ground.ask(PASSWORD, CODE)
+    ground.first.is_asked(PASSWORD)
+    assert ground.attempt.ask("", [], BANNER) == []
+    assert told_to(ground.first) == [""]
+    ground.first.on_answer({"answers": [], "number": 0})
+    ground.first.answer("secret")
+    ground.first.is_asked(CODE)
+    assert told_to(ground.first) == ["", BANNER, ""]
+    ground.first.answer("123")
+    assert ground.first.ended() is True
+    assert ground.heard == ["secret", "123"]
+
+
+def test_a_login_that_was_cut_asks_nobody_who_comes_later(ground: Ground) -> None:
+    """A password would be typed for nothing: whoever comes begins another one."""
+    go_on = threading.Event()
+    ground.cut = lambda: None  # type: ignore[method-assign]  # it takes a while
+
+    def make() -> None:
+        login: Any = ground
+        ground.attempt.watch(login)
+        go_on.wait(10)
+        try:
+            ground.attempt.ask("box", [PASSWORD])
+        except NotAnswered as error:
+            ground.attempt.end(error)
+
+    ground._thread = threading.Thread(target=make)
+    ground.first.come(ground.attempt, ground._thread.start)
+    wait_for(lambda: len(ground.attempt._waiting) == 1, what="the first one")
+    ground.first.go()
+    ground.first.ended()
+    ground.second.come(ground.attempt)
+    wait_for(lambda: len(ground.attempt._waiting) == 1, what="the second one")
+    go_on.set()
+    assert ground.second.ended() is False
+    assert ground.second.asked() == []

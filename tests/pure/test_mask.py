@@ -105,6 +105,17 @@ def test_a_code_is_not_shown_and_an_amount_is(mask):
     )
 
 
+@pytest.mark.parametrize("code", ["771 902", "12 34 56", "771-902", "1 2 3 4 5 6", "771 - 902"])
+def test_a_code_that_is_written_in_groups_is_not_shown_either(mask, code):
+    assert mask.quoted(f"the link is {code}, 255, of 42 s") == "the link is WORD1, 255, of 42 s"
+
+
+def test_a_short_number_is_no_name(mask):
+    """The value of a variable may be 1, and so may be the last part of each version."""
+    mask.know("VALUE", "1", "0", "314159")
+    assert mask.named("1 of 10, 3.11.1, 314159") == "1 of 10, 3.11.1, VALUE1"
+
+
 @pytest.mark.parametrize(
     "path", ["/the/file", "~/the/file", "C:\\the\\file", "\\\\the\\file", "/tmp/x", "~ada/file"]
 )

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import time
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 
 from remoter_kernel.front.bootstrap.answer import read_commands
 from remoter_kernel.front.session import orders
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 ODD = {
     "torn": '{"order": "stop", "kernel_',
@@ -48,9 +46,9 @@ def test_what_makes_no_sense_is_told_once_and_goes(folder, text):
     (folder / "odd.json").write_bytes(text.encode(errors="surrogateescape"))
     orders.write_down("box", "k1", "7f3a9c", "stop")
     pending = orders.pending("box")
-    assert [each.named for each in pending if each.words] == [
-        {"order": "stop", "kernel_id": "k1", "session": "7f3a9c", "name": "k1"}
-    ]
+    (good,) = [each.named for each in pending if each.words]
+    assert good.pop("nonce")
+    assert good == {"order": "stop", "kernel_id": "k1", "session": "7f3a9c", "name": "k1"}
     told = orders.forget_answered(pending, [])
     assert len(told) == 1
     assert "makes no sense" in told[0]
@@ -100,6 +98,39 @@ def test_what_waits_for_a_machine_that_is_never_met_goes_in_the_end(folder):
     (told,) = orders.forget_answered(orders.pending("box"), [answer])
     assert "not met for too long" in told
     assert names(folder) == []
+
+
+def test_what_the_disk_does_not_give_just_now_is_read_the_next_time(folder, monkeypatch):
+    """A home that is far away may fail once (ESTALE)."""
+    orders.write_down("box", "k", "7f3a9c", "stop")
+    with monkeypatch.context() as stale:
+
+        def fail(*_words, **_options):
+            raise OSError(errno.ESTALE, "stale")
+
+        for name in ("open", "read_text", "read_bytes"):
+            stale.setattr(Path, name, fail)
+        pending = orders.pending("box")
+    assert orders.forget_answered(pending, []) == []
+    assert [each.words["order"] for each in orders.pending("box")] == ["stop"]
+
+
+def test_what_has_replaced_nonsense_meanwhile_stays(folder):
+    (folder / "k.json").write_text("{")
+    pending = orders.pending("box")
+    orders.write_down("box", "k", "7f3a9c", "stop")
+    orders.forget_answered(pending, [])
+    assert [each.words["order"] for each in orders.pending("box")] == ["stop"]
+
+
+def test_each_has_a_name_of_its_own():
+    """By that the remote knows it again, whatever login brings it."""
+    orders.write_down("box", "k", "", "restart")
+    (first,) = orders.pending("box")
+    orders.write_down("box", "k", "", "restart")
+    (second,) = orders.pending("box")
+    assert first.named["nonce"] != second.named["nonce"]
+    assert first.named["nonce"] == json.loads(first.text)["nonce"]
 
 
 @pytest.mark.parametrize(

@@ -93,7 +93,7 @@ def test_a_host_is_never_taken_for_an_option():
         ("channel 0: open failed: administratively prohibited", ForwardingRefused, "jump host"),
         ("stdio forwarding failed\nConnection closed by ?", Unreachable, "from its jump host"),
         ("/c: line 1: Bad configuration option: prot", BadConfiguration, "option: prot"),
-        ("something new\x1b[31m", Unreachable, r"something new\. Try"),
+        ("something new\x1b[31m", Unreachable, r': "something new"\. Try'),
         ("debug1: only this", Unreachable, "said nothing"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -13,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from remoter_kernel.daemon import launch
+from remoter_kernel.daemon import launch, pending_commands, registry
+from remoter_kernel.daemon.folders import sessions_folder
 from remoter_kernel.daemon.pending_commands import ALL_WITHIN, carry_out_commands
 from remoter_kernel.daemon.processes import boot_id, started_at
 from remoter_kernel.daemon.records import first_line
@@ -142,6 +144,91 @@ def test_what_another_machine_has_to_do_is_left_to_it(command):
     (told,) = answered({**command, "session": session.id}, session="abc123")["commands"]
     assert told["became"] == "elsewhere"
     assert not session.read("session.json").get("ended")
+
+
+class FrontDoors:
+    """Finds whatever session lives by now, and notes whom a restart is sent to."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.restarted: list[int] = []
+        self.noted_before: list[bool] = []
+        monkeypatch.setattr(os, "kill", self._kill)
+        self.door = 1000
+
+    def _kill(self, pid: int, _signal: int) -> None:
+        self.restarted.append(pid)
+        self.noted_before.append(pending_commands._nonces() != [])
+
+    def find(self, kernel_id: str, _session_id: str) -> Session:
+        return a_session(kernel_id, pid=self.door)
+
+
+def test_a_restart_that_comes_with_two_logins_is_done_once(monkeypatch, home):
+    """Two notebooks have read the same file; or the answer to the first login was lost."""
+    doors = FrontDoors(monkeypatch)
+    command = {**RESTART, "kernel_id": "k", "nonce": "ab12"}
+    first = carry_out_commands([command], doors.find)
+    doors.door = 2000  # a fresh session
+    second = carry_out_commands([command], doors.find)
+    assert first == second == [{"name": "bad", "became": "done", "why": ""}]
+    assert doors.restarted == [1000]
+    assert doors.noted_before == [True]
+    (file,) = home.rglob(pending_commands.CARRIED_OUT)
+    assert file.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_stop_that_comes_again_spares_the_fresh_session(process):
+    """It was written down before the session had an id: the next one of the kernel is not meant."""
+    command = {**STOP, "kernel_id": "k", "nonce": "ab12"}
+    carry_out_commands([command], lambda *_: None)
+    fresh = a_session("k", process.pid)
+    (told,) = carry_out_commands([command], lambda *_: None)
+    assert told["became"] == "done"
+    assert process.poll() is None
+    assert not fresh.read("session.json").get("ended")
+
+
+def test_what_failed_or_is_for_another_machine_is_tried_again(monkeypatch, process):
+    """It has had no effect yet."""
+    session = a_session("k", host="login1", boot="another")
+    command = {**STOP, "session": session.id, "nonce": "ab12"}
+    (told,) = carry_out_commands([command], lambda *_: None)
+    assert told["became"] == "elsewhere"
+    session.write("door.json", {})
+    failing = {"how": "stays"}
+    monkeypatch.setattr("remoter_kernel.daemon.inquire.stop_session", lambda _session: failing)
+    for _ in range(2):
+        (told,) = carry_out_commands([command], lambda *_: None)
+        assert told["became"] == "failed"
+    failing["how"] = "ended"
+    (told,) = carry_out_commands([command], lambda *_: None)
+    assert told["became"] == "done"
+
+
+@pytest.mark.parametrize("nonce", [None, 7, "", "../x", "a" * 1000])
+def test_what_has_no_nonce_is_done_each_time(monkeypatch, nonce):
+    """An older version writes none."""
+    doors = FrontDoors(monkeypatch)
+    for _ in range(2):
+        carry_out_commands([{**RESTART, "kernel_id": "k", "nonce": nonce}], doors.find)
+    assert doors.restarted == [1000, 1000]
+
+
+def test_only_the_last_nonces_are_kept_and_a_full_disk_holds_nothing_up(monkeypatch):
+    monkeypatch.setattr(pending_commands, "MOST_NONCES", 3)
+    doors = FrontDoors(monkeypatch)
+    commands = [{**RESTART, "kernel_id": "k", "nonce": f"n{number}"} for number in range(5)]
+    carry_out_commands(commands, doors.find)
+    assert pending_commands._nonces() == ["n2", "n3", "n4"]
+
+    def fail(*_words: object) -> None:
+        raise OSError(errno.ENOSPC, "full")
+
+    monkeypatch.setattr(registry, "write_json", fail)
+    monkeypatch.setattr(doors, "find", lambda *_: Session(min(sessions_folder().iterdir())))
+    (told,) = carry_out_commands([{**RESTART, "kernel_id": "k", "nonce": "n9"}], doors.find)
+    assert told["became"] == "done"
+    assert len(doors.restarted) == 6
 
 
 def test_there_is_only_so_much_time_for_all_of_them():

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from remoter_kernel.daemon import program
+from remoter_kernel.daemon import launch, one_line, program
 from remoter_kernel.daemon.folders import data_folder
 from remoter_kernel.daemon.registry import Session, read_json
 from remoter_kernel.front.bootstrap.evaluator import FOLDER_DIGITS, pack_evaluator
@@ -91,6 +91,41 @@ def test_a_version_stays_while_a_living_session_names_it(archive):
     program.remove_unused(archive.parent)
     assert [folder.exists() for folder in kept] == [True] * 3
     assert [folder.exists() for folder in gone] == [False] * 2
+
+
+@pytest.mark.parametrize("text", [None, "{", "[]", '{"program": null}'])
+def test_nothing_goes_while_a_session_cannot_be_asked_what_it_needs(archive, text):
+    """Its file is torn, say: any version may be the one that it runs."""
+    perhaps = a_version("perhaps")
+    session = a_session(None)
+    if text:
+        (session.folder / program.FILE).write_text(text)
+    program.remove_unused(archive.parent)
+    assert perhaps.exists()
+    session.end("It is over.")
+    program.remove_unused(archive.parent)
+    assert not perhaps.exists()
+
+
+def test_a_launch_is_not_without_its_program_while_another_version_tidies(archive, monkeypatch):
+    """Its folder was not used for days, and no session names it yet."""
+    made_old(archive.parent)
+    other = a_version("other", is_old=False)
+
+    def tidy(_answer: object) -> None:
+        program.remove_unused(other)
+
+    monkeypatch.setattr(sys, "argv", [str(archive)])
+    monkeypatch.setattr(one_line, "answer", tidy)
+    monkeypatch.setattr(program, "keep_house_aside", lambda: due.append(program._is_due(archive)))
+    due: list[bool] = []
+    umask = os.umask(0o022)
+    try:
+        launch.main("27")
+    finally:
+        os.umask(umask)
+    assert archive.exists()
+    assert due == [True]
 
 
 @pytest.mark.parametrize("is_needed", [True, False])

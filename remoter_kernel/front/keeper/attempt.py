@@ -7,12 +7,15 @@ House rules of this file:
 - An answer counts by the number of its question, whoever gives it: the first one does.
 - Whoever declines, or goes, is out, and the question goes back to whoever came before. With the
   last one the question has its answer: none.
-- A login for which nobody waits any more is cut.
+- What asks for nothing (a banner, "touch the token") is a notice: whoever waits, and has a person,
+  hears it, also if they come later; nobody has to answer it.
+- A login for which nobody waits any more is cut, and asks nobody who comes later.
 """
 
 from __future__ import annotations
 
 import threading
+from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from remoter_kernel.errors import RemoterError, Unreachable
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
     from remoter_kernel.front.questions import Prompt
     from remoter_kernel.front.ssh.login import Login
 
+MOST_NOTICES = 20  # the last ones
 LOOK_EVERY = 1.0  # seconds between two looks at whether a question still has a point
 LOG_IN_THERE = "Answer it there, or log in at a terminal: `remoter check NAME`."
 NOBODY_LEFT = "the question was not answered: whoever asked for the login is gone."
@@ -49,6 +53,8 @@ class Attempt:
         self._question: dict[str, Any] | None = None
         self._number = 0  # of the question
         self._answer: dict[str, Any] | None = None
+        self._notices: deque[dict[str, Any]] = deque(maxlen=MOST_NOTICES)
+        self._untold: list[tuple[Visitor, dict[str, Any]]] = []  # notices that wait their turn
         self._step = ""
         self._login: Login | None = None
         self._is_cut = False
@@ -64,7 +70,7 @@ class Attempt:
         `begin` starts it: whoever does that is told why it failed, and so is whoever was asked.
         """
         with self._changed:
-            self._welcome(visitor, can_be_asked=can_be_asked and self.may_ask)
+            self._welcome(visitor, can_be_asked=can_be_asked and self.may_ask and not self._is_cut)
             try:
                 if begin:
                     self._begin(begin)
@@ -92,6 +98,9 @@ class Attempt:
             visitor.tell_step(self._step)
         if can_be_asked:
             self._people.append(visitor)
+        if visitor.may_ask and not self._is_cut:
+            for words in self._notices:
+                visitor.say(words)
         self._place_question()
 
     def _check(self, visitor: Visitor) -> None:
@@ -188,16 +197,35 @@ class Attempt:
         return Trust(self._put(words)["trust"])
 
     def ask(self, host: str, prompts: Sequence[Prompt], instruction: str = "") -> list[str]:
-        """Have a person asked."""
+        """Have a person asked; without prompts: have them told something."""
+        if not prompts:
+            self._tell(host, instruction)
+            return []
         shown = [[prompt.text, prompt.is_shown] for prompt in prompts]
         words = {"ask": "prompts", "host": host, "prompts": shown, "instruction": instruction}
         return [str(answer) for answer in self._put(words)["answers"]]
+
+    def _tell(self, host: str, text: str) -> None:
+        """Tell all who wait; one at whom a question is open would lose that, and hears it after."""
+        number = 0  # no question's: what comes back is no answer
+        words = {"ask": "prompts", "host": host, "prompts": [], "instruction": text}
+        with self._changed:
+            self._notices.append({**words, "number": number})
+            self._untold += [(each, self._notices[-1]) for each in self._waiting if each.may_ask]
+            if not self._question:
+                self._tell_rest()
+
+    def _tell_rest(self) -> None:
+        untold, self._untold = self._untold, []
+        for visitor, words in untold:
+            visitor.say(words)
 
     def _put(self, words: dict[str, Any]) -> dict[str, Any]:
         """Wait as long as a person and the server do: meanwhile nobody else can log in."""
         with self._changed:
             if not self._people:
                 raise NotAnswered(NOBODY_LEFT)
+            self._tell_rest()
             self._number += 1
             self._question, self._answer, self._asked = words, None, None
             self._place_question()
@@ -218,6 +246,8 @@ class Attempt:
         """Say that there is a login, or why there is none."""
         with self._changed:
             self._error, self._login, self._question = error, None, None
+            self._notices.clear()
+            self._untold.clear()
             self.is_over = True
             self._changed.notify_all()
 

@@ -204,7 +204,6 @@ def _welcome(
         server.receive(Connection(connection.detach()))
     except Exception:  # noqa: BLE001 - one visitor's trouble is not the others'
         _log.exception("A client was not served to its end.")
-        traceback.print_exc()
 
 
 if __name__ == "__main__":

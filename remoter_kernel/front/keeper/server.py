@@ -11,7 +11,6 @@ import logging
 import os
 import threading
 import time
-import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -128,9 +127,8 @@ class KeeperServer:
             _log.info("Client %x, %s: %s", id(visitor), words.get("do"), logs.reason(error))
             return told(error)
         except Exception as error:  # noqa: BLE001 - a bug must reach the person, too
+            # Its words may hold what somebody typed: the log has the way to it alone.
             _log.exception("What a client wanted has failed.")
-            traceback.print_exc()
-            # Its words may hold what somebody typed.
             return told(RemoterError(f"the keeper of the login failed: {type(error).__name__}."))
 
     def _do(self, visitor: Visitor, words: dict[str, Any], blobs: list[bytes]) -> Answer:
@@ -195,7 +193,7 @@ def _surely(do: Callable[[], None]) -> None:
     try:
         do()
     except Exception:  # noqa: BLE001 - it is in the keeper's log
-        traceback.print_exc()
+        _log.exception("Looking after a login has failed.")
 
 
 def way_of(destination: Destination) -> Hashable:

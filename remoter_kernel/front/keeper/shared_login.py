@@ -164,7 +164,7 @@ class SharedLogin:
             self._give_up()
             attempt = self._attempt = Attempt(remote.transport, may_ask=visitor.may_ask)
             make = partial(self._make, attempt, remote, destination, words)
-            return attempt, Thread(make, name="keeper-login").start
+            return attempt, Thread(make, name="keeper-login", on_error=attempt.end).start
 
     def _is_by_another_transport(self, remote: Remote) -> bool:
         held = self._held

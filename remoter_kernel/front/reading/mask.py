@@ -5,8 +5,9 @@ Two ways, so that what the first one does not know the second one stops:
 - Names that are known are replaced by stable words (`HOST1`), also within other words; so are
   addresses.
 - Of a text that others have had a part in, only words stay that this program's own source has,
-  short numbers, and numbers with a unit. Each other word becomes `WORD1`, the same one each time.
-  Words with signs between them (`gpu-server.example`) must stand so in the source, too.
+  short numbers that stand alone, and numbers with a unit. Each other word becomes `WORD1`, the
+  same one each time. Words with signs between them (`gpu-server.example`) must stand so in the
+  source, too.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ _CLOCK = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{3}Z ")  # with which a 
 _AMOUNT = re.compile(  # "12 ms", "0.0123"
     r"(?<![\w.])(?:\d+(?:\.\d+)? (?:bytes|KiB|MiB|GiB|ms|s|min|h|d)\b|\d\.\d+(?![\w.]))"
 )
+_GROUPS = re.compile(r"(?<!\d)\d{1,3}(?:[ -]+\d{1,3})+(?!\d)")  # "771 902": a code, perhaps
 _V4 = re.compile(r"(?<!\d)\d{1,3}([.\-_])\d{1,3}\1\d{1,3}\1\d{1,3}(?!\d)")
 _V6 = re.compile(r"(?<![\w:])[0-9A-Fa-f]{0,4}:[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*(?:%\w+)?")
 _PATH = re.compile(r"(?<![\w/\\])(?:~\w*|[A-Za-z]:)?[/\\][^\s\"'<>|;,()]+")
@@ -65,7 +67,8 @@ class Mask:
     def know(self, kind: str, *names: str) -> None:
         """Let names be replaced from now on, by this kind's word and a number."""
         for name in (each.strip().lower() for each in names):
-            if name not in NO_WORD and name not in self._known:
+            is_number = name.isdecimal() and len(name) <= LONGEST_NUMBER  # as in each version
+            if name not in NO_WORD and not is_number and name not in self._known:
                 self._known[name] = self._next(kind)
                 self._pattern = None
 
@@ -85,6 +88,7 @@ class Mask:
         masked = self._names(line[len(begin) :])
         masked = _outside(masked, partial(_PATH.sub, partial(self._replace, "PATH")))
         masked = _outside(masked, partial(_AMOUNT.sub, lambda found: f"{_BEGIN}{found[0]}{_END}"))
+        masked = _outside(masked, partial(_GROUPS.sub, partial(self._replace, "WORD")))
         return begin + _shown(_outside(masked, partial(_CHUNK.sub, self._judge)))
 
     # ---

@@ -18,7 +18,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from remoter_kernel import __version__
+from remoter_kernel import __version__, logs
 from remoter_kernel.errors import BadConfiguration, RemoterError
 from remoter_kernel.front import log_files
 from remoter_kernel.front.configuration.folders import AS_THE_NOTEBOOK
@@ -264,7 +264,7 @@ def tell_there(report: Report, remote: Remote, questions: Questions | None) -> N
         _tell_sessions(report, visit)
     except RemoterError as error:
         report.title("The remote was not asked, or not all of it")
-        report.quote(type(error).__name__, error)
+        report.quote(type(error).__name__, f"{logs.own_words(error)} {error.advice}")
     finally:
         visit.close()
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import secrets
 import time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -38,8 +39,12 @@ class Order(NamedTuple):
 
 
 def write_down(remote: str, kernel_id: str, session: str, order: str) -> None:
-    """Remember that a session should be restarted or stopped; it may not have an id yet."""
+    """Remember that a session should be restarted or stopped; it may not have an id yet.
+
+    By its `nonce` the remote knows what it has carried out already: several logins may bring it.
+    """
     words = {"order": order, "kernel_id": kernel_id, "session": session}
+    words["nonce"] = secrets.token_hex(8)
     write_private(_folder(remote) / f"{kernel_id}.json", json.dumps(words))
 
 
@@ -91,20 +96,23 @@ def _sentence(words: dict[str, Any], why: str) -> str:
 
 
 def _read(path: Path) -> Order | None:
-    """Read one file; None: another front has taken it."""
-    text = ""
-    age = 0.0
+    """Read one file; None: another front has taken it, or the disk does not give it just now."""
     try:
-        about = path.stat()
-        age = time.time() - about.st_mtime
-        if about.st_size <= LARGEST:
-            text = path.read_text(encoding="utf-8")
-        words = json.loads(text)
-    except FileNotFoundError:
+        age = time.time() - path.stat().st_mtime
+        text = _text_of(path)
+    except OSError:
         return None
-    except (OSError, ValueError, RecursionError):
-        words = None
+    words: Any = None
+    with contextlib.suppress(ValueError, RecursionError):
+        if len(text.encode()) <= LARGEST:  # fails where it is no text
+            words = json.loads(text)
     return Order(path, text, words if _makes_sense(words) else {}, age)
+
+
+def _text_of(path: Path) -> str:
+    """Return what it holds, and a little more of it than is ours at the most."""
+    with path.open("rb") as file:
+        return file.read(LARGEST + 1).decode(errors="surrogateescape")
 
 
 def _makes_sense(words: object) -> bool:
@@ -116,8 +124,8 @@ def _makes_sense(words: object) -> bool:
 
 def _remove(order: Order) -> bool:
     """Remove its file, unless another one is in its place by now."""
-    with contextlib.suppress(OSError, ValueError):
-        if order.words and order.path.read_text(encoding="utf-8") != order.text:
+    with contextlib.suppress(OSError):
+        if _text_of(order.path) != order.text:
             return True
         order.path.unlink()
         return True

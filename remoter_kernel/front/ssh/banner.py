@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 SHOWN_AFTER = 1.0  # seconds in which the server has not gone on
+MOST_SHOWN = 60  # lines: a server may say something now and then for as long as it likes
 ACTED_ON_WITHIN = 300.0  # seconds for a person to go to an address, and for the server to know
 ADDRESS = re.compile(r"https?://\S|\b(?:[a-z0-9-]+\.)+[a-z]{2,}/\S", re.IGNORECASE)
 
@@ -27,6 +28,7 @@ class Banner:
         self._asker = asker
         self._show = show
         self._seen = ""
+        self._shown = 0  # lines
 
     def unseen(self, text: str) -> str:
         """Return what nobody has seen yet of all that the server has said, marked as its words.
@@ -39,7 +41,10 @@ class Banner:
 
     def show(self, text: str) -> None:
         """Show a person what they have not seen yet."""
-        if self._show is not None and (words := self.unseen(text)):
+        if self._show is None or self._shown >= MOST_SHOWN:
+            return
+        if words := self.unseen(text):
+            self._shown += words.count("\n") + 1
             self._show(words)
 
     def patience(self, text: str, usual: float) -> float:

@@ -116,7 +116,10 @@ def no_tunnel(destination: Destination, where: str, code: int) -> RemoteLacks:
 
 
 def last_words(said: str) -> str:
-    """Return the last lines of what somebody else has said, in quotes; "" if there are none."""
+    """Return the last lines of what somebody else has said, in quotes; "" if there are none.
+
+    They belong behind ": ", at the end of a sentence: there a log leaves them out.
+    """
     lines = [line for each in said.splitlines() if (line := on_one_line(each))]
     words = " / ".join(lines[-MOST_TOLD:])
     return f'"{words[-LONGEST_TOLD:]}".' if words else ""
@@ -152,8 +155,9 @@ def explain(
                 return ended(destination.label, step, said=_reasons(said, aside))
             return make(_Told(destination, told, step, host_key, may_ask=may_ask), match)
     last = readable(lines[-1].strip()) if lines else "it said nothing"
+    is_own = not lines or OWN_WORDS.match(last)
     return Unreachable(
-        f"ssh did not get to {destination.label}: {last}.",
+        f"ssh did not get to {destination.label}: {f'{last}.' if is_own else last_words(last)}",
         f"Try `ssh {destination.alias or destination.host_name}` in a terminal.",
     )
 

@@ -35,6 +35,7 @@ SYSTEM_FOLDER = Path("/etc/ssh")
 ALONE = frozenset({"all", "final"})  # conditions of Match that nothing but files and words decide
 WITH_WORD = frozenset({"host", "localuser", "originalhost", "tagged", "user"})
 LINE = re.compile(r'\s*([A-Za-z0-9]+)(?:\s*=\s*|\s+|(?="))(.*)')
+WITHIN = re.compile(r"\S#")  # what ssh takes for a part of a word, and Python for a comment
 READ = re.compile(r"^debug1: Reading configuration data (.+?)\r?$", re.MULTILINE)
 
 
@@ -127,7 +128,12 @@ class ConfigFiles:
             raise InDoubt
 
     def _include(self, pattern: str, folder: Path) -> None:
-        if "%" in pattern or (pattern.startswith("~") and not pattern.startswith("~/")):
+        # Classes of signs ("[[:alpha:]]") mean something else here.
+        if (
+            "%" in pattern
+            or "[" in pattern
+            or (pattern.startswith("~") and not pattern.startswith("~/"))
+        ):
             raise InDoubt
         if pattern.startswith("~/"):
             pattern = f"{account_home()}{pattern[1:]}"
@@ -138,7 +144,7 @@ class ConfigFiles:
 
 
 def _words_of(text: str) -> list[str]:
-    if "\\" in text:
+    if "\\" in text or WITHIN.search(text):
         raise InDoubt
     return shlex.split(text, comments=True)
 

@@ -106,6 +106,7 @@ class SystemLogin(Login):
         self._entry: Entry | None = None
         self._desk: Desk | None = None
         self._banner = Banner(self._asker, None)
+        self._waits_since: float | None = None  # for the server: the step, or the last question
         self._may_ask = False
         self._folder: Path | None = None
         self._place: Path | None = None  # where the master listens
@@ -247,16 +248,19 @@ class SystemLogin(Login):
     def _waits_for_person(self, entry: Entry) -> bool:
         """Say whether a person is to answer, or to act on what the server has said to everybody.
 
-        That is shown where the server does not go on.
+        That is shown where the server does not go on. What it says meanwhile gives it no more
+        time: it might trickle for ever.
         """
         desk = self._desk
-        if desk is None or desk.is_asking:
-            return desk is not None
-        if entry.step != "login" or entry.silent_for < SHOWN_AFTER:
-            return False
-        said = entry.aside
-        self._banner.show(said)
-        return entry.silent_for < self._banner.patience(said, 0.0)
+        if desk is None or desk.is_asking or entry.step != "login":
+            self._waits_since = None
+            return desk is not None and desk.is_asking
+        now = time.perf_counter()
+        if self._waits_since is None:
+            self._waits_since = now
+        if entry.silent_for >= SHOWN_AFTER:
+            self._banner.show(entry.aside)
+        return now - self._waits_since < self._banner.patience(entry.aside, 0.0)
 
     def _why_not_through(self) -> str:
         """Ask the jump host itself, in ssh's words: what goes through it has no stderr."""

@@ -1,0 +1,30 @@
+"""What a report says where the remote could not be asked."""
+
+from __future__ import annotations
+
+from remoter_kernel.front.configuration.remotes import Remote
+from remoter_kernel.front.reading import report as reports
+from remoter_kernel.front.ssh.complaints import fell_silent
+
+
+def test_the_words_of_a_server_are_not_in_it(monkeypatch):
+    """They may be a code with which somebody logs in."""
+
+    class Visit:
+        def __init__(self, *_words):
+            pass
+
+        def open(self):
+            raise fell_silent("gpu", "login", said="enter the code 771")
+
+        def close(self):
+            pass
+
+    monkeypatch.setattr(reports, "Visit", Visit)
+    report = reports.Report()
+    reports.tell_there(report, Remote("gpu", "gpu"), None)
+    text = report.text()
+    assert "Unreachable" in text
+    assert "fell silent during the step" in text
+    assert "Look at the network or VPN" in text
+    assert "771" not in text
