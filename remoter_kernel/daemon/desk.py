@@ -50,7 +50,7 @@ class Desk:
         requests: Requests | None = None,
     ) -> None:
         """`requests`: those of an evaluator that has died."""
-        self.requests = requests or Requests()
+        self.requests = Requests() if requests is None else requests
         self.overtaken = Overtaken()
         self.dispatch = Dispatch(
             self.requests, journal, takes=self._takes, send=self._send, answers=self._answers
@@ -60,6 +60,7 @@ class Desk:
         self.interrupts = Interrupts(self.requests, self.overtaken, door.reactor.later)
         self.interrupts.strike = self._strike
         self.interrupts.on_over = self.dispatch.serve
+        self.interrupts.on_no_reply = self._end_interrupted
         # The child, if it gets what comes on this channel at once.
         self.child_for: Callable[[Channel], Child | None] = lambda _channel: None
         self.on_order: Callable[[str], None] = lambda _order: None  # restart, stop, finish
@@ -245,6 +246,11 @@ class Desk:
     def _is_at_kernel(self, name: str) -> bool:
         request = self.requests.get(str(name))
         return request is not None and request.is_open and request.stage >= Stage.SENT
+
+    def _end_interrupted(self, request: Request) -> None:
+        """Reply to a cell that was interrupted and whose kernel is done with it without a reply."""
+        self._speaker.reply_error(request, "KeyboardInterrupt", "Interrupted at its end.")
+        self.requests.move(request, Stage.FAILED, "interrupted, and the kernel gave no reply")
 
     def _strike(self) -> None:
         child = self.child_for(Channel.CONTROL)

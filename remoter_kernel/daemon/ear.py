@@ -67,6 +67,7 @@ class Ear:
             self._speaker.tell_missing(parts, error)
         if state == IDLE:
             self._door.is_hurried = True
+            self._interrupts.note_idle(asker)
         elif heard:
             if self.adoption:
                 self.adoption.end(heard.passed)

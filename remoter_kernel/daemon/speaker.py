@@ -118,6 +118,11 @@ class Speaker:
         trouble = {"ename": name, "evalue": why, "traceback": [f"{name}: {why}"]}
         self._answer(request, {"status": "error", **trouble}, trouble)
 
+    def reply_error(self, request: Request, name: str, why: str) -> None:
+        """Reply to a cell with an error, and no more: the kernel has said the rest."""
+        trouble = {"ename": name, "evalue": why, "traceback": [f"{name}: {why}"]}
+        self.reply(request, {"status": "error", "execution_count": 0, **trouble})
+
     def answer_aborted(self, request: Request) -> None:
         """Answer a request that is not carried out because one before it failed."""
         self._answer(request, {"status": "aborted"}, None)

@@ -291,7 +291,8 @@ class Requests:
     @property
     def running(self) -> Request | None:
         """The cell that the kernel is at, as far as is known."""
-        return next((each for each in self._at_kernel if each.is_cell and each.is_open), None)
+        at_it = (each for each in self._at_kernel if each.is_cell and each.is_open)
+        return next((each for each in at_it if not each.is_idle), None)
 
     @property
     def is_busy(self) -> bool:

@@ -14,6 +14,7 @@ from remoter_kernel.daemon.outbox import FrontOutbox
 from remoter_kernel.daemon.records import read_journal
 from remoter_kernel.daemon.speaker import Speaker
 from remoter_kernel.wire.frames import Channel, Head, Kind, pack, to_json
+from remoter_kernel.wire.requests import Requests
 from remoter_kernel.wire.stream import Conversation
 from tests.there.test_journal import ME
 from tests.there.test_journal import Desk as Disk
@@ -111,3 +112,10 @@ def test_what_an_evaluator_before_may_have_passed_on_is_not_passed_on_again(
     disk.settle()
     assert [request.number for request in doubts] == [5]
     assert child.given == [Channel.SHELL]
+
+
+def test_the_table_of_an_evaluator_that_died_is_gone_on_with_also_if_it_is_empty(disk):
+    table = Requests()
+    door: Any = SimpleNamespace(reactor=SimpleNamespace(later=lambda _seconds, _call: None))
+    desk = Desk(cast("Any", None), disk.journal, door, Speaker(disk.journal), table)
+    assert desk.requests is table
