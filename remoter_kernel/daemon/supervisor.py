@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
 DIE_WITHIN = 4.0  # seconds that a kernel has for its own shutdown, before a signal
 KILL_WITHIN = 2.0  # seconds after that signal
+NAMED_WITHIN = 0.5  # seconds: the warden says which process it has started
 RESTART_AFTER = 0.2  # seconds: JupyterLab cancels cells whose errors come later than this news
 LINGER = 30.0  # seconds that a session which could not start still tells why
 LINGER_LOOK = 0.5  # seconds
@@ -252,6 +253,7 @@ class Supervisor:
         self._desk.fail_all("KernelDied", "The kernel died, and its evaluator with it.")
         self._speaker.kernel_info = {}
         if past.kernel:
+            self.state = State.DEAD
             self._start_again()
         else:
             self._start()
@@ -319,6 +321,8 @@ class Supervisor:
             self.reactor.later(RESTART_AFTER, self._start_again)
 
     def _start_again(self) -> None:
+        if self.state is not State.DEAD:
+            return  # it is to end
         self._speaker.publish("status", {"execution_state": "restarting"})
         self._start()
 
@@ -348,6 +352,7 @@ class Supervisor:
         if self.child:
             self._end_child(State.STOPPING)
         else:
+            self.state = State.STOPPING
             self._leave()
 
     def _leave(self) -> None:
@@ -360,22 +365,26 @@ class Supervisor:
     def _end_child(self, state: State) -> None:
         """Ask the child to end; a signal follows where asking does not help."""
         child, was_ready = self.child, self.state in WITH_CHILD
-        if child is None:
-            return  # it is about to start anew by itself
+        if child is None or self.state is State.STOPPING:
+            return  # it is about to start anew by itself, or ends for good
         if was_ready:
             self._ear.cut_short = self._desk.cut_short()
         self.state = state
         if was_ready:
             words = {"restart": state is State.RESTARTING}
             child.ask(Channel.CONTROL, "shutdown_request", words)
+        self.reactor.later(DIE_WITHIN if was_ready else 0.0, partial(self._insist, child))
 
-        def insist(number: int) -> None:
-            if self.child is child:
-                child.signal(number)
-
-        patience = DIE_WITHIN if was_ready else 0.0
-        self.reactor.later(patience, partial(insist, signal.SIGTERM))
-        self.reactor.later(patience + KILL_WITHIN, partial(insist, signal.SIGKILL))
+    def _insist(self, child: Child, number: int = signal.SIGTERM) -> None:
+        """End a child by a signal, then by a harder one; its warden may have yet to name it."""
+        if self.child is not child:
+            return
+        if not child.pid:
+            self.reactor.later(NAMED_WITHIN, partial(self._insist, child, number))
+            return
+        child.signal(number)
+        if number == signal.SIGTERM:
+            self.reactor.later(KILL_WITHIN, partial(self._insist, child, signal.SIGKILL))
 
     # What the evaluator says itself ----------------------------------------------------
 
