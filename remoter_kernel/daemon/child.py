@@ -75,6 +75,7 @@ class Child:
         specs = specs_for(kernel, is_own=is_own)
         self.manager = _Manager(kernel_name=kernel, kernel_spec_manager=specs)
         self.pid = 0
+        self.is_adopted = False  # has an evaluator before this one started it?
         self.on_message: Callable[[Channel, list[Bytes]], None] = lambda _channel, _parts: None
         self.on_ready: Callable[[dict[str, Any], dict[str, Any]], None] = lambda _head, _info: None
         self.on_exit: Callable[[dict[str, Any]], None] = lambda _words: None
@@ -108,9 +109,7 @@ class Child:
         if not init:  # its lines may bring the program
             check_argv(spec, argv)
         argv = with_init(argv, init)
-        environment = {key: value for key, value in os.environ.items() if key not in HIDDEN}
-        for key, value in {**spec.env, **env}.items():
-            environment[key] = string.Template(value).safe_substitute(environment)
+        environment = environment_with({**spec.env, **env})
         self.forget()
         self._log.begin()
         wish = {
@@ -135,7 +134,7 @@ class Child:
         self.manager.connection_file = str(self.folder / "connection.json")
         self.manager.load_connection_file()
         about = registry.read_json(self.folder / "child.json")
-        self.pid = int(about["pid"])
+        self.pid, self.is_adopted = int(about["pid"]), True
         self._connect()
         self._look_after(about)
 
@@ -316,6 +315,14 @@ class Child:
         """Hear out what has ended, then tell of it."""
         self.pid = 0
         self.client.hear_out(partial(self.on_exit, words))
+
+
+def environment_with(more: Mapping[str, Any]) -> dict[str, str]:
+    """Return the login's environment with more in it; a kernelspec may have a number there."""
+    environment = {key: value for key, value in os.environ.items() if key not in HIDDEN}
+    for key, value in more.items():
+        environment[key] = string.Template(str(value)).safe_substitute(environment)
+    return environment
 
 
 def with_init(argv: list[str], init: Sequence[str]) -> list[str]:

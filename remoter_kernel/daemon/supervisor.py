@@ -17,7 +17,7 @@ from remoter_kernel.daemon import registry
 from remoter_kernel.daemon.adoption import Adoption
 from remoter_kernel.daemon.board import Board
 from remoter_kernel.daemon.child import Child
-from remoter_kernel.daemon.deaths import explain, is_by_signal
+from remoter_kernel.daemon.deaths import explain, explain_no_start, is_by_signal
 from remoter_kernel.daemon.desk import Desk
 from remoter_kernel.daemon.ear import Ear
 from remoter_kernel.daemon.lost_ports import LostPorts
@@ -25,7 +25,6 @@ from remoter_kernel.daemon.patience import Patience
 from remoter_kernel.daemon.registry import ServedSession
 from remoter_kernel.daemon.slow_start import SlowStart
 from remoter_kernel.daemon.speaker import Speaker
-from remoter_kernel.errors import RemoterError
 from remoter_kernel.wire.frames import Bytes, Channel
 from remoter_kernel.wire.requests import Stage
 from remoter_kernel.wire.threads import Thread
@@ -180,9 +179,9 @@ class Supervisor:
 
     def _start(self) -> None:
         self.state = State.STARTING
-        self.child = child = self._new_child()
-        child.on_ready = self._be_ready
         try:
+            self.child = child = self._new_child()
+            child.on_ready = self._be_ready
             child.start(
                 arguments=self.wish.get("arguments") or (),
                 env=self.wish.get("env") or {},
@@ -190,8 +189,8 @@ class Supervisor:
                 init=self.wish.get("init") or (),
                 umask=self.umask,
             )
-        except (RemoterError, OSError) as error:
-            self._fail(str(error))
+        except Exception as error:  # noqa: BLE001 - a kernelspec may be odd in any way
+            self._fail(explain_no_start(error))
         else:
             starts = lambda: self.child is child and self.state is State.STARTING  # noqa: E731
             self._ports.watch(child, starts)
@@ -270,12 +269,12 @@ class Supervisor:
         if self.past is None or not is_missed:
             self._requests.move(request, Stage.DONE, "an evaluator before may have sent it")
             return
-        adoption = self._ear.adoption or self._begin_adoption(self.past)
-        adoption.doubt(request)
-        if self.child and self.state in WITH_CHILD:
+        if self.child and self.child.is_adopted and self.state in WITH_CHILD:
+            adoption = self._ear.adoption or self._begin_adoption(self.past)
+            adoption.doubt(request)
             self.child.ask_again()
         else:
-            self._desk.fail_all("OutputsMissing", "It may have run in a kernel that is gone.")
+            self._desk.fail(request, "OutputsMissing", "It may have run in a kernel that is gone.")
 
     def _hear_adopted(
         self, child: Child, header: dict[str, Any], kernel_info: dict[str, Any]

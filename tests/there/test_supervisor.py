@@ -11,14 +11,16 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from remoter_kernel.daemon import supervisor as supervisors
+from remoter_kernel.daemon.child import environment_with
 from remoter_kernel.daemon.door import Door
 from remoter_kernel.daemon.journal import Journal
 from remoter_kernel.daemon.past import Past
 from remoter_kernel.daemon.registry import Session
 from remoter_kernel.daemon.supervisor import State, Supervisor
 from remoter_kernel.wire.frames import Channel, Head, Kind, Lane, pack
-from remoter_kernel.wire.messages import HEADER, header_of
+from remoter_kernel.wire.messages import CONTENT, HEADER, Voice, header_of
 from remoter_kernel.wire.reactor import Reactor
+from remoter_kernel.wire.requests import Request, Stage
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -192,3 +194,84 @@ def test_a_kernel_whose_process_is_named_late_is_ended_all_the_same(begin):
     assert life.child.signals == []
     life.child.pid = 7
     life.wait_for(lambda: life.child.signals == [signal.SIGTERM, signal.SIGKILL])
+
+
+def test_a_kernel_that_cannot_be_started_for_any_reason_is_told_of(begin):
+    life = begin()
+    life.fails_with = TypeError("expected string or bytes-like object, got 'int'")
+    life.will._start()
+    assert life.will.state is State.FAILED
+    assert "could not be started" in life.will.why
+    assert "expected string" in life.will.why
+
+
+def test_a_kernelspec_may_have_a_number_in_its_environment(monkeypatch):
+    monkeypatch.setenv("CORES", "8")
+    environment = environment_with({"OMP_NUM_THREADS": 4, "ALL": "$CORES"})
+    assert (environment["OMP_NUM_THREADS"], environment["ALL"]) == ("4", "8")
+
+
+@pytest.mark.parametrize("odd", [{"session": "\ud800"}, {"header": {}}, {"header": "x"}])
+def test_one_odd_request_keeps_no_other_from_its_answer_and_no_kernel_from_its_start(life, odd):
+    life.ask("before", 1)
+    life.ask("odd", 2, **odd)
+    life.ask("after", 3)
+    life.wait_for(lambda: life.child.got == ["before", "odd", "after"])
+    life.end(-9)
+    life.wait_for(lambda: len(life.children) == 2)
+    assert (life.bugs, len(life.will._requests)) == ([], 0)
+
+
+def test_one_answer_that_goes_wrong_holds_up_no_other(life, monkeypatch):
+    def fail(*_: Any, **__: Any) -> None:
+        raise KeyError("msg_id")
+
+    life.ask("one", 1)
+    life.ask("two", 2)
+    life.wait_for(lambda: life.child.got == ["one", "two"])
+    monkeypatch.setattr(life.will._speaker, "answer_error", fail)
+    life.end(-9)
+    life.wait_for(lambda: len(life.children) == 2)
+    assert (life.bugs, len(life.will._requests)) == ([], 0)
+
+
+def adopted(begin: Callable[..., Life], past: Past) -> Life:
+    """Begin a life with the kernel of an evaluator that died."""
+    past.kernel = {"session": "k"}
+    life = begin(past, {"pid": 7, "started": "", "warden": 1})
+    life.will._adopt(past)
+    return life
+
+
+def test_what_an_adopted_kernel_may_have_got_is_answered_once_that_kernel_is_gone(begin):
+    """Another kernel is not asked about it."""
+    past = Past()
+    past.is_damaged = True
+    life = adopted(begin, past)
+    life.will._settle()
+    life.end(-9)
+    life.wait_for(lambda: len(life.children) == 2)
+    life.be_ready()
+    life.guest.doubtful = {Lane.BULK: 3, Lane.URGENT: 0}
+    life.ask("cell", 2)
+    life.wait_for(lambda: not len(life.will._requests))
+    assert (life.child.asked_again, life.will._ear.adoption) == (0, None)
+
+
+def test_an_error_with_half_a_character_does_not_hold_up_an_adoption(begin):
+    past = Past()
+    header = {"msg_id": "cell", "msg_type": "execute_request"}
+    parts: list[Any] = [b"", json.dumps(header).encode(), b"{}", b"{}", b"{}"]
+    past.requests.add(Request(Channel.SHELL, parts, header, client=ME), Stage.SENT)
+    life = adopted(begin, past)
+    for kind, words in [
+        ("status", {"execution_state": "busy"}),
+        ("error", {"ename": "E", "evalue": "\ud800", "traceback": []}),
+        ("status", {"execution_state": "idle"}),
+    ]:
+        said = Voice(b"").compose(kind, {}, {"msg_id": "cell"})
+        said[CONTENT] = json.dumps(words).encode()
+        life.will._hear(Channel.IOPUB, said)
+    life.child.on_ready({"session": "k"}, {"banner": "x"})
+    life.wait_for(lambda: life.will.state is State.READY)
+    assert (life.bugs, len(life.will._requests)) == ([], 0)
