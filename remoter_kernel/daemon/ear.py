@@ -57,7 +57,10 @@ class Ear:
         if self.adoption:
             self.adoption.hear(parts)
         asker = str(header_of(parts[PARENT]).get("msg_id", "")) if state else ""
-        heard = self._requests.on_state(asker, state) if state in {BUSY, IDLE} else None
+        # Of what was not given to it the kernel can know only from an evaluator before this one.
+        least = Stage.RECEIVED if self._past and self._past.is_damaged else Stage.SENT
+        is_of_one = state in {BUSY, IDLE}
+        heard = self._requests.on_state(asker, state, least=least) if is_of_one else None
         if heard and not heard.is_new:
             return  # clients take a second idle for that of a later cell
         try:

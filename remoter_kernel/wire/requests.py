@@ -217,14 +217,15 @@ class Requests:
 
     # What is heard of the kernel --------------------------------------------------------
 
-    def on_state(self, name: str, state: str) -> Heard:
+    def on_state(self, name: str, state: str, *, least: Stage = Stage.RECEIVED) -> Heard:
         """Hear that the kernel begins with a request ("busy"), or is done with it ("idle").
 
         Each comes once. What is over because this side said so may still be at its kernel,
-        which then says it once more.
+        which then says it once more. `least`: it cannot be at what has not come as far as this.
         """
         found = self._by_id.get(name, ())
-        request = next((each for each in found if state not in each.from_kernel), None)
+        unheard = (each for each in found if state not in each.from_kernel)
+        request = next((each for each in unheard if each.stage >= least), None)
         if request is None:
             return Heard(self._is_new_of_ended(name, state), [])
         is_new = state not in request.heard

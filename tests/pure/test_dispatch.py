@@ -360,6 +360,20 @@ def test_a_kernel_cannot_answer_what_it_was_not_given(evaluator):
     assert evaluator.kernel.got == ["held"]
 
 
+def test_a_kernel_is_at_nothing_that_it_was_not_given(evaluator):
+    evaluator.kernel.is_there = False
+    evaluator.ask("cell")
+    evaluator.ask("comm", "comm_msg")
+    evaluator.disk.write()
+    for name in ("cell", "comm"):
+        evaluator.state(name, "busy")
+        evaluator.state(name, "idle")
+    assert evaluator.told("cell") == []
+    evaluator.be_there()
+    evaluator.disk.write()
+    assert evaluator.kernel.got == ["cell", "comm"]
+
+
 def test_an_output_that_says_idle_is_no_idle(evaluator):
     evaluator.ask("cell")
     evaluator.disk.write()
