@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from jupyter_client.kernelspec import KernelSpec
 
     from remoter_kernel.wire.frames import Bytes
-    from remoter_kernel.wire.reactor import Reactor
+    from remoter_kernel.wire.reactor import Call, Reactor
 
 GREET_AGAIN = 0.1  # seconds
 LOOK_EVERY = 0.1  # seconds
@@ -245,7 +245,11 @@ class Child:
 
     def _look_after(self, about: dict[str, Any]) -> None:
         """Watch a process whose warden is no child of ours."""
-        self._disk.do(partial(self._stand_of, about), partial(self._judge, about))
+
+        def look_again(_error: Exception | None = None) -> None:
+            self.reactor.later(LOOK_EVERY, partial(self._look_after, about))
+
+        self._disk.do(partial(self._stand_of, about), partial(self._judge, look_again), look_again)
 
     def _stand_of(self, about: dict[str, Any]) -> tuple[bool, bool, dict[str, Any]]:
         """Tell of such a process: does it run, has it a warden, how has it ended?"""
@@ -253,7 +257,7 @@ class Child:
         has_warden = bool(started_at(int(about["warden"])))
         return is_there, has_warden, registry.read_json(self.folder / "exit.json")
 
-    def _judge(self, about: dict[str, Any], stand: tuple[bool, bool, dict[str, Any]]) -> None:
+    def _judge(self, look_again: Call, stand: tuple[bool, bool, dict[str, Any]]) -> None:
         is_there, has_warden, words = stand
         if self.pid == 0:
             return
@@ -262,7 +266,7 @@ class Child:
                 self.signal(signal.SIGKILL)  # it does not run on without a warden
             self._end(words or WARDEN_KILLED)
             return
-        self.reactor.later(LOOK_EVERY, partial(self._look_after, about))
+        look_again()
 
     def _watch_over(self, wish: dict[str, Any]) -> None:
         # A socket pair instead of a pipe: the poller of every system can wait for it.

@@ -2,30 +2,36 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import signal
+import threading
 import time
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from remoter_kernel.daemon import child as children
+from remoter_kernel.daemon import slow_start
 from remoter_kernel.daemon import supervisor as supervisors
-from remoter_kernel.daemon.child import environment_with
+from remoter_kernel.daemon.child import Child, environment_with
 from remoter_kernel.daemon.door import Door
 from remoter_kernel.daemon.journal import Journal
 from remoter_kernel.daemon.past import Past
 from remoter_kernel.daemon.registry import Session
+from remoter_kernel.daemon.slow_start import SlowStart
 from remoter_kernel.daemon.supervisor import State, Supervisor
 from remoter_kernel.wire.frames import Channel, Head, Kind, Lane, pack
 from remoter_kernel.wire.messages import CONTENT, HEADER, Voice, header_of
 from remoter_kernel.wire.reactor import Reactor
-from remoter_kernel.wire.requests import Request, Stage
+from remoter_kernel.wire.requests import Request, Requests, Stage
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 ME = b"client-1"
+NO_PROCESS = 2**22 - 3
 
 
 class MadeUpChild:
@@ -275,3 +281,51 @@ def test_an_error_with_half_a_character_does_not_hold_up_an_adoption(begin):
     life.child.on_ready({"session": "k"}, {"banner": "x"})
     life.wait_for(lambda: life.will.state is State.READY)
     assert (life.bugs, len(life.will._requests)) == ([], 0)
+
+
+def test_one_failed_look_after_an_adopted_kernel_is_not_the_last_one(tmp_path, monkeypatch):
+    reactor = Reactor()
+    child = Child(reactor, tmp_path, "python3", b"session")
+    ended: list[dict[str, Any]] = []
+    looks: list[int] = []
+    child.on_exit = ended.append
+
+    def is_running(pid: int, _started: str) -> bool:
+        looks.append(pid)
+        if len(looks) == 1:
+            raise OSError(errno.EMFILE, "Too many open files")
+        return False
+
+    monkeypatch.setattr(children, "is_running", is_running)
+    child.pid = NO_PROCESS
+    child._look_after({"pid": NO_PROCESS, "started": "", "warden": NO_PROCESS})
+    reactor.run_until(lambda: bool(ended), time.monotonic() + 10)
+    child.close()
+    reactor.close()
+    assert ended
+    assert len(looks) == 2
+
+
+def test_what_a_kernel_printed_is_not_read_in_the_loop(monkeypatch):
+    """Its folder may hang."""
+    monkeypatch.setattr(slow_start, "PATIENCE", 0.0)
+    reactor = Reactor()
+    threads: list[str] = []
+    told: list[str] = []
+    cell = Request(Channel.SHELL, [], {"msg_id": "cell", "msg_type": "execute_request"})
+    requests = Requests()
+    requests.add(cell)
+
+    def last_words(_lines: int) -> str:
+        threads.append(threading.current_thread().name)
+        return "Loading"
+
+    child: Any = SimpleNamespace(last_words=last_words)
+    speaker: Any = SimpleNamespace(tell=lambda _cell, sentence: told.append(sentence))
+    watch = SlowStart(reactor, "7f3a9c", requests, speaker, {})
+    watch.watch(child, lambda: True)
+    reactor.run_until(lambda: bool(told), time.monotonic() + 10)
+    watch._disk.close()
+    reactor.close()
+    assert threads == ["slow start"]
+    assert told[0].endswith("So far it has printed: Loading")
