@@ -90,7 +90,8 @@ class Ear:
         if channel is not Channel.STDIN:
             self._requests.touch()
             if request:
-                self._requests.on_reply(asker, has_idle=has_idle(parts))
+                is_sure = self.adoption is None  # else a reply before it may be lost
+                self._requests.on_reply(asker, has_idle=has_idle(parts), is_from_kernel=is_sure)
                 self._interrupts.note_end(request, parts)
                 if self.adoption:
                     self.adoption.hear_reply(request)
