@@ -16,6 +16,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Callable
 
 from remoter_kernel.daemon.past import Overheard
+from remoter_kernel.daemon.speaker import attempt
 from remoter_kernel.wire.messages import PARENT, header_of
 from remoter_kernel.wire.requests import Stage
 
@@ -131,7 +132,7 @@ class Adoption:
         for request in self._in_doubt():
             reply = self._overheard(request)
             if reply:
-                self._speaker.reply(request, reply)
+                attempt(partial(self._speaker.reply, request, reply))
                 self._requests.move(request, Stage.DONE, "its outputs tell its reply")
             elif request.id in self._begun:
                 self._fail(request)
@@ -139,7 +140,7 @@ class Adoption:
         if self._is_quiet or not (self._in_doubt() or ending):
             for request in self._in_doubt():
                 self._fail(request)
-            self.end(ending)
+            attempt(partial(self.end, ending))
             for request in ending:
                 self._requests.move(request, Stage.DONE, "its idle was said to nobody")
             self.on_settled()
@@ -167,7 +168,7 @@ class Adoption:
             f"{self._what_is_missing()}, and so is the reply to this. It was not run again; "
             "what it did to the variables is there."
         )
-        self._speaker.answer_error(request, "OutputsMissing", why)
+        attempt(partial(self._speaker.answer_error, request, "OutputsMissing", why))
         self._requests.move(request, Stage.FAILED, "its reply is missing")
 
     def _what_is_missing(self) -> str:

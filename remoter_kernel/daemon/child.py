@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from jupyter_client.kernelspec import KernelSpec
 
     from remoter_kernel.wire.frames import Bytes
-    from remoter_kernel.wire.reactor import Reactor
+    from remoter_kernel.wire.reactor import Call, Reactor
 
 GREET_AGAIN = 0.1  # seconds
 LOOK_EVERY = 0.1  # seconds
@@ -75,6 +75,7 @@ class Child:
         specs = specs_for(kernel, is_own=is_own)
         self.manager = _Manager(kernel_name=kernel, kernel_spec_manager=specs)
         self.pid = 0
+        self.is_adopted = False  # has an evaluator before this one started it?
         self.on_message: Callable[[Channel, list[Bytes]], None] = lambda _channel, _parts: None
         self.on_ready: Callable[[dict[str, Any], dict[str, Any]], None] = lambda _head, _info: None
         self.on_exit: Callable[[dict[str, Any]], None] = lambda _words: None
@@ -108,9 +109,7 @@ class Child:
         if not init:  # its lines may bring the program
             check_argv(spec, argv)
         argv = with_init(argv, init)
-        environment = {key: value for key, value in os.environ.items() if key not in HIDDEN}
-        for key, value in {**spec.env, **env}.items():
-            environment[key] = string.Template(value).safe_substitute(environment)
+        environment = environment_with({**spec.env, **env})
         self.forget()
         self._log.begin()
         wish = {
@@ -135,7 +134,7 @@ class Child:
         self.manager.connection_file = str(self.folder / "connection.json")
         self.manager.load_connection_file()
         about = registry.read_json(self.folder / "child.json")
-        self.pid = int(about["pid"])
+        self.pid, self.is_adopted = int(about["pid"]), True
         self._connect()
         self._look_after(about)
 
@@ -246,7 +245,11 @@ class Child:
 
     def _look_after(self, about: dict[str, Any]) -> None:
         """Watch a process whose warden is no child of ours."""
-        self._disk.do(partial(self._stand_of, about), partial(self._judge, about))
+
+        def look_again(_error: Exception | None = None) -> None:
+            self.reactor.later(LOOK_EVERY, partial(self._look_after, about))
+
+        self._disk.do(partial(self._stand_of, about), partial(self._judge, look_again), look_again)
 
     def _stand_of(self, about: dict[str, Any]) -> tuple[bool, bool, dict[str, Any]]:
         """Tell of such a process: does it run, has it a warden, how has it ended?"""
@@ -254,7 +257,7 @@ class Child:
         has_warden = bool(started_at(int(about["warden"])))
         return is_there, has_warden, registry.read_json(self.folder / "exit.json")
 
-    def _judge(self, about: dict[str, Any], stand: tuple[bool, bool, dict[str, Any]]) -> None:
+    def _judge(self, look_again: Call, stand: tuple[bool, bool, dict[str, Any]]) -> None:
         is_there, has_warden, words = stand
         if self.pid == 0:
             return
@@ -263,7 +266,7 @@ class Child:
                 self.signal(signal.SIGKILL)  # it does not run on without a warden
             self._end(words or WARDEN_KILLED)
             return
-        self.reactor.later(LOOK_EVERY, partial(self._look_after, about))
+        look_again()
 
     def _watch_over(self, wish: dict[str, Any]) -> None:
         # A socket pair instead of a pipe: the poller of every system can wait for it.
@@ -316,6 +319,14 @@ class Child:
         """Hear out what has ended, then tell of it."""
         self.pid = 0
         self.client.hear_out(partial(self.on_exit, words))
+
+
+def environment_with(more: Mapping[str, Any]) -> dict[str, str]:
+    """Return the login's environment with more in it; a kernelspec may have a number there."""
+    environment = {key: value for key, value in os.environ.items() if key not in HIDDEN}
+    for key, value in more.items():
+        environment[key] = string.Template(str(value)).safe_substitute(environment)
+    return environment
 
 
 def with_init(argv: list[str], init: Sequence[str]) -> list[str]:

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 from typing import Any
+
+from remoter_kernel.errors import RemoterError
+
+_log = logging.getLogger(__name__)
 
 
 def explain(words: dict[str, Any]) -> str:
@@ -47,3 +52,12 @@ def amount(kibibytes: int) -> str:
             return f"{value:.0f} {unit}" if unit == "KiB" else f"{value:.1f} {unit}"
         value /= 1024
     return f"{value:.1f} TiB"
+
+
+def explain_no_start(error: Exception) -> str:
+    """Say why a kernel could not even be started."""
+    if isinstance(error, (RemoterError, OSError)):
+        return str(error)
+    _log.error("The kernel could not be started.", exc_info=error)
+    what = f"{type(error).__name__}: {error}"
+    return f"The kernel could not be started ({what}). Look at its kernel.json there."

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Callable
 from remoter_kernel.daemon.dispatch import Dispatch
 from remoter_kernel.daemon.interrupts import Interrupts
 from remoter_kernel.daemon.overtaken import Answer, Overtaken
+from remoter_kernel.daemon.speaker import attempt
 from remoter_kernel.errors import ProtocolError
 from remoter_kernel.wire.frames import LANE, Bytes, Channel, Head, Lane, from_json, pack
 from remoter_kernel.wire.messages import (
@@ -50,7 +51,7 @@ class Desk:
         requests: Requests | None = None,
     ) -> None:
         """`requests`: those of an evaluator that has died."""
-        self.requests = requests or Requests()
+        self.requests = Requests() if requests is None else requests
         self.overtaken = Overtaken()
         self.dispatch = Dispatch(
             self.requests, journal, takes=self._takes, send=self._send, answers=self._answers
@@ -60,6 +61,7 @@ class Desk:
         self.interrupts = Interrupts(self.requests, self.overtaken, door.reactor.later)
         self.interrupts.strike = self._strike
         self.interrupts.on_over = self.dispatch.serve
+        self.interrupts.on_no_reply = self._end_interrupted
         # The child, if it gets what comes on this channel at once.
         self.child_for: Callable[[Channel], Child | None] = lambda _channel: None
         self.on_order: Callable[[str], None] = lambda _order: None  # restart, stop, finish
@@ -81,9 +83,10 @@ class Desk:
         if channel is Channel.ORDER:
             self._obey(guest, head, parts)
         else:
-            request = Request(
-                channel, parts, header_of(parts[HEADER]), client=guest.name, number=head.number
-            )
+            header = header_of(parts[HEADER])
+            if not isinstance(header.get("msg_id"), str):
+                raise ProtocolError("A request whose header has no msg_id.")
+            request = Request(channel, parts, header, client=guest.name, number=head.number)
             self._note_cell(request)
             self.requests.add(request)
             if head.number <= guest.doubtful[LANE[channel]]:
@@ -131,19 +134,29 @@ class Desk:
         running = self.requests.running
         for request in self.requests:
             has_replied = request.stage is Stage.REPLIED
+            is_last = is_cut and (BUSY in request.heard or request is running)
             told = why if has_replied else ""  # else an error says it
-            if is_cut and (BUSY in request.heard or request is running):
-                self._speaker.begin(request)
-                told = f"{told} The last outputs of this cell may be missing.".lstrip()
-            if told:
-                self._speaker.tell(request, told)
+            attempt(partial(self._tell_end, request, told, is_cut=is_last))
             if has_replied:
-                self._speaker.end(request)
                 self.requests.move(request, Stage.DONE, why)
             elif request.stage >= Stage.SENT:
-                if request.expects_reply:
-                    self._speaker.answer_error(request, name, why)
-                self.requests.move(request, Stage.FAILED, why)
+                self.fail(request, name, why)
+
+    def fail(self, request: Request, name: str, why: str) -> None:
+        """Answer a request that the kernel can answer no more."""
+        if request.expects_reply:
+            attempt(partial(self._speaker.answer_error, request, name, why))
+        self.requests.move(request, Stage.FAILED, why)
+
+    def _tell_end(self, request: Request, told: str, *, is_cut: bool) -> None:
+        """Say in a cell that its kernel has ended, and end it if it has its reply."""
+        if is_cut:
+            self._speaker.begin(request)
+            told = f"{told} The last outputs of this cell may be missing.".lstrip()
+        if told:
+            self._speaker.tell(request, told)
+        if request.stage is Stage.REPLIED:
+            self._speaker.end(request)
 
     @staticmethod
     def _have_kept(guest: Guest, head: Head, size: int, then: Callable[[], None]) -> None:
@@ -245,6 +258,11 @@ class Desk:
     def _is_at_kernel(self, name: str) -> bool:
         request = self.requests.get(str(name))
         return request is not None and request.is_open and request.stage >= Stage.SENT
+
+    def _end_interrupted(self, request: Request) -> None:
+        """Reply to a cell that was interrupted and whose kernel is done with it without a reply."""
+        self._speaker.reply_error(request, "KeyboardInterrupt", "Interrupted at its end.")
+        self.requests.move(request, Stage.FAILED, "interrupted, and the kernel gave no reply")
 
     def _strike(self) -> None:
         child = self.child_for(Channel.CONTROL)

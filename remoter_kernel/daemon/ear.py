@@ -57,7 +57,10 @@ class Ear:
         if self.adoption:
             self.adoption.hear(parts)
         asker = str(header_of(parts[PARENT]).get("msg_id", "")) if state else ""
-        heard = self._requests.on_state(asker, state) if state in {BUSY, IDLE} else None
+        # Of what was not given to it the kernel can know only from an evaluator before this one.
+        least = Stage.RECEIVED if self._past and self._past.is_damaged else Stage.SENT
+        is_of_one = state in {BUSY, IDLE}
+        heard = self._requests.on_state(asker, state, least=least) if is_of_one else None
         if heard and not heard.is_new:
             return  # clients take a second idle for that of a later cell
         try:
@@ -67,6 +70,7 @@ class Ear:
             self._speaker.tell_missing(parts, error)
         if state == IDLE:
             self._door.is_hurried = True
+            self._interrupts.note_idle(asker)
         elif heard:
             if self.adoption:
                 self.adoption.end(heard.passed)
@@ -86,7 +90,8 @@ class Ear:
         if channel is not Channel.STDIN:
             self._requests.touch()
             if request:
-                self._requests.on_reply(asker, has_idle=has_idle(parts))
+                is_sure = self.adoption is None  # else a reply before it may be lost
+                self._requests.on_reply(asker, has_idle=has_idle(parts), is_from_kernel=is_sure)
                 self._interrupts.note_end(request, parts)
                 if self.adoption:
                     self.adoption.hear_reply(request)

@@ -19,10 +19,11 @@ if TYPE_CHECKING:
     from remoter_kernel.daemon.overtaken import Overtaken
     from remoter_kernel.wire.frames import Bytes
     from remoter_kernel.wire.reactor import Call, Timer
-    from remoter_kernel.wire.requests import Request, Requests
+    from remoter_kernel.wire.requests import Request, Requests, Stage
 
 SETTLES_WITHIN = 0.1  # seconds after which an interrupt ends a cell, and not R while it prepares
 CALLS_OFF_WITHIN = 0.05  # seconds from a cell's reply until its kernel takes another one
+REPLIES_WITHIN = 0.5  # seconds from a cell's idle, if its reply comes at all
 BEGINS_WITHIN = 1.0  # seconds; a cell that was never heard to run may do so all the same
 
 
@@ -43,6 +44,7 @@ class Interrupts:
         """`later` is the reactor's."""
         self.strike: Callable[[], None] = lambda: None  # interrupts the child, now
         self.on_over: Callable[[], None] = lambda: None  # others get their turn
+        self.on_no_reply: Callable[[Request], None] = lambda _request: None  # clients wait for one
         self._requests = requests
         self._overtaken = overtaken
         self._times: tuple[str, int] = ("", 0)  # which cell was interrupted, and how often
@@ -50,6 +52,7 @@ class Interrupts:
         self._stopped: Stopped | None = None
         self._begun: dict[str, float] = {}  # cells that run: from when on they can be hit
         self._timer: Timer | None = None
+        requests.observers.append(self._note_move)
 
     @property
     def is_under_way(self) -> bool:
@@ -94,14 +97,19 @@ class Interrupts:
 
     def note_end(self, request: Request, reply: Sequence[Bytes]) -> None:
         """Hear the child's reply: the cells that were to follow a stopped one are called off."""
-        cell = request.id
-        self._begun.pop(cell, None)
         stopped = self._stopped
-        if stopped and stopped.cell == cell:
-            if content_of(reply).get("status") != "ok":
-                self._overtaken.call_off(stopped.front, stopped.mark)
+        if stopped and stopped.cell == request.id and content_of(reply).get("status") != "ok":
+            self._overtaken.call_off(stopped.front, stopped.mark)
+        self._end(request)
+
+    def note_idle(self, cell: str) -> None:
+        """Hear that the child is done with a request.
+
+        An interrupt at the very end of a cell may take its reply: ipykernel gives none then.
+        """
+        if self._stopped and self._stopped.cell == cell:
             self._cancel()
-            self._later(CALLS_OFF_WITHIN, partial(self._be_over, stopped))
+            self._later(REPLIES_WITHIN, partial(self._give_up_reply, self._stopped))
 
     def forget(self) -> None:
         """The child is at nothing that it was asked, or gone."""
@@ -118,6 +126,28 @@ class Interrupts:
         self._hit()
         if self._stopped:
             self._be_over(self._stopped)
+
+    def _give_up_reply(self, stopped: Stopped) -> None:
+        """Have a cell answered whose reply does not come; those behind it are called off."""
+        if self._stopped is not stopped:
+            return
+        request = self._requests.get(stopped.cell)
+        if request and request.is_open and request.is_idle:
+            self._overtaken.call_off(stopped.front, stopped.mark)
+            self.on_no_reply(request)
+        self._be_over(stopped)
+
+    def _note_move(self, request: Request, _before: Stage) -> None:
+        """See what is over, with a reply or without one: nobody waits behind it."""
+        if request.is_over:
+            self._end(request)
+
+    def _end(self, request: Request) -> None:
+        self._begun.pop(request.id, None)
+        stopped = self._stopped
+        if stopped and stopped.cell == request.id:
+            self._cancel()
+            self._later(CALLS_OFF_WITHIN, partial(self._be_over, stopped))
 
     def _wait(self, seconds: float, call: Call) -> None:
         self._cancel()

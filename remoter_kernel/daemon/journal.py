@@ -309,13 +309,20 @@ class Journal:
         for position, offset in enumerate(offsets, self._index.find(first)):
             self._index.offsets[position] = offset
         for number in range(self.written + 1, last + 1):
-            then = self._after.pop(number, None)
-            if then:
-                then()
+            self._tell_written(number)
         self.written = last
         self._trim()
         if end > self._make_room_at and not (self._is_making_room or trouble):
             self._make_room(last, end)
+
+    def _tell_written(self, number: int) -> None:
+        """Tell whoever waits for a record; what goes wrong with one holds up none behind it."""
+        then = self._after.pop(number, None)
+        try:
+            if then:
+                then()
+        except Exception as error:  # noqa: BLE001 - a bug in one is no matter of the others
+            _log.exception("After record %d was written: %s", number, logs.reason(error))
 
     def _trim(self) -> None:
         """Let go of the oldest bodies that are on disk."""

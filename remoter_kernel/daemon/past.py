@@ -71,6 +71,7 @@ class Past:
         self.time = 0.0  # of the last record, seconds since 1970
         self.answered: set[str] = set()  # though nobody can read any more who asked
         self.is_damaged = False  # are there requests that cannot be read?
+        self._without_states: set[str] = set()  # of what states went to make room
         self._sure: set[tuple[bytes, Lane]] = set()  # of whom something came after all damage
 
     def is_sure_of(self, front: bytes, lane: Lane) -> bool:
@@ -102,9 +103,12 @@ class Past:
     def _take(self, record: Record) -> None:
         words = mark_of(record)
         if words.get("mark") == HANDED:
-            request = self.requests.get(str(words.get("request")))
-            if request:
+            name = str(words.get("request"))
+            held = (each for each in self.requests.at(Stage.HELD) if each.id == name)
+            if request := next(held, None):  # a client may use an id twice
                 self._ask(request)
+        if words.get("mark") == "shortened" and words.get("what") == "status":
+            self._without_states.add(str(words.get("cell")))
         if record.is_mark:
             return
         parts: list[Bytes] = list(unpack(record.body))
@@ -119,6 +123,7 @@ class Past:
             request = self.requests.get(asker)
             if request and request.is_open and request.stage >= Stage.SENT:
                 self.heard.hear(asker, parts)
+                self._pass_before(request)
             if record.channel is Channel.IOPUB:
                 self.requests.on_state(asker, execution_state(parts))
 
@@ -126,8 +131,11 @@ class Past:
         header = header_of(parts[HEADER])
         if not record.is_from_front:
             asker = str(header_of(parts[PARENT]).get("msg_id", ""))
-            if self.requests.on_reply(asker, has_idle=has_idle(parts)) is None:
+            request = self.requests.on_reply(asker, has_idle=has_idle(parts))
+            if request is None:
                 self.answered.add(asker)
+            else:
+                self._pass_before(request)
             self.heard.forget(asker)
         elif header.get("msg_id") not in self.answered:
             request = Request(record.channel, parts, header, client=record.front, number=record.own)
@@ -136,6 +144,16 @@ class Past:
                 self.requests.move(request, Stage.HELD)
             else:
                 self._ask(request)
+
+    def _pass_before(self, later: Request) -> None:
+        """End what has its reply and whose idle went to make room: the kernel is at a later one."""
+        if not (self._without_states and later.is_in_turn):
+            return
+        for request in self.requests.at(Stage.REPLIED):
+            if request is later:
+                return
+            if request.is_in_turn and request.id in self._without_states:
+                self.requests.move(request, Stage.DONE, "the kernel is at a later one")
 
     def _ask(self, request: Request) -> None:
         is_missed = request.expects_reply  # by nobody, else

@@ -1,4 +1,7 @@
-"""Tells whoever waits that a kernel has been starting for long: a shell line may never end."""
+"""Tells whoever waits that a kernel has been starting for long: a shell line may never end.
+
+What the kernel printed is in a home, which may hang, so a thread reads it.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +9,13 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Callable
 
 from remoter_kernel.wire.requests import Stage
+from remoter_kernel.wire.threads import Worker
 
 if TYPE_CHECKING:
     from remoter_kernel.daemon.child import Child
     from remoter_kernel.daemon.speaker import Speaker
     from remoter_kernel.wire.reactor import Reactor
-    from remoter_kernel.wire.requests import Requests
+    from remoter_kernel.wire.requests import Request, Requests
 
 PATIENCE = 20.0  # seconds: on a cold network disk a kernel takes its time
 LOOK_EVERY = 2.0  # seconds, for a cell in which to say it
@@ -34,6 +38,7 @@ class SlowStart:
         self._session = session
         self._requests = requests
         self._speaker = speaker
+        self._disk = Worker("slow start", reactor.call)
         self._init = list(wish.get("init") or ())
 
     def watch(self, child: Child, is_starting: Callable[[], bool]) -> None:
@@ -47,8 +52,13 @@ class SlowStart:
         if cell is None:
             self._reactor.later(LOOK_EVERY, partial(self._look, child, is_starting))
             return
+        tell = partial(self._tell, cell, is_starting)
+        self._disk.do(partial(child.last_words, LINES), tell)
+
+    def _tell(self, cell: Request, is_starting: Callable[[], bool], said: str) -> None:
+        if not is_starting():
+            return
         begins = f" It begins with: {'; '.join(self._init)}." if self._init else ""
-        said = child.last_words(LINES)
         words = f" So far it has printed: {said}" if said else ""
         self._speaker.tell(
             cell,

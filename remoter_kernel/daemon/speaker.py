@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Callable
 
+from remoter_kernel import logs
 from remoter_kernel.errors import ProtocolError, RemoterError, TooLarge
 from remoter_kernel.wire.frames import Bytes, Channel, Head, pack, to_json, unpack
 from remoter_kernel.wire.messages import HEADER, PARENT, Voice, header_of
@@ -118,6 +119,11 @@ class Speaker:
         trouble = {"ename": name, "evalue": why, "traceback": [f"{name}: {why}"]}
         self._answer(request, {"status": "error", **trouble}, trouble)
 
+    def reply_error(self, request: Request, name: str, why: str) -> None:
+        """Reply to a cell with an error, and no more: the kernel has said the rest."""
+        trouble = {"ename": name, "evalue": why, "traceback": [f"{name}: {why}"]}
+        self.reply(request, {"status": "error", "execution_count": 0, **trouble})
+
     def answer_aborted(self, request: Request) -> None:
         """Answer a request that is not carried out because one before it failed."""
         self._answer(request, {"status": "aborted"}, None)
@@ -141,6 +147,14 @@ class Speaker:
         self.reply(request, reply)
         if is_shell and not request.is_idle:
             self.end(request)
+
+
+def attempt(say: Callable[[], None]) -> None:
+    """Say something of one request; if that goes wrong, the others are answered all the same."""
+    try:
+        say()
+    except Exception as error:  # noqa: BLE001 - a request may be odd in any way
+        _log.exception("A request cannot be told of: %s", logs.reason(error))
 
 
 def _known(parts: list[Bytes], which: int) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from remoter_kernel.daemon import registry
 from remoter_kernel.daemon.adoption import Adoption
 from remoter_kernel.daemon.board import Board
 from remoter_kernel.daemon.child import Child
-from remoter_kernel.daemon.deaths import explain, is_by_signal
+from remoter_kernel.daemon.deaths import explain, explain_no_start, is_by_signal
 from remoter_kernel.daemon.desk import Desk
 from remoter_kernel.daemon.ear import Ear
 from remoter_kernel.daemon.lost_ports import LostPorts
@@ -25,7 +25,6 @@ from remoter_kernel.daemon.patience import Patience
 from remoter_kernel.daemon.registry import ServedSession
 from remoter_kernel.daemon.slow_start import SlowStart
 from remoter_kernel.daemon.speaker import Speaker
-from remoter_kernel.errors import RemoterError
 from remoter_kernel.wire.frames import Bytes, Channel
 from remoter_kernel.wire.requests import Stage
 from remoter_kernel.wire.threads import Thread
@@ -41,6 +40,7 @@ if TYPE_CHECKING:
 
 DIE_WITHIN = 4.0  # seconds that a kernel has for its own shutdown, before a signal
 KILL_WITHIN = 2.0  # seconds after that signal
+NAMED_WITHIN = 0.5  # seconds: the warden says which process it has started
 RESTART_AFTER = 0.2  # seconds: JupyterLab cancels cells whose errors come later than this news
 LINGER = 30.0  # seconds that a session which could not start still tells why
 LINGER_LOOK = 0.5  # seconds
@@ -179,9 +179,9 @@ class Supervisor:
 
     def _start(self) -> None:
         self.state = State.STARTING
-        self.child = child = self._new_child()
-        child.on_ready = self._be_ready
         try:
+            self.child = child = self._new_child()
+            child.on_ready = self._be_ready
             child.start(
                 arguments=self.wish.get("arguments") or (),
                 env=self.wish.get("env") or {},
@@ -189,8 +189,8 @@ class Supervisor:
                 init=self.wish.get("init") or (),
                 umask=self.umask,
             )
-        except (RemoterError, OSError) as error:
-            self._fail(str(error))
+        except Exception as error:  # noqa: BLE001 - a kernelspec may be odd in any way
+            self._fail(explain_no_start(error))
         else:
             starts = lambda: self.child is child and self.state is State.STARTING  # noqa: E731
             self._ports.watch(child, starts)
@@ -252,6 +252,7 @@ class Supervisor:
         self._desk.fail_all("KernelDied", "The kernel died, and its evaluator with it.")
         self._speaker.kernel_info = {}
         if past.kernel:
+            self.state = State.DEAD
             self._start_again()
         else:
             self._start()
@@ -268,12 +269,12 @@ class Supervisor:
         if self.past is None or not is_missed:
             self._requests.move(request, Stage.DONE, "an evaluator before may have sent it")
             return
-        adoption = self._ear.adoption or self._begin_adoption(self.past)
-        adoption.doubt(request)
-        if self.child and self.state in WITH_CHILD:
+        if self.child and self.child.is_adopted and self.state in WITH_CHILD:
+            adoption = self._ear.adoption or self._begin_adoption(self.past)
+            adoption.doubt(request)
             self.child.ask_again()
         else:
-            self._desk.fail_all("OutputsMissing", "It may have run in a kernel that is gone.")
+            self._desk.fail(request, "OutputsMissing", "It may have run in a kernel that is gone.")
 
     def _hear_adopted(
         self, child: Child, header: dict[str, Any], kernel_info: dict[str, Any]
@@ -319,6 +320,8 @@ class Supervisor:
             self.reactor.later(RESTART_AFTER, self._start_again)
 
     def _start_again(self) -> None:
+        if self.state is not State.DEAD:
+            return  # it is to end
         self._speaker.publish("status", {"execution_state": "restarting"})
         self._start()
 
@@ -348,6 +351,7 @@ class Supervisor:
         if self.child:
             self._end_child(State.STOPPING)
         else:
+            self.state = State.STOPPING
             self._leave()
 
     def _leave(self) -> None:
@@ -360,22 +364,26 @@ class Supervisor:
     def _end_child(self, state: State) -> None:
         """Ask the child to end; a signal follows where asking does not help."""
         child, was_ready = self.child, self.state in WITH_CHILD
-        if child is None:
-            return  # it is about to start anew by itself
+        if child is None or self.state is State.STOPPING:
+            return  # it is about to start anew by itself, or ends for good
         if was_ready:
             self._ear.cut_short = self._desk.cut_short()
         self.state = state
         if was_ready:
             words = {"restart": state is State.RESTARTING}
             child.ask(Channel.CONTROL, "shutdown_request", words)
+        self.reactor.later(DIE_WITHIN if was_ready else 0.0, partial(self._insist, child))
 
-        def insist(number: int) -> None:
-            if self.child is child:
-                child.signal(number)
-
-        patience = DIE_WITHIN if was_ready else 0.0
-        self.reactor.later(patience, partial(insist, signal.SIGTERM))
-        self.reactor.later(patience + KILL_WITHIN, partial(insist, signal.SIGKILL))
+    def _insist(self, child: Child, number: int = signal.SIGTERM) -> None:
+        """End a child by a signal, then by a harder one; its warden may have yet to name it."""
+        if self.child is not child:
+            return
+        if not child.pid:
+            self.reactor.later(NAMED_WITHIN, partial(self._insist, child, number))
+            return
+        child.signal(number)
+        if number == signal.SIGTERM:
+            self.reactor.later(KILL_WITHIN, partial(self._insist, child, signal.SIGKILL))
 
     # What the evaluator says itself ----------------------------------------------------
 

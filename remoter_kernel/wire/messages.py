@@ -11,7 +11,8 @@ import hmac
 import json
 from typing import TYPE_CHECKING, Any
 
-from jupyter_client.session import Session
+from jupyter_client.jsonutil import json_default
+from jupyter_client.session import Session, json_packer
 
 from remoter_kernel.errors import ProtocolError
 from remoter_kernel.wire.frames import MOST_WORDS, Channel, unpack
@@ -45,6 +46,7 @@ class Voice:
         self._key = key
         self._digest = scheme.removeprefix("hmac-")
         self._session = Session(check_pid=False, **({"session": session} if session else {}))
+        self._session.pack = _to_ascii_json
 
     @property
     def session(self) -> str:
@@ -71,7 +73,9 @@ class Voice:
         metadata: dict[str, Any] | None = None,
     ) -> list[Bytes]:
         """Make the parts of a message; `parent` is the header that it answers."""
-        message = self._session.msg(kind, content, parent=parent, metadata=metadata)
+        message = self._session.msg(kind, content, metadata=metadata)
+        if parent:  # as it is, if only with an id: Jupyter's own way fails on an odd one
+            message["parent_header"] = {"msg_id": "", **parent}
         frames = self._session.serialize(message)
         return [topic, *frames[2:]]
 
@@ -109,6 +113,14 @@ class Voice:
         for part in parts:
             signature.update(part)
         return signature.hexdigest().encode()
+
+
+def _to_ascii_json(words: Any) -> bytes:
+    """Return JSON that is ASCII: half of a surrogate pair, as clients may send, is no UTF-8."""
+    try:
+        return json.dumps(words, default=json_default, allow_nan=False).encode()
+    except (TypeError, ValueError):  # Jupyter cleans what is no JSON
+        return bytes(json_packer(words))
 
 
 def parts_of(channel: Channel, body: Bytes) -> list[memoryview]:

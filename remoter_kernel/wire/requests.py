@@ -39,6 +39,7 @@ BUSY, IDLE = "busy", "idle"
 NO_REPLY = "the kernel gave no reply"
 MOST_ON_CONTROL = 1000  # requests that a kernel has not answered: some kernels answer few there
 MOST_ENDED = 1000  # requests that are over and whose ids are still known
+BUSY_WITHIN = 1.0  # seconds from a reply until all that was published before it is heard
 ABORTED_WITHIN = 256  # bytes of the content of a reply that says no more than `aborted`
 MOST_ROWS = 100  # requests that are described
 LONGEST_WORD = 64  # characters of an id or a type, in a description
@@ -217,14 +218,15 @@ class Requests:
 
     # What is heard of the kernel --------------------------------------------------------
 
-    def on_state(self, name: str, state: str) -> Heard:
+    def on_state(self, name: str, state: str, *, least: Stage = Stage.RECEIVED) -> Heard:
         """Hear that the kernel begins with a request ("busy"), or is done with it ("idle").
 
         Each comes once. What is over because this side said so may still be at its kernel,
-        which then says it once more.
+        which then says it once more. `least`: it cannot be at what has not come as far as this.
         """
         found = self._by_id.get(name, ())
-        request = next((each for each in found if state not in each.from_kernel), None)
+        unheard = (each for each in found if state not in each.from_kernel)
+        request = next((each for each in unheard if each.stage >= least), None)
         if request is None:
             return Heard(self._is_new_of_ended(name, state), [])
         is_new = state not in request.heard
@@ -254,16 +256,19 @@ class Requests:
             self.move(request, Stage.DONE, "idle")
         return True
 
-    def on_reply(self, name: str, *, has_idle: bool = True) -> Request | None:
+    def on_reply(
+        self, name: str, *, has_idle: bool = True, is_from_kernel: bool = False
+    ) -> Request | None:
         """Hear the reply to a request, and return that; None: nobody waits for it.
 
-        `has_idle`: is an idle to be expected?
+        `has_idle`: is an idle to be expected? `is_from_kernel`: it comes straight from there, so
+        that no evaluator can have answered in its place what was not its turn yet.
         """
         request = self.get(name)
         if request is None or not request.is_open:
             return None
         is_awaited = request.channel is Channel.SHELL and has_idle and not request.is_idle
-        unanswered = self._unanswered_before(request)
+        unanswered = self._unanswered_before(request, is_from_kernel=is_from_kernel)
         self.move(request, Stage.REPLIED if is_awaited else Stage.DONE, "reply")
         for each in unanswered:
             self.move(each, Stage.DONE, NO_REPLY)
@@ -291,15 +296,18 @@ class Requests:
     @property
     def running(self) -> Request | None:
         """The cell that the kernel is at, as far as is known."""
-        return next((each for each in self._at_kernel if each.is_cell and each.is_open), None)
+        at_it = (each for each in self._at_kernel if each.is_cell and each.is_open)
+        return next((each for each in at_it if not each.is_idle), None)
 
     @property
     def is_busy(self) -> bool:
         """Has the kernel anything to do, as far as is known?
 
-        What it is done with and never answers is nothing to do, nor is what asks how it is.
+        What it is done with and never answers is nothing to do, nor is what asks how it is, nor
+        what it does not even begin with: some kernels pass over what they do not know.
         """
-        return any(each.is_open and not each.is_idle for each in self._at_kernel)
+        at_it = (each for each in self._at_kernel if each.is_cell or BUSY in each.heard)
+        return any(each.is_open and not each.is_idle for each in at_it)
 
     def rows(self) -> list[dict[str, Any]]:
         """Describe those that are not over, for people and programs: no content."""
@@ -340,16 +348,20 @@ class Requests:
         heard.add(state)
         return is_new
 
-    def _unanswered_before(self, replied: Request) -> list[Request]:
+    def _unanswered_before(self, replied: Request, *, is_from_kernel: bool) -> list[Request]:
         """List what the kernel was done with before it replied to a later request.
 
-        Replies come by one socket and in order: those will get none.
+        Replies come by one socket and in order: those will get none. Nor will what it has passed
+        over: not even its busy was heard, which comes by another socket and so perhaps later.
         """
         unanswered: list[Request] = []
+        before = self._clock() - BUSY_WITHIN
         for each in self._at_kernel if replied.is_in_turn else ():
             if each is replied:
                 return unanswered
-            if each.is_in_turn and each.is_idle and each.is_open:
+            is_quiet = not each.is_cell and BUSY not in each.heard and each.since < before
+            is_done = each.is_idle or (is_from_kernel and is_quiet)
+            if each.is_in_turn and is_done and each.is_open:
                 unanswered.append(each)
         return []  # it was not at the kernel, as far as is known
 

@@ -166,6 +166,62 @@ def test_a_cell_that_comes_at_the_end_of_an_interrupt_does_not_overtake(evaluato
     assert evaluator.kernel.got == ["runs", "first", "second"]
 
 
+def test_a_cell_whose_reply_an_interrupt_has_taken_is_answered_and_others_go_on(evaluator):
+    """A kernel that is interrupted as a cell ends may be done with it, and give no reply."""
+    evaluator.ask("ends")
+    evaluator.disk.write()
+    evaluator.state("ends", "busy")
+    evaluator.order("interrupt", cells=("ends",))
+    evaluator.ask("sent before", client=OTHER)
+    evaluator.state("ends", "idle")
+    evaluator.timers.pop()()
+    evaluator.disk.write()
+    assert evaluator.told("ends") == ["busy", "idle", "execute_reply"]
+    assert evaluator.disk.said[-1][2]["ename"] == "KeyboardInterrupt"
+    assert evaluator.kernel.got == ["ends", "sent before"]
+    assert not evaluator.desk.interrupts.is_under_way
+
+
+def test_a_reply_that_comes_after_the_idle_is_the_only_one(evaluator):
+    evaluator.ask("cell")
+    evaluator.disk.write()
+    evaluator.state("cell", "busy")
+    evaluator.order("interrupt", cells=("cell",))
+    evaluator.state("cell", "idle")
+    evaluator.hear(Channel.SHELL, "execute_reply", "cell", status="error")
+    for timer in evaluator.timers:
+        timer()
+    assert evaluator.told("cell") == ["busy", "idle", "execute_reply"]
+    assert not evaluator.desk.interrupts.is_under_way
+
+
+def test_an_interrupt_is_for_the_cell_that_runs_and_not_for_one_that_lost_its_reply(evaluator):
+    evaluator.ask("lost")
+    evaluator.disk.write()
+    evaluator.state("lost", "busy")
+    evaluator.state("lost", "idle")
+    evaluator.ask("runs")
+    evaluator.disk.write()
+    evaluator.state("runs", "busy")
+    evaluator.order("interrupt", cells=("runs",))
+    evaluator.ask("waits", client=OTHER)
+    evaluator.hear(Channel.SHELL, "execute_reply", "runs", status="error")
+    evaluator.timers[-1]()
+    evaluator.disk.write()
+    assert evaluator.kernel.got == ["lost", "runs", "waits"]
+
+
+def test_an_interrupt_of_a_cell_that_ends_without_a_reply_holds_nobody_back(evaluator):
+    for name in ("first", "second"):
+        evaluator.ask(name)
+    evaluator.disk.write()
+    evaluator.state("first", "busy")
+    evaluator.order("interrupt", cells=("first",))
+    evaluator.requests.move(evaluator.requests.get("first"), Stage.DONE, "no reply")
+    evaluator.timers[-1]()
+    assert not evaluator.desk.interrupts.is_under_way
+
+
 def test_two_clients_that_ask_at_the_moment_of_readiness_are_served_in_order(evaluator):
     evaluator.kernel.is_there = False
     for number in range(20):
@@ -302,6 +358,20 @@ def test_a_kernel_cannot_answer_what_it_was_not_given(evaluator):
     evaluator.be_there()
     evaluator.disk.write()
     assert evaluator.kernel.got == ["held"]
+
+
+def test_a_kernel_is_at_nothing_that_it_was_not_given(evaluator):
+    evaluator.kernel.is_there = False
+    evaluator.ask("cell")
+    evaluator.ask("comm", "comm_msg")
+    evaluator.disk.write()
+    for name in ("cell", "comm"):
+        evaluator.state(name, "busy")
+        evaluator.state(name, "idle")
+    assert evaluator.told("cell") == []
+    evaluator.be_there()
+    evaluator.disk.write()
+    assert evaluator.kernel.got == ["cell", "comm"]
 
 
 def test_an_output_that_says_idle_is_no_idle(evaluator):

@@ -56,6 +56,12 @@ class Story:
         self.number += 1
         self.past.take(mark(self.number, 0.0, {"mark": HANDED, "request": name}))
 
+    def shorten(self, name: str) -> None:
+        """Have the states of a cell gone, to make room."""
+        self.number += 1
+        words = {"mark": "shortened", "what": "status", "cell": name}
+        self.past.take(mark(self.number, 0.0, words))
+
 
 def asked(story: Story) -> list[str]:
     """List what the kernel has and has not replied to."""
@@ -111,6 +117,38 @@ def test_a_held_request_is_handed_over_unless_a_mark_says_that_it_was(story):
     story.hand_over("a")
     story.reply("b")  # an interrupt, say
     assert (asked(story), waiting(story)) == (["a"], ["c"])
+
+
+def test_an_id_that_is_used_twice_is_handed_over_twice(story):
+    for own in (1, 2):
+        story.ask("same", own, is_held=True)
+    story.hand_over("same")
+    assert (len(asked(story)), len(waiting(story))) == (1, 1)
+    story.hand_over("same")
+    assert (len(asked(story)), len(waiting(story))) == (2, 0)
+
+
+@pytest.mark.parametrize("is_running", [True, False])
+def test_a_cell_whose_states_went_to_make_room_has_ended_once_the_kernel_is_at_a_later_one(
+    story, is_running
+):
+    for own in (1, 2, 3):
+        story.ask(f"{own}", own)
+        if own < 3:
+            story.shorten(f"{own}")
+            story.reply(f"{own}")
+    if is_running:
+        story.tell(Channel.IOPUB, message("stream", parent="3"), front=EVERYONE)
+    else:
+        story.reply("3")
+    assert ending(story) == ([] if is_running else ["3"])
+
+
+def test_a_cell_whose_idle_may_be_still_to_come_has_not_ended(story):
+    for own in (1, 2):
+        story.ask(f"{own}", own)
+        story.reply(f"{own}")
+    assert ending(story) == ["1", "2"]
 
 
 def test_a_widgets_message_gets_no_reply_and_is_not_missed(story):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
@@ -27,8 +28,13 @@ def request(name: str, kind: str = "execute_request", **options) -> Request:
 
 
 @pytest.fixture
-def requests() -> Requests:
-    return Requests()
+def clock() -> SimpleNamespace:
+    return SimpleNamespace(now=1000.0)
+
+
+@pytest.fixture
+def requests(clock) -> Requests:
+    return Requests(lambda: clock.now)
 
 
 def sent(requests: Requests, name: str, kind: str = "execute_request", **options) -> Request:
@@ -90,6 +96,27 @@ def test_what_a_kernel_never_answers_does_not_keep_it_busy(requests):
     sent(requests, "next")
     requests.on_reply("next")
     assert (odd.stage, odd.why) == (Stage.DONE, "the kernel gave no reply")
+
+
+def test_what_a_kernel_passes_over_does_not_keep_it_busy_and_is_forgotten(clock, requests):
+    """It says neither busy nor idle, and gives no reply."""
+    odd = sent(requests, "odd", "connect_request")
+    assert not requests.is_busy
+    clock.now += 10
+    later = sent(requests, "later", "connect_request")
+    cell = sent(requests, "cell")
+    assert requests.is_busy
+    requests.on_reply("cell", is_from_kernel=True)
+    assert (odd.stage, odd.why) == (Stage.DONE, "the kernel gave no reply")
+    assert (cell.stage, later.stage) == (Stage.REPLIED, Stage.SENT)
+
+
+def test_a_reply_in_the_kernels_place_tells_nothing_of_what_waits_there(clock, requests):
+    waits = sent(requests, "waits", "complete_request")
+    clock.now += 10
+    sent(requests, "called off")
+    requests.on_reply("called off")
+    assert waits.stage is Stage.SENT
 
 
 def test_a_reply_tells_nothing_of_what_the_kernel_was_given_later(requests):

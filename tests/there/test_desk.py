@@ -13,7 +13,9 @@ from remoter_kernel.daemon.door import Guest
 from remoter_kernel.daemon.outbox import FrontOutbox
 from remoter_kernel.daemon.records import read_journal
 from remoter_kernel.daemon.speaker import Speaker
+from remoter_kernel.errors import ProtocolError
 from remoter_kernel.wire.frames import Channel, Head, Kind, pack, to_json
+from remoter_kernel.wire.requests import Requests
 from remoter_kernel.wire.stream import Conversation
 from tests.there.test_journal import ME
 from tests.there.test_journal import Desk as Disk
@@ -111,3 +113,19 @@ def test_what_an_evaluator_before_may_have_passed_on_is_not_passed_on_again(
     disk.settle()
     assert [request.number for request in doubts] == [5]
     assert child.given == [Channel.SHELL]
+
+
+def test_the_table_of_an_evaluator_that_died_is_gone_on_with_also_if_it_is_empty(disk):
+    table = Requests()
+    door: Any = SimpleNamespace(reactor=SimpleNamespace(later=lambda _seconds, _call: None))
+    desk = Desk(cast("Any", None), disk.journal, door, Speaker(disk.journal), table)
+    assert desk.requests is table
+
+
+@pytest.mark.parametrize("header", [{}, {"msg_id": 3}, {"msg_id": None}])
+def test_a_request_without_an_id_is_refused(desk, guest, header):
+    words = {"msg_type": "execute_request", **header}
+    body = pack([b"", *(json.dumps(each).encode() for each in (words, {}, {}, {}))])
+    with pytest.raises(ProtocolError, match="msg_id"):
+        desk.take(guest, Head(Kind.ITEM, Channel.SHELL, 1), body)
+    assert len(desk.requests) == 0

@@ -125,3 +125,15 @@ def test_a_full_disk_loses_nothing_and_is_told(desk, monkeypatch):
     assert not desk.journal.trouble
     assert len(desk.journal._at_hand) == 1
     assert [desk.body(number) for number in (1, 2, 3)] == [b"before", b"x" * 100, b"after"]
+
+
+def test_what_goes_wrong_after_one_record_holds_up_nobody_behind_it(desk):
+    done = []
+
+    def fail():
+        raise KeyError("msg_id")
+
+    for then in (lambda: done.append(1), fail, lambda: done.append(3)):
+        desk.journal.append(Channel.SHELL, b"x", then=then)
+    desk.settle()
+    assert done == [1, 3]

@@ -1,0 +1,331 @@
+"""What becomes of a session whose kernel starts, dies and ends, with a kernel that is made up."""
+
+from __future__ import annotations
+
+import errno
+import json
+import signal
+import threading
+import time
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from remoter_kernel.daemon import child as children
+from remoter_kernel.daemon import slow_start
+from remoter_kernel.daemon import supervisor as supervisors
+from remoter_kernel.daemon.child import Child, environment_with
+from remoter_kernel.daemon.door import Door
+from remoter_kernel.daemon.journal import Journal
+from remoter_kernel.daemon.past import Past
+from remoter_kernel.daemon.registry import Session
+from remoter_kernel.daemon.slow_start import SlowStart
+from remoter_kernel.daemon.supervisor import State, Supervisor
+from remoter_kernel.wire.frames import Channel, Head, Kind, Lane, pack
+from remoter_kernel.wire.messages import CONTENT, HEADER, Voice, header_of
+from remoter_kernel.wire.reactor import Reactor
+from remoter_kernel.wire.requests import Request, Requests, Stage
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+ME = b"client-1"
+NO_PROCESS = 2**22 - 3
+
+
+class MadeUpChild:
+    """Is told things."""
+
+    def __init__(self) -> None:
+        self.pid = 0
+        self.is_adopted = False
+        self.is_encrypted = False
+        self.got: list[str] = []
+        self.signals: list[int] = []
+        self.asked_again = 0
+        self.on_ready: Callable[..., None] = lambda *_: None
+        self.fails_with: Exception | None = None
+
+    def start(self, **_: Any) -> None:
+        if self.fails_with:
+            raise self.fails_with
+
+    def adopt(self) -> None:
+        self.pid, self.is_adopted = 7, True
+
+    def ask_again(self) -> None:
+        self.asked_again += 1
+
+    def say(self, _channel: Channel, parts: list[Any]) -> None:
+        self.got.append(header_of(parts[HEADER])["msg_id"])
+
+    def signal(self, number: int) -> None:
+        self.signals.append(number)
+
+    def nothing(self, *_: Any) -> None:
+        """Take no notice."""
+
+    ask = interrupt = close = forget = nothing
+
+    def last_words(self) -> str:
+        return ""
+
+
+class Life:
+    """A supervisor whose time goes on where the test says so."""
+
+    def __init__(self, folder: Any, past: Past | None = None, about: Any = None) -> None:
+        (folder / "keys").mkdir(parents=True)
+        session = Session(folder)
+        session.write("session.json", {})
+        if about:
+            session.write("child.json", about)
+        self.reactor = Reactor()
+        self.bugs: list[Exception] = []
+        self.reactor.on_bug = self.bugs.append
+        self.journal = Journal(folder / "journal", self.reactor.call)
+        self.journal.open()
+        self.door = Door(self.reactor, session, self.journal)
+        self.will = Supervisor(
+            self.reactor, session, self.journal, self.door, wish={}, umask=0o22, past=past
+        )
+        made_up: Any = SimpleNamespace(
+            watch=lambda *_: None,
+            check=lambda _child, then: then(),
+            begin_anew=lambda: None,
+            is_to_try_again=lambda _words: False,
+        )
+        self.will._ports = self.will._slow_start = made_up
+        self.will._new_child = self._new_child  # type: ignore[assignment, method-assign]
+        self.will._desk.child_for = self.will._child_for
+        self.will._desk.on_doubt = self.will._doubt
+        self.children: list[MadeUpChild] = []
+        self.fails_with: Exception | None = None
+        self.guest = self.door._new_guest(ME)
+
+    def _new_child(self) -> Any:
+        child = MadeUpChild()
+        child.fails_with = self.fails_with
+        self.children.append(child)
+        return child
+
+    @property
+    def child(self) -> MadeUpChild:
+        return self.children[-1]
+
+    def be_ready(self) -> None:
+        self.child.pid = 7
+        self.child.on_ready({"session": "k", "username": "u"}, {"banner": "x"})
+
+    def end(self, status: int = 0) -> None:
+        self.will._hear_of_end({"status": status})
+
+    def ask(self, name: str, number: int, **header: Any) -> None:
+        words = {"msg_type": "execute_request", "msg_id": name, **header}
+        body = pack([b"", *(json.dumps(each).encode() for each in (words, {}, {}, {}))])
+        self.will._desk.take(self.guest, Head(Kind.ITEM, Channel.SHELL, number), body)
+
+    def wait_for(self, fact: Callable[[], bool]) -> None:
+        self.reactor.run_until(fact, time.monotonic() + 10)
+        assert fact()
+
+    def pass_by(self, seconds: float) -> None:
+        """Let time pass by in which something must not happen."""
+        self.reactor.run_until(lambda: False, time.monotonic() + seconds)
+
+    def close(self) -> None:
+        self.pass_by(0)
+        self.journal.close()
+        self.will.session.close()
+        self.door.close("")
+        self.reactor.close()
+
+
+@pytest.fixture
+def begin(tmp_path, monkeypatch) -> Iterator[Callable[..., Life]]:
+    """Begin a life, that is over with the test."""
+    for name in ("RESTART_AFTER", "NAMED_WITHIN", "KILL_WITHIN", "DIE_WITHIN"):
+        monkeypatch.setattr(supervisors, name, 0.01, raising=False)
+    lives: list[Life] = []
+
+    def begin(*words: Any) -> Life:
+        lives.append(Life(tmp_path / "7f3a9c", *words))
+        return lives[0]
+
+    yield begin
+    for life in lives:
+        life.close()
+
+
+@pytest.fixture
+def life(begin) -> Life:
+    """A session whose kernel is ready."""
+    life: Life = begin()
+    life.will._start()
+    life.be_ready()
+    assert life.will.state is State.READY
+    return life
+
+
+def test_a_restart_does_not_revive_a_session_that_stops(life):
+    life.will.stop("It was stopped.")
+    life.will._obey("restart")
+    assert life.will.state is State.STOPPING
+    life.end()
+    assert len(life.children) == 1
+
+
+def test_no_kernel_starts_in_a_session_that_was_stopped_between_two_kernels(life, monkeypatch):
+    """Also where the last words take long to be written."""
+    left = []
+    monkeypatch.setattr(life.will, "_leave", lambda: left.append(1))
+    life.end(-9)
+    life.will.stop("It was stopped.")
+    life.pass_by(0.05)
+    assert (left, len(life.children), life.will.state) == ([1], 1, State.STOPPING)
+
+
+def test_a_kernel_that_dies_starts_anew(life):
+    life.end(-9)
+    life.wait_for(lambda: len(life.children) == 2)
+    assert life.will.state is State.STARTING
+
+
+def test_a_kernel_whose_process_is_named_late_is_ended_all_the_same(begin):
+    life = begin()
+    life.will._start()
+    life.will._obey("restart")
+    life.pass_by(0.1)
+    assert life.child.signals == []
+    life.child.pid = 7
+    life.wait_for(lambda: life.child.signals == [signal.SIGTERM, signal.SIGKILL])
+
+
+def test_a_kernel_that_cannot_be_started_for_any_reason_is_told_of(begin):
+    life = begin()
+    life.fails_with = TypeError("expected string or bytes-like object, got 'int'")
+    life.will._start()
+    assert life.will.state is State.FAILED
+    assert "could not be started" in life.will.why
+    assert "expected string" in life.will.why
+
+
+def test_a_kernelspec_may_have_a_number_in_its_environment(monkeypatch):
+    monkeypatch.setenv("CORES", "8")
+    environment = environment_with({"OMP_NUM_THREADS": 4, "ALL": "$CORES"})
+    assert (environment["OMP_NUM_THREADS"], environment["ALL"]) == ("4", "8")
+
+
+@pytest.mark.parametrize("odd", [{"session": "\ud800"}, {"header": {}}, {"header": "x"}])
+def test_one_odd_request_keeps_no_other_from_its_answer_and_no_kernel_from_its_start(life, odd):
+    life.ask("before", 1)
+    life.ask("odd", 2, **odd)
+    life.ask("after", 3)
+    life.wait_for(lambda: life.child.got == ["before", "odd", "after"])
+    life.end(-9)
+    life.wait_for(lambda: len(life.children) == 2)
+    assert (life.bugs, len(life.will._requests)) == ([], 0)
+
+
+def test_one_answer_that_goes_wrong_holds_up_no_other(life, monkeypatch):
+    def fail(*_: Any, **__: Any) -> None:
+        raise KeyError("msg_id")
+
+    life.ask("one", 1)
+    life.ask("two", 2)
+    life.wait_for(lambda: life.child.got == ["one", "two"])
+    monkeypatch.setattr(life.will._speaker, "answer_error", fail)
+    life.end(-9)
+    life.wait_for(lambda: len(life.children) == 2)
+    assert (life.bugs, len(life.will._requests)) == ([], 0)
+
+
+def adopted(begin: Callable[..., Life], past: Past) -> Life:
+    """Begin a life with the kernel of an evaluator that died."""
+    past.kernel = {"session": "k"}
+    life = begin(past, {"pid": 7, "started": "", "warden": 1})
+    life.will._adopt(past)
+    return life
+
+
+def test_what_an_adopted_kernel_may_have_got_is_answered_once_that_kernel_is_gone(begin):
+    """Another kernel is not asked about it."""
+    past = Past()
+    past.is_damaged = True
+    life = adopted(begin, past)
+    life.will._settle()
+    life.end(-9)
+    life.wait_for(lambda: len(life.children) == 2)
+    life.be_ready()
+    life.guest.doubtful = {Lane.BULK: 3, Lane.URGENT: 0}
+    life.ask("cell", 2)
+    life.wait_for(lambda: not len(life.will._requests))
+    assert (life.child.asked_again, life.will._ear.adoption) == (0, None)
+
+
+def test_an_error_with_half_a_character_does_not_hold_up_an_adoption(begin):
+    past = Past()
+    header = {"msg_id": "cell", "msg_type": "execute_request"}
+    parts: list[Any] = [b"", json.dumps(header).encode(), b"{}", b"{}", b"{}"]
+    past.requests.add(Request(Channel.SHELL, parts, header, client=ME), Stage.SENT)
+    life = adopted(begin, past)
+    for kind, words in [
+        ("status", {"execution_state": "busy"}),
+        ("error", {"ename": "E", "evalue": "\ud800", "traceback": []}),
+        ("status", {"execution_state": "idle"}),
+    ]:
+        said = Voice(b"").compose(kind, {}, {"msg_id": "cell"})
+        said[CONTENT] = json.dumps(words).encode()
+        life.will._hear(Channel.IOPUB, said)
+    life.child.on_ready({"session": "k"}, {"banner": "x"})
+    life.wait_for(lambda: life.will.state is State.READY)
+    assert (life.bugs, len(life.will._requests)) == ([], 0)
+
+
+def test_one_failed_look_after_an_adopted_kernel_is_not_the_last_one(tmp_path, monkeypatch):
+    reactor = Reactor()
+    child = Child(reactor, tmp_path, "python3", b"session")
+    ended: list[dict[str, Any]] = []
+    looks: list[int] = []
+    child.on_exit = ended.append
+
+    def is_running(pid: int, _started: str) -> bool:
+        looks.append(pid)
+        if len(looks) == 1:
+            raise OSError(errno.EMFILE, "Too many open files")
+        return False
+
+    monkeypatch.setattr(children, "is_running", is_running)
+    child.pid = NO_PROCESS
+    child._look_after({"pid": NO_PROCESS, "started": "", "warden": NO_PROCESS})
+    reactor.run_until(lambda: bool(ended), time.monotonic() + 10)
+    child.close()
+    reactor.close()
+    assert ended
+    assert len(looks) == 2
+
+
+def test_what_a_kernel_printed_is_not_read_in_the_loop(monkeypatch):
+    """Its folder may hang."""
+    monkeypatch.setattr(slow_start, "PATIENCE", 0.0)
+    reactor = Reactor()
+    threads: list[str] = []
+    told: list[str] = []
+    cell = Request(Channel.SHELL, [], {"msg_id": "cell", "msg_type": "execute_request"})
+    requests = Requests()
+    requests.add(cell)
+
+    def last_words(_lines: int) -> str:
+        threads.append(threading.current_thread().name)
+        return "Loading"
+
+    child: Any = SimpleNamespace(last_words=last_words)
+    speaker: Any = SimpleNamespace(tell=lambda _cell, sentence: told.append(sentence))
+    watch = SlowStart(reactor, "7f3a9c", requests, speaker, {})
+    watch.watch(child, lambda: True)
+    reactor.run_until(lambda: bool(told), time.monotonic() + 10)
+    watch._disk.close()
+    reactor.close()
+    assert threads == ["slow start"]
+    assert told[0].endswith("So far it has printed: Loading")
