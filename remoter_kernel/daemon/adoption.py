@@ -45,6 +45,8 @@ class Adoption:
     def __init__(self, reactor: Reactor, past: Past, requests: Requests, speaker: Speaker) -> None:
         """`requests`: the table, with what an evaluator that has died had given the kernel."""
         self.on_settled: Callable[[], None] = lambda: None
+        # An interrupt of this cell, with this number, may have died with its evaluator.
+        self.on_lost_interrupt: Callable[[Request, int], None] = lambda _request, _number: None
         self._reactor = reactor
         self._past = past
         self._requests = requests
@@ -103,6 +105,9 @@ class Adoption:
         running = [request for request in cells if request.id in self._begun][-1:] or cells[:1]
         for request in running if self._is_silent else ():
             self._tell_of_a_gap(request)
+            if request is self._in_doubt()[-1] and request.id in self._past.interrupted:
+                # The kernel answers nobody, so it is at this cell, and nothing stands behind it.
+                self.on_lost_interrupt(request, self._past.interrupted.pop(request.id))
             self._tell(request, UNHEARD)
         self._is_silent = True
         if cells:

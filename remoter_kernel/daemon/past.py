@@ -69,6 +69,7 @@ class Past:
         self.heard = Overheard()  # of what was asked
         self.kernel: dict[str, Any] = {}  # whom the child sounds like
         self.time = 0.0  # of the last record, seconds since 1970
+        self.interrupted: dict[str, int] = {}  # cells of the last interrupt: its client's number
         self.answered: set[str] = set()  # though nobody can read any more who asked
         self.is_damaged = False  # are there requests that cannot be read?
         self._without_states: set[str] = set()  # of what states went to make room
@@ -116,6 +117,8 @@ class Past:
             note = from_json(parts[TOPIC])
             if note.get("event") == "ready":
                 self.kernel = note
+        elif record.channel is Channel.ORDER:
+            self._take_command(record, from_json(parts[TOPIC]))
         elif record.channel in {Channel.SHELL, Channel.CONTROL}:
             self._take_message(record, parts)
         else:
@@ -126,6 +129,12 @@ class Past:
                 self._pass_before(request)
             if record.channel is Channel.IOPUB:
                 self.requests.on_state(asker, execution_state(parts))
+
+    def _take_command(self, record: Record, words: dict[str, Any]) -> None:
+        """Take in an interrupt: it was acknowledged, and may have hit nothing."""
+        cells = words.get("cells")
+        if words.get("order") == "interrupt" and isinstance(cells, list):
+            self.interrupted = {str(cell): record.own for cell in cells}
 
     def _take_message(self, record: Record, parts: list[Bytes]) -> None:
         header = header_of(parts[HEADER])

@@ -260,6 +260,9 @@ class Supervisor:
     def _begin_adoption(self, past: Past) -> Adoption:
         adoption = Adoption(self.reactor, past, self._requests, self._speaker)
         adoption.on_settled = self._settle
+        adoption.on_lost_interrupt = lambda cell, number: self._interrupts.aim(
+            cell.id, cell.client, number
+        )
         self._ear.adoption = adoption
         return adoption
 

@@ -253,6 +253,24 @@ def test_an_order_that_nobody_hears(place: Outage, *, is_restart: bool) -> None:
     assert ("It was stopped" in (session / "session.json").read_text()) is not is_restart
 
 
+def test_a_restart_while_the_evaluator_is_held_up(place: Outage) -> None:
+    """The proxy that follows runs its first cell in a fresh kernel, whenever that is told."""
+    talk, manager = place.talk, place.kernel.manager
+    talk.case(lambda talk: talk.run("kept = 1"))
+    front = psutil.Process(place.kernel.pid)
+    with stopped(place.evaluator):
+        request = manager.session.msg("shutdown_request", {"restart": True})
+        manager.session.send(place.kernel.client.control_channel.socket, request)
+        front.wait(10)
+        with as_it_was(place) as kernel:
+            talk = Talk(kernel.client)
+            cell = talk.queue("print('kept' in globals())")
+            place.evaluator.resume()
+            talk.done(cell)
+            said = [m["content"]["text"] for _, m in talk.heard if m["msg_type"] == "stream"]
+            assert "False\n" in said, said
+
+
 def has_ended(process: psutil.Process) -> bool:
     """Has this process ended, whether somebody has asked how or not?"""
     return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
