@@ -97,7 +97,7 @@ class Life:
             is_to_try_again=lambda _words: False,
         )
         self.will._ports = self.will._slow_start = made_up
-        self.will._new_child = self._new_child  # type: ignore[assignment, method-assign]
+        self.will._new_child = self._new_child  # type: ignore[method-assign]
         self.will._desk.child_for = self.will._child_for
         self.will._desk.on_doubt = self.will._doubt
         self.children: list[MadeUpChild] = []
