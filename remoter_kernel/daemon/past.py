@@ -101,8 +101,7 @@ class Past:
         except (ProtocolError, IndexError):
             return
 
-    def _take(self, record: Record) -> None:
-        words = mark_of(record)
+    def _take_mark(self, words: dict[str, Any]) -> None:
         if words.get("mark") == HANDED:
             name = str(words.get("request"))
             held = (each for each in self.requests.at(Stage.HELD) if each.id == name)
@@ -110,7 +109,10 @@ class Past:
                 self._ask(request)
         if words.get("mark") == "shortened" and words.get("what") == "status":
             self._without_states.add(str(words.get("cell")))
+
+    def _take(self, record: Record) -> None:
         if record.is_mark:
+            self._take_mark(mark_of(record))
             return
         parts: list[Bytes] = list(unpack(record.body))
         if record.channel is Channel.NOTE:

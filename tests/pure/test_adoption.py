@@ -213,3 +213,27 @@ def test_a_cell_that_was_heard_from_its_begin_needs_no_word(story):
     story.hear("b", "status", execution_state="busy")
     story.reply("b")
     assert story.told() == []
+
+
+def test_an_interrupt_that_died_with_its_evaluator_is_carried_out(story):
+    """The kernel answers nobody for so long: it is at that cell, and nothing stands behind it."""
+    carried_out = []
+    story.adoption.on_lost_interrupt = lambda cell, number: carried_out.append((cell.id, number))
+    story.past.interrupted = {"a": 7}
+    story.wait()
+    story.wait()
+    assert carried_out == []  # another cell is in the kernel's queue: it might be hit
+    story.forget("b")
+    story.wait()
+    story.wait()
+    assert carried_out == [("a", 7)]
+
+
+def test_what_is_heard_of_a_cell_that_was_interrupted_needs_no_other_interrupt(story):
+    carried_out = []
+    story.adoption.on_lost_interrupt = lambda cell, number: carried_out.append(cell.id)
+    story.past.interrupted = {"a": 7}
+    story.forget("b")
+    story.hear("a", "stream", name="stdout", text="one")
+    story.wait()
+    assert carried_out == []

@@ -184,3 +184,12 @@ def test_how_far_each_front_was_is_known_and_nothing_raises(drawn):
         lane = Lane.BULK if channel in {0, 3, 4} else Lane.URGENT
         seen.setdefault(front, dict.fromkeys(Lane, 0))[lane] = own
     assert story.past.seen == seen
+
+
+def test_the_last_interrupt_is_known_with_its_clients_number(story):
+    story.ask("a", 1)
+    order = pack([to_json({"order": "interrupt", "cells": ["a"]})])
+    story.tell(Channel.ORDER, order, own=2)
+    assert story.past.interrupted == {"a": 2}
+    story.tell(Channel.ORDER, pack([to_json({"order": "keep"})]), own=3)
+    assert story.past.interrupted == {"a": 2}

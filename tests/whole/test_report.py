@@ -24,7 +24,7 @@ import pytest
 from remoter_kernel import __version__
 from remoter_kernel.front.keeper.endpoint import dismiss_all
 from tests.at_terminal import Question, at_terminal
-from tests.real_jupyter import started_kernel
+from tests.real_jupyter import started_kernel, wait_for
 from tests.whole.talk import Talk
 from tests.whole.test_login_questions import answer
 from tests.whole.test_sessions import shown, told
@@ -121,6 +121,8 @@ def troubles(here: JupyterHere, remote: str, way: Way, codes: list[str]) -> Iter
             talk.case(partial(Talk.run, code=code))
         psutil.Process(told(here, remote, session)["pid"] or -1).kill()
         talk.case(lambda talk: talk.run(f"'{marked('after')}'"))
+        # What a session says of itself there is a second old at most.
+        wait_for(lambda: told(here, remote, session)["state"] == "idle", what="it is idle")
         yield session
 
 
