@@ -24,6 +24,7 @@ PACKAGE = ROOT / "remoter_kernel"
 
 MOST_LINES = 400
 LONGER_WITH_REASON = {
+    "remoter_kernel/daemon/supervisor.py",  # one subject: the life of one kernel
     "remoter_kernel/front/jupyter/handlers.py",  # one subject: who may answer, and in which order
     "remoter_kernel/daemon/journal.py",  # one subject: a file, who writes it and who reads it
     "remoter_kernel/front/session/link.py",  # one subject: a conversation and its connections
