@@ -50,7 +50,7 @@ class Outcome(Enum):
     PASS = "pass"  # noqa: S105 - no password: it is for the next one
 
 
-class Completer(Protocol):
+class LineCompleter(Protocol):
     """Completes and explains lines of ours."""
 
     def take(self, request: Request) -> bool:
@@ -60,7 +60,7 @@ class Completer(Protocol):
         """Return a kernel's reply as clients should see it."""
 
 
-class CellsHere(Protocol):
+class LocalSide(Protocol):
     """Knows what is for this side."""
 
     def take_cell(self, request: Request) -> bool:
@@ -85,7 +85,7 @@ class CellsHere(Protocol):
         """Hear that the link has failed."""
 
 
-class Verbs(Protocol):
+class MagicVerbs(Protocol):
     """Knows the verbs of `%remoter`."""
 
     last_reply: bytes
@@ -98,7 +98,7 @@ class Verbs(Protocol):
         """Look at an output."""
 
 
-class Turns(Protocol):
+class CellTurns(Protocol):
     """Lets cells run one at a time, on whichever side."""
 
     def take_there(self, request: Request) -> bool:
@@ -138,10 +138,10 @@ class Context:
     startup: StartupCode
     dead: DeadKernel
     remote: Callable[[], Remote]  # as it is configured now
-    completer: Completer = field(init=False)
-    here: CellsHere = field(init=False)
-    verbs: Verbs = field(init=False)
-    turns: Turns = field(init=False)
+    completer: LineCompleter = field(init=False)
+    here: LocalSide = field(init=False)
+    verbs: MagicVerbs = field(init=False)
+    turns: CellTurns = field(init=False)
     # Who sent what has no reply (of a widget), the last ones: code that it runs may ask.
     _without_reply: dict[str, Request] = field(default_factory=dict)
 
