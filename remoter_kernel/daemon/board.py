@@ -10,9 +10,10 @@ from __future__ import annotations
 import logging
 import time
 from functools import partial
-from typing import TYPE_CHECKING, Any, Callable
+from typing import TYPE_CHECKING, Any
 
 from remoter_kernel.wire.frames import Lane
+from remoter_kernel.wire.requests import Requests
 from remoter_kernel.wire.threads import Worker
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ class Board:
     def __init__(self, reactor: Reactor, session: Session, journal: Journal, door: Door) -> None:
         """Remember; `open` begins."""
         self.reactor = reactor
-        self.describe_requests: Callable[[], list[dict[str, Any]]] = list  # those that are open
+        self.requests = Requests()  # the session's, once there is a supervisor
         self._session = session
         self._journal = journal
         self._door = door
@@ -82,7 +83,9 @@ class Board:
             level = logging.DEBUG if {state, self._state} == ROUTINE else logging.INFO
             _log.log(level, "The session is %s (before: %s).", state, self._state or "new")
             self._state, self._since = state, time.time()
-        seen = (state, self._journal.last, self._door.has_visitors, len(self._door.guests))
+        door = self._door
+        moves = self.requests.moves  # what a hung kernel was given leaves nothing in the journal
+        seen = (state, self._journal.last, moves, door.has_visitors, len(door.guests))
         if seen == self._seen or self._timer is not None:
             return
         self._seen = seen
@@ -100,7 +103,7 @@ class Board:
             "state": self._state,
             "since": self._since,
             "last": self._journal.last,
-            "requests": self.describe_requests(),
+            "requests": self.requests.rows(),
             "fronts": {name: dict(known) for name, known in self._fronts.items()},
         }
         self._write(FILE, words)

@@ -105,7 +105,7 @@ class Supervisor:
         self._desk.child_for = self._child_for
         self._desk.on_order = self._obey
         self._desk.on_cell = self._board.note_cell
-        self._board.describe_requests = self._requests.rows
+        self._board.requests = self._requests
         self._desk.on_doubt = self._doubt
         self.door.on_item = self._desk.take
         self.door.on_refused = self._speaker.tell_refused

@@ -151,6 +151,7 @@ class Requests:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.observers: list[Observer] = []  # called with a request and the stage that it left
         self.is_logged = True
+        self.moves = 0  # how often a request changed its stage
         self._clock = clock
         self._active_at = clock()
         self._open: dict[Request, None] = {}  # all that are not over, in the order of coming
@@ -196,6 +197,7 @@ class Requests:
             return False
         request.stage, request.why = stage, why
         request.since = self._active_at = self._clock()
+        self.moves += 1
         if self.is_logged and _log.isEnabledFor(logging.INFO):
             reason = f", {why}" if why else ""
             name = request.id[:LONGEST_WORD], request.type[:LONGEST_WORD]

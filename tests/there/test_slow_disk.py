@@ -18,7 +18,9 @@ from remoter_kernel.daemon.door import Door
 from remoter_kernel.daemon.lost_ports import PORT_TAKEN, LostPorts
 from remoter_kernel.daemon.registry import ServedSession, Session
 from remoter_kernel.wire.frames import Head, Kind, decode, encode, to_json
+from remoter_kernel.wire.messages import Channel
 from remoter_kernel.wire.reactor import Reactor
+from remoter_kernel.wire.requests import Request, Stage
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -166,6 +168,21 @@ def test_what_a_disk_refuses_is_written_later(reactor, session, monkeypatch, boa
     board.look("idle")
     until(reactor, lambda: session.read(CELLS).get("cells") == ["a"])
     until(reactor, lambda: session.read(FILE).get("state") == "idle")
+
+
+def test_how_far_a_request_has_come_is_told_though_the_kernel_says_nothing(reactor, session, board):
+    """A kernel that hangs leaves nothing in the journal; that is when people ask."""
+    header = {"msg_id": "a", "msg_type": "execute_request"}
+    request = board.requests.add(Request(Channel.SHELL, [], header))
+
+    def stages() -> list[str]:
+        return [row["stage"] for row in session.read(FILE).get("requests", ())]
+
+    board.look("busy")
+    until(reactor, lambda: stages() == ["received"])
+    board.requests.move(request, Stage.SENT)
+    board.look("busy")
+    until(reactor, lambda: stages() == ["sent"])
 
 
 # --- who is let in ---
