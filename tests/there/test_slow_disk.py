@@ -197,6 +197,7 @@ class Client:
         self._socket.linger = 0
         self._socket.curve_publickey, self._socket.curve_secretkey = keys
         self._socket.curve_serverkey = server_key
+        self._refusals = self._socket.get_monitor_socket(zmq.EVENT_HANDSHAKE_FAILED_AUTH)
         self._socket.connect(f"tcp://127.0.0.1:{port}")
         self._socket.send(HELLO)
 
@@ -206,7 +207,12 @@ class Client:
         ((head, _body), *_) = decode(self._socket.recv())
         return head.kind is Kind.WELCOME
 
+    def is_refused(self) -> bool:
+        return bool(self._refusals.poll(0))
+
     def close(self) -> None:
+        self._socket.disable_monitor()
+        self._refusals.close(linger=0)
         self._socket.close()
         self._context.term()
 
@@ -252,6 +258,30 @@ def test_who_was_never_registered_is_not_let_in(reactor, session):
     first = Client(port, public[0], known)
     until(reactor, first.is_in)
     assert not second.is_in()
+    for client in (first, second):
+        client.close()
+    door.close("The test is over.")
+
+
+def test_a_disk_that_fails_once_keeps_nobody_waiting(reactor, session, monkeypatch):
+    """Who cannot be looked up is refused at once, and may come again."""
+    known, public = zmq.curve_keypair(), zmq.curve_keypair()
+    journal: Any = SimpleNamespace(last=0, after=lambda _number: iter(()))
+    door = Door(reactor, session, journal)
+    port = door.open(public[1], public[0])
+    session.admit(known[0].decode())
+    admits, failures = session.admits, [OSError(116, "Stale file handle")]
+
+    def look(key: bytes) -> bool:
+        if failures:
+            raise failures.pop()
+        return admits(key)
+
+    monkeypatch.setattr(session, "admits", look)
+    first = Client(port, public[0], known)
+    until(reactor, first.is_refused)
+    second = Client(port, public[0], known)
+    until(reactor, second.is_in)
     for client in (first, second):
         client.close()
     door.close("The test is over.")
