@@ -326,10 +326,14 @@ class Door:
                 answer(is_let_in=True)
             else:
                 look = partial(self.session.admits, key)
-                then = partial(self._meet, key, answer)
                 # Without an answer the client would wait. Refused (libzmq does nothing about
                 # RFC 27's "temporary"), it dials again.
-                self._looking_up.do(look, then, lambda _error: answer(is_let_in=False))
+                refuse = partial(self._refuse_key, answer)
+                self._looking_up.do(look, partial(self._meet, key, answer), refuse)
+
+    @staticmethod
+    def _refuse_key(answer: Callable[..., None], _error: Exception) -> None:
+        answer(is_let_in=False)
 
     def _meet(self, key: bytes, answer: Callable[..., None], is_let_in: bool) -> None:  # noqa: FBT001 - a callback's only word
         if is_let_in:

@@ -302,7 +302,6 @@ class Supervisor:
             return
         self._ear.adoption = None
         self._interrupts.forget()
-        last_words = child.last_words()
         child.close()
         self._speaker.kernel_info = {}
         if self.state is State.STOPPING:
@@ -310,10 +309,8 @@ class Supervisor:
         elif self.state is State.RESTARTING:
             self._desk.fail_all("KernelRestarted", "The kernel was restarted.")
             self._start()
-        elif self.state is State.STARTING and self._ports.is_to_try_again(last_words):
-            self._start()
         elif self.state is State.STARTING:
-            self._fail(f"The kernel did not start: {explain(words)}\n{last_words}".rstrip())
+            self._ports.read(child, partial(self._hear_why_not_started, words))
         else:
             self.state = State.DEAD
             why = f"The kernel died: {explain(words)} Its variables are gone; it starts anew."
@@ -321,6 +318,14 @@ class Supervisor:
             self._speaker.note("died", why=why)
             child.forget()
             self.reactor.later(RESTART_AFTER, self._start_again)
+
+    def _hear_why_not_started(self, words: dict[str, Any], last_words: str) -> None:
+        if self.state is not State.STARTING:
+            return  # it is to end
+        if self._ports.is_to_try_again(last_words):
+            self._start()
+        else:
+            self._fail(f"The kernel did not start: {explain(words)}\n{last_words}".rstrip())
 
     def _start_again(self) -> None:
         if self.state is not State.DEAD:

@@ -17,8 +17,7 @@ from remoter_kernel.daemon.board import CELLS, FILE, Board
 from remoter_kernel.daemon.door import Door
 from remoter_kernel.daemon.lost_ports import PORT_TAKEN, LostPorts
 from remoter_kernel.daemon.registry import ServedSession, Session
-from remoter_kernel.wire.frames import Head, Kind, decode, encode, to_json
-from remoter_kernel.wire.messages import Channel
+from remoter_kernel.wire.frames import Channel, Head, Kind, decode, encode, to_json
 from remoter_kernel.wire.reactor import Reactor
 from remoter_kernel.wire.requests import Request, Stage
 

@@ -18,6 +18,7 @@ from remoter_kernel.daemon import supervisor as supervisors
 from remoter_kernel.daemon.child import Child, environment_with
 from remoter_kernel.daemon.door import Door
 from remoter_kernel.daemon.journal import Journal
+from remoter_kernel.daemon.lost_ports import LostPorts
 from remoter_kernel.daemon.past import Past
 from remoter_kernel.daemon.registry import Session
 from remoter_kernel.daemon.slow_start import SlowStart
@@ -94,6 +95,7 @@ class Life:
             watch=lambda *_: None,
             check=lambda _child, then: then(),
             begin_anew=lambda: None,
+            read=lambda _child, then: then(""),
             is_to_try_again=lambda _words: False,
         )
         self.will._ports = self.will._slow_start = made_up
@@ -184,6 +186,46 @@ def test_no_kernel_starts_in_a_session_that_was_stopped_between_two_kernels(life
     life.will.stop("It was stopped.")
     life.pass_by(0.05)
     assert (left, len(life.children), life.will.state) == ([1], 1, State.STOPPING)
+
+
+def test_why_a_kernel_did_not_start_is_not_read_in_the_loop(begin, monkeypatch):
+    """Its folder may hang: the session can be stopped meanwhile, or hears it later."""
+    life = begin()
+    ports = life.will._ports = LostPorts(life.reactor)
+    life.will._start()
+    threads, is_back = [], threading.Event()
+
+    def last_words() -> str:
+        threads.append(threading.current_thread().name)
+        is_back.wait(10)
+        return "No such module"
+
+    monkeypatch.setattr(life.child, "last_words", last_words)
+    life.end(1)
+    assert not life.will.why
+    life.wait_for(lambda: threads == ["kernel log"])
+    is_back.set()
+    life.wait_for(lambda: life.will.state is State.FAILED)
+    assert "The kernel did not start: " in life.will.why
+    assert life.will.why.endswith("\nNo such module")
+    ports._disk.close()
+
+
+def test_a_session_is_stopped_though_nobody_can_read_why_its_kernel_did_not_start(
+    begin, monkeypatch
+):
+    life = begin()
+    ports = life.will._ports = LostPorts(life.reactor)
+    monkeypatch.setattr(life.will, "_leave", lambda: None)
+    life.will._start()
+    is_back = threading.Event()
+    monkeypatch.setattr(life.child, "last_words", lambda: str(is_back.wait(10)))
+    life.end(1)
+    life.will.stop("It was stopped.")
+    is_back.set()
+    ports._disk.close()
+    life.pass_by(0.05)
+    assert life.will.state is State.STOPPING
 
 
 def test_a_kernel_that_dies_starts_anew(life):
