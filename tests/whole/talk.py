@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import zmq
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from jupyter_client.blocking.client import BlockingKernelClient
 
@@ -138,13 +138,16 @@ class Talk:
 
     def until_said(self, text: str) -> None:
         """Wait until this text has come in a stream."""
-        self.listen(
-            lambda: any(
-                text in message["content"].get("text", "")
-                for message in self._of("iopub")
-                if message["msg_type"] == "stream"
-            )
-        )
+        self.listen(lambda: any(text in said for said in self._streams()))
+
+    def until_line(self, line: str) -> None:
+        """Wait until this line has come in a stream, by itself: "on" is a part of "session"."""
+        self.listen(lambda: any(line in said.splitlines() for said in self._streams()))
+
+    def _streams(self) -> Iterator[str]:
+        for message in self._of("iopub"):
+            if message["msg_type"] == "stream":
+                yield message["content"].get("text", "")
 
     def comm_id(self) -> str:
         """Return the id of the comm that was opened last."""

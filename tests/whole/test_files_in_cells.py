@@ -263,7 +263,7 @@ def time_interrupts(
                 flows = lambda: path.bytes_up + path.bytes_down > wanted  # noqa: B023, E731
                 wait_for(flows, seconds=120, what="it flows")
                 cell = notebook.talk.queue("print('on', flush=True)\nwhile True: pass")
-                notebook.talk.until_said("on")
+                notebook.talk.until_line("on")
                 asked = time.monotonic()
                 notebook.talk.ask("interrupt_request", channel="control")
                 notebook.talk.done(cell)

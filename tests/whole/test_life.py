@@ -132,7 +132,7 @@ def test_a_busy_kernel_that_is_stopped_ends_in_order(kernel: StartedKernel, far:
 
         def says(talk: Talk) -> None:
             cell = talk.queue(BUSY.format(left=str(left)))
-            talk.until_said("on")
+            talk.until_line("on")
             after = talk.queue(f"pathlib.Path({str(begun)!r}).touch()", stop_on_error=False)
             talk.queue("%remoter stop")
             talk.done(cell, after)
@@ -153,7 +153,7 @@ def test_a_cell_that_has_just_begun_does_not_hold_up_a_restart(
     with far.folder() as folder:
         left = folder / "left"
         talk.queue(BUSY.format(left=str(left)))
-        talk.until_said("on")
+        talk.until_line("on")
         kernel.manager.restart_kernel()
         kernel.client.wait_for_ready(timeout=30)
         assert value(Talk(kernel.client), "6 * 7") == "42"

@@ -199,7 +199,7 @@ def test_a_front_joins_what_a_dead_one_has_left(fronts: Any, notebook: Path) -> 
     first = fronts()
     begin(first)
     first.talk.queue("import time; print('on', flush=True); time.sleep(3)")
-    first.talk.until_said("on")
+    first.talk.until_line("on")
     session = session_of(first)
     first.kill()
     second = fronts(file="second.json")

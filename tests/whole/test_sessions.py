@@ -222,7 +222,7 @@ def test_the_log_tells_what_happened(here: JupyterHere, front: Front, session: s
     """Fronts, requests and how they ended, interrupts: in this order, each with its time."""
     front.run("1 / 0")
     front.talk.queue("import time; print('on', flush=True); time.sleep(60)")
-    front.talk.until_said("on")
+    front.talk.until_line("on")
     front.talk.send("interrupt_request", {}, channel="control")
     wait_for(lambda: "KeyboardInterrupt" in asked(here, "log", session))
     lines = asked(here, "log", session).splitlines()
@@ -425,7 +425,7 @@ def test_two_fronts_on_one_session(front: Front, remote: str, session: str, tmp_
         front.talk.until_said("for both")
         assert not [m for channel, m in front.talk.heard if channel == "shell"]
         cell = front.talk.queue("import time; print('on', flush=True); time.sleep(60)")
-        front.talk.until_said("on")
+        front.talk.until_line("on")
         second.talk.send("interrupt_request", {}, channel="control")
         front.talk.done(cell)
         assert "sleep" not in second.run("'still here'")

@@ -120,7 +120,7 @@ def test_a_stop_that_comes_too_late_is_for_nobody(
         place.path.stall()
         stop(place)
         theirs = other.talk.queue("print('on', flush=True); time.sleep(2); 'through'")
-        other.talk.until_said("on")
+        other.talk.until_line("on")
         repair(place)
         place.end(meant)
         other.talk.done(theirs)

@@ -163,7 +163,7 @@ def test_an_interrupt_hits_the_side_that_is_at_work(talk: Talk) -> None:
             "%%local\nimport time\nprint('on', flush=True)\ntime.sleep(60)", stop_on_error=False
         )
         there = talk.queue("import time; time.sleep(0.5); 'unharmed'")
-        talk.until_said("on")
+        talk.until_line("on")
         talk.send("interrupt_request", {}, channel="control")
         talk.done(here, there)
 
@@ -184,7 +184,7 @@ def test_an_idle_of_something_else_is_not_the_last_word(talk: Talk, side: str) -
 
     def says(talk: Talk) -> None:
         cell = talk.queue(f"{side}import time\nprint('on', flush=True)\ntime.sleep(60)")
-        talk.until_said("on")
+        talk.until_line("on")
         talk.ask("is_complete_request", {"code": "%local 1"})
         talk.listen(is_busy)
         if side:  # the other kernel's shell is free
@@ -204,7 +204,7 @@ def test_a_cell_that_waits_for_the_other_side_is_called_off_with_it(talk: Talk) 
     def says(talk: Talk) -> None:
         there = talk.queue("import time; print('on', flush=True); time.sleep(60)")
         here = talk.queue("%local called_off = 1")
-        talk.until_said("on")
+        talk.until_line("on")
         talk.send("interrupt_request", {}, channel="control")
         talk.done(there, here)
 

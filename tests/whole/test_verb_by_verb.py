@@ -305,7 +305,7 @@ def test_interrupt_and_streaming(side: Side) -> None:
 
     def stopped(talk: Talk) -> None:
         cell = talk.queue(side.busy)
-        talk.until_said("on")
+        talk.until_line("on")
         talk.ask("interrupt_request", channel="control")
         talk.done(cell)
 
@@ -324,7 +324,7 @@ def test_exit_of_the_client_alone(here: JupyterHere, side: Side) -> None:
         talk.case(lambda talk: talk.run("1"))
         kept = shown(talk.case(lambda talk: talk.run("%remoter keep"))).split()[1]
         talk.queue(side.busy)
-        talk.until_said("on")
+        talk.until_line("on")
         # By itself: Jupyter's manager interrupts first, and on a busy machine long before.
         talk.send("shutdown_request", {"restart": False}, channel="control")
         wait_for(lambda: not kernel.manager.is_alive(), what="the front has ended", seconds=30)
@@ -341,7 +341,7 @@ def test_shutdown(here: JupyterHere, side: Side, session: str) -> None:
         talk = Talk(kernel.client)
         talk.case(lambda talk: talk.run("1"))
         talk.queue(side.busy)
-        talk.until_said("on")
+        talk.until_line("on")
         ended = shown(talk.case(lambda talk: talk.run("%remoter stop"))).split()[1]
         state = lambda: told(here, side.remote, ended)["state"]  # noqa: E731
         wait_for(lambda: state() == "ended", what="its session has ended", seconds=30)
