@@ -216,6 +216,11 @@ class Lab:
         self.page.bring_to_front()
         self.page.locator(f'.jp-NotebookPanel-toolbar [data-jp-item-name="{button}"]').click()
 
+    def save(self) -> None:
+        """Save the notebook, and wait until Lab knows that it is saved."""
+        self.press("save")
+        self.page.locator(".lm-TabBar-tab.jp-mod-dirty").first.wait_for(state="detached")
+
     def restart(self) -> None:
         """Restart the kernel, and say yes to the question whether one means it."""
         self.press("restart")

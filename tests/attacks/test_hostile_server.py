@@ -187,8 +187,14 @@ class Hostile:
                 connection, _ = self._listener.accept()
                 transport = paramiko.Transport(connection)
                 transport.add_server_key(self.key)
-                transport.start_server(event=threading.Event(), server=Rules(self, transport))
                 self.transports.append(transport)
+                transport.start_server(event=threading.Event(), server=Rules(self, transport))
+
+    @property
+    def transport(self) -> paramiko.Transport:
+        """Its end of the only login: others may look who listens here, and leave."""
+        (found,) = (each for each in self.transports if each.initial_kex_done)
+        return found
 
     @property
     def there(self) -> Destination:
@@ -527,7 +533,7 @@ def test_another_host_key_before_the_login_ends_it(folder):
     with Hostile(folder, ("", "Password:")) as server:
         key = other_key(folder)
         person = Person("secret")
-        person.before = lambda: exchange_again(server.transports[0], key)
+        person.before = lambda: exchange_again(server.transport, key)
         with pytest.raises(HostKeyProblem, match="showed another host key in a later key exchange"):
             log_in(server.there, questions=person)
         assert server.typed == []
@@ -536,9 +542,9 @@ def test_another_host_key_before_the_login_ends_it(folder):
 def test_another_host_key_after_the_login_ends_it_and_the_same_key_does_not(folder):
     """A second key exchange shows another key in the middle of the work."""
     with logged_in(folder) as (server, login):
-        exchange_again(server.transports[0], server.key)
+        exchange_again(server.transport, server.key)
         assert login.is_alive
-        exchange_again(server.transports[0], other_key(folder))
+        exchange_again(server.transport, other_key(folder))
         wait_for(lambda: not login.is_alive, what="the connection ends")
         with pytest.raises(Unreachable, match="is gone: the server showed another host key"):
             login.run("true")
@@ -577,7 +583,7 @@ def test_answers_to_nothing_end_the_connection(folder):
         verdict = raw(MSG_USERAUTH_FAILURE, b"keyboard-interactive", False)
         person = Person("secret")
         person.before = lambda: send_all(
-            server.transports[0], (verdict for _ in range(50 * MOST_UNREAD))
+            server.transport, (verdict for _ in range(50 * MOST_UNREAD))
         )
         with pytest.raises(Unreachable, match="the server answers what it was not asked"):
             log_in(server.there, questions=person)
@@ -593,7 +599,7 @@ def test_after_the_login_nothing_is_kept_for_nobody(folder):
             raw(MSG_USERAUTH_INFO_REQUEST, b"", b"", b"", 1, b"Password:", False),
             raw(52),
         ):
-            send_all(server.transports[0], (message for _ in range(300)))
+            send_all(server.transport, (message for _ in range(300)))
         assert login.answers(SOON)  # it has read all of that
         assert door._heard.qsize() == 0
         assert door.banner == ""
@@ -676,9 +682,9 @@ def test_a_packet_that_is_too_large_ends_a_login_with_any_cipher(folder, monkeyp
     monkeypatch.setattr(Transport, "_preferred_macs", (mac,))
     with logged_in(folder) as (server, login):
         fine = raw(cMSG_IGNORE[0], bytes(LARGEST_PACKET - 1024))
-        server.transports[0]._send_user_message(fine)
+        server.transport._send_user_message(fine)
         assert login.answers(SOON)
-        server.transports[0]._send_user_message(raw(cMSG_IGNORE[0], bytes(LARGEST_PACKET + 1024)))
+        server.transport._send_user_message(raw(cMSG_IGNORE[0], bytes(LARGEST_PACKET + 1024)))
         wait_for(lambda: not login.is_alive, what="the connection ends")
         with pytest.raises(Unreachable, match="a packet of a size that no packet has"):
             login.run("true")
@@ -688,7 +694,7 @@ def test_a_list_of_extensions_without_end_does_not_hold_a_thread(folder):
     """The server says that it names 2^32-1 extensions: reading nothing so often takes an hour."""
     with Hostile(folder, ("", "Password:")) as server:
         person = Person("secret")
-        person.before = lambda: server.transports[0]._send_user_message(
+        person.before = lambda: server.transport._send_user_message(
             raw(cMSG_EXT_INFO[0], 2**32 - 1)
         )
         with pytest.raises(Unreachable, match="the server names 4294967295 extensions"):
@@ -700,11 +706,11 @@ def test_a_list_of_extensions_without_end_does_not_hold_a_thread(folder):
 def flood(server: Hostile, kind: bytes, size: int) -> None:
     """Send to the channel that was opened last, whatever its window says."""
     wait_for(lambda: server.channels, what="a channel")
-    numbers = {channel.chanid: channel for channel in server.transports[0]._channels.values()}
+    numbers = {channel.chanid: channel for channel in server.transport._channels.values()}
     far = numbers[server.channels[-1]].remote_chanid
     fields = (1,) if kind == cMSG_CHANNEL_EXTENDED_DATA else ()
     message = raw(kind[0], far, *fields, bytes(32 * 1024))
-    send_all(server.transports[0], (message for _ in range(size // (32 * 1024))))
+    send_all(server.transport, (message for _ in range(size // (32 * 1024))))
 
 
 def test_a_tunnel_whose_server_ignores_the_window_is_ended(folder):
@@ -726,7 +732,7 @@ def test_a_command_that_is_read_may_say_more_than_a_window(folder):
         running.wait_open(SOON)
         running.begin("anything", b"", time.monotonic() + SOON)
         wait_for(lambda: server.channels, what="the command")
-        channels = server.transports[0]._channels
+        channels = server.transport._channels
         channel = next(each for each in channels.values() if each.chanid == server.channels[-1])
         channel.sendall(bytes(3 * WINDOW))
         channel.sendall_stderr(bytes(WINDOW))

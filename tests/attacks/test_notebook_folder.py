@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from remoter_kernel.front.configuration.remotes import Remote, write_remote
-from tests.real_jupyter import started_kernel
+from tests.real_jupyter import started_kernel, wait_for
 from tests.real_parts import real_part, run_quietly
 
 if TYPE_CHECKING:
@@ -238,6 +238,12 @@ def test_a_notebook_in_a_checkout_goes_on_working(here: JupyterHere):
 # ------------------------------------------------------------------------------ commands
 
 
+def attached_session(here: JupyterHere) -> str:
+    """Return the session of `attached` that has a client; "" if there is none."""
+    found = json.loads(here.remoter("sessions", "attached", "--json").stdout)["sessions"]
+    return next((str(each["id"]) for each in found if each["fronts"]), "")
+
+
 def test_attach_runs_nothing_of_the_folder(
     here: JupyterHere, folder: Folder, python_remote: dict[str, Any]
 ):
@@ -247,8 +253,8 @@ def test_attach_runs_nothing_of_the_folder(
     with started_kernel(spec) as kernel:
         kernel.client.execute_interactive("1", timeout=60)
         try:
-            found = json.loads(here.remoter("sessions", "attached", "--json").stdout)["sessions"]
-            session = next(each["id"] for each in found if each["fronts"])
+            # The session writes down who is there up to a second late.
+            session = wait_for(lambda: attached_session(here), what="its session with a client")
             ran = here.remoter("attach", f"attached/{session}", cwd=folder.path)
         finally:
             assert here.remoter("stop", "--all", "attached").returncode == 0

@@ -192,6 +192,7 @@ except KeyboardInterrupt:
 REACHES_WITHIN = 2 * RTT + 0.3  # seconds: the machine is at work for two
 
 
+@pytest.mark.timing
 @pytest.mark.parametrize("seconds", [2.0, pytest.param(5.0, marks=pytest.mark.slow)])
 def test_an_interrupt_goes_past_a_flood_and_outputs_has_all_of_it(
     narrow: Far, here: JupyterHere, sshd: RealSshd, tmp_path: Path, seconds: float

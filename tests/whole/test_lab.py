@@ -349,7 +349,7 @@ def test_a_kernel_outlives_its_tab_until_it_is_shut_down(
 ) -> None:
     """Closing the tab leaves it running, as in Lab; the list of what runs ends it."""
     lab.run("1")
-    lab.press("save")
+    lab.save()  # else Lab asks about what is not
     lab.menu("File", "Close Tab")
     lab.wait_for(".jp-Launcher")
     assert kernels_there(far)
@@ -371,7 +371,7 @@ def test_jupyterlab_is_shut_down(
         lab.open("evening.ipynb")
         lab.is_idle()
         lab.begin("print('endless', flush=True)\nwhile True:\n    pass").says("endless")
-        lab.press("save")
+        lab.save()
         lab.menu("File", "Shut Down")
         lab.accept()
         wait_for(server.has_ended, seconds=30, what="the server has ended")

@@ -140,7 +140,7 @@ def test_a_notebook_of_the_night(
         assert "epoch 1\n" not in missed
         lab.scroll_up()
         lab.picture("sleeps-morning")
-        lab.press("save")
+        lab.save()
         filled = here.remoter("outputs", session, "--into", str(folder / "night.ipynb"))
         assert "Filled 1 cell" in filled.stdout, filled
         lab.page.close()
