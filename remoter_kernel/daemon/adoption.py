@@ -53,6 +53,7 @@ class Adoption:
         self._speaker = speaker
         self._doubtful = [each for each in requests if each.stage >= Stage.SENT]
         self._begun = set(past.heard.replies)
+        self._begun_before: set[str] | None = None  # the kernel came to our question, if it said so
         self._told: set[tuple[str, bool]] = set()  # of a cell: what is missing, what is unheard
         self._heard = Overheard()
         self._is_quiet = False  # between two answers
@@ -125,21 +126,28 @@ class Adoption:
             self._told.add(told)
             self._speaker.tell(request, sentence)
 
+    def hear_of_question(self) -> None:
+        """The kernel has published that it is at our question: what begins now, comes later."""
+        self._begun_before = set(self._begun)
+
     def hear_answer(self, child: Child) -> None:
         """The child has answered: it is between two cells.
 
-        What it published before that comes by another socket, and perhaps a moment later.
+        What it published before that comes by another socket, and perhaps a moment later. So
+        does what it publishes next: it may be at the next cell by then.
         """
         self._reactor.later(HEARD_WITHIN, partial(self._take_stock, child))
 
     def _take_stock(self, child: Child) -> None:
         """See what an answer tells of all that is in doubt."""
+        begun = self._begun if self._begun_before is None else self._begun_before
+        self._begun_before = None
         for request in self._in_doubt():
             reply = self._overheard(request)
             if reply:
                 attempt(partial(self._speaker.reply, request, reply))
                 self._requests.move(request, Stage.DONE, "its outputs tell its reply")
-            elif request.id in self._begun:
+            elif request.id in begun:
                 self._fail(request)
         ending = [each for each in self._doubtful if each.stage is Stage.REPLIED]
         if self._is_quiet or not (self._in_doubt() or ending):

@@ -79,10 +79,12 @@ class Child:
         self.on_message: Callable[[Channel, list[Bytes]], None] = lambda _channel, _parts: None
         self.on_ready: Callable[[dict[str, Any], dict[str, Any]], None] = lambda _head, _info: None
         self.on_exit: Callable[[dict[str, Any]], None] = lambda _words: None
+        self.on_question_reached: Callable[[], None] = lambda: None  # see KernelClient
         self.is_encrypted = False  # for sure only once the kernel has answered
         self.client = KernelClient(reactor, identity)
         self.client.on_message = self._hear
         self.client.on_ready = self._be_ready
+        self.client.on_question_reached = self._hear_of_question
         self._log = KernelLog(folder)
         self._disk = Worker("child", reactor.call)
         self._offered: Keys | None = None
@@ -163,6 +165,9 @@ class Child:
 
     def _hear(self, channel: Channel, parts: list[Bytes]) -> None:
         self.on_message(channel, parts)
+
+    def _hear_of_question(self) -> None:
+        self.on_question_reached()
 
     def _be_ready(self, header: dict[str, Any], info: dict[str, Any]) -> None:
         if self._offered and not self.is_encrypted:

@@ -202,6 +202,7 @@ class Supervisor:
         child = Child(self.reactor, self.session.folder, kernel, me, is_own=is_own)
         child.on_message = self._hear
         child.on_exit = self._hear_of_end
+        child.on_question_reached = self._hear_of_question
         return child
 
     def _hear(self, channel: Channel, parts: list[Bytes]) -> None:
@@ -287,6 +288,10 @@ class Supervisor:
             self._note_ready(child)
         if self._ear.adoption:
             self._ear.adoption.hear_answer(child)
+
+    def _hear_of_question(self) -> None:
+        if self._ear.adoption:
+            self._ear.adoption.hear_of_question()
 
     def _settle(self) -> None:
         self._ear.adoption = None

@@ -22,7 +22,15 @@ import zmq
 from remoter_kernel.errors import ProtocolError
 from remoter_kernel.wire.frames import Channel
 from remoter_kernel.wire.kernel_words import heads_of, state_of, tells_of_its_start
-from remoter_kernel.wire.messages import HEADER, ODD, TOPIC, Voice, content_of, header_of
+from remoter_kernel.wire.messages import (
+    HEADER,
+    ODD,
+    TOPIC,
+    Voice,
+    content_of,
+    execution_state,
+    header_of,
+)
 from remoter_kernel.wire.on_its_way import is_on_its_way, ports_of
 from remoter_kernel.wire.reactor import messages
 
@@ -82,6 +90,8 @@ class KernelClient:
         """Remember; `identity` is the routing id on the kernel's sockets."""
         self.on_message: Callable[[Channel, list[Bytes]], None] = lambda _channel, _parts: None
         self.on_ready: Callable[[dict[str, Any], dict[str, Any]], None] = lambda _head, _info: None
+        # The kernel is at our last question: all that it had published by then was handed on.
+        self.on_question_reached: Callable[[], None] = lambda: None
         self.voice = Voice(b"")
         self.is_ready = False
         self._reactor = reactor
@@ -95,6 +105,7 @@ class KernelClient:
         self._unsent: list[tuple[Channel, Sequence[Bytes]]] = []
         self._is_heard = False  # does iopub reach us?
         self._question = ""  # the message id of our kernel_info_request, until it is answered
+        self._last_question = ""  # the same, also after that
         self._replies: deque[_Reply] = deque()
         self._idle: OrderedDict[str, None] = OrderedDict()  # their replies were not heard yet
         self._published_at = 0.0
@@ -186,6 +197,7 @@ class KernelClient:
         """Ask the kernel who it is, and hear of it through `on_ready`."""
         self.is_ready = False
         self._question = self.ask(Channel.SHELL, "kernel_info_request", {})
+        self._last_question = self._question
 
     def _send(self, channel: Channel, parts: Sequence[Bytes]) -> None:
         if channel in self._sockets:
@@ -242,6 +254,8 @@ class KernelClient:
             # Only the answer to the last question counts: a kernel may answer more than once.
             if channel is Channel.SHELL and parent.get("msg_id") == self._question:
                 self._meet(header, parts)
+            elif parent.get("msg_id") == self._last_question and execution_state(parts) == "busy":
+                self.on_question_reached()
         elif tells_of_its_start(header, parent, parts):
             pass
         elif channel in AFTER_OUTPUTS:

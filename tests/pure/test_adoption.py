@@ -171,6 +171,22 @@ def test_an_idle_that_comes_a_moment_after_the_answer_is_no_second_one(story):
     assert story.kinds("a") == ["stream", "error", "execute_reply"]
 
 
+def test_a_cell_that_begins_right_after_the_answer_is_not_taken_for_one_before_it(story):
+    """Its busy comes while what was published before the answer may still be on its way."""
+    story.hear("a", "status", execution_state="idle")
+    story.adoption.hear_of_question()
+    story.adoption.hear_answer(Child())
+    story.hear("b", "status", execution_state="busy")
+    story.reactor.timers.pop()()
+    assert story.kinds("a") == ["stream", "error", "execute_reply"]
+    assert story.kinds("b") == []
+    story.hear("b", "stream", name="stdout", text="one")
+    story.hear("b", "status", execution_state="idle")
+    story.reply("b")
+    story.answer()
+    assert story.kinds("b") == []
+
+
 def test_a_cell_whose_idle_was_heard_gets_no_other(story):
     """It had begun before the death: its reply is lost, and what its reply was is not known."""
     story.hear("a", "status", execution_state="idle")

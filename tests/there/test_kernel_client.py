@@ -150,6 +150,19 @@ def test_a_reply_comes_after_all_that_was_published_before_it(story: Story, has_
     assert turns[0] < MANY
 
 
+def test_the_kernel_tells_when_it_is_at_our_question_between_what_comes_before_and_after(
+    story: Story,
+):
+    """On iopub: the answer comes by another socket, earlier or later than both."""
+    story.child.on_question_reached = lambda: story.heard.append("reached")
+    story.kernel.publish("status", {"execution_state": "idle"}, story.request("a"))
+    story.child.ask_again()
+    story.until_said("reached")
+    story.kernel.publish("status", {"execution_state": "busy"}, story.request("b"))
+    story.until_said("status busy")
+    assert story.heard == ["status idle", "reached", "status busy"]
+
+
 def test_a_question_comes_after_what_was_printed_before_it(story: Story):
     """It has no idle."""
     publish_many(story, story.request())
