@@ -202,9 +202,10 @@ def wait_for(fact: Any, *, seconds: float = 10.0, what: str = "") -> Any:
     """Wait until `fact()` is true and return its value; fail when the limit has passed."""
     deadline = time.monotonic() + seconds
     while True:
+        begun = time.monotonic()
         if value := fact():
             return value
         if time.monotonic() > deadline:
             message = f"not within {seconds} s: {what or fact}"
             raise AssertionError(message)
-        time.sleep(0.02)
+        time.sleep(max(0.02, (time.monotonic() - begun) / 2))  # a command is no light question

@@ -169,3 +169,12 @@ def test_no_front_and_no_command_begins_with_slow_imports():
     code = f"import sys, {', '.join(modules)}; print({{'paramiko', 'nbformat'}} & {{*sys.modules}})"
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ran.stdout == "set()\n"
+
+
+def test_commands_that_only_ask_begin_without_jupyter_client():
+    """It would cost them more than all the rest of their start."""
+    verbs = ("sessions", "stop", "log", "outputs", "report", "files", "run")
+    modules = [f"remoter_kernel.cli.{verb}" for verb in verbs]
+    code = f"import sys, {', '.join(modules)}; print({{'jupyter_client', 'psutil'}} & {{*sys.modules}})"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout == "set()\n"

@@ -2,6 +2,9 @@
 
 The parts of a message are [topic, header, parent header, metadata, content, *buffers].
 They travel as they are; only identities and signatures belong to each side.
+
+jupyter_client is imported by whoever makes a message. Most commands only read some, and it costs
+them more than all the rest of their start.
 """
 
 from __future__ import annotations
@@ -10,9 +13,6 @@ import hashlib
 import hmac
 import json
 from typing import TYPE_CHECKING, Any
-
-from jupyter_client.jsonutil import json_default
-from jupyter_client.session import Session, json_packer
 
 from remoter_kernel.errors import ProtocolError
 from remoter_kernel.wire.frames import MOST_WORDS, Channel, unpack
@@ -45,6 +45,8 @@ class Voice:
         """Remember the key; `session` becomes `header.session` of what is said."""
         self._key = key
         self._digest = scheme.removeprefix("hmac-")
+        from jupyter_client.session import Session  # noqa: PLC0415 - see above
+
         self._session = Session(check_pid=False, **({"session": session} if session else {}))
         self._session.pack = _to_ascii_json
 
@@ -117,6 +119,9 @@ class Voice:
 
 def _to_ascii_json(words: Any) -> bytes:
     """Return JSON that is ASCII: half of a surrogate pair, as clients may send, is no UTF-8."""
+    from jupyter_client.jsonutil import json_default  # noqa: PLC0415 - see above
+    from jupyter_client.session import json_packer  # noqa: PLC0415
+
     try:
         return json.dumps(words, default=json_default, allow_nan=False).encode()
     except (TypeError, ValueError):  # Jupyter cleans what is no JSON

@@ -6,7 +6,6 @@ those of the conversation (credit, the size of an item) follow.
 
 from __future__ import annotations
 
-import psutil
 import zmq
 
 from remoter_kernel.wire.frames import MOST_FRAME
@@ -52,6 +51,8 @@ class Unseen:
 
     def __init__(self) -> None:
         """Begin with what this process has now."""
+        import psutil  # noqa: PLC0415 - commands that only ask something have no such socket
+
         self._process = psutil.Process()
         self._before = self._grown_to()
         self._received = -1
