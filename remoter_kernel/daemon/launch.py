@@ -30,7 +30,7 @@ from remoter_kernel.daemon.journal import LIMIT, Journal
 from remoter_kernel.daemon.lock import Lock
 from remoter_kernel.daemon.pending_commands import ElsewhereError, carry_out_commands
 from remoter_kernel.daemon.processes import call_this_process, started_at
-from remoter_kernel.daemon.records import check_format
+from remoter_kernel.daemon.records import check_format, read_journal
 from remoter_kernel.daemon.registry import Session
 from remoter_kernel.daemon.succession import choose
 from remoter_kernel.errors import RemoterError
@@ -220,7 +220,18 @@ def _is_to_have_one(session: Session) -> bool:
         if not child or not started_at(registry.whole_number(child.get("warden"))):
             return True  # nobody is at it: another evaluator will be
         time.sleep(0.05)
-    return session.has_kernel()
+    return session.has_kernel() or (session.is_here() and _is_restarting(session))
+
+
+def _is_restarting(session: Session) -> bool:
+    """Was its kernel asked to make room for another one when its evaluator died?"""
+    from remoter_kernel.daemon.past import Past  # noqa: PLC0415 - imports what a start need not
+
+    past = Past()
+    with contextlib.suppress(OSError, RemoterError):
+        for record in read_journal(session.folder / "journal"):
+            past.take(record)
+    return past.unfinished == "restart"
 
 
 def why_it_ended(session_id: str) -> dict[str, Any]:

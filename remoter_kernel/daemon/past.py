@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from remoter_kernel.wire.frames import Bytes
 
+COMMAND_WITHIN = 30.0  # seconds from a restart or a stop until the kernel has ended, at the most
 HANDED = "handed"  # the mark of a request that was held and is now given to the child
 TELLING = (b'"status"', b'"execute_input"', b'"error"')  # messages that tell of their reply
 
@@ -70,10 +71,20 @@ class Past:
         self.kernel: dict[str, Any] = {}  # whom the child sounds like
         self.time = 0.0  # of the last record, seconds since 1970
         self.interrupted: dict[str, int] = {}  # cells of the last interrupt: its client's number
+        self._command = "", 0.0  # the last restart or stop without an end, and when it came
         self.answered: set[str] = set()  # though nobody can read any more who asked
         self.is_damaged = False  # are there requests that cannot be read?
         self._without_states: set[str] = set()  # of what states went to make room
         self._sure: set[tuple[bytes, Lane]] = set()  # of whom something came after all damage
+
+    @property
+    def unfinished(self) -> str:
+        """Which command its evaluator had begun with when it died: restart, stop, or none.
+
+        Whoever gave it was told that it was heard, and the kernel was asked to end.
+        """
+        command, at = self._command
+        return command if self.time - at < COMMAND_WITHIN else ""
 
     def is_sure_of(self, front: bytes, lane: Lane) -> bool:
         """Is `seen` true of a front, or may there have been more that cannot be read?"""
@@ -119,6 +130,7 @@ class Past:
             note = from_json(parts[TOPIC])
             if note.get("event") == "ready":
                 self.kernel = note
+                self._command = "", 0.0
         elif record.channel is Channel.ORDER:
             self._take_command(record, from_json(parts[TOPIC]))
         elif record.channel in {Channel.SHELL, Channel.CONTROL}:
@@ -133,8 +145,10 @@ class Past:
                 self.requests.on_state(asker, execution_state(parts))
 
     def _take_command(self, record: Record, words: dict[str, Any]) -> None:
-        """Take in an interrupt: it was acknowledged, and may have hit nothing."""
+        """Take in what was acknowledged, and may have come to nothing."""
         cells = words.get("cells")
+        if words.get("order") in {"restart", "stop"}:
+            self._command = str(words["order"]), record.time
         if words.get("order") == "interrupt" and isinstance(cells, list):
             self.interrupted = {str(cell): record.own for cell in cells}
 

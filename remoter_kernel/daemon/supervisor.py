@@ -247,6 +247,8 @@ class Supervisor:
         self.child = child = self._new_child()
         child.on_ready = partial(self._hear_adopted, child)
         child.adopt()
+        if past.unfinished:
+            self._obey(past.unfinished)
 
     def _start_in_place_of(self, past: Past) -> None:
         """Go on where an evaluator died between two kernels, or before the first."""

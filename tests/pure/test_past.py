@@ -193,3 +193,19 @@ def test_the_last_interrupt_is_known_with_its_clients_number(story):
     assert story.past.interrupted == {"a": 2}
     story.tell(Channel.ORDER, pack([to_json({"order": "keep"})]), own=3)
     assert story.past.interrupted == {"a": 2}
+
+
+@pytest.mark.parametrize("command", ["restart", "stop"])
+def test_a_command_is_unfinished_until_a_kernel_is_ready_or_much_time_has_passed(story, command):
+    """Its evaluator may have died while the kernel was to end for it."""
+    told = pack([to_json({"order": command})])
+    assert story.past.unfinished == ""
+    story.tell(Channel.ORDER, told, own=1)
+    story.state("a", "idle")
+    assert story.past.unfinished == command
+    story.tell(Channel.NOTE, pack([to_json({"event": "ready"})]), front=EVERYONE)
+    assert story.past.unfinished == ""
+    story.tell(Channel.ORDER, told, own=2)
+    for _ in range(40):  # a second each
+        story.state("a", "idle")
+    assert story.past.unfinished == ""

@@ -115,9 +115,19 @@ class Soak:
             self._settle()
             dismiss_all()
             self.bill.left = left_behind(places, before, but=self._still_needed())
-        if self.far.is_another_user and self.bill.is_clean:
-            self.far.forget_ended_sessions()  # else somebody wants to look at their journals
+            if not self.bill.is_clean:
+                self._keep_evidence()
+        if self.far.is_another_user:
+            self.far.forget_ended_sessions()
         return self.bill
+
+    def _keep_evidence(self) -> None:
+        """Keep journals and logs of both sides: somebody wants to look at them."""
+        place = Path(tempfile.mkdtemp(prefix=f"soak-{self.plan.seed}-"))
+        shutil.copytree(self.far.home / SESSIONS, place / "sessions")
+        for name in ("fronts", "state"):
+            shutil.copytree(self.folder / name, place / name, ignore=ignore_sockets)
+        self.say(f"What both sides have written is in {place}")
 
     def _locks(self) -> Path:
         return Path(f"/tmp/remoter-{self.far.home.stat().st_uid}")
@@ -298,7 +308,23 @@ class Soak:
         """Say if there was not one session, or if it has not ended."""
         name, sessions = target.talker.name, self._sessions(target)
         if len(sessions) != 1:
-            yield f"{name} had {len(sessions)} sessions"
+            yield f"{name} had {len(sessions)} sessions: {', '.join(map(_history, sessions))}"
         for folder in sessions:
             if not json.loads((folder / "session.json").read_text()).get("ended"):
                 yield f"{name}/{folder.name} has not ended"
+
+
+def _history(session: Path) -> str:
+    """Tell when a session began, and how it ended."""
+    about = json.loads((session / "session.json").read_text())
+    begun = time.strftime("%H:%M:%S", time.localtime(about.get("created", 0.0)))
+    return f"{session.name} of {begun} ({about.get('why')})"
+
+
+def ignore_sockets(folder: str, names: list[str]) -> list[str]:
+    """Name what cannot be copied."""
+    return [
+        name
+        for name in names
+        if not (Path(folder) / name).is_file() | (Path(folder) / name).is_dir()
+    ]

@@ -20,10 +20,11 @@ from remoter_kernel.daemon.door import Door
 from remoter_kernel.daemon.journal import Journal
 from remoter_kernel.daemon.lost_ports import LostPorts
 from remoter_kernel.daemon.past import Past
+from remoter_kernel.daemon.records import Record
 from remoter_kernel.daemon.registry import Session
 from remoter_kernel.daemon.slow_start import SlowStart
 from remoter_kernel.daemon.supervisor import State, Supervisor
-from remoter_kernel.wire.frames import Channel, Head, Kind, Lane, pack
+from remoter_kernel.wire.frames import Channel, Head, Kind, Lane, pack, to_json
 from remoter_kernel.wire.messages import CONTENT, HEADER, Voice, header_of
 from remoter_kernel.wire.reactor import Reactor
 from remoter_kernel.wire.requests import Request, Requests, Stage
@@ -304,6 +305,21 @@ def test_what_an_adopted_kernel_may_have_got_is_answered_once_that_kernel_is_gon
     life.ask("cell", 2)
     life.wait_for(lambda: not len(life.will._requests))
     assert (life.child.asked_again, life.will._ear.adoption) == (0, None)
+
+
+@pytest.mark.parametrize(
+    ("command", "kernels", "state"), [("restart", 2, State.STARTING), ("stop", 1, State.STOPPING)]
+)
+def test_what_an_evaluator_had_begun_with_when_it_died_is_done_by_the_next(
+    begin, monkeypatch, command, kernels, state
+):
+    """The kernel was asked to end: that it does is no death."""
+    past = Past()
+    past.take(Record(1, Channel.ORDER, True, ME, pack([to_json({"order": command})]), 1.0, own=1))
+    life = adopted(begin, past)
+    monkeypatch.setattr(life.will, "_leave", lambda: None)
+    life.end(0)
+    assert (len(life.children), life.will.state) == (kernels, state)
 
 
 def test_an_error_with_half_a_character_does_not_hold_up_an_adoption(begin):

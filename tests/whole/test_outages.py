@@ -271,6 +271,26 @@ def test_a_restart_while_the_evaluator_is_held_up(place: Outage) -> None:
             assert "False\n" in said, said
 
 
+def test_a_restart_whose_evaluator_is_killed_before_the_kernel_has_ended(place: Outage) -> None:
+    """It was heard: the session goes on, with a fresh kernel."""
+    talk, manager = place.talk, place.kernel.manager
+    talk.case(lambda talk: talk.run("kept = 1"))
+    session = place.session
+    front = psutil.Process(place.kernel.pid)
+    kernel = psutil.Process(json.loads((session / "child.json").read_text())["pid"])
+    with stopped(kernel):
+        request = manager.session.msg("shutdown_request", {"restart": True})
+        manager.session.send(place.kernel.client.control_channel.socket, request)
+        front.wait(10)
+        place.evaluator.kill()
+    wait_for(lambda: has_ended(kernel), what="the kernel ends, as it was asked to")
+    with as_it_was(place) as again:
+        talk = Talk(again.client)
+        talk.case(lambda talk: talk.run("print('kept' in globals())"))
+        assert any(m["content"].get("text") == "False\n" for _, m in talk.heard)
+    assert "ended" not in json.loads((session / "session.json").read_text())
+
+
 def has_ended(process: psutil.Process) -> bool:
     """Has this process ended, whether somebody has asked how or not?"""
     return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
