@@ -75,6 +75,7 @@ class MemoryOutbox:
     def __init__(self) -> None:
         """Begin with nothing to say."""
         self.last = 0
+        self.forgotten = dict.fromkeys(Lane, 0)  # up to these the other end has kept all
         self._last_bulk = 0
         self._entries: dict[int, Entry] = {}
         self._numbers: dict[Lane, list[int]] = {lane: [] for lane in Lane}  # growing
@@ -105,6 +106,7 @@ class MemoryOutbox:
 
     def forget(self, lane: Lane, number: int) -> None:
         """Drop what the other end has kept."""
+        self.forgotten[lane] = max(self.forgotten[lane], number)
         numbers = self._numbers[lane]
         end = bisect_right(numbers, number)
         gone = numbers[:end]

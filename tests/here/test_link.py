@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from remoter_kernel.front.session.link import Link, State
-from remoter_kernel.wire.frames import Channel, Head, Kind, decode, encode, to_json
+from remoter_kernel.wire.frames import Channel, Head, Kind, Lane, decode, encode, to_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -75,6 +75,22 @@ def test_a_wire_is_looked_after_whatever_becomes_of_the_news(greeted: Greeted) -
     pump = greeted.link._pump
     assert pump is not None
     assert pump._watch is not None
+
+
+def test_what_was_confirmed_and_is_not_known_any_more_is_lost_there(greeted: Greeted) -> None:
+    """The evaluator that greets now has seen less than the one before it had confirmed to keep."""
+    link = greeted.link
+    numbers = [link.say(Channel.SHELL, [b"", b"{}", b"{}", b"{}", b"{}"]) for _ in range(4)]
+    link._talk._ever_sent[Lane.BULK] = numbers[2]
+    link._outbox.forget(Lane.BULK, numbers[2])
+    greeted.hear([numbers[0], 0])
+    assert [link.is_lost_there(Channel.SHELL, each) for each in numbers] == [
+        *(False, True, True),
+        False,  # it is on its way
+    ]
+    greeted.link._pump = None
+    greeted.hear([numbers[2], 0])
+    assert not any(link.is_lost_there(Channel.SHELL, each) for each in numbers)
 
 
 @pytest.mark.parametrize("seen", [[2, 0], [0, 2**62], [2**63, 0], ["inf", 0], [-1, 0], None, 5])

@@ -117,6 +117,10 @@ class Wire:
         self._left: set[int] = set()
         self._kept: dict[int, Callable[[], object]] = {}
         self._withdrawn: set[int] = set()
+        self.lost_there: set[int] = set()
+
+    def is_lost_there(self, _channel: Channel, number: int) -> bool:
+        return number in self.lost_there
 
     def say(self, channel: Channel, parts: list[Any], on_kept: Any = None) -> int:
         self.said.append((channel, parts))

@@ -47,6 +47,20 @@ def test_the_handlers_are_asked_in_this_order():
     ]
 
 
+def test_what_no_evaluator_knows_of_any_more_is_told_and_nothing_else(proxy):
+    """It was confirmed, and then its evaluator was killed while the disk took nothing."""
+    proxy.be_up()
+    known, lost, widget = proxy.run(), proxy.run(), proxy.ask("comm_msg", {"comm_id": "c"})
+    proxy.link.keep_all()
+    proxy.link.lost_there = {2, 3}
+    proxy.link.change(State.WAITING, CUT)
+    proxy.link.change(State.UP)
+    assert proxy.page.reply_to(lost)["ename"] == "OutputsMissing"
+    assert "It was not run again" in proxy.page.reply_to(lost)["evalue"]
+    assert proxy.page.states(lost) == ["busy", "idle"]
+    assert (proxy.page.reply_to(known), proxy.page.reply_to(widget)) == (None, None)
+
+
 def test_a_cell_goes_through_all_its_stages(proxy):
     proxy.be_up()
     proxy.link.is_flowing = False

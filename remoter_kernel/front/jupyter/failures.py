@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     from remoter_kernel.wire.reactor import Reactor
     from remoter_kernel.wire.requests import Request, Requests
 
+LOST_THERE = (
+    "The evaluator of this session was killed while its disk took nothing, and with it went the "
+    "reply to this; outputs may be missing. It was not run again."
+)
 RUN_A_CELL = "Run a cell to be asked."
 STAYS_FOR = 3.0  # seconds in which somebody may yet ask
 LAST_WORDS = 0.3  # seconds between the answer to another cell and the front's own end
@@ -77,6 +81,17 @@ class FailedLink:
     def _tell(self, request: Request, sentence: str) -> None:
         words = {"name": "stderr", "text": f"[remoter] {sentence}\n"}
         self.mouth.publish("stream", words, request.header)
+
+
+class OutputsMissing(RemoterError):
+    """What was asked of a session is known to nobody there any more."""
+
+
+def answer_what_is_lost_there(link: Link, requests: Requests, mouth: Mouth) -> None:
+    """Answer what an evaluator had confirmed, and its successor has never heard of."""
+    for request in unanswered_there(requests):
+        if link.is_lost_there(request.channel, request.number):
+            mouth.answer_error(request, OutputsMissing(LOST_THERE))
 
 
 class KernelDied(RemoterError):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from remoter_kernel.errors import NoSuchSession, RemoteLacks
 from remoter_kernel.front.configuration.remotes import remember_kernel_info
-from remoter_kernel.front.jupyter.failures import FailedLink
+from remoter_kernel.front.jupyter.failures import FailedLink, answer_what_is_lost_there
 from remoter_kernel.front.jupyter.handlers import note_what_has_left, send_held
 from remoter_kernel.front.jupyter.mouth import STATES
 from remoter_kernel.front.jupyter.requests import cells_there, find_there
@@ -165,6 +165,7 @@ class FromSession:
     def _on_up(self) -> None:
         around = self.around
         around.kernel.trouble = None
+        answer_what_is_lost_there(around.link, around.requests, around.mouth)
         welcome, address = around.link.welcome, around.dialer.address
         if around.link.pacer and address:
             around.link.pacer.waiting.session = address.session

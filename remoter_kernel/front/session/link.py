@@ -136,6 +136,7 @@ class Link:
         self._talk = Conversation(self._outbox)
         self._intake = Intake(self, self._talk)
         self._has_met = False  # has a WELCOME ever come?
+        self._seen_there = dict.fromkeys(Lane, 0)  # of ours, by the evaluator that greeted last
         self._context = zmq.Context()
         self._socket: zmq.Socket[bytes] | None = None
         self._line: Line | None = None
@@ -189,6 +190,14 @@ class Link:
         """Was what was said with this number ever sent from this side?"""
         return self._talk.has_left(LANE[channel], number)
 
+    def is_lost_there(self, channel: Channel, number: int) -> bool:
+        """Was this confirmed by an evaluator, and does the one that answers now not know of it?
+
+        The disk there took nothing, and so nothing was written when the first one was killed.
+        """
+        lane = LANE[channel]
+        return self._seen_there[lane] < number <= self._outbox.forgotten[lane]
+
     def fail(self, error: RemoterError) -> None:
         """Give up this wire for a reason that only a person can mend."""
         self.error = error
@@ -204,6 +213,7 @@ class Link:
         self._talk = Conversation(self._outbox)
         self._intake = Intake(self, self._talk)
         self._has_met = False
+        self._seen_there = dict.fromkeys(Lane, 0)
 
     def hand_on_all(self) -> None:
         """Hand on all that has come, at any pace: nothing more will."""
@@ -331,6 +341,7 @@ class Link:
             self._talk.kept = dict(self._talk.seen)
         self._cancel_timer()
         self._has_met = True
+        self._seen_there = dict(zip(Lane, seen, strict=True))
         self.welcome = words
         self._pauses = pauses()
         self._patience = max(LEAST_PATIENCE, USUALLY * (time.monotonic() - self._dialled_at))
