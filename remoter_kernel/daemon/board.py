@@ -103,6 +103,7 @@ class Board:
             "state": self._state,
             "since": self._since,
             "last": self._journal.last,
+            "written": time.time(),
             "requests": self.requests.rows(),
             "fronts": {name: dict(known) for name, known in self._fronts.items()},
         }

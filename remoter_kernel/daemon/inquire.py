@@ -133,8 +133,12 @@ def _evaluator_of(session: Session) -> int:
 
 def tell_requests(wish: dict[str, Any]) -> Answer:
     """Tell which requests are open in a session; None: its evaluator does not say."""
-    session = Session(_folder(wish["session"]))
-    return {"requests": session.read("state.json").get("requests")}, ()
+    state = Session(_folder(wish["session"])).read("state.json")
+    requests = state.get("requests")
+    for row in requests if isinstance(requests, list) else ():
+        if isinstance(row.get("seconds"), float):  # as it was when that was written
+            row["seconds"] += max(0.0, time.time() - state.get("written", time.time()))
+    return {"requests": requests}, ()
 
 
 # Stop ------------------------------------------------------------------------------------

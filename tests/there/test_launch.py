@@ -93,6 +93,15 @@ def test_which_requests_are_open_is_told_as_the_evaluator_wrote_it():
     assert inquire.ANSWERS["requests"](wish) == ({"requests": [{"id": "m"}]}, ())
 
 
+def test_how_long_a_request_is_open_does_not_stand_still():
+    """An evaluator writes nothing for as long as its kernel hangs."""
+    session = a_session()
+    an_hour_ago = {"written": time.time() - 3600, "requests": [{"id": "m", "seconds": 1.5}]}
+    session.write("state.json", an_hour_ago)
+    told, _ = inquire.ANSWERS["requests"]({"verb": "requests", "session": session.id})
+    assert told["requests"][0]["seconds"] == pytest.approx(3601.5, abs=5)
+
+
 @pytest.mark.parametrize("pids", ["pid:[1]", None], ids=["another container", "an older version"])
 def test_a_container_of_the_same_machine_is_another_host(pids):
     """Its boot is the same, but its process numbers mean nothing here."""

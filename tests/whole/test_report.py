@@ -160,6 +160,7 @@ def test_a_report_tells_what_happened_and_nothing_that_is_a_persons_own(
         rf"remoter-kernel +{re.escape(__version__)}",
         r"pyzmq +\d+\.\d+",
         r"ssh +OpenSSH_",
+        r"## There\nPython +3\.\S+\nsystem +Linux .*\npyzmq +\d+\.\d+",
         r"transport +auto",
         r"env +1 entries",
         rf"## Session {troubles}\nstate +idle for",

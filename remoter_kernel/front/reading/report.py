@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from remoter_kernel.front.questions import Questions
     from remoter_kernel.front.ssh.aliases import Destination
 
+PACKAGES_THERE = ("pyzmq", "jupyter_client", "ipykernel", "tornado", "traitlets")
 PACKAGES = (
     "pyzmq",
     "jupyter_client",
@@ -294,13 +295,13 @@ def _tell_versions(report: Report, visit: Visit) -> None:
     system = re.fullmatch(r"[\w .+-]{1,80}", str(answer.get("system")))
     report.row("system", system[0] if system else "strange")
     packages = answer.get("packages")
-    for name, version in (packages if isinstance(packages, dict) else {}).items():
-        report.quote(name[:16], _version(version))
+    for name in PACKAGES_THERE:
+        report.row(name, _version(packages.get(name) if isinstance(packages, dict) else None))
 
 
 def _version(told: object) -> str:
-    """Return a version if it looks like one."""
-    found = re.fullmatch(r"\d{1,4}(?:\.\d{1,4}){0,3}(?:\.?(?:a|b|rc|dev|post)\d{1,4})?", str(told))
+    """Return a version if it looks like one, and not like an address."""
+    found = re.fullmatch(r"\d{1,4}(?:\.\d{1,4}){0,2}(?:\.?(?:a|b|rc|dev|post)\d{1,4})?", str(told))
     return found[0] if found else "strange"
 
 
