@@ -171,10 +171,10 @@ def test_no_front_and_no_command_begins_with_slow_imports():
     assert ran.stdout == "set()\n"
 
 
-def test_commands_that_only_ask_begin_without_jupyter_client():
+def test_proxies_and_commands_begin_without_jupyter_client():
     """It would cost them more than all the rest of their start."""
     verbs = ("sessions", "stop", "log", "outputs", "report", "files", "run")
-    modules = [f"remoter_kernel.cli.{verb}" for verb in verbs]
+    modules = ["remoter_kernel.front.kernel", *(f"remoter_kernel.cli.{verb}" for verb in verbs)]
     slow = "{'jupyter_client', 'psutil'}"
     code = f"import sys, {', '.join(modules)}; print({slow} & {{*sys.modules}})"
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

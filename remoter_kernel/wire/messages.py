@@ -3,8 +3,8 @@
 The parts of a message are [topic, header, parent header, metadata, content, *buffers].
 They travel as they are; only identities and signatures belong to each side.
 
-jupyter_client is imported by whoever makes a message. Most commands only read some, and it costs
-them more than all the rest of their start.
+jupyter_client is imported only for what is odd in a message of ours: that costs a proxy, or a
+command, more than all the rest of its start.
 """
 
 from __future__ import annotations
@@ -12,6 +12,9 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
+import os
+import uuid
+from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
 from remoter_kernel.errors import ProtocolError
@@ -22,6 +25,7 @@ if TYPE_CHECKING:
 
     from remoter_kernel.wire.frames import Bytes
 
+PROTOCOL = "5.4"  # of Jupyter's messages
 LARGE = 64 * 1024  # bytes of content that are better not copied
 DELIMITER = b"<IDS|MSG>"
 CELL_OF_VSCODE = "vscode-notebook-cell:"  # begins the address that VS Code has for a cell
@@ -45,25 +49,16 @@ class Voice:
         """Remember the key; `session` becomes `header.session` of what is said."""
         self._key = key
         self._digest = scheme.removeprefix("hmac-")
-        from jupyter_client.session import Session  # noqa: PLC0415 - see above
-
-        self._session = Session(check_pid=False, **({"session": session} if session else {}))
-        self._session.pack = _to_ascii_json
-
-    @property
-    def session(self) -> str:
+        self.session = session or str(uuid.uuid4())
         """The `header.session` of what is said."""
-        return str(self._session.session)
-
-    @property
-    def username(self) -> str:
+        self.username = os.environ.get("USER", "username")
         """The `header.username` of what is said."""
-        return str(self._session.username)
+        self._count = 0  # of what was said
 
     def speak_as(self, session: str, username: str) -> None:
         """Speak in another's place from now on; an empty word keeps what is."""
-        self._session.session = session or self._session.session
-        self._session.username = username or self._session.username
+        self.session = session or self.session
+        self.username = username or self.username
 
     def compose(
         self,
@@ -75,11 +70,19 @@ class Voice:
         metadata: dict[str, Any] | None = None,
     ) -> list[Bytes]:
         """Make the parts of a message; `parent` is the header that it answers."""
-        message = self._session.msg(kind, content, metadata=metadata)
-        if parent:  # as it is, if only with an id: Jupyter's own way fails on an odd one
-            message["parent_header"] = {"msg_id": "", **parent}
-        frames = self._session.serialize(message)
-        return [topic, *frames[2:]]
+        self._count += 1
+        header = {
+            "msg_id": f"{self.session}_{os.getpid()}_{self._count}",
+            "msg_type": kind,
+            "username": self.username,
+            "session": self.session,
+            "date": datetime.now(timezone.utc).isoformat().replace("+00:00", "Z"),
+            "version": PROTOCOL,
+        }
+        # As it is, if only with an id: a client's own may be odd.
+        parent_header = {"msg_id": "", **parent} if parent else {}
+        words = (header, parent_header, metadata or {}, content)
+        return [topic, *map(_to_ascii_json, words)]
 
     def sign(self, parts: Sequence[Bytes]) -> list[Bytes]:
         """Return the frames to send, without identities: delimiter, signature, the rest."""
@@ -119,12 +122,11 @@ class Voice:
 
 def _to_ascii_json(words: Any) -> bytes:
     """Return JSON that is ASCII: half of a surrogate pair, as clients may send, is no UTF-8."""
-    from jupyter_client.jsonutil import json_default  # noqa: PLC0415 - see above
-    from jupyter_client.session import json_packer  # noqa: PLC0415
-
     try:
-        return json.dumps(words, default=json_default, allow_nan=False).encode()
+        return json.dumps(words, allow_nan=False).encode()
     except (TypeError, ValueError):  # Jupyter cleans what is no JSON
+        from jupyter_client.session import json_packer  # noqa: PLC0415 - see above
+
         return bytes(json_packer(words))
 
 

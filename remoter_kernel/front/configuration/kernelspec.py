@@ -10,7 +10,6 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jupyter_client.kernelspec import KernelSpecManager
 from jupyter_core.paths import jupyter_data_dir
 
 from remoter_kernel.errors import Usage
@@ -19,6 +18,8 @@ from remoter_kernel.front.private_files import CannotWrite, write_private
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from jupyter_client.kernelspec import KernelSpecManager
 
     from remoter_kernel.front.configuration.text import Remote
 
@@ -40,7 +41,7 @@ def free_display_name(remote_name: str, wished: str = "") -> str:
 
     `Usage` if another kernelspec has the name that was wished for.
     """
-    specs = KernelSpecManager().get_all_specs()
+    specs = _manager().get_all_specs()
     taken = {
         about["spec"].get("display_name"): name
         for name, about in specs.items()
@@ -123,7 +124,7 @@ def unsafe_kernelspecs() -> list[Path]:
 
     Python then runs files of the notebook's folder. Earlier versions have written such ones.
     """
-    folders = map(Path, KernelSpecManager().kernel_dirs)
+    folders = map(Path, _manager().kernel_dirs)
     files = (file for folder in folders for file in sorted(folder.glob("*/kernel.json")))
     return [file for file in files if _mended(_read(file))]
 
@@ -154,6 +155,12 @@ def with_safe_path(argv: Sequence[str]) -> list[str]:
         return []
     # Right before -m: what stands farther ahead may be another command's, such as nice or env.
     return [*argv[:place], "-P", *argv[place:]]
+
+
+def _manager() -> KernelSpecManager:
+    from jupyter_client.kernelspec import KernelSpecManager  # noqa: PLC0415 - no proxy needs it
+
+    return KernelSpecManager()
 
 
 def _read(file: Path) -> dict[str, Any]:
