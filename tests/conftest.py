@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 import pytest
+from hypothesis import settings
 
 from tests import real_parts
 from tests.real_jupyter import MARK, THIS_RUN, JupyterHere
@@ -27,7 +28,11 @@ LEFT_WITHIN = 10.0  # seconds until everything a module started must be gone
 
 
 def pytest_configure() -> None:
-    """Let Ctrl-C reach what the tests start: in the background a shell has it ignored."""
+    """Set what holds for all tests."""
+    # How long an example takes is the machine's matter.
+    settings.register_profile("house", deadline=None)
+    settings.load_profile("house")
+    # Ctrl-C is to reach what the tests start: in the background a shell has it ignored.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 

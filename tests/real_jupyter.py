@@ -13,6 +13,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -111,22 +112,36 @@ class StartedKernel:
         return int(self.manager.provisioner.pid)
 
 
+PORT_TRIES = 3
+PORT_TAKEN = b"of the connection file cannot be taken"
+
+
 @contextlib.contextmanager
 def started_kernel(
     spec: str, *, ready_within: float = READY_WITHIN, **options: Any
 ) -> Iterator[StartedKernel]:
     """Start a kernel by the name of its kernelspec, as Jupyter does, and shut it down."""
-    manager = KernelManager(kernel_name=spec)
-    manager.start_kernel(stdout=subprocess.DEVNULL, **options)
-    client = manager.client()
-    try:
-        client.start_channels()
-        client.wait_for_ready(timeout=ready_within)
-        yield StartedKernel(manager, client)
-    finally:
-        client.stop_channels()
-        manager.shutdown_kernel()
-        manager.context.destroy(linger=0)
+    for left in reversed(range(PORT_TRIES)):
+        manager = KernelManager(kernel_name=spec)
+        with tempfile.TemporaryFile() as log:
+            manager.start_kernel(stdout=subprocess.DEVNULL, **{"stderr": log, **options})
+            client = manager.client()
+            try:
+                client.start_channels()
+                try:
+                    client.wait_for_ready(timeout=ready_within)
+                except RuntimeError:
+                    log.seek(0)
+                    # As Jupyter: its ports were free a moment ago, and somebody else has one now.
+                    if not left or PORT_TAKEN not in log.read():
+                        raise
+                    continue
+                yield StartedKernel(manager, client)
+                return
+            finally:
+                client.stop_channels()
+                manager.shutdown_kernel()
+                manager.context.destroy(linger=0)
 
 
 @contextlib.contextmanager
