@@ -159,7 +159,7 @@ deeds = some.lists(
 )
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(
     some.lists(messages, min_size=3, max_size=3),
     deeds,

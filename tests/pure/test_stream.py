@@ -109,7 +109,7 @@ deeds = some.lists(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(deeds)
 def test_everything_arrives_once_and_in_order_whatever_happens_to_wires(deeds):
     """Cuts, repeats, delays and a small credit change nothing in what is taken."""
@@ -243,7 +243,7 @@ heads = some.builds(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(some.lists(some.tuples(heads, some.binary(max_size=200)), max_size=60))
 def test_whatever_is_said_is_taken_or_ends_the_wire_and_what_is_held_is_bounded(sayings):
     """Nothing but a ProtocolError, no item beyond the largest, no bytes beyond the credit."""

@@ -131,7 +131,7 @@ messages = some.lists(
 )
 
 
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(messages, some.lists(some.booleans(), min_size=30, max_size=30))
 def test_a_page_ends_as_it_would_have(all_of_it, takes):
     """Whatever waits and whenever it is taken, the page ends the same; numbers only grow."""
