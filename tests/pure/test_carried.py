@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import datetime as dt
 import io
 import json
@@ -327,3 +328,16 @@ def test_its_text_runs_in_an_old_python_without_any_package(tmp_path):
 
 
 OLD = "[1, 2.5, {'a': (1, {2}), b'k': None}, list(range(99)), datetime.datetime(2024, 1, 1)]"
+
+
+def test_no_name_stands_for_two_things_where_all_files_become_one():
+    """In a kernel the files are one text: a later name would take the place of an earlier one."""
+    found: dict[str, str] = {}
+    for path in sorted(Path(errand.__file__).parent.glob("*.py")):
+        for node in ast.parse(path.read_text()).body:
+            targets = node.targets if isinstance(node, ast.Assign) else []
+            names = [each.id for each in targets if isinstance(each, ast.Name)]
+            if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+                names = [node.name]
+            for name in names:
+                assert found.setdefault(name, path.name) == path.name, name

@@ -16,7 +16,7 @@ MAGIC = b"ARROW1"
 CONTINUES = b"\xff\xff\xff\xff"  # stands before a message's length, but in old files
 DICTIONARY, BATCH = 2, 3  # kinds of messages
 BLOCK, PAIR = 24, 16  # bytes of what stands in lists: of a place in the file, of two numbers
-MANY_EMPTY = 1 << 24  # values that take no room at all
+MANY_EMPTY_ROWS = 1 << 24  # values that take no room at all
 
 
 def check_arrow(data: bytes) -> None:
@@ -57,7 +57,7 @@ def _check_message(data: bytes, offset: int, body: int) -> None:
         left -= size
         if min(start, size, left) < 0 or start + size > body:
             raise Refused("The other side sent a frame with pieces that overlap.")
-    most = max(8 * len(data), MANY_EMPTY)  # each value has a bit, or no room at all
+    most = max(8 * len(data), MANY_EMPTY_ROWS)  # each value has a bit, or no room at all
     length = _field(data, batch, 0)
     nodes = _places(data, _field(data, batch, 1), PAIR)
     if any(not 0 <= _number(data, at, 8) <= most for at in [*nodes, *([length] if length else [])]):

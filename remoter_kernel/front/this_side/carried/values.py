@@ -28,7 +28,7 @@ LENGTH = 20  # digits
 MANY = 64  # numbers in a list that are better written as one piece
 TIMES = 2  # as much as there is in a file may be taken out of it: R's single values are read twice
 LONGEST_HEADER = 65536  # bytes that stand before an array
-MANY_EMPTY = 65536  # values of no size in an array
+MANY_EMPTY_VALUES = 65536  # values of no size in an array
 
 
 class Refused(Exception):
@@ -369,7 +369,7 @@ def _check_array(file: BinaryIO, size: int) -> None:
     if (
         min(words["shape"], default=0) < 0
         or is_larger
-        or (not dtype.itemsize and count > MANY_EMPTY)
+        or (not dtype.itemsize and count > MANY_EMPTY_VALUES)
     ):
         raise Refused("The other side sent an array that is larger than its file.")
 
