@@ -291,8 +291,8 @@ class Talker:
             return
         deaths = self._deaths
         target = echo_cell(self._new_token())
-        if not self.run(target):
-            return
+        if not self.run(target) or not self.ledger.by_token[target.token].heard.marks:
+            return  # its kernel has died, perhaps before that: the next one knows no target
         comm = secrets.token_hex(16)
         entries = []
         for number in range(-1, 3):
