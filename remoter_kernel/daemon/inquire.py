@@ -1,8 +1,7 @@
 """Answers what a person asks about sessions: `python ZIP ask`, one JSON object on stdin.
 
-Speaks to no evaluator, and needs only what Python brings: it answers where nothing else
-does. The answer is one line, `REMOTER {json}`; for the verbs `log` and `outputs` the bytes
-of records follow it.
+Speaks to no evaluator, and needs only what Python brings: it answers where nothing else does.
+The answer is one line, `REMOTER {json}`; for `log` and `outputs` the bytes of records follow it.
 """
 
 from __future__ import annotations
@@ -108,7 +107,8 @@ def _state_of(
     if not session.is_of_this_host():
         return str(now.get("state") or "unknown"), since, f"It lives on {door.get('host')}."
     if session.is_alive():
-        return str(now.get("state") or "starting"), since, ""
+        is_between = now.get("state") in {None, "", "dead"}  # two kernels, or before the first
+        return "starting" if is_between else str(now["state"]), since, ""
     why = "Its evaluator was killed." if session.is_here() else "The machine was restarted."
     return "dead", since, f"{why} Its kernel still runs." if _kernel_of(session) else why
 
@@ -133,11 +133,11 @@ def _evaluator_of(session: Session) -> int:
 
 def tell_requests(wish: dict[str, Any]) -> Answer:
     """Tell which requests are open in a session; None: its evaluator does not say."""
-    state = Session(_folder(wish["session"])).read("state.json")
+    state, now = Session(_folder(wish["session"])).read("state.json"), time.time()
     requests = state.get("requests")
     for row in requests if isinstance(requests, list) else ():
         if isinstance(row.get("seconds"), float):  # as it was when that was written
-            row["seconds"] += max(0.0, time.time() - state.get("written", time.time()))
+            row["seconds"] += max(0.0, now - state.get("written", now))
     return {"requests": requests}, ()
 
 

@@ -84,6 +84,15 @@ def test_a_machine_that_has_got_another_name_is_the_same_machine():
     assert asked(session=session.id)["why"] == "Its evaluator and its kernel were killed."
 
 
+def test_a_session_whose_kernel_has_just_died_is_not_called_dead():
+    """Its evaluator lives, and starts the next kernel."""
+    with socket.create_server(("127.0.0.1", 0)) as answers:
+        session = a_session(port=answers.getsockname()[1], pids=pid_namespace())
+        session.write("state.json", {"state": "dead", "fronts": {"a": {"here": True}}})
+        about = inquire.describe(session)
+    assert (about["state"], about["pid"], about["fronts"]) == ("starting", os.getpid(), 1)
+
+
 def test_which_requests_are_open_is_told_as_the_evaluator_wrote_it():
     """One of an older version writes nothing of them."""
     session = a_session()
