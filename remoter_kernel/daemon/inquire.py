@@ -107,7 +107,7 @@ def _state_of(
     if not session.is_of_this_host():
         return str(now.get("state") or "unknown"), since, f"It lives on {door.get('host')}."
     if session.is_alive():
-        is_between = now.get("state") in {None, "", "dead"}  # two kernels, or before the first
+        is_between = now.get("state") in (None, "", "dead")  # two kernels, or before the first
         return "starting" if is_between else str(now["state"]), since, ""
     why = "Its evaluator was killed." if session.is_here() else "The machine was restarted."
     return "dead", since, f"{why} Its kernel still runs." if _kernel_of(session) else why
@@ -136,7 +136,7 @@ def tell_requests(wish: dict[str, Any]) -> Answer:
     state, now = Session(_folder(wish["session"])).read("state.json"), time.time()
     requests = state.get("requests")
     for row in requests if isinstance(requests, list) else ():
-        if isinstance(row.get("seconds"), float):  # as it was when that was written
+        if isinstance(row, dict) and isinstance(row.get("seconds"), float):  # as of then
             row["seconds"] += max(0.0, now - state.get("written", now))
     return {"requests": requests}, ()
 
