@@ -1,6 +1,6 @@
 """The log of a process of ours: who may write into it, what a line looks like, and its file.
 
-Each module logs with `logging.getLogger(__name__)`. A process that wants a file calls `begin`
+Each module logs with `logging.getLogger(__name__)`. A process that wants a file calls `open_log`
 once. House rules:
 
 - Whoever logs never waits: a line goes into a queue, and a thread writes it. A disk that is full,
@@ -54,12 +54,12 @@ def wanted() -> str:
     return os.environ.get(LEVEL, "")
 
 
-def begin(path: Path, level: str = "", *, chores: Callable[[], None] = lambda: None) -> None:
+def open_log(path: Path, level: str = "", *, chores: Callable[[], None] = lambda: None) -> None:
     """Write into this file from now on; `chores` are done once, by the thread that writes.
 
     Never fails: a process without a log works as well.
     """
-    end()
+    close_log()
     file = LogFile(path, chores)
     try:
         file.start()
@@ -71,7 +71,7 @@ def begin(path: Path, level: str = "", *, chores: Callable[[], None] = lambda: N
     logger.addHandler(file)
 
 
-def end() -> None:
+def close_log() -> None:
     """Write the last lines; a process that leaves by `os._exit` has to ask for it."""
     while _open:
         file = _open.pop()

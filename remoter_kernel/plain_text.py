@@ -34,7 +34,7 @@ def plain_text(
     if shown.isprintable():
         return shown
     if escapes:
-        return "".join(sign if _is_plain(sign) else _escaped(sign) for sign in shown)
+        return "".join(sign if _is_harmless(sign) else _as_escape(sign) for sign in shown)
     signs = _STYLE.sub("", shown).replace("\r\n", "\n")
     if not keeps_lines:
         return "".join(_replaced(sign) for sign in signs)
@@ -57,7 +57,7 @@ def is_session_id(word: object) -> bool:
     return isinstance(word, str) and _SESSION_ID.fullmatch(word) is not None
 
 
-def _is_plain(sign: str) -> bool:
+def _is_harmless(sign: str) -> bool:
     # A space of another width is a space to a terminal, too; and what this Python does not know
     # (a newer emoji), or only one font knows, moves nothing either.
     return (
@@ -66,12 +66,12 @@ def _is_plain(sign: str) -> bool:
 
 
 def _replaced(sign: str) -> str:
-    if _is_plain(sign):
+    if _is_harmless(sign):
         return sign
     if sign.isspace():
         return " "
     return _NO_TEXT if "\ud800" <= sign <= "\udfff" else ""
 
 
-def _escaped(sign: str) -> str:
+def _as_escape(sign: str) -> str:
     return sign.encode("unicode_escape", "surrogatepass").decode()

@@ -15,7 +15,7 @@ from remoter_kernel.front.bootstrap.evaluator import ENTRY, SHIPPED
 from remoter_kernel.front.configuration.text import READERS
 from remoter_kernel.front.verbs.help import HELP
 from remoter_kernel.wire import frames
-from remoter_kernel.wire.frames import LANE, Channel, Kind
+from remoter_kernel.wire.frames import LANE, Channel, MessageType
 from tests.ipykernel_suite import CANNOT
 
 ROOT = Path(__file__).parents[1]
@@ -28,6 +28,7 @@ LONGER_WITH_REASON = {
     "remoter_kernel/front/jupyter/handlers.py",  # one subject: who may answer, and in which order
     "remoter_kernel/daemon/journal.py",  # one subject: a file, who writes it and who reads it
     "remoter_kernel/front/session/link.py",  # one subject: a conversation and its connections
+    "remoter_kernel/wire/waiting.py",  # one subject: what becomes of outputs that wait
 }
 FORBIDDEN_NAMES = {"utils", "helpers", "manager", "base", "connection"}
 # Options of all verbs are described once, at the top of the page.
@@ -83,7 +84,7 @@ def test_every_key_of_remotes_toml_is_documented_and_nothing_else():
 def test_the_page_on_the_protocol_tells_the_numbers_of_the_code():
     page = (DOCS / "protocol.md").read_text()
     kinds, channels = page.split("| channel | | lane |")
-    for kind in Kind:
+    for kind in MessageType:
         assert f"| {kind.value} | {kind.name} |" in kinds
     for channel in Channel:
         row = (

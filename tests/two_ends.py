@@ -13,10 +13,10 @@ import pytest
 from remoter_kernel.errors import RemoterError
 from remoter_kernel.front.files.transfer import SocketEnds
 from remoter_kernel.wire.duplex import Duplex
-from remoter_kernel.wire.files import BEGINS, Entry, Word, frame, to_body
 from remoter_kernel.wire.receiving import Receiving
 from remoter_kernel.wire.sending import Sending
 from remoter_kernel.wire.sources import make_plan
+from remoter_kernel.wire.wire_format import BEGINS, FileEntry, FrameType, frame, to_body
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -79,22 +79,24 @@ def names(folder: Path) -> list[str]:
 def start(*sources: str, is_folder: bool = True, **numbers: int) -> bytes:
     tops = [{"name": name, "is_folder": is_folder} for name in sources]
     told = {"files": 1000, "size": 1_000_000, "entries": 3000} | numbers
-    return frame(Word.START, to_body({"tops": tops, **told}))
+    return frame(FrameType.START, to_body({"tops": tops, **told}))
 
 
 def entry(path: str, number: int = 1, content: bytes = b"evil", **words: Any) -> bytes:
-    told = Entry(path, size=len(content)).words(number, asks=False) | words
+    told = FileEntry(path, size=len(content)).words(number, asks=False) | words
     digest = hashlib.sha256(content).hexdigest()
     return (
-        frame(Word.ENTRY, to_body(told))
-        + frame(Word.BODY, BEGINS.pack(number, 0))
-        + frame(Word.DATA, content)
-        + frame(Word.END, to_body({"number": number, "sha256": digest}))
+        frame(FrameType.ENTRY, to_body(told))
+        + frame(FrameType.BODY, BEGINS.pack(number, 0))
+        + frame(FrameType.DATA, content)
+        + frame(FrameType.END, to_body({"number": number, "sha256": digest}))
     )
 
 
 def link(path: str, target: str, number: int = 9) -> bytes:
-    return frame(Word.ENTRY, to_body(Entry(path, "link", target=target).words(number, asks=False)))
+    return frame(
+        FrameType.ENTRY, to_body(FileEntry(path, "link", target=target).words(number, asks=False))
+    )
 
 
 def say(said: bytes, dst: Path, *asked: str, is_folder: bool = True) -> Exception | None:

@@ -11,7 +11,7 @@ def refuse(lacks, what):
 
 
 def use_compiled(archive):
-    # What this Python has compiled of the archive lies beside it (see `daemon.program`). It is
+    # What this Python has compiled of the archive lies beside it (see `daemon.program_archive`). It is
     # named by its checksum: what a disk or a full home has damaged is passed over.
     import os
     import zlib
@@ -52,9 +52,9 @@ def main():
         inquire.main()
         return
     if sys.argv[1:] == ["transfer"]:
-        from remoter_kernel.daemon import transfer
+        from remoter_kernel.daemon import transfer_command
 
-        transfer.main()
+        transfer_command.main()
         return
     if sys.argv[1:2] == ["bridge"]:
         from remoter_kernel.daemon import bridge

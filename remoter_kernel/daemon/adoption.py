@@ -16,7 +16,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Callable
 
 from remoter_kernel.daemon.past import Overheard
-from remoter_kernel.daemon.speaker import attempt
+from remoter_kernel.daemon.speaker import log_failure_of
 from remoter_kernel.wire.messages import PARENT, header_of
 from remoter_kernel.wire.requests import Stage
 
@@ -145,7 +145,7 @@ class Adoption:
         for request in self._in_doubt():
             reply = self._overheard(request)
             if reply:
-                attempt(partial(self._speaker.reply, request, reply))
+                log_failure_of(partial(self._speaker.reply, request, reply))
                 self._requests.move(request, Stage.DONE, "its outputs tell its reply")
             elif request.id in begun:
                 self._fail(request)
@@ -153,7 +153,7 @@ class Adoption:
         if self._is_quiet or not (self._in_doubt() or ending):
             for request in self._in_doubt():
                 self._fail(request)
-            attempt(partial(self.end, ending))
+            log_failure_of(partial(self.end, ending))
             for request in ending:
                 self._requests.move(request, Stage.DONE, "its idle was said to nobody")
             self.on_settled()
@@ -181,18 +181,18 @@ class Adoption:
             f"{self._what_is_missing()}, and so is the reply to this. It was not run again; "
             "what it did to the variables is there."
         )
-        attempt(partial(self._speaker.answer_error, request, "OutputsMissing", why))
+        log_failure_of(partial(self._speaker.answer_error, request, "OutputsMissing", why))
         self._requests.move(request, Stage.FAILED, "its reply is missing")
 
     def _what_is_missing(self) -> str:
-        begin, end = (_clock(moment) for moment in (self._past.time, time.time()))
+        begin, end = (_local_time(moment) for moment in (self._past.time, time.time()))
         return (
             "The evaluator of this session was killed, and a new one has taken over: outputs "
             f"between {begin} and {end} may be missing"
         )
 
 
-def _clock(moment: float) -> str:
+def _local_time(moment: float) -> str:
     return time.strftime(
         "%Y-%m-%d %H:%M:%S %Z", time.localtime(moment)
     )  # who reads it is elsewhere

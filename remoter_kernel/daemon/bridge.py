@@ -26,14 +26,14 @@ def main(host: str, port: str) -> None:
         sys.exit(1)
     there.settimeout(None)
     there.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    _write(GREETING)
+    _write_stdout(GREETING)
     Thread(_inwards, name="inwards", args=(there,), on_error=lambda _error: os._exit(1)).start()
     with contextlib.suppress(OSError):
         while True:
             data = there.recv(AT_ONCE)
             if not data:
                 break
-            _write(data)
+            _write_stdout(data)
     os._exit(0)
 
 
@@ -47,7 +47,7 @@ def _inwards(there: socket.socket) -> None:
     os._exit(0)
 
 
-def _write(data: bytes) -> None:
+def _write_stdout(data: bytes) -> None:
     left = memoryview(data)
     while left:
         left = left[os.write(1, left) :]

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from remoter_kernel.daemon import records
 from remoter_kernel.daemon.index import Index
-from remoter_kernel.daemon.records import Record, Scan, encode, mark_of, size_on_disk
+from remoter_kernel.daemon.records import Record, Scan, encode_record, mark_of, size_on_disk
 from remoter_kernel.errors import ProtocolError
-from remoter_kernel.wire.frames import Channel, unpack
+from remoter_kernel.wire.frames import Channel, unpack_parts
 from remoter_kernel.wire.messages import HEADER, PARENT, content_of, header_of
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ class Compacted(NamedTuple):
             if not chunk:
                 raise OSError(errno.EIO, "somebody has cut the journal")
             offset += len(chunk)
-            _write(self.file, chunk)
+            _write_chunk(self.file, chunk)
         try:
             self.path.replace(path)
         except OSError:
@@ -215,17 +215,17 @@ def _copy(
             elif catalogue.is_gone[at]:
                 continue
         index.add(kept, size)
-        chunks.append(encode(kept))
+        chunks.append(encode_record(kept))
         size += len(chunks[-1])
         waiting += len(chunks[-1])
         if waiting > COPY:
-            _write(file, b"".join(chunks))
+            _write_chunk(file, b"".join(chunks))
             chunks, waiting = [], 0
-    _write(file, b"".join(chunks))
+    _write_chunk(file, b"".join(chunks))
     return index, size
 
 
-def _write(file: int, chunk: bytes) -> None:
+def _write_chunk(file: int, chunk: bytes) -> None:
     left = memoryview(chunk)
     while left:
         left = left[os.write(file, left) :]
@@ -236,7 +236,7 @@ def _classify(record: Record) -> tuple[int, str, str]:
     if record.channel is not Channel.IOPUB or record.is_from_front or record.is_mark:
         return STAYS, "", ""
     try:
-        parts = unpack(record.body)
+        parts = unpack_parts(record.body)
         kind = str(header_of(parts[HEADER]).get("msg_type", ""))
         cell = str(header_of(parts[PARENT]).get("msg_id", ""))
         display = ""

@@ -11,7 +11,7 @@ from remoter_kernel.errors import RemoterError
 _log = logging.getLogger(__name__)
 
 
-def explain(words: dict[str, Any]) -> str:
+def describe_exit(words: dict[str, Any]) -> str:
     """Say in one sentence what the warden's last line means.
 
     `status` is an exit code or the negative of a signal's number, `peak_kib` the most
@@ -21,7 +21,7 @@ def explain(words: dict[str, Any]) -> str:
         place = f": {words['file']}" if words.get("file") else ""
         return f"it could not run: {words['failed']}{place}."
     status = int(words.get("status", 0))
-    memory = amount(int(words.get("peak_kib", 0)))
+    memory = format_memory(int(words.get("peak_kib", 0)))
     if status >= 0:
         return f"it ended with exit code {status}, having used up to {memory} of memory."
     try:
@@ -44,7 +44,7 @@ def is_by_signal(words: dict[str, Any]) -> bool:
     return int(words.get("status", 0)) < 0
 
 
-def amount(kibibytes: int) -> str:
+def format_memory(kibibytes: int) -> str:
     """Say an amount of memory in the unit that reads best."""
     value = float(kibibytes)
     for unit in ("KiB", "MiB", "GiB"):
@@ -54,7 +54,7 @@ def amount(kibibytes: int) -> str:
     return f"{value:.1f} TiB"
 
 
-def explain_no_start(error: Exception) -> str:
+def describe_failed_start(error: Exception) -> str:
     """Say why a kernel could not even be started."""
     if isinstance(error, (RemoterError, OSError)):
         return str(error)

@@ -14,9 +14,17 @@ from typing import TYPE_CHECKING, Callable
 from remoter_kernel.daemon.dispatch import Dispatch
 from remoter_kernel.daemon.interrupts import Interrupts
 from remoter_kernel.daemon.overtaken import Answer, Overtaken
-from remoter_kernel.daemon.speaker import attempt
+from remoter_kernel.daemon.speaker import log_failure_of
 from remoter_kernel.errors import ProtocolError
-from remoter_kernel.wire.frames import LANE, Bytes, Channel, Head, Lane, from_json, pack
+from remoter_kernel.wire.frames import (
+    LANE,
+    Bytes,
+    Channel,
+    FrameHeader,
+    Lane,
+    from_json,
+    pack_parts,
+)
 from remoter_kernel.wire.messages import (
     CELL_OF_VSCODE,
     CONTENT,
@@ -39,7 +47,7 @@ if TYPE_CHECKING:
 STUBBORN = 2  # interrupts of one cell after which the person hears what else can be done
 
 
-class Desk:
+class RequestHandler:
     """Takes what clients ask for, in the order in which they ask."""
 
     def __init__(
@@ -73,7 +81,7 @@ class Desk:
         self._door = door
         self._speaker = speaker
 
-    def take(self, guest: Guest, head: Head, body: Bytes) -> None:
+    def take(self, guest: Guest, head: FrameHeader, body: Bytes) -> None:
         """Take one item of a client: write it down, then pass it on (or the other way)."""
         channel = head.channel
         parts: list[Bytes] = list(parts_of(channel, body))
@@ -95,7 +103,7 @@ class Desk:
                 self.dispatch.add(request)
                 is_held, then = request.is_held, partial(self.dispatch.on_written, request)
         if channel is Channel.STDIN:
-            body = pack([*parts[:CONTENT], b"{}"])  # a password, perhaps
+            body = pack_parts([*parts[:CONTENT], b"{}"])  # a password, perhaps
         try:
             self._journal.append(
                 channel,
@@ -136,7 +144,7 @@ class Desk:
             has_replied = request.stage is Stage.REPLIED
             is_last = is_cut and (BUSY in request.heard or request is running)
             told = why if has_replied else ""  # else an error says it
-            attempt(partial(self._tell_end, request, told, is_cut=is_last))
+            log_failure_of(partial(self._tell_end, request, told, is_cut=is_last))
             if has_replied:
                 self.requests.move(request, Stage.DONE, why)
             elif request.stage >= Stage.SENT:
@@ -145,7 +153,7 @@ class Desk:
     def fail(self, request: Request, name: str, why: str) -> None:
         """Answer a request that the kernel can answer no more."""
         if request.expects_reply:
-            attempt(partial(self._speaker.answer_error, request, name, why))
+            log_failure_of(partial(self._speaker.answer_error, request, name, why))
         self.requests.move(request, Stage.FAILED, why)
 
     def _tell_end(self, request: Request, told: str, *, is_cut: bool) -> None:
@@ -159,7 +167,7 @@ class Desk:
             self._speaker.end(request)
 
     @staticmethod
-    def _have_kept(guest: Guest, head: Head, size: int, then: Callable[[], None]) -> None:
+    def _have_kept(guest: Guest, head: FrameHeader, size: int, then: Callable[[], None]) -> None:
         guest.talk.keep(LANE[head.channel], head.number, size)
         if guest.pump:
             guest.pump.give_credit()
@@ -205,7 +213,7 @@ class Desk:
             self.requests.move(request, Stage.CANCELLED, answer.value)
         return answer is not None
 
-    def _obey(self, guest: Guest, head: Head, parts: list[Bytes]) -> None:
+    def _obey(self, guest: Guest, head: FrameHeader, parts: list[Bytes]) -> None:
         """Do what a front wants done: `{"order": interrupt | restart | stop | keep | finish}`."""
         words = from_json(parts[TOPIC])
         order = words.get("order")
@@ -226,7 +234,7 @@ class Desk:
             message = f"An order that is not known: {order!r}."
             raise ProtocolError(message)
 
-    def _interrupt(self, guest: Guest, head: Head, cells: list[str]) -> None:
+    def _interrupt(self, guest: Guest, head: FrameHeader, cells: list[str]) -> None:
         """Stop the running cell; else the first that a front had asked for and that never began.
 
         `cells`: those that had no reply there. If all of them have ended since, whatever runs

@@ -22,13 +22,13 @@ from remoter_kernel.wire.frames import (
     MOST_FRAME,
     Bytes,
     Channel,
-    Head,
-    Kind,
+    FrameHeader,
     Lane,
-    decode,
-    encode,
+    MessageType,
+    decode_messages,
+    encode_message,
     from_json,
-    pack,
+    pack_parts,
     to_json,
 )
 from remoter_kernel.wire.pump import Pump
@@ -72,9 +72,11 @@ class Door:
         self.session = session
         self.journal = journal
         self.guests: dict[bytes, Guest] = {}
-        self.on_item: Callable[[Guest, Head, Bytes], None] = lambda _guest, _head, _body: None
+        self.on_item: Callable[[Guest, FrameHeader, Bytes], None] = lambda _guest, _head, _body: (
+            None
+        )
         # Tells a front of an item of its own that `on_item` could not take in.
-        self.on_refused: Callable[[Guest, Head, Bytes, Exception], None] = (
+        self.on_refused: Callable[[Guest, FrameHeader, Bytes, Exception], None] = (
             lambda _guest, _head, _body, _error: None
         )
         self.on_visit: Callable[[Guest], None] = lambda _guest: None  # one came or went
@@ -212,15 +214,18 @@ class Door:
                 _log.warning(
                     "A greeting of %d bytes is refused: %s", len(frame), logs.reason(error)
                 )
-                self._send(identity, encode(Head(Kind.BYE), to_json({"why": str(error)})))
+                self._send(
+                    identity,
+                    encode_message(FrameHeader(MessageType.BYE), to_json({"why": str(error)})),
+                )
 
     def _greet(self, identity: bytes, frame: bytes) -> None:
         """Answer a HELLO: its words are `front` (hex) and `seen` ([bulk, urgent] or null).
 
         And, if the front has them, `kernel_id` and `laptop`: whose front it is.
         """
-        ((head, body),) = decode(frame)
-        if head.kind is not Kind.HELLO:
+        ((head, body),) = decode_messages(frame)
+        if head.kind is not MessageType.HELLO:
             message = f"{head.kind.name} came before HELLO."
             raise ProtocolError(message)
         words = from_json(body)
@@ -253,12 +258,12 @@ class Door:
         guest.pump = self._pumps[identity] = pump
         self._looked_after[name] = guest
         welcome = {**self.describe(), "seen": list(guest.talk.seen.values()), "begin": begin}
-        self._send(identity, encode(guest.talk.head(Kind.WELCOME), to_json(welcome)))
+        self._send(identity, encode_message(guest.talk.head(MessageType.WELCOME), to_json(welcome)))
         _log.info("Client %s has come; it has seen up to %d.", name.hex(), bulk)
         pump.start((bulk, urgent))
         self.on_visit(guest)
 
-    def _refuse(self, guest: Guest, head: Head, body: Bytes, error: Exception) -> None:
+    def _refuse(self, guest: Guest, head: FrameHeader, body: Bytes, error: Exception) -> None:
         """Pass over an item that cannot be taken in, and tell of it.
 
         That it was here is written down like any other item, so that it is kept no sooner than
@@ -284,7 +289,7 @@ class Door:
         words = {"event": "refused", "order": "refused", "why": str(error)}
         self.journal.append(
             channel,
-            pack([to_json(words)]),
+            pack_parts([to_json(words)]),
             front=guest.name,
             own=head.number,
             is_from_front=True,

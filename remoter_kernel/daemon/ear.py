@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 from remoter_kernel.daemon.pieces import in_pieces
 from remoter_kernel.daemon.records import EVERYONE
 from remoter_kernel.errors import TooLarge
-from remoter_kernel.wire.frames import Bytes, Channel, pack
+from remoter_kernel.wire.frames import Bytes, Channel, pack_parts
 from remoter_kernel.wire.messages import HEADER, PARENT, execution_state, header_of
 from remoter_kernel.wire.requests import BUSY, IDLE, Stage, has_idle
 
 if TYPE_CHECKING:
     from remoter_kernel.daemon.adoption import Adoption
-    from remoter_kernel.daemon.desk import Desk
+    from remoter_kernel.daemon.desk import RequestHandler
     from remoter_kernel.daemon.door import Door
     from remoter_kernel.daemon.journal import Journal
     from remoter_kernel.daemon.past import Past
@@ -24,7 +24,12 @@ class Ear:
     """Hears one child after the other."""
 
     def __init__(
-        self, journal: Journal, door: Door, desk: Desk, speaker: Speaker, past: Past | None
+        self,
+        journal: Journal,
+        door: Door,
+        desk: RequestHandler,
+        speaker: Speaker,
+        past: Past | None,
     ) -> None:
         """Remember; `past` is that of an evaluator that died, and left its child."""
         self.adoption: Adoption | None = None  # while it is under way
@@ -65,7 +70,7 @@ class Ear:
             return  # clients take a second idle for that of a later cell
         try:
             for piece in in_pieces(parts):
-                self._journal.append(Channel.IOPUB, pack(piece))
+                self._journal.append(Channel.IOPUB, pack_parts(piece))
         except TooLarge as error:
             self._speaker.tell_missing(parts, error)
         if state == IDLE:
@@ -98,7 +103,7 @@ class Ear:
             elif self._past:
                 self._past.answered.add(asker)
         try:
-            body = pack(parts)
+            body = pack_parts(parts)
         except TooLarge as error:
             body = self._speaker.in_place_of(parts, error)
         # Where nobody can tell any more who asked, each client knows whether it did.

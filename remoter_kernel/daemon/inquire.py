@@ -21,11 +21,11 @@ from remoter_kernel.daemon import one_line, registry
 from remoter_kernel.daemon.folders import sessions_folder
 from remoter_kernel.daemon.lock import tidy
 from remoter_kernel.daemon.processes import started_at
-from remoter_kernel.daemon.records import Reader, Record, read_journal
+from remoter_kernel.daemon.records import JournalTail, Record, read_journal
 from remoter_kernel.daemon.registry import Session
 from remoter_kernel.errors import ProtocolError
 from remoter_kernel.plain_text import plain_text
-from remoter_kernel.wire.frames import Channel, unpack
+from remoter_kernel.wire.frames import Channel, unpack_parts
 from remoter_kernel.wire.said import Said, encode_said
 from remoter_kernel.wire.sources import full_path
 
@@ -47,7 +47,7 @@ PACKAGES = ("pyzmq", "jupyter_client", "ipykernel", "tornado", "traitlets")
 def main() -> None:
     """Read one wish, answer it."""
     os.umask(0o077)
-    one_line.answer(lambda wish: ANSWERS[wish["verb"]](wish))
+    one_line.reply_to_stdin(lambda wish: ANSWERS[wish["verb"]](wish))
 
 
 # How sessions are ------------------------------------------------------------------------
@@ -55,10 +55,10 @@ def main() -> None:
 
 def tell_sessions(_wish: dict[str, Any]) -> Answer:
     """Tell of every session that has a folder here."""
-    return {"sessions": [_described(session) for session in registry.all_sessions()]}, ()
+    return {"sessions": [_describe_or_error(session) for session in registry.all_sessions()]}, ()
 
 
-def _described(session: Session) -> dict[str, Any]:
+def _describe_or_error(session: Session) -> dict[str, Any]:
     """Describe a session; one whose files make no sense hides no other."""
     try:
         return describe(session)
@@ -133,7 +133,7 @@ def _evaluator_of(session: Session) -> int:
 
 def tell_requests(wish: dict[str, Any]) -> Answer:
     """Tell which requests are open in a session; None: its evaluator does not say."""
-    state, now = Session(_folder(wish["session"])).read("state.json"), time.time()
+    state, now = Session(_folder_of(wish["session"])).read("state.json"), time.time()
     requests = state.get("requests")
     for row in requests if isinstance(requests, list) else ():
         if isinstance(row, dict) and isinstance(row.get("seconds"), float):  # as of then
@@ -144,9 +144,9 @@ def tell_requests(wish: dict[str, Any]) -> Answer:
 # Stop ------------------------------------------------------------------------------------
 
 
-def stop(wish: dict[str, Any]) -> Answer:
+def stop_sessions(wish: dict[str, Any]) -> Answer:
     """End sessions (`sessions`: ids), and wait until they are gone."""
-    return {"stopped": [stop_session(Session(_folder(name))) for name in wish["sessions"]]}, ()
+    return {"stopped": [stop_session(Session(_folder_of(name))) for name in wish["sessions"]]}, ()
 
 
 def stop_session(session: Session) -> dict[str, Any]:
@@ -199,25 +199,25 @@ def tell_outputs(wish: dict[str, Any]) -> Answer:
     beginning; `wait`: seconds to wait for something; `only`: "missed" or "events"; `cells`:
     requests of which nothing counts as taken.
     """
-    session = Session(_folder(wish["session"]))
+    session = Session(_folder_of(wish["session"]))
     if not session.folder.is_dir():
         return {"lacks": "session", "what": session.id, "why": "It is not there."}, ()
     limit = time.monotonic() + min(float(wish.get("wait") or 0.0), 60.0)
     begin = int(wish.get("after") or 0)
     skip = int(wish.get("skip") or 0)
-    size = _size_of(session)
-    reading = Reader(session.folder / "journal", wish.get("place"))
+    size = _journal_size(session)
+    reading = JournalTail(session.folder / "journal", wish.get("place"))
     while True:
         chunks = _pack(_wanted(session, wish, begin, reading), skip)
         # What an evaluator is about to write while it ends belongs to it, too.
         is_over = describe(session)["state"] in {"ended", "dead"} and not _evaluator_of(session)
         if chunks or is_over or time.monotonic() > limit:
             break
-        while _size_of(session) == size and time.monotonic() < limit:
+        while _journal_size(session) == size and time.monotonic() < limit:
             if session.read("session.json").get("ended") and not _evaluator_of(session):
                 break
             time.sleep(LOOK_EVERY)
-        size = _size_of(session)
+        size = _journal_size(session)
     answer = {"session": describe(session), "is_over": is_over}
     answer.update(place=reading.place, bytes=sum(map(len, chunks)))
     if wish.get("only") == "events":
@@ -250,7 +250,7 @@ def _pack(records: Iterator[Record], skip: int) -> list[bytes]:
 
 
 def _wanted(
-    session: Session, wish: dict[str, Any], begin: int, reading: Reader
+    session: Session, wish: dict[str, Any], begin: int, reading: JournalTail
 ) -> Iterator[Record]:
     only = wish.get("only")
     if only == "missed":  # what it is depends on all that was before
@@ -277,14 +277,14 @@ def _missed(records: Iterator[Record], fronts: dict[str, Any], cells: set[str]) 
         if record.is_from_front:
             if record.channel is not Channel.SHELL:
                 continue
-            header, front = _header(record, HEADER), record.front.hex()
+            header, front = _read_header(record, HEADER), record.front.hex()
             name = str(header.get("msg_id", ""))
             is_cell = header.get("msg_type") == "execute_request"
             if is_cell and (front in gone or name in cells):
                 asked[name] = record
                 taken[name] = 0 if name in cells else gone[front]
         elif record.channel is Channel.IOPUB:
-            parent = str(_header(record, PARENT).get("msg_id", ""))
+            parent = str(_read_header(record, PARENT).get("msg_id", ""))
             if parent in taken and record.number > taken[parent]:
                 for missed in (asked.pop(parent, None), record):
                     if missed:
@@ -297,7 +297,7 @@ def _missed(records: Iterator[Record], fronts: dict[str, Any], cells: set[str]) 
 
 def tell_debug(wish: dict[str, Any]) -> Answer:
     """Give the end of the log of a session's evaluator; `most`: so many bytes."""
-    folder, found = _folder(wish["session"]), b""
+    folder, found = _folder_of(wish["session"]), b""
     for name in (f"{logs.FILE}.1", logs.FILE):
         with contextlib.suppress(OSError):
             if (folder / name).is_file():  # what is none may let us wait for ever
@@ -353,26 +353,26 @@ def _is_event(record: Record) -> bool:
     if record.channel in {Channel.NOTE, Channel.ORDER}:
         return True
     return record.channel is Channel.SHELL and str(
-        _header(record, HEADER).get("msg_type", "")
+        _read_header(record, HEADER).get("msg_type", "")
     ).startswith("execute_")
 
 
-def _header(record: Record, part: int) -> dict[str, Any]:
+def _read_header(record: Record, part: int) -> dict[str, Any]:
     try:
-        header = json.loads(bytes(unpack(record.body)[part]))
+        header = json.loads(bytes(unpack_parts(record.body)[part]))
     except (ProtocolError, ValueError, LookupError):
         return {}
     return header if isinstance(header, dict) else {}
 
 
-def _folder(name: str) -> Path:
+def _folder_of(name: str) -> Path:
     if not name.isalnum():  # it becomes part of a path
         message = f"{name!r} is no session's id"
         raise ValueError(message)
     return sessions_folder() / name
 
 
-def _size_of(session: Session) -> int:
+def _journal_size(session: Session) -> int:
     try:
         return (session.folder / "journal").stat().st_size
     except OSError:
@@ -391,7 +391,7 @@ def _tail(session: Session, name: str) -> list[str]:
 ANSWERS: dict[str, Callable[[dict[str, Any]], Answer]] = {
     "sessions": tell_sessions,
     "requests": tell_requests,
-    "stop": stop,
+    "stop": stop_sessions,
     "outputs": tell_outputs,
     "paths": tell_paths,
     "debug": tell_debug,

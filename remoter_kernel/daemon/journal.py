@@ -21,7 +21,7 @@ from remoter_kernel import logs
 from remoter_kernel.daemon import records
 from remoter_kernel.daemon.compaction import Compacted, compact
 from remoter_kernel.daemon.index import Index
-from remoter_kernel.daemon.records import EVERYONE, Record, Scan, encode
+from remoter_kernel.daemon.records import EVERYONE, Record, Scan, encode_record
 from remoter_kernel.wire.threads import Thread, Worker, end_with
 
 if TYPE_CHECKING:
@@ -410,7 +410,7 @@ def _blocks(said: list[Record]) -> Iterator[list[bytes]]:
     block: list[bytes] = []
     size = 0
     for record in said:
-        block.append(encode(record))
+        block.append(encode_record(record))
         size += len(block[-1])
         if size >= AT_ONCE:
             yield block

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import zmq
 
 from remoter_kernel import logs
-from remoter_kernel.daemon import one_line, program, registry
+from remoter_kernel.daemon import one_line, program_archive, registry
 from remoter_kernel.daemon.candidates import candidates_for, is_of_a_notebook
 from remoter_kernel.daemon.door import Door
 from remoter_kernel.daemon.folders import is_ours, sessions_folder
@@ -32,7 +32,7 @@ from remoter_kernel.daemon.pending_commands import ElsewhereError, carry_out_com
 from remoter_kernel.daemon.processes import call_this_process, started_at
 from remoter_kernel.daemon.records import check_format, read_journal
 from remoter_kernel.daemon.registry import Session
-from remoter_kernel.daemon.succession import choose
+from remoter_kernel.daemon.succession import match_session
 from remoter_kernel.errors import RemoterError
 from remoter_kernel.wire.reactor import Reactor
 
@@ -54,10 +54,10 @@ def main(pyzmq: str) -> None:
     """Answer one wish with one line; `pyzmq` is the version that was found here."""
     login_umask = os.umask(0o077)
 
-    archive = program.own_archive()
+    archive = program_archive.own_archive()
     if archive:
-        program.note_use(archive)
-    if archive and not program.is_whole(archive):
+        program_archive.note_use(archive)
+    if archive and not program_archive.is_whole(archive):
         archive.unlink()
         print("REMOTER lacks zip", flush=True)  # noqa: T201 - it is sent anew
         return
@@ -65,8 +65,8 @@ def main(pyzmq: str) -> None:
     def find_or_start(wish: dict[str, Any]) -> one_line.Answer:
         return {**answer_to(wish, login_umask), "pyzmq": pyzmq}, ()
 
-    one_line.answer(find_or_start)
-    program.keep_house_aside()
+    one_line.reply_to_stdin(find_or_start)
+    program_archive.keep_house_aside()
 
 
 def answer_to(wish: dict[str, Any], login_umask: int) -> dict[str, Any]:
@@ -79,7 +79,7 @@ def answer_to(wish: dict[str, Any], login_umask: int) -> dict[str, Any]:
         return find({**wish, "kernel_id": kernel_id, "session": session_id}, login_umask)
 
     told = carry_out_commands(wish.get("orders"), find_named)
-    words = one_line.attempt(lambda: fulfil(wish, login_umask))
+    words = one_line.result_or_error(lambda: fulfil(wish, login_umask))
     return {**words, "commands": told} if told else words
 
 
@@ -132,7 +132,7 @@ def inherit(wish: dict[str, Any], login_umask: int) -> tuple[Session | None, dic
     Returns it, and news for the person: `begun` (seconds since 1970) if it was joined, else
     `others`: which sessions there are, and of which notebooks.
     """
-    heir, told = choose(list(candidates_for(wish)))
+    heir, told = match_session(list(candidates_for(wish)))
     if heir:
         session = Session(sessions_folder() / heir)
         can_go_on = _can_go_on(session, wish, login_umask)
@@ -312,10 +312,10 @@ def _evaluate(
         _log.critical("The evaluator ends by a fault.", exc_info=True)
         traceback.print_exc()
         _note_crash(session, error)
-        logs.end()
+        logs.close_log()
         os._exit(1)
     _log.info("The evaluator ends.")
-    logs.end()
+    logs.close_log()
     os._exit(0)
 
 
@@ -326,7 +326,7 @@ def _open_door(
     # An order that comes before there is somebody to hear it waits.
     signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGUSR1))
     _leave_the_login(session)
-    logs.begin(session.folder / logs.FILE, str(wish.get("log") or ""))
+    logs.open_log(session.folder / logs.FILE, str(wish.get("log") or ""))
     begins = "adopts" if is_adopted else "begins"
     _log.info("An evaluator %s as process %d.", begins, os.getpid())
     call_this_process(f"remoter {session.id}")
@@ -336,7 +336,7 @@ def _open_door(
     door = Door(reactor, session, journal)
     journal.low_water = door.low_water
     public, secret = zmq.curve_keypair()
-    program.note_program(session)
+    program_archive.note_program(session)
     session.claim(door.open(secret, public), public.decode())
     return reactor, journal, door, past
 
@@ -348,7 +348,7 @@ def _say_why(mouth: int, error: BaseException) -> None:
         why = [error.errno, error.strerror, error.filename]
     _log.critical("The evaluator could not begin.", exc_info=True)
     os.write(mouth, json.dumps(why).encode())
-    logs.end()
+    logs.close_log()
 
 
 def _crashes(session: Session) -> dict[str, Any]:

@@ -22,7 +22,7 @@ NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
 Answer = tuple[dict[str, Any], "Iterable[bytes]"]  # what is in the line, and what follows it
 
 
-def answer(fulfil: Callable[[dict[str, Any]], Answer]) -> None:
+def reply_to_stdin(fulfil: Callable[[dict[str, Any]], Answer]) -> None:
     """Read one wish, a JSON object, from stdin, and answer it."""
     rest: list[Iterable[bytes]] = []
 
@@ -31,7 +31,7 @@ def answer(fulfil: Callable[[dict[str, Any]], Answer]) -> None:
         rest.append(chunks)
         return words
 
-    words = attempt(read_and_fulfil)
+    words = result_or_error(read_and_fulfil)
     out = sys.stdout.buffer
     out.write(b"REMOTER " + json.dumps(words).encode() + b"\n")
     for chunks in rest:
@@ -40,7 +40,7 @@ def answer(fulfil: Callable[[dict[str, Any]], Answer]) -> None:
     out.flush()
 
 
-def attempt(do: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+def result_or_error(do: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """Return what comes of it, or in the same words why nothing does."""
     try:
         return do()

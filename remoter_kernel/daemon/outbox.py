@@ -11,9 +11,8 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING, Callable
 
-from remoter_kernel.wire.frames import LANE, Channel, Lane, to_json, unpack
-from remoter_kernel.wire.frames import pack as pack_parts
-from remoter_kernel.wire.stream import Entry
+from remoter_kernel.wire.frames import LANE, Channel, Lane, pack_parts, to_json, unpack_parts
+from remoter_kernel.wire.stream import OutboxEntry
 from remoter_kernel.wire.waiting import MOST_WAITING, Taken, Waiting
 
 if TYPE_CHECKING:
@@ -61,7 +60,7 @@ class FrontOutbox:
         self._out: deque[Taken] = deque()  # was given out, and may yet be lost
         self._base = 0  # the number before the first in `_out`
 
-    def next_after(self, lane: Lane, number: int) -> Entry | None:
+    def next_after(self, lane: Lane, number: int) -> OutboxEntry | None:
         """Return what comes first for this front in a lane beyond a number."""
         if lane is Lane.URGENT:
             return self._find(lane, number)
@@ -124,7 +123,7 @@ class FrontOutbox:
 
     # While the link keeps up -----------------------------------------------------------
 
-    def _find(self, lane: Lane, number: int) -> Entry | None:
+    def _find(self, lane: Lane, number: int) -> OutboxEntry | None:
         journal = self._journal
         begin, end = self._in_vain[lane]
         start = end if begin == number else number
@@ -176,7 +175,7 @@ class FrontOutbox:
             if entry is None:
                 self._is_reading = True
                 return
-            parts = unpack(entry.body) if entry.channel is Channel.IOPUB else None
+            parts = unpack_parts(entry.body) if entry.channel is Channel.IOPUB else None
             self._waiting.add(position, position, parts)
             self._noticed = position
 
@@ -189,7 +188,7 @@ class FrontOutbox:
             if channel is not None and LANE[channel] is Lane.BULK:
                 yield position, channel
 
-    def _next_that_waited(self) -> Entry | None:
+    def _next_that_waited(self) -> OutboxEntry | None:
         while True:
             if (self.is_looking or self._is_reading) and not self._again:
                 return None  # how much there is decides what becomes of it
@@ -221,24 +220,24 @@ class FrontOutbox:
         channel = self._journal.is_for(self._front, position)
         return channel is not None and self._read(position, channel) is None
 
-    def _entry(self, taken: Taken) -> Entry | None:
+    def _entry(self, taken: Taken) -> OutboxEntry | None:
         if taken.parts is not None:
-            return Entry(taken.number, Channel.IOPUB, pack_parts(taken.parts))
+            return OutboxEntry(taken.number, Channel.IOPUB, pack_parts(taken.parts))
         position = int(taken.payload)
         channel = self._journal.is_for(self._front, position)
         return None if channel is None else self._read(position, channel)
 
-    def _read(self, position: int, channel: Channel) -> Entry | None:
+    def _read(self, position: int, channel: Channel) -> OutboxEntry | None:
         """Read a record; None: it has yet to be read. What cannot be read is told in its place."""
         why = self._journal.unreadable.get(position)
         if why is None:
             body = self._journal.body(position)
-            return None if body is None else Entry(position, channel, body)
+            return None if body is None else OutboxEntry(position, channel, body)
         if LANE[channel] is Lane.URGENT:  # whom it was for is not known
-            return Entry(position, channel, pack_parts([b"", b"{}", b"{}", b"{}", b"{}"]))
+            return OutboxEntry(position, channel, pack_parts([b"", b"{}", b"{}", b"{}", b"{}"]))
         told = f"Record {position} cannot be read from the disk there ({why})."
         note = {"event": "unreadable", "number": position, "why": told}
-        return Entry(position, Channel.NOTE, pack_parts([to_json(note)]))
+        return OutboxEntry(position, Channel.NOTE, pack_parts([to_json(note)]))
 
     def _go_back(self, number: int) -> None:
         """Begin again after what the front has seen: a wire was lost, or is the first."""

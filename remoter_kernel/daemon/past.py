@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from remoter_kernel.daemon.records import Record, is_loss, mark_of
 from remoter_kernel.errors import ProtocolError
-from remoter_kernel.wire.frames import LANE, Channel, Lane, from_json, unpack
+from remoter_kernel.wire.frames import LANE, Channel, Lane, from_json, unpack_parts
 from remoter_kernel.wire.messages import (
     HEADER,
     PARENT,
@@ -125,7 +125,7 @@ class Past:
         if record.is_mark:
             self._take_mark(mark_of(record))
             return
-        parts: list[Bytes] = list(unpack(record.body))
+        parts: list[Bytes] = list(unpack_parts(record.body))
         if record.channel is Channel.NOTE:
             note = from_json(parts[TOPIC])
             if note.get("event") == "ready":

@@ -101,7 +101,7 @@ def _do(words: dict[str, Any], find: Find, once: _Once) -> None:
         message = "It does not say which session is meant."
         raise RemoterError(message)
     if words.get("order") == "stop":
-        _stop(kernel_id, session_id, once)
+        _stop_named(kernel_id, session_id, once)
     elif words.get("order") == "restart":
         _restart(kernel_id, session_id, find, once)
     else:
@@ -109,7 +109,7 @@ def _do(words: dict[str, Any], find: Find, once: _Once) -> None:
         raise RemoterError(message)
 
 
-def _stop(kernel_id: str, session_id: str, once: _Once) -> None:
+def _stop_named(kernel_id: str, session_id: str, once: _Once) -> None:
     """End what is meant, whether anybody could still start an evaluator for it or not."""
     meant = list(registry.sessions_meant(kernel_id, session_id))
     doors = {session.id: session.read("door.json") for session in meant}
@@ -117,12 +117,12 @@ def _stop(kernel_id: str, session_id: str, once: _Once) -> None:
     for session in here:
         if not _has_moved_on(session, kernel_id):
             once.note()
-            _end(session)
+            _end_session(session)
     if meant and not here:
         raise ElsewhereError(meant[0].id, str(doors[meant[0].id].get("host")))
 
 
-def _end(session: Session) -> None:
+def _end_session(session: Session) -> None:
     from remoter_kernel.daemon import inquire  # noqa: PLC0415 - a start without commands needs none
 
     lock = Lock(session.id)

@@ -17,7 +17,14 @@ import zlib
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 from remoter_kernel.errors import ProtocolError, RemoterError
-from remoter_kernel.wire.frames import CHANNELS, Channel, from_json, pack, to_json, unpack
+from remoter_kernel.wire.frames import (
+    CHANNELS,
+    Channel,
+    from_json,
+    pack_parts,
+    to_json,
+    unpack_parts,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -54,7 +61,7 @@ class Record(NamedTuple):
     is_held: bool = False
 
 
-class Head(NamedTuple):
+class RecordHeader(NamedTuple):
     """What stands before a body."""
 
     size: int
@@ -92,7 +99,7 @@ def check_format(file: BinaryIO) -> int:
     return match.end()
 
 
-def encode(record: Record) -> bytes:
+def encode_record(record: Record) -> bytes:
     """Return the bytes of a record on disk."""
     flags = _FROM_FRONT * record.is_from_front | _MARK * record.is_mark | _HELD * record.is_held
     head = _HEAD.pack(
@@ -113,7 +120,7 @@ def encode(record: Record) -> bytes:
 
 def mark(number: int, time: float, words: dict[str, Any]) -> Record:
     """Return a record for whoever reads the journal; `words` has `mark`: what it is."""
-    body = pack([to_json(words)])
+    body = pack_parts([to_json(words)])
     return Record(number, Channel.NOTE, False, EVERYONE, body, time, is_mark=True)
 
 
@@ -128,7 +135,7 @@ def mark_of(record: Record) -> dict[str, Any]:
     if not record.is_mark:
         return {}
     try:
-        return from_json(unpack(record.body)[0])
+        return from_json(unpack_parts(record.body)[0])
     except (ProtocolError, IndexError):
         return {}
 
@@ -146,7 +153,7 @@ def bodies_at(file: int, places: dict[int, int]) -> dict[int, bytes]:
 def _body_at(file: int, offset: int, number: int) -> bytes:
     raw = os.pread(file, _HEAD.size, offset)
     if len(raw) == _HEAD.size and raw[:4] == _SYNC:
-        head = Head(*_HEAD.unpack(raw)[2:])
+        head = RecordHeader(*_HEAD.unpack(raw)[2:])
         body = os.pread(file, head.size, offset + _HEAD.size)
         if head.number == number and len(body) == head.size:
             return body
@@ -159,10 +166,10 @@ def read_journal(path: Path) -> Iterator[Record]:
     What is missing is told by a mark, `{"mark": "missing", "bytes": n}`: in place of a
     record whose body is damaged, or with the first of the numbers that are lost.
     """
-    return Reader(path).records()
+    return JournalTail(path).records()
 
 
-class Reader:
+class JournalTail:
     """Goes through a journal, which may be written meanwhile, from where another one stopped."""
 
     def __init__(self, path: Path, place: dict[str, int] | None = None) -> None:
@@ -207,7 +214,7 @@ class Scan:
                 if head is None:  # somebody has cut the file meanwhile
                     continue
                 if head.number > self._last + 1:
-                    lost.append((0, _missing(self._last + 1, head, offset - begin)))
+                    lost.append((0, _gap_marker(self._last + 1, head, offset - begin)))
             end = offset + _HEAD.size + head.size
             body = self._read(offset + _HEAD.size, head.size)
             if len(body) == head.size and zlib.crc32(body) == head.check:
@@ -216,7 +223,7 @@ class Scan:
                 lost.clear()
                 yield offset, _record(head, body)
             else:
-                record = _record(head, _missing(head.number, head, head.size).body)
+                record = _record(head, _gap_marker(head.number, head, head.size).body)
                 lost.append((0, record._replace(is_mark=True)))
                 self._is_torn = len(body) < head.size and offset == self.end
                 if end != self._size and self._head(end) is None:
@@ -234,13 +241,13 @@ class Scan:
         self._file.seek(offset)
         return self._file.read(max(0, min(size, self._size - offset)))
 
-    def _head(self, offset: int) -> Head | None:
+    def _head(self, offset: int) -> RecordHeader | None:
         """Read the head at an offset, if there is one whose check fits."""
         raw = self._read(offset, _HEAD.size)
         if len(raw) < _HEAD.size or raw[:4] != _SYNC:
             return None
         check = int.from_bytes(raw[4:_CHECKED], "big")
-        head = Head(*_HEAD.unpack(raw)[2:])
+        head = RecordHeader(*_HEAD.unpack(raw)[2:])
         is_fit = zlib.crc32(raw[_CHECKED:]) == check and head.channel in CHANNELS
         return head if is_fit and head.number > self._last else None
 
@@ -256,7 +263,7 @@ class Scan:
         return 0
 
 
-def _record(head: Head, body: bytes) -> Record:
+def _record(head: RecordHeader, body: bytes) -> Record:
     flags = head.flags
     return Record(
         head.number,
@@ -271,6 +278,6 @@ def _record(head: Head, body: bytes) -> Record:
     )
 
 
-def _missing(number: int, after: Head, size: int) -> Record:
+def _gap_marker(number: int, after: RecordHeader, size: int) -> Record:
     words = {"mark": "missing", "before": after.number, "bytes": size}
     return mark(number, after.time, words)

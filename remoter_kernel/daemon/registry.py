@@ -18,7 +18,7 @@ import time
 from typing import TYPE_CHECKING, Any, Callable
 
 from remoter_kernel import logs
-from remoter_kernel.daemon.deaths import explain
+from remoter_kernel.daemon.deaths import describe_exit
 from remoter_kernel.daemon.folders import is_ours, sessions_folder
 from remoter_kernel.daemon.lock import Lock, tidy
 from remoter_kernel.daemon.processes import boot_id, is_running, pid_namespace, started_at
@@ -188,11 +188,16 @@ class Session:
     def how_it_died(self) -> tuple[str, float]:
         """Say why nothing of it runs any more, and when it was last heard of."""
         exit_words = self.read("exit.json")
-        last = max((_changed(self.folder / name) for name in ("journal", "exit.json")), default=0)
+        last = max(
+            (_modified_at(self.folder / name) for name in ("journal", "exit.json")), default=0
+        )
         if not self.is_here():
-            return "The machine was restarted.", _changed(self.folder / "journal")
+            return "The machine was restarted.", _modified_at(self.folder / "journal")
         if exit_words:
-            return f"Its evaluator was killed, and its kernel ended: {explain(exit_words)}", last
+            return (
+                f"Its evaluator was killed, and its kernel ended: {describe_exit(exit_words)}",
+                last,
+            )
         return "Its evaluator and its kernel were killed.", last
 
     def is_here(self) -> bool:
@@ -257,7 +262,7 @@ class ServedSession(Session):
         self._disk.close()
 
 
-def _changed(path: Path) -> float:
+def _modified_at(path: Path) -> float:
     try:
         return path.stat().st_mtime
     except OSError:
@@ -270,7 +275,7 @@ def all_sessions() -> Iterator[Session]:
         found = list(sessions_folder().iterdir())
     except OSError:
         return
-    for path in sorted(filter(is_ours, found), key=_changed, reverse=True):
+    for path in sorted(filter(is_ours, found), key=_modified_at, reverse=True):
         yield Session(path)
 
 
@@ -285,13 +290,13 @@ def sweep() -> None:
 def _sweep_one(session: Session, kept: int) -> int:
     """Sweep one session, if its folder makes sense; return its size in bytes if it has ended."""
     try:
-        return _sweep(session, kept)
+        return _remove_or_keep(session, kept)
     except Exception as error:  # noqa: BLE001 - one odd folder is no reason to leave the others
         _log.warning("Session %s was not swept: %s", session.id, logs.reason(error))
         return 0
 
 
-def _sweep(session: Session, kept: int) -> int:
+def _remove_or_keep(session: Session, kept: int) -> int:
     """Note the end of a session that has died; remove one that ended; return its size in bytes.
 
     `kept`: the bytes of those that ended later.

@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Any, Callable
 
 from remoter_kernel import logs
 from remoter_kernel.errors import ProtocolError, RemoterError, TooLarge
-from remoter_kernel.wire.frames import Bytes, Channel, Head, pack, to_json, unpack
+from remoter_kernel.wire.frames import (
+    Bytes,
+    Channel,
+    FrameHeader,
+    pack_parts,
+    to_json,
+    unpack_parts,
+)
 from remoter_kernel.wire.messages import HEADER, PARENT, Voice, header_of
 from remoter_kernel.wire.requests import BUSY, IDLE, Request
 
@@ -52,12 +59,12 @@ class Speaker:
         """Tell the fronts what has become of the child."""
         why = str(words.get("why", "")).partition("\n")[0]  # after that come its own words
         _log.info("Event %s. %s", event, why)
-        self._journal.append(Channel.NOTE, pack([to_json({"event": event, **words})]))
+        self._journal.append(Channel.NOTE, pack_parts([to_json({"event": event, **words})]))
 
     def note_visit(self, guest: Guest) -> None:
         """Write down that a front came or went; the fronts need not hear of it."""
         words = {"event": "came" if guest.pump else "went", "front": guest.name.hex()}
-        body = pack([to_json(words)])
+        body = pack_parts([to_json(words)])
         self._journal.append(Channel.NOTE, body, front=guest.name, is_from_front=True)
 
     def publish(
@@ -65,7 +72,7 @@ class Speaker:
     ) -> None:
         """Say something to all on iopub."""
         parts = self._voice.compose(kind, content, parent, topic=f"kernel.{kind}".encode())
-        self._journal.append(Channel.IOPUB, pack(parts))
+        self._journal.append(Channel.IOPUB, pack_parts(parts))
 
     def tell(self, request: Request, sentence: str) -> None:
         """Say a sentence in a cell; nobody reads what is said under anything else."""
@@ -88,14 +95,14 @@ class Speaker:
         if kind != "input_request":
             trouble = {"ename": type(error).__name__, "evalue": str(error)}
             words = {"status": "error", **trouble, "traceback": [str(error)]}
-        return pack(self._voice.compose(kind, words, parent))
+        return pack_parts(self._voice.compose(kind, words, parent))
 
-    def tell_refused(self, guest: Guest, head: Head, body: Bytes, error: Exception) -> None:
+    def tell_refused(self, guest: Guest, head: FrameHeader, body: Bytes, error: Exception) -> None:
         """Answer a request that could not be taken in; what has no reply is answered by a text."""
         if head.channel is not Channel.SHELL and head.channel is not Channel.CONTROL:
             return
-        parts: list[Bytes] = list(unpack(body))
-        header = _known(parts, HEADER)
+        parts: list[Bytes] = list(unpack_parts(body))
+        header = _known_fields(parts, HEADER)
         request = Request(head.channel, parts, header, client=guest.name, number=head.number)
         why = f"This request was not carried out, since it could not be read there: {_said(error)}."
         if str(header.get("msg_type", "")).endswith("_request"):
@@ -132,7 +139,7 @@ class Speaker:
         """Reply to a request, and no more."""
         kind = request.type.replace("_request", "_reply")
         parts = self._voice.compose(kind, content, request.header)
-        self._journal.append(request.channel, pack(parts), front=request.client)
+        self._journal.append(request.channel, pack_parts(parts), front=request.client)
 
     def _answer(
         self, request: Request, reply: dict[str, Any], trouble: dict[str, Any] | None
@@ -149,7 +156,7 @@ class Speaker:
             self.end(request)
 
 
-def attempt(say: Callable[[], None]) -> None:
+def log_failure_of(say: Callable[[], None]) -> None:
     """Say something of one request; if that goes wrong, the others are answered all the same."""
     try:
         say()
@@ -157,7 +164,7 @@ def attempt(say: Callable[[], None]) -> None:
         _log.exception("A request cannot be told of: %s", logs.reason(error))
 
 
-def _known(parts: list[Bytes], which: int) -> dict[str, Any]:
+def _known_fields(parts: list[Bytes], which: int) -> dict[str, Any]:
     """Return what clients need of a header; nothing of one that is none, or too large."""
     try:
         header = header_of(parts[which])
@@ -168,13 +175,13 @@ def _known(parts: list[Bytes], which: int) -> dict[str, Any]:
 
 
 def _parent_of(parts: list[Bytes]) -> dict[str, Any]:
-    return _known(parts, PARENT)
+    return _known_fields(parts, PARENT)
 
 
 def _type_of(parts: list[Bytes]) -> str:
     """Return the type of a message; of an odd answer, the one that was asked for."""
     asked = str(_parent_of(parts).get("msg_type", "message"))
-    return str(_known(parts, HEADER).get("msg_type") or asked.replace("_request", "_reply"))
+    return str(_known_fields(parts, HEADER).get("msg_type") or asked.replace("_request", "_reply"))
 
 
 def _said(error: Exception) -> str:

@@ -22,7 +22,7 @@ class Candidate(NamedTuple):
     can_be_joined: bool = True  # is it on this host, and does its evaluator answer or is gone?
 
 
-def choose(candidates: Sequence[Candidate]) -> tuple[str, list[str]]:
+def match_session(candidates: Sequence[Candidate]) -> tuple[str, list[str]]:
     """Return the session to join, or none ("") and those that a person should hear of."""
     heirs = [
         each.session

@@ -17,8 +17,8 @@ from remoter_kernel.daemon import registry
 from remoter_kernel.daemon.adoption import Adoption
 from remoter_kernel.daemon.board import Board
 from remoter_kernel.daemon.child import Child
-from remoter_kernel.daemon.deaths import explain, explain_no_start, is_by_signal
-from remoter_kernel.daemon.desk import Desk
+from remoter_kernel.daemon.deaths import describe_exit, describe_failed_start, is_by_signal
+from remoter_kernel.daemon.desk import RequestHandler
 from remoter_kernel.daemon.ear import Ear
 from remoter_kernel.daemon.lost_ports import LostPorts
 from remoter_kernel.daemon.patience import Patience
@@ -49,7 +49,7 @@ SWEEP_AFTER = 10.0  # seconds: nobody should wait for it
 ORDERS = (signal.SIGTERM, signal.SIGUSR1)  # stop, restart
 
 
-class State(Enum):
+class KernelState(Enum):
     """How the child is."""
 
     STARTING = "starting"
@@ -61,7 +61,7 @@ class State(Enum):
     FAILED = "failed"  # it could not be started
 
 
-WITH_CHILD = {State.READY, State.ADOPTING}
+WITH_CHILD = {KernelState.READY, KernelState.ADOPTING}
 
 
 class Supervisor:
@@ -86,12 +86,14 @@ class Supervisor:
         self.wish = wish
         self.umask = umask
         self.past = past  # of an evaluator that died, and left its child
-        self.state = State.STARTING
+        self.state = KernelState.STARTING
         self.why = ""
         self.child: Child | None = None
         self._speaker = Speaker(journal)
         self._board = Board(reactor, session, journal, door)
-        self._desk = Desk(session, journal, door, self._speaker, past.requests if past else None)
+        self._desk = RequestHandler(
+            session, journal, door, self._speaker, past.requests if past else None
+        )
         self._requests = self._desk.requests
         self._interrupts = self._desk.interrupts
         self._ear = Ear(journal, door, self._desk, self._speaker, past)
@@ -144,7 +146,7 @@ class Supervisor:
         if self.journal.trouble != self._told_trouble:
             self._tell_trouble()
         self.door.flush_soon()
-        is_ready = self.state is State.READY
+        is_ready = self.state is KernelState.READY
         self._board.look(
             ("busy" if self._requests.is_busy else "idle") if is_ready else self.state.value
         )
@@ -164,8 +166,8 @@ class Supervisor:
 
     def _child_for(self, channel: Channel) -> Child | None:
         """Return the child if it gets what comes on this channel at once."""
-        is_asked_late = self.state is State.ADOPTING and channel is not Channel.SHELL
-        return self.child if self.state is State.READY or is_asked_late else None
+        is_asked_late = self.state is KernelState.ADOPTING and channel is not Channel.SHELL
+        return self.child if self.state is KernelState.READY or is_asked_late else None
 
     def _obey(self, order: str) -> None:
         if order == "stop":
@@ -173,12 +175,12 @@ class Supervisor:
         elif order == "finish":
             self._patience.finish()
         else:
-            self._end_child(State.RESTARTING)
+            self._end_child(KernelState.RESTARTING)
 
     # From the child --------------------------------------------------------------------
 
     def _start(self) -> None:
-        self.state = State.STARTING
+        self.state = KernelState.STARTING
         try:
             self.child = child = self._new_child()
             child.on_ready = self._be_ready
@@ -190,9 +192,9 @@ class Supervisor:
                 umask=self.umask,
             )
         except Exception as error:  # noqa: BLE001 - a kernelspec may be odd in any way
-            self._fail(explain_no_start(error))
+            self._fail(describe_failed_start(error))
         else:
-            starts = lambda: self.child is child and self.state is State.STARTING  # noqa: E731
+            starts = lambda: self.child is child and self.state is KernelState.STARTING  # noqa: E731
             self._ports.watch(child, starts)
             self._slow_start.watch(child, starts)
 
@@ -208,20 +210,20 @@ class Supervisor:
     def _hear(self, channel: Channel, parts: list[Bytes]) -> None:
         # What a kernel publishes while it starts belongs to no request: of a kernel that
         # runs here, too, nobody hears it.
-        if channel is not Channel.IOPUB or self.state is not State.STARTING:
+        if channel is not Channel.IOPUB or self.state is not KernelState.STARTING:
             self._ear.hear(channel, parts)
 
     def _be_ready(self, header: dict[str, Any], kernel_info: dict[str, Any]) -> None:
         """The child answers, and is heard on iopub: whoever waits gets its turn."""
         child = self.child
-        if self.state is State.STARTING and child is not None:
+        if self.state is KernelState.STARTING and child is not None:
             self._ports.check(child, partial(self._go_ready, child, header, kernel_info))
 
     def _go_ready(self, child: Child, header: dict[str, Any], kernel_info: dict[str, Any]) -> None:
-        if self.state is not State.STARTING or self.child is not child:
+        if self.state is not KernelState.STARTING or self.child is not child:
             return
         self._ports.begin_anew()
-        self.state = State.READY
+        self.state = KernelState.READY
         self._speaker.sound_like(header, kernel_info)
         self._note_ready(child)
         self._desk.dispatch.serve()
@@ -232,7 +234,7 @@ class Supervisor:
 
     def _adopt(self, past: Past) -> None:
         """Take over the child of an evaluator that has died, and what was asked of it."""
-        self.state = State.ADOPTING
+        self.state = KernelState.ADOPTING
         for front, seen in past.seen.items():
             self.door.remember(front, seen)
         self.door.is_sure_of = past.is_sure_of
@@ -255,7 +257,7 @@ class Supervisor:
         self._desk.fail_all("KernelDied", "The kernel died, and its evaluator with it.")
         self._speaker.kernel_info = {}
         if past.kernel:
-            self.state = State.DEAD
+            self.state = KernelState.DEAD
             self._start_again()
         else:
             self._start()
@@ -297,8 +299,8 @@ class Supervisor:
 
     def _settle(self) -> None:
         self._ear.adoption = None
-        if self.state is State.ADOPTING:
-            self.state = State.READY
+        if self.state is KernelState.ADOPTING:
+            self.state = KernelState.READY
             self._interrupts.forget()
             self._desk.dispatch.serve()
 
@@ -311,38 +313,38 @@ class Supervisor:
         self._interrupts.forget()
         child.close()
         self._speaker.kernel_info = {}
-        if self.state is State.STOPPING:
+        if self.state is KernelState.STOPPING:
             self._leave()
-        elif self.state is State.RESTARTING:
+        elif self.state is KernelState.RESTARTING:
             self._desk.fail_all("KernelRestarted", "The kernel was restarted.")
             self._start()
-        elif self.state is State.STARTING:
+        elif self.state is KernelState.STARTING:
             self._ports.read(child, partial(self._hear_why_not_started, words))
         else:
-            self.state = State.DEAD
-            why = f"The kernel died: {explain(words)} Its variables are gone; it starts anew."
+            self.state = KernelState.DEAD
+            why = f"The kernel died: {describe_exit(words)} Its variables are gone; it starts anew."
             self._desk.fail_all("KernelDied", why, is_cut=is_by_signal(words))
             self._speaker.note("died", why=why)
             child.forget()
             self.reactor.later(RESTART_AFTER, self._start_again)
 
     def _hear_why_not_started(self, words: dict[str, Any], last_words: str) -> None:
-        if self.state is not State.STARTING:
+        if self.state is not KernelState.STARTING:
             return  # it is to end
         if self._ports.is_to_try_again(last_words):
             self._start()
         else:
-            self._fail(f"The kernel did not start: {explain(words)}\n{last_words}".rstrip())
+            self._fail(f"The kernel did not start: {describe_exit(words)}\n{last_words}".rstrip())
 
     def _start_again(self) -> None:
-        if self.state is not State.DEAD:
+        if self.state is not KernelState.DEAD:
             return  # it is to end
         self._speaker.publish("status", {"execution_state": "restarting"})
         self._start()
 
     def _fail(self, why: str) -> None:
         """End a session whose kernel does not start, once it has told why."""
-        self.state = State.FAILED
+        self.state = KernelState.FAILED
         self.why = why
         self._speaker.note("failed", why=why)
         self.session.end(self.why)
@@ -359,14 +361,14 @@ class Supervisor:
 
     def stop(self, why: str) -> None:
         """End the session."""
-        if self.state is State.STOPPING:
+        if self.state is KernelState.STOPPING:
             return
         self.why = why
         self.session.end(self.why)
         if self.child:
-            self._end_child(State.STOPPING)
+            self._end_child(KernelState.STOPPING)
         else:
-            self.state = State.STOPPING
+            self.state = KernelState.STOPPING
             self._leave()
 
     def _leave(self) -> None:
@@ -376,16 +378,16 @@ class Supervisor:
         else:
             self.reactor.later(LOOK_AGAIN, self._leave)
 
-    def _end_child(self, state: State) -> None:
+    def _end_child(self, state: KernelState) -> None:
         """Ask the child to end; a signal follows where asking does not help."""
         child, was_ready = self.child, self.state in WITH_CHILD
-        if child is None or self.state is State.STOPPING:
+        if child is None or self.state is KernelState.STOPPING:
             return  # it is about to start anew by itself, or ends for good
         if was_ready:
             self._ear.cut_short = self._desk.cut_short()
         self.state = state
         if was_ready:
-            words = {"restart": state is State.RESTARTING}
+            words = {"restart": state is KernelState.RESTARTING}
             child.ask(Channel.CONTROL, "shutdown_request", words)
         self.reactor.later(DIE_WITHIN if was_ready else 0.0, partial(self._insist, child))
 

@@ -31,7 +31,7 @@ def main() -> None:
     call_this_process(f"remoterw {folder.name}")
     umask = os.umask(0o077)
     try:
-        child = _start(wish)
+        child = _start_kernel(wish)
     except OSError as error:
         _tell(folder / "exit.json", {"failed": error.strerror, "file": str(error.filename)})
         return
@@ -42,7 +42,7 @@ def main() -> None:
     is_written = _tell(folder / "child.json", about)
     while not is_written and child.poll() is None:  # a full disk may have room again
         time.sleep(RETRY_AFTER)
-        is_written = _write(folder / "child.json", about)
+        is_written = _write_json(folder / "child.json", about)
     status = child.wait()
     bound.end()
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -50,7 +50,7 @@ def main() -> None:
     _tell(folder / "exit.json", {"pid": child.pid, "status": status, "peak_kib": kibibytes})
 
 
-def _start(wish: dict[str, Any]) -> subprocess.Popen[bytes]:
+def _start_kernel(wish: dict[str, Any]) -> subprocess.Popen[bytes]:
     def be_ordinary() -> None:
         os.umask(wish["umask"])
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
@@ -71,13 +71,13 @@ def _start(wish: dict[str, Any]) -> subprocess.Popen[bytes]:
 
 def _tell(path: Path, words: dict[str, Any]) -> bool:
     """Tell it to a file and to the evaluator; return whether the file has it."""
-    is_written = _write(path, words)
+    is_written = _write_json(path, words)
     with contextlib.suppress(OSError):  # the evaluator is gone; the file is there
         os.write(1, (json.dumps(words) + "\n").encode())
     return is_written
 
 
-def _write(path: Path, words: dict[str, Any]) -> bool:
+def _write_json(path: Path, words: dict[str, Any]) -> bool:
     beside = path.with_suffix(".part")
     try:
         beside.write_text(json.dumps(words), encoding="utf-8")

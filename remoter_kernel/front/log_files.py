@@ -55,7 +55,7 @@ def begin(kind: str, remote: str | None = None) -> None:
     clock = time.strftime("%Y%m%dT%H%M%S", time.gmtime())
     about = re.sub(r"[^a-z0-9._-]", "_", remote or "")[:LONGEST_NAME]
     name = "-".join(filter(None, (kind, about, clock, str(os.getpid()))))
-    logs.begin(folder() / f"{name}.log", logs.wanted(), chores=clear_old)
+    logs.open_log(folder() / f"{name}.log", logs.wanted(), chores=clear_old)
 
 
 def folder() -> Path:

@@ -14,16 +14,16 @@ import time
 from typing import Any, Protocol
 
 from remoter_kernel.errors import Unreachable
-from remoter_kernel.wire.files import (
+from remoter_kernel.wire.threads import Thread
+from remoter_kernel.wire.wire_format import (
     HEAD,
     MOST_BODY,
     FileTrouble,
-    Word,
+    FrameType,
     frame,
     read_head,
     to_body,
 )
-from remoter_kernel.wire.threads import Thread
 
 TOGETHER = 64 * 1024  # bytes of small frames that wait for each other
 BEAT_EVERY = 3.0  # seconds
@@ -67,7 +67,7 @@ class Duplex:
         self._beat = Thread(
             self._give_signs, name="transfer-beat", on_error=lambda _error: self.stop()
         )
-        self.sign = frame(Word.ALIVE)
+        self.sign = frame(FrameType.ALIVE)
 
     def start(self) -> None:
         """Give signs of life from now on."""
@@ -87,12 +87,12 @@ class Duplex:
 
     # --- to the other end ---
 
-    def say(self, word: Word, body: bytes | memoryview = b"") -> None:
+    def say(self, word: FrameType, body: bytes | memoryview = b"") -> None:
         """Say something; it may wait for `flush`."""
         with self._mouth:
             self._put(memoryview(frame(word, body)))
 
-    def tell(self, word: Word, words: dict[str, Any]) -> None:
+    def tell(self, word: FrameType, words: dict[str, Any]) -> None:
         """Say something in JSON, now."""
         with self._mouth:
             self._put(memoryview(frame(word, to_body(words))))
@@ -102,7 +102,7 @@ class Duplex:
         """Say why nothing goes on, unless the other end has said so itself, or is gone."""
         if not trouble.is_told:
             with contextlib.suppress(Cut):
-                self.tell(Word.ERROR, trouble.words())
+                self.tell(FrameType.ERROR, trouble.words())
 
     def say_frame(self, whole: memoryview) -> None:
         """Say a frame that is put together already."""
@@ -147,7 +147,7 @@ class Duplex:
         """Is there something to hear, now or within that time?"""
         return self._has_frame() or bool(self._selector.select(seconds))
 
-    def hear(self) -> tuple[Word, memoryview]:
+    def hear(self) -> tuple[FrameType, memoryview]:
         """Return the next frame; its body is there until the next call. Raise Cut."""
         while not self._has_frame():
             self._read()

@@ -37,7 +37,7 @@ MOST_WORDS = 1024 * 1024  # bytes of JSON of our own: greetings, notes, orders
 MOST_FRAME = 1024 * 1024  # bytes: 64 KiB of items at most, or one greeting
 
 
-class Kind(IntEnum):
+class MessageType(IntEnum):
     """What a message on the wire is for."""
 
     HELLO = 1  # front: who I am, what I have seen
@@ -69,7 +69,7 @@ class Lane(IntEnum):
 
 
 # Looking up is several times faster than Kind(...), and this is done for every message.
-_KINDS = {int(kind): kind for kind in Kind}
+_KINDS = {int(kind): kind for kind in MessageType}
 CHANNELS = {int(channel): channel for channel in Channel}
 
 LANE = {
@@ -82,7 +82,7 @@ LANE = {
 }
 
 
-class Head(NamedTuple):
+class FrameHeader(NamedTuple):
     """The first frame. Every number rides on every message.
 
     number, previous: this item, and the one before it in its lane; 0 where there is none.
@@ -92,7 +92,7 @@ class Head(NamedTuple):
     credit: bulk bytes that the peer may send on this wire, counted from its beginning.
     """
 
-    kind: Kind
+    kind: MessageType
     channel: Channel = Channel.NOTE
     number: int = 0
     previous: int = 0
@@ -103,12 +103,12 @@ class Head(NamedTuple):
     credit: int = 0
 
 
-def encode(head: Head, body: Bytes = b"") -> bytes:
+def encode_message(head: FrameHeader, body: Bytes = b"") -> bytes:
     """Return the bytes of one saying; several may simply stand one after the other."""
     return _HEAD.pack(MAGIC, PROTOCOL, *head, len(body)) + body
 
 
-def decode(frame: Bytes) -> Iterator[tuple[Head, memoryview]]:
+def decode_messages(frame: Bytes) -> Iterator[tuple[FrameHeader, memoryview]]:
     """Yield what a frame says; a `ProtocolError` tells where and how it stops making sense."""
     view = memoryview(frame)
     if not view:
@@ -123,7 +123,7 @@ def decode(frame: Bytes) -> Iterator[tuple[Head, memoryview]]:
         view = view[end:]
 
 
-def _decode_head(frame: memoryview) -> tuple[Head, int]:
+def _decode_head(frame: memoryview) -> tuple[FrameHeader, int]:
     if len(frame) != _HEAD.size:
         message = f"A message began with {len(frame)} bytes where {_HEAD.size} were due."
         raise ProtocolError(message)
@@ -135,13 +135,13 @@ def _decode_head(frame: memoryview) -> tuple[Head, int]:
         message = f"The other end speaks protocol {protocol}, this one speaks {PROTOCOL}."
         raise ProtocolError(message, "Update the older of the two.")
     try:
-        return Head(_KINDS[kind], CHANNELS[channel], *numbers[:-1]), numbers[-1]
+        return FrameHeader(_KINDS[kind], CHANNELS[channel], *numbers[:-1]), numbers[-1]
     except KeyError as error:
         message = f"A message of a kind or channel that is not known ({kind}, {channel})."
         raise ProtocolError(message) from error
 
 
-def pack(parts: Sequence[Bytes]) -> bytes:
+def pack_parts(parts: Sequence[Bytes]) -> bytes:
     """Join parts into one body: their count, their lengths, then the bytes.
 
     `TooLarge` says what is more than the other end takes.
@@ -164,7 +164,7 @@ def _too_large(count: int, size: int) -> TooLarge:
     return TooLarge(f"{said} buffers is too large to be carried.", most)
 
 
-def unpack(body: Bytes) -> list[memoryview]:
+def unpack_parts(body: Bytes) -> list[memoryview]:
     """Split a body into its parts without copying them."""
     view = memoryview(body)
     if len(view) < _COUNT.size:

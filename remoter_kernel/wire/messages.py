@@ -18,7 +18,7 @@ from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
 from remoter_kernel.errors import ProtocolError
-from remoter_kernel.wire.frames import MOST_WORDS, Channel, unpack
+from remoter_kernel.wire.frames import MOST_WORDS, Channel, unpack_parts
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -132,7 +132,7 @@ def _to_ascii_json(words: Any) -> bytes:
 
 def parts_of(channel: Channel, body: Bytes) -> list[memoryview]:
     """Return the parts of an item: all that a reader relies on are there."""
-    parts = unpack(body)
+    parts = unpack_parts(body)
     if channel is Channel.NOTE or channel is Channel.ORDER:
         if not parts:
             raise ProtocolError("A note or an order without words.")

@@ -15,7 +15,7 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
 from remoter_kernel.errors import ProtocolError
-from remoter_kernel.wire.files import FileTrouble, Trouble
+from remoter_kernel.wire.wire_format import FileTrouble, Trouble
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

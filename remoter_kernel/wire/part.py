@@ -11,12 +11,12 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from remoter_kernel.errors import ProtocolError
-from remoter_kernel.wire.files import ASK_FROM, FileTrouble, Trouble
 from remoter_kernel.wire.names import part_name
 from remoter_kernel.wire.sources import trouble_of
+from remoter_kernel.wire.wire_format import ASK_FROM, FileTrouble, Trouble
 
 if TYPE_CHECKING:
-    from remoter_kernel.wire.files import Entry
+    from remoter_kernel.wire.wire_format import FileEntry
 
 READ_AT_ONCE = 1024 * 1024  # bytes
 ZEROS = bytes(1024 * 1024)
@@ -31,7 +31,7 @@ _mask_lock = threading.Lock()
 class Part:
     """A file on its way to `place`; what is there of it stays when its transfer is cut."""
 
-    def __init__(self, place: str, entry: Entry, mask: int) -> None:
+    def __init__(self, place: str, entry: FileEntry, mask: int) -> None:
         """Remember; `find` or `begin` opens it. `mask` is the umask."""
         self.place = place
         self.entry = entry
@@ -255,7 +255,7 @@ def mode_of(path: str) -> int | None:
     return None if stat.S_ISLNK(mode) else stat.S_IMODE(mode)
 
 
-def settle(path: str, entry: Entry, mask: int, before: int | None = None) -> None:
+def settle(path: str, entry: FileEntry, mask: int, before: int | None = None) -> None:
     """Give something the mode and the time that it had, as far as this disk knows such.
 
     `before`: the mode of what was in its place.
@@ -270,7 +270,7 @@ def settle(path: str, entry: Entry, mask: int, before: int | None = None) -> Non
         os.utime(path, ns=(entry.mtime, entry.mtime))
 
 
-def wanted_mode(entry: Entry, mask: int, before: int | None = None) -> int:
+def wanted_mode(entry: FileEntry, mask: int, before: int | None = None) -> int:
     """Return which mode something gets: no more than the sender's, nor than the umask allows.
 
     What was there before is not opened to others either, but may become a program for those who

@@ -12,7 +12,16 @@ from typing import TYPE_CHECKING, Callable
 
 from remoter_kernel import logs
 from remoter_kernel.errors import ProtocolError, RemoterError, Unreachable
-from remoter_kernel.wire.frames import Bytes, Head, Kind, Lane, decode, encode, from_json, to_json
+from remoter_kernel.wire.frames import (
+    Bytes,
+    FrameHeader,
+    Lane,
+    MessageType,
+    decode_messages,
+    encode_message,
+    from_json,
+    to_json,
+)
 from remoter_kernel.wire.stream import BOTH
 
 if TYPE_CHECKING:
@@ -33,8 +42,8 @@ MOST_BYTES_AT_ONCE = 8 * 1024 * 1024
 BATCH = 64 * 1024  # bytes: sayings that are due together share a frame up to this size
 
 Send = Callable[[bytes], None]
-OnItem = Callable[[Head, Bytes], None]
-OnRefused = Callable[[Head, Bytes, Exception], None]
+OnItem = Callable[[FrameHeader, Bytes], None]
+OnRefused = Callable[[FrameHeader, Bytes, Exception], None]
 OnEnd = Callable[[RemoterError], None]
 _log = logging.getLogger(__name__)
 
@@ -48,7 +57,9 @@ class Pump:
         self.talk = talk
         self.send = send
         self.on_item: OnItem = lambda _head, _body: None
-        self.on_refused: OnRefused = _raise  # keeps an item that `on_item` could not take in
+        self.on_refused: OnRefused = (
+            _raise_refused  # keeps an item that `on_item` could not take in
+        )
         self.on_end: OnEnd = lambda _error: None
         self.round_trip: float | None = None  # seconds
         self._heard = 0.0
@@ -71,7 +82,7 @@ class Pump:
         self.talk.open((int(peer_has_seen[0]), int(peer_has_seen[1])))
         self._heard = time.monotonic()
         self._watch = self.reactor.later(LOOK_EVERY, self._look)
-        self._say(Kind.ACK)  # the first credit
+        self._say(MessageType.ACK)  # the first credit
         self._ping()  # nothing is under way: the truest round trip there will be
         self.flush()
 
@@ -83,7 +94,7 @@ class Pump:
         self._unanswered = 0.0
         _log.debug("received a frame of %d bytes", len(frame))
         try:
-            for head, body in decode(frame):
+            for head, body in decode_messages(frame):
                 self._take(head, body)
         except ProtocolError as error:
             self.end(error, is_told=True)
@@ -106,7 +117,7 @@ class Pump:
             self._ping()
         self.talk.measure(time.monotonic())
         if self.talk.owes_credit:
-            self._say(Kind.ACK)
+            self._say(MessageType.ACK)
         elif self._ack is None and self.talk.owes_numbers:
             self._ack = self.reactor.later(ACK_WITHIN, self.acknowledge)
 
@@ -120,7 +131,7 @@ class Pump:
         size = whole = 0
         try:
             for count, (head, body) in enumerate(self.talk.due(lanes), 1):
-                saying = encode(head, body)
+                saying = encode_message(head, body)
                 _log.debug("sends %r %d: %d bytes", head.kind, head.number, len(body))
                 if batch and size + len(saying) > BATCH:
                     self.send(b"".join(batch))
@@ -154,28 +165,28 @@ class Pump:
         self._has_ended = True
         _log.info("A connection ends: %s", logs.reason(error))
         if is_told:
-            self.send(encode(self.talk.head(Kind.BYE), to_json({"why": str(error)})))
+            self.send(encode_message(self.talk.head(MessageType.BYE), to_json({"why": str(error)})))
         self.talk.close()
         for timer in (self._ack, self._watch, self._more):
             if timer:
                 timer.cancel()
         self.on_end(error)
 
-    def _take(self, head: Head, body: Bytes) -> None:
+    def _take(self, head: FrameHeader, body: Bytes) -> None:
         _log.debug("received %r %d: %d bytes", head.kind, head.number, len(body))
         whole = self.talk.receive(head, body)
         if whole is not None:
             self._hand_on(head, whole)
-        elif head.kind is Kind.PING:
-            self._say(Kind.PONG)
-        elif head.kind is Kind.PONG:
+        elif head.kind is MessageType.PING:
+            self._say(MessageType.PONG)
+        elif head.kind is MessageType.PONG:
             self._note_pong()
-        elif head.kind is Kind.BYE:
+        elif head.kind is MessageType.BYE:
             words = from_json(body)
             why = str(words.get("why", "The other end hung up."))
             self.end(ProtocolError(why[:LONGEST_REASON]))
 
-    def _hand_on(self, head: Head, body: Bytes) -> None:
+    def _hand_on(self, head: FrameHeader, body: Bytes) -> None:
         """Hand an item on; one that cannot be taken in is passed over, and told.
 
         It has been seen, so that the other end never sends it again. If the other end should not
@@ -188,20 +199,20 @@ class Pump:
             if isinstance(error, ProtocolError):
                 raise
 
-    def _say(self, kind: Kind) -> None:
-        self.send(encode(self.talk.head(kind)))
+    def _say(self, kind: MessageType) -> None:
+        self.send(encode_message(self.talk.head(kind)))
 
     def give_credit(self) -> None:
         """Let the other end go on, if what was kept meanwhile is much."""
         self.talk.measure(time.monotonic())
         if self.talk.owes_credit and not self._has_ended:
-            self._say(Kind.ACK)
+            self._say(MessageType.ACK)
 
     def acknowledge(self) -> None:
         """Tell the other end now what is kept here."""
         self._ack = None
         if self.talk.owes_numbers and not self._has_ended:
-            self._say(Kind.ACK)
+            self._say(MessageType.ACK)
 
     def _look(self) -> None:
         now = time.monotonic()
@@ -225,7 +236,7 @@ class Pump:
     def _ping(self) -> None:
         self._pinged = time.monotonic()
         self._pongs_due += 1
-        self._say(Kind.PING)
+        self._say(MessageType.PING)
 
     def _note_pong(self) -> None:
         self._pongs_due -= 1
@@ -238,5 +249,5 @@ class Pump:
             self.talk.window.note_trip(self.round_trip)
 
 
-def _raise(_head: Head, _body: Bytes, error: Exception) -> None:
+def _raise_refused(_head: FrameHeader, _body: Bytes, error: Exception) -> None:
     raise error

@@ -66,17 +66,17 @@ class Reactor:
         self._mouth.setblocking(False)
         self._is_running = False
         self.after_pass: Call = lambda: None  # made once after each round of call-backs
-        self.on_bug: Callable[[Exception], None] = _raise
+        self.on_bug: Callable[[Exception], None] = _raise_bug
         self.watch(self._ear, self._hear)
 
     def watch(self, source: Any, on_readable: Call) -> None:
         """Call back while a socket has something to read."""
-        self._handlers[_key(source)] = on_readable
+        self._handlers[_source_key(source)] = on_readable
         self._poller.register(source, zmq.POLLIN)
 
     def unwatch(self, source: Any) -> None:
         """Stop calling back for a socket."""
-        if self._handlers.pop(_key(source), None):
+        if self._handlers.pop(_source_key(source), None):
             self._poller.unregister(source)
 
     def later(self, seconds: float, call: Call) -> Timer:
@@ -125,7 +125,7 @@ class Reactor:
 
     def _one_pass(self) -> None:
         for source, _ in self._poller.poll(self._patience()):
-            handler = self._handlers.get(_key(source))
+            handler = self._handlers.get(_source_key(source))
             if handler:
                 self._make(handler)
         now = time.monotonic()
@@ -158,9 +158,9 @@ class Reactor:
             self._ear.recv(4096)
 
 
-def _raise(error: Exception) -> None:
+def _raise_bug(error: Exception) -> None:
     raise error
 
 
-def _key(source: Any) -> Any:
+def _source_key(source: Any) -> Any:
     return source if isinstance(source, zmq.Socket) else getattr(source, "fileno", lambda: source)()

@@ -18,25 +18,25 @@ import time
 from typing import TYPE_CHECKING, Any, Callable, NamedTuple
 
 from remoter_kernel.errors import ProtocolError
-from remoter_kernel.wire.files import (
+from remoter_kernel.wire.destinations import OfferedSource, Places, find_places, read_sources
+from remoter_kernel.wire.names import check_digest, names_asked_for
+from remoter_kernel.wire.part import Part, read_umask, settle
+from remoter_kernel.wire.quota import Quota
+from remoter_kernel.wire.sources import LONGEST_TOLD, MOST_TOLD, trouble_of
+from remoter_kernel.wire.wire_format import (
     BEGINS,
     MOST_SOURCES,
     TAKEN,
-    Entry,
+    FileEntry,
     FileTrouble,
+    FrameType,
     Trouble,
-    Word,
     add_trouble,
     from_body,
     number_of,
     read_entry,
     told_trouble,
 )
-from remoter_kernel.wire.names import check_digest, names_asked_for
-from remoter_kernel.wire.part import Part, read_umask, settle
-from remoter_kernel.wire.places import Places, Source, find_places, read_sources
-from remoter_kernel.wire.quota import Quota
-from remoter_kernel.wire.sources import LONGEST_TOLD, MOST_TOLD, trouble_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -52,7 +52,7 @@ ACK_AFTER = 0.003  # seconds: each acknowledgement wakes four processes, so a fa
 class _Known(NamedTuple):
     """What the sender has told of."""
 
-    entry: Entry
+    entry: FileEntry
     part: Part | None  # None: it was refused, and what comes of it is dropped
 
 
@@ -75,7 +75,7 @@ class Receiving:
         before anything is written, of such a word that says no name, and what its source is called.
         """
         self.start: dict[str, Any] = {}  # what the sender says is coming
-        self.entries: list[tuple[Entry, str]] = []  # of a dry run: what would go where
+        self.entries: list[tuple[FileEntry, str]] = []  # of a dry run: what would go where
         self.targets: list[str] = []  # where each source will be
         self.troubles: list[FileTrouble] = []
         self._destination = destination
@@ -85,22 +85,22 @@ class Receiving:
         self._on_name = on_name
         self._is_dry = is_dry
         self._size = self._files = 0
-        self._readers: dict[Word, Callable[[dict[str, Any]], None]] = {
-            Word.START: self._start,
-            Word.ENTRY: self._enter,
-            Word.END: self._end,
-            Word.FAILED: self._hear_failure,
-            Word.ERROR: self._hear_end,
+        self._readers: dict[FrameType, Callable[[dict[str, Any]], None]] = {
+            FrameType.START: self._start,
+            FrameType.ENTRY: self._enter,
+            FrameType.END: self._end,
+            FrameType.FAILED: self._hear_failure,
+            FrameType.ERROR: self._hear_end,
         }
 
     def run(self, duplex: Duplex) -> None:
         """Receive all that comes; raise Cut, or the trouble that ends it."""
         self._duplex = duplex
         self._mask = read_umask()
-        self._sources: list[Source] = []  # as the sender tells of them
+        self._sources: list[OfferedSource] = []  # as the sender tells of them
         self._places: Places | None = None  # where they go, once it has told of all
         self._known: dict[int, _Known] = {}
-        self._folders: list[tuple[str, Entry, int | None]] = []  # the mode of what was there
+        self._folders: list[tuple[str, FileEntry, int | None]] = []  # the mode of what was there
         self._left = 0  # bytes of the current file that may come
         self._current = 0  # the number of the file whose bytes come
         self._entered = 0  # the number of the last entry
@@ -124,31 +124,31 @@ class Receiving:
                     known.part.keep()
             duplex.stop()
 
-    def _hear(self) -> tuple[Word, memoryview]:
+    def _hear(self) -> tuple[FrameType, memoryview]:
         duplex = self._duplex
         unsaid, now = duplex.heard - self._told, time.monotonic()
         is_much = unsaid >= ACK_EACH and now - self._told_at >= ACK_AFTER
         if is_much or (unsaid and not duplex.is_heard() and not duplex.is_heard(PAUSE)):
             self._told, self._told_at = duplex.heard, now
-            duplex.say(Word.ACK, TAKEN.pack(self._told, self._last))
+            duplex.say(FrameType.ACK, TAKEN.pack(self._told, self._last))
             duplex.flush()
         return duplex.hear()
 
-    def _take(self, word: Word, body: memoryview) -> bool:
+    def _take(self, word: FrameType, body: memoryview) -> bool:
         """Deal with one frame; False: that was all."""
-        if word is Word.DATA:
+        if word is FrameType.DATA:
             self._write(body)
-        elif word is Word.BODY:
+        elif word is FrameType.BODY:
             self._begin(*BEGINS.unpack(body))
         elif word in self._readers:
             self._readers[word](from_body(body))
-        elif word is Word.PING:
-            self._duplex.say(Word.PONG)
+        elif word is FrameType.PING:
+            self._duplex.say(FrameType.PONG)
             self._duplex.flush()
-        elif word is Word.FINISH:
+        elif word is FrameType.FINISH:
             self._finish()
             return False
-        elif word is not Word.ALIVE:
+        elif word is not FrameType.ALIVE:
             raise ProtocolError(f"A sender does not say {word.name}.")
         return True
 
@@ -183,7 +183,7 @@ class Receiving:
             places.prepare()
         self._places = places
         ready = {"place": places.root, "is_folder": places.is_folder, "dry": self._is_dry}
-        self._duplex.tell(Word.READY, ready)
+        self._duplex.tell(FrameType.READY, ready)
 
     @property
     def _started(self) -> Places:
@@ -211,10 +211,10 @@ class Receiving:
                 raise
             self._fail(number, trouble)
         if number in self._known and words.get("asks") is True:
-            self._duplex.tell(Word.HAVE, have)
+            self._duplex.tell(FrameType.HAVE, have)
 
     def _admit(
-        self, places: Places, number: int, entry: Entry, have: dict[str, Any], *, asks: bool
+        self, places: Places, number: int, entry: FileEntry, have: dict[str, Any], *, asks: bool
     ) -> None:
         """Make a folder or a link, or know of a file that is coming; find what `have` lacks."""
         place = places.place_of(entry)
@@ -234,7 +234,7 @@ class Receiving:
         except OSError as error:
             raise trouble_of(error, place) from None
 
-    def _make_folder(self, places: Places, entry: Entry, place: str) -> None:
+    def _make_folder(self, places: Places, entry: FileEntry, place: str) -> None:
         """Make a folder that can be written into; what it is to be like comes at the end."""
         self._quota.hold(entry.path, place)
         if os.path.islink(place):
@@ -247,7 +247,7 @@ class Receiving:
         self._folders.append((place, entry, before))
 
     @staticmethod
-    def _make_link(places: Places, entry: Entry, place: str) -> None:
+    def _make_link(places: Places, entry: FileEntry, place: str) -> None:
         """Make a link to a folder inside, seen from where the link is."""
         target = places.target_of(entry, place)
         if os.path.islink(place) and os.readlink(place) == target:
@@ -319,7 +319,7 @@ class Receiving:
             self._known[number] = known._replace(part=None)
         if trouble.trouble is not Trouble.DAMAGED:  # that is sent again, and the sender counts
             add_trouble(self.troubles, trouble)
-        self._duplex.tell(Word.FAILED, {**trouble.words(), "number": number})
+        self._duplex.tell(FrameType.FAILED, {**trouble.words(), "number": number})
 
     def _hear_failure(self, words: dict[str, Any]) -> None:
         """The sender could not send a file, or is to send it again."""
@@ -342,4 +342,4 @@ class Receiving:
             raise ProtocolError("That was all, and files are missing that were told of.")
         for place, entry, before in reversed(self._folders):
             settle(place, entry, self._mask, before)
-        self._duplex.tell(Word.OVER, {"files": self._files, "size": self._size})
+        self._duplex.tell(FrameType.OVER, {"files": self._files, "size": self._size})

@@ -21,7 +21,12 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Callable, NamedTuple
 
 from remoter_kernel.errors import ProtocolError, RemoterError
 from remoter_kernel.wire.duplex import Cut
-from remoter_kernel.wire.files import (
+from remoter_kernel.wire.names import check_digest
+from remoter_kernel.wire.quota import Growth
+from remoter_kernel.wire.sources import Plan, PlanItem, entry_of, open_source, trouble_of
+from remoter_kernel.wire.threads import Thread
+from remoter_kernel.wire.window import Window
+from remoter_kernel.wire.wire_format import (
     ASK_FROM,
     BEGINS,
     CHUNK,
@@ -29,8 +34,8 @@ from remoter_kernel.wire.files import (
     MOST_PATH,
     TAKEN,
     FileTrouble,
+    FrameType,
     Trouble,
-    Word,
     add_trouble,
     frame,
     from_body,
@@ -38,11 +43,6 @@ from remoter_kernel.wire.files import (
     to_body,
     told_trouble,
 )
-from remoter_kernel.wire.names import check_digest
-from remoter_kernel.wire.quota import Growth
-from remoter_kernel.wire.sources import Item, Plan, entry_of, open_source, trouble_of
-from remoter_kernel.wire.threads import Thread
-from remoter_kernel.wire.window import Window
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -58,12 +58,12 @@ LAST_WORDS = 0.5  # seconds for what the other end said before it hung up
 EAR_ENDS_WITHIN = 1.0  # seconds
 
 
-class _Told(NamedTuple):
+class _AnnouncedFile(NamedTuple):
     """A file that the other end knows of."""
 
     number: int
     place: int  # in the plan
-    item: Item
+    item: PlanItem
     asks: bool  # does it say how much of it is there?
 
 
@@ -104,10 +104,10 @@ class Sending:
         self._taken = self._number = 0  # position dealt with there; of the last entry
         self._pinged_at = 0.0
         self._is_finished = False  # has it said that this was all?
-        self._begun: dict[int, _Told] = {}  # by number, until it is dealt with
+        self._begun: dict[int, _AnnouncedFile] = {}  # by number, until it is dealt with
         self._again: deque[int] = deque()
         self._haves: dict[int, tuple[int, str]] = {}  # bytes of a file there, and their checksum
-        self._answers: dict[Word, dict[str, Any]] = {}
+        self._answers: dict[FrameType, dict[str, Any]] = {}
         self._error: RemoterError | None = None
         self._growth = Growth(self.plan.size)
         self._window.begin()
@@ -132,19 +132,19 @@ class Sending:
 
     def _send(self) -> None:
         duplex = self._duplex
-        duplex.sign = frame(Word.PING)
+        duplex.sign = frame(FrameType.PING)
         for words in self.plan.words():
-            duplex.tell(Word.START, words)
-        ready = self._wait_for(Word.READY)
+            duplex.tell(FrameType.START, words)
+        ready = self._wait_for(FrameType.READY)
         place = str(ready.get("place", ""))[:MOST_PATH]
         into = f"{place.rstrip('/')}/" if ready.get("is_folder") else ""
         self.targets = [into + top["name"] if into else place for top in self.plan.tops]
         self._pinged_at = time.monotonic()
-        duplex.say(Word.PING)
+        duplex.say(FrameType.PING)
         files = [place for place in self._done if self.plan.items[place].entry.kind == "file"]
         self._size = sum(self.plan.items[place].entry.size for place in files)
         self._files = len(files)
-        told: deque[_Told] = deque()
+        told: deque[_AnnouncedFile] = deque()
         left = iter(range(len(self.plan.items)))
         while True:
             self._tell_ahead(told, left)
@@ -155,13 +155,13 @@ class Sending:
             elif ready.get("dry") or self._is_all_dealt_with():
                 break
         self._is_finished = True
-        duplex.say(Word.FINISH)
+        duplex.say(FrameType.FINISH)
         duplex.flush()
-        self._wait_for(Word.OVER)
+        self._wait_for(FrameType.OVER)
 
     # --- entries ---
 
-    def _tell_ahead(self, told: deque[_Told], left: Iterator[int]) -> None:
+    def _tell_ahead(self, told: deque[_AnnouncedFile], left: Iterator[int]) -> None:
         while len(told) < AHEAD:
             place = self._next(left)
             if place is None:
@@ -171,10 +171,10 @@ class Sending:
             asks = is_file and (self._asks_always or item.entry.size >= ASK_FROM)
             self._number += 1
             if is_file:
-                told.append(_Told(self._number, place, item, asks))
+                told.append(_AnnouncedFile(self._number, place, item, asks))
                 with self._changed:
                     self._begun[self._number] = told[-1]
-            self._duplex.say(Word.ENTRY, to_body(item.entry.words(self._number, asks=asks)))
+            self._duplex.say(FrameType.ENTRY, to_body(item.entry.words(self._number, asks=asks)))
 
     def _next(self, left: Iterator[int]) -> int | None:
         with self._changed:
@@ -192,7 +192,7 @@ class Sending:
 
     # --- one file ---
 
-    def _send_one(self, told: _Told) -> None:
+    def _send_one(self, told: _AnnouncedFile) -> None:
         if self._is_refused(told):
             return
         entry = told.item.entry
@@ -206,18 +206,18 @@ class Sending:
         except (OSError, ValueError) as error:  # of the file: the duplex raises Cut
             self._fail(told, trouble_of(error, entry.path))
 
-    def _is_refused(self, told: _Told) -> bool:
+    def _is_refused(self, told: _AnnouncedFile) -> bool:
         """Has the other end failed to take it? Then it need not wait for the rest."""
         if told.number in self._begun:
             return False
-        self._duplex.say(Word.FAILED, to_body({"number": told.number, "again": True}))
+        self._duplex.say(FrameType.FAILED, to_body({"number": told.number, "again": True}))
         return True
 
-    def _send_body(self, told: _Told, file: BinaryIO) -> None:
+    def _send_body(self, told: _AnnouncedFile, file: BinaryIO) -> None:
         entry = told.item.entry
         begin, digest = self._same(told, file) if told.asks else (0, hashlib.sha256())
         self._size += begin
-        self._duplex.say(Word.BODY, BEGINS.pack(told.number, begin))
+        self._duplex.say(FrameType.BODY, BEGINS.pack(told.number, begin))
         sent = self._pour(told, file, digest, entry.size - begin)
         if self._is_refused(told):
             self._size -= begin + sent
@@ -231,10 +231,10 @@ class Sending:
             return
         self._files += 1
         words = {"number": told.number, "sha256": digest.hexdigest()}
-        self._duplex.say(Word.END, to_body(words))
+        self._duplex.say(FrameType.END, to_body(words))
         self._on_progress(self._size, self._files)
 
-    def _same(self, told: _Told, file: BinaryIO) -> tuple[int, Any]:
+    def _same(self, told: _AnnouncedFile, file: BinaryIO) -> tuple[int, Any]:
         """Return how many bytes need not be sent, as they are there, and their checksum."""
         self._duplex.flush()
         with self._changed:
@@ -254,7 +254,7 @@ class Sending:
         file.seek(0)
         return 0, hashlib.sha256()
 
-    def _pour(self, told: _Told, file: BinaryIO, digest: Any, size: int) -> int:
+    def _pour(self, told: _AnnouncedFile, file: BinaryIO, digest: Any, size: int) -> int:
         """Send that many bytes of an open file, if they are wanted; return how many there were."""
         buffer = bytearray(HEAD.size + min(CHUNK, size))
         view = memoryview(buffer)
@@ -265,7 +265,7 @@ class Sending:
             if not count:
                 break
             whole = view[: HEAD.size + count]
-            HEAD.pack_into(buffer, 0, Word.DATA, count)
+            HEAD.pack_into(buffer, 0, FrameType.DATA, count)
             digest.update(whole[HEAD.size :])
             self._duplex.say_frame(whole)
             left -= count
@@ -288,7 +288,7 @@ class Sending:
 
     # --- what goes wrong with one file ---
 
-    def _take_back(self, told: _Told, why: Trouble) -> None:
+    def _take_back(self, told: _AnnouncedFile, why: Trouble) -> None:
         """Tell that a file is not what it was said to be, and send it again, but not for ever."""
         try:
             about = os.lstat(told.item.place)
@@ -303,32 +303,32 @@ class Sending:
         else:
             with self._changed:
                 self._begun.pop(told.number, None)
-                self.plan.items[told.place] = Item(fresh, told.item.place)
+                self.plan.items[told.place] = PlanItem(fresh, told.item.place)
                 self._again.append(told.place)
-            self._duplex.say(Word.FAILED, to_body({"number": told.number, "again": True}))
+            self._duplex.say(FrameType.FAILED, to_body({"number": told.number, "again": True}))
             return
         self._fail(told, FileTrouble(fresh.path, reason, Trouble.CHANGED))
 
-    def _has_no_try_left(self, told: _Told, why: Trouble) -> bool:
+    def _has_no_try_left(self, told: _AnnouncedFile, why: Trouble) -> bool:
         key = (told.place, why)
         self._tries[key] = self._tries.get(key, 0) + 1
         return self._tries[key] >= TRIES
 
-    def _fail(self, told: _Told, trouble: FileTrouble) -> None:
+    def _fail(self, told: _AnnouncedFile, trouble: FileTrouble) -> None:
         """Go on without a file that cannot be sent."""
         with self._changed:
             self._begun.pop(told.number, None)
             self._give_up(told, trouble)
-        self._duplex.say(Word.FAILED, to_body({**trouble.words(), "number": told.number}))
+        self._duplex.say(FrameType.FAILED, to_body({**trouble.words(), "number": told.number}))
 
-    def _give_up(self, told: _Told, trouble: FileTrouble) -> None:
+    def _give_up(self, told: _AnnouncedFile, trouble: FileTrouble) -> None:
         self._done.add(told.place)
         self._failed.add(told.place)
         add_trouble(self.troubles, trouble)
 
     # --- what the other end says ---
 
-    def _wait_for(self, word: Word) -> dict[str, Any]:
+    def _wait_for(self, word: FrameType) -> dict[str, Any]:
         with self._changed:
             self._changed.wait_for(lambda: self._error or word in self._answers)
             if word not in self._answers:
@@ -341,7 +341,7 @@ class Sending:
 
     def _listen(self) -> None:
         try:
-            while Word.OVER not in self._answers:
+            while FrameType.OVER not in self._answers:
                 word, body = self._duplex.hear()
                 with self._changed:
                     self._take(word, body)
@@ -354,22 +354,22 @@ class Sending:
                 self._changed.notify_all()
             self._duplex.stop()  # whoever waits for room in a pipe is not woken otherwise
 
-    def _take(self, word: Word, body: memoryview) -> None:
-        if word is Word.ACK:
+    def _take(self, word: FrameType, body: memoryview) -> None:
+        if word is FrameType.ACK:
             self._hear_taken(*TAKEN.unpack(body))
-        elif word is Word.HAVE:
+        elif word is FrameType.HAVE:
             self._hear_have(from_body(body))
-        elif word is Word.FAILED:
+        elif word is FrameType.FAILED:
             self._hear_failure(from_body(body))
-        elif word is Word.PONG:
+        elif word is FrameType.PONG:
             if self._pinged_at:
                 self._window.note_trip(time.monotonic() - self._pinged_at)
                 self._pinged_at = 0.0
-        elif word is Word.ERROR:
+        elif word is FrameType.ERROR:
             raise told_trouble(from_body(body))
-        elif word is Word.READY or (word is Word.OVER and self._is_finished):
+        elif word is FrameType.READY or (word is FrameType.OVER and self._is_finished):
             self._answers[word] = from_body(body)
-        elif word is not Word.ALIVE:
+        elif word is not FrameType.ALIVE:
             raise ProtocolError(f"A receiver does not say {word.name}.")
 
     def _hear_taken(self, position: int, number: int) -> None:

@@ -14,12 +14,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
-from remoter_kernel.wire.files import (
+from remoter_kernel.wire.wire_format import (
     MOST_BYTES,
     MOST_ENTRIES,
     MOST_PATH,
     MOST_SOURCES,
-    Entry,
+    FileEntry,
     FileTrouble,
     Trouble,
     add_trouble,
@@ -41,10 +41,10 @@ FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 @dataclass
-class Item:
+class PlanItem:
     """Something to send, and where it is."""
 
-    entry: Entry
+    entry: FileEntry
     place: str
 
 
@@ -53,7 +53,7 @@ class Plan:
     """All that is to be sent, in order: a folder comes before what is in it."""
 
     tops: list[dict[str, Any]] = field(default_factory=list)  # name and is_folder of each source
-    items: list[Item] = field(default_factory=list)
+    items: list[PlanItem] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
     troubles: list[FileTrouble] = field(default_factory=list)
 
@@ -143,12 +143,12 @@ def _add_source(plan: Plan, word: str, path: str) -> None:
     if is_folder:
         _walk(plan, name, place)
     elif stat.S_ISREG(about.st_mode):
-        _add(plan, Item(entry_of("file", name, about), place))
+        _add_item(plan, PlanItem(entry_of("file", name, about), place))
     else:
         raise FileTrouble(word, f"this is {NEITHER}", Trouble.WORDS)
 
 
-def _add(plan: Plan, item: Item) -> None:
+def _add_item(plan: Plan, item: PlanItem) -> None:
     """Add one entry, within what a receiver takes."""
     path = item.entry.path
     if max(len(path), len(item.entry.target)) > MOST_PATH:
@@ -173,7 +173,7 @@ def _walk(plan: Plan, name: str, root: str) -> None:
         except OSError as error:
             add_trouble(plan.troubles, trouble_of(error, path))
             continue
-        _add(plan, Item(entry_of("folder", path, about), place))
+        _add_item(plan, PlanItem(entry_of("folder", path, about), place))
         inner = []
         for each in found:
             inside = f"{path}/{each.name}"
@@ -193,7 +193,7 @@ def _add_file(plan: Plan, path: str, found: os.DirEntry[str]) -> None:
         add_trouble(plan.troubles, trouble_of(error, path))
         return
     if stat.S_ISREG(about.st_mode):
-        _add(plan, Item(entry_of("file", path, about), found.path))
+        _add_item(plan, PlanItem(entry_of("file", path, about), found.path))
     else:
         plan.left_out.append(f"{path}: {NEITHER}")
 
@@ -213,10 +213,10 @@ def _add_link(plan: Plan, path: str, place: str, root: str) -> None:
     elif _is_inside(place, target):
         plan.left_out.append(f"{path}: a link in a loop, to {target}")
     elif stat.S_ISREG(about.st_mode):
-        _add(plan, Item(entry_of("file", path, about), target))
+        _add_item(plan, PlanItem(entry_of("file", path, about), target))
     elif stat.S_ISDIR(about.st_mode):
         seen = os.path.relpath(target, os.path.dirname(place)).replace(os.sep, "/")
-        _add(plan, Item(Entry(path, "link", target=seen), place))
+        _add_item(plan, PlanItem(FileEntry(path, "link", target=seen), place))
     else:
         plan.left_out.append(f"{path}: {NEITHER}")
 
@@ -235,9 +235,9 @@ def _is_inside(path: str, folder: str) -> bool:
     return Path(path).is_relative_to(folder)
 
 
-def entry_of(kind: str, path: str, about: os.stat_result) -> Entry:
+def entry_of(kind: str, path: str, about: os.stat_result) -> FileEntry:
     """Return what is said of a file or folder."""
-    return Entry(
+    return FileEntry(
         path,
         kind,
         size=about.st_size if kind == "file" else 0,

@@ -23,7 +23,15 @@ from enum import Enum
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from remoter_kernel.errors import Overrun, ProtocolError
-from remoter_kernel.wire.frames import LANE, MOST_ITEM, Bytes, Channel, Head, Kind, Lane
+from remoter_kernel.wire.frames import (
+    LANE,
+    MOST_ITEM,
+    Bytes,
+    Channel,
+    FrameHeader,
+    Lane,
+    MessageType,
+)
 from remoter_kernel.wire.window import LEAST, Window
 
 if TYPE_CHECKING:
@@ -42,15 +50,24 @@ class Phase(Enum):
     OPEN = "open"
 
 
-TALK = frozenset({Kind.ITEM, Kind.PART, Kind.ACK, Kind.PING, Kind.PONG, Kind.BYE})
+TALK = frozenset(
+    {
+        MessageType.ITEM,
+        MessageType.PART,
+        MessageType.ACK,
+        MessageType.PING,
+        MessageType.PONG,
+        MessageType.BYE,
+    }
+)
 MAY_SAY = {
-    Phase.CLOSED: frozenset[Kind](),
-    Phase.GREETING: frozenset({Kind.HELLO, Kind.WELCOME, Kind.BYE}),
+    Phase.CLOSED: frozenset[MessageType](),
+    Phase.GREETING: frozenset({MessageType.HELLO, MessageType.WELCOME, MessageType.BYE}),
     Phase.OPEN: TALK,
 }
 
 
-class Entry(NamedTuple):
+class OutboxEntry(NamedTuple):
     """Something to say: its number, where it belongs, its bytes, what it overtook."""
 
     number: int
@@ -62,7 +79,7 @@ class Entry(NamedTuple):
 class Outbox(Protocol):
     """Where what was not yet taken is kept."""
 
-    def next_after(self, lane: Lane, number: int) -> Entry | None:
+    def next_after(self, lane: Lane, number: int) -> OutboxEntry | None:
         """Return the first entry of a lane beyond a number."""
 
     def forget(self, lane: Lane, number: int) -> None:
@@ -77,7 +94,7 @@ class MemoryOutbox:
         self.last = 0
         self.forgotten = dict.fromkeys(Lane, 0)  # up to these the other end has kept all
         self._last_bulk = 0
-        self._entries: dict[int, Entry] = {}
+        self._entries: dict[int, OutboxEntry] = {}
         self._numbers: dict[Lane, list[int]] = {lane: [] for lane in Lane}  # growing
         self._on_kept: dict[int, Callable[[], object]] = {}  # by number
 
@@ -94,11 +111,11 @@ class MemoryOutbox:
         lane = LANE[channel]
         if lane is Lane.BULK:
             self._last_bulk = self.last
-        self._entries[self.last] = Entry(self.last, channel, body, self._last_bulk)
+        self._entries[self.last] = OutboxEntry(self.last, channel, body, self._last_bulk)
         self._numbers[lane].append(self.last)
         return self.last
 
-    def next_after(self, lane: Lane, number: int) -> Entry | None:
+    def next_after(self, lane: Lane, number: int) -> OutboxEntry | None:
         """Return the first entry of a lane beyond a number."""
         numbers = self._numbers[lane]
         place = bisect_right(numbers, number)
@@ -152,7 +169,7 @@ class Conversation:
         self.kept = dict.fromkeys(Lane, 0)
         self._sent = dict.fromkeys(Lane, 0)
         self._ever_sent = dict.fromkeys(Lane, 0)
-        self._cutting: dict[Lane, tuple[Entry, int]] = {}  # what is half said, and how far
+        self._cutting: dict[Lane, tuple[OutboxEntry, int]] = {}  # what is half said, and how far
         # What is half heard. Its bytes are copied: a slice would keep its whole frame alive.
         self._half: dict[Lane, tuple[int, bytearray]] = {}
         self._first_here = dict.fromkeys(Lane, 0)  # numbers beyond these came on this wire
@@ -186,15 +203,17 @@ class Conversation:
         for unfinished in (self._cutting, self._half, self._ahead):  # may be as large as an item
             unfinished.clear()
 
-    def head(self, kind: Kind, entry: Entry | None = None, begin: int = 0) -> Head:
+    def head(
+        self, kind: MessageType, entry: OutboxEntry | None = None, begin: int = 0
+    ) -> FrameHeader:
         """Return a head that carries all our numbers as they are now."""
         self._told = told = self._numbers()
         if entry is None:
-            return Head(kind, Channel.NOTE, 0, 0, 0, 0, *told)
+            return FrameHeader(kind, Channel.NOTE, 0, 0, 0, 0, *told)
         previous = self._sent[LANE[entry.channel]]
-        return Head(kind, entry.channel, entry.number, previous, entry.mark, begin, *told)
+        return FrameHeader(kind, entry.channel, entry.number, previous, entry.mark, begin, *told)
 
-    def due(self, lanes: tuple[Lane, ...] = BOTH) -> Iterator[tuple[Head, Bytes]]:
+    def due(self, lanes: tuple[Lane, ...] = BOTH) -> Iterator[tuple[FrameHeader, Bytes]]:
         """Yield what may be sent now: urgent things first, bulk as far as credit goes."""
         if self.phase is not Phase.OPEN:
             return
@@ -207,7 +226,7 @@ class Conversation:
                     self._sent_bytes += len(saying[1])
                 yield saying
 
-    def _next(self, lane: Lane) -> tuple[Head, Bytes] | None:
+    def _next(self, lane: Lane) -> tuple[FrameHeader, Bytes] | None:
         """Return the next item of a lane, or its next slice."""
         entry, begin = self._cutting.pop(lane, (None, 0))
         entry = entry or self.outbox.next_after(lane, self._sent[lane])
@@ -217,8 +236,8 @@ class Conversation:
         end = begin + self.slice_size
         if end < len(entry.body):
             self._cutting[lane] = (entry, end)
-            return self.head(Kind.PART, entry, begin), memoryview(entry.body)[begin:end]
-        head = self.head(Kind.ITEM, entry, begin)
+            return self.head(MessageType.PART, entry, begin), memoryview(entry.body)[begin:end]
+        head = self.head(MessageType.ITEM, entry, begin)
         self._sent[lane] = entry.number
         return head, memoryview(entry.body)[begin:] if begin else entry.body
 
@@ -231,7 +250,7 @@ class Conversation:
         """Was this entry of ours sent on any wire, ever?"""
         return number <= self._ever_sent[lane]
 
-    def receive(self, head: Head, body: Bytes) -> Bytes | None:
+    def receive(self, head: FrameHeader, body: Bytes) -> Bytes | None:
         """Take in a saying; return the body of an item if one is new, and whole."""
         if head.kind not in MAY_SAY[self.phase]:
             message = f"{head.kind.name} came while the wire was {self.phase.value}."
@@ -241,7 +260,7 @@ class Conversation:
             if kept:
                 self.outbox.forget(lane, kept)
         lane = LANE[head.channel]
-        is_item = head.kind is Kind.ITEM or head.kind is Kind.PART
+        is_item = head.kind is MessageType.ITEM or head.kind is MessageType.PART
         if not is_item or head.number <= self.seen[lane]:
             return None
         if not head.previous <= self.seen[lane]:
@@ -260,7 +279,7 @@ class Conversation:
         if head.begin < heard:
             return None
         self._admit(lane, heard, len(body))
-        if head.kind is Kind.PART:
+        if head.kind is MessageType.PART:
             self._hold(lane, number, body)
             return None
         self.seen[lane] = number

@@ -40,7 +40,7 @@ COMMS = frozenset({"comm_open", "comm_msg", "comm_close"})
 HELD_BACK = "remoter_held_back"  # in the metadata of a note: bytes
 
 
-class Kind(Enum):
+class OutputKind(Enum):
     """What can become of an item that waits."""
 
     OTHER = "other"  # it is passed on
@@ -51,7 +51,7 @@ class Kind(Enum):
     UPDATE = "update"  # goes when the same display is updated again
 
 
-class Item:
+class BacklogItem:
     """One thing that waits."""
 
     __slots__ = (
@@ -71,8 +71,8 @@ class Item:
         """Remember it; `payload` is whatever the one who asks wants back."""
         self.number = number
         self.payload = payload
-        self.kind = Kind.OTHER
-        self.cell: Cell | None = None
+        self.kind = OutputKind.OTHER
+        self.cell: CellBacklog | None = None
         self.is_gone = False  # given out, or left out
         self.name = ""
         self.parts: Sequence[Bytes] = ()
@@ -81,17 +81,19 @@ class Item:
         self.held = 0  # bytes of text that were held back out of it
 
 
-class Cell:
+class CellBacklog:
     """What waits of one cell."""
 
     def __init__(self, key: str) -> None:
         """Remember whose; `key` is the request's id."""
         self.key = key
         self.size = 0  # bytes of text
-        self.texts: deque[Item] = deque()
-        self.clearable: deque[Item] = deque()
-        self.note: Item | None = None
-        self.clears_next: Item | None = None  # a `clear_output` that waits for the next output
+        self.texts: deque[BacklogItem] = deque()
+        self.clearable: deque[BacklogItem] = deque()
+        self.note: BacklogItem | None = None
+        self.clears_next: BacklogItem | None = (
+            None  # a `clear_output` that waits for the next output
+        )
 
 
 class Taken(NamedTuple):
@@ -109,9 +111,9 @@ class Waiting:
         """Remember how much may wait, in bytes, and whose it is."""
         self.most = most
         self.session = session
-        self._items: deque[Item] = deque()
-        self._cells: dict[str, Cell] = {}
-        self._updates: dict[str, Item] = {}
+        self._items: deque[BacklogItem] = deque()
+        self._cells: dict[str, CellBacklog] = {}
+        self._updates: dict[str, BacklogItem] = {}
         self._interrupted: dict[str, None] = {}
         self._size = 0  # bytes of text, of all cells
         self._skipped = 0  # the last number that was left out
@@ -127,13 +129,13 @@ class Waiting:
 
     def add(self, number: int, payload: Any, parts: Sequence[Bytes] | None) -> None:
         """Put something at the end; `parts` are those of an iopub message, else None."""
-        item = Item(number, payload)
+        item = BacklogItem(number, payload)
         if parts is not None:
             try:
                 self._classify(item, parts)
             except messages.ODD:
-                item = Item(number, payload)  # whoever gets it may make more of it
-        if item.kind is Kind.TEXT and self._join(item):
+                item = BacklogItem(number, payload)  # whoever gets it may make more of it
+        if item.kind is OutputKind.TEXT and self._join(item):
             return
         self._items.append(item)
         cell = item.cell
@@ -141,11 +143,11 @@ class Waiting:
             return
         self._cells[cell.key] = cell
         cell.clearable.append(item)
-        if item.kind is Kind.TEXT:
+        if item.kind is OutputKind.TEXT:
             cell.texts.append(item)
             self._grow(cell, item.size)
             self._hold_back(cell)
-        elif item.kind is Kind.NOTE:
+        elif item.kind is OutputKind.NOTE:
             cell.note = cell.note or item
 
     def take(self) -> Taken | None:
@@ -157,7 +159,7 @@ class Waiting:
         item = items.popleft()
         parts = self._finish(item)
         self._skip()
-        if item.kind is Kind.NOTE:  # those after it are what it stands for
+        if item.kind is OutputKind.NOTE:  # those after it are what it stands for
             item.number = max(item.number, self._skipped)
         return Taken(item.number, parts, item.payload)
 
@@ -173,7 +175,7 @@ class Waiting:
 
     # What it is ------------------------------------------------------------------------
 
-    def _classify(self, item: Item, parts: Sequence[Bytes]) -> None:
+    def _classify(self, item: BacklogItem, parts: Sequence[Bytes]) -> None:
         kind = str(header_of(parts[HEADER]).get("msg_type"))
         if kind == "stream":
             self._read_text(item, parts)
@@ -185,11 +187,11 @@ class Waiting:
             cell = self._cell_of(parts)
             self._begin_output(cell)
             if not _display_id(parts):  # else it is an update of other displays, too
-                item.kind, item.cell = Kind.OUTPUT, cell
+                item.kind, item.cell = OutputKind.OUTPUT, cell
         elif kind in COMMS:
             self._stop_clearing()
 
-    def _read_text(self, item: Item, parts: Sequence[Bytes]) -> None:
+    def _read_text(self, item: BacklogItem, parts: Sequence[Bytes]) -> None:
         content, cell = content_of(parts), self._cell_of(parts)
         held = _held_in(parts)
         self._begin_output(cell)
@@ -198,24 +200,24 @@ class Waiting:
             return
         item.cell, item.name, item.parts, item.texts = cell, str(name), parts, [text]
         item.size = _bytes(text)
-        item.kind = Kind.TEXT
+        item.kind = OutputKind.TEXT
         if held:
-            item.kind, item.size = Kind.NOTE, held
+            item.kind, item.size = OutputKind.NOTE, held
 
-    def _cell_of(self, parts: Sequence[Bytes]) -> Cell:
+    def _cell_of(self, parts: Sequence[Bytes]) -> CellBacklog:
         key = str(header_of(parts[PARENT]).get("msg_id", ""))
-        return self._cells.get(key) or Cell(key)
+        return self._cells.get(key) or CellBacklog(key)
 
     # What goes -------------------------------------------------------------------------
 
-    def _clear(self, item: Item, parts: Sequence[Bytes]) -> None:
+    def _clear(self, item: BacklogItem, parts: Sequence[Bytes]) -> None:
         cell, waits = self._cell_of(parts), content_of(parts).get("wait")
-        item.kind, item.cell = Kind.CLEAR, cell
+        item.kind, item.cell = OutputKind.CLEAR, cell
         cell.clears_next = item
         if not waits:
             self._begin_output(cell)
 
-    def _begin_output(self, cell: Cell) -> None:
+    def _begin_output(self, cell: CellBacklog) -> None:
         """Take away what a `clear_output` clears, now that something takes its place."""
         clear, cell.clears_next = cell.clears_next, None
         if clear is None:
@@ -234,28 +236,28 @@ class Waiting:
             cell.clearable.clear()
             cell.clears_next = None
 
-    def _replace(self, item: Item, display: str) -> None:
+    def _replace(self, item: BacklogItem, display: str) -> None:
         if not display:
             return
         before = self._updates.get(display)
         if before:
             self._leave_out(before)
-        item.kind, item.name = Kind.UPDATE, display
+        item.kind, item.name = OutputKind.UPDATE, display
         self._updates[display] = item
 
-    def _leave_out(self, item: Item) -> None:
+    def _leave_out(self, item: BacklogItem) -> None:
         if item.is_gone:
             return
         item.is_gone = True
         cell = item.cell
-        if cell and item.kind is Kind.TEXT:
+        if cell and item.kind is OutputKind.TEXT:
             cell.texts.remove(item)
             self._grow(cell, -item.size)
         elif cell and cell.note is item:
             cell.note = None
         item.texts, item.parts, item.payload = [], (), None
 
-    def _hold_back(self, cell: Cell) -> None:
+    def _hold_back(self, cell: CellBacklog) -> None:
         """Let old text of a cell go if too much waits, and say so in its place."""
         is_cut = cell.key in self._interrupted
         most = min(self.most, MOST_INTERRUPTED) if is_cut else self.most
@@ -275,12 +277,12 @@ class Waiting:
             else:
                 del texts[first]
                 self._grow(cell, -oldest.size)
-                oldest.kind, oldest.size, cell.note = Kind.NOTE, size, oldest
+                oldest.kind, oldest.size, cell.note = OutputKind.NOTE, size, oldest
                 oldest.texts = []
         if cell.size > most:
             self._shorten(cell, texts[-1], tail)
 
-    def _shorten(self, cell: Cell, item: Item, tail: int) -> None:
+    def _shorten(self, cell: CellBacklog, item: BacklogItem, tail: int) -> None:
         """Cut one message that is too large by itself; the note has no other place than in it."""
         text = "".join(item.texts)
         end = text[-tail:]
@@ -297,10 +299,10 @@ class Waiting:
 
     # Text ------------------------------------------------------------------------------
 
-    def _join(self, item: Item) -> bool:
+    def _join(self, item: BacklogItem) -> bool:
         """Make a text part of the one before it, if they are neighbours."""
         last = self._items[-1] if self._items else None
-        if last is None or last.is_gone or last.kind is not Kind.TEXT or last.size >= JOINED:
+        if last is None or last.is_gone or last.kind is not OutputKind.TEXT or last.size >= JOINED:
             return False
         cell = item.cell
         if cell is None or (last.cell, last.name) != (cell, item.name):
@@ -314,7 +316,7 @@ class Waiting:
         self._hold_back(cell)
         return True
 
-    def _grow(self, cell: Cell, size: int) -> None:
+    def _grow(self, cell: CellBacklog, size: int) -> None:
         cell.size += size
         self._size += size
 
@@ -326,26 +328,26 @@ class Waiting:
         while items and items[0].is_gone:
             self._skipped = items.popleft().number
 
-    def _finish(self, item: Item) -> list[Bytes] | None:
+    def _finish(self, item: BacklogItem) -> list[Bytes] | None:
         """Take an item out of all books; return its parts if they are not what they were."""
         item.is_gone = True
-        if item.kind is Kind.UPDATE:
+        if item.kind is OutputKind.UPDATE:
             del self._updates[item.name]
         cell = item.cell
         if cell is None:
             return None
         parts = None
-        if item.kind is Kind.TEXT:
+        if item.kind is OutputKind.TEXT:
             cell.texts.popleft()
             self._grow(cell, -item.size)
             size = item.size
             _collapse(item)
             if item.payload is None or item.size != size:
-                lost = _note(item.held, self.session) if item.held else ""
+                lost = _held_back_notice(item.held, self.session) if item.held else ""
                 parts = _compose(item, item.name, lost + item.texts[0])
-        elif item.kind is Kind.NOTE:
+        elif item.kind is OutputKind.NOTE:
             cell.note = None if cell.note is item else cell.note
-            parts = _compose(item, "stderr", _note(item.size, self.session), item.size)
+            parts = _compose(item, "stderr", _held_back_notice(item.size, self.session), item.size)
         while cell.clearable and cell.clearable[0].is_gone:
             cell.clearable.popleft()
         if not (cell.clearable or cell.texts or cell.note):
@@ -353,7 +355,7 @@ class Waiting:
         return parts
 
 
-def _collapse(item: Item) -> None:
+def _collapse(item: BacklogItem) -> None:
     text = "".join(item.texts)
     if has_overwritten(text):
         text = collapse(text)
@@ -361,7 +363,7 @@ def _collapse(item: Item) -> None:
     item.texts = [text]
 
 
-def _compose(item: Item, name: str, text: str, held: int = 0) -> list[Bytes]:
+def _compose(item: BacklogItem, name: str, text: str, held: int = 0) -> list[Bytes]:
     """Make a stream message in the place of one that was there."""
     parts = list(item.parts)
     content = {"name": name, "text": text}
@@ -374,7 +376,7 @@ def _compose(item: Item, name: str, text: str, held: int = 0) -> list[Bytes]:
     return parts
 
 
-def _note(size: int, session: str) -> str:
+def _held_back_notice(size: int, session: str) -> str:
     """Say how much is missing and where it is."""
     amount = f"{size / 1e6:.1f} MB" if size >= 1e5 else f"{size / 1e3:.0f} kB"  # noqa: PLR2004 - a tenth of a MB
     return (

@@ -33,17 +33,16 @@ from remoter_kernel.front.ssh.trust import read_lines
 from remoter_kernel.front.this_side.carried.arrow import check_arrow
 from remoter_kernel.front.this_side.carried.from_r import RReader
 from remoter_kernel.front.this_side.carried.values import Reader, Refused, Writer
-from remoter_kernel.wire.files import Entry, FileTrouble, from_body, read_entry, to_body
 from remoter_kernel.wire.frames import (
     Channel,
-    Head,
-    Kind,
-    decode,
-    encode,
+    FrameHeader,
+    MessageType,
+    decode_messages,
+    encode_message,
     from_json,
-    pack,
+    pack_parts,
     to_json,
-    unpack,
+    unpack_parts,
 )
 from remoter_kernel.wire.messages import Voice, content_of, header_of, parts_of
 from remoter_kernel.wire.names import safe_names, safe_target
@@ -52,6 +51,7 @@ from remoter_kernel.wire.pump import Pump
 from remoter_kernel.wire.said import Said, encode_said, split_said
 from remoter_kernel.wire.stream import Conversation, MemoryOutbox
 from remoter_kernel.wire.waiting import Waiting
+from remoter_kernel.wire.wire_format import FileEntry, FileTrouble, from_body, read_entry, to_body
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -73,7 +73,7 @@ ASKED = {"msg_id": "a1", "msg_type": "execute_request", "session": "s"}
 
 
 def message(kind: str, **content: Any) -> bytes:
-    return pack(VOICE.compose(kind, content, ASKED, topic=b"t"))
+    return pack_parts(VOICE.compose(kind, content, ASKED, topic=b"t"))
 
 
 MESSAGES = (
@@ -87,24 +87,28 @@ MESSAGES = (
     message("execute_input", code="1+1", execution_count=2),
     message("comm_msg", comm_id="c", data={}),
 )
-REQUEST = pack(VOICE.compose("execute_request", {"code": "2+2", "silent": False}))
+REQUEST = pack_parts(VOICE.compose("execute_request", {"code": "2+2", "silent": False}))
 REPLY = message("execute_reply", status="ok", execution_count=2)
 NOTES = (
-    pack([to_json({"event": "ready", "kernel_info": {"implementation": "i"}, "session": "s"})]),
-    pack([to_json({"mark": "missing", "bytes": 17, "before": 9})]),
-    pack([to_json({"order": "interrupt", "cells": ["a1"]})]),
+    pack_parts(
+        [to_json({"event": "ready", "kernel_info": {"implementation": "i"}, "session": "s"})]
+    ),
+    pack_parts([to_json({"mark": "missing", "bytes": 17, "before": 9})]),
+    pack_parts([to_json({"order": "interrupt", "cells": ["a1"]})]),
 )
-ITEM = encode(Head(Kind.ITEM, Channel.IOPUB, 1, 0, credit=99), MESSAGES[0])
+ITEM = encode_message(FrameHeader(MessageType.ITEM, Channel.IOPUB, 1, 0, credit=99), MESSAGES[0])
 PARTS = b"".join(
     (
-        encode(Head(Kind.PART, Channel.SHELL, 2, 0), REQUEST[:20]),
-        encode(Head(Kind.ITEM, Channel.SHELL, 2, 0, begin=20), REQUEST[20:]),
-        encode(Head(Kind.PING)),
-        encode(Head(Kind.ACK, kept_bulk=2, credit=1 << 20)),
+        encode_message(FrameHeader(MessageType.PART, Channel.SHELL, 2, 0), REQUEST[:20]),
+        encode_message(FrameHeader(MessageType.ITEM, Channel.SHELL, 2, 0, begin=20), REQUEST[20:]),
+        encode_message(FrameHeader(MessageType.PING)),
+        encode_message(FrameHeader(MessageType.ACK, kept_bulk=2, credit=1 << 20)),
     )
 )
-BYE = encode(Head(Kind.BYE), to_json({"why": "It was stopped."}))
-WELCOME = encode(Head(Kind.WELCOME), to_json({"seen": [1, 2], "begin": [3, 4], "id": "x"}))
+BYE = encode_message(FrameHeader(MessageType.BYE), to_json({"why": "It was stopped."}))
+WELCOME = encode_message(
+    FrameHeader(MessageType.WELCOME), to_json({"seen": [1, 2], "begin": [3, 4], "id": "x"})
+)
 SAID = b"".join(
     encode_said(Said(number, 1e9, channel, is_front, b"frontone", body))
     for number, (channel, is_front, body) in enumerate(
@@ -127,8 +131,8 @@ def converse(data: bytes) -> None:
     talk = Conversation(MemoryOutbox(), most_item=1 << 16)
     talk.begin()
     talk.open((0, 0))
-    talk.head(Kind.ACK)
-    for head, body in decode(data):
+    talk.head(MessageType.ACK)
+    for head, body in decode_messages(data):
         talk.receive(head, body)
 
 
@@ -184,7 +188,7 @@ def told(data: bytes) -> None:
 def waiting(data: bytes) -> None:
     queue = Waiting(100)
     for number, body in enumerate((MESSAGES[0], data, MESSAGES[0]), 1):
-        queue.add(number, None, unpack(body))
+        queue.add(number, None, unpack_parts(body))
     queue.interrupt("a1")
     while queue.take():
         pass
@@ -273,13 +277,18 @@ SURVEY = (
     + b" end\n"
 )
 JOURNAL = records.first_line() + b"".join(
-    records.encode(records.Record(number, Channel.IOPUB, False, bytes(8), body, 1e9))
+    records.encode_record(records.Record(number, Channel.IOPUB, False, bytes(8), body, 1e9))
     for number, body in enumerate(MESSAGES[:3], 1)
 )
 
 TARGETS = (
-    Target("frames of the link", lambda data: list(decode(data)), (ITEM, PARTS, BYE), share=120),
-    Target("parts of a body", unpack, (*MESSAGES, *NOTES), share=120),
+    Target(
+        "frames of the link",
+        lambda data: list(decode_messages(data)),
+        (ITEM, PARTS, BYE),
+        share=120,
+    ),
+    Target("parts of a body", unpack_parts, (*MESSAGES, *NOTES), share=120),
     Target("words of our own", from_json, (to_json({"why": "x", "n": [1]}), b"{}"), share=80),
     Target("greetings", read_welcome, (WELCOME, BYE), share=60),
     Target("the conversation", converse, (PARTS, ITEM), share=60),
@@ -288,10 +297,15 @@ TARGETS = (
     Target(
         "signed messages",
         lambda data: VOICE.check(data.split(b"\n")),
-        (b"id\n<IDS|MSG>\n" + b"\n".join(bytes(part) for part in VOICE.sign(unpack(REPLY))[1:]),),
+        (
+            b"id\n<IDS|MSG>\n"
+            + b"\n".join(bytes(part) for part in VOICE.sign(unpack_parts(REPLY))[1:]),
+        ),
         share=60,
     ),
-    Target("headers", header_of, tuple(bytes(unpack(each)[4]) for each in MESSAGES), share=90),
+    Target(
+        "headers", header_of, tuple(bytes(unpack_parts(each)[4]) for each in MESSAGES), share=90
+    ),
     Target("records on their way", split_said, (SAID,), share=90),
     Target("answers of inquiries", reading, (SAID,), (RemoterError,), share=40),
     Target("transcript, story, log, verdict", told, (*MESSAGES, REPLY, *NOTES), (), share=10),
@@ -339,7 +353,7 @@ TARGETS = (
     Target(
         "entries of files",
         lambda data: read_entry(from_body(data)),
-        (to_body(Entry("a/b", size=9, mode=0o644).words(1, asks=False)),),
+        (to_body(FileEntry("a/b", size=9, mode=0o644).words(1, asks=False)),),
         share=40,
     ),
     Target("survey", read_answer, (SURVEY,), (RemoteLacks,), share=15),

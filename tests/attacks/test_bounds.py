@@ -17,7 +17,15 @@ import zmq
 
 from remoter_kernel.errors import ProtocolError
 from remoter_kernel.front.reading.inquiries import MOST_ANSWERED, Reading
-from remoter_kernel.wire.frames import Channel, Head, Kind, decode, encode, pack, to_json
+from remoter_kernel.wire.frames import (
+    Channel,
+    FrameHeader,
+    MessageType,
+    decode_messages,
+    encode_message,
+    pack_parts,
+    to_json,
+)
 from remoter_kernel.wire.said import Said, encode_said
 
 if TYPE_CHECKING:
@@ -58,7 +66,7 @@ class Hostile:
         assert self.socket.poll(int(WITHIN * 1000))
         self._who, _hello = self.socket.recv_multipart()
         words = {"seen": [0, 0], "begin": [0, 0], "id": "evil"}
-        self.send(encode(Head(Kind.WELCOME), to_json(words)))
+        self.send(encode_message(FrameHeader(MessageType.WELCOME), to_json(words)))
 
     def send(self, *frames: bytes, copy: bool = True) -> bool:
         """Send a message; return whether there is still somebody who takes it."""
@@ -78,7 +86,7 @@ class Hostile:
         """Take in what is said, for its credit."""
         while self.socket.poll(0):
             _, frame = self.socket.recv_multipart()
-            for head, _body in decode(frame):
+            for head, _body in decode_messages(frame):
                 self.credit = max(self.credit, head.credit)
 
 
@@ -106,7 +114,9 @@ def _victim(address: str, keys: list[str], most_item: int) -> subprocess.Popen[s
 
 def part(begin: int, size: int, number: int = 1) -> bytes:
     """A slice of an item that has no end."""
-    return encode(Head(Kind.PART, Channel.IOPUB, number, 0, begin=begin), bytes(size))
+    return encode_message(
+        FrameHeader(MessageType.PART, Channel.IOPUB, number, 0, begin=begin), bytes(size)
+    )
 
 
 def test_one_frame_of_great_size() -> None:
@@ -140,12 +150,12 @@ def test_an_item_without_end() -> None:
 
 def test_more_than_there_is_credit_for() -> None:
     """Whoever hears this side takes nothing for now, and the evaluator sends all the same."""
-    parts = pack([b"", b"{}", b"{}", b"{}", bytes(60_000)])
+    parts = pack_parts([b"", b"{}", b"{}", b"{}", bytes(60_000)])
 
     def attack(hostile: Hostile) -> None:
         for number in range(1, 8192):
-            head = Head(Kind.ITEM, Channel.IOPUB, number, number - 1)
-            if not hostile.send(encode(head, parts)):
+            head = FrameHeader(MessageType.ITEM, Channel.IOPUB, number, number - 1)
+            if not hostile.send(encode_message(head, parts)):
                 return
 
     went = attacked(attack)
@@ -156,7 +166,7 @@ def test_more_than_there_is_credit_for() -> None:
 
 def test_slices_of_one_byte_in_large_frames() -> None:
     """Each slice has one byte, and keeps alive the frame of 60 kB in which it came."""
-    filler = encode(Head(Kind.PONG), bytes(60_000))
+    filler = encode_message(FrameHeader(MessageType.PONG), bytes(60_000))
 
     def attack(hostile: Hostile) -> None:
         for count in range(6000):
@@ -175,7 +185,7 @@ def test_a_message_of_frames_without_end() -> None:
     Who does that does not use libzmq, so it speaks ZMTP (RFC 23) by hand here.
     """
     words = {"seen": [0, 0], "begin": [0, 0], "id": "evil"}
-    welcome = encode(Head(Kind.WELCOME), to_json(words))
+    welcome = encode_message(FrameHeader(MessageType.WELCOME), to_json(words))
     frame = b"\x03" + struct.pack("!Q", MIB // 2) + bytes(MIB // 2)  # there is more to come
     with (
         socket.create_server(("127.0.0.1", 0)) as server,
@@ -215,7 +225,7 @@ def _greeted(server: socket.socket) -> socket.socket:
 
 def test_pings_whose_pongs_nobody_takes() -> None:
     """Each ping makes this side say something, and the other end reads nothing of it."""
-    pings = encode(Head(Kind.PING)) * 900
+    pings = encode_message(FrameHeader(MessageType.PING)) * 900
 
     def attack(hostile: Hostile) -> None:
         for _ in range(1200):

@@ -14,13 +14,13 @@ from remoter_kernel.daemon.journal import Journal
 from remoter_kernel.wire.frames import (
     MOST_FRAME,
     Channel,
-    Head,
-    Kind,
+    FrameHeader,
     Lane,
-    decode,
-    encode,
+    MessageType,
+    decode_messages,
+    encode_message,
     from_json,
-    pack,
+    pack_parts,
     to_json,
 )
 from remoter_kernel.wire.reactor import Reactor
@@ -60,13 +60,13 @@ class Behind:
         self._thread = threading.Thread(target=self.reactor.run)
         self._thread.start()
 
-    def _keep(self, guest: Any, head: Head, body: Any) -> None:
+    def _keep(self, guest: Any, head: FrameHeader, body: Any) -> None:
         if head.number < 1000:  # what comes later is kept by nobody for now
             guest.talk.keep(Lane.BULK, head.number, len(body))
             self.items.append(bytes(body))
 
     def publish(self, size: int) -> None:
-        body = pack([b"", b"{}", b"{}", b"{}", bytes(size)])
+        body = pack_parts([b"", b"{}", b"{}", b"{}", bytes(size)])
 
         def append() -> None:
             self.journal.append(Channel.IOPUB, body)
@@ -97,8 +97,12 @@ class Client:
         self.socket.curve_serverkey = self._behind.server_key
         self.monitor = self.socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
         self.socket.connect(f"tcp://127.0.0.1:{self._behind.port}")
-        self.socket.send(encode(Head(Kind.HELLO), to_json({"front": self._name, "seen": None})))
-        assert self.hear(Kind.WELCOME) is not None
+        self.socket.send(
+            encode_message(
+                FrameHeader(MessageType.HELLO), to_json({"front": self._name, "seen": None})
+            )
+        )
+        assert self.hear(MessageType.WELCOME) is not None
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -107,18 +111,18 @@ class Client:
         self.socket.close()
         self._context.term()
 
-    def hear(self, kind: Kind) -> bytes | None:
+    def hear(self, kind: MessageType) -> bytes | None:
         """Wait for a saying of one kind, and return its body."""
         while self.socket.poll(WITHIN):
-            for head, body in decode(self.socket.recv()):
+            for head, body in decode_messages(self.socket.recv()):
                 if head.kind is kind:
                     return bytes(body)
         return None
 
     def say(self, body: bytes, number: int = 1) -> None:
-        head = Head(Kind.ITEM, Channel.SHELL, number, 0, credit=1 << 20)
+        head = FrameHeader(MessageType.ITEM, Channel.SHELL, number, 0, credit=1 << 20)
         with contextlib.suppress(zmq.Again):
-            self.socket.send(encode(head, body))
+            self.socket.send(encode_message(head, body))
 
 
 @pytest.fixture
@@ -135,9 +139,9 @@ def test_a_frame_of_great_size_ends_its_own_connection(behind: Behind) -> None:
             hostile.socket.send(bytes(MOST_FRAME + 1))
         assert hostile.monitor.poll(WITHIN)
         honest.say(b"honest")
-        assert honest.hear(Kind.ACK) is not None
+        assert honest.hear(MessageType.ACK) is not None
         while b"honest" not in behind.items:
-            assert honest.hear(Kind.ACK) is not None
+            assert honest.hear(MessageType.ACK) is not None
 
 
 def test_more_than_there_is_credit_for_ends_its_own_connection(behind: Behind) -> None:
@@ -145,24 +149,24 @@ def test_more_than_there_is_credit_for_ends_its_own_connection(behind: Behind) -
     with Client(behind, "aa" * 8) as honest, Client(behind, "bb" * 8) as hostile:
         for number in range(1000, 1050):
             hostile.say(bytes(60_000), number)
-        said = hostile.hear(Kind.BYE)
+        said = hostile.hear(MessageType.BYE)
         assert said is not None
         assert "more than it was given credit for" in from_json(said)["why"]
         honest.say(b"honest")
         while b"honest" not in behind.items:
-            assert honest.hear(Kind.ACK) is not None
+            assert honest.hear(MessageType.ACK) is not None
 
 
 def test_a_client_that_reads_slowly_gets_all_of_it(behind: Behind) -> None:
     """What is published meanwhile waits as far as its credit goes, and arrives."""
     with Client(behind, "aa" * 8) as slow:
-        slow.socket.send(encode(Head(Kind.ACK, credit=1 << 30)))
+        slow.socket.send(encode_message(FrameHeader(MessageType.ACK, credit=1 << 30)))
         for _ in range(600):
             behind.publish(50_000)
         bodies = 0
         while bodies < 600:
             assert slow.socket.poll(WITHIN)
-            for head, _ in decode(slow.socket.recv()):
-                bodies += head.kind is Kind.ITEM
-                if head.kind is Kind.PING:
-                    slow.socket.send(encode(Head(Kind.PONG)))
+            for head, _ in decode_messages(slow.socket.recv()):
+                bodies += head.kind is MessageType.ITEM
+                if head.kind is MessageType.PING:
+                    slow.socket.send(encode_message(FrameHeader(MessageType.PONG)))

@@ -17,31 +17,31 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as some
 
-from remoter_kernel.daemon import transfer as far_end
+from remoter_kernel.daemon import transfer_command as far_end
 from remoter_kernel.errors import ProtocolError, RemoterError
 from remoter_kernel.front.files.transfer import SocketEnds
 from remoter_kernel.front.keeper.endpoint import dismiss_all
 from remoter_kernel.front.this_side.room_there import RoomThere
 from remoter_kernel.wire import part as parts
 from remoter_kernel.wire.duplex import Cut, Duplex
-from remoter_kernel.wire.files import (
+from remoter_kernel.wire.names import part_name
+from remoter_kernel.wire.receiving import Receiving
+from remoter_kernel.wire.sending import Sending
+from remoter_kernel.wire.sources import make_plan
+from remoter_kernel.wire.wire_format import (
     ASK_FROM,
     BEGINS,
     GREETING,
     HEAD,
     TAKEN,
     TRANSFER,
-    Entry,
+    FileEntry,
     FileTrouble,
+    FrameType,
     Trouble,
-    Word,
     frame,
     to_body,
 )
-from remoter_kernel.wire.names import part_name
-from remoter_kernel.wire.receiving import Receiving
-from remoter_kernel.wire.sending import Sending
-from remoter_kernel.wire.sources import make_plan
 from tests.real_jupyter import wait_for
 from tests.two_ends import carry, dst, entry, link, names, say, send, src, start
 
@@ -54,15 +54,15 @@ if TYPE_CHECKING:
 __all__ = ["dst", "src"]  # fixtures
 
 MIB = 1024 * 1024
-FINISH = frame(Word.FINISH)
+FINISH = frame(FrameType.FINISH)
 
 
-def words(word: Word, **said: Any) -> bytes:
+def words(word: FrameType, **said: Any) -> bytes:
     return frame(word, to_body(said))
 
 
 def folder(path: str, number: int, **said: Any) -> bytes:
-    return words(Word.ENTRY, **{**Entry(path, "folder").words(number, asks=False), **said})
+    return words(FrameType.ENTRY, **{**FileEntry(path, "folder").words(number, asks=False), **said})
 
 
 def mode(path: Path) -> int:
@@ -460,8 +460,8 @@ MORE = {
     "bytes": [entry("top/a", 2, bytes(130 * 1000), size=2**40)],
     "the same file again": [entry("top/a", number) for number in range(2, 9)],
     "the same file taken back": [
-        words(Word.ENTRY, **Entry("top/a").words(number, asks=False))
-        + words(Word.FAILED, number=number, again=True)
+        words(FrameType.ENTRY, **FileEntry("top/a").words(number, asks=False))
+        + words(FrameType.FAILED, number=number, again=True)
         for number in range(2, 99)
     ],
 }
@@ -480,11 +480,11 @@ def test_more_than_was_told_of_ends_the_transfer(dst: Path, what: str) -> None:
 def test_bytes_of_what_was_refused_are_counted_too(dst: Path) -> None:
     """The sender sends a small file, whose place is taken, without end."""
     (dst / "top").mkdir()
-    whole = frame(Word.DATA, bytes(1000)) * 100
+    whole = frame(FrameType.DATA, bytes(1000)) * 100
     said = start("top", is_folder=False) + words(
-        Word.ENTRY, **Entry("top", size=10).words(1, asks=False)
+        FrameType.ENTRY, **FileEntry("top", size=10).words(1, asks=False)
     )
-    error = say(said + frame(Word.BODY, BEGINS.pack(1, 0)) + whole, dst, "top")
+    error = say(said + frame(FrameType.BODY, BEGINS.pack(1, 0)) + whole, dst, "top")
     assert isinstance(error, ProtocolError)
     assert "More came of a file" in str(error)
 
@@ -533,9 +533,9 @@ def memory_of(do: Callable[[], None]) -> int:
 def failures(size: int) -> Iterator[bytes]:
     reason = "x" * size
     for _ in range(300):
-        yield words(Word.FAILED, number=0, path=reason, reason=reason)
+        yield words(FrameType.FAILED, number=0, path=reason, reason=reason)
     for number in range(10_000):
-        yield words(Word.FAILED, number=0, path=f"{number}", reason="")
+        yield words(FrameType.FAILED, number=0, path=f"{number}", reason="")
 
 
 @pytest.mark.parametrize("is_put", [True, False])
@@ -560,16 +560,17 @@ def test_troubles_without_end_end_the_transfer(src: Path, dst: Path, *, is_put: 
 HUGE = "n" * 300_000
 FLOODS = {
     "names of sources": lambda: [
-        words(Word.START, tops=[{"name": f"{HUGE}{number}"}], more=True) for number in range(300)
+        words(FrameType.START, tops=[{"name": f"{HUGE}{number}"}], more=True)
+        for number in range(300)
     ],
     "what is said of sources": lambda: [
-        words(Word.START, tops=[{"name": f"{number}", "more": HUGE}], more=True)
+        words(FrameType.START, tops=[{"name": f"{number}", "more": HUGE}], more=True)
         for number in range(300)
     ],
     "paths": lambda: [
         start("top"),
         *(
-            words(Word.ENTRY, **Entry(f"top/{HUGE}").words(number, asks=False))
+            words(FrameType.ENTRY, **FileEntry(f"top/{HUGE}").words(number, asks=False))
             for number in range(1, 300)
         ),
     ],
@@ -604,7 +605,7 @@ def test_a_place_that_a_receiver_names_is_not_kept_for_each_source(src: Path) ->
     sending = Sending(make_plan([f"{src}/*"], "/"))
 
     def reply() -> Iterator[bytes]:
-        yield words(Word.READY, place=HUGE, is_folder=True)
+        yield words(FrameType.READY, place=HUGE, is_folder=True)
         wait_for(lambda: len(sending.targets) == 300, what="it has read where all will be")
 
     def do() -> None:
@@ -616,8 +617,10 @@ def test_a_place_that_a_receiver_names_is_not_kept_for_each_source(src: Path) ->
 
 def test_one_file_is_open_at_a_time(dst: Path) -> None:
     """The sender begins one file after the other and ends none, until no more can be opened."""
-    told = [words(Word.ENTRY, **Entry(f"top/{n}").words(n, asks=False)) for n in range(2, 500)]
-    begun = [frame(Word.BODY, BEGINS.pack(number, 0)) for number in range(2, 500)]
+    told = [
+        words(FrameType.ENTRY, **FileEntry(f"top/{n}").words(n, asks=False)) for n in range(2, 500)
+    ]
+    begun = [frame(FrameType.BODY, BEGINS.pack(number, 0)) for number in range(2, 500)]
     error = say(start("top") + folder("top", 1) + b"".join([*told, *begun]), dst, "top")
     assert isinstance(error, ProtocolError)
     assert "has not ended" in str(error)
@@ -648,13 +651,21 @@ JUNK = some.one_of(
 KEYS = ["number", "path", "kind", "size", "mtime", "mode", "target", "asks", "tops", "more"]
 KEYS += ["files", "entries", "left_out", "sha256", "again", "trouble", "reason", "place"]
 KEYS += ["is_folder", "dry"]
-SENDERS = [Word.START, Word.ENTRY, Word.BODY, Word.DATA, Word.END, Word.FAILED, Word.FINISH]
-RECEIVERS = [Word.READY, Word.HAVE, Word.ACK, Word.FAILED, Word.PONG]
+SENDERS = [
+    FrameType.START,
+    FrameType.ENTRY,
+    FrameType.BODY,
+    FrameType.DATA,
+    FrameType.END,
+    FrameType.FAILED,
+    FrameType.FINISH,
+]
+RECEIVERS = [FrameType.READY, FrameType.HAVE, FrameType.ACK, FrameType.FAILED, FrameType.PONG]
 
 
-def nonsense(own: list[Word]) -> some.SearchStrategy[bytes]:
+def nonsense(own: list[FrameType]) -> some.SearchStrategy[bytes]:
     """Frames that somebody says who mostly says such words."""
-    word = some.sampled_from([*own * 4, *Word])
+    word = some.sampled_from([*own * 4, *FrameType])
     number = some.integers(0, 8)
     places = [0, 1, 4, 100, 2**63, 2**64 - 1]
     return some.one_of(
@@ -666,23 +677,24 @@ def nonsense(own: list[Word]) -> some.SearchStrategy[bytes]:
         some.builds(frame, word, some.binary(max_size=20)),
         some.builds(
             lambda path, kind, target, said: words(
-                Word.ENTRY, **{**Entry(path, kind, 4, 0, 0o777, target).words(9, asks=True), **said}
+                FrameType.ENTRY,
+                **{**FileEntry(path, kind, 4, 0, 0o777, target).words(9, asks=True), **said},
             ),
             some.sampled_from(NAMES),
             some.sampled_from(["file", "folder", "link"]),
             some.sampled_from(["..", "sub", "\udfff\ud800", "a\0"]),
             some.dictionaries(some.sampled_from(KEYS), JUNK, max_size=2),
         )
-        if Word.ENTRY in own
+        if FrameType.ENTRY in own
         else some.builds(
             lambda word, number, said: words(word, **{"number": number, **said}),
-            some.sampled_from([Word.HAVE, Word.FAILED]),
+            some.sampled_from([FrameType.HAVE, FrameType.FAILED]),
             number,
             some.dictionaries(some.sampled_from(["size", "sha256", "trouble", "path"]), JUNK),
         ),
         some.builds(
             lambda word, number, at: frame(word, BEGINS.pack(number, at)),
-            some.sampled_from([each for each in (Word.BODY, Word.ACK) if each in own]),
+            some.sampled_from([each for each in (FrameType.BODY, FrameType.ACK) if each in own]),
             number | some.sampled_from(places),
             some.sampled_from(places),
         ),
@@ -696,20 +708,20 @@ SENT = [
     link("top/l", "sub", 3),
     folder("top/sub", 4),
     entry("top/sub/b", 5),
-    words(Word.FAILED, number=0, path="top/c", reason="no"),
+    words(FrameType.FAILED, number=0, path="top/c", reason="no"),
     FINISH,
 ]
 REPLIED = [
-    words(Word.READY, place="/x", is_folder=True, dry=False),
-    frame(Word.PONG),
-    words(Word.HAVE, number=2, size=1, sha256="0" * 64),
-    words(Word.HAVE, number=3, size=0, sha256=""),
-    words(Word.FAILED, number=2, path="a", reason="no", trouble=7),
-    frame(Word.ACK, TAKEN.pack(0, 0)),
+    words(FrameType.READY, place="/x", is_folder=True, dry=False),
+    frame(FrameType.PONG),
+    words(FrameType.HAVE, number=2, size=1, sha256="0" * 64),
+    words(FrameType.HAVE, number=3, size=0, sha256=""),
+    words(FrameType.FAILED, number=2, path="a", reason="no", trouble=7),
+    frame(FrameType.ACK, TAKEN.pack(0, 0)),
 ]
 
 
-def mutated(honest: list[bytes], own: list[Word]) -> some.SearchStrategy[bytes]:
+def mutated(honest: list[bytes], own: list[FrameType]) -> some.SearchStrategy[bytes]:
     """What is said by somebody honest, with nonsense between it, left out, twice, or damaged."""
 
     def put_together(pieces: list[tuple[int, bytes]], left_out: set[int], damage: Any) -> bytes:
@@ -853,10 +865,10 @@ def test_the_far_side_reads_any_wish(
 @pytest.mark.parametrize("said", [b"[]", b"{", b'{"transfer": 1, "do": "send", "sources": 5}'])
 def test_nonsense_is_answered_in_words(said: bytes) -> None:
     """As above, through the process itself: it says nothing on stderr, and ends."""
-    code = "from remoter_kernel.daemon.transfer import main; main()"
+    code = "from remoter_kernel.daemon.transfer_command import main; main()"
     ran = subprocess.run(
         [sys.executable, "-c", code],
-        input=frame(Word.WISH, said),
+        input=frame(FrameType.WISH, said),
         capture_output=True,
         check=True,
         timeout=30,

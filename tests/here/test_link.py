@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from remoter_kernel.front.session.link import Link, State
-from remoter_kernel.wire.frames import Channel, Head, Kind, Lane, decode, encode, to_json
+from remoter_kernel.wire.frames import (
+    Channel,
+    FrameHeader,
+    Lane,
+    MessageType,
+    decode_messages,
+    encode_message,
+    to_json,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -53,7 +61,7 @@ class Greeted:
 
     def hear(self, seen: Any) -> None:
         words = {"seen": seen, "begin": [0, 0]}
-        self.link._greet(encode(Head(Kind.WELCOME), to_json(words)))
+        self.link._greet(encode_message(FrameHeader(MessageType.WELCOME), to_json(words)))
 
 
 @pytest.fixture
@@ -70,8 +78,8 @@ def test_a_wire_is_looked_after_whatever_becomes_of_the_news(greeted: Greeted) -
     with contextlib.suppress(ValueError):
         greeted.hear([0, 0])
     assert greeted.states == [State.UP]
-    kinds = [head.kind for frame in greeted.sent for head, _ in decode(frame)]
-    assert kinds == [Kind.ACK, Kind.PING]
+    kinds = [head.kind for frame in greeted.sent for head, _ in decode_messages(frame)]
+    assert kinds == [MessageType.ACK, MessageType.PING]
     pump = greeted.link._pump
     assert pump is not None
     assert pump._watch is not None

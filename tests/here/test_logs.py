@@ -28,13 +28,13 @@ log = logging.getLogger("remoter_kernel.wire.pump")
 @pytest.fixture
 def file(tmp_path):
     path = tmp_path / "made" / "debug.log"
-    logs.begin(path)
+    logs.open_log(path)
     yield path
-    logs.end()
+    logs.close_log()
 
 
 def lines_of(path):
-    logs.end()
+    logs.close_log()
     return path.read_text().splitlines()
 
 
@@ -50,7 +50,7 @@ def test_a_line_says_when_how_grave_and_where(file):
 
 def test_nobody_else_may_read_it(file):
     log.info("x")
-    logs.end()
+    logs.close_log()
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     assert stat.S_IMODE(file.parent.stat().st_mode) == 0o700
 
@@ -120,9 +120,9 @@ def test_a_reason_has_no_words_of_a_server_or_a_proxy(error, told):
 
 def test_frames_are_logged_only_if_that_is_wanted(tmp_path):
     for level, count in (("", 0), ("info", 0), ("nonsense", 0), ("DEBUG", 1)):
-        logs.begin(tmp_path / f"log-{level}", level)
+        logs.open_log(tmp_path / f"log-{level}", level)
         log.debug("x")
-        logs.end()
+        logs.close_log()
         assert sum(1 for path in tmp_path.glob(f"log-{level}")) == count
 
 
@@ -133,7 +133,7 @@ def test_a_file_that_is_full_begins_anew_and_the_one_before_is_kept(file, monkey
         log.info("line %d", number)
     (writer,) = logs._open
     wait_for(writer._lines.empty)
-    logs.end()
+    logs.close_log()
     kept = "".join(path.read_text() for path in sorted(file.parent.iterdir(), reverse=True))
     assert kept.endswith("line 1999\n")
     sizes = [path.stat().st_size for path in file.parent.iterdir()]
@@ -181,7 +181,7 @@ def test_a_process_ends_though_the_disk_hangs(file, monkeypatch):
     log.info("x")
     assert disk.is_asked.wait(10)
     began = time.monotonic()
-    logs.end()
+    logs.close_log()
     assert time.monotonic() - began < 5
     disk.is_free.set()
 
@@ -228,9 +228,9 @@ def test_where_no_thread_is_left_there_is_no_log_and_no_trouble(tmp_path, monkey
         raise RuntimeError("can't start new thread")
 
     monkeypatch.setattr(threading.Thread, "start", fail)
-    logs.begin(tmp_path / "log")
+    logs.open_log(tmp_path / "log")
     log.info("x")
-    logs.end()
+    logs.close_log()
 
 
 def test_what_cannot_be_said_is_no_trouble_of_who_says_it(file, monkeypatch):
@@ -250,9 +250,9 @@ def test_what_cannot_be_said_is_no_trouble_of_who_says_it(file, monkeypatch):
 
 def test_a_thread_that_dies_is_logged_and_told_as_before(file, monkeypatch):
     told = []
-    logs.end()
+    logs.close_log()
     monkeypatch.setattr(threading, "excepthook", told.append)
-    logs.begin(file)
+    logs.open_log(file)
     thread = threading.Thread(target=lambda: 1 // 0, name="doomed")
     thread.start()
     thread.join()
@@ -266,7 +266,7 @@ def test_a_thread_that_dies_is_logged_and_told_as_before(file, monkeypatch):
 def test_a_process_that_ends_in_order_has_written_all(tmp_path):
     code = (
         "import logging, pathlib, sys; from remoter_kernel import logs\n"
-        "logs.begin(pathlib.Path(sys.argv[1]))\n"
+        "logs.open_log(pathlib.Path(sys.argv[1]))\n"
         "[logging.getLogger('remoter_kernel.x').info('line %d', n) for n in range(1000)]\n"
     )
     subprocess.run([sys.executable, "-c", code, str(tmp_path / "log")], check=True)
@@ -326,7 +326,7 @@ def test_a_process_clears_old_logs_by_the_thread_that_writes(folder):
     log.info("x")
     wait_for(lambda: len(list(folder.iterdir())) == 1)
     (found,) = log_files.log_files()
-    logs.end()
+    logs.close_log()
     assert (found.kind, found.remote, found.pid) == ("proxy", "my-remote.2", os.getpid())
     assert found.is_open
     assert found.text().endswith("x\n")
@@ -335,7 +335,7 @@ def test_a_process_clears_old_logs_by_the_thread_that_writes(folder):
 def test_a_name_from_a_command_line_leads_nowhere_else(folder):
     log_files.begin("proxy", "../../" + "x" * 5000)
     log.info("x")
-    logs.end()
+    logs.close_log()
     (path,) = folder.iterdir()
     assert path.name.startswith("proxy-.._.._xxx")
 
@@ -345,5 +345,5 @@ def test_a_state_folder_that_cannot_be_made_costs_the_log_alone(tmp_path, monkey
     monkeypatch.setenv("REMOTER_STATE", str(tmp_path / "file"))
     log_files.begin("proxy", "a")
     log.info("x")
-    logs.end()
+    logs.close_log()
     assert (tmp_path / "file").read_text() == ""

@@ -28,7 +28,7 @@ from remoter_kernel.front.keeper.server import KeeperServer
 from remoter_kernel.front.keeper.visitor import Visitor
 from remoter_kernel.front.kernel import Kernel
 from remoter_kernel.front.session.link import State
-from remoter_kernel.wire.frames import Head, Kind, encode, to_json
+from remoter_kernel.wire.frames import FrameHeader, MessageType, encode_message, to_json
 from remoter_kernel.wire.pump import Pump
 from remoter_kernel.wire.reactor import Reactor
 from remoter_kernel.wire.stream import Conversation, MemoryOutbox
@@ -136,7 +136,7 @@ def test_all_are_told_in_the_process_on_this_side(
         kernel.link._socket = wire
         kernel.link._talk.begin()
         welcome = to_json({"seen": [0, 0], "begin": [0, 0]})
-        kernel.link._greet(encode(Head(Kind.WELCOME), welcome))
+        kernel.link._greet(encode_message(FrameHeader(MessageType.WELCOME), welcome))
         assert kernel.link.state is State.UP
         assert bool(kernel.link.pacer) == is_under_server
         check(kernel, may_stay_unset=OF_THE_PROXY)
@@ -172,7 +172,12 @@ def test_all_are_told_in_an_evaluator(tmp_path: Path, monkeypatch: pytest.Monkey
         nonlocal looks
         assert supervisor.child is not None
         monkeypatch.setattr(door, "_send", lambda _identity, _frame: None)
-        door._greet(b"me", encode(Head(Kind.HELLO), to_json({"front": "ab" * 8, "seen": None})))
+        door._greet(
+            b"me",
+            encode_message(
+                FrameHeader(MessageType.HELLO), to_json({"front": "ab" * 8, "seen": None})
+            ),
+        )
         check(supervisor, reactor, may_stay_unset=OF_AN_EVALUATOR)
         looks += 1
         supervisor.child.close()

@@ -7,7 +7,7 @@ import pytest
 from remoter_kernel.daemon.adoption import Adoption
 from remoter_kernel.daemon.past import Past
 from remoter_kernel.daemon.speaker import Speaker
-from remoter_kernel.wire.frames import Channel, unpack
+from remoter_kernel.wire.frames import Channel, unpack_parts
 from remoter_kernel.wire.messages import HEADER, PARENT, Voice, content_of, header_of
 from remoter_kernel.wire.requests import Request, Stage
 
@@ -21,7 +21,7 @@ class Journal:
         self.said = []
 
     def append(self, channel, body, **_):
-        parts = unpack(body)
+        parts = unpack_parts(body)
         parent = header_of(parts[PARENT])["msg_id"]
         self.said.append((parent, header_of(parts[HEADER])["msg_type"], content_of(parts)))
 

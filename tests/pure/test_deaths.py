@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from remoter_kernel.daemon.deaths import amount, explain
+from remoter_kernel.daemon.deaths import describe_exit, format_memory
 
 
 @pytest.mark.parametrize(
@@ -21,11 +21,11 @@ from remoter_kernel.daemon.deaths import amount, explain
 )
 def test_an_end_is_named(words, expected):
     """Signal, exit code and memory are in the sentence."""
-    assert expected in explain(words)
+    assert expected in describe_exit(words)
 
 
 def test_amounts_read_well():
     """The unit is the one that reads best."""
-    assert amount(5) == "5 KiB"
-    assert amount(1536) == "1.5 MiB"
-    assert amount(5 * 1024**3) == "5.0 TiB"
+    assert format_memory(5) == "5 KiB"
+    assert format_memory(1536) == "1.5 MiB"
+    assert format_memory(5 * 1024**3) == "5.0 TiB"

@@ -11,12 +11,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from remoter_kernel.daemon.desk import Desk
+from remoter_kernel.daemon.desk import RequestHandler
 from remoter_kernel.daemon.door import Guest
 from remoter_kernel.daemon.ear import Ear
 from remoter_kernel.daemon.past import HANDED
 from remoter_kernel.daemon.speaker import Speaker
-from remoter_kernel.wire.frames import Channel, Head, Kind, Lane, pack, to_json, unpack
+from remoter_kernel.wire.frames import (
+    Channel,
+    FrameHeader,
+    Lane,
+    MessageType,
+    pack_parts,
+    to_json,
+    unpack_parts,
+)
 from remoter_kernel.wire.messages import CONTENT, HEADER, PARENT, Voice, content_of, header_of
 from remoter_kernel.wire.requests import Stage
 from remoter_kernel.wire.stream import Conversation, MemoryOutbox
@@ -36,7 +44,7 @@ class Disk:
 
     def append(self, _channel, body, *, then=None, is_from_front=False, is_held=False, **_):
         self.thens.append(then)
-        parts = unpack(body)
+        parts = unpack_parts(body)
         if is_held:
             self.held.append(header_of(parts[HEADER])["msg_id"])
         if not is_from_front and len(parts) > CONTENT:
@@ -86,7 +94,7 @@ class Evaluator:
         session: Any = SimpleNamespace(id="7f3a9c")
         journal: Any = self.disk
         self.speaker = Speaker(journal)
-        self.desk = Desk(session, journal, door, self.speaker)
+        self.desk = RequestHandler(session, journal, door, self.speaker)
         self.desk.child_for = self._child
         self.ear = Ear(journal, door, self.desk, self.speaker, None)
         self.requests = self.desk.requests
@@ -108,13 +116,15 @@ class Evaluator:
         client = options.pop("client", ME)
         channel = options.pop("channel", Channel.SHELL)
         header = {"msg_type": kind, "msg_id": name, **options.pop("header", {})}
-        body = pack([b"", *(json.dumps(each).encode() for each in (header, {}, {}, options))])
-        self.desk.take(self.guests[client], Head(Kind.ITEM, channel, self.number), body)
+        body = pack_parts([b"", *(json.dumps(each).encode() for each in (header, {}, {}, options))])
+        self.desk.take(
+            self.guests[client], FrameHeader(MessageType.ITEM, channel, self.number), body
+        )
 
     def order(self, order: str, client: bytes = ME, cells: tuple[str, ...] = ()) -> None:
         self.number += 1
-        body = pack([to_json({"order": order, "cells": list(cells)})])
-        head = Head(Kind.ITEM, Channel.ORDER, self.number, mark=self.number - 1)
+        body = pack_parts([to_json({"order": order, "cells": list(cells)})])
+        head = FrameHeader(MessageType.ITEM, Channel.ORDER, self.number, mark=self.number - 1)
         self.desk.take(self.guests[client], head, body)
 
     def be_there(self) -> None:
@@ -278,8 +288,10 @@ def test_an_interrupt_takes_out_what_waits_and_what_is_behind_it(evaluator):
 
 def test_an_interrupt_that_comes_first_takes_out_what_was_sent_before_it(evaluator):
     """It travels by another lane, and overtakes."""
-    body = pack([to_json({"order": "interrupt", "cells": ["late"]})])
-    evaluator.desk.take(evaluator.guests[ME], Head(Kind.ITEM, Channel.ORDER, 1, mark=1), body)
+    body = pack_parts([to_json({"order": "interrupt", "cells": ["late"]})])
+    evaluator.desk.take(
+        evaluator.guests[ME], FrameHeader(MessageType.ITEM, Channel.ORDER, 1, mark=1), body
+    )
     evaluator.ask("late")
     evaluator.disk.write()
     assert evaluator.kernel.got == []
@@ -294,8 +306,8 @@ def test_nothing_that_was_sent_before_a_restart_runs_in_the_fresh_kernel(
     """Not even a cell that no error before it calls off."""
     evaluator.kernel.is_there = False
     if is_late:
-        body = pack([to_json({"order": "restart"})])
-        head = Head(Kind.ITEM, Channel.ORDER, 1, mark=1)
+        body = pack_parts([to_json({"order": "restart"})])
+        head = FrameHeader(MessageType.ITEM, Channel.ORDER, 1, mark=1)
         evaluator.desk.take(evaluator.guests[ME], head, body)
         evaluator.ask("before", stop_on_error=does_stop)
     else:

@@ -12,22 +12,6 @@ from hypothesis import strategies as some
 
 from remoter_kernel.errors import ProtocolError
 from remoter_kernel.wire import quota as quotas
-from remoter_kernel.wire.files import (
-    HEAD,
-    MOST_BODY,
-    MOST_PATH,
-    MOST_TROUBLES,
-    Entry,
-    FileTrouble,
-    Trouble,
-    Word,
-    add_trouble,
-    from_body,
-    read_entry,
-    read_head,
-    to_body,
-    told_trouble,
-)
 from remoter_kernel.wire.names import (
     LONGEST,
     check_digest,
@@ -38,6 +22,22 @@ from remoter_kernel.wire.names import (
 )
 from remoter_kernel.wire.part import wanted_mode
 from remoter_kernel.wire.quota import GROWS, Growth, Quota
+from remoter_kernel.wire.wire_format import (
+    HEAD,
+    MOST_BODY,
+    MOST_PATH,
+    MOST_TROUBLES,
+    FileEntry,
+    FileTrouble,
+    FrameType,
+    Trouble,
+    add_trouble,
+    from_body,
+    read_entry,
+    read_head,
+    to_body,
+    told_trouble,
+)
 
 EVIL = ["../../.bashrc", "/etc/passwd", "a/../../b", "a//b", "", ".", "..", "a/.", "a\0b", "a/"]
 EVIL_ON_WINDOWS = ["C:/x", "C:x", "a\\..\\..\\b", "con", "a/NUL.txt", "COM1", "a.", "a ", "x:y"]
@@ -159,7 +159,7 @@ def test_a_part_has_a_name_that_any_disk_takes(name, size, mtime):
 
 @given(
     some.builds(
-        Entry,
+        FileEntry,
         path=some.text(min_size=1),
         kind=some.sampled_from(["file", "folder", "link"]),
         size=some.integers(0, 2**60),
@@ -186,7 +186,7 @@ def test_any_head_is_a_word_or_refused(head):
         word, size = read_head(head)
     except ProtocolError:
         return
-    assert isinstance(word, Word)
+    assert isinstance(word, FrameType)
     assert size <= MOST_BODY
 
 
@@ -198,7 +198,7 @@ def test_any_body_is_an_object_or_refused(body):
 
 def test_set_user_id_does_not_travel():
     """Nor does anything but the nine permission bits."""
-    assert read_entry({**Entry("a").words(1, asks=False), "mode": 0o6755}).mode == 0o755
+    assert read_entry({**FileEntry("a").words(1, asks=False), "mode": 0o6755}).mode == 0o755
 
 
 @pytest.mark.parametrize("value", [None, 5, "", "g" * 64, "A" * 64, "0" * 63])
@@ -218,10 +218,10 @@ def test_what_a_sender_allows_its_files_a_receiver_takes(size, changes):
     for more in changes[:3]:
         if now + more >= 0 and growth.allows(more):
             now += more
-        quota.use(Entry("top", size=now))
-        quota.give_back(Entry("top", size=now))
+        quota.use(FileEntry("top", size=now))
+        quota.give_back(FileEntry("top", size=now))
     with pytest.raises(ProtocolError):
-        quota.use(Entry("top", size=2 * size + GROWS + 1))
+        quota.use(FileEntry("top", size=2 * size + GROWS + 1))
     assert not growth.allows(2 * size + GROWS + 1)
 
 
@@ -237,7 +237,7 @@ def test_what_is_held_to_the_end_has_a_bound(monkeypatch):
 
 @pytest.mark.parametrize("key", ["path", "target"])
 def test_paths_have_a_length(key):
-    words = Entry("a", "link", target="b").words(1, asks=False)
+    words = FileEntry("a", "link", target="b").words(1, asks=False)
     assert getattr(read_entry({**words, key: "x" * MOST_PATH}), key) == "x" * MOST_PATH
     with pytest.raises(ProtocolError):
         read_entry({**words, key: "x" * (MOST_PATH + 1)})
@@ -269,7 +269,7 @@ def test_troubles_without_end_are_one():
 def test_no_mode_is_more_open_than_it_was_sent_than_the_umask_and_than_what_was_there(
     kind, sent, mask, before
 ):
-    mode = wanted_mode(Entry("a", kind, mode=sent), mask, before)
+    mode = wanted_mode(FileEntry("a", kind, mode=sent), mask, before)
     usual = 0o777 if kind == "folder" else 0o666
     assert mode & ~(usual if sent is None else sent) == 0
     assert mode & mask == 0
@@ -290,8 +290,8 @@ def test_no_mode_is_more_open_than_it_was_sent_than_the_umask_and_than_what_was_
     ],
 )
 def test_modes_are_what_a_person_expects(sent, mask, before, mode):
-    assert wanted_mode(Entry("a", mode=sent), mask, before) == mode
+    assert wanted_mode(FileEntry("a", mode=sent), mask, before) == mode
 
 
 def test_a_folder_of_a_system_without_modes_can_be_entered():
-    assert wanted_mode(Entry("a", "folder"), 0o022) == 0o755
+    assert wanted_mode(FileEntry("a", "folder"), 0o022) == 0o755

@@ -15,20 +15,20 @@ from remoter_kernel.wire.frames import (
     MOST_PARTS,
     MOST_WORDS,
     Channel,
-    Head,
-    Kind,
-    decode,
-    encode,
+    FrameHeader,
+    MessageType,
+    decode_messages,
+    encode_message,
     from_json,
-    pack,
+    pack_parts,
     to_json,
-    unpack,
+    unpack_parts,
 )
 
 numbers = some.integers(0, 2**64 - 1)
 heads = some.builds(
-    Head,
-    some.sampled_from(Kind),
+    FrameHeader,
+    some.sampled_from(MessageType),
     some.sampled_from(Channel),
     numbers,
     numbers,
@@ -43,20 +43,20 @@ heads = some.builds(
 @given(some.lists(some.tuples(heads, some.binary()), min_size=1))
 def test_sayings_come_back_as_they_were(sayings):
     """Encoding, joining and decoding sayings changes nothing."""
-    frame = b"".join(encode(head, body) for head, body in sayings)
-    assert [(head, bytes(body)) for head, body in decode(frame)] == sayings
+    frame = b"".join(encode_message(head, body) for head, body in sayings)
+    assert [(head, bytes(body)) for head, body in decode_messages(frame)] == sayings
 
 
 @given(some.lists(some.binary()))
 def test_parts_come_back_byte_for_byte(parts):
     """Packing and unpacking changes no byte."""
-    assert [bytes(part) for part in unpack(pack(parts))] == parts
+    assert [bytes(part) for part in unpack_parts(pack_parts(parts))] == parts
 
 
 @given(some.binary())
 def test_garbage_is_refused_or_read_but_never_breaks(garbage):
     """Any bytes in any place are read or are a ProtocolError."""
-    for read in (lambda frame: list(decode(frame)), unpack, from_json):
+    for read in (lambda frame: list(decode_messages(frame)), unpack_parts, from_json):
         with contextlib.suppress(ProtocolError):
             read(garbage)
 
@@ -64,27 +64,27 @@ def test_garbage_is_refused_or_read_but_never_breaks(garbage):
 @given(some.lists(some.binary(), min_size=1), some.data())
 def test_a_truncated_body_is_refused(parts, data):
     """A body that lost its end is never taken for a shorter one."""
-    body = pack(parts)
+    body = pack_parts(parts)
     length = data.draw(some.integers(0, len(body) - 1))
     with pytest.raises(ProtocolError):
-        unpack(body[:length])
+        unpack_parts(body[:length])
 
 
 def test_another_protocol_number_is_a_polite_sentence():
     """A peer of another version is told which two versions met."""
-    frame = bytearray(encode(Head(Kind.PING)))
+    frame = bytearray(encode_message(FrameHeader(MessageType.PING)))
     frame[2] = 9
     with pytest.raises(ProtocolError, match="protocol 9, this one speaks 1"):
-        list(decode(bytes(frame)))
+        list(decode_messages(bytes(frame)))
 
 
 @given(heads, some.binary(), some.data())
 def test_a_truncated_frame_is_refused(head, body, data):
     """A frame that lost its end is never taken for a shorter one."""
-    frame = encode(head, body)
+    frame = encode_message(head, body)
     length = data.draw(some.integers(0, len(frame) - 1))
     with pytest.raises(ProtocolError):
-        list(decode(frame[:length]))
+        list(decode_messages(frame[:length]))
 
 
 def test_json_that_is_no_object_is_refused():
@@ -97,17 +97,17 @@ def test_json_that_is_no_object_is_refused():
 @pytest.mark.parametrize("count", [0, 5, 8, 9, 10_001, MOST_PARTS])
 def test_many_parts_come_back(count):
     """As many as a message may have."""
-    assert [bytes(part) for part in unpack(pack([b"x"] * count))] == [b"x"] * count
+    assert [bytes(part) for part in unpack_parts(pack_parts([b"x"] * count))] == [b"x"] * count
 
 
 def test_what_is_more_than_is_carried_is_refused_by_who_packs_it():
     """Who sends it hears that in a sentence; who is sent it all the same does not take it."""
     with pytest.raises(TooLarge, match=r"65,537 buffers is too large to be carried"):
-        pack([b""] * (MOST_PARTS + 1))
+        pack_parts([b""] * (MOST_PARTS + 1))
     with pytest.raises(TooLarge, match=r"2,147 MB are the most"):
-        pack([b"", Long()])
+        pack_parts([b"", Long()])
     with pytest.raises(ProtocolError):
-        unpack(struct.pack("!I", MOST_PARTS + 1) + bytes(8 * (MOST_PARTS + 1)))
+        unpack_parts(struct.pack("!I", MOST_PARTS + 1) + bytes(8 * (MOST_PARTS + 1)))
     with pytest.raises(ProtocolError):
         from_json(b'"' + b"x" * MOST_WORDS + b'"')
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as some
 
 from remoter_kernel.errors import ProtocolError
 from remoter_kernel.front.session.greeting import check_seen, read_welcome
-from remoter_kernel.wire.frames import Head, Kind, encode, to_json
+from remoter_kernel.wire.frames import FrameHeader, MessageType, encode_message, to_json
 
 numbers = some.one_of(
     some.none(),
@@ -21,14 +21,18 @@ numbers = some.one_of(
 
 def test_a_greeting_has_two_pairs_of_numbers():
     """Bulk, then urgent."""
-    frame = encode(Head(Kind.WELCOME), to_json({"seen": [1, 2], "begin": [3, 4], "id": "x"}))
+    frame = encode_message(
+        FrameHeader(MessageType.WELCOME), to_json({"seen": [1, 2], "begin": [3, 4], "id": "x"})
+    )
     assert read_welcome(frame)[1:] == ((1, 2), (3, 4))
 
 
 @given(numbers, numbers)
 def test_numbers_that_cannot_be_are_refused(seen, begin):
     """Infinity, words, too few, too many, too large: nothing but a ProtocolError."""
-    frame = encode(Head(Kind.WELCOME), to_json({"seen": seen, "begin": begin}))
+    frame = encode_message(
+        FrameHeader(MessageType.WELCOME), to_json({"seen": seen, "begin": begin})
+    )
     with contextlib.suppress(ProtocolError):
         for pair in read_welcome(frame)[1:]:
             assert all(0 <= number < 2**63 for number in pair)
@@ -43,7 +47,9 @@ def test_garbage_is_refused(data):
 
 def test_who_hangs_up_says_why():
     """The reason is shown, and not more of it than a sentence or two."""
-    frame = encode(Head(Kind.BYE), to_json({"why": "It was stopped. " + "x" * 10_000}))
+    frame = encode_message(
+        FrameHeader(MessageType.BYE), to_json({"why": "It was stopped. " + "x" * 10_000})
+    )
     with pytest.raises(ProtocolError, match=r"It was stopped\.") as caught:
         read_welcome(frame)
     assert len(str(caught.value)) < 1100

@@ -14,7 +14,7 @@ from remoter_kernel.front.jupyter.mouth import Mouth
 from remoter_kernel.front.jupyter.refused import Refused
 from remoter_kernel.front.session.intake import Intake
 from remoter_kernel.front.session.pacer import Pacer
-from remoter_kernel.wire.frames import Channel, Head, Kind, Lane, pack, to_json
+from remoter_kernel.wire.frames import Channel, FrameHeader, Lane, MessageType, pack_parts, to_json
 from remoter_kernel.wire.messages import CONTENT, HEADER, PARENT, Voice, content_of, header_of
 from remoter_kernel.wire.requests import Request, Requests, Stage
 from remoter_kernel.wire.stream import Conversation, MemoryOutbox
@@ -65,7 +65,7 @@ class Side:
 
     def hear(self, number: int, body: bytes, channel: Channel = Channel.IOPUB) -> None:
         """Be the pump."""
-        head = Head(Kind.ITEM, channel, number, number - 1)
+        head = FrameHeader(MessageType.ITEM, channel, number, number - 1)
         whole = self.talk.receive(head, body)
         assert whole is not None
         try:
@@ -88,7 +88,7 @@ def test_what_cannot_be_taken_in_is_told_and_what_follows_comes_in_order(*, is_p
     size = 0
     for number, text in enumerate(texts, 1):
         shown = "poison" if number in {3, 9} else text
-        body = pack(said("display_data", {"data": shown}))
+        body = pack_parts(said("display_data", {"data": shown}))
         size += len(body)
         side.hear(number, body)
     side.go_on()
@@ -108,8 +108,8 @@ def test_what_no_evaluator_should_say_is_kept_after_what_waits_before_it(*, is_p
     """An item without parts: what waits before it is kept no sooner than it is given."""
     side = Side(is_paced=is_paced)
     for number in range(1, 8):
-        side.hear(number, pack(stream("x" * 90_000, name=f"std{number}")))
-    side.hear(8, pack([b"too few"]))
+        side.hear(number, pack_parts(stream("x" * 90_000, name=f"std{number}")))
+    side.hear(8, pack_parts([b"too few"]))
     assert (side.talk.kept[Lane.BULK] == 8) != is_paced
     side.go_on()
     assert side.talk.kept[Lane.BULK] == 8
@@ -124,11 +124,11 @@ def test_while_clients_take_nothing_it_gives_no_credit(*, is_paced: bool) -> Non
     side.room = False
     number = 0
     for number in range(1, 6):
-        side.hear(number, pack(said("display_data", {"data": number})))
-    side.hear(6, pack([b"too few"]))
-    side.hear(7, pack(said("execute_reply", {"data": 7})), Channel.SHELL)
-    head = Head(Kind.ITEM, Channel.STDIN, 8, 0)
-    side.intake.take(head, pack(said("input_request", {"data": 8})))
+        side.hear(number, pack_parts(said("display_data", {"data": number})))
+    side.hear(6, pack_parts([b"too few"]))
+    side.hear(7, pack_parts(said("execute_reply", {"data": 7})), Channel.SHELL)
+    head = FrameHeader(MessageType.ITEM, Channel.STDIN, 8, 0)
+    side.intake.take(head, pack_parts(said("input_request", {"data": 8})))
     assert [json.loads(each)["data"] for each in side.taken] == [8]
     assert side.talk.kept[Lane.BULK] == 0
     assert side.talk._kept_bytes == 0
@@ -147,7 +147,7 @@ def test_a_session_that_is_left_behind_gives_what_was_held() -> None:
     """Whether anybody takes it or not."""
     side = Side(is_paced=False)
     side.room = False
-    side.hear(1, pack(said("display_data", {"data": 1})))
+    side.hear(1, pack_parts(said("display_data", {"data": 1})))
     side.intake.finish()
     assert len(side.taken) == 1
 
@@ -157,7 +157,7 @@ def test_what_the_session_cannot_read_any_more_is_told() -> None:
     side = Side(is_paced=False)
     side.on_item = lambda _channel, parts: side.taken.append(bytes(parts[0]))  # type: ignore[method-assign]
     note = to_json({"event": "unreadable", "why": "Record 3 cannot be read."})
-    side.hear(1, pack([note]), Channel.NOTE)
+    side.hear(1, pack_parts([note]), Channel.NOTE)
     assert side.refused == [(Channel.NOTE, "Record 3 cannot be read.")]
     assert side.talk.kept[Lane.BULK] == 1
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from remoter_kernel.front.reading.notebook import Run, Story, as_seen, fill, plain, whole_notebook
-from remoter_kernel.wire.frames import Channel, pack, to_json
+from remoter_kernel.wire.frames import Channel, pack_parts, to_json
 from remoter_kernel.wire.messages import HEADER, METADATA, Voice, header_of
 from remoter_kernel.wire.said import Said
 
@@ -27,7 +27,7 @@ class Journal:
 
     def _say(self, channel, parts, *, is_from_front):
         front = FRONT if is_from_front else bytes(8)
-        said = Said(len(self.said) + 1, 0.0, channel, is_from_front, front, pack(parts))
+        said = Said(len(self.said) + 1, 0.0, channel, is_from_front, front, pack_parts(parts))
         self.said.append(said)
 
     def asks(self, code, cell_id="", **content):
@@ -122,7 +122,7 @@ def test_what_is_silent_or_makes_no_sense_is_no_cell():
     journal.asks("__vsc__", silent=True)
     journal.asks("__vsc__", store_history=False)
     journal.said.append(Said(9, 0.0, Channel.IOPUB, False, bytes(8), b"torn"))
-    journal.said.append(Said(10, 0.0, Channel.SHELL, True, FRONT, pack([b"", b"{}", b"{}"])))
+    journal.said.append(Said(10, 0.0, Channel.SHELL, True, FRONT, pack_parts([b"", b"{}", b"{}"])))
     assert journal.story().runs == {}
 
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as some
 
 from remoter_kernel.daemon.outbox import FrontOutbox
-from remoter_kernel.wire.frames import Channel, Kind, Lane, pack, unpack
+from remoter_kernel.wire.frames import Channel, Lane, MessageType, pack_parts, unpack_parts
 from remoter_kernel.wire.stream import Conversation, MemoryOutbox
 from tests.pure.test_waiting import Page, messages, stream
 
@@ -105,7 +105,7 @@ class Pair:
 
     def credit(self) -> None:
         if self.is_up:
-            self.there.receive(self.here.head(Kind.ACK), b"")
+            self.there.receive(self.here.head(MessageType.ACK), b"")
 
     def flush(self) -> None:
         for head, body in self.there.due():
@@ -127,7 +127,7 @@ class Pair:
             whole = self.here.receive(head, body)
             if whole is None:
                 continue
-            parts = [bytes(part) for part in unpack(whole)]
+            parts = [bytes(part) for part in unpack_parts(whole)]
             if head.channel is Channel.IOPUB:
                 self.page.hear(parts)
             else:
@@ -174,11 +174,11 @@ def test_a_page_ends_as_it_would_have_whatever_happens_to_wires(stories, doings,
     for number, (deed, amount) in enumerate(doings):
         for parts in said[number::60]:
             whole.hear(parts)
-            pair.book.append(Channel.IOPUB, pack(parts))
+            pair.book.append(Channel.IOPUB, pack_parts(parts))
             pair.book.append(Channel.SHELL, b"not for us", ANOTHER)
         if deed == "reply":
             replies.append(b"%d" % number)
-            pair.book.append(Channel.SHELL, pack([replies[-1]]), FRONT)
+            pair.book.append(Channel.SHELL, pack_parts([replies[-1]]), FRONT)
         elif deed == "wait":
             pair.now += amount
         elif deed == "deliver":
@@ -194,7 +194,7 @@ def test_while_the_link_keeps_up_everything_goes_as_it_is():
     """What waits for less than a moment is not touched, however much it is."""
     pair = Pair(window=700)
     for number in range(1000):
-        pair.book.append(Channel.IOPUB, pack(stream(f"\r{number}")))
+        pair.book.append(Channel.IOPUB, pack_parts(stream(f"\r{number}")))
         pair.flush()
         if number % 5 == 0:
             pair.deliver(100)
@@ -210,7 +210,7 @@ def test_what_waits_for_a_moment_goes_as_it_is_and_what_waits_for_longer_does_no
         pair = Pair()
         pair.flush()
         for number in range(50):
-            pair.book.append(Channel.IOPUB, pack(stream(f"\r{number:5}")))
+            pair.book.append(Channel.IOPUB, pack_parts(stream(f"\r{number:5}")))
         pair.flush()
         pair.now += seconds
         pair.settle()
@@ -226,7 +226,7 @@ def test_an_outage_is_told_in_its_last_words():
     pair.cut()
     size = 0
     for number in range(1000):
-        body = pack(stream(f"\r{number:5} of 1000"))
+        body = pack_parts(stream(f"\r{number:5} of 1000"))
         size += len(body)
         pair.book.append(Channel.IOPUB, body)
         pair.outbox.look(is_connected=False)
@@ -243,7 +243,7 @@ def test_a_night_of_output_is_looked_at_bit_by_bit():
     pair.cut()
     lines = [f"line {number:5} {'of the night ' * 80}\n" for number in range(1000)]
     for line in lines:
-        pair.book.append(Channel.IOPUB, pack(stream(line)))
+        pair.book.append(Channel.IOPUB, pack_parts(stream(line)))
     pair.outbox.look(is_connected=False)
     pair.dial()
     looks = 0
@@ -266,10 +266,10 @@ def test_an_interrupt_lets_little_through_at_once():
     pair = Pair()
     pair.flush()
     for number in range(2000):
-        pair.book.append(Channel.IOPUB, pack(stream(f"{number} {'x' * 100}\n")))
+        pair.book.append(Channel.IOPUB, pack_parts(stream(f"{number} {'x' * 100}\n")))
     pair.flush()
     pair.outbox.interrupt(["one"])
-    pair.book.append(Channel.SHELL, pack([b"reply"]), FRONT)
+    pair.book.append(Channel.SHELL, pack_parts([b"reply"]), FRONT)
     pair.settle()
     text = "".join(said for _, said in pair.page.outputs["one"])
     assert text.endswith(f"1999 {'x' * 100}\n")
@@ -293,7 +293,7 @@ def test_a_front_that_was_away_for_long_gets_the_end():
     pair.cut()
     for number in range(3000):
         pair.now += 5
-        pair.book.append(Channel.IOPUB, pack(stream(f"{number} {'x' * 100}\n")))
+        pair.book.append(Channel.IOPUB, pack_parts(stream(f"{number} {'x' * 100}\n")))
         pair.outbox.look(is_connected=False)
     assert not pair.outbox._waiting
     pair.settle()

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from remoter_kernel.daemon.past import HANDED, Past
 from remoter_kernel.daemon.records import EVERYONE, Record, mark
-from remoter_kernel.wire.frames import Channel, Lane, pack, to_json
+from remoter_kernel.wire.frames import Channel, Lane, pack_parts, to_json
 from remoter_kernel.wire.requests import Stage
 
 ME, OTHER = b"front--1", b"front--2"
@@ -20,7 +20,7 @@ ME, OTHER = b"front--1", b"front--2"
 def message(kind: str, name: str = "", parent: str = "", **content: Any) -> bytes:
     """Return a message's parts as they are written."""
     words = ({"msg_type": kind, "msg_id": name}, {"msg_id": parent} if parent else {}, {}, content)
-    return pack([b"", *(json.dumps(each).encode() for each in words)])
+    return pack_parts([b"", *(json.dumps(each).encode() for each in words)])
 
 
 class Story:
@@ -164,8 +164,8 @@ def test_whom_the_child_sounds_like_is_what_was_noted_last(story):
     """A restarted child has another session."""
     for name in ("first", "second"):
         note = {"event": "ready", "session": name, "kernel_info": {"implementation": "x"}}
-        story.tell(Channel.NOTE, pack([to_json(note)]), front=EVERYONE)
-    story.tell(Channel.NOTE, pack([to_json({"event": "died", "why": ""})]), front=EVERYONE)
+        story.tell(Channel.NOTE, pack_parts([to_json(note)]), front=EVERYONE)
+    story.tell(Channel.NOTE, pack_parts([to_json({"event": "died", "why": ""})]), front=EVERYONE)
     assert story.past.kernel["session"] == "second"
     assert story.past.time == 103.0
 
@@ -188,22 +188,22 @@ def test_how_far_each_front_was_is_known_and_nothing_raises(drawn):
 
 def test_the_last_interrupt_is_known_with_its_clients_number(story):
     story.ask("a", 1)
-    order = pack([to_json({"order": "interrupt", "cells": ["a"]})])
+    order = pack_parts([to_json({"order": "interrupt", "cells": ["a"]})])
     story.tell(Channel.ORDER, order, own=2)
     assert story.past.interrupted == {"a": 2}
-    story.tell(Channel.ORDER, pack([to_json({"order": "keep"})]), own=3)
+    story.tell(Channel.ORDER, pack_parts([to_json({"order": "keep"})]), own=3)
     assert story.past.interrupted == {"a": 2}
 
 
 @pytest.mark.parametrize("command", ["restart", "stop"])
 def test_a_command_is_unfinished_until_a_kernel_is_ready_or_much_time_has_passed(story, command):
     """Its evaluator may have died while the kernel was to end for it."""
-    told = pack([to_json({"order": command})])
+    told = pack_parts([to_json({"order": command})])
     assert story.past.unfinished == ""
     story.tell(Channel.ORDER, told, own=1)
     story.state("a", "idle")
     assert story.past.unfinished == command
-    story.tell(Channel.NOTE, pack([to_json({"event": "ready"})]), front=EVERYONE)
+    story.tell(Channel.NOTE, pack_parts([to_json({"event": "ready"})]), front=EVERYONE)
     assert story.past.unfinished == ""
     story.tell(Channel.ORDER, told, own=2)
     for _ in range(40):  # a second each

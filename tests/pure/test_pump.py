@@ -8,7 +8,15 @@ import pytest
 
 from remoter_kernel.errors import ProtocolError, Unreachable
 from remoter_kernel.wire import pump
-from remoter_kernel.wire.frames import LANE, Bytes, Channel, Head, Kind, Lane, decode
+from remoter_kernel.wire.frames import (
+    LANE,
+    Bytes,
+    Channel,
+    FrameHeader,
+    Lane,
+    MessageType,
+    decode_messages,
+)
 from remoter_kernel.wire.pump import Pump
 from remoter_kernel.wire.stream import Conversation, MemoryOutbox
 
@@ -32,9 +40,9 @@ class End:
         """Be a timer, too."""
 
 
-def kinds(end: End) -> list[Kind]:
+def kinds(end: End) -> list[MessageType]:
     """Return what kinds of sayings have been sent."""
-    return [head.kind for frame in end.sent for head, _ in decode(frame)]
+    return [head.kind for frame in end.sent for head, _ in decode_messages(frame)]
 
 
 @pytest.mark.parametrize("is_alive", [True, False])
@@ -46,12 +54,12 @@ def test_a_doubted_wire(*, is_alive: bool) -> None:
         end.pump.start((0, 0))
     near.sent.clear()
     near.pump.doubt(3.0)
-    assert kinds(near) == [Kind.PING]
+    assert kinds(near) == [MessageType.PING]
     seconds, judge = near.timers[-1]
     assert seconds == 3.0
     if is_alive:
         far.pump.hear(near.sent[0])
-        assert kinds(far)[-1] is Kind.PONG
+        assert kinds(far)[-1] is MessageType.PONG
         near.pump.hear(far.sent[-1])
     judge()
     assert near.ended == ([] if is_alive else ["Nothing was heard for 3 seconds."])
@@ -91,17 +99,17 @@ class Wires:
             seen = other.talk.seen
             end.pump.start((seen[Lane.BULK], seen[Lane.URGENT]))
 
-    def take(self, head: Head, body: Bytes) -> None:
+    def take(self, head: FrameHeader, body: Bytes) -> None:
         if bytes(body).startswith(b"poison"):
             raise self.trouble
         self.taken.append(bytes(body))
         self.keep(head, body)
 
-    def refuse(self, head: Head, body: Bytes, error: Exception) -> None:
+    def refuse(self, head: FrameHeader, body: Bytes, error: Exception) -> None:
         self.refused.append((head.number, str(error)))
         self.keep(head, body)
 
-    def keep(self, head: Head, body: Bytes) -> None:
+    def keep(self, head: FrameHeader, body: Bytes) -> None:
         self.far.talk.keep(LANE[head.channel], head.number, len(body))
 
     def settle(self) -> None:
@@ -154,7 +162,7 @@ def test_what_cannot_be_read_ends_its_wire_and_what_was_read_before_it_goes() ->
     end = End()
     end.talk.begin()
     end.pump.start((0, 0))
-    end.talk.receive(Head(Kind.ACK, credit=1000), b"")
+    end.talk.receive(FrameHeader(MessageType.ACK, credit=1000), b"")
     end.talk.outbox.add(Channel.SHELL, b"before")  # type: ignore[attr-defined]
     read = end.talk.outbox.next_after
 
@@ -166,7 +174,7 @@ def test_what_cannot_be_read_ends_its_wire_and_what_was_read_before_it_goes() ->
     end.talk.outbox.next_after = fail_at  # type: ignore[method-assign]
     end.sent.clear()
     end.pump.flush()
-    assert kinds(end) == [Kind.ITEM, Kind.BYE]
+    assert kinds(end) == [MessageType.ITEM, MessageType.BYE]
     assert end.ended == ["Record 2 cannot be read."]
 
 
@@ -175,7 +183,7 @@ def test_much_that_is_due_is_sent_bit_by_bit() -> None:
     end = End()
     end.talk.begin()
     end.pump.start((0, 0))
-    end.talk.receive(Head(Kind.ACK, credit=10**9), b"")
+    end.talk.receive(FrameHeader(MessageType.ACK, credit=10**9), b"")
     count = 3 * pump.MOST_AT_ONCE + 1
     for number in range(count):
         end.talk.outbox.add(Channel.SHELL, b"%d" % number)  # type: ignore[attr-defined]
@@ -185,7 +193,9 @@ def test_much_that_is_due_is_sent_bit_by_bit() -> None:
         end.sent.clear()
         end.timers.clear()
         go_on()
-        said = [head.number for frame in end.sent for head, _ in decode(frame) if head.number]
+        said = [
+            head.number for frame in end.sent for head, _ in decode_messages(frame) if head.number
+        ]
         assert len(said) <= pump.MOST_AT_ONCE
         sent += said
         go_on = next((call for seconds, call in end.timers if seconds == 0.0), None)
@@ -197,7 +207,7 @@ def test_a_large_amount_that_is_due_is_sent_bit_by_bit() -> None:
     end = End()
     end.talk.begin()
     end.pump.start((0, 0))
-    end.talk.receive(Head(Kind.ACK, credit=10**9), b"")
+    end.talk.receive(FrameHeader(MessageType.ACK, credit=10**9), b"")
     end.talk.outbox.add(Channel.SHELL, bytes(3 * pump.MOST_BYTES_AT_ONCE))  # type: ignore[attr-defined]
     end.pump.flush()
     assert sum(map(len, end.sent)) < 1.1 * pump.MOST_BYTES_AT_ONCE

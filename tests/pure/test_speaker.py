@@ -9,7 +9,7 @@ import pytest
 
 from remoter_kernel.daemon.speaker import Speaker
 from remoter_kernel.errors import TooLarge
-from remoter_kernel.wire.frames import MOST_WORDS, Channel, pack, unpack
+from remoter_kernel.wire.frames import MOST_WORDS, Channel, pack_parts, unpack_parts
 
 ERROR = TooLarge("A message of 3,000 MB is too large to be carried.")
 HUGE = json.dumps({"msg_id": "one", "msg_type": "execute_request", "x": "x" * MOST_WORDS}).encode()
@@ -23,7 +23,7 @@ class Book:
         self.said: list[tuple[Channel, list[Any]]] = []
 
     def append(self, channel: Channel, body: bytes, **_: Any) -> None:
-        self.said.append((channel, [bytes(part) for part in unpack(body)]))
+        self.said.append((channel, [bytes(part) for part in unpack_parts(body)]))
 
 
 @pytest.mark.parametrize("header", ODD)
@@ -39,7 +39,7 @@ def test_what_cannot_be_carried_is_told_whatever_its_headers_are(
     ((channel, told),) = book.said
     assert channel is Channel.IOPUB
     assert b"is missing here. A message of 3,000 MB" in told[4]
-    reply = [bytes(part) for part in unpack(speaker.in_place_of(parts, ERROR))]
+    reply = [bytes(part) for part in unpack_parts(speaker.in_place_of(parts, ERROR))]
     assert json.loads(reply[4])["status"] == "error"
     if parent == HUGE:
         assert json.loads(told[2])["msg_id"] == json.loads(reply[2])["msg_id"] == "one"
@@ -51,14 +51,14 @@ def test_a_question_that_cannot_be_carried_is_a_question_still() -> None:
     """The cell waits for an answer, and its person reads why this is all there is."""
     speaker = Speaker(Book())  # type: ignore[arg-type]
     parts: list[Any] = [b"", b'{"msg_type": "input_request"}', b"{}", b"{}", b"{}"]
-    content = json.loads(bytes(unpack(speaker.in_place_of(parts, ERROR))[4]))
+    content = json.loads(bytes(unpack_parts(speaker.in_place_of(parts, ERROR))[4]))
     assert content == {"prompt": f"{ERROR} ", "password": False}
 
 
 def test_headers_that_are_too_large_are_refused_where_they_are_said() -> None:
     """Whoever hears them would end the wire."""
     with pytest.raises(TooLarge, match=r"whose headers have 1\.0 MB is too large to be carried"):
-        pack([b"", HUGE, b"{}", b"{}", b"{}"])
+        pack_parts([b"", HUGE, b"{}", b"{}", b"{}"])
     with pytest.raises(TooLarge, match="1 MB are the most"):
-        pack([b"", b"{}", HUGE, b"{}", b"{}"])
-    assert pack([b"", b"{}", b"{}", b"{}", HUGE])
+        pack_parts([b"", b"{}", HUGE, b"{}", b"{}"])
+    assert pack_parts([b"", b"{}", b"{}", b"{}", HUGE])

@@ -31,7 +31,7 @@ from remoter_kernel.front.running.program import Piece
 from remoter_kernel.front.running.verdict import Verdict
 from remoter_kernel.front.ssh.outcome import Ran
 from remoter_kernel.plain_text import is_session_id
-from remoter_kernel.wire.frames import Channel, pack
+from remoter_kernel.wire.frames import Channel, pack_parts
 from remoter_kernel.wire.said import Said, encode_said, split_said
 from remoter_kernel.wire.waiting import Waiting
 
@@ -348,7 +348,7 @@ def recorded(channels, bodies):
     """Records of a journal."""
     return st.builds(
         lambda channel, is_asked, parts, when, is_mark: Said(
-            1, when, channel, is_asked, bytes(8), pack(parts), is_mark
+            1, when, channel, is_asked, bytes(8), pack_parts(parts), is_mark
         ),
         st.sampled_from(channels),
         st.booleans(),
@@ -370,7 +370,7 @@ ASKED = Said(
     Channel.SHELL,
     True,
     bytes(8),
-    pack(a_message("execute_request", "1", "", {"code": "1"}, {})),
+    pack_parts(a_message("execute_request", "1", "", {"code": "1"}, {})),
 )
 a_few = st.lists(records, max_size=5)
 DEEP = Said(
@@ -379,7 +379,7 @@ DEEP = Said(
     Channel.IOPUB,
     False,
     bytes(8),
-    pack(
+    pack_parts(
         [
             b"",
             b'{"msg_type": "display_data"}',

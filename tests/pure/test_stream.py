@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as some
 
 from remoter_kernel.errors import Overrun, ProtocolError
-from remoter_kernel.wire.frames import LANE, Channel, Head, Kind, Lane
+from remoter_kernel.wire.frames import LANE, Channel, FrameHeader, Lane, MessageType
 from remoter_kernel.wire.stream import Conversation, MemoryOutbox, Phase
 
 WINDOW = 40  # bytes: small, so that credit runs out
@@ -27,7 +27,7 @@ class End:
         self.taken: dict[Lane, list[bytes]] = {lane: [] for lane in Lane}
         self.unkept: deque[tuple[Lane, int, int]] = deque()
 
-    def hear(self, head: Head, body: bytes) -> None:
+    def hear(self, head: FrameHeader, body: bytes) -> None:
         whole = self.talk.receive(head, body)
         if whole is not None:
             lane = LANE[head.channel]
@@ -57,7 +57,7 @@ class Pipe:
             self.say_numbers(other)
 
     def say_numbers(self, end: End) -> None:
-        self.wires[self.ends.index(end)].append((end.talk.head(Kind.ACK), b""))
+        self.wires[self.ends.index(end)].append((end.talk.head(MessageType.ACK), b""))
 
     def pump(self, end: End) -> None:
         self.wires[self.ends.index(end)].extend(end.talk.due())
@@ -160,9 +160,9 @@ def test_another_item_in_the_middle_of_one_ends_the_wire():
     end = End()
     end.talk.begin()
     end.talk.open((0, 0))
-    end.hear(Head(Kind.PART, Channel.SHELL, 1, 0), b"")
+    end.hear(FrameHeader(MessageType.PART, Channel.SHELL, 1, 0), b"")
     with pytest.raises(ProtocolError):
-        end.hear(Head(Kind.ITEM, Channel.SHELL, 2, 0), b"")
+        end.hear(FrameHeader(MessageType.ITEM, Channel.SHELL, 2, 0), b"")
 
 
 def test_urgent_items_carry_the_last_bulk_item_they_overtook():
@@ -192,23 +192,23 @@ def test_a_gap_that_nobody_announced_ends_the_wire():
     end = End()
     end.talk.begin()
     end.talk.open((0, 0))
-    end.hear(Head(Kind.ITEM, Channel.SHELL, 1, 0), b"")
-    end.hear(Head(Kind.ITEM, Channel.SHELL, 5, 1), b"")  # a gap that was meant
+    end.hear(FrameHeader(MessageType.ITEM, Channel.SHELL, 1, 0), b"")
+    end.hear(FrameHeader(MessageType.ITEM, Channel.SHELL, 5, 1), b"")  # a gap that was meant
     with pytest.raises(ProtocolError):
-        end.hear(Head(Kind.ITEM, Channel.SHELL, 9, 7), b"")
+        end.hear(FrameHeader(MessageType.ITEM, Channel.SHELL, 9, 7), b"")
 
 
-@pytest.mark.parametrize("kind", list(Kind))
+@pytest.mark.parametrize("kind", list(MessageType))
 def test_nothing_but_a_greeting_may_come_before_the_greeting(kind):
     """What may be said in which phase is a table."""
     end = End()
     end.talk.begin()
     assert end.talk.phase is Phase.GREETING
-    if kind in {Kind.HELLO, Kind.WELCOME, Kind.BYE}:
-        end.hear(Head(kind), b"")
+    if kind in {MessageType.HELLO, MessageType.WELCOME, MessageType.BYE}:
+        end.hear(FrameHeader(kind), b"")
     else:
         with pytest.raises(ProtocolError):
-            end.hear(Head(kind), b"")
+            end.hear(FrameHeader(kind), b"")
 
 
 def test_what_never_left_can_be_withdrawn():
@@ -230,14 +230,14 @@ def test_credit_is_never_taken_back():
     end = End()
     end.talk.begin()
     end.talk.open((0, 0))
-    credit = end.talk.head(Kind.ACK).credit
+    credit = end.talk.head(MessageType.ACK).credit
     end.talk.window.size //= 2
-    assert end.talk.head(Kind.ACK).credit == credit
+    assert end.talk.head(MessageType.ACK).credit == credit
 
 
 heads = some.builds(
-    Head,
-    some.sampled_from(Kind),
+    FrameHeader,
+    some.sampled_from(MessageType),
     some.sampled_from(Channel),
     *[some.integers(0, 3) | some.integers(0, 2**64 - 1) for _ in range(7)],
 )
@@ -250,7 +250,7 @@ def test_whatever_is_said_is_taken_or_ends_the_wire_and_what_is_held_is_bounded(
     talk = Conversation(MemoryOutbox(), WINDOW, SLICE, most_item=500)
     talk.begin()
     talk.open((0, 0))
-    talk.head(Kind.ACK)
+    talk.head(MessageType.ACK)
     taken = 0
     for head, body in sayings:
         try:
@@ -274,10 +274,10 @@ def test_an_item_that_is_too_large_ends_the_wire_for_good(channel):
     end.talk.most_item = 50
     end.talk.begin()
     end.talk.open((0, 0))
-    end.talk.head(Kind.ACK)
-    end.hear(Head(Kind.PART, channel, 1, 0), b"x" * 30)
+    end.talk.head(MessageType.ACK)
+    end.hear(FrameHeader(MessageType.PART, channel, 1, 0), b"x" * 30)
     with pytest.raises(Overrun) as caught:
-        end.hear(Head(Kind.ITEM, channel, 1, 0, begin=30), b"x" * 21)
+        end.hear(FrameHeader(MessageType.ITEM, channel, 1, 0, begin=30), b"x" * 21)
     assert not caught.value.worth_retrying
 
 
@@ -286,11 +286,11 @@ def test_more_than_there_is_credit_for_ends_the_wire_for_good():
     end = End()
     end.talk.begin()
     end.talk.open((0, 0))
-    credit = end.talk.head(Kind.ACK).credit
-    end.hear(Head(Kind.ITEM, Channel.SHELL, 1, 0), b"x" * (credit - 1))
-    end.hear(Head(Kind.ITEM, Channel.SHELL, 2, 1), b"x" * SLICE)
+    credit = end.talk.head(MessageType.ACK).credit
+    end.hear(FrameHeader(MessageType.ITEM, Channel.SHELL, 1, 0), b"x" * (credit - 1))
+    end.hear(FrameHeader(MessageType.ITEM, Channel.SHELL, 2, 1), b"x" * SLICE)
     with pytest.raises(Overrun):
-        end.hear(Head(Kind.ITEM, Channel.SHELL, 3, 2), b"x")
+        end.hear(FrameHeader(MessageType.ITEM, Channel.SHELL, 3, 2), b"x")
 
 
 class Counted(int):
@@ -346,8 +346,8 @@ def steps(slices: int) -> int:
     sys.setprofile(note)
     try:
         for number in range(slices):
-            kind = Kind.ITEM if number == slices - 1 else Kind.PART
-            end.hear(Head(kind, Channel.SHELL, 1, 0, begin=number * SLICE), b"x" * SLICE)
+            kind = MessageType.ITEM if number == slices - 1 else MessageType.PART
+            end.hear(FrameHeader(kind, Channel.SHELL, 1, 0, begin=number * SLICE), b"x" * SLICE)
     finally:
         sys.setprofile(None)
     assert [len(body) for body in end.taken[Lane.BULK]] == [slices * SLICE]

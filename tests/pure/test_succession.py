@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from remoter_kernel.daemon.succession import Candidate, choose
+from remoter_kernel.daemon.succession import Candidate, match_session
 from remoter_kernel.front.bootstrap.evaluator import Address
 from remoter_kernel.front.jupyter.news import WEEK, joined, left_alone
 from remoter_kernel.front.session.claims import with_files
@@ -44,8 +44,8 @@ WHO_JOINS_WHOM = [
 )
 def test_who_joins_whom(candidates, heir, told):
     """One is joined only if nothing else could be meant and nobody is at it; no order matters."""
-    assert choose(candidates) == (heir, told)
-    assert choose(candidates[::-1]) == (heir, told[::-1])
+    assert match_session(candidates) == (heir, told)
+    assert match_session(candidates[::-1]) == (heir, told[::-1])
 
 
 # What the person hears ------------------------------------------------------------------

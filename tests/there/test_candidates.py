@@ -17,7 +17,7 @@ from remoter_kernel.daemon import inquire, launch
 from remoter_kernel.daemon.candidates import candidates_for
 from remoter_kernel.daemon.processes import boot_id, started_at
 from remoter_kernel.daemon.registry import Session
-from remoter_kernel.daemon.succession import Candidate, choose
+from remoter_kernel.daemon.succession import Candidate, match_session
 from tests.real_jupyter import MARK, THIS_RUN
 
 if TYPE_CHECKING:
@@ -94,9 +94,9 @@ def test_two_launches_at_once_do_not_both_join(port, monkeypatch):
     def choose_together(candidates):
         with contextlib.suppress(threading.BrokenBarrierError):
             both_look.wait(0.3)
-        return choose(candidates)
+        return match_session(candidates)
 
-    monkeypatch.setattr(launch, "choose", choose_together)
+    monkeypatch.setattr(launch, "match_session", choose_together)
     monkeypatch.setattr(launch, "create", lambda *_: a_session(port, laptop="another"))
     with ThreadPoolExecutor() as pool:
         wishes = [{"kernel_id": name, "fronts": ["a", "b"]} for name in ("a", "b")]

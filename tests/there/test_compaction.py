@@ -15,13 +15,13 @@ from remoter_kernel.daemon.outbox import FrontOutbox
 from remoter_kernel.daemon.records import (
     EVERYONE,
     Record,
-    encode,
+    encode_record,
     first_line,
     mark_of,
     read_journal,
     size_on_disk,
 )
-from remoter_kernel.wire.frames import Channel, pack, unpack
+from remoter_kernel.wire.frames import Channel, pack_parts, unpack_parts
 from tests.there.test_journal import ME, Desk
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ ALL_TAKEN = 2**40
 def said(kind: str, cell: str, **content: Any) -> bytes:
     """Return the body of a message on iopub."""
     words = ({"msg_type": kind}, {"msg_id": cell}, {}, content)
-    return pack([b"", *(json.dumps(each).encode() for each in words)])
+    return pack_parts([b"", *(json.dumps(each).encode() for each in words)])
 
 
 def text(cell: str, number: int, size: int = 1000) -> bytes:
@@ -45,7 +45,7 @@ def written(path: Path, bodies: list[bytes]) -> int:
     """Write a journal of iopub messages; return its size."""
     raw = first_line()
     for number, body in enumerate(bodies, 1):
-        raw += encode(Record(number, Channel.IOPUB, False, EVERYONE, body, float(number)))
+        raw += encode_record(Record(number, Channel.IOPUB, False, EVERYONE, body, float(number)))
     path.write_bytes(raw)
     return len(raw)
 
@@ -62,7 +62,8 @@ def after(path: Path, bodies: list[bytes], target: int, taken: int = ALL_TAKEN) 
 def kinds(records: list[Record]) -> list[str]:
     """Return what kinds of messages there are, and marks."""
     return [
-        "mark" if r.is_mark else json.loads(bytes(unpack(r.body)[1]))["msg_type"] for r in records
+        "mark" if r.is_mark else json.loads(bytes(unpack_parts(r.body)[1]))["msg_type"]
+        for r in records
     ]
 
 
@@ -128,7 +129,7 @@ def test_requests_replies_and_notes_stay(tmp_path):
     for number, (channel, is_from_front) in enumerate(
         [(Channel.SHELL, True), (Channel.SHELL, False), (Channel.NOTE, False)], 1
     ):
-        raw += encode(Record(number, channel, is_from_front, ME, b"x" * 100))
+        raw += encode_record(Record(number, channel, is_from_front, ME, b"x" * 100))
     path.write_bytes(raw)
     end = len(raw)
     assert compact(path, 3, end, ALL_TAKEN, 0).size == end
@@ -220,7 +221,7 @@ def test_no_room_for_the_second_file_harms_nobody(tmp_path, monkeypatch):
     def refuse(_file: int, _chunk: bytes) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(compaction, "_write", refuse)
+    monkeypatch.setattr(compaction, "_write_chunk", refuse)
     desk = Desk(tmp_path / "journal", limit=10_000)
     for number in range(50):
         desk.journal.append(Channel.IOPUB, text("a", number))

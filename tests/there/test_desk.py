@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
-from remoter_kernel.daemon.desk import Desk
+from remoter_kernel.daemon.desk import RequestHandler
 from remoter_kernel.daemon.door import Guest
 from remoter_kernel.daemon.outbox import FrontOutbox
 from remoter_kernel.daemon.records import read_journal
 from remoter_kernel.daemon.speaker import Speaker
 from remoter_kernel.errors import ProtocolError
-from remoter_kernel.wire.frames import Channel, Head, Kind, pack, to_json
+from remoter_kernel.wire.frames import Channel, FrameHeader, MessageType, pack_parts, to_json
 from remoter_kernel.wire.requests import Requests
 from remoter_kernel.wire.stream import Conversation
 from tests.there.test_journal import ME
@@ -55,14 +55,14 @@ def child() -> Child:
 
 
 @pytest.fixture
-def desk(disk: Disk, child: Child) -> Desk:
+def desk(disk: Disk, child: Child) -> RequestHandler:
     """The desk in front of that child."""
     door: Any = SimpleNamespace(
         reactor=SimpleNamespace(later=lambda _seconds, _call: None),
         hold_back=lambda _cells: None,
     )
     session: Any = SimpleNamespace(id="7f3a9c")
-    desk = Desk(session, disk.journal, door, Speaker(disk.journal))
+    desk = RequestHandler(session, disk.journal, door, Speaker(disk.journal))
     desk.child_for = lambda _channel: cast("Any", child)
     return desk
 
@@ -77,13 +77,15 @@ def guest(disk: Disk) -> Guest:
 def message(kind: str, **content: str) -> bytes:
     """Return the packed parts of a message."""
     header = {"msg_type": kind, "msg_id": kind}
-    return pack([b"", *(json.dumps(each).encode() for each in (header, {}, {}, content))])
+    return pack_parts([b"", *(json.dumps(each).encode() for each in (header, {}, {}, content))])
 
 
 @pytest.mark.parametrize("channel", [Channel.SHELL, Channel.CONTROL, Channel.STDIN])
 def test_what_is_not_written_is_not_passed_on(disk, desk, child, guest, channel):
     """If the evaluator died now, the front would say it again: so the child has not got it."""
-    desk.take(guest, Head(Kind.ITEM, channel, 5), message("any_request", value="secret"))
+    desk.take(
+        guest, FrameHeader(MessageType.ITEM, channel, 5), message("any_request", value="secret")
+    )
     assert child.given == []
     assert set(guest.talk.kept.values()) == {0}
     disk.settle()
@@ -95,8 +97,8 @@ def test_what_is_not_written_is_not_passed_on(disk, desk, child, guest, channel)
 
 def test_an_interrupt_waits_for_no_disk(disk, desk, child, guest):
     """It reaches the child before it is written."""
-    order = pack([to_json({"order": "interrupt"})])
-    desk.take(guest, Head(Kind.ITEM, Channel.ORDER, 5), order)
+    order = pack_parts([to_json({"order": "interrupt"})])
+    desk.take(guest, FrameHeader(MessageType.ITEM, Channel.ORDER, 5), order)
     assert child.interrupts == 1
     assert disk.journal.written == 0
 
@@ -108,8 +110,8 @@ def test_what_an_evaluator_before_may_have_passed_on_is_not_passed_on_again(
     doubts = []
     desk.on_doubt = doubts.append
     guest.doubtful = dict.fromkeys(guest.doubtful, 5)
-    desk.take(guest, Head(Kind.ITEM, Channel.SHELL, 5), message("execute_request"))
-    desk.take(guest, Head(Kind.ITEM, Channel.SHELL, 6), message("execute_request"))
+    desk.take(guest, FrameHeader(MessageType.ITEM, Channel.SHELL, 5), message("execute_request"))
+    desk.take(guest, FrameHeader(MessageType.ITEM, Channel.SHELL, 6), message("execute_request"))
     disk.settle()
     assert [request.number for request in doubts] == [5]
     assert child.given == [Channel.SHELL]
@@ -118,14 +120,14 @@ def test_what_an_evaluator_before_may_have_passed_on_is_not_passed_on_again(
 def test_the_table_of_an_evaluator_that_died_is_gone_on_with_also_if_it_is_empty(disk):
     table = Requests()
     door: Any = SimpleNamespace(reactor=SimpleNamespace(later=lambda _seconds, _call: None))
-    desk = Desk(cast("Any", None), disk.journal, door, Speaker(disk.journal), table)
+    desk = RequestHandler(cast("Any", None), disk.journal, door, Speaker(disk.journal), table)
     assert desk.requests is table
 
 
 @pytest.mark.parametrize("header", [{}, {"msg_id": 3}, {"msg_id": None}])
 def test_a_request_without_an_id_is_refused(desk, guest, header):
     words = {"msg_type": "execute_request", **header}
-    body = pack([b"", *(json.dumps(each).encode() for each in (words, {}, {}, {}))])
+    body = pack_parts([b"", *(json.dumps(each).encode() for each in (words, {}, {}, {}))])
     with pytest.raises(ProtocolError, match="msg_id"):
-        desk.take(guest, Head(Kind.ITEM, Channel.SHELL, 1), body)
+        desk.take(guest, FrameHeader(MessageType.ITEM, Channel.SHELL, 1), body)
     assert len(desk.requests) == 0

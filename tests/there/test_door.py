@@ -22,7 +22,16 @@ from remoter_kernel.front.bootstrap.evaluator import Wish
 from remoter_kernel.front.configuration.remotes import find_remote
 from remoter_kernel.front.jupyter.sockets import digest
 from remoter_kernel.front.session.dialer import SessionDialer
-from remoter_kernel.wire.frames import Channel, Head, Kind, decode, encode, from_json, pack, to_json
+from remoter_kernel.wire.frames import (
+    Channel,
+    FrameHeader,
+    MessageType,
+    decode_messages,
+    encode_message,
+    from_json,
+    pack_parts,
+    to_json,
+)
 from remoter_kernel.wire.messages import Voice
 from tests.real_jupyter import started_kernel
 from tests.whole.talk import Talk
@@ -113,13 +122,13 @@ class Knock:
         with contextlib.suppress(zmq.Again):
             self.socket.send_multipart(frames, zmq.NOBLOCK)
 
-    def hear(self, *, seconds: float = ANSWER_WITHIN) -> list[tuple[Head, bytes]]:
+    def hear(self, *, seconds: float = ANSWER_WITHIN) -> list[tuple[FrameHeader, bytes]]:
         """Return what the next message says; nothing if none comes."""
         if not self.socket.poll(int(seconds * 1000)):
             return []
-        return [(head, bytes(body)) for head, body in decode(self.socket.recv())]
+        return [(head, bytes(body)) for head, body in decode_messages(self.socket.recv())]
 
-    def hear_of(self, kind: Kind, *, seconds: float = ANSWER_WITHIN) -> bytes | None:
+    def hear_of(self, kind: MessageType, *, seconds: float = ANSWER_WITHIN) -> bytes | None:
         """Wait for a saying of one kind and return its body; None if it does not come."""
         until = time.monotonic() + seconds
         while (left := until - time.monotonic()) > 0:
@@ -141,7 +150,7 @@ class Knock:
     def greet(self, front: str | None = None, seen: list[int] | None = None) -> dict[str, Any]:
         """Say HELLO as a front does and return the WELCOME."""
         self.send(hello(front, seen))
-        body = self.hear_of(Kind.WELCOME)
+        body = self.hear_of(MessageType.WELCOME)
         assert body is not None
         return from_json(body)
 
@@ -149,14 +158,16 @@ class Knock:
 def hello(front: str | None = None, seen: list[int] | None = None) -> bytes:
     """A front's first frame."""
     words = {"front": front or random.randbytes(8).hex(), "seen": seen}
-    return encode(Head(Kind.HELLO), to_json(words))
+    return encode_message(FrameHeader(MessageType.HELLO), to_json(words))
 
 
 def cell(number: int, code: str, previous: int = 0) -> bytes:
     """A numbered execute_request."""
     content = {"code": code, "silent": False, "store_history": False, "allow_stdin": False}
     parts = Voice(b"").compose("execute_request", content)
-    return encode(Head(Kind.ITEM, Channel.SHELL, number, previous), pack(parts))
+    return encode_message(
+        FrameHeader(MessageType.ITEM, Channel.SHELL, number, previous), pack_parts(parts)
+    )
 
 
 def runs(behind: Behind) -> int:
@@ -232,20 +243,32 @@ BAD_GREETINGS = {
     "another kind": b"rk\x01\x63" + hello()[4:],
     "another channel": b"rk\x01\x01\x63" + hello()[5:],
     "an item before the greeting": cell(1, "runs += 1"),
-    "a welcome from the wrong side": encode(Head(Kind.WELCOME), b"{}"),
-    "no JSON": encode(Head(Kind.HELLO), b"\xff\xfe"),
-    "JSON that is no object": encode(Head(Kind.HELLO), b"[1]"),
-    "JSON without words": encode(Head(Kind.HELLO), b"{}"),
-    "deep JSON": encode(Head(Kind.HELLO), b"[" * 100_000),
-    "a name too long": encode(Head(Kind.HELLO), to_json({"front": "ab" * 99, "seen": None})),
-    "a name that is no name": encode(Head(Kind.HELLO), to_json({"front": "../x", "seen": None})),
-    "a name of another type": encode(Head(Kind.HELLO), to_json({"front": 5, "seen": None})),
-    "seen what is not": encode(Head(Kind.HELLO), to_json({"front": "ab" * 8, "seen": [2**70, 1]})),
-    "seen less than nothing": encode(
-        Head(Kind.HELLO), to_json({"front": "ac" * 8, "seen": [-5, -5]})
+    "a welcome from the wrong side": encode_message(FrameHeader(MessageType.WELCOME), b"{}"),
+    "no JSON": encode_message(FrameHeader(MessageType.HELLO), b"\xff\xfe"),
+    "JSON that is no object": encode_message(FrameHeader(MessageType.HELLO), b"[1]"),
+    "JSON without words": encode_message(FrameHeader(MessageType.HELLO), b"{}"),
+    "deep JSON": encode_message(FrameHeader(MessageType.HELLO), b"[" * 100_000),
+    "a name too long": encode_message(
+        FrameHeader(MessageType.HELLO), to_json({"front": "ab" * 99, "seen": None})
     ),
-    "seen words": encode(Head(Kind.HELLO), to_json({"front": "ad" * 8, "seen": ["x", {}]})),
-    "seen too few": encode(Head(Kind.HELLO), to_json({"front": "ae" * 8, "seen": [1]})),
+    "a name that is no name": encode_message(
+        FrameHeader(MessageType.HELLO), to_json({"front": "../x", "seen": None})
+    ),
+    "a name of another type": encode_message(
+        FrameHeader(MessageType.HELLO), to_json({"front": 5, "seen": None})
+    ),
+    "seen what is not": encode_message(
+        FrameHeader(MessageType.HELLO), to_json({"front": "ab" * 8, "seen": [2**70, 1]})
+    ),
+    "seen less than nothing": encode_message(
+        FrameHeader(MessageType.HELLO), to_json({"front": "ac" * 8, "seen": [-5, -5]})
+    ),
+    "seen words": encode_message(
+        FrameHeader(MessageType.HELLO), to_json({"front": "ad" * 8, "seen": ["x", {}]})
+    ),
+    "seen too few": encode_message(
+        FrameHeader(MessageType.HELLO), to_json({"front": "ae" * 8, "seen": [1]})
+    ),
 }
 
 
@@ -254,7 +277,7 @@ def test_a_greeting_that_makes_no_sense(behind: Behind, name: str) -> None:
     """A front whose first frame is malformed is told why, and the session goes on."""
     with Knock(behind) as knock:
         knock.send(BAD_GREETINGS[name])
-        body = knock.hear_of(Kind.BYE)
+        body = knock.hear_of(MessageType.BYE)
         assert body is not None
         assert from_json(body)["why"]
     assert behind.goes_on()
@@ -264,13 +287,15 @@ def test_a_message_of_many_frames(behind: Behind) -> None:
     """Our messages have one frame; one with more is malformed."""
     with Knock(behind) as knock:
         knock.send(hello(), b"more")
-        assert knock.hear_of(Kind.BYE) is not None
+        assert knock.hear_of(MessageType.BYE) is not None
     assert behind.goes_on()
 
 
 def item(body: bytes, number: int = 1, previous: int = 0, **more: int) -> bytes:
     """An item of any content on the shell channel."""
-    return encode(Head(Kind.ITEM, Channel.SHELL, number, previous, **more), body)
+    return encode_message(
+        FrameHeader(MessageType.ITEM, Channel.SHELL, number, previous, **more), body
+    )
 
 
 VALID = Voice(b"").compose("execute_request", {"code": "runs += 1"})
@@ -280,19 +305,24 @@ BAD_ITEMS = {
     "half an item": cell(1, "runs += 1")[:-3],
     "a second greeting": hello(),
     "an item after a gap": cell(9, "runs += 1", previous=8),
-    "no parts": item(pack([])),
-    "too few parts": item(pack([b"", b"{}"])),
+    "no parts": item(pack_parts([])),
+    "too few parts": item(pack_parts([b"", b"{}"])),
     "a body that is too short": item(b"\0"),
     "a count that is a lie": item(b"\xff\xff\xff\xff"),
     "a length that is a lie": item(struct.pack("!IQ", 1, 2**60) + b"x"),
-    "a header that is no JSON": item(pack([b"", b"\xff", *VALID[2:]])),
-    "a header that is a list": item(pack([b"", b"[]", *VALID[2:]])),
-    "a header that is deep": item(pack([b"", b"[" * 100_000, *VALID[2:]])),
-    "an order that is none": encode(
-        Head(Kind.ITEM, Channel.ORDER, 1), pack([to_json({"order": "self-destruct"})])
+    "a header that is no JSON": item(pack_parts([b"", b"\xff", *VALID[2:]])),
+    "a header that is a list": item(pack_parts([b"", b"[]", *VALID[2:]])),
+    "a header that is deep": item(pack_parts([b"", b"[" * 100_000, *VALID[2:]])),
+    "an order that is none": encode_message(
+        FrameHeader(MessageType.ITEM, Channel.ORDER, 1),
+        pack_parts([to_json({"order": "self-destruct"})]),
     ),
-    "an order that is no JSON": encode(Head(Kind.ITEM, Channel.ORDER, 1), pack([b"\xff"])),
-    "an order without words": encode(Head(Kind.ITEM, Channel.ORDER, 1), pack([])),
+    "an order that is no JSON": encode_message(
+        FrameHeader(MessageType.ITEM, Channel.ORDER, 1), pack_parts([b"\xff"])
+    ),
+    "an order without words": encode_message(
+        FrameHeader(MessageType.ITEM, Channel.ORDER, 1), pack_parts([])
+    ),
 }
 
 
@@ -303,7 +333,7 @@ def test_an_item_that_makes_no_sense(behind: Behind, name: str) -> None:
     with Knock(behind) as knock:
         knock.greet()
         knock.send(BAD_ITEMS[name])
-        body = knock.hear_of(Kind.BYE)
+        body = knock.hear_of(MessageType.BYE)
         assert body is not None
         assert from_json(body)["why"]
     assert behind.goes_on()
@@ -312,8 +342,10 @@ def test_an_item_that_makes_no_sense(behind: Behind, name: str) -> None:
 
 HARMLESS = {
     "an item without a number": cell(0, "runs += 1"),
-    "kept what was never said": encode(Head(Kind.ACK, kept_bulk=2**60, kept_urgent=2**60)),
-    "credit without end": encode(Head(Kind.ACK, credit=2**64 - 1)),
+    "kept what was never said": encode_message(
+        FrameHeader(MessageType.ACK, kept_bulk=2**60, kept_urgent=2**60)
+    ),
+    "credit without end": encode_message(FrameHeader(MessageType.ACK, credit=2**64 - 1)),
 }
 
 
@@ -324,8 +356,8 @@ def test_numbers_that_are_lies_harm_the_liar_alone(behind: Behind, name: str) ->
     with Knock(behind) as knock:
         knock.greet()
         knock.send(HARMLESS[name])
-        knock.send(encode(Head(Kind.PING)))
-        assert knock.hear_of(Kind.PONG) is not None
+        knock.send(encode_message(FrameHeader(MessageType.PING)))
+        assert knock.hear_of(MessageType.PONG) is not None
     assert behind.goes_on()
     assert runs(behind) == before
 
@@ -337,14 +369,14 @@ def test_a_replayed_item_runs_once(behind: Behind) -> None:
     frame = cell(1, "runs += 1")
     with Knock(behind) as knock:
         knock.greet(front)
-        knock.send(encode(Head(Kind.ACK, credit=10**6)))
+        knock.send(encode_message(FrameHeader(MessageType.ACK, credit=10**6)))
         knock.send(frame)
         knock.send(frame)
-        assert knock.hear_of(Kind.ITEM) is not None
+        assert knock.hear_of(MessageType.ITEM) is not None
     with Knock(behind) as knock:
         knock.greet(front, [0, 0])
         knock.send(frame)
-        knock.hear_of(Kind.ITEM, seconds=SILENCE)
+        knock.hear_of(MessageType.ITEM, seconds=SILENCE)
     assert behind.goes_on()
     assert runs(behind) == before + 1
 
@@ -355,11 +387,11 @@ def test_two_fronts_of_one_name(behind: Behind) -> None:
     with Knock(behind) as first, Knock(behind) as second:
         first.greet(front)
         second.greet(front, [0, 0])
-        goodbye = first.hear_of(Kind.BYE)
+        goodbye = first.hear_of(MessageType.BYE)
         assert goodbye is not None
         assert "came in again" in from_json(goodbye)["why"]
-        second.send(encode(Head(Kind.PING)))
-        assert second.hear_of(Kind.PONG) is not None
+        second.send(encode_message(FrameHeader(MessageType.PING)))
+        assert second.hear_of(MessageType.PONG) is not None
     assert behind.goes_on()
 
 

@@ -16,15 +16,15 @@ from remoter_kernel.daemon.speaker import Speaker
 from remoter_kernel.errors import ProtocolError
 from remoter_kernel.wire.frames import (
     Channel,
-    Head,
-    Kind,
+    FrameHeader,
     Lane,
-    decode,
-    encode,
+    MessageType,
+    decode_messages,
+    encode_message,
     from_json,
-    pack,
+    pack_parts,
     to_json,
-    unpack,
+    unpack_parts,
 )
 from remoter_kernel.wire.messages import Voice
 from tests.there.test_journal import Desk as Disk
@@ -68,7 +68,7 @@ class Ground:
         self.trouble: Exception | None = None
         self.taken: list[int] = []
 
-    def take(self, guest: Guest, head: Head, body: Bytes) -> None:
+    def take(self, guest: Guest, head: FrameHeader, body: Bytes) -> None:
         """Be what the evaluator does with an item: write it, then say that it is kept."""
         if b"poison" in bytes(body) and self.trouble:
             raise self.trouble
@@ -85,19 +85,23 @@ class Ground:
     def greet(self, name: bytes = ME, seen: list[int] | None = None) -> None:
         """Let a front come in."""
         words = {"front": name.hex(), "seen": seen}
-        self.door._greet(name, encode(Head(Kind.HELLO), to_json(words)))
-        self.hear(Head(Kind.ACK, credit=10**9), name=name)
+        self.door._greet(name, encode_message(FrameHeader(MessageType.HELLO), to_json(words)))
+        self.hear(FrameHeader(MessageType.ACK, credit=10**9), name=name)
 
-    def hear(self, *heads: Head, bodies: tuple[bytes, ...] = (b"",), name: bytes = ME) -> None:
+    def hear(
+        self, *heads: FrameHeader, bodies: tuple[bytes, ...] = (b"",), name: bytes = ME
+    ) -> None:
         """Let a front say something, in one frame."""
-        frame = b"".join(encode(head, body) for head, body in zip(heads, bodies, strict=True))
+        frame = b"".join(
+            encode_message(head, body) for head, body in zip(heads, bodies, strict=True)
+        )
         self.door._pumps[name].hear(frame)
 
-    def said(self) -> list[tuple[Head, bytes]]:
+    def said(self) -> list[tuple[FrameHeader, bytes]]:
         """Return what was sent since."""
         self.door._flush()
         sent, self.sent[:] = list(self.sent), []
-        return [(head, bytes(body)) for frame in sent for head, body in decode(frame)]
+        return [(head, bytes(body)) for frame in sent for head, body in decode_messages(frame)]
 
     def close(self) -> None:
         self.door._socket.close()
@@ -116,19 +120,19 @@ def ground(tmp_path: Path) -> Iterator[Ground]:
 
 def request(code: str, kind: str = "execute_request") -> bytes:
     """Return the packed parts of a request."""
-    return pack(Voice(b"").compose(kind, {"code": code}))
+    return pack_parts(Voice(b"").compose(kind, {"code": code}))
 
 
-def item(number: int, channel: Channel = Channel.SHELL) -> Head:
-    return Head(Kind.ITEM, channel, number, number - 1)
+def item(number: int, channel: Channel = Channel.SHELL) -> FrameHeader:
+    return FrameHeader(MessageType.ITEM, channel, number, number - 1)
 
 
-def messages(said: list[tuple[Head, bytes]]) -> list[tuple[str, dict[str, Any]]]:
+def messages(said: list[tuple[FrameHeader, bytes]]) -> list[tuple[str, dict[str, Any]]]:
     """Return type and content of what came for Jupyter."""
     found = []
     for head, body in said:
-        if head.kind is Kind.ITEM and head.channel in {Channel.IOPUB, Channel.SHELL}:
-            _, header, _, _, content, *_ = map(bytes, unpack(body))
+        if head.kind is MessageType.ITEM and head.channel in {Channel.IOPUB, Channel.SHELL}:
+            _, header, _, _, content, *_ = map(bytes, unpack_parts(body))
             found.append((json.loads(header)["msg_type"], json.loads(content)))
     return found
 
@@ -146,7 +150,7 @@ def test_a_request_that_cannot_be_taken_in_is_answered_and_passed_over(
     assert guest.talk.kept[Lane.BULK] == 0  # nothing is on the disk so far
     is_breach = isinstance(trouble, ProtocolError)
     if is_breach:
-        assert ground.said()[-1][0].kind is Kind.BYE
+        assert ground.said()[-1][0].kind is MessageType.BYE
         assert guest.pump is None
         ground.greet(seen=[0, 0])
         assert guest.talk.seen[Lane.BULK] == 2
@@ -168,8 +172,8 @@ def test_an_evaluator_that_comes_after_this_one_does_not_ask_for_it_again(
     ground.trouble = ValueError("a bug")
     ground.greet()
     ground.hear(item(1), bodies=(request("poison"),))
-    order = Head(Kind.ITEM, Channel.ORDER, 2, 0)
-    ground.hear(order, bodies=(pack([b'{"order": "poison"}']),))
+    order = FrameHeader(MessageType.ITEM, Channel.ORDER, 2, 0)
+    ground.hear(order, bodies=(pack_parts([b'{"order": "poison"}']),))
     ground.disk.settle()
     past = Past()
     for record in read_journal(tmp_path / "journal"):
@@ -183,7 +187,7 @@ def test_no_word_of_an_answer_to_a_question_is_told(ground: Ground, tmp_path: Pa
     """It may be a password, and an error may quote it."""
     ground.trouble = ValueError("poison 123456")
     ground.greet()
-    head = Head(Kind.ITEM, Channel.STDIN, 1, 0)
+    head = FrameHeader(MessageType.ITEM, Channel.STDIN, 1, 0)
     ground.hear(head, bodies=(request("poison 123456", "input_reply"),))
     ground.disk.settle()
     assert [str(bug) for bug in ground.reactor.bugs] == ["An answer to a question (ValueError)."]
@@ -214,8 +218,8 @@ def test_a_record_that_the_disk_does_not_give_is_told_in_its_place(ground: Groun
     journal.unreadable[bad] = "Input/output error"
     said = ground.said()
     assert [content["text"] for _, content in messages(said)] == ["before", "behind"]
-    notes = [from_json(unpack(body)[0]) for head, body in said if head.channel is Channel.NOTE
-             and head.kind is Kind.ITEM]  # fmt: skip
+    notes = [from_json(unpack_parts(body)[0]) for head, body in said if head.channel is Channel.NOTE
+             and head.kind is MessageType.ITEM]  # fmt: skip
     assert [(note["event"], note["number"]) for note in notes] == [("unreadable", bad)]
     assert ground.door.guests[ME].pump is not None
 
@@ -289,7 +293,7 @@ def test_one_that_left_and_comes_back_has_all_that_was_said(ground: Ground) -> N
 def test_what_was_half_said_by_one_that_left_is_not_kept(ground: Ground) -> None:
     """It begins anew when it comes back."""
     ground.greet()
-    ground.hear(Head(Kind.PART, Channel.SHELL, 1, 0), bodies=(bytes(65536),))
+    ground.hear(FrameHeader(MessageType.PART, Channel.SHELL, 1, 0), bodies=(bytes(65536),))
     talk = ground.door.guests[ME].talk
     assert talk._half
     ground.door._pumps[ME].end(ProtocolError("It hung up."))

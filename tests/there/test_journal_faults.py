@@ -16,7 +16,7 @@ from remoter_kernel.daemon import compaction, records
 from remoter_kernel.daemon import journal as journals
 from remoter_kernel.daemon.compaction import compact
 from remoter_kernel.daemon.outbox import FrontOutbox
-from remoter_kernel.daemon.records import EVERYONE, Record, encode, mark_of, read_journal
+from remoter_kernel.daemon.records import EVERYONE, Record, encode_record, mark_of, read_journal
 from remoter_kernel.logs import reason
 from remoter_kernel.wire.frames import Channel, Lane
 from remoter_kernel.wire.threads import ThreadEndedError
@@ -182,10 +182,10 @@ def test_an_error_that_is_none_of_the_disk_is_told_and_tried_again(tmp_path, mon
     desk = close(Desk(tmp_path / "journal"))
 
     def refuse(record: Record) -> bytes:
-        monkeypatch.setattr(journals, "encode", encode)
+        monkeypatch.setattr(journals, "encode_record", encode_record)
         raise MemoryError(record.number)
 
-    monkeypatch.setattr(journals, "encode", refuse)
+    monkeypatch.setattr(journals, "encode_record", refuse)
     desk.journal.append(Channel.SHELL, b"one", front=ME)
     desk.settle()
     assert desk.journal.trouble == "MemoryError: 1"
@@ -213,7 +213,11 @@ def test_a_disk_that_takes_a_part_has_that_part(tmp_path, disk, close, monkeypat
     path = tmp_path / "journal"
     desk = Desk(path)
     body = b"x" * 1000
-    room = path.stat().st_size + 5 * len(encode(Record(1, Channel.SHELL, False, ME, body))) + 500
+    room = (
+        path.stat().st_size
+        + 5 * len(encode_record(Record(1, Channel.SHELL, False, ME, body)))
+        + 500
+    )
     monkeypatch.setattr(journals, "os", SmallDisk(room))
     hold = threading.Event()
     collect = desk.journal._collect

@@ -17,10 +17,10 @@ from remoter_kernel.daemon.outbox import FrontOutbox
 from remoter_kernel.daemon.past import Past
 from remoter_kernel.daemon.records import (
     EVERYONE,
+    JournalTail,
     JournalTooNewError,
-    Reader,
     Record,
-    encode,
+    encode_record,
     first_line,
     mark_of,
     read_journal,
@@ -56,7 +56,7 @@ def on_disk(said: list[Record]) -> tuple[bytes, list[int]]:
     raw = first_line()
     ends = []
     for record in said:
-        raw += encode(record)
+        raw += encode_record(record)
         ends.append(len(raw))
     return raw, ends
 
@@ -147,7 +147,7 @@ def test_whatever_the_cut_the_journal_goes_on(tmp_path):
     desk.journal.close()
     raw = (tmp_path / "whole").read_bytes()
     said = list(read_journal(tmp_path / "whole"))
-    ends = [raw.index(encode(record)) + len(encode(record)) for record in said]
+    ends = [raw.index(encode_record(record)) + len(encode_record(record)) for record in said]
     for cut in range(len(raw)):
         path = tmp_path / str(cut)
         path.write_bytes(raw[:cut])
@@ -177,7 +177,7 @@ def test_a_journal_that_is_read_in_portions_while_it_grows(drawn, portions):
         for size, most in [*portions, (len(raw), 0), (len(raw), 0)]:
             path.open("ab").close()
             path.write_bytes(raw[: max(size, path.stat().st_size)])
-            reader = Reader(path, place)
+            reader = JournalTail(path, place)
             wanted = 0
             for record in reader.records():
                 if heard and record.number <= heard[-1].number:
@@ -282,7 +282,7 @@ def test_a_newer_journal_is_refused_politely(tmp_path):
 
 def test_a_journal_inside_a_journal_is_not_mistaken_for_it():
     """A cell may print a journal: its records are a body's bytes and nothing else."""
-    inner = encode(Record(50, Channel.IOPUB, False, EVERYONE, b"printed"))
+    inner = encode_record(Record(50, Channel.IOPUB, False, EVERYONE, b"printed"))
     said = [Record(n, Channel.IOPUB, False, EVERYONE, inner * 2) for n in (1, 2)]
     assert read(on_disk(said)[0]) == said
 
@@ -290,7 +290,7 @@ def test_a_journal_inside_a_journal_is_not_mistaken_for_it():
 def test_what_a_damaged_record_has_inside_is_not_mistaken_for_its_neighbours():
     """If a cell printed the journal and that very record is damaged, no number comes again."""
     said = [Record(n, Channel.IOPUB, False, EVERYONE, b"said %d" % n) for n in (1, 2, 3, 4)]
-    said[2] = said[2]._replace(body=encode(said[0]) + encode(said[1]))
+    said[2] = said[2]._replace(body=encode_record(said[0]) + encode_record(said[1]))
     raw, ends = on_disk(said)
     hurt = bytearray(raw)
     hurt[ends[1] + 20] ^= 1  # in the head of the third
@@ -335,7 +335,7 @@ def test_a_journal_is_read_while_it_is_written(tmp_path):
 
 def test_a_reader_goes_on_where_a_file_is_cut_under_it(tmp_path, monkeypatch):
     """What was found is gone a moment later: it is looked for again, and that is no error."""
-    raw = first_line() + b"damage" + encode(Record(1, Channel.SHELL, False, ME, b"one"))
+    raw = first_line() + b"damage" + encode_record(Record(1, Channel.SHELL, False, ME, b"one"))
     (tmp_path / "journal").write_bytes(raw)
     head, asked = records.Scan._head, []
 

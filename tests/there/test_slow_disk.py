@@ -17,7 +17,14 @@ from remoter_kernel.daemon.board import CELLS, FILE, Board
 from remoter_kernel.daemon.door import Door
 from remoter_kernel.daemon.lost_ports import PORT_TAKEN, LostPorts
 from remoter_kernel.daemon.registry import ServedSession, Session
-from remoter_kernel.wire.frames import Channel, Head, Kind, decode, encode, to_json
+from remoter_kernel.wire.frames import (
+    Channel,
+    FrameHeader,
+    MessageType,
+    decode_messages,
+    encode_message,
+    to_json,
+)
 from remoter_kernel.wire.reactor import Reactor
 from remoter_kernel.wire.requests import Request, Stage
 
@@ -27,7 +34,7 @@ if TYPE_CHECKING:
 
 WITHIN = 10.0  # seconds
 LOOK_EVERY = 0.01  # seconds
-HELLO = encode(Head(Kind.HELLO), to_json({"front": "ab" * 8, "seen": None}))
+HELLO = encode_message(FrameHeader(MessageType.HELLO), to_json({"front": "ab" * 8, "seen": None}))
 
 
 @pytest.fixture
@@ -203,8 +210,8 @@ class Client:
     def is_in(self) -> bool:
         if not self._socket.poll(0):
             return False
-        ((head, _body), *_) = decode(self._socket.recv())
-        return head.kind is Kind.WELCOME
+        ((head, _body), *_) = decode_messages(self._socket.recv())
+        return head.kind is MessageType.WELCOME
 
     def is_refused(self) -> bool:
         return bool(self._refusals.poll(0))

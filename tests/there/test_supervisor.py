@@ -23,8 +23,8 @@ from remoter_kernel.daemon.past import Past
 from remoter_kernel.daemon.records import Record
 from remoter_kernel.daemon.registry import Session
 from remoter_kernel.daemon.slow_start import SlowStart
-from remoter_kernel.daemon.supervisor import State, Supervisor
-from remoter_kernel.wire.frames import Channel, Head, Kind, Lane, pack, to_json
+from remoter_kernel.daemon.supervisor import KernelState, Supervisor
+from remoter_kernel.wire.frames import Channel, FrameHeader, Lane, MessageType, pack_parts, to_json
 from remoter_kernel.wire.messages import CONTENT, HEADER, Voice, header_of
 from remoter_kernel.wire.reactor import Reactor
 from remoter_kernel.wire.requests import Request, Requests, Stage
@@ -126,8 +126,8 @@ class Life:
 
     def ask(self, name: str, number: int, **header: Any) -> None:
         words = {"msg_type": "execute_request", "msg_id": name, **header}
-        body = pack([b"", *(json.dumps(each).encode() for each in (words, {}, {}, {}))])
-        self.will._desk.take(self.guest, Head(Kind.ITEM, Channel.SHELL, number), body)
+        body = pack_parts([b"", *(json.dumps(each).encode() for each in (words, {}, {}, {}))])
+        self.will._desk.take(self.guest, FrameHeader(MessageType.ITEM, Channel.SHELL, number), body)
 
     def wait_for(self, fact: Callable[[], bool]) -> None:
         self.reactor.run_until(fact, time.monotonic() + 10)
@@ -167,14 +167,14 @@ def life(begin) -> Life:
     life: Life = begin()
     life.will._start()
     life.be_ready()
-    assert life.will.state is State.READY
+    assert life.will.state is KernelState.READY
     return life
 
 
 def test_a_restart_does_not_revive_a_session_that_stops(life):
     life.will.stop("It was stopped.")
     life.will._obey("restart")
-    assert life.will.state is State.STOPPING
+    assert life.will.state is KernelState.STOPPING
     life.end()
     assert len(life.children) == 1
 
@@ -186,7 +186,7 @@ def test_no_kernel_starts_in_a_session_that_was_stopped_between_two_kernels(life
     life.end(-9)
     life.will.stop("It was stopped.")
     life.pass_by(0.05)
-    assert (left, len(life.children), life.will.state) == ([1], 1, State.STOPPING)
+    assert (left, len(life.children), life.will.state) == ([1], 1, KernelState.STOPPING)
 
 
 def test_why_a_kernel_did_not_start_is_not_read_in_the_loop(begin, monkeypatch):
@@ -206,7 +206,7 @@ def test_why_a_kernel_did_not_start_is_not_read_in_the_loop(begin, monkeypatch):
     assert not life.will.why
     life.wait_for(lambda: threads == ["kernel log"])
     is_back.set()
-    life.wait_for(lambda: life.will.state is State.FAILED)
+    life.wait_for(lambda: life.will.state is KernelState.FAILED)
     assert "The kernel did not start: " in life.will.why
     assert life.will.why.endswith("\nNo such module")
     ports._disk.close()
@@ -226,13 +226,13 @@ def test_a_session_is_stopped_though_nobody_can_read_why_its_kernel_did_not_star
     is_back.set()
     ports._disk.close()
     life.pass_by(0.05)
-    assert life.will.state is State.STOPPING
+    assert life.will.state is KernelState.STOPPING
 
 
 def test_a_kernel_that_dies_starts_anew(life):
     life.end(-9)
     life.wait_for(lambda: len(life.children) == 2)
-    assert life.will.state is State.STARTING
+    assert life.will.state is KernelState.STARTING
 
 
 def test_a_kernel_whose_process_is_named_late_is_ended_all_the_same(begin):
@@ -249,7 +249,7 @@ def test_a_kernel_that_cannot_be_started_for_any_reason_is_told_of(begin):
     life = begin()
     life.fails_with = TypeError("expected string or bytes-like object, got 'int'")
     life.will._start()
-    assert life.will.state is State.FAILED
+    assert life.will.state is KernelState.FAILED
     assert "could not be started" in life.will.why
     assert "expected string" in life.will.why
 
@@ -308,14 +308,17 @@ def test_what_an_adopted_kernel_may_have_got_is_answered_once_that_kernel_is_gon
 
 
 @pytest.mark.parametrize(
-    ("command", "kernels", "state"), [("restart", 2, State.STARTING), ("stop", 1, State.STOPPING)]
+    ("command", "kernels", "state"),
+    [("restart", 2, KernelState.STARTING), ("stop", 1, KernelState.STOPPING)],
 )
 def test_what_an_evaluator_had_begun_with_when_it_died_is_done_by_the_next(
     begin, monkeypatch, command, kernels, state
 ):
     """The kernel was asked to end: that it does is no death."""
     past = Past()
-    past.take(Record(1, Channel.ORDER, True, ME, pack([to_json({"order": command})]), 1.0, own=1))
+    past.take(
+        Record(1, Channel.ORDER, True, ME, pack_parts([to_json({"order": command})]), 1.0, own=1)
+    )
     life = adopted(begin, past)
     monkeypatch.setattr(life.will, "_leave", lambda: None)
     life.end(0)
@@ -337,7 +340,7 @@ def test_an_error_with_half_a_character_does_not_hold_up_an_adoption(begin):
         said[CONTENT] = json.dumps(words).encode()
         life.will._hear(Channel.IOPUB, said)
     life.child.on_ready({"session": "k"}, {"banner": "x"})
-    life.wait_for(lambda: life.will.state is State.READY)
+    life.wait_for(lambda: life.will.state is KernelState.READY)
     assert (life.bugs, len(life.will._requests)) == ([], 0)
 
 

@@ -14,28 +14,28 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as some
 
-from remoter_kernel.daemon.transfer import PIPE_HOLDS, widen
+from remoter_kernel.daemon.transfer_command import PIPE_HOLDS, widen
 from remoter_kernel.errors import ProtocolError
 from remoter_kernel.front.files.transfer import SocketEnds
 from remoter_kernel.wire import part as parts
 from remoter_kernel.wire import receiving as receiving_end
 from remoter_kernel.wire import window
 from remoter_kernel.wire.duplex import Cut, Duplex
-from remoter_kernel.wire.files import (
-    ASK_FROM,
-    BEGINS,
-    CHUNK,
-    Entry,
-    FileTrouble,
-    Trouble,
-    Word,
-    frame,
-    to_body,
-)
 from remoter_kernel.wire.names import part_name
 from remoter_kernel.wire.receiving import Receiving
 from remoter_kernel.wire.sending import Sending
 from remoter_kernel.wire.sources import make_plan
+from remoter_kernel.wire.wire_format import (
+    ASK_FROM,
+    BEGINS,
+    CHUNK,
+    FileEntry,
+    FileTrouble,
+    FrameType,
+    Trouble,
+    frame,
+    to_body,
+)
 from tests.two_ends import carry, dst, entry, link, names, say, send, src, start
 
 if TYPE_CHECKING:
@@ -65,10 +65,10 @@ def test_a_fast_path_has_few_acknowledgements(src, dst, monkeypatch):
     """How many come while 64 chunks do depends on time, not on the size alone."""
     monkeypatch.setattr(receiving_end, "PAUSE", 0.05)  # a busy machine is no pause
     monkeypatch.setattr(window, "LEAST", 64 * CHUNK)
-    words: list[Word] = []
+    words: list[FrameType] = []
     take = Sending._take
 
-    def listen(sending: Sending, word: Word, body: memoryview) -> None:
+    def listen(sending: Sending, word: FrameType, body: memoryview) -> None:
         words.append(word)
         take(sending, word, body)
 
@@ -79,7 +79,7 @@ def test_a_fast_path_has_few_acknowledgements(src, dst, monkeypatch):
         monkeypatch.setattr(receiving_end, "ACK_AFTER", seconds)
         words.clear()
         send(src / "file", to=dst / f"after {seconds}")
-        counts.append(words.count(Word.ACK))
+        counts.append(words.count(FrameType.ACK))
     assert counts[0] > 40
     assert 0 < counts[1] < 30
 
@@ -397,21 +397,22 @@ EVIL = {
     "link with a detour": start("top") + link("top/l", "a/../../../outside"),
     "through a link": start("way") + entry("way/x"),
     "over a long way": start("top")
-    + frame(Word.ENTRY, to_body(Entry("top", "folder").words(1, asks=False)))
-    + frame(Word.ENTRY, to_body(Entry("top/a", "folder").words(2, asks=False)))
+    + frame(FrameType.ENTRY, to_body(FileEntry("top", "folder").words(1, asks=False)))
+    + frame(FrameType.ENTRY, to_body(FileEntry("top/a", "folder").words(2, asks=False)))
     + link("top/a/up", "..")
     + link("top/a/up/a/up/a/l", "../../../../outside", number=10),
     "more than was said": start("top", is_folder=False) + entry("top", size=1),
-    "bytes of nothing": start("top") + frame(Word.DATA, b"x"),
-    "an end of nothing": start("top") + frame(Word.END, to_body({"number": 1, "sha256": "0" * 64})),
-    "never told": start("top") + frame(Word.BODY, BEGINS.pack(5, 0)),
-    "short body": start("top") + frame(Word.BODY, b"x"),
+    "bytes of nothing": start("top") + frame(FrameType.DATA, b"x"),
+    "an end of nothing": start("top")
+    + frame(FrameType.END, to_body({"number": 1, "sha256": "0" * 64})),
+    "never told": start("top") + frame(FrameType.BODY, BEGINS.pack(5, 0)),
+    "short body": start("top") + frame(FrameType.BODY, b"x"),
     "negative size": start("top", is_folder=False) + entry("top", size=-5),
-    "no json": frame(Word.START, b"{"),
-    "a list": frame(Word.START, b"[]"),
+    "no json": frame(FrameType.START, b"{"),
+    "a list": frame(FrameType.START, b"[]"),
     "no word": b"\xff\0\0\0\0",
     "too large": b"\x07\xff\xff\xff\xff",
-    "a receiver's word": start("top") + frame(Word.OVER, b"{}"),
+    "a receiver's word": start("top") + frame(FrameType.OVER, b"{}"),
 }
 
 
@@ -437,18 +438,18 @@ def test_what_was_not_asked_for_is_refused(dst):
 
 
 def test_a_wrong_checksum_gives_no_file(dst):
-    told = Entry("top", size=4).words(1, asks=False)
-    said = start("top", is_folder=False) + frame(Word.ENTRY, to_body(told))
-    said += frame(Word.BODY, BEGINS.pack(1, 0)) + frame(Word.DATA, b"evil")
-    said += frame(Word.END, to_body({"number": 1, "sha256": "0" * 64}))
+    told = FileEntry("top", size=4).words(1, asks=False)
+    said = start("top", is_folder=False) + frame(FrameType.ENTRY, to_body(told))
+    said += frame(FrameType.BODY, BEGINS.pack(1, 0)) + frame(FrameType.DATA, b"evil")
+    said += frame(FrameType.END, to_body({"number": 1, "sha256": "0" * 64}))
     assert isinstance(say(said, dst), Cut)
     assert not list(dst.iterdir())
 
 
 def test_a_sender_cannot_fill_the_memory_with_entries(dst):
-    told = [Entry(f"top/{i}").words(i, asks=False) for i in range(1, 5000)]
+    told = [FileEntry(f"top/{i}").words(i, asks=False) for i in range(1, 5000)]
     said = start("top", files=5000, entries=5000)
-    said += b"".join(frame(Word.ENTRY, to_body(words)) for words in told)
+    said += b"".join(frame(FrameType.ENTRY, to_body(words)) for words in told)
     error = say(said, dst)
     assert isinstance(error, ProtocolError)
     assert "than one can remember" in str(error)
@@ -469,7 +470,7 @@ PIECES = some.one_of(
         some.sampled_from(["top", "top/l", "top/a/l", "way/l", "l"]),
         some.sampled_from(["..", "../..", "a", "../outside", "/", "l"]),
     ),
-    some.builds(frame, some.sampled_from(Word), some.binary(max_size=20)),
+    some.builds(frame, some.sampled_from(FrameType), some.binary(max_size=20)),
 )
 
 

@@ -16,11 +16,19 @@ from remoter_kernel.errors import ProtocolError
 from remoter_kernel.front.files.transfer import SocketEnds
 from remoter_kernel.wire import part as parts
 from remoter_kernel.wire.duplex import Cut, Duplex
-from remoter_kernel.wire.files import TAKEN, Entry, FileTrouble, Trouble, Word, frame, to_body
 from remoter_kernel.wire.part import Part
 from remoter_kernel.wire.receiving import Receiving
 from remoter_kernel.wire.sending import Sending
 from remoter_kernel.wire.sources import make_plan
+from remoter_kernel.wire.wire_format import (
+    TAKEN,
+    FileEntry,
+    FileTrouble,
+    FrameType,
+    Trouble,
+    frame,
+    to_body,
+)
 from tests.two_ends import carry, dst, entry, link, names, say, send, src, start
 
 __all__ = ["dst", "src"]  # fixtures
@@ -107,7 +115,7 @@ def test_who_waits_for_a_part_never_gets_what_bears_the_name(src, dst, monkeypat
     fcntl = pytest.importorskip("fcntl")
     tried: list[str] = []
 
-    def settle(path: str, _entry: Entry, _mask: int, _before: int | None) -> None:
+    def settle(path: str, _entry: FileEntry, _mask: int, _before: int | None) -> None:
         with Path(path).open("rb") as part, pytest.raises(BlockingIOError):
             fcntl.flock(part, fcntl.LOCK_EX | fcntl.LOCK_NB)
         tried.append(path)
@@ -140,7 +148,7 @@ def test_a_file_without_a_size_is_not_taken_for_an_empty_one(dst):
 # --------------------------------------------------------------- hostile ends
 
 
-def words(word: Word, **said: Any) -> bytes:
+def words(word: FrameType, **said: Any) -> bytes:
     return frame(word, to_body(said))
 
 
@@ -150,8 +158,8 @@ def test_a_folder_outside_gets_no_mode_through_a_link(dst, tmp_path):
     private.mkdir(mode=0o700)
     (dst / "top").mkdir()
     (dst / "top/way").symlink_to(private)
-    folder = Entry("top/way", "folder", mode=0o777).words(1, asks=False)
-    error = say(start("top") + words(Word.ENTRY, **folder) + frame(Word.FINISH), dst)
+    folder = FileEntry("top/way", "folder", mode=0o777).words(1, asks=False)
+    error = say(start("top") + words(FrameType.ENTRY, **folder) + frame(FrameType.FINISH), dst)
     assert isinstance(error, FileTrouble)
     assert stat.S_IMODE(private.stat().st_mode) == 0o700
 
@@ -168,10 +176,10 @@ def test_a_link_that_is_there_may_lead_to_a_folder_inside(src, dst):
 FAULTS = {
     "the whole is a link": start("top") + link("top", "elsewhere"),
     "all was said, and a file is missing": start("top", is_folder=False)
-    + words(Word.ENTRY, **Entry("top").words(1, asks=False))
-    + frame(Word.FINISH),
+    + words(FrameType.ENTRY, **FileEntry("top").words(1, asks=False))
+    + frame(FrameType.FINISH),
     "two files of one number": start("top", is_folder=False) + entry("top", 1) + entry("top", 1),
-    "an endless number": start("top") + words(Word.ERROR, trouble=float("inf")),
+    "an endless number": start("top") + words(FrameType.ERROR, trouble=float("inf")),
 }
 
 
@@ -186,22 +194,23 @@ def test_a_sender_that_says_nonsense_is_told_so(what, dst, tmp_path):
 
 def test_a_name_that_cannot_be_is_one_files_trouble(dst):
     """Half a pair of surrogates, as Windows may have one, is no name here."""
-    said = start("top") + words(Word.ENTRY, **Entry("top", "folder").words(1, asks=False))
+    said = start("top") + words(FrameType.ENTRY, **FileEntry("top", "folder").words(1, asks=False))
     said += entry("top/\ud800", 2) + entry("top/b", 3) + link("top/c", "\ud800", 4)
     assert isinstance(say(said, dst), Cut)
     assert names(dst / "top") == ["b"]
 
 
 REPLIES = {
-    "an endless number": words(Word.READY, place="/x") + words(Word.ERROR, trouble=float("inf")),
-    "no place": words(Word.READY, place=5, is_folder=7) + words(Word.ERROR),
-    "a list": frame(Word.READY, b"[]"),
-    "more bytes than were said": frame(Word.ACK, TAKEN.pack(2**40, 0)),
-    "more files than were told of": frame(Word.ACK, TAKEN.pack(0, 5)),
-    "what is there of nothing": words(Word.HAVE, number=7, size=2**70) + frame(Word.DATA),
-    "all is done before it was sent": frame(Word.OVER, b"{}"),
-    "a short position": frame(Word.ACK, b"x"),
-    "a sender's word": frame(Word.FINISH),
+    "an endless number": words(FrameType.READY, place="/x")
+    + words(FrameType.ERROR, trouble=float("inf")),
+    "no place": words(FrameType.READY, place=5, is_folder=7) + words(FrameType.ERROR),
+    "a list": frame(FrameType.READY, b"[]"),
+    "more bytes than were said": frame(FrameType.ACK, TAKEN.pack(2**40, 0)),
+    "more files than were told of": frame(FrameType.ACK, TAKEN.pack(0, 5)),
+    "what is there of nothing": words(FrameType.HAVE, number=7, size=2**70) + frame(FrameType.DATA),
+    "all is done before it was sent": frame(FrameType.OVER, b"{}"),
+    "a short position": frame(FrameType.ACK, b"x"),
+    "a sender's word": frame(FrameType.FINISH),
 }
 
 
@@ -224,7 +233,7 @@ def test_a_receiver_that_says_nonsense_is_left(src, what):
 
 
 def test_a_sender_cannot_fill_the_memory_with_sources(dst):
-    tops = words(Word.START, more=True, tops=[{"name": f"{n}"} for n in range(10_000)])
+    tops = words(FrameType.START, more=True, tops=[{"name": f"{n}"} for n in range(10_000)])
     assert isinstance(say(tops * 11, dst), ProtocolError)
 
 

@@ -20,7 +20,7 @@ import pytest
 
 from bench.proxy import Proxy
 from remoter_kernel.daemon.records import Scan
-from remoter_kernel.wire.frames import Channel, unpack
+from remoter_kernel.wire.frames import Channel, unpack_parts
 from tests.conftest import marked
 from tests.pure.test_overwritten import terminal
 from tests.real_jupyter import started_kernel
@@ -77,7 +77,7 @@ class Far:
         with (self.folder / "journal").open("rb") as file:
             for _, record in Scan(file):
                 if record.channel is Channel.IOPUB and not record.is_mark:
-                    parts = [bytes(part) for part in unpack(record.body)]
+                    parts = [bytes(part) for part in unpack_parts(record.body)]
                     if b'"stream"' in parts[1] and cell.encode() in parts[2]:
                         texts.append(json.loads(parts[4])["text"])
         return "".join(texts)

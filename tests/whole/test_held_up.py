@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from remoter_kernel.daemon.records import read_journal
-from remoter_kernel.wire.frames import Channel, unpack
+from remoter_kernel.wire.frames import Channel, unpack_parts
 from remoter_kernel.wire.messages import HEADER, PARENT, header_of
 from tests.real_jupyter import started_kernel, wait_for
 from tests.whole.talk import Talk
@@ -90,7 +90,7 @@ def journaled(folder: Path, cell: str) -> list[str]:
     for record in read_journal(folder / "journal"):
         if record.is_mark or record.channel not in {Channel.IOPUB, Channel.SHELL}:
             continue
-        parts = unpack(record.body)
+        parts = unpack_parts(record.body)
         if header_of(parts[PARENT]).get("msg_id") == cell:
             kinds.append(str(header_of(parts[HEADER])["msg_type"]))
     return kinds

@@ -21,7 +21,7 @@ from remoter_kernel.front.bootstrap.evaluator import Wish
 from remoter_kernel.front.configuration.remotes import find_remote
 from remoter_kernel.front.jupyter.sockets import digest
 from remoter_kernel.front.session.dialer import SessionDialer
-from remoter_kernel.wire.frames import Channel, from_json, unpack
+from remoter_kernel.wire.frames import Channel, from_json, unpack_parts
 from tests.hung_disk import HungDisk
 from tests.real_jupyter import MARK, THIS_RUN, started_kernel, wait_for
 from tests.real_parts import real_part
@@ -176,7 +176,7 @@ def test_a_disk_that_hangs_costs_no_interrupt_and_no_connection(
 
 def visits(journal: list[Record]) -> list[str]:
     """When the front came and went, as the evaluator has seen it."""
-    notes = [from_json(unpack(r.body)[0]) for r in journal if r.channel is Channel.NOTE]
+    notes = [from_json(unpack_parts(r.body)[0]) for r in journal if r.channel is Channel.NOTE]
     return [note["event"] for note in notes if note.get("event") in {"came", "went"}]
 
 

@@ -24,7 +24,7 @@ from remoter_kernel.front.bootstrap.answer import (
 )
 from remoter_kernel.front.ssh.outcome import CommandEnded, Ran
 from remoter_kernel.plain_text import plain_text
-from remoter_kernel.wire.files import GREETING
+from remoter_kernel.wire.wire_format import GREETING
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -41,7 +41,7 @@ SHIPPED = (
     "wire/__init__.py",
     "wire/quota.py",
     "wire/duplex.py",
-    "wire/files.py",
+    "wire/wire_format.py",
     "wire/frames.py",
     "wire/kernel_client.py",
     "wire/kernel_words.py",
@@ -50,7 +50,7 @@ SHIPPED = (
     "wire/on_its_way.py",
     "wire/overwritten.py",
     "wire/part.py",
-    "wire/places.py",
+    "wire/destinations.py",
     "wire/pump.py",
     "wire/reactor.py",
     "wire/receiving.py",
@@ -93,14 +93,14 @@ SHIPPED = (
     "daemon/pending_commands.py",
     "daemon/pieces.py",
     "daemon/processes.py",
-    "daemon/program.py",
+    "daemon/program_archive.py",
     "daemon/records.py",
     "daemon/registry.py",
     "daemon/slow_start.py",
     "daemon/speaker.py",
     "daemon/succession.py",
     "daemon/supervisor.py",
-    "daemon/transfer.py",
+    "daemon/transfer_command.py",
     "daemon/warden.py",
 )
 ENTRY = "daemon/__main__.py"  # becomes the zip's own __main__.py

@@ -35,9 +35,9 @@ from remoter_kernel.front.this_side.permission import (
     listed,
     local_place,
 )
-from remoter_kernel.wire.files import FileTrouble
 from remoter_kernel.wire.sources import Plan, full_path, make_plan
 from remoter_kernel.wire.threads import Thread
+from remoter_kernel.wire.wire_format import FileTrouble
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from remoter_kernel.errors import HereLacks, RemoteLacks, RemoterError, Usage
 from remoter_kernel.front.reading.status import amount
 from remoter_kernel.plain_text import plain_text
-from remoter_kernel.wire.files import FileTrouble, Trouble
+from remoter_kernel.wire.wire_format import FileTrouble, Trouble
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

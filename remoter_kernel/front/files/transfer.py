@@ -17,10 +17,10 @@ from remoter_kernel.front.bootstrap.slow_hosts import telling_of_a_wait
 from remoter_kernel.front.files.journey import Journey, Outcome, as_error, plain, would_go
 from remoter_kernel.front.unix_sockets import connect
 from remoter_kernel.wire.duplex import Duplex
-from remoter_kernel.wire.files import TRANSFER, FileTrouble, Word
 from remoter_kernel.wire.receiving import Receiving
 from remoter_kernel.wire.sending import Sending
 from remoter_kernel.wire.sources import make_plan
+from remoter_kernel.wire.wire_format import TRANSFER, FileTrouble, FrameType
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -177,7 +177,7 @@ class Transfer:
         try:
             if self._is_stopped.is_set():
                 raise Unreachable("it was interrupted.")
-            duplex.tell(Word.WISH, self._wish())
+            duplex.tell(FrameType.WISH, self._wish())
             assert self._end is not None  # noqa: S101 - made before the first try
             self._end.run(duplex)
         finally:

@@ -102,7 +102,7 @@ def keep(place: Path) -> None:
         os.close(lock)
         server.close()
     _log.info("The keeper ends.")
-    logs.end()
+    logs.close_log()
     # Not sys.exit: whoever still talks is talking to nobody.
     os._exit(0)
 

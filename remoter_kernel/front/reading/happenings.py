@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from remoter_kernel.front.bootstrap.answer import seconds_of
 from remoter_kernel.plain_text import plain_text
-from remoter_kernel.wire.frames import Channel, from_json, unpack
+from remoter_kernel.wire.frames import Channel, from_json, unpack_parts
 from remoter_kernel.wire.messages import HEADER, ODD, PARENT, content_of, header_of, is_unseen
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ class Chronicle:
         return line(said.time, what) if what else None
 
     def _what(self, said: Said) -> str | None:
-        parts = unpack(said.body)
+        parts = unpack_parts(said.body)
         who = f"Front {said.front.hex()[:6]}"
         if said.channel is Channel.ORDER:
             order = str(from_json(parts[0]).get("order"))

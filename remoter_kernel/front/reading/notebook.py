@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from remoter_kernel.wire.frames import Channel, from_json, unpack
+from remoter_kernel.wire.frames import Channel, from_json, unpack_parts
 from remoter_kernel.wire.messages import (
     HEADER,
     METADATA,
@@ -72,7 +72,7 @@ class Story:
     def take(self, said: Said) -> None:
         """Take in one record; one that makes no sense is left out."""
         try:
-            parts = unpack(said.body)
+            parts = unpack_parts(said.body)
             if said.channel is Channel.NOTE:
                 info = from_json(parts[0]).get("kernel_info")
                 self.kernel_info = info if info and isinstance(info, dict) else self.kernel_info

@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 from typing import TYPE_CHECKING, Any
 
-from remoter_kernel.wire.frames import Channel, from_json, unpack
+from remoter_kernel.wire.frames import Channel, from_json, unpack_parts
 from remoter_kernel.wire.messages import HEADER, ODD, content_of, header_of
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ class Transcript:
     def tell(self, said: Said) -> None:
         """Write one record; one that shows nothing is left out."""
         try:
-            parts = unpack(said.body)
+            parts = unpack_parts(said.body)
             if said.is_mark:
                 self._line(gap(from_json(parts[0])))
             elif said.channel is Channel.IOPUB:
@@ -76,7 +76,7 @@ def output_of(said: Said) -> tuple[str, dict[str, Any]] | None:
     if said.is_mark or said.channel is not Channel.IOPUB:
         return None
     try:
-        parts = unpack(said.body)
+        parts = unpack_parts(said.body)
         return str(header_of(parts[HEADER]).get("msg_type")), content_of(parts)
     except ODD:
         return "stream", {"name": "stderr", "text": NO_SENSE}

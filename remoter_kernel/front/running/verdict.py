@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any
 
-from remoter_kernel.wire.frames import Channel, unpack
+from remoter_kernel.wire.frames import Channel, unpack_parts
 from remoter_kernel.wire.messages import HEADER, ODD, PARENT, content_of, header_of
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ class Verdict:
         if said.channel is not Channel.SHELL or said.is_mark:
             return
         try:
-            parts = unpack(said.body)
+            parts = unpack_parts(said.body)
             header, content = header_of(parts[HEADER]), content_of(parts)
             if said.is_from_front and header.get("msg_type") == "execute_request":
                 self._asked[str(header["msg_id"])] = not content.get("stop_on_error", True)

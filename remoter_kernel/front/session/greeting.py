@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from remoter_kernel.errors import ProtocolError, Unreachable
-from remoter_kernel.wire.frames import Kind, decode, from_json
+from remoter_kernel.wire.frames import MessageType, decode_messages, from_json
 from remoter_kernel.wire.pump import LONGEST_REASON
 
 if TYPE_CHECKING:
@@ -29,9 +29,9 @@ class Welcome(NamedTuple):
 def read_welcome(frame: bytes) -> Welcome:
     """Read the frame that answers a HELLO; `ProtocolError` if it is no greeting."""
     try:
-        ((head, body),) = decode(frame)
+        ((head, body),) = decode_messages(frame)
         words = from_json(body)
-        if head.kind is Kind.WELCOME:
+        if head.kind is MessageType.WELCOME:
             return Welcome(words, _pair(words["seen"]), _pair(words["begin"]))
         why = str(words.get("why", f"{head.kind.name} came before WELCOME."))
     except (ProtocolError, LookupError, TypeError, ValueError, OverflowError) as error:

@@ -7,7 +7,15 @@ from functools import partial
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from remoter_kernel.errors import ProtocolError, RemoterError
-from remoter_kernel.wire.frames import LANE, Bytes, Channel, Head, Lane, from_json, unpack
+from remoter_kernel.wire.frames import (
+    LANE,
+    Bytes,
+    Channel,
+    FrameHeader,
+    Lane,
+    from_json,
+    unpack_parts,
+)
 from remoter_kernel.wire.messages import TOPIC, parts_of
 
 if TYPE_CHECKING:
@@ -37,7 +45,7 @@ class Taker(Protocol):
 class Held(NamedTuple):
     """An item of the bulk lane that no client takes so far."""
 
-    head: Head
+    head: FrameHeader
     parts: list[memoryview]
     size: int
 
@@ -62,7 +70,7 @@ class Intake:
             self._taker.pacer.on_refused = self._tell
             self._taker.pacer.has_room = self._taker.has_room
 
-    def take(self, head: Head, body: Bytes) -> None:
+    def take(self, head: FrameHeader, body: Bytes) -> None:
         """Take in one item; one that no evaluator should have said is a `ProtocolError`."""
         channel, parts = head.channel, parts_of(head.channel, body)
         if channel is Channel.NOTE and UNREADABLE in bytes(parts[TOPIC]):
@@ -106,10 +114,10 @@ class Intake:
             self._tell(head.channel, parts, error)
         self._keep(head)(head.number, size)
 
-    def refuse(self, head: Head, body: Bytes, error: Exception) -> None:
+    def refuse(self, head: FrameHeader, body: Bytes, error: Exception) -> None:
         """Pass over an item that `take` could not take in."""
         try:
-            parts = unpack(body)
+            parts = unpack_parts(body)
         except ProtocolError:
             parts = []
         self._tell(head.channel, parts, error)
@@ -120,7 +128,7 @@ class Intake:
         else:
             self._keep(head)(head.number, len(body))
 
-    def _keep(self, head: Head) -> Keep:
+    def _keep(self, head: FrameHeader) -> Keep:
         return partial(self._talk.keep, LANE[head.channel])
 
     def _tell(self, channel: Channel, parts: Sequence[Bytes], error: Exception) -> None:

@@ -33,10 +33,10 @@ from remoter_kernel.wire.frames import (
     LANE,
     Bytes,
     Channel,
-    Kind,
     Lane,
-    encode,
-    pack,
+    MessageType,
+    encode_message,
+    pack_parts,
     to_json,
 )
 from remoter_kernel.wire.pump import Pump
@@ -172,7 +172,7 @@ class Link:
 
         `on_kept` is called once the evaluator has confirmed to keep it.
         """
-        number = self._outbox.add(channel, pack(parts), on_kept)
+        number = self._outbox.add(channel, pack_parts(parts), on_kept)
         if self._pump:
             self._pump.flush()
         return number
@@ -295,7 +295,7 @@ class Link:
         seen = list(self._talk.seen.values()) if self._has_met else None
         who = {**self.about, "front": self._name}
         hello = to_json({**who, "seen": seen, "said": self._talk.said})
-        self._send(wire, encode(self._talk.head(Kind.HELLO), hello))
+        self._send(wire, encode_message(self._talk.head(MessageType.HELLO), hello))
         self._timer = self.reactor.later(GREET_WITHIN, self._give_up_greeting)
         self._look(wire, Unseen())
 

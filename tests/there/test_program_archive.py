@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from remoter_kernel.daemon import launch, one_line, program
+from remoter_kernel.daemon import launch, one_line, program_archive
 from remoter_kernel.daemon.folders import data_folder
 from remoter_kernel.daemon.registry import Session, read_json
 from remoter_kernel.front.bootstrap.evaluator import FOLDER_DIGITS, pack_evaluator
@@ -49,7 +49,7 @@ def archive(home: Path) -> Path:
 
 
 def a_version(name: str, *, is_old: bool = True) -> Path:
-    folder = program.programs_folder() / name
+    folder = program_archive.programs_folder() / name
     folder.mkdir(parents=True)
     (folder / f"{name}.pyz").write_bytes(b"x")
     return made_old(folder) if is_old else folder
@@ -64,7 +64,7 @@ def made_old(path: Path) -> Path:
 def a_session(version: str | None, **about: Any) -> Session:
     session = Session.create({"created": time.time(), **about})
     if version:
-        session.write(program.FILE, {"program": version})
+        session.write(program_archive.FILE, {"program": version})
     return session
 
 
@@ -88,7 +88,7 @@ def test_a_version_stays_while_a_living_session_names_it(archive):
     gone = [a_version("over"), a_version("nobodys")]
     a_session("named")
     a_session("over", ended=1.0)
-    program.remove_unused(archive.parent)
+    program_archive.remove_unused(archive.parent)
     assert [folder.exists() for folder in kept] == [True] * 3
     assert [folder.exists() for folder in gone] == [False] * 2
 
@@ -99,11 +99,11 @@ def test_nothing_goes_while_a_session_cannot_be_asked_what_it_needs(archive, tex
     perhaps = a_version("perhaps")
     session = a_session(None)
     if text:
-        (session.folder / program.FILE).write_text(text)
-    program.remove_unused(archive.parent)
+        (session.folder / program_archive.FILE).write_text(text)
+    program_archive.remove_unused(archive.parent)
     assert perhaps.exists()
     session.end("It is over.")
-    program.remove_unused(archive.parent)
+    program_archive.remove_unused(archive.parent)
     assert not perhaps.exists()
 
 
@@ -113,11 +113,13 @@ def test_a_launch_is_not_without_its_program_while_another_version_tidies(archiv
     other = a_version("other", is_old=False)
 
     def tidy(_answer: object) -> None:
-        program.remove_unused(other)
+        program_archive.remove_unused(other)
 
     monkeypatch.setattr(sys, "argv", [str(archive)])
-    monkeypatch.setattr(one_line, "answer", tidy)
-    monkeypatch.setattr(program, "keep_house_aside", lambda: due.append(program._is_due(archive)))
+    monkeypatch.setattr(one_line, "reply_to_stdin", tidy)
+    monkeypatch.setattr(
+        program_archive, "keep_house_aside", lambda: due.append(program_archive._is_due(archive))
+    )
     due: list[bool] = []
     umask = os.umask(0o022)
     try:
@@ -137,7 +139,7 @@ def test_archives_of_versions_before_go_once_nobody_runs_from_them(home, archive
     made_old(former)
     if is_needed:
         a_session(None)
-    program.remove_unused(archive.parent)
+    program_archive.remove_unused(archive.parent)
     assert former.exists() is is_needed
     assert (former.parent / "wheels").exists()
 
@@ -148,15 +150,15 @@ def test_what_a_cut_upload_has_left_goes(archive):
     for part in parts:
         part.touch()
     made_old(parts[0])
-    program.remove_unused(archive.parent)
+    program_archive.remove_unused(archive.parent)
     assert [part.exists() for part in parts] == [False, True]
 
 
 def test_it_is_compiled_once_and_used(archive):
     """A whole one is left as it is; a damaged one is made anew, and not run meanwhile."""
-    place = program.compile_program(archive)
+    place = program_archive.compile_program(archive)
     began = place.stat().st_mtime_ns
-    assert program.compile_program(archive) == place
+    assert program_archive.compile_program(archive) == place
     assert place.stat().st_mtime_ns == began
     with zipfile.ZipFile(place) as compiled:
         assert "remoter_kernel/daemon/supervisor.pyc" in compiled.namelist()
@@ -165,7 +167,7 @@ def test_it_is_compiled_once_and_used(archive):
     content[len(content) // 2] ^= 0xFF
     place.write_bytes(content)
     assert str(archive) in where_it_runs_from(archive)
-    again = program.compile_program(archive)
+    again = program_archive.compile_program(archive)
     assert [path.name for path in archive.parent.glob("*.zip")] == [again.name]
     assert str(again) in where_it_runs_from(archive)
 
@@ -180,7 +182,7 @@ def where_it_runs_from(archive: Path) -> str:
 def test_a_damaged_archive_is_sent_anew(archive):
     """It says what is lacking, and does not run."""
     with zipfile.ZipFile(archive) as whole:  # a start does not read this one
-        about = whole.getinfo("remoter_kernel/daemon/transfer.py")
+        about = whole.getinfo("remoter_kernel/daemon/transfer_command.py")
     content = bytearray(archive.read_bytes())
     content[about.header_offset + 200] ^= 0xFF
     archive.write_bytes(content)
@@ -209,7 +211,7 @@ def session(archive: Path) -> Iterator[Path]:
 
 def test_a_cleaned_cache_loses_nothing(home, archive, session):
     """The warden starts again from it, and so does an evaluator that takes over."""
-    assert read_json(session / program.FILE) == {"program": archive.parent.name}
+    assert read_json(session / program_archive.FILE) == {"program": archive.parent.name}
     shutil.rmtree(home / "cach", ignore_errors=True)
     kernel = read_json(session / "child.json")["pid"]
     restart = {"order": "restart", "session": session.name, "name": "r"}

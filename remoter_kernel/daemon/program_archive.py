@@ -126,8 +126,8 @@ def compile_program(archive: Path) -> Path:
         for name in source.namelist():
             if name != "__main__.py":
                 text = source.read(name)
-                _add(compiled, name, text)  # for tracebacks
-                _add(compiled, f"{name}c", _compiled(archive, name, text))
+                _add_module(compiled, name, text)  # for tracebacks
+                _add_module(compiled, f"{name}c", _compiled(archive, name, text))
     place = archive.parent / _name_of(buffer.getvalue())
     _write_aside(place, buffer.getvalue())
     return place
@@ -137,7 +137,7 @@ def _name_of(content: bytes) -> str:
     return f"{_tag()}.{zlib.crc32(content):08x}.zip"
 
 
-def _add(compiled: zipfile.ZipFile, name: str, content: bytes) -> None:
+def _add_module(compiled: zipfile.ZipFile, name: str, content: bytes) -> None:
     about = zipfile.ZipInfo(name)
     about.compress_type = zipfile.ZIP_DEFLATED  # a home may be slow to read
     compiled.writestr(about, content)

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from remoter_kernel.errors import ProtocolError
-from remoter_kernel.wire.files import Entry, FileTrouble, Trouble
 from remoter_kernel.wire.names import LONGEST, NOT_ASKED_FOR, safe_names, safe_target
 from remoter_kernel.wire.sources import full_path, trouble_of
+from remoter_kernel.wire.wire_format import FileEntry, FileTrouble, Trouble
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,7 +23,7 @@ MOST_CHECKED = 10_000  # folders that are known to be inside
 LEADS_OUT = "a link that is there leads out of the folder that is to be written"
 
 
-class Source(NamedTuple):
+class OfferedSource(NamedTuple):
     """What a sender says of a source."""
 
     name: str
@@ -38,20 +38,20 @@ class Top(NamedTuple):
     is_folder: bool
 
 
-def read_sources(tops: object) -> list[Source]:
+def read_sources(tops: object) -> list[OfferedSource]:
     """Read what a sender says of its sources; ProtocolError if that is nonsense."""
     if not isinstance(tops, list) or not tops:
         raise ProtocolError("A start without sources.")
     return [_read_source(top) for top in tops]
 
 
-def _read_source(top: Any) -> Source:
+def _read_source(top: Any) -> OfferedSource:
     if not isinstance(top, dict):
         raise ProtocolError("A source is no object.")
     name = str(top.get("name", ""))
     if len(name) > LONGEST or len(safe_names(name)) != 1:
         raise ProtocolError(f"A source is called {reprlib.repr(name)}.")
-    return Source(name, top.get("is_folder") is True)
+    return OfferedSource(name, top.get("is_folder") is True)
 
 
 class Places:
@@ -84,7 +84,7 @@ class Places:
         except OSError as error:
             raise trouble_of(error, root) from None
 
-    def place_of(self, entry: Entry) -> str:
+    def place_of(self, entry: FileEntry) -> str:
         """Return where an entry goes; raise FileTrouble if that is beside its source's place."""
         top, rest = self._top_of(entry.path)
         if not rest:
@@ -121,14 +121,14 @@ class Places:
             raise FileTrouble(path, LEADS_OUT, Trouble.UNSAFE)
         return real
 
-    def target_of(self, entry: Entry, place: str) -> str:
+    def target_of(self, entry: FileEntry, place: str) -> str:
         """Return where a link is to lead, seen from where it is to be: never out of its source."""
         folder = self.check_inside(os.path.dirname(place), entry.path)
         depth = len(folder.relative_to(self._top_of(entry.path)[0].real).parts)
         return safe_target(entry.target, depth)
 
 
-def find_places(sources: Sequence[Source], destination: str, folder: str) -> Places:
+def find_places(sources: Sequence[OfferedSource], destination: str, folder: str) -> Places:
     """Find out where sources go; `destination` as a person writes it, in `folder`."""
     try:
         place = full_path(destination, folder)

@@ -14,18 +14,18 @@ from typing import TYPE_CHECKING, Any
 
 from remoter_kernel.errors import RemoterError
 from remoter_kernel.wire.duplex import Duplex
-from remoter_kernel.wire.files import (
+from remoter_kernel.wire.receiving import Receiving
+from remoter_kernel.wire.sending import Sending
+from remoter_kernel.wire.sources import full_path, make_plan, trouble_of
+from remoter_kernel.wire.wire_format import (
     GREETING,
     MOST_PATH,
     TRANSFER,
     FileTrouble,
+    FrameType,
     Trouble,
-    Word,
     from_body,
 )
-from remoter_kernel.wire.receiving import Receiving
-from remoter_kernel.wire.sending import Sending
-from remoter_kernel.wire.sources import full_path, make_plan, trouble_of
 
 if TYPE_CHECKING:
     from typing import NoReturn
@@ -77,20 +77,20 @@ def main() -> None:
     os.write(1, GREETING + b"\n")
     with contextlib.suppress(RemoterError):  # the other end was told, or is gone
         word, body = duplex.hear()
-        if word is Word.WISH:
+        if word is FrameType.WISH:
             _fulfil(duplex, from_body(body))
-    _end()
+    _exit_now()
 
 
 def _fulfil(duplex: Duplex, wish: dict[str, Any]) -> None:
     try:
         errand = _errand(wish)
     except FileTrouble as trouble:
-        duplex.tell(Word.ERROR, trouble.words())
+        duplex.tell(FrameType.ERROR, trouble.words())
         return
     if isinstance(errand, Sending):
         for each in errand.plan.troubles:
-            duplex.tell(Word.FAILED, {**each.words(), "number": 0})
+            duplex.tell(FrameType.FAILED, {**each.words(), "number": 0})
     errand.run(duplex)
 
 
@@ -98,23 +98,23 @@ def _errand(wish: dict[str, Any]) -> Receiving | Sending:
     """Find out what is to be done; FileTrouble if it cannot be."""
     if wish.get("transfer") != TRANSFER:
         raise FileTrouble("", f"the far side speaks transfer {TRANSFER}, and no other")
-    folder = _folder(_text(wish.get("cwd") or "~"))
+    folder = _base_folder(_checked_text(wish.get("cwd") or "~"))
     if wish.get("do") == "receive":
-        return Receiving(_text(wish.get("to")), folder, is_dry=wish.get("dry") is True)
+        return Receiving(_checked_text(wish.get("to")), folder, is_dry=wish.get("dry") is True)
     sources = wish.get("sources")
     if wish.get("do") != "send" or not isinstance(sources, list) or not sources:
         raise FileTrouble("", "that asks neither to send nor to receive", Trouble.WORDS)
-    plan = make_plan([_text(word) for word in sources], folder)
+    plan = make_plan([_checked_text(word) for word in sources], folder)
     return Sending(plan, asks_always=wish.get("asks") is True)
 
 
-def _text(word: object) -> str:
+def _checked_text(word: object) -> str:
     if not isinstance(word, str) or len(word) > MOST_PATH:
         raise FileTrouble("", "what is asked for has no name that can be", Trouble.WORDS)
     return word
 
 
-def _folder(cwd: str) -> str:
+def _base_folder(cwd: str) -> str:
     """Return the folder in which paths begin."""
     try:
         folder = os.path.realpath(full_path(os.path.expandvars(cwd), "/"))
@@ -126,6 +126,6 @@ def _folder(cwd: str) -> str:
     return folder
 
 
-def _end() -> NoReturn:
+def _exit_now() -> NoReturn:
     # Not sys.exit: threads may still wait for somebody who is gone.
     os._exit(0)

@@ -32,7 +32,7 @@ FURTHEST = 2**80  # nanoseconds from 1970; no disk knows a time beyond
 ASK_FROM = 1024 * 1024  # bytes: of a file this large, it is asked how much is there already
 
 
-class Word(IntEnum):
+class FrameType(IntEnum):
     """What a frame is for."""
 
     WISH = 1  # the front: what is to be done, JSON
@@ -107,7 +107,7 @@ def add_trouble(troubles: list[FileTrouble], trouble: FileTrouble) -> None:
 
 
 @dataclass(frozen=True)
-class Entry:
+class FileEntry:
     """One thing that is sent."""
 
     path: str  # names with "/" between them; the first is that of the source
@@ -122,10 +122,10 @@ class Entry:
         return {**vars(self), "number": number, "asks": asks}
 
 
-def read_entry(words: dict[str, Any]) -> Entry:
+def read_entry(words: dict[str, Any]) -> FileEntry:
     """Read what is said of an entry; ProtocolError if that is nonsense."""
     mode = words.get("mode")
-    entry = Entry(
+    entry = FileEntry(
         path=_of_kind(words, "path", str),
         kind=_of_kind(words, "kind", str),
         size=_of_kind(words, "size", int),
@@ -173,16 +173,16 @@ def from_body(body: bytes | memoryview) -> dict[str, Any]:
     return words
 
 
-def frame(word: Word, body: bytes | memoryview = b"") -> bytes:
+def frame(word: FrameType, body: bytes | memoryview = b"") -> bytes:
     """Put a frame together."""
     return HEAD.pack(word, len(body)) + body
 
 
-def read_head(head: bytes | bytearray | memoryview, at: int = 0) -> tuple[Word, int]:
+def read_head(head: bytes | bytearray | memoryview, at: int = 0) -> tuple[FrameType, int]:
     """Read a frame's head: which word, and how many bytes follow."""
     number, size = HEAD.unpack_from(head, at)
     try:
-        word = Word(number)
+        word = FrameType(number)
     except ValueError:
         raise ProtocolError(f"{number} is no word of a transfer.") from None
     if size > MOST_BODY:
