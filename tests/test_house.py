@@ -12,7 +12,7 @@ import pytest
 
 from remoter_kernel.cli.main import VERBS, remoter
 from remoter_kernel.front.bootstrap.evaluator import ENTRY, SHIPPED
-from remoter_kernel.front.configuration.text import READERS
+from remoter_kernel.front.configuration.remotes_toml import READERS
 from remoter_kernel.front.verbs.help import HELP
 from remoter_kernel.wire import frames
 from remoter_kernel.wire.frames import LANE, Channel, MessageType
@@ -24,6 +24,7 @@ PACKAGE = ROOT / "remoter_kernel"
 
 MOST_LINES = 400
 LONGER_WITH_REASON = {
+    "remoter_kernel/front/ssh/aliases.py",  # one subject: from words to a destination
     "remoter_kernel/daemon/supervisor.py",  # one subject: the life of one kernel
     "remoter_kernel/front/jupyter/handlers.py",  # one subject: who may answer, and in which order
     "remoter_kernel/daemon/journal.py",  # one subject: a file, who writes it and who reads it

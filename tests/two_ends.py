@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from remoter_kernel.errors import RemoterError
-from remoter_kernel.front.files.transfer import SocketEnds
+from remoter_kernel.front.files.file_transfer import SocketEnds
 from remoter_kernel.wire.duplex import Duplex
 from remoter_kernel.wire.receiving import Receiving
 from remoter_kernel.wire.sending import Sending

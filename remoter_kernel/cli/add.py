@@ -10,15 +10,20 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from remoter_kernel.cli.kernelspecs import mend_kernelspecs
+from remoter_kernel.cli.kernelspecs import mend_with_notice
 from remoter_kernel.cli.progress import OnStderr
 from remoter_kernel.cli.terminal import questions
 from remoter_kernel.errors import RemoterError, Usage
 from remoter_kernel.front.bootstrap.environment import install_there
-from remoter_kernel.front.bootstrap.survey import FoundPython, Kernel, Surroundings, look_around
+from remoter_kernel.front.bootstrap.survey import (
+    FoundPython,
+    HostProbe,
+    RemoteKernelspec,
+    look_around,
+)
 from remoter_kernel.front.configuration import kernelspec, remotes
 from remoter_kernel.front.configuration.remotes import Remote
-from remoter_kernel.front.configuration.text import READERS
+from remoter_kernel.front.configuration.remotes_toml import READERS
 from remoter_kernel.front.keeper.kept import kept_login
 from remoter_kernel.front.running.runner import Runner
 from remoter_kernel.front.session.dialer import SessionDialer
@@ -50,7 +55,7 @@ def _pairs(words: list[str]) -> dict[str, str]:
     return pairs
 
 
-def _key(
+def _toml_option(
     name: str, metavar: str, text: str, *, multiple: bool = False
 ) -> Callable[[_Function], _Function]:
     """Declare the option that sets a key of `remotes.toml`."""
@@ -62,16 +67,20 @@ def _key(
 @click.command()
 @click.argument("name")
 @click.argument("host", required=False)
-@_key("python", "PATH", "The Python there that runs the evaluator; without it one is looked for.")
-@_key("kernel", "NAME", "The kernelspec there: python3 (which is the default), ir, ...")
-@_key("init", "LINE", "A shell line to run before the kernel starts.", multiple=True)
-@_key("env", "NAME=VALUE", "An environment variable for the kernel.", multiple=True)
-@_key("cwd", "FOLDER", "The folder there in which the kernel starts; the home by default.")
+@_toml_option(
+    "python", "PATH", "The Python there that runs the evaluator; without it one is looked for."
+)
+@_toml_option("kernel", "NAME", "The kernelspec there: python3 (which is the default), ir, ...")
+@_toml_option("init", "LINE", "A shell line to run before the kernel starts.", multiple=True)
+@_toml_option("env", "NAME=VALUE", "An environment variable for the kernel.", multiple=True)
+@_toml_option("cwd", "FOLDER", "The folder there in which the kernel starts; the home by default.")
 @click.option("--display-name", default="", help='What Jupyter shows instead of "Remote (NAME)".')
-@_key("on-shutdown", "stop|keep", "What a shutdown from Jupyter does to the session.")
-@_key("idle-timeout", "TIME", 'How long an idle session without a front lives, such as "72h".')
-@_key("transport", "NAME", "How to log in: auto, paramiko or openssh.")
-@_key("ssh-config", "FILE", "Another file than ~/.ssh/config.")
+@_toml_option("on-shutdown", "stop|keep", "What a shutdown from Jupyter does to the session.")
+@_toml_option(
+    "idle-timeout", "TIME", 'How long an idle session without a front lives, such as "72h".'
+)
+@_toml_option("transport", "NAME", "How to log in: auto, paramiko or openssh.")
+@_toml_option("ssh-config", "FILE", "Another file than ~/.ssh/config.")
 @click.option(
     "--remember", is_flag=True, help="Keep what the login asks for in the system's keyring."
 )
@@ -100,7 +109,7 @@ def add(name: str, host: str | None, **given: Any) -> None:
         remotes.remember_kernel_info(remote, _try_kernel(remote))
     remotes.write_remote(remote, make_default=make_default, replace=replace)
     kernelspec.install_kernelspec(remote, display_name, language, debugger=debugger)
-    mend_kernelspecs()
+    mend_with_notice()
     spec = kernelspec.kernelspec_name(name)
     click.echo(f"Wrote {name} to {remotes.config_path()}, and the kernelspec {spec}.")
     click.echo(f"To use it: pick {display_name} in Jupyter, or run")
@@ -122,7 +131,9 @@ def _asked_for(name: str, host: str, given: dict[str, Any], *, replace: bool) ->
     return Remote(name=name, host=host, **values)
 
 
-def _visit(remote: Remote, *, is_private: bool, is_offline: bool) -> tuple[FoundPython, Kernel]:
+def _visit(
+    remote: Remote, *, is_private: bool, is_offline: bool
+) -> tuple[FoundPython, RemoteKernelspec]:
     """Log in, look around, say what is there; return what the remote will run.
 
     `is_private`: in an environment of its own, which is made if need be.
@@ -134,7 +145,7 @@ def _visit(remote: Remote, *, is_private: bool, is_offline: bool) -> tuple[Found
             click.echo(f"Logged in to {login.host} as {login.user} in {seconds:.1f} s")
             click.echo(plain_text(f"  {login.host_key}, {login.cipher}"))
             around = look_around(login, remote.python)
-            _say(around)
+            _print_probe(around)
             named = remote.python
             if is_private:
                 with OnStderr() as progress:
@@ -157,21 +168,21 @@ def _try_kernel(remote: Remote) -> dict[str, Any]:
     return runner.kernel_info
 
 
-def _say(around: Surroundings) -> None:
+def _print_probe(around: HostProbe) -> None:
     click.echo(f"{around.system}, home {around.home}")
     _say_pythons(around)
 
 
-def _say_pythons(around: Surroundings) -> None:
+def _say_pythons(around: HostProbe) -> None:
     for python in around.pythons:
         lacks = f"lacks {', '.join(python.lacks)}" if python.lacks else "can run a kernel"
         click.echo(f"  {python.path}  {python.version}  {lacks}")
         if not python.lacks and python.kernelspecs:
-            names = (_described(python, kernel) for kernel in python.kernelspecs)
+            names = (_describe_kernel(python, kernel) for kernel in python.kernelspecs)
             click.echo(f"    kernels: {', '.join(names)}")
 
 
-def _described(python: FoundPython, kernel: Kernel) -> str:
+def _describe_kernel(python: FoundPython, kernel: RemoteKernelspec) -> str:
     other = python.runs(kernel.name)
     where = f", runs in {other}" if other else ""
     return f"{kernel.name} ({kernel.display_name}{where})"

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import click
 
+from remoter_kernel.cli.params import session_ids
 from remoter_kernel.cli.terminal import questions
-from remoter_kernel.cli.words import session_ids
 from remoter_kernel.errors import NoSuchSession, Usage
 from remoter_kernel.front.reading.inquiries import Found, finding
 from remoter_kernel.front.session.dialer import HERE

@@ -9,9 +9,9 @@ import click
 from rich.console import Console
 from rich.text import Text
 
-from remoter_kernel.cli.kernelspecs import mend_kernelspecs
+from remoter_kernel.cli.kernelspecs import mend_with_notice
+from remoter_kernel.cli.params import remote_names
 from remoter_kernel.cli.terminal import questions
-from remoter_kernel.cli.words import remote_names
 from remoter_kernel.front.running.checkup import Step, check_up
 from remoter_kernel.plain_text import plain_text
 
@@ -28,12 +28,16 @@ def check(name: str, as_json: bool) -> None:
     The steps are: name, connect, host key, login, Python, packages, lifetime, start, round
     trip, versions, times. The kernel that it starts ends with it.
     """
-    mend_kernelspecs()
+    mend_with_notice()
     steps = check_up(name, questions())
     done = list(steps) if as_json else list(_showing(steps))
     error = done[-1].error
     if as_json:
-        document = {"remote": name, "ok": error is None, "steps": [_plain(step) for step in done]}
+        document = {
+            "remote": name,
+            "ok": error is None,
+            "steps": [_step_to_dict(step) for step in done],
+        }
         click.echo(json.dumps(document, indent=2))
     if error is not None:
         raise error
@@ -50,7 +54,7 @@ def _showing(steps: Iterator[Step]) -> Iterator[Step]:
         yield step
 
 
-def _plain(step: Step) -> dict[str, Any]:
+def _step_to_dict(step: Step) -> dict[str, Any]:
     """Describe a step in plain values; the sentences are there when it failed."""
     plain = {"step": step.name, "ok": step.error is None, "found": step.found}
     if step.error is not None:

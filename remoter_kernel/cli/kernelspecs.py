@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-def mend_kernelspecs() -> None:
+def mend_with_notice() -> None:
     """Put `-P` into the kernelspecs that lack it, and say so on stderr."""
     mended, left = kernelspec.mend_kernelspecs()
     if mended:

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from remoter_kernel.cli.params import session_ids
 from remoter_kernel.cli.terminal import questions
-from remoter_kernel.cli.words import session_ids
 from remoter_kernel.errors import Usage
 from remoter_kernel.front.reading.happenings import Chronicle
 from remoter_kernel.front.reading.inquiries import finding
@@ -34,7 +34,7 @@ def log(context: click.Context, session: str, follow: bool, debug: bool) -> None
         if debug:
             _show_debug(found)
         else:
-            _show(found, follow=follow)
+            _print_events(found, follow=follow)
 
 
 def _show_debug(found: Found) -> None:
@@ -44,7 +44,7 @@ def _show_debug(found: Found) -> None:
     click.echo(text or "It has logged nothing.", nl=not text.endswith("\n"))
 
 
-def _show(found: Found, *, follow: bool) -> None:
+def _print_events(found: Found, *, follow: bool) -> None:
     chronicle = Chronicle()
     click.echo(chronicle.begin(found.about))
     reading = found.said("events", follow=follow)

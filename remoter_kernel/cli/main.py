@@ -18,7 +18,7 @@ from click.shell_completion import CompletionItem
 from remoter_kernel import __version__, logs
 from remoter_kernel.cli.arguments import refuse_empty
 from remoter_kernel.errors import RemoterError
-from remoter_kernel.front.configuration.text import nearest
+from remoter_kernel.front.configuration.remotes_toml import nearest
 from remoter_kernel.front.log_files import begin as begin_log
 from remoter_kernel.plain_text import plain_text
 
@@ -40,8 +40,8 @@ class Verb(NamedTuple):
 
 VERBS = {
     "add": Verb("add", "add", "Log in once, look around, and write a remote down."),
-    "list": Verb("places", "list_remotes", "Show which remotes there are."),
-    "remove": Verb("places", "remove", "Forget a remote and its kernelspec."),
+    "list": Verb("list_remove", "list_remotes", "Show which remotes there are."),
+    "remove": Verb("list_remove", "remove", "Forget a remote and its kernelspec."),
     "check": Verb("check", "check", "Go to a remote step by step; say what to do about a failure."),
     "sessions": Verb("sessions", "sessions", "Show which sessions there are, and how they are."),
     "attach": Verb("attach", "attach", "Open a console on a session."),
@@ -52,8 +52,8 @@ VERBS = {
     ),
     "outputs": Verb("outputs", "outputs", "Show a session's outputs, or put them in a notebook."),
     "run": Verb("run", "run", "Run a script, a notebook or a line of code on a remote."),
-    "put": Verb("files", "put", "Send files there; goes on where it was after a cut."),
-    "get": Verb("files", "get", "Fetch files from there."),
+    "put": Verb("put_get", "put", "Send files there; goes on where it was after a cut."),
+    "get": Verb("put_get", "get", "Fetch files from there."),
     "completion": Verb("completion", "completion", "Let a shell complete remoter's words."),
     "demo": Verb("demo", "demo", "Show it all on this machine, SSH included, in 20 seconds."),
 }
@@ -81,7 +81,7 @@ def _debug_option() -> click.Option:
     )
 
 
-class Verbs(click.Group):
+class LazyGroup(click.Group):
     """A group whose verbs are imported on use, and whose errors are sentences."""
 
     def list_commands(self, _: click.Context) -> list[str]:
@@ -157,9 +157,9 @@ class Verbs(click.Group):
         except click.Abort:  # Ctrl-C, or the end of input where an answer was due
             code = INTERRUPTED
         except RemoterError as err:
-            code = _say(manner, err, str(err), err.exit_code)
+            code = _print_error(manner, err, str(err), err.exit_code)
         except Exception as err:  # noqa: BLE001 - the last place before the person
-            code = _say(manner, err, _fault(manner, err), FAULT)
+            code = _print_error(manner, err, _fault(manner, err), FAULT)
         sys.exit(code if isinstance(code, int) else 0)
 
 
@@ -170,7 +170,7 @@ def _fault(manner: Manner, err: Exception) -> str:
     return f"This is a fault in remoter itself: {type(err).__name__}: {err}.{advice}"
 
 
-def _say(manner: Manner, err: Exception, sentence: str, code: int) -> int:
+def _print_error(manner: Manner, err: Exception, sentence: str, code: int) -> int:
     lines = traceback.format_exception(err) if manner.debug else []
     with contextlib.suppress(OSError):  # the terminal may be gone
         # Also words of libraries, which know no errors of ours, may come from there.
@@ -194,7 +194,7 @@ def _speak_utf8() -> None:
             stream.reconfigure(encoding=encoding, errors="replace")
 
 
-@click.group(cls=Verbs, params=[_debug_option()], no_args_is_help=True)
+@click.group(cls=LazyGroup, params=[_debug_option()], no_args_is_help=True)
 @click.version_option(__version__, prog_name="remoter")
 def remoter() -> None:
     """Your notebook here, your kernel there, and nothing lost in between."""

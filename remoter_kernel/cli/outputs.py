@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from remoter_kernel.cli.params import session_ids
 from remoter_kernel.cli.showing import Terminal, why_elsewhere
 from remoter_kernel.cli.terminal import questions
-from remoter_kernel.cli.words import session_ids
 from remoter_kernel.errors import RemoterError, Usage
 from remoter_kernel.front.reading.inquiries import MOST_KEPT, finding
 from remoter_kernel.front.reading.notebook import Story, fill, knows, whole_notebook
@@ -57,9 +57,9 @@ def outputs(
         for said in found.said(follow=follow, most=MOST_KEPT):
             story.take(said)
     if notebook:
-        _write(notebook, story, found, may_replace=force)
+        _write_new_notebook(notebook, story, found, may_replace=force)
     if into:
-        _fill(into, story, found)
+        _merge_into_notebook(into, story, found)
 
 
 def _check_words(notebook: Path | None, into: Path | None, *, force: bool) -> None:
@@ -96,7 +96,7 @@ def _retell(found: Found, *, follow: bool) -> None:
         raise click.exceptions.Exit(verdict.exit_code)
 
 
-def _write(path: Path, story: Story, found: Found, *, may_replace: bool) -> None:
+def _write_new_notebook(path: Path, story: Story, found: Found, *, may_replace: bool) -> None:
     from remoter_kernel.front.configuration.kernelspec import kernelspec_name
     from remoter_kernel.front.reading.notebook_file import write_notebook
 
@@ -106,7 +106,7 @@ def _write(path: Path, story: Story, found: Found, *, may_replace: bool) -> None
     click.echo(f"Wrote {len(story.runs)} cells to {written}{why_elsewhere(path, written)}.")
 
 
-def _fill(path: Path, story: Story, found: Found) -> None:
+def _merge_into_notebook(path: Path, story: Story, found: Found) -> None:
     from remoter_kernel.front.reading.notebook_file import NotebookText, is_valid, replace_file
 
     file = NotebookText(path)
@@ -124,12 +124,12 @@ def _fill(path: Path, story: Story, found: Found) -> None:
     if runs:
         replace_file(path, text)
     for filling in fillings:
-        click.echo(f"Cell {filling.place + 1}: {_told(filling.run, filling.why)}")
+        click.echo(f"Cell {filling.place + 1}: {_fill_summary(filling.run, filling.why)}")
     filled = f"{len(runs)} cell{'s' * (len(runs) != 1)}"
     click.echo(f"Filled {filled} of {path}." if runs else f"Nothing was missing in {path}.")
 
 
-def _told(run: Any, why: str) -> str:
+def _fill_summary(run: Any, why: str) -> str:
     if run is None:
         return f"left alone, {why}"
     number = f"{len(run.outputs)} output{'s' * (len(run.outputs) != 1)}"

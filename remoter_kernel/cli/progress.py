@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Self
 
 import click
 
-from remoter_kernel.front.files.journey import told
+from remoter_kernel.front.files.journey import progress_line
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar
@@ -98,7 +98,7 @@ class Travelling:
         now = time.monotonic()
         if now - self._told_at >= LINE_EVERY or journey.note not in {"", self._note}:
             self._told_at = now
-            click.echo(told(journey), err=True)
+            click.echo(progress_line(journey), err=True)
         self._note = journey.note
 
     def end(self, sentence: str) -> None:
@@ -111,7 +111,7 @@ class Travelling:
         assert self._bar is not None  # noqa: S101 - just begun
         assert self._task is not None  # noqa: S101
         self._bar.update(
-            self._task, completed=journey.share, description=told(journey), refresh=False
+            self._task, completed=journey.share, description=progress_line(journey), refresh=False
         )
 
     def _begin(self) -> None:

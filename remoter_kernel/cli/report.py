@@ -6,8 +6,8 @@ from pathlib import Path
 
 import click
 
+from remoter_kernel.cli.params import remote_names
 from remoter_kernel.cli.terminal import questions
-from remoter_kernel.cli.words import remote_names
 from remoter_kernel.errors import HereLacks, Usage
 from remoter_kernel.front.reading.notebook_file import check_place, check_writable
 from remoter_kernel.front.reading.report import make_report

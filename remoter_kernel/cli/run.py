@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from remoter_kernel.cli.arguments import ScriptCommand
-from remoter_kernel.cli.showing import Document, Ending, Executed, Lines, Showing, Terminal
+from remoter_kernel.cli.params import DURATION, remote_names
+from remoter_kernel.cli.showing import Document, Executed, Lines, RunResult, Showing, Terminal
 from remoter_kernel.cli.terminal import questions, read_in_turn
-from remoter_kernel.cli.words import DURATION, remote_names
 from remoter_kernel.errors import LoginRefused, RemoterError, Unreachable, Usage
 from remoter_kernel.front.configuration.remotes import find_remote
 from remoter_kernel.front.reading.happenings import duration
@@ -81,7 +81,7 @@ def run(  # noqa: PLR0917 - click hands them over by name
         )
     if as_json and events:
         raise Usage("Choose either --json or --events.", "See `remoter run --help`.")
-    program = _program(file, code, arguments)
+    program = _read_program_from(file, code, arguments)
     if output:
         _check_output(program, output, force=force)
     runner = Runner(SessionDialer(partial(find_remote, name), questions()))
@@ -93,13 +93,13 @@ def run(  # noqa: PLR0917 - click hands them over by name
         else:
             shows = _shows(program, output, force=force, as_json=as_json, events=events)
             is_read = str(file) == "-"  # then no answer is left in stdin
-            ask = None if is_read else partial(_ask, aside=as_json or events)
+            ask = None if is_read else partial(_prompt_for_input, aside=as_json or events)
             attached = _Attached(name, runner, program, shows)
             code_there = attached.run(timeout or 0.0, ask)
             raise click.exceptions.Exit(code_there)
 
 
-def _program(file: Path | None, code: str | None, arguments: tuple[str, ...]) -> Program:
+def _read_program_from(file: Path | None, code: str | None, arguments: tuple[str, ...]) -> Program:
     if (file is None) == (code is None):
         raise Usage("Name either a file or code (-c).", "See `remoter run --help`.")
     if code is not None:
@@ -219,7 +219,7 @@ class _Attached:
                 each.language_info = language_info_of(self._runner.kernel_info)
 
     def _finish(self, status: str, code: int, error: str = "") -> None:
-        ending = Ending(self._remote, self._runner.session, status, code, error)
+        ending = RunResult(self._remote, self._runner.session, status, code, error)
         for each in self._shows:
             each.finish(ending)
 
@@ -243,7 +243,7 @@ def _still_there(runner: Runner, error: RemoterError) -> RemoterError:
     return error
 
 
-def _ask(prompt: str, is_secret: bool, *, aside: bool) -> str:
+def _prompt_for_input(prompt: str, is_secret: bool, *, aside: bool) -> str:
     """Answer what the code asks as `input()` here would; `aside`: stdout is not for prompts."""
     prompt = plain_text(prompt, keeps_lines=True)
     if questions() is not None:  # a login may ask here, too: each has its turn

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from remoter_kernel.cli.params import remote_names
 from remoter_kernel.cli.terminal import aligned, questions
-from remoter_kernel.cli.words import remote_names
 from remoter_kernel.front.reading.happenings import duration
 from remoter_kernel.front.reading.inquiries import visiting
 
@@ -36,7 +36,7 @@ def sessions(name: str | None, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(_document(listings), indent=2))
     else:
-        _show(listings)
+        _print_table(listings)
     errors = [listing.error for listing in listings if listing.error]
     for error in errors[1:]:
         click.echo(f"remoter: {error}", err=True)
@@ -54,7 +54,7 @@ def _document(listings: list[Listing]) -> dict[str, Any]:
     return {"sessions": found, "errors": errors}
 
 
-def _show(listings: list[Listing]) -> None:
+def _print_table(listings: list[Listing]) -> None:
     rows = [
         _row(session["remote"] or listing.visit.remote.name, session)
         for listing in listings

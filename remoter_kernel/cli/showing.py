@@ -22,7 +22,7 @@ DISPLAYS = ("execute_result", "display_data")
 ALL = ("stream", "error", *DISPLAYS)
 
 
-class Ending(NamedTuple):
+class RunResult(NamedTuple):
     """How it ended; `error` is the sentence of what was in the way."""
 
     remote: str
@@ -38,7 +38,7 @@ class Showing(Protocol):
     def show(self, piece: Piece, kind: str, content: dict[str, Any]) -> None:
         """Show one output of a piece of the code."""
 
-    def finish(self, ending: Ending) -> None:
+    def finish(self, ending: RunResult) -> None:
         """Hear how it ended."""
 
 
@@ -70,11 +70,11 @@ class Terminal:
         elif not word.lstrip("-").isdigit():  # `sys.exit("why")`
             click.echo(word, err=True)
 
-    def finish(self, ending: Ending) -> None:
+    def finish(self, ending: RunResult) -> None:
         """Say nothing more: all has been shown."""
 
 
-def _words_of(kind: str, content: dict[str, Any]) -> dict[str, Any]:
+def _output_fields(kind: str, content: dict[str, Any]) -> dict[str, Any]:
     """Return what a kernel says as JSON can have it; a stream has a name and a text."""
     kept: dict[str, Any] = as_kept(content)
     return {**kept, **stream_of(content)} if kind == "stream" else kept
@@ -89,7 +89,7 @@ class Document:
 
     def show(self, _piece: Piece, kind: str, content: dict[str, Any]) -> None:
         """Keep one output in the words of a notebook file."""
-        words = _words_of(kind, content)
+        words = _output_fields(kind, content)
         if kind == "stream":
             last = self._outputs[-1] if self._outputs else {}
             if (last.get("output_type"), last.get("name")) == ("stream", words["name"]):
@@ -98,7 +98,7 @@ class Document:
         if kind in ALL:
             self._outputs.append({"output_type": kind, **words})
 
-    def finish(self, ending: Ending) -> None:
+    def finish(self, ending: RunResult) -> None:
         """Print the document."""
         words = {**ending._asdict(), "outputs": self._outputs}
         if not ending.error:
@@ -113,9 +113,9 @@ class Lines:
         """Print one output."""
         if kind in ALL:
             words = {"event": "output", "cell": piece.cell, "output_type": kind}
-            click.echo(json.dumps({**words, **_words_of(kind, content)}))
+            click.echo(json.dumps({**words, **_output_fields(kind, content)}))
 
-    def finish(self, ending: Ending) -> None:
+    def finish(self, ending: RunResult) -> None:
         """Print the last line."""
         click.echo(json.dumps({"event": "end", **ending._asdict()}))
 
@@ -137,7 +137,7 @@ class Executed:
         run = self._runs.setdefault(piece.cell, Run("", piece.source))
         self._story.hear(run, kind, content)
 
-    def finish(self, ending: Ending) -> None:
+    def finish(self, ending: RunResult) -> None:
         """Write the notebook; without a kernel there is nothing to write."""
         from remoter_kernel.front.configuration.kernelspec import kernelspec_name
         from remoter_kernel.front.reading.notebook import executed_notebook

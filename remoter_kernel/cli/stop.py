@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from remoter_kernel.cli.params import remote_names, session_ids
 from remoter_kernel.cli.terminal import questions
-from remoter_kernel.cli.words import remote_names, session_ids
 from remoter_kernel.errors import NoSuchSession, RemoterError, Usage
 from remoter_kernel.front.reading.inquiries import Found, meant_by, parts_of_name, visiting
 
@@ -46,7 +46,7 @@ def stop(words: tuple[str, ...], everywhere: str | None) -> None:
             found = _all(listings)
         else:
             found = {each.id: each for each in (meant_by(word, listings) for word in words)}
-        errors = [error for error in map(_stop, found.values()) if error]
+        errors = [error for error in map(_stop_session, found.values()) if error]
     if everywhere and not found:
         click.echo(f"No sessions of {everywhere}.", err=True)
     for error in errors[1:]:
@@ -67,7 +67,7 @@ def _all(listings: list[Listing]) -> dict[str, Found]:
     }
 
 
-def _stop(found: Found) -> RemoterError | None:
+def _stop_session(found: Found) -> RemoterError | None:
     """Stop one session and say so; return why that could not be."""
     remote = found.visit.remote.name
     how, host = found.visit.stop(found.id)

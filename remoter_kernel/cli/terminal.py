@@ -19,7 +19,7 @@ from remoter_kernel.front.questions import (
     Trust,
     Withdrawn,
     about_host_key,
-    asked_by,
+    prompt_prefix,
     said_by,
 )
 from remoter_kernel.plain_text import plain_text
@@ -106,7 +106,7 @@ def _turn(withdrawn: threading.Event) -> Iterator[None]:
 
 
 def _ask_one(host: str, prompt: Prompt, columns: int, withdrawn: threading.Event) -> str:
-    *rows, last = _rows(prompt.text, asked_by(host), columns)
+    *rows, last = _rows(prompt.text, prompt_prefix(host), columns)
     for row in rows:
         click.echo(row, err=True)
     return read_line(f"{last.rstrip()} ", withdrawn, is_shown=prompt.is_shown)

@@ -41,7 +41,7 @@ def read_line(question: str, withdrawn: threading.Event = NEVER, *, is_shown: bo
 
 def _read_terminal(withdrawn: threading.Event, *, is_shown: bool) -> str:
     handle, line = sys.stdin.fileno(), b""
-    with _shown(handle) if is_shown else _hidden(handle):
+    with _with_echo(handle) if is_shown else _hidden(handle):
         while not line.endswith(b"\n"):
             while not select.select([handle], [], [], LOOK_EVERY)[0]:
                 if withdrawn.is_set():
@@ -56,7 +56,7 @@ def _read_terminal(withdrawn: threading.Event, *, is_shown: bool) -> str:
 
 
 @contextlib.contextmanager
-def _shown(handle: int) -> Iterator[None]:
+def _with_echo(handle: int) -> Iterator[None]:
     """Leave half an answer to nobody who reads there next: it may be a code."""
     import termios
 

@@ -64,10 +64,10 @@ def write_private(path: Path, text: str) -> None:
     A symbolic link stays one: its target is what is replaced. A missing folder is made (0700).
     """
     with _naming(path):
-        _write(path.resolve(), text)
+        _replace_file(path.resolve(), text)
 
 
-def _write(path: Path, text: str) -> None:
+def _replace_file(path: Path, text: str) -> None:
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     handle, beside = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)  # 0600
     try:
@@ -91,7 +91,7 @@ def holding_lock(path: Path) -> Iterator[None]:
         handle = os.open(lock, os.O_RDWR | os.O_CREAT, 0o600)
     try:
         with _naming(lock):
-            _wait_for(handle)
+            _wait_for_lock(handle)
         yield
     finally:
         os.close(handle)  # gives the lock back, too
@@ -116,7 +116,7 @@ def try_lock(handle: int, *, is_shared: bool = False) -> bool:
     return True
 
 
-def _wait_for(handle: int) -> None:
+def _wait_for_lock(handle: int) -> None:
     if sys.platform == "win32":
         import msvcrt  # noqa: PLC0415 - Windows alone has it
 

@@ -152,7 +152,7 @@ def said_by(host: str) -> str:
     return f"[{host} says] "
 
 
-def asked_by(host: str) -> str:
+def prompt_prefix(host: str) -> str:
     """Return what stands before a question, by who gets the answer; nothing: nobody does."""
     return f"[{host}] " if host else ""
 

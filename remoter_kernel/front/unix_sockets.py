@@ -103,7 +103,7 @@ class PrivateListener:
 
     def _listen_privately(self, kind: str, backlog: int) -> socket.socket | None:
         """Listen at a unix socket, if one can be made anywhere."""
-        for folder in _folders() if HAS_UNIX_SOCKETS else ():
+        for folder in _socket_folders() if HAS_UNIX_SOCKETS else ():
             path = folder / f"{kind}{secrets.token_hex(4)}"
             listener: socket.socket | None = None
             try:
@@ -195,7 +195,7 @@ def _usual_folder() -> Path:
     return state_folder().absolute() / "sockets"
 
 
-def _folders() -> Iterator[Path]:
+def _socket_folders() -> Iterator[Path]:
     """Yield folders of this person alone with room for a socket: the usual one, then a new one."""
     usual = _usual_folder()
     if len(os.fsencode(usual)) + 10 <= LONGEST_PATH:

@@ -20,7 +20,7 @@ import polars as pl
 from remoter_kernel.daemon import records
 from remoter_kernel.daemon.pieces import in_pieces
 from remoter_kernel.errors import ProtocolError, RemoteLacks, RemoterError
-from remoter_kernel.front.bootstrap.survey import MARK, read_answer
+from remoter_kernel.front.bootstrap.survey import MARK, parse_probe
 from remoter_kernel.front.reading.happenings import Chronicle
 from remoter_kernel.front.reading.inquiries import Reading
 from remoter_kernel.front.reading.notebook import Story
@@ -28,7 +28,7 @@ from remoter_kernel.front.reading.transcript import Transcript
 from remoter_kernel.front.running.verdict import Verdict
 from remoter_kernel.front.session.greeting import read_welcome
 from remoter_kernel.front.ssh.aliases import Destination
-from remoter_kernel.front.ssh.complaints import explain
+from remoter_kernel.front.ssh.complaints import error_from_stderr
 from remoter_kernel.front.ssh.trust import read_lines
 from remoter_kernel.front.this_side.carried.arrow import check_arrow
 from remoter_kernel.front.this_side.carried.from_r import RReader
@@ -210,7 +210,7 @@ GPU = Destination(
 
 def complaints(data: bytes) -> None:
     said = data.decode("utf-8", "replace")
-    str(explain(GPU, said, "login", "ED25519 SHA256:x", may_ask=False))
+    str(error_from_stderr(GPU, said, "login", "ED25519 SHA256:x", may_ask=False))
 
 
 def names(data: bytes) -> None:
@@ -356,7 +356,7 @@ TARGETS = (
         (to_body(FileEntry("a/b", size=9, mode=0o644).words(1, asks=False)),),
         share=40,
     ),
-    Target("survey", read_answer, (SURVEY,), (RemoteLacks,), share=15),
+    Target("survey", parse_probe, (SURVEY,), (RemoteLacks,), share=15),
     Target("journal", journal, (JOURNAL,), (RemoterError,), share=15),
     Target(
         "objects",

@@ -51,21 +51,21 @@ from remoter_kernel.front.questions import (
 from remoter_kernel.front.ssh import admission, system
 from remoter_kernel.front.ssh.admission import Admission
 from remoter_kernel.front.ssh.aliases import Destination, resolve
-from remoter_kernel.front.ssh.asking import Desk
+from remoter_kernel.front.ssh.askpass_server import AskpassServer
 from remoter_kernel.front.ssh.authentication import (
     MOST_PROMPTS,
     MOST_UNREAD,
+    AuthResult,
     Round,
-    Verdict,
     _round,
 )
 from remoter_kernel.front.ssh.channel import WINDOW, Closed, Misbehaved, TooLate
 from remoter_kernel.front.ssh.commands import Running
-from remoter_kernel.front.ssh.complaints import explain
-from remoter_kernel.front.ssh.entry import MOST_SAID, Entry
-from remoter_kernel.front.ssh.login import log_in
+from remoter_kernel.front.ssh.complaints import error_from_stderr
+from remoter_kernel.front.ssh.entry import MOST_SAID, LoginProcess
 from remoter_kernel.front.ssh.memory import Memory
 from remoter_kernel.front.ssh.mux import Declined, Mux, master_answers
+from remoter_kernel.front.ssh.ssh_login import log_in
 from remoter_kernel.front.ssh.system import living_master, log_in_by_system
 from remoter_kernel.front.ssh.transport import LARGEST_PACKET, MOST_UNSENT, Transport
 from remoter_kernel.front.unix_sockets import peer_uid
@@ -79,7 +79,7 @@ from tests.real_users import bare_user, own_name
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from remoter_kernel.front.ssh.login import Login
+    from remoter_kernel.front.ssh.ssh_login import Login
     from tests.real_jupyter import JupyterHere
     from tests.real_users import FarSide
 
@@ -425,8 +425,8 @@ def test_with_openssh_a_servers_question_is_not_taken_for_one_of_ssh(here, folde
 def test_before_and_behind_the_login_ssh_is_believed_differently(folder, version):
     """A server imitates ssh where ssh does not mark what a server says (before OpenSSH 8.5)."""
     person = Person("yes", Trust.YES)
-    desk = Desk("box", person, folder)
-    desk.entry = Entry([], {}, lambda _step: None)
+    desk = AskpassServer("box", person, folder)
+    desk.entry = LoginProcess([], {}, lambda _step: None)
     if version:
         desk.entry._hear(f"debug1: Local version string SSH-2.0-{version}")
     desk.entry._hear("debug1: Server host key: ssh-ed25519 SHA256:abc")
@@ -453,8 +453,8 @@ def test_a_jump_hosts_words_do_not_tell_how_far_ssh_is(folder):
     """Where ssh passes it by itself, it writes among what ssh says, and asks."""
     person = Person("typed", Trust.YES)
     hops = {"ada@gate": "gate (jump host of box)", "ada@box": "box"}
-    desk = Desk("box", person, folder, hops=hops, leads_through=True)
-    desk.entry = Entry([], {}, lambda _step: None)
+    desk = AskpassServer("box", person, folder, hops=hops, leads_through=True)
+    desk.entry = LoginProcess([], {}, lambda _step: None)
     desk.entry._hear("debug1: Local version string SSH-2.0-OpenSSH_9.2p1")
     desk._answer("", f"(ada@gate) {on_one_line(HOST_KEY.format('SHA256:abc'))}")
     assert person.asked[-1][0] == "gate (jump host of box)"
@@ -498,11 +498,11 @@ def test_what_ssh_is_said_to_say_is_not_pasted_into_a_shell(folder):
     )
     there = Destination("10.0.0.1", 22, "ada", known_hosts_files=(folder / "known hosts",))
     for step in ("connect", "host key", "login"):
-        told = explain(there, evil, step, "ssh-ed25519 SHA256:abc", may_ask=True)
+        told = error_from_stderr(there, evil, step, "ssh-ed25519 SHA256:abc", may_ask=True)
         assert "touch" not in told.advice
         assert isinstance(told, HostKeyProblem) is (step != "login")
     true = evil.replace("x'; touch ${IFS}pwned; '", str(folder / "known hosts"))
-    told = explain(there, true, "host key", "ssh-ed25519 SHA256:abc", may_ask=True)
+    told = error_from_stderr(there, true, "host key", "ssh-ed25519 SHA256:abc", may_ask=True)
     assert f"-f '{folder}/known hosts' -R 10.0.0.1" in told.advice
 
 
@@ -802,7 +802,7 @@ def test_what_ssh_passes_on_without_end_is_not_kept(tmp_path):
         "w('\\n' * (1 << 20))\n"
         "w('debug1: Server host key: ssh-ed25519 SHA256:fake\\nPermission denied (x).\\n')\n"
     )
-    entry = Entry([sys.executable, "-c", program], {}, lambda _step: None)
+    entry = LoginProcess([sys.executable, "-c", program], {}, lambda _step: None)
     before = memory()
     entry.start()
     entry.wait(60, lambda: False, until_over=True)
@@ -993,7 +993,7 @@ def test_any_round_is_questions_or_an_offence(data, number):
 @ANYTHING
 @given(some.lists(SAID, max_size=20))
 def test_whatever_ssh_says_is_learned_from_only_until_the_login(lines):
-    entry = Entry([], {}, lambda _step: None)
+    entry = LoginProcess([], {}, lambda _step: None)
     for line in lines:
         was, key, cipher = entry.step, entry.host_key, entry.cipher
         entry._hear(line)
@@ -1007,7 +1007,7 @@ def test_whatever_ssh_says_is_learned_from_only_until_the_login(lines):
 @given(SAID, some.sampled_from(["connect", "host key", "login"]), some.booleans())
 def test_whatever_ssh_says_in_the_end_is_a_sentence(text, step, may_ask):
     there = Destination("10.0.0.1", 22, "ada")
-    error = explain(there, text, step, "", may_ask=may_ask)
+    error = error_from_stderr(there, text, step, "", may_ask=may_ask)
     assert isinstance(error, RemoterError)
     assert plain_text(error) == str(error)
 
@@ -1016,7 +1016,7 @@ def test_a_sentence_is_found_soon_in_what_goes_on_and_on():
     """Patterns that look on from each place would take hours."""
     began = time.monotonic()
     for text in ("permission denied (", "no matching ", "Offending a key in :", "closed \n"):
-        explain(Destination("box", 22, "ada"), text * 20_000, "connect", "", may_ask=True)
+        error_from_stderr(Destination("box", 22, "ada"), text * 20_000, "connect", "", may_ask=True)
     assert time.monotonic() - began < 5
 
 
@@ -1039,9 +1039,9 @@ class NeverSatisfied:
     def __init__(self) -> None:
         self.attempts = 0
 
-    def wait(self, _seconds: float) -> Verdict:
+    def wait(self, _seconds: float) -> AuthResult:
         self.attempts += 1
-        return Verdict(let_in=False, would_take=("keyboard-interactive",), partly=True)
+        return AuthResult(let_in=False, would_take=("keyboard-interactive",), partly=True)
 
     def do_nothing(self, *_: object) -> None: ...
 

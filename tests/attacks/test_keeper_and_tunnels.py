@@ -233,7 +233,7 @@ def test_another_user_who_reaches_a_socket_is_shown_out(
     """Were its folder open, whose process it is would still be looked at."""
     with eve.folder() as folder:
         folder.chmod(0o777)
-        monkeypatch.setattr(unix_sockets, "_folders", lambda: iter([folder]))
+        monkeypatch.setattr(unix_sockets, "_socket_folders", lambda: iter([folder]))
         with PrivateListener("x", 4) as listener:
             path = Path(listener.address.removeprefix("ipc://"))
             path.chmod(0o777)
@@ -300,7 +300,7 @@ def test_two_that_start_at_once_leave_one_keeper_that_is_found(here: JupyterHere
     del here
     for _ in range(2):
         endpoint.start_early()
-        endpoint._early.append(endpoint._start())
+        endpoint._early.append(endpoint._spawn_keeper())
         started, endpoint._early[:] = list(endpoint._early), []
         with endpoint.connect_to_keeper():
             for each in started:
@@ -346,7 +346,7 @@ def test_a_keeper_without_descriptors_left_goes_on() -> None:
 
     server = KeeperServer()
     with theirs:
-        process._accept(Door(), b"", server)  # type: ignore[arg-type]
+        process._accept_clients(Door(), b"", server)  # type: ignore[arg-type]
         wait_for(lambda: len(server._visitors) == 1, what="the visitor is in")
     wait_for(lambda: not server._visitors, what="the visitor is out")
 
@@ -462,7 +462,7 @@ def test_a_keeper_at_a_port_lets_in_only_who_knows_its_key(here: JupyterHere) ->
         about = endpoint.about_this_keeper(listener.address, os.getpid())
         write_private(endpoint.place(), json.dumps(about))
         accepting = threading.Thread(
-            target=process._accept, args=(listener, bytes.fromhex(about["key"]), server)
+            target=process._accept_clients, args=(listener, bytes.fromhex(about["key"]), server)
         )
         accepting.start()
         try:

@@ -19,7 +19,7 @@ from hypothesis import strategies as some
 
 from remoter_kernel.daemon import transfer_command as far_end
 from remoter_kernel.errors import ProtocolError, RemoterError
-from remoter_kernel.front.files.transfer import SocketEnds
+from remoter_kernel.front.files.file_transfer import SocketEnds
 from remoter_kernel.front.keeper.endpoint import dismiss_all
 from remoter_kernel.front.this_side.room_there import RoomThere
 from remoter_kernel.wire import part as parts

@@ -16,15 +16,15 @@ import pytest
 
 from remoter_kernel.errors import BadConfiguration, HostKeyProblem, LoginRefused, Unreachable
 from remoter_kernel.front.configuration.remotes import Remote
-from remoter_kernel.front.logins import login as logins
-from remoter_kernel.front.logins.choice import choose
-from remoter_kernel.front.logins.login import log_in_to
+from remoter_kernel.front.logins import log_in as logins
+from remoter_kernel.front.logins.choice import choose_transport
+from remoter_kernel.front.logins.log_in import log_in_to
 from remoter_kernel.front.questions import Trust
 from remoter_kernel.front.ssh import memory
 from remoter_kernel.front.ssh.aliases import Destination, resolve
-from remoter_kernel.front.ssh.login import log_in
 from remoter_kernel.front.ssh.memory import Memories, Memory
 from remoter_kernel.front.ssh.outcome import UnknownHostKey
+from remoter_kernel.front.ssh.ssh_login import log_in
 from remoter_kernel.front.ssh.trust import KnownHosts
 from tests import real_parts
 from tests.real_sshd import RealSshd, make_key
@@ -133,13 +133,13 @@ def test_each_word_of_the_manual_page_has_its_place():
 
 def test_a_word_of_a_newer_ssh_is_left_to_that_ssh():
     """Whoever uses a safety option of next year is not logged in without it."""
-    from remoter_kernel.front.ssh.config_words import reason, rules_of
+    from remoter_kernel.front.ssh.config_words import rules_of, why_unsupported
 
     usual = {"port": ["22"], "nextyear": ["no"]}
     assert rules_of({"port": ["23"], "nextyear": ["no"]}, usual).beyond_paramiko == ()
     rules = rules_of({"port": ["23"], "nextyear": ["yes"]}, usual)
     assert rules.beyond_paramiko == ("nextyear",)
-    assert "says nextyear for it" in reason("nextyear")
+    assert "says nextyear for it" in why_unsupported("nextyear")
 
 
 @pytest.mark.parametrize(
@@ -170,7 +170,7 @@ def test_auto_takes_ssh_for_what_paramiko_cannot_do_and_for_nothing_else(
     """A host is guarded by a word of ssh_config that paramiko's side would not heed."""
     config.write_text(line)
     where = resolve("box", config)
-    transport, why = choose("auto", logins.facts_about(where))
+    transport, why = choose_transport("auto", logins.facts_about(where))
     assert transport == ("openssh" if is_left_to_ssh else "paramiko")
     assert (line.split()[0] in why) == is_left_to_ssh
 
@@ -178,7 +178,7 @@ def test_auto_takes_ssh_for_what_paramiko_cannot_do_and_for_nothing_else(
 def test_a_jump_host_counts_as_its_host_does(config):
     """The gate is guarded, what is behind it is not."""
     config.write_text("Host gate\n RevokedHostKeys /x\nHost box\n ProxyJump gate\n")
-    transport, why = choose("auto", logins.facts_about(resolve("box", config)))
+    transport, why = choose_transport("auto", logins.facts_about(resolve("box", config)))
     assert (transport, "RevokedHostKeys for its jump host gate" in why) == ("openssh", True)
 
 

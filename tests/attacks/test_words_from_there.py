@@ -17,7 +17,7 @@ from remoter_kernel.errors import RemoterError
 from remoter_kernel.front.bootstrap import wheelhouse
 from remoter_kernel.front.bootstrap.environment import install_there
 from remoter_kernel.front.bootstrap.installer import MARK
-from remoter_kernel.front.bootstrap.survey import FoundPython, Surroundings
+from remoter_kernel.front.bootstrap.survey import FoundPython, HostProbe
 from remoter_kernel.front.configuration import remotes
 from remoter_kernel.front.configuration.remotes import Remote
 from remoter_kernel.front.keeper.endpoint import dismiss_all
@@ -296,7 +296,7 @@ def test_a_version_does_not_become_a_path_here(monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr(wheelhouse, "pip_wheel", pip_wheel)
     python = FoundPython("/usr/bin/python3", "3.11.2", False, False, False)
-    around = Surroundings((python,), "/home/me", "Linux x86_64")
+    around = HostProbe((python,), "/home/me", "Linux x86_64")
     evil: Any = EvilInstaller()
     progress: Any = MagicMock()
     with pytest.raises(RemoterError, match="an answer that makes no sense"):

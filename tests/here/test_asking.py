@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from remoter_kernel.front.questions import NotAnswered, Prompt, Trust
-from remoter_kernel.front.ssh import asking, askpass
-from remoter_kernel.front.ssh.asking import Desk
-from remoter_kernel.front.ssh.entry import Entry
+from remoter_kernel.front.ssh import askpass, askpass_server
+from remoter_kernel.front.ssh.askpass_server import AskpassServer
+from remoter_kernel.front.ssh.entry import LoginProcess
 from remoter_kernel.front.ssh.outcome import UnknownHostKey
 from tests.real_jupyter import wait_for
 
@@ -60,22 +60,24 @@ def person() -> Person:
 
 
 @pytest.fixture
-def desk(person: Person, tmp_path: Path) -> Iterator[Desk]:
-    desk = Desk("the box", person, tmp_path)
-    desk.entry = Entry([], {}, lambda _step: None)
+def desk(person: Person, tmp_path: Path) -> Iterator[AskpassServer]:
+    desk = AskpassServer("the box", person, tmp_path)
+    desk.entry = LoginProcess([], {}, lambda _step: None)
     desk.start()
     yield desk
     desk.close()
     desk.close()
 
 
-def hear(desk: Desk, *lines: str) -> None:
+def hear(desk: AskpassServer, *lines: str) -> None:
     """Let ssh tell how far it is."""
     for line in lines:
         desk.entry._hear(line)
 
 
-def start(desk: Desk, text: str, hint: str = "", **changes: str) -> subprocess.Popen[bytes]:
+def start(
+    desk: AskpassServer, text: str, hint: str = "", **changes: str
+) -> subprocess.Popen[bytes]:
     """Run the program as ssh does."""
     environment = {**desk.environment(), askpass.HINT: hint, **changes}
     return subprocess.Popen(
@@ -87,7 +89,7 @@ def start(desk: Desk, text: str, hint: str = "", **changes: str) -> subprocess.P
     )
 
 
-def ask(desk: Desk, text: str, hint: str = "", **changes: str) -> tuple[int, bytes]:
+def ask(desk: AskpassServer, text: str, hint: str = "", **changes: str) -> tuple[int, bytes]:
     said, complaint = (process := start(desk, text, hint, **changes)).communicate(timeout=20)
     assert complaint == b""
     return process.returncode, said
@@ -188,7 +190,7 @@ class Full:
         return self.real.accept()
 
 
-def full(desk: Desk, monkeypatch: pytest.MonkeyPatch, times: int) -> Full:
+def full(desk: AskpassServer, monkeypatch: pytest.MonkeyPatch, times: int) -> Full:
     """Let a desk that has not begun have such a listener."""
     made: list[Full] = []
 
@@ -196,14 +198,14 @@ def full(desk: Desk, monkeypatch: pytest.MonkeyPatch, times: int) -> Full:
         made.append(Full(Listener(*words, **options), times))  # type: ignore[arg-type]
         return made[0]
 
-    monkeypatch.setattr(asking, "Listener", listen)
+    monkeypatch.setattr(askpass_server, "Listener", listen)
     desk.start()
     return made[0]
 
 
 def test_without_a_descriptor_it_waits_a_little_and_does_not_spin(person, tmp_path, monkeypatch):
-    desk = Desk("the box", person, tmp_path)
-    monkeypatch.setattr(asking, "PAUSE", 60.0)
+    desk = AskpassServer("the box", person, tmp_path)
+    monkeypatch.setattr(askpass_server, "PAUSE", 60.0)
     listener = full(desk, monkeypatch, sys.maxsize)
     wait_for(lambda: listener.tried, what="it has tried")
     desk.close()
@@ -211,8 +213,8 @@ def test_without_a_descriptor_it_waits_a_little_and_does_not_spin(person, tmp_pa
 
 
 def test_once_there_is_a_descriptor_again_it_asks(person, tmp_path, monkeypatch):
-    desk = Desk("the box", person, tmp_path)
-    monkeypatch.setattr(asking, "PAUSE", 0.01)
+    desk = AskpassServer("the box", person, tmp_path)
+    monkeypatch.setattr(askpass_server, "PAUSE", 0.01)
     full(desk, monkeypatch, 3)
     assert ask(desk, "Password:") == (0, b"an answer\n")
     desk.close()

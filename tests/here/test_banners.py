@@ -10,7 +10,7 @@ import pytest
 from remoter_kernel.errors import Unreachable
 from remoter_kernel.front.ssh import admission, banner, system
 from remoter_kernel.front.ssh.aliases import resolve
-from remoter_kernel.front.ssh.login import log_in
+from remoter_kernel.front.ssh.ssh_login import log_in
 from remoter_kernel.front.ssh.system import log_in_by_system
 from tests import real_parts
 from tests.waiting_host import WaitingHost
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from remoter_kernel.front.questions import Prompt, Trust
-    from remoter_kernel.front.ssh.login import Login
+    from remoter_kernel.front.ssh.ssh_login import Login
 
 ADDRESS = "https://login.example.org/a/4711"
 CHECK = f"# One more check is needed.\n# Please visit: {ADDRESS}\n"

@@ -41,7 +41,7 @@ def verb_that_raises(monkeypatch, err):
     def fails():
         raise err
 
-    monkeypatch.setattr(command.Verbs, "get_command", lambda *_: fails)
+    monkeypatch.setattr(command.LazyGroup, "get_command", lambda *_: fails)
 
 
 # --------------------------------------------------------------- words and codes

@@ -21,7 +21,7 @@ from remoter_kernel.errors import ForwardingRefused, HostKeyProblem, LoginRefuse
 from remoter_kernel.front.logins import host as host_module
 from remoter_kernel.front.logins import host_server
 from remoter_kernel.front.logins.host import EmbeddedHost
-from remoter_kernel.front.ssh.login import Login, log_in
+from remoter_kernel.front.ssh.ssh_login import Login, log_in
 from tests.real_sshd import make_key
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ def test_without_a_descriptor_left_it_goes_on_a_little_later(monkeypatch):
         def accept(self) -> None:
             raise OSError(troubles.pop(0), "no")
 
-    host_server._accept(cast("Any", Full()), None, None)
+    host_server._accept_connections(cast("Any", Full()), None, None)
     assert troubles == []
 
 

@@ -17,7 +17,7 @@ from remoter_kernel.front.keeper import endpoint
 from remoter_kernel.front.keeper.kept import kept_login
 from remoter_kernel.front.keeper.server import FIRST_GRACE, GRACE, KeeperServer
 from remoter_kernel.front.keeper.shared_login import SharedLogin
-from remoter_kernel.front.keeper.talk import receive, send
+from remoter_kernel.front.keeper.talk import receive_message, send_message
 from tests.real_jupyter import wait_for
 
 if TYPE_CHECKING:
@@ -58,9 +58,9 @@ def python(code: str) -> subprocess.Popen[bytes]:
 
 def starts(monkeypatch: pytest.MonkeyPatch, *codes: str) -> list[str]:
     """Start these in place of the first keepers, and then real ones; return those yet to come."""
-    left, real = list(codes), endpoint._start
+    left, real = list(codes), endpoint._spawn_keeper
     monkeypatch.setattr(endpoint, "STARTS_WITHIN", 0.0)  # a machine so busy that time is up at once
-    monkeypatch.setattr(endpoint, "_start", lambda: python(left.pop(0)) if left else real())
+    monkeypatch.setattr(endpoint, "_spawn_keeper", lambda: python(left.pop(0)) if left else real())
     return left
 
 
@@ -105,7 +105,7 @@ def test_a_machine_without_room_for_a_process_is_worth_another_try(monkeypatch):
     def fail() -> None:
         raise BlockingIOError(11, "Resource temporarily unavailable")
 
-    monkeypatch.setattr(endpoint, "_start", fail)
+    monkeypatch.setattr(endpoint, "_spawn_keeper", fail)
     with pytest.raises(Unreachable, match="Resource temporarily unavailable"):
         endpoint.connect_to_keeper()
 
@@ -113,7 +113,7 @@ def test_a_machine_without_room_for_a_process_is_worth_another_try(monkeypatch):
 def test_one_that_hangs_is_not_waited_for_without_end(monkeypatch):
     monkeypatch.setattr(endpoint, "BEGINS_WITHIN", 0.2)
     process = python("import time; time.sleep(600)")
-    monkeypatch.setattr(endpoint, "_start", lambda: process)
+    monkeypatch.setattr(endpoint, "_spawn_keeper", lambda: process)
     try:
         with pytest.raises(Unreachable, match="has said nothing"):
             endpoint.connect_to_keeper()
@@ -222,8 +222,8 @@ def hangs_up(connection: Connection) -> None:
 
 def logs_in(connection: Connection) -> None:
     with connection:
-        receive(connection)
-        send(connection, FACTS)
+        receive_message(connection)
+        send_message(connection, FACTS)
 
 
 def test_who_comes_to_keepers_that_are_just_ending_finds_the_next(monkeypatch):
@@ -242,9 +242,9 @@ def test_keepers_that_always_hang_up_end_in_a_sentence(monkeypatch):
 def test_only_what_is_known_of_a_login_is_learnt_from_a_keeper(monkeypatch):
     def tells_more(connection: Connection) -> None:
         with connection:
-            receive(connection)
+            receive_message(connection)
             strange = {"close": 1, "_lock": 2, "has_asked": True, "mood": "good", "since": "late"}
-            send(connection, {**FACTS, **strange})
+            send_message(connection, {**FACTS, **strange})
 
     keepers(monkeypatch, tells_more)
     with contextlib.closing(kept_login(REMOTE)) as login:

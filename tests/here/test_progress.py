@@ -8,7 +8,7 @@ import sys
 
 import pexpect
 
-from remoter_kernel.front.files.journey import Journey, bar, told
+from remoter_kernel.front.files.journey import Journey, bar, progress_line
 
 PROGRAM = """
 from remoter_kernel.cli.progress import OnStderr
@@ -87,5 +87,7 @@ def test_how_far_it_is_in_words():
         is_put=False, remote="box", size=500 * 1024, all_size=1000 * 1024, all_files=1
     )
     journey.fresh, journey.fresh_seconds = 500 * 1024, 2.0
-    assert told(journey) == "from box: 500.0 KiB of 1000.0 KiB, 50 %, 250.0 KiB/s, 0:02 left"
+    assert (
+        progress_line(journey) == "from box: 500.0 KiB of 1000.0 KiB, 50 %, 250.0 KiB/s, 0:02 left"
+    )
     assert "<b>" not in bar(Journey(is_put=True, remote="<b>"))

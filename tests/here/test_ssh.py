@@ -22,8 +22,8 @@ from bench.proxy import Proxy
 from remoter_kernel.errors import HostKeyProblem, LoginRefused, RemoteLacks, Unreachable
 from remoter_kernel.front.questions import NotAnswered, Prompt, Trust
 from remoter_kernel.front.ssh.aliases import Destination, resolve
-from remoter_kernel.front.ssh.login import CommandEnded, Login, log_in
 from remoter_kernel.front.ssh.outcome import UnknownHostKey
+from remoter_kernel.front.ssh.ssh_login import CommandEnded, Login, log_in
 from tests import real_parts
 from tests.real_sshd import RealSshd, make_key
 

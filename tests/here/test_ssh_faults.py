@@ -20,9 +20,9 @@ from bench.proxy import Proxy
 from remoter_kernel.errors import LoginRefused, RemoteLacks, Unreachable
 from remoter_kernel.front import unix_sockets
 from remoter_kernel.front.ssh import admission
-from remoter_kernel.front.ssh import login as ssh
+from remoter_kernel.front.ssh import ssh_login as ssh
 from remoter_kernel.front.ssh.aliases import Destination, resolve
-from remoter_kernel.front.ssh.login import log_in
+from remoter_kernel.front.ssh.ssh_login import log_in
 from tests import real_parts
 from tests.failing_path import FailingPath
 from tests.real_sshd import RealSshd, free_port, make_key
@@ -310,7 +310,7 @@ def test_paramiko_writes_nothing_to_stderr(there):
         "from dataclasses import replace\n"
         "from pathlib import Path\n"
         "from remoter_kernel.front.ssh.aliases import Destination\n"
-        "from remoter_kernel.front.ssh.login import log_in\n"
+        "from remoter_kernel.front.ssh.ssh_login import log_in\n"
         "import logging; logging.basicConfig(level=0)\n"
         f"d = Destination('127.0.0.1', {there.port}, {there.user!r},"
         f" (Path({str(there.identity_files[0])!r}),),"

@@ -10,21 +10,21 @@ import sys
 
 import pytest
 
-from remoter_kernel.front.bootstrap.survey import Surroundings, read_answer, script
+from remoter_kernel.front.bootstrap.survey import HostProbe, parse_probe, probe_script
 from tests.real_parts import lack
 
 
 def look(
     home, *, python="", shell="sh", path=os.defpath, is_own=True, environment=None
-) -> Surroundings:
+) -> HostProbe:
     ran = subprocess.run(
         [shell, "-c", "sh -s"],
-        input=script(python, is_own=is_own).encode(),
+        input=probe_script(python, is_own=is_own).encode(),
         env={"HOME": str(home), "PATH": path, "SHELL": "/bin/sh", **(environment or {})},
         capture_output=True,
         check=False,
     )
-    return read_answer(ran.stdout, ran.stderr)
+    return parse_probe(ran.stdout, ran.stderr)
 
 
 def imitate(path, version="3, 12, 1"):

@@ -29,13 +29,13 @@ from remoter_kernel.errors import (
 )
 from remoter_kernel.front import unix_sockets
 from remoter_kernel.front.configuration.remotes import Remote
-from remoter_kernel.front.logins.login import log_in_to
+from remoter_kernel.front.logins.log_in import log_in_to
 from remoter_kernel.front.questions import NotAnswered, Prompt, Trust
-from remoter_kernel.front.ssh import login as login_module
+from remoter_kernel.front.ssh import ssh_login as login_module
 from remoter_kernel.front.ssh import system
 from remoter_kernel.front.ssh.aliases import resolve
-from remoter_kernel.front.ssh.login import CommandEnded, Login, log_in
 from remoter_kernel.front.ssh.outcome import UnknownHostKey
+from remoter_kernel.front.ssh.ssh_login import CommandEnded, Login, log_in
 from remoter_kernel.front.ssh.streams import LINGER
 from remoter_kernel.front.ssh.system import SystemLogin, log_in_by_system
 from tests import real_parts
@@ -665,10 +665,10 @@ def test_a_master_of_ours_ends_when_we_are_killed(config, room):
     code = (
         "import os, sys, tempfile\n"
         "from pathlib import Path\n"
-        "from remoter_kernel.front.ssh import words\n"
+        "from remoter_kernel.front.ssh import openssh_argv\n"
         "from remoter_kernel.front.ssh.aliases import resolve\n"
         "from remoter_kernel.front.ssh.system import log_in_by_system\n"
-        "words.KEPT_FOR = 1\n"
+        "openssh_argv.KEPT_FOR = 1\n"
         "tempfile.tempdir = sys.argv[2]\n"
         "login = log_in_by_system(resolve('real', Path(sys.argv[1])))\n"
         "print(login._transport._process_id, flush=True)\n"
@@ -786,7 +786,7 @@ def test_a_host_that_a_certificate_authority_vouches_for_is_reached(tmp_path):
 
 
 def test_keys_on_security_keys_alone_are_for_openssh(server, config, tmp_path, monkeypatch):
-    from remoter_kernel.front.logins import login as here
+    from remoter_kernel.front.logins import log_in as here
 
     key = tmp_path / "token"
     key.write_text("only a handle")
@@ -798,7 +798,7 @@ def test_keys_on_security_keys_alone_are_for_openssh(server, config, tmp_path, m
 
 
 def test_a_kerberos_ticket_is_for_openssh(server, tmp_path, monkeypatch):
-    from remoter_kernel.front.logins import login as here
+    from remoter_kernel.front.logins import log_in as here
 
     programs = tmp_path / "bin"
     programs.mkdir()

@@ -17,8 +17,8 @@ from remoter_kernel.errors import ForwardingRefused, RemoteLacks
 from remoter_kernel.front import unix_sockets
 from remoter_kernel.front.logins.host import EmbeddedHost
 from remoter_kernel.front.ssh.aliases import resolve
-from remoter_kernel.front.ssh.channel import Channel, Closed
-from remoter_kernel.front.ssh.login import Login, Tunnel, log_in
+from remoter_kernel.front.ssh.channel import Closed, ParamikoChannel
+from remoter_kernel.front.ssh.ssh_login import Login, Tunnel, log_in
 from remoter_kernel.front.ssh.system import log_in_by_system
 from tests import real_parts
 from tests.real_sshd import RealSshd, free_port
@@ -65,8 +65,8 @@ class NoTransport:
 
     active = True
 
-    def new_channel(self, sink: Sink) -> Channel:
-        return Channel(self, 0, sink)
+    def new_channel(self, sink: Sink) -> ParamikoChannel:
+        return ParamikoChannel(self, 0, sink)
 
     def send(self, message: object) -> None:
         """Say nothing."""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from remoter_kernel.cli.run import _ask
+from remoter_kernel.cli.run import _prompt_for_input
 from remoter_kernel.cli.terminal import AtTerminal
 from remoter_kernel.cli.typing_line import read_line
 from remoter_kernel.front.questions import Prompt, Withdrawn
@@ -102,7 +102,7 @@ def typist(monkeypatch: pytest.MonkeyPatch) -> Iterator[Typist]:
 def test_a_logins_question_waits_until_the_code_has_its_answer(typist, aside, is_secret):
     """Else a password would be what `input()` returns there."""
     typist.sit()
-    code = Asked(lambda: _ask("name: ", is_secret, aside=aside))
+    code = Asked(lambda: _prompt_for_input("name: ", is_secret, aside=aside))
     (typist.see_hidden if is_secret else typist.see)("name: ")
     login = Asked(lambda: AtTerminal().ask("gpu", [Prompt("Password of ada:")]))
     while typist.look(A_MOMENT):
@@ -121,7 +121,7 @@ def test_the_code_waits_until_a_login_has_its_answer(typist):
     login = Asked(lambda: AtTerminal().ask("gpu", [Prompt("Code:", is_shown=True)]))
     typist.see("Code:")
     assert AtTerminal().is_asking
-    code = Asked(lambda: _ask("name: ", False, aside=False))
+    code = Asked(lambda: _prompt_for_input("name: ", False, aside=False))
     typist.type("771902\n")
     assert login.answer() == ["771902"]
     typist.see("name: ")

@@ -8,7 +8,7 @@ import pytest
 
 from remoter_kernel.front.ssh import admission, system
 from remoter_kernel.front.ssh.admission import VERDICT_WITHIN, Admission
-from remoter_kernel.front.ssh.authentication import Verdict
+from remoter_kernel.front.ssh.authentication import AuthResult
 from remoter_kernel.front.ssh.banner import ACTED_ON_WITHIN, MOST_SHOWN, Banner
 from remoter_kernel.front.ssh.channel import TooLate
 from remoter_kernel.front.ssh.system import SystemLogin
@@ -27,11 +27,11 @@ class Door:
     def monotonic(self) -> float:
         return self.now
 
-    def wait(self, seconds: float) -> Verdict:
+    def wait(self, seconds: float) -> AuthResult:
         until = self.now + seconds
         if self.began + self.at <= until:
             self.now = max(self.now, self.began + self.at)
-            return Verdict(let_in=True)
+            return AuthResult(let_in=True)
         self.now = until
         raise TooLate
 
@@ -63,7 +63,7 @@ def test_a_server_that_has_named_an_address_may_be_silent_for_long(
 ) -> None:
     shown: list[str] | None = [] if has_person else None
     in_time = way_in(Door(banner, patience - 0.5), shown, monkeypatch)
-    assert in_time._wait() == Verdict(let_in=True)
+    assert in_time._wait() == AuthResult(let_in=True)
     late = Door(banner, patience + 0.5)
     with pytest.raises(TooLate):
         way_in(late, shown, monkeypatch)._wait()

@@ -9,18 +9,18 @@ from remoter_kernel.front.bootstrap import environment as environment_there
 from remoter_kernel.front.bootstrap.environment import (
     choose_base,
     contents_for,
-    read_answer,
+    parse_installer_answer,
     sessions_in,
 )
 from remoter_kernel.front.bootstrap.installer import MARK
-from remoter_kernel.front.bootstrap.survey import FoundPython, Surroundings
+from remoter_kernel.front.bootstrap.survey import FoundPython, HostProbe
 from remoter_kernel.front.ssh.outcome import Ran
 from remoter_kernel.plain_text import plain_text
 
 
 def around(*versions):
     pythons = (FoundPython(f"/p{each}", each, False, False, False) for each in versions)
-    return Surroundings(tuple(pythons), "/home/me", "Linux x86_64")
+    return HostProbe(tuple(pythons), "/home/me", "Linux x86_64")
 
 
 def test_a_kernel_of_another_language_gets_what_the_evaluator_needs_alone():
@@ -82,10 +82,12 @@ def test_each_trouble_is_told_with_what_to_do(kind, said, what, advice):
 
 
 def test_only_the_line_for_us_is_read():
-    assert read_answer(Ran(b'banner\n\n@x {"a": 1}\n', b"", 0)) is None
+    assert parse_installer_answer(Ran(b'banner\n\n@x {"a": 1}\n', b"", 0)) is None
     line = f"{MARK} ".encode()
-    assert read_answer(Ran(b"motd\n\n" + line + b'{"a": 1}\nlogout\n', b"", 0)) == {"a": 1}
-    assert read_answer(Ran(line + b'{"a": ', b"", 0)) is None
+    assert parse_installer_answer(Ran(b"motd\n\n" + line + b'{"a": 1}\nlogout\n', b"", 0)) == {
+        "a": 1
+    }
+    assert parse_installer_answer(Ran(line + b'{"a": ', b"", 0)) is None
 
 
 def session(name, **facts):

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from remoter_kernel.errors import BadConfiguration
-from remoter_kernel.front.configuration.folders import folder_there
+from remoter_kernel.front.configuration.remote_cwd import folder_there
 
 HOME = Path("/home/ada")
 

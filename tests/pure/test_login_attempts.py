@@ -9,7 +9,7 @@ import pytest
 
 from remoter_kernel.errors import RemoterError, Unreachable
 from remoter_kernel.front.keeper.attempt import Attempt
-from remoter_kernel.front.keeper.talk import told
+from remoter_kernel.front.keeper.talk import error_to_message
 from remoter_kernel.front.questions import NeedsPerson, NotAnswered, Prompt
 from tests.real_jupyter import wait_for
 
@@ -62,7 +62,7 @@ class Comer:
         self.on_answer({"answers": [value], "number": number or numbers[-1]})
 
     def decline(self) -> None:
-        self.on_answer({**told(NotAnswered("it was declined."))[0], "number": 0})
+        self.on_answer({**error_to_message(NotAnswered("it was declined."))[0], "number": 0})
 
     def go(self) -> None:
         self.is_gone = True

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from remoter_kernel.errors import BadConfiguration, Usage
 from remoter_kernel.front.configuration import remotes
-from remoter_kernel.front.configuration import text as remotes_text
+from remoter_kernel.front.configuration import remotes_toml as remotes_text
 from remoter_kernel.front.configuration.remotes import Remote, read_remotes, write_remote
 
 WRITTEN_BY_HAND = """\

@@ -18,9 +18,9 @@ from remoter_kernel.errors import (
 )
 from remoter_kernel.front.questions import NeedsPerson
 from remoter_kernel.front.ssh.aliases import Destination, ForSsh
-from remoter_kernel.front.ssh.complaints import NothingInCommon, explain
+from remoter_kernel.front.ssh.complaints import NothingInCommon, error_from_stderr
+from remoter_kernel.front.ssh.openssh_argv import master_words, single_words, ssh_words
 from remoter_kernel.front.ssh.outcome import HostKeyNotAsked
-from remoter_kernel.front.ssh.words import master_words, single_words, ssh_words
 
 BOX = Destination("box.example.org", 2222, "ada", alias="box")
 
@@ -99,7 +99,7 @@ def test_a_host_is_never_taken_for_an_option():
 )
 def test_a_complaint_becomes_a_sentence(said, kind, sentence):
     box = replace(BOX, known_hosts_files=(Path("/k/known"),))
-    error = explain(box, said, "host key", "ssh-x SHA256:y", may_ask=False)
+    error = error_from_stderr(box, said, "host key", "ssh-x SHA256:y", may_ask=False)
     assert type(error) is kind
     assert re.search(sentence, str(error)), str(error)
 
@@ -148,7 +148,7 @@ GATE = (
     ],
 )
 def test_what_a_server_says_as_it_hangs_up_is_told(said, step, aside, sentence):
-    error = explain(BOX, said, step, "", may_ask=True, aside=aside)
+    error = error_from_stderr(BOX, said, step, "", may_ask=True, aside=aside)
     assert sentence in str(error)
 
 
@@ -172,12 +172,12 @@ def test_what_a_server_says_as_it_hangs_up_is_told(said, step, aside, sentence):
 )
 def test_a_proxy_command_says_itself_why_it_fails(said, sentence):
     box = replace(BOX, proxy_command="gate")
-    error = explain(box, said, "connect", "", may_ask=True)
+    error = error_from_stderr(box, said, "connect", "", may_ask=True)
     assert isinstance(error, Unreachable)
     assert sentence in str(error)
 
 
 def test_where_nobody_could_be_asked_the_ways_without_a_question_are_named():
     said = "ada@box: Permission denied (password)."
-    assert "agent" in explain(BOX, said, "login", "", may_ask=False).advice
-    assert "Nobody" not in explain(BOX, said, "login", "", may_ask=True).advice
+    assert "agent" in error_from_stderr(BOX, said, "login", "", may_ask=False).advice
+    assert "Nobody" not in error_from_stderr(BOX, said, "login", "", may_ask=True).advice

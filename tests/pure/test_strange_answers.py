@@ -15,7 +15,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from remoter_kernel.cli.showing import Document, Ending, Lines, Terminal
+from remoter_kernel.cli.showing import Document, Lines, RunResult, Terminal
 from remoter_kernel.errors import RemoterError
 from remoter_kernel.front.bootstrap import answer, environment, survey, wheelhouse
 from remoter_kernel.front.bootstrap.evaluator import Address
@@ -212,7 +212,7 @@ probes = shaped(
 def test_a_python_there_is_one_or_an_error(probe, around):
     said = f"{survey.MARK} system {around}\n{survey.MARK} python {json.dumps(probe)}\n"
     with errors_for_people():
-        found = survey.read_answer(f"{said}{survey.MARK} end .\n".encode(errors="replace"))
+        found = survey.parse_probe(f"{said}{survey.MARK} end .\n".encode(errors="replace"))
         does_no_harm(found.system)
         for python in found.pythons:
             assert re.fullmatch(r"\d+\.\d+(\.\d+)?", python.version)
@@ -265,7 +265,9 @@ whole_facts = {
 def test_an_environment_there_is_told_or_an_error(told_there):
     line_there = f"{MARK} {json.dumps({**whole_facts, **told_there})}\n".encode()
     with errors_for_people():
-        read = environment.read_facts(environment.read_answer(Ran(line_there, b"", 0)) or {})
+        read = environment.read_facts(
+            environment.parse_installer_answer(Ran(line_there, b"", 0)) or {}
+        )
         assert re.fullmatch(r"\d+\.\d+(\.\d+)?", read["version"])
         does_no_harm(read["environment"])
         target = wheelhouse.target_of(read["platform"])
@@ -429,7 +431,7 @@ def test_no_message_ends_who_shows_it(said):
                 for show in shows:
                     show.show(piece, *output)
         for show in shows:
-            show.finish(Ending("box", "7f3a9c", "ok", 0))
+            show.finish(RunResult("box", "7f3a9c", "ok", 0))
 
 
 @given(st.lists(messages, max_size=6))

@@ -12,9 +12,9 @@ from remoter_kernel.errors import RemoteLacks
 from remoter_kernel.front.bootstrap.survey import (
     MARK,
     FoundPython,
-    Kernel,
-    Surroundings,
-    read_answer,
+    HostProbe,
+    RemoteKernelspec,
+    parse_probe,
 )
 
 PYTHON3 = ["python3", "Python 3", "python", True, ""]
@@ -40,11 +40,11 @@ def answer(*pythons, noise=b""):
 
 
 def test_each_python_is_told_with_what_imports_in_it():
-    found = read_answer(answer(seen(), seen("/opt/old", version=[3, 8, 1], zmq=False)))
+    found = parse_probe(answer(seen(), seen("/opt/old", version=[3, 8, 1], zmq=False)))
     assert found.home == "/home/me"
     assert found.system == "Linux x86_64"
     new, old = found.pythons
-    kernels = (Kernel("python3", "Python 3", "python", debugger=True),)
+    kernels = (RemoteKernelspec("python3", "Python 3", "python", debugger=True),)
     assert new == FoundPython("/usr/bin/python3", "3.11.2", True, True, True, kernels)
     assert new.lacks == ()
     assert old.lacks == ("Python 3.9 or newer", "pyzmq")
@@ -62,33 +62,33 @@ def test_each_python_is_told_with_what_imports_in_it():
 def test_a_kernel_that_runs_in_another_python_is_told(program, other):
     """`add` and `check` show it; a kernel of another language starts what it likes."""
     kernels = [["python3", "Python 3", "python", True, program], ["ir", "R", "R", False, "/bin/R"]]
-    (python,) = read_answer(answer(seen("/v/bin/python", kernels=kernels))).pythons
+    (python,) = parse_probe(answer(seen("/v/bin/python", kernels=kernels))).pythons
     assert python.runs("python3") == other
     assert python.runs("ir") == ""
 
 
 def test_one_environment_under_two_names_is_one():
     one, two = seen("/v/bin/python3", prefix="/v"), seen("/v/bin/python", prefix="/v")
-    assert [python.path for python in read_answer(answer(one, two)).pythons] == ["/v/bin/python3"]
+    assert [python.path for python in parse_probe(answer(one, two)).pythons] == ["/v/bin/python3"]
 
 
 @given(st.binary(max_size=60))
 @example(b"@ home /elsewhere\n@ end .\n python {}\nhome /elsewhere\n")
 def test_a_banner_around_the_answer_changes_nothing(noise):
     if MARK.encode() not in noise:
-        assert read_answer(answer(seen(), noise=noise)) == read_answer(answer(seen()))
+        assert parse_probe(answer(seen(), noise=noise)) == parse_probe(answer(seen()))
 
 
 def test_the_best_python_can_run_an_evaluator_and_knows_the_kernel():
     bare = seen("/bare", zmq=False, kernels=[])
     plain = seen("/plain")
     with_r = seen("/with-r", kernels=[PYTHON3, ["ir", "R", "R", False, "R"]])
-    around = read_answer(answer(bare, plain, with_r))
+    around = parse_probe(answer(bare, plain, with_r))
     assert around.best().path == "/plain"
     assert around.best("ir").path == "/with-r"
     assert around.best("julia").path == "/plain"
-    assert Surroundings((), "", "").best() is None
-    assert read_answer(answer(bare)).best() is None
+    assert HostProbe((), "", "").best() is None
+    assert parse_probe(answer(bare)).best() is None
 
 
 REFUSED = {
@@ -108,30 +108,30 @@ REFUSED = {
 @pytest.mark.parametrize(("there", "named", "what", "advice"), REFUSED.values(), ids=REFUSED)
 def test_what_is_in_the_way_is_said_with_what_to_do(there, named, what, advice):
     with pytest.raises(RemoteLacks) as caught:
-        read_answer(answer(*there)).choose(named, "python3")
+        parse_probe(answer(*there)).choose(named, "python3")
     assert what in caught.value.what
     assert advice in caught.value.advice
 
 
 def test_a_kernel_that_is_not_there_is_answered_with_the_nearest():
     with pytest.raises(RemoteLacks, match=r'called "pyhton3" \(did you mean "python3"\?\)'):
-        read_answer(answer(seen())).choose("", "pyhton3")
+        parse_probe(answer(seen())).choose("", "pyhton3")
 
 
 def test_a_forced_command_is_recognised_by_its_own_words():
     with pytest.raises(RemoteLacks, match=r"Welcome to the .*file server") as caught:
-        read_answer(b"Welcome to\r\n the \x1b[2Jfile server\n")
+        parse_probe(b"Welcome to\r\n the \x1b[2Jfile server\n")
     assert "\x1b" not in str(caught.value)
     with pytest.raises(RemoteLacks, match="nothing"):
-        read_answer(b"")
+        parse_probe(b"")
 
 
 def test_names_from_there_cannot_act_on_the_terminal():
-    found = read_answer(answer(seen(kernels=[["x", "R\x1b]0;owned\x07", "R", False, ""]])))
+    found = parse_probe(answer(seen(kernels=[["x", "R\x1b]0;owned\x07", "R", False, ""]])))
     assert found.pythons[0].kernelspecs[0].display_name == "R]0;owned"
 
 
 @pytest.mark.parametrize("broken", [{}, [], 3, {"version": "x"}, seen(version=["3"], kernels=[1])])
 def test_an_answer_that_makes_no_sense_is_said_to_make_none(broken):
     with pytest.raises(RemoteLacks, match="makes no sense"):
-        read_answer(answer(broken))
+        parse_probe(answer(broken))

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from remoter_kernel.front.logins.choice import Facts, choose
+from remoter_kernel.front.logins.choice import Facts, choose_transport
 
 CLEAR = Facts(has_ssh=True)
 
@@ -31,7 +31,7 @@ CLEAR = Facts(has_ssh=True)
     ],
 )
 def test_the_facts_decide(wish, facts, transport, reason):
-    chosen, why = choose(wish, facts)
+    chosen, why = choose_transport(wish, facts)
     assert chosen == transport
     assert reason in why
     assert bool(why) == bool(reason)
@@ -41,4 +41,6 @@ def test_every_fact_counts():
     for fact in fields(Facts):
         if fact.name != "has_ssh":
             value: Any = True if fact.type == "bool" else "a reason"
-            assert choose("auto", Facts(has_ssh=True, **{fact.name: value}))[0] == "openssh"
+            assert (
+                choose_transport("auto", Facts(has_ssh=True, **{fact.name: value}))[0] == "openssh"
+            )

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from remoter_kernel.errors import Usage
-from remoter_kernel.front.files.errands import Order
+from remoter_kernel.front.files.errands import TransferRequest
 from remoter_kernel.front.reading.status import Status, open_requests, told
 from remoter_kernel.front.verbs.help import HELP, all_verbs, explained, one_verb
 from remoter_kernel.front.verbs.magic import Asked, asked_by
@@ -24,11 +24,13 @@ from remoter_kernel.front.verbs.magic import Asked, asked_by
         ("%remoter help stop", Asked("help", ("stop",))),
         (
             "%remoter put a 'b c' -- --dry-run d/",
-            Asked("put", order=Order(True, ("a", "b c", "--dry-run"), "d/", is_dry=False)),
+            Asked(
+                "put", order=TransferRequest(True, ("a", "b c", "--dry-run"), "d/", is_dry=False)
+            ),
         ),
         (
             "%remoter get --dry-run runs/*.csv ./",
-            Asked("get", order=Order(False, ("runs/*.csv",), "./", is_dry=True)),
+            Asked("get", order=TransferRequest(False, ("runs/*.csv",), "./", is_dry=True)),
         ),
     ],
 )

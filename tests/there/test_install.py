@@ -16,7 +16,7 @@ from remoter_kernel.errors import RemoteLacks, Unreachable, Usage
 from remoter_kernel.front.bootstrap.environment import install_there, purge_there
 from remoter_kernel.front.bootstrap.survey import look_around
 from remoter_kernel.front.configuration.remotes import Remote, read_remotes
-from remoter_kernel.front.logins.login import log_in_to
+from remoter_kernel.front.logins.log_in import log_in_to
 from tests.real_jupyter import MARK, THIS_RUN, started_kernel, wait_for
 from tests.real_parts import lend_python, real_part
 from tests.real_sshd import RealSshd

@@ -13,7 +13,7 @@ from contextlib import redirect_stdout
 import pytest
 
 from remoter_kernel.front.bootstrap import installer
-from remoter_kernel.front.bootstrap.environment import read_answer, script
+from remoter_kernel.front.bootstrap.environment import installer_script, parse_installer_answer
 from remoter_kernel.front.bootstrap.installer import MARK, Place, own_base
 from remoter_kernel.front.ssh.outcome import Ran
 
@@ -41,10 +41,10 @@ def ask(verb, **words):
     before = os.umask(0o077)
     try:
         with redirect_stdout(said):
-            installer.answer({"verb": verb, "name": "box", "modules": MODULES, **words})
+            installer.answer_request({"verb": verb, "name": "box", "modules": MODULES, **words})
     finally:
         os.umask(before)
-    return read_answer(Ran(said.getvalue().encode(), b"", 0))
+    return parse_installer_answer(Ran(said.getvalue().encode(), b"", 0))
 
 
 def test_nothing_half_made_and_complete_are_told_apart(made):
@@ -52,7 +52,7 @@ def test_nothing_half_made_and_complete_are_told_apart(made):
     assert ask("look", modules=[*MODULES, "no_such_module"])["state"] == "half"
     made.stamp.write_text("{")
     assert ask("look")["state"] == "half"
-    installer.remove(made.environment)
+    installer.remove_path(made.environment)
     assert ask("look")["state"] == "none"
 
 
@@ -151,10 +151,10 @@ def test_it_runs_from_stdin_and_quotes_reach_it_whole(tmp_path):
     wish = {"verb": "receive", "name": "box", "modules": [], "files": {"'\"\\ ö\n": "x"}}
     ran = subprocess.run(
         [sys.executable, "-I", "-B", "-"],
-        input=script(wish).encode(),
+        input=installer_script(wish).encode(),
         env={"HOME": str(tmp_path)},
         capture_output=True,
         check=True,
     )
     assert ran.stdout.count(MARK.encode()) == 1
-    assert read_answer(Ran(ran.stdout, b"", 0)) == {"missing": list(wish["files"])}
+    assert parse_installer_answer(Ran(ran.stdout, b"", 0)) == {"missing": list(wish["files"])}

@@ -16,7 +16,7 @@ from hypothesis import strategies as some
 
 from remoter_kernel.daemon.transfer_command import PIPE_HOLDS, widen
 from remoter_kernel.errors import ProtocolError
-from remoter_kernel.front.files.transfer import SocketEnds
+from remoter_kernel.front.files.file_transfer import SocketEnds
 from remoter_kernel.wire import part as parts
 from remoter_kernel.wire import receiving as receiving_end
 from remoter_kernel.wire import window

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from remoter_kernel.errors import ProtocolError
-from remoter_kernel.front.files.transfer import SocketEnds
+from remoter_kernel.front.files.file_transfer import SocketEnds
 from remoter_kernel.wire import part as parts
 from remoter_kernel.wire.duplex import Cut, Duplex
 from remoter_kernel.wire.part import Part

@@ -21,7 +21,7 @@ from remoter_kernel.front.configuration.remotes import find_remote
 from remoter_kernel.front.keeper import endpoint
 from remoter_kernel.front.keeper.kept import KeptLogin, kept_login
 from remoter_kernel.front.keeper.server import KeeperServer
-from remoter_kernel.front.keeper.talk import receive, send
+from remoter_kernel.front.keeper.talk import receive_message, send_message
 from remoter_kernel.front.questions import NotAnswered, Trust
 from tests.real_jupyter import StartedKernel, started_kernel, wait_for
 from tests.real_sshd import RealSshd, make_key
@@ -405,12 +405,12 @@ def test_who_comes_too_late_hears_nothing_but_the_end() -> None:
     server.end()
     here, there = Pipe()
     with here:
-        send(here, {"do": "end"})
+        send_message(here, {"do": "end"})
         server.receive(there)
         assert not here.poll()
         server.close()
         with pytest.raises((EOFError, ConnectionError)):
-            receive(here)
+            receive_message(here)
 
 
 def test_a_keeper_takes_away_only_what_is_its_own(tmp_path: Path) -> None:
@@ -418,7 +418,7 @@ def test_a_keeper_takes_away_only_what_is_its_own(tmp_path: Path) -> None:
     for text in ("of another", "its own"):
         place.write_text(text)
         place.with_suffix(".log").touch()
-        endpoint.forget(place, "its own")
+        endpoint.remove_endpoint_file(place, "its own")
         left = {file.suffix for file in tmp_path.iterdir()} - {".lock"}
         assert left == ({".json", ".log"} if text == "of another" else set())
 

@@ -68,7 +68,7 @@ def _explain_lack(words: dict[str, str], host: str, remote: Remote) -> NoReturn:
     python = remote.python or "python3"
     if lacks == "session":
         why = words.get("why") or "Its evaluator was killed."
-        when = f" It ended at {_clock(words['ended'])}." if words.get("ended") else ""
+        when = f" It ended at {_format_time(words['ended'])}." if words.get("ended") else ""
         raise NoSuchSession(
             f"Session {what} is gone. {why}{when}",
             "Restart the kernel to begin a fresh one.",
@@ -103,9 +103,9 @@ def _explain_lack(words: dict[str, str], host: str, remote: Remote) -> NoReturn:
     raise RemoterError(f"{host} lacks {lacks}: {what}", remote=remote.name)
 
 
-def _clock(moment: str) -> str:
+def _format_time(moment: str) -> str:
     try:
-        return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds_of(float(moment))))
+        return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(as_timestamp(float(moment))))
     except ValueError:
         return "a time that is not known"
 
@@ -134,7 +134,7 @@ def read_address(words: dict[str, Any], host: str, remote: Remote) -> dict[str, 
             "server_key": str(words["server_key"]),
             "is_joined": bool(words["joined"]),
             **{name: plain_text(words[name]) for name in ("host", "user", "python", "pyzmq")},
-            "begun": seconds_of(words.get("begun")),
+            "begun": as_timestamp(words.get("begun")),
             "others": tuple(_others(words.get("others"))),
         }
     except (LookupError, TypeError, ValueError, OverflowError) as error:
@@ -192,13 +192,13 @@ def read_session(words: dict[str, Any]) -> dict[str, Any]:
     return {
         **words,
         **{name: plain_text(words.get(name) or "") for name in TEXTS},
-        **{name: seconds_of(words.get(name)) for name in TIMES},
+        **{name: as_timestamp(words.get(name)) for name in TIMES},
         **{name: count_of(words.get(name)) for name in COUNTS},
         "pid": count_of(words.get("pid")) or None,
     }
 
 
-def seconds_of(value: object) -> float:
+def as_timestamp(value: object) -> float:
     """Return a time that a clock here can show; 0 where there is none."""
     is_time = isinstance(value, (int, float)) and 0 <= value <= LAST_YEAR
     return float(value) if is_time else 0.0  # type: ignore[arg-type]

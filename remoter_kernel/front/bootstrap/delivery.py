@@ -34,7 +34,7 @@ _ADMIT = (
 )
 
 
-class Runs(Protocol):
+class CommandRunner(Protocol):
     """What is needed of a login."""
 
     def run(self, command: str, stdin: bytes = b"", *, seconds: float = 60) -> Ran:
@@ -47,7 +47,7 @@ def digest_of(path: Path) -> str:
 
 
 def deliver(
-    login: Runs,
+    login: CommandRunner,
     files: Sequence[Path],
     folder: str,
     python: str,
@@ -71,7 +71,7 @@ def deliver(
 
 
 def _deliver(
-    login: Runs, path: Path, folder: str, python: str, on_sent: Callable[[int], None]
+    login: CommandRunner, path: Path, folder: str, python: str, on_sent: Callable[[int], None]
 ) -> None:
     content = path.read_bytes()
     part = f"{path.name}.{secrets.token_hex(4)}.part"
@@ -81,7 +81,7 @@ def _deliver(
         ran = login.run(command, piece, seconds=PIECE_WITHIN)
         if ran.status:
             raise RemoteLacks(
-                f"{path.name} could not be written there: {_last_line(ran)}.",
+                f"{path.name} could not be written there: {_last_error_line(ran)}.",
                 "Make room in the home there, then try again.",
             )
         on_sent(len(piece))
@@ -96,11 +96,11 @@ def _deliver(
         )
     if ran.status:
         raise RemoteLacks(
-            f"{path.name} could not be put in its place there: {_last_line(ran)}.",
+            f"{path.name} could not be put in its place there: {_last_error_line(ran)}.",
             "Look at the home there, then run the same command again.",
         )
 
 
-def _last_line(ran: Ran) -> str:
+def _last_error_line(ran: Ran) -> str:
     lines = ran.stderr.decode("utf-8", "replace").strip().splitlines() or [f"status {ran.status}"]
     return plain_text(lines[-1]).rstrip(".")

@@ -24,7 +24,7 @@ from remoter_kernel.plain_text import plain_text, plain_words
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from remoter_kernel.front.bootstrap.survey import FoundPython, Surroundings
+    from remoter_kernel.front.bootstrap.survey import FoundPython, HostProbe
     from remoter_kernel.front.configuration.remotes import Remote
     from remoter_kernel.front.logins.access import Access
     from remoter_kernel.front.ssh.outcome import Ran
@@ -72,7 +72,7 @@ def contents_for(kernel: str) -> Contents:
     return Contents(("pyzmq", "jupyter_client"), ("zmq", "jupyter_client"))
 
 
-def choose_base(around: Surroundings, named: str) -> FoundPython:
+def choose_base(around: HostProbe, named: str) -> FoundPython:
     """Choose the Python that an environment can stand on: the likeliest that is new enough."""
     base = next((python for python in around.pythons if python.is_new_enough), None)
     if base is not None:
@@ -100,7 +100,7 @@ def _numbers(version: str) -> tuple[int, ...]:
 
 
 def install_there(
-    login: Access, remote: Remote, around: Surroundings, progress: Progress, *, is_offline: bool
+    login: Access, remote: Remote, around: HostProbe, progress: Progress, *, is_offline: bool
 ) -> str:
     """Make the remote's environment there, or find it complete; return the path of its Python."""
     base = choose_base(around, remote.python)
@@ -166,13 +166,13 @@ class _There:
         # Not `exec`: of a process that dies of a signal the shell says so in its status.
         command = f"sh -c '\"{self._python}\" -I -B -; exit $?'"
         try:
-            ran = self._login.run(command, script(wish).encode(), seconds=seconds)
+            ran = self._login.run(command, installer_script(wish).encode(), seconds=seconds)
         except Unreachable as error:
             raise Unreachable(
                 f"{error.what.rstrip('.')}, before the environment was ready.",
                 "Run the same command again: what is half-made is made anew.",
             ) from error
-        answer = read_answer(ran)
+        answer = parse_installer_answer(ran)
         if answer is None:
             raise RemoteLacks(
                 f"{self._python} there does not run what it is given: {_ending(ran)}.",
@@ -197,13 +197,13 @@ class _There:
         deliver(self._login, wanted, shell_path(folder), self._python, progress.sent)
 
 
-def script(wish: dict[str, Any]) -> str:
+def installer_script(wish: dict[str, Any]) -> str:
     """Give the program that fulfils one wish."""
     text = Path(__file__).with_name("installer.py").read_text("utf-8")
     return f"{text}\n\nanswer(json.loads({json.dumps(wish)!a}))\n"
 
 
-def read_answer(ran: Ran) -> dict[str, Any] | None:
+def parse_installer_answer(ran: Ran) -> dict[str, Any] | None:
     """Read the line that is for us, whatever else was printed around it."""
     for line in ran.stdout.decode("utf-8", "replace").splitlines():
         if line.startswith(MARK):

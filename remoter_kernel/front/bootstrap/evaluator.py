@@ -202,10 +202,10 @@ def pack_evaluator() -> tuple[str, bytes]:
 def _command(template: str, remote: Remote, **words: object) -> str:
     """Fill in where the program is there, and which Python runs it."""
     python = shell_path(remote.python or "python3")
-    return template.format(python=python, **_place(*pack_evaluator()), **words)
+    return template.format(python=python, **_archive_fields(*pack_evaluator()), **words)
 
 
-def _place(name: str, content: bytes) -> dict[str, object]:
+def _archive_fields(name: str, content: bytes) -> dict[str, object]:
     return {"folder": name[:FOLDER_DIGITS], "name": name, "size": len(content)}
 
 
@@ -223,10 +223,10 @@ def start_session(
     name, content = pack_evaluator()
     command = _command(_LAUNCH, remote)
     words = vars(wish) | {"init": list(wish.init), "env": dict(wish.env), "python": remote.python}
-    line = _ask(login, command, json.dumps(words).encode() + b"\n", remote)
+    line = _run_until_answer(login, command, json.dumps(words).encode() + b"\n", remote)
     if line == b"lacks zip":
         _upload(login, name, content, remote)
-        line = _ask(login, command, json.dumps(words).encode() + b"\n", remote)
+        line = _run_until_answer(login, command, json.dumps(words).encode() + b"\n", remote)
     on_commands(read_commands(line))
     words = read_words(line, login.host, remote)
     return Address(**read_address(words, login.host, remote))
@@ -302,7 +302,7 @@ def shell_path(path: str) -> str:
     return re.sub(r"^~(?=/)", "$HOME", path)
 
 
-def _ask(login: Access, command: str, stdin: bytes, remote: Remote) -> bytes:
+def _run_until_answer(login: Access, command: str, stdin: bytes, remote: Remote) -> bytes:
     try:
         line = login.run_until_line(command, stdin, MARKER, START_WITHIN)
     except CommandEnded as ended:
@@ -321,7 +321,7 @@ def _complain(login: Access, remote: Remote, what: str, ran: Ran | CommandEnded)
 
 
 def _upload(login: Access, name: str, content: bytes, remote: Remote) -> None:
-    command = _UPLOAD.format(**_place(name, content))
+    command = _UPLOAD.format(**_archive_fields(name, content))
     ran = login.run(command, content, seconds=UPLOAD_WITHIN)
     if MARKER + b"took it" not in ran.stdout:
         reason = ran.stderr.decode(errors="replace").strip().splitlines()

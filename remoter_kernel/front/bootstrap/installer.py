@@ -148,7 +148,7 @@ def complaint(place: Place, modules: list[str]) -> str:
     ]
     command = [str(place.python), "-I", "-B", "-c", "\n".join(lines)]
     try:
-        status, said = run(command, clean_environment(is_offline=True), TRY_WITHIN)
+        status, said = run_command(command, clean_environment(is_offline=True), TRY_WITHIN)
     except OSError as error:
         return f"{error.strerror}: {place.python}"
     return (said.strip().splitlines() or [f"status {status}"])[-1] if status else ""
@@ -179,7 +179,7 @@ def own_processes() -> Iterator[tuple[int, str]]:
                     yield int(path.name), os.fsdecode(argv0)
         return
     command = ["ps", "-U", str(os.getuid()), "-o", "pid=,args="]
-    _, said = run(command, dict(os.environ), TRY_WITHIN)
+    _, said = run_command(command, dict(os.environ), TRY_WITHIN)
     for line in said.splitlines():
         pid, _, words = line.strip().partition(" ")
         if pid.isdigit():
@@ -219,7 +219,7 @@ def libc() -> list[str]:
         return [name, version]
     for loader in Path("/lib").glob("ld-musl-*.so.1"):
         with contextlib.suppress(OSError):
-            _, said = run([str(loader)], {}, TRY_WITHIN)
+            _, said = run_command([str(loader)], {}, TRY_WITHIN)
             versions = [line.split()[1] for line in said.splitlines() if line.startswith("Version")]
             return ["musl", versions[0] if versions else ""]
     return ["", ""]
@@ -228,7 +228,7 @@ def libc() -> list[str]:
 # What is brought -------------------------------------------------------------------------
 
 
-def receive(place: Place, wish: dict[str, Any]) -> dict[str, Any]:
+def missing_wheels(place: Place, wish: dict[str, Any]) -> dict[str, Any]:
     """Make room for files (`files`: names and SHA256); say which are missing.
 
     None is, where an installation that a cut login has left running comes to its end.
@@ -254,25 +254,25 @@ def make(place: Place, wish: dict[str, Any]) -> dict[str, Any]:
     """Make the environment, unless it is complete; a half-made one is made anew."""
     with place.turn():
         if is_complete(place, wish):
-            remove(place.wheels)
+            remove_path(place.wheels)
             return {"python": str(place.python), "is_new": False}
         running = still_running_in(place.environment)
         if running:
             return {"running": running}
         try:
-            fill(place, wish)
+            build_env(place, wish)
         except BaseException:
-            remove(place.environment)  # it would take the room that may be missing
+            remove_path(place.environment)  # it would take the room that may be missing
             raise
-        remove(place.wheels)
+        remove_path(place.wheels)
         return {"python": str(place.python), "is_new": True}
 
 
-def fill(place: Place, wish: dict[str, Any]) -> None:
+def build_env(place: Place, wish: dict[str, Any]) -> None:
     """Make it, install into it, try it, and note at last that it is complete."""
     import venv  # noqa: PLC0415 - some systems leave it out: `look` has told so
 
-    remove(place.environment)
+    remove_path(place.environment)
     venv.EnvBuilder(symlinks=True, with_pip=False).create(str(place.environment))
     is_offline = bool(wish["is_offline"])
     # A wheel of pip runs as it lies: Debian's Python cannot put pip into an environment itself.
@@ -283,7 +283,9 @@ def fill(place: Place, wish: dict[str, Any]) -> None:
         command += ["--isolated", "--no-index", "--find-links", str(place.wheels)]
     else:
         command += ["--prefer-binary", "--retries", "2"]
-    status, said = run([*command, *wish["packages"]], clean_environment(is_offline=is_offline))
+    status, said = run_command(
+        [*command, *wish["packages"]], clean_environment(is_offline=is_offline)
+    )
     if status:
         died = f"\nits Python died of signal {-status}" if status < 0 else ""
         raise TroubleError("pip", said[-SAID:] + died)
@@ -307,7 +309,9 @@ def clean_environment(*, is_offline: bool) -> dict[str, str]:
     return kept
 
 
-def run(command: list[str], env: dict[str, str], seconds: float = 3600.0) -> tuple[int, str]:
+def run_command(
+    command: list[str], env: dict[str, str], seconds: float = 3600.0
+) -> tuple[int, str]:
     """Run a command to its end; return its status and what it said."""
     try:
         ran = subprocess.run(
@@ -348,14 +352,14 @@ def purge(place: Place, _wish: dict[str, Any]) -> dict[str, Any]:
         was_there = os.path.lexists(str(place.environment))
         with contextlib.suppress(OSError):
             place.stamp.unlink()  # what is cut in the middle is no environment any more
-        remove(place.environment)
-        remove(place.wheels)
+        remove_path(place.environment)
+        remove_path(place.wheels)
     with contextlib.suppress(OSError):
         place.folder.rmdir()  # other environments or sessions keep it
     return {"is_removed": was_there}
 
 
-def remove(path: Path) -> None:
+def remove_path(path: Path) -> None:
     """Remove a file or a folder; of a link only itself."""
     if path.is_symlink() or path.is_file():
         path.unlink()
@@ -363,10 +367,10 @@ def remove(path: Path) -> None:
         shutil.rmtree(str(path))
 
 
-VERBS = {"look": look, "receive": receive, "make": make, "purge": purge}
+VERBS = {"look": look, "receive": missing_wheels, "make": make, "purge": purge}
 
 
-def answer(wish: dict[str, Any]) -> None:
+def answer_request(wish: dict[str, Any]) -> None:
     """Do what is wished for, and say in one line what came of it."""
     os.umask(0o077)
     try:

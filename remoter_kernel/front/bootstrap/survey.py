@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from remoter_kernel.errors import RemoteLacks
 from remoter_kernel.front.bootstrap.answer import version_of
-from remoter_kernel.front.configuration.text import nearest
+from remoter_kernel.front.configuration.remotes_toml import nearest
 from remoter_kernel.plain_text import plain_text
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ SURVEY_WITHIN = 90.0  # seconds; a cold home on NFS with a dozen environments ta
 
 
 @dataclass(frozen=True)
-class Kernel:
+class RemoteKernelspec:
     """A kernelspec there."""
 
     name: str
@@ -47,7 +47,7 @@ class FoundPython:
     has_zmq: bool
     has_jupyter_client: bool
     has_ipykernel: bool
-    kernelspecs: tuple[Kernel, ...] = ()
+    kernelspecs: tuple[RemoteKernelspec, ...] = ()
 
     @property
     def is_new_enough(self) -> bool:
@@ -71,13 +71,13 @@ class FoundPython:
         is_sibling = Path(kernel.program).parent == Path(self.path).parent  # python3, python3.11
         return kernel.program if is_other and not is_sibling else ""
 
-    def kernel(self, name: str) -> Kernel | None:
+    def kernel(self, name: str) -> RemoteKernelspec | None:
         """Find a kernelspec that this Python knows."""
         return next((kernel for kernel in self.kernelspecs if kernel.name == name), None)
 
 
 @dataclass(frozen=True)
-class Surroundings:
+class HostProbe:
     """What one look around a remote has shown."""
 
     pythons: tuple[FoundPython, ...]  # the likeliest first, as the shell there would find them
@@ -90,7 +90,7 @@ class Surroundings:
         able = [python for python in self.pythons if not python.lacks]
         return next((python for python in able if python.kernel(kernel)), able[0] if able else None)
 
-    def choose(self, named: str, kernel: str) -> tuple[FoundPython, Kernel]:
+    def choose(self, named: str, kernel: str) -> tuple[FoundPython, RemoteKernelspec]:
         """Choose Python and kernel, or say what is in the way; `named` was looked for alone."""
         python = self.best(kernel)
         if python is None:
@@ -124,17 +124,17 @@ class Surroundings:
         )
 
 
-def look_around(login: Access, python: str = "", *, is_own: bool = True) -> Surroundings:
+def look_around(login: Access, python: str = "", *, is_own: bool = True) -> HostProbe:
     """Look for Pythons there; for `python` alone where one is named.
 
     `is_own`: the Python that is chosen stands in the configuration, so that the default kernel
     is its own; else what Jupyter there finds first.
     """
-    ran = login.run("sh -s", script(python, is_own=is_own).encode(), seconds=SURVEY_WITHIN)
-    return read_answer(ran.stdout, ran.stderr)
+    ran = login.run("sh -s", probe_script(python, is_own=is_own).encode(), seconds=SURVEY_WITHIN)
+    return parse_probe(ran.stdout, ran.stderr)
 
 
-def script(python: str = "", *, is_own: bool = True) -> str:
+def probe_script(python: str = "", *, is_own: bool = True) -> str:
     """Give the shell script that looks around, for one named Python or for any."""
     text = Path(__file__).with_name("survey.sh").read_text("utf-8")
     own = "yes" if is_own else ""
@@ -148,7 +148,7 @@ def _expandable(path: str) -> str:
     return shlex.quote(path)
 
 
-def read_answer(stdout: bytes, stderr: bytes = b"") -> Surroundings:
+def parse_probe(stdout: bytes, stderr: bytes = b"") -> HostProbe:
     """Read what the script said, whatever else was printed around it."""
     facts: dict[str, str] = {}
     pythons: dict[str, FoundPython] = {}
@@ -158,7 +158,7 @@ def read_answer(stdout: bytes, stderr: bytes = b"") -> Surroundings:
         if mark != MARK:
             continue
         if kind == "python":
-            prefix, found = _python(value)
+            prefix, found = _parse_python(value)
             pythons.setdefault(prefix, found)  # python and python3 of one environment
         else:
             facts[kind] = _printable(value)
@@ -167,7 +167,7 @@ def read_answer(stdout: bytes, stderr: bytes = b"") -> Surroundings:
             f"the host does not run what it is asked to, but answers: {_excerpt(stdout, stderr)}",
             "An account with a forced command or a menu cannot run a kernel: use another one.",
         )
-    return Surroundings(
+    return HostProbe(
         tuple(pythons.values()),
         facts.get("home", ""),
         facts.get("system", ""),
@@ -175,11 +175,11 @@ def read_answer(stdout: bytes, stderr: bytes = b"") -> Surroundings:
     )
 
 
-def _python(value: str) -> tuple[str, FoundPython]:
+def _parse_python(value: str) -> tuple[str, FoundPython]:
     try:
         seen: dict[str, Any] = json.loads(value)
         kernels = tuple(
-            Kernel(
+            RemoteKernelspec(
                 name=_printable(name),
                 display_name=_printable(label),
                 language=_printable(language),

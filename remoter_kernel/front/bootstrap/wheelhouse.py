@@ -136,10 +136,10 @@ def collect(target: Target, packages: Sequence[str]) -> list[Path]:
     """Return the wheels of packages and of all that they need, from the cache or the index."""
     pip = _pip()
     settings = {**os.environ, **uv_settings(_pip_settings(pip), os.environ)}
-    wanted = _resolve(target, packages, settings)
+    wanted = _resolve_requirements(target, packages, settings)
     shelf = _shelf(target, wanted)
     if not _is_whole(shelf, wanted):
-        _fill(shelf, wanted, target, pip)
+        _download_wheels(shelf, wanted, target, pip)
     _forget_older(shelf)
     return sorted(shelf.glob("*.whl"))
 
@@ -151,7 +151,7 @@ def _is_whole(shelf: Path, wanted: str) -> bool:
     return len(wheels) == count and all(digest in wanted for digest in wheels)
 
 
-def _fill(shelf: Path, wanted: str, target: Target, pip: list[str]) -> None:
+def _download_wheels(shelf: Path, wanted: str, target: Target, pip: list[str]) -> None:
     shelf.mkdir(mode=0o700, parents=True, exist_ok=True)
     requirements = shelf / "requirements.txt"
     requirements.write_text(wanted, encoding="utf-8")
@@ -161,7 +161,7 @@ def _fill(shelf: Path, wanted: str, target: Target, pip: list[str]) -> None:
     command += ["--python-version", target.python, "--implementation", "cp"]
     command += ["--abi", f"cp{target.python.replace('.', '')}"]
     command += [word for tag in target.tags for word in ("--platform", tag)]
-    _run(command, dict(os.environ), target)
+    _run_tool(command, dict(os.environ), target)
     if not _is_whole(shelf, wanted):
         raise RemoterError(
             f"not exactly the packages that are needed were collected for {target.label}.",
@@ -174,7 +174,7 @@ def pip_wheel(python: str) -> Path:
     with tempfile.TemporaryDirectory() as folder:
         command = [*_pip(), "download", "--no-deps", "--only-binary=:all:", "--quiet"]
         command += ["--python-version", python, "--dest", folder, "pip"]
-        _run(command, dict(os.environ), None)
+        _run_tool(command, dict(os.environ), None)
         (wheel,) = Path(folder).glob("pip-*.whl")
         shelf = platformdirs.user_cache_path(APPLICATION) / "wheels" / f"pip-{python}"
         shelf.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -183,7 +183,7 @@ def pip_wheel(python: str) -> Path:
         return beside.replace(shelf / wheel.name)
 
 
-def _resolve(target: Target, packages: Sequence[str], settings: dict[str, str]) -> str:
+def _resolve_requirements(target: Target, packages: Sequence[str], settings: dict[str, str]) -> str:
     """Say which versions of which packages it takes, with their hashes."""
     # Else uv obeys the uv.toml or pyproject.toml of the folder in which this was called.
     project = platformdirs.user_cache_path(APPLICATION)
@@ -193,7 +193,7 @@ def _resolve(target: Target, packages: Sequence[str], settings: dict[str, str]) 
     command += ["--generate-hashes", "--only-binary", ":all:", "--no-python-downloads"]
     command += ["--python", sys.executable, "--python-version", target.python]
     command += ["--python-platform", target.platform, "-"]
-    return _run(command, settings, target, "".join(f"{each}\n" for each in packages))
+    return _run_tool(command, settings, target, "".join(f"{each}\n" for each in packages))
 
 
 def _uv() -> str:
@@ -220,7 +220,7 @@ def _pip() -> list[str]:
     return [sys.executable, "-P", "-m", "pip", "--disable-pip-version-check", "--no-input"]
 
 
-def _run(
+def _run_tool(
     command: list[str], env: dict[str, str], target: Target | None, stdin: str | None = None
 ) -> str:
     try:

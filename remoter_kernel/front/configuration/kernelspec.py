@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from jupyter_core.paths import jupyter_data_dir
 
 from remoter_kernel.errors import Usage
-from remoter_kernel.front.configuration.text import is_name
+from remoter_kernel.front.configuration.remotes_toml import is_name
 from remoter_kernel.front.private_files import CannotWrite, write_private
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from jupyter_client.kernelspec import KernelSpecManager
 
-    from remoter_kernel.front.configuration.text import Remote
+    from remoter_kernel.front.configuration.remotes_toml import Remote
 
 PREFIX = "remoter-"
 LANGUAGES = {"ir": "R", "python3": "python"}  # of kernels that have one name everywhere
@@ -60,7 +60,7 @@ def free_display_name(remote_name: str, wished: str = "") -> str:
 def language_of(remote: Remote) -> str:
     """Return the language of a remote's kernel, as far as it is known before any login."""
     try:
-        spec = json.loads((_folder(remote.name) / "kernel.json").read_text(encoding="utf-8"))
+        spec = json.loads((_spec_folder(remote.name) / "kernel.json").read_text(encoding="utf-8"))
         written = str(spec["language"])
     except (OSError, ValueError, LookupError, TypeError, Usage):
         written = "python"
@@ -75,7 +75,7 @@ def install_kernelspec(
     `language` is that of the kernel there; `debugger` says that it is one that can debug
     (ipykernel): Jupyter shows the button by this word, before any kernel runs.
     """
-    folder = _folder(remote.name)
+    folder = _spec_folder(remote.name)
     spec: dict[str, Any] = {
         # An absolute Python: Jupyter itself may run in another environment than this one.
         "argv": [
@@ -103,7 +103,7 @@ def install_kernelspec(
 
 def remove_kernelspec(remote_name: str) -> bool:
     """Make Jupyter forget a remote; say whether it knew it."""
-    folder = _folder(remote_name)
+    folder = _spec_folder(remote_name)
     if folder.is_symlink():  # as `jupyter kernelspec install --symlink` leaves them
         folder.unlink()
         return True
@@ -126,7 +126,7 @@ def unsafe_kernelspecs() -> list[Path]:
     """
     folders = map(Path, _manager().kernel_dirs)
     files = (file for folder in folders for file in sorted(folder.glob("*/kernel.json")))
-    return [file for file in files if _mended(_read(file))]
+    return [file for file in files if _mended(_read_spec(file))]
 
 
 def mend_kernelspecs() -> tuple[list[Path], list[CannotWrite]]:
@@ -137,7 +137,7 @@ def mend_kernelspecs() -> tuple[list[Path], list[CannotWrite]]:
     mended, left = [], []
     for file in unsafe_kernelspecs():
         try:
-            _rewrite(file.resolve(), _mended(_read(file)))
+            _rewrite_spec(file.resolve(), _mended(_read_spec(file)))
             mended.append(file)
         except CannotWrite as error:
             left.append(error)
@@ -163,7 +163,7 @@ def _manager() -> KernelSpecManager:
     return KernelSpecManager()
 
 
-def _read(file: Path) -> dict[str, Any]:
+def _read_spec(file: Path) -> dict[str, Any]:
     try:
         spec = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):  # Jupyter cannot start this one either
@@ -180,7 +180,7 @@ def _mended(spec: dict[str, Any]) -> dict[str, Any]:
     return {**spec, "argv": safe} if safe else {}
 
 
-def _rewrite(file: Path, spec: dict[str, Any]) -> None:
+def _rewrite_spec(file: Path, spec: dict[str, Any]) -> None:
     """Replace a file by this; whoever could read it still can."""
     mode = file.stat().st_mode & 0o777
     write_private(file, json.dumps(spec, indent=1, ensure_ascii=False) + "\n")
@@ -191,7 +191,7 @@ def _kernels_folder() -> Path:
     return Path(jupyter_data_dir()) / "kernels"
 
 
-def _folder(remote_name: str) -> Path:
+def _spec_folder(remote_name: str) -> Path:
     if not is_name(remote_name):  # it becomes a path, and paths can climb
         raise Usage(f"{remote_name!r} cannot be a remote's name.", "Use only a-z 0-9 . _ -")
     return _kernels_folder() / kernelspec_name(remote_name)

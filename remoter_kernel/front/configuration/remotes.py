@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import platformdirs
 
 from remoter_kernel.errors import BadConfiguration, RemoterError, Usage
-from remoter_kernel.front.configuration import text as remotes_text
-from remoter_kernel.front.configuration.text import Remote, Remotes, is_name, nearest
+from remoter_kernel.front.configuration import remotes_toml as remotes_text
+from remoter_kernel.front.configuration.remotes_toml import Remote, Remotes, is_name, nearest
 from remoter_kernel.front.private_files import (
     APPLICATION,
     CannotWrite,
@@ -55,7 +55,7 @@ def config_path() -> Path:
 def read_remotes(path: Path | None = None) -> Remotes:
     """Read all remotes; a missing file means that there are none yet."""
     path = path or config_path()
-    return remotes_text.read(_text_of(path), path)
+    return remotes_text.read(_read_file(path), path)
 
 
 def find_remote(name: str | None, path: Path | None = None) -> Remote | None:
@@ -68,7 +68,7 @@ def find_remote(name: str | None, path: Path | None = None) -> Remote | None:
     if name is not None:
         if name in remotes.all:
             return remotes.all[name]
-        raise _unknown(name, remotes, path)
+        raise _unknown_remote(name, remotes, path)
     if remotes.default is not None:
         return remotes.all[remotes.default]
     if len(remotes.all) > 1:
@@ -94,7 +94,7 @@ def write_remote(
             )
         default = remote.name if make_default else remotes.default
         wanted = Remotes({**remotes.all, remote.name: remote}, default)
-        _rewrite(
+        _rewrite_remotes(
             path, wanted, lambda t: remotes_text.with_remote(t, remote, make_default=make_default)
         )
 
@@ -105,15 +105,17 @@ def delete_remote(name: str, path: Path | None = None) -> None:
     with holding_lock(path):
         remotes = read_remotes(path)
         if name not in remotes.all:
-            raise _unknown(name, remotes, path)
+            raise _unknown_remote(name, remotes, path)
         rest = {other: remote for other, remote in remotes.all.items() if other != name}
         default = None if remotes.default == name else remotes.default
-        _rewrite(path, Remotes(rest, default), lambda t: remotes_text.without_remote(t, name))
+        _rewrite_remotes(
+            path, Remotes(rest, default), lambda t: remotes_text.without_remote(t, name)
+        )
     _kernel_info_path(name).unlink(missing_ok=True)
 
 
-def _rewrite(path: Path, wanted: Remotes, change: Callable[[str], str]) -> None:
-    text = change(_text_of(path))
+def _rewrite_remotes(path: Path, wanted: Remotes, change: Callable[[str], str]) -> None:
+    text = change(_read_file(path))
     # A hand-written file has more shapes than any editor of TOML expects: look before it counts.
     if remotes_text.read(text, path) != wanted:
         raise BadConfiguration(
@@ -123,7 +125,7 @@ def _rewrite(path: Path, wanted: Remotes, change: Callable[[str], str]) -> None:
     write_private(path, text)
 
 
-def _text_of(path: Path) -> str:
+def _read_file(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -140,7 +142,7 @@ def _text_of(path: Path) -> str:
         ) from err
 
 
-def _unknown(name: str, remotes: Remotes, path: Path) -> Usage:
+def _unknown_remote(name: str, remotes: Remotes, path: Path) -> Usage:
     known = ", ".join(sorted(remotes.all)) or "none yet"
     return Usage(
         f'No remote is called "{name}"{nearest(name, remotes.all)}.',
@@ -158,7 +160,7 @@ def last_kernel_info(remote: Remote) -> dict[str, Any] | None:
     """
     try:
         memory = json.loads(_kernel_info_path(remote.name).read_text(encoding="utf-8"))
-        is_its_own = memory["of"] == _place(remote)
+        is_its_own = memory["of"] == _kernel_identity(remote)
         content = memory["content"]
     except (OSError, ValueError, LookupError, TypeError):
         return None  # it is only a memory: a front can start without it
@@ -167,12 +169,12 @@ def last_kernel_info(remote: Remote) -> dict[str, Any] | None:
 
 def remember_kernel_info(remote: Remote, content: dict[str, Any]) -> None:
     """Keep the content of a `kernel_info_reply` for the next start of a front."""
-    memory = {"of": _place(remote), "content": content}
+    memory = {"of": _kernel_identity(remote), "content": content}
     with contextlib.suppress(CannotWrite):  # a front starts without it, too
         write_private(_kernel_info_path(remote.name), json.dumps(memory))
 
 
-def _place(remote: Remote) -> list[str]:
+def _kernel_identity(remote: Remote) -> list[str]:
     """Say where a kernel is, and which: another one has other features."""
     return [remote.host, remote.python, remote.kernel]
 

@@ -13,17 +13,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from remoter_kernel.errors import RemoterError, Usage
+from remoter_kernel.front.files.file_transfer import Interrupted, Transfer
 from remoter_kernel.front.files.journey import (
-    Errand,
     Journey,
+    TransferSpec,
     as_error,
     bar,
+    escape_name,
     in_order,
-    plain,
+    progress_line,
     summed_up,
-    told,
 )
-from remoter_kernel.front.files.transfer import Interrupted, Transfer
 from remoter_kernel.front.keeper.kept import KeptLogin, kept_login
 from remoter_kernel.front.reading.status import amount
 from remoter_kernel.front.session.dialer import HERE
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from remoter_kernel.front.configuration.remotes import Remote
-    from remoter_kernel.front.files.journey import Outcome
+    from remoter_kernel.front.files.journey import TransferResult
     from remoter_kernel.front.jupyter.mouth import Route
     from remoter_kernel.front.logins.access import Access
     from remoter_kernel.front.session.dialer import SessionDialer
@@ -58,7 +58,7 @@ MOST_LINES = 1000  # of a dry run, or of troubles
 USAGE = "%remoter {0} SRC... DST [--dry-run]"
 
 
-class Order(NamedTuple):
+class TransferRequest(NamedTuple):
     """What a cell asks for."""
 
     is_put: bool
@@ -72,7 +72,7 @@ class Order(NamedTuple):
         return "%remoter put" if self.is_put else "%remoter get"
 
 
-def read_order(verb: str, line: str) -> Order:
+def read_order(verb: str, line: str) -> TransferRequest:
     """Read what stands after the verb, as a shell would; `Usage` if that cannot be."""
     splitter = shlex.shlex(line, posix=True, punctuation_chars=False)
     splitter.whitespace_split, splitter.commenters = True, ""
@@ -99,10 +99,10 @@ def read_order(verb: str, line: str) -> Order:
         raise Usage("Name what to carry, and where to.", f"Write {usage}")
     if not all(names):  # an empty path would be the whole folder
         raise Usage("A path is empty; nothing was carried.", f"Write {usage}")
-    return Order(verb == "put", tuple(names[:-1]), names[-1], is_dry)
+    return TransferRequest(verb == "put", tuple(names[:-1]), names[-1], is_dry)
 
 
-class Cell(Protocol):
+class CellContext(Protocol):
     """The cell in which it is asked for."""
 
     def show(self, kind: str, content: dict[str, Any]) -> None:
@@ -117,8 +117,8 @@ class CellErrand:
 
     def __init__(
         self,
-        order: Order,
-        cell: Cell,
+        order: TransferRequest,
+        cell: CellContext,
         route: Route,
         *,
         reactor: Reactor,
@@ -171,7 +171,7 @@ class CellErrand:
         order, dialer = self._order, self._dialer
         remote = dialer.find()
         here = Path.cwd()
-        errand = Errand(
+        errand = TransferSpec(
             is_put=order.is_put,
             sources=order.sources,
             to=order.to,
@@ -187,7 +187,7 @@ class CellErrand:
         self._reactor.call(partial(self._tell, errand, remote.name, outcome))
         return in_order(outcome.troubles)
 
-    def _allowed(self, errand: Errand, remote: Remote) -> Transfer:
+    def _allowed(self, errand: TransferSpec, remote: Remote) -> Transfer:
         """Return what is to be done, once it may be; exactly that is done which was asked about."""
         if errand.is_put:
             plan = self._plan(errand, remote)
@@ -195,7 +195,7 @@ class CellErrand:
             self._permission.demand(wanted, self._route)
             return Transfer(errand, remote, self._log_in, self._note, plan=plan)
         place = _written_by(errand)
-        names = listed(list(map(plain, errand.sources)), "sources")
+        names = listed(list(map(escape_name, errand.sources)), "sources")
         what = f"fetches {names} from {remote.name} into {place.path}"
         places = () if errand.is_dry else (place,)
         wanted = Wanted(self._order.verb, Use.WRITE, what, places)
@@ -206,7 +206,7 @@ class CellErrand:
         return Transfer(replace(errand, to=to), remote, self._log_in, self._note)
 
     @staticmethod
-    def _plan(errand: Errand, remote: Remote) -> Plan:
+    def _plan(errand: TransferSpec, remote: Remote) -> Plan:
         """Find what is to be sent, with all links and patterns resolved."""
         try:
             return make_plan(errand.sources, str(errand.here))
@@ -246,11 +246,11 @@ class CellErrand:
         """Show how far it is, in place of what was shown before."""
         kind = "update_display_data" if self._journey else "display_data"
         self._journey = journey
-        data = {"text/plain": told(journey), "text/html": bar(journey)}
+        data = {"text/plain": progress_line(journey), "text/html": bar(journey)}
         words = {"data": data, "metadata": {}, "transient": {"display_id": self._display}}
         self._cell.show(kind, words)
 
-    def _tell(self, errand: Errand, remote: str, outcome: Outcome) -> None:
+    def _tell(self, errand: TransferSpec, remote: str, outcome: TransferResult) -> None:
         """Say what came of it."""
         lines = list(outcome.would)
         if outcome.has_arrived:
@@ -279,7 +279,7 @@ class CellErrand:
 
 def _sends(plan: Plan, remote: Remote) -> str:
     """Say what would be sent."""
-    names = listed([plain(str(top["name"])) for top in plan.tops], "sources")
+    names = listed([escape_name(str(top["name"])) for top in plan.tops], "sources")
     files = "1 file" if plan.files == 1 else f"{plan.files} files"
     return f"sends {names} ({files}, {amount(plan.size)}) to {remote.name}"
 
@@ -293,18 +293,20 @@ def _read_by(plan: Plan) -> tuple[LocalPlace, ...]:
     )
 
 
-def _written_by(errand: Errand) -> LocalPlace:
+def _written_by(errand: TransferSpec) -> LocalPlace:
     """Return where would be written."""
     try:
         return local_place(full_path(errand.to, str(errand.here)))
     except (OSError, ValueError) as error:
-        raise Usage(f"{plain(errand.to)} cannot be a place here: {error}.") from None
+        raise Usage(f"{escape_name(errand.to)} cannot be a place here: {error}.") from None
 
 
 def _check_unmoved(place: LocalPlace) -> None:
     """Raise `NotAllowed` if a place leads elsewhere by now: an answer may take its time."""
     if local_place(str(place.path)).path != place.path:
-        raise NotAllowed(f"{plain(str(place.path))} leads elsewhere by now; nothing was done.")
+        raise NotAllowed(
+            f"{escape_name(str(place.path))} leads elsewhere by now; nothing was done."
+        )
 
 
 class FilesCell:

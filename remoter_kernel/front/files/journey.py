@@ -20,7 +20,7 @@ LONGEST_NAME = 1000  # characters that are shown
 
 
 @dataclass(frozen=True)
-class Errand:
+class TransferSpec:
     """What is to be carried, and which way."""
 
     is_put: bool
@@ -74,7 +74,7 @@ class Journey:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class TransferResult:
     """What came of it."""
 
     files: int
@@ -102,7 +102,7 @@ def clock(seconds: float) -> str:
     return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
 
 
-def told(journey: Journey) -> str:
+def progress_line(journey: Journey) -> str:
     """Say in a line how far it is."""
     way = f"to {journey.remote}" if journey.is_put else f"from {journey.remote}"
     parts = [f"{way}: {amount(journey.size)} of {amount(journey.all_size)}"]
@@ -123,15 +123,15 @@ def bar(journey: Journey) -> str:
     return (
         f'<div><progress value="{journey.share:.4f}" max="1" '
         'style="width: 24em; vertical-align: middle"></progress> '
-        f"<span>{html.escape(told(journey))}</span></div>"
+        f"<span>{html.escape(progress_line(journey))}</span></div>"
     )
 
 
-def summed_up(errand: Errand, remote: str, outcome: Outcome) -> str:
+def summed_up(errand: TransferSpec, remote: str, outcome: TransferResult) -> str:
     """Say in a line what has been carried."""
     files = "1 file" if outcome.files == 1 else f"{outcome.files} files"
     where = outcome.targets[0] if len(outcome.targets) == 1 else f"{errand.to or '.'}"
-    place = plain(f"{remote}:{where}" if errand.is_put else where)
+    place = escape_name(f"{remote}:{where}" if errand.is_put else where)
     said = f"{files}, {amount(outcome.size)} in {outcome.seconds:.1f} s to {place}"
     if outcome.seconds > 0 and outcome.size:
         said += f" ({amount(outcome.size / outcome.seconds)}/s)"
@@ -143,11 +143,11 @@ def would_go(rows: Iterable[tuple[str, str, int, str]]) -> list[str]:
     lines = []
     for source, kind, size, target in rows:
         what = amount(size) if kind == "file" else kind
-        lines.append(f"{what:>11}  {plain(source)} -> {plain(target)}")
+        lines.append(f"{what:>11}  {escape_name(source)} -> {escape_name(target)}")
     return lines
 
 
-def plain(name: str) -> str:
+def escape_name(name: str) -> str:
     """Write on one line what either side names; what no terminal should get is escaped."""
     return plain_text(name, escapes=True, most=LONGEST_NAME)
 
@@ -155,10 +155,10 @@ def plain(name: str) -> str:
 # --------------------------------------------------------------- troubles
 
 
-def as_error(trouble: FileTrouble, errand: Errand, remote: str) -> RemoterError:
+def as_error(trouble: FileTrouble, errand: TransferSpec, remote: str) -> RemoterError:
     """Make one sentence of a file's trouble: which file, which side, what to do."""
     is_there = trouble.is_told
-    path, reason = plain(trouble.path), plain(trouble.reason)
+    path, reason = escape_name(trouble.path), escape_name(trouble.reason)
     if trouble.trouble is Trouble.UNSAFE and not errand.is_put and not is_there:
         return RemoteLacks(
             f"it sent a file called {path}, and {reason}: it was not written, and "
@@ -178,7 +178,7 @@ def as_error(trouble: FileTrouble, errand: Errand, remote: str) -> RemoterError:
     return HereLacks(what, advice)
 
 
-def _advice(trouble: Trouble, errand: Errand, *, is_there: bool) -> str:
+def _advice(trouble: Trouble, errand: TransferSpec, *, is_there: bool) -> str:
     base = (errand.there or "the home there") if is_there else str(errand.here)
     place = "there" if is_there else "here"
     return {

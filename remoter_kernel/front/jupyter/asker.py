@@ -40,7 +40,7 @@ from remoter_kernel.front.questions import (
     Trust,
     Withdrawn,
     about_host_key,
-    asked_by,
+    prompt_prefix,
 )
 from remoter_kernel.wire.frames import Channel
 from remoter_kernel.wire.messages import HEADER, PARENT, content_of, header_of
@@ -128,9 +128,9 @@ class Asker:
         withdrawn: threading.Event = NEVER,
     ) -> list[str]:
         """Ask what a server, or a key, wants to know."""
-        texts = [f"{asked_by(host)}{prompt.text.strip()}" for prompt in prompts]
+        texts = [f"{prompt_prefix(host)}{prompt.text.strip()}" for prompt in prompts]
         if instruction and not texts:  # touch the token, say: nothing is to be typed
-            self._reactor.call(partial(self._tell, f"{asked_by(host)}{instruction}"))
+            self._reactor.call(partial(self._tell, f"{prompt_prefix(host)}{instruction}"))
         elif instruction:
             texts[0] = f"{instruction}\n{texts[0]}"
         return [

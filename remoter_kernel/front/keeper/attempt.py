@@ -19,7 +19,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from remoter_kernel.errors import RemoterError, Unreachable
-from remoter_kernel.front.keeper.talk import raise_told, told
+from remoter_kernel.front.keeper.talk import error_to_message, raise_told
 from remoter_kernel.front.questions import NeedsPerson, NotAnswered, Trust, sought
 from remoter_kernel.front.ssh.channel import Closed
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from remoter_kernel.front.keeper.visitor import Visitor
     from remoter_kernel.front.questions import Prompt
-    from remoter_kernel.front.ssh.login import Login
+    from remoter_kernel.front.ssh.ssh_login import Login
 
 MOST_NOTICES = 20  # the last ones
 LOOK_EVERY = 1.0  # seconds between two looks at whether a question still has a point
@@ -115,7 +115,7 @@ class Attempt:
         visitor.on_answer = lambda _words: None
         visitor.on_end = lambda: None
         self._waiting.remove(visitor)
-        self._pass_over(visitor, told(NotAnswered(NOBODY_LEFT))[0])
+        self._pass_over(visitor, error_to_message(NotAnswered(NOBODY_LEFT))[0])
         if not self._waiting and not self.is_over:
             self._cut()
 

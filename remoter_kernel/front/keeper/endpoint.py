@@ -23,7 +23,7 @@ from typing import Any
 from remoter_kernel import __version__
 from remoter_kernel.errors import RemoteLacks, RemoterError, Unreachable
 from remoter_kernel.front import loopback
-from remoter_kernel.front.keeper.talk import receive, send
+from remoter_kernel.front.keeper.talk import receive_message, send_message
 from remoter_kernel.front.private_files import STATE, holding_lock, state_folder
 from remoter_kernel.front.unix_sockets import TCP, connect
 
@@ -51,7 +51,7 @@ def connect_to_keeper() -> Connection:
     connection = try_connect()
     if connection is None:
         with holding_lock(place()):
-            connection = try_connect() or _wait_for()
+            connection = try_connect() or _wait_for_keeper()
     return connection
 
 
@@ -59,7 +59,7 @@ def start_early() -> None:
     """Begin to start the keeper, if there is none, while this process is still making ready."""
     if not place().exists():
         place().parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        _early.append(_start())
+        _early.append(_spawn_keeper())
 
 
 def try_connect() -> Connection | None:
@@ -88,28 +88,28 @@ def about_this_keeper(address: str, pid: int) -> dict[str, Any]:
 
 def dismiss_all(name: str = "") -> None:
     """End the logins that only this remote uses, or all of this person's, and the keeper."""
-    text = _read(place())
+    text = _read_if_there(place())
     connection = try_connect()
     if connection:
         with connection, contextlib.suppress(OSError, EOFError):
-            send(connection, {"do": "end", "name": name})
+            send_message(connection, {"do": "end", "name": name})
             # The keeper hangs up when it ends; it goes on while it keeps other logins.
             while connection.poll(ENDS_WITHIN):
-                if receive(connection)[0].get("goes_on"):
+                if receive_message(connection)[0].get("goes_on"):
                     return
-    forget(place(), text)
+    remove_endpoint_file(place(), text)
 
 
-def forget(path: Path, text: str) -> None:
+def remove_endpoint_file(path: Path, text: str) -> None:
     """Remove what is left of a keeper that has written this, unless another one is there."""
     with holding_lock(path):
-        if _read(path) == text:
+        if _read_if_there(path) == text:
             for file in (path, path.with_suffix(".log")):
                 with contextlib.suppress(OSError):  # Windows: whoever writes into it has it still
                     file.unlink()
 
 
-def _read(path: Path) -> str:
+def _read_if_there(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, ValueError):
@@ -127,7 +127,7 @@ def _machine() -> str:
     return socket.gethostname() if sys.platform == "win32" else ""
 
 
-def _start() -> subprocess.Popen[bytes]:
+def _spawn_keeper() -> subprocess.Popen[bytes]:
     """Start a keeper that is nobody's child: who kills a front's whole tree kills it not."""
     options: dict[str, Any] = {
         "cwd": PACKAGE_ROOT,  # a folder that a person may remove must not be held
@@ -146,7 +146,7 @@ def _start() -> subprocess.Popen[bytes]:
     return subprocess.Popen(words, start_new_session=True, **options)
 
 
-def _wait_for() -> Connection:
+def _wait_for_keeper() -> Connection:
     """Wait until a keeper that is being started answers, and connect to it.
 
     There is one at a time: what is started while another one ends, or begins, ends at once. One
@@ -172,7 +172,7 @@ def _wait_for() -> Connection:
 
 def _started() -> subprocess.Popen[bytes]:
     try:
-        return _start()
+        return _spawn_keeper()
     except OSError as error:  # no process, no memory, no descriptor is left: that passes
         raise _unreached(f"cannot be started here: {error.strerror or error}") from error
 

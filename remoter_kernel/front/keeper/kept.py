@@ -13,8 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 from remoter_kernel.errors import RemoterError, Unreachable
 from remoter_kernel.front.keeper import endpoint
-from remoter_kernel.front.keeper.asking import Asking
-from remoter_kernel.front.keeper.talk import LOOK_EVERY, PERSONAL, raise_told, receive, send
+from remoter_kernel.front.keeper.prompt_thread import Asking
+from remoter_kernel.front.keeper.talk import (
+    LOOK_EVERY,
+    PERSONAL,
+    raise_told,
+    receive_message,
+    send_message,
+)
 from remoter_kernel.front.questions import Person
 from remoter_kernel.front.ssh.outcome import LoginGone, Ran
 
@@ -198,7 +204,7 @@ class KeptLogin:
             if self._connection is None or self._is_cut:
                 raise self._gone()
             try:
-                send(self._connection, words, *blobs)
+                send_message(self._connection, words, *blobs)
                 answer, back = self._hear(self._connection, questions, on_step)
             except (OSError, EOFError):
                 raise self._gone() from None
@@ -221,7 +227,7 @@ class KeptLogin:
                 while not connection.poll(LOOK_EVERY):
                     if self._is_cut:
                         raise self._gone()
-                answer, back = receive(connection)
+                answer, back = receive_message(connection)
                 self._has_heard = True
                 if "step" in answer:
                     on_step(answer["step"])

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING
 from remoter_kernel import logs
 from remoter_kernel.errors import RemoterError
 from remoter_kernel.front import log_files, loopback
-from remoter_kernel.front.keeper.endpoint import about_this_keeper, forget
+from remoter_kernel.front.keeper.endpoint import about_this_keeper, remove_endpoint_file
 from remoter_kernel.front.private_files import try_lock, write_private
 from remoter_kernel.front.ssh.tunnel import SOCKET_KIND
 from remoter_kernel.front.unix_sockets import UNIX, PrivateListener, forget_old, forget_path
@@ -89,7 +89,7 @@ def keep(place: Path) -> None:
         server = KeeperServer()
         signal.signal(signal.SIGTERM, lambda *_: server.end())
         accepting = Thread(
-            _accept,
+            _accept_clients,
             args=(listener, bytes.fromhex(about["key"]), server),
             name="keeper-door",
             on_error=lambda _error: server.end(),  # who lets nobody in is of no use
@@ -98,7 +98,7 @@ def keep(place: Path) -> None:
         server.serve()
         # First of all: whoever is turned away from now on must find another keeper.
         with contextlib.suppress(RemoterError):
-            forget(place, text)
+            remove_endpoint_file(place, text)
         os.close(lock)
         server.close()
     _log.info("The keeper ends.")
@@ -154,7 +154,7 @@ def _speak_no_more(log: Path) -> None:
     os.close(file)
 
 
-def _accept(listener: PrivateListener, key: bytes, server: KeeperServer) -> None:
+def _accept_clients(listener: PrivateListener, key: bytes, server: KeeperServer) -> None:
     """Take visitors for as long as the listener listens."""
     unproven = threading.BoundedSemaphore(MOST_UNPROVEN)
     pause = threading.Event()

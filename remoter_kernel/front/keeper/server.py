@@ -18,7 +18,7 @@ from remoter_kernel import logs
 from remoter_kernel.errors import RemoterError
 from remoter_kernel.front.configuration.remotes import Remote
 from remoter_kernel.front.keeper.shared_login import SharedLogin
-from remoter_kernel.front.keeper.talk import PERSONAL, told
+from remoter_kernel.front.keeper.talk import PERSONAL, error_to_message
 from remoter_kernel.front.keeper.visitor import Visitor
 from remoter_kernel.front.ssh.aliases import resolve
 from remoter_kernel.front.ssh.outcome import LoginGone
@@ -125,11 +125,13 @@ class KeeperServer:
             return self._do(visitor, words, blobs)
         except RemoterError as error:
             _log.info("Client %x, %s: %s", id(visitor), words.get("do"), logs.reason(error))
-            return told(error)
+            return error_to_message(error)
         except Exception as error:  # noqa: BLE001 - a bug must reach the person, too
             # Its words may hold what somebody typed: the log has the way to it alone.
             _log.exception("What a client wanted has failed.")
-            return told(RemoterError(f"the keeper of the login failed: {type(error).__name__}."))
+            return error_to_message(
+                RemoterError(f"the keeper of the login failed: {type(error).__name__}.")
+            )
 
     def _do(self, visitor: Visitor, words: dict[str, Any], blobs: list[bytes]) -> Answer:
         """Do one thing for a visitor; what is not done is a RemoterError."""

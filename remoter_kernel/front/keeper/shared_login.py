@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from remoter_kernel import logs
 from remoter_kernel.errors import RemoterError, Unreachable
 from remoter_kernel.front.keeper.attempt import Attempt
-from remoter_kernel.front.logins.login import log_in_to
+from remoter_kernel.front.logins.log_in import log_in_to
 from remoter_kernel.front.questions import on_one_line
 from remoter_kernel.front.ssh.memory import Memories
 from remoter_kernel.front.ssh.outcome import LoginGone
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from remoter_kernel.front.configuration.remotes import Remote
     from remoter_kernel.front.keeper.visitor import Visitor
     from remoter_kernel.front.ssh.aliases import Destination
-    from remoter_kernel.front.ssh.login import Login
+    from remoter_kernel.front.ssh.ssh_login import Login
 
 LOOK_EVERY = 15.0  # seconds between two looks at a login of which nothing is heard
 ANSWERS_WITHIN = 2.0  # seconds, and four round trips, that a login in doubt has for an answer

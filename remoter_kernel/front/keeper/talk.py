@@ -19,20 +19,20 @@ BLOBS = "blobs"  # how many frames of bytes follow
 ENDED = "ended"  # of a command that said less than was waited for: its status
 
 
-def send(connection: Connection, words: dict[str, Any], *blobs: bytes) -> None:
+def send_message(connection: Connection, words: dict[str, Any], *blobs: bytes) -> None:
     """Say something; `blobs` are bytes that belong to it."""
     connection.send_bytes(json.dumps({**words, BLOBS: len(blobs)}).encode())
     for blob in blobs:
         connection.send_bytes(blob)
 
 
-def receive(connection: Connection) -> tuple[dict[str, Any], list[bytes]]:
+def receive_message(connection: Connection) -> tuple[dict[str, Any], list[bytes]]:
     """Hear something; EOFError or OSError when the other end is gone."""
     words: dict[str, Any] = json.loads(connection.recv_bytes())
     return words, [connection.recv_bytes() for _ in range(words.pop(BLOBS))]
 
 
-def told(error: RemoterError) -> tuple[dict[str, Any], list[bytes]]:
+def error_to_message(error: RemoterError) -> tuple[dict[str, Any], list[bytes]]:
     """Return an error as words."""
     words = {
         "error": type(error).__name__,

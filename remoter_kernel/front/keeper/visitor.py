@@ -7,7 +7,7 @@ import queue
 import threading
 from typing import TYPE_CHECKING, Any
 
-from remoter_kernel.front.keeper.talk import receive, send
+from remoter_kernel.front.keeper.talk import receive_message, send_message
 from remoter_kernel.wire.threads import Thread
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ class Visitor:
     def say(self, words: dict[str, Any], *blobs: bytes) -> None:
         """Answer; one that is gone does not hear it."""
         with contextlib.suppress(OSError), self._mouth:
-            send(self._connection, words, *blobs)
+            send_message(self._connection, words, *blobs)
 
     def leave(self) -> None:
         """Show it out: its tunnels end."""
@@ -86,7 +86,7 @@ class Visitor:
     def _read(self) -> None:
         with contextlib.suppress(OSError, EOFError, ValueError, LookupError, TypeError):
             while True:
-                words, blobs = receive(self._connection)
+                words, blobs = receive_message(self._connection)
                 if "do" in words:
                     self._requests.put((words, blobs))
                 else:

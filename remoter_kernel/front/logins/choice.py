@@ -37,7 +37,7 @@ _REASONS = (
 )
 
 
-def choose(wish: str, facts: Facts) -> tuple[str, str]:
+def choose_transport(wish: str, facts: Facts) -> tuple[str, str]:
     """Return the transport and why; the reason is empty for what was asked for, or is usual."""
     if wish != "auto":
         return wish, ""

@@ -58,7 +58,7 @@ def main(folder: Path) -> None:
     public = base64.b64encode(host_key.asbytes()).decode()
     (folder / "known_hosts").write_text(f"{KNOWN_AS} {host_key.get_name()} {public}\n")
     accepting = Thread(
-        _accept,
+        _accept_connections,
         args=(listener, host_key, client_key),
         name="host-accept",
         on_error=lambda _error: listener.close(),
@@ -94,7 +94,7 @@ def _make_key(file: Path | None) -> Any:
     return paramiko.Ed25519Key.from_private_key(io.StringIO(private.decode()))
 
 
-def _accept(listener: socket.socket, host_key: Any, client_key: Any) -> None:
+def _accept_connections(listener: socket.socket, host_key: Any, client_key: Any) -> None:
     while True:
         try:
             sock, _ = listener.accept()
@@ -152,7 +152,7 @@ class _Server(paramiko.ServerInterface):  # type: ignore[misc]  # paramiko has n
         return int(paramiko.OPEN_SUCCEEDED if known else paramiko.OPEN_FAILED_UNKNOWN_CHANNEL_TYPE)
 
     def check_channel_exec_request(self, channel: Any, command: bytes) -> bool:
-        _start(_run, channel, command)
+        _start_thread(_run_command, channel, command)
         return True
 
     def check_channel_direct_tcpip_request(
@@ -181,7 +181,7 @@ def _is_loopback(host: str) -> bool:
         return False
 
 
-def _run(channel: Any, command: bytes) -> None:
+def _run_command(channel: Any, command: bytes) -> None:
     """Run a command as sshd would: by a shell, in a session of its own, from the home."""
     environment = {key: value for key, value in os.environ.items() if key != NOT_FOR_KERNELS}
     with contextlib.closing(channel):
@@ -194,10 +194,10 @@ def _run(channel: Any, command: bytes) -> None:
             env=environment,
             start_new_session=True,
         )
-        _start(_pump_in, channel, process)
+        _start_thread(_pump_in, channel, process)
         outputs = [
-            _start(_pump_out, process.stdout, channel.sendall),
-            _start(_pump_out, process.stderr, channel.sendall_stderr),
+            _start_thread(_pump_out, process.stdout, channel.sendall),
+            _start_thread(_pump_out, process.stderr, channel.sendall_stderr),
         ]
         status = process.wait()
         for output in outputs:
@@ -206,7 +206,7 @@ def _run(channel: Any, command: bytes) -> None:
             channel.send_exit_status(status if status >= 0 else 128 - status)
 
 
-def _start(do: Callable[..., None], *arguments: Any) -> threading.Thread:
+def _start_thread(do: Callable[..., None], *arguments: Any) -> threading.Thread:
     thread = Thread(do, args=arguments, name=f"host{do.__name__}")
     thread.start()
     return thread
@@ -244,8 +244,8 @@ def _join(channel: Any, there: socket.socket) -> None:
         with contextlib.suppress(OSError, EOFError, paramiko.SSHException):
             channel.close()
 
-    _start(inwards)
-    _start(outwards)
+    _start_thread(inwards)
+    _start_thread(outwards)
 
 
 if __name__ == "__main__":

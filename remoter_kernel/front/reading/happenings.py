@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
-from remoter_kernel.front.bootstrap.answer import seconds_of
+from remoter_kernel.front.bootstrap.answer import as_timestamp
 from remoter_kernel.plain_text import plain_text
 from remoter_kernel.wire.frames import Channel, from_json, unpack_parts
 from remoter_kernel.wire.messages import HEADER, ODD, PARENT, content_of, header_of, is_unseen
@@ -113,13 +113,13 @@ def _note(who: str, words: dict[str, Any]) -> str | None:
 
 def line(when: float, what: str) -> str:
     """Return a line that begins with the time, as a clock here shows it."""
-    clock = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds_of(when)))
+    clock = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(as_timestamp(when)))
     return f"{clock}  {plain_text(what)}"
 
 
 def duration(seconds: float) -> str:
     """Say how long something took, in the unit that reads best."""
-    seconds = seconds_of(seconds)
+    seconds = as_timestamp(seconds)
     if seconds < 60:  # noqa: PLR2004 - seconds in a minute
         return f"{seconds:.1f} s"
     minutes, rest = divmod(int(seconds), 60)

@@ -62,7 +62,7 @@ class Visit:
             if self.remote is HERE:
                 # Rarely needed, and slow: with a remote it is the keeper that knows SSH.
                 from remoter_kernel.front.logins.host import EmbeddedHost  # noqa: PLC0415
-                from remoter_kernel.front.ssh.login import log_in  # noqa: PLC0415
+                from remoter_kernel.front.ssh.ssh_login import log_in  # noqa: PLC0415
 
                 self._host = EmbeddedHost()
                 self._host.start()

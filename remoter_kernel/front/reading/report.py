@@ -21,14 +21,14 @@ from typing import TYPE_CHECKING, Any
 from remoter_kernel import __version__, logs
 from remoter_kernel.errors import BadConfiguration, RemoterError
 from remoter_kernel.front import log_files
-from remoter_kernel.front.configuration.folders import AS_THE_NOTEBOOK
+from remoter_kernel.front.configuration.remote_cwd import AS_THE_NOTEBOOK
 from remoter_kernel.front.configuration.remotes import (
     Remote,
     config_path,
     find_remote,
     read_remotes,
 )
-from remoter_kernel.front.configuration.text import write_duration, write_size
+from remoter_kernel.front.configuration.remotes_toml import write_duration, write_size
 from remoter_kernel.front.keeper import endpoint
 from remoter_kernel.front.reading.happenings import duration
 from remoter_kernel.front.reading.inquiries import Visit

@@ -22,7 +22,7 @@ from remoter_kernel.plain_text import plain_text
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from remoter_kernel.front.bootstrap.survey import Surroundings
+    from remoter_kernel.front.bootstrap.survey import HostProbe
     from remoter_kernel.front.configuration.remotes import Remote
     from remoter_kernel.front.questions import Questions
     from remoter_kernel.front.ssh.aliases import Destination
@@ -157,7 +157,7 @@ def _entered(login: KeptLogin) -> str:
     return f"as {login.user}, by {login.transport}{reason}{since}"
 
 
-def lifetime(around: Surroundings, user: str) -> str:
+def lifetime(around: HostProbe, user: str) -> str:
     """Say whether sessions outlive the login there, and what to do if they do not."""
     if not around.ends_with_login:
         return "sessions outlive the login"

@@ -32,7 +32,7 @@ from remoter_kernel.front.bootstrap.evaluator import (
     start_session,
 )
 from remoter_kernel.front.bootstrap.slow_hosts import telling_of_a_wait
-from remoter_kernel.front.configuration.folders import folder_there
+from remoter_kernel.front.configuration.remote_cwd import folder_there
 from remoter_kernel.front.configuration.remotes import Remote
 from remoter_kernel.front.keeper.kept import KeptLogin, kept_login
 from remoter_kernel.front.session import known_sessions, orders
@@ -245,7 +245,7 @@ class SessionDialer:
     def _log_in_here(self, on_try: Callable[[Access], None]) -> Access:
         # Rarely needed, and slow: with a remote it is the keeper that knows SSH.
         from remoter_kernel.front.logins.host import EmbeddedHost  # noqa: PLC0415
-        from remoter_kernel.front.ssh.login import log_in  # noqa: PLC0415
+        from remoter_kernel.front.ssh.ssh_login import log_in  # noqa: PLC0415
 
         if self._host is None:
             self._host = EmbeddedHost()

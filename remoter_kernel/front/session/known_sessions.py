@@ -11,7 +11,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from remoter_kernel.front.configuration.remotes import state_folder
-from remoter_kernel.front.configuration.text import is_name
+from remoter_kernel.front.configuration.remotes_toml import is_name
 from remoter_kernel.front.private_files import CannotWrite, write_private
 from remoter_kernel.plain_text import is_session_id, plain_text
 

@@ -23,7 +23,7 @@ from remoter_kernel.front.questions import (
     Prompt,
     says,
 )
-from remoter_kernel.front.ssh.authentication import CannotSign, Round, Verdict
+from remoter_kernel.front.ssh.authentication import AuthResult, CannotSign, Round
 from remoter_kernel.front.ssh.banner import SHOWN_AFTER, Banner
 from remoter_kernel.front.ssh.channel import Closed, Misbehaved, TooLate
 from remoter_kernel.front.ssh.complaints import CHANGE_THAT
@@ -113,13 +113,13 @@ class Admission:
             self._ring.close()
         self._remember()
 
-    def _begin(self) -> Verdict:
+    def _begin(self) -> AuthResult:
         if self._rules.methods[:1] == (KEYS,):
             return self._show_keys()
         self._door.send_nothing(self._user)
         return self._hear()
 
-    def _method(self, verdict: Verdict) -> str:
+    def _method(self, verdict: AuthResult) -> str:
         """Choose what to try next; "" where nothing is left."""
         left = [each for each in self._rules.methods if each in verdict.would_take]
         if KEYS in left and self._has_shown_keys:
@@ -130,7 +130,7 @@ class Admission:
             return KEYS if KEYS in left else ""
         return left[0] if left else ""
 
-    def _next(self, verdict: Verdict) -> Verdict:
+    def _next(self, verdict: AuthResult) -> AuthResult:
         """Go on from a verdict that was not the last."""
         if verdict.partly and self._typed:
             self._has_shown_keys = False
@@ -162,10 +162,10 @@ class Admission:
 
     # --- keys ---
 
-    def _show_keys(self) -> Verdict:
+    def _show_keys(self) -> AuthResult:
         """Show one key after the other; return the last verdict."""
         self._has_shown_keys = True
-        verdict: Verdict | None = None
+        verdict: AuthResult | None = None
         for name, key in self._ring.in_order():
             if isinstance(key, LockedKey):
                 verdict, key = self._unlock(key, verdict)  # noqa: PLW2901 - it is the same key
@@ -191,7 +191,7 @@ class Admission:
             verdict = self._hear()
         return verdict
 
-    def _unlock(self, key: LockedKey, verdict: Verdict | None) -> tuple[Verdict | None, Any]:
+    def _unlock(self, key: LockedKey, verdict: AuthResult | None) -> tuple[AuthResult | None, Any]:
         """Ask for the passphrase of a key, if the server would take that key."""
         known = self._memory.passphrase(str(key.file))
         if not known and self._questions is None:
@@ -201,7 +201,7 @@ class Admission:
         if key.public:
             self._door.ask_about_key(self._user, key.algorithm, key.public)
             heard = self._wait()
-            if isinstance(heard, Verdict):
+            if isinstance(heard, AuthResult):
                 self._shown += 1
                 return heard, None
         for attempt in range(self._rules.prompts):
@@ -221,7 +221,7 @@ class Admission:
         self._ring.notes.append(f"{key.file} was not unlocked: the passphrase was wrong.")
         return verdict, None
 
-    def _wait(self) -> Verdict | Round:
+    def _wait(self) -> AuthResult | Round:
         """Wait for what the server says; what it says to everybody is shown where it waits."""
         began = time.monotonic()
         while True:
@@ -236,18 +236,18 @@ class Admission:
             if silent > VERDICT_WITHIN:  # a network that is dead by now shows it
                 self._door.nudge()
 
-    def _hear(self) -> Verdict:
+    def _hear(self) -> AuthResult:
         try:
             heard = self._wait()
         except Closed:
             if self._shown > 1:
                 raise self._hung_up() from None
             raise
-        return heard if isinstance(heard, Verdict) else Verdict(let_in=False)
+        return heard if isinstance(heard, AuthResult) else AuthResult(let_in=False)
 
     # --- what a person knows ---
 
-    def _give_password(self, password: str) -> tuple[Verdict, list[tuple[Prompt, str]]]:
+    def _give_password(self, password: str) -> tuple[AuthResult, list[tuple[Prompt, str]]]:
         prompt = Prompt(f"Password of {self._user}:")
         given = password or self._ask((prompt,), self._again())[0]
         self._door.send_password(self._user, given)
@@ -259,14 +259,14 @@ class Admission:
             )
         return heard, [(Prompt("password"), given)]
 
-    def _converse(self, password: str) -> tuple[Verdict, list[tuple[Prompt, str]]]:
+    def _converse(self, password: str) -> tuple[AuthResult, list[tuple[Prompt, str]]]:
         """Answer the server's questions, round by round."""
         typed: list[tuple[Prompt, str]] = []
         told: list[str] = []  # instructions of rounds without a question
         self._door.begin_rounds(self._user)
         for _ in range(ROUNDS):
             heard = self._wait()
-            if isinstance(heard, Verdict):
+            if isinstance(heard, AuthResult):
                 return heard, typed
             told.append(heard.instruction)
             answers: Sequence[str] = ()
@@ -309,7 +309,7 @@ class Admission:
 
     # --- refusals ---
 
-    def _nobody(self, method: str, verdict: Verdict | None) -> LoginRefused:
+    def _nobody(self, method: str, verdict: AuthResult | None) -> LoginRefused:
         partly = bool(verdict and verdict.partly)
         took = " took a key and" if partly else ""
         ways = ENOUGH_ALONE if partly else WITHOUT_QUESTIONS
@@ -319,7 +319,7 @@ class Admission:
             " ".join([*self._ring.notes, ways]),
         )
 
-    def _refusal(self, verdict: Verdict) -> LoginRefused:
+    def _refusal(self, verdict: AuthResult) -> LoginRefused:
         """Say why nobody was let in, and what would help."""
         label, shown = self._destination.label, self._shown
         keys = {0: "no key", 1: "the key"}.get(shown, f"any of {shown} keys")

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from remoter_kernel.errors import BadConfiguration, Unreachable, Usage
 from remoter_kernel.front.private_files import needing_home
-from remoter_kernel.front.ssh.config_answers import ConfigFiles, recall, remember
+from remoter_kernel.front.ssh.config_answers import ConfigFiles, cache_answer, cached_answer
 from remoter_kernel.front.ssh.config_words import NO_RULES, Rules, rules_of
 from remoter_kernel.front.ssh.tokens import Tokens, account_home, local_user
 
@@ -121,10 +121,12 @@ def resolve(
     """
     environment = dict(os.environ) if environment is None else environment
     with needing_home():
-        return _resolve(host, Path(ssh_config).expanduser(), environment, depth=0)
+        return _resolve_hop(host, Path(ssh_config).expanduser(), environment, depth=0)
 
 
-def _resolve(host: str, config: Path, environment: Mapping[str, str], *, depth: int) -> Destination:
+def _resolve_hop(
+    host: str, config: Path, environment: Mapping[str, str], *, depth: int
+) -> Destination:
     if depth > LONGEST_CHAIN:
         raise BadConfiguration(
             f"the jump hosts of {host} lead in a circle.", f"Look at ProxyJump in {config}."
@@ -141,7 +143,7 @@ def _resolve(host: str, config: Path, environment: Mapping[str, str], *, depth: 
         return destination
     chain: list[Destination] = []
     for place, hop in enumerate(re.split(r"\s*,\s*", jumps.strip())):
-        found = _resolve(hop, config, environment, depth=depth + 1)
+        found = _resolve_hop(hop, config, environment, depth=depth + 1)
         # As in OpenSSH, only the first hop may bring jump hosts of its own.
         chain += [*(found.jumps if place == 0 else ()), replace(found, jumps=())]
     return replace(destination, jumps=tuple(chain), proxy_command="")
@@ -237,13 +239,13 @@ def _ask_ssh(
 
     ssh = _usable_ssh(environment)
     files = ConfigFiles(ssh, choice)
-    answer = recall(command, files)
+    answer = cached_answer(command, files)
     if answer is None:
         done = _run_ssh(command, typed, config, environment)
         answer = done.stdout.decode(errors="surrogateescape")
         is_sure = not files.is_in_doubt and files.has_all(done.stderr.decode(errors="replace"))
         if is_sure and files.is_settled and ConfigFiles(ssh, choice).stamp == files.stamp:
-            remember(command, files, answer)
+            cache_answer(command, files, answer)
     return _words_in(answer)
 
 
@@ -318,17 +320,17 @@ def _tokens(
 ) -> Tokens:
     def ask_ssh(name: str) -> str:
         if not has_usable_ssh(environment):
-            return tokens.hash(_one(said, "proxyjump")) if name == "C" else ""
+            return tokens.hash(_first_value(said, "proxyjump")) if name == "C" else ""
         # Of all that takes tokens, this is what each `ssh -G` shows filled in.
         told = _ask_ssh(typed, config, environment, "-o", f"ControlPath=/%{name}")
         return told.get("controlpath", ["/"])[0].removeprefix("/")
 
     tokens = Tokens.of(
         typed.host,
-        host=_one(said, "hostname", typed.host),
-        port=int(_one(said, "port", str(SSH_PORT))),
-        user=_one(said, "user") or _own_name(),
-        alias=_one(said, "hostkeyalias"),
+        host=_first_value(said, "hostname", typed.host),
+        port=int(_first_value(said, "port", str(SSH_PORT))),
+        user=_first_value(said, "user") or _own_name(),
+        alias=_first_value(said, "hostkeyalias"),
         ask_ssh=ask_ssh,
         environment=environment,
     )
@@ -346,7 +348,7 @@ def _own_name() -> str:
     return name
 
 
-def _one(said: dict[str, list[str]], key: str, default: str = "") -> str:
+def _first_value(said: dict[str, list[str]], key: str, default: str = "") -> str:
     value = said.get(key, [default])[0]
     return default if value.lower() == "none" else value
 
@@ -355,7 +357,7 @@ def _destination(typed: _Typed, said: dict[str, list[str]], tokens: Tokens) -> D
     identities = [name for name in said.get("identityfile", []) if name.lower() != "none"]
     if all(name in DEFAULT_IDENTITIES for name in identities) and len(identities) > 1:
         identities = []
-    wait = _one(said, "connecttimeout", "0")
+    wait = _first_value(said, "connecttimeout", "0")
     agent = said.get("identityagent", [""])[0]
     return Destination(
         host_name=tokens.values["h"],
@@ -363,11 +365,11 @@ def _destination(typed: _Typed, said: dict[str, list[str]], tokens: Tokens) -> D
         user=tokens.values["r"],
         identity_files=tuple(tokens.path(name) for name in identities),
         known_hosts_files=_known_hosts_files(said, tokens),
-        host_key_alias=_one(said, "hostkeyalias"),
-        identities_only=_one(said, "identitiesonly") == "yes",
+        host_key_alias=_first_value(said, "hostkeyalias"),
+        identities_only=_first_value(said, "identitiesonly") == "yes",
         identity_agent="" if agent == "SSH_AUTH_SOCK" else tokens.fill(agent),
         connect_timeout=float(wait) if wait.isdigit() and int(wait) else CONNECT_WITHIN,
-        proxy_command=tokens.fill_command(_one(said, "proxycommand")),
+        proxy_command=tokens.fill_command(_first_value(said, "proxycommand")),
         alias=typed.host,
         environment=tokens.environment,
     )

@@ -38,7 +38,7 @@ METHOD = re.compile(r"[A-Za-z0-9@.-]{1,64}")  # the name of one, as it may stand
 
 
 @dataclass(frozen=True)
-class Verdict:
+class AuthResult:
     """What the server said to one attempt to log in."""
 
     let_in: bool
@@ -69,7 +69,7 @@ class Authentication(AuthHandler):  # type: ignore[misc]  # paramiko has no type
         super().__init__(transport)
         self.banner = ""  # what the server tells everybody before they are let in
         self._method = ""  # of the attempt that is under way
-        self._heard: queue.SimpleQueue[Verdict | Round | Misbehaved | None] = queue.SimpleQueue()
+        self._heard: queue.SimpleQueue[AuthResult | Round | Misbehaved | None] = queue.SimpleQueue()
         self._service_accepted = threading.Event()
 
     def request_service(self) -> None:
@@ -151,7 +151,7 @@ class Authentication(AuthHandler):  # type: ignore[misc]  # paramiko has no type
         except (OSError, EOFError, paramiko.SSHException):
             raise Closed from None
 
-    def wait(self, seconds: float) -> Verdict | Round:
+    def wait(self, seconds: float) -> AuthResult | Round:
         """Wait for what comes of the oldest attempt without a verdict.
 
         Raises Closed, TooLate, or Misbehaved: the server wants more than anybody can answer.
@@ -188,7 +188,7 @@ class Authentication(AuthHandler):  # type: ignore[misc]  # paramiko has no type
             MSG_USERAUTH_BANNER: self._on_banner,
         }
 
-    def _put(self, heard: Verdict | Round | Misbehaved) -> None:
+    def _put(self, heard: AuthResult | Round | Misbehaved) -> None:
         """Keep it for whoever waits; what comes after the login, nobody waits for."""
         if self.authenticated:
             return
@@ -199,14 +199,16 @@ class Authentication(AuthHandler):  # type: ignore[misc]  # paramiko has no type
     def _on_success(self, _message: Any) -> None:
         if self.authenticated:
             return
-        self._put(Verdict(let_in=True))
+        self._put(AuthResult(let_in=True))
         self.authenticated = True
         self.transport._auth_trigger()  # noqa: SLF001 (paramiko's way)
 
     def _on_failure(self, message: Any) -> None:
-        named = filter(METHOD.fullmatch, _text(message).split(",", MOST_METHODS)[:MOST_METHODS])
+        named = filter(
+            METHOD.fullmatch, _read_text(message).split(",", MOST_METHODS)[:MOST_METHODS]
+        )
         partly = message.get_boolean()
-        self._put(Verdict(let_in=False, would_take=tuple(named), partly=partly))
+        self._put(AuthResult(let_in=False, would_take=tuple(named), partly=partly))
 
     def _on_round(self, message: Any) -> None:
         """Hear number 60, which means another thing in each method."""
@@ -217,19 +219,19 @@ class Authentication(AuthHandler):  # type: ignore[misc]  # paramiko has no type
     def _on_banner(self, message: Any) -> None:
         # It comes unasked, and as often as the server likes: what is full stays as it is.
         if not self.authenticated and len(self.banner) < LONGEST_TEXT:
-            self.banner = readable(f"{self.banner}\n{_text(message)}".strip())
+            self.banner = readable(f"{self.banner}\n{_read_text(message)}".strip())
 
 
 def _round(message: Any) -> Round | Misbehaved:
     """Read a server's questions (RFC 4256, 3.2)."""
-    name, instruction = readable(_text(message)), readable(_text(message))
-    _text(message)  # a language tag
+    name, instruction = readable(_read_text(message)), readable(_read_text(message))
+    _read_text(message)  # a language tag
     number = message.get_int()
     if number > MOST_PROMPTS:
         return Misbehaved(f"asks {number} questions at once")
     prompts = []
     for _ in range(number):
-        text, is_shown = _text(message), message.get_boolean()
+        text, is_shown = _read_text(message), message.get_boolean()
         if len(text) > LONGEST_TEXT:
             return Misbehaved(f"asks a question of {len(text)} characters")
         prompts.append(Prompt(on_one_line(text), is_shown=is_shown))
@@ -237,6 +239,6 @@ def _round(message: Any) -> Round | Misbehaved:
     return Round(words, tuple(prompts))
 
 
-def _text(message: Any) -> str:
+def _read_text(message: Any) -> str:
     """Read a string that should be UTF-8, and may be anything."""
     return str(message.get_binary().decode(errors="replace"))

@@ -51,7 +51,7 @@ class Sink(Protocol):
         """Learn that no more will come: end of stream, channel closed, or connection gone."""
 
 
-class Carrier(Protocol):
+class ChannelCarrier(Protocol):
     """What carries a channel's messages: the connection, as a channel sees it."""
 
     active: bool
@@ -62,7 +62,7 @@ class Carrier(Protocol):
     def post(self, message: paramiko.Message) -> None:
         """Send soon; never blocks."""
 
-    def forget(self, channel: Channel) -> None:
+    def forget(self, channel: ParamikoChannel) -> None:
         """Drop a channel that is over."""
 
     def answered_after(self, seconds: float) -> None:
@@ -75,10 +75,10 @@ class Channels(Protocol):
     active: bool
 
     def new_channel(self, sink: Sink) -> Any:
-        """Make a channel (`Channel`, or what looks like it) that is not open yet."""
+        """Make a channel (`ParamikoChannel`, or what looks like it) that is not open yet."""
 
 
-class Refused(Exception):
+class ChannelOpenError(Exception):
     """The server did not open the channel; `code` is that of RFC 4254, 5.1."""
 
     def __init__(self, code: int) -> None:
@@ -102,10 +102,10 @@ class OtherHostKey(Misbehaved):
     """A later key exchange has shown another host key than the one that was looked at."""
 
 
-class Channel:
+class ParamikoChannel:
     """A channel that this side opened. Made and numbered by `Transport.new_channel`."""
 
-    def __init__(self, carrier: Carrier, number: int, sink: Sink) -> None:
+    def __init__(self, carrier: ChannelCarrier, number: int, sink: Sink) -> None:
         self.number = number
         self.exit_status: int | None = None
         self.sink = sink
@@ -148,7 +148,7 @@ class Channel:
                 lambda: self._far_number >= 0 or self._refused is not None or self._ended, seconds
             )
             if self._refused is not None:
-                raise Refused(self._refused)
+                raise ChannelOpenError(self._refused)
             if self._far_number >= 0:
                 return
             if self._ended:

@@ -125,7 +125,7 @@ def last_words(said: str) -> str:
     return f'"{words[-LONGEST_TOLD:]}".' if words else ""
 
 
-def explain(
+def error_from_stderr(
     destination: Destination,
     said: str,
     step: str,
@@ -153,7 +153,7 @@ def explain(
                 return error
             if make is _closed:
                 return ended(destination.label, step, said=_reasons(said, aside))
-            return make(_Told(destination, told, step, host_key, may_ask=may_ask), match)
+            return make(_FailedLogin(destination, told, step, host_key, may_ask=may_ask), match)
     last = readable(lines[-1].strip()) if lines else "it said nothing"
     is_own = not lines or OWN_WORDS.match(last)
     return Unreachable(
@@ -169,7 +169,7 @@ def _reasons(said: str, aside: str) -> str:
     return "\n".join(filter(None, (before, aside, farewell)))
 
 
-class _Told:
+class _FailedLogin:
     """What is known of a failed login."""
 
     def __init__(
@@ -183,7 +183,7 @@ class _Told:
         self.may_ask = may_ask
 
 
-def _changed(told: _Told, _match: re.Match[str]) -> RemoterError:
+def _host_key_changed(told: _FailedLogin, _match: re.Match[str]) -> RemoterError:
     where = re.search(r"Offending (\S+) key in (.+):(\d+)$", told.text, re.MULTILINE)
     file, number = (where[2], where[3]) if where else ("known_hosts", "?")
     # What is to be pasted into a shell names only a file that the person has chosen.
@@ -200,7 +200,7 @@ def _changed(told: _Told, _match: re.Match[str]) -> RemoterError:
     )
 
 
-def _revoked(told: _Told, match: re.Match[str]) -> RemoterError:
+def _revoked(told: _FailedLogin, match: re.Match[str]) -> RemoterError:
     by = f" (RevokedHostKeys {readable(match['file'])})" if match["file"] else ""
     return HostKeyProblem(
         f"{told.label} shows a key that is revoked{by}.",
@@ -208,14 +208,14 @@ def _revoked(told: _Told, match: re.Match[str]) -> RemoterError:
     )
 
 
-def _unread_revoked_keys(told: _Told, match: re.Match[str]) -> RemoterError:
+def _unread_revoked_keys(told: _FailedLogin, match: re.Match[str]) -> RemoterError:
     return HostKeyProblem(
         f"ssh cannot say whether the host key of {told.label} is revoked: {readable(match[1])}.",
         "Look at RevokedHostKeys in your ssh config: that file must be there and readable.",
     )
 
 
-def _unknown(told: _Told, _match: re.Match[str]) -> RemoterError:
+def _host_key_unknown(told: _FailedLogin, _match: re.Match[str]) -> RemoterError:
     if told.destination.rules.is_strict:
         files = told.destination.known_hosts_files
         return unknown_to_the_strict(told.label, told.host_key, files)
@@ -230,35 +230,35 @@ def _unknown(told: _Told, _match: re.Match[str]) -> RemoterError:
     )
 
 
-def _unresolved(_told: _Told, match: re.Match[str]) -> RemoterError:
+def _unresolved(_told: _FailedLogin, match: re.Match[str]) -> RemoterError:
     return Unreachable(
         f"the name {match[1]} does not resolve.",
         "Look for a typing error, or connect the VPN that knows it.",
     )
 
 
-def _refused(told: _Told, _match: re.Match[str]) -> RemoterError:
+def _refused(told: _FailedLogin, _match: re.Match[str]) -> RemoterError:
     return Unreachable(
         f"{told.label} refuses connections at port {told.destination.port}.",
         "Is sshd running there, and is the port right?",
     )
 
 
-def _silent(told: _Told, _match: re.Match[str]) -> RemoterError:
+def _connect_timeout(told: _FailedLogin, _match: re.Match[str]) -> RemoterError:
     return Unreachable(
         f"{told.label} did not answer within {told.destination.connect_timeout:g} s.",
         "Is the machine up, and does it take a VPN to reach it?",
     )
 
 
-def _no_way(told: _Told, match: re.Match[str]) -> RemoterError:
+def _no_way(told: _FailedLogin, match: re.Match[str]) -> RemoterError:
     return Unreachable(
         f"{told.destination.host_name} cannot be reached: {match[0].lower()}.",
         "Look at the network or VPN, then try again.",
     )
 
 
-def _denied(told: _Told, match: re.Match[str]) -> RemoterError:
+def _denied(told: _FailedLogin, match: re.Match[str]) -> RemoterError:
     takes = match[1].split(",")
     what = f"{told.label} did not let {told.destination.user} in (it takes {', '.join(takes)})"
     rules = told.destination.rules
@@ -272,52 +272,52 @@ def _denied(told: _Told, match: re.Match[str]) -> RemoterError:
     return LoginRefused(f"{what}.", advice)
 
 
-def _too_many(told: _Told, _match: re.Match[str]) -> RemoterError:
+def _too_many(told: _FailedLogin, _match: re.Match[str]) -> RemoterError:
     return LoginRefused(
         f"{told.label} hung up after too many keys or answers that it did not accept.",
         "Name the right key with IdentityFile, and say IdentitiesOnly yes, in your ssh config.",
     )
 
 
-def _nothing_in_common(told: _Told, match: re.Match[str]) -> RemoterError:
+def _nothing_in_common(told: _FailedLogin, match: re.Match[str]) -> RemoterError:
     return NothingInCommon(
         f"{told.label} and the ssh of this machine have no {match[1]} in common.",
         "A newer OpenSSH here, or one there, would help.",
     )
 
 
-def _jump_forbids(told: _Told, _match: re.Match[str]) -> RemoterError:
+def _jump_forbids(told: _FailedLogin, _match: re.Match[str]) -> RemoterError:
     return ForwardingRefused(
         f"the jump host before {told.label} forbids TCP forwarding.",
         "Its administrator would have to allow it (AllowTcpForwarding, PermitOpen).",
     )
 
 
-def _jump_fails(told: _Told, _match: re.Match[str]) -> RemoterError:
+def _jump_fails(told: _FailedLogin, _match: re.Match[str]) -> RemoterError:
     return Unreachable(
         f"{told.label} cannot be reached from its jump host.",
         "Look for its name and port as the jump host knows them.",
     )
 
 
-def _misconfigured(_told: _Told, match: re.Match[str]) -> RemoterError:
+def _misconfigured(_told: _FailedLogin, match: re.Match[str]) -> RemoterError:
     return BadConfiguration(
         f"ssh does not understand its configuration: {readable(match[0])}.",
         "Look at your ssh config.",
     )
 
 
-def _closed(told: _Told, _match: re.Match[str]) -> RemoterError:
+def _closed(told: _FailedLogin, _match: re.Match[str]) -> RemoterError:
     return ended(told.label, told.step)
 
 
 # In this order: what came first is the cause, and a closed connection is only what follows.
-_RULES: tuple[tuple[str, Callable[[_Told, re.Match[str]], RemoterError]], ...] = (
+_RULES: tuple[tuple[str, Callable[[_FailedLogin, re.Match[str]], RemoterError]], ...] = (
     (r"bad configuration option.*|bad owner or permissions on .*", _misconfigured),
-    (r"HOST IDENTIFICATION HAS CHANGED", _changed),
+    (r"HOST IDENTIFICATION HAS CHANGED", _host_key_changed),
     (r"REVOKED HOST KEY|host key \S+ \S+ revoked by file (?P<file>.+)", _revoked),
     (r"error checking host key \S+ \S+ in revoked keys file (.+)", _unread_revoked_keys),
-    (r"Host key verification failed", _unknown),
+    (r"Host key verification failed", _host_key_unknown),
     (r"could not resolve hostname ([^:\s]+)", _unresolved),
     (SAID_WHEN_FORBIDDEN, _jump_forbids),
     (SAID_WHEN_FAILED, _jump_fails),
@@ -325,9 +325,11 @@ _RULES: tuple[tuple[str, Callable[[_Told, re.Match[str]], RemoterError]], ...] =
     (r"permission denied \(([^)\n]*)\)", _denied),
     (r"no matching ([a-z ]+?) found", _nothing_in_common),
     (r"connection refused", _refused),
-    (r"timed out|timeout, server .* not responding", _silent),
+    (r"timed out|timeout, server .* not responding", _connect_timeout),
     (r"no route to host|network is unreachable|network is down", _no_way),
     (r"closed by|connection reset|broken pipe|disconnected from|disconnect from", _closed),
 )
-_OF_THE_WAY = (_unresolved, _refused, _silent, _no_way, _closed)
-_LATE_RULES = tuple(rule for rule in _RULES if rule[1] in (_too_many, _denied, _silent, _closed))
+_OF_THE_WAY = (_unresolved, _refused, _connect_timeout, _no_way, _closed)
+_LATE_RULES = tuple(
+    rule for rule in _RULES if rule[1] in (_too_many, _denied, _connect_timeout, _closed)
+)

@@ -121,10 +121,10 @@ class ConfigFiles:
         if not match or "$" in line or not (word in NAMES or word in OLD_NAMES):
             raise InDoubt
         if word == "include":
-            for pattern in _words_of(match[2]):
+            for pattern in _split_words(match[2]):
                 self._include(pattern, folder)
-        is_bad_match = word == "match" and not _is_steady(_words_of(match[2]))
-        if is_bad_match or (word == "canonicalizehostname" and _words_of(match[2]) != ["no"]):
+        is_bad_match = word == "match" and not _is_steady(_split_words(match[2]))
+        if is_bad_match or (word == "canonicalizehostname" and _split_words(match[2]) != ["no"]):
             raise InDoubt
 
     def _include(self, pattern: str, folder: Path) -> None:
@@ -143,7 +143,7 @@ class ConfigFiles:
             self._read(Path(path), folder)
 
 
-def _words_of(text: str) -> list[str]:
+def _split_words(text: str) -> list[str]:
     if "\\" in text or WITHIN.search(text):
         raise InDoubt
     return shlex.split(text, comments=True)
@@ -161,25 +161,25 @@ def _is_steady(words: Sequence[str]) -> bool:
     return True
 
 
-def recall(command: Sequence[str], files: ConfigFiles) -> str | None:
+def cached_answer(command: Sequence[str], files: ConfigFiles) -> str | None:
     """Return what ssh has answered to this command when its files were as they are now."""
     if files.is_in_doubt:
         return None
-    known = _load().get(_key(command))
+    known = _load().get(_cache_key(command))
     if isinstance(known, dict) and known.get("files") == files.stamp:
         answer = known.get("answer")
         return answer if isinstance(answer, str) and answer else None
     return None
 
 
-def remember(command: Sequence[str], files: ConfigFiles, answer: str) -> None:
+def cache_answer(command: Sequence[str], files: ConfigFiles, answer: str) -> None:
     """Keep an answer for the next start; where that fails, ssh is asked again."""
     with contextlib.suppress(RemoterError, OSError):
         path = state_folder() / FILE
         with holding_lock(path):
             known = _load()
-            known.pop(_key(command), None)
-            known[_key(command)] = {"files": files.stamp, "answer": answer}
+            known.pop(_cache_key(command), None)
+            known[_cache_key(command)] = {"files": files.stamp, "answer": answer}
             write_private(path, json.dumps(dict([*known.items()][-MOST_ANSWERS:])))
 
 
@@ -191,7 +191,7 @@ def _load() -> dict[str, Any]:
     return {}
 
 
-def _key(command: Sequence[str]) -> str:
+def _cache_key(command: Sequence[str]) -> str:
     """Name what was asked, by whom and where."""
     user = str(os.getuid()) if os.name == "posix" else ""
     who = [user, local_user(), account_home(), socket.gethostname()]

@@ -253,19 +253,19 @@ def rules_of(said: Said, usual: Said | None) -> Rules:
     return Rules(
         methods=tuple(name for name in _in_order(said) if name not in dict(forbidden)),
         forbidden=forbidden,
-        prompts=_number(said, "numberofpasswordprompts", PROMPTS),
+        prompts=_number_of(said, "numberofpasswordprompts", PROMPTS),
         algorithms=tuple(
-            (word, _one(said, word)) for word in ALGORITHMS if _differs(word, said, usual)
+            (word, _value_of(said, word)) for word in ALGORITHMS if _differs(word, said, usual)
         ),
-        least_rsa_bits=_number(said, "requiredrsasize", RSA_BITS),
-        hashes_names=_one(said, "hashknownhosts") == "yes",
-        is_strict=_one(said, "stricthostkeychecking") in ("yes", "true"),
-        beyond_paramiko=_beyond_paramiko(said, usual),
+        least_rsa_bits=_number_of(said, "requiredrsasize", RSA_BITS),
+        hashes_names=_value_of(said, "hashknownhosts") == "yes",
+        is_strict=_value_of(said, "stricthostkeychecking") in ("yes", "true"),
+        beyond_paramiko=_unsupported_keywords(said, usual),
         unread=tuple(NAMES[word] for word in ("include",) if usual is None and word in said),
     )
 
 
-def reason(word: str, label: str = "it") -> str:
+def why_unsupported(word: str, label: str = "it") -> str:
     """Say in a clause why paramiko will not do for a host whose configuration has this word."""
     why = BEYOND[word].why if word in BEYOND else ADDED if word in HEEDED else UNHEEDED
     return f"your ssh config says {word} for {label}, {why}"
@@ -288,7 +288,7 @@ def narrowed(own: Sequence[str], wanted: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(orders.get(sign, named)))
 
 
-def _beyond_paramiko(said: Said, usual: Said | None) -> tuple[str, ...]:
+def _unsupported_keywords(said: Said, usual: Said | None) -> tuple[str, ...]:
     found = []
     for word, values in said.items():
         if not _differs(word, said, usual):
@@ -320,7 +320,7 @@ def _differs(word: str, said: Said, usual: Said | None) -> bool:
 
 
 def _in_order(said: Said) -> list[str]:
-    wanted = _one(said, "preferredauthentications")
+    wanted = _value_of(said, "preferredauthentications")
     if wanted in ("", "none", "any"):
         return list(METHODS)
     return [name for name in dict.fromkeys(wanted.replace(" ", "").split(",")) if name in METHODS]
@@ -329,20 +329,20 @@ def _in_order(said: Said) -> list[str]:
 def _forbidden(said: Said) -> tuple[tuple[str, str], ...]:
     found = []
     for method, word in METHODS.items():
-        if _one(said, word.lower()) in ("no", "false"):
+        if _value_of(said, word.lower()) in ("no", "false"):
             found.append((method, f"{word} no"))
         elif method not in _in_order(said):
-            wanted = _one(said, "preferredauthentications")
+            wanted = _value_of(said, "preferredauthentications")
             found.append((method, f"PreferredAuthentications {wanted}"))
-        elif method != "publickey" and _number(said, "numberofpasswordprompts", PROMPTS) == 0:
+        elif method != "publickey" and _number_of(said, "numberofpasswordprompts", PROMPTS) == 0:
             found.append((method, "NumberOfPasswordPrompts 0"))
     return tuple(found)
 
 
-def _one(said: Said, word: str) -> str:
+def _value_of(said: Said, word: str) -> str:
     return (said.get(word) or [""])[0].lower()
 
 
-def _number(said: Said, word: str, default: int) -> int:
-    value = _one(said, word)
+def _number_of(said: Said, word: str, default: int) -> int:
+    value = _value_of(said, word)
     return int(value) if value.isdigit() else default

@@ -50,7 +50,7 @@ MARKS_QUESTIONS = (8, 5)
 """Since this OpenSSH, "(user@host) " stands before each question of a server."""
 
 
-class Entry:
+class LoginProcess:
     """An ssh process until it is in."""
 
     def __init__(

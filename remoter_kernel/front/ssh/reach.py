@@ -15,7 +15,7 @@ from multiprocessing.connection import wait
 from typing import TYPE_CHECKING, NamedTuple
 
 from remoter_kernel.errors import ForwardingRefused, Unreachable
-from remoter_kernel.front.ssh.channel import Refused, TooLate
+from remoter_kernel.front.ssh.channel import ChannelOpenError, TooLate
 from remoter_kernel.front.ssh.tunnel import Tunnel
 from remoter_kernel.front.unix_sockets import UNIX, connect
 from remoter_kernel.wire.threads import Thread
@@ -144,7 +144,7 @@ def _through(destination: Destination, before: Transport) -> Reached:
     tunnel = Tunnel(before, destination.host_name, destination.port, local=far)
     try:
         tunnel.open(destination.connect_timeout)
-    except Refused as error:
+    except ChannelOpenError as error:
         near.close()
         if error.code == FORBIDDEN:
             raise ForwardingRefused(

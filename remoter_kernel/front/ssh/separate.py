@@ -8,10 +8,10 @@ import subprocess
 import threading
 from typing import TYPE_CHECKING
 
-from remoter_kernel.front.ssh.channel import Closed, Refused, TooLate
+from remoter_kernel.front.ssh.channel import ChannelOpenError, Closed, TooLate
 from remoter_kernel.front.ssh.entry import NO_WINDOW
+from remoter_kernel.front.ssh.openssh_argv import single_words
 from remoter_kernel.front.ssh.streams import StreamChannel
-from remoter_kernel.front.ssh.words import single_words
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -159,8 +159,8 @@ def _wait_open(errand: ProcessErrand) -> None:
         more = os.read(errand.stderr, 65536)
         said = (said + more)[-MOST_SAID:]
         if SAID_WHEN_FORBIDDEN in said:
-            raise Refused(FORBIDDEN)
+            raise ChannelOpenError(FORBIDDEN)
         if SAID_WHEN_FAILED in said:
-            raise Refused(CONNECT_FAILED)
+            raise ChannelOpenError(CONNECT_FAILED)
         if not more:
             raise Closed

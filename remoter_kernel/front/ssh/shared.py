@@ -10,7 +10,7 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
-from remoter_kernel.front.ssh.channel import Closed, Refused, TooLate
+from remoter_kernel.front.ssh.channel import ChannelOpenError, Closed, TooLate
 from remoter_kernel.front.ssh.commands import Running
 from remoter_kernel.front.ssh.mux import Declined, Mux, nudge
 from remoter_kernel.front.ssh.streams import StreamChannel
@@ -113,7 +113,7 @@ class SharedTransport:
                 lambda connection, ends: connection.begin_session(command, ends), seconds, streams=3
             )
         except Declined:
-            raise Refused(CONNECT_FAILED) from None
+            raise ChannelOpenError(CONNECT_FAILED) from None
 
     def begin_forward(self, host: str, port: int, seconds: float) -> MuxErrand:
         """Connect to there; raise Refused, Closed or TooLate."""
@@ -122,7 +122,7 @@ class SharedTransport:
         except Declined:
             # The master does not say why. What would surely answer, if it were allowed, does.
             code = FORBIDDEN if self._forbids_forwarding(seconds) else CONNECT_FAILED
-            raise Refused(code) from None
+            raise ChannelOpenError(code) from None
 
     def _forward(self, host: str, port: int, seconds: float) -> MuxErrand:
         return self._begin(
@@ -139,7 +139,7 @@ class SharedTransport:
             errand = self._forward(words[-2].decode(), int(words[-1]), seconds)
         except Declined:
             return True
-        except (IndexError, ValueError, Refused):
+        except (IndexError, ValueError, ChannelOpenError):
             return False
         finally:
             running.close()

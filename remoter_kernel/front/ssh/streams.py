@@ -28,7 +28,7 @@ READ_AT_ONCE = 128 * 1024  # bytes
 IS_POSIX = os.name == "posix"
 
 
-class Errand(Protocol):
+class ChannelStreams(Protocol):
     """Something that runs there, and this side's ends of its streams (-1: there is none)."""
 
     stdin: int
@@ -42,15 +42,15 @@ class Errand(Protocol):
         """Make it end, from any thread; its streams end then, too."""
 
 
-class Source(Protocol):
+class OpenSSHTransport(Protocol):
     """What starts errands: the connection, as a channel of this kind sees it."""
 
     active: bool
 
-    def begin_session(self, command: str, seconds: float) -> Errand:
+    def begin_session(self, command: str, seconds: float) -> ChannelStreams:
         """Start a command; raise Refused, Closed or TooLate."""
 
-    def begin_forward(self, host: str, port: int, seconds: float) -> Errand:
+    def begin_forward(self, host: str, port: int, seconds: float) -> ChannelStreams:
         """Connect from there; raise Refused, Closed or TooLate."""
 
     def forget(self, channel: StreamChannel) -> None:
@@ -63,12 +63,12 @@ class Source(Protocol):
 class StreamChannel:
     """A channel over an errand's streams; see `channel.Channel` for what each call means."""
 
-    def __init__(self, source: Source, sink: Sink) -> None:
+    def __init__(self, source: OpenSSHTransport, sink: Sink) -> None:
         self.exit_status: int | None = None
         self.sink = sink
         self._source = source
         self._where: tuple[str, int] | None = None
-        self._errand: Errand | None = None
+        self._errand: ChannelStreams | None = None
         self._changed = threading.Condition()
         self._writing = threading.Lock()  # held by whoever uses stdin's descriptor
         self._untouched = 0  # bytes that the sink has and has not dealt with
@@ -99,7 +99,7 @@ class StreamChannel:
         """Say whether bytes can be sent."""
         return self._errand is not None and not (self._is_closing or self._is_over)
 
-    def _go(self, errand: Errand) -> None:
+    def _go(self, errand: ChannelStreams) -> None:
         self._errand = errand
         if IS_POSIX:
             os.set_blocking(errand.stdin, False)

@@ -18,24 +18,29 @@ from typing import TYPE_CHECKING
 
 from remoter_kernel.errors import BadConfiguration, RemoterError, Unreachable
 from remoter_kernel.front.ssh.admission import VERDICT_WITHIN, asker_of
-from remoter_kernel.front.ssh.asking import Desk
+from remoter_kernel.front.ssh.askpass_server import AskpassServer
 from remoter_kernel.front.ssh.banner import SHOWN_AFTER, Banner
-from remoter_kernel.front.ssh.channel import Closed, Refused, TooLate
+from remoter_kernel.front.ssh.channel import ChannelOpenError, Closed, TooLate
 from remoter_kernel.front.ssh.complaints import (
     SAID_WHEN_FAILED,
     SAID_WHEN_FORBIDDEN,
     ended,
-    explain,
+    error_from_stderr,
     fell_silent,
 )
-from remoter_kernel.front.ssh.entry import Entry
-from remoter_kernel.front.ssh.login import Login
+from remoter_kernel.front.ssh.entry import LoginProcess
 from remoter_kernel.front.ssh.memory import Memory
 from remoter_kernel.front.ssh.mux import Mux, master_answers
+from remoter_kernel.front.ssh.openssh_argv import (
+    master_words,
+    single_words,
+    ssh_words,
+    through_words,
+)
 from remoter_kernel.front.ssh.separate import SeparateTransport
 from remoter_kernel.front.ssh.shared import FORBIDDEN, SharedTransport
+from remoter_kernel.front.ssh.ssh_login import Login
 from remoter_kernel.front.ssh.trust import add_line, with_hashed_names
-from remoter_kernel.front.ssh.words import master_words, single_words, ssh_words, through_words
 from remoter_kernel.front.unix_sockets import short_temporary_folder
 
 if TYPE_CHECKING:
@@ -103,8 +108,8 @@ class SystemLogin(Login):
         self.transport = "openssh"
         self.why_transport = why
         self._host = destination.alias or destination.host_name
-        self._entry: Entry | None = None
-        self._desk: Desk | None = None
+        self._entry: LoginProcess | None = None
+        self._desk: AskpassServer | None = None
         self._banner = Banner(self._asker, None)
         self._waits_since: float | None = None  # for the server: the step, or the last question
         self._may_ask = False
@@ -168,7 +173,7 @@ class SystemLogin(Login):
         self._may_ask = questions is not None
         if not CAN_SHARE:
             words = single_words(self._options("DEBUG1"), "-N", host=self._host)
-            entry = self._get_in(Entry(words, environment, on_step))
+            entry = self._get_in(LoginProcess(words, environment, on_step))
             entry.close()
             self._transport = SeparateTransport(
                 self._options, self._host, environment, entry.round_trip
@@ -179,14 +184,14 @@ class SystemLogin(Login):
         if self._destination.proxy_command:  # else a master throws away what that complains of
             options.append("-v")
         words = master_words(options, self._place, self._host)
-        entry = self._get_in(Entry(words, environment, on_step))
+        entry = self._get_in(LoginProcess(words, environment, on_step))
         if self._desk is not None:
             self._desk.close()
         shared = SharedTransport(self._place, is_ours=True, round_trip=entry.round_trip)
         shared.open()
         self._transport = shared
 
-    def _new_desk(self, questions: Questions, folder: Path) -> Desk:
+    def _new_desk(self, questions: Questions, folder: Path) -> AskpassServer:
         destination = self._destination
         hops = {
             f"{hop.user}@{name}": asker_of(hop, destination)
@@ -196,7 +201,7 @@ class SystemLogin(Login):
         for name in (destination.host_name, destination.alias, destination.host_key_alias):
             hops[f"{destination.user}@{name}"] = self._asker
         by_itself = bool(destination.jumps or destination.proxy_command)
-        return Desk(
+        return AskpassServer(
             self._asker,
             questions,
             folder,
@@ -212,7 +217,7 @@ class SystemLogin(Login):
         words = ssh_words(self._destination, files, log_level, may_ask=self._may_ask)
         return [*words, *(through_words(before) if before else ())]
 
-    def _get_in(self, entry: Entry) -> Entry:
+    def _get_in(self, entry: LoginProcess) -> LoginProcess:
         self._entry = entry
         desk = self._desk
         if desk is not None:
@@ -234,7 +239,7 @@ class SystemLogin(Login):
             raise Closed
         if not is_in:
             said = entry.said + (self._why_not_through() if entry.step == "connect" else "")
-            raise explain(
+            raise error_from_stderr(
                 self._destination,
                 said,
                 entry.step,
@@ -245,7 +250,7 @@ class SystemLogin(Login):
         self.cipher, self.host_key, self.seconds = entry.cipher, entry.host_key, entry.seconds
         return entry
 
-    def _waits_for_person(self, entry: Entry) -> bool:
+    def _waits_for_person(self, entry: LoginProcess) -> bool:
         """Say whether a person is to answer, or to act on what the server has said to everybody.
 
         That is shown where the server does not go on. What it says meanwhile gives it no more
@@ -269,7 +274,7 @@ class SystemLogin(Login):
         where = (self._destination.host_name, self._destination.port)
         try:
             errand = self._before.live.begin_forward(*where, self._destination.connect_timeout)
-        except Refused as refused:
+        except ChannelOpenError as refused:
             is_forbidden = refused.code == FORBIDDEN
             return f"\n{SAID_WHEN_FORBIDDEN if is_forbidden else SAID_WHEN_FAILED}"
         except (Closed, TooLate):
@@ -321,11 +326,11 @@ def _private_folder() -> Path:
     """Make a folder that only this person can enter, with a path that is short enough."""
     where = Path(short_temporary_folder())
     if CAN_SHARE:
-        _sweep(where)
+        _remove_stale_folders(where)
     return Path(tempfile.mkdtemp(prefix=PREFIX, dir=where))
 
 
-def _sweep(where: Path) -> None:
+def _remove_stale_folders(where: Path) -> None:
     """Remove what logins have left there that were killed; where others write, too, be brief."""
     until = time.monotonic() + SWEEPS_FOR
     with contextlib.suppress(OSError), os.scandir(where) as entries:

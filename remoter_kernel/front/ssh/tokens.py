@@ -83,7 +83,7 @@ class Tokens:
 
     def path(self, text: str) -> Path:
         """Make a path of it."""
-        return Path(self.fill(_at_home(text.strip('"')))).expanduser()
+        return Path(self.fill(_unexpand_home(text.strip('"')))).expanduser()
 
     def hash(self, jump: str = "") -> str:
         """Compute `%C`, as a ssh does that knows `%j`, too."""
@@ -95,7 +95,7 @@ class Tokens:
         return self.ask_ssh(name) if name in KNOWN_BY_SSH else self.values.get(name, match[0])
 
 
-def _at_home(path: str) -> str:
+def _unexpand_home(path: str) -> str:
     """Write ssh's own default paths so that HOME decides about them, as for all else here."""
     home = account_home()
     start = f"{home}/.ssh/known_hosts"

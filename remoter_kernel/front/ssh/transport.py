@@ -49,10 +49,10 @@ from remoter_kernel.front.ssh.authentication import Authentication
 from remoter_kernel.front.ssh.channel import (
     PACKET,
     WINDOW,
-    Channel,
     Closed,
     Misbehaved,
     OtherHostKey,
+    ParamikoChannel,
     TooLate,
 )
 from remoter_kernel.wire.threads import Thread
@@ -135,15 +135,15 @@ class Transport(paramiko.Transport):  # type: ignore[misc]  # paramiko has no ty
         "hmac-sha2-512",
         "hmac-sha1",
     )
-    _channel_handler_table: ClassVar[dict[int, Callable[[Channel, Any], None]]] = {
-        MSG_CHANNEL_SUCCESS: Channel.on_success,
-        MSG_CHANNEL_FAILURE: Channel.on_failure,
-        MSG_CHANNEL_DATA: Channel.on_data,
-        MSG_CHANNEL_EXTENDED_DATA: Channel.on_extended_data,
-        MSG_CHANNEL_WINDOW_ADJUST: Channel.on_window,
-        MSG_CHANNEL_REQUEST: Channel.on_request,
-        MSG_CHANNEL_EOF: Channel.on_eof,
-        MSG_CHANNEL_CLOSE: Channel.on_close,
+    _channel_handler_table: ClassVar[dict[int, Callable[[ParamikoChannel, Any], None]]] = {
+        MSG_CHANNEL_SUCCESS: ParamikoChannel.on_success,
+        MSG_CHANNEL_FAILURE: ParamikoChannel.on_failure,
+        MSG_CHANNEL_DATA: ParamikoChannel.on_data,
+        MSG_CHANNEL_EXTENDED_DATA: ParamikoChannel.on_extended_data,
+        MSG_CHANNEL_WINDOW_ADJUST: ParamikoChannel.on_window,
+        MSG_CHANNEL_REQUEST: ParamikoChannel.on_request,
+        MSG_CHANNEL_EOF: ParamikoChannel.on_eof,
+        MSG_CHANNEL_CLOSE: ParamikoChannel.on_close,
     }
 
     def __init__(self, sock: Any, known_kinds: Iterable[str] = ()) -> None:
@@ -162,7 +162,7 @@ class Transport(paramiko.Transport):  # type: ignore[misc]  # paramiko has no ty
         self._exchange_began = 0.0
         self._outbox: queue.SimpleQueue[paramiko.Message | None] = queue.SimpleQueue()
         self._postman: threading.Thread | None = None
-        self._kept: dict[int, Channel] = {}  # paramiko's own list holds channels weakly
+        self._kept: dict[int, ParamikoChannel] = {}  # paramiko's own list holds channels weakly
         self._handler_table[MSG_CHANNEL_OPEN_SUCCESS] = self._on_opened
         self._handler_table[MSG_CHANNEL_OPEN_FAILURE] = self._on_refused
         self._handler_table[MSG_EXT_INFO] = self._on_extensions
@@ -241,17 +241,17 @@ class Transport(paramiko.Transport):  # type: ignore[misc]  # paramiko has no ty
 
     # --- channels ---
 
-    def new_channel(self, sink: Sink) -> Channel:
+    def new_channel(self, sink: Sink) -> ParamikoChannel:
         """Make a channel that nobody has asked the server for yet."""
         with self.lock:
             number = self._next_channel()
-            channel = Channel(self, number, sink)
+            channel = ParamikoChannel(self, number, sink)
             self._channels.put(number, channel)
             self._kept[number] = channel
             self.channels_seen[number] = True
         return channel
 
-    def forget(self, channel: Channel) -> None:
+    def forget(self, channel: ParamikoChannel) -> None:
         """Drop a channel that is over."""
         self._kept.pop(channel.number, None)
         self._unlink_channel(channel.number)

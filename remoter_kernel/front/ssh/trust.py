@@ -38,7 +38,7 @@ HASHED = "|1|"  # HMAC-SHA1 of the name: "|1|salt|hash"
 
 
 @dataclass(frozen=True)
-class Line:
+class KnownHostsLine:
     """One usable line of a known_hosts file."""
 
     file: Path
@@ -125,7 +125,7 @@ class KnownHosts:
             return
         self._ask(kind, key, questions)
 
-    def _refuse_changed(self, kind: str, key: bytes, trusted: list[Line]) -> None:
+    def _refuse_changed(self, kind: str, key: bytes, trusted: list[KnownHostsLine]) -> None:
         # OpenSSH would ask when only the kind is new. But we ask for the known kinds first,
         # so a host that shows another kind no longer has (or never had) the key we know.
         old = next((line for line in trusted if line.kind == kind), trusted[0])
@@ -168,7 +168,7 @@ def is_known_by_authority(destination: Destination) -> bool:
 # ------------------------------------------------------------------ the file
 
 
-def read_lines(file: Path) -> Iterator[Line]:
+def read_lines(file: Path) -> Iterator[KnownHostsLine]:
     """Read what can be used of a known_hosts file; a missing or unreadable file says nothing."""
     try:
         whole = file.read_bytes()
@@ -187,7 +187,7 @@ def read_lines(file: Path) -> Iterator[Line]:
             continue
         # What the key says of itself counts, as in OpenSSH: a line that lies is no line.
         if key[4 : 4 + int.from_bytes(key[:4], "big")] == words[1].encode():
-            yield Line(file, number, marker, words[0], words[1], key)
+            yield KnownHostsLine(file, number, marker, words[0], words[1], key)
 
 
 def add_line(file: Path, line: str) -> None:

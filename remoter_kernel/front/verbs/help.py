@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from remoter_kernel.errors import Usage
-from remoter_kernel.front.configuration.text import nearest
+from remoter_kernel.front.configuration.remotes_toml import nearest
 
 # Kinds of words; anything else is the words themselves, "on|off".
 VERB, SESSION, HERE, THERE = "a verb", "a session", "a path here", "a path there"

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from remoter_kernel.errors import NoSuchSession, RemoterError, Unreachable, Usage
 from remoter_kernel.front.bootstrap.evaluator import ask_there
-from remoter_kernel.front.files.errands import CellErrand, FilesCell, Order, read_order
+from remoter_kernel.front.files.errands import CellErrand, FilesCell, TransferRequest, read_order
 from remoter_kernel.front.reading.happenings import Chronicle
 from remoter_kernel.front.reading.inquiries import MOST_KEPT, Reading, named_there
 from remoter_kernel.front.reading.notebook import Story
@@ -58,7 +58,7 @@ class Asked(NamedTuple):
 
     verb: str
     words: tuple[str, ...] = ()
-    order: Order | None = None  # about files
+    order: TransferRequest | None = None  # about files
 
 
 def asked_by(code: str) -> Asked | None:
@@ -154,7 +154,7 @@ class Verbs:
             return max(1, int(json.loads(self.last_reply)["execution_count"]))
         return 1
 
-    def _carry(self, cell: AnsweredCell, route: Route, code: str, order: Order) -> None:
+    def _carry(self, cell: AnsweredCell, route: Route, code: str, order: TransferRequest) -> None:
         """Carry files when it is this cell's turn."""
         around, begin = self._around, partial(cell.begin, code)
         errand = partial(

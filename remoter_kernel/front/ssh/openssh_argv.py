@@ -47,7 +47,7 @@ def ssh_words(
         "LogLevel": log_level,
     }
     if known_hosts:
-        options["UserKnownHostsFile"] = " ".join(map(_quoted, known_hosts))
+        options["UserKnownHostsFile"] = " ".join(map(_quote_path, known_hosts))
         options["GlobalKnownHostsFile"] = "none"
     if destination.host_key_alias:
         options["HostKeyAlias"] = destination.host_key_alias
@@ -85,5 +85,5 @@ def single_words(options: Sequence[str], *more: str, host: str, command: str = "
     return [*options, *alone, *more, "--", host, *([command] if command else [])]
 
 
-def _quoted(path: Path) -> str:
+def _quote_path(path: Path) -> str:
     return '"' + str(path).replace("%", "%%") + '"'

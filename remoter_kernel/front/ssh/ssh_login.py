@@ -25,7 +25,7 @@ from remoter_kernel.errors import (
 )
 from remoter_kernel.front.ssh.admission import Admission, asker_of
 from remoter_kernel.front.ssh.algorithms import offer_only_what_is_allowed
-from remoter_kernel.front.ssh.channel import Closed, Misbehaved, Refused, TooLate
+from remoter_kernel.front.ssh.channel import ChannelOpenError, Closed, Misbehaved, TooLate
 from remoter_kernel.front.ssh.commands import Running
 from remoter_kernel.front.ssh.complaints import (
     NothingInCommon,
@@ -38,7 +38,7 @@ from remoter_kernel.front.ssh.memory import Memories, Memory, named_hops
 from remoter_kernel.front.ssh.outcome import CommandEnded, Ran
 from remoter_kernel.front.ssh.pipe import Pipe
 from remoter_kernel.front.ssh.reach import Ended, reach
-from remoter_kernel.front.ssh.sessions import Sessions
+from remoter_kernel.front.ssh.session_limiter import Sessions
 from remoter_kernel.front.ssh.transport import (
     LAST_WORDS_WITHIN,
     TAKES_EARLY_CHANNELS,
@@ -299,7 +299,7 @@ class Login:
             tunnel = Tunnel(self.live, host, port)
             try:
                 tunnel.open(CHANNEL_WITHIN)
-            except Refused as error:
+            except ChannelOpenError as error:
                 raise no_tunnel(self._destination, f"{host}:{port}", error.code) from None
         self._keep(tunnel)
         return tunnel
@@ -321,7 +321,7 @@ class Login:
 
     def _begin(self, command: str, stdin: bytes, deadline: float) -> Running:
         """Start a command, as soon as the server has room for one more."""
-        refusal: Refused | None = None
+        refusal: ChannelOpenError | None = None
         while True:
             try:
                 running = self._open_session(deadline)
@@ -332,7 +332,7 @@ class Login:
                     self._sessions.drop(running)
                     running.close()
                     raise
-            except Refused as error:
+            except ChannelOpenError as error:
                 refusal = error
                 if not self._sessions.wait_for_room(deadline):
                     raise
@@ -347,7 +347,7 @@ class Login:
         if running is not None:
             # A server may have lost what was sent ahead of its answer, or tired of an idle
             # channel since: then this one is as good as none.
-            with contextlib.suppress(TooLate, Refused):
+            with contextlib.suppress(TooLate, ChannelOpenError):
                 running.wait_open(SPARE_WITHIN + 2 * self.round_trip)
                 if running.is_open:
                     return running
@@ -372,7 +372,7 @@ class Login:
                 f"{self._destination.label} did not finish {what} within {seconds:g} s.",
                 "Look at the network, or at what keeps that machine busy.",
             ) from None
-        except Refused:
+        except ChannelOpenError:
             raise RemoteLacks(
                 f"{self._destination.label} opens no (further) session on this login.",
                 "Its administrator would have to raise MaxSessions or allow commands.",

@@ -7,7 +7,7 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 from remoter_kernel.errors import LoginRefused, RemoterError
-from remoter_kernel.front.keeper.talk import send, told
+from remoter_kernel.front.keeper.talk import error_to_message, send_message
 from remoter_kernel.front.questions import Person, Prompt, Withdrawn
 from remoter_kernel.wire.threads import Thread
 
@@ -51,13 +51,13 @@ class Asking:
         except Withdrawn:
             return
         except LoginRefused as error:
-            answer = told(error)[0]
+            answer = error_to_message(error)[0]
         except Exception as error:  # noqa: BLE001 - a bug must reach the person, too
             # Its words may hold what was typed.
-            answer = told(RemoterError(f"to ask failed: {type(error).__name__}."))[0]
+            answer = error_to_message(RemoterError(f"to ask failed: {type(error).__name__}."))[0]
         if answer:
             with contextlib.suppress(OSError):
-                send(self._connection, {**answer, "number": words.get("number", 0)})
+                send_message(self._connection, {**answer, "number": words.get("number", 0)})
 
     def _answer(self, words: dict[str, Any], withdrawn: threading.Event) -> dict[str, Any]:
         """Put it to whoever sits here; nothing: there is nothing to be said."""

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 
 import click
 
+from remoter_kernel.cli.params import complete_local_path, remote_names
 from remoter_kernel.cli.progress import Travelling
 from remoter_kernel.cli.terminal import questions
-from remoter_kernel.cli.words import paths_here, remote_names
 from remoter_kernel.errors import RemoterError, Usage
-from remoter_kernel.front.configuration.folders import folder_there
+from remoter_kernel.front.configuration.remote_cwd import folder_there
 from remoter_kernel.front.configuration.remotes import find_remote
-from remoter_kernel.front.files.journey import Errand, in_order, summed_up
-from remoter_kernel.front.files.transfer import Transfer
+from remoter_kernel.front.files.file_transfer import Transfer
+from remoter_kernel.front.files.journey import TransferSpec, in_order, summed_up
 from remoter_kernel.front.keeper.kept import KeptLogin, kept_login
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ DRY = click.option("--dry-run", "is_dry", is_flag=True, help="Only say what woul
 
 @click.command()
 @click.argument("name", shell_complete=remote_names)
-@click.argument("words", metavar="SRC... DST", nargs=-1, shell_complete=paths_here)
+@click.argument("words", metavar="SRC... DST", nargs=-1, shell_complete=complete_local_path)
 @DRY
 def put(name: str, words: tuple[str, ...], is_dry: bool) -> None:
     """Send files, folders and globs of this machine to the remote NAME.
@@ -41,7 +41,7 @@ def put(name: str, words: tuple[str, ...], is_dry: bool) -> None:
 
 @click.command()
 @click.argument("name", shell_complete=remote_names)
-@click.argument("words", metavar="SRC... DST", nargs=-1, shell_complete=paths_here)
+@click.argument("words", metavar="SRC... DST", nargs=-1, shell_complete=complete_local_path)
 @DRY
 def get(name: str, words: tuple[str, ...], is_dry: bool) -> None:
     """Fetch files, folders and globs from the remote NAME to this machine.
@@ -60,7 +60,7 @@ def _carry(name: str, words: tuple[str, ...], *, is_put: bool, is_dry: bool) -> 
     assert remote is not None  # noqa: S101 - it has a name
     there = folder_there(remote.cwd, remote.path_map, Path.cwd(), Path.home())
     *sources, to = words
-    errand = Errand(
+    errand = TransferSpec(
         is_put=is_put, sources=tuple(sources), to=to, here=Path.cwd(), there=there, is_dry=is_dry
     )
     with Travelling() as travelling:

@@ -7,13 +7,13 @@ import subprocess
 from typing import TYPE_CHECKING
 
 from remoter_kernel.errors import BadConfiguration, RemoterError
-from remoter_kernel.front.logins.choice import NOTHING_IN_COMMON, OPENSSH, Facts, choose
+from remoter_kernel.front.logins.choice import NOTHING_IN_COMMON, OPENSSH, Facts, choose_transport
 from remoter_kernel.front.ssh.aliases import has_usable_ssh, resolve
 from remoter_kernel.front.ssh.complaints import NothingInCommon
-from remoter_kernel.front.ssh.config_words import reason
+from remoter_kernel.front.ssh.config_words import why_unsupported
 from remoter_kernel.front.ssh.keys import files_for, has_only_security_keys
-from remoter_kernel.front.ssh.login import log_in
 from remoter_kernel.front.ssh.memory import Keyring, Memory, named_hops, place_of
+from remoter_kernel.front.ssh.ssh_login import log_in
 from remoter_kernel.front.ssh.system import living_master, log_in_by_system
 from remoter_kernel.front.ssh.trust import is_known_by_authority
 
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from remoter_kernel.front.configuration.remotes import Remote
     from remoter_kernel.front.questions import Questions
     from remoter_kernel.front.ssh.aliases import Destination
-    from remoter_kernel.front.ssh.login import Login
     from remoter_kernel.front.ssh.memory import Memories
+    from remoter_kernel.front.ssh.ssh_login import Login
 
 TICKET_WITHIN = 3.0  # seconds for `klist`
 
@@ -44,7 +44,7 @@ def log_in_to(
     """
     where = where or resolve(remote.host, remote.ssh_config)
     facts = facts_about(where) if remote.transport == "auto" else Facts()
-    transport, why = choose(remote.transport, facts)
+    transport, why = choose_transport(remote.transport, facts)
     if transport != OPENSSH:
         _refuse_unsafe(where)
         try:
@@ -77,7 +77,7 @@ def facts_about(where: Destination) -> Facts:
     return Facts(
         has_ssh=True,
         has_master=living_master(where) is not None,
-        beyond_paramiko=next(_beyond_paramiko(where), ""),
+        beyond_paramiko=next(_unsupported_reasons(where), ""),
         has_ticket=any(hop.for_ssh.uses_kerberos for hop in hops)
         and _has_ticket(where.environment),
         has_only_security_keys=any(map(has_only_security_keys, hops)),
@@ -86,10 +86,10 @@ def facts_about(where: Destination) -> Facts:
     )
 
 
-def _beyond_paramiko(where: Destination) -> Iterator[str]:
+def _unsupported_reasons(where: Destination) -> Iterator[str]:
     for hop in (where, *where.jumps):
         label = "it" if hop is where else f"its jump host {hop.label}"
-        yield from (reason(word, label) for word in hop.rules.beyond_paramiko)
+        yield from (why_unsupported(word, label) for word in hop.rules.beyond_paramiko)
 
 
 def _refuse_unsafe(where: Destination) -> None:
@@ -97,7 +97,7 @@ def _refuse_unsafe(where: Destination) -> None:
     for hop in (where, *where.jumps):
         for word in hop.rules.unsafe:
             raise BadConfiguration(
-                f"{reason(word, hop.label)}.",
+                f"{why_unsupported(word, hop.label)}.",
                 'Set transport = "auto" for this remote: then ssh logs in.'
                 if has_usable_ssh(where.environment)
                 else "Install an OpenSSH client here: it heeds that word.",

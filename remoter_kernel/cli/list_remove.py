@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from remoter_kernel.cli.kernelspecs import tell_unsafe
+from remoter_kernel.cli.params import remote_names
 from remoter_kernel.cli.terminal import aligned, questions
-from remoter_kernel.cli.words import remote_names
 from remoter_kernel.errors import RemoterError, Usage
 from remoter_kernel.front.configuration import kernelspec, remotes
 from remoter_kernel.front.keeper.endpoint import dismiss_all
@@ -36,7 +36,7 @@ def list_remotes(as_json: bool) -> None:
         document = {
             "config": str(remotes.config_path()),
             "default": known.default,
-            "remotes": [_described(remote, specs) for remote in known.all.values()],
+            "remotes": [_remote_to_dict(remote, specs) for remote in known.all.values()],
             "unsafe_kernelspecs": unsafe,
         }
         click.echo(json.dumps(document, indent=2))
@@ -83,7 +83,7 @@ def remove(name: str, purge: bool) -> None:
 
 def _forget(remote: remotes.Remote) -> None:
     """Let the keyring forget its passwords; a remote is removed, whatever comes of that."""
-    from remoter_kernel.front.logins.login import forget_secrets
+    from remoter_kernel.front.logins.log_in import forget_secrets
 
     with contextlib.suppress(RemoterError):
         forget_secrets(remote)
@@ -105,7 +105,7 @@ def _purge(name: str) -> None:
     click.echo(f"{did} on {remote.host}.")
 
 
-def _described(remote: remotes.Remote, specs: Sequence[str]) -> dict[str, Any]:
+def _remote_to_dict(remote: remotes.Remote, specs: Sequence[str]) -> dict[str, Any]:
     spec = kernelspec.kernelspec_name(remote.name)
     values = {**vars(remote), "env": dict(remote.env), "path_map": dict(remote.path_map)}
     plain = {key: str(value) if isinstance(value, Path) else value for key, value in values.items()}

@@ -32,7 +32,7 @@ SIZES = {"GiB": 2**30, "GB": 10**9, "MiB": 2**20, "MB": 10**6, "KiB": 2**10, "kB
 LEAST_LIMIT = 2**20  # bytes: with less, what is kept would be marks of what is not
 
 
-def _at_home(path: str) -> Path:
+def _expand_user(path: str) -> Path:
     """Fill in the person's home; where there is none, whoever needs that file says so."""
     try:
         return Path(path).expanduser()
@@ -57,7 +57,7 @@ class Remote:
     journal_limit: int = 2**30  # bytes
     waiting_limit: int = 8 * 2**20  # bytes of one cell's text that may wait for a front
     transport: Literal["auto", "paramiko", "openssh"] = "auto"
-    ssh_config: Path = field(default_factory=lambda: _at_home("~/.ssh/config"))
+    ssh_config: Path = field(default_factory=lambda: _expand_user("~/.ssh/config"))
     login_lifetime: float = 600.0  # seconds
     local: Literal["ask", "allow", "never"] = "ask"
     remember: bool = False  # may what a login asks for be kept in this system's keyring?
@@ -107,7 +107,7 @@ def write_size(size: int) -> str:
     return f"{size // SIZES[unit]}{unit}"
 
 
-def _text(value: object) -> str:
+def _read_text_value(value: object) -> str:
     if not isinstance(value, str):
         msg = f'a text in quotes, such as "{value}"'
         raise ValueError(msg)  # noqa: TRY004 - one kind of error for all readers
@@ -115,10 +115,10 @@ def _text(value: object) -> str:
 
 
 def _some_text(value: object) -> str:
-    if not _text(value).strip():
+    if not _read_text_value(value).strip():
         msg = "a text that is not empty"
         raise ValueError(msg)
-    return _text(value)
+    return _read_text_value(value)
 
 
 def _lines(value: object) -> tuple[str, ...]:
@@ -139,7 +139,7 @@ def _environment(value: object) -> Mapping[str, str]:
     return MappingProxyType(dict(value))
 
 
-def _folders(value: object) -> Mapping[str, str]:
+def _read_path_map(value: object) -> Mapping[str, str]:
     if not isinstance(value, dict) or not all(
         isinstance(there, str) and re.match(r"~$|~/|[/\\]|[A-Za-z]:", here)
         for here, there in value.items()
@@ -168,17 +168,17 @@ def _one_of(*words: str) -> Callable[[object], str]:
 
 
 def _path(value: object) -> Path:
-    return _at_home(_some_text(value))
+    return _expand_user(_some_text(value))
 
 
 READERS: Mapping[str, Callable[[object], Any]] = {
     "host": _some_text,
-    "python": _text,
+    "python": _read_text_value,
     "kernel": _some_text,
     "init": _lines,
     "env": _environment,
-    "cwd": _text,
-    "path_map": _folders,
+    "cwd": _read_text_value,
+    "path_map": _read_path_map,
     "on_shutdown": _one_of("stop", "keep"),
     "idle_timeout": read_duration,
     "journal_limit": read_size,

@@ -14,7 +14,13 @@ from typing import TYPE_CHECKING, Any
 from remoter_kernel.errors import ProtocolError, RemoteLacks, RemoterError, Unreachable
 from remoter_kernel.front.bootstrap.evaluator import open_transfer
 from remoter_kernel.front.bootstrap.slow_hosts import telling_of_a_wait
-from remoter_kernel.front.files.journey import Journey, Outcome, as_error, plain, would_go
+from remoter_kernel.front.files.journey import (
+    Journey,
+    TransferResult,
+    as_error,
+    escape_name,
+    would_go,
+)
 from remoter_kernel.front.unix_sockets import connect
 from remoter_kernel.wire.duplex import Duplex
 from remoter_kernel.wire.receiving import Receiving
@@ -27,7 +33,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from remoter_kernel.front.configuration.remotes import Remote
-    from remoter_kernel.front.files.journey import Errand
+    from remoter_kernel.front.files.journey import TransferSpec
     from remoter_kernel.front.logins.access import Access
     from remoter_kernel.wire.sources import Plan
 
@@ -79,7 +85,7 @@ class Transfer:
 
     def __init__(
         self,
-        errand: Errand,
+        errand: TransferSpec,
         remote: Remote,
         log_in: Callable[[bool], AbstractContextManager[Access]],
         on_progress: Callable[[Journey], None] = lambda _journey: None,
@@ -110,7 +116,7 @@ class Transfer:
         if duplex:
             duplex.stop()
 
-    def run(self) -> Outcome:
+    def run(self) -> TransferResult:
         """Do it; a RemoterError says why nothing more comes of it."""
         self._since = time.monotonic()
         errand = self._errand
@@ -230,13 +236,13 @@ class Transfer:
 
     def _tell_name(self, word: str, name: str) -> None:
         """Say what a source is called that was asked for by no name, before it is written."""
-        self._tell(f"{plain(word)} is called {plain(name)} there")
+        self._tell(f"{escape_name(word)} is called {escape_name(name)} there")
 
     def _tell(self, note: str) -> None:
         self._journey.note = note
         self._on_progress(self._journey)
 
-    def _outcome(self, seconds: float) -> Outcome:
+    def _outcome(self, seconds: float) -> TransferResult:
         end, errand, remote = self._end, self._errand, self._remote.name
         assert end is not None  # noqa: S101 - it has run
         troubles = tuple(as_error(each, errand, remote) for each in end.troubles)
@@ -252,12 +258,12 @@ class Transfer:
             rows = [(entry.path, entry.kind, entry.size, place) for entry, place in end.entries]
             left_out = end.start.get("left_out", [])
             files, size = self._journey.files, self._journey.size
-        return Outcome(
+        return TransferResult(
             files=files,
             size=size,
             seconds=seconds,
             targets=tuple(end.targets),
-            left_out=tuple(map(plain, left_out)),
+            left_out=tuple(map(escape_name, left_out)),
             troubles=troubles,
             would=tuple(would_go(rows)) if errand.is_dry else (),
             is_dry=errand.is_dry,

@@ -9,7 +9,7 @@ from click.shell_completion import CompletionItem
 
 from remoter_kernel.errors import RemoterError
 from remoter_kernel.front.configuration.remotes import read_remotes
-from remoter_kernel.front.configuration.text import read_duration
+from remoter_kernel.front.configuration.remotes_toml import read_duration
 from remoter_kernel.front.session.known_sessions import recall
 from remoter_kernel.plain_text import plain_text
 
@@ -52,7 +52,7 @@ def remote_names(
     return [_item(name, remote.host) for name, remote in remotes.items() if name.startswith(begin)]
 
 
-def paths_here(
+def complete_local_path(
     _context: click.Context, _parameter: click.Parameter, begin: str
 ) -> list[CompletionItem]:
     """Let the shell complete a path of this machine."""
@@ -63,7 +63,7 @@ def session_ids(
     _context: click.Context, _parameter: click.Parameter, begin: str
 ) -> list[CompletionItem]:
     """Complete the id of a session, or `NAME/ID`, of those that were seen last."""
-    return [_item(word, told) for word, told in _known() if word.startswith(begin)]
+    return [_item(word, told) for word, told in _cached_sessions() if word.startswith(begin)]
 
 
 def _item(word: str, told: str) -> CompletionItem:
@@ -71,7 +71,7 @@ def _item(word: str, told: str) -> CompletionItem:
     return CompletionItem(word, help=plain_text(told))
 
 
-def _known() -> Iterator[tuple[str, str]]:
+def _cached_sessions() -> Iterator[tuple[str, str]]:
     for remote, sessions in recall().items():
         for session in sessions:
             purpose = session["notebook"] or session["script"]

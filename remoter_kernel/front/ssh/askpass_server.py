@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from multiprocessing.connection import Connection
 
     from remoter_kernel.front.questions import Questions
-    from remoter_kernel.front.ssh.entry import Entry
+    from remoter_kernel.front.ssh.entry import LoginProcess
 
 ENDS_WITHIN = 2.0  # seconds
 PAUSE = 0.2  # seconds until the next question is taken, where no descriptor is left
@@ -46,7 +46,7 @@ SSH_ITSELF = re.compile(r"Enter (?:passphrase|PIN) for ")
 ASKER = re.compile(r"\((?P<marked>[^\s()]+@[^\s()]+)\) |(?P<named>\S+@\S+)'s password:")
 
 
-class Desk:
+class AskpassServer:
     """Waits for the questions of one ssh and those that it starts; `start` it, `close` it."""
 
     def __init__(
@@ -68,7 +68,7 @@ class Desk:
         self.is_asking = False
         self.remembers = False
         """The person wants the host key that was accepted to be remembered."""
-        self.entry: Entry | None = None
+        self.entry: LoginProcess | None = None
         """The ssh that asks: it tells of itself how far it is."""
         self.on_problem: Callable[[], None] = lambda: None
         self.unseen: Callable[[], str] = lambda: ""
@@ -99,7 +99,7 @@ class Desk:
         """Return what makes ssh ask here, and nowhere else."""
         assert self._listener is not None  # noqa: S101 (started)
         return {
-            "SSH_ASKPASS": str(_program(self._folder)),
+            "SSH_ASKPASS": str(_write_askpass_program(self._folder)),
             "SSH_ASKPASS_REQUIRE": "force",
             "DISPLAY": os.environ.get("DISPLAY") or "none:0",  # without one an old ssh never asks
             askpass.PLACE: str(self._listener.address),
@@ -253,7 +253,7 @@ class Desk:
         return "yes"
 
 
-def _program(folder: Path) -> Path:
+def _write_askpass_program(folder: Path) -> Path:
     """Write the little program that ssh can start: it takes the name of one, and no words."""
     source = str(Path(askpass.__file__).resolve())
     if os.name == "posix":
