@@ -74,7 +74,7 @@ def begin_log(process: str, remote: str | None) -> None:
     """Begin to write the log of this process."""
     from remoter_kernel.front import log_files  # noqa: PLC0415 - in a thread
 
-    log_files.begin(process, remote)
+    log_files.begin_log_file(process, remote)
 
 
 def bound_sockets(connection_file: Path) -> "Sockets":

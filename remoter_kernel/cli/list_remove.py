@@ -74,7 +74,7 @@ def remove(name: str, purge: bool) -> None:
         click.echo(f"Removed the kernelspec {kernelspec.kernelspec_name(name)}.")
         return
     dismiss_all(name)
-    known_sessions.forget(name)
+    known_sessions.discard_sessions(name)
     if known and known.remember:
         _forget(known)
     had_kernelspec = kernelspec.remove_kernelspec(name)

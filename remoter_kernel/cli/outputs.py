@@ -12,10 +12,10 @@ from remoter_kernel.cli.showing import Terminal, why_elsewhere
 from remoter_kernel.cli.terminal import questions
 from remoter_kernel.errors import RemoterError, Usage
 from remoter_kernel.front.reading.inquiries import MOST_KEPT, finding
-from remoter_kernel.front.reading.notebook import Story, fill, knows, whole_notebook
+from remoter_kernel.front.reading.notebook import Story, knows, plan_updates, whole_notebook
 from remoter_kernel.front.reading.notebook_file import check_place, check_writable
 from remoter_kernel.front.reading.transcript import Transcript, output_of
-from remoter_kernel.front.running.verdict import Verdict
+from remoter_kernel.front.running.verdict import ExitCodeTracker
 
 if TYPE_CHECKING:
     from remoter_kernel.front.reading.inquiries import Found
@@ -76,7 +76,7 @@ def _check_words(notebook: Path | None, into: Path | None, *, force: bool) -> No
 
 def _retell(found: Found, *, follow: bool) -> None:
     """Show what a script says, and end as it does."""
-    terminal, verdict = Terminal(), Verdict()
+    terminal, verdict = Terminal(), ExitCodeTracker()
     reading = found.said(follow=follow)
     for said in reading:
         verdict.take(said)
@@ -116,7 +116,7 @@ def _merge_into_notebook(path: Path, story: Story, found: Found) -> None:
             f"{path} is another notebook: session {found.id} has run none of its cells.",
             f"The session is that of {own}." if own else "`remoter sessions` shows what is whose.",
         )
-    fillings = fill(file.cells, story.runs.values(), file.saved)
+    fillings = plan_updates(file.cells, story.runs.values(), file.saved)
     runs = {filling.place: filling.run for filling in fillings if filling.run}
     text = file.with_outputs(runs)
     if is_valid(file.text) and not is_valid(text):

@@ -10,7 +10,7 @@ from click.shell_completion import CompletionItem
 from remoter_kernel.errors import RemoterError
 from remoter_kernel.front.configuration.remotes import read_remotes
 from remoter_kernel.front.configuration.remotes_toml import read_duration
-from remoter_kernel.front.session.known_sessions import recall
+from remoter_kernel.front.session.known_sessions import load_sessions
 from remoter_kernel.plain_text import plain_text
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def _item(word: str, told: str) -> CompletionItem:
 
 
 def _cached_sessions() -> Iterator[tuple[str, str]]:
-    for remote, sessions in recall().items():
+    for remote, sessions in load_sessions().items():
         for session in sessions:
             purpose = session["notebook"] or session["script"]
             told = " ".join(filter(None, (remote, session["state"], purpose)))

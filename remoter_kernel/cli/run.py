@@ -24,7 +24,7 @@ from remoter_kernel.front.reading.happenings import duration
 from remoter_kernel.front.reading.notebook import language_info_of
 from remoter_kernel.front.reading.notebook_file import check_place, is_valid
 from remoter_kernel.front.running.program import Program, as_code, code_program, read_program
-from remoter_kernel.front.running.runner import Cell, LeftRunning, Runner
+from remoter_kernel.front.running.runner import LeftRunning, Runner, SubmittedCell
 from remoter_kernel.front.running.verdict import verdict_on
 from remoter_kernel.front.session.dialer import SessionDialer
 from remoter_kernel.plain_text import plain_text
@@ -133,7 +133,7 @@ def _shows(
     return (told, Executed(program.notebook, output, may_replace=force))
 
 
-def _hand_over(runner: Runner, program: Program, show: Any, ask: Any = None) -> list[Cell]:
+def _hand_over(runner: Runner, program: Program, show: Any, ask: Any = None) -> list[SubmittedCell]:
     """Ask for all pieces at once: they run to their end whatever becomes of us."""
     runner.prepare(program.preparation(runner.language))
     return [runner.request(piece, partial(show, piece), ask) for piece in program.pieces]
@@ -176,7 +176,7 @@ class _Attached:
         self._runner = runner
         self._program = program
         self._shows = shows
-        self._cells: list[Cell] = []
+        self._cells: list[SubmittedCell] = []
 
     def run(self, timeout: float, ask: Ask | None) -> int:
         """Run it to its end, tell of that, and return the exit code."""

@@ -19,27 +19,27 @@ from remoter_kernel.front.configuration.remotes import Remote, find_remote
 from remoter_kernel.front.jupyter import answers, handlers
 from remoter_kernel.front.jupyter.arrival import Arrival
 from remoter_kernel.front.jupyter.asker import Asker
-from remoter_kernel.front.jupyter.ending import Ending
+from remoter_kernel.front.jupyter.ending import ShutdownPolicy
 from remoter_kernel.front.jupyter.failures import DeadKernel
 from remoter_kernel.front.jupyter.first_words import StartupCode
 from remoter_kernel.front.jupyter.from_session import FromSession
 from remoter_kernel.front.jupyter.mouth import Mouth
 from remoter_kernel.front.jupyter.news import News
 from remoter_kernel.front.jupyter.presenters import EarlyBusy, NoRemoteLine, WaitingNotices
-from remoter_kernel.front.jupyter.refused import Refused
+from remoter_kernel.front.jupyter.refused import RejectedMessageReporter
 from remoter_kernel.front.jupyter.requests import at_work
 from remoter_kernel.front.jupyter.sockets import digest
 from remoter_kernel.front.session.awakening import Awakening
 from remoter_kernel.front.session.dialer import HERE, SessionDialer
-from remoter_kernel.front.session.link import Link, State
+from remoter_kernel.front.session.link import Link, LinkState
 from remoter_kernel.front.session.pacer import Pacer
-from remoter_kernel.front.this_side.carrying import Carrier
+from remoter_kernel.front.this_side.carrying import ObjectTransferContext
 from remoter_kernel.front.this_side.cells import CellsHere
 from remoter_kernel.front.this_side.permission import Permission
 from remoter_kernel.front.this_side.turns import Turns
 from remoter_kernel.front.verbs.completer import Completer
 from remoter_kernel.front.verbs.help import HELP
-from remoter_kernel.front.verbs.magic import Surroundings, Verbs
+from remoter_kernel.front.verbs.magic import MagicContext, Magics
 from remoter_kernel.wire.messages import HEADER, header_of
 from remoter_kernel.wire.requests import Request, Requests
 
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from remoter_kernel.wire.frames import Bytes, Channel
 
 
-class Kernel:
+class KernelProxy:
     """The front: Jupyter's sockets on one side, the link on the other."""
 
     def __init__(
@@ -77,7 +77,7 @@ class Kernel:
         self._mouth = Mouth(self.sockets, kernel_id, self._requests)
         self._kernel = handlers.KernelThere(*self._beforehand.known())
         self._asker = Asker(self.reactor, self._mouth, partial(at_work, self._requests))
-        self._ending = Ending(self.reactor, self.link, self.dialer, self._find)
+        self._ending = ShutdownPolicy(self.reactor, self.link, self.dialer, self._find)
         self._arrival = Arrival(self.reactor, self.link, self.dialer, lambda: self._find().name)
         self._context = handlers.Context(
             reactor=self.reactor,
@@ -101,7 +101,7 @@ class Kernel:
         send_cell = partial(handlers.send_cell, self._context)
         self._turns = Turns(self._requests, self._may_begin, send_cell, self._mouth.abort)
         permission = Permission(self._asker, lambda: self._find().local, Path.cwd())
-        around = Surroundings(
+        around = MagicContext(
             self.reactor,
             self.link,
             self.dialer,
@@ -111,10 +111,10 @@ class Kernel:
             permission,
             self._ending,
         )
-        self._verbs = Verbs(around)
+        self._verbs = Magics(around)
         self._completer = Completer(self.reactor, self.dialer, HELP, self._mouth.reply)
         self._here = CellsHere(self.reactor, self._mouth, permission, self.link, self._turns)
-        self._here.carrier = Carrier(
+        self._here.carrier = ObjectTransferContext(
             self.reactor,
             self._mouth,
             self._asker,
@@ -122,7 +122,7 @@ class Kernel:
             self._here.own_code,
             self.link,
             self.dialer,
-            language=lambda: answers.language_of(self._kernel.info, self._kernel.language),
+            language=lambda: answers.kernel_language(self._kernel.info, self._kernel.language),
             count=self._verbs.count,
         )
         self._context.turns, self._context.verbs = self._turns, self._verbs
@@ -148,7 +148,7 @@ class Kernel:
         self._asker.serve(self.dialer)
         self.sockets.on_request = self._take
         self.link.on_item = self._session.on_message
-        self.link.on_refused = Refused(self._mouth, self._requests).tell
+        self.link.on_refused = RejectedMessageReporter(self._mouth, self._requests).tell
         if os.environ.get("JPY_SESSION_NAME"):  # jupyter_server, which drops what is too much
             most = self._find().waiting_limit
             self.link.pacer = Pacer(
@@ -178,7 +178,7 @@ class Kernel:
 
     def _may_begin(self) -> bool:
         """Is it known whose session is heard from here, or will it not be soon?"""
-        return self._kernel.is_ready or self.link.state in {State.FAILED, State.WAITING}
+        return self._kernel.is_ready or self.link.state in {LinkState.FAILED, LinkState.WAITING}
 
     # From Jupyter ----------------------------------------------------------------------
 
@@ -195,4 +195,4 @@ def serve(
     session: str = "",
 ) -> None:
     """Be the kernel of these bound sockets, for one remote or the default one."""
-    Kernel(sockets, remote_name, arguments, session).run()
+    KernelProxy(sockets, remote_name, arguments, session).run()

@@ -50,7 +50,7 @@ class LogOf(NamedTuple):
         return found
 
 
-def begin(kind: str, remote: str | None = None) -> None:
+def begin_log_file(kind: str, remote: str | None = None) -> None:
     """Log what this process does: a "proxy", a "keeper", or a "command"."""
     clock = time.strftime("%Y%m%dT%H%M%S", time.gmtime())
     about = re.sub(r"[^a-z0-9._-]", "_", remote or "")[:LONGEST_NAME]

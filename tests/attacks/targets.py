@@ -25,14 +25,14 @@ from remoter_kernel.front.reading.happenings import Chronicle
 from remoter_kernel.front.reading.inquiries import Reading
 from remoter_kernel.front.reading.notebook import Story
 from remoter_kernel.front.reading.transcript import Transcript
-from remoter_kernel.front.running.verdict import Verdict
+from remoter_kernel.front.running.verdict import ExitCodeTracker
 from remoter_kernel.front.session.greeting import read_welcome
 from remoter_kernel.front.ssh.aliases import Destination
 from remoter_kernel.front.ssh.complaints import error_from_stderr
 from remoter_kernel.front.ssh.trust import read_lines
 from remoter_kernel.front.this_side.carried.arrow import check_arrow
 from remoter_kernel.front.this_side.carried.from_r import RReader
-from remoter_kernel.front.this_side.carried.values import Reader, Refused, Writer
+from remoter_kernel.front.this_side.carried.values import CodecError, ObjectReader, ObjectWriter
 from remoter_kernel.wire.frames import (
     Channel,
     FrameHeader,
@@ -169,7 +169,7 @@ def reading(data: bytes) -> None:
 
 def told(data: bytes) -> None:
     """All that reads the records of a session: what makes no sense is left out."""
-    readers = Transcript(lambda _text: None), Chronicle(), Verdict()
+    readers = Transcript(lambda _text: None), Chronicle(), ExitCodeTracker()
     story = Story()
     for channel, is_from_front in ((Channel.SHELL, True), (Channel.IOPUB, False)):
         for body in (REQUEST, data):
@@ -225,7 +225,7 @@ def journal(data: bytes) -> None:
     list(records.Scan(io.BytesIO(data), until=len(data)))
 
 
-def values(data: bytes, kind: type[Reader] = Reader) -> None:
+def values(data: bytes, kind: type[ObjectReader] = ObjectReader) -> None:
     assert pd.DataFrame  # or the first of these inputs would be what takes its room
     reader = kind(io.BytesIO(data))
     for tree in reader.tree():
@@ -234,7 +234,7 @@ def values(data: bytes, kind: type[Reader] = Reader) -> None:
 
 def written(*values: Any) -> bytes:
     file = io.BytesIO()
-    writer = Writer(file)
+    writer = ObjectWriter(file)
     writer.finish([writer.encode(value, "x") for value in values])
     return file.getvalue()
 
@@ -383,7 +383,7 @@ TARGETS = (
         "frames of polars",
         check_arrow,
         (arrow(x=[1, 2, 3], y=["a", None, "b"]),),
-        (Refused,),
+        (CodecError,),
         share=15,
     ),
 )

@@ -14,7 +14,7 @@ import pytest
 
 from remoter_kernel.front.this_side.carried import errand
 from remoter_kernel.front.this_side.carried.from_r import RReader
-from remoter_kernel.front.this_side.carried.values import Reader, Refused
+from remoter_kernel.front.this_side.carried.values import CodecError, ObjectReader
 from remoter_kernel.front.this_side.carrying import LONGEST_ANSWER, NotCarried, _heard
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ def test_an_array_that_claims_more_than_it_brings(name: str, version: int, tmp_p
 def test_an_array_that_is_as_large_as_it_says(version: int, tmp_path: Path) -> None:
     """Of each version of numpy's form."""
     data = npy("{'descr': '<f8', 'fortran_order': False, 'shape': (100,)}", version=version)
-    reader = Reader(io.BytesIO(data))
+    reader = ObjectReader(io.BytesIO(data))
     value = reader.decode({"t": "array", "at": [0, len(data)]})
     assert isinstance(value, np.ndarray)
     assert value.shape == (100,)
@@ -189,7 +189,7 @@ def test_a_single_value_of_r_may_be_read_twice() -> None:
     assert reader.decode(tree).shape == (1,)
     for _ in range(10):
         reader.take([0, 8])
-    with pytest.raises(Refused):
+    with pytest.raises(CodecError):
         reader.take([0, 8])
 
 

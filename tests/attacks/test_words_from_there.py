@@ -180,7 +180,7 @@ def test_a_session_that_has_no_id_of_one_is_not_begun(
     assert ran.returncode == 4, ran
     assert ran.stderr.startswith("remoter: evil: 127.0.0.1 answered strangely: ")
     assert "remoter stop" not in ran.stderr
-    assert PASTED not in json.dumps(known_sessions.recall())
+    assert PASTED not in json.dumps(known_sessions.load_sessions())
     # There is a real one behind it.
     here.add_remote("honest", **python_remote)
     told = json.loads(here.remoter("sessions", "honest", "--json").stdout)
@@ -233,7 +233,7 @@ def memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("REMOTER_CONFIG", str(tmp_path / "remotes.toml"))
     monkeypatch.setenv("REMOTER_STATE", str(tmp_path / "state"))
     remotes.write_remote(Remote("box", "me@box.invalid"), make_default=False, replace=False)
-    known_sessions.remember("box", [{"id": "7f3a9c", "notebook": "n.ipynb"}])
+    known_sessions.store_sessions("box", [{"id": "7f3a9c", "notebook": "n.ipynb"}])
     (file,) = (tmp_path / "state/sessions").iterdir()
     return file
 

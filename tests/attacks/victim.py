@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 import zmq
 
-from remoter_kernel.front.session.link import Line, Link, State
+from remoter_kernel.front.session.link import Link, LinkState, SessionEndpoint
 from remoter_kernel.wire.reactor import Reactor
 
 if TYPE_CHECKING:
@@ -31,9 +31,9 @@ class Dialer:
     has_asked = False
 
     def __init__(self, endpoint: str, keys: tuple[bytes, bytes, bytes]) -> None:
-        self._line = Line(endpoint, *keys, lambda: None)
+        self._line = SessionEndpoint(endpoint, *keys, lambda: None)
 
-    def dial(self) -> Line:
+    def dial(self) -> SessionEndpoint:
         return self._line
 
     def cut(self) -> None:
@@ -74,8 +74,8 @@ def main(endpoint: str, server_key: str, public_key: str, secret_key: str, most:
     link = Link(reactor, Dialer(endpoint, keys))
     errors: list[str] = []
 
-    def note(state: State) -> None:
-        if state in {State.FAILED, State.WAITING}:
+    def note(state: LinkState) -> None:
+        if state in {LinkState.FAILED, LinkState.WAITING}:
             errors.append(str(link.error))
             reactor.stop()
 

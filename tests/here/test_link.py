@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from remoter_kernel.front.session.link import Link, State
+from remoter_kernel.front.session.link import Link, LinkState
 from remoter_kernel.wire.frames import (
     Channel,
     FrameHeader,
@@ -42,16 +42,16 @@ class Greeted:
         dialer: Any = SimpleNamespace(doubt=lambda error: error)
         self.link = Link(Calls(), dialer)  # type: ignore[arg-type]
         self.link.on_change = self.note
-        self.link.state = State.DIALLING
+        self.link.state = LinkState.DIALLING
         socket: Any = SimpleNamespace(send=lambda frame, _flags: self.sent.append(frame))
         self.link._socket = socket
         self.link._talk.begin()
         self.drops = 0
         self.link._drop = self.drop  # type: ignore[method-assign]
-        self.states: list[State] = []
+        self.states: list[LinkState] = []
         self.trouble: Exception | None = None
 
-    def note(self, state: State) -> None:
+    def note(self, state: LinkState) -> None:
         self.states.append(state)
         if self.trouble:
             raise self.trouble
@@ -77,7 +77,7 @@ def test_a_wire_is_looked_after_whatever_becomes_of_the_news(greeted: Greeted) -
     greeted.link.say(Channel.SHELL, [b"", b"{}", b"{}", b"{}", b"{}"])
     with contextlib.suppress(ValueError):
         greeted.hear([0, 0])
-    assert greeted.states == [State.UP]
+    assert greeted.states == [LinkState.UP]
     kinds = [head.kind for frame in greeted.sent for head, _ in decode_messages(frame)]
     assert kinds == [MessageType.ACK, MessageType.PING]
     pump = greeted.link._pump
@@ -106,6 +106,6 @@ def test_a_greeting_that_cannot_be_true_is_refused(greeted: Greeted, seen: Any) 
     """Up, nothing would ever be sent to it."""
     greeted.link.say(Channel.SHELL, [b"", b"{}", b"{}", b"{}", b"{}"])
     greeted.hear(seen)
-    assert State.UP not in greeted.states
+    assert LinkState.UP not in greeted.states
     assert greeted.drops
     assert "greeting was refused" in str(greeted.link.error)

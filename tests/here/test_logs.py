@@ -322,7 +322,7 @@ def test_logs_of_processes_that_have_ended_go_by_age_and_by_count(folder):
 
 def test_a_process_clears_old_logs_by_the_thread_that_writes(folder):
     old_log(folder, f"keeper-20260101T000000-{NOBODY}.log", days=15)
-    log_files.begin("proxy", "my-remote.2")
+    log_files.begin_log_file("proxy", "my-remote.2")
     log.info("x")
     wait_for(lambda: len(list(folder.iterdir())) == 1)
     (found,) = log_files.log_files()
@@ -333,7 +333,7 @@ def test_a_process_clears_old_logs_by_the_thread_that_writes(folder):
 
 
 def test_a_name_from_a_command_line_leads_nowhere_else(folder):
-    log_files.begin("proxy", "../../" + "x" * 5000)
+    log_files.begin_log_file("proxy", "../../" + "x" * 5000)
     log.info("x")
     logs.close_log()
     (path,) = folder.iterdir()
@@ -343,7 +343,7 @@ def test_a_name_from_a_command_line_leads_nowhere_else(folder):
 def test_a_state_folder_that_cannot_be_made_costs_the_log_alone(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("REMOTER_STATE", str(tmp_path / "file"))
-    log_files.begin("proxy", "a")
+    log_files.begin_log_file("proxy", "a")
     log.info("x")
     logs.close_log()
     assert (tmp_path / "file").read_text() == ""

@@ -26,8 +26,8 @@ from remoter_kernel.front.configuration.remotes import Remote
 from remoter_kernel.front.jupyter.sockets import PORTS, Sockets
 from remoter_kernel.front.keeper.server import KeeperServer
 from remoter_kernel.front.keeper.visitor import Visitor
-from remoter_kernel.front.kernel import Kernel
-from remoter_kernel.front.session.link import State
+from remoter_kernel.front.kernel import KernelProxy
+from remoter_kernel.front.session.link import LinkState
 from remoter_kernel.wire.frames import FrameHeader, MessageType, encode_message, to_json
 from remoter_kernel.wire.pump import Pump
 from remoter_kernel.wire.reactor import Reactor
@@ -126,7 +126,7 @@ def test_all_are_told_in_the_process_on_this_side(
     monkeypatch.setattr(kernels, "find_remote", lambda _name: Remote(name="x", host="x"))
     sockets = Sockets(Reactor(), ports())
     sockets.bind()
-    kernel = Kernel(sockets, "x")
+    kernel = KernelProxy(sockets, "x")
     monkeypatch.setattr(kernel.link, "wake", lambda: None)
     looks = 0
 
@@ -137,7 +137,7 @@ def test_all_are_told_in_the_process_on_this_side(
         kernel.link._talk.begin()
         welcome = to_json({"seen": [0, 0], "begin": [0, 0]})
         kernel.link._greet(encode_message(FrameHeader(MessageType.WELCOME), welcome))
-        assert kernel.link.state is State.UP
+        assert kernel.link.state is LinkState.UP
         assert bool(kernel.link.pacer) == is_under_server
         check(kernel, may_stay_unset=OF_THE_PROXY)
         looks += 1

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from remoter_kernel.front import kernel as proxy
-from remoter_kernel.front.session.link import State
+from remoter_kernel.front.session.link import LinkState
 from remoter_kernel.wire.frames import Channel, to_json
 from remoter_kernel.wire.messages import Voice, content_of, header_of
 from remoter_kernel.wire.reactor import Timer
@@ -103,7 +103,7 @@ class Wire:
     """The link: what was given to it, and how far that has come."""
 
     def __init__(self, *_: object) -> None:
-        self.state = State.IDLE
+        self.state = LinkState.IDLE
         self.error: RemoterError | None = None
         self.has_met = False
         self.is_flowing = True  # does what is said leave at once?
@@ -113,7 +113,7 @@ class Wire:
         self.said: list[tuple[Channel, list[Any]]] = []
         self.wakes = self.unacknowledged = 0
         self.sent = self.received = 0
-        self.on_change: Callable[[State], None] = lambda _state: None
+        self.on_change: Callable[[LinkState], None] = lambda _state: None
         self._left: set[int] = set()
         self._kept: dict[int, Callable[[], object]] = {}
         self._withdrawn: set[int] = set()
@@ -127,7 +127,7 @@ class Wire:
         number = len(self.said)
         if on_kept:
             self._kept[number] = on_kept
-        if self.is_flowing and self.state is State.UP:
+        if self.is_flowing and self.state is LinkState.UP:
             self._left.add(number)
         return number
 
@@ -145,15 +145,15 @@ class Wire:
             self._left.add(number)
             self._kept.pop(number)()
 
-    def change(self, state: State, error: RemoterError | None = None) -> None:
+    def change(self, state: LinkState, error: RemoterError | None = None) -> None:
         self.error = error or self.error
-        self.has_met |= state is State.UP
+        self.has_met |= state is LinkState.UP
         if state is not self.state:
             self.state = state
             self.on_change(state)
 
     def fail(self, error: RemoterError) -> None:
-        self.change(State.FAILED, error)
+        self.change(LinkState.FAILED, error)
 
     def hand_on_all(self) -> None:
         pass
@@ -190,7 +190,7 @@ class Proxy:
         monkeypatch.setattr(proxy, "Link", Wire)
         self.clock = Clock()
         self.page = Page(self.clock)
-        self.kernel = proxy.Kernel(self.page, "far")  # type: ignore[arg-type]
+        self.kernel = proxy.KernelProxy(self.page, "far")  # type: ignore[arg-type]
         self.link: Wire = self.kernel.link  # type: ignore[assignment]
         self.link.on_change = self.kernel._session.on_link_state
         self.requests = self.kernel._requests
@@ -222,7 +222,7 @@ class Proxy:
 
     def be_up(self, *, is_ready: bool = True) -> None:
         """Let the link be there, and the kernel."""
-        self.link.change(State.UP)
+        self.link.change(LinkState.UP)
         if is_ready:
             self.note(event="ready", session="kernel", username="far", kernel_info={"status": "ok"})
 

@@ -19,7 +19,7 @@ import pytz
 from hypothesis import HealthCheck, given, settings
 
 from remoter_kernel.front.this_side.carried import errand
-from remoter_kernel.front.this_side.carried.values import Reader, Refused, Writer
+from remoter_kernel.front.this_side.carried.values import CodecError, ObjectReader, ObjectWriter
 from remoter_kernel.front.this_side.carried_text import in_python
 from tests.objects_to_carry import arrays, frames, plain, polars_frames
 from tests.real_parts import old_python
@@ -28,18 +28,18 @@ from tests.same_values import same
 
 def carried(value, *, is_pickled=False):
     file = io.BytesIO()
-    writer = Writer(file)
+    writer = ObjectWriter(file)
     writer.finish(writer.encode(value, "x"))
-    reader = Reader(file, is_pickled=is_pickled)
+    reader = ObjectReader(file, is_pickled=is_pickled)
     return reader.decode(reader.tree())
 
 
 def carried_by_file(value, folder):
     """The same in a real file, which numpy reads in another way."""
     with Path(folder, "object").open("w+b") as file:
-        writer = Writer(file)
+        writer = ObjectWriter(file)
         writer.finish(writer.encode(value, "x"))
-        reader = Reader(file)
+        reader = ObjectReader(file)
         return reader.decode(reader.tree())
 
 
@@ -133,7 +133,7 @@ OVERLAPPING = np.dtype({"names": ["a", "b"], "formats": ["i4", "i2"], "offsets":
 )
 def test_what_cannot_be_carried_is_named(make, says):
     """The very part, and what it is."""
-    with pytest.raises(Refused) as refused:
+    with pytest.raises(CodecError) as refused:
         carried(make())
     assert says in str(refused.value)
 
@@ -180,7 +180,7 @@ def test_a_frequency_is_the_same_one(offset):
     """With all its words, such as holidays; by no alias, which versions of pandas do not share."""
     index = pd.date_range("2024-01-01", periods=3, freq=offset)
     assert carried(index).freq == offset
-    writer = Writer(io.BytesIO())
+    writer = ObjectWriter(io.BytesIO())
     tree = writer.encode(index, "x")
     assert tree["v"]["freq"][0] == type(offset).__name__
 
@@ -193,7 +193,7 @@ def test_a_frequency_of_one_s_own_is_refused():
     """Its code would not be there."""
     index = pd.date_range("2024-01-01", periods=3, freq=pd.offsets.Week(weekday=0))
     index.freq = Fortnight(weekday=0)
-    with pytest.raises(Refused, match="Fortnight"):
+    with pytest.raises(CodecError, match="Fortnight"):
         carried(index)
 
 
@@ -237,13 +237,13 @@ def test_nothing_is_unpickled_unless_asked_for(tmp_path):
     ran = tmp_path / "ran"
     planted = pickle.dumps(Planted(ran))
     file = io.BytesIO()
-    writer = Writer(file)
+    writer = ObjectWriter(file)
     writer.finish({"t": "list", "v": [{"t": "pickle", "at": writer.put(planted)}]})
-    reader = Reader(file)
-    with pytest.raises(Refused, match="pickled"):
+    reader = ObjectReader(file)
+    with pytest.raises(CodecError, match="pickled"):
         reader.decode(reader.tree())
     assert not ran.exists()
-    reader = Reader(file, is_pickled=True)
+    reader = ObjectReader(file, is_pickled=True)
     reader.decode(reader.tree())
     assert ran.exists()
 
@@ -254,11 +254,11 @@ def test_an_array_of_objects_is_not_read(tmp_path):
     array = io.BytesIO()
     np.save(array, np.array([Planted(ran)], dtype=object), allow_pickle=True)
     file = io.BytesIO()
-    writer = Writer(file)
+    writer = ObjectWriter(file)
     at = writer.put(array.getvalue())
     for tree in ({"t": "array", "at": at}, {"t": "column", "v": {"k": "numpy", "at": at}}):
         writer.finish(tree)
-        reader = Reader(file)
+        reader = ObjectReader(file)
         with pytest.raises(ValueError, match="allow_pickle=False"):
             reader.decode(reader.tree())
     assert not ran.exists()
@@ -279,7 +279,7 @@ def test_a_tree_of_nonsense_is_an_answer_in_words(tree, tmp_path):
     """Whatever the other side has written, the kernel says what is wrong, and gives no names."""
     path, answer = tmp_path / "object", tmp_path / "answer"
     with path.open("wb") as file:
-        Writer(file).finish([tree])
+        ObjectWriter(file).finish([tree])
     names: dict = {}
     wish = {"do": "unpack", "names": ["x"], "path": str(path), "answer": str(answer)}
     errand.carry_out({**wish, "is_pickled": False, "for_r": False}, names)
@@ -291,7 +291,7 @@ def test_several_objects_arrive_together_or_not_at_all(tmp_path):
     """The second cannot be read: the first gets no name."""
     path, answer = tmp_path / "object", tmp_path / "answer"
     with path.open("wb") as file:
-        Writer(file).finish([1, {"t": "eval"}])
+        ObjectWriter(file).finish([1, {"t": "eval"}])
     names = {"a": "before"}
     wish = {"do": "unpack", "names": ["a", "b"], "path": str(path), "answer": str(answer)}
     errand.carry_out({**wish, "is_pickled": False, "for_r": False}, names)

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from remoter_kernel.front.verbs.timer import CellTimer, seconds_between, told
+from remoter_kernel.front.verbs.timer import CellTimer, format_timing, seconds_between
 from remoter_kernel.wire.requests import Requests, Stage
 from tests.pure.test_requests import request
 
@@ -102,4 +102,6 @@ def test_dates_that_are_none_leave_the_whole_time():
     assert seconds_between("2026-01-01", "yesterday") is None
     assert seconds_between(None, None) is None
     assert seconds_between("2026-01-01T00:00:00+00:00", "2026-01-01T00:00:00") is None
-    assert told(None, 2.0, 0, 0) == "[remoter] 2.000 s in all, 0 bytes sent, 0 bytes received"
+    assert (
+        format_timing(None, 2.0, 0, 0) == "[remoter] 2.000 s in all, 0 bytes sent, 0 bytes received"
+    )

@@ -17,7 +17,7 @@ from remoter_kernel.front.verbs.completer import (
     Completer,
     kind_of,
     line_before_cursor,
-    paths_here,
+    local_paths,
     quoted,
     with_magics,
     words_of,
@@ -129,7 +129,7 @@ def test_paths_of_either_side(tmp_path, monkeypatch):
     def there(begin, cwd):
         return tell_paths({"verb": "paths", "begin": begin, "cwd": cwd})[0]["paths"]
 
-    for look in (paths_here, lambda begin: there(begin, str(tmp_path)), lambda b: there(b, "")):
+    for look in (local_paths, lambda begin: there(begin, str(tmp_path)), lambda b: there(b, "")):
         assert look("da") == ["dart.txt", "data/"]
         assert look("data/") == ["data/a.csv", "data/b c.csv"]
         assert look("~/dar") == ["~/dart.txt"]

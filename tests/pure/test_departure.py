@@ -9,7 +9,7 @@ import pytest
 from remoter_kernel.errors import NoSuchSession, RemoteLacks, Unreachable
 from remoter_kernel.front.session import orders
 from remoter_kernel.front.session.departure import leave_with
-from remoter_kernel.front.session.link import State
+from remoter_kernel.front.session.link import LinkState
 
 
 def a_dialer(session: str = "", *, is_claimed: bool = True) -> SimpleNamespace:
@@ -26,10 +26,10 @@ def a_dialer(session: str = "", *, is_claimed: bool = True) -> SimpleNamespace:
 @pytest.mark.parametrize(
     ("state", "error", "session", "is_written"),
     [
-        (State.FAILED, Unreachable("No route."), "", True),
-        (State.FAILED, NoSuchSession("It is over."), "", False),
-        (State.FAILED, RemoteLacks("The kernel did not start."), "7f3a9c", True),
-        (State.IDLE, None, "", False),
+        (LinkState.FAILED, Unreachable("No route."), "", True),
+        (LinkState.FAILED, NoSuchSession("It is over."), "", False),
+        (LinkState.FAILED, RemoteLacks("The kernel did not start."), "7f3a9c", True),
+        (LinkState.IDLE, None, "", False),
     ],
 )
 def test_it_is_written_down_where_there_may_be_a_session(
@@ -55,7 +55,7 @@ def test_a_front_that_nobody_has_told_anything_ends_at_once(tmp_path, monkeypatc
     """It has no session, and none before it is meant."""
     monkeypatch.setenv("REMOTER_STATE", str(tmp_path))
     stopped = []
-    for state in (State.DIALLING, State.FAILED):
+    for state in (LinkState.DIALLING, LinkState.FAILED):
         link = SimpleNamespace(state=state, has_met=False, error=Unreachable("No route."))
         reactor = SimpleNamespace(stop=lambda: stopped.append(True))
         leave_with("stop", reactor=reactor, link=link, dialer=a_dialer(is_claimed=False))  # type: ignore[arg-type]

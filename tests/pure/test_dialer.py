@@ -195,7 +195,7 @@ def test_a_session_that_ended_before_anybody_came_is_started_anew(dialer, host):
 
 def test_what_could_not_be_carried_out_is_told_with_the_next_session(dialer, host):
     """Also where the start after it fails: whoever starts then hears of it, once."""
-    orders.write_down("box", "k", "7f3a9c", "restart")
+    orders.save_command("box", "k", "7f3a9c", "restart")
     host.answers = [{"name": "k", "became": "failed", "why": "It crashes."}]
     host.starts = [RemoteLacks("no room.")]
     with pytest.raises(RemoteLacks):

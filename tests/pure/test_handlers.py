@@ -12,7 +12,7 @@ from remoter_kernel.front.jupyter import handlers
 from remoter_kernel.front.jupyter.failures import LAST_WORDS, RUN_A_CELL
 from remoter_kernel.front.jupyter.handlers import ANSWER_WITHIN, MOST_WITHOUT_REPLY
 from remoter_kernel.front.questions import NeedsPerson
-from remoter_kernel.front.session.link import State
+from remoter_kernel.front.session.link import LinkState
 from remoter_kernel.front.verbs import completer
 from remoter_kernel.wire.frames import Channel
 from remoter_kernel.wire.requests import Stage
@@ -53,8 +53,8 @@ def test_what_no_evaluator_knows_of_any_more_is_told_and_nothing_else(proxy):
     known, lost, widget = proxy.run(), proxy.run(), proxy.ask("comm_msg", {"comm_id": "c"})
     proxy.link.keep_all()
     proxy.link.lost_there = {2, 3}
-    proxy.link.change(State.WAITING, CUT)
-    proxy.link.change(State.UP)
+    proxy.link.change(LinkState.WAITING, CUT)
+    proxy.link.change(LinkState.UP)
     assert proxy.page.reply_to(lost)["ename"] == "OutputsMissing"
     assert "It was not run again" in proxy.page.reply_to(lost)["evalue"]
     assert proxy.page.states(lost) == ["busy", "idle"]
@@ -110,7 +110,7 @@ def test_a_line_of_ours_is_completed_here(proxy):
 def test_a_folder_that_hangs_holds_up_nothing(proxy, monkeypatch):
     """Tab at a path of this side: without an answer in time there is nothing to offer."""
     hangs = threading.Event()
-    monkeypatch.setattr(completer, "paths_here", lambda _begin: ["late"] * hangs.wait(10))
+    monkeypatch.setattr(completer, "local_paths", lambda _begin: ["late"] * hangs.wait(10))
     try:
         name = proxy.ask("complete_request", {"code": "%remoter put da", "cursor_pos": 15})
         assert proxy.stages() == {name: "SENT"}
@@ -301,7 +301,7 @@ def test_what_is_typed_is_sent_as_soon_as_the_kernel_is_there(proxy):
 def test_what_never_left_is_answered_and_what_may_run_is_told(proxy):
     proxy.be_up()
     running = proxy.run()
-    proxy.link.change(State.WAITING, CUT)
+    proxy.link.change(LinkState.WAITING, CUT)
     unsaid = proxy.run()
     proxy.link.fail(CUT)
     assert proxy.page.reply_to(unsaid)["ename"] == "Unreachable"
@@ -359,7 +359,7 @@ def test_what_may_run_there_stays_and_hears_that_a_cell_is_needed(proxy):
     proxy.be_up()
     running = proxy.run()
     proxy.kernel._asker._routes = list  # nobody is there just now
-    proxy.link.change(State.WAITING, CUT)
+    proxy.link.change(LinkState.WAITING, CUT)
     proxy.link.fail(NeedsPerson("a password is needed."))
     assert proxy.page.text(running).startswith(f"[remoter] far: a password is needed. {RUN_A_CELL}")
     assert proxy.stages() == {running: "SENT"}
@@ -399,7 +399,7 @@ def test_one_that_allows_them_goes_on_with_the_next_kernel(proxy):
 def test_the_open_requests_of_this_side_are_listed_without_the_question_itself(proxy):
     proxy.be_up()
     cell = proxy.run()
-    proxy.link.change(State.WAITING, CUT)
+    proxy.link.change(LinkState.WAITING, CUT)
     asked = proxy.run("%remoter status --requests", client=ANOTHER)
     wait_for(lambda: proxy.page.reply_to(asked))
     text = proxy.page.text(asked)

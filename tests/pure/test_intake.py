@@ -11,7 +11,7 @@ import pytest
 from remoter_kernel.errors import Overrun, ProtocolError, RemoterError
 from remoter_kernel.front.jupyter.failures import FailedLink
 from remoter_kernel.front.jupyter.mouth import Mouth
-from remoter_kernel.front.jupyter.refused import Refused
+from remoter_kernel.front.jupyter.refused import RejectedMessageReporter
 from remoter_kernel.front.session.intake import Intake
 from remoter_kernel.front.session.pacer import Pacer
 from remoter_kernel.wire.frames import Channel, FrameHeader, Lane, MessageType, pack_parts, to_json
@@ -170,7 +170,7 @@ class Client:
         self.heard: list[tuple[str, dict[str, Any], str]] = []
         self.requests = Requests()
         self.mouth = Mouth(self, "kernel", self.requests)  # type: ignore[arg-type]
-        self.refused = Refused(self.mouth, self.requests)
+        self.refused = RejectedMessageReporter(self.mouth, self.requests)
 
     def ask(self, kind: str, name: str) -> Request:
         parts = said(kind, {"code": "1"})

@@ -10,7 +10,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from remoter_kernel.front.reading.notebook import Run, Story, as_seen, fill, plain, whole_notebook
+from remoter_kernel.front.reading.notebook import (
+    Run,
+    Story,
+    as_seen,
+    comparable,
+    plan_updates,
+    whole_notebook,
+)
 from remoter_kernel.wire.frames import Channel, pack_parts, to_json
 from remoter_kernel.wire.messages import HEADER, METADATA, Voice, header_of
 from remoter_kernel.wire.said import Said
@@ -178,23 +185,23 @@ BEFORE, AFTER = 50.0, 150.0  # the notebook was saved before the run's request, 
 def test_a_cell_that_has_nothing_or_the_first_of_it_is_filled(there, saved):
     """No outputs, or the beginning of the run's: the run's take their place."""
     run = a_run(cell_id="a")
-    ((place, filled, _),) = fill([a_cell("x", id="a", outputs=there)], [run], saved)
+    ((place, filled, _),) = plan_updates([a_cell("x", id="a", outputs=there)], [run], saved)
     assert (place, filled) == (0, run)
 
 
 def test_a_cell_that_has_it_all_is_not_mentioned():
     """A notebook that missed nothing is not changed."""
     cell = a_cell("x", id="a", outputs=[stream(["one\n", "two\n"])], count=1)
-    assert fill([cell], [a_run(cell_id="a")], AFTER) == []
+    assert plan_updates([cell], [a_run(cell_id="a")], AFTER) == []
 
 
 def test_outputs_of_another_origin_stay_unless_they_are_older():
     """What another session computed after this run is not overwritten; what is older is."""
     cell = a_cell("x", id="a", outputs=[stream("from elsewhere")], count=9)
-    ((_, left, why),) = fill([cell], [a_run(cell_id="a")], AFTER)
+    ((_, left, why),) = plan_updates([cell], [a_run(cell_id="a")], AFTER)
     assert left is None
     assert "did not make" in why
-    ((_, filled, _),) = fill([cell], [a_run(cell_id="a")], BEFORE)
+    ((_, filled, _),) = plan_updates([cell], [a_run(cell_id="a")], BEFORE)
     assert filled is not None
 
 
@@ -202,28 +209,31 @@ def test_outputs_of_an_earlier_run_give_way_to_the_last_one():
     """A cell that was run twice and shows the first run gets the outputs of the second."""
     first, second = a_run(cell_id="a", texts=["first"]), a_run(cell_id="a", texts=["second"])
     cell = a_cell("x", id="a", outputs=[stream("first")], count=1)
-    ((_, filled, _),) = fill([cell], [first, second], AFTER)
+    ((_, filled, _),) = plan_updates([cell], [first, second], AFTER)
     assert filled is second
 
 
 def test_without_an_id_the_source_decides_if_it_stands_there_once():
     """A client that names no cells: equal source, and only where there is no doubt."""
     run = a_run("x = 1")
-    assert [f.place for f in fill([a_cell("y"), a_cell("x = 1")], [run], BEFORE)] == [1]
-    assert fill([a_cell("x = 1"), a_cell("x = 1")], [run], BEFORE) == []
-    assert fill([{"cell_type": "markdown", "source": "x = 1"}], [run], BEFORE) == []
+    assert [f.place for f in plan_updates([a_cell("y"), a_cell("x = 1")], [run], BEFORE)] == [1]
+    assert plan_updates([a_cell("x = 1"), a_cell("x = 1")], [run], BEFORE) == []
+    assert plan_updates([{"cell_type": "markdown", "source": "x = 1"}], [run], BEFORE) == []
 
 
 def test_a_run_that_never_began_fills_nothing():
     """A queued request that the kernel has not begun has no outputs to give."""
-    assert fill([a_cell("x", id="a")], [a_run(cell_id="a", texts=(), count=None)], BEFORE) == []
+    assert (
+        plan_updates([a_cell("x", id="a")], [a_run(cell_id="a", texts=(), count=None)], BEFORE)
+        == []
+    )
 
 
 def test_a_progress_bar_that_was_half_way_is_the_beginning_of_one_that_is_done():
     """What is overwritten later counts as seen before."""
     run = a_run(cell_id="a", texts=["go\n", "10%\r", "50%\r", "100%\n", "done\n"])
     cell = a_cell("x", id="a", outputs=[stream("go\n50%\r")])
-    assert fill([cell], [run], AFTER)[0].run is run
+    assert plan_updates([cell], [run], AFTER)[0].run is run
 
 
 @given(st.lists(st.text("ab", max_size=3), min_size=1, max_size=4))
@@ -237,4 +247,4 @@ def test_what_is_seen_of_a_line_is_what_was_not_overwritten(pieces):
 
 def test_lists_of_lines_and_text_are_the_same_output():
     """A file has a list of lines where a message has text."""
-    assert plain(stream(["a\n", "b"])) == plain(stream("a\nb"))
+    assert comparable(stream(["a\n", "b"])) == comparable(stream("a\nb"))

@@ -44,7 +44,7 @@ def names(folder: Path) -> list[str]:
 def test_what_makes_no_sense_is_told_once_and_goes(folder, text):
     """It is not sent, and the others are."""
     (folder / "odd.json").write_bytes(text.encode(errors="surrogateescape"))
-    orders.write_down("box", "k1", "7f3a9c", "stop")
+    orders.save_command("box", "k1", "7f3a9c", "stop")
     pending = orders.pending("box")
     (good,) = [each.named for each in pending if each.words]
     assert good.pop("nonce")
@@ -59,7 +59,7 @@ def test_what_makes_no_sense_is_told_once_and_goes(folder, text):
 def test_exactly_what_was_answered_is_forgotten(folder):
     """What was done goes without a word, what cannot be done with one; the rest stays."""
     for name in ("done", "failed", "elsewhere", "untried"):
-        orders.write_down("box", name, "7f3a9c", "restart")
+        orders.save_command("box", name, "7f3a9c", "restart")
     answers = [
         {"name": name, "became": name, "why": why}
         for name, why in (("done", ""), ("failed", "It crashes."), ("elsewhere", "On node7."))
@@ -82,16 +82,16 @@ def test_one_of_an_older_version_is_known_by_its_file(folder):
 
 def test_what_was_written_meanwhile_is_not_forgotten(folder):
     """A restart was carried out; the stop that came after it was not."""
-    orders.write_down("box", "k", "", "restart")
+    orders.save_command("box", "k", "", "restart")
     pending = orders.pending("box")
-    orders.write_down("box", "k", "", "stop")
+    orders.save_command("box", "k", "", "stop")
     assert orders.forget_answered(pending, [{"name": "k", "became": "done", "why": ""}]) == []
     assert [each.words["order"] for each in orders.pending("box")] == ["stop"]
 
 
 def test_what_waits_for_a_machine_that_is_never_met_goes_in_the_end(folder):
     """After a month it is told, and it is gone."""
-    orders.write_down("box", "k", "7f3a9c", "stop")
+    orders.save_command("box", "k", "7f3a9c", "stop")
     long_ago = time.time() - orders.OLDEST - 60
     os.utime(folder / "k.json", (long_ago, long_ago))
     answer = {"name": "k", "became": "elsewhere", "why": ""}
@@ -102,7 +102,7 @@ def test_what_waits_for_a_machine_that_is_never_met_goes_in_the_end(folder):
 
 def test_what_the_disk_does_not_give_just_now_is_read_the_next_time(folder, monkeypatch):
     """A home that is far away may fail once (ESTALE)."""
-    orders.write_down("box", "k", "7f3a9c", "stop")
+    orders.save_command("box", "k", "7f3a9c", "stop")
     with monkeypatch.context() as stale:
 
         def fail(*_words, **_options):
@@ -118,16 +118,16 @@ def test_what_the_disk_does_not_give_just_now_is_read_the_next_time(folder, monk
 def test_what_has_replaced_nonsense_meanwhile_stays(folder):
     (folder / "k.json").write_text("{")
     pending = orders.pending("box")
-    orders.write_down("box", "k", "7f3a9c", "stop")
+    orders.save_command("box", "k", "7f3a9c", "stop")
     orders.forget_answered(pending, [])
     assert [each.words["order"] for each in orders.pending("box")] == ["stop"]
 
 
 def test_each_has_a_name_of_its_own():
     """By that the remote knows it again, whatever login brings it."""
-    orders.write_down("box", "k", "", "restart")
+    orders.save_command("box", "k", "", "restart")
     (first,) = orders.pending("box")
-    orders.write_down("box", "k", "", "restart")
+    orders.save_command("box", "k", "", "restart")
     (second,) = orders.pending("box")
     assert first.named["nonce"] != second.named["nonce"]
     assert first.named["nonce"] == json.loads(first.text)["nonce"]

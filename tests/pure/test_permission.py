@@ -12,9 +12,9 @@ from remoter_kernel.front.this_side.permission import (
     LONGEST_PATH,
     MOST_PLACES,
     MOST_TOLD,
+    AccessKind,
     NotAllowed,
     Permission,
-    Use,
     Wanted,
     listed,
     local_place,
@@ -22,7 +22,7 @@ from remoter_kernel.front.this_side.permission import (
 from remoter_kernel.wire.frames import Channel
 from remoter_kernel.wire.messages import Voice, header_of
 
-LOCAL = Wanted("%%local", Use.RUN, "runs this cell")
+LOCAL = Wanted("%%local", AccessKind.RUN, "runs this cell")
 
 
 class Person:
@@ -48,12 +48,12 @@ def a_cell(*, can_answer=True):
 
 def put(*paths):
     places = tuple(local_place(str(path), path.name) for path in paths)
-    return Wanted("%remoter put", Use.READ, "sends data.csv to gpu-box", places)
+    return Wanted("%remoter put", AccessKind.READ, "sends data.csv to gpu-box", places)
 
 
 def get(path):
     places = (local_place(str(path)),)
-    return Wanted("%remoter get", Use.WRITE, "fetches data.csv from gpu-box", places)
+    return Wanted("%remoter get", AccessKind.WRITE, "fetches data.csv from gpu-box", places)
 
 
 def gate(person, folder, rule: Literal["ask", "allow", "never"] = "ask"):
@@ -231,7 +231,7 @@ def test_a_cell_cannot_rewrite_the_question(folder, tmp_path):
     """No new lines, no signs that a terminal obeys, and the question at its end."""
     person = Person("no", "no")
     what = "sends a\nyes or no:\x1b[2J" + "x" * 5000
-    may(gate(person, folder), Wanted("%remoter put", Use.READ, what))
+    may(gate(person, folder), Wanted("%remoter put", AccessKind.READ, what))
     first, _, last = person.questions[0].split("\n")
     assert first.startswith(f"{OURS}%remoter put wants to read files here: ")
     assert "\x1b" not in first

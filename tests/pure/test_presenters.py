@@ -6,7 +6,7 @@ import pytest
 
 from remoter_kernel.errors import NoSuchSession, Unreachable
 from remoter_kernel.front.jupyter.presenters import BUSY_WITHIN, ERASE, NOTICE_AFTER
-from remoter_kernel.front.session.link import State
+from remoter_kernel.front.session.link import LinkState
 from tests.pure.a_proxy import ANOTHER, Proxy
 
 CUT = Unreachable("The connection was cut.")
@@ -45,10 +45,10 @@ def test_no_page_shows_an_idle_kernel_while_a_cell_runs(proxy):
     proxy.be_up()
     first = proxy.run()
     proxy.state(first, "busy")
-    proxy.link.change(State.WAITING, CUT)
+    proxy.link.change(LinkState.WAITING, CUT)
     second = proxy.run()
     proxy.clock.let_pass(NOTICE_AFTER)
-    proxy.link.change(State.UP)
+    proxy.link.change(LinkState.UP)
     proxy.link.keep_all()
     proxy.reply(first)
     proxy.state(first, "idle")
@@ -116,14 +116,14 @@ def test_a_cell_of_a_console_that_runs_on_this_side_is_busy_once(proxy, monkeypa
 
 def test_a_cell_that_waits_for_the_link_says_so_and_takes_it_back(proxy):
     proxy.be_up()
-    proxy.link.change(State.WAITING, CUT)
+    proxy.link.change(LinkState.WAITING, CUT)
     cells = [proxy.run(), proxy.run()]
     proxy.clock.let_pass(NOTICE_AFTER)
-    proxy.link.change(State.DIALLING)
-    proxy.link.change(State.WAITING)
+    proxy.link.change(LinkState.DIALLING)
+    proxy.link.change(LinkState.WAITING)
     proxy.clock.let_pass(NOTICE_AFTER)
     assert [proxy.page.text(cell) for cell in cells] == [WAITING] * 2
-    proxy.link.change(State.UP)
+    proxy.link.change(LinkState.UP)
     proxy.link.keep_all()
     for cell in cells:
         proxy.answer(cell)
@@ -133,9 +133,9 @@ def test_a_cell_that_waits_for_the_link_says_so_and_takes_it_back(proxy):
 
 def test_a_short_cut_is_not_told(proxy):
     proxy.be_up()
-    proxy.link.change(State.WAITING, CUT)
+    proxy.link.change(LinkState.WAITING, CUT)
     cell = proxy.run()
-    proxy.link.change(State.UP)
+    proxy.link.change(LinkState.UP)
     proxy.clock.let_pass(NOTICE_AFTER)
     assert proxy.page.text(cell) == ""
 
@@ -145,14 +145,14 @@ def test_what_is_there_already_and_what_nobody_sees_says_nothing(proxy):
     kept = proxy.run()
     proxy.link.keep_all()
     sent = proxy.run()
-    proxy.link.change(State.WAITING, CUT)
+    proxy.link.change(LinkState.WAITING, CUT)
     silent = proxy.run(silent=True)
     proxy.clock.let_pass(NOTICE_AFTER)
     assert [proxy.page.text(cell) for cell in (kept, sent, silent)] == ["", WAITING, ""]
 
 
 def test_a_host_that_takes_long_is_told_in_the_first_cell_that_waits(proxy):
-    proxy.link.change(State.DIALLING)
+    proxy.link.change(LinkState.DIALLING)
     silent, cell, other = proxy.run(silent=True), proxy.run(), proxy.run()
     proxy.kernel.dialer.on_wait("its login shell has taken 8 s so far.")
     assert proxy.page.text(cell) == "[remoter] far: its login shell has taken 8 s so far.\n"
@@ -164,7 +164,7 @@ def test_a_host_that_takes_long_is_told_in_the_first_cell_that_waits(proxy):
 
 
 def test_a_first_login_is_no_link_that_was_lost(proxy):
-    proxy.link.change(State.DIALLING)
+    proxy.link.change(LinkState.DIALLING)
     cell = proxy.run()
     proxy.clock.let_pass(NOTICE_AFTER)
     assert proxy.page.text(cell) == ""
@@ -172,7 +172,7 @@ def test_a_first_login_is_no_link_that_was_lost(proxy):
 
 def test_a_notice_is_taken_back_before_the_cell_is_given_up(proxy):
     proxy.be_up()
-    proxy.link.change(State.WAITING, CUT)
+    proxy.link.change(LinkState.WAITING, CUT)
     cell = proxy.run()
     proxy.clock.let_pass(NOTICE_AFTER)
     proxy.link.fail(NoSuchSession("The session is gone."))

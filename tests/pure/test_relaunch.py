@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from remoter_kernel.front.session import relaunch
-from remoter_kernel.front.session.relaunch import Departure, before, write_down
+from remoter_kernel.front.session.relaunch import Departure, before, record_exit
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -25,7 +25,7 @@ def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_it_is_found_once_by_whoever_comes_soon() -> None:
-    write_down("box", "/a.ipynb", GONE)
+    record_exit("box", "/a.ipynb", GONE)
     assert before("box", "/b.ipynb", time.time()) is None
     assert before("other", "/a.ipynb", time.time()) is None
     assert before("box", "/a.ipynb", time.time()) == GONE
@@ -34,22 +34,22 @@ def test_it_is_found_once_by_whoever_comes_soon() -> None:
 
 @pytest.mark.parametrize("after", [relaunch.WITHIN + 0.5, -10.0])
 def test_who_comes_later_opens_it_again(after: float) -> None:
-    write_down("box", "/a.ipynb", GONE)
+    record_exit("box", "/a.ipynb", GONE)
     assert before("box", "/a.ipynb", time.time() + after) is None
 
 
 def test_another_program_has_nothing_to_do_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    write_down("box", "/a.ipynb", GONE)
+    record_exit("box", "/a.ipynb", GONE)
     monkeypatch.setattr(os, "getppid", lambda: 1)
     assert before("box", "/a.ipynb", time.time()) is None
 
 
 def test_a_damaged_sign_is_none_and_old_ones_go(state: Path) -> None:
-    write_down("box", "/a.ipynb", GONE)
+    record_exit("box", "/a.ipynb", GONE)
     (sign,) = state.iterdir()
     sign.write_text("[")
     assert before("box", "/a.ipynb", time.time()) is None
     sign.write_text("{}")
     os.utime(sign, (0, 0))
-    write_down("box", "/b.ipynb", GONE)
+    record_exit("box", "/b.ipynb", GONE)
     assert len(list(state.iterdir())) == 1

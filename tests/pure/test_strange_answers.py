@@ -21,14 +21,14 @@ from remoter_kernel.front.bootstrap import answer, environment, survey, wheelhou
 from remoter_kernel.front.bootstrap.evaluator import Address
 from remoter_kernel.front.bootstrap.installer import MARK
 from remoter_kernel.front.configuration.remotes import Remote
-from remoter_kernel.front.jupyter.news import joined, left_alone
+from remoter_kernel.front.jupyter.news import joined_text, left_alone
 from remoter_kernel.front.reading.happenings import Chronicle, duration, line
 from remoter_kernel.front.reading.inquiries import Listing, Reading, Visit, meant_by
-from remoter_kernel.front.reading.notebook import Run, Story, fill, whole_notebook
-from remoter_kernel.front.reading.status import Status, told
+from remoter_kernel.front.reading.notebook import Run, Story, plan_updates, whole_notebook
+from remoter_kernel.front.reading.status import Status, format_status
 from remoter_kernel.front.reading.transcript import Transcript, output_of
 from remoter_kernel.front.running.program import Piece
-from remoter_kernel.front.running.verdict import Verdict
+from remoter_kernel.front.running.verdict import ExitCodeTracker
 from remoter_kernel.front.ssh.outcome import Ran
 from remoter_kernel.plain_text import is_session_id
 from remoter_kernel.wire.frames import Channel, pack_parts
@@ -134,7 +134,10 @@ def test_an_address_is_one_or_an_error(fields):
         assert 0 < address.port < 2**16
         for text in (address.host, address.user, address.python, address.pyzmq):
             does_no_harm(text)
-        for news in (left_alone(address, "n"), joined(address, "n", time.time(), is_busy=True)):
+        for news in (
+            left_alone(address, "n"),
+            joined_text(address, "n", time.time(), is_busy=True),
+        ):
             does_no_harm(news)
 
 
@@ -398,7 +401,7 @@ DEEP = Said(
 @settings(deadline=None, max_examples=200)
 def test_no_message_makes_a_session_unreadable(said):
     """As text, as a notebook that is valid, and what became of its code."""
-    story, verdict, chronicle, written = Story(), Verdict(), Chronicle(), io.StringIO()
+    story, verdict, chronicle, written = Story(), ExitCodeTracker(), Chronicle(), io.StringIO()
     transcript = Transcript(partial(print, end="", file=written))
     for each in [ASKED, *said]:
         transcript.tell(each)
@@ -414,7 +417,7 @@ def test_no_message_makes_a_session_unreadable(said):
             if "application/json" in output.get("data", {}):
                 del output["data"]["application/json"]  # nbformat wants an object there
     nbformat.validate(notebook)
-    list(fill([{"cell_type": "code", "id": "x", "source": "1"}], story.runs.values(), 0.0))
+    list(plan_updates([{"cell_type": "code", "id": "x", "source": "1"}], story.runs.values(), 0.0))
 
 
 @given(a_few)
@@ -449,7 +452,9 @@ def test_what_waits_comes_out_again(said):
 
 @given(texts, texts, texts)
 def test_a_status_can_be_shown(host, user, error):
-    shown = told(Status("up", 1.0, "box", host, user, "7f3a9c", last_error=error, cipher=host))
+    shown = format_status(
+        Status("up", 1.0, "box", host, user, "7f3a9c", last_error=error, cipher=host)
+    )
     does_no_harm(shown)
     assert all(re.match(r"[a-z ]{13}", each) for each in shown.splitlines())
 

@@ -9,7 +9,7 @@ import pytest
 
 from remoter_kernel.daemon.succession import Candidate, match_session
 from remoter_kernel.front.bootstrap.evaluator import Address
-from remoter_kernel.front.jupyter.news import WEEK, joined, left_alone
+from remoter_kernel.front.jupyter.news import WEEK, joined_text, left_alone
 from remoter_kernel.front.session.claims import with_files
 
 # The session; then: same path, a cell in common, free, can be joined.
@@ -60,14 +60,14 @@ def test_a_joined_session_is_named_with_when_it_began():
     """The day's name says which for six days, then the date does; a shell takes the file's name."""
     begun = time.mktime((2026, 3, 2, 22, 10, 0, 0, 0, -1))
     address = an_address(begun=begun)
-    assert joined(address, "/x/a.ipynb", begun + 3600, is_busy=False) == (
+    assert joined_text(address, "/x/a.ipynb", begun + 3600, is_busy=False) == (
         "[remoter] Joined session 7f3a9c of this notebook, begun Mon 22:10. What came meanwhile: "
         "%remoter outputs, or remoter outputs 7f3a9c --into a.ipynb\n"
     )
-    later = joined(address, "/x/$(id) b.ipynb", begun + WEEK, is_busy=True)
+    later = joined_text(address, "/x/$(id) b.ipynb", begun + WEEK, is_busy=True)
     assert "begun 2026-03-02 22:10. A cell is still running there. What" in later
     assert later.endswith("--into '$(id) b.ipynb'\n")
-    assert joined(address, "/x/a\nb.ipynb", begun, is_busy=False).count("\n") == 1
+    assert joined_text(address, "/x/a\nb.ipynb", begun, is_busy=False).count("\n") == 1
 
 
 def test_sessions_that_were_not_joined_are_named(tmp_path):

@@ -8,35 +8,35 @@ from hypothesis import strategies as st
 
 from remoter_kernel.errors import Usage
 from remoter_kernel.front.files.errands import TransferRequest
-from remoter_kernel.front.reading.status import Status, open_requests, told
+from remoter_kernel.front.reading.status import Status, format_status, open_requests
 from remoter_kernel.front.verbs.help import HELP, all_verbs, explained, one_verb
-from remoter_kernel.front.verbs.magic import Asked, asked_by
+from remoter_kernel.front.verbs.magic import ParsedMagic, parse_magic
 
 
 @pytest.mark.parametrize(
     ("code", "asked"),
     [
-        ("%remoter status", Asked("status")),
-        ("%remoter   status  \n\n", Asked("status")),
-        ("%remoter status --requests", Asked("status", ("--requests",))),
-        ("%remoter\tlog\r\n", Asked("log")),
-        ("%remoter", Asked("help")),
-        ("%remoter help stop", Asked("help", ("stop",))),
+        ("%remoter status", ParsedMagic("status")),
+        ("%remoter   status  \n\n", ParsedMagic("status")),
+        ("%remoter status --requests", ParsedMagic("status", ("--requests",))),
+        ("%remoter\tlog\r\n", ParsedMagic("log")),
+        ("%remoter", ParsedMagic("help")),
+        ("%remoter help stop", ParsedMagic("help", ("stop",))),
         (
             "%remoter put a 'b c' -- --dry-run d/",
-            Asked(
+            ParsedMagic(
                 "put", order=TransferRequest(True, ("a", "b c", "--dry-run"), "d/", is_dry=False)
             ),
         ),
         (
             "%remoter get --dry-run runs/*.csv ./",
-            Asked("get", order=TransferRequest(False, ("runs/*.csv",), "./", is_dry=True)),
+            ParsedMagic("get", order=TransferRequest(False, ("runs/*.csv",), "./", is_dry=True)),
         ),
     ],
 )
 def test_the_first_line_asks(code, asked):
     """A verb, its words, and nothing else in the cell."""
-    assert asked_by(code) == asked
+    assert parse_magic(code) == asked
 
 
 @pytest.mark.parametrize(
@@ -52,14 +52,14 @@ def test_the_first_line_asks(code, asked):
 )
 def test_everything_else_is_for_the_kernel(code):
     """Only the first line counts, from its first column, and only the whole word."""
-    assert asked_by(code) is None
+    assert parse_magic(code) is None
 
 
 @given(st.text())
 def test_any_text_asks_or_does_not(code):
     """Whatever is typed, it is read, passed on, or refused in words."""
     try:
-        asked = asked_by(code)
+        asked = parse_magic(code)
     except Usage:
         assert code.startswith(("%remoter", "%local", "%%local"))
     else:
@@ -70,7 +70,7 @@ def test_any_text_asks_or_does_not(code):
 def test_a_mistyped_verb_is_answered_with_the_nearest(verb):
     """`%remoter stauts`: did you mean status?"""
     with pytest.raises(Usage, match=f'did you mean "{verb}"'):
-        asked_by(f"%remoter {verb[0]}x{verb[1:]}")
+        parse_magic(f"%remoter {verb[0]}x{verb[1:]}")
 
 
 def test_who_asks_about_a_line_of_ours_reads_its_help():
@@ -85,18 +85,20 @@ def test_who_asks_about_a_line_of_ours_reads_its_help():
 def test_a_line_that_would_be_lost_is_refused():
     """Code below a verb is not dropped in silence."""
     with pytest.raises(Usage, match="stands alone"):
-        asked_by("%remoter status\nx = 1")
+        parse_magic("%remoter status\nx = 1")
     with pytest.raises(Usage, match="no further words"):
-        asked_by("%remoter status please")
+        parse_magic("%remoter status please")
 
 
 def test_the_status_of_a_link_that_is_up_and_of_one_that_is_down():
     """Up: since when and over how many cuts. Down: for how long, and when it is tried again."""
-    up = told(Status("up", 75.0, "box", losses=2, session="7f3a9c", host="n1", user="ada"))
+    up = format_status(Status("up", 75.0, "box", losses=2, session="7f3a9c", host="n1", user="ada"))
     assert "up for 1 min 15 s, after 2 cuts" in up
     assert "7f3a9c on n1 as ada" in up
     assert "not confirmed" not in up
-    down = told(Status("waiting", 3.0, "box", next_try=12.0, last_error="It was cut.", queue=2))
+    down = format_status(
+        Status("waiting", 3.0, "box", next_try=12.0, last_error="It was cut.", queue=2)
+    )
     assert "down for 3.0 s; next try in 12.0 s" in down
     assert "It was cut." in down
     assert "2 not confirmed there yet" in down

@@ -47,7 +47,7 @@ def spec(here: JupyterHere, far: FarSide, python_remote: dict[str, Any]) -> Iter
     for path in folder.iterdir():
         far.give(path)
     spec = here.add_remote(NAME, **python_remote)
-    orders.write_down(NAME, "k", LOST, "restart")
+    orders.save_command(NAME, "k", LOST, "restart")
     waiting(here).joinpath("torn.json").write_text("{")
     yield spec
     for path in folder.iterdir():

@@ -25,12 +25,12 @@ from remoter_kernel.front.files.journey import (
     summed_up,
 )
 from remoter_kernel.front.keeper.kept import KeptLogin, kept_login
-from remoter_kernel.front.reading.status import amount
+from remoter_kernel.front.reading.status import format_size
 from remoter_kernel.front.session.dialer import HERE
 from remoter_kernel.front.this_side.permission import (
+    AccessKind,
     LocalPlace,
     NotAllowed,
-    Use,
     Wanted,
     listed,
     local_place,
@@ -191,14 +191,14 @@ class CellErrand:
         """Return what is to be done, once it may be; exactly that is done which was asked about."""
         if errand.is_put:
             plan = self._plan(errand, remote)
-            wanted = Wanted(self._order.verb, Use.READ, _sends(plan, remote), _read_by(plan))
+            wanted = Wanted(self._order.verb, AccessKind.READ, _sends(plan, remote), _read_by(plan))
             self._permission.demand(wanted, self._route)
             return Transfer(errand, remote, self._log_in, self._note, plan=plan)
         place = _written_by(errand)
         names = listed(list(map(escape_name, errand.sources)), "sources")
         what = f"fetches {names} from {remote.name} into {place.path}"
         places = () if errand.is_dry else (place,)
-        wanted = Wanted(self._order.verb, Use.WRITE, what, places)
+        wanted = Wanted(self._order.verb, AccessKind.WRITE, what, places)
         self._permission.demand(wanted, self._route)
         _check_unmoved(place)
         real = str(place.path)
@@ -281,7 +281,7 @@ def _sends(plan: Plan, remote: Remote) -> str:
     """Say what would be sent."""
     names = listed([escape_name(str(top["name"])) for top in plan.tops], "sources")
     files = "1 file" if plan.files == 1 else f"{plan.files} files"
-    return f"sends {names} ({files}, {amount(plan.size)}) to {remote.name}"
+    return f"sends {names} ({files}, {format_size(plan.size)}) to {remote.name}"
 
 
 def _read_by(plan: Plan) -> tuple[LocalPlace, ...]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from remoter_kernel.errors import HereLacks, RemoteLacks, RemoterError, Usage
-from remoter_kernel.front.reading.status import amount
+from remoter_kernel.front.reading.status import format_size
 from remoter_kernel.plain_text import plain_text
 from remoter_kernel.wire.wire_format import FileTrouble, Trouble
 
@@ -105,14 +105,14 @@ def clock(seconds: float) -> str:
 def progress_line(journey: Journey) -> str:
     """Say in a line how far it is."""
     way = f"to {journey.remote}" if journey.is_put else f"from {journey.remote}"
-    parts = [f"{way}: {amount(journey.size)} of {amount(journey.all_size)}"]
+    parts = [f"{way}: {format_size(journey.size)} of {format_size(journey.all_size)}"]
     if journey.all_files > 1:
         parts.append(f"{journey.files} of {journey.all_files} files")
     parts.append(f"{100 * journey.share:.0f} %")
     if journey.note:
         parts.append(journey.note)
     elif journey.rate > 0:
-        parts.append(f"{amount(journey.rate)}/s")
+        parts.append(f"{format_size(journey.rate)}/s")
         if journey.left and journey.share < 1:
             parts.append(f"{clock(journey.left)} left")
     return ", ".join(parts)
@@ -132,9 +132,9 @@ def summed_up(errand: TransferSpec, remote: str, outcome: TransferResult) -> str
     files = "1 file" if outcome.files == 1 else f"{outcome.files} files"
     where = outcome.targets[0] if len(outcome.targets) == 1 else f"{errand.to or '.'}"
     place = escape_name(f"{remote}:{where}" if errand.is_put else where)
-    said = f"{files}, {amount(outcome.size)} in {outcome.seconds:.1f} s to {place}"
+    said = f"{files}, {format_size(outcome.size)} in {outcome.seconds:.1f} s to {place}"
     if outcome.seconds > 0 and outcome.size:
-        said += f" ({amount(outcome.size / outcome.seconds)}/s)"
+        said += f" ({format_size(outcome.size / outcome.seconds)}/s)"
     return said
 
 
@@ -142,7 +142,7 @@ def would_go(rows: Iterable[tuple[str, str, int, str]]) -> list[str]:
     """Write lines of a dry run: each row has a source, its kind, its size and where it goes."""
     lines = []
     for source, kind, size, target in rows:
-        what = amount(size) if kind == "file" else kind
+        what = format_size(size) if kind == "file" else kind
         lines.append(f"{what:>11}  {escape_name(source)} -> {escape_name(target)}")
     return lines
 

@@ -22,7 +22,7 @@ IMPATIENT = {"is_complete_request", "complete_request", "inspect_request", "hist
 KINDS = {"python": ("text/x-python", ".py"), "R": ("text/x-r-source", ".r")}
 
 
-def kernel_info(last_seen: dict[str, Any] | None, language: str) -> dict[str, Any]:
+def cached_kernel_info(last_seen: dict[str, Any] | None, language: str) -> dict[str, Any]:
     """Return what is known of the far kernel: its last answer, else its language alone."""
     if last_seen:
         return last_seen
@@ -45,7 +45,7 @@ def kernel_info(last_seen: dict[str, Any] | None, language: str) -> dict[str, An
     }
 
 
-def language_of(last_seen: dict[str, Any] | None, language: str) -> str:
+def kernel_language(last_seen: dict[str, Any] | None, language: str) -> str:
     """Return the far kernel's language: as it says itself, else as it is configured."""
     info = (last_seen or {}).get("language_info")
     return str((info if isinstance(info, dict) else {}).get("name") or language)

@@ -75,7 +75,7 @@ class Arrival:
         remote, self._notebook = self._remote(), notebook
         before = relaunch.before(remote, notebook, self._started) if notebook else None
         if before:
-            orders.write_down(remote, before.kernel_id, before.session, "restart")
+            orders.save_command(remote, before.kernel_id, before.session, "restart")
             self._appear(before.kernel_id)
             self._dialer.wish = replace(self._dialer.wish, kernel_id=before.kernel_id)
         self._dialer.claim = Claim(notebook, self._link.about["laptop"])
@@ -87,7 +87,7 @@ class Arrival:
         address = self._dialer.address
         if self._notebook and address:
             departure = relaunch.Departure(self._dialer.wish.kernel_id, address.session)
-            relaunch.write_down(self._remote(), self._notebook, departure)
+            relaunch.record_exit(self._remote(), self._notebook, departure)
 
     def _keep_sign(self) -> None:
         self._leave_sign()

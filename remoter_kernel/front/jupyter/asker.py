@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from remoter_kernel.front.jupyter.boxes import (
     LOOK_EVERY,
     Answer,
-    Asked,
     Boxes,
+    PendingPrompt,
     id_of,
     last_page,
     replaces,
@@ -90,7 +90,7 @@ class Asker:
         self._reactor = reactor
         self._mouth = mouth
         self._routes = routes
-        self._asked: Asked | None = None
+        self._asked: PendingPrompt | None = None
         self._boxes = Boxes(self._kernels.is_exact)
         self._elsewhere: list[Answer] = []  # of those who wait while another one is asked
         self._busy: set[str] = set()  # cells that were told to be at work
@@ -195,9 +195,9 @@ class Asker:
             message = "the login has a question, and no cell is waiting in which to ask it."
             answer.put(NeedsPerson(message, "Run a cell to be asked."))
             return
-        self._put(Asked(route, {"prompt": text, "password": is_hidden}, answer))
+        self._put(PendingPrompt(route, {"prompt": text, "password": is_hidden}, answer))
 
-    def _put(self, asked: Asked) -> None:
+    def _put(self, asked: PendingPrompt) -> None:
         """Ask in a cell, as soon as one question at a time lets it be."""
         self._be_busy(asked.route)
         self._asked = asked._replace(name=self._boxes.take(asked))  # it may stand there still
@@ -256,7 +256,7 @@ class Asker:
             return
         if not is_same_page:  # what is run again in its page has closed its box
             self._boxes.leave(asked)
-        self._put(Asked(route, asked.content, asked.answer))
+        self._put(PendingPrompt(route, asked.content, asked.answer))
 
     def _take_back(self, answer: Answer) -> None:
         asked = self._asked
@@ -353,7 +353,7 @@ class Asker:
         self._say(NOT_USED, self._boxes.headers[name])
         self._go_on()
 
-    def _take(self, asked: Asked, reply: Route) -> None:
+    def _take(self, asked: PendingPrompt, reply: Route) -> None:
         value = str(content_of(reply.parts).get("value", ""))  # an odd reply leaves it open
         self._asked = None
         asked.answer.put(value)

@@ -26,7 +26,7 @@ MOST = 20  # boxes that are left open, of all pages
 Answer = queue.SimpleQueue[str | NotAnswered | NeedsPerson]
 
 
-class Asked(NamedTuple):
+class PendingPrompt(NamedTuple):
     """A question that waits for its answer."""
 
     route: Route
@@ -42,15 +42,15 @@ class Boxes:
         """Remember; `is_exact`: does a client say which question it answers?"""
         self.headers: dict[str, dict[str, Any]] = {}  # of the cells, by the message that asked
         self._is_exact = is_exact
-        self._left: list[Asked] = []
+        self._left: list[PendingPrompt] = []
         self._pages: list[list[bytes]] = []  # clients that have run cells, the last ones
 
-    def leave(self, asked: Asked) -> None:
+    def leave(self, asked: PendingPrompt) -> None:
         """A question is not open any more, and its box is."""
         if asked.name:
             self._left = [*self._left, asked][-MOST:]
 
-    def take(self, asked: Asked) -> str:
+    def take(self, asked: PendingPrompt) -> str:
         """Return the message of a box that was left open with the very same question, once."""
         for box in self._left:
             if box.route is asked.route and box.content == asked.content:
@@ -79,7 +79,7 @@ class Boxes:
         if list(route.identities) not in self._pages:
             self._pages = [*self._pages, list(route.identities)][-MOST:]
 
-    def close_of(self, client: Sequence[bytes], asked: Asked | None) -> None:
+    def close_of(self, client: Sequence[bytes], asked: PendingPrompt | None) -> None:
         """A client has interrupted, and with that closed its boxes.
 
         A server does that for one of its pages, and does not say for which: for that where the
@@ -93,7 +93,7 @@ class Boxes:
             page = list(asked.route.identities)
         self._left = [box for box in self._left if list(box.route.identities) != page]
 
-    def _of(self, client: Sequence[bytes]) -> list[Asked]:
+    def _of(self, client: Sequence[bytes]) -> list[PendingPrompt]:
         return [box for box in self._left if list(box.route.identities) == list(client)]
 
 

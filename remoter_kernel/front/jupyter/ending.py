@@ -20,7 +20,7 @@ HOLD_INTERRUPT = 0.15  # seconds
 LOOK_FOR_PARENT = 1.0  # seconds
 
 
-class Ending:
+class ShutdownPolicy:
     """Leaves with an order for the session, or without one: then it stays."""
 
     def __init__(

@@ -12,7 +12,7 @@ from remoter_kernel.front.jupyter.failures import FailedLink, answer_what_is_los
 from remoter_kernel.front.jupyter.handlers import note_what_has_left, send_held
 from remoter_kernel.front.jupyter.mouth import STATES
 from remoter_kernel.front.jupyter.requests import cells_there, find_there
-from remoter_kernel.front.session.link import State
+from remoter_kernel.front.session.link import LinkState
 from remoter_kernel.wire.frames import Channel, from_json
 from remoter_kernel.wire.messages import (
     CONTENT,
@@ -63,16 +63,16 @@ class FromSession:
         else:
             self._on_reply(channel, parts)
 
-    def on_link_state(self, state: State) -> None:
+    def on_link_state(self, state: LinkState) -> None:
         """Hear that the link is in another state."""
         around = self.around
-        if state is State.WAITING:
+        if state is LinkState.WAITING:
             note_what_has_left(around, "the link was lost meanwhile")
         for presenter in self.presenters:
             presenter.on_link_state()
-        if state is State.UP:
+        if state is LinkState.UP:
             self._on_up()
-        elif state is State.FAILED and around.link.error:
+        elif state is LinkState.FAILED and around.link.error:
             is_over = around.kernel.trouble is not None
             error = around.link.error.at(around.remote().name)
             if is_over or isinstance(error, NoSuchSession):

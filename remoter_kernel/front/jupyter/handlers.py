@@ -15,7 +15,7 @@ from remoter_kernel.errors import ProtocolError, TooLarge
 from remoter_kernel.front.jupyter import answers
 from remoter_kernel.front.jupyter.requests import cells_there, find_there
 from remoter_kernel.front.questions import NeedsPerson
-from remoter_kernel.front.session.link import State
+from remoter_kernel.front.session.link import LinkState
 from remoter_kernel.wire.frames import Channel, to_json
 from remoter_kernel.wire.requests import Request, Requests, Stage
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from remoter_kernel.errors import RemoterError
     from remoter_kernel.front.configuration.remotes import Remote
     from remoter_kernel.front.jupyter.asker import Asker
-    from remoter_kernel.front.jupyter.ending import Ending
+    from remoter_kernel.front.jupyter.ending import ShutdownPolicy
     from remoter_kernel.front.jupyter.failures import DeadKernel
     from remoter_kernel.front.jupyter.first_words import StartupCode
     from remoter_kernel.front.jupyter.introduction import Introduction
@@ -42,7 +42,7 @@ MOST_WITHOUT_REPLY = 1000  # requests of which is known who sent them
 ANSWER_WITHIN = 0.7  # seconds: jupyter console gives a question one, and mistakes a late answer
 
 
-class Outcome(Enum):
+class HandlerResult(Enum):
     """What a handler did with a request."""
 
     HANDLED = "handled"  # it was answered, is being answered, or is on its way
@@ -133,7 +133,7 @@ class Context:
     dialer: SessionDialer
     kernel: KernelThere
     asker: Asker
-    ending: Ending
+    ending: ShutdownPolicy
     introduction: Introduction
     startup: StartupCode
     dead: DeadKernel
@@ -160,16 +160,16 @@ class Context:
     def is_there(self) -> bool:
         """Would the far kernel answer, as far as we know?"""
         is_alive = self.kernel.is_ready and not self.dead.has_begun
-        return is_alive and self.link.state is State.UP
+        return is_alive and self.link.state is LinkState.UP
 
     @property
     def waits_for_person(self) -> bool:
         """Is somebody being asked, or must a cell be run first in which to ask?"""
-        is_needed = self.link.state is State.FAILED and isinstance(self.link.error, NeedsPerson)
+        is_needed = self.link.state is LinkState.FAILED and isinstance(self.link.error, NeedsPerson)
         return is_needed or self.asker.is_asking
 
 
-def handle(around: Context, request: Request) -> Outcome:
+def handle(around: Context, request: Request) -> HandlerResult:
     """Give a client's request to whoever takes it."""
     requests = around.requests
     requests.add(request)
@@ -179,7 +179,7 @@ def handle(around: Context, request: Request) -> Outcome:
         if request.stage is Stage.RECEIVED:  # what nobody took must not stay for ever
             requests.move(request, Stage.FAILED, type(error).__name__)
         raise
-    if outcome is Outcome.HANDLED and request.stage is Stage.RECEIVED:
+    if outcome is HandlerResult.HANDLED and request.stage is Stage.RECEIVED:
         request.is_here = True
         requests.move(request, Stage.SENT, "asked on this side, or over the login")
         if not request.expects_reply:
@@ -196,15 +196,15 @@ def _is_answered(requests: Requests, name: str) -> bool:
     return request.is_here and request.stage is Stage.SENT  # it ends soon, whatever is answered
 
 
-def _first_outcome(around: Context, request: Request) -> Outcome:
+def _first_outcome(around: Context, request: Request) -> HandlerResult:
     for each in HANDLERS:
         outcome = each(around, request)
-        if outcome is not Outcome.PASS:
+        if outcome is not HandlerResult.PASS:
             return outcome
     raise AssertionError  # the last one takes all
 
 
-def send(around: Context, request: Request) -> None:
+def send_to_session(around: Context, request: Request) -> None:
     """Send a request to the session; one that cannot be carried is answered here."""
     around.startup.send()
     moved = partial(around.requests.move, request)
@@ -222,14 +222,14 @@ def send(around: Context, request: Request) -> None:
 
 def send_cell(around: Context, cell: Request) -> None:
     """Send a cell: someone wants to compute, so a link that has given up tries again now."""
-    if around.link.state not in {State.FAILED, State.WAITING}:
-        send(around, cell)
+    if around.link.state not in {LinkState.FAILED, LinkState.WAITING}:
+        send_to_session(around, cell)
         return
     if around.kernel.trouble:  # a session without a kernel is left behind
         around.kernel.trouble = None
         around.dialer.forget()
         around.link.start_over()
-    send(around, cell)  # first: what the login asks is asked in a cell that waits
+    send_to_session(around, cell)  # first: what the login asks is asked in a cell that waits
     around.link.wake()
 
 
@@ -237,7 +237,7 @@ def send_held(around: Context) -> None:
     """Send the questions that waited for the kernel."""
     for request in around.requests.at(Stage.HELD):
         if request.type in answers.IMPATIENT:
-            send(around, request)
+            send_to_session(around, request)
 
 
 def note_what_has_left(around: Context, why: str = "") -> None:
@@ -254,121 +254,121 @@ def note_what_has_left(around: Context, why: str = "") -> None:
 # The handlers, in their order ---------------------------------------------------------------
 
 
-def stdin_reply(around: Context, request: Request) -> Outcome:
+def stdin_reply(around: Context, request: Request) -> HandlerResult:
     """What was typed goes to whoever has asked for it."""
     if request.channel is not Channel.STDIN:
-        return Outcome.PASS
+        return HandlerResult.PASS
     if not around.asker.hear(request):
-        send(around, request)
-    return Outcome.HANDLED
+        send_to_session(around, request)
+    return HandlerResult.HANDLED
 
 
-def interrupt(around: Context, request: Request) -> Outcome:
+def interrupt(around: Context, request: Request) -> HandlerResult:
     """Interrupt the cell that runs, or that would run next."""
     if request.type != "interrupt_request":
-        return Outcome.PASS
+        return HandlerResult.PASS
     around.mouth.reply(request, {"status": "ok"})
     is_ours = around.turns.interrupt()
     if around.asker.call_off(is_here=is_ours, client=request.identities) or is_ours:
-        return Outcome.HANDLED
+        return HandlerResult.HANDLED
     cells = [cell.id for cell in cells_there(around.requests)]
     if around.link.pacer:
         around.link.pacer.interrupt(*cells[:1])
     words = to_json({"order": "interrupt", "cells": cells})
     around.ending.unless_it_follows(partial(around.link.say, Channel.ORDER, [words]))
-    return Outcome.HANDLED
+    return HandlerResult.HANDLED
 
 
-def shutdown(around: Context, request: Request) -> Outcome:
+def shutdown(around: Context, request: Request) -> HandlerResult:
     """End this process; the session ends, restarts or stays, as it is meant."""
     if request.type != "shutdown_request":
-        return Outcome.PASS
+        return HandlerResult.PASS
     if around.ending.has_begun:
         around.requests.move(request, Stage.CANCELLED, "it ends already")
-        return Outcome.HANDLED
+        return HandlerResult.HANDLED
     is_restart = bool(request.content.get("restart"))
     content = {"status": "ok", "restart": is_restart}
     around.mouth.reply(request, content, is_quiet=True)
     around.mouth.publish("shutdown_reply", content, request.header)
     around.requests.move(request, Stage.DONE, "this process ends")
     around.ending.leave("restart" if is_restart else "stop")
-    return Outcome.HANDLED
+    return HandlerResult.HANDLED
 
 
-def kernel_info(around: Context, request: Request) -> Outcome:
+def kernel_info(around: Context, request: Request) -> HandlerResult:
     """Say who the kernel is, from memory, while it cannot say so itself."""
     if request.type != "kernel_info_request" or around.is_there:
-        return Outcome.PASS
-    info = answers.kernel_info(around.kernel.info, around.kernel.language)
+        return HandlerResult.PASS
+    info = answers.cached_kernel_info(around.kernel.info, around.kernel.language)
     around.mouth.reply(request, info)
-    return Outcome.HANDLED
+    return HandlerResult.HANDLED
 
 
-def magic_completion(around: Context, request: Request) -> Outcome:
+def magic_completion(around: Context, request: Request) -> HandlerResult:
     """Complete and explain a line of ours."""
-    return Outcome.HANDLED if around.completer.take(request) else Outcome.PASS
+    return HandlerResult.HANDLED if around.completer.take(request) else HandlerResult.PASS
 
 
-def notebook_detection(around: Context, request: Request) -> Outcome:
+def notebook_detection(around: Context, request: Request) -> HandlerResult:
     """Look which notebook this is for."""
     around.introduction.hear(request)
-    return Outcome.PASS
+    return HandlerResult.PASS
 
 
-def startup_code(around: Context, request: Request) -> Outcome:
+def startup_code(around: Context, request: Request) -> HandlerResult:
     """Answer a client's own code where it must not wait for a person or a session."""
     is_early = around.waits_for_person or around.introduction.is_awaited
     is_answered = is_early and around.startup.answer(request)
-    return Outcome.HANDLED if is_answered else Outcome.PASS
+    return HandlerResult.HANDLED if is_answered else HandlerResult.PASS
 
 
-def dead_kernel(around: Context, request: Request) -> Outcome:
+def dead_kernel(around: Context, request: Request) -> HandlerResult:
     """Refuse a cell of a client that should see its kernel die."""
     if not request.is_cell:
-        return Outcome.PASS
+        return HandlerResult.PASS
     around.kernel.is_asked |= bool(request.content.get("allow_stdin", True))
-    return Outcome.HANDLED if around.dead.refuse(request) else Outcome.PASS
+    return HandlerResult.HANDLED if around.dead.refuse(request) else HandlerResult.PASS
 
 
-def local_cell(around: Context, request: Request) -> Outcome:
+def local_cell(around: Context, request: Request) -> HandlerResult:
     """Run a cell on this side in its turn, and answer what is asked of the kernel here."""
     if request.is_cell:
         is_taken = around.here.take_cell(request)
     else:
         is_taken = around.here.take_other(request.type, request)
-    return Outcome.HANDLED if is_taken else Outcome.PASS
+    return HandlerResult.HANDLED if is_taken else HandlerResult.PASS
 
 
-def remoter_verb(around: Context, request: Request) -> Outcome:
+def remoter_verb(around: Context, request: Request) -> HandlerResult:
     """Answer a cell that asks something of this side."""
     if not request.is_cell:
-        return Outcome.PASS
+        return HandlerResult.PASS
     finish = partial(around.mouth.finish, request)
     is_taken = around.verbs.take(request, request.content, finish)
-    return Outcome.HANDLED if is_taken else Outcome.PASS
+    return HandlerResult.HANDLED if is_taken else HandlerResult.PASS
 
 
-def cell_queue(around: Context, request: Request) -> Outcome:
+def cell_queue(around: Context, request: Request) -> HandlerResult:
     """Hold back a cell that stands behind one of this side."""
     is_held = request.is_cell and around.turns.take_there(request)
-    return Outcome.HELD if is_held else Outcome.PASS
+    return HandlerResult.HELD if is_held else HandlerResult.PASS
 
 
-def relay(around: Context, request: Request) -> Outcome:
+def relay(around: Context, request: Request) -> HandlerResult:
     """Send all else to the session; a person who types gets an empty answer, and no late one."""
     if request.is_cell:
         send_cell(around, request)
-        return Outcome.HANDLED
+        return HandlerResult.HANDLED
     is_empty = request.type in answers.EMPTY and around.asker.is_asking
-    if is_empty or around.link.state is State.FAILED:
+    if is_empty or around.link.state is LinkState.FAILED:
         _answer_empty(around, request)
     elif request.type in answers.IMPATIENT and not around.is_there:
         around.requests.move(request, Stage.HELD, "the kernel is not there yet")
         around.reactor.later(ANSWER_WITHIN, partial(_answer_if_held, around, request))
-        return Outcome.HELD
+        return HandlerResult.HELD
     else:
-        send(around, request)
-    return Outcome.HANDLED
+        send_to_session(around, request)
+    return HandlerResult.HANDLED
 
 
 HANDLERS = (

@@ -40,7 +40,7 @@ class News:
         if address.session not in self._known:
             self._known.add(address.session)
             if address.begun:
-                self._line = joined(address, notebook, time.time(), is_busy=is_busy)
+                self._line = joined_text(address, notebook, time.time(), is_busy=is_busy)
             else:
                 self._line = left_alone(address, notebook)
         if address is not self._heard:  # else they were told when the link was up before
@@ -62,7 +62,7 @@ class News:
             self._publish("stream", {"name": "stderr", "text": line}, cell.header)
 
 
-def joined(address: Address, notebook: str, now: float, *, is_busy: bool) -> str:
+def joined_text(address: Address, notebook: str, now: float, *, is_busy: bool) -> str:
     """Tell that this is the session that the notebook had before."""
     days = "%a" if now - address.begun < WEEK else "%Y-%m-%d"
     begun = time.strftime(f"{days} %H:%M", time.localtime(address.begun))
@@ -70,11 +70,11 @@ def joined(address: Address, notebook: str, now: float, *, is_busy: bool) -> str
     return (
         f"[remoter] Joined session {address.session} of this notebook, begun {begun}.{running} "
         f"What came meanwhile: %remoter outputs, or remoter outputs {address.session} "
-        f"--into {_quoted(Path(notebook).name)}\n"
+        f"--into {_shell_quoted(Path(notebook).name)}\n"
     )
 
 
-def _quoted(name: str) -> str:
+def _shell_quoted(name: str) -> str:
     """Write a file's name as a shell here takes it."""
     if not name.isprintable():
         return "NOTEBOOK.ipynb"

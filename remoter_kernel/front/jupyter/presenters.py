@@ -12,7 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from remoter_kernel.front.jupyter.requests import cells_there, is_shown
-from remoter_kernel.front.session.link import State
+from remoter_kernel.front.session.link import LinkState
 from remoter_kernel.wire.requests import BUSY, Stage
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ class WaitingNotices:
 
     def on_link_state(self) -> None:
         """Let cells that have not got to the far side say so, or say so no more."""
-        if self._link.state in {State.UP, State.FAILED}:
+        if self._link.state in {LinkState.UP, LinkState.FAILED}:
             self._clear()
         else:
             self._show_soon(self._requests.at(Stage.QUEUED, Stage.SENT))
@@ -102,7 +102,7 @@ class WaitingNotices:
             self._publish("stream", {"name": "stderr", "text": text}, cell.header)
 
     def _show_soon(self, requests: Iterable[Request]) -> None:
-        if self._link.state in {State.UP, State.FAILED} or not self._link.has_met:
+        if self._link.state in {LinkState.UP, LinkState.FAILED} or not self._link.has_met:
             return
         for request in requests:
             if is_shown(request) and not request.is_here and request not in self._timers:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 CELLS_REMEMBERED = 50  # that have been told
 
 
-class Refused:
+class RejectedMessageReporter:
     """Says so once in each cell, and in the place of each reply."""
 
     def __init__(self, mouth: Mouth, requests: Requests) -> None:
@@ -37,7 +37,7 @@ class Refused:
         """Tell of one item, whose parts may be of any kind."""
         said = str(error).rstrip(".") or "no reason was given"
         why = said if isinstance(error, RemoterError) else f"{type(error).__name__}: {said}"
-        header, parent = _header(parts, HEADER), _header(parts, PARENT)
+        header, parent = _header_or_empty(parts, HEADER), _header_or_empty(parts, PARENT)
         kind = header.get("msg_type", channel.name.lower())
         sys.stderr.write(f"[remoter] A message ({kind}) of the session was passed over: {why}.\n")
         if channel is Channel.SHELL or channel is Channel.CONTROL:
@@ -70,7 +70,7 @@ class Refused:
         self._mouth.publish("stream", words, cell)
 
 
-def _header(parts: Sequence[Bytes], which: int) -> dict[str, Any]:
+def _header_or_empty(parts: Sequence[Bytes], which: int) -> dict[str, Any]:
     try:
         return header_of(parts[which])
     except (ProtocolError, LookupError):

@@ -84,7 +84,7 @@ def keep(place: Path) -> None:
         text = json.dumps(about)
         write_private(place, text)
         _speak_no_more(place.with_suffix(".log"))
-        log_files.begin("keeper")
+        log_files.begin_log_file("keeper")
         _log.info("The keeper begins as process %d.", os.getpid())
         server = KeeperServer()
         signal.signal(signal.SIGTERM, lambda *_: server.end())

@@ -64,7 +64,7 @@ class Chronicle:
         if said.channel is Channel.NOTE:
             words = from_json(parts[0])
             self.has_trouble |= str(words.get("event")) in NOTES
-            return _note(who, words)
+            return _event_text(who, words)
         if said.channel is not Channel.SHELL:
             return None
         header = header_of(parts[HEADER])
@@ -94,7 +94,7 @@ class Chronicle:
         return f"  [{count}] ended after {duration(said.time - asked)}: {how}"
 
 
-def _note(who: str, words: dict[str, Any]) -> str | None:
+def _event_text(who: str, words: dict[str, Any]) -> str | None:
     event = words.get("event")
     if event == "ready":
         info = words.get("kernel_info")

@@ -19,7 +19,7 @@ from remoter_kernel.front.bootstrap.evaluator import ask_there
 from remoter_kernel.front.configuration.remotes import Remote, find_remote, read_remotes
 from remoter_kernel.front.keeper.kept import kept_login
 from remoter_kernel.front.session.dialer import HERE
-from remoter_kernel.front.session.known_sessions import remember
+from remoter_kernel.front.session.known_sessions import store_sessions
 from remoter_kernel.plain_text import plain_text
 from remoter_kernel.wire.frames import MOST_ITEM
 from remoter_kernel.wire.said import Said, split_said
@@ -166,7 +166,7 @@ def _list(visit: Visit) -> Listing:
     try:
         visit.open()
         sessions = visit.sessions()
-        remember(visit.remote.name, sessions)
+        store_sessions(visit.remote.name, sessions)
         return Listing(visit, sessions, None)
     except RemoterError as error:
         return Listing(visit, [], error)
@@ -251,7 +251,7 @@ def named_there(
 ) -> str:
     """Return the id of the session of one remote that a word means."""
     sessions = read_sessions(ask({"verb": "sessions"})[0], remote)
-    remember(remote, sessions)
+    store_sessions(remote, sessions)
     return meant_by(word, [Listing(Visit(Remote(remote, "")), sessions, None)]).id
 
 

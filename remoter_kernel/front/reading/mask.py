@@ -78,7 +78,7 @@ class Mask:
 
     def named(self, text: str) -> str:
         """Replace known names and addresses."""
-        return _shown(self._names(_cleaned(text)))
+        return _unmarked(self._names(_cleaned(text)))
 
     def quoted(self, line: str) -> str:
         """Replace in a line of others all that is not known to be harmless, too."""
@@ -89,7 +89,7 @@ class Mask:
         masked = _outside(masked, partial(_PATH.sub, partial(self._replace, "PATH")))
         masked = _outside(masked, partial(_AMOUNT.sub, lambda found: f"{_BEGIN}{found[0]}{_END}"))
         masked = _outside(masked, partial(_GROUPS.sub, partial(self._replace, "WORD")))
-        return begin + _shown(_outside(masked, partial(_CHUNK.sub, self._judge)))
+        return begin + _unmarked(_outside(masked, partial(_CHUNK.sub, self._judge)))
 
     # ---
 
@@ -167,5 +167,5 @@ def _cleaned(text: str) -> str:
     return text.replace(_BEGIN, "").replace(_END, "")
 
 
-def _shown(text: str) -> str:
+def _unmarked(text: str) -> str:
     return _cleaned(text)

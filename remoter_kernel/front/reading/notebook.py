@@ -98,7 +98,7 @@ class Story:
             name,
             as_kept(str(content["code"])),
             str(header_of(parts[METADATA]).get("cellId") or ""),
-            seconds_of(header.get("date")),
+            timestamp_of(header.get("date")),
         )
 
     def hear(self, run: Run, kind: str, content: dict[str, Any]) -> None:
@@ -196,7 +196,7 @@ def language_info_of(kernel_info: dict[str, Any]) -> dict[str, Any]:
     return {**info, "name": str(info.get("name") or "python")}
 
 
-def seconds_of(date: object) -> float:
+def timestamp_of(date: object) -> float:
     """Read a message's date; 0 where there is none."""
     try:
         return datetime.fromisoformat(str(date)).timestamp()
@@ -262,7 +262,9 @@ class Filling(NamedTuple):
     why: str = ""
 
 
-def fill(cells: Sequence[dict[str, Any]], runs: Iterable[Run], saved: float) -> list[Filling]:
+def plan_updates(
+    cells: Sequence[dict[str, Any]], runs: Iterable[Run], saved: float
+) -> list[Filling]:
     """Say which cells get which outputs; `saved`: when the notebook was, in seconds.
 
     A cell gets the outputs of its last run if it has none, or only the first of them, or
@@ -277,7 +279,7 @@ def fill(cells: Sequence[dict[str, Any]], runs: Iterable[Run], saved: float) -> 
     for index, own in sorted(found.items()):
         last = own[-1]
         there = list(cells[index].get("outputs") or ())
-        if list(map(plain, there)) == list(map(plain, last.outputs)):
+        if list(map(comparable, there)) == list(map(comparable, last.outputs)):
             continue
         if last.asked > saved or any(_begins(run.outputs, there) for run in own):
             fillings.append(Filling(index, last, "" if last.is_over else "it still runs"))
@@ -298,25 +300,25 @@ def _place_of(run: Run, cells: Sequence[dict[str, Any]]) -> int | None:
         for index in code:
             if cells[index].get("id") == run.cell_id:
                 return index
-    same = [index for index in code if joined(cells[index].get("source")) == run.source]
+    same = [index for index in code if join_lines(cells[index].get("source")) == run.source]
     return same[0] if len(same) == 1 else None
 
 
-def joined(text: object) -> str:
+def join_lines(text: object) -> str:
     """Join what a notebook file may have as a list of lines."""
     return "".join(text) if isinstance(text, list) else str(text or "")
 
 
-def plain(output: Output) -> tuple[Any, ...]:
+def comparable(output: Output) -> tuple[Any, ...]:
     """Return what a person would see of an output, to compare it."""
     kind = output.get("output_type")
     if kind == "stream":
-        return (kind, output.get("name"), as_seen(joined(output.get("text"))))
+        return (kind, output.get("name"), as_seen(join_lines(output.get("text"))))
     if kind == "error":
         return (kind, output.get("ename"), output.get("evalue"))
     data = output.get("data")
     data = data if isinstance(data, dict) else {}
-    text = {mime: joined(v) if isinstance(v, (str, list)) else v for mime, v in data.items()}
+    text = {mime: join_lines(v) if isinstance(v, (str, list)) else v for mime, v in data.items()}
     return (kind, text)
 
 
@@ -324,13 +326,13 @@ def _begins(whole: Sequence[Output], begin: Sequence[Output]) -> bool:
     """Are these the first of those outputs? The last of them may be half of its text."""
     if not begin:
         return True
-    *first, last = map(plain, begin)
+    *first, last = map(comparable, begin)
     at = len(first)
-    if len(whole) <= at or list(map(plain, whole[:at])) != first:
+    if len(whole) <= at or list(map(comparable, whole[:at])) != first:
         return False
-    counterpart = plain(whole[at])
+    counterpart = comparable(whole[at])
     if last[0] == counterpart[0] == "stream" and last[1] == counterpart[1]:
-        return _is_beginning(joined(whole[at]["text"]), last[2])
+        return _is_beginning(join_lines(whole[at]["text"]), last[2])
     return last == counterpart
 
 

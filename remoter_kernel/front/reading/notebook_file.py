@@ -225,7 +225,7 @@ def _cells(text: str) -> Iterator[dict[str, Span]]:
     while text[at] != "]":
         members = dict(_members(text, at))
         yield members
-        at = _skip(text, _end(text, at))
+        at = _skip(text, _value_end(text, at))
         if text[at] == ",":
             at = _skip(text, at + 1)
 
@@ -236,14 +236,14 @@ def _members(text: str, at: int) -> Iterator[tuple[str, Span]]:
     while text[at] != "}":
         key, at = _decode(text, at)
         begin = _skip(text, _skip(text, at) + 1)  # after the colon
-        end = _end(text, begin)
+        end = _value_end(text, begin)
         yield key, (begin, end)
         at = _skip(text, end)
         if text[at] == ",":
             at = _skip(text, at + 1)
 
 
-def _end(text: str, at: int) -> int:
+def _value_end(text: str, at: int) -> int:
     return _decode(text, at)[1]
 
 

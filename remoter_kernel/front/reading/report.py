@@ -35,7 +35,7 @@ from remoter_kernel.front.reading.inquiries import Visit
 from remoter_kernel.front.reading.mask import Mask, vocabulary
 from remoter_kernel.front.session import orders
 from remoter_kernel.front.session.dialer import HERE
-from remoter_kernel.front.session.known_sessions import recall
+from remoter_kernel.front.session.known_sessions import load_sessions
 from remoter_kernel.front.ssh.aliases import resolve
 
 if TYPE_CHECKING:
@@ -132,7 +132,7 @@ def _know_here(mask: Mask) -> None:
     with contextlib.suppress(RemoterError):
         for remote in read_remotes().all.values():
             _know_remote(mask, remote)
-    for sessions in recall().values():
+    for sessions in load_sessions().values():
         for session in sessions:
             know_session(mask, session)
 
@@ -208,7 +208,7 @@ def tell_remote(report: Report, remote: Remote) -> None:
         report.row("host", "this machine: there is no remote")
         return
     for key in (field.name for field in fields(remote) if field.name != "name"):
-        report.row(key, _told(remote, key))
+        report.row(key, _describe_setting(remote, key))
     with contextlib.suppress(RemoterError, OSError):
         destination = resolve(remote.host, remote.ssh_config)
         know_destination(report.mask, destination)
@@ -218,7 +218,7 @@ def tell_remote(report: Report, remote: Remote) -> None:
     report.row("commands", f"{len(waiting)} wait until it can be reached")
 
 
-def _told(remote: Remote, key: str) -> str:
+def _describe_setting(remote: Remote, key: str) -> str:
     value = getattr(remote, key)
     if key in SHOWN:
         return SHOWN[key](value)

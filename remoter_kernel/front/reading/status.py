@@ -36,7 +36,7 @@ class Status:
     is_encrypted: bool | None = None  # between the kernel and its evaluator; None: not known
 
 
-def told(status: Status) -> str:
+def format_status(status: Status) -> str:
     """Return the lines."""
     where = f" on {status.host} as {status.user}" if status.host else ""
     session = f"{status.session}{where}" if status.session else "none yet"
@@ -51,7 +51,10 @@ def told(status: Status) -> str:
         ("wire", "CURVE, with keys made for this session" if status.session else ""),
         ("kernel", _kernel(status)),
         ("round trip", "" if status.round_trip is None else f"{status.round_trip * 1000:.0f} ms"),
-        ("traffic", f"{amount(status.sent)} sent, {amount(status.received)} received{waiting}"),
+        (
+            "traffic",
+            f"{format_size(status.sent)} sent, {format_size(status.received)} received{waiting}",
+        ),
     ]
     return "".join(f"{name:<13}{plain_text(what)}\n" for name, what in rows if what)
 
@@ -104,7 +107,7 @@ def _link(status: Status) -> str:
     return f"{status.state} for {ago}{cuts}"
 
 
-def amount(size: float) -> str:
+def format_size(size: float) -> str:
     """Say an amount of bytes in the unit that reads best."""
     for unit in ("bytes", "KiB", "MiB", "GiB"):
         if size < KIB or unit == "GiB":

@@ -79,7 +79,7 @@ class _Way:
     def steps(self) -> Iterator[Step]:
         remote = find_remote(self._name)
         assert remote is not None  # noqa: S101 - None is only for "no name given"
-        yield Step("name", _described(resolve(remote.host, remote.ssh_config)))
+        yield Step("name", _describe_destination(resolve(remote.host, remote.ssh_config)))
         yield from self._log_in(remote)
         yield from self._look_around(remote)
         yield from self._start(remote)
@@ -167,7 +167,7 @@ def lifetime(around: HostProbe, user: str) -> str:
     )
 
 
-def _described(destination: Destination) -> str:
+def _describe_destination(destination: Destination) -> str:
     where = f"{destination.user}@{destination.host_name}:{destination.port}"
     hops = ", ".join(hop.host_name for hop in destination.jumps)
     return f"{where} through {hops}" if hops else where

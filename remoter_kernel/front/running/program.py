@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from remoter_kernel.errors import HereLacks, Usage
-from remoter_kernel.front.reading.notebook import joined
+from remoter_kernel.front.reading.notebook import join_lines
 from remoter_kernel.front.reading.notebook_file import NotebookText
 
 if TYPE_CHECKING:
@@ -101,7 +101,9 @@ def read_program(path: Path, arguments: Sequence[str] = ()) -> Program:
     if path.suffix == ".ipynb":
         notebook = NotebookText(path)
         try:
-            return Program(words, tuple(_pieces(notebook)), _language_of(notebook.text), notebook)
+            return Program(
+                words, tuple(_code_cells(notebook)), _language_of(notebook.text), notebook
+            )
         except (AttributeError, TypeError) as error:
             raise Usage(
                 f"{path} is not what a notebook should be ({error}).", "Open it in Jupyter first."
@@ -128,10 +130,10 @@ def as_code(code: bytes, name: str) -> str:
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
-def _pieces(notebook: NotebookText) -> list[Piece]:
+def _code_cells(notebook: NotebookText) -> list[Piece]:
     pieces = []
     for place, cell in enumerate(notebook.cells):
-        source = joined(cell.get("source"))
+        source = join_lines(cell.get("source"))
         tags = (cell.get("metadata") or {}).get("tags") or ()
         if cell.get("cell_type") == "code" and source.strip() and SKIPPED not in tags:
             name = str(cell.get("id") or "")

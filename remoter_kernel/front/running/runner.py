@@ -15,7 +15,7 @@ from remoter_kernel.front.reading.happenings import duration
 from remoter_kernel.front.reading.transcript import NO_SENSE
 from remoter_kernel.front.running.program import Piece
 from remoter_kernel.front.session import orders
-from remoter_kernel.front.session.link import Link, State
+from remoter_kernel.front.session.link import Link, LinkState
 from remoter_kernel.wire.frames import Channel, from_json, to_json
 from remoter_kernel.wire.messages import CONTENT, HEADER, ODD, PARENT, TOPIC, Voice, header_of
 from remoter_kernel.wire.reactor import Reactor
@@ -50,7 +50,7 @@ class TookTooLong(RemoterError):
 
 
 @dataclass
-class Cell:
+class SubmittedCell:
     """What was asked: whom its outputs go to, and its reply once that is there."""
 
     id: str
@@ -86,7 +86,7 @@ class Runner:
         self._loss: Timer | None = None
         self._voice = Voice(b"")
         self._trouble: RemoterError | None = None
-        self._cells: dict[str, Cell] = {}
+        self._cells: dict[str, SubmittedCell] = {}
         self._lateness: RemoterError | None = None
         self._presses = 0
         self._is_closed = False
@@ -154,7 +154,7 @@ class Runner:
 
     def request(
         self, piece: Piece, show: Show, ask: Ask | None = None, *, is_silent: bool = False
-    ) -> Cell:
+    ) -> SubmittedCell:
         """Ask for a piece to be run, after those before it."""
         words = {
             "code": piece.source,
@@ -166,7 +166,7 @@ class Runner:
         }
         metadata = {"cellId": piece.cell_id} if piece.cell_id else {}
         parts = self._voice.compose("execute_request", words, metadata=metadata)
-        cell = Cell(header_of(parts[HEADER])["msg_id"], piece, show, ask)
+        cell = SubmittedCell(header_of(parts[HEADER])["msg_id"], piece, show, ask)
         self._cells[cell.id] = cell
         self.link.say(Channel.SHELL, parts)
         return cell
@@ -198,13 +198,13 @@ class Runner:
         if getattr(self.dialer.questions, "is_asking", False):  # nobody here will answer it
             self.dialer.cut()
         if not self.link.has_met:  # it may be about to begin
-            self.reactor.run_until(lambda: self.link.state is not State.DIALLING, limit)
+            self.reactor.run_until(lambda: self.link.state is not LinkState.DIALLING, limit)
         if self.link.has_met and not self._is_alone:
             self._order("stop")
             self._be_heard()
             if self.link.unacknowledged:
                 remote, name = self.dialer.remote.name, self.dialer.wish.kernel_id
-                orders.write_down(remote, name, self.session, "stop")
+                orders.save_command(remote, name, self.session, "stop")
         elif not self.link.has_met:
             self.dialer.take_back()
         self.close()
@@ -242,7 +242,7 @@ class Runner:
     @property
     def _is_alone(self) -> bool:
         """Is there no session any more, or no way to it?"""
-        return self.link.state is State.FAILED
+        return self.link.state is LinkState.FAILED
 
     # What ends the waiting ----------------------------------------------------------------
 
@@ -298,7 +298,7 @@ class Runner:
             with contextlib.suppress(ProtocolError):
                 self._hear_note(from_json(parts[TOPIC]))
             return
-        parent, header, content = (_read(parts, part) for part in (PARENT, HEADER, CONTENT))
+        parent, header, content = (_read_part(parts, part) for part in (PARENT, HEADER, CONTENT))
         cell = self._cells.get(str((parent or {}).get("msg_id", "")))
         if cell is None:
             return
@@ -314,7 +314,7 @@ class Runner:
         else:
             cell.show(kind, content)
 
-    def _ask(self, cell: Cell, content: dict[str, Any]) -> None:
+    def _ask(self, cell: SubmittedCell, content: dict[str, Any]) -> None:
         """Put a question to a person; Ctrl-C at it interrupts what has asked."""
         if cell.ask is None or cell.is_over:
             return
@@ -338,14 +338,14 @@ class Runner:
         elif words.get("event") == "failed":
             self._fail(RemoteLacks(str(words.get("why")), remote=self._remote))
 
-    def _note_change(self, state: State) -> None:
-        if state is State.UP:
+    def _note_change(self, state: LinkState) -> None:
+        if state is LinkState.UP:
             self._note_return()
             welcome = self.link.welcome
             self._hear_note({"event": welcome.get("state"), **welcome})
-        elif state is State.FAILED:
+        elif state is LinkState.FAILED:
             self._fail(self.link.error or Unreachable("The link failed."))
-        elif state is not State.CLOSED and self.link.has_met and self._loss is None:
+        elif state is not LinkState.CLOSED and self.link.has_met and self._loss is None:
             self._loss = self.reactor.later(LOST_AFTER, lambda: self.on_loss(None))
 
     def _note_return(self) -> None:
@@ -357,7 +357,7 @@ class Runner:
                 self.on_loss(seconds)
 
 
-def _read(parts: Sequence[Bytes], part: int) -> dict[str, Any] | None:
+def _read_part(parts: Sequence[Bytes], part: int) -> dict[str, Any] | None:
     """Read one part of a message; None if it makes no sense."""
     try:
         return header_of(parts[part])

@@ -48,7 +48,7 @@ def verdict_on(replies: Iterable[dict[str, Any]]) -> int:
     return 0
 
 
-class Verdict:
+class ExitCodeTracker:
     """How the code of a session ended, by what its journal says."""
 
     def __init__(self) -> None:

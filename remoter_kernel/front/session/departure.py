@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from remoter_kernel.errors import NoSuchSession
 from remoter_kernel.front.session import orders
-from remoter_kernel.front.session.link import State
+from remoter_kernel.front.session.link import LinkState
 from remoter_kernel.wire.frames import Channel, to_json
 
 if TYPE_CHECKING:
@@ -24,18 +24,18 @@ def leave_with(order: str, *, reactor: Reactor, link: Link, dialer: SessionDiale
 
     def write_down() -> None:
         session = dialer.address.session if dialer.address else ""
-        orders.write_down(remote, kernel_id, session, order)
+        orders.save_command(remote, kernel_id, session, order)
 
     if not dialer.is_claimed.is_set():  # nobody has said which session it is to be
         reactor.stop()
         return
-    if link.state is State.FAILED:  # and dials no more: there is nothing to wait for
+    if link.state is LinkState.FAILED:  # and dials no more: there is nothing to wait for
         # A front before this one, with the same kernel, may have left a session there.
         if not isinstance(link.error, NoSuchSession):
             write_down()
         reactor.stop()
         return
-    if link.state is State.IDLE and not link.has_met:
+    if link.state is LinkState.IDLE and not link.has_met:
         reactor.stop()
         return
     link.say(Channel.ORDER, [to_json({"order": order})])
@@ -44,7 +44,7 @@ def leave_with(order: str, *, reactor: Reactor, link: Link, dialer: SessionDiale
         if link.unacknowledged:
             reactor.later(0.01, wait)
         else:
-            orders.forget(remote, kernel_id)
+            orders.discard_commands(remote, kernel_id)
             reactor.stop()
 
     wait()

@@ -38,7 +38,7 @@ from remoter_kernel.front.keeper.kept import KeptLogin, kept_login
 from remoter_kernel.front.session import known_sessions, orders
 from remoter_kernel.front.session.claims import Claim, with_files
 from remoter_kernel.front.session.greeting import AnotherWay
-from remoter_kernel.front.session.link import Line
+from remoter_kernel.front.session.link import SessionEndpoint
 from remoter_kernel.front.ssh.outcome import CommandEnded
 from remoter_kernel.wire.threads import Thread
 
@@ -86,7 +86,7 @@ class SessionDialer:
         self._public, self._secret = zmq.curve_keypair()
         self._lock = threading.Lock()
 
-    def dial(self) -> Line:
+    def dial(self) -> SessionEndpoint:
         """Log in, start or find the session, open a tunnel."""
         with self._lock:
             self.remote = self.find()
@@ -170,7 +170,7 @@ class SessionDialer:
         session = self.address.session if self.address else ""
         if not is_ended.is_set() and (session or self.wish.kernel_id):
             with contextlib.suppress(OSError, RemoterError):  # it ends by itself, if a little later
-                orders.write_down(self.remote.name, self.wish.kernel_id, session, "stop")
+                orders.save_command(self.remote.name, self.wish.kernel_id, session, "stop")
 
     def close(self) -> None:
         """Close the login, and the host on this machine if there is one."""
@@ -179,7 +179,7 @@ class SessionDialer:
         if self._host:
             self._host.close()
 
-    def _dial(self) -> Line:
+    def _dial(self) -> SessionEndpoint:
         login = self.login = self._log_in()
         try:
             login = self._wait_for_claim(login)
@@ -190,7 +190,7 @@ class SessionDialer:
             login.close()
             raise
         server_key = self.address.server_key.encode()
-        return Line(tunnel.address, server_key, self._public, self._secret, login.close)
+        return SessionEndpoint(tunnel.address, server_key, self._public, self._secret, login.close)
 
     def _reach(self, login: Access) -> tuple[Way, Address]:
         """Start or find the session, unless it is known where it is, and open a tunnel to it."""
@@ -293,11 +293,13 @@ class SessionDialer:
         if not session and address.is_joined:
             self._may_have_started = False  # it is another front's, too
         if remote is not HERE and not address.is_joined:
-            known_sessions.add(remote.name, address.session, wish.script)
+            known_sessions.add_session(remote.name, address.session, wish.script)
         notices, self._notices = tuple(self._notices), []
         return replace(address, notices=notices, others=with_files(address.others))
 
-    def _settle(self, pending: tuple[orders.Order, ...], answers: list[dict[str, str]]) -> None:
+    def _settle(
+        self, pending: tuple[orders.UndeliveredCommand, ...], answers: list[dict[str, str]]
+    ) -> None:
         """Forget the orders that were answered; what they met is told with the next session."""
         self._notices += orders.forget_answered(pending, answers)
 

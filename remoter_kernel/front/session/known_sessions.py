@@ -25,30 +25,30 @@ MOST = 100  # of one remote, the newest
 NO_MEMORY = (OSError, ValueError, AttributeError, TypeError, RecursionError)
 
 
-def remember(remote: str, sessions: Iterable[dict[str, Any]]) -> None:
+def store_sessions(remote: str, sessions: Iterable[dict[str, Any]]) -> None:
     """Keep what a remote has told of its sessions."""
     kept = [{key: each.get(key) or "" for key in KEPT} for each in sessions]
     kept = [each for each in kept if is_session_id(each["id"])][:MOST]
-    if is_name(remote) and kept != recall().get(remote, []):
+    if is_name(remote) and kept != load_sessions().get(remote, []):
         with contextlib.suppress(CannotWrite):  # it is only a memory
-            write_private(_folder() / f"{remote}.json", json.dumps(kept))
+            write_private(_sessions_cache() / f"{remote}.json", json.dumps(kept))
 
 
-def add(remote: str, session: str, script: str = "") -> None:
+def add_session(remote: str, session: str, script: str = "") -> None:
     """Know a session that has just begun."""
-    known = [each for each in recall().get(remote, []) if each["id"] != session]
-    remember(remote, [{"id": session, "script": script}, *known])
+    known = [each for each in load_sessions().get(remote, []) if each["id"] != session]
+    store_sessions(remote, [{"id": session, "script": script}, *known])
 
 
-def forget(remote: str) -> None:
+def discard_sessions(remote: str) -> None:
     """Know nothing of a remote any more."""
-    (_folder() / f"{remote}.json").unlink(missing_ok=True)
+    (_sessions_cache() / f"{remote}.json").unlink(missing_ok=True)
 
 
-def recall() -> dict[str, list[dict[str, str]]]:
+def load_sessions() -> dict[str, list[dict[str, str]]]:
     """Return what was seen, by remote."""
     found: dict[str, list[dict[str, str]]] = {}
-    for path in sorted(_folder().glob("*.json")):
+    for path in sorted(_sessions_cache().glob("*.json")):
         with contextlib.suppress(*NO_MEMORY):
             sessions = json.loads(path.read_text(encoding="utf-8"))
             found[path.stem] = [
@@ -59,5 +59,5 @@ def recall() -> dict[str, list[dict[str, str]]]:
     return found
 
 
-def _folder() -> Path:
+def _sessions_cache() -> Path:
     return state_folder() / "sessions"

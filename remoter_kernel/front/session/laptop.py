@@ -29,10 +29,10 @@ def laptop_id() -> str:
     """
     path = state_folder() / "laptop"
     try:
-        if known := _read(path):
+        if known := _read_id(path):
             return known
         with holding_lock(path):
-            known = _read(path)
+            known = _read_id(path)
             if not known:
                 write_private(path, known := secrets.token_hex(12))
             return known
@@ -40,7 +40,7 @@ def laptop_id() -> str:
         return ""
 
 
-def _read(path: Path) -> str:
+def _read_id(path: Path) -> str:
     try:
         text = path.read_text(encoding="ascii")
     except (OSError, ValueError):
@@ -54,12 +54,12 @@ class Presence:
     def __init__(self, kernel_id: str) -> None:
         """Remember whose front it is."""
         self._kernel_id = kernel_id
-        self._path = _folder()
+        self._path = _locks_folder()
         self._file = -1
 
     def take(self) -> bool:
         """Show the sign; False where this machine's files cannot be locked."""
-        folder = _folder()
+        folder = _locks_folder()
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             while self._file < 0:  # who looks for dead ones may have removed it in between
@@ -78,13 +78,13 @@ class Presence:
         if self._file >= 0:
             os.close(self._file)
             self._file = -1
-            _remove(self._path)
+            _remove_lock(self._path)
 
 
 def living_fronts() -> set[str]:
     """Return the kernel ids of the fronts that live on this machine; signs of dead ones go."""
     living = set()
-    for path in _folder().glob("*-*"):
+    for path in _locks_folder().glob("*-*"):
         try:
             file = os.open(path, os.O_RDWR)
         except FileNotFoundError:
@@ -95,19 +95,19 @@ def living_fronts() -> set[str]:
         try:
             is_dead = try_lock(file, is_shared=True)
             if is_dead:  # while it is locked: a front that is just coming makes another one
-                _remove(path)
+                _remove_lock(path)
         except OSError:
             is_dead = False
         finally:
             os.close(file)
         if is_dead:
-            _remove(path)  # Windows removes no file that is open
+            _remove_lock(path)  # Windows removes no file that is open
         else:
             living.add(_owner(path))
     return living
 
 
-def _remove(path: Path) -> None:
+def _remove_lock(path: Path) -> None:
     with contextlib.suppress(OSError):
         path.unlink()
 
@@ -116,5 +116,5 @@ def _owner(path: Path) -> str:
     return path.name.partition("-")[0]
 
 
-def _folder() -> Path:
+def _locks_folder() -> Path:
     return state_folder() / "fronts"

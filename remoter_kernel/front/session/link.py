@@ -61,7 +61,7 @@ DOUBT_FOR = 3.0  # seconds that a wire has for a sign of life after this machine
 _log = logging.getLogger(__name__)
 
 
-class State(Enum):
+class LinkState(Enum):
     """How the link is."""
 
     IDLE = "idle"  # nobody has asked for it yet
@@ -73,7 +73,7 @@ class State(Enum):
 
 
 @dataclass(frozen=True)
-class Line:
+class SessionEndpoint:
     """What dialling brings: where the evaluator answers, and how to give that back."""
 
     endpoint: str
@@ -90,7 +90,7 @@ class Dialer(Protocol):
     def has_asked(self) -> bool:
         """Was a person asked in this dial? It may take as long as they do."""
 
-    def dial(self) -> Line:
+    def dial(self) -> SessionEndpoint:
         """Log in, start or find the session, open a tunnel: a `RemoterError` says why not."""
 
     def cut(self) -> None:
@@ -117,7 +117,7 @@ class Link:
         """Remember; `wake` begins. `has_room`: do clients take what comes?"""
         self.has_room = has_room
         self.reactor = reactor
-        self.state = State.IDLE
+        self.state = LinkState.IDLE
         self.error: RemoterError | None = None
         self.since = time.monotonic()
         self.lost_at = self.since
@@ -127,7 +127,7 @@ class Link:
         self.on_item: Callable[[Channel, list[memoryview]], None] = lambda _channel, _parts: None
         # Tells whom it concerns of an item that could not be taken in here; after that it is gone.
         self.on_refused: Callable[[Channel, Sequence[Bytes], Exception], None] = raise_it
-        self.on_change: Callable[[State], None] = lambda _state: None
+        self.on_change: Callable[[LinkState], None] = lambda _state: None
         self.about: dict[str, str] = {}  # what the session should know of this front
         self.pacer: Pacer | None = None  # between us and whoever hears, where that has limits
         self._dialer = dialer
@@ -139,7 +139,7 @@ class Link:
         self._seen_there = dict.fromkeys(Lane, 0)  # of ours, by the evaluator that greeted last
         self._context = zmq.Context()
         self._socket: zmq.Socket[bytes] | None = None
-        self._line: Line | None = None
+        self._line: SessionEndpoint | None = None
         self._pump: Pump | None = None
         self._timer: Timer | None = None
         self._pauses = pauses()
@@ -148,10 +148,10 @@ class Link:
 
     def wake(self) -> None:
         """Dial now, unless that is under way or done."""
-        if self.state in {State.IDLE, State.WAITING, State.FAILED}:
+        if self.state in {LinkState.IDLE, LinkState.WAITING, LinkState.FAILED}:
             self._cancel_timer()
             self._dialled_at = time.monotonic()
-            self._change(State.DIALLING)
+            self._change(LinkState.DIALLING)
             if self._has_met:
                 give_up = partial(self._lose_patience, self._dialled_at)
                 self.reactor.later(self._patience, give_up)
@@ -161,7 +161,7 @@ class Link:
         """Find out at once how things are: this machine may have slept, or moved elsewhere."""
         if self._pump:
             self._pump.doubt(DOUBT_FOR)
-        elif self.state is State.WAITING:
+        elif self.state is LinkState.WAITING:
             self._pauses = pauses()  # the network, too, needs a moment to wake up
             self.wake()
 
@@ -202,7 +202,7 @@ class Link:
         """Give up this wire for a reason that only a person can mend."""
         self.error = error
         self._drop()
-        self._change(State.FAILED)
+        self._change(LinkState.FAILED)
 
     def start_over(self) -> None:
         """Be a new front, of a session yet to be started."""
@@ -229,13 +229,13 @@ class Link:
     @property
     def seconds_so(self) -> float:
         """How long it has been up, or down."""
-        is_down = self._has_met and self.state in {State.WAITING, State.DIALLING}
+        is_down = self._has_met and self.state in {LinkState.WAITING, LinkState.DIALLING}
         return time.monotonic() - (self.lost_at if is_down else self.since)
 
     @property
     def next_try(self) -> float | None:
         """Seconds until it is dialled again."""
-        if self.state is not State.WAITING or self._timer is None:
+        if self.state is not LinkState.WAITING or self._timer is None:
             return None
         return max(0.0, self._timer.due - time.monotonic())
 
@@ -251,7 +251,7 @@ class Link:
 
     def close(self) -> None:
         """Give everything back. The session is not told: that is an order of its own."""
-        self._change(State.CLOSED)
+        self._change(LinkState.CLOSED)
         self._drop()
         self._context.term()
 
@@ -270,7 +270,7 @@ class Link:
 
     def _lose_patience(self, dialled_at: float) -> None:
         """End a try that hangs: the network may have changed under it."""
-        if self.state is not State.DIALLING or self._dialled_at != dialled_at:
+        if self.state is not LinkState.DIALLING or self._dialled_at != dialled_at:
             return
         if self._dialer.has_asked:  # what was typed is not thrown away
             return
@@ -280,8 +280,8 @@ class Link:
         else:
             self._dialer.cut()
 
-    def _connect(self, line: Line) -> None:
-        if self.state is not State.DIALLING:
+    def _connect(self, line: SessionEndpoint) -> None:
+        if self.state is not LinkState.DIALLING:
             line.hang_up()
             return
         self._line = line
@@ -353,7 +353,7 @@ class Link:
         pump.on_refused = self._intake.refuse
         pump.on_end = self._lost
         try:
-            self._change(State.UP)
+            self._change(LinkState.UP)
         finally:  # whatever becomes of the news, a wire that is up is looked after
             pump.start(seen)
 
@@ -374,23 +374,23 @@ class Link:
         if self._pump is None:
             error = self._dialer.doubt(error)
         self._drop()
-        if self.state is State.CLOSED:
+        if self.state is LinkState.CLOSED:
             return
         self._fail(error)
 
     def _fail(self, error: RemoterError) -> None:
-        if self.state is State.CLOSED:
+        if self.state is LinkState.CLOSED:
             return
-        was_up = self.state is State.UP
+        was_up = self.state is LinkState.UP
         self.losses += was_up
         self.lost_at = time.monotonic() if was_up else self.lost_at
         self.error = error
         self._drop()
         may_retry = self._has_met or isinstance(error, AnotherWay)
         if not (may_retry and error.worth_retrying):
-            self._change(State.FAILED)
+            self._change(LinkState.FAILED)
             return
-        self._change(State.WAITING)
+        self._change(LinkState.WAITING)
         # A try that waited in vain was a pause, too: while nobody answers, somebody is asked.
         pause = 0.0 if was_up else next(self._pauses) - (time.monotonic() - self._dialled_at)
         self._timer = self.reactor.later(max(0.0, pause), self.wake)
@@ -420,10 +420,10 @@ class Link:
             self._timer.cancel()
             self._timer = None
 
-    def _change(self, state: State) -> None:
+    def _change(self, state: LinkState) -> None:
         if state is not self.state:
             self.state = state
-            why = logs.reason(self.error) if self.error and state is not State.UP else "-"
+            why = logs.reason(self.error) if self.error and state is not LinkState.UP else "-"
             _log.info("The link is %s (last error: %s)", state.value, why)
             self.since = time.monotonic()
             self.on_change(state)

@@ -24,7 +24,7 @@ LARGEST = 64 * 1024  # bytes; ours have some hundred
 OLDEST = 30 * 24 * 3600.0  # seconds that one may wait for the machine that can carry it out
 
 
-class Order(NamedTuple):
+class UndeliveredCommand(NamedTuple):
     """What waits for a login: its file, as it was read, and what it says."""
 
     path: Path
@@ -38,29 +38,31 @@ class Order(NamedTuple):
         return {**self.words, "name": self.path.stem}
 
 
-def write_down(remote: str, kernel_id: str, session: str, order: str) -> None:
+def save_command(remote: str, kernel_id: str, session: str, order: str) -> None:
     """Remember that a session should be restarted or stopped; it may not have an id yet.
 
     By its `nonce` the remote knows what it has carried out already: several logins may bring it.
     """
     words = {"order": order, "kernel_id": kernel_id, "session": session}
     words["nonce"] = secrets.token_hex(8)
-    write_private(_folder(remote) / f"{kernel_id}.json", json.dumps(words))
+    write_private(_commands_folder(remote) / f"{kernel_id}.json", json.dumps(words))
 
 
-def pending(remote: str) -> tuple[Order, ...]:
+def pending(remote: str) -> tuple[UndeliveredCommand, ...]:
     """Return what waits for a remote's next login."""
-    found = (_read(path) for path in sorted(_folder(remote).glob("*.json")))
+    found = (_read_command(path) for path in sorted(_commands_folder(remote).glob("*.json")))
     return tuple(order for order in found if order is not None)
 
 
-def forget(remote: str, *kernel_ids: str) -> None:
+def discard_commands(remote: str, *kernel_ids: str) -> None:
     """Forget orders that were carried out."""
     for kernel_id in kernel_ids:
-        (_folder(remote) / f"{kernel_id}.json").unlink(missing_ok=True)
+        (_commands_folder(remote) / f"{kernel_id}.json").unlink(missing_ok=True)
 
 
-def forget_answered(sent: tuple[Order, ...], answers: list[dict[str, str]]) -> list[str]:
+def forget_answered(
+    sent: tuple[UndeliveredCommand, ...], answers: list[dict[str, str]]
+) -> list[str]:
     """Forget what has become of something; return a sentence for each that cannot be done.
 
     What the remote has not tried, or what another machine has to do, stays for a while.
@@ -78,7 +80,7 @@ def forget_answered(sent: tuple[Order, ...], answers: list[dict[str, str]]) -> l
             why = "The machine that it runs on was not met for too long."
         elif not (answer and answer["became"] == "done"):
             continue
-        if _remove(order) and why:
+        if _remove_command(order) and why:
             told.append(_sentence(order.words, why))
     return told
 
@@ -95,21 +97,21 @@ def _sentence(words: dict[str, Any], why: str) -> str:
     )
 
 
-def _read(path: Path) -> Order | None:
+def _read_command(path: Path) -> UndeliveredCommand | None:
     """Read one file; None: another front has taken it, or the disk does not give it just now."""
     try:
         age = time.time() - path.stat().st_mtime
-        text = _text_of(path)
+        text = _read_limited(path)
     except OSError:
         return None
     words: Any = None
     with contextlib.suppress(ValueError, RecursionError):
         if len(text.encode()) <= LARGEST:  # fails where it is no text
             words = json.loads(text)
-    return Order(path, text, words if _makes_sense(words) else {}, age)
+    return UndeliveredCommand(path, text, words if _makes_sense(words) else {}, age)
 
 
-def _text_of(path: Path) -> str:
+def _read_limited(path: Path) -> str:
     """Return what it holds, and a little more of it than is ours at the most."""
     with path.open("rb") as file:
         return file.read(LARGEST + 1).decode(errors="surrogateescape")
@@ -122,15 +124,15 @@ def _makes_sense(words: object) -> bool:
     return all(isinstance(each, str) for each in which) and any(which)
 
 
-def _remove(order: Order) -> bool:
+def _remove_command(order: UndeliveredCommand) -> bool:
     """Remove its file, unless another one is in its place by now."""
     with contextlib.suppress(OSError):
-        if _text_of(order.path) != order.text:
+        if _read_limited(order.path) != order.text:
             return True
         order.path.unlink()
         return True
     return not order.path.exists()
 
 
-def _folder(remote: str) -> Path:
+def _commands_folder(remote: str) -> Path:
     return state_folder() / "orders" / remote

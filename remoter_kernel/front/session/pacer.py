@@ -94,7 +94,7 @@ class Pacer:
         self, channel: Channel, parts: list[memoryview], number: int, size: int, keep: Keep
     ) -> None:
         """Take one item of so many bytes; it is kept once it was given."""
-        pieces = list(_pieces(channel, parts))
+        pieces = list(_split_long_text(channel, parts))
         self._ends.append((self._count + len(pieces), number, size, keep))
         for piece in pieces:
             self._count += 1
@@ -174,7 +174,7 @@ def raise_it(_channel: Channel, _parts: Sequence[Bytes], error: Exception) -> No
     raise error
 
 
-def _pieces(channel: Channel, parts: Sequence[Bytes]) -> Iterator[list[Bytes]]:
+def _split_long_text(channel: Channel, parts: Sequence[Bytes]) -> Iterator[list[Bytes]]:
     """Yield a message as it is; one with more text than passes at once, as several."""
     if channel is Channel.IOPUB and len(parts[CONTENT]) > 2 * PIECE:
         try:

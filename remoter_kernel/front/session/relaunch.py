@@ -29,7 +29,7 @@ class Departure(NamedTuple):
     session: str
 
 
-def write_down(remote: str, notebook: str, departure: Departure) -> None:
+def record_exit(remote: str, notebook: str, departure: Departure) -> None:
     """Leave a sign of this front's end; one that cannot be left is no trouble."""
     try:
         write_private(_sign(remote, notebook), json.dumps(departure._asdict()))
@@ -54,15 +54,15 @@ def before(remote: str, notebook: str, started: float) -> Departure | None:
 
 def _sign(remote: str, notebook: str) -> Path:
     who = json.dumps([os.getppid(), remote, notebook])
-    return _folder() / f"{hashlib.sha256(who.encode()).hexdigest()[:24]}.json"
+    return _markers_folder() / f"{hashlib.sha256(who.encode()).hexdigest()[:24]}.json"
 
 
-def _folder() -> Path:
+def _markers_folder() -> Path:
     return state_folder() / "left"
 
 
 def _forget_old() -> None:
-    for sign in _folder().glob("*.json"):
+    for sign in _markers_folder().glob("*.json"):
         try:
             if time.time() - sign.stat().st_mtime > KEPT:
                 sign.unlink()

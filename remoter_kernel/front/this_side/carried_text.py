@@ -16,7 +16,7 @@ def in_python(wish: dict[str, Any]) -> str:
     """Return one expression that carries out a wish, and leaves no name in the kernel."""
     scope = '{"__name__": "remoter_carried"}'
     # The person may have given `exec` or `globals` to something else.
-    begin = f"(lambda scope: (__import__('builtins').exec({_python()!r}, scope), scope)[1])"
+    begin = f"(lambda scope: (__import__('builtins').exec({_codec_source()!r}, scope), scope)[1])"
     return f"{begin}({scope})['carry_out']({wish!r}, __import__('builtins').globals())"
 
 
@@ -29,7 +29,7 @@ def in_r(wish: dict[str, Any]) -> str:
 
 
 @cache
-def _python() -> str:
+def _codec_source() -> str:
     """Return all parts as one module, without what they import of each other.
 
     The lines stay as they are: what newer Pythons make of an f-string, older ones cannot read.

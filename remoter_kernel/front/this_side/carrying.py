@@ -21,10 +21,10 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from remoter_kernel.errors import RemoterError, Unreachable, Usage
 from remoter_kernel.front.jupyter.answers import error_content
 from remoter_kernel.front.questions import OURS, readable
-from remoter_kernel.front.reading.status import amount
-from remoter_kernel.front.session.link import State
+from remoter_kernel.front.reading.status import format_size
+from remoter_kernel.front.session.link import LinkState
 from remoter_kernel.front.this_side.carried_text import in_python, in_r
-from remoter_kernel.front.this_side.permission import Use, Wanted, listed
+from remoter_kernel.front.this_side.permission import AccessKind, Wanted, listed
 from remoter_kernel.front.this_side.room_there import RoomThere
 from remoter_kernel.wire.messages import content_of
 from remoter_kernel.wire.threads import Thread
@@ -67,7 +67,7 @@ class NotCarried(RemoterError):
 
 
 @dataclass(frozen=True)
-class Carrier:
+class ObjectTransferContext:
     """What of the front carrying needs."""
 
     reactor: Reactor
@@ -86,7 +86,11 @@ class CarryCell:
     """A cell that carries objects."""
 
     def __init__(
-        self, route: Route, wish: Carrying, carrier: Carrier, on_over: Callable[[bool], None]
+        self,
+        route: Route,
+        wish: Carrying,
+        carrier: ObjectTransferContext,
+        on_over: Callable[[bool], None],
     ) -> None:
         """Remember."""
         self.route = route
@@ -156,12 +160,12 @@ class CarryCell:
             if is_push
             else f"puts {what} of {remote} into a Python kernel here"
         )
-        wanted = Wanted(f"%remoter {wish.verb}", Use.RUN, sentence)
+        wanted = Wanted(f"%remoter {wish.verb}", AccessKind.RUN, sentence)
         front.permission.demand(wanted, self.route)
         address = front.dialer.address
-        if address is None or front.link.state is State.FAILED:
+        if address is None or front.link.state is LinkState.FAILED:
             self._complain()
-        if front.link.state is not State.UP:
+        if front.link.state is not LinkState.UP:
             self._await_link()
         with (
             tempfile.TemporaryDirectory(prefix="remoter-", ignore_cleanup_errors=True) as here,
@@ -172,13 +176,13 @@ class CarryCell:
             path = Path(here, "object")
             if is_push:
                 packed = self._ask_here("pack", path, is_r=is_r)
-                self._check_size(_size_of(packed))
+                self._check_size(_packed_size(packed))
                 there.fill(path)
                 unpacked = self._ask_there("unpack", there, is_r=is_r)
             else:
                 packed = self._ask_there("pack", there, is_r=is_r)
-                self._check_size(_size_of(packed))
-                there.empty(path, _size_of(packed))
+                self._check_size(_packed_size(packed))
+                there.empty(path, _packed_size(packed))
                 unpacked = self._ask_here("unpack", path, is_r=is_r)
         return self._told(packed, unpacked, "there" if is_push else "here")
 
@@ -194,9 +198,9 @@ class CarryCell:
         limit = time.monotonic() + BACK_WITHIN
         pause = threading.Event()
         pause.wait(LOOK_EVERY)  # a cut is noticed here first, perhaps
-        while self._front.link.state is not State.UP:
+        while self._front.link.state is not LinkState.UP:
             self._look()
-            if self._front.link.state is State.FAILED or time.monotonic() > limit:
+            if self._front.link.state is LinkState.FAILED or time.monotonic() > limit:
                 self._complain()
             pause.wait(LOOK_EVERY)
 
@@ -224,14 +228,14 @@ class CarryCell:
         if size <= LARGE or self._wish.is_large:
             return
         verb = f"%remoter {self._wish.verb}"
-        told = f"{OURS}{verb} is about to carry {amount(size)}. Go on? yes or no:"
+        told = f"{OURS}{verb} is about to carry {format_size(size)}. Go on? yes or no:"
         try:
             said = self._front.asker.ask_in(self.route, told).strip().lower()
         except RemoterError:
             said = ""
         if said not in {"yes", "y"}:
-            limit = f"more than {amount(LARGE)} are asked about"
-            raise NotCarried(f"{amount(size)} were not carried: {limit}.", f"{verb} … --yes")
+            limit = f"more than {format_size(LARGE)} are asked about"
+            raise NotCarried(f"{format_size(size)} were not carried: {limit}.", f"{verb} … --yes")
 
     def _ask_here(self, do: str, path: Path, *, is_r: bool) -> dict[str, Any]:
         answer = path.with_name("answer")
@@ -280,7 +284,7 @@ def _heard(said: bytes, where: str) -> dict[str, Any]:
     return words
 
 
-def _size_of(packed: dict[str, Any]) -> int:
+def _packed_size(packed: dict[str, Any]) -> int:
     """Return the bytes of what was packed; R may write their number as 1e+05."""
     size = packed.get("size")
     if not isinstance(size, int | float) or not 0 <= size < LARGEST:

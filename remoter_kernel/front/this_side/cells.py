@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 
 from remoter_kernel.errors import RemoterError, Usage
 from remoter_kernel.front.jupyter import answers
-from remoter_kernel.front.this_side.carrying import Carrier, CarryCell
+from remoter_kernel.front.this_side.carrying import CarryCell, ObjectTransferContext
 from remoter_kernel.front.this_side.cell import LocalCell, for_this_side
 from remoter_kernel.front.this_side.comms import CommsHere
 from remoter_kernel.front.this_side.kernel import ThisSide
 from remoter_kernel.front.this_side.own_code import OwnCode
-from remoter_kernel.front.this_side.permission import Use, Wanted
+from remoter_kernel.front.this_side.permission import AccessKind, Wanted
 from remoter_kernel.front.this_side.text import (
     LocalCode,
     answered_outside,
@@ -59,7 +59,7 @@ class CellsHere:
         turns: Turns,
     ) -> None:
         """Remember; `carrier` has to be set."""
-        self.carrier: Carrier
+        self.carrier: ObjectTransferContext
         self._reactor = reactor
         self._mouth = mouth
         self._permission = permission
@@ -154,7 +154,7 @@ class CellsHere:
     # The kernel here -------------------------------------------------------------------
 
     def _local_cell(self, route: Route, local: LocalCode) -> LocalCell:
-        wanted = Wanted(local.verb, Use.RUN, RUNS)
+        wanted = Wanted(local.verb, AccessKind.RUN, RUNS)
         return LocalCell(
             route,
             local.code,

@@ -44,7 +44,7 @@ class Asks(Protocol):
         """Ask in a cell; NeedsPerson or NotAnswered where there is no answer."""
 
 
-class Use(Enum):
+class AccessKind(Enum):
     """What is allowed apart from anything else; the value goes on after "wants to"."""
 
     RUN = "run code here"
@@ -71,7 +71,7 @@ class Wanted:
     """What a cell wants of this side."""
 
     verb: str  # what the cell says: "%remoter put"
-    kind: Use
+    kind: AccessKind
     what: str  # goes on after "it": "sends x to gpu-box"
     places: tuple[
         LocalPlace, ...
@@ -88,8 +88,10 @@ class Permission:
         self._asker = asker
         self._rule = rule
         self._folder = LocalPlace(folder.resolve(), is_folder=True)
-        self._kinds: set[Use] = set()  # that a person has allowed
-        self._places: dict[Use, list[LocalPlace]] = {kind: [] for kind in Use}  # likewise, outside
+        self._kinds: set[AccessKind] = set()  # that a person has allowed
+        self._places: dict[AccessKind, list[LocalPlace]] = {
+            kind: [] for kind in AccessKind
+        }  # likewise, outside
         self._turn = threading.Lock()  # several cells may want something at once
 
     def check_rule(self, verb: str) -> None:
@@ -137,7 +139,7 @@ class Permission:
         self._ask(wanted.verb, _about_place(wanted, place, path, number), cell)
         self._places[wanted.kind].append(place)
 
-    def _is_allowed(self, kind: Use, place: LocalPlace) -> bool:
+    def _is_allowed(self, kind: AccessKind, place: LocalPlace) -> bool:
         return any(allowed.covers(place) for allowed in self._places[kind])
 
     @staticmethod
@@ -182,9 +184,9 @@ def _about_kind(wanted: Wanted, outside: int, folder: Path) -> str:
     """Ask in a way that says what a yes allows, and for how long it holds."""
     below = _on_one_line(str(folder))
     allows = {
-        Use.RUN: "run any code on this machine, with your files and your rights,",
-        Use.READ: f"send any file below {below} to the remote, and nothing else,",
-        Use.WRITE: f"write or replace any file below {below}, and nothing else,",
+        AccessKind.RUN: "run any code on this machine, with your files and your rights,",
+        AccessKind.READ: f"send any file below {below} to the remote, and nothing else,",
+        AccessKind.WRITE: f"write or replace any file below {below}, and nothing else,",
     }[wanted.kind]
     more = ""
     if outside:
@@ -202,7 +204,7 @@ def _about_kind(wanted: Wanted, outside: int, folder: Path) -> str:
 
 def _about_place(wanted: Wanted, place: LocalPlace, path: str, number: str) -> str:
     """Ask about one place, by its full and real path."""
-    reads = wanted.kind is Use.READ
+    reads = wanted.kind is AccessKind.READ
     which = "this folder and all that is in it" if place.is_folder else "this file"
     allows = f"send {which} to the remote" if reads else "write or replace what is there"
     renamed = ""
@@ -216,7 +218,7 @@ def _about_place(wanted: Wanted, place: LocalPlace, path: str, number: str) -> s
 
 
 def _in_full(verb: str, place: LocalPlace) -> str:
-    path = _escaped(str(place.path))
+    path = _escape_unprintable(str(place.path))
     if len(path) > LONGEST_PATH:
         raise NotAllowed(
             f"{verb} names a place outside of this notebook's folder whose path is too long to "
@@ -226,7 +228,7 @@ def _in_full(verb: str, place: LocalPlace) -> str:
     return path
 
 
-def _escaped(text: str) -> str:
+def _escape_unprintable(text: str) -> str:
     """Write on one line what may have any sign in it; two names never look the same."""
     return "".join(
         sign if sign.isprintable() else sign.encode("unicode_escape", "surrogatepass").decode()
@@ -236,5 +238,5 @@ def _escaped(text: str) -> str:
 
 def _on_one_line(text: str) -> str:
     """Let nobody make a question say something else; what is too long loses its end."""
-    line = _escaped(text)
+    line = _escape_unprintable(text)
     return line if len(line) <= MOST_TOLD else f"{line[:MOST_TOLD]} …"

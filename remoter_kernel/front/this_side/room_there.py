@@ -48,7 +48,7 @@ def _for_us_alone(path: str, flags: int) -> int:
     return os.open(path, flags, 0o600)
 
 
-class Runs(Protocol):
+class CommandExecutor(Protocol):
     """What is needed of a login."""
 
     def run(self, command: str, stdin: bytes = b"", *, seconds: float = 60) -> Ran:
@@ -60,7 +60,7 @@ class RoomThere:
 
     def __init__(
         self,
-        login: Callable[[], Runs],
+        login: Callable[[], CommandExecutor],
         session: str,
         look: Callable[[], None],
         wait: Callable[[], None],

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from remoter_kernel.errors import ProtocolError, RemoterError
 from remoter_kernel.front.bootstrap.evaluator import ask_there
-from remoter_kernel.front.session.known_sessions import recall
+from remoter_kernel.front.session.known_sessions import load_sessions
 from remoter_kernel.front.verbs.help import HERE, SESSION, THERE, VERB, explained, use_of
 from remoter_kernel.wire.messages import CONTENT, content_of
 from remoter_kernel.wire.threads import Thread
@@ -31,7 +31,7 @@ TYPED = "_jupyter_types_experimental"  # JupyterLab looks there, and not at the 
 MOST = 500  # paths
 
 
-class Word(NamedTuple):
+class ShellWord(NamedTuple):
     """A word of the line."""
 
     begin: int  # where it begins
@@ -104,9 +104,9 @@ class Completer:
         if kind == VERB:
             found = list(self._verbs)
         elif kind == SESSION:
-            found = [each["id"] for each in recall().get(self._dialer.remote.name, ())]
+            found = [each["id"] for each in load_sessions().get(self._dialer.remote.name, ())]
         elif kind == HERE:
-            found = paths_here(begin) if self._dialer.find().local != "never" else []
+            found = local_paths(begin) if self._dialer.find().local != "never" else []
         else:
             found = [word for word in kind.split("|") if word]
         return [word for word in found if word.startswith(begin)]
@@ -170,9 +170,9 @@ def line_before_cursor(content: dict[str, Any]) -> str:
     return "" if "\n" in before else before
 
 
-def words_of(line: str) -> list[Word]:
+def words_of(line: str) -> list[ShellWord]:
     """Split a line as a shell would; the last word is empty where a new one begins."""
-    words: list[Word] = []
+    words: list[ShellWord] = []
     begin, text, quote, is_escaped = 0, "", "", False
     for place, sign in enumerate(line):
         if is_escaped:
@@ -184,11 +184,11 @@ def words_of(line: str) -> list[Word]:
             quote = sign if not quote else "" if sign == quote else quote
         elif sign.isspace():
             if place > begin:
-                words.append(Word(begin, text))
+                words.append(ShellWord(begin, text))
             begin, text = place + 1, ""
         else:
             text += sign
-    return [*words, Word(begin, text)]
+    return [*words, ShellWord(begin, text)]
 
 
 def kind_of(words: Sequence[str]) -> str:
@@ -225,7 +225,7 @@ def quoted(word: str) -> str:
     return re.sub(r"([\s'\"\\])", r"\\\1", word) if os.sep == "/" else f'"{word}"'
 
 
-def paths_here(begin: str) -> list[str]:
+def local_paths(begin: str) -> list[str]:
     """Return the paths of this side that begin so; folders with a / at the end."""
     folder, name = os.path.split(begin)
     head = begin[: len(begin) - len(name)]

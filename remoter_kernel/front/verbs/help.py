@@ -40,7 +40,7 @@ LOCAL = (
 )
 
 
-class Use(NamedTuple):
+class VerbUsage(NamedTuple):
     """How one verb is used."""
 
     words: str  # that follow it, as a person reads them
@@ -51,7 +51,7 @@ class Use(NamedTuple):
 
 
 USES = {
-    "status": Use(
+    "status": VerbUsage(
         "[--requests]",
         "%remoter status",
         "the link, the session, the login, bytes sent and received",
@@ -59,47 +59,49 @@ USES = {
         "--requests: each request that is not over yet instead, at both ends: its id, its kind,\n"
         "how far it has come, for how long it is there, and why.\n",
     ),
-    "outputs": Use(
+    "outputs": VerbUsage(
         "[SESSION]",
         "%remoter outputs 7f3a9c",
         "all that this session has said; without a session: what this one's cells have missed",
         (SESSION,),
     ),
-    "log": Use(
+    "log": VerbUsage(
         "[SESSION]",
         "%remoter log",
         "fronts, requests and how they ended, interrupts, restarts, deaths, each with its time",
         (SESSION,),
     ),
-    "put": Use("SRC... DST", "%remoter put data/*.csv ~/data/", "sends files there", (HERE, THERE)),
-    "get": Use("SRC... DST", "%remoter get runs/7.log ./", "fetches files", (THERE, HERE)),
-    "push": Use(
+    "put": VerbUsage(
+        "SRC... DST", "%remoter put data/*.csv ~/data/", "sends files there", (HERE, THERE)
+    ),
+    "get": VerbUsage("SRC... DST", "%remoter get runs/7.log ./", "fetches files", (THERE, HERE)),
+    "push": VerbUsage(
         "x [y ...] [as NAME] [--yes] [--pickle]",
         "%remoter push frame",
         "sends a variable of this side there",
         more=OBJECTS,
     ),
-    "pull": Use(
+    "pull": VerbUsage(
         "x [y ...] [as NAME] [--yes] [--pickle]",
         "%remoter pull frame as here",
         "fetches a variable to this side, under another name",
         more=OBJECTS,
     ),
-    "keep": Use("", "%remoter keep", "shut the kernel down after that: the session stays"),
-    "stop": Use("", "%remoter stop", "ends this session, with its variables"),
-    "timer": Use(
+    "keep": VerbUsage("", "%remoter keep", "shut the kernel down after that: the session stays"),
+    "stop": VerbUsage("", "%remoter stop", "ends this session, with its variables"),
+    "timer": VerbUsage(
         "on|off",
         "%remoter timer on",
         "then after each cell, for example: [remoter] 1.2 s there, 0.1 s on the link, …",
         ("on|off",),
     ),
-    "help": Use("[VERB]", "%remoter help put", "how that verb is used", (VERB,)),
+    "help": VerbUsage("[VERB]", "%remoter help put", "how that verb is used", (VERB,)),
 }
 
 
-def use_of(verb: str) -> Use:
+def use_of(verb: str) -> VerbUsage:
     """Return how a verb is used."""
-    return USES.get(verb) or Use("", f"%remoter {verb}")
+    return USES.get(verb) or VerbUsage("", f"%remoter {verb}")
 
 
 def all_verbs(summaries: dict[str, str]) -> str:

@@ -19,9 +19,9 @@ from remoter_kernel.front.files.errands import CellErrand, FilesCell, TransferRe
 from remoter_kernel.front.reading.happenings import Chronicle
 from remoter_kernel.front.reading.inquiries import MOST_KEPT, Reading, named_there
 from remoter_kernel.front.reading.notebook import Story
-from remoter_kernel.front.reading.status import Status, amount, open_requests, told
+from remoter_kernel.front.reading.status import Status, format_size, format_status, open_requests
 from remoter_kernel.front.session import orders
-from remoter_kernel.front.session.link import State
+from remoter_kernel.front.session.link import LinkState
 from remoter_kernel.front.verbs.answered_cell import AnsweredCell
 from remoter_kernel.front.verbs.help import HELP, all_verbs, no_such_verb, one_verb, use_of
 from remoter_kernel.front.verbs.timer import CellTimer
@@ -33,7 +33,7 @@ from remoter_kernel.wire.waiting import HELD_BACK
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from remoter_kernel.front.jupyter.ending import Ending
+    from remoter_kernel.front.jupyter.ending import ShutdownPolicy
     from remoter_kernel.front.jupyter.mouth import Route
     from remoter_kernel.front.session.dialer import SessionDialer
     from remoter_kernel.front.session.link import Link
@@ -53,7 +53,7 @@ REQUESTS = "--requests"
 CARRY = ("put", "get")  # files; they take their turn among the kernel's cells
 
 
-class Asked(NamedTuple):
+class ParsedMagic(NamedTuple):
     """What the first line of a cell asks for."""
 
     verb: str
@@ -61,7 +61,7 @@ class Asked(NamedTuple):
     order: TransferRequest | None = None  # about files
 
 
-def asked_by(code: str) -> Asked | None:
+def parse_magic(code: str) -> ParsedMagic | None:
     """Read what a cell asks of this side; None: nothing. `Usage` if that cannot be."""
     first, _, rest = code.partition("\n")
     found = _FIRST_LINE.match(first.rstrip())
@@ -78,12 +78,12 @@ def asked_by(code: str) -> Asked | None:
     if rest.strip():
         raise Usage(f"%remoter {verb} stands alone in its cell; nothing was run.")
     if verb in CARRY:
-        return Asked(verb, order=read_order(verb, said.removeprefix(verb)))
-    return Asked(verb, tuple(words))
+        return ParsedMagic(verb, order=read_order(verb, said.removeprefix(verb)))
+    return ParsedMagic(verb, tuple(words))
 
 
 @dataclass
-class Surroundings:
+class MagicContext:
     """What of the front the verbs need."""
 
     reactor: Reactor
@@ -93,13 +93,13 @@ class Surroundings:
     open_requests: Callable[[], list[dict[str, Any]]]  # described, as `Requests.rows` does
     turns: Turns
     permission: Permission
-    ending: Ending
+    ending: ShutdownPolicy
 
 
-class Verbs:
+class Magics:
     """Answers cells that ask something of this side."""
 
-    def __init__(self, around: Surroundings) -> None:
+    def __init__(self, around: MagicContext) -> None:
         """Remember."""
         self._around = around
         self.last_reply = b"{}"  # of the kernel, to a cell
@@ -132,13 +132,13 @@ class Verbs:
             cell.end(payload=[{"source": "ask_exit", "keepkernel": False}])
             return True
         try:
-            asked: Asked | Usage | None = asked_by(code)
+            asked: ParsedMagic | Usage | None = parse_magic(code)
         except Usage as error:
             asked = error
         if asked is None:
             return False
         cell = AnsweredCell(self._around.publish, header, self.count(), finish)
-        if isinstance(asked, Asked) and asked.order:
+        if isinstance(asked, ParsedMagic) and asked.order:
             self._carry(cell, route, code, asked.order)
             return True
         cell.begin(code)
@@ -168,7 +168,7 @@ class Verbs:
         )
         around.turns.take_here(FilesCell(route, begin, errand, around.turns))
 
-    def _answer(self, cell: AnsweredCell, asked: Asked) -> None:
+    def _answer(self, cell: AnsweredCell, asked: ParsedMagic) -> None:
         look: Callable[[], Iterator[Shown]] | None = None
         if asked.words == (REQUESTS,) and asked.verb == "status":
             rows = [row for row in self._around.open_requests() if row["id"] != cell.name]
@@ -201,14 +201,14 @@ class Verbs:
         round_trip = link.round_trip
         if round_trip is None and login is not None and login.round_trip:
             round_trip = login.round_trip
-        return told(
+        return format_status(
             Status(
                 state=link.state.value,
                 since=link.seconds_so,
                 next_try=link.next_try,
                 last_error=_last_error(link),
                 losses=link.losses,
-                round_trip=round_trip if link.state is State.UP else None,
+                round_trip=round_trip if link.state is LinkState.UP else None,
                 queue=link.unacknowledged,
                 remote=dialer.remote.name,
                 session=address.session if address else "",
@@ -235,10 +235,10 @@ class Verbs:
         if not self._around.link.has_met:
             raise NoSuchSession("There is no session yet, so there is nothing to stop.")
         self._order("stop")
-        if self._around.link.state is State.UP:
+        if self._around.link.state is LinkState.UP:
             return f"{session} ends now. Restart the kernel to begin a fresh one.\n"
         address = self._around.dialer.address
-        orders.write_down(
+        orders.save_command(
             self._around.dialer.remote.name,
             self._around.dialer.wish.kernel_id,
             address.session if address else "",
@@ -278,7 +278,7 @@ class Verbs:
         """Read the journal of this session, or of another one there."""
         dialer = self._around.dialer
         login, address = dialer.login, dialer.address
-        if login is None or address is None or self._around.link.state is not State.UP:
+        if login is None or address is None or self._around.link.state is not LinkState.UP:
             raise Unreachable(
                 "The link is down, and only the far side knows.",
                 "%remoter status shows when it is tried again.",
@@ -308,7 +308,7 @@ class Verbs:
             head = f"In [{count}]: {first}{' …' if rest else ''}\n"
             yield "stream", {"name": "stdout", "text": head}
             for output in run.outputs:
-                shown = _shown(output, max(left, 0), session or self._session_id())
+                shown = _as_message(output, max(left, 0), session or self._session_id())
                 left -= len(str(shown[1].get("text", "")))
                 yield shown
         if not story.runs:
@@ -322,7 +322,7 @@ class Verbs:
         dialer = self._around.dialer
         text = open_requests(rows, "Here")
         login, address = dialer.login, dialer.address
-        if login is None or address is None or self._around.link.state is not State.UP:
+        if login is None or address is None or self._around.link.state is not LinkState.UP:
             text += "There: not known, as the link is down\n"
         else:
             words = {"verb": "requests", "session": address.session}
@@ -335,7 +335,7 @@ class Verbs:
         return address.session if address else ""
 
 
-def _shown(output: dict[str, Any], room: int, session: str) -> Shown:
+def _as_message(output: dict[str, Any], room: int, session: str) -> Shown:
     """Return an output as a message that any client shows."""
     kind = output["output_type"]
     if kind in {"display_data", "execute_result"}:
@@ -345,7 +345,7 @@ def _shown(output: dict[str, Any], room: int, session: str) -> Shown:
         return "stream", {"name": "stderr", "text": "\n".join(output["traceback"]) + "\n"}
     text = output["text"]
     if len(text) > room:
-        more = f"\n[{amount(len(text) - room)} more: remoter outputs {session}]\n"
+        more = f"\n[{format_size(len(text) - room)} more: remoter outputs {session}]\n"
         text = text[:room] + more
     return "stream", {"name": output["name"], "text": text}
 
@@ -357,5 +357,5 @@ def _help(verb: str = "") -> str:
 def _last_error(link: Link) -> str:
     """Say what went wrong last; a login that failed is no news once another one has worked."""
     error = link.error
-    is_past = link.state is State.UP and error is not None and not error.worth_retrying
+    is_past = link.state is LinkState.UP and error is not None and not error.worth_retrying
     return "" if error is None or is_past else str(error)

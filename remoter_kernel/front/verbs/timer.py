@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from remoter_kernel.errors import ProtocolError
 from remoter_kernel.front.jupyter.requests import is_shown
-from remoter_kernel.front.reading.status import amount
+from remoter_kernel.front.reading.status import format_size
 from remoter_kernel.wire.messages import CONTENT, HEADER, PARENT, content_of, header_of
 from remoter_kernel.wire.requests import Stage
 
@@ -97,7 +97,9 @@ class CellTimer:
         now = self._now()
         begun = max(asked, self._before)  # until then it stood behind another cell
         self._before = now
-        line = told(there, now.at - begun.at, now.sent - begun.sent, now.received - begun.received)
+        line = format_timing(
+            there, now.at - begun.at, now.sent - begun.sent, now.received - begun.received
+        )
         newline = "\n" if self._is_within_line else ""
         self._publish("stream", {"name": "stderr", "text": f"{newline}{line}\n"}, request.header)
         self._is_within_line = False
@@ -108,9 +110,9 @@ def _is_timed(request: Request) -> bool:
     return is_on_its_way and is_shown(request)
 
 
-def told(there: float | None, whole: float, sent: int, received: int) -> str:
+def format_timing(there: float | None, whole: float, sent: int, received: int) -> str:
     """Return the line; `there`: seconds by the kernel's clock, if they are known."""
-    traffic = f"{amount(sent)} sent, {amount(received)} received"
+    traffic = f"{format_size(sent)} sent, {format_size(received)} received"
     if there is None:
         return f"[remoter] {whole:.3f} s in all, {traffic}"
     link = max(0.0, whole - there)

@@ -14,7 +14,7 @@ from typing import Any
 
 from remoter_kernel.front.this_side.carried.from_r import RReader
 from remoter_kernel.front.this_side.carried.to_r import RWriter
-from remoter_kernel.front.this_side.carried.values import Reader, Refused, Writer
+from remoter_kernel.front.this_side.carried.values import CodecError, ObjectReader, ObjectWriter
 
 SHOWN = 3  # names that something was perhaps meant by
 
@@ -22,8 +22,8 @@ SHOWN = 3  # names that something was perhaps meant by
 def carry_out(wish: dict[str, Any], names: dict[str, Any]) -> None:
     """Do as `wish` says with a kernel's names; write down what came of it."""
     try:
-        words = pack(wish, names) if wish["do"] == "pack" else unpack(wish, names)
-    except Refused as error:
+        words = pack_objects(wish, names) if wish["do"] == "pack" else unpack_objects(wish, names)
+    except CodecError as error:
         words = {"refused": str(error)}
     except ModuleNotFoundError as error:
         words = {"refused": f"The package {error.name} is needed, and missing."}
@@ -39,16 +39,16 @@ def carry_out(wish: dict[str, Any], names: dict[str, Any]) -> None:
         json.dump(words, file)
 
 
-def pack(wish: dict[str, Any], names: dict[str, Any]) -> dict[str, Any]:
+def pack_objects(wish: dict[str, Any], names: dict[str, Any]) -> dict[str, Any]:
     """Write the objects with these names to a new file that only its owner can read."""
     wanted = as_python_has(wish["names"])
     for name in wanted:
         if name not in names:
-            raise Refused(f"There is no {name!r}{meant(name, names)}.")
+            raise CodecError(f"There is no {name!r}{meant(name, names)}.")
     handle = os.open(wish["path"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     pickled = []
     with open(handle, "wb") as file:
-        writer = (RWriter if wish["for_r"] else Writer)(file)
+        writer = (RWriter if wish["for_r"] else ObjectWriter)(file)
         trees = []
         for name in wanted:
             tree = encoded(writer, names[name], name, is_pickled=wish["is_pickled"])
@@ -56,7 +56,7 @@ def pack(wish: dict[str, Any], names: dict[str, Any]) -> dict[str, Any]:
             trees.append(tree)
         writer.finish(trees)
         size = file.tell()
-    objects = [told(names[name]) for name in wanted]
+    objects = [describe_value(names[name]) for name in wanted]
     return {"size": size, "objects": objects, "pickled": pickled}
 
 
@@ -70,18 +70,18 @@ def encoded(writer: Any, value: Any, name: str, *, is_pickled: bool) -> Any:
     try:
         return {"t": "pickle", "at": writer.put(pickle.dumps(value, protocol=4))}  # 3.4 reads it
     except Exception as error:
-        raise Refused(f"{name} cannot be pickled either: {error}") from error
+        raise CodecError(f"{name} cannot be pickled either: {error}") from error
 
 
-def unpack(wish: dict[str, Any], names: dict[str, Any]) -> dict[str, Any]:
+def unpack_objects(wish: dict[str, Any], names: dict[str, Any]) -> dict[str, Any]:
     """Take all objects out of a file, and then give them their names."""
     with open(wish["path"], "rb") as file:
-        kind = RReader if wish["for_r"] else Reader
+        kind = RReader if wish["for_r"] else ObjectReader
         reader = kind(file, is_pickled=wish["is_pickled"])
         values = [reader.decode(tree) for tree in reader.tree()]
     if len(values) != len(wish["names"]):
-        raise Refused("Not as many objects came as were sent.")
-    objects = [told(value) for value in values]
+        raise CodecError("Not as many objects came as were sent.")
+    objects = [describe_value(value) for value in values]
     names.update(zip(as_python_has(wish["names"]), values))  # from here on nothing may fail
     return {"objects": objects}
 
@@ -98,7 +98,7 @@ def meant(name: str, names: dict[str, Any]) -> str:
     return f" (did you mean {' or '.join(near)}?)" if near else ""
 
 
-def told(value: Any) -> str:
+def describe_value(value: Any) -> str:
     """Say what something is, in a few words."""
     kind = type(value).__name__
     shape = getattr(value, "shape", None)

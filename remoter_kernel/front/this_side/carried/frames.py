@@ -12,9 +12,9 @@ from remoter_kernel.front.this_side.carried.arrow import check_arrow
 from remoter_kernel.front.this_side.carried.values import (
     DECODERS,
     ENCODERS,
-    Reader,
-    Refused,
-    Writer,
+    CodecError,
+    ObjectReader,
+    ObjectWriter,
     a_kind,
     decode_zone,
     encode_zone,
@@ -32,7 +32,7 @@ MASKED = frozenset(
 )
 
 
-def encode_frame(writer: Writer, value: Any, where: str) -> Any:
+def encode_frame(writer: ObjectWriter, value: Any, where: str) -> Any:
     """Return the tree of something of pandas; None: it is not."""
     pandas = sys.modules.get("pandas")
     if pandas is None or not hasattr(pandas, "DataFrame"):
@@ -74,13 +74,13 @@ def encode_frame(writer: Writer, value: Any, where: str) -> Any:
     return None
 
 
-def _beside(writer: Writer, value: Any, where: str) -> dict[str, Any]:
+def _beside(writer: ObjectWriter, value: Any, where: str) -> dict[str, Any]:
     """Write down what a frame or a series has beside its values."""
     attributes = writer.encode(dict(value.attrs), f"{where}.attrs")
     return {"attrs": attributes, "is_unique": not value.flags.allows_duplicate_labels}
 
 
-def _index(writer: Writer, index: Any, where: str) -> Any:
+def _index(writer: ObjectWriter, index: Any, where: str) -> Any:
     import pandas as pd
 
     if isinstance(index, pd.MultiIndex):
@@ -92,19 +92,19 @@ def _index(writer: Writer, index: Any, where: str) -> Any:
     if type(index) is pd.RangeIndex:
         return {"k": "range", "v": [index.start, index.stop, index.step], "name": name}
     if type(index).__module__.split(".")[0] != "pandas":
-        raise Refused(f"{where} is {a_kind(index)}, which is not carried.")
+        raise CodecError(f"{where} is {a_kind(index)}, which is not carried.")
     values = pd.Series(index.array if index.dtype != object else index, dtype=index.dtype)
     tree = {"k": "plain", "v": _column(writer, values, where), "name": name}
     frequency = getattr(index, "freq", None)
     return tree if frequency is None else {**tree, "freq": _frequency(writer, frequency, where)}
 
 
-def _frequency(writer: Writer, value: Any, where: str) -> list[Any]:
+def _frequency(writer: ObjectWriter, value: Any, where: str) -> list[Any]:
     """Return what makes a frequency: each version of pandas spells its name in another way."""
     words = {name: word for name, word in value.kwds.items() if name != "calendar"}
     words["normalize"] = value.normalize
     if _made_frequency(type(value).__name__, value.n, words) != value:
-        raise Refused(f"{where} has a frequency that is not carried: {value}.")
+        raise CodecError(f"{where} has a frequency that is not carried: {value}.")
     tree = writer.encode(words, f"the frequency of {where}")
     return [type(value).__name__, value.n, tree]
 
@@ -114,11 +114,11 @@ def _made_frequency(kind: str, number: int, words: dict[str, Any]) -> Any:
 
     maker = getattr(pd.offsets, kind, None)
     if not (isinstance(maker, type) and issubclass(maker, pd.offsets.BaseOffset)):
-        raise Refused(f"There is no frequency {kind}.")
+        raise CodecError(f"There is no frequency {kind}.")
     return maker(number, **words)
 
 
-def _column(writer: Writer, series: Any, where: str) -> Any:
+def _column(writer: ObjectWriter, series: Any, where: str) -> Any:
     import numpy as np
     import pandas as pd
 
@@ -150,13 +150,15 @@ def _column(writer: Writer, series: Any, where: str) -> Any:
             "at": put_array(writer, plain, where),
             "mask": put_array(writer, mask, where),
         }
-    raise Refused(f"{where} has the dtype {dtype}, which is not carried: astype() makes another.")
+    raise CodecError(
+        f"{where} has the dtype {dtype}, which is not carried: astype() makes another."
+    )
 
 
 # And back ------------------------------------------------------------------------------------
 
 
-def _take_index(reader: Reader, tree: Any) -> Any:
+def _take_index(reader: ObjectReader, tree: Any) -> Any:
     import pandas as pd
 
     if tree["k"] == "multi":
@@ -176,7 +178,7 @@ def _take_index(reader: Reader, tree: Any) -> Any:
     return index
 
 
-def _take_column(reader: Reader, tree: Any) -> Any:
+def _take_column(reader: ObjectReader, tree: Any) -> Any:
     import pandas as pd
 
     kind = tree["k"]
@@ -201,10 +203,10 @@ def _take_column(reader: Reader, tree: Any) -> Any:
         made = {"b": pd.arrays.BooleanArray, "f": pd.arrays.FloatingArray}
         maker = made.get(values.dtype.kind, pd.arrays.IntegerArray)
         return pd.Series(maker(values, take_array(reader, tree["mask"])))
-    raise Refused("The other side sent a column of an unknown kind.")
+    raise CodecError("The other side sent a column of an unknown kind.")
 
 
-def _decode_frame(reader: Reader, tree: Any) -> Any:
+def _decode_frame(reader: ObjectReader, tree: Any) -> Any:
     import pandas as pd
 
     index = _take_index(reader, tree["index"])
@@ -218,20 +220,20 @@ def _decode_frame(reader: Reader, tree: Any) -> Any:
     return _with_beside(reader, tree, frame)
 
 
-def _decode_series(reader: Reader, tree: Any) -> Any:
+def _decode_series(reader: ObjectReader, tree: Any) -> Any:
     series = _take_column(reader, tree["data"])
     series.index = _take_index(reader, tree["index"])
     series.name = reader.decode(tree["name"])
     return _with_beside(reader, tree, series)
 
 
-def _with_beside(reader: Reader, tree: Any, value: Any) -> Any:
+def _with_beside(reader: ObjectReader, tree: Any, value: Any) -> Any:
     value.attrs.update(reader.decode(tree["attrs"]))
     value.flags.allows_duplicate_labels = not tree["is_unique"]
     return value
 
 
-def _decode_moment(reader: Reader, tree: Any) -> Any:
+def _decode_moment(reader: ObjectReader, tree: Any) -> Any:
     import pandas as pd
 
     value = take_array(reader, tree["at"])[()]
@@ -242,7 +244,7 @@ def _decode_moment(reader: Reader, tree: Any) -> Any:
     return moment if zone is None else moment.tz_localize("UTC").tz_convert(zone)
 
 
-def _decode_missing(_reader: Reader, tree: Any) -> Any:
+def _decode_missing(_reader: ObjectReader, tree: Any) -> Any:
     import pandas as pd
 
     return pd.NA if tree["v"] == "NA" else pd.NaT
@@ -251,7 +253,7 @@ def _decode_missing(_reader: Reader, tree: Any) -> Any:
 # polars --------------------------------------------------------------------------------------
 
 
-def encode_polars(writer: Writer, value: Any, where: str) -> Any:
+def encode_polars(writer: ObjectWriter, value: Any, where: str) -> Any:
     """Return the tree of a frame or a series of polars, in Arrow's form; None: it is neither."""
     polars = sys.modules.get("polars")
     if polars is None or not hasattr(polars, "DataFrame"):
@@ -262,13 +264,13 @@ def encode_polars(writer: Writer, value: Any, where: str) -> Any:
     frame = value.to_frame() if is_series else value
     objects = [name for name, dtype in frame.schema.items() if dtype == polars.Object]
     if objects:
-        raise Refused(f"{where} has Python objects in the column {objects[0]!r}.")
+        raise CodecError(f"{where} has Python objects in the column {objects[0]!r}.")
     begin = writer.file.tell()
     frame.write_ipc(writer.file, compression="uncompressed")
     return {"t": "polars", "at": [begin, writer.file.tell() - begin], "is_series": is_series}
 
 
-def _decode_polars(reader: Reader, tree: Any) -> Any:
+def _decode_polars(reader: ObjectReader, tree: Any) -> Any:
     import io
 
     import polars

@@ -20,8 +20,8 @@ from remoter_kernel.front.this_side.carried.to_r import (
     TYPES,
 )
 from remoter_kernel.front.this_side.carried.values import (
-    Reader,
-    Refused,
+    CodecError,
+    ObjectReader,
     as_little,
     decode_zone,
     take_texts,
@@ -33,7 +33,7 @@ FARTHEST = 2.0**63  # what numpy counts moments with has 64 bits
 WIDTHS = {"logical": "i4", "integer": "i4", "double": "f8", "complex": "c16"}
 
 
-class RReader(Reader):
+class RReader(ObjectReader):
     """Reads what R has written."""
 
     def decode(self, tree: Any) -> Any:
@@ -47,7 +47,7 @@ class RReader(Reader):
         if kind == "frame":
             return self._frame(tree)
         if kind != "vector":
-            raise Refused("R sent something of an unknown kind.")
+            raise CodecError("R sent something of an unknown kind.")
         return self._vector_or_one(tree)
 
     def _read(self, tree: Any) -> Any:
@@ -84,7 +84,7 @@ class RReader(Reader):
                 import pandas as pd
 
                 return pd.DatetimeIndex(series)
-            values = _plain(series, tree)
+            values = _as_array(series, tree)
         return values.reshape(list(map(int, tree["dim"])), order="F") if tree.get("dim") else values
 
     def _one(self, tree: Any) -> Any:
@@ -92,7 +92,7 @@ class RReader(Reader):
         kind, of = tree["type"], tree.get("of")
         if kind == "character":
             (text,) = take_texts(self, tree)
-            return _missing() if text is None else text
+            return _pandas_na() if text is None else text
         numbers = self._read(tree)
         first = numbers[0]
         if kind == "complex":
@@ -109,7 +109,7 @@ class RReader(Reader):
                 return moment.replace(tzinfo=None)
             return moment.astimezone(_zone(tree))
         if kind != "double" and first == NO_INTEGER:
-            return _missing()
+            return _pandas_na()
         return bool(first) if kind == "logical" else first
 
     def _frame(self, tree: Any) -> Any:
@@ -178,7 +178,7 @@ class RReader(Reader):
         per = 1 if tree["of"] == "Date" else MILLION
         counted = np.rint(np.where(gone, 0, numbers) * per)
         if (np.abs(counted) >= FARTHEST).any():
-            raise Refused("A moment or a span of R's is infinite, or too large.")
+            raise CodecError("A moment or a span of R's is infinite, or too large.")
         whole = counted.astype("i8")
         unit = {"Date": "M8[D]", "POSIXct": "M8[us]", "difftime": "m8[us]"}[tree["of"]]
         moments = whole.astype(unit)
@@ -193,7 +193,7 @@ def _zone(tree: Any) -> Any:
     return datetime.timezone.utc if zone in {None, "", "UTC"} else decode_zone(str(zone))
 
 
-def _plain(series: Any, tree: Any) -> Any:
+def _as_array(series: Any, tree: Any) -> Any:
     """Return a vector as an array: numpy's, or where a value is missing, one of pandas."""
     if tree["type"] == "character" and not series.isna().any():
         import numpy as np
@@ -205,7 +205,7 @@ def _plain(series: Any, tree: Any) -> Any:
     return series.to_numpy() if numpy_has_it else series.array
 
 
-def _missing() -> Any:
+def _pandas_na() -> Any:
     import pandas as pd
 
     return pd.NA

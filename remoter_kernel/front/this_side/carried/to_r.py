@@ -13,8 +13,8 @@ from typing import Any
 
 from remoter_kernel.front.this_side.carried.frames import MASKED
 from remoter_kernel.front.this_side.carried.values import (
-    Refused,
-    Writer,
+    CodecError,
+    ObjectWriter,
     a_kind,
     as_little,
     encode_zone,
@@ -30,7 +30,7 @@ TYPES = {"logical": "i", "integer": "i", "double": "d", "complex": "d"}
 MILLION = 1_000_000
 
 
-class RWriter(Writer):
+class RWriter(ObjectWriter):
     """Writes what R can read."""
 
     def encode(self, value: Any, where: str) -> Any:
@@ -46,7 +46,7 @@ class RWriter(Writer):
         if type(value) is dict:
             names = list(value)
             if not all(type(name) is str and name for name in names):
-                raise Refused(f"{where} has keys that are no text, or empty: no names for R.")
+                raise CodecError(f"{where} has keys that are no text, or empty: no names for R.")
             trees = [self.encode(value[name], f"{where}[{name!r:.40}]") for name in names]
             return {"t": "list", "v": trees, "names": self._texts(names, f"a key of {where}")}
         one = self._one(value, where)
@@ -55,12 +55,12 @@ class RWriter(Writer):
         many = self._many(value, where)
         if many is not None:
             return many
-        raise Refused(f"{where} is {a_kind(value)}, for which R has no counterpart.")
+        raise CodecError(f"{where} is {a_kind(value)}, for which R has no counterpart.")
 
     def _texts(self, texts: list[Any], where: str) -> dict[str, Any]:
         """Write the texts of a vector; what is missing is None."""
         if any(text is not None and "\0" in text for text in texts):
-            raise Refused(f"{where} has a text with a NUL in it, which R cannot have.")
+            raise CodecError(f"{where} has a text with a NUL in it, which R cannot have.")
         return {"n": len(texts), **put_texts(self, texts, where)}
 
     def _numbers(self, kind: str, numbers: Any, **words: Any) -> Any:
@@ -79,7 +79,7 @@ class RWriter(Writer):
                 return self._numbers("integer", [value])
             if abs(value) <= EXACT:
                 return self._numbers("double", [float(value)])
-            raise Refused(f"{where} is too large a number for R to keep all its digits.")
+            raise CodecError(f"{where} is too large a number for R to keep all its digits.")
         if kind is float:
             return self._numbers("double", [value])
         if kind is complex:
@@ -99,7 +99,7 @@ class RWriter(Writer):
         words: dict[str, Any] = {"zone": encode_zone(value.tzinfo, where)}
         if value.tzinfo is None:
             if value.fold:
-                raise Refused(f"{where} has a fold and no time zone, which R has not.")
+                raise CodecError(f"{where} has a fold and no time zone, which R has not.")
             value, words = value.replace(tzinfo=datetime.timezone.utc), {"naive": True}
         return self._seconds([(value - EPOCH) // MICROSECOND], where, of="POSIXct", **words)
 
@@ -108,10 +108,10 @@ class RWriter(Writer):
         seconds = [float("nan") if us is None else us / MILLION for us in microseconds]
         for us, value in zip(microseconds, seconds):
             if us is not None and round(value * MILLION) != us:
-                raise Refused(f"{where} is too far from 1970 for R to keep its microseconds.")
+                raise CodecError(f"{where} is too far from 1970 for R to keep its microseconds.")
         if isinstance(words.get("zone"), float):
             if words["zone"]:
-                raise Refused(f"{where} has an offset for a time zone, and R's have names.")
+                raise CodecError(f"{where} has an offset for a time zone, and R's have names.")
             words["zone"] = "UTC"
         return self._numbers("double", seconds, **words)
 
@@ -143,7 +143,9 @@ class RWriter(Writer):
 
     def _series(self, value: Any, where: str) -> Any:
         if value.name is not None:
-            raise Refused(f"{where} has a name, and R's vectors have none: {where}.rename(None).")
+            raise CodecError(
+                f"{where} has a name, and R's vectors have none: {where}.rename(None)."
+            )
         self._check_beside(value, where)
         tree = self._column(value, where)
         names = self._row_names(value.index, where, may_repeat=True)
@@ -152,9 +154,9 @@ class RWriter(Writer):
     def _frame(self, value: Any, where: str) -> Any:
         names = value.columns.tolist()
         if not all(type(name) is str for name in names) or len(set(names)) != len(names):
-            raise Refused(f"{where} has columns whose names are no text, or are not unique.")
+            raise CodecError(f"{where} has columns whose names are no text, or are not unique.")
         if value.columns.name is not None:
-            raise Refused(f"{where} has a name for its columns; R's frames have not.")
+            raise CodecError(f"{where} has a name for its columns; R's frames have not.")
         self._check_beside(value, where)
         columns = [
             self._column(value.iloc[:, i], f"column {name!r} of {where}")
@@ -166,7 +168,7 @@ class RWriter(Writer):
 
     def _check_beside(self, value: Any, where: str) -> None:
         if value.attrs or not value.flags.allows_duplicate_labels:
-            raise Refused(
+            raise CodecError(
                 f"{where} has attributes or flags, which R's vectors and frames have not."
             )
 
@@ -181,7 +183,7 @@ class RWriter(Writer):
         is_named = index.name is None and all(type(each) is str for each in labels)
         if is_named and (may_repeat or index.is_unique):
             return self._texts(labels, f"{where}.index")
-        raise Refused(f"{where} has an index that R has no place for: {where}.reset_index().")
+        raise CodecError(f"{where} has an index that R has no place for: {where}.reset_index().")
 
     def _column(self, series: Any, where: str) -> Any:
         import numpy as np
@@ -202,12 +204,12 @@ class RWriter(Writer):
         if str(dtype) in MASKED and dtype.numpy_dtype.kind != "f":
             plain = series.to_numpy(dtype=dtype.numpy_dtype, na_value=0)
             return self._vector(plain, where, missing)
-        raise Refused(f"{where} has the dtype {dtype}, for which R has no counterpart.")
+        raise CodecError(f"{where} has the dtype {dtype}, for which R has no counterpart.")
 
     def _factor(self, series: Any, where: str) -> Any:
         levels = series.cat.categories.tolist()
         if not all(type(level) is str for level in levels):
-            raise Refused(f"{where} has categories that are no text, and R's levels are text.")
+            raise CodecError(f"{where} has categories that are no text, and R's levels are text.")
         codes = [NO_INTEGER if code < 0 else code + 1 for code in series.cat.codes.tolist()]
         words = {"levels": self._texts(levels, where), "ordered": bool(series.cat.ordered)}
         return self._numbers("integer", codes, of="factor", **words)
@@ -223,7 +225,7 @@ class RWriter(Writer):
         if kinds == {bool}:
             return self._numbers("logical", [NO_INTEGER if c is None else c for c in cells])
         names = ", ".join(sorted(kind.__name__ for kind in kinds))
-        raise Refused(f"{where} mixes or has what no column of R can: {names}.")
+        raise CodecError(f"{where} mixes or has what no column of R can: {names}.")
 
     def _vector(self, values: Any, where: str, missing: Any = None) -> Any:
         """Return the tree of a one-dimensional numpy array."""
@@ -234,13 +236,13 @@ class RWriter(Writer):
             numbers = values.astype("i8") if values.dtype != "u8" else values
             largest = int(np.abs(numbers).max()) if numbers.size else 0
             if largest > EXACT or largest < 0:
-                raise Refused(f"{where} has numbers too large for R to keep all their digits.")
+                raise CodecError(f"{where} has numbers too large for R to keep all their digits.")
             if largest < -NO_INTEGER:
                 numbers = numbers.astype("<i4")
                 numbers[missing if missing is not None else []] = NO_INTEGER
                 return self._array("logical" if kind == "b" else "integer", numbers)
             if missing is not None and missing.any():
-                raise Refused(f"{where} has numbers beyond 32 bits, some of them missing.")
+                raise CodecError(f"{where} has numbers beyond 32 bits, some of them missing.")
             return self._array("double", numbers.astype("<f8"))
         if kind == "f" and values.dtype.itemsize <= 8:  # noqa: PLR2004 - bytes of a double
             return self._array("double", values.astype("<f8", copy=False))
@@ -255,7 +257,7 @@ class RWriter(Writer):
             return self._seconds(_microseconds(values, where), where, of="POSIXct", naive=True)
         if kind == "m":
             return self._seconds(_microseconds(values, where), where, of="difftime")
-        raise Refused(f"{where} has the dtype {values.dtype}, for which R has no counterpart.")
+        raise CodecError(f"{where} has the dtype {values.dtype}, for which R has no counterpart.")
 
     def _array(self, kind: str, values: Any) -> Any:
         import numpy as np
@@ -270,7 +272,7 @@ def _microseconds(values: Any, where: str) -> list[Any]:
 
     unit = values.dtype.kind + "8[us]"
     if not ((values.astype(unit) == values) | np.isnat(values)).all():
-        raise Refused(f"{where} has nanoseconds, which R cannot keep: round it first.")
+        raise CodecError(f"{where} has nanoseconds, which R cannot keep: round it first.")
     gone = np.isnat(values).tolist()
     numbers = values.astype(unit).astype("i8").tolist()
     return [None if is_gone else number for number, is_gone in zip(numbers, gone)]

@@ -31,11 +31,11 @@ LONGEST_HEADER = 65536  # bytes that stand before an array
 MANY_EMPTY_VALUES = 65536  # values of no size in an array
 
 
-class Refused(Exception):
+class CodecError(Exception):
     """Something cannot be carried: the sentence says what, and why."""
 
 
-class Writer:
+class ObjectWriter:
     """Writes a tree and what is large in it."""
 
     def __init__(self, file: BinaryIO) -> None:
@@ -65,9 +65,9 @@ class Writer:
     def within(self, value: Any, where: str, encode: Callable[[Any, str], Any]) -> Any:
         """Encode a value unless it stands in itself, or too deep."""
         if id(value) in self._inside:
-            raise Refused(f"{where} contains itself.")
+            raise CodecError(f"{where} contains itself.")
         if len(self._inside) >= DEEPEST:
-            raise Refused(f"{where[:60]}… is nested too deeply: more than {DEEPEST} levels.")
+            raise CodecError(f"{where[:60]}… is nested too deeply: more than {DEEPEST} levels.")
         self._inside.append(id(value))
         try:
             return encode(value, where)
@@ -79,11 +79,13 @@ class Writer:
             tree = encoder(self, value, where)
             if tree is not None:
                 return tree
-        raise Refused(f"{where} is {a_kind(value)}, which only --pickle carries, if anything does.")
+        raise CodecError(
+            f"{where} is {a_kind(value)}, which only --pickle carries, if anything does."
+        )
 
 
-class Reader:
-    """Reads what a `Writer` has written; nothing in it can run.
+class ObjectReader:
+    """Reads what a `ObjectWriter` has written; nothing in it can run.
 
     What is taken out is hardly more than the file has: whoever was asked about its size was told
     the truth.
@@ -102,7 +104,7 @@ class Reader:
         self.file.seek(-LENGTH, 2)
         length = int(self.file.read(LENGTH))
         if not 0 <= length <= self._size - LENGTH:
-            raise Refused("The other side sent a file that is not whole.")
+            raise CodecError("The other side sent a file that is not whole.")
         self.file.seek(-LENGTH - length, 2)
         return json.loads(self.file.read(length).decode())
 
@@ -116,13 +118,13 @@ class Reader:
         begin, size = int(at[0]), int(at[1])
         self._left -= size
         if min(begin, size) < 0 or begin + size > self._size or self._left < 0:
-            raise Refused("The other side sent an object that is larger than its file.")
+            raise CodecError("The other side sent an object that is larger than its file.")
         if size and self._sizes.get(begin) != size:
             index = bisect.bisect(self._begins, begin)
             before = self._begins[index - 1] if index else 0
             after = self._begins[index] if index < len(self._begins) else self._size
             if before + self._sizes.get(before, 0) > begin or begin + size > after:
-                raise Refused("The other side sent an object with pieces that overlap.")
+                raise CodecError("The other side sent an object with pieces that overlap.")
             self._begins.insert(index, begin)
             self._sizes[begin] = size
         self.file.seek(begin)
@@ -134,11 +136,11 @@ class Reader:
             return tree
         if tree["t"] == "pickle":
             if not self._is_pickled:
-                raise Refused("It was pickled, and that was not asked for.")
+                raise CodecError("It was pickled, and that was not asked for.")
             return pickle.loads(self.take(tree["at"]))  # noqa: S301 - asked for by name
         decoder = DECODERS.get(tree["t"])
         if decoder is None:
-            raise Refused(f"The other side sent a {str(tree['t'])[:40]!r}, unknown here.")
+            raise CodecError(f"The other side sent a {str(tree['t'])[:40]!r}, unknown here.")
         return decoder(self, tree)
 
 
@@ -154,7 +156,7 @@ def a_kind(value: Any) -> str:
 # Plain values --------------------------------------------------------------------------------
 
 
-def encode_plain(writer: Writer, value: Any, where: str) -> Any:
+def encode_plain(writer: ObjectWriter, value: Any, where: str) -> Any:
     """Return the tree of a plain value; None: it is none."""
     kind = type(value)
     if kind is str:  # JSON would make one character of two halves that stand side by side
@@ -178,17 +180,17 @@ def encode_plain(writer: Writer, value: Any, where: str) -> Any:
     return _encode_time(value, where)
 
 
-def put_texts(writer: Writer, texts: list[str | None], where: str) -> dict[str, Any]:
+def put_texts(writer: ObjectWriter, texts: list[str | None], where: str) -> dict[str, Any]:
     """Write texts as one, and how long each of them is in bytes; what is missing has -1."""
     try:
         pieces = [b"" if text is None else text.encode() for text in texts]
     except UnicodeEncodeError:
-        raise Refused(f"{where} has half of a surrogate pair.") from None
+        raise CodecError(f"{where} has half of a surrogate pair.") from None
     lengths = [-1 if text is None else len(piece) for text, piece in zip(texts, pieces)]
     return {"lengths": writer.put(as_little(array.array("i", lengths))), "at": writer.put(*pieces)}
 
 
-def take_texts(reader: Reader, tree: Any) -> list[str | None]:
+def take_texts(reader: ObjectReader, tree: Any) -> list[str | None]:
     """Read what `put_texts` has written."""
     lengths = array.array("i")
     lengths.frombytes(reader.take(tree["lengths"]))
@@ -210,7 +212,7 @@ def has_surrogates(text: str) -> bool:
     return False
 
 
-def _encode_many(writer: Writer, value: Any, where: str) -> Any:
+def _encode_many(writer: ObjectWriter, value: Any, where: str) -> Any:
     name = type(value).__name__
     if len(value) > MANY:
         kinds = set(map(type, value))
@@ -244,13 +246,13 @@ def encode_zone(zone: Any, where: str) -> Any:
     if type(zone) is datetime.timezone:
         offset = zone.utcoffset(None)
         if zone.tzname(None) != datetime.timezone(offset).tzname(None):
-            raise Refused(f"{where} has a time zone with a name of its own: {zone}.")
+            raise CodecError(f"{where} has a time zone with a name of its own: {zone}.")
         return offset.total_seconds()
     name = getattr(zone, "key", None) or getattr(zone, "zone", None)  # zoneinfo's, pytz's
     if _is_of_pytz(zone) and not name:
         return zone.utcoffset(None).total_seconds()
     if not (_is_of_pytz(zone) or type(zone).__module__.split(".")[0] == "zoneinfo") or not name:
-        raise Refused(f"{where} has a time zone that is not carried: {zone!r}.")
+        raise CodecError(f"{where} has a time zone that is not carried: {zone!r}.")
     return str(name)
 
 
@@ -269,7 +271,7 @@ def decode_zone(tree: Any) -> Any:
     return datetime.timezone(datetime.timedelta(seconds=tree)) if tree else datetime.timezone.utc
 
 
-def _decode_many(reader: Reader, tree: Any) -> Any:
+def _decode_many(reader: ObjectReader, tree: Any) -> Any:
     makers: dict[str, Any] = {"list": list, "tuple": tuple, "set": set, "frozenset": frozenset}
     if "of" in tree:
         numbers = array.array("d" if tree["of"] == "d" else "q")
@@ -278,11 +280,11 @@ def _decode_many(reader: Reader, tree: Any) -> Any:
     return makers[tree["t"]](map(reader.decode, tree["v"]))
 
 
-def _decode_dict(reader: Reader, tree: Any) -> Any:
+def _decode_dict(reader: ObjectReader, tree: Any) -> Any:
     return {reader.decode(key): reader.decode(value) for key, value in tree["v"]}
 
 
-def _decode_clock(_reader: Reader, tree: Any) -> Any:
+def _decode_clock(_reader: ObjectReader, tree: Any) -> Any:
     kind: Any = datetime.datetime if tree["t"] == "datetime" else datetime.time
     return kind(*tree["v"], tzinfo=decode_zone(tree["zone"]), fold=tree["fold"])
 
@@ -297,39 +299,39 @@ def as_little(numbers: Any) -> Any:
 # Arrays --------------------------------------------------------------------------------------
 
 
-def encode_array(writer: Writer, value: Any, where: str) -> Any:
+def encode_array(writer: ObjectWriter, value: Any, where: str) -> Any:
     """Return the tree of a numpy array, or of one of its scalars; None: it is neither."""
     numpy = sys.modules.get("numpy")
     if numpy is None or not isinstance(value, (numpy.ndarray, numpy.generic)):
         return None
     if type(value) is not numpy.ndarray and not isinstance(value, numpy.generic):
-        raise Refused(f"{where} is {a_kind(value)}, a kind of array with more than its values.")
+        raise CodecError(f"{where} is {a_kind(value)}, a kind of array with more than its values.")
     return {
         "t": "array" if isinstance(value, numpy.ndarray) else "scalar",
         "at": put_array(writer, value, where),
     }
 
 
-def put_array(writer: Writer, value: Any, where: str) -> list[int]:
+def put_array(writer: ObjectWriter, value: Any, where: str) -> list[int]:
     """Write an array in numpy's own form, which for plain values has no code in it."""
     import numpy as np
 
     values = np.asarray(value)
     if values.dtype.hasobject:
-        raise Refused(f"{where} is an array of objects (dtype {values.dtype}).")
+        raise CodecError(f"{where} is an array of objects (dtype {values.dtype}).")
     if values.dtype.kind == "T":
-        raise Refused(f"{where} has texts of any length: carry {where}.astype(str).")
+        raise CodecError(f"{where} has texts of any length: carry {where}.astype(str).")
     if values.dtype.metadata:
-        raise Refused(f"{where} has a dtype with metadata, which would be lost.")
-    if not _is_plain(values.dtype):
+        raise CodecError(f"{where} has a dtype with metadata, which would be lost.")
+    if not _is_portable_dtype(values.dtype):
         why = "which numpy's own form cannot name: astype() makes another"
-        raise Refused(f"{where} has the dtype {values.dtype}, {why}.")
+        raise CodecError(f"{where} has the dtype {values.dtype}, {why}.")
     begin = writer.file.tell()
     np.lib.format.write_array(writer.file, values, version=(3, 0), allow_pickle=False)
     return [begin, writer.file.tell() - begin]
 
 
-def _is_plain(dtype: Any) -> bool:
+def _is_portable_dtype(dtype: Any) -> bool:
     """Would a dtype arrive as itself? Those that packages add would be mere bytes."""
     import numpy as np
 
@@ -340,7 +342,7 @@ def _is_plain(dtype: Any) -> bool:
     return bool(named == dtype) and dtype.type is not np.record
 
 
-def take_array(reader: Reader, at: list[Any]) -> Any:
+def take_array(reader: ObjectReader, at: list[Any]) -> Any:
     """Read an array; one of objects, which would have to be unpickled, is refused."""
     import numpy as np
 
@@ -359,7 +361,7 @@ def _check_array(file: BinaryIO, size: int) -> None:
     width = 2 if is_old else 4
     length = int.from_bytes(file.read(width), "little")
     if length > LONGEST_HEADER:
-        raise Refused("The other side sent an array that makes no sense.")
+        raise CodecError("The other side sent an array that makes no sense.")
     words = ast.literal_eval(file.read(length).decode("latin-1" if is_old else "utf-8"))
     dtype = np.lib.format.descr_to_dtype(words["descr"])
     count = 1
@@ -371,11 +373,11 @@ def _check_array(file: BinaryIO, size: int) -> None:
         or is_larger
         or (not dtype.itemsize and count > MANY_EMPTY_VALUES)
     ):
-        raise Refused("The other side sent an array that is larger than its file.")
+        raise CodecError("The other side sent an array that is larger than its file.")
 
 
-ENCODERS: list[Callable[[Writer, Any, str], Any]] = [encode_plain, encode_array]
-DECODERS: dict[str, Callable[[Reader, Any], Any]] = {
+ENCODERS: list[Callable[[ObjectWriter, Any, str], Any]] = [encode_plain, encode_array]
+DECODERS: dict[str, Callable[[ObjectReader, Any], Any]] = {
     "int": lambda _reader, tree: int(tree["v"], 16),
     "float": lambda _reader, tree: struct.unpack("<d", bytes.fromhex(tree["v"]))[0],
     "complex": lambda _reader, tree: complex(*struct.unpack("<dd", bytes.fromhex(tree["v"]))),
