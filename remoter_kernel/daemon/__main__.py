@@ -47,9 +47,9 @@ def main():
         warden.main()
         return
     if sys.argv[1:] == ["ask"]:
-        from remoter_kernel.daemon import inquire
+        from remoter_kernel.daemon import query
 
-        inquire.main()
+        query.main()
         return
     if sys.argv[1:] == ["transfer"]:
         from remoter_kernel.daemon import transfer_command

@@ -42,18 +42,18 @@ CLASSES = {
 }
 
 
-class Compacted(NamedTuple):
+class CompactedFile(NamedTuple):
     """A file with more room: what it has, up to the end of the old one as it was then."""
 
     path: Path
     file: int
-    places: Index
+    new_index: Index
     last: int  # number
     end: int  # bytes of the old file that were looked at
     size: int  # bytes that it became
 
     @property
-    def shift(self) -> int:
+    def offset_delta(self) -> int:
         """How much further on (less: negative) what came later lies in this file."""
         return self.size - self.end
 
@@ -93,8 +93,8 @@ class Catalogue:
         self.names: list[str] = []
         self.total = 0
         self.shown: dict[str, int] = {}  # by display id: where it was updated last
-        self.marks: dict[tuple[int, int], tuple[int, dict[str, Any]]] = {}  # by cell and class
-        self.is_gone = bytearray()
+        self.markers: dict[tuple[int, int], tuple[int, dict[str, Any]]] = {}  # by cell and class
+        self.is_dropped = bytearray()
         self._cell_of: dict[str, int] = {}
 
     def add(self, record: Record) -> None:
@@ -104,14 +104,14 @@ class Catalogue:
         words = mark_of(record)
         if words.get("mark") == "shortened" and words.get("what") in WHAT:
             key = (self._place_of(words["cell"]), WHAT.index(words["what"]))
-            self.marks[key] = (len(self.numbers), words)
+            self.markers[key] = (len(self.numbers), words)
         if display:
             self.shown[display] = len(self.numbers)
         self.numbers.append(record.number)
         self.sizes.append(size_on_disk(record))
         self.classes.append(kind)
         self.cells.append(place)
-        self.is_gone.append(0)
+        self.is_dropped.append(0)
         self.total += size_on_disk(record)
 
     def _place_of(self, cell: str) -> int:
@@ -136,8 +136,8 @@ class Catalogue:
                 for at in wave:
                     if self.total <= target:
                         return self._marks()
-                    if self.numbers[at] <= until and not self.is_gone[at]:
-                        self.is_gone[at] = 1
+                    if self.numbers[at] <= until and not self.is_dropped[at]:
+                        self.is_dropped[at] = 1
                         self.total -= self.sizes[at]
         return self._marks()
 
@@ -165,18 +165,18 @@ class Catalogue:
         """Say how much went, where the first of it was."""
         places: dict[int, dict[str, Any]] = {}
         for at in range(len(self.numbers)):
-            if not self.is_gone[at]:
+            if not self.is_dropped[at]:
                 continue
             key = (self.cells[at], self.classes[at])
             empty = {"mark": "shortened", "what": WHAT[key[1]], "bytes": 0, "messages": 0}
-            place, words = self.marks.setdefault(key, (at, {**empty, "cell": self.names[key[0]]}))
+            place, words = self.markers.setdefault(key, (at, {**empty, "cell": self.names[key[0]]}))
             words["bytes"] += self.sizes[at]
             words["messages"] += 1
             places[place] = words
         return places
 
 
-def compact(path: Path, last: int, end: int, taken: int, target: int) -> Compacted:
+def compact(path: Path, last: int, end: int, taken: int, target: int) -> CompactedFile:
     """Write the file beside that has what is to stay; the journal itself is left alone.
 
     `last`, `end`: the number and the byte up to which to look; `taken`: the number up to
@@ -194,9 +194,9 @@ def compact(path: Path, last: int, end: int, taken: int, target: int) -> Compact
         try:
             index, size = _copy(Scan(source, end), catalogue, marks, file)
         except BaseException:
-            Compacted(beside, file, Index(), last, end, 0).give_up()
+            CompactedFile(beside, file, Index(), last, end, 0).give_up()
             raise
-    return Compacted(beside, file, index, last, end, size)
+    return CompactedFile(beside, file, index, last, end, size)
 
 
 def _copy(
@@ -212,7 +212,7 @@ def _copy(
             at += 1
             if at in marks:
                 kept = records.mark(record.number, record.time, marks[at])
-            elif catalogue.is_gone[at]:
+            elif catalogue.is_dropped[at]:
                 continue
         index.add(kept, size)
         chunks.append(encode_record(kept))
@@ -233,7 +233,7 @@ def _write_chunk(file: int, chunk: bytes) -> None:
 
 def _classify(record: Record) -> tuple[int, str, str]:
     """Return the class of a record, its cell's message id, and the id of a display it updates."""
-    if record.channel is not Channel.IOPUB or record.is_from_front or record.is_mark:
+    if record.channel is not Channel.IOPUB or record.is_from_client or record.is_marker:
         return STAYS, "", ""
     try:
         parts = unpack_parts(record.body)

@@ -17,7 +17,7 @@ from collections import deque
 from functools import partial
 from typing import TYPE_CHECKING, Callable
 
-from remoter_kernel.daemon.past import HANDED
+from remoter_kernel.daemon.replay import DISPATCHED
 from remoter_kernel.wire.frames import Channel
 from remoter_kernel.wire.requests import Requests, Stage
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 Queue = tuple[Channel, bool]
 
 
-class Dispatch:
+class Dispatcher:
     """The kernel's queues, as far as they are on this side of it."""
 
     def __init__(
@@ -107,7 +107,7 @@ class Dispatch:
                 return
             if not request.is_released:
                 request.is_released = True
-                words = {"mark": HANDED, "request": request.id}
+                words = {"mark": DISPATCHED, "request": request.id}
                 self._journal.mark(words, partial(self._on_released, request))
 
     def _on_released(self, request: Request) -> None:

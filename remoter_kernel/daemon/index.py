@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from remoter_kernel.daemon.records import Record
 
-_NOT_FOR_FRONTS = 0x80
+_NOT_FOR_CLIENTS = 0x80
 
 
 class Index:
@@ -27,19 +27,19 @@ class Index:
         """Begin without any."""
         self.numbers = array("Q")
         self.offsets = array("Q")
-        self._kinds = array("B")
-        self._fronts: list[bytes] = []
+        self._flags = array("B")
+        self._clients: list[bytes] = []
 
     def add(self, record: Record, offset: int = 0) -> None:
         """Add the record with the highest number so far."""
-        hidden = _NOT_FOR_FRONTS if record.is_from_front or record.is_mark else 0
-        front = record.front
+        hidden = _NOT_FOR_CLIENTS if record.is_from_client or record.is_marker else 0
+        front = record.client
         self.numbers.append(record.number)
         self.offsets.append(offset)
-        self._kinds.append(record.channel | hidden)
+        self._flags.append(record.channel | hidden)
         # Neighbours share one object: a name of its own for each would cost 41 bytes.
-        is_same = self._fronts and self._fronts[-1] == front
-        self._fronts.append(self._fronts[-1] if is_same else front)
+        is_same = self._clients and self._clients[-1] == front
+        self._clients.append(self._clients[-1] if is_same else front)
 
     def find(self, number: int) -> int:
         """Return the position of a number, or -1."""
@@ -73,8 +73,8 @@ class Index:
         position = self.find(number)
         if position < 0:
             return None
-        kind = self._kinds[position]
-        if kind & _NOT_FOR_FRONTS or self._fronts[position] not in (everyone, front):
+        kind = self._flags[position]
+        if kind & _NOT_FOR_CLIENTS or self._clients[position] not in (everyone, front):
             return None
         return CHANNELS[kind]
 
@@ -84,5 +84,5 @@ class Index:
         self.numbers.extend(other.numbers[begin:])
         offsets = other.offsets[begin:]
         self.offsets.extend(offset + shift if offset else 0 for offset in offsets)
-        self._kinds.extend(other._kinds[begin:])
-        self._fronts.extend(other._fronts[begin:])
+        self._flags.extend(other._flags[begin:])
+        self._clients.extend(other._clients[begin:])

@@ -16,7 +16,7 @@ from remoter_kernel.wire.messages import content_of
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from remoter_kernel.daemon.overtaken import Overtaken
+    from remoter_kernel.daemon.cancellations import Cancellations
     from remoter_kernel.wire.frames import Bytes
     from remoter_kernel.wire.reactor import Call, Timer
     from remoter_kernel.wire.requests import Request, Requests, Stage
@@ -27,42 +27,44 @@ REPLIES_WITHIN = 0.5  # seconds from a cell's idle, if its reply comes at all
 BEGINS_WITHIN = 1.0  # seconds; a cell that was never heard to run may do so all the same
 
 
-class Stopped(NamedTuple):
+class PendingInterrupt(NamedTuple):
     """The cell that is being interrupted; by which front, and after which of its requests."""
 
     cell: str
-    front: bytes
-    mark: int
+    client: bytes
+    barrier: int
 
 
 class Interrupts:
     """The interrupt that is under way, if there is one."""
 
     def __init__(
-        self, requests: Requests, overtaken: Overtaken, later: Callable[[float, Call], Timer]
+        self, requests: Requests, overtaken: Cancellations, later: Callable[[float, Call], Timer]
     ) -> None:
         """`later` is the reactor's."""
-        self.strike: Callable[[], None] = lambda: None  # interrupts the child, now
+        self.interrupt_kernel: Callable[[], None] = lambda: None  # interrupts the child, now
         self.on_over: Callable[[], None] = lambda: None  # others get their turn
         self.on_no_reply: Callable[[Request], None] = lambda _request: None  # clients wait for one
         self._requests = requests
-        self._overtaken = overtaken
-        self._times: tuple[str, int] = ("", 0)  # which cell was interrupted, and how often
-        self._later = later
-        self._stopped: Stopped | None = None
-        self._begun: dict[str, float] = {}  # cells that run: from when on they can be hit
+        self._cancellations = overtaken
+        self._last_count: tuple[str, int] = ("", 0)  # which cell was interrupted, and how often
+        self._call_later = later
+        self._pending: PendingInterrupt | None = None
+        self._interruptible_from: dict[
+            str, float
+        ] = {}  # cells that run: from when on they can be hit
         self._timer: Timer | None = None
         requests.observers.append(self._note_move)
 
     @property
     def is_under_way(self) -> bool:
         """Must others wait, so that this hits or calls off none of them?"""
-        return self._stopped is not None
+        return self._pending is not None
 
     def aim(self, cell: str, front: bytes, mark: int) -> None:
         """Interrupt a cell that the child has, as soon as that can be done."""
-        self._stopped = Stopped(cell, front, mark)
-        ready = self._begun.get(cell)
+        self._pending = PendingInterrupt(cell, front, mark)
+        ready = self._interruptible_from.get(cell)
         if ready is None:
             self._wait(BEGINS_WITHIN, self._give_up_waiting)
         elif (left := ready - time.monotonic()) > 0:
@@ -72,9 +74,9 @@ class Interrupts:
 
     def count(self, cell: str) -> int:
         """Count an interrupt of a cell; return how many there have been of it."""
-        before, times = self._times
-        self._times = (cell, times + 1 if cell == before else 1)
-        return self._times[1]
+        before, times = self._last_count
+        self._last_count = (cell, times + 1 if cell == before else 1)
+        return self._last_count[1]
 
     def hurry(self) -> None:
         """Let nothing wait any longer: the kernel is about to end, whatever an interrupt hits."""
@@ -91,15 +93,15 @@ class Interrupts:
         if request is None or not request.is_cell or not request.is_open:
             return
         wait = SETTLES_WITHIN if is_running else BEGINS_WITHIN
-        self._begun[cell] = time.monotonic() + wait
-        if self._timer and self._stopped and self._stopped.cell == cell:
+        self._interruptible_from[cell] = time.monotonic() + wait
+        if self._timer and self._pending and self._pending.cell == cell:
             self._wait(wait, self._hit)
 
     def note_end(self, request: Request, reply: Sequence[Bytes]) -> None:
         """Hear the child's reply: the cells that were to follow a stopped one are called off."""
-        stopped = self._stopped
+        stopped = self._pending
         if stopped and stopped.cell == request.id and content_of(reply).get("status") != "ok":
-            self._overtaken.call_off(stopped.front, stopped.mark)
+            self._cancellations.call_off(stopped.client, stopped.barrier)
         self._end(request)
 
     def note_idle(self, cell: str) -> None:
@@ -107,33 +109,33 @@ class Interrupts:
 
         An interrupt at the very end of a cell may take its reply: ipykernel gives none then.
         """
-        if self._stopped and self._stopped.cell == cell:
+        if self._pending and self._pending.cell == cell:
             self._cancel()
-            self._later(REPLIES_WITHIN, partial(self._give_up_reply, self._stopped))
+            self._call_later(REPLIES_WITHIN, partial(self._give_up_reply, self._pending))
 
     def forget(self) -> None:
         """The child is at nothing that it was asked, or gone."""
         self._cancel()
-        self._stopped = None
-        self._begun.clear()
+        self._pending = None
+        self._interruptible_from.clear()
 
     def _hit(self) -> None:
         self._timer = None
-        self.strike()
+        self.interrupt_kernel()
 
     def _give_up_waiting(self) -> None:
         """Interrupt what the child is at: a widget's call, or a cell that nobody heard begin."""
         self._hit()
-        if self._stopped:
-            self._be_over(self._stopped)
+        if self._pending:
+            self._be_over(self._pending)
 
-    def _give_up_reply(self, stopped: Stopped) -> None:
+    def _give_up_reply(self, stopped: PendingInterrupt) -> None:
         """Have a cell answered whose reply does not come; those behind it are called off."""
-        if self._stopped is not stopped:
+        if self._pending is not stopped:
             return
         request = self._requests.get(stopped.cell)
         if request and request.is_open and request.is_idle:
-            self._overtaken.call_off(stopped.front, stopped.mark)
+            self._cancellations.call_off(stopped.client, stopped.barrier)
             self.on_no_reply(request)
         self._be_over(stopped)
 
@@ -143,22 +145,22 @@ class Interrupts:
             self._end(request)
 
     def _end(self, request: Request) -> None:
-        self._begun.pop(request.id, None)
-        stopped = self._stopped
+        self._interruptible_from.pop(request.id, None)
+        stopped = self._pending
         if stopped and stopped.cell == request.id:
             self._cancel()
-            self._later(CALLS_OFF_WITHIN, partial(self._be_over, stopped))
+            self._call_later(CALLS_OFF_WITHIN, partial(self._be_over, stopped))
 
     def _wait(self, seconds: float, call: Call) -> None:
         self._cancel()
-        self._timer = self._later(seconds, call)
+        self._timer = self._call_later(seconds, call)
 
     def _cancel(self) -> None:
         if self._timer:
             self._timer.cancel()
             self._timer = None
 
-    def _be_over(self, stopped: Stopped) -> None:
-        if self._stopped is stopped:
-            self._stopped = None
+    def _be_over(self, stopped: PendingInterrupt) -> None:
+        if self._pending is stopped:
+            self._pending = None
             self.on_over()

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Callable, Union
 
 from remoter_kernel import logs
 from remoter_kernel.daemon import records
-from remoter_kernel.daemon.compaction import Compacted, compact
+from remoter_kernel.daemon.compaction import CompactedFile, compact
 from remoter_kernel.daemon.index import Index
 from remoter_kernel.daemon.records import EVERYONE, Record, Scan, encode_record
 from remoter_kernel.wire.threads import Thread, Worker, end_with
@@ -33,19 +33,19 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 RETRY_AFTER = 1.0  # seconds: a full disk may have room again
-IN_MEMORY = 8 * 1024 * 1024  # bytes of written records that are kept at hand
+RECENT_BYTES = 8 * 1024 * 1024  # bytes of written records that are kept at hand
 HANGS_AFTER = 10.0  # seconds in which nothing is written
-AT_ONCE = 1024 * 1024  # bytes that are written together
+WRITE_BYTES = 1024 * 1024  # bytes that are written together
 READ_AHEAD = 1024 * 1024  # bytes that are read together
-READ_IN_MEMORY = 4 * 1024 * 1024  # bytes that were read and may yet be asked for
+READ_CACHE_BYTES = 4 * 1024 * 1024  # bytes that were read and may yet be asked for
 READ_TRIES = 5  # a second apart: it may be another moment by then
 READ_WITHIN = 1.0  # seconds that the last reading may take when all ends
 GAP = 1_000_000  # numbers that an evaluator which died may have said and not written
 LIMIT = 1024**3  # bytes of a journal, unless its session was told another bound
-ROOM = 0.75  # of the limit: what is left when room was made
+TARGET_SHARE = 0.75  # of the limit: what is left when room was made
 
 Call = Callable[[], None]
-ToWrite = Union[Record, Compacted, None]
+ToWrite = Union[Record, CompactedFile, None]
 _log = logging.getLogger(__name__)
 
 
@@ -58,45 +58,47 @@ class Journal:
         self.limit = limit
         self.last = 0
         self.written = 0
-        self.low_water: Callable[[], int] = lambda: self.last  # all have taken what is before
+        self.lowest_acked: Callable[[], int] = lambda: self.last  # all have taken what is before
         self.on_read: Call = lambda: None  # what was asked for may be at hand now
         self._call = call
-        self._refused = ""  # why the disk does not take records, in the system's words
-        self._waits_since = 0.0  # when something was to be written last, and nothing is since
-        self._file = -1  # the writer's, as are the next two
+        self._last_error = ""  # why the disk does not take records, in the system's words
+        self._last_progress = 0.0  # when something was to be written last, and nothing is since
+        self._write_fd = -1  # the writer's, as are the next two
         self._logged = ""
         self._end = 0
-        self._reading = -1
+        self._read_fd = -1
         self._index = Index()
-        self._at_hand: dict[int, bytes] = {}
-        self._bytes_at_hand = 0
-        self._read: dict[int, bytes] = {}  # from the file, of late
-        self._bytes_read = 0
+        self._recent: dict[int, bytes] = {}
+        self._recent_bytes = 0
+        self._read_cache: dict[int, bytes] = {}  # from the file, of late
+        self._read_cache_bytes = 0
         self._being_read: set[int] = set()
-        self._in_vain: dict[int, int] = {}  # how often the disk did not give what was asked for
+        self._failed_reads: dict[
+            int, int
+        ] = {}  # how often the disk did not give what was asked for
         self.unreadable: dict[int, str] = {}  # by number: what the disk says instead of it
         self._reader = Worker("journal reader", call)
-        self._after: dict[int, Call] = {}
-        self._make_room_at = limit
-        self._is_making_room = False
+        self._on_written: dict[int, Call] = {}
+        self._compact_at = limit
+        self._is_compacting = False
         self._queue: queue.SimpleQueue[ToWrite] = queue.SimpleQueue()
         self._writer = Thread(self._write_all, name="journal", on_error=self._end_process)
 
     @property
-    def trouble(self) -> str:
+    def write_error(self) -> str:
         """Why the disk does not take records; empty: it does."""
-        is_late = self.written < self.last and time.monotonic() - self._waits_since > HANGS_AFTER
-        return self._refused or ("it does not answer" if is_late else "")
+        is_late = self.written < self.last and time.monotonic() - self._last_progress > HANGS_AFTER
+        return self._last_error or ("it does not answer" if is_late else "")
 
     def open(self, visit: Callable[[Record], None] = lambda _record: None) -> None:
         """Open or create the file (0600), let all that is in it be seen, begin to write."""
-        self._file = os.open(str(self.path), os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
-        self._reading = os.dup(self._file)
-        if os.fstat(self._file).st_size:
+        self._write_fd = os.open(str(self.path), os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
+        self._read_fd = os.dup(self._write_fd)
+        if os.fstat(self._write_fd).st_size:
             self._recover(visit)
         if not self._end:
             line = records.first_line()
-            self._end = os.write(self._file, line)
+            self._end = os.write(self._write_fd, line)
             if self._end < len(line):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
         self._writer.start()
@@ -106,7 +108,7 @@ class Journal:
         self._queue.put(None)
         self._writer.join()
         self._reader.close(READ_WITHIN)
-        _close(self._file, self._reading)
+        _close(self._write_fd, self._read_fd)
 
     def append(
         self,
@@ -130,13 +132,13 @@ class Journal:
 
     def _add(self, record: Record, then: Call | None) -> int:
         if self.written == self.last:
-            self._waits_since = time.monotonic()
+            self._last_progress = time.monotonic()
         self.last = record.number
         self._index.add(record)
-        self._at_hand[self.last] = record.body
-        self._bytes_at_hand += len(record.body)
+        self._recent[self.last] = record.body
+        self._recent_bytes += len(record.body)
         if then:
-            self._after[self.last] = then
+            self._on_written[self.last] = then
         self._queue.put(record)
         return self.last
 
@@ -150,15 +152,15 @@ class Journal:
 
     def body(self, number: int) -> bytes | None:
         """Return the body of a record from memory; None: it is read, and `on_read` tells."""
-        body = self._at_hand.get(number)
+        body = self._recent.get(number)
         if body is None:
-            body = self._read.get(number)
+            body = self._read_cache.get(number)
         if body is None and number not in self._being_read:
             # One that was asked for in vain is read alone: others may be well.
-            places = self._index.places(number, 0 if number in self._in_vain else READ_AHEAD)
+            places = self._index.places(number, 0 if number in self._failed_reads else READ_AHEAD)
             self._being_read.update(places)
             self._reader.do(
-                partial(self._bodies, self._reading, places),
+                partial(self._bodies, self._read_fd, places),
                 self._have_read,
                 partial(self._read_in_vain, number),
             )
@@ -173,12 +175,12 @@ class Journal:
                     self._index.add(record, offset)
                 self.last = record.number
                 visit(record)
-        os.ftruncate(self._file, scan.end)
+        os.ftruncate(self._write_fd, scan.end)
         self._end = scan.end
         self.last += GAP
         self.written = self.last
-        if scan.lost_at_end:
-            words = {"mark": "missing", "before": self.last + 2, "bytes": scan.lost_at_end}
+        if scan.damaged_tail_bytes:
+            words = {"mark": "missing", "before": self.last + 2, "bytes": scan.damaged_tail_bytes}
             visit(records.mark(self.last + 1, time.time(), words))
             self.mark(words)
 
@@ -197,7 +199,7 @@ class Journal:
                 self._call(partial(self._note, first, last, offsets, trouble, self._end))
                 del refused[: len(offsets)]
             for item in fresh:
-                if isinstance(item, Compacted):
+                if isinstance(item, CompactedFile):
                     self._move_to(item)
 
     def _collect(self, patience: float | None) -> list[ToWrite]:
@@ -239,7 +241,7 @@ class Journal:
         reached = self._end
         try:
             while left:
-                size = os.write(self._file, left)
+                size = os.write(self._write_fd, left)
                 left = left[size:]
                 reached += size
         finally:
@@ -255,12 +257,12 @@ class Journal:
         One that somebody has cut becomes as long as it was, or nothing would lie where the
         index says; who reads it is told what is missing.
         """
-        size = os.fstat(self._file).st_size
+        size = os.fstat(self._write_fd).st_size
         if size == self._end:
             return
         if size < self._end:
             _log.error("The journal was cut: %d bytes are lost.", self._end - size)
-        os.ftruncate(self._file, self._end)
+        os.ftruncate(self._write_fd, self._end)
 
     def _open_again(self, error: OSError) -> None:
         """Go on through a new handle: a server has forgotten the one that we have."""
@@ -274,25 +276,25 @@ class Journal:
             self._log_once(f"The journal {self.path} was not opened again: {trouble}")
             _close(*files)
             return
-        old, self._file = self._file, files[0]
+        old, self._write_fd = self._write_fd, files[0]
         _close(old)
         self._call(partial(self._read_from, files[1]))
 
-    def _move_to(self, compacted: Compacted) -> None:
+    def _move_to(self, compacted: CompactedFile) -> None:
         """Write on in the file that has more room: what was written meanwhile goes there, too."""
         reading = -1
         try:
             reading = os.dup(compacted.file)
-            compacted.take_over(self._file, self._end, self.path)
+            compacted.take_over(self._write_fd, self._end, self.path)
         except Exception as error:  # noqa: BLE001 - the journal goes on as it was
             _log.warning("No room was made in the journal: %s", logs.reason(error))
             _close(reading)
             compacted.give_up()
             self._call(partial(self._have_room, None, -1))
             return
-        old, self._file = self._file, compacted.file
+        old, self._write_fd = self._write_fd, compacted.file
         _close(old)
-        self._end += compacted.shift
+        self._end += compacted.offset_delta
         self._call(partial(self._have_room, compacted, reading))
 
     def _end_process(self, error: BaseException) -> None:
@@ -302,22 +304,22 @@ class Journal:
     # The caller's thread ---------------------------------------------------------------
 
     def _note(self, first: int, last: int, offsets: list[int], trouble: str, end: int) -> None:
-        if trouble != self._refused:
+        if trouble != self._last_error:
             _log.warning("The journal: %s", trouble or "the disk takes records again")
-        self._refused = trouble
-        self._waits_since = time.monotonic()
+        self._last_error = trouble
+        self._last_progress = time.monotonic()
         for position, offset in enumerate(offsets, self._index.find(first)):
             self._index.offsets[position] = offset
         for number in range(self.written + 1, last + 1):
             self._tell_written(number)
         self.written = last
         self._trim()
-        if end > self._make_room_at and not (self._is_making_room or trouble):
+        if end > self._compact_at and not (self._is_compacting or trouble):
             self._make_room(last, end)
 
     def _tell_written(self, number: int) -> None:
         """Tell whoever waits for a record; what goes wrong with one holds up none behind it."""
-        then = self._after.pop(number, None)
+        then = self._on_written.pop(number, None)
         try:
             if then:
                 then()
@@ -326,17 +328,17 @@ class Journal:
 
     def _trim(self) -> None:
         """Let go of the oldest bodies that are on disk."""
-        while self._bytes_at_hand > IN_MEMORY and len(self._at_hand) > 1:
-            number = next(iter(self._at_hand))
+        while self._recent_bytes > RECENT_BYTES and len(self._recent) > 1:
+            number = next(iter(self._recent))
             position = self._index.find(number)  # -1: it has gone to make room
             if number > self.written or (position >= 0 and not self._index.offsets[position]):
                 return
-            self._bytes_at_hand -= len(self._at_hand.pop(number))
+            self._recent_bytes -= len(self._recent.pop(number))
 
     def _make_room(self, last: int, end: int) -> None:
         """Begin to copy what is to stay, in a thread: the writer goes on meanwhile."""
-        self._is_making_room = True
-        taken, target = self.low_water(), int(self.limit * ROOM)
+        self._is_compacting = True
+        taken, target = self.lowest_acked(), int(self.limit * TARGET_SHARE)
 
         def copy() -> None:
             try:
@@ -350,36 +352,36 @@ class Journal:
 
         Thread(copy, name="make room", on_error=give_up).start()
 
-    def _have_room(self, compacted: Compacted | None, reading: int) -> None:
+    def _have_room(self, compacted: CompactedFile | None, reading: int) -> None:
         """Find things where they are now; if it was in vain, try again a good deal later."""
-        self._is_making_room = False
+        self._is_compacting = False
         if compacted is None:
-            self._make_room_at += max(1, self.limit // 8)
+            self._compact_at += max(1, self.limit // 8)
             return
         self._read_from(reading)
-        compacted.places.go_on_with(self._index, compacted.last, compacted.shift)
-        self._index = compacted.places
-        self._make_room_at = max(self.limit, compacted.size + self.limit // 8)
+        compacted.new_index.go_on_with(self._index, compacted.last, compacted.offset_delta)
+        self._index = compacted.new_index
+        self._compact_at = max(self.limit, compacted.size + self.limit // 8)
 
     def _read_from(self, reading: int) -> None:
-        old, self._reading = self._reading, reading
+        old, self._read_fd = self._read_fd, reading
         self._reader.do(partial(_close, old))  # it may be in use; and closing may take a while
 
     def _have_read(self, bodies: dict[int, bytes]) -> None:
         self._being_read.difference_update(bodies)
-        for number in bodies if self._in_vain else ():
-            self._in_vain.pop(number, None)
+        for number in bodies if self._failed_reads else ():
+            self._failed_reads.pop(number, None)
         for number, body in bodies.items():
-            self._bytes_read += len(body) - len(self._read.pop(number, b""))
-            self._read[number] = body
-        while self._bytes_read > READ_IN_MEMORY and len(self._read) > 1:
-            self._bytes_read -= len(self._read.pop(next(iter(self._read))))
+            self._read_cache_bytes += len(body) - len(self._read_cache.pop(number, b""))
+            self._read_cache[number] = body
+        while self._read_cache_bytes > READ_CACHE_BYTES and len(self._read_cache) > 1:
+            self._read_cache_bytes -= len(self._read_cache.pop(next(iter(self._read_cache))))
         self.on_read()
 
     def _read_in_vain(self, number: int, error: Exception) -> None:
         self._being_read.clear()
-        self._in_vain[number] = self._in_vain.get(number, 0) + 1
-        if self._in_vain[number] >= READ_TRIES:
+        self._failed_reads[number] = self._failed_reads.get(number, 0) + 1
+        if self._failed_reads[number] >= READ_TRIES:
             self.unreadable[number] = str(error)
         self.on_read()  # whoever waits asks again
 
@@ -412,7 +414,7 @@ def _blocks(said: list[Record]) -> Iterator[list[bytes]]:
     for record in said:
         block.append(encode_record(record))
         size += len(block[-1])
-        if size >= AT_ONCE:
+        if size >= WRITE_BYTES:
             yield block
             block, size = [], 0
     if block:

@@ -27,7 +27,7 @@ MOST_READ = 64 * 1024  # bytes that are searched for last words
 MOST_LAST_WORDS = 4000  # characters
 
 
-class Bound:
+class LogTrimmer:
     """Keeps the file within its bound while its kernel runs: for the kernel's parent."""
 
     def __init__(self, path: Path) -> None:

@@ -22,24 +22,24 @@ from typing import TYPE_CHECKING, Any
 import zmq
 
 from remoter_kernel import logs
-from remoter_kernel.daemon import one_line, program_archive, registry
-from remoter_kernel.daemon.candidates import candidates_for, is_of_a_notebook
-from remoter_kernel.daemon.door import Door
+from remoter_kernel.daemon import program_archive, registry, stdio_reply
 from remoter_kernel.daemon.folders import is_ours, sessions_folder
 from remoter_kernel.daemon.journal import LIMIT, Journal
+from remoter_kernel.daemon.listener import Listener
 from remoter_kernel.daemon.lock import Lock
-from remoter_kernel.daemon.pending_commands import ElsewhereError, carry_out_commands
+from remoter_kernel.daemon.pending_commands import WrongHostError, carry_out_commands
 from remoter_kernel.daemon.processes import call_this_process, started_at
 from remoter_kernel.daemon.records import check_format, read_journal
 from remoter_kernel.daemon.registry import Session
-from remoter_kernel.daemon.succession import match_session
+from remoter_kernel.daemon.session_candidates import candidates_for, is_of_a_notebook
+from remoter_kernel.daemon.session_match import match_session
 from remoter_kernel.errors import RemoterError
 from remoter_kernel.wire.reactor import Reactor
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from remoter_kernel.daemon.past import Past
+    from remoter_kernel.daemon.replay import RecoveredState
 
 START_WITHIN = 10.0  # seconds that a warden may need to start a kernel and to say so
 TURN_WITHIN = 20.0  # seconds that another launch for the same session may take
@@ -62,10 +62,10 @@ def main(pyzmq: str) -> None:
         print("REMOTER lacks zip", flush=True)  # noqa: T201 - it is sent anew
         return
 
-    def find_or_start(wish: dict[str, Any]) -> one_line.Answer:
+    def find_or_start(wish: dict[str, Any]) -> stdio_reply.Answer:
         return {**answer_to(wish, login_umask), "pyzmq": pyzmq}, ()
 
-    one_line.reply_to_stdin(find_or_start)
+    stdio_reply.reply_to_stdin(find_or_start)
     program_archive.keep_house_aside()
 
 
@@ -79,7 +79,7 @@ def answer_to(wish: dict[str, Any], login_umask: int) -> dict[str, Any]:
         return find({**wish, "kernel_id": kernel_id, "session": session_id}, login_umask)
 
     told = carry_out_commands(wish.get("orders"), find_named)
-    words = one_line.result_or_error(lambda: fulfil(wish, login_umask))
+    words = stdio_reply.result_or_error(lambda: fulfil(wish, login_umask))
     return {**words, "commands": told} if told else words
 
 
@@ -93,7 +93,7 @@ def fulfil(wish: dict[str, Any], login_umask: int) -> dict[str, Any]:
                 turns.callback(lock.release)
         try:
             session = find(wish, login_umask)
-        except ElsewhereError as elsewhere:
+        except WrongHostError as elsewhere:
             return {"lacks": "host", "what": elsewhere.session, "host": elsewhere.host}
         if session is None and wish.get("session"):
             why = why_it_ended(wish["session"])
@@ -173,7 +173,7 @@ def find(wish: dict[str, Any], login_umask: int) -> Session | None:
     for session in meant:
         door = session.read("door.json")
         if door and not session.is_of_this_host():
-            raise ElsewhereError(session.id, str(door["host"]))
+            raise WrongHostError(session.id, str(door["host"]))
         if door and _revive(session, wish, login_umask):
             return session
     return None
@@ -225,9 +225,9 @@ def _is_to_have_one(session: Session) -> bool:
 
 def _is_restarting(session: Session) -> bool:
     """Was its kernel asked to make room for another one when its evaluator died?"""
-    from remoter_kernel.daemon.past import Past  # noqa: PLC0415 - imports what a start need not
+    from remoter_kernel.daemon.replay import RecoveredState  # noqa: PLC0415 - imports what a start need not
 
-    past = Past()
+    past = RecoveredState()
     with contextlib.suppress(OSError, RemoterError):
         for record in read_journal(session.folder / "journal"):
             past.take(record)
@@ -321,7 +321,7 @@ def _evaluate(
 
 def _open_door(
     session: Session, wish: dict[str, Any], *, is_adopted: bool
-) -> tuple[Reactor, Journal, Door, Past | None]:
+) -> tuple[Reactor, Journal, Listener, RecoveredState | None]:
     """Leave the login, begin to log, open the journal, and listen."""
     # An order that comes before there is somebody to hear it waits.
     signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGUSR1))
@@ -333,8 +333,8 @@ def _open_door(
     reactor, limit = Reactor(), int(wish.get("journal_limit") or LIMIT)
     journal = Journal(session.folder / "journal", reactor.call, limit)
     past = _open(journal, is_adopted=is_adopted)
-    door = Door(reactor, session, journal)
-    journal.low_water = door.low_water
+    door = Listener(reactor, session, journal)
+    journal.lowest_acked = door.low_water
     public, secret = zmq.curve_keypair()
     program_archive.note_program(session)
     session.claim(door.open(secret, public), public.decode())
@@ -380,9 +380,9 @@ def _open(journal: Journal, *, is_adopted: bool) -> Any:
     if not is_adopted:
         journal.open()
         return None
-    from remoter_kernel.daemon.past import Past  # noqa: PLC0415 - imports what a start need not
+    from remoter_kernel.daemon.replay import RecoveredState  # noqa: PLC0415 - imports what a start need not
 
-    past = Past()
+    past = RecoveredState()
     journal.open(past.take)
     return past
 

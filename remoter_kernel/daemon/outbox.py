@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 
     from remoter_kernel.daemon.journal import Journal
 
-PATIENCE = 2.0  # seconds that a record may wait before it is looked at
+LAG_AFTER = 2.0  # seconds that a record may wait before it is looked at
 MARK_EVERY = 0.25  # seconds
-LOOK_FOR = 0.05  # seconds of looking at what waits before others get their turn
-AWAY = 3600.0  # seconds without a wire after which a front costs no more attention
+SCAN_FOR = 0.05  # seconds of looking at what waits before others get their turn
+DORMANT_AFTER = 3600.0  # seconds without a wire after which a front costs no more attention
 
 
-class FrontOutbox:
+class ClientOutbox:
     """One front's place in the journal."""
 
     def __init__(
@@ -40,176 +40,179 @@ class FrontOutbox:
     ) -> None:
         """Remember whose; `front` is 8 bytes."""
         self._journal = journal
-        self._front = front
+        self._client = front
         self._clock = clock
-        self._most, self._session = most_waiting, session
-        self.taken = dict.fromkeys(Lane, 0)  # up to where the front has confirmed
+        self._backlog_limit, self._session = most_waiting, session
+        self.acked = dict.fromkeys(Lane, 0)  # up to where the front has confirmed
         # per lane: searched in vain from the first of these numbers to the second
-        self._in_vain: dict[Lane, tuple[int, int]] = dict.fromkeys(Lane, (0, 0))
-        self._given = -1  # the last bulk number that was given out; -1: it was never asked for
-        self._marks: deque[tuple[int, float]] = deque()  # up to where there was what, when
-        self._left = 0.0  # when the wire was lost
+        self._scanned: dict[Lane, tuple[int, int]] = dict.fromkeys(Lane, (0, 0))
+        self._last_sent = -1  # the last bulk number that was given out; -1: it was never asked for
+        self._journal_ends: deque[tuple[int, float]] = deque()  # up to where there was what, when
+        self._disconnected_at = 0.0  # when the wire was lost
         # From here on: what matters only while something waits, or has waited a moment ago.
-        self._is_behind = False
-        self.is_looking = False  # how much waits is not known yet: `look` finds out
+        self._is_lagging = False
+        self.is_scanning = False  # how much waits is not known yet: `look` finds out
         self._is_reading = False  # what is to be looked at next comes from the disk
-        self._is_resting = False  # it has been away for so long that nothing is noticed
-        self._noticed = 0  # all up to this number is in `_waiting`, or was
-        self._waiting = Waiting(most_waiting, session)
-        self._again: deque[Taken] = deque()  # was given out, and lost with a wire
-        self._out: deque[Taken] = deque()  # was given out, and may yet be lost
-        self._base = 0  # the number before the first in `_out`
+        self._is_dormant = False  # it has been away for so long that nothing is noticed
+        self._scanned_up_to = 0  # all up to this number is in `_backlog`, or was
+        self._backlog = Waiting(most_waiting, session)
+        self._resend: deque[Taken] = deque()  # was given out, and lost with a wire
+        self._in_flight: deque[Taken] = deque()  # was given out, and may yet be lost
+        self._in_flight_base = 0  # the number before the first in `_in_flight`
 
     def next_after(self, lane: Lane, number: int) -> OutboxEntry | None:
         """Return what comes first for this front in a lane beyond a number."""
         if lane is Lane.URGENT:
             return self._find(lane, number)
-        if number != self._given or self._is_resting:
+        if number != self._last_sent or self._is_dormant:
             self._go_back(number)
-        if not self._is_behind and self._is_late():
+        if not self._is_lagging and self._is_late():
             self._fall_behind()
-        if not self._is_behind:
+        if not self._is_lagging:
             entry = self._find(lane, number)
             if entry:
-                self._given = self._noticed = entry.number
-                if self._out:
-                    self._out.append(Taken(entry.number, None, entry.number))
+                self._last_sent = self._scanned_up_to = entry.number
+                if self._in_flight:
+                    self._in_flight.append(Taken(entry.number, None, entry.number))
             return entry
         return self._next_that_waited()
 
     def forget(self, lane: Lane, number: int) -> None:
         """Note how far the front is: a journal does not forget because one front has heard."""
-        self.taken[lane] = max(self.taken[lane], number)
+        self.acked[lane] = max(self.acked[lane], number)
         if lane is Lane.BULK:
-            while self._out and self._out[0].number <= number:
-                self._base = self._out.popleft().number
+            while self._in_flight and self._in_flight[0].number <= number:
+                self._in_flight_base = self._in_flight.popleft().number
 
     def look(self, *, is_connected: bool) -> None:
         """See whether something waits that was said since; to be called after each flush."""
-        if self._given < 0 or self._is_resting:
+        if self._last_sent < 0 or self._is_dormant:
             return
         now = self._clock()
         if is_connected:
-            self._left = 0.0
-        elif not self._left:
-            self._left = now
-        if self._in_vain[Lane.BULK] == (self._given, self._journal.last):
-            self._marks.clear()
-        elif not self._is_behind:
-            marks = self._marks
+            self._disconnected_at = 0.0
+        elif not self._disconnected_at:
+            self._disconnected_at = now
+        if self._scanned[Lane.BULK] == (self._last_sent, self._journal.last):
+            self._journal_ends.clear()
+        elif not self._is_lagging:
+            marks = self._journal_ends
             if not marks or now - marks[-1][1] > MARK_EVERY:
                 marks.append((self._journal.last, now))
             if not is_connected or self._is_late():
                 self._fall_behind()
-        if self._is_behind:
-            if self._left and now - self._left > AWAY:
+        if self._is_lagging:
+            if self._disconnected_at and now - self._disconnected_at > DORMANT_AFTER:
                 self.rest()
             else:
                 self._notice()
 
     def interrupt(self, cells: list[str]) -> None:
         """Let little of the text of these cells through, and of all that waits now."""
-        if self._given >= 0 and self._in_vain[Lane.BULK] != (self._given, self._journal.last):
+        if self._last_sent >= 0 and self._scanned[Lane.BULK] != (
+            self._last_sent,
+            self._journal.last,
+        ):
             self._fall_behind()
-        if self._is_behind:
+        if self._is_lagging:
             self._notice()
-        self._waiting.interrupt(*cells)
+        self._backlog.interrupt(*cells)
 
     def rest(self) -> None:
         """Forget what was noticed for a front that has left; it looks anew when it comes back."""
-        if self._given >= 0:
-            self._start_at(self._given)
-            self._is_resting = True
+        if self._last_sent >= 0:
+            self._start_at(self._last_sent)
+            self._is_dormant = True
 
     # While the link keeps up -----------------------------------------------------------
 
     def _find(self, lane: Lane, number: int) -> OutboxEntry | None:
         journal = self._journal
-        begin, end = self._in_vain[lane]
+        begin, end = self._scanned[lane]
         start = end if begin == number else number
         for position in journal.after(start):
-            channel = journal.is_for(self._front, position)
+            channel = journal.is_for(self._client, position)
             if channel is not None and LANE[channel] is lane:
                 return self._read(position, channel)
-        self._in_vain[lane] = (number, journal.last)
+        self._scanned[lane] = (number, journal.last)
         return None
 
     def _is_late(self) -> bool:
         """Has the next record been waiting for long?"""
-        marks = self._marks
-        while marks and marks[0][0] <= self._given:
+        marks = self._journal_ends
+        while marks and marks[0][0] <= self._last_sent:
             marks.popleft()
-        return bool(marks) and self._clock() - marks[0][1] > PATIENCE
+        return bool(marks) and self._clock() - marks[0][1] > LAG_AFTER
 
     # While it does not -----------------------------------------------------------------
 
     def _fall_behind(self) -> None:
-        if self._is_behind:
+        if self._is_lagging:
             return
-        self._is_behind = True
-        self._marks.clear()
-        self._noticed = self._given
-        if not self._out:
-            self._base = self._given
+        self._is_lagging = True
+        self._journal_ends.clear()
+        self._scanned_up_to = self._last_sent
+        if not self._in_flight:
+            self._in_flight_base = self._last_sent
 
     def _start_at(self, number: int) -> None:
         """Know nothing but where to begin."""
-        self._waiting = Waiting(self._most, self._session)
-        self._again.clear()
-        self._out.clear()
-        self._marks.clear()
-        self._is_behind = self._is_resting = self.is_looking = self._is_reading = False
-        self._noticed = self._base = self._given = number
+        self._backlog = Waiting(self._backlog_limit, self._session)
+        self._resend.clear()
+        self._in_flight.clear()
+        self._journal_ends.clear()
+        self._is_lagging = self._is_dormant = self.is_scanning = self._is_reading = False
+        self._scanned_up_to = self._in_flight_base = self._last_sent = number
 
     def _notice(self) -> None:
         """Look at what was said since, for a moment: a night's output is too much for one go."""
-        until = self._clock() + LOOK_FOR
-        self.is_looking = self._is_reading = False
-        for position, channel in self._mine(self._noticed):
-            if self._waiting.is_full:
+        until = self._clock() + SCAN_FOR
+        self.is_scanning = self._is_reading = False
+        for position, channel in self._mine(self._scanned_up_to):
+            if self._backlog.is_full:
                 return
             if self._clock() > until:
-                self.is_looking = True
+                self.is_scanning = True
                 return
             entry = self._read(position, channel)
             if entry is None:
                 self._is_reading = True
                 return
             parts = unpack_parts(entry.body) if entry.channel is Channel.IOPUB else None
-            self._waiting.add(position, position, parts)
-            self._noticed = position
+            self._backlog.add(position, position, parts)
+            self._scanned_up_to = position
 
     def _mine(self, number: int, until: int = 0) -> Iterator[tuple[int, Channel]]:
         """Yield what is in the bulk lane for this front beyond a number."""
         for position in self._journal.after(number):
             if until and position > until:
                 return
-            channel = self._journal.is_for(self._front, position)
+            channel = self._journal.is_for(self._client, position)
             if channel is not None and LANE[channel] is Lane.BULK:
                 yield position, channel
 
     def _next_that_waited(self) -> OutboxEntry | None:
         while True:
-            if (self.is_looking or self._is_reading) and not self._again:
+            if (self.is_scanning or self._is_reading) and not self._resend:
                 return None  # how much there is decides what becomes of it
-            taken = self._again.popleft() if self._again else self._waiting.take()
+            taken = self._resend.popleft() if self._resend else self._backlog.take()
             if taken is None:
-                before = self._noticed
+                before = self._scanned_up_to
                 self._notice()
-                if self._noticed == before and not (
-                    self._waiting or self.is_looking or self._is_reading
+                if self._scanned_up_to == before and not (
+                    self._backlog or self.is_scanning or self._is_reading
                 ):
-                    self._is_behind = False  # it has caught up
-                    self._in_vain[Lane.BULK] = (self._given, self._journal.last)
+                    self._is_lagging = False  # it has caught up
+                    self._scanned[Lane.BULK] = (self._last_sent, self._journal.last)
                     return None
                 continue
             if self._is_on_disk(taken):
-                self._again.appendleft(taken)
+                self._resend.appendleft(taken)
                 return None
             entry = self._entry(taken)
             if entry is not None:
-                self._given = entry.number
-                self._out.append(taken)
+                self._last_sent = entry.number
+                self._in_flight.append(taken)
                 return entry
 
     def _is_on_disk(self, taken: Taken) -> bool:
@@ -217,14 +220,14 @@ class FrontOutbox:
         if taken.parts is not None:
             return False
         position = int(taken.payload)
-        channel = self._journal.is_for(self._front, position)
+        channel = self._journal.is_for(self._client, position)
         return channel is not None and self._read(position, channel) is None
 
     def _entry(self, taken: Taken) -> OutboxEntry | None:
         if taken.parts is not None:
             return OutboxEntry(taken.number, Channel.IOPUB, pack_parts(taken.parts))
         position = int(taken.payload)
-        channel = self._journal.is_for(self._front, position)
+        channel = self._journal.is_for(self._client, position)
         return None if channel is None else self._read(position, channel)
 
     def _read(self, position: int, channel: Channel) -> OutboxEntry | None:
@@ -241,18 +244,18 @@ class FrontOutbox:
 
     def _go_back(self, number: int) -> None:
         """Begin again after what the front has seen: a wire was lost, or is the first."""
-        was_resting = self._is_resting
-        if was_resting or number > self._given or not (self._is_behind or self._out):
+        was_resting = self._is_dormant
+        if was_resting or number > self._last_sent or not (self._is_lagging or self._in_flight):
             self._start_at(number)
-            self._is_behind = was_resting
+            self._is_lagging = was_resting
         else:
-            back = [taken for taken in self._out if taken.number > number]
-            if number < self._base:
-                raw = self._mine(number, self._base)
+            back = [taken for taken in self._in_flight if taken.number > number]
+            if number < self._in_flight_base:
+                raw = self._mine(number, self._in_flight_base)
                 back = [Taken(position, None, position) for position, _ in raw] + back
-            self._again.extendleft(reversed(back))
-            self._out.clear()
-            self._is_behind = True
-            self._base = self._given = number
-        if self._is_behind:
+            self._resend.extendleft(reversed(back))
+            self._in_flight.clear()
+            self._is_lagging = True
+            self._in_flight_base = self._last_sent = number
+        if self._is_lagging:
             self._notice()

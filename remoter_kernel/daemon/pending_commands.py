@@ -41,7 +41,7 @@ LONGEST_NONCE = 64  # characters
 _log = logging.getLogger(__name__)
 
 
-class ElsewhereError(Exception):
+class WrongHostError(Exception):
     """The session that is meant lives on another host, which alone may judge or adopt it."""
 
     def __init__(self, session: str, host: str) -> None:
@@ -70,7 +70,7 @@ def _answer(command: Any, find: Find) -> dict[str, str]:
     name = str(command.get("name") or "") if isinstance(command, dict) else ""
     try:
         _carry_out(command, find)
-    except ElsewhereError as elsewhere:
+    except WrongHostError as elsewhere:
         return {"name": name, "became": "elsewhere", "why": f"It lives on {elsewhere.host}."}
     except Exception as error:  # noqa: BLE001 - whatever it is, the next command is not to blame
         if not isinstance(error, RemoterError):
@@ -95,7 +95,7 @@ def _carry_out(command: Any, find: Find) -> None:
             once.note()
 
 
-def _do(words: dict[str, Any], find: Find, once: _Once) -> None:
+def _do(words: dict[str, Any], find: Find, once: _NonceEntry) -> None:
     kernel_id, session_id = (str(words.get(key) or "") for key in ("kernel_id", "session"))
     if not (kernel_id or session_id):
         message = "It does not say which session is meant."
@@ -109,7 +109,7 @@ def _do(words: dict[str, Any], find: Find, once: _Once) -> None:
         raise RemoterError(message)
 
 
-def _stop_named(kernel_id: str, session_id: str, once: _Once) -> None:
+def _stop_named(kernel_id: str, session_id: str, once: _NonceEntry) -> None:
     """End what is meant, whether anybody could still start an evaluator for it or not."""
     meant = list(registry.sessions_meant(kernel_id, session_id))
     doors = {session.id: session.read("door.json") for session in meant}
@@ -119,17 +119,17 @@ def _stop_named(kernel_id: str, session_id: str, once: _Once) -> None:
             once.note()
             _end_session(session)
     if meant and not here:
-        raise ElsewhereError(meant[0].id, str(doors[meant[0].id].get("host")))
+        raise WrongHostError(meant[0].id, str(doors[meant[0].id].get("host")))
 
 
 def _end_session(session: Session) -> None:
-    from remoter_kernel.daemon import inquire  # noqa: PLC0415 - a start without commands needs none
+    from remoter_kernel.daemon import query  # noqa: PLC0415 - a start without commands needs none
 
     lock = Lock(session.id)
     # Without an evaluator, which would hold the lock, another launch may be about to adopt it.
     is_taken = lock.take(TURN_WITHIN, unless=session.has_evaluator)
     try:
-        how = inquire.stop_session(session)["how"]
+        how = query.stop_session(session)["how"]
     finally:
         if is_taken:
             lock.release()
@@ -138,7 +138,7 @@ def _end_session(session: Session) -> None:
         raise RemoterError(message)
 
 
-def _restart(kernel_id: str, session_id: str, find: Find, once: _Once) -> None:
+def _restart(kernel_id: str, session_id: str, find: Find, once: _NonceEntry) -> None:
     for _ in range(TRIES):
         session = find(kernel_id, session_id)
         if session is None or _has_moved_on(session, kernel_id):
@@ -159,7 +159,7 @@ def _has_moved_on(session: Session, kernel_id: str) -> bool:
 # Once ------------------------------------------------------------------------------------
 
 
-class _Once:
+class _NonceEntry:
     """Whether one command was carried out before, by any launch here."""
 
     def __init__(self, nonce: str) -> None:
@@ -182,14 +182,14 @@ class _Once:
 
 
 @contextlib.contextmanager
-def _once(nonce: object) -> Iterator[_Once]:
+def _once(nonce: object) -> Iterator[_NonceEntry]:
     """Have a command to oneself, while another launch may bring the same one."""
     name = nonce if isinstance(nonce, str) and nonce.isalnum() else ""
     name = name if len(name) <= LONGEST_NONCE else ""
     lock = Lock(f"command-{name}")
     is_taken = bool(name) and lock.take(TURN_WITHIN)  # if not: better twice than never
     try:
-        once = _Once(name)
+        once = _NonceEntry(name)
         try:
             yield once
         except BaseException:

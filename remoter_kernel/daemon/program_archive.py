@@ -26,7 +26,7 @@ from remoter_kernel.daemon.folders import data_folder
 from remoter_kernel.daemon.lock import Lock
 from remoter_kernel.errors import RemoterError
 
-FILE = "program.json"  # of a session: which version its evaluator runs
+PROGRAM_FILE = "program.json"  # of a session: which version its evaluator runs
 LOOK_EVERY = 3600.0  # seconds
 UNUSED_FOR = 24 * 3600.0  # seconds: another laptop's version may come again soon
 UNCHECKED = (0b01).to_bytes(4, "little")  # PEP 552: named by a hash, which nobody compares
@@ -59,7 +59,7 @@ def note_program(session: registry.Session) -> None:
     """Let a session name the version that it needs for as long as it lives."""
     archive = own_archive()
     if archive:
-        session.write(FILE, {"program": archive.parent.name})
+        session.write(PROGRAM_FILE, {"program": archive.parent.name})
 
 
 def keep_house_aside() -> None:
@@ -171,7 +171,7 @@ def remove_unused(current: Path) -> None:
     ]
     for part in filter(_is_unused, (*current.glob("*.pyz.*"), *current.glob("*.zip.*"))):
         part.unlink()
-    named = {each.read(FILE).get("program") for each in living}
+    named = {each.read(PROGRAM_FILE).get("program") for each in living}
     if None in named:  # its file cannot be read, or it is from before there were such folders
         return
     for folder in programs_folder().iterdir():

@@ -39,7 +39,7 @@ _CHECKED = 8  # bytes of a head before what its check covers
 _FIRST_LINE = re.compile(rb"(remoter journal (\d{1,9})) ([0-9a-f]{8})\n")
 _LONGEST_FIRST_LINE = 64  # bytes
 _BLOCK = 1024 * 1024  # bytes that are searched at a time
-_FROM_FRONT, _MARK, _HELD = 1, 2, 4
+_FROM_CLIENT, _MARKER, _HELD = 1, 2, 4
 
 
 class Record(NamedTuple):
@@ -52,12 +52,12 @@ class Record(NamedTuple):
 
     number: int
     channel: Channel
-    is_from_front: bool
-    front: bytes
+    is_from_client: bool
+    client: bytes
     body: bytes
     time: float = 0.0
-    own: int = 0
-    is_mark: bool = False
+    client_number: int = 0
+    is_marker: bool = False
     is_held: bool = False
 
 
@@ -70,8 +70,8 @@ class RecordHeader(NamedTuple):
     time: float
     channel: int
     flags: int
-    front: bytes
-    own: int
+    client: bytes
+    client_number: int
 
 
 class JournalTooNewError(RemoterError):
@@ -101,7 +101,9 @@ def check_format(file: BinaryIO) -> int:
 
 def encode_record(record: Record) -> bytes:
     """Return the bytes of a record on disk."""
-    flags = _FROM_FRONT * record.is_from_front | _MARK * record.is_mark | _HELD * record.is_held
+    flags = (
+        _FROM_CLIENT * record.is_from_client | _MARKER * record.is_marker | _HELD * record.is_held
+    )
     head = _HEAD.pack(
         _SYNC,
         0,
@@ -111,8 +113,8 @@ def encode_record(record: Record) -> bytes:
         record.time,
         record.channel,
         flags,
-        record.front,
-        record.own,
+        record.client,
+        record.client_number,
     )
     check = zlib.crc32(head[_CHECKED:]).to_bytes(4, "big")
     return b"".join([_SYNC, check, head[_CHECKED:], record.body])
@@ -121,7 +123,7 @@ def encode_record(record: Record) -> bytes:
 def mark(number: int, time: float, words: dict[str, Any]) -> Record:
     """Return a record for whoever reads the journal; `words` has `mark`: what it is."""
     body = pack_parts([to_json(words)])
-    return Record(number, Channel.NOTE, False, EVERYONE, body, time, is_mark=True)
+    return Record(number, Channel.NOTE, False, EVERYONE, body, time, is_marker=True)
 
 
 def is_loss(record: Record) -> bool:
@@ -132,7 +134,7 @@ def is_loss(record: Record) -> bool:
 
 def mark_of(record: Record) -> dict[str, Any]:
     """Read what a mark says; what is no mark says nothing."""
-    if not record.is_mark:
+    if not record.is_marker:
         return {}
     try:
         return from_json(unpack_parts(record.body)[0])
@@ -224,7 +226,7 @@ class Scan:
                 yield offset, _record(head, body)
             else:
                 record = _record(head, _gap_marker(head.number, head, head.size).body)
-                lost.append((0, record._replace(is_mark=True)))
+                lost.append((0, record._replace(is_marker=True)))
                 self._is_torn = len(body) < head.size and offset == self.end
                 if end != self._size and self._head(end) is None:
                     end = offset + 1  # something is amiss with its size, too
@@ -232,7 +234,7 @@ class Scan:
             offset = end
 
     @property
-    def lost_at_end(self) -> int:
+    def damaged_tail_bytes(self) -> int:
         """How many bytes are damaged at the end, beyond what somebody was about to write."""
         rest = self._size - self.end
         return 0 if self._is_torn or rest < _HEAD.size else rest
@@ -268,12 +270,12 @@ def _record(head: RecordHeader, body: bytes) -> Record:
     return Record(
         head.number,
         CHANNELS[head.channel],
-        bool(flags & _FROM_FRONT),
-        head.front,
+        bool(flags & _FROM_CLIENT),
+        head.client,
         body,
         head.time,
-        head.own,
-        bool(flags & _MARK),
+        head.client_number,
+        bool(flags & _MARKER),
         bool(flags & _HELD),
     )
 

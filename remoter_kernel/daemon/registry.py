@@ -18,7 +18,7 @@ import time
 from typing import TYPE_CHECKING, Any, Callable
 
 from remoter_kernel import logs
-from remoter_kernel.daemon.deaths import describe_exit
+from remoter_kernel.daemon.exit_status import describe_exit
 from remoter_kernel.daemon.folders import is_ours, sessions_folder
 from remoter_kernel.daemon.lock import Lock, tidy
 from remoter_kernel.daemon.processes import boot_id, is_running, pid_namespace, started_at

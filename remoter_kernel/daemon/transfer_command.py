@@ -34,7 +34,7 @@ PIPE_HOLDS = 1024 * 1024  # bytes: what Linux lets anybody have
 F_SETPIPE_SZ = 1031  # Python 3.10 and later know it
 
 
-class Pipes:
+class StdioStream:
     """This process's stdin and stdout, as the ends of a stream."""
 
     def __init__(self) -> None:
@@ -72,7 +72,7 @@ def widen(descriptor: int) -> None:
 
 def main() -> None:
     """Greet, hear what is wished for, do it."""
-    duplex = Duplex(Pipes())
+    duplex = Duplex(StdioStream())
     duplex.start()
     os.write(1, GREETING + b"\n")
     with contextlib.suppress(RemoterError):  # the other end was told, or is gone

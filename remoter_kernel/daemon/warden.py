@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from remoter_kernel.daemon.kernel_log import Bound
+from remoter_kernel.daemon.kernel_log import LogTrimmer
 from remoter_kernel.daemon.processes import call_this_process, started_at
 
 RETRY_AFTER = 1.0  # seconds
@@ -37,7 +37,7 @@ def main() -> None:
         return
     finally:
         os.umask(umask)
-    bound = Bound(Path(wish["log"]))
+    bound = LogTrimmer(Path(wish["log"]))
     about = {"pid": child.pid, "started": started_at(child.pid), "warden": os.getpid()}
     is_written = _tell(folder / "child.json", about)
     while not is_written and child.poll() is None:  # a full disk may have room again

@@ -18,7 +18,7 @@ import pandas as pd
 import polars as pl
 
 from remoter_kernel.daemon import records
-from remoter_kernel.daemon.pieces import in_pieces
+from remoter_kernel.daemon.stream_splitter import in_pieces
 from remoter_kernel.errors import ProtocolError, RemoteLacks, RemoterError
 from remoter_kernel.front.bootstrap.survey import MARK, parse_probe
 from remoter_kernel.front.reading.happenings import Chronicle

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Self
 import pytest
 import zmq
 
-from remoter_kernel.daemon.door import Door
 from remoter_kernel.daemon.journal import Journal
+from remoter_kernel.daemon.listener import Listener
 from remoter_kernel.wire.frames import (
     MOST_FRAME,
     Channel,
@@ -51,7 +51,7 @@ class Behind:
         self.reactor = Reactor()
         self.journal = Journal(folder / "journal", self.reactor.call)
         self.journal.open()
-        self.door = Door(self.reactor, AnySession(), self.journal)  # type: ignore[arg-type]
+        self.door = Listener(self.reactor, AnySession(), self.journal)  # type: ignore[arg-type]
         self.door.on_item = self._keep
         self.server_key, secret = zmq.curve_keypair()
         self.port = self.door.open(secret, self.server_key)

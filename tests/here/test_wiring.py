@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import zmq
 
-from remoter_kernel.daemon.child import Child
-from remoter_kernel.daemon.door import Door
 from remoter_kernel.daemon.journal import Journal
+from remoter_kernel.daemon.kernel_process import KernelProcess
+from remoter_kernel.daemon.listener import Listener
 from remoter_kernel.daemon.registry import Session
 from remoter_kernel.daemon.supervisor import Supervisor
 from remoter_kernel.front import kernel as kernels
@@ -157,20 +157,20 @@ def test_all_are_told_in_an_evaluator(tmp_path: Path, monkeypatch: pytest.Monkey
     reactor, session = Reactor(), Session(folder)
     journal = Journal(folder / "journal", reactor.call)
     journal.open()
-    door = Door(reactor, session, journal)
-    journal.low_water = door.low_water
+    door = Listener(reactor, session, journal)
+    journal.lowest_acked = door.low_water
     public, secret = zmq.curve_keypair()
     door.open(secret, public)
     for name in ("signal", "pthread_sigmask"):
         monkeypatch.setattr(signal, name, lambda *_: None)
-    monkeypatch.setattr(Child, "start", lambda _self, **_: None)
+    monkeypatch.setattr(KernelProcess, "start", lambda _self, **_: None)
     monkeypatch.setattr(reactor, "hear_signals", lambda: None)
     supervisor = Supervisor(reactor, session, journal, door, wish={}, umask=0o077)
     looks = 0
 
     def look() -> None:
         nonlocal looks
-        assert supervisor.child is not None
+        assert supervisor.kernel is not None
         monkeypatch.setattr(door, "_send", lambda _identity, _frame: None)
         door._greet(
             b"me",
@@ -180,7 +180,7 @@ def test_all_are_told_in_an_evaluator(tmp_path: Path, monkeypatch: pytest.Monkey
         )
         check(supervisor, reactor, may_stay_unset=OF_AN_EVALUATOR)
         looks += 1
-        supervisor.child.close()
+        supervisor.kernel.close()
 
     monkeypatch.setattr(reactor, "run", look)
     supervisor.run()

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from remoter_kernel.daemon.inquire import tell_paths
+from remoter_kernel.daemon.query import tell_paths
 from remoter_kernel.errors import Usage
 from remoter_kernel.front.configuration.remotes import Remote
 from remoter_kernel.front.verbs.completer import (

@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from remoter_kernel.daemon.desk import RequestHandler
-from remoter_kernel.daemon.door import Guest
-from remoter_kernel.daemon.ear import Ear
-from remoter_kernel.daemon.past import HANDED
-from remoter_kernel.daemon.speaker import Speaker
+from remoter_kernel.daemon.kernel_output import KernelOutputHandler
+from remoter_kernel.daemon.listener import Client
+from remoter_kernel.daemon.message_writer import MessageWriter
+from remoter_kernel.daemon.replay import DISPATCHED
+from remoter_kernel.daemon.request_handler import RequestHandler
 from remoter_kernel.wire.frames import (
     Channel,
     FrameHeader,
@@ -52,7 +52,7 @@ class Disk:
             self.said.append((parent, header_of(parts[HEADER])["msg_type"], content_of(parts)))
 
     def mark(self, words, then):
-        assert words["mark"] == HANDED
+        assert words["mark"] == DISPATCHED
         self.marks.append(words["request"])
         self.thens.append(then)
 
@@ -89,17 +89,17 @@ class Evaluator:
         door: Any = SimpleNamespace(
             reactor=SimpleNamespace(later=self._later),
             hold_back=lambda _cells: None,
-            is_hurried=False,
+            flush_now=False,
         )
         session: Any = SimpleNamespace(id="7f3a9c")
         journal: Any = self.disk
-        self.speaker = Speaker(journal)
+        self.speaker = MessageWriter(journal)
         self.desk = RequestHandler(session, journal, door, self.speaker)
-        self.desk.child_for = self._child
-        self.ear = Ear(journal, door, self.desk, self.speaker, None)
+        self.desk.kernel_for = self._child
+        self.ear = KernelOutputHandler(journal, door, self.desk, self.speaker, None)
         self.requests = self.desk.requests
-        self.guests = {
-            name: Guest(name, MemoryOutbox(), Conversation(MemoryOutbox()))  # type: ignore[arg-type]
+        self.clients = {
+            name: Client(name, MemoryOutbox(), Conversation(MemoryOutbox()))  # type: ignore[arg-type]
             for name in (ME, OTHER)
         }
         self.number = 0
@@ -118,18 +118,18 @@ class Evaluator:
         header = {"msg_type": kind, "msg_id": name, **options.pop("header", {})}
         body = pack_parts([b"", *(json.dumps(each).encode() for each in (header, {}, {}, options))])
         self.desk.take(
-            self.guests[client], FrameHeader(MessageType.ITEM, channel, self.number), body
+            self.clients[client], FrameHeader(MessageType.ITEM, channel, self.number), body
         )
 
     def order(self, order: str, client: bytes = ME, cells: tuple[str, ...] = ()) -> None:
         self.number += 1
         body = pack_parts([to_json({"order": order, "cells": list(cells)})])
         head = FrameHeader(MessageType.ITEM, Channel.ORDER, self.number, mark=self.number - 1)
-        self.desk.take(self.guests[client], head, body)
+        self.desk.take(self.clients[client], head, body)
 
     def be_there(self) -> None:
         self.kernel.is_there = True
-        self.desk.dispatch.serve()
+        self.desk.dispatcher.serve()
 
     def hear(self, channel: Channel, kind: str, parent: str, **content: Any) -> None:
         self.ear.hear(channel, VOICE.compose(kind, content, {"msg_id": parent}))
@@ -290,7 +290,7 @@ def test_an_interrupt_that_comes_first_takes_out_what_was_sent_before_it(evaluat
     """It travels by another lane, and overtakes."""
     body = pack_parts([to_json({"order": "interrupt", "cells": ["late"]})])
     evaluator.desk.take(
-        evaluator.guests[ME], FrameHeader(MessageType.ITEM, Channel.ORDER, 1, mark=1), body
+        evaluator.clients[ME], FrameHeader(MessageType.ITEM, Channel.ORDER, 1, mark=1), body
     )
     evaluator.ask("late")
     evaluator.disk.write()
@@ -308,7 +308,7 @@ def test_nothing_that_was_sent_before_a_restart_runs_in_the_fresh_kernel(
     if is_late:
         body = pack_parts([to_json({"order": "restart"})])
         head = FrameHeader(MessageType.ITEM, Channel.ORDER, 1, mark=1)
-        evaluator.desk.take(evaluator.guests[ME], head, body)
+        evaluator.desk.take(evaluator.clients[ME], head, body)
         evaluator.ask("before", stop_on_error=does_stop)
     else:
         evaluator.ask("before", stop_on_error=does_stop)
@@ -426,7 +426,7 @@ def test_whatever_happens_order_is_kept_and_each_cell_runs_or_is_answered_once(s
             evaluator.disk.write(words[0])
         elif what == "kernel":
             evaluator.kernel.is_there = words[0]
-            evaluator.desk.dispatch.serve()
+            evaluator.desk.dispatcher.serve()
         elif what == "interrupt":
             evaluator.order("interrupt", client=words[0])
         elif evaluator.timers:
@@ -441,4 +441,4 @@ def test_whatever_happens_order_is_kept_and_each_cell_runs_or_is_answered_once(s
     answered = [name for name, kind, _ in evaluator.disk.said if kind == "execute_reply"]
     assert got == sorted(set(got))
     assert sorted(got + answered) == sorted(asked)
-    assert Lane.BULK in evaluator.guests[ME].talk.kept
+    assert Lane.BULK in evaluator.clients[ME].talk.kept

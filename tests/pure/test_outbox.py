@@ -7,7 +7,7 @@ from collections import deque
 from hypothesis import given, settings
 from hypothesis import strategies as some
 
-from remoter_kernel.daemon.outbox import FrontOutbox
+from remoter_kernel.daemon.outbox import ClientOutbox
 from remoter_kernel.wire.frames import Channel, Lane, MessageType, pack_parts, unpack_parts
 from remoter_kernel.wire.stream import Conversation, MemoryOutbox
 from tests.pure.test_waiting import Page, messages, stream
@@ -70,7 +70,7 @@ class Pair:
         self.now = 0.0
         self.slowness = slowness  # seconds that go by from one look at the clock to the next
         self.book = book or Book()
-        self.outbox = FrontOutbox(
+        self.outbox = ClientOutbox(
             self.book,  # type: ignore[arg-type]
             FRONT,
             most_waiting=most,
@@ -139,10 +139,10 @@ class Pair:
             self.dial()
         for _ in range(10_000):
             self.credit()
-            was_looking = self.outbox.is_looking or self.is_reading()
+            was_looking = self.outbox.is_scanning or self.is_reading()
             self.read()
             self.flush()
-            if not (self.wire or was_looking or self.outbox.is_looking or self.is_reading()):
+            if not (self.wire or was_looking or self.outbox.is_scanning or self.is_reading()):
                 return
             self.deliver(10)
 
@@ -247,7 +247,7 @@ def test_a_night_of_output_is_looked_at_bit_by_bit():
     pair.outbox.look(is_connected=False)
     pair.dial()
     looks = 0
-    while pair.outbox.is_looking:
+    while pair.outbox.is_scanning:
         looks += 1
         assert not pair.wire
         pair.flush()
@@ -280,10 +280,10 @@ def test_an_interrupt_lets_little_through_at_once():
 
 def test_a_front_that_was_never_asked_for_is_not_looked_after():
     """A front known by name alone costs nothing until it comes."""
-    outbox = FrontOutbox(Book(), FRONT)  # type: ignore[arg-type]
+    outbox = ClientOutbox(Book(), FRONT)  # type: ignore[arg-type]
     outbox.look(is_connected=False)
     outbox.interrupt(["one"])
-    assert not outbox._is_behind
+    assert not outbox._is_lagging
 
 
 def test_a_front_that_was_away_for_long_gets_the_end():
@@ -295,7 +295,7 @@ def test_a_front_that_was_away_for_long_gets_the_end():
         pair.now += 5
         pair.book.append(Channel.IOPUB, pack_parts(stream(f"{number} {'x' * 100}\n")))
         pair.outbox.look(is_connected=False)
-    assert not pair.outbox._waiting
+    assert not pair.outbox._backlog
     pair.settle()
     text = "".join(said for _, said in pair.page.outputs["one"])
     assert text.endswith(f"2999 {'x' * 100}\n")

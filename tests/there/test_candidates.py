@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from remoter_kernel.daemon import inquire, launch
-from remoter_kernel.daemon.candidates import candidates_for
+from remoter_kernel.daemon import launch, query
 from remoter_kernel.daemon.processes import boot_id, started_at
 from remoter_kernel.daemon.registry import Session
-from remoter_kernel.daemon.succession import Candidate, match_session
+from remoter_kernel.daemon.session_candidates import candidates_for
+from remoter_kernel.daemon.session_match import Candidate, match_session
 from tests.real_jupyter import MARK, THIS_RUN
 
 if TYPE_CHECKING:
@@ -113,8 +113,8 @@ def test_an_order_for_a_front_before_is_void(port, monkeypatch, order):
     asked()
     sent = []
     monkeypatch.setattr(os, "kill", lambda *words: sent.append(words))
-    monkeypatch.setattr(inquire, "STOP_WITHIN", 0.1)
-    monkeypatch.setattr(inquire, "KILL_WITHIN", 0.1)
+    monkeypatch.setattr(query, "STOP_WITHIN", 0.1)
+    monkeypatch.setattr(query, "KILL_WITHIN", 0.1)
     words = {"order": order, "session": session.id, "kernel_id": "old"}
     launch.answer_to({**WISH, "session": session.id, "orders": [words]}, 0o022)
     assert sent == []

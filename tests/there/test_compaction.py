@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from remoter_kernel.daemon import compaction
 from remoter_kernel.daemon import journal as journals
 from remoter_kernel.daemon.compaction import Catalogue, compact
-from remoter_kernel.daemon.outbox import FrontOutbox
+from remoter_kernel.daemon.outbox import ClientOutbox
 from remoter_kernel.daemon.records import (
     EVERYONE,
     Record,
@@ -62,7 +62,7 @@ def after(path: Path, bodies: list[bytes], target: int, taken: int = ALL_TAKEN) 
 def kinds(records: list[Record]) -> list[str]:
     """Return what kinds of messages there are, and marks."""
     return [
-        "mark" if r.is_mark else json.loads(bytes(unpack_parts(r.body)[1]))["msg_type"]
+        "mark" if r.is_marker else json.loads(bytes(unpack_parts(r.body)[1]))["msg_type"]
         for r in records
     ]
 
@@ -78,8 +78,8 @@ def test_the_middle_of_a_cells_text_goes_first(tmp_path, monkeypatch):
     assert numbers == sorted(set(numbers))
     assert numbers[:3] == [1, 2, 3]
     assert numbers[-3:] == [40, 41, 42]
-    (mark,) = [mark_of(record) for record in records if record.is_mark]
-    gone = set(range(1, 43)) - {r.number for r in records if not r.is_mark}
+    (mark,) = [mark_of(record) for record in records if record.is_marker]
+    gone = set(range(1, 43)) - {r.number for r in records if not r.is_marker}
     size = sum(size_on_disk(Record(n, Channel.IOPUB, False, EVERYONE, bodies[n - 1])) for n in gone)
     told = {"cell": "a", "what": "stream", "bytes": size, "messages": len(gone)}
     assert mark == {"mark": "shortened", **told}
@@ -90,13 +90,13 @@ def test_a_second_time_the_mark_tells_of_both(tmp_path, monkeypatch):
     monkeypatch.setattr(compaction, "ENDS", (3000,))
     path = tmp_path / "j"
     first = after(path, [text("a", n) for n in range(60)], target=40_000)
-    (before,) = [mark_of(record)["messages"] for record in first if record.is_mark]
+    (before,) = [mark_of(record)["messages"] for record in first if record.is_marker]
     end = path.stat().st_size
     compact(path, 60, end, ALL_TAKEN, 15_000).path.replace(path)
     records = list(read_journal(path))
-    (now,) = [mark_of(record)["messages"] for record in records if record.is_mark]
+    (now,) = [mark_of(record)["messages"] for record in records if record.is_marker]
     assert now > before
-    assert now + len([r for r in records if not r.is_mark]) == 60
+    assert now + len([r for r in records if not r.is_marker]) == 60
 
 
 def test_then_superseded_displays_and_comms_and_results_last(tmp_path):
@@ -141,7 +141,7 @@ def test_what_a_living_front_has_not_taken_goes_only_when_nothing_else_is_left(t
     new = [text("b", n) for n in range(10)]
     path = tmp_path / "j"
     records = after(path, old + new, target=14_000, taken=10)
-    assert {r.number for r in records if not r.is_mark} >= set(range(11, 21))
+    assert {r.number for r in records if not r.is_marker} >= set(range(11, 21))
     records = after(path, old + new, target=5_000, taken=10)
     assert "execute_result" not in kinds(records)
     assert 0 < kinds(records).count("stream") < 10
@@ -177,21 +177,21 @@ def test_it_fits_and_the_rest_is_as_it_was(drawn, target, taken):
         catalogue.add(record)
     whole = catalogue.total
     marks = catalogue.choose(target, taken)
-    gone = [r for r, is_gone in zip(records, catalogue.is_gone, strict=True) if is_gone]
+    gone = [r for r, is_gone in zip(records, catalogue.is_dropped, strict=True) if is_gone]
     assert catalogue.total == whole - sum(map(size_on_disk, gone))
     assert catalogue.total <= target or len(gone) == len(records)
     assert whole > target or not gone
     assert sum(mark["messages"] for mark in marks.values()) == len(gone)
-    assert all(catalogue.is_gone[place] for place in marks)
+    assert all(catalogue.is_dropped[place] for place in marks)
 
 
 def test_a_journal_that_is_written_stays_within_its_bound(tmp_path, monkeypatch):
     """While records keep coming the file is rewritten beside; all positions stay valid."""
     monkeypatch.setattr(compaction, "ENDS", (10_000, 1000))
-    monkeypatch.setattr(journals, "IN_MEMORY", 1000)
+    monkeypatch.setattr(journals, "RECENT_BYTES", 1000)
     desk = Desk(tmp_path / "journal", limit=200_000)
-    outbox, place, heard = FrontOutbox(desk.journal, ME), 0, []
-    desk.journal.low_water = lambda: place
+    outbox, place, heard = ClientOutbox(desk.journal, ME), 0, []
+    desk.journal.lowest_acked = lambda: place
     for number in range(1500):
         desk.journal.append(Channel.IOPUB, text(f"cell {number // 300}", number))
         if number % 10 == 0:
@@ -200,16 +200,16 @@ def test_a_journal_that_is_written_stays_within_its_bound(tmp_path, monkeypatch)
             place = entry.number
             heard.append(place)
     desk.settle()
-    desk.wait_for(lambda: not desk.journal._is_making_room)
+    desk.wait_for(lambda: not desk.journal._is_compacting)
     desk.journal.append(Channel.IOPUB, text("last", 1))
     desk.settle()
-    desk.wait_for(lambda: not desk.journal._is_making_room)
+    desk.wait_for(lambda: not desk.journal._is_compacting)
     assert (tmp_path / "journal").stat().st_size < 400_000
     assert heard[:1000] == list(range(1, 1001))
     numbers = list(desk.journal.after(0))
     for record in read_journal(tmp_path / "journal"):
         assert desk.body(record.number) == record.body
-        assert (desk.journal.is_for(ME, record.number) is None) == record.is_mark
+        assert (desk.journal.is_for(ME, record.number) is None) == record.is_marker
     assert numbers == [record.number for record in read_journal(tmp_path / "journal")]
     assert [path.name for path in tmp_path.iterdir()] == ["journal"]
     desk.journal.close()
@@ -226,7 +226,7 @@ def test_no_room_for_the_second_file_harms_nobody(tmp_path, monkeypatch):
     for number in range(50):
         desk.journal.append(Channel.IOPUB, text("a", number))
     desk.settle()
-    desk.wait_for(lambda: not desk.journal._is_making_room)
+    desk.wait_for(lambda: not desk.journal._is_compacting)
     assert len(list(read_journal(tmp_path / "journal"))) == 50
     assert [path.name for path in tmp_path.iterdir()] == ["journal"]
     desk.journal.close()

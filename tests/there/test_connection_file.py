@@ -6,7 +6,7 @@ import gc
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
-from remoter_kernel.daemon.child import Child
+from remoter_kernel.daemon.kernel_process import KernelProcess
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -16,7 +16,7 @@ def test_a_kernel_that_is_gone_does_not_take_its_successors_file_along(tmp_path:
     """Both use one file; a new evaluator needs it to take the kernel over."""
     file, reactor = tmp_path / "connection.json", SimpleNamespace(call=None)
     first, second = (
-        Child(reactor, tmp_path, "python3", b"session")  # type: ignore[arg-type]
+        KernelProcess(reactor, tmp_path, "python3", b"session")  # type: ignore[arg-type]
         for _ in range(2)
     )
     for child in (first, second):

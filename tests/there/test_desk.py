@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
-from remoter_kernel.daemon.desk import RequestHandler
-from remoter_kernel.daemon.door import Guest
-from remoter_kernel.daemon.outbox import FrontOutbox
+from remoter_kernel.daemon.listener import Client
+from remoter_kernel.daemon.message_writer import MessageWriter
+from remoter_kernel.daemon.outbox import ClientOutbox
 from remoter_kernel.daemon.records import read_journal
-from remoter_kernel.daemon.speaker import Speaker
+from remoter_kernel.daemon.request_handler import RequestHandler
 from remoter_kernel.errors import ProtocolError
 from remoter_kernel.wire.frames import Channel, FrameHeader, MessageType, pack_parts, to_json
 from remoter_kernel.wire.requests import Requests
@@ -62,16 +62,16 @@ def desk(disk: Disk, child: Child) -> RequestHandler:
         hold_back=lambda _cells: None,
     )
     session: Any = SimpleNamespace(id="7f3a9c")
-    desk = RequestHandler(session, disk.journal, door, Speaker(disk.journal))
-    desk.child_for = lambda _channel: cast("Any", child)
+    desk = RequestHandler(session, disk.journal, door, MessageWriter(disk.journal))
+    desk.kernel_for = lambda _channel: cast("Any", child)
     return desk
 
 
 @pytest.fixture
-def guest(disk: Disk) -> Guest:
+def guest(disk: Disk) -> Client:
     """A front that has no wire at the moment."""
-    outbox = FrontOutbox(disk.journal, ME)
-    return Guest(ME, outbox, Conversation(outbox))
+    outbox = ClientOutbox(disk.journal, ME)
+    return Client(ME, outbox, Conversation(outbox))
 
 
 def message(kind: str, **content: str) -> bytes:
@@ -92,7 +92,7 @@ def test_what_is_not_written_is_not_passed_on(disk, desk, child, guest, channel)
     assert child.given == [channel]
     assert 5 in guest.talk.kept.values()
     (record,) = read_journal(disk.journal.path)
-    assert (record.own, b"secret" in record.body) == (5, channel is not Channel.STDIN)
+    assert (record.client_number, b"secret" in record.body) == (5, channel is not Channel.STDIN)
 
 
 def test_an_interrupt_waits_for_no_disk(disk, desk, child, guest):
@@ -108,8 +108,8 @@ def test_what_an_evaluator_before_may_have_passed_on_is_not_passed_on_again(
 ):
     """It is written and confirmed, and somebody makes sure of it; an answer to a prompt is not."""
     doubts = []
-    desk.on_doubt = doubts.append
-    guest.doubtful = dict.fromkeys(guest.doubtful, 5)
+    desk.on_possible_duplicate = doubts.append
+    guest.maybe_received = dict.fromkeys(guest.maybe_received, 5)
     desk.take(guest, FrameHeader(MessageType.ITEM, Channel.SHELL, 5), message("execute_request"))
     desk.take(guest, FrameHeader(MessageType.ITEM, Channel.SHELL, 6), message("execute_request"))
     disk.settle()
@@ -120,7 +120,7 @@ def test_what_an_evaluator_before_may_have_passed_on_is_not_passed_on_again(
 def test_the_table_of_an_evaluator_that_died_is_gone_on_with_also_if_it_is_empty(disk):
     table = Requests()
     door: Any = SimpleNamespace(reactor=SimpleNamespace(later=lambda _seconds, _call: None))
-    desk = RequestHandler(cast("Any", None), disk.journal, door, Speaker(disk.journal), table)
+    desk = RequestHandler(cast("Any", None), disk.journal, door, MessageWriter(disk.journal), table)
     assert desk.requests is table
 
 

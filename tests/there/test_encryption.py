@@ -14,15 +14,15 @@ import pytest
 import zmq
 from jupyter_client.kernelspec import KernelSpec
 
-from remoter_kernel.daemon.child import Child
 from remoter_kernel.daemon.encryption import (
     SIGNATURE,
-    Greeting,
+    CurveProbe,
     may_know_keys,
     offer_keys,
     offered_keys,
     withdraw_keys,
 )
+from remoter_kernel.daemon.kernel_process import KernelProcess
 from remoter_kernel.wire.reactor import Reactor
 from tests.real_jupyter import READY_WITHIN
 
@@ -72,7 +72,7 @@ def limit() -> float:
 def test_a_socket_says_whether_it_wants_keys(reactor, bound, kind, has_keys):
     """It does so at once, and hears nothing of who asks."""
     heard: list[bool] = []
-    Greeting(reactor, ("127.0.0.1", bound(kind, has_keys=has_keys)), heard.append)
+    CurveProbe(reactor, ("127.0.0.1", bound(kind, has_keys=has_keys)), heard.append)
     reactor.run_until(lambda: bool(heard), limit())
     assert heard == [has_keys]
 
@@ -82,7 +82,7 @@ def test_a_socket_that_is_not_there_yet_is_waited_for(reactor, bound):
     heard: list[bool] = []
     server = socket.create_server(("127.0.0.1", 0))
     port = server.getsockname()[1]
-    greeting = Greeting(reactor, ("127.0.0.1", port), heard.append)
+    greeting = CurveProbe(reactor, ("127.0.0.1", port), heard.append)
     rude, _ = server.accept()
     rude.close()
     server.close()
@@ -97,7 +97,7 @@ def test_somebody_who_is_silent_at_the_port_is_left(reactor, bound):
     heard: list[bool] = []
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-        greeting = Greeting(reactor, ("127.0.0.1", port), heard.append)
+        greeting = CurveProbe(reactor, ("127.0.0.1", port), heard.append)
         silent, _ = server.accept()
     with silent:
         bound(zmq.ROUTER, has_keys=True, port=port)
@@ -109,7 +109,7 @@ def test_somebody_who_is_silent_at_the_port_is_left(reactor, bound):
 def test_somebody_who_is_at_the_port_first_takes_no_keys_away(reactor, tmp_path: Path):
     """Who says there, before the kernel does, that it has none, would hear all that it prints."""
     file = tmp_path / "connection.json"
-    child = Child(reactor, tmp_path, "python3", b"session")
+    child = KernelProcess(reactor, tmp_path, "python3", b"session")
     ready: list[object] = []
     child.on_ready = lambda _head, info: ready.append(info)
     child.manager.connection_file = str(file)
@@ -135,7 +135,7 @@ def test_somebody_who_is_at_the_port_first_takes_no_keys_away(reactor, tmp_path:
 def test_who_asks_no_more_hears_nothing(reactor, bound):
     """A kernel that has ended meanwhile needs no sockets."""
     heard: list[bool] = []
-    Greeting(reactor, ("127.0.0.1", bound(zmq.ROUTER, has_keys=True)), heard.append).close()
+    CurveProbe(reactor, ("127.0.0.1", bound(zmq.ROUTER, has_keys=True)), heard.append).close()
     until = []
     reactor.later(0.1, lambda: until.append(1))
     reactor.run_until(lambda: bool(until), limit())

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from remoter_kernel.daemon.door import Door
-from remoter_kernel.daemon.past import Past
+from remoter_kernel.daemon.listener import Listener
+from remoter_kernel.daemon.message_writer import MessageWriter
 from remoter_kernel.daemon.records import read_journal
-from remoter_kernel.daemon.speaker import Speaker
+from remoter_kernel.daemon.replay import RecoveredState
 from remoter_kernel.errors import ProtocolError
 from remoter_kernel.wire.frames import (
     Channel,
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from remoter_kernel.daemon.door import Guest
+    from remoter_kernel.daemon.listener import Client
     from remoter_kernel.wire.frames import Bytes
 
 ME = b"front--1"
@@ -59,8 +59,8 @@ class Ground:
     def __init__(self, disk: Disk) -> None:
         self.disk, self.reactor = disk, Calls()
         session: Any = SimpleNamespace(id="7f3a9c")
-        self.door = Door(self.reactor, session, disk.journal)  # type: ignore[arg-type]
-        self.speaker = Speaker(disk.journal)
+        self.door = Listener(self.reactor, session, disk.journal)  # type: ignore[arg-type]
+        self.speaker = MessageWriter(disk.journal)
         self.door.on_item = self.take
         self.door.on_refused = self.speaker.tell_refused
         self.sent: list[bytes] = []
@@ -68,7 +68,7 @@ class Ground:
         self.trouble: Exception | None = None
         self.taken: list[int] = []
 
-    def take(self, guest: Guest, head: FrameHeader, body: Bytes) -> None:
+    def take(self, guest: Client, head: FrameHeader, body: Bytes) -> None:
         """Be what the evaluator does with an item: write it, then say that it is kept."""
         if b"poison" in bytes(body) and self.trouble:
             raise self.trouble
@@ -146,7 +146,7 @@ def test_a_request_that_cannot_be_taken_in_is_answered_and_passed_over(
     ground.greet()
     bodies = request("first"), request("poison"), request("last")
     ground.hear(item(1), item(2), item(3), bodies=bodies)
-    guest = ground.door.guests[ME]
+    guest = ground.door.clients[ME]
     assert guest.talk.kept[Lane.BULK] == 0  # nothing is on the disk so far
     is_breach = isinstance(trouble, ProtocolError)
     if is_breach:
@@ -175,7 +175,7 @@ def test_an_evaluator_that_comes_after_this_one_does_not_ask_for_it_again(
     order = FrameHeader(MessageType.ITEM, Channel.ORDER, 2, 0)
     ground.hear(order, bodies=(pack_parts([b'{"order": "poison"}']),))
     ground.disk.settle()
-    past = Past()
+    past = RecoveredState()
     for record in read_journal(tmp_path / "journal"):
         past.take(record)
     assert past.seen[ME] == {Lane.BULK: 1, Lane.URGENT: 2}
@@ -221,7 +221,7 @@ def test_a_record_that_the_disk_does_not_give_is_told_in_its_place(ground: Groun
     notes = [from_json(unpack_parts(body)[0]) for head, body in said if head.channel is Channel.NOTE
              and head.kind is MessageType.ITEM]  # fmt: skip
     assert [(note["event"], note["number"]) for note in notes] == [("unreadable", bad)]
-    assert ground.door.guests[ME].pump is not None
+    assert ground.door.clients[ME].pump is not None
 
 
 def calls_per_output(ground: Ground, departed: int) -> int:
@@ -294,7 +294,7 @@ def test_what_was_half_said_by_one_that_left_is_not_kept(ground: Ground) -> None
     """It begins anew when it comes back."""
     ground.greet()
     ground.hear(FrameHeader(MessageType.PART, Channel.SHELL, 1, 0), bodies=(bytes(65536),))
-    talk = ground.door.guests[ME].talk
+    talk = ground.door.clients[ME].talk
     assert talk._half
     ground.door._pumps[ME].end(ProtocolError("It hung up."))
     assert not talk._half

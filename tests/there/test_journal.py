@@ -11,7 +11,7 @@ import pytest
 
 from remoter_kernel.daemon import journal as journals
 from remoter_kernel.daemon.journal import Journal
-from remoter_kernel.daemon.outbox import FrontOutbox
+from remoter_kernel.daemon.outbox import ClientOutbox
 from remoter_kernel.daemon.records import EVERYONE
 from remoter_kernel.wire.frames import Channel, Lane
 
@@ -62,12 +62,12 @@ def desk(tmp_path):
 
 def test_bodies_come_back_from_memory_and_from_disk(desk, monkeypatch):
     """What is no longer at hand is read from the file, byte for byte."""
-    monkeypatch.setattr(journals, "IN_MEMORY", 1000)
+    monkeypatch.setattr(journals, "RECENT_BYTES", 1000)
     bodies = [bytes([number]) * 300 for number in range(20)]
     for body in bodies:
         desk.journal.append(Channel.IOPUB, body)
     desk.settle()
-    assert len(desk.journal._at_hand) < 5
+    assert len(desk.journal._recent) < 5
     assert [desk.body(number) for number in range(1, 21)] == bodies
 
 
@@ -81,7 +81,7 @@ def test_a_front_gets_what_is_for_all_and_what_is_for_it(desk):
         (Channel.SHELL, ME, False),
     ]:
         desk.journal.append(channel, b"", front=front, is_from_front=is_request)
-    outbox = FrontOutbox(desk.journal, ME)
+    outbox = ClientOutbox(desk.journal, ME)
 
     def numbers(lane):
         number, found = 0, []
@@ -109,7 +109,7 @@ def test_what_is_to_happen_after_writing_happens_then_and_in_order(desk):
 
 def test_a_full_disk_loses_nothing_and_is_told(desk, monkeypatch):
     """A record that the disk refuses stays in memory, and is written when there is room again."""
-    monkeypatch.setattr(journals, "IN_MEMORY", 10)
+    monkeypatch.setattr(journals, "RECENT_BYTES", 10)
     desk.journal.append(Channel.IOPUB, b"before")
     desk.settle()
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -117,13 +117,13 @@ def test_a_full_disk_loses_nothing_and_is_told(desk, monkeypatch):
     try:
         desk.journal.append(Channel.IOPUB, b"x" * 100)
         desk.settle()
-        assert desk.journal.trouble
+        assert desk.journal.write_error
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     desk.journal.append(Channel.IOPUB, b"after")
     desk.settle()
-    assert not desk.journal.trouble
-    assert len(desk.journal._at_hand) == 1
+    assert not desk.journal.write_error
+    assert len(desk.journal._recent) == 1
     assert [desk.body(number) for number in (1, 2, 3)] == [b"before", b"x" * 100, b"after"]
 
 

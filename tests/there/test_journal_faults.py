@@ -15,7 +15,7 @@ import pytest
 from remoter_kernel.daemon import compaction, records
 from remoter_kernel.daemon import journal as journals
 from remoter_kernel.daemon.compaction import compact
-from remoter_kernel.daemon.outbox import FrontOutbox
+from remoter_kernel.daemon.outbox import ClientOutbox
 from remoter_kernel.daemon.records import EVERYONE, Record, encode_record, mark_of, read_journal
 from remoter_kernel.logs import reason
 from remoter_kernel.wire.frames import Channel, Lane
@@ -111,8 +111,8 @@ def work(path: Path, disk: Disk, step: int, times: int, error: int) -> tuple[Des
         is_request = channel is Channel.SHELL
         desk.journal.append(channel, body, front=ME if is_request else EVERYONE)
         desk.settle()
-        told.add(desk.journal.trouble)
-    desk.wait_for(lambda: not (desk.journal._is_making_room or desk.journal.trouble))
+        told.add(desk.journal.write_error)
+    desk.wait_for(lambda: not (desk.journal._is_compacting or desk.journal.write_error))
     return desk, told - {""}
 
 
@@ -170,8 +170,8 @@ def test_a_writer_whose_repair_fails_too_goes_on(tmp_path, disk, close):
     happened: list[int] = []
     desk.journal.append(Channel.SHELL, b"meanwhile", front=ME, then=lambda: happened.append(1))
     desk.settle()
-    assert desk.journal.trouble == os.strerror(errno.ESTALE)
-    desk.wait_for(lambda: not desk.journal.trouble)
+    assert desk.journal.write_error == os.strerror(errno.ESTALE)
+    desk.wait_for(lambda: not desk.journal.write_error)
     assert happened == [1]
     assert kept(tmp_path / "journal") == {1: b"before", 2: b"meanwhile"}
 
@@ -188,8 +188,8 @@ def test_an_error_that_is_none_of_the_disk_is_told_and_tried_again(tmp_path, mon
     monkeypatch.setattr(journals, "encode_record", refuse)
     desk.journal.append(Channel.SHELL, b"one", front=ME)
     desk.settle()
-    assert desk.journal.trouble == "MemoryError: 1"
-    desk.wait_for(lambda: not desk.journal.trouble)
+    assert desk.journal.write_error == "MemoryError: 1"
+    desk.wait_for(lambda: not desk.journal.write_error)
     assert kept(tmp_path / "journal") == {1: b"one"}
 
 
@@ -226,11 +226,11 @@ def test_a_disk_that_takes_a_part_has_that_part(tmp_path, disk, close, monkeypat
         desk.journal.append(Channel.SHELL, body, front=ME)
     hold.set()
     desk.settle()
-    assert desk.journal.trouble == os.strerror(errno.ENOSPC)
+    assert desk.journal.write_error == os.strerror(errno.ENOSPC)
     assert sorted(kept(path)) == [1, 2, 3, 4, 5]
     monkeypatch.setattr(journals, "os", os)
     desk.journal.append(Channel.SHELL, body, front=ME)
-    desk.wait_for(lambda: not desk.journal.trouble)
+    desk.wait_for(lambda: not desk.journal.write_error)
     assert sorted(kept(path)) == list(range(1, 10))
     desk.journal.close()
 
@@ -254,18 +254,18 @@ class SmallDisk:
 def test_a_handle_that_the_server_has_forgotten_is_opened_anew(tmp_path, monkeypatch, close):
     """ESTALE stays for as long as a handle is used: both ways go through a new one."""
     monkeypatch.setattr(journals, "RETRY_AFTER", 0.01)
-    monkeypatch.setattr(journals, "IN_MEMORY", 1)
-    monkeypatch.setattr(journals, "READ_IN_MEMORY", 1)
+    monkeypatch.setattr(journals, "RECENT_BYTES", 1)
+    monkeypatch.setattr(journals, "READ_CACHE_BYTES", 1)
     desk = close(Desk(tmp_path / "journal"))
     desk.journal.append(Channel.SHELL, b"before", front=ME)
     desk.settle()
-    stale = StaleOs({desk.journal._file, desk.journal._reading})
+    stale = StaleOs({desk.journal._write_fd, desk.journal._read_fd})
     for module in (journals, records):
         monkeypatch.setattr(module, "os", stale)
     assert desk.body(1) == b"before"
     desk.journal.append(Channel.SHELL, b"after", front=ME)
     desk.settle()
-    desk.wait_for(lambda: not desk.journal.trouble)
+    desk.wait_for(lambda: not desk.journal.write_error)
     assert kept(tmp_path / "journal") == {1: b"before", 2: b"after"}
     assert desk.body(2) == b"after"
 
@@ -357,9 +357,9 @@ def test_room_that_was_not_made_is_tried_again(tmp_path, monkeypatch, close, err
         assert time.monotonic() < limit
         desk.journal.append(Channel.IOPUB, text("a", 1))
         desk.settle()
-        desk.wait_for(lambda: not desk.journal._is_making_room)
+        desk.wait_for(lambda: not desk.journal._is_compacting)
     assert reason(error) in caplog.text
-    desk.wait_for(lambda: not desk.journal._is_making_room)
+    desk.wait_for(lambda: not desk.journal._is_compacting)
     assert [each.name for each in tmp_path.iterdir()] == ["journal"]
 
 
@@ -376,7 +376,7 @@ def test_a_rename_whose_answer_was_lost_is_done(tmp_path, monkeypatch, close):
     for number in range(40):
         desk.journal.append(Channel.SHELL if number % 4 else Channel.IOPUB, text("a", 1), front=ME)
         desk.settle()
-        desk.wait_for(lambda: not desk.journal._is_making_room)
+        desk.wait_for(lambda: not desk.journal._is_compacting)
     desk.journal.append(Channel.SHELL, b"last", front=ME)
     desk.settle()
     assert kept(tmp_path / "journal")[41] == b"last"
@@ -390,16 +390,16 @@ def test_a_disk_that_hangs_is_a_trouble(tmp_path, monkeypatch, close):
     desk = close(Desk(tmp_path / "journal"))
     go = threading.Event()
     monkeypatch.setattr(journals, "os", HungOs(go))
-    assert desk.journal.trouble == ""
+    assert desk.journal.write_error == ""
     happened: list[int] = []
     desk.journal.append(Channel.SHELL, b"one", front=ME, then=lambda: happened.append(1))
-    assert desk.journal.trouble == ""
+    assert desk.journal.write_error == ""
     monkeypatch.setattr(journals, "HANGS_AFTER", 0.0)
-    wait_for(lambda: desk.journal.trouble == "it does not answer")
+    wait_for(lambda: desk.journal.write_error == "it does not answer")
     assert not happened
     go.set()
     desk.settle()
-    assert (desk.journal.trouble, happened) == ("", [1])
+    assert (desk.journal.write_error, happened) == ("", [1])
 
 
 class HungOs:
@@ -418,7 +418,7 @@ class HungOs:
 
 def test_what_is_read_from_a_disk_that_hangs_holds_up_nobody(tmp_path, monkeypatch, close):
     """The outbox says that there is nothing yet, and goes on in order when it has come."""
-    monkeypatch.setattr(journals, "IN_MEMORY", 1)
+    monkeypatch.setattr(journals, "RECENT_BYTES", 1)
     desk = close(Desk(tmp_path / "journal"))
     for number in range(5):
         desk.journal.append(Channel.IOPUB, b"%d" % number)
@@ -432,7 +432,7 @@ def test_what_is_read_from_a_disk_that_hangs_holds_up_nobody(tmp_path, monkeypat
 
     bodies_at = records.bodies_at
     monkeypatch.setattr(records, "bodies_at", wait)
-    outbox = FrontOutbox(desk.journal, ME)
+    outbox = ClientOutbox(desk.journal, ME)
     begin = time.monotonic()
     assert desk.journal.body(1) is None
     assert hang.wait(10)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import zmq
 
-from remoter_kernel.daemon.child import Child
+from remoter_kernel.daemon.kernel_process import KernelProcess
 from remoter_kernel.wire.messages import CONTENT, HEADER, PARENT, Voice, content_of, header_of
 from remoter_kernel.wire.reactor import Reactor
 
@@ -28,7 +28,7 @@ MANY = 3000
 class Kernel:
     """A kernel's sockets, played by the test: answers who it is, else says what it is told to."""
 
-    def __init__(self, reactor: Reactor, child: Child) -> None:
+    def __init__(self, reactor: Reactor, child: KernelProcess) -> None:
         manager = child.manager
         self.reactor = reactor
         self.voice = Voice(manager.session.key)
@@ -81,7 +81,7 @@ class Story:
         self.reactor = reactor
         self.heard: list[str] = []
         self.ready: list[dict[str, Any]] = []
-        self.child = child = Child(reactor, folder, "python3", b"session")
+        self.child = child = KernelProcess(reactor, folder, "python3", b"session")
         child.on_message = self._hear
         child.on_ready = lambda _header, info: self.ready.append(info)
         child.on_exit = lambda words: self.heard.append(f"exit {words['status']}")
@@ -282,7 +282,7 @@ def test_who_goes_on_publishing_after_the_end_does_not_hold_it_up_for_ever(
 def test_a_kernel_that_never_listened_has_ended_at_once(tmp_path: Path):
     """Nothing is waited for."""
     with closing(Reactor()) as reactor:
-        child = Child(reactor, tmp_path, "python3", b"session")
+        child = KernelProcess(reactor, tmp_path, "python3", b"session")
         child.manager.connection_file = str(tmp_path / "connection.json")
         child.manager.write_connection_file()
         ended: list[dict[str, Any]] = []

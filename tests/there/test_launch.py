@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 import pytest
 
-from remoter_kernel.daemon import inquire, launch, registry
+from remoter_kernel.daemon import launch, query, registry
 from remoter_kernel.daemon.lock import Lock
 from remoter_kernel.daemon.processes import boot_id, pid_namespace, started_at
 from remoter_kernel.daemon.records import JournalTooNewError, first_line
@@ -79,8 +79,8 @@ def test_a_machine_that_has_got_another_name_is_the_same_machine():
     with pytest.raises(RuntimeError, match="does not answer"):
         asked(session=session.id)  # its evaluator is looked for here
     session.write("door.json", {**session.read("door.json"), "started": "0"})
-    assert inquire.describe(session)["state"] == "dead"
-    assert inquire.describe(session)["host"] == socket.gethostname()
+    assert query.describe(session)["state"] == "dead"
+    assert query.describe(session)["host"] == socket.gethostname()
     assert asked(session=session.id)["why"] == "Its evaluator and its kernel were killed."
 
 
@@ -89,7 +89,7 @@ def test_a_session_whose_kernel_has_just_died_is_not_called_dead():
     with socket.create_server(("127.0.0.1", 0)) as answers:
         session = a_session(port=answers.getsockname()[1], pids=pid_namespace())
         session.write("state.json", {"state": "dead", "fronts": {"a": {"here": True}}})
-        about = inquire.describe(session)
+        about = query.describe(session)
     assert (about["state"], about["pid"], about["fronts"]) == ("starting", os.getpid(), 1)
 
 
@@ -97,9 +97,9 @@ def test_which_requests_are_open_is_told_as_the_evaluator_wrote_it():
     """One of an older version writes nothing of them."""
     session = a_session()
     wish = {"verb": "requests", "session": session.id}
-    assert inquire.ANSWERS["requests"](wish) == ({"requests": None}, ())
+    assert query.QUERIES["requests"](wish) == ({"requests": None}, ())
     session.write("state.json", {"requests": [{"id": "m"}]})
-    assert inquire.ANSWERS["requests"](wish) == ({"requests": [{"id": "m"}]}, ())
+    assert query.QUERIES["requests"](wish) == ({"requests": [{"id": "m"}]}, ())
 
 
 def test_how_long_a_request_is_open_does_not_stand_still():
@@ -107,7 +107,7 @@ def test_how_long_a_request_is_open_does_not_stand_still():
     session = a_session()
     an_hour_ago = {"written": time.time() - 3600, "requests": [{"id": "m", "seconds": 1.5}]}
     session.write("state.json", an_hour_ago)
-    told, _ = inquire.ANSWERS["requests"]({"verb": "requests", "session": session.id})
+    told, _ = query.QUERIES["requests"]({"verb": "requests", "session": session.id})
     assert told["requests"][0]["seconds"] == pytest.approx(3601.5, abs=5)
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from remoter_kernel.daemon.child import Child
+from remoter_kernel.daemon.kernel_process import KernelProcess
 from remoter_kernel.errors import RemoteLacks
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def people(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def argv(folder: Path, name: str, *, is_own: bool) -> list[str]:
     """Return what would be started."""
     reactor: Any = SimpleNamespace(call=lambda call: call())
-    child = Child(reactor, folder, name, b"session", is_own=is_own)
+    child = KernelProcess(reactor, folder, name, b"session", is_own=is_own)
     return list(child._spec().argv)
 
 
@@ -55,7 +55,7 @@ def test_else_jupyter_says_which(tmp_path: Path, name, is_own):
 def test_a_kernelspec_whose_program_is_gone_is_named(tmp_path: Path, people: Path) -> None:
     """With what to do about it, before anything is started."""
     reactor: Any = SimpleNamespace(call=lambda call: call())
-    child = Child(reactor, tmp_path, "mine", b"session")
+    child = KernelProcess(reactor, tmp_path, "mine", b"session")
     with pytest.raises(RemoteLacks) as error:
         child.start(env={}, cwd="/", init=(), umask=0o077)
     assert OTHER in error.value.what

@@ -196,7 +196,7 @@ def test_what_failed_or_is_for_another_machine_is_tried_again(monkeypatch, proce
     assert told["became"] == "elsewhere"
     session.write("door.json", {})
     failing = {"how": "stays"}
-    monkeypatch.setattr("remoter_kernel.daemon.inquire.stop_session", lambda _session: failing)
+    monkeypatch.setattr("remoter_kernel.daemon.query.stop_session", lambda _session: failing)
     for _ in range(2):
         (told,) = carry_out_commands([command], lambda *_: None)
         assert told["became"] == "failed"
@@ -242,12 +242,12 @@ def test_there_is_only_so_much_time_for_all_of_them():
 
 def test_a_bad_session_hides_no_other(home):
     """Whoever asks which sessions there are hears of all of them."""
-    from remoter_kernel.daemon import inquire
+    from remoter_kernel.daemon import query
 
     good = a_session("k")
     bad = a_session("k", pid=["x"])
     bad.write("state.json", {"fronts": [1], "since": {}})
-    told = inquire.tell_sessions({})[0]["sessions"]
+    told = query.tell_sessions({})[0]["sessions"]
     assert {each["id"] for each in told} == {good.id, bad.id}
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from remoter_kernel.daemon import launch, one_line, program_archive
+from remoter_kernel.daemon import launch, program_archive, stdio_reply
 from remoter_kernel.daemon.folders import data_folder
 from remoter_kernel.daemon.registry import Session, read_json
 from remoter_kernel.front.bootstrap.evaluator import FOLDER_DIGITS, pack_evaluator
@@ -64,7 +64,7 @@ def made_old(path: Path) -> Path:
 def a_session(version: str | None, **about: Any) -> Session:
     session = Session.create({"created": time.time(), **about})
     if version:
-        session.write(program_archive.FILE, {"program": version})
+        session.write(program_archive.PROGRAM_FILE, {"program": version})
     return session
 
 
@@ -99,7 +99,7 @@ def test_nothing_goes_while_a_session_cannot_be_asked_what_it_needs(archive, tex
     perhaps = a_version("perhaps")
     session = a_session(None)
     if text:
-        (session.folder / program_archive.FILE).write_text(text)
+        (session.folder / program_archive.PROGRAM_FILE).write_text(text)
     program_archive.remove_unused(archive.parent)
     assert perhaps.exists()
     session.end("It is over.")
@@ -116,7 +116,7 @@ def test_a_launch_is_not_without_its_program_while_another_version_tidies(archiv
         program_archive.remove_unused(other)
 
     monkeypatch.setattr(sys, "argv", [str(archive)])
-    monkeypatch.setattr(one_line, "reply_to_stdin", tidy)
+    monkeypatch.setattr(stdio_reply, "reply_to_stdin", tidy)
     monkeypatch.setattr(
         program_archive, "keep_house_aside", lambda: due.append(program_archive._is_due(archive))
     )
@@ -175,7 +175,7 @@ def test_it_is_compiled_once_and_used(archive):
 def where_it_runs_from(archive: Path) -> str:
     words = [sys.executable, "-v", str(archive), "ask"]
     ran = subprocess.run(words, input="{}", capture_output=True, text=True, check=True)
-    lines = [line for line in ran.stderr.splitlines() if "remoter_kernel.daemon.inquire" in line]
+    lines = [line for line in ran.stderr.splitlines() if "remoter_kernel.daemon.query" in line]
     return "\n".join(lines)
 
 
@@ -211,7 +211,7 @@ def session(archive: Path) -> Iterator[Path]:
 
 def test_a_cleaned_cache_loses_nothing(home, archive, session):
     """The warden starts again from it, and so does an evaluator that takes over."""
-    assert read_json(session / program_archive.FILE) == {"program": archive.parent.name}
+    assert read_json(session / program_archive.PROGRAM_FILE) == {"program": archive.parent.name}
     shutil.rmtree(home / "cach", ignore_errors=True)
     kernel = read_json(session / "child.json")["pid"]
     restart = {"order": "restart", "session": session.name, "name": "r"}

@@ -11,10 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from remoter_kernel.daemon import inquire, records
+from remoter_kernel.daemon import query, records
 from remoter_kernel.daemon.journal import GAP, Journal
-from remoter_kernel.daemon.outbox import FrontOutbox
-from remoter_kernel.daemon.past import Past
+from remoter_kernel.daemon.outbox import ClientOutbox
 from remoter_kernel.daemon.records import (
     EVERYONE,
     JournalTail,
@@ -25,6 +24,7 @@ from remoter_kernel.daemon.records import (
     mark_of,
     read_journal,
 )
+from remoter_kernel.daemon.replay import RecoveredState
 from remoter_kernel.wire.frames import Channel, Lane
 from tests.there.test_journal import ME, Desk
 
@@ -96,7 +96,7 @@ def test_flipped_bits_cost_the_records_that_they_hit_and_no_other(drawn, data):
         if raw[begin:end] == hurt[begin:end]
     ]
     heard = read(bytes(hurt))
-    assert [record for record in heard if not record.is_mark] == untouched
+    assert [record for record in heard if not record.is_marker] == untouched
     numbers = [record.number for record in heard]
     assert numbers == sorted(set(numbers))
     between = [r for r in said if untouched and r.number < untouched[-1].number]
@@ -118,14 +118,14 @@ def test_recovery_cuts_off_the_tail_and_goes_on(drawn, data):
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "journal"
         path.write_bytes(hurt)
-        before = [record for record in read_journal(path) if not record.is_mark]
+        before = [record for record in read_journal(path) if not record.is_marker]
         desk = Desk(path)
         number = desk.journal.append(Channel.IOPUB, b"since then")
         desk.settle()
         for record in before:
             assert desk.body(record.number) == record.body
         desk.journal.close()
-        after = [record for record in read_journal(path) if not record.is_mark]
+        after = [record for record in read_journal(path) if not record.is_marker]
     assert [*before, (number, b"since then")] == [*after[:-1], (after[-1].number, after[-1].body)]
     last = before[-1].number if before else 0
     assert number > last + GAP if hurt else number == 1
@@ -151,7 +151,7 @@ def test_whatever_the_cut_the_journal_goes_on(tmp_path):
     for cut in range(len(raw)):
         path = tmp_path / str(cut)
         path.write_bytes(raw[:cut])
-        desk, past = Desk(path), Past()
+        desk, past = Desk(path), RecoveredState()
         number = desk.journal.append(Channel.IOPUB, b"since then")
         desk.settle()
         desk.journal.close()
@@ -221,12 +221,12 @@ def test_no_damage_makes_a_request_run_twice(drawn, data):
         path = Path(folder) / "journal"
         path.write_bytes(hurt)
         for _ in range(2):  # the first of them finds the damage, the second its mark
-            past = Past()
+            past = RecoveredState()
             journal = Journal(path, lambda _call: None)
             journal.open(past.take)
             journal.close()
             for record in said:
-                is_taken = record.own <= past.seen.get(ME, {}).get(Lane.BULK, 0)
+                is_taken = record.client_number <= past.seen.get(ME, {}).get(Lane.BULK, 0)
                 assert is_taken or not past.is_sure_of(ME, Lane.BULK)
     assert past.is_damaged <= (raw != hurt)
 
@@ -247,10 +247,10 @@ def test_whoever_asks_about_a_damaged_journal_gets_an_answer(drawn, data, only):
         (place / "state.json").write_text(json.dumps({"fronts": {ME.hex(): {"here": False}}}))
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("XDG_DATA_HOME", folder)
-            answer, chunks = inquire.tell_outputs({"session": "7f3a9c", "only": only})
+            answer, chunks = query.tell_outputs({"session": "7f3a9c", "only": only})
             said = b"".join(chunks)
     assert "lacks" not in answer
-    assert said or only or not [r for r in read(bytes(hurt)) if not r.is_mark]
+    assert said or only or not [r for r in read(bytes(hurt)) if not r.is_marker]
 
 
 def test_what_was_damaged_at_the_end_leaves_a_mark(tmp_path):
@@ -265,7 +265,7 @@ def test_what_was_damaged_at_the_end_leaves_a_mark(tmp_path):
         desk = Desk(path)
         desk.settle()
         desk.journal.close()
-        marks = [mark_of(record) for record in read_journal(path) if record.is_mark]
+        marks = [mark_of(record) for record in read_journal(path) if record.is_marker]
         assert [mark["bytes"] for mark in marks] == [ends[1] - ends[0]] * is_told
 
 
@@ -296,7 +296,7 @@ def test_what_a_damaged_record_has_inside_is_not_mistaken_for_its_neighbours():
     hurt[ends[1] + 20] ^= 1  # in the head of the third
     heard = read(bytes(hurt))
     assert [record.number for record in heard] == [1, 2, 3, 4]
-    assert [record for record in heard if not record.is_mark] == [said[0], said[1], said[3]]
+    assert [record for record in heard if not record.is_marker] == [said[0], said[1], said[3]]
     assert mark_of(heard[2])["bytes"] == ends[2] - ends[1]
 
 
@@ -309,7 +309,7 @@ def test_a_front_goes_on_beyond_the_gap(tmp_path):
     desk.journal.close()
     desk = Desk(tmp_path / "journal")
     assert desk.journal.append(Channel.IOPUB, b"three") == 3 + GAP
-    outbox, number, heard = FrontOutbox(desk.journal, ME), 0, []
+    outbox, number, heard = ClientOutbox(desk.journal, ME), 0, []
     while entry := desk.next_after(outbox, number):
         number = entry.number
         heard.append(entry.body)

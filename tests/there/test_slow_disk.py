@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import zmq
 
-from remoter_kernel.daemon import board as boards
-from remoter_kernel.daemon import lost_ports, registry
-from remoter_kernel.daemon.board import CELLS, FILE, Board
-from remoter_kernel.daemon.door import Door
-from remoter_kernel.daemon.lost_ports import PORT_TAKEN, LostPorts
+from remoter_kernel.daemon import port_conflicts, registry
+from remoter_kernel.daemon import status_file as boards
+from remoter_kernel.daemon.listener import Listener
+from remoter_kernel.daemon.port_conflicts import PORT_TAKEN, PortConflicts
 from remoter_kernel.daemon.registry import ServedSession, Session
+from remoter_kernel.daemon.status_file import CELLS, STATUS_FILE, StatusWriter
 from remoter_kernel.wire.frames import (
     Channel,
     FrameHeader,
@@ -135,11 +135,11 @@ def test_a_change_that_the_disk_refuses_is_logged(reactor, session, monkeypatch,
 
 
 @pytest.fixture
-def board(reactor: Reactor, session: Session) -> Iterator[Board]:
+def board(reactor: Reactor, session: Session) -> Iterator[StatusWriter]:
     """A board of a session without any front."""
-    door: Any = SimpleNamespace(guests={}, has_visitors=False)
+    door: Any = SimpleNamespace(clients={}, has_visitors=False)
     journal: Any = SimpleNamespace(last=0)
-    board = Board(reactor, session, journal, door)
+    board = StatusWriter(reactor, session, journal, door)
     board.open()
     yield board
     board.close()
@@ -154,7 +154,7 @@ def test_while_a_disk_hangs_only_the_newest_waits(reactor, session, disk, monkey
     until(reactor, disk.is_asked.is_set)
     disk.is_back.set()
     until(reactor, lambda: len(session.read(CELLS).get("cells", ())) == 100)
-    until(reactor, lambda: session.read(FILE).get("state") == "busy")
+    until(reactor, lambda: session.read(STATUS_FILE).get("state") == "busy")
     assert disk.asked <= 4
 
 
@@ -173,7 +173,7 @@ def test_what_a_disk_refuses_is_written_later(reactor, session, monkeypatch, boa
     board.note_cell("a")
     board.look("idle")
     until(reactor, lambda: session.read(CELLS).get("cells") == ["a"])
-    until(reactor, lambda: session.read(FILE).get("state") == "idle")
+    until(reactor, lambda: session.read(STATUS_FILE).get("state") == "idle")
 
 
 def test_how_far_a_request_has_come_is_told_though_the_kernel_says_nothing(reactor, session, board):
@@ -182,7 +182,7 @@ def test_how_far_a_request_has_come_is_told_though_the_kernel_says_nothing(react
     request = board.requests.add(Request(Channel.SHELL, [], header))
 
     def stages() -> list[str]:
-        return [row["stage"] for row in session.read(FILE).get("requests", ())]
+        return [row["stage"] for row in session.read(STATUS_FILE).get("requests", ())]
 
     board.look("busy")
     until(reactor, lambda: stages() == ["received"])
@@ -228,7 +228,7 @@ def test_who_was_let_in_before_needs_no_disk(reactor, session, disk, monkeypatch
     known, late, public = (zmq.curve_keypair() for _ in range(3))
     session.admit(known[0].decode())
     journal: Any = SimpleNamespace(last=0, after=lambda _number: iter(()))
-    door = Door(reactor, session, journal)
+    door = Listener(reactor, session, journal)
     port = door.open(public[1], public[0])
     monkeypatch.setattr(session, "admits", disk.hang(session.admits))
     session.admit(late[0].decode())
@@ -249,7 +249,7 @@ def test_who_was_never_registered_is_not_let_in(reactor, session):
     known, stranger, public = (zmq.curve_keypair() for _ in range(3))
     session.admit(known[0].decode())
     journal: Any = SimpleNamespace(last=0, after=lambda _number: iter(()))
-    door = Door(reactor, session, journal)
+    door = Listener(reactor, session, journal)
     looked: list[bytes] = []
     admits = session.admits
 
@@ -273,7 +273,7 @@ def test_a_disk_that_fails_once_keeps_nobody_waiting(reactor, session, monkeypat
     """Who cannot be looked up is refused at once, and may come again."""
     known, public = zmq.curve_keypair(), zmq.curve_keypair()
     journal: Any = SimpleNamespace(last=0, after=lambda _number: iter(()))
-    door = Door(reactor, session, journal)
+    door = Listener(reactor, session, journal)
     port = door.open(public[1], public[0])
     session.admit(known[0].decode())
     admits, failures = session.admits, [OSError(116, "Stale file handle")]
@@ -314,7 +314,7 @@ def test_a_kernel_is_ready_when_its_log_was_read(reactor, disk, monkeypatch):
     """The loop goes on while the disk with the log hangs."""
     kernel: Any = Kernel("")
     monkeypatch.setattr(kernel, "last_words", disk.hang(kernel.last_words))
-    ports, ready, passed = LostPorts(reactor), [], []
+    ports, ready, passed = PortConflicts(reactor), [], []
     ports.check(kernel, lambda: ready.append(1))
     reactor.later(0.0, lambda: passed.append(1))
     until(reactor, lambda: bool(passed))
@@ -326,8 +326,8 @@ def test_a_kernel_is_ready_when_its_log_was_read(reactor, disk, monkeypatch):
 
 def test_a_kernel_that_lost_a_port_is_ended_and_tried_again_twice(reactor, monkeypatch):
     """The third one that says so is what it is."""
-    monkeypatch.setattr(lost_ports, "LOOK_EVERY", 0.01)
-    ports, ready = LostPorts(reactor), []
+    monkeypatch.setattr(port_conflicts, "LOOK_EVERY", 0.01)
+    ports, ready = PortConflicts(reactor), []
     kernel: Any = Kernel(f"bind: {PORT_TAKEN}")
     ports.check(kernel, lambda: ready.append(1))
     ports.watch(kernel, lambda: len(kernel.signals) < 2)

@@ -12,17 +12,17 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from remoter_kernel.daemon import child as children
-from remoter_kernel.daemon import slow_start
+from remoter_kernel.daemon import kernel_process as children
+from remoter_kernel.daemon import startup_watchdog
 from remoter_kernel.daemon import supervisor as supervisors
-from remoter_kernel.daemon.child import Child, environment_with
-from remoter_kernel.daemon.door import Door
 from remoter_kernel.daemon.journal import Journal
-from remoter_kernel.daemon.lost_ports import LostPorts
-from remoter_kernel.daemon.past import Past
+from remoter_kernel.daemon.kernel_process import KernelProcess, environment_with
+from remoter_kernel.daemon.listener import Listener
+from remoter_kernel.daemon.port_conflicts import PortConflicts
 from remoter_kernel.daemon.records import Record
 from remoter_kernel.daemon.registry import Session
-from remoter_kernel.daemon.slow_start import SlowStart
+from remoter_kernel.daemon.replay import RecoveredState
+from remoter_kernel.daemon.startup_watchdog import StartupWatchdog
 from remoter_kernel.daemon.supervisor import KernelState, Supervisor
 from remoter_kernel.wire.frames import Channel, FrameHeader, Lane, MessageType, pack_parts, to_json
 from remoter_kernel.wire.messages import CONTENT, HEADER, Voice, header_of
@@ -41,7 +41,7 @@ class MadeUpChild:
 
     def __init__(self) -> None:
         self.pid = 0
-        self.is_adopted = False
+        self.is_recovered = False
         self.is_encrypted = False
         self.got: list[str] = []
         self.signals: list[int] = []
@@ -54,7 +54,7 @@ class MadeUpChild:
             raise self.fails_with
 
     def adopt(self) -> None:
-        self.pid, self.is_adopted = 7, True
+        self.pid, self.is_recovered = 7, True
 
     def ask_again(self) -> None:
         self.asked_again += 1
@@ -77,7 +77,7 @@ class MadeUpChild:
 class Life:
     """A supervisor whose time goes on where the test says so."""
 
-    def __init__(self, folder: Any, past: Past | None = None, about: Any = None) -> None:
+    def __init__(self, folder: Any, past: RecoveredState | None = None, about: Any = None) -> None:
         (folder / "keys").mkdir(parents=True)
         session = Session(folder)
         session.write("session.json", {})
@@ -88,7 +88,7 @@ class Life:
         self.reactor.on_bug = self.bugs.append
         self.journal = Journal(folder / "journal", self.reactor.call)
         self.journal.open()
-        self.door = Door(self.reactor, session, self.journal)
+        self.door = Listener(self.reactor, session, self.journal)
         self.will = Supervisor(
             self.reactor, session, self.journal, self.door, wish={}, umask=0o22, past=past
         )
@@ -99,10 +99,10 @@ class Life:
             read=lambda _child, then: then(""),
             is_to_try_again=lambda _words: False,
         )
-        self.will._ports = self.will._slow_start = made_up
+        self.will._port_conflicts = self.will._startup_watchdog = made_up
         self.will._new_child = self._new_child  # type: ignore[method-assign]
-        self.will._desk.child_for = self.will._child_for
-        self.will._desk.on_doubt = self.will._doubt
+        self.will._request_handler.kernel_for = self.will._child_for
+        self.will._request_handler.on_possible_duplicate = self.will._doubt
         self.children: list[MadeUpChild] = []
         self.fails_with: Exception | None = None
         self.guest = self.door._new_guest(ME)
@@ -114,12 +114,12 @@ class Life:
         return child
 
     @property
-    def child(self) -> MadeUpChild:
+    def kernel(self) -> MadeUpChild:
         return self.children[-1]
 
     def be_ready(self) -> None:
-        self.child.pid = 7
-        self.child.on_ready({"session": "k", "username": "u"}, {"banner": "x"})
+        self.kernel.pid = 7
+        self.kernel.on_ready({"session": "k", "username": "u"}, {"banner": "x"})
 
     def end(self, status: int = 0) -> None:
         self.will._hear_of_end({"status": status})
@@ -127,7 +127,9 @@ class Life:
     def ask(self, name: str, number: int, **header: Any) -> None:
         words = {"msg_type": "execute_request", "msg_id": name, **header}
         body = pack_parts([b"", *(json.dumps(each).encode() for each in (words, {}, {}, {}))])
-        self.will._desk.take(self.guest, FrameHeader(MessageType.ITEM, Channel.SHELL, number), body)
+        self.will._request_handler.take(
+            self.guest, FrameHeader(MessageType.ITEM, Channel.SHELL, number), body
+        )
 
     def wait_for(self, fact: Callable[[], bool]) -> None:
         self.reactor.run_until(fact, time.monotonic() + 10)
@@ -192,7 +194,7 @@ def test_no_kernel_starts_in_a_session_that_was_stopped_between_two_kernels(life
 def test_why_a_kernel_did_not_start_is_not_read_in_the_loop(begin, monkeypatch):
     """Its folder may hang: the session can be stopped meanwhile, or hears it later."""
     life = begin()
-    ports = life.will._ports = LostPorts(life.reactor)
+    ports = life.will._port_conflicts = PortConflicts(life.reactor)
     life.will._start()
     threads, is_back = [], threading.Event()
 
@@ -201,7 +203,7 @@ def test_why_a_kernel_did_not_start_is_not_read_in_the_loop(begin, monkeypatch):
         is_back.wait(10)
         return "No such module"
 
-    monkeypatch.setattr(life.child, "last_words", last_words)
+    monkeypatch.setattr(life.kernel, "last_words", last_words)
     life.end(1)
     assert not life.will.why
     life.wait_for(lambda: threads == ["kernel log"])
@@ -216,11 +218,11 @@ def test_a_session_is_stopped_though_nobody_can_read_why_its_kernel_did_not_star
     begin, monkeypatch
 ):
     life = begin()
-    ports = life.will._ports = LostPorts(life.reactor)
+    ports = life.will._port_conflicts = PortConflicts(life.reactor)
     monkeypatch.setattr(life.will, "_leave", lambda: None)
     life.will._start()
     is_back = threading.Event()
-    monkeypatch.setattr(life.child, "last_words", lambda: str(is_back.wait(10)))
+    monkeypatch.setattr(life.kernel, "last_words", lambda: str(is_back.wait(10)))
     life.end(1)
     life.will.stop("It was stopped.")
     is_back.set()
@@ -240,9 +242,9 @@ def test_a_kernel_whose_process_is_named_late_is_ended_all_the_same(begin):
     life.will._start()
     life.will._obey("restart")
     life.pass_by(0.1)
-    assert life.child.signals == []
-    life.child.pid = 7
-    life.wait_for(lambda: life.child.signals == [signal.SIGTERM, signal.SIGKILL])
+    assert life.kernel.signals == []
+    life.kernel.pid = 7
+    life.wait_for(lambda: life.kernel.signals == [signal.SIGTERM, signal.SIGKILL])
 
 
 def test_a_kernel_that_cannot_be_started_for_any_reason_is_told_of(begin):
@@ -265,7 +267,7 @@ def test_one_odd_request_keeps_no_other_from_its_answer_and_no_kernel_from_its_s
     life.ask("before", 1)
     life.ask("odd", 2, **odd)
     life.ask("after", 3)
-    life.wait_for(lambda: life.child.got == ["before", "odd", "after"])
+    life.wait_for(lambda: life.kernel.got == ["before", "odd", "after"])
     life.end(-9)
     life.wait_for(lambda: len(life.children) == 2)
     assert (life.bugs, len(life.will._requests)) == ([], 0)
@@ -277,14 +279,14 @@ def test_one_answer_that_goes_wrong_holds_up_no_other(life, monkeypatch):
 
     life.ask("one", 1)
     life.ask("two", 2)
-    life.wait_for(lambda: life.child.got == ["one", "two"])
-    monkeypatch.setattr(life.will._speaker, "answer_error", fail)
+    life.wait_for(lambda: life.kernel.got == ["one", "two"])
+    monkeypatch.setattr(life.will._writer, "answer_error", fail)
     life.end(-9)
     life.wait_for(lambda: len(life.children) == 2)
     assert (life.bugs, len(life.will._requests)) == ([], 0)
 
 
-def adopted(begin: Callable[..., Life], past: Past) -> Life:
+def adopted(begin: Callable[..., Life], past: RecoveredState) -> Life:
     """Begin a life with the kernel of an evaluator that died."""
     past.kernel = {"session": "k"}
     life = begin(past, {"pid": 7, "started": "", "warden": 1})
@@ -294,17 +296,17 @@ def adopted(begin: Callable[..., Life], past: Past) -> Life:
 
 def test_what_an_adopted_kernel_may_have_got_is_answered_once_that_kernel_is_gone(begin):
     """Another kernel is not asked about it."""
-    past = Past()
+    past = RecoveredState()
     past.is_damaged = True
     life = adopted(begin, past)
     life.will._settle()
     life.end(-9)
     life.wait_for(lambda: len(life.children) == 2)
     life.be_ready()
-    life.guest.doubtful = {Lane.BULK: 3, Lane.URGENT: 0}
+    life.guest.maybe_received = {Lane.BULK: 3, Lane.URGENT: 0}
     life.ask("cell", 2)
     life.wait_for(lambda: not len(life.will._requests))
-    assert (life.child.asked_again, life.will._ear.adoption) == (0, None)
+    assert (life.kernel.asked_again, life.will._kernel_output.recovery) == (0, None)
 
 
 @pytest.mark.parametrize(
@@ -315,9 +317,17 @@ def test_what_an_evaluator_had_begun_with_when_it_died_is_done_by_the_next(
     begin, monkeypatch, command, kernels, state
 ):
     """The kernel was asked to end: that it does is no death."""
-    past = Past()
+    past = RecoveredState()
     past.take(
-        Record(1, Channel.ORDER, True, ME, pack_parts([to_json({"order": command})]), 1.0, own=1)
+        Record(
+            1,
+            Channel.ORDER,
+            True,
+            ME,
+            pack_parts([to_json({"order": command})]),
+            1.0,
+            client_number=1,
+        )
     )
     life = adopted(begin, past)
     monkeypatch.setattr(life.will, "_leave", lambda: None)
@@ -326,7 +336,7 @@ def test_what_an_evaluator_had_begun_with_when_it_died_is_done_by_the_next(
 
 
 def test_an_error_with_half_a_character_does_not_hold_up_an_adoption(begin):
-    past = Past()
+    past = RecoveredState()
     header = {"msg_id": "cell", "msg_type": "execute_request"}
     parts: list[Any] = [b"", json.dumps(header).encode(), b"{}", b"{}", b"{}"]
     past.requests.add(Request(Channel.SHELL, parts, header, client=ME), Stage.SENT)
@@ -339,14 +349,14 @@ def test_an_error_with_half_a_character_does_not_hold_up_an_adoption(begin):
         said = Voice(b"").compose(kind, {}, {"msg_id": "cell"})
         said[CONTENT] = json.dumps(words).encode()
         life.will._hear(Channel.IOPUB, said)
-    life.child.on_ready({"session": "k"}, {"banner": "x"})
+    life.kernel.on_ready({"session": "k"}, {"banner": "x"})
     life.wait_for(lambda: life.will.state is KernelState.READY)
     assert (life.bugs, len(life.will._requests)) == ([], 0)
 
 
 def test_one_failed_look_after_an_adopted_kernel_is_not_the_last_one(tmp_path, monkeypatch):
     reactor = Reactor()
-    child = Child(reactor, tmp_path, "python3", b"session")
+    child = KernelProcess(reactor, tmp_path, "python3", b"session")
     ended: list[dict[str, Any]] = []
     looks: list[int] = []
     child.on_exit = ended.append
@@ -369,7 +379,7 @@ def test_one_failed_look_after_an_adopted_kernel_is_not_the_last_one(tmp_path, m
 
 def test_what_a_kernel_printed_is_not_read_in_the_loop(monkeypatch):
     """Its folder may hang."""
-    monkeypatch.setattr(slow_start, "PATIENCE", 0.0)
+    monkeypatch.setattr(startup_watchdog, "SLOW_AFTER", 0.0)
     reactor = Reactor()
     threads: list[str] = []
     told: list[str] = []
@@ -383,7 +393,7 @@ def test_what_a_kernel_printed_is_not_read_in_the_loop(monkeypatch):
 
     child: Any = SimpleNamespace(last_words=last_words)
     speaker: Any = SimpleNamespace(tell=lambda _cell, sentence: told.append(sentence))
-    watch = SlowStart(reactor, "7f3a9c", requests, speaker, {})
+    watch = StartupWatchdog(reactor, "7f3a9c", requests, speaker, {})
     watch.watch(child, lambda: True)
     reactor.run_until(lambda: bool(told), time.monotonic() + 10)
     watch._disk.close()

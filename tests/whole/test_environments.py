@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from remoter_kernel.daemon.slow_start import PATIENCE
+from remoter_kernel.daemon.startup_watchdog import SLOW_AFTER
 from tests.real_jupyter import started_kernel, wait_for
 from tests.whole.talk import Talk
 from tests.whole.test_life import there, value
@@ -80,7 +80,7 @@ def test_a_line_that_never_ends_is_told_with_what_ends_it(
         talk = Talk(kernel.client)
         cell = talk.queue("1")
         said = lambda: str([m["content"] for _, m in talk.heard if m["msg_type"] == "stream"])  # noqa: E731
-        talk.listen(lambda: "has not started within" in said(), seconds=PATIENCE + 15)
+        talk.listen(lambda: "has not started within" in said(), seconds=SLOW_AFTER + 15)
         assert "sleep 600" in said()
         assert "asking the licence server" in said()
         session = said().partition("remoter stop ")[2].split(".")[0]

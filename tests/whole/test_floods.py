@@ -76,7 +76,7 @@ class Far:
         texts = []
         with (self.folder / "journal").open("rb") as file:
             for _, record in Scan(file):
-                if record.channel is Channel.IOPUB and not record.is_mark:
+                if record.channel is Channel.IOPUB and not record.is_marker:
                     parts = [bytes(part) for part in unpack_parts(record.body)]
                     if b'"stream"' in parts[1] and cell.encode() in parts[2]:
                         texts.append(json.loads(parts[4])["text"])

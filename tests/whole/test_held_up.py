@@ -88,7 +88,7 @@ def journaled(folder: Path, cell: str) -> list[str]:
     """Return what the journal has of a cell: kinds of messages, in their order."""
     kinds = []
     for record in read_journal(folder / "journal"):
-        if record.is_mark or record.channel not in {Channel.IOPUB, Channel.SHELL}:
+        if record.is_marker or record.channel not in {Channel.IOPUB, Channel.SHELL}:
             continue
         parts = unpack_parts(record.body)
         if header_of(parts[PARENT]).get("msg_id") == cell:

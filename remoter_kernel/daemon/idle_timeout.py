@@ -5,39 +5,39 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Callable
 
 if TYPE_CHECKING:
-    from remoter_kernel.daemon.door import Door, Guest
+    from remoter_kernel.daemon.listener import Client, Listener
     from remoter_kernel.wire.reactor import Reactor
     from remoter_kernel.wire.requests import Requests
 
 LOOK_EVERY = 60.0  # seconds
-USUALLY = 72 * 3600.0  # seconds without any front and anything to do
-GREETED_WITHIN = 300.0  # seconds: whoever asked for a session comes to it at once, or never
+DEFAULT_TIMEOUT = 72 * 3600.0  # seconds without any front and anything to do
+FIRST_CLIENT_WITHIN = 300.0  # seconds: whoever asked for a session comes to it at once, or never
 FINISHED_FOR = 1.0  # seconds: the last outputs come after the last reply
 
 
-class Patience:
+class IdleTimeout:
     """How long an idle session may live: its `idle_timeout`, or until it is finished."""
 
     def __init__(
-        self, reactor: Reactor, door: Door, requests: Requests, stop: Callable[[str], None]
+        self, reactor: Reactor, door: Listener, requests: Requests, stop: Callable[[str], None]
     ) -> None:
         """Remember; `stop(why)` ends the session."""
         self._reactor = reactor
-        self._door = door
+        self._listener = door
         self._requests = requests
         self._stop = stop
-        self._limit = USUALLY
-        self._greeted_within = GREETED_WITHIN
-        self._is_greeted = False
+        self._limit = DEFAULT_TIMEOUT
+        self._first_client_within = FIRST_CLIENT_WITHIN
+        self._has_had_client = False
 
     def begin(self, wish: dict[str, Any], *, is_finishing: bool) -> None:
         """Look around from now on."""
-        self._limit = float(wish.get("idle_timeout") or USUALLY)
-        self._greeted_within = float(wish.get("greeted_within") or GREETED_WITHIN)
+        self._limit = float(wish.get("idle_timeout") or DEFAULT_TIMEOUT)
+        self._first_client_within = float(wish.get("greeted_within") or FIRST_CLIENT_WITHIN)
         self._reactor.later(0.0, self._look)
         if not wish.get("is_adopted"):  # what was used before is not thrown away
             self._notice_greetings()
-            self._reactor.later(self._greeted_within, self._end_unless_greeted)
+            self._reactor.later(self._first_client_within, self._end_unless_greeted)
         if is_finishing:
             self.finish()
 
@@ -51,21 +51,21 @@ class Patience:
     @property
     def _is_in_use(self) -> bool:
         requests = self._requests
-        return self._door.has_visitors or requests.is_busy or requests.is_anything_waiting
+        return self._listener.has_visitors or requests.is_busy or requests.is_anything_waiting
 
     def _notice_greetings(self) -> None:
-        before = self._door.on_visit
+        before = self._listener.on_client_change
 
-        def notice(guest: Guest) -> None:
-            self._is_greeted = True
+        def notice(guest: Client) -> None:
+            self._has_had_client = True
             before(guest)
 
-        self._door.on_visit = notice
+        self._listener.on_client_change = notice
 
     def _end_unless_greeted(self) -> None:
         """End a session that no front has ever come to: its start was cut, or the way to it."""
-        if not (self._is_greeted or self._is_in_use):
-            minutes = self._greeted_within / 60
+        if not (self._has_had_client or self._is_in_use):
+            minutes = self._first_client_within / 60
             self._stop(f"Nobody has come to it within {minutes:.0f} minutes of its start.")
 
     def _look(self) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from remoter_kernel.daemon import registry
-from remoter_kernel.daemon.board import FILE, known_cells
-from remoter_kernel.daemon.succession import Candidate
+from remoter_kernel.daemon.session_match import Candidate
+from remoter_kernel.daemon.status_file import STATUS_FILE, known_cells
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -55,7 +55,7 @@ def _has_front(session: Session, about: dict[str, Any], wish: dict[str, Any]) ->
     living = set(wish.get("fronts") or ())
     if living & {str(about.get("kernel_id")), *session.admitted()}:
         return True
-    fronts = session.read(FILE).get("fronts") or {}
+    fronts = session.read(STATUS_FILE).get("fronts") or {}
     if not isinstance(fronts, dict):
         return True  # another version's words: nobody can say
     return any(not _is_gone(front, wish) for front in fronts.values())

@@ -26,17 +26,17 @@ if TYPE_CHECKING:
     from remoter_kernel.wire.frames import Bytes
 
 COMMAND_WITHIN = 30.0  # seconds from a restart or a stop until the kernel has ended, at the most
-HANDED = "handed"  # the mark of a request that was held and is now given to the child
+DISPATCHED = "handed"  # the mark of a request that was held and is now given to the child
 TELLING = (b'"status"', b'"execute_input"', b'"error"')  # messages that tell of their reply
 
 
-class Overheard:
+class InferredReplies:
     """What a cell publishes tells what its reply must be, if it is heard from busy to idle."""
 
     def __init__(self) -> None:
         """Begin with nothing."""
         self.replies: dict[str, dict[str, Any]] = {}  # by request, from its busy on
-        self.over: set[str] = set()  # whose idle was heard
+        self.idle: set[str] = set()  # whose idle was heard
 
     def hear(self, asker: str, parts: Sequence[Bytes]) -> None:
         """Take in what was published under a request."""
@@ -47,7 +47,7 @@ class Overheard:
         if content.get("execution_state") == "busy":
             self.replies[asker] = {"status": "ok", "payload": [], "user_expressions": {}}
         elif content.get("execution_state") == "idle":
-            self.over.add(asker)
+            self.idle.add(asker)
         elif reply and kind == "execute_input":
             reply["execution_count"] = content.get("execution_count", 0)
         elif reply and kind == "error":
@@ -56,10 +56,10 @@ class Overheard:
     def forget(self, asker: str) -> None:
         """Its reply is there."""
         self.replies.pop(asker, None)
-        self.over.discard(asker)
+        self.idle.discard(asker)
 
 
-class Past:
+class RecoveredState:
     """What an evaluator that has died knew, as far as it is written."""
 
     def __init__(self) -> None:
@@ -67,7 +67,7 @@ class Past:
         self.seen: dict[bytes, dict[Lane, int]] = {}  # by front: its own numbers
         self.requests = Requests()  # HELD: not handed to the child
         self.requests.is_logged = False  # that was done when it happened
-        self.heard = Overheard()  # of what was asked
+        self.inferred = InferredReplies()  # of what was asked
         self.kernel: dict[str, Any] = {}  # whom the child sounds like
         self.time = 0.0  # of the last record, seconds since 1970
         self.interrupted: dict[str, int] = {}  # cells of the last interrupt: its client's number
@@ -75,7 +75,7 @@ class Past:
         self.answered: set[str] = set()  # though nobody can read any more who asked
         self.is_damaged = False  # are there requests that cannot be read?
         self._without_states: set[str] = set()  # of what states went to make room
-        self._sure: set[tuple[bytes, Lane]] = set()  # of whom something came after all damage
+        self._exact: set[tuple[bytes, Lane]] = set()  # of whom something came after all damage
 
     @property
     def unfinished(self) -> str:
@@ -88,32 +88,32 @@ class Past:
 
     def is_sure_of(self, front: bytes, lane: Lane) -> bool:
         """Is `seen` true of a front, or may there have been more that cannot be read?"""
-        return not self.is_damaged or (front, lane) in self._sure
+        return not self.is_damaged or (front, lane) in self._exact
 
     @property
     def begun(self) -> set[str]:
         """What of it the child was at, as far as was heard."""
-        return set(self.heard.replies) - self.heard.over
+        return set(self.inferred.replies) - self.inferred.idle
 
     def take(self, record: Record) -> None:
         """Take in the next record; one that makes no sense says nothing."""
         self.time = max(self.time, record.time)
-        if record.own:
-            seen = self.seen.setdefault(record.front, dict.fromkeys(Lane, 0))
+        if record.client_number:
+            seen = self.seen.setdefault(record.client, dict.fromkeys(Lane, 0))
             lane = LANE[record.channel]
-            seen[lane] = max(seen[lane], record.own)
-            self._sure.add((record.front, lane))
-            self.is_damaged |= record.is_mark
+            seen[lane] = max(seen[lane], record.client_number)
+            self._exact.add((record.client, lane))
+            self.is_damaged |= record.is_marker
         if is_loss(record):
             self.is_damaged = True
-            self._sure.clear()
+            self._exact.clear()
         try:
             self._take(record)
         except (ProtocolError, IndexError):
             return
 
     def _take_mark(self, words: dict[str, Any]) -> None:
-        if words.get("mark") == HANDED:
+        if words.get("mark") == DISPATCHED:
             name = str(words.get("request"))
             held = (each for each in self.requests.at(Stage.HELD) if each.id == name)
             if request := next(held, None):  # a client may use an id twice
@@ -122,7 +122,7 @@ class Past:
             self._without_states.add(str(words.get("cell")))
 
     def _take(self, record: Record) -> None:
-        if record.is_mark:
+        if record.is_marker:
             self._take_mark(mark_of(record))
             return
         parts: list[Bytes] = list(unpack_parts(record.body))
@@ -139,7 +139,7 @@ class Past:
             asker = str(header_of(parts[PARENT]).get("msg_id", ""))
             request = self.requests.get(asker)
             if request and request.is_open and request.stage >= Stage.SENT:
-                self.heard.hear(asker, parts)
+                self.inferred.hear(asker, parts)
                 self._pass_before(request)
             if record.channel is Channel.IOPUB:
                 self.requests.on_state(asker, execution_state(parts))
@@ -150,20 +150,22 @@ class Past:
         if words.get("order") in {"restart", "stop"}:
             self._command = str(words["order"]), record.time
         if words.get("order") == "interrupt" and isinstance(cells, list):
-            self.interrupted = {str(cell): record.own for cell in cells}
+            self.interrupted = {str(cell): record.client_number for cell in cells}
 
     def _take_message(self, record: Record, parts: list[Bytes]) -> None:
         header = header_of(parts[HEADER])
-        if not record.is_from_front:
+        if not record.is_from_client:
             asker = str(header_of(parts[PARENT]).get("msg_id", ""))
             request = self.requests.on_reply(asker, has_idle=has_idle(parts))
             if request is None:
                 self.answered.add(asker)
             else:
                 self._pass_before(request)
-            self.heard.forget(asker)
+            self.inferred.forget(asker)
         elif header.get("msg_id") not in self.answered:
-            request = Request(record.channel, parts, header, client=record.front, number=record.own)
+            request = Request(
+                record.channel, parts, header, client=record.client, number=record.client_number
+            )
             self.requests.add(request)
             if record.is_held:
                 self.requests.move(request, Stage.HELD)

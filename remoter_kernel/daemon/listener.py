@@ -15,7 +15,7 @@ import zmq.utils.garbage  # else with the first large message, from a disk that 
 from zmq.utils import z85
 
 from remoter_kernel import logs
-from remoter_kernel.daemon.outbox import FrontOutbox
+from remoter_kernel.daemon.outbox import ClientOutbox
 from remoter_kernel.errors import ProtocolError, RemoterError
 from remoter_kernel.wire.frames import (
     LANE,
@@ -44,26 +44,26 @@ if TYPE_CHECKING:
 
 CORK = 0.001  # seconds that a published message may wait for the next one
 COPY_BELOW = 65536  # bytes
-MOST_UNREAD = 256  # frames of one front, of 64 KiB at most: more than is read in one go
-FRONT_SIZE = 8  # bytes of a front's name
+MAX_UNREAD = 256  # frames of one front, of 64 KiB at most: more than is read in one go
+CLIENT_ID_SIZE = 8  # bytes of a front's name
 _log = logging.getLogger(__name__)
 
 
-class Guest:
+class Client:
     """A front that has been here: its conversation, and its wire while there is one."""
 
-    def __init__(self, name: bytes, outbox: FrontOutbox, talk: Conversation) -> None:
+    def __init__(self, name: bytes, outbox: ClientOutbox, talk: Conversation) -> None:
         """Remember who it is."""
         self.name = name
         self.outbox = outbox
         self.talk = talk
         self.pump: Pump | None = None
         # Up to these numbers an evaluator before this one may have taken what it said.
-        self.doubtful = dict.fromkeys(Lane, 0)
+        self.maybe_received = dict.fromkeys(Lane, 0)
         self.kernel_id = self.laptop = ""  # of a front that says so
 
 
-class Door:
+class Listener:
     """The socket that fronts connect to."""
 
     def __init__(self, reactor: Reactor, session: Session, journal: Journal) -> None:
@@ -71,38 +71,38 @@ class Door:
         self.reactor = reactor
         self.session = session
         self.journal = journal
-        self.guests: dict[bytes, Guest] = {}
-        self.on_item: Callable[[Guest, FrameHeader, Bytes], None] = lambda _guest, _head, _body: (
+        self.clients: dict[bytes, Client] = {}
+        self.on_item: Callable[[Client, FrameHeader, Bytes], None] = lambda _guest, _head, _body: (
             None
         )
         # Tells a front of an item of its own that `on_item` could not take in.
-        self.on_refused: Callable[[Guest, FrameHeader, Bytes, Exception], None] = (
+        self.on_refused: Callable[[Client, FrameHeader, Bytes, Exception], None] = (
             lambda _guest, _head, _body, _error: None
         )
-        self.on_visit: Callable[[Guest], None] = lambda _guest: None  # one came or went
+        self.on_client_change: Callable[[Client], None] = lambda _guest: None  # one came or went
         self.describe: Callable[[], dict[str, Any]] = dict
         # Is it known, from before this evaluator's time, how far a front was?
-        self.is_sure_of: Callable[[bytes, Lane], bool] = lambda _front, _lane: True
+        self.is_seen_exact: Callable[[bytes, Lane], bool] = lambda _front, _lane: True
         self.most_waiting = MOST_WAITING  # bytes of one cell's text, for each front
-        self.is_hurried = False  # has something been said that should not wait for more?
-        self._flushed = 0  # the last number that was sent, as far as credit goes
-        self._corked: Timer | None = None
+        self.flush_now = False  # has something been said that should not wait for more?
+        self._flushed_up_to = 0  # the last number that was sent, as far as credit goes
+        self._cork_timer: Timer | None = None
         self._pumps: dict[bytes, Pump] = {}
-        self._greeted: set[bytes] = set()
+        self._handshaken: set[bytes] = set()
         # Those that are here, and the last that left: it may be back in a moment, so what waits
         # for it is looked at meanwhile. All others that have left cost nothing.
-        self._looked_after: dict[bytes, Guest] = {}
-        self._last_left: Guest | None = None
+        self._active: dict[bytes, Client] = {}
+        self._last_left: Client | None = None
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.ROUTER)
         # Not a REP: what has to be looked up is answered late, and the next one meanwhile.
         self._zap = self._context.socket(zmq.ROUTER)
-        self._known_keys: set[bytes] = set()  # Z85
-        self._looking_up = Worker("keys", reactor.call)
+        self._authorized_keys: set[bytes] = set()  # Z85
+        self._key_lookup = Worker("keys", reactor.call)
 
     def open(self, secret_key: bytes, public_key: bytes) -> int:
         """Bind on loopback and return the port."""
-        self._known_keys = self.session.admitted_keys()
+        self._authorized_keys = self.session.admitted_keys()
         self.journal.on_read = self._go_on_reading
         self._zap.linger = 0
         self._zap.bind("inproc://zeromq.zap.01")
@@ -111,7 +111,7 @@ class Door:
         router.linger = 500  # milliseconds: the last words
         router.maxmsgsize = MOST_FRAME  # who sends a larger one is disconnected
         # Of each front: while so much of it waits, no more is read from its connection.
-        router.rcvhwm = MOST_UNREAD
+        router.rcvhwm = MAX_UNREAD
         router.sndhwm = 0  # a slow front's own credit bounds what waits for it
         router.router_mandatory = True
         router.curve_server = True
@@ -131,7 +131,7 @@ class Door:
         self._socket.close()
         self._zap.close()
         self._context.term()
-        self._looking_up.close(0.0)
+        self._key_lookup.close(0.0)
 
     def flush_soon(self) -> None:
         """Send what was said in this round; what is only published waits a moment for more.
@@ -139,41 +139,41 @@ class Door:
         A short cell's outputs come within a millisecond of each other: sent together they
         cost every process on the way one waking instead of four.
         """
-        if self.is_hurried:
+        if self.flush_now:
             self._flush()
-        elif self.journal.last != self._flushed or self._is_looking():
+        elif self.journal.last != self._flushed_up_to or self._is_looking():
             self._flush_after(CORK)
 
     def _flush_after(self, seconds: float) -> None:
-        if self._corked is None:
-            self._corked = self.reactor.later(seconds, self._flush)
+        if self._cork_timer is None:
+            self._cork_timer = self.reactor.later(seconds, self._flush)
 
     def _is_looking(self) -> bool:
-        return any(guest.outbox.is_looking for guest in self._looked_after.values())
+        return any(guest.outbox.is_scanning for guest in self._active.values())
 
     def _flush(self) -> None:
-        if self._corked:
-            self._corked.cancel()
-            self._corked = None
-        self.is_hurried = False
-        self._flushed = self.journal.last
+        if self._cork_timer:
+            self._cork_timer.cancel()
+            self._cork_timer = None
+        self.flush_now = False
+        self._flushed_up_to = self.journal.last
         was_looking = self._is_looking()
         for pump in list(self._pumps.values()):
             pump.flush()
-        for guest in self._looked_after.values():
+        for guest in self._active.values():
             guest.outbox.look(is_connected=guest.pump is not None)
         if was_looking or self._is_looking():
             self._flush_after(0.0)  # go on looking, or say what was found
 
     def _go_on_reading(self) -> None:
         """Go on with what has come from the disk."""
-        for guest in self.guests.values():
+        for guest in self.clients.values():
             guest.outbox.look(is_connected=guest.pump is not None)
         self._flush()
 
     def hold_back(self, cells: list[str]) -> None:
         """Let little of what these cells have printed through to anyone: they are interrupted."""
-        for guest in self._looked_after.values():
+        for guest in self._active.values():
             guest.outbox.interrupt(cells)
 
     @property
@@ -189,16 +189,16 @@ class Door:
 
     def low_water(self) -> int:
         """Return up to where the fronts that live have taken what is for them."""
-        here = [guest for guest in self._looked_after.values() if guest.pump]
+        here = [guest for guest in self._active.values() if guest.pump]
         if not here and self._last_left:
             here = [self._last_left]
-        return min((guest.outbox.taken[Lane.BULK] for guest in here), default=self.journal.last)
+        return min((guest.outbox.acked[Lane.BULK] for guest in here), default=self.journal.last)
 
-    def _new_guest(self, name: bytes) -> Guest:
-        outbox = FrontOutbox(
+    def _new_guest(self, name: bytes) -> Client:
+        outbox = ClientOutbox(
             self.journal, name, most_waiting=self.most_waiting, session=self.session.id
         )
-        guest = self.guests[name] = Guest(name, outbox, Conversation(outbox))
+        guest = self.clients[name] = Client(name, outbox, Conversation(outbox))
         return guest
 
     def _hear(self) -> None:
@@ -230,7 +230,7 @@ class Door:
             raise ProtocolError(message)
         words = from_json(body)
         name = bytes.fromhex(words["front"])
-        if len(name) != FRONT_SIZE:
+        if len(name) != CLIENT_ID_SIZE:
             message = "A front's name has another length."
             raise ProtocolError(message)
         begin = words["seen"] or [self.journal.last, self.journal.last]
@@ -238,7 +238,7 @@ class Door:
         if not (0 <= bulk <= self.journal.last and 0 <= urgent <= self.journal.last):
             message = f"It has seen {begin}, but only {self.journal.last} was said here."
             raise ProtocolError(message)
-        guest = self.guests.get(name)
+        guest = self.clients.get(name)
         if guest is None:
             guest = self._new_guest(name)
             guest.outbox.forget(Lane.BULK, bulk)  # what was before it is not for it
@@ -246,24 +246,24 @@ class Door:
             guest.pump.end(ProtocolError("The same front came in again."), is_told=True)
         guest.kernel_id = str(words.get("kernel_id") or "")
         guest.laptop = str(words.get("laptop") or "")
-        if name not in self._greeted:
-            self._greeted.add(name)
+        if name not in self._handshaken:
+            self._handshaken.add(name)
             for lane, number in zip(Lane, words.get("said") or ()):
-                guest.doubtful[lane] = 0 if self.is_sure_of(name, lane) else int(number)
+                guest.maybe_received[lane] = 0 if self.is_seen_exact(name, lane) else int(number)
         guest.talk.begin()
         pump = Pump(self.reactor, guest.talk, partial(self._send, identity))
         pump.on_item = partial(self.on_item, guest)
         pump.on_refused = partial(self._refuse, guest)
         pump.on_end = partial(self._leave, guest, identity)
         guest.pump = self._pumps[identity] = pump
-        self._looked_after[name] = guest
+        self._active[name] = guest
         welcome = {**self.describe(), "seen": list(guest.talk.seen.values()), "begin": begin}
         self._send(identity, encode_message(guest.talk.head(MessageType.WELCOME), to_json(welcome)))
         _log.info("Client %s has come; it has seen up to %d.", name.hex(), bulk)
         pump.start((bulk, urgent))
-        self.on_visit(guest)
+        self.on_client_change(guest)
 
-    def _refuse(self, guest: Guest, head: FrameHeader, body: Bytes, error: Exception) -> None:
+    def _refuse(self, guest: Client, head: FrameHeader, body: Bytes, error: Exception) -> None:
         """Pass over an item that cannot be taken in, and tell of it.
 
         That it was here is written down like any other item, so that it is kept no sooner than
@@ -296,15 +296,15 @@ class Door:
             then=keep,
         )
 
-    def _leave(self, guest: Guest, identity: bytes, error: RemoterError) -> None:
+    def _leave(self, guest: Client, identity: bytes, error: RemoterError) -> None:
         _log.info("Client %s has gone: %s", guest.name.hex(), logs.reason(error))
         self._pumps.pop(identity, None)
         guest.pump = None
         before, self._last_left = self._last_left, guest
         if before and before is not guest and before.pump is None:
-            self._looked_after.pop(before.name, None)
+            self._active.pop(before.name, None)
             before.outbox.rest()
-        self.on_visit(guest)
+        self.on_client_change(guest)
 
     def _send(self, identity: bytes, frame: bytes) -> None:
         try:
@@ -327,14 +327,14 @@ class Door:
                 answer(is_let_in=False)
                 continue
             key = z85.encode(rest[1])
-            if key in self._known_keys:
+            if key in self._authorized_keys:
                 answer(is_let_in=True)
             else:
                 look = partial(self.session.admits, key)
                 # Without an answer the client would wait. Refused (libzmq does nothing about
                 # RFC 27's "temporary"), it dials again.
                 refuse = partial(self._refuse_key, answer)
-                self._looking_up.do(look, partial(self._meet, key, answer), refuse)
+                self._key_lookup.do(look, partial(self._meet, key, answer), refuse)
 
     @staticmethod
     def _refuse_key(answer: Callable[..., None], _error: Exception) -> None:
@@ -342,7 +342,7 @@ class Door:
 
     def _meet(self, key: bytes, answer: Callable[..., None], is_let_in: bool) -> None:  # noqa: FBT001 - a callback's only word
         if is_let_in:
-            self._known_keys.add(key)
+            self._authorized_keys.add(key)
         else:
             _log.warning("A client whose key was not registered is not let in.")
         answer(is_let_in=is_let_in)

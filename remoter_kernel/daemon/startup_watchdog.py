@@ -12,17 +12,17 @@ from remoter_kernel.wire.requests import Stage
 from remoter_kernel.wire.threads import Worker
 
 if TYPE_CHECKING:
-    from remoter_kernel.daemon.child import Child
-    from remoter_kernel.daemon.speaker import Speaker
+    from remoter_kernel.daemon.kernel_process import KernelProcess
+    from remoter_kernel.daemon.message_writer import MessageWriter
     from remoter_kernel.wire.reactor import Reactor
     from remoter_kernel.wire.requests import Request, Requests
 
-PATIENCE = 20.0  # seconds: on a cold network disk a kernel takes its time
+SLOW_AFTER = 20.0  # seconds: on a cold network disk a kernel takes its time
 LOOK_EVERY = 2.0  # seconds, for a cell in which to say it
 LINES = 3  # of what the kernel printed
 
 
-class SlowStart:
+class StartupWatchdog:
     """Watches one start after the other."""
 
     def __init__(
@@ -30,22 +30,22 @@ class SlowStart:
         reactor: Reactor,
         session: str,
         requests: Requests,
-        speaker: Speaker,
+        speaker: MessageWriter,
         wish: dict[str, Any],
     ) -> None:
         """Remember; `wish` has the lines that a kernel begins with (`init`)."""
         self._reactor = reactor
         self._session = session
         self._requests = requests
-        self._speaker = speaker
+        self._writer = speaker
         self._disk = Worker("slow start", reactor.call)
         self._init = list(wish.get("init") or ())
 
-    def watch(self, child: Child, is_starting: Callable[[], bool]) -> None:
+    def watch(self, child: KernelProcess, is_starting: Callable[[], bool]) -> None:
         """Begin to watch a child."""
-        self._reactor.later(PATIENCE, partial(self._look, child, is_starting))
+        self._reactor.later(SLOW_AFTER, partial(self._look, child, is_starting))
 
-    def _look(self, child: Child, is_starting: Callable[[], bool]) -> None:
+    def _look(self, child: KernelProcess, is_starting: Callable[[], bool]) -> None:
         if not is_starting():
             return
         cell = next((each for each in self._requests.cells() if each.stage < Stage.SENT), None)
@@ -60,8 +60,8 @@ class SlowStart:
             return
         begins = f" It begins with: {'; '.join(self._init)}." if self._init else ""
         words = f" So far it has printed: {said}" if said else ""
-        self._speaker.tell(
+        self._writer.tell(
             cell,
-            f"The kernel has not started within {PATIENCE:.0f} s.{begins} To end it: "
+            f"The kernel has not started within {SLOW_AFTER:.0f} s.{begins} To end it: "
             f"remoter stop {self._session}.{words}",
         )

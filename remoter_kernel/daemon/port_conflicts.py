@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Callable
 from remoter_kernel.wire.threads import Worker
 
 if TYPE_CHECKING:
-    from remoter_kernel.daemon.child import Child
+    from remoter_kernel.daemon.kernel_process import KernelProcess
     from remoter_kernel.wire.reactor import Reactor
 
 PORT_TAKEN = "Address already in use"  # what such a kernel prints
@@ -21,7 +21,7 @@ LOOK_EVERY = 2.0  # seconds
 TRIES = 3  # to start a kernel
 
 
-class LostPorts:
+class PortConflicts:
     """Looks at one start after the other."""
 
     def __init__(self, reactor: Reactor) -> None:
@@ -30,15 +30,15 @@ class LostPorts:
         self._disk = Worker("kernel log", reactor.call)
         self._tries = 1
 
-    def watch(self, child: Child, is_starting: Callable[[], bool]) -> None:
+    def watch(self, child: KernelProcess, is_starting: Callable[[], bool]) -> None:
         """Look at a child again and again while it starts."""
         self._reactor.later(LOOK_EVERY, partial(self._look, child, is_starting))
 
-    def check(self, child: Child, then: Callable[[], None]) -> None:
+    def check(self, child: KernelProcess, then: Callable[[], None]) -> None:
         """Go on if it has all its ports, perhaps that for questions apart; else end it."""
         self._disk.do(child.last_words, partial(self._judge, child, then))
 
-    def read(self, child: Child, then: Callable[[str], None]) -> None:
+    def read(self, child: KernelProcess, then: Callable[[str], None]) -> None:
         """Go on with the last words of a child, whose disk may hang, or fail."""
         self._disk.do(child.last_words, then, lambda _error: then(""))
 
@@ -53,12 +53,12 @@ class LostPorts:
         """A kernel is ready: the next start has all its tries again."""
         self._tries = 1
 
-    def _look(self, child: Child, is_starting: Callable[[], bool]) -> None:
+    def _look(self, child: KernelProcess, is_starting: Callable[[], bool]) -> None:
         if is_starting():
             self.check(child, lambda: None)
             self.watch(child, is_starting)
 
-    def _judge(self, child: Child, then: Callable[[], None], said: str) -> None:
+    def _judge(self, child: KernelProcess, then: Callable[[], None], said: str) -> None:
         if self._has_lost_one(said):
             child.signal(signal.SIGKILL)
         else:

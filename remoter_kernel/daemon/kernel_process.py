@@ -19,8 +19,8 @@ from jupyter_client.manager import KernelManager
 
 from remoter_kernel.daemon import registry
 from remoter_kernel.daemon.encryption import (
-    Greeting,
-    Keys,
+    CurveKeys,
+    CurveProbe,
     may_know_keys,
     offer_keys,
     offered_keys,
@@ -49,7 +49,7 @@ WARDEN_KILLED = {"failed": "its warden was killed", "status": -signal.SIGKILL}
 HIDDEN = ("JPY_PARENT_PID", "JPY_SESSION_NAME")  # of the login's environment, from the kernel
 
 
-class _Manager(KernelManager):
+class _KernelManager(KernelManager):
     """Jupyter's, but it leaves the connection file to who comes next.
 
     Its own would remove the file whenever it is collected: that of the kernel which has been
@@ -60,7 +60,7 @@ class _Manager(KernelManager):
         """Leave it: it goes with the session."""
 
 
-class Child:
+class KernelProcess:
     """A kernel of any kernelspec here, started through a warden."""
 
     def __init__(
@@ -73,9 +73,9 @@ class Child:
         self.reactor = reactor
         self.folder = folder
         specs = specs_for(kernel, is_own=is_own)
-        self.manager = _Manager(kernel_name=kernel, kernel_spec_manager=specs)
+        self.manager = _KernelManager(kernel_name=kernel, kernel_spec_manager=specs)
         self.pid = 0
-        self.is_adopted = False  # has an evaluator before this one started it?
+        self.is_recovered = False  # has an evaluator before this one started it?
         self.on_message: Callable[[Channel, list[Bytes]], None] = lambda _channel, _parts: None
         self.on_ready: Callable[[dict[str, Any], dict[str, Any]], None] = lambda _head, _info: None
         self.on_exit: Callable[[dict[str, Any]], None] = lambda _words: None
@@ -87,8 +87,8 @@ class Child:
         self.client.on_question_reached = self._hear_of_question
         self._log = KernelLog(folder)
         self._disk = Worker("child", reactor.call)
-        self._offered: Keys | None = None
-        self._greeting: Greeting | None = None  # while it is not known
+        self._offered_keys: CurveKeys | None = None
+        self._curve_probe: CurveProbe | None = None  # while it is not known
         self._warden: subprocess.Popen[bytes] | None = None
 
     def start(
@@ -136,7 +136,7 @@ class Child:
         self.manager.connection_file = str(self.folder / "connection.json")
         self.manager.load_connection_file()
         about = registry.read_json(self.folder / "child.json")
-        self.pid, self.is_adopted = int(about["pid"]), True
+        self.pid, self.is_recovered = int(about["pid"]), True
         self._connect()
         self._look_after(about)
 
@@ -170,7 +170,7 @@ class Child:
         self.on_question_reached()
 
     def _be_ready(self, header: dict[str, Any], info: dict[str, Any]) -> None:
-        if self._offered and not self.is_encrypted:
+        if self._offered_keys and not self.is_encrypted:
             # If there is no room, whoever takes over asks again.
             self._disk.do(partial(withdraw_keys, Path(self.manager.connection_file)))
         self.on_ready(header, info)
@@ -191,9 +191,9 @@ class Child:
 
     def close(self) -> None:
         """Close the sockets; what the process does is another matter."""
-        if self._greeting:
-            self._greeting.close()
-            self._greeting = None
+        if self._curve_probe:
+            self._curve_probe.close()
+            self._curve_probe = None
         self.client.close()
         self._disk.close(0.0)
 
@@ -205,9 +205,9 @@ class Child:
         """Connect with keys or without, as the kernel binds its sockets."""
         manager = self.manager
         self.client.expect(Voice(manager.session.key, manager.session.signature_scheme))
-        self._offered = offered_keys(Path(manager.connection_file))
-        self.is_encrypted = self._offered is not None
-        if self._offered:
+        self._offered_keys = offered_keys(Path(manager.connection_file))
+        self.is_encrypted = self._offered_keys is not None
+        if self._offered_keys:
             self._greet()
         else:
             self._open(None)
@@ -215,26 +215,26 @@ class Child:
     def _greet(self) -> None:
         """Ask at the kernel's port whether it wants keys."""
         address = (str(self.manager.ip), int(self.manager.shell_port))
-        self._greeting = Greeting(self.reactor, address, self._settle)
+        self._curve_probe = CurveProbe(self.reactor, address, self._settle)
 
     def _greet_again(self) -> None:
-        if self.client.is_open and not self.client.is_ready and self._greeting is None:
+        if self.client.is_open and not self.client.is_ready and self._curve_probe is None:
             self._greet()
 
     def _settle(self, knows_keys: bool) -> None:  # noqa: FBT001 - a callback's only word
         """Open the sockets as the port says; a word against keys is asked for again and again."""
-        self._greeting = None
+        self._curve_probe = None
         if self.client.is_ready:
             return
         self.is_encrypted = knows_keys
         if knows_keys:
-            self._open(self._offered)
+            self._open(self._offered_keys)
             return
         if not self.client.is_open:
             self._open(None)
         self.reactor.later(GREET_AGAIN, self._greet_again)
 
-    def _open(self, keys: Keys | None) -> None:
+    def _open(self, keys: CurveKeys | None) -> None:
         manager = self.manager
         ports = {
             Channel.SHELL: manager.shell_port,

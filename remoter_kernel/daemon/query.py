@@ -17,7 +17,7 @@ import traceback
 from typing import TYPE_CHECKING, Any, Callable
 
 from remoter_kernel import logs
-from remoter_kernel.daemon import one_line, registry
+from remoter_kernel.daemon import registry, stdio_reply
 from remoter_kernel.daemon.folders import sessions_folder
 from remoter_kernel.daemon.lock import tidy
 from remoter_kernel.daemon.processes import started_at
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from remoter_kernel.daemon.one_line import Answer
+    from remoter_kernel.daemon.stdio_reply import Answer
 
 STOP_WITHIN = 8.0  # seconds that an evaluator has to end its session properly
 KILL_WITHIN = 3.0  # seconds after SIGKILL
@@ -47,7 +47,7 @@ PACKAGES = ("pyzmq", "jupyter_client", "ipykernel", "tornado", "traitlets")
 def main() -> None:
     """Read one wish, answer it."""
     os.umask(0o077)
-    one_line.reply_to_stdin(lambda wish: ANSWERS[wish["verb"]](wish))
+    stdio_reply.reply_to_stdin(lambda wish: QUERIES[wish["verb"]](wish))
 
 
 # How sessions are ------------------------------------------------------------------------
@@ -235,10 +235,10 @@ def _pack(records: Iterator[Record], skip: int) -> list[bytes]:
                 number=record.number,
                 time=record.time,
                 channel=record.channel,
-                is_from_front=record.is_from_front,
-                front=record.front,
+                is_from_front=record.is_from_client,
+                front=record.client,
                 body=record.body,
-                is_mark=record.is_mark,
+                is_mark=record.is_marker,
             )
         )[skip : skip + MOST]
         skip = 0
@@ -274,10 +274,10 @@ def _missed(records: Iterator[Record], fronts: dict[str, Any], cells: set[str]) 
     asked: dict[str, Record] = {}
     place = 0  # in what is missed: a request comes with the first output that is
     for record in records:
-        if record.is_from_front:
+        if record.is_from_client:
             if record.channel is not Channel.SHELL:
                 continue
-            header, front = _read_header(record, HEADER), record.front.hex()
+            header, front = _read_header(record, HEADER), record.client.hex()
             name = str(header.get("msg_id", ""))
             is_cell = header.get("msg_type") == "execute_request"
             if is_cell and (front in gone or name in cells):
@@ -388,7 +388,7 @@ def _tail(session: Session, name: str) -> list[str]:
         return []
 
 
-ANSWERS: dict[str, Callable[[dict[str, Any]], Answer]] = {
+QUERIES: dict[str, Callable[[dict[str, Any]], Answer]] = {
     "sessions": tell_sessions,
     "requests": tell_requests,
     "stop": stop_sessions,

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from remoter_kernel.daemon.succession import Candidate, match_session
+from remoter_kernel.daemon.session_match import Candidate, match_session
 from remoter_kernel.front.bootstrap.evaluator import Address
 from remoter_kernel.front.jupyter.news import WEEK, joined_text, left_alone
 from remoter_kernel.front.session.claims import with_files

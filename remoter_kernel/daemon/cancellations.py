@@ -13,15 +13,15 @@ if TYPE_CHECKING:
     from remoter_kernel.wire.requests import Request
 
 
-class Answer(Enum):
+class CancelReason(Enum):
     """What a request that was overtaken is answered."""
 
     INTERRUPTED = "interrupted"  # the first cell: as if it had begun and been interrupted
-    CALLED_OFF = "called off"  # those behind it
+    ABORTED = "called off"  # those behind it
     RESTARTED = "restarted"  # it was meant for the kernel before
 
 
-class Overtaken:
+class Cancellations:
     """By client: up to which number, and by what."""
 
     def __init__(self) -> None:
@@ -44,14 +44,14 @@ class Overtaken:
         self._restarted[client] = number
         self._interrupted.pop(client, None)
 
-    def answer_to(self, request: Request) -> Answer | None:
+    def answer_to(self, request: Request) -> CancelReason | None:
         """Say how a request is to be answered in the kernel's place; None: the kernel gets it."""
         client = request.client
         if request.number <= self._restarted.get(client, 0):
-            return Answer.RESTARTED
+            return CancelReason.RESTARTED
         if not request.is_cell or request.number > self._interrupted.get(client, 0):
             return None
         if client in self._to_interrupt:
             self._to_interrupt.remove(client)
-            return Answer.INTERRUPTED
-        return Answer.CALLED_OFF if request.stops_on_error else None
+            return CancelReason.INTERRUPTED
+        return CancelReason.ABORTED if request.stops_on_error else None

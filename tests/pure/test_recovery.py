@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from remoter_kernel.daemon.adoption import Adoption
-from remoter_kernel.daemon.past import Past
-from remoter_kernel.daemon.speaker import Speaker
+from remoter_kernel.daemon.message_writer import MessageWriter
+from remoter_kernel.daemon.recovery import Recovery
+from remoter_kernel.daemon.replay import RecoveredState
 from remoter_kernel.wire.frames import Channel, unpack_parts
 from remoter_kernel.wire.messages import HEADER, PARENT, Voice, content_of, header_of
 from remoter_kernel.wire.requests import Request, Stage
@@ -41,16 +41,16 @@ class Story:
 
     def __init__(self):
         self.journal, self.reactor = Journal(), Reactor()
-        self.past = past = Past()
+        self.past = past = RecoveredState()
         self.headers = {name: {"msg_id": name, "msg_type": "execute_request"} for name in "ab"}
         self.requests = past.requests
         for header in self.headers.values():
             request = Request(Channel.SHELL, [], header, client=b"front--1", number=1)
             self.requests.add(request, Stage.SENT)
         self.requests.on_state("a", "busy")
-        past.heard.replies["a"] = {}
-        speaker = Speaker(self.journal)  # type: ignore[arg-type]
-        self.adoption = Adoption(self.reactor, past, self.requests, speaker)  # type: ignore[arg-type]
+        past.inferred.replies["a"] = {}
+        speaker = MessageWriter(self.journal)  # type: ignore[arg-type]
+        self.adoption = Recovery(self.reactor, past, self.requests, speaker)  # type: ignore[arg-type]
 
     def hear(self, cell, kind, **content):
         self.adoption.hear(VOICE.compose(kind, content, self.headers[cell]))
@@ -154,7 +154,7 @@ def test_a_cell_that_was_heard_to_its_end_by_the_dead_one_has_lost_its_reply_alo
         ("error", {"ename": "KeyError", "evalue": "x", "traceback": []}),
         ("status", {"execution_state": "idle"}),
     ):
-        story.past.heard.hear("a", VOICE.compose(kind, content, story.headers["a"]))
+        story.past.inferred.hear("a", VOICE.compose(kind, content, story.headers["a"]))
     story.forget("b")
     story.wait()
     story.answer()

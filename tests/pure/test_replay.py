@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from remoter_kernel.daemon.past import HANDED, Past
 from remoter_kernel.daemon.records import EVERYONE, Record, mark
+from remoter_kernel.daemon.replay import DISPATCHED, RecoveredState
 from remoter_kernel.wire.frames import Channel, Lane, pack_parts, to_json
 from remoter_kernel.wire.requests import Stage
 
@@ -27,20 +27,20 @@ class Story:
     """A journal as it grows, and the past that it tells."""
 
     def __init__(self) -> None:
-        self.past = Past()
+        self.past = RecoveredState()
         self.number = 0
 
     def tell(self, channel: Channel, body: bytes, **options: Any) -> None:
         self.number += 1
         front = options.pop("front", ME)
-        is_from_front = bool(options.get("own"))
+        is_from_front = bool(options.get("client_number"))
         record = Record(
             self.number, channel, is_from_front, front, body, 100.0 + self.number, **options
         )
         self.past.take(record)
 
     def ask(self, name: str, own: int, kind: str = "execute_request", **options: Any) -> None:
-        self.tell(Channel.SHELL, message(kind, name), own=own, **options)
+        self.tell(Channel.SHELL, message(kind, name), client_number=own, **options)
 
     def busy(self, name: str) -> None:
         self.state(name, "busy")
@@ -54,7 +54,7 @@ class Story:
 
     def hand_over(self, name: str) -> None:
         self.number += 1
-        self.past.take(mark(self.number, 0.0, {"mark": HANDED, "request": name}))
+        self.past.take(mark(self.number, 0.0, {"mark": DISPATCHED, "request": name}))
 
     def shorten(self, name: str) -> None:
         """Have the states of a cell gone, to make room."""
@@ -180,7 +180,7 @@ def test_how_far_each_front_was_is_known_and_nothing_raises(drawn):
     """The highest number of each lane of each front, whatever the bodies are."""
     story, seen = Story(), {}
     for own, (front, channel, body) in enumerate(drawn, 1):
-        story.tell(channel, body, own=own, front=front)
+        story.tell(channel, body, client_number=own, front=front)
         lane = Lane.BULK if channel in {0, 3, 4} else Lane.URGENT
         seen.setdefault(front, dict.fromkeys(Lane, 0))[lane] = own
     assert story.past.seen == seen
@@ -189,9 +189,9 @@ def test_how_far_each_front_was_is_known_and_nothing_raises(drawn):
 def test_the_last_interrupt_is_known_with_its_clients_number(story):
     story.ask("a", 1)
     order = pack_parts([to_json({"order": "interrupt", "cells": ["a"]})])
-    story.tell(Channel.ORDER, order, own=2)
+    story.tell(Channel.ORDER, order, client_number=2)
     assert story.past.interrupted == {"a": 2}
-    story.tell(Channel.ORDER, pack_parts([to_json({"order": "keep"})]), own=3)
+    story.tell(Channel.ORDER, pack_parts([to_json({"order": "keep"})]), client_number=3)
     assert story.past.interrupted == {"a": 2}
 
 
@@ -200,12 +200,12 @@ def test_a_command_is_unfinished_until_a_kernel_is_ready_or_much_time_has_passed
     """Its evaluator may have died while the kernel was to end for it."""
     told = pack_parts([to_json({"order": command})])
     assert story.past.unfinished == ""
-    story.tell(Channel.ORDER, told, own=1)
+    story.tell(Channel.ORDER, told, client_number=1)
     story.state("a", "idle")
     assert story.past.unfinished == command
     story.tell(Channel.NOTE, pack_parts([to_json({"event": "ready"})]), front=EVERYONE)
     assert story.past.unfinished == ""
-    story.tell(Channel.ORDER, told, own=2)
+    story.tell(Channel.ORDER, told, client_number=2)
     for _ in range(40):  # a second each
         story.state("a", "idle")
     assert story.past.unfinished == ""

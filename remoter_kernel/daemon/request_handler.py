@@ -11,10 +11,10 @@ import contextlib
 from functools import partial
 from typing import TYPE_CHECKING, Callable
 
-from remoter_kernel.daemon.dispatch import Dispatch
+from remoter_kernel.daemon.cancellations import Cancellations, CancelReason
+from remoter_kernel.daemon.dispatch import Dispatcher
 from remoter_kernel.daemon.interrupts import Interrupts
-from remoter_kernel.daemon.overtaken import Answer, Overtaken
-from remoter_kernel.daemon.speaker import log_failure_of
+from remoter_kernel.daemon.message_writer import log_failure_of
 from remoter_kernel.errors import ProtocolError
 from remoter_kernel.wire.frames import (
     LANE,
@@ -38,11 +38,11 @@ from remoter_kernel.wire.messages import (
 from remoter_kernel.wire.requests import BUSY, Request, Requests, Stage
 
 if TYPE_CHECKING:
-    from remoter_kernel.daemon.child import Child
-    from remoter_kernel.daemon.door import Door, Guest
     from remoter_kernel.daemon.journal import Journal
+    from remoter_kernel.daemon.kernel_process import KernelProcess
+    from remoter_kernel.daemon.listener import Client, Listener
+    from remoter_kernel.daemon.message_writer import MessageWriter
     from remoter_kernel.daemon.registry import Session
-    from remoter_kernel.daemon.speaker import Speaker
 
 STUBBORN = 2  # interrupts of one cell after which the person hears what else can be done
 
@@ -54,34 +54,34 @@ class RequestHandler:
         self,
         session: Session,
         journal: Journal,
-        door: Door,
-        speaker: Speaker,
+        door: Listener,
+        speaker: MessageWriter,
         requests: Requests | None = None,
     ) -> None:
         """`requests`: those of an evaluator that has died."""
         self.requests = Requests() if requests is None else requests
-        self.overtaken = Overtaken()
-        self.dispatch = Dispatch(
+        self.cancellations = Cancellations()
+        self.dispatcher = Dispatcher(
             self.requests, journal, takes=self._takes, send=self._send, answers=self._answers
         )
         for request in self.requests.at(Stage.HELD):
-            self.dispatch.restore(request)
-        self.interrupts = Interrupts(self.requests, self.overtaken, door.reactor.later)
-        self.interrupts.strike = self._strike
-        self.interrupts.on_over = self.dispatch.serve
+            self.dispatcher.restore(request)
+        self.interrupts = Interrupts(self.requests, self.cancellations, door.reactor.later)
+        self.interrupts.interrupt_kernel = self._strike
+        self.interrupts.on_over = self.dispatcher.serve
         self.interrupts.on_no_reply = self._end_interrupted
         # The child, if it gets what comes on this channel at once.
-        self.child_for: Callable[[Channel], Child | None] = lambda _channel: None
-        self.on_order: Callable[[str], None] = lambda _order: None  # restart, stop, finish
+        self.kernel_for: Callable[[Channel], KernelProcess | None] = lambda _channel: None
+        self.on_command: Callable[[str], None] = lambda _order: None  # restart, stop, finish
         self.on_cell: Callable[[str], None] = lambda _cell: None  # a notebook's cell is run
         # What the child may have got already, from an evaluator whose journal is damaged.
-        self.on_doubt: Callable[[Request], None] = lambda _request: None
+        self.on_possible_duplicate: Callable[[Request], None] = lambda _request: None
         self._session = session
         self._journal = journal
-        self._door = door
-        self._speaker = speaker
+        self._listener = door
+        self._writer = speaker
 
-    def take(self, guest: Guest, head: FrameHeader, body: Bytes) -> None:
+    def take(self, guest: Client, head: FrameHeader, body: Bytes) -> None:
         """Take one item of a client: write it down, then pass it on (or the other way)."""
         channel = head.channel
         parts: list[Bytes] = list(parts_of(channel, body))
@@ -97,11 +97,11 @@ class RequestHandler:
             request = Request(channel, parts, header, client=guest.name, number=head.number)
             self._note_cell(request)
             self.requests.add(request)
-            if head.number <= guest.doubtful[LANE[channel]]:
-                then = partial(self.on_doubt, request)
+            if head.number <= guest.maybe_received[LANE[channel]]:
+                then = partial(self.on_possible_duplicate, request)
             else:
-                self.dispatch.add(request)
-                is_held, then = request.is_held, partial(self.dispatch.on_written, request)
+                self.dispatcher.add(request)
+                is_held, then = request.is_held, partial(self.dispatcher.on_written, request)
         if channel is Channel.STDIN:
             body = pack_parts([*parts[:CONTENT], b"{}"])  # a password, perhaps
         try:
@@ -153,21 +153,21 @@ class RequestHandler:
     def fail(self, request: Request, name: str, why: str) -> None:
         """Answer a request that the kernel can answer no more."""
         if request.expects_reply:
-            log_failure_of(partial(self._speaker.answer_error, request, name, why))
+            log_failure_of(partial(self._writer.answer_error, request, name, why))
         self.requests.move(request, Stage.FAILED, why)
 
     def _tell_end(self, request: Request, told: str, *, is_cut: bool) -> None:
         """Say in a cell that its kernel has ended, and end it if it has its reply."""
         if is_cut:
-            self._speaker.begin(request)
+            self._writer.begin(request)
             told = f"{told} The last outputs of this cell may be missing.".lstrip()
         if told:
-            self._speaker.tell(request, told)
+            self._writer.tell(request, told)
         if request.stage is Stage.REPLIED:
-            self._speaker.end(request)
+            self._writer.end(request)
 
     @staticmethod
-    def _have_kept(guest: Guest, head: FrameHeader, size: int, then: Callable[[], None]) -> None:
+    def _have_kept(guest: Client, head: FrameHeader, size: int, then: Callable[[], None]) -> None:
         guest.talk.keep(LANE[head.channel], head.number, size)
         if guest.pump:
             guest.pump.give_credit()
@@ -188,10 +188,10 @@ class RequestHandler:
 
     def _takes(self, request: Request) -> bool:
         is_late = request.is_in_turn and self.interrupts.is_under_way
-        return not is_late and self.child_for(request.channel) is not None
+        return not is_late and self.kernel_for(request.channel) is not None
 
     def _send(self, request: Request) -> None:
-        child = self.child_for(request.channel)
+        child = self.kernel_for(request.channel)
         if child:
             child.say(request.channel, list(request.parts))
         if request.channel is Channel.STDIN:
@@ -204,37 +204,37 @@ class RequestHandler:
             if not is_asked:
                 self.requests.move(request, Stage.CANCELLED, "no kernel has asked")
             return not is_asked
-        answer = self.overtaken.answer_to(request)
-        if answer is Answer.INTERRUPTED:
-            self._speaker.answer_error(request, "KeyboardInterrupt", "Interrupted before it began.")
+        answer = self.cancellations.answer_to(request)
+        if answer is CancelReason.INTERRUPTED:
+            self._writer.answer_error(request, "KeyboardInterrupt", "Interrupted before it began.")
         elif answer and request.expects_reply:
-            self._speaker.answer_aborted(request)
+            self._writer.answer_aborted(request)
         if answer:
             self.requests.move(request, Stage.CANCELLED, answer.value)
         return answer is not None
 
-    def _obey(self, guest: Guest, head: FrameHeader, parts: list[Bytes]) -> None:
+    def _obey(self, guest: Client, head: FrameHeader, parts: list[Bytes]) -> None:
         """Do what a front wants done: `{"order": interrupt | restart | stop | keep | finish}`."""
         words = from_json(parts[TOPIC])
         order = words.get("order")
         if order == "interrupt":
             self._interrupt(guest, head, words.get("cells") or [])
         elif order == "restart":
-            self.overtaken.restart(guest.name, head.mark)
-            self.dispatch.answer_overtaken()
-            self.on_order(order)
+            self.cancellations.restart(guest.name, head.mark)
+            self.dispatcher.answer_overtaken()
+            self.on_command(order)
         elif order == "stop":
-            self.on_order(order)
+            self.on_command(order)
         elif order in {"keep", "finish"}:
             with contextlib.suppress(OSError):  # whoever said it knows it, too
                 self._session.amend(**{order: True})
             if order == "finish":
-                self.on_order(order)
+                self.on_command(order)
         else:
             message = f"An order that is not known: {order!r}."
             raise ProtocolError(message)
 
-    def _interrupt(self, guest: Guest, head: FrameHeader, cells: list[str]) -> None:
+    def _interrupt(self, guest: Client, head: FrameHeader, cells: list[str]) -> None:
         """Stop the running cell; else the first that a front had asked for and that never began.
 
         `cells`: those that had no reply there. If all of them have ended since, whatever runs
@@ -248,18 +248,18 @@ class RequestHandler:
         if cells and not has_unbegun and not any(map(self._is_at_kernel, cells)):
             return
         cell = requests.running
-        self._door.hold_back([cell.id] if cell else [])
-        if cell and self.child_for(Channel.CONTROL):
+        self._listener.hold_back([cell.id] if cell else [])
+        if cell and self.kernel_for(Channel.CONTROL):
             self.interrupts.aim(cell.id, guest.name, head.mark)
             if self.interrupts.count(cell.id) == STUBBORN:
-                self._speaker.tell(
+                self._writer.tell(
                     cell,
                     "The kernel has not heeded the interrupt so far. To end it, "
                     f"variables and all: remoter stop {self._session.id}",
                 )
         elif has_unbegun:
-            self.overtaken.interrupt(guest.name, head.mark)
-            self.dispatch.answer_overtaken()
+            self.cancellations.interrupt(guest.name, head.mark)
+            self.dispatcher.answer_overtaken()
         else:
             self._strike()
 
@@ -269,10 +269,10 @@ class RequestHandler:
 
     def _end_interrupted(self, request: Request) -> None:
         """Reply to a cell that was interrupted and whose kernel is done with it without a reply."""
-        self._speaker.reply_error(request, "KeyboardInterrupt", "Interrupted at its end.")
+        self._writer.reply_error(request, "KeyboardInterrupt", "Interrupted at its end.")
         self.requests.move(request, Stage.FAILED, "interrupted, and the kernel gave no reply")
 
     def _strike(self) -> None:
-        child = self.child_for(Channel.CONTROL)
+        child = self.kernel_for(Channel.CONTROL)
         if child:
             child.interrupt()

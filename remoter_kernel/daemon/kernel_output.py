@@ -4,46 +4,46 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from remoter_kernel.daemon.pieces import in_pieces
 from remoter_kernel.daemon.records import EVERYONE
+from remoter_kernel.daemon.stream_splitter import in_pieces
 from remoter_kernel.errors import TooLarge
 from remoter_kernel.wire.frames import Bytes, Channel, pack_parts
 from remoter_kernel.wire.messages import HEADER, PARENT, execution_state, header_of
 from remoter_kernel.wire.requests import BUSY, IDLE, Stage, has_idle
 
 if TYPE_CHECKING:
-    from remoter_kernel.daemon.adoption import Adoption
-    from remoter_kernel.daemon.desk import RequestHandler
-    from remoter_kernel.daemon.door import Door
     from remoter_kernel.daemon.journal import Journal
-    from remoter_kernel.daemon.past import Past
-    from remoter_kernel.daemon.speaker import Speaker
+    from remoter_kernel.daemon.listener import Listener
+    from remoter_kernel.daemon.message_writer import MessageWriter
+    from remoter_kernel.daemon.recovery import Recovery
+    from remoter_kernel.daemon.replay import RecoveredState
+    from remoter_kernel.daemon.request_handler import RequestHandler
 
 
-class Ear:
+class KernelOutputHandler:
     """Hears one child after the other."""
 
     def __init__(
         self,
         journal: Journal,
-        door: Door,
+        door: Listener,
         desk: RequestHandler,
-        speaker: Speaker,
-        past: Past | None,
+        speaker: MessageWriter,
+        past: RecoveredState | None,
     ) -> None:
         """Remember; `past` is that of an evaluator that died, and left its child."""
-        self.adoption: Adoption | None = None  # while it is under way
-        self.cut_short = ""  # the cell that is interrupted because its kernel ends
+        self.recovery: Recovery | None = None  # while it is under way
+        self.interrupted_at_end = ""  # the cell that is interrupted because its kernel ends
         self._journal = journal
-        self._door = door
-        self._speaker = speaker
+        self._listener = door
+        self._writer = speaker
         self._requests = desk.requests
         self._interrupts = desk.interrupts
-        self._past = past
+        self._recovered = past
 
     def hear(self, channel: Channel, parts: list[Bytes]) -> None:
         """Take in one message."""
-        if self.cut_short and self._ends_what_is_cut_short(channel, parts):
+        if self.interrupted_at_end and self._ends_what_is_cut_short(channel, parts):
             return  # nobody has interrupted it: it hears that its kernel has ended, and why
         if channel is Channel.IOPUB:
             self._hear_published(parts)
@@ -51,7 +51,7 @@ class Ear:
             self._hear_answer(channel, parts)
 
     def _ends_what_is_cut_short(self, channel: Channel, parts: list[Bytes]) -> bool:
-        if header_of(parts[PARENT]).get("msg_id") != self.cut_short:
+        if header_of(parts[PARENT]).get("msg_id") != self.interrupted_at_end:
             return False
         is_error = channel is Channel.IOPUB and header_of(parts[HEADER])["msg_type"] == "error"
         is_idle = channel is Channel.IOPUB and execution_state(parts) == IDLE
@@ -59,11 +59,11 @@ class Ear:
 
     def _hear_published(self, parts: list[Bytes]) -> None:
         state = execution_state(parts)
-        if self.adoption:
-            self.adoption.hear(parts)
+        if self.recovery:
+            self.recovery.hear(parts)
         asker = str(header_of(parts[PARENT]).get("msg_id", "")) if state else ""
         # Of what was not given to it the kernel can know only from an evaluator before this one.
-        least = Stage.RECEIVED if self._past and self._past.is_damaged else Stage.SENT
+        least = Stage.RECEIVED if self._recovered and self._recovered.is_damaged else Stage.SENT
         is_of_one = state in {BUSY, IDLE}
         heard = self._requests.on_state(asker, state, least=least) if is_of_one else None
         if heard and not heard.is_new:
@@ -72,13 +72,13 @@ class Ear:
             for piece in in_pieces(parts):
                 self._journal.append(Channel.IOPUB, pack_parts(piece))
         except TooLarge as error:
-            self._speaker.tell_missing(parts, error)
+            self._writer.tell_missing(parts, error)
         if state == IDLE:
-            self._door.is_hurried = True
+            self._listener.flush_now = True
             self._interrupts.note_idle(asker)
         elif heard:
-            if self.adoption:
-                self.adoption.end(heard.passed)
+            if self.recovery:
+                self.recovery.end(heard.passed)
             self._interrupts.note_begin(asker, is_running=False)
         elif b'"execute_input"' in bytes(parts[HEADER]):
             self._interrupts.note_begin(str(header_of(parts[PARENT]).get("msg_id", "")))
@@ -89,22 +89,22 @@ class Ear:
         request = self._requests.get(asker)
         if request and not (request.is_open and request.stage >= Stage.SENT):
             request = None
-        if request is None and not (self._past and self._past.is_damaged):
+        if request is None and not (self._recovered and self._recovered.is_damaged):
             return
-        self._door.is_hurried |= channel is not Channel.SHELL  # after a reply comes "idle"
+        self._listener.flush_now |= channel is not Channel.SHELL  # after a reply comes "idle"
         if channel is not Channel.STDIN:
             self._requests.touch()
             if request:
-                is_sure = self.adoption is None  # else a reply before it may be lost
+                is_sure = self.recovery is None  # else a reply before it may be lost
                 self._requests.on_reply(asker, has_idle=has_idle(parts), is_from_kernel=is_sure)
                 self._interrupts.note_end(request, parts)
-                if self.adoption:
-                    self.adoption.hear_reply(request)
-            elif self._past:
-                self._past.answered.add(asker)
+                if self.recovery:
+                    self.recovery.hear_reply(request)
+            elif self._recovered:
+                self._recovered.answered.add(asker)
         try:
             body = pack_parts(parts)
         except TooLarge as error:
-            body = self._speaker.in_place_of(parts, error)
+            body = self._writer.in_place_of(parts, error)
         # Where nobody can tell any more who asked, each client knows whether it did.
         self._journal.append(channel, body, front=request.client if request else EVERYONE)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as some
 
-from remoter_kernel.daemon.pieces import in_pieces
+from remoter_kernel.daemon.stream_splitter import in_pieces
 
 HEADER = json.dumps({"msg_id": "a-1", "msg_type": "stream"}).encode()
 

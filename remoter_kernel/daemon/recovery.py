@@ -15,17 +15,17 @@ import time
 from functools import partial
 from typing import TYPE_CHECKING, Any, Callable
 
-from remoter_kernel.daemon.past import Overheard
-from remoter_kernel.daemon.speaker import log_failure_of
+from remoter_kernel.daemon.message_writer import log_failure_of
+from remoter_kernel.daemon.replay import InferredReplies
 from remoter_kernel.wire.messages import PARENT, header_of
 from remoter_kernel.wire.requests import Stage
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from remoter_kernel.daemon.child import Child
-    from remoter_kernel.daemon.past import Past
-    from remoter_kernel.daemon.speaker import Speaker
+    from remoter_kernel.daemon.kernel_process import KernelProcess
+    from remoter_kernel.daemon.message_writer import MessageWriter
+    from remoter_kernel.daemon.replay import RecoveredState
     from remoter_kernel.wire.frames import Bytes
     from remoter_kernel.wire.reactor import Reactor
     from remoter_kernel.wire.requests import Request, Requests
@@ -39,23 +39,25 @@ UNHEARD = (
 )
 
 
-class Adoption:
+class Recovery:
     """The time between two evaluators, as those see it who asked for something in it."""
 
-    def __init__(self, reactor: Reactor, past: Past, requests: Requests, speaker: Speaker) -> None:
+    def __init__(
+        self, reactor: Reactor, past: RecoveredState, requests: Requests, speaker: MessageWriter
+    ) -> None:
         """`requests`: the table, with what an evaluator that has died had given the kernel."""
         self.on_settled: Callable[[], None] = lambda: None
         # An interrupt of this cell, with this number, may have died with its evaluator.
         self.on_lost_interrupt: Callable[[Request, int], None] = lambda _request, _number: None
         self._reactor = reactor
-        self._past = past
+        self._recovered = past
         self._requests = requests
-        self._speaker = speaker
-        self._doubtful = [each for each in requests if each.stage >= Stage.SENT]
-        self._begun = set(past.heard.replies)
+        self._writer = speaker
+        self._uncertain = [each for each in requests if each.stage >= Stage.SENT]
+        self._started = set(past.inferred.replies)
         self._begun_before: set[str] | None = None  # the kernel came to our question, if it said so
-        self._told: set[tuple[str, bool]] = set()  # of a cell: what is missing, what is unheard
-        self._heard = Overheard()
+        self._reported: set[tuple[str, bool]] = set()  # of a cell: what is missing, what is unheard
+        self._inferred = InferredReplies()
         self._is_quiet = False  # between two answers
         self._is_silent = True  # between two looks
         reactor.later(SILENT_FOR, self._note_silence)
@@ -63,7 +65,7 @@ class Adoption:
     def doubt(self, request: Request) -> None:
         """Hear of one more that the kernel may have: a journal was damaged where it stood."""
         self._requests.move(request, Stage.SENT, "an evaluator before may have sent it")
-        self._doubtful.append(request)
+        self._uncertain.append(request)
         self._is_quiet = False
 
     def hear(self, parts: list[Bytes]) -> None:
@@ -72,14 +74,14 @@ class Adoption:
         if request is None or request.stage < Stage.SENT:
             return
         self._is_quiet = self._is_silent = False
-        self._begun.add(request.id)
-        self._heard.hear(request.id, parts)
-        if request in self._doubtful:
+        self._started.add(request.id)
+        self._inferred.hear(request.id, parts)
+        if request in self._uncertain:
             self._tell_of_a_gap(request)
 
     def hear_reply(self, request: Request) -> None:
         """Hear a reply; what was published before it may have come before we were subscribed."""
-        if request in self._doubtful and request.id not in self._past.heard.over:
+        if request in self._uncertain and request.id not in self._recovered.inferred.idle:
             self._tell_of_a_gap(request)
 
     def end(self, passed: Sequence[Request]) -> None:
@@ -88,9 +90,9 @@ class Adoption:
         It was published before we were subscribed, and what comes after it is heard.
         """
         for request in passed:
-            if request in self._doubtful:
+            if request in self._uncertain:
                 self._tell_of_a_gap(request)
-                self._speaker.end(request)
+                self._writer.end(request)
 
     def _note_silence(self) -> None:
         """Tell the cell that seems to run what may be the matter, if nothing is heard for long.
@@ -103,12 +105,12 @@ class Adoption:
             for request in self._in_doubt()
             if request.is_cell and not self._overheard(request)
         ]
-        running = [request for request in cells if request.id in self._begun][-1:] or cells[:1]
+        running = [request for request in cells if request.id in self._started][-1:] or cells[:1]
         for request in running if self._is_silent else ():
             self._tell_of_a_gap(request)
-            if request is self._in_doubt()[-1] and request.id in self._past.interrupted:
+            if request is self._in_doubt()[-1] and request.id in self._recovered.interrupted:
                 # The kernel answers nobody, so it is at this cell, and nothing stands behind it.
-                self.on_lost_interrupt(request, self._past.interrupted.pop(request.id))
+                self.on_lost_interrupt(request, self._recovered.interrupted.pop(request.id))
             self._tell(request, UNHEARD)
         self._is_silent = True
         if cells:
@@ -116,21 +118,21 @@ class Adoption:
 
     def _tell_of_a_gap(self, request: Request) -> None:
         """Say that outputs may be missing, unless a cell was heard here from its begin on."""
-        if request.id not in self._heard.replies:
+        if request.id not in self._inferred.replies:
             self._tell(request, f"{self._what_is_missing()}.")
 
     def _tell(self, request: Request, sentence: str) -> None:
         """Say a sentence in a cell, unless one like it is there."""
         told = request.id, sentence == UNHEARD
-        if told not in self._told:
-            self._told.add(told)
-            self._speaker.tell(request, sentence)
+        if told not in self._reported:
+            self._reported.add(told)
+            self._writer.tell(request, sentence)
 
     def hear_of_question(self) -> None:
         """The kernel has published that it is at our question: what begins now, comes later."""
-        self._begun_before = set(self._begun)
+        self._begun_before = set(self._started)
 
-    def hear_answer(self, child: Child) -> None:
+    def hear_answer(self, child: KernelProcess) -> None:
         """The child has answered: it is between two cells.
 
         What it published before that comes by another socket, and perhaps a moment later. So
@@ -138,18 +140,18 @@ class Adoption:
         """
         self._reactor.later(HEARD_WITHIN, partial(self._take_stock, child))
 
-    def _take_stock(self, child: Child) -> None:
+    def _take_stock(self, child: KernelProcess) -> None:
         """See what an answer tells of all that is in doubt."""
-        begun = self._begun if self._begun_before is None else self._begun_before
+        begun = self._started if self._begun_before is None else self._begun_before
         self._begun_before = None
         for request in self._in_doubt():
             reply = self._overheard(request)
             if reply:
-                log_failure_of(partial(self._speaker.reply, request, reply))
+                log_failure_of(partial(self._writer.reply, request, reply))
                 self._requests.move(request, Stage.DONE, "its outputs tell its reply")
             elif request.id in begun:
                 self._fail(request)
-        ending = [each for each in self._doubtful if each.stage is Stage.REPLIED]
+        ending = [each for each in self._uncertain if each.stage is Stage.REPLIED]
         if self._is_quiet or not (self._in_doubt() or ending):
             for request in self._in_doubt():
                 self._fail(request)
@@ -165,14 +167,14 @@ class Adoption:
         """List what has no answer; what runs in a subshell may well run on."""
         return [
             request
-            for request in self._doubtful
+            for request in self._uncertain
             if request.is_open and not request.header.get("subshell_id")
         ]
 
     def _overheard(self, request: Request) -> dict[str, Any] | None:
         """Return the reply of a cell that was heard from busy to idle by one evaluator."""
-        for heard in (self._past.heard, self._heard):
-            if request.id in heard.over and request.id in heard.replies and request.is_cell:
+        for heard in (self._recovered.inferred, self._inferred):
+            if request.id in heard.idle and request.id in heard.replies and request.is_cell:
                 return heard.replies[request.id]
         return None
 
@@ -181,11 +183,11 @@ class Adoption:
             f"{self._what_is_missing()}, and so is the reply to this. It was not run again; "
             "what it did to the variables is there."
         )
-        log_failure_of(partial(self._speaker.answer_error, request, "OutputsMissing", why))
+        log_failure_of(partial(self._writer.answer_error, request, "OutputsMissing", why))
         self._requests.move(request, Stage.FAILED, "its reply is missing")
 
     def _what_is_missing(self) -> str:
-        begin, end = (_local_time(moment) for moment in (self._past.time, time.time()))
+        begin, end = (_local_time(moment) for moment in (self._recovered.time, time.time()))
         return (
             "The evaluator of this session was killed, and a new one has taken over: outputs "
             f"between {begin} and {end} may be missing"

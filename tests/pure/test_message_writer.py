@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from remoter_kernel.daemon.speaker import Speaker
+from remoter_kernel.daemon.message_writer import MessageWriter
 from remoter_kernel.errors import TooLarge
 from remoter_kernel.wire.frames import MOST_WORDS, Channel, pack_parts, unpack_parts
 
@@ -33,7 +33,7 @@ def test_what_cannot_be_carried_is_told_whatever_its_headers_are(
 ) -> None:
     """In the cell, if it can be known; in a reply, of the type that was asked for."""
     book = Book()
-    speaker = Speaker(book)  # type: ignore[arg-type]
+    speaker = MessageWriter(book)  # type: ignore[arg-type]
     parts: list[Any] = [b"", header, parent, b"{}", b"{}"]
     speaker.tell_missing(parts, ERROR)
     ((channel, told),) = book.said
@@ -49,7 +49,7 @@ def test_what_cannot_be_carried_is_told_whatever_its_headers_are(
 
 def test_a_question_that_cannot_be_carried_is_a_question_still() -> None:
     """The cell waits for an answer, and its person reads why this is all there is."""
-    speaker = Speaker(Book())  # type: ignore[arg-type]
+    speaker = MessageWriter(Book())  # type: ignore[arg-type]
     parts: list[Any] = [b"", b'{"msg_type": "input_request"}', b"{}", b"{}", b"{}"]
     content = json.loads(bytes(unpack_parts(speaker.in_place_of(parts, ERROR))[4]))
     assert content == {"prompt": f"{ERROR} ", "password": False}

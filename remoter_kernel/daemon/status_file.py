@@ -17,14 +17,14 @@ from remoter_kernel.wire.requests import Requests
 from remoter_kernel.wire.threads import Worker
 
 if TYPE_CHECKING:
-    from remoter_kernel.daemon.door import Door
     from remoter_kernel.daemon.journal import Journal
+    from remoter_kernel.daemon.listener import Listener
     from remoter_kernel.daemon.registry import Session
     from remoter_kernel.wire.reactor import Reactor, Timer
 
 EVERY = 1.0  # seconds between two writings
 RETRY_AFTER = 5.0  # seconds: a full disk may have room again
-FILE = "state.json"
+STATUS_FILE = "state.json"
 CELLS = "cells.json"
 MOST_CELLS = 10_000  # that are remembered
 LONGEST_CELL = 64  # characters of a cell's id in a notebook file
@@ -32,34 +32,36 @@ ROUTINE = {"busy", "idle"}  # states that come and go with each request
 _log = logging.getLogger(__name__)
 
 
-class Board:
+class StatusWriter:
     """Keeps `state.json` as true as a second allows."""
 
-    def __init__(self, reactor: Reactor, session: Session, journal: Journal, door: Door) -> None:
+    def __init__(
+        self, reactor: Reactor, session: Session, journal: Journal, door: Listener
+    ) -> None:
         """Remember; `open` begins."""
         self.reactor = reactor
         self.requests = Requests()  # the session's, once there is a supervisor
         self._session = session
         self._journal = journal
-        self._door = door
+        self._listener = door
         self._state = ""
         self._since = time.time()
-        self._seen: tuple[Any, ...] = ()
+        self._last_snapshot: tuple[Any, ...] = ()
         self._timer: Timer | None = None
-        self._posted = 0.0
-        self._fronts: dict[str, dict[str, Any]] = {}
+        self._written_at = 0.0
+        self._clients: dict[str, dict[str, Any]] = {}
         self._cells: dict[str, None] = {}  # in the order in which they were run first
-        self._told_cells = 0  # how many of them are written
+        self._written_cells = 0  # how many of them are written
         self._unwritten: dict[str, dict[str, Any]] = {}  # by file: only the newest counts
         self._is_writing = False
         self._disk = Worker("board", reactor.call)
 
     def open(self) -> None:
         """Go on from what an evaluator before this one knew of its fronts, and begin."""
-        known = self._session.read(FILE).get("fronts") or {}
-        self._fronts = {name: {**words, "here": False} for name, words in known.items()}
+        known = self._session.read(STATUS_FILE).get("fronts") or {}
+        self._clients = {name: {**words, "here": False} for name, words in known.items()}
         self._cells = dict.fromkeys(known_cells(self._session))
-        self._told_cells = len(self._cells)
+        self._written_cells = len(self._cells)
 
     def close(self) -> None:
         """Write the last word."""
@@ -76,28 +78,28 @@ class Board:
 
     def look(self, state: str) -> None:
         """Hear how the kernel is; what has changed is on the board within a second."""
-        if len(self._cells) > self._told_cells:
-            self._told_cells = len(self._cells)
+        if len(self._cells) > self._written_cells:
+            self._written_cells = len(self._cells)
             self._write(CELLS, {"cells": list(self._cells)})
         if state != self._state:
             level = logging.DEBUG if {state, self._state} == ROUTINE else logging.INFO
             _log.log(level, "The session is %s (before: %s).", state, self._state or "new")
             self._state, self._since = state, time.time()
-        door = self._door
+        door = self._listener
         moves = self.requests.moves  # what a hung kernel was given leaves nothing in the journal
-        seen = (state, self._journal.last, moves, door.has_visitors, len(door.guests))
-        if seen == self._seen or self._timer is not None:
+        seen = (state, self._journal.last, moves, door.has_visitors, len(door.clients))
+        if seen == self._last_snapshot or self._timer is not None:
             return
-        self._seen = seen
-        wait = self._posted + EVERY - time.monotonic()
+        self._last_snapshot = seen
+        wait = self._written_at + EVERY - time.monotonic()
         self._timer = self.reactor.later(max(wait, 0.0), self._post)
 
     def _post(self) -> None:
         self._timer = None
-        self._posted = time.monotonic()
-        for guest in self._door.guests.values():
-            known = self._fronts.setdefault(guest.name.hex(), {})
-            known.update(here=guest.pump is not None, taken=guest.outbox.taken[Lane.BULK])
+        self._written_at = time.monotonic()
+        for guest in self._listener.clients.values():
+            known = self._clients.setdefault(guest.name.hex(), {})
+            known.update(here=guest.pump is not None, taken=guest.outbox.acked[Lane.BULK])
             known.update(kernel_id=guest.kernel_id, laptop=guest.laptop)
         words = {
             "state": self._state,
@@ -105,9 +107,9 @@ class Board:
             "last": self._journal.last,
             "written": time.time(),
             "requests": self.requests.rows(),
-            "fronts": {name: dict(known) for name, known in self._fronts.items()},
+            "fronts": {name: dict(known) for name, known in self._clients.items()},
         }
-        self._write(FILE, words)
+        self._write(STATUS_FILE, words)
 
     def _write(self, name: str, words: dict[str, Any]) -> None:
         self._unwritten[name] = words

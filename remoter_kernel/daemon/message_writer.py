@@ -20,8 +20,8 @@ from remoter_kernel.wire.messages import HEADER, PARENT, Voice, header_of
 from remoter_kernel.wire.requests import BUSY, IDLE, Request
 
 if TYPE_CHECKING:
-    from remoter_kernel.daemon.door import Guest
     from remoter_kernel.daemon.journal import Journal
+    from remoter_kernel.daemon.listener import Client
 
 KNOWN = ("msg_id", "msg_type", "session", "username", "date", "version")  # words of a header
 LONG = 1000  # characters of such a word
@@ -29,18 +29,18 @@ MOST_INFO = 256 * 1024  # bytes of what a kernel says of itself: every greeting 
 _log = logging.getLogger(__name__)
 
 
-class Speaker:
+class MessageWriter:
     """Writes into the journal what the fronts should hear; sounds like the child."""
 
     def __init__(self, journal: Journal) -> None:
         """Remember where it is said."""
         self.kernel_info: dict[str, Any] = {}  # empty while there is no child to sound like
         self._journal = journal
-        self._voice = Voice(b"")
+        self._signer = Voice(b"")
 
     def sound_like(self, header: dict[str, Any], kernel_info: dict[str, Any]) -> None:
         """Take over the session and the user's name of a child's message."""
-        self._voice.speak_as(str(header.get("session", "")), str(header.get("username", "")))
+        self._signer.speak_as(str(header.get("session", "")), str(header.get("username", "")))
         if len(to_json(kernel_info)) > MOST_INFO:  # whoever asks the kernel itself hears all of it
             kernel_info = {**kernel_info, "banner": "", "help_links": []}
         self.kernel_info = kernel_info
@@ -51,8 +51,8 @@ class Speaker:
             return {"kernel_info": {}, "session": "", "username": ""}
         return {
             "kernel_info": self.kernel_info,
-            "session": self._voice.session,
-            "username": self._voice.username,
+            "session": self._signer.session,
+            "username": self._signer.username,
         }
 
     def note(self, event: str, **words: Any) -> None:
@@ -61,7 +61,7 @@ class Speaker:
         _log.info("Event %s. %s", event, why)
         self._journal.append(Channel.NOTE, pack_parts([to_json({"event": event, **words})]))
 
-    def note_visit(self, guest: Guest) -> None:
+    def note_visit(self, guest: Client) -> None:
         """Write down that a front came or went; the fronts need not hear of it."""
         words = {"event": "came" if guest.pump else "went", "front": guest.name.hex()}
         body = pack_parts([to_json(words)])
@@ -71,7 +71,7 @@ class Speaker:
         self, kind: str, content: dict[str, Any], parent: dict[str, Any] | None = None
     ) -> None:
         """Say something to all on iopub."""
-        parts = self._voice.compose(kind, content, parent, topic=f"kernel.{kind}".encode())
+        parts = self._signer.compose(kind, content, parent, topic=f"kernel.{kind}".encode())
         self._journal.append(Channel.IOPUB, pack_parts(parts))
 
     def tell(self, request: Request, sentence: str) -> None:
@@ -95,9 +95,9 @@ class Speaker:
         if kind != "input_request":
             trouble = {"ename": type(error).__name__, "evalue": str(error)}
             words = {"status": "error", **trouble, "traceback": [str(error)]}
-        return pack_parts(self._voice.compose(kind, words, parent))
+        return pack_parts(self._signer.compose(kind, words, parent))
 
-    def tell_refused(self, guest: Guest, head: FrameHeader, body: Bytes, error: Exception) -> None:
+    def tell_refused(self, guest: Client, head: FrameHeader, body: Bytes, error: Exception) -> None:
         """Answer a request that could not be taken in; what has no reply is answered by a text."""
         if head.channel is not Channel.SHELL and head.channel is not Channel.CONTROL:
             return
@@ -138,7 +138,7 @@ class Speaker:
     def reply(self, request: Request, content: dict[str, Any]) -> None:
         """Reply to a request, and no more."""
         kind = request.type.replace("_request", "_reply")
-        parts = self._voice.compose(kind, content, request.header)
+        parts = self._signer.compose(kind, content, request.header)
         self._journal.append(request.channel, pack_parts(parts), front=request.client)
 
     def _answer(
