@@ -29,7 +29,8 @@ LONGER_WITH_REASON = {
     "remoter_kernel/front/jupyter/handlers.py",  # one subject: who may answer, and in which order
     "remoter_kernel/daemon/journal.py",  # one subject: a file, who writes it and who reads it
     "remoter_kernel/front/session/link.py",  # one subject: a conversation and its connections
-    "remoter_kernel/wire/waiting.py",  # one subject: what becomes of outputs that wait
+    "remoter_kernel/wire/output_backlog.py",  # one subject: what becomes of outputs that wait
+    "remoter_kernel/wire/sender.py",  # one subject: a plan on its way
 }
 FORBIDDEN_NAMES = {"utils", "helpers", "manager", "base", "connection"}
 # Options of all verbs are described once, at the top of the page.

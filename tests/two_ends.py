@@ -12,11 +12,11 @@ import pytest
 
 from remoter_kernel.errors import RemoterError
 from remoter_kernel.front.files.file_transfer import SocketEnds
-from remoter_kernel.wire.duplex import Duplex
-from remoter_kernel.wire.receiving import Receiving
-from remoter_kernel.wire.sending import Sending
-from remoter_kernel.wire.sources import make_plan
-from remoter_kernel.wire.wire_format import BEGINS, FileEntry, FrameType, frame, to_body
+from remoter_kernel.wire.framed_stream import FramedStream
+from remoter_kernel.wire.plan import make_plan
+from remoter_kernel.wire.receiver import Receiver
+from remoter_kernel.wire.sender import Sender
+from remoter_kernel.wire.wire_format import BODY_START, FileEntry, FrameType, frame, to_body
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -38,13 +38,13 @@ def dst(tmp_path: Path) -> Path:
     return folder
 
 
-def carry(sending: Sending, receiving: Receiving) -> list[Exception]:
+def carry(sending: Sender, receiving: Receiver) -> list[Exception]:
     """Connect both ends, and return what each ended with."""
     near, far = socket.socketpair()
     troubles: list[Exception] = []
 
     def run(end: Any, connection: socket.socket) -> None:
-        duplex = Duplex(SocketEnds(connection))
+        duplex = FramedStream(SocketEnds(connection))
         duplex.start()
         try:
             end.run(duplex)
@@ -63,10 +63,10 @@ def carry(sending: Sending, receiving: Receiving) -> list[Exception]:
     return troubles
 
 
-def send(*words: Any, to: Any, **options: Any) -> tuple[Sending, Receiving]:
+def send(*words: Any, to: Any, **options: Any) -> tuple[Sender, Receiver]:
     """Carry sources to a place; it must go well."""
-    sending = Sending(make_plan([str(word) for word in words], "/"), **options)
-    receiving = Receiving(str(to), "/")
+    sending = Sender(make_plan([str(word) for word in words], "/"), **options)
+    receiving = Receiver(str(to), "/")
     assert carry(sending, receiving) == []
     return sending, receiving
 
@@ -87,7 +87,7 @@ def entry(path: str, number: int = 1, content: bytes = b"evil", **words: Any) ->
     digest = hashlib.sha256(content).hexdigest()
     return (
         frame(FrameType.ENTRY, to_body(told))
-        + frame(FrameType.BODY, BEGINS.pack(number, 0))
+        + frame(FrameType.BODY, BODY_START.pack(number, 0))
         + frame(FrameType.DATA, content)
         + frame(FrameType.END, to_body({"number": number, "sha256": digest}))
     )
@@ -103,7 +103,7 @@ def say(said: bytes, dst: Path, *asked: str, is_folder: bool = True) -> Exceptio
     """Say something to a receiver, and hang up; return what it ended with."""
     near, far = socket.socketpair()
     with near, far:
-        duplex = Duplex(SocketEnds(far))
+        duplex = FramedStream(SocketEnds(far))
         duplex.start()
 
         def speak() -> None:
@@ -116,7 +116,7 @@ def say(said: bytes, dst: Path, *asked: str, is_folder: bool = True) -> Exceptio
         thread = threading.Thread(target=speak)
         thread.start()
         try:
-            Receiving(f"{dst}/" if is_folder else str(dst), "/", asked=asked).run(duplex)
+            Receiver(f"{dst}/" if is_folder else str(dst), "/", asked=asked).run(duplex)
         except RemoterError as error:
             return error
         finally:

@@ -78,7 +78,7 @@ class KernelOutputHandler:
             self._interrupts.note_idle(asker)
         elif heard:
             if self.recovery:
-                self.recovery.end(heard.passed)
+                self.recovery.end(heard.finished_before)
             self._interrupts.note_begin(asker, is_running=False)
         elif b'"execute_input"' in bytes(parts[HEADER]):
             self._interrupts.note_begin(str(header_of(parts[PARENT]).get("msg_id", "")))

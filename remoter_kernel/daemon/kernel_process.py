@@ -32,7 +32,7 @@ from remoter_kernel.daemon.processes import is_running, started_at
 from remoter_kernel.errors import RemoteLacks
 from remoter_kernel.wire.frames import Channel
 from remoter_kernel.wire.kernel_client import KernelClient
-from remoter_kernel.wire.messages import Voice
+from remoter_kernel.wire.messages import MessageSigner
 from remoter_kernel.wire.threads import Worker
 
 if TYPE_CHECKING:
@@ -204,7 +204,7 @@ class KernelProcess:
     def _connect(self) -> None:
         """Connect with keys or without, as the kernel binds its sockets."""
         manager = self.manager
-        self.client.expect(Voice(manager.session.key, manager.session.signature_scheme))
+        self.client.expect(MessageSigner(manager.session.key, manager.session.signature_scheme))
         self._offered_keys = offered_keys(Path(manager.connection_file))
         self.is_encrypted = self._offered_keys is not None
         if self._offered_keys:

@@ -31,11 +31,11 @@ from remoter_kernel.wire.frames import (
     pack_parts,
     to_json,
 )
+from remoter_kernel.wire.output_backlog import BACKLOG_LIMIT
 from remoter_kernel.wire.pump import Pump
 from remoter_kernel.wire.reactor import messages
-from remoter_kernel.wire.stream import Conversation
+from remoter_kernel.wire.stream import ReliableStream
 from remoter_kernel.wire.threads import Worker
-from remoter_kernel.wire.waiting import MOST_WAITING
 
 if TYPE_CHECKING:
     from remoter_kernel.daemon.journal import Journal
@@ -52,11 +52,11 @@ _log = logging.getLogger(__name__)
 class Client:
     """A front that has been here: its conversation, and its wire while there is one."""
 
-    def __init__(self, name: bytes, outbox: ClientOutbox, talk: Conversation) -> None:
+    def __init__(self, name: bytes, outbox: ClientOutbox, talk: ReliableStream) -> None:
         """Remember who it is."""
         self.name = name
         self.outbox = outbox
-        self.talk = talk
+        self.stream = talk
         self.pump: Pump | None = None
         # Up to these numbers an evaluator before this one may have taken what it said.
         self.maybe_received = dict.fromkeys(Lane, 0)
@@ -83,7 +83,7 @@ class Listener:
         self.describe: Callable[[], dict[str, Any]] = dict
         # Is it known, from before this evaluator's time, how far a front was?
         self.is_seen_exact: Callable[[bytes, Lane], bool] = lambda _front, _lane: True
-        self.most_waiting = MOST_WAITING  # bytes of one cell's text, for each front
+        self.most_waiting = BACKLOG_LIMIT  # bytes of one cell's text, for each front
         self.flush_now = False  # has something been said that should not wait for more?
         self._flushed_up_to = 0  # the last number that was sent, as far as credit goes
         self._cork_timer: Timer | None = None
@@ -184,8 +184,8 @@ class Listener:
     def remember(self, front: bytes, seen: dict[Lane, int]) -> None:
         """Know a front from before this evaluator's time, and what it has said."""
         guest = self._new_guest(front)
-        guest.talk.seen = dict(seen)
-        guest.talk.kept = dict(seen)
+        guest.stream.received = dict(seen)
+        guest.stream.acked = dict(seen)
 
     def low_water(self) -> int:
         """Return up to where the fronts that live have taken what is for them."""
@@ -198,7 +198,7 @@ class Listener:
         outbox = ClientOutbox(
             self.journal, name, most_waiting=self.most_waiting, session=self.session.id
         )
-        guest = self.clients[name] = Client(name, outbox, Conversation(outbox))
+        guest = self.clients[name] = Client(name, outbox, ReliableStream(outbox))
         return guest
 
     def _hear(self) -> None:
@@ -225,8 +225,8 @@ class Listener:
         And, if the front has them, `kernel_id` and `laptop`: whose front it is.
         """
         ((head, body),) = decode_messages(frame)
-        if head.kind is not MessageType.HELLO:
-            message = f"{head.kind.name} came before HELLO."
+        if head.type is not MessageType.HELLO:
+            message = f"{head.type.name} came before HELLO."
             raise ProtocolError(message)
         words = from_json(body)
         name = bytes.fromhex(words["front"])
@@ -250,15 +250,17 @@ class Listener:
             self._handshaken.add(name)
             for lane, number in zip(Lane, words.get("said") or ()):
                 guest.maybe_received[lane] = 0 if self.is_seen_exact(name, lane) else int(number)
-        guest.talk.begin()
-        pump = Pump(self.reactor, guest.talk, partial(self._send, identity))
+        guest.stream.begin()
+        pump = Pump(self.reactor, guest.stream, partial(self._send, identity))
         pump.on_item = partial(self.on_item, guest)
         pump.on_refused = partial(self._refuse, guest)
         pump.on_end = partial(self._leave, guest, identity)
         guest.pump = self._pumps[identity] = pump
         self._active[name] = guest
-        welcome = {**self.describe(), "seen": list(guest.talk.seen.values()), "begin": begin}
-        self._send(identity, encode_message(guest.talk.head(MessageType.WELCOME), to_json(welcome)))
+        welcome = {**self.describe(), "seen": list(guest.stream.received.values()), "begin": begin}
+        self._send(
+            identity, encode_message(guest.stream.head(MessageType.WELCOME), to_json(welcome))
+        )
         _log.info("Client %s has come; it has seen up to %d.", name.hex(), bulk)
         pump.start((bulk, urgent))
         self.on_client_change(guest)
@@ -279,10 +281,10 @@ class Listener:
         except Exception as bug:  # noqa: BLE001 - what is odd may be too odd to be told
             self.reactor.on_bug(bug)
         lane = LANE[head.channel]
-        channel = Channel.NOTE if lane is Lane.BULK else Channel.ORDER
+        channel = Channel.EVENT if lane is Lane.BULK else Channel.COMMAND
 
         def keep() -> None:
-            guest.talk.keep(lane, head.number, len(body))
+            guest.stream.keep(lane, head.number, len(body))
             if guest.pump:
                 guest.pump.give_credit()
 

@@ -16,7 +16,7 @@ from remoter_kernel.wire.frames import (
     to_json,
     unpack_parts,
 )
-from remoter_kernel.wire.messages import HEADER, PARENT, Voice, header_of
+from remoter_kernel.wire.messages import HEADER, PARENT, MessageSigner, header_of
 from remoter_kernel.wire.requests import BUSY, IDLE, Request
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ class MessageWriter:
         """Remember where it is said."""
         self.kernel_info: dict[str, Any] = {}  # empty while there is no child to sound like
         self._journal = journal
-        self._signer = Voice(b"")
+        self._signer = MessageSigner(b"")
 
     def sound_like(self, header: dict[str, Any], kernel_info: dict[str, Any]) -> None:
         """Take over the session and the user's name of a child's message."""
@@ -59,13 +59,13 @@ class MessageWriter:
         """Tell the fronts what has become of the child."""
         why = str(words.get("why", "")).partition("\n")[0]  # after that come its own words
         _log.info("Event %s. %s", event, why)
-        self._journal.append(Channel.NOTE, pack_parts([to_json({"event": event, **words})]))
+        self._journal.append(Channel.EVENT, pack_parts([to_json({"event": event, **words})]))
 
     def note_visit(self, guest: Client) -> None:
         """Write down that a front came or went; the fronts need not hear of it."""
         words = {"event": "came" if guest.pump else "went", "front": guest.name.hex()}
         body = pack_parts([to_json(words)])
-        self._journal.append(Channel.NOTE, body, front=guest.name, is_from_front=True)
+        self._journal.append(Channel.EVENT, body, front=guest.name, is_from_front=True)
 
     def publish(
         self, kind: str, content: dict[str, Any], parent: dict[str, Any] | None = None
@@ -112,13 +112,13 @@ class MessageWriter:
 
     def begin(self, request: Request) -> None:
         """Say that the kernel is busy with a request, unless that was said."""
-        if BUSY not in request.heard:
-            request.heard.add(BUSY)
+        if BUSY not in request.states:
+            request.states.add(BUSY)
             self.publish("status", {"execution_state": BUSY}, request.header)
 
     def end(self, request: Request) -> None:
         """Say that the kernel is done with a request."""
-        request.heard.add(IDLE)  # so that nobody hears it a second time, should it come
+        request.states.add(IDLE)  # so that nobody hears it a second time, should it come
         self.publish("status", {"execution_state": IDLE}, request.header)
 
     def answer_error(self, request: Request, name: str, why: str) -> None:

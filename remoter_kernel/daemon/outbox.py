@@ -12,8 +12,8 @@ from collections import deque
 from typing import TYPE_CHECKING, Callable
 
 from remoter_kernel.wire.frames import LANE, Channel, Lane, pack_parts, to_json, unpack_parts
+from remoter_kernel.wire.output_backlog import BACKLOG_LIMIT, Coalesced, OutputBacklog
 from remoter_kernel.wire.stream import OutboxEntry
-from remoter_kernel.wire.waiting import MOST_WAITING, Taken, Waiting
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -34,7 +34,7 @@ class ClientOutbox:
         journal: Journal,
         front: bytes,
         *,
-        most_waiting: int = MOST_WAITING,
+        most_waiting: int = BACKLOG_LIMIT,
         session: str = "",
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -55,9 +55,9 @@ class ClientOutbox:
         self._is_reading = False  # what is to be looked at next comes from the disk
         self._is_dormant = False  # it has been away for so long that nothing is noticed
         self._scanned_up_to = 0  # all up to this number is in `_backlog`, or was
-        self._backlog = Waiting(most_waiting, session)
-        self._resend: deque[Taken] = deque()  # was given out, and lost with a wire
-        self._in_flight: deque[Taken] = deque()  # was given out, and may yet be lost
+        self._backlog = OutputBacklog(most_waiting, session)
+        self._resend: deque[Coalesced] = deque()  # was given out, and lost with a wire
+        self._in_flight: deque[Coalesced] = deque()  # was given out, and may yet be lost
         self._in_flight_base = 0  # the number before the first in `_in_flight`
 
     def next_after(self, lane: Lane, number: int) -> OutboxEntry | None:
@@ -73,7 +73,7 @@ class ClientOutbox:
             if entry:
                 self._last_sent = self._scanned_up_to = entry.number
                 if self._in_flight:
-                    self._in_flight.append(Taken(entry.number, None, entry.number))
+                    self._in_flight.append(Coalesced(entry.number, None, entry.number))
             return entry
         return self._next_that_waited()
 
@@ -157,7 +157,7 @@ class ClientOutbox:
 
     def _start_at(self, number: int) -> None:
         """Know nothing but where to begin."""
-        self._backlog = Waiting(self._backlog_limit, self._session)
+        self._backlog = OutputBacklog(self._backlog_limit, self._session)
         self._resend.clear()
         self._in_flight.clear()
         self._journal_ends.clear()
@@ -215,7 +215,7 @@ class ClientOutbox:
                 self._in_flight.append(taken)
                 return entry
 
-    def _is_on_disk(self, taken: Taken) -> bool:
+    def _is_on_disk(self, taken: Coalesced) -> bool:
         """Has it yet to be read? `on_read` of the journal tells when to ask again."""
         if taken.parts is not None:
             return False
@@ -223,7 +223,7 @@ class ClientOutbox:
         channel = self._journal.is_for(self._client, position)
         return channel is not None and self._read(position, channel) is None
 
-    def _entry(self, taken: Taken) -> OutboxEntry | None:
+    def _entry(self, taken: Coalesced) -> OutboxEntry | None:
         if taken.parts is not None:
             return OutboxEntry(taken.number, Channel.IOPUB, pack_parts(taken.parts))
         position = int(taken.payload)
@@ -240,7 +240,7 @@ class ClientOutbox:
             return OutboxEntry(position, channel, pack_parts([b"", b"{}", b"{}", b"{}", b"{}"]))
         told = f"Record {position} cannot be read from the disk there ({why})."
         note = {"event": "unreadable", "number": position, "why": told}
-        return OutboxEntry(position, Channel.NOTE, pack_parts([to_json(note)]))
+        return OutboxEntry(position, Channel.EVENT, pack_parts([to_json(note)]))
 
     def _go_back(self, number: int) -> None:
         """Begin again after what the front has seen: a wire was lost, or is the first."""
@@ -252,7 +252,7 @@ class ClientOutbox:
             back = [taken for taken in self._in_flight if taken.number > number]
             if number < self._in_flight_base:
                 raw = self._mine(number, self._in_flight_base)
-                back = [Taken(position, None, position) for position, _ in raw] + back
+                back = [Coalesced(position, None, position) for position, _ in raw] + back
             self._resend.extendleft(reversed(back))
             self._in_flight.clear()
             self._is_lagging = True

@@ -26,8 +26,8 @@ from remoter_kernel.daemon.registry import Session
 from remoter_kernel.errors import ProtocolError
 from remoter_kernel.plain_text import plain_text
 from remoter_kernel.wire.frames import Channel, unpack_parts
-from remoter_kernel.wire.said import Said, encode_said
-from remoter_kernel.wire.sources import full_path
+from remoter_kernel.wire.journal_entries import JournalEntry, encode_said
+from remoter_kernel.wire.plan import full_path
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -231,14 +231,14 @@ def _pack(records: Iterator[Record], skip: int) -> list[bytes]:
     chunks: list[bytes] = []
     for record in records:
         chunk = encode_said(
-            Said(
+            JournalEntry(
                 number=record.number,
                 time=record.time,
                 channel=record.channel,
-                is_from_front=record.is_from_client,
-                front=record.client,
+                is_from_client=record.is_from_client,
+                client=record.client,
                 body=record.body,
-                is_mark=record.is_marker,
+                is_marker=record.is_marker,
             )
         )[skip : skip + MOST]
         skip = 0
@@ -350,7 +350,7 @@ def _can_be_typed(name: str) -> bool:
 
 def _is_event(record: Record) -> bool:
     """Is this worth a line in a log: a request, how it ended, an order, a note?"""
-    if record.channel in {Channel.NOTE, Channel.ORDER}:
+    if record.channel in {Channel.EVENT, Channel.COMMAND}:
         return True
     return record.channel is Channel.SHELL and str(
         _read_header(record, HEADER).get("msg_type", "")

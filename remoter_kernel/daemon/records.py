@@ -123,7 +123,7 @@ def encode_record(record: Record) -> bytes:
 def mark(number: int, time: float, words: dict[str, Any]) -> Record:
     """Return a record for whoever reads the journal; `words` has `mark`: what it is."""
     body = pack_parts([to_json(words)])
-    return Record(number, Channel.NOTE, False, EVERYONE, body, time, is_marker=True)
+    return Record(number, Channel.EVENT, False, EVERYONE, body, time, is_marker=True)
 
 
 def is_loss(record: Record) -> bool:

@@ -126,12 +126,12 @@ class RecoveredState:
             self._take_mark(mark_of(record))
             return
         parts: list[Bytes] = list(unpack_parts(record.body))
-        if record.channel is Channel.NOTE:
+        if record.channel is Channel.EVENT:
             note = from_json(parts[TOPIC])
             if note.get("event") == "ready":
                 self.kernel = note
                 self._command = "", 0.0
-        elif record.channel is Channel.ORDER:
+        elif record.channel is Channel.COMMAND:
             self._take_command(record, from_json(parts[TOPIC]))
         elif record.channel in {Channel.SHELL, Channel.CONTROL}:
             self._take_message(record, parts)

@@ -88,7 +88,7 @@ class RequestHandler:
         then: Callable[[], None] = lambda: None  # noqa: E731 - a default
         is_held = False
         request: Request | None = None
-        if channel is Channel.ORDER:
+        if channel is Channel.COMMAND:
             self._obey(guest, head, parts)
         else:
             header = header_of(parts[HEADER])
@@ -142,7 +142,7 @@ class RequestHandler:
         running = self.requests.running
         for request in self.requests:
             has_replied = request.stage is Stage.REPLIED
-            is_last = is_cut and (BUSY in request.heard or request is running)
+            is_last = is_cut and (BUSY in request.states or request is running)
             told = why if has_replied else ""  # else an error says it
             log_failure_of(partial(self._tell_end, request, told, is_cut=is_last))
             if has_replied:
@@ -168,10 +168,10 @@ class RequestHandler:
 
     @staticmethod
     def _have_kept(guest: Client, head: FrameHeader, size: int, then: Callable[[], None]) -> None:
-        guest.talk.keep(LANE[head.channel], head.number, size)
+        guest.stream.keep(LANE[head.channel], head.number, size)
         if guest.pump:
             guest.pump.give_credit()
-            if head.channel is Channel.ORDER:
+            if head.channel is Channel.COMMAND:
                 guest.pump.acknowledge()  # the front may be waiting to leave
         then()
 
@@ -220,7 +220,7 @@ class RequestHandler:
         if order == "interrupt":
             self._interrupt(guest, head, words.get("cells") or [])
         elif order == "restart":
-            self.cancellations.restart(guest.name, head.mark)
+            self.cancellations.restart(guest.name, head.barrier)
             self.dispatcher.answer_overtaken()
             self.on_command(order)
         elif order == "stop":
@@ -240,8 +240,8 @@ class RequestHandler:
         `cells`: those that had no reply there. If all of them have ended since, whatever runs
         now was not meant.
         """
-        requests, kept = self.requests, guest.talk.kept[Lane.BULK]
-        has_unbegun = head.mark > kept or any(
+        requests, kept = self.requests, guest.stream.acked[Lane.BULK]
+        has_unbegun = head.barrier > kept or any(
             each.client == guest.name and each.stage in {Stage.HELD, Stage.QUEUED}
             for each in requests
         )
@@ -250,7 +250,7 @@ class RequestHandler:
         cell = requests.running
         self._listener.hold_back([cell.id] if cell else [])
         if cell and self.kernel_for(Channel.CONTROL):
-            self.interrupts.aim(cell.id, guest.name, head.mark)
+            self.interrupts.aim(cell.id, guest.name, head.barrier)
             if self.interrupts.count(cell.id) == STUBBORN:
                 self._writer.tell(
                     cell,
@@ -258,7 +258,7 @@ class RequestHandler:
                     f"variables and all: remoter stop {self._session.id}",
                 )
         elif has_unbegun:
-            self.cancellations.interrupt(guest.name, head.mark)
+            self.cancellations.interrupt(guest.name, head.barrier)
             self.dispatcher.answer_overtaken()
         else:
             self._strike()

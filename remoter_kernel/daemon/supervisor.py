@@ -26,9 +26,9 @@ from remoter_kernel.daemon.request_handler import RequestHandler
 from remoter_kernel.daemon.startup_watchdog import StartupWatchdog
 from remoter_kernel.daemon.status_file import StatusWriter
 from remoter_kernel.wire.frames import Bytes, Channel
+from remoter_kernel.wire.output_backlog import BACKLOG_LIMIT
 from remoter_kernel.wire.requests import Stage
 from remoter_kernel.wire.threads import Thread
-from remoter_kernel.wire.waiting import MOST_WAITING
 
 if TYPE_CHECKING:
     from remoter_kernel.daemon.journal import Journal
@@ -116,7 +116,7 @@ class Supervisor:
         self.listener.on_item = self._request_handler.take
         self.listener.on_refused = self._writer.tell_refused
         self.listener.describe = self._describe
-        self.listener.most_waiting = int(self.session_request.get("waiting_limit") or MOST_WAITING)
+        self.listener.most_waiting = int(self.session_request.get("waiting_limit") or BACKLOG_LIMIT)
         self.listener.on_client_change = self._writer.note_visit
         self.reactor.after_pass = self._end_pass
         self._status.open()

@@ -13,17 +13,17 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 from remoter_kernel.errors import RemoterError
-from remoter_kernel.wire.duplex import Duplex
-from remoter_kernel.wire.receiving import Receiving
-from remoter_kernel.wire.sending import Sending
-from remoter_kernel.wire.sources import full_path, make_plan, trouble_of
+from remoter_kernel.wire.framed_stream import FramedStream
+from remoter_kernel.wire.plan import full_path, make_plan, trouble_of
+from remoter_kernel.wire.receiver import Receiver
+from remoter_kernel.wire.sender import Sender
 from remoter_kernel.wire.wire_format import (
     GREETING,
     MOST_PATH,
-    TRANSFER,
+    TRANSFER_VERSION,
     FileTrouble,
     FrameType,
-    Trouble,
+    TroubleCode,
     from_body,
 )
 
@@ -72,7 +72,7 @@ def widen(descriptor: int) -> None:
 
 def main() -> None:
     """Greet, hear what is wished for, do it."""
-    duplex = Duplex(StdioStream())
+    duplex = FramedStream(StdioStream())
     duplex.start()
     os.write(1, GREETING + b"\n")
     with contextlib.suppress(RemoterError):  # the other end was told, or is gone
@@ -82,35 +82,35 @@ def main() -> None:
     _exit_now()
 
 
-def _fulfil(duplex: Duplex, wish: dict[str, Any]) -> None:
+def _fulfil(duplex: FramedStream, wish: dict[str, Any]) -> None:
     try:
         errand = _errand(wish)
     except FileTrouble as trouble:
         duplex.tell(FrameType.ERROR, trouble.words())
         return
-    if isinstance(errand, Sending):
+    if isinstance(errand, Sender):
         for each in errand.plan.troubles:
             duplex.tell(FrameType.FAILED, {**each.words(), "number": 0})
     errand.run(duplex)
 
 
-def _errand(wish: dict[str, Any]) -> Receiving | Sending:
+def _errand(wish: dict[str, Any]) -> Receiver | Sender:
     """Find out what is to be done; FileTrouble if it cannot be."""
-    if wish.get("transfer") != TRANSFER:
-        raise FileTrouble("", f"the far side speaks transfer {TRANSFER}, and no other")
+    if wish.get("transfer") != TRANSFER_VERSION:
+        raise FileTrouble("", f"the far side speaks transfer {TRANSFER_VERSION}, and no other")
     folder = _base_folder(_checked_text(wish.get("cwd") or "~"))
     if wish.get("do") == "receive":
-        return Receiving(_checked_text(wish.get("to")), folder, is_dry=wish.get("dry") is True)
+        return Receiver(_checked_text(wish.get("to")), folder, is_dry=wish.get("dry") is True)
     sources = wish.get("sources")
     if wish.get("do") != "send" or not isinstance(sources, list) or not sources:
-        raise FileTrouble("", "that asks neither to send nor to receive", Trouble.WORDS)
+        raise FileTrouble("", "that asks neither to send nor to receive", TroubleCode.WORDS)
     plan = make_plan([_checked_text(word) for word in sources], folder)
-    return Sending(plan, asks_always=wish.get("asks") is True)
+    return Sender(plan, asks_always=wish.get("asks") is True)
 
 
 def _checked_text(word: object) -> str:
     if not isinstance(word, str) or len(word) > MOST_PATH:
-        raise FileTrouble("", "what is asked for has no name that can be", Trouble.WORDS)
+        raise FileTrouble("", "what is asked for has no name that can be", TroubleCode.WORDS)
     return word
 
 
@@ -122,7 +122,7 @@ def _base_folder(cwd: str) -> str:
         raise trouble_of(error, cwd) from None
     if not os.path.isdir(folder):
         reason = "there is no such folder, and the remote's cwd names it"
-        raise FileTrouble(folder, reason, Trouble.MISSING)
+        raise FileTrouble(folder, reason, TroubleCode.MISSING)
     return folder
 
 

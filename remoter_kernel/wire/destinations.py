@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from remoter_kernel.errors import ProtocolError
-from remoter_kernel.wire.names import LONGEST, NOT_ASKED_FOR, safe_names, safe_target
-from remoter_kernel.wire.sources import full_path, trouble_of
-from remoter_kernel.wire.wire_format import FileEntry, FileTrouble, Trouble
+from remoter_kernel.wire.plan import full_path, trouble_of
+from remoter_kernel.wire.safe_paths import LONGEST, NOT_ASKED_FOR, safe_names, safe_target
+from remoter_kernel.wire.wire_format import FileEntry, FileTrouble, TroubleCode
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -30,7 +30,7 @@ class OfferedSource(NamedTuple):
     is_folder: bool
 
 
-class Top(NamedTuple):
+class TransferTarget(NamedTuple):
     """Where a source goes."""
 
     place: str
@@ -54,10 +54,10 @@ def _read_source(top: Any) -> OfferedSource:
     return OfferedSource(name, top.get("is_folder") is True)
 
 
-class Places:
+class Destinations:
     """The places of all sources of one transfer."""
 
-    def __init__(self, root: str, tops: dict[str, Top], *, is_folder: bool) -> None:
+    def __init__(self, root: str, tops: dict[str, TransferTarget], *, is_folder: bool) -> None:
         """Remember; `find_places` finds them."""
         self.root = root  # what was named here, without links
         self.is_folder = is_folder  # is it one that the sources go into?
@@ -77,10 +77,10 @@ class Places:
                 os.makedirs(root, exist_ok=True)
             elif not os.path.isdir(os.path.dirname(root)):
                 reason = "there is no such folder"
-                raise FileTrouble(os.path.dirname(root), reason, Trouble.MISSING)
+                raise FileTrouble(os.path.dirname(root), reason, TroubleCode.MISSING)
             elif any(top.is_folder for top in self._tops.values()) and os.path.lexists(root):
                 reason = "this is a file, and a folder is to be put there"
-                raise FileTrouble(root, reason, Trouble.IS_FILE)
+                raise FileTrouble(root, reason, TroubleCode.IS_FILE)
         except OSError as error:
             raise trouble_of(error, root) from None
 
@@ -92,7 +92,7 @@ class Places:
                 raise ProtocolError("A source is of another kind than it was said to be.")
             return top.place
         if not top.is_folder:
-            raise FileTrouble(entry.path, NOT_ASKED_FOR, Trouble.UNSAFE)
+            raise FileTrouble(entry.path, NOT_ASKED_FOR, TroubleCode.UNSAFE)
         place = os.path.join(top.place, *rest)
         folder = os.path.dirname(place)
         if folder not in self._checked:
@@ -100,11 +100,11 @@ class Places:
             self._remember(folder)
         return place
 
-    def _top_of(self, path: str) -> tuple[Top, list[str]]:
+    def _top_of(self, path: str) -> tuple[TransferTarget, list[str]]:
         first, *rest = safe_names(path)
         top = self._tops.get(first)
         if top is None:
-            raise FileTrouble(path, NOT_ASKED_FOR, Trouble.UNSAFE)
+            raise FileTrouble(path, NOT_ASKED_FOR, TroubleCode.UNSAFE)
         return top, rest
 
     def _remember(self, folder: str) -> None:
@@ -118,7 +118,7 @@ class Places:
         """Return the real place; raise FileTrouble if a link on the way to it leads out."""
         real = Path(os.path.realpath(place))
         if not real.is_relative_to(self._top_of(path)[0].real):
-            raise FileTrouble(path, LEADS_OUT, Trouble.UNSAFE)
+            raise FileTrouble(path, LEADS_OUT, TroubleCode.UNSAFE)
         return real
 
     def target_of(self, entry: FileEntry, place: str) -> str:
@@ -128,7 +128,7 @@ class Places:
         return safe_target(entry.target, depth)
 
 
-def find_places(sources: Sequence[OfferedSource], destination: str, folder: str) -> Places:
+def find_places(sources: Sequence[OfferedSource], destination: str, folder: str) -> Destinations:
     """Find out where sources go; `destination` as a person writes it, in `folder`."""
     try:
         place = full_path(destination, folder)
@@ -138,14 +138,14 @@ def find_places(sources: Sequence[OfferedSource], destination: str, folder: str)
     is_folder = place.endswith(("/", os.sep)) or os.path.isdir(place)
     if not is_folder and len(sources) > 1:
         reason = "several sources need a folder: write a / at its end, and it is made"
-        raise FileTrouble(destination, reason, Trouble.WORDS)
-    tops: dict[str, Top] = {}
+        raise FileTrouble(destination, reason, TroubleCode.WORDS)
+    tops: dict[str, TransferTarget] = {}
     for name, has_folder in sources:
         if name in tops:
             raise ProtocolError("Two sources have one name.")
         target = os.path.join(root, name) if is_folder else root
         real = os.path.realpath(target) if has_folder else target
         if is_folder and (real == root or not Path(real).is_relative_to(root)):
-            raise FileTrouble(name, LEADS_OUT, Trouble.UNSAFE)
-        tops[name] = Top(target, real, has_folder)
-    return Places(root, tops, is_folder=is_folder)
+            raise FileTrouble(name, LEADS_OUT, TroubleCode.UNSAFE)
+        tops[name] = TransferTarget(target, real, has_folder)
+    return Destinations(root, tops, is_folder=is_folder)

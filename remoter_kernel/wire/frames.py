@@ -57,8 +57,8 @@ class Channel(IntEnum):
     CONTROL = 1
     STDIN = 2
     IOPUB = 3
-    NOTE = 4  # what the evaluator says of its child
-    ORDER = 5  # what the front wants done: interrupt, restart, stop
+    EVENT = 4  # what the evaluator says of its child
+    COMMAND = 5  # what the front wants done: interrupt, restart, stop
 
 
 class Lane(IntEnum):
@@ -69,16 +69,16 @@ class Lane(IntEnum):
 
 
 # Looking up is several times faster than Kind(...), and this is done for every message.
-_KINDS = {int(kind): kind for kind in MessageType}
+_MESSAGE_TYPES = {int(kind): kind for kind in MessageType}
 CHANNELS = {int(channel): channel for channel in Channel}
 
 LANE = {
     Channel.SHELL: Lane.BULK,
     Channel.IOPUB: Lane.BULK,
-    Channel.NOTE: Lane.BULK,
+    Channel.EVENT: Lane.BULK,
     Channel.CONTROL: Lane.URGENT,
     Channel.STDIN: Lane.URGENT,
-    Channel.ORDER: Lane.URGENT,
+    Channel.COMMAND: Lane.URGENT,
 }
 
 
@@ -92,14 +92,14 @@ class FrameHeader(NamedTuple):
     credit: bulk bytes that the peer may send on this wire, counted from its beginning.
     """
 
-    kind: MessageType
-    channel: Channel = Channel.NOTE
+    type: MessageType
+    channel: Channel = Channel.EVENT
     number: int = 0
     previous: int = 0
-    mark: int = 0
-    begin: int = 0
-    kept_bulk: int = 0
-    kept_urgent: int = 0
+    barrier: int = 0
+    offset: int = 0
+    acked_bulk: int = 0
+    acked_urgent: int = 0
     credit: int = 0
 
 
@@ -135,7 +135,7 @@ def _decode_head(frame: memoryview) -> tuple[FrameHeader, int]:
         message = f"The other end speaks protocol {protocol}, this one speaks {PROTOCOL}."
         raise ProtocolError(message, "Update the older of the two.")
     try:
-        return FrameHeader(_KINDS[kind], CHANNELS[channel], *numbers[:-1]), numbers[-1]
+        return FrameHeader(_MESSAGE_TYPES[kind], CHANNELS[channel], *numbers[:-1]), numbers[-1]
     except KeyError as error:
         message = f"A message of a kind or channel that is not known ({kind}, {channel})."
         raise ProtocolError(message) from error

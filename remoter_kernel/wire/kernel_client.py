@@ -21,18 +21,18 @@ import zmq
 
 from remoter_kernel.errors import ProtocolError
 from remoter_kernel.wire.frames import Channel
-from remoter_kernel.wire.kernel_words import heads_of, state_of, tells_of_its_start
+from remoter_kernel.wire.kernel_messages import heads_of, state_of, tells_of_its_start
 from remoter_kernel.wire.messages import (
     HEADER,
     ODD,
     TOPIC,
-    Voice,
+    MessageSigner,
     content_of,
     execution_state,
     header_of,
 )
-from remoter_kernel.wire.on_its_way import is_on_its_way, ports_of
 from remoter_kernel.wire.reactor import messages
+from remoter_kernel.wire.tcp_backlog import is_on_its_way, ports_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -72,12 +72,12 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass
-class _Reply:
+class _PendingReply:
     """A reply or a question that waits for the outputs before it."""
 
     channel: Channel
     parts: list[Bytes]
-    asker: str  # the message id of the request
+    parent_id: str  # the message id of the request
     date: str  # when the kernel made it, by its own clock
     since: float
     is_passed: bool = False  # was something heard that the kernel published later?
@@ -92,7 +92,7 @@ class KernelClient:
         self.on_ready: Callable[[dict[str, Any], dict[str, Any]], None] = lambda _head, _info: None
         # The kernel is at our last question: all that it had published by then was handed on.
         self.on_question_reached: Callable[[], None] = lambda: None
-        self.voice = Voice(b"")
+        self.signer = MessageSigner(b"")
         self.is_ready = False
         self._reactor = reactor
         self._identity = identity
@@ -102,21 +102,23 @@ class KernelClient:
         self._connected: dict[Channel, tuple[int, int]] = {}  # the ports: the kernel's, ours
         self._is_expected = False  # will there be sockets?
         self._is_held = False  # what is sent waits until something is heard on iopub
-        self._unsent: list[tuple[Channel, Sequence[Bytes]]] = []
-        self._is_heard = False  # does iopub reach us?
-        self._question = ""  # the message id of our kernel_info_request, until it is answered
+        self._held_messages: list[tuple[Channel, Sequence[Bytes]]] = []
+        self._is_subscribed = False  # does iopub reach us?
+        self._info_request_id = (
+            ""  # the message id of our kernel_info_request, until it is answered
+        )
         self._last_question = ""  # the same, also after that
-        self._replies: deque[_Reply] = deque()
+        self._pending_replies: deque[_PendingReply] = deque()
         self._idle: OrderedDict[str, None] = OrderedDict()  # their replies were not heard yet
         self._published_at = 0.0
         self._look: Timer | None = None  # at the replies
-        self._complaints = 0
+        self._complaint_count = 0
 
     # Connections -----------------------------------------------------------------------
 
-    def expect(self, voice: Voice) -> None:
+    def expect(self, voice: MessageSigner) -> None:
         """Get ready for a kernel with this key: what is sent waits for the sockets."""
-        self.voice = voice
+        self.signer = voice
         self._is_expected = self._is_held = True
 
     @property
@@ -131,7 +133,7 @@ class KernelClient:
     ) -> None:
         """Connect, and ask who is there; `lock` gives a socket its keys."""
         self._close_sockets()
-        self._is_heard = False
+        self._is_subscribed = False
         self._context = self._context or zmq.Context()
         for channel, kind in SOCKETS.items():
             handle = self._context.socket(kind)
@@ -156,8 +158,8 @@ class KernelClient:
     def close(self) -> None:
         """Give everything back; what has waited is dropped."""
         self._is_expected = self._is_held = self.is_ready = False
-        self._unsent.clear()
-        self._replies.clear()
+        self._held_messages.clear()
+        self._pending_replies.clear()
         self._idle.clear()
         self._close_sockets()
         if self._context:
@@ -180,35 +182,35 @@ class KernelClient:
     def send(self, channel: Channel, parts: Sequence[Bytes]) -> None:
         """Sign a message and send it, as soon as its outputs are heard."""
         if self._is_held:
-            self._unsent.append((channel, parts))
+            self._held_messages.append((channel, parts))
         else:
             self._send(channel, parts)
 
     def ask(self, channel: Channel, kind: str, content: dict[str, Any]) -> str:
         """Ask something ourselves, at once; what comes of it is heard by nobody else."""
-        parts = self.voice.compose(kind, content)
+        parts = self.signer.compose(kind, content)
         if self._sockets:
             self._send(channel, parts)
         elif self._is_expected:
-            self._unsent.append((channel, parts))
+            self._held_messages.append((channel, parts))
         return str(header_of(parts[HEADER])["msg_id"])
 
     def ask_who(self) -> None:
         """Ask the kernel who it is, and hear of it through `on_ready`."""
         self.is_ready = False
-        self._question = self.ask(Channel.SHELL, "kernel_info_request", {})
-        self._last_question = self._question
+        self._info_request_id = self.ask(Channel.SHELL, "kernel_info_request", {})
+        self._last_question = self._info_request_id
 
     def _send(self, channel: Channel, parts: Sequence[Bytes]) -> None:
         if channel in self._sockets:
-            self._sockets[channel].send_multipart(self.voice.sign(parts), copy=True)
+            self._sockets[channel].send_multipart(self.signer.sign(parts), copy=True)
 
     def _send_held(self) -> None:
         """Send what has waited: what a kernel publishes before we are subscribed is dropped."""
         if not self._sockets:
             return
         self._is_held = False
-        unsent, self._unsent = self._unsent, []
+        unsent, self._held_messages = self._held_messages, []
         for channel, parts in unsent:
             self._send(channel, parts)
 
@@ -222,7 +224,7 @@ class KernelClient:
             return  # it was closed meanwhile
         for frames in messages(self._sockets[channel]):
             try:
-                topics, parts = self.voice.check(frames)
+                topics, parts = self.signer.check(frames)
             except ProtocolError:
                 continue  # somebody else on this machine knocked at the kernel's port
             try:
@@ -243,16 +245,16 @@ class KernelClient:
             self._complain(error)
 
     def _complain(self, error: Exception) -> None:
-        self._complaints += 1
-        if self._complaints <= MOST_COMPLAINTS:
+        self._complaint_count += 1
+        if self._complaint_count <= MOST_COMPLAINTS:
             logger.warning("A message of the kernel makes no sense.", exc_info=error)
 
     def _take(
         self, channel: Channel, parts: list[Bytes], header: dict[str, Any], parent: dict[str, Any]
     ) -> None:
-        if parent.get("session") == self.voice.session:
+        if parent.get("session") == self.signer.session:
             # Only the answer to the last question counts: a kernel may answer more than once.
-            if channel is Channel.SHELL and parent.get("msg_id") == self._question:
+            if channel is Channel.SHELL and parent.get("msg_id") == self._info_request_id:
                 self._meet(header, parts)
             elif parent.get("msg_id") == self._last_question and execution_state(parts) == "busy":
                 self.on_question_reached()
@@ -260,7 +262,9 @@ class KernelClient:
             pass
         elif channel in AFTER_OUTPUTS:
             asker, date = parent.get("msg_id", ""), str(header.get("date") or "").rstrip("Z")
-            self._replies.append(_Reply(channel, parts, asker, date, time.monotonic()))
+            self._pending_replies.append(
+                _PendingReply(channel, parts, asker, date, time.monotonic())
+            )
             self._release()
             self._look_later()
         else:
@@ -272,15 +276,15 @@ class KernelClient:
         What a kernel publishes before we are subscribed is dropped, so it is asked again
         until something of it has come.
         """
-        self._question = ""
-        if self._is_heard:
+        self._info_request_id = ""
+        if self._is_subscribed:
             self.is_ready = True
             self.on_ready(header, content_of(parts))
         else:
             self._reactor.later(NUDGE_AGAIN, self._nudge)
 
     def _nudge(self) -> None:
-        if self._sockets and not self.is_ready and not self._question:
+        if self._sockets and not self.is_ready and not self._info_request_id:
             self.ask_who()
 
     # Replies after outputs -------------------------------------------------------------
@@ -288,12 +292,12 @@ class KernelClient:
     def _note_published(
         self, header: dict[str, Any], parent: dict[str, Any], parts: list[Bytes]
     ) -> None:
-        self._is_heard = True
+        self._is_subscribed = True
         self._published_at = time.monotonic()
         if self._is_held:
             self._send_held()
         date = str(header.get("date") or "").rstrip("Z")
-        for reply in self._replies:
+        for reply in self._pending_replies:
             if not reply.date or date <= reply.date:
                 break
             reply.is_passed = True
@@ -302,24 +306,24 @@ class KernelClient:
             self._idle[parent["msg_id"]] = None
             if len(self._idle) > MOST_WAITING:
                 self._idle.popitem(last=False)
-        if self._replies:
+        if self._pending_replies:
             self._release()
 
     def _release(self) -> None:
         """Hand on the replies that wait for nothing any more, in their order."""
         now = time.monotonic()
-        while self._replies and self._is_free(self._replies[0], now):
-            reply = self._replies.popleft()
+        while self._pending_replies and self._is_free(self._pending_replies[0], now):
+            reply = self._pending_replies.popleft()
             if reply.channel is Channel.SHELL:
-                self._idle.pop(reply.asker, None)
+                self._idle.pop(reply.parent_id, None)
             self._hand_on(reply.channel, reply.parts)
 
-    def _is_free(self, reply: _Reply, now: float) -> bool:
+    def _is_free(self, reply: _PendingReply, now: float) -> bool:
         return (
             reply.is_passed
-            or (reply.channel is Channel.SHELL and reply.asker in self._idle)
+            or (reply.channel is Channel.SHELL and reply.parent_id in self._idle)
             or now - reply.since >= REPLY_WITHIN
-            or len(self._replies) > MOST_WAITING
+            or len(self._pending_replies) > MOST_WAITING
             or (now - reply.since >= QUIET and self._is_silent(QUIET))
         )
 
@@ -336,8 +340,8 @@ class KernelClient:
 
     def _look_later(self) -> None:
         """See to it that replies do not wait for ever."""
-        if self._replies and self._look is None:
-            silent = time.monotonic() - max(self._replies[0].since, self._published_at)
+        if self._pending_replies and self._look is None:
+            silent = time.monotonic() - max(self._pending_replies[0].since, self._published_at)
             self._look = self._reactor.later(max(LOOK_EVERY, QUIET - silent), self._look_at_replies)
 
     def _look_at_replies(self) -> None:
@@ -370,7 +374,7 @@ class KernelClient:
         if not is_late and (not is_over or any(map(self._has_input, self._sockets))):
             self._reactor.later(LOOK_EVERY, partial(self._hear_out, limit, then))
             return
-        replies, self._replies = self._replies, deque()
+        replies, self._pending_replies = self._pending_replies, deque()
         for reply in replies:
             self._hand_on(reply.channel, reply.parts)
         then()

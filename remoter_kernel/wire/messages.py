@@ -42,7 +42,7 @@ ODD = (
 TOPIC, HEADER, PARENT, METADATA, CONTENT, BUFFERS = range(6)
 
 
-class Voice:
+class MessageSigner:
     """Makes, signs and checks messages with one connection's key."""
 
     def __init__(self, key: bytes, scheme: str = "hmac-sha256", session: str = "") -> None:
@@ -133,7 +133,7 @@ def _to_ascii_json(words: Any) -> bytes:
 def parts_of(channel: Channel, body: Bytes) -> list[memoryview]:
     """Return the parts of an item: all that a reader relies on are there."""
     parts = unpack_parts(body)
-    if channel is Channel.NOTE or channel is Channel.ORDER:
+    if channel is Channel.EVENT or channel is Channel.COMMAND:
         if not parts:
             raise ProtocolError("A note or an order without words.")
     elif len(parts) <= CONTENT:

@@ -28,10 +28,10 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from remoter_kernel.wire.reactor import Reactor, Timer
-    from remoter_kernel.wire.stream import Conversation
+    from remoter_kernel.wire.stream import ReliableStream
 
 ACK_WITHIN = 0.1  # seconds that an acknowledgement may wait for something to ride on
-HUSH_AFTER = 1.0  # seconds without an answer; what would be lost is better kept back
+STALLED_AFTER = 1.0  # seconds without an answer; what would be lost is better kept back
 PING_AFTER = 2.5  # seconds of silence
 DEAD_AFTER = 8.0  # seconds of silence
 LOOK_EVERY = 1.0  # seconds
@@ -51,10 +51,10 @@ _log = logging.getLogger(__name__)
 class Pump:
     """One wire of a conversation, from its greeting to its end."""
 
-    def __init__(self, reactor: Reactor, talk: Conversation, send: Send) -> None:
+    def __init__(self, reactor: Reactor, talk: ReliableStream, send: Send) -> None:
         """Remember; `start` begins."""
         self.reactor = reactor
-        self.talk = talk
+        self.stream = talk
         self.send = send
         self.on_item: OnItem = lambda _head, _body: None
         self.on_refused: OnRefused = (
@@ -62,14 +62,14 @@ class Pump:
         )
         self.on_end: OnEnd = lambda _error: None
         self.round_trip: float | None = None  # seconds
-        self._heard = 0.0
-        self._pinged = 0.0
-        self._pongs_due = 0
-        self._unanswered = 0.0  # when we first said something since we heard anything
+        self._last_heard = 0.0
+        self._last_ping = 0.0
+        self._pings_in_flight = 0
+        self._unanswered_since = 0.0  # when we first said something since we heard anything
         self._flowed = 0  # bulk bytes, when we looked last
-        self._ack: Timer | None = None
-        self._watch: Timer | None = None
-        self._more: Timer | None = None  # goes on with what is due
+        self._ack_timer: Timer | None = None
+        self._check_timer: Timer | None = None
+        self._flush_timer: Timer | None = None  # goes on with what is due
         self._has_ended = False
 
     def start(self, peer_has_seen: Sequence[int]) -> None:
@@ -79,9 +79,9 @@ class Pump:
         """
         if self._has_ended:
             return
-        self.talk.open((int(peer_has_seen[0]), int(peer_has_seen[1])))
-        self._heard = time.monotonic()
-        self._watch = self.reactor.later(LOOK_EVERY, self._look)
+        self.stream.open((int(peer_has_seen[0]), int(peer_has_seen[1])))
+        self._last_heard = time.monotonic()
+        self._check_timer = self.reactor.later(LOOK_EVERY, self._look)
         self._say(MessageType.ACK)  # the first credit
         self._ping()  # nothing is under way: the truest round trip there will be
         self.flush()
@@ -90,8 +90,8 @@ class Pump:
         """Take in one frame; one that is malformed ends this wire, nothing else."""
         if self._has_ended:
             return
-        self._heard = time.monotonic()
-        self._unanswered = 0.0
+        self._last_heard = time.monotonic()
+        self._unanswered_since = 0.0
         _log.debug("received a frame of %d bytes", len(frame))
         try:
             for head, body in decode_messages(frame):
@@ -111,18 +111,18 @@ class Pump:
         except ProtocolError as error:  # what is due cannot be read
             self.end(error, is_told=True)
             return
-        if not is_all and self._more is None:
-            self._more = self.reactor.later(0.0, self._go_on)  # others get their turn first
-        if is_hushed and not self._pongs_due:
+        if not is_all and self._flush_timer is None:
+            self._flush_timer = self.reactor.later(0.0, self._go_on)  # others get their turn first
+        if is_hushed and not self._pings_in_flight:
             self._ping()
-        self.talk.measure(time.monotonic())
-        if self.talk.owes_credit:
+        self.stream.measure(time.monotonic())
+        if self.stream.owes_credit:
             self._say(MessageType.ACK)
-        elif self._ack is None and self.talk.owes_numbers:
-            self._ack = self.reactor.later(ACK_WITHIN, self.acknowledge)
+        elif self._ack_timer is None and self.stream.owes_numbers:
+            self._ack_timer = self.reactor.later(ACK_WITHIN, self.acknowledge)
 
     def _go_on(self) -> None:
-        self._more = None
+        self._flush_timer = None
         self.flush()
 
     def _send_due(self, lanes: tuple[Lane, ...]) -> bool:
@@ -130,9 +130,9 @@ class Pump:
         batch: list[bytes] = []
         size = whole = 0
         try:
-            for count, (head, body) in enumerate(self.talk.due(lanes), 1):
+            for count, (head, body) in enumerate(self.stream.due(lanes), 1):
                 saying = encode_message(head, body)
-                _log.debug("sends %r %d: %d bytes", head.kind, head.number, len(body))
+                _log.debug("sends %r %d: %d bytes", head.type, head.number, len(body))
                 if batch and size + len(saying) > BATCH:
                     self.send(b"".join(batch))
                     batch, size = [], 0
@@ -144,16 +144,16 @@ class Pump:
         finally:
             if batch:
                 self.send(b"".join(batch))
-                self._unanswered = self._unanswered or time.monotonic()
+                self._unanswered_since = self._unanswered_since or time.monotonic()
         return True
 
     def doubt(self, seconds: float) -> None:
         """Ask for a sign of life now; end this wire if none comes within so many seconds."""
-        before = self._heard
+        before = self._last_heard
         self._ping()
 
         def judge() -> None:
-            if self._heard == before:
+            if self._last_heard == before:
                 self.end(Unreachable(f"Nothing was heard for {seconds:.0f} seconds."))
 
         self.reactor.later(seconds, judge)
@@ -165,23 +165,25 @@ class Pump:
         self._has_ended = True
         _log.info("A connection ends: %s", logs.reason(error))
         if is_told:
-            self.send(encode_message(self.talk.head(MessageType.BYE), to_json({"why": str(error)})))
-        self.talk.close()
-        for timer in (self._ack, self._watch, self._more):
+            self.send(
+                encode_message(self.stream.head(MessageType.BYE), to_json({"why": str(error)}))
+            )
+        self.stream.close()
+        for timer in (self._ack_timer, self._check_timer, self._flush_timer):
             if timer:
                 timer.cancel()
         self.on_end(error)
 
     def _take(self, head: FrameHeader, body: Bytes) -> None:
-        _log.debug("received %r %d: %d bytes", head.kind, head.number, len(body))
-        whole = self.talk.receive(head, body)
+        _log.debug("received %r %d: %d bytes", head.type, head.number, len(body))
+        whole = self.stream.receive(head, body)
         if whole is not None:
             self._hand_on(head, whole)
-        elif head.kind is MessageType.PING:
+        elif head.type is MessageType.PING:
             self._say(MessageType.PONG)
-        elif head.kind is MessageType.PONG:
+        elif head.type is MessageType.PONG:
             self._note_pong()
-        elif head.kind is MessageType.BYE:
+        elif head.type is MessageType.BYE:
             words = from_json(body)
             why = str(words.get("why", "The other end hung up."))
             self.end(ProtocolError(why[:LONGEST_REASON]))
@@ -200,53 +202,53 @@ class Pump:
                 raise
 
     def _say(self, kind: MessageType) -> None:
-        self.send(encode_message(self.talk.head(kind)))
+        self.send(encode_message(self.stream.head(kind)))
 
     def give_credit(self) -> None:
         """Let the other end go on, if what was kept meanwhile is much."""
-        self.talk.measure(time.monotonic())
-        if self.talk.owes_credit and not self._has_ended:
+        self.stream.measure(time.monotonic())
+        if self.stream.owes_credit and not self._has_ended:
             self._say(MessageType.ACK)
 
     def acknowledge(self) -> None:
         """Tell the other end now what is kept here."""
-        self._ack = None
-        if self.talk.owes_numbers and not self._has_ended:
+        self._ack_timer = None
+        if self.stream.owes_numbers and not self._has_ended:
             self._say(MessageType.ACK)
 
     def _look(self) -> None:
         now = time.monotonic()
-        silence = now - self._heard
+        silence = now - self._last_heard
         if silence > DEAD_AFTER:
             message = f"Nothing was heard for {silence:.0f} seconds."
             self.end(Unreachable(message))
             return
-        has_flowed = self.talk.flowed != self._flowed
-        self._flowed = self.talk.flowed
-        is_silent = silence > PING_AFTER and now - self._pinged > PING_AFTER
-        if is_silent or (has_flowed and not self._pongs_due):
+        has_flowed = self.stream.flowed != self._flowed
+        self._flowed = self.stream.flowed
+        is_silent = silence > PING_AFTER and now - self._last_ping > PING_AFTER
+        if is_silent or (has_flowed and not self._pings_in_flight):
             self._ping()
-        self._watch = self.reactor.later(LOOK_EVERY, self._look)
+        self._check_timer = self.reactor.later(LOOK_EVERY, self._look)
 
     def _is_hushed(self) -> bool:
         """Has nothing come back for so long that more would probably be said to nobody?"""
-        patience = max(HUSH_AFTER, 3 * (self.round_trip or 0.0))
-        return bool(self._unanswered) and time.monotonic() - self._unanswered > patience
+        patience = max(STALLED_AFTER, 3 * (self.round_trip or 0.0))
+        return bool(self._unanswered_since) and time.monotonic() - self._unanswered_since > patience
 
     def _ping(self) -> None:
-        self._pinged = time.monotonic()
-        self._pongs_due += 1
+        self._last_ping = time.monotonic()
+        self._pings_in_flight += 1
         self._say(MessageType.PING)
 
     def _note_pong(self) -> None:
-        self._pongs_due -= 1
-        if self._pongs_due == 0:  # or it answers an older ping
+        self._pings_in_flight -= 1
+        if self._pings_in_flight == 0:  # or it answers an older ping
             level = (
                 logging.DEBUG if self.round_trip else logging.INFO
             )  # the first one is the truest
-            self.round_trip = self._heard - self._pinged
+            self.round_trip = self._last_heard - self._last_ping
             _log.log(level, "The round trip takes %.4f s", self.round_trip)
-            self.talk.window.note_trip(self.round_trip)
+            self.stream.window.note_trip(self.round_trip)
 
 
 def _raise_refused(_head: FrameHeader, _body: Bytes, error: Exception) -> None:

@@ -14,7 +14,7 @@ from remoter_kernel.wire.wire_format import (
     MOST_ENTRIES,
     FileEntry,
     FileTrouble,
-    Trouble,
+    TroubleCode,
     number_of,
 )
 
@@ -29,7 +29,7 @@ def most_bytes(size: int) -> int:
     return size + max(size, GROWS)
 
 
-class Growth:
+class GrowthAllowance:
     """How much files may grow while they are sent, all of them together."""
 
     def __init__(self, size: int) -> None:
@@ -44,7 +44,7 @@ class Growth:
         return True
 
 
-class Quota:
+class TransferQuota:
     """The numbers of one transfer's start, and what of them is used up."""
 
     def __init__(self, words: dict[str, Any]) -> None:
@@ -84,4 +84,4 @@ class Quota:
         self._held += HELD_EACH + sum(map(len, texts))
         if self._held > MOST_HELD:
             reason = "this is too much for one transfer; name what is in it, in several of them"
-            raise FileTrouble(texts[0], reason, Trouble.WORDS)
+            raise FileTrouble(texts[0], reason, TroubleCode.WORDS)

@@ -61,13 +61,13 @@ class Reactor:
         self._timers: list[tuple[float, int, Timer]] = []
         self._order = itertools.count()
         self._calls: deque[Call] = deque()
-        self._ear, self._mouth = socket.socketpair()
-        self._ear.setblocking(False)
-        self._mouth.setblocking(False)
+        self._wakeup_in, self._wakeup_out = socket.socketpair()
+        self._wakeup_in.setblocking(False)
+        self._wakeup_out.setblocking(False)
         self._is_running = False
         self.after_pass: Call = lambda: None  # made once after each round of call-backs
         self.on_bug: Callable[[Exception], None] = _raise_bug
-        self.watch(self._ear, self._hear)
+        self.watch(self._wakeup_in, self._hear)
 
     def watch(self, source: Any, on_readable: Call) -> None:
         """Call back while a socket has something to read."""
@@ -90,7 +90,7 @@ class Reactor:
         self._calls.append(call)
         # Full: it will wake up anyway. Closed: nobody is there to hear.
         with contextlib.suppress(OSError):
-            self._mouth.send(b"!")
+            self._wakeup_out.send(b"!")
 
     def hear_signals(self) -> None:
         """Wake up for signals; for the main thread's reactor alone.
@@ -98,7 +98,7 @@ class Reactor:
         Without this, one that comes while ZeroMQ is at work in its poll is not noticed before
         something else happens.
         """
-        signal.set_wakeup_fd(self._mouth.fileno(), warn_on_full_buffer=False)
+        signal.set_wakeup_fd(self._wakeup_out.fileno(), warn_on_full_buffer=False)
 
     def run(self) -> None:
         """Wait and call back until `stop`."""
@@ -120,8 +120,8 @@ class Reactor:
 
     def close(self) -> None:
         """Give back the sockets that wake it."""
-        self._ear.close()
-        self._mouth.close()
+        self._wakeup_in.close()
+        self._wakeup_out.close()
 
     def _one_pass(self) -> None:
         for source, _ in self._poller.poll(self._patience()):
@@ -155,7 +155,7 @@ class Reactor:
 
     def _hear(self) -> None:
         with contextlib.suppress(BlockingIOError):
-            self._ear.recv(4096)
+            self._wakeup_in.recv(4096)
 
 
 def _raise_bug(error: Exception) -> None:

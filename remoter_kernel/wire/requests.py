@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, Callable, NamedTuple
 from remoter_kernel.errors import ProtocolError
 from remoter_kernel.wire.frames import Channel
 from remoter_kernel.wire.messages import CONTENT, content_of
-from remoter_kernel.wire.waiting import COMMS
+from remoter_kernel.wire.output_backlog import COMM_TYPES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -75,8 +75,8 @@ class Request:
     stage: Stage = Stage.RECEIVED
     why: str = ""  # the reason of the last move
     since: float = 0.0  # when that was, on the monotonic clock
-    heard: set[str] = field(default_factory=set)  # which of busy and idle clients have heard
-    from_kernel: set[str] = field(default_factory=set)  # which of them the kernel has said
+    states: set[str] = field(default_factory=set)  # which of busy and idle clients have heard
+    states_from_kernel: set[str] = field(default_factory=set)  # which of them the kernel has said
     is_here: bool = False  # is it answered, or does it run, on the proxy's side?
     is_held: bool = False  # does the journal say that it was not given to the kernel at once?
     is_released: bool = False  # is it being written that it will be?
@@ -99,7 +99,7 @@ class Request:
     @property
     def expects_reply(self) -> bool:
         """Does the protocol have a reply to it?"""
-        return self.channel is not Channel.STDIN and self.type not in COMMS
+        return self.channel is not Channel.STDIN and self.type not in COMM_TYPES
 
     @property
     def is_cell(self) -> bool:
@@ -122,7 +122,7 @@ class Request:
     @property
     def is_idle(self) -> bool:
         """Was its idle heard?"""
-        return IDLE in self.heard
+        return IDLE in self.states
 
     @property
     def is_over(self) -> bool:
@@ -135,11 +135,11 @@ class Request:
         return self.stage < Stage.REPLIED
 
 
-class Heard(NamedTuple):
+class StateChange(NamedTuple):
     """What a state tells."""
 
     is_new: bool  # was it not heard before?
-    passed: list[Request]  # have their reply, and their idle will not come any more
+    finished_before: list[Request]  # have their reply, and their idle will not come any more
 
 
 Observer = Callable[[Request, Stage], None]
@@ -220,20 +220,20 @@ class Requests:
 
     # What is heard of the kernel --------------------------------------------------------
 
-    def on_state(self, name: str, state: str, *, least: Stage = Stage.RECEIVED) -> Heard:
+    def on_state(self, name: str, state: str, *, least: Stage = Stage.RECEIVED) -> StateChange:
         """Hear that the kernel begins with a request ("busy"), or is done with it ("idle").
 
         Each comes once. What is over because this side said so may still be at its kernel,
         which then says it once more. `least`: it cannot be at what has not come as far as this.
         """
         found = self._by_id.get(name, ())
-        unheard = (each for each in found if state not in each.from_kernel)
+        unheard = (each for each in found if state not in each.states_from_kernel)
         request = next((each for each in unheard if each.stage >= least), None)
         if request is None:
-            return Heard(self._is_new_of_ended(name, state), [])
-        is_new = state not in request.heard
-        request.heard.add(state)
-        request.from_kernel.add(state)
+            return StateChange(self._is_new_of_ended(name, state), [])
+        is_new = state not in request.states
+        request.states.add(state)
+        request.states_from_kernel.add(state)
         passed: list[Request] = []
         if state == BUSY:
             passed = self._passed_by(request)
@@ -242,7 +242,7 @@ class Requests:
                 self.move(each, Stage.DONE, "the kernel is at the next one")
         elif state == IDLE and (request.stage is Stage.REPLIED or not request.expects_reply):
             self.move(request, Stage.DONE, "idle")
-        return Heard(is_new, passed=[each for each in passed if not each.is_idle])
+        return StateChange(is_new, finished_before=[each for each in passed if not each.is_idle])
 
     def on_said(self, name: str, state: str) -> bool:
         """Note that this side says a state in the kernel's place; False: clients know it already.
@@ -250,10 +250,10 @@ class Requests:
         The kernel may say it later: then it is not new.
         """
         found = self._by_id.get(name, ())
-        request = next((each for each in found if state not in each.heard), None)
+        request = next((each for each in found if state not in each.states), None)
         if request is None:
             return self._is_new_of_ended(name, state)
-        request.heard.add(state)
+        request.states.add(state)
         if state == IDLE and request.stage is Stage.REPLIED:
             self.move(request, Stage.DONE, "idle")
         return True
@@ -308,7 +308,7 @@ class Requests:
         What it is done with and never answers is nothing to do, nor is what asks how it is, nor
         what it does not even begin with: some kernels pass over what they do not know.
         """
-        at_it = (each for each in self._at_kernel if each.is_cell or BUSY in each.heard)
+        at_it = (each for each in self._at_kernel if each.is_cell or BUSY in each.states)
         return any(each.is_open and not each.is_idle for each in at_it)
 
     def rows(self) -> list[dict[str, Any]]:
@@ -361,7 +361,7 @@ class Requests:
         for each in self._at_kernel if replied.is_in_turn else ():
             if each is replied:
                 return unanswered
-            is_quiet = not each.is_cell and BUSY not in each.heard and each.since < before
+            is_quiet = not each.is_cell and BUSY not in each.states and each.since < before
             is_done = each.is_idle or (is_from_kernel and is_quiet)
             if each.is_in_turn and is_done and each.is_open:
                 unanswered.append(each)
@@ -386,7 +386,7 @@ class Requests:
         if not same:
             del self._by_id[request.id]
         self._ended.pop(request.id, None)
-        self._ended[request.id] = request.heard
+        self._ended[request.id] = request.states
         if len(self._ended) > MOST_ENDED:
             del self._ended[next(iter(self._ended))]
 

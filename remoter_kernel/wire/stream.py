@@ -32,7 +32,7 @@ from remoter_kernel.wire.frames import (
     Lane,
     MessageType,
 )
-from remoter_kernel.wire.window import LEAST, Window
+from remoter_kernel.wire.window import LEAST, ReceiveWindow
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -50,7 +50,7 @@ class Phase(Enum):
     OPEN = "open"
 
 
-TALK = frozenset(
+AFTER_GREETING = frozenset(
     {
         MessageType.ITEM,
         MessageType.PART,
@@ -60,10 +60,10 @@ TALK = frozenset(
         MessageType.BYE,
     }
 )
-MAY_SAY = {
+ALLOWED = {
     Phase.CLOSED: frozenset[MessageType](),
     Phase.GREETING: frozenset({MessageType.HELLO, MessageType.WELCOME, MessageType.BYE}),
-    Phase.OPEN: TALK,
+    Phase.OPEN: AFTER_GREETING,
 }
 
 
@@ -73,7 +73,7 @@ class OutboxEntry(NamedTuple):
     number: int
     channel: Channel
     body: bytes
-    mark: int = 0
+    barrier: int = 0
 
 
 class Outbox(Protocol):
@@ -96,7 +96,7 @@ class MemoryOutbox:
         self._last_bulk = 0
         self._entries: dict[int, OutboxEntry] = {}
         self._numbers: dict[Lane, list[int]] = {lane: [] for lane in Lane}  # growing
-        self._on_kept: dict[int, Callable[[], object]] = {}  # by number
+        self._on_acked: dict[int, Callable[[], object]] = {}  # by number
 
     def add(
         self, channel: Channel, body: bytes, on_kept: Callable[[], object] | None = None
@@ -107,7 +107,7 @@ class MemoryOutbox:
         """
         self.last += 1
         if on_kept:
-            self._on_kept[self.last] = on_kept
+            self._on_acked[self.last] = on_kept
         lane = LANE[channel]
         if lane is Lane.BULK:
             self._last_bulk = self.last
@@ -130,7 +130,7 @@ class MemoryOutbox:
         del numbers[:end]
         for each in gone:
             del self._entries[each]
-            on_kept = self._on_kept.pop(each, None)
+            on_kept = self._on_acked.pop(each, None)
             if on_kept:
                 on_kept()
 
@@ -139,7 +139,7 @@ class MemoryOutbox:
         entry = self._entries.pop(number, None)
         if entry is None:
             return False
-        self._on_kept.pop(number, None)
+        self._on_acked.pop(number, None)
         numbers = self._numbers[LANE[entry.channel]]
         del numbers[bisect_right(numbers, number) - 1]
         return True
@@ -149,7 +149,7 @@ class MemoryOutbox:
         return len(self._entries)
 
 
-class Conversation:
+class ReliableStream:
     """One end of a numbered conversation."""
 
     def __init__(
@@ -162,35 +162,41 @@ class Conversation:
         """Remember where unsaid things are kept; all sizes are in bytes."""
         self.outbox = outbox
         self.most_item = most_item  # that is taken from the other end
-        self.window = Window(window)  # bulk bytes that may be on their way to us
+        self.window = ReceiveWindow(window)  # bulk bytes that may be on their way to us
         self.slice_size = slice_size
         self.phase = Phase.CLOSED
-        self.seen = dict.fromkeys(Lane, 0)
-        self.kept = dict.fromkeys(Lane, 0)
+        self.received = dict.fromkeys(Lane, 0)
+        self.acked = dict.fromkeys(Lane, 0)
         self._sent = dict.fromkeys(Lane, 0)
         self._ever_sent = dict.fromkeys(Lane, 0)
-        self._cutting: dict[Lane, tuple[OutboxEntry, int]] = {}  # what is half said, and how far
+        self._partial_out: dict[
+            Lane, tuple[OutboxEntry, int]
+        ] = {}  # what is half said, and how far
         # What is half heard. Its bytes are copied: a slice would keep its whole frame alive.
-        self._half: dict[Lane, tuple[int, bytearray]] = {}
-        self._first_here = dict.fromkeys(Lane, 0)  # numbers beyond these came on this wire
-        self._ahead: dict[int, int] = {}  # bytes of an item's slices that have counted already
+        self._partial_in: dict[Lane, tuple[int, bytearray]] = {}
+        self._received_before = dict.fromkeys(Lane, 0)  # numbers beyond these came on this wire
+        self._credited_early: dict[
+            int, int
+        ] = {}  # bytes of an item's slices that have counted already
         self._sent_bytes = 0
         self._credit = 0
-        self._heard_bytes = 0
-        self._kept_bytes = 0
-        self._given = 0  # credit, so far: what was given is never taken back
-        self._told = (0, 0, 0)
+        self._received_bytes = 0
+        self._acked_bytes = 0
+        self._granted_credit = 0  # credit, so far: what was given is never taken back
+        self._last_ack_sent = (0, 0, 0)
 
     def begin(self) -> None:
         """Start over on a new wire."""
         self.phase = Phase.GREETING
-        self._sent_bytes = self._credit = self._heard_bytes = self._kept_bytes = self._given = 0
+        self._sent_bytes = self._credit = self._received_bytes = self._acked_bytes = (
+            self._granted_credit
+        ) = 0
         self.window.begin()
-        self._told = (0, 0, 0)
-        self._cutting.clear()
-        self._half.clear()
-        self._ahead.clear()
-        self._first_here = dict(self.seen)
+        self._last_ack_sent = (0, 0, 0)
+        self._partial_out.clear()
+        self._partial_in.clear()
+        self._credited_early.clear()
+        self._received_before = dict(self.received)
 
     def open(self, peer_has_seen: tuple[int, int]) -> None:
         """Go on from what the other end has seen: (bulk, urgent)."""
@@ -200,18 +206,22 @@ class Conversation:
     def close(self) -> None:
         """End this wire; the conversation goes on with the next one."""
         self.phase = Phase.CLOSED
-        for unfinished in (self._cutting, self._half, self._ahead):  # may be as large as an item
+        for unfinished in (
+            self._partial_out,
+            self._partial_in,
+            self._credited_early,
+        ):  # may be as large as an item
             unfinished.clear()
 
     def head(
         self, kind: MessageType, entry: OutboxEntry | None = None, begin: int = 0
     ) -> FrameHeader:
         """Return a head that carries all our numbers as they are now."""
-        self._told = told = self._numbers()
+        self._last_ack_sent = told = self._numbers()
         if entry is None:
-            return FrameHeader(kind, Channel.NOTE, 0, 0, 0, 0, *told)
+            return FrameHeader(kind, Channel.EVENT, 0, 0, 0, 0, *told)
         previous = self._sent[LANE[entry.channel]]
-        return FrameHeader(kind, entry.channel, entry.number, previous, entry.mark, begin, *told)
+        return FrameHeader(kind, entry.channel, entry.number, previous, entry.barrier, begin, *told)
 
     def due(self, lanes: tuple[Lane, ...] = BOTH) -> Iterator[tuple[FrameHeader, Bytes]]:
         """Yield what may be sent now: urgent things first, bulk as far as credit goes."""
@@ -228,14 +238,14 @@ class Conversation:
 
     def _next(self, lane: Lane) -> tuple[FrameHeader, Bytes] | None:
         """Return the next item of a lane, or its next slice."""
-        entry, begin = self._cutting.pop(lane, (None, 0))
+        entry, begin = self._partial_out.pop(lane, (None, 0))
         entry = entry or self.outbox.next_after(lane, self._sent[lane])
         if entry is None:
             return None
         self._ever_sent[lane] = max(self._ever_sent[lane], entry.number)
         end = begin + self.slice_size
         if end < len(entry.body):
-            self._cutting[lane] = (entry, end)
+            self._partial_out[lane] = (entry, end)
             return self.head(MessageType.PART, entry, begin), memoryview(entry.body)[begin:end]
         head = self.head(MessageType.ITEM, entry, begin)
         self._sent[lane] = entry.number
@@ -252,53 +262,54 @@ class Conversation:
 
     def receive(self, head: FrameHeader, body: Bytes) -> Bytes | None:
         """Take in a saying; return the body of an item if one is new, and whole."""
-        if head.kind not in MAY_SAY[self.phase]:
-            message = f"{head.kind.name} came while the wire was {self.phase.value}."
+        if head.type not in ALLOWED[self.phase]:
+            message = f"{head.type.name} came while the wire was {self.phase.value}."
             raise ProtocolError(message)
         self._credit = max(self._credit, head.credit)
-        for lane, kept in zip(Lane, (head.kept_bulk, head.kept_urgent)):
+        for lane, kept in zip(Lane, (head.acked_bulk, head.acked_urgent)):
             if kept:
                 self.outbox.forget(lane, kept)
         lane = LANE[head.channel]
-        is_item = head.kind is MessageType.ITEM or head.kind is MessageType.PART
-        if not is_item or head.number <= self.seen[lane]:
+        is_item = head.type is MessageType.ITEM or head.type is MessageType.PART
+        if not is_item or head.number <= self.received[lane]:
             return None
-        if not head.previous <= self.seen[lane]:
+        if not head.previous <= self.received[lane]:
             message = (
                 f"Item {head.number} follows {head.previous}, but only "
-                f"{self.seen[lane]} has been seen."
+                f"{self.received[lane]} has been seen."
             )
             raise ProtocolError(message)
-        number, half = self._half.get(lane, (head.number, None))
+        number, half = self._partial_in.get(lane, (head.number, None))
         heard = 0 if half is None else len(half)
-        if number != head.number or head.begin > heard:
+        if number != head.number or head.offset > heard:
             message = (
-                f"Byte {head.begin} of item {head.number} came after byte {heard} of item {number}."
+                f"Byte {head.offset} of item {head.number} came after "
+                f"byte {heard} of item {number}."
             )
             raise ProtocolError(message)
-        if head.begin < heard:
+        if head.offset < heard:
             return None
         self._admit(lane, heard, len(body))
-        if head.kind is MessageType.PART:
+        if head.type is MessageType.PART:
             self._hold(lane, number, body)
             return None
-        self.seen[lane] = number
+        self.received[lane] = number
         if half is None:
             return body
-        del self._half[lane]
+        del self._partial_in[lane]
         half += body
         # From now on it counts as a whole, once it is kept: who keeps nothing gets nothing more.
-        self._kept_bytes -= self._ahead.pop(number, 0)
+        self._acked_bytes -= self._credited_early.pop(number, 0)
         return memoryview(half).toreadonly()
 
     def _hold(self, lane: Lane, number: int, body: Bytes) -> None:
         """Put a slice behind those that are here of its item."""
-        _, half = self._half.setdefault(lane, (number, bytearray()))
+        _, half = self._partial_in.setdefault(lane, (number, bytearray()))
         half += body
         if lane is Lane.BULK:
             # Credit for what is held already, or an item larger than it would never end.
-            self._ahead[number] = self._ahead.get(number, 0) + len(body)
-            self._kept_bytes += len(body)
+            self._credited_early[number] = self._credited_early.get(number, 0) + len(body)
+            self._acked_bytes += len(body)
 
     def _admit(self, lane: Lane, heard: int, size: int) -> None:
         """Take so many more bytes of an item, of which some were heard: within our bounds."""
@@ -308,36 +319,36 @@ class Conversation:
         if lane is Lane.BULK:
             # An honest end stops where its credit ends, with one slice beyond it at most. What was
             # given may be more than it has been told of, and never less.
-            if size and self._heard_bytes >= self._given:
+            if size and self._received_bytes >= self._granted_credit:
                 raise Overrun("The other end sent more than it was given credit for.", FRESH)
-            self._heard_bytes += size
+            self._received_bytes += size
 
     def keep(self, lane: Lane, number: int, size: int) -> None:
         """Note that an item and all before it in its lane are kept; `size` is its bytes."""
-        self.kept[lane] = max(self.kept[lane], number)
-        if lane is Lane.BULK and number > self._first_here[lane]:
-            self._kept_bytes += size
+        self.acked[lane] = max(self.acked[lane], number)
+        if lane is Lane.BULK and number > self._received_before[lane]:
+            self._acked_bytes += size
 
     @property
     def flowed(self) -> int:
         """Bulk bytes that this wire has carried here."""
-        return self._kept_bytes
+        return self._acked_bytes
 
     def measure(self, now: float) -> None:
         """Let the window follow what the path carries; `now` is in seconds."""
-        self.window.note_kept(self._kept_bytes, now)
+        self.window.note_kept(self._acked_bytes, now)
 
     @property
     def owes_numbers(self) -> bool:
         """Has anything been kept that the other end has not been told?"""
-        return self.phase is Phase.OPEN and self._told != self._numbers()
+        return self.phase is Phase.OPEN and self._last_ack_sent != self._numbers()
 
     @property
     def owes_credit(self) -> bool:
         """Is the other end likely to run out of credit soon?"""
-        more = self._kept_bytes + self.window.size - self._told[2]
+        more = self._acked_bytes + self.window.size - self._last_ack_sent[2]
         return self.phase is Phase.OPEN and more > self.window.size // 4
 
     def _numbers(self) -> tuple[int, int, int]:
-        self._given = max(self._given, self._kept_bytes + self.window.size)
-        return (*self.kept.values(), self._given)  # type: ignore[return-value]
+        self._granted_credit = max(self._granted_credit, self._acked_bytes + self.window.size)
+        return (*self.acked.values(), self._granted_credit)  # type: ignore[return-value]

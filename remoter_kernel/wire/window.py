@@ -20,14 +20,14 @@ LEAST = 256 * 1024  # bytes
 MOST = 64 * 1024 * 1024  # bytes
 SHORTEST_ROUND = 0.010  # seconds: on shorter ones, the machines are what limits
 LEAST_COUNTED = 32 * 1024  # bytes: less in a round says nothing of the path
-GRAINS = 16  # positions that are remembered of one round
+SAMPLES = 16  # positions that are remembered of one round
 ROUNDS = 8  # how many are remembered
 GROWS_BY = 1.25  # a round that is faster by this was limited by the window before
 FLAT_AFTER = 3  # rounds without that: the path is full
 FULL, SEARCHING = 2, 4  # times what the path seems to hold
 
 
-class Window:
+class ReceiveWindow:
     """The window of one conversation; the size found on one wire is where the next begins."""
 
     def __init__(self, size: int = LEAST) -> None:
@@ -38,7 +38,7 @@ class Window:
         self._fastest = 0.0  # of all rounds of this wire
         self._flat = 0  # rounds without growth
         self._round: tuple[float, float] = (0.0, 0.0)  # when it began, and its rate so far
-        self._grains: deque[tuple[float, int]] = deque()  # time and position
+        self._samples: deque[tuple[float, int]] = deque()  # time and position
 
     def begin(self) -> None:
         """Start over on a new wire: another path, perhaps."""
@@ -47,7 +47,7 @@ class Window:
         self._fastest = 0.0
         self._flat = 0
         self._round = (0.0, 0.0)
-        self._grains.clear()
+        self._samples.clear()
 
     def note_trip(self, seconds: float) -> None:
         """Hear how long a round trip took."""
@@ -55,7 +55,7 @@ class Window:
 
     def note_kept(self, position: int, now: float) -> None:
         """Hear that all bytes of this wire up to a position have been kept."""
-        grains = self._grains
+        grains = self._samples
         before = grains[-1][1] if grains else 0
         if self.shortest is None or position == before:
             return
@@ -63,7 +63,7 @@ class Window:
         while len(grains) > 1 and grains[1][0] <= now - trip:
             grains.popleft()
         since = grains[0][1] if grains else 0
-        if len(grains) > 1 and now - grains[-2][0] < trip / GRAINS:
+        if len(grains) > 1 and now - grains[-2][0] < trip / SAMPLES:
             grains.pop()
         grains.append((now, position))
         self._measure(position - since, trip, now)

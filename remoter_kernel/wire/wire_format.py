@@ -15,13 +15,13 @@ from typing import Any
 
 from remoter_kernel.errors import ProtocolError, RemoterError
 
-TRANSFER = 1  # the number of this protocol
+TRANSFER_VERSION = 1  # the number of this protocol
 GREETING = b"REMOTER transfer"
 HEAD = struct.Struct("!BI")  # which word, and the size of its body in bytes
 MOST_BODY = 1024 * 1024  # bytes
 CHUNK = 256 * 1024  # bytes of a file that go together at most
-BEGINS = struct.Struct("!QQ")  # a file's number, and from which byte on it follows
-TAKEN = struct.Struct("!QQ")  # a position, and the number of the last file that is dealt with
+BODY_START = struct.Struct("!QQ")  # a file's number, and from which byte on it follows
+ACK_BODY = struct.Struct("!QQ")  # a position, and the number of the last file that is dealt with
 MOST_SOURCES = 100_000  # that one errand may name
 MOST_ENTRIES = 10_000_000  # files, folders and links of one transfer
 MOST_BYTES = 2**60  # of all files of one transfer; no disk has as many
@@ -53,7 +53,7 @@ class FrameType(IntEnum):
     PONG = 16  # the receiver, at once
 
 
-class Trouble(IntEnum):
+class TroubleCode(IntEnum):
     """What is wrong with a file, by what a person can do about it."""
 
     OTHER = 0
@@ -72,25 +72,30 @@ class FileTrouble(RemoterError):
     """Something is wrong with a file; `is_told`: at the other end, which has told us."""
 
     def __init__(
-        self, path: str, reason: str, trouble: Trouble = Trouble.OTHER, *, is_told: bool = False
+        self,
+        path: str,
+        reason: str,
+        trouble: TroubleCode = TroubleCode.OTHER,
+        *,
+        is_told: bool = False,
     ) -> None:
         super().__init__(f"{path}: {reason}")
         self.path = path
         self.reason = reason
-        self.trouble = trouble
-        self.is_told = is_told
+        self.code = trouble
+        self.is_from_peer = is_told
 
     def words(self) -> dict[str, Any]:
         """Return what the other end is told."""
-        return {"path": self.path, "reason": self.reason, "trouble": int(self.trouble)}
+        return {"path": self.path, "reason": self.reason, "trouble": int(self.code)}
 
 
 def told_trouble(words: dict[str, Any]) -> FileTrouble:
     """Read what the other end tells of a trouble."""
     try:
-        trouble = Trouble(words["trouble"])
+        trouble = TroubleCode(words["trouble"])
     except (LookupError, TypeError, ValueError):
-        trouble = Trouble.OTHER
+        trouble = TroubleCode.OTHER
     path = str(words.get("path", ""))[:MOST_PATH]
     reason = str(words.get("reason", ""))[:LONGEST_REASON]
     return FileTrouble(path, reason, trouble, is_told=True)
@@ -103,7 +108,7 @@ def add_trouble(troubles: list[FileTrouble], trouble: FileTrouble) -> None:
         return
     first = troubles[0]
     reason = f"{first.reason}; {MOST_TROUBLES:,} others had trouble, too, and the rest is left"
-    raise FileTrouble(first.path, reason, first.trouble, is_told=trouble.is_told)
+    raise FileTrouble(first.path, reason, first.code, is_told=trouble.is_from_peer)
 
 
 @dataclass(frozen=True)

@@ -44,13 +44,13 @@ from remoter_kernel.wire.frames import (
     to_json,
     unpack_parts,
 )
-from remoter_kernel.wire.messages import Voice, content_of, header_of, parts_of
-from remoter_kernel.wire.names import safe_names, safe_target
-from remoter_kernel.wire.overwritten import collapse
+from remoter_kernel.wire.journal_entries import JournalEntry, encode_said, split_said
+from remoter_kernel.wire.messages import MessageSigner, content_of, header_of, parts_of
+from remoter_kernel.wire.output_backlog import OutputBacklog
 from remoter_kernel.wire.pump import Pump
-from remoter_kernel.wire.said import Said, encode_said, split_said
-from remoter_kernel.wire.stream import Conversation, MemoryOutbox
-from remoter_kernel.wire.waiting import Waiting
+from remoter_kernel.wire.safe_paths import safe_names, safe_target
+from remoter_kernel.wire.stream import MemoryOutbox, ReliableStream
+from remoter_kernel.wire.terminal_text import collapse
 from remoter_kernel.wire.wire_format import FileEntry, FileTrouble, from_body, read_entry, to_body
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ class Target:
     share: int = 40
 
 
-VOICE = Voice(b"key")
+VOICE = MessageSigner(b"key")
 ASKED = {"msg_id": "a1", "msg_type": "execute_request", "session": "s"}
 
 
@@ -100,9 +100,9 @@ ITEM = encode_message(FrameHeader(MessageType.ITEM, Channel.IOPUB, 1, 0, credit=
 PARTS = b"".join(
     (
         encode_message(FrameHeader(MessageType.PART, Channel.SHELL, 2, 0), REQUEST[:20]),
-        encode_message(FrameHeader(MessageType.ITEM, Channel.SHELL, 2, 0, begin=20), REQUEST[20:]),
+        encode_message(FrameHeader(MessageType.ITEM, Channel.SHELL, 2, 0, offset=20), REQUEST[20:]),
         encode_message(FrameHeader(MessageType.PING)),
-        encode_message(FrameHeader(MessageType.ACK, kept_bulk=2, credit=1 << 20)),
+        encode_message(FrameHeader(MessageType.ACK, acked_bulk=2, credit=1 << 20)),
     )
 )
 BYE = encode_message(FrameHeader(MessageType.BYE), to_json({"why": "It was stopped."}))
@@ -110,7 +110,7 @@ WELCOME = encode_message(
     FrameHeader(MessageType.WELCOME), to_json({"seen": [1, 2], "begin": [3, 4], "id": "x"})
 )
 SAID = b"".join(
-    encode_said(Said(number, 1e9, channel, is_front, b"frontone", body))
+    encode_said(JournalEntry(number, 1e9, channel, is_front, b"frontone", body))
     for number, (channel, is_front, body) in enumerate(
         ((Channel.SHELL, True, REQUEST), (Channel.IOPUB, False, MESSAGES[0])), 1
     )
@@ -128,7 +128,7 @@ class Timers:
 
 
 def converse(data: bytes) -> None:
-    talk = Conversation(MemoryOutbox(), most_item=1 << 16)
+    talk = ReliableStream(MemoryOutbox(), most_item=1 << 16)
     talk.begin()
     talk.open((0, 0))
     talk.head(MessageType.ACK)
@@ -138,7 +138,7 @@ def converse(data: bytes) -> None:
 
 def pump(data: bytes) -> None:
     """Whatever comes ends a wire at most."""
-    talk = Conversation(MemoryOutbox(), most_item=1 << 16)
+    talk = ReliableStream(MemoryOutbox(), most_item=1 << 16)
     talk.begin()
     end = Pump(Timers(), talk, lambda _frame: None)  # type: ignore[arg-type]
     end.start((0, 0))
@@ -147,9 +147,9 @@ def pump(data: bytes) -> None:
 
 
 def item(data: bytes) -> None:
-    for channel in (Channel.IOPUB, Channel.NOTE):
+    for channel in (Channel.IOPUB, Channel.EVENT):
         parts = parts_of(channel, data)
-        if channel is Channel.NOTE:
+        if channel is Channel.EVENT:
             from_json(parts[0])
         else:
             header_of(parts[1])
@@ -173,20 +173,24 @@ def told(data: bytes) -> None:
     story = Story()
     for channel, is_from_front in ((Channel.SHELL, True), (Channel.IOPUB, False)):
         for body in (REQUEST, data):
-            said = Said(1, 0.0, channel, is_from_front, b"frontone", body)
+            said = JournalEntry(1, 0.0, channel, is_from_front, b"frontone", body)
             story.take(said)
             readers[0].tell(said)
             readers[1].tell(said)
             readers[2].take(said)
-    for channel, is_mark in ((Channel.NOTE, True), (Channel.NOTE, False), (Channel.ORDER, False)):
-        said = Said(2, 0.0, channel, False, b"frontone", data, is_mark)
+    for channel, is_mark in (
+        (Channel.EVENT, True),
+        (Channel.EVENT, False),
+        (Channel.COMMAND, False),
+    ):
+        said = JournalEntry(2, 0.0, channel, False, b"frontone", data, is_mark)
         story.take(said)
         readers[0].tell(said)
         readers[1].tell(said)
 
 
 def waiting(data: bytes) -> None:
-    queue = Waiting(100)
+    queue = OutputBacklog(100)
     for number, body in enumerate((MESSAGES[0], data, MESSAGES[0]), 1):
         queue.add(number, None, unpack_parts(body))
     queue.interrupt("a1")

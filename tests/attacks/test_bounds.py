@@ -26,7 +26,7 @@ from remoter_kernel.wire.frames import (
     pack_parts,
     to_json,
 )
-from remoter_kernel.wire.said import Said, encode_said
+from remoter_kernel.wire.journal_entries import JournalEntry, encode_said
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -115,7 +115,7 @@ def _victim(address: str, keys: list[str], most_item: int) -> subprocess.Popen[s
 def part(begin: int, size: int, number: int = 1) -> bytes:
     """A slice of an item that has no end."""
     return encode_message(
-        FrameHeader(MessageType.PART, Channel.IOPUB, number, 0, begin=begin), bytes(size)
+        FrameHeader(MessageType.PART, Channel.IOPUB, number, 0, offset=begin), bytes(size)
     )
 
 
@@ -255,7 +255,7 @@ def answers(*data: bytes, journal: Any = 5000) -> Callable[[dict[str, Any]], Any
 
 def record(size: int, body: bytes = b"", number: int = 1) -> bytes:
     """A record that claims a size."""
-    said = bytearray(encode_said(Said(number, 0.0, Channel.IOPUB, False, bytes(8), body)))
+    said = bytearray(encode_said(JournalEntry(number, 0.0, Channel.IOPUB, False, bytes(8), body)))
     said[-len(body) - 8 : len(said) - len(body)] = struct.pack("!Q", size)
     return bytes(said)
 

@@ -62,7 +62,7 @@ class Behind:
 
     def _keep(self, guest: Any, head: FrameHeader, body: Any) -> None:
         if head.number < 1000:  # what comes later is kept by nobody for now
-            guest.talk.keep(Lane.BULK, head.number, len(body))
+            guest.stream.keep(Lane.BULK, head.number, len(body))
             self.items.append(bytes(body))
 
     def publish(self, size: int) -> None:
@@ -115,7 +115,7 @@ class Client:
         """Wait for a saying of one kind, and return its body."""
         while self.socket.poll(WITHIN):
             for head, body in decode_messages(self.socket.recv()):
-                if head.kind is kind:
+                if head.type is kind:
                     return bytes(body)
         return None
 
@@ -167,6 +167,6 @@ def test_a_client_that_reads_slowly_gets_all_of_it(behind: Behind) -> None:
         while bodies < 600:
             assert slow.socket.poll(WITHIN)
             for head, _ in decode_messages(slow.socket.recv()):
-                bodies += head.kind is MessageType.ITEM
-                if head.kind is MessageType.PING:
+                bodies += head.type is MessageType.ITEM
+                if head.type is MessageType.PING:
                     slow.socket.send(encode_message(FrameHeader(MessageType.PONG)))

@@ -15,7 +15,7 @@ from remoter_kernel.front.jupyter.asker import ONE_AT_A_TIME, Asker
 from remoter_kernel.front.jupyter.mouth import Mouth, Route
 from remoter_kernel.front.questions import OURS, NotAnswered
 from remoter_kernel.wire.frames import Channel, to_json
-from remoter_kernel.wire.messages import CONTENT, Voice, content_of, header_of
+from remoter_kernel.wire.messages import CONTENT, MessageSigner, content_of, header_of
 from tests.real_jupyter import started_kernel, wait_for
 from tests.whole.talk import QUIET, Talk
 from tests.whole.test_this_side import kernels_here, reply, run, text_of
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from tests.real_jupyter import JupyterHere, StartedKernel
 
-VOICE = Voice(b"")
+VOICE = MessageSigner(b"")
 CLIENT, ANOTHER = [b"console"], [b"another"]
 FROM_A_THREAD = """
 import threading, time

@@ -22,23 +22,23 @@ from remoter_kernel.errors import ProtocolError, RemoterError
 from remoter_kernel.front.files.file_transfer import SocketEnds
 from remoter_kernel.front.keeper.endpoint import dismiss_all
 from remoter_kernel.front.this_side.room_there import RoomThere
-from remoter_kernel.wire import part as parts
-from remoter_kernel.wire.duplex import Cut, Duplex
-from remoter_kernel.wire.names import part_name
-from remoter_kernel.wire.receiving import Receiving
-from remoter_kernel.wire.sending import Sending
-from remoter_kernel.wire.sources import make_plan
+from remoter_kernel.wire import partial_file as parts
+from remoter_kernel.wire.framed_stream import Cut, FramedStream
+from remoter_kernel.wire.plan import make_plan
+from remoter_kernel.wire.receiver import Receiver
+from remoter_kernel.wire.safe_paths import part_name
+from remoter_kernel.wire.sender import Sender
 from remoter_kernel.wire.wire_format import (
+    ACK_BODY,
     ASK_FROM,
-    BEGINS,
+    BODY_START,
     GREETING,
     HEAD,
-    TAKEN,
-    TRANSFER,
+    TRANSFER_VERSION,
     FileEntry,
     FileTrouble,
     FrameType,
-    Trouble,
+    TroubleCode,
     frame,
     to_body,
 )
@@ -209,7 +209,7 @@ def test_nothing_is_written_beside_a_folder(what: str, home: Path, *, is_there: 
         (home / "top").mkdir()
     error = say(start("top") + folder("top", 1) + BESIDE[what] + FINISH, home, "top")
     assert isinstance(error, FileTrouble)
-    assert error.trouble is Trouble.UNSAFE
+    assert error.code is TroubleCode.UNSAFE
     assert is_untouched(home)
     assert names(home) == [".bashrc", ".ssh", "top"]
     assert mode(home / ".ssh") == 0o755
@@ -259,7 +259,7 @@ def test_a_link_that_comes_after_the_look_is_looked_at_again(
         said += link("top/new", "mine", 3) + entry("top/new/authorized_keys", 4)
     error = say(said, home, "top")
     assert isinstance(error, FileTrouble)
-    assert error.trouble is Trouble.UNSAFE
+    assert error.code is TroubleCode.UNSAFE
     assert is_untouched(home)
 
 
@@ -267,7 +267,7 @@ def test_one_dot_is_one_source(home: Path) -> None:
     """The sender is asked for `.`, and sends a folder of that name and one of programs."""
     error = say(start("ada", "bin") + folder("bin", 1), home, ".")
     assert isinstance(error, FileTrouble)
-    assert error.trouble is Trouble.UNSAFE
+    assert error.code is TroubleCode.UNSAFE
     assert names(home) == [".bashrc", ".ssh"]
 
 
@@ -392,19 +392,19 @@ def test_what_cannot_be_had_is_not_removed_either(dst: Path) -> None:
         assert planted(dst, 4).exists()
 
 
-def received(said: bytes, dst: Path) -> Receiving:
+def received(said: bytes, dst: Path) -> Receiver:
     """Let a receiver hear that; return it as it is at the end."""
-    receiving = Receiving(f"{dst}/", "/", asked=["top"])
+    receiving = Receiver(f"{dst}/", "/", asked=["top"])
     with contextlib.suppress(RemoterError):
         hear(receiving, [said])
     return receiving
 
 
-def hear(end: Receiving | Sending, said: Iterable[bytes]) -> None:
+def hear(end: Receiver | Sender, said: Iterable[bytes]) -> None:
     """Let one end hear something, as long as it does hear."""
     near, far = socket.socketpair()
     with near, far:
-        duplex = Duplex(SocketEnds(far))
+        duplex = FramedStream(SocketEnds(far))
         duplex.start()
 
         def speak() -> None:
@@ -484,19 +484,19 @@ def test_bytes_of_what_was_refused_are_counted_too(dst: Path) -> None:
     said = start("top", is_folder=False) + words(
         FrameType.ENTRY, **FileEntry("top", size=10).words(1, asks=False)
     )
-    error = say(said + frame(FrameType.BODY, BEGINS.pack(1, 0)) + whole, dst, "top")
+    error = say(said + frame(FrameType.BODY, BODY_START.pack(1, 0)) + whole, dst, "top")
     assert isinstance(error, ProtocolError)
     assert "More came of a file" in str(error)
 
 
-def grown(src: Path, dst: Path, size: int) -> tuple[Sending, Receiving]:
+def grown(src: Path, dst: Path, size: int) -> tuple[Sender, Receiver]:
     """Send two files, of which one has so many bytes by the time it is sent."""
     (src / "log").write_text("log")
     (src / "other").write_text("other")
     plan = make_plan([str(src)], "/")
     with (src / "log").open("ab") as file:
         file.truncate(size)
-    sending, receiving = Sending(plan), Receiving(f"{dst}/", "/", asked=["src"])
+    sending, receiving = Sender(plan), Receiver(f"{dst}/", "/", asked=["src"])
     assert carry(sending, receiving) == []
     return sending, receiving
 
@@ -542,9 +542,7 @@ def failures(size: int) -> Iterator[bytes]:
 def test_troubles_without_end_end_the_transfer(src: Path, dst: Path, *, is_put: bool) -> None:
     """The other end tells of one trouble after the other, each of half a megabyte."""
     (src / "a").write_bytes(bytes(MIB))
-    end = (
-        Sending(make_plan([str(src)], "/")) if is_put else Receiving(f"{dst}/", "/", asked=["top"])
-    )
+    end = Sender(make_plan([str(src)], "/")) if is_put else Receiver(f"{dst}/", "/", asked=["top"])
     ended: list[Exception] = []
 
     def do() -> None:
@@ -593,7 +591,7 @@ def test_what_a_sender_says_is_not_all_kept(dst: Path, what: str, *, is_dry: boo
 
     def do() -> None:
         with contextlib.suppress(RemoterError):
-            hear(Receiving(f"{dst}/", "/", is_dry=is_dry), said)
+            hear(Receiver(f"{dst}/", "/", is_dry=is_dry), said)
 
     assert memory_of(do) < 20 * MIB
 
@@ -602,7 +600,7 @@ def test_a_place_that_a_receiver_names_is_not_kept_for_each_source(src: Path) ->
     """The receiver says that all will be in a folder whose name is a megabyte long."""
     for number in range(300):
         (src / f"{number}").touch()
-    sending = Sending(make_plan([f"{src}/*"], "/"))
+    sending = Sender(make_plan([f"{src}/*"], "/"))
 
     def reply() -> Iterator[bytes]:
         yield words(FrameType.READY, place=HUGE, is_folder=True)
@@ -620,7 +618,7 @@ def test_one_file_is_open_at_a_time(dst: Path) -> None:
     told = [
         words(FrameType.ENTRY, **FileEntry(f"top/{n}").words(n, asks=False)) for n in range(2, 500)
     ]
-    begun = [frame(FrameType.BODY, BEGINS.pack(number, 0)) for number in range(2, 500)]
+    begun = [frame(FrameType.BODY, BODY_START.pack(number, 0)) for number in range(2, 500)]
     error = say(start("top") + folder("top", 1) + b"".join([*told, *begun]), dst, "top")
     assert isinstance(error, ProtocolError)
     assert "has not ended" in str(error)
@@ -693,7 +691,7 @@ def nonsense(own: list[FrameType]) -> some.SearchStrategy[bytes]:
             some.dictionaries(some.sampled_from(["size", "sha256", "trouble", "path"]), JUNK),
         ),
         some.builds(
-            lambda word, number, at: frame(word, BEGINS.pack(number, at)),
+            lambda word, number, at: frame(word, BODY_START.pack(number, at)),
             some.sampled_from([each for each in (FrameType.BODY, FrameType.ACK) if each in own]),
             number | some.sampled_from(places),
             some.sampled_from(places),
@@ -717,7 +715,7 @@ REPLIED = [
     words(FrameType.HAVE, number=2, size=1, sha256="0" * 64),
     words(FrameType.HAVE, number=3, size=0, sha256=""),
     words(FrameType.FAILED, number=2, path="a", reason="no", trouble=7),
-    frame(FrameType.ACK, TAKEN.pack(0, 0)),
+    frame(FrameType.ACK, ACK_BODY.pack(0, 0)),
 ]
 
 
@@ -778,7 +776,7 @@ def test_a_receiver_ends_in_words_and_writes_nothing_beside(
 ) -> None:
     """The sender says anything at all."""
     with what_lies_beside(tmp_path_factory) as dst:
-        receiving = Receiving(f"{dst}/", "/", asked=["top"], is_dry=is_dry)
+        receiving = Receiver(f"{dst}/", "/", asked=["top"], is_dry=is_dry)
         with contextlib.suppress(RemoterError):
             hear(receiving, [said])
         assert not is_dry or names(dst / "top") == [".bashrc", "way"]
@@ -816,7 +814,7 @@ def test_links_and_files_in_any_order_write_nothing_beside(
         elif late:
             said += late.pop()
     with what_lies_beside(tmp_path_factory) as dst, contextlib.suppress(RemoterError):
-        hear(Receiving(f"{dst}/", "/", asked=["top"]), [said, *late, FINISH])
+        hear(Receiver(f"{dst}/", "/", asked=["top"]), [said, *late, FINISH])
 
 
 @given(mutated(REPLIED, RECEIVERS))
@@ -826,7 +824,7 @@ def test_a_sender_ends_in_words(tmp_path_factory: pytest.TempPathFactory, said: 
     src = tmp_path_factory.mktemp("sent")
     for name in ("a", "b"):
         (src / name).write_bytes(name.encode() * 1000)
-    sending = Sending(make_plan([str(src)], "/"), asks_always=True)
+    sending = Sender(make_plan([str(src)], "/"), asks_always=True)
     with contextlib.suppress(RemoterError):
         hear(sending, [said])
 
@@ -841,7 +839,7 @@ WISH = some.one_of(
 @given(
     some.fixed_dictionaries(
         {
-            "transfer": some.sampled_from([TRANSFER] * 9 + [2]),
+            "transfer": some.sampled_from([TRANSFER_VERSION] * 9 + [2]),
             "do": some.sampled_from(["send", "receive", "x"]),
         },
         optional=dict.fromkeys(["cwd", "to", "sources", "asks", "dry"], WISH),
@@ -859,7 +857,7 @@ def test_the_far_side_reads_any_wish(
     monkeypatch.chdir(home)
     wish = {"cwd": str(home), "sources": ["a"], **wish}
     with contextlib.suppress(FileTrouble, ProtocolError):
-        assert isinstance(far_end._errand(wish), (Sending, Receiving))
+        assert isinstance(far_end._errand(wish), (Sender, Receiver))
 
 
 @pytest.mark.parametrize("said", [b"[]", b"{", b'{"transfer": 1, "do": "send", "sources": 5}'])

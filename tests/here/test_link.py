@@ -78,11 +78,11 @@ def test_a_wire_is_looked_after_whatever_becomes_of_the_news(greeted: Greeted) -
     with contextlib.suppress(ValueError):
         greeted.hear([0, 0])
     assert greeted.states == [LinkState.UP]
-    kinds = [head.kind for frame in greeted.sent for head, _ in decode_messages(frame)]
+    kinds = [head.type for frame in greeted.sent for head, _ in decode_messages(frame)]
     assert kinds == [MessageType.ACK, MessageType.PING]
     pump = greeted.link._pump
     assert pump is not None
-    assert pump._watch is not None
+    assert pump._check_timer is not None
 
 
 def test_what_was_confirmed_and_is_not_known_any_more_is_lost_there(greeted: Greeted) -> None:

@@ -31,7 +31,7 @@ from remoter_kernel.front.session.link import LinkState
 from remoter_kernel.wire.frames import FrameHeader, MessageType, encode_message, to_json
 from remoter_kernel.wire.pump import Pump
 from remoter_kernel.wire.reactor import Reactor
-from remoter_kernel.wire.stream import Conversation, MemoryOutbox
+from remoter_kernel.wire.stream import MemoryOutbox, ReliableStream
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -94,7 +94,7 @@ def check(*roots: Any, may_stay_unset: dict[tuple[str, str], str]) -> None:
 
 def test_a_call_back_that_was_forgotten_is_found() -> None:
     """Or this file would show nothing."""
-    pump = Pump(Reactor(), Conversation(MemoryOutbox()), lambda _frame: None)
+    pump = Pump(Reactor(), ReliableStream(MemoryOutbox()), lambda _frame: None)
     assert unset(pump) == {
         ("Pump", "on_item"),
         ("Pump", "on_refused"),

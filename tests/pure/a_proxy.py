@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from remoter_kernel.front import kernel as proxy
 from remoter_kernel.front.session.link import LinkState
 from remoter_kernel.wire.frames import Channel, to_json
-from remoter_kernel.wire.messages import Voice, content_of, header_of
+from remoter_kernel.wire.messages import MessageSigner, content_of, header_of
 from remoter_kernel.wire.reactor import Timer
 
 if TYPE_CHECKING:
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from remoter_kernel.errors import RemoterError
 
 CONSOLE, ANOTHER = [b"console"], [b"another"]
-CLIENT = Voice(b"", session="client")
-FAR_KERNEL = Voice(b"", session="kernel")
+CLIENT = MessageSigner(b"", session="client")
+FAR_KERNEL = MessageSigner(b"", session="kernel")
 
 
 class Clock:
@@ -62,7 +62,7 @@ class Page:
     def __init__(self, reactor: Clock) -> None:
         self.reactor = reactor
         self.connection = {"key": "k"}
-        self.voice = Voice(b"")
+        self.voice = MessageSigner(b"")
         self.published: list[tuple[str, str, dict[str, Any]]] = []  # kind, whose, content
         self.replies: list[tuple[str, str, dict[str, Any]]] = []
 
@@ -170,13 +170,13 @@ class Wire:
         return [
             str(header_of(parts[1])["msg_type"])
             for channel, parts in self.said
-            if channel is not Channel.ORDER
+            if channel is not Channel.COMMAND
         ]
 
     @property
     def orders(self) -> list[bytes]:
         """The commands that were said."""
-        return [parts[0] for channel, parts in self.said if channel is Channel.ORDER]
+        return [parts[0] for channel, parts in self.said if channel is Channel.COMMAND]
 
 
 class Proxy:
@@ -234,7 +234,7 @@ class Proxy:
 
     def note(self, **words: Any) -> None:
         """Let the evaluator say an event."""
-        self.hear(Channel.NOTE, [to_json(words)])
+        self.hear(Channel.EVENT, [to_json(words)])
 
     def publish(self, kind: str, content: dict[str, Any], name: str) -> None:
         """Let the kernel there publish something in a request."""

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from remoter_kernel.front.this_side.cells import CellsHere
-from tests.pure.test_waiting import said
+from tests.pure.test_output_backlog import said
 
 
 @pytest.mark.parametrize(

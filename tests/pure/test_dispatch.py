@@ -25,12 +25,19 @@ from remoter_kernel.wire.frames import (
     to_json,
     unpack_parts,
 )
-from remoter_kernel.wire.messages import CONTENT, HEADER, PARENT, Voice, content_of, header_of
+from remoter_kernel.wire.messages import (
+    CONTENT,
+    HEADER,
+    PARENT,
+    MessageSigner,
+    content_of,
+    header_of,
+)
 from remoter_kernel.wire.requests import Stage
-from remoter_kernel.wire.stream import Conversation, MemoryOutbox
+from remoter_kernel.wire.stream import MemoryOutbox, ReliableStream
 
 ME, OTHER = b"client-1", b"client-2"
-VOICE = Voice(b"")
+VOICE = MessageSigner(b"")
 
 
 class Disk:
@@ -99,7 +106,7 @@ class Evaluator:
         self.ear = KernelOutputHandler(journal, door, self.desk, self.speaker, None)
         self.requests = self.desk.requests
         self.clients = {
-            name: Client(name, MemoryOutbox(), Conversation(MemoryOutbox()))  # type: ignore[arg-type]
+            name: Client(name, MemoryOutbox(), ReliableStream(MemoryOutbox()))  # type: ignore[arg-type]
             for name in (ME, OTHER)
         }
         self.number = 0
@@ -124,7 +131,7 @@ class Evaluator:
     def order(self, order: str, client: bytes = ME, cells: tuple[str, ...] = ()) -> None:
         self.number += 1
         body = pack_parts([to_json({"order": order, "cells": list(cells)})])
-        head = FrameHeader(MessageType.ITEM, Channel.ORDER, self.number, mark=self.number - 1)
+        head = FrameHeader(MessageType.ITEM, Channel.COMMAND, self.number, barrier=self.number - 1)
         self.desk.take(self.clients[client], head, body)
 
     def be_there(self) -> None:
@@ -290,7 +297,7 @@ def test_an_interrupt_that_comes_first_takes_out_what_was_sent_before_it(evaluat
     """It travels by another lane, and overtakes."""
     body = pack_parts([to_json({"order": "interrupt", "cells": ["late"]})])
     evaluator.desk.take(
-        evaluator.clients[ME], FrameHeader(MessageType.ITEM, Channel.ORDER, 1, mark=1), body
+        evaluator.clients[ME], FrameHeader(MessageType.ITEM, Channel.COMMAND, 1, barrier=1), body
     )
     evaluator.ask("late")
     evaluator.disk.write()
@@ -307,7 +314,7 @@ def test_nothing_that_was_sent_before_a_restart_runs_in_the_fresh_kernel(
     evaluator.kernel.is_there = False
     if is_late:
         body = pack_parts([to_json({"order": "restart"})])
-        head = FrameHeader(MessageType.ITEM, Channel.ORDER, 1, mark=1)
+        head = FrameHeader(MessageType.ITEM, Channel.COMMAND, 1, barrier=1)
         evaluator.desk.take(evaluator.clients[ME], head, body)
         evaluator.ask("before", stop_on_error=does_stop)
     else:
@@ -441,4 +448,4 @@ def test_whatever_happens_order_is_kept_and_each_cell_runs_or_is_answered_once(s
     answered = [name for name, kind, _ in evaluator.disk.said if kind == "execute_reply"]
     assert got == sorted(set(got))
     assert sorted(got + answered) == sorted(asked)
-    assert Lane.BULK in evaluator.clients[ME].talk.kept
+    assert Lane.BULK in evaluator.clients[ME].stream.acked

@@ -12,7 +12,9 @@ from hypothesis import strategies as some
 
 from remoter_kernel.errors import ProtocolError
 from remoter_kernel.wire import quota as quotas
-from remoter_kernel.wire.names import (
+from remoter_kernel.wire.partial_file import wanted_mode
+from remoter_kernel.wire.quota import GROWS, GrowthAllowance, TransferQuota
+from remoter_kernel.wire.safe_paths import (
     LONGEST,
     check_digest,
     names_asked_for,
@@ -20,8 +22,6 @@ from remoter_kernel.wire.names import (
     safe_names,
     safe_target,
 )
-from remoter_kernel.wire.part import wanted_mode
-from remoter_kernel.wire.quota import GROWS, Growth, Quota
 from remoter_kernel.wire.wire_format import (
     HEAD,
     MOST_BODY,
@@ -30,7 +30,7 @@ from remoter_kernel.wire.wire_format import (
     FileEntry,
     FileTrouble,
     FrameType,
-    Trouble,
+    TroubleCode,
     add_trouble,
     from_body,
     read_entry,
@@ -48,7 +48,7 @@ def test_a_name_that_leads_elsewhere_is_refused(path):
     for is_windows in (False, True):
         with pytest.raises(FileTrouble) as refused:
             safe_names(path, is_windows=is_windows)
-        assert refused.value.trouble is Trouble.UNSAFE
+        assert refused.value.code is TroubleCode.UNSAFE
 
 
 @pytest.mark.parametrize("path", EVIL_ON_WINDOWS)
@@ -62,7 +62,7 @@ def test_windows_has_more_such_names(path):
 def test_what_leads_nowhere_is_one_files_trouble(path):
     with pytest.raises(FileTrouble) as refused:
         safe_names(path, is_windows=True)
-    assert refused.value.trouble is Trouble.OTHER
+    assert refused.value.code is TroubleCode.OTHER
 
 
 @pytest.mark.parametrize(
@@ -124,7 +124,7 @@ def test_a_source_is_called_as_it_was_asked_for(name, word):
     for stranger in ("neither", ".profile"):
         with pytest.raises(FileTrouble) as refused:
             names_asked_for([stranger], ["other", word])
-        assert refused.value.trouble is Trouble.UNSAFE
+        assert refused.value.code is TroubleCode.UNSAFE
 
 
 @pytest.mark.parametrize("word", [".", "./", "..", "../..", "a/..", "~", "~ada", "~/..", "", "/"])
@@ -177,7 +177,7 @@ def test_an_entry_comes_as_it_was_said(entry):
 def test_nonsense_is_told_as_such(words):
     with pytest.raises(ProtocolError):
         read_entry(words)
-    assert told_trouble(words).is_told
+    assert told_trouble(words).is_from_peer
 
 
 @given(some.binary(min_size=HEAD.size, max_size=HEAD.size))
@@ -213,8 +213,8 @@ def test_a_checksum_has_a_form(value):
 @given(some.integers(0, 2**40), some.lists(some.integers(-(2**30), 2**32), max_size=6))
 def test_what_a_sender_allows_its_files_a_receiver_takes(size, changes):
     """Both count the growth of files alike, so that an honest transfer is not ended."""
-    growth, now = Growth(size), size
-    quota = Quota({"files": 1, "size": size, "entries": 1})
+    growth, now = GrowthAllowance(size), size
+    quota = TransferQuota({"files": 1, "size": size, "entries": 1})
     for more in changes[:3]:
         if now + more >= 0 and growth.allows(more):
             now += more
@@ -227,12 +227,12 @@ def test_what_a_sender_allows_its_files_a_receiver_takes(size, changes):
 
 def test_what_is_held_to_the_end_has_a_bound(monkeypatch):
     monkeypatch.setattr(quotas, "MOST_HELD", 1000)
-    quota = Quota({"files": 0, "size": 0, "entries": 100})
+    quota = TransferQuota({"files": 0, "size": 0, "entries": 100})
     for _ in range(4):
         quota.hold("top/a", "/place/top/a")
     with pytest.raises(FileTrouble, match="too much for one transfer") as refused:
         quota.hold("top/a", "/place/top/a")
-    assert refused.value.trouble is Trouble.WORDS
+    assert refused.value.code is TroubleCode.WORDS
 
 
 @pytest.mark.parametrize("key", ["path", "target"])
@@ -253,10 +253,10 @@ def test_troubles_without_end_are_one():
     """It names the first, and says that there were others."""
     troubles = []
     for number in range(MOST_TROUBLES):
-        add_trouble(troubles, FileTrouble(f"{number}", "no", Trouble.FORBIDDEN))
+        add_trouble(troubles, FileTrouble(f"{number}", "no", TroubleCode.FORBIDDEN))
     with pytest.raises(FileTrouble, match="0: no; 10,000 others") as ended:
         add_trouble(troubles, FileTrouble("x", "no"))
-    assert ended.value.trouble is Trouble.FORBIDDEN
+    assert ended.value.code is TroubleCode.FORBIDDEN
     assert len(troubles) == MOST_TROUBLES
 
 

@@ -15,10 +15,17 @@ from remoter_kernel.front.jupyter.refused import RejectedMessageReporter
 from remoter_kernel.front.session.intake import Intake
 from remoter_kernel.front.session.pacer import Pacer
 from remoter_kernel.wire.frames import Channel, FrameHeader, Lane, MessageType, pack_parts, to_json
-from remoter_kernel.wire.messages import CONTENT, HEADER, PARENT, Voice, content_of, header_of
+from remoter_kernel.wire.messages import (
+    CONTENT,
+    HEADER,
+    PARENT,
+    MessageSigner,
+    content_of,
+    header_of,
+)
 from remoter_kernel.wire.requests import Request, Requests, Stage
-from remoter_kernel.wire.stream import Conversation, MemoryOutbox
-from tests.pure.test_waiting import said, stream
+from remoter_kernel.wire.stream import MemoryOutbox, ReliableStream
+from tests.pure.test_output_backlog import said, stream
 
 
 class Side:
@@ -32,10 +39,10 @@ class Side:
         self.refused: list[tuple[Channel, str]] = []
         self.reactor: Any = SimpleNamespace(later=self._wait, on_bug=self.bugs.append)
         self.pacer = Pacer(self.reactor, lambda: self.now, self._give) if is_paced else None  # type: ignore[arg-type]
-        self.talk = Conversation(MemoryOutbox())
+        self.talk = ReliableStream(MemoryOutbox())
         self.talk.begin()
         self.talk.open((0, 0))
-        self.talk._given = 10**9
+        self.talk._granted_credit = 10**9
         self.room = True
         self.flushes = 0
         self.intake = Intake(self, self.talk)  # type: ignore[arg-type]
@@ -99,8 +106,8 @@ def test_what_cannot_be_taken_in_is_told_and_what_follows_comes_in_order(*, is_p
     ]
     assert side.refused == [(Channel.IOPUB, "a bug")] * 2
     assert [str(bug) for bug in side.bugs] == ["a bug"] * 2
-    assert side.talk.kept[Lane.BULK] == 12
-    assert side.talk._kept_bytes == size
+    assert side.talk.acked[Lane.BULK] == 12
+    assert side.talk._acked_bytes == size
 
 
 @pytest.mark.parametrize("is_paced", [False, True])
@@ -110,9 +117,9 @@ def test_what_no_evaluator_should_say_is_kept_after_what_waits_before_it(*, is_p
     for number in range(1, 8):
         side.hear(number, pack_parts(stream("x" * 90_000, name=f"std{number}")))
     side.hear(8, pack_parts([b"too few"]))
-    assert (side.talk.kept[Lane.BULK] == 8) != is_paced
+    assert (side.talk.acked[Lane.BULK] == 8) != is_paced
     side.go_on()
-    assert side.talk.kept[Lane.BULK] == 8
+    assert side.talk.acked[Lane.BULK] == 8
     assert side.refused == [(Channel.IOPUB, "A message without all its parts.")]
     assert not side.bugs
 
@@ -130,16 +137,16 @@ def test_while_clients_take_nothing_it_gives_no_credit(*, is_paced: bool) -> Non
     head = FrameHeader(MessageType.ITEM, Channel.STDIN, 8, 0)
     side.intake.take(head, pack_parts(said("input_request", {"data": 8})))
     assert [json.loads(each)["data"] for each in side.taken] == [8]
-    assert side.talk.kept[Lane.BULK] == 0
-    assert side.talk._kept_bytes == 0
+    assert side.talk.acked[Lane.BULK] == 0
+    assert side.talk._acked_bytes == 0
     assert len(side.later) == 1
     side.later.pop(0)()
     assert len(side.taken) == 1
     side.room = True
     side.go_on()
     assert [json.loads(each)["data"] for each in side.taken] == [8, 1, 2, 3, 4, 5, 7]
-    assert side.talk.kept[Lane.BULK] == 7
-    assert side.talk._kept_bytes > 0
+    assert side.talk.acked[Lane.BULK] == 7
+    assert side.talk._acked_bytes > 0
     assert side.flushes or is_paced  # a pacer tells of it itself
 
 
@@ -157,16 +164,16 @@ def test_what_the_session_cannot_read_any_more_is_told() -> None:
     side = Side(is_paced=False)
     side.on_item = lambda _channel, parts: side.taken.append(bytes(parts[0]))  # type: ignore[method-assign]
     note = to_json({"event": "unreadable", "why": "Record 3 cannot be read."})
-    side.hear(1, pack_parts([note]), Channel.NOTE)
-    assert side.refused == [(Channel.NOTE, "Record 3 cannot be read.")]
-    assert side.talk.kept[Lane.BULK] == 1
+    side.hear(1, pack_parts([note]), Channel.EVENT)
+    assert side.refused == [(Channel.EVENT, "Record 3 cannot be read.")]
+    assert side.talk.acked[Lane.BULK] == 1
 
 
 class Client:
     """What a client hears."""
 
     def __init__(self) -> None:
-        self.voice = Voice(b"")
+        self.voice = MessageSigner(b"")
         self.heard: list[tuple[str, dict[str, Any], str]] = []
         self.requests = Requests()
         self.mouth = Mouth(self, "kernel", self.requests)  # type: ignore[arg-type]

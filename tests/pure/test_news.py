@@ -7,10 +7,10 @@ from dataclasses import replace
 from remoter_kernel.front.bootstrap.evaluator import Address
 from remoter_kernel.front.jupyter.news import News
 from remoter_kernel.wire.frames import Channel
-from remoter_kernel.wire.messages import Voice, header_of
+from remoter_kernel.wire.messages import MessageSigner, header_of
 from remoter_kernel.wire.requests import Request
 
-CELL = Voice(b"").compose("execute_request", {"code": "1", "silent": False})
+CELL = MessageSigner(b"").compose("execute_request", {"code": "1", "silent": False})
 ASKED = Request(Channel.SHELL, CELL, header_of(CELL[1]), number=1)
 
 

@@ -19,10 +19,10 @@ from remoter_kernel.front.reading.notebook import (
     whole_notebook,
 )
 from remoter_kernel.wire.frames import Channel, pack_parts, to_json
-from remoter_kernel.wire.messages import HEADER, METADATA, Voice, header_of
-from remoter_kernel.wire.said import Said
+from remoter_kernel.wire.journal_entries import JournalEntry
+from remoter_kernel.wire.messages import HEADER, METADATA, MessageSigner, header_of
 
-VOICE = Voice(b"")
+VOICE = MessageSigner(b"")
 FRONT = b"frontone"
 
 
@@ -34,7 +34,9 @@ class Journal:
 
     def _say(self, channel, parts, *, is_from_front):
         front = FRONT if is_from_front else bytes(8)
-        said = Said(len(self.said) + 1, 0.0, channel, is_from_front, front, pack_parts(parts))
+        said = JournalEntry(
+            len(self.said) + 1, 0.0, channel, is_from_front, front, pack_parts(parts)
+        )
         self.said.append(said)
 
     def asks(self, code, cell_id="", **content):
@@ -128,8 +130,10 @@ def test_what_is_silent_or_makes_no_sense_is_no_cell():
     journal = Journal()
     journal.asks("__vsc__", silent=True)
     journal.asks("__vsc__", store_history=False)
-    journal.said.append(Said(9, 0.0, Channel.IOPUB, False, bytes(8), b"torn"))
-    journal.said.append(Said(10, 0.0, Channel.SHELL, True, FRONT, pack_parts([b"", b"{}", b"{}"])))
+    journal.said.append(JournalEntry(9, 0.0, Channel.IOPUB, False, bytes(8), b"torn"))
+    journal.said.append(
+        JournalEntry(10, 0.0, Channel.SHELL, True, FRONT, pack_parts([b"", b"{}", b"{}"]))
+    )
     assert journal.story().runs == {}
 
 

@@ -9,8 +9,8 @@ from hypothesis import strategies as some
 
 from remoter_kernel.daemon.outbox import ClientOutbox
 from remoter_kernel.wire.frames import Channel, Lane, MessageType, pack_parts, unpack_parts
-from remoter_kernel.wire.stream import Conversation, MemoryOutbox
-from tests.pure.test_waiting import Page, messages, stream
+from remoter_kernel.wire.stream import MemoryOutbox, ReliableStream
+from tests.pure.test_output_backlog import Page, messages, stream
 
 FRONT, ANOTHER, EVERYONE = b"front---", b"another-", bytes(8)
 
@@ -76,8 +76,8 @@ class Pair:
             most_waiting=most,
             clock=self.clock,
         )
-        self.there = Conversation(self.outbox, slice_size=150)
-        self.here = Conversation(MemoryOutbox(), window)
+        self.there = ReliableStream(self.outbox, slice_size=150)
+        self.here = ReliableStream(MemoryOutbox(), window)
         self.wire: deque = deque()
         self.page = Page()
         self.replies: list[bytes] = []
@@ -95,7 +95,7 @@ class Pair:
         for end in (self.here, self.there):
             end.begin()
         self.here.open((0, 0))
-        self.there.open((self.here.seen[Lane.BULK], self.here.seen[Lane.URGENT]))
+        self.there.open((self.here.received[Lane.BULK], self.here.received[Lane.URGENT]))
         self.credit()
 
     def cut(self) -> None:

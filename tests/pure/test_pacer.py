@@ -13,8 +13,8 @@ from hypothesis import strategies as some
 
 from remoter_kernel.front.session.pacer import Pacer
 from remoter_kernel.wire.frames import Channel
-from remoter_kernel.wire.waiting import MOST_INTERRUPTED
-from tests.pure.test_waiting import said, stream
+from remoter_kernel.wire.output_backlog import INTERRUPTED_LIMIT
+from tests.pure.test_output_backlog import said, stream
 
 WINDOW = 3.0  # seconds
 
@@ -201,7 +201,7 @@ def test_an_interrupted_cell_is_soon_at_its_end():
     world.take(101, [b"reply"], Channel.SHELL)
     world.go_on(2.0)
     assert world.heard[-1] == (Channel.SHELL, [b"reply"])
-    assert len(world.text()) - before < MOST_INTERRUPTED + 500
+    assert len(world.text()) - before < INTERRUPTED_LIMIT + 500
     assert "held back" in world.text()
     assert world.kept[-1] == 101
 

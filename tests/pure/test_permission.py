@@ -20,7 +20,7 @@ from remoter_kernel.front.this_side.permission import (
     local_place,
 )
 from remoter_kernel.wire.frames import Channel
-from remoter_kernel.wire.messages import Voice, header_of
+from remoter_kernel.wire.messages import MessageSigner, header_of
 
 LOCAL = Wanted("%%local", AccessKind.RUN, "runs this cell")
 
@@ -42,7 +42,7 @@ class Person:
 
 def a_cell(*, can_answer=True):
     content = {"code": "%remoter put a b", "allow_stdin": can_answer, "silent": False}
-    parts = Voice(b"").compose("execute_request", content)
+    parts = MessageSigner(b"").compose("execute_request", content)
     return Route(Channel.SHELL, parts, header_of(parts[1]))
 
 

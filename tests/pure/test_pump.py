@@ -18,7 +18,7 @@ from remoter_kernel.wire.frames import (
     decode_messages,
 )
 from remoter_kernel.wire.pump import Pump
-from remoter_kernel.wire.stream import Conversation, MemoryOutbox
+from remoter_kernel.wire.stream import MemoryOutbox, ReliableStream
 
 
 class End:
@@ -28,8 +28,8 @@ class End:
         self.timers: list[tuple[float, Any]] = []
         self.sent: list[bytes] = []
         self.ended: list[str] = []
-        self.talk = Conversation(MemoryOutbox())
-        self.pump = Pump(self, self.talk, self.sent.append)  # type: ignore[arg-type]
+        self.stream = ReliableStream(MemoryOutbox())
+        self.pump = Pump(self, self.stream, self.sent.append)  # type: ignore[arg-type]
         self.pump.on_end = lambda error: self.ended.append(str(error))
 
     def later(self, seconds: float, call: Any) -> Any:
@@ -42,7 +42,7 @@ class End:
 
 def kinds(end: End) -> list[MessageType]:
     """Return what kinds of sayings have been sent."""
-    return [head.kind for frame in end.sent for head, _ in decode_messages(frame)]
+    return [head.type for frame in end.sent for head, _ in decode_messages(frame)]
 
 
 @pytest.mark.parametrize("is_alive", [True, False])
@@ -50,7 +50,7 @@ def test_a_doubted_wire(*, is_alive: bool) -> None:
     """It is asked at once; a pong in time saves it, and nothing else does."""
     near, far = End(), End()
     for end in (near, far):
-        end.talk.begin()
+        end.stream.begin()
         end.pump.start((0, 0))
     near.sent.clear()
     near.pump.doubt(3.0)
@@ -68,7 +68,7 @@ def test_a_doubted_wire(*, is_alive: bool) -> None:
 def test_a_wire_that_was_dropped_at_its_greeting() -> None:
     """Nothing is said by it any more, and nobody looks after it."""
     end = End()
-    end.talk.begin()
+    end.stream.begin()
     end.pump.end(Unreachable("dropped"))
     end.pump.start((0, 0))
     assert not end.sent
@@ -90,13 +90,13 @@ class Wires:
         self.dials += 1
         for end in (self.near, self.far):
             end.sent.clear()
-            end.talk.begin()
-            end.pump = Pump(end, end.talk, end.sent.append)  # type: ignore[arg-type]
+            end.stream.begin()
+            end.pump = Pump(end, end.stream, end.sent.append)  # type: ignore[arg-type]
             end.pump.on_end = end.ended.append  # type: ignore[assignment]
         self.far.pump.on_item = self.take
         self.far.pump.on_refused = self.refuse
         for end, other in ((self.near, self.far), (self.far, self.near)):
-            seen = other.talk.seen
+            seen = other.stream.received
             end.pump.start((seen[Lane.BULK], seen[Lane.URGENT]))
 
     def take(self, head: FrameHeader, body: Bytes) -> None:
@@ -110,7 +110,7 @@ class Wires:
         self.keep(head, body)
 
     def keep(self, head: FrameHeader, body: Bytes) -> None:
-        self.far.talk.keep(LANE[head.channel], head.number, len(body))
+        self.far.stream.keep(LANE[head.channel], head.number, len(body))
 
     def settle(self) -> None:
         """Carry what is said, and dial again whenever a wire has ended."""
@@ -146,32 +146,32 @@ def test_what_cannot_be_taken_in_is_passed_over_once(
     said = [b"%d" % number + b"x" * size for number in range(20)]
     poisons = {3: b"poison" + b"y" * size}
     for number, body in enumerate(said):
-        wires.near.talk.outbox.add(Channel.SHELL, poisons.get(number, body))  # type: ignore[attr-defined]
+        wires.near.stream.outbox.add(Channel.SHELL, poisons.get(number, body))  # type: ignore[attr-defined]
     wires.near.pump.flush()
     wires.settle()
     assert wires.taken == [body for number, body in enumerate(said) if number not in poisons]
     assert wires.refused == [(4, str(trouble))]
     assert wires.dials == dials
-    assert len(wires.near.talk.outbox) == 0  # type: ignore[arg-type]
-    far = wires.far.talk
-    assert far._kept_bytes == far._heard_bytes
+    assert len(wires.near.stream.outbox) == 0  # type: ignore[arg-type]
+    far = wires.far.stream
+    assert far._acked_bytes == far._received_bytes
 
 
 def test_what_cannot_be_read_ends_its_wire_and_what_was_read_before_it_goes() -> None:
     """A disk may give a record a moment later; whoever waits for the rest is not forgotten."""
     end = End()
-    end.talk.begin()
+    end.stream.begin()
     end.pump.start((0, 0))
-    end.talk.receive(FrameHeader(MessageType.ACK, credit=1000), b"")
-    end.talk.outbox.add(Channel.SHELL, b"before")  # type: ignore[attr-defined]
-    read = end.talk.outbox.next_after
+    end.stream.receive(FrameHeader(MessageType.ACK, credit=1000), b"")
+    end.stream.outbox.add(Channel.SHELL, b"before")  # type: ignore[attr-defined]
+    read = end.stream.outbox.next_after
 
     def fail_at(lane: Lane, number: int) -> Any:
         if number:
             raise ProtocolError("Record 2 cannot be read.")
         return read(lane, number)
 
-    end.talk.outbox.next_after = fail_at  # type: ignore[method-assign]
+    end.stream.outbox.next_after = fail_at  # type: ignore[method-assign]
     end.sent.clear()
     end.pump.flush()
     assert kinds(end) == [MessageType.ITEM, MessageType.BYE]
@@ -181,12 +181,12 @@ def test_what_cannot_be_read_ends_its_wire_and_what_was_read_before_it_goes() ->
 def test_much_that_is_due_is_sent_bit_by_bit() -> None:
     """Whoever else lives in this process gets a turn in between; all of it goes, in order."""
     end = End()
-    end.talk.begin()
+    end.stream.begin()
     end.pump.start((0, 0))
-    end.talk.receive(FrameHeader(MessageType.ACK, credit=10**9), b"")
+    end.stream.receive(FrameHeader(MessageType.ACK, credit=10**9), b"")
     count = 3 * pump.MOST_AT_ONCE + 1
     for number in range(count):
-        end.talk.outbox.add(Channel.SHELL, b"%d" % number)  # type: ignore[attr-defined]
+        end.stream.outbox.add(Channel.SHELL, b"%d" % number)  # type: ignore[attr-defined]
     sent: list[int] = []
     go_on: Any = end.pump.flush
     while go_on:
@@ -205,9 +205,9 @@ def test_much_that_is_due_is_sent_bit_by_bit() -> None:
 def test_a_large_amount_that_is_due_is_sent_bit_by_bit() -> None:
     """A few large things hold up others no longer than many small ones."""
     end = End()
-    end.talk.begin()
+    end.stream.begin()
     end.pump.start((0, 0))
-    end.talk.receive(FrameHeader(MessageType.ACK, credit=10**9), b"")
-    end.talk.outbox.add(Channel.SHELL, bytes(3 * pump.MOST_BYTES_AT_ONCE))  # type: ignore[attr-defined]
+    end.stream.receive(FrameHeader(MessageType.ACK, credit=10**9), b"")
+    end.stream.outbox.add(Channel.SHELL, bytes(3 * pump.MOST_BYTES_AT_ONCE))  # type: ignore[attr-defined]
     end.pump.flush()
     assert sum(map(len, end.sent)) < 1.1 * pump.MOST_BYTES_AT_ONCE

@@ -8,10 +8,10 @@ from remoter_kernel.daemon.message_writer import MessageWriter
 from remoter_kernel.daemon.recovery import Recovery
 from remoter_kernel.daemon.replay import RecoveredState
 from remoter_kernel.wire.frames import Channel, unpack_parts
-from remoter_kernel.wire.messages import HEADER, PARENT, Voice, content_of, header_of
+from remoter_kernel.wire.messages import HEADER, PARENT, MessageSigner, content_of, header_of
 from remoter_kernel.wire.requests import Request, Stage
 
-VOICE = Voice(b"")
+VOICE = MessageSigner(b"")
 
 
 class Journal:
@@ -54,7 +54,9 @@ class Story:
 
     def hear(self, cell, kind, **content):
         self.adoption.hear(VOICE.compose(kind, content, self.headers[cell]))
-        self.adoption.end(self.requests.on_state(cell, content.get("execution_state", "")).passed)
+        self.adoption.end(
+            self.requests.on_state(cell, content.get("execution_state", "")).finished_before
+        )
 
     def forget(self, *cells):
         for request in [each for each in self.requests if each.id in cells]:

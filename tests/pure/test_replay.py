@@ -164,8 +164,8 @@ def test_whom_the_child_sounds_like_is_what_was_noted_last(story):
     """A restarted child has another session."""
     for name in ("first", "second"):
         note = {"event": "ready", "session": name, "kernel_info": {"implementation": "x"}}
-        story.tell(Channel.NOTE, pack_parts([to_json(note)]), front=EVERYONE)
-    story.tell(Channel.NOTE, pack_parts([to_json({"event": "died", "why": ""})]), front=EVERYONE)
+        story.tell(Channel.EVENT, pack_parts([to_json(note)]), front=EVERYONE)
+    story.tell(Channel.EVENT, pack_parts([to_json({"event": "died", "why": ""})]), front=EVERYONE)
     assert story.past.kernel["session"] == "second"
     assert story.past.time == 103.0
 
@@ -189,9 +189,9 @@ def test_how_far_each_front_was_is_known_and_nothing_raises(drawn):
 def test_the_last_interrupt_is_known_with_its_clients_number(story):
     story.ask("a", 1)
     order = pack_parts([to_json({"order": "interrupt", "cells": ["a"]})])
-    story.tell(Channel.ORDER, order, client_number=2)
+    story.tell(Channel.COMMAND, order, client_number=2)
     assert story.past.interrupted == {"a": 2}
-    story.tell(Channel.ORDER, pack_parts([to_json({"order": "keep"})]), client_number=3)
+    story.tell(Channel.COMMAND, pack_parts([to_json({"order": "keep"})]), client_number=3)
     assert story.past.interrupted == {"a": 2}
 
 
@@ -200,12 +200,12 @@ def test_a_command_is_unfinished_until_a_kernel_is_ready_or_much_time_has_passed
     """Its evaluator may have died while the kernel was to end for it."""
     told = pack_parts([to_json({"order": command})])
     assert story.past.unfinished == ""
-    story.tell(Channel.ORDER, told, client_number=1)
+    story.tell(Channel.COMMAND, told, client_number=1)
     story.state("a", "idle")
     assert story.past.unfinished == command
-    story.tell(Channel.NOTE, pack_parts([to_json({"event": "ready"})]), front=EVERYONE)
+    story.tell(Channel.EVENT, pack_parts([to_json({"event": "ready"})]), front=EVERYONE)
     assert story.past.unfinished == ""
-    story.tell(Channel.ORDER, told, client_number=2)
+    story.tell(Channel.COMMAND, told, client_number=2)
     for _ in range(40):  # a second each
         story.state("a", "idle")
     assert story.past.unfinished == ""

@@ -156,14 +156,14 @@ def test_the_idle_of_a_cell_with_a_reply_is_given_up_where_the_next_begins(reque
     sent(requests, "two")
     requests.on_reply("one")
     heard = requests.on_state("two", "busy")
-    assert (heard.is_new, heard.passed, one.stage) == (True, [one], Stage.DONE)
+    assert (heard.is_new, heard.finished_before, one.stage) == (True, [one], Stage.DONE)
 
 
 def test_a_subshell_does_not_wait_for_the_cells_before_it(requests):
     one = sent(requests, "one")
     sent(requests, "two", header={"subshell_id": "s"})
     requests.on_reply("one")
-    assert requests.on_state("two", "busy").passed == []
+    assert requests.on_state("two", "busy").finished_before == []
     assert one.stage is Stage.REPLIED
 
 
@@ -171,7 +171,7 @@ def test_a_subshell_does_not_wait_for_the_cells_before_it(requests):
 def test_an_idle_that_this_side_has_said_is_not_heard_again(requests, end):
     """Its kernel may have been at it all the same, and says so when it is done."""
     cell = sent(requests, "cell")
-    cell.heard |= {"busy", "idle"}
+    cell.states |= {"busy", "idle"}
     requests.move(cell, end)
     assert not requests.on_state("cell", "busy").is_new
     assert not requests.on_state("cell", "idle").is_new
@@ -185,7 +185,7 @@ def test_what_this_side_says_in_the_kernels_place_is_not_new_when_the_kernel_say
     assert not requests.on_said("cell", "busy")
     assert (cell.stage, before.stage) == (Stage.SENT, Stage.REPLIED)
     heard = requests.on_state("cell", "busy")
-    assert (heard.is_new, heard.passed) == (False, [before])
+    assert (heard.is_new, heard.finished_before) == (False, [before])
     assert (cell.stage, before.stage) == (Stage.RUNNING, Stage.DONE)
 
 
@@ -302,7 +302,7 @@ def test_whatever_a_kernel_says_nothing_breaks_and_nobody_hears_a_state_twice(st
         elif step[0] in {"reply", "aborted"}:
             requests.on_reply(step[1], has_idle=step[0] == "reply")
         else:
-            is_there = [each for each in added if each.id == step[1] and step[0] not in each.heard]
+            is_there = [each for each in added if each.id == step[1] and step[0] not in each.states]
             is_new = requests.on_state(step[1], step[0]).is_new
             if step[1] in {each.id for each in added}:
                 assert is_new >= bool(set(is_there) & set(requests))

@@ -32,8 +32,8 @@ from remoter_kernel.front.running.verdict import ExitCodeTracker
 from remoter_kernel.front.ssh.outcome import Ran
 from remoter_kernel.plain_text import is_session_id
 from remoter_kernel.wire.frames import Channel, pack_parts
-from remoter_kernel.wire.said import Said, encode_said, split_said
-from remoter_kernel.wire.waiting import Waiting
+from remoter_kernel.wire.journal_entries import JournalEntry, encode_said, split_said
+from remoter_kernel.wire.output_backlog import OutputBacklog
 
 BOX = Remote("box", "box.invalid")
 EVIL = "\x1b]0;OWNED\x07\x9b31m\u202e\r\n\ud800"
@@ -189,7 +189,7 @@ def test_an_answer_about_a_journal_is_read_or_refused(words, data):
 @given(st.binary(max_size=80), st.binary(max_size=8))
 def test_bytes_are_records_or_refused(data, more):
     with errors_for_people():
-        records = Said(1, float("nan"), Channel.IOPUB, False, bytes(8), more)
+        records = JournalEntry(1, float("nan"), Channel.IOPUB, False, bytes(8), more)
         found, _ = split_said(encode_said(records) + data)
         chronicle = Chronicle()
         for said in found:
@@ -352,7 +352,7 @@ notes = shaped(
 def recorded(channels, bodies):
     """Records of a journal."""
     return st.builds(
-        lambda channel, is_asked, parts, when, is_mark: Said(
+        lambda channel, is_asked, parts, when, is_mark: JournalEntry(
             1, when, channel, is_asked, bytes(8), pack_parts(parts), is_mark
         ),
         st.sampled_from(channels),
@@ -366,10 +366,10 @@ def recorded(channels, bodies):
 records = st.one_of(
     recorded([Channel.IOPUB], messages),
     recorded([Channel.SHELL], messages),
-    recorded([Channel.NOTE, Channel.ORDER], notes),
+    recorded([Channel.EVENT, Channel.COMMAND], notes),
     recorded(list(Channel), st.one_of(messages, notes)),
 )
-ASKED = Said(
+ASKED = JournalEntry(
     0,
     0.0,
     Channel.SHELL,
@@ -378,7 +378,7 @@ ASKED = Said(
     pack_parts(a_message("execute_request", "1", "", {"code": "1"}, {})),
 )
 a_few = st.lists(records, max_size=5)
-DEEP = Said(
+DEEP = JournalEntry(
     2,
     0.0,
     Channel.IOPUB,
@@ -439,7 +439,7 @@ def test_no_message_ends_who_shows_it(said):
 
 @given(st.lists(messages, max_size=6))
 def test_what_waits_comes_out_again(said):
-    waiting = Waiting(most=64)
+    waiting = OutputBacklog(most=64)
     for number, parts in enumerate(said, 1):
         waiting.add(number, parts, parts)
     waiting.interrupt("1")

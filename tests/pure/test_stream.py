@@ -12,7 +12,7 @@ from hypothesis import strategies as some
 
 from remoter_kernel.errors import Overrun, ProtocolError
 from remoter_kernel.wire.frames import LANE, Channel, FrameHeader, Lane, MessageType
-from remoter_kernel.wire.stream import Conversation, MemoryOutbox, Phase
+from remoter_kernel.wire.stream import MemoryOutbox, Phase, ReliableStream
 
 WINDOW = 40  # bytes: small, so that credit runs out
 SLICE = 13  # bytes: smaller than most items
@@ -23,7 +23,7 @@ class End:
 
     def __init__(self) -> None:
         self.outbox = MemoryOutbox()
-        self.talk = Conversation(self.outbox, WINDOW, SLICE)
+        self.talk = ReliableStream(self.outbox, WINDOW, SLICE)
         self.taken: dict[Lane, list[bytes]] = {lane: [] for lane in Lane}
         self.unkept: deque[tuple[Lane, int, int]] = deque()
 
@@ -53,7 +53,7 @@ class Pipe:
         for end in self.ends:
             end.talk.begin()
         for end, other in (self.ends, self.ends[::-1]):
-            end.talk.open((other.talk.seen[Lane.BULK], other.talk.seen[Lane.URGENT]))
+            end.talk.open((other.talk.received[Lane.BULK], other.talk.received[Lane.URGENT]))
             self.say_numbers(other)
 
     def say_numbers(self, end: End) -> None:
@@ -125,7 +125,7 @@ def test_everything_arrives_once_and_in_order_whatever_happens_to_wires(deeds):
             pipe.do(deed, end, amount)
         for one in pipe.ends:
             for lane in Lane:
-                assert one.talk.kept[lane] <= one.talk.seen[lane]
+                assert one.talk.acked[lane] <= one.talk.received[lane]
     pipe.settle()
     for end, other in (pipe.ends, pipe.ends[::-1]):
         assert other.taken == said[end]
@@ -170,10 +170,10 @@ def test_urgent_items_carry_the_last_bulk_item_they_overtook():
     outbox = MemoryOutbox()
     outbox.add(Channel.SHELL, b"cell")
     cell = outbox.last
-    number = outbox.add(Channel.ORDER, b"interrupt")
+    number = outbox.add(Channel.COMMAND, b"interrupt")
     entry = outbox.next_after(Lane.URGENT, 0)
     assert entry is not None
-    assert (entry.number, entry.mark) == (number, cell)
+    assert (entry.number, entry.barrier) == (number, cell)
 
 
 def test_whoever_has_said_something_hears_once_that_it_is_kept():
@@ -247,7 +247,7 @@ heads = some.builds(
 @given(some.lists(some.tuples(heads, some.binary(max_size=200)), max_size=60))
 def test_whatever_is_said_is_taken_or_ends_the_wire_and_what_is_held_is_bounded(sayings):
     """Nothing but a ProtocolError, no item beyond the largest, no bytes beyond the credit."""
-    talk = Conversation(MemoryOutbox(), WINDOW, SLICE, most_item=500)
+    talk = ReliableStream(MemoryOutbox(), WINDOW, SLICE, most_item=500)
     talk.begin()
     talk.open((0, 0))
     talk.head(MessageType.ACK)
@@ -260,8 +260,8 @@ def test_whatever_is_said_is_taken_or_ends_the_wire_and_what_is_held_is_bounded(
         if whole is not None:
             assert len(whole) <= 500
             taken += len(whole) * (LANE[head.channel] is Lane.BULK)
-        assert all(len(half) <= 500 for _, half in talk._half.values())
-    held = sum(len(half) for _, half in talk._half.values())
+        assert all(len(half) <= 500 for _, half in talk._partial_in.values())
+    held = sum(len(half) for _, half in talk._partial_in.values())
     assert held <= 2 * 500
     # What was heard in slices gives new credit, so that of each item only its end counts.
     assert taken <= WINDOW + 200 + 500 * len(sayings)
@@ -277,7 +277,7 @@ def test_an_item_that_is_too_large_ends_the_wire_for_good(channel):
     end.talk.head(MessageType.ACK)
     end.hear(FrameHeader(MessageType.PART, channel, 1, 0), b"x" * 30)
     with pytest.raises(Overrun) as caught:
-        end.hear(FrameHeader(MessageType.ITEM, channel, 1, 0, begin=30), b"x" * 21)
+        end.hear(FrameHeader(MessageType.ITEM, channel, 1, 0, offset=30), b"x" * 21)
     assert not caught.value.worth_retrying
 
 
@@ -337,7 +337,7 @@ def steps(slices: int) -> int:
     end, count = End(), 0
     end.talk.begin()
     end.talk.open((0, 0))
-    end.talk._given = 10**9
+    end.talk._granted_credit = 10**9
 
     def note(_frame: object, _event: str, _argument: object) -> None:
         nonlocal count
@@ -347,7 +347,7 @@ def steps(slices: int) -> int:
     try:
         for number in range(slices):
             kind = MessageType.ITEM if number == slices - 1 else MessageType.PART
-            end.hear(FrameHeader(kind, Channel.SHELL, 1, 0, begin=number * SLICE), b"x" * SLICE)
+            end.hear(FrameHeader(kind, Channel.SHELL, 1, 0, offset=number * SLICE), b"x" * SLICE)
     finally:
         sys.setprofile(None)
     assert [len(body) for body in end.taken[Lane.BULK]] == [slices * SLICE]
@@ -371,7 +371,7 @@ def test_who_keeps_nothing_gets_no_more_than_its_credit():
         pipe.say_numbers(far)
         pipe.deliver(near, 1000)
     held = sum(map(len, far.taken[Lane.BULK])) + sum(
-        len(half) for _, half in far.talk._half.values()
+        len(half) for _, half in far.talk._partial_in.values()
     )
     assert held <= WINDOW + 4 * SLICE
     pipe.settle()

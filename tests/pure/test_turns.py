@@ -7,12 +7,12 @@ from hypothesis import strategies as st
 
 from remoter_kernel.front.this_side.turns import Turns
 from remoter_kernel.wire.frames import Channel
-from remoter_kernel.wire.messages import Voice, header_of
+from remoter_kernel.wire.messages import MessageSigner, header_of
 from remoter_kernel.wire.requests import Request, Requests, Stage
 
 
 def a_route(**words):
-    parts = Voice(b"").compose("execute_request", {"code": "x", **words})
+    parts = MessageSigner(b"").compose("execute_request", {"code": "x", **words})
     return Request(Channel.SHELL, parts, header_of(parts[1]))
 
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as some
 
-from remoter_kernel.wire.window import LEAST, MOST, SHORTEST_ROUND, Window
+from remoter_kernel.wire.window import LEAST, MOST, SHORTEST_ROUND, ReceiveWindow
 
 
 @dataclass
@@ -21,7 +21,7 @@ class Path:
 
     def __post_init__(self) -> None:
         self.packet = int(max(4096, self.width * self.trip / 50))
-        self.window = Window()
+        self.window = ReceiveWindow()
         self.window.note_trip(self.trip)
         self.now = 0.0
         self.sent = self.kept = 0

@@ -127,7 +127,7 @@ def test_requests_replies_and_notes_stay(tmp_path):
     path = tmp_path / "j"
     raw = first_line()
     for number, (channel, is_from_front) in enumerate(
-        [(Channel.SHELL, True), (Channel.SHELL, False), (Channel.NOTE, False)], 1
+        [(Channel.SHELL, True), (Channel.SHELL, False), (Channel.EVENT, False)], 1
     ):
         raw += encode_record(Record(number, channel, is_from_front, ME, b"x" * 100))
     path.write_bytes(raw)

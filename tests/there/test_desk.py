@@ -16,7 +16,7 @@ from remoter_kernel.daemon.request_handler import RequestHandler
 from remoter_kernel.errors import ProtocolError
 from remoter_kernel.wire.frames import Channel, FrameHeader, MessageType, pack_parts, to_json
 from remoter_kernel.wire.requests import Requests
-from remoter_kernel.wire.stream import Conversation
+from remoter_kernel.wire.stream import ReliableStream
 from tests.there.test_journal import ME
 from tests.there.test_journal import Desk as Disk
 
@@ -71,7 +71,7 @@ def desk(disk: Disk, child: Child) -> RequestHandler:
 def guest(disk: Disk) -> Client:
     """A front that has no wire at the moment."""
     outbox = ClientOutbox(disk.journal, ME)
-    return Client(ME, outbox, Conversation(outbox))
+    return Client(ME, outbox, ReliableStream(outbox))
 
 
 def message(kind: str, **content: str) -> bytes:
@@ -87,10 +87,10 @@ def test_what_is_not_written_is_not_passed_on(disk, desk, child, guest, channel)
         guest, FrameHeader(MessageType.ITEM, channel, 5), message("any_request", value="secret")
     )
     assert child.given == []
-    assert set(guest.talk.kept.values()) == {0}
+    assert set(guest.stream.acked.values()) == {0}
     disk.settle()
     assert child.given == [channel]
-    assert 5 in guest.talk.kept.values()
+    assert 5 in guest.stream.acked.values()
     (record,) = read_journal(disk.journal.path)
     assert (record.client_number, b"secret" in record.body) == (5, channel is not Channel.STDIN)
 
@@ -98,7 +98,7 @@ def test_what_is_not_written_is_not_passed_on(disk, desk, child, guest, channel)
 def test_an_interrupt_waits_for_no_disk(disk, desk, child, guest):
     """It reaches the child before it is written."""
     order = pack_parts([to_json({"order": "interrupt"})])
-    desk.take(guest, FrameHeader(MessageType.ITEM, Channel.ORDER, 5), order)
+    desk.take(guest, FrameHeader(MessageType.ITEM, Channel.COMMAND, 5), order)
     assert child.interrupts == 1
     assert disk.journal.written == 0
 

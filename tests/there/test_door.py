@@ -32,7 +32,7 @@ from remoter_kernel.wire.frames import (
     pack_parts,
     to_json,
 )
-from remoter_kernel.wire.messages import Voice
+from remoter_kernel.wire.messages import MessageSigner
 from tests.real_jupyter import started_kernel
 from tests.whole.talk import Talk
 
@@ -133,7 +133,7 @@ class Knock:
         until = time.monotonic() + seconds
         while (left := until - time.monotonic()) > 0:
             for head, body in self.hear(seconds=left):
-                if head.kind is kind:
+                if head.type is kind:
                     return body
         return None
 
@@ -164,7 +164,7 @@ def hello(front: str | None = None, seen: list[int] | None = None) -> bytes:
 def cell(number: int, code: str, previous: int = 0) -> bytes:
     """A numbered execute_request."""
     content = {"code": code, "silent": False, "store_history": False, "allow_stdin": False}
-    parts = Voice(b"").compose("execute_request", content)
+    parts = MessageSigner(b"").compose("execute_request", content)
     return encode_message(
         FrameHeader(MessageType.ITEM, Channel.SHELL, number, previous), pack_parts(parts)
     )
@@ -298,7 +298,7 @@ def item(body: bytes, number: int = 1, previous: int = 0, **more: int) -> bytes:
     )
 
 
-VALID = Voice(b"").compose("execute_request", {"code": "runs += 1"})
+VALID = MessageSigner(b"").compose("execute_request", {"code": "runs += 1"})
 BAD_ITEMS = {
     "random bytes": random.Random(2).randbytes(500),
     "nothing": b"",
@@ -314,14 +314,14 @@ BAD_ITEMS = {
     "a header that is a list": item(pack_parts([b"", b"[]", *VALID[2:]])),
     "a header that is deep": item(pack_parts([b"", b"[" * 100_000, *VALID[2:]])),
     "an order that is none": encode_message(
-        FrameHeader(MessageType.ITEM, Channel.ORDER, 1),
+        FrameHeader(MessageType.ITEM, Channel.COMMAND, 1),
         pack_parts([to_json({"order": "self-destruct"})]),
     ),
     "an order that is no JSON": encode_message(
-        FrameHeader(MessageType.ITEM, Channel.ORDER, 1), pack_parts([b"\xff"])
+        FrameHeader(MessageType.ITEM, Channel.COMMAND, 1), pack_parts([b"\xff"])
     ),
     "an order without words": encode_message(
-        FrameHeader(MessageType.ITEM, Channel.ORDER, 1), pack_parts([])
+        FrameHeader(MessageType.ITEM, Channel.COMMAND, 1), pack_parts([])
     ),
 }
 
@@ -343,7 +343,7 @@ def test_an_item_that_makes_no_sense(behind: Behind, name: str) -> None:
 HARMLESS = {
     "an item without a number": cell(0, "runs += 1"),
     "kept what was never said": encode_message(
-        FrameHeader(MessageType.ACK, kept_bulk=2**60, kept_urgent=2**60)
+        FrameHeader(MessageType.ACK, acked_bulk=2**60, acked_urgent=2**60)
     ),
     "credit without end": encode_message(FrameHeader(MessageType.ACK, credit=2**64 - 1)),
 }

@@ -26,7 +26,7 @@ from remoter_kernel.wire.frames import (
     to_json,
     unpack_parts,
 )
-from remoter_kernel.wire.messages import Voice
+from remoter_kernel.wire.messages import MessageSigner
 from tests.there.test_journal import Desk as Disk
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ class Ground:
             front=guest.name,
             own=head.number,
             is_from_front=True,
-            then=lambda: guest.talk.keep(Lane.BULK, head.number, len(body)),
+            then=lambda: guest.stream.keep(Lane.BULK, head.number, len(body)),
         )
 
     def greet(self, name: bytes = ME, seen: list[int] | None = None) -> None:
@@ -120,7 +120,7 @@ def ground(tmp_path: Path) -> Iterator[Ground]:
 
 def request(code: str, kind: str = "execute_request") -> bytes:
     """Return the packed parts of a request."""
-    return pack_parts(Voice(b"").compose(kind, {"code": code}))
+    return pack_parts(MessageSigner(b"").compose(kind, {"code": code}))
 
 
 def item(number: int, channel: Channel = Channel.SHELL) -> FrameHeader:
@@ -131,7 +131,7 @@ def messages(said: list[tuple[FrameHeader, bytes]]) -> list[tuple[str, dict[str,
     """Return type and content of what came for Jupyter."""
     found = []
     for head, body in said:
-        if head.kind is MessageType.ITEM and head.channel in {Channel.IOPUB, Channel.SHELL}:
+        if head.type is MessageType.ITEM and head.channel in {Channel.IOPUB, Channel.SHELL}:
             _, header, _, _, content, *_ = map(bytes, unpack_parts(body))
             found.append((json.loads(header)["msg_type"], json.loads(content)))
     return found
@@ -147,18 +147,18 @@ def test_a_request_that_cannot_be_taken_in_is_answered_and_passed_over(
     bodies = request("first"), request("poison"), request("last")
     ground.hear(item(1), item(2), item(3), bodies=bodies)
     guest = ground.door.clients[ME]
-    assert guest.talk.kept[Lane.BULK] == 0  # nothing is on the disk so far
+    assert guest.stream.acked[Lane.BULK] == 0  # nothing is on the disk so far
     is_breach = isinstance(trouble, ProtocolError)
     if is_breach:
-        assert ground.said()[-1][0].kind is MessageType.BYE
+        assert ground.said()[-1][0].type is MessageType.BYE
         assert guest.pump is None
         ground.greet(seen=[0, 0])
-        assert guest.talk.seen[Lane.BULK] == 2
+        assert guest.stream.received[Lane.BULK] == 2
         ground.hear(item(3), bodies=(request("last"),))
     assert ground.taken == [1, 3]
     assert len(ground.reactor.bugs) == (not is_breach)
     ground.disk.settle()
-    assert guest.talk.kept[Lane.BULK] == 3
+    assert guest.stream.acked[Lane.BULK] == 3
     said = messages(ground.said())
     assert [kind for kind, _ in said] == ["status", "error", "execute_reply", "status"]
     assert said[2][1]["ename"] == "RequestRefused"
@@ -172,7 +172,7 @@ def test_an_evaluator_that_comes_after_this_one_does_not_ask_for_it_again(
     ground.trouble = ValueError("a bug")
     ground.greet()
     ground.hear(item(1), bodies=(request("poison"),))
-    order = FrameHeader(MessageType.ITEM, Channel.ORDER, 2, 0)
+    order = FrameHeader(MessageType.ITEM, Channel.COMMAND, 2, 0)
     ground.hear(order, bodies=(pack_parts([b'{"order": "poison"}']),))
     ground.disk.settle()
     past = RecoveredState()
@@ -218,8 +218,9 @@ def test_a_record_that_the_disk_does_not_give_is_told_in_its_place(ground: Groun
     journal.unreadable[bad] = "Input/output error"
     said = ground.said()
     assert [content["text"] for _, content in messages(said)] == ["before", "behind"]
-    notes = [from_json(unpack_parts(body)[0]) for head, body in said if head.channel is Channel.NOTE
-             and head.kind is MessageType.ITEM]  # fmt: skip
+    notes = [from_json(unpack_parts(body)[0]) for head, body in said
+             if head.channel is Channel.EVENT
+             and head.type is MessageType.ITEM]  # fmt: skip
     assert [(note["event"], note["number"]) for note in notes] == [("unreadable", bad)]
     assert ground.door.clients[ME].pump is not None
 
@@ -294,7 +295,7 @@ def test_what_was_half_said_by_one_that_left_is_not_kept(ground: Ground) -> None
     """It begins anew when it comes back."""
     ground.greet()
     ground.hear(FrameHeader(MessageType.PART, Channel.SHELL, 1, 0), bodies=(bytes(65536),))
-    talk = ground.door.clients[ME].talk
-    assert talk._half
+    talk = ground.door.clients[ME].stream
+    assert talk._partial_in
     ground.door._pumps[ME].end(ProtocolError("It hung up."))
-    assert not talk._half
+    assert not talk._partial_in

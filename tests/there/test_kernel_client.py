@@ -12,7 +12,14 @@ import pytest
 import zmq
 
 from remoter_kernel.daemon.kernel_process import KernelProcess
-from remoter_kernel.wire.messages import CONTENT, HEADER, PARENT, Voice, content_of, header_of
+from remoter_kernel.wire.messages import (
+    CONTENT,
+    HEADER,
+    PARENT,
+    MessageSigner,
+    content_of,
+    header_of,
+)
 from remoter_kernel.wire.reactor import Reactor
 
 if TYPE_CHECKING:
@@ -31,7 +38,7 @@ class Kernel:
     def __init__(self, reactor: Reactor, child: KernelProcess) -> None:
         manager = child.manager
         self.reactor = reactor
-        self.voice = Voice(manager.session.key)
+        self.voice = MessageSigner(manager.session.key)
         self.context = zmq.Context()
         self.answers = 1  # to each question who it is
         self.asked = 0

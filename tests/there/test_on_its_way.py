@@ -8,8 +8,8 @@ import sys
 
 import pytest
 
-from remoter_kernel.wire import on_its_way
-from remoter_kernel.wire.on_its_way import is_on_its_way, ports_of
+from remoter_kernel.wire import tcp_backlog
+from remoter_kernel.wire.tcp_backlog import is_on_its_way, ports_of
 from tests.real_jupyter import wait_for
 
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="Linux alone tells it")
@@ -68,6 +68,6 @@ def test_what_a_sender_that_is_gone_has_sent_is_on_its_way(ends):
 
 def test_where_no_system_tells_it_nothing_is(monkeypatch, tmp_path):
     """Another system, a file that is not there, a connection that is closed again."""
-    monkeypatch.setattr(on_its_way, "CONNECTIONS", tmp_path / "none")
+    monkeypatch.setattr(tcp_backlog, "CONNECTIONS", tmp_path / "none")
     assert not is_on_its_way(1, 2)
     assert ports_of(-1) == (0, 0)

@@ -211,7 +211,7 @@ class Client:
         if not self._socket.poll(0):
             return False
         ((head, _body), *_) = decode_messages(self._socket.recv())
-        return head.kind is MessageType.WELCOME
+        return head.type is MessageType.WELCOME
 
     def is_refused(self) -> bool:
         return bool(self._refusals.poll(0))

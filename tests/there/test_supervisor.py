@@ -25,7 +25,7 @@ from remoter_kernel.daemon.replay import RecoveredState
 from remoter_kernel.daemon.startup_watchdog import StartupWatchdog
 from remoter_kernel.daemon.supervisor import KernelState, Supervisor
 from remoter_kernel.wire.frames import Channel, FrameHeader, Lane, MessageType, pack_parts, to_json
-from remoter_kernel.wire.messages import CONTENT, HEADER, Voice, header_of
+from remoter_kernel.wire.messages import CONTENT, HEADER, MessageSigner, header_of
 from remoter_kernel.wire.reactor import Reactor
 from remoter_kernel.wire.requests import Request, Requests, Stage
 
@@ -321,7 +321,7 @@ def test_what_an_evaluator_had_begun_with_when_it_died_is_done_by_the_next(
     past.take(
         Record(
             1,
-            Channel.ORDER,
+            Channel.COMMAND,
             True,
             ME,
             pack_parts([to_json({"order": command})]),
@@ -346,7 +346,7 @@ def test_an_error_with_half_a_character_does_not_hold_up_an_adoption(begin):
         ("error", {"ename": "E", "evalue": "\ud800", "traceback": []}),
         ("status", {"execution_state": "idle"}),
     ]:
-        said = Voice(b"").compose(kind, {}, {"msg_id": "cell"})
+        said = MessageSigner(b"").compose(kind, {}, {"msg_id": "cell"})
         said[CONTENT] = json.dumps(words).encode()
         life.will._hear(Channel.IOPUB, said)
     life.kernel.on_ready({"session": "k"}, {"banner": "x"})

@@ -17,22 +17,22 @@ from hypothesis import strategies as some
 from remoter_kernel.daemon.transfer_command import PIPE_HOLDS, widen
 from remoter_kernel.errors import ProtocolError
 from remoter_kernel.front.files.file_transfer import SocketEnds
-from remoter_kernel.wire import part as parts
-from remoter_kernel.wire import receiving as receiving_end
+from remoter_kernel.wire import partial_file as parts
+from remoter_kernel.wire import receiver as receiving_end
 from remoter_kernel.wire import window
-from remoter_kernel.wire.duplex import Cut, Duplex
-from remoter_kernel.wire.names import part_name
-from remoter_kernel.wire.receiving import Receiving
-from remoter_kernel.wire.sending import Sending
-from remoter_kernel.wire.sources import make_plan
+from remoter_kernel.wire.framed_stream import Cut, FramedStream
+from remoter_kernel.wire.plan import make_plan
+from remoter_kernel.wire.receiver import Receiver
+from remoter_kernel.wire.safe_paths import part_name
+from remoter_kernel.wire.sender import Sender
 from remoter_kernel.wire.wire_format import (
     ASK_FROM,
-    BEGINS,
+    BODY_START,
     CHUNK,
     FileEntry,
     FileTrouble,
     FrameType,
-    Trouble,
+    TroubleCode,
     frame,
     to_body,
 )
@@ -66,13 +66,13 @@ def test_a_fast_path_has_few_acknowledgements(src, dst, monkeypatch):
     monkeypatch.setattr(receiving_end, "PAUSE", 0.05)  # a busy machine is no pause
     monkeypatch.setattr(window, "LEAST", 64 * CHUNK)
     words: list[FrameType] = []
-    take = Sending._take
+    take = Sender._take
 
-    def listen(sending: Sending, word: FrameType, body: memoryview) -> None:
+    def listen(sending: Sender, word: FrameType, body: memoryview) -> None:
         words.append(word)
         take(sending, word, body)
 
-    monkeypatch.setattr(Sending, "_take", listen)
+    monkeypatch.setattr(Sender, "_take", listen)
     (src / "file").write_bytes(os.urandom(64 * CHUNK))
     counts = []
     for seconds in (0.0, 60.0):
@@ -185,8 +185,8 @@ def test_what_is_empty_on_one_disk_is_so_on_the_other(src, dst):
 
 def test_a_dry_run_touches_nothing(src, dst):
     (src / "a").write_text("a")
-    sending = Sending(make_plan([str(src)], "/"))
-    receiving = Receiving(f"{dst}/new/", "/", is_dry=True)
+    sending = Sender(make_plan([str(src)], "/"))
+    receiving = Receiver(f"{dst}/new/", "/", is_dry=True)
     assert carry(sending, receiving) == []
     assert [place for _, place in receiving.entries] == [f"{dst}/new/src", f"{dst}/new/src/a"]
     assert not list(dst.iterdir())
@@ -195,9 +195,9 @@ def test_a_dry_run_touches_nothing(src, dst):
 def test_several_sources_need_a_folder(src, dst):
     (src / "a").write_text("a")
     (src / "b").write_text("b")
-    sending = Sending(make_plan([f"{src}/*"], "/"))
-    troubles = carry(sending, Receiving(f"{dst}/c", "/"))
-    assert {getattr(trouble, "trouble", None) for trouble in troubles} == {Trouble.WORDS}
+    sending = Sender(make_plan([f"{src}/*"], "/"))
+    troubles = carry(sending, Receiver(f"{dst}/c", "/"))
+    assert {getattr(trouble, "code", None) for trouble in troubles} == {TroubleCode.WORDS}
     with pytest.raises(FileTrouble, match="two of the sources"):
         make_plan([f"{src}/a", f"{src}/../src/a"], "/")
 
@@ -221,9 +221,9 @@ def test_one_files_trouble_is_not_the_others(src, dst):
         (src / name).write_text(name)
     (dst / "src/b").mkdir(parents=True)
     sending, receiving = send(src, to=dst)
-    assert [trouble.trouble for trouble in sending.troubles] == [Trouble.IS_FOLDER]
-    assert sending.troubles[0].is_told
-    assert not receiving.troubles[0].is_told
+    assert [trouble.code for trouble in sending.troubles] == [TroubleCode.IS_FOLDER]
+    assert sending.troubles[0].is_from_peer
+    assert not receiving.troubles[0].is_from_peer
     assert (dst / "src/a").read_text() + (dst / "src/c").read_text() == "ac"
 
 
@@ -243,10 +243,10 @@ def cut_after(size: int, near: socket.socket) -> Any:
 
 def carry_cut(plan: Any, to: Any, after: int) -> None:
     near, far = socket.socketpair()
-    receiving = Receiving(str(to), "/")
-    sending = Sending(plan, cut_after(after, near))
+    receiving = Receiver(str(to), "/")
+    sending = Sender(plan, cut_after(after, near))
     with near, far:
-        ends = [Duplex(SocketEnds(each)) for each in (far, near)]
+        ends = [FramedStream(SocketEnds(each)) for each in (far, near)]
         for each in ends:
             each.start()
 
@@ -277,7 +277,7 @@ def test_after_a_cut_only_the_rest_is_sent(src, dst):
     assert sent[0] > there
     assert (dst / "big").read_bytes() == (src / "big").read_bytes()
     assert names(dst) == ["big"]
-    assert sending._duplex.said < BIG - there + 10_000
+    assert sending._stream.sent_bytes < BIG - there + 10_000
 
 
 def test_a_part_that_is_not_the_sources_beginning_counts_for_nothing(src, dst):
@@ -288,7 +288,7 @@ def test_a_part_that_is_not_the_sources_beginning_counts_for_nothing(src, dst):
         part.write_bytes(content)
         sending, _ = send(src / "big", to=dst / "big")
         assert (dst / "big").read_bytes() == (src / "big").read_bytes()
-        assert sending._duplex.said < BIG + 10_000
+        assert sending._stream.sent_bytes < BIG + 10_000
         (dst / "big").unlink()
 
 
@@ -316,7 +316,7 @@ def test_what_is_there_whole_is_not_sent_again(src, dst):
     send(src / "big", to=dst / "big")
     inode = (dst / "big").stat().st_ino
     sending, _ = send(src / "big", to=dst / "big")
-    assert sending._duplex.said < 10_000
+    assert sending._stream.sent_bytes < 10_000
     assert (dst / "big").stat().st_ino == inode
 
 
@@ -353,14 +353,14 @@ def test_a_file_that_changes_while_it_is_sent_is_sent_once_more(src, dst, size, 
 
 def test_a_file_that_arrives_damaged_is_sent_once_more(src, dst, monkeypatch):
     (src / "a").write_bytes(b"a" * 1000)
-    write, left = parts.Part.write, [1]
+    write, left = parts.PartialFile.write, [1]
 
     def damage(self: Any, data: memoryview) -> None:
         if left.pop(0) if left else 0:
             self._digest.update(b"a bit too much")
         write(self, data)
 
-    monkeypatch.setattr(parts.Part, "write", damage)
+    monkeypatch.setattr(parts.PartialFile, "write", damage)
     sending, receiving = send(src / "a", to=dst / "a")
     assert (dst / "a").read_bytes() == b"a" * 1000
     assert sending.troubles == receiving.troubles == []
@@ -405,7 +405,7 @@ EVIL = {
     "bytes of nothing": start("top") + frame(FrameType.DATA, b"x"),
     "an end of nothing": start("top")
     + frame(FrameType.END, to_body({"number": 1, "sha256": "0" * 64})),
-    "never told": start("top") + frame(FrameType.BODY, BEGINS.pack(5, 0)),
+    "never told": start("top") + frame(FrameType.BODY, BODY_START.pack(5, 0)),
     "short body": start("top") + frame(FrameType.BODY, b"x"),
     "negative size": start("top", is_folder=False) + entry("top", size=-5),
     "no json": frame(FrameType.START, b"{"),
@@ -433,14 +433,14 @@ def test_what_was_not_asked_for_is_refused(dst):
     """A remote that is asked for results does not write the notebook beside them."""
     error = say(start("work.ipynb") + entry("work.ipynb"), dst, "runs/*.csv")
     assert isinstance(error, FileTrouble)
-    assert error.trouble is Trouble.UNSAFE
+    assert error.code is TroubleCode.UNSAFE
     assert not list(dst.iterdir())
 
 
 def test_a_wrong_checksum_gives_no_file(dst):
     told = FileEntry("top", size=4).words(1, asks=False)
     said = start("top", is_folder=False) + frame(FrameType.ENTRY, to_body(told))
-    said += frame(FrameType.BODY, BEGINS.pack(1, 0)) + frame(FrameType.DATA, b"evil")
+    said += frame(FrameType.BODY, BODY_START.pack(1, 0)) + frame(FrameType.DATA, b"evil")
     said += frame(FrameType.END, to_body({"number": 1, "sha256": "0" * 64}))
     assert isinstance(say(said, dst), Cut)
     assert not list(dst.iterdir())

@@ -14,18 +14,18 @@ import pytest
 
 from remoter_kernel.errors import ProtocolError
 from remoter_kernel.front.files.file_transfer import SocketEnds
-from remoter_kernel.wire import part as parts
-from remoter_kernel.wire.duplex import Cut, Duplex
-from remoter_kernel.wire.part import Part
-from remoter_kernel.wire.receiving import Receiving
-from remoter_kernel.wire.sending import Sending
-from remoter_kernel.wire.sources import make_plan
+from remoter_kernel.wire import partial_file as parts
+from remoter_kernel.wire.framed_stream import Cut, FramedStream
+from remoter_kernel.wire.partial_file import PartialFile
+from remoter_kernel.wire.plan import make_plan
+from remoter_kernel.wire.receiver import Receiver
+from remoter_kernel.wire.sender import Sender
 from remoter_kernel.wire.wire_format import (
-    TAKEN,
+    ACK_BODY,
     FileEntry,
     FileTrouble,
     FrameType,
-    Trouble,
+    TroubleCode,
     frame,
     to_body,
 )
@@ -76,7 +76,7 @@ def test_what_becomes_something_else_after_the_plan_is_not_followed(src, dst, tm
         os.utime(path, ns=(1, 1))
     plan = make_plan([str(src)], "/")
     become(src / "sub/file", secret)
-    sending, receiving = Sending(plan), Receiving(f"{dst}/", "/")
+    sending, receiving = Sender(plan), Receiver(f"{dst}/", "/")
     assert carry(sending, receiving) == []
     assert [trouble.path for trouble in sending.troubles] == ["src/sub/file"]
     assert (dst / "src/other").read_text() == "public"
@@ -95,12 +95,14 @@ def test_what_is_refused_is_not_sent_to_its_end(src, dst, monkeypatch):
             file.write(b"x" * LARGE)
     (src / "small").write_text("small")
     (dst / "src/large").mkdir(parents=True)
-    write = Part.write
+    write = PartialFile.write
     monkeypatch.setattr(
-        Part, "write", lambda self, data: (write if self.entry.size < LARGE else fail)(self, data)
+        PartialFile,
+        "write",
+        lambda self, data: (write if self.entry.size < LARGE else fail)(self, data),
     )
     sending, receiving = send(src, to=dst)
-    assert sending._duplex.said < LARGE / 2
+    assert sending._stream.sent_bytes < LARGE / 2
     assert [trouble.reason for trouble in sending.troubles] == [
         "a folder is in its place",
         "Input/output error",
@@ -141,7 +143,7 @@ def test_a_file_without_a_size_is_not_taken_for_an_empty_one(dst):
     if not about.exists():
         pytest.skip("there is no /proc here")
     sending, _ = send(about, to=dst / "status")
-    assert [trouble.trouble for trouble in sending.troubles] == [Trouble.CHANGED]
+    assert [trouble.code for trouble in sending.troubles] == [TroubleCode.CHANGED]
     assert names(dst) == []
 
 
@@ -205,8 +207,8 @@ REPLIES = {
     + words(FrameType.ERROR, trouble=float("inf")),
     "no place": words(FrameType.READY, place=5, is_folder=7) + words(FrameType.ERROR),
     "a list": frame(FrameType.READY, b"[]"),
-    "more bytes than were said": frame(FrameType.ACK, TAKEN.pack(2**40, 0)),
-    "more files than were told of": frame(FrameType.ACK, TAKEN.pack(0, 5)),
+    "more bytes than were said": frame(FrameType.ACK, ACK_BODY.pack(2**40, 0)),
+    "more files than were told of": frame(FrameType.ACK, ACK_BODY.pack(0, 5)),
     "what is there of nothing": words(FrameType.HAVE, number=7, size=2**70) + frame(FrameType.DATA),
     "all is done before it was sent": frame(FrameType.OVER, b"{}"),
     "a short position": frame(FrameType.ACK, b"x"),
@@ -220,12 +222,12 @@ def test_a_receiver_that_says_nonsense_is_left(src, what):
     (src / "a").write_bytes(bytes(LARGE))
     near, far = socket.socketpair()
     with near, far:
-        duplex = Duplex(SocketEnds(near))
+        duplex = FramedStream(SocketEnds(near))
         duplex.start()
         far.sendall(REPLIES[what])
         try:
             with pytest.raises((FileTrouble, ProtocolError)) as ended:
-                Sending(make_plan([str(src)], "/")).run(duplex)
+                Sender(make_plan([str(src)], "/")).run(duplex)
         finally:
             duplex.stop()
             duplex.close()
@@ -238,11 +240,11 @@ def test_a_sender_cannot_fill_the_memory_with_sources(dst):
 
 
 def test_a_source_of_more_names_than_can_be_told(src, monkeypatch):
-    from remoter_kernel.wire import sources
+    from remoter_kernel.wire import plan as sources
 
     monkeypatch.setattr(sources, "MOST_SOURCES", 2)
     for name in "abc":
         (src / name).touch()
     with pytest.raises(FileTrouble, match="name the folder") as refused:
         make_plan([f"{src}/*"], "/")
-    assert refused.value.trouble is Trouble.WORDS
+    assert refused.value.code is TroubleCode.WORDS

@@ -22,7 +22,7 @@ from bench.proxy import Proxy
 from remoter_kernel.daemon.records import Scan
 from remoter_kernel.wire.frames import Channel, unpack_parts
 from tests.conftest import marked
-from tests.pure.test_overwritten import terminal
+from tests.pure.test_terminal_text import terminal
 from tests.real_jupyter import started_kernel
 from tests.whole.talk import Talk
 

@@ -35,7 +35,7 @@ from remoter_kernel.front.this_side.permission import (
     listed,
     local_place,
 )
-from remoter_kernel.wire.sources import Plan, full_path, make_plan
+from remoter_kernel.wire.plan import Plan, full_path, make_plan
 from remoter_kernel.wire.threads import Thread
 from remoter_kernel.wire.wire_format import FileTrouble
 

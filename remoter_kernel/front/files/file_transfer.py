@@ -22,11 +22,11 @@ from remoter_kernel.front.files.journey import (
     would_go,
 )
 from remoter_kernel.front.unix_sockets import connect
-from remoter_kernel.wire.duplex import Duplex
-from remoter_kernel.wire.receiving import Receiving
-from remoter_kernel.wire.sending import Sending
-from remoter_kernel.wire.sources import make_plan
-from remoter_kernel.wire.wire_format import TRANSFER, FileTrouble, FrameType
+from remoter_kernel.wire.framed_stream import FramedStream
+from remoter_kernel.wire.plan import make_plan
+from remoter_kernel.wire.receiver import Receiver
+from remoter_kernel.wire.sender import Sender
+from remoter_kernel.wire.wire_format import TRANSFER_VERSION, FileTrouble, FrameType
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from remoter_kernel.front.configuration.remotes import Remote
     from remoter_kernel.front.files.journey import TransferSpec
     from remoter_kernel.front.logins.access import Access
-    from remoter_kernel.wire.sources import Plan
+    from remoter_kernel.wire.plan import Plan
 
 CONNECT_WITHIN = 5.0  # seconds; it is on this machine
 FIRST_PAUSE, LONGEST_PAUSE = 0.25, 8.0  # seconds between two tries
@@ -102,8 +102,8 @@ class Transfer:
         self._log_in = log_in
         self._on_progress = on_progress
         self._journey = Journey(is_put=errand.is_put, remote=remote.name)
-        self._end: Sending | Receiving | None = None  # ours
-        self._duplex: Duplex | None = None
+        self._end: Sender | Receiver | None = None  # ours
+        self._duplex: FramedStream | None = None
         self._since = self._told_at = self._began_at = 0.0
         self._began_with = 0  # bytes
         self._moved = 0  # bytes, when the link was cut last
@@ -123,9 +123,9 @@ class Transfer:
         try:
             if errand.is_put:
                 plan = self._plan or make_plan(errand.sources, str(errand.here))
-                self._end = Sending(plan, self._note)
+                self._end = Sender(plan, self._note)
             else:
-                self._end = Receiving(
+                self._end = Receiver(
                     errand.to,
                     str(errand.here),
                     self._note,
@@ -175,9 +175,9 @@ class Transfer:
             except OSError as error:
                 raise Unreachable(f"the connection is gone ({error}).") from None
             with connection:
-                self._talk(Duplex(SocketEnds(connection)))
+                self._talk(FramedStream(SocketEnds(connection)))
 
-    def _talk(self, duplex: Duplex) -> None:
+    def _talk(self, duplex: FramedStream) -> None:
         self._duplex, self._began_at = duplex, 0.0
         duplex.start()
         try:
@@ -194,7 +194,7 @@ class Transfer:
     def _wish(self) -> dict[str, Any]:
         errand = self._errand
         return {
-            "transfer": TRANSFER,
+            "transfer": TRANSFER_VERSION,
             "do": "receive" if errand.is_put else "send",
             "to": errand.to,
             "sources": list(errand.sources),
@@ -228,7 +228,7 @@ class Transfer:
     def _expect(self) -> None:
         """Learn how much there will be."""
         end = self._end
-        if isinstance(end, Sending):
+        if isinstance(end, Sender):
             self._journey.all_size, self._journey.all_files = end.plan.size, end.plan.files
         elif end:
             self._journey.all_size = end.start.get("size", 0)
@@ -246,7 +246,7 @@ class Transfer:
         end, errand, remote = self._end, self._errand, self._remote.name
         assert end is not None  # noqa: S101 - it has run
         troubles = tuple(as_error(each, errand, remote) for each in end.troubles)
-        if isinstance(end, Sending):
+        if isinstance(end, Sender):
             plan, names = end.plan, [str(top["name"]) for top in end.plan.tops]
             places = dict(zip(names, end.targets, strict=False))
             rows = [

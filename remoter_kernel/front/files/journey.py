@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from remoter_kernel.errors import HereLacks, RemoteLacks, RemoterError, Usage
 from remoter_kernel.front.reading.status import format_size
 from remoter_kernel.plain_text import plain_text
-from remoter_kernel.wire.wire_format import FileTrouble, Trouble
+from remoter_kernel.wire.wire_format import FileTrouble, TroubleCode
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -157,9 +157,9 @@ def escape_name(name: str) -> str:
 
 def as_error(trouble: FileTrouble, errand: TransferSpec, remote: str) -> RemoterError:
     """Make one sentence of a file's trouble: which file, which side, what to do."""
-    is_there = trouble.is_told
+    is_there = trouble.is_from_peer
     path, reason = escape_name(trouble.path), escape_name(trouble.reason)
-    if trouble.trouble is Trouble.UNSAFE and not errand.is_put and not is_there:
+    if trouble.code is TroubleCode.UNSAFE and not errand.is_put and not is_there:
         return RemoteLacks(
             f"it sent a file called {path}, and {reason}: it was not written, and "
             "nothing more was received.",
@@ -170,27 +170,29 @@ def as_error(trouble: FileTrouble, errand: TransferSpec, remote: str) -> Remoter
     side = "there" if is_there else "here"
     verb = "written" if is_written else "read"
     what = f"{path} cannot be {verb} {side}: {reason}." if path else f"{reason}."
-    advice = _advice(trouble.trouble, errand, is_there=is_there)
-    if trouble.trouble is Trouble.WORDS:
+    advice = _advice(trouble.code, errand, is_there=is_there)
+    if trouble.code is TroubleCode.WORDS:
         return Usage(f"{path}: {reason}.", advice)
     if is_there:
         return RemoteLacks(what, advice, remote=remote)
     return HereLacks(what, advice)
 
 
-def _advice(trouble: Trouble, errand: TransferSpec, *, is_there: bool) -> str:
+def _advice(trouble: TroubleCode, errand: TransferSpec, *, is_there: bool) -> str:
     base = (errand.there or "the home there") if is_there else str(errand.here)
     place = "there" if is_there else "here"
     return {
-        Trouble.MISSING: f"Look at its name: paths {place} begin in {base}.",
-        Trouble.FORBIDDEN: f"See to its permissions {place}, or name another place.",
-        Trouble.FULL: f"Make room {place} and run it again: it goes on where it stopped.",
-        Trouble.IS_FOLDER: "Name another place, or move it away.",
-        Trouble.IS_FILE: "Name another place, or move it away.",
-        Trouble.CHANGED: "Send it again when nothing writes to it.",
-        Trouble.DAMAGED: "Try again; if it stays so, look at the disks and memory of both sides.",
-        Trouble.UNSAFE: "Name another folder, or move what is in the way.",
-        Trouble.WORDS: "Mend that, and ask again.",
+        TroubleCode.MISSING: f"Look at its name: paths {place} begin in {base}.",
+        TroubleCode.FORBIDDEN: f"See to its permissions {place}, or name another place.",
+        TroubleCode.FULL: f"Make room {place} and run it again: it goes on where it stopped.",
+        TroubleCode.IS_FOLDER: "Name another place, or move it away.",
+        TroubleCode.IS_FILE: "Name another place, or move it away.",
+        TroubleCode.CHANGED: "Send it again when nothing writes to it.",
+        TroubleCode.DAMAGED: (
+            "Try again; if it stays so, look at the disks and memory of both sides."
+        ),
+        TroubleCode.UNSAFE: "Name another folder, or move what is in the way.",
+        TroubleCode.WORDS: "Mend that, and ask again.",
     }.get(trouble, "Mend that, and run it again.")
 
 

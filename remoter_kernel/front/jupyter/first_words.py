@@ -40,7 +40,7 @@ class StartupCode:
     def _keep(self, answered: Request) -> None:
         """Hold it as a request that nobody waits for: all that it says was said."""
         heard = {BUSY, IDLE}
-        kept = Request(answered.channel, answered.parts, answered.header, heard=heard)
+        kept = Request(answered.channel, answered.parts, answered.header, states=heard)
         self._requests.add(kept)
         self._requests.move(kept, Stage.HELD, "start-up code, answered already")
         self._kept.append(kept)

@@ -58,7 +58,7 @@ class FromSession:
             return
         if channel is Channel.IOPUB:
             self._on_output(parts)
-        elif channel is Channel.NOTE:
+        elif channel is Channel.EVENT:
             self._on_event(from_json(parts[TOPIC]))
         else:
             self._on_reply(channel, parts)

@@ -275,7 +275,7 @@ def interrupt(around: Context, request: Request) -> HandlerResult:
     if around.link.pacer:
         around.link.pacer.interrupt(*cells[:1])
     words = to_json({"order": "interrupt", "cells": cells})
-    around.ending.unless_it_follows(partial(around.link.say, Channel.ORDER, [words]))
+    around.ending.unless_it_follows(partial(around.link.say, Channel.COMMAND, [words]))
     return HandlerResult.HANDLED
 
 

@@ -56,7 +56,7 @@ class EarlyBusy:
             self._reactor.later(BUSY_WITHIN, partial(self._say, request))
 
     def _say(self, request: Request) -> None:
-        if request.is_open and BUSY not in request.heard:
+        if request.is_open and BUSY not in request.states:
             self._publish("status", {"execution_state": BUSY}, request.header)
 
 

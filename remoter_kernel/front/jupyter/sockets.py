@@ -15,7 +15,7 @@ import zmq
 from remoter_kernel.errors import ProtocolError, Usage
 from remoter_kernel.front.jupyter.outgoing import TRY_FIRST, Message, Publisher, Replier
 from remoter_kernel.wire.frames import Bytes, Channel
-from remoter_kernel.wire.messages import CONTENT, LARGE, PARENT, TOPIC, Voice, header_of
+from remoter_kernel.wire.messages import CONTENT, LARGE, PARENT, TOPIC, MessageSigner, header_of
 from remoter_kernel.wire.reactor import messages
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ class Sockets:
         self.reactor = reactor
         self.connection = connection
         key = str(connection.get("key", "")).encode()
-        self.voice = Voice(key, connection.get("signature_scheme") or "hmac-sha256")
+        self.voice = MessageSigner(key, connection.get("signature_scheme") or "hmac-sha256")
         self.on_request: Callable[[Channel, list[bytes], list[Bytes]], None]
         self._context = zmq.Context()
         self._sockets: dict[Channel, zmq.Socket[bytes]] = {}

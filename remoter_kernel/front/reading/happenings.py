@@ -11,7 +11,7 @@ from remoter_kernel.wire.frames import Channel, from_json, unpack_parts
 from remoter_kernel.wire.messages import HEADER, ODD, PARENT, content_of, header_of, is_unseen
 
 if TYPE_CHECKING:
-    from remoter_kernel.wire.said import Said
+    from remoter_kernel.wire.journal_entries import JournalEntry
 
 SHOWN = 60  # characters of a cell's first line
 ORDERS = {
@@ -47,7 +47,7 @@ class Chronicle:
             return None
         return line(about["since"], f"The session is over. {about['why']}".rstrip())
 
-    def tell(self, said: Said) -> str | None:
+    def tell(self, said: JournalEntry) -> str | None:
         """Return the line of one record, if it is worth one."""
         try:
             what = self._what(said)
@@ -55,13 +55,13 @@ class Chronicle:
             return None
         return line(said.time, what) if what else None
 
-    def _what(self, said: Said) -> str | None:
+    def _what(self, said: JournalEntry) -> str | None:
         parts = unpack_parts(said.body)
-        who = f"Front {said.front.hex()[:6]}"
-        if said.channel is Channel.ORDER:
+        who = f"Front {said.client.hex()[:6]}"
+        if said.channel is Channel.COMMAND:
             order = str(from_json(parts[0]).get("order"))
             return f"{who} {ORDERS.get(order, order)}."
-        if said.channel is Channel.NOTE:
+        if said.channel is Channel.EVENT:
             words = from_json(parts[0])
             self.has_trouble |= str(words.get("event")) in NOTES
             return _event_text(who, words)
@@ -75,7 +75,9 @@ class Chronicle:
             return self._reply(said, asked, content_of(parts))
         return None
 
-    def _request(self, who: str, said: Said, name: str, content: dict[str, Any]) -> str | None:
+    def _request(
+        self, who: str, said: JournalEntry, name: str, content: dict[str, Any]
+    ) -> str | None:
         if is_unseen(content):
             return None
         self._asked[name] = said.time
@@ -84,7 +86,7 @@ class Chronicle:
         shown = first[:SHOWN] + ("…" if rest or len(first) > SHOWN else "")
         return f"{who} asked for: {shown}"
 
-    def _reply(self, said: Said, name: str, content: dict[str, Any]) -> str | None:
+    def _reply(self, said: JournalEntry, name: str, content: dict[str, Any]) -> str | None:
         asked = self._asked.pop(name, None)
         if asked is None:
             return None

@@ -22,7 +22,7 @@ from remoter_kernel.front.session.dialer import HERE
 from remoter_kernel.front.session.known_sessions import store_sessions
 from remoter_kernel.plain_text import plain_text
 from remoter_kernel.wire.frames import MOST_ITEM
-from remoter_kernel.wire.said import Said, split_said
+from remoter_kernel.wire.journal_entries import JournalEntry, split_said
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -304,7 +304,7 @@ class Reading:
             )
         return min(self._journal, MOST_ITEM)
 
-    def __iter__(self) -> Iterator[Said]:
+    def __iter__(self) -> Iterator[JournalEntry]:
         """Yield what was said, in order."""
         after, rest, wait, place = 0, b"", 0.0, None
         while True:

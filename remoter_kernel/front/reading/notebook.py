@@ -23,7 +23,7 @@ from remoter_kernel.wire.messages import (
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from remoter_kernel.wire.said import Said
+    from remoter_kernel.wire.journal_entries import JournalEntry
 
 Output = dict[str, Any]
 DEEPEST = 100  # lists and objects within each other: who writes JSON gives up at some more
@@ -69,14 +69,14 @@ class Story:
         self.kernel_info: dict[str, Any] = {}
         self._displays: dict[str, list[Output]] = {}
 
-    def take(self, said: Said) -> None:
+    def take(self, said: JournalEntry) -> None:
         """Take in one record; one that makes no sense is left out."""
         try:
             parts = unpack_parts(said.body)
-            if said.channel is Channel.NOTE:
+            if said.channel is Channel.EVENT:
                 info = from_json(parts[0]).get("kernel_info")
                 self.kernel_info = info if info and isinstance(info, dict) else self.kernel_info
-            elif said.is_from_front and said.channel is Channel.SHELL:
+            elif said.is_from_client and said.channel is Channel.SHELL:
                 self._take_request(parts)
             elif said.channel is Channel.IOPUB:
                 run = self.runs.get(str(header_of(parts[PARENT]).get("msg_id", "")))

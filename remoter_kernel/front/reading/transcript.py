@@ -11,7 +11,7 @@ from remoter_kernel.wire.messages import HEADER, ODD, content_of, header_of
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from remoter_kernel.wire.said import Said
+    from remoter_kernel.wire.journal_entries import JournalEntry
 
 
 NO_SENSE = "[a message of the kernel that makes no sense is left out]\n"
@@ -26,11 +26,11 @@ class Transcript:
         self._is_at_start = True  # of a line
         self._is_first = True
 
-    def tell(self, said: Said) -> None:
+    def tell(self, said: JournalEntry) -> None:
         """Write one record; one that shows nothing is left out."""
         try:
             parts = unpack_parts(said.body)
-            if said.is_mark:
+            if said.is_marker:
                 self._line(gap(from_json(parts[0])))
             elif said.channel is Channel.IOPUB:
                 self._show(str(header_of(parts[HEADER]).get("msg_type")), content_of(parts))
@@ -68,12 +68,12 @@ class Transcript:
             self._is_at_start = text.endswith("\n")
 
 
-def output_of(said: Said) -> tuple[str, dict[str, Any]] | None:
+def output_of(said: JournalEntry) -> tuple[str, dict[str, Any]] | None:
     """Return kind and content of what was published; None where a record is nothing of the kind.
 
     What cannot be read comes as a text which says so.
     """
-    if said.is_mark or said.channel is not Channel.IOPUB:
+    if said.is_marker or said.channel is not Channel.IOPUB:
         return None
     try:
         parts = unpack_parts(said.body)

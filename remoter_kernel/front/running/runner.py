@@ -17,7 +17,15 @@ from remoter_kernel.front.running.program import Piece
 from remoter_kernel.front.session import orders
 from remoter_kernel.front.session.link import Link, LinkState
 from remoter_kernel.wire.frames import Channel, from_json, to_json
-from remoter_kernel.wire.messages import CONTENT, HEADER, ODD, PARENT, TOPIC, Voice, header_of
+from remoter_kernel.wire.messages import (
+    CONTENT,
+    HEADER,
+    ODD,
+    PARENT,
+    TOPIC,
+    MessageSigner,
+    header_of,
+)
 from remoter_kernel.wire.reactor import Reactor
 
 if TYPE_CHECKING:
@@ -84,7 +92,7 @@ class Runner:
         # The link is gone for a while (None), or back after so many seconds.
         self.on_loss: Callable[[float | None], None] = lambda _seconds: None
         self._loss: Timer | None = None
-        self._voice = Voice(b"")
+        self._voice = MessageSigner(b"")
         self._trouble: RemoterError | None = None
         self._cells: dict[str, SubmittedCell] = {}
         self._lateness: RemoterError | None = None
@@ -231,7 +239,7 @@ class Runner:
         self.reactor.close()
 
     def _order(self, order: str) -> None:
-        self.link.say(Channel.ORDER, [to_json({"order": order})])
+        self.link.say(Channel.COMMAND, [to_json({"order": order})])
 
     def _be_heard(self) -> None:
         """Wait until what was said has arrived, or nobody can hear it any more."""
@@ -294,7 +302,7 @@ class Runner:
     # From the link ------------------------------------------------------------------------
 
     def _hear(self, channel: Channel, parts: list[memoryview]) -> None:
-        if channel is Channel.NOTE:
+        if channel is Channel.EVENT:
             with contextlib.suppress(ProtocolError):
                 self._hear_note(from_json(parts[TOPIC]))
             return

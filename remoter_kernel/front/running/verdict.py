@@ -11,7 +11,7 @@ from remoter_kernel.wire.messages import HEADER, ODD, PARENT, content_of, header
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from remoter_kernel.wire.said import Said
+    from remoter_kernel.wire.journal_entries import JournalEntry
 
 FAILED = 1
 _R_ERROR = "ERROR"
@@ -66,14 +66,14 @@ class ExitCodeTracker:
         """Return that of the code, as far as it has got."""
         return FAILED if self.is_open else verdict_on(self._replies)
 
-    def take(self, said: Said) -> None:
+    def take(self, said: JournalEntry) -> None:
         """Take in one record; one that makes no sense says nothing."""
-        if said.channel is not Channel.SHELL or said.is_mark:
+        if said.channel is not Channel.SHELL or said.is_marker:
             return
         try:
             parts = unpack_parts(said.body)
             header, content = header_of(parts[HEADER]), content_of(parts)
-            if said.is_from_front and header.get("msg_type") == "execute_request":
+            if said.is_from_client and header.get("msg_type") == "execute_request":
                 self._asked[str(header["msg_id"])] = not content.get("stop_on_error", True)
             elif header.get("msg_type") == "execute_reply":
                 may_fail = self._asked.pop(str(header_of(parts[PARENT]).get("msg_id")), True)

@@ -38,7 +38,7 @@ def leave_with(order: str, *, reactor: Reactor, link: Link, dialer: SessionDiale
     if link.state is LinkState.IDLE and not link.has_met:
         reactor.stop()
         return
-    link.say(Channel.ORDER, [to_json({"order": order})])
+    link.say(Channel.COMMAND, [to_json({"order": order})])
 
     def wait() -> None:
         if link.unacknowledged:

@@ -31,9 +31,9 @@ def read_welcome(frame: bytes) -> Welcome:
     try:
         ((head, body),) = decode_messages(frame)
         words = from_json(body)
-        if head.kind is MessageType.WELCOME:
+        if head.type is MessageType.WELCOME:
             return Welcome(words, _pair(words["seen"]), _pair(words["begin"]))
-        why = str(words.get("why", f"{head.kind.name} came before WELCOME."))
+        why = str(words.get("why", f"{head.type.name} came before WELCOME."))
     except (ProtocolError, LookupError, TypeError, ValueError, OverflowError) as error:
         why = str(error)
     raise ProtocolError(f"The session's greeting was refused: {why[:LONGEST_REASON]}")

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from remoter_kernel.front.session.pacer import Keep, Pacer
     from remoter_kernel.wire.reactor import Reactor, Timer
-    from remoter_kernel.wire.stream import Conversation
+    from remoter_kernel.wire.stream import ReliableStream
 
 LOOK_FIRST, LOOK_LAST = 0.002, 0.05  # seconds: have clients that took nothing begun to?
 UNREADABLE = b'"unreadable"'  # the note in the place of what the session cannot read any more
@@ -56,7 +56,7 @@ class Intake:
     While clients take nothing, what comes is held, and gives no credit: the session keeps the rest.
     """
 
-    def __init__(self, taker: Taker, talk: Conversation) -> None:
+    def __init__(self, taker: Taker, talk: ReliableStream) -> None:
         """Remember; `talk` hears what is kept."""
         self._taker = taker
         self._talk = talk
@@ -73,7 +73,7 @@ class Intake:
     def take(self, head: FrameHeader, body: Bytes) -> None:
         """Take in one item; one that no evaluator should have said is a `ProtocolError`."""
         channel, parts = head.channel, parts_of(head.channel, body)
-        if channel is Channel.NOTE and UNREADABLE in bytes(parts[TOPIC]):
+        if channel is Channel.EVENT and UNREADABLE in bytes(parts[TOPIC]):
             why = from_json(parts[TOPIC]).get("why")
             self._tell(channel, parts, RemoterError(str(why)))
         if LANE[channel] is Lane.URGENT:

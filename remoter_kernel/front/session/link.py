@@ -41,7 +41,7 @@ from remoter_kernel.wire.frames import (
 )
 from remoter_kernel.wire.pump import Pump
 from remoter_kernel.wire.reactor import messages
-from remoter_kernel.wire.stream import Conversation, MemoryOutbox
+from remoter_kernel.wire.stream import MemoryOutbox, ReliableStream
 from remoter_kernel.wire.threads import Thread
 
 if TYPE_CHECKING:
@@ -133,7 +133,7 @@ class Link:
         self._dialer = dialer
         self._name = secrets.token_hex(8)
         self._outbox = MemoryOutbox()
-        self._talk = Conversation(self._outbox)
+        self._talk = ReliableStream(self._outbox)
         self._intake = Intake(self, self._talk)
         self._has_met = False  # has a WELCOME ever come?
         self._seen_there = dict.fromkeys(Lane, 0)  # of ours, by the evaluator that greeted last
@@ -210,7 +210,7 @@ class Link:
         self.hand_on_all()
         self._name = secrets.token_hex(8)
         self._outbox = MemoryOutbox()
-        self._talk = Conversation(self._outbox)
+        self._talk = ReliableStream(self._outbox)
         self._intake = Intake(self, self._talk)
         self._has_met = False
         self._seen_there = dict.fromkeys(Lane, 0)
@@ -292,7 +292,7 @@ class Link:
         wire.connect(line.endpoint)  # only now: a cut at once would go unheard
         self.reactor.watch(wire, self._hear)
         self._talk.begin()
-        seen = list(self._talk.seen.values()) if self._has_met else None
+        seen = list(self._talk.received.values()) if self._has_met else None
         who = {**self.about, "front": self._name}
         hello = to_json({**who, "seen": seen, "said": self._talk.said})
         self._send(wire, encode_message(self._talk.head(MessageType.HELLO), hello))
@@ -337,8 +337,8 @@ class Link:
             self._lost(error)
             return
         if not self._has_met:
-            self._talk.seen = dict(zip(Lane, begin, strict=True))
-            self._talk.kept = dict(self._talk.seen)
+            self._talk.received = dict(zip(Lane, begin, strict=True))
+            self._talk.acked = dict(self._talk.received)
         self._cancel_timer()
         self._has_met = True
         self._seen_there = dict(zip(Lane, seen, strict=True))

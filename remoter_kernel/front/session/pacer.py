@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Protocol
 from remoter_kernel.errors import ProtocolError
 from remoter_kernel.wire.frames import Bytes, Channel
 from remoter_kernel.wire.messages import CONTENT, HEADER, content_of, execution_state, header_of
-from remoter_kernel.wire.waiting import MOST_WAITING, Waiting
+from remoter_kernel.wire.output_backlog import BACKLOG_LIMIT, OutputBacklog
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -73,10 +73,10 @@ class Pacer:
         clock: Callable[[], float],
         give: Callable[[Channel, list[Bytes]], None],
         on_room: Callable[[], None] = lambda: None,
-        most_waiting: int = MOST_WAITING,
+        most_waiting: int = BACKLOG_LIMIT,
     ) -> None:
         """Remember; `on_room` is called when something that waited has been given."""
-        self.waiting = Waiting(most_waiting)
+        self.waiting = OutputBacklog(most_waiting)
         self._reactor = reactor
         self._clock = clock
         self._give = give

@@ -19,7 +19,7 @@ import zmq
 from remoter_kernel.errors import RemoterError
 from remoter_kernel.wire.frames import Channel
 from remoter_kernel.wire.kernel_client import SOCKETS, KernelClient
-from remoter_kernel.wire.messages import HEADER, PARENT, Voice, header_of
+from remoter_kernel.wire.messages import HEADER, PARENT, MessageSigner, header_of
 from remoter_kernel.wire.threads import Thread
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ class ThisSide:
         self._reactor = reactor
         self._manager: KernelManager | None = None
         self._client: KernelClient | None = None
-        self._voice = Voice(b"")  # of what `ask` says
+        self._voice = MessageSigner(b"")  # of what `ask` says
         self._wanted: object = None  # one for each kernel, from its start to its end
         self._is_closed = False
 
@@ -137,7 +137,7 @@ class ThisSide:
 
         place = f"{about['transport']}://{about['ip']}"
         ports = {channel: about[f"{channel.name.lower()}_port"] for channel in SOCKETS}
-        client.expect(Voice(manager.session.key, manager.session.signature_scheme))
+        client.expect(MessageSigner(manager.session.key, manager.session.signature_scheme))
         client.open({channel: f"{place}:{port}" for channel, port in ports.items()}, lock)
         self._reactor.later(READY_WITHIN, partial(self._lose_patience, manager))
         self._look_after(manager)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from remoter_kernel.errors import RemoterError
 from remoter_kernel.wire.frames import Channel, to_json
-from remoter_kernel.wire.messages import HEADER, PARENT, Voice, content_of, header_of
+from remoter_kernel.wire.messages import HEADER, PARENT, MessageSigner, content_of, header_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -29,7 +29,7 @@ class OwnCode:
         """Remember."""
         self._link = link
         self._side = side
-        self._voice = Voice(b"")
+        self._voice = MessageSigner(b"")
         self._mark = b""  # stands in the parent header of what comes of errands there
         self._name = ""  # of the request that is under way
         self._number = 0  # the same in the link's outbox
@@ -63,7 +63,7 @@ class OwnCode:
         """Interrupt what is under way."""
         if self._name and self._is_there:
             words = {"order": "interrupt", "cells": [self._name]}
-            self._link.say(Channel.ORDER, [to_json(words)])
+            self._link.say(Channel.COMMAND, [to_json(words)])
         elif self._name:
             self._side.interrupt()
 

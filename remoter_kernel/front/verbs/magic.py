@@ -27,8 +27,8 @@ from remoter_kernel.front.verbs.help import HELP, all_verbs, no_such_verb, one_v
 from remoter_kernel.front.verbs.timer import CellTimer
 from remoter_kernel.wire.frames import Channel, to_json
 from remoter_kernel.wire.messages import METADATA, ODD, PARENT, header_of
+from remoter_kernel.wire.output_backlog import HELD_BACK
 from remoter_kernel.wire.threads import Thread
-from remoter_kernel.wire.waiting import HELD_BACK
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -254,7 +254,7 @@ class Magics:
         return f"The timer is {'on' if self.timer.is_on else 'off'}.\n"
 
     def _order(self, order: str) -> None:
-        self._around.link.say(Channel.ORDER, [to_json({"order": order})])
+        self._around.link.say(Channel.COMMAND, [to_json({"order": order})])
 
     def _session(self) -> str:
         address = self._around.dialer.address

@@ -15,7 +15,7 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
 from remoter_kernel.errors import ProtocolError
-from remoter_kernel.wire.wire_format import FileTrouble, Trouble
+from remoter_kernel.wire.wire_format import FileTrouble, TroubleCode
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -91,9 +91,9 @@ def names_asked_for(names: Sequence[str], words: Sequence[str]) -> list[tuple[st
         if name in asked or any(_is_match(name, pattern) for pattern in patterns):
             continue
         if is_hidden(name) and (unnamed or patterns):
-            raise FileTrouble(name, "a hidden name has to be asked for by name", Trouble.UNSAFE)
+            raise FileTrouble(name, "a hidden name has to be asked for by name", TroubleCode.UNSAFE)
         if not unnamed:
-            raise FileTrouble(name, NOT_ASKED_FOR, Trouble.UNSAFE)
+            raise FileTrouble(name, NOT_ASKED_FOR, TroubleCode.UNSAFE)
         news.append((unnamed.pop(), name))
     return news
 
@@ -112,7 +112,7 @@ def _is_match(name: str, pattern: str) -> bool:
 
 def _unsafe(path: str) -> FileTrouble:
     reason = "the other side named a place outside the folder that is to be written"
-    return FileTrouble(path, reason, Trouble.UNSAFE)
+    return FileTrouble(path, reason, TroubleCode.UNSAFE)
 
 
 def part_name(name: str, size: int, mtime: int) -> str:

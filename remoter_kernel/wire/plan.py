@@ -21,7 +21,7 @@ from remoter_kernel.wire.wire_format import (
     MOST_SOURCES,
     FileEntry,
     FileTrouble,
-    Trouble,
+    TroubleCode,
     add_trouble,
 )
 
@@ -95,13 +95,13 @@ def make_plan(words: Sequence[str], folder: str) -> Plan:
     for top in plan.tops:
         if top["name"] in names:
             reason = "two of the sources have this name; one would replace the other"
-            raise FileTrouble(top["name"], reason, Trouble.WORDS)
+            raise FileTrouble(top["name"], reason, TroubleCode.WORDS)
         names.add(top["name"])
     if len(names) > MOST_SOURCES:
         reason = f"these are more than {MOST_SOURCES:,} sources; name the folder that they are in"
-        raise FileTrouble(words[0], reason, Trouble.WORDS)
+        raise FileTrouble(words[0], reason, TroubleCode.WORDS)
     if plan.size > MOST_BYTES:
-        raise FileTrouble(words[0], "these are more bytes than any disk has", Trouble.WORDS)
+        raise FileTrouble(words[0], "these are more bytes than any disk has", TroubleCode.WORDS)
     return plan
 
 
@@ -116,7 +116,7 @@ def _expanded(word: str, folder: str, left_out: list[str]) -> list[str]:
             return [path]
         matches = sorted(glob.glob(path, recursive=True)) if glob.has_magic(path) else []
     except (OSError, ValueError, RecursionError) as error:
-        raise FileTrouble(word, f"nothing can be called so ({error})", Trouble.WORDS) from None
+        raise FileTrouble(word, f"nothing can be called so ({error})", TroubleCode.WORDS) from None
     found = []
     for match in matches:
         if os.path.isfile(match) or os.path.isdir(match):
@@ -125,7 +125,7 @@ def _expanded(word: str, folder: str, left_out: list[str]) -> list[str]:
             left_out.append(f"{match}: {NEITHER if os.path.exists(match) else NOWHERE}")
     if not found:
         reason = "nothing matches" if glob.has_magic(path) else "there is no such file or folder"
-        raise FileTrouble(word, reason, Trouble.MISSING)
+        raise FileTrouble(word, reason, TroubleCode.MISSING)
     return found
 
 
@@ -137,7 +137,9 @@ def _add_source(plan: Plan, word: str, path: str) -> None:
     except (OSError, ValueError) as error:
         raise trouble_of(error, word) from None
     if not name:
-        raise FileTrouble(word, "this is a whole file system; name a folder in it", Trouble.WORDS)
+        raise FileTrouble(
+            word, "this is a whole file system; name a folder in it", TroubleCode.WORDS
+        )
     is_folder = stat.S_ISDIR(about.st_mode)
     plan.tops.append({"name": name, "is_folder": is_folder})
     if is_folder:
@@ -145,7 +147,7 @@ def _add_source(plan: Plan, word: str, path: str) -> None:
     elif stat.S_ISREG(about.st_mode):
         _add_item(plan, PlanItem(entry_of("file", name, about), place))
     else:
-        raise FileTrouble(word, f"this is {NEITHER}", Trouble.WORDS)
+        raise FileTrouble(word, f"this is {NEITHER}", TroubleCode.WORDS)
 
 
 def _add_item(plan: Plan, item: PlanItem) -> None:
@@ -156,7 +158,7 @@ def _add_item(plan: Plan, item: PlanItem) -> None:
         add_trouble(plan.troubles, FileTrouble(path, reason))
     elif len(plan.items) >= MOST_ENTRIES:
         reason = f"with this, there are more than {MOST_ENTRIES:,} files and folders; name fewer"
-        raise FileTrouble(path, reason, Trouble.WORDS)
+        raise FileTrouble(path, reason, TroubleCode.WORDS)
     else:
         plan.items.append(item)
 
@@ -249,13 +251,15 @@ def entry_of(kind: str, path: str, about: os.stat_result) -> FileEntry:
 def trouble_of(error: Exception, path: str) -> FileTrouble:
     """Rename what the system says of a file."""
     known = {
-        FileNotFoundError: Trouble.MISSING,
-        PermissionError: Trouble.FORBIDDEN,
-        IsADirectoryError: Trouble.IS_FOLDER,
-        NotADirectoryError: Trouble.IS_FILE,
+        FileNotFoundError: TroubleCode.MISSING,
+        PermissionError: TroubleCode.FORBIDDEN,
+        IsADirectoryError: TroubleCode.IS_FOLDER,
+        NotADirectoryError: TroubleCode.IS_FILE,
     }
-    trouble = next((kind for each, kind in known.items() if isinstance(error, each)), Trouble.OTHER)
+    trouble = next(
+        (kind for each, kind in known.items() if isinstance(error, each)), TroubleCode.OTHER
+    )
     if isinstance(error, OSError) and error.errno in FULL:
-        trouble = Trouble.FULL
+        trouble = TroubleCode.FULL
     reason = (isinstance(error, OSError) and error.strerror) or str(error)
     return FileTrouble(path, reason, trouble)

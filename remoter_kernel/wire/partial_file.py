@@ -11,9 +11,9 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from remoter_kernel.errors import ProtocolError
-from remoter_kernel.wire.names import part_name
-from remoter_kernel.wire.sources import trouble_of
-from remoter_kernel.wire.wire_format import ASK_FROM, FileTrouble, Trouble
+from remoter_kernel.wire.plan import trouble_of
+from remoter_kernel.wire.safe_paths import part_name
+from remoter_kernel.wire.wire_format import ASK_FROM, FileTrouble, TroubleCode
 
 if TYPE_CHECKING:
     from remoter_kernel.wire.wire_format import FileEntry
@@ -28,7 +28,7 @@ TRY_EVERY = 0.1  # seconds
 _mask_lock = threading.Lock()
 
 
-class Part:
+class PartialFile:
     """A file on its way to `place`; what is there of it stays when its transfer is cut."""
 
     def __init__(self, place: str, entry: FileEntry, mask: int) -> None:
@@ -41,7 +41,7 @@ class Part:
             self._folder, part_name(os.path.basename(entry.path), entry.size, entry.mtime)
         )
         self._file = -1
-        self._is_ours = False  # is what bears the part's name ours, to rename or to remove?
+        self._is_locked = False  # is what bears the part's name ours, to rename or to remove?
         self._position = 0
         self._digest: Any = hashlib.sha256()
         self._is_same = False  # is the whole file in its place already?
@@ -94,9 +94,9 @@ class Part:
         except OSError:
             return
         if stat.S_ISDIR(kind):
-            raise FileTrouble(self.place, "a folder is in its place", Trouble.IS_FOLDER)
+            raise FileTrouble(self.place, "a folder is in its place", TroubleCode.IS_FOLDER)
         if not (stat.S_ISREG(kind) or stat.S_ISLNK(kind)):
-            raise FileTrouble(self.place, "what is in its place is no file", Trouble.OTHER)
+            raise FileTrouble(self.place, "what is in its place is no file", TroubleCode.OTHER)
 
     def _open(self) -> None:
         """Open the part, and have it alone: the last transfer's end may not know of its cut yet."""
@@ -104,7 +104,7 @@ class Part:
         while True:
             self._file = self._opened()
             if self._file >= 0 and _try_lock(self._file) and self._is_still_there():
-                self._is_ours = True
+                self._is_locked = True
                 return
             self._close()
             if time.monotonic() > until:
@@ -136,7 +136,7 @@ class Part:
             os.unlink(self._path)
             return os.open(self._path, FLAGS | MAKES | NO_LINK, 0o600)
         reason = "this is in the way, and is no file that is yours alone"
-        raise FileTrouble(self._path, reason, Trouble.IS_FILE)
+        raise FileTrouble(self._path, reason, TroubleCode.IS_FILE)
 
     def _make_writable(self) -> None:
         """Take back the mode of a part whose transfer was killed between its mode and its name."""
@@ -153,7 +153,7 @@ class Part:
         is_ours = os.name != "posix" or about.st_uid == os.geteuid()
         if not (stat.S_ISREG(about.st_mode) and is_ours and about.st_nlink <= 1):
             reason = "this is in the way, and is no file that is yours alone"
-            raise FileTrouble(self._path, reason, Trouble.IS_FILE)
+            raise FileTrouble(self._path, reason, TroubleCode.IS_FILE)
 
     def _is_still_there(self) -> bool:
         """Say whether the open file bears the part's name: its last owner may have renamed it."""
@@ -181,7 +181,7 @@ class Part:
         if self._position != self.entry.size or self._digest.hexdigest() != digest:
             self.drop()
             reason = "it arrived damaged: its checksum is another one"
-            raise FileTrouble(self.place, reason, Trouble.DAMAGED)
+            raise FileTrouble(self.place, reason, TroubleCode.DAMAGED)
         if not self._is_same:
             os.ftruncate(self._file, self._position)
             if os.name != "posix":  # Windows renames nothing that is open, and has no locks here
@@ -197,7 +197,7 @@ class Part:
             os.replace(self._path, self.place)
         except OSError as error:
             raise trouble_of(error, self.place) from None
-        self._is_ours = False
+        self._is_locked = False
 
     def keep(self) -> None:
         """Leave what is there to the next try, unless it is hardly worth it."""
@@ -208,15 +208,15 @@ class Part:
             return
         with contextlib.suppress(OSError):
             os.ftruncate(self._file, self._position)
-        self._is_ours = False
+        self._is_locked = False
         self._close()
 
     def drop(self) -> None:
         """Remove what is there of it; another transfer's, or a stranger's, stays."""
         if os.name != "posix":  # Windows removes nothing that is open
             self._close()
-        if self._is_ours:
-            self._is_ours = False
+        if self._is_locked:
+            self._is_locked = False
             with contextlib.suppress(OSError):
                 os.unlink(self._path)
         self._close()

@@ -26,11 +26,11 @@ from remoter_kernel.wire.wire_format import (
 )
 
 TOGETHER = 64 * 1024  # bytes of small frames that wait for each other
-BEAT_EVERY = 3.0  # seconds
+KEEPALIVE_EVERY = 3.0  # seconds
 SILENT_FOR = 15.0  # seconds without a sign of life after which the other end is gone
 
 
-class Ends(Protocol):
+class StreamEnds(Protocol):
     """The two ends of a stream of bytes that are here."""
 
     def fileno(self) -> int:
@@ -50,36 +50,36 @@ class Cut(Unreachable):
     """The stream has ended before everything was said."""
 
 
-class Duplex:
+class FramedStream:
     """One conversation over such a stream; `start` it, `stop` it."""
 
-    def __init__(self, ends: Ends) -> None:
-        self.said = 0  # bytes of all frames, from here
-        self.heard = 0  # bytes of the frames that came, up to the last one taken
+    def __init__(self, ends: StreamEnds) -> None:
+        self.sent_bytes = 0  # bytes of all frames, from here
+        self.received_bytes = 0  # bytes of the frames that came, up to the last one taken
         self._ends = ends
         self._selector = selectors.DefaultSelector()
         self._out = bytearray()
-        self._mouth = threading.Lock()
+        self._send_lock = threading.Lock()
         self._in = bytearray(2 * MOST_BODY)
         self._view = memoryview(self._in)
         self._begin = self._end = 0  # of what has come and was not taken
         self._is_over = threading.Event()
-        self._beat = Thread(
+        self._keepalive = Thread(
             self._give_signs, name="transfer-beat", on_error=lambda _error: self.stop()
         )
-        self.sign = frame(FrameType.ALIVE)
+        self.keepalive_frame = frame(FrameType.ALIVE)
 
     def start(self) -> None:
         """Give signs of life from now on."""
         self._selector.register(self._ends.fileno(), selectors.EVENT_READ)
-        self._beat.start()
+        self._keepalive.start()
 
     def stop(self) -> None:
         """Give no more of them, and let whoever waits here fail."""
         self._is_over.set()
         self._ends.end()
-        if self._beat.is_alive() and self._beat is not threading.current_thread():
-            self._beat.join(BEAT_EVERY)
+        if self._keepalive.is_alive() and self._keepalive is not threading.current_thread():
+            self._keepalive.join(KEEPALIVE_EVERY)
 
     def close(self) -> None:
         """Give back what it took, once nobody hears any more."""
@@ -89,33 +89,33 @@ class Duplex:
 
     def say(self, word: FrameType, body: bytes | memoryview = b"") -> None:
         """Say something; it may wait for `flush`."""
-        with self._mouth:
+        with self._send_lock:
             self._put(memoryview(frame(word, body)))
 
     def tell(self, word: FrameType, words: dict[str, Any]) -> None:
         """Say something in JSON, now."""
-        with self._mouth:
+        with self._send_lock:
             self._put(memoryview(frame(word, to_body(words))))
             self._flush()
 
     def tell_end(self, trouble: FileTrouble) -> None:
         """Say why nothing goes on, unless the other end has said so itself, or is gone."""
-        if not trouble.is_told:
+        if not trouble.is_from_peer:
             with contextlib.suppress(Cut):
                 self.tell(FrameType.ERROR, trouble.words())
 
     def say_frame(self, whole: memoryview) -> None:
         """Say a frame that is put together already."""
-        with self._mouth:
+        with self._send_lock:
             self._put(whole)
 
     def flush(self) -> None:
         """Let what waits go."""
-        with self._mouth:
+        with self._send_lock:
             self._flush()
 
     def _put(self, whole: memoryview) -> None:
-        self.said += len(whole)
+        self.sent_bytes += len(whole)
         if len(self._out) + len(whole) > TOGETHER:
             self._flush()
         if len(whole) > TOGETHER:
@@ -136,9 +136,9 @@ class Duplex:
             raise Cut(f"the connection was cut ({error}).") from None
 
     def _give_signs(self) -> None:
-        while not self._is_over.wait(BEAT_EVERY):
-            with contextlib.suppress(Cut), self._mouth:
-                self._put(memoryview(self.sign))
+        while not self._is_over.wait(KEEPALIVE_EVERY):
+            with contextlib.suppress(Cut), self._send_lock:
+                self._put(memoryview(self.keepalive_frame))
                 self._flush()
 
     # --- from the other end ---
@@ -154,7 +154,7 @@ class Duplex:
         word, size = read_head(self._in, self._begin)
         begin = self._begin + HEAD.size
         self._begin = begin + size
-        self.heard += HEAD.size + size
+        self.received_bytes += HEAD.size + size
         return word, self._view[begin : begin + size]
 
     def _has_frame(self) -> bool:

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as some
 
-from remoter_kernel.wire import waiting
-from remoter_kernel.wire.waiting import HELD_BACK, Taken, Waiting
-from tests.pure.test_overwritten import terminal
+from remoter_kernel.wire import output_backlog
+from remoter_kernel.wire.output_backlog import HELD_BACK, Coalesced, OutputBacklog
+from tests.pure.test_terminal_text import terminal
 
 CELLS = ("one", "two")
 
@@ -135,7 +135,7 @@ messages = some.lists(
 @given(messages, some.lists(some.booleans(), min_size=30, max_size=30))
 def test_a_page_ends_as_it_would_have(all_of_it, takes):
     """Whatever waits and whenever it is taken, the page ends the same; numbers only grow."""
-    line = Waiting()
+    line = OutputBacklog()
     whole, short = Page(), Page()
     numbers = [0]
 
@@ -160,12 +160,12 @@ def test_a_page_ends_as_it_would_have(all_of_it, takes):
     assert line._size == 0
 
 
-def said_by(taken: Taken) -> list[bytes]:
+def said_by(taken: Coalesced) -> list[bytes]:
     """Return what comes, as it is or as it was made."""
     return [bytes(part) for part in taken.parts or taken.payload]
 
 
-def drain(line: Waiting) -> tuple[str, list[int], int]:
+def drain(line: OutputBacklog) -> tuple[str, list[int], int]:
     """Return the text that comes, the sizes of what was held back, and how many messages."""
     text, held, count, number = "", [], 0, 0
     while taken := line.take():
@@ -185,7 +185,7 @@ def drain(line: Waiting) -> tuple[str, list[int], int]:
 @given(some.lists(some.integers(1, 5000), min_size=1, max_size=200), some.integers(1000, 100_000))
 def test_too_much_text_leaves_its_tail_and_one_note(sizes, most):
     """What comes is the end of what was said; with what the note says, it is all of it."""
-    line = Waiting(most)
+    line = OutputBacklog(most)
     whole = ""
     for number, size in enumerate(sizes, 1):
         text = "".join(f"{number}.{n}\n" for n in range(size // 5 + 1))
@@ -206,7 +206,7 @@ def test_too_much_text_leaves_its_tail_and_one_note(sizes, most):
 
 def test_of_an_interrupted_cell_little_is_left():
     """At most 64 KiB of what waits comes, whatever was allowed before; later text counts, too."""
-    line = Waiting()
+    line = OutputBacklog()
     for number in range(1, 101):
         parts = stream("line\n" * 4000)
         line.add(number, parts, parts)
@@ -215,14 +215,14 @@ def test_of_an_interrupted_cell_little_is_left():
         parts = stream("more\n" * 4000)
         line.add(number, parts, parts)
     text, held, _ = drain(line)
-    assert len(text) <= waiting.MOST_INTERRUPTED
+    assert len(text) <= output_backlog.INTERRUPTED_LIMIT
     assert text.endswith("more\n")
     assert [size + len(text) for size in held] == [200 * 20_000]
 
 
 def test_a_cell_that_is_not_interrupted_keeps_all():
     """Another cell, said later, is not short of anything."""
-    line = Waiting()
+    line = OutputBacklog()
     line.interrupt("one")
     parts = stream("line\n" * 100_000, cell="two")
     line.add(1, parts, parts)
@@ -231,7 +231,7 @@ def test_a_cell_that_is_not_interrupted_keeps_all():
 
 def test_results_and_errors_are_never_held_back():
     """Displays between floods all come, in their places."""
-    line = Waiting(10_000)
+    line = OutputBacklog(10_000)
     for number in range(1, 1001):
         parts = display(str(number)) if number % 100 == 0 else stream("line\n" * 100)
         line.add(number, parts, parts)
@@ -245,7 +245,7 @@ def test_results_and_errors_are_never_held_back():
 
 def test_a_note_of_the_other_side_is_not_lost():
     """Held back there and again here: one of the notes says how much in all."""
-    there, here = Waiting(200_000), Waiting(200_000)
+    there, here = OutputBacklog(200_000), OutputBacklog(200_000)
     for number in range(1, 11):
         parts = stream("line\n" * 10_000)
         there.add(number, parts, parts)
@@ -264,7 +264,7 @@ def test_a_note_of_the_other_side_is_not_lost():
 
 def test_a_display_that_is_cleared_still_updates_its_others():
     """What is shown under one name in two cells changes in both, though one is cleared then."""
-    line = Waiting()
+    line = OutputBacklog()
     messages = [display("new", "k"), said("clear_output", {"wait": False})]
     for number, parts in enumerate(messages, 1):
         line.add(number, parts, parts)
@@ -273,7 +273,7 @@ def test_a_display_that_is_cleared_still_updates_its_others():
 
 def test_a_widget_that_catches_outputs_is_not_cleared_by_mistake():
     """What was printed before a widget took over stays, though the widget is cleared."""
-    line = Waiting()
+    line = OutputBacklog()
     for number, parts in enumerate(
         [stream("before\n"), said("comm_msg", {}), said("clear_output", {"wait": False})], 1
     ):
@@ -284,7 +284,7 @@ def test_a_widget_that_catches_outputs_is_not_cleared_by_mistake():
 @pytest.mark.parametrize("content", [b"[]", b"{", b'{"name": 1}', b"\xff"])
 def test_what_makes_no_sense_is_passed_on(content):
     """A kernel may say anything: whoever gets it may make more of it."""
-    line = Waiting()
+    line = OutputBacklog()
     parts = [*stream("x")[:4], content]
     line.add(1, parts, parts)
     assert line.take().payload == parts
@@ -292,7 +292,7 @@ def test_what_makes_no_sense_is_passed_on(content):
 
 def test_a_bar_costs_next_to_nothing():
     """Twenty thousand updates that waited are less than a twentieth of what they were."""
-    line = Waiting()
+    line = OutputBacklog()
     size = 0
     for number in range(1, 20_001):
         parts = stream(

@@ -15,7 +15,7 @@ from remoter_kernel.wire.frames import CHANNELS, MOST_ITEM, Bytes, Channel
 _HEAD = struct.Struct("!QdBBB8sQ")  # number, time, channel, flags, front, size
 
 
-class Said(NamedTuple):
+class JournalEntry(NamedTuple):
     """One thing that was said in a session; `time` is in seconds since 1970.
 
     is_mark: it says something of the journal itself: what is missing, or went to make room.
@@ -24,19 +24,19 @@ class Said(NamedTuple):
     number: int
     time: float
     channel: Channel
-    is_from_front: bool
-    front: bytes
+    is_from_client: bool
+    client: bytes
     body: Bytes
-    is_mark: bool = False
+    is_marker: bool = False
 
 
-def encode_said(said: Said) -> bytes:
+def encode_said(said: JournalEntry) -> bytes:
     """Return the bytes of a record."""
-    flags = (said.channel, said.is_from_front, said.is_mark)
-    return _HEAD.pack(said.number, said.time, *flags, said.front, len(said.body)) + said.body
+    flags = (said.channel, said.is_from_client, said.is_marker)
+    return _HEAD.pack(said.number, said.time, *flags, said.client, len(said.body)) + said.body
 
 
-def split_said(data: bytes, most: int = MOST_ITEM) -> tuple[list[Said], bytes]:
+def split_said(data: bytes, most: int = MOST_ITEM) -> tuple[list[JournalEntry], bytes]:
     """Return the whole records of some bytes, and what is left of a torn one.
 
     `most` is how many bytes a record can have; one that claims more is a `ProtocolError`, before
@@ -55,7 +55,7 @@ def split_said(data: bytes, most: int = MOST_ITEM) -> tuple[list[Said], bytes]:
         if begin + size > len(data):
             break
         body = data[begin : begin + size]
-        said = Said(number, when, CHANNELS[channel], bool(is_from_front), front, body)
-        found.append(said._replace(is_mark=bool(is_mark)))
+        said = JournalEntry(number, when, CHANNELS[channel], bool(is_from_front), front, body)
+        found.append(said._replace(is_marker=bool(is_mark)))
         at = begin + size
     return found, data[at:]

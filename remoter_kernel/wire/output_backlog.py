@@ -21,22 +21,22 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from remoter_kernel.wire import messages
 from remoter_kernel.wire.messages import CONTENT, HEADER, METADATA, PARENT, content_of, header_of
-from remoter_kernel.wire.overwritten import collapse, has_overwritten
+from remoter_kernel.wire.terminal_text import collapse, has_overwritten
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from remoter_kernel.wire.frames import Bytes
 
-MOST_WAITING = 8 * 1024 * 1024  # bytes of one cell's text
-MOST_INTERRUPTED = 64 * 1024  # bytes of an interrupted cell's text
+BACKLOG_LIMIT = 8 * 1024 * 1024  # bytes of one cell's text
+INTERRUPTED_LIMIT = 64 * 1024  # bytes of an interrupted cell's text
 TAIL = 8  # the part of what is allowed that stays when it was too much
 JOINED = 64 * 1024  # bytes: a text this large is not made larger
 FULL = 2  # times what one cell may have waiting, all cells together
 MOST_ITEMS = 20_000
 MOST_HELD = 2**63  # bytes: what says more is no note of ours
 CELLS_REMEMBERED = 50  # that were interrupted
-COMMS = frozenset({"comm_open", "comm_msg", "comm_close"})
+COMM_TYPES = frozenset({"comm_open", "comm_msg", "comm_close"})
 HELD_BACK = "remoter_held_back"  # in the metadata of a note: bytes
 
 
@@ -45,7 +45,7 @@ class OutputKind(Enum):
 
     OTHER = "other"  # it is passed on
     TEXT = "text"
-    NOTE = "note"  # stands for text that was held back
+    NOTICE = "note"  # stands for text that was held back
     OUTPUT = "output"  # goes when its cell is cleared
     CLEAR = "clear"
     UPDATE = "update"  # goes when the same display is updated again
@@ -56,7 +56,7 @@ class BacklogItem:
 
     __slots__ = (
         "cell",
-        "held",
+        "held_back",
         "is_gone",
         "kind",
         "name",
@@ -78,7 +78,7 @@ class BacklogItem:
         self.parts: Sequence[Bytes] = ()
         self.texts: list[str] = []
         self.size = 0  # bytes of text
-        self.held = 0  # bytes of text that were held back out of it
+        self.held_back = 0  # bytes of text that were held back out of it
 
 
 class CellBacklog:
@@ -90,13 +90,13 @@ class CellBacklog:
         self.size = 0  # bytes of text
         self.texts: deque[BacklogItem] = deque()
         self.clearable: deque[BacklogItem] = deque()
-        self.note: BacklogItem | None = None
+        self.notice: BacklogItem | None = None
         self.clears_next: BacklogItem | None = (
             None  # a `clear_output` that waits for the next output
         )
 
 
-class Taken(NamedTuple):
+class Coalesced(NamedTuple):
     """What comes next: as it was (`parts` is None), or what was made of it."""
 
     number: int
@@ -104,10 +104,10 @@ class Taken(NamedTuple):
     payload: Any
 
 
-class Waiting:
+class OutputBacklog:
     """A queue for one listener."""
 
-    def __init__(self, most: int = MOST_WAITING, session: str = "") -> None:
+    def __init__(self, most: int = BACKLOG_LIMIT, session: str = "") -> None:
         """Remember how much may wait, in bytes, and whose it is."""
         self.most = most
         self.session = session
@@ -147,10 +147,10 @@ class Waiting:
             cell.texts.append(item)
             self._grow(cell, item.size)
             self._hold_back(cell)
-        elif item.kind is OutputKind.NOTE:
-            cell.note = cell.note or item
+        elif item.kind is OutputKind.NOTICE:
+            cell.notice = cell.notice or item
 
-    def take(self) -> Taken | None:
+    def take(self) -> Coalesced | None:
         """Give out what comes next."""
         items = self._items
         self._skip()
@@ -159,9 +159,9 @@ class Waiting:
         item = items.popleft()
         parts = self._finish(item)
         self._skip()
-        if item.kind is OutputKind.NOTE:  # those after it are what it stands for
+        if item.kind is OutputKind.NOTICE:  # those after it are what it stands for
             item.number = max(item.number, self._skipped)
-        return Taken(item.number, parts, item.payload)
+        return Coalesced(item.number, parts, item.payload)
 
     def interrupt(self, *cells: str) -> None:
         """Let little of the text of these cells through, and of all that waits now."""
@@ -188,7 +188,7 @@ class Waiting:
             self._begin_output(cell)
             if not _display_id(parts):  # else it is an update of other displays, too
                 item.kind, item.cell = OutputKind.OUTPUT, cell
-        elif kind in COMMS:
+        elif kind in COMM_TYPES:
             self._stop_clearing()
 
     def _read_text(self, item: BacklogItem, parts: Sequence[Bytes]) -> None:
@@ -202,7 +202,7 @@ class Waiting:
         item.size = _bytes(text)
         item.kind = OutputKind.TEXT
         if held:
-            item.kind, item.size = OutputKind.NOTE, held
+            item.kind, item.size = OutputKind.NOTICE, held
 
     def _cell_of(self, parts: Sequence[Bytes]) -> CellBacklog:
         key = str(header_of(parts[PARENT]).get("msg_id", ""))
@@ -253,15 +253,15 @@ class Waiting:
         if cell and item.kind is OutputKind.TEXT:
             cell.texts.remove(item)
             self._grow(cell, -item.size)
-        elif cell and cell.note is item:
-            cell.note = None
+        elif cell and cell.notice is item:
+            cell.notice = None
         item.texts, item.parts, item.payload = [], (), None
 
     def _hold_back(self, cell: CellBacklog) -> None:
         """Let old text of a cell go if too much waits, and say so in its place."""
         is_cut = cell.key in self._interrupted
-        most = min(self.most, MOST_INTERRUPTED) if is_cut else self.most
-        texts, note = cell.texts, cell.note
+        most = min(self.most, INTERRUPTED_LIMIT) if is_cut else self.most
+        texts, note = cell.texts, cell.notice
         if cell.size <= most:
             return
         tail = most // 2 if is_cut else most // TAIL
@@ -270,14 +270,14 @@ class Waiting:
         first = int(has_head)
         while cell.size > tail and len(texts) > first + 1:
             oldest = texts[first]
-            size = oldest.size + oldest.held
-            if cell.note:
+            size = oldest.size + oldest.held_back
+            if cell.notice:
                 self._leave_out(oldest)
-                cell.note.size += size
+                cell.notice.size += size
             else:
                 del texts[first]
                 self._grow(cell, -oldest.size)
-                oldest.kind, oldest.size, cell.note = OutputKind.NOTE, size, oldest
+                oldest.kind, oldest.size, cell.notice = OutputKind.NOTICE, size, oldest
                 oldest.texts = []
         if cell.size > most:
             self._shorten(cell, texts[-1], tail)
@@ -288,10 +288,10 @@ class Waiting:
         end = text[-tail:]
         end = end[end.find("\n") + 1 :]
         held = item.size - _bytes(end)
-        if cell.note:
-            cell.note.size += held
+        if cell.notice:
+            cell.notice.size += held
         else:
-            item.held += held
+            item.held_back += held
         item.texts = [end]
         self._grow(cell, _bytes(end) - item.size)
         item.size = _bytes(end)
@@ -343,14 +343,14 @@ class Waiting:
             size = item.size
             _collapse(item)
             if item.payload is None or item.size != size:
-                lost = _held_back_notice(item.held, self.session) if item.held else ""
+                lost = _held_back_notice(item.held_back, self.session) if item.held_back else ""
                 parts = _compose(item, item.name, lost + item.texts[0])
-        elif item.kind is OutputKind.NOTE:
-            cell.note = None if cell.note is item else cell.note
+        elif item.kind is OutputKind.NOTICE:
+            cell.notice = None if cell.notice is item else cell.notice
             parts = _compose(item, "stderr", _held_back_notice(item.size, self.session), item.size)
         while cell.clearable and cell.clearable[0].is_gone:
             cell.clearable.popleft()
-        if not (cell.clearable or cell.texts or cell.note):
+        if not (cell.clearable or cell.texts or cell.notice):
             self._cells.pop(cell.key, None)
         return parts
 

@@ -19,7 +19,7 @@ import unicodedata
 
 _COLOUR = re.compile(r"\x1b\[([0-9;]*)m")
 _RESET = frozenset({"", "0", "00"})
-_WALL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+_BREAK = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _BACK = re.compile(r"(\x08+)")
 
 
@@ -63,7 +63,7 @@ def _width(stroke: str) -> int:
     if stroke.isascii() and stroke.isprintable():
         return len(stroke)
     bare = _COLOUR.sub("", stroke)
-    if _WALL.search(bare):
+    if _BREAK.search(bare):
         return -1
     return sum(map(_columns, bare))
 

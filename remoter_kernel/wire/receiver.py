@@ -18,19 +18,19 @@ import time
 from typing import TYPE_CHECKING, Any, Callable, NamedTuple
 
 from remoter_kernel.errors import ProtocolError
-from remoter_kernel.wire.destinations import OfferedSource, Places, find_places, read_sources
-from remoter_kernel.wire.names import check_digest, names_asked_for
-from remoter_kernel.wire.part import Part, read_umask, settle
-from remoter_kernel.wire.quota import Quota
-from remoter_kernel.wire.sources import LONGEST_TOLD, MOST_TOLD, trouble_of
+from remoter_kernel.wire.destinations import Destinations, OfferedSource, find_places, read_sources
+from remoter_kernel.wire.partial_file import PartialFile, read_umask, settle
+from remoter_kernel.wire.plan import LONGEST_TOLD, MOST_TOLD, trouble_of
+from remoter_kernel.wire.quota import TransferQuota
+from remoter_kernel.wire.safe_paths import check_digest, names_asked_for
 from remoter_kernel.wire.wire_format import (
-    BEGINS,
+    ACK_BODY,
+    BODY_START,
     MOST_SOURCES,
-    TAKEN,
     FileEntry,
     FileTrouble,
     FrameType,
-    Trouble,
+    TroubleCode,
     add_trouble,
     from_body,
     number_of,
@@ -41,7 +41,7 @@ from remoter_kernel.wire.wire_format import (
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from remoter_kernel.wire.duplex import Duplex
+    from remoter_kernel.wire.framed_stream import FramedStream
 
 MOST_AHEAD = 1024  # files that a sender may tell ahead of their bytes
 PAUSE = 0.002  # seconds: what comes meanwhile is acknowledged together
@@ -49,14 +49,14 @@ ACK_EACH = 256 * 1024  # bytes
 ACK_AFTER = 0.003  # seconds: each acknowledgement wakes four processes, so a fast path has fewer
 
 
-class _Known(NamedTuple):
+class _IncomingFile(NamedTuple):
     """What the sender has told of."""
 
     entry: FileEntry
-    part: Part | None  # None: it was refused, and what comes of it is dropped
+    part: PartialFile | None  # None: it was refused, and what comes of it is dropped
 
 
-class Receiving:
+class Receiver:
     """Receives into one place; may be `run` again on another duplex after a cut."""
 
     def __init__(
@@ -85,7 +85,7 @@ class Receiving:
         self._on_name = on_name
         self._is_dry = is_dry
         self._size = self._files = 0
-        self._readers: dict[FrameType, Callable[[dict[str, Any]], None]] = {
+        self._handlers: dict[FrameType, Callable[[dict[str, Any]], None]] = {
             FrameType.START: self._start,
             FrameType.ENTRY: self._enter,
             FrameType.END: self._end,
@@ -93,19 +93,19 @@ class Receiving:
             FrameType.ERROR: self._hear_end,
         }
 
-    def run(self, duplex: Duplex) -> None:
+    def run(self, duplex: FramedStream) -> None:
         """Receive all that comes; raise Cut, or the trouble that ends it."""
-        self._duplex = duplex
+        self._stream = duplex
         self._mask = read_umask()
         self._sources: list[OfferedSource] = []  # as the sender tells of them
-        self._places: Places | None = None  # where they go, once it has told of all
-        self._known: dict[int, _Known] = {}
+        self._destinations: Destinations | None = None  # where they go, once it has told of all
+        self._incoming: dict[int, _IncomingFile] = {}
         self._folders: list[tuple[str, FileEntry, int | None]] = []  # the mode of what was there
-        self._left = 0  # bytes of the current file that may come
+        self._remaining = 0  # bytes of the current file that may come
         self._current = 0  # the number of the file whose bytes come
-        self._entered = 0  # the number of the last entry
-        self._last = 0  # the number of the last file that was dealt with
-        self._told, self._told_at = 0, 0.0  # the position that was acknowledged, and when
+        self._last_entry = 0  # the number of the last entry
+        self._last_file = 0  # the number of the last file that was dealt with
+        self._acked_bytes, self._acked_at = 0, 0.0  # the position that was acknowledged, and when
         self._size = self._files = 0
         self.troubles, self.entries = [], []
         try:
@@ -119,18 +119,18 @@ class Receiving:
             duplex.tell_end(FileTrouble("", reason))
             raise ProtocolError(f"The sender said what no sender says: {reason}") from None
         finally:
-            for known in self._known.values():
+            for known in self._incoming.values():
                 if known.part:
                     known.part.keep()
             duplex.stop()
 
     def _hear(self) -> tuple[FrameType, memoryview]:
-        duplex = self._duplex
-        unsaid, now = duplex.heard - self._told, time.monotonic()
-        is_much = unsaid >= ACK_EACH and now - self._told_at >= ACK_AFTER
+        duplex = self._stream
+        unsaid, now = duplex.received_bytes - self._acked_bytes, time.monotonic()
+        is_much = unsaid >= ACK_EACH and now - self._acked_at >= ACK_AFTER
         if is_much or (unsaid and not duplex.is_heard() and not duplex.is_heard(PAUSE)):
-            self._told, self._told_at = duplex.heard, now
-            duplex.say(FrameType.ACK, TAKEN.pack(self._told, self._last))
+            self._acked_bytes, self._acked_at = duplex.received_bytes, now
+            duplex.say(FrameType.ACK, ACK_BODY.pack(self._acked_bytes, self._last_file))
             duplex.flush()
         return duplex.hear()
 
@@ -139,12 +139,12 @@ class Receiving:
         if word is FrameType.DATA:
             self._write(body)
         elif word is FrameType.BODY:
-            self._begin(*BEGINS.unpack(body))
-        elif word in self._readers:
-            self._readers[word](from_body(body))
+            self._begin(*BODY_START.unpack(body))
+        elif word in self._handlers:
+            self._handlers[word](from_body(body))
         elif word is FrameType.PING:
-            self._duplex.say(FrameType.PONG)
-            self._duplex.flush()
+            self._stream.say(FrameType.PONG)
+            self._stream.flush()
         elif word is FrameType.FINISH:
             self._finish()
             return False
@@ -158,14 +158,14 @@ class Receiving:
 
     def _start(self, words: dict[str, Any]) -> None:
         """Hear what is coming, and find out where it will be."""
-        if self._places:
+        if self._destinations:
             raise ProtocolError("A second start.")
         self._sources += read_sources(words.get("tops"))
         if len(self._sources) > MOST_SOURCES:
             raise ProtocolError("More sources were told of than one can remember.")
         if words.get("more"):
             return
-        self._quota = Quota(words)
+        self._quota = TransferQuota(words)
         left_out = words.get("left_out")
         lines = left_out[:MOST_TOLD] if isinstance(left_out, list) else []
         self.start = {
@@ -181,40 +181,46 @@ class Receiving:
             self._on_name(word, name)
         if not self._is_dry:
             places.prepare()
-        self._places = places
+        self._destinations = places
         ready = {"place": places.root, "is_folder": places.is_folder, "dry": self._is_dry}
-        self._duplex.tell(FrameType.READY, ready)
+        self._stream.tell(FrameType.READY, ready)
 
     @property
-    def _started(self) -> Places:
-        if self._places is None:
+    def _started(self) -> Destinations:
+        if self._destinations is None:
             raise ProtocolError("Something came before the start.")
-        return self._places
+        return self._destinations
 
     # --- entries ---
 
     def _enter(self, words: dict[str, Any]) -> None:
         places, number, entry = self._started, number_of(words), read_entry(words)
-        if number <= self._entered:
-            raise ProtocolError(f"Entry {number} comes after entry {self._entered}.")
-        self._entered = number
+        if number <= self._last_entry:
+            raise ProtocolError(f"Entry {number} comes after entry {self._last_entry}.")
+        self._last_entry = number
         self._quota.use(entry)
         if entry.kind == "file" and not self._is_dry:
-            if len(self._known) >= MOST_AHEAD:
+            if len(self._incoming) >= MOST_AHEAD:
                 raise ProtocolError("More files were told of than one can remember.")
-            self._known[number] = _Known(entry, None)
+            self._incoming[number] = _IncomingFile(entry, None)
         have: dict[str, Any] = {"number": number, "size": 0, "sha256": ""}
         try:
             self._admit(places, number, entry, have, asks=words.get("asks") is True)
         except FileTrouble as trouble:
-            if trouble.trouble in {Trouble.UNSAFE, Trouble.WORDS}:
+            if trouble.code in {TroubleCode.UNSAFE, TroubleCode.WORDS}:
                 raise
             self._fail(number, trouble)
-        if number in self._known and words.get("asks") is True:
-            self._duplex.tell(FrameType.HAVE, have)
+        if number in self._incoming and words.get("asks") is True:
+            self._stream.tell(FrameType.HAVE, have)
 
     def _admit(
-        self, places: Places, number: int, entry: FileEntry, have: dict[str, Any], *, asks: bool
+        self,
+        places: Destinations,
+        number: int,
+        entry: FileEntry,
+        have: dict[str, Any],
+        *,
+        asks: bool,
     ) -> None:
         """Make a folder or a link, or know of a file that is coming; find what `have` lacks."""
         place = places.place_of(entry)
@@ -227,14 +233,14 @@ class Receiving:
             elif entry.kind == "link":
                 self._make_link(places, entry, place)
             else:
-                part = Part(place, entry, self._mask)
-                self._known[number] = _Known(entry, part)
+                part = PartialFile(place, entry, self._mask)
+                self._incoming[number] = _IncomingFile(entry, part)
                 if asks:
                     have["size"], have["sha256"] = part.find()
         except OSError as error:
             raise trouble_of(error, place) from None
 
-    def _make_folder(self, places: Places, entry: FileEntry, place: str) -> None:
+    def _make_folder(self, places: Destinations, entry: FileEntry, place: str) -> None:
         """Make a folder that can be written into; what it is to be like comes at the end."""
         self._quota.hold(entry.path, place)
         if os.path.islink(place):
@@ -247,35 +253,35 @@ class Receiving:
         self._folders.append((place, entry, before))
 
     @staticmethod
-    def _make_link(places: Places, entry: FileEntry, place: str) -> None:
+    def _make_link(places: Destinations, entry: FileEntry, place: str) -> None:
         """Make a link to a folder inside, seen from where the link is."""
         target = places.target_of(entry, place)
         if os.path.islink(place) and os.readlink(place) == target:
             return
         if os.path.lexists(place):
-            raise FileTrouble(place, "something is in the place of a link", Trouble.OTHER)
+            raise FileTrouble(place, "something is in the place of a link", TroubleCode.OTHER)
         os.symlink(target.replace("/", os.sep), place, target_is_directory=True)
 
     # --- bytes ---
 
     def _begin(self, number: int, at: int) -> None:
-        known = self._known.get(number)
-        if known is None or number <= self._last or self._current:
+        known = self._incoming.get(number)
+        if known is None or number <= self._last_file or self._current:
             raise ProtocolError(f"File {number} was never told of, or another one has not ended.")
         if at > known.entry.size:
             raise ProtocolError(f"{at} bytes of {known.entry.size} are to be kept.")
-        self._current, self._left = number, known.entry.size - at
+        self._current, self._remaining = number, known.entry.size - at
         self._size += at
         if known.part:
             self._started.place_of(known.entry)  # meanwhile a link may have come on the way to it
             self._touch(known.part.begin, at)
 
     def _write(self, data: memoryview) -> None:
-        known = self._known.get(self._current)
+        known = self._incoming.get(self._current)
         if known is None:
             raise ProtocolError("Bytes came of no file.")
-        self._left -= len(data)
-        if self._left < 0:
+        self._remaining -= len(data)
+        if self._remaining < 0:
             raise ProtocolError("More came of a file than there is.")
         if known.part and data:
             self._size += len(data)
@@ -284,18 +290,18 @@ class Receiving:
 
     def _end(self, words: dict[str, Any]) -> None:
         number = number_of(words)
-        known = self._known.get(number)
+        known = self._incoming.get(number)
         if known is None or number != self._current:
             raise ProtocolError(f"File {number} ends, and has not begun.")
         digest = check_digest(words.get("sha256"))
         if known.part:
             self._touch(known.part.finish, digest)
-        known = self._known.pop(number)
+        known = self._incoming.pop(number)
         if known.part:  # it did not fail just now
             self._files += 1
         else:
             self._quota.give_back(known.entry)
-        self._current, self._last = 0, number
+        self._current, self._last_file = 0, number
         self._on_progress(self._size, self._files)
 
     def _touch(self, do: Callable[[Any], None], argument: Any) -> None:
@@ -304,27 +310,27 @@ class Receiving:
         try:
             do(argument)
         except OSError as error:
-            part = self._known[number].part
+            part = self._incoming[number].part
             self._fail(number, trouble_of(error, part.place if part else ""))
         except FileTrouble as trouble:
             self._fail(number, trouble)
 
     def _fail(self, number: int, trouble: FileTrouble) -> None:
         """Tell of one file's trouble; on a full disk nothing else would go better."""
-        known = self._known.get(number)
-        if trouble.trouble is Trouble.FULL:
+        known = self._incoming.get(number)
+        if trouble.code is TroubleCode.FULL:
             raise trouble
         if known and known.part:
             known.part.drop()
-            self._known[number] = known._replace(part=None)
-        if trouble.trouble is not Trouble.DAMAGED:  # that is sent again, and the sender counts
+            self._incoming[number] = known._replace(part=None)
+        if trouble.code is not TroubleCode.DAMAGED:  # that is sent again, and the sender counts
             add_trouble(self.troubles, trouble)
-        self._duplex.tell(FrameType.FAILED, {**trouble.words(), "number": number})
+        self._stream.tell(FrameType.FAILED, {**trouble.words(), "number": number})
 
     def _hear_failure(self, words: dict[str, Any]) -> None:
         """The sender could not send a file, or is to send it again."""
         number = number_of(words)
-        known = self._known.pop(number, None)
+        known = self._incoming.pop(number, None)
         if known is None and (number or words.get("again")):
             raise ProtocolError(f"File {number} failed, and was never told of.")
         if known:
@@ -338,8 +344,8 @@ class Receiving:
 
     def _finish(self) -> None:
         """Give the folders their modes and times, the inner ones first: all is done."""
-        if self._known:
+        if self._incoming:
             raise ProtocolError("That was all, and files are missing that were told of.")
         for place, entry, before in reversed(self._folders):
             settle(place, entry, self._mask, before)
-        self._duplex.tell(FrameType.OVER, {"files": self._files, "size": self._size})
+        self._stream.tell(FrameType.OVER, {"files": self._files, "size": self._size})

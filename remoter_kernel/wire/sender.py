@@ -20,22 +20,22 @@ from collections import deque
 from typing import TYPE_CHECKING, Any, BinaryIO, Callable, NamedTuple
 
 from remoter_kernel.errors import ProtocolError, RemoterError
-from remoter_kernel.wire.duplex import Cut
-from remoter_kernel.wire.names import check_digest
-from remoter_kernel.wire.quota import Growth
-from remoter_kernel.wire.sources import Plan, PlanItem, entry_of, open_source, trouble_of
+from remoter_kernel.wire.framed_stream import Cut
+from remoter_kernel.wire.plan import Plan, PlanItem, entry_of, open_source, trouble_of
+from remoter_kernel.wire.quota import GrowthAllowance
+from remoter_kernel.wire.safe_paths import check_digest
 from remoter_kernel.wire.threads import Thread
-from remoter_kernel.wire.window import Window
+from remoter_kernel.wire.window import ReceiveWindow
 from remoter_kernel.wire.wire_format import (
+    ACK_BODY,
     ASK_FROM,
-    BEGINS,
+    BODY_START,
     CHUNK,
     HEAD,
     MOST_PATH,
-    TAKEN,
     FileTrouble,
     FrameType,
-    Trouble,
+    TroubleCode,
     add_trouble,
     frame,
     from_body,
@@ -47,7 +47,7 @@ from remoter_kernel.wire.wire_format import (
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from remoter_kernel.wire.duplex import Duplex
+    from remoter_kernel.wire.framed_stream import FramedStream
 
 AHEAD = 256  # entries that are told before their bytes follow
 AT_LEAST = 16 * 1024  # bytes of a file that go together
@@ -55,7 +55,7 @@ SHARE = 4  # pieces in a window
 TRIES = 2  # of a file that changes while it is sent, or arrives damaged
 READ_AT_ONCE = 1024 * 1024  # bytes, to find out what is the same
 LAST_WORDS = 0.5  # seconds for what the other end said before it hung up
-EAR_ENDS_WITHIN = 1.0  # seconds
+LISTENER_ENDS_WITHIN = 1.0  # seconds
 
 
 class _AnnouncedFile(NamedTuple):
@@ -67,7 +67,7 @@ class _AnnouncedFile(NamedTuple):
     asks: bool  # does it say how much of it is there?
 
 
-class Sending:
+class Sender:
     """Sends a plan; may be `run` again on another duplex after a cut."""
 
     def __init__(
@@ -83,12 +83,12 @@ class Sending:
         self.targets: list[str] = []  # where each source will be
         self._on_progress = on_progress
         self._asks_always = asks_always
-        self._window = Window()
+        self._window = ReceiveWindow()
         self._changed = threading.Condition()
-        self._done: set[int] = set()  # places in the plan, dealt with there
+        self._settled: set[int] = set()  # places in the plan, dealt with there
         self._failed: set[int] = set()  # those of them that are not there
-        self._tries: dict[tuple[int, Trouble], int] = {}
-        self._not_there: set[str] = set()  # folders and links, and why: told in each run
+        self._tries: dict[tuple[int, TroubleCode], int] = {}
+        self._reported_failures: set[str] = set()  # folders and links, and why: told in each run
         self._size = self._files = 0  # sent, or there before
 
     @property
@@ -98,18 +98,20 @@ class Sending:
         files = [item.entry for item in items if item.entry.kind == "file"]
         return len(files), sum(entry.size for entry in files)
 
-    def run(self, duplex: Duplex) -> None:
+    def run(self, duplex: FramedStream) -> None:
         """Send all that is not there yet; raise Cut, or the other end's trouble."""
-        self._duplex = duplex
-        self._taken = self._number = 0  # position dealt with there; of the last entry
+        self._stream = duplex
+        self._acked_bytes = self._last_number = 0  # position dealt with there; of the last entry
         self._pinged_at = 0.0
         self._is_finished = False  # has it said that this was all?
-        self._begun: dict[int, _AnnouncedFile] = {}  # by number, until it is dealt with
-        self._again: deque[int] = deque()
-        self._haves: dict[int, tuple[int, str]] = {}  # bytes of a file there, and their checksum
-        self._answers: dict[FrameType, dict[str, Any]] = {}
+        self._in_flight: dict[int, _AnnouncedFile] = {}  # by number, until it is dealt with
+        self._resend: deque[int] = deque()
+        self._resume_points: dict[
+            int, tuple[int, str]
+        ] = {}  # bytes of a file there, and their checksum
+        self._replies: dict[FrameType, dict[str, Any]] = {}
         self._error: RemoterError | None = None
-        self._growth = Growth(self.plan.size)
+        self._growth = GrowthAllowance(self.plan.size)
         self._window.begin()
         ear = Thread(self._listen, name="transfer-ear")
         ear.start()
@@ -122,7 +124,7 @@ class Sending:
             raise
         finally:
             duplex.stop()
-            ear.join(EAR_ENDS_WITHIN)
+            ear.join(LISTENER_ENDS_WITHIN)
 
     def _reason(self, cut: Cut) -> RemoterError:
         """Return why the stream has ended, as far as the other end has said it."""
@@ -131,8 +133,8 @@ class Sending:
             return self._error or cut
 
     def _send(self) -> None:
-        duplex = self._duplex
-        duplex.sign = frame(FrameType.PING)
+        duplex = self._stream
+        duplex.keepalive_frame = frame(FrameType.PING)
         for words in self.plan.words():
             duplex.tell(FrameType.START, words)
         ready = self._wait_for(FrameType.READY)
@@ -141,7 +143,7 @@ class Sending:
         self.targets = [into + top["name"] if into else place for top in self.plan.tops]
         self._pinged_at = time.monotonic()
         duplex.say(FrameType.PING)
-        files = [place for place in self._done if self.plan.items[place].entry.kind == "file"]
+        files = [place for place in self._settled if self.plan.items[place].entry.kind == "file"]
         self._size = sum(self.plan.items[place].entry.size for place in files)
         self._files = len(files)
         told: deque[_AnnouncedFile] = deque()
@@ -169,26 +171,28 @@ class Sending:
             item = self.plan.items[place]
             is_file = item.entry.kind == "file"
             asks = is_file and (self._asks_always or item.entry.size >= ASK_FROM)
-            self._number += 1
+            self._last_number += 1
             if is_file:
-                told.append(_AnnouncedFile(self._number, place, item, asks))
+                told.append(_AnnouncedFile(self._last_number, place, item, asks))
                 with self._changed:
-                    self._begun[self._number] = told[-1]
-            self._duplex.say(FrameType.ENTRY, to_body(item.entry.words(self._number, asks=asks)))
+                    self._in_flight[self._last_number] = told[-1]
+            self._stream.say(
+                FrameType.ENTRY, to_body(item.entry.words(self._last_number, asks=asks))
+            )
 
     def _next(self, left: Iterator[int]) -> int | None:
         with self._changed:
-            if self._again:
-                return self._again.popleft()
-        return next((place for place in left if place not in self._done), None)
+            if self._resend:
+                return self._resend.popleft()
+        return next((place for place in left if place not in self._settled), None)
 
     def _is_all_dealt_with(self) -> bool:
         """Wait until the other end has dealt with all; False: something is to be sent again."""
-        self._duplex.flush()
+        self._stream.flush()
         with self._changed:
-            self._changed.wait_for(lambda: self._error or self._again or not self._begun)
+            self._changed.wait_for(lambda: self._error or self._resend or not self._in_flight)
             self._check()
-            return not self._again
+            return not self._resend
 
     # --- one file ---
 
@@ -202,22 +206,22 @@ class Sending:
                 if (about.st_size, about.st_mtime_ns) == (entry.size, entry.mtime):
                     self._send_body(told, file)
                 else:  # since the plan was made
-                    self._take_back(told, Trouble.OTHER)
+                    self._take_back(told, TroubleCode.OTHER)
         except (OSError, ValueError) as error:  # of the file: the duplex raises Cut
             self._fail(told, trouble_of(error, entry.path))
 
     def _is_refused(self, told: _AnnouncedFile) -> bool:
         """Has the other end failed to take it? Then it need not wait for the rest."""
-        if told.number in self._begun:
+        if told.number in self._in_flight:
             return False
-        self._duplex.say(FrameType.FAILED, to_body({"number": told.number, "again": True}))
+        self._stream.say(FrameType.FAILED, to_body({"number": told.number, "again": True}))
         return True
 
     def _send_body(self, told: _AnnouncedFile, file: BinaryIO) -> None:
         entry = told.item.entry
         begin, digest = self._same(told, file) if told.asks else (0, hashlib.sha256())
         self._size += begin
-        self._duplex.say(FrameType.BODY, BEGINS.pack(told.number, begin))
+        self._stream.say(FrameType.BODY, BODY_START.pack(told.number, begin))
         sent = self._pour(told, file, digest, entry.size - begin)
         if self._is_refused(told):
             self._size -= begin + sent
@@ -227,22 +231,26 @@ class Sending:
             begin + sent != entry.size or file.read(1)
         ):
             self._size -= begin + sent
-            self._take_back(told, Trouble.CHANGED)
+            self._take_back(told, TroubleCode.CHANGED)
             return
         self._files += 1
         words = {"number": told.number, "sha256": digest.hexdigest()}
-        self._duplex.say(FrameType.END, to_body(words))
+        self._stream.say(FrameType.END, to_body(words))
         self._on_progress(self._size, self._files)
 
     def _same(self, told: _AnnouncedFile, file: BinaryIO) -> tuple[int, Any]:
         """Return how many bytes need not be sent, as they are there, and their checksum."""
-        self._duplex.flush()
+        self._stream.flush()
         with self._changed:
             self._changed.wait_for(
-                lambda: self._error or told.number in self._haves or told.number not in self._begun
+                lambda: (
+                    self._error
+                    or told.number in self._resume_points
+                    or told.number not in self._in_flight
+                )
             )
             self._check()
-            size, there = self._haves.pop(told.number, (0, ""))
+            size, there = self._resume_points.pop(told.number, (0, ""))
         left, digest = size, hashlib.sha256()
         if size and size <= told.item.entry.size:
             while left and (data := file.read(min(left, READ_AT_ONCE))):
@@ -259,7 +267,7 @@ class Sending:
         buffer = bytearray(HEAD.size + min(CHUNK, size))
         view = memoryview(buffer)
         left = size
-        while left and told.number in self._begun:
+        while left and told.number in self._in_flight:
             piece = self._room(min(CHUNK, left))
             count = file.readinto(view[HEAD.size : HEAD.size + piece])  # type: ignore[attr-defined]
             if not count:
@@ -267,7 +275,7 @@ class Sending:
             whole = view[: HEAD.size + count]
             HEAD.pack_into(buffer, 0, FrameType.DATA, count)
             digest.update(whole[HEAD.size :])
-            self._duplex.say_frame(whole)
+            self._stream.say_frame(whole)
             left -= count
             self._size += count
             self._on_progress(self._size, self._files)
@@ -277,18 +285,21 @@ class Sending:
         """Wait until something may be sent; return how many bytes."""
         window = self._window
         piece = min(wanted, max(AT_LEAST, window.size // SHARE))
-        if self._duplex.said - self._taken + piece > window.size:
-            self._duplex.flush()
+        if self._stream.sent_bytes - self._acked_bytes + piece > window.size:
+            self._stream.flush()
             with self._changed:
                 self._changed.wait_for(
-                    lambda: self._error or self._duplex.said - self._taken + piece <= window.size
+                    lambda: (
+                        self._error
+                        or self._stream.sent_bytes - self._acked_bytes + piece <= window.size
+                    )
                 )
         self._check()
         return piece
 
     # --- what goes wrong with one file ---
 
-    def _take_back(self, told: _AnnouncedFile, why: Trouble) -> None:
+    def _take_back(self, told: _AnnouncedFile, why: TroubleCode) -> None:
         """Tell that a file is not what it was said to be, and send it again, but not for ever."""
         try:
             about = os.lstat(told.item.place)
@@ -302,14 +313,14 @@ class Sending:
             reason = "it has grown far beyond what it was at the start"
         else:
             with self._changed:
-                self._begun.pop(told.number, None)
+                self._in_flight.pop(told.number, None)
                 self.plan.items[told.place] = PlanItem(fresh, told.item.place)
-                self._again.append(told.place)
-            self._duplex.say(FrameType.FAILED, to_body({"number": told.number, "again": True}))
+                self._resend.append(told.place)
+            self._stream.say(FrameType.FAILED, to_body({"number": told.number, "again": True}))
             return
-        self._fail(told, FileTrouble(fresh.path, reason, Trouble.CHANGED))
+        self._fail(told, FileTrouble(fresh.path, reason, TroubleCode.CHANGED))
 
-    def _has_no_try_left(self, told: _AnnouncedFile, why: Trouble) -> bool:
+    def _has_no_try_left(self, told: _AnnouncedFile, why: TroubleCode) -> bool:
         key = (told.place, why)
         self._tries[key] = self._tries.get(key, 0) + 1
         return self._tries[key] >= TRIES
@@ -317,12 +328,12 @@ class Sending:
     def _fail(self, told: _AnnouncedFile, trouble: FileTrouble) -> None:
         """Go on without a file that cannot be sent."""
         with self._changed:
-            self._begun.pop(told.number, None)
+            self._in_flight.pop(told.number, None)
             self._give_up(told, trouble)
-        self._duplex.say(FrameType.FAILED, to_body({**trouble.words(), "number": told.number}))
+        self._stream.say(FrameType.FAILED, to_body({**trouble.words(), "number": told.number}))
 
     def _give_up(self, told: _AnnouncedFile, trouble: FileTrouble) -> None:
-        self._done.add(told.place)
+        self._settled.add(told.place)
         self._failed.add(told.place)
         add_trouble(self.troubles, trouble)
 
@@ -330,10 +341,10 @@ class Sending:
 
     def _wait_for(self, word: FrameType) -> dict[str, Any]:
         with self._changed:
-            self._changed.wait_for(lambda: self._error or word in self._answers)
-            if word not in self._answers:
+            self._changed.wait_for(lambda: self._error or word in self._replies)
+            if word not in self._replies:
                 self._check()
-            return self._answers[word]
+            return self._replies[word]
 
     def _check(self) -> None:
         if self._error:
@@ -341,8 +352,8 @@ class Sending:
 
     def _listen(self) -> None:
         try:
-            while FrameType.OVER not in self._answers:
-                word, body = self._duplex.hear()
+            while FrameType.OVER not in self._replies:
+                word, body = self._stream.hear()
                 with self._changed:
                     self._take(word, body)
                     self._changed.notify_all()
@@ -352,11 +363,11 @@ class Sending:
             with self._changed:
                 self._error = error
                 self._changed.notify_all()
-            self._duplex.stop()  # whoever waits for room in a pipe is not woken otherwise
+            self._stream.stop()  # whoever waits for room in a pipe is not woken otherwise
 
     def _take(self, word: FrameType, body: memoryview) -> None:
         if word is FrameType.ACK:
-            self._hear_taken(*TAKEN.unpack(body))
+            self._hear_taken(*ACK_BODY.unpack(body))
         elif word is FrameType.HAVE:
             self._hear_have(from_body(body))
         elif word is FrameType.FAILED:
@@ -368,33 +379,34 @@ class Sending:
         elif word is FrameType.ERROR:
             raise told_trouble(from_body(body))
         elif word is FrameType.READY or (word is FrameType.OVER and self._is_finished):
-            self._answers[word] = from_body(body)
+            self._replies[word] = from_body(body)
         elif word is not FrameType.ALIVE:
             raise ProtocolError(f"A receiver does not say {word.name}.")
 
     def _hear_taken(self, position: int, number: int) -> None:
-        if not self._taken <= position <= self._duplex.said or number > self._number:
+        if (
+            not self._acked_bytes <= position <= self._stream.sent_bytes
+            or number > self._last_number
+        ):
             raise ProtocolError(f"Byte {position}, entry {number} were never sent.")
-        self._taken = position
+        self._acked_bytes = position
         self._window.note_kept(position, time.monotonic())
-        while self._begun and (first := next(iter(self._begun))) <= number:
-            self._done.add(self._begun.pop(first).place)
+        while self._in_flight and (first := next(iter(self._in_flight))) <= number:
+            self._settled.add(self._in_flight.pop(first).place)
 
     def _hear_have(self, words: dict[str, Any]) -> None:
         number, size = number_of(words), number_of(words, "size")
-        if number in self._begun:
-            self._haves[number] = size, check_digest(words.get("sha256")) if size else ""
+        if number in self._in_flight:
+            self._resume_points[number] = size, check_digest(words.get("sha256")) if size else ""
 
     def _hear_failure(self, words: dict[str, Any]) -> None:
         trouble = told_trouble(words)
-        told = self._begun.pop(number_of(words), None)
+        told = self._in_flight.pop(number_of(words), None)
         if told is None:  # a folder, or a link; told in each run
-            if str(trouble) not in self._not_there:
+            if str(trouble) not in self._reported_failures:
                 add_trouble(self.troubles, trouble)
-                self._not_there.add(str(trouble))
-        elif trouble.trouble is Trouble.DAMAGED and not self._has_no_try_left(
-            told, trouble.trouble
-        ):
-            self._again.append(told.place)
+                self._reported_failures.add(str(trouble))
+        elif trouble.code is TroubleCode.DAMAGED and not self._has_no_try_left(told, trouble.code):
+            self._resend.append(told.place)
         else:
             self._give_up(told, trouble)

@@ -10,17 +10,17 @@ from hypothesis import strategies as st
 
 from remoter_kernel.errors import ProtocolError
 from remoter_kernel.wire.frames import Channel
-from remoter_kernel.wire.said import Said, encode_said, split_said
+from remoter_kernel.wire.journal_entries import JournalEntry, encode_said, split_said
 
 records = st.builds(
-    Said,
+    JournalEntry,
     number=st.integers(0, 2**63),
     time=st.floats(0, 1e10),
     channel=st.sampled_from(Channel),
-    is_from_front=st.booleans(),
-    front=st.binary(min_size=8, max_size=8),
+    is_from_client=st.booleans(),
+    client=st.binary(min_size=8, max_size=8),
     body=st.binary(max_size=40),
-    is_mark=st.booleans(),
+    is_marker=st.booleans(),
 )
 
 
