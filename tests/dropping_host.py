@@ -12,12 +12,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from remoter_kernel.front.logins import host_server
+from remoter_kernel.front.logins import embedded_server
 
 DROPS = os.environ.get("DROPS", "").split(",")
 
 
-class _Dropping(host_server._Server):
+class _Dropping(embedded_server._ServerInterface):
     def check_channel_direct_tcpip_request(
         self, chanid: int, origin: tuple[str, int], destination: tuple[str, int]
     ) -> int:
@@ -37,5 +37,5 @@ class _Dropping(host_server._Server):
 
 
 if __name__ == "__main__":
-    host_server._Server = _Dropping  # type: ignore[misc]
-    host_server.main(Path(sys.argv[1]))
+    embedded_server._ServerInterface = _Dropping  # type: ignore[misc]
+    embedded_server.main(Path(sys.argv[1]))

@@ -24,7 +24,8 @@ PACKAGE = ROOT / "remoter_kernel"
 
 MOST_LINES = 400
 LONGER_WITH_REASON = {
-    "remoter_kernel/front/ssh/aliases.py",  # one subject: from words to a destination
+    "remoter_kernel/front/ssh/ssh_login.py",  # one subject: what a login can do, and how it ends
+    "remoter_kernel/front/ssh/ssh_config.py",  # one subject: from words to a destination
     "remoter_kernel/daemon/supervisor.py",  # one subject: the life of one kernel
     "remoter_kernel/front/jupyter/handlers.py",  # one subject: who may answer, and in which order
     "remoter_kernel/daemon/journal.py",  # one subject: a file, who writes it and who reads it

@@ -24,7 +24,7 @@ from remoter_kernel.front.bootstrap.survey import (
 from remoter_kernel.front.configuration import kernelspec, remotes
 from remoter_kernel.front.configuration.remotes import Remote
 from remoter_kernel.front.configuration.remotes_toml import READERS
-from remoter_kernel.front.keeper.kept import kept_login
+from remoter_kernel.front.keeper.keeper_login import kept_login
 from remoter_kernel.front.running.runner import Runner
 from remoter_kernel.front.session.dialer import SessionDialer
 from remoter_kernel.plain_text import plain_text

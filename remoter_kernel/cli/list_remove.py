@@ -92,7 +92,7 @@ def _forget(remote: remotes.Remote) -> None:
 def _purge(name: str) -> None:
     """Remove the remote's own environment there, and say so."""
     from remoter_kernel.front.bootstrap.environment import purge_there
-    from remoter_kernel.front.keeper.kept import kept_login
+    from remoter_kernel.front.keeper.keeper_login import kept_login
 
     remote = remotes.find_remote(name)
     assert remote is not None  # noqa: S101 - None is only for "no name given"

@@ -16,7 +16,7 @@ from remoter_kernel.front.configuration.remote_cwd import folder_there
 from remoter_kernel.front.configuration.remotes import find_remote
 from remoter_kernel.front.files.file_transfer import Transfer
 from remoter_kernel.front.files.journey import TransferSpec, in_order, summed_up
-from remoter_kernel.front.keeper.kept import KeptLogin, kept_login
+from remoter_kernel.front.keeper.keeper_login import KeeperLogin, kept_login
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -86,7 +86,7 @@ class _Logins:
         self._remote = remote
 
     @contextlib.contextmanager
-    def log_in(self, in_doubt: bool) -> Iterator[KeptLogin]:
+    def log_in(self, in_doubt: bool) -> Iterator[KeeperLogin]:
         try:
             login = kept_login(self._remote, questions(), in_doubt=in_doubt)
         except RemoterError as error:

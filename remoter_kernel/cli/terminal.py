@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 import click
 
 from remoter_kernel.cli.typing_line import LOOK_EVERY, read_line
-from remoter_kernel.front.questions import (
-    NEVER,
+from remoter_kernel.front.prompts import (
+    NEVER_WITHDRAWN,
     NotAnswered,
     Trust,
     Withdrawn,
@@ -27,7 +27,7 @@ from remoter_kernel.plain_text import plain_text
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from remoter_kernel.front.questions import Prompt, Questions
+    from remoter_kernel.front.prompts import Prompt, Prompter
 
 
 _asking = threading.Lock()  # several logins may have a question; a person answers one at a time
@@ -51,7 +51,7 @@ class AtTerminal:
         return f"by `{self._command}` in a terminal (process {os.getpid()})"
 
     def confirm_host_key(
-        self, host: str, kind: str, fingerprint: str, withdrawn: threading.Event = NEVER
+        self, host: str, kind: str, fingerprint: str, withdrawn: threading.Event = NEVER_WITHDRAWN
     ) -> Trust:
         """Show the fingerprint of an unknown host key, and ask."""
         with _turn(withdrawn), _declining(host):
@@ -71,7 +71,7 @@ class AtTerminal:
         host: str,
         prompts: Sequence[Prompt],
         instruction: str = "",
-        withdrawn: threading.Event = NEVER,
+        withdrawn: threading.Event = NEVER_WITHDRAWN,
     ) -> list[str]:
         """Ask what a server, or a key, wants to know; what must stay hidden is not shown."""
         with _turn(withdrawn), _declining(host):
@@ -90,7 +90,7 @@ class AtTerminal:
 
 def read_in_turn(prompt: str, *, is_shown: bool) -> str:
     """Read a line for somebody who is no login: the questions of logins wait meanwhile."""
-    with _turn(NEVER):
+    with _turn(NEVER_WITHDRAWN):
         return read_line(prompt, is_shown=is_shown)
 
 
@@ -141,7 +141,7 @@ def _declining(host: str) -> Iterator[None]:
         raise NotAnswered(message, "Try again when the answer is at hand.") from None
 
 
-def questions() -> Questions | None:
+def questions() -> Prompter | None:
     """Say who may be asked: nobody, unless stdin and stderr are a terminal."""
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
         return None

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from remoter_kernel.front.questions import NEVER, Withdrawn
+from remoter_kernel.front.prompts import NEVER_WITHDRAWN, Withdrawn
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -27,7 +27,9 @@ ENTER, ERASE, CTRL_C, END = "\r\n", "\b\x7f", "\x03", "\x04\x1a"
 LEADS, CODES = "\x00\xe0", "GHIKMOPQRS\x85\x86\x8d\x91\x92\x93"
 
 
-def read_line(question: str, withdrawn: threading.Event = NEVER, *, is_shown: bool = True) -> str:
+def read_line(
+    question: str, withdrawn: threading.Event = NEVER_WITHDRAWN, *, is_shown: bool = True
+) -> str:
     """Ask on stderr, and return a line of stdin; EOFError at its end, Withdrawn once that is so."""
     click.echo(question, nl=False, err=True)
     try:

@@ -25,16 +25,16 @@ from remoter_kernel.front.private_files import state_folder
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-UNIX, TCP = "ipc://", "tcp://"  # how an address begins, as ZeroMQ writes it
+UNIX_SCHEME, TCP_SCHEME = "ipc://", "tcp://"  # how an address begins, as ZeroMQ writes it
 HAS_UNIX_SOCKETS = hasattr(socket, "AF_UNIX") and os.name == "posix"
-ROOM = 1024 * 1024  # bytes on their way
+SEND_BUFFER = 1024 * 1024  # bytes on their way
 LONGEST_PATH = 100  # bytes: macOS has room for 103, Linux for 107
 SHORT_PREFIX = "remoter-socket-"  # of a folder that is made where the usual path is too long
-FORGOTTEN_AFTER = 3600.0  # seconds: a tunnel's socket is removed when its user connects
+STALE_SOCKET_AFTER = 3600.0  # seconds: a tunnel's socket is removed when its user connects
 # Jupyter chooses the ports of a kernel by asking for any, and the kernel binds them a moment
 # later: a port of ours must not be one of those that Linux, macOS and Windows give away.
-NOT_GIVEN_AWAY = range(20000, 32768)
-TRIES = 50
+NON_EPHEMERAL_PORTS = range(20000, 32768)
+PORT_TRIES = 50
 TRY_EVERY = 0.01  # seconds
 LOCAL_PEERCRED = 0x001  # of macOS and FreeBSD, at the level of the socket's own protocol (0)
 
@@ -49,7 +49,7 @@ class PrivateListener:
         self._path: Path | None = None
         self._socket = self._listen_privately(kind, backlog) or _listen_at_tcp(backlog)
         if self._path is None:
-            self.address = f"{TCP}127.0.0.1:{self._socket.getsockname()[1]}"
+            self.address = f"{TCP_SCHEME}127.0.0.1:{self._socket.getsockname()[1]}"
 
     def __enter__(self) -> Self:
         return self
@@ -60,7 +60,7 @@ class PrivateListener:
     @property
     def is_tcp(self) -> bool:
         """Can anybody on this machine connect?"""
-        return self.address.startswith(TCP)
+        return self.address.startswith(TCP_SCHEME)
 
     @property
     def port(self) -> int:
@@ -81,7 +81,7 @@ class PrivateListener:
                 return connection
             if is_own_process(connection):
                 # As much as the system gives: a sender waits less often for the other one's turn.
-                connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, ROOM)
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
                 return connection
             connection.close()
 
@@ -115,20 +115,20 @@ class PrivateListener:
                     listener.close()
                 forget_path(path)
                 continue
-            self._path, self.address = path, f"{UNIX}{path}"
+            self._path, self.address = path, f"{UNIX_SCHEME}{path}"
             return listener
         return None
 
 
 def connect(address: str, seconds: float) -> socket.socket:
     """Connect to a listener of this person; OSError where nobody is, or somebody else."""
-    if address.startswith(UNIX):
-        connection = _connect_to_path(address.removeprefix(UNIX), time.monotonic() + seconds)
+    if address.startswith(UNIX_SCHEME):
+        connection = _connect_to_path(address.removeprefix(UNIX_SCHEME), time.monotonic() + seconds)
         if not is_own_process(connection):
             connection.close()
             raise PermissionError("another user listens there")
     else:
-        host, _, port = address.removeprefix(TCP).rpartition(":")
+        host, _, port = address.removeprefix(TCP_SCHEME).rpartition(":")
         connection = socket.create_connection((host, int(port)), seconds)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     connection.settimeout(None)
@@ -187,7 +187,7 @@ def forget_old(kind: str) -> None:
     """Remove the files of sockets of this kind whose processes were killed before they did."""
     with contextlib.suppress(OSError):
         for path in _usual_folder().glob(f"{kind}*"):
-            if time.time() - path.lstat().st_mtime > FORGOTTEN_AFTER:
+            if time.time() - path.lstat().st_mtime > STALE_SOCKET_AFTER:
                 path.unlink()
 
 
@@ -241,7 +241,7 @@ def _temporary() -> str:
 
 
 def _listen_at_tcp(backlog: int) -> socket.socket:
-    for port in random.sample(NOT_GIVEN_AWAY, TRIES):
+    for port in random.sample(NON_EPHEMERAL_PORTS, PORT_TRIES):
         with contextlib.suppress(OSError):
             return socket.create_server(("127.0.0.1", port), backlog=backlog)
     return socket.create_server(("127.0.0.1", 0), backlog=backlog)

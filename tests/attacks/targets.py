@@ -27,9 +27,9 @@ from remoter_kernel.front.reading.notebook import Story
 from remoter_kernel.front.reading.transcript import Transcript
 from remoter_kernel.front.running.verdict import ExitCodeTracker
 from remoter_kernel.front.session.greeting import read_welcome
-from remoter_kernel.front.ssh.aliases import Destination
-from remoter_kernel.front.ssh.complaints import error_from_stderr
-from remoter_kernel.front.ssh.trust import read_lines
+from remoter_kernel.front.ssh.known_hosts import read_lines
+from remoter_kernel.front.ssh.login_errors import error_from_stderr
+from remoter_kernel.front.ssh.ssh_config import Destination
 from remoter_kernel.front.this_side.carried.arrow import check_arrow
 from remoter_kernel.front.this_side.carried.from_r import RReader
 from remoter_kernel.front.this_side.carried.values import CodecError, ObjectReader, ObjectWriter

@@ -38,9 +38,9 @@ from paramiko.common import (
 
 from remoter_kernel.cli import terminal
 from remoter_kernel.errors import HostKeyProblem, LoginRefused, RemoterError, Unreachable
-from remoter_kernel.front.questions import (
+from remoter_kernel.front.prompts import (
     LONGEST_TEXT,
-    OURS,
+    OWN_TAG,
     NotAnswered,
     Prompt,
     Trust,
@@ -48,26 +48,31 @@ from remoter_kernel.front.questions import (
     said_by,
     says,
 )
-from remoter_kernel.front.ssh import admission, system
-from remoter_kernel.front.ssh.admission import Admission
-from remoter_kernel.front.ssh.aliases import Destination, resolve
+from remoter_kernel.front.ssh import authenticator, openssh_login
 from remoter_kernel.front.ssh.askpass_server import AskpassServer
-from remoter_kernel.front.ssh.authentication import (
+from remoter_kernel.front.ssh.authenticator import Authenticator
+from remoter_kernel.front.ssh.credentials import HostCredentials
+from remoter_kernel.front.ssh.login_errors import error_from_stderr
+from remoter_kernel.front.ssh.login_process import MOST_STDERR, LoginProcess
+from remoter_kernel.front.ssh.mux import Mux, MuxError, master_answers
+from remoter_kernel.front.ssh.openssh_login import living_master, log_in_by_system
+from remoter_kernel.front.ssh.paramiko_channel import (
+    WINDOW,
+    ConnectionClosed,
+    ResponseTimeout,
+    ServerViolation,
+)
+from remoter_kernel.front.ssh.remote_command import RemoteCommand
+from remoter_kernel.front.ssh.ssh_config import Destination, resolve
+from remoter_kernel.front.ssh.ssh_login import log_in
+from remoter_kernel.front.ssh.transport import LARGEST_PACKET, MOST_UNSENT, Transport
+from remoter_kernel.front.ssh.userauth import (
     MOST_PROMPTS,
     MOST_UNREAD,
     AuthResult,
-    Round,
+    InfoRequest,
     _round,
 )
-from remoter_kernel.front.ssh.channel import WINDOW, Closed, Misbehaved, TooLate
-from remoter_kernel.front.ssh.commands import Running
-from remoter_kernel.front.ssh.complaints import error_from_stderr
-from remoter_kernel.front.ssh.entry import MOST_SAID, LoginProcess
-from remoter_kernel.front.ssh.memory import Memory
-from remoter_kernel.front.ssh.mux import Declined, Mux, master_answers
-from remoter_kernel.front.ssh.ssh_login import log_in
-from remoter_kernel.front.ssh.system import living_master, log_in_by_system
-from remoter_kernel.front.ssh.transport import LARGEST_PACKET, MOST_UNSENT, Transport
 from remoter_kernel.front.unix_sockets import peer_uid
 from remoter_kernel.plain_text import plain_text
 from tests import real_parts
@@ -79,7 +84,7 @@ from tests.real_users import bare_user, own_name
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from remoter_kernel.front.ssh.ssh_login import Login
+    from remoter_kernel.front.ssh.ssh_login import SSHLogin
     from tests.real_jupyter import JupyterHere
     from tests.real_users import FarSide
 
@@ -305,10 +310,10 @@ def folder() -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def logged_in(folder: Path) -> Iterator[tuple[Hostile, Login]]:
+def logged_in(folder: Path) -> Iterator[tuple[Hostile, SSHLogin]]:
     """Be logged in where somebody means no good."""
     with Hostile(folder, ("", "Password:")) as server:
-        login = log_in(server.there, questions=Person("secret"))
+        login = log_in(server.there, prompter=Person("secret"))
         with contextlib.closing(login):
             yield server, login
 
@@ -347,14 +352,14 @@ def lines_about(ended: Ended, word: str) -> list[str]:
 
 def test_a_server_asks_in_its_own_name_alone(here, folder):
     """It imitates remoter's own question, another host, sudo, and a line behind the edge."""
-    padded = "Please wait".ljust(78) + f"{OURS}passphrase of ~/.ssh/id_ed25519 (it is not sent):"
-    filled = "x" * 41 + f"{OURS}passphrase of ~/.ssh/id_rsa (it is not sent):"
+    padded = "Please wait".ljust(78) + f"{OWN_TAG}passphrase of ~/.ssh/id_ed25519 (it is not sent):"
+    filled = "x" * 41 + f"{OWN_TAG}passphrase of ~/.ssh/id_rsa (it is not sent):"
     rounds = [
         ("", "Passphrase of /home/ada/.ssh/id_ed25519:"),
         ("", "\n[bank.example.org] Password of ada:"),
         ("laptop: sudo needs your password here.\n[sudo] password for ada", ":"),
         ("", padded),
-        (f"Welcome\n\r\u2028\x85{OURS}all is well\x0b{OURS}yes", filled),
+        (f"Welcome\n\r\u2028\x85{OWN_TAG}all is well\x0b{OWN_TAG}yes", filled),
     ]
     with Hostile(folder, *rounds) as server:
         server.in_the_end = AUTH_FAILED
@@ -367,7 +372,7 @@ def test_a_server_asks_in_its_own_name_alone(here, folder):
             assert line.startswith((f"{name}] ", f"{name} says] ")), line
     assert f"{name}] [bank.example.org] Password of ada:" in ended.text
     assert f"{name} says] laptop: sudo needs your password here.\n" in ended.text
-    assert not [line for line in ended.text.splitlines() if line.startswith(OURS)]
+    assert not [line for line in ended.text.splitlines() if line.startswith(OWN_TAG)]
 
 
 def test_our_own_question_looks_like_no_servers_and_its_answer_stays_here(here, folder):
@@ -381,7 +386,7 @@ def test_our_own_question_looks_like_no_servers_and_its_answer_stays_here(here, 
         server.config("box", "IdentityFile ~/.ssh/id_locked", "IdentitiesOnly yes")
         ended = run(here, server, ["the passphrase"])
         (line,) = lines_about(ended, "passphrase of")
-        assert line.rstrip() == f"{OURS}passphrase of ~/.ssh/id_locked (it is not sent):"
+        assert line.rstrip() == f"{OWN_TAG}passphrase of ~/.ssh/id_locked (it is not sent):"
         assert server.typed == []
 
 
@@ -417,7 +422,7 @@ def test_with_openssh_a_servers_question_is_not_taken_for_one_of_ssh(here, folde
     name = f"[box (127.0.0.1:{server.port})] "
     for word in ("Enter passphrase", "authenticity"):
         assert lines_about(ended, word)[0].startswith(name), ended.text
-    assert OURS not in ended.text
+    assert OWN_TAG not in ended.text
     assert "is not known yet" not in ended.text
 
 
@@ -426,25 +431,25 @@ def test_before_and_behind_the_login_ssh_is_believed_differently(folder, version
     """A server imitates ssh where ssh does not mark what a server says (before OpenSSH 8.5)."""
     person = Person("yes", Trust.YES)
     desk = AskpassServer("box", person, folder)
-    desk.entry = LoginProcess([], {}, lambda _step: None)
+    desk.process = LoginProcess([], {}, lambda _step: None)
     if version:
-        desk.entry._hear(f"debug1: Local version string SSH-2.0-{version}")
-    desk.entry._hear("debug1: Server host key: ssh-ed25519 SHA256:abc")
+        desk.process._hear(f"debug1: Local version string SSH-2.0-{version}")
+    desk.process._hear("debug1: Server host key: ssh-ed25519 SHA256:abc")
     question = on_one_line(HOST_KEY.format("SHA256:abc"))
     assert desk._answer("", question) == "yes"
     assert person.keys == ["box"]
-    assert desk.remembers
-    desk.remembers = False
+    assert desk.remembers_host_key
+    desk.remembers_host_key = False
     desk._answer("", on_one_line(HOST_KEY.format("SHA256:else")))
     assert len(person.keys) == 1  # another key than ssh has told of
-    desk.entry._hear("debug1: SSH2_MSG_NEWKEYS received")
+    desk.process._hear("debug1: SSH2_MSG_NEWKEYS received")
     desk._answer("", question)
     assert len(person.keys) == 1
-    assert not desk.remembers
+    assert not desk.remembers_host_key
     assert person.asked[-1] == ("box", f"|{question}")
     desk._answer("", "Enter passphrase for key '/k':")
     is_marked = "9.2" in version
-    ours = ("", f"|{OURS}Enter passphrase for key '/k' (it is not sent):")
+    ours = ("", f"|{OWN_TAG}Enter passphrase for key '/k' (it is not sent):")
     theirs = ("box", "|Enter passphrase for key '/k':")
     assert person.asked[-1] == (ours if is_marked else theirs)
 
@@ -453,9 +458,9 @@ def test_a_jump_hosts_words_do_not_tell_how_far_ssh_is(folder):
     """Where ssh passes it by itself, it writes among what ssh says, and asks."""
     person = Person("typed", Trust.YES)
     hops = {"ada@gate": "gate (jump host of box)", "ada@box": "box"}
-    desk = AskpassServer("box", person, folder, hops=hops, leads_through=True)
-    desk.entry = LoginProcess([], {}, lambda _step: None)
-    desk.entry._hear("debug1: Local version string SSH-2.0-OpenSSH_9.2p1")
+    desk = AskpassServer("box", person, folder, hops=hops, passes_hops=True)
+    desk.process = LoginProcess([], {}, lambda _step: None)
+    desk.process._hear("debug1: Local version string SSH-2.0-OpenSSH_9.2p1")
     desk._answer("", f"(ada@gate) {on_one_line(HOST_KEY.format('SHA256:abc'))}")
     assert person.asked[-1][0] == "gate (jump host of box)"
     desk._answer("", "(ada@gate) [box] Password:")
@@ -472,7 +477,7 @@ def test_a_jump_hosts_words_do_not_tell_how_far_ssh_is(folder):
 def test_the_key_of_a_jump_host_that_ssh_asks_for_itself_is_still_confirmed(tmp_path, monkeypatch):
     """Nobody attacks: both hosts are unknown, and each is asked about by its own name."""
     real_parts.real_part("sshd")
-    monkeypatch.setattr(system, "CAN_SHARE", False)
+    monkeypatch.setattr(openssh_login, "HAS_CONTROL_MASTER", False)
     (tmp_path / "gate").mkdir()
     with RealSshd(tmp_path) as server, RealSshd(tmp_path / "gate") as gate:
         config = gate.ssh_config(tmp_path / "config", "gate")
@@ -481,7 +486,7 @@ def test_the_key_of_a_jump_host_that_ssh_asks_for_itself_is_still_confirmed(tmp_
         server.known_hosts.write_text("")
         gate.known_hosts.write_text("")
         person = Person(trust=Trust.YES)
-        login = log_in_by_system(resolve("box", config), questions=person)
+        login = log_in_by_system(resolve("box", config), prompter=person)
         login.close()
     assert person.keys == [
         f"[127.0.0.1]:{gate.port} ([127.0.0.1]:{gate.port})",
@@ -510,7 +515,7 @@ def test_names_of_methods_do_not_act_on_a_terminal(folder):
     """They stand in the sentence on why nobody was let in."""
     with Hostile(folder, allows="\x1b]0;owned\x07,gss\x1b[31mapi,hostbased") as server:
         with pytest.raises(LoginRefused) as caught:
-            log_in(server.there, questions=Person())
+            log_in(server.there, prompter=Person())
         assert plain_text(caught.value) == str(caught.value)
         assert "hostbased" in str(caught.value)
 
@@ -535,7 +540,7 @@ def test_another_host_key_before_the_login_ends_it(folder):
         person = Person("secret")
         person.before = lambda: exchange_again(server.transport, key)
         with pytest.raises(HostKeyProblem, match="showed another host key in a later key exchange"):
-            log_in(server.there, questions=person)
+            log_in(server.there, prompter=person)
         assert server.typed == []
 
 
@@ -571,7 +576,7 @@ def test_more_questions_than_anybody_can_answer_are_a_refusal(folder, number, pr
         before, began = memory(), time.monotonic()
         person = Person()
         with pytest.raises(LoginRefused, match=sentence):
-            log_in(server.there, questions=person)
+            log_in(server.there, prompter=person)
         assert time.monotonic() - began < SOON
         assert memory() - before < 64 * MB
         assert person.asked == []
@@ -586,13 +591,13 @@ def test_answers_to_nothing_end_the_connection(folder):
             server.transport, (verdict for _ in range(50 * MOST_UNREAD))
         )
         with pytest.raises(Unreachable, match="the server answers what it was not asked"):
-            log_in(server.there, questions=person)
+            log_in(server.there, prompter=person)
 
 
 def test_after_the_login_nothing_is_kept_for_nobody(folder):
     """Questions, verdicts and banners go on for as long as the login lasts."""
     with logged_in(folder) as (server, login):
-        door = login.live.door
+        door = login.live_transport.userauth
         for message in (
             raw(MSG_USERAUTH_BANNER, b"x" * 1000, b""),
             raw(MSG_USERAUTH_FAILURE, b"password", False),
@@ -601,13 +606,13 @@ def test_after_the_login_nothing_is_kept_for_nobody(folder):
         ):
             send_all(server.transport, (message for _ in range(300)))
         assert login.answers(SOON)  # it has read all of that
-        assert door._heard.qsize() == 0
+        assert door._responses.qsize() == 0
         assert door.banner == ""
 
 
 def test_banners_without_end_are_neither_kept_nor_waited_for(folder, monkeypatch):
     """The server goes on to greet, and never answers."""
-    monkeypatch.setattr(admission, "VERDICT_WITHIN", 1.0)
+    monkeypatch.setattr(authenticator, "AUTH_RESULT_WITHIN", 1.0)
     with Hostile(folder) as server:
         banner = raw(MSG_USERAUTH_BANNER, b"hello\x1b[2J\n" * 10_000, b"")
 
@@ -617,7 +622,7 @@ def test_banners_without_end_are_neither_kept_nor_waited_for(folder, monkeypatch
         server.on_login = greet
         before, began = memory(), time.monotonic()
         with pytest.raises(Unreachable, match="during the step 'login'"):
-            log_in(server.there, questions=Person())
+            log_in(server.there, prompter=Person())
         assert time.monotonic() - began < SOON
         assert memory() - before < 64 * MB
 
@@ -625,13 +630,13 @@ def test_banners_without_end_are_neither_kept_nor_waited_for(folder, monkeypatch
 @pytest.mark.parametrize("kind", [cMSG_DEBUG, cMSG_IGNORE])
 def test_idle_talk_without_end_is_not_waited_for(folder, monkeypatch, kind):
     """Messages that mean nothing come for ever."""
-    monkeypatch.setattr(admission, "VERDICT_WITHIN", 1.0)
+    monkeypatch.setattr(authenticator, "AUTH_RESULT_WITHIN", 1.0)
     with Hostile(folder) as server:
         talk = raw(kind[0], *((True,) if kind == cMSG_DEBUG else ()), b"x" * 30_000, b"")
         server.on_login = lambda transport: send_all(transport, iter(lambda: talk, None))
         before, began = memory(), time.monotonic()
         with pytest.raises(Unreachable, match="during the step 'login'"):
-            log_in(server.there, questions=Person())
+            log_in(server.there, prompter=Person())
         assert time.monotonic() - began < SOON
         assert memory() - before < 64 * MB
 
@@ -698,7 +703,7 @@ def test_a_list_of_extensions_without_end_does_not_hold_a_thread(folder):
             raw(cMSG_EXT_INFO[0], 2**32 - 1)
         )
         with pytest.raises(Unreachable, match="the server names 4294967295 extensions"):
-            log_in(server.there, questions=person)
+            log_in(server.there, prompter=person)
         threads = [one for one in threading.enumerate() if one.name == "ssh-transport"]
         assert not threads
 
@@ -721,13 +726,13 @@ def test_a_tunnel_whose_server_ignores_the_window_is_ended(folder):
         wait_for(lambda: not tunnel.is_open, what="the tunnel ends")
         assert login.answers(SOON)  # it has read all of that
         assert tunnel.received <= WINDOW
-        assert sum(map(len, tunnel._late)) <= WINDOW
+        assert sum(map(len, tunnel._backlog)) <= WINDOW
 
 
 def test_a_command_that_is_read_may_say_more_than_a_window(folder):
     """Nobody attacks: what is dealt with is given back, so more may come."""
     with logged_in(folder) as (server, login):
-        running = Running(login.live)
+        running = RemoteCommand(login.live_transport)
         running.open()
         running.wait_open(SOON)
         running.begin("anything", b"", time.monotonic() + SOON)
@@ -744,7 +749,7 @@ def test_a_command_that_is_read_may_say_more_than_a_window(folder):
 
 def test_a_line_that_is_looked_for_is_found_without_reading_all_again(folder):
     """A command there says much without the line, byte by byte: that must not cost minutes."""
-    running = Running(log_in_to_nothing())
+    running = RemoteCommand(log_in_to_nothing())
     lines = b"noise\r" * 100_000 + b"MAR"
     began = time.monotonic()
     done: list[bytes] = []
@@ -779,13 +784,13 @@ def test_answers_that_a_server_asks_for_and_does_not_read_do_not_pile_up(monkeyp
     monkeypatch.setattr(transport, "_send_user_message", lambda _message: is_over.wait(SOON))
     for _ in range(3 * MOST_UNSENT):
         transport.post(paramiko.Message())
-    assert transport._outbox.qsize() <= MOST_UNSENT
-    assert isinstance(transport.offence, Misbehaved)
+    assert transport._send_queue.qsize() <= MOST_UNSENT
+    assert isinstance(transport.violation, ServerViolation)
     assert far.recv(1) == b""  # it is cut
     transport.active = False
-    transport._outbox = type(transport._outbox)()
+    transport._send_queue = type(transport._send_queue)()
     is_over.set()
-    transport._outbox.put(None)
+    transport._send_queue.put(None)
     far.close()
     transport.sock.close()
 
@@ -808,8 +813,8 @@ def test_what_ssh_passes_on_without_end_is_not_kept(tmp_path):
     entry.wait(60, lambda: False, until_over=True)
     entry.close()
     assert memory() - before < 32 * MB
-    assert len(entry.said) <= MOST_SAID
-    assert entry.said.endswith("Permission denied (x).\n")
+    assert len(entry.stderr) <= MOST_STDERR
+    assert entry.stderr.endswith("Permission denied (x).\n")
     assert entry.host_key == "ssh-ed25519 SHA256:abc"
     assert entry.cipher == ""
 
@@ -869,14 +874,14 @@ def test_a_control_master_of_another_user_is_not_used(eve):
     with eve.folder("shared-") as shared:
         place = shared / "master"
         there = Destination("10.0.0.1", 22, "ada")
-        there = replace(there, for_ssh=replace(there.for_ssh, control_path=str(place)))
+        there = replace(there, openssh=replace(there.openssh, control_path=str(place)))
         with master_of(eve, place) as heard:
             with socket.socket(socket.AF_UNIX) as probe:
                 probe.connect(str(place))
                 assert peer_uid(probe) == eve.ids["user"]
             assert not master_answers(place)
             assert living_master(there) is None
-            with pytest.raises(Closed):
+            with pytest.raises(ConnectionClosed):
                 Mux(place, 2.0)
             assert heard.read_bytes() == b""
 
@@ -901,23 +906,29 @@ def test_old_folders_of_another_user_cost_a_login_nothing(eve, folder, monkeypat
     folder.chmod(0o1777)
     with contextlib.ExitStack() as stack:
         for number in range(20):
-            one = folder / f"{system.PREFIX}{number}"
+            one = folder / f"{openssh_login.PREFIX}{number}"
             one.mkdir()
             eve.give(one)
             stack.enter_context(master_of(eve, one / "m", "silent"))
             old(one)
         (folder / "mine").mkdir()
         (folder / "mine" / "file").touch()
-        (folder / f"{system.PREFIX}link").symlink_to(old(folder / "mine"))
-        (folder / f"{system.PREFIX}forsaken").mkdir()
-        old(folder / f"{system.PREFIX}forsaken")
-        (folder / f"{system.PREFIX}new").mkdir()
+        (folder / f"{openssh_login.PREFIX}link").symlink_to(old(folder / "mine"))
+        (folder / f"{openssh_login.PREFIX}forsaken").mkdir()
+        old(folder / f"{openssh_login.PREFIX}forsaken")
+        (folder / f"{openssh_login.PREFIX}new").mkdir()
         began = time.monotonic()
-        made = system._private_folder()
+        made = openssh_login._private_folder()
         assert time.monotonic() - began < 0.5
         assert made.stat().st_mode & 0o777 == 0o700
-    left = {path.name.removeprefix(system.PREFIX) for path in folder.iterdir()}
-    assert left == {*map(str, range(20)), "mine", "link", "new", made.name[len(system.PREFIX) :]}
+    left = {path.name.removeprefix(openssh_login.PREFIX) for path in folder.iterdir()}
+    assert left == {
+        *map(str, range(20)),
+        "mine",
+        "link",
+        "new",
+        made.name[len(openssh_login.PREFIX) :],
+    }
     assert (folder / "mine" / "file").exists()
 
 
@@ -926,15 +937,15 @@ def test_old_folders_of_our_own_cost_a_login_little(folder, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(folder))
     with contextlib.ExitStack() as stack:
         for number in range(20):
-            one = folder / f"{system.PREFIX}{number}"
+            one = folder / f"{openssh_login.PREFIX}{number}"
             one.mkdir()
             silent = stack.enter_context(socket.socket(socket.AF_UNIX))
             silent.bind(str(one / "m"))
             silent.listen()
             old(one)
         began = time.monotonic()
-        system._private_folder()
-        assert time.monotonic() - began < system.SWEEPS_FOR + 2 * system.FORSAKEN_WITHIN
+        openssh_login._private_folder()
+        assert time.monotonic() - began < openssh_login.CLEAN_FOR + 2 * openssh_login.STALE_WITHIN
 
 
 # ------------------------------------------------------- anything at all, said by a server
@@ -958,7 +969,7 @@ WORDS = some.sampled_from(
         "could not resolve hostname ",
         "Host key verification failed",
         "[box] ",
-        OURS,
+        OWN_TAG,
     ]
 )
 SAID = some.lists(some.one_of(some.text(max_size=40), WORDS), max_size=12).map("".join)
@@ -983,8 +994,8 @@ def test_any_round_is_questions_or_an_offence(data, number):
     body = b"".join(struct.pack(">I", len(data)) + data for _ in range(3))
     for message in (data, body + struct.pack(">I", number) + data):
         heard = _round(paramiko.Message(message))
-        assert isinstance(heard, Round | Misbehaved)
-        if isinstance(heard, Round):
+        assert isinstance(heard, InfoRequest | ServerViolation)
+        if isinstance(heard, InfoRequest):
             assert len(heard.prompts) <= MOST_PROMPTS
             assert all(len(prompt.text) <= LONGEST_TEXT for prompt in heard.prompts)
             assert all(plain_text(prompt.text) == prompt.text for prompt in heard.prompts)
@@ -1029,7 +1040,7 @@ def test_whatever_a_master_answers_is_understood_or_the_end(data, is_framed):
     with near, far:
         far.sendall(struct.pack(">I", len(data)) + data if is_framed else data)
         far.shutdown(socket.SHUT_WR)
-        with contextlib.suppress(Closed, Declined, TooLate):
+        with contextlib.suppress(ConnectionClosed, MuxError, ResponseTimeout):
             assert mux.process_id() >= 0
 
 
@@ -1041,7 +1052,7 @@ class NeverSatisfied:
 
     def wait(self, _seconds: float) -> AuthResult:
         self.attempts += 1
-        return AuthResult(let_in=False, would_take=("keyboard-interactive",), partly=True)
+        return AuthResult(is_success=False, methods_left=("keyboard-interactive",), is_partial=True)
 
     def do_nothing(self, *_: object) -> None: ...
 
@@ -1054,8 +1065,8 @@ def test_a_server_that_always_wants_more_is_left(tmp_path: Path) -> None:
     door = NeverSatisfied()
     there = Destination("box", 22, "ada", identity_files=(tmp_path / "no key",))
     there = replace(there, identities_only=True, identity_agent="none")
-    transport: Any = SimpleNamespace(door=door, software="OpenSSH_9.2")
+    transport: Any = SimpleNamespace(userauth=door, software="OpenSSH_9.2")
     asked: Any = SimpleNamespace(ask=lambda *_: ["an answer"])
     with pytest.raises(LoginRefused, match="again and again"):
-        Admission(there, transport, asked, Memory()).go()
+        Authenticator(there, transport, asked, HostCredentials()).go()
     assert door.attempts < 100

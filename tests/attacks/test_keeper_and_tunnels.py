@@ -21,10 +21,10 @@ import psutil
 import pytest
 import zmq
 
-from remoter_kernel.front import loopback, unix_sockets
+from remoter_kernel.front import loopback_auth, unix_sockets
 from remoter_kernel.front.keeper import endpoint, process
-from remoter_kernel.front.keeper.kept import kept_login
-from remoter_kernel.front.keeper.server import KeeperServer
+from remoter_kernel.front.keeper.keeper_login import kept_login
+from remoter_kernel.front.keeper.keeper_server import KeeperServer
 from remoter_kernel.front.private_files import write_private
 from remoter_kernel.front.ssh.tunnel import Tunnel
 from remoter_kernel.front.unix_sockets import PrivateListener
@@ -300,8 +300,8 @@ def test_two_that_start_at_once_leave_one_keeper_that_is_found(here: JupyterHere
     del here
     for _ in range(2):
         endpoint.start_early()
-        endpoint._early.append(endpoint._spawn_keeper())
-        started, endpoint._early[:] = list(endpoint._early), []
+        endpoint._prestarted.append(endpoint._spawn_keeper())
+        started, endpoint._prestarted[:] = list(endpoint._prestarted), []
         with endpoint.connect_to_keeper():
             for each in started:
                 with each:
@@ -347,8 +347,8 @@ def test_a_keeper_without_descriptors_left_goes_on() -> None:
     server = KeeperServer()
     with theirs:
         process._accept_clients(Door(), b"", server)  # type: ignore[arg-type]
-        wait_for(lambda: len(server._visitors) == 1, what="the visitor is in")
-    wait_for(lambda: not server._visitors, what="the visitor is out")
+        wait_for(lambda: len(server._login_of_client) == 1, what="the visitor is in")
+    wait_for(lambda: not server._login_of_client, what="the visitor is out")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="Linux says so of a process")
@@ -388,13 +388,13 @@ def far_end() -> tuple[socket.socket, int]:
 
 def test_two_visitors_cannot_be_played_off_against_each_other() -> None:
     """A stranger at a dead keeper's port passes on what one says to the other."""
-    key = secrets.token_bytes(loopback.SIZE)
+    key = secrets.token_bytes(loopback_auth.SECRET_SIZE)
     listener, port = far_end()
     proven: list[bool] = []
 
     def visit() -> None:
         with socket.create_connection(("127.0.0.1", port), 5) as visitor:
-            proven.append(loopback.prove_as_visitor(visitor, key, port))
+            proven.append(loopback_auth.prove_as_visitor(visitor, key, port))
 
     visitors = [threading.Thread(target=visit) for _ in range(2)]
     with listener:
@@ -415,18 +415,18 @@ def test_two_visitors_cannot_be_played_off_against_each_other() -> None:
 
 
 def test_a_proof_of_one_role_or_port_is_none_of_another() -> None:
-    key = secrets.token_bytes(loopback.SIZE)
+    key = secrets.token_bytes(loopback_auth.SECRET_SIZE)
     for port_here, expected in ((4000, True), (4001, False)):
         near, far = socket.socketpair()
         with near, far:
             told: list[bool] = []
             keeping = threading.Thread(
                 target=lambda far=far, told=told: told.append(
-                    loopback.prove_as_keeper(far, key, 4000)
+                    loopback_auth.prove_as_keeper(far, key, 4000)
                 )
             )
             keeping.start()
-            assert loopback.prove_as_visitor(near, key, port_here) is expected
+            assert loopback_auth.prove_as_visitor(near, key, port_here) is expected
             near.shutdown(socket.SHUT_WR)
             keeping.join(10)
             assert told == [expected]
@@ -434,7 +434,7 @@ def test_a_proof_of_one_role_or_port_is_none_of_another() -> None:
 
 def test_a_byte_now_and_then_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """One deadline counts for all of a proof."""
-    monkeypatch.setattr(loopback, "PROVES_WITHIN", 0.5)
+    monkeypatch.setattr(loopback_auth, "HANDSHAKE_WITHIN", 0.5)
     near, far = socket.socketpair()
     over = threading.Event()
 
@@ -447,7 +447,7 @@ def test_a_byte_now_and_then_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) ->
     dripping.start()
     began = time.monotonic()
     with near, far:
-        assert not loopback.prove_as_visitor(near, bytes(loopback.SIZE), 1)
+        assert not loopback_auth.prove_as_visitor(near, bytes(loopback_auth.SECRET_SIZE), 1)
         took = time.monotonic() - began
         over.set()
         dripping.join(5)
@@ -468,24 +468,26 @@ def test_a_keeper_at_a_port_lets_in_only_who_knows_its_key(here: JupyterHere) ->
         try:
             with socket.create_connection(("127.0.0.1", listener.port)) as stranger:
                 stranger.settimeout(10)
-                stranger.sendall(secrets.token_bytes(loopback.SIZE))
-                assert len(stranger.recv(1000)) == 2 * loopback.SIZE
-                stranger.sendall(secrets.token_bytes(loopback.SIZE))
+                stranger.sendall(secrets.token_bytes(loopback_auth.SECRET_SIZE))
+                assert len(stranger.recv(1000)) == 2 * loopback_auth.SECRET_SIZE
+                stranger.sendall(secrets.token_bytes(loopback_auth.SECRET_SIZE))
                 with contextlib.suppress(ConnectionError):
                     assert stranger.recv(1000) == b""
-            assert not server._visitors
+            assert not server._login_of_client
             connection = endpoint.try_connect()
             assert connection
             with connection:
-                wait_for(lambda: len(server._visitors) == 1, what="who knows the key is in")
-            endpoint.place().write_text(json.dumps({**about, "key": "00" * loopback.SIZE}))
+                wait_for(lambda: len(server._login_of_client) == 1, what="who knows the key is in")
+            endpoint.place().write_text(
+                json.dumps({**about, "key": "00" * loopback_auth.SECRET_SIZE})
+            )
             assert endpoint.try_connect() is None
         finally:
             endpoint.place().unlink()
             listener._socket.shutdown(socket.SHUT_RDWR)
             listener.close()
             accepting.join(10)
-    wait_for(lambda: not server._visitors, what="everybody is out")
+    wait_for(lambda: not server._login_of_client, what="everybody is out")
 
 
 class Wire:
@@ -515,9 +517,9 @@ def test_a_tunnel_at_a_port_is_for_who_knows_its_secret() -> None:
     tunnel = Tunnel(wire, "127.0.0.1", 1)
     tunnel.open(5)
     where = ("127.0.0.1", int(tunnel.address.rpartition(":")[2]))
-    assert len(tunnel.secret) == loopback.SIZE
+    assert len(tunnel.secret) == loopback_auth.SECRET_SIZE
     with socket.create_connection(where), socket.create_connection(where) as guesses:
-        guesses.sendall(bytes(loopback.SIZE) + b"of a stranger")
+        guesses.sendall(bytes(loopback_auth.SECRET_SIZE) + b"of a stranger")
         with unix_sockets.connect(tunnel.address, 5) as mine:
             mine.sendall(tunnel.secret + b"mine")
             wait_for(lambda: b"".join(wire.sent) == b"mine", what="what came through")

@@ -304,7 +304,7 @@ def test_collecting_packages_heeds_nothing_of_the_folder(
 def test_the_embedded_host_runs_nothing_of_the_folder(folder: Folder):
     """`remoter demo`, or the kernel of nowhere: it starts an SSH server of its own."""
     code = (
-        "from remoter_kernel.front.logins.host import EmbeddedHost\n"
+        "from remoter_kernel.front.logins.embedded_host import EmbeddedHost\n"
         "with EmbeddedHost() as host: print(host.destination().socket_path.is_socket())"
     )
     ran = run_in(folder.path, "-P", "-c", code)

@@ -12,7 +12,7 @@ import pytest
 from jupyter_client.connect import write_connection_file
 
 from remoter_kernel.front.jupyter.introduction import Introduction
-from remoter_kernel.front.questions import OURS
+from remoter_kernel.front.prompts import OWN_TAG
 from tests.pure.test_introduction import Clock, a_request
 from tests.real_jupyter import started_kernel
 from tests.whole.talk import Talk
@@ -74,7 +74,7 @@ def test_a_yes_to_one_file_is_no_yes_to_code(notebook: Notebook) -> None:
     """The first cell sends a harmless file, so that the next one runs code here unasked."""
     (notebook.folder / "data.csv").write_text("1,2")
     (asked,), trouble = notebook.run("%remoter put data.csv ./", "yes")
-    assert asked.startswith(f"{OURS}%remoter put wants to read files here: it sends data.csv ")
+    assert asked.startswith(f"{OWN_TAG}%remoter put wants to read files here: it sends data.csv ")
     assert f"send any file below {notebook.folder} to the remote, and nothing else" in asked
     assert trouble == ""
     for code in ("%%local\n1", "%local 1", "%remoter push x", "%remoter pull x"):

@@ -13,7 +13,7 @@ import pytest
 
 from remoter_kernel.front.jupyter.asker import ONE_AT_A_TIME, Asker
 from remoter_kernel.front.jupyter.mouth import Mouth, Route
-from remoter_kernel.front.questions import OURS, NotAnswered
+from remoter_kernel.front.prompts import OWN_TAG, NotAnswered
 from remoter_kernel.wire.frames import Channel, to_json
 from remoter_kernel.wire.messages import CONTENT, MessageSigner, content_of, header_of
 from tests.real_jupyter import started_kernel, wait_for
@@ -269,11 +269,11 @@ def test_a_kernel_that_is_gone_waits_for_no_answer(page: Page) -> None:
 @pytest.mark.parametrize(
     "prompt",
     [
-        f"{OURS}passphrase of ~/.ssh/id_ed25519:",
-        f"Name?\n{OURS}%%local wants to run code here. yes or no:",
-        f"Name?\r{OURS}",
-        f"Name?{' ' * 200}{OURS}",
-        f"\x1b[2K\x1b[1G{OURS}",
+        f"{OWN_TAG}passphrase of ~/.ssh/id_ed25519:",
+        f"Name?\n{OWN_TAG}%%local wants to run code here. yes or no:",
+        f"Name?\r{OWN_TAG}",
+        f"Name?{' ' * 200}{OWN_TAG}",
+        f"\x1b[2K\x1b[1G{OWN_TAG}",
         "REMOTER , on\u00a0this \u200bmachine\uff1a password:",
         "r\u0435moter, on this m\u0430chine: password:",  # two Cyrillic letters
         "Remoter at this machine, password:",
@@ -337,8 +337,8 @@ def test_a_yes_to_a_thread_of_an_earlier_cell_lets_nothing_run_here(kernel: Star
 def test_the_code_there_cannot_ask_as_we_do(kernel: StartedKernel) -> None:
     """It is answered all the same: it is only marked."""
     talk = Talk(kernel.client)
-    code = f"input({OURS + 'password of your key:'!r})"
+    code = f"input({OWN_TAG + 'password of your key:'!r})"
     said = talk.case(partial(Talk.run, code=code, answers=["secret"]))
     (asked,) = said["stdin under request 0"]
-    assert asked["content"]["prompt"] == f"[threads asks] {OURS}password of your key: "
+    assert asked["content"]["prompt"] == f"[threads asks] {OWN_TAG}password of your key: "
     assert text_of(said) == "'secret'"

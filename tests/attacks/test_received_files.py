@@ -883,9 +883,9 @@ def test_an_object_that_is_fetched_is_its_owners_alone(tmp_path: Path) -> None:
 
     class Login:
         def run(self, command: str, stdin: bytes = b"", *, seconds: float = 60) -> Any:
-            from remoter_kernel.front.ssh.outcome import Ran
+            from remoter_kernel.front.ssh.login_results import CompletedCommand
 
-            return Ran(b"remoter-room:" + b"secret", b"", 0)
+            return CompletedCommand(b"remoter-room:" + b"secret", b"", 0)
 
     room = RoomThere(Login, "session", lambda: None, lambda: None, [])
     room.empty(tmp_path / "object", 6)

@@ -17,15 +17,15 @@ import pytest
 from remoter_kernel.errors import BadConfiguration, HostKeyProblem, LoginRefused, Unreachable
 from remoter_kernel.front.configuration.remotes import Remote
 from remoter_kernel.front.logins import log_in as logins
-from remoter_kernel.front.logins.choice import choose_transport
 from remoter_kernel.front.logins.log_in import log_in_to
-from remoter_kernel.front.questions import Trust
-from remoter_kernel.front.ssh import memory
-from remoter_kernel.front.ssh.aliases import Destination, resolve
-from remoter_kernel.front.ssh.memory import Memories, Memory
-from remoter_kernel.front.ssh.outcome import UnknownHostKey
+from remoter_kernel.front.logins.transport_choice import choose_transport
+from remoter_kernel.front.prompts import Trust
+from remoter_kernel.front.ssh import credentials
+from remoter_kernel.front.ssh.credentials import HostCredentials, RemoteCredentials
+from remoter_kernel.front.ssh.known_hosts import KnownHosts
+from remoter_kernel.front.ssh.login_results import UnknownHostKey
+from remoter_kernel.front.ssh.ssh_config import Destination, resolve
 from remoter_kernel.front.ssh.ssh_login import log_in
-from remoter_kernel.front.ssh.trust import KnownHosts
 from tests import real_parts
 from tests.real_sshd import RealSshd, make_key
 
@@ -103,17 +103,17 @@ def methods_tried(server: RealSshd, since: int) -> list[str]:
 
 def test_each_word_that_ssh_prints_has_its_place():
     """A word without a place would be passed over in silence."""
-    from remoter_kernel.front.ssh.config_words import NAMES
+    from remoter_kernel.front.ssh.ssh_keywords import KEYWORDS
 
     printed = subprocess.run(
         ["ssh", "-G", "-F", "none", "host.invalid"], capture_output=True, text=True, check=True
     )
-    assert not {line.split()[0].lower() for line in printed.stdout.splitlines()} - set(NAMES)
+    assert not {line.split()[0].lower() for line in printed.stdout.splitlines()} - set(KEYWORDS)
 
 
 def test_each_word_of_the_manual_page_has_its_place():
     """The page knows words that `ssh -G` prints only where they are used."""
-    from remoter_kernel.front.ssh.config_words import BEYOND, HARMLESS, HEEDED, NAMES
+    from remoter_kernel.front.ssh.ssh_keywords import IRRELEVANT, KEYWORDS, SUPPORTED, UNSUPPORTED
 
     found = shutil.which("man") and subprocess.run(
         ["man", "-w", "ssh_config"], capture_output=True, text=True, check=False
@@ -127,18 +127,18 @@ def test_each_word_of_the_manual_page_has_its_place():
     text = (gzip.decompress(raw) if page.suffix == ".gz" else raw).decode()
     words = set(re.findall(r"^\.It Cm (\S+)", text, re.MULTILINE))
     assert len(words) > 80
-    assert not {word.lower() for word in words} - set(NAMES)
-    assert len(NAMES) == len(HEEDED) + len(BEYOND) + len(HARMLESS)  # one place each
+    assert not {word.lower() for word in words} - set(KEYWORDS)
+    assert len(KEYWORDS) == len(SUPPORTED) + len(UNSUPPORTED) + len(IRRELEVANT)  # one place each
 
 
 def test_a_word_of_a_newer_ssh_is_left_to_that_ssh():
     """Whoever uses a safety option of next year is not logged in without it."""
-    from remoter_kernel.front.ssh.config_words import rules_of, why_unsupported
+    from remoter_kernel.front.ssh.ssh_keywords import rules_of, why_unsupported
 
     usual = {"port": ["22"], "nextyear": ["no"]}
-    assert rules_of({"port": ["23"], "nextyear": ["no"]}, usual).beyond_paramiko == ()
+    assert rules_of({"port": ["23"], "nextyear": ["no"]}, usual).unsupported == ()
     rules = rules_of({"port": ["23"], "nextyear": ["yes"]}, usual)
-    assert rules.beyond_paramiko == ("nextyear",)
+    assert rules.unsupported == ("nextyear",)
     assert "says nextyear for it" in why_unsupported("nextyear")
 
 
@@ -397,14 +397,14 @@ class Shelf:
         self.secrets[name] = secret
 
 
-class Watched(Memories):
+class Watched(RemoteCredentials):
     """Remembers whose secrets were asked for."""
 
     def __init__(self) -> None:
         super().__init__()
         self.names: list[str] = []
 
-    def of(self, where: str) -> Memory:
+    def of(self, where: str) -> HostCredentials:
         self.names.append(where)
         return super().of(where)
 
@@ -421,7 +421,7 @@ def test_two_hosts_of_one_name_behind_two_gates_share_no_secret(server, config, 
         server.ssh_config(config, "direct")
         for alias in ("at-a", "at-b", "direct"):
             watched = Watched()
-            log_in(resolve(alias, config), memories=watched).close()
+            log_in(resolve(alias, config), credentials=watched).close()
             names[alias] = watched.names[-1]
     plain = f"{server.user}@127.0.0.1:{server.port}"
     assert names["direct"] == plain  # as ever: nothing that was kept is lost
@@ -431,7 +431,7 @@ def test_two_hosts_of_one_name_behind_two_gates_share_no_secret(server, config, 
 
 def test_an_alias_for_the_host_key_and_a_proxy_command_are_part_of_the_name(config):
     """Many hosts are `localhost` behind forwarded ports, or behind a command."""
-    from remoter_kernel.front.ssh.memory import named_hops
+    from remoter_kernel.front.ssh.credentials import named_hops
 
     config.write_text(
         "Host a\n HostKeyAlias a\nHost b\n HostKeyAlias b\nHost c\n ProxyCommand nc gate 1\n"
@@ -446,11 +446,11 @@ def test_what_is_forgotten_is_what_was_kept(config, monkeypatch):
     """A remote is removed, and its password stays behind."""
     config.write_text("Host gate\nHost box\n ProxyJump gate\nHost *\n User ada\n")
     Shelf.secrets = {"password of ada@box:22": "kept by an earlier version"}
-    monkeypatch.setattr(memory, "Keyring", Shelf)
-    monkeypatch.setattr(logins, "Keyring", Shelf)
-    memories = Memories()
+    monkeypatch.setattr(credentials, "KeyringStore", Shelf)
+    monkeypatch.setattr(logins, "KeyringStore", Shelf)
+    memories = RemoteCredentials()
     memories.use(is_remembered=True)
-    for _, name in memory.named_hops(resolve("box", config)):
+    for _, name in credentials.named_hops(resolve("box", config)):
         memories.of(name).keep_password("s3cr3t")
     assert len([secret for secret in Shelf.secrets.values() if secret]) == 3
     logins.forget_secrets(remote(config, host="box"))

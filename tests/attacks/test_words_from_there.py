@@ -22,7 +22,7 @@ from remoter_kernel.front.configuration import remotes
 from remoter_kernel.front.configuration.remotes import Remote
 from remoter_kernel.front.keeper.endpoint import dismiss_all
 from remoter_kernel.front.session import known_sessions
-from remoter_kernel.front.ssh.outcome import Ran
+from remoter_kernel.front.ssh.login_results import CompletedCommand
 from tests.at_terminal import Question, at_terminal
 from tests.real_jupyter import wait_for
 from tests.real_parts import real_part
@@ -271,7 +271,7 @@ def test_what_is_told_of_a_session_offers_no_other_word(memory: Path) -> None:
 class EvilInstaller:
     """A login to a host whose Python says what it likes of its version."""
 
-    def run(self, _command: str, _stdin: bytes = b"", *, seconds: float = 60) -> Ran:
+    def run(self, _command: str, _stdin: bytes = b"", *, seconds: float = 60) -> CompletedCommand:
         facts = {
             "environment": "/home/me/venv",
             "python": "/home/me/venv/bin/python",
@@ -283,7 +283,7 @@ class EvilInstaller:
             "pip": "",
             "platform": {"python": ["../../../../.config/x", "=y"]},
         }
-        return Ran(f"{MARK} {json.dumps(facts)}\n".encode(), b"", 0)
+        return CompletedCommand(f"{MARK} {json.dumps(facts)}\n".encode(), b"", 0)
 
 
 def test_a_version_does_not_become_a_path_here(monkeypatch: pytest.MonkeyPatch) -> None:

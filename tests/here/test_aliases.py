@@ -13,8 +13,8 @@ import pytest
 
 from remoter_kernel.errors import BadConfiguration, Unreachable, Usage
 from remoter_kernel.front.configuration.remotes import Remote, config_path, state_folder
-from remoter_kernel.front.ssh import aliases
-from remoter_kernel.front.ssh.aliases import Destination, resolve
+from remoter_kernel.front.ssh import ssh_config
+from remoter_kernel.front.ssh.ssh_config import Destination, resolve
 
 
 @pytest.fixture(params=["ssh -G", "paramiko's parser"])
@@ -169,7 +169,7 @@ def test_a_broken_file_is_named(config):
 def test_a_slow_match_exec_ends_at_the_limit(config, monkeypatch):
     if not shutil.which("ssh"):
         pytest.skip("no OpenSSH client here")
-    monkeypatch.setattr(aliases, "ANSWER_WITHIN", 0.3)
+    monkeypatch.setattr(ssh_config, "QUERY_WITHIN", 0.3)
     config.write_text('Match exec "exec sleep 3"\n User ada\n')
     with pytest.raises(Unreachable, match="did not answer"):
         resolve("box", config)

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from remoter_kernel.front.questions import NotAnswered, Prompt, Trust
+from remoter_kernel.front.prompts import NotAnswered, Prompt, Trust
 from remoter_kernel.front.ssh import askpass, askpass_server
 from remoter_kernel.front.ssh.askpass_server import AskpassServer
-from remoter_kernel.front.ssh.entry import LoginProcess
-from remoter_kernel.front.ssh.outcome import UnknownHostKey
+from remoter_kernel.front.ssh.login_process import LoginProcess
+from remoter_kernel.front.ssh.login_results import UnknownHostKey
 from tests.real_jupyter import wait_for
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def person() -> Person:
 @pytest.fixture
 def desk(person: Person, tmp_path: Path) -> Iterator[AskpassServer]:
     desk = AskpassServer("the box", person, tmp_path)
-    desk.entry = LoginProcess([], {}, lambda _step: None)
+    desk.process = LoginProcess([], {}, lambda _step: None)
     desk.start()
     yield desk
     desk.close()
@@ -72,14 +72,14 @@ def desk(person: Person, tmp_path: Path) -> Iterator[AskpassServer]:
 def hear(desk: AskpassServer, *lines: str) -> None:
     """Let ssh tell how far it is."""
     for line in lines:
-        desk.entry._hear(line)
+        desk.process._hear(line)
 
 
 def start(
     desk: AskpassServer, text: str, hint: str = "", **changes: str
 ) -> subprocess.Popen[bytes]:
     """Run the program as ssh does."""
-    environment = {**desk.environment(), askpass.HINT: hint, **changes}
+    environment = {**desk.environment(), askpass.HINT_VARIABLE: hint, **changes}
     return subprocess.Popen(
         [environment["SSH_ASKPASS"], text],
         env=os.environ | environment,
@@ -131,15 +131,15 @@ def test_a_host_key_is_confirmed(desk, person, trust):
     hear(desk, "debug1: Server host key: ssh-ed25519 SHA256:abc+/9")
     assert ask(desk, UNKNOWN) == (0, b"yes\n")
     assert person.asked == [("the box", "ssh-ed25519 SHA256:abc+/9", True)]
-    assert desk.remembers is (trust is Trust.YES)
+    assert desk.remembers_host_key is (trust is Trust.YES)
 
 
 def test_the_key_of_a_jump_host_is_its_own_and_cannot_be_accepted_once(desk, person):
-    desk._leads_through = True
+    desk._passes_hops = True
     hear(desk, "debug1: Local version string SSH-2.0-OpenSSH_for_Windows_9.5")
     assert ask(desk, UNKNOWN) == (0, b"yes\n")
     assert person.asked == [("box ([10.0.0.1]:22)", "ED25519 SHA256:abc+/9", True)]
-    assert not desk.remembers
+    assert not desk.remembers_host_key
     person.trust = Trust.ONCE
     assert ask(desk, UNKNOWN)[0] == 1
     assert isinstance(desk.problem, UnknownHostKey)
@@ -169,8 +169,8 @@ def test_who_closes_as_a_question_is_declined_waits_for_nobody(desk, person):
 
 
 def test_who_does_not_know_the_key_of_the_login_asks_nothing(desk, person):
-    assert ask(desk, "Password:", **{askpass.KEY: "00" * 32})[0] == 1
-    assert ask(desk, "Password:", **{askpass.PLACE: "/nowhere"})[0] == 1
+    assert ask(desk, "Password:", **{askpass.KEY_VARIABLE: "00" * 32})[0] == 1
+    assert ask(desk, "Password:", **{askpass.ADDRESS_VARIABLE: "/nowhere"})[0] == 1
     assert person.asked == []
     assert ask(desk, "Password:")[0] == 0
 

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from remoter_kernel.errors import Unreachable
-from remoter_kernel.front.ssh import admission, banner, system
-from remoter_kernel.front.ssh.aliases import resolve
+from remoter_kernel.front.ssh import authenticator, banner, openssh_login
+from remoter_kernel.front.ssh.openssh_login import log_in_by_system
+from remoter_kernel.front.ssh.ssh_config import resolve
 from remoter_kernel.front.ssh.ssh_login import log_in
-from remoter_kernel.front.ssh.system import log_in_by_system
 from tests import real_parts
 from tests.waiting_host import WaitingHost
 
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from remoter_kernel.front.questions import Prompt, Trust
-    from remoter_kernel.front.ssh.ssh_login import Login
+    from remoter_kernel.front.prompts import Prompt, Trust
+    from remoter_kernel.front.ssh.ssh_login import SSHLogin
 
 ADDRESS = "https://login.example.org/a/4711"
 CHECK = f"# One more check is needed.\n# Please visit: {ADDRESS}\n"
@@ -32,18 +32,18 @@ def transport(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
     """Both ways in; of a host that falls silent one knows soon."""
     if request.param == "openssh":
         real_parts.real_part("ssh")
-    for module in (admission, system):
-        monkeypatch.setattr(module, "VERDICT_WITHIN", 1.0)
+    for module in (authenticator, openssh_login):
+        monkeypatch.setattr(module, "AUTH_RESULT_WITHIN", 1.0)
     monkeypatch.setattr(banner, "SHOWN_AFTER", 0.2)
-    for user in (admission, system):
+    for user in (authenticator, openssh_login):
         monkeypatch.setattr(user, "SHOWN_AFTER", 0.2)
     return str(request.param)
 
 
-def enter(transport: str, host: WaitingHost, person: Reader | None) -> Login:
+def enter(transport: str, host: WaitingHost, person: Reader | None) -> SSHLogin:
     where = resolve("waits", host.ssh_config())
     by = log_in if transport == "paramiko" else log_in_by_system
-    return by(where, questions=person)
+    return by(where, prompter=person)
 
 
 class Reader:

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from remoter_kernel.errors import BadConfiguration
-from remoter_kernel.front.ssh import aliases, config_answers
-from remoter_kernel.front.ssh.aliases import resolve
+from remoter_kernel.front.ssh import ssh_config, ssh_config_cache
+from remoter_kernel.front.ssh.ssh_config import resolve
 from tests.real_parts import real_part
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     real_part("ssh")
     monkeypatch.setenv("REMOTER_STATE", str(tmp_path / "state"))
     monkeypatch.setattr(
-        config_answers, "time", SimpleNamespace(time=lambda: time.time() + 60.0)
+        ssh_config_cache, "time", SimpleNamespace(time=lambda: time.time() + 60.0)
     )  # all files of the test have had their time to settle
     calls: list[list[str]] = []
     run = subprocess.run
@@ -51,7 +51,7 @@ def config(tmp_path: Path) -> Path:
 
 
 def answers(tmp_path: Path) -> list[Any]:
-    file = tmp_path / "state" / config_answers.FILE
+    file = tmp_path / "state" / ssh_config_cache.CACHE_FILE
     return list(json.loads(file.read_text()).values()) if file.exists() else []
 
 
@@ -60,7 +60,7 @@ def test_the_same_question_is_answered_from_memory(asked, config, tmp_path):
     assert resolve("box", config) == first
     assert first.host_name == "box.example.org"
     assert len(asked) == 1
-    assert (tmp_path / "state" / config_answers.FILE).stat().st_mode & 0o777 == 0o600
+    assert (tmp_path / "state" / ssh_config_cache.CACHE_FILE).stat().st_mode & 0o777 == 0o600
 
 
 def test_each_host_user_and_port_is_a_question_of_its_own(asked, config):
@@ -127,7 +127,7 @@ def test_a_file_that_is_included_counts_and_so_does_one_that_joins_it(asked, con
 def test_what_something_else_may_change_is_asked_each_time(asked, config, tmp_path, words):
     config.write_text(words + BOX)
     for _ in range(2):
-        with_doubt = aliases._ask_ssh(aliases._take_apart("box"), config, dict(os.environ))
+        with_doubt = ssh_config._ask_ssh(ssh_config._take_apart("box"), config, dict(os.environ))
         assert with_doubt["hostname"][0].startswith("box")
     assert len(asked) == 2
     assert answers(tmp_path) == []
@@ -138,7 +138,7 @@ def test_a_network_is_in_doubt_whatever_this_ssh_knows_of_it(config, words):
     config.write_text(words + BOX)
     ssh = shutil.which("ssh")
     assert ssh
-    assert config_answers.ConfigFiles(ssh, ["-F", str(config)]).is_in_doubt
+    assert ssh_config_cache.ConfigFiles(ssh, ["-F", str(config)]).is_uncacheable
 
 
 def test_what_words_and_files_alone_decide_is_remembered(asked, config):
@@ -151,7 +151,7 @@ def test_what_words_and_files_alone_decide_is_remembered(asked, config):
 
 
 def test_a_file_that_was_written_just_now_is_not_believed(asked, config, tmp_path, monkeypatch):
-    monkeypatch.setattr(config_answers, "time", time)
+    monkeypatch.setattr(ssh_config_cache, "time", time)
     resolve("box", config)
     assert answers(tmp_path) == []
 
@@ -169,17 +169,17 @@ def test_an_ssh_that_is_a_script_is_asked_each_time(asked, config, tmp_path, mon
 def test_a_file_that_ssh_has_read_and_we_have_not_is_doubt(config):
     ssh = shutil.which("ssh")
     assert ssh
-    files = config_answers.ConfigFiles(ssh, ["-F", str(config)])
+    files = ssh_config_cache.ConfigFiles(ssh, ["-F", str(config)])
     told = f"debug1: Reading configuration data {config}\r\n"
     assert files.has_all(told)
     assert not files.has_all(f"{told}debug1: Reading configuration data /opt/etc/more\n")
-    elsewhere = config_answers.ConfigFiles(ssh, [])
+    elsewhere = ssh_config_cache.ConfigFiles(ssh, [])
     assert not elsewhere.has_all("debug1: Reading configuration data /opt/etc/ssh/ssh_config\n")
 
 
 def test_a_memory_that_is_damaged_or_cannot_be_written_is_none(asked, config, tmp_path):
     resolve("box", config)
-    file = tmp_path / "state" / config_answers.FILE
+    file = tmp_path / "state" / ssh_config_cache.CACHE_FILE
     for damage in ("", "[]", "{", json.dumps({"x": 1})):
         file.write_text(damage)
         assert resolve("box", config).user == "ada"
@@ -192,7 +192,7 @@ def test_a_memory_that_is_damaged_or_cannot_be_written_is_none(asked, config, tm
 
 
 def test_only_so_many_answers_are_kept(asked, config, tmp_path, monkeypatch):
-    monkeypatch.setattr(config_answers, "MOST_ANSWERS", 3)
+    monkeypatch.setattr(ssh_config_cache, "MOST_ANSWERS", 3)
     for number in range(5):
         resolve(f"host{number}", config)
     assert len(answers(tmp_path)) == 3

@@ -18,10 +18,10 @@ import psutil
 import pytest
 
 from remoter_kernel.errors import ForwardingRefused, HostKeyProblem, LoginRefused, RemoteLacks
-from remoter_kernel.front.logins import host as host_module
-from remoter_kernel.front.logins import host_server
-from remoter_kernel.front.logins.host import EmbeddedHost
-from remoter_kernel.front.ssh.ssh_login import Login, log_in
+from remoter_kernel.front.logins import embedded_host as host_module
+from remoter_kernel.front.logins import embedded_server
+from remoter_kernel.front.logins.embedded_host import EmbeddedHost
+from remoter_kernel.front.ssh.ssh_login import SSHLogin, log_in
 from tests.real_sshd import make_key
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def host() -> Iterator[EmbeddedHost]:
 
 
 @pytest.fixture
-def login(host: EmbeddedHost) -> Iterator[Login]:
+def login(host: EmbeddedHost) -> Iterator[SSHLogin]:
     login = log_in(host.destination())
     yield login
     login.close()
@@ -72,14 +72,14 @@ def test_it_starts_fast():
 
 
 def test_without_a_descriptor_left_it_goes_on_a_little_later(monkeypatch):
-    monkeypatch.setattr(host_server, "PAUSE", 0.01)
+    monkeypatch.setattr(embedded_server, "PAUSE", 0.01)
     troubles = [errno.EMFILE, errno.ECONNABORTED, errno.EBADF]
 
     class Full:
         def accept(self) -> None:
             raise OSError(troubles.pop(0), "no")
 
-    host_server._accept_connections(cast("Any", Full()), None, None)
+    embedded_server._accept_connections(cast("Any", Full()), None, None)
     assert troubles == []
 
 
@@ -160,7 +160,7 @@ def test_what_daemonised_itself_survives_it(tmp_path):
 def test_it_ends_when_its_parent_is_killed(tmp_path):
     code = (
         "import time, sys\n"
-        "from remoter_kernel.front.logins.host import EmbeddedHost\n"
+        "from remoter_kernel.front.logins.embedded_host import EmbeddedHost\n"
         "h = EmbeddedHost(); h.start()\n"
         "print(h._process.pid, h._folder, flush=True)\n"
         "time.sleep(60)\n"

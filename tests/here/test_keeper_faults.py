@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from remoter_kernel.front.configuration.remotes import Remote
-from remoter_kernel.front.keeper import server, shared_login
-from remoter_kernel.front.keeper.server import KeeperServer
+from remoter_kernel.front.keeper import keeper_server, shared_login
+from remoter_kernel.front.keeper.keeper_server import KeeperServer
 from remoter_kernel.front.keeper.shared_login import SharedLogin
 
 
@@ -81,6 +81,6 @@ def test_the_words_of_a_fault_are_printed_nowhere(monkeypatch, capfd, caplog, is
             assert "ValueError" in words["what"]
             assert "hunter2" not in words["what"]
         else:
-            server._surely(fail)
+            keeper_server._surely(fail)
     assert [record.exc_info is not None for record in caplog.records] == [True]
     assert "hunter2" not in "".join(capfd.readouterr())

@@ -14,10 +14,10 @@ import pytest
 from remoter_kernel.errors import RemoteLacks, Unreachable
 from remoter_kernel.front.configuration.remotes import Remote
 from remoter_kernel.front.keeper import endpoint
-from remoter_kernel.front.keeper.kept import kept_login
-from remoter_kernel.front.keeper.server import FIRST_GRACE, GRACE, KeeperServer
+from remoter_kernel.front.keeper.keeper_login import kept_login
+from remoter_kernel.front.keeper.keeper_protocol import receive_message, send_message
+from remoter_kernel.front.keeper.keeper_server import FIRST_GRACE, GRACE, KeeperServer
 from remoter_kernel.front.keeper.shared_login import SharedLogin
-from remoter_kernel.front.keeper.talk import receive_message, send_message
 from tests.real_jupyter import wait_for
 
 if TYPE_CHECKING:
@@ -249,6 +249,6 @@ def test_only_what_is_known_of_a_login_is_learnt_from_a_keeper(monkeypatch):
     keepers(monkeypatch, tells_more)
     with contextlib.closing(kept_login(REMOTE)) as login:
         assert {name: getattr(login, name) for name in FACTS} == {**FACTS, "since": 0.0}
-        assert not login.has_asked
+        assert not login.has_prompted
         assert not hasattr(login, "mood")
         assert callable(login.close)

@@ -17,9 +17,9 @@ from remoter_kernel import logs
 from remoter_kernel.errors import RemoteLacks, Unreachable
 from remoter_kernel.front import log_files
 from remoter_kernel.front.bootstrap.answer import StrangeAnswer
-from remoter_kernel.front.keeper.talk import error_to_message as keeper_told
-from remoter_kernel.front.keeper.talk import raise_told
-from remoter_kernel.front.ssh.complaints import ended, fell_silent, proxy_ended
+from remoter_kernel.front.keeper.keeper_protocol import error_to_message as keeper_told
+from remoter_kernel.front.keeper.keeper_protocol import raise_told
+from remoter_kernel.front.ssh.login_errors import ended, fell_silent, proxy_ended
 from tests.real_jupyter import wait_for
 
 log = logging.getLogger("remoter_kernel.wire.pump")

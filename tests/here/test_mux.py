@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from remoter_kernel.front.ssh.channel import Closed, TooLate
 from remoter_kernel.front.ssh.mux import (
     ALIVE,
     EXITED,
@@ -20,10 +19,11 @@ from remoter_kernel.front.ssh.mux import (
     HELLO,
     OPENED,
     VERSION,
-    Declined,
     Mux,
+    MuxError,
     master_answers,
 )
+from remoter_kernel.front.ssh.paramiko_channel import ConnectionClosed, ResponseTimeout
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -102,22 +102,22 @@ def test_nobody_there_is_no_master(tmp_path):
     ],
 )
 def test_what_is_no_master_is_closed(fake, greeting):
-    with pytest.raises(Closed):
+    with pytest.raises(ConnectionClosed):
         Mux(fake(greeting), 5)
 
 
 def test_a_master_that_is_silent_is_not_waited_for(fake):
-    with pytest.raises(TooLate):
+    with pytest.raises(ResponseTimeout):
         Mux(fake(closes=False), 0.2)
 
 
 @pytest.mark.parametrize(
     ("answer", "error"),
     [
-        (message(FAILED, 1, b"Session open refused by peer"), Declined),
-        (message(ALIVE, 1, 1), Closed),
-        (message(OPENED), Closed),
-        (b"", Closed),
+        (message(FAILED, 1, b"Session open refused by peer"), MuxError),
+        (message(ALIVE, 1, 1), ConnectionClosed),
+        (message(OPENED), ConnectionClosed),
+        (b"", ConnectionClosed),
     ],
 )
 def test_what_is_declined_or_not_understood_is_told(fake, answer, error):

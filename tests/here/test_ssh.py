@@ -20,10 +20,10 @@ import pytest
 
 from bench.proxy import Proxy
 from remoter_kernel.errors import HostKeyProblem, LoginRefused, RemoteLacks, Unreachable
-from remoter_kernel.front.questions import NotAnswered, Prompt, Trust
-from remoter_kernel.front.ssh.aliases import Destination, resolve
-from remoter_kernel.front.ssh.outcome import UnknownHostKey
-from remoter_kernel.front.ssh.ssh_login import CommandEnded, Login, log_in
+from remoter_kernel.front.prompts import NotAnswered, Prompt, Trust
+from remoter_kernel.front.ssh.login_results import UnknownHostKey
+from remoter_kernel.front.ssh.ssh_config import Destination, resolve
+from remoter_kernel.front.ssh.ssh_login import CommandEnded, SSHLogin, log_in
 from tests import real_parts
 from tests.real_sshd import RealSshd, make_key
 
@@ -51,7 +51,7 @@ def there(server: RealSshd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.fixture
-def login(there: Destination) -> Iterator[Login]:
+def login(there: Destination) -> Iterator[SSHLogin]:
     """One login there."""
     login = log_in(there)
     yield login
@@ -346,7 +346,7 @@ def test_an_unknown_host_is_asked_about_once(there, tmp_path):
         log_in(stranger)
     yes = Yes()
     for _ in range(2):
-        log_in(stranger, questions=yes).close()
+        log_in(stranger, prompter=yes).close()
     assert yes.asked == 1
     assert stat.S_IMODE(known.stat().st_mode) == 0o600
 
@@ -357,7 +357,7 @@ def test_a_changed_host_key_is_refused_before_any_key_of_ours_is_shown(server, t
     yes = Yes()
     before = server.log.read_text()
     with pytest.raises(HostKeyProblem, match=rf"{tmp_path}/known, line 1"):
-        log_in(replace(there, known_hosts_files=(tmp_path / "known",)), questions=yes)
+        log_in(replace(there, known_hosts_files=(tmp_path / "known",)), prompter=yes)
     assert not yes.asked
     assert "ublickey" not in server.log.read_text()[len(before) :]
 

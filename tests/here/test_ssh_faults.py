@@ -19,9 +19,9 @@ import pytest
 from bench.proxy import Proxy
 from remoter_kernel.errors import LoginRefused, RemoteLacks, Unreachable
 from remoter_kernel.front import unix_sockets
-from remoter_kernel.front.ssh import admission
+from remoter_kernel.front.ssh import authenticator
 from remoter_kernel.front.ssh import ssh_login as ssh
-from remoter_kernel.front.ssh.aliases import Destination, resolve
+from remoter_kernel.front.ssh.ssh_config import Destination, resolve
 from remoter_kernel.front.ssh.ssh_login import log_in
 from tests import real_parts
 from tests.failing_path import FailingPath
@@ -187,7 +187,7 @@ def test_a_server_that_goes_after_its_greeting_leaves_no_timer(there):
 @pytest.mark.parametrize("silent", [False, True], ids=["cut", "silent"])
 def test_a_path_that_fails_after_any_number_of_bytes(server, there, silent, monkeypatch):
     """From before the greeting until after the login: a sentence, in time, nothing left."""
-    monkeypatch.setattr(admission, "VERDICT_WITHIN", 0.3)
+    monkeypatch.setattr(authenticator, "AUTH_RESULT_WITHIN", 0.3)
     seed = random.randrange(1 << 32)
     chance = random.Random(seed)
     # A whole login takes about 2,000 bytes from the server.
@@ -253,7 +253,7 @@ def test_closing_twice_and_closing_what_never_began_is_fine(there):
     login.close()
     login.close()
     login.cut()
-    never = ssh.Login(there)
+    never = ssh.SSHLogin(there)
     assert not never.is_alive
     assert never.round_trip == 0
     never.close()
@@ -309,7 +309,7 @@ def test_paramiko_writes_nothing_to_stderr(there):
         "import sys\n"
         "from dataclasses import replace\n"
         "from pathlib import Path\n"
-        "from remoter_kernel.front.ssh.aliases import Destination\n"
+        "from remoter_kernel.front.ssh.ssh_config import Destination\n"
         "from remoter_kernel.front.ssh.ssh_login import log_in\n"
         "import logging; logging.basicConfig(level=0)\n"
         f"d = Destination('127.0.0.1', {there.port}, {there.user!r},"

@@ -30,14 +30,14 @@ from remoter_kernel.errors import (
 from remoter_kernel.front import unix_sockets
 from remoter_kernel.front.configuration.remotes import Remote
 from remoter_kernel.front.logins.log_in import log_in_to
-from remoter_kernel.front.questions import NotAnswered, Prompt, Trust
+from remoter_kernel.front.prompts import NotAnswered, Prompt, Trust
+from remoter_kernel.front.ssh import openssh_login
 from remoter_kernel.front.ssh import ssh_login as login_module
-from remoter_kernel.front.ssh import system
-from remoter_kernel.front.ssh.aliases import resolve
-from remoter_kernel.front.ssh.outcome import UnknownHostKey
-from remoter_kernel.front.ssh.ssh_login import CommandEnded, Login, log_in
-from remoter_kernel.front.ssh.streams import LINGER
-from remoter_kernel.front.ssh.system import SystemLogin, log_in_by_system
+from remoter_kernel.front.ssh.login_results import UnknownHostKey
+from remoter_kernel.front.ssh.openssh_login import OpenSSHLogin, log_in_by_system
+from remoter_kernel.front.ssh.ssh_config import resolve
+from remoter_kernel.front.ssh.ssh_login import CommandEnded, SSHLogin, log_in
+from remoter_kernel.front.ssh.stream_channel import LINGER
 from tests import real_parts
 from tests.real_jupyter import wait_for
 from tests.real_sshd import RealSshd, free_port, make_key
@@ -106,11 +106,11 @@ def config(server: RealSshd, tmp_path: Path) -> Path:
     return server.ssh_config(tmp_path / "ssh_config", "real")
 
 
-def enter(kind: str, config: Path, monkeypatch: pytest.MonkeyPatch, **options) -> Login:
+def enter(kind: str, config: Path, monkeypatch: pytest.MonkeyPatch, **options) -> SSHLogin:
     """Log in by one of the ways there are."""
     if kind == "paramiko":
         return log_in(resolve("real", config), **options)
-    monkeypatch.setattr(system, "CAN_SHARE", kind == MASTER)
+    monkeypatch.setattr(openssh_login, "HAS_CONTROL_MASTER", kind == MASTER)
     return log_in_by_system(resolve("real", config), **options)
 
 
@@ -120,7 +120,7 @@ def kind(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def login(kind: str, config: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Login]:
+def login(kind: str, config: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[SSHLogin]:
     login = enter(kind, config, monkeypatch)
     yield login
     login.close()
@@ -128,7 +128,7 @@ def login(kind: str, config: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[
 
 
 @pytest.fixture
-def master(config: Path) -> Iterator[Login]:
+def master(config: Path) -> Iterator[SSHLogin]:
     """A login by a master of ours."""
     login = log_in_by_system(resolve("real", config))
     yield login
@@ -475,7 +475,7 @@ def test_an_unknown_host_is_asked_about(kind, trust, server, config, monkeypatch
             enter(kind, config, monkeypatch)
         person = Person(trust)
         with contextlib.suppress(UnknownHostKey):
-            login = enter(kind, config, monkeypatch, questions=person)
+            login = enter(kind, config, monkeypatch, prompter=person)
             assert login.run("echo in").stdout == b"in\n"
             login.close()
             assert trust is not Trust.NO
@@ -495,10 +495,10 @@ def test_a_changed_host_key_is_refused_and_nobody_is_asked(kind, server, config,
     person = Person()
     try:
         with pytest.raises(HostKeyProblem, match=rf"{server.known_hosts}, line 1"):
-            enter(kind, config, monkeypatch, questions=person)
+            enter(kind, config, monkeypatch, prompter=person)
         server.known_hosts.write_text(f"@revoked {line}")
         with pytest.raises(HostKeyProblem, match="revoked"):
-            enter(kind, config, monkeypatch, questions=person)
+            enter(kind, config, monkeypatch, prompter=person)
     finally:
         server.known_hosts.write_text(line)
     assert not person.asked
@@ -540,13 +540,13 @@ def test_a_passphrase_is_asked_for_and_stays_in_memory(kind, locked, room, monke
             return super().ask(host, prompts, instruction)
 
     person = Watching(answers=[PHRASE] * 3)
-    login = enter(kind, locked, monkeypatch, questions=person)
+    login = enter(kind, locked, monkeypatch, prompter=person)
     assert login.run("echo in").stdout == b"in\n"
     where = locked.parent / "locked"
     asked = f"remoter, on this machine: Enter passphrase for key '{where}' (it is not sent):"
     assert person.asked[0] == asked
-    assert isinstance(login, SystemLogin)
-    assert PHRASE not in " ".join([*seen, repr(login), login._entry.said])
+    assert isinstance(login, OpenSSHLogin)
+    assert PHRASE not in " ".join([*seen, repr(login), login._process.stderr])
     files = [file for file in room.rglob("*") if file.is_file()]
     assert not [file for file in files if PHRASE in file.read_text()]
     login.close()
@@ -555,7 +555,7 @@ def test_a_passphrase_is_asked_for_and_stays_in_memory(kind, locked, room, monke
 @pytest.mark.parametrize("kind", [MASTER, EACH])
 def test_a_wrong_answer_is_said_and_asked_for_again(kind, locked, monkeypatch):
     person = Person(answers=["wrong", PHRASE])
-    enter(kind, locked, monkeypatch, questions=person).close()
+    enter(kind, locked, monkeypatch, prompter=person).close()
     assert person.asked[1].startswith("That was not accepted.")
 
 
@@ -563,7 +563,7 @@ def test_a_wrong_answer_is_said_and_asked_for_again(kind, locked, monkeypatch):
 def test_a_question_that_is_not_answered_ends_the_login_at_once(kind, locked, monkeypatch):
     began = time.monotonic()
     with pytest.raises(NotAnswered):
-        enter(kind, locked, monkeypatch, questions=Person())
+        enter(kind, locked, monkeypatch, prompter=Person())
     assert time.monotonic() - began < 3
 
 
@@ -666,9 +666,9 @@ def test_a_master_of_ours_ends_when_we_are_killed(config, room):
         "import os, sys, tempfile\n"
         "from pathlib import Path\n"
         "from remoter_kernel.front.ssh import openssh_argv\n"
-        "from remoter_kernel.front.ssh.aliases import resolve\n"
-        "from remoter_kernel.front.ssh.system import log_in_by_system\n"
-        "openssh_argv.KEPT_FOR = 1\n"
+        "from remoter_kernel.front.ssh.ssh_config import resolve\n"
+        "from remoter_kernel.front.ssh.openssh_login import log_in_by_system\n"
+        "openssh_argv.MASTER_PERSISTS = 1\n"
         "tempfile.tempdir = sys.argv[2]\n"
         "login = log_in_by_system(resolve('real', Path(sys.argv[1])))\n"
         "print(login._transport._process_id, flush=True)\n"
@@ -715,7 +715,7 @@ def test_a_control_master_is_used_and_survives(server, tmp_path, listener, room)
     )
     try:
         before = len(server.logins())
-        for end in (Login.close, Login.cut):
+        for end in (SSHLogin.close, SSHLogin.cut):
             login = log_in_to(remote(config))
             assert (login.transport, login.why_transport) == (
                 "openssh",
@@ -808,7 +808,7 @@ def test_a_kerberos_ticket_is_for_openssh(server, tmp_path, monkeypatch):
         (programs / "klist").write_text(f'#!/bin/sh\n[ "$1" = -s ] && exit {status}\n')
         (programs / "klist").chmod(0o755)
         where = resolve("real", config)
-        assert where.for_ssh.uses_kerberos
+        assert where.openssh.uses_kerberos
         assert here.facts_about(where).has_ticket is has_one
 
 

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from remoter_kernel.errors import HostKeyProblem
-from remoter_kernel.front.questions import NotAnswered, Prompt, Trust
-from remoter_kernel.front.ssh.aliases import Destination
-from remoter_kernel.front.ssh.outcome import UnknownHostKey
-from remoter_kernel.front.ssh.trust import KnownHosts, add_line, fingerprint
+from remoter_kernel.front.prompts import NotAnswered, Prompt, Trust
+from remoter_kernel.front.ssh.known_hosts import KnownHosts, add_line, fingerprint
+from remoter_kernel.front.ssh.login_results import UnknownHostKey
+from remoter_kernel.front.ssh.ssh_config import Destination
 from tests.real_sshd import make_key
 
 if TYPE_CHECKING:

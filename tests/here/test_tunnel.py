@@ -15,11 +15,11 @@ from paramiko.common import MSG_CHANNEL_CLOSE, MSG_CHANNEL_DATA
 
 from remoter_kernel.errors import ForwardingRefused, RemoteLacks
 from remoter_kernel.front import unix_sockets
-from remoter_kernel.front.logins.host import EmbeddedHost
-from remoter_kernel.front.ssh.aliases import resolve
-from remoter_kernel.front.ssh.channel import Closed, ParamikoChannel
-from remoter_kernel.front.ssh.ssh_login import Login, Tunnel, log_in
-from remoter_kernel.front.ssh.system import log_in_by_system
+from remoter_kernel.front.logins.embedded_host import EmbeddedHost
+from remoter_kernel.front.ssh.openssh_login import log_in_by_system
+from remoter_kernel.front.ssh.paramiko_channel import ConnectionClosed, ParamikoChannel
+from remoter_kernel.front.ssh.ssh_config import resolve
+from remoter_kernel.front.ssh.ssh_login import SSHLogin, Tunnel, log_in
 from tests import real_parts
 from tests.real_sshd import RealSshd, free_port
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     import paramiko
 
-    from remoter_kernel.front.ssh.channel import Sink
+    from remoter_kernel.front.ssh.paramiko_channel import ChannelReceiver
 
 KINDS = (
     "sshd",
@@ -65,7 +65,7 @@ class NoTransport:
 
     active = True
 
-    def new_channel(self, sink: Sink) -> ParamikoChannel:
+    def new_channel(self, sink: ChannelReceiver) -> ParamikoChannel:
         return ParamikoChannel(self, 0, sink)
 
     def send(self, message: object) -> None:
@@ -75,7 +75,7 @@ class NoTransport:
 
 
 @pytest.fixture(scope="module", params=KINDS)
-def login(request: pytest.FixtureRequest, tmp_path_factory) -> Iterator[Login]:
+def login(request: pytest.FixtureRequest, tmp_path_factory) -> Iterator[SSHLogin]:
     """A login on each kind of server."""
     if request.param == "embedded host":
         with EmbeddedHost() as host:
@@ -90,7 +90,7 @@ def login(request: pytest.FixtureRequest, tmp_path_factory) -> Iterator[Login]:
         enter = log_in_by_system if "system's" in request.param else log_in
         login = enter(resolve("real", server.ssh_config(folder / "config", "real")))
         if "we often" in request.param:
-            login.live.packetizer.REKEY_BYTES = 1 << 20
+            login.live_transport.packetizer.REKEY_BYTES = 1 << 20
         yield login
         login.close()
 
@@ -282,9 +282,9 @@ def test_nothing_follows_a_close():
     channel.close()
     channel.give_back(1 << 22)
     channel.send_eof()
-    with pytest.raises(Closed):
+    with pytest.raises(ConnectionClosed):
         channel.send(b"more")
-    with pytest.raises(Closed):
+    with pytest.raises(ConnectionClosed):
         channel.run("command")
     assert said == []
     may_send.set()

@@ -24,8 +24,8 @@ from remoter_kernel.daemon.supervisor import Supervisor
 from remoter_kernel.front import kernel as kernels
 from remoter_kernel.front.configuration.remotes import Remote
 from remoter_kernel.front.jupyter.sockets import PORTS, Sockets
-from remoter_kernel.front.keeper.server import KeeperServer
-from remoter_kernel.front.keeper.visitor import Visitor
+from remoter_kernel.front.keeper.keeper_client import KeeperClient
+from remoter_kernel.front.keeper.keeper_server import KeeperServer
 from remoter_kernel.front.kernel import KernelProxy
 from remoter_kernel.front.session.link import LinkState
 from remoter_kernel.wire.frames import FrameHeader, MessageType, encode_message, to_json
@@ -48,8 +48,8 @@ OF_AN_EVALUATOR = {
     ("Door", "is_sure_of"): "only where an evaluator before this one has left a journal",
 }
 OF_A_KEEPER = {
-    ("Visitor", "on_answer"): "set while a login asks it",
-    ("Visitor", "on_end"): "set while it waits for a login",
+    ("KeeperClient", "on_answer"): "set while a login asks it",
+    ("KeeperClient", "on_end"): "set while it waits for a login",
 }
 
 
@@ -192,4 +192,4 @@ def test_all_are_told_in_a_keeper() -> None:
     """It calls back by threads and queues, but for what is told of a login that is being made."""
     near, far = Pipe()
     with near, far:
-        check(KeeperServer(), Visitor(near), may_stay_unset=OF_A_KEEPER)
+        check(KeeperServer(), KeeperClient(near), may_stay_unset=OF_A_KEEPER)

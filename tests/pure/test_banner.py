@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 
-from remoter_kernel.front.ssh import admission, system
-from remoter_kernel.front.ssh.admission import VERDICT_WITHIN, Admission
-from remoter_kernel.front.ssh.authentication import AuthResult
+from remoter_kernel.front.ssh import authenticator, openssh_login
+from remoter_kernel.front.ssh.authenticator import AUTH_RESULT_WITHIN, Authenticator
 from remoter_kernel.front.ssh.banner import ACTED_ON_WITHIN, MOST_SHOWN, Banner
-from remoter_kernel.front.ssh.channel import TooLate
-from remoter_kernel.front.ssh.system import SystemLogin
+from remoter_kernel.front.ssh.openssh_login import OpenSSHLogin
+from remoter_kernel.front.ssh.paramiko_channel import ResponseTimeout
+from remoter_kernel.front.ssh.userauth import AuthResult
 
 ADDRESS = "Visit https://login.example.org/a/1"
 RULES = "Be nice."
@@ -31,31 +31,31 @@ class Door:
         until = self.now + seconds
         if self.began + self.at <= until:
             self.now = max(self.now, self.began + self.at)
-            return AuthResult(let_in=True)
+            return AuthResult(is_success=True)
         self.now = until
-        raise TooLate
+        raise ResponseTimeout
 
     def nudge(self) -> None:
         self.nudges += 1
 
 
-def way_in(door: Door, shown: list[str] | None, monkeypatch: pytest.MonkeyPatch) -> Admission:
-    found: Any = object.__new__(Admission)
-    found._door = door
+def way_in(door: Door, shown: list[str] | None, monkeypatch: pytest.MonkeyPatch) -> Authenticator:
+    found: Any = object.__new__(Authenticator)
+    found._userauth = door
     found._banner = Banner("box", None if shown is None else shown.append)
-    monkeypatch.setattr(admission, "time", door)
-    way: Admission = found
+    monkeypatch.setattr(authenticator, "time", door)
+    way: Authenticator = found
     return way
 
 
 @pytest.mark.parametrize(
     ("banner", "has_person", "patience"),
     [
-        ("", True, VERDICT_WITHIN),
-        (RULES, True, VERDICT_WITHIN),
+        ("", True, AUTH_RESULT_WITHIN),
+        (RULES, True, AUTH_RESULT_WITHIN),
         (ADDRESS, True, ACTED_ON_WITHIN),
         ("Open example.org/device and type ABC", True, ACTED_ON_WITHIN),
-        (ADDRESS, False, VERDICT_WITHIN),
+        (ADDRESS, False, AUTH_RESULT_WITHIN),
     ],
 )
 def test_a_server_that_has_named_an_address_may_be_silent_for_long(
@@ -63,12 +63,12 @@ def test_a_server_that_has_named_an_address_may_be_silent_for_long(
 ) -> None:
     shown: list[str] | None = [] if has_person else None
     in_time = way_in(Door(banner, patience - 0.5), shown, monkeypatch)
-    assert in_time._wait() == AuthResult(let_in=True)
+    assert in_time._wait() == AuthResult(is_success=True)
     late = Door(banner, patience + 0.5)
-    with pytest.raises(TooLate):
+    with pytest.raises(ResponseTimeout):
         way_in(late, shown, monkeypatch)._wait()
     assert late.now - late.began == pytest.approx(patience)
-    assert (late.nudges > 0) == (patience > VERDICT_WITHIN)
+    assert (late.nudges > 0) == (patience > AUTH_RESULT_WITHIN)
 
 
 def test_it_is_shown_once_and_only_where_the_server_waits(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -102,11 +102,11 @@ class Ssh:
     """An ssh that passes on what a server says, by a clock of its own."""
 
     def __init__(self) -> None:
-        self.step, self.aside, self.now, self.heard_at = "login", "", 1000.0, 1000.0
+        self.step, self.server_text, self.now, self.heard_at = "login", "", 1000.0, 1000.0
         self.is_asking = False  # as the desk, too
 
     @property
-    def silent_for(self) -> float:
+    def idle_seconds(self) -> float:
         return self.now - self.heard_at
 
     def perf_counter(self) -> float:
@@ -119,10 +119,10 @@ class Ssh:
 def waited_for(login: Any, ssh: Ssh, *, each: float) -> float:
     """Let the server say a line with an address each so many seconds; return how long it has."""
     began = ssh.now
-    while SystemLogin._waits_for_person(login, ssh):  # type: ignore[arg-type]
+    while OpenSSHLogin._waits_for_person(login, ssh):  # type: ignore[arg-type]
         ssh.now += 1.0
         if ssh.now - ssh.heard_at >= each:
-            ssh.heard_at, ssh.aside = ssh.now, f"{ssh.aside}{ADDRESS}\n"
+            ssh.heard_at, ssh.server_text = ssh.now, f"{ssh.server_text}{ADDRESS}\n"
         if ssh.now - began > 10 * ACTED_ON_WITHIN:
             break
     return ssh.now - began
@@ -133,13 +133,13 @@ def test_openssh_waits_as_long_for_a_server_that_trickles_as_for_a_silent_one(
     each: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After a question it has its time again."""
-    login: Any = object.__new__(SystemLogin)
+    login: Any = object.__new__(OpenSSHLogin)
     ssh = Ssh()
-    ssh.aside = ADDRESS
-    monkeypatch.setattr(system, "time", ssh)
-    login._desk, login._banner, login._waits_since = ssh, Banner("box", ssh.show), None
+    ssh.server_text = ADDRESS
+    monkeypatch.setattr(openssh_login, "time", ssh)
+    login._askpass, login._banner, login._waiting_since = ssh, Banner("box", ssh.show), None
     assert waited_for(login, ssh, each=each) == pytest.approx(ACTED_ON_WITHIN)
     ssh.is_asking = True
-    assert SystemLogin._waits_for_person(login, ssh)  # type: ignore[arg-type]
+    assert OpenSSHLogin._waits_for_person(login, ssh)  # type: ignore[arg-type]
     ssh.is_asking = False
     assert waited_for(login, ssh, each=each) == pytest.approx(ACTED_ON_WITHIN)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from remoter_kernel.front.ssh.config_words import METHODS, narrowed, rules_of
+from remoter_kernel.front.ssh.ssh_keywords import METHODS, narrowed, rules_of
 
 OWN = ("a-gcm", "a-ctr", "b-ctr")
 
@@ -54,11 +54,11 @@ def test_what_is_as_usual_says_nothing():
     usual = {"ciphers": ["a,b"], "checkhostip": ["yes"], "hostname": ["x"]}
     assert rules_of({**usual, "hostname": ["y"]}, usual) == rules_of({}, None)
     rules = rules_of({**usual, "ciphers": ["a"]}, usual)
-    assert (rules.algorithms, rules.beyond_paramiko) == ((("ciphers", "a"),), ())
+    assert (rules.algorithms, rules.unsupported) == ((("ciphers", "a"),), ())
 
 
 def test_the_weightiest_word_is_named_first():
     said = {"bindaddress": ["::1"], "rekeylimit": ["1 1"], "revokedhostkeys": ["/x"]}
     rules = rules_of(said, {"rekeylimit": ["0 0"]})
-    assert rules.beyond_paramiko == ("RevokedHostKeys", "BindAddress", "RekeyLimit")
-    assert rules.unsafe == ("RevokedHostKeys",)
+    assert rules.unsupported == ("RevokedHostKeys", "BindAddress", "RekeyLimit")
+    assert rules.unsafe_to_ignore == ("RevokedHostKeys",)

@@ -6,14 +6,14 @@ import pytest
 
 from remoter_kernel.errors import RemoteLacks
 from remoter_kernel.front.bootstrap import delivery
-from remoter_kernel.front.ssh.outcome import Ran
+from remoter_kernel.front.ssh.login_results import CompletedCommand
 
 
 class Answers:
     """A login whose commands all end in the same way."""
 
     def __init__(self, status=0, stderr=b""):
-        self.ran = Ran(b"", stderr, status)
+        self.ran = CompletedCommand(b"", stderr, status)
         self.commands = []
         self.received = b""
 
@@ -57,7 +57,7 @@ def test_what_does_not_arrive_as_it_was_sent_is_told(tmp_path, monkeypatch):
     with pytest.raises(RemoteLacks, match=r"a.whl could not be written there: .*No space left"):
         sent(tmp_path / "a.whl", full)
     damaged = Answers(delivery.WRONG)
-    damaged_at_the_end = [Ran(b"", b"", 0), Ran(b"", b"", 0), damaged.ran]
+    damaged_at_the_end = [CompletedCommand(b"", b"", 0), CompletedCommand(b"", b"", 0), damaged.ran]
     monkeypatch.setattr(damaged, "run", lambda *_, **__: damaged_at_the_end.pop(0))
     with pytest.raises(RemoteLacks, match="did not arrive as it was sent"):
         sent(tmp_path / "a.whl", damaged)

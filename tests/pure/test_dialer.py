@@ -21,7 +21,7 @@ from remoter_kernel.front.session import dialer as dialer_module
 from remoter_kernel.front.session import orders
 from remoter_kernel.front.session.dialer import SessionDialer
 from remoter_kernel.front.session.greeting import AnotherWay
-from remoter_kernel.front.ssh.outcome import CommandEnded, Ran
+from remoter_kernel.front.ssh.login_results import CommandEnded, CompletedCommand
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -52,7 +52,7 @@ class Host:
 
     def open_pipe(self, _command: str, _greeting: bytes) -> SimpleNamespace:
         if self.is_ended:
-            raise CommandEnded(Ran(b"", b"no such thing", 3))
+            raise CommandEnded(CompletedCommand(b"", b"no such thing", 3))
         self.opened.append("pipe")
         return SimpleNamespace(address="ipc://x")
 

@@ -14,7 +14,7 @@ from remoter_kernel.front.bootstrap.environment import (
 )
 from remoter_kernel.front.bootstrap.installer import MARK
 from remoter_kernel.front.bootstrap.survey import FoundPython, HostProbe
-from remoter_kernel.front.ssh.outcome import Ran
+from remoter_kernel.front.ssh.login_results import CompletedCommand
 from remoter_kernel.plain_text import plain_text
 
 
@@ -82,12 +82,12 @@ def test_each_trouble_is_told_with_what_to_do(kind, said, what, advice):
 
 
 def test_only_the_line_for_us_is_read():
-    assert parse_installer_answer(Ran(b'banner\n\n@x {"a": 1}\n', b"", 0)) is None
+    assert parse_installer_answer(CompletedCommand(b'banner\n\n@x {"a": 1}\n', b"", 0)) is None
     line = f"{MARK} ".encode()
-    assert parse_installer_answer(Ran(b"motd\n\n" + line + b'{"a": 1}\nlogout\n', b"", 0)) == {
-        "a": 1
-    }
-    assert parse_installer_answer(Ran(line + b'{"a": ', b"", 0)) is None
+    assert parse_installer_answer(
+        CompletedCommand(b"motd\n\n" + line + b'{"a": 1}\nlogout\n', b"", 0)
+    ) == {"a": 1}
+    assert parse_installer_answer(CompletedCommand(line + b'{"a": ', b"", 0)) is None
 
 
 def session(name, **facts):

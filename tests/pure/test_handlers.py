@@ -11,7 +11,7 @@ from remoter_kernel.errors import NoSuchSession, ProtocolError, RemoterError, To
 from remoter_kernel.front.jupyter import handlers
 from remoter_kernel.front.jupyter.failures import LAST_WORDS, RUN_A_CELL
 from remoter_kernel.front.jupyter.handlers import ANSWER_WITHIN, MOST_WITHOUT_REPLY
-from remoter_kernel.front.questions import NeedsPerson
+from remoter_kernel.front.prompts import NeedsPerson
 from remoter_kernel.front.session.link import LinkState
 from remoter_kernel.front.verbs import completer
 from remoter_kernel.wire.frames import Channel

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from remoter_kernel.errors import RemoterError, Unreachable
-from remoter_kernel.front.keeper.attempt import Attempt
-from remoter_kernel.front.keeper.talk import error_to_message
-from remoter_kernel.front.questions import NeedsPerson, NotAnswered, Prompt
+from remoter_kernel.front.keeper.keeper_protocol import error_to_message
+from remoter_kernel.front.keeper.login_attempt import LoginAttempt
+from remoter_kernel.front.prompts import NeedsPerson, NotAnswered, Prompt
 from tests.real_jupyter import wait_for
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ class Comer:
     def tell_step(self, step: str) -> None:
         self.say({"step": step})
 
-    def come(self, attempt: Attempt, begin: Callable[[], None] | None = None) -> None:
+    def come(self, attempt: LoginAttempt, begin: Callable[[], None] | None = None) -> None:
         """Wait for the login, aside."""
 
         def wait() -> None:
@@ -79,7 +79,7 @@ class Ground:
     def __init__(self) -> None:
         self.heard: list[str | Exception] = []
         self.is_cut = self.has_ended = False
-        self.attempt = Attempt("auto", may_ask=True)
+        self.attempt = LoginAttempt("auto", may_ask=True)
         self.first, self.second = Comer("in first.ipynb"), Comer("by `remoter run` in a terminal")
         self._thread: threading.Thread | None = None
 
@@ -254,7 +254,7 @@ def test_who_was_not_asked_may_try_by_itself(ground: Ground) -> None:
     thread = threading.Thread(target=make)
     ground.first.come(ground.attempt, thread.start)
     ground.second.come(ground.attempt)
-    wait_for(lambda: len(ground.attempt._waiting) == 2, what="both of them")
+    wait_for(lambda: len(ground.attempt._waiters) == 2, what="both of them")
     go_on.set()
     assert isinstance(ground.first.ended(), RemoterError)
     assert ground.second.ended() is False
@@ -281,7 +281,7 @@ def tell(ground: Ground, *, go_on: threading.Event) -> None:
     def make() -> None:
         login: Any = ground
         ground.attempt.watch(login)
-        wait_for(lambda: len(ground.attempt._waiting) == 3, what="all of them")
+        wait_for(lambda: len(ground.attempt._waiters) == 3, what="all of them")
         ground.heard.append(repr(ground.attempt.ask("", [], BANNER)))
         go_on.wait(10)
         ground.attempt.end()
@@ -342,11 +342,11 @@ def test_a_login_that_was_cut_asks_nobody_who_comes_later(ground: Ground) -> Non
 
     ground._thread = threading.Thread(target=make)
     ground.first.come(ground.attempt, ground._thread.start)
-    wait_for(lambda: len(ground.attempt._waiting) == 1, what="the first one")
+    wait_for(lambda: len(ground.attempt._waiters) == 1, what="the first one")
     ground.first.go()
     ground.first.ended()
     ground.second.come(ground.attempt)
-    wait_for(lambda: len(ground.attempt._waiting) == 1, what="the second one")
+    wait_for(lambda: len(ground.attempt._waiters) == 1, what="the second one")
     go_on.set()
     assert ground.second.ended() is False
     assert ground.second.asked() == []

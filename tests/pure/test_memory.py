@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from remoter_kernel.front.ssh.memory import Memories, Memory
+from remoter_kernel.front.ssh.credentials import HostCredentials, RemoteCredentials
 
 
 def test_a_password_is_used_once_and_once_after_each_cut():
-    memory = Memory()
+    memory = HostCredentials()
     assert memory.take_password() == ""
     memory.keep_password("right")
     assert memory.take_password() == ""  # the login that it is from has not been cut
@@ -16,7 +16,7 @@ def test_a_password_is_used_once_and_once_after_each_cut():
 
 
 def test_a_wrong_password_is_forgotten():
-    memory = Memory()
+    memory = HostCredentials()
     memory.keep_password("old")
     memory.refresh()
     assert memory.take_password() == "old"
@@ -26,7 +26,7 @@ def test_a_wrong_password_is_forgotten():
 
 
 def test_each_host_on_the_way_has_secrets_of_its_own():
-    memories = Memories()
+    memories = RemoteCredentials()
     memories.of("ann@gate:22").keep_password("of the gate")
     memories.of("ann@far:22").keep_password("of the host")
     memories.refresh()
@@ -36,14 +36,14 @@ def test_each_host_on_the_way_has_secrets_of_its_own():
 
 def test_a_safe_is_asked_once_too():
     safe = Shelf({"password of ann@far:22": "kept"})
-    memory = Memory("ann@far:22", safe)
+    memory = HostCredentials("ann@far:22", safe)
     assert [memory.take_password() for _ in range(2)] == ["kept", ""]
     memory.keep_password("")
     assert safe.secrets == {}
 
 
 def test_no_secret_is_in_what_is_shown():
-    memory = Memory("ann@far:22")
+    memory = HostCredentials("ann@far:22")
     memory.keep_password("right")
     memory.keep_passphrase("id_rsa", "right")
     assert "right" not in repr(memory)

@@ -7,7 +7,7 @@ from typing import Literal
 import pytest
 
 from remoter_kernel.front.jupyter.mouth import Route
-from remoter_kernel.front.questions import OURS, NeedsPerson, NotAnswered
+from remoter_kernel.front.prompts import OWN_TAG, NeedsPerson, NotAnswered
 from remoter_kernel.front.this_side.permission import (
     LONGEST_PATH,
     MOST_PLACES,
@@ -233,7 +233,7 @@ def test_a_cell_cannot_rewrite_the_question(folder, tmp_path):
     what = "sends a\nyes or no:\x1b[2J" + "x" * 5000
     may(gate(person, folder), Wanted("%remoter put", AccessKind.READ, what))
     first, _, last = person.questions[0].split("\n")
-    assert first.startswith(f"{OURS}%remoter put wants to read files here: ")
+    assert first.startswith(f"{OWN_TAG}%remoter put wants to read files here: ")
     assert "\x1b" not in first
     assert len(first) < MOST_TOLD + 100
     assert last == "Allow that? yes or no:"

@@ -9,7 +9,7 @@ import pytest
 
 from remoter_kernel.front.jupyter.asker import CLOSE_THAT_BOX, NOT_USED
 from remoter_kernel.front.jupyter.mouth import Route
-from remoter_kernel.front.questions import NotAnswered, Prompt, Withdrawn
+from remoter_kernel.front.prompts import NotAnswered, Prompt, Withdrawn
 from remoter_kernel.wire.frames import Channel
 from remoter_kernel.wire.messages import header_of
 from tests.attacks.test_questions import ANOTHER, CLIENT, VOICE, Page, page

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from remoter_kernel.front.configuration.remotes import Remote
 from remoter_kernel.front.reading import report as reports
-from remoter_kernel.front.ssh.complaints import fell_silent
+from remoter_kernel.front.ssh.login_errors import fell_silent
 
 
 def test_the_words_of_a_server_are_not_in_it(monkeypatch):

@@ -16,11 +16,11 @@ from remoter_kernel.errors import (
     LoginRefused,
     Unreachable,
 )
-from remoter_kernel.front.questions import NeedsPerson
-from remoter_kernel.front.ssh.aliases import Destination, ForSsh
-from remoter_kernel.front.ssh.complaints import NothingInCommon, error_from_stderr
+from remoter_kernel.front.prompts import NeedsPerson
+from remoter_kernel.front.ssh.login_errors import NoCommonAlgorithm, error_from_stderr
+from remoter_kernel.front.ssh.login_results import HostKeyNotAsked
 from remoter_kernel.front.ssh.openssh_argv import master_words, single_words, ssh_words
-from remoter_kernel.front.ssh.outcome import HostKeyNotAsked
+from remoter_kernel.front.ssh.ssh_config import Destination, OpenSSHOptions
 
 BOX = Destination("box.example.org", 2222, "ada", alias="box")
 
@@ -46,13 +46,13 @@ def test_a_path_is_quoted_and_its_percents_are_no_tokens():
 def test_only_what_this_ssh_knows_is_overruled():
     old = options_of(ssh_words(BOX, (), "ERROR", may_ask=True))
     assert "forkafterauthentication" not in old
-    new = Destination("h", 22, "u", for_ssh=ForSsh(keywords=frozenset({"remotecommand"})))
+    new = Destination("h", 22, "u", openssh=OpenSSHOptions(keywords=frozenset({"remotecommand"})))
     assert options_of(ssh_words(new, (), "ERROR", may_ask=True))["remotecommand"] == "none"
 
 
 def test_how_a_dead_connection_is_noticed_is_the_persons_choice_first():
     assert options_of(ssh_words(BOX, (), "ERROR", may_ask=True))["ServerAliveInterval"] == "15"
-    chosen = Destination("h", 22, "u", for_ssh=ForSsh(keeps_alive=True))
+    chosen = Destination("h", 22, "u", openssh=OpenSSHOptions(keeps_alive=True))
     assert "ServerAliveInterval" not in options_of(ssh_words(chosen, (), "ERROR", may_ask=True))
 
 
@@ -89,7 +89,7 @@ def test_a_host_is_never_taken_for_an_option():
         ("Host key verification failed.", HostKeyNotAsked, "ssh-x SHA256:y"),
         ("ada@box: Permission denied (publickey,password).", NeedsPerson, "publickey, password"),
         ("Received disconnect: Too many authentication failures", LoginRefused, "too many keys"),
-        ("Unable to negotiate: no matching cipher found. Their", NothingInCommon, "no cipher in"),
+        ("Unable to negotiate: no matching cipher found. Their", NoCommonAlgorithm, "no cipher in"),
         ("channel 0: open failed: administratively prohibited", ForwardingRefused, "jump host"),
         ("stdio forwarding failed\nConnection closed by ?", Unreachable, "from its jump host"),
         ("/c: line 1: Bad configuration option: prot", BadConfiguration, "option: prot"),
@@ -148,7 +148,7 @@ GATE = (
     ],
 )
 def test_what_a_server_says_as_it_hangs_up_is_told(said, step, aside, sentence):
-    error = error_from_stderr(BOX, said, step, "", may_ask=True, aside=aside)
+    error = error_from_stderr(BOX, said, step, "", may_ask=True, server_text=aside)
     assert sentence in str(error)
 
 

@@ -29,7 +29,7 @@ from remoter_kernel.front.reading.status import Status, format_status
 from remoter_kernel.front.reading.transcript import Transcript, output_of
 from remoter_kernel.front.running.program import Piece
 from remoter_kernel.front.running.verdict import ExitCodeTracker
-from remoter_kernel.front.ssh.outcome import Ran
+from remoter_kernel.front.ssh.login_results import CompletedCommand
 from remoter_kernel.plain_text import is_session_id
 from remoter_kernel.wire.frames import Channel, pack_parts
 from remoter_kernel.wire.journal_entries import JournalEntry, encode_said, split_said
@@ -269,7 +269,7 @@ def test_an_environment_there_is_told_or_an_error(told_there):
     line_there = f"{MARK} {json.dumps({**whole_facts, **told_there})}\n".encode()
     with errors_for_people():
         read = environment.read_facts(
-            environment.parse_installer_answer(Ran(line_there, b"", 0)) or {}
+            environment.parse_installer_answer(CompletedCommand(line_there, b"", 0)) or {}
         )
         assert re.fullmatch(r"\d+\.\d+(\.\d+)?", read["version"])
         does_no_harm(read["environment"])

@@ -15,7 +15,7 @@ import pytest
 from remoter_kernel.front.bootstrap import installer
 from remoter_kernel.front.bootstrap.environment import installer_script, parse_installer_answer
 from remoter_kernel.front.bootstrap.installer import MARK, Place, own_base
-from remoter_kernel.front.ssh.outcome import Ran
+from remoter_kernel.front.ssh.login_results import CompletedCommand
 
 MODULES = ["json", "zipfile"]
 
@@ -44,7 +44,7 @@ def ask(verb, **words):
             installer.answer_request({"verb": verb, "name": "box", "modules": MODULES, **words})
     finally:
         os.umask(before)
-    return parse_installer_answer(Ran(said.getvalue().encode(), b"", 0))
+    return parse_installer_answer(CompletedCommand(said.getvalue().encode(), b"", 0))
 
 
 def test_nothing_half_made_and_complete_are_told_apart(made):
@@ -157,4 +157,6 @@ def test_it_runs_from_stdin_and_quotes_reach_it_whole(tmp_path):
         check=True,
     )
     assert ran.stdout.count(MARK.encode()) == 1
-    assert parse_installer_answer(Ran(ran.stdout, b"", 0)) == {"missing": list(wish["files"])}
+    assert parse_installer_answer(CompletedCommand(ran.stdout, b"", 0)) == {
+        "missing": list(wish["files"])
+    }

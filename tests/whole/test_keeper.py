@@ -19,10 +19,10 @@ from remoter_kernel.errors import RemoterError, Unreachable
 from remoter_kernel.front import unix_sockets
 from remoter_kernel.front.configuration.remotes import find_remote
 from remoter_kernel.front.keeper import endpoint
-from remoter_kernel.front.keeper.kept import KeptLogin, kept_login
-from remoter_kernel.front.keeper.server import KeeperServer
-from remoter_kernel.front.keeper.talk import receive_message, send_message
-from remoter_kernel.front.questions import NotAnswered, Trust
+from remoter_kernel.front.keeper.keeper_login import KeeperLogin, kept_login
+from remoter_kernel.front.keeper.keeper_protocol import receive_message, send_message
+from remoter_kernel.front.keeper.keeper_server import KeeperServer
+from remoter_kernel.front.prompts import NotAnswered, Trust
 from tests.real_jupyter import StartedKernel, started_kernel, wait_for
 from tests.real_sshd import RealSshd, make_key
 from tests.whole.talk import Talk
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from remoter_kernel.front.configuration.remotes import Remote
-    from remoter_kernel.front.questions import Prompt
+    from remoter_kernel.front.prompts import Prompt
     from tests.real_jupyter import JupyterHere
     from tests.real_users import FarSide
 
@@ -57,7 +57,7 @@ def remote(spec: str) -> Remote:
 
 
 @contextlib.contextmanager
-def login(remote: Remote, **options: Any) -> Iterator[KeptLogin]:
+def login(remote: Remote, **options: Any) -> Iterator[KeeperLogin]:
     """Use the keeper's login, and give it back."""
     with contextlib.closing(kept_login(remote, **options)) as kept:
         yield kept
@@ -311,7 +311,7 @@ def in_thread(remote: Remote, questions: Asked) -> tuple[threading.Thread, list[
 
     def come() -> None:
         try:
-            with login(remote, questions=questions) as mine:
+            with login(remote, prompter=questions) as mine:
                 outcome.append(mine.run("echo in").stdout)
         except RemoterError as error:
             outcome.append(error)
@@ -363,7 +363,7 @@ def test_nobody_logs_in_for_who_is_gone(asking: tuple[Remote, RealSshd, str]) ->
     first, told_first = in_thread(remote, asked)
     assert asked.was_asked.wait(10)
     before = server.log.read_text().count("Connection from")
-    waiting, absent = KeptLogin(remote), Asked()
+    waiting, absent = KeeperLogin(remote), Asked()
     second = threading.Thread(target=begin, args=(waiting, absent))
     second.start()
     assert absent.was_asked.wait(10)
@@ -379,7 +379,7 @@ def test_nobody_logs_in_for_who_is_gone(asking: tuple[Remote, RealSshd, str]) ->
     assert server.log.read_text().count("Connection from") == before
 
 
-def begin(login: KeptLogin, questions: Asked) -> None:
+def begin(login: KeeperLogin, questions: Asked) -> None:
     """Have a login made that is called off."""
     with pytest.raises(Unreachable):
         login.start(questions, lambda _step: None, in_doubt=False, is_stale=False)
@@ -432,7 +432,7 @@ def test_a_login_that_died_unnoticed_is_made_anew_for_the_next_thing(
             wait_for(lambda: is_heard(mine), what="a login that works")
 
 
-def is_heard(login: KeptLogin) -> bool:
+def is_heard(login: KeeperLogin) -> bool:
     """Does a command get through? One that was under way at the end does not."""
     with contextlib.suppress(Unreachable):
         return login.run("echo still here").stdout == b"still here\n"

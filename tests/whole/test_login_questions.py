@@ -17,7 +17,7 @@ import pytest
 
 from remoter_kernel.front.configuration.remotes import find_remote, write_remote
 from remoter_kernel.front.keeper.endpoint import dismiss_all
-from remoter_kernel.front.ssh.memory import SERVICE
+from remoter_kernel.front.ssh.credentials import KEYRING_SERVICE
 from tests.at_terminal import Ended, Question, at_terminal
 from tests.real_jupyter import started_kernel
 from tests.real_parts import run_quietly
@@ -499,12 +499,18 @@ def test_what_is_remembered_on_request_is_asked_once(
     # One that has become wrong is forgotten, after one try.
     way = ground.way("password")
     name = f"remembered-{way.alias}-paramiko"
-    keyring.set_password(SERVICE, f"password of {way.user}@127.0.0.1:{way.sshd.port}", "old")
+    keyring.set_password(
+        KEYRING_SERVICE, f"password of {way.user}@127.0.0.1:{way.sshd.port}", "old"
+    )
     before = way.sshd.refused()
     ended = run(name, way)
     assert (ended.status, ended.asked) == (0, 1), ended.text
     assert way.sshd.refused() == before + 1
     # A remote that is removed leaves none.
-    assert keyring.get_password(SERVICE, f"password of {way.user}@127.0.0.1:{way.sshd.port}")
+    assert keyring.get_password(
+        KEYRING_SERVICE, f"password of {way.user}@127.0.0.1:{way.sshd.port}"
+    )
     assert here.remoter("remove", name).returncode == 0
-    assert not keyring.get_password(SERVICE, f"password of {way.user}@127.0.0.1:{way.sshd.port}")
+    assert not keyring.get_password(
+        KEYRING_SERVICE, f"password of {way.user}@127.0.0.1:{way.sshd.port}"
+    )

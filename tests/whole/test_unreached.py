@@ -14,7 +14,7 @@ import pytest
 
 from remoter_kernel.errors import RemoterError
 from remoter_kernel.front.bootstrap.evaluator import ask_there, pack_evaluator
-from remoter_kernel.front.logins import host
+from remoter_kernel.front.logins import embedded_host
 from remoter_kernel.front.running.runner import Runner
 from remoter_kernel.front.session import orders
 from remoter_kernel.front.session.dialer import HERE, SessionDialer
@@ -37,7 +37,7 @@ def sessions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], li
     monkeypatch.setenv("REMOTER_STATE", str(tmp_path / "state"))
     monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
     monkeypatch.setenv(MARK, THIS_RUN)
-    monkeypatch.setattr(host, "SERVER", "tests.dropping_host")
+    monkeypatch.setattr(embedded_host, "SERVER_MODULE", "tests.dropping_host")
     folder = tmp_path / "remoter-kernel/sessions"
 
     def look() -> list[dict[str, Any]]:

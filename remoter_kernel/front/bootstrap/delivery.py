@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
-    from remoter_kernel.front.ssh.outcome import Ran
+    from remoter_kernel.front.ssh.login_results import CompletedCommand
 
 PIECE = 512 * 1024  # bytes: on a slow link, too, something is seen to move
 PIECE_WITHIN = 300.0  # seconds
@@ -37,7 +37,7 @@ _ADMIT = (
 class CommandRunner(Protocol):
     """What is needed of a login."""
 
-    def run(self, command: str, stdin: bytes = b"", *, seconds: float = 60) -> Ran:
+    def run(self, command: str, stdin: bytes = b"", *, seconds: float = 60) -> CompletedCommand:
         """Run a command with this input, and wait until it ends."""
 
 
@@ -101,6 +101,6 @@ def _deliver(
         )
 
 
-def _last_error_line(ran: Ran) -> str:
+def _last_error_line(ran: CompletedCommand) -> str:
     lines = ran.stderr.decode("utf-8", "replace").strip().splitlines() or [f"status {ran.status}"]
     return plain_text(lines[-1]).rstrip(".")

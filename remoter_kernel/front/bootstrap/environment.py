@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
     from remoter_kernel.front.bootstrap.survey import FoundPython, HostProbe
     from remoter_kernel.front.configuration.remotes import Remote
-    from remoter_kernel.front.logins.access import Access
-    from remoter_kernel.front.ssh.outcome import Ran
+    from remoter_kernel.front.logins.login import Login
+    from remoter_kernel.front.ssh.login_results import CompletedCommand
 
 LOOK_WITHIN = 180.0  # seconds: what is there is tried, and a cold disk takes its time
 MAKE_WITHIN = 1800.0  # seconds
@@ -100,7 +100,7 @@ def _numbers(version: str) -> tuple[int, ...]:
 
 
 def install_there(
-    login: Access, remote: Remote, around: HostProbe, progress: Progress, *, is_offline: bool
+    login: Login, remote: Remote, around: HostProbe, progress: Progress, *, is_offline: bool
 ) -> str:
     """Make the remote's environment there, or find it complete; return the path of its Python."""
     base = choose_base(around, remote.python)
@@ -147,7 +147,7 @@ def _bring(there: _There, facts: dict[str, Any], progress: Progress, *, is_offli
 class _There:
     """The installer on a remote, run by one of its Pythons."""
 
-    def __init__(self, login: Access, remote: Remote, base: FoundPython) -> None:
+    def __init__(self, login: Login, remote: Remote, base: FoundPython) -> None:
         self._login = login
         self._remote = remote
         self._python = shell_path(base.path)
@@ -203,7 +203,7 @@ def installer_script(wish: dict[str, Any]) -> str:
     return f"{text}\n\nanswer(json.loads({json.dumps(wish)!a}))\n"
 
 
-def parse_installer_answer(ran: Ran) -> dict[str, Any] | None:
+def parse_installer_answer(ran: CompletedCommand) -> dict[str, Any] | None:
     """Read the line that is for us, whatever else was printed around it."""
     for line in ran.stdout.decode("utf-8", "replace").splitlines():
         if line.startswith(MARK):
@@ -241,7 +241,7 @@ def _senseless() -> RemoteLacks:
     )
 
 
-def _ending(ran: Ran) -> str:
+def _ending(ran: CompletedCommand) -> str:
     said = (ran.stderr or ran.stdout).decode("utf-8", "replace")
     how = f"died of signal {ran.status - 128}" if ran.status > 128 else f"status {ran.status}"  # noqa: PLR2004 - as shells say it
     last = _last_line(said)
@@ -301,7 +301,7 @@ def _last_line(text: str) -> str:
 # Take back -------------------------------------------------------------------------------
 
 
-def purge_there(login: Access, remote: Remote) -> bool:
+def purge_there(login: Login, remote: Remote) -> bool:
     """Remove the remote's environment there, unless something runs in it; say if there was one."""
     base = _any_python(login, remote)
     there = _There(login, remote, base)
@@ -319,7 +319,7 @@ def purge_there(login: Access, remote: Remote) -> bool:
     return bool(done.get("is_removed"))
 
 
-def _any_python(login: Access, remote: Remote) -> FoundPython:
+def _any_python(login: Login, remote: Remote) -> FoundPython:
     """Find a Python that can run the installer: the remote's own may be what is broken."""
     for named in (remote.python, "") if remote.python else ("",):
         for python in look_around(login, named).pythons:

@@ -22,7 +22,7 @@ from remoter_kernel.front.bootstrap.answer import (
     read_commands,
     read_words,
 )
-from remoter_kernel.front.ssh.outcome import CommandEnded, Ran
+from remoter_kernel.front.ssh.login_results import CommandEnded, CompletedCommand
 from remoter_kernel.plain_text import plain_text
 from remoter_kernel.wire.wire_format import GREETING
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from remoter_kernel.front.configuration.remotes import Remote
-    from remoter_kernel.front.logins.access import Access, Way
+    from remoter_kernel.front.logins.login import Login, TunnelEndpoint
 
 # Exactly what travels, in this order.
 SHIPPED = (
@@ -210,7 +210,7 @@ def _archive_fields(name: str, content: bytes) -> dict[str, object]:
 
 
 def start_session(
-    login: Access,
+    login: Login,
     remote: Remote,
     wish: Wish,
     on_commands: Callable[[list[dict[str, str]]], None] = lambda _answers: None,
@@ -233,7 +233,7 @@ def start_session(
 
 
 def ask_there(
-    login: Access, remote: Remote, words: dict[str, Any], *, seconds: float = ASK_WITHIN
+    login: Login, remote: Remote, words: dict[str, Any], *, seconds: float = ASK_WITHIN
 ) -> tuple[dict[str, Any], bytes]:
     """Ask about sessions, in words of `daemon.query`; return the answer and what follows it."""
     name, content = pack_evaluator()
@@ -252,7 +252,7 @@ def bridge(remote: Remote, address: Address) -> tuple[str, bytes]:
     return _command(_BRIDGE, remote, **where), BRIDGED
 
 
-def open_transfer(login: Access, remote: Remote) -> Way:
+def open_transfer(login: Login, remote: Remote) -> TunnelEndpoint:
     """Start what sends or receives files there, and be connected to it."""
     name, content = pack_evaluator()
     command = _command(_TRANSFER, remote)
@@ -274,14 +274,14 @@ def _our_line(ended: CommandEnded) -> bytes:
     return (b"\n" + ended.stdout).partition(b"\n" + MARKER)[2].partition(b"\n")[0].strip()
 
 
-def _explain_end(line: bytes, login: Access, remote: Remote, ended: CommandEnded) -> NoReturn:
+def _explain_end(line: bytes, login: Login, remote: Remote, ended: CommandEnded) -> NoReturn:
     if line:
         read_words(line, login.host, remote)
     _complain(login, remote, "did not start a transfer", ended)
 
 
 def _hear(
-    login: Access, command: str, stdin: bytes, remote: Remote, seconds: float
+    login: Login, command: str, stdin: bytes, remote: Remote, seconds: float
 ) -> tuple[bytes, bytes]:
     """Run a command to its end; return our line, and what it said after that."""
     ran = login.run(command, stdin, seconds=seconds)
@@ -302,7 +302,7 @@ def shell_path(path: str) -> str:
     return re.sub(r"^~(?=/)", "$HOME", path)
 
 
-def _run_until_answer(login: Access, command: str, stdin: bytes, remote: Remote) -> bytes:
+def _run_until_answer(login: Login, command: str, stdin: bytes, remote: Remote) -> bytes:
     try:
         line = login.run_until_line(command, stdin, MARKER, START_WITHIN)
     except CommandEnded as ended:
@@ -310,7 +310,9 @@ def _run_until_answer(login: Access, command: str, stdin: bytes, remote: Remote)
     return line.removeprefix(MARKER).strip()
 
 
-def _complain(login: Access, remote: Remote, what: str, ran: Ran | CommandEnded) -> NoReturn:
+def _complain(
+    login: Login, remote: Remote, what: str, ran: CompletedCommand | CommandEnded
+) -> NoReturn:
     said = (ran.stderr or ran.stdout)[-MOST_READ:].decode(errors="replace")
     shown = plain_text(said, keeps_lines=True).strip()[-OUTPUT_SHOWN:] or "nothing at all"
     raise StrangeAnswer(
@@ -320,7 +322,7 @@ def _complain(login: Access, remote: Remote, what: str, ran: Ran | CommandEnded)
     )
 
 
-def _upload(login: Access, name: str, content: bytes, remote: Remote) -> None:
+def _upload(login: Login, name: str, content: bytes, remote: Remote) -> None:
     command = _UPLOAD.format(**_archive_fields(name, content))
     ran = login.run(command, content, seconds=UPLOAD_WITHIN)
     if MARKER + b"took it" not in ran.stdout:

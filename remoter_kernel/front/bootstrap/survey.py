@@ -19,7 +19,7 @@ from remoter_kernel.front.configuration.remotes_toml import nearest
 from remoter_kernel.plain_text import plain_text
 
 if TYPE_CHECKING:
-    from remoter_kernel.front.logins.access import Access
+    from remoter_kernel.front.logins.login import Login
 
 MARK = "@remoter-survey@"
 OLDEST_PYTHON = (3, 9)  # the evaluator's floor: that of ipykernel 6
@@ -124,7 +124,7 @@ class HostProbe:
         )
 
 
-def look_around(login: Access, python: str = "", *, is_own: bool = True) -> HostProbe:
+def look_around(login: Login, python: str = "", *, is_own: bool = True) -> HostProbe:
     """Look for Pythons there; for `python` alone where one is named.
 
     `is_own`: the Python that is chosen stands in the configuration, so that the default kernel

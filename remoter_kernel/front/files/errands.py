@@ -24,7 +24,7 @@ from remoter_kernel.front.files.journey import (
     progress_line,
     summed_up,
 )
-from remoter_kernel.front.keeper.kept import KeptLogin, kept_login
+from remoter_kernel.front.keeper.keeper_login import KeeperLogin, kept_login
 from remoter_kernel.front.reading.status import format_size
 from remoter_kernel.front.session.dialer import HERE
 from remoter_kernel.front.this_side.permission import (
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from remoter_kernel.front.configuration.remotes import Remote
     from remoter_kernel.front.files.journey import TransferResult
     from remoter_kernel.front.jupyter.mouth import Route
-    from remoter_kernel.front.logins.access import Access
+    from remoter_kernel.front.logins.login import Login
     from remoter_kernel.front.session.dialer import SessionDialer
     from remoter_kernel.front.this_side.permission import Permission
     from remoter_kernel.front.this_side.turns import Turns
@@ -138,7 +138,7 @@ class CellErrand:
         self._journey: Journey | None = None  # as it was shown last
         self._began = self._shown_at = time.monotonic()
         self._transfer: Transfer | None = None
-        self._login: KeptLogin | None = None
+        self._login: KeeperLogin | None = None
         self._is_stopped = False
 
     def start(self) -> None:
@@ -214,10 +214,10 @@ class CellErrand:
             raise as_error(trouble, errand, remote.name) from None
 
     @contextlib.contextmanager
-    def _log_in(self, in_doubt: bool) -> Iterator[Access]:  # noqa: FBT001 - as it is called
+    def _log_in(self, in_doubt: bool) -> Iterator[Login]:  # noqa: FBT001 - as it is called
         dialer = self._dialer
         remote = dialer.find()
-        login: Access
+        login: Login
         if remote is HERE:  # its host is the front's own, and has no keeper
             login = dialer.another_login_here()
         else:
@@ -226,7 +226,7 @@ class CellErrand:
         with contextlib.closing(login):
             yield login
 
-    def _know(self, login: KeptLogin) -> None:
+    def _know(self, login: KeeperLogin) -> None:
         """Know a login that has only begun: it may have to be given up."""
         self._login = login
         if self._is_stopped:

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from remoter_kernel.front.configuration.remotes import Remote
     from remoter_kernel.front.files.journey import TransferSpec
-    from remoter_kernel.front.logins.access import Access
+    from remoter_kernel.front.logins.login import Login
     from remoter_kernel.wire.plan import Plan
 
 CONNECT_WITHIN = 5.0  # seconds; it is on this machine
@@ -87,7 +87,7 @@ class Transfer:
         self,
         errand: TransferSpec,
         remote: Remote,
-        log_in: Callable[[bool], AbstractContextManager[Access]],
+        log_in: Callable[[bool], AbstractContextManager[Login]],
         on_progress: Callable[[Journey], None] = lambda _journey: None,
         *,
         plan: Plan | None = None,

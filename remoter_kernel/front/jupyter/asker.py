@@ -32,8 +32,8 @@ from remoter_kernel.front.jupyter.boxes import (
 )
 from remoter_kernel.front.jupyter.first_words import is_own_code
 from remoter_kernel.front.jupyter.kernel_questions import KernelQuestions, Question, unlike_ours
-from remoter_kernel.front.questions import (
-    NEVER,
+from remoter_kernel.front.prompts import (
+    NEVER_WITHDRAWN,
     NeedsPerson,
     NotAnswered,
     Prompt,
@@ -110,7 +110,7 @@ class Asker:
         return f"in {name}" if name else f"in a notebook or console (process {os.getpid()})"
 
     def confirm_host_key(
-        self, host: str, kind: str, fingerprint: str, withdrawn: threading.Event = NEVER
+        self, host: str, kind: str, fingerprint: str, withdrawn: threading.Event = NEVER_WITHDRAWN
     ) -> Trust:
         """Ask whether a host's key is the right one."""
         text = f"{about_host_key(host, kind, fingerprint)} yes, once (do not remember it) or no:"
@@ -125,7 +125,7 @@ class Asker:
         host: str,
         prompts: Sequence[Prompt],
         instruction: str = "",
-        withdrawn: threading.Event = NEVER,
+        withdrawn: threading.Event = NEVER_WITHDRAWN,
     ) -> list[str]:
         """Ask what a server, or a key, wants to know."""
         texts = [f"{prompt_prefix(host)}{prompt.text.strip()}" for prompt in prompts]
@@ -167,7 +167,7 @@ class Asker:
         *,
         is_hidden: bool,
         cell: Route | None = None,
-        withdrawn: threading.Event = NEVER,
+        withdrawn: threading.Event = NEVER_WITHDRAWN,
     ) -> str:
         answer: Answer = queue.SimpleQueue()
         begin = partial(self._begin, f"{text} ", answer, is_hidden=is_hidden, cell=cell)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import queue
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from remoter_kernel.front.questions import NeedsPerson, NotAnswered, Withdrawn
+from remoter_kernel.front.prompts import NeedsPerson, NotAnswered, Withdrawn
 from remoter_kernel.wire.messages import METADATA, header_of
 
 if TYPE_CHECKING:

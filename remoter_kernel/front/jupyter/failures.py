@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from remoter_kernel.errors import NoSuchSession, RemoterError
 from remoter_kernel.front.jupyter.requests import is_shown, unanswered_there
-from remoter_kernel.front.questions import NeedsPerson
+from remoter_kernel.front.prompts import NeedsPerson
 from remoter_kernel.wire.requests import IDLE, Stage
 
 if TYPE_CHECKING:

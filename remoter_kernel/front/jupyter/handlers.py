@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from remoter_kernel.errors import ProtocolError, TooLarge
 from remoter_kernel.front.jupyter import answers
 from remoter_kernel.front.jupyter.requests import cells_there, find_there
-from remoter_kernel.front.questions import NeedsPerson
+from remoter_kernel.front.prompts import NeedsPerson
 from remoter_kernel.front.session.link import LinkState
 from remoter_kernel.wire.frames import Channel, to_json
 from remoter_kernel.wire.requests import Request, Requests, Stage

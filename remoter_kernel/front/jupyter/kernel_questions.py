@@ -12,7 +12,7 @@ from difflib import SequenceMatcher
 from typing import TYPE_CHECKING, NamedTuple
 
 from remoter_kernel.errors import ProtocolError
-from remoter_kernel.front.questions import OURS, readable
+from remoter_kernel.front.prompts import OWN_TAG, readable
 from remoter_kernel.wire.frames import to_json
 from remoter_kernel.wire.messages import CONTENT, content_of
 
@@ -111,7 +111,7 @@ def is_like_ours(prompt: str) -> bool:
     """
     if len(prompt) > LONGEST:  # nobody reads that, and what it hides would take long to find
         return True
-    wanted = _letters(OURS)
+    wanted = _letters(OWN_TAG)
     if wanted in _letters(prompt):
         return True
     starts = (_letters(line)[: len(wanted)] for line in _LINES.split(prompt))

@@ -22,10 +22,10 @@ from typing import Any
 
 from remoter_kernel import __version__
 from remoter_kernel.errors import RemoteLacks, RemoterError, Unreachable
-from remoter_kernel.front import loopback
-from remoter_kernel.front.keeper.talk import receive_message, send_message
+from remoter_kernel.front import loopback_auth
+from remoter_kernel.front.keeper.keeper_protocol import receive_message, send_message
 from remoter_kernel.front.private_files import STATE, holding_lock, state_folder
-from remoter_kernel.front.unix_sockets import TCP, connect
+from remoter_kernel.front.unix_sockets import TCP_SCHEME, connect
 
 CONNECTS_WITHIN = 5.0  # seconds
 ENDS_WITHIN = 10.0  # seconds
@@ -33,11 +33,11 @@ STARTS_WITHIN = 10.0  # seconds, another one that ends, or begins, at the same t
 LEAST_STARTS = 3  # of keepers that are gone before anybody has come: a busy machine takes its time
 BEGINS_WITHIN = 60.0  # seconds for one of them to say how it is
 TRY_EVERY = 0.1  # seconds
-BOOT_ID, PROCESSES = Path("/proc/sys/kernel/random/boot_id"), Path("/proc/self/ns/pid")
+BOOT_ID, PID_NAMESPACE = Path("/proc/sys/kernel/random/boot_id"), Path("/proc/self/ns/pid")
 PACKAGE_ROOT = Path(__file__).resolve().parents[3]
-ON_WINDOWS = 0x00000200 | 0x00000008  # new group, no console
-OUT_OF_ITS_JOB = 0x01000000  # Windows: not every job lets anybody out
-_early: list[subprocess.Popen[bytes]] = []  # started ahead by this process
+WINDOWS_FLAGS = 0x00000200 | 0x00000008  # new group, no console
+BREAKAWAY_FROM_JOB = 0x01000000  # Windows: not every job lets anybody out
+_prestarted: list[subprocess.Popen[bytes]] = []  # started ahead by this process
 
 
 def place() -> Path:
@@ -59,7 +59,7 @@ def start_early() -> None:
     """Begin to start the keeper, if there is none, while this process is still making ready."""
     if not place().exists():
         place().parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        _early.append(_spawn_keeper())
+        _prestarted.append(_spawn_keeper())
 
 
 def try_connect() -> Connection | None:
@@ -72,9 +72,11 @@ def try_connect() -> Connection | None:
         handle = connect(address, CONNECTS_WITHIN)
     except (OSError, ValueError, LookupError, TypeError):
         return None  # nobody there, somebody else, or half a file
-    if address.startswith(TCP):
+    if address.startswith(TCP_SCHEME):
         port = int(address.rpartition(":")[2])
-        if len(key) != loopback.SIZE or not loopback.prove_as_visitor(handle, key, port):
+        if len(key) != loopback_auth.SECRET_SIZE or not loopback_auth.prove_as_visitor(
+            handle, key, port
+        ):
             handle.close()
             return None
     return Connection(handle.detach())
@@ -82,7 +84,11 @@ def try_connect() -> Connection | None:
 
 def about_this_keeper(address: str, pid: int) -> dict[str, Any]:
     """Return what a keeper writes into its file."""
-    words = {"address": address, "key": secrets.token_bytes(loopback.SIZE).hex(), "pid": pid}
+    words = {
+        "address": address,
+        "key": secrets.token_bytes(loopback_auth.SECRET_SIZE).hex(),
+        "pid": pid,
+    }
     return {**words, "machine": _machine()}
 
 
@@ -123,7 +129,7 @@ def _machine() -> str:
     the keeper is its socket, or its key.
     """
     with contextlib.suppress(OSError):
-        return f"{BOOT_ID.read_text().strip()} {PROCESSES.stat().st_ino}"
+        return f"{BOOT_ID.read_text().strip()} {PID_NAMESPACE.stat().st_ino}"
     return socket.gethostname() if sys.platform == "win32" else ""
 
 
@@ -140,9 +146,11 @@ def _spawn_keeper() -> subprocess.Popen[bytes]:
     words = [sys.executable, "-P", "-m", "remoter_kernel.front.keeper.process", str(place())]
     if sys.platform == "win32":
         try:
-            return subprocess.Popen(words, creationflags=ON_WINDOWS | OUT_OF_ITS_JOB, **options)
+            return subprocess.Popen(
+                words, creationflags=WINDOWS_FLAGS | BREAKAWAY_FROM_JOB, **options
+            )
         except PermissionError:
-            return subprocess.Popen(words, creationflags=ON_WINDOWS, **options)
+            return subprocess.Popen(words, creationflags=WINDOWS_FLAGS, **options)
     return subprocess.Popen(words, start_new_session=True, **options)
 
 
@@ -155,7 +163,7 @@ def _wait_for_keeper() -> Connection:
     deadline = time.monotonic() + STARTS_WITHIN
     starts = 0
     while True:
-        why_not = _why_not(_early.pop() if _early else _started())
+        why_not = _why_not(_prestarted.pop() if _prestarted else _started())
         starts += 1
         connection = try_connect()
         if connection is not None:

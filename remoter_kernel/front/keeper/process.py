@@ -24,42 +24,42 @@ from typing import TYPE_CHECKING
 
 from remoter_kernel import logs
 from remoter_kernel.errors import RemoterError
-from remoter_kernel.front import log_files, loopback
+from remoter_kernel.front import log_files, loopback_auth
 from remoter_kernel.front.keeper.endpoint import about_this_keeper, remove_endpoint_file
 from remoter_kernel.front.private_files import try_lock, write_private
 from remoter_kernel.front.ssh.tunnel import SOCKET_KIND
-from remoter_kernel.front.unix_sockets import UNIX, PrivateListener, forget_old, forget_path
+from remoter_kernel.front.unix_sockets import UNIX_SCHEME, PrivateListener, forget_old, forget_path
 from remoter_kernel.wire.threads import Thread
 
 if TYPE_CHECKING:
     import socket
 
-    from remoter_kernel.front.keeper.server import KeeperServer
+    from remoter_kernel.front.keeper.keeper_server import KeeperServer
 
 BACKLOG = 64
 PAUSE = 0.2  # seconds before the next visitor is taken, where this process has no descriptor left
-MOST_UNPROVEN = 32  # connections by TCP that have not proven anything yet
+MOST_UNAUTHENTICATED = 32  # connections by TCP that have not proven anything yet
 DESCRIPTORS = 8192  # enough for some thousand tunnels
-TWICE_REMOVED = "--here"  # on Windows, where no process can fork: this one is to stay
-NO_DUMPS = 4  # PR_SET_DUMPABLE of Linux
-NAME = "remoter-keeper"  # as `ps` shows it on Linux
+DETACHED_FLAG = "--here"  # on Windows, where no process can fork: this one is to stay
+PR_SET_DUMPABLE = 4  # PR_SET_DUMPABLE of Linux
+PROCESS_NAME = "remoter-keeper"  # as `ps` shows it on Linux
 _log = logging.getLogger(__name__)
 
 
 def main(arguments: list[str]) -> None:
     """Be the keeper, in a process whose parent ends at once."""
-    place = Path(arguments[-1])
+    endpoint_file = Path(arguments[-1])
     if hasattr(os, "fork"):
         if os.fork():
             os._exit(0)
         for number in (signal.SIGINT, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)
-    elif TWICE_REMOVED not in arguments:
-        command = [sys.executable, "-P", "-m", __spec__.name, TWICE_REMOVED, str(place)]
+    elif DETACHED_FLAG not in arguments:
+        command = [sys.executable, "-P", "-m", __spec__.name, DETACHED_FLAG, str(endpoint_file)]
         subprocess.Popen(command, stdin=subprocess.DEVNULL, creationflags=0x08000000)
         return
     try:
-        keep(place)
+        keep(endpoint_file)
     except (OSError, RemoterError) as error:
         print(error, flush=True)  # noqa: T201 - who started it reads that
         os._exit(1)
@@ -69,21 +69,21 @@ def main(arguments: list[str]) -> None:
         os._exit(1)
 
 
-def keep(place: Path) -> None:
+def keep(endpoint_file: Path) -> None:
     """Serve until it is enough."""
-    from remoter_kernel.front.keeper.server import KeeperServer  # noqa: PLC0415 - it imports SSH
+    from remoter_kernel.front.keeper.keeper_server import KeeperServer  # noqa: PLC0415 - it imports SSH
 
     guard_memory()
-    lock = _lock(place)
+    lock = _lock(endpoint_file)
     if lock is None:
         os._exit(0)  # another one answers, or is about to: whoever has started us looks again
     forget_old(SOCKET_KIND)
-    _forget_dead(place)
+    _forget_dead(endpoint_file)
     with PrivateListener("k", BACKLOG) as listener:
         about = about_this_keeper(listener.address, os.getpid())
         text = json.dumps(about)
-        write_private(place, text)
-        _speak_no_more(place.with_suffix(".log"))
+        write_private(endpoint_file, text)
+        _speak_no_more(endpoint_file.with_suffix(".log"))
         log_files.begin_log_file("keeper")
         _log.info("The keeper begins as process %d.", os.getpid())
         server = KeeperServer()
@@ -98,7 +98,7 @@ def keep(place: Path) -> None:
         server.serve()
         # First of all: whoever is turned away from now on must find another keeper.
         with contextlib.suppress(RemoterError):
-            remove_endpoint_file(place, text)
+            remove_endpoint_file(endpoint_file, text)
         os.close(lock)
         server.close()
     _log.info("The keeper ends.")
@@ -122,14 +122,14 @@ def guard_memory() -> None:
         import ctypes  # noqa: PLC0415 - nothing else needs it
 
         with contextlib.suppress(OSError):
-            Path("/proc/self/comm").write_text(NAME)
-        ctypes.CDLL(None).prctl(NO_DUMPS, 0, 0, 0, 0)
+            Path("/proc/self/comm").write_text(PROCESS_NAME)
+        ctypes.CDLL(None).prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)
 
 
-def _lock(place: Path) -> int | None:
+def _lock(endpoint_file: Path) -> int | None:
     """Be the only keeper, for as long as the descriptor is open; None: there is another one."""
-    place.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    handle = os.open(place.with_suffix(".lock"), os.O_RDWR | os.O_CREAT, 0o600)
+    endpoint_file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    handle = os.open(endpoint_file.with_suffix(".lock"), os.O_RDWR | os.O_CREAT, 0o600)
     with contextlib.suppress(OSError):  # a disk without locks: then two may be there for a while
         if not try_lock(handle):
             os.close(handle)
@@ -137,12 +137,12 @@ def _lock(place: Path) -> int | None:
     return handle
 
 
-def _forget_dead(place: Path) -> None:
+def _forget_dead(endpoint_file: Path) -> None:
     """Remove the socket of a keeper that was killed: no other one lives while we have its lock."""
     with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
-        address = str(json.loads(place.read_text(encoding="utf-8"))["address"])
-        if address.startswith(UNIX):
-            forget_path(Path(address.removeprefix(UNIX)))
+        address = str(json.loads(endpoint_file.read_text(encoding="utf-8"))["address"])
+        if address.startswith(UNIX_SCHEME):
+            forget_path(Path(address.removeprefix(UNIX_SCHEME)))
 
 
 def _speak_no_more(log: Path) -> None:
@@ -156,7 +156,7 @@ def _speak_no_more(log: Path) -> None:
 
 def _accept_clients(listener: PrivateListener, key: bytes, server: KeeperServer) -> None:
     """Take visitors for as long as the listener listens."""
-    unproven = threading.BoundedSemaphore(MOST_UNPROVEN)
+    unauthenticated = threading.BoundedSemaphore(MOST_UNAUTHENTICATED)
     pause = threading.Event()
     while True:
         try:
@@ -167,12 +167,12 @@ def _accept_clients(listener: PrivateListener, key: bytes, server: KeeperServer)
             # Gone again, or no descriptor is left: that passes.
             pause.wait(PAUSE)
             continue
-        if listener.is_tcp and not unproven.acquire(blocking=False):
+        if listener.is_tcp and not unauthenticated.acquire(blocking=False):
             connection.close()
             continue
         serving = Thread(
             _welcome,
-            args=(connection, listener, key, unproven, server),
+            args=(connection, listener, key, unauthenticated, server),
             name="keeper-visitor",
         )
         try:
@@ -180,7 +180,7 @@ def _accept_clients(listener: PrivateListener, key: bytes, server: KeeperServer)
         except RuntimeError:  # no thread is left, either
             connection.close()
             if listener.is_tcp:
-                unproven.release()
+                unauthenticated.release()
             pause.wait(PAUSE)
 
 
@@ -188,15 +188,15 @@ def _welcome(
     connection: socket.socket,
     listener: PrivateListener,
     key: bytes,
-    unproven: threading.BoundedSemaphore,
+    unauthenticated: threading.BoundedSemaphore,
     server: KeeperServer,
 ) -> None:
     """Let in who is this person's; by TCP that takes a proof."""
     if listener.is_tcp:
         try:
-            is_proven = loopback.prove_as_keeper(connection, key, listener.port)
+            is_proven = loopback_auth.prove_as_keeper(connection, key, listener.port)
         finally:
-            unproven.release()
+            unauthenticated.release()
         if not is_proven:
             connection.close()
             return

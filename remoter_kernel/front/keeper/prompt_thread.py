@@ -7,47 +7,47 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 from remoter_kernel.errors import LoginRefused, RemoterError
-from remoter_kernel.front.keeper.talk import error_to_message, send_message
-from remoter_kernel.front.questions import Person, Prompt, Withdrawn
+from remoter_kernel.front.keeper.keeper_protocol import error_to_message, send_message
+from remoter_kernel.front.prompts import CancellablePrompter, Prompt, Withdrawn
 from remoter_kernel.wire.threads import Thread
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
 
-    from remoter_kernel.front.questions import Questions
+    from remoter_kernel.front.prompts import Prompter
 
 
-class Asking:
+class PromptThread:
     """The question that is open here, if there is one."""
 
-    def __init__(self, connection: Connection, questions: Questions | None) -> None:
+    def __init__(self, connection: Connection, prompter: Prompter | None) -> None:
         """Remember; answers are sent by the connection."""
         self._connection = connection
-        self._questions = questions
-        self._words: dict[str, Any] = {}
+        self._prompter = prompter
+        self._message: dict[str, Any] = {}
         self._withdrawn = threading.Event()
         self._thread: Thread | None = None
 
-    def put(self, words: dict[str, Any]) -> None:
+    def put(self, message: dict[str, Any]) -> None:
         """Ask, or say where somebody else is asked; what was open until now is taken back."""
-        if words == self._words:  # it stands there already
+        if message == self._message:  # it stands there already
             return
         self.take_back()
-        self._words, self._withdrawn = words, threading.Event()
-        self._thread = Thread(self._go, args=(words, self._withdrawn), name="question")
+        self._message, self._withdrawn = message, threading.Event()
+        self._thread = Thread(self._go, args=(message, self._withdrawn), name="question")
         self._thread.start()
 
     def take_back(self) -> None:
         """Ask no more; what is typed from now on is sent to nobody."""
         self._withdrawn.set()
-        self._words = {}
+        self._message = {}
         thread, self._thread = self._thread, None
-        if thread and isinstance(self._questions, Person):
+        if thread and isinstance(self._prompter, CancellablePrompter):
             thread.join()
 
-    def _go(self, words: dict[str, Any], withdrawn: threading.Event) -> None:
+    def _go(self, message: dict[str, Any], withdrawn: threading.Event) -> None:
         try:
-            answer = self._answer(words, withdrawn)
+            answer = self._answer(message, withdrawn)
         except Withdrawn:
             return
         except LoginRefused as error:
@@ -57,20 +57,22 @@ class Asking:
             answer = error_to_message(RemoterError(f"to ask failed: {type(error).__name__}."))[0]
         if answer:
             with contextlib.suppress(OSError):
-                send_message(self._connection, {**answer, "number": words.get("number", 0)})
+                send_message(self._connection, {**answer, "number": message.get("number", 0)})
 
-    def _answer(self, words: dict[str, Any], withdrawn: threading.Event) -> dict[str, Any]:
+    def _answer(self, message: dict[str, Any], withdrawn: threading.Event) -> dict[str, Any]:
         """Put it to whoever sits here; nothing: there is nothing to be said."""
-        asks = self._questions
+        asks = self._prompter
         assert asks is not None  # noqa: S101 - the keeper was told who may be asked
-        more: dict[str, Any] = {"withdrawn": withdrawn} if isinstance(asks, Person) else {}
-        if "elsewhere" in words:
-            if isinstance(asks, Person):
-                asks.wait_elsewhere(words["elsewhere"], withdrawn)
+        more: dict[str, Any] = (
+            {"withdrawn": withdrawn} if isinstance(asks, CancellablePrompter) else {}
+        )
+        if "elsewhere" in message:
+            if isinstance(asks, CancellablePrompter):
+                asks.wait_elsewhere(message["elsewhere"], withdrawn)
             return {}
-        if words["ask"] == "host key":
-            key = (words["host"], words["kind"], words["fingerprint"])
+        if message["ask"] == "host key":
+            key = (message["host"], message["kind"], message["fingerprint"])
             return {"trust": asks.confirm_host_key(*key, **more).value}
-        prompts = [Prompt(text, is_shown=is_shown) for text, is_shown in words["prompts"]]
-        told_first = words["instruction"]
-        return {"answers": asks.ask(words["host"], prompts, told_first, **more)}
+        prompts = [Prompt(text, is_shown=is_shown) for text, is_shown in message["prompts"]]
+        told_first = message["instruction"]
+        return {"answers": asks.ask(message["host"], prompts, told_first, **more)}

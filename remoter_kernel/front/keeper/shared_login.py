@@ -15,27 +15,27 @@ from typing import TYPE_CHECKING, Any
 
 from remoter_kernel import logs
 from remoter_kernel.errors import RemoterError, Unreachable
-from remoter_kernel.front.keeper.attempt import Attempt
+from remoter_kernel.front.keeper.login_attempt import LoginAttempt
 from remoter_kernel.front.logins.log_in import log_in_to
-from remoter_kernel.front.questions import on_one_line
-from remoter_kernel.front.ssh.memory import Memories
-from remoter_kernel.front.ssh.outcome import LoginGone
+from remoter_kernel.front.prompts import on_one_line
+from remoter_kernel.front.ssh.credentials import RemoteCredentials
+from remoter_kernel.front.ssh.login_results import LoginGone
 from remoter_kernel.wire.threads import Thread
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from remoter_kernel.front.configuration.remotes import Remote
-    from remoter_kernel.front.keeper.visitor import Visitor
-    from remoter_kernel.front.ssh.aliases import Destination
-    from remoter_kernel.front.ssh.ssh_login import Login
+    from remoter_kernel.front.keeper.keeper_client import KeeperClient
+    from remoter_kernel.front.ssh.ssh_config import Destination
+    from remoter_kernel.front.ssh.ssh_login import SSHLogin
 
-LOOK_EVERY = 15.0  # seconds between two looks at a login of which nothing is heard
-ANSWERS_WITHIN = 2.0  # seconds, and four round trips, that a login in doubt has for an answer
+CHECK_EVERY = 15.0  # seconds between two looks at a login of which nothing is heard
+PROBE_WITHIN = 2.0  # seconds, and four round trips, that a login in doubt has for an answer
 SILENT_FOR = 10.0  # seconds without an answer after which a login is given up
 TRUSTED_FOR = 20.0  # seconds since it was last heard from
 ANY_TRANSPORT = "auto"
-NEVER = float("inf")
+UNLIMITED = float("inf")
 _log = logging.getLogger(__name__)
 
 
@@ -43,45 +43,45 @@ _log = logging.getLogger(__name__)
 class _ActiveLogin:
     """A login that is there."""
 
-    login: Login
+    login: SSHLogin
     since: float = field(default_factory=time.time)
     heard_at: float = field(default_factory=time.time)  # a clock that goes on while asleep
     received: int = 0  # bytes, when that was looked at
-    is_in_doubt: bool = False  # it is being asked whether it is there
+    is_probing: bool = False  # it is being asked whether it is there
 
 
 class SharedLogin:
     """The login of one user on one host by one way, and its users."""
 
     def __init__(self) -> None:
-        self.was_inside = False  # has there ever been a login?
-        self._turn = threading.Lock()  # held by the one who looks whether to log in
+        self.has_logged_in = False  # has there ever been a login?
+        self._attempt_lock = threading.Lock()  # held by the one who looks whether to log in
         # The remote of each, and for how many seconds that wants the login kept.
-        self._users: dict[Visitor, tuple[str, float]] = {}
+        self._users: dict[KeeperClient, tuple[str, float]] = {}
         self._kept_until: dict[str, float] = {}  # by the remotes that it has served
-        self._held: _ActiveLogin | None = None
-        self._memories = Memories()
-        self._attempt: Attempt | None = None  # the last one
+        self._active: _ActiveLogin | None = None
+        self._credentials = RemoteCredentials()
+        self._attempt: LoginAttempt | None = None  # the last one
         self.is_over = False  # whoever comes must find another one
 
     # --- its users (under the server's lock) ---
 
-    def join(self, visitor: Visitor, remote: str, lifetime: float) -> None:
+    def join(self, client: KeeperClient, remote: str, lifetime: float) -> None:
         """Count a visitor among the users; it wants the login kept for `lifetime` seconds."""
-        self._users[visitor] = (remote, lifetime)
+        self._users[client] = (remote, lifetime)
         self._kept_until.setdefault(remote, 0.0)
 
-    def leave(self, visitor: Visitor) -> None:
+    def leave(self, client: KeeperClient) -> None:
         """A user goes: the login is kept for as long as any of their remotes wants it."""
-        remote, lifetime = self._users.pop(visitor, ("", 0.0))
-        if self.was_inside and remote in self._kept_until:
+        remote, lifetime = self._users.pop(client, ("", 0.0))
+        if self.has_logged_in and remote in self._kept_until:
             self._kept_until[remote] = time.monotonic() + lifetime
 
     @property
     def seconds_left(self) -> float:
         """How long it is kept without another user; what was typed is kept in an outage, too."""
         if self._users:
-            return NEVER
+            return UNLIMITED
         return max(self._kept_until.values(), default=0.0) - time.monotonic()
 
     def forget_remote(self, name: str) -> bool:
@@ -92,110 +92,125 @@ class SharedLogin:
     # --- what it is used for ---
 
     def do(
-        self, visitor: Visitor, words: dict[str, Any], blobs: list[bytes]
+        self, client: KeeperClient, message: dict[str, Any], blobs: list[bytes]
     ) -> tuple[dict[str, Any], list[bytes]]:
         """Do one thing over the login; what is not done is a RemoterError."""
-        login, command = self._living, words.get("command", "")
-        match words["do"]:
+        login, command = self._live_login, message.get("command", "")
+        match message["do"]:
             case "run":
-                ran = login.run(command, blobs[0], seconds=words["seconds"])
+                ran = login.run(command, blobs[0], seconds=message["seconds"])
                 answer: dict[str, Any] = {"status": ran.status}
                 back = [ran.stdout, ran.stderr]
             case "run until line":
-                line = login.run_until_line(command, blobs[0], blobs[1], words["seconds"])
+                line = login.run_until_line(command, blobs[0], blobs[1], message["seconds"])
                 answer, back = {}, [line]
             case "open tunnel":
-                answer, back = visitor.own(login.open_tunnel(words["host"], words["port"])), []
+                answer, back = client.own(login.open_tunnel(message["host"], message["port"])), []
             case "open pipe":
-                answer, back = visitor.own(login.open_pipe(command, blobs[0])), []
+                answer, back = client.own(login.open_pipe(command, blobs[0])), []
             case other:
                 raise RemoterError(f"this version keeps no login that can {other!r}.")
-        if self._held:
-            self._held.heard_at = time.time()
+        if self._active:
+            self._active.heard_at = time.time()
         return answer, back
 
     @property
-    def _living(self) -> Login:
-        held = self._held
-        if held is None or not held.login.is_alive:
+    def _live_login(self) -> SSHLogin:
+        active = self._active
+        if active is None or not active.login.is_alive:
             raise LoginGone("the connection is gone.", "It can be dialled again.")
-        return held.login
+        return active.login
 
     # --- logging in ---
 
     def log_in(
-        self, visitor: Visitor, remote: Remote, destination: Destination, words: dict[str, Any]
+        self,
+        client: KeeperClient,
+        remote: Remote,
+        destination: Destination,
+        message: dict[str, Any],
     ) -> dict[str, Any]:
         """Return what is known of the login; log in, if there is none that lives."""
-        visitor.may_ask = bool(words["may_ask"])
-        visitor.place = on_one_line(str(words["place"]))
+        client.may_ask = bool(message["may_ask"])
+        client.place = on_one_line(str(message["place"]))
         is_new = False
         while True:
-            attempt, begin = self._begin_or_join(visitor, remote, destination, words)
+            attempt, begin = self._begin_or_join(client, remote, destination, message)
             if attempt is None:
                 break
             is_fit = remote.transport in (ANY_TRANSPORT, attempt.transport)
-            can_be_asked = visitor.may_ask and is_fit
-            is_new = attempt.wait(visitor, can_be_asked=can_be_asked, begin=begin)
+            can_be_asked = client.may_ask and is_fit
+            is_new = attempt.wait(client, can_be_asked=can_be_asked, begin=begin)
             if is_new and begin:
                 break
             # What another one has just made is neither in doubt nor stale.
-            words = {**words, "in_doubt": False, "is_stale": False} if is_new else words
-        login = self._living
-        since = self._held.since if self._held else time.time()
+            message = {**message, "in_doubt": False, "is_stale": False} if is_new else message
+        login = self._live_login
+        since = self._active.since if self._active else time.time()
         return {**facts(login), "since": since, "is_new": is_new}
 
     def _begin_or_join(
-        self, visitor: Visitor, remote: Remote, destination: Destination, words: dict[str, Any]
-    ) -> tuple[Attempt | None, Callable[[], None] | None]:
+        self,
+        client: KeeperClient,
+        remote: Remote,
+        destination: Destination,
+        message: dict[str, Any],
+    ) -> tuple[LoginAttempt | None, Callable[[], None] | None]:
         """Return the login that is being made, and what begins it if it is a new one."""
-        with self._turn:
-            if visitor.is_gone:
+        with self._attempt_lock:
+            if client.is_gone:
                 raise Unreachable("whoever asked for the login is gone.")
             if self.is_over:
                 raise LoginGone("the connection is gone.", "It can be dialled again.")
             if self._attempt and not self._attempt.is_over:
                 return self._attempt, None
-            is_unfit = words["is_stale"] or self._is_by_another_transport(remote)
-            if is_unfit and not self._is_used_by_others(visitor):
+            is_unfit = message["is_stale"] or self._is_by_another_transport(remote)
+            if is_unfit and not self._is_used_by_others(client):
                 self._give_up()
-            if self._is_well(in_doubt=bool(words["in_doubt"])):
+            if self._is_well(in_doubt=bool(message["in_doubt"])):
                 return None, None
             self._give_up()
-            attempt = self._attempt = Attempt(remote.transport, may_ask=visitor.may_ask)
-            make = partial(self._make, attempt, remote, destination, words)
+            attempt = self._attempt = LoginAttempt(remote.transport, may_ask=client.may_ask)
+            make = partial(self._make, attempt, remote, destination, message)
             return attempt, Thread(make, name="keeper-login", on_error=attempt.end).start
 
     def _is_by_another_transport(self, remote: Remote) -> bool:
-        held = self._held
-        return held is not None and remote.transport not in (ANY_TRANSPORT, held.login.transport)
+        active = self._active
+        return active is not None and remote.transport not in (
+            ANY_TRANSPORT,
+            active.login.transport,
+        )
 
-    def _is_used_by_others(self, visitor: Visitor) -> bool:
-        return any(each.has_tunnels for each in list(self._users) if each is not visitor)
+    def _is_used_by_others(self, client: KeeperClient) -> bool:
+        return any(each.has_tunnels for each in list(self._users) if each is not client)
 
     def _make(
-        self, attempt: Attempt, remote: Remote, destination: Destination, words: dict[str, Any]
+        self,
+        attempt: LoginAttempt,
+        remote: Remote,
+        destination: Destination,
+        message: dict[str, Any],
     ) -> None:
         """Log in, in a thread of its own: whoever waits for it may come and go."""
         _log.info("Logging in for the remote %s.", remote.name)
         try:
-            self._memories.use(is_remembered=bool(words["is_remembered"]))
+            self._credentials.use(is_remembered=bool(message["is_remembered"]))
             login = log_in_to(
                 remote,
                 attempt if attempt.may_ask else None,
                 on_step=attempt.tell_step,
                 on_try=attempt.watch,
-                where=destination,
-                memories=self._memories,
+                destination=destination,
+                credentials=self._credentials,
             )
         except BaseException as error:  # noqa: BLE001 - those who wait raise it
             _log.warning("Not logged in: %s", logs.reason(error))
             attempt.end(error)
             return
-        self.was_inside = True
+        self.has_logged_in = True
         took = sum(login.seconds.values())
         _log.info("Logged in by %s in %.3f s", login.transport, took)
-        self._held = _ActiveLogin(login)
+        self._active = _ActiveLogin(login)
         if self.is_over:  # somebody ended it meanwhile
             self._give_up()
         attempt.end()
@@ -207,35 +222,38 @@ class SharedLogin:
 
         This machine may have slept since, and nothing on it knows how long.
         """
-        held = self._held
-        if held is None or not held.login.is_alive:
+        active = self._active
+        if active is None or not active.login.is_alive:
             return False
-        if not in_doubt and 0 <= time.time() - held.heard_at < TRUSTED_FOR:
+        if not in_doubt and 0 <= time.time() - active.heard_at < TRUSTED_FOR:
             return True
         # What a command says may be in the way of the answer.
-        patience = SILENT_FOR if held.login.is_busy else ANSWERS_WITHIN
-        return _answers(held, patience + 4 * held.login.round_trip)
+        patience = SILENT_FOR if active.login.is_busy else PROBE_WITHIN
+        return _answers(active, patience + 4 * active.login.round_trip)
 
     def look(self) -> None:
         """Ask a silent login whether it is there; it may not be, without anybody knowing.
 
         The answer is waited for aside: other logins are looked at meanwhile.
         """
-        held = self._held
-        if held is None:
+        active = self._active
+        if active is None:
             return
-        received = sum(visitor.received for visitor in list(self._users))
-        if received != held.received:
-            held.received, held.heard_at = received, time.time()
-        elif not 0 <= time.time() - held.heard_at < LOOK_EVERY and not held.is_in_doubt:
-            held.is_in_doubt = True
+        received = sum(client.received for client in list(self._users))
+        if received != active.received:
+            active.received, active.heard_at = received, time.time()
+        elif not 0 <= time.time() - active.heard_at < CHECK_EVERY and not active.is_probing:
+            active.is_probing = True
             looking = Thread(
-                _prove, args=(held,), name="login-look", on_error=lambda _error: held.login.cut()
+                _prove,
+                args=(active,),
+                name="login-look",
+                on_error=lambda _error: active.login.cut(),
             )
             try:
                 looking.start()
             except RuntimeError:  # no thread is left: later, perhaps
-                held.is_in_doubt = False
+                active.is_probing = False
 
     # --- the end ---
 
@@ -248,32 +266,32 @@ class SharedLogin:
         self._give_up()
 
     def _give_up(self) -> None:
-        held, self._held = self._held, None
-        if held:
-            _log.info("A login ends after %.0f s.", time.time() - held.since)
-            self._memories.refresh()
-            held.login.cut()
-            held.login.close()
+        active, self._active = self._active, None
+        if active:
+            _log.info("A login ends after %.0f s.", time.time() - active.since)
+            self._credentials.refresh()
+            active.login.cut()
+            active.login.close()
 
 
-def _prove(held: _ActiveLogin) -> None:
+def _prove(active: _ActiveLogin) -> None:
     """Cut a login that does not answer."""
     try:
-        if not _answers(held, SILENT_FOR):
+        if not _answers(active, SILENT_FOR):
             _log.warning("A login does not answer within %.0f s, and is cut.", SILENT_FOR)
-            held.login.cut()
+            active.login.cut()
     finally:  # whatever happened: it can be asked again
-        held.is_in_doubt = False
+        active.is_probing = False
 
 
-def _answers(held: _ActiveLogin, seconds: float) -> bool:
-    is_there = held.login.answers(seconds)
+def _answers(active: _ActiveLogin, seconds: float) -> bool:
+    is_there = active.login.answers(seconds)
     if is_there:
-        held.heard_at = time.time()
+        active.heard_at = time.time()
     return is_there
 
 
-def facts(login: Login) -> dict[str, Any]:
+def facts(login: SSHLogin) -> dict[str, Any]:
     """Return what is known of a login, in plain values."""
     return {
         "host": login.host,

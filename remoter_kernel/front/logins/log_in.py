@@ -7,107 +7,118 @@ import subprocess
 from typing import TYPE_CHECKING
 
 from remoter_kernel.errors import BadConfiguration, RemoterError
-from remoter_kernel.front.logins.choice import NOTHING_IN_COMMON, OPENSSH, Facts, choose_transport
-from remoter_kernel.front.ssh.aliases import has_usable_ssh, resolve
-from remoter_kernel.front.ssh.complaints import NothingInCommon
-from remoter_kernel.front.ssh.config_words import why_unsupported
+from remoter_kernel.front.logins.transport_choice import (
+    NO_COMMON_ALGORITHM,
+    OPENSSH,
+    TransportFacts,
+    choose_transport,
+)
+from remoter_kernel.front.ssh.credentials import HostCredentials, KeyringStore, named_hops, place_of
 from remoter_kernel.front.ssh.keys import files_for, has_only_security_keys
-from remoter_kernel.front.ssh.memory import Keyring, Memory, named_hops, place_of
+from remoter_kernel.front.ssh.known_hosts import is_known_by_authority
+from remoter_kernel.front.ssh.login_errors import NoCommonAlgorithm
+from remoter_kernel.front.ssh.openssh_login import living_master, log_in_by_system
+from remoter_kernel.front.ssh.ssh_config import has_usable_ssh, resolve
+from remoter_kernel.front.ssh.ssh_keywords import why_unsupported
 from remoter_kernel.front.ssh.ssh_login import log_in
-from remoter_kernel.front.ssh.system import living_master, log_in_by_system
-from remoter_kernel.front.ssh.trust import is_known_by_authority
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
     from remoter_kernel.front.configuration.remotes import Remote
-    from remoter_kernel.front.questions import Questions
-    from remoter_kernel.front.ssh.aliases import Destination
-    from remoter_kernel.front.ssh.memory import Memories
-    from remoter_kernel.front.ssh.ssh_login import Login
+    from remoter_kernel.front.prompts import Prompter
+    from remoter_kernel.front.ssh.credentials import RemoteCredentials
+    from remoter_kernel.front.ssh.ssh_config import Destination
+    from remoter_kernel.front.ssh.ssh_login import SSHLogin
 
 TICKET_WITHIN = 3.0  # seconds for `klist`
 
 
 def log_in_to(
     remote: Remote,
-    questions: Questions | None = None,
+    prompter: Prompter | None = None,
     on_step: Callable[[str], None] = lambda _step: None,
-    on_try: Callable[[Login], None] = lambda _login: None,
+    on_try: Callable[[SSHLogin], None] = lambda _login: None,
     *,
-    where: Destination | None = None,
-    memories: Memories | None = None,
-) -> Login:
+    destination: Destination | None = None,
+    credentials: RemoteCredentials | None = None,
+) -> SSHLogin:
     """Log in to a remote; `on_step` hears of each step as it begins, `on_try` of each login.
 
-    `where`: what its host stands for now, if that is known already.
+    `destination`: what its host stands for now, if that is known already.
     """
-    where = where or resolve(remote.host, remote.ssh_config)
-    facts = facts_about(where) if remote.transport == "auto" else Facts()
+    destination = destination or resolve(remote.host, remote.ssh_config)
+    facts = facts_about(destination) if remote.transport == "auto" else TransportFacts()
     transport, why = choose_transport(remote.transport, facts)
     if transport != OPENSSH:
-        _refuse_unsafe(where)
+        _refuse_unsafe(destination)
         try:
             return log_in(
-                where, questions=questions, on_step=on_step, on_try=on_try, memories=memories
+                destination,
+                prompter=prompter,
+                on_step=on_step,
+                on_try=on_try,
+                credentials=credentials,
             )
-        except NothingInCommon:
+        except NoCommonAlgorithm:
             if not facts.has_ssh:
                 raise
-            why = NOTHING_IN_COMMON
+            why = NO_COMMON_ALGORITHM
         except RemoterError as error:
-            _hint_at_unread(where, error)
+            _hint_at_unread(destination, error)
             raise
-    return log_in_by_system(where, questions=questions, on_step=on_step, on_try=on_try, why=why)
+    return log_in_by_system(destination, prompter=prompter, on_step=on_step, on_try=on_try, why=why)
 
 
 def forget_secrets(remote: Remote) -> None:
     """Let this system's keyring forget what it keeps for a remote's logins."""
-    where, keyring = resolve(remote.host, remote.ssh_config), Keyring()
-    for hop, name in named_hops(where):
+    destination, keyring = resolve(remote.host, remote.ssh_config), KeyringStore()
+    for hop, name in named_hops(destination):
         for each in {name, place_of(hop)}:  # the latter is how earlier versions called it
-            Memory(each, keyring).forget(map(str, files_for(hop)))
+            HostCredentials(each, keyring).forget(map(str, files_for(hop)))
 
 
-def facts_about(where: Destination) -> Facts:
+def facts_about(destination: Destination) -> TransportFacts:
     """Find out what decides about the transport; without an OpenSSH client nothing does."""
-    if not has_usable_ssh(where.environment):
-        return Facts()
-    hops = (*where.jumps, where)
-    return Facts(
+    if not has_usable_ssh(destination.environment):
+        return TransportFacts()
+    hops = (*destination.jumps, destination)
+    return TransportFacts(
         has_ssh=True,
-        has_master=living_master(where) is not None,
-        beyond_paramiko=next(_unsupported_reasons(where), ""),
-        has_ticket=any(hop.for_ssh.uses_kerberos for hop in hops)
-        and _has_ticket(where.environment),
+        has_master=living_master(destination) is not None,
+        beyond_paramiko=next(_unsupported_reasons(destination), ""),
+        has_ticket=any(hop.openssh.uses_kerberos for hop in hops)
+        and _has_ticket(destination.environment),
         has_only_security_keys=any(map(has_only_security_keys, hops)),
         is_known_by_authority=any(map(is_known_by_authority, hops)),
         needs_proxy_on_windows=os.name != "posix" and any(hop.proxy_command for hop in hops),
     )
 
 
-def _unsupported_reasons(where: Destination) -> Iterator[str]:
-    for hop in (where, *where.jumps):
-        label = "it" if hop is where else f"its jump host {hop.label}"
-        yield from (why_unsupported(word, label) for word in hop.rules.beyond_paramiko)
+def _unsupported_reasons(destination: Destination) -> Iterator[str]:
+    for hop in (destination, *destination.jumps):
+        label = "it" if hop is destination else f"its jump host {hop.label}"
+        yield from (why_unsupported(word, label) for word in hop.rules.unsupported)
 
 
-def _refuse_unsafe(where: Destination) -> None:
+def _refuse_unsafe(destination: Destination) -> None:
     """Log in to no host that the person has guarded by a word which would not be heeded."""
-    for hop in (where, *where.jumps):
-        for word in hop.rules.unsafe:
+    for hop in (destination, *destination.jumps):
+        for word in hop.rules.unsafe_to_ignore:
             raise BadConfiguration(
                 f"{why_unsupported(word, hop.label)}.",
                 'Set transport = "auto" for this remote: then ssh logs in.'
-                if has_usable_ssh(where.environment)
+                if has_usable_ssh(destination.environment)
                 else "Install an OpenSSH client here: it heeds that word.",
             )
 
 
-def _hint_at_unread(where: Destination, error: RemoterError) -> None:
+def _hint_at_unread(destination: Destination, error: RemoterError) -> None:
     """Say that what is missing may be in a part of the ssh config that nobody has read."""
-    words = dict.fromkeys(word for hop in (where, *where.jumps) for word in hop.rules.unread)
-    if words and not has_usable_ssh(where.environment):
+    words = dict.fromkeys(
+        word for hop in (destination, *destination.jumps) for word in hop.rules.skipped
+    )
+    if words and not has_usable_ssh(destination.environment):
         error.advice += (
             f" Your ssh config has {', '.join(words)}, which only an OpenSSH client can follow: "
             "there is none here."

@@ -17,7 +17,7 @@ from remoter_kernel.front.bootstrap.answer import (
 )
 from remoter_kernel.front.bootstrap.evaluator import ask_there
 from remoter_kernel.front.configuration.remotes import Remote, find_remote, read_remotes
-from remoter_kernel.front.keeper.kept import kept_login
+from remoter_kernel.front.keeper.keeper_login import kept_login
 from remoter_kernel.front.session.dialer import HERE
 from remoter_kernel.front.session.known_sessions import store_sessions
 from remoter_kernel.plain_text import plain_text
@@ -27,9 +27,9 @@ from remoter_kernel.wire.journal_entries import JournalEntry, split_said
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
-    from remoter_kernel.front.logins.access import Access
-    from remoter_kernel.front.logins.host import EmbeddedHost
-    from remoter_kernel.front.questions import Questions
+    from remoter_kernel.front.logins.embedded_host import EmbeddedHost
+    from remoter_kernel.front.logins.login import Login
+    from remoter_kernel.front.prompts import Prompter
 
 FOLLOW = 20.0  # seconds that the far side waits for something new to tell
 MOST_ANSWERED = 32 * 1024 * 1024  # bytes of one answer: our own program gives no more
@@ -39,12 +39,12 @@ MOST_KEPT = 2 * 1024**3  # bytes, of what is kept in memory until all of it is r
 class Visit:
     """A login on one remote, in order to ask."""
 
-    def __init__(self, remote: Remote, questions: Questions | None = None) -> None:
+    def __init__(self, remote: Remote, questions: Prompter | None = None) -> None:
         """Remember; `open` logs in."""
         self.remote = remote
         self.left_out = 0  # what was told as a session, and is none
         self._questions = questions
-        self._login: Access | None = None
+        self._login: Login | None = None
         self._host: EmbeddedHost | None = None
         self._is_over = False  # does nobody wait for an answer any more?
 
@@ -61,7 +61,7 @@ class Visit:
         try:
             if self.remote is HERE:
                 # Rarely needed, and slow: with a remote it is the keeper that knows SSH.
-                from remoter_kernel.front.logins.host import EmbeddedHost  # noqa: PLC0415
+                from remoter_kernel.front.logins.embedded_host import EmbeddedHost  # noqa: PLC0415
                 from remoter_kernel.front.ssh.ssh_login import log_in  # noqa: PLC0415
 
                 self._host = EmbeddedHost()
@@ -73,7 +73,7 @@ class Visit:
             self.close()
             raise error.at(self.remote.name) from error.__cause__
 
-    def _know(self, login: Access) -> None:
+    def _know(self, login: Login) -> None:
         """Know a login that has only begun: it may have to be called off."""
         self._login = login
         if self._is_over:  # since it was looked at
@@ -96,7 +96,7 @@ class Visit:
             self._host.close()
 
     @property
-    def login(self) -> Access | None:
+    def login(self) -> Login | None:
         """The login, while there is one."""
         return self._login
 
@@ -140,7 +140,7 @@ class Listing(NamedTuple):
 
 
 @contextlib.contextmanager
-def visiting(names: Iterable[str] | None, questions: Questions | None) -> Iterator[list[Listing]]:
+def visiting(names: Iterable[str] | None, questions: Prompter | None) -> Iterator[list[Listing]]:
     """Ask remotes (None: all there are) for their sessions, all at once; stay logged in."""
     visits = [Visit(remote, questions) for remote in _remotes(names)]
     with contextlib.ExitStack() as stack:
@@ -256,7 +256,7 @@ def named_there(
 
 
 @contextlib.contextmanager
-def finding(word: str, questions: Questions | None) -> Iterator[Found]:
+def finding(word: str, questions: Prompter | None) -> Iterator[Found]:
     """Find one session over all remotes, or over the one of `NAME/ID`."""
     name, _ = parts_of_name(word)
     with visiting([name] if name else None, questions) as listings:

@@ -36,13 +36,13 @@ from remoter_kernel.front.reading.mask import Mask, vocabulary
 from remoter_kernel.front.session import orders
 from remoter_kernel.front.session.dialer import HERE
 from remoter_kernel.front.session.known_sessions import load_sessions
-from remoter_kernel.front.ssh.aliases import resolve
+from remoter_kernel.front.ssh.ssh_config import resolve
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from remoter_kernel.front.questions import Questions
-    from remoter_kernel.front.ssh.aliases import Destination
+    from remoter_kernel.front.prompts import Prompter
+    from remoter_kernel.front.ssh.ssh_config import Destination
 
 PACKAGES_THERE = ("pyzmq", "jupyter_client", "ipykernel", "tornado", "traitlets")
 PACKAGES = (
@@ -96,7 +96,7 @@ class Report:
         return "\n".join(shown).strip() + "\n"
 
 
-def make_report(name: str | None, questions: Questions | None) -> str:
+def make_report(name: str | None, questions: Prompter | None) -> str:
     """Make a report about a remote; without a name: the default one, or the only one.
 
     What cannot be found out is said in it. Raises `Usage` if there is no such remote.
@@ -254,7 +254,7 @@ SHOWN: dict[str, Callable[[Any], str]] = {
 # What is there -----------------------------------------------------------------------------
 
 
-def tell_there(report: Report, remote: Remote, questions: Questions | None) -> None:
+def tell_there(report: Report, remote: Remote, questions: Prompter | None) -> None:
     """Log in, and tell of the login and what is there; or why that was not possible."""
     visit = Visit(remote, questions)
     try:

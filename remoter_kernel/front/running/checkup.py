@@ -12,11 +12,11 @@ from remoter_kernel import __version__
 from remoter_kernel.errors import RemoterError
 from remoter_kernel.front.bootstrap.survey import look_around
 from remoter_kernel.front.configuration.remotes import find_remote, remember_kernel_info
-from remoter_kernel.front.keeper.kept import KeptLogin, kept_login
+from remoter_kernel.front.keeper.keeper_login import KeeperLogin, kept_login
 from remoter_kernel.front.reading.status import can_be_heard
 from remoter_kernel.front.running.runner import Runner
 from remoter_kernel.front.session.dialer import SessionDialer
-from remoter_kernel.front.ssh.aliases import resolve
+from remoter_kernel.front.ssh.ssh_config import resolve
 from remoter_kernel.plain_text import plain_text
 
 if TYPE_CHECKING:
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
     from remoter_kernel.front.bootstrap.survey import HostProbe
     from remoter_kernel.front.configuration.remotes import Remote
-    from remoter_kernel.front.questions import Questions
-    from remoter_kernel.front.ssh.aliases import Destination
+    from remoter_kernel.front.prompts import Prompter
+    from remoter_kernel.front.ssh.ssh_config import Destination
 
 STEPS = (
     "name",
@@ -54,7 +54,7 @@ class Step:
     error: RemoterError | None = None
 
 
-def check_up(name: str, questions: Questions | None) -> Iterator[Step]:
+def check_up(name: str, questions: Prompter | None) -> Iterator[Step]:
     """Go all the way to a kernel on the remote `name`; the last step may hold an error."""
     way = _Way(name, questions)
     with contextlib.closing(way):
@@ -68,12 +68,12 @@ def check_up(name: str, questions: Questions | None) -> Iterator[Step]:
 class _Way:
     """The way to one remote; `at` is the step that is being tried."""
 
-    def __init__(self, name: str, questions: Questions | None) -> None:
+    def __init__(self, name: str, questions: Prompter | None) -> None:
         self.at = "name"
         self._name = name
         self._questions = questions
         self._began = time.perf_counter()
-        self._login: KeptLogin | None = None
+        self._login: KeeperLogin | None = None
         self._runner: Runner | None = None
 
     def steps(self) -> Iterator[Step]:
@@ -149,7 +149,7 @@ def _empty_cell(runner: Runner) -> float:
     return time.perf_counter() - began
 
 
-def _entered(login: KeptLogin) -> str:
+def _entered(login: KeeperLogin) -> str:
     reason = f" ({login.why_transport})" if login.why_transport else ""
     since = (
         "" if login.is_new else f"; kept since {time.strftime('%X', time.localtime(login.since))}"

@@ -34,20 +34,20 @@ from remoter_kernel.front.bootstrap.evaluator import (
 from remoter_kernel.front.bootstrap.slow_hosts import telling_of_a_wait
 from remoter_kernel.front.configuration.remote_cwd import folder_there
 from remoter_kernel.front.configuration.remotes import Remote
-from remoter_kernel.front.keeper.kept import KeptLogin, kept_login
+from remoter_kernel.front.keeper.keeper_login import KeeperLogin, kept_login
 from remoter_kernel.front.session import known_sessions, orders
 from remoter_kernel.front.session.claims import Claim, with_files
 from remoter_kernel.front.session.greeting import AnotherWay
 from remoter_kernel.front.session.link import SessionEndpoint
-from remoter_kernel.front.ssh.outcome import CommandEnded
+from remoter_kernel.front.ssh.login_results import CommandEnded
 from remoter_kernel.wire.threads import Thread
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from remoter_kernel.front.logins.access import Access, Way
-    from remoter_kernel.front.logins.host import EmbeddedHost
-    from remoter_kernel.front.questions import Questions
+    from remoter_kernel.front.logins.embedded_host import EmbeddedHost
+    from remoter_kernel.front.logins.login import Login, TunnelEndpoint
+    from remoter_kernel.front.prompts import Prompter
 
 OLD = 10.0  # seconds; a login that nobody has used for so long may have died unnoticed
 TAKE_BACK_WITHIN = 5.0  # seconds that ending an unreached session may hold somebody up
@@ -58,7 +58,7 @@ class SessionDialer:
     """Dials one session of one remote; without a remote, one on this machine."""
 
     def __init__(
-        self, find: Callable[[], Remote | None], questions: Questions | None = None
+        self, find: Callable[[], Remote | None], questions: Prompter | None = None
     ) -> None:
         """Remember; `find` is asked at each dial, so that a mended configuration counts."""
         self.remote = HERE
@@ -77,7 +77,7 @@ class SessionDialer:
         self._has_met = False  # has the session of this address ever answered?
         self._may_have_started = False  # is there perhaps a session that only we know of?
         self._notices: list[str] = []  # what nobody has been told yet
-        self.login: Access | None = None
+        self.login: Login | None = None
         self.wish = Wish(client_key="")
         self.claim = Claim()
         self.is_claimed = threading.Event()  # until then there is a login, and no session
@@ -119,7 +119,7 @@ class SessionDialer:
     @property
     def has_asked(self) -> bool:
         """Was a person asked in this dial? It may take as long as they do."""
-        return isinstance(self.login, KeptLogin) and self.login.has_asked
+        return isinstance(self.login, KeeperLogin) and self.login.has_prompted
 
     def cut(self) -> None:
         """Drop the SSH connection without a word, as a bad network does; a dial on it fails."""
@@ -192,7 +192,7 @@ class SessionDialer:
         server_key = self.address.server_key.encode()
         return SessionEndpoint(tunnel.address, server_key, self._public, self._secret, login.close)
 
-    def _reach(self, login: Access) -> tuple[Way, Address]:
+    def _reach(self, login: Login) -> tuple[TunnelEndpoint, Address]:
         """Start or find the session, unless it is known where it is, and open a tunnel to it."""
         if self.address is None or self._is_doubted:
             self.address = self._start(login)
@@ -203,7 +203,7 @@ class SessionDialer:
             self.address = self._start(login)
             return self._open(login, self.address), self.address
 
-    def _wait_for_claim(self, login: Access) -> Access:
+    def _wait_for_claim(self, login: Login) -> Login:
         """Wait until it is known which notebook this is for; return a login that is young."""
         began = time.monotonic()
         self.is_claimed.wait()
@@ -212,7 +212,7 @@ class SessionDialer:
             login = self.login = self._log_in()
         return login
 
-    def _open(self, login: Access, address: Address) -> Way:
+    def _open(self, login: Login, address: Address) -> TunnelEndpoint:
         """Open a tunnel to the session; where forwarding is forbidden, through a command there."""
         if not self.is_piped:
             try:
@@ -227,7 +227,7 @@ class SessionDialer:
                 "Run it again; if that does not help, ask who runs that host what ends commands.",
             ) from ended
 
-    def _log_in(self) -> Access:
+    def _log_in(self) -> Login:
         if self.remote is not HERE:
             questions = self.questions if self.may_ask() else None
             in_doubt = self.login is not None
@@ -237,14 +237,14 @@ class SessionDialer:
             )
         return self._log_in_here(self._note)
 
-    def another_login_here(self) -> Access:
+    def another_login_here(self) -> Login:
         """Log in to the host on this machine once more; whoever asks for it closes it."""
         with self._lock:
             return self._log_in_here(lambda _login: None)
 
-    def _log_in_here(self, on_try: Callable[[Access], None]) -> Access:
+    def _log_in_here(self, on_try: Callable[[Login], None]) -> Login:
         # Rarely needed, and slow: with a remote it is the keeper that knows SSH.
-        from remoter_kernel.front.logins.host import EmbeddedHost  # noqa: PLC0415
+        from remoter_kernel.front.logins.embedded_host import EmbeddedHost  # noqa: PLC0415
         from remoter_kernel.front.ssh.ssh_login import log_in  # noqa: PLC0415
 
         if self._host is None:
@@ -252,11 +252,11 @@ class SessionDialer:
             self._host.start()
         return log_in(self._host.destination(), on_try=on_try)
 
-    def _note(self, login: Access) -> None:
+    def _note(self, login: Login) -> None:
         """Know a login that has only begun: it may have to be cut."""
         self.login = login
 
-    def _start(self, login: Access) -> Address:
+    def _start(self, login: Login) -> Address:
         session = self.address.session if self.address else self.wish.session
         try:
             return self._start_or_find(login, session)
@@ -265,7 +265,7 @@ class SessionDialer:
                 raise
             return self._start_or_find(login, "")  # nobody came for so long that it has ended
 
-    def _start_or_find(self, login: Access, session: str) -> Address:
+    def _start_or_find(self, login: Login, session: str) -> Address:
         remote = self.remote
         pending = orders.pending(remote.name)
         with (Claim() if session else self.claim).made() as claimed:

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from remoter_kernel.front.ssh.complaints import NothingInCommon
-from remoter_kernel.front.ssh.config_words import NAMES, narrowed
-from remoter_kernel.front.ssh.keys import CERTIFIED
+from remoter_kernel.front.ssh.keys import CERTIFICATE_SUFFIX
+from remoter_kernel.front.ssh.login_errors import NoCommonAlgorithm
+from remoter_kernel.front.ssh.ssh_keywords import KEYWORDS, narrowed
 
 if TYPE_CHECKING:
-    from remoter_kernel.front.ssh.aliases import Destination
+    from remoter_kernel.front.ssh.ssh_config import Destination
     from remoter_kernel.front.ssh.transport import Transport
 
-SIGNATURES = "pubkeyacceptedalgorithms"
-KEPT_IN = {  # by paramiko
+RSA_SIGNATURE_NAMES = "pubkeyacceptedalgorithms"
+PARAMIKO_ATTRIBUTES = {  # by paramiko
     "ciphers": "_preferred_ciphers",
     "hostkeyalgorithms": "_preferred_keys",
     "kexalgorithms": "_preferred_kex",
     "macs": "_preferred_macs",
-    SIGNATURES: "_preferred_pubkeys",
+    RSA_SIGNATURE_NAMES: "_preferred_pubkeys",
 }
 
 
@@ -26,13 +26,13 @@ def offer_only_what_is_allowed(transport: Transport, destination: Destination) -
     """Narrow what a transport will offer; to be called before it meets the server."""
     for word, wanted in destination.rules.algorithms:
         # Paramiko's list of ways to sign has no certificates: they sign as their key does.
-        names = wanted.replace(CERTIFIED, "") if word == SIGNATURES else wanted
-        offered = narrowed(getattr(transport, KEPT_IN[word]), names)
+        names = wanted.replace(CERTIFICATE_SUFFIX, "") if word == RSA_SIGNATURE_NAMES else wanted
+        offered = narrowed(getattr(transport, PARAMIKO_ATTRIBUTES[word]), names)
         # Keys that may not be shown are left out one by one (see `keys`), with a note on each.
-        if not offered and word != SIGNATURES:
-            raise NothingInCommon(
-                f"your ssh config says {NAMES[word]} for {destination.label}, "
+        if not offered and word != RSA_SIGNATURE_NAMES:
+            raise NoCommonAlgorithm(
+                f"your ssh config says {KEYWORDS[word]} for {destination.label}, "
                 "and paramiko has none of them.",
                 'Set transport = "openssh" for this remote.',
             )
-        setattr(transport, KEPT_IN[word], offered)
+        setattr(transport, PARAMIKO_ATTRIBUTES[word], offered)

@@ -11,16 +11,19 @@ import sys
 from multiprocessing import AuthenticationError
 from multiprocessing.connection import Client
 
-PLACE, KEY = "REMOTER_ASKPASS_PLACE", "REMOTER_ASKPASS_KEY"  # names in the environment
-HINT = "SSH_ASKPASS_PROMPT"  # "confirm", "none", or not there: ssh tells what it wants
+ADDRESS_VARIABLE, KEY_VARIABLE = (
+    "REMOTER_ASKPASS_PLACE",
+    "REMOTER_ASKPASS_KEY",
+)  # names in the environment
+HINT_VARIABLE = "SSH_ASKPASS_PROMPT"  # "confirm", "none", or not there: ssh tells what it wants
 
 
 def main() -> int:
     """Ask; the exit status is 1 where there is no answer."""
     try:
-        key = bytes.fromhex(os.environ[KEY])
-        with Client(os.environ[PLACE], authkey=key) as asking:
-            asking.send_bytes(os.environ.get(HINT, "").encode())
+        key = bytes.fromhex(os.environ[KEY_VARIABLE])
+        with Client(os.environ[ADDRESS_VARIABLE], authkey=key) as asking:
+            asking.send_bytes(os.environ.get(HINT_VARIABLE, "").encode())
             asking.send_bytes(" ".join(sys.argv[1:]).encode(errors="replace"))
             answer = asking.recv_bytes()
     except (EOFError, OSError, KeyError, ValueError, AuthenticationError):

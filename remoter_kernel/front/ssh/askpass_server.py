@@ -21,29 +21,29 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from remoter_kernel.errors import RemoterError
-from remoter_kernel.front.questions import OURS, Prompt, Trust, on_one_line
+from remoter_kernel.front.prompts import OWN_TAG, Prompt, Trust, on_one_line
 from remoter_kernel.front.ssh import askpass
-from remoter_kernel.front.ssh.outcome import UnknownHostKey
+from remoter_kernel.front.ssh.login_results import UnknownHostKey
 from remoter_kernel.wire.threads import Thread
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from multiprocessing.connection import Connection
 
-    from remoter_kernel.front.questions import Questions
-    from remoter_kernel.front.ssh.entry import LoginProcess
+    from remoter_kernel.front.prompts import Prompter
+    from remoter_kernel.front.ssh.login_process import LoginProcess
 
 ENDS_WITHIN = 2.0  # seconds
 PAUSE = 0.2  # seconds until the next question is taken, where no descriptor is left
 LONGEST = 256 * 1024  # bytes of one question
-TOLD_WITHIN = 1.0  # seconds: what ssh says and what it asks come by two ways
+STDERR_WITHIN = 1.0  # seconds: what ssh says and what it asks come by two ways
 HOST_KEY = re.compile(
     r"The authenticity of host '(?P<host>[^']+)'.*?(?P<kind>\S+) key fingerprint is "
     r"(?P<fingerprint>SHA256:[A-Za-z0-9+/]+)",
     re.DOTALL,
 )
-SSH_ITSELF = re.compile(r"Enter (?:passphrase|PIN) for ")
-ASKER = re.compile(r"\((?P<marked>[^\s()]+@[^\s()]+)\) |(?P<named>\S+@\S+)'s password:")
+OPENSSH_PROMPT = re.compile(r"Enter (?:passphrase|PIN) for ")
+PROMPT_LABEL = re.compile(r"\((?P<marked>[^\s()]+@[^\s()]+)\) |(?P<named>\S+@\S+)'s password:")
 
 
 class AskpassServer:
@@ -52,37 +52,37 @@ class AskpassServer:
     def __init__(
         self,
         host: str,
-        questions: Questions,
+        prompter: Prompter,
         folder: Path,
         *,
         hops: Mapping[str, str] = {},
-        leads_through: bool = False,
+        passes_hops: bool = False,
     ) -> None:
         """Remember; `host` is how the host of this login is called.
 
-        `hops`: how each host that may ask is called, by `user@host`. `leads_through`: ssh passes
+        `hops`: how each host that may ask is called, by `user@host`. `passes_hops`: ssh passes
         other hosts by itself, and these may ask as well.
         """
         self.problem: RemoterError | None = None
         """Why the login is to end: a question was not answered, a key not accepted."""
         self.is_asking = False
-        self.remembers = False
+        self.remembers_host_key = False
         """The person wants the host key that was accepted to be remembered."""
-        self.entry: LoginProcess | None = None
+        self.process: LoginProcess | None = None
         """The ssh that asks: it tells of itself how far it is."""
         self.on_problem: Callable[[], None] = lambda: None
-        self.unseen: Callable[[], str] = lambda: ""
+        self.unseen_banner: Callable[[], str] = lambda: ""
         """Gives what the server has said to everybody, and nobody has seen yet."""
         self._host = host
-        self._questions = questions
+        self._prompter = prompter
         self._folder = folder
         self._hops = hops
-        self._leads_through = leads_through
+        self._passes_hops = passes_hops
         self._key = secrets.token_bytes(32)
-        self._asked: list[str] = []
-        self._notes: list[Connection] = []
-        self._turn = threading.Lock()  # a person answers one at a time
-        self._over = threading.Event()
+        self._prompts_seen: list[str] = []
+        self._open_notices: list[Connection] = []
+        self._prompt_lock = threading.Lock()  # a person answers one at a time
+        self._closed = threading.Event()
         self._listener: Listener | None = None
         self._thread = Thread(
             self._serve, name="ssh-questions", on_error=lambda _error: self._serve()
@@ -102,16 +102,16 @@ class AskpassServer:
             "SSH_ASKPASS": str(_write_askpass_program(self._folder)),
             "SSH_ASKPASS_REQUIRE": "force",
             "DISPLAY": os.environ.get("DISPLAY") or "none:0",  # without one an old ssh never asks
-            askpass.PLACE: str(self._listener.address),
-            askpass.KEY: self._key.hex(),
+            askpass.ADDRESS_VARIABLE: str(self._listener.address),
+            askpass.KEY_VARIABLE: self._key.hex(),
         }
 
     def close(self) -> None:
         """Answer nothing any more."""
-        if self._listener is None or self._over.is_set():
+        if self._listener is None or self._closed.is_set():
             return
-        self._over.set()
-        for note in self._notes:
+        self._closed.set()
+        for note in self._open_notices:
             note.close()
         # A thread that waits for a connection is woken by one; a thread that does not, since it
         # asks still or has just ended, would never prove to know the key: nobody waits for that.
@@ -125,31 +125,31 @@ class AskpassServer:
         """Show the person something to act on, between two questions."""
 
         def ask() -> None:
-            self._questions.ask("", [], text)
+            self._prompter.ask("", [], text)
 
         self._try(ask)
 
     def _serve(self) -> None:
         assert self._listener is not None  # noqa: S101 (started)
-        while not self._over.is_set():
+        while not self._closed.is_set():
             try:
                 connection = self._listener.accept()
             except (EOFError, AuthenticationError):  # not ours, or gone again
                 continue
             except OSError:  # the same, or no descriptor is left: that passes
-                self._over.wait(PAUSE)
+                self._closed.wait(PAUSE)
                 continue
             with contextlib.suppress(OSError, EOFError):
                 self._hear(connection)
 
     def _hear(self, connection: Connection) -> None:
-        if self._over.is_set():
+        if self._closed.is_set():
             connection.close()
             return
         hint = connection.recv_bytes(LONGEST).decode(errors="replace")
         text = on_one_line(connection.recv_bytes(LONGEST).decode(errors="replace"))
         if hint == "none":  # something to do, a touch for instance: it stands until it is done
-            self._notes.append(connection)
+            self._open_notices.append(connection)
             self._try(lambda: self._note(text))
             return
         with connection:
@@ -160,7 +160,7 @@ class AskpassServer:
                 connection.send_bytes(answer.encode())
 
     def _try(self, ask: Callable[[], str | None]) -> str | None:
-        with self._turn:
+        with self._prompt_lock:
             if self.problem is None:
                 try:
                     return ask()
@@ -174,58 +174,58 @@ class AskpassServer:
         return None
 
     def _note(self, text: str) -> None:
-        self._questions.ask("", [], f"{OURS}{text}")
+        self._prompter.ask("", [], f"{OWN_TAG}{text}")
 
     def _answer(self, hint: str, text: str) -> str | None:
         """Ask the person; None declines."""
         if hint == "confirm":
-            asked = Prompt(f"{OURS}{text} (yes/no)", is_shown=True)
-            said = self._questions.ask("", [asked])[0]
+            asked = Prompt(f"{OWN_TAG}{text} (yes/no)", is_shown=True)
+            said = self._prompter.ask("", [asked])[0]
             return "yes" if said.strip().lower() in ("y", "yes") else None
         if (match := HOST_KEY.match(text)) and self._is_of_ssh_about_key(match["fingerprint"]):
             return self._confirm(match)
-        again = "That was not accepted." if text in self._asked else ""
-        self._asked.append(text)
-        if SSH_ITSELF.match(text) and self._is_of_ssh():
-            host, prompt = "", Prompt(f"{OURS}{text.rstrip(': ')} (it is not sent):")
+        again = "That was not accepted." if text in self._prompts_seen else ""
+        self._prompts_seen.append(text)
+        if OPENSSH_PROMPT.match(text) and self._is_of_ssh():
+            host, prompt = "", Prompt(f"{OWN_TAG}{text.rstrip(': ')} (it is not sent):")
         else:
             host, prompt = self._who_asks(text)
-        words = "\n".join(filter(None, (self.unseen() if host else "", again)))
-        return self._questions.ask(host, [prompt], words)[0]
+        words = "\n".join(filter(None, (self.unseen_banner() if host else "", again)))
+        return self._prompter.ask(host, [prompt], words)[0]
 
     # --- who it is that asks ---
 
     def _is_of_ssh(self) -> bool:
         """Say whether a text that begins as ssh's own do can be no server's."""
-        entry = self.entry
+        entry = self.process
         if entry is None:
             return False
-        if not self._leads_through and entry.step != "login":
+        if not self._passes_hops and entry.step != "login":
             return True  # nobody could ask yet
-        return entry.learns(lambda: entry.version is not None, TOLD_WITHIN) and (
-            entry.marks_questions
+        return entry.learns(lambda: entry.version is not None, STDERR_WITHIN) and (
+            entry.labels_prompts
         )
 
     def _is_of_ssh_about_key(self, fingerprint: str) -> bool:
         """Say the same of a question about a host key, by the key that ssh has told of."""
-        entry = self.entry
+        entry = self.process
         if entry is None:
             return False
-        if entry.learns(lambda: self._told_key()[1] == fingerprint, TOLD_WITHIN):
+        if entry.learns(lambda: self._told_key()[1] == fingerprint, STDERR_WITHIN):
             return entry.step == "host key"
         # It is that of a host on the way: ssh asks for those itself, and tells nothing of them.
-        return self._leads_through and entry.step == "connect" and entry.marks_questions
+        return self._passes_hops and entry.step == "connect" and entry.labels_prompts
 
     def _told_key(self) -> tuple[str, str]:
-        kind, _, fingerprint = (self.entry.host_key if self.entry else "").partition(" ")
+        kind, _, fingerprint = (self.process.host_key if self.process else "").partition(" ")
         return kind, fingerprint
 
     def _who_asks(self, text: str) -> tuple[str, Prompt]:
         """Name the host that gets the answer, and give its question."""
-        match = ASKER.match(text) if self.entry and self.entry.marks_questions else None
+        match = PROMPT_LABEL.match(text) if self.process and self.process.labels_prompts else None
         who = (match["marked"] or match["named"]) if match else ""
         # Before a host has shown its key it asks nothing.
-        is_before = self._leads_through and (not self.entry or self.entry.step == "connect")
+        is_before = self._passes_hops and (not self.process or self.process.step == "connect")
         host = self._hops.get(who) or (
             f"{who or 'a host on the way'} (jump host of {self._host})" if is_before else self._host
         )
@@ -237,7 +237,7 @@ class AskpassServer:
         known_kind, known = self._told_key()
         is_last = known == fingerprint  # else it is a jump host's
         host, kind = (self._host, known_kind) if is_last else (match["host"], kind)
-        said = self._questions.confirm_host_key(host, kind, fingerprint)
+        said = self._prompter.confirm_host_key(host, kind, fingerprint)
         if said is Trust.ONCE and not is_last:
             raise UnknownHostKey(
                 f"the key of {host}, a jump host, can be accepted by ssh only for good.",
@@ -249,7 +249,7 @@ class AskpassServer:
                 "Compare it with what the host's administrator says, then try again.",
             )
         if is_last:
-            self.remembers = said is Trust.YES
+            self.remembers_host_key = said is Trust.YES
         return "yes"
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from remoter_kernel.front.questions import says
+from remoter_kernel.front.prompts import says
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,12 +23,12 @@ ADDRESS = re.compile(r"https?://\S|\b(?:[a-z0-9-]+\.)+[a-z]{2,}/\S", re.IGNORECA
 class Banner:
     """The words of one server, as far as a person has seen them."""
 
-    def __init__(self, asker: str, show: Callable[[str], object] | None) -> None:
-        """Remember; `asker` is how the server is called, `show` reaches a person, if any."""
-        self._asker = asker
+    def __init__(self, label: str, show: Callable[[str], object] | None) -> None:
+        """Remember; `label` is how the server is called, `show` reaches a person, if any."""
+        self._label = label
         self._show = show
         self._seen = ""
-        self._shown = 0  # lines
+        self._lines_shown = 0  # lines
 
     def unseen(self, text: str) -> str:
         """Return what nobody has seen yet of all that the server has said, marked as its words.
@@ -37,14 +37,14 @@ class Banner:
         """
         new = text.removeprefix(self._seen)
         self._seen = text
-        return says(self._asker, new)
+        return says(self._label, new)
 
     def show(self, text: str) -> None:
         """Show a person what they have not seen yet."""
-        if self._show is None or self._shown >= MOST_SHOWN:
+        if self._show is None or self._lines_shown >= MOST_SHOWN:
             return
         if words := self.unseen(text):
-            self._shown += words.count("\n") + 1
+            self._lines_shown += words.count("\n") + 1
             self._show(words)
 
     def patience(self, text: str, usual: float) -> float:

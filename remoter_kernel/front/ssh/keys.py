@@ -16,19 +16,19 @@ from typing import TYPE_CHECKING, Any
 import paramiko
 from paramiko.agent import AgentSSH
 
-from remoter_kernel.front.ssh.config_words import narrowed
-from remoter_kernel.front.ssh.trust import rsa_bits
+from remoter_kernel.front.ssh.known_hosts import rsa_bits
+from remoter_kernel.front.ssh.ssh_keywords import narrowed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from remoter_kernel.front.ssh.aliases import Destination
+    from remoter_kernel.front.ssh.ssh_config import Destination
 
-DEFAULT_KEYS = ("id_ed25519", "id_ecdsa", "id_rsa")
+DEFAULT_KEY_NAMES = ("id_ed25519", "id_ecdsa", "id_rsa")
 # How keys of a kind sign, where it is not by the name of the kind; as certificates, too.
 RSA_SIGNATURES = ("rsa-sha2-512", "rsa-sha2-256")
-CERTIFIED = "-cert-v01@openssh.com"
-NEEDS_TOUCH = "sk-"  # keys on a FIDO token: paramiko cannot use them
+CERTIFICATE_SUFFIX = "-cert-v01@openssh.com"
+SECURITY_KEY_PREFIX = "sk-"  # keys on a FIDO token: paramiko cannot use them
 
 
 @dataclass(frozen=True)
@@ -73,19 +73,19 @@ class KeyRing:
     def _all_in_order(self) -> Iterator[tuple[str, Any]]:
         self._locked.clear()
         self._agent = _Agent.of(self.destination, self.notes)
-        held = {key.asbytes(): key for key in self._agent.get_keys()}
+        agent_keys = {key.asbytes(): key for key in self._agent.get_keys()}
         shown: set[bytes] = set()
         named = self.destination.identity_files
         for file in named:
-            yield from self._from_file(file, held, shown, must_exist=True)
+            yield from self._from_file(file, agent_keys, shown, must_exist=True)
         if not self.destination.identities_only:
-            for blob, key in held.items():
-                if blob not in shown and not key.get_name().startswith(NEEDS_TOUCH):
+            for blob, key in agent_keys.items():
+                if blob not in shown and not key.get_name().startswith(SECURITY_KEY_PREFIX):
                     shown.add(blob)
                     yield f"{key.comment or key.get_name()} (agent)", key
-        for name in () if named else DEFAULT_KEYS:
+        for name in () if named else DEFAULT_KEY_NAMES:
             file = Path.home() / ".ssh" / name
-            yield from self._from_file(file, held, shown, must_exist=False)
+            yield from self._from_file(file, agent_keys, shown, must_exist=False)
         # Nobody is asked for a passphrase while a key that needs none might do.
         yield from ((str(key.file), key) for key in self._locked)
 
@@ -109,13 +109,13 @@ class KeyRing:
             self._agent.close()
 
     def _from_file(
-        self, file: Path, held: dict[bytes, Any], shown: set[bytes], *, must_exist: bool
+        self, file: Path, agent_keys: dict[bytes, Any], shown: set[bytes], *, must_exist: bool
     ) -> Iterator[tuple[str, Any]]:
         """Give the key of a file; the agent signs for it when it can, as with OpenSSH."""
         public = _public_half(file)
-        if public in held and public not in shown:
+        if public in agent_keys and public not in shown:
             shown.add(public)
-            yield f"{file} (agent)", held[public]
+            yield f"{file} (agent)", agent_keys[public]
             return
         if not file.exists():
             if must_exist:
@@ -158,10 +158,10 @@ def _algorithms_of(key: Any) -> tuple[str, ...]:
         is_certified = getattr(key, "public_blob", None) is not None
     if not kind:
         return ()
-    is_certified = is_certified or kind.endswith(CERTIFIED)
-    plain = kind.removesuffix(CERTIFIED)
+    is_certified = is_certified or kind.endswith(CERTIFICATE_SUFFIX)
+    plain = kind.removesuffix(CERTIFICATE_SUFFIX)
     ways = RSA_SIGNATURES if plain == "ssh-rsa" else (plain,)
-    return tuple(way + CERTIFIED for way in ways) if is_certified else ways
+    return tuple(way + CERTIFICATE_SUFFIX for way in ways) if is_certified else ways
 
 
 def has_only_security_keys(destination: Destination) -> bool:
@@ -170,17 +170,19 @@ def has_only_security_keys(destination: Destination) -> bool:
         return False
     named = destination.identity_files
     kinds = [_kind(file) for file in named or _default_files() if file.exists()]
-    if not all(kind.startswith(NEEDS_TOUCH) for kind in kinds):
+    if not all(kind.startswith(SECURITY_KEY_PREFIX) for kind in kinds):
         return False
     if destination.identities_only:
         return bool(kinds)
     with contextlib.closing(_Agent.of(destination, [])) as agent:
-        held = [key.get_name() for key in agent.get_keys()]
-    return all(kind.startswith(NEEDS_TOUCH) for kind in held) and bool(kinds or held)
+        agent_keys = [key.get_name() for key in agent.get_keys()]
+    return all(kind.startswith(SECURITY_KEY_PREFIX) for kind in agent_keys) and bool(
+        kinds or agent_keys
+    )
 
 
 def _default_files() -> list[Path]:
-    names = (*DEFAULT_KEYS, "id_ed25519_sk", "id_ecdsa_sk")
+    names = (*DEFAULT_KEY_NAMES, "id_ed25519_sk", "id_ecdsa_sk")
     return [Path.home() / ".ssh" / name for name in names]
 
 
@@ -194,7 +196,7 @@ def _kind(file: Path) -> str:
 def files_for(destination: Destination) -> list[Path]:
     """List the files in which keys for a destination are looked for."""
     folder = Path.home() / ".ssh"
-    return list(destination.identity_files) or [folder / name for name in DEFAULT_KEYS]
+    return list(destination.identity_files) or [folder / name for name in DEFAULT_KEY_NAMES]
 
 
 def _public_half(file: Path) -> bytes:

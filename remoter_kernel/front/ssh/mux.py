@@ -17,7 +17,7 @@ import struct
 import time
 from typing import TYPE_CHECKING
 
-from remoter_kernel.front.ssh.channel import Closed, TooLate
+from remoter_kernel.front.ssh.paramiko_channel import ConnectionClosed, ResponseTimeout
 from remoter_kernel.front.unix_sockets import peer_uid
 
 if TYPE_CHECKING:
@@ -35,35 +35,37 @@ DENIED, FAILED, EXITED, ALIVE, OPENED = (
 )
 NO_ESCAPE = 0xFFFFFFFF
 REQUEST = 1  # its number: one connection makes only one
-MOST = 64 * 1024  # bytes of one answer: real ones have some dozens
+LARGEST_ANSWER = 64 * 1024  # bytes of one answer: real ones have some dozens
 
 
-class Declined(Exception):
+class MuxError(Exception):
     """The master, or the server behind it, did not do what was asked."""
 
 
 class Mux:
     """One connection to a master's socket."""
 
-    def __init__(self, place: Path, seconds: float) -> None:
+    def __init__(self, path: Path, seconds: float) -> None:
         """Connect; raise Closed where no master answers, TooLate where one is silent."""
         self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._seconds: float | None = seconds  # for one answer
         self._sock.settimeout(seconds)
         try:
-            self._sock.connect(str(place))
-            _check_owner(self._sock, place)
+            self._sock.connect(str(path))
+            _check_owner(self._sock, path)
             self._say(HELLO, VERSION)
             kind, version, *_ = struct.unpack_from(">II", self._hear())
         except (OSError, struct.error) as error:
             self.close()
-            raise (TooLate if isinstance(error, TimeoutError) else Closed) from None
+            raise (
+                ResponseTimeout if isinstance(error, TimeoutError) else ConnectionClosed
+            ) from None
         except BaseException:
             self.close()
             raise
         if (kind, version) != (HELLO, VERSION):
             self.close()
-            raise Closed
+            raise ConnectionClosed
 
     def process_id(self) -> int:
         """Ask the master for its process id."""
@@ -85,7 +87,7 @@ class Mux:
     def wait_until_ended(self) -> int | None:
         """Wait until the session's command ends; None where nobody says how."""
         self._seconds = None
-        with contextlib.suppress(Closed, struct.error):
+        with contextlib.suppress(ConnectionClosed, struct.error):
             while True:
                 kind, _session, status, *_ = struct.unpack_from(">III", self._hear())
                 if kind == EXITED:
@@ -113,9 +115,9 @@ class Mux:
                 one = array.array("i", [descriptor])
                 self._sock.sendmsg([b"\0"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, one)])
         except TimeoutError:
-            raise TooLate from None
+            raise ResponseTimeout from None
         except OSError:
-            raise Closed from None
+            raise ConnectionClosed from None
 
     def _answer(self, wanted: int) -> int:
         """Read the answer to our request; give the number in it."""
@@ -123,18 +125,18 @@ class Mux:
         try:
             kind, _request, number = struct.unpack_from(">III", answer)
         except struct.error:
-            raise Closed from None
+            raise ConnectionClosed from None
         if kind in (DENIED, FAILED):
-            raise Declined(answer[12:].decode(errors="replace"))
+            raise MuxError(answer[12:].decode(errors="replace"))
         if kind != wanted:
-            raise Closed
+            raise ConnectionClosed
         return int(number)
 
     def _hear(self) -> bytes:
         until = None if self._seconds is None else time.monotonic() + self._seconds
         (size,) = struct.unpack(">I", self._read(4, until))
-        if size > MOST:
-            raise Closed
+        if size > LARGEST_ANSWER:
+            raise ConnectionClosed
         return self._read(size, until)
 
     def _read(self, size: int, until: float | None) -> bytes:
@@ -142,30 +144,30 @@ class Mux:
         while len(data) < size:
             left = None if until is None else until - time.monotonic()
             if left is not None and left <= 0:
-                raise TooLate
+                raise ResponseTimeout
             try:
                 self._sock.settimeout(left)
                 more = self._sock.recv(size - len(data))
             except TimeoutError:
-                raise TooLate from None
+                raise ResponseTimeout from None
             except OSError:
-                raise Closed from None
+                raise ConnectionClosed from None
             if not more:
-                raise Closed
+                raise ConnectionClosed
             data += more
         return data
 
 
-def _check_owner(sock: socket.socket, place: Path) -> None:
+def _check_owner(sock: socket.socket, path: Path) -> None:
     """Raise Closed unless whoever listens there is the person whom we run for."""
     owner = peer_uid(sock)
     if owner < 0:  # this system does not say: the socket's file has an owner, too
-        owner = place.lstat().st_uid
+        owner = path.lstat().st_uid
     if owner != os.geteuid():
-        raise Closed
+        raise ConnectionClosed
 
 
-def nudge(place: Path) -> None:
+def nudge(path: Path) -> None:
     """Let a master look around, without waiting for it.
 
     One whose client hangs up in the middle of things marks the channel as over, and goes on
@@ -173,21 +175,21 @@ def nudge(place: Path) -> None:
     """
     with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as sock:
         sock.settimeout(0.2)
-        sock.connect(str(place))
+        sock.connect(str(path))
         sock.sendall(struct.pack(">III", 8, HELLO, VERSION))
 
 
-def master_answers(place: Path, seconds: float = 2.0) -> bool:
+def master_answers(path: Path, seconds: float = 2.0) -> bool:
     """Say whether a living master listens at that socket."""
     if not hasattr(socket, "AF_UNIX"):
         return False
     try:
-        connection = Mux(place, seconds)
-    except (Closed, TooLate):
+        connection = Mux(path, seconds)
+    except (ConnectionClosed, ResponseTimeout):
         return False
     try:
         return connection.process_id() > 0
-    except (Closed, TooLate, Declined):
+    except (ConnectionClosed, ResponseTimeout, MuxError):
         return False
     finally:
         connection.close()

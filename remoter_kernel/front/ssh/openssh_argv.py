@@ -13,12 +13,12 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from remoter_kernel.front.ssh.aliases import Destination
+    from remoter_kernel.front.ssh.ssh_config import Destination
 
-KEPT_FOR = 15  # seconds that a master of ours outlives a front that was killed
+MASTER_PERSISTS = 15  # seconds that a master of ours outlives a front that was killed
 ALIVE_EVERY, ALIVE_MISSED = 15, 2  # seconds; questions without an answer until it is a cut
 # Said only where this ssh has told that it knows them; ForkAfterAuthentication, for one, is new.
-OVERRULED = {
+OVERRIDES = {
     "remotecommand": "none",
     "requesttty": "no",
     "permitlocalcommand": "no",
@@ -38,7 +38,7 @@ def ssh_words(
     destination: Destination, known_hosts: Sequence[Path], log_level: str, *, may_ask: bool
 ) -> list[str]:
     """Return `ssh` and its options for a destination, without the host itself."""
-    for_ssh = destination.for_ssh
+    for_ssh = destination.openssh
     options = {
         "BatchMode": "no" if may_ask else "yes",
         "StrictHostKeyChecking": "ask" if may_ask and not destination.rules.is_strict else "yes",
@@ -54,27 +54,27 @@ def ssh_words(
     if not for_ssh.keeps_alive:
         options["ServerAliveInterval"] = str(ALIVE_EVERY)
         options["ServerAliveCountMax"] = str(ALIVE_MISSED)
-    options |= {key: value for key, value in OVERRULED.items() if key in for_ssh.keywords}
+    options |= {key: value for key, value in OVERRIDES.items() if key in for_ssh.keywords}
     return [
         "ssh",
-        *for_ssh.config_choice,
+        *for_ssh.config_option,
         *(word for key, value in options.items() for word in ("-o", f"{key}={value}")),
         *("-T", "-a", "-x", "-l", destination.user, "-p", str(destination.port)),
     ]
 
 
-def master_words(options: Sequence[str], place: Path, host: str) -> list[str]:
+def master_words(options: Sequence[str], control_path: Path, host: str) -> list[str]:
     """Make ssh log in, go to the background, and serve others at a socket.
 
-    It ends `KEPT_FOR` seconds after nobody is connected to it: also when we are killed.
+    It ends `MASTER_PERSISTS` seconds after nobody is connected to it: also when we are killed.
     """
-    control = ("-S", str(place), "-o", f"ControlPersist={KEPT_FOR}")
+    control = ("-S", str(control_path), "-o", f"ControlPersist={MASTER_PERSISTS}")
     return [*options, "-M", "-N", *control, "--", host]
 
 
-def through_words(place: Path) -> list[str]:
-    """Make ssh connect through the host whose master serves at `place`."""
-    socket = shlex.quote(str(place)).replace("%", "%%")
+def through_words(control_path: Path) -> list[str]:
+    """Make ssh connect through the host whose master serves at `control_path`."""
+    socket = shlex.quote(str(control_path)).replace("%", "%%")
     carrier = f"ssh -F /dev/null -o BatchMode=yes -S {socket} -W [%h]:%p -- jump.invalid"
     return ["-o", f"ProxyCommand={carrier}"]
 

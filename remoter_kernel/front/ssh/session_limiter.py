@@ -11,30 +11,30 @@ import time
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from remoter_kernel.front.ssh.commands import Running
+    from remoter_kernel.front.ssh.remote_command import RemoteCommand
 
-ASK_AGAIN = 0.1  # seconds: no server tells when it has room again
+RETRY_EVERY = 0.1  # seconds: no server tells when it has room again
 FREE_WITHIN = 1.0  # seconds between the end of a command and that of its session there
 
 
-class Sessions:
+class SessionLimiter:
     """Knows the commands that hold a session just now."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._running: list[Running] = []
+        self._running: list[RemoteCommand] = []
         self._freed_at = -FREE_WITHIN
 
-    def add(self, running: Running) -> None:
+    def add(self, command: RemoteCommand) -> None:
         """Hear of one more."""
         with self._lock:
             self._forget_ended()
-            self._running.append(running)
+            self._running.append(command)
 
-    def drop(self, running: Running) -> None:
+    def drop(self, command: RemoteCommand) -> None:
         """Hear that one has not begun."""
         with self._lock:
-            self._running = [each for each in self._running if each is not running]
+            self._running = [each for each in self._running if each is not command]
 
     @property
     def is_any_running(self) -> bool:
@@ -50,11 +50,11 @@ class Sessions:
             self._forget_ended()
             if now >= deadline or not (self._running or now < self._freed_at + FREE_WITHIN):
                 return False
-        time.sleep(ASK_AGAIN)
+        time.sleep(RETRY_EVERY)
         return True
 
     def _forget_ended(self) -> None:
-        running = [each for each in self._running if not each.is_over]
-        if len(running) < len(self._running):
+        command = [each for each in self._running if not each.is_over]
+        if len(command) < len(self._running):
             self._freed_at = time.monotonic()
-        self._running = running
+        self._running = command

@@ -23,66 +23,71 @@ from remoter_kernel.errors import (
     RemoterError,
     Unreachable,
 )
-from remoter_kernel.front.ssh.admission import Admission, asker_of
 from remoter_kernel.front.ssh.algorithms import offer_only_what_is_allowed
-from remoter_kernel.front.ssh.channel import ChannelOpenError, Closed, Misbehaved, TooLate
-from remoter_kernel.front.ssh.commands import Running
-from remoter_kernel.front.ssh.complaints import (
-    NothingInCommon,
+from remoter_kernel.front.ssh.authenticator import Authenticator, asker_of
+from remoter_kernel.front.ssh.command_tunnel import CommandTunnel
+from remoter_kernel.front.ssh.credentials import HostCredentials, RemoteCredentials, named_hops
+from remoter_kernel.front.ssh.host_connection import ProxyCommandExit, reach
+from remoter_kernel.front.ssh.known_hosts import KnownHosts, fingerprint
+from remoter_kernel.front.ssh.login_errors import (
+    NoCommonAlgorithm,
     ended,
     fell_silent,
     no_tunnel,
     proxy_ended,
 )
-from remoter_kernel.front.ssh.memory import Memories, Memory, named_hops
-from remoter_kernel.front.ssh.outcome import CommandEnded, Ran
-from remoter_kernel.front.ssh.pipe import Pipe
-from remoter_kernel.front.ssh.reach import Ended, reach
-from remoter_kernel.front.ssh.session_limiter import Sessions
+from remoter_kernel.front.ssh.login_results import CommandEnded, CompletedCommand
+from remoter_kernel.front.ssh.paramiko_channel import (
+    ChannelOpenError,
+    ConnectionClosed,
+    ResponseTimeout,
+    ServerViolation,
+)
+from remoter_kernel.front.ssh.remote_command import RemoteCommand
+from remoter_kernel.front.ssh.session_limiter import SessionLimiter
 from remoter_kernel.front.ssh.transport import (
-    LAST_WORDS_WITHIN,
-    TAKES_EARLY_CHANNELS,
-    Incompatible,
+    ACCEPTS_EARLY_CHANNELS,
+    DISCONNECT_WITHIN,
+    NegotiationFailed,
     Transport,
 )
-from remoter_kernel.front.ssh.trust import KnownHosts, fingerprint
 from remoter_kernel.front.ssh.tunnel import Tunnel
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from remoter_kernel.front.questions import Questions
-    from remoter_kernel.front.ssh.aliases import Destination
+    from remoter_kernel.front.prompts import Prompter
+    from remoter_kernel.front.ssh.ssh_config import Destination
 
-__all__ = ["CommandEnded", "Login", "Ran", "Tunnel", "log_in"]
+__all__ = ["CommandEnded", "CompletedCommand", "SSHLogin", "Tunnel", "log_in"]
 
 CHANNEL_WITHIN = 20.0  # seconds for a channel: the far end may have to connect first
 COMMAND_WITHIN = 60.0  # seconds for a command's first line: a login shell may be slow
-SPARE_WITHIN = 1.0  # seconds, and two round trips
+PREFETCHED_WITHIN = 1.0  # seconds, and two round trips
 
 
 def log_in(
     destination: Destination,
     *,
-    questions: Questions | None = None,
+    prompter: Prompter | None = None,
     on_step: Callable[[str], None] = lambda _step: None,
-    on_try: Callable[[Login], None] = lambda _login: None,
-    memories: Memories | None = None,
-) -> Login:
+    on_try: Callable[[SSHLogin], None] = lambda _login: None,
+    credentials: RemoteCredentials | None = None,
+) -> SSHLogin:
     """Log in; the steps are "connect", "host key", "login".
 
-    `memories`: what a person has typed for each host, from one login to the next.
+    `credentials`: what a person has typed for each host, from one login to the next.
     `on_try` is given each login before its first step, so that another thread may cut it.
     Raises Unreachable, HostKeyProblem, LoginRefused.
     """
-    memories = memories or Memories()
-    passed: list[Login] = []
+    credentials = credentials or RemoteCredentials()
+    passed: list[SSHLogin] = []
     try:
         for hop, where in named_hops(destination):
-            is_last, asker = hop is destination, asker_of(hop, destination)
-            login = Login(hop, tuple(passed), is_last=is_last, asker=asker)
+            is_last, label = hop is destination, asker_of(hop, destination)
+            login = SSHLogin(hop, tuple(passed), is_last=is_last, label=label)
             on_try(login)
-            login.start(questions, on_step, memories.of(where))
+            login.start(prompter, on_step, credentials.of(where))
             passed.append(login)
     except BaseException:
         if passed:
@@ -91,18 +96,18 @@ def log_in(
     return passed[-1]
 
 
-class Login:
+class SSHLogin:
     """One login on one host, and the logins on the hosts before it."""
 
     def __init__(
         self,
         destination: Destination,
-        through: tuple[Login, ...] = (),
+        jump_logins: tuple[SSHLogin, ...] = (),
         *,
         is_last: bool = True,
-        asker: str = "",
+        label: str = "",
     ) -> None:
-        """Remember; `asker` is how its host is called where it asks something."""
+        """Remember; `label` is how its host is called where it asks something."""
         self.host = destination.host_name
         self.user = destination.user
         self.transport = "paramiko"
@@ -114,16 +119,16 @@ class Login:
         self.seconds: dict[str, float] = {}
         """How long each step took."""
         self._destination = destination
-        self._asker = asker or destination.label
-        self._through = through
+        self._label = label or destination.label
+        self._jump_logins = jump_logins
         self._transport: Any = None  # a Transport, or what looks like one
         self._is_last = is_last
         self._is_cut = False
-        self._leave: Callable[[], None] = lambda: None
-        self._proxy_ended: Callable[[], Ended | None] = lambda: None
-        self._spare: Running | None = None  # opened ahead, for the next command
+        self._close_stream: Callable[[], None] = lambda: None
+        self._proxy_exit: Callable[[], ProxyCommandExit | None] = lambda: None
+        self._prefetched: RemoteCommand | None = None  # opened ahead, for the next command
         self._lock = threading.Lock()  # a keeper's visitors use one login at the same time
-        self._sessions = Sessions()
+        self._session_limiter = SessionLimiter()
         self._tunnels: list[Tunnel] = []
 
     def __repr__(self) -> str:
@@ -132,13 +137,16 @@ class Login:
     # --- logging in ---
 
     def start(
-        self, questions: Questions | None, on_step: Callable[[str], None], memory: Memory
+        self,
+        prompter: Prompter | None,
+        on_step: Callable[[str], None],
+        credentials: HostCredentials,
     ) -> None:
         """Go through all steps; on an error nothing is left open."""
         steps: dict[str, Callable[[], None]] = {
             "connect": self._connect,
-            "host key": lambda: self._check_host_key(questions),
-            "login": lambda: self._prove(questions, memory),
+            "host key": lambda: self._check_host_key(prompter),
+            "login": lambda: self._prove(prompter, credentials),
         }
         try:
             for step, do in steps.items():
@@ -146,12 +154,12 @@ class Login:
                 began = time.perf_counter()
                 do()
                 self.seconds[step] = time.perf_counter() - began
-        except (Closed, LoginRefused) as error:
-            if isinstance(error, LoginRefused) and not (self._is_cut or self._offence):
+        except (ConnectionClosed, LoginRefused) as error:
+            if isinstance(error, LoginRefused) and not (self._is_cut or self._violation):
                 self.close()
                 raise
             raise self._given_up(step, is_silent=False) from None
-        except TooLate:
+        except ResponseTimeout:
             raise self._given_up(step, is_silent=True) from None
         except BaseException:
             self.close()
@@ -160,9 +168,9 @@ class Login:
     def _given_up(self, step: str, *, is_silent: bool) -> RemoterError:
         """Close it, and say why in the words of whoever knows: the ProxyCommand, the server."""
         if self._transport is not None and not is_silent:
-            self._transport.join(LAST_WORDS_WITHIN)  # it reads what came before the end
-        label, said, offence = self._destination.label, self._said, self._offence
-        proxy = None if self._is_cut or offence else self._proxy_ended()
+            self._transport.join(DISCONNECT_WITHIN)  # it reads what came before the end
+        label, said, offence = self._destination.label, self._server_reason, self._violation
+        proxy = None if self._is_cut or offence else self._proxy_exit()
         self.close()
         if proxy and step == "connect" and (error := proxy_ended(label, *proxy)):
             return error
@@ -171,43 +179,43 @@ class Login:
         return ended(label, step, offence, said=said)
 
     @property
-    def _said(self) -> str:
+    def _server_reason(self) -> str:
         """What the server has given as a reason, before it had to say anything."""
-        return str(getattr(self._transport, "said", ""))
+        return str(getattr(self._transport, "server_reason", ""))
 
     @property
-    def _offence(self) -> Misbehaved | None:
-        return getattr(self._transport, "offence", None)
+    def _violation(self) -> ServerViolation | None:
+        return getattr(self._transport, "violation", None)
 
     def _connect(self) -> None:
         destination = self._destination
-        self._known = KnownHosts(destination)
-        before = self._through[-1].live if self._through else None
-        sock, self._leave, self._proxy_ended = reach(destination, before)
-        self._transport = Transport(sock, self._known.known_kinds)
+        self._known_hosts = KnownHosts(destination)
+        before = self._jump_logins[-1].live_transport if self._jump_logins else None
+        sock, self._close_stream, self._proxy_exit = reach(destination, before)
+        self._transport = Transport(sock, self._known_hosts.known_kinds)
         offer_only_what_is_allowed(self._transport, destination)
         try:
             self._transport.meet(destination.connect_timeout)
-        except Incompatible as error:
-            raise NothingInCommon(
+        except NegotiationFailed as error:
+            raise NoCommonAlgorithm(
                 f"{destination.label} and paramiko have nothing in common: {error}.",
                 'Set transport = "openssh" for this remote.',
             ) from None
         self.cipher = self._transport.remote_cipher
 
-    def _check_host_key(self, questions: Questions | None) -> None:
-        key = self.live.first_host_key
+    def _check_host_key(self, prompter: Prompter | None) -> None:
+        key = self.live_transport.first_host_key
         kind, blob = key.get_name(), key.asbytes()
         self.host_key = f"{kind} {fingerprint(blob)}"
-        self._known.check(kind, blob, questions)
+        self._known_hosts.check(kind, blob, prompter)
 
-    def _prove(self, questions: Questions | None, memory: Memory) -> None:
-        Admission(
+    def _prove(self, prompter: Prompter | None, credentials: HostCredentials) -> None:
+        Authenticator(
             self._destination,
-            self.live,
-            questions,
-            memory,
-            asker=self._asker,
+            self.live_transport,
+            prompter,
+            credentials,
+            label=self._label,
             on_first_key=self._open_spare,
             on_refusal=self._drop_spare,
         ).go()
@@ -217,22 +225,26 @@ class Login:
 
         Before the verdict on a key, too: the first command is sure to come.
         """
-        with contextlib.suppress(Closed), self._lock:
-            live = self.live
-            if self._is_last and not self._spare and live.software.startswith(TAKES_EARLY_CHANNELS):
-                self._spare = Running(live)
-                self._spare.open()
+        with contextlib.suppress(ConnectionClosed), self._lock:
+            live = self.live_transport
+            if (
+                self._is_last
+                and not self._prefetched
+                and live.software.startswith(ACCEPTS_EARLY_CHANNELS)
+            ):
+                self._prefetched = RemoteCommand(live)
+                self._prefetched.open()
 
     def _drop_spare(self) -> None:
-        self._spare = None  # the server has shrugged it off
+        self._prefetched = None  # the server has shrugged it off
 
     # --- what a login is for ---
 
     @property
-    def live(self) -> Any:
+    def live_transport(self) -> Any:
         """The transport, as long as it lives; raises Closed."""
         if self._transport is None or not self._transport.active:
-            raise Closed
+            raise ConnectionClosed
         return self._transport
 
     @property
@@ -248,12 +260,12 @@ class Login:
     @property
     def is_busy(self) -> bool:
         """Say whether a command is under way."""
-        return self._sessions.is_any_running
+        return self._session_limiter.is_any_running
 
     def answers(self, seconds: float) -> bool:
         """Find out within that time whether the server is still there."""
-        with contextlib.suppress(Closed):
-            return bool(self.live.answers(seconds))
+        with contextlib.suppress(ConnectionClosed):
+            return bool(self.live_transport.answers(seconds))
         return False
 
     @property
@@ -262,7 +274,7 @@ class Login:
         known = self._transport.round_trip if self._transport else math.inf
         return known if math.isfinite(known) else 0.0
 
-    def run(self, command: str, stdin: bytes = b"", *, seconds: float = 60) -> Ran:
+    def run(self, command: str, stdin: bytes = b"", *, seconds: float = 60) -> CompletedCommand:
         """Run a command with this input, and wait until it ends."""
         deadline = time.monotonic() + seconds
         with self._renaming("a command", seconds):
@@ -296,7 +308,7 @@ class Login:
     def open_tunnel(self, host: str, port: int) -> Tunnel:
         """Connect to `host`:`port` from there, and listen for one connection here."""
         with self._renaming(f"a connection to {host}:{port} there", CHANNEL_WITHIN):
-            tunnel = Tunnel(self.live, host, port)
+            tunnel = Tunnel(self.live_transport, host, port)
             try:
                 tunnel.open(CHANNEL_WITHIN)
             except ChannelOpenError as error:
@@ -304,13 +316,13 @@ class Login:
         self._keep(tunnel)
         return tunnel
 
-    def open_pipe(self, command: str, greeting: bytes) -> Tunnel:
+    def open_pipe(self, command: str, first_line: bytes) -> Tunnel:
         """Run a command there, and listen here for one connection to its stdin and stdout.
 
-        That begins after a line which is exactly `greeting`; raises CommandEnded without one.
+        That begins after a line which is exactly `first_line`; raises CommandEnded without one.
         """
         with self._renaming("a command", COMMAND_WITHIN):
-            pipe = Pipe(self.live, command, greeting)
+            pipe = CommandTunnel(self.live_transport, command, first_line)
             pipe.open(COMMAND_WITHIN)
         self._keep(pipe)
         return pipe
@@ -319,39 +331,39 @@ class Login:
         with self._lock:
             self._tunnels = [one for one in self._tunnels if one.is_open] + [tunnel]
 
-    def _begin(self, command: str, stdin: bytes, deadline: float) -> Running:
+    def _begin(self, command: str, stdin: bytes, deadline: float) -> RemoteCommand:
         """Start a command, as soon as the server has room for one more."""
         refusal: ChannelOpenError | None = None
         while True:
             try:
                 running = self._open_session(deadline)
-                self._sessions.add(running)
+                self._session_limiter.add(running)
                 try:
                     running.begin(command, stdin, deadline)
                 except BaseException:
-                    self._sessions.drop(running)
+                    self._session_limiter.drop(running)
                     running.close()
                     raise
             except ChannelOpenError as error:
                 refusal = error
-                if not self._sessions.wait_for_room(deadline):
+                if not self._session_limiter.wait_for_room(deadline):
                     raise
-            except TooLate:
-                raise refusal or TooLate from None
+            except ResponseTimeout:
+                raise refusal or ResponseTimeout from None
             else:
                 return running
 
-    def _open_session(self, deadline: float) -> Running:
+    def _open_session(self, deadline: float) -> RemoteCommand:
         with self._lock:
-            running, self._spare = self._spare, None
+            running, self._prefetched = self._prefetched, None
         if running is not None:
             # A server may have lost what was sent ahead of its answer, or tired of an idle
             # channel since: then this one is as good as none.
-            with contextlib.suppress(TooLate, ChannelOpenError):
-                running.wait_open(SPARE_WITHIN + 2 * self.round_trip)
+            with contextlib.suppress(ResponseTimeout, ChannelOpenError):
+                running.wait_open(PREFETCHED_WITHIN + 2 * self.round_trip)
                 if running.is_open:
                     return running
-        running = Running(self.live)
+        running = RemoteCommand(self.live_transport)
         running.open()
         running.wait_open(min(CHANNEL_WITHIN, deadline - time.monotonic()))
         return running
@@ -361,13 +373,13 @@ class Login:
         """Turn this package's channel errors into sentences."""
         try:
             yield
-        except Closed:
-            why = f": the server {self._offence}" if self._offence else ""
+        except ConnectionClosed:
+            why = f": the server {self._violation}" if self._violation else ""
             raise Unreachable(
                 f"the connection to {self._destination.label} is gone{why}.",
                 "It can be dialled again.",
             ) from None
-        except TooLate:
+        except ResponseTimeout:
             raise Unreachable(
                 f"{self._destination.label} did not finish {what} within {seconds:g} s.",
                 "Look at the network, or at what keeps that machine busy.",
@@ -387,8 +399,8 @@ class Login:
         self._tunnels.clear()
         if self._transport is not None:
             self._transport.end()
-        self._leave()
-        for login in reversed(self._through):
+        self._close_stream()
+        for login in reversed(self._jump_logins):
             login.close()
 
     def cut(self) -> None:

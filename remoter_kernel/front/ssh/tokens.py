@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-OF_COMMANDS = "%hknpr"  # ProxyCommand and ProxyJump know only these; the shell does the rest
-KNOWN_BY_SSH = "Cj"
+COMMAND_TOKENS = "%hknpr"  # ProxyCommand and ProxyJump know only these; the shell does the rest
+OPENSSH_TOKENS = "Cj"
 
 
 def local_user() -> str:
@@ -38,7 +38,7 @@ class Tokens:
     """What the tokens stand for, for one host."""
 
     values: dict[str, str]
-    ask_ssh: Callable[[str], str]
+    expand_by_ssh: Callable[[str], str]
     """Expands a token whose value differs from ssh to ssh."""
     environment: Mapping[str, str]
     """Of whoever logs in."""
@@ -52,7 +52,7 @@ class Tokens:
         port: int,
         user: str,
         alias: str,
-        ask_ssh: Callable[[str], str],
+        expand_by_ssh: Callable[[str], str],
         environment: Mapping[str, str],
     ) -> Tokens:
         """Collect them for a host that was called `typed`."""
@@ -70,7 +70,7 @@ class Tokens:
             "r": user,
             "u": local_user(),
         }
-        return cls(values, ask_ssh, environment)
+        return cls(values, expand_by_ssh, environment)
 
     def fill(self, text: str) -> str:
         """Fill in a path or the name of a socket; `${NAME}` is of the environment."""
@@ -79,7 +79,7 @@ class Tokens:
 
     def fill_command(self, text: str) -> str:
         """Fill in a ProxyCommand or a ProxyJump."""
-        return re.sub(f"%([{OF_COMMANDS}])", self._value, text)
+        return re.sub(f"%([{COMMAND_TOKENS}])", self._value, text)
 
     def path(self, text: str) -> Path:
         """Make a path of it."""
@@ -92,7 +92,9 @@ class Tokens:
 
     def _value(self, match: re.Match[str]) -> str:
         name = match[1]
-        return self.ask_ssh(name) if name in KNOWN_BY_SSH else self.values.get(name, match[0])
+        return (
+            self.expand_by_ssh(name) if name in OPENSSH_TOKENS else self.values.get(name, match[0])
+        )
 
 
 def _unexpand_home(path: str) -> str:

@@ -44,51 +44,51 @@ from paramiko.common import (
 )
 from paramiko.packet import Packetizer
 
-from remoter_kernel.front.questions import LONGEST_TEXT
-from remoter_kernel.front.ssh.authentication import Authentication
-from remoter_kernel.front.ssh.channel import (
+from remoter_kernel.front.prompts import LONGEST_TEXT
+from remoter_kernel.front.ssh.paramiko_channel import (
     PACKET,
     WINDOW,
-    Closed,
-    Misbehaved,
-    OtherHostKey,
+    ConnectionClosed,
+    HostKeyChanged,
     ParamikoChannel,
-    TooLate,
+    ResponseTimeout,
+    ServerViolation,
 )
+from remoter_kernel.front.ssh.userauth import UserauthHandler
 from remoter_kernel.wire.threads import Thread
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from remoter_kernel.front.ssh.channel import Sink
+    from remoter_kernel.front.ssh.paramiko_channel import ChannelReceiver
 
-LOOK_EVERY = 5.0  # seconds between two looks at whether the transport was closed
-LAST_WORDS_WITHIN = 0.5  # seconds
+CHECK_EVERY = 5.0  # seconds between two looks at whether the transport was closed
+DISCONNECT_WITHIN = 0.5  # seconds
 LARGEST_PACKET = 256 * 1024  # bytes, as in OpenSSH; RFC 4253, 6.1 asks for 35,000
-AROUND_PACKET = 128  # bytes at the most: a packet's authentication code, and its length
-LONGEST_GREETING = 64 * 1024  # bytes until a server has said that it speaks SSH
+PACKET_OVERHEAD = 128  # bytes at the most: a packet's authentication code, and its length
+MOST_BEFORE_VERSION = 64 * 1024  # bytes until a server has said that it speaks SSH
 MOST_EXTENSIONS = 64  # of a server (RFC 8308): there are about ten
 MOST_UNSENT = 4096  # messages; ours are small, and most are answers to the server
 RSA_SIGNATURES = ("rsa-sha2-512", "rsa-sha2-256")
 # Servers known to take a request that was sent ahead of an answer, as RFC 4252 allows.
-TAKES_PIPELINES = ("OpenSSH_", "dropbear_", "paramiko_", "AsyncSSH_")
+ACCEPTS_PIPELINING = ("OpenSSH_", "dropbear_", "paramiko_", "AsyncSSH_")
 # Those among them that shrug off a channel request when the attempt before it has failed;
 # dropbear and AsyncSSH would hang up.
-TAKES_EARLY_CHANNELS = ("OpenSSH_", "paramiko_")
+ACCEPTS_EARLY_CHANNELS = ("OpenSSH_", "paramiko_")
 
 # paramiko's log goes nowhere unless a person asks for it: stderr belongs to Jupyter.
 logging.getLogger("paramiko").addHandler(logging.NullHandler())
 logging.getLogger("paramiko").propagate = False
 
 
-class Incompatible(Exception):
+class NegotiationFailed(Exception):
     """Server and client have no algorithm in common."""
 
 
 class BoundedPacketizer(Packetizer):  # type: ignore[misc]  # paramiko has no types
     """paramiko's reader of packets, which would take in whatever a server names."""
 
-    _greeting = 0  # bytes
+    _bytes_before_version = 0  # bytes
     before_greeting = ""
     """What the server says instead of saying that it speaks SSH."""
 
@@ -102,25 +102,25 @@ class BoundedPacketizer(Packetizer):  # type: ignore[misc]  # paramiko has no ty
 
     def read_all(self, n: int, check_rekey: bool = False) -> bytes:  # noqa: FBT001, FBT002 (paramiko's)
         """Read that many bytes: the head of a packet, or all the rest that its head has named."""
-        if not 0 <= n <= LARGEST_PACKET + AROUND_PACKET:
-            raise Misbehaved("names a packet of a size that no packet has")
+        if not 0 <= n <= LARGEST_PACKET + PACKET_OVERHEAD:
+            raise ServerViolation("names a packet of a size that no packet has")
         return bytes(super().read_all(n, check_rekey))
 
     def _read_timeout(self, timeout: float) -> bytes:
         """Read a little more of what comes before the first packet."""
         data = bytes(super()._read_timeout(timeout))
-        self._greeting += len(data)
-        if self._greeting > LONGEST_GREETING:
-            raise Misbehaved("says much and does not say that it speaks SSH")
+        self._bytes_before_version += len(data)
+        if self._bytes_before_version > MOST_BEFORE_VERSION:
+            raise ServerViolation("says much and does not say that it speaks SSH")
         return data
 
 
 class Transport(paramiko.Transport):  # type: ignore[misc]  # paramiko has no types
     """One SSH connection. `start` it, `meet` the server, log in, open channels, `end` it."""
 
-    _problem: BaseException | None = None
-    _farewell = ""  # what the server said when it hung up
-    _active_check_timeout = LOOK_EVERY
+    _failure: BaseException | None = None
+    _disconnect_reason = ""  # what the server said when it hung up
+    _active_check_timeout = CHECK_EVERY
     _preferred_ciphers = (
         "aes128-gcm@openssh.com",
         "aes256-gcm@openssh.com",
@@ -157,18 +157,20 @@ class Transport(paramiko.Transport):  # type: ignore[misc]  # paramiko has no ty
         self.first_host_key: Any = None
         """The one that is looked at: no later one may be another."""
         self.round_trip = math.inf  # seconds: the quickest answer so far
-        self.auth_handler = self.door = Authentication(self)
+        self.auth_handler = self.userauth = UserauthHandler(self)
         self._known_kinds = set(known_kinds)
-        self._exchange_began = 0.0
-        self._outbox: queue.SimpleQueue[paramiko.Message | None] = queue.SimpleQueue()
-        self._postman: threading.Thread | None = None
-        self._kept: dict[int, ParamikoChannel] = {}  # paramiko's own list holds channels weakly
+        self._kex_began = 0.0
+        self._send_queue: queue.SimpleQueue[paramiko.Message | None] = queue.SimpleQueue()
+        self._sender: threading.Thread | None = None
+        self._open_channels: dict[
+            int, ParamikoChannel
+        ] = {}  # paramiko's own list holds channels weakly
         self._handler_table[MSG_CHANNEL_OPEN_SUCCESS] = self._on_opened
         self._handler_table[MSG_CHANNEL_OPEN_FAILURE] = self._on_refused
         self._handler_table[MSG_EXT_INFO] = self._on_extensions
-        self._sign_of_life = threading.Event()
+        self._keepalive_reply = threading.Event()
         for answer in (MSG_REQUEST_SUCCESS, MSG_REQUEST_FAILURE):
-            self._handler_table[answer] = lambda _message: self._sign_of_life.set()
+            self._handler_table[answer] = lambda _message: self._keepalive_reply.set()
 
     # --- meeting the server ---
 
@@ -189,23 +191,27 @@ class Transport(paramiko.Transport):  # type: ignore[misc]  # paramiko has no ty
         met = threading.Event()
         self.start_client(event=met)
         if not met.wait(seconds):
-            raise TooLate
+            raise ResponseTimeout
         if not self.active or not self.initial_kex_done:
             problem = self.saved_exception
             # The same error also stands for servers of another age, which nobody would reach.
             if match := re.search(r"\((no acceptable [^)]*)\)", str(problem)):
-                raise Incompatible(match[1])
-            raise Closed
+                raise NegotiationFailed(match[1])
+            raise ConnectionClosed
 
     def _parse_disconnect(self, m: Any) -> None:
         m.get_int()
-        self._farewell = m.get_binary().decode(errors="replace")[:LONGEST_TEXT]
+        self._disconnect_reason = m.get_binary().decode(errors="replace")[:LONGEST_TEXT]
 
     @property
-    def said(self) -> str:
+    def server_reason(self) -> str:
         """What the server has given as a reason so far, unasked: it may be anything."""
-        words = (self.packetizer.before_greeting, self.door.banner, self._farewell)
-        return "\n".join(filter(None, words)) if not self.is_authenticated() else self._farewell
+        words = (self.packetizer.before_greeting, self.userauth.banner, self._disconnect_reason)
+        return (
+            "\n".join(filter(None, words))
+            if not self.is_authenticated()
+            else self._disconnect_reason
+        )
 
     @property
     def software(self) -> str:
@@ -214,21 +220,21 @@ class Transport(paramiko.Transport):  # type: ignore[misc]  # paramiko has no ty
 
     def _negotiate_keys(self, m: Any) -> None:
         super()._negotiate_keys(m)
-        self._exchange_began = time.perf_counter()
+        self._kex_began = time.perf_counter()
 
     def _verify_key(self, host_key: bytes, sig: bytes) -> None:
         # The server's answer to our half of the key exchange: one round trip and its sums.
-        self.answered_after(time.perf_counter() - self._exchange_began)
+        self.answered_after(time.perf_counter() - self._kex_began)
         super()._verify_key(host_key, sig)
         if self.first_host_key is None:
             self.first_host_key = self.host_key
         elif self.host_key.asbytes() != self.first_host_key.asbytes():
-            raise OtherHostKey("showed another host key in a later key exchange")
+            raise HostKeyChanged("showed another host key in a later key exchange")
 
     def _on_extensions(self, message: Any) -> None:
         number = message.get_int()
         if number > MOST_EXTENSIONS:
-            raise Misbehaved(f"names {number} extensions")
+            raise ServerViolation(f"names {number} extensions")
         self.server_extensions = {
             message.get_binary().decode(errors="replace"): message.get_binary()
             for _ in range(number)
@@ -241,24 +247,24 @@ class Transport(paramiko.Transport):  # type: ignore[misc]  # paramiko has no ty
 
     # --- channels ---
 
-    def new_channel(self, sink: Sink) -> ParamikoChannel:
+    def new_channel(self, receiver: ChannelReceiver) -> ParamikoChannel:
         """Make a channel that nobody has asked the server for yet."""
         with self.lock:
             number = self._next_channel()
-            channel = ParamikoChannel(self, number, sink)
+            channel = ParamikoChannel(self, number, receiver)
             self._channels.put(number, channel)
-            self._kept[number] = channel
+            self._open_channels[number] = channel
             self.channels_seen[number] = True
         return channel
 
     def forget(self, channel: ParamikoChannel) -> None:
         """Drop a channel that is over."""
-        self._kept.pop(channel.number, None)
+        self._open_channels.pop(channel.number, None)
         self._unlink_channel(channel.number)
 
     def _on_opened(self, message: Any) -> None:
         number, *said = (message.get_int() for _ in range(4))
-        if channel := self._kept.get(number):
+        if channel := self._open_channels.get(number):
             channel.opened(*said)
             return
         # Nobody waits for it any more: hand it back, or it would count against MaxSessions.
@@ -269,7 +275,7 @@ class Transport(paramiko.Transport):  # type: ignore[misc]  # paramiko has no ty
 
     def _on_refused(self, message: Any) -> None:
         number, code = message.get_int(), message.get_int()
-        if channel := self._kept.get(number):
+        if channel := self._open_channels.get(number):
             channel.refused(code)
             self.forget(channel)
 
@@ -281,9 +287,9 @@ class Transport(paramiko.Transport):  # type: ignore[misc]  # paramiko has no ty
             self._send_user_message(message)
         except (OSError, EOFError, paramiko.SSHException):
             if threading.current_thread() is not self:
-                self.join(LAST_WORDS_WITHIN)  # it reads what the server said before it hung up
+                self.join(DISCONNECT_WITHIN)  # it reads what the server said before it hung up
             self.end()
-            raise Closed from None
+            raise ConnectionClosed from None
 
     def post(self, message: paramiko.Message) -> None:
         """Send soon, from a thread of its own.
@@ -292,19 +298,19 @@ class Transport(paramiko.Transport):  # type: ignore[misc]  # paramiko has no ty
         the end of a key exchange which only it can bring about, both ends would stand still.
         """
         with self.lock:
-            if self._postman is None and self.active:
-                self._postman = Thread(
+            if self._sender is None and self.active:
+                self._sender = Thread(
                     self._carry, name="ssh-postman", on_error=lambda _error: self.cut()
                 )
-                self._postman.start()
-        if self._outbox.qsize() >= MOST_UNSENT:
-            self.saved_exception = Misbehaved("does not read the answers that it asks for")
+                self._sender.start()
+        if self._send_queue.qsize() >= MOST_UNSENT:
+            self.saved_exception = ServerViolation("does not read the answers that it asks for")
             self.cut()
             return
-        self._outbox.put(message)
+        self._send_queue.put(message)
 
     def _carry(self) -> None:
-        while (message := self._outbox.get()) is not None:
+        while (message := self._send_queue.get()) is not None:
             try:
                 self._send_user_message(message)
             except (OSError, EOFError, paramiko.SSHException):
@@ -312,32 +318,32 @@ class Transport(paramiko.Transport):  # type: ignore[misc]  # paramiko has no ty
 
     def answers(self, seconds: float) -> bool:
         """Ask for a sign of life, and wait for it: an answer to what nobody understands is one."""
-        self._sign_of_life.clear()
+        self._keepalive_reply.clear()
         message = paramiko.Message()
         message.add_byte(cMSG_GLOBAL_REQUEST)
         message.add_string("keepalive@openssh.com")
         message.add_boolean(True)
         self.post(message)
-        return self._sign_of_life.wait(seconds) and bool(self.active)
+        return self._keepalive_reply.wait(seconds) and bool(self.active)
 
     # --- the end ---
 
     @property
-    def offence(self) -> Misbehaved | None:
+    def violation(self) -> ServerViolation | None:
         """What the server did that no server may, if that has ended the connection."""
-        return self._problem if isinstance(self._problem, Misbehaved) else None
+        return self._failure if isinstance(self._failure, ServerViolation) else None
 
     @property
     def saved_exception(self) -> BaseException | None:
         """What has ended the connection (paramiko's thread notes it here, and asks for it)."""
-        return self._problem
+        return self._failure
 
     @saved_exception.setter
     def saved_exception(self, problem: BaseException | None) -> None:
         # Whatever follows an offence is no more than that the connection is over.
-        if self.offence is None:
+        if self.violation is None:
             cause = problem.__context__ if problem else None
-            self._problem = cause if isinstance(cause, Misbehaved) else problem
+            self._failure = cause if isinstance(cause, ServerViolation) else problem
 
     def run(self) -> None:
         """Serve the connection until it ends (paramiko's thread)."""
@@ -349,8 +355,8 @@ class Transport(paramiko.Transport):  # type: ignore[misc]  # paramiko has no ty
             if self.completion_event is not None:
                 self.completion_event.set()
             self.auth_handler.abort()
-            self._sign_of_life.set()
-            self._outbox.put(None)
+            self._keepalive_reply.set()
+            self._send_queue.put(None)
 
     def cut(self) -> None:
         """Drop the connection without a goodbye, not even TCP's."""
@@ -367,7 +373,7 @@ class Transport(paramiko.Transport):  # type: ignore[misc]  # paramiko has no ty
         with contextlib.suppress(OSError):
             self.sock.shutdown(socket.SHUT_RDWR)
         self.packetizer.close()
-        for thread in (self, self._postman):
+        for thread in (self, self._sender):
             if (
                 thread is not None
                 and thread.is_alive()
@@ -376,6 +382,6 @@ class Transport(paramiko.Transport):  # type: ignore[misc]  # paramiko has no ty
                 thread.join(seconds)
         # A server that falls silent right after its greeting leaves a timer behind.
         self.packetizer.complete_handshake()
-        for channel in list(self._kept.values()):
+        for channel in list(self._open_channels.values()):
             channel.unlink()
         self.sock.close()

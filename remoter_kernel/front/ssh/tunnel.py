@@ -19,21 +19,21 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING
 
-from remoter_kernel.front import loopback
-from remoter_kernel.front.ssh.channel import PACKET, Closed, TooLate
+from remoter_kernel.front import loopback_auth
+from remoter_kernel.front.ssh.paramiko_channel import PACKET, ConnectionClosed, ResponseTimeout
 from remoter_kernel.front.unix_sockets import PrivateListener
 from remoter_kernel.wire.threads import Thread
 
 if TYPE_CHECKING:
-    from remoter_kernel.front.ssh.channel import Channels
+    from remoter_kernel.front.ssh.paramiko_channel import ChannelFactory
 
 # Windows cannot ask one call not to block: there, the tunnel's thread writes everything.
-DO_NOT_WAIT: int | None = getattr(socket, "MSG_DONTWAIT", None)
+DONTWAIT_FLAG: int | None = getattr(socket, "MSG_DONTWAIT", None)
 LINGER = "hh" if sys.platform == "win32" else "ii"  # on, seconds
 READ_AT_ONCE = 4 * PACKET  # bytes
 THREADS_END_WITHIN = 2.0  # seconds
 BACKLOG = 8  # where strangers can connect, they must not fill it at once
-TAKEN_WITHIN = 60.0  # seconds: whoever asked for a tunnel connects at once
+ACCEPT_WITHIN = 60.0  # seconds: whoever asked for a tunnel connects at once
 SOCKET_KIND = "t"  # how the names of tunnels' sockets begin
 
 
@@ -41,7 +41,7 @@ class Tunnel:
     """Listens for exactly one connection, or is given it (`local`)."""
 
     def __init__(
-        self, transport: Channels, host: str, port: int, *, local: socket.socket | None = None
+        self, transport: ChannelFactory, host: str, port: int, *, local: socket.socket | None = None
     ) -> None:
         self.address = ""
         """Where to connect to, as ZeroMQ writes it."""
@@ -54,10 +54,10 @@ class Tunnel:
         self._listener: PrivateListener | None = None
         self._local = local
         self._changed = threading.Condition()
-        self._late: deque[bytes] = deque()  # came from there, not yet written here
+        self._backlog: deque[bytes] = deque()  # came from there, not yet written here
         self._is_writing = False  # the writer holds a block that is older than all others
         self._is_over = False
-        self._is_dropped = False  # closed from here: what was not read yet is of no use any more
+        self._is_aborted = False  # closed from here: what was not read yet is of no use any more
         self._threads = [
             Thread(self._serve, name="ssh-tunnel", on_error=lambda _error: self.close())
         ]
@@ -69,7 +69,7 @@ class Tunnel:
             if self._local is None:
                 self._listener = PrivateListener(SOCKET_KIND, backlog=BACKLOG)
                 self.address = self._listener.address
-                self.secret = loopback.new_secret() if self._listener.is_tcp else b""
+                self.secret = loopback_auth.new_secret() if self._listener.is_tcp else b""
         except BaseException:
             self._channel.close()
             if self._local is not None:
@@ -90,8 +90,8 @@ class Tunnel:
     def close(self) -> None:
         """Close both sides; what was not written yet is dropped."""
         with self._changed:
-            self._is_dropped = True
-            self._late.clear()
+            self._is_aborted = True
+            self._backlog.clear()
         self.ended()
         self._channel.close()
         for thread in self._threads:
@@ -109,10 +109,10 @@ class Tunnel:
         self.received += len(data)
         written = 0
         with self._changed:
-            if self._local is not None and not self._late and not self._is_writing:
+            if self._local is not None and not self._backlog and not self._is_writing:
                 written = self._write_now(self._local, data)
             if written < len(data):
-                self._late.append(data[written:] if written else data)
+                self._backlog.append(data[written:] if written else data)
                 self._wake_writer()
         if written:
             self._channel.give_back(written)
@@ -131,7 +131,7 @@ class Tunnel:
                 return
             self._is_over = True
             self._changed.notify_all()
-            waits = bool(self._late) or self._is_writing
+            waits = bool(self._backlog) or self._is_writing
             local = self._local
         if local is None:
             self._wake_listener()
@@ -140,10 +140,10 @@ class Tunnel:
 
     @staticmethod
     def _write_now(local: socket.socket, data: bytes) -> int:
-        if DO_NOT_WAIT is None:
+        if DONTWAIT_FLAG is None:
             return 0
         try:
-            return local.send(data, DO_NOT_WAIT)
+            return local.send(data, DONTWAIT_FLAG)
         except OSError:
             # Full, or gone: if gone, the reader finds out and closes the channel.
             return 0
@@ -165,10 +165,10 @@ class Tunnel:
         while True:
             with self._changed:
                 self._is_writing = False
-                self._changed.wait_for(lambda: self._late or self._is_over)
-                if not self._late:
+                self._changed.wait_for(lambda: self._backlog or self._is_over)
+                if not self._backlog:
                     break
-                data = self._late.popleft()
+                data = self._backlog.popleft()
                 self._is_writing = True
             try:
                 local.sendall(data)
@@ -183,16 +183,16 @@ class Tunnel:
         local = self._take_one()
         if local is not None:
             with local:
-                with contextlib.suppress(OSError, Closed, TooLate):
+                with contextlib.suppress(OSError, ConnectionClosed, ResponseTimeout):
                     while data := local.recv(READ_AT_ONCE):
                         self._channel.send(data)
                         self.sent += len(data)
-                if self._is_dropped:
+                if self._is_aborted:
                     _reset(local)
         with self._changed:
             # Nobody is left to read what came.
             self._is_over = True
-            self._late.clear()
+            self._backlog.clear()
             self._changed.notify_all()
         self._channel.close()
 
@@ -204,10 +204,10 @@ class Tunnel:
             listener.withdraw()
             with self._changed:
                 # What came before an end that was quicker than we are is still written.
-                has_last_words = bool(self._late) and not (listener.is_tcp or self._is_dropped)
+                has_last_words = bool(self._backlog) and not (listener.is_tcp or self._is_aborted)
                 if not self._is_over or has_last_words:
                     self._local = local
-                    if self._late:
+                    if self._backlog:
                         self._wake_writer()
                     return local
             local.close()
@@ -218,10 +218,10 @@ class Tunnel:
 
     def _accept_proven(self, listener: PrivateListener) -> socket.socket:
         """Take the first connection of whoever the tunnel is for; OSError if none comes."""
-        deadline = time.monotonic() + TAKEN_WITHIN
+        deadline = time.monotonic() + ACCEPT_WITHIN
         while True:
             local = listener.accept(max(0.001, deadline - time.monotonic()))
-            if self._is_over or not listener.is_tcp or loopback.admits(local, self.secret):
+            if self._is_over or not listener.is_tcp or loopback_auth.admits(local, self.secret):
                 return local
             local.close()
 

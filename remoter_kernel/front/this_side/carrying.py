@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from remoter_kernel.errors import RemoterError, Unreachable, Usage
 from remoter_kernel.front.jupyter.answers import error_content
-from remoter_kernel.front.questions import OURS, readable
+from remoter_kernel.front.prompts import OWN_TAG, readable
 from remoter_kernel.front.reading.status import format_size
 from remoter_kernel.front.session.link import LinkState
 from remoter_kernel.front.this_side.carried_text import in_python, in_r
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from remoter_kernel.front.jupyter.asker import Asker
     from remoter_kernel.front.jupyter.mouth import Mouth, Route
-    from remoter_kernel.front.logins.access import Access
+    from remoter_kernel.front.logins.login import Login
     from remoter_kernel.front.session.dialer import SessionDialer
     from remoter_kernel.front.session.link import Link
     from remoter_kernel.front.this_side.own_code import OwnCode, Then
@@ -186,7 +186,7 @@ class CarryCell:
                 unpacked = self._ask_here("unpack", path, is_r=is_r)
         return self._told(packed, unpacked, "there" if is_push else "here")
 
-    def _login(self) -> Access:
+    def _login(self) -> Login:
         """Return the login of the moment."""
         login = self._front.dialer.login
         if login is None:
@@ -228,7 +228,7 @@ class CarryCell:
         if size <= LARGE or self._wish.is_large:
             return
         verb = f"%remoter {self._wish.verb}"
-        told = f"{OURS}{verb} is about to carry {format_size(size)}. Go on? yes or no:"
+        told = f"{OWN_TAG}{verb} is about to carry {format_size(size)}. Go on? yes or no:"
         try:
             said = self._front.asker.ask_in(self.route, told).strip().lower()
         except RemoterError:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
 from remoter_kernel.errors import RemoterError
 from remoter_kernel.front.jupyter.asker import TRIES, may_ask_in
-from remoter_kernel.front.questions import OURS, NeedsPerson, NotAnswered
+from remoter_kernel.front.prompts import OWN_TAG, NeedsPerson, NotAnswered
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -196,7 +196,7 @@ def _about_kind(wanted: Wanted, outside: int, folder: Path) -> str:
             "and asked about next."
         )
     return (
-        f"{OURS}{_on_one_line(wanted.verb)} wants to {wanted.kind.value}: "
+        f"{OWN_TAG}{_on_one_line(wanted.verb)} wants to {wanted.kind.value}: "
         f"it {_on_one_line(wanted.what)}.{more}\n"
         f"A yes lets all cells of this notebook {allows} {UNTIL}.\n{ANSWER}"
     )
@@ -211,7 +211,7 @@ def _about_place(wanted: Wanted, place: LocalPlace, path: str, number: str) -> s
     if reads and place.name and place.name != place.path.name:
         renamed = f"\nThe remote gets it as {_on_one_line(place.name)}."
     return (
-        f"{OURS}{_on_one_line(wanted.verb)} wants to {'read' if reads else 'write'} outside of "
+        f"{OWN_TAG}{_on_one_line(wanted.verb)} wants to {'read' if reads else 'write'} outside of "
         f"this notebook's folder ({number}):\n  {path}{renamed}\n"
         f"A yes lets all cells of this notebook {allows}, and nothing else, {UNTIL}.\n{ANSWER}"
     )

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from remoter_kernel.front.ssh.outcome import Ran
+    from remoter_kernel.front.ssh.login_results import CompletedCommand
 
 BLOCK = 64 * 1024  # bytes; the least that is sent at once
 FIRST_PIECE = 256 * 1024  # bytes
@@ -51,7 +51,7 @@ def _for_us_alone(path: str, flags: int) -> int:
 class CommandExecutor(Protocol):
     """What is needed of a login."""
 
-    def run(self, command: str, stdin: bytes = b"", *, seconds: float = 60) -> Ran:
+    def run(self, command: str, stdin: bytes = b"", *, seconds: float = 60) -> CompletedCommand:
         """Run a command with this input, and wait until it ends."""
 
 
@@ -161,7 +161,7 @@ class RoomThere:
             raise RemoteLacks(f"{what}: {why}.", "Look at the home there, then try again.")
         return ran.stdout.partition(MARK)[2]
 
-    def _try(self, command: str, stdin: bytes) -> Ran:
+    def _try(self, command: str, stdin: bytes) -> CompletedCommand:
         """Run a command that may be run twice; a cut is waited out."""
         for _ in range(TRIES):
             try:
@@ -170,10 +170,10 @@ class RoomThere:
                 self._wait()
         return self._ran(command, stdin)
 
-    def _ran(self, command: str, stdin: bytes) -> Ran:
+    def _ran(self, command: str, stdin: bytes) -> CompletedCommand:
         """Run a command; whoever is called off does not wait for a link that is slow or dead."""
         self._look()
-        future: Future[Ran] = Future()
+        future: Future[CompletedCommand] = Future()
         login = self._login()
 
         def run() -> None:

@@ -9,7 +9,7 @@ import paramiko
 import paramiko.config
 
 from remoter_kernel.errors import BadConfiguration
-from remoter_kernel.front.ssh.config_words import OLD_NAMES
+from remoter_kernel.front.ssh.ssh_keywords import FORMER_KEYWORDS
 from remoter_kernel.front.ssh.tokens import local_user
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 # Not everybody has a name (containers), and paramiko looks it up wherever there is a condition.
 paramiko.config.getpass = SimpleNamespace(getuser=local_user)
 
-MATCHES = frozenset(
+KNOWN_MATCHES = frozenset(
     {"all", "canonical", "exec", "final", "host", "localuser", "originalhost", "user"}
 )
 
@@ -26,20 +26,20 @@ MATCHES = frozenset(
 def read_config(config: Path, host: str) -> dict[str, list[str]]:
     """Return what a file says about a host, keyword by keyword; tokens in it stay as they are."""
     try:
-        found = _Parser.from_path(str(config)).lookup(host)
+        found = _ConfigParser.from_path(str(config)).lookup(host)
     except Exception as error:  # a parser of foreign files: anything may come
         raise BadConfiguration(
             f"{config} cannot be read without an OpenSSH client: {error}.",
             "Install one: it knows Include, each kind of Match, and CanonicalizeHostname.",
         ) from error
     return {
-        OLD_NAMES.get(key, key): value if isinstance(value, list) else [value]
+        FORMER_KEYWORDS.get(key, key): value if isinstance(value, list) else [value]
         for key, value in found.items()
         if value is not None  # its way to say "none"
     }
 
 
-class _Parser(paramiko.SSHConfig):  # type: ignore[misc]  # paramiko has no types
+class _ConfigParser(paramiko.SSHConfig):  # type: ignore[misc]  # paramiko has no types
     """Paramiko's, which leaves tokens to us and passes over no condition."""
 
     # Its own idea of `%C` is not ssh's, and it does not know all tokens.
@@ -50,7 +50,7 @@ class _Parser(paramiko.SSHConfig):  # type: ignore[misc]  # paramiko has no type
     def _get_matches(self, match: str) -> list[dict[str, Any]]:
         """Refuse what it does not know: it would take such a condition for met."""
         found: list[dict[str, Any]] = super()._get_matches(match)
-        if strange := {one["type"] for one in found} - MATCHES:
+        if strange := {one["type"] for one in found} - KNOWN_MATCHES:
             message = f"`Match {min(strange)}` is not known"
             raise paramiko.ConfigParseError(message)
         return found

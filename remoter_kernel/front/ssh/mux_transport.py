@@ -10,44 +10,48 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
-from remoter_kernel.front.ssh.channel import ChannelOpenError, Closed, TooLate
-from remoter_kernel.front.ssh.commands import Running
-from remoter_kernel.front.ssh.mux import Declined, Mux, nudge
-from remoter_kernel.front.ssh.streams import StreamChannel
+from remoter_kernel.front.ssh.mux import Mux, MuxError, nudge
+from remoter_kernel.front.ssh.paramiko_channel import (
+    ChannelOpenError,
+    ConnectionClosed,
+    ResponseTimeout,
+)
+from remoter_kernel.front.ssh.remote_command import RemoteCommand
+from remoter_kernel.front.ssh.stream_channel import StreamChannel
 from remoter_kernel.wire.threads import Thread
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
-    from remoter_kernel.front.ssh.channel import Sink
+    from remoter_kernel.front.ssh.paramiko_channel import ChannelReceiver
 
 ANSWERS_WITHIN = 5.0  # seconds; the master is on this machine
 ENDS_WITHIN = 2.0  # seconds
 FORBIDDEN, CONNECT_FAILED = 1, 2  # RFC 4254, 5.1
 
 
-class MuxErrand:
+class MuxStreams:
     """What one connection to the master has begun."""
 
-    def __init__(self, connection: Mux, place: Path, ends: Sequence[int]) -> None:
+    def __init__(self, connection: Mux, socket_path: Path, ends: Sequence[int]) -> None:
         self.stdin, self.stdout, self.stderr = (*ends, -1)[:3]
-        self._connection = connection
-        self._place = place
+        self._mux = connection
+        self._socket_path = socket_path
         self._is_over = False
 
     def wait(self) -> int | None:
         """Wait until the command ends."""
-        status = self._connection.wait_until_ended()
+        status = self._mux.wait_until_ended()
         self._is_over = True
         return status
 
     def end(self) -> None:
         """Hang up."""
         was_over, self._is_over = self._is_over, True
-        self._connection.close()
+        self._mux.close()
         if not was_over:
-            nudge(self._place)
+            nudge(self._socket_path)
 
     def drop(self) -> None:
         """End it where no channel has its streams."""
@@ -57,29 +61,29 @@ class MuxErrand:
                 os.close(descriptor)
 
 
-class SharedTransport:
-    """A living master at `place`; `open` it, `end` it."""
+class MuxTransport:
+    """A living master at `socket_path`; `open` it, `end` it."""
 
-    def __init__(self, place: Path, *, is_ours: bool, round_trip: float = math.inf) -> None:
+    def __init__(self, socket_path: Path, *, is_ours: bool, round_trip: float = math.inf) -> None:
         self.active = False
         self.round_trip = round_trip  # seconds: the quickest answer so far
-        self._place = place
+        self._socket_path = socket_path
         self._is_ours = is_ours
         self._process_id = 0
-        self._watch: Mux | None = None
+        self._watch_mux: Mux | None = None
         self._watcher: threading.Thread | None = None
         self._lock = threading.Lock()
         self._channels: set[StreamChannel] = set()
 
     def open(self) -> None:
         """Connect, and stay so: a master that ends is noticed, and ours stays for us."""
-        self._watch = Mux(self._place, ANSWERS_WITHIN)
+        self._watch_mux = Mux(self._socket_path, ANSWERS_WITHIN)
         try:
-            self._process_id = self._watch.process_id()
+            self._process_id = self._watch_mux.process_id()
         except BaseException as error:
-            self._watch.close()
-            if isinstance(error, Declined):
-                raise Closed from None
+            self._watch_mux.close()
+            if isinstance(error, MuxError):
+                raise ConnectionClosed from None
             raise
         self.active = True
         self._watcher = Thread(
@@ -88,15 +92,15 @@ class SharedTransport:
         self._watcher.start()
 
     def _wait_for_end(self) -> None:
-        assert self._watch is not None  # noqa: S101 (opened)
-        self._watch.wait_until_ended()
+        assert self._watch_mux is not None  # noqa: S101 (opened)
+        self._watch_mux.wait_until_ended()
         self.active = False
 
     # --- channels ---
 
-    def new_channel(self, sink: Sink) -> StreamChannel:
+    def new_channel(self, receiver: ChannelReceiver) -> StreamChannel:
         """Make a channel that is not open yet."""
-        channel = StreamChannel(self, sink)
+        channel = StreamChannel(self, receiver)
         with self._lock:
             self._channels.add(channel)
         return channel
@@ -106,52 +110,52 @@ class SharedTransport:
         with self._lock:
             self._channels.discard(channel)
 
-    def begin_session(self, command: str, seconds: float) -> MuxErrand:
+    def begin_session(self, command: str, seconds: float) -> MuxStreams:
         """Start a command; raise Refused, Closed or TooLate."""
         try:
             return self._begin(
                 lambda connection, ends: connection.begin_session(command, ends), seconds, streams=3
             )
-        except Declined:
+        except MuxError:
             raise ChannelOpenError(CONNECT_FAILED) from None
 
-    def begin_forward(self, host: str, port: int, seconds: float) -> MuxErrand:
+    def begin_forward(self, host: str, port: int, seconds: float) -> MuxStreams:
         """Connect to there; raise Refused, Closed or TooLate."""
         try:
             return self._forward(host, port, seconds)
-        except Declined:
+        except MuxError:
             # The master does not say why. What would surely answer, if it were allowed, does.
             code = FORBIDDEN if self._forbids_forwarding(seconds) else CONNECT_FAILED
             raise ChannelOpenError(code) from None
 
-    def _forward(self, host: str, port: int, seconds: float) -> MuxErrand:
+    def _forward(self, host: str, port: int, seconds: float) -> MuxStreams:
         return self._begin(
             lambda connection, ends: connection.begin_forward(host, port, ends), seconds, streams=2
         )
 
     def _forbids_forwarding(self, seconds: float) -> bool:
         """Try to reach the sshd that we talk with: it listens, so a refusal is a rule."""
-        running = Running(self)
+        running = RemoteCommand(self)
         deadline = time.monotonic() + seconds
         try:
             running.begin("echo $SSH_CONNECTION", b"", deadline)
             words = running.wait(deadline).stdout.split()
-            errand = self._forward(words[-2].decode(), int(words[-1]), seconds)
-        except Declined:
+            streams = self._forward(words[-2].decode(), int(words[-1]), seconds)
+        except MuxError:
             return True
         except (IndexError, ValueError, ChannelOpenError):
             return False
         finally:
             running.close()
-        errand.drop()
+        streams.drop()
         return False
 
     def _begin(
         self, ask: Callable[[Mux, Sequence[int]], None], seconds: float, *, streams: int
-    ) -> MuxErrand:
+    ) -> MuxStreams:
         if not self.active:
-            raise Closed
-        connection = Mux(self._place, seconds)
+            raise ConnectionClosed
+        connection = Mux(self._socket_path, seconds)
         pipes = [os.pipe() for _ in range(streams)]
         # stdin flows from here to there, the others the other way.
         ours = [pipes[0][1], *(pipe[0] for pipe in pipes[1:])]
@@ -168,18 +172,18 @@ class SharedTransport:
             for descriptor in theirs:
                 os.close(descriptor)
         self.round_trip = min(self.round_trip, time.perf_counter() - began)
-        return MuxErrand(connection, self._place, ours)
+        return MuxStreams(connection, self._socket_path, ours)
 
     def look(self) -> None:
         """Find out whether the master lives: its end and a channel's come at the same time."""
         try:
-            connection = Mux(self._place, ANSWERS_WITHIN)
-        except (Closed, TooLate):
+            connection = Mux(self._socket_path, ANSWERS_WITHIN)
+        except (ConnectionClosed, ResponseTimeout):
             self.active = False
             return
         try:
             connection.process_id()
-        except (Closed, TooLate, Declined):
+        except (ConnectionClosed, ResponseTimeout, MuxError):
             self.active = False
         finally:
             connection.close()
@@ -205,8 +209,8 @@ class SharedTransport:
             self._watcher.join(ENDS_WITHIN)
             if self._watcher.is_alive():
                 self._signal(signal.SIGKILL)
-        if self._watch is not None:
-            self._watch.close()
+        if self._watch_mux is not None:
+            self._watch_mux.close()
         if self._watcher is not None:
             self._watcher.join(ENDS_WITHIN)
         for channel in channels:

@@ -19,22 +19,22 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from remoter_kernel.errors import HostKeyProblem
-from remoter_kernel.front.questions import Trust
-from remoter_kernel.front.ssh.outcome import HostKeyNotAsked, UnknownHostKey
+from remoter_kernel.front.prompts import Trust
+from remoter_kernel.front.ssh.login_results import HostKeyNotAsked, UnknownHostKey
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
-    from remoter_kernel.front.questions import Questions
-    from remoter_kernel.front.ssh.aliases import Destination
+    from remoter_kernel.front.prompts import Prompter
+    from remoter_kernel.front.ssh.ssh_config import Destination
 
 SSH_PORT = 22
 REVOKED = "@revoked"
 AUTHORITY = "@cert-authority"
-NOWHERE = ("/dev/null", os.devnull)  # what is written there is not kept
-SALT = 20  # bytes, as ssh has it
-HASHED = "|1|"  # HMAC-SHA1 of the name: "|1|salt|hash"
+DISCARDING_FILES = ("/dev/null", os.devnull)  # what is written there is not kept
+SALT_SIZE = 20  # bytes, as ssh has it
+HASH_PREFIX = "|1|"  # HMAC-SHA1 of the name: "|1|salt|hash"
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class KnownHostsLine:
 
     def is_for(self, name: str) -> bool:
         """Say whether this line speaks about the host of that name."""
-        if self.names.startswith(HASHED):
+        if self.names.startswith(HASH_PREFIX):
             return _is_hash_of(self.names, name)
         matches = False
         for pattern in self.names.lower().split(","):
@@ -93,11 +93,11 @@ class KnownHosts:
         return tuple(dict.fromkeys(line.kind for line in lines or self._lines_without_port))
 
     @property
-    def has_authority(self) -> bool:
+    def has_ca(self) -> bool:
         """Say whether an authority is named that may vouch for this host's key."""
         return any(line.marker == AUTHORITY for line in (*self._lines, *self._lines_without_port))
 
-    def check(self, kind: str, key: bytes, questions: Questions | None) -> None:
+    def check(self, kind: str, key: bytes, prompter: Prompter | None) -> None:
         """Return if the key is trusted; raise HostKeyProblem if it is not."""
         revoked = [
             line
@@ -123,7 +123,7 @@ class KnownHosts:
             self._refuse_changed(kind, key, trusted)
         if any(line.key == key and not line.marker for line in self._lines_without_port):
             return
-        self._ask(kind, key, questions)
+        self._ask(kind, key, prompter)
 
     def _refuse_changed(self, kind: str, key: bytes, trusted: list[KnownHostsLine]) -> None:
         # OpenSSH would ask when only the kind is new. But we ask for the known kinds first,
@@ -136,16 +136,16 @@ class KnownHosts:
             f"remove that line (or run: ssh-keygen -f '{old.file}' -R '{self.name}').",
         )
 
-    def _ask(self, kind: str, key: bytes, questions: Questions | None) -> None:
+    def _ask(self, kind: str, key: bytes, prompter: Prompter | None) -> None:
         shown = fingerprint(key)
         if self._is_strict:
             raise unknown_to_the_strict(self.host, f"{kind} {shown}", self.files)
-        if questions is None:
+        if prompter is None:
             raise HostKeyNotAsked(
                 f"the host key of {self.host} is not known here: {kind} {shown}.",
                 how_to_accept(self.files),
             )
-        said = questions.confirm_host_key(self.host, kind, shown)
+        said = prompter.confirm_host_key(self.host, kind, shown)
         if said is Trust.NO:
             raise UnknownHostKey(
                 f"the host key of {self.host} was not accepted: {kind} {shown}.",
@@ -162,7 +162,7 @@ def is_known_by_authority(destination: Destination) -> bool:
     if not any(line.marker == AUTHORITY for file in files for line in read_lines(file)):
         return False  # as in nearly all files; hashed names take their time
     known = KnownHosts(destination)
-    return not known.known_kinds and known.has_authority
+    return not known.known_kinds and known.has_ca
 
 
 # ------------------------------------------------------------------ the file
@@ -209,7 +209,7 @@ def add_line(file: Path, line: str) -> None:
 
 def how_to_accept(files: Sequence[Path]) -> str:
     """Say how a host key that is not known yet can be accepted for good."""
-    if not files or str(files[0]) in NOWHERE:
+    if not files or str(files[0]) in DISCARDING_FILES:
         return (
             "Your ssh config keeps no host keys for it (UserKnownHostsFile): name a file there, "
             "then run `remoter check NAME` at a terminal to compare and accept it."
@@ -219,7 +219,7 @@ def how_to_accept(files: Sequence[Path]) -> str:
 
 def unknown_to_the_strict(host: str, shown: str, files: Sequence[Path]) -> UnknownHostKey:
     """Say that a host key would have to be known, because nobody may be asked about it."""
-    file = "a file of known hosts" if not files or str(files[0]) in NOWHERE else files[0]
+    file = "a file of known hosts" if not files or str(files[0]) in DISCARDING_FILES else files[0]
     return UnknownHostKey(
         f"the host key of {host} is not known here: {shown}; "
         "and your ssh config says StrictHostKeyChecking yes.",
@@ -230,9 +230,9 @@ def unknown_to_the_strict(host: str, shown: str, files: Sequence[Path]) -> Unkno
 
 def hashed(name: str) -> str:
     """Write a host's name so that only who knows it finds it, as HashKnownHosts has it."""
-    salt = secrets.token_bytes(SALT)
+    salt = secrets.token_bytes(SALT_SIZE)
     digest = hmac.digest(salt, name.lower().encode(), "sha1")
-    return f"{HASHED}{base64.b64encode(salt).decode()}|{base64.b64encode(digest).decode()}"
+    return f"{HASH_PREFIX}{base64.b64encode(salt).decode()}|{base64.b64encode(digest).decode()}"
 
 
 def with_hashed_names(line: str) -> list[str]:
@@ -257,7 +257,9 @@ def rsa_bits(key: bytes) -> int:
 
 def _is_hash_of(hashed: str, name: str) -> bool:
     try:
-        salt, digest = (base64.b64decode(part) for part in hashed.removeprefix(HASHED).split("|"))
+        salt, digest = (
+            base64.b64decode(part) for part in hashed.removeprefix(HASH_PREFIX).split("|")
+        )
     except (binascii.Error, ValueError):
         return False
     return hmac.compare_digest(hmac.digest(salt, name.encode(), "sha1"), digest)

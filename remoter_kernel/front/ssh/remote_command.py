@@ -8,13 +8,13 @@ import time
 from typing import TYPE_CHECKING
 
 from remoter_kernel.errors import RemoteLacks
-from remoter_kernel.front.ssh.channel import Closed, TooLate
-from remoter_kernel.front.ssh.outcome import CommandEnded, Ran
+from remoter_kernel.front.ssh.login_results import CommandEnded, CompletedCommand
+from remoter_kernel.front.ssh.paramiko_channel import ConnectionClosed, ResponseTimeout
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from remoter_kernel.front.ssh.channel import Channels
+    from remoter_kernel.front.ssh.paramiko_channel import ChannelFactory
 
 MOST_OUTPUT = 64 * 1024 * 1024  # bytes: what we run says less by far
 # A process that a command leaves behind may hold stdout open for ever. Once the command
@@ -23,10 +23,10 @@ LINGER = 1.0  # seconds
 LINE_END = re.compile(rb"[\r\n]")
 
 
-class Running:
+class RemoteCommand:
     """A session channel, and the command in it."""
 
-    def __init__(self, transport: Channels) -> None:
+    def __init__(self, transport: ChannelFactory) -> None:
         self._transport = transport
         self._channel = transport.new_channel(self)
         self._changed = threading.Condition()
@@ -61,12 +61,12 @@ class Running:
         try:
             self._channel.send(stdin, deadline=deadline)
             self._channel.send_eof()
-        except Closed:
+        except ConnectionClosed:
             # A command may end without reading what it was given. A cut is another thing.
             if not self._transport.active:
                 raise
 
-    def wait(self, deadline: float) -> Ran:
+    def wait(self, deadline: float) -> CompletedCommand:
         """Wait until the command has ended; raise Closed or TooLate."""
         self._wait_for(lambda: self._is_over, deadline)
         self.close()
@@ -102,10 +102,12 @@ class Running:
 
     # --- inside ---
 
-    def _ran(self) -> Ran:
+    def _ran(self) -> CompletedCommand:
         status = self._channel.exit_status
         with self._changed:
-            return Ran(bytes(self._stdout), bytes(self._stderr), -1 if status is None else status)
+            return CompletedCommand(
+                bytes(self._stdout), bytes(self._stderr), -1 if status is None else status
+            )
 
     def _wait_for(self, is_done: Callable[[], object], deadline: float) -> None:
         with self._changed:
@@ -115,7 +117,7 @@ class Running:
                     self._is_over = True
                     continue
                 if now >= deadline:
-                    raise TooLate
+                    raise ResponseTimeout
                 until = min(deadline, self._exited_at + LINGER) if self._exited_at else deadline
                 self._changed.wait(until - now)
                 if len(self._stdout) + len(self._stderr) > MOST_OUTPUT:
@@ -124,7 +126,7 @@ class Running:
                         "Look at what its login shell prints at start.",
                     )
             if not self._transport.active and self._channel.exit_status is None:
-                raise Closed
+                raise ConnectionClosed
 
     # --- on the transport's thread ---
 

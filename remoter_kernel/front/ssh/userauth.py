@@ -25,8 +25,12 @@ from paramiko.common import (
     cMSG_USERAUTH_REQUEST,
 )
 
-from remoter_kernel.front.questions import LONGEST_TEXT, Prompt, on_one_line, readable
-from remoter_kernel.front.ssh.channel import Closed, Misbehaved, TooLate
+from remoter_kernel.front.prompts import LONGEST_TEXT, Prompt, on_one_line, readable
+from remoter_kernel.front.ssh.paramiko_channel import (
+    ConnectionClosed,
+    ResponseTimeout,
+    ServerViolation,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -41,15 +45,15 @@ METHOD = re.compile(r"[A-Za-z0-9@.-]{1,64}")  # the name of one, as it may stand
 class AuthResult:
     """What the server said to one attempt to log in."""
 
-    let_in: bool
-    would_take: tuple[str, ...] = ()
+    is_success: bool
+    methods_left: tuple[str, ...] = ()
     """The methods it names: "publickey", "password", "keyboard-interactive", ..."""
-    partly: bool = False
+    is_partial: bool = False
     """This attempt was right, and another one is needed as well."""
 
 
 @dataclass(frozen=True)
-class Round:
+class InfoRequest:
     """What the server said in the middle of an attempt: it wants answers to these prompts."""
 
     instruction: str
@@ -60,7 +64,7 @@ class CannotSign(Exception):
     """A key turned out to be of no use: an agent that declines, an algorithm that is not there."""
 
 
-class Authentication(AuthHandler):  # type: ignore[misc]  # paramiko has no types
+class UserauthHandler(AuthHandler):  # type: ignore[misc]  # paramiko has no types
     """The client's side of RFC 4252: sends attempts, collects verdicts."""
 
     authenticated: bool
@@ -69,7 +73,9 @@ class Authentication(AuthHandler):  # type: ignore[misc]  # paramiko has no type
         super().__init__(transport)
         self.banner = ""  # what the server tells everybody before they are let in
         self._method = ""  # of the attempt that is under way
-        self._heard: queue.SimpleQueue[AuthResult | Round | Misbehaved | None] = queue.SimpleQueue()
+        self._responses: queue.SimpleQueue[AuthResult | InfoRequest | ServerViolation | None] = (
+            queue.SimpleQueue()
+        )
         self._service_accepted = threading.Event()
 
     def request_service(self) -> None:
@@ -82,9 +88,9 @@ class Authentication(AuthHandler):  # type: ignore[misc]  # paramiko has no type
     def wait_for_service(self, seconds: float) -> None:
         """Wait until the server is ready for attempts."""
         if not self._service_accepted.wait(seconds):
-            raise TooLate
+            raise ResponseTimeout
         if not self.transport.active:
-            raise Closed
+            raise ConnectionClosed
 
     def send_key(self, user: str, key: Any) -> None:
         """Sign with this key and send it, without asking first whether it would do."""
@@ -149,22 +155,22 @@ class Authentication(AuthHandler):  # type: ignore[misc]  # paramiko has no type
         try:
             self.transport._send_message(message)  # noqa: SLF001 (paramiko's way)
         except (OSError, EOFError, paramiko.SSHException):
-            raise Closed from None
+            raise ConnectionClosed from None
 
-    def wait(self, seconds: float) -> AuthResult | Round:
+    def wait(self, seconds: float) -> AuthResult | InfoRequest:
         """Wait for what comes of the oldest attempt without a verdict.
 
         Raises Closed, TooLate, or Misbehaved: the server wants more than anybody can answer.
         """
         try:
-            heard = self._heard.get(timeout=max(0.0, seconds))
+            response = self._responses.get(timeout=max(0.0, seconds))
         except queue.Empty:
-            raise TooLate from None
-        if heard is None:
-            raise Closed
-        if isinstance(heard, Misbehaved):
-            raise heard
-        return heard
+            raise ResponseTimeout from None
+        if response is None:
+            raise ConnectionClosed
+        if isinstance(response, ServerViolation):
+            raise response
+        return response
 
     def nudge(self) -> None:
         """Send what means nothing: a connection that is dead cannot acknowledge it."""
@@ -175,7 +181,7 @@ class Authentication(AuthHandler):  # type: ignore[misc]  # paramiko has no type
         """The connection ended (paramiko calls this)."""
         super().abort()
         self._service_accepted.set()
-        self._heard.put(None)
+        self._responses.put(None)
 
     @property
     def _client_handler_table(self) -> dict[int, Callable[[Any], None]]:
@@ -188,18 +194,18 @@ class Authentication(AuthHandler):  # type: ignore[misc]  # paramiko has no type
             MSG_USERAUTH_BANNER: self._on_banner,
         }
 
-    def _put(self, heard: AuthResult | Round | Misbehaved) -> None:
+    def _put(self, response: AuthResult | InfoRequest | ServerViolation) -> None:
         """Keep it for whoever waits; what comes after the login, nobody waits for."""
         if self.authenticated:
             return
-        if self._heard.qsize() >= MOST_UNREAD:
-            raise Misbehaved("answers what it was not asked")
-        self._heard.put(heard)
+        if self._responses.qsize() >= MOST_UNREAD:
+            raise ServerViolation("answers what it was not asked")
+        self._responses.put(response)
 
     def _on_success(self, _message: Any) -> None:
         if self.authenticated:
             return
-        self._put(AuthResult(let_in=True))
+        self._put(AuthResult(is_success=True))
         self.authenticated = True
         self.transport._auth_trigger()  # noqa: SLF001 (paramiko's way)
 
@@ -208,13 +214,13 @@ class Authentication(AuthHandler):  # type: ignore[misc]  # paramiko has no type
             METHOD.fullmatch, _read_text(message).split(",", MOST_METHODS)[:MOST_METHODS]
         )
         partly = message.get_boolean()
-        self._put(AuthResult(let_in=False, would_take=tuple(named), partly=partly))
+        self._put(AuthResult(is_success=False, methods_left=tuple(named), is_partial=partly))
 
     def _on_round(self, message: Any) -> None:
         """Hear number 60, which means another thing in each method."""
         # This key would do; this password is too old.
         is_round = self._method == "keyboard-interactive"
-        self._put(_round(message) if is_round else Round("", ()))
+        self._put(_round(message) if is_round else InfoRequest("", ()))
 
     def _on_banner(self, message: Any) -> None:
         # It comes unasked, and as often as the server likes: what is full stays as it is.
@@ -222,21 +228,21 @@ class Authentication(AuthHandler):  # type: ignore[misc]  # paramiko has no type
             self.banner = readable(f"{self.banner}\n{_read_text(message)}".strip())
 
 
-def _round(message: Any) -> Round | Misbehaved:
+def _round(message: Any) -> InfoRequest | ServerViolation:
     """Read a server's questions (RFC 4256, 3.2)."""
     name, instruction = readable(_read_text(message)), readable(_read_text(message))
     _read_text(message)  # a language tag
     number = message.get_int()
     if number > MOST_PROMPTS:
-        return Misbehaved(f"asks {number} questions at once")
+        return ServerViolation(f"asks {number} questions at once")
     prompts = []
     for _ in range(number):
         text, is_shown = _read_text(message), message.get_boolean()
         if len(text) > LONGEST_TEXT:
-            return Misbehaved(f"asks a question of {len(text)} characters")
+            return ServerViolation(f"asks a question of {len(text)} characters")
         prompts.append(Prompt(on_one_line(text), is_shown=is_shown))
     words = "\n".join(filter(None, (name.strip(), instruction.strip())))
-    return Round(words, tuple(prompts))
+    return InfoRequest(words, tuple(prompts))
 
 
 def _read_text(message: Any) -> str:

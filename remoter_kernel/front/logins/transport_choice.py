@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 PARAMIKO, OPENSSH = "paramiko", "openssh"
-NOTHING_IN_COMMON = "paramiko has no algorithm in common with the host"
+NO_COMMON_ALGORITHM = "paramiko has no algorithm in common with the host"
 
 
 @dataclass(frozen=True)
-class Facts:
+class TransportFacts:
     """What is known before a login."""
 
     has_ssh: bool = False
@@ -37,10 +37,10 @@ _REASONS = (
 )
 
 
-def choose_transport(wish: str, facts: Facts) -> tuple[str, str]:
+def choose_transport(wanted: str, facts: TransportFacts) -> tuple[str, str]:
     """Return the transport and why; the reason is empty for what was asked for, or is usual."""
-    if wish != "auto":
-        return wish, ""
+    if wanted != "auto":
+        return wanted, ""
     if facts.has_ssh:
         for fact, reason in _REASONS:
             if getattr(facts, fact):

@@ -18,8 +18,8 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING
 
-from remoter_kernel.front.questions import on_one_line
-from remoter_kernel.front.ssh.channel import TooLate
+from remoter_kernel.front.prompts import on_one_line
+from remoter_kernel.front.ssh.paramiko_channel import ResponseTimeout
 from remoter_kernel.wire.threads import Thread
 
 if TYPE_CHECKING:
@@ -27,26 +27,26 @@ if TYPE_CHECKING:
 
 NO_WINDOW: int = getattr(subprocess, "CREATE_NO_WINDOW", 0)  # Windows would open a console
 ENDS_WITHIN = 2.0  # seconds
-MOST_SAID = 256 * 1024  # characters: the last ones are kept
+MOST_STDERR = 256 * 1024  # characters: the last ones are kept
 LONGEST_LINE = 64 * 1024  # bytes: ssh's own lines are a little over 1,000 at the most
 # How each step is known to have begun: by the start of a line.
 STEPS = (("debug1: Server host key: ", "host key"), ("debug1: SSH2_MSG_NEWKEYS received", "login"))
 CIPHER = "debug1: kex: server->client cipher: "
-ASKED, ANSWERED = "debug1: expecting SSH2_MSG_KEX", "debug1: SSH2_MSG_KEX"
-INSIDE = "Authenticated to "
+KEX_SENT, KEX_RECEIVED = "debug1: expecting SSH2_MSG_KEX", "debug1: SSH2_MSG_KEX"
+AUTHENTICATED = "Authenticated to "
 LOCAL_VERSION = re.compile(
     r"debug1: Local version string SSH-2\.0-OpenSSH_(?:for_Windows_)?(\d{1,3})\.(\d{1,3})"
 )
-MOST_ASIDE = 60  # lines
+MOST_SERVER_LINES = 60  # lines
 # How its own lines begin, apart from what it passes on of others.
-OWN_WORDS = re.compile(
+OPENSSH_LINE = re.compile(
     r"debug\d|ssh: |OpenSSH_|Connection |Connecting |Authenticated |Received disconnect |"
     r"Disconnected |Warning: |\*\* |kex_exchange_identification|ssh_exchange|ssh_dispatch|"
     r"client_loop|banner exchange|Unable to negotiate|Timeout, |Host key verification|Load key |"
     r"sign_and_send_pubkey|no such identity|Bad |Control|mux_|\S+@\S+: Permission denied|"
     r"Permission denied|Pseudo-terminal"
 )
-MARKS_QUESTIONS = (8, 5)
+LABELS_PROMPTS_SINCE = (8, 5)
 """Since this OpenSSH, "(user@host) " stands before each question of a server."""
 
 
@@ -54,7 +54,7 @@ class LoginProcess:
     """An ssh process until it is in."""
 
     def __init__(
-        self, words: Sequence[str], environment: Mapping[str, str], on_step: Callable[[str], None]
+        self, argv: Sequence[str], environment: Mapping[str, str], on_step: Callable[[str], None]
     ) -> None:
         self.step = "connect"
         self.seconds: dict[str, float] = {}
@@ -65,24 +65,24 @@ class LoginProcess:
         self.round_trip = math.inf  # seconds; the server's sums are in it
         self.version: tuple[int, int] | None = None
         """That of this OpenSSH, once it has said so."""
-        self._words = words
+        self._argv = argv
         self._environment = environment
         self._on_step = on_step
         self._changed = threading.Condition()
-        self._said: deque[str] = deque()
-        self._size = 0  # characters of that
-        self._aside: deque[str] = deque(maxlen=MOST_ASIDE)
-        self._asked = self._began = self._heard_at = 0.0
-        self._is_inside = self._is_over = self._is_read = False
+        self._stderr: deque[str] = deque()
+        self._stderr_size = 0  # characters of that
+        self._server_lines: deque[str] = deque(maxlen=MOST_SERVER_LINES)
+        self._kex_sent_at = self._step_began = self._last_line_at = 0.0
+        self._is_authenticated = self._is_over = self._is_read = False
         self._process: subprocess.Popen[bytes] | None = None
         self._threads: list[threading.Thread] = []
 
     def start(self) -> None:
         """Start it; raise OSError where there is no ssh."""
-        self._began = time.perf_counter()
+        self._step_began = time.perf_counter()
         self._on_step(self.step)
         self._process = subprocess.Popen(
-            self._words,
+            self._argv,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
@@ -97,21 +97,21 @@ class LoginProcess:
             thread.start()
 
     @property
-    def said(self) -> str:
+    def stderr(self) -> str:
         """What it has said so far."""
         with self._changed:
-            return "".join(self._said)
+            return "".join(self._stderr)
 
     @property
-    def aside(self) -> str:
+    def server_text(self) -> str:
         """What it passes on of the server's own words, as far as they can be told from its own."""
         with self._changed:
-            return "".join(self._aside)
+            return "".join(self._server_lines)
 
     @property
-    def silent_for(self) -> float:
+    def idle_seconds(self) -> float:
         """Seconds since it has said anything."""
-        return time.perf_counter() - self._heard_at
+        return time.perf_counter() - self._last_line_at
 
     def learns(self, is_known: Callable[[], bool], seconds: float) -> bool:
         """Wait a little until it has said something: what it asks may come before that."""
@@ -119,11 +119,11 @@ class LoginProcess:
             return self._changed.wait_for(is_known, seconds)
 
     @property
-    def marks_questions(self) -> bool:
+    def labels_prompts(self) -> bool:
         """Say whether a server's question can be told from one of ssh itself."""
-        return self.version is not None and self.version >= MARKS_QUESTIONS
+        return self.version is not None and self.version >= LABELS_PROMPTS_SINCE
 
-    def wait(self, seconds: float, is_asking: Callable[[], bool], *, until_over: bool) -> bool:
+    def wait(self, seconds: float, is_prompting: Callable[[], bool], *, until_over: bool) -> bool:
         """Wait until it has ended, or is inside; say whether it got in. Raise TooLate.
 
         The time that a person takes to answer does not count.
@@ -131,21 +131,21 @@ class LoginProcess:
         assert self._process is not None  # noqa: S101 (started)
         deadline = time.monotonic() + seconds
         while not self._is_done(until_over=until_over):
-            if is_asking():  # it may take a while, and ssh may go on meanwhile
+            if is_prompting():  # it may take a while, and ssh may go on meanwhile
                 deadline = time.monotonic() + seconds
             if time.monotonic() >= deadline:
-                raise TooLate
+                raise ResponseTimeout
             with self._changed:
                 if not self._is_done(until_over=until_over):
                     self._changed.wait(min(1.0, max(0.0, deadline - time.monotonic())))
-        if self._is_inside and not until_over:
+        if self._is_authenticated and not until_over:
             return True
         if self._process.returncode != 0:
             self._threads[0].join(ENDS_WITHIN)  # its last words
         return self._process.returncode == 0
 
     def _is_done(self, *, until_over: bool) -> bool:
-        return self._is_over or (self._is_inside and not until_over)
+        return self._is_over or (self._is_authenticated and not until_over)
 
     def kill(self) -> None:
         """End it, from any thread; what it has put into the background lives on."""
@@ -182,26 +182,28 @@ class LoginProcess:
     def _hear(self, line: str) -> None:
         now = time.perf_counter()
         with self._changed:
-            self._heard_at = now
-            if self.step == "login" and not OWN_WORDS.match(line):
-                self._aside.append(line + "\n")
-            self._said.append(line + "\n")
-            self._size += len(line) + 1
-            while self._size > MOST_SAID:
-                self._size -= len(self._said.popleft())
+            self._last_line_at = now
+            if self.step == "login" and not OPENSSH_LINE.match(line):
+                self._server_lines.append(line + "\n")
+            self._stderr.append(line + "\n")
+            self._stderr_size += len(line) + 1
+            while self._stderr_size > MOST_STDERR:
+                self._stderr_size -= len(self._stderr.popleft())
         if self.step != "login":
             self._learn(line, now)
-        if line.startswith(INSIDE):
+        if line.startswith(AUTHENTICATED):
             self._next("", now)
-            self._is_inside = True
+            self._is_authenticated = True
         with self._changed:
             self._changed.notify_all()
 
     def _learn(self, line: str, now: float) -> None:
-        if line.startswith(ASKED):
-            self._asked = now
-        elif line.startswith(ANSWERED) and line.endswith("REPLY received") and self._asked:
-            self.round_trip = min(self.round_trip, now - self._asked)
+        if line.startswith(KEX_SENT):
+            self._kex_sent_at = now
+        elif (
+            line.startswith(KEX_RECEIVED) and line.endswith("REPLY received") and self._kex_sent_at
+        ):
+            self.round_trip = min(self.round_trip, now - self._kex_sent_at)
         elif line.startswith(CIPHER):
             self.cipher = on_one_line(line.removeprefix(CIPHER).partition(" ")[0])
         elif match := LOCAL_VERSION.match(line):
@@ -215,8 +217,8 @@ class LoginProcess:
                 self._next(step, now)
 
     def _next(self, step: str, now: float) -> None:
-        self.seconds[self.step] = now - self._began
-        self._began = now
+        self.seconds[self.step] = now - self._step_began
+        self._step_began = now
         if step:
             self.step = step
             self._on_step(step)

@@ -15,55 +15,55 @@ from remoter_kernel.errors import (
     RemoterError,
     Unreachable,
 )
-from remoter_kernel.front.questions import (
-    WITHOUT_QUESTIONS,
+from remoter_kernel.front.prompts import (
+    LOG_IN_WITHOUT_PROMPTS,
     NeedsPerson,
     on_one_line,
     readable,
 )
-from remoter_kernel.front.ssh.channel import Misbehaved, OtherHostKey
-from remoter_kernel.front.ssh.entry import OWN_WORDS
-from remoter_kernel.front.ssh.outcome import HostKeyNotAsked, UnknownHostKey
-from remoter_kernel.front.ssh.trust import how_to_accept, unknown_to_the_strict
+from remoter_kernel.front.ssh.known_hosts import how_to_accept, unknown_to_the_strict
+from remoter_kernel.front.ssh.login_process import OPENSSH_LINE
+from remoter_kernel.front.ssh.login_results import HostKeyNotAsked, UnknownHostKey
+from remoter_kernel.front.ssh.paramiko_channel import HostKeyChanged, ServerViolation
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from remoter_kernel.front.ssh.aliases import Destination
+    from remoter_kernel.front.ssh.ssh_config import Destination
 
 LAST_LINES, LONGEST_LINE = 100, 500  # of what was said: the cause is told at the end
 FORBIDDEN, CONNECT_FAILED = 1, 2  # RFC 4254, 5.1
-MOST_TOLD, LONGEST_TOLD = 4, 400  # lines, characters: the last words of others in a sentence
+MOST_QUOTED, LONGEST_QUOTE = 4, 400  # lines, characters: the last words of others in a sentence
 # Of a connection from a jump host.
-SAID_WHEN_FORBIDDEN = "open failed: administratively prohibited"
-SAID_WHEN_FAILED = "stdio forwarding failed"
-CHANGE_THAT = (
+JUMP_FORBIDS = "open failed: administratively prohibited"
+JUMP_FAILED = "stdio forwarding failed"
+CHANGE_SSH_CONFIG = (
     "Change that for this host in your ssh config, or ask its administrator for another way."
 )
 
 
-class NothingInCommon(Unreachable):
+class NoCommonAlgorithm(Unreachable):
     """The host and this side have no algorithm in common."""
 
     worth_retrying = False
 
 
 def ended(
-    label: str, step: str, offence: Misbehaved | None = None, *, said: str = ""
+    label: str, step: str, violation: ServerViolation | None = None, *, said: str = ""
 ) -> RemoterError:
     """Say that a connection has ended on the way in.
 
-    `offence`: remoter has ended it; `said`: what the server has given as a reason, if any.
+    `violation`: remoter has ended it; `said`: what the server has given as a reason, if any.
     """
-    if isinstance(offence, OtherHostKey):
+    if isinstance(violation, HostKeyChanged):
         return HostKeyProblem(
-            f"remoter ended the connection to {label}: the server {offence}.",
+            f"remoter ended the connection to {label}: the server {violation}.",
             "Do not log in; ask the host's administrator.",
         )
-    if offence:
+    if violation:
         return Unreachable(
             f"remoter ended the connection to {label} during the step {step!r}: "
-            f"the server {offence}.",
+            f"the server {violation}.",
             "Is it an SSH server, and the right one? Ask its administrator.",
         )
     if words := last_words(said):
@@ -121,8 +121,8 @@ def last_words(said: str) -> str:
     They belong behind ": ", at the end of a sentence: there a log leaves them out.
     """
     lines = [line for each in said.splitlines() if (line := on_one_line(each))]
-    words = " / ".join(lines[-MOST_TOLD:])
-    return f'"{words[-LONGEST_TOLD:]}".' if words else ""
+    words = " / ".join(lines[-MOST_QUOTED:])
+    return f'"{words[-LONGEST_QUOTE:]}".' if words else ""
 
 
 def error_from_stderr(
@@ -132,41 +132,41 @@ def error_from_stderr(
     host_key: str,
     *,
     may_ask: bool,
-    aside: str = "",
+    server_text: str = "",
 ) -> RemoterError:
     """Say why ssh did not get in, by its last words and how far it was.
 
-    `host_key` is the kind and the fingerprint that the host has shown, if it was so far; `aside`
-    are words of the server that ssh has passed on.
+    `host_key` is the kind and the fingerprint that the host has shown, if it was so
+    far; `server_text` are words of the server that ssh has passed on.
     """
     lines = [
         readable(line)[:LONGEST_LINE] for line in said.splitlines() if not line.startswith("debug")
     ][-LAST_LINES:]
-    told = "\n".join(lines)
+    failure = "\n".join(lines)
     # A server's own words (a banner, say) may stand among those of ssh once it may ask who we
     # are. By then its key and its address are settled, and nothing is believed about them.
-    for pattern, make in _LATE_RULES if step == "login" else _RULES:
-        if match := re.search(pattern, told, re.IGNORECASE):
-            by_proxy = step == "connect" and destination.proxy_command and make in _OF_THE_WAY
-            foreign = "\n".join(line for line in lines if not OWN_WORDS.match(line))
+    for pattern, make in _AUTH_RULES if step == "login" else _RULES:
+        if match := re.search(pattern, failure, re.IGNORECASE):
+            by_proxy = step == "connect" and destination.proxy_command and make in _CONNECT_RULES
+            foreign = "\n".join(line for line in lines if not OPENSSH_LINE.match(line))
             if by_proxy and (error := proxy_ended(destination.label, None, foreign)):
                 return error
             if make is _closed:
-                return ended(destination.label, step, said=_reasons(said, aside))
-            return make(_FailedLogin(destination, told, step, host_key, may_ask=may_ask), match)
+                return ended(destination.label, step, said=_reasons(said, server_text))
+            return make(_FailedLogin(destination, failure, step, host_key, may_ask=may_ask), match)
     last = readable(lines[-1].strip()) if lines else "it said nothing"
-    is_own = not lines or OWN_WORDS.match(last)
+    is_own = not lines or OPENSSH_LINE.match(last)
     return Unreachable(
         f"ssh did not get to {destination.label}: {f'{last}.' if is_own else last_words(last)}",
         f"Try `ssh {destination.alias or destination.host_name}` in a terminal.",
     )
 
 
-def _reasons(said: str, aside: str) -> str:
+def _reasons(said: str, server_text: str) -> str:
     """Return what the server has said before it hung up, as far as that can be told."""
     before = "\n".join(re.findall(r"banner line \d+: (.+)", said))
     farewell = "\n".join(re.findall(r"^Received disconnect from .+?:\d+: (.+)", said, re.MULTILINE))
-    return "\n".join(filter(None, (before, aside, farewell)))
+    return "\n".join(filter(None, (before, server_text, farewell)))
 
 
 class _FailedLogin:
@@ -177,138 +177,140 @@ class _FailedLogin:
     ) -> None:
         self.destination = destination
         self.label = destination.label
-        self.text = text
+        self.stderr = text
         self.step = step
         self.host_key = host_key or "unknown"
         self.may_ask = may_ask
 
 
-def _host_key_changed(told: _FailedLogin, _match: re.Match[str]) -> RemoterError:
-    where = re.search(r"Offending (\S+) key in (.+):(\d+)$", told.text, re.MULTILINE)
+def _host_key_changed(failure: _FailedLogin, _match: re.Match[str]) -> RemoterError:
+    where = re.search(r"Offending (\S+) key in (.+):(\d+)$", failure.stderr, re.MULTILINE)
     file, number = (where[2], where[3]) if where else ("known_hosts", "?")
     # What is to be pasted into a shell names only a file that the person has chosen.
-    if file not in map(str, told.destination.known_hosts_files):
+    if file not in map(str, failure.destination.known_hosts_files):
         file = "known_hosts"
-    plain = told.destination.host_key_alias or told.destination.host_name
-    port = told.destination.port
-    name = plain if port == 22 or told.destination.host_key_alias else f"[{plain}]:{port}"  # noqa: PLR2004 (SSH's)
+    plain = failure.destination.host_key_alias or failure.destination.host_name
+    port = failure.destination.port
+    name = plain if port == 22 or failure.destination.host_key_alias else f"[{plain}]:{port}"  # noqa: PLR2004 (SSH's)
     return HostKeyProblem(
-        f"the host key of {told.label} has changed: it shows {told.host_key}, "
+        f"the host key of {failure.label} has changed: it shows {failure.host_key}, "
         f"but {file}, line {number}, says another one.",
         "Somebody may be listening in. If the administrator confirms the new key, "
         f"remove that line (or run: ssh-keygen -f {shlex.quote(file)} -R {shlex.quote(name)}).",
     )
 
 
-def _revoked(told: _FailedLogin, match: re.Match[str]) -> RemoterError:
+def _revoked(failure: _FailedLogin, match: re.Match[str]) -> RemoterError:
     by = f" (RevokedHostKeys {readable(match['file'])})" if match["file"] else ""
     return HostKeyProblem(
-        f"{told.label} shows a key that is revoked{by}.",
+        f"{failure.label} shows a key that is revoked{by}.",
         "Do not log in; ask the host's administrator.",
     )
 
 
-def _unread_revoked_keys(told: _FailedLogin, match: re.Match[str]) -> RemoterError:
+def _unread_revoked_keys(failure: _FailedLogin, match: re.Match[str]) -> RemoterError:
     return HostKeyProblem(
-        f"ssh cannot say whether the host key of {told.label} is revoked: {readable(match[1])}.",
+        f"ssh cannot say whether the host key of {failure.label} is revoked: {readable(match[1])}.",
         "Look at RevokedHostKeys in your ssh config: that file must be there and readable.",
     )
 
 
-def _host_key_unknown(told: _FailedLogin, _match: re.Match[str]) -> RemoterError:
-    if told.destination.rules.is_strict:
-        files = told.destination.known_hosts_files
-        return unknown_to_the_strict(told.label, told.host_key, files)
-    if told.may_ask:
+def _host_key_unknown(failure: _FailedLogin, _match: re.Match[str]) -> RemoterError:
+    if failure.destination.rules.is_strict:
+        files = failure.destination.known_hosts_files
+        return unknown_to_the_strict(failure.label, failure.host_key, files)
+    if failure.may_ask:
         return UnknownHostKey(
-            f"the host key of {told.label} was not accepted: {told.host_key}.",
+            f"the host key of {failure.label} was not accepted: {failure.host_key}.",
             "Compare it with what the host's administrator says, then try again.",
         )
     return HostKeyNotAsked(
-        f"the host key of {told.label} is not known here: {told.host_key}.",
-        how_to_accept(told.destination.known_hosts_files),
+        f"the host key of {failure.label} is not known here: {failure.host_key}.",
+        how_to_accept(failure.destination.known_hosts_files),
     )
 
 
-def _unresolved(_told: _FailedLogin, match: re.Match[str]) -> RemoterError:
+def _unresolved(_failure: _FailedLogin, match: re.Match[str]) -> RemoterError:
     return Unreachable(
         f"the name {match[1]} does not resolve.",
         "Look for a typing error, or connect the VPN that knows it.",
     )
 
 
-def _refused(told: _FailedLogin, _match: re.Match[str]) -> RemoterError:
+def _refused(failure: _FailedLogin, _match: re.Match[str]) -> RemoterError:
     return Unreachable(
-        f"{told.label} refuses connections at port {told.destination.port}.",
+        f"{failure.label} refuses connections at port {failure.destination.port}.",
         "Is sshd running there, and is the port right?",
     )
 
 
-def _connect_timeout(told: _FailedLogin, _match: re.Match[str]) -> RemoterError:
+def _connect_timeout(failure: _FailedLogin, _match: re.Match[str]) -> RemoterError:
     return Unreachable(
-        f"{told.label} did not answer within {told.destination.connect_timeout:g} s.",
+        f"{failure.label} did not answer within {failure.destination.connect_timeout:g} s.",
         "Is the machine up, and does it take a VPN to reach it?",
     )
 
 
-def _no_way(told: _FailedLogin, match: re.Match[str]) -> RemoterError:
+def _no_way(failure: _FailedLogin, match: re.Match[str]) -> RemoterError:
     return Unreachable(
-        f"{told.destination.host_name} cannot be reached: {match[0].lower()}.",
+        f"{failure.destination.host_name} cannot be reached: {match[0].lower()}.",
         "Look at the network or VPN, then try again.",
     )
 
 
-def _denied(told: _FailedLogin, match: re.Match[str]) -> RemoterError:
+def _denied(failure: _FailedLogin, match: re.Match[str]) -> RemoterError:
     takes = match[1].split(",")
-    what = f"{told.label} did not let {told.destination.user} in (it takes {', '.join(takes)})"
-    rules = told.destination.rules
+    what = (
+        f"{failure.label} did not let {failure.destination.user} in (it takes {', '.join(takes)})"
+    )
+    rules = failure.destination.rules
     if forbids := rules.forbids(takes):
         what += f", and your ssh config says {forbids}"
         if not set(takes) & set(rules.methods):
-            return LoginRefused(f"{what}.", CHANGE_THAT)
-    if not told.may_ask:
-        return NeedsPerson(f"{what}, and nobody can be asked here.", WITHOUT_QUESTIONS)
+            return LoginRefused(f"{what}.", CHANGE_SSH_CONFIG)
+    if not failure.may_ask:
+        return NeedsPerson(f"{what}, and nobody can be asked here.", LOG_IN_WITHOUT_PROMPTS)
     advice = "Add a key with `ssh-copy-id`, or one to the agent with `ssh-add`."
     return LoginRefused(f"{what}.", advice)
 
 
-def _too_many(told: _FailedLogin, _match: re.Match[str]) -> RemoterError:
+def _too_many(failure: _FailedLogin, _match: re.Match[str]) -> RemoterError:
     return LoginRefused(
-        f"{told.label} hung up after too many keys or answers that it did not accept.",
+        f"{failure.label} hung up after too many keys or answers that it did not accept.",
         "Name the right key with IdentityFile, and say IdentitiesOnly yes, in your ssh config.",
     )
 
 
-def _nothing_in_common(told: _FailedLogin, match: re.Match[str]) -> RemoterError:
-    return NothingInCommon(
-        f"{told.label} and the ssh of this machine have no {match[1]} in common.",
+def _nothing_in_common(failure: _FailedLogin, match: re.Match[str]) -> RemoterError:
+    return NoCommonAlgorithm(
+        f"{failure.label} and the ssh of this machine have no {match[1]} in common.",
         "A newer OpenSSH here, or one there, would help.",
     )
 
 
-def _jump_forbids(told: _FailedLogin, _match: re.Match[str]) -> RemoterError:
+def _jump_forbids(failure: _FailedLogin, _match: re.Match[str]) -> RemoterError:
     return ForwardingRefused(
-        f"the jump host before {told.label} forbids TCP forwarding.",
+        f"the jump host before {failure.label} forbids TCP forwarding.",
         "Its administrator would have to allow it (AllowTcpForwarding, PermitOpen).",
     )
 
 
-def _jump_fails(told: _FailedLogin, _match: re.Match[str]) -> RemoterError:
+def _jump_fails(failure: _FailedLogin, _match: re.Match[str]) -> RemoterError:
     return Unreachable(
-        f"{told.label} cannot be reached from its jump host.",
+        f"{failure.label} cannot be reached from its jump host.",
         "Look for its name and port as the jump host knows them.",
     )
 
 
-def _misconfigured(_told: _FailedLogin, match: re.Match[str]) -> RemoterError:
+def _misconfigured(_failure: _FailedLogin, match: re.Match[str]) -> RemoterError:
     return BadConfiguration(
         f"ssh does not understand its configuration: {readable(match[0])}.",
         "Look at your ssh config.",
     )
 
 
-def _closed(told: _FailedLogin, _match: re.Match[str]) -> RemoterError:
-    return ended(told.label, told.step)
+def _closed(failure: _FailedLogin, _match: re.Match[str]) -> RemoterError:
+    return ended(failure.label, failure.step)
 
 
 # In this order: what came first is the cause, and a closed connection is only what follows.
@@ -319,8 +321,8 @@ _RULES: tuple[tuple[str, Callable[[_FailedLogin, re.Match[str]], RemoterError]],
     (r"error checking host key \S+ \S+ in revoked keys file (.+)", _unread_revoked_keys),
     (r"Host key verification failed", _host_key_unknown),
     (r"could not resolve hostname ([^:\s]+)", _unresolved),
-    (SAID_WHEN_FORBIDDEN, _jump_forbids),
-    (SAID_WHEN_FAILED, _jump_fails),
+    (JUMP_FORBIDS, _jump_forbids),
+    (JUMP_FAILED, _jump_fails),
     (r"too many authentication failures", _too_many),
     (r"permission denied \(([^)\n]*)\)", _denied),
     (r"no matching ([a-z ]+?) found", _nothing_in_common),
@@ -329,7 +331,7 @@ _RULES: tuple[tuple[str, Callable[[_FailedLogin, re.Match[str]], RemoterError]],
     (r"no route to host|network is unreachable|network is down", _no_way),
     (r"closed by|connection reset|broken pipe|disconnected from|disconnect from", _closed),
 )
-_OF_THE_WAY = (_unresolved, _refused, _connect_timeout, _no_way, _closed)
-_LATE_RULES = tuple(
+_CONNECT_RULES = (_unresolved, _refused, _connect_timeout, _no_way, _closed)
+_AUTH_RULES = tuple(
     rule for rule in _RULES if rule[1] in (_too_many, _denied, _connect_timeout, _closed)
 )

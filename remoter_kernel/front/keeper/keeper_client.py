@@ -7,7 +7,7 @@ import queue
 import threading
 from typing import TYPE_CHECKING, Any
 
-from remoter_kernel.front.keeper.talk import receive_message, send_message
+from remoter_kernel.front.keeper.keeper_protocol import receive_message, send_message
 from remoter_kernel.wire.threads import Thread
 
 if TYPE_CHECKING:
@@ -16,17 +16,17 @@ if TYPE_CHECKING:
 
     from remoter_kernel.front.ssh.tunnel import Tunnel
 
-Heard = tuple[dict[str, Any], list[bytes]]
+Received = tuple[dict[str, Any], list[bytes]]
 
 
-class Visitor:
+class KeeperClient:
     """A front or a command."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
-        self._requests: queue.SimpleQueue[Heard | None] = queue.SimpleQueue()
+        self._requests: queue.SimpleQueue[Received | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
-        self._mouth = threading.Lock()  # steps and questions may come from two threads
+        self._send_lock = threading.Lock()  # steps and questions may come from two threads
         self.is_gone = False
         self.may_ask = False  # is a person there who can be asked?
         self.place = ""  # where they sit, as in "in analysis.ipynb"
@@ -36,16 +36,16 @@ class Visitor:
         self._tunnels: list[Tunnel] = []
         self._reader = Thread(self._read, name="keeper-ear", on_error=self._read_no_more)
 
-    def requests(self) -> Iterator[Heard]:
+    def requests(self) -> Iterator[Received]:
         """Yield what it asks for, until it goes."""
         self._reader.start()
         while (heard := self._requests.get()) is not None:
             yield heard
 
-    def say(self, words: dict[str, Any], *blobs: bytes) -> None:
+    def say(self, message: dict[str, Any], *blobs: bytes) -> None:
         """Answer; one that is gone does not hear it."""
-        with contextlib.suppress(OSError), self._mouth:
-            send_message(self._connection, words, *blobs)
+        with contextlib.suppress(OSError), self._send_lock:
+            send_message(self._connection, message, *blobs)
 
     def leave(self) -> None:
         """Show it out: its tunnels end."""
@@ -86,11 +86,11 @@ class Visitor:
     def _read(self) -> None:
         with contextlib.suppress(OSError, EOFError, ValueError, LookupError, TypeError):
             while True:
-                words, blobs = receive_message(self._connection)
-                if "do" in words:
-                    self._requests.put((words, blobs))
+                message, blobs = receive_message(self._connection)
+                if "do" in message:
+                    self._requests.put((message, blobs))
                 else:
-                    self.on_answer(words)
+                    self.on_answer(message)
         self._read_no_more()
 
     def _read_no_more(self, _error: BaseException | None = None) -> None:

@@ -18,54 +18,54 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-SIZE = 32  # bytes of a key, a secret, a nonce and a proof
-PROVES_WITHIN = 5.0  # seconds for all of a proof
-SHOWS_WITHIN = 1.0  # seconds for a tunnel's secret: its user sends it at once
-ZMTP = b"\xff"  # how ZeroMQ's greeting begins
-KEEPER, VISITOR = b"keeper", b"visitor"
+SECRET_SIZE = 32  # bytes of a key, a secret, a nonce and a proof
+HANDSHAKE_WITHIN = 5.0  # seconds for all of a proof
+SECRET_WITHIN = 1.0  # seconds for a tunnel's secret: its user sends it at once
+ZMTP_SIGNATURE = b"\xff"  # how ZeroMQ's greeting begins
+KEEPER_ROLE, CLIENT_ROLE = b"keeper", b"visitor"
 
 
 def prove_as_visitor(connection: socket.socket, key: bytes, port: int) -> bool:
     """Let the keeper prove itself, and only then prove that we know the key, too."""
-    mine = secrets.token_bytes(SIZE)
-    with _deadline(connection, PROVES_WITHIN) as read:
+    mine = secrets.token_bytes(SECRET_SIZE)
+    with _deadline(connection, HANDSHAKE_WITHIN) as read:
         connection.sendall(mine)
-        theirs, proof = read(SIZE), read(SIZE)
-        if not hmac.compare_digest(proof, _proof(key, KEEPER, mine, theirs, port)):
+        theirs, proof = read(SECRET_SIZE), read(SECRET_SIZE)
+        if not hmac.compare_digest(proof, _proof(key, KEEPER_ROLE, mine, theirs, port)):
             return False
-        connection.sendall(_proof(key, VISITOR, mine, theirs, port))
+        connection.sendall(_proof(key, CLIENT_ROLE, mine, theirs, port))
         return True
     return False
 
 
 def prove_as_keeper(connection: socket.socket, key: bytes, port: int) -> bool:
     """Prove that we know the key, and let the visitor do so."""
-    mine = secrets.token_bytes(SIZE)
-    with _deadline(connection, PROVES_WITHIN) as read:
-        theirs = read(SIZE)
-        connection.sendall(mine + _proof(key, KEEPER, theirs, mine, port))
-        return hmac.compare_digest(read(SIZE), _proof(key, VISITOR, theirs, mine, port))
+    mine = secrets.token_bytes(SECRET_SIZE)
+    with _deadline(connection, HANDSHAKE_WITHIN) as read:
+        theirs = read(SECRET_SIZE)
+        connection.sendall(mine + _proof(key, KEEPER_ROLE, theirs, mine, port))
+        return hmac.compare_digest(read(SECRET_SIZE), _proof(key, CLIENT_ROLE, theirs, mine, port))
     return False
 
 
 def admits(connection: socket.socket, secret: bytes) -> bool:
     """Does whoever has connected to a tunnel know its secret, or is it our own ZeroMQ?"""
-    with _deadline(connection, SHOWS_WITHIN) as read:
-        if connection.recv(1, socket.MSG_PEEK) == ZMTP and secret[:1] != ZMTP:
+    with _deadline(connection, SECRET_WITHIN) as read:
+        if connection.recv(1, socket.MSG_PEEK) == ZMTP_SIGNATURE and secret[:1] != ZMTP_SIGNATURE:
             return _is_own_process(connection)
-        return hmac.compare_digest(read(SIZE), secret)
+        return hmac.compare_digest(read(SECRET_SIZE), secret)
     return False
 
 
 def new_secret() -> bytes:
     """Make a tunnel's secret, which does not begin as ZeroMQ does."""
-    while (secret := secrets.token_bytes(SIZE))[:1] == ZMTP:
+    while (secret := secrets.token_bytes(SECRET_SIZE))[:1] == ZMTP_SIGNATURE:
         pass
     return secret
 
 
-def _proof(key: bytes, role: bytes, of_visitor: bytes, of_keeper: bytes, port: int) -> bytes:
-    words = b"|".join((role, of_visitor, of_keeper, str(port).encode()))
+def _proof(key: bytes, role: bytes, client_nonce: bytes, keeper_nonce: bytes, port: int) -> bytes:
+    words = b"|".join((role, client_nonce, keeper_nonce, str(port).encode()))
     return hmac.digest(key, words, "sha256")
 
 

@@ -8,33 +8,37 @@ import subprocess
 import threading
 from typing import TYPE_CHECKING
 
-from remoter_kernel.front.ssh.channel import ChannelOpenError, Closed, TooLate
-from remoter_kernel.front.ssh.entry import NO_WINDOW
+from remoter_kernel.front.ssh.login_process import NO_WINDOW
 from remoter_kernel.front.ssh.openssh_argv import single_words
-from remoter_kernel.front.ssh.streams import StreamChannel
+from remoter_kernel.front.ssh.paramiko_channel import (
+    ChannelOpenError,
+    ConnectionClosed,
+    ResponseTimeout,
+)
+from remoter_kernel.front.ssh.stream_channel import StreamChannel
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from remoter_kernel.front.ssh.channel import Sink
+    from remoter_kernel.front.ssh.paramiko_channel import ChannelReceiver
 
 ENDS_WITHIN = 2.0  # seconds
 MOST_SAID = 64 * 1024  # bytes
 FORBIDDEN, CONNECT_FAILED = 1, 2  # RFC 4254, 5.1
-SAID_WHEN_OPEN = b"open confirm rwindow"  # at LogLevel DEBUG2
-SAID_WHEN_FORBIDDEN = b"open failed: administratively prohibited"
-SAID_WHEN_FAILED = b"open failed: "
+OPEN_CONFIRMED = b"open confirm rwindow"  # at LogLevel DEBUG2
+OPEN_FORBIDDEN = b"open failed: administratively prohibited"
+OPEN_FAILED = b"open failed: "
 
 
-class ProcessErrand:
+class ProcessStreams:
     """One ssh process, and this side's ends of its streams."""
 
-    def __init__(self, words: Sequence[str], environment: Mapping[str, str]) -> None:
+    def __init__(self, argv: Sequence[str], environment: Mapping[str, str]) -> None:
         pipes = [os.pipe() for _ in range(3)]
         self.stdin, self.stdout, self.stderr = pipes[0][1], pipes[1][0], pipes[2][0]
         try:
             self._process = subprocess.Popen(
-                words,
+                argv,
                 stdin=pipes[0][0],
                 stdout=pipes[1][1],
                 stderr=pipes[2][1],
@@ -45,7 +49,7 @@ class ProcessErrand:
         except OSError:
             for descriptor in (self.stdin, self.stdout, self.stderr):
                 os.close(descriptor)
-            raise Closed from None
+            raise ConnectionClosed from None
         finally:
             for descriptor in (pipes[0][0], pipes[1][1], pipes[2][1]):
                 os.close(descriptor)
@@ -65,7 +69,7 @@ class ProcessErrand:
             self._process.wait()
 
 
-class SeparateTransport:
+class ProcessTransport:
     """Knows how to log in: each errand does so by itself."""
 
     def __init__(
@@ -83,9 +87,9 @@ class SeparateTransport:
         self._lock = threading.Lock()
         self._channels: set[StreamChannel] = set()
 
-    def new_channel(self, sink: Sink) -> StreamChannel:
+    def new_channel(self, receiver: ChannelReceiver) -> StreamChannel:
         """Make a channel that is not open yet."""
-        channel = StreamChannel(self, sink)
+        channel = StreamChannel(self, receiver)
         with self._lock:
             self._channels.add(channel)
         return channel
@@ -95,42 +99,42 @@ class SeparateTransport:
         with self._lock:
             self._channels.discard(channel)
 
-    def begin_session(self, command: str, seconds: float) -> ProcessErrand:  # noqa: ARG002 (it begins at once)
+    def begin_session(self, command: str, seconds: float) -> ProcessStreams:  # noqa: ARG002 (it begins at once)
         """Start an ssh with this command; a login that fails is how the command ends."""
         if not self.active:
-            raise Closed
-        words = single_words(self._options("ERROR"), host=self._host, command=command)
-        return ProcessErrand(words, self._environment)
+            raise ConnectionClosed
+        argv = single_words(self._options("ERROR"), host=self._host, command=command)
+        return ProcessStreams(argv, self._environment)
 
-    def begin_forward(self, host: str, port: int, seconds: float) -> ProcessErrand:
+    def begin_forward(self, host: str, port: int, seconds: float) -> ProcessStreams:
         """Start an ssh that connects to there; raise Refused, Closed or TooLate."""
         if not self.active:
-            raise Closed
+            raise ConnectionClosed
         where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-        words = single_words(self._options("DEBUG2"), "-W", where, host=self._host)
-        errand = ProcessErrand(words, self._environment)
+        argv = single_words(self._options("DEBUG2"), "-W", where, host=self._host)
+        streams = ProcessStreams(argv, self._environment)
         is_late = threading.Event()
 
         def give_up() -> None:
             is_late.set()
-            errand.end()
+            streams.end()
 
         alarm = threading.Timer(seconds, give_up)
         alarm.daemon = True
         alarm.start()
         try:
-            _wait_open(errand)
+            _wait_open(streams)
         except BaseException:
-            errand.end()
-            for descriptor in (errand.stdin, errand.stdout, errand.stderr):
+            streams.end()
+            for descriptor in (streams.stdin, streams.stdout, streams.stderr):
                 os.close(descriptor)
             if is_late.is_set():
-                raise TooLate from None
+                raise ResponseTimeout from None
             raise
         finally:
             alarm.cancel()
             alarm.join()
-        return errand
+        return streams
 
     def look(self) -> None:
         """There is no connection but those of the errands."""
@@ -152,15 +156,15 @@ class SeparateTransport:
             return list(self._channels)
 
 
-def _wait_open(errand: ProcessErrand) -> None:
+def _wait_open(streams: ProcessStreams) -> None:
     """Read what ssh says until the connection there is open, or is not to be."""
     said = b""
-    while SAID_WHEN_OPEN not in said:
-        more = os.read(errand.stderr, 65536)
+    while OPEN_CONFIRMED not in said:
+        more = os.read(streams.stderr, 65536)
         said = (said + more)[-MOST_SAID:]
-        if SAID_WHEN_FORBIDDEN in said:
+        if OPEN_FORBIDDEN in said:
             raise ChannelOpenError(FORBIDDEN)
-        if SAID_WHEN_FAILED in said:
+        if OPEN_FAILED in said:
             raise ChannelOpenError(CONNECT_FAILED)
         if not more:
-            raise Closed
+            raise ConnectionClosed

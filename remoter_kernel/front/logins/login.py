@@ -5,17 +5,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from remoter_kernel.front.ssh.outcome import Ran
+    from remoter_kernel.front.ssh.login_results import CompletedCommand
 
 
-class Way(Protocol):
+class TunnelEndpoint(Protocol):
     """A way to one port there: here it takes one connection, of this person's processes."""
 
     address: str  # as ZeroMQ writes it
     secret: bytes  # what has to come first by TCP, unless ZeroMQ connects; else empty
 
 
-class Access(Protocol):
+class Login(Protocol):
     """A login. Everything blocks and has a deadline; errors are `RemoterError`s."""
 
     host: str
@@ -30,7 +30,7 @@ class Access(Protocol):
     def round_trip(self) -> float:
         """Seconds there and back."""
 
-    def run(self, command: str, stdin: bytes = b"", *, seconds: float = 60) -> Ran:
+    def run(self, command: str, stdin: bytes = b"", *, seconds: float = 60) -> CompletedCommand:
         """Run a command with this input, and wait until it ends."""
 
     def run_until_line(
@@ -38,10 +38,10 @@ class Access(Protocol):
     ) -> bytes:
         """Run a command, and wait for a line of stdout that starts so; the command goes on."""
 
-    def open_tunnel(self, host: str, port: int) -> Way:
+    def open_tunnel(self, host: str, port: int) -> TunnelEndpoint:
         """Connect to `host`:`port` from there."""
 
-    def open_pipe(self, command: str, greeting: bytes) -> Way:
+    def open_pipe(self, command: str, first_line: bytes) -> TunnelEndpoint:
         """Be connected to a command there, from the line after its greeting on."""
 
     def close(self) -> None:

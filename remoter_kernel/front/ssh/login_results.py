@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from remoter_kernel.errors import HostKeyProblem, RemoteLacks, RemoterError, Unreachable
-from remoter_kernel.front.questions import NeedsPerson
+from remoter_kernel.front.prompts import NeedsPerson
 
 
 @dataclass(frozen=True)
-class Ran:
+class CompletedCommand:
     """A command that ended; a status of -1 means that the server did not say how."""
 
     stdout: bytes
@@ -20,10 +20,12 @@ class Ran:
 class CommandEnded(RemoteLacks):
     """A command ended before it said the line that was waited for."""
 
-    def __init__(self, ran: Ran) -> None:
-        tail = (ran.stderr or ran.stdout)[-300:].decode(errors="replace").strip()
-        super().__init__(f"a command there ended with status {ran.status}: {tail or 'no output'}.")
-        self.stdout, self.stderr, self.status = ran.stdout, ran.stderr, ran.status
+    def __init__(self, completed: CompletedCommand) -> None:
+        tail = (completed.stderr or completed.stdout)[-300:].decode(errors="replace").strip()
+        super().__init__(
+            f"a command there ended with status {completed.status}: {tail or 'no output'}."
+        )
+        self.stdout, self.stderr, self.status = completed.stdout, completed.stderr, completed.status
 
 
 class LoginGone(Unreachable):

@@ -17,19 +17,19 @@ from typing import TYPE_CHECKING, Any
 from remoter_kernel import logs
 from remoter_kernel.errors import RemoterError
 from remoter_kernel.front.configuration.remotes import Remote
+from remoter_kernel.front.keeper.keeper_client import KeeperClient
+from remoter_kernel.front.keeper.keeper_protocol import FORWARDED_ENV, error_to_message
 from remoter_kernel.front.keeper.shared_login import SharedLogin
-from remoter_kernel.front.keeper.talk import PERSONAL, error_to_message
-from remoter_kernel.front.keeper.visitor import Visitor
-from remoter_kernel.front.ssh.aliases import resolve
-from remoter_kernel.front.ssh.outcome import LoginGone
+from remoter_kernel.front.ssh.login_results import LoginGone
+from remoter_kernel.front.ssh.ssh_config import resolve
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
     from multiprocessing.connection import Connection
 
-    from remoter_kernel.front.ssh.aliases import Destination
+    from remoter_kernel.front.ssh.ssh_config import Destination
 
-LOOK_EVERY = 15.0  # seconds between two looks at the logins
+CHECK_EVERY = 15.0  # seconds between two looks at the logins
 GRACE = 2.0  # seconds that a keeper without a login waits for somebody who logs in
 FIRST_GRACE = 20.0  # seconds until the first has come: a busy machine takes its time
 
@@ -42,10 +42,12 @@ class KeeperServer:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._changed = threading.Condition()
-        self._visitors: dict[Visitor, SharedLogin | None] = {}  # and the login that each uses
+        self._login_of_client: dict[
+            KeeperClient, SharedLogin | None
+        ] = {}  # and the login that each uses
         self._logins: dict[Hashable, SharedLogin] = {}
         self._clock = clock
-        self._waits_until = clock() + FIRST_GRACE  # for somebody who logs in
+        self._grace_until = clock() + FIRST_GRACE  # for somebody who logs in
         self._is_over = False
 
     # --- how long ---
@@ -56,7 +58,7 @@ class KeeperServer:
             with self._changed:
                 self._changed.wait(self._rest())
                 expired = self._take_expired()
-                if not self._logins and not self._visitors and self._grace() <= 0:
+                if not self._logins and not self._login_of_client and self._grace() <= 0:
                     self._is_over = True
                 logins = list(self._logins.values())
             for login in expired:
@@ -66,8 +68,8 @@ class KeeperServer:
 
     def close(self) -> None:
         """Show everybody out, and end the logins."""
-        for visitor in list(self._visitors):
-            visitor.leave()
+        for client in list(self._login_of_client):
+            client.leave()
         for login in list(self._logins.values()):
             login.close()
 
@@ -81,14 +83,14 @@ class KeeperServer:
 
     def _grace(self) -> float:
         """Return for how many seconds it still waits for somebody."""
-        return self._waits_until - self._clock()
+        return self._grace_until - self._clock()
 
     def _rest(self) -> float:
         """Return for how many seconds there is nothing to do."""
         dues = [login.seconds_left for login in self._logins.values()]
-        if not self._logins and not self._visitors:
+        if not self._logins and not self._login_of_client:
             dues.append(self._grace())
-        return min([LOOK_EVERY, *(max(0.05, due) for due in dues)])
+        return min([CHECK_EVERY, *(max(0.05, due) for due in dues)])
 
     def _take_expired(self) -> list[SharedLogin]:
         """Take the logins whose time is over out of the table: nobody finds them any more."""
@@ -101,30 +103,30 @@ class KeeperServer:
 
     def receive(self, connection: Connection) -> None:
         """Serve one visitor until it goes."""
-        visitor = Visitor(connection)
-        _log.info("Client %x has come.", id(visitor))
+        client = KeeperClient(connection)
+        _log.info("Client %x has come.", id(client))
         with self._changed:
-            self._visitors[visitor] = None
+            self._login_of_client[client] = None
             if self._is_over:  # it hears the end once it can find another keeper: see `close`
                 return
         try:
-            for words, blobs in visitor.requests():
-                answer, back = self._answer(visitor, words, blobs)
-                visitor.say(answer, *back)
+            for message, blobs in client.requests():
+                answer, back = self._answer(client, message, blobs)
+                client.say(answer, *back)
         finally:
-            _log.info("Client %x has gone.", id(visitor))
-            visitor.leave()
+            _log.info("Client %x has gone.", id(client))
+            client.leave()
             with self._changed:
-                if login := self._visitors.pop(visitor, None):
-                    login.leave(visitor)
-                self._waits_until = self._clock() + GRACE
+                if login := self._login_of_client.pop(client, None):
+                    login.leave(client)
+                self._grace_until = self._clock() + GRACE
                 self._changed.notify_all()
 
-    def _answer(self, visitor: Visitor, words: dict[str, Any], blobs: list[bytes]) -> Answer:
+    def _answer(self, client: KeeperClient, message: dict[str, Any], blobs: list[bytes]) -> Answer:
         try:
-            return self._do(visitor, words, blobs)
+            return self._do(client, message, blobs)
         except RemoterError as error:
-            _log.info("Client %x, %s: %s", id(visitor), words.get("do"), logs.reason(error))
+            _log.info("Client %x, %s: %s", id(client), message.get("do"), logs.reason(error))
             return error_to_message(error)
         except Exception as error:  # noqa: BLE001 - a bug must reach the person, too
             # Its words may hold what somebody typed: the log has the way to it alone.
@@ -133,41 +135,43 @@ class KeeperServer:
                 RemoterError(f"the keeper of the login failed: {type(error).__name__}.")
             )
 
-    def _do(self, visitor: Visitor, words: dict[str, Any], blobs: list[bytes]) -> Answer:
+    def _do(self, client: KeeperClient, message: dict[str, Any], blobs: list[bytes]) -> Answer:
         """Do one thing for a visitor; what is not done is a RemoterError."""
-        match words["do"]:
+        match message["do"]:
             case "log in":
-                return self._log_in(visitor, words), []
+                return self._log_in(client, message), []
             case "end":
-                return self._end(str(words.get("name", ""))), []
-        login = self._visitors.get(visitor)
+                return self._end(str(message.get("name", ""))), []
+        login = self._login_of_client.get(client)
         if login is None:
             raise LoginGone("nobody has logged in yet.", "Log in first.")
-        return login.do(visitor, words, blobs)
+        return login.do(client, message, blobs)
 
-    def _log_in(self, visitor: Visitor, words: dict[str, Any]) -> dict[str, Any]:
-        remote = Remote(**{**words["remote"], "ssh_config": Path(words["remote"]["ssh_config"])})
-        kept = {name: value for name, value in os.environ.items() if name not in PERSONAL}
-        destination = resolve(remote.host, remote.ssh_config, {**kept, **words["environment"]})
+    def _log_in(self, client: KeeperClient, message: dict[str, Any]) -> dict[str, Any]:
+        remote = Remote(
+            **{**message["remote"], "ssh_config": Path(message["remote"]["ssh_config"])}
+        )
+        kept = {name: value for name, value in os.environ.items() if name not in FORWARDED_ENV}
+        destination = resolve(remote.host, remote.ssh_config, {**kept, **message["environment"]})
         while True:
-            login = self._login_for(visitor, remote, destination, float(words["lifetime"]))
+            login = self._login_for(client, remote, destination, float(message["lifetime"]))
             try:
-                return login.log_in(visitor, remote, destination, words)
+                return login.log_in(client, remote, destination, message)
             except LoginGone:  # somebody has ended it just now
                 if not login.is_over:
                     raise
 
     def _login_for(
-        self, visitor: Visitor, remote: Remote, destination: Destination, lifetime: float
+        self, client: KeeperClient, remote: Remote, destination: Destination, lifetime: float
     ) -> SharedLogin:
         """Find the login of this way, and count the visitor among its users."""
         with self._changed:
             login = self._logins.setdefault(way_of(destination), SharedLogin())
-            before = self._visitors.get(visitor)
+            before = self._login_of_client.get(client)
             if before not in (None, login):
-                before.leave(visitor)
-            self._visitors[visitor] = login
-            login.join(visitor, remote.name, lifetime)
+                before.leave(client)
+            self._login_of_client[client] = login
+            login.join(client, remote.name, lifetime)
             return login
 
     def _end(self, name: str) -> dict[str, Any]:

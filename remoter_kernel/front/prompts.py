@@ -1,12 +1,12 @@
 """What a login may have to ask a person, and what a person may answer.
 
-Whoever asks (a cell, a terminal) implements `Questions`; where nobody may be asked, `None`
+Whoever asks (a cell, a terminal) implements `Prompter`; where nobody may be asked, `None`
 stands in its place. Answers are secrets: in memory alone, or, where that was asked
 for, in the keyring of this system.
 
 Who asks must be plain to see, since the answer goes there: all words of a server stand behind
 its name in brackets, line by line. What remoter itself asks has no host and no brackets, begins
-with `OURS`, and its answer stays on this machine.
+with `OWN_TAG`, and its answer stays on this machine.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ if TYPE_CHECKING:
 
 LONGEST_TEXT = 2000  # characters of a server's text that are shown
 MOST_LINES = 60  # of one such text
-NEVER = threading.Event()  # of a question that nobody takes back
-OURS = "remoter, on this machine: "  # a question whose answer is sent to nobody begins so
+NEVER_WITHDRAWN = threading.Event()  # of a question that nobody takes back
+OWN_TAG = "remoter, on this machine: "  # a question whose answer is sent to nobody begins so
 # Signs that count as printable and look like a space: with enough of them, what follows would
 # seem to begin a line of its own.
-BLANK = str.maketrans(dict.fromkeys("\u115f\u1160\u2800\u3164\uffa0", " "))
+BLANKS = str.maketrans(dict.fromkeys("\u115f\u1160\u2800\u3164\uffa0", " "))
 
-ENOUGH_ALONE = (
+LOG_IN_FIRST = (
     "Log in at a terminal first (`remoter check NAME`), or let OpenSSH keep a login "
     "(ControlMaster): then nothing is asked."
 )
-WITHOUT_QUESTIONS = (
+LOG_IN_WITHOUT_PROMPTS = (
     "Ways that need no question: a key (`ssh-copy-id`), an agent (`ssh-add`), a login at a "
     "terminal first (`remoter check NAME`), or one that OpenSSH keeps (ControlMaster)."
 )
@@ -57,7 +57,7 @@ class Prompt:
     is_shown: bool = False  # may others see what is typed?
 
 
-class Questions(Protocol):
+class Prompter(Protocol):
     """Somebody who may be asked. Every call may block for as long as a person takes."""
 
     def confirm_host_key(self, host: str, kind: str, fingerprint: str) -> Trust:
@@ -72,7 +72,7 @@ class Questions(Protocol):
 
 
 @runtime_checkable
-class Person(Questions, Protocol):
+class CancellablePrompter(Prompter, Protocol):
     """Somebody from whom a question can be taken back, as others can answer it, too.
 
     Whoever takes it back sets `withdrawn`: then these raise `Withdrawn`. What is typed after that
@@ -83,7 +83,7 @@ class Person(Questions, Protocol):
         """Say where they sit, as in "in analysis.ipynb"."""
 
     def confirm_host_key(
-        self, host: str, kind: str, fingerprint: str, withdrawn: threading.Event = NEVER
+        self, host: str, kind: str, fingerprint: str, withdrawn: threading.Event = NEVER_WITHDRAWN
     ) -> Trust:
         """Ask whether `host` is known to have this key."""
 
@@ -92,7 +92,7 @@ class Person(Questions, Protocol):
         host: str,
         prompts: Sequence[Prompt],
         instruction: str = "",
-        withdrawn: threading.Event = NEVER,
+        withdrawn: threading.Event = NEVER_WITHDRAWN,
     ) -> list[str]:
         """Ask for one answer to each prompt."""
 
@@ -136,7 +136,7 @@ def readable(text: str) -> str:
 
 def on_one_line(text: str) -> str:
     """Return a server's text as one line without gaps, and without what acts on a terminal."""
-    words = " ".join(text.translate(BLANK).split())  # before `readable` takes some of the gaps
+    words = " ".join(text.translate(BLANKS).split())  # before `readable` takes some of the gaps
     shown = "".join(sign for sign in readable(words) if sign.isprintable())
     return " ".join(shown.split())
 
@@ -160,6 +160,6 @@ def prompt_prefix(host: str) -> str:
 def about_host_key(host: str, kind: str, fingerprint: str) -> str:
     """Return the question whether a key that is not known is that of the host."""
     return (
-        f"{OURS}{host} is not known yet. Its {kind} key has the fingerprint\n  {fingerprint}\n"
+        f"{OWN_TAG}{host} is not known yet. Its {kind} key has the fingerprint\n  {fingerprint}\n"
         "Is that the right one (its administrator knows)? Your answer is not sent there."
     )

@@ -21,25 +21,27 @@ from typing import TYPE_CHECKING, Any
 
 from remoter_kernel.errors import RemoterError
 from remoter_kernel.front.private_files import holding_lock, state_folder, write_private
-from remoter_kernel.front.ssh.config_words import NAMES, OLD_NAMES
+from remoter_kernel.front.ssh.ssh_keywords import FORMER_KEYWORDS, KEYWORDS
 from remoter_kernel.front.ssh.tokens import account_home, local_user
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-FILE = "ssh_answers.json"  # in the state folder
+CACHE_FILE = "ssh_answers.json"  # in the state folder
 MOST_ANSWERS = 64  # the oldest are forgotten
 MOST_FILES, LARGEST_FILE = 200, 256 * 1024  # bytes: who has more of it waits for ssh
 SETTLED_AFTER = 2.0  # seconds: a file written later may change again and keep its date
 SYSTEM_FOLDER = Path("/etc/ssh")
-ALONE = frozenset({"all", "final"})  # conditions of Match that nothing but files and words decide
-WITH_WORD = frozenset({"host", "localuser", "originalhost", "tagged", "user"})
-LINE = re.compile(r'\s*([A-Za-z0-9]+)(?:\s*=\s*|\s+|(?="))(.*)')
-WITHIN = re.compile(r"\S#")  # what ssh takes for a part of a word, and Python for a comment
-READ = re.compile(r"^debug1: Reading configuration data (.+?)\r?$", re.MULTILINE)
+STEADY_CONDITIONS = frozenset(
+    {"all", "final"}
+)  # conditions of Match that nothing but files and words decide
+STEADY_CONDITIONS_WITH_WORD = frozenset({"host", "localuser", "originalhost", "tagged", "user"})
+KEYWORD_LINE = re.compile(r'\s*([A-Za-z0-9]+)(?:\s*=\s*|\s+|(?="))(.*)')
+HASH_IN_WORD = re.compile(r"\S#")  # what ssh takes for a part of a word, and Python for a comment
+READING_LINE = re.compile(r"^debug1: Reading configuration data (.+?)\r?$", re.MULTILINE)
 
 
-class InDoubt(Exception):
+class NotCacheable(Exception):
     """Something other than dated files may change an answer."""
 
 
@@ -53,9 +55,9 @@ class ConfigFiles:
         """
         own = Path(account_home()) / ".ssh"
         self._has_system = not choice
-        self._dates: dict[str, list[int] | None] = {}
-        self._found: dict[str, list[str]] = {}  # by what Include asks for
-        self.is_in_doubt = False
+        self._stats: dict[str, list[int] | None] = {}
+        self._included: dict[str, list[str]] = {}  # by what Include asks for
+        self.is_uncacheable = False
         try:
             self._look_at_program(Path(ssh))
             for name in choice[1:] or [str(own / "config")]:
@@ -63,69 +65,69 @@ class ConfigFiles:
                     self._read(Path(name), own)
             if self._has_system:
                 self._read(SYSTEM_FOLDER / "ssh_config", SYSTEM_FOLDER)
-        except (InDoubt, OSError, ValueError, RuntimeError):
-            self.is_in_doubt = True
+        except (NotCacheable, OSError, ValueError, RuntimeError):
+            self.is_uncacheable = True
 
     @property
     def stamp(self) -> list[Any]:
         """What has to be the same for an answer to be the same, in plain values."""
-        return [self._dates, self._found]
+        return [self._stats, self._included]
 
-    def has_all(self, complaints: str) -> bool:
+    def has_all(self, stderr: str) -> bool:
         """Say whether ssh, by what it told with -v, has read no other file."""
-        read = set(READ.findall(complaints))
+        read = set(READING_LINE.findall(stderr))
         if self._has_system and str(SYSTEM_FOLDER / "ssh_config") not in read:
             return False  # this ssh has its own elsewhere
-        return read <= set(self._dates)
+        return read <= set(self._stats)
 
     @property
     def is_settled(self) -> bool:
         """Was none of them written so lately that its date says little?"""
         latest = time.time() - SETTLED_AFTER
-        return all(max(dates[:2]) < latest * 1e9 for dates in self._dates.values() if dates)
+        return all(max(dates[:2]) < latest * 1e9 for dates in self._stats.values() if dates)
 
     def _look_at_program(self, ssh: Path) -> None:
         with ssh.open("rb") as file:
             if file.read(2) == b"#!":  # whatever that does
-                raise InDoubt
+                raise NotCacheable
         self._date(ssh)
 
     def _date(self, path: Path) -> bool:
         """Remember the dates of a file; say whether it is there."""
-        if len(self._dates) >= MOST_FILES:
-            raise InDoubt
+        if len(self._stats) >= MOST_FILES:
+            raise NotCacheable
         try:
             found = path.stat()
         except FileNotFoundError:
-            self._dates[str(path)] = None
+            self._stats[str(path)] = None
             return False
         dates = [found.st_mtime_ns, found.st_ctime_ns, found.st_size, found.st_ino]
-        self._dates[str(path)] = dates
+        self._stats[str(path)] = dates
         return True
 
     def _read(self, path: Path, folder: Path) -> None:
         """Look through a file, and those that it includes; `folder` is where their names begin."""
-        if str(path) in self._dates or not self._date(path):
+        if str(path) in self._stats or not self._date(path):
             return
         with path.open("rb") as file:
             text = file.read(LARGEST_FILE + 1)
         if len(text) > LARGEST_FILE:
-            raise InDoubt
+            raise NotCacheable
         for line in text.decode(errors="surrogateescape").splitlines():
             if line.strip() and not line.lstrip().startswith("#"):
                 self._heed(line, folder)
 
     def _heed(self, line: str, folder: Path) -> None:
-        match = LINE.match(line)
+        match = KEYWORD_LINE.match(line)
         word = match[1].lower() if match else ""
-        if not match or "$" in line or not (word in NAMES or word in OLD_NAMES):
-            raise InDoubt
+        if not match or "$" in line or not (word in KEYWORDS or word in FORMER_KEYWORDS):
+            raise NotCacheable
         if word == "include":
             for pattern in _split_words(match[2]):
                 self._include(pattern, folder)
         is_bad_match = word == "match" and not _is_steady(_split_words(match[2]))
         if is_bad_match or (word == "canonicalizehostname" and _split_words(match[2]) != ["no"]):
-            raise InDoubt
+            raise NotCacheable
 
     def _include(self, pattern: str, folder: Path) -> None:
         # Classes of signs ("[[:alpha:]]") mean something else here.
@@ -134,18 +136,18 @@ class ConfigFiles:
             or "[" in pattern
             or (pattern.startswith("~") and not pattern.startswith("~/"))
         ):
-            raise InDoubt
+            raise NotCacheable
         if pattern.startswith("~/"):
             pattern = f"{account_home()}{pattern[1:]}"
         pattern = str(folder / pattern)
-        self._found[pattern] = sorted(glob.glob(pattern))  # noqa: PTH207 - as ssh: a text
-        for path in self._found[pattern]:
+        self._included[pattern] = sorted(glob.glob(pattern))  # noqa: PTH207 - as ssh: a text
+        for path in self._included[pattern]:
             self._read(Path(path), folder)
 
 
 def _split_words(text: str) -> list[str]:
-    if "\\" in text or WITHIN.search(text):
-        raise InDoubt
+    if "\\" in text or HASH_IN_WORD.search(text):
+        raise NotCacheable
     return shlex.split(text, comments=True)
 
 
@@ -154,16 +156,16 @@ def _is_steady(words: Sequence[str]) -> bool:
     rest = [*words]
     while rest:
         condition = rest.pop(0).lstrip("!").lower()
-        if condition in WITH_WORD and rest:
+        if condition in STEADY_CONDITIONS_WITH_WORD and rest:
             rest.pop(0)
-        elif condition not in ALONE:
+        elif condition not in STEADY_CONDITIONS:
             return False
     return True
 
 
 def cached_answer(command: Sequence[str], files: ConfigFiles) -> str | None:
     """Return what ssh has answered to this command when its files were as they are now."""
-    if files.is_in_doubt:
+    if files.is_uncacheable:
         return None
     known = _load().get(_cache_key(command))
     if isinstance(known, dict) and known.get("files") == files.stamp:
@@ -175,7 +177,7 @@ def cached_answer(command: Sequence[str], files: ConfigFiles) -> str | None:
 def cache_answer(command: Sequence[str], files: ConfigFiles, answer: str) -> None:
     """Keep an answer for the next start; where that fails, ssh is asked again."""
     with contextlib.suppress(RemoterError, OSError):
-        path = state_folder() / FILE
+        path = state_folder() / CACHE_FILE
         with holding_lock(path):
             known = _load()
             known.pop(_cache_key(command), None)
@@ -185,7 +187,7 @@ def cache_answer(command: Sequence[str], files: ConfigFiles, answer: str) -> Non
 
 def _load() -> dict[str, Any]:
     with contextlib.suppress(RemoterError, OSError, ValueError):
-        known = json.loads((state_folder() / FILE).read_text(encoding="utf-8"))
+        known = json.loads((state_folder() / CACHE_FILE).read_text(encoding="utf-8"))
         if isinstance(known, dict):
             return known
     return {}

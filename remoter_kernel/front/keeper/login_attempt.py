@@ -19,24 +19,24 @@ from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from remoter_kernel.errors import RemoterError, Unreachable
-from remoter_kernel.front.keeper.talk import error_to_message, raise_told
-from remoter_kernel.front.questions import NeedsPerson, NotAnswered, Trust, sought
-from remoter_kernel.front.ssh.channel import Closed
+from remoter_kernel.front.keeper.keeper_protocol import error_to_message, raise_told
+from remoter_kernel.front.prompts import NeedsPerson, NotAnswered, Trust, sought
+from remoter_kernel.front.ssh.paramiko_channel import ConnectionClosed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from remoter_kernel.front.keeper.visitor import Visitor
-    from remoter_kernel.front.questions import Prompt
-    from remoter_kernel.front.ssh.ssh_login import Login
+    from remoter_kernel.front.keeper.keeper_client import KeeperClient
+    from remoter_kernel.front.prompts import Prompt
+    from remoter_kernel.front.ssh.ssh_login import SSHLogin
 
 MOST_NOTICES = 20  # the last ones
-LOOK_EVERY = 1.0  # seconds between two looks at whether a question still has a point
+CHECK_EVERY = 1.0  # seconds between two looks at whether a question still has a point
 LOG_IN_THERE = "Answer it there, or log in at a terminal: `remoter check NAME`."
 NOBODY_LEFT = "the question was not answered: whoever asked for the login is gone."
 
 
-class Attempt:
+class LoginAttempt:
     """A login that is being made; its questions go to visitors (see `Questions`)."""
 
     def __init__(self, transport: str, *, may_ask: bool) -> None:
@@ -45,41 +45,45 @@ class Attempt:
         self.may_ask = may_ask
         self.is_over = False
         self._changed = threading.Condition()
-        self._waiting: list[Visitor] = []
-        self._people: list[Visitor] = []  # those who can be asked, in the order in which they came
-        self._refusals: dict[Visitor, dict[str, Any]] = {}
-        self._asked: Visitor | None = None  # at whom the question is open
-        self._were_asked: set[Visitor] = set()
-        self._question: dict[str, Any] | None = None
-        self._number = 0  # of the question
+        self._waiters: list[KeeperClient] = []
+        self._promptable: list[
+            KeeperClient
+        ] = []  # those who can be asked, in the order in which they came
+        self._refusals: dict[KeeperClient, dict[str, Any]] = {}
+        self._prompted: KeeperClient | None = None  # at whom the question is open
+        self._have_been_prompted: set[KeeperClient] = set()
+        self._prompt: dict[str, Any] | None = None
+        self._prompt_number = 0  # of the question
         self._answer: dict[str, Any] | None = None
         self._notices: deque[dict[str, Any]] = deque(maxlen=MOST_NOTICES)
-        self._untold: list[tuple[Visitor, dict[str, Any]]] = []  # notices that wait their turn
+        self._unsent_notices: list[
+            tuple[KeeperClient, dict[str, Any]]
+        ] = []  # notices that wait their turn
         self._step = ""
-        self._login: Login | None = None
+        self._login: SSHLogin | None = None
         self._is_cut = False
         self._error: BaseException | None = None
 
     # --- those who wait for it (their own threads) ---
 
     def wait(
-        self, visitor: Visitor, *, can_be_asked: bool, begin: Callable[[], None] | None = None
+        self, client: KeeperClient, *, can_be_asked: bool, begin: Callable[[], None] | None = None
     ) -> bool:
         """Wait for its end; say whether there is a login. What the visitor must know is raised.
 
         `begin` starts it: whoever does that is told why it failed, and so is whoever was asked.
         """
         with self._changed:
-            self._welcome(visitor, can_be_asked=can_be_asked and self.may_ask and not self._is_cut)
+            self._welcome(client, can_be_asked=can_be_asked and self.may_ask and not self._is_cut)
             try:
                 if begin:
                     self._begin(begin)
                 while not self.is_over:
-                    self._check(visitor)
+                    self._check(client)
                     self._changed.wait()
             finally:
-                self._show_out(visitor)
-            if self._error and (begin or visitor in self._were_asked):
+                self._show_out(client)
+            if self._error and (begin or client in self._have_been_prompted):
                 raise self._error
             return self._error is None
 
@@ -90,33 +94,33 @@ class Attempt:
             self._error = RemoterError("the keeper of the login has no thread left.")
             self.is_over = True
 
-    def _welcome(self, visitor: Visitor, *, can_be_asked: bool) -> None:
-        visitor.on_answer = lambda words: self._hear(visitor, words)
-        visitor.on_end = self._look
-        self._waiting.append(visitor)
+    def _welcome(self, client: KeeperClient, *, can_be_asked: bool) -> None:
+        client.on_answer = lambda message: self._hear(client, message)
+        client.on_end = self._look
+        self._waiters.append(client)
         if self._step:
-            visitor.tell_step(self._step)
+            client.tell_step(self._step)
         if can_be_asked:
-            self._people.append(visitor)
-        if visitor.may_ask and not self._is_cut:
+            self._promptable.append(client)
+        if client.may_ask and not self._is_cut:
             for words in self._notices:
-                visitor.say(words)
+                client.say(words)
         self._place_question()
 
-    def _check(self, visitor: Visitor) -> None:
+    def _check(self, client: KeeperClient) -> None:
         """Raise why a visitor waits no longer."""
-        if visitor.is_gone:
+        if client.is_gone:
             raise Unreachable("whoever asked for the login is gone.")
-        raise_told(self._refusals.get(visitor, {}), [])
-        if self._question and not visitor.may_ask:
+        raise_told(self._refusals.get(client, {}), [])
+        if self._prompt and not client.may_ask:
             raise NeedsPerson(self._where(), LOG_IN_THERE)
 
-    def _show_out(self, visitor: Visitor) -> None:
-        visitor.on_answer = lambda _words: None
-        visitor.on_end = lambda: None
-        self._waiting.remove(visitor)
-        self._pass_over(visitor, error_to_message(NotAnswered(NOBODY_LEFT))[0])
-        if not self._waiting and not self.is_over:
+    def _show_out(self, client: KeeperClient) -> None:
+        client.on_answer = lambda _words: None
+        client.on_end = lambda: None
+        self._waiters.remove(client)
+        self._pass_over(client, error_to_message(NotAnswered(NOBODY_LEFT))[0])
+        if not self._waiters and not self.is_over:
             self._cut()
 
     # --- what they say (the threads that hear them) ---
@@ -125,59 +129,61 @@ class Attempt:
         with self._changed:
             self._changed.notify_all()
 
-    def _hear(self, visitor: Visitor, words: dict[str, Any]) -> None:
+    def _hear(self, client: KeeperClient, message: dict[str, Any]) -> None:
         with self._changed:
-            if "error" in words:
-                self._refusals[visitor] = words
-                self._pass_over(visitor, words)
-            elif words.get("number") == self._number and visitor in self._were_asked:
-                self._take(visitor, words)
+            if "error" in message:
+                self._refusals[client] = message
+                self._pass_over(client, message)
+            elif (
+                message.get("number") == self._prompt_number and client in self._have_been_prompted
+            ):
+                self._take(client, message)
             self._changed.notify_all()
 
-    def _take(self, visitor: Visitor, words: dict[str, Any]) -> None:
+    def _take(self, client: KeeperClient, message: dict[str, Any]) -> None:
         """Take an answer; it may have been typed just before its question went elsewhere."""
-        if self._question is None:
+        if self._prompt is None:
             return
-        self._question, self._answer = None, words
-        if self._asked is not None and self._asked is not visitor:
-            self._asked.say({"withdrawn": self._number})
+        self._prompt, self._answer = None, message
+        if self._prompted is not None and self._prompted is not client:
+            self._prompted.say({"withdrawn": self._prompt_number})
 
-    def _pass_over(self, visitor: Visitor, words: dict[str, Any]) -> None:
+    def _pass_over(self, client: KeeperClient, message: dict[str, Any]) -> None:
         """Ask this visitor no more; `words`: the answer, if nobody else is left."""
-        if visitor not in self._people:
+        if client not in self._promptable:
             return
-        self._people.remove(visitor)
-        if self._asked is visitor:
-            self._asked = None
-        if self._question and not self._people:
-            self._question, self._answer = None, words
+        self._promptable.remove(client)
+        if self._prompted is client:
+            self._prompted = None
+        if self._prompt and not self._promptable:
+            self._prompt, self._answer = None, message
         self._place_question()
 
     def _place_question(self) -> None:
         """Have the question where it belongs; whoever else waits hears where that is."""
-        if self._question and self._people:
-            asked = self._people[-1]
-            if asked is not self._asked:
-                self._asked = asked
-                self._were_asked.add(asked)
-                asked.say({**self._question, "number": self._number})
-            for each in self._waiting:
+        if self._prompt and self._promptable:
+            asked = self._promptable[-1]
+            if asked is not self._prompted:
+                self._prompted = asked
+                self._have_been_prompted.add(asked)
+                asked.say({**self._prompt, "number": self._prompt_number})
+            for each in self._waiters:
                 if each is not asked and each.may_ask:
                     each.say({"elsewhere": self._where()})
         self._changed.notify_all()
 
     def _where(self) -> str:
         """Say in a sentence what is asked for, and where."""
-        question = self._question or {}
+        question = self._prompt or {}
         what = "a word on its host key"
         if question.get("ask") == "prompts":
             what = sought([text for text, _ in question["prompts"]])
-        place = self._asked.place if self._asked else "elsewhere"
+        place = self._prompted.place if self._prompted else "elsewhere"
         return f"the login waits for {what}, which is asked for {place}."
 
     # --- the login itself (its own thread) ---
 
-    def watch(self, login: Login | None) -> None:
+    def watch(self, login: SSHLogin | None) -> None:
         """Know a login that is being made: it may have to be cut."""
         with self._changed:
             self._login = login
@@ -188,13 +194,13 @@ class Attempt:
         """Tell all who wait which step begins."""
         with self._changed:
             self._step = step
-            for visitor in self._waiting:
-                visitor.tell_step(step)
+            for client in self._waiters:
+                client.tell_step(step)
 
     def confirm_host_key(self, host: str, kind: str, fingerprint: str) -> Trust:
         """Have a person asked about a host key."""
-        words = {"ask": "host key", "host": host, "kind": kind, "fingerprint": fingerprint}
-        return Trust(self._put(words)["trust"])
+        message = {"ask": "host key", "host": host, "kind": kind, "fingerprint": fingerprint}
+        return Trust(self._put(message)["trust"])
 
     def ask(self, host: str, prompts: Sequence[Prompt], instruction: str = "") -> list[str]:
         """Have a person asked; without prompts: have them told something."""
@@ -202,38 +208,40 @@ class Attempt:
             self._tell(host, instruction)
             return []
         shown = [[prompt.text, prompt.is_shown] for prompt in prompts]
-        words = {"ask": "prompts", "host": host, "prompts": shown, "instruction": instruction}
-        return [str(answer) for answer in self._put(words)["answers"]]
+        message = {"ask": "prompts", "host": host, "prompts": shown, "instruction": instruction}
+        return [str(answer) for answer in self._put(message)["answers"]]
 
     def _tell(self, host: str, text: str) -> None:
         """Tell all who wait; one at whom a question is open would lose that, and hears it after."""
         number = 0  # no question's: what comes back is no answer
-        words = {"ask": "prompts", "host": host, "prompts": [], "instruction": text}
+        message = {"ask": "prompts", "host": host, "prompts": [], "instruction": text}
         with self._changed:
-            self._notices.append({**words, "number": number})
-            self._untold += [(each, self._notices[-1]) for each in self._waiting if each.may_ask]
-            if not self._question:
+            self._notices.append({**message, "number": number})
+            self._unsent_notices += [
+                (each, self._notices[-1]) for each in self._waiters if each.may_ask
+            ]
+            if not self._prompt:
                 self._tell_rest()
 
     def _tell_rest(self) -> None:
-        untold, self._untold = self._untold, []
-        for visitor, words in untold:
-            visitor.say(words)
+        untold, self._unsent_notices = self._unsent_notices, []
+        for client, message in untold:
+            client.say(message)
 
-    def _put(self, words: dict[str, Any]) -> dict[str, Any]:
+    def _put(self, message: dict[str, Any]) -> dict[str, Any]:
         """Wait as long as a person and the server do: meanwhile nobody else can log in."""
         with self._changed:
-            if not self._people:
+            if not self._promptable:
                 raise NotAnswered(NOBODY_LEFT)
             self._tell_rest()
-            self._number += 1
-            self._question, self._answer, self._asked = words, None, None
+            self._prompt_number += 1
+            self._prompt, self._answer, self._prompted = message, None, None
             self._place_question()
             while (answer := self._taken()) is None:
                 if self._login and self._login.has_ended:
-                    self._question = None
-                    raise Closed
-                self._changed.wait(LOOK_EVERY)
+                    self._prompt = None
+                    raise ConnectionClosed
+                self._changed.wait(CHECK_EVERY)
         raise_told(answer, [])
         return answer
 
@@ -245,9 +253,9 @@ class Attempt:
     def end(self, error: BaseException | None = None) -> None:
         """Say that there is a login, or why there is none."""
         with self._changed:
-            self._error, self._login, self._question = error, None, None
+            self._error, self._login, self._prompt = error, None, None
             self._notices.clear()
-            self._untold.clear()
+            self._unsent_notices.clear()
             self.is_over = True
             self._changed.notify_all()
 

@@ -17,15 +17,15 @@ from pathlib import Path
 from typing import Self
 
 from remoter_kernel.errors import RemoteLacks
-from remoter_kernel.front.ssh.aliases import Destination
+from remoter_kernel.front.ssh.ssh_config import Destination
 from remoter_kernel.front.ssh.tokens import local_user
 from remoter_kernel.front.unix_sockets import short_private_folder
 
 READY_WITHIN = 10.0  # seconds
 ENDS_WITHIN = 3.0  # seconds
-SERVER = "remoter_kernel.front.logins.host_server"
+SERVER_MODULE = "remoter_kernel.front.logins.embedded_server"
 # What the server says and makes; imported from it, they would bring paramiko.
-READY, SOCKET, KNOWN_AS = b"ready", "ssh", "this-machine"
+READY_LINE, SOCKET_NAME, HOST_KEY_ALIAS = b"ready", "ssh", "this-machine"
 PACKAGE_ROOT = Path(__file__).resolve().parents[3]
 
 
@@ -53,7 +53,7 @@ class EmbeddedHost:
         complaints = self._folder / "stderr"
         with complaints.open("wb") as stderr:
             self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", SERVER, str(self._folder)],
+                [sys.executable, "-P", "-m", SERVER_MODULE, str(self._folder)],
                 cwd=PACKAGE_ROOT,  # a folder that a person may remove must not be held
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
@@ -62,7 +62,7 @@ class EmbeddedHost:
                 start_new_session=True,
             )
         answer = _first_line(self._process, READY_WITHIN)
-        if answer != READY:
+        if answer != READY_LINE:
             why = complaints.read_text(errors="replace").strip().splitlines() or ["it fell silent"]
             self.close()
             raise RemoteLacks(
@@ -92,8 +92,8 @@ class EmbeddedHost:
         return Destination(
             host_name="127.0.0.1",
             port=22,
-            socket_path=self._folder / SOCKET,
-            host_key_alias=KNOWN_AS,
+            socket_path=self._folder / SOCKET_NAME,
+            host_key_alias=HOST_KEY_ALIAS,
             user=local_user() or "nobody",  # its server does not look at it
             identity_files=(self._folder / "client_key",),
             known_hosts_files=(self._folder / "known_hosts",),

@@ -31,11 +31,11 @@ from paramiko.common import (
 
 WINDOW = 4 * 1024 * 1024  # bytes in flight towards us: with more, sshd itself collapses
 PACKET = 32 * 1024  # bytes: what sshd is tuned for
-GIVE_BACK_FROM = WINDOW // 8  # bytes: fewer are not worth a message
+LEAST_ADJUSTMENT = WINDOW // 8  # bytes: fewer are not worth a message
 LARGEST_WINDOW = 2**32 - 1  # bytes (RFC 4254, 5.2)
 
 
-class Sink(Protocol):
+class ChannelReceiver(Protocol):
     """Where a channel's bytes go. Called on the transport's thread: must not block."""
 
     def arrived(self, data: bytes) -> None:
@@ -69,12 +69,12 @@ class ChannelCarrier(Protocol):
         """Learn how long the server took for an answer."""
 
 
-class Channels(Protocol):
+class ChannelFactory(Protocol):
     """What makes channels: paramiko's connection, or the system's ssh."""
 
     active: bool
 
-    def new_channel(self, sink: Sink) -> Any:
+    def new_channel(self, receiver: ChannelReceiver) -> Any:
         """Make a channel (`ParamikoChannel`, or what looks like it) that is not open yet."""
 
 
@@ -86,40 +86,42 @@ class ChannelOpenError(Exception):
         self.code = code
 
 
-class Closed(Exception):
+class ConnectionClosed(Exception):
     """The channel, or the connection under it, ended."""
 
 
-class TooLate(Exception):
+class ResponseTimeout(Exception):
     """The other end did not answer within the time given."""
 
 
-class Misbehaved(paramiko.SSHException):  # type: ignore[misc]  # paramiko has no types
+class ServerViolation(paramiko.SSHException):  # type: ignore[misc]  # paramiko has no types
     """The server does what no server may, in a clause that goes on after "the server"."""
 
 
-class OtherHostKey(Misbehaved):
+class HostKeyChanged(ServerViolation):
     """A later key exchange has shown another host key than the one that was looked at."""
 
 
 class ParamikoChannel:
     """A channel that this side opened. Made and numbered by `Transport.new_channel`."""
 
-    def __init__(self, carrier: ChannelCarrier, number: int, sink: Sink) -> None:
+    def __init__(self, carrier: ChannelCarrier, number: int, receiver: ChannelReceiver) -> None:
         self.number = number
         self.exit_status: int | None = None
-        self.sink = sink
+        self.receiver = receiver
         self._carrier = carrier
         self._changed = threading.Condition()
-        self._far_number = -1  # until it is open
-        self._started = 0.0
-        self._refused: int | None = None
-        self._may_send = 0  # bytes, by the other end's window
-        self._packet = 0  # bytes, the most it takes at once
-        self._dealt_with = 0  # bytes, not yet given back
+        self._remote_number = -1  # until it is open
+        self._requested_at = 0.0
+        self._open_failure_code: int | None = None
+        self._remote_window = 0  # bytes, by the other end's window
+        self._remote_max_packet = 0  # bytes, the most it takes at once
+        self._consumed = 0  # bytes, not yet given back
         self._received = 0  # bytes, of all streams
         self._granted = WINDOW  # bytes: so many may have come by now
-        self._on_their_way = 0  # messages that a thread is sending just now: CLOSE waits for them
+        self._sends_in_progress = (
+            0  # messages that a thread is sending just now: CLOSE waits for them
+        )
         self._ended = self._eof_sent = self._is_closing = self._close_received = False
 
     # --- for whoever uses the channel ---
@@ -131,7 +133,7 @@ class ParamikoChannel:
         message.add_string(kind)
         for field in (self.number, WINDOW, PACKET, *fields):
             (message.add_int if isinstance(field, int) else message.add_string)(field)
-        self._started = time.perf_counter()
+        self._requested_at = time.perf_counter()
         self._carrier.send(message)
         if not self._carrier.active:
             self.unlink()
@@ -139,22 +141,25 @@ class ParamikoChannel:
     @property
     def is_open(self) -> bool:
         """Say whether bytes can still be sent."""
-        return self._far_number >= 0 and not (self._is_closing or self._close_received)
+        return self._remote_number >= 0 and not (self._is_closing or self._close_received)
 
     def wait_open(self, seconds: float) -> None:
         """Wait until the server has opened it; raise Refused, Closed or TooLate."""
         with self._changed:
             self._changed.wait_for(
-                lambda: self._far_number >= 0 or self._refused is not None or self._ended, seconds
+                lambda: (
+                    self._remote_number >= 0 or self._open_failure_code is not None or self._ended
+                ),
+                seconds,
             )
-            if self._refused is not None:
-                raise ChannelOpenError(self._refused)
-            if self._far_number >= 0:
+            if self._open_failure_code is not None:
+                raise ChannelOpenError(self._open_failure_code)
+            if self._remote_number >= 0:
                 return
             if self._ended:
-                raise Closed
+                raise ConnectionClosed
         self._carrier.forget(self)
-        raise TooLate
+        raise ResponseTimeout
 
     def run(self, command: str) -> None:
         """Start a command. Nothing waits for the answer: a refusal closes the channel."""
@@ -164,8 +169,8 @@ class ParamikoChannel:
         message.add_string(command.encode())
         with self._changed:
             if not self.is_open:
-                raise Closed
-            self._on_their_way += 1
+                raise ConnectionClosed
+            self._sends_in_progress += 1
         self._send(message)
 
     def send(self, data: bytes | memoryview, *, deadline: float | None = None) -> None:
@@ -174,16 +179,16 @@ class ParamikoChannel:
         while rest:
             with self._changed:
                 self._changed.wait_for(
-                    lambda: self._may_send > 0 or not self.is_open,
+                    lambda: self._remote_window > 0 or not self.is_open,
                     None if deadline is None else max(0.0, deadline - time.monotonic()),
                 )
                 if not self.is_open:
-                    raise Closed
-                size = min(len(rest), self._may_send, self._packet)
+                    raise ConnectionClosed
+                size = min(len(rest), self._remote_window, self._remote_max_packet)
                 if not size:
-                    raise TooLate
-                self._may_send -= size
-                self._on_their_way += 1
+                    raise ResponseTimeout
+                self._remote_window -= size
+                self._sends_in_progress += 1
             message = self._message(cMSG_CHANNEL_DATA)
             message.add_string(rest[:size].tobytes())
             self._send(message)
@@ -195,26 +200,26 @@ class ParamikoChannel:
             if self._eof_sent or not self.is_open:
                 return
             self._eof_sent = True
-            self._on_their_way += 1
+            self._sends_in_progress += 1
         self._send(self._message(cMSG_CHANNEL_EOF))
 
     def close(self) -> None:
         """Say goodbye; may be called from any thread, and more than once."""
         with self._changed:
-            if self._is_closing or self._far_number < 0:
+            if self._is_closing or self._remote_number < 0:
                 return
             self._is_closing = True
             self._changed.notify_all()
-            if not self._on_their_way:
+            if not self._sends_in_progress:
                 self._carrier.post(self._message(cMSG_CHANNEL_CLOSE))
 
     def give_back(self, size: int) -> None:
         """Let the other end send `size` bytes more: that many have been dealt with."""
         with self._changed:
-            self._dealt_with += size
-            if self._dealt_with < GIVE_BACK_FROM or not self.is_open:
+            self._consumed += size
+            if self._consumed < LEAST_ADJUSTMENT or not self.is_open:
                 return
-            size, self._dealt_with = self._dealt_with, 0
+            size, self._consumed = self._consumed, 0
             self._granted += size
             message = self._message(cMSG_CHANNEL_WINDOW_ADJUST)
             message.add_int(size)
@@ -226,36 +231,40 @@ class ParamikoChannel:
             self._carrier.send(message)
         finally:
             with self._changed:
-                self._on_their_way -= 1
-                if self._is_closing and not self._on_their_way:
+                self._sends_in_progress -= 1
+                if self._is_closing and not self._sends_in_progress:
                     self._carrier.post(self._message(cMSG_CHANNEL_CLOSE))
 
     def _message(self, kind: bytes) -> paramiko.Message:
         message = paramiko.Message()
         message.add_byte(kind)
-        message.add_int(self._far_number)
+        message.add_int(self._remote_number)
         return message
 
     # --- for the transport's thread: what the server said ---
 
-    def opened(self, far_number: int, window: int, packet: int) -> None:
+    def opened(self, remote_number: int, window: int, packet: int) -> None:
         """The server opened it."""
-        self._carrier.answered_after(time.perf_counter() - self._started)
+        self._carrier.answered_after(time.perf_counter() - self._requested_at)
         with self._changed:
-            self._far_number, self._may_send, self._packet = far_number, window, min(packet, PACKET)
+            self._remote_number, self._remote_window, self._remote_max_packet = (
+                remote_number,
+                window,
+                min(packet, PACKET),
+            )
             self._changed.notify_all()
 
     def refused(self, code: int) -> None:
         """The server did not open it."""
         with self._changed:
-            self._refused = code
+            self._open_failure_code = code
             self._changed.notify_all()
 
     def on_data(self, message: Any) -> None:
         """Bytes came."""
         data = message.get_binary()
         if self._is_granted(len(data)):
-            self.sink.arrived(data)
+            self.receiver.arrived(data)
 
     def on_extended_data(self, message: Any) -> None:
         """Bytes of stderr came (1 is the only kind there is)."""
@@ -263,7 +272,7 @@ class ParamikoChannel:
         if not self._is_granted(len(data)):
             return
         if kind == 1:
-            self.sink.arrived_aside(data)
+            self.receiver.arrived_aside(data)
         else:
             self.give_back(len(data))
 
@@ -279,7 +288,7 @@ class ParamikoChannel:
     def on_window(self, message: Any) -> None:
         """The other end can take more."""
         with self._changed:
-            self._may_send = min(LARGEST_WINDOW, self._may_send + message.get_int())
+            self._remote_window = min(LARGEST_WINDOW, self._remote_window + message.get_int())
             self._changed.notify_all()
 
     def on_request(self, message: Any) -> None:
@@ -287,11 +296,11 @@ class ParamikoChannel:
         what, wants_answer = message.get_text(), message.get_boolean()
         if what == "exit-status":
             self.exit_status = message.get_int()
-            self.sink.exited()
+            self.receiver.exited()
         elif what == "exit-signal":
             # As a shell would say it: 128 and the signal's number.
             self.exit_status = 128 + getattr(signal, f"SIG{message.get_text()}", 0)
-            self.sink.exited()
+            self.receiver.exited()
         elif wants_answer:
             with self._changed:
                 if self.is_open:
@@ -307,7 +316,7 @@ class ParamikoChannel:
 
     def on_eof(self, _message: Any) -> None:
         """No more bytes will come; an exit status may."""
-        self.sink.arrived(b"")
+        self.receiver.arrived(b"")
 
     def on_close(self, _message: Any) -> None:
         """The other end is done with this channel."""
@@ -323,7 +332,7 @@ class ParamikoChannel:
             self._ended = self._close_received = True
             self._changed.notify_all()
         self._carrier.forget(self)
-        self.sink.ended()
+        self.receiver.ended()
 
     def _unlink(self) -> None:
         """The connection is gone (paramiko calls this, channel after channel)."""

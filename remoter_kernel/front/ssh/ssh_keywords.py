@@ -16,23 +16,23 @@ if TYPE_CHECKING:
 
     Said = Mapping[str, Sequence[str]]
 
-NOTHING = frozenset({"", "no", "false", "none"})
-UNHEEDED = "which paramiko cannot heed"
-ADDED = "and paramiko does not have what it names"
+OFF_VALUES = frozenset({"", "no", "false", "none"})
+NOT_SUPPORTED = "which paramiko cannot heed"
+NOT_IN_PARAMIKO = "and paramiko does not have what it names"
 
 
 @dataclass(frozen=True)
-class Beyond:
+class Unsupported:
     """Why a word is beyond paramiko, and what it says where it asks for nothing."""
 
-    why: str = UNHEEDED
-    unless: frozenset[str] = NOTHING
-    is_safety: bool = False
+    reason: str = NOT_SUPPORTED
+    harmless_values: frozenset[str] = OFF_VALUES
+    weakens_safety: bool = False
     """To go on without it would be less safe than the person has chosen."""
 
 
 # Paramiko's side does what these say. After each: where, or how.
-HEEDED = {
+SUPPORTED = {
     **dict.fromkeys(
         ("Host", "Match", "Include", "IgnoreUnknown", "Tag"), "say what else counts: `ssh -G` knows"
     ),
@@ -83,28 +83,28 @@ HEEDED = {
 }
 
 # Paramiko's side cannot do what these say.
-BEYOND = {
-    "RevokedHostKeys": Beyond(is_safety=True),
-    "RefuseConnection": Beyond(is_safety=True),
-    "KnownHostsCommand": Beyond("which paramiko cannot run"),
-    "CertificateFile": Beyond("and paramiko finds only one beside its key"),
-    "HostbasedAuthentication": Beyond(),
-    "PubkeyAuthentication": Beyond(
-        unless=frozenset({"yes", "no", "true", "false", "unbound"}), is_safety=True
+UNSUPPORTED = {
+    "RevokedHostKeys": Unsupported(weakens_safety=True),
+    "RefuseConnection": Unsupported(weakens_safety=True),
+    "KnownHostsCommand": Unsupported("which paramiko cannot run"),
+    "CertificateFile": Unsupported("and paramiko finds only one beside its key"),
+    "HostbasedAuthentication": Unsupported(),
+    "PubkeyAuthentication": Unsupported(
+        harmless_values=frozenset({"yes", "no", "true", "false", "unbound"}), weakens_safety=True
     ),
-    "PKCS11Provider": Beyond("which paramiko cannot load"),
-    "UseKeychain": Beyond("which paramiko cannot read"),
-    "ProxyUseFdpass": Beyond(),
-    "AddressFamily": Beyond(unless=frozenset({"any"})),
-    "BindAddress": Beyond(unless=frozenset({"", "none", "*"})),
-    "BindInterface": Beyond(),
-    "CheckHostIP": Beyond(),
-    "KbdInteractiveDevices": Beyond(),
-    "RekeyLimit": Beyond(unless=frozenset({"0 0", "default", "default none"})),
+    "PKCS11Provider": Unsupported("which paramiko cannot load"),
+    "UseKeychain": Unsupported("which paramiko cannot read"),
+    "ProxyUseFdpass": Unsupported(),
+    "AddressFamily": Unsupported(harmless_values=frozenset({"any"})),
+    "BindAddress": Unsupported(harmless_values=frozenset({"", "none", "*"})),
+    "BindInterface": Unsupported(),
+    "CheckHostIP": Unsupported(),
+    "KbdInteractiveDevices": Unsupported(),
+    "RekeyLimit": Unsupported(harmless_values=frozenset({"0 0", "default", "default none"})),
 }
 
 # These have no bearing on what a login is for here, or are overruled for each login (see `words`).
-HARMLESS = {
+IRRELEVANT = {
     **dict.fromkeys(
         ("NoHostAuthenticationForLocalhost", "VerifyHostKeyDNS"),
         "an unknown host key is asked about, always",
@@ -184,7 +184,7 @@ HARMLESS = {
 }
 
 # Words of files that were written for an older ssh; `ssh -G` calls them by the name of today.
-OLD_NAMES = {
+FORMER_KEYWORDS = {
     "challengeresponseauthentication": "kbdinteractiveauthentication",
     "skeyauthentication": "kbdinteractiveauthentication",
     "tisauthentication": "kbdinteractiveauthentication",
@@ -194,8 +194,8 @@ OLD_NAMES = {
     "smartcarddevice": "pkcs11provider",
 }
 
-NAMES = {name.lower(): name for name in (*HEEDED, *BEYOND, *HARMLESS)}
-_BEYOND = {name.lower(): beyond for name, beyond in BEYOND.items()}
+KEYWORDS = {name.lower(): name for name in (*SUPPORTED, *UNSUPPORTED, *IRRELEVANT)}
+_UNSUPPORTED = {name.lower(): beyond for name, beyond in UNSUPPORTED.items()}
 
 METHODS = {  # of RFC 4252, in ssh's own order; the word that can forbid each
     "publickey": "PubkeyAuthentication",
@@ -207,7 +207,7 @@ PROMPTS, RSA_BITS = 3, 1024  # where nothing is said
 
 
 @dataclass(frozen=True)
-class Rules:
+class LoginRules:
     """What ssh_config says about how to log in: what paramiko's side heeds, and what it cannot."""
 
     methods: tuple[str, ...] = tuple(METHODS)
@@ -223,16 +223,20 @@ class Rules:
     """Names are hashed when a host key is written down."""
     is_strict: bool = False
     """Nobody may accept an unknown host key; without it somebody is always asked."""
-    beyond_paramiko: tuple[str, ...] = ()
+    unsupported: tuple[str, ...] = ()
     """Words that only the system's ssh can heed."""
-    unread: tuple[str, ...] = ()
+    skipped: tuple[str, ...] = ()
     """Words that paramiko's parser of the file has passed over."""
 
     @property
-    def unsafe(self) -> tuple[str, ...]:
-        """Those of `beyond_paramiko` without which a login would be less safe."""
-        words = self.beyond_paramiko
-        return tuple(word for word in words if word in BEYOND and BEYOND[word].is_safety)
+    def unsafe_to_ignore(self) -> tuple[str, ...]:
+        """Those of `unsupported` without which a login would be less safe."""
+        words = self.unsupported
+        return tuple(
+            keyword
+            for keyword in words
+            if keyword in UNSUPPORTED and UNSUPPORTED[keyword].weakens_safety
+        )
 
     def forbids(self, methods: Sequence[str]) -> str:
         """Name the words that forbid these methods; empty where all of them may be tried."""
@@ -240,35 +244,45 @@ class Rules:
         return ", ".join(dict.fromkeys(words))
 
 
-NO_RULES = Rules()
+DEFAULT_RULES = LoginRules()
 
 
-def rules_of(said: Said, usual: Said | None) -> Rules:
+def rules_of(keywords: Said, defaults: Said | None) -> LoginRules:
     """Read the rules of a host.
 
-    `usual` is what plain ssh says where no file does; None where paramiko's parser has read
+    `defaults` is what plain ssh says where no file does; None where paramiko's parser has read
     the file: then there is only what the file says, and who knows what is misspelt in it.
     """
-    forbidden = _forbidden(said)
-    return Rules(
-        methods=tuple(name for name in _in_order(said) if name not in dict(forbidden)),
+    forbidden = _forbidden(keywords)
+    return LoginRules(
+        methods=tuple(name for name in _in_order(keywords) if name not in dict(forbidden)),
         forbidden=forbidden,
-        prompts=_number_of(said, "numberofpasswordprompts", PROMPTS),
+        prompts=_number_of(keywords, "numberofpasswordprompts", PROMPTS),
         algorithms=tuple(
-            (word, _value_of(said, word)) for word in ALGORITHMS if _differs(word, said, usual)
+            (keyword, _value_of(keywords, keyword))
+            for keyword in ALGORITHMS
+            if _differs(keyword, keywords, defaults)
         ),
-        least_rsa_bits=_number_of(said, "requiredrsasize", RSA_BITS),
-        hashes_names=_value_of(said, "hashknownhosts") == "yes",
-        is_strict=_value_of(said, "stricthostkeychecking") in ("yes", "true"),
-        beyond_paramiko=_unsupported_keywords(said, usual),
-        unread=tuple(NAMES[word] for word in ("include",) if usual is None and word in said),
+        least_rsa_bits=_number_of(keywords, "requiredrsasize", RSA_BITS),
+        hashes_names=_value_of(keywords, "hashknownhosts") == "yes",
+        is_strict=_value_of(keywords, "stricthostkeychecking") in ("yes", "true"),
+        unsupported=_unsupported_keywords(keywords, defaults),
+        skipped=tuple(
+            KEYWORDS[word] for word in ("include",) if defaults is None and word in keywords
+        ),
     )
 
 
-def why_unsupported(word: str, label: str = "it") -> str:
+def why_unsupported(keyword: str, label: str = "it") -> str:
     """Say in a clause why paramiko will not do for a host whose configuration has this word."""
-    why = BEYOND[word].why if word in BEYOND else ADDED if word in HEEDED else UNHEEDED
-    return f"your ssh config says {word} for {label}, {why}"
+    why = (
+        UNSUPPORTED[keyword].reason
+        if keyword in UNSUPPORTED
+        else NOT_IN_PARAMIKO
+        if keyword in SUPPORTED
+        else NOT_SUPPORTED
+    )
+    return f"your ssh config says {keyword} for {label}, {why}"
 
 
 def narrowed(own: Sequence[str], wanted: str) -> tuple[str, ...]:
@@ -288,61 +302,69 @@ def narrowed(own: Sequence[str], wanted: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(orders.get(sign, named)))
 
 
-def _unsupported_keywords(said: Said, usual: Said | None) -> tuple[str, ...]:
+def _unsupported_keywords(keywords: Said, defaults: Said | None) -> tuple[str, ...]:
     found = []
-    for word, values in said.items():
-        if not _differs(word, said, usual):
+    for keyword, values in keywords.items():
+        if not _differs(keyword, keywords, defaults):
             continue
-        beyond = _BEYOND.get(word)
-        if beyond and not all(value.lower() in beyond.unless for value in values):
-            found.append(NAMES[word])
-        if word == "pubkeyacceptedalgorithms" and usual and _asks_for_more(values, usual[word]):
-            found.append(NAMES[word])
+        beyond = _UNSUPPORTED.get(keyword)
+        if beyond and not all(value.lower() in beyond.harmless_values for value in values):
+            found.append(KEYWORDS[keyword])
+        if (
+            keyword == "pubkeyacceptedalgorithms"
+            and defaults
+            and _asks_for_more(values, defaults[keyword])
+        ):
+            found.append(KEYWORDS[keyword])
         # A newer ssh than this table is of: what it would do is not known here.
-        if word not in NAMES and usual:
-            found.append(word)
-    order = [*BEYOND, *found]  # for sentences: the weightiest first
+        if keyword not in KEYWORDS and defaults:
+            found.append(keyword)
+    order = [*UNSUPPORTED, *found]  # for sentences: the weightiest first
     return tuple(sorted(found, key=order.index))
 
 
-def _asks_for_more(wanted: Sequence[str], usual: Sequence[str]) -> bool:
+def _asks_for_more(wanted: Sequence[str], defaults: Sequence[str]) -> bool:
     """Say whether a list of key algorithms has more than usual, or only those for security keys.
 
     Of the other lists it need not be known: where paramiko and a host have nothing in common
     they find out before anything is at stake.
     """
-    names, known = (",".join(lists).split(",") for lists in (wanted, usual))
+    names, known = (",".join(lists).split(",") for lists in (wanted, defaults))
     return not set(names) <= set(known) or all(name.startswith("sk-") for name in names)
 
 
-def _differs(word: str, said: Said, usual: Said | None) -> bool:
-    return word in said and (usual is None or list(said[word]) != list(usual.get(word, ())))
+def _differs(keyword: str, keywords: Said, defaults: Said | None) -> bool:
+    return keyword in keywords and (
+        defaults is None or list(keywords[keyword]) != list(defaults.get(keyword, ()))
+    )
 
 
-def _in_order(said: Said) -> list[str]:
-    wanted = _value_of(said, "preferredauthentications")
+def _in_order(keywords: Said) -> list[str]:
+    wanted = _value_of(keywords, "preferredauthentications")
     if wanted in ("", "none", "any"):
         return list(METHODS)
     return [name for name in dict.fromkeys(wanted.replace(" ", "").split(",")) if name in METHODS]
 
 
-def _forbidden(said: Said) -> tuple[tuple[str, str], ...]:
+def _forbidden(keywords: Said) -> tuple[tuple[str, str], ...]:
     found = []
-    for method, word in METHODS.items():
-        if _value_of(said, word.lower()) in ("no", "false"):
-            found.append((method, f"{word} no"))
-        elif method not in _in_order(said):
-            wanted = _value_of(said, "preferredauthentications")
+    for method, keyword in METHODS.items():
+        if _value_of(keywords, keyword.lower()) in ("no", "false"):
+            found.append((method, f"{keyword} no"))
+        elif method not in _in_order(keywords):
+            wanted = _value_of(keywords, "preferredauthentications")
             found.append((method, f"PreferredAuthentications {wanted}"))
-        elif method != "publickey" and _number_of(said, "numberofpasswordprompts", PROMPTS) == 0:
+        elif (
+            method != "publickey" and _number_of(keywords, "numberofpasswordprompts", PROMPTS) == 0
+        ):
             found.append((method, "NumberOfPasswordPrompts 0"))
     return tuple(found)
 
 
-def _value_of(said: Said, word: str) -> str:
-    return (said.get(word) or [""])[0].lower()
+def _value_of(keywords: Said, keyword: str) -> str:
+    return (keywords.get(keyword) or [""])[0].lower()
 
 
-def _number_of(said: Said, word: str, default: int) -> int:
-    value = _value_of(said, word)
+def _number_of(keywords: Said, keyword: str, default: int) -> int:
+    value = _value_of(keywords, keyword)
     return int(value) if value.isdigit() else default

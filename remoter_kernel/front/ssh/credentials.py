@@ -16,10 +16,10 @@ from remoter_kernel.errors import RemoteLacks
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from remoter_kernel.front.ssh.aliases import Destination
+    from remoter_kernel.front.ssh.ssh_config import Destination
 
-SERVICE = "remoter-kernel"
-HOW = "Install one with `pip install remoter-kernel[keyring]`, or leave out --remember."
+KEYRING_SERVICE = "remoter-kernel"
+INSTALL_KEYRING = "Install one with `pip install remoter-kernel[keyring]`, or leave out --remember."
 
 
 def named_hops(destination: Destination) -> Iterator[tuple[Destination, str]]:
@@ -44,7 +44,7 @@ def place_of(hop: Destination) -> str:
     return f"{hop.user}@{hop.host_name}:{hop.port}"
 
 
-class Safe(Protocol):
+class SecretStore(Protocol):
     """Keeps secrets by name, beyond this process's life."""
 
     def get(self, name: str) -> str:
@@ -54,7 +54,7 @@ class Safe(Protocol):
         """Keep a secret; an empty one is forgotten."""
 
 
-class Keyring:
+class KeyringStore:
     """This system's keyring."""
 
     def __init__(self) -> None:
@@ -64,24 +64,26 @@ class Keyring:
             import keyring.backends.fail  # noqa: PLC0415
             import keyring.errors  # noqa: PLC0415
         except ImportError:
-            raise RemoteLacks("the package keyring is not installed here.", HOW) from None
+            raise RemoteLacks(
+                "the package keyring is not installed here.", INSTALL_KEYRING
+            ) from None
         if isinstance(keyring.get_keyring(), keyring.backends.fail.Keyring):
-            raise RemoteLacks("this system has no keyring that can be used.", HOW)
+            raise RemoteLacks("this system has no keyring that can be used.", INSTALL_KEYRING)
         self._keyring = keyring
 
     def get(self, name: str) -> str:
         """Return a secret; one that cannot be had is none."""
         with self._suppressing():
-            return self._keyring.get_password(SERVICE, name) or ""
+            return self._keyring.get_password(KEYRING_SERVICE, name) or ""
         return ""
 
     def put(self, name: str, secret: str) -> None:
         """Keep a secret, or forget it; where that fails, it will be asked for again."""
         with self._suppressing():
             if secret:
-                self._keyring.set_password(SERVICE, name, secret)
+                self._keyring.set_password(KEYRING_SERVICE, name, secret)
             else:
-                self._keyring.delete_password(SERVICE, name)
+                self._keyring.delete_password(KEYRING_SERVICE, name)
 
     @contextlib.contextmanager
     def _suppressing(self) -> Iterator[None]:
@@ -89,48 +91,48 @@ class Keyring:
             yield
 
 
-class Memory:
+class HostCredentials:
     """The secrets for one host."""
 
-    def __init__(self, where: str = "", safe: Safe | None = None) -> None:
+    def __init__(self, where: str = "", store: SecretStore | None = None) -> None:
         """Remember; `where` is the name that `named_hops` gives."""
-        self._where = where
-        self._safe = safe
-        self._phrases: dict[str, str] = {}  # by file
+        self._name = where
+        self._store = store
+        self._passphrases: dict[str, str] = {}  # by file
         self._password = ""
-        self._may_use = True
+        self._may_use_password = True
 
     def __repr__(self) -> str:
-        return f"<Memory for {self._where}>"
+        return f"<Memory for {self._name}>"
 
     def refresh(self) -> None:
         """A login that worked was cut: the password may be used again, once."""
-        self._may_use = True
+        self._may_use_password = True
 
     def take_password(self) -> str:
         """Return the password for its one use; empty: there is none, or it was used."""
-        if not self._may_use:
+        if not self._may_use_password:
             return ""
-        self._may_use = False
-        return self._password or (self._safe.get(self._of_password()) if self._safe else "")
+        self._may_use_password = False
+        return self._password or (self._store.get(self._of_password()) if self._store else "")
 
     def keep_password(self, password: str) -> None:
         """Keep a password that has let somebody in; an empty one was wrong: forget it."""
         self._password = password
-        self._may_use = False
-        if self._safe:
-            self._safe.put(self._of_password(), password)
+        self._may_use_password = False
+        if self._store:
+            self._store.put(self._of_password(), password)
 
     def passphrase(self, file: str) -> str:
         """Return the passphrase of a key; empty: it is not known."""
-        safe = self._safe
-        return self._phrases.get(file) or (safe.get(self._of_phrase(file)) if safe else "")
+        store = self._store
+        return self._passphrases.get(file) or (store.get(self._of_phrase(file)) if store else "")
 
     def keep_passphrase(self, file: str, phrase: str) -> None:
         """Keep the passphrase that has unlocked a key; an empty one was wrong: forget it."""
-        self._phrases[file] = phrase
-        if self._safe:
-            self._safe.put(self._of_phrase(file), phrase)
+        self._passphrases[file] = phrase
+        if self._store:
+            self._store.put(self._of_phrase(file), phrase)
 
     def forget(self, files: Iterable[str]) -> None:
         """Forget the password, and the passphrases of these keys."""
@@ -139,32 +141,32 @@ class Memory:
             self.keep_passphrase(file, "")
 
     def _of_password(self) -> str:
-        return f"password of {self._where}"
+        return f"password of {self._name}"
 
     @staticmethod
     def _of_phrase(file: str) -> str:
         return f"passphrase of {file}"
 
 
-class Memories:
+class RemoteCredentials:
     """The secrets of one remote: of its host, and of the hosts before it."""
 
     def __init__(self) -> None:
         """Begin with nothing."""
-        self._safe: Safe | None = None
-        self._all: dict[str, Memory] = {}
+        self._store: SecretStore | None = None
+        self._by_host: dict[str, HostCredentials] = {}
 
     def use(self, *, is_remembered: bool) -> None:
         """Use the system's keyring, too, or do not."""
-        if is_remembered != (self._safe is not None):
-            self._safe = Keyring() if is_remembered else None
-            self._all.clear()
+        if is_remembered != (self._store is not None):
+            self._store = KeyringStore() if is_remembered else None
+            self._by_host.clear()
 
-    def of(self, where: str) -> Memory:
+    def of(self, where: str) -> HostCredentials:
         """Return what is known for one host."""
-        return self._all.setdefault(where, Memory(where, self._safe))
+        return self._by_host.setdefault(where, HostCredentials(where, self._store))
 
     def refresh(self) -> None:
         """Logins that worked were cut."""
-        for memory in self._all.values():
+        for memory in self._by_host.values():
             memory.refresh()

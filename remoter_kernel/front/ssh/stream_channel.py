@@ -14,13 +14,13 @@ import threading
 import time
 from typing import TYPE_CHECKING, Protocol
 
-from remoter_kernel.front.ssh.channel import WINDOW, Closed, TooLate
+from remoter_kernel.front.ssh.paramiko_channel import WINDOW, ConnectionClosed, ResponseTimeout
 from remoter_kernel.wire.threads import Thread
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from remoter_kernel.front.ssh.channel import Sink
+    from remoter_kernel.front.ssh.paramiko_channel import ChannelReceiver
 
 OPEN_WITHIN = 20.0  # seconds for a command to be started there
 LINGER = 3.0  # seconds that the other end has to end by itself: a busy machine takes its time
@@ -63,15 +63,15 @@ class OpenSSHTransport(Protocol):
 class StreamChannel:
     """A channel over an errand's streams; see `channel.Channel` for what each call means."""
 
-    def __init__(self, source: OpenSSHTransport, sink: Sink) -> None:
+    def __init__(self, transport: OpenSSHTransport, receiver: ChannelReceiver) -> None:
         self.exit_status: int | None = None
-        self.sink = sink
-        self._source = source
-        self._where: tuple[str, int] | None = None
-        self._errand: ChannelStreams | None = None
+        self.receiver = receiver
+        self._transport = transport
+        self._forward_target: tuple[str, int] | None = None
+        self._streams: ChannelStreams | None = None
         self._changed = threading.Condition()
-        self._writing = threading.Lock()  # held by whoever uses stdin's descriptor
-        self._untouched = 0  # bytes that the sink has and has not dealt with
+        self._stdin_lock = threading.Lock()  # held by whoever uses stdin's descriptor
+        self._unconsumed = 0  # bytes that the sink has and has not dealt with
         self._readers = 0
         self._is_closing = self._is_over = False
         self._threads: list[threading.Thread] = []
@@ -81,32 +81,32 @@ class StreamChannel:
     def start(self, kind: str, *fields: str | int) -> None:
         """Remember what is to be opened; `wait_open` or `run` asks for it."""
         if kind == "direct-tcpip":
-            self._where = (str(fields[0]), int(fields[1]))
+            self._forward_target = (str(fields[0]), int(fields[1]))
 
     def wait_open(self, seconds: float) -> None:
         """Open a connection there; a session is opened by its command."""
-        if not self._source.active:
-            raise Closed
-        if self._where is not None:
-            self._go(self._source.begin_forward(*self._where, seconds))
+        if not self._transport.active:
+            raise ConnectionClosed
+        if self._forward_target is not None:
+            self._go(self._transport.begin_forward(*self._forward_target, seconds))
 
     def run(self, command: str) -> None:
         """Start a command, and wait until it is started; raise Refused, Closed or TooLate."""
-        self._go(self._source.begin_session(command, OPEN_WITHIN))
+        self._go(self._transport.begin_session(command, OPEN_WITHIN))
 
     @property
     def is_open(self) -> bool:
         """Say whether bytes can be sent."""
-        return self._errand is not None and not (self._is_closing or self._is_over)
+        return self._streams is not None and not (self._is_closing or self._is_over)
 
-    def _go(self, errand: ChannelStreams) -> None:
-        self._errand = errand
+    def _go(self, streams: ChannelStreams) -> None:
+        self._streams = streams
         if IS_POSIX:
-            os.set_blocking(errand.stdin, False)
-        jobs: list[Callable[[], None]] = [lambda: self._read(errand.stdout, self.sink.arrived)]
-        if errand.stderr >= 0:
-            jobs.append(lambda: self._read(errand.stderr, self.sink.arrived_aside))
-        if self._where is None:
+            os.set_blocking(streams.stdin, False)
+        jobs: list[Callable[[], None]] = [lambda: self._read(streams.stdout, self.receiver.arrived)]
+        if streams.stderr >= 0:
+            jobs.append(lambda: self._read(streams.stderr, self.receiver.arrived_aside))
+        if self._forward_target is None:
             jobs.append(self._wait_for_exit)
         self._readers = len(jobs)
         for job in jobs:
@@ -122,25 +122,25 @@ class StreamChannel:
     def send(self, data: bytes | memoryview, *, deadline: float | None = None) -> None:
         """Send all of it; raise Closed or TooLate."""
         rest = memoryview(data)
-        with self._writing:
+        with self._stdin_lock:
             while rest:
-                if not self.is_open or self._errand is None or self._errand.stdin < 0:
-                    raise Closed
+                if not self.is_open or self._streams is None or self._streams.stdin < 0:
+                    raise ConnectionClosed
                 try:
-                    rest = rest[os.write(self._errand.stdin, rest[:READ_AT_ONCE]) :]
+                    rest = rest[os.write(self._streams.stdin, rest[:READ_AT_ONCE]) :]
                 except BlockingIOError:
-                    _wait_for_room(self._errand.stdin, deadline)
+                    _wait_for_room(self._streams.stdin, deadline)
                 except OSError:
-                    raise Closed from None
+                    raise ConnectionClosed from None
 
     def send_eof(self) -> None:
         """Say that no more bytes will be sent."""
-        with self._writing:
+        with self._stdin_lock:
             self._close_stdin()
 
     def _close_stdin(self) -> None:
-        if self._errand is not None and self._errand.stdin >= 0:
-            stdin, self._errand.stdin = self._errand.stdin, -1
+        if self._streams is not None and self._streams.stdin >= 0:
+            stdin, self._streams.stdin = self._streams.stdin, -1
             with contextlib.suppress(OSError):
                 os.close(stdin)
 
@@ -149,13 +149,13 @@ class StreamChannel:
     def give_back(self, size: int) -> None:
         """Let as many bytes more come: that many have been dealt with."""
         with self._changed:
-            self._untouched -= size
+            self._unconsumed -= size
             self._changed.notify_all()
 
     def _read(self, descriptor: int, deliver: Callable[[bytes], None]) -> None:
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._untouched < WINDOW or self._is_closing)
+                self._changed.wait_for(lambda: self._unconsumed < WINDOW or self._is_closing)
             try:
                 data = os.read(descriptor, READ_AT_ONCE)
             except OSError:
@@ -164,17 +164,17 @@ class StreamChannel:
                 break
             if not self._is_closing:
                 with self._changed:
-                    self._untouched += len(data)
+                    self._unconsumed += len(data)
                 deliver(data)
-        if deliver == self.sink.arrived:
+        if deliver == self.receiver.arrived:
             deliver(b"")
         self._one_less()
 
     def _wait_for_exit(self) -> None:
-        assert self._errand is not None  # noqa: S101 (it is why this thread was started)
-        self.exit_status = self._errand.wait()
+        assert self._streams is not None  # noqa: S101 (it is why this thread was started)
+        self.exit_status = self._streams.wait()
         if self.exit_status is not None:
-            self.sink.exited()
+            self.receiver.exited()
         self._one_less()
 
     def _one_less(self) -> None:
@@ -184,29 +184,29 @@ class StreamChannel:
             self._changed.notify_all()
             if self._readers:
                 return
-        errand = self._errand
-        assert errand is not None  # noqa: S101 (its threads have just ended)
-        errand.end()  # whoever still writes is woken by it
-        with self._writing:
+        streams = self._streams
+        assert streams is not None  # noqa: S101 (its threads have just ended)
+        streams.end()  # whoever still writes is woken by it
+        with self._stdin_lock:
             self._close_stdin()
-        for descriptor in (errand.stdout, errand.stderr):
+        for descriptor in (streams.stdout, streams.stderr):
             if descriptor >= 0:
                 os.close(descriptor)
         # Whoever learns of the end by this channel must not find the connection alive.
         if self.exit_status is None and not self._is_closing:
-            self._source.look()
+            self._transport.look()
         with self._changed:
             self._is_over = True
             self._changed.notify_all()
-        self._source.forget(self)
-        self.sink.ended()
+        self._transport.forget(self)
+        self.receiver.ended()
 
     # --- the end ---
 
     def close(self) -> None:
         """Say goodbye; may be called from any thread, and more than once."""
         with self._changed:
-            if self._is_closing or self._is_over or self._errand is None:
+            if self._is_closing or self._is_over or self._streams is None:
                 return
             self._is_closing = True
             self._changed.notify_all()
@@ -214,9 +214,9 @@ class StreamChannel:
 
     def _say_goodbye(self) -> None:
         until = time.monotonic() + LINGER
-        if self._writing.acquire(timeout=LINGER):
+        if self._stdin_lock.acquire(timeout=LINGER):
             self._close_stdin()
-            self._writing.release()
+            self._stdin_lock.release()
         with self._changed:
             self._changed.wait_for(lambda: not self._readers, max(0.0, until - time.monotonic()))
             is_done = not self._readers
@@ -228,8 +228,8 @@ class StreamChannel:
         with self._changed:
             self._is_closing = True
             self._changed.notify_all()
-        if self._errand is not None:
-            self._errand.end()
+        if self._streams is not None:
+            self._streams.end()
 
     def join(self, seconds: float) -> None:
         """Wait for its threads."""
@@ -245,4 +245,4 @@ def _wait_for_room(descriptor: int, deadline: float | None) -> None:
     poll.register(descriptor, select.POLLOUT)
     left = None if deadline is None else max(0.0, deadline - time.monotonic()) * 1000
     if not poll.poll(left):
-        raise TooLate
+        raise ResponseTimeout

@@ -17,14 +17,14 @@ from typing import TYPE_CHECKING
 
 from remoter_kernel.errors import BadConfiguration, Unreachable, Usage
 from remoter_kernel.front.private_files import needing_home
-from remoter_kernel.front.ssh.config_answers import ConfigFiles, cache_answer, cached_answer
-from remoter_kernel.front.ssh.config_words import NO_RULES, Rules, rules_of
+from remoter_kernel.front.ssh.ssh_config_cache import ConfigFiles, cache_answer, cached_answer
+from remoter_kernel.front.ssh.ssh_keywords import DEFAULT_RULES, LoginRules, rules_of
 from remoter_kernel.front.ssh.tokens import Tokens, account_home, local_user
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-ANSWER_WITHIN = 5.0  # seconds for `ssh -G`: a `Match exec` in it may ask the network
+QUERY_WITHIN = 5.0  # seconds for `ssh -G`: a `Match exec` in it may ask the network
 CONNECT_WITHIN = 10.0  # seconds, unless ConnectTimeout says otherwise
 SSH_PORT = 22
 LONGEST_CHAIN = 8  # jump hosts: more than that is two aliases that name each other
@@ -48,14 +48,16 @@ DEFAULT_IDENTITIES = frozenset(
 )
 
 
-_usual: dict[tuple[str, int], dict[str, list[str]] | None] = {}  # by the ssh that has said so
+_defaults_by_ssh: dict[
+    tuple[str, int], dict[str, list[str]] | None
+] = {}  # by the ssh that has said so
 
 
 @dataclass(frozen=True)
-class ForSsh:
+class OpenSSHOptions:
     """What the system's ssh must be told, or says of itself, when it is to log in there."""
 
-    config_choice: tuple[str, ...] = ()
+    config_option: tuple[str, ...] = ()
     """Its option `-F`, if any."""
     control_path: str = ""
     """The socket of the person's own ControlMaster, alive or not."""
@@ -87,14 +89,14 @@ class Destination:
     proxy_command: str = ""
     alias: str = ""
     """What the person typed: for sentences, and for the system's ssh."""
-    for_ssh: ForSsh = ForSsh()
+    openssh: OpenSSHOptions = OpenSSHOptions()
     socket_path: Path | None = None
     """A unix socket of this machine where its server listens, instead of TCP."""
     environment: Mapping[str, str] = field(
         default_factory=lambda: dict(os.environ), compare=False, repr=False
     )
     """Of whoever logs in: it names the agent, the Kerberos ticket, and where programs are."""
-    rules: Rules = NO_RULES
+    rules: LoginRules = DEFAULT_RULES
 
     @property
     def label(self) -> str:
@@ -104,7 +106,7 @@ class Destination:
 
 
 @dataclass(frozen=True)
-class _Typed:
+class _HostSpec:
     """The parts of `[user@]host[:port]`; empty or 0 where nothing was said."""
 
     host: str
@@ -131,14 +133,14 @@ def _resolve_hop(
         raise BadConfiguration(
             f"the jump hosts of {host} lead in a circle.", f"Look at ProxyJump in {config}."
         )
-    typed = _take_apart(host)
+    spec = _take_apart(host)
     ssh = _usable_ssh(environment)
-    said = _ask_ssh(typed, config, environment) if ssh else _read_config(typed, config)
-    tokens = _tokens(typed, said, config, environment)
-    rules = rules_of(said, _usual_words(ssh) if ssh else None)
-    destination = replace(_destination(typed, said, tokens), rules=rules)
-    destination = replace(destination, for_ssh=_for_ssh(said, config))
-    jumps = tokens.fill_command(said.get("proxyjump", ["none"])[0])
+    keywords = _ask_ssh(spec, config, environment) if ssh else _read_config(spec, config)
+    tokens = _tokens(spec, keywords, config, environment)
+    rules = rules_of(keywords, _usual_words(ssh) if ssh else None)
+    destination = replace(_destination(spec, keywords, tokens), rules=rules)
+    destination = replace(destination, openssh=_for_ssh(keywords, config))
+    jumps = tokens.fill_command(keywords.get("proxyjump", ["none"])[0])
     if jumps.lower() == "none":
         return destination
     chain: list[Destination] = []
@@ -149,7 +151,7 @@ def _resolve_hop(
     return replace(destination, jumps=tuple(chain), proxy_command="")
 
 
-def _take_apart(text: str) -> _Typed:
+def _take_apart(text: str) -> _HostSpec:
     """Split `[ssh://][user@]host[:port]`, where an IPv6 address with a port has brackets."""
     rest = text.strip().removeprefix("ssh://").rstrip("/")
     user, at, where = rest.rpartition("@")
@@ -168,7 +170,7 @@ def _take_apart(text: str) -> _Typed:
         )
     if port is not None and not (port.isdigit() and 0 < int(port) < 65536):  # noqa: PLR2004 (TCP's)
         raise Usage(f"{text!r} has no valid port.", "Write user@host:22, for example.")
-    return _Typed(name, user, int(port or 0))
+    return _HostSpec(name, user, int(port or 0))
 
 
 # ----------------------------------------------------------- asking OpenSSH
@@ -194,12 +196,12 @@ def _usual_words(ssh: str) -> dict[str, list[str]] | None:
     """Say what this ssh does where no file says anything; None where it does not tell."""
     with contextlib.suppress(OSError):
         key = (ssh, os.stat(ssh).st_mtime_ns)  # noqa: PTH116 (a text is at hand)
-        if key not in _usual:
-            _usual.clear()
-            _usual[key] = _ask_for_usual_words(ssh)
-        if _usual[key] is None:  # a busy machine: it is asked again the next time
-            return _usual.pop(key)
-        return _usual[key]
+        if key not in _defaults_by_ssh:
+            _defaults_by_ssh.clear()
+            _defaults_by_ssh[key] = _ask_for_usual_words(ssh)
+        if _defaults_by_ssh[key] is None:  # a busy machine: it is asked again the next time
+            return _defaults_by_ssh.pop(key)
+        return _defaults_by_ssh[key]
     return None
 
 
@@ -210,7 +212,7 @@ def _ask_for_usual_words(ssh: str) -> dict[str, list[str]] | None:
             command,
             stdin=subprocess.DEVNULL,
             capture_output=True,
-            timeout=ANSWER_WITHIN,
+            timeout=QUERY_WITHIN,
             check=False,
         )
     except (OSError, subprocess.TimeoutExpired):
@@ -219,38 +221,38 @@ def _ask_for_usual_words(ssh: str) -> dict[str, list[str]] | None:
 
 
 def _words_in(output: str) -> dict[str, list[str]]:
-    said: dict[str, list[str]] = {}
+    keywords: dict[str, list[str]] = {}
     for line in output.split("\n"):
         key, _, value = line.partition(" ")
-        said.setdefault(key.lower(), []).append(value.strip())
-    return said
+        keywords.setdefault(key.lower(), []).append(value.strip())
+    return keywords
 
 
 def _ask_ssh(
-    typed: _Typed, config: Path, environment: Mapping[str, str], *options: str
+    spec: _HostSpec, config: Path, environment: Mapping[str, str], *options: str
 ) -> dict[str, list[str]]:
     """Let `ssh -G` say all that its configuration means for this host."""
     choice = _config_choice(config)
     # With -v it tells which files it reads.
     command = ["ssh", "-v", "-G", *choice, *options]
-    command += ["-l", typed.user] if typed.user else []
-    command += ["-p", str(typed.port)] if typed.port else []
-    command += ["--", typed.host]
+    command += ["-l", spec.user] if spec.user else []
+    command += ["-p", str(spec.port)] if spec.port else []
+    command += ["--", spec.host]
 
     ssh = _usable_ssh(environment)
     files = ConfigFiles(ssh, choice)
     answer = cached_answer(command, files)
     if answer is None:
-        done = _run_ssh(command, typed, config, environment)
+        done = _run_ssh(command, spec, config, environment)
         answer = done.stdout.decode(errors="surrogateescape")
-        is_sure = not files.is_in_doubt and files.has_all(done.stderr.decode(errors="replace"))
+        is_sure = not files.is_uncacheable and files.has_all(done.stderr.decode(errors="replace"))
         if is_sure and files.is_settled and ConfigFiles(ssh, choice).stamp == files.stamp:
             cache_answer(command, files, answer)
     return _words_in(answer)
 
 
 def _run_ssh(
-    command: list[str], typed: _Typed, config: Path, environment: Mapping[str, str]
+    command: list[str], spec: _HostSpec, config: Path, environment: Mapping[str, str]
 ) -> subprocess.CompletedProcess[bytes]:
     try:
         done = subprocess.run(
@@ -258,21 +260,21 @@ def _run_ssh(
             env=environment,
             stdin=subprocess.DEVNULL,
             capture_output=True,
-            timeout=ANSWER_WITHIN,
+            timeout=QUERY_WITHIN,
             check=False,
         )
     except subprocess.TimeoutExpired as error:
         raise Unreachable(
-            f"`ssh -G {typed.host}` did not answer within {ANSWER_WITHIN:g} s.",
+            f"`ssh -G {spec.host}` did not answer within {QUERY_WITHIN:g} s.",
             f"Look for a slow `Match exec` in {config}.",
         ) from error
     except OSError as error:
         raise BadConfiguration(f"`ssh -G` cannot be run: {error}.") from error
     if done.returncode != 0:
-        said = done.stderr.decode(errors="replace").strip().splitlines()
-        why = [line for line in said if not line.startswith("debug")] or ["no reason given"]
+        keywords = done.stderr.decode(errors="replace").strip().splitlines()
+        why = [line for line in keywords if not line.startswith("debug")] or ["no reason given"]
         raise BadConfiguration(
-            f"ssh does not understand its configuration for {typed.host}: {why[-1]}.",
+            f"ssh does not understand its configuration for {spec.host}: {why[-1]}.",
             f"Look at {config}.",
         )
     return done
@@ -296,42 +298,42 @@ def _config_choice(config: Path) -> list[str]:
     return ["-F", str(SYSTEM_CONFIG) if SYSTEM_CONFIG.exists() else "none"]
 
 
-def _read_config(typed: _Typed, config: Path) -> dict[str, list[str]]:
+def _read_config(spec: _HostSpec, config: Path) -> dict[str, list[str]]:
     """Read ssh_config with paramiko's parser, where there is no OpenSSH client."""
-    from remoter_kernel.front.ssh.config_parser import read_config  # noqa: PLC0415 (0.2 s, seldom)
+    from remoter_kernel.front.ssh.paramiko_config import read_config  # noqa: PLC0415 (0.2 s, seldom)
 
-    said: dict[str, list[str]] = {}
+    keywords: dict[str, list[str]] = {}
     if config.exists():
-        said = read_config(config, typed.host)
+        keywords = read_config(config, spec.host)
     elif config != Path.home() / ".ssh" / "config":
         _config_choice(config)  # says that it does not exist
-    if typed.user:
-        said["user"] = [typed.user]
-    if typed.port:
-        said["port"] = [str(typed.port)]
-    return said
+    if spec.user:
+        keywords["user"] = [spec.user]
+    if spec.port:
+        keywords["port"] = [str(spec.port)]
+    return keywords
 
 
 # --------------------------------------------------- from words to a Destination
 
 
 def _tokens(
-    typed: _Typed, said: dict[str, list[str]], config: Path, environment: Mapping[str, str]
+    spec: _HostSpec, keywords: dict[str, list[str]], config: Path, environment: Mapping[str, str]
 ) -> Tokens:
     def ask_ssh(name: str) -> str:
         if not has_usable_ssh(environment):
-            return tokens.hash(_first_value(said, "proxyjump")) if name == "C" else ""
+            return tokens.hash(_first_value(keywords, "proxyjump")) if name == "C" else ""
         # Of all that takes tokens, this is what each `ssh -G` shows filled in.
-        told = _ask_ssh(typed, config, environment, "-o", f"ControlPath=/%{name}")
+        told = _ask_ssh(spec, config, environment, "-o", f"ControlPath=/%{name}")
         return told.get("controlpath", ["/"])[0].removeprefix("/")
 
     tokens = Tokens.of(
-        typed.host,
-        host=_first_value(said, "hostname", typed.host),
-        port=int(_first_value(said, "port", str(SSH_PORT))),
-        user=_first_value(said, "user") or _own_name(),
-        alias=_first_value(said, "hostkeyalias"),
-        ask_ssh=ask_ssh,
+        spec.host,
+        host=_first_value(keywords, "hostname", spec.host),
+        port=int(_first_value(keywords, "port", str(SSH_PORT))),
+        user=_first_value(keywords, "user") or _own_name(),
+        alias=_first_value(keywords, "hostkeyalias"),
+        expand_by_ssh=ask_ssh,
         environment=environment,
     )
     return tokens
@@ -348,48 +350,48 @@ def _own_name() -> str:
     return name
 
 
-def _first_value(said: dict[str, list[str]], key: str, default: str = "") -> str:
-    value = said.get(key, [default])[0]
+def _first_value(keywords: dict[str, list[str]], key: str, default: str = "") -> str:
+    value = keywords.get(key, [default])[0]
     return default if value.lower() == "none" else value
 
 
-def _destination(typed: _Typed, said: dict[str, list[str]], tokens: Tokens) -> Destination:
-    identities = [name for name in said.get("identityfile", []) if name.lower() != "none"]
+def _destination(spec: _HostSpec, keywords: dict[str, list[str]], tokens: Tokens) -> Destination:
+    identities = [name for name in keywords.get("identityfile", []) if name.lower() != "none"]
     if all(name in DEFAULT_IDENTITIES for name in identities) and len(identities) > 1:
         identities = []
-    wait = _first_value(said, "connecttimeout", "0")
-    agent = said.get("identityagent", [""])[0]
+    wait = _first_value(keywords, "connecttimeout", "0")
+    agent = keywords.get("identityagent", [""])[0]
     return Destination(
         host_name=tokens.values["h"],
         port=int(tokens.values["p"]),
         user=tokens.values["r"],
         identity_files=tuple(tokens.path(name) for name in identities),
-        known_hosts_files=_known_hosts_files(said, tokens),
-        host_key_alias=_first_value(said, "hostkeyalias"),
-        identities_only=_first_value(said, "identitiesonly") == "yes",
+        known_hosts_files=_known_hosts_files(keywords, tokens),
+        host_key_alias=_first_value(keywords, "hostkeyalias"),
+        identities_only=_first_value(keywords, "identitiesonly") == "yes",
         identity_agent="" if agent == "SSH_AUTH_SOCK" else tokens.fill(agent),
         connect_timeout=float(wait) if wait.isdigit() and int(wait) else CONNECT_WITHIN,
-        proxy_command=tokens.fill_command(_first_value(said, "proxycommand")),
-        alias=typed.host,
+        proxy_command=tokens.fill_command(_first_value(keywords, "proxycommand")),
+        alias=spec.host,
         environment=tokens.environment,
     )
 
 
-def _for_ssh(said: dict[str, list[str]], config: Path) -> ForSsh:
-    control_path = said.get("controlpath", ["none"])[0]
-    return ForSsh(
-        config_choice=tuple(_config_choice(config)),
+def _for_ssh(keywords: dict[str, list[str]], config: Path) -> OpenSSHOptions:
+    control_path = keywords.get("controlpath", ["none"])[0]
+    return OpenSSHOptions(
+        config_option=tuple(_config_choice(config)),
         control_path="" if control_path.lower() == "none" else control_path,
-        uses_kerberos=any(said.get(word, ["no"])[0] == "yes" for word in KERBEROS),
-        keeps_alive=said.get("serveraliveinterval", ["0"])[0] != "0",
-        keywords=frozenset(said),
+        uses_kerberos=any(keywords.get(word, ["no"])[0] == "yes" for word in KERBEROS),
+        keeps_alive=keywords.get("serveraliveinterval", ["0"])[0] != "0",
+        keywords=frozenset(keywords),
     )
 
 
-def _known_hosts_files(said: dict[str, list[str]], tokens: Tokens) -> tuple[Path, ...]:
+def _known_hosts_files(keywords: dict[str, list[str]], tokens: Tokens) -> tuple[Path, ...]:
     """List the user's files first, then the system's, which take no tokens."""
-    user = _paths(said.get("userknownhostsfile", ["~/.ssh/known_hosts ~/.ssh/known_hosts2"]))
-    system = _paths(said.get("globalknownhostsfile", [" ".join(map(str, SYSTEM_KNOWN_HOSTS))]))
+    user = _paths(keywords.get("userknownhostsfile", ["~/.ssh/known_hosts ~/.ssh/known_hosts2"]))
+    system = _paths(keywords.get("globalknownhostsfile", [" ".join(map(str, SYSTEM_KNOWN_HOSTS))]))
     # Where the person has no file, none learns a new key: the system's is not theirs to write.
     own = [tokens.path(name) for name in user] or [Path(os.devnull)]
     return (*own, *map(Path, system))

@@ -1,6 +1,6 @@
 """The embedded host's child process: paramiko's server mode, for one key, on a unix socket.
 
-    python -m remoter_kernel.front.logins.host_server FOLDER
+    python -m remoter_kernel.front.logins.embedded_server FOLDER
 
 makes its keys and its socket in FOLDER, says so, and serves until its stdin ends: then the
 parent is done with it, or dead. FOLDER goes with it.
@@ -28,7 +28,7 @@ import paramiko
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from remoter_kernel.front.logins.host import KNOWN_AS, READY, SOCKET
+from remoter_kernel.front.logins.embedded_host import HOST_KEY_ALIAS, READY_LINE, SOCKET_NAME
 from remoter_kernel.front.unix_sockets import is_own_process
 from remoter_kernel.wire.threads import Thread
 
@@ -39,11 +39,11 @@ if TYPE_CHECKING:
 # A process that a command leaves behind may hold its pipes open: what the command itself
 # said is read within this time after its end.
 LINGER = 1.0  # seconds
-LOOK_EVERY = 5.0  # seconds between two looks of paramiko at whether it was closed
+CHECK_EVERY = 5.0  # seconds between two looks of paramiko at whether it was closed
 CONNECT_WITHIN = 5.0  # seconds, on loopback
 PAUSE = 0.2  # seconds until the next connection is taken, where no descriptor is left
-AT_ONCE = 32 * 1024  # bytes
-NOT_FOR_KERNELS = "JPY_PARENT_PID"  # ipykernel ends when the process of that number does
+READ_AT_ONCE = 32 * 1024  # bytes
+PARENT_PID_VARIABLE = "JPY_PARENT_PID"  # ipykernel ends when the process of that number does
 
 
 def main(folder: Path) -> None:
@@ -53,10 +53,10 @@ def main(folder: Path) -> None:
     logging.getLogger("paramiko").propagate = False
     host_key, client_key = _make_key(None), _make_key(folder / "client_key")
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    listener.bind(str(folder / SOCKET))
+    listener.bind(str(folder / SOCKET_NAME))
     listener.listen()
     public = base64.b64encode(host_key.asbytes()).decode()
-    (folder / "known_hosts").write_text(f"{KNOWN_AS} {host_key.get_name()} {public}\n")
+    (folder / "known_hosts").write_text(f"{HOST_KEY_ALIAS} {host_key.get_name()} {public}\n")
     accepting = Thread(
         _accept_connections,
         args=(listener, host_key, client_key),
@@ -64,7 +64,7 @@ def main(folder: Path) -> None:
         on_error=lambda _error: listener.close(),
     )
     accepting.start()
-    print(READY.decode(), flush=True)  # noqa: T201 (it is the answer that the parent waits for)
+    print(READY_LINE.decode(), flush=True)  # noqa: T201 (it is the answer that the parent waits for)
     with contextlib.suppress(OSError):
         while os.read(0, 1024):
             pass
@@ -111,8 +111,8 @@ def _accept_connections(listener: socket.socket, host_key: Any, client_key: Any)
 
 def _serve(sock: socket.socket, host_key: Any, client_key: Any) -> None:
     """Serve one connection: hand each forwarded channel to the socket made for it."""
-    server = _Server(client_key)
-    transport = _Transport(sock)
+    server = _ServerInterface(client_key)
+    transport = _ServerTransport(sock)
     transport.add_server_key(host_key)
     with (
         contextlib.closing(transport),
@@ -120,20 +120,20 @@ def _serve(sock: socket.socket, host_key: Any, client_key: Any) -> None:
     ):
         transport.start_server(server=server)
         while transport.is_active():
-            channel = transport.accept(LOOK_EVERY)
+            channel = transport.accept(CHECK_EVERY)
             there = server.sockets.pop(channel.get_id(), None) if channel else None
             if there is not None:
                 _join(channel, there)
 
 
-class _Transport(paramiko.Transport):  # type: ignore[misc]  # paramiko has no types
+class _ServerTransport(paramiko.Transport):  # type: ignore[misc]  # paramiko has no types
     """paramiko's Transport in server mode, with the fastest cipher first, and less restless."""
 
-    _active_check_timeout = LOOK_EVERY
+    _active_check_timeout = CHECK_EVERY
     _preferred_ciphers = ("aes128-gcm@openssh.com", "aes128-ctr")
 
 
-class _Server(paramiko.ServerInterface):  # type: ignore[misc]  # paramiko has no types
+class _ServerInterface(paramiko.ServerInterface):  # type: ignore[misc]  # paramiko has no types
     """What this host allows: one key, commands, connections to loopback."""
 
     def __init__(self, client_key: Any) -> None:
@@ -183,7 +183,7 @@ def _is_loopback(host: str) -> bool:
 
 def _run_command(channel: Any, command: bytes) -> None:
     """Run a command as sshd would: by a shell, in a session of its own, from the home."""
-    environment = {key: value for key, value in os.environ.items() if key != NOT_FOR_KERNELS}
+    environment = {key: value for key, value in os.environ.items() if key != PARENT_PID_VARIABLE}
     with contextlib.closing(channel):
         process = subprocess.Popen(
             ["/bin/sh", "-c", command],
@@ -215,7 +215,7 @@ def _start_thread(do: Callable[..., None], *arguments: Any) -> threading.Thread:
 def _pump_in(channel: Any, process: subprocess.Popen[bytes]) -> None:
     """Give a command its input; its end, or the channel's, closes it."""
     with contextlib.suppress(OSError, EOFError), process.stdin:  # type: ignore[union-attr]
-        while data := channel.recv(AT_ONCE):
+        while data := channel.recv(READ_AT_ONCE):
             process.stdin.write(data)  # type: ignore[union-attr]
             process.stdin.flush()  # type: ignore[union-attr]
 
@@ -223,7 +223,7 @@ def _pump_in(channel: Any, process: subprocess.Popen[bytes]) -> None:
 def _pump_out(source: Any, send: Callable[[bytes], None]) -> None:
     """Relay what a command says; where nobody listens any more, it meets a closed pipe."""
     with contextlib.suppress(OSError, EOFError, paramiko.SSHException), source:
-        while data := source.read1(AT_ONCE):
+        while data := source.read1(READ_AT_ONCE):
             send(data)
 
 
@@ -232,14 +232,14 @@ def _join(channel: Any, there: socket.socket) -> None:
 
     def inwards() -> None:
         with contextlib.suppress(OSError, EOFError):
-            while data := channel.recv(AT_ONCE):
+            while data := channel.recv(READ_AT_ONCE):
                 there.sendall(data)
         with contextlib.suppress(OSError):
             there.shutdown(socket.SHUT_RDWR)
 
     def outwards() -> None:
         with contextlib.suppress(OSError, EOFError, paramiko.SSHException), there:
-            while data := there.recv(AT_ONCE):
+            while data := there.recv(READ_AT_ONCE):
                 channel.sendall(data)
         with contextlib.suppress(OSError, EOFError, paramiko.SSHException):
             channel.close()

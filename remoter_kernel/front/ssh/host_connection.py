@@ -15,54 +15,54 @@ from multiprocessing.connection import wait
 from typing import TYPE_CHECKING, NamedTuple
 
 from remoter_kernel.errors import ForwardingRefused, Unreachable
-from remoter_kernel.front.ssh.channel import ChannelOpenError, TooLate
+from remoter_kernel.front.ssh.paramiko_channel import ChannelOpenError, ResponseTimeout
 from remoter_kernel.front.ssh.tunnel import Tunnel
-from remoter_kernel.front.unix_sockets import UNIX, connect
+from remoter_kernel.front.unix_sockets import UNIX_SCHEME, connect
 from remoter_kernel.wire.threads import Thread
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from remoter_kernel.front.ssh.aliases import Destination
+    from remoter_kernel.front.ssh.ssh_config import Destination
     from remoter_kernel.front.ssh.transport import Transport
 
 # Linux gives up a connection whose bytes nobody acknowledges for this long.
 UNACKNOWLEDGED_FOR = 30_000  # milliseconds
 FORBIDDEN = 1  # RFC 4254, 5.1
-MOST_SAID = 16 * 1024  # bytes of what a ProxyCommand complains of: the last ones
+MOST_PROXY_STDERR = 16 * 1024  # bytes of what a ProxyCommand complains of: the last ones
 ENDS_WITHIN = 1.0  # seconds for a ProxyCommand whose connection is gone
 
 
-class Ended(NamedTuple):
+class ProxyCommandExit(NamedTuple):
     """How a ProxyCommand has ended, or goes on."""
 
     status: int | None
     """None: it goes on."""
-    said: str
+    stderr: str
     """What it has complained of."""
 
 
-class Reached(NamedTuple):
+class HostConnection(NamedTuple):
     """A way to a host."""
 
     sock: socket.socket
-    leave: Callable[[], None]
+    close: Callable[[], None]
     """To be called when it is not needed any more."""
-    ended: Callable[[], Ended | None] = lambda: None
+    proxy_exit: Callable[[], ProxyCommandExit | None] = lambda: None
     """How its ProxyCommand has ended, if it has one."""
 
 
-def reach(destination: Destination, before: Transport | None) -> Reached:
-    """Connect, through the jump host `before` if there is one."""
-    if before is not None:
-        return _through(destination, before)
+def reach(destination: Destination, jump_transport: Transport | None) -> HostConnection:
+    """Connect, through the jump host `jump_transport` if there is one."""
+    if jump_transport is not None:
+        return _through(destination, jump_transport)
     if destination.socket_path is not None:
         return _by_unix_socket(destination.socket_path, destination)
     if destination.proxy_command:
         return _by_command(destination)
     sock = _by_tcp(destination)
-    return Reached(sock, sock.close)
+    return HostConnection(sock, sock.close)
 
 
 def _by_tcp(destination: Destination) -> socket.socket:
@@ -101,14 +101,14 @@ def _by_tcp(destination: Destination) -> socket.socket:
     ) from problem
 
 
-def _by_unix_socket(path: Path, destination: Destination) -> Reached:
+def _by_unix_socket(path: Path, destination: Destination) -> HostConnection:
     try:
-        sock = connect(f"{UNIX}{path}", destination.connect_timeout)
+        sock = connect(f"{UNIX_SCHEME}{path}", destination.connect_timeout)
     except OSError as error:
         raise Unreachable(
             f"{destination.label} does not answer: {error.strerror or error}.", "Try again."
         ) from error
-    return Reached(sock, sock.close)
+    return HostConnection(sock, sock.close)
 
 
 def _look_up(destination: Destination) -> list[tuple[int, int, int, str, tuple[str, int]]]:
@@ -122,9 +122,9 @@ def _look_up(destination: Destination) -> list[tuple[int, int, int, str, tuple[s
         except Exception as error:  # noqa: BLE001 - whatever it was: the name is not known
             answer.append(error)
 
-    asker = Thread(ask, name="ssh-look-up", on_error=answer.append)
-    asker.start()
-    asker.join(destination.connect_timeout)
+    resolver = Thread(ask, name="ssh-look-up", on_error=answer.append)
+    resolver.start()
+    resolver.join(destination.connect_timeout)
     if not answer:
         raise Unreachable(
             f"the name {destination.host_name} was not resolved within "
@@ -139,9 +139,9 @@ def _look_up(destination: Destination) -> list[tuple[int, int, int, str, tuple[s
     return answer[0]  # type: ignore[return-value]  # what getaddrinfo gives
 
 
-def _through(destination: Destination, before: Transport) -> Reached:
+def _through(destination: Destination, jump_transport: Transport) -> HostConnection:
     near, far = socket.socketpair()
-    tunnel = Tunnel(before, destination.host_name, destination.port, local=far)
+    tunnel = Tunnel(jump_transport, destination.host_name, destination.port, local=far)
     try:
         tunnel.open(destination.connect_timeout)
     except ChannelOpenError as error:
@@ -155,7 +155,7 @@ def _through(destination: Destination, before: Transport) -> Reached:
             f"{destination.label} cannot be reached from its jump host.",
             "Look for its name and port as the jump host knows them.",
         ) from None
-    except TooLate:
+    except ResponseTimeout:
         near.close()
         raise Unreachable(
             f"{destination.label} did not answer its jump host within "
@@ -170,10 +170,10 @@ def _through(destination: Destination, before: Transport) -> Reached:
         near.close()
         tunnel.close()
 
-    return Reached(near, leave)
+    return HostConnection(near, leave)
 
 
-def _by_command(destination: Destination) -> Reached:
+def _by_command(destination: Destination) -> HostConnection:
     if os.name != "posix":
         raise Unreachable(
             f"{destination.label} needs a ProxyCommand, which does not work from Windows here.",
@@ -182,7 +182,7 @@ def _by_command(destination: Destination) -> Reached:
     near, far = socket.socketpair()
     try:
         with far:
-            command = _Command(destination, far.fileno())
+            command = _ProxyCommand(destination, far.fileno())
     except OSError as error:
         near.close()
         raise Unreachable(
@@ -195,15 +195,15 @@ def _by_command(destination: Destination) -> Reached:
         near.close()
         command.end()
 
-    return Reached(near, leave, command.ended)
+    return HostConnection(near, leave, command.ended)
 
 
-class _Command:
+class _ProxyCommand:
     """A ProxyCommand that runs, and the last of what it complains of."""
 
     def __init__(self, destination: Destination, descriptor: int) -> None:
-        self._said = b""
-        self._is_left, self._leave = os.pipe()
+        self._stderr = b""
+        self._stop_read_fd, self._stop_write_fd = os.pipe()
         try:
             self._process = subprocess.Popen(
                 # As OpenSSH does: a line for the shell, from the person's own configuration.
@@ -215,30 +215,30 @@ class _Command:
                 start_new_session=True,
             )
         except BaseException:
-            os.close(self._is_left)
-            os.close(self._leave)
+            os.close(self._stop_read_fd)
+            os.close(self._stop_write_fd)
             raise
-        self._listening = Thread(self._listen, name="ssh-proxy")
-        self._listening.start()
+        self._reader = Thread(self._listen, name="ssh-proxy")
+        self._reader.start()
 
     def _listen(self) -> None:
         """Read until its end, or until nobody wants to know: what it has started may go on."""
         stderr = self._process.stderr
         assert stderr is not None  # noqa: S101 (piped)
         with contextlib.suppress(OSError), stderr:
-            while self._is_left not in wait([stderr.fileno(), self._is_left]):
-                data = os.read(stderr.fileno(), MOST_SAID)
+            while self._stop_read_fd not in wait([stderr.fileno(), self._stop_read_fd]):
+                data = os.read(stderr.fileno(), MOST_PROXY_STDERR)
                 if not data:
                     break
-                self._said = (self._said + data)[-MOST_SAID:]
+                self._stderr = (self._stderr + data)[-MOST_PROXY_STDERR:]
 
-    def ended(self) -> Ended:
+    def ended(self) -> ProxyCommandExit:
         """Say how it has ended; it has a moment for that."""
         status: int | None = None
         with contextlib.suppress(subprocess.TimeoutExpired):
             status = self._process.wait(ENDS_WITHIN)
-            self._listening.join(ENDS_WITHIN)
-        return Ended(status, self._said.decode(errors="replace"))
+            self._reader.join(ENDS_WITHIN)
+        return ProxyCommandExit(status, self._stderr.decode(errors="replace"))
 
     def end(self) -> None:
         """End it, and leave nothing behind; may be called again."""
@@ -249,10 +249,10 @@ class _Command:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
-        if self._listening.is_alive():
-            os.write(self._leave, b"!")
-            self._listening.join()
-        for descriptor in (self._is_left, self._leave):
+        if self._reader.is_alive():
+            os.write(self._stop_write_fd, b"!")
+            self._reader.join()
+        for descriptor in (self._stop_read_fd, self._stop_write_fd):
             if descriptor >= 0:
                 os.close(descriptor)
-        self._is_left = self._leave = -1
+        self._stop_read_fd = self._stop_write_fd = -1
