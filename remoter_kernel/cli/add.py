@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from remoter_kernel.cli.kernelspecs import mend_with_notice
-from remoter_kernel.cli.progress import OnStderr
+from remoter_kernel.cli.progress import StderrProgress
 from remoter_kernel.cli.terminal import questions
 from remoter_kernel.errors import RemoterError, Usage
 from remoter_kernel.front.bootstrap.environment import install_there
@@ -144,15 +144,15 @@ def _visit(
             seconds = time.monotonic() - begin
             click.echo(f"Logged in to {login.host} as {login.user} in {seconds:.1f} s")
             click.echo(plain_text(f"  {login.host_key}, {login.cipher}"))
-            around = look_around(login, remote.python)
-            _print_probe(around)
+            probe = look_around(login, remote.python)
+            _print_probe(probe)
             named = remote.python
             if is_private:
-                with OnStderr() as progress:
-                    named = install_there(login, remote, around, progress, is_offline=is_offline)
-                around = look_around(login, named)
-                _say_pythons(around)
-        return around.choose(named, remote.kernel)
+                with StderrProgress() as progress:
+                    named = install_there(login, remote, probe, progress, is_offline=is_offline)
+                probe = look_around(login, named)
+                _say_pythons(probe)
+        return probe.choose(named, remote.kernel)
     except RemoterError as err:
         raise err.at(remote.name) from err.__cause__
 
@@ -168,13 +168,13 @@ def _try_kernel(remote: Remote) -> dict[str, Any]:
     return runner.kernel_info
 
 
-def _print_probe(around: HostProbe) -> None:
-    click.echo(f"{around.system}, home {around.home}")
-    _say_pythons(around)
+def _print_probe(probe: HostProbe) -> None:
+    click.echo(f"{probe.system}, home {probe.home}")
+    _say_pythons(probe)
 
 
-def _say_pythons(around: HostProbe) -> None:
-    for python in around.pythons:
+def _say_pythons(probe: HostProbe) -> None:
+    for python in probe.pythons:
         lacks = f"lacks {', '.join(python.lacks)}" if python.lacks else "can run a kernel"
         click.echo(f"  {python.path}  {python.version}  {lacks}")
         if not python.lacks and python.kernelspecs:

@@ -19,7 +19,7 @@ from remoter_kernel.errors import NoSuchSession, Usage
 from remoter_kernel.front.reading.inquiries import Found, finding
 from remoter_kernel.front.session.dialer import HERE
 
-SPEC = "remoter-attached"
+SPEC_NAME = "remoter-attached"
 
 
 @click.command()
@@ -36,10 +36,10 @@ def attach(session: str) -> None:
                 remote=found.visit.remote.name,
             )
     with tempfile.TemporaryDirectory(prefix="remoter-attach-") as folder:
-        _write_kernelspec(Path(folder) / "kernels" / SPEC, found)
+        _write_kernelspec(Path(folder) / "kernels" / SPEC_NAME, found)
         # Not `--existing`: a console interrupts only a kernel that it has started.
         path = os.pathsep.join(filter(None, (folder, os.environ.get("JUPYTER_PATH"))))
-        command = [sys.executable, "-P", "-m", "jupyter_console", "--kernel", SPEC]
+        command = [sys.executable, "-P", "-m", "jupyter_console", "--kernel", SPEC_NAME]
         before = signal.signal(signal.SIGINT, lambda *_: None)  # Ctrl-C is for the console
         try:
             ran = subprocess.run(command, env={**os.environ, "JUPYTER_PATH": path}, check=False)

@@ -49,13 +49,13 @@ INTERRUPT_AFTER = 0.5  # seconds
 CUTS_AFTER = (0.7, 1.8)  # seconds
 
 
-class NotShown(Exception):
+class DemoCheckFailed(Exception):
     """A step of the demo did not hold."""
 
 
 def _hold(fact: object, otherwise: str) -> None:
     if not fact:
-        raise NotShown(otherwise)
+        raise DemoCheckFailed(otherwise)
 
 
 class Demo:
@@ -72,7 +72,7 @@ class Demo:
         began = time.monotonic()
         try:
             found = do()
-        except NotShown as error:
+        except DemoCheckFailed as error:
             self.failures += 1
             self.console.print(f"  [red]✗ {error}[/red]")
             return
@@ -86,7 +86,7 @@ class Demo:
         login = self.runner.dialer.login
         address = self.runner.dialer.address
         if login is None or address is None:
-            raise NotShown("there is no session")
+            raise DemoCheckFailed("there is no session")
         self.console.print(f"  [dim]SSH   {login.cipher}, host key {login.host_key}[/dim]")
         self.console.print("  [dim]wire  CURVE, keys made for this session[/dim]")
         return f"session {address.session} is ready: {self.runner.kernel_info['implementation']}"

@@ -25,9 +25,9 @@ from remoter_kernel.plain_text import plain_text
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-INTERRUPTED = 130  # what shells say of a command that Ctrl-C ended
-UNHEARD = 141  # and of one whose output nobody reads any more
-FAULT = 1
+EXIT_INTERRUPTED = 130  # what shells say of a command that Ctrl-C ended
+EXIT_SIGPIPE = 141  # and of one whose output nobody reads any more
+EXIT_INTERNAL_ERROR = 1
 
 
 class Verb(NamedTuple):
@@ -60,7 +60,7 @@ VERBS = {
 
 
 @dataclass
-class Manner:
+class CliContext:
     """How this one call of the command is to speak."""
 
     debug: bool = False
@@ -128,7 +128,7 @@ class LazyGroup(click.Group):
         except BrokenPipeError:
             with contextlib.suppress(OSError, io.UnsupportedOperation):  # or Python complains
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            raise click.exceptions.Exit(UNHEARD) from None
+            raise click.exceptions.Exit(EXIT_SIGPIPE) from None
 
     def format_commands(self, _: click.Context, formatter: click.HelpFormatter) -> None:
         """List the verbs without importing them."""
@@ -146,32 +146,32 @@ class LazyGroup(click.Group):
         """Run and exit; every error becomes one or two sentences on stderr, here and only here."""
         if not standalone_mode:
             return super().main(args, prog_name, complete_var, standalone_mode=False, **extra)
-        manner = Manner()
+        cli_context = CliContext()
         try:
             code = super().main(
-                args, prog_name, complete_var, standalone_mode=False, obj=manner, **extra
+                args, prog_name, complete_var, standalone_mode=False, obj=cli_context, **extra
             )
         except click.ClickException as err:
             err.show()
             code = err.exit_code
         except click.Abort:  # Ctrl-C, or the end of input where an answer was due
-            code = INTERRUPTED
+            code = EXIT_INTERRUPTED
         except RemoterError as err:
-            code = _print_error(manner, err, str(err), err.exit_code)
+            code = _print_error(cli_context, err, str(err), err.exit_code)
         except Exception as err:  # noqa: BLE001 - the last place before the person
-            code = _print_error(manner, err, _fault(manner, err), FAULT)
+            code = _print_error(cli_context, err, _fault(cli_context, err), EXIT_INTERNAL_ERROR)
         sys.exit(code if isinstance(code, int) else 0)
 
 
-def _fault(manner: Manner, err: Exception) -> str:
+def _fault(cli_context: CliContext, err: Exception) -> str:
     if isinstance(err, OSError) and err.errno == errno.ENOSPC:  # other files' trouble has its words
         return f"What is to be printed cannot be written: {err.strerror}."
-    advice = "" if manner.debug else " With --debug it shows where; please report that."
+    advice = "" if cli_context.debug else " With --debug it shows where; please report that."
     return f"This is a fault in remoter itself: {type(err).__name__}: {err}.{advice}"
 
 
-def _print_error(manner: Manner, err: Exception, sentence: str, code: int) -> int:
-    lines = traceback.format_exception(err) if manner.debug else []
+def _print_error(cli_context: CliContext, err: Exception, sentence: str, code: int) -> int:
+    lines = traceback.format_exception(err) if cli_context.debug else []
     with contextlib.suppress(OSError):  # the terminal may be gone
         # Also words of libraries, which know no errors of ours, may come from there.
         said = "".join([*lines, f"remoter: {sentence}"])

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from remoter_kernel.cli.params import session_ids
-from remoter_kernel.cli.showing import Terminal, why_elsewhere
+from remoter_kernel.cli.renderers import TerminalRenderer, why_elsewhere
 from remoter_kernel.cli.terminal import questions
 from remoter_kernel.errors import RemoterError, Usage
 from remoter_kernel.front.reading.inquiries import MOST_KEPT, finding
@@ -20,16 +20,16 @@ from remoter_kernel.front.running.verdict import ExitCodeTracker
 if TYPE_CHECKING:
     from remoter_kernel.front.reading.inquiries import Found
 
-NOTEBOOK = click.Path(path_type=Path, dir_okay=False)
+NOTEBOOK_PATH = click.Path(path_type=Path, dir_okay=False)
 
 
 @click.command()
 @click.argument("session", shell_complete=session_ids)
-@click.option("--notebook", metavar="OUT.ipynb", type=NOTEBOOK, help="Write a new notebook.")
+@click.option("--notebook", metavar="OUT.ipynb", type=NOTEBOOK_PATH, help="Write a new notebook.")
 @click.option(
     "--into",
     metavar="NOTEBOOK.ipynb",
-    type=NOTEBOOK,
+    type=NOTEBOOK_PATH,
     help="Put what this notebook missed under its cells; all else in it stays.",
 )
 @click.option("--force", is_flag=True, help="With --notebook: replace a file that is there.")
@@ -76,7 +76,7 @@ def _check_words(notebook: Path | None, into: Path | None, *, force: bool) -> No
 
 def _retell(found: Found, *, follow: bool) -> None:
     """Show what a script says, and end as it does."""
-    terminal, verdict = Terminal(), ExitCodeTracker()
+    terminal, verdict = TerminalRenderer(), ExitCodeTracker()
     reading = found.said(follow=follow)
     for said in reading:
         verdict.take(said)

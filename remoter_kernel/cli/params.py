@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
-class Duration(click.ParamType):  # type: ignore[type-arg] # it has none in older versions
+class DurationParam(click.ParamType):  # type: ignore[type-arg] # it has none in older versions
     """So many seconds, or a duration as `remotes.toml` has it."""
 
     name = "time"
@@ -38,7 +38,7 @@ class Duration(click.ParamType):  # type: ignore[type-arg] # it has none in olde
         return seconds
 
 
-DURATION = Duration()
+DURATION = DurationParam()
 
 
 def remote_names(

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 LINE_EVERY = 10.0  # seconds, where there is no terminal
 
 
-class OnStderr:
+class StderrProgress:
     """Tells of steps and of what is sent; use it as a context, so that no bar stays behind."""
 
     def __init__(self) -> None:
@@ -73,14 +73,14 @@ class OnStderr:
             self._bar = None
 
 
-class Travelling:
+class TransferProgressBar:
     """Tells of files on their way: in a bar at a terminal, else in a line now and then."""
 
     def __init__(self) -> None:
         """Remember; the bar is there once something is known."""
         self._bar: Bar | None = None
         self._task: TaskID | None = None
-        self._told_at = time.monotonic()
+        self._printed_at = time.monotonic()
         self._note = ""
 
     def __enter__(self) -> Self:
@@ -90,28 +90,28 @@ class Travelling:
         if self._bar is not None:
             self._bar.stop()
 
-    def note(self, journey: Journey) -> None:
+    def note(self, progress: Journey) -> None:
         """Hear how far it is; from any thread."""
         if sys.stderr.isatty():
-            self._move(journey)
+            self._move(progress)
             return
         now = time.monotonic()
-        if now - self._told_at >= LINE_EVERY or journey.note not in {"", self._note}:
-            self._told_at = now
-            click.echo(progress_line(journey), err=True)
-        self._note = journey.note
+        if now - self._printed_at >= LINE_EVERY or progress.note not in {"", self._note}:
+            self._printed_at = now
+            click.echo(progress_line(progress), err=True)
+        self._note = progress.note
 
     def end(self, sentence: str) -> None:
         """Say what came of it."""
         click.echo(sentence, err=True)
 
-    def _move(self, journey: Journey) -> None:
+    def _move(self, progress: Journey) -> None:
         if self._bar is None:
             self._begin()
         assert self._bar is not None  # noqa: S101 - just begun
         assert self._task is not None  # noqa: S101
         self._bar.update(
-            self._task, completed=journey.share, description=progress_line(journey), refresh=False
+            self._task, completed=progress.share, description=progress_line(progress), refresh=False
         )
 
     def _begin(self) -> None:

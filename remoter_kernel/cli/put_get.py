@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from remoter_kernel.cli.params import complete_local_path, remote_names
-from remoter_kernel.cli.progress import Travelling
+from remoter_kernel.cli.progress import TransferProgressBar
 from remoter_kernel.cli.terminal import questions
 from remoter_kernel.errors import RemoterError, Usage
 from remoter_kernel.front.configuration.remote_cwd import folder_there
@@ -23,13 +23,13 @@ if TYPE_CHECKING:
 
     from remoter_kernel.front.configuration.remotes import Remote
 
-DRY = click.option("--dry-run", "is_dry", is_flag=True, help="Only say what would go where.")
+DRY_RUN = click.option("--dry-run", "is_dry", is_flag=True, help="Only say what would go where.")
 
 
 @click.command()
 @click.argument("name", shell_complete=remote_names)
 @click.argument("words", metavar="SRC... DST", nargs=-1, shell_complete=complete_local_path)
-@DRY
+@DRY_RUN
 def put(name: str, words: tuple[str, ...], is_dry: bool) -> None:
     """Send files, folders and globs of this machine to the remote NAME.
 
@@ -42,7 +42,7 @@ def put(name: str, words: tuple[str, ...], is_dry: bool) -> None:
 @click.command()
 @click.argument("name", shell_complete=remote_names)
 @click.argument("words", metavar="SRC... DST", nargs=-1, shell_complete=complete_local_path)
-@DRY
+@DRY_RUN
 def get(name: str, words: tuple[str, ...], is_dry: bool) -> None:
     """Fetch files, folders and globs from the remote NAME to this machine.
 
@@ -63,8 +63,8 @@ def _carry(name: str, words: tuple[str, ...], *, is_put: bool, is_dry: bool) -> 
     errand = TransferSpec(
         is_put=is_put, sources=tuple(sources), to=to, here=Path.cwd(), there=there, is_dry=is_dry
     )
-    with Travelling() as travelling:
-        transfer = Transfer(errand, remote, _Logins(remote).log_in, travelling.note)
+    with TransferProgressBar() as travelling:
+        transfer = Transfer(errand, remote, _LoginFactory(remote).log_in, travelling.note)
         outcome = transfer.run()
     for line in outcome.would:
         click.echo(line)
@@ -79,7 +79,7 @@ def _carry(name: str, words: tuple[str, ...], *, is_put: bool, is_dry: bool) -> 
         raise first
 
 
-class _Logins:
+class _LoginFactory:
     """The keeper's login, asked for again after a cut."""
 
     def __init__(self, remote: Remote) -> None:

@@ -16,7 +16,14 @@ import click
 
 from remoter_kernel.cli.arguments import ScriptCommand
 from remoter_kernel.cli.params import DURATION, remote_names
-from remoter_kernel.cli.showing import Document, Executed, Lines, RunResult, Showing, Terminal
+from remoter_kernel.cli.renderers import (
+    JsonLinesRenderer,
+    JsonRenderer,
+    NotebookRenderer,
+    OutputRenderer,
+    RunResult,
+    TerminalRenderer,
+)
 from remoter_kernel.cli.terminal import questions, read_in_turn
 from remoter_kernel.errors import LoginRefused, RemoterError, Unreachable, Usage
 from remoter_kernel.front.configuration.remotes import find_remote
@@ -34,17 +41,19 @@ if TYPE_CHECKING:
 
     from remoter_kernel.front.running.runner import Ask
 
-HINT_AFTER = 1.0  # seconds from Ctrl-C; most code has ended by then
-LOST = "the link is lost; the code goes on there, and its output comes when the link is back."
-SIGNALLED = 128  # and the signal's number: what shells say of a command that it has ended
-WHOLE = click.Path(path_type=Path)
+DETACH_HINT_AFTER = 1.0  # seconds from Ctrl-C; most code has ended by then
+LINK_LOST = "the link is lost; the code goes on there, and its output comes when the link is back."
+EXIT_SIGNAL_BASE = 128  # and the signal's number: what shells say of a command that it has ended
+WHOLE_PATH = click.Path(path_type=Path)
 
 
 @click.command(cls=ScriptCommand)
 @click.argument("name", shell_complete=remote_names)
 @click.argument("file", required=False, type=click.Path(path_type=Path, allow_dash=True))
 @click.option("-c", "code", metavar="CODE", help="Run this code instead of a file.")
-@click.option("-o", "output", metavar="OUT.ipynb", type=WHOLE, help="Write the notebook as run.")
+@click.option(
+    "-o", "output", metavar="OUT.ipynb", type=WHOLE_PATH, help="Write the notebook as run."
+)
 @click.option("--force", is_flag=True, help="With -o: replace a file that is there.")
 @click.option("--timeout", metavar="TIME", type=DURATION, help="End it after so long: 90, 10m, 2h.")
 @click.option("--detach", is_flag=True, help="Print the session's id, and let it run there.")
@@ -91,10 +100,10 @@ def run(  # noqa: PLR0917 - click hands them over by name
         if detach:
             _detach(name, runner, program, as_json=as_json)
         else:
-            shows = _shows(program, output, force=force, as_json=as_json, events=events)
+            renderers = _shows(program, output, force=force, as_json=as_json, events=events)
             is_read = str(file) == "-"  # then no answer is left in stdin
             ask = None if is_read else partial(_prompt_for_input, aside=as_json or events)
-            attached = _Attached(name, runner, program, shows)
+            attached = _AttachedRun(name, runner, program, renderers)
             code_there = attached.run(timeout or 0.0, ask)
             raise click.exceptions.Exit(code_there)
 
@@ -126,11 +135,17 @@ def _check_output(program: Program, output: Path, *, force: bool) -> None:
 
 def _shows(
     program: Program, output: Path | None, *, force: bool, as_json: bool, events: bool
-) -> tuple[Showing, ...]:
-    told = Document() if as_json else Lines() if events else Terminal(only_errors=bool(output))
+) -> tuple[OutputRenderer, ...]:
+    told = (
+        JsonRenderer()
+        if as_json
+        else JsonLinesRenderer()
+        if events
+        else TerminalRenderer(only_errors=bool(output))
+    )
     if output is None or program.notebook is None:
         return (told,)
-    return (told, Executed(program.notebook, output, may_replace=force))
+    return (told, NotebookRenderer(program.notebook, output, may_replace=force))
 
 
 def _hand_over(runner: Runner, program: Program, show: Any, ask: Any = None) -> list[SubmittedCell]:
@@ -166,16 +181,16 @@ def _detach(remote: str, runner: Runner, program: Program, *, as_json: bool) -> 
         click.echo(f"It runs there. To follow it: remoter outputs -f {name}", err=True)
 
 
-class _Attached:
+class _AttachedRun:
     """One run that is watched from here."""
 
     def __init__(
-        self, remote: str, runner: Runner, program: Program, shows: tuple[Showing, ...]
+        self, remote: str, runner: Runner, program: Program, renderers: tuple[OutputRenderer, ...]
     ) -> None:
         self._remote = remote
         self._runner = runner
         self._program = program
-        self._shows = shows
+        self._renderers = renderers
         self._cells: list[SubmittedCell] = []
 
     def run(self, timeout: float, ask: Ask | None) -> int:
@@ -210,21 +225,21 @@ class _Attached:
         return code
 
     def _show(self, piece: Any, kind: str, content: dict[str, Any]) -> None:
-        for each in self._shows:
+        for each in self._renderers:
             each.show(piece, kind, content)
 
     def _note_language(self) -> None:
-        for each in self._shows:
-            if isinstance(each, Executed):
+        for each in self._renderers:
+            if isinstance(each, NotebookRenderer):
                 each.language_info = language_info_of(self._runner.kernel_info)
 
     def _finish(self, status: str, code: int, error: str = "") -> None:
         ending = RunResult(self._remote, self._runner.session, status, code, error)
-        for each in self._shows:
+        for each in self._renderers:
             each.finish(ending)
 
     def _hint_soon(self) -> None:
-        self._runner.reactor.later(HINT_AFTER, self._hint)
+        self._runner.reactor.later(DETACH_HINT_AFTER, self._hint)
 
     def _hint(self) -> None:
         if sys.stderr.isatty():
@@ -261,7 +276,7 @@ def _prompt_for_input(prompt: str, is_secret: bool, *, aside: bool) -> str:
 
 def _tell_loss(remote: str, seconds: float | None) -> None:
     """Say that the link is gone for longer than a moment, and when it is back."""
-    words = f"the link is back after {duration(seconds)}." if seconds else LOST
+    words = f"the link is back after {duration(seconds)}." if seconds else LINK_LOST
     click.echo(f"remoter: {remote}: {words}", err=True)
 
 
@@ -270,11 +285,11 @@ def _heeding_signals() -> Iterator[None]:
     """End the session where this command is to end; leave it where its terminal has gone."""
 
     def end(number: int, _frame: object) -> NoReturn:
-        raise SystemExit(SIGNALLED + number)
+        raise SystemExit(EXIT_SIGNAL_BASE + number)
 
     def leave(number: int, _frame: object) -> NoReturn:
         error = LeftRunning("The terminal has gone.")
-        error.exit_code = SIGNALLED + number
+        error.exit_code = EXIT_SIGNAL_BASE + number
         raise error
 
     actions = {"SIGTERM": end, "SIGHUP": leave}  # Windows has only the first

@@ -17,7 +17,7 @@ from remoter_kernel.front.reading.inquiries import visiting
 if TYPE_CHECKING:
     from remoter_kernel.front.reading.inquiries import Listing
 
-LONG_OVER = 24 * 3600.0  # seconds: the table leaves out what ended before
+SHOWN_AFTER_END = 24 * 3600.0  # seconds: the table leaves out what ended before
 
 
 @click.command()
@@ -59,7 +59,7 @@ def _print_table(listings: list[Listing]) -> None:
         _row(session["remote"] or listing.visit.remote.name, session)
         for listing in listings
         for session in listing.sessions
-        if session["state"] not in {"ended", "dead"} or session["seconds"] < LONG_OVER
+        if session["state"] not in {"ended", "dead"} or session["seconds"] < SHOWN_AFTER_END
     ]
     if rows:
         head = ("SESSION", "REMOTE", "KERNEL", "STATE", "FRONTS", "STARTED", "NOTEBOOK")

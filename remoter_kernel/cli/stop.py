@@ -14,7 +14,7 @@ from remoter_kernel.front.reading.inquiries import Found, meant_by, parts_of_nam
 if TYPE_CHECKING:
     from remoter_kernel.front.reading.inquiries import Listing
 
-OVER = {"ended", "dead"}
+ENDED_STATES = {"ended", "dead"}
 SENTENCES = {
     "stopped": "{} was stopped.",
     "killed": "{} did not end by itself; it was killed.",
@@ -71,7 +71,7 @@ def _stop_session(found: Found) -> RemoterError | None:
     """Stop one session and say so; return why that could not be."""
     remote = found.visit.remote.name
     how, host = found.visit.stop(found.id)
-    if how == "gone" and found.about["state"] in OVER:
+    if how == "gone" and found.about["state"] in ENDED_STATES:
         return NoSuchSession(f"Session {found.id} had ended already.", remote=remote)
     if how == "elsewhere":
         return RemoterError(

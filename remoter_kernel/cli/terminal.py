@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from remoter_kernel.cli.typing_line import LOOK_EVERY, read_line
+from remoter_kernel.cli.line_reader import POLL_EVERY, read_line
 from remoter_kernel.front.prompts import (
     NEVER_WITHDRAWN,
     NotAnswered,
@@ -30,11 +30,13 @@ if TYPE_CHECKING:
     from remoter_kernel.front.prompts import Prompt, Prompter
 
 
-_asking = threading.Lock()  # several logins may have a question; a person answers one at a time
-LEAST_ROOM = 20  # columns beside a name: a narrower terminal breaks lines as it likes
+_prompt_lock = (
+    threading.Lock()
+)  # several logins may have a question; a person answers one at a time
+LEAST_TEXT_WIDTH = 20  # columns beside a name: a narrower terminal breaks lines as it likes
 
 
-class AtTerminal:
+class TerminalPrompter:
     """Asks on stderr, so that stdout stays what the command has to say."""
 
     def __init__(self, command: str = "remoter") -> None:
@@ -44,7 +46,7 @@ class AtTerminal:
     @property
     def is_asking(self) -> bool:
         """Does a question stand at this terminal just now?"""
-        return _asking.locked()
+        return _prompt_lock.locked()
 
     def place(self) -> str:
         """Say where the person sits."""
@@ -96,13 +98,13 @@ def read_in_turn(prompt: str, *, is_shown: bool) -> str:
 
 @contextlib.contextmanager
 def _turn(withdrawn: threading.Event) -> Iterator[None]:
-    while not _asking.acquire(timeout=LOOK_EVERY):
+    while not _prompt_lock.acquire(timeout=POLL_EVERY):
         if withdrawn.is_set():
             raise Withdrawn
     try:
         yield
     finally:
-        _asking.release()
+        _prompt_lock.release()
 
 
 def _ask_one(host: str, prompt: Prompt, columns: int, withdrawn: threading.Event) -> str:
@@ -119,7 +121,7 @@ def _rows(text: str, mark: str, columns: int) -> list[str]:
     """
     if not mark:
         return [text]
-    room = max(LEAST_ROOM, columns - len(mark) - 1)
+    room = max(LEAST_TEXT_WIDTH, columns - len(mark) - 1)
     rows, used = [mark], 0
     for sign in text:
         width = 2 if unicodedata.east_asian_width(sign) in "WF" else 1
@@ -146,7 +148,7 @@ def questions() -> Prompter | None:
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
         return None
     context = click.get_current_context(silent=True)
-    return AtTerminal(context.command_path if context else "remoter")
+    return TerminalPrompter(context.command_path if context else "remoter")
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> list[str]:

@@ -985,7 +985,7 @@ def test_no_words_of_a_server_begin_a_row(text, columns):
         assert line.startswith(said_by("box"))
         for row in terminal._rows(line.removeprefix(said_by("box")), said_by("box"), columns):
             assert row.startswith("[box says] ")
-            assert len(row) <= max(columns, len("[box says] ") + terminal.LEAST_ROOM)
+            assert len(row) <= max(columns, len("[box says] ") + terminal.LEAST_TEXT_WIDTH)
 
 
 @ANYTHING

@@ -11,8 +11,8 @@ import pexpect
 from remoter_kernel.front.files.journey import Journey, bar, progress_line
 
 PROGRAM = """
-from remoter_kernel.cli.progress import OnStderr
-with OnStderr() as progress:
+from remoter_kernel.cli.progress import StderrProgress
+with StderrProgress() as progress:
     progress.step("Collecting")
     progress.sending(2, 4_000_000)
     for _ in range(8):
@@ -47,10 +47,10 @@ def test_at_a_terminal_a_bar_moves():
 
 
 FILES = """
-from remoter_kernel.cli.progress import Travelling
+from remoter_kernel.cli.progress import TransferProgressBar
 from remoter_kernel.front.files.journey import Journey
 journey = Journey(is_put=True, remote="box", all_size=4_000_000, all_files=3)
-with Travelling() as travelling:
+with TransferProgressBar() as travelling:
     for part in range(1, 5):
         journey.size, journey.files = part * 1_000_000, part - 1
         journey.fresh, journey.fresh_seconds = journey.size, part / 2

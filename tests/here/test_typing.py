@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from remoter_kernel.cli.line_reader import read_line
 from remoter_kernel.cli.run import _prompt_for_input
-from remoter_kernel.cli.terminal import AtTerminal
-from remoter_kernel.cli.typing_line import read_line
+from remoter_kernel.cli.terminal import TerminalPrompter
 from remoter_kernel.front.prompts import Prompt, Withdrawn
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ def test_a_logins_question_waits_until_the_code_has_its_answer(typist, aside, is
     typist.sit()
     code = Asked(lambda: _prompt_for_input("name: ", is_secret, aside=aside))
     (typist.see_hidden if is_secret else typist.see)("name: ")
-    login = Asked(lambda: AtTerminal().ask("gpu", [Prompt("Password of ada:")]))
+    login = Asked(lambda: TerminalPrompter().ask("gpu", [Prompt("Password of ada:")]))
     while typist.look(A_MOMENT):
         pass
     assert "Password" not in typist.text
@@ -118,16 +118,16 @@ def test_a_logins_question_waits_until_the_code_has_its_answer(typist, aside, is
 
 def test_the_code_waits_until_a_login_has_its_answer(typist):
     typist.sit()
-    login = Asked(lambda: AtTerminal().ask("gpu", [Prompt("Code:", is_shown=True)]))
+    login = Asked(lambda: TerminalPrompter().ask("gpu", [Prompt("Code:", is_shown=True)]))
     typist.see("Code:")
-    assert AtTerminal().is_asking
+    assert TerminalPrompter().is_asking
     code = Asked(lambda: _prompt_for_input("name: ", False, aside=False))
     typist.type("771902\n")
     assert login.answer() == ["771902"]
     typist.see("name: ")
     typist.type("ada\n")
     assert code.answer() == "ada"
-    assert not AtTerminal().is_asking
+    assert not TerminalPrompter().is_asking
 
 
 @pytest.mark.parametrize("is_shown", [True, False])

@@ -15,7 +15,12 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from remoter_kernel.cli.showing import Document, Lines, RunResult, Terminal
+from remoter_kernel.cli.renderers import (
+    JsonLinesRenderer,
+    JsonRenderer,
+    RunResult,
+    TerminalRenderer,
+)
 from remoter_kernel.errors import RemoterError
 from remoter_kernel.front.bootstrap import answer, environment, survey, wheelhouse
 from remoter_kernel.front.bootstrap.evaluator import Address
@@ -425,7 +430,7 @@ def test_no_message_makes_a_session_unreadable(said):
 @settings(deadline=None, max_examples=200)
 def test_no_message_ends_who_shows_it(said):
     piece, story, run = Piece("1"), Story(), Run("1", "1")
-    shows = (Terminal(), Document(), Lines())
+    shows = (TerminalRenderer(), JsonRenderer(), JsonLinesRenderer())
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         for each in said:
             output = output_of(each)

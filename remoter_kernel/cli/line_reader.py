@@ -19,8 +19,8 @@ from remoter_kernel.front.prompts import NEVER_WITHDRAWN, Withdrawn
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-LOOK_EVERY = 0.1  # seconds between two looks at whether a line is still wanted
-MOST = 4096  # bytes that a terminal gives at once
+POLL_EVERY = 0.1  # seconds between two looks at whether a line is still wanted
+MOST_AT_ONCE = 4096  # bytes that a terminal gives at once
 ENTER, ERASE, CTRL_C, END = "\r\n", "\b\x7f", "\x03", "\x04\x1a"
 # A key without a sign (arrows, Home, F11) comes in a console of Windows as one of two leads, and
 # a code. The second lead is also the letter a-grave: only these codes are taken for keys after it.
@@ -45,10 +45,10 @@ def _read_terminal(withdrawn: threading.Event, *, is_shown: bool) -> str:
     handle, line = sys.stdin.fileno(), b""
     with _with_echo(handle) if is_shown else _hidden(handle):
         while not line.endswith(b"\n"):
-            while not select.select([handle], [], [], LOOK_EVERY)[0]:
+            while not select.select([handle], [], [], POLL_EVERY)[0]:
                 if withdrawn.is_set():
                     raise Withdrawn
-            piece = os.read(handle, MOST)
+            piece = os.read(handle, MOST_AT_ONCE)
             if not piece and not line:
                 raise EOFError
             line += piece or b"\n"
@@ -116,7 +116,7 @@ def _signs(withdrawn: threading.Event) -> Iterator[str]:
         while not msvcrt.kbhit():  # type: ignore[attr-defined]
             if withdrawn.is_set():
                 raise Withdrawn
-            pause.wait(LOOK_EVERY)
+            pause.wait(POLL_EVERY)
         key = msvcrt.getwch()  # type: ignore[attr-defined]
         if lead == "\x00" or (lead and key in CODES):
             lead = ""

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from remoter_kernel.front.reading.notebook_file import NotebookText
     from remoter_kernel.front.running.program import Piece
 
-DISPLAYS = ("execute_result", "display_data")
-ALL = ("stream", "error", *DISPLAYS)
+DISPLAY_TYPES = ("execute_result", "display_data")
+OUTPUT_TYPES = ("stream", "error", *DISPLAY_TYPES)
 
 
 class RunResult(NamedTuple):
@@ -32,17 +32,17 @@ class RunResult(NamedTuple):
     error: str = ""
 
 
-class Showing(Protocol):
+class OutputRenderer(Protocol):
     """Somebody who is told of all outputs, and of the end."""
 
     def show(self, piece: Piece, kind: str, content: dict[str, Any]) -> None:
         """Show one output of a piece of the code."""
 
-    def finish(self, ending: RunResult) -> None:
+    def finish(self, result: RunResult) -> None:
         """Hear how it ended."""
 
 
-class Terminal:
+class TerminalRenderer:
     """Shows outputs as they come: text to stdout, errors to stderr."""
 
     def __init__(self, *, only_errors: bool = False) -> None:
@@ -59,7 +59,7 @@ class Terminal:
             stream = sys.stderr if content.get("name") == "stderr" else sys.stdout
             stream.write(str(content.get("text", "")))
             stream.flush()
-        elif kind in DISPLAYS:
+        elif kind in DISPLAY_TYPES:
             click.echo(as_text(content.get("data")))
 
     @staticmethod
@@ -70,7 +70,7 @@ class Terminal:
         elif not word.lstrip("-").isdigit():  # `sys.exit("why")`
             click.echo(word, err=True)
 
-    def finish(self, ending: RunResult) -> None:
+    def finish(self, result: RunResult) -> None:
         """Say nothing more: all has been shown."""
 
 
@@ -80,7 +80,7 @@ def _output_fields(kind: str, content: dict[str, Any]) -> dict[str, Any]:
     return {**kept, **stream_of(content)} if kind == "stream" else kept
 
 
-class Document:
+class JsonRenderer:
     """Collects outputs for one JSON document."""
 
     def __init__(self) -> None:
@@ -95,32 +95,32 @@ class Document:
             if (last.get("output_type"), last.get("name")) == ("stream", words["name"]):
                 last["text"] += words["text"]
                 return
-        if kind in ALL:
+        if kind in OUTPUT_TYPES:
             self._outputs.append({"output_type": kind, **words})
 
-    def finish(self, ending: RunResult) -> None:
+    def finish(self, result: RunResult) -> None:
         """Print the document."""
-        words = {**ending._asdict(), "outputs": self._outputs}
-        if not ending.error:
+        words = {**result._asdict(), "outputs": self._outputs}
+        if not result.error:
             del words["error"]
         click.echo(json.dumps(words, indent=2))
 
 
-class Lines:
+class JsonLinesRenderer:
     """Prints each event as a line of JSON, as it comes."""
 
     def show(self, piece: Piece, kind: str, content: dict[str, Any]) -> None:
         """Print one output."""
-        if kind in ALL:
+        if kind in OUTPUT_TYPES:
             words = {"event": "output", "cell": piece.cell, "output_type": kind}
             click.echo(json.dumps({**words, **_output_fields(kind, content)}))
 
-    def finish(self, ending: RunResult) -> None:
+    def finish(self, result: RunResult) -> None:
         """Print the last line."""
-        click.echo(json.dumps({"event": "end", **ending._asdict()}))
+        click.echo(json.dumps({"event": "end", **result._asdict()}))
 
 
-class Executed:
+class NotebookRenderer:
     """Writes the notebook as it is after its run, whatever has become of it."""
 
     def __init__(self, notebook: NotebookText, path: Path, *, may_replace: bool = False) -> None:
@@ -128,16 +128,16 @@ class Executed:
         self._may_replace = may_replace
         self._notebook = notebook
         self._path = path
-        self._story = Story()
+        self._history = Story()
         self._runs: dict[int, Run] = {}
         self.language_info: dict[str, Any] = {}  # of the kernel there, once that is known
 
     def show(self, piece: Piece, kind: str, content: dict[str, Any]) -> None:
         """Keep one output for its cell."""
         run = self._runs.setdefault(piece.cell, Run("", piece.source))
-        self._story.hear(run, kind, content)
+        self._history.hear(run, kind, content)
 
-    def finish(self, ending: RunResult) -> None:
+    def finish(self, result: RunResult) -> None:
         """Write the notebook; without a kernel there is nothing to write."""
         from remoter_kernel.front.configuration.kernelspec import kernelspec_name
         from remoter_kernel.front.reading.notebook import executed_notebook
@@ -145,7 +145,7 @@ class Executed:
 
         if not self.language_info:
             return
-        name, title = kernelspec_name(ending.remote), f"Remote ({ending.remote})"
+        name, title = kernelspec_name(result.remote), f"Remote ({result.remote})"
         notebook = executed_notebook(self._notebook.text, self._runs, self.language_info)
         notebook["metadata"]["kernelspec"] |= {"name": name, "display_name": title}
         written = write_notebook(self._path, notebook, may_replace=self._may_replace)
