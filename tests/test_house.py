@@ -11,8 +11,8 @@ import click
 import pytest
 
 from remoter_kernel.cli.main import VERBS, remoter
-from remoter_kernel.front.bootstrap.evaluator import ENTRY, SHIPPED
-from remoter_kernel.front.configuration.remotes_toml import READERS
+from remoter_kernel.front.bootstrap.launcher import ENTRY, SHIPPED
+from remoter_kernel.front.configuration.remotes_toml import VALUE_READERS
 from remoter_kernel.front.verbs.help import HELP
 from remoter_kernel.wire import frames
 from remoter_kernel.wire.frames import LANE, Channel, MessageType
@@ -81,7 +81,7 @@ def test_every_verb_has_help_with_a_text_for_each_option(verb):
 def test_every_key_of_remotes_toml_is_documented_and_nothing_else():
     page = (DOCS / "reference/remotes-toml.md").read_text()
     documented = set(re.findall(r"^`([a-z_]+)`\n:", page, re.MULTILINE))
-    assert documented == {"default", *READERS}
+    assert documented == {"default", *VALUE_READERS}
 
 
 def test_the_page_on_the_protocol_tells_the_numbers_of_the_code():

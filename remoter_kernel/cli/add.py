@@ -14,16 +14,16 @@ from remoter_kernel.cli.kernelspecs import mend_with_notice
 from remoter_kernel.cli.progress import StderrProgress
 from remoter_kernel.cli.terminal import questions
 from remoter_kernel.errors import RemoterError, Usage
-from remoter_kernel.front.bootstrap.environment import install_there
-from remoter_kernel.front.bootstrap.survey import (
+from remoter_kernel.front.bootstrap.host_probe import (
     FoundPython,
     HostProbe,
     RemoteKernelspec,
     look_around,
 )
+from remoter_kernel.front.bootstrap.remote_venv import install_there
 from remoter_kernel.front.configuration import kernelspec, remotes
 from remoter_kernel.front.configuration.remotes import Remote
-from remoter_kernel.front.configuration.remotes_toml import READERS
+from remoter_kernel.front.configuration.remotes_toml import VALUE_READERS
 from remoter_kernel.front.keeper.keeper_login import kept_login
 from remoter_kernel.front.running.runner import Runner
 from remoter_kernel.front.session.dialer import SessionDialer
@@ -41,7 +41,7 @@ def _as_in_the_file(_: click.Context, option: click.Parameter, value: Any) -> An
         return None
     try:
         words = list(value) if isinstance(value, tuple) else value
-        return READERS[str(option.name)](_pairs(words) if option.name == "env" else words)
+        return VALUE_READERS[str(option.name)](_pairs(words) if option.name == "env" else words)
     except ValueError as err:
         msg = f"must be {err}."
         raise click.BadParameter(msg) from err
@@ -175,9 +175,9 @@ def _print_probe(probe: HostProbe) -> None:
 
 def _say_pythons(probe: HostProbe) -> None:
     for python in probe.pythons:
-        lacks = f"lacks {', '.join(python.lacks)}" if python.lacks else "can run a kernel"
+        lacks = f"lacks {', '.join(python.missing)}" if python.missing else "can run a kernel"
         click.echo(f"  {python.path}  {python.version}  {lacks}")
-        if not python.lacks and python.kernelspecs:
+        if not python.missing and python.kernelspecs:
             names = (_describe_kernel(python, kernel) for kernel in python.kernelspecs)
             click.echo(f"    kernels: {', '.join(names)}")
 

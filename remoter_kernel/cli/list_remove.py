@@ -91,7 +91,7 @@ def _forget(remote: remotes.Remote) -> None:
 
 def _purge(name: str) -> None:
     """Remove the remote's own environment there, and say so."""
-    from remoter_kernel.front.bootstrap.environment import purge_there
+    from remoter_kernel.front.bootstrap.remote_venv import purge_there
     from remoter_kernel.front.keeper.keeper_login import kept_login
 
     remote = remotes.find_remote(name)

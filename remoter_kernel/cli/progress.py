@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Self
 
 import click
 
-from remoter_kernel.front.files.journey import progress_line
+from remoter_kernel.front.files.transfer_progress import progress_line
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar
     from rich.progress import TaskID
 
-    from remoter_kernel.front.files.journey import Journey
+    from remoter_kernel.front.files.transfer_progress import TransferProgress
 
 LINE_EVERY = 10.0  # seconds, where there is no terminal
 
@@ -90,7 +90,7 @@ class TransferProgressBar:
         if self._bar is not None:
             self._bar.stop()
 
-    def note(self, progress: Journey) -> None:
+    def note(self, progress: TransferProgress) -> None:
         """Hear how far it is; from any thread."""
         if sys.stderr.isatty():
             self._move(progress)
@@ -105,7 +105,7 @@ class TransferProgressBar:
         """Say what came of it."""
         click.echo(sentence, err=True)
 
-    def _move(self, progress: Journey) -> None:
+    def _move(self, progress: TransferProgress) -> None:
         if self._bar is None:
             self._begin()
         assert self._bar is not None  # noqa: S101 - just begun

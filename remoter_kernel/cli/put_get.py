@@ -15,7 +15,7 @@ from remoter_kernel.errors import RemoterError, Usage
 from remoter_kernel.front.configuration.remote_cwd import folder_there
 from remoter_kernel.front.configuration.remotes import find_remote
 from remoter_kernel.front.files.file_transfer import Transfer
-from remoter_kernel.front.files.journey import TransferSpec, in_order, summed_up
+from remoter_kernel.front.files.transfer_progress import TransferSpec, in_order, summed_up
 from remoter_kernel.front.keeper.keeper_login import KeeperLogin, kept_login
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def _carry(name: str, words: tuple[str, ...], *, is_put: bool, is_dry: bool) -> 
     with TransferProgressBar() as travelling:
         transfer = Transfer(errand, remote, _LoginFactory(remote).log_in, travelling.note)
         outcome = transfer.run()
-    for line in outcome.would:
+    for line in outcome.dry_run:
         click.echo(line)
     for line in outcome.left_out:
         click.echo(f"Left out: {line}", err=True)

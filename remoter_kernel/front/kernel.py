@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from remoter_kernel.front.configuration.beforehand import Beforehand
+from remoter_kernel.front.configuration.remote_lookup import RemoteLookup
 from remoter_kernel.front.configuration.remotes import Remote, find_remote
 from remoter_kernel.front.jupyter import answers, handlers
 from remoter_kernel.front.jupyter.arrival import Arrival
@@ -68,7 +68,7 @@ class KernelProxy:
         self.sockets = sockets
         self.dialer = SessionDialer(partial(find_remote, remote_name))
         self.link = Link(self.reactor, self.dialer, self.sockets.has_room)
-        self._beforehand = Beforehand(remote_name, HERE)
+        self._beforehand = RemoteLookup(remote_name, HERE)
         kernel_id = digest(str(sockets.connection.get("key", "")))
         self.dialer.wish = replace(
             self.dialer.wish, kernel_id=kernel_id, arguments=arguments, session=session

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 APPLICATION = "remoter-kernel"
-STATE = "REMOTER_STATE"  # names another folder than the person's state folder
+STATE_VARIABLE = "REMOTER_STATE"  # names another folder than the person's state folder
 
 
 class CannotWrite(Usage):
@@ -27,7 +27,7 @@ class CannotWrite(Usage):
 
 def state_folder() -> Path:
     """Where this side keeps what it has seen: REMOTER_STATE, else the person's state folder."""
-    named = os.environ.get(STATE)
+    named = os.environ.get(STATE_VARIABLE)
     with needing_home():
         return Path(named).expanduser() if named else platformdirs.user_state_path(APPLICATION)
 

@@ -20,7 +20,7 @@ import polars as pl
 from remoter_kernel.daemon import records
 from remoter_kernel.daemon.stream_splitter import in_pieces
 from remoter_kernel.errors import ProtocolError, RemoteLacks, RemoterError
-from remoter_kernel.front.bootstrap.survey import MARK, parse_probe
+from remoter_kernel.front.bootstrap.host_probe import PROBE_MARK, parse_probe
 from remoter_kernel.front.reading.happenings import Chronicle
 from remoter_kernel.front.reading.inquiries import Reading
 from remoter_kernel.front.reading.notebook import Story
@@ -261,9 +261,9 @@ NOTHING_IN_COMMON = (
 )
 KEY = base64.b64encode(b"\0\0\0\x0bssh-ed25519\0\0\0\x20" + bytes(32))
 SURVEY = (
-    MARK.encode()
+    PROBE_MARK.encode()
     + b" home /home/ada\n"
-    + MARK.encode()
+    + PROBE_MARK.encode()
     + b" python "
     + json.dumps(
         {
@@ -277,7 +277,7 @@ SURVEY = (
         }
     ).encode()
     + b"\n"
-    + MARK.encode()
+    + PROBE_MARK.encode()
     + b" end\n"
 )
 JOURNAL = records.first_line() + b"".join(

@@ -15,9 +15,9 @@ import pytest
 
 from remoter_kernel.errors import RemoterError
 from remoter_kernel.front.bootstrap import wheelhouse
-from remoter_kernel.front.bootstrap.environment import install_there
-from remoter_kernel.front.bootstrap.installer import MARK
-from remoter_kernel.front.bootstrap.survey import FoundPython, HostProbe
+from remoter_kernel.front.bootstrap.host_probe import FoundPython, HostProbe
+from remoter_kernel.front.bootstrap.installer import ANSWER_MARK
+from remoter_kernel.front.bootstrap.remote_venv import install_there
 from remoter_kernel.front.configuration import remotes
 from remoter_kernel.front.configuration.remotes import Remote
 from remoter_kernel.front.keeper.endpoint import dismiss_all
@@ -283,7 +283,7 @@ class EvilInstaller:
             "pip": "",
             "platform": {"python": ["../../../../.config/x", "=y"]},
         }
-        return CompletedCommand(f"{MARK} {json.dumps(facts)}\n".encode(), b"", 0)
+        return CompletedCommand(f"{ANSWER_MARK} {json.dumps(facts)}\n".encode(), b"", 0)
 
 
 def test_a_version_does_not_become_a_path_here(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from jupyter_client.manager import KernelManager
 
-from remoter_kernel.front.configuration import beforehand
-from remoter_kernel.front.configuration.beforehand import Beforehand
+from remoter_kernel.front.configuration import remote_lookup
+from remoter_kernel.front.configuration.remote_lookup import RemoteLookup
 from remoter_kernel.front.configuration.remotes import Remote, remember_kernel_info
 from remoter_kernel.front.keeper import endpoint
 from tests.real_jupyter import wait_for
@@ -57,14 +57,14 @@ def disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Disk]:
 
 
 def test_a_remote_is_found_as_it_is_configured_now(disk: Disk) -> None:
-    known = Beforehand("box", HERE, disk.find)
+    known = RemoteLookup("box", HERE, disk.find)
     assert known.find().host == "first"
     disk.remote = Remote(name="box", host="second")
     assert known.find().host == "second"
 
 
 def test_while_the_disk_hangs_a_remote_is_as_it_was_read_last(disk: Disk) -> None:
-    known = Beforehand("box", HERE, disk.find)
+    known = RemoteLookup("box", HERE, disk.find)
     known.find()
     disk.remote = Remote(name="box", host="second")
     disk.answers.clear()
@@ -77,26 +77,26 @@ def test_while_the_disk_hangs_a_remote_is_as_it_was_read_last(disk: Disk) -> Non
 
 def test_what_has_never_been_read_has_its_name(disk: Disk) -> None:
     disk.answers.clear()
-    assert Beforehand("box", HERE, disk.find).find() == Remote(name="box", host="")
+    assert RemoteLookup("box", HERE, disk.find).find() == Remote(name="box", host="")
 
 
 def test_without_a_remote_it_is_this_machine(disk: Disk) -> None:
     del disk
-    assert Beforehand(None, HERE, lambda _name: None).find() is HERE
+    assert RemoteLookup(None, HERE, lambda _name: None).find() is HERE
 
 
 def test_what_a_kernel_has_said_last_is_known(disk: Disk) -> None:
     info = {"status": "ok", "language_info": {"name": "R"}}
     remember_kernel_info(disk.remote, info)
-    assert Beforehand("box", HERE, disk.find).known() == (info, "python")
+    assert RemoteLookup("box", HERE, disk.find).known() == (info, "python")
 
 
 def test_a_disk_that_hangs_holds_up_no_first_answer(
     disk: Disk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(beforehand, "KNOWN_WITHIN", 0.01)
+    monkeypatch.setattr(remote_lookup, "RECALL_WITHIN", 0.01)
     disk.answers.clear()
-    assert Beforehand("box", HERE, disk.find).known() == (None, "python")
+    assert RemoteLookup("box", HERE, disk.find).known() == (None, "python")
 
 
 # --- the process that Jupyter starts ---

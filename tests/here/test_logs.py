@@ -16,7 +16,7 @@ import pytest
 from remoter_kernel import logs
 from remoter_kernel.errors import RemoteLacks, Unreachable
 from remoter_kernel.front import log_files
-from remoter_kernel.front.bootstrap.answer import StrangeAnswer
+from remoter_kernel.front.bootstrap.remote_answer import StrangeAnswer
 from remoter_kernel.front.keeper.keeper_protocol import error_to_message as keeper_told
 from remoter_kernel.front.keeper.keeper_protocol import raise_told
 from remoter_kernel.front.ssh.login_errors import ended, fell_silent, proxy_ended

@@ -8,7 +8,7 @@ import sys
 
 import pexpect
 
-from remoter_kernel.front.files.journey import Journey, bar, progress_line
+from remoter_kernel.front.files.transfer_progress import TransferProgress, bar, progress_line
 
 PROGRAM = """
 from remoter_kernel.cli.progress import StderrProgress
@@ -48,12 +48,12 @@ def test_at_a_terminal_a_bar_moves():
 
 FILES = """
 from remoter_kernel.cli.progress import TransferProgressBar
-from remoter_kernel.front.files.journey import Journey
-journey = Journey(is_put=True, remote="box", all_size=4_000_000, all_files=3)
+from remoter_kernel.front.files.transfer_progress import TransferProgress
+journey = TransferProgress(is_put=True, remote="box", all_size=4_000_000, all_files=3)
 with TransferProgressBar() as travelling:
     for part in range(1, 5):
         journey.size, journey.files = part * 1_000_000, part - 1
-        journey.fresh, journey.fresh_seconds = journey.size, part / 2
+        journey.recent, journey.recent_seconds = journey.size, part / 2
         travelling.note(journey)
     journey.note = "the link was lost, try 1 of 8"
     travelling.note(journey)
@@ -83,11 +83,11 @@ def test_files_on_their_way_move_a_bar_at_a_terminal():
 
 def test_how_far_it_is_in_words():
     """Half of it in two seconds: two are left."""
-    journey = Journey(
+    journey = TransferProgress(
         is_put=False, remote="box", size=500 * 1024, all_size=1000 * 1024, all_files=1
     )
-    journey.fresh, journey.fresh_seconds = 500 * 1024, 2.0
+    journey.recent, journey.recent_seconds = 500 * 1024, 2.0
     assert (
         progress_line(journey) == "from box: 500.0 KiB of 1000.0 KiB, 50 %, 250.0 KiB/s, 0:02 left"
     )
-    assert "<b>" not in bar(Journey(is_put=True, remote="<b>"))
+    assert "<b>" not in bar(TransferProgress(is_put=True, remote="<b>"))

@@ -10,7 +10,7 @@ from remoter_kernel.cli import main as command
 from remoter_kernel.errors import Usage
 from remoter_kernel.front.configuration import remotes
 from remoter_kernel.front.configuration.remotes import Remote
-from remoter_kernel.front.files.errands import read_order
+from remoter_kernel.front.files.cell_transfer import read_order
 from remoter_kernel.front.reading.inquiries import Listing, Visit, meant_by, named_there
 from remoter_kernel.front.reading.notebook import Run, knows
 

@@ -8,8 +8,8 @@ from types import SimpleNamespace
 import pytest
 
 from remoter_kernel.errors import RemoteLacks
-from remoter_kernel.front.bootstrap import slow_hosts
-from remoter_kernel.front.bootstrap.slow_hosts import telling_of_a_wait
+from remoter_kernel.front.bootstrap import slow_host
+from remoter_kernel.front.bootstrap.slow_host import telling_of_a_wait
 from remoter_kernel.front.running import runner as runner_module
 from remoter_kernel.front.running.runner import Runner
 from remoter_kernel.front.session.dialer import SessionDialer
@@ -21,7 +21,7 @@ def test_a_long_wait_is_told_once(monkeypatch):
     with telling_of_a_wait("box", told.append):
         pass
     assert told == []
-    monkeypatch.setattr(slow_hosts, "SAY_AFTER", 0.0)
+    monkeypatch.setattr(slow_host, "NOTIFY_AFTER", 0.0)
     is_told = threading.Event()
 
     def tell(sentence: str) -> None:

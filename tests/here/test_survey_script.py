@@ -10,7 +10,7 @@ import sys
 
 import pytest
 
-from remoter_kernel.front.bootstrap.survey import HostProbe, parse_probe, probe_script
+from remoter_kernel.front.bootstrap.host_probe import HostProbe, parse_probe, probe_script
 from tests.real_parts import lack
 
 
@@ -47,7 +47,7 @@ def test_a_named_python_is_the_only_one_looked_at(tmp_path):
     (python,) = around.pythons
     assert python.path == sys.executable
     assert python.version == ".".join(map(str, sys.version_info[:3]))
-    assert python.lacks == ()
+    assert python.missing == ()
     assert python.has_ipykernel
     assert python.kernel("python3").language == "python"
 
@@ -71,7 +71,7 @@ def test_modules_that_lie_in_the_home_are_no_modules_of_that_python(tmp_path, mo
         (tmp_path / f"{name}.py").write_text("raise SystemExit('a module of the folder')")
     monkeypatch.chdir(tmp_path)
     (python,) = look(tmp_path, python=sys.executable).pythons
-    assert python.lacks == ()
+    assert python.missing == ()
 
 
 def test_a_named_python_may_begin_with_the_home_and_hold_spaces(tmp_path):

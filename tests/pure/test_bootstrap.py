@@ -14,8 +14,8 @@ import pytest
 
 import remoter_kernel
 from remoter_kernel.errors import RemoteLacks
-from remoter_kernel.front.bootstrap import evaluator as bootstrap
-from remoter_kernel.front.bootstrap.evaluator import ENTRY, SHIPPED, pack_evaluator, shell_path
+from remoter_kernel.front.bootstrap import launcher as bootstrap
+from remoter_kernel.front.bootstrap.launcher import ENTRY, SHIPPED, pack_evaluator, shell_path
 
 DATA = ".local/share/remoter-kernel"
 PACKAGE = Path(remoter_kernel.__file__).parent
@@ -40,7 +40,7 @@ def test_each_build_gives_the_same_bytes_under_the_name_of_their_hash():
     name, content = pack_evaluator()
     assert name == f"{hashlib.sha256(content).hexdigest()}.pyz"
     code = (
-        "from remoter_kernel.front.bootstrap.evaluator import pack_evaluator\n"
+        "from remoter_kernel.front.bootstrap.launcher import pack_evaluator\n"
         "print(pack_evaluator()[0])"
     )
     again = subprocess.run(
@@ -57,7 +57,7 @@ def test_a_home_in_the_path_is_the_far_home():
             shell_path(path)
 
 
-@pytest.mark.parametrize("command", [bootstrap._LAUNCH, bootstrap._UPLOAD])
+@pytest.mark.parametrize("command", [bootstrap._LAUNCH_COMMAND, bootstrap._UPLOAD_COMMAND])
 def test_commands_are_one_line_that_any_login_shell_passes_on(command):
     """No newline, no nested single quote, no `!`: csh and fish read them as sh does."""
     text = command.format(python="python3", folder="x", name="x.pyz", size=1)
@@ -77,7 +77,7 @@ def test_the_entry_is_read_by_a_python_2_too():
 def test_what_was_cut_while_it_was_sent_is_not_taken(content, came, tmp_path):
     """The shell of a dead connection reads an end, and must not think that this was all."""
     ran = subprocess.run(
-        bootstrap._UPLOAD.format(folder="x", name="x.pyz", size=5),
+        bootstrap._UPLOAD_COMMAND.format(folder="x", name="x.pyz", size=5),
         shell=True,
         input=content,
         capture_output=True,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from remoter_kernel.errors import RemoteLacks
-from remoter_kernel.front.bootstrap import delivery
+from remoter_kernel.front.bootstrap import upload
 from remoter_kernel.front.ssh.login_results import CompletedCommand
 
 
@@ -24,17 +24,17 @@ class Answers:
 
 
 def sent(path, login):
-    path.write_bytes(b"x" * (delivery.PIECE + 1))
+    path.write_bytes(b"x" * (upload.CHUNK_SIZE + 1))
     sizes = []
-    delivery.deliver(login, [path], "$HOME/f", "/p", sizes.append)
+    upload.deliver(login, [path], "$HOME/f", "/p", sizes.append)
     return sizes
 
 
 def test_commands_are_one_line_that_any_login_shell_passes_on(tmp_path):
     """No newline, no nested single quote, no `!`: csh and fish read them as sh does."""
     login = Answers()
-    assert sent(tmp_path / "a-1.0+b.whl", login) == [delivery.PIECE, 1]
-    assert login.received == b"x" * (delivery.PIECE + 1)
+    assert sent(tmp_path / "a-1.0+b.whl", login) == [upload.CHUNK_SIZE, 1]
+    assert login.received == b"x" * (upload.CHUNK_SIZE + 1)
     first, second, admit = login.commands
     assert "cat > " in first
     assert "cat >> " in second
@@ -56,7 +56,7 @@ def test_what_does_not_arrive_as_it_was_sent_is_told(tmp_path, monkeypatch):
     full = Answers(1, b"cat: write error: No space left on device\n")
     with pytest.raises(RemoteLacks, match=r"a.whl could not be written there: .*No space left"):
         sent(tmp_path / "a.whl", full)
-    damaged = Answers(delivery.WRONG)
+    damaged = Answers(upload.WRONG_DIGEST)
     damaged_at_the_end = [CompletedCommand(b"", b"", 0), CompletedCommand(b"", b"", 0), damaged.ran]
     monkeypatch.setattr(damaged, "run", lambda *_, **__: damaged_at_the_end.pop(0))
     with pytest.raises(RemoteLacks, match="did not arrive as it was sent"):

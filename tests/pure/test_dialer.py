@@ -15,7 +15,7 @@ from remoter_kernel.errors import (
     RemoteLacks,
     Unreachable,
 )
-from remoter_kernel.front.bootstrap.evaluator import Address, Wish
+from remoter_kernel.front.bootstrap.launcher import SessionInfo, SessionRequest
 from remoter_kernel.front.configuration.remotes import Remote
 from remoter_kernel.front.session import dialer as dialer_module
 from remoter_kernel.front.session import orders
@@ -59,7 +59,7 @@ class Host:
     def close(self) -> None:
         """It may be closed as often as one likes."""
 
-    def start(self, _login: Any, _remote: Any, wish: Any, on_commands: Any) -> Address:
+    def start(self, _login: Any, _remote: Any, wish: Any, on_commands: Any) -> SessionInfo:
         self.wishes.append(wish)
         on_commands(self.answers)
         answer = self.starts.pop(0) if self.starts else address()
@@ -72,8 +72,8 @@ class Host:
         return {"stopped": []}, b""
 
 
-def address(session: str = "7f3a9c", *, is_joined: bool = False) -> Address:
-    return Address(session, "127.0.0.1", 1, "0" * 40, is_joined, "box", "me", "3.11", "27")
+def address(session: str = "7f3a9c", *, is_joined: bool = False) -> SessionInfo:
+    return SessionInfo(session, "127.0.0.1", 1, "0" * 40, is_joined, "box", "me", "3.11", "27")
 
 
 @pytest.fixture
@@ -90,7 +90,7 @@ def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Host:
 @pytest.fixture
 def dialer(host: Host) -> SessionDialer:
     dialer = SessionDialer(lambda: REMOTE)
-    dialer.wish = Wish(client_key="", kernel_id="0123")
+    dialer.wish = SessionRequest(client_key="", kernel_id="0123")
     return dialer
 
 

@@ -5,15 +5,15 @@ from __future__ import annotations
 import pytest
 
 from remoter_kernel.errors import RemoteLacks, Usage
-from remoter_kernel.front.bootstrap import environment as environment_there
-from remoter_kernel.front.bootstrap.environment import (
+from remoter_kernel.front.bootstrap import remote_venv as environment_there
+from remoter_kernel.front.bootstrap.host_probe import FoundPython, HostProbe
+from remoter_kernel.front.bootstrap.installer import ANSWER_MARK
+from remoter_kernel.front.bootstrap.remote_venv import (
     choose_base,
     contents_for,
     parse_installer_answer,
     sessions_in,
 )
-from remoter_kernel.front.bootstrap.installer import MARK
-from remoter_kernel.front.bootstrap.survey import FoundPython, HostProbe
 from remoter_kernel.front.ssh.login_results import CompletedCommand
 from remoter_kernel.plain_text import plain_text
 
@@ -83,7 +83,7 @@ def test_each_trouble_is_told_with_what_to_do(kind, said, what, advice):
 
 def test_only_the_line_for_us_is_read():
     assert parse_installer_answer(CompletedCommand(b'banner\n\n@x {"a": 1}\n', b"", 0)) is None
-    line = f"{MARK} ".encode()
+    line = f"{ANSWER_MARK} ".encode()
     assert parse_installer_answer(
         CompletedCommand(b"motd\n\n" + line + b'{"a": 1}\nlogout\n', b"", 0)
     ) == {"a": 1}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from remoter_kernel.front.bootstrap.evaluator import Address
+from remoter_kernel.front.bootstrap.launcher import SessionInfo
 from remoter_kernel.front.jupyter.news import News
 from remoter_kernel.wire.frames import Channel
 from remoter_kernel.wire.messages import MessageSigner, header_of
@@ -14,8 +14,8 @@ CELL = MessageSigner(b"").compose("execute_request", {"code": "1", "silent": Fal
 ASKED = Request(Channel.SHELL, CELL, header_of(CELL[1]), number=1)
 
 
-def address(*notices: str) -> Address:
-    known = Address("7f3a9c", "127.0.0.1", 1, "0" * 40, True, "box", "me", "3.11", "27")
+def address(*notices: str) -> SessionInfo:
+    known = SessionInfo("7f3a9c", "127.0.0.1", 1, "0" * 40, True, "box", "me", "3.11", "27")
     return replace(known, notices=notices)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from remoter_kernel.front.bootstrap.answer import read_commands
+from remoter_kernel.front.bootstrap.remote_answer import read_commands
 from remoter_kernel.front.session import orders
 
 ODD = {

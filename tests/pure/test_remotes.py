@@ -333,7 +333,7 @@ def test_durations_come_back_as_they_went(unit, number):
 
 def test_the_key_table_and_the_remote_know_the_same_keys():
     names = {key.name for key in fields(Remote)}
-    assert names == {"name", *remotes_text.READERS}
+    assert names == {"name", *remotes_text.VALUE_READERS}
 
 
 # --------------------------------------------------------------- what was last seen

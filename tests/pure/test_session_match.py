@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from remoter_kernel.daemon.session_match import Candidate, match_session
-from remoter_kernel.front.bootstrap.evaluator import Address
+from remoter_kernel.front.bootstrap.launcher import SessionInfo
 from remoter_kernel.front.jupyter.news import WEEK, joined_text, left_alone
 from remoter_kernel.front.session.claims import with_files
 
@@ -53,7 +53,7 @@ def test_who_joins_whom(candidates, heir, told):
 
 def an_address(*, begun=0.0, others=()):
     others = tuple({"session": name, "notebook": path} for name, path in others)
-    return Address("7f3a9c", "", 1, "", True, "", "", "", "", begun=begun, others=others)
+    return SessionInfo("7f3a9c", "", 1, "", True, "", "", "", "", begun=begun, others=others)
 
 
 def test_a_joined_session_is_named_with_when_it_began():

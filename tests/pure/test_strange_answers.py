@@ -22,9 +22,9 @@ from remoter_kernel.cli.renderers import (
     TerminalRenderer,
 )
 from remoter_kernel.errors import RemoterError
-from remoter_kernel.front.bootstrap import answer, environment, survey, wheelhouse
-from remoter_kernel.front.bootstrap.evaluator import Address
-from remoter_kernel.front.bootstrap.installer import MARK
+from remoter_kernel.front.bootstrap import host_probe, remote_answer, remote_venv, wheelhouse
+from remoter_kernel.front.bootstrap.installer import ANSWER_MARK
+from remoter_kernel.front.bootstrap.launcher import SessionInfo
 from remoter_kernel.front.configuration.remotes import Remote
 from remoter_kernel.front.jupyter.news import joined_text, left_alone
 from remoter_kernel.front.reading.happenings import Chronicle, duration, line
@@ -67,7 +67,13 @@ def shaped(*keys, **likely):
 
 ids = st.sampled_from(["7f3a9c", "7f3a9d", "7f3a9c;touch PWNED", EVIL])
 sessions = shaped(
-    "id", *answer.TEXTS, *answer.TIMES, *answer.COUNTS, "pid", id=ids, created=st.just(1e9)
+    "id",
+    *remote_answer.TEXTS,
+    *remote_answer.TIMES,
+    *remote_answer.COUNTS,
+    "pid",
+    id=ids,
+    created=st.just(1e9),
 )
 
 
@@ -112,7 +118,7 @@ answers = st.one_of(
 @example(b'{"lacks": "session", "ended": 1e999}')
 def test_a_line_is_an_object_or_an_error(line_there):
     with errors_for_people():
-        words = answer.read_words(line_there, "box.invalid", BOX)
+        words = remote_answer.read_words(line_there, "box.invalid", BOX)
         assert isinstance(words, dict)
 
 
@@ -134,7 +140,7 @@ odd_fields = shaped(*whole, "begun", "others", session=ids, port=st.just(8), oth
 @given(odd_fields)
 def test_an_address_is_one_or_an_error(fields):
     with errors_for_people():
-        address = Address(**answer.read_address({**whole, **fields}, "box.invalid", BOX))
+        address = SessionInfo(**remote_answer.read_address({**whole, **fields}, "box.invalid", BOX))
         assert is_session_id(address.session)
         assert 0 < address.port < 2**16
         for text in (address.host, address.user, address.python, address.pyzmq):
@@ -147,21 +153,21 @@ def test_an_address_is_one_or_an_error(fields):
 
 
 def test_an_address_as_it_should_be_is_read():
-    fields = answer.read_address(whole, "box.invalid", BOX)
-    assert Address(**fields).server_key == "a" * 40
+    fields = remote_answer.read_address(whole, "box.invalid", BOX)
+    assert SessionInfo(**fields).server_key == "a" * 40
 
 
 @given(shaped("sessions", sessions=st.lists(st.one_of(sessions, anything), max_size=3)))
 def test_sessions_have_ids_and_words_that_can_be_shown(words):
     with errors_for_people():
-        found = answer.read_sessions(json.loads(json.dumps(words)), "box")
+        found = remote_answer.read_sessions(json.loads(json.dumps(words)), "box")
         assert all(is_session_id(each["id"]) for each in found)
         chronicle = Chronicle()
         for each in found:
             does_no_harm(chronicle.begin(each))
             does_no_harm(chronicle.end(each) or "")
             does_no_harm(duration(each["seconds"]))
-            for name in answer.TEXTS:
+            for name in remote_answer.TEXTS:
                 does_no_harm(each[name])
                 assert "\n" not in each[name]
         meant_by("7f3a", [Listing(Visit(BOX), found, None)])
@@ -218,9 +224,12 @@ probes = shaped(
 
 @given(st.one_of(probes, anything), texts)
 def test_a_python_there_is_one_or_an_error(probe, around):
-    said = f"{survey.MARK} system {around}\n{survey.MARK} python {json.dumps(probe)}\n"
+    mark = host_probe.PROBE_MARK
+    said = f"{mark} system {around}\n{mark} python {json.dumps(probe)}\n"
     with errors_for_people():
-        found = survey.parse_probe(f"{said}{survey.MARK} end .\n".encode(errors="replace"))
+        found = host_probe.parse_probe(
+            f"{said}{host_probe.PROBE_MARK} end .\n".encode(errors="replace")
+        )
         does_no_harm(found.system)
         for python in found.pythons:
             assert re.fullmatch(r"\d+\.\d+(\.\d+)?", python.version)
@@ -271,10 +280,10 @@ whole_facts = {
 
 @given(facts)
 def test_an_environment_there_is_told_or_an_error(told_there):
-    line_there = f"{MARK} {json.dumps({**whole_facts, **told_there})}\n".encode()
+    line_there = f"{ANSWER_MARK} {json.dumps({**whole_facts, **told_there})}\n".encode()
     with errors_for_people():
-        read = environment.read_facts(
-            environment.parse_installer_answer(CompletedCommand(line_there, b"", 0)) or {}
+        read = remote_venv.read_facts(
+            remote_venv.parse_installer_answer(CompletedCommand(line_there, b"", 0)) or {}
         )
         assert re.fullmatch(r"\d+\.\d+(\.\d+)?", read["version"])
         does_no_harm(read["environment"])

@@ -9,8 +9,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from remoter_kernel.errors import RemoteLacks
-from remoter_kernel.front.bootstrap.survey import (
-    MARK,
+from remoter_kernel.front.bootstrap.host_probe import (
+    PROBE_MARK,
     FoundPython,
     HostProbe,
     RemoteKernelspec,
@@ -34,9 +34,9 @@ def seen(path="/usr/bin/python3", **facts):
 
 
 def answer(*pythons, noise=b""):
-    lines = [f"{MARK} home /home/me", f"{MARK} system Linux x86_64"]
-    lines += [f"{MARK} python {json.dumps(python)}" for python in pythons]
-    return noise + b"\n" + "\n".join([*lines, f"{MARK} end ."]).encode() + b"\n" + noise
+    lines = [f"{PROBE_MARK} home /home/me", f"{PROBE_MARK} system Linux x86_64"]
+    lines += [f"{PROBE_MARK} python {json.dumps(python)}" for python in pythons]
+    return noise + b"\n" + "\n".join([*lines, f"{PROBE_MARK} end ."]).encode() + b"\n" + noise
 
 
 def test_each_python_is_told_with_what_imports_in_it():
@@ -46,8 +46,8 @@ def test_each_python_is_told_with_what_imports_in_it():
     new, old = found.pythons
     kernels = (RemoteKernelspec("python3", "Python 3", "python", debugger=True),)
     assert new == FoundPython("/usr/bin/python3", "3.11.2", True, True, True, kernels)
-    assert new.lacks == ()
-    assert old.lacks == ("Python 3.9 or newer", "pyzmq")
+    assert new.missing == ()
+    assert old.missing == ("Python 3.9 or newer", "pyzmq")
 
 
 @pytest.mark.parametrize(
@@ -75,7 +75,7 @@ def test_one_environment_under_two_names_is_one():
 @given(st.binary(max_size=60))
 @example(b"@ home /elsewhere\n@ end .\n python {}\nhome /elsewhere\n")
 def test_a_banner_around_the_answer_changes_nothing(noise):
-    if MARK.encode() not in noise:
+    if PROBE_MARK.encode() not in noise:
         assert parse_probe(answer(seen(), noise=noise)) == parse_probe(answer(seen()))
 
 

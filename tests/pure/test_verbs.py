@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from remoter_kernel.errors import Usage
-from remoter_kernel.front.files.errands import TransferRequest
+from remoter_kernel.front.files.cell_transfer import TransferRequest
 from remoter_kernel.front.reading.status import Status, format_status, open_requests
 from remoter_kernel.front.verbs.help import HELP, all_verbs, explained, one_verb
 from remoter_kernel.front.verbs.magic import ParsedMagic, parse_magic

@@ -18,7 +18,7 @@ import pytest
 import zmq
 from zmq.utils.monitor import recv_monitor_message
 
-from remoter_kernel.front.bootstrap.evaluator import Wish
+from remoter_kernel.front.bootstrap.launcher import SessionRequest
 from remoter_kernel.front.configuration.remotes import find_remote
 from remoter_kernel.front.jupyter.sockets import digest
 from remoter_kernel.front.session.dialer import SessionDialer
@@ -70,7 +70,9 @@ def behind(here: JupyterHere, far: FarSide, python_remote: dict[str, Any]) -> It
         talk = Talk(kernel.client)
         talk.case(lambda talk: talk.run("import os; witness = 'here'; pid = os.getpid(); runs = 0"))
         dialer = SessionDialer(partial(find_remote, "door"))
-        dialer.wish = Wish(client_key="", kernel_id=digest(kernel.client.session.key.decode()))
+        dialer.wish = SessionRequest(
+            client_key="", kernel_id=digest(kernel.client.session.key.decode())
+        )
         line = dialer.dial()
         try:
             assert dialer.address is not None

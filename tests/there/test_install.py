@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from remoter_kernel.errors import RemoteLacks, Unreachable, Usage
-from remoter_kernel.front.bootstrap.environment import install_there, purge_there
-from remoter_kernel.front.bootstrap.survey import look_around
+from remoter_kernel.front.bootstrap.host_probe import look_around
+from remoter_kernel.front.bootstrap.remote_venv import install_there, purge_there
 from remoter_kernel.front.configuration.remotes import Remote, read_remotes
 from remoter_kernel.front.logins.log_in import log_in_to
 from tests.real_jupyter import MARK, THIS_RUN, started_kernel, wait_for

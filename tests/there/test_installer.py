@@ -13,8 +13,8 @@ from contextlib import redirect_stdout
 import pytest
 
 from remoter_kernel.front.bootstrap import installer
-from remoter_kernel.front.bootstrap.environment import installer_script, parse_installer_answer
-from remoter_kernel.front.bootstrap.installer import MARK, Place, own_base
+from remoter_kernel.front.bootstrap.installer import ANSWER_MARK, EnvPaths, own_base
+from remoter_kernel.front.bootstrap.remote_venv import installer_script, parse_installer_answer
 from remoter_kernel.front.ssh.login_results import CompletedCommand
 
 MODULES = ["json", "zipfile"]
@@ -24,7 +24,7 @@ MODULES = ["json", "zipfile"]
 def place(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
     monkeypatch.setattr(installer, "ENDS_WITHIN", 0.0)
-    return Place("box")
+    return EnvPaths("box")
 
 
 @pytest.fixture
@@ -97,7 +97,7 @@ def test_nothing_is_brought_for_what_is_complete(made):
 
 
 def test_a_purge_takes_this_environment_and_nothing_else(made):
-    other = Place("box-2")
+    other = EnvPaths("box-2")
     other.environment.mkdir()
     made.wheels.mkdir()
     assert ask("purge") == {"is_removed": True}
@@ -156,7 +156,7 @@ def test_it_runs_from_stdin_and_quotes_reach_it_whole(tmp_path):
         capture_output=True,
         check=True,
     )
-    assert ran.stdout.count(MARK.encode()) == 1
+    assert ran.stdout.count(ANSWER_MARK.encode()) == 1
     assert parse_installer_answer(CompletedCommand(ran.stdout, b"", 0)) == {
         "missing": list(wish["files"])
     }

@@ -23,7 +23,7 @@ from remoter_kernel.daemon.processes import boot_id, pid_namespace, started_at
 from remoter_kernel.daemon.records import JournalTooNewError, first_line
 from remoter_kernel.daemon.registry import Session, sweep
 from remoter_kernel.errors import RemoterError
-from remoter_kernel.front.bootstrap.evaluator import pack_evaluator
+from remoter_kernel.front.bootstrap.launcher import pack_evaluator
 from tests.real_jupyter import MARK, THIS_RUN, wait_for
 from tests.real_parts import real_part
 

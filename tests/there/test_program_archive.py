@@ -16,7 +16,7 @@ import pytest
 from remoter_kernel.daemon import launch, program_archive, stdio_reply
 from remoter_kernel.daemon.folders import data_folder
 from remoter_kernel.daemon.registry import Session, read_json
-from remoter_kernel.front.bootstrap.evaluator import FOLDER_DIGITS, pack_evaluator
+from remoter_kernel.front.bootstrap.launcher import FOLDER_DIGITS, pack_evaluator
 from tests.real_jupyter import MARK, THIS_RUN, wait_for
 
 if TYPE_CHECKING:

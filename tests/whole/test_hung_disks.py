@@ -17,7 +17,7 @@ import pytest
 
 from bench.proxy import Proxy
 from remoter_kernel.daemon.records import Record, read_journal
-from remoter_kernel.front.bootstrap.evaluator import Wish
+from remoter_kernel.front.bootstrap.launcher import SessionRequest
 from remoter_kernel.front.configuration.remotes import find_remote
 from remoter_kernel.front.jupyter.sockets import digest
 from remoter_kernel.front.session.dialer import SessionDialer
@@ -262,6 +262,8 @@ def at_work(talk: Talk, kernel: StartedKernel, path: Proxy) -> None:
 def another_client(kernel: StartedKernel) -> None:
     """Come through another login, with a key that is new there."""
     dialer = SessionDialer(lambda: find_remote("watched"))
-    dialer.wish = Wish(client_key="", kernel_id=digest(kernel.client.session.key.decode()))
+    dialer.wish = SessionRequest(
+        client_key="", kernel_id=digest(kernel.client.session.key.decode())
+    )
     line = dialer.dial()
     line.hang_up()

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from remoter_kernel.errors import RemoterError
-from remoter_kernel.front.bootstrap.evaluator import ask_there, pack_evaluator
+from remoter_kernel.front.bootstrap.launcher import ask_there, pack_evaluator
 from remoter_kernel.front.logins import embedded_host
 from remoter_kernel.front.running.runner import Runner
 from remoter_kernel.front.session import orders

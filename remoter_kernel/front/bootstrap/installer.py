@@ -1,7 +1,7 @@
 """Runs THERE, read from stdin: finds, makes and removes the private environment of a remote.
 
 Must be readable by any Python since 3.9, and needs nothing but what Python brings. Everything
-that it writes lies in the tool's own folder. It answers in one line that begins with `MARK`.
+that it writes lies in the tool's own folder. It answers in one line that begins with `ANSWER_MARK`.
 """
 
 from __future__ import annotations
@@ -26,25 +26,25 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-MARK = "@remoter-install@"
+ANSWER_MARK = "@remoter-install@"
 STAMP = "remoter-kernel.json"  # the last thing to be written: without it the rest is half-made
-TURN_WITHIN = 300  # seconds that an earlier installation may need to end
+LOCK_WITHIN = 300  # seconds that an earlier installation may need to end
 ENDS_WITHIN = 4.0  # seconds that a session which was stopped may need to be gone
-TRY_WITHIN = 120.0  # seconds for the first imports, on a slow disk
-SAID = 4000  # bytes of what pip said
+IMPORT_WITHIN = 120.0  # seconds for the first imports, on a slow disk
+MOST_PIP_OUTPUT = 4000  # bytes of what pip said
 # What would send pip elsewhere than into the environment, or make it write in the home.
 MISLEADING = ("PIP_TARGET", "PIP_PREFIX", "PIP_ROOT", "PIP_LOG", "PIP_REPORT", "PIP_PYTHON")
 
 
-class TroubleError(Exception):
+class InstallError(Exception):
     """Why it cannot be, in words that the other side makes a sentence of."""
 
     def __init__(self, trouble: str, what: str) -> None:
         super().__init__(trouble, what)
-        self.words = {"trouble": trouble, "what": what}
+        self.answer = {"trouble": trouble, "what": what}
 
 
-class Place:
+class EnvPaths:
     """Where the environment of one remote is, with what belongs to it."""
 
     def __init__(self, name: str) -> None:
@@ -61,7 +61,7 @@ class Place:
         """Wait until no other installation is at it: a cut login leaves one running."""
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         signal.signal(signal.SIGALRM, self._give_up)
-        signal.alarm(TURN_WITHIN)
+        signal.alarm(LOCK_WITHIN)
         while True:
             with self.lock.open("a") as file:
                 hold(file.fileno())
@@ -77,7 +77,7 @@ class Place:
                 return
 
     def _give_up(self, *_: object) -> None:
-        raise TroubleError("busy", str(self.environment))
+        raise InstallError("busy", str(self.environment))
 
 
 def hold(file: int) -> None:
@@ -99,16 +99,16 @@ def is_still(path: Path, file: int) -> bool:
 # What is there ---------------------------------------------------------------------------
 
 
-def look(place: Place, wish: dict[str, Any]) -> dict[str, Any]:
+def look(paths: EnvPaths, request: dict[str, Any]) -> dict[str, Any]:
     """Say how the environment is, what runs in it, and what this Python and host are."""
-    exists = os.path.lexists(str(place.environment))
+    exists = os.path.lexists(str(paths.environment))
     return {
-        "environment": str(place.environment),
-        "python": str(place.python),
-        "wheels": str(place.wheels),
-        "state": "complete" if is_complete(place, wish) else "half" if exists else "none",
-        "stamp": read_stamp(place),
-        "running": running_in(place.environment),
+        "environment": str(paths.environment),
+        "python": str(paths.python),
+        "wheels": str(paths.wheels),
+        "state": "complete" if is_complete(paths, request) else "half" if exists else "none",
+        "stamp": read_stamp(paths),
+        "running": running_in(paths.environment),
         "host": socket.gethostname(),
         "has_venv": importlib.util.find_spec("venv") is not None,
         "pip": bundled_pip(),
@@ -116,20 +116,20 @@ def look(place: Place, wish: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def read_stamp(place: Place) -> dict[str, Any]:
+def read_stamp(paths: EnvPaths) -> dict[str, Any]:
     """Return what was noted when the environment was complete."""
     try:
-        words = json.loads(place.stamp.read_text(encoding="utf-8"))
+        words = json.loads(paths.stamp.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return words if isinstance(words, dict) else {}
 
 
-def is_complete(place: Place, wish: dict[str, Any]) -> bool:
+def is_complete(paths: EnvPaths, request: dict[str, Any]) -> bool:
     """Was it made to its end, and does what is wanted import in it today?"""
-    stamp = read_stamp(place)
-    is_other = wish.get("is_named") and stamp.get("base") != own_base()
-    return bool(stamp) and not is_other and not complaint(place, wish["modules"])
+    stamp = read_stamp(paths)
+    is_other = request.get("is_named") and stamp.get("base") != own_base()
+    return bool(stamp) and not is_other and not complaint(paths, request["modules"])
 
 
 def own_base() -> str:
@@ -137,7 +137,7 @@ def own_base() -> str:
     return os.path.realpath(getattr(sys, "_base_executable", "") or sys.executable)
 
 
-def complaint(place: Place, modules: list[str]) -> str:
+def complaint(paths: EnvPaths, modules: list[str]) -> str:
     """Import what is wanted; return why that fails, "" if it does not."""
     # ipykernel itself takes a second to import: that it can be found must do.
     lines = [
@@ -146,11 +146,11 @@ def complaint(place: Place, modules: list[str]) -> str:
         f"lost = [m for m in {modules!r} if u.find_spec(m) is None]",
         "assert not lost, lost",
     ]
-    command = [str(place.python), "-I", "-B", "-c", "\n".join(lines)]
+    command = [str(paths.python), "-I", "-B", "-c", "\n".join(lines)]
     try:
-        status, said = run_command(command, clean_environment(is_offline=True), TRY_WITHIN)
+        status, said = run_command(command, clean_environment(is_offline=True), IMPORT_WITHIN)
     except OSError as error:
-        return f"{error.strerror}: {place.python}"
+        return f"{error.strerror}: {paths.python}"
     return (said.strip().splitlines() or [f"status {status}"])[-1] if status else ""
 
 
@@ -179,7 +179,7 @@ def own_processes() -> Iterator[tuple[int, str]]:
                     yield int(path.name), os.fsdecode(argv0)
         return
     command = ["ps", "-U", str(os.getuid()), "-o", "pid=,args="]
-    _, said = run_command(command, dict(os.environ), TRY_WITHIN)
+    _, said = run_command(command, dict(os.environ), IMPORT_WITHIN)
     for line in said.splitlines():
         pid, _, words = line.strip().partition(" ")
         if pid.isdigit():
@@ -219,7 +219,7 @@ def libc() -> list[str]:
         return [name, version]
     for loader in Path("/lib").glob("ld-musl-*.so.1"):
         with contextlib.suppress(OSError):
-            _, said = run_command([str(loader)], {}, TRY_WITHIN)
+            _, said = run_command([str(loader)], {}, IMPORT_WITHIN)
             versions = [line.split()[1] for line in said.splitlines() if line.startswith("Version")]
             return ["musl", versions[0] if versions else ""]
     return ["", ""]
@@ -228,18 +228,18 @@ def libc() -> list[str]:
 # What is brought -------------------------------------------------------------------------
 
 
-def missing_wheels(place: Place, wish: dict[str, Any]) -> dict[str, Any]:
+def missing_wheels(paths: EnvPaths, request: dict[str, Any]) -> dict[str, Any]:
     """Make room for files (`files`: names and SHA256); say which are missing.
 
     None is, where an installation that a cut login has left running comes to its end.
     """
-    with place.turn():
-        if is_complete(place, wish):
+    with paths.turn():
+        if is_complete(paths, request):
             return {"missing": []}
-    place.wheels.mkdir(mode=0o700, parents=True, exist_ok=True)
-    wanted = wish["files"]
+    paths.wheels.mkdir(mode=0o700, parents=True, exist_ok=True)
+    wanted = request["files"]
     here = set()
-    for path in place.wheels.iterdir():
+    for path in paths.wheels.iterdir():
         if wanted.get(path.name) == hashlib.sha256(path.read_bytes()).hexdigest():
             here.add(path.name)
         else:
@@ -250,50 +250,54 @@ def missing_wheels(place: Place, wish: dict[str, Any]) -> dict[str, Any]:
 # Make ------------------------------------------------------------------------------------
 
 
-def make(place: Place, wish: dict[str, Any]) -> dict[str, Any]:
+def make(paths: EnvPaths, request: dict[str, Any]) -> dict[str, Any]:
     """Make the environment, unless it is complete; a half-made one is made anew."""
-    with place.turn():
-        if is_complete(place, wish):
-            remove_path(place.wheels)
-            return {"python": str(place.python), "is_new": False}
-        running = still_running_in(place.environment)
+    with paths.turn():
+        if is_complete(paths, request):
+            remove_path(paths.wheels)
+            return {"python": str(paths.python), "is_new": False}
+        running = still_running_in(paths.environment)
         if running:
             return {"running": running}
         try:
-            build_env(place, wish)
+            build_env(paths, request)
         except BaseException:
-            remove_path(place.environment)  # it would take the room that may be missing
+            remove_path(paths.environment)  # it would take the room that may be missing
             raise
-        remove_path(place.wheels)
-        return {"python": str(place.python), "is_new": True}
+        remove_path(paths.wheels)
+        return {"python": str(paths.python), "is_new": True}
 
 
-def build_env(place: Place, wish: dict[str, Any]) -> None:
+def build_env(paths: EnvPaths, request: dict[str, Any]) -> None:
     """Make it, install into it, try it, and note at last that it is complete."""
     import venv  # noqa: PLC0415 - some systems leave it out: `look` has told so
 
-    remove_path(place.environment)
-    venv.EnvBuilder(symlinks=True, with_pip=False).create(str(place.environment))
-    is_offline = bool(wish["is_offline"])
+    remove_path(paths.environment)
+    venv.EnvBuilder(symlinks=True, with_pip=False).create(str(paths.environment))
+    is_offline = bool(request["is_offline"])
     # A wheel of pip runs as it lies: Debian's Python cannot put pip into an environment itself.
-    command = [str(place.python), "-I", "-B", f"{wish['pip']}/pip", "install"]
+    command = [str(paths.python), "-I", "-B", f"{request['pip']}/pip", "install"]
     command += ["--no-cache-dir", "--disable-pip-version-check", "--no-input", "--no-user"]
     command += ["--no-compile"]  # more than half of the time, and most of it is never imported
     if is_offline:
-        command += ["--isolated", "--no-index", "--find-links", str(place.wheels)]
+        command += ["--isolated", "--no-index", "--find-links", str(paths.wheels)]
     else:
         command += ["--prefer-binary", "--retries", "2"]
     status, said = run_command(
-        [*command, *wish["packages"]], clean_environment(is_offline=is_offline)
+        [*command, *request["packages"]], clean_environment(is_offline=is_offline)
     )
     if status:
         died = f"\nits Python died of signal {-status}" if status < 0 else ""
-        raise TroubleError("pip", said[-SAID:] + died)
-    why = complaint(place, wish["modules"])
+        raise InstallError("pip", said[-MOST_PIP_OUTPUT:] + died)
+    why = complaint(paths, request["modules"])
     if why:
-        raise TroubleError("import", why)
-    about = {"base": own_base(), "python": platform.python_version(), "packages": wish["packages"]}
-    write_whole(place.stamp, json.dumps(about))
+        raise InstallError("import", why)
+    about = {
+        "base": own_base(),
+        "python": platform.python_version(),
+        "packages": request["packages"],
+    }
+    write_whole(paths.stamp, json.dumps(about))
 
 
 def clean_environment(*, is_offline: bool) -> dict[str, str]:
@@ -341,21 +345,21 @@ def write_whole(path: Path, text: str) -> None:
 # Remove ----------------------------------------------------------------------------------
 
 
-def purge(place: Place, _wish: dict[str, Any]) -> dict[str, Any]:
+def purge(paths: EnvPaths, _request: dict[str, Any]) -> dict[str, Any]:
     """Remove the environment and what belongs to it, unless something runs in it."""
-    if not any(os.path.lexists(str(path)) for path in (place.environment, place.wheels)):
+    if not any(os.path.lexists(str(path)) for path in (paths.environment, paths.wheels)):
         return {"is_removed": False}
-    with place.turn():
-        running = still_running_in(place.environment)
+    with paths.turn():
+        running = still_running_in(paths.environment)
         if running:
             return {"running": running}
-        was_there = os.path.lexists(str(place.environment))
+        was_there = os.path.lexists(str(paths.environment))
         with contextlib.suppress(OSError):
-            place.stamp.unlink()  # what is cut in the middle is no environment any more
-        remove_path(place.environment)
-        remove_path(place.wheels)
+            paths.stamp.unlink()  # what is cut in the middle is no environment any more
+        remove_path(paths.environment)
+        remove_path(paths.wheels)
     with contextlib.suppress(OSError):
-        place.folder.rmdir()  # other environments or sessions keep it
+        paths.folder.rmdir()  # other environments or sessions keep it
     return {"is_removed": was_there}
 
 
@@ -370,16 +374,16 @@ def remove_path(path: Path) -> None:
 VERBS = {"look": look, "receive": missing_wheels, "make": make, "purge": purge}
 
 
-def answer_request(wish: dict[str, Any]) -> None:
+def answer_request(request: dict[str, Any]) -> None:
     """Do what is wished for, and say in one line what came of it."""
     os.umask(0o077)
     try:
-        words = VERBS[wish["verb"]](Place(wish["name"]), wish)
-    except TroubleError as error:
-        words = error.words
+        words = VERBS[request["verb"]](EnvPaths(request["name"]), request)
+    except InstallError as error:
+        words = error.answer
     except OSError as error:
         words = {"trouble": "file", "what": f"{error.strerror or error}: {error.filename}"}
     except subprocess.SubprocessError as error:
         words = {"trouble": "file", "what": str(error)}
-    sys.stdout.write(f"\n{MARK} {json.dumps(words)}\n")
+    sys.stdout.write(f"\n{ANSWER_MARK} {json.dumps(words)}\n")
     sys.stdout.flush()

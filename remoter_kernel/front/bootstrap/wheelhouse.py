@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import platformdirs
 
 from remoter_kernel.errors import RemoteLacks, RemoterError, Usage
-from remoter_kernel.front.bootstrap.answer import version_of
+from remoter_kernel.front.bootstrap.remote_answer import version_of
 from remoter_kernel.plain_text import plain_text
 
 if TYPE_CHECKING:
@@ -33,12 +33,12 @@ COLLECT_WITHIN = 900.0  # seconds
 # uv knows these minor versions of glibc 2; the newest one that is not newer than the host's counts.
 GLIBC_MINORS = (17, 28, 31, 32, 33, 34, 35, 36, 37, 38, 39, 40)
 OLDEST_TAG = 5  # of manylinux_2_N
-OLD_NAMES = {17: "manylinux2014", 12: "manylinux2010", 5: "manylinux1"}
+FORMER_MANYLINUX = {17: "manylinux2014", 12: "manylinux2010", 5: "manylinux1"}
 MACHINES = {"x86_64": "x86_64", "amd64": "x86_64", "aarch64": "aarch64", "arm64": "aarch64"}
-WORD = 64  # bits
-HIGHEST = 999  # part of a version that can be one: each below it is a tag
+POINTER_BITS = 64  # bits
+HIGHEST_VERSION_PART = 999  # part of a version that can be one: each below it is a tag
 # pip's settings by uv's variables: both must look for packages in the same places.
-SETTINGS = {
+UV_VARIABLES = {
     "index-url": ("UV_DEFAULT_INDEX", " "),
     "extra-index-url": ("UV_INDEX", " "),
     "find-links": ("UV_FIND_LINKS", ","),
@@ -88,8 +88,8 @@ class Target:
         tags = []
         for each in range(minor, OLDEST_TAG - 1, -1):
             tags.append(f"manylinux_2_{each}_{self.machine}")
-            if each in OLD_NAMES:
-                tags.append(f"{OLD_NAMES[each]}_{self.machine}")
+            if each in FORMER_MANYLINUX:
+                tags.append(f"{FORMER_MANYLINUX[each]}_{self.machine}")
         return tuple(tags)
 
 
@@ -109,11 +109,11 @@ def _target_of(facts: Mapping[str, Any]) -> Target:
     if implementation != "cpython" or facts["is_free_threaded"]:
         kind = "a free-threaded CPython" if implementation == "cpython" else implementation
         raise _not_offline(f"its Python is {kind}, and wheels are collected for CPython alone.")
-    if int(facts["bits"]) != WORD or machine.lower() not in MACHINES:
+    if int(facts["bits"]) != POINTER_BITS or machine.lower() not in MACHINES:
         what = f"{machine} with a Python of {int(facts['bits'])} bits"
         raise _not_offline(f"it is {what}; wheels are collected for 64 bits of x86 or ARM.")
     is_known = libc in {"glibc", "musl", "macos"} and numbers
-    if not is_known or max(numbers) > HIGHEST:
+    if not is_known or max(numbers) > HIGHEST_VERSION_PART:
         raise _not_offline(f"its C library is not known ({libc or facts['system']} {version}).")
     version_there = (numbers[0], numbers[1] if len(numbers) > 1 else 0)
     target = Target(python, MACHINES[machine.lower()], libc, version_there)
@@ -137,35 +137,35 @@ def collect(target: Target, packages: Sequence[str]) -> list[Path]:
     pip = _pip()
     settings = {**os.environ, **uv_settings(_pip_settings(pip), os.environ)}
     wanted = _resolve_requirements(target, packages, settings)
-    shelf = _shelf(target, wanted)
-    if not _is_whole(shelf, wanted):
-        _download_wheels(shelf, wanted, target, pip)
-    _forget_older(shelf)
-    return sorted(shelf.glob("*.whl"))
+    wheels_folder = _shelf(target, wanted)
+    if not _is_whole(wheels_folder, wanted):
+        _download_wheels(wheels_folder, wanted, target, pip)
+    _forget_older(wheels_folder)
+    return sorted(wheels_folder.glob("*.whl"))
 
 
-def _is_whole(shelf: Path, wanted: str) -> bool:
+def _is_whole(wheels_folder: Path, wanted: str) -> bool:
     """Say whether each package is there once, with the hash of one of its files."""
-    wheels = [hashlib.sha256(path.read_bytes()).hexdigest() for path in shelf.glob("*.whl")]
+    wheels = [hashlib.sha256(path.read_bytes()).hexdigest() for path in wheels_folder.glob("*.whl")]
     count = sum("==" in line for line in wanted.splitlines())
     return len(wheels) == count and all(digest in wanted for digest in wheels)
 
 
-def _download_wheels(shelf: Path, wanted: str, target: Target, pip: list[str]) -> None:
-    shelf.mkdir(mode=0o700, parents=True, exist_ok=True)
-    requirements = shelf / "requirements.txt"
+def _download_wheels(wheels_folder: Path, wanted: str, target: Target, pip: list[str]) -> None:
+    wheels_folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    requirements = wheels_folder / "requirements.txt"
     requirements.write_text(wanted, encoding="utf-8")
     # With hashes, pip takes what lies there for good only if it is, and brings the rest.
     command = [*pip, "download", "--no-deps", "--only-binary=:all:", "--require-hashes"]
-    command += ["--requirement", str(requirements), "--dest", str(shelf), "--quiet"]
+    command += ["--requirement", str(requirements), "--dest", str(wheels_folder), "--quiet"]
     command += ["--python-version", target.python, "--implementation", "cp"]
     command += ["--abi", f"cp{target.python.replace('.', '')}"]
     command += [word for tag in target.tags for word in ("--platform", tag)]
     _run_tool(command, dict(os.environ), target)
-    if not _is_whole(shelf, wanted):
+    if not _is_whole(wheels_folder, wanted):
         raise RemoterError(
             f"not exactly the packages that are needed were collected for {target.label}.",
-            f"Remove {shelf}, then try again.",
+            f"Remove {wheels_folder}, then try again.",
         )
 
 
@@ -176,11 +176,11 @@ def pip_wheel(python: str) -> Path:
         command += ["--python-version", python, "--dest", folder, "pip"]
         _run_tool(command, dict(os.environ), None)
         (wheel,) = Path(folder).glob("pip-*.whl")
-        shelf = platformdirs.user_cache_path(APPLICATION) / "wheels" / f"pip-{python}"
-        shelf.mkdir(mode=0o700, parents=True, exist_ok=True)
-        beside = shelf / f"{wheel.name}.{os.getpid()}"
+        wheels_folder = platformdirs.user_cache_path(APPLICATION) / "wheels" / f"pip-{python}"
+        wheels_folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        beside = wheels_folder / f"{wheel.name}.{os.getpid()}"
         shutil.copyfile(wheel, beside)
-        return beside.replace(shelf / wheel.name)
+        return beside.replace(wheels_folder / wheel.name)
 
 
 def _resolve_requirements(target: Target, packages: Sequence[str], settings: dict[str, str]) -> str:
@@ -267,8 +267,8 @@ def uv_settings(listed: str, environment: Mapping[str, str]) -> dict[str, str]:
     for line in sorted(listed.splitlines(), key=lambda line: line.startswith(":env:")):
         name, _, value = line.partition("=")
         key = name.removeprefix(":env:").removeprefix("global").removeprefix(".")
-        if key in SETTINGS:
-            variable, between = SETTINGS[key]
+        if key in UV_VARIABLES:
+            variable, between = UV_VARIABLES[key]
             with contextlib.suppress(ValueError, SyntaxError):
                 found[variable] = between.join(str(ast.literal_eval(value)).split())
     if "UV_INDEX" in found:
@@ -283,10 +283,10 @@ def _shelf(target: Target, wanted: str) -> Path:
     return platformdirs.user_cache_path(APPLICATION) / "wheels" / name
 
 
-def _forget_older(shelf: Path) -> None:
+def _forget_older(wheels_folder: Path) -> None:
     """Remove sets for the same platform that are out of date: their wheels are never asked for."""
     month = 30 * 24 * 3600.0  # seconds: another kernel's set may be for the same platform
-    for other in shelf.parent.glob(f"{shelf.name.rpartition('-')[0]}-*"):
+    for other in wheels_folder.parent.glob(f"{wheels_folder.name.rpartition('-')[0]}-*"):
         with contextlib.suppress(OSError):
-            if other.stat().st_mtime < shelf.stat().st_mtime - month:
+            if other.stat().st_mtime < wheels_folder.stat().st_mtime - month:
                 shutil.rmtree(other)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 PREFIX = "remoter-"
 LANGUAGES = {"ir": "R", "python3": "python"}  # of kernels that have one name everywhere
-OURS = ("-m", "remoter_kernel")  # in the command line of each kernelspec of ours
+MODULE_OPTION = ("-m", "remoter_kernel")  # in the command line of each kernelspec of ours
 # Options of Python with -P or -I among them: with either it imports nothing from its folder.
 SAFE_OPTIONS = re.compile(r"-(?=\w*[IP])[BEIOPbdiqsuvx]+")
 LOGOS = ("logo-32x32.png", "logo-64x64.png", "logo-svg.svg")
@@ -147,9 +147,9 @@ def mend_kernelspecs() -> tuple[list[Path], list[CannotWrite]]:
 def with_safe_path(argv: Sequence[str]) -> list[str]:
     """Put `-P` into a command line of ours that lacks it; return [] if nothing is to be done."""
     pairs = list(itertools.pairwise(argv))
-    if OURS not in pairs:
+    if MODULE_OPTION not in pairs:
         return []
-    place = pairs.index(OURS)
+    place = pairs.index(MODULE_OPTION)
     options = itertools.takewhile(lambda word: word.startswith("-"), reversed(argv[:place]))
     if any(SAFE_OPTIONS.fullmatch(word) for word in options):
         return []

@@ -14,7 +14,7 @@ from remoter_kernel.errors import BadConfiguration
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-AS_THE_NOTEBOOK = "notebook"
+NOTEBOOK_FOLDER = "notebook"
 HOME = "~"
 
 
@@ -24,7 +24,7 @@ def folder_there(cwd: str, path_map: Mapping[str, str], folder: Path, home: Path
     `folder`: the notebook's, here (absolute); `home`: the person's, here. Raises
     BadConfiguration if the notebook's folder has no counterpart there.
     """
-    if cwd != AS_THE_NOTEBOOK:
+    if cwd != NOTEBOOK_FOLDER:
         return cwd
     pairs = {_here(here, home): there for here, there in (path_map or {HOME: HOME}).items()}
     fitting = [here for here in pairs if folder.is_relative_to(here)]

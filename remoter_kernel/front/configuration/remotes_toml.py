@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 NAME_PATTERN = re.compile(r"[a-z0-9._-]+")  # Jupyter lower-cases kernel names
 UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}  # seconds
 SIZES = {"GiB": 2**30, "GB": 10**9, "MiB": 2**20, "MB": 10**6, "KiB": 2**10, "kB": 10**3, "B": 1}
-LEAST_LIMIT = 2**20  # bytes: with less, what is kept would be marks of what is not
+SMALLEST_LIMIT = 2**20  # bytes: with less, what is kept would be marks of what is not
 
 
 def _expand_user(path: str) -> Path:
@@ -95,7 +95,7 @@ def read_size(value: object) -> int:
     units = "|".join(SIZES)
     found = re.fullmatch(rf"(\d+(?:\.\d+)?) ?({units})", value) if isinstance(value, str) else None
     size = int(float(found[1]) * SIZES[found[2]]) if found else 0
-    if size < LEAST_LIMIT:
+    if size < SMALLEST_LIMIT:
         msg = f'a size of 1 MiB or more, such as "64MiB" or "2GB", not {value!r}'
         raise ValueError(msg)
     return size
@@ -171,7 +171,7 @@ def _path(value: object) -> Path:
     return _expand_user(_some_text(value))
 
 
-READERS: Mapping[str, Callable[[object], Any]] = {
+VALUE_READERS: Mapping[str, Callable[[object], Any]] = {
     "host": _some_text,
     "python": _read_text_value,
     "kernel": _some_text,
@@ -207,10 +207,10 @@ def nearest(word: str, right_words: Iterable[str]) -> str:
 
 def read(text: str, where: Path) -> Remotes:
     """Read the text of the file `where`, or say what is wrong in which line."""
-    return _Reader(text, where).remotes()
+    return _RemotesParser(text, where).remotes()
 
 
-class _Reader:
+class _RemotesParser:
     """One reading of one text; keeps what an error needs to name the line."""
 
     def __init__(self, text: str, where: Path) -> None:
@@ -248,10 +248,10 @@ class _Reader:
             self._refuse(path, f"{name!r} cannot be a remote's name: use only a-z 0-9 . _ -")
         values = {}
         for key, value in table.items():
-            if key not in READERS:
-                self._refuse((*path, key), f'"{key}" is no key{nearest(key, READERS)}.')
+            if key not in VALUE_READERS:
+                self._refuse((*path, key), f'"{key}" is no key{nearest(key, VALUE_READERS)}.')
             try:
-                values[key] = READERS[key](value)
+                values[key] = VALUE_READERS[key](value)
             except ValueError as err:
                 self._refuse((*path, key), f"{key} must be {err}.")
         if "host" not in values:

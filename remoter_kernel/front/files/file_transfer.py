@@ -12,10 +12,10 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from remoter_kernel.errors import ProtocolError, RemoteLacks, RemoterError, Unreachable
-from remoter_kernel.front.bootstrap.evaluator import open_transfer
-from remoter_kernel.front.bootstrap.slow_hosts import telling_of_a_wait
-from remoter_kernel.front.files.journey import (
-    Journey,
+from remoter_kernel.front.bootstrap.launcher import open_transfer
+from remoter_kernel.front.bootstrap.slow_host import telling_of_a_wait
+from remoter_kernel.front.files.transfer_progress import (
+    TransferProgress,
     TransferResult,
     as_error,
     escape_name,
@@ -33,18 +33,18 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from remoter_kernel.front.configuration.remotes import Remote
-    from remoter_kernel.front.files.journey import TransferSpec
+    from remoter_kernel.front.files.transfer_progress import TransferSpec
     from remoter_kernel.front.logins.login import Login
     from remoter_kernel.wire.plan import Plan
 
 CONNECT_WITHIN = 5.0  # seconds; it is on this machine
 FIRST_PAUSE, LONGEST_PAUSE = 0.25, 8.0  # seconds between two tries
 MOST_TRIES = 8  # without a byte that came through
-TELL_EVERY = 0.1  # seconds
-ASK_WHO = "Nothing more was carried. Ask who runs it."
+PROGRESS_EVERY = 0.1  # seconds
+ASK_OWNER = "Nothing more was carried. Ask who runs it."
 
 
-class Interrupted(RemoterError):
+class TransferInterrupted(RemoterError):
     """Somebody has interrupted it."""
 
     name = "KeyboardInterrupt"  # as cells call it
@@ -85,10 +85,10 @@ class Transfer:
 
     def __init__(
         self,
-        errand: TransferSpec,
+        spec: TransferSpec,
         remote: Remote,
         log_in: Callable[[bool], AbstractContextManager[Login]],
-        on_progress: Callable[[Journey], None] = lambda _journey: None,
+        on_progress: Callable[[TransferProgress], None] = lambda _journey: None,
         *,
         plan: Plan | None = None,
     ) -> None:
@@ -97,16 +97,16 @@ class Transfer:
         `plan`: what is to be put, where somebody was asked about just that.
         """
         self._plan = plan
-        self._errand = errand
+        self._spec = spec
         self._remote = remote
         self._log_in = log_in
         self._on_progress = on_progress
-        self._journey = Journey(is_put=errand.is_put, remote=remote.name)
-        self._end: Sender | Receiver | None = None  # ours
+        self._progress = TransferProgress(is_put=spec.is_put, remote=remote.name)
+        self._endpoint: Sender | Receiver | None = None  # ours
         self._duplex: FramedStream | None = None
-        self._since = self._told_at = self._began_at = 0.0
-        self._began_with = 0  # bytes
-        self._moved = 0  # bytes, when the link was cut last
+        self._started_at = self._reported_at = self._attempt_began = 0.0
+        self._attempt_began_with = 0  # bytes
+        self._size_at_cut = 0  # bytes, when the link was cut last
         self._is_stopped = threading.Event()
 
     def stop(self) -> None:
@@ -118,31 +118,31 @@ class Transfer:
 
     def run(self) -> TransferResult:
         """Do it; a RemoterError says why nothing more comes of it."""
-        self._since = time.monotonic()
-        errand = self._errand
+        self._started_at = time.monotonic()
+        spec = self._spec
         try:
-            if errand.is_put:
-                plan = self._plan or make_plan(errand.sources, str(errand.here))
-                self._end = Sender(plan, self._note)
+            if spec.is_put:
+                plan = self._plan or make_plan(spec.sources, str(spec.here))
+                self._endpoint = Sender(plan, self._note)
             else:
-                self._end = Receiver(
-                    errand.to,
-                    str(errand.here),
+                self._endpoint = Receiver(
+                    spec.to,
+                    str(spec.here),
                     self._note,
-                    asked=errand.sources,
+                    asked=spec.sources,
                     on_name=self._tell_name,
-                    is_dry=errand.is_dry,
+                    is_dry=spec.is_dry,
                 )
             self._go_on()
         except FileTrouble as trouble:
-            raise as_error(trouble, errand, self._remote.name) from None
+            raise as_error(trouble, spec, self._remote.name) from None
         except RemoterError as error:
             if self._is_stopped.is_set():
-                raise Interrupted from None
+                raise TransferInterrupted from None
             if isinstance(error, ProtocolError):
-                raise RemoteLacks(error.what, ASK_WHO, remote=self._remote.name) from None
+                raise RemoteLacks(error.what, ASK_OWNER, remote=self._remote.name) from None
             raise error.at(self._remote.name) from None
-        return self._outcome(time.monotonic() - self._since)
+        return self._outcome(time.monotonic() - self._started_at)
 
     def _go_on(self) -> None:
         """Try until it is done, as long as something comes through."""
@@ -153,9 +153,9 @@ class Transfer:
             except Unreachable as error:
                 if not self._has_met() or self._is_stopped.is_set():
                     raise
-                if self._journey.size > self._moved:
+                if self._progress.size > self._size_at_cut:
                     tries, pause = 0, FIRST_PAUSE
-                self._moved = max(self._moved, self._journey.size)
+                self._size_at_cut = max(self._size_at_cut, self._progress.size)
                 tries += 1
                 if tries > MOST_TRIES:
                     raise _given_up(error) from None
@@ -178,74 +178,77 @@ class Transfer:
                 self._talk(FramedStream(SocketEnds(connection)))
 
     def _talk(self, duplex: FramedStream) -> None:
-        self._duplex, self._began_at = duplex, 0.0
+        self._duplex, self._attempt_began = duplex, 0.0
         duplex.start()
         try:
             if self._is_stopped.is_set():
                 raise Unreachable("it was interrupted.")
             duplex.tell(FrameType.WISH, self._wish())
-            assert self._end is not None  # noqa: S101 - made before the first try
-            self._end.run(duplex)
+            assert self._endpoint is not None  # noqa: S101 - made before the first try
+            self._endpoint.run(duplex)
         finally:
             self._duplex = None
             duplex.stop()
             duplex.close()
 
     def _wish(self) -> dict[str, Any]:
-        errand = self._errand
+        spec = self._spec
         return {
             "transfer": TRANSFER_VERSION,
-            "do": "receive" if errand.is_put else "send",
-            "to": errand.to,
-            "sources": list(errand.sources),
-            "cwd": errand.there,
-            "dry": errand.is_dry,
+            "do": "receive" if spec.is_put else "send",
+            "to": spec.to,
+            "sources": list(spec.sources),
+            "cwd": spec.there,
+            "dry": spec.is_dry,
             "asks": self._has_met(),
         }
 
     def _has_met(self) -> bool:
         """Has the other end ever answered?"""
-        return bool(self._end and self._end.targets)
+        return bool(self._endpoint and self._endpoint.targets)
 
     # --- how far it is ---
 
     def _note(self, size: int, files: int) -> None:
         """Hear how much has been sent, or received; say so now and then."""
-        journey, now = self._journey, time.monotonic()
-        if not self._began_at:  # of this try
-            self._began_at, self._began_with = now, size
+        journey, now = self._progress, time.monotonic()
+        if not self._attempt_began:  # of this try
+            self._attempt_began, self._attempt_began_with = now, size
             self._expect()
         journey.size, journey.files = size, files
         is_last = files == journey.all_files
-        if not is_last and now - self._told_at < TELL_EVERY:
+        if not is_last and now - self._reported_at < PROGRESS_EVERY:
             return
-        self._told_at = now
-        journey.seconds = now - self._since
-        journey.fresh, journey.fresh_seconds = size - self._began_with, now - self._began_at
+        self._reported_at = now
+        journey.seconds = now - self._started_at
+        journey.recent, journey.recent_seconds = (
+            size - self._attempt_began_with,
+            now - self._attempt_began,
+        )
         journey.note = ""
         self._on_progress(journey)
 
     def _expect(self) -> None:
         """Learn how much there will be."""
-        end = self._end
+        end = self._endpoint
         if isinstance(end, Sender):
-            self._journey.all_size, self._journey.all_files = end.plan.size, end.plan.files
+            self._progress.all_size, self._progress.all_files = end.plan.size, end.plan.files
         elif end:
-            self._journey.all_size = end.start.get("size", 0)
-            self._journey.all_files = end.start.get("files", 0)
+            self._progress.all_size = end.start.get("size", 0)
+            self._progress.all_files = end.start.get("files", 0)
 
     def _tell_name(self, word: str, name: str) -> None:
         """Say what a source is called that was asked for by no name, before it is written."""
         self._tell(f"{escape_name(word)} is called {escape_name(name)} there")
 
     def _tell(self, note: str) -> None:
-        self._journey.note = note
-        self._on_progress(self._journey)
+        self._progress.note = note
+        self._on_progress(self._progress)
 
     def _outcome(self, seconds: float) -> TransferResult:
-        end, errand, remote = self._end, self._errand, self._remote.name
+        end, spec, remote = self._endpoint, self._spec, self._remote.name
         assert end is not None  # noqa: S101 - it has run
-        troubles = tuple(as_error(each, errand, remote) for each in end.troubles)
+        troubles = tuple(as_error(each, spec, remote) for each in end.troubles)
         if isinstance(end, Sender):
             plan, names = end.plan, [str(top["name"]) for top in end.plan.tops]
             places = dict(zip(names, end.targets, strict=False))
@@ -257,7 +260,7 @@ class Transfer:
         else:
             rows = [(entry.path, entry.kind, entry.size, place) for entry, place in end.entries]
             left_out = end.start.get("left_out", [])
-            files, size = self._journey.files, self._journey.size
+            files, size = self._progress.files, self._progress.size
         return TransferResult(
             files=files,
             size=size,
@@ -265,8 +268,8 @@ class Transfer:
             targets=tuple(end.targets),
             left_out=tuple(map(escape_name, left_out)),
             troubles=troubles,
-            would=tuple(would_go(rows)) if errand.is_dry else (),
-            is_dry=errand.is_dry,
+            dry_run=tuple(would_go(rows)) if spec.is_dry else (),
+            is_dry=spec.is_dry,
         )
 
 

@@ -18,7 +18,7 @@ from remoter_kernel.wire.requests import BUSY, Request, Stage
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from remoter_kernel.front.bootstrap.evaluator import Address
+    from remoter_kernel.front.bootstrap.launcher import SessionInfo
     from remoter_kernel.front.jupyter.mouth import Publish
 
 WEEK = 6 * 24 * 3600.0  # seconds within which the name of a day says which
@@ -32,10 +32,10 @@ class News:
         self._publish = publish
         self._is_ready = is_ready
         self._known: set[str] = set()  # sessions of which it was heard how they were found
-        self._heard: Address | None = None
+        self._heard: SessionInfo | None = None
         self._line = ""
 
-    def hear(self, address: Address, notebook: str, *, is_busy: bool) -> None:
+    def hear(self, address: SessionInfo, notebook: str, *, is_busy: bool) -> None:
         """Hear which session it is, and whether a cell is running there."""
         if address.session not in self._known:
             self._known.add(address.session)
@@ -62,7 +62,7 @@ class News:
             self._publish("stream", {"name": "stderr", "text": line}, cell.header)
 
 
-def joined_text(address: Address, notebook: str, now: float, *, is_busy: bool) -> str:
+def joined_text(address: SessionInfo, notebook: str, now: float, *, is_busy: bool) -> str:
     """Tell that this is the session that the notebook had before."""
     days = "%a" if now - address.begun < WEEK else "%Y-%m-%d"
     begun = time.strftime(f"{days} %H:%M", time.localtime(address.begun))
@@ -81,7 +81,7 @@ def _shell_quoted(name: str) -> str:
     return f'"{name}"' if sys.platform == "win32" and " " in name else shlex.quote(name)
 
 
-def left_alone(address: Address, notebook: str) -> str:
+def left_alone(address: SessionInfo, notebook: str) -> str:
     """Tell of sessions that this one is not; of other notebooks only if their file is gone.
 
     Where it is there still, the notebook is a copy, and the session none of its business.

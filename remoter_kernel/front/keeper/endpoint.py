@@ -24,7 +24,7 @@ from remoter_kernel import __version__
 from remoter_kernel.errors import RemoteLacks, RemoterError, Unreachable
 from remoter_kernel.front import loopback_auth
 from remoter_kernel.front.keeper.keeper_protocol import receive_message, send_message
-from remoter_kernel.front.private_files import STATE, holding_lock, state_folder
+from remoter_kernel.front.private_files import STATE_VARIABLE, holding_lock, state_folder
 from remoter_kernel.front.unix_sockets import TCP_SCHEME, connect
 
 CONNECTS_WITHIN = 5.0  # seconds
@@ -141,7 +141,7 @@ def _spawn_keeper() -> subprocess.Popen[bytes]:
         "stdout": subprocess.PIPE,
         "stderr": subprocess.PIPE,
         # It is started elsewhere: what is relative here is not the same there.
-        "env": {**os.environ, STATE: str(state_folder().absolute())},
+        "env": {**os.environ, STATE_VARIABLE: str(state_folder().absolute())},
     }
     words = [sys.executable, "-P", "-m", "remoter_kernel.front.keeper.process", str(place())]
     if sys.platform == "win32":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
-from remoter_kernel.front.bootstrap.answer import as_timestamp
+from remoter_kernel.front.bootstrap.remote_answer import as_timestamp
 from remoter_kernel.plain_text import plain_text
 from remoter_kernel.wire.frames import Channel, from_json, unpack_parts
 from remoter_kernel.wire.messages import HEADER, ODD, PARENT, content_of, header_of, is_unseen

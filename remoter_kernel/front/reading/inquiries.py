@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from remoter_kernel.errors import NoSuchSession, ProtocolError, RemoterError, Unreachable, Usage
-from remoter_kernel.front.bootstrap.answer import (
+from remoter_kernel.front.bootstrap.launcher import ask_there
+from remoter_kernel.front.bootstrap.remote_answer import (
     StrangeAnswer,
     count_of,
     is_session,
     read_session,
     read_sessions,
 )
-from remoter_kernel.front.bootstrap.evaluator import ask_there
 from remoter_kernel.front.configuration.remotes import Remote, find_remote, read_remotes
 from remoter_kernel.front.keeper.keeper_login import kept_login
 from remoter_kernel.front.session.dialer import HERE

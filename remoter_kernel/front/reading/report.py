@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from remoter_kernel import __version__, logs
 from remoter_kernel.errors import BadConfiguration, RemoterError
 from remoter_kernel.front import log_files
-from remoter_kernel.front.configuration.remote_cwd import AS_THE_NOTEBOOK
+from remoter_kernel.front.configuration.remote_cwd import NOTEBOOK_FOLDER
 from remoter_kernel.front.configuration.remotes import (
     Remote,
     config_path,
@@ -246,7 +246,7 @@ SHOWN: dict[str, Callable[[Any], str]] = {
     "waiting_limit": write_size,
     "host": _shape_of,
     "kernel": lambda kernel: kernel if kernel in USUAL_KERNELS else "another one",
-    "cwd": lambda cwd: cwd if cwd in {"", AS_THE_NOTEBOOK} else "set",
+    "cwd": lambda cwd: cwd if cwd in {"", NOTEBOOK_FOLDER} else "set",
     "ssh_config": lambda path: "the usual one" if path == Remote("", "").ssh_config else "another",
 }
 

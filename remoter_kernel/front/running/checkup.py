@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from remoter_kernel import __version__
 from remoter_kernel.errors import RemoterError
-from remoter_kernel.front.bootstrap.survey import look_around
+from remoter_kernel.front.bootstrap.host_probe import look_around
 from remoter_kernel.front.configuration.remotes import find_remote, remember_kernel_info
 from remoter_kernel.front.keeper.keeper_login import KeeperLogin, kept_login
 from remoter_kernel.front.reading.status import can_be_heard
@@ -22,7 +22,7 @@ from remoter_kernel.plain_text import plain_text
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from remoter_kernel.front.bootstrap.survey import HostProbe
+    from remoter_kernel.front.bootstrap.host_probe import HostProbe
     from remoter_kernel.front.configuration.remotes import Remote
     from remoter_kernel.front.prompts import Prompter
     from remoter_kernel.front.ssh.ssh_config import Destination

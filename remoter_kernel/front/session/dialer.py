@@ -23,15 +23,15 @@ from remoter_kernel.errors import (
     RemoterError,
     Unreachable,
 )
-from remoter_kernel.front.bootstrap.answer import StrangeAnswer
-from remoter_kernel.front.bootstrap.evaluator import (
-    Address,
-    Wish,
+from remoter_kernel.front.bootstrap.launcher import (
+    SessionInfo,
+    SessionRequest,
     ask_there,
     bridge,
     start_session,
 )
-from remoter_kernel.front.bootstrap.slow_hosts import telling_of_a_wait
+from remoter_kernel.front.bootstrap.remote_answer import StrangeAnswer
+from remoter_kernel.front.bootstrap.slow_host import telling_of_a_wait
 from remoter_kernel.front.configuration.remote_cwd import folder_there
 from remoter_kernel.front.configuration.remotes import Remote
 from remoter_kernel.front.keeper.keeper_login import KeeperLogin, kept_login
@@ -67,7 +67,7 @@ class SessionDialer:
         self.questions = questions
         self.on_wait: Callable[[str], None] = lambda _sentence: None  # a host takes long
         self.may_ask: Callable[[], bool] = lambda: True  # is anybody there just now?
-        self.address: Address | None = None
+        self.address: SessionInfo | None = None
         self._is_doubted = False
         self._is_stale = False  # did the login lead to something strange?
         self.is_piped = False  # is the way there a command, and no forwarded connection?
@@ -78,7 +78,7 @@ class SessionDialer:
         self._may_have_started = False  # is there perhaps a session that only we know of?
         self._notices: list[str] = []  # what nobody has been told yet
         self.login: Login | None = None
-        self.wish = Wish(client_key="")
+        self.wish = SessionRequest(client_key="")
         self.claim = Claim()
         self.is_claimed = threading.Event()  # until then there is a login, and no session
         self.is_claimed.set()
@@ -192,7 +192,7 @@ class SessionDialer:
         server_key = self.address.server_key.encode()
         return SessionEndpoint(tunnel.address, server_key, self._public, self._secret, login.close)
 
-    def _reach(self, login: Login) -> tuple[TunnelEndpoint, Address]:
+    def _reach(self, login: Login) -> tuple[TunnelEndpoint, SessionInfo]:
         """Start or find the session, unless it is known where it is, and open a tunnel to it."""
         if self.address is None or self._is_doubted:
             self.address = self._start(login)
@@ -212,7 +212,7 @@ class SessionDialer:
             login = self.login = self._log_in()
         return login
 
-    def _open(self, login: Login, address: Address) -> TunnelEndpoint:
+    def _open(self, login: Login, address: SessionInfo) -> TunnelEndpoint:
         """Open a tunnel to the session; where forwarding is forbidden, through a command there."""
         if not self.is_piped:
             try:
@@ -256,7 +256,7 @@ class SessionDialer:
         """Know a login that has only begun: it may have to be cut."""
         self.login = login
 
-    def _start(self, login: Login) -> Address:
+    def _start(self, login: Login) -> SessionInfo:
         session = self.address.session if self.address else self.wish.session
         try:
             return self._start_or_find(login, session)
@@ -265,7 +265,7 @@ class SessionDialer:
                 raise
             return self._start_or_find(login, "")  # nobody came for so long that it has ended
 
-    def _start_or_find(self, login: Login, session: str) -> Address:
+    def _start_or_find(self, login: Login, session: str) -> SessionInfo:
         remote = self.remote
         pending = orders.pending(remote.name)
         with (Claim() if session else self.claim).made() as claimed:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from remoter_kernel.errors import ProtocolError, RemoterError
-from remoter_kernel.front.bootstrap.evaluator import ask_there
+from remoter_kernel.front.bootstrap.launcher import ask_there
 from remoter_kernel.front.session.known_sessions import load_sessions
 from remoter_kernel.front.verbs.help import HERE, SESSION, THERE, VERB, explained, use_of
 from remoter_kernel.wire.messages import CONTENT, content_of

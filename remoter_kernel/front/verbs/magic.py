@@ -14,8 +14,13 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from remoter_kernel.errors import NoSuchSession, RemoterError, Unreachable, Usage
-from remoter_kernel.front.bootstrap.evaluator import ask_there
-from remoter_kernel.front.files.errands import CellErrand, FilesCell, TransferRequest, read_order
+from remoter_kernel.front.bootstrap.launcher import ask_there
+from remoter_kernel.front.files.cell_transfer import (
+    CellTransfer,
+    QueuedTransfer,
+    TransferRequest,
+    read_order,
+)
 from remoter_kernel.front.reading.happenings import Chronicle
 from remoter_kernel.front.reading.inquiries import MOST_KEPT, Reading, named_there
 from remoter_kernel.front.reading.notebook import Story
@@ -158,7 +163,7 @@ class Magics:
         """Carry files when it is this cell's turn."""
         around, begin = self._around, partial(cell.begin, code)
         errand = partial(
-            CellErrand,
+            CellTransfer,
             order,
             cell,
             route,
@@ -166,7 +171,7 @@ class Magics:
             dialer=around.dialer,
             permission=around.permission,
         )
-        around.turns.take_here(FilesCell(route, begin, errand, around.turns))
+        around.turns.take_here(QueuedTransfer(route, begin, errand, around.turns))
 
     def _answer(self, cell: AnsweredCell, asked: ParsedMagic) -> None:
         look: Callable[[], Iterator[Shown]] | None = None

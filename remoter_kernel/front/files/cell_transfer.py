@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from remoter_kernel.errors import RemoterError, Usage
-from remoter_kernel.front.files.file_transfer import Interrupted, Transfer
-from remoter_kernel.front.files.journey import (
-    Journey,
+from remoter_kernel.front.files.file_transfer import Transfer, TransferInterrupted
+from remoter_kernel.front.files.transfer_progress import (
+    TransferProgress,
     TransferSpec,
     as_error,
     bar,
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from remoter_kernel.front.configuration.remotes import Remote
-    from remoter_kernel.front.files.journey import TransferResult
+    from remoter_kernel.front.files.transfer_progress import TransferResult
     from remoter_kernel.front.jupyter.mouth import Route
     from remoter_kernel.front.logins.login import Login
     from remoter_kernel.front.session.dialer import SessionDialer
@@ -52,8 +52,8 @@ if TYPE_CHECKING:
     from remoter_kernel.wire.reactor import Reactor
 
 SHOW_EVERY = 0.25  # seconds
-FIRST_AFTER = 0.5  # seconds: what is over by then shows what came of it, and no bar
-DRY = "--dry-run"
+FIRST_SHOWN_AFTER = 0.5  # seconds: what is over by then shows what came of it, and no bar
+DRY_RUN_OPTION = "--dry-run"
 MOST_LINES = 1000  # of a dry run, or of troubles
 USAGE = "%remoter {0} SRC... DST [--dry-run]"
 
@@ -89,7 +89,7 @@ def read_order(verb: str, line: str) -> TransferRequest:
         if word == "--":
             names += words[place + 1 :]
             break
-        if word == DRY:
+        if word == DRY_RUN_OPTION:
             is_dry = True
         elif word.startswith("--"):
             raise Usage(f"There is no option {word}.", f"Write {usage}; a name so called: ./{word}")
@@ -112,12 +112,12 @@ class CellContext(Protocol):
         """Say how it ended."""
 
 
-class CellErrand:
+class CellTransfer:
     """One order at work, in a thread; what is said goes through the front's own."""
 
     def __init__(
         self,
-        order: TransferRequest,
+        request: TransferRequest,
         cell: CellContext,
         route: Route,
         *,
@@ -127,15 +127,15 @@ class CellErrand:
         on_end: Callable[[RemoterError | None], None],
     ) -> None:
         """Remember; `on_end` hears in the front's thread what it ended with."""
-        self._order = order
+        self._request = request
         self._cell = cell
         self._route = route
         self._reactor = reactor
         self._dialer = dialer
         self._permission = permission
-        self._on_end = on_end
+        self._on_finish = on_end
         self._display = secrets.token_hex(8)
-        self._journey: Journey | None = None  # as it was shown last
+        self._shown_progress: TransferProgress | None = None  # as it was shown last
         self._began = self._shown_at = time.monotonic()
         self._transfer: Transfer | None = None
         self._login: KeeperLogin | None = None
@@ -163,55 +163,57 @@ class CellErrand:
             error = trouble
         except Exception as bug:  # noqa: BLE001 - a bug must reach the cell, too
             error = RemoterError(f"That failed unexpectedly: {type(bug).__name__}: {bug}")
-        if self._is_stopped and not isinstance(error, Interrupted):
-            error = Interrupted()
+        if self._is_stopped and not isinstance(error, TransferInterrupted):
+            error = TransferInterrupted()
         self._reactor.call(partial(self._finish, error))
 
     def _carry(self) -> RemoterError | None:
-        order, dialer = self._order, self._dialer
+        request, dialer = self._request, self._dialer
         remote = dialer.find()
         here = Path.cwd()
-        errand = TransferSpec(
-            is_put=order.is_put,
-            sources=order.sources,
-            to=order.to,
+        spec = TransferSpec(
+            is_put=request.is_put,
+            sources=request.sources,
+            to=request.to,
             here=here,
             there=dialer.folder_there(remote),
-            is_dry=order.is_dry,
+            is_dry=request.is_dry,
         )
-        self._permission.check_rule(order.verb)
-        self._transfer = self._allowed(errand, remote)
+        self._permission.check_rule(request.verb)
+        self._transfer = self._allowed(spec, remote)
         if self._is_stopped:
             self._transfer.stop()
-        outcome = self._transfer.run()
-        self._reactor.call(partial(self._tell, errand, remote.name, outcome))
-        return in_order(outcome.troubles)
+        result = self._transfer.run()
+        self._reactor.call(partial(self._tell, spec, remote.name, result))
+        return in_order(result.troubles)
 
-    def _allowed(self, errand: TransferSpec, remote: Remote) -> Transfer:
+    def _allowed(self, spec: TransferSpec, remote: Remote) -> Transfer:
         """Return what is to be done, once it may be; exactly that is done which was asked about."""
-        if errand.is_put:
-            plan = self._plan(errand, remote)
-            wanted = Wanted(self._order.verb, AccessKind.READ, _sends(plan, remote), _read_by(plan))
+        if spec.is_put:
+            plan = self._plan(spec, remote)
+            wanted = Wanted(
+                self._request.verb, AccessKind.READ, _sends(plan, remote), _read_by(plan)
+            )
             self._permission.demand(wanted, self._route)
-            return Transfer(errand, remote, self._log_in, self._note, plan=plan)
-        place = _written_by(errand)
-        names = listed(list(map(escape_name, errand.sources)), "sources")
+            return Transfer(spec, remote, self._log_in, self._note, plan=plan)
+        place = _written_by(spec)
+        names = listed(list(map(escape_name, spec.sources)), "sources")
         what = f"fetches {names} from {remote.name} into {place.path}"
-        places = () if errand.is_dry else (place,)
-        wanted = Wanted(self._order.verb, AccessKind.WRITE, what, places)
+        places = () if spec.is_dry else (place,)
+        wanted = Wanted(self._request.verb, AccessKind.WRITE, what, places)
         self._permission.demand(wanted, self._route)
         _check_unmoved(place)
         real = str(place.path)
         to = real.rstrip(os.sep) + os.sep if place.is_folder else real
-        return Transfer(replace(errand, to=to), remote, self._log_in, self._note)
+        return Transfer(replace(spec, to=to), remote, self._log_in, self._note)
 
     @staticmethod
-    def _plan(errand: TransferSpec, remote: Remote) -> Plan:
+    def _plan(spec: TransferSpec, remote: Remote) -> Plan:
         """Find what is to be sent, with all links and patterns resolved."""
         try:
-            return make_plan(errand.sources, str(errand.here))
+            return make_plan(spec.sources, str(spec.here))
         except FileTrouble as trouble:
-            raise as_error(trouble, errand, remote.name) from None
+            raise as_error(trouble, spec, remote.name) from None
 
     @contextlib.contextmanager
     def _log_in(self, in_doubt: bool) -> Iterator[Login]:  # noqa: FBT001 - as it is called
@@ -232,35 +234,35 @@ class CellErrand:
         if self._is_stopped:
             login.cut()
 
-    def _note(self, journey: Journey) -> None:
+    def _note(self, progress: TransferProgress) -> None:
         now = time.monotonic()
-        if now - self._began < FIRST_AFTER and not journey.note:
+        if now - self._began < FIRST_SHOWN_AFTER and not progress.note:
             return
-        if now - self._shown_at >= SHOW_EVERY or journey.note:
+        if now - self._shown_at >= SHOW_EVERY or progress.note:
             self._shown_at = now
-            self._reactor.call(partial(self._show_journey, replace(journey)))
+            self._reactor.call(partial(self._show_journey, replace(progress)))
 
     # --- in the front's thread ---
 
-    def _show_journey(self, journey: Journey) -> None:
+    def _show_journey(self, progress: TransferProgress) -> None:
         """Show how far it is, in place of what was shown before."""
-        kind = "update_display_data" if self._journey else "display_data"
-        self._journey = journey
-        data = {"text/plain": progress_line(journey), "text/html": bar(journey)}
+        kind = "update_display_data" if self._shown_progress else "display_data"
+        self._shown_progress = progress
+        data = {"text/plain": progress_line(progress), "text/html": bar(progress)}
         words = {"data": data, "metadata": {}, "transient": {"display_id": self._display}}
         self._cell.show(kind, words)
 
-    def _tell(self, errand: TransferSpec, remote: str, outcome: TransferResult) -> None:
+    def _tell(self, spec: TransferSpec, remote: str, result: TransferResult) -> None:
         """Say what came of it."""
-        lines = list(outcome.would)
-        if outcome.has_arrived:
-            if self._journey and not outcome.troubles:
-                self._show_journey(self._journey.ended())
+        lines = list(result.dry_run)
+        if result.has_arrived:
+            if self._shown_progress and not result.troubles:
+                self._show_journey(self._shown_progress.ended())
             # As text: a console shows the first of a display's states, and no other.
-            lines.append(summed_up(errand, remote, outcome))
+            lines.append(summed_up(spec, remote, result))
         self._say("stdout", lines)
-        self._say("stderr", [f"Left out: {line}" for line in outcome.left_out])
-        self._say("stderr", [str(trouble) for trouble in outcome.troubles[1:]])
+        self._say("stderr", [f"Left out: {line}" for line in result.left_out])
+        self._say("stderr", [str(trouble) for trouble in result.troubles[1:]])
 
     def _say(self, name: str, lines: list[str]) -> None:
         if lines:
@@ -270,11 +272,11 @@ class CellErrand:
             self._cell.show("stream", {"name": name, "text": text})
 
     def _finish(self, error: RemoterError | None) -> None:
-        if error and self._journey:  # how far it has come stays to be seen, and no time left
-            note = "interrupted" if isinstance(error, Interrupted) else "not all of it"
-            self._show_journey(replace(self._journey, note=note))
+        if error and self._shown_progress:  # how far it has come stays to be seen, and no time left
+            note = "interrupted" if isinstance(error, TransferInterrupted) else "not all of it"
+            self._show_journey(replace(self._shown_progress, note=note))
         self._cell.end(error)
-        self._on_end(error)
+        self._on_finish(error)
 
 
 def _sends(plan: Plan, remote: Remote) -> str:
@@ -293,12 +295,12 @@ def _read_by(plan: Plan) -> tuple[LocalPlace, ...]:
     )
 
 
-def _written_by(errand: TransferSpec) -> LocalPlace:
+def _written_by(spec: TransferSpec) -> LocalPlace:
     """Return where would be written."""
     try:
-        return local_place(full_path(errand.to, str(errand.here)))
+        return local_place(full_path(spec.to, str(spec.here)))
     except (OSError, ValueError) as error:
-        raise Usage(f"{escape_name(errand.to)} cannot be a place here: {error}.") from None
+        raise Usage(f"{escape_name(spec.to)} cannot be a place here: {error}.") from None
 
 
 def _check_unmoved(place: LocalPlace) -> None:
@@ -309,30 +311,30 @@ def _check_unmoved(place: LocalPlace) -> None:
         )
 
 
-class FilesCell:
+class QueuedTransfer:
     """A cell that carries files, when it is its turn (see `turns.CellHere`)."""
 
     def __init__(
         self,
         route: Route,
         say_begin: Callable[[], None],
-        errand: Callable[..., CellErrand],
+        spec: Callable[..., CellTransfer],
         turns: Turns,
     ) -> None:
-        """Remember; `errand` makes what is to be done, and wants to know whom to tell its end."""
+        """Remember; `spec` makes what is to be done, and wants to know whom to tell its end."""
         self.route = route
-        self._say_begin = say_begin
-        self._errand = errand(on_end=self._end)
+        self._on_begin = say_begin
+        self._transfer = spec(on_end=self._end)
         self._turns = turns
 
     def begin(self) -> None:
         """Carry them."""
-        self._say_begin()
-        self._errand.start()
+        self._on_begin()
+        self._transfer.start()
 
     def interrupt(self) -> None:
         """End soon."""
-        self._errand.stop()
+        self._transfer.stop()
 
     def _end(self, error: RemoterError | None) -> None:
         self._turns.end(is_well=error is None)

@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 
     from remoter_kernel.front.ssh.login_results import CompletedCommand
 
-PIECE = 512 * 1024  # bytes: on a slow link, too, something is seen to move
-PIECE_WITHIN = 300.0  # seconds
-WRONG = 9  # how a file ends there that is not what was sent
+CHUNK_SIZE = 512 * 1024  # bytes: on a slow link, too, something is seen to move
+CHUNK_WITHIN = 300.0  # seconds
+WRONG_DIGEST = 9  # how a file ends there that is not what was sent
 
 # Lines that any login shell (csh and fish, too) passes on: no quotes inside, no newline, no `!`.
-_WRITE = "sh -c 'umask 077; cat {sign} \"{folder}/{part}\"'"
-_ADMIT = (
+_APPEND_COMMAND = "sh -c 'umask 077; cat {sign} \"{folder}/{part}\"'"
+_VERIFY_COMMAND = (
     'sh -c \'exec "{python}" -I -B -c '
     '"import hashlib,os,pathlib,sys; part,whole,wanted=sys.argv[1:]; '
     "data=pathlib.Path(part).read_bytes(); "
@@ -75,32 +75,34 @@ def _deliver(
 ) -> None:
     content = path.read_bytes()
     part = f"{path.name}.{secrets.token_hex(4)}.part"
-    for begin in range(0, len(content), PIECE):
-        piece = content[begin : begin + PIECE]
-        command = _WRITE.format(sign=">>" if begin else ">", folder=folder, part=part)
-        ran = login.run(command, piece, seconds=PIECE_WITHIN)
-        if ran.status:
+    for begin in range(0, len(content), CHUNK_SIZE):
+        piece = content[begin : begin + CHUNK_SIZE]
+        command = _APPEND_COMMAND.format(sign=">>" if begin else ">", folder=folder, part=part)
+        completed = login.run(command, piece, seconds=CHUNK_WITHIN)
+        if completed.status:
             raise RemoteLacks(
-                f"{path.name} could not be written there: {_last_error_line(ran)}.",
+                f"{path.name} could not be written there: {_last_error_line(completed)}.",
                 "Make room in the home there, then try again.",
             )
         on_sent(len(piece))
     digest = hashlib.sha256(content).hexdigest()
     names = {"folder": folder, "part": part, "name": path.name}
-    admit = _ADMIT.format(python=python, wrong=WRONG, digest=digest, **names)
-    ran = login.run(admit, seconds=PIECE_WITHIN)
-    if ran.status == WRONG:
+    admit = _VERIFY_COMMAND.format(python=python, wrong=WRONG_DIGEST, digest=digest, **names)
+    completed = login.run(admit, seconds=CHUNK_WITHIN)
+    if completed.status == WRONG_DIGEST:
         raise RemoteLacks(
             f"{path.name} did not arrive as it was sent.",
             "Look at the disk there, then run the same command again.",
         )
-    if ran.status:
+    if completed.status:
         raise RemoteLacks(
-            f"{path.name} could not be put in its place there: {_last_error_line(ran)}.",
+            f"{path.name} could not be put in its place there: {_last_error_line(completed)}.",
             "Look at the home there, then run the same command again.",
         )
 
 
-def _last_error_line(ran: CompletedCommand) -> str:
-    lines = ran.stderr.decode("utf-8", "replace").strip().splitlines() or [f"status {ran.status}"]
+def _last_error_line(completed: CompletedCommand) -> str:
+    lines = completed.stderr.decode("utf-8", "replace").strip().splitlines() or [
+        f"status {completed.status}"
+    ]
     return plain_text(lines[-1]).rstrip(".")

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from remoter_kernel import logs
 from remoter_kernel.errors import RemoteLacks
-from remoter_kernel.front.bootstrap.answer import (
+from remoter_kernel.front.bootstrap.remote_answer import (
     OUTPUT_SHOWN,
     StrangeAnswer,
     lack_room,
@@ -110,27 +110,27 @@ FOLDER_DIGITS = 16  # of the hash that name the folder of a version
 MARKER = b"REMOTER "  # a line of ours begins so; a banner's lines do not
 START_WITHIN = 60.0  # seconds
 UPLOAD_WITHIN = 120.0  # seconds
-ASK_WITHIN = 120.0  # seconds
+QUERY_WITHIN = 120.0  # seconds
 MOST_READ = 64 * 1024  # bytes of what a host said instead of an answer
 
 # Lines without newlines or quotes that any login shell (csh and fish, too) passes on. The first
 # begins with an empty line: what a shell's start files print may end without a newline.
-_FOLDER = (
+_FOLDER_SCRIPT = (
     'd="$XDG_DATA_HOME"; case "$d" in /*) ;; *) d="$HOME/.local/share";; esac; '
     'd="$d/remoter-kernel/programs/{folder}"; '
 )
-_LAUNCH = (
-    f'sh -c \'echo; p="{{python}}"; {_FOLDER}z="$d/{{name}}"; '
+_LAUNCH_COMMAND = (
+    f'sh -c \'echo; p="{{python}}"; {_FOLDER_SCRIPT}z="$d/{{name}}"; '
     'if command -v "$p" >/dev/null 2>&1; then :; else echo REMOTER lacks python; exit 0; fi; '
     'if [ -f "$z" ] && [ "$(wc -c <"$z")" -eq {size} ]; then exec "$p" "$z"; '
     "else echo REMOTER lacks zip; fi'"
 )
-_ASK = _LAUNCH.replace('exec "$p" "$z"', 'exec "$p" "$z" ask')
-_BRIDGE = _LAUNCH.replace('exec "$p" "$z"', 'exec "$p" "$z" bridge {host} {port}')
-_TRANSFER = _LAUNCH.replace('exec "$p" "$z"', 'exec "$p" "$z" transfer')
-BRIDGED = MARKER + b"bridge"
-_UPLOAD = (
-    f"sh -c 'umask 077; {_FOLDER}"
+_QUERY_COMMAND = _LAUNCH_COMMAND.replace('exec "$p" "$z"', 'exec "$p" "$z" ask')
+_BRIDGE_COMMAND = _LAUNCH_COMMAND.replace('exec "$p" "$z"', 'exec "$p" "$z" bridge {host} {port}')
+_TRANSFER_COMMAND = _LAUNCH_COMMAND.replace('exec "$p" "$z"', 'exec "$p" "$z" transfer')
+BRIDGE_LINE = MARKER + b"bridge"
+_UPLOAD_COMMAND = (
+    f"sh -c 'umask 077; {_FOLDER_SCRIPT}"
     'mkdir -p "$d" && cat > "$d/{name}.$$" && [ "$(wc -c <"$d/{name}.$$")" -eq {size} ] && '
     '{{ sync "$d/{name}.$$" 2>/dev/null || sync; }} && '
     'mv -f "$d/{name}.$$" "$d/{name}" && echo REMOTER took it || '
@@ -139,7 +139,7 @@ _UPLOAD = (
 
 
 @dataclass(frozen=True)
-class Wish:
+class SessionRequest:
     """What a session should be, or which one is meant."""
 
     client_key: str  # Z85
@@ -164,7 +164,7 @@ class Wish:
 
 
 @dataclass(frozen=True)
-class Address:
+class SessionInfo:
     """Where a session answers, and what was said of it."""
 
     session: str
@@ -212,32 +212,36 @@ def _archive_fields(name: str, content: bytes) -> dict[str, object]:
 def start_session(
     login: Login,
     remote: Remote,
-    wish: Wish,
+    request: SessionRequest,
     on_commands: Callable[[list[dict[str, str]]], None] = lambda _answers: None,
-) -> Address:
+) -> SessionInfo:
     """Start the session that is wished for, or find it; upload what runs there if need be.
 
     One round trip and the launch's own time, when the zip is there already. `on_commands` hears
     what became of the wish's orders, whatever becomes of the rest.
     """
     name, content = pack_evaluator()
-    command = _command(_LAUNCH, remote)
-    words = vars(wish) | {"init": list(wish.init), "env": dict(wish.env), "python": remote.python}
+    command = _command(_LAUNCH_COMMAND, remote)
+    words = vars(request) | {
+        "init": list(request.init),
+        "env": dict(request.env),
+        "python": remote.python,
+    }
     line = _run_until_answer(login, command, json.dumps(words).encode() + b"\n", remote)
     if line == b"lacks zip":
         _upload(login, name, content, remote)
         line = _run_until_answer(login, command, json.dumps(words).encode() + b"\n", remote)
     on_commands(read_commands(line))
     words = read_words(line, login.host, remote)
-    return Address(**read_address(words, login.host, remote))
+    return SessionInfo(**read_address(words, login.host, remote))
 
 
 def ask_there(
-    login: Login, remote: Remote, words: dict[str, Any], *, seconds: float = ASK_WITHIN
+    login: Login, remote: Remote, words: dict[str, Any], *, seconds: float = QUERY_WITHIN
 ) -> tuple[dict[str, Any], bytes]:
     """Ask about sessions, in words of `daemon.query`; return the answer and what follows it."""
     name, content = pack_evaluator()
-    command = _command(_ASK, remote)
+    command = _command(_QUERY_COMMAND, remote)
     question = json.dumps(words).encode() + b"\n"
     line, rest = _hear(login, command, question, remote, seconds)
     if line == b"lacks zip":
@@ -246,16 +250,16 @@ def ask_there(
     return read_words(line, login.host, remote), rest
 
 
-def bridge(remote: Remote, address: Address) -> tuple[str, bytes]:
+def bridge(remote: Remote, address: SessionInfo) -> tuple[str, bytes]:
     """Return the command that relays its stdin and stdout to a session, and its first line."""
     where = {"host": shell_path(address.address), "port": address.port}
-    return _command(_BRIDGE, remote, **where), BRIDGED
+    return _command(_BRIDGE_COMMAND, remote, **where), BRIDGE_LINE
 
 
 def open_transfer(login: Login, remote: Remote) -> TunnelEndpoint:
     """Start what sends or receives files there, and be connected to it."""
     name, content = pack_evaluator()
-    command = _command(_TRANSFER, remote)
+    command = _command(_TRANSFER_COMMAND, remote)
     try:
         return login.open_pipe(command, GREETING)
     except CommandEnded as ended:
@@ -323,7 +327,7 @@ def _complain(
 
 
 def _upload(login: Login, name: str, content: bytes, remote: Remote) -> None:
-    command = _UPLOAD.format(**_archive_fields(name, content))
+    command = _UPLOAD_COMMAND.format(**_archive_fields(name, content))
     ran = login.run(command, content, seconds=UPLOAD_WITHIN)
     if MARKER + b"took it" not in ran.stdout:
         reason = ran.stderr.decode(errors="replace").strip().splitlines()

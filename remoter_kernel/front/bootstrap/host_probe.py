@@ -14,17 +14,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from remoter_kernel.errors import RemoteLacks
-from remoter_kernel.front.bootstrap.answer import version_of
+from remoter_kernel.front.bootstrap.remote_answer import version_of
 from remoter_kernel.front.configuration.remotes_toml import nearest
 from remoter_kernel.plain_text import plain_text
 
 if TYPE_CHECKING:
     from remoter_kernel.front.logins.login import Login
 
-MARK = "@remoter-survey@"
+PROBE_MARK = "@remoter-survey@"
 OLDEST_PYTHON = (3, 9)  # the evaluator's floor: that of ipykernel 6
 MOST_READ = 64 * 1024  # bytes of an answer that is none of ours
-SURVEY_WITHIN = 90.0  # seconds; a cold home on NFS with a dozen environments takes its time
+PROBE_WITHIN = 90.0  # seconds; a cold home on NFS with a dozen environments takes its time
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class FoundPython:
         return tuple(int(part) for part in self.version.split(".")[:2]) >= OLDEST_PYTHON
 
     @property
-    def lacks(self) -> tuple[str, ...]:
+    def missing(self) -> tuple[str, ...]:
         """What stands between this Python and an evaluator; empty when nothing does."""
         wanted = {"pyzmq": self.has_zmq, "jupyter_client": self.has_jupyter_client}
         missing = tuple(name for name, is_there in wanted.items() if not is_there)
@@ -87,7 +87,7 @@ class HostProbe:
 
     def best(self, kernel: str = "python3") -> FoundPython | None:
         """Choose the Python that can run an evaluator, if possible with this kernel."""
-        able = [python for python in self.pythons if not python.lacks]
+        able = [python for python in self.pythons if not python.missing]
         return next((python for python in able if python.kernel(kernel)), able[0] if able else None)
 
     def choose(self, named: str, kernel: str) -> tuple[FoundPython, RemoteKernelspec]:
@@ -110,8 +110,8 @@ class HostProbe:
             what = f"there is no Python {named} that runs." if named else "no Python was found."
             return RemoteLacks(what, "Name one with --python, as in --python ~/venv/bin/python.")
         # The one that lacks least is the one to mend.
-        python = min(self.pythons, key=lambda each: (not each.is_new_enough, len(each.lacks)))
-        what = f"{python.path} is Python {python.version} and lacks {', '.join(python.lacks)}."
+        python = min(self.pythons, key=lambda each: (not each.is_new_enough, len(each.missing)))
+        what = f"{python.path} is Python {python.version} and lacks {', '.join(python.missing)}."
         if len(self.pythons) > 1:
             what = f"none of the {len(self.pythons)} Pythons there can run a kernel: {what}"
         if not python.is_new_enough:
@@ -130,7 +130,7 @@ def look_around(login: Login, python: str = "", *, is_own: bool = True) -> HostP
     `is_own`: the Python that is chosen stands in the configuration, so that the default kernel
     is its own; else what Jupyter there finds first.
     """
-    ran = login.run("sh -s", probe_script(python, is_own=is_own).encode(), seconds=SURVEY_WITHIN)
+    ran = login.run("sh -s", probe_script(python, is_own=is_own).encode(), seconds=PROBE_WITHIN)
     return parse_probe(ran.stdout, ran.stderr)
 
 
@@ -138,7 +138,7 @@ def probe_script(python: str = "", *, is_own: bool = True) -> str:
     """Give the shell script that looks around, for one named Python or for any."""
     text = Path(__file__).with_name("survey.sh").read_text("utf-8")
     own = "yes" if is_own else ""
-    return f"named={_expandable(python)}\nown={own}\nmark={MARK}\n{text}"
+    return f"named={_expandable(python)}\nown={own}\nmark={PROBE_MARK}\n{text}"
 
 
 def _expandable(path: str) -> str:
@@ -155,7 +155,7 @@ def parse_probe(stdout: bytes, stderr: bytes = b"") -> HostProbe:
     for line in stdout.decode("utf-8", "replace").splitlines():
         mark, _, rest = line.partition(" ")
         kind, _, value = rest.partition(" ")
-        if mark != MARK:
+        if mark != PROBE_MARK:
             continue
         if kind == "python":
             prefix, found = _parse_python(value)

@@ -23,7 +23,7 @@ OLDEST = "3.9"
 OUTPUT_SHOWN = 300  # characters of what a host said instead of an answer
 HIGHEST_PORT = 65535
 LAST_YEAR = 32_500_000_000.0  # seconds since 1970: no clock here shows what comes later
-MOST = 2**63  # of anything that is counted
+LARGEST_COUNT = 2**63  # of anything that is counted
 _HOST = re.compile(r"[0-9A-Za-z._:%-]{1,255}")
 _KEY = re.compile(r"[0-9A-Za-z.:+=^!/*?&<>()\[\]{}@%$#-]{40}")  # Z85
 TEXTS = ("remote", "kernel", "notebook", "script", "host", "state", "why")  # of a session
@@ -48,14 +48,14 @@ def read_words(line: bytes, host: str, remote: Remote) -> dict[str, Any]:
             remote=remote.name,
         )
     try:
-        words = plain_words(json.loads(line))
+        answer = plain_words(json.loads(line))
     except (ValueError, RecursionError) as error:
         raise _strange(line.decode(errors="replace"), host, remote) from error
-    if not isinstance(words, dict):
-        raise _strange(str(words), host, remote)
-    if "lacks" in words:
-        _explain_lack({key: plain_text(value or "") for key, value in words.items()}, host, remote)
-    return words
+    if not isinstance(answer, dict):
+        raise _strange(str(answer), host, remote)
+    if "lacks" in answer:
+        _explain_lack({key: plain_text(value or "") for key, value in answer.items()}, host, remote)
+    return answer
 
 
 def _strange(said: str, host: str, remote: Remote) -> StrangeAnswer:
@@ -63,19 +63,19 @@ def _strange(said: str, host: str, remote: Remote) -> StrangeAnswer:
     return StrangeAnswer(f"{host} answered strangely: {shown}", remote=remote.name)
 
 
-def _explain_lack(words: dict[str, str], host: str, remote: Remote) -> NoReturn:
-    lacks, what = words["lacks"], words.get("what", "")
+def _explain_lack(answer: dict[str, str], host: str, remote: Remote) -> NoReturn:
+    lacks, what = answer["lacks"], answer.get("what", "")
     python = remote.python or "python3"
     if lacks == "session":
-        why = words.get("why") or "Its evaluator was killed."
-        when = f" It ended at {_format_time(words['ended'])}." if words.get("ended") else ""
+        why = answer.get("why") or "Its evaluator was killed."
+        when = f" It ended at {_format_time(answer['ended'])}." if answer.get("ended") else ""
         raise NoSuchSession(
             f"Session {what} is gone. {why}{when}",
             "Restart the kernel to begin a fresh one.",
             remote=remote.name,
         )
     if lacks == "host":
-        place = words.get("host", "")
+        place = answer.get("host", "")
         raise Unreachable(
             f"Session {what} lives on {place}, and this login came to another machine.",
             f"Name {place} as the host of this remote, then run the cell again.",
@@ -123,22 +123,22 @@ def lack_room(why: str, host: str, remote: Remote) -> NoReturn:
 # A session that was started or found ------------------------------------------------------
 
 
-def read_address(words: dict[str, Any], host: str, remote: Remote) -> dict[str, Any]:
+def read_address(answer: dict[str, Any], host: str, remote: Remote) -> dict[str, Any]:
     """Return the fields of an `Address`, each of the kind that it must be."""
     try:
-        port = int(words["port"])
+        port = int(answer["port"])
         fields: dict[str, Any] = {
-            "session": words["session"],
-            "address": str(words["address"]),
+            "session": answer["session"],
+            "address": str(answer["address"]),
             "port": port,
-            "server_key": str(words["server_key"]),
-            "is_joined": bool(words["joined"]),
-            **{name: plain_text(words[name]) for name in ("host", "user", "python", "pyzmq")},
-            "begun": as_timestamp(words.get("begun")),
-            "others": tuple(_others(words.get("others"))),
+            "server_key": str(answer["server_key"]),
+            "is_joined": bool(answer["joined"]),
+            **{name: plain_text(answer[name]) for name in ("host", "user", "python", "pyzmq")},
+            "begun": as_timestamp(answer.get("begun")),
+            "others": tuple(_others(answer.get("others"))),
         }
     except (LookupError, TypeError, ValueError, OverflowError) as error:
-        raise _strange(json.dumps(words), host, remote) from error
+        raise _strange(json.dumps(answer), host, remote) from error
     is_whole = (
         is_session_id(fields["session"])
         and _HOST.fullmatch(fields["address"])
@@ -146,13 +146,13 @@ def read_address(words: dict[str, Any], host: str, remote: Remote) -> dict[str, 
         and 0 < port <= HIGHEST_PORT
     )
     if not is_whole:
-        raise _strange(json.dumps(words), host, remote)
+        raise _strange(json.dumps(answer), host, remote)
     return fields
 
 
-def _others(told: object) -> Iterator[dict[str, str]]:
+def _others(value: object) -> Iterator[dict[str, str]]:
     """Yield the sessions that were not joined; what is none is left out."""
-    for each in told if isinstance(told, list) else ():
+    for each in value if isinstance(value, list) else ():
         if isinstance(each, dict) and is_session_id(each.get("session")):
             yield {"session": each["session"], "notebook": plain_text(each.get("notebook") or "")}
 
@@ -160,13 +160,13 @@ def _others(told: object) -> Iterator[dict[str, str]]:
 def read_commands(line: bytes) -> list[dict[str, str]]:
     """Return what became of each command that the launch brought, in an answer of any kind."""
     try:
-        words = json.loads(line)
+        answer = json.loads(line)
     except (ValueError, RecursionError):
         return []
-    told = words.get("commands") if isinstance(words, dict) else None
+    value = answer.get("commands") if isinstance(answer, dict) else None
     return [
         {key: plain_text(each.get(key) or "") for key in ("name", "became", "why")}
-        for each in (told if isinstance(told, list) else ())
+        for each in (value if isinstance(value, list) else ())
         if isinstance(each, dict)
     ]
 
@@ -174,27 +174,27 @@ def read_commands(line: bytes) -> list[dict[str, str]]:
 # How sessions are -------------------------------------------------------------------------
 
 
-def read_sessions(words: dict[str, Any], remote: str) -> list[dict[str, Any]]:
+def read_sessions(answer: dict[str, Any], remote: str) -> list[dict[str, Any]]:
     """Return what is known of each session there; what has no id of one is left out."""
-    told = words.get("sessions")
-    if not isinstance(told, list):
+    value = answer.get("sessions")
+    if not isinstance(value, list):
         raise StrangeAnswer("it did not tell of its sessions.", remote=remote)
-    return [read_session(each) for each in told if is_session(each)]
+    return [read_session(each) for each in value if is_session(each)]
 
 
-def is_session(words: object) -> TypeGuard[dict[str, Any]]:
+def is_session(answer: object) -> TypeGuard[dict[str, Any]]:
     """Does this tell of a session?"""
-    return isinstance(words, dict) and is_session_id(words.get("id"))
+    return isinstance(answer, dict) and is_session_id(answer.get("id"))
 
 
-def read_session(words: dict[str, Any]) -> dict[str, Any]:
+def read_session(answer: dict[str, Any]) -> dict[str, Any]:
     """Return what is known of one session, each word of the kind that it must be."""
     return {
-        **words,
-        **{name: plain_text(words.get(name) or "") for name in TEXTS},
-        **{name: as_timestamp(words.get(name)) for name in TIMES},
-        **{name: count_of(words.get(name)) for name in COUNTS},
-        "pid": count_of(words.get("pid")) or None,
+        **answer,
+        **{name: plain_text(answer.get(name) or "") for name in TEXTS},
+        **{name: as_timestamp(answer.get(name)) for name in TIMES},
+        **{name: count_of(answer.get(name)) for name in COUNTS},
+        "pid": count_of(answer.get("pid")) or None,
     }
 
 
@@ -206,7 +206,7 @@ def as_timestamp(value: object) -> float:
 
 def count_of(value: object) -> int:
     """Return a number of things; 0 where there is none."""
-    is_number = isinstance(value, (int, float)) and 0 <= value < MOST
+    is_number = isinstance(value, (int, float)) and 0 <= value < LARGEST_COUNT
     return int(value) if is_number else 0  # type: ignore[call-overload]
 
 

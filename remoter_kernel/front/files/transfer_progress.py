@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from pathlib import Path
 
-LONG = 3600  # seconds
+HOUR = 3600  # seconds
 LONGEST_NAME = 1000  # characters that are shown
 
 
@@ -37,7 +37,7 @@ class TransferSpec:
 
 
 @dataclass
-class Journey:
+class TransferProgress:
     """How far it is."""
 
     is_put: bool
@@ -47,8 +47,8 @@ class Journey:
     all_size: int = 0
     all_files: int = 0
     seconds: float = 0.0
-    fresh: int = 0  # bytes of this try: the rate is theirs
-    fresh_seconds: float = 0.0
+    recent: int = 0  # bytes of this try: the rate is theirs
+    recent_seconds: float = 0.0
     note: str = ""
 
     @property
@@ -61,14 +61,14 @@ class Journey:
     @property
     def rate(self) -> float:
         """Bytes per second."""
-        return self.fresh / self.fresh_seconds if self.fresh_seconds > 0 else 0.0
+        return self.recent / self.recent_seconds if self.recent_seconds > 0 else 0.0
 
     @property
-    def left(self) -> float | None:
+    def seconds_left(self) -> float | None:
         """Seconds that it will take, as it looks."""
         return (self.all_size - self.size) / self.rate if self.rate > 0 else None
 
-    def ended(self) -> Journey:
+    def ended(self) -> TransferProgress:
         """Return how far it is once all has been carried."""
         return replace(self, size=self.all_size, files=self.all_files, note="")
 
@@ -83,7 +83,7 @@ class TransferResult:
     targets: tuple[str, ...]
     left_out: tuple[str, ...] = ()
     troubles: tuple[RemoterError, ...] = ()
-    would: tuple[str, ...] = field(default=())  # of a dry run: one line for each entry
+    dry_run: tuple[str, ...] = field(default=())  # of a dry run: one line for each entry
     is_dry: bool = False
 
     @property
@@ -97,44 +97,44 @@ class TransferResult:
 
 def clock(seconds: float) -> str:
     """Write a time to wait: 0:07, 12:00, 3 h."""
-    if seconds >= LONG:
-        return f"{seconds / LONG:.0f} h"
+    if seconds >= HOUR:
+        return f"{seconds / HOUR:.0f} h"
     return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
 
 
-def progress_line(journey: Journey) -> str:
+def progress_line(progress: TransferProgress) -> str:
     """Say in a line how far it is."""
-    way = f"to {journey.remote}" if journey.is_put else f"from {journey.remote}"
-    parts = [f"{way}: {format_size(journey.size)} of {format_size(journey.all_size)}"]
-    if journey.all_files > 1:
-        parts.append(f"{journey.files} of {journey.all_files} files")
-    parts.append(f"{100 * journey.share:.0f} %")
-    if journey.note:
-        parts.append(journey.note)
-    elif journey.rate > 0:
-        parts.append(f"{format_size(journey.rate)}/s")
-        if journey.left and journey.share < 1:
-            parts.append(f"{clock(journey.left)} left")
+    way = f"to {progress.remote}" if progress.is_put else f"from {progress.remote}"
+    parts = [f"{way}: {format_size(progress.size)} of {format_size(progress.all_size)}"]
+    if progress.all_files > 1:
+        parts.append(f"{progress.files} of {progress.all_files} files")
+    parts.append(f"{100 * progress.share:.0f} %")
+    if progress.note:
+        parts.append(progress.note)
+    elif progress.rate > 0:
+        parts.append(f"{format_size(progress.rate)}/s")
+        if progress.seconds_left and progress.share < 1:
+            parts.append(f"{clock(progress.seconds_left)} left")
     return ", ".join(parts)
 
 
-def bar(journey: Journey) -> str:
+def bar(progress: TransferProgress) -> str:
     """Show the same as a bar in HTML; nothing that the far side names is in it."""
     return (
-        f'<div><progress value="{journey.share:.4f}" max="1" '
+        f'<div><progress value="{progress.share:.4f}" max="1" '
         'style="width: 24em; vertical-align: middle"></progress> '
-        f"<span>{html.escape(progress_line(journey))}</span></div>"
+        f"<span>{html.escape(progress_line(progress))}</span></div>"
     )
 
 
-def summed_up(errand: TransferSpec, remote: str, outcome: TransferResult) -> str:
+def summed_up(spec: TransferSpec, remote: str, result: TransferResult) -> str:
     """Say in a line what has been carried."""
-    files = "1 file" if outcome.files == 1 else f"{outcome.files} files"
-    where = outcome.targets[0] if len(outcome.targets) == 1 else f"{errand.to or '.'}"
-    place = escape_name(f"{remote}:{where}" if errand.is_put else where)
-    said = f"{files}, {format_size(outcome.size)} in {outcome.seconds:.1f} s to {place}"
-    if outcome.seconds > 0 and outcome.size:
-        said += f" ({format_size(outcome.size / outcome.seconds)}/s)"
+    files = "1 file" if result.files == 1 else f"{result.files} files"
+    where = result.targets[0] if len(result.targets) == 1 else f"{spec.to or '.'}"
+    place = escape_name(f"{remote}:{where}" if spec.is_put else where)
+    said = f"{files}, {format_size(result.size)} in {result.seconds:.1f} s to {place}"
+    if result.seconds > 0 and result.size:
+        said += f" ({format_size(result.size / result.seconds)}/s)"
     return said
 
 
@@ -155,22 +155,22 @@ def escape_name(name: str) -> str:
 # --------------------------------------------------------------- troubles
 
 
-def as_error(trouble: FileTrouble, errand: TransferSpec, remote: str) -> RemoterError:
+def as_error(trouble: FileTrouble, spec: TransferSpec, remote: str) -> RemoterError:
     """Make one sentence of a file's trouble: which file, which side, what to do."""
     is_there = trouble.is_from_peer
     path, reason = escape_name(trouble.path), escape_name(trouble.reason)
-    if trouble.code is TroubleCode.UNSAFE and not errand.is_put and not is_there:
+    if trouble.code is TroubleCode.UNSAFE and not spec.is_put and not is_there:
         return RemoteLacks(
             f"it sent a file called {path}, and {reason}: it was not written, and "
             "nothing more was received.",
             "Ask who runs it, or name another folder.",
             remote=remote,
         )
-    is_written = errand.is_put == is_there
+    is_written = spec.is_put == is_there
     side = "there" if is_there else "here"
     verb = "written" if is_written else "read"
     what = f"{path} cannot be {verb} {side}: {reason}." if path else f"{reason}."
-    advice = _advice(trouble.code, errand, is_there=is_there)
+    advice = _advice(trouble.code, spec, is_there=is_there)
     if trouble.code is TroubleCode.WORDS:
         return Usage(f"{path}: {reason}.", advice)
     if is_there:
@@ -178,8 +178,8 @@ def as_error(trouble: FileTrouble, errand: TransferSpec, remote: str) -> Remoter
     return HereLacks(what, advice)
 
 
-def _advice(trouble: TroubleCode, errand: TransferSpec, *, is_there: bool) -> str:
-    base = (errand.there or "the home there") if is_there else str(errand.here)
+def _advice(trouble: TroubleCode, spec: TransferSpec, *, is_there: bool) -> str:
+    base = (spec.there or "the home there") if is_there else str(spec.here)
     place = "there" if is_there else "here"
     return {
         TroubleCode.MISSING: f"Look at its name: paths {place} begin in {base}.",

@@ -13,50 +13,50 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 READ_WITHIN = 0.05  # seconds: reading takes a tenth of that, unless the disk hangs
-KNOWN_WITHIN = 0.3  # seconds, once, before Jupyter is answered
+RECALL_WITHIN = 0.3  # seconds, once, before Jupyter is answered
 LANGUAGE = "python"  # of most kernels
 
-Known = tuple[dict[str, Any] | None, str]
+KernelInfoAndLanguage = tuple[dict[str, Any] | None, str]
 
 
-class Beforehand:
+class RemoteLookup:
     """Finds one remote by its name; while its file cannot be read, as it was read last."""
 
     def __init__(
         self,
         name: str | None,
-        here: Remote,
+        local: Remote,
         find: Callable[[str | None], Remote | None] = find_remote,
     ) -> None:
-        """Remember; `here` stands for this machine, which serves where there is no remote."""
+        """Remember; `local` stands for this machine, which serves where there is no remote."""
         self._name = name
-        self._here = here
+        self._local = local
         self._find = find
         self._last = self._unknown = Remote(name=name or "default", host="")
-        self._reading: Thread | None = None
+        self._read_thread: Thread | None = None
 
     def find(self) -> Remote:
         """Return the remote as it is configured now; one that cannot be read has its name."""
-        reading = self._reading
+        reading = self._read_thread
         if reading is None or not reading.is_alive():
-            reading = self._reading = _aside(self._read)
+            reading = self._read_thread = _aside(self._read)
             reading.join(READ_WITHIN)  # once: who asks again meanwhile has waited
         return self._last
 
-    def known(self) -> Known:
+    def known(self) -> KernelInfoAndLanguage:
         """Return the last `kernel_info_reply` of the remote, if any, and its kernel's language."""
-        known: list[Known] = [(None, LANGUAGE)]
+        known: list[KernelInfoAndLanguage] = [(None, LANGUAGE)]
 
         def recall() -> None:
             self._read()
             known.append((last_kernel_info(self._last), language_of(self._last)))
 
-        _aside(recall).join(KNOWN_WITHIN)
+        _aside(recall).join(RECALL_WITHIN)
         return known[-1]
 
     def _read(self) -> None:
         try:
-            self._last = self._find(self._name) or self._here
+            self._last = self._find(self._name) or self._local
         except (RemoterError, OSError):  # what is wrong is told in the first cell
             self._last = self._unknown
 

@@ -14,25 +14,25 @@ from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 from remoter_kernel.errors import RemoteLacks, Unreachable, Usage
 from remoter_kernel.front.bootstrap import wheelhouse
-from remoter_kernel.front.bootstrap.answer import read_sessions, version_of
-from remoter_kernel.front.bootstrap.delivery import deliver, digest_of
-from remoter_kernel.front.bootstrap.evaluator import ask_there, shell_path
-from remoter_kernel.front.bootstrap.installer import MARK
-from remoter_kernel.front.bootstrap.survey import OLDEST_PYTHON, look_around
+from remoter_kernel.front.bootstrap.host_probe import OLDEST_PYTHON, look_around
+from remoter_kernel.front.bootstrap.installer import ANSWER_MARK
+from remoter_kernel.front.bootstrap.launcher import ask_there, shell_path
+from remoter_kernel.front.bootstrap.remote_answer import read_sessions, version_of
+from remoter_kernel.front.bootstrap.upload import deliver, digest_of
 from remoter_kernel.plain_text import plain_text, plain_words
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from remoter_kernel.front.bootstrap.survey import FoundPython, HostProbe
+    from remoter_kernel.front.bootstrap.host_probe import FoundPython, HostProbe
     from remoter_kernel.front.configuration.remotes import Remote
     from remoter_kernel.front.logins.login import Login
     from remoter_kernel.front.ssh.login_results import CompletedCommand
 
-LOOK_WITHIN = 180.0  # seconds: what is there is tried, and a cold disk takes its time
+DESCRIBE_WITHIN = 180.0  # seconds: what is there is tried, and a cold disk takes its time
 MAKE_WITHIN = 1800.0  # seconds
 PYTHON_KERNEL = "python3"
-OVER = {"ended", "dead"}
+ENDED_STATES = {"ended", "dead"}
 NO_ROOM = re.compile(r"No space left|quota exceeded|Read-only file system", re.IGNORECASE)
 NO_INDEX = re.compile(
     r"NewConnectionError|Failed to establish|name resolution|ProxyError|Cannot connect to proxy|"
@@ -43,7 +43,7 @@ NO_INDEX = re.compile(
 NOT_EXECUTABLE = re.compile(r"failed to map segment|Permission denied|noexec")
 
 
-class Progress(Protocol):
+class InstallProgress(Protocol):
     """Somebody who likes to hear how far it is."""
 
     def step(self, text: str) -> None:
@@ -57,34 +57,34 @@ class Progress(Protocol):
 
 
 @dataclass(frozen=True)
-class Contents:
+class VenvContents:
     """What is installed for a kernel, and what must import afterwards."""
 
     packages: tuple[str, ...]
     modules: tuple[str, ...]
 
 
-def contents_for(kernel: str) -> Contents:
+def contents_for(kernel: str) -> VenvContents:
     """Say what an environment needs: a kernel of another kind is there already, or is not ours."""
     if kernel == PYTHON_KERNEL:
         # With pip, so that a cell can install more (`%pip install`).
-        return Contents(("pip", "ipykernel"), ("zmq", "jupyter_client", "ipykernel"))
-    return Contents(("pyzmq", "jupyter_client"), ("zmq", "jupyter_client"))
+        return VenvContents(("pip", "ipykernel"), ("zmq", "jupyter_client", "ipykernel"))
+    return VenvContents(("pyzmq", "jupyter_client"), ("zmq", "jupyter_client"))
 
 
-def choose_base(around: HostProbe, named: str) -> FoundPython:
+def choose_base(probe: HostProbe, named: str) -> FoundPython:
     """Choose the Python that an environment can stand on: the likeliest that is new enough."""
-    base = next((python for python in around.pythons if python.is_new_enough), None)
+    base = next((python for python in probe.pythons if python.is_new_enough), None)
     if base is not None:
         return base
     floor = ".".join(map(str, OLDEST_PYTHON))
-    if not around.pythons:
+    if not probe.pythons:
         what = f"there is no Python {named} that runs" if named else "no Python was found"
         raise RemoteLacks(
             f"{what}, and an environment needs one ({floor} or newer).",
             "Install one there, which needs no root with uv or Miniforge, or name it (--python).",
         )
-    newest = max(around.pythons, key=lambda python: _numbers(python.version))
+    newest = max(probe.pythons, key=lambda python: _numbers(python.version))
     raise RemoteLacks(
         f"{newest.path} is Python {newest.version}, and an environment needs {floor} or newer.",
         "Install a newer one there, which needs no root with uv or Miniforge, and name it "
@@ -100,12 +100,12 @@ def _numbers(version: str) -> tuple[int, ...]:
 
 
 def install_there(
-    login: Login, remote: Remote, around: HostProbe, progress: Progress, *, is_offline: bool
+    login: Login, remote: Remote, probe: HostProbe, progress: InstallProgress, *, is_offline: bool
 ) -> str:
     """Make the remote's environment there, or find it complete; return the path of its Python."""
-    base = choose_base(around, remote.python)
-    there = _There(login, remote, base)
-    facts = there.look()
+    base = choose_base(probe, remote.python)
+    installer = _RemoteInstaller(login, remote, base)
+    facts = installer.look()
     if facts["state"] == "complete":
         progress.step(f"The environment is there already: {facts['environment']}")
         return str(facts["python"])
@@ -116,35 +116,41 @@ def install_there(
         )
     again = " anew, for it is not complete" if facts["state"] == "half" else ""
     progress.step(f"Making the environment {facts['environment']}{again}")
-    pip = _bring(there, facts, progress, is_offline=is_offline)
-    what = " and ".join(there.contents.packages)
+    pip = _bring(installer, facts, progress, is_offline=is_offline)
+    what = " and ".join(installer.contents.packages)
     progress.step(f"Installing {what} there, which may take a minute")
-    made = there.ask("make", MAKE_WITHIN, is_offline=is_offline, pip=pip)
+    made = installer.ask("make", MAKE_WITHIN, is_offline=is_offline, pip=pip)
     if "running" in made:
         _refuse_to_disturb(facts | {"running": _processes(made["running"])})
     return str(facts["python"])
 
 
-def _bring(there: _There, facts: dict[str, Any], progress: Progress, *, is_offline: bool) -> str:
+def _bring(
+    installer: _RemoteInstaller,
+    facts: dict[str, Any],
+    progress: InstallProgress,
+    *,
+    is_offline: bool,
+) -> str:
     """Send what the host cannot fetch; return where a wheel of pip is there."""
     shell_path(facts["python"])  # or it could not be started later
     if is_offline:
         target = wheelhouse.target_of(facts["platform"])
         progress.step(f"Collecting packages for {target.label}")
         # The wheel of pip is needed to install the others, if not by the kernel.
-        wheels = wheelhouse.collect(target, sorted({"pip", *there.contents.packages}))
-        there.send(wheels, facts["wheels"], progress)
+        wheels = wheelhouse.collect(target, sorted({"pip", *installer.contents.packages}))
+        installer.send(wheels, facts["wheels"], progress)
         (pip,) = (wheel for wheel in wheels if wheel.name.startswith("pip-"))
     elif facts["pip"]:
         return str(facts["pip"])
     else:
         version = facts["version"].rpartition(".")[0]
         pip = wheelhouse.pip_wheel(version)
-        there.send([pip], facts["wheels"], progress)
+        installer.send([pip], facts["wheels"], progress)
     return f"{facts['wheels']}/{pip.name}"
 
 
-class _There:
+class _RemoteInstaller:
     """The installer on a remote, run by one of its Pythons."""
 
     def __init__(self, login: Login, remote: Remote, base: FoundPython) -> None:
@@ -156,7 +162,7 @@ class _There:
 
     def ask(self, verb: str, seconds: float, **words: Any) -> dict[str, Any]:
         """Ask one thing of it; trouble becomes a sentence."""
-        wish = {
+        request = {
             "verb": verb,
             "name": self._remote.name,
             "is_named": self._is_named,
@@ -166,7 +172,7 @@ class _There:
         # Not `exec`: of a process that dies of a signal the shell says so in its status.
         command = f"sh -c '\"{self._python}\" -I -B -; exit $?'"
         try:
-            ran = self._login.run(command, installer_script(wish).encode(), seconds=seconds)
+            ran = self._login.run(command, installer_script(request).encode(), seconds=seconds)
         except Unreachable as error:
             raise Unreachable(
                 f"{error.what.rstrip('.')}, before the environment was ready.",
@@ -184,12 +190,12 @@ class _There:
 
     def look(self) -> dict[str, Any]:
         """Ask how the environment is, what runs in it, and what this Python and host are."""
-        return read_facts(self.ask("look", LOOK_WITHIN))
+        return read_facts(self.ask("look", DESCRIBE_WITHIN))
 
-    def send(self, files: Sequence[Path], folder: str, progress: Progress) -> None:
+    def send(self, files: Sequence[Path], folder: str, progress: InstallProgress) -> None:
         """Send the files that are not in that folder there yet."""
         names = {path.name: digest_of(path) for path in files}
-        missing = self.ask("receive", LOOK_WITHIN, files=names).get("missing")
+        missing = self.ask("receive", DESCRIBE_WITHIN, files=names).get("missing")
         if not isinstance(missing, list):
             raise _senseless()
         wanted = [path for path in files if path.name in missing]
@@ -197,42 +203,42 @@ class _There:
         deliver(self._login, wanted, shell_path(folder), self._python, progress.sent)
 
 
-def installer_script(wish: dict[str, Any]) -> str:
+def installer_script(request: dict[str, Any]) -> str:
     """Give the program that fulfils one wish."""
     text = Path(__file__).with_name("installer.py").read_text("utf-8")
-    return f"{text}\n\nanswer(json.loads({json.dumps(wish)!a}))\n"
+    return f"{text}\n\nanswer(json.loads({json.dumps(request)!a}))\n"
 
 
 def parse_installer_answer(ran: CompletedCommand) -> dict[str, Any] | None:
     """Read the line that is for us, whatever else was printed around it."""
     for line in ran.stdout.decode("utf-8", "replace").splitlines():
-        if line.startswith(MARK):
+        if line.startswith(ANSWER_MARK):
             try:
-                words = plain_words(json.loads(line.removeprefix(MARK)))
+                words = plain_words(json.loads(line.removeprefix(ANSWER_MARK)))
             except (ValueError, RecursionError):
                 return None
             return words if isinstance(words, dict) else None
     return None
 
 
-def read_facts(told: dict[str, Any]) -> dict[str, Any]:
+def read_facts(answer: dict[str, Any]) -> dict[str, Any]:
     """Return what the installer tells of the environment, each word of the kind that it must be."""
     try:
         return {
-            **{name: plain_text(told[name]) for name in ("environment", "python", "wheels")},
-            **{name: plain_text(told[name]) for name in ("state", "host", "pip")},
-            "running": _processes(told["running"]),
-            "has_venv": bool(told["has_venv"]),
-            "platform": dict(told["platform"]),
-            "version": version_of(told["platform"]["python"]),
+            **{name: plain_text(answer[name]) for name in ("environment", "python", "wheels")},
+            **{name: plain_text(answer[name]) for name in ("state", "host", "pip")},
+            "running": _processes(answer["running"]),
+            "has_venv": bool(answer["has_venv"]),
+            "platform": dict(answer["platform"]),
+            "version": version_of(answer["platform"]["python"]),
         }
     except (LookupError, TypeError, ValueError, ArithmeticError) as error:
         raise _senseless() from error
 
 
-def _processes(told: object) -> list[int]:
+def _processes(answer: object) -> list[int]:
     """Return the numbers of processes; what is none is left out."""
-    return [pid for pid in (told if isinstance(told, list) else ()) if isinstance(pid, int)]
+    return [pid for pid in (answer if isinstance(answer, list) else ()) if isinstance(pid, int)]
 
 
 def _senseless() -> RemoteLacks:
@@ -304,8 +310,8 @@ def _last_line(text: str) -> str:
 def purge_there(login: Login, remote: Remote) -> bool:
     """Remove the remote's environment there, unless something runs in it; say if there was one."""
     base = _any_python(login, remote)
-    there = _There(login, remote, base)
-    facts = there.look()
+    installer = _RemoteInstaller(login, remote, base)
+    facts = installer.look()
     sessions: list[str] = []
     if facts["state"] != "none":
         asked = dataclasses.replace(remote, python=base.path)
@@ -313,7 +319,7 @@ def purge_there(login: Login, remote: Remote) -> bool:
         sessions = sessions_in(read_sessions(answer, remote.name), facts, remote.name)
     if sessions:
         _refuse_to_disturb(facts, sessions)
-    done = there.ask("purge", MAKE_WITHIN)
+    done = installer.ask("purge", MAKE_WITHIN)
     if "running" in done:
         _refuse_to_disturb(facts | {"running": _processes(done["running"])})
     return bool(done.get("is_removed"))
@@ -340,7 +346,7 @@ def sessions_in(
     for session in sessions:
         is_ours = session["remote"] == remote_name
         is_elsewhere = session["host"] != facts["host"]  # one home on several machines
-        is_over = session["state"] in OVER
+        is_over = session["state"] in ENDED_STATES
         # Where an evaluator was killed, its kernel may be what runs.
         is_orphan = session["state"] == "dead" and bool(facts["running"]) and is_ours
         is_known = session["pid"] in facts["running"] or (is_ours and is_elsewhere)

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-SAY_AFTER = 8.0  # seconds: with cold disks most hosts are quicker
+NOTIFY_AFTER = 8.0  # seconds: with cold disks most hosts are quicker
 
 
 @contextlib.contextmanager
-def telling_of_a_wait(host: str, tell: Callable[[str], None]) -> Iterator[None]:
+def telling_of_a_wait(host: str, notify: Callable[[str], None]) -> Iterator[None]:
     """Tell once, from another thread, if what is done meanwhile takes long."""
     sentence = f"waiting for {host} to start a command (its login shell may take long)"
-    timer = threading.Timer(SAY_AFTER, tell, (sentence,))
+    timer = threading.Timer(NOTIFY_AFTER, notify, (sentence,))
     timer.daemon = True
     timer.start()
     try:
