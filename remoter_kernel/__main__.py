@@ -104,7 +104,7 @@ def main() -> int:
     try:
         sockets = bound_sockets(words.connection_file)
         # A quarter of a second; what is asked meanwhile waits at the sockets.
-        from remoter_kernel.front.kernel import serve  # noqa: PLC0415
+        from remoter_kernel.front.proxy import serve  # noqa: PLC0415
 
         serve(sockets, words.remote, tuple(rest), words.session)
     except RemoterError as error:

@@ -24,6 +24,7 @@ PACKAGE = ROOT / "remoter_kernel"
 
 MOST_LINES = 400
 LONGER_WITH_REASON = {
+    "remoter_kernel/front/jupyter/prompter.py",  # one subject: questions in a cell
     "remoter_kernel/front/ssh/ssh_login.py",  # one subject: what a login can do, and how it ends
     "remoter_kernel/front/ssh/ssh_config.py",  # one subject: from words to a destination
     "remoter_kernel/daemon/supervisor.py",  # one subject: the life of one kernel
@@ -178,7 +179,7 @@ def test_no_front_and_no_command_begins_with_slow_imports():
 def test_proxies_and_commands_begin_without_jupyter_client():
     """It would cost them more than all the rest of their start."""
     verbs = ("sessions", "stop", "log", "outputs", "report", "files", "run")
-    modules = ["remoter_kernel.front.kernel", *(f"remoter_kernel.cli.{verb}" for verb in verbs)]
+    modules = ["remoter_kernel.front.proxy", *(f"remoter_kernel.cli.{verb}" for verb in verbs)]
     slow = "{'jupyter_client', 'psutil'}"
     code = f"import sys, {', '.join(modules)}; print({slow} & {{*sys.modules}})"
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

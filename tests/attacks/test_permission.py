@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from jupyter_client.connect import write_connection_file
 
-from remoter_kernel.front.jupyter.introduction import Introduction
+from remoter_kernel.front.jupyter.notebook_detector import NotebookDetector
 from remoter_kernel.front.prompts import OWN_TAG
 from tests.pure.test_introduction import Clock, a_request
 from tests.real_jupyter import started_kernel
@@ -178,7 +178,7 @@ def test_what_changes_while_a_person_thinks_is_not_what_was_asked_about(
 def test_a_cell_does_not_say_which_notebook_it_is_of() -> None:
     """The line of VS Code's own code, in a stranger's cell, names another notebook of this side."""
     heard: list[str] = []
-    introduction = Introduction(Clock(), heard.append)  # type: ignore[arg-type]
+    introduction = NotebookDetector(Clock(), heard.append)  # type: ignore[arg-type]
     introduction.wait()
     line = '__vsc_ipynb_file__ = "/home/ada/private.ipynb"'
     introduction.hear(a_request(code=line, store_history=True))

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from remoter_kernel.front.jupyter.asker import ONE_AT_A_TIME, Asker
-from remoter_kernel.front.jupyter.mouth import Mouth, Route
+from remoter_kernel.front.jupyter.prompter import ONE_AT_A_TIME, StdinPrompter
+from remoter_kernel.front.jupyter.replies import ReplySender
 from remoter_kernel.front.prompts import OWN_TAG, NotAnswered
 from remoter_kernel.wire.frames import Channel, to_json
 from remoter_kernel.wire.messages import CONTENT, MessageSigner, content_of, header_of
+from remoter_kernel.wire.requests import Request
 from tests.real_jupyter import started_kernel, wait_for
 from tests.whole.talk import QUIET, Talk
 from tests.whole.test_this_side import kernels_here, reply, run, text_of
@@ -48,14 +49,14 @@ class Page:
         reactor: Any = SimpleNamespace(call=lambda do: do())
         mouth: Any = SimpleNamespace(ask=self._ask, publish=self._publish)
         self.cells = [self.cell()]
-        self.asker = Asker(reactor, mouth, lambda: self.cells)
+        self.asker = StdinPrompter(reactor, mouth, lambda: self.cells)
         self.asker.remote_name = lambda: "gpu-box"
 
-    def cell(self, client: list[bytes] = CLIENT) -> Route:
+    def cell(self, client: list[bytes] = CLIENT) -> Request:
         parts = VOICE.compose("execute_request", {"code": "1", "allow_stdin": True})
-        return Route(Channel.SHELL, parts, header_of(parts[1]), identities=client)
+        return Request(Channel.SHELL, parts, header_of(parts[1]), identities=client)
 
-    def _ask(self, _route: Route, content: dict[str, Any]) -> str:
+    def _ask(self, _route: Request, content: dict[str, Any]) -> str:
         name = f"ours-{next(self._number)}"
         self.shown.append({"name": name, **content})
         return name
@@ -64,7 +65,7 @@ class Page:
         self.told.append(content.get("text", ""))
 
     def kernel_asks(
-        self, prompt: str, cell: Route, *, is_here: bool = False, name: str | None = None
+        self, prompt: str, cell: Request, *, is_here: bool = False, name: str | None = None
     ) -> str:
         """Let a kernel ask, with an id of its own choice; return the id of its question."""
         parts = VOICE.compose("input_request", {"prompt": prompt, "password": False})
@@ -76,7 +77,7 @@ class Page:
         self.asker.relay(cell, parts, show, heard, is_here=is_here)
         return name
 
-    def we_ask(self, text: str, cell: Route) -> threading.Thread:
+    def we_ask(self, text: str, cell: Request) -> threading.Thread:
         """Ask on this side, in a thread as permissions and logins do."""
 
         def ask() -> None:
@@ -94,7 +95,9 @@ class Page:
         """Type an answer; without a parent, as consoles do."""
         header = {"msg_id": parent} if parent else {}
         parts = VOICE.compose("input_reply", {"value": value}, header)
-        return self.asker.hear(Route(Channel.STDIN, parts, header_of(parts[1]), identities=client))
+        return self.asker.hear(
+            Request(Channel.STDIN, parts, header_of(parts[1]), identities=client)
+        )
 
     @property
     def prompts(self) -> list[str]:
@@ -162,7 +165,7 @@ def test_our_questions_have_ids_that_nobody_guesses(here: JupyterHere) -> None:
     del here
     replies: list[Any] = []
     sockets: Any = SimpleNamespace(voice=VOICE, reply=lambda *words: replies.append(words))
-    mouth = Mouth(sockets, "1")
+    mouth = ReplySender(sockets, "1")
     names = {mouth.ask(Page().cells[0], {"prompt": "Run code here?"}) for _ in range(3)}
     assert len(names) == 3
     assert not any(VOICE.session in name for name in names)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from remoter_kernel.front.this_side.kernel import ThisSide
+from remoter_kernel.front.this_side.local_kernel import LocalKernel
 from remoter_kernel.wire.messages import HEADER, PARENT, content_of, header_of
 from remoter_kernel.wire.reactor import Reactor
 from tests.real_jupyter import READY_WITHIN, wait_for
@@ -36,7 +36,7 @@ class Side:
         self.heard: list[str] = []
         self.ended: list[RemoterError] = []
         ready: list[bool] = []
-        self.side = ThisSide(reactor)
+        self.side = LocalKernel(reactor)
         self.side.on_message = self._hear
         self.side.on_ready = lambda: ready.append(True)
         self.side.on_end = self.ended.append

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 import pytest
 
-from remoter_kernel.front.jupyter import outgoing
+from remoter_kernel.front.jupyter import send_queues
 from remoter_kernel.front.jupyter.sockets import PORTS, Sockets
 from remoter_kernel.wire.frames import Channel
 from remoter_kernel.wire.reactor import Reactor
@@ -114,8 +114,8 @@ class Ground:
         """Start a client that listens to all, and wait until it does."""
         client = Client(LISTEN, f"tcp://127.0.0.1:{self.about['iopub_port']}")
         self.clients.append(client)
-        before = self.sockets._publisher.listeners
-        self.wait_for(lambda: self.sockets._publisher.listeners > before)
+        before = self.sockets._publisher.subscribers
+        self.wait_for(lambda: self.sockets._publisher.subscribers > before)
         return client
 
     def ask(self) -> Client:
@@ -185,7 +185,7 @@ def test_a_client_that_is_stopped_holds_up_another_for_a_while_and_is_told(
     ground: Ground, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The other one has all, in order; what the stopped one finds ends with a note of the gap."""
-    monkeypatch.setattr(outgoing, "PATIENCE", 0.3)
+    monkeypatch.setattr(send_queues, "STALLED_AFTER", 0.3)
     sleeper, awake = ground.listen(), ground.listen()
     assert sleeper.first() == awake.first() == "here"
     sleeper.stop()
@@ -252,7 +252,7 @@ def test_replies_that_nobody_takes_are_bounded(
     ground: Ground, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The oldest go, which the log tells; a client that has ended has none."""
-    monkeypatch.setattr(outgoing, "MOST_WAITING", 4 * MIB)
+    monkeypatch.setattr(send_queues, "MOST_WAITING", 4 * MIB)
     sleeper = ground.ask()
     sleeper.stop()
     parts = ground.sockets.voice.compose("x_reply", {"number": 1, "data": "x" * SIZE})

@@ -21,12 +21,12 @@ from remoter_kernel.daemon.kernel_process import KernelProcess
 from remoter_kernel.daemon.listener import Listener
 from remoter_kernel.daemon.registry import Session
 from remoter_kernel.daemon.supervisor import Supervisor
-from remoter_kernel.front import kernel as kernels
+from remoter_kernel.front import proxy as kernels
 from remoter_kernel.front.configuration.remotes import Remote
 from remoter_kernel.front.jupyter.sockets import PORTS, Sockets
 from remoter_kernel.front.keeper.keeper_client import KeeperClient
 from remoter_kernel.front.keeper.keeper_server import KeeperServer
-from remoter_kernel.front.kernel import KernelProxy
+from remoter_kernel.front.proxy import KernelProxy
 from remoter_kernel.front.session.link import LinkState
 from remoter_kernel.wire.frames import FrameHeader, MessageType, encode_message, to_json
 from remoter_kernel.wire.pump import Pump
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 OURS = "remoter_kernel."
 DEFAULTS = {"raise_it", "_raise"}  # functions that stand where nobody has been told
 OF_THE_PROXY = {
-    ("OwnCode", "_then"): "set for as long as code of our own runs in a kernel",
+    ("InternalExec", "_on_done"): "set for as long as code of our own runs in a kernel",
     ("Reactor", "after_pass"): "only an evaluator writes after each round of call-backs",
 }
 OF_AN_EVALUATOR = {

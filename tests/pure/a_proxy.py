@@ -7,7 +7,7 @@ import itertools
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from remoter_kernel.front import kernel as proxy
+from remoter_kernel.front import proxy
 from remoter_kernel.front.session.link import LinkState
 from remoter_kernel.wire.frames import Channel, to_json
 from remoter_kernel.wire.messages import MessageSigner, content_of, header_of
@@ -192,7 +192,7 @@ class Proxy:
         self.page = Page(self.clock)
         self.kernel = proxy.KernelProxy(self.page, "far")  # type: ignore[arg-type]
         self.link: Wire = self.kernel.link  # type: ignore[assignment]
-        self.link.on_change = self.kernel._session.on_link_state
+        self.link.on_change = self.kernel._session_messages.on_link_state
         self.requests = self.kernel._requests
         self.requests._clock = lambda: self.clock.now
 
@@ -259,7 +259,7 @@ class Proxy:
         self.state(name, "idle")
 
     def hear(self, channel: Channel, parts: list[Any]) -> None:
-        self.kernel._session.on_message(channel, parts)
+        self.kernel._session_messages.on_message(channel, parts)
 
     def stages(self) -> dict[str, str]:
         """The stage of each request that is not over, by its id, as it is told to people."""

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from remoter_kernel.front.this_side.cells import CellsHere
+from remoter_kernel.front.this_side.local_cells import LocalCells
 from tests.pure.test_output_backlog import said
 
 
@@ -23,6 +23,6 @@ def test_only_a_status_says_that_a_cell_there_is_over(parts, heard):
     """An output that shows the same word does not let the next cell begin."""
     ended: list[str] = []
     turns = SimpleNamespace(is_used=True, here=None, hear_idle=ended.append)
-    cells = CellsHere(None, None, None, None, turns)  # type: ignore[arg-type]
+    cells = LocalCells(None, None, None, None, turns)  # type: ignore[arg-type]
     cells.notice(parts)
     assert ended == heard

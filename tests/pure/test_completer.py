@@ -24,10 +24,10 @@ from remoter_kernel.front.verbs.completer import (
 )
 from remoter_kernel.front.verbs.help import (
     HELP,
-    HERE,
+    LOCAL_PATH,
+    REMOTE_PATH,
     SESSION,
-    THERE,
-    USES,
+    USAGES,
     VERB,
     all_verbs,
     one_verb,
@@ -41,11 +41,11 @@ from remoter_kernel.front.verbs.help import (
         ("%remoter sta", VERB),
         ("%remoter help st", VERB),
         ("%remoter log 7f", SESSION),
-        ("%remoter put da", HERE),
-        ("%remoter put data.csv ", THERE),
-        ("%remoter put 'my data' ~/", THERE),
-        ("%remoter get ru", THERE),
-        ("%remoter get runs/a ./", HERE),
+        ("%remoter put da", LOCAL_PATH),
+        ("%remoter put data.csv ", REMOTE_PATH),
+        ("%remoter put 'my data' ~/", REMOTE_PATH),
+        ("%remoter get ru", REMOTE_PATH),
+        ("%remoter get runs/a ./", LOCAL_PATH),
         ("%remoter timer o", "on|off"),
         ("%remoter status -", "--requests"),
         ("%remoter keep x", ""),
@@ -148,17 +148,17 @@ def test_a_remote_that_never_reaches_this_side_gets_no_names_of_it(
     monkeypatch.chdir(tmp_path)
     remote = Remote("box", "box", local=local)
     nobody: Any = SimpleNamespace(find=lambda: remote)
-    assert Completer(nobody, nobody, (), nobody)._here(HERE, "") == found
+    assert Completer(nobody, nobody, (), nobody)._here(LOCAL_PATH, "") == found
 
 
 @pytest.mark.parametrize("verb", HELP)
 def test_every_verb_has_a_line_and_an_example(verb):
     """`%remoter help VERB`: how it is used, what it does, an example of just that verb."""
-    assert verb in USES
+    assert verb in USAGES
     text = one_verb(verb, HELP)
     assert text.startswith(f"%remoter {verb}")
     assert HELP[verb] in text
-    assert USES[verb].example.startswith(f"%remoter {verb}")
+    assert USAGES[verb].example.startswith(f"%remoter {verb}")
     assert f"%remoter {verb} " in all_verbs(HELP)
 
 

@@ -9,8 +9,8 @@ import pytest
 
 from remoter_kernel.errors import NoSuchSession, ProtocolError, RemoterError, TooLarge, Unreachable
 from remoter_kernel.front.jupyter import handlers
-from remoter_kernel.front.jupyter.failures import LAST_WORDS, RUN_A_CELL
-from remoter_kernel.front.jupyter.handlers import ANSWER_WITHIN, MOST_WITHOUT_REPLY
+from remoter_kernel.front.jupyter.failures import EXIT_AFTER_REPLY, RUN_A_CELL
+from remoter_kernel.front.jupyter.handlers import MOST_SENDERS, REPLY_WITHIN
 from remoter_kernel.front.prompts import NeedsPerson
 from remoter_kernel.front.session.link import LinkState
 from remoter_kernel.front.verbs import completer
@@ -114,7 +114,7 @@ def test_a_folder_that_hangs_holds_up_nothing(proxy, monkeypatch):
     try:
         name = proxy.ask("complete_request", {"code": "%remoter put da", "cursor_pos": 15})
         assert proxy.stages() == {name: "SENT"}
-        proxy.clock.let_pass(completer.WITHIN)
+        proxy.clock.let_pass(completer.COMPLETE_WITHIN)
         assert proxy.page.reply_to(name)["matches"] == []
     finally:
         hangs.set()
@@ -215,7 +215,7 @@ def test_cells_that_leave_late_get_their_replies_too(proxy, monkeypatch, is_look
     names = [proxy.run() for _ in range(2)]  # they wait for that
     typed = proxy.ask("history_request")
     proxy.link.is_flowing = False
-    proxy.kernel._turns.here.fail(CUT)
+    proxy.kernel._cell_queue.here.fail(CUT)
     proxy.link.is_flowing = True
     names = [typed, *names, proxy.run()]
     if is_looked_at:
@@ -280,7 +280,7 @@ def test_a_cell_behind_one_of_this_side_waits_for_its_turn(proxy, monkeypatch):
 def test_a_late_answer_to_what_is_typed_is_an_empty_one(proxy):
     name = proxy.ask("is_complete_request", {"code": "1"})
     assert proxy.stages() == {name: "HELD"}
-    proxy.clock.let_pass(ANSWER_WITHIN)
+    proxy.clock.let_pass(REPLY_WITHIN)
     assert proxy.page.reply_to(name) == {"status": "unknown"}
     proxy.be_up()
     assert (len(proxy.requests), proxy.link.said) == (0, [])
@@ -289,7 +289,7 @@ def test_a_late_answer_to_what_is_typed_is_an_empty_one(proxy):
 def test_what_is_typed_is_sent_as_soon_as_the_kernel_is_there(proxy):
     name = proxy.ask("is_complete_request", {"code": "1"})
     proxy.be_up()
-    proxy.clock.let_pass(ANSWER_WITHIN)
+    proxy.clock.let_pass(REPLY_WITHIN)
     assert proxy.link.kinds == ["is_complete_request"]
     assert proxy.page.reply_to(name) is None
     assert proxy.stages() == {name: "SENT"}
@@ -358,7 +358,7 @@ def test_what_may_run_there_stays_and_hears_that_a_cell_is_needed(proxy):
     """A person was there before: the login of a lost link needs one again."""
     proxy.be_up()
     running = proxy.run()
-    proxy.kernel._asker._routes = list  # nobody is there just now
+    proxy.kernel._prompter._routes = list  # nobody is there just now
     proxy.link.change(LinkState.WAITING, CUT)
     proxy.link.fail(NeedsPerson("a password is needed."))
     assert proxy.page.text(running).startswith(f"[remoter] far: a password is needed. {RUN_A_CELL}")
@@ -381,8 +381,8 @@ def test_a_client_that_never_allows_questions_sees_its_kernel_die(proxy):
     cell = proxy.run(allow_stdin=False)
     assert "It was killed." in proxy.page.reply_to(cell)["evalue"]
     assert cell not in proxy.stages()
-    proxy.clock.let_pass(LAST_WORDS)
-    assert proxy.kernel._ending.has_begun
+    proxy.clock.let_pass(EXIT_AFTER_REPLY)
+    assert proxy.kernel._shutdown.is_exiting
 
 
 def test_one_that_allows_them_goes_on_with_the_next_kernel(proxy):
@@ -438,9 +438,9 @@ def test_code_that_a_widget_runs_may_ask_whoever_has_sent_the_message(proxy):
 
 def test_how_many_senders_of_widgets_messages_are_known_is_bounded(proxy):
     proxy.be_up()
-    for _ in range(MOST_WITHOUT_REPLY + 10):
+    for _ in range(MOST_SENDERS + 10):
         proxy.ask("comm_msg", {"comm_id": "c", "data": {}})
-    assert len(proxy.kernel._context._without_reply) == MOST_WITHOUT_REPLY
+    assert len(proxy.kernel._context._senders) == MOST_SENDERS
 
 
 def test_an_odd_question_of_one_who_types_is_answered_with_nothing(proxy):
@@ -448,7 +448,7 @@ def test_an_odd_question_of_one_who_types_is_answered_with_nothing(proxy):
     parts[4] = b"no JSON"
     with contextlib.suppress(ProtocolError):
         proxy.kernel._take(Channel.SHELL, CONSOLE, parts)
-    proxy.clock.let_pass(ANSWER_WITHIN)
+    proxy.clock.let_pass(REPLY_WITHIN)
     assert len(proxy.requests) == 0
 
 
@@ -461,7 +461,7 @@ def test_a_question_does_not_move_to_a_cell_that_ends_at_once(proxy, monkeypatch
     def note(route, is_over):
         noted.append((route.content["code"], is_over(route.id)))
 
-    monkeypatch.setattr(proxy.kernel._asker, "note_cell", note)
+    monkeypatch.setattr(proxy.kernel._prompter, "note_cell", note)
     proxy.run("%remoter log")
     proxy.run("1")
     assert noted == [("%remoter log", True), ("1", False)]

@@ -10,8 +10,8 @@ import pytest
 
 from remoter_kernel.errors import Overrun, ProtocolError, RemoterError
 from remoter_kernel.front.jupyter.failures import FailedLink
-from remoter_kernel.front.jupyter.mouth import Mouth
-from remoter_kernel.front.jupyter.refused import RejectedMessageReporter
+from remoter_kernel.front.jupyter.rejected_messages import RejectedMessageReporter
+from remoter_kernel.front.jupyter.replies import ReplySender
 from remoter_kernel.front.session.intake import Intake
 from remoter_kernel.front.session.pacer import Pacer
 from remoter_kernel.wire.frames import Channel, FrameHeader, Lane, MessageType, pack_parts, to_json
@@ -176,7 +176,7 @@ class Client:
         self.voice = MessageSigner(b"")
         self.heard: list[tuple[str, dict[str, Any], str]] = []
         self.requests = Requests()
-        self.mouth = Mouth(self, "kernel", self.requests)  # type: ignore[arg-type]
+        self.mouth = ReplySender(self, "kernel", self.requests)  # type: ignore[arg-type]
         self.refused = RejectedMessageReporter(self.mouth, self.requests)
 
     def ask(self, kind: str, name: str) -> Request:
@@ -251,7 +251,7 @@ def test_a_link_that_ends_for_good_is_told_in_the_cell_that_waits() -> None:
     nobody: Any = SimpleNamespace()
     failed = FailedLink(link, client.requests, client.mouth, nobody, nobody)
     error = Overrun("The other end sent more than it was given credit for.", "Restart the kernel.")
-    failed.answer(error, is_over=False, is_asked=True)
+    failed.answer(error, is_final=False, allows_stdin=True)
     ((kind, content, cell),) = client.heard
     assert (kind, cell) == ("stream", "one")
     assert "more than it was given credit for. Restart the kernel." in content["text"]

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from remoter_kernel.front.jupyter.first_words import MOST, StartupCode, is_own_code
-from remoter_kernel.front.jupyter.introduction import Introduction
+from remoter_kernel.front.jupyter.notebook_detector import NotebookDetector
+from remoter_kernel.front.jupyter.startup_code import MOST_HELD, StartupCode, is_own_code
 from remoter_kernel.front.session import parent
 from remoter_kernel.front.session.vscode import notebook_in
 from remoter_kernel.wire.frames import Channel
@@ -47,9 +47,9 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def introduction(clock: Clock, heard: list[str]) -> Introduction:
+def introduction(clock: Clock, heard: list[str]) -> NotebookDetector:
     """One that waits."""
-    found = Introduction(clock, heard.append)  # type: ignore[arg-type]
+    found = NotebookDetector(clock, heard.append)  # type: ignore[arg-type]
     found.wait()
     return found
 
@@ -90,14 +90,14 @@ def test_the_address_of_a_cell(cell: Any, path: str) -> None:
 
 
 def test_silent_code_and_what_a_person_types_leave_time(
-    introduction: Introduction, heard: list[str]
+    introduction: NotebookDetector, heard: list[str]
 ) -> None:
     introduction.hear(a_request(code="import ipywidgets", **SILENT))
     introduction.hear(a_request("complete_request", code="pri", cursor_pos=3))
-    assert introduction.is_awaited
+    assert introduction.is_waiting
     introduction.hear(a_request(code='__vsc_ipynb_file__ = "/a.ipynb"', **SILENT))
     assert heard == ["/a.ipynb"]
-    assert not introduction.is_awaited
+    assert not introduction.is_waiting
     introduction.hear(a_request(code="1"))
     assert heard == ["/a.ipynb"]
 
@@ -112,19 +112,19 @@ def test_silent_code_and_what_a_person_types_leave_time(
     ],
 )
 def test_what_wants_an_answer_is_not_held_up(
-    introduction: Introduction, heard: list[str], request_: Request
+    introduction: NotebookDetector, heard: list[str], request_: Request
 ) -> None:
     introduction.hear(request_)
     assert heard == [""]
 
 
 def test_a_client_that_says_nothing_is_not_waited_for_long(
-    introduction: Introduction, clock: Clock, heard: list[str], monkeypatch: pytest.MonkeyPatch
+    introduction: NotebookDetector, clock: Clock, heard: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock.ring()
     assert heard == [""]
-    assert not introduction.is_awaited
-    of_vscode = Introduction(clock, heard.append)  # type: ignore[arg-type]
+    assert not introduction.is_waiting
+    of_vscode = NotebookDetector(clock, heard.append)  # type: ignore[arg-type]
     clock.ring = None
     monkeypatch.setenv("VSCODE_PID", "1")
     of_vscode.wait()
@@ -156,10 +156,10 @@ def test_start_up_code_is_kept_within_bounds() -> None:
     mouth: Any = SimpleNamespace(reply=lambda _request, _content: None)
     link: Any = SimpleNamespace(has_met=False, say=lambda _channel, parts: said.append(parts))
     startup = StartupCode(requests, mouth, link)
-    for number in range(MOST + 5):
+    for number in range(MOST_HELD + 5):
         startup.answer(a_request(code=f"a = {number}", **SILENT))
     startup.send()
-    assert len(said) == MOST
+    assert len(said) == MOST_HELD
     assert b"a = 5" in said[0][-1]
 
 

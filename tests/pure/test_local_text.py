@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from remoter_kernel.errors import Usage
-from remoter_kernel.front.this_side.text import (
-    Carrying,
+from remoter_kernel.front.this_side.local_magics import (
     LocalCode,
+    ObjectTransferSpec,
     answered_outside,
     asked_inside,
     completeness,
@@ -26,12 +26,12 @@ from remoter_kernel.front.this_side.text import (
         ("%%local", LocalCode("%%local", "", 7)),
         ("%local  x + 1 ", LocalCode("%local", "x + 1", 8)),
         ("%local", LocalCode("%local", "", 6)),
-        ("%remoter push x", Carrying("push", ("x",), ("x",))),
-        ("%remoter\tpull  x y\n\n", Carrying("pull", ("x", "y"), ("x", "y"))),
-        ("%remoter pull df as d", Carrying("pull", ("df",), ("d",))),
+        ("%remoter push x", ObjectTransferSpec("push", ("x",), ("x",))),
+        ("%remoter\tpull  x y\n\n", ObjectTransferSpec("pull", ("x", "y"), ("x", "y"))),
+        ("%remoter pull df as d", ObjectTransferSpec("pull", ("df",), ("d",))),
         (
             "%remoter push --yes x --pickle",
-            Carrying("push", ("x",), ("x",), is_pickled=True, is_large=True),
+            ObjectTransferSpec("push", ("x",), ("x",), is_pickled=True, is_large=True),
         ),
         *((code, None) for code in ("", "x", " %%local\nx", "%locals x", "%%localx", "x\n%%local")),
         *((code, None) for code in ("%remoter status", "%remoter pushes x", "%remoter put x y")),

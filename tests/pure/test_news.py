@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from remoter_kernel.front.bootstrap.launcher import SessionInfo
-from remoter_kernel.front.jupyter.news import News
+from remoter_kernel.front.jupyter.session_banner import SessionBanner
 from remoter_kernel.wire.frames import Channel
 from remoter_kernel.wire.messages import MessageSigner, header_of
 from remoter_kernel.wire.requests import Request
@@ -22,7 +22,9 @@ def address(*notices: str) -> SessionInfo:
 def test_a_notice_is_told_once_however_often_the_link_comes_back():
     """Another start of the same session may bring another one."""
     told: list[str] = []
-    news = News(lambda kind, content, _header: told.append(content.get("text", kind)), lambda: True)
+    news = SessionBanner(
+        lambda kind, content, _header: told.append(content.get("text", kind)), lambda: True
+    )
     first = address("Session abc123 could not be stopped.")
     for heard in (first, first, address(), address("Another one.")):
         news.hear(heard, "", is_busy=False)

@@ -6,23 +6,23 @@ from typing import Literal
 
 import pytest
 
-from remoter_kernel.front.jupyter.mouth import Route
 from remoter_kernel.front.prompts import OWN_TAG, NeedsPerson, NotAnswered
 from remoter_kernel.front.this_side.permission import (
+    LONGEST_LINE,
     LONGEST_PATH,
-    MOST_PLACES,
-    MOST_TOLD,
+    MOST_PATHS,
     AccessKind,
+    AccessRequest,
     NotAllowed,
     Permission,
-    Wanted,
     listed,
     local_place,
 )
 from remoter_kernel.wire.frames import Channel
 from remoter_kernel.wire.messages import MessageSigner, header_of
+from remoter_kernel.wire.requests import Request
 
-LOCAL = Wanted("%%local", AccessKind.RUN, "runs this cell")
+LOCAL = AccessRequest("%%local", AccessKind.RUN, "runs this cell")
 
 
 class Person:
@@ -43,17 +43,17 @@ class Person:
 def a_cell(*, can_answer=True):
     content = {"code": "%remoter put a b", "allow_stdin": can_answer, "silent": False}
     parts = MessageSigner(b"").compose("execute_request", content)
-    return Route(Channel.SHELL, parts, header_of(parts[1]))
+    return Request(Channel.SHELL, parts, header_of(parts[1]))
 
 
 def put(*paths):
     places = tuple(local_place(str(path), path.name) for path in paths)
-    return Wanted("%remoter put", AccessKind.READ, "sends data.csv to gpu-box", places)
+    return AccessRequest("%remoter put", AccessKind.READ, "sends data.csv to gpu-box", places)
 
 
 def get(path):
     places = (local_place(str(path)),)
-    return Wanted("%remoter get", AccessKind.WRITE, "fetches data.csv from gpu-box", places)
+    return AccessRequest("%remoter get", AccessKind.WRITE, "fetches data.csv from gpu-box", places)
 
 
 def gate(person, folder, rule: Literal["ask", "allow", "never"] = "ask"):
@@ -197,7 +197,7 @@ def test_places_are_asked_about_one_by_one(folder, tmp_path):
 
 def test_too_many_places_or_what_cannot_be_shown_whole_is_refused(folder, tmp_path):
     """Nobody reads thirty questions, or the end of a name that is too long."""
-    many = [tmp_path / f"{number}" for number in range(MOST_PLACES + 1)]
+    many = [tmp_path / f"{number}" for number in range(MOST_PATHS + 1)]
     with pytest.raises(NotAllowed, match="more than 8 at once are refused"):
         gate(Person(), folder).demand(put(*many), a_cell())
     long = tmp_path.joinpath(*["deep" * 10] * (LONGEST_PATH // 40), "id_ed25519")
@@ -231,11 +231,11 @@ def test_a_cell_cannot_rewrite_the_question(folder, tmp_path):
     """No new lines, no signs that a terminal obeys, and the question at its end."""
     person = Person("no", "no")
     what = "sends a\nyes or no:\x1b[2J" + "x" * 5000
-    may(gate(person, folder), Wanted("%remoter put", AccessKind.READ, what))
+    may(gate(person, folder), AccessRequest("%remoter put", AccessKind.READ, what))
     first, _, last = person.questions[0].split("\n")
     assert first.startswith(f"{OWN_TAG}%remoter put wants to read files here: ")
     assert "\x1b" not in first
-    assert len(first) < MOST_TOLD + 100
+    assert len(first) < LONGEST_LINE + 100
     assert last == "Allow that? yes or no:"
     name = tmp_path.resolve() / "a\n\x1b[2J\u202eb"
     may(gate(person, folder), put(name))

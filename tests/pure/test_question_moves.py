@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from remoter_kernel.front.jupyter.asker import CLOSE_THAT_BOX, NOT_USED
-from remoter_kernel.front.jupyter.mouth import Route
+from remoter_kernel.front.jupyter.prompter import CLOSE_THAT_BOX, NOT_USED
 from remoter_kernel.front.prompts import NotAnswered, Prompt, Withdrawn
 from remoter_kernel.wire.frames import Channel
 from remoter_kernel.wire.messages import header_of
+from remoter_kernel.wire.requests import Request
 from tests.attacks.test_questions import ANOTHER, CLIENT, VOICE, Page, page
 from tests.real_jupyter import wait_for
 
@@ -22,14 +22,14 @@ __all__ = ["page"]
 PASSWORD, CODE = Prompt("Password:"), Prompt("Code:", is_shown=True)
 
 
-def cell(client: list[bytes], cell_id: str) -> Route:
+def cell(client: list[bytes], cell_id: str) -> Request:
     """Return a cell as JupyterLab and VS Code send it."""
     content = {"code": "1", "allow_stdin": True}
     parts = VOICE.compose("execute_request", content, metadata={"cellId": cell_id})
-    return Route(Channel.SHELL, parts, header_of(parts[1]), identities=client)
+    return Request(Channel.SHELL, parts, header_of(parts[1]), identities=client)
 
 
-def run(page: Page, route: Route) -> None:
+def run(page: Page, route: Request) -> None:
     """Run a cell, behind those that wait."""
     page.cells.append(route)
     page.asker.note_cell(route, lambda _name: False)
@@ -103,7 +103,7 @@ def test_a_cell_that_is_over_or_may_not_ask_is_not_asked_in(page: Page, *, is_ov
     route = cell(ANOTHER, "1")
     if not is_over:
         parts = VOICE.compose("execute_request", {"code": "1", "allow_stdin": False})
-        route = Route(Channel.SHELL, parts, header_of(parts[1]), identities=ANOTHER)
+        route = Request(Channel.SHELL, parts, header_of(parts[1]), identities=ANOTHER)
     page.asker.note_cell(route, lambda _name: is_over)
     assert len(page.shown) == 1
     page.answer("secret")

@@ -26,7 +26,7 @@ from remoter_kernel.front.bootstrap import host_probe, remote_answer, remote_ven
 from remoter_kernel.front.bootstrap.installer import ANSWER_MARK
 from remoter_kernel.front.bootstrap.launcher import SessionInfo
 from remoter_kernel.front.configuration.remotes import Remote
-from remoter_kernel.front.jupyter.news import joined_text, left_alone
+from remoter_kernel.front.jupyter.session_banner import joined_text, left_alone
 from remoter_kernel.front.reading.happenings import Chronicle, duration, line
 from remoter_kernel.front.reading.inquiries import Listing, Reading, Visit, meant_by
 from remoter_kernel.front.reading.notebook import Run, Story, plan_updates, whole_notebook

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from remoter_kernel.front.this_side.turns import Turns
+from remoter_kernel.front.this_side.cell_queue import CellQueue
 from remoter_kernel.wire.frames import Channel
 from remoter_kernel.wire.messages import MessageSigner, header_of
 from remoter_kernel.wire.requests import Request, Requests, Stage
@@ -20,11 +20,11 @@ class CellHere:
     """A cell on this side that begins and ends as the test says."""
 
     def __init__(self, ground, route):
-        self.ground, self.route = ground, route
+        self.ground, self.request = ground, route
         self.interrupts = 0
 
     def begin(self):
-        self.ground.running.append(("here", self.route))
+        self.ground.running.append(("here", self.request))
 
     def interrupt(self):
         self.interrupts += 1
@@ -38,7 +38,7 @@ class Ground:
         self.running = []
         self.off = []
         self.may_begin = True
-        self.turns = Turns(self.requests, lambda: self.may_begin, self.say, self.call_off)
+        self.turns = CellQueue(self.requests, lambda: self.may_begin, self.say, self.call_off)
         self.requests.observers.append(self.turns.on_move)
 
     @property
@@ -66,7 +66,7 @@ class Ground:
         return route
 
     def end_here(self, *, is_well=True):
-        self.requests.move(self.turns.here.route, Stage.DONE)
+        self.requests.move(self.turns.here.request, Stage.DONE)
         self.turns.end(is_well=is_well)
 
     def reply(self, route, status="ok"):
@@ -95,7 +95,7 @@ def test_cells_begin_in_order_and_sides_take_turns(steps):
     ground, asked = Ground(), []
     for step in [*steps, *["end"] * 60]:
         if step == "here":
-            asked.append(("here", ground.ask_here().route))
+            asked.append(("here", ground.ask_here().request))
         elif step == "there":
             asked.append(("there", ground.ask_there()))
         elif ground.turns.here:
@@ -133,7 +133,7 @@ def test_failures_call_off_what_waits():
     ground.ask_there()
     here, behind = ground.ask_here(), ground.ask_there()
     ground.end_there("error")
-    assert ground.off == [here.route, behind]
+    assert ground.off == [here.request, behind]
     ground = Ground()
     ground.ask_here()
     behind = ground.ask_there()
@@ -158,7 +158,7 @@ def test_cells_that_are_lost_there_hold_up_nobody():
     ground.ask_there()
     cell = ground.ask_here()
     ground.lose_all_there()
-    assert ground.off == [cell.route]
+    assert ground.off == [cell.request]
 
 
 def test_an_interrupt_is_for_whoever_is_at_work():
@@ -176,4 +176,4 @@ def test_an_interrupt_is_for_whoever_is_at_work():
     ground.may_begin = False
     cell = ground.ask_here()
     assert ground.turns.interrupt()
-    assert ground.off == [cell.route]
+    assert ground.off == [cell.request]

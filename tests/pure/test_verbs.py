@@ -25,12 +25,12 @@ from remoter_kernel.front.verbs.magic import ParsedMagic, parse_magic
         (
             "%remoter put a 'b c' -- --dry-run d/",
             ParsedMagic(
-                "put", order=TransferRequest(True, ("a", "b c", "--dry-run"), "d/", is_dry=False)
+                "put", transfer=TransferRequest(True, ("a", "b c", "--dry-run"), "d/", is_dry=False)
             ),
         ),
         (
             "%remoter get --dry-run runs/*.csv ./",
-            ParsedMagic("get", order=TransferRequest(False, ("runs/*.csv",), "./", is_dry=True)),
+            ParsedMagic("get", transfer=TransferRequest(False, ("runs/*.csv",), "./", is_dry=True)),
         ),
     ],
 )

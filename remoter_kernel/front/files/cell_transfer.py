@@ -29,9 +29,9 @@ from remoter_kernel.front.reading.status import format_size
 from remoter_kernel.front.session.dialer import HERE
 from remoter_kernel.front.this_side.permission import (
     AccessKind,
-    LocalPlace,
+    AccessRequest,
+    LocalPath,
     NotAllowed,
-    Wanted,
     listed,
     local_place,
 )
@@ -44,12 +44,12 @@ if TYPE_CHECKING:
 
     from remoter_kernel.front.configuration.remotes import Remote
     from remoter_kernel.front.files.transfer_progress import TransferResult
-    from remoter_kernel.front.jupyter.mouth import Route
     from remoter_kernel.front.logins.login import Login
     from remoter_kernel.front.session.dialer import SessionDialer
+    from remoter_kernel.front.this_side.cell_queue import CellQueue
     from remoter_kernel.front.this_side.permission import Permission
-    from remoter_kernel.front.this_side.turns import Turns
     from remoter_kernel.wire.reactor import Reactor
+    from remoter_kernel.wire.requests import Request
 
 SHOW_EVERY = 0.25  # seconds
 FIRST_SHOWN_AFTER = 0.5  # seconds: what is over by then shows what came of it, and no bar
@@ -119,7 +119,7 @@ class CellTransfer:
         self,
         request: TransferRequest,
         cell: CellContext,
-        route: Route,
+        route: Request,
         *,
         reactor: Reactor,
         dialer: SessionDialer,
@@ -191,7 +191,7 @@ class CellTransfer:
         """Return what is to be done, once it may be; exactly that is done which was asked about."""
         if spec.is_put:
             plan = self._plan(spec, remote)
-            wanted = Wanted(
+            wanted = AccessRequest(
                 self._request.verb, AccessKind.READ, _sends(plan, remote), _read_by(plan)
             )
             self._permission.demand(wanted, self._route)
@@ -200,7 +200,7 @@ class CellTransfer:
         names = listed(list(map(escape_name, spec.sources)), "sources")
         what = f"fetches {names} from {remote.name} into {place.path}"
         places = () if spec.is_dry else (place,)
-        wanted = Wanted(self._request.verb, AccessKind.WRITE, what, places)
+        wanted = AccessRequest(self._request.verb, AccessKind.WRITE, what, places)
         self._permission.demand(wanted, self._route)
         _check_unmoved(place)
         real = str(place.path)
@@ -286,16 +286,16 @@ def _sends(plan: Plan, remote: Remote) -> str:
     return f"sends {names} ({files}, {format_size(plan.size)}) to {remote.name}"
 
 
-def _read_by(plan: Plan) -> tuple[LocalPlace, ...]:
+def _read_by(plan: Plan) -> tuple[LocalPath, ...]:
     """Return the sources of a plan; what a folder holds is below the folder, links and all."""
     return tuple(
-        LocalPlace(Path(item.place), item.entry.kind == "folder", item.entry.path)
+        LocalPath(Path(item.place), item.entry.kind == "folder", item.entry.path)
         for item in plan.items
         if "/" not in item.entry.path
     )
 
 
-def _written_by(spec: TransferSpec) -> LocalPlace:
+def _written_by(spec: TransferSpec) -> LocalPath:
     """Return where would be written."""
     try:
         return local_place(full_path(spec.to, str(spec.here)))
@@ -303,7 +303,7 @@ def _written_by(spec: TransferSpec) -> LocalPlace:
         raise Usage(f"{escape_name(spec.to)} cannot be a place here: {error}.") from None
 
 
-def _check_unmoved(place: LocalPlace) -> None:
+def _check_unmoved(place: LocalPath) -> None:
     """Raise `NotAllowed` if a place leads elsewhere by now: an answer may take its time."""
     if local_place(str(place.path)).path != place.path:
         raise NotAllowed(
@@ -312,17 +312,17 @@ def _check_unmoved(place: LocalPlace) -> None:
 
 
 class QueuedTransfer:
-    """A cell that carries files, when it is its turn (see `turns.CellHere`)."""
+    """A cell that carries files, when it is its turn (see `cell_queue.LocalQueuedCell`)."""
 
     def __init__(
         self,
-        route: Route,
+        route: Request,
         say_begin: Callable[[], None],
         spec: Callable[..., CellTransfer],
-        turns: Turns,
+        turns: CellQueue,
     ) -> None:
         """Remember; `spec` makes what is to be done, and wants to know whom to tell its end."""
-        self.route = route
+        self.request = route
         self._on_begin = say_begin
         self._transfer = spec(on_end=self._end)
         self._turns = turns

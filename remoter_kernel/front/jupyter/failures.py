@@ -10,16 +10,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from remoter_kernel.errors import NoSuchSession, RemoterError
-from remoter_kernel.front.jupyter.requests import is_shown, unanswered_there
+from remoter_kernel.front.jupyter.request_queries import is_shown, unanswered_there
 from remoter_kernel.front.prompts import NeedsPerson
 from remoter_kernel.wire.requests import IDLE, Stage
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from remoter_kernel.front.jupyter.asker import Asker
-    from remoter_kernel.front.jupyter.first_words import StartupCode
-    from remoter_kernel.front.jupyter.mouth import Mouth
+    from remoter_kernel.front.jupyter.prompter import StdinPrompter
+    from remoter_kernel.front.jupyter.replies import ReplySender
+    from remoter_kernel.front.jupyter.startup_code import StartupCode
     from remoter_kernel.front.session.link import Link
     from remoter_kernel.wire.reactor import Reactor
     from remoter_kernel.wire.requests import Request, Requests
@@ -29,8 +29,8 @@ LOST_THERE = (
     "reply to this; outputs may be missing. It was not run again."
 )
 RUN_A_CELL = "Run a cell to be asked."
-STAYS_FOR = 3.0  # seconds in which somebody may yet ask
-LAST_WORDS = 0.3  # seconds between the answer to another cell and the front's own end
+EXIT_AFTER = 3.0  # seconds in which somebody may yet ask
+EXIT_AFTER_REPLY = 0.3  # seconds between the answer to another cell and the front's own end
 
 
 @dataclass
@@ -39,55 +39,55 @@ class FailedLink:
 
     link: Link
     requests: Requests
-    mouth: Mouth
-    asker: Asker
-    startup: StartupCode
+    replies: ReplySender
+    prompter: StdinPrompter
+    startup_code: StartupCode
 
-    def answer(self, error: RemoterError, *, is_over: bool, is_asked: bool) -> None:
+    def answer(self, error: RemoterError, *, is_final: bool, allows_stdin: bool) -> None:
         """Answer what will not be answered from there.
 
-        `is_over`: nothing of the session will ever come; `is_asked`: are there clients that
+        `is_final`: nothing of the session will ever come; `allows_stdin`: are there clients that
         allow questions? One that never does (nbclient) has nobody who would run another cell.
         """
         if isinstance(error, NeedsPerson):
-            if self.asker.has_somebody():  # a cell was run while nobody could be asked
+            if self.prompter.has_somebody():  # a cell was run while nobody could be asked
                 self.link.wake()
                 return
-            self._put_off(error, is_asked=is_asked)
+            self._put_off(error, allows_stdin=allows_stdin)
             error.advice = " ".join([error.advice.removesuffix(RUN_A_CELL), RUN_A_CELL]).strip()
-        is_over |= isinstance(error, NoSuchSession)
+        is_final |= isinstance(error, NoSuchSession)
         for request in unanswered_there(self.requests):
             was_withdrawn = self.link.withdraw(request.channel, request.number)
-            if was_withdrawn or is_over or not self.link.has_met:
-                self.mouth.answer_error(request, error)
+            if was_withdrawn or is_final or not self.link.has_met:
+                self.replies.answer_error(request, error)
             elif is_shown(request):  # it may be running there, and does not say so any more
                 self._tell(request, str(error))
-        if is_over:  # an idle that is still to come will not come any more
+        if is_final:  # an idle that is still to come will not come any more
             for request in self.requests.at(Stage.REPLIED):
-                self.mouth.publish("status", {"execution_state": IDLE}, request.header)
+                self.replies.publish("status", {"execution_state": IDLE}, request.header)
 
-    def _put_off(self, error: RemoterError, *, is_asked: bool) -> None:
+    def _put_off(self, error: RemoterError, *, allows_stdin: bool) -> None:
         """Nobody can be asked for now: end what need not wait."""
         for request in unanswered_there(self.requests):
             is_unsaid = self.link.withdraw(request.channel, request.number)
-            if is_unsaid and self.startup.answer(request):
+            if is_unsaid and self.startup_code.answer(request):
                 continue
-            if is_unsaid or not is_asked:
-                self.mouth.answer_error(request, error)
+            if is_unsaid or not allows_stdin:
+                self.replies.answer_error(request, error)
             elif is_shown(request):
                 where = f"{error.remote}: " if error.remote else ""
                 self._tell(request, f"{where}{error.what} Run a cell to be asked.")
 
     def _tell(self, request: Request, sentence: str) -> None:
         words = {"name": "stderr", "text": f"[remoter] {sentence}\n"}
-        self.mouth.publish("stream", words, request.header)
+        self.replies.publish("stream", words, request.header)
 
 
 class OutputsMissing(RemoterError):
     """What was asked of a session is known to nobody there any more."""
 
 
-def answer_what_is_lost_there(link: Link, requests: Requests, mouth: Mouth) -> None:
+def answer_what_is_lost_there(link: Link, requests: Requests, mouth: ReplySender) -> None:
     """Answer what an evaluator had confirmed, and its successor has never heard of."""
     for request in unanswered_there(requests):
         if link.is_lost_there(request.channel, request.number):
@@ -106,11 +106,13 @@ class DeadKernel:
     that papermill asks who the kernel is, and shows the cell's error only if it gets an answer.
     """
 
-    def __init__(self, reactor: Reactor, mouth: Mouth, leave: Callable[[], None]) -> None:
+    def __init__(
+        self, reactor: Reactor, replies: ReplySender, exit_process: Callable[[], None]
+    ) -> None:
         """`begin` begins."""
         self._reactor = reactor
-        self._mouth = mouth
-        self._leave = leave
+        self._replies = replies
+        self._exit = exit_process
         self._error: KernelDied | None = None
 
     @property
@@ -121,12 +123,12 @@ class DeadKernel:
     def begin(self, why: str) -> None:
         """Hear that the kernel has died."""
         self._error = KernelDied(why)
-        self._reactor.later(STAYS_FOR, self._leave)
+        self._reactor.later(EXIT_AFTER, self._exit)
 
     def refuse(self, cell: Request) -> bool:
         """Answer another cell with the reason, and leave; False: there is none."""
         if self._error is None:
             return False
-        self._mouth.answer_error(cell, self._error)
-        self._reactor.later(LAST_WORDS, self._leave)
+        self._replies.answer_error(cell, self._error)
+        self._reactor.later(EXIT_AFTER_REPLY, self._exit)
         return True

@@ -12,8 +12,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 from remoter_kernel.errors import ProtocolError, TooLarge
-from remoter_kernel.front.jupyter import answers
-from remoter_kernel.front.jupyter.requests import cells_there, find_there
+from remoter_kernel.front.jupyter import canned_replies
+from remoter_kernel.front.jupyter.request_queries import cells_there, find_there
 from remoter_kernel.front.prompts import NeedsPerson
 from remoter_kernel.front.session.link import LinkState
 from remoter_kernel.wire.frames import Channel, to_json
@@ -24,12 +24,12 @@ if TYPE_CHECKING:
 
     from remoter_kernel.errors import RemoterError
     from remoter_kernel.front.configuration.remotes import Remote
-    from remoter_kernel.front.jupyter.asker import Asker
-    from remoter_kernel.front.jupyter.ending import ShutdownPolicy
     from remoter_kernel.front.jupyter.failures import DeadKernel
-    from remoter_kernel.front.jupyter.first_words import StartupCode
-    from remoter_kernel.front.jupyter.introduction import Introduction
-    from remoter_kernel.front.jupyter.mouth import Mouth
+    from remoter_kernel.front.jupyter.notebook_detector import NotebookDetector
+    from remoter_kernel.front.jupyter.prompter import StdinPrompter
+    from remoter_kernel.front.jupyter.replies import ReplySender
+    from remoter_kernel.front.jupyter.shutdown import ShutdownPolicy
+    from remoter_kernel.front.jupyter.startup_code import StartupCode
     from remoter_kernel.front.session.dialer import SessionDialer
     from remoter_kernel.front.session.link import Link
     from remoter_kernel.wire.frames import Bytes
@@ -38,8 +38,8 @@ if TYPE_CHECKING:
     Parts = Sequence[Bytes]
     Finish = Callable[[dict[str, Any], dict[str, Any] | None], None]
 
-MOST_WITHOUT_REPLY = 1000  # requests of which is known who sent them
-ANSWER_WITHIN = 0.7  # seconds: jupyter console gives a question one, and mistakes a late answer
+MOST_SENDERS = 1000  # requests of which is known who sent them
+REPLY_WITHIN = 0.7  # seconds: jupyter console gives a question one, and mistakes a late answer
 
 
 class HandlerResult(Enum):
@@ -60,7 +60,7 @@ class LineCompleter(Protocol):
         """Return a kernel's reply as clients should see it."""
 
 
-class LocalSide(Protocol):
+class LocalRouter(Protocol):
     """Knows what is for this side."""
 
     def take_cell(self, request: Request) -> bool:
@@ -85,7 +85,7 @@ class LocalSide(Protocol):
         """Hear that the link has failed."""
 
 
-class MagicVerbs(Protocol):
+class MagicRunner(Protocol):
     """Knows the verbs of `%remoter`."""
 
     last_reply: bytes
@@ -98,7 +98,7 @@ class MagicVerbs(Protocol):
         """Look at an output."""
 
 
-class CellTurns(Protocol):
+class CellScheduler(Protocol):
     """Lets cells run one at a time, on whichever side."""
 
     def take_there(self, request: Request) -> bool:
@@ -112,69 +112,69 @@ class CellTurns(Protocol):
 
 
 @dataclass
-class KernelThere:
+class RemoteKernel:
     """What is known of the far kernel."""
 
     info: dict[str, Any] | None  # what it has last said of itself
     language: str  # as it is configured
     is_ready: bool = False  # is it there, as far as we know?
-    trouble: RemoterError | None = None  # why there is none
-    is_asked: bool = False  # has any client allowed questions?
+    start_error: RemoterError | None = None  # why there is none
+    allows_stdin: bool = False  # has any client allowed questions?
 
 
 @dataclass
-class Context:
+class ProxyContext:
     """What handlers need."""
 
     reactor: Reactor
     requests: Requests
-    mouth: Mouth
+    replies: ReplySender
     link: Link
     dialer: SessionDialer
-    kernel: KernelThere
-    asker: Asker
-    ending: ShutdownPolicy
-    introduction: Introduction
-    startup: StartupCode
-    dead: DeadKernel
-    remote: Callable[[], Remote]  # as it is configured now
+    kernel: RemoteKernel
+    prompter: StdinPrompter
+    shutdown: ShutdownPolicy
+    notebook_detector: NotebookDetector
+    startup_code: StartupCode
+    dead_kernel: DeadKernel
+    find_remote: Callable[[], Remote]  # as it is configured now
     completer: LineCompleter = field(init=False)
-    here: LocalSide = field(init=False)
-    verbs: MagicVerbs = field(init=False)
-    turns: CellTurns = field(init=False)
+    local_cells: LocalRouter = field(init=False)
+    magics: MagicRunner = field(init=False)
+    cell_queue: CellScheduler = field(init=False)
     # Who sent what has no reply (of a widget), the last ones: code that it runs may ask.
-    _without_reply: dict[str, Request] = field(default_factory=dict)
+    _senders: dict[str, Request] = field(default_factory=dict)
 
     def note_without_reply(self, request: Request) -> None:
         """Remember who sent something that has no reply, and nothing of what it says."""
         sender = Request(request.channel, [], request.header, identities=request.identities)
-        self._without_reply[request.id] = sender
-        if len(self._without_reply) > MOST_WITHOUT_REPLY:
-            del self._without_reply[next(iter(self._without_reply))]
+        self._senders[request.id] = sender
+        if len(self._senders) > MOST_SENDERS:
+            del self._senders[next(iter(self._senders))]
 
     def sender_of(self, name: str) -> Request | None:
         """Return the request with this id, as one in which a kernel may ask."""
-        return find_there(self.requests, name) or self._without_reply.get(name)
+        return find_there(self.requests, name) or self._senders.get(name)
 
     @property
     def is_there(self) -> bool:
         """Would the far kernel answer, as far as we know?"""
-        is_alive = self.kernel.is_ready and not self.dead.has_begun
+        is_alive = self.kernel.is_ready and not self.dead_kernel.has_begun
         return is_alive and self.link.state is LinkState.UP
 
     @property
     def waits_for_person(self) -> bool:
         """Is somebody being asked, or must a cell be run first in which to ask?"""
         is_needed = self.link.state is LinkState.FAILED and isinstance(self.link.error, NeedsPerson)
-        return is_needed or self.asker.is_asking
+        return is_needed or self.prompter.is_asking
 
 
-def handle(around: Context, request: Request) -> HandlerResult:
+def handle(context: ProxyContext, request: Request) -> HandlerResult:
     """Give a client's request to whoever takes it."""
-    requests = around.requests
+    requests = context.requests
     requests.add(request)
     try:
-        outcome = _first_outcome(around, request)
+        outcome = _first_outcome(context, request)
     except Exception as error:
         if request.stage is Stage.RECEIVED:  # what nobody took must not stay for ever
             requests.move(request, Stage.FAILED, type(error).__name__)
@@ -185,7 +185,7 @@ def handle(around: Context, request: Request) -> HandlerResult:
         if not request.expects_reply:
             requests.move(request, Stage.DONE, "it has no reply")
     if request.is_cell:
-        around.asker.note_cell(request, partial(_is_answered, requests))
+        context.prompter.note_cell(request, partial(_is_answered, requests))
     return outcome
 
 
@@ -196,178 +196,178 @@ def _is_answered(requests: Requests, name: str) -> bool:
     return request.is_here and request.stage is Stage.SENT  # it ends soon, whatever is answered
 
 
-def _first_outcome(around: Context, request: Request) -> HandlerResult:
+def _first_outcome(context: ProxyContext, request: Request) -> HandlerResult:
     for each in HANDLERS:
-        outcome = each(around, request)
+        outcome = each(context, request)
         if outcome is not HandlerResult.PASS:
             return outcome
     raise AssertionError  # the last one takes all
 
 
-def send_to_session(around: Context, request: Request) -> None:
+def send_to_session(context: ProxyContext, request: Request) -> None:
     """Send a request to the session; one that cannot be carried is answered here."""
-    around.startup.send()
-    moved = partial(around.requests.move, request)
+    context.startup_code.send()
+    moved = partial(context.requests.move, request)
     on_kept = partial(moved, Stage.ACCEPTED, "in the session's journal")
     moved(Stage.QUEUED)
     try:
-        request.number = around.link.say(request.channel, list(request.parts), on_kept)
+        request.number = context.link.say(request.channel, list(request.parts), on_kept)
     except TooLarge as error:
-        around.mouth.refuse(request, error)
+        context.replies.refuse(request, error)
         return
     if not request.expects_reply:
-        around.note_without_reply(request)
+        context.note_without_reply(request)
         moved(Stage.DONE, "it has no reply")
 
 
-def send_cell(around: Context, cell: Request) -> None:
+def send_cell(context: ProxyContext, cell: Request) -> None:
     """Send a cell: someone wants to compute, so a link that has given up tries again now."""
-    if around.link.state not in {LinkState.FAILED, LinkState.WAITING}:
-        send_to_session(around, cell)
+    if context.link.state not in {LinkState.FAILED, LinkState.WAITING}:
+        send_to_session(context, cell)
         return
-    if around.kernel.trouble:  # a session without a kernel is left behind
-        around.kernel.trouble = None
-        around.dialer.forget()
-        around.link.start_over()
-    send_to_session(around, cell)  # first: what the login asks is asked in a cell that waits
-    around.link.wake()
+    if context.kernel.start_error:  # a session without a kernel is left behind
+        context.kernel.start_error = None
+        context.dialer.forget()
+        context.link.start_over()
+    send_to_session(context, cell)  # first: what the login asks is asked in a cell that waits
+    context.link.wake()
 
 
-def send_held(around: Context) -> None:
+def send_held(context: ProxyContext) -> None:
     """Send the questions that waited for the kernel."""
-    for request in around.requests.at(Stage.HELD):
-        if request.type in answers.IMPATIENT:
-            send_to_session(around, request)
+    for request in context.requests.at(Stage.HELD):
+        if request.type in canned_replies.INTERACTIVE_REQUESTS:
+            send_to_session(context, request)
 
 
-def note_what_has_left(around: Context, why: str = "") -> None:
+def note_what_has_left(context: ProxyContext, why: str = "") -> None:
     """Put what has left this side since it was queued into its stage.
 
     Nobody is told when that happens: it is looked at where somebody wants to know. The table takes
     the order of this for that in which the kernel gets them: it is the one in which they leave.
     """
-    for request in sorted(around.requests.at(Stage.QUEUED), key=lambda each: each.number):
-        if around.link.has_left(request.channel, request.number):
-            around.requests.move(request, Stage.SENT, why)
+    for request in sorted(context.requests.at(Stage.QUEUED), key=lambda each: each.number):
+        if context.link.has_left(request.channel, request.number):
+            context.requests.move(request, Stage.SENT, why)
 
 
 # The handlers, in their order ---------------------------------------------------------------
 
 
-def stdin_reply(around: Context, request: Request) -> HandlerResult:
+def stdin_reply(context: ProxyContext, request: Request) -> HandlerResult:
     """What was typed goes to whoever has asked for it."""
     if request.channel is not Channel.STDIN:
         return HandlerResult.PASS
-    if not around.asker.hear(request):
-        send_to_session(around, request)
+    if not context.prompter.hear(request):
+        send_to_session(context, request)
     return HandlerResult.HANDLED
 
 
-def interrupt(around: Context, request: Request) -> HandlerResult:
+def interrupt(context: ProxyContext, request: Request) -> HandlerResult:
     """Interrupt the cell that runs, or that would run next."""
     if request.type != "interrupt_request":
         return HandlerResult.PASS
-    around.mouth.reply(request, {"status": "ok"})
-    is_ours = around.turns.interrupt()
-    if around.asker.call_off(is_here=is_ours, client=request.identities) or is_ours:
+    context.replies.reply(request, {"status": "ok"})
+    is_ours = context.cell_queue.interrupt()
+    if context.prompter.call_off(is_here=is_ours, client=request.identities) or is_ours:
         return HandlerResult.HANDLED
-    cells = [cell.id for cell in cells_there(around.requests)]
-    if around.link.pacer:
-        around.link.pacer.interrupt(*cells[:1])
+    cells = [cell.id for cell in cells_there(context.requests)]
+    if context.link.pacer:
+        context.link.pacer.interrupt(*cells[:1])
     words = to_json({"order": "interrupt", "cells": cells})
-    around.ending.unless_it_follows(partial(around.link.say, Channel.COMMAND, [words]))
+    context.shutdown.unless_it_follows(partial(context.link.say, Channel.COMMAND, [words]))
     return HandlerResult.HANDLED
 
 
-def shutdown(around: Context, request: Request) -> HandlerResult:
+def shutdown(context: ProxyContext, request: Request) -> HandlerResult:
     """End this process; the session ends, restarts or stays, as it is meant."""
     if request.type != "shutdown_request":
         return HandlerResult.PASS
-    if around.ending.has_begun:
-        around.requests.move(request, Stage.CANCELLED, "it ends already")
+    if context.shutdown.is_exiting:
+        context.requests.move(request, Stage.CANCELLED, "it ends already")
         return HandlerResult.HANDLED
     is_restart = bool(request.content.get("restart"))
     content = {"status": "ok", "restart": is_restart}
-    around.mouth.reply(request, content, is_quiet=True)
-    around.mouth.publish("shutdown_reply", content, request.header)
-    around.requests.move(request, Stage.DONE, "this process ends")
-    around.ending.leave("restart" if is_restart else "stop")
+    context.replies.reply(request, content, is_quiet=True)
+    context.replies.publish("shutdown_reply", content, request.header)
+    context.requests.move(request, Stage.DONE, "this process ends")
+    context.shutdown.leave("restart" if is_restart else "stop")
     return HandlerResult.HANDLED
 
 
-def kernel_info(around: Context, request: Request) -> HandlerResult:
+def kernel_info(context: ProxyContext, request: Request) -> HandlerResult:
     """Say who the kernel is, from memory, while it cannot say so itself."""
-    if request.type != "kernel_info_request" or around.is_there:
+    if request.type != "kernel_info_request" or context.is_there:
         return HandlerResult.PASS
-    info = answers.cached_kernel_info(around.kernel.info, around.kernel.language)
-    around.mouth.reply(request, info)
+    info = canned_replies.cached_kernel_info(context.kernel.info, context.kernel.language)
+    context.replies.reply(request, info)
     return HandlerResult.HANDLED
 
 
-def magic_completion(around: Context, request: Request) -> HandlerResult:
+def magic_completion(context: ProxyContext, request: Request) -> HandlerResult:
     """Complete and explain a line of ours."""
-    return HandlerResult.HANDLED if around.completer.take(request) else HandlerResult.PASS
+    return HandlerResult.HANDLED if context.completer.take(request) else HandlerResult.PASS
 
 
-def notebook_detection(around: Context, request: Request) -> HandlerResult:
+def notebook_detection(context: ProxyContext, request: Request) -> HandlerResult:
     """Look which notebook this is for."""
-    around.introduction.hear(request)
+    context.notebook_detector.hear(request)
     return HandlerResult.PASS
 
 
-def startup_code(around: Context, request: Request) -> HandlerResult:
+def startup_code(context: ProxyContext, request: Request) -> HandlerResult:
     """Answer a client's own code where it must not wait for a person or a session."""
-    is_early = around.waits_for_person or around.introduction.is_awaited
-    is_answered = is_early and around.startup.answer(request)
+    is_early = context.waits_for_person or context.notebook_detector.is_waiting
+    is_answered = is_early and context.startup_code.answer(request)
     return HandlerResult.HANDLED if is_answered else HandlerResult.PASS
 
 
-def dead_kernel(around: Context, request: Request) -> HandlerResult:
+def dead_kernel(context: ProxyContext, request: Request) -> HandlerResult:
     """Refuse a cell of a client that should see its kernel die."""
     if not request.is_cell:
         return HandlerResult.PASS
-    around.kernel.is_asked |= bool(request.content.get("allow_stdin", True))
-    return HandlerResult.HANDLED if around.dead.refuse(request) else HandlerResult.PASS
+    context.kernel.allows_stdin |= bool(request.content.get("allow_stdin", True))
+    return HandlerResult.HANDLED if context.dead_kernel.refuse(request) else HandlerResult.PASS
 
 
-def local_cell(around: Context, request: Request) -> HandlerResult:
+def local_cell(context: ProxyContext, request: Request) -> HandlerResult:
     """Run a cell on this side in its turn, and answer what is asked of the kernel here."""
     if request.is_cell:
-        is_taken = around.here.take_cell(request)
+        is_taken = context.local_cells.take_cell(request)
     else:
-        is_taken = around.here.take_other(request.type, request)
+        is_taken = context.local_cells.take_other(request.type, request)
     return HandlerResult.HANDLED if is_taken else HandlerResult.PASS
 
 
-def remoter_verb(around: Context, request: Request) -> HandlerResult:
+def remoter_verb(context: ProxyContext, request: Request) -> HandlerResult:
     """Answer a cell that asks something of this side."""
     if not request.is_cell:
         return HandlerResult.PASS
-    finish = partial(around.mouth.finish, request)
-    is_taken = around.verbs.take(request, request.content, finish)
+    finish = partial(context.replies.finish, request)
+    is_taken = context.magics.take(request, request.content, finish)
     return HandlerResult.HANDLED if is_taken else HandlerResult.PASS
 
 
-def cell_queue(around: Context, request: Request) -> HandlerResult:
+def cell_queue(context: ProxyContext, request: Request) -> HandlerResult:
     """Hold back a cell that stands behind one of this side."""
-    is_held = request.is_cell and around.turns.take_there(request)
+    is_held = request.is_cell and context.cell_queue.take_there(request)
     return HandlerResult.HELD if is_held else HandlerResult.PASS
 
 
-def relay(around: Context, request: Request) -> HandlerResult:
+def relay(context: ProxyContext, request: Request) -> HandlerResult:
     """Send all else to the session; a person who types gets an empty answer, and no late one."""
     if request.is_cell:
-        send_cell(around, request)
+        send_cell(context, request)
         return HandlerResult.HANDLED
-    is_empty = request.type in answers.EMPTY and around.asker.is_asking
-    if is_empty or around.link.state is LinkState.FAILED:
-        _answer_empty(around, request)
-    elif request.type in answers.IMPATIENT and not around.is_there:
-        around.requests.move(request, Stage.HELD, "the kernel is not there yet")
-        around.reactor.later(ANSWER_WITHIN, partial(_answer_if_held, around, request))
+    is_empty = request.type in canned_replies.EMPTY_REPLIES and context.prompter.is_asking
+    if is_empty or context.link.state is LinkState.FAILED:
+        _answer_empty(context, request)
+    elif request.type in canned_replies.INTERACTIVE_REQUESTS and not context.is_there:
+        context.requests.move(request, Stage.HELD, "the kernel is not there yet")
+        context.reactor.later(REPLY_WITHIN, partial(_answer_if_held, context, request))
         return HandlerResult.HELD
     else:
-        send_to_session(around, request)
+        send_to_session(context, request)
     return HandlerResult.HANDLED
 
 
@@ -387,19 +387,19 @@ HANDLERS = (
 )
 
 
-def _answer_if_held(around: Context, request: Request) -> None:
+def _answer_if_held(context: ProxyContext, request: Request) -> None:
     if request.stage is Stage.HELD:
-        _answer_empty(around, request)
+        _answer_empty(context, request)
 
 
-def _answer_empty(around: Context, request: Request) -> None:
+def _answer_empty(context: ProxyContext, request: Request) -> None:
     """Answer with nothing, which harms nobody; where there is no such answer, not at all."""
     try:
         content = request.content
     except ProtocolError:  # odd, and of no weight for an empty answer
         content = {}
-    empty = answers.empty_reply(request.type, content)
+    empty = canned_replies.empty_reply(request.type, content)
     if empty:
-        around.mouth.reply(request, empty)
+        context.replies.reply(request, empty)
     else:
-        around.requests.move(request, Stage.FAILED, "the session is out of reach")
+        context.requests.move(request, Stage.FAILED, "the session is out of reach")

@@ -11,14 +11,14 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING
 
-from remoter_kernel.front.jupyter.requests import cells_there, is_shown
+from remoter_kernel.front.jupyter.request_queries import cells_there, is_shown
 from remoter_kernel.front.session.link import LinkState
 from remoter_kernel.wire.requests import BUSY, Stage
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from remoter_kernel.front.jupyter.mouth import Publish
+    from remoter_kernel.front.jupyter.replies import Publish
     from remoter_kernel.front.session.link import Link
     from remoter_kernel.wire.reactor import Reactor, Timer
     from remoter_kernel.wire.requests import Request, Requests
@@ -43,16 +43,16 @@ class EarlyBusy:
     def __init__(self, reactor: Reactor, publish: Publish) -> None:
         self._reactor = reactor
         self._publish = publish
-        self._console: list[bytes] = []  # who has asked last whether a cell is complete
+        self._console_client: list[bytes] = []  # who has asked last whether a cell is complete
 
     def on_move(self, request: Request, before: Stage) -> None:
         """A request has come: if it is the cell that a console has asked about, it should begin."""
         if before is not Stage.RECEIVED or not request.identities:
             return
         if request.type == "is_complete_request":
-            self._console = request.identities
-        elif request.is_cell and not request.is_over and self._console == request.identities:
-            self._console = []
+            self._console_client = request.identities
+        elif request.is_cell and not request.is_over and self._console_client == request.identities:
+            self._console_client = []
             self._reactor.later(BUSY_WITHIN, partial(self._say, request))
 
     def _say(self, request: Request) -> None:
@@ -129,7 +129,7 @@ class WaitingNotices:
             self._publish("clear_output", {"wait": False}, request.header)
 
 
-class NoRemoteLine:
+class NoRemoteNotice:
     """Says, once and before it runs, that a cell runs on this machine for want of a remote."""
 
     def __init__(self, publish: Publish, requests: Requests, is_here: Callable[[], bool]) -> None:
@@ -137,7 +137,7 @@ class NoRemoteLine:
         self._publish = publish
         self._requests = requests
         self._is_here = is_here
-        self._is_told = False
+        self._is_shown = False
 
     def on_move(self, request: Request, _before: Stage) -> None:
         """A cell is on its way."""
@@ -150,10 +150,10 @@ class NoRemoteLine:
 
     def _tell(self, requests: Iterable[Request]) -> None:
         """Say it in the first of these that may show something."""
-        if self._is_told or not self._is_here():
+        if self._is_shown or not self._is_here():
             return
         cell = next((each for each in requests if is_shown(each)), None)
         if cell is not None:
-            self._is_told = True
+            self._is_shown = True
             self._publish("status", {"execution_state": BUSY}, cell.header)
             self._publish("stream", {"name": "stderr", "text": NO_REMOTE}, cell.header)

@@ -13,7 +13,12 @@ from typing import TYPE_CHECKING, Any
 import zmq
 
 from remoter_kernel.errors import ProtocolError, Usage
-from remoter_kernel.front.jupyter.outgoing import TRY_FIRST, Message, Publisher, Replier
+from remoter_kernel.front.jupyter.send_queues import (
+    RETRY_FIRST,
+    OutgoingMessage,
+    Publisher,
+    Replier,
+)
 from remoter_kernel.wire.frames import Bytes, Channel
 from remoter_kernel.wire.messages import CONTENT, LARGE, PARENT, TOPIC, MessageSigner, header_of
 from remoter_kernel.wire.reactor import messages
@@ -25,9 +30,9 @@ if TYPE_CHECKING:
     from remoter_kernel.wire.reactor import Reactor
 
 FREE_WITHIN = 5.0  # seconds
-TRY_EVERY = 0.05  # seconds
+RETRY_BIND_EVERY = 0.05  # seconds
 SIGNED = 2  # frames (delimiter, signature) that come between a message's topic and the rest
-LINGER = 500  # milliseconds: the last words of a front
+LINGER_MS = 500  # milliseconds: the last words of a front
 PORTS = {
     Channel.SHELL: "shell_port",
     Channel.CONTROL: "control_port",
@@ -84,29 +89,29 @@ class Sockets:
         """Does all who listen on iopub take what is published, as far as is known?"""
         return self._publisher.has_room
 
-    def _note(self, message: Message, sentence: str) -> Message:
+    def _note(self, message: OutgoingMessage, sentence: str) -> OutgoingMessage:
         """Return a message that says a sentence where another one would be shown."""
         parent: dict[str, Any] = {}
         with contextlib.suppress(ProtocolError):  # a kernel may say anything
             parent = header_of(message.frames[SIGNED + PARENT])
         words = {"name": "stderr", "text": f"[remoter] {sentence}\n"}
         parts = self.voice.compose("stream", words, parent, topic=b"kernel.stream")
-        return Message([parts[TOPIC], *self.voice.sign(parts)], is_copied=True)
+        return OutgoingMessage([parts[TOPIC], *self.voice.sign(parts)], is_copied=True)
 
     def close(self) -> None:
         """Send what waits, for a moment, and close."""
-        until = time.monotonic() + LINGER / 1000
+        until = time.monotonic() + LINGER_MS / 1000
         outs: list[Publisher | Replier] = [self._publisher, *self._repliers.values()]
         for out in outs:
             while not out.send_waiting() and time.monotonic() < until:
-                time.sleep(TRY_FIRST)
+                time.sleep(RETRY_FIRST)
         for handle in (self._heartbeat, *self._sockets.values()):
-            handle.close(linger=LINGER)
+            handle.close(linger=LINGER_MS)
         self._context.term()
 
     def _bind(self, handle: zmq.Socket[bytes], port: str) -> None:
         about = self.connection
-        handle.linger = LINGER
+        handle.linger = LINGER_MS
         if about.get("curve_secretkey"):
             handle.curve_server = True
             handle.curve_publickey = about["curve_publickey"].encode()
@@ -127,7 +132,7 @@ class Sockets:
                     raise Usage(
                         message, "Restart the kernel, so that Jupyter chooses anew."
                     ) from error
-                time.sleep(TRY_EVERY)
+                time.sleep(RETRY_BIND_EVERY)
             else:
                 return
 

@@ -19,12 +19,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from remoter_kernel.errors import RemoterError, Unreachable, Usage
-from remoter_kernel.front.jupyter.answers import error_content
+from remoter_kernel.front.jupyter.canned_replies import error_content
 from remoter_kernel.front.prompts import OWN_TAG, readable
 from remoter_kernel.front.reading.status import format_size
 from remoter_kernel.front.session.link import LinkState
 from remoter_kernel.front.this_side.carried_text import in_python, in_r
-from remoter_kernel.front.this_side.permission import AccessKind, Wanted, listed
+from remoter_kernel.front.this_side.permission import AccessKind, AccessRequest, listed
 from remoter_kernel.front.this_side.room_there import RoomThere
 from remoter_kernel.wire.messages import content_of
 from remoter_kernel.wire.threads import Thread
@@ -32,15 +32,16 @@ from remoter_kernel.wire.threads import Thread
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from remoter_kernel.front.jupyter.asker import Asker
-    from remoter_kernel.front.jupyter.mouth import Mouth, Route
+    from remoter_kernel.front.jupyter.prompter import StdinPrompter
+    from remoter_kernel.front.jupyter.replies import ReplySender
     from remoter_kernel.front.logins.login import Login
     from remoter_kernel.front.session.dialer import SessionDialer
     from remoter_kernel.front.session.link import Link
-    from remoter_kernel.front.this_side.own_code import OwnCode, Then
+    from remoter_kernel.front.this_side.internal_exec import InternalExec, OnDone
+    from remoter_kernel.front.this_side.local_magics import ObjectTransferSpec
     from remoter_kernel.front.this_side.permission import Permission
-    from remoter_kernel.front.this_side.text import Carrying
     from remoter_kernel.wire.reactor import Reactor
+    from remoter_kernel.wire.requests import Request
 
 BACK_WITHIN = 300.0  # seconds that a lost link is waited for
 LOOK_EVERY = 0.2  # seconds
@@ -71,10 +72,10 @@ class ObjectTransferContext:
     """What of the front carrying needs."""
 
     reactor: Reactor
-    mouth: Mouth
-    asker: Asker
+    mouth: ReplySender
+    asker: StdinPrompter
     permission: Permission
-    own_code: OwnCode
+    own_code: InternalExec
     link: Link
     dialer: SessionDialer
     language: Callable[[], str]  # of the far kernel
@@ -87,17 +88,17 @@ class CarryCell:
 
     def __init__(
         self,
-        route: Route,
-        wish: Carrying,
+        request: Request,
+        wish: ObjectTransferSpec,
         carrier: ObjectTransferContext,
         on_over: Callable[[bool], None],
     ) -> None:
         """Remember."""
-        self.route = route
+        self.request = request
         self._wish = wish
         self._front = carrier
         self._on_over = on_over
-        self._code = str(content_of(route.parts).get("code", ""))
+        self._code = str(content_of(request.parts).get("code", ""))
         self._is_called_off = False
 
     def begin(self) -> None:
@@ -112,10 +113,10 @@ class CarryCell:
         self._is_called_off = True
         self._front.own_code.interrupt()
 
-    # --- in the front's thread ---
+    # --- in the proxy's thread ---
 
     def _show(self, kind: str, content: dict[str, Any]) -> None:
-        self._front.mouth.publish(kind, content, self.route.header)
+        self._front.mouth.publish(kind, content, self.request.header)
 
     def _end(self, texts: list[tuple[str, str]], error: RemoterError | None = None) -> None:
         for name, text in texts:
@@ -127,7 +128,7 @@ class CarryCell:
             reply |= {"status": "error", **trouble}
         else:
             reply |= {"status": "ok", "user_expressions": {}}
-        self._front.mouth.reply(self.route, reply, is_quiet=True)
+        self._front.mouth.reply(self.request, reply, is_quiet=True)
         self._show("status", {"execution_state": "idle"})
         self._on_over(error is None)
 
@@ -160,8 +161,8 @@ class CarryCell:
             if is_push
             else f"puts {what} of {remote} into a Python kernel here"
         )
-        wanted = Wanted(f"%remoter {wish.verb}", AccessKind.RUN, sentence)
-        front.permission.demand(wanted, self.route)
+        wanted = AccessRequest(f"%remoter {wish.verb}", AccessKind.RUN, sentence)
+        front.permission.demand(wanted, self.request)
         address = front.dialer.address
         if address is None or front.link.state is LinkState.FAILED:
             self._complain()
@@ -230,7 +231,7 @@ class CarryCell:
         verb = f"%remoter {self._wish.verb}"
         told = f"{OWN_TAG}{verb} is about to carry {format_size(size)}. Go on? yes or no:"
         try:
-            said = self._front.asker.ask_in(self.route, told).strip().lower()
+            said = self._front.asker.ask_in(self.request, told).strip().lower()
         except RemoterError:
             said = ""
         if said not in {"yes", "y"}:
@@ -260,7 +261,7 @@ class CarryCell:
             "for_r": is_r,
         }
 
-    def _errand(self, begin: Callable[[Then], None]) -> None:
+    def _errand(self, begin: Callable[[OnDone], None]) -> None:
         """Have something done in a kernel, and wait for its end."""
         self._look()
         over: queue.SimpleQueue[RemoterError | None] = queue.SimpleQueue()
@@ -292,7 +293,7 @@ def _packed_size(packed: dict[str, Any]) -> int:
     return int(size)
 
 
-def _check(wish: Carrying, *, is_push: bool, is_r: bool, language: str) -> None:
+def _check(wish: ObjectTransferSpec, *, is_push: bool, is_r: bool, language: str) -> None:
     """Refuse names that cannot be, and kernels that are not known."""
     if language not in {"python", "R"}:
         raise Usage(f"Objects are carried to and from Python and R, and not {language}.")

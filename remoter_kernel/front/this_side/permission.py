@@ -17,18 +17,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
 from remoter_kernel.errors import RemoterError
-from remoter_kernel.front.jupyter.asker import TRIES, may_ask_in
+from remoter_kernel.front.jupyter.prompter import MOST_TRIES, may_ask_in
 from remoter_kernel.front.prompts import OWN_TAG, NeedsPerson, NotAnswered
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from remoter_kernel.front.jupyter.mouth import Route
+    from remoter_kernel.wire.requests import Request
 
 YES, NO = ("yes", "y"), ("no", "n", "")
-MOST_TOLD = 300  # characters: what a cell says must not push the question out of sight
+LONGEST_LINE = 300  # characters: what a cell says must not push the question out of sight
 LONGEST_PATH = 500  # characters; what cannot be shown whole is not asked about
-MOST_PLACES = 8  # outside of the folder that are asked about for one cell
+MOST_PATHS = 8  # outside of the folder that are asked about for one cell
 UNTIL = "until this kernel is restarted or shut down"
 ANSWER = "Allow that? yes or no:"
 
@@ -37,10 +37,10 @@ class NotAllowed(RemoterError):
     """A cell wanted to use this side, and may not."""
 
 
-class Asks(Protocol):
-    """Whoever puts questions to a person (`asker.Asker`)."""
+class InCellPrompter(Protocol):
+    """Whoever puts questions to a person (`prompter.StdinPrompter`)."""
 
-    def ask_in(self, cell: Route, text: str) -> str:
+    def ask_in(self, cell: Request, text: str) -> str:
         """Ask in a cell; NeedsPerson or NotAnswered where there is no answer."""
 
 
@@ -52,14 +52,14 @@ class AccessKind(Enum):
     WRITE = "write files here"
 
 
-class LocalPlace(NamedTuple):
+class LocalPath(NamedTuple):
     """A file or folder of this side."""
 
     path: Path  # links resolved: what is asked about is what is used
     is_folder: bool
     name: str = ""  # by which the remote will know it
 
-    def covers(self, other: LocalPlace) -> bool:
+    def covers(self, other: LocalPath) -> bool:
         """Is a yes to this place a yes to the other one, too?"""
         if self.is_folder:
             return other.path.is_relative_to(self.path)
@@ -67,32 +67,33 @@ class LocalPlace(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Wanted:
+class AccessRequest:
     """What a cell wants of this side."""
 
     verb: str  # what the cell says: "%remoter put"
     kind: AccessKind
     what: str  # goes on after "it": "sends x to gpu-box"
-    places: tuple[
-        LocalPlace, ...
-    ] = ()  # that are read or written; none: wherever the kind is about
+    paths: tuple[LocalPath, ...] = ()  # that are read or written; none: wherever the kind is about
 
 
 class Permission:
     """What a front's cells may do on this side; asked from threads, never from the front's own."""
 
     def __init__(
-        self, asker: Asks, rule: Callable[[], Literal["ask", "allow", "never"]], folder: Path
+        self,
+        prompter: InCellPrompter,
+        rule: Callable[[], Literal["ask", "allow", "never"]],
+        folder: Path,
     ) -> None:
         """Remember; `rule` is looked up each time, `folder` is the notebook's."""
-        self._asker = asker
+        self._prompter = prompter
         self._rule = rule
-        self._folder = LocalPlace(folder.resolve(), is_folder=True)
-        self._kinds: set[AccessKind] = set()  # that a person has allowed
-        self._places: dict[AccessKind, list[LocalPlace]] = {
+        self._folder = LocalPath(folder.resolve(), is_folder=True)
+        self._allowed_kinds: set[AccessKind] = set()  # that a person has allowed
+        self._allowed_paths: dict[AccessKind, list[LocalPath]] = {
             kind: [] for kind in AccessKind
         }  # likewise, outside
-        self._turn = threading.Lock()  # several cells may want something at once
+        self._lock = threading.Lock()  # several cells may want something at once
 
     def check_rule(self, verb: str) -> None:
         """Raise `NotAllowed` where no cell may use this side, whatever a person says."""
@@ -102,22 +103,22 @@ class Permission:
                 'Set local = "ask" for it in remotes.toml, or use the command at a terminal.',
             )
 
-    def demand(self, wanted: Wanted, cell: Route) -> None:
+    def demand(self, wanted: AccessRequest, cell: Request) -> None:
         """Go on only if a cell may do all of that; blocks for as long as a person takes."""
-        with self._turn:
+        with self._lock:
             self.check_rule(wanted.verb)
-            outside = [place for place in wanted.places if not self._folder.covers(place)]
+            outside = [place for place in wanted.paths if not self._folder.covers(place)]
             asked = [place for place in outside if not self._is_allowed(wanted.kind, place)]
             self._check_number(wanted.verb, asked)
-            if not wanted.places or len(outside) < len(wanted.places):
+            if not wanted.paths or len(outside) < len(wanted.paths):
                 self._demand_kind(wanted, len(outside), cell)
             for number, place in enumerate(asked, 1):
                 if not self._is_allowed(wanted.kind, place):  # by a yes to the one before
                     self._demand_place(wanted, place, f"{number} of {len(asked)}", cell)
 
-    def _demand_kind(self, wanted: Wanted, outside: int, cell: Route) -> None:
+    def _demand_kind(self, wanted: AccessRequest, outside: int, cell: Request) -> None:
         """Ask once for each kind, unless the remote allows all of them."""
-        if self._rule() == "allow" or wanted.kind in self._kinds:
+        if self._rule() == "allow" or wanted.kind in self._allowed_kinds:
             return
         if not may_ask_in(cell):
             raise NotAllowed(
@@ -125,9 +126,11 @@ class Permission:
                 'Set local = "allow" for this remote in remotes.toml, and stay in this folder.',
             )
         self._ask(wanted.verb, _about_kind(wanted, outside, self._folder.path), cell)
-        self._kinds.add(wanted.kind)
+        self._allowed_kinds.add(wanted.kind)
 
-    def _demand_place(self, wanted: Wanted, place: LocalPlace, number: str, cell: Route) -> None:
+    def _demand_place(
+        self, wanted: AccessRequest, place: LocalPath, number: str, cell: Request
+    ) -> None:
         """Ask about one place outside of the notebook's folder."""
         path = _in_full(wanted.verb, place)
         if not may_ask_in(cell):
@@ -137,25 +140,25 @@ class Permission:
                 "Use the command at a terminal, or a place below the notebook's folder.",
             )
         self._ask(wanted.verb, _about_place(wanted, place, path, number), cell)
-        self._places[wanted.kind].append(place)
+        self._allowed_paths[wanted.kind].append(place)
 
-    def _is_allowed(self, kind: AccessKind, place: LocalPlace) -> bool:
-        return any(allowed.covers(place) for allowed in self._places[kind])
+    def _is_allowed(self, kind: AccessKind, place: LocalPath) -> bool:
+        return any(allowed.covers(place) for allowed in self._allowed_paths[kind])
 
     @staticmethod
-    def _check_number(verb: str, places: Sequence[LocalPlace]) -> None:
-        if len(places) > MOST_PLACES:
+    def _check_number(verb: str, places: Sequence[LocalPath]) -> None:
+        if len(places) > MOST_PATHS:
             raise NotAllowed(
                 f"{verb} names {len(places)} places outside of this notebook's folder. Each is "
-                f"asked about, and more than {MOST_PLACES} at once are refused.",
+                f"asked about, and more than {MOST_PATHS} at once are refused.",
                 "Name fewer of them, or use the command at a terminal.",
             )
 
-    def _ask(self, verb: str, question: str, cell: Route) -> None:
+    def _ask(self, verb: str, question: str, cell: Request) -> None:
         """Go on only after a yes."""
         try:
-            for _ in range(TRIES):
-                said = self._asker.ask_in(cell, question).strip().lower()
+            for _ in range(MOST_TRIES):
+                said = self._prompter.ask_in(cell, question).strip().lower()
                 if said in YES:
                     return
                 if said in NO:
@@ -165,22 +168,22 @@ class Permission:
         raise NotAllowed(f"{verb} was not allowed to use this machine; nothing was done.")
 
 
-def local_place(path: str, name: str = "") -> LocalPlace:
+def local_place(path: str, name: str = "") -> LocalPath:
     """Return where a path of this side leads; one that ends with a separator means a folder."""
     is_folder = path.endswith(("/", os.sep)) or Path(path).is_dir()
-    return LocalPlace(Path(os.path.realpath(path)), is_folder, name)
+    return LocalPath(Path(os.path.realpath(path)), is_folder, name)
 
 
 def listed(names: Sequence[str], what: str) -> str:
     """Name all of them, or say how many there are: half a list hides the other half."""
     line = _on_one_line(", ".join(names))
-    return line if len(line) <= MOST_TOLD // 2 else f"{len(names)} {what}"
+    return line if len(line) <= LONGEST_LINE // 2 else f"{len(names)} {what}"
 
 
 # The questions (pure) ------------------------------------------------------------------------
 
 
-def _about_kind(wanted: Wanted, outside: int, folder: Path) -> str:
+def _about_kind(wanted: AccessRequest, outside: int, folder: Path) -> str:
     """Ask in a way that says what a yes allows, and for how long it holds."""
     below = _on_one_line(str(folder))
     allows = {
@@ -192,7 +195,7 @@ def _about_kind(wanted: Wanted, outside: int, folder: Path) -> str:
     if outside:
         are = "is" if outside == 1 else "are"
         more = (
-            f"\n{outside} of {len(wanted.places)} {are} outside of this notebook's folder, "
+            f"\n{outside} of {len(wanted.paths)} {are} outside of this notebook's folder, "
             "and asked about next."
         )
     return (
@@ -202,7 +205,7 @@ def _about_kind(wanted: Wanted, outside: int, folder: Path) -> str:
     )
 
 
-def _about_place(wanted: Wanted, place: LocalPlace, path: str, number: str) -> str:
+def _about_place(wanted: AccessRequest, place: LocalPath, path: str, number: str) -> str:
     """Ask about one place, by its full and real path."""
     reads = wanted.kind is AccessKind.READ
     which = "this folder and all that is in it" if place.is_folder else "this file"
@@ -217,7 +220,7 @@ def _about_place(wanted: Wanted, place: LocalPlace, path: str, number: str) -> s
     )
 
 
-def _in_full(verb: str, place: LocalPlace) -> str:
+def _in_full(verb: str, place: LocalPath) -> str:
     path = _escape_unprintable(str(place.path))
     if len(path) > LONGEST_PATH:
         raise NotAllowed(
@@ -239,4 +242,4 @@ def _escape_unprintable(text: str) -> str:
 def _on_one_line(text: str) -> str:
     """Let nobody make a question say something else; what is too long loses its end."""
     line = _escape_unprintable(text)
-    return line if len(line) <= MOST_TOLD else f"{line[:MOST_TOLD]} …"
+    return line if len(line) <= LONGEST_LINE else f"{line[:LONGEST_LINE]} …"

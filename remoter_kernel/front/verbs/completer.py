@@ -13,22 +13,29 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from remoter_kernel.errors import ProtocolError, RemoterError
 from remoter_kernel.front.bootstrap.launcher import ask_there
 from remoter_kernel.front.session.known_sessions import load_sessions
-from remoter_kernel.front.verbs.help import HERE, SESSION, THERE, VERB, explained, use_of
+from remoter_kernel.front.verbs.help import (
+    LOCAL_PATH,
+    REMOTE_PATH,
+    SESSION,
+    VERB,
+    explained,
+    use_of,
+)
 from remoter_kernel.wire.messages import CONTENT, content_of
 from remoter_kernel.wire.threads import Thread
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-    from remoter_kernel.front.jupyter.mouth import Route
     from remoter_kernel.front.session.dialer import SessionDialer
     from remoter_kernel.wire.frames import Bytes
     from remoter_kernel.wire.reactor import Reactor
+    from remoter_kernel.wire.requests import Request
 
-WITHIN = 1.0  # seconds: a person is typing
+COMPLETE_WITHIN = 1.0  # seconds: a person is typing
 MAGICS = ("%remoter", "%%local", "%local")
-TYPED = "_jupyter_types_experimental"  # JupyterLab looks there, and not at the matches
-MOST = 500  # paths
+TYPES_KEY = "_jupyter_types_experimental"  # JupyterLab looks there, and not at the matches
+MOST_PATHS = 500  # paths
 
 
 class ShellWord(NamedTuple):
@@ -46,7 +53,7 @@ class Completer:
         reactor: Reactor,
         dialer: SessionDialer,
         verbs: Iterable[str],
-        reply: Callable[[Route, dict[str, Any]], None],
+        reply: Callable[[Request, dict[str, Any]], None],
     ) -> None:
         """Remember; `reply(route, content)` answers."""
         self._reactor = reactor
@@ -54,31 +61,31 @@ class Completer:
         self._verbs = tuple(verbs)
         self._reply = reply
 
-    def take(self, route: Route) -> bool:
+    def take(self, request: Request) -> bool:
         """Answer a question that is about a line of ours; return whether it is."""
-        if route.type == "complete_request":
-            return self._complete(route, route.content)
-        return route.type == "inspect_request" and self._explain(route, route.content)
+        if request.type == "complete_request":
+            return self._complete(request, request.content)
+        return request.type == "inspect_request" and self._explain(request, request.content)
 
-    def _explain(self, route: Route, content: dict[str, Any]) -> bool:
+    def _explain(self, request: Request, content: dict[str, Any]) -> bool:
         text = explained(str(content.get("code", "")), content.get("cursor_pos"))
         if text:
             data = {"text/plain": text}
-            self._reply(route, {"status": "ok", "found": True, "data": data, "metadata": {}})
+            self._reply(request, {"status": "ok", "found": True, "data": data, "metadata": {}})
         return bool(text)
 
-    def _complete(self, route: Route, content: dict[str, Any]) -> bool:
+    def _complete(self, request: Request, content: dict[str, Any]) -> bool:
         line = line_before_cursor(content)
         words = words_of(line)
         if len(words) < 2 or words[0].text != MAGICS[0]:  # noqa: PLR2004 - a verb follows
             return False
-        answer = _Answer(route, words[-1].begin, len(line), self._reply)
+        answer = _CompleteReply(request, words[-1].begin, len(line), self._reply)
         kind = kind_of([word.text for word in words[1:]])
         begin = words[-1].text
-        if kind in {THERE, HERE, SESSION}:  # a disk may be slow, too
-            self._reactor.later(WITHIN, partial(answer.give, ()))
+        if kind in {REMOTE_PATH, LOCAL_PATH, SESSION}:  # a disk may be slow, too
+            self._reactor.later(COMPLETE_WITHIN, partial(answer.give, ()))
             ask = partial(self._ask_there, begin, answer)
-            if kind != THERE:
+            if kind != REMOTE_PATH:
                 ask = partial(self._look_here, kind, begin, answer)
             Thread(ask, name="completion").start()
         else:
@@ -86,12 +93,12 @@ class Completer:
         return True
 
     @staticmethod
-    def amend(route: Route, parts: Sequence[Bytes]) -> Sequence[Bytes]:
+    def amend(request: Request, parts: Sequence[Bytes]) -> Sequence[Bytes]:
         """Add our own first words to what the kernel says of `%rem`."""
-        if route.type != "complete_request":
+        if request.type != "complete_request":
             return parts
         try:
-            asked, said = route.content, content_of(parts)
+            asked, said = request.content, content_of(parts)
         except ProtocolError:
             return parts
         content = with_magics(line_before_cursor(asked), said)
@@ -105,50 +112,54 @@ class Completer:
             found = list(self._verbs)
         elif kind == SESSION:
             found = [each["id"] for each in load_sessions().get(self._dialer.remote.name, ())]
-        elif kind == HERE:
+        elif kind == LOCAL_PATH:
             found = local_paths(begin) if self._dialer.find().local != "never" else []
         else:
             found = [word for word in kind.split("|") if word]
         return [word for word in found if word.startswith(begin)]
 
-    def _look_here(self, kind: str, begin: str, answer: _Answer) -> None:
+    def _look_here(self, kind: str, begin: str, answer: _CompleteReply) -> None:
         """Look at this side's files, in a thread of its own."""
         found: list[str] = []
         with contextlib.suppress(RemoterError):  # of remotes.toml: a cell that is run says it
             found = self._here(kind, begin)
         self._reactor.call(partial(answer.give, found))
 
-    def _ask_there(self, begin: str, answer: _Answer) -> None:
+    def _ask_there(self, begin: str, answer: _CompleteReply) -> None:
         """Ask over the login, in a thread of its own; who is too late is not heard."""
         dialer = self._dialer
         found: list[str] = []
         try:
             if dialer.login:
-                words = {"verb": "paths", "begin": begin, "most": MOST}
+                words = {"verb": "paths", "begin": begin, "most": MOST_PATHS}
                 words["cwd"] = dialer.folder_there(dialer.remote)
-                told, _ = ask_there(dialer.login, dialer.remote, words, seconds=WITHIN)
+                told, _ = ask_there(dialer.login, dialer.remote, words, seconds=COMPLETE_WITHIN)
                 found = [path for path in map(str, told["paths"]) if path.isprintable()]
         except (RemoterError, LookupError, TypeError):
             pass  # an older session's words, or a link that is down: nothing to offer
         self._reactor.call(partial(answer.give, found))
 
 
-class _Answer:
+class _CompleteReply:
     """What a client waits for, once."""
 
     def __init__(
-        self, route: Route, begin: int, end: int, reply: Callable[[Route, dict[str, Any]], None]
+        self,
+        request: Request,
+        begin: int,
+        end: int,
+        reply: Callable[[Request, dict[str, Any]], None],
     ) -> None:
-        self._route = route
+        self._request = request
         self._begin = begin
         self._end = end
         self._reply = reply
-        self._is_given = False
+        self._is_sent = False
 
     def give(self, words: Iterable[str]) -> None:
-        if self._is_given:
+        if self._is_sent:
             return
-        self._is_given = True
+        self._is_sent = True
         content = {
             "status": "ok",
             "matches": [quoted(word) for word in words],
@@ -156,7 +167,7 @@ class _Answer:
             "cursor_end": self._end,
             "metadata": {},
         }
-        self._reply(self._route, content)
+        self._reply(self._request, content)
 
 
 # The line (pure) --------------------------------------------------------------------------
@@ -211,10 +222,10 @@ def with_magics(line: str, said: dict[str, Any]) -> dict[str, Any]:
     added = [word[start:] for word in own if word[start:] not in matches]
     content = {**said, "matches": matches + added, "cursor_start": start, "cursor_end": len(line)}
     metadata = said.get("metadata") or {}
-    if isinstance(metadata.get(TYPED), list):
+    if isinstance(metadata.get(TYPES_KEY), list):
         place = {"start": start, "end": len(line), "type": "magic", "signature": ""}
-        typed = [*metadata[TYPED], *({"text": word, **place} for word in added)]
-        content["metadata"] = {**metadata, TYPED: typed}
+        typed = [*metadata[TYPES_KEY], *({"text": word, **place} for word in added)]
+        content["metadata"] = {**metadata, TYPES_KEY: typed}
     return content
 
 
@@ -235,4 +246,4 @@ def local_paths(begin: str) -> list[str]:
         return []
     shown = [path for path in entries if path.name.startswith(name)]
     shown = [path for path in shown if name.startswith(".") or not path.name.startswith(".")]
-    return [head + path.name + "/" * path.is_dir() for path in shown[:MOST]]
+    return [head + path.name + "/" * path.is_dir() for path in shown[:MOST_PATHS]]

@@ -8,7 +8,7 @@ from remoter_kernel.errors import Usage
 from remoter_kernel.front.configuration.remotes_toml import nearest
 
 # Kinds of words; anything else is the words themselves, "on|off".
-VERB, SESSION, HERE, THERE = "a verb", "a session", "a path here", "a path there"
+VERB, SESSION, LOCAL_PATH, REMOTE_PATH = "a verb", "a session", "a path here", "a path there"
 
 
 HELP = {
@@ -25,7 +25,7 @@ HELP = {
     "help": "What can be asked, or what one verb does: %remoter help [VERB].",
 }
 
-OBJECTS = (
+OBJECTS_HELP = (
     "Plain values, arrays and frames are carried as data. --yes: do not ask about what is larger\n"
     "than 64 MiB. --pickle: carry any other object, too, between two Pythons. To unpickle is to\n"
     "run code which whoever made the pickle has chosen: only for a side that you trust as much\n"
@@ -33,7 +33,7 @@ OBJECTS = (
 )
 
 
-LOCAL = (
+LOCAL_HELP = (
     "%%local\n"
     "    Run this cell on this side, in a Python kernel of this machine.\n"
     "    %local CODE runs one line there; %remoter push and pull carry objects.\n"
@@ -43,14 +43,14 @@ LOCAL = (
 class VerbUsage(NamedTuple):
     """How one verb is used."""
 
-    words: str  # that follow it, as a person reads them
+    arguments: str  # that follow it, as a person reads them
     example: str
     shows: str = ""  # what the example does
     kinds: tuple[str, ...] = ()  # of these words; the last one is that of all that follow
     more: str = ""
 
 
-USES = {
+USAGES = {
     "status": VerbUsage(
         "[--requests]",
         "%remoter status",
@@ -72,20 +72,25 @@ USES = {
         (SESSION,),
     ),
     "put": VerbUsage(
-        "SRC... DST", "%remoter put data/*.csv ~/data/", "sends files there", (HERE, THERE)
+        "SRC... DST",
+        "%remoter put data/*.csv ~/data/",
+        "sends files there",
+        (LOCAL_PATH, REMOTE_PATH),
     ),
-    "get": VerbUsage("SRC... DST", "%remoter get runs/7.log ./", "fetches files", (THERE, HERE)),
+    "get": VerbUsage(
+        "SRC... DST", "%remoter get runs/7.log ./", "fetches files", (REMOTE_PATH, LOCAL_PATH)
+    ),
     "push": VerbUsage(
         "x [y ...] [as NAME] [--yes] [--pickle]",
         "%remoter push frame",
         "sends a variable of this side there",
-        more=OBJECTS,
+        more=OBJECTS_HELP,
     ),
     "pull": VerbUsage(
         "x [y ...] [as NAME] [--yes] [--pickle]",
         "%remoter pull frame as here",
         "fetches a variable to this side, under another name",
-        more=OBJECTS,
+        more=OBJECTS_HELP,
     ),
     "keep": VerbUsage("", "%remoter keep", "shut the kernel down after that: the session stays"),
     "stop": VerbUsage("", "%remoter stop", "ends this session, with its variables"),
@@ -101,7 +106,7 @@ USES = {
 
 def use_of(verb: str) -> VerbUsage:
     """Return how a verb is used."""
-    return USES.get(verb) or VerbUsage("", f"%remoter {verb}")
+    return USAGES.get(verb) or VerbUsage("", f"%remoter {verb}")
 
 
 def all_verbs(summaries: dict[str, str]) -> str:
@@ -116,7 +121,7 @@ def one_verb(verb: str, summaries: dict[str, str]) -> str:
         raise no_such_verb(verb, summaries)
     use = use_of(verb)
     lines = [
-        f"%remoter {verb} {use.words}".rstrip(),
+        f"%remoter {verb} {use.arguments}".rstrip(),
         f"    {summaries[verb]}",
         "",
         "For example:",
@@ -136,7 +141,7 @@ def explained(code: str, cursor: object) -> str:
     if not words or not is_in_line or not code.startswith(words[0]):
         return ""
     if words[0] == "%%local":
-        return LOCAL
+        return LOCAL_HELP
     if words[0] != "%remoter":
         return ""
     verb = words[1] if len(words) > 1 else ""

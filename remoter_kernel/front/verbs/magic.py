@@ -27,9 +27,9 @@ from remoter_kernel.front.reading.notebook import Story
 from remoter_kernel.front.reading.status import Status, format_size, format_status, open_requests
 from remoter_kernel.front.session import orders
 from remoter_kernel.front.session.link import LinkState
-from remoter_kernel.front.verbs.answered_cell import AnsweredCell
+from remoter_kernel.front.verbs.cell_timer import CellTimer
 from remoter_kernel.front.verbs.help import HELP, all_verbs, no_such_verb, one_verb, use_of
-from remoter_kernel.front.verbs.timer import CellTimer
+from remoter_kernel.front.verbs.magic_cell import MagicCell
 from remoter_kernel.wire.frames import Channel, to_json
 from remoter_kernel.wire.messages import METADATA, ODD, PARENT, header_of
 from remoter_kernel.wire.output_backlog import HELD_BACK
@@ -38,32 +38,32 @@ from remoter_kernel.wire.threads import Thread
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from remoter_kernel.front.jupyter.ending import ShutdownPolicy
-    from remoter_kernel.front.jupyter.mouth import Route
+    from remoter_kernel.front.jupyter.shutdown import ShutdownPolicy
     from remoter_kernel.front.session.dialer import SessionDialer
     from remoter_kernel.front.session.link import Link
+    from remoter_kernel.front.this_side.cell_queue import CellQueue
     from remoter_kernel.front.this_side.permission import Permission
-    from remoter_kernel.front.this_side.turns import Turns
-    from remoter_kernel.front.verbs.answered_cell import Finish, Header, Shown
+    from remoter_kernel.front.verbs.magic_cell import FinishCell, Header, IopubMessage
     from remoter_kernel.wire.frames import Bytes
     from remoter_kernel.wire.reactor import Reactor
+    from remoter_kernel.wire.requests import Request
 
-HELD = HELD_BACK.encode()
+HELD_BACK_MARK = HELD_BACK.encode()
 MOST_TEXT = 2 * 1024 * 1024  # characters in one cell: Jupyter's server drops what is more
 # What ends a kernel when it is typed at a console; where the session stays, it only leaves.
-LEAVE = frozenset({"exit", "quit", "exit()", "quit()", "q()"})
+EXIT_COMMANDS = frozenset({"exit", "quit", "exit()", "quit()", "q()"})
 _FIRST_LINE = re.compile(r"%remoter(?:[ \t]+(.*))?$")
 
-REQUESTS = "--requests"
-CARRY = ("put", "get")  # files; they take their turn among the kernel's cells
+REQUESTS_OPTION = "--requests"
+TRANSFERS = ("put", "get")  # files; they take their turn among the kernel's cells
 
 
 class ParsedMagic(NamedTuple):
     """What the first line of a cell asks for."""
 
     verb: str
-    words: tuple[str, ...] = ()
-    order: TransferRequest | None = None  # about files
+    arguments: tuple[str, ...] = ()
+    transfer: TransferRequest | None = None  # about files
 
 
 def parse_magic(code: str) -> ParsedMagic | None:
@@ -76,14 +76,14 @@ def parse_magic(code: str) -> ParsedMagic | None:
     verb, *words = said.split()
     if verb not in HELP:
         raise no_such_verb(verb, HELP)
-    if verb not in CARRY and len(words) > len(use_of(verb).kinds):
+    if verb not in TRANSFERS and len(words) > len(use_of(verb).kinds):
         raise Usage(f"%remoter {verb} takes no further words.", f"See %remoter help {verb}.")
-    if verb == "status" and words not in ([], [REQUESTS]):
-        raise Usage(f"%remoter status takes no further words but {REQUESTS}.")
+    if verb == "status" and words not in ([], [REQUESTS_OPTION]):
+        raise Usage(f"%remoter status takes no further words but {REQUESTS_OPTION}.")
     if rest.strip():
         raise Usage(f"%remoter {verb} stands alone in its cell; nothing was run.")
-    if verb in CARRY:
-        return ParsedMagic(verb, order=read_order(verb, said.removeprefix(verb)))
+    if verb in TRANSFERS:
+        return ParsedMagic(verb, transfer=read_order(verb, said.removeprefix(verb)))
     return ParsedMagic(verb, tuple(words))
 
 
@@ -96,43 +96,43 @@ class MagicContext:
     dialer: SessionDialer
     publish: Callable[[str, dict[str, Any], Header], None]
     open_requests: Callable[[], list[dict[str, Any]]]  # described, as `Requests.rows` does
-    turns: Turns
+    cell_queue: CellQueue
     permission: Permission
-    ending: ShutdownPolicy
+    shutdown: ShutdownPolicy
 
 
 class Magics:
     """Answers cells that ask something of this side."""
 
-    def __init__(self, around: MagicContext) -> None:
+    def __init__(self, context: MagicContext) -> None:
         """Remember."""
-        self._around = around
+        self._context = context
         self.last_reply = b"{}"  # of the kernel, to a cell
         self.is_encrypted: bool | None = None  # is the kernel, there? None: not known
-        traffic = lambda: (around.link.sent, around.link.received)  # noqa: E731 - one use
-        self.timer = CellTimer(around.publish, traffic)
-        self._held: list[str] = []  # the requests whose text was not given to us in full
+        traffic = lambda: (context.link.sent, context.link.received)  # noqa: E731 - one use
+        self.timer = CellTimer(context.publish, traffic)
+        self._held_back: list[str] = []  # the requests whose text was not given to us in full
 
     def notice(self, parts: Sequence[Bytes]) -> None:
         """Look at an output: was text of its cell held back? Is the cell over?"""
-        if len(parts[METADATA]) > len(b"{}") and HELD in bytes(parts[METADATA]):
+        if len(parts[METADATA]) > len(b"{}") and HELD_BACK_MARK in bytes(parts[METADATA]):
             with contextlib.suppress(*ODD):
-                self._held.append(str(header_of(parts[PARENT]).get("msg_id", "")))
+                self._held_back.append(str(header_of(parts[PARENT]).get("msg_id", "")))
         self.timer.notice(parts)
 
     def take(
         self,
-        route: Route,
+        request: Request,
         content: dict[str, Any],
-        finish: Finish,
+        finish: FinishCell,
     ) -> bool:
         """Answer a cell if it asks something of this side; return whether it does.
 
         `finish(reply, error)` says the error, if there is one, and the reply.
         """
-        code, header = str(content.get("code", "")), route.header
-        if code.strip() in LEAVE and self._around.ending.stays:
-            cell = AnsweredCell(self._around.publish, header, self.count(), finish)
+        code, header = str(content.get("code", "")), request.header
+        if code.strip() in EXIT_COMMANDS and self._context.shutdown.stays:
+            cell = MagicCell(self._context.publish, header, self.count(), finish)
             cell.begin(code)
             cell.end(payload=[{"source": "ask_exit", "keepkernel": False}])
             return True
@@ -142,9 +142,9 @@ class Magics:
             asked = error
         if asked is None:
             return False
-        cell = AnsweredCell(self._around.publish, header, self.count(), finish)
-        if isinstance(asked, ParsedMagic) and asked.order:
-            self._carry(cell, route, code, asked.order)
+        cell = MagicCell(self._context.publish, header, self.count(), finish)
+        if isinstance(asked, ParsedMagic) and asked.transfer:
+            self._carry(cell, request, code, asked.transfer)
             return True
         cell.begin(code)
         if isinstance(asked, Usage):
@@ -159,27 +159,27 @@ class Magics:
             return max(1, int(json.loads(self.last_reply)["execution_count"]))
         return 1
 
-    def _carry(self, cell: AnsweredCell, route: Route, code: str, order: TransferRequest) -> None:
+    def _carry(self, cell: MagicCell, request: Request, code: str, order: TransferRequest) -> None:
         """Carry files when it is this cell's turn."""
-        around, begin = self._around, partial(cell.begin, code)
+        context, begin = self._context, partial(cell.begin, code)
         errand = partial(
             CellTransfer,
             order,
             cell,
-            route,
-            reactor=around.reactor,
-            dialer=around.dialer,
-            permission=around.permission,
+            request,
+            reactor=context.reactor,
+            dialer=context.dialer,
+            permission=context.permission,
         )
-        around.turns.take_here(QueuedTransfer(route, begin, errand, around.turns))
+        context.cell_queue.take_here(QueuedTransfer(request, begin, errand, context.cell_queue))
 
-    def _answer(self, cell: AnsweredCell, asked: ParsedMagic) -> None:
-        look: Callable[[], Iterator[Shown]] | None = None
-        if asked.words == (REQUESTS,) and asked.verb == "status":
-            rows = [row for row in self._around.open_requests() if row["id"] != cell.name]
+    def _answer(self, cell: MagicCell, asked: ParsedMagic) -> None:
+        look: Callable[[], Iterator[IopubMessage]] | None = None
+        if asked.arguments == (REQUESTS_OPTION,) and asked.verb == "status":
+            rows = [row for row in self._context.open_requests() if row["id"] != cell.request_id]
             look = partial(self._requests, rows)
         elif asked.verb in {"log", "outputs"}:
-            look = partial(self._log if asked.verb == "log" else self._outputs, *asked.words)
+            look = partial(self._log if asked.verb == "log" else self._outputs, *asked.arguments)
         if look is not None:
             Thread(self._ask, args=(cell, look), name="inquiry").start()
             return
@@ -191,7 +191,7 @@ class Magics:
             "help": _help,
         }
         try:
-            text = say[asked.verb](*asked.words)
+            text = say[asked.verb](*asked.arguments)
         except RemoterError as error:
             cell.end(error)
         else:
@@ -201,7 +201,7 @@ class Magics:
     # What this side knows or does ------------------------------------------------------
 
     def _status(self) -> str:
-        link, dialer = self._around.link, self._around.dialer
+        link, dialer = self._context.link, self._context.dialer
         login, address = dialer.login, dialer.address
         round_trip = link.round_trip
         if round_trip is None and login is not None and login.round_trip:
@@ -225,27 +225,27 @@ class Magics:
                 host_key=login.host_key if login else "",
                 sent=link.sent,
                 received=link.received,
-                stays=self._around.ending.stays,
+                stays=self._context.shutdown.stays,
                 is_encrypted=self.is_encrypted,
             )
         )
 
     def _keep(self) -> str:
-        self._around.ending.keep()
+        self._context.shutdown.keep()
         self._order("keep")
         return f"{self._session()} stays when this kernel is shut down.\n"
 
     def _stop(self) -> str:
         session = self._session()
-        if not self._around.link.has_met:
+        if not self._context.link.has_met:
             raise NoSuchSession("There is no session yet, so there is nothing to stop.")
         self._order("stop")
-        if self._around.link.state is LinkState.UP:
+        if self._context.link.state is LinkState.UP:
             return f"{session} ends now. Restart the kernel to begin a fresh one.\n"
-        address = self._around.dialer.address
+        address = self._context.dialer.address
         orders.save_command(
-            self._around.dialer.remote.name,
-            self._around.dialer.wish.kernel_id,
+            self._context.dialer.remote.name,
+            self._context.dialer.wish.kernel_id,
             address.session if address else "",
             "stop",
         )
@@ -259,16 +259,16 @@ class Magics:
         return f"The timer is {'on' if self.timer.is_on else 'off'}.\n"
 
     def _order(self, order: str) -> None:
-        self._around.link.say(Channel.COMMAND, [to_json({"order": order})])
+        self._context.link.say(Channel.COMMAND, [to_json({"order": order})])
 
     def _session(self) -> str:
-        address = self._around.dialer.address
+        address = self._context.dialer.address
         return f"Session {address.session}" if address else "The session"
 
     # What the far side knows: in a thread ----------------------------------------------
 
-    def _ask(self, cell: AnsweredCell, look: Callable[[], Iterator[Shown]]) -> None:
-        call = self._around.reactor.call
+    def _ask(self, cell: MagicCell, look: Callable[[], Iterator[IopubMessage]]) -> None:
+        call = self._context.reactor.call
         try:
             found = list(look())
         except RemoterError as error:
@@ -281,9 +281,9 @@ class Magics:
 
     def _reading(self, only: str, session: str = "") -> Reading:
         """Read the journal of this session, or of another one there."""
-        dialer = self._around.dialer
+        dialer = self._context.dialer
         login, address = dialer.login, dialer.address
-        if login is None or address is None or self._around.link.state is not LinkState.UP:
+        if login is None or address is None or self._context.link.state is not LinkState.UP:
             raise Unreachable(
                 "The link is down, and only the far side knows.",
                 "%remoter status shows when it is tried again.",
@@ -291,9 +291,9 @@ class Magics:
             )
         ask = partial(ask_there, login, dialer.remote)
         name = named_there(session, ask, dialer.remote.name) if session else address.session
-        return Reading(ask, name, only, cells=self._held, most=MOST_KEPT)
+        return Reading(ask, name, only, cells=self._held_back, most=MOST_KEPT)
 
-    def _log(self, session: str = "") -> Iterator[Shown]:
+    def _log(self, session: str = "") -> Iterator[IopubMessage]:
         reading = self._reading("events", session)
         chronicle = Chronicle()
         lines = [line for line in map(chronicle.tell, reading) if line]
@@ -301,7 +301,7 @@ class Magics:
         text = "".join(f"{line}\n" for line in [chronicle.begin(about), *lines])
         yield "stream", {"name": "stdout", "text": text[-MOST_TEXT:]}
 
-    def _outputs(self, session: str = "") -> Iterator[Shown]:
+    def _outputs(self, session: str = "") -> Iterator[IopubMessage]:
         reading = self._reading("" if session else "missed", session)
         story = Story()
         for said in reading:
@@ -322,12 +322,12 @@ class Magics:
             )
             yield "stream", {"name": "stdout", "text": text}
 
-    def _requests(self, rows: list[dict[str, Any]]) -> Iterator[Shown]:
+    def _requests(self, rows: list[dict[str, Any]]) -> Iterator[IopubMessage]:
         """Tell which requests are open here (`rows`) and, where it can be asked, there."""
-        dialer = self._around.dialer
+        dialer = self._context.dialer
         text = open_requests(rows, "Here")
         login, address = dialer.login, dialer.address
-        if login is None or address is None or self._around.link.state is not LinkState.UP:
+        if login is None or address is None or self._context.link.state is not LinkState.UP:
             text += "There: not known, as the link is down\n"
         else:
             words = {"verb": "requests", "session": address.session}
@@ -336,11 +336,11 @@ class Magics:
         yield "stream", {"name": "stdout", "text": text}
 
     def _session_id(self) -> str:
-        address = self._around.dialer.address
+        address = self._context.dialer.address
         return address.session if address else ""
 
 
-def _as_message(output: dict[str, Any], room: int, session: str) -> Shown:
+def _as_message(output: dict[str, Any], room: int, session: str) -> IopubMessage:
     """Return an output as a message that any client shows."""
     kind = output["output_type"]
     if kind in {"display_data", "execute_result"}:

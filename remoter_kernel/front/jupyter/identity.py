@@ -12,7 +12,7 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from remoter_kernel.front.jupyter.introduction import Introduction
+from remoter_kernel.front.jupyter.notebook_detector import NotebookDetector
 from remoter_kernel.front.session import orders, parent, relaunch, vscode
 from remoter_kernel.front.session.claims import Claim
 from remoter_kernel.front.session.laptop import Presence, laptop_id
@@ -25,23 +25,23 @@ if TYPE_CHECKING:
     from remoter_kernel.front.session.link import Link
     from remoter_kernel.wire.reactor import Reactor
 
-SIGN_EVERY = 1.0  # seconds
+RECORD_EVERY = 1.0  # seconds
 
 
-class Arrival:
+class ProxyIdentity:
     """What the session hears of this front, once that is known."""
 
     def __init__(
-        self, reactor: Reactor, link: Link, dialer: SessionDialer, remote: Callable[[], str]
+        self, reactor: Reactor, link: Link, dialer: SessionDialer, remote_name: Callable[[], str]
     ) -> None:
-        """Remember; `remote()` names the remote."""
-        self.introduction = Introduction(reactor, self._be_introduced)
+        """Remember; `remote_name()` names the remote."""
+        self.notebook_detector = NotebookDetector(reactor, self._be_introduced)
         self._reactor = reactor
         self._link = link
         self._dialer = dialer
-        self._remote = remote
+        self._remote_name = remote_name
         self._started = time.time()
-        self._presence = Presence("")
+        self._liveness_lock = Presence("")
         self._notebook = ""  # of a client that starts kernels itself
 
     @property
@@ -57,22 +57,22 @@ class Arrival:
             self._dialer.claim = Claim(own_notebook(), self._link.about["laptop"])
         else:
             self._dialer.is_claimed.clear()
-            self.introduction.wait()
+            self.notebook_detector.wait()
 
-    def end(self, *, is_dismissed: bool) -> None:
-        """Leave; `is_dismissed`: without a word of what should become of the session."""
-        if is_dismissed:
+    def end(self, *, is_without_command: bool) -> None:
+        """Leave; `is_without_command`: without a word of what should become of the session."""
+        if is_without_command:
             self._leave_sign()
-        self._presence.release()  # what follows may take a while, and the next front may be there
+        self._liveness_lock.release()  # what follows may take a while: the next proxy may be there
 
     def _appear(self, kernel_id: str) -> None:
-        self._presence.release()
-        self._presence = Presence(kernel_id)
-        laptop = laptop_id() if self._presence.take() else ""
+        self._liveness_lock.release()
+        self._liveness_lock = Presence(kernel_id)
+        laptop = laptop_id() if self._liveness_lock.take() else ""
         self._link.about = {"kernel_id": kernel_id, "laptop": laptop}
 
     def _be_introduced(self, notebook: str) -> None:
-        remote, self._notebook = self._remote(), notebook
+        remote, self._notebook = self._remote_name(), notebook
         before = relaunch.before(remote, notebook, self._started) if notebook else None
         if before:
             orders.save_command(remote, before.kernel_id, before.session, "restart")
@@ -87,8 +87,8 @@ class Arrival:
         address = self._dialer.address
         if self._notebook and address:
             departure = relaunch.Departure(self._dialer.wish.kernel_id, address.session)
-            relaunch.record_exit(self._remote(), self._notebook, departure)
+            relaunch.record_exit(self._remote_name(), self._notebook, departure)
 
     def _keep_sign(self) -> None:
         self._leave_sign()
-        self._reactor.later(SIGN_EVERY, self._keep_sign)
+        self._reactor.later(RECORD_EVERY, self._keep_sign)

@@ -16,29 +16,29 @@ if TYPE_CHECKING:
     from remoter_kernel.front.session.link import Link
     from remoter_kernel.wire.reactor import Reactor, Timer
 
-HOLD_INTERRUPT = 0.15  # seconds
-LOOK_FOR_PARENT = 1.0  # seconds
+HOLD_INTERRUPT_FOR = 0.15  # seconds
+POLL_PARENT_EVERY = 1.0  # seconds
 
 
 class ShutdownPolicy:
     """Leaves with an order for the session, or without one: then it stays."""
 
     def __init__(
-        self, reactor: Reactor, link: Link, dialer: SessionDialer, find: Callable[[], Remote]
+        self, reactor: Reactor, link: Link, dialer: SessionDialer, find_remote: Callable[[], Remote]
     ) -> None:
-        """Remember; `find` returns the remote as it is configured now."""
-        self.has_begun = False
+        """Remember; `find_remote` returns the remote as it is configured now."""
+        self.is_exiting = False
         self._reactor = reactor
         self._link = link
         self._dialer = dialer
-        self._find = find
+        self._find_remote = find_remote
         self._stays = bool(dialer.wish.session)
-        self._held: Timer | None = None
+        self._held_interrupt: Timer | None = None
 
     @property
     def stays(self) -> bool:
         """Does the session stay when Jupyter shuts its kernel down?"""
-        return self._stays or self._find().on_shutdown == "keep"
+        return self._stays or self._find_remote().on_shutdown == "keep"
 
     def keep(self) -> None:
         """Let it stay."""
@@ -50,33 +50,33 @@ class ShutdownPolicy:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._hear_signal)
         if parent.is_watched():
-            self._reactor.later(LOOK_FOR_PARENT, self._look_for_parent)
+            self._reactor.later(POLL_PARENT_EVERY, self._look_for_parent)
 
     def unless_it_follows(self, interrupt: Callable[[], Any]) -> None:
         """Interrupt; where the session stays, wait first: Jupyter does so before each shutdown."""
         if self.stays:
-            self._held = self._reactor.later(HOLD_INTERRUPT, interrupt)
+            self._held_interrupt = self._reactor.later(HOLD_INTERRUPT_FOR, interrupt)
         else:
             interrupt()
 
     def leave(self, order: str) -> None:
         """End this process: "restart" the kernel, or "stop" the session if it does not stay."""
-        if self.has_begun:
+        if self.is_exiting:
             return
-        self.has_begun = True
+        self.is_exiting = True
         if order == "stop" and self.stays:
-            if self._held:
-                self._held.cancel()
+            if self._held_interrupt:
+                self._held_interrupt.cancel()
             self._reactor.stop()
             return
         leave_with(order, reactor=self._reactor, link=self._link, dialer=self._dialer)
 
     def _hear_signal(self, number: int, _frame: object) -> None:
         """End: the session stays. Ctrl-C in a terminal reaches us, too, and means nothing."""
-        if number == signal.SIGTERM and not self.has_begun:
+        if number == signal.SIGTERM and not self.is_exiting:
             self._reactor.call(self._reactor.stop)
 
     def _look_for_parent(self) -> None:
         if parent.is_gone():
             self._reactor.stop()
-        self._reactor.later(LOOK_FOR_PARENT, self._look_for_parent)
+        self._reactor.later(POLL_PARENT_EVERY, self._look_for_parent)

@@ -8,7 +8,7 @@ client one question is open at a time: ours waits for the answer to a kernel's, 
 for that to ours. So no answer is ever taken for one to another question.
 
 A question of ours moves to the cell that was run last by another page, since the page in which
-it is open may be gone; its box stays, see `boxes`.
+it is open may be gone; its box stays, see `input_boxes`.
 """
 
 from __future__ import annotations
@@ -20,18 +20,22 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from remoter_kernel.front.jupyter.boxes import (
-    LOOK_EVERY,
-    Answer,
-    Boxes,
+from remoter_kernel.front.jupyter.input_boxes import (
+    POLL_EVERY,
+    AnswerQueue,
+    InputBoxes,
     PendingPrompt,
     id_of,
     last_page,
     replaces,
     wait_for,
 )
-from remoter_kernel.front.jupyter.first_words import is_own_code
-from remoter_kernel.front.jupyter.kernel_questions import KernelQuestions, Question, unlike_ours
+from remoter_kernel.front.jupyter.kernel_input import (
+    KernelInputRequest,
+    KernelInputRequests,
+    unlike_ours,
+)
+from remoter_kernel.front.jupyter.startup_code import is_own_code
 from remoter_kernel.front.prompts import (
     NEVER_WITHDRAWN,
     NeedsPerson,
@@ -48,12 +52,13 @@ from remoter_kernel.wire.messages import HEADER, PARENT, content_of, header_of
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-    from remoter_kernel.front.jupyter.mouth import Mouth, Route
+    from remoter_kernel.front.jupyter.replies import ReplySender
     from remoter_kernel.front.session.dialer import SessionDialer
     from remoter_kernel.wire.frames import Bytes
     from remoter_kernel.wire.reactor import Reactor
+    from remoter_kernel.wire.requests import Request
 
-TRIES = 3  # at a word that is neither yes, nor once, nor no
+MOST_TRIES = 3  # at a word that is neither yes, nor once, nor no
 ONE_AT_A_TIME = (
     "[remoter] There is a question to be asked here. First answer the one that is open, which "
     "code of this notebook has asked, or interrupt the kernel.\n"
@@ -68,33 +73,35 @@ NOT_USED = (
 )
 
 
-class _HeldQuestion(NamedTuple):
+class _HeldInputRequest(NamedTuple):
     """A kernel's question that waits until ours has its answer."""
 
-    question: Question
+    request: KernelInputRequest
     parts: list[Bytes]
     send: Callable[[list[Bytes]], object]
 
 
-class Asker:
+class StdinPrompter:
     """Whom a login may ask (see `Questions`): whoever has run a cell that waits for it."""
 
     def __init__(
-        self, reactor: Reactor, mouth: Mouth, routes: Callable[[], Iterable[Route]]
+        self, reactor: Reactor, replies: ReplySender, open_cells: Callable[[], Iterable[Request]]
     ) -> None:
-        """Remember; `routes` lists the requests without a reply, the oldest first."""
+        """Remember; `open_cells` lists the requests without a reply, the oldest first."""
         self.remote_name: Callable[[], str] = lambda: "the remote"
         self.notebook: Callable[[], str] = lambda: ""  # its path, as far as that is known
-        self._kernels = KernelQuestions()
-        self._held: list[_HeldQuestion] = []
+        self._kernel_input = KernelInputRequests()
+        self._held: list[_HeldInputRequest] = []
         self._reactor = reactor
-        self._mouth = mouth
-        self._routes = routes
-        self._asked: PendingPrompt | None = None
-        self._boxes = Boxes(self._kernels.is_exact)
-        self._elsewhere: list[Answer] = []  # of those who wait while another one is asked
-        self._busy: set[str] = set()  # cells that were told to be at work
-        self._turn = threading.Lock()  # there is one input box
+        self._replies = replies
+        self._open_cells = open_cells
+        self._pending: PendingPrompt | None = None
+        self._boxes = InputBoxes(self._kernel_input.is_exact)
+        self._waiting_elsewhere: list[
+            AnswerQueue
+        ] = []  # of those who wait while another one is asked
+        self._busy_sent: set[str] = set()  # cells that were told to be at work
+        self._lock = threading.Lock()  # there is one input box
 
     def serve(self, dialer: SessionDialer) -> None:
         """Be whom the logins of a dialer ask."""
@@ -114,7 +121,7 @@ class Asker:
     ) -> Trust:
         """Ask whether a host's key is the right one."""
         text = f"{about_host_key(host, kind, fingerprint)} yes, once (do not remember it) or no:"
-        for _ in range(TRIES):
+        for _ in range(MOST_TRIES):
             said = self._ask(text, is_hidden=False, withdrawn=withdrawn).strip().lower()
             if said in {each.value for each in Trust}:
                 return Trust(said)
@@ -140,25 +147,25 @@ class Asker:
 
     def wait_elsewhere(self, sentence: str, withdrawn: threading.Event) -> None:
         """Say in the cell where somebody is asked, and wait; an interrupt ends that."""
-        answer: Answer = queue.SimpleQueue()
+        answer: AnswerQueue = queue.SimpleQueue()
         self._reactor.call(partial(self._begin_to_wait, sentence, answer))
         wait_for(answer, withdrawn, self._later(self._wait_no_more, answer))
 
     def _tell(self, text: str) -> None:
-        route = self._find()
-        if route:
+        request = self._find()
+        if request:
             words = {"name": "stderr", "text": f"{text}\n"}
-            self._mouth.publish("stream", words, route.header)
+            self._replies.publish("stream", words, request.header)
 
     def has_somebody(self) -> bool:
         """Is there a cell that waits, and in which one may ask?"""
         return self._find() is not None
 
-    def ask_in(self, cell: Route, text: str) -> str:
+    def ask_in(self, cell: Request, text: str) -> str:
         """Ask in this very cell, which has said that it is at work; a RemoterError: no answer."""
         if not may_ask_in(cell):
             raise NeedsPerson("nobody can be asked in this cell.")
-        self._busy.add(id_of(cell))
+        self._busy_sent.add(id_of(cell))
         return self._ask(text, is_hidden=False, cell=cell)
 
     def _ask(
@@ -166,62 +173,68 @@ class Asker:
         text: str,
         *,
         is_hidden: bool,
-        cell: Route | None = None,
+        cell: Request | None = None,
         withdrawn: threading.Event = NEVER_WITHDRAWN,
     ) -> str:
-        answer: Answer = queue.SimpleQueue()
+        answer: AnswerQueue = queue.SimpleQueue()
         begin = partial(self._begin, f"{text} ", answer, is_hidden=is_hidden, cell=cell)
-        while not self._turn.acquire(timeout=LOOK_EVERY):
+        while not self._lock.acquire(timeout=POLL_EVERY):
             if withdrawn.is_set():
                 raise Withdrawn
         try:
             self._reactor.call(begin)
             return wait_for(answer, withdrawn, self._later(self._take_back, answer))
         finally:
-            self._turn.release()
+            self._lock.release()
 
-    def _later(self, do: Callable[[Answer], None], answer: Answer) -> Callable[[], object]:
+    def _later(
+        self, do: Callable[[AnswerQueue], None], answer: AnswerQueue
+    ) -> Callable[[], object]:
         return lambda: self._reactor.call(partial(do, answer))
 
-    # --- from the front's thread ---
+    # --- from the proxy's thread ---
 
-    def _find(self) -> Route | None:
+    def _find(self) -> Request | None:
         """Find the oldest cell of the page in which somebody has run one last."""
-        return last_page([route for route in list(self._routes()) if may_ask_in(route)])
+        return last_page([request for request in list(self._open_cells()) if may_ask_in(request)])
 
-    def _begin(self, text: str, answer: Answer, *, is_hidden: bool, cell: Route | None) -> None:
-        route = cell or self._find()
-        if route is None:
+    def _begin(
+        self, text: str, answer: AnswerQueue, *, is_hidden: bool, cell: Request | None
+    ) -> None:
+        request = cell or self._find()
+        if request is None:
             message = "the login has a question, and no cell is waiting in which to ask it."
             answer.put(NeedsPerson(message, "Run a cell to be asked."))
             return
-        self._put(PendingPrompt(route, {"prompt": text, "password": is_hidden}, answer))
+        self._put(PendingPrompt(request, {"prompt": text, "password": is_hidden}, answer))
 
     def _put(self, asked: PendingPrompt) -> None:
         """Ask in a cell, as soon as one question at a time lets it be."""
-        self._be_busy(asked.route)
-        self._asked = asked._replace(name=self._boxes.take(asked))  # it may stand there still
+        self._be_busy(asked.request)
+        self._pending = asked._replace(
+            message_id=self._boxes.take(asked)
+        )  # it may stand there still
         self._go_on()
-        if not self._asked.name:
-            is_left = self._boxes.is_in_the_way(asked.route.identities)
-            self._say(CLOSE_THAT_BOX if is_left else ONE_AT_A_TIME, asked.route.header)
+        if not self._pending.message_id:
+            is_left = self._boxes.is_in_the_way(asked.request.identities)
+            self._say(CLOSE_THAT_BOX if is_left else ONE_AT_A_TIME, asked.request.header)
 
-    def _be_busy(self, route: Route) -> None:
-        name = id_of(route)
-        if name not in self._busy:
-            self._busy.add(name)
-            self._mouth.publish("status", {"execution_state": "busy"}, route.header)
+    def _be_busy(self, request: Request) -> None:
+        name = id_of(request)
+        if name not in self._busy_sent:
+            self._busy_sent.add(name)
+            self._replies.publish("status", {"execution_state": "busy"}, request.header)
 
     def _say(self, text: str, header: dict[str, Any]) -> None:
-        self._mouth.publish("stream", {"name": "stderr", "text": text}, header)
+        self._replies.publish("stream", {"name": "stderr", "text": text}, header)
 
     def _go_on(self) -> None:
         """Ask what has yet to be asked, as far as one question at a time lets it be."""
-        asked = self._asked
-        if asked and not asked.name and not self._must_wait(asked.route.identities):
-            name = self._mouth.ask(asked.route, asked.content)
-            self._boxes.headers[name] = asked.route.header
-            self._asked = asked._replace(name=name)
+        asked = self._pending
+        if asked and not asked.message_id and not self._must_wait(asked.request.identities):
+            name = self._replies.ask(asked.request, asked.content)
+            self._boxes.headers[name] = asked.request.header
+            self._pending = asked._replace(message_id=name)
         held, self._held = self._held, []
         for each in held:
             if self._holds_up(each):
@@ -231,63 +244,63 @@ class Asker:
 
     def _must_wait(self, client: Sequence[bytes]) -> bool:
         """Could this client's answer to anything be one to another question?"""
-        return self._kernels.keep_waiting(client) or self._boxes.is_in_the_way(client)
+        return self._kernel_input.keep_waiting(client) or self._boxes.is_in_the_way(client)
 
-    def _holds_up(self, held: _HeldQuestion) -> bool:
+    def _holds_up(self, held: _HeldInputRequest) -> bool:
         """Must a kernel's question wait?"""
-        client, asked = list(held.question.client), self._asked
-        is_ours_open = asked and asked.name and asked.route.identities == client
-        is_exact = self._kernels.is_exact(client)
+        client, asked = list(held.request.client), self._pending
+        is_ours_open = asked and asked.message_id and asked.request.identities == client
+        is_exact = self._kernel_input.is_exact(client)
         return bool(is_ours_open and not is_exact) or self._boxes.is_in_the_way(client)
 
     # --- a question goes elsewhere, or is taken back ---
 
-    def note_cell(self, route: Route, is_over: Callable[[str], bool]) -> None:
+    def note_cell(self, request: Request, is_over: Callable[[str], bool]) -> None:
         """A cell was run: if that was in another page, an open question moves there.
 
         `is_over` says whether a cell, by its id, has its reply by now.
         """
-        self._boxes.note_cell(route)
-        asked = self._asked
-        if asked is None or not may_ask_in(route) or is_over(id_of(route)):
+        self._boxes.note_cell(request)
+        asked = self._pending
+        if asked is None or not may_ask_in(request) or is_over(id_of(request)):
             return
-        is_same_page = route.identities == asked.route.identities
-        if is_same_page and not replaces(route, asked.route):
+        is_same_page = request.identities == asked.request.identities
+        if is_same_page and not replaces(request, asked.request):
             return
         if not is_same_page:  # what is run again in its page has closed its box
             self._boxes.leave(asked)
-        self._put(PendingPrompt(route, asked.content, asked.answer))
+        self._put(PendingPrompt(request, asked.content, asked.answer))
 
-    def _take_back(self, answer: Answer) -> None:
-        asked = self._asked
+    def _take_back(self, answer: AnswerQueue) -> None:
+        asked = self._pending
         if asked is None or asked.answer is not answer:
             return
-        self._asked = None
+        self._pending = None
         self._boxes.leave(asked)
         answer.put(Withdrawn())
         self._go_on()
 
-    def _begin_to_wait(self, sentence: str, answer: Answer) -> None:
-        self._elsewhere.append(answer)
-        route = self._find()
-        if route:
-            self._be_busy(route)
+    def _begin_to_wait(self, sentence: str, answer: AnswerQueue) -> None:
+        self._waiting_elsewhere.append(answer)
+        request = self._find()
+        if request:
+            self._be_busy(request)
             how = "This cell goes on then; an interrupt ends it."
-            self._say(f"[remoter] {self.remote_name()}: {sentence} {how}\n", route.header)
+            self._say(f"[remoter] {self.remote_name()}: {sentence} {how}\n", request.header)
 
-    def _wait_no_more(self, answer: Answer) -> None:
-        if answer in self._elsewhere:
-            self._elsewhere.remove(answer)
+    def _wait_no_more(self, answer: AnswerQueue) -> None:
+        if answer in self._waiting_elsewhere:
+            self._waiting_elsewhere.remove(answer)
             answer.put(Withdrawn())
 
     @property
     def is_asking(self) -> bool:
         """Is a person being waited for?"""
-        return self._asked is not None or bool(self._elsewhere)
+        return self._pending is not None or bool(self._waiting_elsewhere)
 
     def relay(
         self,
-        route: Route,
+        request: Request,
         parts: list[Bytes],
         send: Callable[[list[Bytes]], object],
         answer: Callable[[list[Bytes]], object],
@@ -299,34 +312,36 @@ class Asker:
         `is_here`: it is the kernel on this side.
         """
         name = str(header_of(parts[HEADER]).get("msg_id", ""))
-        if name in self._boxes.headers or self._kernels.has(name):  # as if it had none
+        if name in self._boxes.headers or self._kernel_input.has(name):  # as if it had none
             name = ""
-        cell = str(route.header.get("msg_id", ""))
-        question = Question(tuple(route.identities), name, cell, answer, is_here)
+        cell = str(request.header.get("msg_id", ""))
+        question = KernelInputRequest(tuple(request.identities), name, cell, answer, is_here)
         whose = "code on this machine" if is_here else self.remote_name()
-        held = _HeldQuestion(question, unlike_ours(parts, whose), send)
-        if self._boxes.is_in_the_way(route.identities):
-            self._say(CLOSE_THAT_BOX, route.header)
+        held = _HeldInputRequest(question, unlike_ours(parts, whose), send)
+        if self._boxes.is_in_the_way(request.identities):
+            self._say(CLOSE_THAT_BOX, request.header)
         if self._holds_up(held):
             self._held.append(held)
         else:
             self._pass_on(held)
 
-    def _pass_on(self, held: _HeldQuestion) -> None:
-        self._kernels.note(held.question)
+    def _pass_on(self, held: _HeldInputRequest) -> None:
+        self._kernel_input.note(held.request)
         held.send(held.parts)
 
-    def hear(self, reply: Route) -> bool:
+    def hear(self, reply: Request) -> bool:
         """Give what was typed to whoever has asked for it; False: nobody that is known here.
 
         A reply that names a question is for that one alone. What comes late is for nobody.
         """
         client = reply.identities
         parent = str(header_of(reply.parts[PARENT]).get("msg_id") or "")
-        asked = self._asked if self._asked and self._asked.route.identities == client else None
+        asked = (
+            self._pending if self._pending and self._pending.request.identities == client else None
+        )
         if parent in self._boxes.headers:
-            self._kernels.note_exact(client)
-            if asked and parent == asked.name:
+            self._kernel_input.note_exact(client)
+            if asked and parent == asked.message_id:
                 self._take(asked, reply)
             else:
                 self._drop(parent)
@@ -334,12 +349,12 @@ class Asker:
         if box := self._boxes.typed_into(client, parent):
             self._drop(box)
             return True
-        question = self._kernels.take(client, parent)
+        question = self._kernel_input.take(client, parent)
         if question:
-            question.answer(list(reply.parts))
+            question.reply(list(reply.parts))
             self._go_on()
             return True
-        cells = {"", asked.route.header.get("msg_id")} if asked and asked.name else set()
+        cells = {"", asked.request.header.get("msg_id")} if asked and asked.message_id else set()
         if asked and parent in cells:
             self._take(asked, reply)
             return True
@@ -353,16 +368,16 @@ class Asker:
         self._say(NOT_USED, self._boxes.headers[name])
         self._go_on()
 
-    def _take(self, asked: PendingPrompt, reply: Route) -> None:
+    def _take(self, asked: PendingPrompt, reply: Request) -> None:
         value = str(content_of(reply.parts).get("value", ""))  # an odd reply leaves it open
-        self._asked = None
+        self._pending = None
         asked.answer.put(value)
         self._go_on()
 
     def forget(self, *, is_here: bool) -> None:
         """Hear that a kernel waits for no answer any more: it has ended, or was interrupted."""
-        self._held = [each for each in self._held if each.question.is_here is not is_here]
-        self._kernels.forget(is_here=is_here)
+        self._held = [each for each in self._held if each.request.is_local is not is_here]
+        self._kernel_input.forget(is_here=is_here)
         self._go_on()
 
     def call_off(self, *, is_here: bool = False, client: Sequence[bytes] = ()) -> bool:
@@ -370,28 +385,28 @@ class Asker:
 
         Then a kernel is interrupted; `is_here`: it is that on this side. `client` interrupts.
         """
-        asked, self._asked = self._asked, None
+        asked, self._pending = self._pending, None
         self._boxes.close_of(client, asked)
-        if asked is None and self._elsewhere:
-            waiting, self._elsewhere = self._elsewhere, []
+        if asked is None and self._waiting_elsewhere:
+            waiting, self._waiting_elsewhere = self._waiting_elsewhere, []
             for answer in waiting:
                 answer.put(NotAnswered("the login was not waited for.", "Run the cell again."))
             return True
         if asked is None:
             self.forget(is_here=is_here)
             return False
-        if not asked.name:  # it waited for an answer that the person does not give
-            self._kernels.give_up(asked.route.identities)
+        if not asked.message_id:  # it waited for an answer that the person does not give
+            self._kernel_input.give_up(asked.request.identities)
         message = "the question of the login was not answered."
         asked.answer.put(NotAnswered(message, "Run a cell to be asked again."))
         self._go_on()
         return True
 
 
-def may_ask_in(route: Route) -> bool:
+def may_ask_in(request: Request) -> bool:
     """Is this a cell of a person who can be asked?"""
-    if route.channel is not Channel.SHELL or route.header.get("msg_type") != "execute_request":
+    if request.channel is not Channel.SHELL or request.header.get("msg_type") != "execute_request":
         return False
-    content: dict[str, Any] = content_of(route.parts)
+    content: dict[str, Any] = content_of(request.parts)
     can_answer = content.get("allow_stdin", True) and not content.get("silent")
     return bool(can_answer) and not is_own_code(content)

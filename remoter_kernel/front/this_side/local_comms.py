@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from remoter_kernel.wire.frames import Bytes
 
 
-class CommsHere:
+class LocalComms:
     """The book of them."""
 
     def __init__(self) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 from remoter_kernel import __version__
 
-EMPTY: dict[str, dict[str, Any]] = {
+EMPTY_REPLIES: dict[str, dict[str, Any]] = {
     "complete_request": {"matches": [], "metadata": {}},
     "inspect_request": {"found": False, "data": {}, "metadata": {}},
     "history_request": {"history": []},
@@ -15,18 +15,23 @@ EMPTY: dict[str, dict[str, Any]] = {
 
 
 # What a person waits for while typing; a late answer is worse than an empty one.
-IMPATIENT = {"is_complete_request", "complete_request", "inspect_request", "history_request"}
+INTERACTIVE_REQUESTS = {
+    "is_complete_request",
+    "complete_request",
+    "inspect_request",
+    "history_request",
+}
 
 
 # What a front end colours text by, and names a script after, before the kernel says so itself.
-KINDS = {"python": ("text/x-python", ".py"), "R": ("text/x-r-source", ".r")}
+MIME_TYPE_AND_EXTENSION = {"python": ("text/x-python", ".py"), "R": ("text/x-r-source", ".r")}
 
 
 def cached_kernel_info(last_seen: dict[str, Any] | None, language: str) -> dict[str, Any]:
     """Return what is known of the far kernel: its last answer, else its language alone."""
     if last_seen:
         return last_seen
-    mimetype, extension = KINDS.get(language, ("text/plain", ".txt"))
+    mimetype, extension = MIME_TYPE_AND_EXTENSION.get(language, ("text/plain", ".txt"))
     return {
         "status": "ok",
         "protocol_version": "5.4",
@@ -51,14 +56,14 @@ def kernel_language(last_seen: dict[str, Any] | None, language: str) -> str:
     return str((info if isinstance(info, dict) else {}).get("name") or language)
 
 
-def empty_reply(kind: str, content: dict[str, Any]) -> dict[str, Any] | None:
+def empty_reply(request_type: str, content: dict[str, Any]) -> dict[str, Any] | None:
     """Return the reply that harms nobody, or None where there is none."""
-    if kind == "is_complete_request":
+    if request_type == "is_complete_request":
         return {"status": "unknown"}
-    if kind not in EMPTY:
+    if request_type not in EMPTY_REPLIES:
         return None
-    reply = {"status": "ok", **EMPTY[kind]}
-    if kind == "complete_request":
+    reply = {"status": "ok", **EMPTY_REPLIES[request_type]}
+    if request_type == "complete_request":
         reply |= {
             "cursor_start": content.get("cursor_pos", 0),
             "cursor_end": content.get("cursor_pos", 0),

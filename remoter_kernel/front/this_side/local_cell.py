@@ -6,7 +6,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from remoter_kernel.errors import RemoterError
-from remoter_kernel.front.jupyter.answers import error_content
+from remoter_kernel.front.jupyter.canned_replies import error_content
 from remoter_kernel.wire.frames import Bytes, Channel, to_json
 from remoter_kernel.wire.messages import (
     BUFFERS,
@@ -22,9 +22,10 @@ from remoter_kernel.wire.threads import Thread
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from remoter_kernel.front.jupyter.mouth import Mouth, Route
-    from remoter_kernel.front.this_side.kernel import ThisSide
+    from remoter_kernel.front.jupyter.replies import ReplySender
+    from remoter_kernel.front.this_side.local_kernel import LocalKernel
     from remoter_kernel.wire.reactor import Reactor
+    from remoter_kernel.wire.requests import Request
 
 
 class CalledOff(RemoterError):
@@ -36,23 +37,23 @@ class LocalCell:
 
     def __init__(
         self,
-        route: Route,
+        request: Request,
         code: str,
         *,
-        side: ThisSide,
-        mouth: Mouth,
+        kernel: LocalKernel,
+        replies: ReplySender,
         reactor: Reactor,
-        demand: Callable[[], None],
+        require_permission: Callable[[], None],
         on_over: Callable[[bool], None],
     ) -> None:
-        """Remember; `demand` blocks, and raises if the cell may not run here."""
-        self.route = route
-        self.has_left = False  # did it end its kernel, with `exit`?
+        """Remember; `require_permission` blocks, and raises if the cell may not run here."""
+        self.request = request
+        self.has_exited = False  # did it end its kernel, with `exit`?
         self._code = code
-        self._side = side
-        self._mouth = mouth
+        self._kernel = kernel
+        self._replies = replies
         self._reactor = reactor
-        self._demand = demand
+        self._require_permission = require_permission
         self._on_over = on_over
         self._is_sent = self._is_over = False
         self._reply: Sequence[Bytes] | None = None
@@ -60,19 +61,19 @@ class LocalCell:
 
     def begin(self) -> None:
         """Ask whether it may run, start the kernel, run it."""
-        self._mouth.publish("status", {"execution_state": "busy"}, self.route.header)
+        self._replies.publish("status", {"execution_state": "busy"}, self.request.header)
         Thread(self._ask, name="permission").start()
 
     def interrupt(self) -> None:
         """Interrupt it, or call it off while it has yet to be run."""
         if self._is_sent:
-            self._side.interrupt()
+            self._kernel.interrupt()
         else:
             self.fail(CalledOff("the cell was interrupted before it ran on this side."))
 
     def _ask(self) -> None:
         try:
-            self._demand()
+            self._require_permission()
         except RemoterError as error:
             self._reactor.call(partial(self.fail, error))
         except Exception as error:  # noqa: BLE001 - a bug must reach the cell, too
@@ -83,14 +84,14 @@ class LocalCell:
 
     def _start(self) -> None:
         if not self._is_over:
-            self._side.start()
+            self._kernel.start()
 
     def run(self) -> None:
         """Run it: the kernel is there."""
         if self._is_over or self._is_sent:
             return
         self._is_sent = True
-        self._side.say(Channel.SHELL, for_this_side(self.route.parts, {"code": self._code}))
+        self._kernel.say(Channel.SHELL, for_this_side(self.request.parts, {"code": self._code}))
 
     def hear(self, kind: str, parts: list[Bytes]) -> list[Bytes]:
         """Look at what the kernel says in it; return that as clients should see it, if at all."""
@@ -100,13 +101,13 @@ class LocalCell:
             self._is_idle |= is_idle
             return parts if is_idle else []  # that it is busy was said before it was asked about
         if kind == "execute_input":  # other clients show what was typed
-            content["code"] = content_of(self.route.parts).get("code", "")
+            content["code"] = content_of(self.request.parts).get("code", "")
             parts[CONTENT] = to_json(content)
         elif kind == "execute_reply":
             payload = content.get("payload") or []
             # A client that is asked to end would, and this is not its kernel.
             content["payload"] = [each for each in payload if each.get("source") != "ask_exit"]
-            self.has_left = len(content["payload"]) != len(payload)
+            self.has_exited = len(content["payload"]) != len(payload)
             parts[CONTENT] = to_json(content)
             self._reply = parts
         return parts
@@ -125,9 +126,9 @@ class LocalCell:
         if self._reply is None:
             trouble = error_content(type(error).__name__, str(error))
             reply: dict[str, Any] = {"status": "error", **trouble, "execution_count": 1}
-            self._mouth.publish("error", trouble, self.route.header)
-            self._mouth.reply(self.route, reply, is_quiet=True)
-        self._mouth.publish("status", {"execution_state": "idle"}, self.route.header)
+            self._replies.publish("error", trouble, self.request.header)
+            self._replies.reply(self.request, reply, is_quiet=True)
+        self._replies.publish("status", {"execution_state": "idle"}, self.request.header)
         self._on_over(False)
 
 

@@ -14,66 +14,65 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from remoter_kernel.front.jupyter.requests import cells_there, unfinished_there
+from remoter_kernel.front.jupyter.request_queries import cells_there, unfinished_there
 from remoter_kernel.wire.requests import Stage
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from remoter_kernel.front.jupyter.mouth import Route
     from remoter_kernel.wire.requests import Request, Requests
 
 
-class CellHere(Protocol):
+class LocalQueuedCell(Protocol):
     """A cell that needs this side."""
 
-    route: Route
+    request: Request
 
     def begin(self) -> None:
-        """Start; `Turns.end` is called when it is over."""
+        """Start; `CellQueue.end` is called when it is over."""
 
     def interrupt(self) -> None:
         """End soon."""
 
 
-class _Place(NamedTuple):
+class _Slot(NamedTuple):
     """A place in the queue; without a cell here it is one for the other side."""
 
     request: Request
-    cell: CellHere | None
+    cell: LocalQueuedCell | None
 
 
-class Turns:
+class CellQueue:
     """Whose turn it is. What becomes of a cell there is in the table of requests."""
 
     def __init__(
         self,
         requests: Requests,
         may_begin: Callable[[], bool],
-        say: Callable[[Request], None],
-        call_off: Callable[[Request], None],
+        send_remote: Callable[[Request], None],
+        abort: Callable[[Request], None],
     ) -> None:
-        """`say` sends a cell to the other side.
+        """`send_remote` sends a cell to the other side.
 
         `may_begin`: is it known whose session what is said here must carry?
         """
         self._requests = requests
         self._may_begin = may_begin
-        self._say = say
-        self._call_off = call_off
-        self._queue: deque[_Place] = deque()
-        self._here: CellHere | None = None
+        self._send_remote = send_remote
+        self._abort = abort
+        self._queue: deque[_Slot] = deque()
+        self._running_local: LocalQueuedCell | None = None
         self._has_failed = False  # did a cell there that stops those behind it get no reply?
 
     @property
     def is_used(self) -> bool:
         """Does any cell need this side just now?"""
-        return bool(self._here or self._queue)
+        return bool(self._running_local or self._queue)
 
     @property
-    def here(self) -> CellHere | None:
+    def here(self) -> LocalQueuedCell | None:
         """The cell that runs on this side."""
-        return self._here
+        return self._running_local
 
     def on_move(self, request: Request, before: Stage) -> None:
         """Note that a cell there was answered from this side, as the other one will not."""
@@ -81,18 +80,18 @@ class Turns:
         if is_lost and self._queue and request.is_cell:
             self._has_failed |= request.stops_on_error
 
-    def take_here(self, cell: CellHere) -> None:
+    def take_here(self, cell: LocalQueuedCell) -> None:
         """Run a cell on this side as soon as it is its turn."""
-        cell.route.is_here = True
-        self._queue.append(_Place(cell.route, cell))
+        cell.request.is_here = True
+        self._queue.append(_Slot(cell.request, cell))
         self.look()
-        self._hold(cell.route)
+        self._hold(cell.request)
 
     def take_there(self, request: Request) -> bool:
         """Hold back a cell for the other side; False: it may go at once."""
         if not self.is_used:
             return False
-        self._queue.append(_Place(request, None))
+        self._queue.append(_Slot(request, None))
         self._hold(request)
         return True
 
@@ -112,21 +111,21 @@ class Turns:
 
     def end(self, *, is_well: bool) -> None:
         """Hear that the cell on this side is over."""
-        cell, self._here = self._here, None
-        if cell and not is_well and cell.route.stops_on_error:
+        cell, self._running_local = self._running_local, None
+        if cell and not is_well and cell.request.stops_on_error:
             self._call_off_all()
         while self._queue and self._queue[0].cell is None:
-            self._say(self._queue.popleft().request)
+            self._send_remote(self._queue.popleft().request)
         self.look()
 
     def interrupt(self) -> bool:
         """Interrupt the cell on this side; False: it is not at work."""
-        if self._here:
-            self._here.interrupt()
+        if self._running_local:
+            self._running_local.interrupt()
             return True
         if not self._queue or cells_there(self._requests):
             return False
-        self._call_off(self._queue.popleft().request)  # it waits for a session that is being made
+        self._abort(self._queue.popleft().request)  # it waits for a session that is being made
         self._call_off_all()
         return True
 
@@ -137,14 +136,14 @@ class Turns:
         """
         if self._has_failed:
             self._call_off_all()
-        if self._here or not self._queue or not self._may_begin():
+        if self._running_local or not self._queue or not self._may_begin():
             return
         if unfinished_there(self._requests):
             return
-        request, self._here = self._queue.popleft()
-        if self._here:
+        request, self._running_local = self._queue.popleft()
+        if self._running_local:
             self._requests.move(request, Stage.RUNNING, "on this side")
-            self._here.begin()
+            self._running_local.begin()
 
     def _hold(self, request: Request) -> None:
         self._requests.move(request, Stage.HELD, "it waits for the cells before it")
@@ -153,4 +152,4 @@ class Turns:
         self._has_failed = False
         queue, self._queue = self._queue, deque()
         for place in queue:
-            self._call_off(place.request)
+            self._abort(place.request)

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from remoter_kernel.front.jupyter.requests import is_shown
+from remoter_kernel.front.jupyter.request_queries import is_shown
 from remoter_kernel.plain_text import plain_text
 from remoter_kernel.wire.requests import BUSY, Request, Stage
 
@@ -19,32 +19,32 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from remoter_kernel.front.bootstrap.launcher import SessionInfo
-    from remoter_kernel.front.jupyter.mouth import Publish
+    from remoter_kernel.front.jupyter.replies import Publish
 
 WEEK = 6 * 24 * 3600.0  # seconds within which the name of a day says which
 
 
-class News:
+class SessionBanner:
     """A line, until it is told."""
 
     def __init__(self, publish: Publish, is_ready: Callable[[], bool]) -> None:
         """`is_ready`: is the far kernel there, as far as is known?"""
         self._publish = publish
         self._is_ready = is_ready
-        self._known: set[str] = set()  # sessions of which it was heard how they were found
-        self._heard: SessionInfo | None = None
+        self._seen_sessions: set[str] = set()  # sessions of which it was heard how they were found
+        self._session_info: SessionInfo | None = None
         self._line = ""
 
     def hear(self, address: SessionInfo, notebook: str, *, is_busy: bool) -> None:
         """Hear which session it is, and whether a cell is running there."""
-        if address.session not in self._known:
-            self._known.add(address.session)
+        if address.session not in self._seen_sessions:
+            self._seen_sessions.add(address.session)
             if address.begun:
                 self._line = joined_text(address, notebook, time.time(), is_busy=is_busy)
             else:
                 self._line = left_alone(address, notebook)
-        if address is not self._heard:  # else they were told when the link was up before
-            self._heard = address
+        if address is not self._session_info:  # else they were told when the link was up before
+            self._session_info = address
             self._line += "".join(f"[remoter] {notice}\n" for notice in address.notices)
 
     def on_move(self, request: Request, _before: Stage) -> None:

@@ -22,15 +22,15 @@ if TYPE_CHECKING:
 
 MOST_QUEUED = 32  # messages that libzmq keeps for one client, of any size
 MOST_WAITING = 64 * 1024 * 1024  # bytes that wait here for one client, or for all that listen
-PATIENCE = 20.0  # seconds that a client which takes nothing may hold up another
-TRY_FIRST, TRY_LAST = 0.002, 0.05  # seconds from one try to the next: libzmq does not say when
-SLEEPS = (
+STALLED_AFTER = 20.0  # seconds that a client which takes nothing may hold up another
+RETRY_FIRST, RETRY_LAST = 0.002, 0.05  # seconds from one try to the next: libzmq does not say when
+STALLED_NOTICE = (
     "A client of this kernel takes nothing: it may be suspended. What follows is not kept for it "
     "until it goes on; `%remoter outputs` in a cell has all of it."
 )
 
 
-class Message(NamedTuple):
+class OutgoingMessage(NamedTuple):
     """Frames, and whether libzmq is to copy them."""
 
     frames: list[Bytes]
@@ -42,13 +42,13 @@ class Message(NamedTuple):
         return sum(map(len, self.frames))
 
 
-class Queue:
+class SendQueue:
     """What waits for room in a socket, in order."""
 
     def __init__(self) -> None:
         """Begin with nothing."""
         self.size = 0  # bytes
-        self._messages: deque[Message] = deque()
+        self._messages: deque[OutgoingMessage] = deque()
 
     def __bool__(self) -> bool:
         """Does anything wait?"""
@@ -58,13 +58,13 @@ class Queue:
         """Count what waits."""
         return len(self._messages)
 
-    def add(self, message: Message) -> None:
+    def add(self, message: OutgoingMessage) -> None:
         """Put a message at the end."""
         self._messages.append(message)
         self.size += message.size
 
     @property
-    def first(self) -> Message:
+    def first(self) -> OutgoingMessage:
         """What comes next."""
         return self._messages[0]
 
@@ -73,26 +73,26 @@ class Queue:
         self.size -= self._messages.popleft().size
 
 
-class Retry:
+class SendRetry:
     """Calls again until nothing waits any more, with pauses that grow."""
 
     def __init__(self, reactor: Reactor, send: Callable[[], bool]) -> None:
         """Remember; `send` returns whether all has gone."""
         self._reactor = reactor
         self._send = send
-        self._pause = TRY_FIRST
+        self._pause = RETRY_FIRST
         self._timer: Timer | None = None
 
     def begin(self) -> None:
         """Call soon, unless that is about to happen."""
         if self._timer is None:
-            self._pause = TRY_FIRST
+            self._pause = RETRY_FIRST
             self._timer = self._reactor.later(self._pause, self._go_on)
 
     def _go_on(self) -> None:
         self._timer = None
         if not self._send():
-            self._pause = min(2 * self._pause, TRY_LAST)
+            self._pause = min(2 * self._pause, RETRY_LAST)
             self._timer = self._reactor.later(self._pause, self._go_on)
 
 
@@ -103,17 +103,17 @@ class Publisher:
         self,
         reactor: Reactor,
         handle: zmq.Socket[bytes],
-        note: Callable[[Message, str], Message],
+        make_notice: Callable[[OutgoingMessage, str], OutgoingMessage],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Remember; `note(message, sentence)` makes a message that says so in the same cell."""
-        self.listeners = 0
+        """`make_notice(message, sentence)` makes a message that says so in the same cell."""
+        self.subscribers = 0
         self._handle = handle
-        self._note = note
+        self._make_notice = make_notice
         self._clock = clock
-        self._waiting = Queue()
+        self._waiting = SendQueue()
         self._since = 0.0  # when libzmq took something last, while anything waits
-        self._retry = Retry(reactor, self.send_waiting)
+        self._retry = SendRetry(reactor, self.send_waiting)
         handle.sndhwm = MOST_QUEUED
         handle.xpub_nodrop = True
         handle.xpub_verboser = True  # every client is welcomed, not just the first, and counted
@@ -126,7 +126,7 @@ class Publisher:
 
     def send(self, frames: list[Bytes], *, is_copied: bool) -> None:
         """Say something to all, now or once there is room for it."""
-        message = Message(frames, is_copied)
+        message = OutgoingMessage(frames, is_copied)
         if self._waiting or not self._try(message):
             if not self._waiting:
                 self._since = self._clock()
@@ -138,10 +138,10 @@ class Publisher:
     def count(self, subscription: bytes) -> bool:
         """Hear that a client has come, or gone; return whether it came."""
         has_come = subscription[:1] == b"\x01"
-        self.listeners = max(0, self.listeners + (1 if has_come else -1))
+        self.subscribers = max(0, self.subscribers + (1 if has_come else -1))
         return has_come
 
-    def _try(self, message: Message) -> bool:
+    def _try(self, message: OutgoingMessage) -> bool:
         try:
             self._handle.send_multipart(message.frames, zmq.NOBLOCK, copy=message.is_copied)
         except zmq.Again:
@@ -155,7 +155,7 @@ class Publisher:
         """
         while self._waiting:
             if not self._try(self._waiting.first):
-                is_too_long = self.listeners > 1 and self._clock() - self._since > PATIENCE
+                is_too_long = self.subscribers > 1 and self._clock() - self._since > STALLED_AFTER
                 if not (is_too_long or self._waiting.size > MOST_WAITING):
                     return False
                 self._give_up(self._waiting.first)
@@ -163,14 +163,14 @@ class Publisher:
             self._waiting.drop()
         return True
 
-    def _give_up(self, message: Message) -> None:
+    def _give_up(self, message: OutgoingMessage) -> None:
         """Say something without those that take nothing; libzmq leaves them out until they do.
 
         The last that they will find is a note of that: there is room for one more than was.
         """
-        sys.stderr.write(f"[remoter] {SLEEPS}\n")
+        sys.stderr.write(f"[remoter] {STALLED_NOTICE}\n")
         self._handle.sndhwm = MOST_QUEUED + 1
-        self._try(self._note(message, SLEEPS))
+        self._try(self._make_notice(message, STALLED_NOTICE))
         self._handle.sndhwm = MOST_QUEUED
         self._handle.xpub_nodrop = False
         self._try(message)
@@ -183,26 +183,26 @@ class Replier:
     def __init__(self, reactor: Reactor, handle: zmq.Socket[bytes]) -> None:
         """Remember."""
         self._handle = handle
-        self._waiting: dict[bytes, Queue] = {}
-        self._retry = Retry(reactor, self.send_waiting)
+        self._waiting: dict[bytes, SendQueue] = {}
+        self._retry = SendRetry(reactor, self.send_waiting)
         handle.sndhwm = MOST_QUEUED
         handle.router_mandatory = True  # else it would drop what a client does not take
         stay_with_the_living(handle)
 
     def send(self, identities: Sequence[bytes], frames: Sequence[Bytes]) -> None:
         """Say something to one client, now or once it takes it."""
-        message = Message([*identities, *frames], is_copied=True)
+        message = OutgoingMessage([*identities, *frames], is_copied=True)
         queue = self._waiting.get(identities[0])
         if not queue and self._try(message):
             return
-        queue = self._waiting.setdefault(identities[0], Queue())
+        queue = self._waiting.setdefault(identities[0], SendQueue())
         queue.add(message)
         self._retry.begin()
         while queue.size > MOST_WAITING and len(queue) > 1:
             sys.stderr.write("[remoter] A client takes no replies: its oldest one is dropped.\n")
             queue.drop()
 
-    def _try(self, message: Message) -> bool:
+    def _try(self, message: OutgoingMessage) -> bool:
         """Send; what is for a client that is gone is done with."""
         try:
             self._handle.send_multipart(message.frames, zmq.NOBLOCK)

@@ -16,27 +16,27 @@ from typing import TYPE_CHECKING, Any
 
 from remoter_kernel.front.configuration.remote_lookup import RemoteLookup
 from remoter_kernel.front.configuration.remotes import Remote, find_remote
-from remoter_kernel.front.jupyter import answers, handlers
-from remoter_kernel.front.jupyter.arrival import Arrival
-from remoter_kernel.front.jupyter.asker import Asker
-from remoter_kernel.front.jupyter.ending import ShutdownPolicy
+from remoter_kernel.front.jupyter import canned_replies, handlers
 from remoter_kernel.front.jupyter.failures import DeadKernel
-from remoter_kernel.front.jupyter.first_words import StartupCode
-from remoter_kernel.front.jupyter.from_session import FromSession
-from remoter_kernel.front.jupyter.mouth import Mouth
-from remoter_kernel.front.jupyter.news import News
-from remoter_kernel.front.jupyter.presenters import EarlyBusy, NoRemoteLine, WaitingNotices
-from remoter_kernel.front.jupyter.refused import RejectedMessageReporter
-from remoter_kernel.front.jupyter.requests import at_work
+from remoter_kernel.front.jupyter.identity import ProxyIdentity
+from remoter_kernel.front.jupyter.presenters import EarlyBusy, NoRemoteNotice, WaitingNotices
+from remoter_kernel.front.jupyter.prompter import StdinPrompter
+from remoter_kernel.front.jupyter.rejected_messages import RejectedMessageReporter
+from remoter_kernel.front.jupyter.replies import ReplySender
+from remoter_kernel.front.jupyter.request_queries import at_work
+from remoter_kernel.front.jupyter.session_banner import SessionBanner
+from remoter_kernel.front.jupyter.session_messages import SessionMessages
+from remoter_kernel.front.jupyter.shutdown import ShutdownPolicy
 from remoter_kernel.front.jupyter.sockets import digest
+from remoter_kernel.front.jupyter.startup_code import StartupCode
 from remoter_kernel.front.session.awakening import Awakening
 from remoter_kernel.front.session.dialer import HERE, SessionDialer
 from remoter_kernel.front.session.link import Link, LinkState
 from remoter_kernel.front.session.pacer import Pacer
 from remoter_kernel.front.this_side.carrying import ObjectTransferContext
-from remoter_kernel.front.this_side.cells import CellsHere
+from remoter_kernel.front.this_side.cell_queue import CellQueue
+from remoter_kernel.front.this_side.local_cells import LocalCells
 from remoter_kernel.front.this_side.permission import Permission
-from remoter_kernel.front.this_side.turns import Turns
 from remoter_kernel.front.verbs.completer import Completer
 from remoter_kernel.front.verbs.help import HELP
 from remoter_kernel.front.verbs.magic import MagicContext, Magics
@@ -74,24 +74,30 @@ class KernelProxy:
             self.dialer.wish, kernel_id=kernel_id, arguments=arguments, session=session
         )
         self._requests = Requests()
-        self._mouth = Mouth(self.sockets, kernel_id, self._requests)
-        self._kernel = handlers.KernelThere(*self._beforehand.known())
-        self._asker = Asker(self.reactor, self._mouth, partial(at_work, self._requests))
-        self._ending = ShutdownPolicy(self.reactor, self.link, self.dialer, self._find)
-        self._arrival = Arrival(self.reactor, self.link, self.dialer, lambda: self._find().name)
-        self._context = handlers.Context(
+        self._replies = ReplySender(self.sockets, kernel_id, self._requests)
+        self._remote_kernel = handlers.RemoteKernel(*self._beforehand.known())
+        self._prompter = StdinPrompter(
+            self.reactor, self._replies, partial(at_work, self._requests)
+        )
+        self._shutdown = ShutdownPolicy(self.reactor, self.link, self.dialer, self._find)
+        self._identity = ProxyIdentity(
+            self.reactor, self.link, self.dialer, lambda: self._find().name
+        )
+        self._context = handlers.ProxyContext(
             reactor=self.reactor,
             requests=self._requests,
-            mouth=self._mouth,
+            replies=self._replies,
             link=self.link,
             dialer=self.dialer,
-            kernel=self._kernel,
-            asker=self._asker,
-            ending=self._ending,
-            introduction=self._arrival.introduction,
-            startup=StartupCode(self._requests, self._mouth, self.link),
-            dead=DeadKernel(self.reactor, self._mouth, partial(self._ending.leave, "stop")),
-            remote=self._find,
+            kernel=self._remote_kernel,
+            prompter=self._prompter,
+            shutdown=self._shutdown,
+            notebook_detector=self._identity.notebook_detector,
+            startup_code=StartupCode(self._requests, self._replies, self.link),
+            dead_kernel=DeadKernel(
+                self.reactor, self._replies, partial(self._shutdown.leave, "stop")
+            ),
+            find_remote=self._find,
         )
         self._make_ready_for_this_side()
         self._present()
@@ -99,72 +105,82 @@ class KernelProxy:
     def _make_ready_for_this_side(self) -> None:
         """Set up what answers cells that ask something of this machine."""
         send_cell = partial(handlers.send_cell, self._context)
-        self._turns = Turns(self._requests, self._may_begin, send_cell, self._mouth.abort)
-        permission = Permission(self._asker, lambda: self._find().local, Path.cwd())
-        around = MagicContext(
+        self._cell_queue = CellQueue(
+            self._requests, self._may_begin, send_cell, self._replies.abort
+        )
+        permission = Permission(self._prompter, lambda: self._find().local, Path.cwd())
+        context = MagicContext(
             self.reactor,
             self.link,
             self.dialer,
-            self._mouth.publish,
+            self._replies.publish,
             self._describe_requests,
-            self._turns,
+            self._cell_queue,
             permission,
-            self._ending,
+            self._shutdown,
         )
-        self._verbs = Magics(around)
-        self._completer = Completer(self.reactor, self.dialer, HELP, self._mouth.reply)
-        self._here = CellsHere(self.reactor, self._mouth, permission, self.link, self._turns)
-        self._here.carrier = ObjectTransferContext(
+        self._magics = Magics(context)
+        self._completer = Completer(self.reactor, self.dialer, HELP, self._replies.reply)
+        self._local_cells = LocalCells(
+            self.reactor, self._replies, permission, self.link, self._cell_queue
+        )
+        self._local_cells.object_transfer = ObjectTransferContext(
             self.reactor,
-            self._mouth,
-            self._asker,
+            self._replies,
+            self._prompter,
             permission,
-            self._here.own_code,
+            self._local_cells.internal_exec,
             self.link,
             self.dialer,
-            language=lambda: answers.kernel_language(self._kernel.info, self._kernel.language),
-            count=self._verbs.count,
+            language=lambda: canned_replies.kernel_language(
+                self._remote_kernel.info, self._remote_kernel.language
+            ),
+            count=self._magics.count,
         )
-        self._context.turns, self._context.verbs = self._turns, self._verbs
-        self._context.here, self._context.completer = self._here, self._completer
+        self._context.cell_queue, self._context.magics = self._cell_queue, self._magics
+        self._context.local_cells, self._context.completer = self._local_cells, self._completer
 
     def _present(self) -> None:
         """Let those look at the requests who show a person how they are."""
-        publish, requests = self._mouth.publish, self._requests
-        news = News(publish, lambda: self._kernel.is_ready)
-        no_remote = NoRemoteLine(publish, requests, lambda: self.dialer.is_here)
+        publish, requests = self._replies.publish, self._requests
+        news = SessionBanner(publish, lambda: self._remote_kernel.is_ready)
+        no_remote = NoRemoteNotice(publish, requests, lambda: self.dialer.is_here)
         name = lambda: self._find().name  # noqa: E731 - one use
         notices = WaitingNotices(self.reactor, publish, requests, self.link, name)
         tell_wait = lambda sentence: self.reactor.call(partial(notices.tell, sentence))  # noqa: E731
         self.dialer.on_wait = tell_wait  # in the dialler's thread
-        observers = (EarlyBusy(self.reactor, publish), no_remote, news, notices, self._verbs.timer)
-        requests.observers += [each.on_move for each in (self._turns, *observers)]
-        self._session = FromSession(
-            self._context, self.sockets, self._arrival, news, presenters=(no_remote, notices)
+        observers = (EarlyBusy(self.reactor, publish), no_remote, news, notices, self._magics.timer)
+        requests.observers += [each.on_move for each in (self._cell_queue, *observers)]
+        self._session_messages = SessionMessages(
+            self._context, self.sockets, self._identity, news, presenters=(no_remote, notices)
         )
 
     def run(self) -> None:
         """Serve until Jupyter says that it is enough."""
-        self._asker.serve(self.dialer)
+        self._prompter.serve(self.dialer)
         self.sockets.on_request = self._take
-        self.link.on_item = self._session.on_message
-        self.link.on_refused = RejectedMessageReporter(self._mouth, self._requests).tell
+        self.link.on_item = self._session_messages.on_message
+        self.link.on_refused = RejectedMessageReporter(self._replies, self._requests).tell
         if os.environ.get("JPY_SESSION_NAME"):  # jupyter_server, which drops what is too much
             most = self._find().waiting_limit
             self.link.pacer = Pacer(
-                self.reactor, time.monotonic, self._session.on_message, self.link.flush, most
+                self.reactor,
+                time.monotonic,
+                self._session_messages.on_message,
+                self.link.flush,
+                most,
             )
-        self.link.on_change = self._session.on_link_state
-        self._ending.watch()
+        self.link.on_change = self._session_messages.on_link_state
+        self._shutdown.watch()
         Awakening(self.reactor, self.link.look_again).start()
         self.sockets.welcome()
-        self._mouth.publish("status", {"execution_state": "starting"})
-        self._arrival.begin()
+        self._replies.publish("status", {"execution_state": "starting"})
+        self._identity.begin()
         self.link.wake()
         self.reactor.run()
-        self._turns.interrupt()
-        self._arrival.end(is_dismissed=not self._ending.has_begun)
-        self._here.close()
+        self._cell_queue.interrupt()
+        self._identity.end(is_without_command=not self._shutdown.is_exiting)
+        self._local_cells.close()
         self.sockets.close()
         self.dialer.close()
 
@@ -178,7 +194,10 @@ class KernelProxy:
 
     def _may_begin(self) -> bool:
         """Is it known whose session is heard from here, or will it not be soon?"""
-        return self._kernel.is_ready or self.link.state in {LinkState.FAILED, LinkState.WAITING}
+        return self._remote_kernel.is_ready or self.link.state in {
+            LinkState.FAILED,
+            LinkState.WAITING,
+        }
 
     # From Jupyter ----------------------------------------------------------------------
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from remoter_kernel.front.jupyter.answers import IMPATIENT
-from remoter_kernel.front.jupyter.first_words import may_be_answered
+from remoter_kernel.front.jupyter.canned_replies import INTERACTIVE_REQUESTS
+from remoter_kernel.front.jupyter.startup_code import may_be_answered
 from remoter_kernel.front.session import vscode
 from remoter_kernel.wire.messages import METADATA, header_of, is_unseen
 
@@ -19,40 +19,40 @@ if TYPE_CHECKING:
     from remoter_kernel.wire.reactor import Reactor, Timer
     from remoter_kernel.wire.requests import Request
 
-WITHIN = 2.0  # seconds; a client that is not VS Code may be silent for a reason of its own
+DETECT_WITHIN = 2.0  # seconds; a client that is not VS Code may be silent for a reason of its own
 
 
-class Introduction:
+class NotebookDetector:
     """Waits until the client has said which notebook it is, or anything else of weight."""
 
-    def __init__(self, reactor: Reactor, on_heard: Callable[[str], None]) -> None:
-        """Remember; `on_heard(notebook)` is called once: with a path, or with nothing."""
-        self.is_awaited = False
+    def __init__(self, reactor: Reactor, on_detected: Callable[[str], None]) -> None:
+        """Remember; `on_detected(notebook)` is called once: with a path, or with nothing."""
+        self.is_waiting = False
         self._reactor = reactor
-        self._on_heard = on_heard
+        self._on_detected = on_detected
         self._timer: Timer | None = None
 
     def wait(self) -> None:
         """Begin; who comes from VS Code will say it, however long that takes."""
-        self.is_awaited = True
+        self.is_waiting = True
         if not vscode.has_started():
-            self._timer = self._reactor.later(WITHIN, self._end)
+            self._timer = self._reactor.later(DETECT_WITHIN, self._end)
 
-    def hear(self, route: Request) -> None:
+    def hear(self, request: Request) -> None:
         """Look at a request: it may name the notebook, or leave no time to wait."""
-        if not self.is_awaited or route.type in IMPATIENT:
+        if not self.is_waiting or request.type in INTERACTIVE_REQUESTS:
             return
         notebook = ""
-        if route.is_cell:
-            content = route.content
+        if request.is_cell:
+            content = request.content
             own = content if is_unseen(content) else {}  # a cell may say what it likes
-            notebook = vscode.notebook_in(own, header_of(route.parts[METADATA]))
-        if notebook or not may_be_answered(route):
+            notebook = vscode.notebook_in(own, header_of(request.parts[METADATA]))
+        if notebook or not may_be_answered(request):
             self._end(notebook)
 
     def _end(self, notebook: str = "") -> None:
         if self._timer:
             self._timer.cancel()
-        if self.is_awaited:
-            self.is_awaited = False
-            self._on_heard(notebook)
+        if self.is_waiting:
+            self.is_waiting = False
+            self._on_detected(notebook)

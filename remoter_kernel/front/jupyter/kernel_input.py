@@ -21,68 +21,70 @@ if TYPE_CHECKING:
 
     from remoter_kernel.wire.frames import Bytes
 
-LIKE = 0.8  # of the letters of our own beginning: a question that has more of them is marked
-LONGEST = 16 * 1024  # characters of a question
+SIMILARITY = 0.8  # of the letters of our own beginning: a question that has more of them is marked
+LONGEST_PROMPT = 16 * 1024  # characters of a question
 _LINES = re.compile(r"[\r\n\v\f\x1c-\x1e\x85\u2028\u2029]+")
 
 
-class Question(NamedTuple):
+class KernelInputRequest(NamedTuple):
     """A question of a kernel that has no answer yet."""
 
     client: tuple[bytes, ...]  # who was asked
-    name: str  # the id of the message that asks
-    cell: str  # the id of the request in which it is asked
-    answer: Callable[[list[Bytes]], object]  # gives the kernel its reply
-    is_here: bool  # is it of the kernel on this side?
+    message_id: str  # the id of the message that asks
+    request_id: str  # the id of the request in which it is asked
+    reply: Callable[[list[Bytes]], object]  # gives the kernel its reply
+    is_local: bool  # is it of the kernel on this side?
 
 
-class KernelQuestions:
+class KernelInputRequests:
     """Those without an answer, the oldest first."""
 
     def __init__(self) -> None:
-        self._open: list[Question] = []
-        self._exact: set[tuple[bytes, ...]] = set()  # clients that say which question they answer
+        self._open: list[KernelInputRequest] = []
+        self._naming_clients: set[tuple[bytes, ...]] = (
+            set()
+        )  # clients that say which question they answer
 
-    def note(self, question: Question) -> None:
+    def note(self, question: KernelInputRequest) -> None:
         """A kernel has asked."""
         self._open.append(question)
 
     def has(self, name: str) -> bool:
         """Is there a question with this id that has no answer?"""
-        return any(each.name == name for each in self._open)
+        return any(each.message_id == name for each in self._open)
 
     def note_exact(self, client: Sequence[bytes]) -> None:
         """A client has said which question it answers: it does so each time."""
-        self._exact.add(tuple(client))
+        self._naming_clients.add(tuple(client))
 
     def is_exact(self, client: Sequence[bytes]) -> bool:
         """Does this client say which question it answers, as far as is known?"""
-        return tuple(client) in self._exact
+        return tuple(client) in self._naming_clients
 
     def keep_waiting(self, client: Sequence[bytes]) -> bool:
         """Could this client's answer to anything else be one to a kernel's question?"""
         who = tuple(client)
-        return who not in self._exact and any(each.client == who for each in self._open)
+        return who not in self._naming_clients and any(each.client == who for each in self._open)
 
-    def take(self, client: Sequence[bytes], parent: str) -> Question | None:
+    def take(self, client: Sequence[bytes], parent: str) -> KernelInputRequest | None:
         """Return the question that a reply is for, once; `parent`: what the reply names, or "".
 
         What names none, or only the cell, is for the kernel that has asked first.
         """
         own = [each for each in self._open if each.client == tuple(client)]
-        is_named = parent not in {"", *(each.cell for each in own)}
-        found = next((each for each in own if is_named and each.name == parent), None)
+        is_named = parent not in {"", *(each.request_id for each in own)}
+        found = next((each for each in own if is_named and each.message_id == parent), None)
         if found:
             self.note_exact(client)
         else:
-            found = next((each for each in own if parent in {"", each.cell}), None)
+            found = next((each for each in own if parent in {"", each.request_id}), None)
         if found:
             self._open.remove(found)
         return found
 
     def forget(self, *, is_here: bool) -> None:
         """A kernel waits no more."""
-        self._open = [each for each in self._open if each.is_here is not is_here]
+        self._open = [each for each in self._open if each.is_local is not is_here]
 
     def give_up(self, client: Sequence[bytes]) -> None:
         """A person will not answer what this client was asked."""
@@ -98,7 +100,7 @@ def unlike_ours(parts: list[Bytes], whose: str) -> list[Bytes]:
     prompt = content.get("prompt")
     if not isinstance(prompt, str) or not is_like_ours(prompt):
         return parts
-    lines = [readable(line) for line in _LINES.split(prompt[:LONGEST])]
+    lines = [readable(line) for line in _LINES.split(prompt[:LONGEST_PROMPT])]
     marked = "\n".join(f"[{whose} asks] {line}" for line in lines if line.strip())
     words = to_json({**content, "prompt": f"{marked} "})
     return [*parts[:CONTENT], words, *parts[CONTENT + 1 :]]
@@ -109,13 +111,13 @@ def is_like_ours(prompt: str) -> bool:
 
     Wherever the words stand, and also with signs that look like their letters in between.
     """
-    if len(prompt) > LONGEST:  # nobody reads that, and what it hides would take long to find
+    if len(prompt) > LONGEST_PROMPT:  # nobody reads that, and what it hides would take long to find
         return True
     wanted = _letters(OWN_TAG)
     if wanted in _letters(prompt):
         return True
     starts = (_letters(line)[: len(wanted)] for line in _LINES.split(prompt))
-    return any(SequenceMatcher(None, start, wanted).ratio() > LIKE for start in starts)
+    return any(SequenceMatcher(None, start, wanted).ratio() > SIMILARITY for start in starts)
 
 
 def _letters(text: str) -> str:

@@ -9,29 +9,29 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from remoter_kernel.errors import ProtocolError, RemoterError
-from remoter_kernel.front.jupyter import answers
-from remoter_kernel.front.jupyter.requests import find_there
+from remoter_kernel.front.jupyter import canned_replies
+from remoter_kernel.front.jupyter.request_queries import find_there
 from remoter_kernel.wire.frames import Channel
 from remoter_kernel.wire.messages import HEADER, PARENT, execution_state, header_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from remoter_kernel.front.jupyter.mouth import Mouth
+    from remoter_kernel.front.jupyter.replies import ReplySender
     from remoter_kernel.wire.frames import Bytes
     from remoter_kernel.wire.requests import Requests
 
-CELLS_REMEMBERED = 50  # that have been told
+MOST_CELLS = 50  # that have been told
 
 
 class RejectedMessageReporter:
     """Says so once in each cell, and in the place of each reply."""
 
-    def __init__(self, mouth: Mouth, requests: Requests) -> None:
+    def __init__(self, replies: ReplySender, requests: Requests) -> None:
         """`requests` is the proxy's table."""
-        self._mouth = mouth
+        self._replies = replies
         self._requests = requests
-        self._told: dict[str, None] = {}  # ids of cells
+        self._shown_in: dict[str, None] = {}  # ids of cells
 
     def tell(self, channel: Channel, parts: Sequence[Bytes], error: Exception) -> None:
         """Tell of one item, whose parts may be of any kind."""
@@ -43,31 +43,31 @@ class RejectedMessageReporter:
         if channel is Channel.SHELL or channel is Channel.CONTROL:
             self._answer(parent, f"The reply came, and could not be taken in here: {why}.")
         elif channel is Channel.IOPUB and (state := execution_state(parts)):
-            self._mouth.publish("status", {"execution_state": state}, parent)
+            self._replies.publish("status", {"execution_state": state}, parent)
         elif channel is Channel.IOPUB or channel is Channel.STDIN:
             self._tell_in(parent, f"Something of this cell ({kind}) is missing here: {why}.")
-        elif cell := self._mouth.at_work():  # whose it was is not known
+        elif cell := self._replies.at_work():  # whose it was is not known
             self._tell_in(cell.header, f"Something of the session is missing here: {why}.")
 
     def _answer(self, parent: dict[str, Any], why: str) -> None:
         request = find_there(self._requests, str(parent.get("msg_id", "")))
         if request is None:
             return
-        trouble = answers.error_content("ReplyMissing", why)
+        trouble = canned_replies.error_content("ReplyMissing", why)
         reply = {"status": "error", **trouble}
         if request.is_cell:
             reply |= {"execution_count": 0, "user_expressions": {}, "payload": []}
-        self._mouth.finish(request, reply, trouble if request.is_cell else None)
+        self._replies.finish(request, reply, trouble if request.is_cell else None)
 
     def _tell_in(self, cell: dict[str, Any], sentence: str) -> None:
         name = str(cell.get("msg_id", ""))
-        if not name or name in self._told:
+        if not name or name in self._shown_in:
             return
-        self._told[name] = None
-        if len(self._told) > CELLS_REMEMBERED:
-            del self._told[next(iter(self._told))]
+        self._shown_in[name] = None
+        if len(self._shown_in) > MOST_CELLS:
+            del self._shown_in[next(iter(self._shown_in))]
         words = {"name": "stderr", "text": f"[remoter] {sentence}\n"}
-        self._mouth.publish("stream", words, cell)
+        self._replies.publish("stream", words, cell)
 
 
 def _header_or_empty(parts: Sequence[Bytes], which: int) -> dict[str, Any]:

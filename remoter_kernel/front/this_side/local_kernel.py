@@ -31,16 +31,16 @@ if TYPE_CHECKING:
     from remoter_kernel.wire.reactor import Reactor
 
 READY_WITHIN = 60.0  # seconds
-LOOK_EVERY = 0.5  # seconds between two looks at whether the process lives
+POLL_EVERY = 0.5  # seconds between two looks at whether the process lives
 END_WITHIN = 1.0  # seconds for its own end; Jupyter gives a front that restarts no more than two
 # What it warns of (an old one: that it is not encrypted) would stand in a console.
-QUIET = "--log-level=ERROR"
-OF_JUPYTER = "JPY_"  # variables that tell a kernel whose child it is: not this one
+LOG_LEVEL_OPTION = "--log-level=ERROR"
+JUPYTER_VARIABLES = "JPY_"  # variables that tell a kernel whose child it is: not this one
 
 logger = logging.getLogger(__name__)
 
 
-class ThisSide:
+class LocalKernel:
     """One kernel after the other; none before `start`."""
 
     def __init__(self, reactor: Reactor) -> None:
@@ -52,7 +52,7 @@ class ThisSide:
         self._manager: KernelManager | None = None
         self._client: KernelClient | None = None
         self._voice = MessageSigner(b"")  # of what `ask` says
-        self._wanted: object = None  # one for each kernel, from its start to its end
+        self._start_token: object = None  # one for each kernel, from its start to its end
         self._is_closed = False
 
     @property
@@ -64,8 +64,8 @@ class ThisSide:
         """Start it unless it is there; `on_ready` or `on_end` tells."""
         if self.is_ready:
             self.on_ready()
-        elif self._wanted is None:
-            self._wanted = wanted = object()
+        elif self._start_token is None:
+            self._start_token = wanted = object()
             Thread(partial(self._start, wanted), name="this side").start()
 
     def say(self, channel: Channel, parts: Sequence[Bytes]) -> None:
@@ -103,7 +103,9 @@ class ThisSide:
         try:
             manager = _new_manager()
             environment = {
-                key: value for key, value in os.environ.items() if not key.startswith(OF_JUPYTER)
+                key: value
+                for key, value in os.environ.items()
+                if not key.startswith(JUPYTER_VARIABLES)
             }
             with _own_loop():
                 manager.start_kernel(env=environment, cwd=str(Path.cwd()))
@@ -114,14 +116,14 @@ class ThisSide:
         else:
             self._reactor.call(partial(self._connect, wanted, manager))
 
-    # --- in the front's thread ---
+    # --- in the proxy's thread ---
 
     def _fail(self, wanted: object, error: RemoterError) -> None:
-        if wanted is self._wanted:
+        if wanted is self._start_token:
             self._end(error)
 
     def _connect(self, wanted: object, manager: KernelManager) -> None:
-        if wanted is not self._wanted or self._is_closed:
+        if wanted is not self._start_token or self._is_closed:
             _shut_down_later(manager)
             return
         self._manager = manager
@@ -150,7 +152,7 @@ class ThisSide:
         if manager is not self._manager or self._client is None:
             return
         if manager.is_alive():
-            self._reactor.later(LOOK_EVERY, partial(self._look_after, manager))
+            self._reactor.later(POLL_EVERY, partial(self._look_after, manager))
             return
         how = "died" if self.is_ready else "ended before it was ready"
         why = f"The kernel on this side {how}, and with it its variables."
@@ -170,7 +172,7 @@ class ThisSide:
 
     def _let_go(self) -> None:
         client, self._client = self._client, None
-        self._wanted = None
+        self._start_token = None
         if client:
             client.close()
         manager, self._manager = self._manager, None
@@ -232,7 +234,14 @@ def _new_manager() -> KernelManager:
         def get_kernel_spec(self, kernel_name: str) -> KernelSpec:
             # No -P: cells may import what lies beside their notebook, and IPython heeds that flag.
             # Nobody starts this kernel before a person has let the notebook's code run here.
-            argv = [sys.executable, "-m", "ipykernel_launcher", QUIET, "-f", "{connection_file}"]
+            argv = [
+                sys.executable,
+                "-m",
+                "ipykernel_launcher",
+                LOG_LEVEL_OPTION,
+                "-f",
+                "{connection_file}",
+            ]
             about = get_kernel_dict().get("metadata") or {}  # does it know encrypted sockets?
             return KernelSpec(name=kernel_name, argv=argv, language="python", metadata=about)
 

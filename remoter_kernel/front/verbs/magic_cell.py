@@ -5,22 +5,24 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from remoter_kernel.front.jupyter.answers import error_content
+from remoter_kernel.front.jupyter.canned_replies import error_content
 
 if TYPE_CHECKING:
     from remoter_kernel.errors import RemoterError
-    from remoter_kernel.front.jupyter.mouth import Publish
+    from remoter_kernel.front.jupyter.replies import Publish
 
 Header = dict[str, Any]
-Shown = tuple[str, dict[str, Any]]  # kind and content of a message on iopub
-Finish = Callable[[dict[str, Any], dict[str, Any] | None], None]  # says the error, and the reply
+IopubMessage = tuple[str, dict[str, Any]]  # kind and content of a message on iopub
+FinishCell = Callable[
+    [dict[str, Any], dict[str, Any] | None], None
+]  # says the error, and the reply
 
 
-class AnsweredCell:
+class MagicCell:
     """A cell with `%remoter`."""
 
-    def __init__(self, publish: Publish, header: Header, count: int, finish: Finish) -> None:
-        self.name = str(header.get("msg_id", ""))
+    def __init__(self, publish: Publish, header: Header, count: int, finish: FinishCell) -> None:
+        self.request_id = str(header.get("msg_id", ""))
         self._publish = publish
         self._header = header
         self._count = count
@@ -35,7 +37,7 @@ class AnsweredCell:
         """Say something in it."""
         self._publish(kind, content, self._header)
 
-    def show_all(self, found: list[Shown]) -> None:
+    def show_all(self, found: list[IopubMessage]) -> None:
         """Say all that was found, and end it."""
         for kind, content in found:
             self.show(kind, content)

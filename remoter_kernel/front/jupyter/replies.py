@@ -11,8 +11,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from remoter_kernel.errors import ProtocolError
-from remoter_kernel.front.jupyter import answers
-from remoter_kernel.front.jupyter.requests import first_at_work
+from remoter_kernel.front.jupyter import canned_replies
+from remoter_kernel.front.jupyter.request_queries import first_at_work
 from remoter_kernel.wire.frames import Channel, to_json
 from remoter_kernel.wire.messages import HEADER, PARENT, execution_state, header_of
 from remoter_kernel.wire.requests import BUSY, EXECUTE, IDLE, Request, Requests, Stage
@@ -22,14 +22,13 @@ if TYPE_CHECKING:
     from remoter_kernel.front.jupyter.sockets import Sockets
     from remoter_kernel.wire.frames import Bytes
 
-STATES = {BUSY, IDLE}
+BUSY_AND_IDLE = {BUSY, IDLE}
 Publish = Callable[
     [str, dict[str, Any], dict[str, Any]], None
 ]  # kind, content, header of whose cell
-Route = Request
 
 
-class Mouth:
+class ReplySender:
     """Speaks to Jupyter's clients with the sockets' own voice."""
 
     def __init__(self, sockets: Sockets, kernel_id: str, requests: Requests | None = None) -> None:
@@ -42,39 +41,39 @@ class Mouth:
         """Return the cell that runs, on either side, as far as is known."""
         return first_at_work(self._requests)
 
-    def answer_error(self, route: Request, error: RemoterError) -> None:
+    def answer_error(self, request: Request, error: RemoterError) -> None:
         """Answer a request with the reason why nothing comes of it."""
         try:
-            content = route.content
+            content = request.content
         except ProtocolError:
             content = {}
         name, end = type(error).__name__, Stage.FAILED
-        empty = answers.empty_reply(route.type, content)
+        empty = canned_replies.empty_reply(request.type, content)
         if empty:
-            self.reply(route, empty, end=end, why=name)
+            self.reply(request, empty, end=end, why=name)
             return
-        trouble = answers.error_content(name, str(error))
+        trouble = canned_replies.error_content(name, str(error))
         reply = {"status": "error", **trouble}
-        is_cell = route.type == EXECUTE
+        is_cell = request.type == EXECUTE
         if is_cell:
             reply |= {"execution_count": 0, "user_expressions": {}, "payload": []}
-        self.reply(route, reply, error=trouble if is_cell else None, end=end, why=name)
+        self.reply(request, reply, error=trouble if is_cell else None, end=end, why=name)
 
-    def refuse(self, route: Request, error: RemoterError) -> None:
+    def refuse(self, request: Request, error: RemoterError) -> None:
         """Answer what cannot be carried; what has no reply (of a widget) is answered by a text."""
-        if route.type.endswith("_request"):
-            self.answer_error(route, error)
+        if request.type.endswith("_request"):
+            self.answer_error(request, error)
             return
         # Where nobody shows what is said to a widget, the log of the kernel has it.
         sys.stderr.write(f"[remoter] {error}\n")
-        self.publish("status", {"execution_state": BUSY}, route.header)
-        self.publish("stream", {"name": "stderr", "text": f"[remoter] {error}\n"}, route.header)
-        self.publish("status", {"execution_state": IDLE}, route.header)
-        self._requests.move(route, Stage.FAILED, type(error).__name__)
+        self.publish("status", {"execution_state": BUSY}, request.header)
+        self.publish("stream", {"name": "stderr", "text": f"[remoter] {error}\n"}, request.header)
+        self.publish("status", {"execution_state": IDLE}, request.header)
+        self._requests.move(request, Stage.FAILED, type(error).__name__)
 
     def reply(
         self,
-        route: Request,
+        request: Request,
         content: dict[str, Any],
         *,
         error: dict[str, Any] | None = None,
@@ -86,39 +85,39 @@ class Mouth:
 
         `is_quiet`: whoever asks for this says busy and idle. `end`: what becomes of the request.
         """
-        route.is_here |= route.stage < Stage.QUEUED
+        request.is_here |= request.stage < Stage.QUEUED
         if not is_quiet:
-            self.publish("status", {"execution_state": BUSY}, route.header)
+            self.publish("status", {"execution_state": BUSY}, request.header)
         if error:
-            self.publish("error", error, route.header)
-        kind = route.type.replace("_request", "_reply")
-        reply = self._sockets.voice.compose(kind, content, route.header)
-        self._sockets.reply(route.channel, route.identities, reply)
+            self.publish("error", error, request.header)
+        kind = request.type.replace("_request", "_reply")
+        reply = self._sockets.voice.compose(kind, content, request.header)
+        self._sockets.reply(request.channel, request.identities, reply)
         if is_quiet:
-            self._note_reply(route, why)
+            self._note_reply(request, why)
         else:
-            self.publish("status", {"execution_state": IDLE}, route.header)
-            self._requests.move(route, end, why)
+            self.publish("status", {"execution_state": IDLE}, request.header)
+            self._requests.move(request, end, why)
 
     def finish(
-        self, route: Request, content: dict[str, Any], error: dict[str, Any] | None = None
+        self, request: Request, content: dict[str, Any], error: dict[str, Any] | None = None
     ) -> None:
         """End a cell that was answered here and has said that it is busy."""
         if error:
-            self.publish("error", error, route.header)
-        self.reply(route, content, is_quiet=True)
+            self.publish("error", error, request.header)
+        self.reply(request, content, is_quiet=True)
 
-    def abort(self, route: Request) -> None:
+    def abort(self, request: Request) -> None:
         """Answer a cell as a kernel does where one before it has failed."""
         content = {"status": "aborted", "execution_count": 0}
-        self.reply(route, content, end=Stage.CANCELLED, why="one before it failed")
+        self.reply(request, content, end=Stage.CANCELLED, why="one before it failed")
 
-    def ask(self, route: Request, content: dict[str, Any]) -> str:
+    def ask(self, request: Request, content: dict[str, Any]) -> str:
         """Put a question to whoever has sent a request; return the message's id."""
-        parts = self._sockets.voice.compose("input_request", content, route.header)
+        parts = self._sockets.voice.compose("input_request", content, request.header)
         # A kernel must not guess the id of a question of ours, and give its own question that.
         parts[HEADER] = to_json({**header_of(parts[HEADER]), "msg_id": secrets.token_hex(16)})
-        self._sockets.reply(Channel.STDIN, route.identities, parts)
+        self._sockets.reply(Channel.STDIN, request.identities, parts)
         return str(header_of(parts[HEADER])["msg_id"])
 
     def publish(
@@ -130,7 +129,7 @@ class Mouth:
         """
         asked = header or {}
         name, state = str(asked.get("msg_id", "")), content.get("execution_state")
-        is_state = kind == "status" and state in STATES and bool(name)
+        is_state = kind == "status" and state in BUSY_AND_IDLE and bool(name)
         if is_state and not self._requests.on_said(name, str(state)):
             return
         self._publish(kind, content, header)
@@ -154,8 +153,8 @@ class Mouth:
             self.last_state = str(content.get("execution_state"))
         self._sockets.publish(self._sockets.voice.compose(kind, content, header, topic=topic))
 
-    def pass_on(self, channel: Channel, route: Request | None, parts: list[Bytes]) -> None:
-        """Say what a kernel on this side has said; `route`: to whom, else to all on iopub.
+    def pass_on(self, channel: Channel, request: Request | None, parts: list[Bytes]) -> None:
+        """Say what a kernel on this side has said; `request`: to whom, else to all on iopub.
 
         It carries the far kernel's session, as all that clients hear from here does.
         """
@@ -165,13 +164,13 @@ class Mouth:
         if channel is Channel.IOPUB:
             state = execution_state(parts)
             name = str(header_of(parts[PARENT]).get("msg_id", ""))
-            if state not in STATES or self._requests.on_said(name, state):
+            if state not in BUSY_AND_IDLE or self._requests.on_said(name, state):
                 self.last_state = state or self.last_state
                 self._sockets.publish(parts)
-        elif route is not None:
-            self._sockets.reply(channel, route.identities, parts)
+        elif request is not None:
+            self._sockets.reply(channel, request.identities, parts)
             if channel is not Channel.STDIN:
-                self._note_reply(route, "answered by the kernel on this side")
+                self._note_reply(request, "answered by the kernel on this side")
 
-    def _note_reply(self, route: Request, why: str) -> None:
-        self._requests.move(route, Stage.DONE if route.is_idle else Stage.REPLIED, why)
+    def _note_reply(self, request: Request, why: str) -> None:
+        self._requests.move(request, Stage.DONE if request.is_idle else Stage.REPLIED, why)

@@ -17,45 +17,45 @@ if TYPE_CHECKING:
     import threading
     from collections.abc import Callable, Sequence
 
-    from remoter_kernel.front.jupyter.mouth import Route
+    from remoter_kernel.wire.requests import Request
 
-LOOK_EVERY = 0.1  # seconds between two looks at whether a question was taken back
+POLL_EVERY = 0.1  # seconds between two looks at whether a question was taken back
 WITHDRAWN_WITHIN = 2.0  # seconds
-MOST = 20  # boxes that are left open, of all pages
+MOST_OPEN = 20  # boxes that are left open, of all pages
 
-Answer = queue.SimpleQueue[str | NotAnswered | NeedsPerson]
+AnswerQueue = queue.SimpleQueue[str | NotAnswered | NeedsPerson]
 
 
 class PendingPrompt(NamedTuple):
     """A question that waits for its answer."""
 
-    route: Route
+    request: Request
     content: dict[str, Any]
-    answer: Answer
-    name: str = ""  # of the message that asked; none: it has yet to be asked
+    answer: AnswerQueue
+    message_id: str = ""  # of the message that asked; none: it has yet to be asked
 
 
-class Boxes:
+class InputBoxes:
     """The boxes that were opened, and those of them that were left open."""
 
     def __init__(self, is_exact: Callable[[Sequence[bytes]], bool]) -> None:
         """Remember; `is_exact`: does a client say which question it answers?"""
         self.headers: dict[str, dict[str, Any]] = {}  # of the cells, by the message that asked
         self._is_exact = is_exact
-        self._left: list[PendingPrompt] = []
-        self._pages: list[list[bytes]] = []  # clients that have run cells, the last ones
+        self._left_open: list[PendingPrompt] = []
+        self._clients: list[list[bytes]] = []  # clients that have run cells, the last ones
 
     def leave(self, asked: PendingPrompt) -> None:
         """A question is not open any more, and its box is."""
-        if asked.name:
-            self._left = [*self._left, asked][-MOST:]
+        if asked.message_id:
+            self._left_open = [*self._left_open, asked][-MOST_OPEN:]
 
     def take(self, asked: PendingPrompt) -> str:
         """Return the message of a box that was left open with the very same question, once."""
-        for box in self._left:
-            if box.route is asked.route and box.content == asked.content:
-                self._left.remove(box)
-                return box.name
+        for box in self._left_open:
+            if box.request is asked.request and box.content == asked.content:
+                self._left_open.remove(box)
+                return box.message_id
         return ""
 
     def is_in_the_way(self, client: Sequence[bytes]) -> bool:
@@ -67,17 +67,17 @@ class Boxes:
         if not self.is_in_the_way(client):
             return ""
         box = self._of(client)[0]
-        return box.name if parent in {"", id_of(box.route)} else ""
+        return box.message_id if parent in {"", id_of(box.request)} else ""
 
     def close(self, name: str) -> None:
         """A person has closed one."""
-        self._left = [box for box in self._left if box.name != name]
+        self._left_open = [box for box in self._left_open if box.message_id != name]
 
-    def note_cell(self, route: Route) -> None:
+    def note_cell(self, request: Request) -> None:
         """A cell that is run again has closed the box that it showed before."""
-        self._left = [box for box in self._left if not replaces(route, box.route)]
-        if list(route.identities) not in self._pages:
-            self._pages = [*self._pages, list(route.identities)][-MOST:]
+        self._left_open = [box for box in self._left_open if not replaces(request, box.request)]
+        if list(request.identities) not in self._clients:
+            self._clients = [*self._clients, list(request.identities)][-MOST_OPEN:]
 
     def close_of(self, client: Sequence[bytes], asked: PendingPrompt | None) -> None:
         """A client has interrupted, and with that closed its boxes.
@@ -86,23 +86,23 @@ class Boxes:
         question is open, `asked`, if there is one. Boxes of other pages stay on their screens.
         """
         page = list(client)
-        if page not in self._pages:
+        if page not in self._clients:
             if asked is None:
-                self._left.clear()
+                self._left_open.clear()
                 return
-            page = list(asked.route.identities)
-        self._left = [box for box in self._left if list(box.route.identities) != page]
+            page = list(asked.request.identities)
+        self._left_open = [box for box in self._left_open if list(box.request.identities) != page]
 
     def _of(self, client: Sequence[bytes]) -> list[PendingPrompt]:
-        return [box for box in self._left if list(box.route.identities) == list(client)]
+        return [box for box in self._left_open if list(box.request.identities) == list(client)]
 
 
-def id_of(route: Route) -> str:
+def id_of(request: Request) -> str:
     """Return the message id of a request."""
-    return str(route.header.get("msg_id", ""))
+    return str(request.header.get("msg_id", ""))
 
 
-def last_page(cells: Sequence[Route]) -> Route | None:
+def last_page(cells: Sequence[Request]) -> Request | None:
     """Return the oldest cell of the page in which somebody has run one last."""
     if not cells:
         return None
@@ -111,16 +111,18 @@ def last_page(cells: Sequence[Route]) -> Route | None:
     return next(each for each in same if not replaces(last, each))
 
 
-def replaces(route: Route, before: Route) -> bool:
+def replaces(request: Request, before: Request) -> bool:
     """Is this the same cell of the same page, run again? What it showed before is gone."""
-    cells = [header_of(each.parts[METADATA]).get("cellId") for each in (route, before)]
-    is_same_page = route.identities == before.identities
-    return route is not before and is_same_page and bool(cells[0]) and cells[0] == cells[1]
+    cells = [header_of(each.parts[METADATA]).get("cellId") for each in (request, before)]
+    is_same_page = request.identities == before.identities
+    return request is not before and is_same_page and bool(cells[0]) and cells[0] == cells[1]
 
 
-def wait_for(answer: Answer, withdrawn: threading.Event, take_back: Callable[[], object]) -> str:
+def wait_for(
+    answer: AnswerQueue, withdrawn: threading.Event, take_back: Callable[[], object]
+) -> str:
     """Wait for an answer, as long as one is wanted; raise why there is none."""
-    limit = LOOK_EVERY
+    limit = POLL_EVERY
     while True:
         try:
             said = answer.get(timeout=limit)

@@ -11,7 +11,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, NamedTuple
 
 from remoter_kernel.errors import ProtocolError
-from remoter_kernel.front.jupyter.requests import is_shown
+from remoter_kernel.front.jupyter.request_queries import is_shown
 from remoter_kernel.front.reading.status import format_size
 from remoter_kernel.wire.messages import CONTENT, HEADER, PARENT, content_of, header_of
 from remoter_kernel.wire.requests import Stage
@@ -19,14 +19,14 @@ from remoter_kernel.wire.requests import Stage
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from remoter_kernel.front.jupyter.mouth import Publish
+    from remoter_kernel.front.jupyter.replies import Publish
     from remoter_kernel.wire.frames import Bytes
     from remoter_kernel.wire.requests import Request
 
 LINE_ENDS = b'\\n"'  # so the text of a stream ends in JSON, if its line does
 
 
-class Moment(NamedTuple):
+class Snapshot(NamedTuple):
     """A time here (seconds on the monotonic clock), and the bytes sent and received by then."""
 
     at: float
@@ -48,29 +48,29 @@ class CellTimer:
         self._publish = publish
         self._traffic = traffic
         self._clock = clock
-        self._asked: dict[str, tuple[Request, Moment]] = {}  # by message id
-        self._busy: dict[str, object] = {}  # dates of the kernel's, by message id
-        self._before = Moment(0.0, 0, 0)  # when the cell before was done
+        self._timed: dict[str, tuple[Request, Snapshot]] = {}  # by message id
+        self._busy_dates: dict[str, object] = {}  # dates of the kernel's, by message id
+        self._previous_end = Snapshot(0.0, 0, 0)  # when the cell before was done
         self._is_within_line = False
 
     def turn(self, *, on: bool) -> None:
         """Begin, or end."""
         self.is_on = on
         if not on:
-            self._asked.clear()
-            self._busy.clear()
+            self._timed.clear()
+            self._busy_dates.clear()
 
     def on_move(self, request: Request, before: Stage) -> None:
         """Note when a cell for the other side has come; forget one that is over."""
         if before is Stage.RECEIVED and self.is_on and _is_timed(request):
-            self._asked[request.id] = request, self._now()
-        elif self._asked and request.is_over:
-            self._asked.pop(request.id, None)
-            self._busy.pop(request.id, None)
+            self._timed[request.id] = request, self._now()
+        elif self._timed and request.is_over:
+            self._timed.pop(request.id, None)
+            self._busy_dates.pop(request.id, None)
 
     def notice(self, parts: Sequence[Bytes]) -> None:
         """Look at an output that is about to be handed on; before an idle, say how long it took."""
-        if not self._asked:
+        if not self._timed:
             return
         kind = bytes(parts[HEADER])
         if b'"status"' not in kind:
@@ -84,19 +84,19 @@ class CellTimer:
         except ProtocolError:
             return
         if state == "busy":
-            self._busy[name] = date
+            self._busy_dates[name] = date
         elif state == "idle":
-            begun = self._busy.pop(name, None)
-            if name in self._asked:
-                self._tell(*self._asked.pop(name), seconds_between(begun, date))
+            begun = self._busy_dates.pop(name, None)
+            if name in self._timed:
+                self._tell(*self._timed.pop(name), seconds_between(begun, date))
 
-    def _now(self) -> Moment:
-        return Moment(self._clock(), *self._traffic())
+    def _now(self) -> Snapshot:
+        return Snapshot(self._clock(), *self._traffic())
 
-    def _tell(self, request: Request, asked: Moment, there: float | None) -> None:
+    def _tell(self, request: Request, asked: Snapshot, there: float | None) -> None:
         now = self._now()
-        begun = max(asked, self._before)  # until then it stood behind another cell
-        self._before = now
+        begun = max(asked, self._previous_end)  # until then it stood behind another cell
+        self._previous_end = now
         line = format_timing(
             there, now.at - begun.at, now.sent - begun.sent, now.received - begun.received
         )

@@ -12,71 +12,71 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from remoter_kernel.front.session.link import Link
-    from remoter_kernel.front.this_side.kernel import ThisSide
+    from remoter_kernel.front.this_side.local_kernel import LocalKernel
     from remoter_kernel.wire.frames import Bytes
 
-    Then = Callable[[RemoterError | None], None]
+    OnDone = Callable[[RemoterError | None], None]
 
 
 class NotRun(RemoterError):
     """What was to run in a kernel did not come to its end."""
 
 
-class OwnCode:
+class InternalExec:
     """One at a time; `then(error)` is called when it is over."""
 
-    def __init__(self, link: Link, side: ThisSide) -> None:
+    def __init__(self, link: Link, local_kernel: LocalKernel) -> None:
         """Remember."""
         self._link = link
-        self._side = side
+        self._local_kernel = local_kernel
         self._voice = MessageSigner(b"")
-        self._mark = b""  # stands in the parent header of what comes of errands there
-        self._name = ""  # of the request that is under way
+        self._remote_mark = b""  # stands in the parent header of what comes of errands there
+        self._request_id = ""  # of the request that is under way
         self._number = 0  # the same in the link's outbox
-        self._is_there = False
-        self._wanted: tuple[str, Then] | None = None  # waits for the kernel here
-        self._then: Then = lambda _error: None
+        self._is_remote = False
+        self._waiting_local: tuple[str, OnDone] | None = None  # waits for the kernel here
+        self._on_done: OnDone = lambda _error: None
 
     # --- to the kernels ---
 
-    def run_there(self, code: str, then: Then) -> None:
+    def run_there(self, code: str, then: OnDone) -> None:
         """Run code in the far kernel."""
-        self._mark = self._voice.session.encode()
+        self._remote_mark = self._voice.session.encode()
         parts = self._voice.compose("execute_request", _silent(code))
-        self._name, self._is_there, self._then = _id_of(parts), True, then
+        self._request_id, self._is_remote, self._on_done = _id_of(parts), True, then
         self._number = self._link.say(Channel.SHELL, parts)
 
-    def run_here(self, code: str, then: Then) -> None:
+    def run_here(self, code: str, then: OnDone) -> None:
         """Run code in the kernel on this side, which may have to be started."""
-        self._wanted = code, then
-        self._side.start()
+        self._waiting_local = code, then
+        self._local_kernel.start()
 
     def begin_here(self) -> None:
         """Hear that the kernel on this side is there."""
-        wanted, self._wanted = self._wanted, None
+        wanted, self._waiting_local = self._waiting_local, None
         if wanted:
-            code, self._then = wanted
-            self._is_there = False
-            self._name = self._side.ask("execute_request", _silent(code))
+            code, self._on_done = wanted
+            self._is_remote = False
+            self._request_id = self._local_kernel.ask("execute_request", _silent(code))
 
     def interrupt(self) -> None:
         """Interrupt what is under way."""
-        if self._name and self._is_there:
-            words = {"order": "interrupt", "cells": [self._name]}
+        if self._request_id and self._is_remote:
+            words = {"order": "interrupt", "cells": [self._request_id]}
             self._link.say(Channel.COMMAND, [to_json(words)])
-        elif self._name:
-            self._side.interrupt()
+        elif self._request_id:
+            self._local_kernel.interrupt()
 
     # --- from the kernels ---
 
     def is_own(self, parts: Sequence[Bytes]) -> bool:
         """Does this come of an errand there?"""
-        return bool(self._mark) and self._mark in bytes(parts[PARENT])
+        return bool(self._remote_mark) and self._remote_mark in bytes(parts[PARENT])
 
     def hear(self, parts: Sequence[Bytes]) -> None:
         """Hear what comes of an errand, on either side."""
         header, parent = header_of(parts[HEADER]), header_of(parts[PARENT])
-        if header.get("msg_type") != "execute_reply" or parent.get("msg_id") != self._name:
+        if header.get("msg_type") != "execute_reply" or parent.get("msg_id") != self._request_id:
             return
         content = content_of(parts)
         if content.get("status") == "ok":
@@ -87,21 +87,21 @@ class OwnCode:
 
     def lose_here(self, error: RemoterError) -> None:
         """Hear that the kernel on this side is gone."""
-        wanted, self._wanted = self._wanted, None
+        wanted, self._waiting_local = self._waiting_local, None
         if wanted:
             wanted[1](error)
-        elif self._name and not self._is_there:
+        elif self._request_id and not self._is_remote:
             self._end(error)
 
     def lose_there(self, error: RemoterError, *, is_over: bool) -> None:
         """Hear that the link gave up; what may be running there is waited for."""
-        if self._name and self._is_there:
+        if self._request_id and self._is_remote:
             withdrawn = self._link.withdraw(Channel.SHELL, self._number)
             if withdrawn or is_over or not self._link.has_met:
                 self._end(error)
 
     def _end(self, error: RemoterError | None) -> None:
-        then, self._then, self._name = self._then, lambda _error: None, ""
+        then, self._on_done, self._request_id = self._on_done, lambda _error: None, ""
         then(error)
 
 

@@ -8,10 +8,10 @@ from remoter_kernel.front.session import parent
 from remoter_kernel.wire.requests import BUSY, IDLE, Request, Requests, Stage
 
 if TYPE_CHECKING:
-    from remoter_kernel.front.jupyter.mouth import Mouth
+    from remoter_kernel.front.jupyter.replies import ReplySender
     from remoter_kernel.front.session.link import Link
 
-MOST = 20  # pieces of code that are kept
+MOST_HELD = 20  # pieces of code that are kept
 
 
 class StartupCode:
@@ -21,18 +21,18 @@ class StartupCode:
     in which a login may ask, and the one that says which notebook it is.
     """
 
-    def __init__(self, requests: Requests, mouth: Mouth, link: Link) -> None:
+    def __init__(self, requests: Requests, replies: ReplySender, link: Link) -> None:
         self._requests = requests
-        self._mouth = mouth
+        self._replies = replies
         self._link = link
-        self._kept: list[Request] = []  # in their order; all of them are held
+        self._held: list[Request] = []  # in their order; all of them are held
 
     def answer(self, request: Request) -> bool:
         """Answer it if it can be; before there is a session, it is to run before anything else."""
         if not may_be_answered(request):
             return False
         reply = {"status": "ok", "execution_count": 0, "payload": [], "user_expressions": {}}
-        self._mouth.reply(request, reply)
+        self._replies.reply(request, reply)
         if not self._link.has_met:
             self._keep(request)
         return True
@@ -43,13 +43,13 @@ class StartupCode:
         kept = Request(answered.channel, answered.parts, answered.header, states=heard)
         self._requests.add(kept)
         self._requests.move(kept, Stage.HELD, "start-up code, answered already")
-        self._kept.append(kept)
-        if len(self._kept) > MOST:
-            self._requests.move(self._kept.pop(0), Stage.CANCELLED, "there is too much of it")
+        self._held.append(kept)
+        if len(self._held) > MOST_HELD:
+            self._requests.move(self._held.pop(0), Stage.CANCELLED, "there is too much of it")
 
     def send(self) -> None:
         """Send what is to run before anything else, once."""
-        kept, self._kept = self._kept, []
+        kept, self._held = self._held, []
         for each in kept:
             self._link.say(each.channel, list(each.parts))
             self._requests.move(each, Stage.QUEUED)

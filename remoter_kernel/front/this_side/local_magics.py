@@ -11,8 +11,8 @@ from typing import Any
 
 from remoter_kernel.errors import Usage
 
-LOCAL = ("%%local", "%local")
-CARRIES = ("push", "pull")
+LOCAL_MAGICS = ("%%local", "%local")
+OBJECT_TRANSFERS = ("push", "pull")
 OPTIONS = {"--pickle": "is_pickled", "--yes": "is_large"}
 _FIRST_LINE = re.compile(r"(%%local|%local|%remoter[ \t]+(?:push|pull))(?![^ \t\r\n])[ \t]*(.*)")
 _CURSOR = ("cursor_start", "cursor_end")
@@ -29,7 +29,7 @@ class LocalCode:
 
 
 @dataclass(frozen=True)
-class Carrying:
+class ObjectTransferSpec:
     """Objects to be carried to the other side (`push`), or from there (`pull`)."""
 
     verb: str
@@ -39,7 +39,7 @@ class Carrying:
     is_large: bool = False  # was a size above the limit said yes to?
 
 
-def wanted_by(code: str) -> LocalCode | Carrying | None:
+def wanted_by(code: str) -> LocalCode | ObjectTransferSpec | None:
     """Read what a cell wants of both sides; None: nothing. `Usage` if that cannot be."""
     found = _FIRST_LINE.match(code)
     if found is None:
@@ -58,7 +58,7 @@ def wanted_by(code: str) -> LocalCode | Carrying | None:
     return _carrying(verb.split()[1], line.split())
 
 
-def _carrying(verb: str, words: list[str]) -> Carrying:
+def _carrying(verb: str, words: list[str]) -> ObjectTransferSpec:
     options = [word for word in words if word.startswith("--")]
     names = [word for word in words if not word.startswith("--")]
     for option in options:
@@ -75,7 +75,7 @@ def _carrying(verb: str, words: list[str]) -> Carrying:
     if len(set(names)) != len(names):
         raise Usage(f"%remoter {verb} was given a name twice; nothing was carried.")
     chosen = {OPTIONS[option]: True for option in options}
-    return Carrying(verb, tuple(names), tuple(target or names), **chosen)
+    return ObjectTransferSpec(verb, tuple(names), tuple(target or names), **chosen)
 
 
 # Completion and the like ---------------------------------------------------------------------
