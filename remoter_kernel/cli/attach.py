@@ -17,7 +17,7 @@ from remoter_kernel.cli.params import session_ids
 from remoter_kernel.cli.terminal import questions
 from remoter_kernel.errors import NoSuchSession, Usage
 from remoter_kernel.front.reading.inquiries import Found, finding
-from remoter_kernel.front.session.dialer import HERE
+from remoter_kernel.front.session.dialer import THIS_MACHINE
 
 SPEC_NAME = "remoter-attached"
 
@@ -51,7 +51,7 @@ def attach(session: str) -> None:
 
 def _write_kernelspec(folder: Path, found: Found) -> None:
     remote = found.visit.remote
-    named = [] if remote is HERE else ["--remote", remote.name]
+    named = [] if remote is THIS_MACHINE else ["--remote", remote.name]
     argv = [sys.executable, "-P", "-m", "remoter_kernel", "-f", "{connection_file}", *named]
     spec = {
         "argv": [*argv, "--session", found.id],

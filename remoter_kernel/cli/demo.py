@@ -84,7 +84,7 @@ class Demo:
         """Log in over SSH, start the session, wait for its kernel."""
         self.runner.start()
         login = self.runner.dialer.login
-        address = self.runner.dialer.address
+        address = self.runner.dialer.session_info
         if login is None or address is None:
             raise DemoCheckFailed("there is no session")
         self.console.print(f"  [dim]SSH   {login.cipher}, host key {login.host_key}[/dim]")

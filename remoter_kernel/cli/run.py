@@ -94,8 +94,10 @@ def run(  # noqa: PLR0917 - click hands them over by name
     if output:
         _check_output(program, output, force=force)
     runner = Runner(SessionDialer(partial(find_remote, name), questions()))
-    runner.dialer.wish = replace(runner.dialer.wish, script=program.name)
-    runner.dialer.on_wait = lambda sentence: click.echo(f"remoter: {name}: {sentence}", err=True)
+    runner.dialer.session_request = replace(runner.dialer.session_request, script=program.name)
+    runner.dialer.on_slow_host = lambda sentence: click.echo(
+        f"remoter: {name}: {sentence}", err=True
+    )
     with _heeding_signals():
         if detach:
             _detach(name, runner, program, as_json=as_json)
@@ -209,7 +211,7 @@ class _AttachedRun:
                 runner.leave()
                 raise
             except (Unreachable, LoginRefused) as error:
-                if runner.link.has_met:
+                if runner.link.ever_connected:
                     runner.close()
                     raise _still_there(runner, error) from error
                 raise

@@ -29,10 +29,10 @@ from remoter_kernel.front.jupyter.session_messages import SessionMessages
 from remoter_kernel.front.jupyter.shutdown import ShutdownPolicy
 from remoter_kernel.front.jupyter.sockets import digest
 from remoter_kernel.front.jupyter.startup_code import StartupCode
-from remoter_kernel.front.session.awakening import Awakening
-from remoter_kernel.front.session.dialer import HERE, SessionDialer
+from remoter_kernel.front.session.dialer import THIS_MACHINE, SessionDialer
 from remoter_kernel.front.session.link import Link, LinkState
 from remoter_kernel.front.session.pacer import Pacer
+from remoter_kernel.front.session.suspend_detector import SuspendDetector
 from remoter_kernel.front.this_side.carrying import ObjectTransferContext
 from remoter_kernel.front.this_side.cell_queue import CellQueue
 from remoter_kernel.front.this_side.local_cells import LocalCells
@@ -68,10 +68,10 @@ class KernelProxy:
         self.sockets = sockets
         self.dialer = SessionDialer(partial(find_remote, remote_name))
         self.link = Link(self.reactor, self.dialer, self.sockets.has_room)
-        self._beforehand = RemoteLookup(remote_name, HERE)
+        self._beforehand = RemoteLookup(remote_name, THIS_MACHINE)
         kernel_id = digest(str(sockets.connection.get("key", "")))
-        self.dialer.wish = replace(
-            self.dialer.wish, kernel_id=kernel_id, arguments=arguments, session=session
+        self.dialer.session_request = replace(
+            self.dialer.session_request, kernel_id=kernel_id, arguments=arguments, session=session
         )
         self._requests = Requests()
         self._replies = ReplySender(self.sockets, kernel_id, self._requests)
@@ -144,11 +144,11 @@ class KernelProxy:
         """Let those look at the requests who show a person how they are."""
         publish, requests = self._replies.publish, self._requests
         news = SessionBanner(publish, lambda: self._remote_kernel.is_ready)
-        no_remote = NoRemoteNotice(publish, requests, lambda: self.dialer.is_here)
+        no_remote = NoRemoteNotice(publish, requests, lambda: self.dialer.is_this_machine)
         name = lambda: self._find().name  # noqa: E731 - one use
         notices = WaitingNotices(self.reactor, publish, requests, self.link, name)
         tell_wait = lambda sentence: self.reactor.call(partial(notices.tell, sentence))  # noqa: E731
-        self.dialer.on_wait = tell_wait  # in the dialler's thread
+        self.dialer.on_slow_host = tell_wait  # in the dialler's thread
         observers = (EarlyBusy(self.reactor, publish), no_remote, news, notices, self._magics.timer)
         requests.observers += [each.on_move for each in (self._cell_queue, *observers)]
         self._session_messages = SessionMessages(
@@ -160,7 +160,7 @@ class KernelProxy:
         self._prompter.serve(self.dialer)
         self.sockets.on_request = self._take
         self.link.on_item = self._session_messages.on_message
-        self.link.on_refused = RejectedMessageReporter(self._replies, self._requests).tell
+        self.link.on_rejected = RejectedMessageReporter(self._replies, self._requests).tell
         if os.environ.get("JPY_SESSION_NAME"):  # jupyter_server, which drops what is too much
             most = self._find().waiting_limit
             self.link.pacer = Pacer(
@@ -170,9 +170,9 @@ class KernelProxy:
                 self.link.flush,
                 most,
             )
-        self.link.on_change = self._session_messages.on_link_state
+        self.link.on_state = self._session_messages.on_link_state
         self._shutdown.watch()
-        Awakening(self.reactor, self.link.look_again).start()
+        SuspendDetector(self.reactor, self.link.look_again).start()
         self.sockets.welcome()
         self._replies.publish("status", {"execution_state": "starting"})
         self._identity.begin()

@@ -26,7 +26,7 @@ from remoter_kernel.front.reading.inquiries import Reading
 from remoter_kernel.front.reading.notebook import Story
 from remoter_kernel.front.reading.transcript import Transcript
 from remoter_kernel.front.running.verdict import ExitCodeTracker
-from remoter_kernel.front.session.greeting import read_welcome
+from remoter_kernel.front.session.welcome import read_welcome
 from remoter_kernel.front.ssh.known_hosts import read_lines
 from remoter_kernel.front.ssh.login_errors import error_from_stderr
 from remoter_kernel.front.ssh.ssh_config import Destination

@@ -80,10 +80,10 @@ def main(endpoint: str, server_key: str, public_key: str, secret_key: str, most:
             reactor.stop()
 
     if int(most):
-        link._talk.most_item = int(most)
+        link._stream.most_item = int(most)
     if not server_key:
         link._context = PlainContext()
-    link.on_change = note
+    link.on_state = note
     link.pacer = Holding()  # type: ignore[assignment]
     process = psutil.Process()
     before = peak = process.memory_info().rss

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from remoter_kernel.front.session import laptop, own_notebook
-from remoter_kernel.front.session.claims import Claim
-from remoter_kernel.front.session.laptop import Presence, laptop_id, living_fronts
-from remoter_kernel.front.session.own_notebook import cells_of, is_notebook
+from remoter_kernel.front.session import machine, notebook_path
+from remoter_kernel.front.session.machine import LivenessLock, laptop_id, living_fronts
+from remoter_kernel.front.session.notebook_identity import NotebookIdentity
+from remoter_kernel.front.session.notebook_path import cells_of, is_notebook
 from remoter_kernel.wire.messages import source_mark
 from tests.real_jupyter import wait_for
 
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-SAY_ID = "from remoter_kernel.front.session.laptop import laptop_id; input(); print(laptop_id())"
+SAY_ID = "from remoter_kernel.front.session.machine import laptop_id; input(); print(laptop_id())"
 LIVE = """
-from remoter_kernel.front.session.laptop import Presence
-presence = Presence("k1")
+from remoter_kernel.front.session.machine import LivenessLock
+presence = LivenessLock("k1")
 print(presence.take(), flush=True)
 input()
 """
@@ -72,13 +72,13 @@ def test_a_torn_id_is_made_anew_and_none_where_nothing_can_be_written(state, mon
     (state / "file").touch()
     monkeypatch.setenv("REMOTER_STATE", str(state / "file"))
     assert laptop_id() == ""
-    assert not Presence("k").take()
+    assert not LivenessLock("k").take()
 
 
 def test_a_front_lives_until_its_process_ends(state):
     """However it ends; two of one kernel (a restart) are one life, and signs of dead ones go."""
     assert living_fronts() == set()
-    own = Presence("k1")
+    own = LivenessLock("k1")
     assert own.take()
     with another(LIVE) as process:
         assert process.stdout.readline() == "True\n"
@@ -103,11 +103,11 @@ def test_a_stopped_front_lives(state):
 
 def test_who_looks_does_not_disturb_who_comes(state):
     """A sign that was taken for a dead one's before it was locked is made again."""
-    with another("from remoter_kernel.front.session.laptop import living_fronts\n"
+    with another("from remoter_kernel.front.session.machine import living_fronts\n"
                  "print(flush=True)\nwhile True: living_fronts()") as looking:  # fmt: skip
         looking.stdout.readline()
         for _ in range(200):
-            presence = Presence("k1")
+            presence = LivenessLock("k1")
             assert presence.take()
             assert living_fronts() == {"k1"}
             presence.release()
@@ -123,8 +123,8 @@ def test_where_nothing_can_be_locked_nobody_is_dead(state, monkeypatch):
     def refuse(*_, **__):
         raise OSError
 
-    monkeypatch.setattr(laptop, "try_lock", refuse)
-    assert not Presence("k2").take()
+    monkeypatch.setattr(machine, "try_lock", refuse)
+    assert not LivenessLock("k2").take()
     assert "k1" in living_fronts()
 
 
@@ -137,14 +137,14 @@ def test_a_name_that_the_parent_has_itself_is_anothers(tmp_path):
     with another("input()", JPY_SESSION_NAME=path) as jupyter:
         parent = {"JPY_PARENT_PID": str(jupyter.pid)}
         seen = [
-            own_notebook.own_notebook({"JPY_SESSION_NAME": path, **parent}),
-            own_notebook.own_notebook({"JPY_SESSION_NAME": f"{path}2", **parent}),
+            notebook_path.own_notebook({"JPY_SESSION_NAME": path, **parent}),
+            notebook_path.own_notebook({"JPY_SESSION_NAME": f"{path}2", **parent}),
         ]
         jupyter.communicate("\n")
     assert seen == ["", f"{path}2"]
     gone = {"JPY_PARENT_PID": str(jupyter.pid)}
-    assert own_notebook.own_notebook({"JPY_SESSION_NAME": path, **gone}) == path
-    assert own_notebook.own_notebook({}) == ""
+    assert notebook_path.own_notebook({"JPY_SESSION_NAME": path, **gone}) == path
+    assert notebook_path.own_notebook({}) == ""
 
 
 def a_notebook(*ids: object) -> str:
@@ -194,13 +194,13 @@ def test_what_is_no_notebook_file_claims_nothing(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("", "a.ipynb", str(script), str(tmp_path / "folder.ipynb"), f"{path}-1-console"):
         assert not is_notebook(name)
-        with Claim(name, "laptop").made() as words:
+        with NotebookIdentity(name, "laptop").made() as words:
             assert words == {"notebook": name, "laptop": "laptop"}
-    with Claim(str(path), "laptop").made() as words:
+    with NotebookIdentity(str(path), "laptop").made() as words:
         assert (words["cells"], words["fronts"]) == (("a",), ())
-    with Claim(str(path), "").made() as words:
+    with NotebookIdentity(str(path), "").made() as words:
         assert words == {"notebook": str(path), "laptop": ""}
-    monkeypatch.setattr(own_notebook, "LARGEST", 10)
+    monkeypatch.setattr(notebook_path, "LARGEST", 10)
     assert cells_of(path) == ()
     assert cells_of(tmp_path / "none.ipynb") == ()
 
@@ -210,14 +210,14 @@ def test_claims_for_one_notebook_are_made_in_turn(tmp_path):
     path = tmp_path / "a.ipynb"
     path.write_text(a_notebook("a"))
     code = f"""
-from remoter_kernel.front.session.claims import Claim
+from remoter_kernel.front.session.notebook_identity import NotebookIdentity
 print("asks", flush=True)
-with Claim({str(path)!r}, "laptop").made() as words:
+with NotebookIdentity({str(path)!r}, "laptop").made() as words:
     print(words["fronts"])
 """
-    presence = Presence("k1")
+    presence = LivenessLock("k1")
     with another(code) as process:
-        with Claim(str(path), "laptop").made():
+        with NotebookIdentity(str(path), "laptop").made():
             process.stdout.readline()
             with pytest.raises(subprocess.TimeoutExpired):
                 process.wait(0.5)

@@ -41,11 +41,11 @@ class Greeted:
         self.sent: list[bytes] = []
         dialer: Any = SimpleNamespace(doubt=lambda error: error)
         self.link = Link(Calls(), dialer)  # type: ignore[arg-type]
-        self.link.on_change = self.note
+        self.link.on_state = self.note
         self.link.state = LinkState.DIALLING
         socket: Any = SimpleNamespace(send=lambda frame, _flags: self.sent.append(frame))
         self.link._socket = socket
-        self.link._talk.begin()
+        self.link._stream.begin()
         self.drops = 0
         self.link._drop = self.drop  # type: ignore[method-assign]
         self.states: list[LinkState] = []
@@ -89,7 +89,7 @@ def test_what_was_confirmed_and_is_not_known_any_more_is_lost_there(greeted: Gre
     """The evaluator that greets now has seen less than the one before it had confirmed to keep."""
     link = greeted.link
     numbers = [link.say(Channel.SHELL, [b"", b"{}", b"{}", b"{}", b"{}"]) for _ in range(4)]
-    link._talk._ever_sent[Lane.BULK] = numbers[2]
+    link._stream._ever_sent[Lane.BULK] = numbers[2]
     link._outbox.forget(Lane.BULK, numbers[2])
     greeted.hear([numbers[0], 0])
     assert [link.is_lost_there(Channel.SHELL, each) for each in numbers] == [

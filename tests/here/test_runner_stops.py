@@ -50,7 +50,7 @@ def test_a_start_that_asks_nothing_is_waited_for(tmp_path, monkeypatch):
     monkeypatch.setenv("REMOTER_STATE", str(tmp_path))
     monkeypatch.setattr(running, "LEAVE_WITHIN", 0.1)
     runner = Runner(dialer := Asking())
-    dialer.questions.is_asking = False
+    dialer.prompter.is_asking = False
     runner.link.wake()
     try:
         assert dialer.has_begun.wait(WITHIN)

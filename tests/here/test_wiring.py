@@ -134,7 +134,7 @@ def test_all_are_told_in_the_process_on_this_side(
         nonlocal looks
         wire: Any = SimpleNamespace(send=lambda _frame, _flags: None)
         kernel.link._socket = wire
-        kernel.link._talk.begin()
+        kernel.link._stream.begin()
         welcome = to_json({"seen": [0, 0], "begin": [0, 0]})
         kernel.link._greet(encode_message(FrameHeader(MessageType.WELCOME), welcome))
         assert kernel.link.state is LinkState.UP

@@ -105,15 +105,15 @@ class Wire:
     def __init__(self, *_: object) -> None:
         self.state = LinkState.IDLE
         self.error: RemoterError | None = None
-        self.has_met = False
+        self.ever_connected = False
         self.is_flowing = True  # does what is said leave at once?
         self.welcome: dict[str, Any] = {}
-        self.about: dict[str, str] = {}
+        self.identity: dict[str, str] = {}
         self.pacer = None
         self.said: list[tuple[Channel, list[Any]]] = []
         self.wakes = self.unacknowledged = 0
         self.sent = self.received = 0
-        self.on_change: Callable[[LinkState], None] = lambda _state: None
+        self.on_state: Callable[[LinkState], None] = lambda _state: None
         self._left: set[int] = set()
         self._kept: dict[int, Callable[[], object]] = {}
         self._withdrawn: set[int] = set()
@@ -147,10 +147,10 @@ class Wire:
 
     def change(self, state: LinkState, error: RemoterError | None = None) -> None:
         self.error = error or self.error
-        self.has_met |= state is LinkState.UP
+        self.ever_connected |= state is LinkState.UP
         if state is not self.state:
             self.state = state
-            self.on_change(state)
+            self.on_state(state)
 
     def fail(self, error: RemoterError) -> None:
         self.change(LinkState.FAILED, error)
@@ -159,7 +159,7 @@ class Wire:
         pass
 
     def start_over(self) -> None:
-        self.has_met = False
+        self.ever_connected = False
 
     def wake(self) -> None:
         self.wakes += 1
@@ -192,7 +192,7 @@ class Proxy:
         self.page = Page(self.clock)
         self.kernel = proxy.KernelProxy(self.page, "far")  # type: ignore[arg-type]
         self.link: Wire = self.kernel.link  # type: ignore[assignment]
-        self.link.on_change = self.kernel._session_messages.on_link_state
+        self.link.on_state = self.kernel._session_messages.on_link_state
         self.requests = self.kernel._requests
         self.requests._clock = lambda: self.clock.now
 
@@ -230,7 +230,7 @@ class Proxy:
         """Let the dialer know which session it is."""
         about = {"session": "abcd", "begun": 0.0, "is_joined": False, "others": (), "notices": ()}
         address: Any = SimpleNamespace(**{**about, **words})
-        self.kernel.dialer.address = address
+        self.kernel.dialer.session_info = address
 
     def note(self, **words: Any) -> None:
         """Let the evaluator say an event."""

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from remoter_kernel.front.session.awakening import AWAY_FOR, LOOK_EVERY, Awakening
+from remoter_kernel.front.session.suspend_detector import POLL_EVERY, SUSPENDED_FOR, SuspendDetector
 
 
 class World:
@@ -16,11 +16,11 @@ class World:
         self.now = 1e9
         self.call: Any = None
         self.wakings = 0
-        awakening = Awakening(self, self.wake, lambda: self.now)  # type: ignore[arg-type]
+        awakening = SuspendDetector(self, self.wake, lambda: self.now)  # type: ignore[arg-type]
         awakening.start()
 
     def later(self, seconds: float, call: Any) -> None:
-        assert seconds == LOOK_EVERY
+        assert seconds == POLL_EVERY
         self.call = call
 
     def wake(self) -> None:
@@ -35,9 +35,9 @@ class World:
 @pytest.mark.parametrize(
     ("passed", "wakings"),
     [
-        (LOOK_EVERY, 0),
-        (LOOK_EVERY + AWAY_FOR - 0.1, 0),  # a busy machine
-        (LOOK_EVERY + AWAY_FOR + 0.1, 1),
+        (POLL_EVERY, 0),
+        (POLL_EVERY + SUSPENDED_FOR - 0.1, 0),  # a busy machine
+        (POLL_EVERY + SUSPENDED_FOR + 0.1, 1),
         (8 * 3600.0, 1),  # a night
         (-3600.0, 1),  # somebody has set the clock
         (0.0, 0),
@@ -46,8 +46,8 @@ class World:
 def test_time_that_is_missing_is_noticed(passed: float, wakings: int) -> None:
     """Only more than a busy machine's lateness counts, and each time counts once."""
     world = World()
-    world.pass_by(LOOK_EVERY)
+    world.pass_by(POLL_EVERY)
     world.pass_by(passed)
-    world.pass_by(LOOK_EVERY)
-    world.pass_by(LOOK_EVERY)
+    world.pass_by(POLL_EVERY)
+    world.pass_by(POLL_EVERY)
     assert world.wakings == wakings

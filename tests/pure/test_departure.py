@@ -7,8 +7,8 @@ from types import SimpleNamespace
 import pytest
 
 from remoter_kernel.errors import NoSuchSession, RemoteLacks, Unreachable
-from remoter_kernel.front.session import orders
-from remoter_kernel.front.session.departure import leave_with
+from remoter_kernel.front.session import undelivered_commands
+from remoter_kernel.front.session.final_command import leave_with
 from remoter_kernel.front.session.link import LinkState
 
 
@@ -16,9 +16,9 @@ def a_dialer(session: str = "", *, is_claimed: bool = True) -> SimpleNamespace:
     """A dialer of a front that may have been told for which notebook it is."""
     return SimpleNamespace(
         remote=SimpleNamespace(name="gpu-box"),
-        wish=SimpleNamespace(kernel_id="0123"),
-        address=SimpleNamespace(session=session) if session else None,
-        is_claimed=SimpleNamespace(is_set=lambda: is_claimed),
+        session_request=SimpleNamespace(kernel_id="0123"),
+        session_info=SimpleNamespace(session=session) if session else None,
+        is_identified=SimpleNamespace(is_set=lambda: is_claimed),
     )
 
 
@@ -41,11 +41,11 @@ def test_it_is_written_down_where_there_may_be_a_session(
     leave_with(
         order,
         reactor=SimpleNamespace(stop=lambda: stopped.append(True)),  # type: ignore[arg-type]
-        link=SimpleNamespace(state=state, has_met=bool(session), error=error),  # type: ignore[arg-type]
+        link=SimpleNamespace(state=state, ever_connected=bool(session), error=error),  # type: ignore[arg-type]
         dialer=a_dialer(session),  # type: ignore[arg-type]
     )
     written = [{"order": order, "kernel_id": "0123", "session": session}]
-    pending = [dict(each.words) for each in orders.pending("gpu-box")]
+    pending = [dict(each.fields) for each in undelivered_commands.pending("gpu-box")]
     assert [bool(each.pop("nonce")) for each in pending] == [True] * len(pending)
     assert pending == (written if is_written else [])
     assert stopped
@@ -56,8 +56,8 @@ def test_a_front_that_nobody_has_told_anything_ends_at_once(tmp_path, monkeypatc
     monkeypatch.setenv("REMOTER_STATE", str(tmp_path))
     stopped = []
     for state in (LinkState.DIALLING, LinkState.FAILED):
-        link = SimpleNamespace(state=state, has_met=False, error=Unreachable("No route."))
+        link = SimpleNamespace(state=state, ever_connected=False, error=Unreachable("No route."))
         reactor = SimpleNamespace(stop=lambda: stopped.append(True))
         leave_with("stop", reactor=reactor, link=link, dialer=a_dialer(is_claimed=False))  # type: ignore[arg-type]
     assert len(stopped) == 2
-    assert not orders.pending("gpu-box")
+    assert not undelivered_commands.pending("gpu-box")

@@ -18,9 +18,9 @@ from remoter_kernel.errors import (
 from remoter_kernel.front.bootstrap.launcher import SessionInfo, SessionRequest
 from remoter_kernel.front.configuration.remotes import Remote
 from remoter_kernel.front.session import dialer as dialer_module
-from remoter_kernel.front.session import orders
+from remoter_kernel.front.session import undelivered_commands
 from remoter_kernel.front.session.dialer import SessionDialer
-from remoter_kernel.front.session.greeting import AnotherWay
+from remoter_kernel.front.session.welcome import AnotherWay
 from remoter_kernel.front.ssh.login_results import CommandEnded, CompletedCommand
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Host:
 @pytest.fixture
 def dialer(host: Host) -> SessionDialer:
     dialer = SessionDialer(lambda: REMOTE)
-    dialer.wish = SessionRequest(client_key="", kernel_id="0123")
+    dialer.session_request = SessionRequest(client_key="", kernel_id="0123")
     return dialer
 
 
@@ -124,7 +124,7 @@ def test_what_the_session_itself_has_said_is_what_is_told(dialer):
     refused = ProtocolError("The session's greeting was refused.")
     dialer.dial()
     assert dialer.doubt(refused) is refused
-    assert not dialer.is_piped
+    assert not dialer.is_tunnel_command
 
 
 def test_where_forwarding_is_forbidden_there_is_no_other_way(dialer, host):
@@ -152,7 +152,7 @@ def test_what_was_started_and_never_reached_is_ended(dialer, host):
     dialer.dial()
     dialer.take_back()
     assert host.stopped == ["7f3a9c"]
-    assert orders.pending("box") == ()
+    assert undelivered_commands.pending("box") == ()
 
 
 def test_what_may_have_been_started_is_ended_at_the_next_login(dialer, host):
@@ -161,8 +161,8 @@ def test_what_may_have_been_started_is_ended_at_the_next_login(dialer, host):
     with pytest.raises(Unreachable):
         dialer.dial()
     dialer.take_back()
-    (order,) = orders.pending("box")
-    assert (order.words["order"], order.words["session"]) == ("stop", "")
+    (order,) = undelivered_commands.pending("box")
+    assert (order.fields["order"], order.fields["session"]) == ("stop", "")
 
 
 @pytest.mark.parametrize("start", [RemoteLacks("no kernel."), address(is_joined=True)])
@@ -175,7 +175,7 @@ def test_what_is_not_ours_is_left_alone(dialer, host, start):
     else:
         dialer.dial()
     dialer.take_back()
-    assert (host.stopped, orders.pending("box")) == ([], ())
+    assert (host.stopped, undelivered_commands.pending("box")) == ([], ())
 
 
 def test_a_session_that_ended_before_anybody_came_is_started_anew(dialer, host):
@@ -184,7 +184,7 @@ def test_a_session_that_ended_before_anybody_came_is_started_anew(dialer, host):
     dialer.doubt(CUT)
     host.starts = [NoSuchSession("It is gone."), address("abcdef")]
     dialer.dial()
-    assert dialer.address.session == "abcdef"
+    assert dialer.session_info.session == "abcdef"
     assert [wish.session for wish in host.wishes] == ["", "7f3a9c", ""]
     dialer.dial()
     dialer.doubt(CUT)
@@ -195,7 +195,7 @@ def test_a_session_that_ended_before_anybody_came_is_started_anew(dialer, host):
 
 def test_what_could_not_be_carried_out_is_told_with_the_next_session(dialer, host):
     """Also where the start after it fails: whoever starts then hears of it, once."""
-    orders.save_command("box", "k", "7f3a9c", "restart")
+    undelivered_commands.save_command("box", "k", "7f3a9c", "restart")
     host.answers = [{"name": "k", "became": "failed", "why": "It crashes."}]
     host.starts = [RemoteLacks("no room.")]
     with pytest.raises(RemoteLacks):
@@ -205,8 +205,8 @@ def test_what_could_not_be_carried_out_is_told_with_the_next_session(dialer, hos
     host.answers = []
     dialer.dial()
     assert host.wishes[1].orders == ()
-    (notice,) = dialer.address.notices
+    (notice,) = dialer.session_info.notices
     assert "It crashes." in notice
     dialer.doubt(CUT)
     dialer.dial()
-    assert dialer.address.notices == ()
+    assert dialer.session_info.notices == ()

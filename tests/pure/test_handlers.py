@@ -330,7 +330,7 @@ def test_a_kernel_that_cannot_start_is_told_in_the_cell_and_the_next_one_tries_a
     proxy.note(event="failed", why="There is no ipykernel.")
     assert "There is no ipykernel." in proxy.page.reply_to(cell)["evalue"]
     proxy.run()
-    assert (proxy.link.wakes, proxy.link.has_met) == (1, False)
+    assert (proxy.link.wakes, proxy.link.ever_connected) == (1, False)
 
 
 def test_a_login_that_needs_somebody_puts_start_up_code_off(proxy):

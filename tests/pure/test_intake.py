@@ -12,7 +12,7 @@ from remoter_kernel.errors import Overrun, ProtocolError, RemoterError
 from remoter_kernel.front.jupyter.failures import FailedLink
 from remoter_kernel.front.jupyter.rejected_messages import RejectedMessageReporter
 from remoter_kernel.front.jupyter.replies import ReplySender
-from remoter_kernel.front.session.intake import Intake
+from remoter_kernel.front.session.inbound import InboundItems
 from remoter_kernel.front.session.pacer import Pacer
 from remoter_kernel.wire.frames import Channel, FrameHeader, Lane, MessageType, pack_parts, to_json
 from remoter_kernel.wire.messages import (
@@ -38,21 +38,21 @@ class Side:
         self.taken: list[bytes] = []
         self.refused: list[tuple[Channel, str]] = []
         self.reactor: Any = SimpleNamespace(later=self._wait, on_bug=self.bugs.append)
-        self.pacer = Pacer(self.reactor, lambda: self.now, self._give) if is_paced else None  # type: ignore[arg-type]
+        self.pacer = Pacer(self.reactor, lambda: self.now, self._deliver) if is_paced else None  # type: ignore[arg-type]
         self.talk = ReliableStream(MemoryOutbox())
         self.talk.begin()
         self.talk.open((0, 0))
         self.talk._granted_credit = 10**9
         self.room = True
         self.flushes = 0
-        self.intake = Intake(self, self.talk)  # type: ignore[arg-type]
+        self.intake = InboundItems(self, self.talk)  # type: ignore[arg-type]
         self.intake.begin()
 
     def _wait(self, _seconds: float, call: Any) -> Any:
         self.later.append(call)
         return call
 
-    def _give(self, channel: Channel, parts: Any) -> None:
+    def _deliver(self, channel: Channel, parts: Any) -> None:
         self.on_item(channel, parts)
 
     def on_item(self, _channel: Channel, parts: Any) -> None:
@@ -67,7 +67,7 @@ class Side:
     def flush(self) -> None:
         self.flushes += 1
 
-    def on_refused(self, channel: Channel, _parts: Any, error: Exception) -> None:
+    def on_rejected(self, channel: Channel, _parts: Any, error: Exception) -> None:
         self.refused.append((channel, str(error)))
 
     def hear(self, number: int, body: bytes, channel: Channel = Channel.IOPUB) -> None:
@@ -247,7 +247,7 @@ def test_a_link_that_ends_for_good_is_told_in_the_cell_that_waits() -> None:
     """A session that sends more than it may: the cell may be running there, and hears why."""
     client = Client()
     request = client.ask("execute_request", "one")
-    link: Any = SimpleNamespace(withdraw=lambda _channel, _number: False, has_met=True)
+    link: Any = SimpleNamespace(withdraw=lambda _channel, _number: False, ever_connected=True)
     nobody: Any = SimpleNamespace()
     failed = FailedLink(link, client.requests, client.mouth, nobody, nobody)
     error = Overrun("The other end sent more than it was given credit for.", "Restart the kernel.")

@@ -10,7 +10,7 @@ import pytest
 
 from remoter_kernel.front.jupyter.notebook_detector import NotebookDetector
 from remoter_kernel.front.jupyter.startup_code import MOST_HELD, StartupCode, is_own_code
-from remoter_kernel.front.session import parent
+from remoter_kernel.front.session import parent_process
 from remoter_kernel.front.session.vscode import notebook_in
 from remoter_kernel.wire.frames import Channel
 from remoter_kernel.wire.requests import Request, Requests, Stage
@@ -135,11 +135,13 @@ def test_what_was_answered_runs_first_and_once() -> None:
     said: list[Any] = []
     requests = Requests()
     mouth: Any = SimpleNamespace(reply=lambda _request, content: said.append(content["status"]))
-    link: Any = SimpleNamespace(has_met=False, say=lambda _channel, parts: said.append(parts))
+    link: Any = SimpleNamespace(
+        ever_connected=False, say=lambda _channel, parts: said.append(parts)
+    )
     startup = StartupCode(requests, mouth, link)
     kept, late = a_request(code="a = 1", **SILENT), a_request(code="b = 1", **SILENT)
     assert startup.answer(kept)
-    link.has_met = True
+    link.ever_connected = True
     assert startup.answer(late)
     assert not startup.answer(a_request(code="c = 1"))
     (held,) = requests
@@ -154,7 +156,9 @@ def test_what_was_answered_runs_first_and_once() -> None:
 def test_start_up_code_is_kept_within_bounds() -> None:
     requests, said = Requests(), []
     mouth: Any = SimpleNamespace(reply=lambda _request, _content: None)
-    link: Any = SimpleNamespace(has_met=False, say=lambda _channel, parts: said.append(parts))
+    link: Any = SimpleNamespace(
+        ever_connected=False, say=lambda _channel, parts: said.append(parts)
+    )
     startup = StartupCode(requests, mouth, link)
     for number in range(MOST_HELD + 5):
         startup.answer(a_request(code=f"a = {number}", **SILENT))
@@ -176,7 +180,7 @@ def test_what_is_a_clients_own_code(
     content: dict[str, Any], *, is_own: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """VS Code, which starts kernels itself, does not call its own silent."""
-    monkeypatch.setattr(parent, "_PARENT", "12")
+    monkeypatch.setattr(parent_process, "_PARENT", "12")
     assert is_own_code(content) is is_own
-    monkeypatch.setattr(parent, "_PARENT", "")
+    monkeypatch.setattr(parent_process, "_PARENT", "")
     assert is_own_code(content) is (is_own or content.get("store_history") is False)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from remoter_kernel.front.bootstrap.remote_answer import read_commands
-from remoter_kernel.front.session import orders
+from remoter_kernel.front.session import undelivered_commands
 
 ODD = {
     "torn": '{"order": "stop", "kernel_',
@@ -44,27 +44,27 @@ def names(folder: Path) -> list[str]:
 def test_what_makes_no_sense_is_told_once_and_goes(folder, text):
     """It is not sent, and the others are."""
     (folder / "odd.json").write_bytes(text.encode(errors="surrogateescape"))
-    orders.save_command("box", "k1", "7f3a9c", "stop")
-    pending = orders.pending("box")
-    (good,) = [each.named for each in pending if each.words]
+    undelivered_commands.save_command("box", "k1", "7f3a9c", "stop")
+    pending = undelivered_commands.pending("box")
+    (good,) = [each.named for each in pending if each.fields]
     assert good.pop("nonce")
     assert good == {"order": "stop", "kernel_id": "k1", "session": "7f3a9c", "name": "k1"}
-    told = orders.forget_answered(pending, [])
+    told = undelivered_commands.forget_answered(pending, [])
     assert len(told) == 1
     assert "makes no sense" in told[0]
     assert names(folder) == ["k1.json"]
-    assert orders.forget_answered(orders.pending("box"), []) == []
+    assert undelivered_commands.forget_answered(undelivered_commands.pending("box"), []) == []
 
 
 def test_exactly_what_was_answered_is_forgotten(folder):
     """What was done goes without a word, what cannot be done with one; the rest stays."""
     for name in ("done", "failed", "elsewhere", "untried"):
-        orders.save_command("box", name, "7f3a9c", "restart")
+        undelivered_commands.save_command("box", name, "7f3a9c", "restart")
     answers = [
         {"name": name, "became": name, "why": why}
         for name, why in (("done", ""), ("failed", "It crashes."), ("elsewhere", "On node7."))
     ]
-    told = orders.forget_answered(orders.pending("box"), answers)
+    told = undelivered_commands.forget_answered(undelivered_commands.pending("box"), answers)
     assert len(told) == 1
     assert told[0].startswith("Session 7f3a9c could not be restarted")
     assert "It crashes." in told[0]
@@ -74,35 +74,38 @@ def test_exactly_what_was_answered_is_forgotten(folder):
 def test_one_of_an_older_version_is_known_by_its_file(folder):
     """It names no kernel, only a session."""
     (folder / "old.json").write_text('{"order": "stop", "session": "7f3a9c"}')
-    (pending,) = orders.pending("box")
+    (pending,) = undelivered_commands.pending("box")
     assert pending.named["name"] == "old"
-    orders.forget_answered((pending,), [{"name": "old", "became": "done", "why": ""}])
+    undelivered_commands.forget_answered((pending,), [{"name": "old", "became": "done", "why": ""}])
     assert names(folder) == []
 
 
 def test_what_was_written_meanwhile_is_not_forgotten(folder):
     """A restart was carried out; the stop that came after it was not."""
-    orders.save_command("box", "k", "", "restart")
-    pending = orders.pending("box")
-    orders.save_command("box", "k", "", "stop")
-    assert orders.forget_answered(pending, [{"name": "k", "became": "done", "why": ""}]) == []
-    assert [each.words["order"] for each in orders.pending("box")] == ["stop"]
+    undelivered_commands.save_command("box", "k", "", "restart")
+    pending = undelivered_commands.pending("box")
+    undelivered_commands.save_command("box", "k", "", "stop")
+    assert (
+        undelivered_commands.forget_answered(pending, [{"name": "k", "became": "done", "why": ""}])
+        == []
+    )
+    assert [each.fields["order"] for each in undelivered_commands.pending("box")] == ["stop"]
 
 
 def test_what_waits_for_a_machine_that_is_never_met_goes_in_the_end(folder):
     """After a month it is told, and it is gone."""
-    orders.save_command("box", "k", "7f3a9c", "stop")
-    long_ago = time.time() - orders.OLDEST - 60
+    undelivered_commands.save_command("box", "k", "7f3a9c", "stop")
+    long_ago = time.time() - undelivered_commands.DISCARD_AFTER - 60
     os.utime(folder / "k.json", (long_ago, long_ago))
     answer = {"name": "k", "became": "elsewhere", "why": ""}
-    (told,) = orders.forget_answered(orders.pending("box"), [answer])
+    (told,) = undelivered_commands.forget_answered(undelivered_commands.pending("box"), [answer])
     assert "not met for too long" in told
     assert names(folder) == []
 
 
 def test_what_the_disk_does_not_give_just_now_is_read_the_next_time(folder, monkeypatch):
     """A home that is far away may fail once (ESTALE)."""
-    orders.save_command("box", "k", "7f3a9c", "stop")
+    undelivered_commands.save_command("box", "k", "7f3a9c", "stop")
     with monkeypatch.context() as stale:
 
         def fail(*_words, **_options):
@@ -110,25 +113,25 @@ def test_what_the_disk_does_not_give_just_now_is_read_the_next_time(folder, monk
 
         for name in ("open", "read_text", "read_bytes"):
             stale.setattr(Path, name, fail)
-        pending = orders.pending("box")
-    assert orders.forget_answered(pending, []) == []
-    assert [each.words["order"] for each in orders.pending("box")] == ["stop"]
+        pending = undelivered_commands.pending("box")
+    assert undelivered_commands.forget_answered(pending, []) == []
+    assert [each.fields["order"] for each in undelivered_commands.pending("box")] == ["stop"]
 
 
 def test_what_has_replaced_nonsense_meanwhile_stays(folder):
     (folder / "k.json").write_text("{")
-    pending = orders.pending("box")
-    orders.save_command("box", "k", "7f3a9c", "stop")
-    orders.forget_answered(pending, [])
-    assert [each.words["order"] for each in orders.pending("box")] == ["stop"]
+    pending = undelivered_commands.pending("box")
+    undelivered_commands.save_command("box", "k", "7f3a9c", "stop")
+    undelivered_commands.forget_answered(pending, [])
+    assert [each.fields["order"] for each in undelivered_commands.pending("box")] == ["stop"]
 
 
 def test_each_has_a_name_of_its_own():
     """By that the remote knows it again, whatever login brings it."""
-    orders.save_command("box", "k", "", "restart")
-    (first,) = orders.pending("box")
-    orders.save_command("box", "k", "", "restart")
-    (second,) = orders.pending("box")
+    undelivered_commands.save_command("box", "k", "", "restart")
+    (first,) = undelivered_commands.pending("box")
+    undelivered_commands.save_command("box", "k", "", "restart")
+    (second,) = undelivered_commands.pending("box")
     assert first.named["nonce"] != second.named["nonce"]
     assert first.named["nonce"] == json.loads(first.text)["nonce"]
 

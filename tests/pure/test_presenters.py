@@ -154,7 +154,7 @@ def test_what_is_there_already_and_what_nobody_sees_says_nothing(proxy):
 def test_a_host_that_takes_long_is_told_in_the_first_cell_that_waits(proxy):
     proxy.link.change(LinkState.DIALLING)
     silent, cell, other = proxy.run(silent=True), proxy.run(), proxy.run()
-    proxy.kernel.dialer.on_wait("its login shell has taken 8 s so far.")
+    proxy.kernel.dialer.on_slow_host("its login shell has taken 8 s so far.")
     assert proxy.page.text(cell) == "[remoter] far: its login shell has taken 8 s so far.\n"
     assert proxy.page.text(silent) + proxy.page.text(other) == ""
     proxy.be_up()
@@ -213,7 +213,7 @@ def test_a_session_that_is_fresh_is_no_news(proxy):
 
 def test_without_a_remote_the_first_cell_says_where_it_runs(proxy):
     silent, cell = proxy.run(silent=True), proxy.run()
-    proxy.kernel.dialer.is_here = True
+    proxy.kernel.dialer.is_this_machine = True
     proxy.be_up()
     other = proxy.run()
     assert proxy.page.text(cell).startswith("[remoter] No remote is configured")

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from remoter_kernel.front.session import relaunch
-from remoter_kernel.front.session.relaunch import Departure, before, record_exit
+from remoter_kernel.front.session import restart_detection
+from remoter_kernel.front.session.restart_detection import ProxyExit, before, record_exit
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-GONE = Departure("0123", "7f3a9c")
+GONE = ProxyExit("0123", "7f3a9c")
 
 
 @pytest.fixture(autouse=True)
@@ -32,7 +32,7 @@ def test_it_is_found_once_by_whoever_comes_soon() -> None:
     assert before("box", "/a.ipynb", time.time()) is None
 
 
-@pytest.mark.parametrize("after", [relaunch.WITHIN + 0.5, -10.0])
+@pytest.mark.parametrize("after", [restart_detection.RESTART_WITHIN + 0.5, -10.0])
 def test_who_comes_later_opens_it_again(after: float) -> None:
     record_exit("box", "/a.ipynb", GONE)
     assert before("box", "/a.ipynb", time.time() + after) is None

@@ -10,7 +10,7 @@ import pytest
 from remoter_kernel.daemon.session_match import Candidate, match_session
 from remoter_kernel.front.bootstrap.launcher import SessionInfo
 from remoter_kernel.front.jupyter.session_banner import WEEK, joined_text, left_alone
-from remoter_kernel.front.session.claims import with_files
+from remoter_kernel.front.session.notebook_identity import with_files
 
 # The session; then: same path, a cell in common, free, can be joined.
 LEFT = Candidate("left", True, True, True)

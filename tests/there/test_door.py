@@ -70,22 +70,22 @@ def behind(here: JupyterHere, far: FarSide, python_remote: dict[str, Any]) -> It
         talk = Talk(kernel.client)
         talk.case(lambda talk: talk.run("import os; witness = 'here'; pid = os.getpid(); runs = 0"))
         dialer = SessionDialer(partial(find_remote, "door"))
-        dialer.wish = SessionRequest(
+        dialer.session_request = SessionRequest(
             client_key="", kernel_id=digest(kernel.client.session.key.decode())
         )
         line = dialer.dial()
         try:
-            assert dialer.address is not None
-            assert dialer.address.is_joined
+            assert dialer.session_info is not None
+            assert dialer.session_info.is_joined
             yield Behind(
                 talk,
-                dialer.address.port,
+                dialer.session_info.port,
                 line.server_key,
                 line.public_key,
                 line.secret_key,
             )
         finally:
-            line.hang_up()
+            line.close()
 
 
 class Knock:

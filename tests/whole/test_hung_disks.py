@@ -262,8 +262,8 @@ def at_work(talk: Talk, kernel: StartedKernel, path: Proxy) -> None:
 def another_client(kernel: StartedKernel) -> None:
     """Come through another login, with a key that is new there."""
     dialer = SessionDialer(lambda: find_remote("watched"))
-    dialer.wish = SessionRequest(
+    dialer.session_request = SessionRequest(
         client_key="", kernel_id=digest(kernel.client.session.key.decode())
     )
     line = dialer.dial()
-    line.hang_up()
+    line.close()

@@ -12,7 +12,7 @@ import nbformat
 import pytest
 from jupyter_client.connect import write_connection_file
 
-from remoter_kernel.front.session import relaunch
+from remoter_kernel.front.session import restart_detection
 from tests.real_jupyter import wait_for
 from tests.real_parts import real_part
 from tests.whole.test_sessions import Front, a_front, asked, marked_there
@@ -99,7 +99,10 @@ def test_a_day_with_one_notebook(
         assert sessions(here, remote) == [session]
         assert run(front, "kept = 41", notebook) == ""
     left = time.monotonic()
-    wait_for(lambda: time.monotonic() > left + relaunch.WITHIN, what="it is no restart any more")
+    wait_for(
+        lambda: time.monotonic() > left + restart_detection.RESTART_WITHIN,
+        what="it is no restart any more",
+    )
 
     with opened(tmp_path, remote) as front:
         begin(front, notebook)

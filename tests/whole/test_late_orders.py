@@ -11,7 +11,7 @@ import pytest
 
 from remoter_kernel.daemon.processes import boot_id, pid_namespace, started_at
 from remoter_kernel.daemon.records import first_line
-from remoter_kernel.front.session import orders
+from remoter_kernel.front.session import undelivered_commands
 from tests.real_jupyter import started_kernel
 from tests.whole.talk import Talk
 
@@ -47,7 +47,7 @@ def spec(here: JupyterHere, far: FarSide, python_remote: dict[str, Any]) -> Iter
     for path in folder.iterdir():
         far.give(path)
     spec = here.add_remote(NAME, **python_remote)
-    orders.save_command(NAME, "k", LOST, "restart")
+    undelivered_commands.save_command(NAME, "k", LOST, "restart")
     waiting(here).joinpath("torn.json").write_text("{")
     yield spec
     for path in folder.iterdir():

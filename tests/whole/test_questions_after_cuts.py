@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from remoter_kernel.front.keeper.endpoint import dismiss_all
-from remoter_kernel.front.session.link import LEAST_PATIENCE
+from remoter_kernel.front.session.link import SHORTEST_TRY
 from tests.real_accounts import SERVICES
 from tests.real_jupyter import started_kernel, wait_for
 from tests.whole.talk import Message, Talk
@@ -66,7 +66,7 @@ def test_a_person_may_take_longer_than_any_network(here: JupyterHere, ground: Lo
         way.sshd.cut_all()
         cell = talk.queue("print('after', 'all')")
         talk.listen(lambda: bool(talk._of("stdin")))
-        pass_by(2 * LEAST_PATIENCE + 2)
+        pass_by(2 * SHORTEST_TRY + 2)
         talk.send("input_reply", {"value": way.questions[0].answer()}, channel="stdin")
         talk.done(cell)
         assert "after all" in said(talk)

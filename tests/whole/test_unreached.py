@@ -16,8 +16,8 @@ from remoter_kernel.errors import RemoterError
 from remoter_kernel.front.bootstrap.launcher import ask_there, pack_evaluator
 from remoter_kernel.front.logins import embedded_host
 from remoter_kernel.front.running.runner import Runner
-from remoter_kernel.front.session import orders
-from remoter_kernel.front.session.dialer import HERE, SessionDialer
+from remoter_kernel.front.session import undelivered_commands
+from remoter_kernel.front.session.dialer import THIS_MACHINE, SessionDialer
 from tests.real_jupyter import MARK, THIS_RUN, wait_for
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def test_connections_that_are_taken_and_dropped_are_replaced_by_a_command(sessio
     runner = a_runner()
     try:
         runner.start()
-        assert runner.dialer.is_piped
+        assert runner.dialer.is_tunnel_command
         shown: list[Any] = []
         runner.run("print(6 * 7)", lambda *words: shown.append(words))
         assert ("stream", {"name": "stdout", "text": "42\n"}) in shown
@@ -83,7 +83,7 @@ def test_where_no_way_leads_there_one_hears_so_and_the_session_is_ended(sessions
     assert "no such thing" in raised.value.what
     assert raised.value.advice
     assert wait_for(lambda: has_ended(sessions)) == "It was stopped."
-    assert orders.pending(REMOTE) == ()
+    assert undelivered_commands.pending(REMOTE) == ()
 
 
 def test_a_session_whose_start_was_cut_is_ended_at_the_next_login(sessions, monkeypatch):
@@ -92,19 +92,19 @@ def test_a_session_whose_start_was_cut_is_ended_at_the_next_login(sessions, monk
     runner = a_runner()
     try:
         with contextlib.closing(runner.dialer.another_login_here()) as login:
-            ask_there(login, HERE, {"verb": "sessions"})  # the program is there from now on
+            ask_there(login, THIS_MACHINE, {"verb": "sessions"})  # the program is there from now on
         with pytest.raises(RemoterError):
             runner.start()
     finally:
         runner.stop()
-    assert len(orders.pending(REMOTE)) == 1
+    assert len(undelivered_commands.pending(REMOTE)) == 1
     monkeypatch.setenv("DROPS", "")
     second = a_runner()
     try:
         second.start()
     finally:
         second.stop()
-    assert orders.pending(REMOTE) == ()
+    assert undelivered_commands.pending(REMOTE) == ()
     assert wait_for(lambda: [each.get("why") for each in sessions()] == ["It was stopped."] * 2)
 
 

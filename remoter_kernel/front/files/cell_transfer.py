@@ -26,7 +26,7 @@ from remoter_kernel.front.files.transfer_progress import (
 )
 from remoter_kernel.front.keeper.keeper_login import KeeperLogin, kept_login
 from remoter_kernel.front.reading.status import format_size
-from remoter_kernel.front.session.dialer import HERE
+from remoter_kernel.front.session.dialer import THIS_MACHINE
 from remoter_kernel.front.this_side.permission import (
     AccessKind,
     AccessRequest,
@@ -220,10 +220,10 @@ class CellTransfer:
         dialer = self._dialer
         remote = dialer.find()
         login: Login
-        if remote is HERE:  # its host is the front's own, and has no keeper
+        if remote is THIS_MACHINE:  # its host is the front's own, and has no keeper
             login = dialer.another_login_here()
         else:
-            questions = dialer.questions if dialer.may_ask() else None
+            questions = dialer.prompter if dialer.can_prompt() else None
             login = kept_login(remote, questions, on_try=self._know, in_doubt=in_doubt)
         with contextlib.closing(login):
             yield login

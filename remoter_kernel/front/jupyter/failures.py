@@ -58,7 +58,7 @@ class FailedLink:
         is_final |= isinstance(error, NoSuchSession)
         for request in unanswered_there(self.requests):
             was_withdrawn = self.link.withdraw(request.channel, request.number)
-            if was_withdrawn or is_final or not self.link.has_met:
+            if was_withdrawn or is_final or not self.link.ever_connected:
                 self.replies.answer_error(request, error)
             elif is_shown(request):  # it may be running there, and does not say so any more
                 self._tell(request, str(error))

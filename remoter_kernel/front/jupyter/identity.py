@@ -13,10 +13,15 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from remoter_kernel.front.jupyter.notebook_detector import NotebookDetector
-from remoter_kernel.front.session import orders, parent, relaunch, vscode
-from remoter_kernel.front.session.claims import Claim
-from remoter_kernel.front.session.laptop import Presence, laptop_id
-from remoter_kernel.front.session.own_notebook import NAME, own_notebook
+from remoter_kernel.front.session import (
+    parent_process,
+    restart_detection,
+    undelivered_commands,
+    vscode,
+)
+from remoter_kernel.front.session.machine import LivenessLock, laptop_id
+from remoter_kernel.front.session.notebook_identity import NotebookIdentity
+from remoter_kernel.front.session.notebook_path import SESSION_NAME_VARIABLE, own_notebook
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -41,7 +46,7 @@ class ProxyIdentity:
         self._dialer = dialer
         self._remote_name = remote_name
         self._started = time.time()
-        self._liveness_lock = Presence("")
+        self._liveness_lock = LivenessLock("")
         self._notebook = ""  # of a client that starts kernels itself
 
     @property
@@ -51,12 +56,14 @@ class ProxyIdentity:
 
     def begin(self) -> None:
         """Show that this front lives, and say who it is as far as that is known."""
-        self._appear(self._dialer.wish.kernel_id)
-        is_started_by_jupyter = parent.is_named() or NAME in os.environ
-        if is_started_by_jupyter or self._dialer.wish.session:
-            self._dialer.claim = Claim(own_notebook(), self._link.about["laptop"])
+        self._appear(self._dialer.session_request.kernel_id)
+        is_started_by_jupyter = parent_process.is_named() or SESSION_NAME_VARIABLE in os.environ
+        if is_started_by_jupyter or self._dialer.session_request.session:
+            self._dialer.notebook_identity = NotebookIdentity(
+                own_notebook(), self._link.identity["laptop"]
+            )
         else:
-            self._dialer.is_claimed.clear()
+            self._dialer.is_identified.clear()
             self.notebook_detector.wait()
 
     def end(self, *, is_without_command: bool) -> None:
@@ -67,27 +74,31 @@ class ProxyIdentity:
 
     def _appear(self, kernel_id: str) -> None:
         self._liveness_lock.release()
-        self._liveness_lock = Presence(kernel_id)
+        self._liveness_lock = LivenessLock(kernel_id)
         laptop = laptop_id() if self._liveness_lock.take() else ""
-        self._link.about = {"kernel_id": kernel_id, "laptop": laptop}
+        self._link.identity = {"kernel_id": kernel_id, "laptop": laptop}
 
     def _be_introduced(self, notebook: str) -> None:
         remote, self._notebook = self._remote_name(), notebook
-        before = relaunch.before(remote, notebook, self._started) if notebook else None
+        before = restart_detection.before(remote, notebook, self._started) if notebook else None
         if before:
-            orders.save_command(remote, before.kernel_id, before.session, "restart")
+            undelivered_commands.save_command(remote, before.kernel_id, before.session, "restart")
             self._appear(before.kernel_id)
-            self._dialer.wish = replace(self._dialer.wish, kernel_id=before.kernel_id)
-        self._dialer.claim = Claim(notebook, self._link.about["laptop"])
-        self._dialer.is_claimed.set()
+            self._dialer.session_request = replace(
+                self._dialer.session_request, kernel_id=before.kernel_id
+            )
+        self._dialer.notebook_identity = NotebookIdentity(notebook, self._link.identity["laptop"])
+        self._dialer.is_identified.set()
         if sys.platform == "win32":  # where nobody is told before its end
             self._keep_sign()
 
     def _leave_sign(self) -> None:
-        address = self._dialer.address
+        address = self._dialer.session_info
         if self._notebook and address:
-            departure = relaunch.Departure(self._dialer.wish.kernel_id, address.session)
-            relaunch.record_exit(self._remote_name(), self._notebook, departure)
+            departure = restart_detection.ProxyExit(
+                self._dialer.session_request.kernel_id, address.session
+            )
+            restart_detection.record_exit(self._remote_name(), self._notebook, departure)
 
     def _keep_sign(self) -> None:
         self._leave_sign()

@@ -102,7 +102,7 @@ class WaitingNotices:
             self._publish("stream", {"name": "stderr", "text": text}, cell.header)
 
     def _show_soon(self, requests: Iterable[Request]) -> None:
-        if self._link.state in {LinkState.UP, LinkState.FAILED} or not self._link.has_met:
+        if self._link.state in {LinkState.UP, LinkState.FAILED} or not self._link.ever_connected:
             return
         for request in requests:
             if is_shown(request) and not request.is_here and request not in self._timers:

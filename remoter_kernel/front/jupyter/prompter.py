@@ -105,9 +105,9 @@ class StdinPrompter:
 
     def serve(self, dialer: SessionDialer) -> None:
         """Be whom the logins of a dialer ask."""
-        dialer.questions, dialer.may_ask = self, self.has_somebody
+        dialer.prompter, dialer.can_prompt = self, self.has_somebody
         self.remote_name = lambda: dialer.remote.name
-        self.notebook = lambda: dialer.claim.notebook
+        self.notebook = lambda: dialer.notebook_identity.notebook
 
     # --- from the login's thread, or that of a cell which is answered here ---
 

@@ -161,7 +161,7 @@ class SessionMessages:
         info = words.get("kernel_info")
         if isinstance(info, dict) and info and info != kernel.info:
             kernel.info = info
-            address = context.dialer.address
+            address = context.dialer.session_info
             if address and not address.is_joined:  # else it may be older than the configuration
                 remember = partial(remember_kernel_info, context.dialer.remote, info)
                 Thread(remember, name="kernel info").start()  # a disk may be slow
@@ -170,14 +170,14 @@ class SessionMessages:
         context = self.context
         context.kernel.start_error = None
         answer_what_is_lost_there(context.link, context.requests, context.replies)
-        welcome, address = context.link.welcome, context.dialer.address
+        welcome, address = context.link.welcome, context.dialer.session_info
         if context.link.pacer and address:
-            context.link.pacer.waiting.session = address.session
+            context.link.pacer.backlog.session = address.session
         if welcome.get("keep"):
             context.shutdown.keep()
         if address:
             is_busy = welcome.get("execution_state") == "busy"
-            self.banner.hear(address, context.dialer.claim.notebook, is_busy=is_busy)
+            self.banner.hear(address, context.dialer.notebook_identity.notebook, is_busy=is_busy)
         if welcome.get("state") == "failed":
             self._on_no_kernel(str(welcome.get("why", "")))
         elif welcome.get("kernel_info"):

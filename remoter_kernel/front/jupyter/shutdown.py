@@ -5,8 +5,8 @@ from __future__ import annotations
 import signal
 from typing import TYPE_CHECKING, Any
 
-from remoter_kernel.front.session import parent
-from remoter_kernel.front.session.departure import leave_with
+from remoter_kernel.front.session import parent_process
+from remoter_kernel.front.session.final_command import leave_with
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,7 +32,7 @@ class ShutdownPolicy:
         self._link = link
         self._dialer = dialer
         self._find_remote = find_remote
-        self._stays = bool(dialer.wish.session)
+        self._stays = bool(dialer.session_request.session)
         self._held_interrupt: Timer | None = None
 
     @property
@@ -49,7 +49,7 @@ class ShutdownPolicy:
         self._reactor.hear_signals()
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._hear_signal)
-        if parent.is_watched():
+        if parent_process.is_watched():
             self._reactor.later(POLL_PARENT_EVERY, self._look_for_parent)
 
     def unless_it_follows(self, interrupt: Callable[[], Any]) -> None:
@@ -77,6 +77,6 @@ class ShutdownPolicy:
             self._reactor.call(self._reactor.stop)
 
     def _look_for_parent(self) -> None:
-        if parent.is_gone():
+        if parent_process.is_gone():
             self._reactor.stop()
         self._reactor.later(POLL_PARENT_EVERY, self._look_for_parent)

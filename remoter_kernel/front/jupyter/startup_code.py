@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from remoter_kernel.front.session import parent
+from remoter_kernel.front.session import parent_process
 from remoter_kernel.wire.requests import BUSY, IDLE, Request, Requests, Stage
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ class StartupCode:
             return False
         reply = {"status": "ok", "execution_count": 0, "payload": [], "user_expressions": {}}
         self._replies.reply(request, reply)
-        if not self._link.has_met:
+        if not self._link.ever_connected:
             self._keep(request)
         return True
 
@@ -70,4 +70,4 @@ def is_own_code(content: dict[str, Any]) -> bool:
     """
     if content.get("silent"):
         return not content.get("allow_stdin", True)
-    return not (content.get("store_history", True) or parent.is_named())
+    return not (content.get("store_history", True) or parent_process.is_named())

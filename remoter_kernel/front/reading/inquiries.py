@@ -18,7 +18,7 @@ from remoter_kernel.front.bootstrap.remote_answer import (
 )
 from remoter_kernel.front.configuration.remotes import Remote, find_remote, read_remotes
 from remoter_kernel.front.keeper.keeper_login import kept_login
-from remoter_kernel.front.session.dialer import HERE
+from remoter_kernel.front.session.dialer import THIS_MACHINE
 from remoter_kernel.front.session.known_sessions import store_sessions
 from remoter_kernel.plain_text import plain_text
 from remoter_kernel.wire.frames import MOST_ITEM
@@ -59,7 +59,7 @@ class Visit:
         """Log in; a `RemoterError` names the remote."""
         self._go_on()
         try:
-            if self.remote is HERE:
+            if self.remote is THIS_MACHINE:
                 # Rarely needed, and slow: with a remote it is the keeper that knows SSH.
                 from remoter_kernel.front.logins.embedded_host import EmbeddedHost  # noqa: PLC0415
                 from remoter_kernel.front.ssh.ssh_login import log_in  # noqa: PLC0415
@@ -158,8 +158,8 @@ def visiting(names: Iterable[str] | None, questions: Prompter | None) -> Iterato
 
 def _remotes(names: Iterable[str] | None) -> list[Remote]:
     if names is not None:
-        return [find_remote(name) or HERE for name in names]
-    return list(read_remotes().all.values()) or [HERE]
+        return [find_remote(name) or THIS_MACHINE for name in names]
+    return list(read_remotes().all.values()) or [THIS_MACHINE]
 
 
 def _list(visit: Visit) -> Listing:

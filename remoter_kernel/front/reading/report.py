@@ -33,8 +33,8 @@ from remoter_kernel.front.keeper import endpoint
 from remoter_kernel.front.reading.happenings import duration
 from remoter_kernel.front.reading.inquiries import Visit
 from remoter_kernel.front.reading.mask import Mask, vocabulary
-from remoter_kernel.front.session import orders
-from remoter_kernel.front.session.dialer import HERE
+from remoter_kernel.front.session import undelivered_commands
+from remoter_kernel.front.session.dialer import THIS_MACHINE
 from remoter_kernel.front.session.known_sessions import load_sessions
 from remoter_kernel.front.ssh.ssh_config import resolve
 
@@ -108,7 +108,7 @@ def make_report(name: str | None, questions: Prompter | None) -> str:
     remote: Remote | None = None
     tell_here(report)
     try:
-        remote = find_remote(name) or HERE
+        remote = find_remote(name) or THIS_MACHINE
     except BadConfiguration as error:
         _know_text(report.mask)
         report.title("The configuration cannot be read")
@@ -204,7 +204,7 @@ def _ssh_version() -> str:
 def tell_remote(report: Report, remote: Remote) -> None:
     """Tell how the remote is configured; values only where they are nobody's."""
     report.title("The remote", remote.name)
-    if remote is HERE:
+    if remote is THIS_MACHINE:
         report.row("host", "this machine: there is no remote")
         return
     for key in (field.name for field in fields(remote) if field.name != "name"):
@@ -214,7 +214,7 @@ def tell_remote(report: Report, remote: Remote) -> None:
         know_destination(report.mask, destination)
         report.row("jump hosts", len(destination.jumps))
         report.row("ProxyCommand", "set" if destination.proxy_command else "not set")
-    waiting = orders.pending(remote.name)
+    waiting = undelivered_commands.pending(remote.name)
     report.row("commands", f"{len(waiting)} wait until it can be reached")
 
 
@@ -356,7 +356,7 @@ def _tell_requests(report: Report, visit: Visit, session: str) -> None:
 def tell_logs(report: Report, remote: Remote | None) -> None:
     """Tell how the proxies and the keeper are, and how their logs end."""
     logs = log_files.log_files()
-    named = {remote.name, ""} if remote and remote is not HERE else {""}
+    named = {remote.name, ""} if remote and remote is not THIS_MACHINE else {""}
     proxies = [log for log in logs if log.kind == "proxy" and (not remote or log.remote in named)]
     keepers = [log for log in logs if log.kind == "keeper"]
     report.title("Processes here")

@@ -15,7 +15,7 @@ KIB = 1024
 class Status:
     """What is known; None and the empty word mean: nothing. All times are in seconds."""
 
-    state: str  # as `link.State` calls it
+    state: str  # as `link.LinkState` calls it
     since: float  # how long it has been so
     remote: str
     host: str = ""

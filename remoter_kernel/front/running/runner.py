@@ -14,7 +14,7 @@ from remoter_kernel.errors import ProtocolError, RemoteLacks, RemoterError, Unre
 from remoter_kernel.front.reading.happenings import duration
 from remoter_kernel.front.reading.transcript import NO_SENSE
 from remoter_kernel.front.running.program import Piece
-from remoter_kernel.front.session import orders
+from remoter_kernel.front.session import undelivered_commands
 from remoter_kernel.front.session.link import Link, LinkState
 from remoter_kernel.wire.frames import Channel, from_json, to_json
 from remoter_kernel.wire.messages import (
@@ -82,7 +82,10 @@ class Runner:
         """Remember; `start` begins."""
         self.dialer = dialer
         # With a name of its own it finds the session again whose start it did not hear of.
-        dialer.wish = replace(dialer.wish, kernel_id=dialer.wish.kernel_id or secrets.token_hex(12))
+        dialer.session_request = replace(
+            dialer.session_request,
+            kernel_id=dialer.session_request.kernel_id or secrets.token_hex(12),
+        )
         self.reactor = Reactor()
         self.link = Link(self.reactor, dialer)
         self.kernel_info: dict[str, Any] = {}
@@ -99,7 +102,7 @@ class Runner:
         self._presses = 0
         self._is_closed = False
         self.link.on_item = self._hear
-        self.link.on_change = self._note_change
+        self.link.on_state = self._note_change
 
     @property
     def language(self) -> str:
@@ -110,12 +113,12 @@ class Runner:
     @property
     def session(self) -> str:
         """The session's id."""
-        return self.dialer.address.session if self.dialer.address else ""
+        return self.dialer.session_info.session if self.dialer.session_info else ""
 
     @property
     def notices(self) -> tuple[str, ...]:
         """What a person should hear of this start."""
-        return self.dialer.address.notices if self.dialer.address else ()
+        return self.dialer.session_info.notices if self.dialer.session_info else ()
 
     def start(self) -> None:
         """Connect and wait until the kernel is ready; a `RemoterError` says why it is not."""
@@ -123,15 +126,15 @@ class Runner:
         self.link.wake()
         # A person may be asked, or a login shell be slow: that is no fault of the kernel.
         self.reactor.run_until(
-            lambda: bool(self.link.has_met or self._trouble), began + REACHED_WITHIN
+            lambda: bool(self.link.ever_connected or self._trouble), began + REACHED_WITHIN
         )
         limit = time.monotonic() + READY_WITHIN
         self.reactor.run_until(
-            lambda: bool(self.kernel_info or self._trouble) or not self.link.has_met, limit
+            lambda: bool(self.kernel_info or self._trouble) or not self.link.ever_connected, limit
         )
         if self._trouble:
             raise self._trouble
-        if not self.link.has_met:
+        if not self.link.ever_connected:
             raise Unreachable(
                 f"The session was not reached within {REACHED_WITHIN / 60:.0f} minutes.",
                 "Try again, or see with `remoter check` how far it comes.",
@@ -203,17 +206,17 @@ class Runner:
         if self._is_closed:
             return
         limit = time.monotonic() + LEAVE_WITHIN
-        if getattr(self.dialer.questions, "is_asking", False):  # nobody here will answer it
+        if getattr(self.dialer.prompter, "is_asking", False):  # nobody here will answer it
             self.dialer.cut()
-        if not self.link.has_met:  # it may be about to begin
+        if not self.link.ever_connected:  # it may be about to begin
             self.reactor.run_until(lambda: self.link.state is not LinkState.DIALLING, limit)
-        if self.link.has_met and not self._is_alone:
+        if self.link.ever_connected and not self._is_alone:
             self._order("stop")
             self._be_heard()
             if self.link.unacknowledged:
-                remote, name = self.dialer.remote.name, self.dialer.wish.kernel_id
-                orders.save_command(remote, name, self.session, "stop")
-        elif not self.link.has_met:
+                remote, name = self.dialer.remote.name, self.dialer.session_request.kernel_id
+                undelivered_commands.save_command(remote, name, self.session, "stop")
+        elif not self.link.ever_connected:
             self.dialer.take_back()
         self.close()
 
@@ -353,7 +356,7 @@ class Runner:
             self._hear_note({"event": welcome.get("state"), **welcome})
         elif state is LinkState.FAILED:
             self._fail(self.link.error or Unreachable("The link failed."))
-        elif state is not LinkState.CLOSED and self.link.has_met and self._loss is None:
+        elif state is not LinkState.CLOSED and self.link.ever_connected and self._loss is None:
             self._loss = self.reactor.later(LOST_AFTER, lambda: self.on_loss(None))
 
     def _note_return(self) -> None:

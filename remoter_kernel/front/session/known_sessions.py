@@ -19,16 +19,16 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
-KEPT = ("id", "state", "notebook", "script")
-MOST = 100  # of one remote, the newest
+FIELDS = ("id", "state", "notebook", "script")
+MOST_SESSIONS = 100  # of one remote, the newest
 # What a file does that is not there, or torn, or none of ours.
-NO_MEMORY = (OSError, ValueError, AttributeError, TypeError, RecursionError)
+UNUSABLE_FILE = (OSError, ValueError, AttributeError, TypeError, RecursionError)
 
 
 def store_sessions(remote: str, sessions: Iterable[dict[str, Any]]) -> None:
     """Keep what a remote has told of its sessions."""
-    kept = [{key: each.get(key) or "" for key in KEPT} for each in sessions]
-    kept = [each for each in kept if is_session_id(each["id"])][:MOST]
+    kept = [{key: each.get(key) or "" for key in FIELDS} for each in sessions]
+    kept = [each for each in kept if is_session_id(each["id"])][:MOST_SESSIONS]
     if is_name(remote) and kept != load_sessions().get(remote, []):
         with contextlib.suppress(CannotWrite):  # it is only a memory
             write_private(_sessions_cache() / f"{remote}.json", json.dumps(kept))
@@ -49,10 +49,10 @@ def load_sessions() -> dict[str, list[dict[str, str]]]:
     """Return what was seen, by remote."""
     found: dict[str, list[dict[str, str]]] = {}
     for path in sorted(_sessions_cache().glob("*.json")):
-        with contextlib.suppress(*NO_MEMORY):
+        with contextlib.suppress(*UNUSABLE_FILE):
             sessions = json.loads(path.read_text(encoding="utf-8"))
             found[path.stem] = [
-                {key: plain_text(each.get(key, "")) for key in KEPT}
+                {key: plain_text(each.get(key, "")) for key in FIELDS}
                 for each in sessions
                 if is_session_id(each.get("id"))
             ]

@@ -20,15 +20,15 @@ import zmq
 
 from remoter_kernel import logs
 from remoter_kernel.errors import ProtocolError, RemoterError, Unreachable
-from remoter_kernel.front.session.dealer import (
+from remoter_kernel.front.session.dealer_socket import (
     ANSWERS_WITHIN,
-    LOOK_EVERY,
-    Unseen,
-    dealer,
+    POLL_EVERY,
+    PartialMessageMonitor,
+    dealer_socket,
 )
-from remoter_kernel.front.session.greeting import AnotherWay, check_seen, read_welcome
-from remoter_kernel.front.session.intake import Intake
+from remoter_kernel.front.session.inbound import InboundItems
 from remoter_kernel.front.session.pacer import Pacer, raise_it
+from remoter_kernel.front.session.welcome import AnotherWay, check_seen, read_welcome
 from remoter_kernel.wire.frames import (
     LANE,
     Bytes,
@@ -50,14 +50,14 @@ if TYPE_CHECKING:
     from remoter_kernel.wire.reactor import Reactor, Timer
 
 # A way that has ended before we came to it does not even connect: that is "closed".
-LOST = zmq.EVENT_DISCONNECTED | zmq.EVENT_HANDSHAKE_FAILED_AUTH | zmq.EVENT_CLOSED
-GREET_WITHIN = 15.0  # seconds from a tunnel to the evaluator's WELCOME
+LOST_EVENTS = zmq.EVENT_DISCONNECTED | zmq.EVENT_HANDSHAKE_FAILED_AUTH | zmq.EVENT_CLOSED
+WELCOME_WITHIN = 15.0  # seconds from a tunnel to the evaluator's WELCOME
 FIRST_PAUSE = 0.25  # seconds before the second try to come back
 LONGEST_PAUSE = 3.0  # seconds: a network that is back is found within five, login and all
-LEAST_PATIENCE = 5.0  # seconds with one try to come back; it may be on a network that is gone
-USUALLY = 2  # times what the last try took that came through
+SHORTEST_TRY = 5.0  # seconds with one try to come back; it may be on a network that is gone
+TRY_FACTOR = 2  # times what the last try took that came through
 READ_AT_ONCE = 128 * 1024  # bytes: hundreds of small outputs; then others get their turn
-DOUBT_FOR = 3.0  # seconds that a wire has for a sign of life after this machine slept
+PROBE_WITHIN = 3.0  # seconds that a wire has for a sign of life after this machine slept
 _log = logging.getLogger(__name__)
 
 
@@ -80,7 +80,7 @@ class SessionEndpoint:
     server_key: bytes
     public_key: bytes
     secret_key: bytes
-    hang_up: Callable[[], None]
+    close: Callable[[], None]
 
 
 class Dialer(Protocol):
@@ -126,41 +126,41 @@ class Link:
         self.welcome: dict[str, Any] = {}
         self.on_item: Callable[[Channel, list[memoryview]], None] = lambda _channel, _parts: None
         # Tells whom it concerns of an item that could not be taken in here; after that it is gone.
-        self.on_refused: Callable[[Channel, Sequence[Bytes], Exception], None] = raise_it
-        self.on_change: Callable[[LinkState], None] = lambda _state: None
-        self.about: dict[str, str] = {}  # what the session should know of this front
+        self.on_rejected: Callable[[Channel, Sequence[Bytes], Exception], None] = raise_it
+        self.on_state: Callable[[LinkState], None] = lambda _state: None
+        self.identity: dict[str, str] = {}  # what the session should know of this front
         self.pacer: Pacer | None = None  # between us and whoever hears, where that has limits
         self._dialer = dialer
-        self._name = secrets.token_hex(8)
+        self._id = secrets.token_hex(8)
         self._outbox = MemoryOutbox()
-        self._talk = ReliableStream(self._outbox)
-        self._intake = Intake(self, self._talk)
-        self._has_met = False  # has a WELCOME ever come?
+        self._stream = ReliableStream(self._outbox)
+        self._inbound = InboundItems(self, self._stream)
+        self._ever_connected = False  # has a WELCOME ever come?
         self._seen_there = dict.fromkeys(Lane, 0)  # of ours, by the evaluator that greeted last
         self._context = zmq.Context()
         self._socket: zmq.Socket[bytes] | None = None
-        self._line: SessionEndpoint | None = None
+        self._endpoint: SessionEndpoint | None = None
         self._pump: Pump | None = None
         self._timer: Timer | None = None
         self._pauses = pauses()
-        self._dialled_at = self.since
-        self._patience = LEAST_PATIENCE
+        self._dialed_at = self.since
+        self._try_limit = SHORTEST_TRY
 
     def wake(self) -> None:
         """Dial now, unless that is under way or done."""
         if self.state in {LinkState.IDLE, LinkState.WAITING, LinkState.FAILED}:
             self._cancel_timer()
-            self._dialled_at = time.monotonic()
+            self._dialed_at = time.monotonic()
             self._change(LinkState.DIALLING)
-            if self._has_met:
-                give_up = partial(self._lose_patience, self._dialled_at)
-                self.reactor.later(self._patience, give_up)
+            if self._ever_connected:
+                give_up = partial(self._lose_patience, self._dialed_at)
+                self.reactor.later(self._try_limit, give_up)
             Thread(self._dial, name="dial").start()
 
     def look_again(self) -> None:
         """Find out at once how things are: this machine may have slept, or moved elsewhere."""
         if self._pump:
-            self._pump.doubt(DOUBT_FOR)
+            self._pump.doubt(PROBE_WITHIN)
         elif self.state is LinkState.WAITING:
             self._pauses = pauses()  # the network, too, needs a moment to wake up
             self.wake()
@@ -188,7 +188,7 @@ class Link:
 
     def has_left(self, channel: Channel, number: int) -> bool:
         """Was what was said with this number ever sent from this side?"""
-        return self._talk.has_left(LANE[channel], number)
+        return self._stream.has_left(LANE[channel], number)
 
     def is_lost_there(self, channel: Channel, number: int) -> bool:
         """Was this confirmed by an evaluator, and does the one that answers now not know of it?
@@ -208,16 +208,16 @@ class Link:
         """Be a new front, of a session yet to be started."""
         self._drop()
         self.hand_on_all()
-        self._name = secrets.token_hex(8)
+        self._id = secrets.token_hex(8)
         self._outbox = MemoryOutbox()
-        self._talk = ReliableStream(self._outbox)
-        self._intake = Intake(self, self._talk)
-        self._has_met = False
+        self._stream = ReliableStream(self._outbox)
+        self._inbound = InboundItems(self, self._stream)
+        self._ever_connected = False
         self._seen_there = dict.fromkeys(Lane, 0)
 
     def hand_on_all(self) -> None:
         """Hand on all that has come, at any pace: nothing more will."""
-        self._intake.finish()
+        self._inbound.finish()
         if self.pacer:
             self.pacer.finish()
 
@@ -227,9 +227,9 @@ class Link:
         return len(self._outbox)
 
     @property
-    def seconds_so(self) -> float:
+    def state_age(self) -> float:
         """How long it has been up, or down."""
-        is_down = self._has_met and self.state in {LinkState.WAITING, LinkState.DIALLING}
+        is_down = self._ever_connected and self.state in {LinkState.WAITING, LinkState.DIALLING}
         return time.monotonic() - (self.lost_at if is_down else self.since)
 
     @property
@@ -245,9 +245,9 @@ class Link:
         return self._pump.round_trip if self._pump else None
 
     @property
-    def has_met(self) -> bool:
+    def ever_connected(self) -> bool:
         """Has the session ever been reached in this life?"""
-        return self._has_met
+        return self._ever_connected
 
     def close(self) -> None:
         """Give everything back. The session is not told: that is an order of its own."""
@@ -270,11 +270,11 @@ class Link:
 
     def _lose_patience(self, dialled_at: float) -> None:
         """End a try that hangs: the network may have changed under it."""
-        if self.state is not LinkState.DIALLING or self._dialled_at != dialled_at:
+        if self.state is not LinkState.DIALLING or self._dialed_at != dialled_at:
             return
         if self._dialer.has_asked:  # what was typed is not thrown away
             return
-        self._patience *= 2  # it may be that slow
+        self._try_limit *= 2  # it may be that slow
         if self._socket:
             self._give_up_greeting()
         else:
@@ -282,24 +282,24 @@ class Link:
 
     def _connect(self, line: SessionEndpoint) -> None:
         if self.state is not LinkState.DIALLING:
-            line.hang_up()
+            line.close()
             return
-        self._line = line
+        self._endpoint = line
         keys = line.server_key, line.public_key, line.secret_key
-        self._socket = wire = dealer(self._context, *keys)
-        monitor = wire.get_monitor_socket(LOST)
+        self._socket = wire = dealer_socket(self._context, *keys)
+        monitor = wire.get_monitor_socket(LOST_EVENTS)
         self.reactor.watch(monitor, self._lose)
         wire.connect(line.endpoint)  # only now: a cut at once would go unheard
         self.reactor.watch(wire, self._hear)
-        self._talk.begin()
-        seen = list(self._talk.received.values()) if self._has_met else None
-        who = {**self.about, "front": self._name}
-        hello = to_json({**who, "seen": seen, "said": self._talk.said})
-        self._send(wire, encode_message(self._talk.head(MessageType.HELLO), hello))
-        self._timer = self.reactor.later(GREET_WITHIN, self._give_up_greeting)
-        self._look(wire, Unseen())
+        self._stream.begin()
+        seen = list(self._stream.received.values()) if self._ever_connected else None
+        who = {**self.identity, "front": self._id}
+        hello = to_json({**who, "seen": seen, "said": self._stream.said})
+        self._send(wire, encode_message(self._stream.head(MessageType.HELLO), hello))
+        self._timer = self.reactor.later(WELCOME_WITHIN, self._give_up_greeting)
+        self._look(wire, PartialMessageMonitor())
 
-    def _look(self, wire: zmq.Socket[bytes], unseen: Unseen) -> None:
+    def _look(self, wire: zmq.Socket[bytes], unseen: PartialMessageMonitor) -> None:
         """End a wire whose other end sends a message without end."""
         if self._socket is not wire:
             return
@@ -308,7 +308,7 @@ class Link:
                 self._give_up_greeting()
                 return
             self._pump.doubt(ANSWERS_WITHIN)
-        self.reactor.later(LOOK_EVERY, partial(self._look, wire, unseen))
+        self.reactor.later(POLL_EVERY, partial(self._look, wire, unseen))
 
     def _give_up_greeting(self) -> None:
         self._lost(Unreachable("The session was reached, but it did not answer."))
@@ -332,25 +332,25 @@ class Link:
         """Hear the WELCOME and begin to talk."""
         try:
             words, seen, begin = read_welcome(frame)
-            check_seen(seen, self._talk.said)
+            check_seen(seen, self._stream.said)
         except ProtocolError as error:
             self._lost(error)
             return
-        if not self._has_met:
-            self._talk.received = dict(zip(Lane, begin, strict=True))
-            self._talk.acked = dict(self._talk.received)
+        if not self._ever_connected:
+            self._stream.received = dict(zip(Lane, begin, strict=True))
+            self._stream.acked = dict(self._stream.received)
         self._cancel_timer()
-        self._has_met = True
+        self._ever_connected = True
         self._seen_there = dict(zip(Lane, seen, strict=True))
         self.welcome = words
         self._pauses = pauses()
-        self._patience = max(LEAST_PATIENCE, USUALLY * (time.monotonic() - self._dialled_at))
+        self._try_limit = max(SHORTEST_TRY, TRY_FACTOR * (time.monotonic() - self._dialed_at))
         wire = self._socket
         assert wire is not None  # noqa: S101 - the frames came through it
-        self._pump = pump = Pump(self.reactor, self._talk, partial(self._send, wire))
-        self._intake.begin()
-        pump.on_item = self._intake.take
-        pump.on_refused = self._intake.refuse
+        self._pump = pump = Pump(self.reactor, self._stream, partial(self._send, wire))
+        self._inbound.begin()
+        pump.on_item = self._inbound.take
+        pump.on_refused = self._inbound.refuse
         pump.on_end = self._lost
         try:
             self._change(LinkState.UP)
@@ -386,13 +386,13 @@ class Link:
         self.lost_at = time.monotonic() if was_up else self.lost_at
         self.error = error
         self._drop()
-        may_retry = self._has_met or isinstance(error, AnotherWay)
+        may_retry = self._ever_connected or isinstance(error, AnotherWay)
         if not (may_retry and error.worth_retrying):
             self._change(LinkState.FAILED)
             return
         self._change(LinkState.WAITING)
         # A try that waited in vain was a pause, too: while nobody answers, somebody is asked.
-        pause = 0.0 if was_up else next(self._pauses) - (time.monotonic() - self._dialled_at)
+        pause = 0.0 if was_up else next(self._pauses) - (time.monotonic() - self._dialed_at)
         self._timer = self.reactor.later(max(0.0, pause), self.wake)
 
     def _drop(self) -> None:
@@ -402,7 +402,7 @@ class Link:
         if pump:
             pump.on_end = lambda _error: None
             pump.end(Unreachable("dropped"))
-        self._talk.close()
+        self._stream.close()
         wire, self._socket = self._socket, None
         if wire:
             monitor = wire.get_monitor_socket()
@@ -411,9 +411,9 @@ class Link:
             monitor.close(linger=0)
             self.reactor.unwatch(wire)
             wire.close(linger=200)
-        line, self._line = self._line, None
+        line, self._endpoint = self._endpoint, None
         if line:
-            Thread(line.hang_up, name="hang up").start()
+            Thread(line.close, name="hang up").start()
 
     def _cancel_timer(self) -> None:
         if self._timer:
@@ -426,4 +426,4 @@ class Link:
             why = logs.reason(self.error) if self.error and state is not LinkState.UP else "-"
             _log.info("The link is %s (last error: %s)", state.value, why)
             self.since = time.monotonic()
-            self.on_change(state)
+            self.on_state(state)

@@ -25,19 +25,19 @@ if TYPE_CHECKING:
 # in three seconds, even if it was busy for two seconds and takes in all of that at once.
 BYTES_AT_ONCE, BYTES_PER_SECOND = 400_000, 450_000.0
 MESSAGES_AT_ONCE, MESSAGES_PER_SECOND = 1500, 450.0
-PIECE = 50_000  # characters of text that go in one message
-LOOK_AGAIN = 0.01  # seconds: has a client that took nothing begun to?
+TEXT_PIECE = 50_000  # characters of text that go in one message
+RETRY_AFTER = 0.01  # seconds: has a client that took nothing begun to?
 SHORTEST_PAUSE = 0.005  # seconds: what comes meanwhile goes together
 
 
-class Keep(Protocol):
+class AckCallback(Protocol):
     """Says that an item and all before it have reached whom they are for."""
 
     def __call__(self, number: int, size: int) -> None:
         """`size` is in bytes of the wire."""
 
 
-class Allowance:
+class TokenBucket:
     """So much at once, and so much per second (pure: `now` is an argument, in seconds)."""
 
     def __init__(self, at_once: float, per_second: float) -> None:
@@ -71,49 +71,51 @@ class Pacer:
         self,
         reactor: Reactor,
         clock: Callable[[], float],
-        give: Callable[[Channel, list[Bytes]], None],
+        deliver: Callable[[Channel, list[Bytes]], None],
         on_room: Callable[[], None] = lambda: None,
         most_waiting: int = BACKLOG_LIMIT,
     ) -> None:
         """Remember; `on_room` is called when something that waited has been given."""
-        self.waiting = OutputBacklog(most_waiting)
+        self.backlog = OutputBacklog(most_waiting)
         self._reactor = reactor
         self._clock = clock
-        self._give = give
+        self._deliver = deliver
         self._on_room = on_room
         # Tells of something that could not be given.
-        self.on_refused: Callable[[Channel, Sequence[Bytes], Exception], None] = raise_it
+        self.on_rejected: Callable[[Channel, Sequence[Bytes], Exception], None] = raise_it
         self.has_room: Callable[[], bool] = lambda: True  # do clients take what is given?
-        self._bytes = Allowance(BYTES_AT_ONCE, BYTES_PER_SECOND)
-        self._messages = Allowance(MESSAGES_AT_ONCE, MESSAGES_PER_SECOND)
+        self._bytes = TokenBucket(BYTES_AT_ONCE, BYTES_PER_SECOND)
+        self._messages = TokenBucket(MESSAGES_AT_ONCE, MESSAGES_PER_SECOND)
         self._count = 0  # numbers of our own: a text may become several
-        self._ends: deque[tuple[int, int, int, Keep]] = deque()  # our number, the wire's, bytes
+        self._pending_acks: deque[tuple[int, int, int, AckCallback]] = (
+            deque()
+        )  # our number, the wire's, bytes
         self._timer: Timer | None = None
 
     def take(
-        self, channel: Channel, parts: list[memoryview], number: int, size: int, keep: Keep
+        self, channel: Channel, parts: list[memoryview], number: int, size: int, keep: AckCallback
     ) -> None:
         """Take one item of so many bytes; it is kept once it was given."""
         pieces = list(_split_long_text(channel, parts))
-        self._ends.append((self._count + len(pieces), number, size, keep))
+        self._pending_acks.append((self._count + len(pieces), number, size, keep))
         for piece in pieces:
             self._count += 1
-            if self.waiting or self._pause():
+            if self.backlog or self._pause():
                 iopub = piece if channel is Channel.IOPUB else None
-                self.waiting.add(self._count, (channel, piece), iopub)
+                self.backlog.add(self._count, (channel, piece), iopub)
             else:
                 self._hand_on(channel, piece, self._count)
         self._go_on()
 
-    def pass_over(self, number: int, size: int, keep: Keep) -> None:
+    def pass_over(self, number: int, size: int, keep: AckCallback) -> None:
         """Have an item of which nothing is to be given kept in its turn."""
-        self._ends.append((self._count, number, size, keep))
-        if not self.waiting:
+        self._pending_acks.append((self._count, number, size, keep))
+        if not self.backlog:
             self._keep_up_to(self._count)
 
     def interrupt(self, *cells: str) -> None:
         """Let little of the text of these cells through, and of all that waits."""
-        self.waiting.interrupt(*cells)
+        self.backlog.interrupt(*cells)
         self._go_on()
 
     def finish(self) -> None:
@@ -124,14 +126,14 @@ class Pacer:
     def _pause(self) -> float:
         now = self._clock()
         pause = max(self._bytes.pause(now), self._messages.pause(now))
-        return pause if self.has_room() else max(pause, LOOK_AGAIN)
+        return pause if self.has_room() else max(pause, RETRY_AFTER)
 
     def _go_on(self) -> None:
         """Give what may be given now; the rest, when it may."""
-        while self.waiting and not (pause := self._pause()):
+        while self.backlog and not (pause := self._pause()):
             if not self._give_next():
                 return
-        if self.waiting and self._timer is None:
+        if self.backlog and self._timer is None:
             self._timer = self._reactor.later(max(pause, SHORTEST_PAUSE), self._wake)
 
     def _wake(self) -> None:
@@ -140,7 +142,7 @@ class Pacer:
         self._on_room()
 
     def _give_next(self) -> bool:
-        taken = self.waiting.take()
+        taken = self.backlog.take()
         if taken is None:
             return False
         channel, parts = taken.payload or (Channel.IOPUB, [])
@@ -149,9 +151,9 @@ class Pacer:
 
     def _hand_on(self, channel: Channel, parts: list[Bytes], number: int) -> None:
         try:
-            self._give(channel, parts)
+            self._deliver(channel, parts)
         except Exception as error:  # noqa: BLE001 - what follows it is given all the same
-            self.on_refused(channel, parts, error)
+            self.on_rejected(channel, parts, error)
         self._keep_up_to(number)
         if channel is not Channel.IOPUB:
             return
@@ -164,8 +166,8 @@ class Pacer:
             self._messages.renew()
 
     def _keep_up_to(self, number: int) -> None:
-        while self._ends and self._ends[0][0] <= number:
-            _, wire_number, size, keep = self._ends.popleft()
+        while self._pending_acks and self._pending_acks[0][0] <= number:
+            _, wire_number, size, keep = self._pending_acks.popleft()
             keep(wire_number, size)
 
 
@@ -176,19 +178,19 @@ def raise_it(_channel: Channel, _parts: Sequence[Bytes], error: Exception) -> No
 
 def _split_long_text(channel: Channel, parts: Sequence[Bytes]) -> Iterator[list[Bytes]]:
     """Yield a message as it is; one with more text than passes at once, as several."""
-    if channel is Channel.IOPUB and len(parts[CONTENT]) > 2 * PIECE:
+    if channel is Channel.IOPUB and len(parts[CONTENT]) > 2 * TEXT_PIECE:
         try:
             header, content = header_of(parts[HEADER]), content_of(parts)
         except ProtocolError:
             header, content = {}, {}
         text = content.get("text")
         if set(content) == {"name", "text"} and isinstance(text, str):
-            for begin in range(0, len(text), PIECE):
+            for begin in range(0, len(text), TEXT_PIECE):
                 piece = list(parts)
                 if begin:  # a client takes the same text under the same id for a replay
-                    name = f"{header.get('msg_id', '')}.p{begin // PIECE}"
+                    name = f"{header.get('msg_id', '')}.p{begin // TEXT_PIECE}"
                     piece[HEADER] = json.dumps({**header, "msg_id": name}).encode()
-                words = {"name": content["name"], "text": text[begin : begin + PIECE]}
+                words = {"name": content["name"], "text": text[begin : begin + TEXT_PIECE]}
                 piece[CONTENT] = json.dumps(words).encode()
                 yield piece
             return

@@ -19,14 +19,14 @@ from remoter_kernel.wire.messages import CELL_OF_VSCODE
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-_IN_WHAT_IT_STARTS = {"VSCODE_PID", "VSCODE_IPC_HOOK", "VSCODE_ESM_ENTRYPOINT"}
-_NAMED = re.compile(r'^__vsc_ipynb_file__ = ("(?:[^"\\\n]|\\.)*")', re.MULTILINE)
+_VARIABLES = {"VSCODE_PID", "VSCODE_IPC_HOOK", "VSCODE_ESM_ENTRYPOINT"}
+_NOTEBOOK_LINE = re.compile(r'^__vsc_ipynb_file__ = ("(?:[^"\\\n]|\\.)*")', re.MULTILINE)
 _DRIVE = re.compile(r"/[a-zA-Z]:")
 
 
 def has_started(environment: Mapping[str, str] = os.environ) -> bool:
     """Has VS Code started who has this environment?"""
-    return not _IN_WHAT_IT_STARTS.isdisjoint(environment)
+    return not _VARIABLES.isdisjoint(environment)
 
 
 def notebook_in(content: dict[str, Any], metadata: dict[str, Any]) -> str:
@@ -34,7 +34,7 @@ def notebook_in(content: dict[str, Any], metadata: dict[str, Any]) -> str:
 
     In start-up code, or in a cell's address: `vscode-notebook-cell:/home/ada/a.ipynb#W0sZmlsZQ==`.
     """
-    if named := _NAMED.search(str(content.get("code", ""))):
+    if named := _NOTEBOOK_LINE.search(str(content.get("code", ""))):
         return str(ast.literal_eval(named[1]))
     cell = metadata.get("cellId")
     if not isinstance(cell, str) or not cell.startswith(CELL_OF_VSCODE):

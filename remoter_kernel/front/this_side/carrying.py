@@ -163,7 +163,7 @@ class CarryCell:
         )
         wanted = AccessRequest(f"%remoter {wish.verb}", AccessKind.RUN, sentence)
         front.permission.demand(wanted, self.request)
-        address = front.dialer.address
+        address = front.dialer.session_info
         if address is None or front.link.state is LinkState.FAILED:
             self._complain()
         if front.link.state is not LinkState.UP:

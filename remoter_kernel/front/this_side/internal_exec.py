@@ -97,7 +97,7 @@ class InternalExec:
         """Hear that the link gave up; what may be running there is waited for."""
         if self._request_id and self._is_remote:
             withdrawn = self._link.withdraw(Channel.SHELL, self._number)
-            if withdrawn or is_over or not self._link.has_met:
+            if withdrawn or is_over or not self._link.ever_connected:
                 self._end(error)
 
     def _end(self, error: RemoterError | None) -> None:

@@ -25,7 +25,7 @@ from remoter_kernel.front.reading.happenings import Chronicle
 from remoter_kernel.front.reading.inquiries import MOST_KEPT, Reading, named_there
 from remoter_kernel.front.reading.notebook import Story
 from remoter_kernel.front.reading.status import Status, format_size, format_status, open_requests
-from remoter_kernel.front.session import orders
+from remoter_kernel.front.session import undelivered_commands
 from remoter_kernel.front.session.link import LinkState
 from remoter_kernel.front.verbs.cell_timer import CellTimer
 from remoter_kernel.front.verbs.help import HELP, all_verbs, no_such_verb, one_verb, use_of
@@ -202,14 +202,14 @@ class Magics:
 
     def _status(self) -> str:
         link, dialer = self._context.link, self._context.dialer
-        login, address = dialer.login, dialer.address
+        login, address = dialer.login, dialer.session_info
         round_trip = link.round_trip
         if round_trip is None and login is not None and login.round_trip:
             round_trip = login.round_trip
         return format_status(
             Status(
                 state=link.state.value,
-                since=link.seconds_so,
+                since=link.state_age,
                 next_try=link.next_try,
                 last_error=_last_error(link),
                 losses=link.losses,
@@ -237,15 +237,15 @@ class Magics:
 
     def _stop(self) -> str:
         session = self._session()
-        if not self._context.link.has_met:
+        if not self._context.link.ever_connected:
             raise NoSuchSession("There is no session yet, so there is nothing to stop.")
         self._order("stop")
         if self._context.link.state is LinkState.UP:
             return f"{session} ends now. Restart the kernel to begin a fresh one.\n"
-        address = self._context.dialer.address
-        orders.save_command(
+        address = self._context.dialer.session_info
+        undelivered_commands.save_command(
             self._context.dialer.remote.name,
-            self._context.dialer.wish.kernel_id,
+            self._context.dialer.session_request.kernel_id,
             address.session if address else "",
             "stop",
         )
@@ -262,7 +262,7 @@ class Magics:
         self._context.link.say(Channel.COMMAND, [to_json({"order": order})])
 
     def _session(self) -> str:
-        address = self._context.dialer.address
+        address = self._context.dialer.session_info
         return f"Session {address.session}" if address else "The session"
 
     # What the far side knows: in a thread ----------------------------------------------
@@ -282,7 +282,7 @@ class Magics:
     def _reading(self, only: str, session: str = "") -> Reading:
         """Read the journal of this session, or of another one there."""
         dialer = self._context.dialer
-        login, address = dialer.login, dialer.address
+        login, address = dialer.login, dialer.session_info
         if login is None or address is None or self._context.link.state is not LinkState.UP:
             raise Unreachable(
                 "The link is down, and only the far side knows.",
@@ -326,7 +326,7 @@ class Magics:
         """Tell which requests are open here (`rows`) and, where it can be asked, there."""
         dialer = self._context.dialer
         text = open_requests(rows, "Here")
-        login, address = dialer.login, dialer.address
+        login, address = dialer.login, dialer.session_info
         if login is None or address is None or self._context.link.state is not LinkState.UP:
             text += "There: not known, as the link is down\n"
         else:
@@ -336,7 +336,7 @@ class Magics:
         yield "stream", {"name": "stdout", "text": text}
 
     def _session_id(self) -> str:
-        address = self._context.dialer.address
+        address = self._context.dialer.session_info
         return address.session if address else ""
 
 

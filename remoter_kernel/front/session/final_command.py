@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from remoter_kernel.errors import NoSuchSession
-from remoter_kernel.front.session import orders
+from remoter_kernel.front.session import undelivered_commands
 from remoter_kernel.front.session.link import LinkState
 from remoter_kernel.wire.frames import Channel, to_json
 
@@ -14,19 +14,19 @@ if TYPE_CHECKING:
     from remoter_kernel.front.session.link import Link
     from remoter_kernel.wire.reactor import Reactor
 
-LEAVE_WITHIN = 4.0  # seconds that a shutdown may wait to be heard; Jupyter kills after 5
-WRITE_DOWN_AFTER = 0.3  # seconds
+EXIT_WITHIN = 4.0  # seconds that a shutdown may wait to be heard; Jupyter kills after 5
+SAVE_AFTER = 0.3  # seconds
 
 
-def leave_with(order: str, *, reactor: Reactor, link: Link, dialer: SessionDialer) -> None:
+def leave_with(command: str, *, reactor: Reactor, link: Link, dialer: SessionDialer) -> None:
     """Say "restart" or "stop", and stop the reactor once it is heard."""
-    remote, kernel_id = dialer.remote.name, dialer.wish.kernel_id
+    remote, kernel_id = dialer.remote.name, dialer.session_request.kernel_id
 
     def write_down() -> None:
-        session = dialer.address.session if dialer.address else ""
-        orders.save_command(remote, kernel_id, session, order)
+        session = dialer.session_info.session if dialer.session_info else ""
+        undelivered_commands.save_command(remote, kernel_id, session, command)
 
-    if not dialer.is_claimed.is_set():  # nobody has said which session it is to be
+    if not dialer.is_identified.is_set():  # nobody has said which session it is to be
         reactor.stop()
         return
     if link.state is LinkState.FAILED:  # and dials no more: there is nothing to wait for
@@ -35,18 +35,18 @@ def leave_with(order: str, *, reactor: Reactor, link: Link, dialer: SessionDiale
             write_down()
         reactor.stop()
         return
-    if link.state is LinkState.IDLE and not link.has_met:
+    if link.state is LinkState.IDLE and not link.ever_connected:
         reactor.stop()
         return
-    link.say(Channel.COMMAND, [to_json({"order": order})])
+    link.say(Channel.COMMAND, [to_json({"order": command})])
 
     def wait() -> None:
         if link.unacknowledged:
             reactor.later(0.01, wait)
         else:
-            orders.discard_commands(remote, kernel_id)
+            undelivered_commands.discard_commands(remote, kernel_id)
             reactor.stop()
 
     wait()
-    reactor.later(WRITE_DOWN_AFTER, write_down)
-    reactor.later(LEAVE_WITHIN, reactor.stop)
+    reactor.later(SAVE_AFTER, write_down)
+    reactor.later(EXIT_WITHIN, reactor.stop)

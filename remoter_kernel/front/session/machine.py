@@ -48,7 +48,7 @@ def _read_id(path: Path) -> str:
     return text if _ID.fullmatch(text) else ""
 
 
-class Presence:
+class LivenessLock:
     """A front's sign that it lives; `take` it, and `release` it at the end."""
 
     def __init__(self, kernel_id: str) -> None:

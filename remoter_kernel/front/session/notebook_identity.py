@@ -10,21 +10,21 @@ from typing import TYPE_CHECKING, Any
 
 from remoter_kernel.front.configuration.remotes import state_folder
 from remoter_kernel.front.private_files import CannotWrite, holding_lock
-from remoter_kernel.front.session.laptop import living_fronts
-from remoter_kernel.front.session.own_notebook import cells_of, is_notebook
+from remoter_kernel.front.session.machine import living_fronts
+from remoter_kernel.front.session.notebook_path import cells_of, is_notebook
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-TURNS = 2  # hex digits: that many files at most, however many notebooks there are
+LOCK_DIGITS = 2  # hex digits: that many files at most, however many notebooks there are
 
 
 @dataclass(frozen=True)
-class Claim:
+class NotebookIdentity:
     """The words of a wish that may lead to the session of a notebook."""
 
     notebook: str = ""
-    laptop: str = ""  # empty: nobody could tell later whether this front lives
+    machine: str = ""  # empty: nobody could tell later whether this front lives
 
     @contextlib.contextmanager
     def made(self) -> Iterator[dict[str, Any]]:
@@ -32,9 +32,9 @@ class Claim:
 
         Which fronts live is only true for a moment: two that looked at once would both join.
         """
-        words: dict[str, Any] = {"notebook": self.notebook, "laptop": self.laptop}
+        words: dict[str, Any] = {"notebook": self.notebook, "laptop": self.machine}
         with contextlib.ExitStack() as turn:
-            if self.laptop and is_notebook(self.notebook):
+            if self.machine and is_notebook(self.notebook):
                 with contextlib.suppress(OSError, CannotWrite):
                     turn.enter_context(holding_lock(self._turn()))
                     words["cells"] = cells_of(Path(self.notebook))
@@ -42,7 +42,7 @@ class Claim:
             yield words
 
     def _turn(self) -> Path:
-        name = hashlib.sha256(self.notebook.encode()).hexdigest()[:TURNS]
+        name = hashlib.sha256(self.notebook.encode()).hexdigest()[:LOCK_DIGITS]
         return state_folder() / "turns" / name
 
 

@@ -17,31 +17,31 @@ MOST_UNREAD = 256  # frames
 # We answer a ping with a pong, and whoever pings need not take any. In honest hands what waits
 # here is our own requests, as far as there is credit for them.
 MOST_UNSENT = 65_536  # frames
-LOOK_EVERY = 1.0  # seconds
+POLL_EVERY = 1.0  # seconds
 ANSWERS_WITHIN = 1.0  # seconds, where this process has grown and nothing has come
-MOST_UNSEEN = 128 * 1024 * 1024  # bytes
+MOST_GROWTH = 128 * 1024 * 1024  # bytes
 
 
-def dealer(
+def dealer_socket(
     context: zmq.Context[zmq.Socket[bytes]],
     server_key: bytes,
     public_key: bytes,
     secret_key: bytes,
 ) -> zmq.Socket[bytes]:
     """Return a socket that is about to be connected, by whoever watches how that goes."""
-    wire = context.socket(zmq.DEALER)
-    wire.linger = 0
-    wire.maxmsgsize = MOST_FRAME
-    wire.rcvhwm = MOST_UNREAD
-    wire.sndhwm = MOST_UNSENT
-    wire.reconnect_ivl = -1  # cut means cut
-    wire.curve_serverkey = server_key
-    wire.curve_publickey = public_key
-    wire.curve_secretkey = secret_key
-    return wire
+    dealer = context.socket(zmq.DEALER)
+    dealer.linger = 0
+    dealer.maxmsgsize = MOST_FRAME
+    dealer.rcvhwm = MOST_UNREAD
+    dealer.sndhwm = MOST_UNSENT
+    dealer.reconnect_ivl = -1  # cut means cut
+    dealer.curve_serverkey = server_key
+    dealer.curve_publickey = public_key
+    dealer.curve_secretkey = secret_key
+    return dealer
 
 
-class Unseen:
+class PartialMessageMonitor:
     """What libzmq holds of a message whose last frame has not come.
 
     None of its bounds counts that, and nothing tells how much it is. That this process grows
@@ -60,7 +60,7 @@ class Unseen:
     def may_be_much(self, received: int) -> bool:
         """Look, every now and then; `received`: bytes that have come out of the socket so far."""
         now = self._grown_to()
-        has_grown = received == self._received and now - self._before > MOST_UNSEEN
+        has_grown = received == self._received and now - self._before > MOST_GROWTH
         if has_grown or received != self._received:
             self._received, self._before = received, now
         return has_grown

@@ -18,18 +18,18 @@ from remoter_kernel.front.private_files import CannotWrite, write_private
 if TYPE_CHECKING:
     from pathlib import Path
 
-WITHIN = 5.0  # seconds from a front's end to the start of the next
-KEPT = 3600.0  # seconds; what is older is of no use to anyone
+RESTART_WITHIN = 5.0  # seconds from a front's end to the start of the next
+KEPT_FOR = 3600.0  # seconds; what is older is of no use to anyone
 
 
-class Departure(NamedTuple):
+class ProxyExit(NamedTuple):
     """A front that was ended without a word: which kernel it was, and of which session."""
 
     kernel_id: str
     session: str
 
 
-def record_exit(remote: str, notebook: str, departure: Departure) -> None:
+def record_exit(remote: str, notebook: str, departure: ProxyExit) -> None:
     """Leave a sign of this front's end; one that cannot be left is no trouble."""
     try:
         write_private(_sign(remote, notebook), json.dumps(departure._asdict()))
@@ -38,15 +38,15 @@ def record_exit(remote: str, notebook: str, departure: Departure) -> None:
     _forget_old()
 
 
-def before(remote: str, notebook: str, started: float) -> Departure | None:
+def before(remote: str, notebook: str, started: float) -> ProxyExit | None:
     """Return the front that this one, `started` at that time (since 1970), was started for."""
     sign = _sign(remote, notebook)
     try:
         left = sign.stat().st_mtime
         words = json.loads(sign.read_text(encoding="utf-8"))
         sign.unlink()
-        departure = Departure(str(words["kernel_id"]), str(words["session"]))
-        is_close = -1.0 < started - left < WITHIN
+        departure = ProxyExit(str(words["kernel_id"]), str(words["session"]))
+        is_close = -1.0 < started - left < RESTART_WITHIN
     except (OSError, ValueError, LookupError, TypeError):
         return None
     return departure if is_close else None
@@ -64,7 +64,7 @@ def _markers_folder() -> Path:
 def _forget_old() -> None:
     for sign in _markers_folder().glob("*.json"):
         try:
-            if time.time() - sign.stat().st_mtime > KEPT:
+            if time.time() - sign.stat().st_mtime > KEPT_FOR:
                 sign.unlink()
         except OSError:  # another front was quicker
             continue

@@ -14,34 +14,34 @@ if TYPE_CHECKING:
 
     from remoter_kernel.wire.reactor import Reactor
 
-LOOK_EVERY = 2.0  # seconds
-AWAY_FOR = 3.0  # seconds that are missing; a busy machine is late by less
+POLL_EVERY = 2.0  # seconds
+SUSPENDED_FOR = 3.0  # seconds that are missing; a busy machine is late by less
 
 
-class Awakening:
+class SuspendDetector:
     """Calls back when time has passed that this process has not lived through."""
 
     def __init__(
         self,
         reactor: Reactor,
-        on_wake: Callable[[], None],
+        on_resume: Callable[[], None],
         clock: Callable[[], float] = time.time,
     ) -> None:
         """Remember; `clock` is the wall's, in seconds."""
         self._reactor = reactor
-        self._on_wake = on_wake
+        self._on_resume = on_resume
         self._clock = clock
         self._due = 0.0
 
     def start(self) -> None:
         """Look at the clock from now on."""
-        self._due = self._clock() + LOOK_EVERY
-        self._reactor.later(LOOK_EVERY, self._look)
+        self._due = self._clock() + POLL_EVERY
+        self._reactor.later(POLL_EVERY, self._look)
 
     def _look(self) -> None:
         # A clock that was set, forwards or back, looks the same, and to look after the link
         # once too often does no harm.
-        was_away = abs(self._clock() - self._due) > AWAY_FOR
+        was_away = abs(self._clock() - self._due) > SUSPENDED_FOR
         self.start()
         if was_away:
-            self._on_wake()
+            self._on_resume()

@@ -18,7 +18,7 @@ from remoter_kernel.wire.messages import source_mark
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-NAME = "JPY_SESSION_NAME"
+SESSION_NAME_VARIABLE = "JPY_SESSION_NAME"
 LARGEST = 100 * 1024 * 1024  # bytes of a notebook file: reading it holds up all else for 0.4 s
 MOST_CELLS = 10_000
 _CELL_ID = re.compile(r"[a-zA-Z0-9_-]{1,64}")  # nbformat 4.5
@@ -29,7 +29,7 @@ def own_notebook(environment: Mapping[str, str] = os.environ) -> str:
 
     A console of jupyter_server has a path, too, which is no file.
     """
-    name = environment.get(NAME, "")
+    name = environment.get(SESSION_NAME_VARIABLE, "")
     return "" if name and _is_handed_on(name, environment) else name
 
 
@@ -44,7 +44,7 @@ def _is_handed_on(name: str, environment: Mapping[str, str]) -> bool:
     import psutil  # noqa: PLC0415 - only a notebook's front needs it, and not at once
 
     try:
-        return bool(psutil.Process(int(parent)).environ().get(NAME) == name)
+        return bool(psutil.Process(int(parent)).environ().get(SESSION_NAME_VARIABLE) == name)
     except psutil.Error:
         return False
 

@@ -19,9 +19,9 @@ from remoter_kernel.plain_text import is_session_id
 if TYPE_CHECKING:
     from pathlib import Path
 
-VERBS = {"restart": "restarted", "stop": "stopped"}
+PAST_TENSES = {"restart": "restarted", "stop": "stopped"}
 LARGEST = 64 * 1024  # bytes; ours have some hundred
-OLDEST = 30 * 24 * 3600.0  # seconds that one may wait for the machine that can carry it out
+DISCARD_AFTER = 30 * 24 * 3600.0  # seconds that one may wait for the machine that can carry it out
 
 
 class UndeliveredCommand(NamedTuple):
@@ -29,21 +29,21 @@ class UndeliveredCommand(NamedTuple):
 
     path: Path
     text: str
-    words: dict[str, Any]  # empty: it makes no sense
+    fields: dict[str, Any]  # empty: it makes no sense
     age: float = 0.0  # seconds
 
     @property
     def named(self) -> dict[str, Any]:
         """What it says, and the name by which the remote tells what became of it."""
-        return {**self.words, "name": self.path.stem}
+        return {**self.fields, "name": self.path.stem}
 
 
-def save_command(remote: str, kernel_id: str, session: str, order: str) -> None:
+def save_command(remote: str, kernel_id: str, session: str, command: str) -> None:
     """Remember that a session should be restarted or stopped; it may not have an id yet.
 
     By its `nonce` the remote knows what it has carried out already: several logins may bring it.
     """
-    words = {"order": order, "kernel_id": kernel_id, "session": session}
+    words = {"order": command, "kernel_id": kernel_id, "session": session}
     words["nonce"] = secrets.token_hex(8)
     write_private(_commands_folder(remote) / f"{kernel_id}.json", json.dumps(words))
 
@@ -72,21 +72,21 @@ def forget_answered(
     for order in sent:
         why = ""
         answer = answered.get(order.path.stem)
-        if not order.words:
+        if not order.fields:
             why = "the note of it on this side makes no sense."
         elif answer and answer["became"] == "failed":
             why = answer["why"] or "The remote did not say why."
-        elif order.age > OLDEST:
+        elif order.age > DISCARD_AFTER:
             why = "The machine that it runs on was not met for too long."
         elif not (answer and answer["became"] == "done"):
             continue
         if _remove_command(order) and why:
-            told.append(_sentence(order.words, why))
+            told.append(_sentence(order.fields, why))
     return told
 
 
 def _sentence(words: dict[str, Any], why: str) -> str:
-    done = VERBS.get(str(words.get("order")))
+    done = PAST_TENSES.get(str(words.get("order")))
     if done is None:
         return f"Something that was asked while the link was down is not carried out: {why}"
     name = words.get("session")
@@ -118,7 +118,7 @@ def _read_limited(path: Path) -> str:
 
 
 def _makes_sense(words: object) -> bool:
-    if not isinstance(words, dict) or words.get("order") not in VERBS:
+    if not isinstance(words, dict) or words.get("order") not in PAST_TENSES:
         return False
     which = [words.get(key, "") for key in ("kernel_id", "session")]
     return all(isinstance(each, str) for each in which) and any(which)

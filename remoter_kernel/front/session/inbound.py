@@ -21,28 +21,28 @@ from remoter_kernel.wire.messages import TOPIC, parts_of
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from remoter_kernel.front.session.pacer import Keep, Pacer
+    from remoter_kernel.front.session.pacer import AckCallback, Pacer
     from remoter_kernel.wire.reactor import Reactor, Timer
     from remoter_kernel.wire.stream import ReliableStream
 
-LOOK_FIRST, LOOK_LAST = 0.002, 0.05  # seconds: have clients that took nothing begun to?
+RETRY_FIRST, RETRY_LAST = 0.002, 0.05  # seconds: have clients that took nothing begun to?
 UNREADABLE = b'"unreadable"'  # the note in the place of what the session cannot read any more
 
 
-class Taker(Protocol):
+class InboundTarget(Protocol):
     """Whoever takes things in (see `Link`)."""
 
     reactor: Reactor
     pacer: Pacer | None
     on_item: Callable[[Channel, list[memoryview]], None]
-    on_refused: Callable[[Channel, Sequence[Bytes], Exception], None]
+    on_rejected: Callable[[Channel, Sequence[Bytes], Exception], None]
     has_room: Callable[[], bool]  # do clients take what is handed on?
 
     def flush(self) -> None:
         """Tell the other end what has been taken in."""
 
 
-class Held(NamedTuple):
+class HeldItem(NamedTuple):
     """An item of the bulk lane that no client takes so far."""
 
     head: FrameHeader
@@ -50,25 +50,25 @@ class Held(NamedTuple):
     size: int
 
 
-class Intake:
+class InboundItems:
     """What comes of one conversation, by one wire after the other.
 
     While clients take nothing, what comes is held, and gives no credit: the session keeps the rest.
     """
 
-    def __init__(self, taker: Taker, talk: ReliableStream) -> None:
-        """Remember; `talk` hears what is kept."""
-        self._taker = taker
-        self._talk = talk
-        self._held: deque[Held] = deque()
+    def __init__(self, target: InboundTarget, stream: ReliableStream) -> None:
+        """Remember; `stream` hears what is kept."""
+        self._target = target
+        self._stream = stream
+        self._held: deque[HeldItem] = deque()
         self._timer: Timer | None = None
-        self._pause = LOOK_FIRST
+        self._pause = RETRY_FIRST
 
     def begin(self) -> None:
         """Begin with another wire."""
-        if self._taker.pacer:
-            self._taker.pacer.on_refused = self._tell
-            self._taker.pacer.has_room = self._taker.has_room
+        if self._target.pacer:
+            self._target.pacer.on_rejected = self._tell
+            self._target.pacer.has_room = self._target.has_room
 
     def take(self, head: FrameHeader, body: Bytes) -> None:
         """Take in one item; one that no evaluator should have said is a `ProtocolError`."""
@@ -77,14 +77,14 @@ class Intake:
             why = from_json(parts[TOPIC]).get("why")
             self._tell(channel, parts, RemoterError(str(why)))
         if LANE[channel] is Lane.URGENT:
-            self._hand_on(Held(head, parts, len(body)))
-        elif self._taker.pacer:
-            self._taker.pacer.take(channel, parts, head.number, len(body), self._keep(head))
-        elif self._held or not self._taker.has_room():
-            self._held.append(Held(head, parts, len(body)))
+            self._hand_on(HeldItem(head, parts, len(body)))
+        elif self._target.pacer:
+            self._target.pacer.take(channel, parts, head.number, len(body), self._keep(head))
+        elif self._held or not self._target.has_room():
+            self._held.append(HeldItem(head, parts, len(body)))
             self._look_again()
         else:
-            self._hand_on(Held(head, parts, len(body)))
+            self._hand_on(HeldItem(head, parts, len(body)))
 
     def finish(self) -> None:
         """Hand on all that is held, though nobody takes it."""
@@ -93,23 +93,23 @@ class Intake:
 
     def _look_again(self) -> None:
         if self._timer is None:
-            self._timer = self._taker.reactor.later(self._pause, self._go_on)
+            self._timer = self._target.reactor.later(self._pause, self._go_on)
 
     def _go_on(self) -> None:
         self._timer = None
-        self._pause = min(2 * self._pause, LOOK_LAST)
-        while self._held and self._taker.has_room():
-            self._pause = LOOK_FIRST
+        self._pause = min(2 * self._pause, RETRY_LAST)
+        while self._held and self._target.has_room():
+            self._pause = RETRY_FIRST
             self._hand_on(self._held.popleft())
         if self._held:
             self._look_again()
-        self._taker.flush()
+        self._target.flush()
 
-    def _hand_on(self, item: Held) -> None:
+    def _hand_on(self, item: HeldItem) -> None:
         head, parts, size = item
         try:
             if parts:  # else it was refused, and is to be kept in its turn
-                self._taker.on_item(head.channel, parts)
+                self._target.on_item(head.channel, parts)
         except Exception as error:  # noqa: BLE001 - what follows it is taken in all the same
             self._tell(head.channel, parts, error)
         self._keep(head)(head.number, size)
@@ -122,19 +122,19 @@ class Intake:
             parts = []
         self._tell(head.channel, parts, error)
         if self._held and LANE[head.channel] is Lane.BULK:
-            self._held.append(Held(head, [], len(body)))
-        elif self._taker.pacer and LANE[head.channel] is Lane.BULK:
-            self._taker.pacer.pass_over(head.number, len(body), self._keep(head))
+            self._held.append(HeldItem(head, [], len(body)))
+        elif self._target.pacer and LANE[head.channel] is Lane.BULK:
+            self._target.pacer.pass_over(head.number, len(body), self._keep(head))
         else:
             self._keep(head)(head.number, len(body))
 
-    def _keep(self, head: FrameHeader) -> Keep:
-        return partial(self._talk.keep, LANE[head.channel])
+    def _keep(self, head: FrameHeader) -> AckCallback:
+        return partial(self._stream.keep, LANE[head.channel])
 
     def _tell(self, channel: Channel, parts: Sequence[Bytes], error: Exception) -> None:
         if not isinstance(error, RemoterError):
-            self._taker.reactor.on_bug(error)
+            self._target.reactor.on_bug(error)
         try:
-            self._taker.on_refused(channel, parts, error)
+            self._target.on_rejected(channel, parts, error)
         except Exception as bug:  # noqa: BLE001 - what is odd may be too odd to be told
-            self._taker.reactor.on_bug(bug)
+            self._target.reactor.on_bug(bug)

@@ -11,7 +11,7 @@ from remoter_kernel.wire.pump import LONGEST_REASON
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-MOST_NUMBER = 2**63  # no conversation is so long
+LARGEST_NUMBER = 2**63  # no conversation is so long
 
 
 class AnotherWay(Unreachable):
@@ -21,9 +21,9 @@ class AnotherWay(Unreachable):
 class Welcome(NamedTuple):
     """A greeting: its words, and two pairs of numbers (bulk, urgent)."""
 
-    words: dict[str, Any]
-    seen: tuple[int, int]  # of ours, there
-    begin: tuple[int, int]  # of theirs, here
+    fields: dict[str, Any]
+    received: tuple[int, int]  # of ours, there
+    first_numbers: tuple[int, int]  # of theirs, here
 
 
 def read_welcome(frame: bytes) -> Welcome:
@@ -39,15 +39,15 @@ def read_welcome(frame: bytes) -> Welcome:
     raise ProtocolError(f"The session's greeting was refused: {why[:LONGEST_REASON]}")
 
 
-def check_seen(seen: tuple[int, int], said: Sequence[int]) -> None:
+def check_seen(received: tuple[int, int], sent: Sequence[int]) -> None:
     """Refuse a greeting that has seen more than was ever said: nothing more would be heard."""
-    if any(there > here for there, here in zip(seen, said, strict=True)):
-        what = f"It has seen {list(seen)}, but only {list(said)} was said here."
+    if any(there > here for there, here in zip(received, sent, strict=True)):
+        what = f"It has seen {list(received)}, but only {list(sent)} was said here."
         raise ProtocolError(f"The session's greeting was refused: {what}")
 
 
 def _pair(numbers: Any) -> tuple[int, int]:
     bulk, urgent = map(int, numbers)
-    if not (0 <= bulk < MOST_NUMBER and 0 <= urgent < MOST_NUMBER):
+    if not (0 <= bulk < LARGEST_NUMBER and 0 <= urgent < LARGEST_NUMBER):
         raise ProtocolError("A number that cannot be.")
     return bulk, urgent
