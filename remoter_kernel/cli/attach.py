@@ -16,7 +16,7 @@ import click
 from remoter_kernel.cli.params import session_ids
 from remoter_kernel.cli.terminal import questions
 from remoter_kernel.errors import NoSuchSession, Usage
-from remoter_kernel.front.reading.inquiries import Found, finding
+from remoter_kernel.front.reading.remote_query import SessionRef, finding
 from remoter_kernel.front.session.dialer import THIS_MACHINE
 
 SPEC_NAME = "remoter-attached"
@@ -33,7 +33,7 @@ def attach(session: str) -> None:
             raise NoSuchSession(
                 f"Session {found.id} is over. {found.about['why']}".rstrip(),
                 f"`remoter outputs {found.id}` shows what it said.",
-                remote=found.visit.remote.name,
+                remote=found.query.remote.name,
             )
     with tempfile.TemporaryDirectory(prefix="remoter-attach-") as folder:
         _write_kernelspec(Path(folder) / "kernels" / SPEC_NAME, found)
@@ -49,8 +49,8 @@ def attach(session: str) -> None:
         raise click.exceptions.Exit(1)
 
 
-def _write_kernelspec(folder: Path, found: Found) -> None:
-    remote = found.visit.remote
+def _write_kernelspec(folder: Path, found: SessionRef) -> None:
+    remote = found.query.remote
     named = [] if remote is THIS_MACHINE else ["--remote", remote.name]
     argv = [sys.executable, "-P", "-m", "remoter_kernel", "-f", "{connection_file}", *named]
     spec = {

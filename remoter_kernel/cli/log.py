@@ -9,12 +9,12 @@ import click
 from remoter_kernel.cli.params import session_ids
 from remoter_kernel.cli.terminal import questions
 from remoter_kernel.errors import Usage
-from remoter_kernel.front.reading.happenings import Chronicle
-from remoter_kernel.front.reading.inquiries import finding
+from remoter_kernel.front.reading.remote_query import finding
+from remoter_kernel.front.reading.session_log import SessionLog
 from remoter_kernel.plain_text import plain_text
 
 if TYPE_CHECKING:
-    from remoter_kernel.front.reading.inquiries import Found
+    from remoter_kernel.front.reading.remote_query import SessionRef
 
 TITLES = {"evaluator.log": "The evaluator complained:", "kernel.log": "The kernel itself said:"}
 
@@ -37,15 +37,15 @@ def log(context: click.Context, session: str, follow: bool, debug: bool) -> None
             _print_events(found, follow=follow)
 
 
-def _show_debug(found: Found) -> None:
+def _show_debug(found: SessionRef) -> None:
     """Show what the evaluator has logged: times in UTC, and no contents of cells."""
-    _, said = found.visit.ask({"verb": "debug", "session": found.id})
+    _, said = found.query.ask({"verb": "debug", "session": found.id})
     text = plain_text(said.decode(errors="replace"), keeps_lines=True)
     click.echo(text or "It has logged nothing.", nl=not text.endswith("\n"))
 
 
-def _print_events(found: Found, *, follow: bool) -> None:
-    chronicle = Chronicle()
+def _print_events(found: SessionRef, *, follow: bool) -> None:
+    chronicle = SessionLog()
     click.echo(chronicle.begin(found.about))
     reading = found.said("events", follow=follow)
     for said in reading:
@@ -57,5 +57,5 @@ def _print_events(found: Found, *, follow: bool) -> None:
         click.echo(end)
     for name, title in TITLES.items():
         lines = reading.answer["tails"].get(name)
-        if lines and (chronicle.has_trouble or name == "evaluator.log"):
+        if lines and (chronicle.has_failure or name == "evaluator.log"):
             click.echo("\n".join(["", title, *(f"  {line}" for line in lines)]))

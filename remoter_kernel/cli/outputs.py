@@ -11,14 +11,19 @@ from remoter_kernel.cli.params import session_ids
 from remoter_kernel.cli.renderers import TerminalRenderer, why_elsewhere
 from remoter_kernel.cli.terminal import questions
 from remoter_kernel.errors import RemoterError, Usage
-from remoter_kernel.front.reading.inquiries import MOST_KEPT, finding
-from remoter_kernel.front.reading.notebook import Story, knows, plan_updates, whole_notebook
+from remoter_kernel.front.reading.executions import (
+    ExecutionHistory,
+    knows,
+    plan_updates,
+    whole_notebook,
+)
 from remoter_kernel.front.reading.notebook_file import check_place, check_writable
+from remoter_kernel.front.reading.remote_query import MOST_IN_MEMORY, finding
 from remoter_kernel.front.reading.transcript import Transcript, output_of
-from remoter_kernel.front.running.verdict import ExitCodeTracker
+from remoter_kernel.front.running.exit_codes import ExitCodeTracker
 
 if TYPE_CHECKING:
-    from remoter_kernel.front.reading.inquiries import Found
+    from remoter_kernel.front.reading.remote_query import SessionRef
 
 NOTEBOOK_PATH = click.Path(path_type=Path, dir_okay=False)
 
@@ -53,8 +58,8 @@ def outputs(
                 transcript.tell(said)
             transcript.end()
             return
-        story = Story()
-        for said in found.said(follow=follow, most=MOST_KEPT):
+        story = ExecutionHistory()
+        for said in found.said(follow=follow, most=MOST_IN_MEMORY):
             story.take(said)
     if notebook:
         _write_new_notebook(notebook, story, found, may_replace=force)
@@ -74,7 +79,7 @@ def _check_words(notebook: Path | None, into: Path | None, *, force: bool) -> No
         check_writable(into)
 
 
-def _retell(found: Found, *, follow: bool) -> None:
+def _retell(found: SessionRef, *, follow: bool) -> None:
     """Show what a script says, and end as it does."""
     terminal, verdict = TerminalRenderer(), ExitCodeTracker()
     reading = found.said(follow=follow)
@@ -90,41 +95,45 @@ def _retell(found: Found, *, follow: bool) -> None:
         raise RemoterError(
             f"Session {found.id} ended before its code did. {why}",
             "Run it again.",
-            remote=found.visit.remote.name,
+            remote=found.query.remote.name,
         )
     if verdict.exit_code:
         raise click.exceptions.Exit(verdict.exit_code)
 
 
-def _write_new_notebook(path: Path, story: Story, found: Found, *, may_replace: bool) -> None:
+def _write_new_notebook(
+    path: Path, story: ExecutionHistory, found: SessionRef, *, may_replace: bool
+) -> None:
     from remoter_kernel.front.configuration.kernelspec import kernelspec_name
     from remoter_kernel.front.reading.notebook_file import write_notebook
 
-    name = found.visit.remote.name
+    name = found.query.remote.name
     notebook = whole_notebook(story, kernelspec_name(name), f"Remote ({name})")
     written = write_notebook(path, notebook, may_replace=may_replace)
-    click.echo(f"Wrote {len(story.runs)} cells to {written}{why_elsewhere(path, written)}.")
+    click.echo(f"Wrote {len(story.executions)} cells to {written}{why_elsewhere(path, written)}.")
 
 
-def _merge_into_notebook(path: Path, story: Story, found: Found) -> None:
+def _merge_into_notebook(path: Path, story: ExecutionHistory, found: SessionRef) -> None:
     from remoter_kernel.front.reading.notebook_file import NotebookText, is_valid, replace_file
 
     file = NotebookText(path)
-    if story.runs and not knows(file.cells, story.runs.values()):
+    if story.executions and not knows(file.cells, story.executions.values()):
         own = found.about["notebook"]
         raise Usage(
             f"{path} is another notebook: session {found.id} has run none of its cells.",
             f"The session is that of {own}." if own else "`remoter sessions` shows what is whose.",
         )
-    fillings = plan_updates(file.cells, story.runs.values(), file.saved)
-    runs = {filling.place: filling.run for filling in fillings if filling.run}
+    fillings = plan_updates(file.cells, story.executions.values(), file.saved)
+    runs = {filling.cell_index: filling.execution for filling in fillings if filling.execution}
     text = file.with_outputs(runs)
     if is_valid(file.text) and not is_valid(text):
         raise RemoterError(f"{path} would not be a valid notebook any more; it stays as it was.")
     if runs:
         replace_file(path, text)
     for filling in fillings:
-        click.echo(f"Cell {filling.place + 1}: {_fill_summary(filling.run, filling.why)}")
+        click.echo(
+            f"Cell {filling.cell_index + 1}: {_fill_summary(filling.execution, filling.why)}"
+        )
     filled = f"{len(runs)} cell{'s' * (len(runs) != 1)}"
     click.echo(f"Filled {filled} of {path}." if runs else f"Nothing was missing in {path}.")
 

@@ -8,15 +8,20 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import click
 
-from remoter_kernel.front.reading.notebook import Run, Story, as_kept, stream_of
+from remoter_kernel.front.reading.executions import (
+    CellExecution,
+    ExecutionHistory,
+    as_kept,
+    stream_of,
+)
 from remoter_kernel.front.reading.transcript import as_text, traceback_of
-from remoter_kernel.front.running.verdict import quit_with
+from remoter_kernel.front.running.exit_codes import quit_with
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from remoter_kernel.front.reading.notebook_file import NotebookText
-    from remoter_kernel.front.running.program import Piece
+    from remoter_kernel.front.running.code_to_run import CodeCell
 
 DISPLAY_TYPES = ("execute_result", "display_data")
 OUTPUT_TYPES = ("stream", "error", *DISPLAY_TYPES)
@@ -35,7 +40,7 @@ class RunResult(NamedTuple):
 class OutputRenderer(Protocol):
     """Somebody who is told of all outputs, and of the end."""
 
-    def show(self, piece: Piece, kind: str, content: dict[str, Any]) -> None:
+    def show(self, piece: CodeCell, kind: str, content: dict[str, Any]) -> None:
         """Show one output of a piece of the code."""
 
     def finish(self, result: RunResult) -> None:
@@ -49,7 +54,7 @@ class TerminalRenderer:
         """Remember."""
         self._only_errors = only_errors
 
-    def show(self, _piece: Piece | None, kind: str, content: dict[str, Any]) -> None:
+    def show(self, _piece: CodeCell | None, kind: str, content: dict[str, Any]) -> None:
         """Show one output."""
         if kind == "error":
             self._show_error(content)
@@ -87,7 +92,7 @@ class JsonRenderer:
         """Begin with none."""
         self._outputs: list[dict[str, Any]] = []
 
-    def show(self, _piece: Piece, kind: str, content: dict[str, Any]) -> None:
+    def show(self, _piece: CodeCell, kind: str, content: dict[str, Any]) -> None:
         """Keep one output in the words of a notebook file."""
         words = _output_fields(kind, content)
         if kind == "stream":
@@ -109,10 +114,10 @@ class JsonRenderer:
 class JsonLinesRenderer:
     """Prints each event as a line of JSON, as it comes."""
 
-    def show(self, piece: Piece, kind: str, content: dict[str, Any]) -> None:
+    def show(self, piece: CodeCell, kind: str, content: dict[str, Any]) -> None:
         """Print one output."""
         if kind in OUTPUT_TYPES:
-            words = {"event": "output", "cell": piece.cell, "output_type": kind}
+            words = {"event": "output", "cell": piece.index, "output_type": kind}
             click.echo(json.dumps({**words, **_output_fields(kind, content)}))
 
     def finish(self, result: RunResult) -> None:
@@ -128,19 +133,19 @@ class NotebookRenderer:
         self._may_replace = may_replace
         self._notebook = notebook
         self._path = path
-        self._history = Story()
-        self._runs: dict[int, Run] = {}
+        self._history = ExecutionHistory()
+        self._runs: dict[int, CellExecution] = {}
         self.language_info: dict[str, Any] = {}  # of the kernel there, once that is known
 
-    def show(self, piece: Piece, kind: str, content: dict[str, Any]) -> None:
+    def show(self, piece: CodeCell, kind: str, content: dict[str, Any]) -> None:
         """Keep one output for its cell."""
-        run = self._runs.setdefault(piece.cell, Run("", piece.source))
+        run = self._runs.setdefault(piece.index, CellExecution("", piece.source))
         self._history.hear(run, kind, content)
 
     def finish(self, result: RunResult) -> None:
         """Write the notebook; without a kernel there is nothing to write."""
         from remoter_kernel.front.configuration.kernelspec import kernelspec_name
-        from remoter_kernel.front.reading.notebook import executed_notebook
+        from remoter_kernel.front.reading.executions import executed_notebook
         from remoter_kernel.front.reading.notebook_file import write_notebook
 
         if not self.language_info:

@@ -9,8 +9,8 @@ import click
 from remoter_kernel.cli.params import remote_names
 from remoter_kernel.cli.terminal import questions
 from remoter_kernel.errors import HereLacks, Usage
+from remoter_kernel.front.reading.fault_report import make_report
 from remoter_kernel.front.reading.notebook_file import check_place, check_writable
-from remoter_kernel.front.reading.report import make_report
 
 
 @click.command()

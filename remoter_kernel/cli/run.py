@@ -27,12 +27,12 @@ from remoter_kernel.cli.renderers import (
 from remoter_kernel.cli.terminal import questions, read_in_turn
 from remoter_kernel.errors import LoginRefused, RemoterError, Unreachable, Usage
 from remoter_kernel.front.configuration.remotes import find_remote
-from remoter_kernel.front.reading.happenings import duration
-from remoter_kernel.front.reading.notebook import language_info_of
+from remoter_kernel.front.reading.executions import language_info_of
 from remoter_kernel.front.reading.notebook_file import check_place, is_valid
-from remoter_kernel.front.running.program import Program, as_code, code_program, read_program
+from remoter_kernel.front.reading.session_log import duration
+from remoter_kernel.front.running.code_to_run import Program, as_code, code_program, read_program
+from remoter_kernel.front.running.exit_codes import verdict_on
 from remoter_kernel.front.running.runner import LeftRunning, Runner, SubmittedCell
-from remoter_kernel.front.running.verdict import verdict_on
 from remoter_kernel.front.session.dialer import SessionDialer
 from remoter_kernel.plain_text import plain_text
 
@@ -153,7 +153,7 @@ def _shows(
 def _hand_over(runner: Runner, program: Program, show: Any, ask: Any = None) -> list[SubmittedCell]:
     """Ask for all pieces at once: they run to their end whatever becomes of us."""
     runner.prepare(program.preparation(runner.language))
-    return [runner.request(piece, partial(show, piece), ask) for piece in program.pieces]
+    return [runner.request(piece, partial(show, piece), ask) for piece in program.cells]
 
 
 def _detach(remote: str, runner: Runner, program: Program, *, as_json: bool) -> None:
@@ -198,7 +198,7 @@ class _AttachedRun:
     def run(self, timeout: float, ask: Ask | None) -> int:
         """Run it to its end, tell of that, and return the exit code."""
         runner = self._runner
-        runner.on_press = self._hint_soon
+        runner.on_ctrl_c = self._hint_soon
         runner.on_loss = partial(_tell_loss, self._remote)
         try:
             try:
@@ -220,7 +220,7 @@ class _AttachedRun:
         except RemoterError as error:
             self._finish("error", error.exit_code, str(error))
             raise
-        replies = [cell.reply or {} for cell in self._cells if not cell.piece.may_fail]
+        replies = [cell.reply or {} for cell in self._cells if not cell.code_cell.may_fail]
         code = verdict_on(replies)
         statuses = (str(reply.get("status") or "error") for reply in replies) if code else ()
         self._finish(next((word for word in statuses if word != "ok"), "ok"), code)

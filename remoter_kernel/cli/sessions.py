@@ -11,11 +11,11 @@ import click
 
 from remoter_kernel.cli.params import remote_names
 from remoter_kernel.cli.terminal import aligned, questions
-from remoter_kernel.front.reading.happenings import duration
-from remoter_kernel.front.reading.inquiries import visiting
+from remoter_kernel.front.reading.remote_query import visiting
+from remoter_kernel.front.reading.session_log import duration
 
 if TYPE_CHECKING:
-    from remoter_kernel.front.reading.inquiries import Listing
+    from remoter_kernel.front.reading.remote_query import SessionList
 
 SHOWN_AFTER_END = 24 * 3600.0  # seconds: the table leaves out what ended before
 
@@ -30,8 +30,8 @@ def sessions(name: str | None, as_json: bool) -> None:
     """
     with visiting([name] if name else None, questions()) as listings:
         pass
-    for visit in (listing.visit for listing in listings if listing.visit.left_out):
-        what = f"{visit.left_out} of its sessions have no id of one, and are left out."
+    for visit in (listing.query for listing in listings if listing.query.skipped):
+        what = f"{visit.skipped} of its sessions have no id of one, and are left out."
         click.echo(f"remoter: {visit.remote.name}: {what}", err=True)
     if as_json:
         click.echo(json.dumps(_document(listings), indent=2))
@@ -44,19 +44,19 @@ def sessions(name: str | None, as_json: bool) -> None:
         raise errors[0]
 
 
-def _document(listings: list[Listing]) -> dict[str, Any]:
+def _document(listings: list[SessionList]) -> dict[str, Any]:
     found = [
-        {**session, "found_on": listing.visit.remote.name}
+        {**session, "found_on": listing.query.remote.name}
         for listing in listings
         for session in listing.sessions
     ]
-    errors = {each.visit.remote.name: str(each.error) for each in listings if each.error}
+    errors = {each.query.remote.name: str(each.error) for each in listings if each.error}
     return {"sessions": found, "errors": errors}
 
 
-def _print_table(listings: list[Listing]) -> None:
+def _print_table(listings: list[SessionList]) -> None:
     rows = [
-        _row(session["remote"] or listing.visit.remote.name, session)
+        _row(session["remote"] or listing.query.remote.name, session)
         for listing in listings
         for session in listing.sessions
         if session["state"] not in {"ended", "dead"} or session["seconds"] < SHOWN_AFTER_END

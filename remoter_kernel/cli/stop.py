@@ -9,10 +9,10 @@ import click
 from remoter_kernel.cli.params import remote_names, session_ids
 from remoter_kernel.cli.terminal import questions
 from remoter_kernel.errors import NoSuchSession, RemoterError, Usage
-from remoter_kernel.front.reading.inquiries import Found, meant_by, parts_of_name, visiting
+from remoter_kernel.front.reading.remote_query import SessionRef, meant_by, parts_of_name, visiting
 
 if TYPE_CHECKING:
-    from remoter_kernel.front.reading.inquiries import Listing
+    from remoter_kernel.front.reading.remote_query import SessionList
 
 ENDED_STATES = {"ended", "dead"}
 SENTENCES = {
@@ -55,22 +55,22 @@ def stop(words: tuple[str, ...], everywhere: str | None) -> None:
         raise errors[0]
 
 
-def _all(listings: list[Listing]) -> dict[str, Found]:
+def _all(listings: list[SessionList]) -> dict[str, SessionRef]:
     """Find what this remote started: other remotes may be the same host, and the same person."""
     (listing,) = listings
     if listing.error:
         raise listing.error
     return {
-        session["id"]: Found(listing.visit, session)
+        session["id"]: SessionRef(listing.query, session)
         for session in listing.sessions
-        if session["state"] != "ended" and session["remote"] == listing.visit.remote.name
+        if session["state"] != "ended" and session["remote"] == listing.query.remote.name
     }
 
 
-def _stop_session(found: Found) -> RemoterError | None:
+def _stop_session(found: SessionRef) -> RemoterError | None:
     """Stop one session and say so; return why that could not be."""
-    remote = found.visit.remote.name
-    how, host = found.visit.stop(found.id)
+    remote = found.query.remote.name
+    how, host = found.query.stop(found.id)
     if how == "gone" and found.about["state"] in ENDED_STATES:
         return NoSuchSession(f"Session {found.id} had ended already.", remote=remote)
     if how == "elsewhere":

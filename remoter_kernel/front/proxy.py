@@ -33,10 +33,10 @@ from remoter_kernel.front.session.dialer import THIS_MACHINE, SessionDialer
 from remoter_kernel.front.session.link import Link, LinkState
 from remoter_kernel.front.session.pacer import Pacer
 from remoter_kernel.front.session.suspend_detector import SuspendDetector
-from remoter_kernel.front.this_side.carrying import ObjectTransferContext
 from remoter_kernel.front.this_side.cell_queue import CellQueue
 from remoter_kernel.front.this_side.local_cells import LocalCells
 from remoter_kernel.front.this_side.permission import Permission
+from remoter_kernel.front.this_side.push_pull import ObjectTransferContext
 from remoter_kernel.front.verbs.completer import Completer
 from remoter_kernel.front.verbs.help import HELP
 from remoter_kernel.front.verbs.magic import MagicContext, Magics

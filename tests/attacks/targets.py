@@ -21,11 +21,11 @@ from remoter_kernel.daemon import records
 from remoter_kernel.daemon.stream_splitter import in_pieces
 from remoter_kernel.errors import ProtocolError, RemoteLacks, RemoterError
 from remoter_kernel.front.bootstrap.host_probe import PROBE_MARK, parse_probe
-from remoter_kernel.front.reading.happenings import Chronicle
-from remoter_kernel.front.reading.inquiries import Reading
-from remoter_kernel.front.reading.notebook import Story
+from remoter_kernel.front.reading.executions import ExecutionHistory
+from remoter_kernel.front.reading.remote_query import JournalReader
+from remoter_kernel.front.reading.session_log import SessionLog
 from remoter_kernel.front.reading.transcript import Transcript
-from remoter_kernel.front.running.verdict import ExitCodeTracker
+from remoter_kernel.front.running.exit_codes import ExitCodeTracker
 from remoter_kernel.front.session.welcome import read_welcome
 from remoter_kernel.front.ssh.known_hosts import read_lines
 from remoter_kernel.front.ssh.login_errors import error_from_stderr
@@ -164,13 +164,13 @@ def reading(data: bytes) -> None:
         "place": None,
     }
     left = [data]
-    list(Reading(lambda _words: (dict(about), left.pop() if left else b""), "7f3a9c"))
+    list(JournalReader(lambda _words: (dict(about), left.pop() if left else b""), "7f3a9c"))
 
 
 def told(data: bytes) -> None:
     """All that reads the records of a session: what makes no sense is left out."""
-    readers = Transcript(lambda _text: None), Chronicle(), ExitCodeTracker()
-    story = Story()
+    readers = Transcript(lambda _text: None), SessionLog(), ExitCodeTracker()
+    story = ExecutionHistory()
     for channel, is_from_front in ((Channel.SHELL, True), (Channel.IOPUB, False)):
         for body in (REQUEST, data):
             said = JournalEntry(1, 0.0, channel, is_from_front, b"frontone", body)

@@ -16,7 +16,7 @@ import pytest
 import zmq
 
 from remoter_kernel.errors import ProtocolError
-from remoter_kernel.front.reading.inquiries import MOST_ANSWERED, Reading
+from remoter_kernel.front.reading.remote_query import LARGEST_ANSWER, JournalReader
 from remoter_kernel.wire.frames import (
     Channel,
     FrameHeader,
@@ -265,19 +265,19 @@ def test_a_record_that_claims_more_than_its_journal_has(journal: Any) -> None:
     """The remote promises 2^60 bytes and sends 16 MiB of them again and again."""
     asked = answers(record(2**60, bytes(1000)), *[bytes(1000)] * 50, journal=journal)
     with pytest.raises(ProtocolError, match="claims 1,152,921,504,606,846,976 bytes"):
-        list(Reading(asked, "7f3a9c"))
+        list(JournalReader(asked, "7f3a9c"))
 
 
 def test_an_answer_that_is_larger_than_any() -> None:
     """One answer has more than the program there would ever give."""
     with pytest.raises(ProtocolError, match="An answer of"):
-        list(Reading(answers(bytes(MOST_ANSWERED + 1)), "7f3a9c"))
+        list(JournalReader(answers(bytes(LARGEST_ANSWER + 1)), "7f3a9c"))
 
 
 def test_more_records_than_are_kept_in_memory() -> None:
     """The records are honest, and do not end; who keeps them all stops, and says what helps."""
     asked = answers(*[record(100, bytes(100), n) for n in range(1, 100)])
     with pytest.raises(ProtocolError, match="`remoter outputs 7f3a9c` shows all of it"):
-        list(Reading(asked, "7f3a9c", most=2000))
-    said = list(Reading(answers(record(100, bytes(100))), "7f3a9c", most=2000))
+        list(JournalReader(asked, "7f3a9c", most=2000))
+    said = list(JournalReader(answers(record(100, bytes(100))), "7f3a9c", most=2000))
     assert [len(each.body) for each in said] == [100]

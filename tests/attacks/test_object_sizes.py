@@ -12,10 +12,10 @@ import numpy as np
 import polars as pl
 import pytest
 
-from remoter_kernel.front.this_side.carried import errand
+from remoter_kernel.front.this_side.carried import object_job
 from remoter_kernel.front.this_side.carried.from_r import RReader
 from remoter_kernel.front.this_side.carried.values import CodecError, ObjectReader
-from remoter_kernel.front.this_side.carrying import LONGEST_ANSWER, NotCarried, _heard
+from remoter_kernel.front.this_side.push_pull import LONGEST_ANSWER, NotCarried, _heard
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -37,7 +37,7 @@ def unpacked(data: bytes, tree: Any, folder: Path, *, for_r: bool = False) -> tu
         "for_r": for_r,
     }
     tracemalloc.start()
-    errand.carry_out(wish, {})
+    object_job.carry_out(wish, {})
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     return str(json.loads((folder / "answer").read_text()).get("refused")), peak

@@ -21,7 +21,7 @@ from remoter_kernel.daemon import transfer_command as far_end
 from remoter_kernel.errors import ProtocolError, RemoterError
 from remoter_kernel.front.files.file_transfer import SocketEnds
 from remoter_kernel.front.keeper.endpoint import dismiss_all
-from remoter_kernel.front.this_side.room_there import RoomThere
+from remoter_kernel.front.this_side.remote_temp_dir import RemoteTempDir
 from remoter_kernel.wire import partial_file as parts
 from remoter_kernel.wire.framed_stream import Cut, FramedStream
 from remoter_kernel.wire.plan import make_plan
@@ -887,7 +887,7 @@ def test_an_object_that_is_fetched_is_its_owners_alone(tmp_path: Path) -> None:
 
             return CompletedCommand(b"remoter-room:" + b"secret", b"", 0)
 
-    room = RoomThere(Login, "session", lambda: None, lambda: None, [])
+    room = RemoteTempDir(Login, "session", lambda: None, lambda: None, [])
     room.empty(tmp_path / "object", 6)
     assert (tmp_path / "object").read_bytes() == b"secret"
     assert mode(tmp_path / "object") == 0o600

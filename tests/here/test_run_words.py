@@ -13,7 +13,7 @@ from remoter_kernel.cli.arguments import _options_of, split
 from remoter_kernel.errors import Usage
 from remoter_kernel.front.configuration import remotes
 from remoter_kernel.front.configuration.remotes import Remote
-from remoter_kernel.front.running.program import code_program
+from remoter_kernel.front.running.code_to_run import code_program
 
 
 @pytest.fixture(autouse=True)

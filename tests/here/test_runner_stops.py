@@ -34,7 +34,7 @@ class Asking(SessionDialer):
 def test_a_run_that_is_stopped_at_a_question_takes_it_back_at_once(tmp_path, monkeypatch):
     """What is typed for the shell after Ctrl-C would go to the host as a password."""
     monkeypatch.setenv("REMOTER_STATE", str(tmp_path))
-    monkeypatch.setattr(running, "LEAVE_WITHIN", WITHIN / 4)
+    monkeypatch.setattr(running, "ACKNOWLEDGED_WITHIN", WITHIN / 4)
     runner = Runner(dialer := Asking())
     runner.link.wake()
     try:
@@ -48,7 +48,7 @@ def test_a_run_that_is_stopped_at_a_question_takes_it_back_at_once(tmp_path, mon
 def test_a_start_that_asks_nothing_is_waited_for(tmp_path, monkeypatch):
     """It may have begun a session by then, which is to be ended."""
     monkeypatch.setenv("REMOTER_STATE", str(tmp_path))
-    monkeypatch.setattr(running, "LEAVE_WITHIN", 0.1)
+    monkeypatch.setattr(running, "ACKNOWLEDGED_WITHIN", 0.1)
     runner = Runner(dialer := Asking())
     dialer.prompter.is_asking = False
     runner.link.wake()

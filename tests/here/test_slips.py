@@ -11,8 +11,13 @@ from remoter_kernel.errors import Usage
 from remoter_kernel.front.configuration import remotes
 from remoter_kernel.front.configuration.remotes import Remote
 from remoter_kernel.front.files.cell_transfer import read_order
-from remoter_kernel.front.reading.inquiries import Listing, Visit, meant_by, named_there
-from remoter_kernel.front.reading.notebook import Run, knows
+from remoter_kernel.front.reading.executions import CellExecution, knows
+from remoter_kernel.front.reading.remote_query import (
+    RemoteQuery,
+    SessionList,
+    meant_by,
+    named_there,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -78,7 +83,7 @@ def test_what_a_script_is_given_may_be_empty():
 def test_a_word_without_an_id_names_no_session(word):
     """Also where there is but one, whose id begins with nothing as any does."""
     only = {"id": "7f3a9c", "state": "idle"}
-    listings = [Listing(Visit(Remote("box", "")), [only], None)]
+    listings = [SessionList(RemoteQuery(Remote("box", "")), [only], None)]
     assert meant_by("7f", listings).id == "7f3a9c"
     with pytest.raises(Usage, match="names no session"):
         meant_by(word, listings)
@@ -113,6 +118,6 @@ def test_outputs_leave_a_notebook_alone_that_is_there_or_read_only(tmp_path):
 
 def test_a_notebook_is_known_by_any_cell_that_was_run():
     cells = [{"cell_type": "code", "id": "a", "source": "1"}]
-    assert knows(cells, [Run("1", "2"), Run("2", "0", cell_id="a")])
-    assert knows(cells, [Run("1", "1")])
-    assert not knows(cells, [Run("1", "2", cell_id="b")])
+    assert knows(cells, [CellExecution("1", "2"), CellExecution("2", "0", cell_id="a")])
+    assert knows(cells, [CellExecution("1", "1")])
+    assert not knows(cells, [CellExecution("1", "2", cell_id="b")])

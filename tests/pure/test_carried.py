@@ -18,9 +18,9 @@ import pytest
 import pytz
 from hypothesis import HealthCheck, given, settings
 
-from remoter_kernel.front.this_side.carried import errand
+from remoter_kernel.front.this_side.carried import object_job
 from remoter_kernel.front.this_side.carried.values import CodecError, ObjectReader, ObjectWriter
-from remoter_kernel.front.this_side.carried_text import in_python
+from remoter_kernel.front.this_side.kernel_code import in_python
 from tests.objects_to_carry import arrays, frames, plain, polars_frames
 from tests.real_parts import old_python
 from tests.same_values import same
@@ -282,7 +282,7 @@ def test_a_tree_of_nonsense_is_an_answer_in_words(tree, tmp_path):
         ObjectWriter(file).finish([tree])
     names: dict = {}
     wish = {"do": "unpack", "names": ["x"], "path": str(path), "answer": str(answer)}
-    errand.carry_out({**wish, "is_pickled": False, "for_r": False}, names)
+    object_job.carry_out({**wish, "is_pickled": False, "for_r": False}, names)
     told = json.loads(answer.read_text())
     assert "refused" in told or names == {"x": [1]}
 
@@ -294,7 +294,7 @@ def test_several_objects_arrive_together_or_not_at_all(tmp_path):
         ObjectWriter(file).finish([1, {"t": "eval"}])
     names = {"a": "before"}
     wish = {"do": "unpack", "names": ["a", "b"], "path": str(path), "answer": str(answer)}
-    errand.carry_out({**wish, "is_pickled": False, "for_r": False}, names)
+    object_job.carry_out({**wish, "is_pickled": False, "for_r": False}, names)
     assert names == {"a": "before"}
 
 
@@ -302,7 +302,7 @@ def test_the_nearest_name_is_suggested(tmp_path):
     """Of what there is."""
     answer = tmp_path / "answer"
     wish = {"do": "pack", "names": ["dta"], "path": "nowhere", "answer": str(answer)}
-    errand.carry_out({**wish, "is_pickled": False, "for_r": False}, {"data": 1, "other": 2})
+    object_job.carry_out({**wish, "is_pickled": False, "for_r": False}, {"data": 1, "other": 2})
     assert json.loads(answer.read_text())["refused"] == ("There is no 'dta' (did you mean data?).")
 
 
@@ -333,7 +333,7 @@ OLD = "[1, 2.5, {'a': (1, {2}), b'k': None}, list(range(99)), datetime.datetime(
 def test_no_name_stands_for_two_things_where_all_files_become_one():
     """In a kernel the files are one text: a later name would take the place of an earlier one."""
     found: dict[str, str] = {}
-    for path in sorted(Path(errand.__file__).parent.glob("*.py")):
+    for path in sorted(Path(object_job.__file__).parent.glob("*.py")):
         for node in ast.parse(path.read_text()).body:
             targets = node.targets if isinstance(node, ast.Assign) else []
             names = [each.id for each in targets if isinstance(each, ast.Name)]

@@ -9,8 +9,8 @@ import pytest
 
 from remoter_kernel.errors import Unreachable
 from remoter_kernel.front.configuration.remotes import Remote
-from remoter_kernel.front.reading import inquiries
-from remoter_kernel.front.reading.inquiries import Visit, visiting
+from remoter_kernel.front.reading import remote_query
+from remoter_kernel.front.reading.remote_query import RemoteQuery, visiting
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -52,16 +52,16 @@ def logins(monkeypatch):
         assert len(made) > 1 or login.is_closed.wait(WITHIN)
         raise Unreachable("gone.")
 
-    monkeypatch.setattr(inquiries, "kept_login", log_in)
-    monkeypatch.setattr(inquiries, "ask_there", ask_there)
+    monkeypatch.setattr(remote_query, "kept_login", log_in)
+    monkeypatch.setattr(remote_query, "ask_there", ask_there)
     return made
 
 
 def test_what_is_called_off_logs_in_no_more(monkeypatch, logins):
     """To be cut looks like a bad network, after which one would log in again, and be asked."""
     remotes = [Remote("pressed", "gpu"), Remote("slow", "gpu")]
-    monkeypatch.setattr(inquiries, "_remotes", lambda _names: remotes)
-    list_one = inquiries._list
+    monkeypatch.setattr(remote_query, "_remotes", lambda _names: remotes)
+    list_one = remote_query._list
 
     def list_until_pressed(visit):
         if visit.remote.name == "slow":
@@ -69,14 +69,14 @@ def test_what_is_called_off_logs_in_no_more(monkeypatch, logins):
         assert logins.is_asked.wait(WITHIN)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(inquiries, "_list", list_until_pressed)
+    monkeypatch.setattr(remote_query, "_list", list_until_pressed)
     with pytest.raises(KeyboardInterrupt), visiting(None, None):
         pass
     assert len(logins) == 1
 
 
 def test_a_login_that_began_just_then_is_closed(logins):
-    visit = Visit(Remote("box", "gpu"))
+    visit = RemoteQuery(Remote("box", "gpu"))
     visit.call_off()
     know: Callable[[Any], None] = visit._know
     know(login := Login())

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from remoter_kernel.front.reading.notebook import (
-    Run,
-    Story,
+from remoter_kernel.front.reading.executions import (
+    CellExecution,
+    ExecutionHistory,
     as_seen,
     comparable,
     plan_updates,
@@ -51,7 +51,7 @@ class Journal:
         self._say(Channel.IOPUB, parts, is_from_front=False)
 
     def story(self):
-        story = Story()
+        story = ExecutionHistory()
         for said in self.said:
             story.take(said)
         return story
@@ -97,7 +97,7 @@ def by_nbclient(said):
             header = {"msg_type": kind, "msg_id": "1"}
             message = {"msg_type": kind, "header": header, "parent_header": {"msg_id": "0"}}
             client.process_message({**message, "content": copy.deepcopy(content)}, cell, 0)
-    run = Run("", "")
+    run = CellExecution("", "")
     for output in json.loads(json.dumps(cell.outputs)):
         run.add(output)
     return run.outputs
@@ -110,7 +110,7 @@ def test_outputs_are_those_that_nbclient_makes(said):
     parent = journal.asks("x")
     for message in said:
         journal.says(message, parent)
-    (run,) = journal.story().runs.values()
+    (run,) = journal.story().executions.values()
     assert run.outputs == by_nbclient(said)
 
 
@@ -120,7 +120,7 @@ def test_an_update_reaches_the_display_of_an_earlier_cell():
     one, two = journal.asks("1"), journal.asks("2")
     journal.says(a_display("old", "bar"), one)
     journal.says(a_display("new", "bar", "update_display_data"), two)
-    first, second = journal.story().runs.values()
+    first, second = journal.story().executions.values()
     assert first.outputs[0]["data"] == {"text/plain": "new"}
     assert second.outputs == []
 
@@ -134,7 +134,7 @@ def test_what_is_silent_or_makes_no_sense_is_no_cell():
     journal.said.append(
         JournalEntry(10, 0.0, Channel.SHELL, True, FRONT, pack_parts([b"", b"{}", b"{}"]))
     )
-    assert journal.story().runs == {}
+    assert journal.story().executions == {}
 
 
 @given(st.lists(st.sampled_from(["", "a", "a", "not an id!", "b"]), max_size=6))
@@ -171,7 +171,7 @@ def a_cell(source, *, id="", outputs=(), count=None):  # noqa: A002 - nbformat's
 
 
 def a_run(source="", cell_id="", texts=("one\ntwo\n",), count=1, asked=100.0):
-    run = Run(source + cell_id, source, cell_id, asked, count, is_over=True)
+    run = CellExecution(source + cell_id, source, cell_id, asked, count, is_over=True)
     for each in texts:
         run.add({"output_type": "stream", "name": "stdout", "text": each})
     return run
@@ -220,7 +220,9 @@ def test_outputs_of_an_earlier_run_give_way_to_the_last_one():
 def test_without_an_id_the_source_decides_if_it_stands_there_once():
     """A client that names no cells: equal source, and only where there is no doubt."""
     run = a_run("x = 1")
-    assert [f.place for f in plan_updates([a_cell("y"), a_cell("x = 1")], [run], BEFORE)] == [1]
+    assert [f.cell_index for f in plan_updates([a_cell("y"), a_cell("x = 1")], [run], BEFORE)] == [
+        1
+    ]
     assert plan_updates([a_cell("x = 1"), a_cell("x = 1")], [run], BEFORE) == []
     assert plan_updates([{"cell_type": "markdown", "source": "x = 1"}], [run], BEFORE) == []
 
@@ -237,7 +239,7 @@ def test_a_progress_bar_that_was_half_way_is_the_beginning_of_one_that_is_done()
     """What is overwritten later counts as seen before."""
     run = a_run(cell_id="a", texts=["go\n", "10%\r", "50%\r", "100%\n", "done\n"])
     cell = a_cell("x", id="a", outputs=[stream("go\n50%\r")])
-    assert plan_updates([cell], [run], AFTER)[0].run is run
+    assert plan_updates([cell], [run], AFTER)[0].execution is run
 
 
 @given(st.lists(st.text("ab", max_size=3), min_size=1, max_size=4))

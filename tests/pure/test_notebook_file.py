@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from remoter_kernel.errors import HereLacks, Usage
-from remoter_kernel.front.reading.notebook import Run
+from remoter_kernel.front.reading.executions import CellExecution
 from remoter_kernel.front.reading.notebook_file import (
     NotebookText,
     check_place,
@@ -37,7 +37,7 @@ def write(path, text):
 
 
 def a_run():
-    run = Run("r", "", count=7)
+    run = CellExecution("r", "", count=7)
     run.add(dict(STREAM))
     return run
 

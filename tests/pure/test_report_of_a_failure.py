@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from remoter_kernel.front.configuration.remotes import Remote
-from remoter_kernel.front.reading import report as reports
+from remoter_kernel.front.reading import fault_report as reports
 from remoter_kernel.front.ssh.login_errors import fell_silent
 
 
@@ -20,7 +20,7 @@ def test_the_words_of_a_server_are_not_in_it(monkeypatch):
         def close(self):
             pass
 
-    monkeypatch.setattr(reports, "Visit", Visit)
+    monkeypatch.setattr(reports, "RemoteQuery", Visit)
     report = reports.Report()
     reports.tell_there(report, Remote("gpu", "gpu"), None)
     text = report.text()

@@ -27,13 +27,23 @@ from remoter_kernel.front.bootstrap.installer import ANSWER_MARK
 from remoter_kernel.front.bootstrap.launcher import SessionInfo
 from remoter_kernel.front.configuration.remotes import Remote
 from remoter_kernel.front.jupyter.session_banner import joined_text, left_alone
-from remoter_kernel.front.reading.happenings import Chronicle, duration, line
-from remoter_kernel.front.reading.inquiries import Listing, Reading, Visit, meant_by
-from remoter_kernel.front.reading.notebook import Run, Story, plan_updates, whole_notebook
+from remoter_kernel.front.reading.executions import (
+    CellExecution,
+    ExecutionHistory,
+    plan_updates,
+    whole_notebook,
+)
+from remoter_kernel.front.reading.remote_query import (
+    JournalReader,
+    RemoteQuery,
+    SessionList,
+    meant_by,
+)
+from remoter_kernel.front.reading.session_log import SessionLog, duration, line
 from remoter_kernel.front.reading.status import Status, format_status
 from remoter_kernel.front.reading.transcript import Transcript, output_of
-from remoter_kernel.front.running.program import Piece
-from remoter_kernel.front.running.verdict import ExitCodeTracker
+from remoter_kernel.front.running.code_to_run import CodeCell
+from remoter_kernel.front.running.exit_codes import ExitCodeTracker
 from remoter_kernel.front.ssh.login_results import CompletedCommand
 from remoter_kernel.plain_text import is_session_id
 from remoter_kernel.wire.frames import Channel, pack_parts
@@ -162,7 +172,7 @@ def test_sessions_have_ids_and_words_that_can_be_shown(words):
     with errors_for_people():
         found = remote_answer.read_sessions(json.loads(json.dumps(words)), "box")
         assert all(is_session_id(each["id"]) for each in found)
-        chronicle = Chronicle()
+        chronicle = SessionLog()
         for each in found:
             does_no_harm(chronicle.begin(each))
             does_no_harm(chronicle.end(each) or "")
@@ -170,7 +180,7 @@ def test_sessions_have_ids_and_words_that_can_be_shown(words):
             for name in remote_answer.TEXTS:
                 does_no_harm(each[name])
                 assert "\n" not in each[name]
-        meant_by("7f3a", [Listing(Visit(BOX), found, None)])
+        meant_by("7f3a", [SessionList(RemoteQuery(BOX), found, None)])
 
 
 journal_words = shaped(
@@ -189,7 +199,7 @@ journal_words = shaped(
 def test_an_answer_about_a_journal_is_read_or_refused(words, data):
     words["is_over"] = True
     told_once = iter([(words, data)])
-    reading = Reading(lambda _words: next(told_once, ({**words}, b"")), "7f3a9c", "events")
+    reading = JournalReader(lambda _words: next(told_once, ({**words}, b"")), "7f3a9c", "events")
     with errors_for_people():
         list(reading)
         for lines in reading.answer["tails"].values():
@@ -202,7 +212,7 @@ def test_bytes_are_records_or_refused(data, more):
     with errors_for_people():
         records = JournalEntry(1, float("nan"), Channel.IOPUB, False, bytes(8), more)
         found, _ = split_said(encode_said(records) + data)
-        chronicle = Chronicle()
+        chronicle = SessionLog()
         for said in found:
             does_no_harm(chronicle.tell(said) or "")
 
@@ -415,7 +425,12 @@ DEEP = JournalEntry(
 @settings(deadline=None, max_examples=200)
 def test_no_message_makes_a_session_unreadable(said):
     """As text, as a notebook that is valid, and what became of its code."""
-    story, verdict, chronicle, written = Story(), ExitCodeTracker(), Chronicle(), io.StringIO()
+    story, verdict, chronicle, written = (
+        ExecutionHistory(),
+        ExitCodeTracker(),
+        SessionLog(),
+        io.StringIO(),
+    )
     transcript = Transcript(partial(print, end="", file=written))
     for each in [ASKED, *said]:
         transcript.tell(each)
@@ -431,14 +446,18 @@ def test_no_message_makes_a_session_unreadable(said):
             if "application/json" in output.get("data", {}):
                 del output["data"]["application/json"]  # nbformat wants an object there
     nbformat.validate(notebook)
-    list(plan_updates([{"cell_type": "code", "id": "x", "source": "1"}], story.runs.values(), 0.0))
+    list(
+        plan_updates(
+            [{"cell_type": "code", "id": "x", "source": "1"}], story.executions.values(), 0.0
+        )
+    )
 
 
 @given(a_few)
 @example([DEEP])
 @settings(deadline=None, max_examples=200)
 def test_no_message_ends_who_shows_it(said):
-    piece, story, run = Piece("1"), Story(), Run("1", "1")
+    piece, story, run = CodeCell("1"), ExecutionHistory(), CellExecution("1", "1")
     shows = (TerminalRenderer(), JsonRenderer(), JsonLinesRenderer())
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         for each in said:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from remoter_kernel.front.running.verdict import exit_code, quit_with, verdict_on
+from remoter_kernel.front.running.exit_codes import exit_code, quit_with, verdict_on
 
 R = "ERROR"
 PYTHON = "ValueError"

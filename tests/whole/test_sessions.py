@@ -19,7 +19,7 @@ import psutil
 import pytest
 from jupyter_client.connect import write_connection_file
 
-from remoter_kernel.front.reading.inquiries import Reading, finding
+from remoter_kernel.front.reading.remote_query import JournalReader, finding
 from tests.conftest import is_keeper, marked
 from tests.real_jupyter import client_of, started_kernel, wait_for
 from tests.real_parts import real_part
@@ -400,10 +400,10 @@ def test_what_was_held_back_is_asked_for_by_its_cell(
     cell = front.talk.queue("print('all ' + 'of it')")
     front.talk.done(cell)
     with finding(f"{remote}/{session}", None) as found:
-        ask = found.visit.ask
+        ask = found.query.ask
         wait_for(lambda: told(here, remote, session)["state"] == "idle", what="idle")
-        assert list(Reading(ask, session, "missed")) == []
-        bodies = [bytes(said.body) for said in Reading(ask, session, "missed", cells=[cell])]
+        assert list(JournalReader(ask, session, "missed")) == []
+        bodies = [bytes(said.body) for said in JournalReader(ask, session, "missed", cells=[cell])]
     assert b"print('all ' + 'of it')" in bodies[0]
     assert any(b"all of it" in body for body in bodies[1:])
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from remoter_kernel.front.reading.notebook import Run
+from remoter_kernel.front.reading.executions import CellExecution
 from tests.real_jupyter import started_kernel, wait_for
 from tests.real_parts import real_part
 from tests.whole.talk import Talk
@@ -61,7 +61,7 @@ def said_in(talk: Talk, cell: str) -> list[dict[str, Any]]:
 
 def left_in(talk: Talk, cell: str) -> list[str]:
     """Return the text that a notebook shows in a cell at the end."""
-    run = Run(cell, "")
+    run = CellExecution(cell, "")
     for message in said_in(talk, cell):
         if message["msg_type"] == "stream":
             run.add({"output_type": "stream", **message["content"]})

@@ -21,7 +21,7 @@ from pathlib import Path
 
 SHORT = 4  # letters; a shorter name is one only where it stands by itself
 LONGEST_NUMBER = 3  # digits; a longer one may be a code
-NO_WORD = {"", ".", "~", "-"}
+NOT_NAMES = {"", ".", "~", "-"}
 _BEGIN, _END = "\ue000", "\ue001"  # around what is masked already
 _MASKED = re.compile(f"({_BEGIN}[^{_END}]*{_END})")
 _CLOCK = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{3}Z ")  # with which a line of a log begins
@@ -55,9 +55,9 @@ def vocabulary() -> frozenset[str]:
 class Mask:
     """The names that are known so far, and what stands for each."""
 
-    def __init__(self, words: frozenset[str]) -> None:
+    def __init__(self, vocabulary: frozenset[str]) -> None:
         """Remember which words are nobody's."""
-        self._words = words
+        self._vocabulary = vocabulary
         self._allowed: set[str] = set()
         self._known: dict[str, str] = {}  # names that were told, and what stands for each
         self._found: dict[str, str] = {}  # the same of what was met in a text
@@ -68,7 +68,7 @@ class Mask:
         """Let names be replaced from now on, by this kind's word and a number."""
         for name in (each.strip().lower() for each in names):
             is_number = name.isdecimal() and len(name) <= LONGEST_NUMBER  # as in each version
-            if name not in NO_WORD and not is_number and name not in self._known:
+            if name not in NOT_NAMES and not is_number and name not in self._known:
                 self._known[name] = self._next(kind)
                 self._pattern = None
 
@@ -104,7 +104,7 @@ class Mask:
 
     def _pattern_of(self, name: str) -> str:
         """Write how a name is found; `root`, which is a word, too, is one only by itself."""
-        if len(name) >= SHORT and name not in self._words:
+        if len(name) >= SHORT and name not in self._vocabulary:
             return re.escape(name)
         return rf"(?<![^\W_]){re.escape(name)}(?![^\W_])"
 
@@ -127,7 +127,7 @@ class Mask:
         tokens = _TOKEN.findall(whole)
         is_known = all(map(self._is_harmless, tokens))
         if is_known and (
-            len(tokens) <= 1 or whole.lower() in self._words or _PLACE.fullmatch(whole)
+            len(tokens) <= 1 or whole.lower() in self._vocabulary or _PLACE.fullmatch(whole)
         ):
             return found[0]
         return f"{_BEGIN}{self._word_for('WORD', whole)}{_END}{found[0][len(whole) :]}"
@@ -135,7 +135,7 @@ class Mask:
     def _is_harmless(self, token: str) -> bool:
         if token.isdigit():
             return len(token) <= LONGEST_NUMBER
-        return token.lower() in self._words or token.lower() in self._allowed
+        return token.lower() in self._vocabulary or token.lower() in self._allowed
 
     def _word_for(self, kind: str, name: str) -> str:
         if name not in self._found:

@@ -20,9 +20,9 @@ from remoter_kernel.errors import HereLacks, Usage
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from remoter_kernel.front.reading.notebook import Run
+    from remoter_kernel.front.reading.executions import CellExecution
 
-OLDEST = 4  # nbformat's major version
+NBFORMAT = 4  # nbformat's major version
 NAME_SHOWN = 50  # characters of a name in that of the file beside: together 255 bytes must do
 _SPACE = re.compile(r"[ \t\r\n]*")
 Span = tuple[int, int]
@@ -39,7 +39,7 @@ class NotebookText:
                 self.text = file.read()
                 self.saved = os.fstat(file.fileno()).st_mtime
             notebook = json.loads(self.text)
-            is_known = int(notebook["nbformat"]) == OLDEST
+            is_known = int(notebook["nbformat"]) == NBFORMAT
             self.cells: list[dict[str, Any]] = list(notebook["cells"]) if is_known else []
         except OSError as error:
             message = f"{path} cannot be read: {error.strerror or error}."
@@ -48,14 +48,14 @@ class NotebookText:
             message = f"{path} cannot be read as a notebook ({error})."
             raise Usage(message, "Name a notebook file (.ipynb).") from error
         if not is_known:
-            message = f"{path} is a notebook of another version than {OLDEST}."
+            message = f"{path} is a notebook of another version than {NBFORMAT}."
             raise Usage(message, "Open it in Jupyter and save it: that brings it up to date.")
 
-    def with_outputs(self, runs: dict[int, Run]) -> str:
+    def with_outputs(self, executions: dict[int, CellExecution]) -> str:
         """Return the text with the outputs and counts of some cells replaced."""
         pieces, at = [], 0
         for index, spans in enumerate(_cells(self.text)):
-            run = runs.get(index)
+            run = executions.get(index)
             if run is None:
                 continue
             values = {"outputs": _as_written(run), "execution_count": run.count}
@@ -198,7 +198,7 @@ def _umask() -> int:
     return mask
 
 
-def _as_written(run: Run) -> Any:
+def _as_written(run: CellExecution) -> Any:
     """Return a run's outputs as nbformat writes them: text as a list of lines."""
     import nbformat  # noqa: PLC0415 - slow, and most who read a notebook write none
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from remoter_kernel.front.reading.happenings import duration
+from remoter_kernel.front.reading.session_log import duration
 from remoter_kernel.plain_text import plain_text
 
 KIB = 1024
@@ -16,7 +16,7 @@ class Status:
     """What is known; None and the empty word mean: nothing. All times are in seconds."""
 
     state: str  # as `link.LinkState` calls it
-    since: float  # how long it has been so
+    state_age: float  # how long it has been so
     remote: str
     host: str = ""
     user: str = ""
@@ -32,7 +32,7 @@ class Status:
     host_key: str = ""
     sent: int = 0  # bytes
     received: int = 0
-    stays: bool = False  # does the session stay at shutdown?
+    keeps_session: bool = False  # does the session stay at shutdown?
     is_encrypted: bool | None = None  # between the kernel and its evaluator; None: not known
 
 
@@ -46,7 +46,7 @@ def format_status(status: Status) -> str:
         ("link", _link(status)),
         ("last error", status.last_error),
         ("session", session),
-        ("at shutdown", "the session stays" if status.stays else "the session ends"),
+        ("at shutdown", "the session stays" if status.keeps_session else "the session ends"),
         ("login", _login(status)),
         ("wire", "CURVE, with keys made for this session" if status.session else ""),
         ("kernel", _kernel(status)),
@@ -99,7 +99,7 @@ def can_be_heard(host: str) -> str:
 
 
 def _link(status: Status) -> str:
-    ago = duration(status.since)
+    ago = duration(status.state_age)
     if status.state == "waiting":
         trial = "" if status.next_try is None else f"; next try in {duration(status.next_try)}"
         return f"down for {ago}{trial}"

@@ -54,24 +54,24 @@ class Step:
     error: RemoterError | None = None
 
 
-def check_up(name: str, questions: Prompter | None) -> Iterator[Step]:
+def check_up(name: str, prompter: Prompter | None) -> Iterator[Step]:
     """Go all the way to a kernel on the remote `name`; the last step may hold an error."""
-    way = _Way(name, questions)
+    way = _Checker(name, prompter)
     with contextlib.closing(way):
         try:
             for step in way.steps():
                 yield replace(step, found=plain_text(step.found))
         except RemoterError as err:
-            yield Step(way.at, error=err.at(name))
+            yield Step(way.current_step, error=err.at(name))
 
 
-class _Way:
+class _Checker:
     """The way to one remote; `at` is the step that is being tried."""
 
-    def __init__(self, name: str, questions: Prompter | None) -> None:
-        self.at = "name"
+    def __init__(self, name: str, prompter: Prompter | None) -> None:
+        self.current_step = "name"
         self._name = name
-        self._questions = questions
+        self._prompter = prompter
         self._began = time.perf_counter()
         self._login: KeeperLogin | None = None
         self._runner: Runner | None = None
@@ -86,9 +86,9 @@ class _Way:
 
     def _log_in(self, remote: Remote) -> Iterator[Step]:
         try:
-            self._login = login = kept_login(remote, self._questions, self._arrive)
+            self._login = login = kept_login(remote, self._prompter, self._arrive)
         except RemoterError:
-            yield from map(Step, LOGIN_STEPS[: LOGIN_STEPS.index(self.at)])
+            yield from map(Step, LOGIN_STEPS[: LOGIN_STEPS.index(self.current_step)])
             raise
         found = (f"{login.host}, {login.cipher}", login.host_key, _entered(login))
         for step, what in zip(LOGIN_STEPS, found, strict=True):
@@ -96,7 +96,7 @@ class _Way:
 
     def _look_around(self, remote: Remote) -> Iterator[Step]:
         assert self._login is not None  # noqa: S101 - the step before this one
-        self.at = "Python"
+        self.current_step = "Python"
         began = time.perf_counter()
         is_own = bool(remote.python)
         around = look_around(self._login, remote.python or "python3", is_own=is_own)
@@ -105,7 +105,7 @@ class _Way:
             around.choose(remote.python, remote.kernel)
         best = around.best(remote.kernel) or around.pythons[0]
         yield Step("Python", f"{best.version}, {best.path} ({around.system})", seconds)
-        self.at = "packages"
+        self.current_step = "packages"
         python, kernel = around.choose(remote.python, remote.kernel)
         other = python.runs(kernel.name)
         runs = f"; it runs in {other}, as its kernelspec there says" if other else ""
@@ -114,8 +114,8 @@ class _Way:
         yield Step("lifetime", lifetime(around, self._login.user))
 
     def _start(self, remote: Remote) -> Iterator[Step]:
-        self.at = "start"
-        dialer = SessionDialer(lambda: remote, self._questions)
+        self.current_step = "start"
+        dialer = SessionDialer(lambda: remote, self._prompter)
         self._runner = runner = Runner(dialer)
         runner.start()
         address = dialer.session_info
@@ -123,7 +123,7 @@ class _Way:
         remember_kernel_info(remote, runner.kernel_info)
         by = f", through a command ({dialer.why_piped})" if dialer.is_tunnel_command else ""
         yield Step("start", f"on {address.host} as {address.user}{by}", runner.seconds["kernel"])
-        self.at = "round trip"
+        self.current_step = "round trip"
         seconds = min(_empty_cell(runner) for _ in range(EMPTY_CELLS))
         yield Step("round trip", "an empty cell", seconds)
         info = runner.kernel_info
@@ -140,7 +140,7 @@ class _Way:
             self._login.close()
 
     def _arrive(self, step: str) -> None:
-        self.at = step
+        self.current_step = step
 
 
 def _empty_cell(runner: Runner) -> float:

@@ -11,9 +11,9 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from remoter_kernel.errors import ProtocolError, RemoteLacks, RemoterError, Unreachable
-from remoter_kernel.front.reading.happenings import duration
+from remoter_kernel.front.reading.session_log import duration
 from remoter_kernel.front.reading.transcript import NO_SENSE
-from remoter_kernel.front.running.program import Piece
+from remoter_kernel.front.running.code_to_run import CodeCell
 from remoter_kernel.front.session import undelivered_commands
 from remoter_kernel.front.session.link import Link, LinkState
 from remoter_kernel.wire.frames import Channel, from_json, to_json
@@ -40,8 +40,8 @@ if TYPE_CHECKING:
 
 REACHED_WITHIN = 600.0  # seconds; each step of the way there has a limit of its own
 READY_WITHIN = 90.0  # seconds: a kernel on a cold network disk takes its time
-LEAVE_WITHIN = 3.0  # seconds
-OVER_WITHIN = 5.0  # seconds from an interrupt to the end of what took too long
+ACKNOWLEDGED_WITHIN = 3.0  # seconds
+END_WITHIN = 5.0  # seconds from an interrupt to the end of what took too long
 LOST_AFTER = 3.0  # seconds: most cuts are mended before anyone need know
 ASK_AFTER = 0.1  # seconds: what was printed before the question comes by another socket there
 END_OF_INPUT = "\x04"  # as an answer, it means that there is none
@@ -62,7 +62,7 @@ class SubmittedCell:
     """What was asked: whom its outputs go to, and its reply once that is there."""
 
     id: str
-    piece: Piece
+    code_cell: CodeCell
     show: Show
     ask: Ask | None
     reply: dict[str, Any] | None = None
@@ -91,15 +91,15 @@ class Runner:
         self.kernel_info: dict[str, Any] = {}
         self.is_encrypted = False  # is the kernel, there?
         self.seconds: dict[str, float] = {}  # how long each step of the start took
-        self.on_press: Callable[[], None] = lambda: None  # Ctrl-C, for the first time
+        self.on_ctrl_c: Callable[[], None] = lambda: None  # Ctrl-C, for the first time
         # The link is gone for a while (None), or back after so many seconds.
         self.on_loss: Callable[[float | None], None] = lambda _seconds: None
-        self._loss: Timer | None = None
+        self._loss_timer: Timer | None = None
         self._voice = MessageSigner(b"")
-        self._trouble: RemoterError | None = None
+        self._error: RemoterError | None = None
         self._cells: dict[str, SubmittedCell] = {}
-        self._lateness: RemoterError | None = None
-        self._presses = 0
+        self._timeout_error: RemoterError | None = None
+        self._ctrl_c_count = 0
         self._is_closed = False
         self.link.on_item = self._hear
         self.link.on_state = self._note_change
@@ -126,14 +126,14 @@ class Runner:
         self.link.wake()
         # A person may be asked, or a login shell be slow: that is no fault of the kernel.
         self.reactor.run_until(
-            lambda: bool(self.link.ever_connected or self._trouble), began + REACHED_WITHIN
+            lambda: bool(self.link.ever_connected or self._error), began + REACHED_WITHIN
         )
         limit = time.monotonic() + READY_WITHIN
         self.reactor.run_until(
-            lambda: bool(self.kernel_info or self._trouble) or not self.link.ever_connected, limit
+            lambda: bool(self.kernel_info or self._error) or not self.link.ever_connected, limit
         )
-        if self._trouble:
-            raise self._trouble
+        if self._error:
+            raise self._error
         if not self.link.ever_connected:
             raise Unreachable(
                 f"The session was not reached within {REACHED_WITHIN / 60:.0f} minutes.",
@@ -153,7 +153,7 @@ class Runner:
 
         `ask(prompt, is_secret)` answers `input()`. Ctrl-C interrupts the far side.
         """
-        cell = self.request(Piece(code), show, ask)
+        cell = self.request(CodeCell(code), show, ask)
         self.wait()
         del self._cells[cell.id]
         return cell.reply or {}
@@ -161,10 +161,10 @@ class Runner:
     def prepare(self, code: str) -> None:
         """Run code of which nobody sees anything, unless it fails."""
         if code:
-            self.request(Piece(code), lambda _kind, _content: None, is_silent=True)
+            self.request(CodeCell(code), lambda _kind, _content: None, is_silent=True)
 
     def request(
-        self, piece: Piece, show: Show, ask: Ask | None = None, *, is_silent: bool = False
+        self, piece: CodeCell, show: Show, ask: Ask | None = None, *, is_silent: bool = False
     ) -> SubmittedCell:
         """Ask for a piece to be run, after those before it."""
         words = {
@@ -187,13 +187,13 @@ class Runner:
 
         Ctrl-C interrupts what runs there. Who presses it again leaves it running.
         """
-        self._presses = 0
+        self._ctrl_c_count = 0
         timer = self.reactor.later(most, lambda: self._time_out(most)) if most else None
         with self._hearing_ctrl_c():
-            self.reactor.run_until(lambda: bool(self._is_done or self._trouble))
+            self.reactor.run_until(lambda: bool(self._is_done or self._error))
         if timer:
             timer.cancel()
-        error = self._lateness or (None if self._is_done else self._trouble)
+        error = self._timeout_error or (None if self._is_done else self._error)
         if error:
             raise error
 
@@ -205,7 +205,7 @@ class Runner:
         """End the session, wait until that is heard, and close."""
         if self._is_closed:
             return
-        limit = time.monotonic() + LEAVE_WITHIN
+        limit = time.monotonic() + ACKNOWLEDGED_WITHIN
         if getattr(self.dialer.prompter, "is_asking", False):  # nobody here will answer it
             self.dialer.cut()
         if not self.link.ever_connected:  # it may be about to begin
@@ -247,7 +247,7 @@ class Runner:
     def _be_heard(self) -> None:
         """Wait until what was said has arrived, or nobody can hear it any more."""
         self.on_loss = lambda _seconds: None  # whoever leaves need not know
-        limit = time.monotonic() + LEAVE_WITHIN
+        limit = time.monotonic() + ACKNOWLEDGED_WITHIN
         self.reactor.run_until(lambda: not self.link.unacknowledged or self._is_alone, limit)
 
     @property
@@ -272,12 +272,12 @@ class Runner:
             signal.signal(signal.SIGINT, before)
 
     def _press(self) -> None:
-        self._presses += 1
-        if self._presses == 1:
+        self._ctrl_c_count += 1
+        if self._ctrl_c_count == 1:
             self.interrupt()
-            self.on_press()
+            self.on_ctrl_c()
         else:
-            self._trouble = LeftRunning(*self.way_back("goes on there"), remote=self._remote)
+            self._error = LeftRunning(*self.way_back("goes on there"), remote=self._remote)
 
     def way_back(self, what: str) -> tuple[str, str]:
         """Return what becomes of the session, and how a person comes back to it."""
@@ -291,12 +291,12 @@ class Runner:
     def _time_out(self, most: float) -> None:
         """Interrupt what takes too long; it has a moment to say where it was."""
         what = f"The code was not done within {duration(most)} (--timeout), and was ended."
-        self._lateness = TookTooLong(what, remote=self._remote)
+        self._timeout_error = TookTooLong(what, remote=self._remote)
         self.interrupt()
-        self.reactor.later(OVER_WITHIN, lambda: self._fail(self._lateness))
+        self.reactor.later(END_WITHIN, lambda: self._fail(self._timeout_error))
 
     def _fail(self, error: RemoterError | None) -> None:
-        self._trouble = self._trouble or error
+        self._error = self._error or error
 
     @property
     def _remote(self) -> str:
@@ -356,11 +356,13 @@ class Runner:
             self._hear_note({"event": welcome.get("state"), **welcome})
         elif state is LinkState.FAILED:
             self._fail(self.link.error or Unreachable("The link failed."))
-        elif state is not LinkState.CLOSED and self.link.ever_connected and self._loss is None:
-            self._loss = self.reactor.later(LOST_AFTER, lambda: self.on_loss(None))
+        elif (
+            state is not LinkState.CLOSED and self.link.ever_connected and self._loss_timer is None
+        ):
+            self._loss_timer = self.reactor.later(LOST_AFTER, lambda: self.on_loss(None))
 
     def _note_return(self) -> None:
-        loss, self._loss = self._loss, None
+        loss, self._loss_timer = self._loss_timer, None
         if loss:
             loss.cancel()
             seconds = time.monotonic() - self.link.lost_at

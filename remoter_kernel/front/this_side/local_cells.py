@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 from remoter_kernel.errors import RemoterError, Usage
 from remoter_kernel.front.jupyter import canned_replies
-from remoter_kernel.front.this_side.carrying import CarryCell, ObjectTransferContext
 from remoter_kernel.front.this_side.internal_exec import InternalExec
 from remoter_kernel.front.this_side.local_cell import LocalCell, for_this_side
 from remoter_kernel.front.this_side.local_comms import LocalComms
@@ -24,6 +23,7 @@ from remoter_kernel.front.this_side.local_magics import (
     wanted_by,
 )
 from remoter_kernel.front.this_side.permission import AccessKind, AccessRequest
+from remoter_kernel.front.this_side.push_pull import ObjectTransferCell, ObjectTransferContext
 from remoter_kernel.wire.frames import Bytes, Channel, to_json
 from remoter_kernel.wire.messages import (
     CONTENT,
@@ -94,7 +94,9 @@ class LocalCells:
         if isinstance(wanted, LocalCode):
             self._cell_queue.take_here(self._local_cell(request, wanted))
         elif wanted is not None:
-            self._cell_queue.take_here(CarryCell(request, wanted, self.object_transfer, self._end))
+            self._cell_queue.take_here(
+                ObjectTransferCell(request, wanted, self.object_transfer, self._end)
+            )
         return wanted is not None
 
     def take_other(self, kind: str, request: Request) -> bool:
@@ -135,7 +137,7 @@ class LocalCells:
     def lose(self, error: RemoterError, *, is_over: bool) -> None:
         """Hear that the link gave up, and that what waited for it was answered on this side."""
         if is_over:
-            self.object_transfer.asker.forget(is_here=False)
+            self.object_transfer.prompter.forget(is_here=False)
         self.internal_exec.lose_there(error, is_over=is_over)
         self._cell_queue.hear_lost()
 
@@ -183,13 +185,13 @@ class LocalCells:
         if isinstance(cell, LocalCell) and cell.has_exited:
             self._kernel.stop()
             self._comms.forget()
-            self.object_transfer.asker.forget(is_here=True)
+            self.object_transfer.prompter.forget(is_here=True)
         self._cell_queue.end(is_well=is_well)
 
     def _lose(self, error: RemoterError) -> None:
         """The kernel here is gone: so are its comms, and whoever waits for it hears why."""
         self._comms.forget()
-        self.object_transfer.asker.forget(is_here=True)
+        self.object_transfer.prompter.forget(is_here=True)
         self.internal_exec.lose_here(error)
         asked, self._pending = self._pending, {}
         for request, _ in asked.values():
@@ -228,6 +230,6 @@ class LocalCells:
         send = partial(self._replies.pass_on, channel, request)
         if channel is Channel.STDIN:
             answer = partial(self._kernel.say, channel)
-            self.object_transfer.asker.relay(request, parts, send, answer, is_here=True)
+            self.object_transfer.prompter.relay(request, parts, send, answer, is_here=True)
         else:
             send(parts)

@@ -21,9 +21,9 @@ from remoter_kernel.front.files.cell_transfer import (
     TransferRequest,
     read_order,
 )
-from remoter_kernel.front.reading.happenings import Chronicle
-from remoter_kernel.front.reading.inquiries import MOST_KEPT, Reading, named_there
-from remoter_kernel.front.reading.notebook import Story
+from remoter_kernel.front.reading.executions import ExecutionHistory
+from remoter_kernel.front.reading.remote_query import MOST_IN_MEMORY, JournalReader, named_there
+from remoter_kernel.front.reading.session_log import SessionLog
 from remoter_kernel.front.reading.status import Status, format_size, format_status, open_requests
 from remoter_kernel.front.session import undelivered_commands
 from remoter_kernel.front.session.link import LinkState
@@ -209,7 +209,7 @@ class Magics:
         return format_status(
             Status(
                 state=link.state.value,
-                since=link.state_age,
+                state_age=link.state_age,
                 next_try=link.next_try,
                 last_error=_last_error(link),
                 losses=link.losses,
@@ -225,7 +225,7 @@ class Magics:
                 host_key=login.host_key if login else "",
                 sent=link.sent,
                 received=link.received,
-                stays=self._context.shutdown.stays,
+                keeps_session=self._context.shutdown.stays,
                 is_encrypted=self.is_encrypted,
             )
         )
@@ -279,7 +279,7 @@ class Magics:
         else:
             call(partial(cell.show_all, found))
 
-    def _reading(self, only: str, session: str = "") -> Reading:
+    def _reading(self, only: str, session: str = "") -> JournalReader:
         """Read the journal of this session, or of another one there."""
         dialer = self._context.dialer
         login, address = dialer.login, dialer.session_info
@@ -291,11 +291,11 @@ class Magics:
             )
         ask = partial(ask_there, login, dialer.remote)
         name = named_there(session, ask, dialer.remote.name) if session else address.session
-        return Reading(ask, name, only, cells=self._held_back, most=MOST_KEPT)
+        return JournalReader(ask, name, only, cells=self._held_back, most=MOST_IN_MEMORY)
 
     def _log(self, session: str = "") -> Iterator[IopubMessage]:
         reading = self._reading("events", session)
-        chronicle = Chronicle()
+        chronicle = SessionLog()
         lines = [line for line in map(chronicle.tell, reading) if line]
         about = reading.answer["session"]
         text = "".join(f"{line}\n" for line in [chronicle.begin(about), *lines])
@@ -303,11 +303,11 @@ class Magics:
 
     def _outputs(self, session: str = "") -> Iterator[IopubMessage]:
         reading = self._reading("" if session else "missed", session)
-        story = Story()
+        story = ExecutionHistory()
         for said in reading:
             story.take(said)
         left = MOST_TEXT
-        for run in story.runs.values():
+        for run in story.executions.values():
             first, *rest = run.source.strip().split("\n")
             count = " " if run.count is None else run.count
             head = f"In [{count}]: {first}{' …' if rest else ''}\n"
@@ -316,7 +316,7 @@ class Magics:
                 shown = _as_message(output, max(left, 0), session or self._session_id())
                 left -= len(str(shown[1].get("text", "")))
                 yield shown
-        if not story.runs:
+        if not story.executions:
             text = (
                 "Nothing was run there.\n" if session else "No output of this session was missed.\n"
             )

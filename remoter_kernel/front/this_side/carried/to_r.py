@@ -11,7 +11,7 @@ import datetime
 import sys
 from typing import Any
 
-from remoter_kernel.front.this_side.carried.frames import MASKED
+from remoter_kernel.front.this_side.carried.dataframes import MASKED
 from remoter_kernel.front.this_side.carried.values import (
     CodecError,
     ObjectWriter,

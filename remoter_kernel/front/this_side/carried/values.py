@@ -23,10 +23,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import BinaryIO
 
-DEEPEST = 100  # lists in lists in lists
+DEEPEST_NESTING = 100  # lists in lists in lists
 LENGTH = 20  # digits
 MANY = 64  # numbers in a list that are better written as one piece
-TIMES = 2  # as much as there is in a file may be taken out of it: R's single values are read twice
+MOST_READ_FACTOR = (
+    2  # as much as there is in a file may be taken out of it: R's single values are read twice
+)
 LONGEST_HEADER = 65536  # bytes that stand before an array
 MANY_EMPTY_VALUES = 65536  # values of no size in an array
 
@@ -66,8 +68,10 @@ class ObjectWriter:
         """Encode a value unless it stands in itself, or too deep."""
         if id(value) in self._inside:
             raise CodecError(f"{where} contains itself.")
-        if len(self._inside) >= DEEPEST:
-            raise CodecError(f"{where[:60]}… is nested too deeply: more than {DEEPEST} levels.")
+        if len(self._inside) >= DEEPEST_NESTING:
+            raise CodecError(
+                f"{where[:60]}… is nested too deeply: more than {DEEPEST_NESTING} levels."
+            )
         self._inside.append(id(value))
         try:
             return encode(value, where)
@@ -95,7 +99,7 @@ class ObjectReader:
         self.file = file
         self._is_pickled = is_pickled
         self._size = file.seek(0, 2)
-        self._left = TIMES * self._size  # bytes that may yet be taken
+        self._left = MOST_READ_FACTOR * self._size  # bytes that may yet be taken
         self._begins: list[int] = []  # of all places that were, in order
         self._sizes: dict[int, int] = {}  # by where they begin
 

@@ -16,13 +16,13 @@ from remoter_kernel.front.this_side.carried.from_r import RReader
 from remoter_kernel.front.this_side.carried.to_r import RWriter
 from remoter_kernel.front.this_side.carried.values import CodecError, ObjectReader, ObjectWriter
 
-SHOWN = 3  # names that something was perhaps meant by
+MOST_SUGGESTIONS = 3  # names that something was perhaps meant by
 
 
-def carry_out(wish: dict[str, Any], names: dict[str, Any]) -> None:
-    """Do as `wish` says with a kernel's names; write down what came of it."""
+def carry_out(job: dict[str, Any], names: dict[str, Any]) -> None:
+    """Do as `job` says with a kernel's names; write down what came of it."""
     try:
-        words = pack_objects(wish, names) if wish["do"] == "pack" else unpack_objects(wish, names)
+        words = pack_objects(job, names) if job["do"] == "pack" else unpack_objects(job, names)
     except CodecError as error:
         words = {"refused": str(error)}
     except ModuleNotFoundError as error:
@@ -35,23 +35,23 @@ def carry_out(wish: dict[str, Any], names: dict[str, Any]) -> None:
         words = {"refused": "It is nested too deeply."}
     except Exception as error:
         words = {"refused": f"That cannot be: {type(error).__name__}: {error}"[:500]}
-    with open(wish["answer"], "w", encoding="utf-8") as file:
+    with open(job["answer"], "w", encoding="utf-8") as file:
         json.dump(words, file)
 
 
-def pack_objects(wish: dict[str, Any], names: dict[str, Any]) -> dict[str, Any]:
+def pack_objects(job: dict[str, Any], names: dict[str, Any]) -> dict[str, Any]:
     """Write the objects with these names to a new file that only its owner can read."""
-    wanted = as_python_has(wish["names"])
+    wanted = as_python_has(job["names"])
     for name in wanted:
         if name not in names:
             raise CodecError(f"There is no {name!r}{meant(name, names)}.")
-    handle = os.open(wish["path"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    handle = os.open(job["path"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     pickled = []
     with open(handle, "wb") as file:
-        writer = (RWriter if wish["for_r"] else ObjectWriter)(file)
+        writer = (RWriter if job["for_r"] else ObjectWriter)(file)
         trees = []
         for name in wanted:
-            tree = encoded(writer, names[name], name, is_pickled=wish["is_pickled"])
+            tree = encoded(writer, names[name], name, is_pickled=job["is_pickled"])
             pickled += [name] if isinstance(tree, dict) and tree["t"] == "pickle" else []
             trees.append(tree)
         writer.finish(trees)
@@ -73,16 +73,16 @@ def encoded(writer: Any, value: Any, name: str, *, is_pickled: bool) -> Any:
         raise CodecError(f"{name} cannot be pickled either: {error}") from error
 
 
-def unpack_objects(wish: dict[str, Any], names: dict[str, Any]) -> dict[str, Any]:
+def unpack_objects(job: dict[str, Any], names: dict[str, Any]) -> dict[str, Any]:
     """Take all objects out of a file, and then give them their names."""
-    with open(wish["path"], "rb") as file:
-        kind = RReader if wish["for_r"] else ObjectReader
-        reader = kind(file, is_pickled=wish["is_pickled"])
+    with open(job["path"], "rb") as file:
+        kind = RReader if job["for_r"] else ObjectReader
+        reader = kind(file, is_pickled=job["is_pickled"])
         values = [reader.decode(tree) for tree in reader.tree()]
-    if len(values) != len(wish["names"]):
+    if len(values) != len(job["names"]):
         raise CodecError("Not as many objects came as were sent.")
     objects = [describe_value(value) for value in values]
-    names.update(zip(as_python_has(wish["names"]), values))  # from here on nothing may fail
+    names.update(zip(as_python_has(job["names"]), values))  # from here on nothing may fail
     return {"objects": objects}
 
 
@@ -94,7 +94,7 @@ def as_python_has(names: list[str]) -> list[str]:
 def meant(name: str, names: dict[str, Any]) -> str:
     """Say which names are like this one, if any are."""
     known = [each for each in names if not each.startswith("_")]
-    near = difflib.get_close_matches(name, known, SHOWN)
+    near = difflib.get_close_matches(name, known, MOST_SUGGESTIONS)
     return f" (did you mean {' or '.join(near)}?)" if near else ""
 
 

@@ -30,9 +30,9 @@ from remoter_kernel.front.configuration.remotes import (
 )
 from remoter_kernel.front.configuration.remotes_toml import write_duration, write_size
 from remoter_kernel.front.keeper import endpoint
-from remoter_kernel.front.reading.happenings import duration
-from remoter_kernel.front.reading.inquiries import Visit
 from remoter_kernel.front.reading.mask import Mask, vocabulary
+from remoter_kernel.front.reading.remote_query import RemoteQuery
+from remoter_kernel.front.reading.session_log import duration
 from remoter_kernel.front.session import undelivered_commands
 from remoter_kernel.front.session.dialer import THIS_MACHINE
 from remoter_kernel.front.session.known_sessions import load_sessions
@@ -54,7 +54,7 @@ PACKAGES = (
     "jupyterlab",
     "notebook",
 )
-ANSWERS_WITHIN = 5.0  # seconds, for `ssh -V`
+SSH_VERSION_WITHIN = 5.0  # seconds, for `ssh -V`
 MOST_SESSIONS = 8  # the newest
 MOST_EVALUATORS = 3  # sessions whose logs are read
 MOST_PROXIES = 3
@@ -63,7 +63,7 @@ LINES = 80  # of each log
 LAST = 30  # lines among which those about single frames are, too
 MOST_READ = 64 * 1024  # bytes of an evaluator's log
 USUAL_KERNELS = {"python3", "ir"}  # other names are a person's own
-OPEN = ("id", "channel", "type", "stage", "seconds", "why")  # words of an open request
+REQUEST_COLUMNS = ("id", "channel", "type", "stage", "seconds", "why")  # words of an open request
 LINK = re.compile(r"^(.*Z )\w+ front\.session\.link: (.*)$", re.MULTILINE)
 
 
@@ -96,7 +96,7 @@ class Report:
         return "\n".join(shown).strip() + "\n"
 
 
-def make_report(name: str | None, questions: Prompter | None) -> str:
+def make_report(name: str | None, prompter: Prompter | None) -> str:
     """Make a report about a remote; without a name: the default one, or the only one.
 
     What cannot be found out is said in it. Raises `Usage` if there is no such remote.
@@ -115,7 +115,7 @@ def make_report(name: str | None, questions: Prompter | None) -> str:
         report.quote("", error)
     if remote:
         tell_remote(report, remote)
-        tell_there(report, remote, questions)
+        tell_there(report, remote, prompter)
     tell_logs(report, remote)
     return report.text()
 
@@ -192,7 +192,7 @@ def _ssh_version() -> str:
             ["ssh", "-V"],
             capture_output=True,
             stdin=subprocess.DEVNULL,
-            timeout=ANSWERS_WITHIN,
+            timeout=SSH_VERSION_WITHIN,
             check=False,
         )
     except (OSError, subprocess.SubprocessError) as error:
@@ -220,8 +220,8 @@ def tell_remote(report: Report, remote: Remote) -> None:
 
 def _describe_setting(remote: Remote, key: str) -> str:
     value = getattr(remote, key)
-    if key in SHOWN:
-        return SHOWN[key](value)
+    if key in DESCRIBERS:
+        return DESCRIBERS[key](value)
     if isinstance(value, str):
         return "set" if value else "not set"
     return f"{len(value)} entries"
@@ -235,7 +235,7 @@ def _shape_of(host: str) -> str:
 
 
 # How the value of a key is told. Of any other key only whether, or how often, it is set.
-SHOWN: dict[str, Callable[[Any], str]] = {
+DESCRIBERS: dict[str, Callable[[Any], str]] = {
     "on_shutdown": str,
     "transport": str,
     "local": str,
@@ -254,9 +254,9 @@ SHOWN: dict[str, Callable[[Any], str]] = {
 # What is there -----------------------------------------------------------------------------
 
 
-def tell_there(report: Report, remote: Remote, questions: Prompter | None) -> None:
+def tell_there(report: Report, remote: Remote, prompter: Prompter | None) -> None:
     """Log in, and tell of the login and what is there; or why that was not possible."""
-    visit = Visit(remote, questions)
+    visit = RemoteQuery(remote, prompter)
     try:
         visit.open()
         _tell_login(report, visit)
@@ -270,7 +270,7 @@ def tell_there(report: Report, remote: Remote, questions: Prompter | None) -> No
         visit.close()
 
 
-def _tell_login(report: Report, visit: Visit) -> None:
+def _tell_login(report: Report, visit: RemoteQuery) -> None:
     login = visit.login
     report.title("The login")
     why = getattr(login, "why_transport", "")
@@ -286,7 +286,7 @@ def _tell_login(report: Report, visit: Visit) -> None:
     report.mask.know("USER", str(getattr(login, "user", "")))
 
 
-def _tell_versions(report: Report, visit: Visit) -> None:
+def _tell_versions(report: Report, visit: RemoteQuery) -> None:
     answer, _ = visit.ask({"verb": "versions"})
     names = answer.get("names")
     for kind in ("user", "home", "host"):
@@ -305,7 +305,7 @@ def _version(told: object) -> str:
     return found[0] if found else "strange"
 
 
-def _tell_sessions(report: Report, visit: Visit) -> None:
+def _tell_sessions(report: Report, visit: RemoteQuery) -> None:
     sessions = sorted(visit.sessions(), key=lambda each: -each["created"])[:MOST_SESSIONS]
     for session in sessions:
         know_session(report.mask, session)
@@ -331,7 +331,7 @@ def _purpose(session: dict[str, Any]) -> str:
     return kinds[0] if kinds else "neither a notebook nor a script"
 
 
-def _tell_requests(report: Report, visit: Visit, session: str) -> None:
+def _tell_requests(report: Report, visit: RemoteQuery, session: str) -> None:
     """Tell which requests are open there, as the evaluator's table has them.
 
     The answer to `{"verb": "requests", "session": id}` is `requests`: one object for each, of
@@ -347,7 +347,9 @@ def _tell_requests(report: Report, visit: Visit, session: str) -> None:
         return
     report.row("open requests", len(requests))
     for request in (each for each in requests if isinstance(each, dict)):
-        report.quote("", ", ".join(f"{word} {request[word]}" for word in OPEN if word in request))
+        report.quote(
+            "", ", ".join(f"{word} {request[word]}" for word in REQUEST_COLUMNS if word in request)
+        )
 
 
 # Logs --------------------------------------------------------------------------------------

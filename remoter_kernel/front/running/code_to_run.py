@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from remoter_kernel.errors import HereLacks, Usage
-from remoter_kernel.front.reading.notebook import join_lines
+from remoter_kernel.front.reading.executions import join_lines
 from remoter_kernel.front.reading.notebook_file import NotebookText
 
 if TYPE_CHECKING:
@@ -18,7 +18,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 LANGUAGES = {".py": "python", ".r": "R"}
-SKIPPED, MAY_FAIL = "skip-execution", "raises-exception"  # tags of cells, as nbclient knows them
+SKIP_TAG, MAY_FAIL_TAG = (
+    "skip-execution",
+    "raises-exception",
+)  # tags of cells, as nbclient knows them
 _PYTHON = """
 __import__("warnings").filterwarnings("ignore", "To exit: use")
 __import__("sys").argv[:] = {words}
@@ -39,15 +42,15 @@ local({{
   attach(list(quit = leave, q = leave), name = "remoter", warn.conflicts = FALSE)
 }})
 """
-PREPARES = {"python": _PYTHON, "R": _R}
+PREAMBLES = {"python": _PYTHON, "R": _R}
 
 
 @dataclass(frozen=True)
-class Piece:
+class CodeCell:
     """What is asked in one request."""
 
     source: str
-    cell: int = 0  # its place in the notebook
+    index: int = 0  # its place in the notebook
     cell_id: str = ""
     may_fail: bool = False
 
@@ -56,15 +59,15 @@ class Piece:
 class Program:
     """A script, a notebook or a line of code, and its arguments."""
 
-    words: tuple[str, ...]  # its name, then its arguments
-    pieces: tuple[Piece, ...]
+    argv: tuple[str, ...]  # its name, then its arguments
+    cells: tuple[CodeCell, ...]
     language: str = ""  # if it is known
     notebook: NotebookText | None = None
 
     @property
     def name(self) -> str:
         """What it is called there: the file's name, `-c` or `-`."""
-        return self.words[0]
+        return self.argv[0]
 
     def preparation(self, language: str) -> str:
         """Return what must run before, in the kernel's language: arguments, and how to end."""
@@ -74,8 +77,8 @@ class Program:
                 f"{language}.",
                 f"Add a remote whose kernel speaks {self.language} (remoter add --kernel).",
             )
-        has_arguments = len(self.words) > 1
-        if language not in PREPARES:
+        has_arguments = len(self.argv) > 1
+        if language not in PREAMBLES:
             if has_arguments:
                 raise Usage(
                     f"Arguments can be handed to Python and R, and not to {language}.",
@@ -84,13 +87,13 @@ class Program:
             return ""
         if self.notebook and not has_arguments:
             return ""  # it runs as in Jupyter
-        return PREPARES[language].format(words=_as_literals(language, self.words))
+        return PREAMBLES[language].format(words=_as_literals(language, self.argv))
 
 
 def code_program(code: str, arguments: Sequence[str] = (), name: str = "-c") -> Program:
     """Make a program of a text."""
     _check_text(code, "The code")
-    return Program((name, *arguments), (Piece(code),))
+    return Program((name, *arguments), (CodeCell(code),))
 
 
 def read_program(path: Path, arguments: Sequence[str] = ()) -> Program:
@@ -114,7 +117,7 @@ def read_program(path: Path, arguments: Sequence[str] = ()) -> Program:
         what = f"{path} cannot be read: {error.strerror or error}."
         raise HereLacks(what, "Name a file of this machine.") from error
     return Program(
-        words, (Piece(as_code(code, str(path))),), LANGUAGES.get(path.suffix.lower(), "")
+        words, (CodeCell(as_code(code, str(path))),), LANGUAGES.get(path.suffix.lower(), "")
     )
 
 
@@ -130,14 +133,14 @@ def as_code(code: bytes, name: str) -> str:
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
-def _code_cells(notebook: NotebookText) -> list[Piece]:
+def _code_cells(notebook: NotebookText) -> list[CodeCell]:
     pieces = []
     for place, cell in enumerate(notebook.cells):
         source = join_lines(cell.get("source"))
         tags = (cell.get("metadata") or {}).get("tags") or ()
-        if cell.get("cell_type") == "code" and source.strip() and SKIPPED not in tags:
+        if cell.get("cell_type") == "code" and source.strip() and SKIP_TAG not in tags:
             name = str(cell.get("id") or "")
-            pieces.append(Piece(source, place, name, may_fail=MAY_FAIL in tags))
+            pieces.append(CodeCell(source, place, name, may_fail=MAY_FAIL_TAG in tags))
     return pieces
 
 

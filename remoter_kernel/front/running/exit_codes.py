@@ -53,13 +53,13 @@ class ExitCodeTracker:
 
     def __init__(self) -> None:
         """Begin with nothing asked."""
-        self._asked: dict[str, bool] = {}  # by request: may it fail?
+        self._may_fail: dict[str, bool] = {}  # by request: may it fail?
         self._replies: list[dict[str, Any]] = []  # of those that may not
 
     @property
     def is_open(self) -> bool:
         """Has something been asked that was never answered?"""
-        return bool(self._asked)
+        return bool(self._may_fail)
 
     @property
     def exit_code(self) -> int:
@@ -74,9 +74,9 @@ class ExitCodeTracker:
             parts = unpack_parts(said.body)
             header, content = header_of(parts[HEADER]), content_of(parts)
             if said.is_from_client and header.get("msg_type") == "execute_request":
-                self._asked[str(header["msg_id"])] = not content.get("stop_on_error", True)
+                self._may_fail[str(header["msg_id"])] = not content.get("stop_on_error", True)
             elif header.get("msg_type") == "execute_reply":
-                may_fail = self._asked.pop(str(header_of(parts[PARENT]).get("msg_id")), True)
+                may_fail = self._may_fail.pop(str(header_of(parts[PARENT]).get("msg_id")), True)
                 if not may_fail:
                     self._replies.append(content)
         except ODD:

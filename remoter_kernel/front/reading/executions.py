@@ -26,18 +26,18 @@ if TYPE_CHECKING:
     from remoter_kernel.wire.journal_entries import JournalEntry
 
 Output = dict[str, Any]
-DEEPEST = 100  # lists and objects within each other: who writes JSON gives up at some more
+DEEPEST_NESTING = 100  # lists and objects within each other: who writes JSON gives up at some more
 CELL_ID = re.compile(r"[a-zA-Z0-9_-]{1,64}")  # nbformat 4.5
 
 
 @dataclass
-class Run:
+class CellExecution:
     """One execution of one cell."""
 
-    request: str  # its message id
+    request_id: str  # its message id
     source: str
     cell_id: str = ""  # as the client names the cell; empty where it does not
-    asked: float = 0.0  # seconds since 1970, by the clock of whoever asked
+    sent_at: float = 0.0  # seconds since 1970, by the clock of whoever asked
     count: int | None = None
     outputs: list[Output] = field(default_factory=list)
     is_over: bool = False
@@ -60,12 +60,12 @@ class Run:
         self.clears_next = False
 
 
-class Story:
+class ExecutionHistory:
     """All cells that were run in a session, in the order in which they were asked for."""
 
     def __init__(self) -> None:
         """Begin with none."""
-        self.runs: dict[str, Run] = {}  # by the request's message id
+        self.executions: dict[str, CellExecution] = {}  # by the request's message id
         self.kernel_info: dict[str, Any] = {}
         self._displays: dict[str, list[Output]] = {}
 
@@ -79,7 +79,7 @@ class Story:
             elif said.is_from_client and said.channel is Channel.SHELL:
                 self._take_request(parts)
             elif said.channel is Channel.IOPUB:
-                run = self.runs.get(str(header_of(parts[PARENT]).get("msg_id", "")))
+                run = self.executions.get(str(header_of(parts[PARENT]).get("msg_id", "")))
                 if run:
                     kind = str(header_of(parts[HEADER]).get("msg_type"))
                     self._take_output(run, kind, content_of(parts))
@@ -94,18 +94,18 @@ class Story:
         if is_unseen(content):
             return
         name = str(header["msg_id"])
-        self.runs[name] = Run(
+        self.executions[name] = CellExecution(
             name,
             as_kept(str(content["code"])),
             str(header_of(parts[METADATA]).get("cellId") or ""),
             timestamp_of(header.get("date")),
         )
 
-    def hear(self, run: Run, kind: str, content: dict[str, Any]) -> None:
+    def hear(self, run: CellExecution, kind: str, content: dict[str, Any]) -> None:
         """Take in one output."""
         self._take_output(run, kind, content)
 
-    def _take_output(self, run: Run, kind: str, content: dict[str, Any]) -> None:
+    def _take_output(self, run: CellExecution, kind: str, content: dict[str, Any]) -> None:
         if kind == "execute_input":
             run.count = _count(content.get("execution_count"))
         elif kind == "status":
@@ -124,7 +124,7 @@ class Story:
         elif kind in {"display_data", "execute_result", "update_display_data"}:
             self._display(run, kind, content)
 
-    def _display(self, run: Run, kind: str, content: dict[str, Any]) -> None:
+    def _display(self, run: CellExecution, kind: str, content: dict[str, Any]) -> None:
         data, metadata, transient = (
             value if isinstance(value, dict) else {}
             for value in map(content.get, ("data", "metadata", "transient"))
@@ -163,7 +163,7 @@ def stream_of(content: dict[str, Any]) -> dict[str, str]:
     return {key: as_kept(value) for key, value in words.items()}
 
 
-def as_kept(value: Any, room: int = DEEPEST) -> Any:
+def as_kept(value: Any, room: int = DEEPEST_NESTING) -> Any:
     """Return a value of a message as a file can keep it: of UTF-8, and not nested without end."""
     if isinstance(value, str):
         try:
@@ -207,16 +207,16 @@ def timestamp_of(date: object) -> float:
 # A whole notebook -----------------------------------------------------------------------
 
 
-def whole_notebook(story: Story, kernelspec: str, display_name: str) -> dict[str, Any]:
+def whole_notebook(story: ExecutionHistory, kernelspec: str, display_name: str) -> dict[str, Any]:
     """Return every run as a cell of a notebook (nbformat 4.5)."""
     info = language_info_of(story.kernel_info)
     spec = {"name": kernelspec, "display_name": display_name, "language": info["name"]}
     names: set[str] = set()
     cells: list[dict[str, Any]] = []
-    for run in story.runs.values():
+    for run in story.executions.values():
         name = run.cell_id
         if not CELL_ID.fullmatch(name) or name in names:
-            name = hashlib.sha256(run.request.encode(errors="replace")).hexdigest()[:16]
+            name = hashlib.sha256(run.request_id.encode(errors="replace")).hexdigest()[:16]
         names.add(name)
         cells.append(
             {
@@ -233,7 +233,7 @@ def whole_notebook(story: Story, kernelspec: str, display_name: str) -> dict[str
 
 
 def executed_notebook(
-    text: str, runs: Mapping[int, Run], language_info: dict[str, Any]
+    text: str, runs: Mapping[int, CellExecution], language_info: dict[str, Any]
 ) -> dict[str, Any]:
     """Return the notebook of a file's text after these runs of its cells, by their places.
 
@@ -254,23 +254,23 @@ def executed_notebook(
 # Into a notebook that is there ------------------------------------------------------------
 
 
-class Filling(NamedTuple):
+class CellUpdate(NamedTuple):
     """What becomes of one cell: `run` is None where it is left alone, and `why` says why."""
 
-    place: int  # in the notebook's cells
-    run: Run | None
+    cell_index: int  # in the notebook's cells
+    execution: CellExecution | None
     why: str = ""
 
 
 def plan_updates(
-    cells: Sequence[dict[str, Any]], runs: Iterable[Run], saved: float
-) -> list[Filling]:
+    cells: Sequence[dict[str, Any]], runs: Iterable[CellExecution], saved: float
+) -> list[CellUpdate]:
     """Say which cells get which outputs; `saved`: when the notebook was, in seconds.
 
     A cell gets the outputs of its last run if it has none, or only the first of them, or
     those of an earlier run, or if that run began after the notebook was saved.
     """
-    found: dict[int, list[Run]] = {}
+    found: dict[int, list[CellExecution]] = {}
     for run in runs:
         index = _place_of(run, cells)
         if index is not None and run.count is not None:
@@ -281,19 +281,21 @@ def plan_updates(
         there = list(cells[index].get("outputs") or ())
         if list(map(comparable, there)) == list(map(comparable, last.outputs)):
             continue
-        if last.asked > saved or any(_begins(run.outputs, there) for run in own):
-            fillings.append(Filling(index, last, "" if last.is_over else "it still runs"))
+        if last.sent_at > saved or any(_begins(run.outputs, there) for run in own):
+            fillings.append(CellUpdate(index, last, "" if last.is_over else "it still runs"))
         else:
-            fillings.append(Filling(index, None, "it has outputs that this session did not make"))
+            fillings.append(
+                CellUpdate(index, None, "it has outputs that this session did not make")
+            )
     return fillings
 
 
-def knows(cells: Sequence[dict[str, Any]], runs: Iterable[Run]) -> bool:
+def knows(cells: Sequence[dict[str, Any]], runs: Iterable[CellExecution]) -> bool:
     """Was any of these cells run?"""
     return any(_place_of(run, cells) is not None for run in runs)
 
 
-def _place_of(run: Run, cells: Sequence[dict[str, Any]]) -> int | None:
+def _place_of(run: CellExecution, cells: Sequence[dict[str, Any]]) -> int | None:
     """Find a run's cell: by its id, else by its source if that stands there once."""
     code = [index for index, cell in enumerate(cells) if cell.get("cell_type") == "code"]
     if run.cell_id:

@@ -23,9 +23,9 @@ from remoter_kernel.front.jupyter.canned_replies import error_content
 from remoter_kernel.front.prompts import OWN_TAG, readable
 from remoter_kernel.front.reading.status import format_size
 from remoter_kernel.front.session.link import LinkState
-from remoter_kernel.front.this_side.carried_text import in_python, in_r
+from remoter_kernel.front.this_side.kernel_code import in_python, in_r
 from remoter_kernel.front.this_side.permission import AccessKind, AccessRequest, listed
-from remoter_kernel.front.this_side.room_there import RoomThere
+from remoter_kernel.front.this_side.remote_temp_dir import RemoteTempDir
 from remoter_kernel.wire.messages import content_of
 from remoter_kernel.wire.threads import Thread
 
@@ -43,22 +43,22 @@ if TYPE_CHECKING:
     from remoter_kernel.wire.reactor import Reactor
     from remoter_kernel.wire.requests import Request
 
-BACK_WITHIN = 300.0  # seconds that a lost link is waited for
-LOOK_EVERY = 0.2  # seconds
-LARGEST = 2**63  # bytes; no file is so large
+LINK_BACK_WITHIN = 300.0  # seconds that a lost link is waited for
+POLL_EVERY = 0.2  # seconds
+LARGEST_FILE = 2**63  # bytes; no file is so large
 # Bytes; what is larger is asked about. This is the size of the file, and what is taken out of it
-# is hardly more: whoever reads it sees to that (`carried.values.Reader`).
-LARGE = 64 * 1024 * 1024
+# is hardly more: whoever reads it sees to that (`carried.values.ObjectReader`).
+ASK_ABOVE = 64 * 1024 * 1024
 LONGEST_ANSWER = 1024 * 1024  # bytes of what a kernel says of an errand
 R_NAME = re.compile(r"(?!\.\.(?:\.|\d+)$)(?:[^\W\d_]|\.(?!\d))[\w.]*")
-R_WORDS = frozenset(
+R_RESERVED = frozenset(
     (
         *("if", "else", "repeat", "while", "function", "for", "next", "break", "in"),
         *("TRUE", "FALSE", "NULL", "Inf", "NaN", "NA"),
         *("NA_integer_", "NA_real_", "NA_complex_", "NA_character_"),
     )
 )
-PICKLED = (
+PICKLE_WARNING = (
     "[remoter] {names} came as a pickle: to unpickle is to run code which whoever made it chose.\n"
 )
 
@@ -72,70 +72,72 @@ class ObjectTransferContext:
     """What of the front carrying needs."""
 
     reactor: Reactor
-    mouth: ReplySender
-    asker: StdinPrompter
+    replies: ReplySender
+    prompter: StdinPrompter
     permission: Permission
-    own_code: InternalExec
+    internal_exec: InternalExec
     link: Link
     dialer: SessionDialer
     language: Callable[[], str]  # of the far kernel
     count: Callable[[], int]  # the number of the last cell there
-    left: list[str] = field(default_factory=list)  # folders that are to be removed there
+    leftover_folders: list[str] = field(
+        default_factory=list
+    )  # folders that are to be removed there
 
 
-class CarryCell:
+class ObjectTransferCell:
     """A cell that carries objects."""
 
     def __init__(
         self,
         request: Request,
-        wish: ObjectTransferSpec,
-        carrier: ObjectTransferContext,
+        spec: ObjectTransferSpec,
+        context: ObjectTransferContext,
         on_over: Callable[[bool], None],
     ) -> None:
         """Remember."""
         self.request = request
-        self._wish = wish
-        self._front = carrier
+        self._spec = spec
+        self._context = context
         self._on_over = on_over
         self._code = str(content_of(request.parts).get("code", ""))
-        self._is_called_off = False
+        self._is_cancelled = False
 
     def begin(self) -> None:
         """Say that it is at work, and work in a thread."""
         self._show("status", {"execution_state": "busy"})
-        typed = {"code": self._code, "execution_count": self._front.count()}
+        typed = {"code": self._code, "execution_count": self._context.count()}
         self._show("execute_input", typed)
         Thread(self._run, name="carrying").start()
 
     def interrupt(self) -> None:
         """Interrupt it: what is under way in a kernel, and what would come after."""
-        self._is_called_off = True
-        self._front.own_code.interrupt()
+        self._is_cancelled = True
+        self._context.internal_exec.interrupt()
 
     # --- in the proxy's thread ---
 
     def _show(self, kind: str, content: dict[str, Any]) -> None:
-        self._front.mouth.publish(kind, content, self.request.header)
+        self._context.replies.publish(kind, content, self.request.header)
 
     def _end(self, texts: list[tuple[str, str]], error: RemoterError | None = None) -> None:
         for name, text in texts:
             self._show("stream", {"name": name, "text": text})
-        reply: dict[str, Any] = {"execution_count": self._front.count(), "payload": []}
+        reply: dict[str, Any] = {"execution_count": self._context.count(), "payload": []}
         if error:
             trouble = error_content(type(error).__name__, str(error))
             self._show("error", trouble)
             reply |= {"status": "error", **trouble}
         else:
             reply |= {"status": "ok", "user_expressions": {}}
-        self._front.mouth.reply(self.request, reply, is_quiet=True)
+        self._context.replies.reply(self.request, reply, is_quiet=True)
         self._show("status", {"execution_state": "idle"})
         self._on_over(error is None)
 
     # --- in a thread ---
 
     def _run(self) -> None:
-        call = self._front.reactor.call
+        call = self._context.reactor.call
         try:
             texts = self._carry()
         except RemoterError as error:
@@ -151,7 +153,7 @@ class CarryCell:
             call(partial(self._end, texts))
 
     def _carry(self) -> list[tuple[str, str]]:
-        wish, front = self._wish, self._front
+        wish, front = self._spec, self._context
         is_push, is_r = wish.verb == "push", front.language() == "R"
         _check(wish, is_push=is_push, is_r=is_r, language=front.language())
         remote = front.dialer.remote.name
@@ -170,8 +172,8 @@ class CarryCell:
             self._await_link()
         with (
             tempfile.TemporaryDirectory(prefix="remoter-", ignore_cleanup_errors=True) as here,
-            RoomThere(
-                self._login, address.session, self._look, self._await_link, front.left
+            RemoteTempDir(
+                self._login, address.session, self._look, self._await_link, front.leftover_folders
             ) as there,
         ):
             path = Path(here, "object")
@@ -189,25 +191,25 @@ class CarryCell:
 
     def _login(self) -> Login:
         """Return the login of the moment."""
-        login = self._front.dialer.login
+        login = self._context.dialer.login
         if login is None:
             self._complain()
         return login
 
     def _await_link(self) -> None:
         """Wait until the link is there; it comes back by itself, or not at all."""
-        limit = time.monotonic() + BACK_WITHIN
+        limit = time.monotonic() + LINK_BACK_WITHIN
         pause = threading.Event()
-        pause.wait(LOOK_EVERY)  # a cut is noticed here first, perhaps
-        while self._front.link.state is not LinkState.UP:
+        pause.wait(POLL_EVERY)  # a cut is noticed here first, perhaps
+        while self._context.link.state is not LinkState.UP:
             self._look()
-            if self._front.link.state is LinkState.FAILED or time.monotonic() > limit:
+            if self._context.link.state is LinkState.FAILED or time.monotonic() > limit:
                 self._complain()
-            pause.wait(LOOK_EVERY)
+            pause.wait(POLL_EVERY)
 
     def _complain(self) -> NoReturn:
         advice = "%remoter status shows how it is; run a cell to try again."
-        remote = self._front.dialer.remote.name
+        remote = self._context.dialer.remote.name
         raise Unreachable("The link is down; nothing was carried.", advice, remote=remote)
 
     def _told(
@@ -215,49 +217,49 @@ class CarryCell:
     ) -> list[tuple[str, str]]:
         texts = []
         if packed.get("pickled"):
-            texts.append(("stderr", PICKLED.format(names=", ".join(self._wish.names))))
-        objects = zip(self._wish.targets, unpacked["objects"], strict=False)
+            texts.append(("stderr", PICKLE_WARNING.format(names=", ".join(self._spec.names))))
+        objects = zip(self._spec.targets, unpacked["objects"], strict=False)
         lines = [f"{name} is {where} now ({readable(str(what))}).\n" for name, what in objects]
         return [*texts, ("stdout", "".join(lines))]
 
     def _look(self) -> None:
-        if self._is_called_off:
+        if self._is_cancelled:
             raise NotCarried("It was interrupted; nothing was carried.")
 
     def _check_size(self, size: int) -> None:
         """Ask about what is large; without somebody to ask, refuse it."""
-        if size <= LARGE or self._wish.is_large:
+        if size <= ASK_ABOVE or self._spec.is_large:
             return
-        verb = f"%remoter {self._wish.verb}"
+        verb = f"%remoter {self._spec.verb}"
         told = f"{OWN_TAG}{verb} is about to carry {format_size(size)}. Go on? yes or no:"
         try:
-            said = self._front.asker.ask_in(self.request, told).strip().lower()
+            said = self._context.prompter.ask_in(self.request, told).strip().lower()
         except RemoterError:
             said = ""
         if said not in {"yes", "y"}:
-            limit = f"more than {format_size(LARGE)} are asked about"
+            limit = f"more than {format_size(ASK_ABOVE)} are asked about"
             raise NotCarried(f"{format_size(size)} were not carried: {limit}.", f"{verb} … --yes")
 
     def _ask_here(self, do: str, path: Path, *, is_r: bool) -> dict[str, Any]:
         answer = path.with_name("answer")
         words = self._words(do, str(path), str(answer), is_r=is_r)
-        self._errand(partial(self._front.own_code.run_here, in_python(words)))
+        self._errand(partial(self._context.internal_exec.run_here, in_python(words)))
         return _heard(answer.read_bytes(), "here")
 
-    def _ask_there(self, do: str, there: RoomThere, *, is_r: bool) -> dict[str, Any]:
+    def _ask_there(self, do: str, there: RemoteTempDir, *, is_r: bool) -> dict[str, Any]:
         words = self._words(do, f"{there.path}/object", f"{there.path}/answer", is_r=is_r)
         code = in_r(words) if is_r else in_python(words)
-        self._errand(partial(self._front.own_code.run_there, code))
-        return _heard(there.answer(), f"on {self._front.dialer.remote.name}")
+        self._errand(partial(self._context.internal_exec.run_there, code))
+        return _heard(there.answer(), f"on {self._context.dialer.remote.name}")
 
     def _words(self, do: str, path: str, answer: str, *, is_r: bool) -> dict[str, Any]:
-        names = self._wish.names if do == "pack" else self._wish.targets
+        names = self._spec.names if do == "pack" else self._spec.targets
         return {
             "do": do,
             "names": list(names),
             "path": path,
             "answer": answer,
-            "is_pickled": self._wish.is_pickled,
+            "is_pickled": self._spec.is_pickled,
             "for_r": is_r,
         }
 
@@ -265,7 +267,7 @@ class CarryCell:
         """Have something done in a kernel, and wait for its end."""
         self._look()
         over: queue.SimpleQueue[RemoterError | None] = queue.SimpleQueue()
-        self._front.reactor.call(partial(begin, over.put))
+        self._context.reactor.call(partial(begin, over.put))
         if error := over.get():
             raise error
 
@@ -288,30 +290,30 @@ def _heard(said: bytes, where: str) -> dict[str, Any]:
 def _packed_size(packed: dict[str, Any]) -> int:
     """Return the bytes of what was packed; R may write their number as 1e+05."""
     size = packed.get("size")
-    if not isinstance(size, int | float) or not 0 <= size < LARGEST:
+    if not isinstance(size, int | float) or not 0 <= size < LARGEST_FILE:
         raise NotCarried("What was packed has no size that can be; nothing was carried.")
     return int(size)
 
 
-def _check(wish: ObjectTransferSpec, *, is_push: bool, is_r: bool, language: str) -> None:
+def _check(spec: ObjectTransferSpec, *, is_push: bool, is_r: bool, language: str) -> None:
     """Refuse names that cannot be, and kernels that are not known."""
     if language not in {"python", "R"}:
         raise Usage(f"Objects are carried to and from Python and R, and not {language}.")
-    if is_r and wish.is_pickled:
+    if is_r and spec.is_pickled:
         raise Usage("R reads no pickles; nothing was carried.")
-    here, there = (wish.names, wish.targets) if is_push else (wish.targets, wish.names)
+    here, there = (spec.names, spec.targets) if is_push else (spec.targets, spec.names)
     for name in here:
         _check_python(name)
     for name in there:
         if not is_r:
             _check_python(name)
-        elif not R_NAME.fullmatch(name) or name in R_WORDS:
-            raise Usage(f"{name!r} is no name of R's; nothing was carried.", _AS)
+        elif not R_NAME.fullmatch(name) or name in R_RESERVED:
+            raise Usage(f"{name!r} is no name of R's; nothing was carried.", _NAME_ADVICE)
 
 
 def _check_python(name: str) -> None:
     if not name.isidentifier() or keyword.iskeyword(name):
-        raise Usage(f"{name!r} is no name of Python's; nothing was carried.", _AS)
+        raise Usage(f"{name!r} is no name of Python's; nothing was carried.", _NAME_ADVICE)
 
 
-_AS = 'What has no name yet gets one first; "as NAME" gives it another.'
+_NAME_ADVICE = 'What has no name yet gets one first; "as NAME" gives it another.'

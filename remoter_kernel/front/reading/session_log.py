@@ -13,8 +13,8 @@ from remoter_kernel.wire.messages import HEADER, ODD, PARENT, content_of, header
 if TYPE_CHECKING:
     from remoter_kernel.wire.journal_entries import JournalEntry
 
-SHOWN = 60  # characters of a cell's first line
-ORDERS = {
+LONGEST_CODE = 60  # characters of a cell's first line
+COMMAND_TEXTS = {
     "interrupt": "asked to interrupt",
     "restart": "asked to restart the kernel",
     "stop": "asked to stop the session",
@@ -22,16 +22,16 @@ ORDERS = {
     "finish": "asked to end the session once all is done",
     "refused": "sent what could not be taken in",
 }
-NOTES = {"died": "The kernel died", "failed": "The kernel did not start"}
+EVENT_TEXTS = {"died": "The kernel died", "failed": "The kernel did not start"}
 
 
-class Chronicle:
+class SessionLog:
     """Turns records into lines."""
 
     def __init__(self) -> None:
         """Begin with no request."""
-        self.has_trouble = False  # is the kernel's own log worth a look?
-        self._asked: dict[str, float] = {}  # when, by message id
+        self.has_failure = False  # is the kernel's own log worth a look?
+        self._sent_at: dict[str, float] = {}  # when, by message id
 
     def begin(self, about: dict[str, Any]) -> str:
         """Return the first line."""
@@ -42,7 +42,7 @@ class Chronicle:
 
     def end(self, about: dict[str, Any]) -> str | None:
         """Return the last line, if the session is over."""
-        self.has_trouble |= about["state"] == "dead"
+        self.has_failure |= about["state"] == "dead"
         if about["state"] not in {"ended", "dead"}:
             return None
         return line(about["since"], f"The session is over. {about['why']}".rstrip())
@@ -60,10 +60,10 @@ class Chronicle:
         who = f"Front {said.client.hex()[:6]}"
         if said.channel is Channel.COMMAND:
             order = str(from_json(parts[0]).get("order"))
-            return f"{who} {ORDERS.get(order, order)}."
+            return f"{who} {COMMAND_TEXTS.get(order, order)}."
         if said.channel is Channel.EVENT:
             words = from_json(parts[0])
-            self.has_trouble |= str(words.get("event")) in NOTES
+            self.has_failure |= str(words.get("event")) in EVENT_TEXTS
             return _event_text(who, words)
         if said.channel is not Channel.SHELL:
             return None
@@ -80,14 +80,14 @@ class Chronicle:
     ) -> str | None:
         if is_unseen(content):
             return None
-        self._asked[name] = said.time
+        self._sent_at[name] = said.time
         code = plain_text(content.get("code", ""), keeps_lines=True)
         first, *rest = code.strip().split("\n")
-        shown = first[:SHOWN] + ("…" if rest or len(first) > SHOWN else "")
+        shown = first[:LONGEST_CODE] + ("…" if rest or len(first) > LONGEST_CODE else "")
         return f"{who} asked for: {shown}"
 
     def _reply(self, said: JournalEntry, name: str, content: dict[str, Any]) -> str | None:
-        asked = self._asked.pop(name, None)
+        asked = self._sent_at.pop(name, None)
         if asked is None:
             return None
         status = content.get("status")
@@ -109,7 +109,7 @@ def _event_text(who: str, words: dict[str, Any]) -> str | None:
         return f"{who} sent what could not be taken in. {words.get('why', '')}".rstrip()
     if words.get("mark") or not event:
         return None
-    what = NOTES.get(str(event), f"Note: {event}")
+    what = EVENT_TEXTS.get(str(event), f"Note: {event}")
     return f"{what}. {words.get('why', '')}".rstrip()
 
 

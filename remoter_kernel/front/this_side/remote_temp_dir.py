@@ -28,11 +28,11 @@ BLOCK = 64 * 1024  # bytes; the least that is sent at once
 FIRST_PIECE = 256 * 1024  # bytes
 LARGEST_PIECE = 8 * 1024 * 1024  # bytes: as much as is in memory here at once
 PIECE_TAKES = 1.0  # seconds, about: what is interrupted is out of the way soon
-TRIES = 5  # for a piece whose connection is cut
+MOST_TRIES = 5  # for a piece whose connection is cut
 PIECE_WITHIN = 600.0  # seconds, on a slow link, too
 LOOK_EVERY = 0.1  # seconds
 CLEAR_WITHIN = 1.0  # seconds; then nobody waits for it any more
-MARK = b"remoter-room:"  # what shells there print by themselves comes before it
+OUTPUT_MARK = b"remoter-room:"  # what shells there print by themselves comes before it
 
 # Lines that any login shell (csh and fish, too) passes on: no quotes inside, no newline, no `!`.
 _FOLDER = '"${{XDG_DATA_HOME:-$HOME/.local/share}}/remoter-kernel/sessions/{session}/{name}"'
@@ -55,28 +55,28 @@ class CommandExecutor(Protocol):
         """Run a command with this input, and wait until it ends."""
 
 
-class RoomThere:
+class RemoteTempDir:
     """One such folder, between enter and exit. Blocks."""
 
     def __init__(
         self,
         login: Callable[[], CommandExecutor],
         session: str,
-        look: Callable[[], None],
-        wait: Callable[[], None],
-        left: list[str],
+        check_cancelled: Callable[[], None],
+        wait_for_link: Callable[[], None],
+        leftovers: list[str],
     ) -> None:
-        """Remember; `look` is called all the time, `wait` after a cut; both may raise.
+        """`check_cancelled` is called all the time, `wait_for_link` after a cut; both may raise.
 
         `login` returns the one of the moment: a cut ends one, and another one takes its place.
-        `left` lists folders that could not be removed: the next room takes them along.
+        `leftovers` lists folders that could not be removed: the next room takes them along.
         """
         self._login = login
-        self._look = look
-        self._wait = wait
-        self._left = left
-        self._piece = FIRST_PIECE
-        self._under_way = threading.Thread()
+        self._check_cancelled = check_cancelled
+        self._wait_for_link = wait_for_link
+        self._leftovers = leftovers
+        self._piece_size = FIRST_PIECE
+        self._running = threading.Thread()
         name = f"carried-{secrets.token_hex(8)}"
         self._folder = _FOLDER.format(session=session, name=name)
         self.path = ""  # as a process there knows it
@@ -98,20 +98,20 @@ class RoomThere:
         clearing.join(CLEAR_WITHIN)  # no longer: the link may be a black hole
 
     def _clear(self) -> None:
-        if self._under_way.is_alive():
-            self._under_way.join()
-        left = [self._left.pop() for _ in range(len(self._left))]
+        if self._running.is_alive():
+            self._running.join()
+        left = [self._leftovers.pop() for _ in range(len(self._leftovers))]
         for folder in [self._folder, *left]:
             try:
                 self._login().run(_CLOSE.format(folder=folder), seconds=PIECE_WITHIN)
             except RemoterError:
-                self._left.append(folder)  # at the latest it goes with the session's folder
+                self._leftovers.append(folder)  # at the latest it goes with the session's folder
 
     def fill(self, path: Path) -> None:
         """Put a file of this side there."""
         begin = 0
         with path.open("rb") as file:
-            while piece := file.read(self._piece):
+            while piece := file.read(self._piece_size):
                 words = {"block": BLOCK, "begin": begin // BLOCK, "folder": self._folder}
                 what = "The object could not be written there"
                 with self._paced():
@@ -123,7 +123,7 @@ class RoomThere:
         with open(path, "xb", opener=_for_us_alone) as file:
             begin = 0
             while begin < size:
-                wanted = min(self._piece, size - begin)
+                wanted = min(self._piece_size, size - begin)
                 words = {"begin": begin + 1, "size": wanted, "folder": self._folder}
                 what = "The object could not be read there"
                 with self._paced():
@@ -140,9 +140,9 @@ class RoomThere:
         yield
         took = time.monotonic() - begin
         if took < PIECE_TAKES / 2:
-            self._piece = min(self._piece * 2, LARGEST_PIECE)
+            self._piece_size = min(self._piece_size * 2, LARGEST_PIECE)
         elif took > PIECE_TAKES:
-            self._piece = max(self._piece // 2, BLOCK)
+            self._piece_size = max(self._piece_size // 2, BLOCK)
 
     def answer(self) -> bytes:
         """Return what came of the last errand."""
@@ -159,20 +159,20 @@ class RoomThere:
             line = next((each for each in lines if each.startswith("dd:")), lines[-1])
             why = re.sub(r"[^\x20-\x7e]", "?", line)
             raise RemoteLacks(f"{what}: {why}.", "Look at the home there, then try again.")
-        return ran.stdout.partition(MARK)[2]
+        return ran.stdout.partition(OUTPUT_MARK)[2]
 
     def _try(self, command: str, stdin: bytes) -> CompletedCommand:
         """Run a command that may be run twice; a cut is waited out."""
-        for _ in range(TRIES):
+        for _ in range(MOST_TRIES):
             try:
                 return self._ran(command, stdin)
             except Unreachable:
-                self._wait()
+                self._wait_for_link()
         return self._ran(command, stdin)
 
     def _ran(self, command: str, stdin: bytes) -> CompletedCommand:
         """Run a command; whoever is called off does not wait for a link that is slow or dead."""
-        self._look()
+        self._check_cancelled()
         future: Future[CompletedCommand] = Future()
         login = self._login()
 
@@ -182,8 +182,8 @@ class RoomThere:
             except BaseException as error:  # noqa: BLE001 - it is raised where it is waited for
                 future.set_exception(error)
 
-        self._under_way = Thread(run, name="piece")
-        self._under_way.start()
+        self._running = Thread(run, name="piece")
+        self._running.start()
         while not wait([future], LOOK_EVERY).done:
-            self._look()
+            self._check_cancelled()
         return future.result()

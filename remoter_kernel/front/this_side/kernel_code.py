@@ -9,7 +9,14 @@ from importlib import resources
 from typing import Any
 
 PACKAGE = "remoter_kernel.front.this_side.carried"
-PARTS = ("values", "arrow", "frames", "to_r", "from_r", "errand")  # each needs those before it
+CODEC_MODULES = (
+    "values",
+    "arrow",
+    "dataframes",
+    "to_r",
+    "from_r",
+    "object_job",
+)  # each needs those before it
 
 
 def in_python(wish: dict[str, Any]) -> str:
@@ -35,7 +42,7 @@ def _codec_source() -> str:
     The lines stay as they are: what newer Pythons make of an f-string, older ones cannot read.
     """
     lines = ["from __future__ import annotations"]
-    for part in PARTS:
+    for part in CODEC_MODULES:
         text = (resources.files(PACKAGE) / f"{part}.py").read_text(encoding="utf-8")
         lines += _own(text)
     return "\n".join(lines)

@@ -31,22 +31,22 @@ if TYPE_CHECKING:
     from remoter_kernel.front.logins.login import Login
     from remoter_kernel.front.prompts import Prompter
 
-FOLLOW = 20.0  # seconds that the far side waits for something new to tell
-MOST_ANSWERED = 32 * 1024 * 1024  # bytes of one answer: our own program gives no more
-MOST_KEPT = 2 * 1024**3  # bytes, of what is kept in memory until all of it is read
+FOLLOW_WAIT = 20.0  # seconds that the far side waits for something new to tell
+LARGEST_ANSWER = 32 * 1024 * 1024  # bytes of one answer: our own program gives no more
+MOST_IN_MEMORY = 2 * 1024**3  # bytes, of what is kept in memory until all of it is read
 
 
-class Visit:
+class RemoteQuery:
     """A login on one remote, in order to ask."""
 
-    def __init__(self, remote: Remote, questions: Prompter | None = None) -> None:
+    def __init__(self, remote: Remote, prompter: Prompter | None = None) -> None:
         """Remember; `open` logs in."""
         self.remote = remote
-        self.left_out = 0  # what was told as a session, and is none
-        self._questions = questions
+        self.skipped = 0  # what was told as a session, and is none
+        self._prompter = prompter
         self._login: Login | None = None
-        self._host: EmbeddedHost | None = None
-        self._is_over = False  # does nobody wait for an answer any more?
+        self._embedded_host: EmbeddedHost | None = None
+        self._is_cancelled = False  # does nobody wait for an answer any more?
 
     def __enter__(self) -> Self:
         self.open()
@@ -64,11 +64,11 @@ class Visit:
                 from remoter_kernel.front.logins.embedded_host import EmbeddedHost  # noqa: PLC0415
                 from remoter_kernel.front.ssh.ssh_login import log_in  # noqa: PLC0415
 
-                self._host = EmbeddedHost()
-                self._host.start()
-                self._login = log_in(self._host.destination())
+                self._embedded_host = EmbeddedHost()
+                self._embedded_host.start()
+                self._login = log_in(self._embedded_host.destination())
             else:
-                self._login = kept_login(self.remote, self._questions, on_try=self._know)
+                self._login = kept_login(self.remote, self._prompter, on_try=self._know)
         except RemoterError as error:
             self.close()
             raise error.at(self.remote.name) from error.__cause__
@@ -76,24 +76,24 @@ class Visit:
     def _know(self, login: Login) -> None:
         """Know a login that has only begun: it may have to be called off."""
         self._login = login
-        if self._is_over:  # since it was looked at
+        if self._is_cancelled:  # since it was looked at
             login.close()
 
     def _go_on(self) -> None:
-        if self._is_over:
+        if self._is_cancelled:
             raise Unreachable("What was asked was called off.", remote=self.remote.name)
 
     def call_off(self) -> None:
         """End what is asked just now, and ask nothing any more; from another thread."""
-        self._is_over = True
+        self._is_cancelled = True
         self.close()
 
     def close(self) -> None:
         """Give the login back."""
         if self._login:
             self._login.close()
-        if self._host:
-            self._host.close()
+        if self._embedded_host:
+            self._embedded_host.close()
 
     @property
     def login(self) -> Login | None:
@@ -116,10 +116,10 @@ class Visit:
             raise error.at(self.remote.name) from error.__cause__
 
     def sessions(self) -> list[dict[str, Any]]:
-        """Return what is known of each session there; `left_out` counts what has no id of one."""
+        """Return what is known of each session there; `skipped` counts what has no id of one."""
         answer = self.ask({"verb": "sessions"})[0]
         sessions = read_sessions(answer, self.remote.name)
-        self.left_out = len(answer["sessions"]) - len(sessions)
+        self.skipped = len(answer["sessions"]) - len(sessions)
         return sessions
 
     def stop(self, session: str) -> tuple[str, str]:
@@ -131,18 +131,18 @@ class Visit:
         return str(told.get("how")), plain_text(told.get("host") or "")
 
 
-class Listing(NamedTuple):
+class SessionList(NamedTuple):
     """What one remote told of its sessions, or why it could not."""
 
-    visit: Visit
+    query: RemoteQuery
     sessions: list[dict[str, Any]]
     error: RemoterError | None
 
 
 @contextlib.contextmanager
-def visiting(names: Iterable[str] | None, questions: Prompter | None) -> Iterator[list[Listing]]:
+def visiting(names: Iterable[str] | None, prompter: Prompter | None) -> Iterator[list[SessionList]]:
     """Ask remotes (None: all there are) for their sessions, all at once; stay logged in."""
-    visits = [Visit(remote, questions) for remote in _remotes(names)]
+    visits = [RemoteQuery(remote, prompter) for remote in _remotes(names)]
     with contextlib.ExitStack() as stack:
         for visit in visits:
             stack.callback(visit.close)
@@ -162,30 +162,30 @@ def _remotes(names: Iterable[str] | None) -> list[Remote]:
     return list(read_remotes().all.values()) or [THIS_MACHINE]
 
 
-def _list(visit: Visit) -> Listing:
+def _list(visit: RemoteQuery) -> SessionList:
     try:
         visit.open()
         sessions = visit.sessions()
         store_sessions(visit.remote.name, sessions)
-        return Listing(visit, sessions, None)
+        return SessionList(visit, sessions, None)
     except RemoterError as error:
-        return Listing(visit, [], error)
+        return SessionList(visit, [], error)
 
 
-def _each_once(listings: list[Listing]) -> list[Listing]:
+def _each_once(listings: list[SessionList]) -> list[SessionList]:
     """Name a session once where two remotes are one host: by the remote that started it."""
     owners: dict[tuple[str, float], str] = {}
     for listing in listings:
         for session in listing.sessions:
             key = (session["id"], session["created"])
-            if key not in owners or session["remote"] == listing.visit.remote.name:
-                owners[key] = listing.visit.remote.name
+            if key not in owners or session["remote"] == listing.query.remote.name:
+                owners[key] = listing.query.remote.name
     return [
         listing._replace(
             sessions=[
                 session
                 for session in listing.sessions
-                if owners[session["id"], session["created"]] == listing.visit.remote.name
+                if owners[session["id"], session["created"]] == listing.query.remote.name
             ]
         )
         for listing in listings
@@ -196,10 +196,10 @@ def _each_once(listings: list[Listing]) -> list[Listing]:
 
 
 @dataclass
-class Found:
+class SessionRef:
     """A session, and the visit to the remote where it is."""
 
-    visit: Visit
+    query: RemoteQuery
     about: dict[str, Any]
 
     @property
@@ -207,9 +207,9 @@ class Found:
         """The session's id, whole."""
         return str(self.about["id"])
 
-    def said(self, only: str = "", *, follow: bool = False, most: int = 0) -> Reading:
+    def said(self, only: str = "", *, follow: bool = False, most: int = 0) -> JournalReader:
         """Read its journal from the beginning; `most`: bytes of it, where they are kept here."""
-        return Reading(self.visit.ask, self.id, only, follow=follow, most=most)
+        return JournalReader(self.query.ask, self.id, only, follow=follow, most=most)
 
 
 def parts_of_name(word: str) -> tuple[str, str]:
@@ -223,23 +223,23 @@ def parts_of_name(word: str) -> tuple[str, str]:
     return name, prefix
 
 
-def meant_by(word: str, listings: list[Listing]) -> Found:
+def meant_by(word: str, listings: list[SessionList]) -> SessionRef:
     """Find the session that a word means: an id or the beginning of one, `NAME/ID`."""
     name, prefix = parts_of_name(word)
     found = [
-        Found(listing.visit, session)
+        SessionRef(listing.query, session)
         for listing in listings
         for session in listing.sessions
-        if session["id"].startswith(prefix) and name in {"", listing.visit.remote.name}
+        if session["id"].startswith(prefix) and name in {"", listing.query.remote.name}
     ]
     exact = [each for each in found if each.id == prefix]
     if len(exact or found) == 1:
         return (exact or found)[0]
     if found:
-        names = ", ".join(f"{each.visit.remote.name}/{each.id}" for each in found)
+        names = ", ".join(f"{each.query.remote.name}/{each.id}" for each in found)
         raise Usage(f"{word!r} may mean several sessions: {names}.", "Write more of the id.")
     for listing in listings:
-        if listing.error and name in {"", listing.visit.remote.name}:
+        if listing.error and name in {"", listing.query.remote.name}:
             raise listing.error  # it may well be there
     raise NoSuchSession(
         f"There is no session {word!r}.", "`remoter sessions` shows which there are."
@@ -252,18 +252,18 @@ def named_there(
     """Return the id of the session of one remote that a word means."""
     sessions = read_sessions(ask({"verb": "sessions"})[0], remote)
     store_sessions(remote, sessions)
-    return meant_by(word, [Listing(Visit(Remote(remote, "")), sessions, None)]).id
+    return meant_by(word, [SessionList(RemoteQuery(Remote(remote, "")), sessions, None)]).id
 
 
 @contextlib.contextmanager
-def finding(word: str, questions: Prompter | None) -> Iterator[Found]:
+def finding(word: str, prompter: Prompter | None) -> Iterator[SessionRef]:
     """Find one session over all remotes, or over the one of `NAME/ID`."""
     name, _ = parts_of_name(word)
-    with visiting([name] if name else None, questions) as listings:
+    with visiting([name] if name else None, prompter) as listings:
         yield meant_by(word, listings)
 
 
-class Reading:
+class JournalReader:
     """Goes through a journal of the far side, in pieces; `follow`: until the session ends."""
 
     def __init__(
@@ -281,35 +281,37 @@ class Reading:
         `most`: how many bytes are taken in all; 0: as many as there are.
         """
         self._ask = ask
-        self._words = {"verb": "outputs", "session": session, "only": only, "cells": list(cells)}
+        self._query = {"verb": "outputs", "session": session, "only": only, "cells": list(cells)}
         self._follow = follow
         self.answer: dict[str, Any] = {}  # the last one
         self._most = most
-        self._journal = self._taken = 0  # bytes: of the journal, as it is told; of all answers
+        self._journal_size = self._received = (
+            0  # bytes: of the journal, as it is told; of all answers
+        )
 
     def _largest_after(self, size: int) -> int:
         """Take an answer of so many bytes; return how large a record of that journal can be."""
         told = self.answer["session"].get("journal")
-        self._journal = max(self._journal, told if isinstance(told, int) else 0)
-        self._taken += size
-        if size > MOST_ANSWERED:
+        self._journal_size = max(self._journal_size, told if isinstance(told, int) else 0)
+        self._received += size
+        if size > LARGEST_ANSWER:
             raise ProtocolError(
-                f"An answer of {size:,} bytes came, and {MOST_ANSWERED:,} are the most."
+                f"An answer of {size:,} bytes came, and {LARGEST_ANSWER:,} are the most."
             )
-        if self._most and self._taken > self._most:
-            session, most = self._words["session"], f"{self._most / 2**30:.0f} GiB"
+        if self._most and self._received > self._most:
+            session, most = self._query["session"], f"{self._most / 2**30:.0f} GiB"
             raise ProtocolError(
                 f"Session {session} has said more than the {most} that are kept in memory here.",
                 f"`remoter outputs {session}` shows all of it, as it comes.",
             )
-        return min(self._journal, MOST_ITEM)
+        return min(self._journal_size, MOST_ITEM)
 
     def __iter__(self) -> Iterator[JournalEntry]:
         """Yield what was said, in order."""
         after, rest, wait, place = 0, b"", 0.0, None
         while True:
             begin = {"after": after, "skip": len(rest), "place": place}
-            answer, data = self._ask({**self._words, **begin, "wait": wait})
+            answer, data = self._ask({**self._query, **begin, "wait": wait})
             self.answer = _checked(answer)
             if len(data) == self.answer["bytes"]:  # else something was lost on the way
                 place = self.answer["place"]
@@ -319,7 +321,7 @@ class Reading:
                 yield said
             if not data and (self.answer["is_over"] or not self._follow):
                 return
-            wait = FOLLOW if self._follow and not rest else 0.0
+            wait = FOLLOW_WAIT if self._follow and not rest else 0.0
 
 
 def _checked(answer: dict[str, Any]) -> dict[str, Any]:
