@@ -33,6 +33,8 @@ LONGER_WITH_REASON = {
     "remoter_kernel/front/session/link.py",  # one subject: a conversation and its connections
     "remoter_kernel/wire/output_backlog.py",  # one subject: what becomes of outputs that wait
     "remoter_kernel/wire/sender.py",  # one subject: a plan on its way
+    "remoter_kernel/daemon/launch.py",  # one subject: a session is found, or begun
+    "remoter_kernel/daemon/query.py",  # one subject: what a person asks about sessions
 }
 FORBIDDEN_NAMES = {"utils", "helpers", "manager", "base", "connection"}
 # Options of all verbs are described once, at the top of the page.

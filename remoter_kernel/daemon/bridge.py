@@ -27,7 +27,7 @@ def main(host: str, port: str) -> None:
     there.settimeout(None)
     there.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     _write_stdout(GREETING)
-    Thread(_inwards, name="inwards", args=(there,), on_error=lambda _error: os._exit(1)).start()
+    Thread(_copy_stdin, name="inwards", args=(there,), on_error=lambda _error: os._exit(1)).start()
     with contextlib.suppress(OSError):
         while True:
             data = there.recv(AT_ONCE)
@@ -37,7 +37,7 @@ def main(host: str, port: str) -> None:
     os._exit(0)
 
 
-def _inwards(there: socket.socket) -> None:
+def _copy_stdin(there: socket.socket) -> None:
     with contextlib.suppress(OSError):
         while True:
             data = os.read(0, AT_ONCE)

@@ -34,7 +34,7 @@ class Cancellations:
         self._interrupted[client] = number
         self._to_interrupt.add(client)
 
-    def call_off(self, client: bytes, number: int) -> None:
+    def abort(self, client: bytes, number: int) -> None:
         """The same, and the cell that it was meant for has been interrupted."""
         self._interrupted[client] = number
         self._to_interrupt.discard(client)
@@ -44,7 +44,7 @@ class Cancellations:
         self._restarted[client] = number
         self._interrupted.pop(client, None)
 
-    def answer_to(self, request: Request) -> CancelReason | None:
+    def reason_for(self, request: Request) -> CancelReason | None:
         """Say how a request is to be answered in the kernel's place; None: the kernel gets it."""
         client = request.client
         if request.number <= self._restarted.get(client, 0):

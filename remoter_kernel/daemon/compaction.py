@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from remoter_kernel.daemon import records
 from remoter_kernel.daemon.index import Index
-from remoter_kernel.daemon.records import Record, Scan, encode_record, mark_of, size_on_disk
+from remoter_kernel.daemon.records import Record, Scan, encode_record, parse_marker, size_on_disk
 from remoter_kernel.errors import ProtocolError
 from remoter_kernel.wire.frames import Channel, unpack_parts
 from remoter_kernel.wire.messages import HEADER, PARENT, content_of, header_of
@@ -57,7 +57,7 @@ class CompactedFile(NamedTuple):
         """How much further on (less: negative) what came later lies in this file."""
         return self.size - self.end
 
-    def take_over(self, old: int, end: int, path: Path) -> None:
+    def catch_up_and_replace(self, old: int, end: int, path: Path) -> None:
         """Copy what was written meanwhile, and take the old one's name."""
         offset = self.end
         while offset < end:
@@ -73,7 +73,7 @@ class CompactedFile(NamedTuple):
             if not os.path.samestat(path.stat(), os.fstat(self.file)):
                 raise
 
-    def give_up(self) -> None:
+    def discard(self) -> None:
         """Leave nothing behind, as far as the disk lets us."""
         with contextlib.suppress(OSError):
             os.close(self.file)
@@ -99,11 +99,11 @@ class Catalogue:
 
     def add(self, record: Record) -> None:
         """Take note of a record."""
-        kind, cell, display = _classify(record)
-        place = self._place_of(cell)
-        words = mark_of(record)
+        kind, cell, display = _class_of(record)
+        place = self._cell_index(cell)
+        words = parse_marker(record)
         if words.get("mark") == "shortened" and words.get("what") in WHAT:
-            key = (self._place_of(words["cell"]), WHAT.index(words["what"]))
+            key = (self._cell_index(words["cell"]), WHAT.index(words["what"]))
             self.markers[key] = (len(self.numbers), words)
         if display:
             self.shown[display] = len(self.numbers)
@@ -114,54 +114,54 @@ class Catalogue:
         self.is_dropped.append(0)
         self.total += size_on_disk(record)
 
-    def _place_of(self, cell: str) -> int:
+    def _cell_index(self, cell: str) -> int:
         place = self._cell_of.setdefault(cell, len(self.names))
         if place == len(self.names):
             self.names.append(cell)
         return place
 
-    def choose(self, target: int, taken: int) -> dict[int, dict[str, Any]]:
+    def select_dropped(self, target: int, taken: int) -> dict[int, dict[str, Any]]:
         """Let records go until the rest fits; return the marks that stand for them, by place."""
         newest = set(self.shown.values())
         for until in (taken, self.numbers[-1] if self.numbers else 0):
             for wave in (
-                *(self._middles(end) for end in ENDS),
-                (at for at in self._all(UPDATE) if at not in newest),
-                self._all(COMM),
-                self._all(SMALL),
-                self._all(RESULT),
-                self._all(TEXT),
-                self._all(UPDATE),
+                *(self._middle_text(end) for end in ENDS),
+                (at for at in self._of_class(UPDATE) if at not in newest),
+                self._of_class(COMM),
+                self._of_class(SMALL),
+                self._of_class(RESULT),
+                self._of_class(TEXT),
+                self._of_class(UPDATE),
             ):
                 for at in wave:
                     if self.total <= target:
-                        return self._marks()
+                        return self._gap_markers()
                     if self.numbers[at] <= until and not self.is_dropped[at]:
                         self.is_dropped[at] = 1
                         self.total -= self.sizes[at]
-        return self._marks()
+        return self._gap_markers()
 
-    def _all(self, kind: int) -> Iterator[int]:
+    def _of_class(self, kind: int) -> Iterator[int]:
         """Yield where records of a class are, the oldest first."""
         at = self.classes.find(kind)
         while at >= 0:
             yield at
             at = self.classes.find(kind, at + 1)
 
-    def _middles(self, end: int) -> Iterator[int]:
+    def _middle_text(self, end: int) -> Iterator[int]:
         """Yield what is neither head nor tail of its cell's text, the oldest cells first."""
         whole: dict[int, int] = {}
-        for at in self._all(TEXT):
+        for at in self._of_class(TEXT):
             whole[self.cells[at]] = whole.get(self.cells[at], 0) + self.sizes[at]
         begun: dict[int, int] = {}
-        for at in self._all(TEXT):
+        for at in self._of_class(TEXT):
             cell = self.cells[at]
             before = begun.get(cell, 0)
             begun[cell] = before + self.sizes[at]
             if before >= end and begun[cell] <= whole[cell] - end:
                 yield at
 
-    def _marks(self) -> dict[int, dict[str, Any]]:
+    def _gap_markers(self) -> dict[int, dict[str, Any]]:
         """Say how much went, where the first of it was."""
         places: dict[int, dict[str, Any]] = {}
         for at in range(len(self.numbers)):
@@ -188,18 +188,18 @@ def compact(path: Path, last: int, end: int, taken: int, target: int) -> Compact
         for offset, record in Scan(source, end):
             if offset:
                 catalogue.add(record)
-        marks = catalogue.choose(target, taken)
+        marks = catalogue.select_dropped(target, taken)
         flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
         file = os.open(str(beside), flags, 0o600)
         try:
-            index, size = _copy(Scan(source, end), catalogue, marks, file)
+            index, size = _copy_kept(Scan(source, end), catalogue, marks, file)
         except BaseException:
-            CompactedFile(beside, file, Index(), last, end, 0).give_up()
+            CompactedFile(beside, file, Index(), last, end, 0).discard()
             raise
     return CompactedFile(beside, file, index, last, end, size)
 
 
-def _copy(
+def _copy_kept(
     scan: Scan, catalogue: Catalogue, marks: dict[int, dict[str, Any]], file: int
 ) -> tuple[Index, int]:
     index = Index()
@@ -211,7 +211,7 @@ def _copy(
         if offset:
             at += 1
             if at in marks:
-                kept = records.mark(record.number, record.time, marks[at])
+                kept = records.marker(record.number, record.time, marks[at])
             elif catalogue.is_dropped[at]:
                 continue
         index.add(kept, size)
@@ -231,7 +231,7 @@ def _write_chunk(file: int, chunk: bytes) -> None:
         left = left[os.write(file, left) :]
 
 
-def _classify(record: Record) -> tuple[int, str, str]:
+def _class_of(record: Record) -> tuple[int, str, str]:
     """Return the class of a record, its cell's message id, and the id of a display it updates."""
     if record.channel is not Channel.IOPUB or record.is_from_client or record.is_marker:
         return STAYS, "", ""

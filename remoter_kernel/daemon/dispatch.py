@@ -68,22 +68,22 @@ class Dispatcher:
             self._queue_of(request).remove(request)
         else:
             self._requests.move(request, Stage.HELD if request.is_held else Stage.QUEUED)
-        self._serve(self._queue_of(request))
+        self._dispatch_from(self._queue_of(request))
 
-    def serve(self) -> None:
+    def dispatch_waiting(self) -> None:
         """Hear that the kernel may take more than before."""
         for queue in self._queues.values():
-            self._serve(queue)
+            self._dispatch_from(queue)
 
-    def answer_overtaken(self) -> None:
+    def answer_cancelled(self) -> None:
         """Answer at once what waits and is not for the kernel any more."""
         for queue in self._queues.values():
             for request in [each for each in queue if each.stage is not Stage.RECEIVED]:
                 if self._answers(request):
                     queue.remove(request)
-            self._serve(queue)
+            self._dispatch_from(queue)
 
-    def _serve(self, queue: deque[Request]) -> None:
+    def _dispatch_from(self, queue: deque[Request]) -> None:
         while queue:
             head = queue[0]
             if head.is_over or head.stage >= Stage.SENT:
@@ -93,14 +93,14 @@ class Dispatcher:
             elif self._answers(head):
                 queue.popleft()
             elif head.stage is Stage.HELD:
-                self._release(queue)
+                self._record_release(queue)
                 return
             else:
                 queue.popleft()
                 self._requests.move(head, Stage.SENT)
                 self._send(head)
 
-    def _release(self, queue: deque[Request]) -> None:
+    def _record_release(self, queue: deque[Request]) -> None:
         """Write that the held ones at the head may have been given away; then they are."""
         for request in queue:
             if request.stage is not Stage.HELD:
@@ -108,11 +108,11 @@ class Dispatcher:
             if not request.is_released:
                 request.is_released = True
                 words = {"mark": DISPATCHED, "request": request.id}
-                self._journal.mark(words, partial(self._on_released, request))
+                self._journal.append_marker(words, partial(self._on_released, request))
 
     def _on_released(self, request: Request) -> None:
         self._requests.move(request, Stage.QUEUED)
-        self._serve(self._queue_of(request))
+        self._dispatch_from(self._queue_of(request))
 
     def _queue_of(self, request: Request) -> deque[Request]:
         is_subshell = request.channel is Channel.SHELL and not request.is_in_turn

@@ -46,13 +46,13 @@ class CurveKeys(NamedTuple):
     public: bytes
     secret: bytes
 
-    def lock(self, handle: zmq.Socket[bytes]) -> None:
+    def apply_to(self, handle: zmq.Socket[bytes]) -> None:
         """Let a client's socket talk to nobody but who has these keys."""
         handle.curve_publickey = handle.curve_serverkey = self.public
         handle.curve_secretkey = self.secret
 
 
-def may_know_keys(spec: KernelSpec) -> bool:
+def can_offer_keys(spec: KernelSpec) -> bool:
     """Is it of use, and does it do no harm, to offer this kernel keys?
 
     What the kernelspec declares counts. Where it says nothing, ipykernel is offered keys all the
@@ -67,7 +67,7 @@ def may_know_keys(spec: KernelSpec) -> bool:
     return isinstance(words, (list, tuple)) and "curve" in (str(word).lower() for word in words)
 
 
-def offer_keys(connection_file: Path) -> None:
+def write_keys(connection_file: Path) -> None:
     """Write new keys into a connection file, which only its owner can read."""
     public, secret = zmq.curve_keypair()
     words = {**read_json(connection_file), PUBLIC: public.decode(), SECRET: secret.decode()}
@@ -77,7 +77,7 @@ def offer_keys(connection_file: Path) -> None:
         file.truncate()
 
 
-def offered_keys(connection_file: Path) -> CurveKeys | None:
+def read_keys(connection_file: Path) -> CurveKeys | None:
     """Return the keys of a connection file, if it has any."""
     words: dict[str, Any] = read_json(connection_file)
     if not (words.get(PUBLIC) and words.get(SECRET)):
@@ -85,7 +85,7 @@ def offered_keys(connection_file: Path) -> CurveKeys | None:
     return CurveKeys(str(words[PUBLIC]).encode(), str(words[SECRET]).encode())
 
 
-def withdraw_keys(connection_file: Path) -> None:
+def remove_keys(connection_file: Path) -> None:
     """Take the keys out of a connection file again: the kernel has plain sockets."""
     words = read_json(connection_file)
     write_json(connection_file, {key: words[key] for key in words if key not in {PUBLIC, SECRET}})
@@ -103,14 +103,14 @@ class CurveProbe:
         self._on_answer = on_answer
         self._socket: socket.socket | None = None
         self._is_closed = False
-        self._try()
+        self._connect()
 
     def close(self) -> None:
         """Ask no more."""
         self._is_closed = True
-        self._hang_up()
+        self._close_socket()
 
-    def _try(self) -> None:
+    def _connect(self) -> None:
         if self._is_closed:
             return
         with contextlib.suppress(OSError):
@@ -118,20 +118,20 @@ class CurveProbe:
             if handle.getsockname() != handle.getpeername():  # TCP can meet itself at a free port
                 handle.setblocking(False)
                 handle.send(OPENING)
-                self._reactor.watch(handle, partial(self._hear, handle, bytearray()))
-                self._reactor.later(ANSWERS_WITHIN, partial(self._lose_patience, handle))
+                self._reactor.watch(handle, partial(self._on_readable, handle, bytearray()))
+                self._reactor.later(ANSWERS_WITHIN, partial(self._on_timeout, handle))
                 return
-        self._try_again()
+        self._retry()
 
-    def _lose_patience(self, handle: socket.socket) -> None:
+    def _on_timeout(self, handle: socket.socket) -> None:
         if self._socket is handle:
-            self._try_again()
+            self._retry()
 
-    def _try_again(self) -> None:
-        self._hang_up()
-        self._reactor.later(TRY_EVERY, self._try)
+    def _retry(self) -> None:
+        self._close_socket()
+        self._reactor.later(TRY_EVERY, self._connect)
 
-    def _hear(self, handle: socket.socket, heard: bytearray) -> None:
+    def _on_readable(self, handle: socket.socket, heard: bytearray) -> None:
         try:
             more = handle.recv(MECHANISM.stop)
         except BlockingIOError:
@@ -140,12 +140,12 @@ class CurveProbe:
             more = b""
         heard += more
         if not more:
-            self._try_again()  # it has hung up
+            self._retry()  # it has hung up
         elif len(heard) >= MECHANISM.stop:
             self.close()
             self._on_answer(heard[MECHANISM].rstrip(b"\0") == b"CURVE")
 
-    def _hang_up(self) -> None:
+    def _close_socket(self) -> None:
         if self._socket:
             self._reactor.unwatch(self._socket)
             self._socket.close()

@@ -36,7 +36,7 @@ def describe_exit(words: dict[str, Any]) -> str:
     return f"it was ended by signal {-status} ({name}), having used up to {memory} of memory."
 
 
-def is_by_signal(words: dict[str, Any]) -> bool:
+def was_killed_by_signal(words: dict[str, Any]) -> bool:
     """Did the process end in the midst of its work, so that its last words may be missing?
 
     What it had not handed to the system is lost; one that ends by itself hands over all of it.

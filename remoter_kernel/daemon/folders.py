@@ -38,7 +38,7 @@ def sessions_folder() -> Path:
     return data_folder() / "sessions"
 
 
-def is_ours(folder: Path) -> bool:
+def is_owned_by_user(folder: Path) -> bool:
     """Is this a folder that belongs to this user? What others put there is not for us."""
     try:
         about = folder.lstat()
@@ -50,24 +50,24 @@ def is_ours(folder: Path) -> bool:
 def locks_folder() -> Path:
     """Return the folder of this person's locks on this machine; make it if need be."""
     reminders = _reminders()
-    known = filter(_is_private, _known_places(reminders))
-    return next(known, None) or _another_place(len(reminders))
+    known = filter(_is_private, _known_folders(reminders))
+    return next(known, None) or _make_random_folder(len(reminders))
 
 
-def leave_locks_folder(folder: Path) -> None:
+def remove_locks_folder_if_empty(folder: Path) -> None:
     """Remove the folder unless somebody needs it.
 
     One that was made because others were in the way stays: they would take its name, too.
     """
-    if folder != _remembered(_reminders()):
+    if folder != _last_folder(_reminders()):
         folder.rmdir()
 
 
-def _known_places(reminders: list[Path]) -> Iterator[Path]:
+def _known_folders(reminders: list[Path]) -> Iterator[Path]:
     runtime = os.environ.get("XDG_RUNTIME_DIR") or ""
     if os.path.isdir(runtime) and os.access(runtime, os.W_OK):  # noqa: PTH112 - "" is none
         yield Path(runtime) / "remoter-kernel"
-    remembered = _remembered(reminders)
+    remembered = _last_folder(reminders)
     if remembered:
         yield remembered
     yield Path(f"/tmp/remoter-{os.getuid()}")  # noqa: S108 - used only if it is ours alone
@@ -77,10 +77,14 @@ def _is_private(folder: Path) -> bool:
     """Is this folder, made now if it was missing, ours alone, and of use? A link is nobody's."""
     with contextlib.suppress(OSError):
         folder.mkdir(mode=0o700)
-    return is_ours(folder) and not folder.lstat().st_mode & 0o077 and _takes_files(folder)
+    return (
+        is_owned_by_user(folder)
+        and not folder.lstat().st_mode & 0o077
+        and _can_create_files(folder)
+    )
 
 
-def _takes_files(folder: Path) -> bool:
+def _can_create_files(folder: Path) -> bool:
     """Can there be one more file? Empty ones need a place in its table, and nothing else."""
     try:
         about = os.statvfs(folder)
@@ -90,21 +94,21 @@ def _takes_files(folder: Path) -> bool:
     return has_place and os.access(folder, os.W_OK | os.X_OK)
 
 
-def _another_place(number: int) -> Path:
+def _make_random_folder(number: int) -> Path:
     """Make a folder with a name that nobody could know, and remember it for this boot.
 
     `number`: of reminders that there were when no known place would do. If there is another
     one by now, another process was quicker.
     """
-    folder = _new_place()
+    folder = _new_folder()
     sessions_folder().mkdir(mode=0o700, parents=True, exist_ok=True)
-    if _is_first(_reminder(number), folder):
+    if _try_link(_reminder(number), folder):
         return folder
     folder.rmdir()
     return locks_folder()
 
 
-def _is_first(reminder: Path, folder: Path) -> bool:
+def _try_link(reminder: Path, folder: Path) -> bool:
     """Make a link to a folder, unless there is one already."""
     try:
         reminder.symlink_to(folder)
@@ -116,7 +120,7 @@ def _is_first(reminder: Path, folder: Path) -> bool:
     return True
 
 
-def _new_place() -> Path:
+def _new_folder() -> Path:
     tried = []
     for place in dict.fromkeys(("/tmp", os.environ.get("TMPDIR") or "/tmp", "/var/tmp")):  # noqa: S108 - mkdtemp
         try:
@@ -124,14 +128,14 @@ def _new_place() -> Path:
         except OSError as error:
             tried.append(f"{place}: {error.strerror}")
             continue
-        if _has_locks(folder):
+        if _supports_locks(folder):
             return folder
         folder.rmdir()
         tried.append(f"{place}: its file system has no locks")
-    raise no_place("; ".join(tried))
+    raise no_locks_error("; ".join(tried))
 
 
-def no_place(why: str) -> RemoterError:
+def no_locks_error(why: str) -> RemoterError:
     """Say that nothing can be locked here; `why` names each place that was tried."""
     return RemoterError(
         f"{socket.gethostname()} has no place for locks ({why}).",
@@ -140,7 +144,7 @@ def no_place(why: str) -> RemoterError:
     )
 
 
-def _has_locks(folder: Path) -> bool:
+def _supports_locks(folder: Path) -> bool:
     """Can files be locked there? Some file systems of clusters do not know it."""
     path = folder / "try.lock"
     try:
@@ -153,7 +157,7 @@ def _has_locks(folder: Path) -> bool:
     return True
 
 
-def _remembered(reminders: list[Path]) -> Path | None:
+def _last_folder(reminders: list[Path]) -> Path | None:
     """Return the place that was made last in this boot of this machine."""
     for reminder in reminders[-1:]:
         with contextlib.suppress(OSError):

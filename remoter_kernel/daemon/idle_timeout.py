@@ -19,59 +19,61 @@ class IdleTimeout:
     """How long an idle session may live: its `idle_timeout`, or until it is finished."""
 
     def __init__(
-        self, reactor: Reactor, door: Listener, requests: Requests, stop: Callable[[str], None]
+        self, reactor: Reactor, listener: Listener, requests: Requests, stop: Callable[[str], None]
     ) -> None:
         """Remember; `stop(why)` ends the session."""
         self._reactor = reactor
-        self._listener = door
+        self._listener = listener
         self._requests = requests
         self._stop = stop
         self._limit = DEFAULT_TIMEOUT
         self._first_client_within = FIRST_CLIENT_WITHIN
         self._has_had_client = False
 
-    def begin(self, wish: dict[str, Any], *, is_finishing: bool) -> None:
+    def start(self, session_request: dict[str, Any], *, is_finishing: bool) -> None:
         """Look around from now on."""
-        self._limit = float(wish.get("idle_timeout") or DEFAULT_TIMEOUT)
-        self._first_client_within = float(wish.get("greeted_within") or FIRST_CLIENT_WITHIN)
-        self._reactor.later(0.0, self._look)
-        if not wish.get("is_adopted"):  # what was used before is not thrown away
-            self._notice_greetings()
-            self._reactor.later(self._first_client_within, self._end_unless_greeted)
+        self._limit = float(session_request.get("idle_timeout") or DEFAULT_TIMEOUT)
+        self._first_client_within = float(
+            session_request.get("greeted_within") or FIRST_CLIENT_WITHIN
+        )
+        self._reactor.later(0.0, self._check_idle)
+        if not session_request.get("is_adopted"):  # what was used before is not thrown away
+            self._check_first_client()
+            self._reactor.later(self._first_client_within, self._stop_without_client)
         if is_finishing:
-            self.finish()
+            self.stop_when_idle()
 
-    def finish(self) -> None:
+    def stop_when_idle(self) -> None:
         """End the session as soon as all that was asked of it is done and no front is here."""
         if self._is_in_use or self._requests.idle_for() < FINISHED_FOR:
-            self._reactor.later(FINISHED_FOR / 2, self.finish)
+            self._reactor.later(FINISHED_FOR / 2, self.stop_when_idle)
         else:
             self._stop("All that was asked of it was done.")
 
     @property
     def _is_in_use(self) -> bool:
         requests = self._requests
-        return self._listener.has_visitors or requests.is_busy or requests.is_anything_waiting
+        return self._listener.has_clients or requests.is_busy or requests.is_anything_waiting
 
-    def _notice_greetings(self) -> None:
+    def _check_first_client(self) -> None:
         before = self._listener.on_client_change
 
-        def notice(guest: Client) -> None:
+        def notice(client: Client) -> None:
             self._has_had_client = True
-            before(guest)
+            before(client)
 
         self._listener.on_client_change = notice
 
-    def _end_unless_greeted(self) -> None:
+    def _stop_without_client(self) -> None:
         """End a session that no front has ever come to: its start was cut, or the way to it."""
         if not (self._has_had_client or self._is_in_use):
             minutes = self._first_client_within / 60
             self._stop(f"Nobody has come to it within {minutes:.0f} minutes of its start.")
 
-    def _look(self) -> None:
+    def _check_idle(self) -> None:
         """End a session that has no front and nothing to do for too long."""
         if self._is_in_use:
             self._requests.touch()
         if self._requests.idle_for() > self._limit:
             self._stop(f"It was idle, without any front, for {self._limit / 3600:.0f} hours.")
-        self._reactor.later(min(LOOK_EVERY, max(1.0, self._limit / 4)), self._look)
+        self._reactor.later(min(LOOK_EVERY, max(1.0, self._limit / 4)), self._check_idle)

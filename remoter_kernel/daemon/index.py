@@ -33,13 +33,13 @@ class Index:
     def add(self, record: Record, offset: int = 0) -> None:
         """Add the record with the highest number so far."""
         hidden = _NOT_FOR_CLIENTS if record.is_from_client or record.is_marker else 0
-        front = record.client
+        client = record.client
         self.numbers.append(record.number)
         self.offsets.append(offset)
         self._flags.append(record.channel | hidden)
         # Neighbours share one object: a name of its own for each would cost 41 bytes.
-        is_same = self._clients and self._clients[-1] == front
-        self._clients.append(self._clients[-1] if is_same else front)
+        is_same = self._clients and self._clients[-1] == client
+        self._clients.append(self._clients[-1] if is_same else client)
 
     def find(self, number: int) -> int:
         """Return the position of a number, or -1."""
@@ -52,7 +52,7 @@ class Index:
         is_there = position < len(numbers) and numbers[position] == number
         return position if is_there else -1
 
-    def places(self, number: int, size: int) -> dict[int, int]:
+    def locate(self, number: int, size: int) -> dict[int, int]:
         """Return where a record is on disk, and those behind it as far as `size` bytes."""
         position = begin = self.find(number)
         offsets = self.offsets
@@ -68,17 +68,17 @@ class Index:
             yield self.numbers[position]
             position += 1
 
-    def is_for(self, front: bytes, everyone: bytes, number: int) -> Channel | None:
+    def channel_for(self, client: bytes, everyone: bytes, number: int) -> Channel | None:
         """Return the channel of a record that a front should get, else None."""
         position = self.find(number)
         if position < 0:
             return None
         kind = self._flags[position]
-        if kind & _NOT_FOR_CLIENTS or self._clients[position] not in (everyone, front):
+        if kind & _NOT_FOR_CLIENTS or self._clients[position] not in (everyone, client):
             return None
         return CHANNELS[kind]
 
-    def go_on_with(self, other: Index, number: int, shift: int) -> None:
+    def append_from(self, other: Index, number: int, shift: int) -> None:
         """Take over what another has beyond a number; there, it lies `shift` bytes further on."""
         begin = bisect_right(other.numbers, number)
         self.numbers.extend(other.numbers[begin:])

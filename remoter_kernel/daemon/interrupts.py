@@ -39,14 +39,17 @@ class Interrupts:
     """The interrupt that is under way, if there is one."""
 
     def __init__(
-        self, requests: Requests, overtaken: Cancellations, later: Callable[[float, Call], Timer]
+        self,
+        requests: Requests,
+        cancellations: Cancellations,
+        later: Callable[[float, Call], Timer],
     ) -> None:
         """`later` is the reactor's."""
         self.interrupt_kernel: Callable[[], None] = lambda: None  # interrupts the child, now
         self.on_over: Callable[[], None] = lambda: None  # others get their turn
         self.on_no_reply: Callable[[Request], None] = lambda _request: None  # clients wait for one
         self._requests = requests
-        self._cancellations = overtaken
+        self._cancellations = cancellations
         self._last_count: tuple[str, int] = ("", 0)  # which cell was interrupted, and how often
         self._call_later = later
         self._pending: PendingInterrupt | None = None
@@ -54,23 +57,23 @@ class Interrupts:
             str, float
         ] = {}  # cells that run: from when on they can be hit
         self._timer: Timer | None = None
-        requests.observers.append(self._note_move)
+        requests.observers.append(self._on_move)
 
     @property
     def is_under_way(self) -> bool:
         """Must others wait, so that this hits or calls off none of them?"""
         return self._pending is not None
 
-    def aim(self, cell: str, front: bytes, mark: int) -> None:
+    def schedule(self, cell: str, client: bytes, mark: int) -> None:
         """Interrupt a cell that the child has, as soon as that can be done."""
-        self._pending = PendingInterrupt(cell, front, mark)
+        self._pending = PendingInterrupt(cell, client, mark)
         ready = self._interruptible_from.get(cell)
         if ready is None:
-            self._wait(BEGINS_WITHIN, self._give_up_waiting)
+            self._start_timer(BEGINS_WITHIN, self._on_begin_timeout)
         elif (left := ready - time.monotonic()) > 0:
-            self._wait(left, self._hit)
+            self._start_timer(left, self._fire)
         else:
-            self._hit()
+            self._fire()
 
     def count(self, cell: str) -> int:
         """Count an interrupt of a cell; return how many there have been of it."""
@@ -78,13 +81,13 @@ class Interrupts:
         self._last_count = (cell, times + 1 if cell == before else 1)
         return self._last_count[1]
 
-    def hurry(self) -> None:
+    def fire_now(self) -> None:
         """Let nothing wait any longer: the kernel is about to end, whatever an interrupt hits."""
         if self._timer:
-            self._cancel()
-            self._hit()
+            self._cancel_timer()
+            self._fire()
 
-    def note_begin(self, cell: str, *, is_running: bool = True) -> None:
+    def on_begin(self, cell: str, *, is_running: bool = True) -> None:
         """Hear that the child begins with a request: `busy`, then (`is_running`) `execute_input`.
 
         Silent ones have no input. R needs long for its first one, and would die in between.
@@ -95,72 +98,72 @@ class Interrupts:
         wait = SETTLES_WITHIN if is_running else BEGINS_WITHIN
         self._interruptible_from[cell] = time.monotonic() + wait
         if self._timer and self._pending and self._pending.cell == cell:
-            self._wait(wait, self._hit)
+            self._start_timer(wait, self._fire)
 
-    def note_end(self, request: Request, reply: Sequence[Bytes]) -> None:
+    def on_reply(self, request: Request, reply: Sequence[Bytes]) -> None:
         """Hear the child's reply: the cells that were to follow a stopped one are called off."""
         stopped = self._pending
         if stopped and stopped.cell == request.id and content_of(reply).get("status") != "ok":
-            self._cancellations.call_off(stopped.client, stopped.barrier)
-        self._end(request)
+            self._cancellations.abort(stopped.client, stopped.barrier)
+        self._on_request_end(request)
 
-    def note_idle(self, cell: str) -> None:
+    def on_idle(self, cell: str) -> None:
         """Hear that the child is done with a request.
 
         An interrupt at the very end of a cell may take its reply: ipykernel gives none then.
         """
         if self._pending and self._pending.cell == cell:
-            self._cancel()
-            self._call_later(REPLIES_WITHIN, partial(self._give_up_reply, self._pending))
+            self._cancel_timer()
+            self._call_later(REPLIES_WITHIN, partial(self._on_reply_timeout, self._pending))
 
-    def forget(self) -> None:
+    def clear(self) -> None:
         """The child is at nothing that it was asked, or gone."""
-        self._cancel()
+        self._cancel_timer()
         self._pending = None
         self._interruptible_from.clear()
 
-    def _hit(self) -> None:
+    def _fire(self) -> None:
         self._timer = None
         self.interrupt_kernel()
 
-    def _give_up_waiting(self) -> None:
+    def _on_begin_timeout(self) -> None:
         """Interrupt what the child is at: a widget's call, or a cell that nobody heard begin."""
-        self._hit()
+        self._fire()
         if self._pending:
-            self._be_over(self._pending)
+            self._finish(self._pending)
 
-    def _give_up_reply(self, stopped: PendingInterrupt) -> None:
+    def _on_reply_timeout(self, stopped: PendingInterrupt) -> None:
         """Have a cell answered whose reply does not come; those behind it are called off."""
         if self._pending is not stopped:
             return
         request = self._requests.get(stopped.cell)
         if request and request.is_open and request.is_idle:
-            self._cancellations.call_off(stopped.client, stopped.barrier)
+            self._cancellations.abort(stopped.client, stopped.barrier)
             self.on_no_reply(request)
-        self._be_over(stopped)
+        self._finish(stopped)
 
-    def _note_move(self, request: Request, _before: Stage) -> None:
+    def _on_move(self, request: Request, _before: Stage) -> None:
         """See what is over, with a reply or without one: nobody waits behind it."""
         if request.is_over:
-            self._end(request)
+            self._on_request_end(request)
 
-    def _end(self, request: Request) -> None:
+    def _on_request_end(self, request: Request) -> None:
         self._interruptible_from.pop(request.id, None)
         stopped = self._pending
         if stopped and stopped.cell == request.id:
-            self._cancel()
-            self._call_later(CALLS_OFF_WITHIN, partial(self._be_over, stopped))
+            self._cancel_timer()
+            self._call_later(CALLS_OFF_WITHIN, partial(self._finish, stopped))
 
-    def _wait(self, seconds: float, call: Call) -> None:
-        self._cancel()
+    def _start_timer(self, seconds: float, call: Call) -> None:
+        self._cancel_timer()
         self._timer = self._call_later(seconds, call)
 
-    def _cancel(self) -> None:
+    def _cancel_timer(self) -> None:
         if self._timer:
             self._timer.cancel()
             self._timer = None
 
-    def _be_over(self, stopped: PendingInterrupt) -> None:
+    def _finish(self, stopped: PendingInterrupt) -> None:
         if self._pending is stopped:
             self._pending = None
             self.on_over()

@@ -115,20 +115,22 @@ class Journal:
         channel: Channel,
         body: bytes,
         *,
-        front: bytes = EVERYONE,
-        own: int = 0,
-        is_from_front: bool = False,
+        client: bytes = EVERYONE,
+        client_number: int = 0,
+        is_from_client: bool = False,
         is_held: bool = False,
         then: Call | None = None,
     ) -> int:
         """Add a record and return its number; `then` is called once it is written."""
         number, now = self.last + 1, time.time()
-        record = Record(number, channel, is_from_front, front, body, now, own, is_held=is_held)
+        record = Record(
+            number, channel, is_from_client, client, body, now, client_number, is_held=is_held
+        )
         return self._add(record, then)
 
-    def mark(self, words: dict[str, Any], then: Call | None = None) -> int:
+    def append_marker(self, words: dict[str, Any], then: Call | None = None) -> int:
         """Add a mark: for whoever reads the journal, and for no front."""
-        return self._add(records.mark(self.last + 1, time.time(), words), then)
+        return self._add(records.marker(self.last + 1, time.time(), words), then)
 
     def _add(self, record: Record, then: Call | None) -> int:
         if self.written == self.last:
@@ -146,9 +148,9 @@ class Journal:
         """Yield the numbers that there are beyond one."""
         return self._index.after(number)
 
-    def is_for(self, front: bytes, number: int) -> Channel | None:
+    def channel_for(self, client: bytes, number: int) -> Channel | None:
         """Return the channel of a record that a front should get, else None."""
-        return self._index.is_for(front, EVERYONE, number)
+        return self._index.channel_for(client, EVERYONE, number)
 
     def body(self, number: int) -> bytes | None:
         """Return the body of a record from memory; None: it is read, and `on_read` tells."""
@@ -157,12 +159,12 @@ class Journal:
             body = self._read_cache.get(number)
         if body is None and number not in self._being_read:
             # One that was asked for in vain is read alone: others may be well.
-            places = self._index.places(number, 0 if number in self._failed_reads else READ_AHEAD)
+            places = self._index.locate(number, 0 if number in self._failed_reads else READ_AHEAD)
             self._being_read.update(places)
             self._reader.do(
-                partial(self._bodies, self._read_fd, places),
-                self._have_read,
-                partial(self._read_in_vain, number),
+                partial(self._read_bodies, self._read_fd, places),
+                self._on_bodies_read,
+                partial(self._on_read_failed, number),
             )
         return body
 
@@ -181,8 +183,8 @@ class Journal:
         self.written = self.last
         if scan.damaged_tail_bytes:
             words = {"mark": "missing", "before": self.last + 2, "bytes": scan.damaged_tail_bytes}
-            visit(records.mark(self.last + 1, time.time(), words))
-            self.mark(words)
+            visit(records.marker(self.last + 1, time.time(), words))
+            self.append_marker(words)
 
     # The writer's thread ---------------------------------------------------------------
 
@@ -190,19 +192,21 @@ class Journal:
         refused: list[Record] = []  # by the disk, so far
         is_open = True
         while is_open:
-            fresh = self._collect(RETRY_AFTER if refused else None)
+            fresh = self._take_queued(RETRY_AFTER if refused else None)
             is_open = None not in fresh
             refused += [item for item in fresh if isinstance(item, Record)]
             if refused:
                 trouble, offsets = self._write(refused)
                 first, last = refused[0].number, refused[-1].number
-                self._call(partial(self._note, first, last, offsets, trouble, self._end))
+                self._call(
+                    partial(self._on_written_up_to, first, last, offsets, trouble, self._end)
+                )
                 del refused[: len(offsets)]
             for item in fresh:
                 if isinstance(item, CompactedFile):
-                    self._move_to(item)
+                    self._switch_to(item)
 
-    def _collect(self, patience: float | None) -> list[ToWrite]:
+    def _take_queued(self, patience: float | None) -> list[ToWrite]:
         """Wait for something to write, and take all there is."""
         items: list[ToWrite] = []
         with contextlib.suppress(queue.Empty):
@@ -215,15 +219,15 @@ class Journal:
         """Write as much as the disk takes; return why it was not all, and where each lies."""
         offsets: list[int] = []
         try:
-            self._cut_off()
+            self._truncate_torn_tail()
             for block in _blocks(said):
                 self._write_block(block, offsets)
         except Exception as error:  # noqa: BLE001 - whatever it is, it is told and tried again
             self._log_once(f"The journal {self.path} was not written: {error}")
             with contextlib.suppress(OSError):
-                self._cut_off()  # half a record takes the room that others may need
+                self._truncate_torn_tail()  # half a record takes the room that others may need
             if isinstance(error, OSError):
-                self._open_again(error)
+                self._reopen(error)
                 return error.strerror or str(error), offsets
             return f"{type(error).__name__}: {error}", offsets
         self._logged = ""
@@ -251,7 +255,7 @@ class Journal:
                 offsets.append(self._end)
                 self._end += len(chunk)
 
-    def _cut_off(self) -> None:
+    def _truncate_torn_tail(self) -> None:
         """Have the file end where the last whole record does: a write may have failed half-way.
 
         One that somebody has cut becomes as long as it was, or nothing would lie where the
@@ -264,7 +268,7 @@ class Journal:
             _log.error("The journal was cut: %d bytes are lost.", self._end - size)
         os.ftruncate(self._write_fd, self._end)
 
-    def _open_again(self, error: OSError) -> None:
+    def _reopen(self, error: OSError) -> None:
         """Go on through a new handle: a server has forgotten the one that we have."""
         if error.errno != errno.ESTALE:
             return
@@ -278,24 +282,24 @@ class Journal:
             return
         old, self._write_fd = self._write_fd, files[0]
         _close(old)
-        self._call(partial(self._read_from, files[1]))
+        self._call(partial(self._switch_read_fd, files[1]))
 
-    def _move_to(self, compacted: CompactedFile) -> None:
+    def _switch_to(self, compacted: CompactedFile) -> None:
         """Write on in the file that has more room: what was written meanwhile goes there, too."""
         reading = -1
         try:
             reading = os.dup(compacted.file)
-            compacted.take_over(self._write_fd, self._end, self.path)
+            compacted.catch_up_and_replace(self._write_fd, self._end, self.path)
         except Exception as error:  # noqa: BLE001 - the journal goes on as it was
             _log.warning("No room was made in the journal: %s", logs.reason(error))
             _close(reading)
-            compacted.give_up()
-            self._call(partial(self._have_room, None, -1))
+            compacted.discard()
+            self._call(partial(self._finish_compaction, None, -1))
             return
         old, self._write_fd = self._write_fd, compacted.file
         _close(old)
         self._end += compacted.offset_delta
-        self._call(partial(self._have_room, compacted, reading))
+        self._call(partial(self._finish_compaction, compacted, reading))
 
     def _end_process(self, error: BaseException) -> None:
         """Without this thread nothing is kept any more: another evaluator goes on."""
@@ -303,7 +307,9 @@ class Journal:
 
     # The caller's thread ---------------------------------------------------------------
 
-    def _note(self, first: int, last: int, offsets: list[int], trouble: str, end: int) -> None:
+    def _on_written_up_to(
+        self, first: int, last: int, offsets: list[int], trouble: str, end: int
+    ) -> None:
         if trouble != self._last_error:
             _log.warning("The journal: %s", trouble or "the disk takes records again")
         self._last_error = trouble
@@ -311,13 +317,13 @@ class Journal:
         for position, offset in enumerate(offsets, self._index.find(first)):
             self._index.offsets[position] = offset
         for number in range(self.written + 1, last + 1):
-            self._tell_written(number)
+            self._run_written_callback(number)
         self.written = last
-        self._trim()
+        self._trim_recent()
         if end > self._compact_at and not (self._is_compacting or trouble):
-            self._make_room(last, end)
+            self._start_compaction(last, end)
 
-    def _tell_written(self, number: int) -> None:
+    def _run_written_callback(self, number: int) -> None:
         """Tell whoever waits for a record; what goes wrong with one holds up none behind it."""
         then = self._on_written.pop(number, None)
         try:
@@ -326,7 +332,7 @@ class Journal:
         except Exception as error:  # noqa: BLE001 - a bug in one is no matter of the others
             _log.exception("After record %d was written: %s", number, logs.reason(error))
 
-    def _trim(self) -> None:
+    def _trim_recent(self) -> None:
         """Let go of the oldest bodies that are on disk."""
         while self._recent_bytes > RECENT_BYTES and len(self._recent) > 1:
             number = next(iter(self._recent))
@@ -335,7 +341,7 @@ class Journal:
                 return
             self._recent_bytes -= len(self._recent.pop(number))
 
-    def _make_room(self, last: int, end: int) -> None:
+    def _start_compaction(self, last: int, end: int) -> None:
         """Begin to copy what is to stay, in a thread: the writer goes on meanwhile."""
         self._is_compacting = True
         taken, target = self.lowest_acked(), int(self.limit * TARGET_SHARE)
@@ -348,26 +354,26 @@ class Journal:
                 give_up(error)
 
         def give_up(_error: BaseException) -> None:
-            self._call(partial(self._have_room, None, -1))
+            self._call(partial(self._finish_compaction, None, -1))
 
         Thread(copy, name="make room", on_error=give_up).start()
 
-    def _have_room(self, compacted: CompactedFile | None, reading: int) -> None:
+    def _finish_compaction(self, compacted: CompactedFile | None, reading: int) -> None:
         """Find things where they are now; if it was in vain, try again a good deal later."""
         self._is_compacting = False
         if compacted is None:
             self._compact_at += max(1, self.limit // 8)
             return
-        self._read_from(reading)
-        compacted.new_index.go_on_with(self._index, compacted.last, compacted.offset_delta)
+        self._switch_read_fd(reading)
+        compacted.new_index.append_from(self._index, compacted.last, compacted.offset_delta)
         self._index = compacted.new_index
         self._compact_at = max(self.limit, compacted.size + self.limit // 8)
 
-    def _read_from(self, reading: int) -> None:
+    def _switch_read_fd(self, reading: int) -> None:
         old, self._read_fd = self._read_fd, reading
         self._reader.do(partial(_close, old))  # it may be in use; and closing may take a while
 
-    def _have_read(self, bodies: dict[int, bytes]) -> None:
+    def _on_bodies_read(self, bodies: dict[int, bytes]) -> None:
         self._being_read.difference_update(bodies)
         for number in bodies if self._failed_reads else ():
             self._failed_reads.pop(number, None)
@@ -378,7 +384,7 @@ class Journal:
             self._read_cache_bytes -= len(self._read_cache.pop(next(iter(self._read_cache))))
         self.on_read()
 
-    def _read_in_vain(self, number: int, error: Exception) -> None:
+    def _on_read_failed(self, number: int, error: Exception) -> None:
         self._being_read.clear()
         self._failed_reads[number] = self._failed_reads.get(number, 0) + 1
         if self._failed_reads[number] >= READ_TRIES:
@@ -387,7 +393,7 @@ class Journal:
 
     # The reader's thread ---------------------------------------------------------------
 
-    def _bodies(self, reading: int, places: dict[int, int]) -> dict[int, bytes]:
+    def _read_bodies(self, reading: int, places: dict[int, int]) -> dict[int, bytes]:
         """Read the bodies of records by number; `places` says at which offsets they are."""
         try:
             return records.bodies_at(reading, places)

@@ -34,15 +34,15 @@ class LogTrimmer:
         """Begin to look, in a thread: nobody waits for a disk."""
         self._path = path
         self._has_ended = threading.Event()
-        self._thread = Thread(self._look, name="kernel log")
+        self._thread = Thread(self._trim_periodically, name="kernel log")
         self._thread.start()
 
-    def end(self) -> None:
+    def stop(self) -> None:
         """Look once more; a disk that hangs is left alone."""
         self._has_ended.set()
         self._thread.join(END_WITHIN)
 
-    def _look(self) -> None:
+    def _trim_periodically(self) -> None:
         size, patience = size_of(self._path), LOOK_EVERY
         has_ended = False
         while not has_ended:
@@ -50,10 +50,10 @@ class LogTrimmer:
             before, size = size, size_of(self._path)
             patience = LOOK_SOON if size - before > MOST // 8 else LOOK_EVERY
             with contextlib.suppress(OSError):  # no room, or no disk for now: the next look may
-                shorten(self._path, MOST)
+                trim_middle(self._path, MOST)
 
 
-def shorten(path: Path, most: int) -> None:
+def trim_middle(path: Path, most: int) -> None:
     """Take the middle out of a file with more bytes than `most`.
 
     What somebody writes in this very moment may go, too.
@@ -92,10 +92,10 @@ class KernelLog:
         It gets so much room that after a cut of the middle all that is new is its own.
         """
         with contextlib.suppress(OSError):
-            shorten(self.path, MOST - 2 * NEWEST)
+            trim_middle(self.path, MOST - 2 * NEWEST)
         self._begin = size_of(self.path)
 
-    def last_words(self, lines: int) -> str:
+    def tail(self, lines: int) -> str:
         """Return the end of what this kernel printed."""
         try:
             with self.path.open("rb") as file:

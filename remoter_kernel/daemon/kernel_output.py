@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from remoter_kernel.daemon.records import EVERYONE
-from remoter_kernel.daemon.stream_splitter import in_pieces
+from remoter_kernel.daemon.stream_splitter import split_stream
 from remoter_kernel.errors import TooLarge
 from remoter_kernel.wire.frames import Bytes, Channel, pack_parts
 from remoter_kernel.wire.messages import HEADER, PARENT, execution_state, header_of
@@ -26,41 +26,41 @@ class KernelOutputHandler:
     def __init__(
         self,
         journal: Journal,
-        door: Listener,
+        listener: Listener,
         desk: RequestHandler,
-        speaker: MessageWriter,
-        past: RecoveredState | None,
+        writer: MessageWriter,
+        recovered: RecoveredState | None,
     ) -> None:
-        """Remember; `past` is that of an evaluator that died, and left its child."""
+        """Remember; `recovered` is that of an evaluator that died, and left its child."""
         self.recovery: Recovery | None = None  # while it is under way
         self.interrupted_at_end = ""  # the cell that is interrupted because its kernel ends
         self._journal = journal
-        self._listener = door
-        self._writer = speaker
+        self._listener = listener
+        self._writer = writer
         self._requests = desk.requests
         self._interrupts = desk.interrupts
-        self._recovered = past
+        self._recovered = recovered
 
-    def hear(self, channel: Channel, parts: list[Bytes]) -> None:
+    def on_message(self, channel: Channel, parts: list[Bytes]) -> None:
         """Take in one message."""
-        if self.interrupted_at_end and self._ends_what_is_cut_short(channel, parts):
+        if self.interrupted_at_end and self._is_end_of_interrupted(channel, parts):
             return  # nobody has interrupted it: it hears that its kernel has ended, and why
         if channel is Channel.IOPUB:
-            self._hear_published(parts)
+            self._on_iopub(parts)
         else:
-            self._hear_answer(channel, parts)
+            self._on_reply(channel, parts)
 
-    def _ends_what_is_cut_short(self, channel: Channel, parts: list[Bytes]) -> bool:
+    def _is_end_of_interrupted(self, channel: Channel, parts: list[Bytes]) -> bool:
         if header_of(parts[PARENT]).get("msg_id") != self.interrupted_at_end:
             return False
         is_error = channel is Channel.IOPUB and header_of(parts[HEADER])["msg_type"] == "error"
         is_idle = channel is Channel.IOPUB and execution_state(parts) == IDLE
         return channel is Channel.SHELL or is_error or is_idle
 
-    def _hear_published(self, parts: list[Bytes]) -> None:
+    def _on_iopub(self, parts: list[Bytes]) -> None:
         state = execution_state(parts)
         if self.recovery:
-            self.recovery.hear(parts)
+            self.recovery.on_iopub(parts)
         asker = str(header_of(parts[PARENT]).get("msg_id", "")) if state else ""
         # Of what was not given to it the kernel can know only from an evaluator before this one.
         least = Stage.RECEIVED if self._recovered and self._recovered.is_damaged else Stage.SENT
@@ -69,21 +69,21 @@ class KernelOutputHandler:
         if heard and not heard.is_new:
             return  # clients take a second idle for that of a later cell
         try:
-            for piece in in_pieces(parts):
+            for piece in split_stream(parts):
                 self._journal.append(Channel.IOPUB, pack_parts(piece))
         except TooLarge as error:
-            self._writer.tell_missing(parts, error)
+            self._writer.report_lost_output(parts, error)
         if state == IDLE:
             self._listener.flush_now = True
-            self._interrupts.note_idle(asker)
+            self._interrupts.on_idle(asker)
         elif heard:
             if self.recovery:
-                self.recovery.end(heard.finished_before)
-            self._interrupts.note_begin(asker, is_running=False)
+                self.recovery.on_next_request(heard.finished_before)
+            self._interrupts.on_begin(asker, is_running=False)
         elif b'"execute_input"' in bytes(parts[HEADER]):
-            self._interrupts.note_begin(str(header_of(parts[PARENT]).get("msg_id", "")))
+            self._interrupts.on_begin(str(header_of(parts[PARENT]).get("msg_id", "")))
 
-    def _hear_answer(self, channel: Channel, parts: list[Bytes]) -> None:
+    def _on_reply(self, channel: Channel, parts: list[Bytes]) -> None:
         """Hear a reply, or a question."""
         asker = str(header_of(parts[PARENT]).get("msg_id", ""))
         request = self._requests.get(asker)
@@ -97,14 +97,14 @@ class KernelOutputHandler:
             if request:
                 is_sure = self.recovery is None  # else a reply before it may be lost
                 self._requests.on_reply(asker, has_idle=has_idle(parts), is_from_kernel=is_sure)
-                self._interrupts.note_end(request, parts)
+                self._interrupts.on_reply(request, parts)
                 if self.recovery:
-                    self.recovery.hear_reply(request)
+                    self.recovery.on_reply(request)
             elif self._recovered:
                 self._recovered.answered.add(asker)
         try:
             body = pack_parts(parts)
         except TooLarge as error:
-            body = self._writer.in_place_of(parts, error)
+            body = self._writer.substitute_reply(parts, error)
         # Where nobody can tell any more who asked, each client knows whether it did.
-        self._journal.append(channel, body, front=request.client if request else EVERYONE)
+        self._journal.append(channel, body, client=request.client if request else EVERYONE)

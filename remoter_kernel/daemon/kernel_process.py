@@ -21,10 +21,10 @@ from remoter_kernel.daemon import registry
 from remoter_kernel.daemon.encryption import (
     CurveKeys,
     CurveProbe,
-    may_know_keys,
-    offer_keys,
-    offered_keys,
-    withdraw_keys,
+    can_offer_keys,
+    read_keys,
+    remove_keys,
+    write_keys,
 )
 from remoter_kernel.daemon.kernel_log import KernelLog
 from remoter_kernel.daemon.own_kernelspec import check_argv, specs_for
@@ -82,8 +82,8 @@ class KernelProcess:
         self.on_question_reached: Callable[[], None] = lambda: None  # see KernelClient
         self.is_encrypted = False  # for sure only once the kernel has answered
         self.client = KernelClient(reactor, identity)
-        self.client.on_message = self._hear
-        self.client.on_ready = self._be_ready
+        self.client.on_message = self._on_message
+        self.client.on_ready = self._on_ready
         self.client.on_question_reached = self._hear_of_question
         self._log = KernelLog(folder)
         self._disk = Worker("child", reactor.call)
@@ -105,16 +105,16 @@ class KernelProcess:
         spec = self._spec()
         manager.connection_file = str(self.folder / "connection.json")
         manager.write_connection_file()
-        if may_know_keys(spec):
-            offer_keys(Path(manager.connection_file))
+        if can_offer_keys(spec):
+            write_keys(Path(manager.connection_file))
         argv = manager.format_kernel_cmd(list(arguments))
         if not init:  # its lines may bring the program
             check_argv(spec, argv)
-        argv = with_init(argv, init)
-        environment = environment_with({**spec.env, **env})
-        self.forget()
+        argv = wrap_in_login_shell(argv, init)
+        environment = merged_environment({**spec.env, **env})
+        self.remove_exit_files()
         self._log.begin()
-        wish = {
+        start_request = {
             "argv": argv,
             "env": environment,
             "cwd": cwd,
@@ -122,25 +122,25 @@ class KernelProcess:
             "folder": str(self.folder),
             "log": str(self._log.path),
         }
-        self._watch_over(wish)
+        self._start_warden(start_request)
         self._connect()
 
-    def forget(self) -> None:
+    def remove_exit_files(self) -> None:
         """Forget a process that has ended: where no file tells of one, one is to be started."""
         for name in ("child.json", "exit.json"):
             with contextlib.suppress(OSError):
                 (self.folder / name).unlink()
 
-    def adopt(self) -> None:
+    def attach(self) -> None:
         """Connect to a process that an evaluator before this one has started."""
         self.manager.connection_file = str(self.folder / "connection.json")
         self.manager.load_connection_file()
         about = registry.read_json(self.folder / "child.json")
         self.pid, self.is_recovered = int(about["pid"]), True
         self._connect()
-        self._look_after(about)
+        self._poll_process(about)
 
-    def ask_again(self) -> None:
+    def resend_kernel_info(self) -> None:
         """Ask the child once more who it is, and hear of it through `on_ready`."""
         self.client.ask_who()
 
@@ -155,31 +155,31 @@ class KernelProcess:
         assert spec is not None  # noqa: S101 - only a kernel without a name has none
         return spec
 
-    def ask(self, channel: Channel, kind: str, content: dict[str, Any]) -> None:
+    def request(self, channel: Channel, kind: str, content: dict[str, Any]) -> None:
         """Ask something ourselves: what comes of it is heard by nobody else."""
         self.client.ask(channel, kind, content)
 
-    def say(self, channel: Channel, parts: Sequence[Bytes]) -> None:
+    def send(self, channel: Channel, parts: Sequence[Bytes]) -> None:
         """Sign a message with the child's key and send it, as soon as its outputs are heard."""
         self.client.send(channel, parts)
 
-    def _hear(self, channel: Channel, parts: list[Bytes]) -> None:
+    def _on_message(self, channel: Channel, parts: list[Bytes]) -> None:
         self.on_message(channel, parts)
 
     def _hear_of_question(self) -> None:
         self.on_question_reached()
 
-    def _be_ready(self, header: dict[str, Any], info: dict[str, Any]) -> None:
+    def _on_ready(self, header: dict[str, Any], info: dict[str, Any]) -> None:
         if self._offered_keys and not self.is_encrypted:
             # If there is no room, whoever takes over asks again.
-            self._disk.do(partial(withdraw_keys, Path(self.manager.connection_file)))
+            self._disk.do(partial(remove_keys, Path(self.manager.connection_file)))
         self.on_ready(header, info)
 
     def interrupt(self) -> None:
         """Interrupt as the kernelspec asks: a signal to its group, or a message."""
         spec = self.manager.kernel_spec
         if spec is not None and spec.interrupt_mode == "message":
-            self.ask(Channel.CONTROL, "interrupt_request", {})
+            self.request(Channel.CONTROL, "interrupt_request", {})
         else:
             self.signal(signal.SIGINT)
 
@@ -197,44 +197,44 @@ class KernelProcess:
         self.client.close()
         self._disk.close(0.0)
 
-    def last_words(self, lines: int = 12) -> str:
+    def log_tail(self, lines: int = 12) -> str:
         """Return the end of what this kernel printed by itself."""
-        return self._log.last_words(lines)
+        return self._log.tail(lines)
 
     def _connect(self) -> None:
         """Connect with keys or without, as the kernel binds its sockets."""
         manager = self.manager
         self.client.expect(MessageSigner(manager.session.key, manager.session.signature_scheme))
-        self._offered_keys = offered_keys(Path(manager.connection_file))
+        self._offered_keys = read_keys(Path(manager.connection_file))
         self.is_encrypted = self._offered_keys is not None
         if self._offered_keys:
-            self._greet()
+            self._probe_curve()
         else:
-            self._open(None)
+            self._open_sockets(None)
 
-    def _greet(self) -> None:
+    def _probe_curve(self) -> None:
         """Ask at the kernel's port whether it wants keys."""
         address = (str(self.manager.ip), int(self.manager.shell_port))
-        self._curve_probe = CurveProbe(self.reactor, address, self._settle)
+        self._curve_probe = CurveProbe(self.reactor, address, self._on_curve_known)
 
-    def _greet_again(self) -> None:
+    def _probe_curve_again(self) -> None:
         if self.client.is_open and not self.client.is_ready and self._curve_probe is None:
-            self._greet()
+            self._probe_curve()
 
-    def _settle(self, knows_keys: bool) -> None:  # noqa: FBT001 - a callback's only word
+    def _on_curve_known(self, knows_keys: bool) -> None:  # noqa: FBT001 - a callback's only word
         """Open the sockets as the port says; a word against keys is asked for again and again."""
         self._curve_probe = None
         if self.client.is_ready:
             return
         self.is_encrypted = knows_keys
         if knows_keys:
-            self._open(self._offered_keys)
+            self._open_sockets(self._offered_keys)
             return
         if not self.client.is_open:
-            self._open(None)
-        self.reactor.later(GREET_AGAIN, self._greet_again)
+            self._open_sockets(None)
+        self.reactor.later(GREET_AGAIN, self._probe_curve_again)
 
-    def _open(self, keys: CurveKeys | None) -> None:
+    def _open_sockets(self, keys: CurveKeys | None) -> None:
         manager = self.manager
         ports = {
             Channel.SHELL: manager.shell_port,
@@ -244,36 +244,42 @@ class KernelProcess:
         }
         addresses = {channel: f"tcp://{manager.ip}:{port}" for channel, port in ports.items()}
         if keys:
-            self.client.open(addresses, keys.lock)
+            self.client.open(addresses, keys.apply_to)
         else:
             self.client.open(addresses)
 
-    def _look_after(self, about: dict[str, Any]) -> None:
+    def _poll_process(self, about: dict[str, Any]) -> None:
         """Watch a process whose warden is no child of ours."""
 
         def look_again(_error: Exception | None = None) -> None:
-            self.reactor.later(LOOK_EVERY, partial(self._look_after, about))
+            self.reactor.later(LOOK_EVERY, partial(self._poll_process, about))
 
-        self._disk.do(partial(self._stand_of, about), partial(self._judge, look_again), look_again)
+        self._disk.do(
+            partial(self._process_status, about),
+            partial(self._on_process_status, look_again),
+            look_again,
+        )
 
-    def _stand_of(self, about: dict[str, Any]) -> tuple[bool, bool, dict[str, Any]]:
+    def _process_status(self, about: dict[str, Any]) -> tuple[bool, bool, dict[str, Any]]:
         """Tell of such a process: does it run, has it a warden, how has it ended?"""
         is_there = is_running(self.pid, about.get("started", ""))
         has_warden = bool(started_at(int(about["warden"])))
         return is_there, has_warden, registry.read_json(self.folder / "exit.json")
 
-    def _judge(self, look_again: Call, stand: tuple[bool, bool, dict[str, Any]]) -> None:
+    def _on_process_status(
+        self, look_again: Call, stand: tuple[bool, bool, dict[str, Any]]
+    ) -> None:
         is_there, has_warden, words = stand
         if self.pid == 0:
             return
         if words.get("pid") == self.pid or not has_warden:
             if is_there:
                 self.signal(signal.SIGKILL)  # it does not run on without a warden
-            self._end(words or WARDEN_KILLED)
+            self._on_process_end(words or WARDEN_KILLED)
             return
         look_again()
 
-    def _watch_over(self, wish: dict[str, Any]) -> None:
+    def _start_warden(self, start_request: dict[str, Any]) -> None:
         # A socket pair instead of a pipe: the poller of every system can wait for it.
         ours, theirs = socket.socketpair()
         with theirs:
@@ -288,7 +294,7 @@ class KernelProcess:
             registry.write_json(self.folder / "child.json", {"warden": warden.pid})
         assert warden.stdin is not None  # noqa: S101 - it was asked for as a pipe
         with warden.stdin:
-            warden.stdin.write(json.dumps(wish).encode() + b"\n")
+            warden.stdin.write(json.dumps(start_request).encode() + b"\n")
         ours.setblocking(False)
         rest = bytearray()
 
@@ -300,33 +306,33 @@ class KernelProcess:
             rest.extend(heard)
             *lines, rest[:] = bytes(rest).split(b"\n")
             for line in lines:
-                self._note(json.loads(line))
+                self._on_warden_message(json.loads(line))
             if not heard:
                 self.reactor.unwatch(ours)
                 ours.close()
                 warden.wait()
                 self.signal(signal.SIGKILL)  # only where the warden was killed is there one left
-                self._note(WARDEN_KILLED)
+                self._on_warden_message(WARDEN_KILLED)
 
         self.reactor.watch(ours, listen)
 
-    def _note(self, words: dict[str, Any]) -> None:
+    def _on_warden_message(self, words: dict[str, Any]) -> None:
         """Hear from the warden: first a process number, then how that process ended."""
         if self._warden is None:
             return
         if "status" in words or "failed" in words:
             self._warden = None
-            self._end(words)
+            self._on_process_end(words)
         else:
             self.pid = int(words["pid"])
 
-    def _end(self, words: dict[str, Any]) -> None:
+    def _on_process_end(self, words: dict[str, Any]) -> None:
         """Hear out what has ended, then tell of it."""
         self.pid = 0
         self.client.hear_out(partial(self.on_exit, words))
 
 
-def environment_with(more: Mapping[str, Any]) -> dict[str, str]:
+def merged_environment(more: Mapping[str, Any]) -> dict[str, str]:
     """Return the login's environment with more in it; a kernelspec may have a number there."""
     environment = {key: value for key, value in os.environ.items() if key not in HIDDEN}
     for key, value in more.items():
@@ -334,7 +340,7 @@ def environment_with(more: Mapping[str, Any]) -> dict[str, str]:
     return environment
 
 
-def with_init(argv: list[str], init: Sequence[str]) -> list[str]:
+def wrap_in_login_shell(argv: list[str], init: Sequence[str]) -> list[str]:
     """Run shell lines of a login shell before a command; the first that fails ends it."""
     if not init:
         return argv

@@ -23,15 +23,15 @@ import zmq
 
 from remoter_kernel import logs
 from remoter_kernel.daemon import program_archive, registry, stdio_reply
-from remoter_kernel.daemon.folders import is_ours, sessions_folder
+from remoter_kernel.daemon.folders import is_owned_by_user, sessions_folder
 from remoter_kernel.daemon.journal import LIMIT, Journal
 from remoter_kernel.daemon.listener import Listener
 from remoter_kernel.daemon.lock import Lock
-from remoter_kernel.daemon.pending_commands import WrongHostError, carry_out_commands
-from remoter_kernel.daemon.processes import call_this_process, started_at
+from remoter_kernel.daemon.pending_commands import WrongHostError, execute_commands
+from remoter_kernel.daemon.processes import set_process_name, started_at
 from remoter_kernel.daemon.records import check_format, read_journal
 from remoter_kernel.daemon.registry import Session
-from remoter_kernel.daemon.session_candidates import candidates_for, is_of_a_notebook
+from remoter_kernel.daemon.session_candidates import candidates, names_notebook
 from remoter_kernel.daemon.session_match import match_session
 from remoter_kernel.errors import RemoterError
 from remoter_kernel.wire.reactor import Reactor
@@ -56,91 +56,93 @@ def main(pyzmq: str) -> None:
 
     archive = program_archive.own_archive()
     if archive:
-        program_archive.note_use(archive)
-    if archive and not program_archive.is_whole(archive):
+        program_archive.mark_used(archive)
+    if archive and not program_archive.has_valid_hash(archive):
         archive.unlink()
         print("REMOTER lacks zip", flush=True)  # noqa: T201 - it is sent anew
         return
 
-    def find_or_start(wish: dict[str, Any]) -> stdio_reply.Answer:
-        return {**answer_to(wish, login_umask), "pyzmq": pyzmq}, ()
+    def find_or_start(request: dict[str, Any]) -> stdio_reply.Answer:
+        return {**handle_request(request, login_umask), "pyzmq": pyzmq}, ()
 
     stdio_reply.reply_to_stdin(find_or_start)
-    program_archive.keep_house_aside()
+    program_archive.start_maintenance()
 
 
-def answer_to(wish: dict[str, Any], login_umask: int) -> dict[str, Any]:
+def handle_request(request: dict[str, Any], login_umask: int) -> dict[str, Any]:
     """Carry out what waited for a login, then fulfil the wish.
 
     The answer tells what became of each command (`commands`), whatever becomes of the wish.
     """
 
     def find_named(kernel_id: str, session_id: str) -> Session | None:
-        return find({**wish, "kernel_id": kernel_id, "session": session_id}, login_umask)
+        return find_session({**request, "kernel_id": kernel_id, "session": session_id}, login_umask)
 
-    told = carry_out_commands(wish.get("orders"), find_named)
-    words = stdio_reply.result_or_error(lambda: fulfil(wish, login_umask))
+    told = execute_commands(request.get("orders"), find_named)
+    words = stdio_reply.result_or_error(lambda: find_or_create(request, login_umask))
     return {**words, "commands": told} if told else words
 
 
-def fulfil(wish: dict[str, Any], login_umask: int) -> dict[str, Any]:
+def find_or_create(request: dict[str, Any], login_umask: int) -> dict[str, Any]:
     """Find the session that is meant, or start one, and tell where it answers."""
     news: dict[str, Any] = {}
     with contextlib.ExitStack() as turns:
-        for name in _turns(wish):
+        for name in _lock_names(request):
             lock = Lock(name)
-            if lock.take(TURN_WITHIN):  # if not: better a second session than none
+            if lock.acquire(TURN_WITHIN):  # if not: better a second session than none
                 turns.callback(lock.release)
         try:
-            session = find(wish, login_umask)
+            session = find_session(request, login_umask)
         except WrongHostError as elsewhere:
             return {"lacks": "host", "what": elsewhere.session, "host": elsewhere.host}
-        if session is None and wish.get("session"):
-            why = why_it_ended(wish["session"])
-            return {"lacks": "session", "what": wish["session"], **why}
-        if session is None and is_of_a_notebook(wish):
-            session, news = inherit(wish, login_umask)
+        if session is None and request.get("session"):
+            why = end_reason(request["session"])
+            return {"lacks": "session", "what": request["session"], **why}
+        if session is None and names_notebook(request):
+            session, news = join_notebook_session(request, login_umask)
         is_joined = session is not None
-        session = session or create(wish, login_umask)
-        session.admit(wish["client_key"], wish.get("kernel_id") or "")
-    door = session.read("door.json")
+        session = session or create_session(request, login_umask)
+        session.authorize_key(request["client_key"], request.get("kernel_id") or "")
+    listener = session.read("door.json")
     return {
         **news,
         "session": session.id,
         "joined": is_joined,
         "address": "127.0.0.1",
-        "port": door["port"],
-        "server_key": door["public_key"],
+        "port": listener["port"],
+        "server_key": listener["public_key"],
         "host": socket.gethostname(),
         "user": getpass.getuser(),
         "python": platform.python_version(),
     }
 
 
-def _turns(wish: dict[str, Any]) -> Iterator[str]:
+def _lock_names(request: dict[str, Any]) -> Iterator[str]:
     """Yield what only one launch at a time may look for: a kernel's session, a notebook's."""
-    if wish.get("kernel_id"):
-        yield f"kernel-{wish['kernel_id']}"
-    if is_of_a_notebook(wish) and not wish.get("session"):
-        words = json.dumps([wish[key] for key in ("laptop", "remote", "notebook")])
+    if request.get("kernel_id"):
+        yield f"kernel-{request['kernel_id']}"
+    if names_notebook(request) and not request.get("session"):
+        words = json.dumps([request[key] for key in ("laptop", "remote", "notebook")])
         yield f"notebook-{hashlib.sha256(words.encode()).hexdigest()[:24]}"
 
 
-def inherit(wish: dict[str, Any], login_umask: int) -> tuple[Session | None, dict[str, Any]]:
+def join_notebook_session(
+    request: dict[str, Any], login_umask: int
+) -> tuple[Session | None, dict[str, Any]]:
     """Join the session that a front of the same notebook has left behind, if that is clear.
 
     Returns it, and news for the person: `begun` (seconds since 1970) if it was joined, else
     `others`: which sessions there are, and of which notebooks.
     """
-    heir, told = match_session(list(candidates_for(wish)))
+    heir, told = match_session(list(candidates(request)))
     if heir:
         session = Session(sessions_folder() / heir)
-        can_go_on = _can_go_on(session, wish, login_umask)
+        can_go_on = _can_be_joined(session, request, login_umask)
         about = session.read("session.json")
         if can_go_on:
             # What was written down for the front before, and not carried out by now, is void.
-            before = [*session.kernels_before(), about.get("kernel_id")]
-            session.amend(kernel_id=wish.get("kernel_id"), kernels_before=before)
+            before = [*session.previous_kernel_ids(), about.get("kernel_id")]
+            session.update(kernel_id=request.get("kernel_id"), kernels_before=before)
             return session, {"begun": about.get("created") or 0.0}
         told = [] if about.get("ended") else [heir]
     others = []
@@ -150,77 +152,79 @@ def inherit(wish: dict[str, Any], login_umask: int) -> tuple[Session | None, dic
     return None, {"others": others}
 
 
-def _can_go_on(session: Session, wish: dict[str, Any], login_umask: int) -> bool:
+def _can_be_joined(session: Session, request: dict[str, Any], login_umask: int) -> bool:
     """Does it live, if need be with another evaluator? What cannot be joined is no reason to fail.
 
     A front that is wanted by its kernel's id has nothing else to do than to complain; a
     notebook can begin afresh.
     """
     try:
-        return session.is_alive() or _revive(session, wish, login_umask)
+        return session.is_alive() or _restart_evaluator(session, request, login_umask)
     except (OSError, RemoterError, RuntimeError):
         traceback.print_exc()
         return False
 
 
-def find(wish: dict[str, Any], login_umask: int) -> Session | None:
+def find_session(request: dict[str, Any], login_umask: int) -> Session | None:
     """Find the session that is meant; one whose evaluator has died gets another one."""
-    kernel_id, session_id = wish.get("kernel_id", ""), wish.get("session", "")
-    meant = list(registry.sessions_meant(kernel_id, session_id))
+    kernel_id, session_id = request.get("kernel_id", ""), request.get("session", "")
+    meant = list(registry.find_sessions(kernel_id, session_id))
     for session in meant:
         if session.is_alive():
             return session
     for session in meant:
-        door = session.read("door.json")
-        if door and not session.is_of_this_host():
-            raise WrongHostError(session.id, str(door["host"]))
-        if door and _revive(session, wish, login_umask):
+        listener = session.read("door.json")
+        if listener and not session.is_of_this_host():
+            raise WrongHostError(session.id, str(listener["host"]))
+        if listener and _restart_evaluator(session, request, login_umask):
             return session
     return None
 
 
-def _revive(session: Session, wish: dict[str, Any], login_umask: int) -> bool:
+def _restart_evaluator(session: Session, request: dict[str, Any], login_umask: int) -> bool:
     """Give a session another evaluator if its kernel lives, else note its end."""
     lock = Lock(session.id)
-    if not lock.take(TURN_WITHIN, unless=session.is_alive):
+    if not lock.acquire(TURN_WITHIN, unless=session.is_alive):
         return session.is_alive()  # somebody was quicker
     if session.is_alive():
         lock.release()
         return True
-    if session.has_evaluator():  # it runs and does not answer: two would be worse than none
+    if session.is_evaluator_running():  # it runs and does not answer: two would be worse than none
         lock.release()
         message = f"the evaluator of session {session.id} runs, but does not answer"
         raise RuntimeError(message)
-    if not session.has_kernel() and not _is_to_have_one(session):
-        why, died = session.how_it_died()
-        session.end(why, died=died)
-        session.forget_keys()
+    if not session.is_kernel_running() and not _is_between_kernels(session):
+        why, died = session.death_reason()
+        session.mark_ended(why, died=died)
+        session.remove_keys()
         lock.release()
         return False
     about = session.read("session.json")
     known = {key: about[key] for key in ABOUT if about.get(key) is not None}
     try:
-        _refuse_another_crash(session)
+        _check_crash_loop(session)
         with (session.folder / "journal").open("rb") as file:
             check_format(file)
     except (RemoterError, OSError):
         lock.release()
         raise
-    start(session, lock, {**wish, **known, "is_adopted": True}, login_umask, is_adopted=True)
+    start_evaluator(
+        session, lock, {**request, **known, "is_adopted": True}, login_umask, is_adopted=True
+    )
     return True
 
 
-def _is_to_have_one(session: Session) -> bool:
+def _is_between_kernels(session: Session) -> bool:
     """Has its evaluator died while a kernel was about to start, or between two of them?"""
     limit = time.monotonic() + START_WITHIN
-    while session.is_here() and time.monotonic() < limit:
-        child = session.read("child.json")
-        if "pid" in child or session.read("exit.json"):
+    while session.is_of_this_boot() and time.monotonic() < limit:
+        kernel = session.read("child.json")
+        if "pid" in kernel or session.read("exit.json"):
             break
-        if not child or not started_at(registry.whole_number(child.get("warden"))):
+        if not kernel or not started_at(registry.whole_number(kernel.get("warden"))):
             return True  # nobody is at it: another evaluator will be
         time.sleep(0.05)
-    return session.has_kernel() or (session.is_here() and _is_restarting(session))
+    return session.is_kernel_running() or (session.is_of_this_boot() and _is_restarting(session))
 
 
 def _is_restarting(session: Session) -> bool:
@@ -230,35 +234,35 @@ def _is_restarting(session: Session) -> bool:
     past = RecoveredState()
     with contextlib.suppress(OSError, RemoterError):
         for record in read_journal(session.folder / "journal"):
-            past.take(record)
+            past.apply(record)
     return past.unfinished == "restart"
 
 
-def why_it_ended(session_id: str) -> dict[str, Any]:
+def end_reason(session_id: str) -> dict[str, Any]:
     """Tell what the folder of a session that is gone says of its end, and when that was."""
     folder = sessions_folder() / session_id
     if not session_id.isalnum() or not folder.exists():
         return {"why": f"There is none of that name on {socket.gethostname()}."}
-    if not is_ours(folder):
+    if not is_owned_by_user(folder):
         return {"why": "Its folder belongs to another user."}
     about = Session(folder).read("session.json")
     return {"ended": about.get("died") or about.get("ended", ""), "why": about.get("why", "")}
 
 
-def create(wish: dict[str, Any], login_umask: int) -> Session:
+def create_session(request: dict[str, Any], login_umask: int) -> Session:
     """Make a session and start its evaluator."""
-    about = {key: wish.get(key) for key in ABOUT}
+    about = {key: request.get(key) for key in ABOUT}
     session = Session.create({**about, "created": time.time()})
     lock = Lock(session.id)
-    lock.take(TURN_WITHIN)
-    start(session, lock, wish, login_umask)
+    lock.acquire(TURN_WITHIN)
+    start_evaluator(session, lock, request, login_umask)
     return session
 
 
-def start(
+def start_evaluator(
     session: Session,
     lock: Lock,
-    wish: dict[str, Any],
+    request: dict[str, Any],
     login_umask: int,
     *,
     is_adopted: bool = False,
@@ -271,7 +275,7 @@ def start(
     between = os.fork()
     if between == 0:
         os.close(ear)
-        _evaluate(session, lock, wish, login_umask, mouth, is_adopted=is_adopted)
+        _become_evaluator(session, lock, request, login_umask, mouth, is_adopted=is_adopted)
     os.close(mouth)
     with os.fdopen(ear, encoding="utf-8") as pipe:
         trouble = pipe.read()  # ends when the door is open, or with the process
@@ -280,13 +284,13 @@ def start(
         lock.release()
         why = json.loads(trouble)
         raise OSError(*why) if isinstance(why, list) else RuntimeError(why)
-    lock.hand_down()
+    lock.pass_to_child()
 
 
-def _evaluate(
+def _become_evaluator(
     session: Session,
     lock: Lock,
-    wish: dict[str, Any],
+    request: dict[str, Any],
     login_umask: int,
     mouth: int,
     *,
@@ -297,21 +301,31 @@ def _evaluate(
         os.setsid()
         if os.fork():
             os._exit(0)
-        reactor, journal, door, past = _open_door(session, wish, is_adopted=is_adopted)
+        reactor, journal, listener, recovered = _open_listener(
+            session, request, is_adopted=is_adopted
+        )
     except BaseException as error:  # noqa: BLE001 - the login waits for a word
-        _say_why(mouth, error)
+        _report_start_failure(mouth, error)
         os._exit(1)
     os.close(mouth)
     try:
         # What follows is imported while the front finds its way to the door.
         from remoter_kernel.daemon.supervisor import Supervisor  # noqa: PLC0415
 
-        Supervisor(reactor, session, journal, door, wish=wish, umask=login_umask, past=past).run()
+        Supervisor(
+            reactor,
+            session,
+            journal,
+            listener,
+            session_request=request,
+            umask=login_umask,
+            recovered=recovered,
+        ).run()
         lock.release()
     except BaseException as error:  # noqa: BLE001 - the log is all there is
         _log.critical("The evaluator ends by a fault.", exc_info=True)
         traceback.print_exc()
-        _note_crash(session, error)
+        _record_crash(session, error)
         logs.close_log()
         os._exit(1)
     _log.info("The evaluator ends.")
@@ -319,29 +333,29 @@ def _evaluate(
     os._exit(0)
 
 
-def _open_door(
-    session: Session, wish: dict[str, Any], *, is_adopted: bool
+def _open_listener(
+    session: Session, request: dict[str, Any], *, is_adopted: bool
 ) -> tuple[Reactor, Journal, Listener, RecoveredState | None]:
     """Leave the login, begin to log, open the journal, and listen."""
     # An order that comes before there is somebody to hear it waits.
     signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGUSR1))
-    _leave_the_login(session)
-    logs.open_log(session.folder / logs.FILE, str(wish.get("log") or ""))
+    _detach_from_login(session)
+    logs.open_log(session.folder / logs.FILE, str(request.get("log") or ""))
     begins = "adopts" if is_adopted else "begins"
     _log.info("An evaluator %s as process %d.", begins, os.getpid())
-    call_this_process(f"remoter {session.id}")
-    reactor, limit = Reactor(), int(wish.get("journal_limit") or LIMIT)
+    set_process_name(f"remoter {session.id}")
+    reactor, limit = Reactor(), int(request.get("journal_limit") or LIMIT)
     journal = Journal(session.folder / "journal", reactor.call, limit)
-    past = _open(journal, is_adopted=is_adopted)
-    door = Listener(reactor, session, journal)
-    journal.lowest_acked = door.low_water
+    recovered = _open_journal(journal, is_adopted=is_adopted)
+    listener = Listener(reactor, session, journal)
+    journal.lowest_acked = listener.lowest_acked
     public, secret = zmq.curve_keypair()
-    program_archive.note_program(session)
-    session.claim(door.open(secret, public), public.decode())
-    return reactor, journal, door, past
+    program_archive.record_version(session)
+    session.write_endpoint(listener.open(secret, public), public.decode())
+    return reactor, journal, listener, recovered
 
 
-def _say_why(mouth: int, error: BaseException) -> None:
+def _report_start_failure(mouth: int, error: BaseException) -> None:
     """Tell the login why no evaluator could begin."""
     why: Any = f"{type(error).__name__}: {error}"
     if isinstance(error, OSError):
@@ -351,22 +365,24 @@ def _say_why(mouth: int, error: BaseException) -> None:
     logs.close_log()
 
 
-def _crashes(session: Session) -> dict[str, Any]:
+def _recent_crashes(session: Session) -> dict[str, Any]:
     """Return what is written of the evaluators that have crashed lately: `count`, `why`."""
     crashes = session.read("crashes.json")
     is_lately = abs(time.time() - float(crashes.get("time") or 0.0)) < CRASHED_LATELY
     return crashes if is_lately else {}
 
 
-def _note_crash(session: Session, error: BaseException) -> None:
+def _record_crash(session: Session, error: BaseException) -> None:
     words = {"time": time.time(), "why": f"{type(error).__name__}: {error}"}
     with contextlib.suppress(OSError):
-        session.write("crashes.json", {**words, "count": _crashes(session).get("count", 0) + 1})
+        session.write(
+            "crashes.json", {**words, "count": _recent_crashes(session).get("count", 0) + 1}
+        )
 
 
-def _refuse_another_crash(session: Session) -> None:
+def _check_crash_loop(session: Session) -> None:
     """End what would else go on for ever: a crash, a front that dials again, a crash."""
-    crashes = _crashes(session)
+    crashes = _recent_crashes(session)
     if crashes.get("count", 0) >= MOST_CRASHES:
         raise RemoterError(
             f"The evaluator of session {session.id} crashes as often as it is started "
@@ -375,19 +391,19 @@ def _refuse_another_crash(session: Session) -> None:
         )
 
 
-def _open(journal: Journal, *, is_adopted: bool) -> Any:
+def _open_journal(journal: Journal, *, is_adopted: bool) -> Any:
     """Open the journal; return what it tells of the time before, if there was one."""
     if not is_adopted:
         journal.open()
         return None
     from remoter_kernel.daemon.replay import RecoveredState  # noqa: PLC0415 - imports what a start need not
 
-    past = RecoveredState()
-    journal.open(past.take)
-    return past
+    recovered = RecoveredState()
+    journal.open(recovered.apply)
+    return recovered
 
 
-def _leave_the_login(session: Session) -> None:
+def _detach_from_login(session: Session) -> None:
     log = os.open(
         str(session.folder / "evaluator.log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600
     )

@@ -52,11 +52,11 @@ _log = logging.getLogger(__name__)
 class Client:
     """A front that has been here: its conversation, and its wire while there is one."""
 
-    def __init__(self, name: bytes, outbox: ClientOutbox, talk: ReliableStream) -> None:
+    def __init__(self, name: bytes, outbox: ClientOutbox, stream: ReliableStream) -> None:
         """Remember who it is."""
         self.name = name
         self.outbox = outbox
-        self.stream = talk
+        self.stream = stream
         self.pump: Pump | None = None
         # Up to these numbers an evaluator before this one may have taken what it said.
         self.maybe_received = dict.fromkeys(Lane, 0)
@@ -102,11 +102,11 @@ class Listener:
 
     def open(self, secret_key: bytes, public_key: bytes) -> int:
         """Bind on loopback and return the port."""
-        self._authorized_keys = self.session.admitted_keys()
-        self.journal.on_read = self._go_on_reading
+        self._authorized_keys = self.session.authorized_keys()
+        self.journal.on_read = self._on_journal_read
         self._zap.linger = 0
         self._zap.bind("inproc://zeromq.zap.01")
-        self.reactor.watch(self._zap, self._judge)
+        self.reactor.watch(self._zap, self._zap_authenticate)
         router = self._socket
         router.linger = 500  # milliseconds: the last words
         router.maxmsgsize = MOST_FRAME  # who sends a larger one is disconnected
@@ -119,7 +119,7 @@ class Listener:
         router.curve_publickey = public_key
         router.zap_domain = b"remoter"
         port: int = router.bind_to_random_port("tcp://127.0.0.1")
-        self.reactor.watch(router, self._hear)
+        self.reactor.watch(router, self._on_frames)
         return port
 
     def close(self, why: str) -> None:
@@ -141,15 +141,15 @@ class Listener:
         """
         if self.flush_now:
             self._flush()
-        elif self.journal.last != self._flushed_up_to or self._is_looking():
+        elif self.journal.last != self._flushed_up_to or self._is_scanning():
             self._flush_after(CORK)
 
     def _flush_after(self, seconds: float) -> None:
         if self._cork_timer is None:
             self._cork_timer = self.reactor.later(seconds, self._flush)
 
-    def _is_looking(self) -> bool:
-        return any(guest.outbox.is_scanning for guest in self._active.values())
+    def _is_scanning(self) -> bool:
+        return any(client.outbox.is_scanning for client in self._active.values())
 
     def _flush(self) -> None:
         if self._cork_timer:
@@ -157,51 +157,51 @@ class Listener:
             self._cork_timer = None
         self.flush_now = False
         self._flushed_up_to = self.journal.last
-        was_looking = self._is_looking()
+        was_looking = self._is_scanning()
         for pump in list(self._pumps.values()):
             pump.flush()
-        for guest in self._active.values():
-            guest.outbox.look(is_connected=guest.pump is not None)
-        if was_looking or self._is_looking():
+        for client in self._active.values():
+            client.outbox.scan(is_connected=client.pump is not None)
+        if was_looking or self._is_scanning():
             self._flush_after(0.0)  # go on looking, or say what was found
 
-    def _go_on_reading(self) -> None:
+    def _on_journal_read(self) -> None:
         """Go on with what has come from the disk."""
-        for guest in self.clients.values():
-            guest.outbox.look(is_connected=guest.pump is not None)
+        for client in self.clients.values():
+            client.outbox.scan(is_connected=client.pump is not None)
         self._flush()
 
-    def hold_back(self, cells: list[str]) -> None:
+    def limit_output(self, cells: list[str]) -> None:
         """Let little of what these cells have printed through to anyone: they are interrupted."""
-        for guest in self._active.values():
-            guest.outbox.interrupt(cells)
+        for client in self._active.values():
+            client.outbox.limit_text(cells)
 
     @property
-    def has_visitors(self) -> bool:
+    def has_clients(self) -> bool:
         """Is any front connected?"""
         return bool(self._pumps)
 
-    def remember(self, front: bytes, seen: dict[Lane, int]) -> None:
+    def restore_client(self, front: bytes, seen: dict[Lane, int]) -> None:
         """Know a front from before this evaluator's time, and what it has said."""
-        guest = self._new_guest(front)
-        guest.stream.received = dict(seen)
-        guest.stream.acked = dict(seen)
+        client = self._new_client(front)
+        client.stream.received = dict(seen)
+        client.stream.acked = dict(seen)
 
-    def low_water(self) -> int:
+    def lowest_acked(self) -> int:
         """Return up to where the fronts that live have taken what is for them."""
-        here = [guest for guest in self._active.values() if guest.pump]
+        here = [client for client in self._active.values() if client.pump]
         if not here and self._last_left:
             here = [self._last_left]
         return min((guest.outbox.acked[Lane.BULK] for guest in here), default=self.journal.last)
 
-    def _new_guest(self, name: bytes) -> Client:
+    def _new_client(self, name: bytes) -> Client:
         outbox = ClientOutbox(
             self.journal, name, most_waiting=self.most_waiting, session=self.session.id
         )
-        guest = self.clients[name] = Client(name, outbox, ReliableStream(outbox))
-        return guest
+        client = self.clients[name] = Client(name, outbox, ReliableStream(outbox))
+        return client
 
-    def _hear(self) -> None:
+    def _on_frames(self) -> None:
         for identity, *rest in messages(self._socket):
             frame = rest[0] if len(rest) == 1 else b""  # nothing of ours has more than one
             pump = self._pumps.get(identity)
@@ -209,7 +209,7 @@ class Listener:
                 pump.hear(frame)
                 continue
             try:
-                self._greet(identity, frame)
+                self._handshake(identity, frame)
             except (ProtocolError, LookupError, TypeError, ValueError, OverflowError) as error:
                 _log.warning(
                     "A greeting of %d bytes is refused: %s", len(frame), logs.reason(error)
@@ -219,7 +219,7 @@ class Listener:
                     encode_message(FrameHeader(MessageType.BYE), to_json({"why": str(error)})),
                 )
 
-    def _greet(self, identity: bytes, frame: bytes) -> None:
+    def _handshake(self, identity: bytes, frame: bytes) -> None:
         """Answer a HELLO: its words are `front` (hex) and `seen` ([bulk, urgent] or null).
 
         And, if the front has them, `kernel_id` and `laptop`: whose front it is.
@@ -238,34 +238,36 @@ class Listener:
         if not (0 <= bulk <= self.journal.last and 0 <= urgent <= self.journal.last):
             message = f"It has seen {begin}, but only {self.journal.last} was said here."
             raise ProtocolError(message)
-        guest = self.clients.get(name)
-        if guest is None:
-            guest = self._new_guest(name)
-            guest.outbox.forget(Lane.BULK, bulk)  # what was before it is not for it
-        if guest.pump:
-            guest.pump.end(ProtocolError("The same front came in again."), is_told=True)
-        guest.kernel_id = str(words.get("kernel_id") or "")
-        guest.laptop = str(words.get("laptop") or "")
+        client = self.clients.get(name)
+        if client is None:
+            client = self._new_client(name)
+            client.outbox.forget(Lane.BULK, bulk)  # what was before it is not for it
+        if client.pump:
+            client.pump.end(ProtocolError("The same front came in again."), is_told=True)
+        client.kernel_id = str(words.get("kernel_id") or "")
+        client.laptop = str(words.get("laptop") or "")
         if name not in self._handshaken:
             self._handshaken.add(name)
             for lane, number in zip(Lane, words.get("said") or ()):
-                guest.maybe_received[lane] = 0 if self.is_seen_exact(name, lane) else int(number)
-        guest.stream.begin()
-        pump = Pump(self.reactor, guest.stream, partial(self._send, identity))
-        pump.on_item = partial(self.on_item, guest)
-        pump.on_refused = partial(self._refuse, guest)
-        pump.on_end = partial(self._leave, guest, identity)
-        guest.pump = self._pumps[identity] = pump
-        self._active[name] = guest
-        welcome = {**self.describe(), "seen": list(guest.stream.received.values()), "begin": begin}
+                client.maybe_received[lane] = 0 if self.is_seen_exact(name, lane) else int(number)
+        client.stream.begin()
+        pump = Pump(self.reactor, client.stream, partial(self._send, identity))
+        pump.on_item = partial(self.on_item, client)
+        pump.on_refused = partial(self._on_item_refused, client)
+        pump.on_end = partial(self._on_disconnect, client, identity)
+        client.pump = self._pumps[identity] = pump
+        self._active[name] = client
+        welcome = {**self.describe(), "seen": list(client.stream.received.values()), "begin": begin}
         self._send(
-            identity, encode_message(guest.stream.head(MessageType.WELCOME), to_json(welcome))
+            identity, encode_message(client.stream.head(MessageType.WELCOME), to_json(welcome))
         )
         _log.info("Client %s has come; it has seen up to %d.", name.hex(), bulk)
         pump.start((bulk, urgent))
-        self.on_client_change(guest)
+        self.on_client_change(client)
 
-    def _refuse(self, guest: Client, head: FrameHeader, body: Bytes, error: Exception) -> None:
+    def _on_item_refused(
+        self, client: Client, head: FrameHeader, body: Bytes, error: Exception
+    ) -> None:
         """Pass over an item that cannot be taken in, and tell of it.
 
         That it was here is written down like any other item, so that it is kept no sooner than
@@ -277,36 +279,36 @@ class Listener:
         if is_bug:
             self.reactor.on_bug(error)
         try:
-            self.on_refused(guest, head, body, error)
+            self.on_refused(client, head, body, error)
         except Exception as bug:  # noqa: BLE001 - what is odd may be too odd to be told
             self.reactor.on_bug(bug)
         lane = LANE[head.channel]
         channel = Channel.EVENT if lane is Lane.BULK else Channel.COMMAND
 
         def keep() -> None:
-            guest.stream.keep(lane, head.number, len(body))
-            if guest.pump:
-                guest.pump.give_credit()
+            client.stream.keep(lane, head.number, len(body))
+            if client.pump:
+                client.pump.give_credit()
 
         words = {"event": "refused", "order": "refused", "why": str(error)}
         self.journal.append(
             channel,
             pack_parts([to_json(words)]),
-            front=guest.name,
-            own=head.number,
-            is_from_front=True,
+            client=client.name,
+            client_number=head.number,
+            is_from_client=True,
             then=keep,
         )
 
-    def _leave(self, guest: Client, identity: bytes, error: RemoterError) -> None:
-        _log.info("Client %s has gone: %s", guest.name.hex(), logs.reason(error))
+    def _on_disconnect(self, client: Client, identity: bytes, error: RemoterError) -> None:
+        _log.info("Client %s has gone: %s", client.name.hex(), logs.reason(error))
         self._pumps.pop(identity, None)
-        guest.pump = None
-        before, self._last_left = self._last_left, guest
-        if before and before is not guest and before.pump is None:
+        client.pump = None
+        before, self._last_left = self._last_left, client
+        if before and before is not client and before.pump is None:
             self._active.pop(before.name, None)
-            before.outbox.rest()
-        self.on_client_change(guest)
+            before.outbox.go_dormant()
+        self.on_client_change(client)
 
     def _send(self, identity: bytes, frame: bytes) -> None:
         try:
@@ -317,14 +319,14 @@ class Listener:
             if pump:
                 pump.end(ProtocolError("The front hung up."))
 
-    def _judge(self) -> None:
+    def _zap_authenticate(self) -> None:
         """Hear libzmq's question (RFC 27) whether a client key may come in.
 
         A key that came in before is known here. For another one a thread looks in the folder:
         its disk may hang, and that is no matter of those who are in.
         """
         for identity, empty, version, request, _domain, _address, _id, *rest in messages(self._zap):
-            answer = partial(self._answer_zap, [identity, empty, version, request])
+            answer = partial(self._zap_reply, [identity, empty, version, request])
             if len(rest) < len(("mechanism", "key")) or rest[0] != b"CURVE":
                 answer(is_let_in=False)
                 continue
@@ -332,24 +334,24 @@ class Listener:
             if key in self._authorized_keys:
                 answer(is_let_in=True)
             else:
-                look = partial(self.session.admits, key)
+                look = partial(self.session.is_authorized, key)
                 # Without an answer the client would wait. Refused (libzmq does nothing about
                 # RFC 27's "temporary"), it dials again.
-                refuse = partial(self._refuse_key, answer)
-                self._key_lookup.do(look, partial(self._meet, key, answer), refuse)
+                refuse = partial(self._zap_reject, answer)
+                self._key_lookup.do(look, partial(self._on_key_lookup, key, answer), refuse)
 
     @staticmethod
-    def _refuse_key(answer: Callable[..., None], _error: Exception) -> None:
+    def _zap_reject(answer: Callable[..., None], _error: Exception) -> None:
         answer(is_let_in=False)
 
-    def _meet(self, key: bytes, answer: Callable[..., None], is_let_in: bool) -> None:  # noqa: FBT001 - a callback's only word
+    def _on_key_lookup(self, key: bytes, answer: Callable[..., None], is_let_in: bool) -> None:  # noqa: FBT001 - a callback's only word
         if is_let_in:
             self._authorized_keys.add(key)
         else:
             _log.warning("A client whose key was not registered is not let in.")
         answer(is_let_in=is_let_in)
 
-    def _answer_zap(self, opening: list[bytes], *, is_let_in: bool) -> None:
+    def _zap_reply(self, opening: list[bytes], *, is_let_in: bool) -> None:
         words = (b"200", b"OK") if is_let_in else (b"400", b"This key was not registered here.")
         if not self._zap.closed:
             self._zap.send_multipart([*opening, *words, b"front", b""])

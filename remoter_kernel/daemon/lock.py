@@ -12,7 +12,12 @@ import time
 from pathlib import Path
 from typing import Callable
 
-from remoter_kernel.daemon.folders import is_ours, leave_locks_folder, locks_folder, no_place
+from remoter_kernel.daemon.folders import (
+    is_owned_by_user,
+    locks_folder,
+    no_locks_error,
+    remove_locks_folder_if_empty,
+)
 from remoter_kernel.errors import RemoterError
 
 TRY_EVERY = 0.02  # seconds
@@ -27,16 +32,16 @@ class Lock:
         self._path = Path()
         self._file = -1
 
-    def take(self, seconds: float, unless: Callable[[], bool] = lambda: False) -> bool:
+    def acquire(self, seconds: float, unless: Callable[[], bool] = lambda: False) -> bool:
         """Take it, or give up after some seconds, or once there is no need for it."""
         limit = time.monotonic() + seconds
-        while not self._try():
+        while not self._try_acquire():
             if unless() or time.monotonic() > limit:
                 return False
             time.sleep(TRY_EVERY)
         return True
 
-    def hand_down(self) -> None:
+    def pass_to_child(self) -> None:
         """Let go here; a child process that was forked meanwhile goes on to hold it."""
         os.close(self._file)
 
@@ -44,11 +49,11 @@ class Lock:
         """Let go for all, and leave nothing behind."""
         with contextlib.suppress(OSError):
             self._path.unlink()
-            leave_locks_folder(self._path.parent)
+            remove_locks_folder_if_empty(self._path.parent)
         fcntl.flock(self._file, fcntl.LOCK_UN)
         os.close(self._file)
 
-    def _try(self) -> bool:
+    def _try_acquire(self) -> bool:
         self._path = locks_folder() / f"{self._name}.lock"
         try:
             file = os.open(str(self._path), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
@@ -56,11 +61,11 @@ class Lock:
             return False  # the last one has just removed the folder
         except OSError as error:
             why = f"{self._path.parent}: {error.strerror}"
-            raise no_place(why) from error
+            raise no_locks_error(why) from error
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             is_the_file = os.path.samestat(os.fstat(file), self._path.stat())
-            if is_the_file and is_ours(self._path.parent):
+            if is_the_file and is_owned_by_user(self._path.parent):
                 self._file = file
                 return True
         except OSError:
@@ -69,12 +74,12 @@ class Lock:
         return False
 
 
-def tidy() -> None:
+def remove_stale_locks() -> None:
     """Remove the files of locks that nobody holds: their owners were killed."""
     with contextlib.suppress(OSError, RemoterError):  # it can wait
         folder = locks_folder()
         for path in folder.glob("*.lock"):
             lock = Lock(path.stem)
-            if lock.take(0.0):
+            if lock.acquire(0.0):
                 lock.release()
-        leave_locks_folder(folder)
+        remove_locks_folder_if_empty(folder)

@@ -32,15 +32,15 @@ class ClientOutbox:
     def __init__(
         self,
         journal: Journal,
-        front: bytes,
+        client: bytes,
         *,
         most_waiting: int = BACKLOG_LIMIT,
         session: str = "",
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Remember whose; `front` is 8 bytes."""
+        """Remember whose; `client` is 8 bytes."""
         self._journal = journal
-        self._client = front
+        self._client = client
         self._clock = clock
         self._backlog_limit, self._session = most_waiting, session
         self.acked = dict.fromkeys(Lane, 0)  # up to where the front has confirmed
@@ -51,7 +51,7 @@ class ClientOutbox:
         self._disconnected_at = 0.0  # when the wire was lost
         # From here on: what matters only while something waits, or has waited a moment ago.
         self._is_lagging = False
-        self.is_scanning = False  # how much waits is not known yet: `look` finds out
+        self.is_scanning = False  # how much waits is not known yet: `scan` finds out
         self._is_reading = False  # what is to be looked at next comes from the disk
         self._is_dormant = False  # it has been away for so long that nothing is noticed
         self._scanned_up_to = 0  # all up to this number is in `_backlog`, or was
@@ -63,19 +63,19 @@ class ClientOutbox:
     def next_after(self, lane: Lane, number: int) -> OutboxEntry | None:
         """Return what comes first for this front in a lane beyond a number."""
         if lane is Lane.URGENT:
-            return self._find(lane, number)
+            return self._next_record(lane, number)
         if number != self._last_sent or self._is_dormant:
-            self._go_back(number)
+            self._rewind_to(number)
         if not self._is_lagging and self._is_late():
-            self._fall_behind()
+            self._start_lagging()
         if not self._is_lagging:
-            entry = self._find(lane, number)
+            entry = self._next_record(lane, number)
             if entry:
                 self._last_sent = self._scanned_up_to = entry.number
                 if self._in_flight:
                     self._in_flight.append(Coalesced(entry.number, None, entry.number))
             return entry
-        return self._next_that_waited()
+        return self._next_from_backlog()
 
     def forget(self, lane: Lane, number: int) -> None:
         """Note how far the front is: a journal does not forget because one front has heard."""
@@ -84,7 +84,7 @@ class ClientOutbox:
             while self._in_flight and self._in_flight[0].number <= number:
                 self._in_flight_base = self._in_flight.popleft().number
 
-    def look(self, *, is_connected: bool) -> None:
+    def scan(self, *, is_connected: bool) -> None:
         """See whether something waits that was said since; to be called after each flush."""
         if self._last_sent < 0 or self._is_dormant:
             return
@@ -100,40 +100,40 @@ class ClientOutbox:
             if not marks or now - marks[-1][1] > MARK_EVERY:
                 marks.append((self._journal.last, now))
             if not is_connected or self._is_late():
-                self._fall_behind()
+                self._start_lagging()
         if self._is_lagging:
             if self._disconnected_at and now - self._disconnected_at > DORMANT_AFTER:
-                self.rest()
+                self.go_dormant()
             else:
-                self._notice()
+                self._scan_backlog()
 
-    def interrupt(self, cells: list[str]) -> None:
+    def limit_text(self, cells: list[str]) -> None:
         """Let little of the text of these cells through, and of all that waits now."""
         if self._last_sent >= 0 and self._scanned[Lane.BULK] != (
             self._last_sent,
             self._journal.last,
         ):
-            self._fall_behind()
+            self._start_lagging()
         if self._is_lagging:
-            self._notice()
+            self._scan_backlog()
         self._backlog.interrupt(*cells)
 
-    def rest(self) -> None:
+    def go_dormant(self) -> None:
         """Forget what was noticed for a front that has left; it looks anew when it comes back."""
         if self._last_sent >= 0:
-            self._start_at(self._last_sent)
+            self._reset_to(self._last_sent)
             self._is_dormant = True
 
     # While the link keeps up -----------------------------------------------------------
 
-    def _find(self, lane: Lane, number: int) -> OutboxEntry | None:
+    def _next_record(self, lane: Lane, number: int) -> OutboxEntry | None:
         journal = self._journal
         begin, end = self._scanned[lane]
         start = end if begin == number else number
         for position in journal.after(start):
-            channel = journal.is_for(self._client, position)
+            channel = journal.channel_for(self._client, position)
             if channel is not None and LANE[channel] is lane:
-                return self._read(position, channel)
+                return self._read_entry(position, channel)
         self._scanned[lane] = (number, journal.last)
         return None
 
@@ -146,7 +146,7 @@ class ClientOutbox:
 
     # While it does not -----------------------------------------------------------------
 
-    def _fall_behind(self) -> None:
+    def _start_lagging(self) -> None:
         if self._is_lagging:
             return
         self._is_lagging = True
@@ -155,7 +155,7 @@ class ClientOutbox:
         if not self._in_flight:
             self._in_flight_base = self._last_sent
 
-    def _start_at(self, number: int) -> None:
+    def _reset_to(self, number: int) -> None:
         """Know nothing but where to begin."""
         self._backlog = OutputBacklog(self._backlog_limit, self._session)
         self._resend.clear()
@@ -164,17 +164,17 @@ class ClientOutbox:
         self._is_lagging = self._is_dormant = self.is_scanning = self._is_reading = False
         self._scanned_up_to = self._in_flight_base = self._last_sent = number
 
-    def _notice(self) -> None:
+    def _scan_backlog(self) -> None:
         """Look at what was said since, for a moment: a night's output is too much for one go."""
         until = self._clock() + SCAN_FOR
         self.is_scanning = self._is_reading = False
-        for position, channel in self._mine(self._scanned_up_to):
+        for position, channel in self._records_for_client(self._scanned_up_to):
             if self._backlog.is_full:
                 return
             if self._clock() > until:
                 self.is_scanning = True
                 return
-            entry = self._read(position, channel)
+            entry = self._read_entry(position, channel)
             if entry is None:
                 self._is_reading = True
                 return
@@ -182,23 +182,23 @@ class ClientOutbox:
             self._backlog.add(position, position, parts)
             self._scanned_up_to = position
 
-    def _mine(self, number: int, until: int = 0) -> Iterator[tuple[int, Channel]]:
+    def _records_for_client(self, number: int, until: int = 0) -> Iterator[tuple[int, Channel]]:
         """Yield what is in the bulk lane for this front beyond a number."""
         for position in self._journal.after(number):
             if until and position > until:
                 return
-            channel = self._journal.is_for(self._client, position)
+            channel = self._journal.channel_for(self._client, position)
             if channel is not None and LANE[channel] is Lane.BULK:
                 yield position, channel
 
-    def _next_that_waited(self) -> OutboxEntry | None:
+    def _next_from_backlog(self) -> OutboxEntry | None:
         while True:
             if (self.is_scanning or self._is_reading) and not self._resend:
                 return None  # how much there is decides what becomes of it
             taken = self._resend.popleft() if self._resend else self._backlog.take()
             if taken is None:
                 before = self._scanned_up_to
-                self._notice()
+                self._scan_backlog()
                 if self._scanned_up_to == before and not (
                     self._backlog or self.is_scanning or self._is_reading
                 ):
@@ -206,31 +206,31 @@ class ClientOutbox:
                     self._scanned[Lane.BULK] = (self._last_sent, self._journal.last)
                     return None
                 continue
-            if self._is_on_disk(taken):
+            if self._needs_read(taken):
                 self._resend.appendleft(taken)
                 return None
-            entry = self._entry(taken)
+            entry = self._to_entry(taken)
             if entry is not None:
                 self._last_sent = entry.number
                 self._in_flight.append(taken)
                 return entry
 
-    def _is_on_disk(self, taken: Coalesced) -> bool:
+    def _needs_read(self, taken: Coalesced) -> bool:
         """Has it yet to be read? `on_read` of the journal tells when to ask again."""
         if taken.parts is not None:
             return False
         position = int(taken.payload)
-        channel = self._journal.is_for(self._client, position)
-        return channel is not None and self._read(position, channel) is None
+        channel = self._journal.channel_for(self._client, position)
+        return channel is not None and self._read_entry(position, channel) is None
 
-    def _entry(self, taken: Coalesced) -> OutboxEntry | None:
+    def _to_entry(self, taken: Coalesced) -> OutboxEntry | None:
         if taken.parts is not None:
             return OutboxEntry(taken.number, Channel.IOPUB, pack_parts(taken.parts))
         position = int(taken.payload)
-        channel = self._journal.is_for(self._client, position)
-        return None if channel is None else self._read(position, channel)
+        channel = self._journal.channel_for(self._client, position)
+        return None if channel is None else self._read_entry(position, channel)
 
-    def _read(self, position: int, channel: Channel) -> OutboxEntry | None:
+    def _read_entry(self, position: int, channel: Channel) -> OutboxEntry | None:
         """Read a record; None: it has yet to be read. What cannot be read is told in its place."""
         why = self._journal.unreadable.get(position)
         if why is None:
@@ -242,20 +242,20 @@ class ClientOutbox:
         note = {"event": "unreadable", "number": position, "why": told}
         return OutboxEntry(position, Channel.EVENT, pack_parts([to_json(note)]))
 
-    def _go_back(self, number: int) -> None:
+    def _rewind_to(self, number: int) -> None:
         """Begin again after what the front has seen: a wire was lost, or is the first."""
         was_resting = self._is_dormant
         if was_resting or number > self._last_sent or not (self._is_lagging or self._in_flight):
-            self._start_at(number)
+            self._reset_to(number)
             self._is_lagging = was_resting
         else:
             back = [taken for taken in self._in_flight if taken.number > number]
             if number < self._in_flight_base:
-                raw = self._mine(number, self._in_flight_base)
+                raw = self._records_for_client(number, self._in_flight_base)
                 back = [Coalesced(position, None, position) for position, _ in raw] + back
             self._resend.extendleft(reversed(back))
             self._in_flight.clear()
             self._is_lagging = True
             self._in_flight_base = self._last_sent = number
         if self._is_lagging:
-            self._notice()
+            self._scan_backlog()

@@ -28,13 +28,13 @@ def specs_for(kernel: str, *, is_own: bool) -> KernelSpecManager:
     """
     if is_own and kernel.lower() == DEFAULT:
         # Nothing but this environment's, or what ipykernel itself says where it has none.
-        own = KernelSpecManager(kernel_dirs=[str(OWN)])
+        client_number = KernelSpecManager(kernel_dirs=[str(OWN)])
         try:
-            own.get_kernel_spec(kernel)
+            client_number.get_kernel_spec(kernel)
         except (NoSuchKernel, OSError, ValueError):
             pass  # it has none, or a broken one
         else:
-            return own
+            return client_number
     return KernelSpecManager()
 
 

@@ -50,7 +50,7 @@ class WrongHostError(Exception):
         self.host = host
 
 
-def carry_out_commands(
+def execute_commands(
     commands: object, find: Find, *, clock: Callable[[], float] = time.monotonic
 ) -> list[dict[str, str]]:
     """Carry out as many as there is time for; return the answers to those that were tried.
@@ -69,7 +69,7 @@ def carry_out_commands(
 def _answer(command: Any, find: Find) -> dict[str, str]:
     name = str(command.get("name") or "") if isinstance(command, dict) else ""
     try:
-        _carry_out(command, find)
+        _execute_once(command, find)
     except WrongHostError as elsewhere:
         return {"name": name, "became": "elsewhere", "why": f"It lives on {elsewhere.host}."}
     except Exception as error:  # noqa: BLE001 - whatever it is, the next command is not to blame
@@ -87,15 +87,15 @@ def _reason(error: Exception) -> str:
     return f"{str(error) or type(error).__name__}."
 
 
-def _carry_out(command: Any, find: Find) -> None:
+def _execute_once(command: Any, find: Find) -> None:
     words = command if isinstance(command, dict) else {}
-    with _once(words.get("nonce")) as once:
+    with _claim_nonce(words.get("nonce")) as once:
         if not once.is_done:
-            _do(words, find, once)
-            once.note()
+            _execute(words, find, once)
+            once.record()
 
 
-def _do(words: dict[str, Any], find: Find, once: _NonceEntry) -> None:
+def _execute(words: dict[str, Any], find: Find, once: _NonceEntry) -> None:
     kernel_id, session_id = (str(words.get(key) or "") for key in ("kernel_id", "session"))
     if not (kernel_id or session_id):
         message = "It does not say which session is meant."
@@ -103,7 +103,7 @@ def _do(words: dict[str, Any], find: Find, once: _NonceEntry) -> None:
     if words.get("order") == "stop":
         _stop_named(kernel_id, session_id, once)
     elif words.get("order") == "restart":
-        _restart(kernel_id, session_id, find, once)
+        _restart_named(kernel_id, session_id, find, once)
     else:
         message = "This version does not know what it asks for."
         raise RemoterError(message)
@@ -111,12 +111,12 @@ def _do(words: dict[str, Any], find: Find, once: _NonceEntry) -> None:
 
 def _stop_named(kernel_id: str, session_id: str, once: _NonceEntry) -> None:
     """End what is meant, whether anybody could still start an evaluator for it or not."""
-    meant = list(registry.sessions_meant(kernel_id, session_id))
+    meant = list(registry.find_sessions(kernel_id, session_id))
     doors = {session.id: session.read("door.json") for session in meant}
     here = [each for each in meant if not doors[each.id] or each.is_of_this_host()]
     for session in here:
-        if not _has_moved_on(session, kernel_id):
-            once.note()
+        if not _belongs_to_another(session, kernel_id):
+            once.record()
             _end_session(session)
     if meant and not here:
         raise WrongHostError(meant[0].id, str(doors[meant[0].id].get("host")))
@@ -127,7 +127,7 @@ def _end_session(session: Session) -> None:
 
     lock = Lock(session.id)
     # Without an evaluator, which would hold the lock, another launch may be about to adopt it.
-    is_taken = lock.take(TURN_WITHIN, unless=session.has_evaluator)
+    is_taken = lock.acquire(TURN_WITHIN, unless=session.is_evaluator_running)
     try:
         how = query.stop_session(session)["how"]
     finally:
@@ -138,12 +138,12 @@ def _end_session(session: Session) -> None:
         raise RemoterError(message)
 
 
-def _restart(kernel_id: str, session_id: str, find: Find, once: _NonceEntry) -> None:
+def _restart_named(kernel_id: str, session_id: str, find: Find, once: _NonceEntry) -> None:
     for _ in range(TRIES):
         session = find(kernel_id, session_id)
-        if session is None or _has_moved_on(session, kernel_id):
+        if session is None or _belongs_to_another(session, kernel_id):
             return  # a session that is gone needs nothing
-        once.note()
+        once.record()
         with contextlib.suppress(ProcessLookupError):
             os.kill(int(session.read("door.json")["pid"]), signal.SIGUSR1)
             return
@@ -151,9 +151,9 @@ def _restart(kernel_id: str, session_id: str, find: Find, once: _NonceEntry) -> 
     raise RemoterError(message)
 
 
-def _has_moved_on(session: Session, kernel_id: str) -> bool:
+def _belongs_to_another(session: Session, kernel_id: str) -> bool:
     """Has it gone to another front since? Then another launch was quicker to carry this out."""
-    return kernel_id in session.kernels_before()
+    return kernel_id in session.previous_kernel_ids()
 
 
 # Once ------------------------------------------------------------------------------------
@@ -168,13 +168,13 @@ class _NonceEntry:
         self._is_noted = False
         self.is_done = bool(nonce) and nonce in _nonces()
 
-    def note(self) -> None:
+    def record(self) -> None:
         """Write it down, before it has an effect. A full disk is no reason to do nothing."""
         if self._nonce and not self._is_noted:
             self._is_noted = True
             _write_nonces(lambda known: [*known, self._nonce])
 
-    def take_back(self) -> None:
+    def withdraw(self) -> None:
         """It has failed, and may be tried again."""
         if self._is_noted:
             self._is_noted = False
@@ -182,18 +182,18 @@ class _NonceEntry:
 
 
 @contextlib.contextmanager
-def _once(nonce: object) -> Iterator[_NonceEntry]:
+def _claim_nonce(nonce: object) -> Iterator[_NonceEntry]:
     """Have a command to oneself, while another launch may bring the same one."""
     name = nonce if isinstance(nonce, str) and nonce.isalnum() else ""
     name = name if len(name) <= LONGEST_NONCE else ""
     lock = Lock(f"command-{name}")
-    is_taken = bool(name) and lock.take(TURN_WITHIN)  # if not: better twice than never
+    is_taken = bool(name) and lock.acquire(TURN_WITHIN)  # if not: better twice than never
     try:
         once = _NonceEntry(name)
         try:
             yield once
         except BaseException:
-            once.take_back()
+            once.withdraw()
             raise
     finally:
         if is_taken:
@@ -208,7 +208,7 @@ def _nonces() -> list[str]:
 def _write_nonces(change: Callable[[list[str]], list[str]]) -> None:
     lock, is_taken = Lock("carried-out"), False
     with logs.noting(_log, "What was carried out is not written down", OSError, RemoterError):
-        is_taken = lock.take(NOTED_WITHIN)
+        is_taken = lock.acquire(NOTED_WITHIN)
         try:
             data_folder().mkdir(mode=0o700, parents=True, exist_ok=True)
             nonces = change(_nonces())[-MOST_NONCES:]

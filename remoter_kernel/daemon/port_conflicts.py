@@ -30,39 +30,39 @@ class PortConflicts:
         self._disk = Worker("kernel log", reactor.call)
         self._tries = 1
 
-    def watch(self, child: KernelProcess, is_starting: Callable[[], bool]) -> None:
+    def watch(self, kernel: KernelProcess, is_starting: Callable[[], bool]) -> None:
         """Look at a child again and again while it starts."""
-        self._reactor.later(LOOK_EVERY, partial(self._look, child, is_starting))
+        self._reactor.later(LOOK_EVERY, partial(self._poll, kernel, is_starting))
 
-    def check(self, child: KernelProcess, then: Callable[[], None]) -> None:
+    def check_ports(self, kernel: KernelProcess, then: Callable[[], None]) -> None:
         """Go on if it has all its ports, perhaps that for questions apart; else end it."""
-        self._disk.do(child.last_words, partial(self._judge, child, then))
+        self._disk.do(kernel.log_tail, partial(self._on_log_tail, kernel, then))
 
-    def read(self, child: KernelProcess, then: Callable[[str], None]) -> None:
+    def read_log_tail(self, kernel: KernelProcess, then: Callable[[str], None]) -> None:
         """Go on with the last words of a child, whose disk may hang, or fail."""
-        self._disk.do(child.last_words, then, lambda _error: then(""))
+        self._disk.do(kernel.log_tail, then, lambda _error: then(""))
 
-    def is_to_try_again(self, last_words: str) -> bool:
+    def should_retry(self, last_words: str) -> bool:
         """May another try help a kernel that has ended with these words?"""
-        if not self._has_lost_one(last_words):
+        if not self._reports_port_taken(last_words):
             return False
         self._tries += 1
         return True
 
-    def begin_anew(self) -> None:
+    def reset(self) -> None:
         """A kernel is ready: the next start has all its tries again."""
         self._tries = 1
 
-    def _look(self, child: KernelProcess, is_starting: Callable[[], bool]) -> None:
+    def _poll(self, kernel: KernelProcess, is_starting: Callable[[], bool]) -> None:
         if is_starting():
-            self.check(child, lambda: None)
-            self.watch(child, is_starting)
+            self.check_ports(kernel, lambda: None)
+            self.watch(kernel, is_starting)
 
-    def _judge(self, child: KernelProcess, then: Callable[[], None], said: str) -> None:
-        if self._has_lost_one(said):
-            child.signal(signal.SIGKILL)
+    def _on_log_tail(self, kernel: KernelProcess, then: Callable[[], None], said: str) -> None:
+        if self._reports_port_taken(said):
+            kernel.signal(signal.SIGKILL)
         else:
             then()
 
-    def _has_lost_one(self, said: str) -> bool:
+    def _reports_port_taken(self, said: str) -> bool:
         return self._tries < TRIES and PORT_TAKEN in said

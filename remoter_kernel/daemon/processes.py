@@ -23,7 +23,7 @@ def pid_namespace() -> str:
         return ""
 
 
-def call_this_process(name: str) -> None:
+def set_process_name(name: str) -> None:
     """Show this process by a name to those who look with `ps` or `top`; 15 bytes of it.
 
     Its command line stays: others find it by that. Elsewhere than on Linux nothing happens.

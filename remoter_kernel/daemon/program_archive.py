@@ -39,12 +39,12 @@ def own_archive() -> Path | None:
     return archive if archive.suffix == ".pyz" else None
 
 
-def is_whole(archive: Path) -> bool:
+def has_valid_hash(archive: Path) -> bool:
     """Has it the hash that its name says? An upload that was cut must not run."""
     return hashlib.sha256(archive.read_bytes()).hexdigest() == archive.stem
 
 
-def note_use(archive: Path) -> None:
+def mark_used(archive: Path) -> None:
     """Let no other version take it for unused, while this launch makes a session that names it.
 
     It stays due for being looked after.
@@ -55,18 +55,22 @@ def note_use(archive: Path) -> None:
             os.utime(archive.parent, (then, then))
 
 
-def note_program(session: registry.Session) -> None:
+def record_version(session: registry.Session) -> None:
     """Let a session name the version that it needs for as long as it lives."""
     archive = own_archive()
     if archive:
         session.write(PROGRAM_FILE, {"program": archive.parent.name})
 
 
-def keep_house_aside() -> None:
+def start_maintenance() -> None:
     """Compile, and remove what is old, in a process that nobody waits for, if that is due."""
     archive = own_archive()
     try:
-        if archive is None or archive.parent.parent != programs_folder() or not _is_due(archive):
+        if (
+            archive is None
+            or archive.parent.parent != programs_folder()
+            or not _is_maintenance_due(archive)
+        ):
             return
         if os.fork():
             return
@@ -78,7 +82,7 @@ def keep_house_aside() -> None:
         for stream in (0, 1, 2):  # the login must not wait for us
             os.dup2(nothing, stream)
         os.nice(LEAST_PRIORITY)
-        _keep_house(archive)
+        _maintain(archive)
     finally:
         os._exit(0)
 
@@ -88,15 +92,15 @@ def programs_folder() -> Path:
     return data_folder() / "programs"
 
 
-def _is_due(archive: Path) -> bool:
+def _is_maintenance_due(archive: Path) -> bool:
     is_old = time.time() - archive.parent.stat().st_mtime > LOOK_EVERY
-    return is_old or not any(archive.parent.glob(f"{_tag()}.*.zip"))
+    return is_old or not any(archive.parent.glob(f"{_cache_tag()}.*.zip"))
 
 
-def _keep_house(archive: Path) -> None:
+def _maintain(archive: Path) -> None:
     lock = Lock("programs")
     with contextlib.suppress(OSError, RemoterError):
-        if not lock.take(0.0):
+        if not lock.acquire(0.0):
             return  # another one is at it
         try:
             compile_program(archive)
@@ -109,7 +113,7 @@ def _keep_house(archive: Path) -> None:
 # Compiling -------------------------------------------------------------------------------
 
 
-def _tag() -> str:
+def _cache_tag() -> str:
     """Name what can use the same compiled code: as `__main__` does."""
     magic = importlib.util.MAGIC_NUMBER.hex()
     return f"{sys.implementation.cache_tag}.{magic}.{sys.flags.optimize}"
@@ -117,7 +121,7 @@ def _tag() -> str:
 
 def compile_program(archive: Path) -> Path:
     """Compile all modules for this Python, into one zip beside the archive; return that."""
-    for place in archive.parent.glob(f"{_tag()}.*.zip"):
+    for place in archive.parent.glob(f"{_cache_tag()}.*.zip"):
         if place.name == _name_of(place.read_bytes()):
             return place  # it is in use, perhaps
         place.unlink()
@@ -129,12 +133,12 @@ def compile_program(archive: Path) -> Path:
                 _add_module(compiled, name, text)  # for tracebacks
                 _add_module(compiled, f"{name}c", _compiled(archive, name, text))
     place = archive.parent / _name_of(buffer.getvalue())
-    _write_aside(place, buffer.getvalue())
+    _write_atomically(place, buffer.getvalue())
     return place
 
 
 def _name_of(content: bytes) -> str:
-    return f"{_tag()}.{zlib.crc32(content):08x}.zip"
+    return f"{_cache_tag()}.{zlib.crc32(content):08x}.zip"
 
 
 def _add_module(compiled: zipfile.ZipFile, name: str, content: bytes) -> None:
@@ -148,7 +152,7 @@ def _compiled(archive: Path, name: str, text: bytes) -> bytes:
     return importlib.util.MAGIC_NUMBER + UNCHECKED + bytes(8) + marshal.dumps(code)
 
 
-def _write_aside(place: Path, content: bytes) -> None:
+def _write_atomically(place: Path, content: bytes) -> None:
     beside = place.with_name(f"{place.name}.{os.getpid()}")
     try:
         with beside.open("wb") as file:

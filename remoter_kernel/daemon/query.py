@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Callable
 from remoter_kernel import logs
 from remoter_kernel.daemon import registry, stdio_reply
 from remoter_kernel.daemon.folders import sessions_folder
-from remoter_kernel.daemon.lock import tidy
+from remoter_kernel.daemon.lock import remove_stale_locks
 from remoter_kernel.daemon.processes import started_at
 from remoter_kernel.daemon.records import JournalTail, Record, read_journal
 from remoter_kernel.daemon.registry import Session
@@ -47,13 +47,13 @@ PACKAGES = ("pyzmq", "jupyter_client", "ipykernel", "tornado", "traitlets")
 def main() -> None:
     """Read one wish, answer it."""
     os.umask(0o077)
-    stdio_reply.reply_to_stdin(lambda wish: QUERIES[wish["verb"]](wish))
+    stdio_reply.reply_to_stdin(lambda query: QUERIES[query["verb"]](query))
 
 
 # How sessions are ------------------------------------------------------------------------
 
 
-def tell_sessions(_wish: dict[str, Any]) -> Answer:
+def list_sessions(_wish: dict[str, Any]) -> Answer:
     """Tell of every session that has a folder here."""
     return {"sessions": [_describe_or_error(session) for session in registry.all_sessions()]}, ()
 
@@ -70,70 +70,70 @@ def _describe_or_error(session: Session) -> dict[str, Any]:
 
 def describe(session: Session) -> dict[str, Any]:
     """Say what is known of a session."""
-    about, door, now = (session.read(f"{name}.json") for name in ("session", "door", "state"))
+    about, listener, now = (session.read(f"{name}.json") for name in ("session", "door", "state"))
     try:
         size = (session.folder / "journal").stat().st_size
     except OSError:
         size = 0
-    state, since, why = _state_of(session, about, door, now)
+    state, since, why = _state_of(session, about, listener, now)
     is_alive = state not in {"ended", "dead"}
-    fronts = now.get("fronts") or {}
+    clients = now.get("fronts") or {}
     return {
         "id": session.id,
         "remote": about.get("remote") or "",
         "kernel": about.get("kernel") or "",
         "notebook": about.get("notebook") or "",
         "script": about.get("script") or "",
-        "host": (not session.is_here() and door.get("host")) or socket.gethostname(),
+        "host": (not session.is_of_this_boot() and listener.get("host")) or socket.gethostname(),
         "created": about.get("created") or 0.0,
         "state": state,
         "since": since,
         "seconds": max(0.0, time.time() - since),  # by this clock: others may go wrong
         "why": why,
-        "fronts": sum(bool(front.get("here")) for front in fronts.values()) if is_alive else 0,
-        "pid": door.get("pid") if is_alive else None,
+        "fronts": sum(bool(client.get("here")) for client in clients.values()) if is_alive else 0,
+        "pid": listener.get("pid") if is_alive else None,
         "journal": size,
     }
 
 
 def _state_of(
-    session: Session, about: dict[str, Any], door: dict[str, Any], now: dict[str, Any]
+    session: Session, about: dict[str, Any], listener: dict[str, Any], now: dict[str, Any]
 ) -> tuple[str, float, str]:
     since = float(now.get("since") or about.get("created") or 0.0)
     if about.get("ended"):
         return "ended", float(about["ended"]), str(about.get("why", ""))
-    if not door:
+    if not listener:
         return "starting", since, ""
     if not session.is_of_this_host():
-        return str(now.get("state") or "unknown"), since, f"It lives on {door.get('host')}."
+        return str(now.get("state") or "unknown"), since, f"It lives on {listener.get('host')}."
     if session.is_alive():
         is_between = now.get("state") in (None, "", "dead")  # two kernels, or before the first
         return "starting" if is_between else str(now["state"]), since, ""
-    why = "Its evaluator was killed." if session.is_here() else "The machine was restarted."
+    why = "Its evaluator was killed." if session.is_of_this_boot() else "The machine was restarted."
     return "dead", since, f"{why} Its kernel still runs." if _kernel_of(session) else why
 
 
 def _kernel_of(session: Session) -> int:
     """Return the process number of a session's kernel, 0 if it does not run."""
-    child, ended = session.read("child.json"), session.read("exit.json")
-    pid = registry.whole_number(child.get("pid"))
-    if not pid or not session.is_here() or ended.get("pid") == pid:
+    kernel, ended = session.read("child.json"), session.read("exit.json")
+    pid = registry.whole_number(kernel.get("pid"))
+    if not pid or not session.is_of_this_boot() or ended.get("pid") == pid:
         return 0
     started = started_at(pid)
-    return pid if started and child.get("started", started) == started else 0
+    return pid if started and kernel.get("started", started) == started else 0
 
 
 def _evaluator_of(session: Session) -> int:
     """Return the process number of a session's evaluator, 0 if it does not run."""
-    door = session.read("door.json")
-    pid = registry.whole_number(door.get("pid"))
-    is_it = pid and session.is_here() and started_at(pid) == door.get("started")
+    listener = session.read("door.json")
+    pid = registry.whole_number(listener.get("pid"))
+    is_it = pid and session.is_of_this_boot() and started_at(pid) == listener.get("started")
     return pid if is_it else 0
 
 
-def tell_requests(wish: dict[str, Any]) -> Answer:
+def list_requests(query: dict[str, Any]) -> Answer:
     """Tell which requests are open in a session; None: its evaluator does not say."""
-    state, now = Session(_folder_of(wish["session"])).read("state.json"), time.time()
+    state, now = Session(_folder_of(query["session"])).read("state.json"), time.time()
     requests = state.get("requests")
     for row in requests if isinstance(requests, list) else ():
         if isinstance(row, dict) and isinstance(row.get("seconds"), float):  # as of then
@@ -144,36 +144,36 @@ def tell_requests(wish: dict[str, Any]) -> Answer:
 # Stop ------------------------------------------------------------------------------------
 
 
-def stop_sessions(wish: dict[str, Any]) -> Answer:
+def stop_sessions(query: dict[str, Any]) -> Answer:
     """End sessions (`sessions`: ids), and wait until they are gone."""
-    return {"stopped": [stop_session(Session(_folder_of(name))) for name in wish["sessions"]]}, ()
+    return {"stopped": [stop_session(Session(_folder_of(name))) for name in query["sessions"]]}, ()
 
 
 def stop_session(session: Session) -> dict[str, Any]:
     """End one session: properly if its evaluator can, else by SIGKILL."""
-    door = session.read("door.json")
-    if door and not session.is_of_this_host():
-        return {"id": session.id, "how": "elsewhere", "host": door.get("host")}
+    listener = session.read("door.json")
+    if listener and not session.is_of_this_host():
+        return {"id": session.id, "how": "elsewhere", "host": listener.get("host")}
     evaluator, kernel = _evaluator_of(session), _kernel_of(session)
     if not (evaluator or kernel):
         return {"id": session.id, "how": "gone"}
     how = "stopped"
     if evaluator:
-        _send(os.kill, evaluator, signal.SIGTERM)
-    if not (evaluator and _is_gone_within(session, STOP_WITHIN)):
+        _signal_quietly(os.kill, evaluator, signal.SIGTERM)
+    if not (evaluator and _wait_until_gone(session, STOP_WITHIN)):
         how = "killed"
-        _send(os.killpg, _kernel_of(session), signal.SIGKILL)
-        _send(os.kill, _evaluator_of(session), signal.SIGKILL)
-        if not _is_gone_within(session, KILL_WITHIN):
+        _signal_quietly(os.killpg, _kernel_of(session), signal.SIGKILL)
+        _signal_quietly(os.kill, _evaluator_of(session), signal.SIGKILL)
+        if not _wait_until_gone(session, KILL_WITHIN):
             return {"id": session.id, "how": "stays"}
     if not session.read("session.json").get("ended"):
-        session.end("It was stopped.")
-        session.forget_keys()
-        tidy()
+        session.mark_ended("It was stopped.")
+        session.remove_keys()
+        remove_stale_locks()
     return {"id": session.id, "how": how}
 
 
-def _is_gone_within(session: Session, seconds: float) -> bool:
+def _wait_until_gone(session: Session, seconds: float) -> bool:
     limit = time.monotonic() + seconds
     while _evaluator_of(session) or _kernel_of(session):
         if time.monotonic() > limit:
@@ -182,7 +182,7 @@ def _is_gone_within(session: Session, seconds: float) -> bool:
     return True
 
 
-def _send(kill: Callable[[int, int], None], pid: int, number: int) -> None:
+def _signal_quietly(kill: Callable[[int, int], None], pid: int, number: int) -> None:
     if pid:
         with contextlib.suppress(ProcessLookupError):  # it was quicker
             kill(pid, number)
@@ -191,7 +191,7 @@ def _send(kill: Callable[[int, int], None], pid: int, number: int) -> None:
 # What was said ---------------------------------------------------------------------------
 
 
-def tell_outputs(wish: dict[str, Any]) -> Answer:
+def read_outputs(query: dict[str, Any]) -> Answer:
     """Give records of a journal.
 
     `after`: the number after which they begin; `skip`: bytes of the first one that are
@@ -199,16 +199,16 @@ def tell_outputs(wish: dict[str, Any]) -> Answer:
     beginning; `wait`: seconds to wait for something; `only`: "missed" or "events"; `cells`:
     requests of which nothing counts as taken.
     """
-    session = Session(_folder_of(wish["session"]))
+    session = Session(_folder_of(query["session"]))
     if not session.folder.is_dir():
         return {"lacks": "session", "what": session.id, "why": "It is not there."}, ()
-    limit = time.monotonic() + min(float(wish.get("wait") or 0.0), 60.0)
-    begin = int(wish.get("after") or 0)
-    skip = int(wish.get("skip") or 0)
+    limit = time.monotonic() + min(float(query.get("wait") or 0.0), 60.0)
+    begin = int(query.get("after") or 0)
+    skip = int(query.get("skip") or 0)
     size = _journal_size(session)
-    reading = JournalTail(session.folder / "journal", wish.get("place"))
+    reading = JournalTail(session.folder / "journal", query.get("place"))
     while True:
-        chunks = _pack(_wanted(session, wish, begin, reading), skip)
+        chunks = _pack_entries(_select_records(session, query, begin, reading), skip)
         # What an evaluator is about to write while it ends belongs to it, too.
         is_over = describe(session)["state"] in {"ended", "dead"} and not _evaluator_of(session)
         if chunks or is_over or time.monotonic() > limit:
@@ -220,12 +220,12 @@ def tell_outputs(wish: dict[str, Any]) -> Answer:
         size = _journal_size(session)
     answer = {"session": describe(session), "is_over": is_over}
     answer.update(place=reading.place, bytes=sum(map(len, chunks)))
-    if wish.get("only") == "events":
+    if query.get("only") == "events":
         answer["tails"] = {name: _tail(session, name) for name in ("evaluator.log", "kernel.log")}
     return answer, chunks
 
 
-def _pack(records: Iterator[Record], skip: int) -> list[bytes]:
+def _pack_entries(records: Iterator[Record], skip: int) -> list[bytes]:
     """Return the bytes of records without the first ones, up to about `MOST`."""
     total = 0
     chunks: list[bytes] = []
@@ -249,14 +249,14 @@ def _pack(records: Iterator[Record], skip: int) -> list[bytes]:
     return chunks
 
 
-def _wanted(
-    session: Session, wish: dict[str, Any], begin: int, reading: JournalTail
+def _select_records(
+    session: Session, query: dict[str, Any], begin: int, reading: JournalTail
 ) -> Iterator[Record]:
-    only = wish.get("only")
+    only = query.get("only")
     if only == "missed":  # what it is depends on all that was before
-        fronts = session.read("state.json").get("fronts") or {}
+        clients = session.read("state.json").get("fronts") or {}
         records = read_journal(session.folder / "journal")
-        records = _missed(records, fronts, set(wish.get("cells") or ()))
+        records = _undelivered(records, clients, set(query.get("cells") or ()))
     elif only == "events":
         records = (record for record in reading.records() if _is_event(record))
     else:
@@ -264,12 +264,16 @@ def _wanted(
     return (record for record in records if record.number > begin)
 
 
-def _missed(records: Iterator[Record], fronts: dict[str, Any], cells: set[str]) -> Iterator[Record]:
+def _undelivered(
+    records: Iterator[Record], clients: dict[str, Any], cells: set[str]
+) -> Iterator[Record]:
     """Yield what fronts that are gone did not take of their own requests' outputs.
 
     `cells`: requests whose outputs are wanted whatever was taken of them.
     """
-    gone = {name: front.get("taken", 0) for name, front in fronts.items() if not front.get("here")}
+    gone = {
+        name: client.get("taken", 0) for name, client in clients.items() if not client.get("here")
+    }
     taken: dict[str, int] = {}  # by the message id of a request: up to where
     asked: dict[str, Record] = {}
     place = 0  # in what is missed: a request comes with the first output that is
@@ -295,18 +299,18 @@ def _missed(records: Iterator[Record], fronts: dict[str, Any], cells: set[str]) 
 # For a report of a fault -----------------------------------------------------------------
 
 
-def tell_debug(wish: dict[str, Any]) -> Answer:
+def read_debug_log(query: dict[str, Any]) -> Answer:
     """Give the end of the log of a session's evaluator; `most`: so many bytes."""
-    folder, found = _folder_of(wish["session"]), b""
+    folder, found = _folder_of(query["session"]), b""
     for name in (f"{logs.FILE}.1", logs.FILE):
         with contextlib.suppress(OSError):
             if (folder / name).is_file():  # what is none may let us wait for ever
                 found += (folder / name).read_bytes()
-    found = found[-int(wish.get("most") or MOST) :]
+    found = found[-int(query.get("most") or MOST) :]
     return {"bytes": len(found)}, [found]
 
 
-def tell_versions(_wish: dict[str, Any]) -> Answer:
+def list_versions(_wish: dict[str, Any]) -> Answer:
     """Tell what there is here; `names`: what a report leaves out."""
     import platform  # noqa: PLC0415 - nothing else needs these, and others are in a hurry
     from importlib import metadata  # noqa: PLC0415
@@ -325,15 +329,15 @@ def tell_versions(_wish: dict[str, Any]) -> Answer:
 # Paths -----------------------------------------------------------------------------------
 
 
-def tell_paths(wish: dict[str, Any]) -> Answer:
+def complete_paths(query: dict[str, Any]) -> Answer:
     """Tell which paths begin with `begin`, in `cwd` or the home: at most so many (`most`).
 
     Folders have a / at the end. Names that no terminal can show are left out: nobody types them.
     """
-    begin = str(wish["begin"])
+    begin = str(query["begin"])
     folder, name = os.path.split(begin)
     head = begin[: len(begin) - len(name)]
-    cwd = os.path.expandvars(str(wish.get("cwd") or "~"))
+    cwd = os.path.expandvars(str(query.get("cwd") or "~"))
     place = full_path(folder, full_path(cwd, "/"))  # as `get` will read it
     found = []
     with contextlib.suppress(OSError), os.scandir(place) as entries:
@@ -341,7 +345,7 @@ def tell_paths(wish: dict[str, Any]) -> Answer:
             is_hidden = entry.name.startswith(".") and not name.startswith(".")
             if entry.name.startswith(name) and _can_be_typed(entry.name) and not is_hidden:
                 found.append(head + entry.name + "/" * entry.is_dir())
-    return {"paths": sorted(found)[: int(wish.get("most") or 100)]}, ()
+    return {"paths": sorted(found)[: int(query.get("most") or 100)]}, ()
 
 
 def _can_be_typed(name: str) -> bool:
@@ -389,12 +393,12 @@ def _tail(session: Session, name: str) -> list[str]:
 
 
 QUERIES: dict[str, Callable[[dict[str, Any]], Answer]] = {
-    "sessions": tell_sessions,
-    "requests": tell_requests,
+    "sessions": list_sessions,
+    "requests": list_requests,
     "stop": stop_sessions,
-    "outputs": tell_outputs,
-    "paths": tell_paths,
-    "debug": tell_debug,
-    "versions": tell_versions,
-    "log": lambda wish: tell_outputs({**wish, "only": "events"}),
+    "outputs": read_outputs,
+    "paths": complete_paths,
+    "debug": read_debug_log,
+    "versions": list_versions,
+    "log": lambda wish: read_outputs({**wish, "only": "events"}),
 }

@@ -46,7 +46,7 @@ class Record(NamedTuple):
     """One thing that was said.
 
     own: the number that its front gave it; 0 where it comes from no front.
-    is_mark: said to whoever reads the journal, and to no front; `mark_of` reads it.
+    is_mark: said to whoever reads the journal, and to no front; `parse_marker` reads it.
     is_held: a request that is not handed to the child at once; a mark tells when it is.
     """
 
@@ -120,19 +120,19 @@ def encode_record(record: Record) -> bytes:
     return b"".join([_SYNC, check, head[_CHECKED:], record.body])
 
 
-def mark(number: int, time: float, words: dict[str, Any]) -> Record:
-    """Return a record for whoever reads the journal; `words` has `mark`: what it is."""
+def marker(number: int, time: float, words: dict[str, Any]) -> Record:
+    """Return a record for whoever reads the journal; `words` has `marker`: what it is."""
     body = pack_parts([to_json(words)])
     return Record(number, Channel.EVENT, False, EVERYONE, body, time, is_marker=True)
 
 
-def is_loss(record: Record) -> bool:
+def is_gap(record: Record) -> bool:
     """Does a mark stand for records of which nothing is known, not even whose they were?"""
-    words = mark_of(record)
+    words = parse_marker(record)
     return words.get("mark") == "missing" and words.get("before", 0) > record.number
 
 
-def mark_of(record: Record) -> dict[str, Any]:
+def parse_marker(record: Record) -> dict[str, Any]:
     """Read what a mark says; what is no mark says nothing."""
     if not record.is_marker:
         return {}
@@ -209,10 +209,10 @@ class Scan:
         """Go from the first line to the end; JournalTooNewError if that line says so."""
         offset = self.end = begin = max(check_format(self._file), self._begin)
         lost: list[tuple[int, Record]] = []  # told only if something comes after it
-        while (head := self._head(offset)) or (found := self._search(offset)):
+        while (head := self._header_at(offset)) or (found := self._find_next_header(offset)):
             if head is None:
                 begin, offset = offset, found
-                head = self._head(offset)
+                head = self._header_at(offset)
                 if head is None:  # somebody has cut the file meanwhile
                     continue
                 if head.number > self._last + 1:
@@ -228,7 +228,7 @@ class Scan:
                 record = _record(head, _gap_marker(head.number, head, head.size).body)
                 lost.append((0, record._replace(is_marker=True)))
                 self._is_torn = len(body) < head.size and offset == self.end
-                if end != self._size and self._head(end) is None:
+                if end != self._size and self._header_at(end) is None:
                     end = offset + 1  # something is amiss with its size, too
             self._last = max(self._last, head.number)
             offset = end
@@ -243,7 +243,7 @@ class Scan:
         self._file.seek(offset)
         return self._file.read(max(0, min(size, self._size - offset)))
 
-    def _head(self, offset: int) -> RecordHeader | None:
+    def _header_at(self, offset: int) -> RecordHeader | None:
         """Read the head at an offset, if there is one whose check fits."""
         raw = self._read(offset, _HEAD.size)
         if len(raw) < _HEAD.size or raw[:4] != _SYNC:
@@ -253,12 +253,12 @@ class Scan:
         is_fit = zlib.crc32(raw[_CHECKED:]) == check and head.channel in CHANNELS
         return head if is_fit and head.number > self._last else None
 
-    def _search(self, offset: int) -> int:
+    def _find_next_header(self, offset: int) -> int:
         """Return where the next head is; 0 if there is none."""
         while block := self._read(offset, _BLOCK):
             at = block.find(_SYNC)
             while at >= 0:
-                if self._head(offset + at):
+                if self._header_at(offset + at):
                     return offset + at
                 at = block.find(_SYNC, at + 1)
             offset += max(1, len(block) - len(_SYNC) + 1)
@@ -282,4 +282,4 @@ def _record(head: RecordHeader, body: bytes) -> Record:
 
 def _gap_marker(number: int, after: RecordHeader, size: int) -> Record:
     words = {"mark": "missing", "before": after.number, "bytes": size}
-    return mark(number, after.time, words)
+    return marker(number, after.time, words)

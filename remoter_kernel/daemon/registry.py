@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any, Callable
 
 from remoter_kernel import logs
 from remoter_kernel.daemon.exit_status import describe_exit
-from remoter_kernel.daemon.folders import is_ours, sessions_folder
-from remoter_kernel.daemon.lock import Lock, tidy
+from remoter_kernel.daemon.folders import is_owned_by_user, sessions_folder
+from remoter_kernel.daemon.lock import Lock, remove_stale_locks
 from remoter_kernel.daemon.processes import boot_id, is_running, pid_namespace, started_at
 from remoter_kernel.errors import RemoterError
 from remoter_kernel.wire.threads import Worker
@@ -98,7 +98,7 @@ class Session:
         """Write one of its JSON files."""
         write_json(self.folder / name, words)
 
-    def claim(self, port: int, public_key: str) -> None:
+    def write_endpoint(self, port: int, public_key: str) -> None:
         """Say which process answers for this session, and where."""
         pid = os.getpid()
         words = {
@@ -112,26 +112,26 @@ class Session:
         }
         self.write("door.json", words)
 
-    def amend(self, **words: Any) -> None:
+    def update(self, **words: Any) -> None:
         """Change what session.json says; the evaluator and launches may want to at once."""
         lock = Lock(f"about-{self.id}")
         is_taken = False
         with contextlib.suppress(OSError, RemoterError):  # better unlocked than not at all
-            is_taken = lock.take(AMEND_WITHIN)
+            is_taken = lock.acquire(AMEND_WITHIN)
         try:
             self.write("session.json", {**self.read("session.json"), **words})
         finally:
             if is_taken:
                 lock.release()
 
-    def admit(self, client_key: str, kernel_id: str = "") -> None:
+    def authorize_key(self, client_key: str, kernel_id: str = "") -> None:
         """Let the front with this public key (Z85) in, and note what it is the kernel of."""
         path = self.folder / "keys" / client_key.encode().hex()
         path.touch(mode=0o600)
         if kernel_id:
             path.write_text(kernel_id, encoding="utf-8")
 
-    def admitted(self) -> set[str]:
+    def authorized_kernels(self) -> set[str]:
         """Return the Jupyter kernels whose fronts were ever let in, as far as they said."""
         found = set()
         for path in (self.folder / "keys").glob("*"):
@@ -139,11 +139,11 @@ class Session:
                 found.add(path.read_text(encoding="utf-8"))
         return found - {""}
 
-    def admits(self, client_key: bytes) -> bool:
+    def is_authorized(self, client_key: bytes) -> bool:
         """Was this public key (Z85) registered through a login?"""
         return (self.folder / "keys" / client_key.hex()).exists()
 
-    def admitted_keys(self) -> set[bytes]:
+    def authorized_keys(self) -> set[bytes]:
         """Return all public keys (Z85) that were registered so far."""
         found = set()
         for path in (self.folder / "keys").glob("*"):
@@ -151,12 +151,12 @@ class Session:
                 found.add(bytes.fromhex(path.name))
         return found
 
-    def kernels_before(self) -> list[Any]:
+    def previous_kernel_ids(self) -> list[Any]:
         """Return the Jupyter kernels that this session had before the one that it has now."""
         before = self.read("session.json").get("kernels_before")
         return before if isinstance(before, list) else []
 
-    def end(self, why: str, *, died: float = 0.0) -> None:
+    def mark_ended(self, why: str, *, died: float = 0.0) -> None:
         """Note that this session has ended, and why: nobody joins it any more.
 
         `died`: when, if that was long before somebody found out (seconds since 1970).
@@ -164,34 +164,34 @@ class Session:
         _log.info("Session %s ends: %s", self.id, why.partition("\n")[0])
         # Without room, that nothing of it runs says it, too.
         with logs.noting(_log, "its end is not written", OSError):
-            self.amend(ended=time.time(), died=died or time.time(), why=why)
+            self.update(ended=time.time(), died=died or time.time(), why=why)
 
-    def forget_keys(self) -> None:
+    def remove_keys(self) -> None:
         """Remove what let fronts and the evaluator in, and what was carried; the journal stays."""
         for path in (self.folder / "connection.json", *(self.folder / "keys").glob("*")):
             path.unlink(missing_ok=True)
         for folder in self.folder.glob("carried-*"):  # a cut has kept a front from removing it
             shutil.rmtree(folder, ignore_errors=True)
 
-    def has_evaluator(self) -> bool:
+    def is_evaluator_running(self) -> bool:
         """Does the process that answers for it run here, whether it answers or not?"""
-        door = self.read("door.json")
-        is_there = is_running(whole_number(door.get("pid")), str(door.get("started", "")))
-        return is_there and self.is_here()
+        listener = self.read("door.json")
+        is_there = is_running(whole_number(listener.get("pid")), str(listener.get("started", "")))
+        return is_there and self.is_of_this_boot()
 
-    def has_kernel(self) -> bool:
+    def is_kernel_running(self) -> bool:
         """Does its kernel run here, whether anybody looks after it or not?"""
-        child = self.read("child.json")
-        is_there = is_running(whole_number(child.get("pid")), str(child.get("started", "")))
-        return is_there and self.is_here()
+        kernel = self.read("child.json")
+        is_there = is_running(whole_number(kernel.get("pid")), str(kernel.get("started", "")))
+        return is_there and self.is_of_this_boot()
 
-    def how_it_died(self) -> tuple[str, float]:
+    def death_reason(self) -> tuple[str, float]:
         """Say why nothing of it runs any more, and when it was last heard of."""
         exit_words = self.read("exit.json")
         last = max(
             (_modified_at(self.folder / name) for name in ("journal", "exit.json")), default=0
         )
-        if not self.is_here():
+        if not self.is_of_this_boot():
             return "The machine was restarted.", _modified_at(self.folder / "journal")
         if exit_words:
             return (
@@ -200,31 +200,33 @@ class Session:
             )
         return "Its evaluator and its kernel were killed.", last
 
-    def is_here(self) -> bool:
+    def is_of_this_boot(self) -> bool:
         """Does this session belong to this machine, as it was started last?
 
         A machine may get another name meanwhile. Its containers have its boot id, too; their
         process numbers are others, and so is a session's machine that has no boot id.
         """
-        door, boot = self.read("door.json"), boot_id()
-        if not door or door.get("boot") != boot:
+        listener, boot = self.read("door.json"), boot_id()
+        if not listener or listener.get("boot") != boot:
             return False
-        has_its_processes = bool(boot and door.get("pids")) and door["pids"] == pid_namespace()
-        return has_its_processes or door.get("host") == socket.gethostname()
+        has_its_processes = (
+            bool(boot and listener.get("pids")) and listener["pids"] == pid_namespace()
+        )
+        return has_its_processes or listener.get("host") == socket.gethostname()
 
     def is_of_this_host(self) -> bool:
         """May this host judge it? It has begun here, perhaps before a restart of the machine."""
-        return self.is_here() or self.read("door.json").get("host") == socket.gethostname()
+        return self.is_of_this_boot() or self.read("door.json").get("host") == socket.gethostname()
 
     def is_alive(self) -> bool:
         """Does its evaluator run here and answer?"""
-        door = self.read("door.json")
-        if not (door and self.is_here()) or self.read("session.json").get("ended"):
+        listener = self.read("door.json")
+        if not (listener and self.is_of_this_boot()) or self.read("session.json").get("ended"):
             return False
-        if not self.has_evaluator():
+        if not self.is_evaluator_running():
             return False
         try:
-            port = whole_number(door.get("port"))
+            port = whole_number(listener.get("port"))
             with socket.create_connection(("127.0.0.1", port), ANSWER_WITHIN):
                 return True
         except (OSError, OverflowError):
@@ -240,7 +242,7 @@ class ServedSession(Session):
         self.about = self.read("session.json")
         self._disk = Worker("session", call)
 
-    def amend(self, **words: Any) -> None:
+    def update(self, **words: Any) -> None:
         """Change what session.json says, in a thread; wait for it, but not for a disk that hangs.
 
         Who has ordered it hears that it is done, and may ask a login for this session at once.
@@ -250,7 +252,7 @@ class ServedSession(Session):
 
         def write() -> None:
             try:
-                Session.amend(self, **words)
+                Session.update(self, **words)
             finally:
                 is_done.set()
 
@@ -275,28 +277,28 @@ def all_sessions() -> Iterator[Session]:
         found = list(sessions_folder().iterdir())
     except OSError:
         return
-    for path in sorted(filter(is_ours, found), key=_modified_at, reverse=True):
+    for path in sorted(filter(is_owned_by_user, found), key=_modified_at, reverse=True):
         yield Session(path)
 
 
-def sweep() -> None:
+def collect_garbage() -> None:
     """Remove what is left of sessions that ended long ago, or that is too much."""
-    tidy()
+    remove_stale_locks()
     kept = 0
     for session in all_sessions():
-        kept += _sweep_one(session, kept)
+        kept += _collect_one(session, kept)
 
 
-def _sweep_one(session: Session, kept: int) -> int:
+def _collect_one(session: Session, kept: int) -> int:
     """Sweep one session, if its folder makes sense; return its size in bytes if it has ended."""
     try:
-        return _remove_or_keep(session, kept)
+        return _collect(session, kept)
     except Exception as error:  # noqa: BLE001 - one odd folder is no reason to leave the others
         _log.warning("Session %s was not swept: %s", session.id, logs.reason(error))
         return 0
 
 
-def _remove_or_keep(session: Session, kept: int) -> int:
+def _collect(session: Session, kept: int) -> int:
     """Note the end of a session that has died; remove one that ended; return its size in bytes.
 
     `kept`: the bytes of those that ended later.
@@ -304,9 +306,9 @@ def _remove_or_keep(session: Session, kept: int) -> int:
     about = session.read("session.json")
     is_of_this_host = session.is_of_this_host()
     if not about.get("ended"):
-        if is_of_this_host and not (session.has_evaluator() or session.has_kernel()):
-            why, died = session.how_it_died()
-            session.end(why, died=died)
+        if is_of_this_host and not (session.is_evaluator_running() or session.is_kernel_running()):
+            why, died = session.death_reason()
+            session.mark_ended(why, died=died)
         return 0
     size = 0
     if is_of_this_host:
@@ -317,7 +319,7 @@ def _remove_or_keep(session: Session, kept: int) -> int:
     return size
 
 
-def sessions_meant(kernel_id: str, session_id: str = "") -> Iterator[Session]:
+def find_sessions(kernel_id: str, session_id: str = "") -> Iterator[Session]:
     """Yield the session with this id or, without one, those of this Jupyter kernel."""
     for session in all_sessions():
         about = session.read("session.json")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from remoter_kernel.daemon.records import Record, is_loss, mark_of
+from remoter_kernel.daemon.records import Record, is_gap, parse_marker
 from remoter_kernel.errors import ProtocolError
 from remoter_kernel.wire.frames import LANE, Channel, Lane, from_json, unpack_parts
 from remoter_kernel.wire.messages import (
@@ -38,7 +38,7 @@ class InferredReplies:
         self.replies: dict[str, dict[str, Any]] = {}  # by request, from its busy on
         self.idle: set[str] = set()  # whose idle was heard
 
-    def hear(self, asker: str, parts: Sequence[Bytes]) -> None:
+    def on_iopub(self, asker: str, parts: Sequence[Bytes]) -> None:
         """Take in what was published under a request."""
         if not any(kind in bytes(parts[HEADER]) for kind in TELLING):
             return
@@ -53,7 +53,7 @@ class InferredReplies:
         elif reply and kind == "error":
             reply.update(content, status="error")
 
-    def forget(self, asker: str) -> None:
+    def discard(self, asker: str) -> None:
         """Its reply is there."""
         self.replies.pop(asker, None)
         self.idle.discard(asker)
@@ -86,16 +86,16 @@ class RecoveredState:
         command, at = self._command
         return command if self.time - at < COMMAND_WITHIN else ""
 
-    def is_sure_of(self, front: bytes, lane: Lane) -> bool:
+    def is_seen_exact(self, client: bytes, lane: Lane) -> bool:
         """Is `seen` true of a front, or may there have been more that cannot be read?"""
-        return not self.is_damaged or (front, lane) in self._exact
+        return not self.is_damaged or (client, lane) in self._exact
 
     @property
-    def begun(self) -> set[str]:
+    def started(self) -> set[str]:
         """What of it the child was at, as far as was heard."""
         return set(self.inferred.replies) - self.inferred.idle
 
-    def take(self, record: Record) -> None:
+    def apply(self, record: Record) -> None:
         """Take in the next record; one that makes no sense says nothing."""
         self.time = max(self.time, record.time)
         if record.client_number:
@@ -104,26 +104,26 @@ class RecoveredState:
             seen[lane] = max(seen[lane], record.client_number)
             self._exact.add((record.client, lane))
             self.is_damaged |= record.is_marker
-        if is_loss(record):
+        if is_gap(record):
             self.is_damaged = True
             self._exact.clear()
         try:
-            self._take(record)
+            self._apply_record(record)
         except (ProtocolError, IndexError):
             return
 
-    def _take_mark(self, words: dict[str, Any]) -> None:
+    def _apply_marker(self, words: dict[str, Any]) -> None:
         if words.get("mark") == DISPATCHED:
             name = str(words.get("request"))
             held = (each for each in self.requests.at(Stage.HELD) if each.id == name)
             if request := next(held, None):  # a client may use an id twice
-                self._ask(request)
+                self._add_request(request)
         if words.get("mark") == "shortened" and words.get("what") == "status":
             self._without_states.add(str(words.get("cell")))
 
-    def _take(self, record: Record) -> None:
+    def _apply_record(self, record: Record) -> None:
         if record.is_marker:
-            self._take_mark(mark_of(record))
+            self._apply_marker(parse_marker(record))
             return
         parts: list[Bytes] = list(unpack_parts(record.body))
         if record.channel is Channel.EVENT:
@@ -132,19 +132,19 @@ class RecoveredState:
                 self.kernel = note
                 self._command = "", 0.0
         elif record.channel is Channel.COMMAND:
-            self._take_command(record, from_json(parts[TOPIC]))
+            self._apply_command(record, from_json(parts[TOPIC]))
         elif record.channel in {Channel.SHELL, Channel.CONTROL}:
-            self._take_message(record, parts)
+            self._apply_message(record, parts)
         else:
             asker = str(header_of(parts[PARENT]).get("msg_id", ""))
             request = self.requests.get(asker)
             if request and request.is_open and request.stage >= Stage.SENT:
-                self.inferred.hear(asker, parts)
-                self._pass_before(request)
+                self.inferred.on_iopub(asker, parts)
+                self._finish_before(request)
             if record.channel is Channel.IOPUB:
                 self.requests.on_state(asker, execution_state(parts))
 
-    def _take_command(self, record: Record, words: dict[str, Any]) -> None:
+    def _apply_command(self, record: Record, words: dict[str, Any]) -> None:
         """Take in what was acknowledged, and may have come to nothing."""
         cells = words.get("cells")
         if words.get("order") in {"restart", "stop"}:
@@ -152,7 +152,7 @@ class RecoveredState:
         if words.get("order") == "interrupt" and isinstance(cells, list):
             self.interrupted = {str(cell): record.client_number for cell in cells}
 
-    def _take_message(self, record: Record, parts: list[Bytes]) -> None:
+    def _apply_message(self, record: Record, parts: list[Bytes]) -> None:
         header = header_of(parts[HEADER])
         if not record.is_from_client:
             asker = str(header_of(parts[PARENT]).get("msg_id", ""))
@@ -160,8 +160,8 @@ class RecoveredState:
             if request is None:
                 self.answered.add(asker)
             else:
-                self._pass_before(request)
-            self.inferred.forget(asker)
+                self._finish_before(request)
+            self.inferred.discard(asker)
         elif header.get("msg_id") not in self.answered:
             request = Request(
                 record.channel, parts, header, client=record.client, number=record.client_number
@@ -170,9 +170,9 @@ class RecoveredState:
             if record.is_held:
                 self.requests.move(request, Stage.HELD)
             else:
-                self._ask(request)
+                self._add_request(request)
 
-    def _pass_before(self, later: Request) -> None:
+    def _finish_before(self, later: Request) -> None:
         """End what has its reply and whose idle went to make room: the kernel is at a later one."""
         if not (self._without_states and later.is_in_turn):
             return
@@ -182,6 +182,6 @@ class RecoveredState:
             if request.is_in_turn and request.id in self._without_states:
                 self.requests.move(request, Stage.DONE, "the kernel is at a later one")
 
-    def _ask(self, request: Request) -> None:
+    def _add_request(self, request: Request) -> None:
         is_missed = request.expects_reply  # by nobody, else
         self.requests.move(request, Stage.SENT if is_missed else Stage.DONE)

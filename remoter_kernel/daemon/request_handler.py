@@ -54,22 +54,26 @@ class RequestHandler:
         self,
         session: Session,
         journal: Journal,
-        door: Listener,
-        speaker: MessageWriter,
+        listener: Listener,
+        writer: MessageWriter,
         requests: Requests | None = None,
     ) -> None:
         """`requests`: those of an evaluator that has died."""
         self.requests = Requests() if requests is None else requests
         self.cancellations = Cancellations()
         self.dispatcher = Dispatcher(
-            self.requests, journal, takes=self._takes, send=self._send, answers=self._answers
+            self.requests,
+            journal,
+            takes=self._can_dispatch,
+            send=self._send,
+            answers=self._answer_if_cancelled,
         )
         for request in self.requests.at(Stage.HELD):
             self.dispatcher.restore(request)
-        self.interrupts = Interrupts(self.requests, self.cancellations, door.reactor.later)
-        self.interrupts.interrupt_kernel = self._strike
-        self.interrupts.on_over = self.dispatcher.serve
-        self.interrupts.on_no_reply = self._end_interrupted
+        self.interrupts = Interrupts(self.requests, self.cancellations, listener.reactor.later)
+        self.interrupts.interrupt_kernel = self._send_interrupt
+        self.interrupts.on_over = self.dispatcher.dispatch_waiting
+        self.interrupts.on_no_reply = self._reply_interrupted
         # The child, if it gets what comes on this channel at once.
         self.kernel_for: Callable[[Channel], KernelProcess | None] = lambda _channel: None
         self.on_command: Callable[[str], None] = lambda _order: None  # restart, stop, finish
@@ -78,10 +82,10 @@ class RequestHandler:
         self.on_possible_duplicate: Callable[[Request], None] = lambda _request: None
         self._session = session
         self._journal = journal
-        self._listener = door
-        self._writer = speaker
+        self._listener = listener
+        self._writer = writer
 
-    def take(self, guest: Client, head: FrameHeader, body: Bytes) -> None:
+    def on_item(self, client: Client, head: FrameHeader, body: Bytes) -> None:
         """Take one item of a client: write it down, then pass it on (or the other way)."""
         channel = head.channel
         parts: list[Bytes] = list(parts_of(channel, body))
@@ -89,15 +93,15 @@ class RequestHandler:
         is_held = False
         request: Request | None = None
         if channel is Channel.COMMAND:
-            self._obey(guest, head, parts)
+            self._on_command(client, head, parts)
         else:
             header = header_of(parts[HEADER])
             if not isinstance(header.get("msg_id"), str):
                 raise ProtocolError("A request whose header has no msg_id.")
-            request = Request(channel, parts, header, client=guest.name, number=head.number)
-            self._note_cell(request)
+            request = Request(channel, parts, header, client=client.name, number=head.number)
+            self._record_cell_id(request)
             self.requests.add(request)
-            if head.number <= guest.maybe_received[LANE[channel]]:
+            if head.number <= client.maybe_received[LANE[channel]]:
                 then = partial(self.on_possible_duplicate, request)
             else:
                 self.dispatcher.add(request)
@@ -108,30 +112,30 @@ class RequestHandler:
             self._journal.append(
                 channel,
                 bytes(body),
-                front=guest.name,
-                own=head.number,
-                is_from_front=True,
+                client=client.name,
+                client_number=head.number,
+                is_from_client=True,
                 is_held=is_held,
-                then=lambda: self._have_kept(guest, head, len(body), then),
+                then=lambda: self._on_persisted(client, head, len(body), then),
             )
         except Exception:  # it is refused, and nobody waits behind it
             if request:
                 self.requests.move(request, Stage.FAILED, "it could not be taken in")
             raise
 
-    def cut_short(self) -> str:
+    def interrupt_for_shutdown(self) -> str:
         """Interrupt what runs, as Jupyter does before it ends a kernel; return which cell it was.
 
         A busy kernel hears of its end only then, and may take along what it has started outside
         of its process group. What is being interrupted already is not interrupted once more.
         """
         if self.interrupts.is_under_way:
-            self.interrupts.hurry()
+            self.interrupts.fire_now()
             return ""
         cell = self.requests.running
         if cell is None:
             return ""
-        self._strike()
+        self._send_interrupt()
         return cell.id
 
     def fail_all(self, name: str, why: str, *, is_cut: bool = False) -> None:
@@ -144,7 +148,7 @@ class RequestHandler:
             has_replied = request.stage is Stage.REPLIED
             is_last = is_cut and (BUSY in request.states or request is running)
             told = why if has_replied else ""  # else an error says it
-            log_failure_of(partial(self._tell_end, request, told, is_cut=is_last))
+            log_failure_of(partial(self._report_kernel_end, request, told, is_cut=is_last))
             if has_replied:
                 self.requests.move(request, Stage.DONE, why)
             elif request.stage >= Stage.SENT:
@@ -156,26 +160,28 @@ class RequestHandler:
             log_failure_of(partial(self._writer.answer_error, request, name, why))
         self.requests.move(request, Stage.FAILED, why)
 
-    def _tell_end(self, request: Request, told: str, *, is_cut: bool) -> None:
+    def _report_kernel_end(self, request: Request, told: str, *, is_cut: bool) -> None:
         """Say in a cell that its kernel has ended, and end it if it has its reply."""
         if is_cut:
-            self._writer.begin(request)
+            self._writer.write_busy(request)
             told = f"{told} The last outputs of this cell may be missing.".lstrip()
         if told:
-            self._writer.tell(request, told)
+            self._writer.write_stderr(request, told)
         if request.stage is Stage.REPLIED:
-            self._writer.end(request)
+            self._writer.write_idle(request)
 
     @staticmethod
-    def _have_kept(guest: Client, head: FrameHeader, size: int, then: Callable[[], None]) -> None:
-        guest.stream.keep(LANE[head.channel], head.number, size)
-        if guest.pump:
-            guest.pump.give_credit()
+    def _on_persisted(
+        client: Client, head: FrameHeader, size: int, then: Callable[[], None]
+    ) -> None:
+        client.stream.keep(LANE[head.channel], head.number, size)
+        if client.pump:
+            client.pump.give_credit()
             if head.channel is Channel.COMMAND:
-                guest.pump.acknowledge()  # the front may be waiting to leave
+                client.pump.acknowledge()  # the front may be waiting to leave
         then()
 
-    def _note_cell(self, request: Request) -> None:
+    def _record_cell_id(self, request: Request) -> None:
         """Note which cell of which notebook this is, where the client says so."""
         about = request.parts[METADATA]
         if request.is_cell and b"cellId" in bytes(about):
@@ -186,25 +192,25 @@ class RequestHandler:
 
     # For the queues -------------------------------------------------------------------
 
-    def _takes(self, request: Request) -> bool:
+    def _can_dispatch(self, request: Request) -> bool:
         is_late = request.is_in_turn and self.interrupts.is_under_way
         return not is_late and self.kernel_for(request.channel) is not None
 
     def _send(self, request: Request) -> None:
-        child = self.kernel_for(request.channel)
-        if child:
-            child.say(request.channel, list(request.parts))
+        kernel = self.kernel_for(request.channel)
+        if kernel:
+            kernel.send(request.channel, list(request.parts))
         if request.channel is Channel.STDIN:
             self.requests.move(request, Stage.DONE)
 
-    def _answers(self, request: Request) -> bool:
+    def _answer_if_cancelled(self, request: Request) -> bool:
         """Answer a request that an interrupt or a restart has overtaken; False: none has."""
         if request.channel is Channel.STDIN:
-            is_asked = self._takes(request)
+            is_asked = self._can_dispatch(request)
             if not is_asked:
                 self.requests.move(request, Stage.CANCELLED, "no kernel has asked")
             return not is_asked
-        answer = self.cancellations.answer_to(request)
+        answer = self.cancellations.reason_for(request)
         if answer is CancelReason.INTERRUPTED:
             self._writer.answer_error(request, "KeyboardInterrupt", "Interrupted before it began.")
         elif answer and request.expects_reply:
@@ -213,66 +219,66 @@ class RequestHandler:
             self.requests.move(request, Stage.CANCELLED, answer.value)
         return answer is not None
 
-    def _obey(self, guest: Client, head: FrameHeader, parts: list[Bytes]) -> None:
+    def _on_command(self, client: Client, head: FrameHeader, parts: list[Bytes]) -> None:
         """Do what a front wants done: `{"order": interrupt | restart | stop | keep | finish}`."""
         words = from_json(parts[TOPIC])
         order = words.get("order")
         if order == "interrupt":
-            self._interrupt(guest, head, words.get("cells") or [])
+            self._on_interrupt(client, head, words.get("cells") or [])
         elif order == "restart":
-            self.cancellations.restart(guest.name, head.barrier)
-            self.dispatcher.answer_overtaken()
+            self.cancellations.restart(client.name, head.barrier)
+            self.dispatcher.answer_cancelled()
             self.on_command(order)
         elif order == "stop":
             self.on_command(order)
         elif order in {"keep", "finish"}:
             with contextlib.suppress(OSError):  # whoever said it knows it, too
-                self._session.amend(**{order: True})
+                self._session.update(**{order: True})
             if order == "finish":
                 self.on_command(order)
         else:
             message = f"An order that is not known: {order!r}."
             raise ProtocolError(message)
 
-    def _interrupt(self, guest: Client, head: FrameHeader, cells: list[str]) -> None:
+    def _on_interrupt(self, client: Client, head: FrameHeader, cells: list[str]) -> None:
         """Stop the running cell; else the first that a front had asked for and that never began.
 
         `cells`: those that had no reply there. If all of them have ended since, whatever runs
         now was not meant.
         """
-        requests, kept = self.requests, guest.stream.acked[Lane.BULK]
+        requests, kept = self.requests, client.stream.acked[Lane.BULK]
         has_unbegun = head.barrier > kept or any(
-            each.client == guest.name and each.stage in {Stage.HELD, Stage.QUEUED}
+            each.client == client.name and each.stage in {Stage.HELD, Stage.QUEUED}
             for each in requests
         )
         if cells and not has_unbegun and not any(map(self._is_at_kernel, cells)):
             return
         cell = requests.running
-        self._listener.hold_back([cell.id] if cell else [])
+        self._listener.limit_output([cell.id] if cell else [])
         if cell and self.kernel_for(Channel.CONTROL):
-            self.interrupts.aim(cell.id, guest.name, head.barrier)
+            self.interrupts.schedule(cell.id, client.name, head.barrier)
             if self.interrupts.count(cell.id) == STUBBORN:
-                self._writer.tell(
+                self._writer.write_stderr(
                     cell,
                     "The kernel has not heeded the interrupt so far. To end it, "
                     f"variables and all: remoter stop {self._session.id}",
                 )
         elif has_unbegun:
-            self.cancellations.interrupt(guest.name, head.barrier)
-            self.dispatcher.answer_overtaken()
+            self.cancellations.interrupt(client.name, head.barrier)
+            self.dispatcher.answer_cancelled()
         else:
-            self._strike()
+            self._send_interrupt()
 
     def _is_at_kernel(self, name: str) -> bool:
         request = self.requests.get(str(name))
         return request is not None and request.is_open and request.stage >= Stage.SENT
 
-    def _end_interrupted(self, request: Request) -> None:
+    def _reply_interrupted(self, request: Request) -> None:
         """Reply to a cell that was interrupted and whose kernel is done with it without a reply."""
         self._writer.reply_error(request, "KeyboardInterrupt", "Interrupted at its end.")
         self.requests.move(request, Stage.FAILED, "interrupted, and the kernel gave no reply")
 
-    def _strike(self) -> None:
-        child = self.kernel_for(Channel.CONTROL)
-        if child:
-            child.interrupt()
+    def _send_interrupt(self) -> None:
+        kernel = self.kernel_for(Channel.CONTROL)
+        if kernel:
+            kernel.interrupt()

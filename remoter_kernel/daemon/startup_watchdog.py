@@ -30,37 +30,37 @@ class StartupWatchdog:
         reactor: Reactor,
         session: str,
         requests: Requests,
-        speaker: MessageWriter,
-        wish: dict[str, Any],
+        writer: MessageWriter,
+        session_request: dict[str, Any],
     ) -> None:
-        """Remember; `wish` has the lines that a kernel begins with (`init`)."""
+        """Remember; `session_request` has the lines that a kernel begins with (`init`)."""
         self._reactor = reactor
         self._session = session
         self._requests = requests
-        self._writer = speaker
+        self._writer = writer
         self._disk = Worker("slow start", reactor.call)
-        self._init = list(wish.get("init") or ())
+        self._init = list(session_request.get("init") or ())
 
-    def watch(self, child: KernelProcess, is_starting: Callable[[], bool]) -> None:
+    def watch(self, kernel: KernelProcess, is_starting: Callable[[], bool]) -> None:
         """Begin to watch a child."""
-        self._reactor.later(SLOW_AFTER, partial(self._look, child, is_starting))
+        self._reactor.later(SLOW_AFTER, partial(self._poll, kernel, is_starting))
 
-    def _look(self, child: KernelProcess, is_starting: Callable[[], bool]) -> None:
+    def _poll(self, kernel: KernelProcess, is_starting: Callable[[], bool]) -> None:
         if not is_starting():
             return
         cell = next((each for each in self._requests.cells() if each.stage < Stage.SENT), None)
         if cell is None:
-            self._reactor.later(LOOK_EVERY, partial(self._look, child, is_starting))
+            self._reactor.later(LOOK_EVERY, partial(self._poll, kernel, is_starting))
             return
-        tell = partial(self._tell, cell, is_starting)
-        self._disk.do(partial(child.last_words, LINES), tell)
+        tell = partial(self._report, cell, is_starting)
+        self._disk.do(partial(kernel.log_tail, LINES), tell)
 
-    def _tell(self, cell: Request, is_starting: Callable[[], bool], said: str) -> None:
+    def _report(self, cell: Request, is_starting: Callable[[], bool], said: str) -> None:
         if not is_starting():
             return
         begins = f" It begins with: {'; '.join(self._init)}." if self._init else ""
         words = f" So far it has printed: {said}" if said else ""
-        self._writer.tell(
+        self._writer.write_stderr(
             cell,
             f"The kernel has not started within {SLOW_AFTER:.0f} s.{begins} To end it: "
             f"remoter stop {self._session}.{words}",

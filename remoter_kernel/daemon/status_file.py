@@ -36,14 +36,14 @@ class StatusWriter:
     """Keeps `state.json` as true as a second allows."""
 
     def __init__(
-        self, reactor: Reactor, session: Session, journal: Journal, door: Listener
+        self, reactor: Reactor, session: Session, journal: Journal, listener: Listener
     ) -> None:
         """Remember; `open` begins."""
         self.reactor = reactor
         self.requests = Requests()  # the session's, once there is a supervisor
         self._session = session
         self._journal = journal
-        self._listener = door
+        self._listener = listener
         self._state = ""
         self._since = time.time()
         self._last_snapshot: tuple[Any, ...] = ()
@@ -60,47 +60,47 @@ class StatusWriter:
         """Go on from what an evaluator before this one knew of its fronts, and begin."""
         known = self._session.read(STATUS_FILE).get("fronts") or {}
         self._clients = {name: {**words, "here": False} for name, words in known.items()}
-        self._cells = dict.fromkeys(known_cells(self._session))
+        self._cells = dict.fromkeys(read_cells(self._session))
         self._written_cells = len(self._cells)
 
     def close(self) -> None:
         """Write the last word."""
         self._is_writing = True  # the loop has ended: nobody would go on
-        self._post()
+        self._write_status()
         for name, words in self._unwritten.items():
             self._disk.do(partial(self._session.write, name, words))
         self._disk.close(EVERY)
 
-    def note_cell(self, cell: str) -> None:
+    def add_cell(self, cell: str) -> None:
         """Hear that a cell with this id is run."""
         if 0 < len(cell) <= LONGEST_CELL and len(self._cells) < MOST_CELLS:
             self._cells.setdefault(cell)
 
-    def look(self, state: str) -> None:
+    def update(self, state: str) -> None:
         """Hear how the kernel is; what has changed is on the board within a second."""
         if len(self._cells) > self._written_cells:
             self._written_cells = len(self._cells)
-            self._write(CELLS, {"cells": list(self._cells)})
+            self._write_async(CELLS, {"cells": list(self._cells)})
         if state != self._state:
             level = logging.DEBUG if {state, self._state} == ROUTINE else logging.INFO
             _log.log(level, "The session is %s (before: %s).", state, self._state or "new")
             self._state, self._since = state, time.time()
-        door = self._listener
+        listener = self._listener
         moves = self.requests.moves  # what a hung kernel was given leaves nothing in the journal
-        seen = (state, self._journal.last, moves, door.has_visitors, len(door.clients))
+        seen = (state, self._journal.last, moves, listener.has_clients, len(listener.clients))
         if seen == self._last_snapshot or self._timer is not None:
             return
         self._last_snapshot = seen
         wait = self._written_at + EVERY - time.monotonic()
-        self._timer = self.reactor.later(max(wait, 0.0), self._post)
+        self._timer = self.reactor.later(max(wait, 0.0), self._write_status)
 
-    def _post(self) -> None:
+    def _write_status(self) -> None:
         self._timer = None
         self._written_at = time.monotonic()
-        for guest in self._listener.clients.values():
-            known = self._clients.setdefault(guest.name.hex(), {})
-            known.update(here=guest.pump is not None, taken=guest.outbox.acked[Lane.BULK])
-            known.update(kernel_id=guest.kernel_id, laptop=guest.laptop)
+        for client in self._listener.clients.values():
+            known = self._clients.setdefault(client.name.hex(), {})
+            known.update(here=client.pump is not None, taken=client.outbox.acked[Lane.BULK])
+            known.update(kernel_id=client.kernel_id, laptop=client.laptop)
         words = {
             "state": self._state,
             "since": self._since,
@@ -109,9 +109,9 @@ class StatusWriter:
             "requests": self.requests.rows(),
             "fronts": {name: dict(known) for name, known in self._clients.items()},
         }
-        self._write(STATUS_FILE, words)
+        self._write_async(STATUS_FILE, words)
 
-    def _write(self, name: str, words: dict[str, Any]) -> None:
+    def _write_async(self, name: str, words: dict[str, Any]) -> None:
         self._unwritten[name] = words
         if not self._is_writing:
             self._is_writing = True
@@ -132,7 +132,7 @@ class StatusWriter:
         self._disk.do(partial(self._session.write, name, words), self._write_next, try_again)
 
 
-def known_cells(session: Session) -> list[str]:
+def read_cells(session: Session) -> list[str]:
     """Return the ids of the notebook cells that were run in a session."""
     cells = session.read(CELLS).get("cells")
     return [cell for cell in cells if isinstance(cell, str)] if isinstance(cells, list) else []

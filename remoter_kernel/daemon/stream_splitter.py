@@ -25,7 +25,7 @@ _ANOTHER_KEY = re.compile(rb'"\s*,\s*"')  # inside of a JSON string, each quote 
 _ID = re.compile(rb'("msg_id"\s*:\s*"[^"\\]*)')
 
 
-def in_pieces(parts: list[Bytes], most: int = PIECE) -> list[list[Bytes]]:
+def split_stream(parts: list[Bytes], most: int = PIECE) -> list[list[Bytes]]:
     """Return a message as one or several; all but the last have about `most` bytes of text."""
     if len(parts) != CONTENT + 1 or len(parts[CONTENT]) <= 2 * most:
         return [parts]
@@ -36,7 +36,7 @@ def in_pieces(parts: list[Bytes], most: int = PIECE) -> list[list[Bytes]]:
     opening, closing = content[: start.end()], content[end.start() :]
     header = bytes(parts[HEADER])
     pieces: list[list[Bytes]] = []
-    for text in _cut(content[start.end() : end.start()], most):
+    for text in _split_text(content[start.end() : end.start()], most):
         piece = list(parts)
         piece[CONTENT] = b"".join([opening, text, closing])
         if pieces:
@@ -45,7 +45,7 @@ def in_pieces(parts: list[Bytes], most: int = PIECE) -> list[list[Bytes]]:
     return pieces
 
 
-def _cut(text: bytes, most: int) -> Iterator[bytes]:
+def _split_text(text: bytes, most: int) -> Iterator[bytes]:
     begin = 0
     while len(text) - begin > 2 * most:
         # Any backslash and n: where they mean no newline, they are still nothing to fall apart.

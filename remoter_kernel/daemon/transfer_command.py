@@ -41,7 +41,7 @@ class StdioStream:
         self._in = io.FileIO(0, "r", closefd=False)
         self._out = io.FileIO(1, "w", closefd=False)
         for descriptor in (0, 1):
-            widen(descriptor)
+            _enlarge_pipe(descriptor)
 
     def fileno(self) -> int:
         """The descriptor to wait at for what comes."""
@@ -61,7 +61,7 @@ class StdioStream:
             os._exit(0)
 
 
-def widen(descriptor: int) -> None:
+def _enlarge_pipe(descriptor: int) -> None:
     """Let a pipe hold more, where the system can: at each full one, two processes take turns."""
     if sys.platform == "linux":
         import fcntl  # noqa: PLC0415 - Windows has it not
@@ -78,13 +78,13 @@ def main() -> None:
     with contextlib.suppress(RemoterError):  # the other end was told, or is gone
         word, body = duplex.hear()
         if word is FrameType.WISH:
-            _fulfil(duplex, from_body(body))
+            _serve(duplex, from_body(body))
     _exit_now()
 
 
-def _fulfil(duplex: FramedStream, wish: dict[str, Any]) -> None:
+def _serve(duplex: FramedStream, request: dict[str, Any]) -> None:
     try:
-        errand = _errand(wish)
+        errand = _parse_request(request)
     except FileTrouble as trouble:
         duplex.tell(FrameType.ERROR, trouble.words())
         return
@@ -94,18 +94,18 @@ def _fulfil(duplex: FramedStream, wish: dict[str, Any]) -> None:
     errand.run(duplex)
 
 
-def _errand(wish: dict[str, Any]) -> Receiver | Sender:
+def _parse_request(request: dict[str, Any]) -> Receiver | Sender:
     """Find out what is to be done; FileTrouble if it cannot be."""
-    if wish.get("transfer") != TRANSFER_VERSION:
+    if request.get("transfer") != TRANSFER_VERSION:
         raise FileTrouble("", f"the far side speaks transfer {TRANSFER_VERSION}, and no other")
-    folder = _base_folder(_checked_text(wish.get("cwd") or "~"))
-    if wish.get("do") == "receive":
-        return Receiver(_checked_text(wish.get("to")), folder, is_dry=wish.get("dry") is True)
-    sources = wish.get("sources")
-    if wish.get("do") != "send" or not isinstance(sources, list) or not sources:
+    folder = _base_folder(_checked_text(request.get("cwd") or "~"))
+    if request.get("do") == "receive":
+        return Receiver(_checked_text(request.get("to")), folder, is_dry=request.get("dry") is True)
+    sources = request.get("sources")
+    if request.get("do") != "send" or not isinstance(sources, list) or not sources:
         raise FileTrouble("", "that asks neither to send nor to receive", TroubleCode.WORDS)
     plan = make_plan([_checked_text(word) for word in sources], folder)
-    return Sender(plan, asks_always=wish.get("asks") is True)
+    return Sender(plan, asks_always=request.get("asks") is True)
 
 
 def _checked_text(word: object) -> str:

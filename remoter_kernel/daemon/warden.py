@@ -19,48 +19,48 @@ from pathlib import Path
 from typing import Any
 
 from remoter_kernel.daemon.kernel_log import LogTrimmer
-from remoter_kernel.daemon.processes import call_this_process, started_at
+from remoter_kernel.daemon.processes import set_process_name, started_at
 
 RETRY_AFTER = 1.0  # seconds
 
 
 def main() -> None:
     """Start the kernel, wait for its end, tell it."""
-    wish = json.loads(sys.stdin.readline())
-    folder = Path(wish["folder"])
-    call_this_process(f"remoterw {folder.name}")
+    request = json.loads(sys.stdin.readline())
+    folder = Path(request["folder"])
+    set_process_name(f"remoterw {folder.name}")
     umask = os.umask(0o077)
     try:
-        child = _start_kernel(wish)
+        kernel = _start_kernel(request)
     except OSError as error:
-        _tell(folder / "exit.json", {"failed": error.strerror, "file": str(error.filename)})
+        _report(folder / "exit.json", {"failed": error.strerror, "file": str(error.filename)})
         return
     finally:
         os.umask(umask)
-    bound = LogTrimmer(Path(wish["log"]))
-    about = {"pid": child.pid, "started": started_at(child.pid), "warden": os.getpid()}
-    is_written = _tell(folder / "child.json", about)
-    while not is_written and child.poll() is None:  # a full disk may have room again
+    bound = LogTrimmer(Path(request["log"]))
+    about = {"pid": kernel.pid, "started": started_at(kernel.pid), "warden": os.getpid()}
+    is_written = _report(folder / "child.json", about)
+    while not is_written and kernel.poll() is None:  # a full disk may have room again
         time.sleep(RETRY_AFTER)
         is_written = _write_json(folder / "child.json", about)
-    status = child.wait()
-    bound.end()
+    status = kernel.wait()
+    bound.stop()
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     kibibytes = used.ru_maxrss // (1024 if sys.platform == "darwin" else 1)
-    _tell(folder / "exit.json", {"pid": child.pid, "status": status, "peak_kib": kibibytes})
+    _report(folder / "exit.json", {"pid": kernel.pid, "status": status, "peak_kib": kibibytes})
 
 
-def _start_kernel(wish: dict[str, Any]) -> subprocess.Popen[bytes]:
+def _start_kernel(request: dict[str, Any]) -> subprocess.Popen[bytes]:
     def be_ordinary() -> None:
-        os.umask(wish["umask"])
+        os.umask(request["umask"])
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
             signal.signal(number, signal.SIG_DFL)
 
-    with open(wish["log"], "ab") as log:  # noqa: PTH123 - no pathlib on the way to the kernel
+    with open(request["log"], "ab") as log:  # noqa: PTH123 - no pathlib on the way to the kernel
         return subprocess.Popen(
-            wish["argv"],
-            env=wish["env"],
-            cwd=wish["cwd"],
+            request["argv"],
+            env=request["env"],
+            cwd=request["cwd"],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
@@ -69,7 +69,7 @@ def _start_kernel(wish: dict[str, Any]) -> subprocess.Popen[bytes]:
         )
 
 
-def _tell(path: Path, words: dict[str, Any]) -> bool:
+def _report(path: Path, words: dict[str, Any]) -> bool:
     """Tell it to a file and to the evaluator; return whether the file has it."""
     is_written = _write_json(path, words)
     with contextlib.suppress(OSError):  # the evaluator is gone; the file is there

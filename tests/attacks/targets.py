@@ -18,7 +18,7 @@ import pandas as pd
 import polars as pl
 
 from remoter_kernel.daemon import records
-from remoter_kernel.daemon.stream_splitter import in_pieces
+from remoter_kernel.daemon.stream_splitter import split_stream
 from remoter_kernel.errors import ProtocolError, RemoteLacks, RemoterError
 from remoter_kernel.front.bootstrap.host_probe import PROBE_MARK, parse_probe
 from remoter_kernel.front.reading.executions import ExecutionHistory
@@ -316,7 +316,7 @@ TARGETS = (
     Target("what waits", waiting, MESSAGES, share=10),
     Target(
         "pieces",
-        lambda data: in_pieces([b"", b"{}", b"{}", b"{}", data], 20),
+        lambda data: split_stream([b"", b"{}", b"{}", b"{}", data], 20),
         (b'{"name": "stdout", "text": "' + b"a b\\n" * 20 + b'"}',),
         (),
         share=30,

@@ -857,7 +857,7 @@ def test_the_far_side_reads_any_wish(
     monkeypatch.chdir(home)
     wish = {"cwd": str(home), "sources": ["a"], **wish}
     with contextlib.suppress(FileTrouble, ProtocolError):
-        assert isinstance(far_end._errand(wish), (Sender, Receiver))
+        assert isinstance(far_end._parse_request(wish), (Sender, Receiver))
 
 
 @pytest.mark.parametrize("said", [b"[]", b"{", b'{"transfer": 1, "do": "send", "sources": 5}'])

@@ -158,21 +158,21 @@ def test_all_are_told_in_an_evaluator(tmp_path: Path, monkeypatch: pytest.Monkey
     journal = Journal(folder / "journal", reactor.call)
     journal.open()
     door = Listener(reactor, session, journal)
-    journal.lowest_acked = door.low_water
+    journal.lowest_acked = door.lowest_acked
     public, secret = zmq.curve_keypair()
     door.open(secret, public)
     for name in ("signal", "pthread_sigmask"):
         monkeypatch.setattr(signal, name, lambda *_: None)
     monkeypatch.setattr(KernelProcess, "start", lambda _self, **_: None)
     monkeypatch.setattr(reactor, "hear_signals", lambda: None)
-    supervisor = Supervisor(reactor, session, journal, door, wish={}, umask=0o077)
+    supervisor = Supervisor(reactor, session, journal, door, session_request={}, umask=0o077)
     looks = 0
 
     def look() -> None:
         nonlocal looks
         assert supervisor.kernel is not None
         monkeypatch.setattr(door, "_send", lambda _identity, _frame: None)
-        door._greet(
+        door._handshake(
             b"me",
             encode_message(
                 FrameHeader(MessageType.HELLO), to_json({"front": "ab" * 8, "seen": None})

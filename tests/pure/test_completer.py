@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from remoter_kernel.daemon.query import tell_paths
+from remoter_kernel.daemon.query import complete_paths
 from remoter_kernel.errors import Usage
 from remoter_kernel.front.configuration.remotes import Remote
 from remoter_kernel.front.verbs.completer import (
@@ -127,7 +127,7 @@ def test_paths_of_either_side(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
 
     def there(begin, cwd):
-        return tell_paths({"verb": "paths", "begin": begin, "cwd": cwd})[0]["paths"]
+        return complete_paths({"verb": "paths", "begin": begin, "cwd": cwd})[0]["paths"]
 
     for look in (local_paths, lambda begin: there(begin, str(tmp_path)), lambda b: there(b, "")):
         assert look("da") == ["dart.txt", "data/"]

@@ -49,16 +49,16 @@ class Disk:
         self.marks: list[str] = []
         self.said: list[tuple[str, str, dict]] = []  # parent, type, content
 
-    def append(self, _channel, body, *, then=None, is_from_front=False, is_held=False, **_):
+    def append(self, _channel, body, *, then=None, is_from_client=False, is_held=False, **_):
         self.thens.append(then)
         parts = unpack_parts(body)
         if is_held:
             self.held.append(header_of(parts[HEADER])["msg_id"])
-        if not is_from_front and len(parts) > CONTENT:
+        if not is_from_client and len(parts) > CONTENT:
             parent = header_of(parts[PARENT]).get("msg_id", "")
             self.said.append((parent, header_of(parts[HEADER])["msg_type"], content_of(parts)))
 
-    def mark(self, words, then):
+    def append_marker(self, words, then):
         assert words["mark"] == DISPATCHED
         self.marks.append(words["request"])
         self.thens.append(then)
@@ -80,7 +80,7 @@ class Kernel:
         self.is_there = True
         self.interrupts = 0
 
-    def say(self, _channel, parts) -> None:
+    def send(self, _channel, parts) -> None:
         self.got.append(header_of(parts[HEADER])["msg_id"])
 
     def interrupt(self) -> None:
@@ -95,7 +95,7 @@ class Evaluator:
         self.timers: list = []
         door: Any = SimpleNamespace(
             reactor=SimpleNamespace(later=self._later),
-            hold_back=lambda _cells: None,
+            limit_output=lambda _cells: None,
             flush_now=False,
         )
         session: Any = SimpleNamespace(id="7f3a9c")
@@ -124,7 +124,7 @@ class Evaluator:
         channel = options.pop("channel", Channel.SHELL)
         header = {"msg_type": kind, "msg_id": name, **options.pop("header", {})}
         body = pack_parts([b"", *(json.dumps(each).encode() for each in (header, {}, {}, options))])
-        self.desk.take(
+        self.desk.on_item(
             self.clients[client], FrameHeader(MessageType.ITEM, channel, self.number), body
         )
 
@@ -132,14 +132,14 @@ class Evaluator:
         self.number += 1
         body = pack_parts([to_json({"order": order, "cells": list(cells)})])
         head = FrameHeader(MessageType.ITEM, Channel.COMMAND, self.number, barrier=self.number - 1)
-        self.desk.take(self.clients[client], head, body)
+        self.desk.on_item(self.clients[client], head, body)
 
     def be_there(self) -> None:
         self.kernel.is_there = True
-        self.desk.dispatcher.serve()
+        self.desk.dispatcher.dispatch_waiting()
 
     def hear(self, channel: Channel, kind: str, parent: str, **content: Any) -> None:
-        self.ear.hear(channel, VOICE.compose(kind, content, {"msg_id": parent}))
+        self.ear.on_message(channel, VOICE.compose(kind, content, {"msg_id": parent}))
 
     def state(self, name: str, state: str) -> None:
         self.hear(Channel.IOPUB, "status", name, execution_state=state)
@@ -296,7 +296,7 @@ def test_an_interrupt_takes_out_what_waits_and_what_is_behind_it(evaluator):
 def test_an_interrupt_that_comes_first_takes_out_what_was_sent_before_it(evaluator):
     """It travels by another lane, and overtakes."""
     body = pack_parts([to_json({"order": "interrupt", "cells": ["late"]})])
-    evaluator.desk.take(
+    evaluator.desk.on_item(
         evaluator.clients[ME], FrameHeader(MessageType.ITEM, Channel.COMMAND, 1, barrier=1), body
     )
     evaluator.ask("late")
@@ -315,7 +315,7 @@ def test_nothing_that_was_sent_before_a_restart_runs_in_the_fresh_kernel(
     if is_late:
         body = pack_parts([to_json({"order": "restart"})])
         head = FrameHeader(MessageType.ITEM, Channel.COMMAND, 1, barrier=1)
-        evaluator.desk.take(evaluator.clients[ME], head, body)
+        evaluator.desk.on_item(evaluator.clients[ME], head, body)
         evaluator.ask("before", stop_on_error=does_stop)
     else:
         evaluator.ask("before", stop_on_error=does_stop)
@@ -433,7 +433,7 @@ def test_whatever_happens_order_is_kept_and_each_cell_runs_or_is_answered_once(s
             evaluator.disk.write(words[0])
         elif what == "kernel":
             evaluator.kernel.is_there = words[0]
-            evaluator.desk.dispatcher.serve()
+            evaluator.desk.dispatcher.dispatch_waiting()
         elif what == "interrupt":
             evaluator.order("interrupt", client=words[0])
         elif evaluator.timers:

@@ -35,11 +35,11 @@ def test_what_cannot_be_carried_is_told_whatever_its_headers_are(
     book = Book()
     speaker = MessageWriter(book)  # type: ignore[arg-type]
     parts: list[Any] = [b"", header, parent, b"{}", b"{}"]
-    speaker.tell_missing(parts, ERROR)
+    speaker.report_lost_output(parts, ERROR)
     ((channel, told),) = book.said
     assert channel is Channel.IOPUB
     assert b"is missing here. A message of 3,000 MB" in told[4]
-    reply = [bytes(part) for part in unpack_parts(speaker.in_place_of(parts, ERROR))]
+    reply = [bytes(part) for part in unpack_parts(speaker.substitute_reply(parts, ERROR))]
     assert json.loads(reply[4])["status"] == "error"
     if parent == HUGE:
         assert json.loads(told[2])["msg_id"] == json.loads(reply[2])["msg_id"] == "one"
@@ -51,7 +51,7 @@ def test_a_question_that_cannot_be_carried_is_a_question_still() -> None:
     """The cell waits for an answer, and its person reads why this is all there is."""
     speaker = MessageWriter(Book())  # type: ignore[arg-type]
     parts: list[Any] = [b"", b'{"msg_type": "input_request"}', b"{}", b"{}", b"{}"]
-    content = json.loads(bytes(unpack_parts(speaker.in_place_of(parts, ERROR))[4]))
+    content = json.loads(bytes(unpack_parts(speaker.substitute_reply(parts, ERROR))[4]))
     assert content == {"prompt": f"{ERROR} ", "password": False}
 
 

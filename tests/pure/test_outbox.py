@@ -31,7 +31,7 @@ class Book:
     def after(self, number: int):
         return (each for each in list(self.records) if each > number)
 
-    def is_for(self, front: bytes, number: int) -> Channel | None:
+    def channel_for(self, front: bytes, number: int) -> Channel | None:
         whose, channel, _ = self.records[number]
         return channel if whose in (EVERYONE, front) else None
 
@@ -111,12 +111,12 @@ class Pair:
         for head, body in self.there.due():
             self.bytes += len(body)
             self.wire.append((head, body))
-        self.outbox.look(is_connected=self.is_up)
+        self.outbox.scan(is_connected=self.is_up)
 
     def read(self) -> None:
         if isinstance(self.book, SlowBook):
             self.book.read()
-            self.outbox.look(is_connected=self.is_up)
+            self.outbox.scan(is_connected=self.is_up)
 
     def is_reading(self) -> bool:
         return isinstance(self.book, SlowBook) and bool(self.book.wanted)
@@ -229,7 +229,7 @@ def test_an_outage_is_told_in_its_last_words():
         body = pack_parts(stream(f"\r{number:5} of 1000"))
         size += len(body)
         pair.book.append(Channel.IOPUB, body)
-        pair.outbox.look(is_connected=False)
+        pair.outbox.scan(is_connected=False)
     pair.bytes = 0
     pair.settle()
     assert pair.page.outputs["one"] == [["stdout", "\r  999 of 1000"]]
@@ -244,7 +244,7 @@ def test_a_night_of_output_is_looked_at_bit_by_bit():
     lines = [f"line {number:5} {'of the night ' * 80}\n" for number in range(1000)]
     for line in lines:
         pair.book.append(Channel.IOPUB, pack_parts(stream(line)))
-    pair.outbox.look(is_connected=False)
+    pair.outbox.scan(is_connected=False)
     pair.dial()
     looks = 0
     while pair.outbox.is_scanning:
@@ -268,7 +268,7 @@ def test_an_interrupt_lets_little_through_at_once():
     for number in range(2000):
         pair.book.append(Channel.IOPUB, pack_parts(stream(f"{number} {'x' * 100}\n")))
     pair.flush()
-    pair.outbox.interrupt(["one"])
+    pair.outbox.limit_text(["one"])
     pair.book.append(Channel.SHELL, pack_parts([b"reply"]), FRONT)
     pair.settle()
     text = "".join(said for _, said in pair.page.outputs["one"])
@@ -281,8 +281,8 @@ def test_an_interrupt_lets_little_through_at_once():
 def test_a_front_that_was_never_asked_for_is_not_looked_after():
     """A front known by name alone costs nothing until it comes."""
     outbox = ClientOutbox(Book(), FRONT)  # type: ignore[arg-type]
-    outbox.look(is_connected=False)
-    outbox.interrupt(["one"])
+    outbox.scan(is_connected=False)
+    outbox.limit_text(["one"])
     assert not outbox._is_lagging
 
 
@@ -294,7 +294,7 @@ def test_a_front_that_was_away_for_long_gets_the_end():
     for number in range(3000):
         pair.now += 5
         pair.book.append(Channel.IOPUB, pack_parts(stream(f"{number} {'x' * 100}\n")))
-        pair.outbox.look(is_connected=False)
+        pair.outbox.scan(is_connected=False)
     assert not pair.outbox._backlog
     pair.settle()
     text = "".join(said for _, said in pair.page.outputs["one"])

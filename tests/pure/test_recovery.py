@@ -53,8 +53,8 @@ class Story:
         self.adoption = Recovery(self.reactor, past, self.requests, speaker)  # type: ignore[arg-type]
 
     def hear(self, cell, kind, **content):
-        self.adoption.hear(VOICE.compose(kind, content, self.headers[cell]))
-        self.adoption.end(
+        self.adoption.on_iopub(VOICE.compose(kind, content, self.headers[cell]))
+        self.adoption.on_next_request(
             self.requests.on_state(cell, content.get("execution_state", "")).finished_before
         )
 
@@ -65,7 +65,7 @@ class Story:
     def reply(self, cell):
         request = self.requests.on_reply(cell)
         assert request
-        self.adoption.hear_reply(request)
+        self.adoption.on_reply(request)
 
     def kinds(self, cell):
         return [kind for parent, kind, _ in self.journal.said if parent == cell]
@@ -79,7 +79,7 @@ class Story:
 
     def answer(self):
         """Let the child say that it is between two cells, and what it published arrive."""
-        self.adoption.hear_answer(Child())  # type: ignore[arg-type]
+        self.adoption.on_kernel_info(Child())  # type: ignore[arg-type]
         self.reactor.timers.pop()()
 
     def wait(self):
@@ -144,7 +144,7 @@ def test_where_all_has_its_answer_silence_means_nothing(story):
 class Child:
     """Is asked again."""
 
-    def ask_again(self):
+    def resend_kernel_info(self):
         pass
 
 
@@ -156,7 +156,7 @@ def test_a_cell_that_was_heard_to_its_end_by_the_dead_one_has_lost_its_reply_alo
         ("error", {"ename": "KeyError", "evalue": "x", "traceback": []}),
         ("status", {"execution_state": "idle"}),
     ):
-        story.past.inferred.hear("a", VOICE.compose(kind, content, story.headers["a"]))
+        story.past.inferred.on_iopub("a", VOICE.compose(kind, content, story.headers["a"]))
     story.forget("b")
     story.wait()
     story.answer()
@@ -167,7 +167,7 @@ def test_a_cell_that_was_heard_to_its_end_by_the_dead_one_has_lost_its_reply_alo
 
 def test_an_idle_that_comes_a_moment_after_the_answer_is_no_second_one(story):
     """They come by two sockets: the answer may be the quicker one."""
-    story.adoption.hear_answer(Child())
+    story.adoption.on_kernel_info(Child())
     story.hear("a", "status", execution_state="idle")
     story.reactor.timers.pop()()
     assert story.kinds("a") == ["stream", "error", "execute_reply"]
@@ -177,7 +177,7 @@ def test_a_cell_that_begins_right_after_the_answer_is_not_taken_for_one_before_i
     """Its busy comes while what was published before the answer may still be on its way."""
     story.hear("a", "status", execution_state="idle")
     story.adoption.hear_of_question()
-    story.adoption.hear_answer(Child())
+    story.adoption.on_kernel_info(Child())
     story.hear("b", "status", execution_state="busy")
     story.reactor.timers.pop()()
     assert story.kinds("a") == ["stream", "error", "execute_reply"]

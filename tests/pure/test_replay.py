@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from remoter_kernel.daemon.records import EVERYONE, Record, mark
+from remoter_kernel.daemon.records import EVERYONE, Record, marker
 from remoter_kernel.daemon.replay import DISPATCHED, RecoveredState
 from remoter_kernel.wire.frames import Channel, Lane, pack_parts, to_json
 from remoter_kernel.wire.requests import Stage
@@ -37,7 +37,7 @@ class Story:
         record = Record(
             self.number, channel, is_from_front, front, body, 100.0 + self.number, **options
         )
-        self.past.take(record)
+        self.past.apply(record)
 
     def ask(self, name: str, own: int, kind: str = "execute_request", **options: Any) -> None:
         self.tell(Channel.SHELL, message(kind, name), client_number=own, **options)
@@ -54,13 +54,13 @@ class Story:
 
     def hand_over(self, name: str) -> None:
         self.number += 1
-        self.past.take(mark(self.number, 0.0, {"mark": DISPATCHED, "request": name}))
+        self.past.apply(marker(self.number, 0.0, {"mark": DISPATCHED, "request": name}))
 
     def shorten(self, name: str) -> None:
         """Have the states of a cell gone, to make room."""
         self.number += 1
         words = {"mark": "shortened", "what": "status", "cell": name}
-        self.past.take(mark(self.number, 0.0, words))
+        self.past.apply(marker(self.number, 0.0, words))
 
 
 def asked(story: Story) -> list[str]:
@@ -89,9 +89,9 @@ def test_a_request_without_a_reply_may_have_run(story):
     story.ask("a", 1)
     story.ask("b", 2)
     story.busy("a")
-    assert (asked(story), story.past.begun) == (["a", "b"], {"a"})
+    assert (asked(story), story.past.started) == (["a", "b"], {"a"})
     story.reply("a")
-    assert (asked(story), story.past.begun) == (["b"], set())
+    assert (asked(story), story.past.started) == (["b"], set())
     (request,) = story.past.requests.at(Stage.SENT)
     assert (request.client, request.number) == (ME, 2)
 

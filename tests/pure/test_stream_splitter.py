@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as some
 
-from remoter_kernel.daemon.stream_splitter import in_pieces
+from remoter_kernel.daemon.stream_splitter import split_stream
 
 HEADER = json.dumps({"msg_id": "a-1", "msg_type": "stream"}).encode()
 
@@ -30,7 +30,7 @@ def test_pieces_say_what_the_whole_said(said, is_ascii, separators):
     """Whatever is printed, and however its JSON is written, the pieces are that text."""
     words = {"name": "stdout", "text": said}
     content = json.dumps(words, ensure_ascii=is_ascii, separators=separators).encode()
-    pieces = in_pieces(message(content), 20)
+    pieces = split_stream(message(content), 20)
     assert texts(pieces) == said
     assert all(len(bytes(piece[4])) < 20 + 40 for piece in pieces[:-1])
     ids = [json.loads(bytes(piece[1]))["msg_id"] for piece in pieces]
@@ -40,7 +40,7 @@ def test_pieces_say_what_the_whole_said(said, is_ascii, separators):
 def test_lines_stay_whole():
     """Text with lines is cut where one ends."""
     said = "".join(f"line {number}\n" for number in range(100))
-    pieces = in_pieces(message(json.dumps({"name": "stdout", "text": said}).encode()), 100)
+    pieces = split_stream(message(json.dumps({"name": "stdout", "text": said}).encode()), 100)
     assert len(pieces) > 5
     assert all(json.loads(bytes(piece[4]))["text"].endswith("\n") for piece in pieces)
 
@@ -58,4 +58,4 @@ def test_lines_stay_whole():
 def test_what_is_not_plainly_text_stays_whole(content):
     """Other keys, another order, no place to cut: nothing is touched."""
     parts = message(json.dumps(content).encode())
-    assert in_pieces(parts, 20) == [parts]
+    assert split_stream(parts, 20) == [parts]

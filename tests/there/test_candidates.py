@@ -16,7 +16,7 @@ import pytest
 from remoter_kernel.daemon import launch, query
 from remoter_kernel.daemon.processes import boot_id, started_at
 from remoter_kernel.daemon.registry import Session
-from remoter_kernel.daemon.session_candidates import candidates_for
+from remoter_kernel.daemon.session_candidates import candidates
 from remoter_kernel.daemon.session_match import Candidate, match_session
 from tests.real_jupyter import MARK, THIS_RUN
 
@@ -59,16 +59,16 @@ def a_session(
     session.write("cells.json", {"cells": cells, "future": 1})
     session.write("state.json", {"fronts": fronts, "future": 1})
     (session.folder / "journal").mkdir()  # whoever reads it fails
-    session.admit("1" * 40, "old")
+    session.authorize_key("1" * 40, "old")
     return session
 
 
 def found(**wish: Any) -> list[Candidate]:
-    return list(candidates_for({**WISH, **wish}))
+    return list(candidates({**WISH, **wish}))
 
 
 def asked(**wish: Any) -> dict[str, Any]:
-    return launch.fulfil({**WISH, **wish}, 0o022)
+    return launch.find_or_create({**WISH, **wish}, 0o022)
 
 
 def test_a_session_that_was_left_behind_goes_to_the_new_front(port):
@@ -97,7 +97,7 @@ def test_two_launches_at_once_do_not_both_join(port, monkeypatch):
         return match_session(candidates)
 
     monkeypatch.setattr(launch, "match_session", choose_together)
-    monkeypatch.setattr(launch, "create", lambda *_: a_session(port, laptop="another"))
+    monkeypatch.setattr(launch, "create_session", lambda *_: a_session(port, laptop="another"))
     with ThreadPoolExecutor() as pool:
         wishes = [{"kernel_id": name, "fronts": ["a", "b"]} for name in ("a", "b")]
         answers = list(pool.map(lambda wish: asked(**wish), wishes))
@@ -116,10 +116,10 @@ def test_an_order_for_a_front_before_is_void(port, monkeypatch, order):
     monkeypatch.setattr(query, "STOP_WITHIN", 0.1)
     monkeypatch.setattr(query, "KILL_WITHIN", 0.1)
     words = {"order": order, "session": session.id, "kernel_id": "old"}
-    launch.answer_to({**WISH, "session": session.id, "orders": [words]}, 0o022)
+    launch.handle_request({**WISH, "session": session.id, "orders": [words]}, 0o022)
     assert sent == []
     words["kernel_id"] = "new"
-    launch.answer_to({**WISH, "session": session.id, "orders": [words]}, 0o022)
+    launch.handle_request({**WISH, "session": session.id, "orders": [words]}, 0o022)
     assert sent[0] == (os.getpid(), signal.SIGUSR1 if order == "restart" else signal.SIGTERM)
 
 
@@ -190,9 +190,9 @@ def test_who_is_at_a_session(port, fronts, living, free):
 def test_who_was_attached_and_lives_is_at_it(port):
     """Its link may be down, too: any front that was ever let in counts while it lives."""
     session = a_session(port)
-    session.admit("2" * 40, "guest")
-    session.admit("3" * 40)
-    assert session.admitted() == {"old", "guest"}
+    session.authorize_key("2" * 40, "guest")
+    session.authorize_key("3" * 40)
+    assert session.authorized_kernels() == {"old", "guest"}
     assert [each.is_free for each in found(fronts=["guest"])] == [False]
 
 

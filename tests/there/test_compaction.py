@@ -17,7 +17,7 @@ from remoter_kernel.daemon.records import (
     Record,
     encode_record,
     first_line,
-    mark_of,
+    parse_marker,
     read_journal,
     size_on_disk,
 )
@@ -78,7 +78,7 @@ def test_the_middle_of_a_cells_text_goes_first(tmp_path, monkeypatch):
     assert numbers == sorted(set(numbers))
     assert numbers[:3] == [1, 2, 3]
     assert numbers[-3:] == [40, 41, 42]
-    (mark,) = [mark_of(record) for record in records if record.is_marker]
+    (mark,) = [parse_marker(record) for record in records if record.is_marker]
     gone = set(range(1, 43)) - {r.number for r in records if not r.is_marker}
     size = sum(size_on_disk(Record(n, Channel.IOPUB, False, EVERYONE, bodies[n - 1])) for n in gone)
     told = {"cell": "a", "what": "stream", "bytes": size, "messages": len(gone)}
@@ -90,11 +90,11 @@ def test_a_second_time_the_mark_tells_of_both(tmp_path, monkeypatch):
     monkeypatch.setattr(compaction, "ENDS", (3000,))
     path = tmp_path / "j"
     first = after(path, [text("a", n) for n in range(60)], target=40_000)
-    (before,) = [mark_of(record)["messages"] for record in first if record.is_marker]
+    (before,) = [parse_marker(record)["messages"] for record in first if record.is_marker]
     end = path.stat().st_size
     compact(path, 60, end, ALL_TAKEN, 15_000).path.replace(path)
     records = list(read_journal(path))
-    (now,) = [mark_of(record)["messages"] for record in records if record.is_marker]
+    (now,) = [parse_marker(record)["messages"] for record in records if record.is_marker]
     assert now > before
     assert now + len([r for r in records if not r.is_marker]) == 60
 
@@ -176,7 +176,7 @@ def test_it_fits_and_the_rest_is_as_it_was(drawn, target, taken):
     for record in records:
         catalogue.add(record)
     whole = catalogue.total
-    marks = catalogue.choose(target, taken)
+    marks = catalogue.select_dropped(target, taken)
     gone = [r for r, is_gone in zip(records, catalogue.is_dropped, strict=True) if is_gone]
     assert catalogue.total == whole - sum(map(size_on_disk, gone))
     assert catalogue.total <= target or len(gone) == len(records)
@@ -209,7 +209,7 @@ def test_a_journal_that_is_written_stays_within_its_bound(tmp_path, monkeypatch)
     numbers = list(desk.journal.after(0))
     for record in read_journal(tmp_path / "journal"):
         assert desk.body(record.number) == record.body
-        assert (desk.journal.is_for(ME, record.number) is None) == record.is_marker
+        assert (desk.journal.channel_for(ME, record.number) is None) == record.is_marker
     assert numbers == [record.number for record in read_journal(tmp_path / "journal")]
     assert [path.name for path in tmp_path.iterdir()] == ["journal"]
     desk.journal.close()

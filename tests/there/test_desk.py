@@ -33,7 +33,7 @@ class Child:
         self.given: list[Channel] = []
         self.interrupts = 0
 
-    def say(self, channel: Channel, _parts: list[Bytes]) -> None:
+    def send(self, channel: Channel, _parts: list[Bytes]) -> None:
         self.given.append(channel)
 
     def interrupt(self) -> None:
@@ -59,7 +59,7 @@ def desk(disk: Disk, child: Child) -> RequestHandler:
     """The desk in front of that child."""
     door: Any = SimpleNamespace(
         reactor=SimpleNamespace(later=lambda _seconds, _call: None),
-        hold_back=lambda _cells: None,
+        limit_output=lambda _cells: None,
     )
     session: Any = SimpleNamespace(id="7f3a9c")
     desk = RequestHandler(session, disk.journal, door, MessageWriter(disk.journal))
@@ -83,7 +83,7 @@ def message(kind: str, **content: str) -> bytes:
 @pytest.mark.parametrize("channel", [Channel.SHELL, Channel.CONTROL, Channel.STDIN])
 def test_what_is_not_written_is_not_passed_on(disk, desk, child, guest, channel):
     """If the evaluator died now, the front would say it again: so the child has not got it."""
-    desk.take(
+    desk.on_item(
         guest, FrameHeader(MessageType.ITEM, channel, 5), message("any_request", value="secret")
     )
     assert child.given == []
@@ -98,7 +98,7 @@ def test_what_is_not_written_is_not_passed_on(disk, desk, child, guest, channel)
 def test_an_interrupt_waits_for_no_disk(disk, desk, child, guest):
     """It reaches the child before it is written."""
     order = pack_parts([to_json({"order": "interrupt"})])
-    desk.take(guest, FrameHeader(MessageType.ITEM, Channel.COMMAND, 5), order)
+    desk.on_item(guest, FrameHeader(MessageType.ITEM, Channel.COMMAND, 5), order)
     assert child.interrupts == 1
     assert disk.journal.written == 0
 
@@ -110,8 +110,8 @@ def test_what_an_evaluator_before_may_have_passed_on_is_not_passed_on_again(
     doubts = []
     desk.on_possible_duplicate = doubts.append
     guest.maybe_received = dict.fromkeys(guest.maybe_received, 5)
-    desk.take(guest, FrameHeader(MessageType.ITEM, Channel.SHELL, 5), message("execute_request"))
-    desk.take(guest, FrameHeader(MessageType.ITEM, Channel.SHELL, 6), message("execute_request"))
+    desk.on_item(guest, FrameHeader(MessageType.ITEM, Channel.SHELL, 5), message("execute_request"))
+    desk.on_item(guest, FrameHeader(MessageType.ITEM, Channel.SHELL, 6), message("execute_request"))
     disk.settle()
     assert [request.number for request in doubts] == [5]
     assert child.given == [Channel.SHELL]
@@ -129,5 +129,5 @@ def test_a_request_without_an_id_is_refused(desk, guest, header):
     words = {"msg_type": "execute_request", **header}
     body = pack_parts([b"", *(json.dumps(each).encode() for each in (words, {}, {}, {}))])
     with pytest.raises(ProtocolError, match="msg_id"):
-        desk.take(guest, FrameHeader(MessageType.ITEM, Channel.SHELL, 1), body)
+        desk.on_item(guest, FrameHeader(MessageType.ITEM, Channel.SHELL, 1), body)
     assert len(desk.requests) == 0

@@ -17,10 +17,10 @@ from jupyter_client.kernelspec import KernelSpec
 from remoter_kernel.daemon.encryption import (
     SIGNATURE,
     CurveProbe,
-    may_know_keys,
-    offer_keys,
-    offered_keys,
-    withdraw_keys,
+    can_offer_keys,
+    read_keys,
+    remove_keys,
+    write_keys,
 )
 from remoter_kernel.daemon.kernel_process import KernelProcess
 from remoter_kernel.wire.reactor import Reactor
@@ -114,7 +114,7 @@ def test_somebody_who_is_at_the_port_first_takes_no_keys_away(reactor, tmp_path:
     child.on_ready = lambda _head, info: ready.append(info)
     child.manager.connection_file = str(file)
     child.manager.write_connection_file()
-    offer_keys(file)
+    write_keys(file)
     with socket.create_server(("127.0.0.1", child.manager.shell_port)) as stranger:
         child._connect()
         wire, _ = stranger.accept()
@@ -129,7 +129,7 @@ def test_somebody_who_is_at_the_port_first_takes_no_keys_away(reactor, tmp_path:
             child.close()
             kernel.kill()
     assert child.is_encrypted
-    assert offered_keys(file)
+    assert read_keys(file)
 
 
 def test_who_asks_no_more_hears_nothing(reactor, bound):
@@ -157,7 +157,7 @@ def test_who_asks_no_more_hears_nothing(reactor, bound):
 )
 def test_keys_are_offered_to_who_may_know_them(argv, metadata: dict[str, Any], is_offered):
     """A kernelspec's word counts; ipykernel is known to pass over what it does not know."""
-    assert may_know_keys(KernelSpec(argv=argv, metadata=metadata)) is is_offered
+    assert can_offer_keys(KernelSpec(argv=argv, metadata=metadata)) is is_offered
 
 
 def test_keys_come_and_go_and_the_rest_of_the_file_stays(tmp_path: Path):
@@ -165,11 +165,11 @@ def test_keys_come_and_go_and_the_rest_of_the_file_stays(tmp_path: Path):
     file = tmp_path / "connection.json"
     file.touch(0o600)
     file.write_text(json.dumps({"shell_port": 1}))
-    assert offered_keys(file) is None
-    offer_keys(file)
-    keys = offered_keys(file)
+    assert read_keys(file) is None
+    write_keys(file)
+    keys = read_keys(file)
     assert len(keys.public) == len(keys.secret) == 40
     assert file.stat().st_mode & 0o777 == 0o600
-    withdraw_keys(file)
-    assert offered_keys(file) is None
+    remove_keys(file)
+    assert read_keys(file) is None
     assert json.loads(file.read_text()) == {"shell_port": 1}

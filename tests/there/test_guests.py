@@ -62,7 +62,7 @@ class Ground:
         self.door = Listener(self.reactor, session, disk.journal)  # type: ignore[arg-type]
         self.speaker = MessageWriter(disk.journal)
         self.door.on_item = self.take
-        self.door.on_refused = self.speaker.tell_refused
+        self.door.on_refused = self.speaker.reply_refused
         self.sent: list[bytes] = []
         self.door._send = lambda _identity, frame: self.sent.append(frame)  # type: ignore[assignment, method-assign]
         self.trouble: Exception | None = None
@@ -76,16 +76,16 @@ class Ground:
         self.disk.journal.append(
             head.channel,
             bytes(body),
-            front=guest.name,
-            own=head.number,
-            is_from_front=True,
+            client=guest.name,
+            client_number=head.number,
+            is_from_client=True,
             then=lambda: guest.stream.keep(Lane.BULK, head.number, len(body)),
         )
 
     def greet(self, name: bytes = ME, seen: list[int] | None = None) -> None:
         """Let a front come in."""
         words = {"front": name.hex(), "seen": seen}
-        self.door._greet(name, encode_message(FrameHeader(MessageType.HELLO), to_json(words)))
+        self.door._handshake(name, encode_message(FrameHeader(MessageType.HELLO), to_json(words)))
         self.hear(FrameHeader(MessageType.ACK, credit=10**9), name=name)
 
     def hear(
@@ -177,10 +177,10 @@ def test_an_evaluator_that_comes_after_this_one_does_not_ask_for_it_again(
     ground.disk.settle()
     past = RecoveredState()
     for record in read_journal(tmp_path / "journal"):
-        past.take(record)
+        past.apply(record)
     assert past.seen[ME] == {Lane.BULK: 1, Lane.URGENT: 2}
     assert not list(past.requests)
-    assert past.is_sure_of(ME, Lane.BULK)
+    assert past.is_seen_exact(ME, Lane.BULK)
 
 
 def test_no_word_of_an_answer_to_a_question_is_told(ground: Ground, tmp_path: Path) -> None:

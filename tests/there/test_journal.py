@@ -80,7 +80,7 @@ def test_a_front_gets_what_is_for_all_and_what_is_for_it(desk):
         (Channel.CONTROL, ME, False),
         (Channel.SHELL, ME, False),
     ]:
-        desk.journal.append(channel, b"", front=front, is_from_front=is_request)
+        desk.journal.append(channel, b"", client=front, is_from_client=is_request)
     outbox = ClientOutbox(desk.journal, ME)
 
     def numbers(lane):

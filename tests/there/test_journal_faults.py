@@ -16,7 +16,13 @@ from remoter_kernel.daemon import compaction, records
 from remoter_kernel.daemon import journal as journals
 from remoter_kernel.daemon.compaction import compact
 from remoter_kernel.daemon.outbox import ClientOutbox
-from remoter_kernel.daemon.records import EVERYONE, Record, encode_record, mark_of, read_journal
+from remoter_kernel.daemon.records import (
+    EVERYONE,
+    Record,
+    encode_record,
+    parse_marker,
+    read_journal,
+)
 from remoter_kernel.logs import reason
 from remoter_kernel.wire.frames import Channel, Lane
 from remoter_kernel.wire.threads import ThreadEndedError
@@ -109,7 +115,7 @@ def work(path: Path, disk: Disk, step: int, times: int, error: int) -> tuple[Des
     for number, body in enumerate(bodies()):
         channel = Channel.SHELL if number % 4 == 0 else Channel.IOPUB
         is_request = channel is Channel.SHELL
-        desk.journal.append(channel, body, front=ME if is_request else EVERYONE)
+        desk.journal.append(channel, body, client=ME if is_request else EVERYONE)
         desk.settle()
         told.add(desk.journal.write_error)
     desk.wait_for(lambda: not (desk.journal._is_compacting or desk.journal.write_error))
@@ -153,7 +159,7 @@ def test_whatever_fails_at_any_step_nothing_is_lost(tmp_path, disk, error, times
         assert kept(path) == wanted, (step, failed)
         numbers = [record.number for record in read_journal(path)]
         assert numbers == sorted(set(numbers)), (step, failed)
-        assert not any(mark_of(r).get("mark") == "missing" for r in read_journal(path)), failed
+        assert not any(parse_marker(r).get("mark") == "missing" for r in read_journal(path)), failed
         if {"write", "fstat", "replace"} & set(failed):
             assert told or caplog.records, (step, failed)
         for number in desk.journal.after(0):
@@ -164,11 +170,11 @@ def test_whatever_fails_at_any_step_nothing_is_lost(tmp_path, disk, error, times
 def test_a_writer_whose_repair_fails_too_goes_on(tmp_path, disk, close):
     """The write fails, and so does the cut after it: both are tried again, and it is told."""
     desk = close(Desk(tmp_path / "journal"))
-    desk.journal.append(Channel.SHELL, b"before", front=ME)
+    desk.journal.append(Channel.SHELL, b"before", client=ME)
     desk.settle()
     disk.fail_at(len(disk.asked), 8, errno.ESTALE)
     happened: list[int] = []
-    desk.journal.append(Channel.SHELL, b"meanwhile", front=ME, then=lambda: happened.append(1))
+    desk.journal.append(Channel.SHELL, b"meanwhile", client=ME, then=lambda: happened.append(1))
     desk.settle()
     assert desk.journal.write_error == os.strerror(errno.ESTALE)
     desk.wait_for(lambda: not desk.journal.write_error)
@@ -186,7 +192,7 @@ def test_an_error_that_is_none_of_the_disk_is_told_and_tried_again(tmp_path, mon
         raise MemoryError(record.number)
 
     monkeypatch.setattr(journals, "encode_record", refuse)
-    desk.journal.append(Channel.SHELL, b"one", front=ME)
+    desk.journal.append(Channel.SHELL, b"one", client=ME)
     desk.settle()
     assert desk.journal.write_error == "MemoryError: 1"
     desk.wait_for(lambda: not desk.journal.write_error)
@@ -201,7 +207,7 @@ def test_a_writer_that_ends_all_the_same_ends_the_loop(tmp_path, monkeypatch):
         raise SystemExit(1)
 
     monkeypatch.setattr(desk.journal, "_write", end)
-    desk.journal.append(Channel.SHELL, b"one", front=ME)
+    desk.journal.append(Channel.SHELL, b"one", client=ME)
     with pytest.raises(ThreadEndedError, match="SystemExit"):
         desk.settle()
     desk.journal.close()
@@ -220,16 +226,18 @@ def test_a_disk_that_takes_a_part_has_that_part(tmp_path, disk, close, monkeypat
     )
     monkeypatch.setattr(journals, "os", SmallDisk(room))
     hold = threading.Event()
-    collect = desk.journal._collect
-    monkeypatch.setattr(desk.journal, "_collect", lambda wait: (hold.wait(10), collect(wait))[1])
+    collect = desk.journal._take_queued
+    monkeypatch.setattr(
+        desk.journal, "_take_queued", lambda wait: (hold.wait(10), collect(wait))[1]
+    )
     for _ in range(8):
-        desk.journal.append(Channel.SHELL, body, front=ME)
+        desk.journal.append(Channel.SHELL, body, client=ME)
     hold.set()
     desk.settle()
     assert desk.journal.write_error == os.strerror(errno.ENOSPC)
     assert sorted(kept(path)) == [1, 2, 3, 4, 5]
     monkeypatch.setattr(journals, "os", os)
-    desk.journal.append(Channel.SHELL, body, front=ME)
+    desk.journal.append(Channel.SHELL, body, client=ME)
     desk.wait_for(lambda: not desk.journal.write_error)
     assert sorted(kept(path)) == list(range(1, 10))
     desk.journal.close()
@@ -257,13 +265,13 @@ def test_a_handle_that_the_server_has_forgotten_is_opened_anew(tmp_path, monkeyp
     monkeypatch.setattr(journals, "RECENT_BYTES", 1)
     monkeypatch.setattr(journals, "READ_CACHE_BYTES", 1)
     desk = close(Desk(tmp_path / "journal"))
-    desk.journal.append(Channel.SHELL, b"before", front=ME)
+    desk.journal.append(Channel.SHELL, b"before", client=ME)
     desk.settle()
     stale = StaleOs({desk.journal._write_fd, desk.journal._read_fd})
     for module in (journals, records):
         monkeypatch.setattr(module, "os", stale)
     assert desk.body(1) == b"before"
-    desk.journal.append(Channel.SHELL, b"after", front=ME)
+    desk.journal.append(Channel.SHELL, b"after", client=ME)
     desk.settle()
     desk.wait_for(lambda: not desk.journal.write_error)
     assert kept(tmp_path / "journal") == {1: b"before", 2: b"after"}
@@ -308,7 +316,7 @@ def test_a_journal_that_was_cut_makes_no_room_and_does_not_hang(tmp_path):
 
     def take_over() -> None:
         try:
-            compacted.take_over(file, end + 100, path)
+            compacted.catch_up_and_replace(file, end + 100, path)
         except OSError as error:
             answer.put(error)
 
@@ -316,7 +324,7 @@ def test_a_journal_that_was_cut_makes_no_room_and_does_not_hang(tmp_path):
     error = answer.get(timeout=10)
     assert isinstance(error, OSError)
     assert "cut" in str(error)
-    compacted.give_up()
+    compacted.discard()
     os.close(file)
     assert [each.name for each in tmp_path.iterdir()] == ["journal"]
 
@@ -325,15 +333,15 @@ def test_a_journal_that_was_cut_goes_on(tmp_path, close, caplog):
     """What comes later is at its place, and whoever reads hears that something is missing."""
     desk = close(Desk(tmp_path / "journal"))
     for number in range(5):
-        desk.journal.append(Channel.SHELL, b"%d" % number * 100, front=ME)
+        desk.journal.append(Channel.SHELL, b"%d" % number * 100, client=ME)
     desk.settle()
     os.truncate(tmp_path / "journal", 200)
-    desk.journal.append(Channel.SHELL, b"after", front=ME)
+    desk.journal.append(Channel.SHELL, b"after", client=ME)
     desk.settle()
     assert "was cut" in caplog.text
     found = list(read_journal(tmp_path / "journal"))
     assert (found[-1].number, found[-1].body) == (6, b"after")
-    assert any(mark_of(record).get("mark") == "missing" for record in found)
+    assert any(parse_marker(record).get("mark") == "missing" for record in found)
 
 
 # --- making room ---
@@ -374,10 +382,10 @@ def test_a_rename_whose_answer_was_lost_is_done(tmp_path, monkeypatch, close):
 
     monkeypatch.setattr(pathlib.Path, "replace", lose_the_answer)
     for number in range(40):
-        desk.journal.append(Channel.SHELL if number % 4 else Channel.IOPUB, text("a", 1), front=ME)
+        desk.journal.append(Channel.SHELL if number % 4 else Channel.IOPUB, text("a", 1), client=ME)
         desk.settle()
         desk.wait_for(lambda: not desk.journal._is_compacting)
-    desk.journal.append(Channel.SHELL, b"last", front=ME)
+    desk.journal.append(Channel.SHELL, b"last", client=ME)
     desk.settle()
     assert kept(tmp_path / "journal")[41] == b"last"
 
@@ -392,7 +400,7 @@ def test_a_disk_that_hangs_is_a_trouble(tmp_path, monkeypatch, close):
     monkeypatch.setattr(journals, "os", HungOs(go))
     assert desk.journal.write_error == ""
     happened: list[int] = []
-    desk.journal.append(Channel.SHELL, b"one", front=ME, then=lambda: happened.append(1))
+    desk.journal.append(Channel.SHELL, b"one", client=ME, then=lambda: happened.append(1))
     assert desk.journal.write_error == ""
     monkeypatch.setattr(journals, "HANGS_AFTER", 0.0)
     wait_for(lambda: desk.journal.write_error == "it does not answer")

@@ -163,7 +163,7 @@ def test_the_kernel_tells_when_it_is_at_our_question_between_what_comes_before_a
     """On iopub: the answer comes by another socket, earlier or later than both."""
     story.child.on_question_reached = lambda: story.heard.append("reached")
     story.kernel.publish("status", {"execution_state": "idle"}, story.request("a"))
-    story.child.ask_again()
+    story.child.resend_kernel_info()
     story.until_said("reached")
     story.kernel.publish("status", {"execution_state": "busy"}, story.request("b"))
     story.until_said("status busy")
@@ -250,7 +250,7 @@ def test_a_kernel_without_a_clock_that_publishes_without_end_holds_no_reply_back
 def end(story: Story, status: int = 0) -> None:
     """Let the warden tell that the process has ended."""
     story.child._warden = object()  # type: ignore[assignment]
-    story.child._note({"status": status})
+    story.child._on_warden_message({"status": status})
 
 
 def test_all_that_a_kernel_said_before_its_end_comes_before_the_news_of_it(story: Story):
@@ -296,7 +296,7 @@ def test_a_kernel_that_never_listened_has_ended_at_once(tmp_path: Path):
         child.on_exit = ended.append
         child._connect()
         child._warden = object()  # type: ignore[assignment]
-        child._note({"status": 1})
+        child._on_warden_message({"status": 1})
         assert ended == [{"status": 1}]
         child.close()
 
@@ -347,9 +347,9 @@ def test_what_a_listener_cannot_read_harms_no_other_message(story: Story):
 def test_a_kernel_that_answers_twice_is_ready_once(story: Story):
     """What it says to an earlier question is no answer to the next."""
     story.kernel.answers = 3
-    story.child.ask_again()
+    story.child.resend_kernel_info()
     story.until(lambda: len(story.ready) == 2)
-    story.child.ask_again()  # two of the answers before are still to come
+    story.child.resend_kernel_info()  # two of the answers before are still to come
     story.until(lambda: len(story.ready) == 3)
     story.kernel.publish("display_data", {"number": 1}, story.request())
     story.until_said("display_data 1")

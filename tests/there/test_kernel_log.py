@@ -9,7 +9,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from remoter_kernel.daemon import kernel_log
-from remoter_kernel.daemon.kernel_log import HEAD, MOST, NEWEST, KernelLog, shorten
+from remoter_kernel.daemon.kernel_log import HEAD, MOST, NEWEST, KernelLog, trim_middle
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -40,7 +40,7 @@ def test_the_beginning_and_the_newest_stay(tmp_path: Path):
     with path.open("ab", buffering=0) as writer:
         fill(path, MOST)
         writer.write(b"how it went\n")
-        shorten(path, MOST)
+        trim_middle(path, MOST)
         writer.write(b"how it ended\n")
     said = path.read_bytes()
     assert said.startswith(b"how it began\n")
@@ -54,7 +54,7 @@ def test_a_short_one_is_left_alone(tmp_path: Path):
     path = tmp_path / "kernel.log"
     fill(path, MOST // 2)
     before = path.read_bytes()
-    shorten(path, MOST)
+    trim_middle(path, MOST)
     assert path.read_bytes() == before
 
 
@@ -62,16 +62,16 @@ def test_last_words_are_of_this_kernel_and_read_no_more_than_they_need(tmp_path,
     """Whatever those before it have said, and however much that was."""
     log = KernelLog(tmp_path)
     log.begin()
-    assert log.last_words(12) == ""
+    assert log.tail(12) == ""
     fill(log.path, MOST)
-    assert len(log.last_words(12)) <= 4000
+    assert len(log.tail(12)) <= 4000
     log.begin()
-    assert log.last_words(12) == ""
+    assert log.tail(12) == ""
     with log.path.open("ab") as file:
         file.write(b"one\ntwo\nthree\n")
-    assert log.last_words(2) == "two\nthree"
+    assert log.tail(2) == "two\nthree"
     monkeypatch.setattr(kernel_log, "MOST_READ", 6)
-    assert log.last_words(12) == "three"
+    assert log.tail(12) == "three"
 
 
 def test_last_words_after_the_middle_was_taken_out(tmp_path: Path):
@@ -82,8 +82,8 @@ def test_last_words_after_the_middle_was_taken_out(tmp_path: Path):
     fill(log.path, 2 * NEWEST)
     with log.path.open("ab") as file:
         file.write(b"last\n")
-    shorten(log.path, NEWEST + HEAD + 100)
-    assert log.last_words(1) == "last"
+    trim_middle(log.path, NEWEST + HEAD + 100)
+    assert log.tail(1) == "last"
 
 
 def test_a_kernel_that_prints_without_end_takes_a_bounded_disk(tmp_path: Path):

@@ -21,7 +21,7 @@ from remoter_kernel.daemon import launch, query, registry
 from remoter_kernel.daemon.lock import Lock
 from remoter_kernel.daemon.processes import boot_id, pid_namespace, started_at
 from remoter_kernel.daemon.records import JournalTooNewError, first_line
-from remoter_kernel.daemon.registry import Session, sweep
+from remoter_kernel.daemon.registry import Session, collect_garbage
 from remoter_kernel.errors import RemoterError
 from remoter_kernel.front.bootstrap.launcher import pack_evaluator
 from tests.real_jupyter import MARK, THIS_RUN, wait_for
@@ -58,7 +58,7 @@ def a_session(**door: Any) -> Session:
 
 def asked(**wish: Any) -> dict[str, Any]:
     """Ask for a session."""
-    return launch.fulfil({"client_key": KEY, **wish}, 0o022)
+    return launch.find_or_create({"client_key": KEY, **wish}, 0o022)
 
 
 @pytest.mark.parametrize("which", ["session", "kernel"])
@@ -68,14 +68,14 @@ def test_a_session_of_another_host_is_left_alone(which):
     wish = {"session": session.id} if which == "session" else {"kernel_id": "k"}
     assert asked(**wish) == {"lacks": "host", "what": session.id, "host": "login1"}
     assert not session.read("session.json").get("ended")
-    sweep()
+    collect_garbage()
     assert not session.read("session.json").get("ended")
 
 
 def test_a_machine_that_has_got_another_name_is_the_same_machine():
     """It joins, judges and stops what began under the name before."""
     session = a_session(host="as-it-was", pids=pid_namespace())
-    assert session.is_here()
+    assert session.is_of_this_boot()
     with pytest.raises(RuntimeError, match="does not answer"):
         asked(session=session.id)  # its evaluator is looked for here
     session.write("door.json", {**session.read("door.json"), "started": "0"})
@@ -116,7 +116,7 @@ def test_a_container_of_the_same_machine_is_another_host(pids):
     """Its boot is the same, but its process numbers mean nothing here."""
     session = a_session(host="container1", pids=pids)
     assert asked(session=session.id)["lacks"] == "host"
-    sweep()
+    collect_garbage()
     assert not session.read("session.json").get("ended")
 
 
@@ -155,7 +155,7 @@ def test_an_evaluator_that_crashes_again_and_again_is_not_started_any_more():
     for count in (1, 2, 3):
         assert asked(session=session.id)["session"] == session.id
         wait_for(lambda: session.read("crashes.json").get("count") == count)  # noqa: B023
-        wait_for(lambda: not session.has_evaluator(), what="the evaluator is gone")
+        wait_for(lambda: not session.is_evaluator_running(), what="the evaluator is gone")
     with pytest.raises(RemoterError, match=r"connection.json.*remoter stop"):
         asked(session=session.id)
     crashes = session.read("crashes.json")
@@ -180,7 +180,7 @@ def test_a_session_folder_of_another_user_is_refused():
     session = a_session(boot="before")
     os.chown(session.folder, 65534, 65534)
     assert asked(session=session.id)["why"] == "Its folder belongs to another user."
-    sweep()
+    collect_garbage()
     assert not session.read("session.json").get("ended")
 
 
@@ -202,9 +202,9 @@ def test_too_many_ended_sessions_go_the_oldest_first(monkeypatch):
     for number, session in enumerate(sessions):
         (session.folder / "journal").write_bytes(b"x" * 1000)
         if number:
-            session.end("")
+            session.mark_ended("")
         os.utime(session.folder, (number, number))
-    sweep()
+    collect_garbage()
     assert [session.folder.exists() for session in sessions] == [True, False, False, True]
 
 
@@ -219,7 +219,7 @@ def test_a_lock_is_on_a_folder_of_our_own(home):
     (home / "run" / "remoter-kernel").mkdir(mode=0o777)
     (home / "run" / "remoter-kernel").chmod(0o777)
     lock = Lock("x")
-    assert lock.take(0.0)
+    assert lock.acquire(0.0)
     about = lock._path.parent.stat()
     lock.release()
     assert (about.st_uid, about.st_mode & 0o777) == (os.getuid(), 0o700)
@@ -229,10 +229,10 @@ def test_a_lock_is_on_a_folder_of_our_own(home):
 def test_a_lock_is_held_once_and_leaves_nothing(home):
     """The second one waits in vain; after the first has let go there is no file."""
     first, second = Lock("x"), Lock("x")
-    assert first.take(0.0)
-    assert not second.take(0.1)
+    assert first.acquire(0.0)
+    assert not second.acquire(0.1)
     first.release()
-    assert second.take(0.0)
+    assert second.acquire(0.0)
     second.release()
     assert list((home / "run").iterdir()) == []
 
@@ -241,12 +241,12 @@ def test_the_file_of_a_lock_whose_owner_was_killed_goes(home):
     """What nobody holds is removed, what somebody holds stays."""
     folder = home / "run" / "remoter-kernel"
     held = Lock("held")
-    assert held.take(0.0)
+    assert held.acquire(0.0)
     (folder / "left.lock").touch()
-    sweep()
+    collect_garbage()
     assert [path.name for path in folder.iterdir()] == ["held.lock"]
     held.release()
-    sweep()
+    collect_garbage()
     assert list((home / "run").iterdir()) == []
 
 
@@ -327,7 +327,7 @@ def test_what_was_on_its_way_goes_with_its_session() -> None:
     session = a_session()
     (session.folder / "carried-1").mkdir()
     (session.folder / "carried-1/object").write_bytes(b"private")
-    session.forget_keys()
+    session.remove_keys()
     assert not (session.folder / "carried-1").exists()
     assert (session.folder / "journal").exists()
 

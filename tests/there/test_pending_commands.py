@@ -16,7 +16,7 @@ import pytest
 
 from remoter_kernel.daemon import launch, pending_commands, registry
 from remoter_kernel.daemon.folders import sessions_folder
-from remoter_kernel.daemon.pending_commands import ALL_WITHIN, carry_out_commands
+from remoter_kernel.daemon.pending_commands import ALL_WITHIN, execute_commands
 from remoter_kernel.daemon.processes import boot_id, started_at
 from remoter_kernel.daemon.records import first_line
 from remoter_kernel.daemon.registry import Session
@@ -62,7 +62,7 @@ def a_session(kernel_id: str, kernel: int = 0, **door: Any) -> Session:
 
 
 def answered(*commands: Any, **wish: Any) -> dict[str, Any]:
-    return launch.answer_to({"client_key": KEY, "orders": list(commands), **wish}, 0o022)
+    return launch.handle_request({"client_key": KEY, "orders": list(commands), **wish}, 0o022)
 
 
 def with_a_newer_journal(kernel: int) -> Session:
@@ -130,7 +130,7 @@ def test_a_command_of_any_shape_is_answered(command):
 def test_an_evaluator_that_dies_just_then_is_no_trouble_for_others(monkeypatch, process):
     """It lived when it was found, and not when it was told."""
     session = a_session("k", pid=process.pid, started=started_at(process.pid))
-    monkeypatch.setattr(launch, "find", lambda *_: session)
+    monkeypatch.setattr(launch, "find_session", lambda *_: session)
     process.kill()
     process.wait()
     (told,) = answered({**RESTART, "session": session.id}, session="")["commands"]
@@ -167,9 +167,9 @@ def test_a_restart_that_comes_with_two_logins_is_done_once(monkeypatch, home):
     """Two notebooks have read the same file; or the answer to the first login was lost."""
     doors = FrontDoors(monkeypatch)
     command = {**RESTART, "kernel_id": "k", "nonce": "ab12"}
-    first = carry_out_commands([command], doors.find)
+    first = execute_commands([command], doors.find)
     doors.door = 2000  # a fresh session
-    second = carry_out_commands([command], doors.find)
+    second = execute_commands([command], doors.find)
     assert first == second == [{"name": "bad", "became": "done", "why": ""}]
     assert doors.restarted == [1000]
     assert doors.noted_before == [True]
@@ -180,9 +180,9 @@ def test_a_restart_that_comes_with_two_logins_is_done_once(monkeypatch, home):
 def test_a_stop_that_comes_again_spares_the_fresh_session(process):
     """It was written down before the session had an id: the next one of the kernel is not meant."""
     command = {**STOP, "kernel_id": "k", "nonce": "ab12"}
-    carry_out_commands([command], lambda *_: None)
+    execute_commands([command], lambda *_: None)
     fresh = a_session("k", process.pid)
-    (told,) = carry_out_commands([command], lambda *_: None)
+    (told,) = execute_commands([command], lambda *_: None)
     assert told["became"] == "done"
     assert process.poll() is None
     assert not fresh.read("session.json").get("ended")
@@ -192,16 +192,16 @@ def test_what_failed_or_is_for_another_machine_is_tried_again(monkeypatch, proce
     """It has had no effect yet."""
     session = a_session("k", host="login1", boot="another")
     command = {**STOP, "session": session.id, "nonce": "ab12"}
-    (told,) = carry_out_commands([command], lambda *_: None)
+    (told,) = execute_commands([command], lambda *_: None)
     assert told["became"] == "elsewhere"
     session.write("door.json", {})
     failing = {"how": "stays"}
     monkeypatch.setattr("remoter_kernel.daemon.query.stop_session", lambda _session: failing)
     for _ in range(2):
-        (told,) = carry_out_commands([command], lambda *_: None)
+        (told,) = execute_commands([command], lambda *_: None)
         assert told["became"] == "failed"
     failing["how"] = "ended"
-    (told,) = carry_out_commands([command], lambda *_: None)
+    (told,) = execute_commands([command], lambda *_: None)
     assert told["became"] == "done"
 
 
@@ -210,7 +210,7 @@ def test_what_has_no_nonce_is_done_each_time(monkeypatch, nonce):
     """An older version writes none."""
     doors = FrontDoors(monkeypatch)
     for _ in range(2):
-        carry_out_commands([{**RESTART, "kernel_id": "k", "nonce": nonce}], doors.find)
+        execute_commands([{**RESTART, "kernel_id": "k", "nonce": nonce}], doors.find)
     assert doors.restarted == [1000, 1000]
 
 
@@ -218,7 +218,7 @@ def test_only_the_last_nonces_are_kept_and_a_full_disk_holds_nothing_up(monkeypa
     monkeypatch.setattr(pending_commands, "MOST_NONCES", 3)
     doors = FrontDoors(monkeypatch)
     commands = [{**RESTART, "kernel_id": "k", "nonce": f"n{number}"} for number in range(5)]
-    carry_out_commands(commands, doors.find)
+    execute_commands(commands, doors.find)
     assert pending_commands._nonces() == ["n2", "n3", "n4"]
 
     def fail(*_words: object) -> None:
@@ -226,7 +226,7 @@ def test_only_the_last_nonces_are_kept_and_a_full_disk_holds_nothing_up(monkeypa
 
     monkeypatch.setattr(registry, "write_json", fail)
     monkeypatch.setattr(doors, "find", lambda *_: Session(min(sessions_folder().iterdir())))
-    (told,) = carry_out_commands([{**RESTART, "kernel_id": "k", "nonce": "n9"}], doors.find)
+    (told,) = execute_commands([{**RESTART, "kernel_id": "k", "nonce": "n9"}], doors.find)
     assert told["became"] == "done"
     assert len(doors.restarted) == 6
 
@@ -235,9 +235,9 @@ def test_there_is_only_so_much_time_for_all_of_them():
     """What was not tried has no answer: it comes again with the next launch."""
     times = iter([0.0, 1.0, ALL_WITHIN + 1])
     commands = [{"order": "stop", "session": "abcdef", "name": name} for name in "abc"]
-    told = carry_out_commands(commands, lambda *_: None, clock=lambda: next(times))
+    told = execute_commands(commands, lambda *_: None, clock=lambda: next(times))
     assert [each["name"] for each in told] == ["a"]
-    assert carry_out_commands({"no": "list"}, lambda *_: None) == []
+    assert execute_commands({"no": "list"}, lambda *_: None) == []
 
 
 def test_a_bad_session_hides_no_other(home):
@@ -247,7 +247,7 @@ def test_a_bad_session_hides_no_other(home):
     good = a_session("k")
     bad = a_session("k", pid=["x"])
     bad.write("state.json", {"fronts": [1], "since": {}})
-    told = query.tell_sessions({})[0]["sessions"]
+    told = query.list_sessions({})[0]["sessions"]
     assert {each["id"] for each in told} == {good.id, bad.id}
 
 

@@ -102,7 +102,7 @@ def test_nothing_goes_while_a_session_cannot_be_asked_what_it_needs(archive, tex
         (session.folder / program_archive.PROGRAM_FILE).write_text(text)
     program_archive.remove_unused(archive.parent)
     assert perhaps.exists()
-    session.end("It is over.")
+    session.mark_ended("It is over.")
     program_archive.remove_unused(archive.parent)
     assert not perhaps.exists()
 
@@ -118,7 +118,9 @@ def test_a_launch_is_not_without_its_program_while_another_version_tidies(archiv
     monkeypatch.setattr(sys, "argv", [str(archive)])
     monkeypatch.setattr(stdio_reply, "reply_to_stdin", tidy)
     monkeypatch.setattr(
-        program_archive, "keep_house_aside", lambda: due.append(program_archive._is_due(archive))
+        program_archive,
+        "start_maintenance",
+        lambda: due.append(program_archive._is_maintenance_due(archive)),
     )
     due: list[bool] = []
     umask = os.umask(0o022)

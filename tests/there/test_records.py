@@ -21,7 +21,7 @@ from remoter_kernel.daemon.records import (
     Record,
     encode_record,
     first_line,
-    mark_of,
+    parse_marker,
     read_journal,
 )
 from remoter_kernel.daemon.replay import RecoveredState
@@ -100,7 +100,7 @@ def test_flipped_bits_cost_the_records_that_they_hit_and_no_other(drawn, data):
     numbers = [record.number for record in heard]
     assert numbers == sorted(set(numbers))
     between = [r for r in said if untouched and r.number < untouched[-1].number]
-    is_told = any(mark_of(record).get("mark") == "missing" for record in heard)
+    is_told = any(parse_marker(record).get("mark") == "missing" for record in heard)
     assert is_told or set(between) <= set(untouched)
     assert flips or not is_told
 
@@ -141,8 +141,10 @@ def test_whatever_the_cut_the_journal_goes_on(tmp_path):
         (Channel.SHELL, b"reply", ME),
     ]:
         own = 7 if front is ME else 0
-        desk.journal.append(channel, body, front=front, own=own, is_from_front=bool(own))
-    desk.journal.mark({"mark": "handed", "request": "x"})
+        desk.journal.append(
+            channel, body, client=front, client_number=own, is_from_client=bool(own)
+        )
+    desk.journal.append_marker({"mark": "handed", "request": "x"})
     desk.settle()
     desk.journal.close()
     raw = (tmp_path / "whole").read_bytes()
@@ -157,7 +159,7 @@ def test_whatever_the_cut_the_journal_goes_on(tmp_path):
         desk.journal.close()
         heard = list(read_journal(path))
         for record in heard:
-            past.take(record)
+            past.apply(record)
         kept = [record for record, end in zip(said, ends, strict=True) if end <= cut]
         assert heard[:-1] == kept
         assert (heard[-1].number, heard[-1].body) == (number, b"since then")
@@ -223,11 +225,11 @@ def test_no_damage_makes_a_request_run_twice(drawn, data):
         for _ in range(2):  # the first of them finds the damage, the second its mark
             past = RecoveredState()
             journal = Journal(path, lambda _call: None)
-            journal.open(past.take)
+            journal.open(past.apply)
             journal.close()
             for record in said:
                 is_taken = record.client_number <= past.seen.get(ME, {}).get(Lane.BULK, 0)
-                assert is_taken or not past.is_sure_of(ME, Lane.BULK)
+                assert is_taken or not past.is_seen_exact(ME, Lane.BULK)
     assert past.is_damaged <= (raw != hurt)
 
 
@@ -247,7 +249,7 @@ def test_whoever_asks_about_a_damaged_journal_gets_an_answer(drawn, data, only):
         (place / "state.json").write_text(json.dumps({"fronts": {ME.hex(): {"here": False}}}))
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("XDG_DATA_HOME", folder)
-            answer, chunks = query.tell_outputs({"session": "7f3a9c", "only": only})
+            answer, chunks = query.read_outputs({"session": "7f3a9c", "only": only})
             said = b"".join(chunks)
     assert "lacks" not in answer
     assert said or only or not [r for r in read(bytes(hurt)) if not r.is_marker]
@@ -265,7 +267,7 @@ def test_what_was_damaged_at_the_end_leaves_a_mark(tmp_path):
         desk = Desk(path)
         desk.settle()
         desk.journal.close()
-        marks = [mark_of(record) for record in read_journal(path) if record.is_marker]
+        marks = [parse_marker(record) for record in read_journal(path) if record.is_marker]
         assert [mark["bytes"] for mark in marks] == [ends[1] - ends[0]] * is_told
 
 
@@ -297,7 +299,7 @@ def test_what_a_damaged_record_has_inside_is_not_mistaken_for_its_neighbours():
     heard = read(bytes(hurt))
     assert [record.number for record in heard] == [1, 2, 3, 4]
     assert [record for record in heard if not record.is_marker] == [said[0], said[1], said[3]]
-    assert mark_of(heard[2])["bytes"] == ends[2] - ends[1]
+    assert parse_marker(heard[2])["bytes"] == ends[2] - ends[1]
 
 
 def test_a_front_goes_on_beyond_the_gap(tmp_path):
@@ -337,11 +339,11 @@ def test_a_reader_goes_on_where_a_file_is_cut_under_it(tmp_path, monkeypatch):
     """What was found is gone a moment later: it is looked for again, and that is no error."""
     raw = first_line() + b"damage" + encode_record(Record(1, Channel.SHELL, False, ME, b"one"))
     (tmp_path / "journal").write_bytes(raw)
-    head, asked = records.Scan._head, []
+    head, asked = records.Scan._header_at, []
 
     def vanish(scan, offset):
         asked.append(offset)
         return None if asked.count(offset) == 2 else head(scan, offset)
 
-    monkeypatch.setattr(records.Scan, "_head", vanish)
+    monkeypatch.setattr(records.Scan, "_header_at", vanish)
     assert [record.body for record in read_journal(tmp_path / "journal")] == [b"one"]

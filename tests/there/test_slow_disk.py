@@ -99,8 +99,8 @@ def test_a_change_does_not_wait_for_a_disk_that_hangs(reactor, session, disk, mo
     monkeypatch.setattr(registry, "write_json", disk.hang(registry.write_json))
     monkeypatch.setattr(registry, "AMENDED_WITHIN", 0.01)
     begin = time.monotonic()
-    served.amend(keep=True)
-    served.end("It was stopped.")
+    served.update(keep=True)
+    served.mark_ended("It was stopped.")
     assert time.monotonic() - begin < WITHIN / 2
     assert served.about["keep"] is True
     assert "keep" not in session.read("session.json")
@@ -113,7 +113,7 @@ def test_a_change_does_not_wait_for_a_disk_that_hangs(reactor, session, disk, mo
 def test_a_change_is_written_before_anybody_hears_of_it(reactor, session):
     """As long as the disk answers: whoever gave the order may ask a login at once."""
     served = ServedSession(session.folder, reactor.call)
-    served.amend(finish=True)
+    served.update(finish=True)
     assert session.read("session.json")["finish"] is True
     served.close()
 
@@ -126,7 +126,7 @@ def test_a_change_that_the_disk_refuses_is_logged(reactor, session, monkeypatch,
         raise OSError(122, "Disk quota exceeded")
 
     monkeypatch.setattr(registry, "write_json", refuse)
-    served.amend(keep=True)
+    served.update(keep=True)
     served.close()
     assert "quota" in caplog.text
 
@@ -137,7 +137,7 @@ def test_a_change_that_the_disk_refuses_is_logged(reactor, session, monkeypatch,
 @pytest.fixture
 def board(reactor: Reactor, session: Session) -> Iterator[StatusWriter]:
     """A board of a session without any front."""
-    door: Any = SimpleNamespace(clients={}, has_visitors=False)
+    door: Any = SimpleNamespace(clients={}, has_clients=False)
     journal: Any = SimpleNamespace(last=0)
     board = StatusWriter(reactor, session, journal, door)
     board.open()
@@ -149,8 +149,8 @@ def test_while_a_disk_hangs_only_the_newest_waits(reactor, session, disk, monkey
     """A hundred cells in a minute's outage are one file, not a hundred."""
     monkeypatch.setattr(session, "write", disk.hang(session.write))
     for number in range(100):
-        board.note_cell(f"cell {number}")
-        board.look("busy")
+        board.add_cell(f"cell {number}")
+        board.update("busy")
     until(reactor, disk.is_asked.is_set)
     disk.is_back.set()
     until(reactor, lambda: len(session.read(CELLS).get("cells", ())) == 100)
@@ -170,8 +170,8 @@ def test_what_a_disk_refuses_is_written_later(reactor, session, monkeypatch, boa
         write(name, words)
 
     monkeypatch.setattr(session, "write", refuse)
-    board.note_cell("a")
-    board.look("idle")
+    board.add_cell("a")
+    board.update("idle")
     until(reactor, lambda: session.read(CELLS).get("cells") == ["a"])
     until(reactor, lambda: session.read(STATUS_FILE).get("state") == "idle")
 
@@ -184,10 +184,10 @@ def test_how_far_a_request_has_come_is_told_though_the_kernel_says_nothing(react
     def stages() -> list[str]:
         return [row["stage"] for row in session.read(STATUS_FILE).get("requests", ())]
 
-    board.look("busy")
+    board.update("busy")
     until(reactor, lambda: stages() == ["received"])
     board.requests.move(request, Stage.SENT)
-    board.look("busy")
+    board.update("busy")
     until(reactor, lambda: stages() == ["sent"])
 
 
@@ -226,12 +226,12 @@ class Client:
 def test_who_was_let_in_before_needs_no_disk(reactor, session, disk, monkeypatch):
     """A key that was registered is known; a later one is looked up, and holds up nobody."""
     known, late, public = (zmq.curve_keypair() for _ in range(3))
-    session.admit(known[0].decode())
+    session.authorize_key(known[0].decode())
     journal: Any = SimpleNamespace(last=0, after=lambda _number: iter(()))
     door = Listener(reactor, session, journal)
     port = door.open(public[1], public[0])
-    monkeypatch.setattr(session, "admits", disk.hang(session.admits))
-    session.admit(late[0].decode())
+    monkeypatch.setattr(session, "is_authorized", disk.hang(session.is_authorized))
+    session.authorize_key(late[0].decode())
     second = Client(port, public[0], late)
     until(reactor, disk.is_asked.is_set)
     first = Client(port, public[0], known)
@@ -247,17 +247,17 @@ def test_who_was_let_in_before_needs_no_disk(reactor, session, disk, monkeypatch
 def test_who_was_never_registered_is_not_let_in(reactor, session):
     """Nor does anybody who asks the door's judge in another way stop it."""
     known, stranger, public = (zmq.curve_keypair() for _ in range(3))
-    session.admit(known[0].decode())
+    session.authorize_key(known[0].decode())
     journal: Any = SimpleNamespace(last=0, after=lambda _number: iter(()))
     door = Listener(reactor, session, journal)
     looked: list[bytes] = []
-    admits = session.admits
+    admits = session.is_authorized
 
     def look(key: bytes) -> bool:
         looked.append(key)
         return admits(key)
 
-    session.admits = look
+    session.is_authorized = look
     port = door.open(public[1], public[0])
     second = Client(port, public[0], stranger)
     until(reactor, lambda: looked == [stranger[0]])
@@ -275,15 +275,15 @@ def test_a_disk_that_fails_once_keeps_nobody_waiting(reactor, session, monkeypat
     journal: Any = SimpleNamespace(last=0, after=lambda _number: iter(()))
     door = Listener(reactor, session, journal)
     port = door.open(public[1], public[0])
-    session.admit(known[0].decode())
-    admits, failures = session.admits, [OSError(116, "Stale file handle")]
+    session.authorize_key(known[0].decode())
+    admits, failures = session.is_authorized, [OSError(116, "Stale file handle")]
 
     def look(key: bytes) -> bool:
         if failures:
             raise failures.pop()
         return admits(key)
 
-    monkeypatch.setattr(session, "admits", look)
+    monkeypatch.setattr(session, "is_authorized", look)
     first = Client(port, public[0], known)
     until(reactor, first.is_refused)
     second = Client(port, public[0], known)
@@ -303,7 +303,7 @@ class Kernel:
         self.said = said
         self.signals: list[int] = []
 
-    def last_words(self) -> str:
+    def log_tail(self) -> str:
         return self.said
 
     def signal(self, number: int) -> None:
@@ -313,9 +313,9 @@ class Kernel:
 def test_a_kernel_is_ready_when_its_log_was_read(reactor, disk, monkeypatch):
     """The loop goes on while the disk with the log hangs."""
     kernel: Any = Kernel("")
-    monkeypatch.setattr(kernel, "last_words", disk.hang(kernel.last_words))
+    monkeypatch.setattr(kernel, "log_tail", disk.hang(kernel.log_tail))
     ports, ready, passed = PortConflicts(reactor), [], []
-    ports.check(kernel, lambda: ready.append(1))
+    ports.check_ports(kernel, lambda: ready.append(1))
     reactor.later(0.0, lambda: passed.append(1))
     until(reactor, lambda: bool(passed))
     assert not ready
@@ -329,15 +329,15 @@ def test_a_kernel_that_lost_a_port_is_ended_and_tried_again_twice(reactor, monke
     monkeypatch.setattr(port_conflicts, "LOOK_EVERY", 0.01)
     ports, ready = PortConflicts(reactor), []
     kernel: Any = Kernel(f"bind: {PORT_TAKEN}")
-    ports.check(kernel, lambda: ready.append(1))
+    ports.check_ports(kernel, lambda: ready.append(1))
     ports.watch(kernel, lambda: len(kernel.signals) < 2)
     until(reactor, lambda: len(kernel.signals) == 2)
-    assert [ports.is_to_try_again(kernel.said) for _ in range(3)] == [True, True, False]
-    ports.check(kernel, lambda: ready.append(1))
+    assert [ports.should_retry(kernel.said) for _ in range(3)] == [True, True, False]
+    ports.check_ports(kernel, lambda: ready.append(1))
     until(reactor, lambda: bool(ready))
-    ports.begin_anew()
-    assert not ports.is_to_try_again("It crashed.")
-    assert ports.is_to_try_again(kernel.said)
+    ports.reset()
+    assert not ports.should_retry("It crashed.")
+    assert ports.should_retry(kernel.said)
     ports._disk.close()
 
 
@@ -348,7 +348,7 @@ def test_one_odd_folder_is_no_reason_to_leave_the_others(session, caplog):
     """What ended long ago goes, whatever else lies about."""
     odd = Session.create({"ended": "long ago"})
     old = Session.create({"ended": 1.0})
-    registry.sweep()
+    registry.collect_garbage()
     assert not old.folder.exists()
     assert odd.folder.exists()
     assert odd.id in caplog.text

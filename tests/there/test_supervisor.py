@@ -16,7 +16,7 @@ from remoter_kernel.daemon import kernel_process as children
 from remoter_kernel.daemon import startup_watchdog
 from remoter_kernel.daemon import supervisor as supervisors
 from remoter_kernel.daemon.journal import Journal
-from remoter_kernel.daemon.kernel_process import KernelProcess, environment_with
+from remoter_kernel.daemon.kernel_process import KernelProcess, merged_environment
 from remoter_kernel.daemon.listener import Listener
 from remoter_kernel.daemon.port_conflicts import PortConflicts
 from remoter_kernel.daemon.records import Record
@@ -53,13 +53,13 @@ class MadeUpChild:
         if self.fails_with:
             raise self.fails_with
 
-    def adopt(self) -> None:
+    def attach(self) -> None:
         self.pid, self.is_recovered = 7, True
 
-    def ask_again(self) -> None:
+    def resend_kernel_info(self) -> None:
         self.asked_again += 1
 
-    def say(self, _channel: Channel, parts: list[Any]) -> None:
+    def send(self, _channel: Channel, parts: list[Any]) -> None:
         self.got.append(header_of(parts[HEADER])["msg_id"])
 
     def signal(self, number: int) -> None:
@@ -68,9 +68,9 @@ class MadeUpChild:
     def nothing(self, *_: Any) -> None:
         """Take no notice."""
 
-    ask = interrupt = close = forget = nothing
+    request = interrupt = close = remove_exit_files = nothing
 
-    def last_words(self) -> str:
+    def log_tail(self) -> str:
         return ""
 
 
@@ -90,24 +90,30 @@ class Life:
         self.journal.open()
         self.door = Listener(self.reactor, session, self.journal)
         self.will = Supervisor(
-            self.reactor, session, self.journal, self.door, wish={}, umask=0o22, past=past
+            self.reactor,
+            session,
+            self.journal,
+            self.door,
+            session_request={},
+            umask=0o22,
+            recovered=past,
         )
         made_up: Any = SimpleNamespace(
             watch=lambda *_: None,
-            check=lambda _child, then: then(),
-            begin_anew=lambda: None,
-            read=lambda _child, then: then(""),
-            is_to_try_again=lambda _words: False,
+            check_ports=lambda _child, then: then(),
+            reset=lambda: None,
+            read_log_tail=lambda _child, then: then(""),
+            should_retry=lambda _words: False,
         )
         self.will._port_conflicts = self.will._startup_watchdog = made_up
-        self.will._new_child = self._new_child  # type: ignore[method-assign]
-        self.will._request_handler.kernel_for = self.will._child_for
-        self.will._request_handler.on_possible_duplicate = self.will._doubt
+        self.will._new_kernel = self._new_kernel  # type: ignore[method-assign]
+        self.will._request_handler.kernel_for = self.will._kernel_for
+        self.will._request_handler.on_possible_duplicate = self.will._on_possible_duplicate
         self.children: list[MadeUpChild] = []
         self.fails_with: Exception | None = None
-        self.guest = self.door._new_guest(ME)
+        self.guest = self.door._new_client(ME)
 
-    def _new_child(self) -> Any:
+    def _new_kernel(self) -> Any:
         child = MadeUpChild()
         child.fails_with = self.fails_with
         self.children.append(child)
@@ -122,12 +128,12 @@ class Life:
         self.kernel.on_ready({"session": "k", "username": "u"}, {"banner": "x"})
 
     def end(self, status: int = 0) -> None:
-        self.will._hear_of_end({"status": status})
+        self.will._on_kernel_exit({"status": status})
 
     def ask(self, name: str, number: int, **header: Any) -> None:
         words = {"msg_type": "execute_request", "msg_id": name, **header}
         body = pack_parts([b"", *(json.dumps(each).encode() for each in (words, {}, {}, {}))])
-        self.will._request_handler.take(
+        self.will._request_handler.on_item(
             self.guest, FrameHeader(MessageType.ITEM, Channel.SHELL, number), body
         )
 
@@ -167,7 +173,7 @@ def begin(tmp_path, monkeypatch) -> Iterator[Callable[..., Life]]:
 def life(begin) -> Life:
     """A session whose kernel is ready."""
     life: Life = begin()
-    life.will._start()
+    life.will._start_kernel()
     life.be_ready()
     assert life.will.state is KernelState.READY
     return life
@@ -175,7 +181,7 @@ def life(begin) -> Life:
 
 def test_a_restart_does_not_revive_a_session_that_stops(life):
     life.will.stop("It was stopped.")
-    life.will._obey("restart")
+    life.will._on_command("restart")
     assert life.will.state is KernelState.STOPPING
     life.end()
     assert len(life.children) == 1
@@ -184,7 +190,7 @@ def test_a_restart_does_not_revive_a_session_that_stops(life):
 def test_no_kernel_starts_in_a_session_that_was_stopped_between_two_kernels(life, monkeypatch):
     """Also where the last words take long to be written."""
     left = []
-    monkeypatch.setattr(life.will, "_leave", lambda: left.append(1))
+    monkeypatch.setattr(life.will, "_exit", lambda: left.append(1))
     life.end(-9)
     life.will.stop("It was stopped.")
     life.pass_by(0.05)
@@ -195,15 +201,15 @@ def test_why_a_kernel_did_not_start_is_not_read_in_the_loop(begin, monkeypatch):
     """Its folder may hang: the session can be stopped meanwhile, or hears it later."""
     life = begin()
     ports = life.will._port_conflicts = PortConflicts(life.reactor)
-    life.will._start()
+    life.will._start_kernel()
     threads, is_back = [], threading.Event()
 
-    def last_words() -> str:
+    def log_tail() -> str:
         threads.append(threading.current_thread().name)
         is_back.wait(10)
         return "No such module"
 
-    monkeypatch.setattr(life.kernel, "last_words", last_words)
+    monkeypatch.setattr(life.kernel, "log_tail", log_tail)
     life.end(1)
     assert not life.will.why
     life.wait_for(lambda: threads == ["kernel log"])
@@ -219,10 +225,10 @@ def test_a_session_is_stopped_though_nobody_can_read_why_its_kernel_did_not_star
 ):
     life = begin()
     ports = life.will._port_conflicts = PortConflicts(life.reactor)
-    monkeypatch.setattr(life.will, "_leave", lambda: None)
-    life.will._start()
+    monkeypatch.setattr(life.will, "_exit", lambda: None)
+    life.will._start_kernel()
     is_back = threading.Event()
-    monkeypatch.setattr(life.kernel, "last_words", lambda: str(is_back.wait(10)))
+    monkeypatch.setattr(life.kernel, "log_tail", lambda: str(is_back.wait(10)))
     life.end(1)
     life.will.stop("It was stopped.")
     is_back.set()
@@ -239,8 +245,8 @@ def test_a_kernel_that_dies_starts_anew(life):
 
 def test_a_kernel_whose_process_is_named_late_is_ended_all_the_same(begin):
     life = begin()
-    life.will._start()
-    life.will._obey("restart")
+    life.will._start_kernel()
+    life.will._on_command("restart")
     life.pass_by(0.1)
     assert life.kernel.signals == []
     life.kernel.pid = 7
@@ -250,7 +256,7 @@ def test_a_kernel_whose_process_is_named_late_is_ended_all_the_same(begin):
 def test_a_kernel_that_cannot_be_started_for_any_reason_is_told_of(begin):
     life = begin()
     life.fails_with = TypeError("expected string or bytes-like object, got 'int'")
-    life.will._start()
+    life.will._start_kernel()
     assert life.will.state is KernelState.FAILED
     assert "could not be started" in life.will.why
     assert "expected string" in life.will.why
@@ -258,7 +264,7 @@ def test_a_kernel_that_cannot_be_started_for_any_reason_is_told_of(begin):
 
 def test_a_kernelspec_may_have_a_number_in_its_environment(monkeypatch):
     monkeypatch.setenv("CORES", "8")
-    environment = environment_with({"OMP_NUM_THREADS": 4, "ALL": "$CORES"})
+    environment = merged_environment({"OMP_NUM_THREADS": 4, "ALL": "$CORES"})
     assert (environment["OMP_NUM_THREADS"], environment["ALL"]) == ("4", "8")
 
 
@@ -290,7 +296,7 @@ def adopted(begin: Callable[..., Life], past: RecoveredState) -> Life:
     """Begin a life with the kernel of an evaluator that died."""
     past.kernel = {"session": "k"}
     life = begin(past, {"pid": 7, "started": "", "warden": 1})
-    life.will._adopt(past)
+    life.will._recover(past)
     return life
 
 
@@ -299,7 +305,7 @@ def test_what_an_adopted_kernel_may_have_got_is_answered_once_that_kernel_is_gon
     past = RecoveredState()
     past.is_damaged = True
     life = adopted(begin, past)
-    life.will._settle()
+    life.will._on_recovered()
     life.end(-9)
     life.wait_for(lambda: len(life.children) == 2)
     life.be_ready()
@@ -318,7 +324,7 @@ def test_what_an_evaluator_had_begun_with_when_it_died_is_done_by_the_next(
 ):
     """The kernel was asked to end: that it does is no death."""
     past = RecoveredState()
-    past.take(
+    past.apply(
         Record(
             1,
             Channel.COMMAND,
@@ -330,7 +336,7 @@ def test_what_an_evaluator_had_begun_with_when_it_died_is_done_by_the_next(
         )
     )
     life = adopted(begin, past)
-    monkeypatch.setattr(life.will, "_leave", lambda: None)
+    monkeypatch.setattr(life.will, "_exit", lambda: None)
     life.end(0)
     assert (len(life.children), life.will.state) == (kernels, state)
 
@@ -348,7 +354,7 @@ def test_an_error_with_half_a_character_does_not_hold_up_an_adoption(begin):
     ]:
         said = MessageSigner(b"").compose(kind, {}, {"msg_id": "cell"})
         said[CONTENT] = json.dumps(words).encode()
-        life.will._hear(Channel.IOPUB, said)
+        life.will._on_kernel_message(Channel.IOPUB, said)
     life.kernel.on_ready({"session": "k"}, {"banner": "x"})
     life.wait_for(lambda: life.will.state is KernelState.READY)
     assert (life.bugs, len(life.will._requests)) == ([], 0)
@@ -369,7 +375,7 @@ def test_one_failed_look_after_an_adopted_kernel_is_not_the_last_one(tmp_path, m
 
     monkeypatch.setattr(children, "is_running", is_running)
     child.pid = NO_PROCESS
-    child._look_after({"pid": NO_PROCESS, "started": "", "warden": NO_PROCESS})
+    child._poll_process({"pid": NO_PROCESS, "started": "", "warden": NO_PROCESS})
     reactor.run_until(lambda: bool(ended), time.monotonic() + 10)
     child.close()
     reactor.close()
@@ -387,12 +393,12 @@ def test_what_a_kernel_printed_is_not_read_in_the_loop(monkeypatch):
     requests = Requests()
     requests.add(cell)
 
-    def last_words(_lines: int) -> str:
+    def log_tail(_lines: int) -> str:
         threads.append(threading.current_thread().name)
         return "Loading"
 
-    child: Any = SimpleNamespace(last_words=last_words)
-    speaker: Any = SimpleNamespace(tell=lambda _cell, sentence: told.append(sentence))
+    child: Any = SimpleNamespace(log_tail=log_tail)
+    speaker: Any = SimpleNamespace(write_stderr=lambda _cell, sentence: told.append(sentence))
     watch = StartupWatchdog(reactor, "7f3a9c", requests, speaker, {})
     watch.watch(child, lambda: True)
     reactor.run_until(lambda: bool(told), time.monotonic() + 10)

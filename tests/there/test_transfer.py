@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as some
 
-from remoter_kernel.daemon.transfer_command import PIPE_HOLDS, widen
+from remoter_kernel.daemon.transfer_command import PIPE_HOLDS, _enlarge_pipe
 from remoter_kernel.errors import ProtocolError
 from remoter_kernel.front.files.file_transfer import SocketEnds
 from remoter_kernel.wire import partial_file as parts
@@ -89,14 +89,14 @@ def test_a_pipe_holds_as_much_as_the_system_allows(tmp_path):
     import fcntl
 
     ends = os.pipe()
-    widen(ends[0])
+    _enlarge_pipe(ends[0])
     try:
         assert fcntl.fcntl(ends[1], fcntl.F_GETPIPE_SZ) == PIPE_HOLDS
     finally:
         for end in ends:
             os.close(end)
     with (tmp_path / "no pipe").open("wb") as file:
-        widen(file.fileno())
+        _enlarge_pipe(file.fileno())
 
 
 def test_a_folder_arrives_as_it_is(src, dst):
