@@ -16,7 +16,7 @@ from remoter_kernel.wire.framed_stream import FramedStream
 from remoter_kernel.wire.plan import make_plan
 from remoter_kernel.wire.receiver import Receiver
 from remoter_kernel.wire.sender import Sender
-from remoter_kernel.wire.wire_format import BODY_START, FileEntry, FrameType, frame, to_body
+from remoter_kernel.wire.wire_format import BODY_START, FileEntry, FrameType, pack_frame, to_body
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -79,23 +79,23 @@ def names(folder: Path) -> list[str]:
 def start(*sources: str, is_folder: bool = True, **numbers: int) -> bytes:
     tops = [{"name": name, "is_folder": is_folder} for name in sources]
     told = {"files": 1000, "size": 1_000_000, "entries": 3000} | numbers
-    return frame(FrameType.START, to_body({"tops": tops, **told}))
+    return pack_frame(FrameType.START, to_body({"tops": tops, **told}))
 
 
 def entry(path: str, number: int = 1, content: bytes = b"evil", **words: Any) -> bytes:
-    told = FileEntry(path, size=len(content)).words(number, asks=False) | words
+    told = FileEntry(path, size=len(content)).to_dict(number, asks=False) | words
     digest = hashlib.sha256(content).hexdigest()
     return (
-        frame(FrameType.ENTRY, to_body(told))
-        + frame(FrameType.BODY, BODY_START.pack(number, 0))
-        + frame(FrameType.DATA, content)
-        + frame(FrameType.END, to_body({"number": number, "sha256": digest}))
+        pack_frame(FrameType.ENTRY, to_body(told))
+        + pack_frame(FrameType.BODY, BODY_START.pack(number, 0))
+        + pack_frame(FrameType.DATA, content)
+        + pack_frame(FrameType.END, to_body({"number": number, "sha256": digest}))
     )
 
 
 def link(path: str, target: str, number: int = 9) -> bytes:
-    return frame(
-        FrameType.ENTRY, to_body(FileEntry(path, "link", target=target).words(number, asks=False))
+    return pack_frame(
+        FrameType.ENTRY, to_body(FileEntry(path, "link", target=target).to_dict(number, asks=False))
     )
 
 

@@ -124,7 +124,7 @@ class Demo:
             pressed.append(time.monotonic())
             self.runner.interrupt()
 
-        self.runner.reactor.later(INTERRUPT_AFTER, press)
+        self.runner.reactor.call_later(INTERRUPT_AFTER, press)
         reply = self.runner.run(LONG, lambda _kind, _content: None)
         _hold(reply.get("ename") == "KeyboardInterrupt", f"it ended with {reply.get('status')}")
         return f"KeyboardInterrupt there, {(time.monotonic() - pressed[0]) * 1000:.0f} ms after it"
@@ -143,7 +143,7 @@ class Demo:
             text.append(str(content.get("text", "")))
 
         for seconds in CUTS_AFTER:
-            self.runner.reactor.later(seconds, self.runner.dialer.cut)
+            self.runner.reactor.call_later(seconds, self.runner.dialer.cut)
         self.runner.run(LOOP, show)
         expected = [f"line {number}" for number in range(1, LINES + 1)]
         came = "".join(text).splitlines()

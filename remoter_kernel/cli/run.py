@@ -241,7 +241,7 @@ class _AttachedRun:
             each.finish(ending)
 
     def _hint_soon(self) -> None:
-        self._runner.reactor.later(DETACH_HINT_AFTER, self._hint)
+        self._runner.reactor.call_later(DETACH_HINT_AFTER, self._hint)
 
     def _hint(self) -> None:
         if sys.stderr.isatty():

@@ -118,8 +118,8 @@ class CurveProbe:
             if handle.getsockname() != handle.getpeername():  # TCP can meet itself at a free port
                 handle.setblocking(False)
                 handle.send(OPENING)
-                self._reactor.watch(handle, partial(self._on_readable, handle, bytearray()))
-                self._reactor.later(ANSWERS_WITHIN, partial(self._on_timeout, handle))
+                self._reactor.add_reader(handle, partial(self._on_readable, handle, bytearray()))
+                self._reactor.call_later(ANSWERS_WITHIN, partial(self._on_timeout, handle))
                 return
         self._retry()
 
@@ -129,7 +129,7 @@ class CurveProbe:
 
     def _retry(self) -> None:
         self._close_socket()
-        self._reactor.later(TRY_EVERY, self._connect)
+        self._reactor.call_later(TRY_EVERY, self._connect)
 
     def _on_readable(self, handle: socket.socket, heard: bytearray) -> None:
         try:
@@ -147,6 +147,6 @@ class CurveProbe:
 
     def _close_socket(self) -> None:
         if self._socket:
-            self._reactor.unwatch(self._socket)
+            self._reactor.remove_reader(self._socket)
             self._socket.close()
             self._socket = None

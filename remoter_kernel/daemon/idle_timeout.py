@@ -36,24 +36,24 @@ class IdleTimeout:
         self._first_client_within = float(
             session_request.get("greeted_within") or FIRST_CLIENT_WITHIN
         )
-        self._reactor.later(0.0, self._check_idle)
+        self._reactor.call_later(0.0, self._check_idle)
         if not session_request.get("is_adopted"):  # what was used before is not thrown away
             self._check_first_client()
-            self._reactor.later(self._first_client_within, self._stop_without_client)
+            self._reactor.call_later(self._first_client_within, self._stop_without_client)
         if is_finishing:
             self.stop_when_idle()
 
     def stop_when_idle(self) -> None:
         """End the session as soon as all that was asked of it is done and no front is here."""
         if self._is_in_use or self._requests.idle_for() < FINISHED_FOR:
-            self._reactor.later(FINISHED_FOR / 2, self.stop_when_idle)
+            self._reactor.call_later(FINISHED_FOR / 2, self.stop_when_idle)
         else:
             self._stop("All that was asked of it was done.")
 
     @property
     def _is_in_use(self) -> bool:
         requests = self._requests
-        return self._listener.has_clients or requests.is_busy or requests.is_anything_waiting
+        return self._listener.has_clients or requests.is_busy or requests.has_undispatched
 
     def _check_first_client(self) -> None:
         before = self._listener.on_client_change
@@ -73,7 +73,7 @@ class IdleTimeout:
     def _check_idle(self) -> None:
         """End a session that has no front and nothing to do for too long."""
         if self._is_in_use:
-            self._requests.touch()
+            self._requests.mark_activity()
         if self._requests.idle_for() > self._limit:
             self._stop(f"It was idle, without any front, for {self._limit / 3600:.0f} hours.")
-        self._reactor.later(min(LOOK_EVERY, max(1.0, self._limit / 4)), self._check_idle)
+        self._reactor.call_later(min(LOOK_EVERY, max(1.0, self._limit / 4)), self._check_idle)

@@ -22,7 +22,7 @@ from remoter_kernel.daemon import records
 from remoter_kernel.daemon.compaction import CompactedFile, compact
 from remoter_kernel.daemon.index import Index
 from remoter_kernel.daemon.records import EVERYONE, Record, Scan, encode_record
-from remoter_kernel.wire.threads import Thread, Worker, end_with
+from remoter_kernel.wire.threads import Thread, Worker, end_loop_with
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -161,7 +161,7 @@ class Journal:
             # One that was asked for in vain is read alone: others may be well.
             places = self._index.locate(number, 0 if number in self._failed_reads else READ_AHEAD)
             self._being_read.update(places)
-            self._reader.do(
+            self._reader.submit(
                 partial(self._read_bodies, self._read_fd, places),
                 self._on_bodies_read,
                 partial(self._on_read_failed, number),
@@ -303,7 +303,7 @@ class Journal:
 
     def _end_process(self, error: BaseException) -> None:
         """Without this thread nothing is kept any more: another evaluator goes on."""
-        self._call(partial(end_with, error))
+        self._call(partial(end_loop_with, error))
 
     # The caller's thread ---------------------------------------------------------------
 
@@ -371,7 +371,7 @@ class Journal:
 
     def _switch_read_fd(self, reading: int) -> None:
         old, self._read_fd = self._read_fd, reading
-        self._reader.do(partial(_close, old))  # it may be in use; and closing may take a while
+        self._reader.submit(partial(_close, old))  # it may be in use; and closing may take a while
 
     def _on_bodies_read(self, bodies: dict[int, bytes]) -> None:
         self._being_read.difference_update(bodies)

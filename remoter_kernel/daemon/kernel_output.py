@@ -93,7 +93,7 @@ class KernelOutputHandler:
             return
         self._listener.flush_now |= channel is not Channel.SHELL  # after a reply comes "idle"
         if channel is not Channel.STDIN:
-            self._requests.touch()
+            self._requests.mark_activity()
             if request:
                 is_sure = self.recovery is None  # else a reply before it may be lost
                 self._requests.on_reply(asker, has_idle=has_idle(parts), is_from_kernel=is_sure)

@@ -86,7 +86,7 @@ class KernelProcess:
         self.client.on_ready = self._on_ready
         self.client.on_question_reached = self._hear_of_question
         self._log = KernelLog(folder)
-        self._disk = Worker("child", reactor.call)
+        self._disk = Worker("child", reactor.call_soon_threadsafe)
         self._offered_keys: CurveKeys | None = None
         self._curve_probe: CurveProbe | None = None  # while it is not known
         self._warden: subprocess.Popen[bytes] | None = None
@@ -142,7 +142,7 @@ class KernelProcess:
 
     def resend_kernel_info(self) -> None:
         """Ask the child once more who it is, and hear of it through `on_ready`."""
-        self.client.ask_who()
+        self.client.request_kernel_info()
 
     def _spec(self) -> KernelSpec:
         manager = self.manager
@@ -157,7 +157,7 @@ class KernelProcess:
 
     def request(self, channel: Channel, kind: str, content: dict[str, Any]) -> None:
         """Ask something ourselves: what comes of it is heard by nobody else."""
-        self.client.ask(channel, kind, content)
+        self.client.request(channel, kind, content)
 
     def send(self, channel: Channel, parts: Sequence[Bytes]) -> None:
         """Sign a message with the child's key and send it, as soon as its outputs are heard."""
@@ -172,7 +172,7 @@ class KernelProcess:
     def _on_ready(self, header: dict[str, Any], info: dict[str, Any]) -> None:
         if self._offered_keys and not self.is_encrypted:
             # If there is no room, whoever takes over asks again.
-            self._disk.do(partial(remove_keys, Path(self.manager.connection_file)))
+            self._disk.submit(partial(remove_keys, Path(self.manager.connection_file)))
         self.on_ready(header, info)
 
     def interrupt(self) -> None:
@@ -204,7 +204,9 @@ class KernelProcess:
     def _connect(self) -> None:
         """Connect with keys or without, as the kernel binds its sockets."""
         manager = self.manager
-        self.client.expect(MessageSigner(manager.session.key, manager.session.signature_scheme))
+        self.client.hold_until_open(
+            MessageSigner(manager.session.key, manager.session.signature_scheme)
+        )
         self._offered_keys = read_keys(Path(manager.connection_file))
         self.is_encrypted = self._offered_keys is not None
         if self._offered_keys:
@@ -232,7 +234,7 @@ class KernelProcess:
             return
         if not self.client.is_open:
             self._open_sockets(None)
-        self.reactor.later(GREET_AGAIN, self._probe_curve_again)
+        self.reactor.call_later(GREET_AGAIN, self._probe_curve_again)
 
     def _open_sockets(self, keys: CurveKeys | None) -> None:
         manager = self.manager
@@ -252,9 +254,9 @@ class KernelProcess:
         """Watch a process whose warden is no child of ours."""
 
         def look_again(_error: Exception | None = None) -> None:
-            self.reactor.later(LOOK_EVERY, partial(self._poll_process, about))
+            self.reactor.call_later(LOOK_EVERY, partial(self._poll_process, about))
 
-        self._disk.do(
+        self._disk.submit(
             partial(self._process_status, about),
             partial(self._on_process_status, look_again),
             look_again,
@@ -308,13 +310,13 @@ class KernelProcess:
             for line in lines:
                 self._on_warden_message(json.loads(line))
             if not heard:
-                self.reactor.unwatch(ours)
+                self.reactor.remove_reader(ours)
                 ours.close()
                 warden.wait()
                 self.signal(signal.SIGKILL)  # only where the warden was killed is there one left
                 self._on_warden_message(WARDEN_KILLED)
 
-        self.reactor.watch(ours, listen)
+        self.reactor.add_reader(ours, listen)
 
     def _on_warden_message(self, words: dict[str, Any]) -> None:
         """Hear from the warden: first a process number, then how that process ended."""
@@ -329,7 +331,7 @@ class KernelProcess:
     def _on_process_end(self, words: dict[str, Any]) -> None:
         """Hear out what has ended, then tell of it."""
         self.pid = 0
-        self.client.hear_out(partial(self.on_exit, words))
+        self.client.drain(partial(self.on_exit, words))
 
 
 def merged_environment(more: Mapping[str, Any]) -> dict[str, str]:

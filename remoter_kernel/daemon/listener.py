@@ -98,7 +98,7 @@ class Listener:
         # Not a REP: what has to be looked up is answered late, and the next one meanwhile.
         self._zap = self._context.socket(zmq.ROUTER)
         self._authorized_keys: set[bytes] = set()  # Z85
-        self._key_lookup = Worker("keys", reactor.call)
+        self._key_lookup = Worker("keys", reactor.call_soon_threadsafe)
 
     def open(self, secret_key: bytes, public_key: bytes) -> int:
         """Bind on loopback and return the port."""
@@ -106,7 +106,7 @@ class Listener:
         self.journal.on_read = self._on_journal_read
         self._zap.linger = 0
         self._zap.bind("inproc://zeromq.zap.01")
-        self.reactor.watch(self._zap, self._zap_authenticate)
+        self.reactor.add_reader(self._zap, self._zap_authenticate)
         router = self._socket
         router.linger = 500  # milliseconds: the last words
         router.maxmsgsize = MOST_FRAME  # who sends a larger one is disconnected
@@ -119,15 +119,15 @@ class Listener:
         router.curve_publickey = public_key
         router.zap_domain = b"remoter"
         port: int = router.bind_to_random_port("tcp://127.0.0.1")
-        self.reactor.watch(router, self._on_frames)
+        self.reactor.add_reader(router, self._on_frames)
         return port
 
     def close(self, why: str) -> None:
         """Say goodbye to all, with the reason, and close."""
         for pump in list(self._pumps.values()):
-            pump.end(ProtocolError(why), is_told=True)
-        self.reactor.unwatch(self._socket)
-        self.reactor.unwatch(self._zap)
+            pump.end(ProtocolError(why), notifies_peer=True)
+        self.reactor.remove_reader(self._socket)
+        self.reactor.remove_reader(self._zap)
         self._socket.close()
         self._zap.close()
         self._context.term()
@@ -146,7 +146,7 @@ class Listener:
 
     def _flush_after(self, seconds: float) -> None:
         if self._cork_timer is None:
-            self._cork_timer = self.reactor.later(seconds, self._flush)
+            self._cork_timer = self.reactor.call_later(seconds, self._flush)
 
     def _is_scanning(self) -> bool:
         return any(client.outbox.is_scanning for client in self._active.values())
@@ -206,7 +206,7 @@ class Listener:
             frame = rest[0] if len(rest) == 1 else b""  # nothing of ours has more than one
             pump = self._pumps.get(identity)
             if pump:
-                pump.hear(frame)
+                pump.on_frame(frame)
                 continue
             try:
                 self._handshake(identity, frame)
@@ -241,9 +241,9 @@ class Listener:
         client = self.clients.get(name)
         if client is None:
             client = self._new_client(name)
-            client.outbox.forget(Lane.BULK, bulk)  # what was before it is not for it
+            client.outbox.ack(Lane.BULK, bulk)  # what was before it is not for it
         if client.pump:
-            client.pump.end(ProtocolError("The same front came in again."), is_told=True)
+            client.pump.end(ProtocolError("The same front came in again."), notifies_peer=True)
         client.kernel_id = str(words.get("kernel_id") or "")
         client.laptop = str(words.get("laptop") or "")
         if name not in self._handshaken:
@@ -286,9 +286,9 @@ class Listener:
         channel = Channel.EVENT if lane is Lane.BULK else Channel.COMMAND
 
         def keep() -> None:
-            client.stream.keep(lane, head.number, len(body))
+            client.stream.ack(lane, head.number, len(body))
             if client.pump:
-                client.pump.give_credit()
+                client.pump.send_credit()
 
         words = {"event": "refused", "order": "refused", "why": str(error)}
         self.journal.append(
@@ -338,7 +338,7 @@ class Listener:
                 # Without an answer the client would wait. Refused (libzmq does nothing about
                 # RFC 27's "temporary"), it dials again.
                 refuse = partial(self._zap_reject, answer)
-                self._key_lookup.do(look, partial(self._on_key_lookup, key, answer), refuse)
+                self._key_lookup.submit(look, partial(self._on_key_lookup, key, answer), refuse)
 
     @staticmethod
     def _zap_reject(answer: Callable[..., None], _error: Exception) -> None:

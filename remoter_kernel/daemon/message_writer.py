@@ -40,7 +40,7 @@ class MessageWriter:
 
     def adopt_identity(self, header: dict[str, Any], kernel_info: dict[str, Any]) -> None:
         """Take over the session and the user's name of a child's message."""
-        self._signer.speak_as(str(header.get("session", "")), str(header.get("username", "")))
+        self._signer.set_identity(str(header.get("session", "")), str(header.get("username", "")))
         if len(to_json(kernel_info)) > MOST_INFO:  # whoever asks the kernel itself hears all of it
             kernel_info = {**kernel_info, "banner": "", "help_links": []}
         self.kernel_info = kernel_info

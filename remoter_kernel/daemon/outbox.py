@@ -77,7 +77,7 @@ class ClientOutbox:
             return entry
         return self._next_from_backlog()
 
-    def forget(self, lane: Lane, number: int) -> None:
+    def ack(self, lane: Lane, number: int) -> None:
         """Note how far the front is: a journal does not forget because one front has heard."""
         self.acked[lane] = max(self.acked[lane], number)
         if lane is Lane.BULK:
@@ -116,7 +116,7 @@ class ClientOutbox:
             self._start_lagging()
         if self._is_lagging:
             self._scan_backlog()
-        self._backlog.interrupt(*cells)
+        self._backlog.limit_text(*cells)
 
     def go_dormant(self) -> None:
         """Forget what was noticed for a front that has left; it looks anew when it comes back."""
@@ -195,7 +195,7 @@ class ClientOutbox:
         while True:
             if (self.is_scanning or self._is_reading) and not self._resend:
                 return None  # how much there is decides what becomes of it
-            taken = self._resend.popleft() if self._resend else self._backlog.take()
+            taken = self._resend.popleft() if self._resend else self._backlog.pop()
             if taken is None:
                 before = self._scanned_up_to
                 self._scan_backlog()

@@ -27,20 +27,20 @@ class PortConflicts:
     def __init__(self, reactor: Reactor) -> None:
         """Remember; nothing is looked at yet."""
         self._reactor = reactor
-        self._disk = Worker("kernel log", reactor.call)
+        self._disk = Worker("kernel log", reactor.call_soon_threadsafe)
         self._tries = 1
 
     def watch(self, kernel: KernelProcess, is_starting: Callable[[], bool]) -> None:
         """Look at a child again and again while it starts."""
-        self._reactor.later(LOOK_EVERY, partial(self._poll, kernel, is_starting))
+        self._reactor.call_later(LOOK_EVERY, partial(self._poll, kernel, is_starting))
 
     def check_ports(self, kernel: KernelProcess, then: Callable[[], None]) -> None:
         """Go on if it has all its ports, perhaps that for questions apart; else end it."""
-        self._disk.do(kernel.log_tail, partial(self._on_log_tail, kernel, then))
+        self._disk.submit(kernel.log_tail, partial(self._on_log_tail, kernel, then))
 
     def read_log_tail(self, kernel: KernelProcess, then: Callable[[str], None]) -> None:
         """Go on with the last words of a child, whose disk may hang, or fail."""
-        self._disk.do(kernel.log_tail, then, lambda _error: then(""))
+        self._disk.submit(kernel.log_tail, then, lambda _error: then(""))
 
     def should_retry(self, last_words: str) -> bool:
         """May another try help a kernel that has ended with these words?"""

@@ -26,7 +26,7 @@ from remoter_kernel.daemon.registry import Session
 from remoter_kernel.errors import ProtocolError
 from remoter_kernel.plain_text import plain_text
 from remoter_kernel.wire.frames import Channel, unpack_parts
-from remoter_kernel.wire.journal_entries import JournalEntry, encode_said
+from remoter_kernel.wire.journal_entries import JournalEntry, encode_entry
 from remoter_kernel.wire.plan import full_path
 
 if TYPE_CHECKING:
@@ -230,7 +230,7 @@ def _pack_entries(records: Iterator[Record], skip: int) -> list[bytes]:
     total = 0
     chunks: list[bytes] = []
     for record in records:
-        chunk = encode_said(
+        chunk = encode_entry(
             JournalEntry(
                 number=record.number,
                 time=record.time,

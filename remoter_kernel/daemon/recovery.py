@@ -60,7 +60,7 @@ class Recovery:
         self._inferred = InferredReplies()
         self._is_quiet = False  # between two answers
         self._is_silent = True  # between two looks
-        reactor.later(SILENT_FOR, self._on_silence)
+        reactor.call_later(SILENT_FOR, self._on_silence)
 
     def mark_uncertain(self, request: Request) -> None:
         """Hear of one more that the kernel may have: a journal was damaged where it stood."""
@@ -114,7 +114,7 @@ class Recovery:
             self._report_once(request, UNHEARD)
         self._is_silent = True
         if cells:
-            self._reactor.later(SILENT_FOR, self._on_silence)
+            self._reactor.call_later(SILENT_FOR, self._on_silence)
 
     def _report_gap(self, request: Request) -> None:
         """Say that outputs may be missing, unless a cell was heard here from its begin on."""
@@ -138,7 +138,7 @@ class Recovery:
         What it published before that comes by another socket, and perhaps a moment later. So
         does what it publishes next: it may be at the next cell by then.
         """
-        self._reactor.later(HEARD_WITHIN, partial(self._resolve, kernel))
+        self._reactor.call_later(HEARD_WITHIN, partial(self._resolve, kernel))
 
     def _resolve(self, kernel: KernelProcess) -> None:
         """See what an answer tells of all that is in doubt."""
@@ -161,7 +161,7 @@ class Recovery:
             self.on_settled()
         else:
             self._is_quiet = True
-            self._reactor.later(ASK_AGAIN, kernel.resend_kernel_info)
+            self._reactor.call_later(ASK_AGAIN, kernel.resend_kernel_info)
 
     def _unresolved(self) -> list[Request]:
         """List what has no answer; what runs in a subshell may well run on."""

@@ -256,7 +256,7 @@ class ServedSession(Session):
             finally:
                 is_done.set()
 
-        self._disk.do(write)
+        self._disk.submit(write)
         is_done.wait(AMENDED_WITHIN)
 
     def close(self) -> None:

@@ -33,7 +33,7 @@ from remoter_kernel.wire.messages import (
     TOPIC,
     header_of,
     parts_of,
-    source_mark,
+    source_hash,
 )
 from remoter_kernel.wire.requests import BUSY, Request, Requests, Stage
 
@@ -70,7 +70,7 @@ class RequestHandler:
         )
         for request in self.requests.at(Stage.HELD):
             self.dispatcher.restore(request)
-        self.interrupts = Interrupts(self.requests, self.cancellations, listener.reactor.later)
+        self.interrupts = Interrupts(self.requests, self.cancellations, listener.reactor.call_later)
         self.interrupts.interrupt_kernel = self._send_interrupt
         self.interrupts.on_over = self.dispatcher.dispatch_waiting
         self.interrupts.on_no_reply = self._reply_interrupted
@@ -174,11 +174,11 @@ class RequestHandler:
     def _on_persisted(
         client: Client, head: FrameHeader, size: int, then: Callable[[], None]
     ) -> None:
-        client.stream.keep(LANE[head.channel], head.number, size)
+        client.stream.ack(LANE[head.channel], head.number, size)
         if client.pump:
-            client.pump.give_credit()
+            client.pump.send_credit()
             if head.channel is Channel.COMMAND:
-                client.pump.acknowledge()  # the front may be waiting to leave
+                client.pump.send_ack()  # the front may be waiting to leave
         then()
 
     def _record_cell_id(self, request: Request) -> None:
@@ -187,7 +187,7 @@ class RequestHandler:
         if request.is_cell and b"cellId" in bytes(about):
             cell = str(header_of(about).get("cellId") or "")
             if cell.startswith(CELL_OF_VSCODE):  # a number, not what the file calls it
-                cell = source_mark(str(request.content.get("code", "")))
+                cell = source_hash(str(request.content.get("code", "")))
             self.on_cell(cell)
 
     # For the queues -------------------------------------------------------------------

@@ -38,22 +38,22 @@ class StartupWatchdog:
         self._session = session
         self._requests = requests
         self._writer = writer
-        self._disk = Worker("slow start", reactor.call)
+        self._disk = Worker("slow start", reactor.call_soon_threadsafe)
         self._init = list(session_request.get("init") or ())
 
     def watch(self, kernel: KernelProcess, is_starting: Callable[[], bool]) -> None:
         """Begin to watch a child."""
-        self._reactor.later(SLOW_AFTER, partial(self._poll, kernel, is_starting))
+        self._reactor.call_later(SLOW_AFTER, partial(self._poll, kernel, is_starting))
 
     def _poll(self, kernel: KernelProcess, is_starting: Callable[[], bool]) -> None:
         if not is_starting():
             return
         cell = next((each for each in self._requests.cells() if each.stage < Stage.SENT), None)
         if cell is None:
-            self._reactor.later(LOOK_EVERY, partial(self._poll, kernel, is_starting))
+            self._reactor.call_later(LOOK_EVERY, partial(self._poll, kernel, is_starting))
             return
         tell = partial(self._report, cell, is_starting)
-        self._disk.do(partial(kernel.log_tail, LINES), tell)
+        self._disk.submit(partial(kernel.log_tail, LINES), tell)
 
     def _report(self, cell: Request, is_starting: Callable[[], bool], said: str) -> None:
         if not is_starting():

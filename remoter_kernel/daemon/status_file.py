@@ -54,7 +54,7 @@ class StatusWriter:
         self._written_cells = 0  # how many of them are written
         self._unwritten: dict[str, dict[str, Any]] = {}  # by file: only the newest counts
         self._is_writing = False
-        self._disk = Worker("board", reactor.call)
+        self._disk = Worker("board", reactor.call_soon_threadsafe)
 
     def open(self) -> None:
         """Go on from what an evaluator before this one knew of its fronts, and begin."""
@@ -68,7 +68,7 @@ class StatusWriter:
         self._is_writing = True  # the loop has ended: nobody would go on
         self._write_status()
         for name, words in self._unwritten.items():
-            self._disk.do(partial(self._session.write, name, words))
+            self._disk.submit(partial(self._session.write, name, words))
         self._disk.close(EVERY)
 
     def add_cell(self, cell: str) -> None:
@@ -92,7 +92,7 @@ class StatusWriter:
             return
         self._last_snapshot = seen
         wait = self._written_at + EVERY - time.monotonic()
-        self._timer = self.reactor.later(max(wait, 0.0), self._write_status)
+        self._timer = self.reactor.call_later(max(wait, 0.0), self._write_status)
 
     def _write_status(self) -> None:
         self._timer = None
@@ -106,7 +106,7 @@ class StatusWriter:
             "since": self._since,
             "last": self._journal.last,
             "written": time.time(),
-            "requests": self.requests.rows(),
+            "requests": self.requests.describe(),
             "fronts": {name: dict(known) for name, known in self._clients.items()},
         }
         self._write_async(STATUS_FILE, words)
@@ -127,9 +127,9 @@ class StatusWriter:
 
         def try_again(_error: Exception) -> None:
             self._unwritten.setdefault(name, words)  # unless there is something newer
-            self.reactor.later(RETRY_AFTER, self._write_next)
+            self.reactor.call_later(RETRY_AFTER, self._write_next)
 
-        self._disk.do(partial(self._session.write, name, words), self._write_next, try_again)
+        self._disk.submit(partial(self._session.write, name, words), self._write_next, try_again)
 
 
 def read_cells(session: Session) -> list[str]:

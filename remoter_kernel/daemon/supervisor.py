@@ -84,7 +84,7 @@ class Supervisor:
     ) -> None:
         """Remember; `run` begins."""
         self.reactor = reactor
-        self.session = session = ServedSession(session.folder, reactor.call)
+        self.session = session = ServedSession(session.folder, reactor.call_soon_threadsafe)
         self.journal = journal
         self.listener = listener
         self.session_request = session_request
@@ -129,7 +129,7 @@ class Supervisor:
         self.reactor.on_bug = lambda error: traceback.print_exception(
             type(error), error, error.__traceback__
         )
-        self.reactor.hear_signals()
+        self.reactor.wake_on_signals()
         for number in COMMAND_SIGNALS:
             signal.signal(number, self._on_signal)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, COMMAND_SIGNALS)
@@ -137,7 +137,7 @@ class Supervisor:
             self._recover(self.recovered)
         else:
             self._start_kernel()
-        self.reactor.later(SWEEP_AFTER, Thread(registry.collect_garbage, name="sweep").start)
+        self.reactor.call_later(SWEEP_AFTER, Thread(registry.collect_garbage, name="sweep").start)
         self.reactor.run()
         self.journal.close()
         self.listener.close(self.why)
@@ -148,7 +148,7 @@ class Supervisor:
     def _on_signal(self, number: int, _frame: object) -> None:
         """Hear an order that was given while no wire was up: stop, or restart."""
         order = "stop" if number == signal.SIGTERM else "restart"
-        self.reactor.call(partial(self._on_command, order))
+        self.reactor.call_soon_threadsafe(partial(self._on_command, order))
 
     def _after_poll(self) -> None:
         if self.journal.write_error != self._reported_error:
@@ -342,7 +342,7 @@ class Supervisor:
             self._request_handler.fail_all("KernelDied", why, is_cut=was_killed_by_signal(words))
             self._writer.write_event("died", why=why)
             kernel.remove_exit_files()
-            self.reactor.later(RESTART_AFTER, self._restart_kernel)
+            self.reactor.call_later(RESTART_AFTER, self._restart_kernel)
 
     def _on_start_failed(self, words: dict[str, Any], last_words: str) -> None:
         if self.state is not KernelState.STARTING:
@@ -371,7 +371,7 @@ class Supervisor:
         has_told = self.listener.clients and not self.listener.has_clients
         if has_told or time.monotonic() > until:
             self.reactor.stop()
-        self.reactor.later(LINGER_LOOK, partial(self._wait_for_clients, until))
+        self.reactor.call_later(LINGER_LOOK, partial(self._wait_for_clients, until))
 
     # Ends ------------------------------------------------------------------------------
 
@@ -392,7 +392,7 @@ class Supervisor:
         if self.journal.written == self.journal.last:
             self.reactor.stop()
         else:
-            self.reactor.later(LOOK_AGAIN, self._exit)
+            self.reactor.call_later(LOOK_AGAIN, self._exit)
 
     def _shut_down_kernel(self, state: KernelState) -> None:
         """Ask the child to end; a signal follows where asking does not help."""
@@ -405,18 +405,18 @@ class Supervisor:
         if was_ready:
             words = {"restart": state is KernelState.RESTARTING}
             kernel.request(Channel.CONTROL, "shutdown_request", words)
-        self.reactor.later(DIE_WITHIN if was_ready else 0.0, partial(self._kill_after, kernel))
+        self.reactor.call_later(DIE_WITHIN if was_ready else 0.0, partial(self._kill_after, kernel))
 
     def _kill_after(self, kernel: KernelProcess, number: int = signal.SIGTERM) -> None:
         """End a child by a signal, then by a harder one; its warden may have yet to name it."""
         if self.kernel is not kernel:
             return
         if not kernel.pid:
-            self.reactor.later(NAMED_WITHIN, partial(self._kill_after, kernel, number))
+            self.reactor.call_later(NAMED_WITHIN, partial(self._kill_after, kernel, number))
             return
         kernel.signal(number)
         if number == signal.SIGTERM:
-            self.reactor.later(KILL_WITHIN, partial(self._kill_after, kernel, signal.SIGKILL))
+            self.reactor.call_later(KILL_WITHIN, partial(self._kill_after, kernel, signal.SIGKILL))
 
     # What the evaluator says itself ----------------------------------------------------
 

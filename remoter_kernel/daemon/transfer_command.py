@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from remoter_kernel.errors import RemoterError
 from remoter_kernel.wire.framed_stream import FramedStream
-from remoter_kernel.wire.plan import full_path, make_plan, trouble_of
+from remoter_kernel.wire.plan import full_path, make_plan, trouble_from_os
 from remoter_kernel.wire.receiver import Receiver
 from remoter_kernel.wire.sender import Sender
 from remoter_kernel.wire.wire_format import (
@@ -76,7 +76,7 @@ def main() -> None:
     duplex.start()
     os.write(1, GREETING + b"\n")
     with contextlib.suppress(RemoterError):  # the other end was told, or is gone
-        word, body = duplex.hear()
+        word, body = duplex.recv()
         if word is FrameType.WISH:
             _serve(duplex, from_body(body))
     _exit_now()
@@ -86,11 +86,11 @@ def _serve(duplex: FramedStream, request: dict[str, Any]) -> None:
     try:
         errand = _parse_request(request)
     except FileTrouble as trouble:
-        duplex.tell(FrameType.ERROR, trouble.words())
+        duplex.send_json(FrameType.ERROR, trouble.to_dict())
         return
     if isinstance(errand, Sender):
         for each in errand.plan.troubles:
-            duplex.tell(FrameType.FAILED, {**each.words(), "number": 0})
+            duplex.send_json(FrameType.FAILED, {**each.to_dict(), "number": 0})
     errand.run(duplex)
 
 
@@ -119,7 +119,7 @@ def _base_folder(cwd: str) -> str:
     try:
         folder = os.path.realpath(full_path(os.path.expandvars(cwd), "/"))
     except (OSError, ValueError) as error:
-        raise trouble_of(error, cwd) from None
+        raise trouble_from_os(error, cwd) from None
     if not os.path.isdir(folder):
         reason = "there is no such folder, and the remote's cwd names it"
         raise FileTrouble(folder, reason, TroubleCode.MISSING)

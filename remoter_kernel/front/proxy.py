@@ -147,7 +147,8 @@ class KernelProxy:
         no_remote = NoRemoteNotice(publish, requests, lambda: self.dialer.is_this_machine)
         name = lambda: self._find().name  # noqa: E731 - one use
         notices = WaitingNotices(self.reactor, publish, requests, self.link, name)
-        tell_wait = lambda sentence: self.reactor.call(partial(notices.tell, sentence))  # noqa: E731
+        call = self.reactor.call_soon_threadsafe
+        tell_wait = lambda sentence: call(partial(notices.tell, sentence))  # noqa: E731
         self.dialer.on_slow_host = tell_wait  # in the dialler's thread
         observers = (EarlyBusy(self.reactor, publish), no_remote, news, notices, self._magics.timer)
         requests.observers += [each.on_move for each in (self._cell_queue, *observers)]
@@ -190,7 +191,7 @@ class KernelProxy:
 
     def _describe_requests(self) -> list[dict[str, Any]]:
         handlers.note_what_has_left(self._context)
-        return self._requests.rows()
+        return self._requests.describe()
 
     def _may_begin(self) -> bool:
         """Is it known whose session is heard from here, or will it not be soon?"""

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from remoter_kernel.errors import ProtocolError
-from remoter_kernel.wire.plan import full_path, trouble_of
+from remoter_kernel.wire.plan import full_path, trouble_from_os
 from remoter_kernel.wire.safe_paths import LONGEST, NOT_ASKED_FOR, safe_names, safe_target
 from remoter_kernel.wire.wire_format import FileEntry, FileTrouble, TroubleCode
 
@@ -82,9 +82,9 @@ class Destinations:
                 reason = "this is a file, and a folder is to be put there"
                 raise FileTrouble(root, reason, TroubleCode.IS_FILE)
         except OSError as error:
-            raise trouble_of(error, root) from None
+            raise trouble_from_os(error, root) from None
 
-    def place_of(self, entry: FileEntry) -> str:
+    def path_of(self, entry: FileEntry) -> str:
         """Return where an entry goes; raise FileTrouble if that is beside its source's place."""
         top, rest = self._top_of(entry.path)
         if not rest:
@@ -97,7 +97,7 @@ class Destinations:
         folder = os.path.dirname(place)
         if folder not in self._checked:
             self.check_inside(folder, entry.path)
-            self._remember(folder)
+            self._check_once(folder)
         return place
 
     def _top_of(self, path: str) -> tuple[TransferTarget, list[str]]:
@@ -107,7 +107,7 @@ class Destinations:
             raise FileTrouble(path, NOT_ASKED_FOR, TroubleCode.UNSAFE)
         return top, rest
 
-    def _remember(self, folder: str) -> None:
+    def _check_once(self, folder: str) -> None:
         """Look at a folder only once, if it is there: in the place of another, a link may come."""
         if len(self._checked) >= MOST_CHECKED:
             self._checked.clear()
@@ -134,7 +134,7 @@ def find_places(sources: Sequence[OfferedSource], destination: str, folder: str)
         place = full_path(destination, folder)
         root = os.path.realpath(place)
     except (OSError, ValueError) as error:
-        raise trouble_of(error, destination) from None
+        raise trouble_from_os(error, destination) from None
     is_folder = place.endswith(("/", os.sep)) or os.path.isdir(place)
     if not is_folder and len(sources) > 1:
         reason = "several sources need a folder: write a / at its end, and it is made"

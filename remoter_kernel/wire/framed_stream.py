@@ -20,9 +20,9 @@ from remoter_kernel.wire.wire_format import (
     MOST_BODY,
     FileTrouble,
     FrameType,
-    frame,
-    read_head,
+    pack_frame,
     to_body,
+    unpack_head,
 )
 
 TOGETHER = 64 * 1024  # bytes of small frames that wait for each other
@@ -65,9 +65,9 @@ class FramedStream:
         self._begin = self._end = 0  # of what has come and was not taken
         self._is_over = threading.Event()
         self._keepalive = Thread(
-            self._give_signs, name="transfer-beat", on_error=lambda _error: self.stop()
+            self._send_keepalives, name="transfer-beat", on_error=lambda _error: self.stop()
         )
-        self.keepalive_frame = frame(FrameType.ALIVE)
+        self.keepalive_frame = pack_frame(FrameType.ALIVE)
 
     def start(self) -> None:
         """Give signs of life from now on."""
@@ -87,34 +87,34 @@ class FramedStream:
 
     # --- to the other end ---
 
-    def say(self, word: FrameType, body: bytes | memoryview = b"") -> None:
+    def send_later(self, word: FrameType, body: bytes | memoryview = b"") -> None:
         """Say something; it may wait for `flush`."""
         with self._send_lock:
-            self._put(memoryview(frame(word, body)))
+            self._append(memoryview(pack_frame(word, body)))
 
-    def tell(self, word: FrameType, words: dict[str, Any]) -> None:
+    def send_json(self, word: FrameType, words: dict[str, Any]) -> None:
         """Say something in JSON, now."""
         with self._send_lock:
-            self._put(memoryview(frame(word, to_body(words))))
+            self._append(memoryview(pack_frame(word, to_body(words))))
             self._flush()
 
-    def tell_end(self, trouble: FileTrouble) -> None:
+    def send_error(self, trouble: FileTrouble) -> None:
         """Say why nothing goes on, unless the other end has said so itself, or is gone."""
         if not trouble.is_from_peer:
             with contextlib.suppress(Cut):
-                self.tell(FrameType.ERROR, trouble.words())
+                self.send_json(FrameType.ERROR, trouble.to_dict())
 
-    def say_frame(self, whole: memoryview) -> None:
+    def send_frame(self, whole: memoryview) -> None:
         """Say a frame that is put together already."""
         with self._send_lock:
-            self._put(whole)
+            self._append(whole)
 
     def flush(self) -> None:
         """Let what waits go."""
         with self._send_lock:
             self._flush()
 
-    def _put(self, whole: memoryview) -> None:
+    def _append(self, whole: memoryview) -> None:
         self.sent_bytes += len(whole)
         if len(self._out) + len(whole) > TOGETHER:
             self._flush()
@@ -135,23 +135,23 @@ class FramedStream:
         except (OSError, ValueError) as error:
             raise Cut(f"the connection was cut ({error}).") from None
 
-    def _give_signs(self) -> None:
+    def _send_keepalives(self) -> None:
         while not self._is_over.wait(KEEPALIVE_EVERY):
             with contextlib.suppress(Cut), self._send_lock:
-                self._put(memoryview(self.keepalive_frame))
+                self._append(memoryview(self.keepalive_frame))
                 self._flush()
 
     # --- from the other end ---
 
-    def is_heard(self, seconds: float = 0.0) -> bool:
+    def has_input(self, seconds: float = 0.0) -> bool:
         """Is there something to hear, now or within that time?"""
         return self._has_frame() or bool(self._selector.select(seconds))
 
-    def hear(self) -> tuple[FrameType, memoryview]:
+    def recv(self) -> tuple[FrameType, memoryview]:
         """Return the next frame; its body is there until the next call. Raise Cut."""
         while not self._has_frame():
             self._read()
-        word, size = read_head(self._in, self._begin)
+        word, size = unpack_head(self._in, self._begin)
         begin = self._begin + HEAD.size
         self._begin = begin + size
         self.received_bytes += HEAD.size + size
@@ -161,7 +161,7 @@ class FramedStream:
         there = self._end - self._begin
         if there < HEAD.size:
             return False
-        return there >= HEAD.size + read_head(self._in, self._begin)[1]
+        return there >= HEAD.size + unpack_head(self._in, self._begin)[1]
 
     def _read(self) -> None:
         if self._begin == self._end:

@@ -30,13 +30,13 @@ class JournalEntry(NamedTuple):
     is_marker: bool = False
 
 
-def encode_said(said: JournalEntry) -> bytes:
+def encode_entry(said: JournalEntry) -> bytes:
     """Return the bytes of a record."""
     flags = (said.channel, said.is_from_client, said.is_marker)
     return _HEAD.pack(said.number, said.time, *flags, said.client, len(said.body)) + said.body
 
 
-def split_said(data: bytes, most: int = MOST_ITEM) -> tuple[list[JournalEntry], bytes]:
+def split_entries(data: bytes, most: int = MOST_ITEM) -> tuple[list[JournalEntry], bytes]:
     """Return the whole records of some bytes, and what is left of a torn one.
 
     `most` is how many bytes a record can have; one that claims more is a `ProtocolError`, before

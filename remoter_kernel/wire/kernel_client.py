@@ -21,7 +21,11 @@ import zmq
 
 from remoter_kernel.errors import ProtocolError
 from remoter_kernel.wire.frames import Channel
-from remoter_kernel.wire.kernel_messages import heads_of, state_of, tells_of_its_start
+from remoter_kernel.wire.kernel_messages import (
+    is_startup_message,
+    read_headers,
+    strict_execution_state,
+)
 from remoter_kernel.wire.messages import (
     HEADER,
     ODD,
@@ -32,7 +36,7 @@ from remoter_kernel.wire.messages import (
     header_of,
 )
 from remoter_kernel.wire.reactor import messages
-from remoter_kernel.wire.tcp_backlog import is_on_its_way, ports_of
+from remoter_kernel.wire.tcp_backlog import connection_ports, has_bytes_in_flight
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -116,9 +120,9 @@ class KernelClient:
 
     # Connections -----------------------------------------------------------------------
 
-    def expect(self, voice: MessageSigner) -> None:
+    def hold_until_open(self, signer: MessageSigner) -> None:
         """Get ready for a kernel with this key: what is sent waits for the sockets."""
-        self.signer = voice
+        self.signer = signer
         self._is_expected = self._is_held = True
 
     @property
@@ -148,12 +152,12 @@ class KernelClient:
             self._monitors[channel] = monitor = handle.get_monitor_socket(
                 zmq.EVENT_CONNECTED | zmq.EVENT_DISCONNECTED
             )
-            self._reactor.watch(monitor, partial(self._note_connections, channel))
+            self._reactor.add_reader(monitor, partial(self._record_ports, channel))
             handle.connect(addresses[channel])
             self._sockets[channel] = handle
-            self._reactor.watch(handle, partial(self._read, channel))
-        self.ask_who()
-        self._reactor.later(HEARD_WITHIN, self._send_held)
+            self._reactor.add_reader(handle, partial(self._on_readable, channel))
+        self.request_kernel_info()
+        self._reactor.call_later(HEARD_WITHIN, self._flush_held)
 
     def close(self) -> None:
         """Give everything back; what has waited is dropped."""
@@ -170,10 +174,10 @@ class KernelClient:
         self._connected.clear()
         for channel in list(self._sockets):
             handle = self._sockets.pop(channel)
-            self._reactor.unwatch(handle)
+            self._reactor.remove_reader(handle)
             handle.disable_monitor()
             monitor = self._monitors.pop(channel)
-            self._reactor.unwatch(monitor)
+            self._reactor.remove_reader(monitor)
             monitor.close(linger=0)
             handle.close(linger=0)
 
@@ -186,7 +190,7 @@ class KernelClient:
         else:
             self._send(channel, parts)
 
-    def ask(self, channel: Channel, kind: str, content: dict[str, Any]) -> str:
+    def request(self, channel: Channel, kind: str, content: dict[str, Any]) -> str:
         """Ask something ourselves, at once; what comes of it is heard by nobody else."""
         parts = self.signer.compose(kind, content)
         if self._sockets:
@@ -195,17 +199,17 @@ class KernelClient:
             self._held_messages.append((channel, parts))
         return str(header_of(parts[HEADER])["msg_id"])
 
-    def ask_who(self) -> None:
+    def request_kernel_info(self) -> None:
         """Ask the kernel who it is, and hear of it through `on_ready`."""
         self.is_ready = False
-        self._info_request_id = self.ask(Channel.SHELL, "kernel_info_request", {})
+        self._info_request_id = self.request(Channel.SHELL, "kernel_info_request", {})
         self._last_question = self._info_request_id
 
     def _send(self, channel: Channel, parts: Sequence[Bytes]) -> None:
         if channel in self._sockets:
             self._sockets[channel].send_multipart(self.signer.sign(parts), copy=True)
 
-    def _send_held(self) -> None:
+    def _flush_held(self) -> None:
         """Send what has waited: what a kernel publishes before we are subscribed is dropped."""
         if not self._sockets:
             return
@@ -216,10 +220,10 @@ class KernelClient:
 
     # From the kernel -------------------------------------------------------------------
 
-    def _read(self, channel: Channel) -> None:
+    def _on_readable(self, channel: Channel) -> None:
         """Read a piece of what waits on one socket."""
         if channel is Channel.SHELL:
-            self._read(Channel.IOPUB)  # it may say there already that it is heard
+            self._on_readable(Channel.IOPUB)  # it may say there already that it is heard
         if channel not in self._sockets:
             return  # it was closed meanwhile
         for frames in messages(self._sockets[channel]):
@@ -228,49 +232,49 @@ class KernelClient:
             except ProtocolError:
                 continue  # somebody else on this machine knocked at the kernel's port
             try:
-                header, parent = heads_of(channel, parts)
+                header, parent = read_headers(channel, parts)
             except ProtocolError as error:
-                self._complain(error)
+                self._log_odd_message(error)
                 continue
             if channel is Channel.IOPUB:
                 parts[TOPIC] = b"".join(topics)
-                self._note_published(header, parent, parts)
-            self._take(channel, parts, header, parent)
+                self._on_iopub(header, parent, parts)
+            self._on_message(channel, parts, header, parent)
 
-    def _hand_on(self, channel: Channel, parts: list[Bytes]) -> None:
+    def _deliver(self, channel: Channel, parts: list[Bytes]) -> None:
         """Hand on a message; one that is not as it should be harms no other."""
         try:
             self.on_message(channel, parts)
         except ODD as error:
-            self._complain(error)
+            self._log_odd_message(error)
 
-    def _complain(self, error: Exception) -> None:
+    def _log_odd_message(self, error: Exception) -> None:
         self._complaint_count += 1
         if self._complaint_count <= MOST_COMPLAINTS:
             logger.warning("A message of the kernel makes no sense.", exc_info=error)
 
-    def _take(
+    def _on_message(
         self, channel: Channel, parts: list[Bytes], header: dict[str, Any], parent: dict[str, Any]
     ) -> None:
         if parent.get("session") == self.signer.session:
             # Only the answer to the last question counts: a kernel may answer more than once.
             if channel is Channel.SHELL and parent.get("msg_id") == self._info_request_id:
-                self._meet(header, parts)
+                self._check_ready(header, parts)
             elif parent.get("msg_id") == self._last_question and execution_state(parts) == "busy":
                 self.on_question_reached()
-        elif tells_of_its_start(header, parent, parts):
+        elif is_startup_message(header, parent, parts):
             pass
         elif channel in AFTER_OUTPUTS:
             asker, date = parent.get("msg_id", ""), str(header.get("date") or "").rstrip("Z")
             self._pending_replies.append(
                 _PendingReply(channel, parts, asker, date, time.monotonic())
             )
-            self._release()
-            self._look_later()
+            self._release_replies()
+            self._schedule_check()
         else:
-            self._hand_on(channel, parts)
+            self._deliver(channel, parts)
 
-    def _meet(self, header: dict[str, Any], parts: list[Bytes]) -> None:
+    def _check_ready(self, header: dict[str, Any], parts: list[Bytes]) -> None:
         """Note that the kernel answers; if it is heard on iopub, too, it is ready.
 
         What a kernel publishes before we are subscribed is dropped, so it is asked again
@@ -281,44 +285,42 @@ class KernelClient:
             self.is_ready = True
             self.on_ready(header, content_of(parts))
         else:
-            self._reactor.later(NUDGE_AGAIN, self._nudge)
+            self._reactor.call_later(NUDGE_AGAIN, self._request_info_again)
 
-    def _nudge(self) -> None:
+    def _request_info_again(self) -> None:
         if self._sockets and not self.is_ready and not self._info_request_id:
-            self.ask_who()
+            self.request_kernel_info()
 
     # Replies after outputs -------------------------------------------------------------
 
-    def _note_published(
-        self, header: dict[str, Any], parent: dict[str, Any], parts: list[Bytes]
-    ) -> None:
+    def _on_iopub(self, header: dict[str, Any], parent: dict[str, Any], parts: list[Bytes]) -> None:
         self._is_subscribed = True
         self._published_at = time.monotonic()
         if self._is_held:
-            self._send_held()
+            self._flush_held()
         date = str(header.get("date") or "").rstrip("Z")
         for reply in self._pending_replies:
             if not reply.date or date <= reply.date:
                 break
             reply.is_passed = True
-        is_idle = header.get("msg_type") == "status" and state_of(parts) == "idle"
+        is_idle = header.get("msg_type") == "status" and strict_execution_state(parts) == "idle"
         if is_idle and parent.get("msg_id"):
             self._idle[parent["msg_id"]] = None
             if len(self._idle) > MOST_WAITING:
                 self._idle.popitem(last=False)
         if self._pending_replies:
-            self._release()
+            self._release_replies()
 
-    def _release(self) -> None:
+    def _release_replies(self) -> None:
         """Hand on the replies that wait for nothing any more, in their order."""
         now = time.monotonic()
-        while self._pending_replies and self._is_free(self._pending_replies[0], now):
+        while self._pending_replies and self._can_release(self._pending_replies[0], now):
             reply = self._pending_replies.popleft()
             if reply.channel is Channel.SHELL:
                 self._idle.pop(reply.parent_id, None)
-            self._hand_on(reply.channel, reply.parts)
+            self._deliver(reply.channel, reply.parts)
 
-    def _is_free(self, reply: _PendingReply, now: float) -> bool:
+    def _can_release(self, reply: _PendingReply, now: float) -> bool:
         return (
             reply.is_passed
             or (reply.channel is Channel.SHELL and reply.parent_id in self._idle)
@@ -333,59 +335,63 @@ class KernelClient:
             return False
         # In this order: what is not on its way any more may have come in between.
         kernel, ours = self._connected.get(Channel.IOPUB, (0, 0))
-        is_silent = not ((kernel and is_on_its_way(kernel, ours)) or self._has_input(Channel.IOPUB))
+        is_silent = not (
+            (kernel and has_bytes_in_flight(kernel, ours)) or self._has_input(Channel.IOPUB)
+        )
         if not is_silent:
             self._published_at = time.monotonic()
         return is_silent
 
-    def _look_later(self) -> None:
+    def _schedule_check(self) -> None:
         """See to it that replies do not wait for ever."""
         if self._pending_replies and self._look is None:
             silent = time.monotonic() - max(self._pending_replies[0].since, self._published_at)
-            self._look = self._reactor.later(max(LOOK_EVERY, QUIET - silent), self._look_at_replies)
+            self._look = self._reactor.call_later(
+                max(LOOK_EVERY, QUIET - silent), self._check_replies
+            )
 
-    def _look_at_replies(self) -> None:
+    def _check_replies(self) -> None:
         self._look = None
-        self._release()
-        self._look_later()
+        self._release_replies()
+        self._schedule_check()
 
     # The end ---------------------------------------------------------------------------
 
-    def hear_out(self, then: Callable[[], None]) -> None:
+    def drain(self, then: Callable[[], None]) -> None:
         """Hear all that a kernel whose process has ended has handed to the system; then call.
 
         Never, if `close` comes first.
         """
         self._published_at = time.monotonic()
         if self._sockets:
-            self._hear_out(time.monotonic() + END_WITHIN, then)
+            self._drain_until(time.monotonic() + END_WITHIN, then)
         else:
             then()
 
-    def _hear_out(self, limit: float, then: Callable[[], None]) -> None:
+    def _drain_until(self, limit: float, then: Callable[[], None]) -> None:
         if not self._sockets:
             return
         for channel in self._monitors:
-            self._note_connections(channel)
+            self._record_ports(channel)
         # In this order: what was read before the connection ended is in ZeroMQ's queue by now.
         is_cut = self._connected.keys().isdisjoint({Channel.IOPUB, Channel.SHELL})
         is_over = is_cut or self._is_silent(QUIET_AT_END)
         is_late = time.monotonic() >= limit
         if not is_late and (not is_over or any(map(self._has_input, self._sockets))):
-            self._reactor.later(LOOK_EVERY, partial(self._hear_out, limit, then))
+            self._reactor.call_later(LOOK_EVERY, partial(self._drain_until, limit, then))
             return
         replies, self._pending_replies = self._pending_replies, deque()
         for reply in replies:
-            self._hand_on(reply.channel, reply.parts)
+            self._deliver(reply.channel, reply.parts)
         then()
 
-    def _note_connections(self, channel: Channel) -> None:
+    def _record_ports(self, channel: Channel) -> None:
         if channel not in self._monitors:
             return
         for event, *_ in messages(self._monitors[channel]):
             kind, handle = struct.unpack("=hi", event)
             if kind == zmq.EVENT_CONNECTED:
-                self._connected[channel] = ports_of(handle)
+                self._connected[channel] = connection_ports(handle)
             else:
                 self._connected.pop(channel, None)
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 
-def heads_of(channel: Channel, parts: Sequence[Bytes]) -> tuple[dict[str, Any], dict[str, Any]]:
+def read_headers(channel: Channel, parts: Sequence[Bytes]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Read header and parent header; a `ProtocolError` if others could not rely on them."""
     header, parent = header_of(parts[HEADER]), header_of(parts[PARENT])
     kind = header.get("msg_type")
@@ -23,12 +23,12 @@ def heads_of(channel: Channel, parts: Sequence[Bytes]) -> tuple[dict[str, Any], 
     return header, parent
 
 
-def state_of(parts: Sequence[Bytes]) -> str:
+def strict_execution_state(parts: Sequence[Bytes]) -> str:
     """Return the state that a status message tells."""
     return str(content_of(parts).get("execution_state"))
 
 
-def tells_of_its_start(
+def is_startup_message(
     header: dict[str, Any], parent: dict[str, Any], parts: Sequence[Bytes]
 ) -> bool:
     """Is this what a kernel says once, as it begins, to whoever listens already?
@@ -39,5 +39,5 @@ def tells_of_its_start(
     if parent:
         return False
     kind = str(header["msg_type"])
-    is_starting = kind == "status" and state_of(parts) == "starting"
+    is_starting = kind == "status" and strict_execution_state(parts) == "starting"
     return is_starting or kind == "iopub_welcome"

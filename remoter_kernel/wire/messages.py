@@ -55,7 +55,7 @@ class MessageSigner:
         """The `header.username` of what is said."""
         self._count = 0  # of what was said
 
-    def speak_as(self, session: str, username: str) -> None:
+    def set_identity(self, session: str, username: str) -> None:
         """Speak in another's place from now on; an empty word keeps what is."""
         self.session = session or self.session
         self.username = username or self.username
@@ -164,7 +164,7 @@ def content_of(parts: Sequence[Bytes]) -> dict[str, Any]:
     return header_of(parts[CONTENT])
 
 
-def source_mark(source: str) -> str:
+def source_hash(source: str) -> str:
     """Return what a notebook's cell is known by whose client does not say its id: its text.
 
     Empty for an empty cell. No id has a space.
@@ -175,7 +175,7 @@ def source_mark(source: str) -> str:
     )
 
 
-def is_unseen(content: dict[str, Any]) -> bool:
+def is_silent(content: dict[str, Any]) -> bool:
     """Is what is to be run a client's own code, of which no person sees anything?
 
     VS Code does not call its own code silent, but keeps it out of the history.
@@ -200,6 +200,6 @@ def execution_state(parts: Sequence[Bytes]) -> str:
     return state if isinstance(state, str) else ""
 
 
-def says_restarting(parts: Sequence[Bytes]) -> bool:
+def is_restarting(parts: Sequence[Bytes]) -> bool:
     """Is this the word on iopub that the kernel died and starts anew?"""
     return execution_state(parts) == "restarting"

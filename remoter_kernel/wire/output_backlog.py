@@ -145,25 +145,25 @@ class OutputBacklog:
         cell.clearable.append(item)
         if item.kind is OutputKind.TEXT:
             cell.texts.append(item)
-            self._grow(cell, item.size)
-            self._hold_back(cell)
+            self._add_size(cell, item.size)
+            self._drop_old_text(cell)
         elif item.kind is OutputKind.NOTICE:
             cell.notice = cell.notice or item
 
-    def take(self) -> Coalesced | None:
+    def pop(self) -> Coalesced | None:
         """Give out what comes next."""
         items = self._items
-        self._skip()
+        self._skip_dropped()
         if not items:
             return None
         item = items.popleft()
-        parts = self._finish(item)
-        self._skip()
+        parts = self._take_out(item)
+        self._skip_dropped()
         if item.kind is OutputKind.NOTICE:  # those after it are what it stands for
             item.number = max(item.number, self._skipped)
         return Coalesced(item.number, parts, item.payload)
 
-    def interrupt(self, *cells: str) -> None:
+    def limit_text(self, *cells: str) -> None:
         """Let little of the text of these cells through, and of all that waits now."""
         for key in [*cells, *self._cells]:
             self._interrupted.pop(key, None)
@@ -171,7 +171,7 @@ class OutputBacklog:
         while len(self._interrupted) > max(CELLS_REMEMBERED, len(self._cells)):
             del self._interrupted[next(iter(self._interrupted))]
         for cell in self._cells.values():
-            self._hold_back(cell)
+            self._drop_old_text(cell)
 
     # What it is ------------------------------------------------------------------------
 
@@ -180,12 +180,12 @@ class OutputBacklog:
         if kind == "stream":
             self._read_text(item, parts)
         elif kind == "clear_output":
-            self._clear(item, parts)
+            self._apply_clear_output(item, parts)
         elif kind == "update_display_data":
-            self._replace(item, _display_id(parts))
+            self._update_display(item, _display_id(parts))
         elif kind in {"display_data", "execute_result", "error"}:
             cell = self._cell_of(parts)
-            self._begin_output(cell)
+            self._on_output(cell)
             if not _display_id(parts):  # else it is an update of other displays, too
                 item.kind, item.cell = OutputKind.OUTPUT, cell
         elif kind in COMM_TYPES:
@@ -194,7 +194,7 @@ class OutputBacklog:
     def _read_text(self, item: BacklogItem, parts: Sequence[Bytes]) -> None:
         content, cell = content_of(parts), self._cell_of(parts)
         held = _held_in(parts)
-        self._begin_output(cell)
+        self._on_output(cell)
         name, text = content.get("name"), content.get("text")
         if len(content) != 2 or not isinstance(text, str) or len(parts) != CONTENT + 1:  # noqa: PLR2004 - name and text
             return
@@ -210,21 +210,21 @@ class OutputBacklog:
 
     # What goes -------------------------------------------------------------------------
 
-    def _clear(self, item: BacklogItem, parts: Sequence[Bytes]) -> None:
+    def _apply_clear_output(self, item: BacklogItem, parts: Sequence[Bytes]) -> None:
         cell, waits = self._cell_of(parts), content_of(parts).get("wait")
         item.kind, item.cell = OutputKind.CLEAR, cell
         cell.clears_next = item
         if not waits:
-            self._begin_output(cell)
+            self._on_output(cell)
 
-    def _begin_output(self, cell: CellBacklog) -> None:
+    def _on_output(self, cell: CellBacklog) -> None:
         """Take away what a `clear_output` clears, now that something takes its place."""
         clear, cell.clears_next = cell.clears_next, None
         if clear is None:
             return
         for item in cell.clearable:
             if item is not clear:
-                self._leave_out(item)
+                self._drop(item)
         is_here = bool(cell.clearable) and cell.clearable[-1] is clear
         cell.clearable.clear()
         if is_here:
@@ -236,28 +236,28 @@ class OutputBacklog:
             cell.clearable.clear()
             cell.clears_next = None
 
-    def _replace(self, item: BacklogItem, display: str) -> None:
+    def _update_display(self, item: BacklogItem, display: str) -> None:
         if not display:
             return
         before = self._updates.get(display)
         if before:
-            self._leave_out(before)
+            self._drop(before)
         item.kind, item.name = OutputKind.UPDATE, display
         self._updates[display] = item
 
-    def _leave_out(self, item: BacklogItem) -> None:
+    def _drop(self, item: BacklogItem) -> None:
         if item.is_gone:
             return
         item.is_gone = True
         cell = item.cell
         if cell and item.kind is OutputKind.TEXT:
             cell.texts.remove(item)
-            self._grow(cell, -item.size)
+            self._add_size(cell, -item.size)
         elif cell and cell.notice is item:
             cell.notice = None
         item.texts, item.parts, item.payload = [], (), None
 
-    def _hold_back(self, cell: CellBacklog) -> None:
+    def _drop_old_text(self, cell: CellBacklog) -> None:
         """Let old text of a cell go if too much waits, and say so in its place."""
         is_cut = cell.key in self._interrupted
         most = min(self.most, INTERRUPTED_LIMIT) if is_cut else self.most
@@ -272,11 +272,11 @@ class OutputBacklog:
             oldest = texts[first]
             size = oldest.size + oldest.held_back
             if cell.notice:
-                self._leave_out(oldest)
+                self._drop(oldest)
                 cell.notice.size += size
             else:
                 del texts[first]
-                self._grow(cell, -oldest.size)
+                self._add_size(cell, -oldest.size)
                 oldest.kind, oldest.size, cell.notice = OutputKind.NOTICE, size, oldest
                 oldest.texts = []
         if cell.size > most:
@@ -293,7 +293,7 @@ class OutputBacklog:
         else:
             item.held_back += held
         item.texts = [end]
-        self._grow(cell, _bytes(end) - item.size)
+        self._add_size(cell, _bytes(end) - item.size)
         item.size = _bytes(end)
         item.payload = None
 
@@ -312,23 +312,23 @@ class OutputBacklog:
         before, last.size = last.size, last.size + item.size
         if last.size >= JOINED:
             _collapse(last)
-        self._grow(cell, last.size - before)
-        self._hold_back(cell)
+        self._add_size(cell, last.size - before)
+        self._drop_old_text(cell)
         return True
 
-    def _grow(self, cell: CellBacklog, size: int) -> None:
+    def _add_size(self, cell: CellBacklog, size: int) -> None:
         cell.size += size
         self._size += size
 
     # Giving out ------------------------------------------------------------------------
 
-    def _skip(self) -> None:
+    def _skip_dropped(self) -> None:
         """Pass over what was left out."""
         items = self._items
         while items and items[0].is_gone:
             self._skipped = items.popleft().number
 
-    def _finish(self, item: BacklogItem) -> list[Bytes] | None:
+    def _take_out(self, item: BacklogItem) -> list[Bytes] | None:
         """Take an item out of all books; return its parts if they are not what they were."""
         item.is_gone = True
         if item.kind is OutputKind.UPDATE:
@@ -339,7 +339,7 @@ class OutputBacklog:
         parts = None
         if item.kind is OutputKind.TEXT:
             cell.texts.popleft()
-            self._grow(cell, -item.size)
+            self._add_size(cell, -item.size)
             size = item.size
             _collapse(item)
             if item.payload is None or item.size != size:

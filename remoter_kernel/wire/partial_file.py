@@ -11,8 +11,8 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from remoter_kernel.errors import ProtocolError
-from remoter_kernel.wire.plan import trouble_of
-from remoter_kernel.wire.safe_paths import part_name
+from remoter_kernel.wire.plan import trouble_from_os
+from remoter_kernel.wire.safe_paths import partial_name
 from remoter_kernel.wire.wire_format import ASK_FROM, FileTrouble, TroubleCode
 
 if TYPE_CHECKING:
@@ -32,13 +32,13 @@ class PartialFile:
     """A file on its way to `place`; what is there of it stays when its transfer is cut."""
 
     def __init__(self, place: str, entry: FileEntry, mask: int) -> None:
-        """Remember; `find` or `begin` opens it. `mask` is the umask."""
+        """Remember; `find_resumable` or `open_at` opens it. `mask` is the umask."""
         self.place = place
         self.entry = entry
         self._mask = mask
         self._folder, self._name = os.path.split(place)
         self._path = os.path.join(
-            self._folder, part_name(os.path.basename(entry.path), entry.size, entry.mtime)
+            self._folder, partial_name(os.path.basename(entry.path), entry.size, entry.mtime)
         )
         self._file = -1
         self._is_locked = False  # is what bears the part's name ours, to rename or to remove?
@@ -46,9 +46,9 @@ class PartialFile:
         self._digest: Any = hashlib.sha256()
         self._is_same = False  # is the whole file in its place already?
 
-    def find(self) -> tuple[int, str]:
+    def find_resumable(self) -> tuple[int, str]:
         """Return how many bytes of it are there, and their checksum; (0, ""): none."""
-        self._look_at_place()
+        self._check_place()
         with contextlib.suppress(OSError):
             about = os.lstat(self.place)
             if stat.S_ISREG(about.st_mode) and (about.st_size, about.st_mtime_ns) == (
@@ -72,7 +72,7 @@ class PartialFile:
             self._position += len(data)
         return self._position, self._digest.hexdigest()
 
-    def begin(self, at: int) -> None:
+    def open_at(self, at: int) -> None:
         """Take bytes from here on: from the end of what was found, or from the beginning."""
         if at and at != self._position:
             raise ProtocolError(f"{at} bytes of {self._position} are to be kept.")
@@ -82,12 +82,12 @@ class PartialFile:
             self._is_same = False
             self._position, self._digest = 0, hashlib.sha256()
         if self._file < 0:
-            self._look_at_place()
+            self._check_place()
             self._open()
         os.lseek(self._file, self._position, os.SEEK_SET)
         os.ftruncate(self._file, self._position)
 
-    def _look_at_place(self) -> None:
+    def _check_place(self) -> None:
         """Find out before anything comes whether a file can be there at all."""
         try:
             kind = os.lstat(self.place).st_mode
@@ -102,8 +102,8 @@ class PartialFile:
         """Open the part, and have it alone: the last transfer's end may not know of its cut yet."""
         until = time.monotonic() + ALONE_WITHIN
         while True:
-            self._file = self._opened()
-            if self._file >= 0 and _try_lock(self._file) and self._is_still_there():
+            self._file = self._open_or_create()
+            if self._file >= 0 and _try_lock(self._file) and self._is_still_named():
                 self._is_locked = True
                 return
             self._close()
@@ -111,7 +111,7 @@ class PartialFile:
                 raise FileTrouble(self.place, "another transfer is receiving it just now")
             time.sleep(TRY_EVERY)
 
-    def _opened(self) -> int:
+    def _open_or_create(self) -> int:
         """Open a new part, or the one that a transfer has left; -1: that was renamed just now."""
         with contextlib.suppress(FileExistsError):
             return os.open(self._path, FLAGS | MAKES | NO_LINK, 0o600)
@@ -124,10 +124,10 @@ class PartialFile:
             self._check_own(file)
         except FileTrouble:
             os.close(file)
-            return self._made_anew()
+            return self._replace_foreign()
         return file
 
-    def _made_anew(self) -> int:
+    def _replace_foreign(self) -> int:
         """Put a part of our own in the place of one that is not ours alone, where that goes.
 
         Some file systems show others as the owners of what we write; others have put it there.
@@ -155,7 +155,7 @@ class PartialFile:
             reason = "this is in the way, and is no file that is yours alone"
             raise FileTrouble(self._path, reason, TroubleCode.IS_FILE)
 
-    def _is_still_there(self) -> bool:
+    def _is_still_named(self) -> bool:
         """Say whether the open file bears the part's name: its last owner may have renamed it."""
         try:
             return os.path.samestat(os.fstat(self._file), os.lstat(self._path))
@@ -179,39 +179,39 @@ class PartialFile:
     def finish(self, digest: str) -> None:
         """Let it bear its name, if it is what was sent."""
         if self._position != self.entry.size or self._digest.hexdigest() != digest:
-            self.drop()
+            self.discard()
             reason = "it arrived damaged: its checksum is another one"
             raise FileTrouble(self.place, reason, TroubleCode.DAMAGED)
         if not self._is_same:
             os.ftruncate(self._file, self._position)
             if os.name != "posix":  # Windows renames nothing that is open, and has no locks here
                 self._close()
-            settle(self._path, self.entry, self._mask, mode_of(self.place))
+            set_mode_and_time(self._path, self.entry, self._mask, mode_of(self.place))
             self._rename()
             self._close()  # not before: who waits for the lock must find the name gone
         else:
-            settle(self.place, self.entry, self._mask, mode_of(self.place))
+            set_mode_and_time(self.place, self.entry, self._mask, mode_of(self.place))
 
     def _rename(self) -> None:
         try:
             os.replace(self._path, self.place)
         except OSError as error:
-            raise trouble_of(error, self.place) from None
+            raise trouble_from_os(error, self.place) from None
         self._is_locked = False
 
-    def keep(self) -> None:
+    def keep_for_resume(self) -> None:
         """Leave what is there to the next try, unless it is hardly worth it."""
         if self._file < 0:
             return
         if self.entry.size < ASK_FROM or not self._position:
-            self.drop()
+            self.discard()
             return
         with contextlib.suppress(OSError):
             os.ftruncate(self._file, self._position)
         self._is_locked = False
         self._close()
 
-    def drop(self) -> None:
+    def discard(self) -> None:
         """Remove what is there of it; another transfer's, or a stranger's, stays."""
         if os.name != "posix":  # Windows removes nothing that is open
             self._close()
@@ -255,7 +255,7 @@ def mode_of(path: str) -> int | None:
     return None if stat.S_ISLNK(mode) else stat.S_IMODE(mode)
 
 
-def settle(path: str, entry: FileEntry, mask: int, before: int | None = None) -> None:
+def set_mode_and_time(path: str, entry: FileEntry, mask: int, before: int | None = None) -> None:
     """Give something the mode and the time that it had, as far as this disk knows such.
 
     `before`: the mode of what was in its place.

@@ -22,7 +22,7 @@ from remoter_kernel.wire.wire_format import (
     FileEntry,
     FileTrouble,
     TroubleCode,
-    add_trouble,
+    append_trouble,
 )
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ def make_plan(words: Sequence[str], folder: str) -> Plan:
     """Find everything; FileTrouble if a source is missing, before anything is sent."""
     plan = Plan()
     for word in words:
-        for path in _expanded(word, folder, plan.left_out):
+        for path in _expand(word, folder, plan.left_out):
             _add_source(plan, word, path)
     names: set[str] = set()
     for top in plan.tops:
@@ -105,7 +105,7 @@ def make_plan(words: Sequence[str], folder: str) -> Plan:
     return plan
 
 
-def _expanded(word: str, folder: str, left_out: list[str]) -> list[str]:
+def _expand(word: str, folder: str, left_out: list[str]) -> list[str]:
     """Return the paths that a word means; a file may be called like a pattern.
 
     What only matched a pattern may be something that cannot be sent: nobody has asked for that.
@@ -135,7 +135,7 @@ def _add_source(plan: Plan, word: str, path: str) -> None:
         place = os.path.realpath(path)
         about = os.stat(place)
     except (OSError, ValueError) as error:
-        raise trouble_of(error, word) from None
+        raise trouble_from_os(error, word) from None
     if not name:
         raise FileTrouble(
             word, "this is a whole file system; name a folder in it", TroubleCode.WORDS
@@ -155,7 +155,7 @@ def _add_item(plan: Plan, item: PlanItem) -> None:
     path = item.entry.path
     if max(len(path), len(item.entry.target)) > MOST_PATH:
         reason = f"its path has more than {MOST_PATH:,} characters"
-        add_trouble(plan.troubles, FileTrouble(path, reason))
+        append_trouble(plan.troubles, FileTrouble(path, reason))
     elif len(plan.items) >= MOST_ENTRIES:
         reason = f"with this, there are more than {MOST_ENTRIES:,} files and folders; name fewer"
         raise FileTrouble(path, reason, TroubleCode.WORDS)
@@ -173,7 +173,7 @@ def _walk(plan: Plan, name: str, root: str) -> None:
             with os.scandir(place) as scan:
                 found = sorted(scan, key=lambda each: each.name)
         except OSError as error:
-            add_trouble(plan.troubles, trouble_of(error, path))
+            append_trouble(plan.troubles, trouble_from_os(error, path))
             continue
         _add_item(plan, PlanItem(entry_of("folder", path, about), place))
         inner = []
@@ -192,7 +192,7 @@ def _add_file(plan: Plan, path: str, found: os.DirEntry[str]) -> None:
     try:
         about = found.stat(follow_symlinks=False)
     except OSError as error:
-        add_trouble(plan.troubles, trouble_of(error, path))
+        append_trouble(plan.troubles, trouble_from_os(error, path))
         return
     if stat.S_ISREG(about.st_mode):
         _add_item(plan, PlanItem(entry_of("file", path, about), found.path))
@@ -248,7 +248,7 @@ def entry_of(kind: str, path: str, about: os.stat_result) -> FileEntry:
     )
 
 
-def trouble_of(error: Exception, path: str) -> FileTrouble:
+def trouble_from_os(error: Exception, path: str) -> FileTrouble:
     """Rename what the system says of a file."""
     known = {
         FileNotFoundError: TroubleCode.MISSING,

@@ -51,10 +51,10 @@ _log = logging.getLogger(__name__)
 class Pump:
     """One wire of a conversation, from its greeting to its end."""
 
-    def __init__(self, reactor: Reactor, talk: ReliableStream, send: Send) -> None:
+    def __init__(self, reactor: Reactor, stream: ReliableStream, send: Send) -> None:
         """Remember; `start` begins."""
         self.reactor = reactor
-        self.stream = talk
+        self.stream = stream
         self.send = send
         self.on_item: OnItem = lambda _head, _body: None
         self.on_refused: OnRefused = (
@@ -72,21 +72,21 @@ class Pump:
         self._flush_timer: Timer | None = None  # goes on with what is due
         self._has_ended = False
 
-    def start(self, peer_has_seen: Sequence[int]) -> None:
+    def start(self, peer_received: Sequence[int]) -> None:
         """Begin to talk, now that both ends have greeted each other.
 
         Who heard the greeting may have hung up already: the session has no kernel, say.
         """
         if self._has_ended:
             return
-        self.stream.open((int(peer_has_seen[0]), int(peer_has_seen[1])))
+        self.stream.open((int(peer_received[0]), int(peer_received[1])))
         self._last_heard = time.monotonic()
-        self._check_timer = self.reactor.later(LOOK_EVERY, self._look)
-        self._say(MessageType.ACK)  # the first credit
+        self._check_timer = self.reactor.call_later(LOOK_EVERY, self._check_alive)
+        self._send_control(MessageType.ACK)  # the first credit
         self._ping()  # nothing is under way: the truest round trip there will be
         self.flush()
 
-    def hear(self, frame: Bytes) -> None:
+    def on_frame(self, frame: Bytes) -> None:
         """Take in one frame; one that is malformed ends this wire, nothing else."""
         if self._has_ended:
             return
@@ -95,9 +95,9 @@ class Pump:
         _log.debug("received a frame of %d bytes", len(frame))
         try:
             for head, body in decode_messages(frame):
-                self._take(head, body)
+                self._on_message(head, body)
         except ProtocolError as error:
-            self.end(error, is_told=True)
+            self.end(error, notifies_peer=True)
             return
         self.flush()
 
@@ -105,23 +105,25 @@ class Pump:
         """Send what is due, and see to it that numbers are told soon."""
         if self._has_ended:
             return
-        is_hushed = self._is_hushed()
+        is_hushed = self._is_stalled()
         try:
             is_all = self._send_due((Lane.URGENT,) if is_hushed else BOTH)
         except ProtocolError as error:  # what is due cannot be read
-            self.end(error, is_told=True)
+            self.end(error, notifies_peer=True)
             return
         if not is_all and self._flush_timer is None:
-            self._flush_timer = self.reactor.later(0.0, self._go_on)  # others get their turn first
+            self._flush_timer = self.reactor.call_later(
+                0.0, self._flush_more
+            )  # others get their turn first
         if is_hushed and not self._pings_in_flight:
             self._ping()
-        self.stream.measure(time.monotonic())
-        if self.stream.owes_credit:
-            self._say(MessageType.ACK)
-        elif self._ack_timer is None and self.stream.owes_numbers:
-            self._ack_timer = self.reactor.later(ACK_WITHIN, self.acknowledge)
+        self.stream.update_window(time.monotonic())
+        if self.stream.needs_credit:
+            self._send_control(MessageType.ACK)
+        elif self._ack_timer is None and self.stream.needs_ack:
+            self._ack_timer = self.reactor.call_later(ACK_WITHIN, self.send_ack)
 
-    def _go_on(self) -> None:
+    def _flush_more(self) -> None:
         self._flush_timer = None
         self.flush()
 
@@ -130,7 +132,7 @@ class Pump:
         batch: list[bytes] = []
         size = whole = 0
         try:
-            for count, (head, body) in enumerate(self.stream.due(lanes), 1):
+            for count, (head, body) in enumerate(self.stream.frames_to_send(lanes), 1):
                 saying = encode_message(head, body)
                 _log.debug("sends %r %d: %d bytes", head.type, head.number, len(body))
                 if batch and size + len(saying) > BATCH:
@@ -147,7 +149,7 @@ class Pump:
                 self._unanswered_since = self._unanswered_since or time.monotonic()
         return True
 
-    def doubt(self, seconds: float) -> None:
+    def probe(self, seconds: float) -> None:
         """Ask for a sign of life now; end this wire if none comes within so many seconds."""
         before = self._last_heard
         self._ping()
@@ -156,15 +158,15 @@ class Pump:
             if self._last_heard == before:
                 self.end(Unreachable(f"Nothing was heard for {seconds:.0f} seconds."))
 
-        self.reactor.later(seconds, judge)
+        self.reactor.call_later(seconds, judge)
 
-    def end(self, error: RemoterError, *, is_told: bool = False) -> None:
-        """End this wire with a reason; `is_told`: the other end hears it too."""
+    def end(self, error: RemoterError, *, notifies_peer: bool = False) -> None:
+        """End this wire with a reason; `notifies_peer`: the other end hears it too."""
         if self._has_ended:
             return
         self._has_ended = True
         _log.info("A connection ends: %s", logs.reason(error))
-        if is_told:
+        if notifies_peer:
             self.send(
                 encode_message(self.stream.head(MessageType.BYE), to_json({"why": str(error)}))
             )
@@ -174,21 +176,21 @@ class Pump:
                 timer.cancel()
         self.on_end(error)
 
-    def _take(self, head: FrameHeader, body: Bytes) -> None:
+    def _on_message(self, head: FrameHeader, body: Bytes) -> None:
         _log.debug("received %r %d: %d bytes", head.type, head.number, len(body))
         whole = self.stream.receive(head, body)
         if whole is not None:
-            self._hand_on(head, whole)
+            self._deliver(head, whole)
         elif head.type is MessageType.PING:
-            self._say(MessageType.PONG)
+            self._send_control(MessageType.PONG)
         elif head.type is MessageType.PONG:
-            self._note_pong()
+            self._on_pong()
         elif head.type is MessageType.BYE:
             words = from_json(body)
             why = str(words.get("why", "The other end hung up."))
             self.end(ProtocolError(why[:LONGEST_REASON]))
 
-    def _hand_on(self, head: FrameHeader, body: Bytes) -> None:
+    def _deliver(self, head: FrameHeader, body: Bytes) -> None:
         """Hand an item on; one that cannot be taken in is passed over, and told.
 
         It has been seen, so that the other end never sends it again. If the other end should not
@@ -201,36 +203,36 @@ class Pump:
             if isinstance(error, ProtocolError):
                 raise
 
-    def _say(self, kind: MessageType) -> None:
+    def _send_control(self, kind: MessageType) -> None:
         self.send(encode_message(self.stream.head(kind)))
 
-    def give_credit(self) -> None:
+    def send_credit(self) -> None:
         """Let the other end go on, if what was kept meanwhile is much."""
-        self.stream.measure(time.monotonic())
-        if self.stream.owes_credit and not self._has_ended:
-            self._say(MessageType.ACK)
+        self.stream.update_window(time.monotonic())
+        if self.stream.needs_credit and not self._has_ended:
+            self._send_control(MessageType.ACK)
 
-    def acknowledge(self) -> None:
+    def send_ack(self) -> None:
         """Tell the other end now what is kept here."""
         self._ack_timer = None
-        if self.stream.owes_numbers and not self._has_ended:
-            self._say(MessageType.ACK)
+        if self.stream.needs_ack and not self._has_ended:
+            self._send_control(MessageType.ACK)
 
-    def _look(self) -> None:
+    def _check_alive(self) -> None:
         now = time.monotonic()
         silence = now - self._last_heard
         if silence > DEAD_AFTER:
             message = f"Nothing was heard for {silence:.0f} seconds."
             self.end(Unreachable(message))
             return
-        has_flowed = self.stream.flowed != self._flowed
-        self._flowed = self.stream.flowed
+        has_flowed = self.stream.acked_bytes != self._flowed
+        self._flowed = self.stream.acked_bytes
         is_silent = silence > PING_AFTER and now - self._last_ping > PING_AFTER
         if is_silent or (has_flowed and not self._pings_in_flight):
             self._ping()
-        self._check_timer = self.reactor.later(LOOK_EVERY, self._look)
+        self._check_timer = self.reactor.call_later(LOOK_EVERY, self._check_alive)
 
-    def _is_hushed(self) -> bool:
+    def _is_stalled(self) -> bool:
         """Has nothing come back for so long that more would probably be said to nobody?"""
         patience = max(STALLED_AFTER, 3 * (self.round_trip or 0.0))
         return bool(self._unanswered_since) and time.monotonic() - self._unanswered_since > patience
@@ -238,9 +240,9 @@ class Pump:
     def _ping(self) -> None:
         self._last_ping = time.monotonic()
         self._pings_in_flight += 1
-        self._say(MessageType.PING)
+        self._send_control(MessageType.PING)
 
-    def _note_pong(self) -> None:
+    def _on_pong(self) -> None:
         self._pings_in_flight -= 1
         if self._pings_in_flight == 0:  # or it answers an older ping
             level = (
@@ -248,7 +250,7 @@ class Pump:
             )  # the first one is the truest
             self.round_trip = self._last_heard - self._last_ping
             _log.log(level, "The round trip takes %.4f s", self.round_trip)
-            self.stream.window.note_trip(self.round_trip)
+            self.stream.window.on_round_trip(self.round_trip)
 
 
 def _raise_refused(_head: FrameHeader, _body: Bytes, error: Exception) -> None:

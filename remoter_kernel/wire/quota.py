@@ -57,7 +57,7 @@ class TransferQuota:
         self._files_told = self._others_told = self._size_told = self._tellings = 0
         self._held = 0
 
-    def use(self, entry: FileEntry) -> None:
+    def count(self, entry: FileEntry) -> None:
         """Count an entry that is told of."""
         self._tellings += 1
         if entry.kind == "file":
@@ -74,7 +74,7 @@ class TransferQuota:
         if self._tellings > TELLINGS * self._entries:
             raise ProtocolError("The same files were told of again and again.")
 
-    def give_back(self, entry: FileEntry) -> None:
+    def uncount(self, entry: FileEntry) -> None:
         """Do not count a file that is not here, and may be told of anew."""
         self._files_told -= 1
         self._size_told -= entry.size

@@ -67,32 +67,32 @@ class Reactor:
         self._is_running = False
         self.after_pass: Call = lambda: None  # made once after each round of call-backs
         self.on_bug: Callable[[Exception], None] = _raise_bug
-        self.watch(self._wakeup_in, self._hear)
+        self.add_reader(self._wakeup_in, self._on_wakeup)
 
-    def watch(self, source: Any, on_readable: Call) -> None:
+    def add_reader(self, source: Any, on_readable: Call) -> None:
         """Call back while a socket has something to read."""
         self._handlers[_source_key(source)] = on_readable
         self._poller.register(source, zmq.POLLIN)
 
-    def unwatch(self, source: Any) -> None:
+    def remove_reader(self, source: Any) -> None:
         """Stop calling back for a socket."""
         if self._handlers.pop(_source_key(source), None):
             self._poller.unregister(source)
 
-    def later(self, seconds: float, call: Call) -> Timer:
+    def call_later(self, seconds: float, call: Call) -> Timer:
         """Make a call after some seconds."""
         timer = Timer(time.monotonic() + seconds, call)
         heapq.heappush(self._timers, (timer.due, next(self._order), timer))
         return timer
 
-    def call(self, call: Call) -> None:
+    def call_soon_threadsafe(self, call: Call) -> None:
         """Have a call made in the reactor's thread; from any thread."""
         self._calls.append(call)
         # Full: it will wake up anyway. Closed: nobody is there to hear.
         with contextlib.suppress(OSError):
             self._wakeup_out.send(b"!")
 
-    def hear_signals(self) -> None:
+    def wake_on_signals(self) -> None:
         """Wake up for signals; for the main thread's reactor alone.
 
         Without this, one that comes while ZeroMQ is at work in its poll is not noticed before
@@ -108,7 +108,7 @@ class Reactor:
 
     def run_until(self, is_done: Callable[[], bool], limit: float | None = None) -> None:
         """Wait and call back until something is true, or the monotonic clock says `limit`."""
-        timer = self.later(limit - time.monotonic(), lambda: None) if limit else None
+        timer = self.call_later(limit - time.monotonic(), lambda: None) if limit else None
         while not is_done() and (limit is None or time.monotonic() < limit):
             self._one_pass()
         if timer:
@@ -124,27 +124,27 @@ class Reactor:
         self._wakeup_out.close()
 
     def _one_pass(self) -> None:
-        for source, _ in self._poller.poll(self._patience()):
+        for source, _ in self._poller.poll(self._timeout()):
             handler = self._handlers.get(_source_key(source))
             if handler:
-                self._make(handler)
+                self._run_callback(handler)
         now = time.monotonic()
         while self._timers and self._timers[0][0] <= now:
             timer = heapq.heappop(self._timers)[2]
             if timer.call:
-                self._make(timer.call)
+                self._run_callback(timer.call)
         for _ in range(len(self._calls)):
-            self._make(self._calls.popleft())
-        self._make(self.after_pass)
+            self._run_callback(self._calls.popleft())
+        self._run_callback(self.after_pass)
 
-    def _make(self, call: Call) -> None:
+    def _run_callback(self, call: Call) -> None:
         try:
             call()
         except Exception as error:  # noqa: BLE001 - one bad call must not end all others
             _log.error("A call failed; the others go on.", exc_info=error)
             self.on_bug(error)
 
-    def _patience(self) -> int | None:
+    def _timeout(self) -> int | None:
         if self._calls:
             return 0
         while self._timers and self._timers[0][2].call is None:
@@ -153,7 +153,7 @@ class Reactor:
             return None
         return max(0, int((self._timers[0][0] - time.monotonic()) * 1000) + 1)
 
-    def _hear(self) -> None:
+    def _on_wakeup(self) -> None:
         with contextlib.suppress(BlockingIOError):
             self._wakeup_in.recv(4096)
 

@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING, Any, Callable, NamedTuple
 
 from remoter_kernel.errors import ProtocolError
 from remoter_kernel.wire.destinations import Destinations, OfferedSource, find_places, read_sources
-from remoter_kernel.wire.partial_file import PartialFile, read_umask, settle
-from remoter_kernel.wire.plan import LONGEST_TOLD, MOST_TOLD, trouble_of
+from remoter_kernel.wire.partial_file import PartialFile, read_umask, set_mode_and_time
+from remoter_kernel.wire.plan import LONGEST_TOLD, MOST_TOLD, trouble_from_os
 from remoter_kernel.wire.quota import TransferQuota
-from remoter_kernel.wire.safe_paths import check_digest, names_asked_for
+from remoter_kernel.wire.safe_paths import check_requested_names, read_digest
 from remoter_kernel.wire.wire_format import (
     ACK_BODY,
     BODY_START,
@@ -31,11 +31,11 @@ from remoter_kernel.wire.wire_format import (
     FileTrouble,
     FrameType,
     TroubleCode,
-    add_trouble,
+    append_trouble,
+    entry_from_dict,
     from_body,
     number_of,
-    read_entry,
-    told_trouble,
+    trouble_from_dict,
 )
 
 if TYPE_CHECKING:
@@ -86,16 +86,16 @@ class Receiver:
         self._is_dry = is_dry
         self._size = self._files = 0
         self._handlers: dict[FrameType, Callable[[dict[str, Any]], None]] = {
-            FrameType.START: self._start,
-            FrameType.ENTRY: self._enter,
-            FrameType.END: self._end,
-            FrameType.FAILED: self._hear_failure,
-            FrameType.ERROR: self._hear_end,
+            FrameType.START: self._on_start,
+            FrameType.ENTRY: self._on_entry,
+            FrameType.END: self._on_end,
+            FrameType.FAILED: self._on_failed,
+            FrameType.ERROR: self._on_error,
         }
 
-    def run(self, duplex: FramedStream) -> None:
+    def run(self, stream: FramedStream) -> None:
         """Receive all that comes; raise Cut, or the trouble that ends it."""
-        self._stream = duplex
+        self._stream = stream
         self._mask = read_umask()
         self._sources: list[OfferedSource] = []  # as the sender tells of them
         self._destinations: Destinations | None = None  # where they go, once it has told of all
@@ -109,41 +109,41 @@ class Receiver:
         self._size = self._files = 0
         self.troubles, self.entries = [], []
         try:
-            while self._take(*self._hear()):
+            while self._on_frame(*self._recv_acking()):
                 pass
         except FileTrouble as trouble:
-            duplex.tell_end(trouble)
+            stream.send_error(trouble)
             raise
         except (ProtocolError, struct.error) as error:
             reason = str(error)
-            duplex.tell_end(FileTrouble("", reason))
+            stream.send_error(FileTrouble("", reason))
             raise ProtocolError(f"The sender said what no sender says: {reason}") from None
         finally:
             for known in self._incoming.values():
                 if known.part:
-                    known.part.keep()
-            duplex.stop()
+                    known.part.keep_for_resume()
+            stream.stop()
 
-    def _hear(self) -> tuple[FrameType, memoryview]:
-        duplex = self._stream
-        unsaid, now = duplex.received_bytes - self._acked_bytes, time.monotonic()
+    def _recv_acking(self) -> tuple[FrameType, memoryview]:
+        stream = self._stream
+        unsaid, now = stream.received_bytes - self._acked_bytes, time.monotonic()
         is_much = unsaid >= ACK_EACH and now - self._acked_at >= ACK_AFTER
-        if is_much or (unsaid and not duplex.is_heard() and not duplex.is_heard(PAUSE)):
-            self._acked_bytes, self._acked_at = duplex.received_bytes, now
-            duplex.say(FrameType.ACK, ACK_BODY.pack(self._acked_bytes, self._last_file))
-            duplex.flush()
-        return duplex.hear()
+        if is_much or (unsaid and not stream.has_input() and not stream.has_input(PAUSE)):
+            self._acked_bytes, self._acked_at = stream.received_bytes, now
+            stream.send_later(FrameType.ACK, ACK_BODY.pack(self._acked_bytes, self._last_file))
+            stream.flush()
+        return stream.recv()
 
-    def _take(self, word: FrameType, body: memoryview) -> bool:
+    def _on_frame(self, word: FrameType, body: memoryview) -> bool:
         """Deal with one frame; False: that was all."""
         if word is FrameType.DATA:
-            self._write(body)
+            self._on_data(body)
         elif word is FrameType.BODY:
-            self._begin(*BODY_START.unpack(body))
+            self._on_body(*BODY_START.unpack(body))
         elif word in self._handlers:
             self._handlers[word](from_body(body))
         elif word is FrameType.PING:
-            self._stream.say(FrameType.PONG)
+            self._stream.send_later(FrameType.PONG)
             self._stream.flush()
         elif word is FrameType.FINISH:
             self._finish()
@@ -153,10 +153,10 @@ class Receiver:
         return True
 
     @staticmethod
-    def _hear_end(words: dict[str, Any]) -> None:
-        raise told_trouble(words)
+    def _on_error(words: dict[str, Any]) -> None:
+        raise trouble_from_dict(words)
 
-    def _start(self, words: dict[str, Any]) -> None:
+    def _on_start(self, words: dict[str, Any]) -> None:
         """Hear what is coming, and find out where it will be."""
         if self._destinations:
             raise ProtocolError("A second start.")
@@ -174,7 +174,7 @@ class Receiver:
             "left_out": [str(line)[:LONGEST_TOLD] for line in lines],
         }
         names = [source.name for source in self._sources]
-        news = names_asked_for(names, self._asked) if self._asked else []
+        news = check_requested_names(names, self._asked) if self._asked else []
         places = find_places(self._sources, self._destination, self._folder)
         self.targets = places.targets
         for word, name in news:
@@ -183,37 +183,37 @@ class Receiver:
             places.prepare()
         self._destinations = places
         ready = {"place": places.root, "is_folder": places.is_folder, "dry": self._is_dry}
-        self._stream.tell(FrameType.READY, ready)
+        self._stream.send_json(FrameType.READY, ready)
 
     @property
-    def _started(self) -> Destinations:
+    def _started_destinations(self) -> Destinations:
         if self._destinations is None:
             raise ProtocolError("Something came before the start.")
         return self._destinations
 
     # --- entries ---
 
-    def _enter(self, words: dict[str, Any]) -> None:
-        places, number, entry = self._started, number_of(words), read_entry(words)
+    def _on_entry(self, words: dict[str, Any]) -> None:
+        places, number, entry = self._started_destinations, number_of(words), entry_from_dict(words)
         if number <= self._last_entry:
             raise ProtocolError(f"Entry {number} comes after entry {self._last_entry}.")
         self._last_entry = number
-        self._quota.use(entry)
+        self._quota.count(entry)
         if entry.kind == "file" and not self._is_dry:
             if len(self._incoming) >= MOST_AHEAD:
                 raise ProtocolError("More files were told of than one can remember.")
             self._incoming[number] = _IncomingFile(entry, None)
         have: dict[str, Any] = {"number": number, "size": 0, "sha256": ""}
         try:
-            self._admit(places, number, entry, have, asks=words.get("asks") is True)
+            self._create_or_expect(places, number, entry, have, asks=words.get("asks") is True)
         except FileTrouble as trouble:
             if trouble.code in {TroubleCode.UNSAFE, TroubleCode.WORDS}:
                 raise
-            self._fail(number, trouble)
+            self._fail_file(number, trouble)
         if number in self._incoming and words.get("asks") is True:
-            self._stream.tell(FrameType.HAVE, have)
+            self._stream.send_json(FrameType.HAVE, have)
 
-    def _admit(
+    def _create_or_expect(
         self,
         places: Destinations,
         number: int,
@@ -223,7 +223,7 @@ class Receiver:
         asks: bool,
     ) -> None:
         """Make a folder or a link, or know of a file that is coming; find what `have` lacks."""
-        place = places.place_of(entry)
+        place = places.path_of(entry)
         try:
             if self._is_dry:
                 self._quota.hold(entry.path, place)
@@ -236,9 +236,9 @@ class Receiver:
                 part = PartialFile(place, entry, self._mask)
                 self._incoming[number] = _IncomingFile(entry, part)
                 if asks:
-                    have["size"], have["sha256"] = part.find()
+                    have["size"], have["sha256"] = part.find_resumable()
         except OSError as error:
-            raise trouble_of(error, place) from None
+            raise trouble_from_os(error, place) from None
 
     def _make_folder(self, places: Destinations, entry: FileEntry, place: str) -> None:
         """Make a folder that can be written into; what it is to be like comes at the end."""
@@ -264,7 +264,7 @@ class Receiver:
 
     # --- bytes ---
 
-    def _begin(self, number: int, at: int) -> None:
+    def _on_body(self, number: int, at: int) -> None:
         known = self._incoming.get(number)
         if known is None or number <= self._last_file or self._current:
             raise ProtocolError(f"File {number} was never told of, or another one has not ended.")
@@ -273,10 +273,12 @@ class Receiver:
         self._current, self._remaining = number, known.entry.size - at
         self._size += at
         if known.part:
-            self._started.place_of(known.entry)  # meanwhile a link may have come on the way to it
-            self._touch(known.part.begin, at)
+            self._started_destinations.path_of(
+                known.entry
+            )  # meanwhile a link may have come on the way to it
+            self._try_on_current(known.part.open_at, at)
 
-    def _write(self, data: memoryview) -> None:
+    def _on_data(self, data: memoryview) -> None:
         known = self._incoming.get(self._current)
         if known is None:
             raise ProtocolError("Bytes came of no file.")
@@ -285,67 +287,67 @@ class Receiver:
             raise ProtocolError("More came of a file than there is.")
         if known.part and data:
             self._size += len(data)
-            self._touch(known.part.write, data)
+            self._try_on_current(known.part.write, data)
         self._on_progress(self._size, self._files)
 
-    def _end(self, words: dict[str, Any]) -> None:
+    def _on_end(self, words: dict[str, Any]) -> None:
         number = number_of(words)
         known = self._incoming.get(number)
         if known is None or number != self._current:
             raise ProtocolError(f"File {number} ends, and has not begun.")
-        digest = check_digest(words.get("sha256"))
+        digest = read_digest(words.get("sha256"))
         if known.part:
-            self._touch(known.part.finish, digest)
+            self._try_on_current(known.part.finish, digest)
         known = self._incoming.pop(number)
         if known.part:  # it did not fail just now
             self._files += 1
         else:
-            self._quota.give_back(known.entry)
+            self._quota.uncount(known.entry)
         self._current, self._last_file = 0, number
         self._on_progress(self._size, self._files)
 
-    def _touch(self, do: Callable[[Any], None], argument: Any) -> None:
+    def _try_on_current(self, do: Callable[[Any], None], argument: Any) -> None:
         """Do something with the current file; if that fails, what comes of it is dropped."""
         number = self._current
         try:
             do(argument)
         except OSError as error:
             part = self._incoming[number].part
-            self._fail(number, trouble_of(error, part.place if part else ""))
+            self._fail_file(number, trouble_from_os(error, part.place if part else ""))
         except FileTrouble as trouble:
-            self._fail(number, trouble)
+            self._fail_file(number, trouble)
 
-    def _fail(self, number: int, trouble: FileTrouble) -> None:
+    def _fail_file(self, number: int, trouble: FileTrouble) -> None:
         """Tell of one file's trouble; on a full disk nothing else would go better."""
         known = self._incoming.get(number)
         if trouble.code is TroubleCode.FULL:
             raise trouble
         if known and known.part:
-            known.part.drop()
+            known.part.discard()
             self._incoming[number] = known._replace(part=None)
         if trouble.code is not TroubleCode.DAMAGED:  # that is sent again, and the sender counts
-            add_trouble(self.troubles, trouble)
-        self._stream.tell(FrameType.FAILED, {**trouble.words(), "number": number})
+            append_trouble(self.troubles, trouble)
+        self._stream.send_json(FrameType.FAILED, {**trouble.to_dict(), "number": number})
 
-    def _hear_failure(self, words: dict[str, Any]) -> None:
+    def _on_failed(self, words: dict[str, Any]) -> None:
         """The sender could not send a file, or is to send it again."""
         number = number_of(words)
         known = self._incoming.pop(number, None)
         if known is None and (number or words.get("again")):
             raise ProtocolError(f"File {number} failed, and was never told of.")
         if known:
-            self._quota.give_back(known.entry)
+            self._quota.uncount(known.entry)
             if known.part:
-                known.part.drop()
+                known.part.discard()
         if number == self._current:
             self._current = 0
         if not words.get("again"):
-            add_trouble(self.troubles, told_trouble(words))
+            append_trouble(self.troubles, trouble_from_dict(words))
 
     def _finish(self) -> None:
         """Give the folders their modes and times, the inner ones first: all is done."""
         if self._incoming:
             raise ProtocolError("That was all, and files are missing that were told of.")
         for place, entry, before in reversed(self._folders):
-            settle(place, entry, self._mask, before)
-        self._stream.tell(FrameType.OVER, {"files": self._files, "size": self._size})
+            set_mode_and_time(place, entry, self._mask, before)
+        self._stream.send_json(FrameType.OVER, {"files": self._files, "size": self._size})

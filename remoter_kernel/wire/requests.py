@@ -205,12 +205,12 @@ class Requests:
         if request.is_over:
             self._forget(request)
         elif stage >= Stage.SENT:
-            self._note_sent(request)
+            self._on_sent(request)
         for observe in self.observers:
             observe(request, before)
         return True
 
-    def touch(self) -> None:
+    def mark_activity(self) -> None:
         """Note that something is going on."""
         self._active_at = self._clock()
 
@@ -236,7 +236,7 @@ class Requests:
         request.states_from_kernel.add(state)
         passed: list[Request] = []
         if state == BUSY:
-            passed = self._passed_by(request)
+            passed = self._finished_by(request)
             self.move(request, Stage.RUNNING, "busy")
             for each in passed:
                 self.move(each, Stage.DONE, "the kernel is at the next one")
@@ -244,7 +244,7 @@ class Requests:
             self.move(request, Stage.DONE, "idle")
         return StateChange(is_new, finished_before=[each for each in passed if not each.is_idle])
 
-    def on_said(self, name: str, state: str) -> bool:
+    def on_local_state(self, name: str, state: str) -> bool:
         """Note that this side says a state in the kernel's place; False: clients know it already.
 
         The kernel may say it later: then it is not new.
@@ -279,7 +279,7 @@ class Requests:
     # Questions ---------------------------------------------------------------------------
 
     @property
-    def is_anything_waiting(self) -> bool:
+    def has_undispatched(self) -> bool:
         """Is there a request that the kernel was not given yet?"""
         return any(request.stage < Stage.SENT for request in self._open)
 
@@ -311,7 +311,7 @@ class Requests:
         at_it = (each for each in self._at_kernel if each.is_cell or BUSY in each.states)
         return any(each.is_open and not each.is_idle for each in at_it)
 
-    def rows(self) -> list[dict[str, Any]]:
+    def describe(self) -> list[dict[str, Any]]:
         """Describe those that are not over, for people and programs: no content."""
         now = self._clock()
         return [
@@ -328,7 +328,7 @@ class Requests:
 
     # -------------------------------------------------------------------------------------
 
-    def _passed_by(self, request: Request) -> list[Request]:
+    def _finished_by(self, request: Request) -> list[Request]:
         """List what the kernel is done with, as it has begun with a later request."""
         if not request.is_in_turn or request not in self._at_kernel:
             return []
@@ -367,7 +367,7 @@ class Requests:
                 unanswered.append(each)
         return []  # it was not at the kernel, as far as is known
 
-    def _note_sent(self, request: Request) -> None:
+    def _on_sent(self, request: Request) -> None:
         if request.is_here:
             return
         if request.channel is Channel.SHELL:

@@ -76,13 +76,13 @@ def is_hidden(name: str) -> bool:
     return name.lstrip(_NOT_SEEN).startswith(".")
 
 
-def names_asked_for(names: Sequence[str], words: Sequence[str]) -> list[tuple[str, str]]:
+def check_requested_names(names: Sequence[str], words: Sequence[str]) -> list[tuple[str, str]]:
     """Check what sources are called that were asked for in these words; return whose name is news.
 
     What `.`, `..` and `~` are called, only the other side knows: each of them is one source, and
     none that is hidden. FileTrouble if a name was not asked for.
     """
-    ends = [(word, _last_name(word)) for word in words]
+    ends = [(word, _basename_of(word)) for word in words]
     asked = {end for _, end in ends if end}
     patterns = [end for end in asked if glob.has_magic(end)]
     unnamed = [word for word, end in reversed(ends) if not end]
@@ -98,7 +98,7 @@ def names_asked_for(names: Sequence[str], words: Sequence[str]) -> list[tuple[st
     return news
 
 
-def _last_name(word: str) -> str:
+def _basename_of(word: str) -> str:
     """Return what a source is called, or a pattern of that; "": only the other side knows."""
     path = posixpath.normpath(word)
     name = posixpath.basename(path)
@@ -115,7 +115,7 @@ def _unsafe(path: str) -> FileTrouble:
     return FileTrouble(path, reason, TroubleCode.UNSAFE)
 
 
-def part_name(name: str, size: int, mtime: int) -> str:
+def partial_name(name: str, size: int, mtime: int) -> str:
     """Name a file that is not whole yet: another one once its source is another."""
     identity = "\0".join([name, str(size), str(mtime)])
     digest = hashlib.sha256(os.fsencode(identity)).hexdigest()[:DIGITS]
@@ -125,7 +125,7 @@ def part_name(name: str, size: int, mtime: int) -> str:
     return f".{name}.{digest}.part"
 
 
-def check_digest(value: object) -> str:
+def read_digest(value: object) -> str:
     """Read a SHA-256 in hexadecimal digits."""
     if not isinstance(value, str) or not re.fullmatch(r"[0-9a-f]{64}", value):
         raise ProtocolError(f"{reprlib.repr(value)} is no checksum.")

@@ -21,9 +21,9 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Callable, NamedTuple
 
 from remoter_kernel.errors import ProtocolError, RemoterError
 from remoter_kernel.wire.framed_stream import Cut
-from remoter_kernel.wire.plan import Plan, PlanItem, entry_of, open_source, trouble_of
+from remoter_kernel.wire.plan import Plan, PlanItem, entry_of, open_source, trouble_from_os
 from remoter_kernel.wire.quota import GrowthAllowance
-from remoter_kernel.wire.safe_paths import check_digest
+from remoter_kernel.wire.safe_paths import read_digest
 from remoter_kernel.wire.threads import Thread
 from remoter_kernel.wire.window import ReceiveWindow
 from remoter_kernel.wire.wire_format import (
@@ -36,12 +36,12 @@ from remoter_kernel.wire.wire_format import (
     FileTrouble,
     FrameType,
     TroubleCode,
-    add_trouble,
-    frame,
+    append_trouble,
     from_body,
     number_of,
+    pack_frame,
     to_body,
-    told_trouble,
+    trouble_from_dict,
 )
 
 if TYPE_CHECKING:
@@ -98,9 +98,9 @@ class Sender:
         files = [item.entry for item in items if item.entry.kind == "file"]
         return len(files), sum(entry.size for entry in files)
 
-    def run(self, duplex: FramedStream) -> None:
+    def run(self, stream: FramedStream) -> None:
         """Send all that is not there yet; raise Cut, or the other end's trouble."""
-        self._stream = duplex
+        self._stream = stream
         self._acked_bytes = self._last_number = 0  # position dealt with there; of the last entry
         self._pinged_at = 0.0
         self._is_finished = False  # has it said that this was all?
@@ -118,53 +118,53 @@ class Sender:
         try:
             self._send()
         except Cut as cut:
-            raise self._reason(cut) from None
+            raise self._end_reason(cut) from None
         except FileTrouble as trouble:
-            duplex.tell_end(trouble)
+            stream.send_error(trouble)
             raise
         finally:
-            duplex.stop()
+            stream.stop()
             ear.join(LISTENER_ENDS_WITHIN)
 
-    def _reason(self, cut: Cut) -> RemoterError:
+    def _end_reason(self, cut: Cut) -> RemoterError:
         """Return why the stream has ended, as far as the other end has said it."""
         with self._changed:
             self._changed.wait_for(lambda: self._error, LAST_WORDS)
             return self._error or cut
 
     def _send(self) -> None:
-        duplex = self._stream
-        duplex.keepalive_frame = frame(FrameType.PING)
+        stream = self._stream
+        stream.keepalive_frame = pack_frame(FrameType.PING)
         for words in self.plan.words():
-            duplex.tell(FrameType.START, words)
+            stream.send_json(FrameType.START, words)
         ready = self._wait_for(FrameType.READY)
         place = str(ready.get("place", ""))[:MOST_PATH]
         into = f"{place.rstrip('/')}/" if ready.get("is_folder") else ""
         self.targets = [into + top["name"] if into else place for top in self.plan.tops]
         self._pinged_at = time.monotonic()
-        duplex.say(FrameType.PING)
+        stream.send_later(FrameType.PING)
         files = [place for place in self._settled if self.plan.items[place].entry.kind == "file"]
         self._size = sum(self.plan.items[place].entry.size for place in files)
         self._files = len(files)
-        told: deque[_AnnouncedFile] = deque()
+        announced: deque[_AnnouncedFile] = deque()
         left = iter(range(len(self.plan.items)))
         while True:
-            self._tell_ahead(told, left)
-            if told:
-                one = told.popleft()
+            self._announce(announced, left)
+            if announced:
+                one = announced.popleft()
                 if not ready.get("dry"):
                     self._send_one(one)
-            elif ready.get("dry") or self._is_all_dealt_with():
+            elif ready.get("dry") or self._is_all_settled():
                 break
         self._is_finished = True
-        duplex.say(FrameType.FINISH)
-        duplex.flush()
+        stream.send_later(FrameType.FINISH)
+        stream.flush()
         self._wait_for(FrameType.OVER)
 
     # --- entries ---
 
-    def _tell_ahead(self, told: deque[_AnnouncedFile], left: Iterator[int]) -> None:
-        while len(told) < AHEAD:
+    def _announce(self, announced: deque[_AnnouncedFile], left: Iterator[int]) -> None:
+        while len(announced) < AHEAD:
             place = self._next(left)
             if place is None:
                 return
@@ -173,11 +173,11 @@ class Sender:
             asks = is_file and (self._asks_always or item.entry.size >= ASK_FROM)
             self._last_number += 1
             if is_file:
-                told.append(_AnnouncedFile(self._last_number, place, item, asks))
+                announced.append(_AnnouncedFile(self._last_number, place, item, asks))
                 with self._changed:
-                    self._in_flight[self._last_number] = told[-1]
-            self._stream.say(
-                FrameType.ENTRY, to_body(item.entry.words(self._last_number, asks=asks))
+                    self._in_flight[self._last_number] = announced[-1]
+            self._stream.send_later(
+                FrameType.ENTRY, to_body(item.entry.to_dict(self._last_number, asks=asks))
             )
 
     def _next(self, left: Iterator[int]) -> int | None:
@@ -186,44 +186,48 @@ class Sender:
                 return self._resend.popleft()
         return next((place for place in left if place not in self._settled), None)
 
-    def _is_all_dealt_with(self) -> bool:
+    def _is_all_settled(self) -> bool:
         """Wait until the other end has dealt with all; False: something is to be sent again."""
         self._stream.flush()
         with self._changed:
             self._changed.wait_for(lambda: self._error or self._resend or not self._in_flight)
-            self._check()
+            self._raise_error()
             return not self._resend
 
     # --- one file ---
 
-    def _send_one(self, told: _AnnouncedFile) -> None:
-        if self._is_refused(told):
+    def _send_one(self, announced: _AnnouncedFile) -> None:
+        if self._was_refused(announced):
             return
-        entry = told.item.entry
+        entry = announced.item.entry
         try:
-            with open_source(told.item.place) as file:
+            with open_source(announced.item.place) as file:
                 about = os.fstat(file.fileno())
                 if (about.st_size, about.st_mtime_ns) == (entry.size, entry.mtime):
-                    self._send_body(told, file)
+                    self._send_body(announced, file)
                 else:  # since the plan was made
-                    self._take_back(told, TroubleCode.OTHER)
+                    self._reannounce(announced, TroubleCode.OTHER)
         except (OSError, ValueError) as error:  # of the file: the duplex raises Cut
-            self._fail(told, trouble_of(error, entry.path))
+            self._fail(announced, trouble_from_os(error, entry.path))
 
-    def _is_refused(self, told: _AnnouncedFile) -> bool:
+    def _was_refused(self, announced: _AnnouncedFile) -> bool:
         """Has the other end failed to take it? Then it need not wait for the rest."""
-        if told.number in self._in_flight:
+        if announced.number in self._in_flight:
             return False
-        self._stream.say(FrameType.FAILED, to_body({"number": told.number, "again": True}))
+        self._stream.send_later(
+            FrameType.FAILED, to_body({"number": announced.number, "again": True})
+        )
         return True
 
-    def _send_body(self, told: _AnnouncedFile, file: BinaryIO) -> None:
-        entry = told.item.entry
-        begin, digest = self._same(told, file) if told.asks else (0, hashlib.sha256())
+    def _send_body(self, announced: _AnnouncedFile, file: BinaryIO) -> None:
+        entry = announced.item.entry
+        begin, digest = (
+            self._skip_identical(announced, file) if announced.asks else (0, hashlib.sha256())
+        )
         self._size += begin
-        self._stream.say(FrameType.BODY, BODY_START.pack(told.number, begin))
-        sent = self._pour(told, file, digest, entry.size - begin)
-        if self._is_refused(told):
+        self._stream.send_later(FrameType.BODY, BODY_START.pack(announced.number, begin))
+        sent = self._send_chunks(announced, file, digest, entry.size - begin)
+        if self._was_refused(announced):
             self._size -= begin + sent
             return
         about = os.fstat(file.fileno())
@@ -231,57 +235,59 @@ class Sender:
             begin + sent != entry.size or file.read(1)
         ):
             self._size -= begin + sent
-            self._take_back(told, TroubleCode.CHANGED)
+            self._reannounce(announced, TroubleCode.CHANGED)
             return
         self._files += 1
-        words = {"number": told.number, "sha256": digest.hexdigest()}
-        self._stream.say(FrameType.END, to_body(words))
+        words = {"number": announced.number, "sha256": digest.hexdigest()}
+        self._stream.send_later(FrameType.END, to_body(words))
         self._on_progress(self._size, self._files)
 
-    def _same(self, told: _AnnouncedFile, file: BinaryIO) -> tuple[int, Any]:
+    def _skip_identical(self, announced: _AnnouncedFile, file: BinaryIO) -> tuple[int, Any]:
         """Return how many bytes need not be sent, as they are there, and their checksum."""
         self._stream.flush()
         with self._changed:
             self._changed.wait_for(
                 lambda: (
                     self._error
-                    or told.number in self._resume_points
-                    or told.number not in self._in_flight
+                    or announced.number in self._resume_points
+                    or announced.number not in self._in_flight
                 )
             )
-            self._check()
-            size, there = self._resume_points.pop(told.number, (0, ""))
+            self._raise_error()
+            size, there = self._resume_points.pop(announced.number, (0, ""))
         left, digest = size, hashlib.sha256()
-        if size and size <= told.item.entry.size:
+        if size and size <= announced.item.entry.size:
             while left and (data := file.read(min(left, READ_AT_ONCE))):
                 digest.update(data)
                 left -= len(data)
-                self._check()
+                self._raise_error()
             if not left and digest.hexdigest() == there:
                 return size, digest
         file.seek(0)
         return 0, hashlib.sha256()
 
-    def _pour(self, told: _AnnouncedFile, file: BinaryIO, digest: Any, size: int) -> int:
+    def _send_chunks(
+        self, announced: _AnnouncedFile, file: BinaryIO, digest: Any, size: int
+    ) -> int:
         """Send that many bytes of an open file, if they are wanted; return how many there were."""
         buffer = bytearray(HEAD.size + min(CHUNK, size))
         view = memoryview(buffer)
         left = size
-        while left and told.number in self._in_flight:
-            piece = self._room(min(CHUNK, left))
+        while left and announced.number in self._in_flight:
+            piece = self._wait_for_window(min(CHUNK, left))
             count = file.readinto(view[HEAD.size : HEAD.size + piece])  # type: ignore[attr-defined]
             if not count:
                 break
             whole = view[: HEAD.size + count]
             HEAD.pack_into(buffer, 0, FrameType.DATA, count)
             digest.update(whole[HEAD.size :])
-            self._stream.say_frame(whole)
+            self._stream.send_frame(whole)
             left -= count
             self._size += count
             self._on_progress(self._size, self._files)
         return size - left
 
-    def _room(self, wanted: int) -> int:
+    def _wait_for_window(self, wanted: int) -> int:
         """Wait until something may be sent; return how many bytes."""
         window = self._window
         piece = min(wanted, max(AT_LEAST, window.size // SHARE))
@@ -294,48 +300,52 @@ class Sender:
                         or self._stream.sent_bytes - self._acked_bytes + piece <= window.size
                     )
                 )
-        self._check()
+        self._raise_error()
         return piece
 
     # --- what goes wrong with one file ---
 
-    def _take_back(self, told: _AnnouncedFile, why: TroubleCode) -> None:
+    def _reannounce(self, announced: _AnnouncedFile, why: TroubleCode) -> None:
         """Tell that a file is not what it was said to be, and send it again, but not for ever."""
         try:
-            about = os.lstat(told.item.place)
+            about = os.lstat(announced.item.place)
         except (OSError, ValueError) as error:
-            self._fail(told, trouble_of(error, told.item.entry.path))
+            self._fail(announced, trouble_from_os(error, announced.item.entry.path))
             return
-        fresh = entry_of("file", told.item.entry.path, about)
-        if self._has_no_try_left(told, why):
+        fresh = entry_of("file", announced.item.entry.path, about)
+        if self._has_no_try_left(announced, why):
             reason = "it changed while it was sent, and again the second time"
-        elif not self._growth.allows(fresh.size - told.item.entry.size):
+        elif not self._growth.allows(fresh.size - announced.item.entry.size):
             reason = "it has grown far beyond what it was at the start"
         else:
             with self._changed:
-                self._in_flight.pop(told.number, None)
-                self.plan.items[told.place] = PlanItem(fresh, told.item.place)
-                self._resend.append(told.place)
-            self._stream.say(FrameType.FAILED, to_body({"number": told.number, "again": True}))
+                self._in_flight.pop(announced.number, None)
+                self.plan.items[announced.place] = PlanItem(fresh, announced.item.place)
+                self._resend.append(announced.place)
+            self._stream.send_later(
+                FrameType.FAILED, to_body({"number": announced.number, "again": True})
+            )
             return
-        self._fail(told, FileTrouble(fresh.path, reason, TroubleCode.CHANGED))
+        self._fail(announced, FileTrouble(fresh.path, reason, TroubleCode.CHANGED))
 
-    def _has_no_try_left(self, told: _AnnouncedFile, why: TroubleCode) -> bool:
-        key = (told.place, why)
+    def _has_no_try_left(self, announced: _AnnouncedFile, why: TroubleCode) -> bool:
+        key = (announced.place, why)
         self._tries[key] = self._tries.get(key, 0) + 1
         return self._tries[key] >= TRIES
 
-    def _fail(self, told: _AnnouncedFile, trouble: FileTrouble) -> None:
+    def _fail(self, announced: _AnnouncedFile, trouble: FileTrouble) -> None:
         """Go on without a file that cannot be sent."""
         with self._changed:
-            self._in_flight.pop(told.number, None)
-            self._give_up(told, trouble)
-        self._stream.say(FrameType.FAILED, to_body({**trouble.words(), "number": told.number}))
+            self._in_flight.pop(announced.number, None)
+            self._give_up(announced, trouble)
+        self._stream.send_later(
+            FrameType.FAILED, to_body({**trouble.to_dict(), "number": announced.number})
+        )
 
-    def _give_up(self, told: _AnnouncedFile, trouble: FileTrouble) -> None:
-        self._settled.add(told.place)
-        self._failed.add(told.place)
-        add_trouble(self.troubles, trouble)
+    def _give_up(self, announced: _AnnouncedFile, trouble: FileTrouble) -> None:
+        self._settled.add(announced.place)
+        self._failed.add(announced.place)
+        append_trouble(self.troubles, trouble)
 
     # --- what the other end says ---
 
@@ -343,19 +353,19 @@ class Sender:
         with self._changed:
             self._changed.wait_for(lambda: self._error or word in self._replies)
             if word not in self._replies:
-                self._check()
+                self._raise_error()
             return self._replies[word]
 
-    def _check(self) -> None:
+    def _raise_error(self) -> None:
         if self._error:
             raise self._error
 
     def _listen(self) -> None:
         try:
             while FrameType.OVER not in self._replies:
-                word, body = self._stream.hear()
+                word, body = self._stream.recv()
                 with self._changed:
-                    self._take(word, body)
+                    self._on_frame(word, body)
                     self._changed.notify_all()
         except Exception as error:  # noqa: BLE001 - whatever it is, who sends waits for it
             if not isinstance(error, RemoterError):
@@ -365,48 +375,50 @@ class Sender:
                 self._changed.notify_all()
             self._stream.stop()  # whoever waits for room in a pipe is not woken otherwise
 
-    def _take(self, word: FrameType, body: memoryview) -> None:
+    def _on_frame(self, word: FrameType, body: memoryview) -> None:
         if word is FrameType.ACK:
-            self._hear_taken(*ACK_BODY.unpack(body))
+            self._on_ack(*ACK_BODY.unpack(body))
         elif word is FrameType.HAVE:
-            self._hear_have(from_body(body))
+            self._on_have(from_body(body))
         elif word is FrameType.FAILED:
-            self._hear_failure(from_body(body))
+            self._on_failed(from_body(body))
         elif word is FrameType.PONG:
             if self._pinged_at:
-                self._window.note_trip(time.monotonic() - self._pinged_at)
+                self._window.on_round_trip(time.monotonic() - self._pinged_at)
                 self._pinged_at = 0.0
         elif word is FrameType.ERROR:
-            raise told_trouble(from_body(body))
+            raise trouble_from_dict(from_body(body))
         elif word is FrameType.READY or (word is FrameType.OVER and self._is_finished):
             self._replies[word] = from_body(body)
         elif word is not FrameType.ALIVE:
             raise ProtocolError(f"A receiver does not say {word.name}.")
 
-    def _hear_taken(self, position: int, number: int) -> None:
+    def _on_ack(self, position: int, number: int) -> None:
         if (
             not self._acked_bytes <= position <= self._stream.sent_bytes
             or number > self._last_number
         ):
             raise ProtocolError(f"Byte {position}, entry {number} were never sent.")
         self._acked_bytes = position
-        self._window.note_kept(position, time.monotonic())
+        self._window.on_acked(position, time.monotonic())
         while self._in_flight and (first := next(iter(self._in_flight))) <= number:
             self._settled.add(self._in_flight.pop(first).place)
 
-    def _hear_have(self, words: dict[str, Any]) -> None:
+    def _on_have(self, words: dict[str, Any]) -> None:
         number, size = number_of(words), number_of(words, "size")
         if number in self._in_flight:
-            self._resume_points[number] = size, check_digest(words.get("sha256")) if size else ""
+            self._resume_points[number] = size, read_digest(words.get("sha256")) if size else ""
 
-    def _hear_failure(self, words: dict[str, Any]) -> None:
-        trouble = told_trouble(words)
-        told = self._in_flight.pop(number_of(words), None)
-        if told is None:  # a folder, or a link; told in each run
+    def _on_failed(self, words: dict[str, Any]) -> None:
+        trouble = trouble_from_dict(words)
+        announced = self._in_flight.pop(number_of(words), None)
+        if announced is None:  # a folder, or a link; told in each run
             if str(trouble) not in self._reported_failures:
-                add_trouble(self.troubles, trouble)
+                append_trouble(self.troubles, trouble)
                 self._reported_failures.add(str(trouble))
-        elif trouble.code is TroubleCode.DAMAGED and not self._has_no_try_left(told, trouble.code):
-            self._resend.append(told.place)
+        elif trouble.code is TroubleCode.DAMAGED and not self._has_no_try_left(
+            announced, trouble.code
+        ):
+            self._resend.append(announced.place)
         else:
-            self._give_up(told, trouble)
+            self._give_up(announced, trouble)

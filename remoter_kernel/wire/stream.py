@@ -82,7 +82,7 @@ class Outbox(Protocol):
     def next_after(self, lane: Lane, number: int) -> OutboxEntry | None:
         """Return the first entry of a lane beyond a number."""
 
-    def forget(self, lane: Lane, number: int) -> None:
+    def ack(self, lane: Lane, number: int) -> None:
         """Hear that all entries of a lane up to a number are kept by the other end."""
 
 
@@ -121,7 +121,7 @@ class MemoryOutbox:
         place = bisect_right(numbers, number)
         return self._entries[numbers[place]] if place < len(numbers) else None
 
-    def forget(self, lane: Lane, number: int) -> None:
+    def ack(self, lane: Lane, number: int) -> None:
         """Drop what the other end has kept."""
         self.forgotten[lane] = max(self.forgotten[lane], number)
         numbers = self._numbers[lane]
@@ -198,10 +198,10 @@ class ReliableStream:
         self._credited_early.clear()
         self._received_before = dict(self.received)
 
-    def open(self, peer_has_seen: tuple[int, int]) -> None:
+    def open(self, peer_received: tuple[int, int]) -> None:
         """Go on from what the other end has seen: (bulk, urgent)."""
         self.phase = Phase.OPEN
-        self._sent = dict(zip(Lane, peer_has_seen))
+        self._sent = dict(zip(Lane, peer_received))
 
     def close(self) -> None:
         """End this wire; the conversation goes on with the next one."""
@@ -217,13 +217,13 @@ class ReliableStream:
         self, kind: MessageType, entry: OutboxEntry | None = None, begin: int = 0
     ) -> FrameHeader:
         """Return a head that carries all our numbers as they are now."""
-        self._last_ack_sent = told = self._numbers()
+        self._last_ack_sent = told = self._ack_numbers()
         if entry is None:
             return FrameHeader(kind, Channel.EVENT, 0, 0, 0, 0, *told)
         previous = self._sent[LANE[entry.channel]]
         return FrameHeader(kind, entry.channel, entry.number, previous, entry.barrier, begin, *told)
 
-    def due(self, lanes: tuple[Lane, ...] = BOTH) -> Iterator[tuple[FrameHeader, Bytes]]:
+    def frames_to_send(self, lanes: tuple[Lane, ...] = BOTH) -> Iterator[tuple[FrameHeader, Bytes]]:
         """Yield what may be sent now: urgent things first, bulk as far as credit goes."""
         if self.phase is not Phase.OPEN:
             return
@@ -252,11 +252,11 @@ class ReliableStream:
         return head, memoryview(entry.body)[begin:] if begin else entry.body
 
     @property
-    def said(self) -> tuple[int, ...]:
+    def last_sent(self) -> tuple[int, ...]:
         """The last numbers that were sent on any wire, ever: (bulk, urgent)."""
         return tuple(self._ever_sent.values())
 
-    def has_left(self, lane: Lane, number: int) -> bool:
+    def was_sent(self, lane: Lane, number: int) -> bool:
         """Was this entry of ours sent on any wire, ever?"""
         return number <= self._ever_sent[lane]
 
@@ -268,7 +268,7 @@ class ReliableStream:
         self._credit = max(self._credit, head.credit)
         for lane, kept in zip(Lane, (head.acked_bulk, head.acked_urgent)):
             if kept:
-                self.outbox.forget(lane, kept)
+                self.outbox.ack(lane, kept)
         lane = LANE[head.channel]
         is_item = head.type is MessageType.ITEM or head.type is MessageType.PART
         if not is_item or head.number <= self.received[lane]:
@@ -289,9 +289,9 @@ class ReliableStream:
             raise ProtocolError(message)
         if head.offset < heard:
             return None
-        self._admit(lane, heard, len(body))
+        self._count_received(lane, heard, len(body))
         if head.type is MessageType.PART:
-            self._hold(lane, number, body)
+            self._add_partial(lane, number, body)
             return None
         self.received[lane] = number
         if half is None:
@@ -302,7 +302,7 @@ class ReliableStream:
         self._acked_bytes -= self._credited_early.pop(number, 0)
         return memoryview(half).toreadonly()
 
-    def _hold(self, lane: Lane, number: int, body: Bytes) -> None:
+    def _add_partial(self, lane: Lane, number: int, body: Bytes) -> None:
         """Put a slice behind those that are here of its item."""
         _, half = self._partial_in.setdefault(lane, (number, bytearray()))
         half += body
@@ -311,7 +311,7 @@ class ReliableStream:
             self._credited_early[number] = self._credited_early.get(number, 0) + len(body)
             self._acked_bytes += len(body)
 
-    def _admit(self, lane: Lane, heard: int, size: int) -> None:
+    def _count_received(self, lane: Lane, heard: int, size: int) -> None:
         """Take so many more bytes of an item, of which some were heard: within our bounds."""
         if heard + size > self.most_item:
             most = f"{self.most_item / 1e6:,.0f} MB"
@@ -323,32 +323,32 @@ class ReliableStream:
                 raise Overrun("The other end sent more than it was given credit for.", FRESH)
             self._received_bytes += size
 
-    def keep(self, lane: Lane, number: int, size: int) -> None:
+    def ack(self, lane: Lane, number: int, size: int) -> None:
         """Note that an item and all before it in its lane are kept; `size` is its bytes."""
         self.acked[lane] = max(self.acked[lane], number)
         if lane is Lane.BULK and number > self._received_before[lane]:
             self._acked_bytes += size
 
     @property
-    def flowed(self) -> int:
+    def acked_bytes(self) -> int:
         """Bulk bytes that this wire has carried here."""
         return self._acked_bytes
 
-    def measure(self, now: float) -> None:
+    def update_window(self, now: float) -> None:
         """Let the window follow what the path carries; `now` is in seconds."""
-        self.window.note_kept(self._acked_bytes, now)
+        self.window.on_acked(self._acked_bytes, now)
 
     @property
-    def owes_numbers(self) -> bool:
+    def needs_ack(self) -> bool:
         """Has anything been kept that the other end has not been told?"""
-        return self.phase is Phase.OPEN and self._last_ack_sent != self._numbers()
+        return self.phase is Phase.OPEN and self._last_ack_sent != self._ack_numbers()
 
     @property
-    def owes_credit(self) -> bool:
+    def needs_credit(self) -> bool:
         """Is the other end likely to run out of credit soon?"""
         more = self._acked_bytes + self.window.size - self._last_ack_sent[2]
         return self.phase is Phase.OPEN and more > self.window.size // 4
 
-    def _numbers(self) -> tuple[int, int, int]:
+    def _ack_numbers(self) -> tuple[int, int, int]:
         self._granted_credit = max(self._granted_credit, self._acked_bytes + self.window.size)
         return (*self.acked.values(), self._granted_credit)  # type: ignore[return-value]

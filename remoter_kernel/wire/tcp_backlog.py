@@ -15,7 +15,7 @@ from pathlib import Path
 CONNECTIONS = Path("/proc/net/tcp")
 
 
-def is_on_its_way(sender: int, receiver: int) -> bool:
+def has_bytes_in_flight(sender: int, receiver: int) -> bool:
     """Do bytes wait on the way from one port to another? False where no system tells it."""
     try:
         lines = CONNECTIONS.read_text(encoding="ascii").splitlines()[1:]
@@ -33,7 +33,7 @@ def is_on_its_way(sender: int, receiver: int) -> bool:
     return False
 
 
-def ports_of(handle: int) -> tuple[int, int]:
+def connection_ports(handle: int) -> tuple[int, int]:
     """Return the other port and our own of a connection that ZeroMQ has; zeros if unknown."""
     if not sys.platform.startswith("linux"):
         return 0, 0

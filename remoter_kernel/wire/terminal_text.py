@@ -45,8 +45,8 @@ def _collapse_line(line: str, *, is_first: bool, is_plain: bool) -> tuple[str, b
     kept: list[tuple[str, int]] = []  # strokes that may still be covered, and their widths
     done: list[str] = []  # strokes that stay
     for number, said in enumerate(line.split("\r")):
-        stroke = _go_back(said)
-        width = _width(stroke)
+        stroke = _apply_backspaces(said)
+        width = _segment_width(stroke)
         while kept and width >= kept[-1][1] and len(stroke) >= len(kept[-1][0]):
             kept.pop()
         kept.append((stroke, width))
@@ -58,7 +58,7 @@ def _collapse_line(line: str, *, is_first: bool, is_plain: bool) -> tuple[str, b
     return "\r".join(done + [stroke for stroke, _ in kept]), is_plain
 
 
-def _width(stroke: str) -> int:
+def _segment_width(stroke: str) -> int:
     """Count the columns of a stroke; -1 if it does more than fill columns."""
     if stroke.isascii() and stroke.isprintable():
         return len(stroke)
@@ -80,7 +80,7 @@ def _is_plain_after(stroke: str, *, is_plain: bool) -> bool:
     return colours[-1] in _RESET if colours else is_plain
 
 
-def _go_back(stroke: str) -> str:
+def _apply_backspaces(stroke: str) -> str:
     r"""Leave out what `\b` goes back to and the same stroke covers: `a\bb` is `b`."""
     if "\b" not in stroke:
         return stroke

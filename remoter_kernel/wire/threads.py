@@ -25,7 +25,7 @@ class ThreadEndedError(BaseException):
     """A thread without which a process cannot go on has ended; no loop goes on after that."""
 
 
-def end_with(error: BaseException) -> None:
+def end_loop_with(error: BaseException) -> None:
     """End the loop in which this is called, and with it the process: a thread of it has died."""
     message = f"A thread ended: {type(error).__name__}: {error}"
     raise ThreadEndedError(message) from error
@@ -68,7 +68,7 @@ class Worker:
         self._is_started = False
         self._logged = ""
 
-    def do(
+    def submit(
         self,
         job: Callable[[], Result],
         then: Callable[[Result], None] = lambda _result: None,
@@ -78,7 +78,7 @@ class Worker:
         if not self._is_started:
             self._is_started = True
             self._thread.start()
-        self._jobs.put(partial(self._do, job, then, on_error))
+        self._jobs.put(partial(self._run_job, job, then, on_error))
 
     def close(self, seconds: float | None = None) -> None:
         """Take no more, and wait (a while, perhaps) for what is to be done yet."""
@@ -90,7 +90,7 @@ class Worker:
         while (job := self._jobs.get()) is not None:
             job()
 
-    def _do(
+    def _run_job(
         self,
         job: Callable[[], Result],
         then: Callable[[Result], None],

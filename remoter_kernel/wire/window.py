@@ -49,11 +49,11 @@ class ReceiveWindow:
         self._round = (0.0, 0.0)
         self._samples.clear()
 
-    def note_trip(self, seconds: float) -> None:
+    def on_round_trip(self, seconds: float) -> None:
         """Hear how long a round trip took."""
         self.shortest = min(seconds, self.shortest or seconds)
 
-    def note_kept(self, position: int, now: float) -> None:
+    def on_acked(self, position: int, now: float) -> None:
         """Hear that all bytes of this wire up to a position have been kept."""
         grains = self._samples
         before = grains[-1][1] if grains else 0

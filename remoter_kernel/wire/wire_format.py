@@ -69,28 +69,28 @@ class TroubleCode(IntEnum):
 
 
 class FileTrouble(RemoterError):
-    """Something is wrong with a file; `is_told`: at the other end, which has told us."""
+    """Something is wrong with a file; `is_from_peer`: at the other end, which has told us."""
 
     def __init__(
         self,
         path: str,
         reason: str,
-        trouble: TroubleCode = TroubleCode.OTHER,
+        code: TroubleCode = TroubleCode.OTHER,
         *,
-        is_told: bool = False,
+        is_from_peer: bool = False,
     ) -> None:
         super().__init__(f"{path}: {reason}")
         self.path = path
         self.reason = reason
-        self.code = trouble
-        self.is_from_peer = is_told
+        self.code = code
+        self.is_from_peer = is_from_peer
 
-    def words(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """Return what the other end is told."""
         return {"path": self.path, "reason": self.reason, "trouble": int(self.code)}
 
 
-def told_trouble(words: dict[str, Any]) -> FileTrouble:
+def trouble_from_dict(words: dict[str, Any]) -> FileTrouble:
     """Read what the other end tells of a trouble."""
     try:
         trouble = TroubleCode(words["trouble"])
@@ -98,17 +98,17 @@ def told_trouble(words: dict[str, Any]) -> FileTrouble:
         trouble = TroubleCode.OTHER
     path = str(words.get("path", ""))[:MOST_PATH]
     reason = str(words.get("reason", ""))[:LONGEST_REASON]
-    return FileTrouble(path, reason, trouble, is_told=True)
+    return FileTrouble(path, reason, trouble, is_from_peer=True)
 
 
-def add_trouble(troubles: list[FileTrouble], trouble: FileTrouble) -> None:
+def append_trouble(troubles: list[FileTrouble], trouble: FileTrouble) -> None:
     """Remember one file's trouble; FileTrouble ends it all once there are too many."""
     if len(troubles) < MOST_TROUBLES:
         troubles.append(trouble)
         return
     first = troubles[0]
     reason = f"{first.reason}; {MOST_TROUBLES:,} others had trouble, too, and the rest is left"
-    raise FileTrouble(first.path, reason, first.code, is_told=trouble.is_from_peer)
+    raise FileTrouble(first.path, reason, first.code, is_from_peer=trouble.is_from_peer)
 
 
 @dataclass(frozen=True)
@@ -122,21 +122,21 @@ class FileEntry:
     mode: int | None = None  # permission bits; None: the sender's system has none
     target: str = ""  # of a link, as seen from its own folder
 
-    def words(self, number: int, *, asks: bool) -> dict[str, Any]:
+    def to_dict(self, number: int, *, asks: bool) -> dict[str, Any]:
         """Return what is said of it; `asks`: how much of it is there already?"""
         return {**vars(self), "number": number, "asks": asks}
 
 
-def read_entry(words: dict[str, Any]) -> FileEntry:
+def entry_from_dict(words: dict[str, Any]) -> FileEntry:
     """Read what is said of an entry; ProtocolError if that is nonsense."""
     mode = words.get("mode")
     entry = FileEntry(
-        path=_of_kind(words, "path", str),
-        kind=_of_kind(words, "kind", str),
-        size=_of_kind(words, "size", int),
-        mtime=_of_kind(words, "mtime", int),
-        mode=None if mode is None else _of_kind(words, "mode", int) & 0o777,
-        target=_of_kind(words, "target", str),
+        path=_typed(words, "path", str),
+        kind=_typed(words, "kind", str),
+        size=_typed(words, "size", int),
+        mtime=_typed(words, "mtime", int),
+        mode=None if mode is None else _typed(words, "mode", int) & 0o777,
+        target=_typed(words, "target", str),
     )
     if entry.kind not in {"file", "folder", "link"}:
         raise ProtocolError(f"There is no entry of the kind {reprlib.repr(entry.kind)}.")
@@ -149,13 +149,13 @@ def read_entry(words: dict[str, Any]) -> FileEntry:
 
 def number_of(words: dict[str, Any], key: str = "number") -> int:
     """Read a number that cannot be negative."""
-    number: int = _of_kind(words, key, int)
+    number: int = _typed(words, key, int)
     if number < 0:
         raise ProtocolError(f"{key} is {reprlib.repr(number)}.")
     return number
 
 
-def _of_kind(words: dict[str, Any], key: str, kind: type) -> Any:
+def _typed(words: dict[str, Any], key: str, kind: type) -> Any:
     value = words.get(key)
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
         raise ProtocolError(f"What is called {key} is {reprlib.repr(value)}.")
@@ -178,12 +178,12 @@ def from_body(body: bytes | memoryview) -> dict[str, Any]:
     return words
 
 
-def frame(word: FrameType, body: bytes | memoryview = b"") -> bytes:
+def pack_frame(word: FrameType, body: bytes | memoryview = b"") -> bytes:
     """Put a frame together."""
     return HEAD.pack(word, len(body)) + body
 
 
-def read_head(head: bytes | bytearray | memoryview, at: int = 0) -> tuple[FrameType, int]:
+def unpack_head(head: bytes | bytearray | memoryview, at: int = 0) -> tuple[FrameType, int]:
     """Read a frame's head: which word, and how many bytes follow."""
     number, size = HEAD.unpack_from(head, at)
     try:

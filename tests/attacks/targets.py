@@ -44,14 +44,20 @@ from remoter_kernel.wire.frames import (
     to_json,
     unpack_parts,
 )
-from remoter_kernel.wire.journal_entries import JournalEntry, encode_said, split_said
+from remoter_kernel.wire.journal_entries import JournalEntry, encode_entry, split_entries
 from remoter_kernel.wire.messages import MessageSigner, content_of, header_of, parts_of
 from remoter_kernel.wire.output_backlog import OutputBacklog
 from remoter_kernel.wire.pump import Pump
 from remoter_kernel.wire.safe_paths import safe_names, safe_target
 from remoter_kernel.wire.stream import MemoryOutbox, ReliableStream
 from remoter_kernel.wire.terminal_text import collapse
-from remoter_kernel.wire.wire_format import FileEntry, FileTrouble, from_body, read_entry, to_body
+from remoter_kernel.wire.wire_format import (
+    FileEntry,
+    FileTrouble,
+    entry_from_dict,
+    from_body,
+    to_body,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -110,7 +116,7 @@ WELCOME = encode_message(
     FrameHeader(MessageType.WELCOME), to_json({"seen": [1, 2], "begin": [3, 4], "id": "x"})
 )
 SAID = b"".join(
-    encode_said(JournalEntry(number, 1e9, channel, is_front, b"frontone", body))
+    encode_entry(JournalEntry(number, 1e9, channel, is_front, b"frontone", body))
     for number, (channel, is_front, body) in enumerate(
         ((Channel.SHELL, True, REQUEST), (Channel.IOPUB, False, MESSAGES[0])), 1
     )
@@ -120,7 +126,7 @@ SAID = b"".join(
 class Timers:
     """What a pump needs of a reactor: nothing is ever due."""
 
-    def later(self, _seconds: float, _call: Any) -> Any:
+    def call_later(self, _seconds: float, _call: Any) -> Any:
         return self
 
     def cancel(self) -> None:
@@ -143,7 +149,7 @@ def pump(data: bytes) -> None:
     end = Pump(Timers(), talk, lambda _frame: None)  # type: ignore[arg-type]
     end.start((0, 0))
     end.on_item = lambda head, body: list.clear(parts_of(head.channel, body))
-    end.hear(data)
+    end.on_frame(data)
 
 
 def item(data: bytes) -> None:
@@ -193,8 +199,8 @@ def waiting(data: bytes) -> None:
     queue = OutputBacklog(100)
     for number, body in enumerate((MESSAGES[0], data, MESSAGES[0]), 1):
         queue.add(number, None, unpack_parts(body))
-    queue.interrupt("a1")
-    while queue.take():
+    queue.limit_text("a1")
+    while queue.pop():
         pass
 
 
@@ -310,7 +316,7 @@ TARGETS = (
     Target(
         "headers", header_of, tuple(bytes(unpack_parts(each)[4]) for each in MESSAGES), share=90
     ),
-    Target("records on their way", split_said, (SAID,), share=90),
+    Target("records on their way", split_entries, (SAID,), share=90),
     Target("answers of inquiries", reading, (SAID,), (RemoterError,), share=40),
     Target("transcript, story, log, verdict", told, (*MESSAGES, REPLY, *NOTES), (), share=10),
     Target("what waits", waiting, MESSAGES, share=10),
@@ -356,8 +362,8 @@ TARGETS = (
     ),
     Target(
         "entries of files",
-        lambda data: read_entry(from_body(data)),
-        (to_body(FileEntry("a/b", size=9, mode=0o644).words(1, asks=False)),),
+        lambda data: entry_from_dict(from_body(data)),
+        (to_body(FileEntry("a/b", size=9, mode=0o644).to_dict(1, asks=False)),),
         share=40,
     ),
     Target("survey", parse_probe, (SURVEY,), (RemoteLacks,), share=15),

@@ -26,7 +26,7 @@ from remoter_kernel.wire.frames import (
     pack_parts,
     to_json,
 )
-from remoter_kernel.wire.journal_entries import JournalEntry, encode_said
+from remoter_kernel.wire.journal_entries import JournalEntry, encode_entry
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -255,7 +255,7 @@ def answers(*data: bytes, journal: Any = 5000) -> Callable[[dict[str, Any]], Any
 
 def record(size: int, body: bytes = b"", number: int = 1) -> bytes:
     """A record that claims a size."""
-    said = bytearray(encode_said(JournalEntry(number, 0.0, Channel.IOPUB, False, bytes(8), body)))
+    said = bytearray(encode_entry(JournalEntry(number, 0.0, Channel.IOPUB, False, bytes(8), body)))
     said[-len(body) - 8 : len(said) - len(body)] = struct.pack("!Q", size)
     return bytes(said)
 

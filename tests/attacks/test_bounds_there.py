@@ -49,7 +49,7 @@ class Behind:
 
     def __init__(self, folder: Path) -> None:
         self.reactor = Reactor()
-        self.journal = Journal(folder / "journal", self.reactor.call)
+        self.journal = Journal(folder / "journal", self.reactor.call_soon_threadsafe)
         self.journal.open()
         self.door = Listener(self.reactor, AnySession(), self.journal)  # type: ignore[arg-type]
         self.door.on_item = self._keep
@@ -71,10 +71,10 @@ class Behind:
         def append() -> None:
             self.journal.append(Channel.IOPUB, body)
 
-        self.reactor.call(append)
+        self.reactor.call_soon_threadsafe(append)
 
     def close(self) -> None:
-        self.reactor.call(self.reactor.stop)
+        self.reactor.call_soon_threadsafe(self.reactor.stop)
         self._thread.join()
         self.journal.close()
         self.door.close("It is over.")

@@ -46,7 +46,7 @@ class Page:
         self.kernels: list[tuple[str, str]] = []  # whose question, what was typed
         self.ours: queue.SimpleQueue[str | Exception] = queue.SimpleQueue()
         self._number = count()
-        reactor: Any = SimpleNamespace(call=lambda do: do())
+        reactor: Any = SimpleNamespace(call_soon_threadsafe=lambda do: do())
         mouth: Any = SimpleNamespace(ask=self._ask, publish=self._publish)
         self.cells = [self.cell()]
         self.asker = StdinPrompter(reactor, mouth, lambda: self.cells)

@@ -26,7 +26,7 @@ from remoter_kernel.wire import partial_file as parts
 from remoter_kernel.wire.framed_stream import Cut, FramedStream
 from remoter_kernel.wire.plan import make_plan
 from remoter_kernel.wire.receiver import Receiver
-from remoter_kernel.wire.safe_paths import part_name
+from remoter_kernel.wire.safe_paths import partial_name
 from remoter_kernel.wire.sender import Sender
 from remoter_kernel.wire.wire_format import (
     ACK_BODY,
@@ -39,7 +39,7 @@ from remoter_kernel.wire.wire_format import (
     FileTrouble,
     FrameType,
     TroubleCode,
-    frame,
+    pack_frame,
     to_body,
 )
 from tests.real_jupyter import wait_for
@@ -54,15 +54,17 @@ if TYPE_CHECKING:
 __all__ = ["dst", "src"]  # fixtures
 
 MIB = 1024 * 1024
-FINISH = frame(FrameType.FINISH)
+FINISH = pack_frame(FrameType.FINISH)
 
 
 def words(word: FrameType, **said: Any) -> bytes:
-    return frame(word, to_body(said))
+    return pack_frame(word, to_body(said))
 
 
 def folder(path: str, number: int, **said: Any) -> bytes:
-    return words(FrameType.ENTRY, **{**FileEntry(path, "folder").words(number, asks=False), **said})
+    return words(
+        FrameType.ENTRY, **{**FileEntry(path, "folder").to_dict(number, asks=False), **said}
+    )
 
 
 def mode(path: Path) -> int:
@@ -345,7 +347,7 @@ def test_a_cut_leaves_no_folder_more_closed_than_it_would_have_been(src: Path, d
 
 
 def planted(dst: Path, size: int) -> Path:
-    return dst / part_name("top", size, 0)
+    return dst / partial_name("top", size, 0)
 
 
 def told(content: bytes, *, asks: bool) -> bytes:
@@ -460,7 +462,7 @@ MORE = {
     "bytes": [entry("top/a", 2, bytes(130 * 1000), size=2**40)],
     "the same file again": [entry("top/a", number) for number in range(2, 9)],
     "the same file taken back": [
-        words(FrameType.ENTRY, **FileEntry("top/a").words(number, asks=False))
+        words(FrameType.ENTRY, **FileEntry("top/a").to_dict(number, asks=False))
         + words(FrameType.FAILED, number=number, again=True)
         for number in range(2, 99)
     ],
@@ -480,11 +482,11 @@ def test_more_than_was_told_of_ends_the_transfer(dst: Path, what: str) -> None:
 def test_bytes_of_what_was_refused_are_counted_too(dst: Path) -> None:
     """The sender sends a small file, whose place is taken, without end."""
     (dst / "top").mkdir()
-    whole = frame(FrameType.DATA, bytes(1000)) * 100
+    whole = pack_frame(FrameType.DATA, bytes(1000)) * 100
     said = start("top", is_folder=False) + words(
-        FrameType.ENTRY, **FileEntry("top", size=10).words(1, asks=False)
+        FrameType.ENTRY, **FileEntry("top", size=10).to_dict(1, asks=False)
     )
-    error = say(said + frame(FrameType.BODY, BODY_START.pack(1, 0)) + whole, dst, "top")
+    error = say(said + pack_frame(FrameType.BODY, BODY_START.pack(1, 0)) + whole, dst, "top")
     assert isinstance(error, ProtocolError)
     assert "More came of a file" in str(error)
 
@@ -568,7 +570,7 @@ FLOODS = {
     "paths": lambda: [
         start("top"),
         *(
-            words(FrameType.ENTRY, **FileEntry(f"top/{HUGE}").words(number, asks=False))
+            words(FrameType.ENTRY, **FileEntry(f"top/{HUGE}").to_dict(number, asks=False))
             for number in range(1, 300)
         ),
     ],
@@ -616,9 +618,10 @@ def test_a_place_that_a_receiver_names_is_not_kept_for_each_source(src: Path) ->
 def test_one_file_is_open_at_a_time(dst: Path) -> None:
     """The sender begins one file after the other and ends none, until no more can be opened."""
     told = [
-        words(FrameType.ENTRY, **FileEntry(f"top/{n}").words(n, asks=False)) for n in range(2, 500)
+        words(FrameType.ENTRY, **FileEntry(f"top/{n}").to_dict(n, asks=False))
+        for n in range(2, 500)
     ]
-    begun = [frame(FrameType.BODY, BODY_START.pack(number, 0)) for number in range(2, 500)]
+    begun = [pack_frame(FrameType.BODY, BODY_START.pack(number, 0)) for number in range(2, 500)]
     error = say(start("top") + folder("top", 1) + b"".join([*told, *begun]), dst, "top")
     assert isinstance(error, ProtocolError)
     assert "has not ended" in str(error)
@@ -668,15 +671,15 @@ def nonsense(own: list[FrameType]) -> some.SearchStrategy[bytes]:
     places = [0, 1, 4, 100, 2**63, 2**64 - 1]
     return some.one_of(
         some.builds(
-            lambda word, said: frame(word, to_body(said)),
+            lambda word, said: pack_frame(word, to_body(said)),
             word,
             some.dictionaries(some.sampled_from(KEYS), JUNK, max_size=6),
         ),
-        some.builds(frame, word, some.binary(max_size=20)),
+        some.builds(pack_frame, word, some.binary(max_size=20)),
         some.builds(
             lambda path, kind, target, said: words(
                 FrameType.ENTRY,
-                **{**FileEntry(path, kind, 4, 0, 0o777, target).words(9, asks=True), **said},
+                **{**FileEntry(path, kind, 4, 0, 0o777, target).to_dict(9, asks=True), **said},
             ),
             some.sampled_from(NAMES),
             some.sampled_from(["file", "folder", "link"]),
@@ -691,7 +694,7 @@ def nonsense(own: list[FrameType]) -> some.SearchStrategy[bytes]:
             some.dictionaries(some.sampled_from(["size", "sha256", "trouble", "path"]), JUNK),
         ),
         some.builds(
-            lambda word, number, at: frame(word, BODY_START.pack(number, at)),
+            lambda word, number, at: pack_frame(word, BODY_START.pack(number, at)),
             some.sampled_from([each for each in (FrameType.BODY, FrameType.ACK) if each in own]),
             number | some.sampled_from(places),
             some.sampled_from(places),
@@ -711,11 +714,11 @@ SENT = [
 ]
 REPLIED = [
     words(FrameType.READY, place="/x", is_folder=True, dry=False),
-    frame(FrameType.PONG),
+    pack_frame(FrameType.PONG),
     words(FrameType.HAVE, number=2, size=1, sha256="0" * 64),
     words(FrameType.HAVE, number=3, size=0, sha256=""),
     words(FrameType.FAILED, number=2, path="a", reason="no", trouble=7),
-    frame(FrameType.ACK, ACK_BODY.pack(0, 0)),
+    pack_frame(FrameType.ACK, ACK_BODY.pack(0, 0)),
 ]
 
 
@@ -866,7 +869,7 @@ def test_nonsense_is_answered_in_words(said: bytes) -> None:
     code = "from remoter_kernel.daemon.transfer_command import main; main()"
     ran = subprocess.run(
         [sys.executable, "-c", code],
-        input=frame(FrameType.WISH, said),
+        input=pack_frame(FrameType.WISH, said),
         capture_output=True,
         check=True,
         timeout=30,

@@ -16,7 +16,7 @@ from remoter_kernel.front.session import machine, notebook_path
 from remoter_kernel.front.session.machine import LivenessLock, laptop_id, living_fronts
 from remoter_kernel.front.session.notebook_identity import NotebookIdentity
 from remoter_kernel.front.session.notebook_path import cells_of, is_notebook
-from remoter_kernel.wire.messages import source_mark
+from remoter_kernel.wire.messages import source_hash
 from tests.real_jupyter import wait_for
 
 if TYPE_CHECKING:
@@ -180,7 +180,7 @@ def test_code_is_known_by_its_text_too(tmp_path):
     sources = ["a = 1\nb = 2\n", ["a = 1\r\n", "b = 2"], "c", "", " \n", 5, None]
     path.write_text(json.dumps({"cells": [{"cell_type": "code", "source": s} for s in sources]}))
     first, second, third = cells_of(path)
-    assert first == second == source_mark("a = 1\nb = 2")
+    assert first == second == source_hash("a = 1\nb = 2")
     assert third != first
 
 

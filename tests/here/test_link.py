@@ -29,7 +29,7 @@ class Calls:
     def __init__(self) -> None:
         self.timers: list[Any] = []
 
-    def later(self, _seconds: float, call: Any) -> Any:
+    def call_later(self, _seconds: float, call: Any) -> Any:
         self.timers.append(call)
         return SimpleNamespace(cancel=lambda: None, due=0.0)
 
@@ -90,7 +90,7 @@ def test_what_was_confirmed_and_is_not_known_any_more_is_lost_there(greeted: Gre
     link = greeted.link
     numbers = [link.say(Channel.SHELL, [b"", b"{}", b"{}", b"{}", b"{}"]) for _ in range(4)]
     link._stream._ever_sent[Lane.BULK] = numbers[2]
-    link._outbox.forget(Lane.BULK, numbers[2])
+    link._outbox.ack(Lane.BULK, numbers[2])
     greeted.hear([numbers[0], 0])
     assert [link.is_lost_there(Channel.SHELL, each) for each in numbers] == [
         *(False, True, True),

@@ -155,7 +155,7 @@ def test_all_are_told_in_an_evaluator(tmp_path: Path, monkeypatch: pytest.Monkey
     folder = tmp_path / "7f3a9c"
     folder.mkdir(mode=0o700)
     reactor, session = Reactor(), Session(folder)
-    journal = Journal(folder / "journal", reactor.call)
+    journal = Journal(folder / "journal", reactor.call_soon_threadsafe)
     journal.open()
     door = Listener(reactor, session, journal)
     journal.lowest_acked = door.lowest_acked
@@ -164,7 +164,7 @@ def test_all_are_told_in_an_evaluator(tmp_path: Path, monkeypatch: pytest.Monkey
     for name in ("signal", "pthread_sigmask"):
         monkeypatch.setattr(signal, name, lambda *_: None)
     monkeypatch.setattr(KernelProcess, "start", lambda _self, **_: None)
-    monkeypatch.setattr(reactor, "hear_signals", lambda: None)
+    monkeypatch.setattr(reactor, "wake_on_signals", lambda: None)
     supervisor = Supervisor(reactor, session, journal, door, session_request={}, umask=0o077)
     looks = 0
 

@@ -35,12 +35,12 @@ class Clock:
         self._timers: list[tuple[float, int, Timer]] = []
         self._order = itertools.count()
 
-    def later(self, seconds: float, call: Callable[[], None]) -> Timer:
+    def call_later(self, seconds: float, call: Callable[[], None]) -> Timer:
         timer = Timer(self.now + seconds, call)
         heapq.heappush(self._timers, (timer.due, next(self._order), timer))
         return timer
 
-    def call(self, call: Callable[[], None]) -> None:
+    def call_soon_threadsafe(self, call: Callable[[], None]) -> None:
         call()
 
     def stop(self) -> None:

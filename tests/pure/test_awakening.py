@@ -19,7 +19,7 @@ class World:
         awakening = SuspendDetector(self, self.wake, lambda: self.now)  # type: ignore[arg-type]
         awakening.start()
 
-    def later(self, seconds: float, call: Any) -> None:
+    def call_later(self, seconds: float, call: Any) -> None:
         assert seconds == POLL_EVERY
         self.call = call
 

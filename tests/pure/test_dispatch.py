@@ -94,7 +94,7 @@ class Evaluator:
         self.disk, self.kernel = Disk(), Kernel()
         self.timers: list = []
         door: Any = SimpleNamespace(
-            reactor=SimpleNamespace(later=self._later),
+            reactor=SimpleNamespace(call_later=self._later),
             limit_output=lambda _cells: None,
             flush_now=False,
         )

@@ -16,9 +16,9 @@ from remoter_kernel.wire.partial_file import wanted_mode
 from remoter_kernel.wire.quota import GROWS, GrowthAllowance, TransferQuota
 from remoter_kernel.wire.safe_paths import (
     LONGEST,
-    check_digest,
-    names_asked_for,
-    part_name,
+    check_requested_names,
+    partial_name,
+    read_digest,
     safe_names,
     safe_target,
 )
@@ -31,12 +31,12 @@ from remoter_kernel.wire.wire_format import (
     FileTrouble,
     FrameType,
     TroubleCode,
-    add_trouble,
+    append_trouble,
+    entry_from_dict,
     from_body,
-    read_entry,
-    read_head,
     to_body,
-    told_trouble,
+    trouble_from_dict,
+    unpack_head,
 )
 
 EVIL = ["../../.bashrc", "/etc/passwd", "a/../../b", "a//b", "", ".", "..", "a/.", "a\0b", "a/"]
@@ -120,41 +120,41 @@ def test_a_link_leads_nowhere_by_other_slashes_either(target):
     ],
 )
 def test_a_source_is_called_as_it_was_asked_for(name, word):
-    assert names_asked_for([name], ["other", word]) == []
+    assert check_requested_names([name], ["other", word]) == []
     for stranger in ("neither", ".profile"):
         with pytest.raises(FileTrouble) as refused:
-            names_asked_for([stranger], ["other", word])
+            check_requested_names([stranger], ["other", word])
         assert refused.value.code is TroubleCode.UNSAFE
 
 
 @pytest.mark.parametrize("word", [".", "./", "..", "../..", "a/..", "~", "~ada", "~/..", "", "/"])
 def test_what_is_called_as_only_the_other_side_knows_is_one_source_that_is_not_hidden(word):
-    assert names_asked_for(["other", "ada"], ["other", word]) == [(word, "ada")]
+    assert check_requested_names(["other", "ada"], ["other", word]) == [(word, "ada")]
     for names in (["ada", "bin"], [".bashrc"], ["\u200d.bashrc"]):
         with pytest.raises(FileTrouble):
-            names_asked_for(names, ["other", word])
+            check_requested_names(names, ["other", word])
 
 
 @pytest.mark.parametrize("word", ["*", "**", "x/*", "[.]bashrc", "?bashrc"])
 def test_a_pattern_without_a_dot_means_nothing_hidden(word):
     with pytest.raises(FileTrouble, match="has to be asked for"):
-        names_asked_for([".bashrc"], [word])
+        check_requested_names([".bashrc"], [word])
 
 
 def test_words_are_told_of_in_their_order():
-    news = names_asked_for(["ada", "a", "tmp"], ["~", "a", "/tmp/x/../."])
+    news = check_requested_names(["ada", "a", "tmp"], ["~", "a", "/tmp/x/../."])
     assert news == [("~", "ada")]
-    assert names_asked_for(["ada", "home"], [".", ".."]) == [(".", "ada"), ("..", "home")]
+    assert check_requested_names(["ada", "home"], [".", ".."]) == [(".", "ada"), ("..", "home")]
 
 
 @given(some.text(max_size=400), some.integers(0, 2**63), some.integers(0, 2**63))
 def test_a_part_has_a_name_that_any_disk_takes(name, size, mtime):
     name = name.replace("/", "").replace("\0", "").encode("utf-8", "ignore").decode() or "x"
-    part = part_name(name, size, mtime)
+    part = partial_name(name, size, mtime)
     assert len(os.fsencode(part)) <= LONGEST
     assert part.startswith(".")
     assert part.endswith(".part")
-    assert part_name(name, size + 1, mtime) != part != part_name(name, size, mtime + 1)
+    assert partial_name(name, size + 1, mtime) != part != partial_name(name, size, mtime + 1)
 
 
 @given(
@@ -170,20 +170,20 @@ def test_a_part_has_a_name_that_any_disk_takes(name, size, mtime):
 )
 def test_an_entry_comes_as_it_was_said(entry):
     """Also one whose name is no text."""
-    assert read_entry(from_body(to_body(entry.words(7, asks=True)))) == entry
+    assert entry_from_dict(from_body(to_body(entry.to_dict(7, asks=True)))) == entry
 
 
 @given(some.dictionaries(some.text(), some.none() | some.booleans() | some.text() | some.floats()))
 def test_nonsense_is_told_as_such(words):
     with pytest.raises(ProtocolError):
-        read_entry(words)
-    assert told_trouble(words).is_from_peer
+        entry_from_dict(words)
+    assert trouble_from_dict(words).is_from_peer
 
 
 @given(some.binary(min_size=HEAD.size, max_size=HEAD.size))
 def test_any_head_is_a_word_or_refused(head):
     try:
-        word, size = read_head(head)
+        word, size = unpack_head(head)
     except ProtocolError:
         return
     assert isinstance(word, FrameType)
@@ -198,13 +198,13 @@ def test_any_body_is_an_object_or_refused(body):
 
 def test_set_user_id_does_not_travel():
     """Nor does anything but the nine permission bits."""
-    assert read_entry({**FileEntry("a").words(1, asks=False), "mode": 0o6755}).mode == 0o755
+    assert entry_from_dict({**FileEntry("a").to_dict(1, asks=False), "mode": 0o6755}).mode == 0o755
 
 
 @pytest.mark.parametrize("value", [None, 5, "", "g" * 64, "A" * 64, "0" * 63])
 def test_a_checksum_has_a_form(value):
     with pytest.raises(ProtocolError):
-        check_digest(value)
+        read_digest(value)
 
 
 # --------------------------------------------------------------- bounds
@@ -218,10 +218,10 @@ def test_what_a_sender_allows_its_files_a_receiver_takes(size, changes):
     for more in changes[:3]:
         if now + more >= 0 and growth.allows(more):
             now += more
-        quota.use(FileEntry("top", size=now))
-        quota.give_back(FileEntry("top", size=now))
+        quota.count(FileEntry("top", size=now))
+        quota.uncount(FileEntry("top", size=now))
     with pytest.raises(ProtocolError):
-        quota.use(FileEntry("top", size=2 * size + GROWS + 1))
+        quota.count(FileEntry("top", size=2 * size + GROWS + 1))
     assert not growth.allows(2 * size + GROWS + 1)
 
 
@@ -237,25 +237,25 @@ def test_what_is_held_to_the_end_has_a_bound(monkeypatch):
 
 @pytest.mark.parametrize("key", ["path", "target"])
 def test_paths_have_a_length(key):
-    words = FileEntry("a", "link", target="b").words(1, asks=False)
-    assert getattr(read_entry({**words, key: "x" * MOST_PATH}), key) == "x" * MOST_PATH
+    words = FileEntry("a", "link", target="b").to_dict(1, asks=False)
+    assert getattr(entry_from_dict({**words, key: "x" * MOST_PATH}), key) == "x" * MOST_PATH
     with pytest.raises(ProtocolError):
-        read_entry({**words, key: "x" * (MOST_PATH + 1)})
+        entry_from_dict({**words, key: "x" * (MOST_PATH + 1)})
 
 
 def test_what_is_told_of_a_trouble_is_short():
-    told = told_trouble({"path": "p" * 10**6, "reason": "r" * 10**6})
+    told = trouble_from_dict({"path": "p" * 10**6, "reason": "r" * 10**6})
     assert len(str(told)) < 5000
-    assert told_trouble({"path": "a", "reason": "no"}).reason == "no"
+    assert trouble_from_dict({"path": "a", "reason": "no"}).reason == "no"
 
 
 def test_troubles_without_end_are_one():
     """It names the first, and says that there were others."""
     troubles = []
     for number in range(MOST_TROUBLES):
-        add_trouble(troubles, FileTrouble(f"{number}", "no", TroubleCode.FORBIDDEN))
+        append_trouble(troubles, FileTrouble(f"{number}", "no", TroubleCode.FORBIDDEN))
     with pytest.raises(FileTrouble, match="0: no; 10,000 others") as ended:
-        add_trouble(troubles, FileTrouble("x", "no"))
+        append_trouble(troubles, FileTrouble("x", "no"))
     assert ended.value.code is TroubleCode.FORBIDDEN
     assert len(troubles) == MOST_TROUBLES
 

@@ -33,11 +33,11 @@ class Side:
 
     def __init__(self, *, is_paced: bool) -> None:
         self.now = 0.0
-        self.later: list[Any] = []
+        self.call_later: list[Any] = []
         self.bugs: list[Exception] = []
         self.taken: list[bytes] = []
         self.refused: list[tuple[Channel, str]] = []
-        self.reactor: Any = SimpleNamespace(later=self._wait, on_bug=self.bugs.append)
+        self.reactor: Any = SimpleNamespace(call_later=self._wait, on_bug=self.bugs.append)
         self.pacer = Pacer(self.reactor, lambda: self.now, self._deliver) if is_paced else None  # type: ignore[arg-type]
         self.talk = ReliableStream(MemoryOutbox())
         self.talk.begin()
@@ -49,7 +49,7 @@ class Side:
         self.intake.begin()
 
     def _wait(self, _seconds: float, call: Any) -> Any:
-        self.later.append(call)
+        self.call_later.append(call)
         return call
 
     def _deliver(self, channel: Channel, parts: Any) -> None:
@@ -82,9 +82,9 @@ class Side:
 
     def go_on(self) -> None:
         """Let time go on until nothing waits."""
-        while self.later:
+        while self.call_later:
             self.now += 10
-            self.later.pop(0)()
+            self.call_later.pop(0)()
 
 
 @pytest.mark.parametrize("is_paced", [False, True])
@@ -139,8 +139,8 @@ def test_while_clients_take_nothing_it_gives_no_credit(*, is_paced: bool) -> Non
     assert [json.loads(each)["data"] for each in side.taken] == [8]
     assert side.talk.acked[Lane.BULK] == 0
     assert side.talk._acked_bytes == 0
-    assert len(side.later) == 1
-    side.later.pop(0)()
+    assert len(side.call_later) == 1
+    side.call_later.pop(0)()
     assert len(side.taken) == 1
     side.room = True
     side.go_on()

@@ -29,7 +29,7 @@ def a_request(kind: str = "execute_request", cell: Any = None, **content: Any) -
 class Clock:
     """A reactor with one timer, which rings when the test says so."""
 
-    def later(self, _seconds: float, call: Any) -> Any:
+    def call_later(self, _seconds: float, call: Any) -> Any:
         self.ring = call
         return SimpleNamespace(cancel=lambda: None)
 

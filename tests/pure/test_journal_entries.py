@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from remoter_kernel.errors import ProtocolError
 from remoter_kernel.wire.frames import Channel
-from remoter_kernel.wire.journal_entries import JournalEntry, encode_said, split_said
+from remoter_kernel.wire.journal_entries import JournalEntry, encode_entry, split_entries
 
 records = st.builds(
     JournalEntry,
@@ -27,11 +27,11 @@ records = st.builds(
 @given(st.lists(records, max_size=5), st.lists(st.integers(1, 60), max_size=20))
 def test_records_come_whole_out_of_any_pieces(said, sizes):
     """However the bytes are cut, the records are those that went in, and nothing is left."""
-    data = b"".join(map(encode_said, said))
+    data = b"".join(map(encode_entry, said))
     found, rest = [], b""
     for size in [*sizes, len(data)]:
         piece, data = data[:size], data[size:]
-        some, rest = split_said(rest + piece)
+        some, rest = split_entries(rest + piece)
         found += some
     assert (found, rest) == (said, b"")
 
@@ -39,13 +39,13 @@ def test_records_come_whole_out_of_any_pieces(said, sizes):
 def test_a_channel_that_is_not_known_is_refused():
     """Bytes that are no record are told from one."""
     with pytest.raises(ProtocolError):
-        split_said(b"\xff" * 64)
+        split_entries(b"\xff" * 64)
 
 
 @given(st.binary(max_size=200))
 def test_garbage_is_read_or_refused(data):
     """Nothing but a ProtocolError, and what is left is no more than came."""
     with contextlib.suppress(ProtocolError):
-        found, rest = split_said(data, 50)
+        found, rest = split_entries(data, 50)
         assert all(len(said.body) <= 50 for said in found)
         assert len(rest) <= 36 + 50

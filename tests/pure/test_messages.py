@@ -9,8 +9,8 @@ import pytest
 from remoter_kernel.wire.messages import (
     execution_state,
     header_of,
-    is_unseen,
-    says_restarting,
+    is_restarting,
+    is_silent,
 )
 
 
@@ -25,7 +25,7 @@ from remoter_kernel.wire.messages import (
 )
 def test_what_a_client_runs_for_itself_is_no_cell(content, expected):
     """By either word: VS Code says only that its code is not to be remembered."""
-    assert is_unseen(content) is expected
+    assert is_silent(content) is expected
 
 
 @pytest.mark.parametrize(
@@ -41,7 +41,7 @@ def test_the_word_of_a_new_start_is_known_from_others(kind, content, expected):
     """Only a state says it, whatever a cell prints."""
     header = json.dumps({"msg_type": kind}).encode()
     parts = [b"", header, b"{}", b"{}", json.dumps(content).encode()]
-    assert says_restarting(parts) is expected
+    assert is_restarting(parts) is expected
 
 
 IDLE = b'{"execution_state": "idle"}'

@@ -108,7 +108,7 @@ class Pair:
             self.there.receive(self.here.head(MessageType.ACK), b"")
 
     def flush(self) -> None:
-        for head, body in self.there.due():
+        for head, body in self.there.frames_to_send():
             self.bytes += len(body)
             self.wire.append((head, body))
         self.outbox.scan(is_connected=self.is_up)
@@ -132,7 +132,7 @@ class Pair:
                 self.page.hear(parts)
             else:
                 self.replies.append(parts[0])
-            self.here.keep(Lane.BULK, head.number, len(whole))
+            self.here.ack(Lane.BULK, head.number, len(whole))
 
     def settle(self) -> None:
         if not self.is_up:

@@ -140,7 +140,7 @@ def test_a_page_ends_as_it_would_have(all_of_it, takes):
     numbers = [0]
 
     def take() -> bool:
-        taken = line.take()
+        taken = line.pop()
         if taken is None:
             return False
         numbers.append(taken.number)
@@ -168,7 +168,7 @@ def said_by(taken: Coalesced) -> list[bytes]:
 def drain(line: OutputBacklog) -> tuple[str, list[int], int]:
     """Return the text that comes, the sizes of what was held back, and how many messages."""
     text, held, count, number = "", [], 0, 0
-    while taken := line.take():
+    while taken := line.pop():
         assert number < taken.number
         count, number = count + 1, taken.number
         parts = said_by(taken)
@@ -210,7 +210,7 @@ def test_of_an_interrupted_cell_little_is_left():
     for number in range(1, 101):
         parts = stream("line\n" * 4000)
         line.add(number, parts, parts)
-    line.interrupt("one")
+    line.limit_text("one")
     for number in range(101, 201):
         parts = stream("more\n" * 4000)
         line.add(number, parts, parts)
@@ -223,7 +223,7 @@ def test_of_an_interrupted_cell_little_is_left():
 def test_a_cell_that_is_not_interrupted_keeps_all():
     """Another cell, said later, is not short of anything."""
     line = OutputBacklog()
-    line.interrupt("one")
+    line.limit_text("one")
     parts = stream("line\n" * 100_000, cell="two")
     line.add(1, parts, parts)
     assert drain(line)[1] == []
@@ -236,7 +236,7 @@ def test_results_and_errors_are_never_held_back():
         parts = display(str(number)) if number % 100 == 0 else stream("line\n" * 100)
         line.add(number, parts, parts)
     kinds = []
-    while taken := line.take():
+    while taken := line.pop():
         parts = said_by(taken)
         kinds.append(json.loads(bytes(parts[1]))["msg_type"])
     assert kinds.count("display_data") == 10
@@ -250,7 +250,7 @@ def test_a_note_of_the_other_side_is_not_lost():
         parts = stream("line\n" * 10_000)
         there.add(number, parts, parts)
     number = 0
-    while taken := there.take():
+    while taken := there.pop():
         number = taken.number
         parts = said_by(taken)
         here.add(number, parts, parts)
@@ -268,7 +268,7 @@ def test_a_display_that_is_cleared_still_updates_its_others():
     messages = [display("new", "k"), said("clear_output", {"wait": False})]
     for number, parts in enumerate(messages, 1):
         line.add(number, parts, parts)
-    assert line.take().payload == messages[0]
+    assert line.pop().payload == messages[0]
 
 
 def test_a_widget_that_catches_outputs_is_not_cleared_by_mistake():
@@ -278,7 +278,7 @@ def test_a_widget_that_catches_outputs_is_not_cleared_by_mistake():
         [stream("before\n"), said("comm_msg", {}), said("clear_output", {"wait": False})], 1
     ):
         line.add(number, parts, parts)
-    assert line.take().payload == stream("before\n")
+    assert line.pop().payload == stream("before\n")
 
 
 @pytest.mark.parametrize("content", [b"[]", b"{", b'{"name": 1}', b"\xff"])
@@ -287,7 +287,7 @@ def test_what_makes_no_sense_is_passed_on(content):
     line = OutputBacklog()
     parts = [*stream("x")[:4], content]
     line.add(1, parts, parts)
-    assert line.take().payload == parts
+    assert line.pop().payload == parts
 
 
 def test_a_bar_costs_next_to_nothing():

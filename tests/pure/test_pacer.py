@@ -57,7 +57,7 @@ class World:
         self.lateness = lateness
         self.pacer = Pacer(self, lambda: self.now, self.give)  # type: ignore[arg-type]
 
-    def later(self, seconds: float, call: Any) -> object:
+    def call_later(self, seconds: float, call: Any) -> object:
         heapq.heappush(self.calls, (self.now + seconds, next(self.order), call))
         return call
 

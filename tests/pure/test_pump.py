@@ -32,7 +32,7 @@ class End:
         self.pump = Pump(self, self.stream, self.sent.append)  # type: ignore[arg-type]
         self.pump.on_end = lambda error: self.ended.append(str(error))
 
-    def later(self, seconds: float, call: Any) -> Any:
+    def call_later(self, seconds: float, call: Any) -> Any:
         self.timers.append((seconds, call))
         return self
 
@@ -53,14 +53,14 @@ def test_a_doubted_wire(*, is_alive: bool) -> None:
         end.stream.begin()
         end.pump.start((0, 0))
     near.sent.clear()
-    near.pump.doubt(3.0)
+    near.pump.probe(3.0)
     assert kinds(near) == [MessageType.PING]
     seconds, judge = near.timers[-1]
     assert seconds == 3.0
     if is_alive:
-        far.pump.hear(near.sent[0])
+        far.pump.on_frame(near.sent[0])
         assert kinds(far)[-1] is MessageType.PONG
-        near.pump.hear(far.sent[-1])
+        near.pump.on_frame(far.sent[-1])
     judge()
     assert near.ended == ([] if is_alive else ["Nothing was heard for 3 seconds."])
 
@@ -110,7 +110,7 @@ class Wires:
         self.keep(head, body)
 
     def keep(self, head: FrameHeader, body: Bytes) -> None:
-        self.far.stream.keep(LANE[head.channel], head.number, len(body))
+        self.far.stream.ack(LANE[head.channel], head.number, len(body))
 
     def settle(self) -> None:
         """Carry what is said, and dial again whenever a wire has ended."""
@@ -125,10 +125,10 @@ class Wires:
             self.near.sent.clear()
             self.far.sent.clear()
             for frame in near:
-                self.far.pump.hear(frame)
+                self.far.pump.on_frame(frame)
             for frame in far:
-                self.near.pump.hear(frame)
-            self.far.pump.acknowledge()
+                self.near.pump.on_frame(frame)
+            self.far.pump.send_ack()
 
 
 @pytest.mark.parametrize("size", [10, 200_000])

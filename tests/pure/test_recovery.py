@@ -32,7 +32,7 @@ class Reactor:
     def __init__(self):
         self.timers = []
 
-    def later(self, _seconds, call):
+    def call_later(self, _seconds, call):
         self.timers.append(call)
 
 

@@ -181,8 +181,8 @@ def test_what_this_side_says_in_the_kernels_place_is_not_new_when_the_kernel_say
     """That it runs, and that the one before it is over, only the kernel knows."""
     before, cell = sent(requests, "before"), sent(requests, "cell")
     requests.on_reply("before")
-    assert requests.on_said("cell", "busy")
-    assert not requests.on_said("cell", "busy")
+    assert requests.on_local_state("cell", "busy")
+    assert not requests.on_local_state("cell", "busy")
     assert (cell.stage, before.stage) == (Stage.SENT, Stage.REPLIED)
     heard = requests.on_state("cell", "busy")
     assert (heard.is_new, heard.finished_before) == (False, [before])
@@ -192,9 +192,9 @@ def test_what_this_side_says_in_the_kernels_place_is_not_new_when_the_kernel_say
 def test_a_request_with_its_reply_is_done_where_this_side_says_its_idle(requests):
     cell = sent(requests, "cell")
     requests.on_reply("cell")
-    assert requests.on_said("cell", "idle")
+    assert requests.on_local_state("cell", "idle")
     assert cell.stage is Stage.DONE
-    assert not requests.on_said("cell", "idle")
+    assert not requests.on_local_state("cell", "idle")
     assert not requests.on_state("cell", "idle").is_new
 
 
@@ -204,7 +204,7 @@ def test_what_runs_on_the_proxys_side_is_not_at_the_kernel_there(requests):
     requests.move(here, Stage.RUNNING)
     there = sent(requests, "there")
     assert requests.running is there
-    requests.on_said("here", "idle")
+    requests.on_local_state("here", "idle")
     requests.on_reply("there")
     assert here.stage is Stage.RUNNING
 
@@ -269,7 +269,7 @@ def test_the_cell_that_runs_is_the_first_that_the_kernel_was_given(requests):
 
 def test_rows_tell_of_each_request_and_nothing_of_what_is_in_it(requests):
     requests.add(request("one", content={"code": "SECRET"}), Stage.HELD)
-    (row,) = requests.rows()
+    (row,) = requests.describe()
     assert row == {
         "id": "one",
         "type": "execute_request",

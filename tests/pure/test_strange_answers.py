@@ -47,7 +47,7 @@ from remoter_kernel.front.running.exit_codes import ExitCodeTracker
 from remoter_kernel.front.ssh.login_results import CompletedCommand
 from remoter_kernel.plain_text import is_session_id
 from remoter_kernel.wire.frames import Channel, pack_parts
-from remoter_kernel.wire.journal_entries import JournalEntry, encode_said, split_said
+from remoter_kernel.wire.journal_entries import JournalEntry, encode_entry, split_entries
 from remoter_kernel.wire.output_backlog import OutputBacklog
 
 BOX = Remote("box", "box.invalid")
@@ -211,7 +211,7 @@ def test_an_answer_about_a_journal_is_read_or_refused(words, data):
 def test_bytes_are_records_or_refused(data, more):
     with errors_for_people():
         records = JournalEntry(1, float("nan"), Channel.IOPUB, False, bytes(8), more)
-        found, _ = split_said(encode_said(records) + data)
+        found, _ = split_entries(encode_entry(records) + data)
         chronicle = SessionLog()
         for said in found:
             does_no_harm(chronicle.tell(said) or "")
@@ -475,9 +475,9 @@ def test_what_waits_comes_out_again(said):
     waiting = OutputBacklog(most=64)
     for number, parts in enumerate(said, 1):
         waiting.add(number, parts, parts)
-    waiting.interrupt("1")
+    waiting.limit_text("1")
     taken = []
-    while (item := waiting.take()) is not None:
+    while (item := waiting.pop()) is not None:
         taken.append(item.number)
     assert taken == sorted(taken)
     assert len(waiting) == waiting._size == 0

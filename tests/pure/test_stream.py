@@ -36,7 +36,7 @@ class End:
 
     def keep(self) -> None:
         while self.unkept:
-            self.talk.keep(*self.unkept.popleft())
+            self.talk.ack(*self.unkept.popleft())
 
 
 class Pipe:
@@ -60,7 +60,7 @@ class Pipe:
         self.wires[self.ends.index(end)].append((end.talk.head(MessageType.ACK), b""))
 
     def pump(self, end: End) -> None:
-        self.wires[self.ends.index(end)].extend(end.talk.due())
+        self.wires[self.ends.index(end)].extend(end.talk.frames_to_send())
 
     def deliver(self, end: End, count: int) -> None:
         wire = self.wires[1 - self.ends.index(end)]
@@ -140,7 +140,7 @@ def test_bulk_stops_where_credit_ends_and_urgent_does_not(sizes):
     for size in sizes:
         pipe.ends[0].outbox.add(Channel.SHELL, b"x" * size)
         pipe.ends[0].outbox.add(Channel.CONTROL, b"!")
-    sent = list(pipe.ends[0].talk.due())
+    sent = list(pipe.ends[0].talk.frames_to_send())
     bulk = sum(len(body) for head, body in sent if head.channel is Channel.SHELL)
     assert bulk < WINDOW + SLICE
     assert sum(head.channel is Channel.CONTROL for head, _ in sent) == len(sizes)
@@ -183,7 +183,7 @@ def test_whoever_has_said_something_hears_once_that_it_is_kept():
     outbox.add(Channel.CONTROL, b"", partial(kept.append, "urgent"))
     assert outbox.withdraw(numbers[1])
     for _ in range(2):
-        outbox.forget(Lane.BULK, numbers[2])
+        outbox.ack(Lane.BULK, numbers[2])
         assert kept == ["a", "c"]
 
 
@@ -219,8 +219,8 @@ def test_what_never_left_can_be_withdrawn():
     first = end.outbox.add(Channel.SHELL, b"1")
     pipe.pump(end)
     second = end.outbox.add(Channel.SHELL, b"2")
-    assert end.talk.has_left(Lane.BULK, first)
-    assert not end.talk.has_left(Lane.BULK, second)
+    assert end.talk.was_sent(Lane.BULK, first)
+    assert not end.talk.was_sent(Lane.BULK, second)
     assert end.outbox.withdraw(second)
     assert not end.outbox.withdraw(second)
 
@@ -327,7 +327,7 @@ def test_what_waits_is_found_without_looking_at_all_that_waits():
     Counted.count = 0
     for number in range(count // 2, 0, -1):
         assert outbox.withdraw(Counted(number))
-    outbox.forget(Lane.BULK, Counted(count))
+    outbox.ack(Lane.BULK, Counted(count))
     assert len(outbox) == 0
     assert Counted.count < 20 * count
 

@@ -66,8 +66,10 @@ def test_a_job_holds_up_nobody_and_its_result_comes_back_to_the_loop():
     """Jobs are done in their order, in one other thread; results are heard in this one."""
     loop = Loop()
     go = threading.Event()
-    loop.worker.do(lambda: (go.wait(WITHIN), threading.current_thread().name)[1], loop.heard.append)
-    loop.worker.do(lambda: 2, loop.heard.append)
+    loop.worker.submit(
+        lambda: (go.wait(WITHIN), threading.current_thread().name)[1], loop.heard.append
+    )
+    loop.worker.submit(lambda: 2, loop.heard.append)
     assert loop.calls.empty()
     go.set()
     loop.make_one()
@@ -80,8 +82,8 @@ def test_a_job_holds_up_nobody_and_its_result_comes_back_to_the_loop():
 def test_a_job_that_fails_is_told_and_the_next_one_is_done(error, caplog):
     """One bad job ends neither the worker nor the other jobs."""
     loop = Loop()
-    loop.worker.do(lambda: fail(error), on_error=loop.heard.append)
-    loop.worker.do(lambda: "after", loop.heard.append)
+    loop.worker.submit(lambda: fail(error), on_error=loop.heard.append)
+    loop.worker.submit(lambda: "after", loop.heard.append)
     loop.make_one()
     loop.make_one()
     assert loop.heard == [error, "after"]

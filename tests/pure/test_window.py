@@ -22,7 +22,7 @@ class Path:
     def __post_init__(self) -> None:
         self.packet = int(max(4096, self.width * self.trip / 50))
         self.window = ReceiveWindow()
-        self.window.note_trip(self.trip)
+        self.window.on_round_trip(self.trip)
         self.now = 0.0
         self.sent = self.kept = 0
         self.free_at = 0.0  # when the narrow part has carried all that was sent
@@ -54,7 +54,7 @@ class Path:
                 self.credit = max(self.credit, self.credits.pop(0)[1])
                 continue
             _, self.kept = self.under_way.pop(0)
-            self.window.note_kept(self.kept, self.now)
+            self.window.on_acked(self.kept, self.now)
             self.sizes.append(self.window.size)
             self.give_credit()
 
@@ -110,7 +110,7 @@ def test_the_next_wire_begins_where_this_one_ended():
     assert path.window.size == size
     narrow = Path(1e6, 0.05)
     narrow.window = path.window
-    narrow.window.note_trip(0.05)
+    narrow.window.on_round_trip(0.05)
     narrow.run(10.0)
     assert narrow.window.size == LEAST
 
@@ -121,5 +121,5 @@ def test_what_is_said_in_quiet_times_narrows_nothing():
     path.run(2.0)
     size, now, kept = path.window.size, path.now, path.kept
     for number in range(1, 100):
-        path.window.note_kept(kept + 1000 * number, now + number)
+        path.window.on_acked(kept + 1000 * number, now + number)
     assert path.window.size == size

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 def test_a_kernel_that_is_gone_does_not_take_its_successors_file_along(tmp_path: Path) -> None:
     """Both use one file; a new evaluator needs it to take the kernel over."""
-    file, reactor = tmp_path / "connection.json", SimpleNamespace(call=None)
+    file, reactor = tmp_path / "connection.json", SimpleNamespace(call_soon_threadsafe=None)
     first, second = (
         KernelProcess(reactor, tmp_path, "python3", b"session")  # type: ignore[arg-type]
         for _ in range(2)

@@ -58,7 +58,7 @@ def child() -> Child:
 def desk(disk: Disk, child: Child) -> RequestHandler:
     """The desk in front of that child."""
     door: Any = SimpleNamespace(
-        reactor=SimpleNamespace(later=lambda _seconds, _call: None),
+        reactor=SimpleNamespace(call_later=lambda _seconds, _call: None),
         limit_output=lambda _cells: None,
     )
     session: Any = SimpleNamespace(id="7f3a9c")
@@ -119,7 +119,7 @@ def test_what_an_evaluator_before_may_have_passed_on_is_not_passed_on_again(
 
 def test_the_table_of_an_evaluator_that_died_is_gone_on_with_also_if_it_is_empty(disk):
     table = Requests()
-    door: Any = SimpleNamespace(reactor=SimpleNamespace(later=lambda _seconds, _call: None))
+    door: Any = SimpleNamespace(reactor=SimpleNamespace(call_later=lambda _seconds, _call: None))
     desk = RequestHandler(cast("Any", None), disk.journal, door, MessageWriter(disk.journal), table)
     assert desk.requests is table
 

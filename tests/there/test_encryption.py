@@ -86,7 +86,7 @@ def test_a_socket_that_is_not_there_yet_is_waited_for(reactor, bound):
     rude, _ = server.accept()
     rude.close()
     server.close()
-    reactor.later(0.1, lambda: bound(zmq.ROUTER, has_keys=True, port=port) and None)
+    reactor.call_later(0.1, lambda: bound(zmq.ROUTER, has_keys=True, port=port) and None)
     reactor.run_until(lambda: bool(heard), limit())
     assert heard == [True]
     greeting.close()
@@ -137,7 +137,7 @@ def test_who_asks_no_more_hears_nothing(reactor, bound):
     heard: list[bool] = []
     CurveProbe(reactor, ("127.0.0.1", bound(zmq.ROUTER, has_keys=True)), heard.append).close()
     until = []
-    reactor.later(0.1, lambda: until.append(1))
+    reactor.call_later(0.1, lambda: until.append(1))
     reactor.run_until(lambda: bool(until), limit())
     assert heard == []
 

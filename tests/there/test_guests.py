@@ -46,10 +46,10 @@ class Calls:
         self.bugs: list[Exception] = []
         self.on_bug = self.bugs.append
 
-    def later(self, _seconds: float, _call: Any) -> Any:
+    def call_later(self, _seconds: float, _call: Any) -> Any:
         return SimpleNamespace(cancel=lambda: None)
 
-    def call(self, call: Any) -> None:
+    def call_soon_threadsafe(self, call: Any) -> None:
         call()
 
 
@@ -79,7 +79,7 @@ class Ground:
             client=guest.name,
             client_number=head.number,
             is_from_client=True,
-            then=lambda: guest.stream.keep(Lane.BULK, head.number, len(body)),
+            then=lambda: guest.stream.ack(Lane.BULK, head.number, len(body)),
         )
 
     def greet(self, name: bytes = ME, seen: list[int] | None = None) -> None:
@@ -95,7 +95,7 @@ class Ground:
         frame = b"".join(
             encode_message(head, body) for head, body in zip(heads, bodies, strict=True)
         )
-        self.door._pumps[name].hear(frame)
+        self.door._pumps[name].on_frame(frame)
 
     def said(self) -> list[tuple[FrameHeader, bytes]]:
         """Return what was sent since."""

@@ -47,7 +47,7 @@ class Kernel:
         for name, handle in self.sockets.items():
             handle.sndhwm = 0
             handle.bind(f"tcp://127.0.0.1:{getattr(manager, f'{name}_port')}")
-        reactor.watch(self.sockets["shell"], self._hear)
+        reactor.add_reader(self.sockets["shell"], self._hear)
 
     def _hear(self) -> None:
         identity, *frames = self.sockets["shell"].recv_multipart()
@@ -72,7 +72,7 @@ class Kernel:
         self.sockets[socket].send_multipart([first, *self.voice.sign(parts)])
 
     def end(self) -> None:
-        self.reactor.unwatch(self.sockets["shell"])
+        self.reactor.remove_reader(self.sockets["shell"])
         for handle in self.sockets.values():
             handle.close(linger=1000)
 
@@ -150,7 +150,7 @@ def test_a_reply_comes_after_all_that_was_published_before_it(story: Story, has_
     if has_idle:
         story.kernel.publish("status", {"execution_state": "idle"}, request)
     story.wait_unheard()
-    story.reactor.later(0, lambda: turns.append(len(story.heard)))
+    story.reactor.call_later(0, lambda: turns.append(len(story.heard)))
     story.until(lambda: "execute_reply ok" in story.heard)
     story.until(lambda: len(story.heard) == MANY + 1 + has_idle)
     assert story.heard == [*numbered(), "execute_reply ok", *has_idle * ["status idle"]]
@@ -189,7 +189,7 @@ def test_silence_ends_nothing_while_the_system_holds_some_of_it(story: Story, mo
         asked.append((sender, receiver))
         return holds[0]
 
-    monkeypatch.setattr("remoter_kernel.wire.kernel_client.is_on_its_way", is_on_its_way)
+    monkeypatch.setattr("remoter_kernel.wire.kernel_client.has_bytes_in_flight", is_on_its_way)
     earlier = story.kernel.voice.compose("display_data", {"number": 1}, story.request())
     story.kernel.say(socket, "some_reply", {"status": "ok"}, story.request())
     story.until(lambda: len(asked) > 2)
@@ -219,7 +219,7 @@ def test_a_kernel_that_publishes_without_end_holds_no_reply_back(story: Story, s
     def flood() -> None:
         for _ in range(300):
             story.kernel.publish("display_data", {"number": next(numbers)}, story.request("b"))
-        story.reactor.later(0.001, flood)
+        story.reactor.call_later(0.001, flood)
 
     publish_many(story, story.request())
     story.kernel.say(socket, "some_reply", {"status": "ok"}, story.request())
@@ -240,7 +240,7 @@ def test_a_kernel_without_a_clock_that_publishes_without_end_holds_no_reply_back
         parts = story.kernel.voice.compose("display_data", {"number": 0}, story.request("b"))
         parts[HEADER] = json.dumps({"msg_type": "display_data"}).encode()
         story.kernel.say_odd("iopub", parts)
-        story.reactor.later(0.001, flood)
+        story.reactor.call_later(0.001, flood)
 
     flood()
     story.kernel.say("shell", "execute_reply", {"status": "ok"}, story.request())
@@ -279,7 +279,7 @@ def test_who_goes_on_publishing_after_the_end_does_not_hold_it_up_for_ever(
 
     def flood() -> None:
         publish_many(story, story.request(), 10)
-        story.reactor.later(0.001, flood)
+        story.reactor.call_later(0.001, flood)
 
     flood()
     end(story)

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from remoter_kernel.wire import tcp_backlog
-from remoter_kernel.wire.tcp_backlog import is_on_its_way, ports_of
+from remoter_kernel.wire.tcp_backlog import connection_ports, has_bytes_in_flight
 from tests.real_jupyter import wait_for
 
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="Linux alone tells it")
@@ -40,34 +40,34 @@ def read_all(receiver: socket.socket) -> int:
 def test_what_nobody_has_read_is_on_its_way(ends):
     """Be it in the receiver's buffer or, when that is full, in the sender's."""
     sender, receiver = ends
-    ports = ports_of(receiver.fileno())
+    ports = connection_ports(receiver.fileno())
     assert ports == (sender.getsockname()[1], receiver.getsockname()[1])
-    assert not is_on_its_way(*ports)
+    assert not has_bytes_in_flight(*ports)
     sender.send(b"one")
-    assert is_on_its_way(*ports)
-    assert not is_on_its_way(*reversed(ports))
+    assert has_bytes_in_flight(*ports)
+    assert not has_bytes_in_flight(*reversed(ports))
     assert read_all(receiver) == 3
-    wait_for(lambda: not is_on_its_way(*ports))
+    wait_for(lambda: not has_bytes_in_flight(*ports))
     sender.setblocking(False)
     with contextlib.suppress(BlockingIOError):
         while True:
             sender.send(b"x" * 65536)
-    assert is_on_its_way(*ports)
-    wait_for(lambda: read_all(receiver) == 0 and not is_on_its_way(*ports))
+    assert has_bytes_in_flight(*ports)
+    wait_for(lambda: read_all(receiver) == 0 and not has_bytes_in_flight(*ports))
 
 
 @linux
 def test_what_a_sender_that_is_gone_has_sent_is_on_its_way(ends):
     """Its process has ended; the system goes on sending."""
     sender, receiver = ends
-    ports = ports_of(receiver.fileno())
+    ports = connection_ports(receiver.fileno())
     sender.send(b"last words")
     sender.close()
-    assert is_on_its_way(*ports)
+    assert has_bytes_in_flight(*ports)
 
 
 def test_where_no_system_tells_it_nothing_is(monkeypatch, tmp_path):
     """Another system, a file that is not there, a connection that is closed again."""
     monkeypatch.setattr(tcp_backlog, "CONNECTIONS", tmp_path / "none")
-    assert not is_on_its_way(1, 2)
-    assert ports_of(-1) == (0, 0)
+    assert not has_bytes_in_flight(1, 2)
+    assert connection_ports(-1) == (0, 0)

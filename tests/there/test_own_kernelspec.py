@@ -32,7 +32,7 @@ def people(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def argv(folder: Path, name: str, *, is_own: bool) -> list[str]:
     """Return what would be started."""
-    reactor: Any = SimpleNamespace(call=lambda call: call())
+    reactor: Any = SimpleNamespace(call_soon_threadsafe=lambda call: call())
     child = KernelProcess(reactor, folder, name, b"session", is_own=is_own)
     return list(child._spec().argv)
 
@@ -54,7 +54,7 @@ def test_else_jupyter_says_which(tmp_path: Path, name, is_own):
 
 def test_a_kernelspec_whose_program_is_gone_is_named(tmp_path: Path, people: Path) -> None:
     """With what to do about it, before anything is started."""
-    reactor: Any = SimpleNamespace(call=lambda call: call())
+    reactor: Any = SimpleNamespace(call_soon_threadsafe=lambda call: call())
     child = KernelProcess(reactor, tmp_path, "mine", b"session")
     with pytest.raises(RemoteLacks) as error:
         child.start(env={}, cwd="/", init=(), umask=0o077)

@@ -95,7 +95,7 @@ def until(reactor: Reactor, fact: Callable[[], bool]) -> None:
 
 def test_a_change_does_not_wait_for_a_disk_that_hangs(reactor, session, disk, monkeypatch):
     """It is known at once, and is written when the disk is back; the process waits for that."""
-    served = ServedSession(session.folder, reactor.call)
+    served = ServedSession(session.folder, reactor.call_soon_threadsafe)
     monkeypatch.setattr(registry, "write_json", disk.hang(registry.write_json))
     monkeypatch.setattr(registry, "AMENDED_WITHIN", 0.01)
     begin = time.monotonic()
@@ -112,7 +112,7 @@ def test_a_change_does_not_wait_for_a_disk_that_hangs(reactor, session, disk, mo
 
 def test_a_change_is_written_before_anybody_hears_of_it(reactor, session):
     """As long as the disk answers: whoever gave the order may ask a login at once."""
-    served = ServedSession(session.folder, reactor.call)
+    served = ServedSession(session.folder, reactor.call_soon_threadsafe)
     served.update(finish=True)
     assert session.read("session.json")["finish"] is True
     served.close()
@@ -120,7 +120,7 @@ def test_a_change_is_written_before_anybody_hears_of_it(reactor, session):
 
 def test_a_change_that_the_disk_refuses_is_logged(reactor, session, monkeypatch, caplog):
     """And it ends nothing."""
-    served = ServedSession(session.folder, reactor.call)
+    served = ServedSession(session.folder, reactor.call_soon_threadsafe)
 
     def refuse(*_words: Any) -> None:
         raise OSError(122, "Disk quota exceeded")
@@ -316,7 +316,7 @@ def test_a_kernel_is_ready_when_its_log_was_read(reactor, disk, monkeypatch):
     monkeypatch.setattr(kernel, "log_tail", disk.hang(kernel.log_tail))
     ports, ready, passed = PortConflicts(reactor), [], []
     ports.check_ports(kernel, lambda: ready.append(1))
-    reactor.later(0.0, lambda: passed.append(1))
+    reactor.call_later(0.0, lambda: passed.append(1))
     until(reactor, lambda: bool(passed))
     assert not ready
     disk.is_back.set()

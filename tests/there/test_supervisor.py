@@ -86,7 +86,7 @@ class Life:
         self.reactor = Reactor()
         self.bugs: list[Exception] = []
         self.reactor.on_bug = self.bugs.append
-        self.journal = Journal(folder / "journal", self.reactor.call)
+        self.journal = Journal(folder / "journal", self.reactor.call_soon_threadsafe)
         self.journal.open()
         self.door = Listener(self.reactor, session, self.journal)
         self.will = Supervisor(

@@ -23,7 +23,7 @@ from remoter_kernel.wire import window
 from remoter_kernel.wire.framed_stream import Cut, FramedStream
 from remoter_kernel.wire.plan import make_plan
 from remoter_kernel.wire.receiver import Receiver
-from remoter_kernel.wire.safe_paths import part_name
+from remoter_kernel.wire.safe_paths import partial_name
 from remoter_kernel.wire.sender import Sender
 from remoter_kernel.wire.wire_format import (
     ASK_FROM,
@@ -33,7 +33,7 @@ from remoter_kernel.wire.wire_format import (
     FileTrouble,
     FrameType,
     TroubleCode,
-    frame,
+    pack_frame,
     to_body,
 )
 from tests.two_ends import carry, dst, entry, link, names, say, send, src, start
@@ -66,13 +66,13 @@ def test_a_fast_path_has_few_acknowledgements(src, dst, monkeypatch):
     monkeypatch.setattr(receiving_end, "PAUSE", 0.05)  # a busy machine is no pause
     monkeypatch.setattr(window, "LEAST", 64 * CHUNK)
     words: list[FrameType] = []
-    take = Sender._take
+    take = Sender._on_frame
 
     def listen(sending: Sender, word: FrameType, body: memoryview) -> None:
         words.append(word)
         take(sending, word, body)
 
-    monkeypatch.setattr(Sender, "_take", listen)
+    monkeypatch.setattr(Sender, "_on_frame", listen)
     (src / "file").write_bytes(os.urandom(64 * CHUNK))
     counts = []
     for seconds in (0.0, 60.0):
@@ -283,7 +283,7 @@ def test_after_a_cut_only_the_rest_is_sent(src, dst):
 def test_a_part_that_is_not_the_sources_beginning_counts_for_nothing(src, dst):
     (src / "big").write_bytes(os.urandom(BIG))
     about = (src / "big").stat()
-    part = dst / part_name("big", about.st_size, about.st_mtime_ns)
+    part = dst / partial_name("big", about.st_size, about.st_mtime_ns)
     for content in (b"x" * ASK_FROM, b"x" * BIG):
         part.write_bytes(content)
         sending, _ = send(src / "big", to=dst / "big")
@@ -297,7 +297,7 @@ def test_nothing_of_a_wrong_part_shines_through(src, dst):
     with (src / "holes").open("wb") as file:
         file.truncate(BIG)
     about = (src / "holes").stat()
-    (dst / part_name("holes", about.st_size, about.st_mtime_ns)).write_bytes(b"x" * BIG)
+    (dst / partial_name("holes", about.st_size, about.st_mtime_ns)).write_bytes(b"x" * BIG)
     send(src / "holes", to=dst / "holes")
     assert (dst / "holes").read_bytes() == bytes(BIG)
 
@@ -372,7 +372,7 @@ def test_two_transfers_of_one_file_do_not_meet(src, dst, monkeypatch):
     monkeypatch.setattr(parts, "ALONE_WITHIN", 0.3)
     (src / "big").write_bytes(os.urandom(BIG))
     about = (src / "big").stat()
-    with (dst / part_name("big", about.st_size, about.st_mtime_ns)).open("wb") as held:
+    with (dst / partial_name("big", about.st_size, about.st_mtime_ns)).open("wb") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         sending, _ = send(src / "big", to=dst / "big")
     assert "another transfer" in sending.troubles[0].reason
@@ -397,22 +397,22 @@ EVIL = {
     "link with a detour": start("top") + link("top/l", "a/../../../outside"),
     "through a link": start("way") + entry("way/x"),
     "over a long way": start("top")
-    + frame(FrameType.ENTRY, to_body(FileEntry("top", "folder").words(1, asks=False)))
-    + frame(FrameType.ENTRY, to_body(FileEntry("top/a", "folder").words(2, asks=False)))
+    + pack_frame(FrameType.ENTRY, to_body(FileEntry("top", "folder").to_dict(1, asks=False)))
+    + pack_frame(FrameType.ENTRY, to_body(FileEntry("top/a", "folder").to_dict(2, asks=False)))
     + link("top/a/up", "..")
     + link("top/a/up/a/up/a/l", "../../../../outside", number=10),
     "more than was said": start("top", is_folder=False) + entry("top", size=1),
-    "bytes of nothing": start("top") + frame(FrameType.DATA, b"x"),
+    "bytes of nothing": start("top") + pack_frame(FrameType.DATA, b"x"),
     "an end of nothing": start("top")
-    + frame(FrameType.END, to_body({"number": 1, "sha256": "0" * 64})),
-    "never told": start("top") + frame(FrameType.BODY, BODY_START.pack(5, 0)),
-    "short body": start("top") + frame(FrameType.BODY, b"x"),
+    + pack_frame(FrameType.END, to_body({"number": 1, "sha256": "0" * 64})),
+    "never told": start("top") + pack_frame(FrameType.BODY, BODY_START.pack(5, 0)),
+    "short body": start("top") + pack_frame(FrameType.BODY, b"x"),
     "negative size": start("top", is_folder=False) + entry("top", size=-5),
-    "no json": frame(FrameType.START, b"{"),
-    "a list": frame(FrameType.START, b"[]"),
+    "no json": pack_frame(FrameType.START, b"{"),
+    "a list": pack_frame(FrameType.START, b"[]"),
     "no word": b"\xff\0\0\0\0",
     "too large": b"\x07\xff\xff\xff\xff",
-    "a receiver's word": start("top") + frame(FrameType.OVER, b"{}"),
+    "a receiver's word": start("top") + pack_frame(FrameType.OVER, b"{}"),
 }
 
 
@@ -438,18 +438,18 @@ def test_what_was_not_asked_for_is_refused(dst):
 
 
 def test_a_wrong_checksum_gives_no_file(dst):
-    told = FileEntry("top", size=4).words(1, asks=False)
-    said = start("top", is_folder=False) + frame(FrameType.ENTRY, to_body(told))
-    said += frame(FrameType.BODY, BODY_START.pack(1, 0)) + frame(FrameType.DATA, b"evil")
-    said += frame(FrameType.END, to_body({"number": 1, "sha256": "0" * 64}))
+    told = FileEntry("top", size=4).to_dict(1, asks=False)
+    said = start("top", is_folder=False) + pack_frame(FrameType.ENTRY, to_body(told))
+    said += pack_frame(FrameType.BODY, BODY_START.pack(1, 0)) + pack_frame(FrameType.DATA, b"evil")
+    said += pack_frame(FrameType.END, to_body({"number": 1, "sha256": "0" * 64}))
     assert isinstance(say(said, dst), Cut)
     assert not list(dst.iterdir())
 
 
 def test_a_sender_cannot_fill_the_memory_with_entries(dst):
-    told = [FileEntry(f"top/{i}").words(i, asks=False) for i in range(1, 5000)]
+    told = [FileEntry(f"top/{i}").to_dict(i, asks=False) for i in range(1, 5000)]
     said = start("top", files=5000, entries=5000)
-    said += b"".join(frame(FrameType.ENTRY, to_body(words)) for words in told)
+    said += b"".join(pack_frame(FrameType.ENTRY, to_body(words)) for words in told)
     error = say(said, dst)
     assert isinstance(error, ProtocolError)
     assert "than one can remember" in str(error)
@@ -470,7 +470,7 @@ PIECES = some.one_of(
         some.sampled_from(["top", "top/l", "top/a/l", "way/l", "l"]),
         some.sampled_from(["..", "../..", "a", "../outside", "/", "l"]),
     ),
-    some.builds(frame, some.sampled_from(FrameType), some.binary(max_size=20)),
+    some.builds(pack_frame, some.sampled_from(FrameType), some.binary(max_size=20)),
 )
 
 

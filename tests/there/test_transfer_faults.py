@@ -26,7 +26,7 @@ from remoter_kernel.wire.wire_format import (
     FileTrouble,
     FrameType,
     TroubleCode,
-    frame,
+    pack_frame,
     to_body,
 )
 from tests.two_ends import carry, dst, entry, link, names, say, send, src, start
@@ -122,7 +122,7 @@ def test_who_waits_for_a_part_never_gets_what_bears_the_name(src, dst, monkeypat
             fcntl.flock(part, fcntl.LOCK_EX | fcntl.LOCK_NB)
         tried.append(path)
 
-    monkeypatch.setattr(parts, "settle", settle)
+    monkeypatch.setattr(parts, "set_mode_and_time", settle)
     (src / "a").write_text("a")
     send(src / "a", to=dst / "a")
     assert len(tried) == 1
@@ -151,7 +151,7 @@ def test_a_file_without_a_size_is_not_taken_for_an_empty_one(dst):
 
 
 def words(word: FrameType, **said: Any) -> bytes:
-    return frame(word, to_body(said))
+    return pack_frame(word, to_body(said))
 
 
 def test_a_folder_outside_gets_no_mode_through_a_link(dst, tmp_path):
@@ -160,8 +160,8 @@ def test_a_folder_outside_gets_no_mode_through_a_link(dst, tmp_path):
     private.mkdir(mode=0o700)
     (dst / "top").mkdir()
     (dst / "top/way").symlink_to(private)
-    folder = FileEntry("top/way", "folder", mode=0o777).words(1, asks=False)
-    error = say(start("top") + words(FrameType.ENTRY, **folder) + frame(FrameType.FINISH), dst)
+    folder = FileEntry("top/way", "folder", mode=0o777).to_dict(1, asks=False)
+    error = say(start("top") + words(FrameType.ENTRY, **folder) + pack_frame(FrameType.FINISH), dst)
     assert isinstance(error, FileTrouble)
     assert stat.S_IMODE(private.stat().st_mode) == 0o700
 
@@ -178,8 +178,8 @@ def test_a_link_that_is_there_may_lead_to_a_folder_inside(src, dst):
 FAULTS = {
     "the whole is a link": start("top") + link("top", "elsewhere"),
     "all was said, and a file is missing": start("top", is_folder=False)
-    + words(FrameType.ENTRY, **FileEntry("top").words(1, asks=False))
-    + frame(FrameType.FINISH),
+    + words(FrameType.ENTRY, **FileEntry("top").to_dict(1, asks=False))
+    + pack_frame(FrameType.FINISH),
     "two files of one number": start("top", is_folder=False) + entry("top", 1) + entry("top", 1),
     "an endless number": start("top") + words(FrameType.ERROR, trouble=float("inf")),
 }
@@ -196,7 +196,9 @@ def test_a_sender_that_says_nonsense_is_told_so(what, dst, tmp_path):
 
 def test_a_name_that_cannot_be_is_one_files_trouble(dst):
     """Half a pair of surrogates, as Windows may have one, is no name here."""
-    said = start("top") + words(FrameType.ENTRY, **FileEntry("top", "folder").words(1, asks=False))
+    said = start("top") + words(
+        FrameType.ENTRY, **FileEntry("top", "folder").to_dict(1, asks=False)
+    )
     said += entry("top/\ud800", 2) + entry("top/b", 3) + link("top/c", "\ud800", 4)
     assert isinstance(say(said, dst), Cut)
     assert names(dst / "top") == ["b"]
@@ -206,13 +208,14 @@ REPLIES = {
     "an endless number": words(FrameType.READY, place="/x")
     + words(FrameType.ERROR, trouble=float("inf")),
     "no place": words(FrameType.READY, place=5, is_folder=7) + words(FrameType.ERROR),
-    "a list": frame(FrameType.READY, b"[]"),
-    "more bytes than were said": frame(FrameType.ACK, ACK_BODY.pack(2**40, 0)),
-    "more files than were told of": frame(FrameType.ACK, ACK_BODY.pack(0, 5)),
-    "what is there of nothing": words(FrameType.HAVE, number=7, size=2**70) + frame(FrameType.DATA),
-    "all is done before it was sent": frame(FrameType.OVER, b"{}"),
-    "a short position": frame(FrameType.ACK, b"x"),
-    "a sender's word": frame(FrameType.FINISH),
+    "a list": pack_frame(FrameType.READY, b"[]"),
+    "more bytes than were said": pack_frame(FrameType.ACK, ACK_BODY.pack(2**40, 0)),
+    "more files than were told of": pack_frame(FrameType.ACK, ACK_BODY.pack(0, 5)),
+    "what is there of nothing": words(FrameType.HAVE, number=7, size=2**70)
+    + pack_frame(FrameType.DATA),
+    "all is done before it was sent": pack_frame(FrameType.OVER, b"{}"),
+    "a short position": pack_frame(FrameType.ACK, b"x"),
+    "a sender's word": pack_frame(FrameType.FINISH),
 }
 
 

@@ -17,7 +17,7 @@ import pytest
 
 from bench.proxy import Proxy
 from remoter_kernel.front.keeper.endpoint import dismiss_all
-from remoter_kernel.wire.safe_paths import part_name
+from remoter_kernel.wire.safe_paths import partial_name
 from tests.real_jupyter import MARK, THIS_RUN, wait_for
 from tests.real_parts import real_part
 from tests.real_sshd import RealSshd
@@ -304,7 +304,7 @@ def test_a_read_only_file_whose_transfer_was_killed_at_its_end_is_gone_on_with(
     digest = noise(src / "a", 2 * MIB)
     (src / "a").chmod(0o444)
     about = (src / "a").stat()
-    part = ground.there / part_name("a", about.st_size, about.st_mtime_ns)
+    part = ground.there / partial_name("a", about.st_size, about.st_mtime_ns)
     shutil.copy(src / "a", part)
     shutil.chown(part, far.ids["user"], far.ids["group"])
     begun = ground.path.bytes_up

@@ -165,7 +165,7 @@ class CellTransfer:
             error = RemoterError(f"That failed unexpectedly: {type(bug).__name__}: {bug}")
         if self._is_stopped and not isinstance(error, TransferInterrupted):
             error = TransferInterrupted()
-        self._reactor.call(partial(self._finish, error))
+        self._reactor.call_soon_threadsafe(partial(self._finish, error))
 
     def _carry(self) -> RemoterError | None:
         request, dialer = self._request, self._dialer
@@ -184,7 +184,7 @@ class CellTransfer:
         if self._is_stopped:
             self._transfer.stop()
         result = self._transfer.run()
-        self._reactor.call(partial(self._tell, spec, remote.name, result))
+        self._reactor.call_soon_threadsafe(partial(self._tell, spec, remote.name, result))
         return in_order(result.troubles)
 
     def _allowed(self, spec: TransferSpec, remote: Remote) -> Transfer:
@@ -240,7 +240,7 @@ class CellTransfer:
             return
         if now - self._shown_at >= SHOW_EVERY or progress.note:
             self._shown_at = now
-            self._reactor.call(partial(self._show_journey, replace(progress)))
+            self._reactor.call_soon_threadsafe(partial(self._show_journey, replace(progress)))
 
     # --- in the front's thread ---
 

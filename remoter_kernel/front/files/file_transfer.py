@@ -183,7 +183,7 @@ class Transfer:
         try:
             if self._is_stopped.is_set():
                 raise Unreachable("it was interrupted.")
-            duplex.tell(FrameType.WISH, self._wish())
+            duplex.send_json(FrameType.WISH, self._wish())
             assert self._endpoint is not None  # noqa: S101 - made before the first try
             self._endpoint.run(duplex)
         finally:

@@ -123,12 +123,12 @@ class DeadKernel:
     def begin(self, why: str) -> None:
         """Hear that the kernel has died."""
         self._error = KernelDied(why)
-        self._reactor.later(EXIT_AFTER, self._exit)
+        self._reactor.call_later(EXIT_AFTER, self._exit)
 
     def refuse(self, cell: Request) -> bool:
         """Answer another cell with the reason, and leave; False: there is none."""
         if self._error is None:
             return False
         self._replies.answer_error(cell, self._error)
-        self._reactor.later(EXIT_AFTER_REPLY, self._exit)
+        self._reactor.call_later(EXIT_AFTER_REPLY, self._exit)
         return True

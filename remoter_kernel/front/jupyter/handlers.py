@@ -364,7 +364,7 @@ def relay(context: ProxyContext, request: Request) -> HandlerResult:
         _answer_empty(context, request)
     elif request.type in canned_replies.INTERACTIVE_REQUESTS and not context.is_there:
         context.requests.move(request, Stage.HELD, "the kernel is not there yet")
-        context.reactor.later(REPLY_WITHIN, partial(_answer_if_held, context, request))
+        context.reactor.call_later(REPLY_WITHIN, partial(_answer_if_held, context, request))
         return HandlerResult.HELD
     else:
         send_to_session(context, request)

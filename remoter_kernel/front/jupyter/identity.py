@@ -102,4 +102,4 @@ class ProxyIdentity:
 
     def _keep_sign(self) -> None:
         self._leave_sign()
-        self._reactor.later(RECORD_EVERY, self._keep_sign)
+        self._reactor.call_later(RECORD_EVERY, self._keep_sign)

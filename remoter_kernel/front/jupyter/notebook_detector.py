@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from remoter_kernel.front.jupyter.canned_replies import INTERACTIVE_REQUESTS
 from remoter_kernel.front.jupyter.startup_code import may_be_answered
 from remoter_kernel.front.session import vscode
-from remoter_kernel.wire.messages import METADATA, header_of, is_unseen
+from remoter_kernel.wire.messages import METADATA, header_of, is_silent
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -36,7 +36,7 @@ class NotebookDetector:
         """Begin; who comes from VS Code will say it, however long that takes."""
         self.is_waiting = True
         if not vscode.has_started():
-            self._timer = self._reactor.later(DETECT_WITHIN, self._end)
+            self._timer = self._reactor.call_later(DETECT_WITHIN, self._end)
 
     def hear(self, request: Request) -> None:
         """Look at a request: it may name the notebook, or leave no time to wait."""
@@ -45,7 +45,7 @@ class NotebookDetector:
         notebook = ""
         if request.is_cell:
             content = request.content
-            own = content if is_unseen(content) else {}  # a cell may say what it likes
+            own = content if is_silent(content) else {}  # a cell may say what it likes
             notebook = vscode.notebook_in(own, header_of(request.parts[METADATA]))
         if notebook or not may_be_answered(request):
             self._end(notebook)

@@ -53,7 +53,7 @@ class EarlyBusy:
             self._console_client = request.identities
         elif request.is_cell and not request.is_over and self._console_client == request.identities:
             self._console_client = []
-            self._reactor.later(BUSY_WITHIN, partial(self._say, request))
+            self._reactor.call_later(BUSY_WITHIN, partial(self._say, request))
 
     def _say(self, request: Request) -> None:
         if request.is_open and BUSY not in request.states:
@@ -110,7 +110,7 @@ class WaitingNotices:
                 # before it (is this complete?) for the cell's, and looks at outputs no more.
                 self._publish("status", {"execution_state": BUSY}, request.header)
                 show = partial(self._show, request)
-                self._timers[request] = self._reactor.later(NOTICE_AFTER, show)
+                self._timers[request] = self._reactor.call_later(NOTICE_AFTER, show)
 
     def _show(self, request: Request) -> None:
         if not request.is_over:

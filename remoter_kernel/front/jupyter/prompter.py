@@ -137,7 +137,9 @@ class StdinPrompter:
         """Ask what a server, or a key, wants to know."""
         texts = [f"{prompt_prefix(host)}{prompt.text.strip()}" for prompt in prompts]
         if instruction and not texts:  # touch the token, say: nothing is to be typed
-            self._reactor.call(partial(self._tell, f"{prompt_prefix(host)}{instruction}"))
+            self._reactor.call_soon_threadsafe(
+                partial(self._tell, f"{prompt_prefix(host)}{instruction}")
+            )
         elif instruction:
             texts[0] = f"{instruction}\n{texts[0]}"
         return [
@@ -148,7 +150,7 @@ class StdinPrompter:
     def wait_elsewhere(self, sentence: str, withdrawn: threading.Event) -> None:
         """Say in the cell where somebody is asked, and wait; an interrupt ends that."""
         answer: AnswerQueue = queue.SimpleQueue()
-        self._reactor.call(partial(self._begin_to_wait, sentence, answer))
+        self._reactor.call_soon_threadsafe(partial(self._begin_to_wait, sentence, answer))
         wait_for(answer, withdrawn, self._later(self._wait_no_more, answer))
 
     def _tell(self, text: str) -> None:
@@ -182,7 +184,7 @@ class StdinPrompter:
             if withdrawn.is_set():
                 raise Withdrawn
         try:
-            self._reactor.call(begin)
+            self._reactor.call_soon_threadsafe(begin)
             return wait_for(answer, withdrawn, self._later(self._take_back, answer))
         finally:
             self._lock.release()
@@ -190,7 +192,7 @@ class StdinPrompter:
     def _later(
         self, do: Callable[[AnswerQueue], None], answer: AnswerQueue
     ) -> Callable[[], object]:
-        return lambda: self._reactor.call(partial(do, answer))
+        return lambda: self._reactor.call_soon_threadsafe(partial(do, answer))
 
     # --- from the proxy's thread ---
 

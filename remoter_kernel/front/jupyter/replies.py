@@ -130,7 +130,7 @@ class ReplySender:
         asked = header or {}
         name, state = str(asked.get("msg_id", "")), content.get("execution_state")
         is_state = kind == "status" and state in BUSY_AND_IDLE and bool(name)
-        if is_state and not self._requests.on_said(name, str(state)):
+        if is_state and not self._requests.on_local_state(name, str(state)):
             return
         self._publish(kind, content, header)
         # An interrupt is answered like this by any kernel, and is over soon.
@@ -144,7 +144,7 @@ class ReplySender:
         """
         cell = first_at_work(self._requests, but=ended)
         if cell:
-            self._requests.on_said(cell.id, BUSY)
+            self._requests.on_local_state(cell.id, BUSY)
             self._publish("status", {"execution_state": BUSY}, cell.header)
 
     def _publish(self, kind: str, content: dict[str, Any], header: dict[str, Any] | None) -> None:
@@ -164,7 +164,7 @@ class ReplySender:
         if channel is Channel.IOPUB:
             state = execution_state(parts)
             name = str(header_of(parts[PARENT]).get("msg_id", ""))
-            if state not in BUSY_AND_IDLE or self._requests.on_said(name, state):
+            if state not in BUSY_AND_IDLE or self._requests.on_local_state(name, state):
                 self.last_state = state or self.last_state
                 self._sockets.publish(parts)
         elif request is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from remoter_kernel.errors import ProtocolError
-from remoter_kernel.wire.messages import is_unseen
+from remoter_kernel.wire.messages import is_silent
 from remoter_kernel.wire.requests import Stage
 
 if TYPE_CHECKING:
@@ -64,6 +64,6 @@ def is_there(request: Request) -> bool:
 def is_shown(request: Request) -> bool:
     """Is this a cell that may show something?"""
     try:
-        return request.is_cell and not is_unseen(request.content)
+        return request.is_cell and not is_silent(request.content)
     except ProtocolError:
         return False

@@ -87,13 +87,13 @@ class SendRetry:
         """Call soon, unless that is about to happen."""
         if self._timer is None:
             self._pause = RETRY_FIRST
-            self._timer = self._reactor.later(self._pause, self._go_on)
+            self._timer = self._reactor.call_later(self._pause, self._go_on)
 
     def _go_on(self) -> None:
         self._timer = None
         if not self._send():
             self._pause = min(2 * self._pause, RETRY_LAST)
-            self._timer = self._reactor.later(self._pause, self._go_on)
+            self._timer = self._reactor.call_later(self._pause, self._go_on)
 
 
 class Publisher:

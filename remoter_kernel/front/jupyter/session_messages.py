@@ -154,7 +154,9 @@ class SessionMessages:
         context, kernel = self.context, self.context.kernel
         kernel.is_ready = True
         context.magics.is_encrypted = words.get("encrypted", False)  # older evaluators have none
-        self.sockets.voice.speak_as(str(words.get("session", "")), str(words.get("username", "")))
+        self.sockets.voice.set_identity(
+            str(words.get("session", "")), str(words.get("username", ""))
+        )
         self.banner.tell(cells_there(context.requests))
         send_held(context)
         context.cell_queue.look()

@@ -46,16 +46,16 @@ class ShutdownPolicy:
 
     def watch(self) -> None:
         """End when Jupyter says so by a signal, or is gone: nobody could reach us any more."""
-        self._reactor.hear_signals()
+        self._reactor.wake_on_signals()
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._hear_signal)
         if parent_process.is_watched():
-            self._reactor.later(POLL_PARENT_EVERY, self._look_for_parent)
+            self._reactor.call_later(POLL_PARENT_EVERY, self._look_for_parent)
 
     def unless_it_follows(self, interrupt: Callable[[], Any]) -> None:
         """Interrupt; where the session stays, wait first: Jupyter does so before each shutdown."""
         if self.stays:
-            self._held_interrupt = self._reactor.later(HOLD_INTERRUPT_FOR, interrupt)
+            self._held_interrupt = self._reactor.call_later(HOLD_INTERRUPT_FOR, interrupt)
         else:
             interrupt()
 
@@ -74,9 +74,9 @@ class ShutdownPolicy:
     def _hear_signal(self, number: int, _frame: object) -> None:
         """End: the session stays. Ctrl-C in a terminal reaches us, too, and means nothing."""
         if number == signal.SIGTERM and not self.is_exiting:
-            self._reactor.call(self._reactor.stop)
+            self._reactor.call_soon_threadsafe(self._reactor.stop)
 
     def _look_for_parent(self) -> None:
         if parent_process.is_gone():
             self._reactor.stop()
-        self._reactor.later(POLL_PARENT_EVERY, self._look_for_parent)
+        self._reactor.call_later(POLL_PARENT_EVERY, self._look_for_parent)

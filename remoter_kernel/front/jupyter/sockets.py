@@ -60,7 +60,7 @@ class Sockets:
     def bind(self) -> None:
         """Bind all five."""
         self._bind(self._heartbeat, "hb_port")
-        self.reactor.watch(self._heartbeat, self._beat)
+        self.reactor.add_reader(self._heartbeat, self._beat)
         for channel, port in PORTS.items():
             is_iopub = channel is Channel.IOPUB
             handle = self._context.socket(zmq.XPUB if is_iopub else zmq.ROUTER)
@@ -73,7 +73,7 @@ class Sockets:
             self._bind(handle, port)
             self._sockets[channel] = handle
             hear = self._welcome if is_iopub else partial(self._hear, channel)
-            self.reactor.watch(handle, hear)
+            self.reactor.add_reader(handle, hear)
 
     def reply(self, channel: Channel, identities: Sequence[bytes], parts: Sequence[Bytes]) -> None:
         """Send a message to the client with these identities."""

@@ -17,7 +17,7 @@ from remoter_kernel.wire.messages import (
     PARENT,
     content_of,
     header_of,
-    is_unseen,
+    is_silent,
 )
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ class ExecutionHistory:
         if header.get("msg_type") != "execute_request":
             return
         content = content_of(parts)
-        if is_unseen(content):
+        if is_silent(content):
             return
         name = str(header["msg_id"])
         self.executions[name] = CellExecution(

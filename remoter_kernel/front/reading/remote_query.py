@@ -22,7 +22,7 @@ from remoter_kernel.front.session.dialer import THIS_MACHINE
 from remoter_kernel.front.session.known_sessions import store_sessions
 from remoter_kernel.plain_text import plain_text
 from remoter_kernel.wire.frames import MOST_ITEM
-from remoter_kernel.wire.journal_entries import JournalEntry, split_said
+from remoter_kernel.wire.journal_entries import JournalEntry, split_entries
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -315,7 +315,7 @@ class JournalReader:
             self.answer = _checked(answer)
             if len(data) == self.answer["bytes"]:  # else something was lost on the way
                 place = self.answer["place"]
-            found, rest = split_said(rest + data, self._largest_after(len(data)))
+            found, rest = split_entries(rest + data, self._largest_after(len(data)))
             for said in found:
                 after = said.number
                 yield said

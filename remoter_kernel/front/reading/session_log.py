@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from remoter_kernel.front.bootstrap.remote_answer import as_timestamp
 from remoter_kernel.plain_text import plain_text
 from remoter_kernel.wire.frames import Channel, from_json, unpack_parts
-from remoter_kernel.wire.messages import HEADER, ODD, PARENT, content_of, header_of, is_unseen
+from remoter_kernel.wire.messages import HEADER, ODD, PARENT, content_of, header_of, is_silent
 
 if TYPE_CHECKING:
     from remoter_kernel.wire.journal_entries import JournalEntry
@@ -78,7 +78,7 @@ class SessionLog:
     def _request(
         self, who: str, said: JournalEntry, name: str, content: dict[str, Any]
     ) -> str | None:
-        if is_unseen(content):
+        if is_silent(content):
             return None
         self._sent_at[name] = said.time
         code = plain_text(content.get("code", ""), keeps_lines=True)

@@ -188,7 +188,7 @@ class Runner:
         Ctrl-C interrupts what runs there. Who presses it again leaves it running.
         """
         self._ctrl_c_count = 0
-        timer = self.reactor.later(most, lambda: self._time_out(most)) if most else None
+        timer = self.reactor.call_later(most, lambda: self._time_out(most)) if most else None
         with self._hearing_ctrl_c():
             self.reactor.run_until(lambda: bool(self._is_done or self._error))
         if timer:
@@ -263,8 +263,10 @@ class Runner:
 
     @contextlib.contextmanager
     def _hearing_ctrl_c(self) -> Iterator[None]:
-        before = signal.signal(signal.SIGINT, lambda *_: self.reactor.call(self._press))
-        self.reactor.hear_signals()
+        before = signal.signal(
+            signal.SIGINT, lambda *_: self.reactor.call_soon_threadsafe(self._press)
+        )
+        self.reactor.wake_on_signals()
         try:
             yield
         finally:
@@ -293,7 +295,7 @@ class Runner:
         what = f"The code was not done within {duration(most)} (--timeout), and was ended."
         self._timeout_error = TookTooLong(what, remote=self._remote)
         self.interrupt()
-        self.reactor.later(END_WITHIN, lambda: self._fail(self._timeout_error))
+        self.reactor.call_later(END_WITHIN, lambda: self._fail(self._timeout_error))
 
     def _fail(self, error: RemoterError | None) -> None:
         self._error = self._error or error
@@ -319,7 +321,7 @@ class Runner:
         if channel is Channel.SHELL:
             cell.reply = content
         elif channel is Channel.STDIN and cell.ask:
-            self.reactor.later(ASK_AFTER, partial(self._ask, cell, content))
+            self.reactor.call_later(ASK_AFTER, partial(self._ask, cell, content))
         elif kind == "status":
             cell.is_idle = content.get("execution_state") == "idle"
         else:
@@ -359,7 +361,7 @@ class Runner:
         elif (
             state is not LinkState.CLOSED and self.link.ever_connected and self._loss_timer is None
         ):
-            self._loss_timer = self.reactor.later(LOST_AFTER, lambda: self.on_loss(None))
+            self._loss_timer = self.reactor.call_later(LOST_AFTER, lambda: self.on_loss(None))
 
     def _note_return(self) -> None:
         loss, self._loss_timer = self._loss_timer, None

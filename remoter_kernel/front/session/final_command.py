@@ -42,11 +42,11 @@ def leave_with(command: str, *, reactor: Reactor, link: Link, dialer: SessionDia
 
     def wait() -> None:
         if link.unacknowledged:
-            reactor.later(0.01, wait)
+            reactor.call_later(0.01, wait)
         else:
             undelivered_commands.discard_commands(remote, kernel_id)
             reactor.stop()
 
     wait()
-    reactor.later(SAVE_AFTER, write_down)
-    reactor.later(EXIT_WITHIN, reactor.stop)
+    reactor.call_later(SAVE_AFTER, write_down)
+    reactor.call_later(EXIT_WITHIN, reactor.stop)

@@ -93,7 +93,7 @@ class InboundItems:
 
     def _look_again(self) -> None:
         if self._timer is None:
-            self._timer = self._target.reactor.later(self._pause, self._go_on)
+            self._timer = self._target.reactor.call_later(self._pause, self._go_on)
 
     def _go_on(self) -> None:
         self._timer = None
@@ -129,7 +129,7 @@ class InboundItems:
             self._keep(head)(head.number, len(body))
 
     def _keep(self, head: FrameHeader) -> AckCallback:
-        return partial(self._stream.keep, LANE[head.channel])
+        return partial(self._stream.ack, LANE[head.channel])
 
     def _tell(self, channel: Channel, parts: Sequence[Bytes], error: Exception) -> None:
         if not isinstance(error, RemoterError):

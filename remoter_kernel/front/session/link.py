@@ -154,13 +154,13 @@ class Link:
             self._change(LinkState.DIALLING)
             if self._ever_connected:
                 give_up = partial(self._lose_patience, self._dialed_at)
-                self.reactor.later(self._try_limit, give_up)
+                self.reactor.call_later(self._try_limit, give_up)
             Thread(self._dial, name="dial").start()
 
     def look_again(self) -> None:
         """Find out at once how things are: this machine may have slept, or moved elsewhere."""
         if self._pump:
-            self._pump.doubt(PROBE_WITHIN)
+            self._pump.probe(PROBE_WITHIN)
         elif self.state is LinkState.WAITING:
             self._pauses = pauses()  # the network, too, needs a moment to wake up
             self.wake()
@@ -188,7 +188,7 @@ class Link:
 
     def has_left(self, channel: Channel, number: int) -> bool:
         """Was what was said with this number ever sent from this side?"""
-        return self._stream.has_left(LANE[channel], number)
+        return self._stream.was_sent(LANE[channel], number)
 
     def is_lost_there(self, channel: Channel, number: int) -> bool:
         """Was this confirmed by an evaluator, and does the one that answers now not know of it?
@@ -261,12 +261,12 @@ class Link:
         try:
             line = self._dialer.dial()
         except RemoterError as error:
-            self.reactor.call(partial(self._fail, error))
+            self.reactor.call_soon_threadsafe(partial(self._fail, error))
         except Exception as error:  # noqa: BLE001 - a bug must reach the cell, too
             trouble = RemoterError(f"Dialling failed unexpectedly: {type(error).__name__}: {error}")
-            self.reactor.call(partial(self._fail, trouble))
+            self.reactor.call_soon_threadsafe(partial(self._fail, trouble))
         else:
-            self.reactor.call(partial(self._connect, line))
+            self.reactor.call_soon_threadsafe(partial(self._connect, line))
 
     def _lose_patience(self, dialled_at: float) -> None:
         """End a try that hangs: the network may have changed under it."""
@@ -288,15 +288,15 @@ class Link:
         keys = line.server_key, line.public_key, line.secret_key
         self._socket = wire = dealer_socket(self._context, *keys)
         monitor = wire.get_monitor_socket(LOST_EVENTS)
-        self.reactor.watch(monitor, self._lose)
+        self.reactor.add_reader(monitor, self._lose)
         wire.connect(line.endpoint)  # only now: a cut at once would go unheard
-        self.reactor.watch(wire, self._hear)
+        self.reactor.add_reader(wire, self._hear)
         self._stream.begin()
         seen = list(self._stream.received.values()) if self._ever_connected else None
         who = {**self.identity, "front": self._id}
-        hello = to_json({**who, "seen": seen, "said": self._stream.said})
+        hello = to_json({**who, "seen": seen, "said": self._stream.last_sent})
         self._send(wire, encode_message(self._stream.head(MessageType.HELLO), hello))
-        self._timer = self.reactor.later(WELCOME_WITHIN, self._give_up_greeting)
+        self._timer = self.reactor.call_later(WELCOME_WITHIN, self._give_up_greeting)
         self._look(wire, PartialMessageMonitor())
 
     def _look(self, wire: zmq.Socket[bytes], unseen: PartialMessageMonitor) -> None:
@@ -307,8 +307,8 @@ class Link:
             if self._pump is None:
                 self._give_up_greeting()
                 return
-            self._pump.doubt(ANSWERS_WITHIN)
-        self.reactor.later(POLL_EVERY, partial(self._look, wire, unseen))
+            self._pump.probe(ANSWERS_WITHIN)
+        self.reactor.call_later(POLL_EVERY, partial(self._look, wire, unseen))
 
     def _give_up_greeting(self) -> None:
         self._lost(Unreachable("The session was reached, but it did not answer."))
@@ -322,7 +322,7 @@ class Link:
             frame = frames[0] if len(frames) == 1 else b""  # nothing of ours has more than one
             self.received += len(frame)
             if self._pump:
-                self._pump.hear(frame)
+                self._pump.on_frame(frame)
             else:
                 self._greet(frame)
             if self.received >= until:
@@ -332,7 +332,7 @@ class Link:
         """Hear the WELCOME and begin to talk."""
         try:
             words, seen, begin = read_welcome(frame)
-            check_seen(seen, self._stream.said)
+            check_seen(seen, self._stream.last_sent)
         except ProtocolError as error:
             self._lost(error)
             return
@@ -393,7 +393,7 @@ class Link:
         self._change(LinkState.WAITING)
         # A try that waited in vain was a pause, too: while nobody answers, somebody is asked.
         pause = 0.0 if was_up else next(self._pauses) - (time.monotonic() - self._dialed_at)
-        self._timer = self.reactor.later(max(0.0, pause), self.wake)
+        self._timer = self.reactor.call_later(max(0.0, pause), self.wake)
 
     def _drop(self) -> None:
         """Let go of the wire and what carried it."""
@@ -406,10 +406,10 @@ class Link:
         wire, self._socket = self._socket, None
         if wire:
             monitor = wire.get_monitor_socket()
-            self.reactor.unwatch(monitor)
+            self.reactor.remove_reader(monitor)
             wire.disable_monitor()
             monitor.close(linger=0)
-            self.reactor.unwatch(wire)
+            self.reactor.remove_reader(wire)
             wire.close(linger=200)
         line, self._endpoint = self._endpoint, None
         if line:

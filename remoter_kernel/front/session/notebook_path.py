@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from remoter_kernel.wire.messages import source_mark
+from remoter_kernel.wire.messages import source_hash
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -83,4 +83,4 @@ def _marks(cells: Any) -> list[str]:
         if isinstance(cell, dict) and cell.get("cell_type") == "code"
     ]
     texts = ["".join(source) if isinstance(source, list) else source for source in sources]
-    return [mark for text in texts if isinstance(text, str) and (mark := source_mark(text))]
+    return [mark for text in texts if isinstance(text, str) and (mark := source_hash(text))]

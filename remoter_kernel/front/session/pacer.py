@@ -115,7 +115,7 @@ class Pacer:
 
     def interrupt(self, *cells: str) -> None:
         """Let little of the text of these cells through, and of all that waits."""
-        self.backlog.interrupt(*cells)
+        self.backlog.limit_text(*cells)
         self._go_on()
 
     def finish(self) -> None:
@@ -134,7 +134,7 @@ class Pacer:
             if not self._give_next():
                 return
         if self.backlog and self._timer is None:
-            self._timer = self._reactor.later(max(pause, SHORTEST_PAUSE), self._wake)
+            self._timer = self._reactor.call_later(max(pause, SHORTEST_PAUSE), self._wake)
 
     def _wake(self) -> None:
         self._timer = None
@@ -142,7 +142,7 @@ class Pacer:
         self._on_room()
 
     def _give_next(self) -> bool:
-        taken = self.backlog.take()
+        taken = self.backlog.pop()
         if taken is None:
             return False
         channel, parts = taken.payload or (Channel.IOPUB, [])

@@ -36,7 +36,7 @@ class SuspendDetector:
     def start(self) -> None:
         """Look at the clock from now on."""
         self._due = self._clock() + POLL_EVERY
-        self._reactor.later(POLL_EVERY, self._look)
+        self._reactor.call_later(POLL_EVERY, self._look)
 
     def _look(self) -> None:
         # A clock that was set, forwards or back, looks the same, and to look after the link

@@ -75,12 +75,12 @@ class LocalCell:
         try:
             self._require_permission()
         except RemoterError as error:
-            self._reactor.call(partial(self.fail, error))
+            self._reactor.call_soon_threadsafe(partial(self.fail, error))
         except Exception as error:  # noqa: BLE001 - a bug must reach the cell, too
             trouble = RemoterError(f"That failed unexpectedly: {type(error).__name__}: {error}")
-            self._reactor.call(partial(self.fail, trouble))
+            self._reactor.call_soon_threadsafe(partial(self.fail, trouble))
         else:
-            self._reactor.call(self._start)
+            self._reactor.call_soon_threadsafe(self._start)
 
     def _start(self) -> None:
         if not self._is_over:

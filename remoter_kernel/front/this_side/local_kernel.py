@@ -112,9 +112,9 @@ class LocalKernel:
         except Exception as error:  # noqa: BLE001 - whatever it is, it is told in the cell
             why = f"The kernel on this side did not start: {type(error).__name__}: {error}."
             trouble = RemoterError(why, "It needs the package ipykernel, as remoter itself does.")
-            self._reactor.call(partial(self._fail, wanted, trouble))
+            self._reactor.call_soon_threadsafe(partial(self._fail, wanted, trouble))
         else:
-            self._reactor.call(partial(self._connect, wanted, manager))
+            self._reactor.call_soon_threadsafe(partial(self._connect, wanted, manager))
 
     # --- in the proxy's thread ---
 
@@ -139,9 +139,9 @@ class LocalKernel:
 
         place = f"{about['transport']}://{about['ip']}"
         ports = {channel: about[f"{channel.name.lower()}_port"] for channel in SOCKETS}
-        client.expect(MessageSigner(manager.session.key, manager.session.signature_scheme))
+        client.hold_until_open(MessageSigner(manager.session.key, manager.session.signature_scheme))
         client.open({channel: f"{place}:{port}" for channel, port in ports.items()}, lock)
-        self._reactor.later(READY_WITHIN, partial(self._lose_patience, manager))
+        self._reactor.call_later(READY_WITHIN, partial(self._lose_patience, manager))
         self._look_after(manager)
 
     def _hear(self, channel: Channel, parts: list[Bytes]) -> None:
@@ -152,14 +152,14 @@ class LocalKernel:
         if manager is not self._manager or self._client is None:
             return
         if manager.is_alive():
-            self._reactor.later(POLL_EVERY, partial(self._look_after, manager))
+            self._reactor.call_later(POLL_EVERY, partial(self._look_after, manager))
             return
         how = "died" if self.is_ready else "ended before it was ready"
         why = f"The kernel on this side {how}, and with it its variables."
         if _ended_by_signal(manager):
             why += " The last outputs of its cell may be missing."
         error = RemoterError(why, "The next cell that needs it starts another one.")
-        self._client.hear_out(partial(self._end, error))
+        self._client.drain(partial(self._end, error))
 
     def _lose_patience(self, manager: KernelManager) -> None:
         if manager is self._manager and not self.is_ready:

@@ -137,7 +137,7 @@ class ObjectTransferCell:
     # --- in a thread ---
 
     def _run(self) -> None:
-        call = self._context.reactor.call
+        call = self._context.reactor.call_soon_threadsafe
         try:
             texts = self._carry()
         except RemoterError as error:
@@ -267,7 +267,7 @@ class ObjectTransferCell:
         """Have something done in a kernel, and wait for its end."""
         self._look()
         over: queue.SimpleQueue[RemoterError | None] = queue.SimpleQueue()
-        self._context.reactor.call(partial(begin, over.put))
+        self._context.reactor.call_soon_threadsafe(partial(begin, over.put))
         if error := over.get():
             raise error
 

@@ -83,7 +83,7 @@ class Completer:
         kind = kind_of([word.text for word in words[1:]])
         begin = words[-1].text
         if kind in {REMOTE_PATH, LOCAL_PATH, SESSION}:  # a disk may be slow, too
-            self._reactor.later(COMPLETE_WITHIN, partial(answer.give, ()))
+            self._reactor.call_later(COMPLETE_WITHIN, partial(answer.give, ()))
             ask = partial(self._ask_there, begin, answer)
             if kind != REMOTE_PATH:
                 ask = partial(self._look_here, kind, begin, answer)
@@ -123,7 +123,7 @@ class Completer:
         found: list[str] = []
         with contextlib.suppress(RemoterError):  # of remotes.toml: a cell that is run says it
             found = self._here(kind, begin)
-        self._reactor.call(partial(answer.give, found))
+        self._reactor.call_soon_threadsafe(partial(answer.give, found))
 
     def _ask_there(self, begin: str, answer: _CompleteReply) -> None:
         """Ask over the login, in a thread of its own; who is too late is not heard."""
@@ -137,7 +137,7 @@ class Completer:
                 found = [path for path in map(str, told["paths"]) if path.isprintable()]
         except (RemoterError, LookupError, TypeError):
             pass  # an older session's words, or a link that is down: nothing to offer
-        self._reactor.call(partial(answer.give, found))
+        self._reactor.call_soon_threadsafe(partial(answer.give, found))
 
 
 class _CompleteReply:

@@ -268,7 +268,7 @@ class Magics:
     # What the far side knows: in a thread ----------------------------------------------
 
     def _ask(self, cell: MagicCell, look: Callable[[], Iterator[IopubMessage]]) -> None:
-        call = self._context.reactor.call
+        call = self._context.reactor.call_soon_threadsafe
         try:
             found = list(look())
         except RemoterError as error:
