@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 from bench.ground import Ground
 from bench.proxy import Proxy
 from bench.table import aligned
-from remoter_kernel.front.keeper.endpoint import dismiss_all
+from remoter_kernel.front.keeper.endpoint import end_logins
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -105,7 +105,7 @@ def path_to(ground: Ground, rtt: float) -> Iterator[Path]:
             f'ssh_config = "{config}"\n'
         )
         yield config
-        dismiss_all()
+        end_logins()
 
 
 def measure(ground: Ground, rtt: float, wish: argparse.Namespace) -> list[list[str]]:

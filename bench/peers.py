@@ -7,7 +7,7 @@ import subprocess
 import sys
 from typing import TYPE_CHECKING, Protocol
 
-from remoter_kernel.front.keeper.endpoint import dismiss_all
+from remoter_kernel.front.keeper.endpoint import end_logins
 
 if TYPE_CHECKING:
     from bench.ground import Ground
@@ -91,7 +91,7 @@ class Remoter:
 
     def make_cold(self, ground: Ground) -> None:  # noqa: ARG002 - the other peers need it
         """End the keeper, and the login with it; the uploaded zip stays there, on purpose."""
-        dismiss_all()
+        end_logins()
 
 
 PEERS: dict[str, type[Peer]] = {"plain": Plain, "sshpyk": Sshpyk, "remoter": Remoter}

@@ -63,11 +63,11 @@ if TYPE_CHECKING:
 def start_keeper(remote: str | None) -> None:
     """Begin to start the keeper, which makes ready while this process does; if it is needed."""
     from remoter_kernel.front.configuration.remotes import find_remote  # noqa: PLC0415 - in a thread
-    from remoter_kernel.front.keeper.endpoint import start_early  # noqa: PLC0415 - the same
+    from remoter_kernel.front.keeper.endpoint import prestart  # noqa: PLC0415 - the same
 
     with contextlib.suppress(RemoterError, OSError):  # what is wrong is told in the first cell
         if find_remote(remote):
-            start_early()
+            prestart()
 
 
 def begin_log(process: str, remote: str | None) -> None:

@@ -22,7 +22,7 @@ from jupyter_client.blocking.client import BlockingKernelClient
 from jupyter_client.connect import write_connection_file
 from jupyter_client.manager import KernelManager
 
-from remoter_kernel.front.keeper.endpoint import dismiss_all
+from remoter_kernel.front.keeper.endpoint import end_logins
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -65,7 +65,7 @@ class JupyterHere:
         return self
 
     def __exit__(self, *_: object) -> None:
-        dismiss_all()
+        end_logins()
         os.environ.clear()
         os.environ.update(self._before)
 

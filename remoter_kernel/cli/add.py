@@ -24,7 +24,7 @@ from remoter_kernel.front.bootstrap.remote_venv import install_there
 from remoter_kernel.front.configuration import kernelspec, remotes
 from remoter_kernel.front.configuration.remotes import Remote
 from remoter_kernel.front.configuration.remotes_toml import VALUE_READERS
-from remoter_kernel.front.keeper.keeper_login import kept_login
+from remoter_kernel.front.keeper.keeper_login import log_in_by_keeper
 from remoter_kernel.front.running.runner import Runner
 from remoter_kernel.front.session.dialer import SessionDialer
 from remoter_kernel.plain_text import plain_text
@@ -140,7 +140,7 @@ def _visit(
     """
     begin = time.monotonic()
     try:
-        with contextlib.closing(kept_login(remote, questions())) as login:
+        with contextlib.closing(log_in_by_keeper(remote, questions())) as login:
             seconds = time.monotonic() - begin
             click.echo(f"Logged in to {login.host} as {login.user} in {seconds:.1f} s")
             click.echo(plain_text(f"  {login.host_key}, {login.cipher}"))

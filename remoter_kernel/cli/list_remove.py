@@ -14,7 +14,7 @@ from remoter_kernel.cli.params import remote_names
 from remoter_kernel.cli.terminal import aligned, questions
 from remoter_kernel.errors import RemoterError, Usage
 from remoter_kernel.front.configuration import kernelspec, remotes
-from remoter_kernel.front.keeper.endpoint import dismiss_all
+from remoter_kernel.front.keeper.endpoint import end_logins
 from remoter_kernel.front.session import known_sessions
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def remove(name: str, purge: bool) -> None:
             raise
         click.echo(f"Removed the kernelspec {kernelspec.kernelspec_name(name)}.")
         return
-    dismiss_all(name)
+    end_logins(name)
     known_sessions.discard_sessions(name)
     if known and known.remember:
         _forget(known)
@@ -83,21 +83,21 @@ def remove(name: str, purge: bool) -> None:
 
 def _forget(remote: remotes.Remote) -> None:
     """Let the keyring forget its passwords; a remote is removed, whatever comes of that."""
-    from remoter_kernel.front.logins.log_in import forget_secrets
+    from remoter_kernel.front.logins.log_in import clear_secrets
 
     with contextlib.suppress(RemoterError):
-        forget_secrets(remote)
+        clear_secrets(remote)
 
 
 def _purge(name: str) -> None:
     """Remove the remote's own environment there, and say so."""
     from remoter_kernel.front.bootstrap.remote_venv import purge_there
-    from remoter_kernel.front.keeper.keeper_login import kept_login
+    from remoter_kernel.front.keeper.keeper_login import log_in_by_keeper
 
     remote = remotes.find_remote(name)
     assert remote is not None  # noqa: S101 - None is only for "no name given"
     try:
-        with contextlib.closing(kept_login(remote, questions())) as login:
+        with contextlib.closing(log_in_by_keeper(remote, questions())) as login:
             was_there = purge_there(login, remote)
     except RemoterError as err:
         raise err.at(name) from err.__cause__

@@ -16,7 +16,7 @@ from remoter_kernel.front.configuration.remote_cwd import folder_there
 from remoter_kernel.front.configuration.remotes import find_remote
 from remoter_kernel.front.files.file_transfer import Transfer
 from remoter_kernel.front.files.transfer_progress import TransferSpec, in_order, summed_up
-from remoter_kernel.front.keeper.keeper_login import KeeperLogin, kept_login
+from remoter_kernel.front.keeper.keeper_login import KeeperLogin, log_in_by_keeper
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -88,7 +88,7 @@ class _LoginFactory:
     @contextlib.contextmanager
     def log_in(self, in_doubt: bool) -> Iterator[KeeperLogin]:
         try:
-            login = kept_login(self._remote, questions(), in_doubt=in_doubt)
+            login = log_in_by_keeper(self._remote, questions(), in_doubt=in_doubt)
         except RemoterError as error:
             raise error.at(self._remote.name) from error.__cause__
         with contextlib.closing(login):

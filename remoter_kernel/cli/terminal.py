@@ -18,9 +18,9 @@ from remoter_kernel.front.prompts import (
     NotAnswered,
     Trust,
     Withdrawn,
-    about_host_key,
+    host_key_question,
     prompt_prefix,
-    said_by,
+    server_prefix,
 )
 from remoter_kernel.plain_text import plain_text
 
@@ -57,7 +57,7 @@ class TerminalPrompter:
     ) -> Trust:
         """Show the fingerprint of an unknown host key, and ask."""
         with _turn(withdrawn), _declining(host):
-            *lines, last = about_host_key(host, kind, fingerprint).splitlines()
+            *lines, last = host_key_question(host, kind, fingerprint).splitlines()
             for line in lines:
                 click.echo(line, err=True)
             words = [each.value for each in Trust]
@@ -79,7 +79,7 @@ class TerminalPrompter:
         with _turn(withdrawn), _declining(host):
             columns = shutil.get_terminal_size().columns
             for line in instruction.splitlines():
-                mark = said_by(host) if line.startswith(said_by(host)) else ""
+                mark = server_prefix(host) if line.startswith(server_prefix(host)) else ""
                 for row in _rows(line.removeprefix(mark), mark, columns):
                     click.echo(row, err=True)
             return [_ask_one(host, prompt, columns, withdrawn) for prompt in prompts]

@@ -25,34 +25,34 @@ ZMTP_SIGNATURE = b"\xff"  # how ZeroMQ's greeting begins
 KEEPER_ROLE, CLIENT_ROLE = b"keeper", b"visitor"
 
 
-def prove_as_visitor(connection: socket.socket, key: bytes, port: int) -> bool:
+def authenticate_as_client(connection: socket.socket, key: bytes, port: int) -> bool:
     """Let the keeper prove itself, and only then prove that we know the key, too."""
     mine = secrets.token_bytes(SECRET_SIZE)
     with _deadline(connection, HANDSHAKE_WITHIN) as read:
         connection.sendall(mine)
         theirs, proof = read(SECRET_SIZE), read(SECRET_SIZE)
-        if not hmac.compare_digest(proof, _proof(key, KEEPER_ROLE, mine, theirs, port)):
+        if not hmac.compare_digest(proof, _digest(key, KEEPER_ROLE, mine, theirs, port)):
             return False
-        connection.sendall(_proof(key, CLIENT_ROLE, mine, theirs, port))
+        connection.sendall(_digest(key, CLIENT_ROLE, mine, theirs, port))
         return True
     return False
 
 
-def prove_as_keeper(connection: socket.socket, key: bytes, port: int) -> bool:
+def authenticate_as_keeper(connection: socket.socket, key: bytes, port: int) -> bool:
     """Prove that we know the key, and let the visitor do so."""
     mine = secrets.token_bytes(SECRET_SIZE)
     with _deadline(connection, HANDSHAKE_WITHIN) as read:
         theirs = read(SECRET_SIZE)
-        connection.sendall(mine + _proof(key, KEEPER_ROLE, theirs, mine, port))
-        return hmac.compare_digest(read(SECRET_SIZE), _proof(key, CLIENT_ROLE, theirs, mine, port))
+        connection.sendall(mine + _digest(key, KEEPER_ROLE, theirs, mine, port))
+        return hmac.compare_digest(read(SECRET_SIZE), _digest(key, CLIENT_ROLE, theirs, mine, port))
     return False
 
 
-def admits(connection: socket.socket, secret: bytes) -> bool:
+def is_authenticated(connection: socket.socket, secret: bytes) -> bool:
     """Does whoever has connected to a tunnel know its secret, or is it our own ZeroMQ?"""
     with _deadline(connection, SECRET_WITHIN) as read:
         if connection.recv(1, socket.MSG_PEEK) == ZMTP_SIGNATURE and secret[:1] != ZMTP_SIGNATURE:
-            return _is_own_process(connection)
+            return _is_peer_own_process(connection)
         return hmac.compare_digest(read(SECRET_SIZE), secret)
     return False
 
@@ -64,7 +64,7 @@ def new_secret() -> bytes:
     return secret
 
 
-def _proof(key: bytes, role: bytes, client_nonce: bytes, keeper_nonce: bytes, port: int) -> bytes:
+def _digest(key: bytes, role: bytes, client_nonce: bytes, keeper_nonce: bytes, port: int) -> bytes:
     words = b"|".join((role, client_nonce, keeper_nonce, str(port).encode()))
     return hmac.digest(key, words, "sha256")
 
@@ -97,7 +97,7 @@ def _deadline(connection: socket.socket, seconds: float) -> Iterator[_DeadlineRe
         connection.settimeout(None)
 
 
-def _is_own_process(connection: socket.socket) -> bool:
+def _is_peer_own_process(connection: socket.socket) -> bool:
     """Is the socket at the other end of a loopback connection one of this person's processes?"""
     import psutil  # noqa: PLC0415 - only where there are no unix sockets
 

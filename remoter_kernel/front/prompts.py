@@ -67,7 +67,7 @@ class Prompter(Protocol):
         """Ask for one answer to each prompt; `NotAnswered` where the person declines.
 
         `host` is who gets the answers; it is empty where remoter asks for itself. Lines of
-        `instruction` that are a server's begin as `says` makes them begin.
+        `instruction` that are a server's begin as `quote_server` makes them begin.
         """
 
 
@@ -120,7 +120,7 @@ class NeedsPerson(LoginRefused):
         return super().at(remote)
 
 
-def sought(prompts: Sequence[str]) -> str:
+def describe_prompts(prompts: Sequence[str]) -> str:
     """Say in two words what these prompts ask for."""
     text = " ".join(prompts).lower()
     for word in ("passphrase", "password", "pin", "code"):
@@ -129,25 +129,27 @@ def sought(prompts: Sequence[str]) -> str:
     return "an answer"
 
 
-def readable(text: str) -> str:
+def strip_controls(text: str) -> str:
     """Return a server's text without what acts on a terminal; line ends stay."""
     return plain_text(text, keeps_lines=True, most=LONGEST_TEXT)
 
 
-def on_one_line(text: str) -> str:
+def to_one_line(text: str) -> str:
     """Return a server's text as one line without gaps, and without what acts on a terminal."""
-    words = " ".join(text.translate(BLANKS).split())  # before `readable` takes some of the gaps
-    shown = "".join(sign for sign in readable(words) if sign.isprintable())
+    words = " ".join(
+        text.translate(BLANKS).split()
+    )  # before `strip_controls` takes some of the gaps
+    shown = "".join(sign for sign in strip_controls(words) if sign.isprintable())
     return " ".join(shown.split())
 
 
-def says(host: str, text: str) -> str:
+def quote_server(host: str, text: str) -> str:
     """Return a server's text with its name before each line."""
-    lines = [line for each in text.split("\n") if (line := on_one_line(each))]
-    return "\n".join(f"{said_by(host)}{line}" for line in lines[:MOST_LINES])
+    lines = [line for each in text.split("\n") if (line := to_one_line(each))]
+    return "\n".join(f"{server_prefix(host)}{line}" for line in lines[:MOST_LINES])
 
 
-def said_by(host: str) -> str:
+def server_prefix(host: str) -> str:
     """Return what stands before each line that a server says."""
     return f"[{host} says] "
 
@@ -157,7 +159,7 @@ def prompt_prefix(host: str) -> str:
     return f"[{host}] " if host else ""
 
 
-def about_host_key(host: str, kind: str, fingerprint: str) -> str:
+def host_key_question(host: str, kind: str, fingerprint: str) -> str:
     """Return the question whether a key that is not known is that of the host."""
     return (
         f"{OWN_TAG}{host} is not known yet. Its {kind} key has the fingerprint\n  {fingerprint}\n"

@@ -2,7 +2,7 @@
 
 On POSIX they are unix sockets in a folder of this person alone, and whoever connects has to be a
 process of this person. Where there are none (Windows, a disk that cannot hold them) they are TCP
-on loopback, where anybody may connect: then whoever accepts asks for a proof (see `loopback`).
+on loopback, where anybody may connect: then whoever accepts asks for a proof (see `loopback_auth`).
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class PrivateListener:
         self.address = ""
         """Where to connect to, as ZeroMQ writes it."""
         self._path: Path | None = None
-        self._socket = self._listen_privately(kind, backlog) or _listen_at_tcp(backlog)
+        self._socket = self._listen_at_path(kind, backlog) or _listen_at_tcp(backlog)
         if self._path is None:
             self.address = f"{TCP_SCHEME}127.0.0.1:{self._socket.getsockname()[1]}"
 
@@ -85,23 +85,23 @@ class PrivateListener:
                 return connection
             connection.close()
 
-    def withdraw(self) -> None:
+    def unlink(self) -> None:
         """Let nobody else connect; whoever has done so already can still be accepted."""
         path, self._path = self._path, None
         if path is not None:
-            forget_path(path)
+            remove_socket(path)
 
     def wake(self) -> None:
         """Let a thread that waits in `accept` go on: closing its socket would not."""
         with contextlib.suppress(OSError):
-            connect(self.address, 0.5).close()
+            connect_to_listener(self.address, 0.5).close()
 
     def close(self) -> None:
         """Listen no more."""
-        self.withdraw()
+        self.unlink()
         self._socket.close()
 
-    def _listen_privately(self, kind: str, backlog: int) -> socket.socket | None:
+    def _listen_at_path(self, kind: str, backlog: int) -> socket.socket | None:
         """Listen at a unix socket, if one can be made anywhere."""
         for folder in _socket_folders() if HAS_UNIX_SOCKETS else ():
             path = folder / f"{kind}{secrets.token_hex(4)}"
@@ -113,14 +113,14 @@ class PrivateListener:
             except OSError:  # too long a path, or a disk without sockets
                 if listener:
                     listener.close()
-                forget_path(path)
+                remove_socket(path)
                 continue
             self._path, self.address = path, f"{UNIX_SCHEME}{path}"
             return listener
         return None
 
 
-def connect(address: str, seconds: float) -> socket.socket:
+def connect_to_listener(address: str, seconds: float) -> socket.socket:
     """Connect to a listener of this person; OSError where nobody is, or somebody else."""
     if address.startswith(UNIX_SCHEME):
         connection = _connect_to_path(address.removeprefix(UNIX_SCHEME), time.monotonic() + seconds)
@@ -174,7 +174,7 @@ def peer_uid(sock: socket.socket) -> int:
     return -1
 
 
-def forget_path(path: Path) -> None:
+def remove_socket(path: Path) -> None:
     """Remove a socket's file, and its folder if that was made for it alone."""
     with contextlib.suppress(OSError):
         path.unlink()
@@ -183,31 +183,31 @@ def forget_path(path: Path) -> None:
             path.parent.rmdir()
 
 
-def forget_old(kind: str) -> None:
+def remove_old_sockets(kind: str) -> None:
     """Remove the files of sockets of this kind whose processes were killed before they did."""
     with contextlib.suppress(OSError):
-        for path in _usual_folder().glob(f"{kind}*"):
+        for path in _default_folder().glob(f"{kind}*"):
             if time.time() - path.lstat().st_mtime > STALE_SOCKET_AFTER:
                 path.unlink()
 
 
-def _usual_folder() -> Path:
+def _default_folder() -> Path:
     return state_folder().absolute() / "sockets"
 
 
 def _socket_folders() -> Iterator[Path]:
     """Yield folders of this person alone with room for a socket: the usual one, then a new one."""
-    usual = _usual_folder()
+    usual = _default_folder()
     if len(os.fsencode(usual)) + 10 <= LONGEST_PATH:
         with contextlib.suppress(OSError):
-            yield _made_private(usual)
-    for parent in (os.environ.get("XDG_RUNTIME_DIR", ""), _temporary(), "/tmp"):  # noqa: S108 (mkdtemp makes it private)
+            yield _ensure_private(usual)
+    for parent in (os.environ.get("XDG_RUNTIME_DIR", ""), _temporary_folder(), "/tmp"):  # noqa: S108 (mkdtemp makes it private)
         if parent and len(os.fsencode(parent)) + 40 <= LONGEST_PATH:
             with contextlib.suppress(OSError):
                 yield Path(tempfile.mkdtemp(prefix=SHORT_PREFIX, dir=parent))
 
 
-def _made_private(folder: Path) -> Path:
+def _ensure_private(folder: Path) -> Path:
     """Return a folder that nobody else can enter; OSError where it is somebody else's."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     about = folder.lstat()
@@ -225,12 +225,12 @@ def short_private_folder(prefix: str) -> Path:
 
 def short_temporary_folder() -> str:
     """Return where folders with sockets are made: the usual place, if it is there and short."""
-    usual = _temporary()
+    usual = _temporary_folder()
     is_short = os.name != "posix" or len(os.fsencode(usual)) + 40 <= LONGEST_PATH
     return usual if usual and is_short else "/tmp"  # noqa: S108 (mkdtemp makes what is in it private)
 
 
-def _temporary() -> str:
+def _temporary_folder() -> str:
     """Return the folder for temporary files; a long-lived process may have outlived its TMPDIR."""
     with contextlib.suppress(OSError):
         if not os.path.isdir(tempfile.gettempdir()):  # noqa: PTH112 (a text is wanted)

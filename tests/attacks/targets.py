@@ -27,7 +27,7 @@ from remoter_kernel.front.reading.session_log import SessionLog
 from remoter_kernel.front.reading.transcript import Transcript
 from remoter_kernel.front.running.exit_codes import ExitCodeTracker
 from remoter_kernel.front.session.welcome import read_welcome
-from remoter_kernel.front.ssh.known_hosts import read_lines
+from remoter_kernel.front.ssh.known_hosts import read_known_hosts
 from remoter_kernel.front.ssh.login_errors import error_from_stderr
 from remoter_kernel.front.ssh.ssh_config import Destination
 from remoter_kernel.front.this_side.carried.arrow import check_arrow
@@ -206,7 +206,7 @@ def waiting(data: bytes) -> None:
 
 def known_hosts(data: bytes) -> None:
     file = SimpleNamespace(read_bytes=lambda: data)
-    list(read_lines(file))  # type: ignore[arg-type]
+    list(read_known_hosts(file))  # type: ignore[arg-type]
 
 
 GPU = Destination(

@@ -44,9 +44,9 @@ from remoter_kernel.front.prompts import (
     NotAnswered,
     Prompt,
     Trust,
-    on_one_line,
-    said_by,
-    says,
+    quote_server,
+    server_prefix,
+    to_one_line,
 )
 from remoter_kernel.front.ssh import authenticator, openssh_login
 from remoter_kernel.front.ssh.askpass_server import AskpassServer
@@ -55,7 +55,7 @@ from remoter_kernel.front.ssh.credentials import HostCredentials
 from remoter_kernel.front.ssh.login_errors import error_from_stderr
 from remoter_kernel.front.ssh.login_process import MOST_STDERR, LoginProcess
 from remoter_kernel.front.ssh.mux import Mux, MuxError, master_answers
-from remoter_kernel.front.ssh.openssh_login import living_master, log_in_by_system
+from remoter_kernel.front.ssh.openssh_login import living_master, log_in_by_openssh
 from remoter_kernel.front.ssh.paramiko_channel import (
     WINDOW,
     ConnectionClosed,
@@ -63,15 +63,15 @@ from remoter_kernel.front.ssh.paramiko_channel import (
     ServerViolation,
 )
 from remoter_kernel.front.ssh.remote_command import RemoteCommand
-from remoter_kernel.front.ssh.ssh_config import Destination, resolve
-from remoter_kernel.front.ssh.ssh_login import log_in
+from remoter_kernel.front.ssh.ssh_config import Destination, resolve_destination
+from remoter_kernel.front.ssh.ssh_login import log_in_by_paramiko
 from remoter_kernel.front.ssh.transport import LARGEST_PACKET, MOST_UNSENT, Transport
 from remoter_kernel.front.ssh.userauth import (
     MOST_PROMPTS,
     MOST_UNREAD,
     AuthResult,
     InfoRequest,
-    _round,
+    _parse_info_request,
 )
 from remoter_kernel.front.unix_sockets import peer_uid
 from remoter_kernel.plain_text import plain_text
@@ -313,7 +313,7 @@ def folder() -> Iterator[Path]:
 def logged_in(folder: Path) -> Iterator[tuple[Hostile, SSHLogin]]:
     """Be logged in where somebody means no good."""
     with Hostile(folder, ("", "Password:")) as server:
-        login = log_in(server.there, prompter=Person("secret"))
+        login = log_in_by_paramiko(server.there, prompter=Person("secret"))
         with contextlib.closing(login):
             yield server, login
 
@@ -396,7 +396,7 @@ def test_a_jump_host_cannot_ask_in_the_name_of_the_host_behind_it(here, folder):
         gate.in_the_end = AUTH_FAILED
         gate.config("gate")
         file = gate.config("box", "ProxyJump gate")
-        assert resolve("box", file).jumps
+        assert resolve_destination("box", file).jumps
         ended = run(here, gate, ["given to gate"])
         assert gate.typed == ["given to gate"]
     (line,) = lines_about(ended, "Password of")
@@ -433,21 +433,21 @@ def test_before_and_behind_the_login_ssh_is_believed_differently(folder, version
     desk = AskpassServer("box", person, folder)
     desk.process = LoginProcess([], {}, lambda _step: None)
     if version:
-        desk.process._hear(f"debug1: Local version string SSH-2.0-{version}")
-    desk.process._hear("debug1: Server host key: ssh-ed25519 SHA256:abc")
-    question = on_one_line(HOST_KEY.format("SHA256:abc"))
-    assert desk._answer("", question) == "yes"
+        desk.process._on_line(f"debug1: Local version string SSH-2.0-{version}")
+    desk.process._on_line("debug1: Server host key: ssh-ed25519 SHA256:abc")
+    question = to_one_line(HOST_KEY.format("SHA256:abc"))
+    assert desk._answer_prompt("", question) == "yes"
     assert person.keys == ["box"]
     assert desk.remembers_host_key
     desk.remembers_host_key = False
-    desk._answer("", on_one_line(HOST_KEY.format("SHA256:else")))
+    desk._answer_prompt("", to_one_line(HOST_KEY.format("SHA256:else")))
     assert len(person.keys) == 1  # another key than ssh has told of
-    desk.process._hear("debug1: SSH2_MSG_NEWKEYS received")
-    desk._answer("", question)
+    desk.process._on_line("debug1: SSH2_MSG_NEWKEYS received")
+    desk._answer_prompt("", question)
     assert len(person.keys) == 1
     assert not desk.remembers_host_key
     assert person.asked[-1] == ("box", f"|{question}")
-    desk._answer("", "Enter passphrase for key '/k':")
+    desk._answer_prompt("", "Enter passphrase for key '/k':")
     is_marked = "9.2" in version
     ours = ("", f"|{OWN_TAG}Enter passphrase for key '/k' (it is not sent):")
     theirs = ("box", "|Enter passphrase for key '/k':")
@@ -460,17 +460,17 @@ def test_a_jump_hosts_words_do_not_tell_how_far_ssh_is(folder):
     hops = {"ada@gate": "gate (jump host of box)", "ada@box": "box"}
     desk = AskpassServer("box", person, folder, hops=hops, passes_hops=True)
     desk.process = LoginProcess([], {}, lambda _step: None)
-    desk.process._hear("debug1: Local version string SSH-2.0-OpenSSH_9.2p1")
-    desk._answer("", f"(ada@gate) {on_one_line(HOST_KEY.format('SHA256:abc'))}")
+    desk.process._on_line("debug1: Local version string SSH-2.0-OpenSSH_9.2p1")
+    desk._answer_prompt("", f"(ada@gate) {to_one_line(HOST_KEY.format('SHA256:abc'))}")
     assert person.asked[-1][0] == "gate (jump host of box)"
-    desk._answer("", "(ada@gate) [box] Password:")
+    desk._answer_prompt("", "(ada@gate) [box] Password:")
     assert person.asked[-1] == ("gate (jump host of box)", "|[box] Password:")
-    desk._answer("", "ada@gate's password:")
+    desk._answer_prompt("", "ada@gate's password:")
     assert person.asked[-1][0] == "gate (jump host of box)"
-    desk._answer("", "(eve@nowhere) Password:")
+    desk._answer_prompt("", "(eve@nowhere) Password:")
     assert person.asked[-1][0] == "eve@nowhere (jump host of box)"
     assert person.keys == []
-    desk._answer("", on_one_line(HOST_KEY.format("SHA256:abc")))  # no server can begin so
+    desk._answer_prompt("", to_one_line(HOST_KEY.format("SHA256:abc")))  # no server can begin so
     assert person.keys == ["other (10.0.0.1)"]
 
 
@@ -486,7 +486,7 @@ def test_the_key_of_a_jump_host_that_ssh_asks_for_itself_is_still_confirmed(tmp_
         server.known_hosts.write_text("")
         gate.known_hosts.write_text("")
         person = Person(trust=Trust.YES)
-        login = log_in_by_system(resolve("box", config), prompter=person)
+        login = log_in_by_openssh(resolve_destination("box", config), prompter=person)
         login.close()
     assert person.keys == [
         f"[127.0.0.1]:{gate.port} ([127.0.0.1]:{gate.port})",
@@ -515,7 +515,7 @@ def test_names_of_methods_do_not_act_on_a_terminal(folder):
     """They stand in the sentence on why nobody was let in."""
     with Hostile(folder, allows="\x1b]0;owned\x07,gss\x1b[31mapi,hostbased") as server:
         with pytest.raises(LoginRefused) as caught:
-            log_in(server.there, prompter=Person())
+            log_in_by_paramiko(server.there, prompter=Person())
         assert plain_text(caught.value) == str(caught.value)
         assert "hostbased" in str(caught.value)
 
@@ -540,7 +540,7 @@ def test_another_host_key_before_the_login_ends_it(folder):
         person = Person("secret")
         person.before = lambda: exchange_again(server.transport, key)
         with pytest.raises(HostKeyProblem, match="showed another host key in a later key exchange"):
-            log_in(server.there, prompter=person)
+            log_in_by_paramiko(server.there, prompter=person)
         assert server.typed == []
 
 
@@ -576,7 +576,7 @@ def test_more_questions_than_anybody_can_answer_are_a_refusal(folder, number, pr
         before, began = memory(), time.monotonic()
         person = Person()
         with pytest.raises(LoginRefused, match=sentence):
-            log_in(server.there, prompter=person)
+            log_in_by_paramiko(server.there, prompter=person)
         assert time.monotonic() - began < SOON
         assert memory() - before < 64 * MB
         assert person.asked == []
@@ -591,7 +591,7 @@ def test_answers_to_nothing_end_the_connection(folder):
             server.transport, (verdict for _ in range(50 * MOST_UNREAD))
         )
         with pytest.raises(Unreachable, match="the server answers what it was not asked"):
-            log_in(server.there, prompter=person)
+            log_in_by_paramiko(server.there, prompter=person)
 
 
 def test_after_the_login_nothing_is_kept_for_nobody(folder):
@@ -605,7 +605,7 @@ def test_after_the_login_nothing_is_kept_for_nobody(folder):
             raw(52),
         ):
             send_all(server.transport, (message for _ in range(300)))
-        assert login.answers(SOON)  # it has read all of that
+        assert login.responds_within(SOON)  # it has read all of that
         assert door._responses.qsize() == 0
         assert door.banner == ""
 
@@ -622,7 +622,7 @@ def test_banners_without_end_are_neither_kept_nor_waited_for(folder, monkeypatch
         server.on_login = greet
         before, began = memory(), time.monotonic()
         with pytest.raises(Unreachable, match="during the step 'login'"):
-            log_in(server.there, prompter=Person())
+            log_in_by_paramiko(server.there, prompter=Person())
         assert time.monotonic() - began < SOON
         assert memory() - before < 64 * MB
 
@@ -636,7 +636,7 @@ def test_idle_talk_without_end_is_not_waited_for(folder, monkeypatch, kind):
         server.on_login = lambda transport: send_all(transport, iter(lambda: talk, None))
         before, began = memory(), time.monotonic()
         with pytest.raises(Unreachable, match="during the step 'login'"):
-            log_in(server.there, prompter=Person())
+            log_in_by_paramiko(server.there, prompter=Person())
         assert time.monotonic() - began < SOON
         assert memory() - before < 64 * MB
 
@@ -654,7 +654,7 @@ def test_a_greeting_without_end_is_cut(folder, noise):
         there = Destination("127.0.0.1", port, "ada", connect_timeout=5.0)
         began = time.monotonic()
         with pytest.raises(Unreachable, match="ended the connection"):
-            log_in(there)
+            log_in_by_paramiko(there)
         assert time.monotonic() - began < 4
 
 
@@ -674,7 +674,7 @@ def test_a_packet_that_is_too_large_is_not_taken_in_before_any_key_is_looked_at(
         with pytest.raises(
             Unreachable, match=r"remoter ended the connection .* a packet of a size"
         ):
-            log_in(there)
+            log_in_by_paramiko(there)
         assert time.monotonic() - began < 4
         assert memory() - before < 32 * MB
 
@@ -688,7 +688,7 @@ def test_a_packet_that_is_too_large_ends_a_login_with_any_cipher(folder, monkeyp
     with logged_in(folder) as (server, login):
         fine = raw(cMSG_IGNORE[0], bytes(LARGEST_PACKET - 1024))
         server.transport._send_user_message(fine)
-        assert login.answers(SOON)
+        assert login.responds_within(SOON)
         server.transport._send_user_message(raw(cMSG_IGNORE[0], bytes(LARGEST_PACKET + 1024)))
         wait_for(lambda: not login.is_alive, what="the connection ends")
         with pytest.raises(Unreachable, match="a packet of a size that no packet has"):
@@ -703,7 +703,7 @@ def test_a_list_of_extensions_without_end_does_not_hold_a_thread(folder):
             raw(cMSG_EXT_INFO[0], 2**32 - 1)
         )
         with pytest.raises(Unreachable, match="the server names 4294967295 extensions"):
-            log_in(server.there, prompter=person)
+            log_in_by_paramiko(server.there, prompter=person)
         threads = [one for one in threading.enumerate() if one.name == "ssh-transport"]
         assert not threads
 
@@ -724,7 +724,7 @@ def test_a_tunnel_whose_server_ignores_the_window_is_ended(folder):
         tunnel = login.open_tunnel("127.0.0.1", 9)
         flood(server, cMSG_CHANNEL_DATA, 4 * WINDOW)
         wait_for(lambda: not tunnel.is_open, what="the tunnel ends")
-        assert login.answers(SOON)  # it has read all of that
+        assert login.responds_within(SOON)  # it has read all of that
         assert tunnel.received <= WINDOW
         assert sum(map(len, tunnel._backlog)) <= WINDOW
 
@@ -735,7 +735,7 @@ def test_a_command_that_is_read_may_say_more_than_a_window(folder):
         running = RemoteCommand(login.live_transport)
         running.open()
         running.wait_open(SOON)
-        running.begin("anything", b"", time.monotonic() + SOON)
+        running.start("anything", b"", time.monotonic() + SOON)
         wait_for(lambda: server.channels, what="the command")
         channels = server.transport._channels
         channel = next(each for each in channels.values() if each.chanid == server.channels[-1])
@@ -758,8 +758,8 @@ def test_a_line_that_is_looked_for_is_found_without_reading_all_again(folder):
     )
     waiting.start()
     for place in range(0, len(lines), 200):
-        running.arrived(lines[place : place + 200])
-    running.arrived(b"K it\r\nmore")
+        running.data_received(lines[place : place + 200])
+    running.data_received(b"K it\r\nmore")
     waiting.join(60)
     assert done == [b"MARK it"]
     assert time.monotonic() - began < 20
@@ -783,7 +783,7 @@ def test_answers_that_a_server_asks_for_and_does_not_read_do_not_pile_up(monkeyp
     is_over = threading.Event()
     monkeypatch.setattr(transport, "_send_user_message", lambda _message: is_over.wait(SOON))
     for _ in range(3 * MOST_UNSENT):
-        transport.post(paramiko.Message())
+        transport.send_nowait(paramiko.Message())
     assert transport._send_queue.qsize() <= MOST_UNSENT
     assert isinstance(transport.violation, ServerViolation)
     assert far.recv(1) == b""  # it is cut
@@ -918,7 +918,7 @@ def test_old_folders_of_another_user_cost_a_login_nothing(eve, folder, monkeypat
         old(folder / f"{openssh_login.PREFIX}forsaken")
         (folder / f"{openssh_login.PREFIX}new").mkdir()
         began = time.monotonic()
-        made = openssh_login._private_folder()
+        made = openssh_login._new_private_folder()
         assert time.monotonic() - began < 0.5
         assert made.stat().st_mode & 0o777 == 0o700
     left = {path.name.removeprefix(openssh_login.PREFIX) for path in folder.iterdir()}
@@ -944,7 +944,7 @@ def test_old_folders_of_our_own_cost_a_login_little(folder, monkeypatch):
             silent.listen()
             old(one)
         began = time.monotonic()
-        openssh_login._private_folder()
+        openssh_login._new_private_folder()
         assert time.monotonic() - began < openssh_login.CLEAN_FOR + 2 * openssh_login.STALE_WITHIN
 
 
@@ -979,11 +979,13 @@ SAID = some.lists(some.one_of(some.text(max_size=40), WORDS), max_size=12).map("
 @given(SAID, some.integers(min_value=30, max_value=200))
 def test_no_words_of_a_server_begin_a_row(text, columns):
     """Of whatever it says, each row on the terminal begins with its name."""
-    assert "\n" not in on_one_line(text)
-    assert on_one_line(text).isprintable()
-    for line in says("box", text).splitlines():
-        assert line.startswith(said_by("box"))
-        for row in terminal._rows(line.removeprefix(said_by("box")), said_by("box"), columns):
+    assert "\n" not in to_one_line(text)
+    assert to_one_line(text).isprintable()
+    for line in quote_server("box", text).splitlines():
+        assert line.startswith(server_prefix("box"))
+        for row in terminal._rows(
+            line.removeprefix(server_prefix("box")), server_prefix("box"), columns
+        ):
             assert row.startswith("[box says] ")
             assert len(row) <= max(columns, len("[box says] ") + terminal.LEAST_TEXT_WIDTH)
 
@@ -993,7 +995,7 @@ def test_no_words_of_a_server_begin_a_row(text, columns):
 def test_any_round_is_questions_or_an_offence(data, number):
     body = b"".join(struct.pack(">I", len(data)) + data for _ in range(3))
     for message in (data, body + struct.pack(">I", number) + data):
-        heard = _round(paramiko.Message(message))
+        heard = _parse_info_request(paramiko.Message(message))
         assert isinstance(heard, InfoRequest | ServerViolation)
         if isinstance(heard, InfoRequest):
             assert len(heard.prompts) <= MOST_PROMPTS
@@ -1007,7 +1009,7 @@ def test_whatever_ssh_says_is_learned_from_only_until_the_login(lines):
     entry = LoginProcess([], {}, lambda _step: None)
     for line in lines:
         was, key, cipher = entry.step, entry.host_key, entry.cipher
-        entry._hear(line)
+        entry._on_line(line)
         assert plain_text(entry.host_key) == entry.host_key
         assert plain_text(entry.cipher) == entry.cipher
         if was == "login":
@@ -1057,7 +1059,7 @@ class NeverSatisfied:
     def do_nothing(self, *_: object) -> None: ...
 
     banner = ""
-    request_service = send_nothing = begin_rounds = do_nothing
+    request_service = send_none = send_keyboard_interactive = do_nothing
 
 
 def test_a_server_that_always_wants_more_is_left(tmp_path: Path) -> None:
@@ -1068,5 +1070,5 @@ def test_a_server_that_always_wants_more_is_left(tmp_path: Path) -> None:
     transport: Any = SimpleNamespace(userauth=door, software="OpenSSH_9.2")
     asked: Any = SimpleNamespace(ask=lambda *_: ["an answer"])
     with pytest.raises(LoginRefused, match="again and again"):
-        Authenticator(there, transport, asked, HostCredentials()).go()
+        Authenticator(there, transport, asked, HostCredentials()).run()
     assert door.attempts < 100

@@ -23,7 +23,7 @@ import zmq
 
 from remoter_kernel.front import loopback_auth, unix_sockets
 from remoter_kernel.front.keeper import endpoint, process
-from remoter_kernel.front.keeper.keeper_login import kept_login
+from remoter_kernel.front.keeper.keeper_login import log_in_by_keeper
 from remoter_kernel.front.keeper.keeper_server import KeeperServer
 from remoter_kernel.front.private_files import write_private
 from remoter_kernel.front.ssh.tunnel import Tunnel
@@ -117,7 +117,7 @@ def kept(here: JupyterHere, python_remote: dict[str, Any]) -> Iterator[str]:
     """A remote whose login is kept until the test ends."""
     here.add_remote("kept", login_lifetime=600.0, **python_remote)
     yield "kept"
-    endpoint.dismiss_all()
+    endpoint.end_logins()
 
 
 def remote_of(name: str) -> Remote:
@@ -129,7 +129,7 @@ def remote_of(name: str) -> Remote:
 
 
 def keeper() -> psutil.Process:
-    return psutil.Process(json.loads(endpoint.place().read_text())["pid"])
+    return psutil.Process(json.loads(endpoint.endpoint_file().read_text())["pid"])
 
 
 # ------------------------------------------------------------------- all of it, in use
@@ -189,11 +189,11 @@ def test_no_process_of_ours_here_listens_at_a_port(kept: str) -> None:
 
 def test_sockets_and_what_tells_of_them_are_for_this_person_alone(kept: str, eve: FarSide) -> None:
     """She knows the path, and knocks."""
-    with contextlib.closing(kept_login(remote_of(kept))):
-        words = json.loads(endpoint.place().read_text())
+    with contextlib.closing(log_in_by_keeper(remote_of(kept))):
+        words = json.loads(endpoint.endpoint_file().read_text())
         path = Path(words["address"].removeprefix("ipc://"))
         assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
-        assert stat.S_IMODE(endpoint.place().stat().st_mode) == 0o600
+        assert stat.S_IMODE(endpoint.endpoint_file().stat().st_mode) == 0o600
         code = f"import socket; s = socket.socket(socket.AF_UNIX); s.connect({str(path)!r})"
         ran = subprocess.run(
             [DEBIAN_PYTHON, "-c", code], cwd="/", capture_output=True, check=False, **eve.ids
@@ -242,7 +242,7 @@ def test_another_user_who_reaches_a_socket_is_shown_out(
                 with pytest.raises(TimeoutError):
                     listener.accept(0.3)
                 assert stranger.stdout.readline() == "shown out\n"
-            with unix_sockets.connect(listener.address, 5), listener.accept(5):
+            with unix_sockets.connect_to_listener(listener.address, 5), listener.accept(5):
                 pass
 
 
@@ -255,7 +255,7 @@ def test_who_sits_at_the_socket_of_a_dead_keeper_hears_nothing(eve: FarSide) -> 
             path.chmod(0o777)
             folder.chmod(0o755)
             with pytest.raises(PermissionError):
-                unix_sockets.connect(f"ipc://{path}", 5)
+                unix_sockets.connect_to_listener(f"ipc://{path}", 5)
             assert stranger.stdout.readline() == "nothing\n"
 
 
@@ -268,7 +268,7 @@ def test_a_folder_with_a_long_name_has_its_sockets_elsewhere(
         assert not listener.is_tcp
         assert len(os.fsencode(path)) <= unix_sockets.LONGEST_PATH
         assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
-        with unix_sockets.connect(listener.address, 5), listener.accept(5):
+        with unix_sockets.connect_to_listener(listener.address, 5), listener.accept(5):
             pass
     assert not path.parent.exists()
 
@@ -279,8 +279,8 @@ def test_a_folder_with_a_long_name_has_its_sockets_elsewhere(
 @pytest.mark.parametrize("what", ["another", "half", "empty"])
 def test_a_keepers_file_of_another_machine_or_boot_is_not_believed(kept: str, what: str) -> None:
     """A home may be on several machines, and a stranger may sit at the same place on the next."""
-    with contextlib.closing(kept_login(remote_of(kept))):
-        text = endpoint.place().read_text()
+    with contextlib.closing(log_in_by_keeper(remote_of(kept))):
+        text = endpoint.endpoint_file().read_text()
         words = json.loads(text)
         lies = {
             "another": json.dumps({**words, "machine": "another"}),
@@ -290,16 +290,16 @@ def test_a_keepers_file_of_another_machine_or_boot_is_not_believed(kept: str, wh
         connection = endpoint.try_connect()
         assert connection
         connection.close()
-        endpoint.place().write_text(lies[what])
+        endpoint.endpoint_file().write_text(lies[what])
         assert endpoint.try_connect() is None
-        endpoint.place().write_text(text)
+        endpoint.endpoint_file().write_text(text)
 
 
 def test_two_that_start_at_once_leave_one_keeper_that_is_found(here: JupyterHere) -> None:
     """Each notebook starts one ahead: the later one must not take away the first one's socket."""
     del here
     for _ in range(2):
-        endpoint.start_early()
+        endpoint.prestart()
         endpoint._prestarted.append(endpoint._spawn_keeper())
         started, endpoint._prestarted[:] = list(endpoint._prestarted), []
         with endpoint.connect_to_keeper():
@@ -309,13 +309,13 @@ def test_two_that_start_at_once_leave_one_keeper_that_is_found(here: JupyterHere
             again = endpoint.try_connect()
             assert again
             again.close()
-        endpoint.dismiss_all()
-    wait_for(lambda: not endpoint.place().exists(), what="no keeper")
+        endpoint.end_logins()
+    wait_for(lambda: not endpoint.endpoint_file().exists(), what="no keeper")
 
 
 def test_many_who_come_at_once_all_come_in(kept: str) -> None:
     """More than may wait at a socket: Linux turns them away at once."""
-    with contextlib.closing(kept_login(remote_of(kept))):
+    with contextlib.closing(log_in_by_keeper(remote_of(kept))):
         first = keeper().pid
         connections = [endpoint.try_connect() for _ in range(200)]
         assert all(connections)
@@ -356,8 +356,8 @@ def test_a_keepers_memory_is_in_no_core_file_and_cannot_be_read() -> None:
     """Passwords and passphrases are in it."""
     code = (
         "import ctypes, resource\n"
-        "from remoter_kernel.front.keeper.process import guard_memory\n"
-        "guard_memory()\n"
+        "from remoter_kernel.front.keeper.process import protect_memory\n"
+        "protect_memory()\n"
         "print(ctypes.CDLL(None).prctl(3), resource.getrlimit(resource.RLIMIT_CORE))\n"
         "print(open('/proc/self/comm').read())\n"
     )
@@ -367,7 +367,7 @@ def test_a_keepers_memory_is_in_no_core_file_and_cannot_be_read() -> None:
 
 def test_a_keeper_can_have_many_visitors(kept: str) -> None:
     """More than the 1,024 descriptors that a process usually may have."""
-    with contextlib.closing(kept_login(remote_of(kept))):
+    with contextlib.closing(log_in_by_keeper(remote_of(kept))):
         soft, hard = resource.prlimit(keeper().pid, resource.RLIMIT_NOFILE)
         assert soft == min(hard, process.DESCRIPTORS)
 
@@ -394,7 +394,7 @@ def test_two_visitors_cannot_be_played_off_against_each_other() -> None:
 
     def visit() -> None:
         with socket.create_connection(("127.0.0.1", port), 5) as visitor:
-            proven.append(loopback_auth.prove_as_visitor(visitor, key, port))
+            proven.append(loopback_auth.authenticate_as_client(visitor, key, port))
 
     visitors = [threading.Thread(target=visit) for _ in range(2)]
     with listener:
@@ -422,11 +422,11 @@ def test_a_proof_of_one_role_or_port_is_none_of_another() -> None:
             told: list[bool] = []
             keeping = threading.Thread(
                 target=lambda far=far, told=told: told.append(
-                    loopback_auth.prove_as_keeper(far, key, 4000)
+                    loopback_auth.authenticate_as_keeper(far, key, 4000)
                 )
             )
             keeping.start()
-            assert loopback_auth.prove_as_visitor(near, key, port_here) is expected
+            assert loopback_auth.authenticate_as_client(near, key, port_here) is expected
             near.shutdown(socket.SHUT_WR)
             keeping.join(10)
             assert told == [expected]
@@ -447,7 +447,7 @@ def test_a_byte_now_and_then_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) ->
     dripping.start()
     began = time.monotonic()
     with near, far:
-        assert not loopback_auth.prove_as_visitor(near, bytes(loopback_auth.SECRET_SIZE), 1)
+        assert not loopback_auth.authenticate_as_client(near, bytes(loopback_auth.SECRET_SIZE), 1)
         took = time.monotonic() - began
         over.set()
         dripping.join(5)
@@ -459,8 +459,8 @@ def test_a_keeper_at_a_port_lets_in_only_who_knows_its_key(here: JupyterHere) ->
     del here
     server = KeeperServer()
     with PrivateListener("k", 4) as listener:
-        about = endpoint.about_this_keeper(listener.address, os.getpid())
-        write_private(endpoint.place(), json.dumps(about))
+        about = endpoint.endpoint_record(listener.address, os.getpid())
+        write_private(endpoint.endpoint_file(), json.dumps(about))
         accepting = threading.Thread(
             target=process._accept_clients, args=(listener, bytes.fromhex(about["key"]), server)
         )
@@ -478,12 +478,12 @@ def test_a_keeper_at_a_port_lets_in_only_who_knows_its_key(here: JupyterHere) ->
             assert connection
             with connection:
                 wait_for(lambda: len(server._login_of_client) == 1, what="who knows the key is in")
-            endpoint.place().write_text(
+            endpoint.endpoint_file().write_text(
                 json.dumps({**about, "key": "00" * loopback_auth.SECRET_SIZE})
             )
             assert endpoint.try_connect() is None
         finally:
-            endpoint.place().unlink()
+            endpoint.endpoint_file().unlink()
             listener._socket.shutdown(socket.SHUT_RDWR)
             listener.close()
             accepting.join(10)
@@ -501,10 +501,10 @@ class Wire:
     def new_channel(self, _sink: object) -> Wire:
         return self
 
-    def start(self, *_: object) -> None: ...
+    def request_open(self, *_: object) -> None: ...
     def wait_open(self, _seconds: float) -> None: ...
     def close(self) -> None: ...
-    def give_back(self, _size: int) -> None: ...
+    def adjust_window(self, _size: int) -> None: ...
 
     def send(self, data: bytes) -> None:
         self.sent.append(bytes(data))
@@ -520,7 +520,7 @@ def test_a_tunnel_at_a_port_is_for_who_knows_its_secret() -> None:
     assert len(tunnel.secret) == loopback_auth.SECRET_SIZE
     with socket.create_connection(where), socket.create_connection(where) as guesses:
         guesses.sendall(bytes(loopback_auth.SECRET_SIZE) + b"of a stranger")
-        with unix_sockets.connect(tunnel.address, 5) as mine:
+        with unix_sockets.connect_to_listener(tunnel.address, 5) as mine:
             mine.sendall(tunnel.secret + b"mine")
             wait_for(lambda: b"".join(wire.sent) == b"mine", what="what came through")
     tunnel.close()

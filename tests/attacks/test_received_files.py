@@ -20,7 +20,7 @@ from hypothesis import strategies as some
 from remoter_kernel.daemon import transfer_command as far_end
 from remoter_kernel.errors import ProtocolError, RemoterError
 from remoter_kernel.front.files.file_transfer import SocketEnds
-from remoter_kernel.front.keeper.endpoint import dismiss_all
+from remoter_kernel.front.keeper.endpoint import end_logins
 from remoter_kernel.front.this_side.remote_temp_dir import RemoteTempDir
 from remoter_kernel.wire import partial_file as parts
 from remoter_kernel.wire.framed_stream import Cut, FramedStream
@@ -113,7 +113,7 @@ class Evil:
 def evil(here: JupyterHere, far: FarSide, python_remote: dict[str, Any]) -> Iterator[Evil]:
     with far.folder() as home:
         yield Evil(here, far, python_remote, home)
-        dismiss_all()
+        end_logins()
 
 
 @pytest.fixture
@@ -182,7 +182,7 @@ def test_an_honest_remotes_own_folder_and_hidden_files_come_as_before(
         ran = here.remoter("get", "honest", ".bashrc", f"{home}/")
         assert (ran.returncode, (home / ".bashrc").read_text()) == (0, "theirs")
         assert mode(home / ".bashrc") == 0o600
-        dismiss_all("honest")
+        end_logins("honest")
 
 
 # --------------------------------------------------------------- beside what was asked for

@@ -24,8 +24,8 @@ from remoter_kernel.front.ssh import credentials
 from remoter_kernel.front.ssh.credentials import HostCredentials, RemoteCredentials
 from remoter_kernel.front.ssh.known_hosts import KnownHosts
 from remoter_kernel.front.ssh.login_results import UnknownHostKey
-from remoter_kernel.front.ssh.ssh_config import Destination, resolve
-from remoter_kernel.front.ssh.ssh_login import log_in
+from remoter_kernel.front.ssh.ssh_config import Destination, resolve_destination
+from remoter_kernel.front.ssh.ssh_login import log_in_by_paramiko
 from tests import real_parts
 from tests.real_sshd import RealSshd, make_key
 
@@ -133,11 +133,11 @@ def test_each_word_of_the_manual_page_has_its_place():
 
 def test_a_word_of_a_newer_ssh_is_left_to_that_ssh():
     """Whoever uses a safety option of next year is not logged in without it."""
-    from remoter_kernel.front.ssh.ssh_keywords import rules_of, why_unsupported
+    from remoter_kernel.front.ssh.ssh_keywords import login_rules, why_unsupported
 
     usual = {"port": ["22"], "nextyear": ["no"]}
-    assert rules_of({"port": ["23"], "nextyear": ["no"]}, usual).unsupported == ()
-    rules = rules_of({"port": ["23"], "nextyear": ["yes"]}, usual)
+    assert login_rules({"port": ["23"], "nextyear": ["no"]}, usual).unsupported == ()
+    rules = login_rules({"port": ["23"], "nextyear": ["yes"]}, usual)
     assert rules.unsupported == ("nextyear",)
     assert "says nextyear for it" in why_unsupported("nextyear")
 
@@ -169,8 +169,8 @@ def test_auto_takes_ssh_for_what_paramiko_cannot_do_and_for_nothing_else(
 ):
     """A host is guarded by a word of ssh_config that paramiko's side would not heed."""
     config.write_text(line)
-    where = resolve("box", config)
-    transport, why = choose_transport("auto", logins.facts_about(where))
+    where = resolve_destination("box", config)
+    transport, why = choose_transport("auto", logins.transport_facts(where))
     assert transport == ("openssh" if is_left_to_ssh else "paramiko")
     assert (line.split()[0] in why) == is_left_to_ssh
 
@@ -178,7 +178,9 @@ def test_auto_takes_ssh_for_what_paramiko_cannot_do_and_for_nothing_else(
 def test_a_jump_host_counts_as_its_host_does(config):
     """The gate is guarded, what is behind it is not."""
     config.write_text("Host gate\n RevokedHostKeys /x\nHost box\n ProxyJump gate\n")
-    transport, why = choose_transport("auto", logins.facts_about(resolve("box", config)))
+    transport, why = choose_transport(
+        "auto", logins.transport_facts(resolve_destination("box", config))
+    )
     assert (transport, "RevokedHostKeys for its jump host gate" in why) == ("openssh", True)
 
 
@@ -404,9 +406,9 @@ class Watched(RemoteCredentials):
         super().__init__()
         self.names: list[str] = []
 
-    def of(self, where: str) -> HostCredentials:
+    def for_host(self, where: str) -> HostCredentials:
         self.names.append(where)
-        return super().of(where)
+        return super().for_host(where)
 
 
 def test_two_hosts_of_one_name_behind_two_gates_share_no_secret(server, config, tmp_path):
@@ -421,7 +423,7 @@ def test_two_hosts_of_one_name_behind_two_gates_share_no_secret(server, config, 
         server.ssh_config(config, "direct")
         for alias in ("at-a", "at-b", "direct"):
             watched = Watched()
-            log_in(resolve(alias, config), credentials=watched).close()
+            log_in_by_paramiko(resolve_destination(alias, config), credentials=watched).close()
             names[alias] = watched.names[-1]
     plain = f"{server.user}@127.0.0.1:{server.port}"
     assert names["direct"] == plain  # as ever: nothing that was kept is lost
@@ -431,13 +433,15 @@ def test_two_hosts_of_one_name_behind_two_gates_share_no_secret(server, config, 
 
 def test_an_alias_for_the_host_key_and_a_proxy_command_are_part_of_the_name(config):
     """Many hosts are `localhost` behind forwarded ports, or behind a command."""
-    from remoter_kernel.front.ssh.credentials import named_hops
+    from remoter_kernel.front.ssh.credentials import hops_with_names
 
     config.write_text(
         "Host a\n HostKeyAlias a\nHost b\n HostKeyAlias b\nHost c\n ProxyCommand nc gate 1\n"
         "Host d\n ProxyCommand nc --password s3cr3t gate 2\nHost *\n HostName node1\n User ada\n"
     )
-    names = [name for alias in "abcd" for _, name in named_hops(resolve(alias, config))]
+    names = [
+        name for alias in "abcd" for _, name in hops_with_names(resolve_destination(alias, config))
+    ]
     assert len(set(names)) == 4
     assert not [name for name in names if "s3cr3t" in name]
 
@@ -449,11 +453,11 @@ def test_what_is_forgotten_is_what_was_kept(config, monkeypatch):
     monkeypatch.setattr(credentials, "KeyringStore", Shelf)
     monkeypatch.setattr(logins, "KeyringStore", Shelf)
     memories = RemoteCredentials()
-    memories.use(is_remembered=True)
-    for _, name in credentials.named_hops(resolve("box", config)):
-        memories.of(name).keep_password("s3cr3t")
+    memories.use_keyring(is_remembered=True)
+    for _, name in credentials.hops_with_names(resolve_destination("box", config)):
+        memories.for_host(name).store_password("s3cr3t")
     assert len([secret for secret in Shelf.secrets.values() if secret]) == 3
-    logins.forget_secrets(remote(config, host="box"))
+    logins.clear_secrets(remote(config, host="box"))
     assert not [secret for secret in Shelf.secrets.values() if secret]
 
 
@@ -484,15 +488,15 @@ def test_tokens_stand_for_what_they_stand_for_in_ssh(reader, config):
         "Host by-command\n ProxyCommand go %r %h %p %% ${HOME} %n\n User ada\n"
         "Host behind\n ProxyJump %r@gate-of-%h\n User ada\n"
     )
-    found = resolve("box", config)
+    found = resolve_destination("box", config)
     number = os.getuid()
     assert found.identity_files == (Path(f"/i/{number}/key-of-%h/{connection}"),)
     assert found.known_hosts_files == (Path(f"/u/{number}/{connection}"), Path("/g/%i"))
     assert found.identity_agent == f"/a/{number}"
     assert found.host_key_alias == "key-of-%h"
-    command = resolve("by-command", config).proxy_command
+    command = resolve_destination("by-command", config).proxy_command
     assert command == "go ada by-command 22 % ${HOME} by-command"
-    jump = resolve("behind", config).jumps[0]
+    jump = resolve_destination("behind", config).jumps[0]
     assert (jump.user, jump.host_name) == ("ada", "gate-of-behind")
 
 
@@ -528,10 +532,10 @@ def test_without_ssh_it_is_said_what_was_not_read(config, monkeypatch):
         enter(config, host="box")
     config.write_text("Match tagged x\n User ada\n")
     with pytest.raises(BadConfiguration, match="each kind of Match"):
-        resolve("box", config)
+        resolve_destination("box", config)
     config.write_text("CanonicalizeHostname yes\n")
     with pytest.raises(BadConfiguration, match="CanonicalizeHostname"):
-        resolve("box", config)
+        resolve_destination("box", config)
 
 
 def test_a_user_id_without_a_name_can_log_in_as_somebody(server, config, monkeypatch):
@@ -549,6 +553,6 @@ def test_a_user_id_without_a_name_can_log_in_as_somebody(server, config, monkeyp
         assert enter(config).startswith("paramiko ")
     finally:
         server.known_hosts.write_text(server.host_key_line + "\n")
-    assert resolve("eve@box", config).user == "eve"
+    assert resolve_destination("eve@box", config).user == "eve"
     with pytest.raises(BadConfiguration, match=r"number \d+.*user@host"):
-        resolve("box", config)
+        resolve_destination("box", config)

@@ -20,7 +20,7 @@ from remoter_kernel.front.bootstrap.installer import ANSWER_MARK
 from remoter_kernel.front.bootstrap.remote_venv import install_there
 from remoter_kernel.front.configuration import remotes
 from remoter_kernel.front.configuration.remotes import Remote
-from remoter_kernel.front.keeper.endpoint import dismiss_all
+from remoter_kernel.front.keeper.endpoint import end_logins
 from remoter_kernel.front.session import known_sessions
 from remoter_kernel.front.ssh.login_results import CompletedCommand
 from tests.at_terminal import Question, at_terminal
@@ -106,7 +106,7 @@ def evil(here: JupyterHere, far: FarSide, python_remote: dict[str, Any]) -> Iter
         python.chmod(0o755)
         here.add_remote("evil", **{**python_remote, "python": str(python)})
         yield there
-        dismiss_all()
+        end_logins()
 
 
 def shown_by(*words: str, status: int = 0) -> str:

@@ -14,7 +14,7 @@ import pytest
 from remoter_kernel.errors import BadConfiguration, Unreachable, Usage
 from remoter_kernel.front.configuration.remotes import Remote, config_path, state_folder
 from remoter_kernel.front.ssh import ssh_config
-from remoter_kernel.front.ssh.ssh_config import Destination, resolve
+from remoter_kernel.front.ssh.ssh_config import Destination, resolve_destination
 
 
 @pytest.fixture(params=["ssh -G", "paramiko's parser"])
@@ -52,7 +52,7 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     ],
 )
 def test_a_host_can_be_typed_with_user_and_port(reader, config, *, typed, host, user, port):
-    found = resolve(typed, config)
+    found = resolve_destination(typed, config)
     assert (found.host_name, found.user, found.port) == (host, user or getpass.getuser(), port)
     assert found.identity_files == ()
     assert found.connect_timeout == 10.0
@@ -64,7 +64,7 @@ def test_a_host_can_be_typed_with_user_and_port(reader, config, *, typed, host, 
 )
 def test_what_is_no_host_is_refused_before_anything_runs(reader, config, typed):
     with pytest.raises(Usage):
-        resolve(typed, config)
+        resolve_destination(typed, config)
 
 
 def test_an_alias_brings_its_settings(reader, config, tmp_path):
@@ -74,7 +74,7 @@ def test_an_alias_brings_its_settings(reader, config, tmp_path):
         " UserKnownHostsFile /tmp/known_%n ~/.ssh/known_hosts\n HostKeyAlias the-box\n"
         " ConnectTimeout 3\n IdentityAgent none\n"
     )
-    found = resolve("box", config)
+    found = resolve_destination("box", config)
     assert found.host_name == "box.example.org"
     assert (found.user, found.port) == ("ada", 2222)
     assert found.identity_files == (
@@ -94,18 +94,20 @@ def test_an_alias_brings_its_settings(reader, config, tmp_path):
 
 def test_what_was_typed_beats_the_configuration(reader, config):
     config.write_text("Host box\n HostName box.example.org\n User ada\n Port 2222\n")
-    found = resolve("eve@box:22", config)
+    found = resolve_destination("eve@box:22", config)
     assert (found.user, found.port) == ("eve", 22)
 
 
 def test_default_files_are_in_the_home_that_HOME_names(reader, config, tmp_path):  # noqa: N802
-    assert resolve("box", config).known_hosts_files[0] == tmp_path / ".ssh" / "known_hosts"
+    assert (
+        resolve_destination("box", config).known_hosts_files[0] == tmp_path / ".ssh" / "known_hosts"
+    )
 
 
 def test_a_path_with_a_space_stays_one_path(config):
     config.write_text('Host box\n UserKnownHostsFile "/tmp/a b/known" /tmp/c\n')
     if shutil.which("ssh"):
-        found = resolve("box", config)
+        found = resolve_destination("box", config)
         assert found.known_hosts_files[:2] == (Path("/tmp/a b/known"), Path("/tmp/c"))
 
 
@@ -114,7 +116,7 @@ def test_include_is_followed_by_ssh(config, tmp_path):
         pytest.skip("no OpenSSH client here")
     (tmp_path / "more").write_text("Host box\n HostName included.example.org\n")
     config.write_text(f"Include {tmp_path}/more\n")
-    assert resolve("box", config).host_name == "included.example.org"
+    assert resolve_destination("box", config).host_name == "included.example.org"
 
 
 def test_jump_hosts_come_nearest_first(reader, config):
@@ -124,7 +126,7 @@ def test_jump_hosts_come_nearest_first(reader, config):
         "Host middle\n HostName middle.example.org\n ProxyJump not-used\n"
         "Host gate\n HostName gate.example.org\n"
     )
-    found = resolve("far", config)
+    found = resolve_destination("far", config)
     assert [hop.host_name for hop in found.jumps] == [
         "gate.example.org",
         "near.example.org",
@@ -137,24 +139,24 @@ def test_jump_hosts_come_nearest_first(reader, config):
 def test_jump_hosts_in_a_circle_are_an_error(reader, config):
     config.write_text("Host a\n ProxyJump b\nHost b\n ProxyJump a\n")
     with pytest.raises(BadConfiguration, match="circle"):
-        resolve("a", config)
+        resolve_destination("a", config)
 
 
 def test_a_proxy_command_keeps_its_place(reader, config):
     config.write_text("Host box\n ProxyCommand nc %h %p\n HostName box.example.org\n")
-    assert resolve("box", config).proxy_command == "nc box.example.org 22"
+    assert resolve_destination("box", config).proxy_command == "nc box.example.org 22"
 
 
 def test_proxyjump_none_is_no_jump(reader, config):
     config.write_text("Host box\n ProxyJump none\n ProxyCommand none\n")
-    found = resolve("box", config)
+    found = resolve_destination("box", config)
     assert (found.jumps, found.proxy_command) == ((), "")
 
 
 def test_a_missing_file_is_an_error_unless_it_is_the_usual_one(reader, config, tmp_path):
     with pytest.raises(BadConfiguration, match="does not exist"):
-        resolve("box", tmp_path / "missing")
-    assert resolve("box", tmp_path / ".ssh" / "config").host_name == "box"
+        resolve_destination("box", tmp_path / "missing")
+    assert resolve_destination("box", tmp_path / ".ssh" / "config").host_name == "box"
 
 
 def test_a_broken_file_is_named(config):
@@ -162,7 +164,7 @@ def test_a_broken_file_is_named(config):
         pytest.skip("no OpenSSH client here")
     config.write_text("Host box\n Prot 22\n")
     with pytest.raises(BadConfiguration, match=r"ssh_config|configuration") as caught:
-        resolve("box", config)
+        resolve_destination("box", config)
     assert "Traceback" not in str(caught.value)
 
 
@@ -172,13 +174,15 @@ def test_a_slow_match_exec_ends_at_the_limit(config, monkeypatch):
     monkeypatch.setattr(ssh_config, "QUERY_WITHIN", 0.3)
     config.write_text('Match exec "exec sleep 3"\n User ada\n')
     with pytest.raises(Unreachable, match="did not answer"):
-        resolve("box", config)
+        resolve_destination("box", config)
 
 
 def test_tokens_of_this_machine_are_filled_in(reader, config):
     config.write_text("Host box\n IdentityFile /k/%u-%L\n")
     short = socket.gethostname().partition(".")[0]
-    assert resolve("box", config).identity_files == (Path(f"/k/{getpass.getuser()}-{short}"),)
+    assert resolve_destination("box", config).identity_files == (
+        Path(f"/k/{getpass.getuser()}-{short}"),
+    )
 
 
 @pytest.fixture
@@ -207,15 +211,15 @@ Match localuser ada
 
 def test_without_a_name_of_ones_own_a_user_that_is_given_will_do(config, nobody):
     config.write_text(CONDITIONS)
-    found = resolve("ada@box", config)
+    found = resolve_destination("ada@box", config)
     assert (found.user, found.host_name, found.port) == ("ada", "box.example.org", 22)
-    assert resolve("eve@other", config).port == 99
+    assert resolve_destination("eve@other", config).port == 99
 
 
 def test_without_any_name_that_is_a_sentence(config, nobody):
     config.write_text(CONDITIONS)
     with pytest.raises(BadConfiguration, match="nobody is named to log in as") as caught:
-        resolve("box", config)
+        resolve_destination("box", config)
     assert "user@host" in caught.value.advice
 
 
@@ -224,7 +228,7 @@ def test_without_a_home_that_is_a_sentence(config, nobody, monkeypatch):
     for name in ("XDG_CONFIG_HOME", "XDG_STATE_HOME", "REMOTER_CONFIG", "REMOTER_STATE"):
         monkeypatch.delenv(name, raising=False)
     assert Remote(name="box", host="box").ssh_config == Path("~/.ssh/config")
-    for need in (partial(resolve, "ada@box", config), config_path, state_folder):
+    for need in (partial(resolve_destination, "ada@box", config), config_path, state_folder):
         with pytest.raises(BadConfiguration, match="HOME is not set"):
             need()
 

@@ -72,7 +72,7 @@ def desk(person: Person, tmp_path: Path) -> Iterator[AskpassServer]:
 def hear(desk: AskpassServer, *lines: str) -> None:
     """Let ssh tell how far it is."""
     for line in lines:
-        desk.process._hear(line)
+        desk.process._on_line(line)
 
 
 def start(

@@ -9,9 +9,9 @@ import pytest
 
 from remoter_kernel.errors import Unreachable
 from remoter_kernel.front.ssh import authenticator, banner, openssh_login
-from remoter_kernel.front.ssh.openssh_login import log_in_by_system
-from remoter_kernel.front.ssh.ssh_config import resolve
-from remoter_kernel.front.ssh.ssh_login import log_in
+from remoter_kernel.front.ssh.openssh_login import log_in_by_openssh
+from remoter_kernel.front.ssh.ssh_config import resolve_destination
+from remoter_kernel.front.ssh.ssh_login import log_in_by_paramiko
 from tests import real_parts
 from tests.waiting_host import WaitingHost
 
@@ -41,8 +41,8 @@ def transport(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
 
 
 def enter(transport: str, host: WaitingHost, person: Reader | None) -> SSHLogin:
-    where = resolve("waits", host.ssh_config())
-    by = log_in if transport == "paramiko" else log_in_by_system
+    where = resolve_destination("waits", host.ssh_config())
+    by = log_in_by_paramiko if transport == "paramiko" else log_in_by_openssh
     return by(where, prompter=person)
 
 

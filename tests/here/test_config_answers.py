@@ -14,7 +14,7 @@ import pytest
 
 from remoter_kernel.errors import BadConfiguration
 from remoter_kernel.front.ssh import ssh_config, ssh_config_cache
-from remoter_kernel.front.ssh.ssh_config import resolve
+from remoter_kernel.front.ssh.ssh_config import resolve_destination
 from tests.real_parts import real_part
 
 if TYPE_CHECKING:
@@ -56,8 +56,8 @@ def answers(tmp_path: Path) -> list[Any]:
 
 
 def test_the_same_question_is_answered_from_memory(asked, config, tmp_path):
-    first = resolve("box", config)
-    assert resolve("box", config) == first
+    first = resolve_destination("box", config)
+    assert resolve_destination("box", config) == first
     assert first.host_name == "box.example.org"
     assert len(asked) == 1
     assert (tmp_path / "state" / ssh_config_cache.CACHE_FILE).stat().st_mode & 0o777 == 0o600
@@ -65,28 +65,28 @@ def test_the_same_question_is_answered_from_memory(asked, config, tmp_path):
 
 def test_each_host_user_and_port_is_a_question_of_its_own(asked, config):
     for host in ("box", "eve@box", "box:99", "other"):
-        resolve(host, config)
+        resolve_destination(host, config)
     assert len(asked) == 4
-    assert resolve("eve@box", config).user == "eve"
-    assert resolve("box:99", config).port == 99
+    assert resolve_destination("eve@box", config).user == "eve"
+    assert resolve_destination("box:99", config).port == 99
     assert len(asked) == 4
 
 
 def test_each_jump_host_is_asked_about_once(asked, config):
     config.write_text(f"{BOX} ProxyJump one,two\n")
     for _ in range(3):
-        assert len(resolve("box", config).jumps) == 2
+        assert len(resolve_destination("box", config).jumps) == 2
     assert [words[-1] for words in asked] == ["box", "one", "two"]
 
 
 def test_a_file_that_has_changed_is_read_again(asked, config):
-    resolve("box", config)
+    resolve_destination("box", config)
     config.write_text(BOX.replace("ada", "eve"))
-    assert resolve("box", config).user == "eve"
+    assert resolve_destination("box", config).user == "eve"
     kept = config.stat()
     config.write_text(BOX.replace("ada", "bob"))
     os.utime(config, ns=(kept.st_atime_ns, kept.st_mtime_ns))  # as a copy that keeps its date
-    assert resolve("box", config).user == "bob"
+    assert resolve_destination("box", config).user == "bob"
     assert len(asked) == 3
 
 
@@ -95,15 +95,15 @@ def test_a_file_that_is_included_counts_and_so_does_one_that_joins_it(asked, con
     parts.mkdir()
     (parts / "a.conf").write_text("Host other\n User x\n")
     config.write_text(f"Include {parts}/*.conf\n{BOX}")
-    assert resolve("box", config).user == "ada"
-    assert resolve("box", config).user == "ada"
+    assert resolve_destination("box", config).user == "ada"
+    assert resolve_destination("box", config).user == "ada"
     assert len(asked) == 1
     (parts / "b.conf").write_text("Host box\n User eve\n")
-    assert resolve("box", config).user == "eve"
+    assert resolve_destination("box", config).user == "eve"
     (parts / "b.conf").write_text("Host box\n User bob\n")
-    assert resolve("box", config).user == "bob"
+    assert resolve_destination("box", config).user == "bob"
     (parts / "b.conf").unlink()
-    assert resolve("box", config).user == "ada"
+    assert resolve_destination("box", config).user == "ada"
 
 
 @pytest.mark.parametrize(
@@ -127,7 +127,9 @@ def test_a_file_that_is_included_counts_and_so_does_one_that_joins_it(asked, con
 def test_what_something_else_may_change_is_asked_each_time(asked, config, tmp_path, words):
     config.write_text(words + BOX)
     for _ in range(2):
-        with_doubt = ssh_config._ask_ssh(ssh_config._take_apart("box"), config, dict(os.environ))
+        with_doubt = ssh_config._query_ssh(
+            ssh_config._parse_host_spec("box"), config, dict(os.environ)
+        )
         assert with_doubt["hostname"][0].startswith("box")
     assert len(asked) == 2
     assert answers(tmp_path) == []
@@ -146,13 +148,13 @@ def test_what_words_and_files_alone_decide_is_remembered(asked, config):
         f"Match host box user ada\n Port 99\nMatch final all\n ConnectTimeout 3\n{BOX}"
     )
     for _ in range(3):
-        assert resolve("ada@box", config).port == 99
+        assert resolve_destination("ada@box", config).port == 99
     assert len(asked) == 1
 
 
 def test_a_file_that_was_written_just_now_is_not_believed(asked, config, tmp_path, monkeypatch):
     monkeypatch.setattr(ssh_config_cache, "time", time)
-    resolve("box", config)
+    resolve_destination("box", config)
     assert answers(tmp_path) == []
 
 
@@ -162,7 +164,7 @@ def test_an_ssh_that_is_a_script_is_asked_each_time(asked, config, tmp_path, mon
     script.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
     for _ in range(2):
-        resolve("box", config)
+        resolve_destination("box", config)
     assert len(asked) == 2
 
 
@@ -171,37 +173,37 @@ def test_a_file_that_ssh_has_read_and_we_have_not_is_doubt(config):
     assert ssh
     files = ssh_config_cache.ConfigFiles(ssh, ["-F", str(config)])
     told = f"debug1: Reading configuration data {config}\r\n"
-    assert files.has_all(told)
-    assert not files.has_all(f"{told}debug1: Reading configuration data /opt/etc/more\n")
+    assert files.covers(told)
+    assert not files.covers(f"{told}debug1: Reading configuration data /opt/etc/more\n")
     elsewhere = ssh_config_cache.ConfigFiles(ssh, [])
-    assert not elsewhere.has_all("debug1: Reading configuration data /opt/etc/ssh/ssh_config\n")
+    assert not elsewhere.covers("debug1: Reading configuration data /opt/etc/ssh/ssh_config\n")
 
 
 def test_a_memory_that_is_damaged_or_cannot_be_written_is_none(asked, config, tmp_path):
-    resolve("box", config)
+    resolve_destination("box", config)
     file = tmp_path / "state" / ssh_config_cache.CACHE_FILE
     for damage in ("", "[]", "{", json.dumps({"x": 1})):
         file.write_text(damage)
-        assert resolve("box", config).user == "ada"
+        assert resolve_destination("box", config).user == "ada"
     assert len(asked) == 5
     known = json.loads(file.read_text())
     file.write_text(
         json.dumps({name: {**about, "answer": 5} for name, about in known.items() if about != 1})
     )
-    assert resolve("box", config).user == "ada"
+    assert resolve_destination("box", config).user == "ada"
 
 
 def test_only_so_many_answers_are_kept(asked, config, tmp_path, monkeypatch):
     monkeypatch.setattr(ssh_config_cache, "MOST_ANSWERS", 3)
     for number in range(5):
-        resolve(f"host{number}", config)
+        resolve_destination(f"host{number}", config)
     assert len(answers(tmp_path)) == 3
-    resolve("host4", config)
+    resolve_destination("host4", config)
     assert len(asked) == 5
 
 
 def test_a_broken_file_is_named_in_ssh_s_own_last_words(asked, config, tmp_path):
     config.write_text("Nonsense yes\n")
     with pytest.raises(BadConfiguration, match="terminating, 1 bad configuration options"):
-        resolve("box", config)
+        resolve_destination("box", config)
     assert answers(tmp_path) == []

@@ -21,7 +21,7 @@ from remoter_kernel.errors import ForwardingRefused, HostKeyProblem, LoginRefuse
 from remoter_kernel.front.logins import embedded_host as host_module
 from remoter_kernel.front.logins import embedded_server
 from remoter_kernel.front.logins.embedded_host import EmbeddedHost
-from remoter_kernel.front.ssh.ssh_login import SSHLogin, log_in
+from remoter_kernel.front.ssh.ssh_login import SSHLogin, log_in_by_paramiko
 from tests.real_sshd import make_key
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def host() -> Iterator[EmbeddedHost]:
 
 @pytest.fixture
 def login(host: EmbeddedHost) -> Iterator[SSHLogin]:
-    login = log_in(host.destination())
+    login = log_in_by_paramiko(host.destination())
     yield login
     login.close()
 
@@ -99,7 +99,7 @@ def test_a_command_meets_the_environment_of_a_fresh_login(monkeypatch):
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         with EmbeddedHost() as host:
-            login = log_in(host.destination())
+            login = log_in_by_paramiko(host.destination())
             said = login.run("env; grep -i sig[ib] /proc/self/status; ps -o pid=,sid= -p $$").stdout
             login.close()
     finally:
@@ -125,12 +125,14 @@ def test_forwarding_leads_to_loopback_only(login):
 
 def test_only_its_own_key_is_let_in(host, tmp_path):
     with pytest.raises(LoginRefused):
-        log_in(replace(host.destination(), identity_files=(make_key(tmp_path / "other"),)))
+        log_in_by_paramiko(
+            replace(host.destination(), identity_files=(make_key(tmp_path / "other"),))
+        )
 
 
 def test_its_host_key_is_checked_too(host, tmp_path):
     with pytest.raises(HostKeyProblem):
-        log_in(replace(host.destination(), known_hosts_files=(tmp_path / "none",)))
+        log_in_by_paramiko(replace(host.destination(), known_hosts_files=(tmp_path / "none",)))
 
 
 def test_its_files_are_private_and_go_with_it():
@@ -144,7 +146,7 @@ def test_its_files_are_private_and_go_with_it():
 def test_what_daemonised_itself_survives_it(tmp_path):
     alive = tmp_path / "alive"
     with EmbeddedHost() as host:
-        login = log_in(host.destination())
+        login = log_in_by_paramiko(host.destination())
         ran = login.run(
             f"nohup setsid sh -c 'sleep 60' >/dev/null 2>&1 </dev/null & echo $! >{alive}"
         )
@@ -181,7 +183,7 @@ def test_it_does_not_import_what_lies_in_the_notebooks_folder(tmp_path, monkeypa
     (tmp_path / "paramiko.py").write_text("raise SystemExit('the wrong one')\n")
     monkeypatch.chdir(tmp_path)
     with EmbeddedHost() as host:
-        log_in(host.destination()).close()
+        log_in_by_paramiko(host.destination()).close()
 
 
 def test_a_host_that_does_not_start_says_why(monkeypatch, tmp_path):

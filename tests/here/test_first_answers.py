@@ -172,7 +172,7 @@ def test_ssh_is_asked_once_for_its_configuration_and_nobody_waits_for_that(
             assert "refuses connections" in reply["evalue"]
     finally:
         os.close(opened)
-        endpoint.dismiss_all()
+        endpoint.end_logins()
     asked = calls.read_text().splitlines()
     assert len([words for words in asked if words.endswith("-- box")]) == 1, asked
     assert len(asked) <= 2, asked  # once more for what it does where no file says anything

@@ -39,7 +39,7 @@ def test_whoever_waits_for_a_login_hears_of_a_fault_after_it(monkeypatch):
 
     def log_in(*_words: object, **_options: object) -> object:
         shared.is_over = True
-        monkeypatch.setattr(shared, "_give_up", fail)
+        monkeypatch.setattr(shared, "_drop_login", fail)
         return SimpleNamespace(seconds={}, transport="paramiko")
 
     monkeypatch.setattr(shared_login, "log_in_to", log_in)
@@ -75,12 +75,12 @@ def test_the_words_of_a_fault_are_printed_nowhere(monkeypatch, capfd, caplog, is
     with caplog.at_level(logging.INFO, "remoter_kernel"):
         if is_asked:
             keeper = KeeperServer()
-            monkeypatch.setattr(keeper, "_do", fail)
+            monkeypatch.setattr(keeper, "_dispatch", fail)
             visitor: Any = Visitor()
-            words, _ = keeper._answer(visitor, {"do": "run"}, [])
+            words, _ = keeper._handle(visitor, {"do": "run"}, [])
             assert "ValueError" in words["what"]
             assert "hunter2" not in words["what"]
         else:
-            keeper_server._surely(fail)
+            keeper_server._logging_errors(fail)
     assert [record.exc_info is not None for record in caplog.records] == [True]
     assert "hunter2" not in "".join(capfd.readouterr())

@@ -14,7 +14,7 @@ import pytest
 from remoter_kernel.errors import RemoteLacks, Unreachable
 from remoter_kernel.front.configuration.remotes import Remote
 from remoter_kernel.front.keeper import endpoint
-from remoter_kernel.front.keeper.keeper_login import kept_login
+from remoter_kernel.front.keeper.keeper_login import log_in_by_keeper
 from remoter_kernel.front.keeper.keeper_protocol import receive_message, send_message
 from remoter_kernel.front.keeper.keeper_server import FIRST_GRACE, GRACE, KeeperServer
 from remoter_kernel.front.keeper.shared_login import SharedLogin
@@ -46,7 +46,7 @@ def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """No keeper but that of the test."""
     monkeypatch.setenv("REMOTER_STATE", str(tmp_path / "state"))
     yield
-    endpoint.dismiss_all()
+    endpoint.end_logins()
 
 
 def python(code: str) -> subprocess.Popen[bytes]:
@@ -153,7 +153,7 @@ def pass_time(server: KeeperServer, clock: Clock, seconds: float) -> None:
 
 def visit(server: KeeperServer) -> None:
     mine, theirs = Pipe()
-    thread = threading.Thread(target=server.receive, args=(theirs,))
+    thread = threading.Thread(target=server.serve_client, args=(theirs,))
     thread.start()
     mine.close()
     thread.join(LIMIT)
@@ -186,7 +186,7 @@ def test_one_login_that_breaks_does_not_end_the_keeper_of_the_others(caplog):
         def seconds_left(self) -> float:
             return 0.05
 
-        def look(self) -> None:
+        def check_alive(self) -> None:
             self.looked += 1
             raise ZeroDivisionError
 
@@ -228,7 +228,7 @@ def logs_in(connection: Connection) -> None:
 
 def test_who_comes_to_keepers_that_are_just_ending_finds_the_next(monkeypatch):
     left = keepers(monkeypatch, hangs_up, hangs_up, hangs_up, logs_in)
-    with contextlib.closing(kept_login(REMOTE)) as login:
+    with contextlib.closing(log_in_by_keeper(REMOTE)) as login:
         assert login.user == "ada"
     assert left == []
 
@@ -236,7 +236,7 @@ def test_who_comes_to_keepers_that_are_just_ending_finds_the_next(monkeypatch):
 def test_keepers_that_always_hang_up_end_in_a_sentence(monkeypatch):
     keepers(monkeypatch, *[hangs_up] * 20)
     with pytest.raises(Unreachable, match="is gone"):
-        kept_login(REMOTE)
+        log_in_by_keeper(REMOTE)
 
 
 def test_only_what_is_known_of_a_login_is_learnt_from_a_keeper(monkeypatch):
@@ -247,7 +247,7 @@ def test_only_what_is_known_of_a_login_is_learnt_from_a_keeper(monkeypatch):
             send_message(connection, {**FACTS, **strange})
 
     keepers(monkeypatch, tells_more)
-    with contextlib.closing(kept_login(REMOTE)) as login:
+    with contextlib.closing(log_in_by_keeper(REMOTE)) as login:
         assert {name: getattr(login, name) for name in FACTS} == {**FACTS, "since": 0.0}
         assert not login.has_prompted
         assert not hasattr(login, "mood")

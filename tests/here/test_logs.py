@@ -18,8 +18,12 @@ from remoter_kernel.errors import RemoteLacks, Unreachable
 from remoter_kernel.front import log_files
 from remoter_kernel.front.bootstrap.remote_answer import StrangeAnswer
 from remoter_kernel.front.keeper.keeper_protocol import error_to_message as keeper_told
-from remoter_kernel.front.keeper.keeper_protocol import raise_told
-from remoter_kernel.front.ssh.login_errors import ended, fell_silent, proxy_ended
+from remoter_kernel.front.keeper.keeper_protocol import raise_from_message
+from remoter_kernel.front.ssh.login_errors import (
+    connection_ended,
+    connection_timed_out,
+    proxy_command_failed,
+)
 from tests.real_jupyter import wait_for
 
 log = logging.getLogger("remoter_kernel.wire.pump")
@@ -102,16 +106,19 @@ def test_a_reason_has_no_words_that_were_quoted(error, told):
 @pytest.mark.parametrize(
     ("error", "told"),
     [
-        (ended("gpu", "login", said="secret"), "ended the connection during the step"),
-        (fell_silent("gpu", "login", said='a "b: secret'), "fell silent during the step"),
-        (proxy_ended("gpu", 1, "token=secret"), "the ProxyCommand of gpu failed with status 1"),
+        (connection_ended("gpu", "login", said="secret"), "ended the connection during the step"),
+        (connection_timed_out("gpu", "login", said='a "b: secret'), "fell silent during the step"),
+        (
+            proxy_command_failed("gpu", 1, "token=secret"),
+            "the ProxyCommand of gpu failed with status 1",
+        ),
     ],
 )
 def test_a_reason_has_no_words_of_a_server_or_a_proxy(error, told):
     """A code with which somebody logs in may be among them; also after the keeper has told it."""
     assert "secret" in str(error)
     with pytest.raises(Unreachable) as again:
-        raise_told(*keeper_told(error))
+        raise_from_message(*keeper_told(error))
     for each in (error, again.value):
         assert logs.reason(each).startswith("Unreachable: ")
         assert told in logs.reason(each)

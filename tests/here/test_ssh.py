@@ -22,8 +22,8 @@ from bench.proxy import Proxy
 from remoter_kernel.errors import HostKeyProblem, LoginRefused, RemoteLacks, Unreachable
 from remoter_kernel.front.prompts import NotAnswered, Prompt, Trust
 from remoter_kernel.front.ssh.login_results import UnknownHostKey
-from remoter_kernel.front.ssh.ssh_config import Destination, resolve
-from remoter_kernel.front.ssh.ssh_login import CommandEnded, SSHLogin, log_in
+from remoter_kernel.front.ssh.ssh_config import Destination, resolve_destination
+from remoter_kernel.front.ssh.ssh_login import CommandEnded, SSHLogin, log_in_by_paramiko
 from tests import real_parts
 from tests.real_sshd import RealSshd, make_key
 
@@ -47,13 +47,13 @@ def there(server: RealSshd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     """Where the server is, for a person with an empty home and no agent."""
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.delenv("SSH_AUTH_SOCK", raising=False)
-    return resolve("real", server.ssh_config(tmp_path / "ssh_config", "real"))
+    return resolve_destination("real", server.ssh_config(tmp_path / "ssh_config", "real"))
 
 
 @pytest.fixture
 def login(there: Destination) -> Iterator[SSHLogin]:
     """One login there."""
-    login = log_in(there)
+    login = log_in_by_paramiko(there)
     yield login
     login.close()
 
@@ -144,7 +144,9 @@ def test_many_commands_at_once_on_one_login(login):
 def test_bytes_arrive_whole_while_keys_are_exchanged_anew(tmp_path):
     real_parts.real_part("sshd")
     with RealSshd(tmp_path, extra_config="RekeyLimit 1M") as sshd:
-        login = log_in(resolve("real", sshd.ssh_config(tmp_path / "config", "real")))
+        login = log_in_by_paramiko(
+            resolve_destination("real", sshd.ssh_config(tmp_path / "config", "real"))
+        )
         try:
             data = os.urandom(TEN_MB)
             assert login.run("cat", data, seconds=60).stdout == data
@@ -164,13 +166,13 @@ def quick(tmp_path: Path) -> Iterator[Destination]:
     """A server whose every command ends at once, without a login shell that takes its time."""
     real_parts.real_part("sshd")
     with RealSshd(tmp_path, force_command="internal-sftp") as sshd:
-        yield resolve("real", sshd.ssh_config(tmp_path / "config", "real"))
+        yield resolve_destination("real", sshd.ssh_config(tmp_path / "config", "real"))
 
 
 def seconds_of(there: Destination) -> list[float]:
     """Time a login, its first command and its second one."""
     times = [time.perf_counter()]
-    login = log_in(there)
+    login = log_in_by_paramiko(there)
     times.append(time.perf_counter())
     for _ in range(2):
         assert b"sftp" in login.run("anything").stdout
@@ -202,14 +204,16 @@ def test_a_refused_key_costs_one_more_and_the_channel(quick, tmp_path):
 
 def test_the_round_trip_is_known_after_a_login(quick):
     with Proxy(quick.port, rtt=RTT) as path:
-        login = log_in(replace(quick, port=path.port, host_key_alias=f"[127.0.0.1]:{quick.port}"))
+        login = log_in_by_paramiko(
+            replace(quick, port=path.port, host_key_alias=f"[127.0.0.1]:{quick.port}")
+        )
         assert RTT <= login.round_trip < 2 * RTT
         login.close()
 
 
 def test_a_channel_opened_together_with_the_login_is_there_every_time(there):
     for _ in range(20):
-        login = log_in(there)
+        login = log_in_by_paramiko(there)
         try:
             assert login.run("echo yes", seconds=5).stdout == b"yes\n"
         finally:
@@ -225,20 +229,20 @@ def test_default_keys_are_found_in_the_home(server, there, tmp_path, kind):
     public = make_key(tmp_path / ".ssh" / f"id_{kind}", kind).with_suffix(".pub")
     server.allow(public.read_text())
     try:
-        log_in(replace(there, identity_files=(), identities_only=False)).close()
+        log_in_by_paramiko(replace(there, identity_files=(), identities_only=False)).close()
     finally:
         server.allow(server.client_key.with_suffix(".pub").read_text())
 
 
 def test_no_fitting_key_is_a_sentence(there, tmp_path):
     with pytest.raises(LoginRefused, match="did not accept the key") as caught:
-        log_in(replace(there, identity_files=(make_key(tmp_path / "wrong"),)))
+        log_in_by_paramiko(replace(there, identity_files=(make_key(tmp_path / "wrong"),)))
     assert "ssh-copy-id" in caught.value.advice
 
 
 def test_no_key_at_all_is_a_sentence(there):
     with pytest.raises(LoginRefused, match="no key to show"):
-        log_in(replace(there, identity_files=()))
+        log_in_by_paramiko(replace(there, identity_files=()))
 
 
 def test_each_key_that_cannot_be_used_is_named(there, tmp_path):
@@ -252,7 +256,7 @@ def test_each_key_that_cannot_be_used_is_named(there, tmp_path):
     (tmp_path / "folder").mkdir()
     names = ("missing", "garbage", "locked", "gcm", "folder")
     with pytest.raises(LoginRefused) as caught:
-        log_in(replace(there, identity_files=tuple(tmp_path / name for name in names)))
+        log_in_by_paramiko(replace(there, identity_files=tuple(tmp_path / name for name in names)))
     advice = caught.value.advice
     assert f"{tmp_path}/missing does not exist" in advice
     assert f"{tmp_path}/garbage is not a private key" in advice
@@ -288,10 +292,10 @@ def test_the_agent_signs_for_a_key_with_a_passphrase(server, there, tmp_path, ag
     server.allow(locked.with_suffix(".pub").read_text())
     there = replace(there, environment=dict(os.environ))
     try:
-        log_in(replace(there, identity_files=(locked,), identities_only=True)).close()
-        log_in(replace(there, identity_files=(), identities_only=False)).close()
+        log_in_by_paramiko(replace(there, identity_files=(locked,), identities_only=True)).close()
+        log_in_by_paramiko(replace(there, identity_files=(), identities_only=False)).close()
         with pytest.raises(LoginRefused):
-            log_in(replace(there, identity_files=(), identity_agent="none"))
+            log_in_by_paramiko(replace(there, identity_files=(), identity_agent="none"))
     finally:
         server.allow(server.client_key.with_suffix(".pub").read_text())
 
@@ -299,17 +303,19 @@ def test_the_agent_signs_for_a_key_with_a_passphrase(server, there, tmp_path, ag
 def test_an_agent_that_does_not_answer_is_said(there, tmp_path):
     environment = {**os.environ, "SSH_AUTH_SOCK": str(tmp_path / "nobody")}
     with pytest.raises(LoginRefused) as caught:
-        log_in(replace(there, environment=environment, identity_files=(), identities_only=False))
+        log_in_by_paramiko(
+            replace(there, environment=environment, identity_files=(), identities_only=False)
+        )
     assert "agent did not answer" in caught.value.advice
-    log_in(there).close()  # a named key needs no agent
+    log_in_by_paramiko(there).close()  # a named key needs no agent
 
 
 def test_what_else_the_server_would_take_is_said(tmp_path):
     real_parts.real_part("sshd")
     with RealSshd(tmp_path, extra_config="PasswordAuthentication yes") as sshd:
-        there = resolve("real", sshd.ssh_config(tmp_path / "config", "real"))
+        there = resolve_destination("real", sshd.ssh_config(tmp_path / "config", "real"))
         with pytest.raises(LoginRefused, match=r".") as caught:
-            log_in(replace(there, identity_files=(make_key(tmp_path / "wrong"),)))
+            log_in_by_paramiko(replace(there, identity_files=(make_key(tmp_path / "wrong"),)))
         assert "password" in str(caught.value)
 
 
@@ -317,9 +323,9 @@ def test_a_key_that_is_only_half_of_what_is_wanted_is_said(tmp_path):
     real_parts.real_part("sshd")
     extra = "PasswordAuthentication yes\nAuthenticationMethods publickey,password"
     with RealSshd(tmp_path, extra_config=extra) as sshd:
-        there = resolve("real", sshd.ssh_config(tmp_path / "config", "real"))
+        there = resolve_destination("real", sshd.ssh_config(tmp_path / "config", "real"))
         with pytest.raises(LoginRefused, match="took a key and asks for a password"):
-            log_in(there)
+            log_in_by_paramiko(there)
 
 
 # ----------------------------------------------------------------- host keys
@@ -343,10 +349,10 @@ def test_an_unknown_host_is_asked_about_once(there, tmp_path):
     known = tmp_path / ".ssh" / "known_hosts"
     stranger = replace(there, known_hosts_files=(known,))
     with pytest.raises(UnknownHostKey, match="SHA256:"):
-        log_in(stranger)
+        log_in_by_paramiko(stranger)
     yes = Yes()
     for _ in range(2):
-        log_in(stranger, prompter=yes).close()
+        log_in_by_paramiko(stranger, prompter=yes).close()
     assert yes.asked == 1
     assert stat.S_IMODE(known.stat().st_mode) == 0o600
 
@@ -357,7 +363,7 @@ def test_a_changed_host_key_is_refused_before_any_key_of_ours_is_shown(server, t
     yes = Yes()
     before = server.log.read_text()
     with pytest.raises(HostKeyProblem, match=rf"{tmp_path}/known, line 1"):
-        log_in(replace(there, known_hosts_files=(tmp_path / "known",)), prompter=yes)
+        log_in_by_paramiko(replace(there, known_hosts_files=(tmp_path / "known",)), prompter=yes)
     assert not yes.asked
     assert "ublickey" not in server.log.read_text()[len(before) :]
 
@@ -365,7 +371,7 @@ def test_a_changed_host_key_is_refused_before_any_key_of_ours_is_shown(server, t
 def test_a_host_known_by_its_rsa_key_is_met_with_it(server, there, tmp_path):
     public = server.host_key("rsa").with_suffix(".pub").read_text()
     (tmp_path / "known").write_text(f"[127.0.0.1]:{server.port} {public}")
-    login = log_in(replace(there, known_hosts_files=(tmp_path / "known",)))
+    login = log_in_by_paramiko(replace(there, known_hosts_files=(tmp_path / "known",)))
     assert login.host_key.startswith("ssh-rsa SHA256:")
     login.close()
 
@@ -381,7 +387,7 @@ def test_jump_hosts_are_passed_through_each_with_its_own_login(server, tmp_path)
         one.ssh_config(config, "one")
         two.ssh_config(config, "two")
         server.ssh_config(config, "far", extra="ProxyJump one,two")
-        login = log_in(resolve("far", config))
+        login = log_in_by_paramiko(resolve_destination("far", config))
         try:
             assert login.run("echo $SSH_CONNECTION").stdout.split()[-1] == b"%d" % server.port
             data = os.urandom(TEN_MB)
@@ -394,7 +400,7 @@ def test_jump_hosts_are_passed_through_each_with_its_own_login(server, tmp_path)
             login.close()
         two.known_hosts.write_text("")
         with pytest.raises(UnknownHostKey):
-            log_in(resolve("far", config))
+            log_in_by_paramiko(resolve_destination("far", config))
 
 
 def test_a_jump_host_that_cannot_reach_the_host_says_so(server, tmp_path):
@@ -403,7 +409,7 @@ def test_a_jump_host_that_cannot_reach_the_host_says_so(server, tmp_path):
         config.read_text() + "Host far\n HostName 127.0.0.1\n Port 1\n ProxyJump jump\n"
     )
     with pytest.raises(Unreachable, match="from its jump host"):
-        log_in(resolve("far", config))
+        log_in_by_paramiko(resolve_destination("far", config))
 
 
 def test_a_proxy_command_carries_the_connection(server, tmp_path):
@@ -419,7 +425,7 @@ def test_a_proxy_command_carries_the_connection(server, tmp_path):
     )
     command = f"ProxyCommand {sys.executable} {carry} %p"
     config = server.ssh_config(tmp_path / "config", "far", extra=command)
-    login = log_in(resolve("far", config))
+    login = log_in_by_paramiko(resolve_destination("far", config))
     assert login.run("echo hi").stdout == b"hi\n"
     login.close()
     assert not [child for child in psutil.Process().children() if str(carry) in child.cmdline()]
@@ -442,7 +448,7 @@ def test_a_proxy_command_that_fails_says_why_in_its_own_words(server, tmp_path, 
     config = server.ssh_config(tmp_path / "config", "far", extra=extra)
     began = time.monotonic()
     with pytest.raises(Unreachable, match=f"the ProxyCommand of far .*{sentence}"):
-        log_in(resolve("far", config))
+        log_in_by_paramiko(resolve_destination("far", config))
     assert time.monotonic() - began < 8
 
 
@@ -453,7 +459,7 @@ def test_what_a_proxy_command_leaves_behind_holds_up_nobody(server, tmp_path):
     before = set(threading.enumerate())
     try:
         with pytest.raises(Unreachable, match='failed with status 1: "no way"'):
-            log_in(resolve("far", config))
+            log_in_by_paramiko(resolve_destination("far", config))
         assert set(threading.enumerate()) <= before
     finally:
         os.kill(int(left.read_text()), signal.SIGKILL)
@@ -470,5 +476,5 @@ def test_a_proxy_command_that_complains_without_end_is_read(server, tmp_path):
     )
     extra = f"ProxyCommand {sys.executable} {noise} %p"
     config = server.ssh_config(tmp_path / "config", "far", extra=extra)
-    with contextlib.closing(log_in(resolve("far", config))) as login:
+    with contextlib.closing(log_in_by_paramiko(resolve_destination("far", config))) as login:
         assert login.run("echo hi").stdout == b"hi\n"

@@ -21,8 +21,8 @@ from remoter_kernel.errors import LoginRefused, RemoteLacks, Unreachable
 from remoter_kernel.front import unix_sockets
 from remoter_kernel.front.ssh import authenticator
 from remoter_kernel.front.ssh import ssh_login as ssh
-from remoter_kernel.front.ssh.ssh_config import Destination, resolve
-from remoter_kernel.front.ssh.ssh_login import log_in
+from remoter_kernel.front.ssh.ssh_config import Destination, resolve_destination
+from remoter_kernel.front.ssh.ssh_login import log_in_by_paramiko
 from tests import real_parts
 from tests.failing_path import FailingPath
 from tests.real_sshd import RealSshd, free_port, make_key
@@ -45,7 +45,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealSshd]:
 @pytest.fixture
 def there(server: RealSshd, tmp_path: Path) -> Destination:
     """Where it is."""
-    return resolve("real", server.ssh_config(tmp_path / "ssh_config", "real"))
+    return resolve_destination("real", server.ssh_config(tmp_path / "ssh_config", "real"))
 
 
 @pytest.fixture(autouse=True)
@@ -83,7 +83,7 @@ def by(path: FailingPath, there: Destination, **changes: object) -> Destination:
 
 def test_a_name_that_does_not_resolve_is_said(there):
     with pytest.raises(Unreachable, match=r"no-such-host\.invalid does not resolve"):
-        log_in(replace(there, host_name="no-such-host.invalid"))
+        log_in_by_paramiko(replace(there, host_name="no-such-host.invalid"))
 
 
 def test_a_resolver_that_hangs_is_not_waited_for(there, monkeypatch):
@@ -94,14 +94,14 @@ def test_a_resolver_that_hangs_is_not_waited_for(there, monkeypatch):
 
     monkeypatch.setattr(socket, "getaddrinfo", hang)
     with pytest.raises(Unreachable, match=r"was not resolved within 0\.2 s"):
-        log_in(replace(there, host_name="slow.example.org", connect_timeout=0.2))
+        log_in_by_paramiko(replace(there, host_name="slow.example.org", connect_timeout=0.2))
     over.set()
 
 
 def test_a_refused_connection_is_said(there):
     port = free_port()
     with pytest.raises(Unreachable, match=f"refuses connections at port {port}"):
-        log_in(replace(there, port=port))
+        log_in_by_paramiko(replace(there, port=port))
 
 
 def test_a_black_hole_ends_at_the_deadline(there):
@@ -116,7 +116,7 @@ def test_a_black_hole_ends_at_the_deadline(there):
             filler.connect_ex(where)
         began = time.monotonic()
         with pytest.raises(Unreachable, match=r"did not answer within 0\.5 s"):
-            log_in(replace(there, port=where[1], connect_timeout=0.5))
+            log_in_by_paramiko(replace(there, port=where[1], connect_timeout=0.5))
         assert time.monotonic() - began < 2
         for filler in fillers:
             filler.close()
@@ -126,7 +126,7 @@ def test_a_dead_address_leaves_time_for_the_next(there, monkeypatch):
     found = socket.getaddrinfo("127.0.0.1", there.port, type=socket.SOCK_STREAM)
     dead = [(*one[:4], (BLACK_HOLE, 9)) for one in found]
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: dead + found)
-    log_in(replace(there, connect_timeout=2.0)).close()
+    log_in_by_paramiko(replace(there, connect_timeout=2.0)).close()
 
 
 # ----------------------------------------------------------- SSH, and not to the end
@@ -162,7 +162,7 @@ def test_a_server_that_is_none_is_said(there, says, closes, sentence):
         thread.start()
         began = time.monotonic()
         with pytest.raises(Unreachable, match=sentence):
-            log_in(replace(there, port=fake.getsockname()[1], connect_timeout=0.7))
+            log_in_by_paramiko(replace(there, port=fake.getsockname()[1], connect_timeout=0.7))
         assert time.monotonic() - began < 3
         over.set()
         thread.join()
@@ -180,7 +180,7 @@ def test_a_server_that_goes_after_its_greeting_leaves_no_timer(there):
         thread = threading.Thread(target=serve)
         thread.start()
         with pytest.raises(Unreachable, match="ended the connection"):
-            log_in(replace(there, port=fake.getsockname()[1], connect_timeout=60.0))
+            log_in_by_paramiko(replace(there, port=fake.getsockname()[1], connect_timeout=60.0))
         thread.join()
 
 
@@ -197,7 +197,7 @@ def test_a_path_that_fails_after_any_number_of_bytes(server, there, silent, monk
             began = time.monotonic()
             # Anything but our own errors would come through.
             with contextlib.suppress(Unreachable):
-                login = log_in(by(path, there, connect_timeout=0.3))
+                login = log_in_by_paramiko(by(path, there, connect_timeout=0.3))
                 with contextlib.closing(login):
                     login.run("echo", seconds=0.3)
             assert time.monotonic() - began < 3, f"seed {seed}, after {after} bytes"
@@ -206,7 +206,7 @@ def test_a_path_that_fails_after_any_number_of_bytes(server, there, silent, monk
 def test_noise_before_the_greeting_is_read_over(server, there):
     noise = b"Welcome to this machine.\r\nAll that you do is watched.\r\n\r\n"
     with FailingPath(server.port, 1 << 40, noise=noise) as path:
-        login = log_in(by(path, there))
+        login = log_in_by_paramiko(by(path, there))
         assert login.run("echo hi").stdout == b"hi\n"
         login.close()
 
@@ -215,13 +215,15 @@ def test_a_banner_before_the_login_is_read_over(tmp_path):
     real_parts.real_part("sshd")
     (tmp_path / "banner").write_text("Unauthorised use is forbidden.\n" * 100)
     with RealSshd(tmp_path, extra_config=f"Banner {tmp_path}/banner") as sshd:
-        login = log_in(resolve("real", sshd.ssh_config(tmp_path / "config", "real")))
+        login = log_in_by_paramiko(
+            resolve_destination("real", sshd.ssh_config(tmp_path / "config", "real"))
+        )
         assert login.run("echo hi").stdout == b"hi\n"
         login.close()
 
 
 def test_a_cut_in_the_middle_of_a_command_is_said_at_once(server, there):
-    login = log_in(there)
+    login = log_in_by_paramiko(there)
     threading.Timer(0.2, server.cut_all).start()
     began = time.monotonic()
     with pytest.raises(Unreachable, match="is gone"):
@@ -235,9 +237,9 @@ def test_a_cut_in_the_middle_of_a_command_is_said_at_once(server, there):
 
 
 def test_our_own_cut_is_a_cut(server, there):
-    login = log_in(there)
+    login = log_in_by_paramiko(there)
     login.run("true")
-    login.cut()
+    login.abort()
     with pytest.raises(Unreachable, match="is gone"):
         login.run("true")
     assert not login.is_alive
@@ -249,15 +251,15 @@ def test_our_own_cut_is_a_cut(server, there):
 
 
 def test_closing_twice_and_closing_what_never_began_is_fine(there):
-    login = log_in(there)
+    login = log_in_by_paramiko(there)
     login.close()
     login.close()
-    login.cut()
+    login.abort()
     never = ssh.SSHLogin(there)
     assert not never.is_alive
     assert never.round_trip == 0
     never.close()
-    never.cut()
+    never.abort()
 
 
 # ----------------------------------------------------------- servers with rules
@@ -266,7 +268,9 @@ def test_closing_twice_and_closing_what_never_began_is_fine(there):
 def test_a_forced_command_answers_instead(tmp_path):
     real_parts.real_part("sshd")
     with RealSshd(tmp_path, force_command="echo 'only backups here'") as sshd:
-        login = log_in(resolve("real", sshd.ssh_config(tmp_path / "config", "real")))
+        login = log_in_by_paramiko(
+            resolve_destination("real", sshd.ssh_config(tmp_path / "config", "real"))
+        )
         ran = login.run("echo hi")
         assert (ran.stdout, ran.status) == (b"only backups here\n", 0)
         with pytest.raises(RemoteLacks, match="only backups here"):
@@ -278,7 +282,9 @@ def test_a_forced_command_answers_instead(tmp_path):
 def test_a_server_that_opens_no_more_sessions_is_said(tmp_path, most):
     real_parts.real_part("sshd")
     with RealSshd(tmp_path, extra_config=f"MaxSessions {most}") as sshd:
-        login = log_in(resolve("real", sshd.ssh_config(tmp_path / "config", "real")))
+        login = log_in_by_paramiko(
+            resolve_destination("real", sshd.ssh_config(tmp_path / "config", "real"))
+        )
         if most:
             assert login.run_until_line("echo MARK; sleep 5", b"", b"MARK", 10) == b"MARK"
         with pytest.raises(RemoteLacks, match=r"no .*session"):
@@ -289,16 +295,16 @@ def test_a_server_that_opens_no_more_sessions_is_said(tmp_path, most):
 def test_too_many_keys_end_in_a_sentence(tmp_path):
     real_parts.real_part("sshd")
     with RealSshd(tmp_path, extra_config="MaxAuthTries 2") as sshd:
-        there = resolve("real", sshd.ssh_config(tmp_path / "config", "real"))
+        there = resolve_destination("real", sshd.ssh_config(tmp_path / "config", "real"))
         keys = tuple(make_key(tmp_path / f"key{number}") for number in range(4))
         with pytest.raises(LoginRefused, match="after 2 keys") as caught:
-            log_in(replace(there, identity_files=keys))
+            log_in_by_paramiko(replace(there, identity_files=keys))
         assert "IdentityFile" in caught.value.advice
 
 
 def test_a_user_who_does_not_exist_is_refused(there):
     with pytest.raises(LoginRefused, match="nobody-here"):
-        log_in(replace(there, user="nobody-here"))
+        log_in_by_paramiko(replace(there, user="nobody-here"))
 
 
 # ------------------------------------------------------------------- discretion
@@ -310,13 +316,13 @@ def test_paramiko_writes_nothing_to_stderr(there):
         "from dataclasses import replace\n"
         "from pathlib import Path\n"
         "from remoter_kernel.front.ssh.ssh_config import Destination\n"
-        "from remoter_kernel.front.ssh.ssh_login import log_in\n"
+        "from remoter_kernel.front.ssh.ssh_login import log_in_by_paramiko\n"
         "import logging; logging.basicConfig(level=0)\n"
         f"d = Destination('127.0.0.1', {there.port}, {there.user!r},"
         f" (Path({str(there.identity_files[0])!r}),),"
         f" (Path({str(there.known_hosts_files[0])!r}),), identities_only=True)\n"
-        "login = log_in(d); login.run('true'); login.cut(); login.close()\n"
-        "try: log_in(replace(d, identity_files=()))\n"
+        "login = log_in_by_paramiko(d); login.run('true'); login.abort(); login.close()\n"
+        "try: log_in_by_paramiko(replace(d, identity_files=()))\n"
         "except Exception: print('done')\n"
     )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=30, check=True)
@@ -329,7 +335,7 @@ def test_no_key_appears_in_a_log(there, caplog):
     paramikos.addHandler(caplog.handler)
     paramikos.setLevel(1)
     try:
-        login = log_in(there)
+        login = log_in_by_paramiko(there)
         login.run("true", b"a secret")
         login.close()
     finally:
@@ -345,7 +351,9 @@ def test_no_key_appears_in_a_log(there, caplog):
 
 def test_a_stalled_network_is_noticed_at_the_deadline(server, there):
     with Proxy(server.port) as path:
-        login = log_in(replace(there, port=path.port, host_key_alias=f"[127.0.0.1]:{there.port}"))
+        login = log_in_by_paramiko(
+            replace(there, port=path.port, host_key_alias=f"[127.0.0.1]:{there.port}")
+        )
         assert login.run("echo hi").stdout == b"hi\n"
         path.stall()
         for do in (
@@ -362,9 +370,11 @@ def test_a_stalled_network_is_noticed_at_the_deadline(server, there):
 @pytest.mark.timing
 def test_a_login_whose_pipes_are_all_full_still_closes_at_once(server, there):
     with Proxy(server.port) as path, socket.create_server(("127.0.0.1", 0)) as far:
-        login = log_in(replace(there, port=path.port, host_key_alias=f"[127.0.0.1]:{there.port}"))
+        login = log_in_by_paramiko(
+            replace(there, port=path.port, host_key_alias=f"[127.0.0.1]:{there.port}")
+        )
         tunnel = login.open_tunnel("127.0.0.1", far.getsockname()[1])
-        with unix_sockets.connect(tunnel.address, 30) as near, far.accept()[0]:
+        with unix_sockets.connect_to_listener(tunnel.address, 30) as near, far.accept()[0]:
             path.stall()
             near.settimeout(0.5)
             with contextlib.suppress(TimeoutError):

@@ -34,9 +34,9 @@ from remoter_kernel.front.prompts import NotAnswered, Prompt, Trust
 from remoter_kernel.front.ssh import openssh_login
 from remoter_kernel.front.ssh import ssh_login as login_module
 from remoter_kernel.front.ssh.login_results import UnknownHostKey
-from remoter_kernel.front.ssh.openssh_login import OpenSSHLogin, log_in_by_system
-from remoter_kernel.front.ssh.ssh_config import resolve
-from remoter_kernel.front.ssh.ssh_login import CommandEnded, SSHLogin, log_in
+from remoter_kernel.front.ssh.openssh_login import OpenSSHLogin, log_in_by_openssh
+from remoter_kernel.front.ssh.ssh_config import resolve_destination
+from remoter_kernel.front.ssh.ssh_login import CommandEnded, SSHLogin, log_in_by_paramiko
 from remoter_kernel.front.ssh.stream_channel import LINGER
 from tests import real_parts
 from tests.real_jupyter import wait_for
@@ -109,9 +109,9 @@ def config(server: RealSshd, tmp_path: Path) -> Path:
 def enter(kind: str, config: Path, monkeypatch: pytest.MonkeyPatch, **options) -> SSHLogin:
     """Log in by one of the ways there are."""
     if kind == "paramiko":
-        return log_in(resolve("real", config), **options)
+        return log_in_by_paramiko(resolve_destination("real", config), **options)
     monkeypatch.setattr(openssh_login, "HAS_CONTROL_MASTER", kind == MASTER)
-    return log_in_by_system(resolve("real", config), **options)
+    return log_in_by_openssh(resolve_destination("real", config), **options)
 
 
 @pytest.fixture(params=KINDS)
@@ -130,7 +130,7 @@ def login(kind: str, config: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[
 @pytest.fixture
 def master(config: Path) -> Iterator[SSHLogin]:
     """A login by a master of ours."""
-    login = log_in_by_system(resolve("real", config))
+    login = log_in_by_openssh(resolve_destination("real", config))
     yield login
     login.close()
 
@@ -154,7 +154,7 @@ def take(listener: socket.socket) -> socket.socket:
 
 
 def connect(tunnel) -> socket.socket:
-    near = unix_sockets.connect(tunnel.address, 30)
+    near = unix_sockets.connect_to_listener(tunnel.address, 30)
     near.settimeout(30)
     return near
 
@@ -367,7 +367,7 @@ def test_when_the_login_ends_so_does_each_tunnel(kind, how, tmp_path, listener, 
         with connect(tunnel) as near, take(listener) as there, connect(pipe) as piped:
             near.sendall(b"x")
             assert there.recv(1) == b"x"
-            how_to = {"cut here": login.cut, "closed here": login.close}
+            how_to = {"cut here": login.abort, "closed here": login.close}
             how_to.get(how, sshd.cut_all)()
             for end in (near, there, piped):
                 assert ends(end)
@@ -384,7 +384,7 @@ def test_a_cut_in_the_middle_of_a_command_is_said_at_once(tmp_path, monkeypatch)
         for kind in ("paramiko", MASTER):
             for cut in ("there", "here"):
                 login = enter(kind, config, monkeypatch)
-                alarm = threading.Timer(0.3, sshd.cut_all if cut == "there" else login.cut)
+                alarm = threading.Timer(0.3, sshd.cut_all if cut == "there" else login.abort)
                 alarm.start()
                 began = time.monotonic()
                 with pytest.raises(Unreachable, match="is gone"):
@@ -614,7 +614,7 @@ def test_a_jump_host_is_passed_through(server, config, tmp_path, listener):
     with RealSshd(tmp_path / "one") as one:
         one.ssh_config(config, "one")
         server.ssh_config(config, "far", extra="ProxyJump one")
-        login = log_in_by_system(resolve("far", config))
+        login = log_in_by_openssh(resolve_destination("far", config))
         assert login.run("echo $SSH_CONNECTION").stdout.split()[-1] == b"%d" % server.port
         tunnel = login.open_tunnel("127.0.0.1", port_of(listener))
         with connect(tunnel) as near, take(listener) as there:
@@ -625,9 +625,9 @@ def test_a_jump_host_is_passed_through(server, config, tmp_path, listener):
         login.close()
         one.known_hosts.write_text("")
         with pytest.raises(UnknownHostKey, match=f"of one .*{one.port}"):
-            log_in_by_system(resolve("far", config))
+            log_in_by_openssh(resolve_destination("far", config))
     with pytest.raises(Unreachable, match=r"one .* refuses connections"):
-        log_in_by_system(resolve("far", config))
+        log_in_by_openssh(resolve_destination("far", config))
 
 
 def test_a_jump_host_that_forbids_forwarding_says_so(server, config, tmp_path):
@@ -635,7 +635,7 @@ def test_a_jump_host_that_forbids_forwarding_says_so(server, config, tmp_path):
         one.ssh_config(config, "one")
         server.ssh_config(config, "far", extra="ProxyJump one")
         with pytest.raises(ForwardingRefused, match="jump host before far"):
-            log_in_by_system(resolve("far", config))
+            log_in_by_openssh(resolve_destination("far", config))
 
 
 def test_what_a_config_says_for_other_uses_does_not_come_between(server, tmp_path, monkeypatch):
@@ -655,10 +655,10 @@ def test_what_a_config_says_for_other_uses_does_not_come_between(server, tmp_pat
 
 
 def test_without_an_ssh_that_is_said(config, monkeypatch, tmp_path):
-    where = resolve("real", config)
+    where = resolve_destination("real", config)
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(BadConfiguration, match="ssh cannot be run"):
-        log_in_by_system(replace(where, environment=dict(os.environ)))
+        log_in_by_openssh(replace(where, environment=dict(os.environ)))
 
 
 def test_a_master_of_ours_ends_when_we_are_killed(config, room):
@@ -666,11 +666,11 @@ def test_a_master_of_ours_ends_when_we_are_killed(config, room):
         "import os, sys, tempfile\n"
         "from pathlib import Path\n"
         "from remoter_kernel.front.ssh import openssh_argv\n"
-        "from remoter_kernel.front.ssh.ssh_config import resolve\n"
-        "from remoter_kernel.front.ssh.openssh_login import log_in_by_system\n"
+        "from remoter_kernel.front.ssh.ssh_config import resolve_destination\n"
+        "from remoter_kernel.front.ssh.openssh_login import log_in_by_openssh\n"
         "openssh_argv.MASTER_PERSISTS = 1\n"
         "tempfile.tempdir = sys.argv[2]\n"
-        "login = log_in_by_system(resolve('real', Path(sys.argv[1])))\n"
+        "login = log_in_by_openssh(resolve_destination('real', Path(sys.argv[1])))\n"
         "print(login._transport._process_id, flush=True)\n"
         "os.kill(os.getpid(), 9)\n"
     )
@@ -685,10 +685,10 @@ def test_a_master_of_ours_ends_when_we_are_killed(config, room):
     (left,) = room.iterdir()
     with socket.socket(socket.AF_UNIX) as dead:  # as a master leaves it that is killed, too
         dead.bind(str(left / "m"))
-    living = log_in_by_system(resolve("real", config))
+    living = log_in_by_openssh(resolve_destination("real", config))
     for folder in room.iterdir():
         os.utime(folder, (0, 0))
-    log_in_by_system(resolve("real", config)).close()  # sweeps
+    log_in_by_openssh(resolve_destination("real", config)).close()  # sweeps
     assert list(room.iterdir()) == [living._folder]
     assert living.run("echo fine").stdout == b"fine\n"
     living.close()
@@ -715,7 +715,7 @@ def test_a_control_master_is_used_and_survives(server, tmp_path, listener, room)
     )
     try:
         before = len(server.logins())
-        for end in (SSHLogin.close, SSHLogin.cut):
+        for end in (SSHLogin.close, SSHLogin.abort):
             login = log_in_to(remote(config))
             assert (login.transport, login.why_transport) == (
                 "openssh",
@@ -794,7 +794,10 @@ def test_keys_on_security_keys_alone_are_for_openssh(server, config, tmp_path, m
     public = key.with_suffix(".pub")
     for kind, is_so in (("sk-ssh-ed25519@openssh.com", True), ("ssh-ed25519", False)):
         public.write_text(f"{kind} AAAA test")
-        assert here.facts_about(resolve("real", config)).has_only_security_keys is is_so
+        assert (
+            here.transport_facts(resolve_destination("real", config)).has_only_security_keys
+            is is_so
+        )
 
 
 def test_a_kerberos_ticket_is_for_openssh(server, tmp_path, monkeypatch):
@@ -807,9 +810,9 @@ def test_a_kerberos_ticket_is_for_openssh(server, tmp_path, monkeypatch):
     for status, has_one in ((0, True), (1, False)):
         (programs / "klist").write_text(f'#!/bin/sh\n[ "$1" = -s ] && exit {status}\n')
         (programs / "klist").chmod(0o755)
-        where = resolve("real", config)
+        where = resolve_destination("real", config)
         assert where.openssh.uses_kerberos
-        assert here.facts_about(where).has_ticket is has_one
+        assert here.transport_facts(where).has_ticket is has_one
 
 
 # ------------------------------------------------------------------ with a kernel

@@ -14,7 +14,7 @@ import pytest
 
 from remoter_kernel.errors import HostKeyProblem
 from remoter_kernel.front.prompts import NotAnswered, Prompt, Trust
-from remoter_kernel.front.ssh.known_hosts import KnownHosts, add_line, fingerprint
+from remoter_kernel.front.ssh.known_hosts import KnownHosts, append_known_host, fingerprint
 from remoter_kernel.front.ssh.login_results import UnknownHostKey
 from remoter_kernel.front.ssh.ssh_config import Destination
 from tests.real_sshd import make_key
@@ -212,7 +212,7 @@ def test_a_refused_key_is_not_written_down(file):
 def test_a_new_line_never_joins_an_unfinished_one(file):
     file.parent.mkdir()
     file.write_text("unfinished")
-    add_line(file, "box x y")
+    append_known_host(file, "box x y")
     assert file.read_text() == "unfinished\nbox x y\n"
 
 

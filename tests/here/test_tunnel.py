@@ -16,10 +16,10 @@ from paramiko.common import MSG_CHANNEL_CLOSE, MSG_CHANNEL_DATA
 from remoter_kernel.errors import ForwardingRefused, RemoteLacks
 from remoter_kernel.front import unix_sockets
 from remoter_kernel.front.logins.embedded_host import EmbeddedHost
-from remoter_kernel.front.ssh.openssh_login import log_in_by_system
+from remoter_kernel.front.ssh.openssh_login import log_in_by_openssh
 from remoter_kernel.front.ssh.paramiko_channel import ConnectionClosed, ParamikoChannel
-from remoter_kernel.front.ssh.ssh_config import resolve
-from remoter_kernel.front.ssh.ssh_login import SSHLogin, Tunnel, log_in
+from remoter_kernel.front.ssh.ssh_config import resolve_destination
+from remoter_kernel.front.ssh.ssh_login import SSHLogin, Tunnel, log_in_by_paramiko
 from tests import real_parts
 from tests.real_sshd import RealSshd, free_port
 
@@ -71,7 +71,7 @@ class NoTransport:
     def send(self, message: object) -> None:
         """Say nothing."""
 
-    post = forget = answered_after = send
+    send_nowait = remove_channel = record_rtt = send
 
 
 @pytest.fixture(scope="module", params=KINDS)
@@ -79,7 +79,7 @@ def login(request: pytest.FixtureRequest, tmp_path_factory) -> Iterator[SSHLogin
     """A login on each kind of server."""
     if request.param == "embedded host":
         with EmbeddedHost() as host:
-            login = log_in(host.destination())
+            login = log_in_by_paramiko(host.destination())
             yield login
             login.close()
         return
@@ -87,8 +87,8 @@ def login(request: pytest.FixtureRequest, tmp_path_factory) -> Iterator[SSHLogin
     folder = tmp_path_factory.mktemp("sshd")
     extra = "RekeyLimit 1M" if "that often" in request.param else ""
     with RealSshd(folder, extra_config=extra) as server:
-        enter = log_in_by_system if "system's" in request.param else log_in
-        login = enter(resolve("real", server.ssh_config(folder / "config", "real")))
+        enter = log_in_by_openssh if "system's" in request.param else log_in_by_paramiko
+        login = enter(resolve_destination("real", server.ssh_config(folder / "config", "real")))
         if "we often" in request.param:
             login.live_transport.packetizer.REKEY_BYTES = 1 << 20
         yield login
@@ -104,7 +104,7 @@ def far() -> Iterator[Far]:
 
 def connect(tunnel: Tunnel) -> socket.socket:
     """Connect to this side of a tunnel, as ZeroMQ would."""
-    near = unix_sockets.connect(tunnel.address, 30)
+    near = unix_sockets.connect_to_listener(tunnel.address, 30)
     near.settimeout(30)
     return near
 
@@ -210,7 +210,7 @@ def test_what_comes_while_an_older_block_is_being_written_waits_for_it():
         )
         reader.start()
         for block in blocks:
-            tunnel.arrived(block)
+            tunnel.data_received(block)
             sent.update(block)
             time.sleep(0.0001)
         reader.join(30)
@@ -270,22 +270,22 @@ def test_nothing_follows_a_close():
             may_send.wait(SOON)
             said.append(message.asbytes()[0])
 
-        def post(self, message: paramiko.Message) -> None:
+        def send_nowait(self, message: paramiko.Message) -> None:
             said.append(message.asbytes()[0])
 
     began = threading.Event()
     channel = Slow().new_channel(Tunnel(NoTransport(), "there", 1))
-    channel.opened(0, 1 << 20, 1 << 15)
+    channel.on_open_confirmation(0, 1 << 20, 1 << 15)
     sending = threading.Thread(target=channel.send, args=(b"data",))
     sending.start()
     began.wait(SOON)
     channel.close()
-    channel.give_back(1 << 22)
+    channel.adjust_window(1 << 22)
     channel.send_eof()
     with pytest.raises(ConnectionClosed):
         channel.send(b"more")
     with pytest.raises(ConnectionClosed):
-        channel.run("command")
+        channel.exec_command("command")
     assert said == []
     may_send.set()
     sending.join(SOON)
@@ -360,7 +360,9 @@ def test_a_hundred_tunnels_one_after_the_other(login, far):
 def test_forbidden_forwarding_is_an_error_of_its_own(tmp_path: Path):
     real_parts.real_part("sshd")
     with RealSshd(tmp_path, extra_config="AllowTcpForwarding no") as server:
-        login = log_in(resolve("real", server.ssh_config(tmp_path / "config", "real")))
+        login = log_in_by_paramiko(
+            resolve_destination("real", server.ssh_config(tmp_path / "config", "real"))
+        )
         with pytest.raises(ForwardingRefused, match="forbids TCP forwarding"):
             login.open_tunnel("127.0.0.1", server.port)
         assert login.run("echo fine").stdout == b"fine\n"
@@ -371,12 +373,14 @@ def test_forbidden_forwarding_is_an_error_of_its_own(tmp_path: Path):
 def test_when_the_login_ends_so_does_each_tunnel_on_both_sides(tmp_path: Path, far, how):
     real_parts.real_part("sshd")
     with RealSshd(tmp_path) as server:
-        login = log_in(resolve("real", server.ssh_config(tmp_path / "config", "real")))
+        login = log_in_by_paramiko(
+            resolve_destination("real", server.ssh_config(tmp_path / "config", "real"))
+        )
         tunnel = login.open_tunnel("127.0.0.1", far.port)
         with connect(tunnel) as near, far.take() as there:
             near.sendall(b"x")
             assert there.recv(1) == b"x"
-            {"cut here": login.cut, "closed here": login.close, "killed there": server.cut_all}[
+            {"cut here": login.abort, "closed here": login.close, "killed there": server.cut_all}[
                 how
             ]()
             assert ends(near)

@@ -35,7 +35,7 @@ class Door:
         self.now = until
         raise ResponseTimeout
 
-    def nudge(self) -> None:
+    def send_ignore(self) -> None:
         self.nudges += 1
 
 
@@ -63,19 +63,19 @@ def test_a_server_that_has_named_an_address_may_be_silent_for_long(
 ) -> None:
     shown: list[str] | None = [] if has_person else None
     in_time = way_in(Door(banner, patience - 0.5), shown, monkeypatch)
-    assert in_time._wait() == AuthResult(is_success=True)
+    assert in_time._wait_for_response() == AuthResult(is_success=True)
     late = Door(banner, patience + 0.5)
     with pytest.raises(ResponseTimeout):
-        way_in(late, shown, monkeypatch)._wait()
+        way_in(late, shown, monkeypatch)._wait_for_response()
     assert late.now - late.began == pytest.approx(patience)
     assert (late.nudges > 0) == (patience > AUTH_RESULT_WITHIN)
 
 
 def test_it_is_shown_once_and_only_where_the_server_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     shown: list[str] = []
-    way_in(Door(ADDRESS, 0.5), shown, monkeypatch)._wait()
+    way_in(Door(ADDRESS, 0.5), shown, monkeypatch)._wait_for_response()
     assert shown == []
-    way_in(Door(ADDRESS, 50.0), shown, monkeypatch)._wait()
+    way_in(Door(ADDRESS, 50.0), shown, monkeypatch)._wait_for_response()
     assert shown == [f"[box says] {ADDRESS}"]
 
 
@@ -84,8 +84,8 @@ def test_what_was_shown_is_not_shown_again_and_what_comes_later_is() -> None:
     banner = Banner("box", shown.append)
     banner.show(RULES)
     banner.show(RULES)
-    assert banner.unseen(RULES) == ""
-    assert banner.unseen(f"{RULES}\n{ADDRESS}") == f"[box says] {ADDRESS}"
+    assert banner.take_unseen(RULES) == ""
+    assert banner.take_unseen(f"{RULES}\n{ADDRESS}") == f"[box says] {ADDRESS}"
     banner.show(f"{RULES}\n{ADDRESS}")
     assert shown == [f"[box says] {RULES}"]
 
@@ -119,7 +119,7 @@ class Ssh:
 def waited_for(login: Any, ssh: Ssh, *, each: float) -> float:
     """Let the server say a line with an address each so many seconds; return how long it has."""
     began = ssh.now
-    while OpenSSHLogin._waits_for_person(login, ssh):  # type: ignore[arg-type]
+    while OpenSSHLogin._is_prompting(login, ssh):  # type: ignore[arg-type]
         ssh.now += 1.0
         if ssh.now - ssh.heard_at >= each:
             ssh.heard_at, ssh.server_text = ssh.now, f"{ssh.server_text}{ADDRESS}\n"
@@ -140,6 +140,6 @@ def test_openssh_waits_as_long_for_a_server_that_trickles_as_for_a_silent_one(
     login._askpass, login._banner, login._waiting_since = ssh, Banner("box", ssh.show), None
     assert waited_for(login, ssh, each=each) == pytest.approx(ACTED_ON_WITHIN)
     ssh.is_asking = True
-    assert OpenSSHLogin._waits_for_person(login, ssh)  # type: ignore[arg-type]
+    assert OpenSSHLogin._is_prompting(login, ssh)  # type: ignore[arg-type]
     ssh.is_asking = False
     assert waited_for(login, ssh, each=each) == pytest.approx(ACTED_ON_WITHIN)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from remoter_kernel.front.ssh.ssh_keywords import METHODS, narrowed, rules_of
+from remoter_kernel.front.ssh.ssh_keywords import METHODS, filter_algorithms, login_rules
 
 OWN = ("a-gcm", "a-ctr", "b-ctr")
 
@@ -23,7 +23,7 @@ OWN = ("a-gcm", "a-ctr", "b-ctr")
     ],
 )
 def test_a_list_leaves_what_it_names_of_our_own(wanted, offered):
-    assert narrowed(OWN, wanted) == offered
+    assert filter_algorithms(OWN, wanted) == offered
 
 
 @pytest.mark.parametrize(
@@ -45,20 +45,20 @@ def test_a_list_leaves_what_it_names_of_our_own(wanted, offered):
     ],
 )
 def test_what_may_be_tried_is_what_no_word_forbids(said, methods, forbids):
-    rules = rules_of(said, None)
+    rules = login_rules(said, None)
     assert rules.methods == methods
-    assert rules.forbids(tuple(METHODS)) == forbids
+    assert rules.forbidden_by(tuple(METHODS)) == forbids
 
 
 def test_what_is_as_usual_says_nothing():
     usual = {"ciphers": ["a,b"], "checkhostip": ["yes"], "hostname": ["x"]}
-    assert rules_of({**usual, "hostname": ["y"]}, usual) == rules_of({}, None)
-    rules = rules_of({**usual, "ciphers": ["a"]}, usual)
+    assert login_rules({**usual, "hostname": ["y"]}, usual) == login_rules({}, None)
+    rules = login_rules({**usual, "ciphers": ["a"]}, usual)
     assert (rules.algorithms, rules.unsupported) == ((("ciphers", "a"),), ())
 
 
 def test_the_weightiest_word_is_named_first():
     said = {"bindaddress": ["::1"], "rekeylimit": ["1 1"], "revokedhostkeys": ["/x"]}
-    rules = rules_of(said, {"rekeylimit": ["0 0"]})
+    rules = login_rules(said, {"rekeylimit": ["0 0"]})
     assert rules.unsupported == ("RevokedHostKeys", "BindAddress", "RekeyLimit")
     assert rules.unsafe_to_ignore == ("RevokedHostKeys",)

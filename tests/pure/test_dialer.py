@@ -81,7 +81,7 @@ def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Host:
     """A host, and a state folder of the test's own."""
     host = Host()
     monkeypatch.setenv("REMOTER_STATE", str(tmp_path))
-    monkeypatch.setattr(dialer_module, "kept_login", lambda *_, **__: host)
+    monkeypatch.setattr(dialer_module, "log_in_by_keeper", lambda *_, **__: host)
     monkeypatch.setattr(dialer_module, "start_session", host.start)
     monkeypatch.setattr(dialer_module, "ask_there", host.ask)
     return host

@@ -52,7 +52,7 @@ def logins(monkeypatch):
         assert len(made) > 1 or login.is_closed.wait(WITHIN)
         raise Unreachable("gone.")
 
-    monkeypatch.setattr(remote_query, "kept_login", log_in)
+    monkeypatch.setattr(remote_query, "log_in_by_keeper", log_in)
     monkeypatch.setattr(remote_query, "ask_there", ask_there)
     return made
 

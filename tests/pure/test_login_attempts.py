@@ -31,11 +31,11 @@ class Comer:
         self.on_end: Callable[[], None] = lambda: None
         self.thread = threading.Thread(target=lambda: None)
 
-    def say(self, words: dict[str, Any]) -> None:
+    def send(self, words: dict[str, Any]) -> None:
         self.said.append(words)
 
-    def tell_step(self, step: str) -> None:
-        self.say({"step": step})
+    def send_step(self, step: str) -> None:
+        self.send({"step": step})
 
     def come(self, attempt: LoginAttempt, begin: Callable[[], None] | None = None) -> None:
         """Wait for the login, aside."""
@@ -83,7 +83,7 @@ class Ground:
         self.first, self.second = Comer("in first.ipynb"), Comer("by `remoter run` in a terminal")
         self._thread: threading.Thread | None = None
 
-    def cut(self) -> None:
+    def abort(self) -> None:
         self.is_cut = self.has_ended = True
 
     def ask(self, *prompts: Prompt, error: Exception | None = None) -> None:
@@ -91,16 +91,16 @@ class Ground:
 
         def make() -> None:
             login: Any = self
-            self.attempt.watch(login)
-            self.attempt.tell_step("login")
+            self.attempt.set_login(login)
+            self.attempt.send_step("login")
             try:
                 for prompt in prompts:
                     self.heard += self.attempt.ask("box", [prompt])
             except Exception as trouble:  # noqa: BLE001 - it is looked at
                 self.heard.append(trouble)
-                self.attempt.end(trouble)
+                self.attempt.finish(trouble)
             else:
-                self.attempt.end(error)
+                self.attempt.finish(error)
 
         self._thread = threading.Thread(target=make)
         self.first.come(self.attempt, self._thread.start)
@@ -249,7 +249,7 @@ def test_who_was_not_asked_may_try_by_itself(ground: Ground) -> None:
 
     def make() -> None:
         go_on.wait(5)
-        ground.attempt.end(RemoterError("no key."))
+        ground.attempt.finish(RemoterError("no key."))
 
     thread = threading.Thread(target=make)
     ground.first.come(ground.attempt, thread.start)
@@ -280,11 +280,11 @@ def tell(ground: Ground, *, go_on: threading.Event) -> None:
 
     def make() -> None:
         login: Any = ground
-        ground.attempt.watch(login)
+        ground.attempt.set_login(login)
         wait_for(lambda: len(ground.attempt._waiters) == 3, what="all of them")
         ground.heard.append(repr(ground.attempt.ask("", [], BANNER)))
         go_on.wait(10)
-        ground.attempt.end()
+        ground.attempt.finish()
 
     ground._thread = threading.Thread(target=make)
     ground.first.come(ground.attempt, ground._thread.start)
@@ -329,16 +329,16 @@ def test_a_notice_takes_no_question_away(ground: Ground) -> None:
 def test_a_login_that_was_cut_asks_nobody_who_comes_later(ground: Ground) -> None:
     """A password would be typed for nothing: whoever comes begins another one."""
     go_on = threading.Event()
-    ground.cut = lambda: None  # type: ignore[method-assign]  # it takes a while
+    ground.abort = lambda: None  # type: ignore[method-assign]  # it takes a while
 
     def make() -> None:
         login: Any = ground
-        ground.attempt.watch(login)
+        ground.attempt.set_login(login)
         go_on.wait(10)
         try:
             ground.attempt.ask("box", [PASSWORD])
         except NotAnswered as error:
-            ground.attempt.end(error)
+            ground.attempt.finish(error)
 
     ground._thread = threading.Thread(target=make)
     ground.first.come(ground.attempt, ground._thread.start)

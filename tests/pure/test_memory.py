@@ -8,44 +8,44 @@ from remoter_kernel.front.ssh.credentials import HostCredentials, RemoteCredenti
 def test_a_password_is_used_once_and_once_after_each_cut():
     memory = HostCredentials()
     assert memory.take_password() == ""
-    memory.keep_password("right")
+    memory.store_password("right")
     assert memory.take_password() == ""  # the login that it is from has not been cut
     for _ in range(2):
-        memory.refresh()
+        memory.allow_reuse()
         assert [memory.take_password() for _ in range(2)] == ["right", ""]
 
 
 def test_a_wrong_password_is_forgotten():
     memory = HostCredentials()
-    memory.keep_password("old")
-    memory.refresh()
+    memory.store_password("old")
+    memory.allow_reuse()
     assert memory.take_password() == "old"
-    memory.keep_password("")
-    memory.refresh()
+    memory.store_password("")
+    memory.allow_reuse()
     assert memory.take_password() == ""
 
 
 def test_each_host_on_the_way_has_secrets_of_its_own():
     memories = RemoteCredentials()
-    memories.of("ann@gate:22").keep_password("of the gate")
-    memories.of("ann@far:22").keep_password("of the host")
-    memories.refresh()
-    assert memories.of("ann@far:22").take_password() == "of the host"
-    assert memories.of("ann@gate:22").take_password() == "of the gate"
+    memories.for_host("ann@gate:22").store_password("of the gate")
+    memories.for_host("ann@far:22").store_password("of the host")
+    memories.allow_reuse()
+    assert memories.for_host("ann@far:22").take_password() == "of the host"
+    assert memories.for_host("ann@gate:22").take_password() == "of the gate"
 
 
 def test_a_safe_is_asked_once_too():
     safe = Shelf({"password of ann@far:22": "kept"})
     memory = HostCredentials("ann@far:22", safe)
     assert [memory.take_password() for _ in range(2)] == ["kept", ""]
-    memory.keep_password("")
+    memory.store_password("")
     assert safe.secrets == {}
 
 
 def test_no_secret_is_in_what_is_shown():
     memory = HostCredentials("ann@far:22")
-    memory.keep_password("right")
-    memory.keep_passphrase("id_rsa", "right")
+    memory.store_password("right")
+    memory.store_passphrase("id_rsa", "right")
     assert "right" not in repr(memory)
 
 

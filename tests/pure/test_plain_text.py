@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from remoter_kernel.errors import RemoterError
-from remoter_kernel.front.prompts import readable
+from remoter_kernel.front.prompts import strip_controls
 from remoter_kernel.plain_text import is_session_id, plain_text, plain_words
 
 ACTING = {"Cc", "Cf", "Cs", "Zl", "Zp"}  # categories of signs
@@ -28,7 +28,7 @@ def test_nothing_is_left_that_a_terminal_acts_on(text):
     assert acts(plain_text(text, escapes=True)) == []
     assert acts(plain_text(text, keeps_lines=True).replace("\n", "")) == []
     assert acts(str(RemoterError(text, text)).replace("\n", "")) == []
-    assert acts(readable(text).replace("\n", "")) == []
+    assert acts(strip_controls(text).replace("\n", "")) == []
     assert plain_text(plain_text(text)) == plain_text(text)
 
 

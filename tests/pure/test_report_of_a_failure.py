@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from remoter_kernel.front.configuration.remotes import Remote
 from remoter_kernel.front.reading import fault_report as reports
-from remoter_kernel.front.ssh.login_errors import fell_silent
+from remoter_kernel.front.ssh.login_errors import connection_timed_out
 
 
 def test_the_words_of_a_server_are_not_in_it(monkeypatch):
@@ -15,7 +15,7 @@ def test_the_words_of_a_server_are_not_in_it(monkeypatch):
             pass
 
         def open(self):
-            raise fell_silent("gpu", "login", said="enter the code 771")
+            raise connection_timed_out("gpu", "login", said="enter the code 771")
 
         def close(self):
             pass

@@ -19,7 +19,7 @@ from remoter_kernel.errors import (
 from remoter_kernel.front.prompts import NeedsPerson
 from remoter_kernel.front.ssh.login_errors import NoCommonAlgorithm, error_from_stderr
 from remoter_kernel.front.ssh.login_results import HostKeyNotAsked
-from remoter_kernel.front.ssh.openssh_argv import master_words, single_words, ssh_words
+from remoter_kernel.front.ssh.openssh_argv import master_argv, ssh_argv, standalone_argv
 from remoter_kernel.front.ssh.ssh_config import Destination, OpenSSHOptions
 
 BOX = Destination("box.example.org", 2222, "ada", alias="box")
@@ -33,32 +33,32 @@ def options_of(words):
     ("may_ask", "batch", "strict"), [(True, "no", "ask"), (False, "yes", "yes")]
 )
 def test_where_nobody_may_be_asked_nothing_is(may_ask, batch, strict):
-    options = options_of(ssh_words(BOX, (), "ERROR", may_ask=may_ask))
+    options = options_of(ssh_argv(BOX, (), "ERROR", may_ask=may_ask))
     assert (options["BatchMode"], options["StrictHostKeyChecking"]) == (batch, strict)
 
 
 def test_a_path_is_quoted_and_its_percents_are_no_tokens():
-    options = options_of(ssh_words(BOX, (Path("/a b/100%"), Path("/c")), "ERROR", may_ask=True))
+    options = options_of(ssh_argv(BOX, (Path("/a b/100%"), Path("/c")), "ERROR", may_ask=True))
     assert options["UserKnownHostsFile"] == '"/a b/100%%" "/c"'
     assert options["GlobalKnownHostsFile"] == "none"
 
 
 def test_only_what_this_ssh_knows_is_overruled():
-    old = options_of(ssh_words(BOX, (), "ERROR", may_ask=True))
+    old = options_of(ssh_argv(BOX, (), "ERROR", may_ask=True))
     assert "forkafterauthentication" not in old
     new = Destination("h", 22, "u", openssh=OpenSSHOptions(keywords=frozenset({"remotecommand"})))
-    assert options_of(ssh_words(new, (), "ERROR", may_ask=True))["remotecommand"] == "none"
+    assert options_of(ssh_argv(new, (), "ERROR", may_ask=True))["remotecommand"] == "none"
 
 
 def test_how_a_dead_connection_is_noticed_is_the_persons_choice_first():
-    assert options_of(ssh_words(BOX, (), "ERROR", may_ask=True))["ServerAliveInterval"] == "15"
+    assert options_of(ssh_argv(BOX, (), "ERROR", may_ask=True))["ServerAliveInterval"] == "15"
     chosen = Destination("h", 22, "u", openssh=OpenSSHOptions(keeps_alive=True))
-    assert "ServerAliveInterval" not in options_of(ssh_words(chosen, (), "ERROR", may_ask=True))
+    assert "ServerAliveInterval" not in options_of(ssh_argv(chosen, (), "ERROR", may_ask=True))
 
 
 def test_a_host_is_never_taken_for_an_option():
-    assert master_words(["ssh"], Path("/s"), "-oProxyCommand=x")[-2:] == ["--", "-oProxyCommand=x"]
-    words = single_words(["ssh"], "-W", "a:1", host="h", command="ls -l")
+    assert master_argv(["ssh"], Path("/s"), "-oProxyCommand=x")[-2:] == ["--", "-oProxyCommand=x"]
+    words = standalone_argv(["ssh"], "-W", "a:1", host="h", command="ls -l")
     assert words[-3:] == ["--", "h", "ls -l"]
 
 

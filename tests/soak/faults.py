@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 import psutil
 
 from remoter_kernel.front.configuration.remotes import find_remote
-from remoter_kernel.front.keeper.endpoint import place
+from remoter_kernel.front.keeper.endpoint import endpoint_file
 
 if TYPE_CHECKING:
     import random
@@ -149,7 +149,7 @@ def the_keeper_is_killed(target: Target) -> bool:
     remote = find_remote(target.talker.name)
     assert remote
     with contextlib.suppress(OSError, ValueError, psutil.Error):
-        psutil.Process(json.loads(place().read_text())["pid"]).kill()
+        psutil.Process(json.loads(endpoint_file().read_text())["pid"]).kill()
         return True
     return False
 

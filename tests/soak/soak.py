@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 
 from bench.proxy import Proxy
-from remoter_kernel.front.keeper.endpoint import dismiss_all
+from remoter_kernel.front.keeper.endpoint import end_logins
 from tests.hung_disk import HungDisk
 from tests.real_jupyter import MARK, THIS_RUN, JupyterHere
 from tests.real_sshd import RealSshd
@@ -113,7 +113,7 @@ class Soak:
             stack.callback(end_all)
             self._soak()
             self._settle()
-            dismiss_all()
+            end_logins()
             self.bill.left = left_behind(places, before, but=self._still_needed())
             if not self.bill.is_clean:
                 self._keep_evidence()

@@ -16,7 +16,7 @@ from click.testing import CliRunner
 
 from remoter_kernel.cli.main import remoter as command
 from remoter_kernel.front.configuration import kernelspec, remotes
-from remoter_kernel.front.keeper.endpoint import dismiss_all
+from remoter_kernel.front.keeper.endpoint import end_logins
 from remoter_kernel.front.running.checkup import STEPS
 from tests.real_parts import real_part
 from tests.real_sshd import RealSshd
@@ -34,7 +34,7 @@ def own_files(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.delenv("SSH_AUTH_SOCK", raising=False)
     yield
-    dismiss_all()
+    end_logins()
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from bench.proxy import Proxy
-from remoter_kernel.front.keeper.endpoint import dismiss_all
+from remoter_kernel.front.keeper.endpoint import end_logins
 from remoter_kernel.wire.safe_paths import partial_name
 from tests.real_jupyter import MARK, THIS_RUN, wait_for
 from tests.real_parts import real_part
@@ -71,7 +71,7 @@ def ground(
             )
             ground.ask("check", ground.name)
             yield ground
-            dismiss_all()
+            end_logins()
 
 
 @pytest.fixture
@@ -174,7 +174,7 @@ def test_it_needs_neither_paramiko_nor_forwarding(
         ground.ask("put", "odd", src / "a", there)
         ground.ask("get", "odd", there, tmp_path / "back")
         assert checksum(tmp_path / "back") == digest
-        dismiss_all("odd")
+        end_logins("odd")
 
 
 # --------------------------------------------------------------- cuts
@@ -385,7 +385,7 @@ def test_an_account_that_runs_one_command_is_told_as_such(
         ground.here.add_remote("forced", "real", ssh_config=config, python=str(far.python))
         said = ground.ask("put", "forced", src / "a", "x", code=4)
         assert "did not start a transfer" in said
-        dismiss_all("forced")
+        end_logins("forced")
 
 
 HOSTILE = """
@@ -424,4 +424,4 @@ def test_a_remote_that_answers_with_another_place_is_refused(
     assert "hostile: it sent a file called a/../../.bashrc" in said
     assert "it was not written" in said
     assert sorted(tmp_path.rglob("*")) == before
-    dismiss_all("hostile")
+    end_logins("hostile")

@@ -16,7 +16,7 @@ from jupyter_client.connect import write_connection_file
 
 from bench.proxy import Proxy
 from remoter_kernel.front.configuration.remotes import find_remote, write_remote
-from remoter_kernel.front.keeper.endpoint import dismiss_all
+from remoter_kernel.front.keeper.endpoint import end_logins
 from tests.real_jupyter import started_kernel, wait_for
 from tests.whole.talk import Talk
 from tests.whole.test_login_questions import WHO, answer, configure, said
@@ -330,4 +330,4 @@ def test_what_the_login_asks_is_asked_in_the_cell_that_carries(
         talk.run(WHO)
         assert f"ran as {way.user}" in said(talk)
     (there / "a").unlink()
-    dismiss_all(name)
+    end_logins(name)

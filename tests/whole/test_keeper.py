@@ -19,7 +19,7 @@ from remoter_kernel.errors import RemoterError, Unreachable
 from remoter_kernel.front import unix_sockets
 from remoter_kernel.front.configuration.remotes import find_remote
 from remoter_kernel.front.keeper import endpoint
-from remoter_kernel.front.keeper.keeper_login import KeeperLogin, kept_login
+from remoter_kernel.front.keeper.keeper_login import KeeperLogin, log_in_by_keeper
 from remoter_kernel.front.keeper.keeper_protocol import receive_message, send_message
 from remoter_kernel.front.keeper.keeper_server import KeeperServer
 from remoter_kernel.front.prompts import NotAnswered, Trust
@@ -44,7 +44,7 @@ NAME = "kept"
 def spec(here: JupyterHere, python_remote: dict[str, Any]) -> Iterator[str]:
     """A remote of which nobody keeps a login before the test, or after it."""
     yield here.add_remote(NAME, login_lifetime=600.0, **python_remote)
-    endpoint.dismiss_all(NAME)
+    endpoint.end_logins(NAME)
 
 
 @pytest.fixture
@@ -59,7 +59,7 @@ def remote(spec: str) -> Remote:
 @contextlib.contextmanager
 def login(remote: Remote, **options: Any) -> Iterator[KeeperLogin]:
     """Use the keeper's login, and give it back."""
-    with contextlib.closing(kept_login(remote, **options)) as kept:
+    with contextlib.closing(log_in_by_keeper(remote, **options)) as kept:
         yield kept
 
 
@@ -71,7 +71,7 @@ def accepted(sshd: RealSshd) -> int:
 def keeper(remote: Remote) -> psutil.Process:
     """Find the process that keeps a remote's login."""
     del remote
-    return psutil.Process(json.loads(endpoint.place().read_text())["pid"])
+    return psutil.Process(json.loads(endpoint.endpoint_file().read_text())["pid"])
 
 
 def is_gone(process: psutil.Process) -> bool:
@@ -124,7 +124,7 @@ def test_a_running_cell_comes_back_though_keepers_ended_before_anybody_reached_t
         talk = Talk(kernel.client)
         talk.case(lambda talk: talk.run("import time, os"))
         name = kernel.client.execute("time.sleep(15); print('the end')")
-        lock = os.open(endpoint.place().with_suffix(".lock"), os.O_RDWR)
+        lock = os.open(endpoint.endpoint_file().with_suffix(".lock"), os.O_RDWR)
         try:
             killed = keeper(remote)
             taking = threading.Thread(target=fcntl.flock, args=(lock, fcntl.LOCK_EX))
@@ -172,7 +172,7 @@ def test_a_login_ends_some_time_after_its_last_user(
         kept = keeper(remote)
         assert not second.is_new
     wait_for(lambda: is_gone(kept), what="the keeper's end")
-    assert not endpoint.place().exists()
+    assert not endpoint.endpoint_file().exists()
 
 
 def test_many_come_at_once_and_start_one_keeper(remote: Remote, sshd: RealSshd) -> None:
@@ -212,13 +212,13 @@ def test_many_use_one_login_with_room_for_few(
             thread.start()
         for thread in threads:
             thread.join()
-        endpoint.dismiss_all(NAME)
+        endpoint.end_logins(NAME)
         assert said == [f"{far.user}\n".encode()] * 4
 
 
 def test_a_wait_is_called_off(remote: Remote) -> None:
     with login(remote) as mine:
-        threading.Timer(0.3, mine.cut).start()
+        threading.Timer(0.3, mine.abort).start()
         with pytest.raises(Unreachable):
             mine.run("sleep 5")
 
@@ -226,7 +226,7 @@ def test_a_wait_is_called_off(remote: Remote) -> None:
 def test_errors_arrive_as_what_they_are(remote: Remote, sshd: RealSshd) -> None:
     with login(remote):
         pass
-    endpoint.dismiss_all(NAME)
+    endpoint.end_logins(NAME)
     sshd.stop_listening()
     try:
         with pytest.raises(Unreachable, match="refuses connections"), login(remote):
@@ -263,7 +263,7 @@ def test_who_comes_while_a_keeper_ends_finds_another(
     for thread in threads:
         thread.join()
     assert said == [b"in\n"] * 18
-    wait_for(lambda: not endpoint.place().exists(), what="nothing of it left")
+    wait_for(lambda: not endpoint.endpoint_file().exists(), what="nothing of it left")
 
 
 class Asked:
@@ -302,7 +302,7 @@ def asking(
         remote = find_remote(NAME)
         assert remote
         yield remote, server, phrase
-        endpoint.dismiss_all(NAME)
+        endpoint.end_logins(NAME)
 
 
 def in_thread(remote: Remote, questions: Asked) -> tuple[threading.Thread, list[object]]:
@@ -367,7 +367,7 @@ def test_nobody_logs_in_for_who_is_gone(asking: tuple[Remote, RealSshd, str]) ->
     second = threading.Thread(target=begin, args=(waiting, absent))
     second.start()
     assert absent.was_asked.wait(10)
-    waiting.cut()
+    waiting.abort()
     second.join(10)
     waiting.close()
     asked.may_answer.set()
@@ -390,7 +390,7 @@ def test_tunnels_end_with_their_visitor(remote: Remote, sshd: RealSshd) -> None:
     with login(remote) as another:
         with login(remote) as mine:
             address = mine.open_tunnel("127.0.0.1", sshd.port).address
-            through = unix_sockets.connect(address, 10)
+            through = unix_sockets.connect_to_listener(address, 10)
             through.settimeout(10)
             assert through.recv(4) == b"SSH-"
         with through, contextlib.suppress(ConnectionError):
@@ -406,7 +406,7 @@ def test_who_comes_too_late_hears_nothing_but_the_end() -> None:
     here, there = Pipe()
     with here:
         send_message(here, {"do": "end"})
-        server.receive(there)
+        server.serve_client(there)
         assert not here.poll()
         server.close()
         with pytest.raises((EOFError, ConnectionError)):

@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from remoter_kernel.front.configuration.remotes import find_remote, write_remote
-from remoter_kernel.front.keeper.endpoint import dismiss_all
+from remoter_kernel.front.keeper.endpoint import end_logins
 from remoter_kernel.front.ssh.credentials import KEYRING_SERVICE
 from tests.at_terminal import Ended, Question, at_terminal
 from tests.real_jupyter import started_kernel
@@ -46,7 +46,7 @@ def nobody_is_logged_in(here: JupyterHere) -> Iterator[None]:
     """Remotes of one account share a login: none is left to the next test."""
     del here
     yield
-    dismiss_all()
+    end_logins()
 
 
 def configure(
@@ -495,7 +495,7 @@ def test_what_is_remembered_on_request_is_asked_once(
         for asked in (1, 0):
             ended = run(name, way if asked else replace(way, questions=()))
             assert (ended.status, ended.asked) == (0, asked), ended.text
-            dismiss_all(name)
+            end_logins(name)
     # One that has become wrong is forgotten, after one try.
     way = ground.way("password")
     name = f"remembered-{way.alias}-paramiko"

@@ -18,7 +18,7 @@ import pytest
 from jupyter_client.connect import write_connection_file
 
 from bench.proxy import Proxy
-from remoter_kernel.front.keeper.endpoint import dismiss_all
+from remoter_kernel.front.keeper.endpoint import end_logins
 from tests.conftest import is_keeper, marked
 from tests.real_jupyter import wait_for
 from tests.real_parts import real_part
@@ -373,7 +373,7 @@ def test_a_front_of_another_laptop_keeps_the_session(
         patch.setenv("REMOTER_STATE", str(tmp_path / "another laptop"))
         for each in (guest, stranger):
             each.kill()
-        dismiss_all()
+        end_logins()
 
 
 def test_two_at_once_do_not_both_join(fronts: Any, notebook: Path, sshd: RealSshd) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import psutil
 import pytest
 
-from remoter_kernel.front.keeper.endpoint import dismiss_all
+from remoter_kernel.front.keeper.endpoint import end_logins
 from remoter_kernel.front.session.link import SHORTEST_TRY
 from tests.real_accounts import SERVICES
 from tests.real_jupyter import started_kernel, wait_for
@@ -32,7 +32,7 @@ def nobody_is_logged_in(here: JupyterHere) -> Iterator[None]:
     """Remotes of one account share a login: none is left to the next test."""
     del here
     yield
-    dismiss_all()
+    end_logins()
 
 
 def pass_by(seconds: float) -> None:

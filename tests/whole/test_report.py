@@ -22,7 +22,7 @@ import psutil
 import pytest
 
 from remoter_kernel import __version__
-from remoter_kernel.front.keeper.endpoint import dismiss_all
+from remoter_kernel.front.keeper.endpoint import end_logins
 from tests.at_terminal import Question, at_terminal
 from tests.real_jupyter import started_kernel, wait_for
 from tests.whole.talk import Talk
@@ -48,7 +48,7 @@ def all_is_logged(here: JupyterHere) -> Iterator[None]:
     """As much as there is to be logged."""
     os.environ["REMOTER_LOG"] = "debug"
     yield
-    dismiss_all()
+    end_logins()
     del os.environ["REMOTER_LOG"]
     del here
 

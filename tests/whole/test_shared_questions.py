@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pexpect
 import pytest
 
-from remoter_kernel.front.keeper.endpoint import dismiss_all
+from remoter_kernel.front.keeper.endpoint import end_logins
 from tests.at_terminal import WIDE
 from tests.real_jupyter import started_kernel
 from tests.whole.talk import Talk
@@ -38,7 +38,7 @@ def remote(here: JupyterHere, way: Way, request: pytest.FixtureRequest) -> Itera
     """A remote there of which nobody keeps a login before the test, or after it."""
     number = sum(map(ord, request.node.name))
     yield configure(here, way, "paramiko", f"shared-{number}")
-    dismiss_all()
+    end_logins()
 
 
 @pytest.fixture

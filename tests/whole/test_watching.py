@@ -12,7 +12,7 @@ import pexpect
 import pytest
 
 from bench.proxy import Proxy
-from remoter_kernel.front.keeper.endpoint import dismiss_all
+from remoter_kernel.front.keeper.endpoint import end_logins
 from tests.real_jupyter import wait_for
 from tests.whole.test_run import LONG, REMOTER, box, living, shell
 
@@ -49,7 +49,7 @@ def test_a_run_goes_on_over_a_cut(box: str) -> None:
     """The keeper of the login ends in the middle: every line comes, once, in order."""
     with started("run", box, "-c", TICKS) as process:
         lines = [process.stdout.readline() for _ in range(4)]
-        dismiss_all(box)
+        end_logins(box)
         lines += process.stdout.readlines()
     assert lines == [f"tick {i}\n" for i in range(40)]
     assert process.returncode == 0

@@ -24,7 +24,7 @@ from remoter_kernel.front.files.transfer_progress import (
     progress_line,
     summed_up,
 )
-from remoter_kernel.front.keeper.keeper_login import KeeperLogin, kept_login
+from remoter_kernel.front.keeper.keeper_login import KeeperLogin, log_in_by_keeper
 from remoter_kernel.front.reading.status import format_size
 from remoter_kernel.front.session.dialer import THIS_MACHINE
 from remoter_kernel.front.this_side.permission import (
@@ -151,7 +151,7 @@ class CellTransfer:
         if self._transfer:
             self._transfer.stop()
         if self._login:
-            self._login.cut()
+            self._login.abort()
 
     # --- in its own thread ---
 
@@ -224,7 +224,7 @@ class CellTransfer:
             login = dialer.another_login_here()
         else:
             questions = dialer.prompter if dialer.can_prompt() else None
-            login = kept_login(remote, questions, on_try=self._know, in_doubt=in_doubt)
+            login = log_in_by_keeper(remote, questions, on_try=self._know, in_doubt=in_doubt)
         with contextlib.closing(login):
             yield login
 
@@ -232,7 +232,7 @@ class CellTransfer:
         """Know a login that has only begun: it may have to be given up."""
         self._login = login
         if self._is_stopped:
-            login.cut()
+            login.abort()
 
     def _note(self, progress: TransferProgress) -> None:
         now = time.monotonic()

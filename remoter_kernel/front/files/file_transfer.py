@@ -21,7 +21,7 @@ from remoter_kernel.front.files.transfer_progress import (
     escape_name,
     would_go,
 )
-from remoter_kernel.front.unix_sockets import connect
+from remoter_kernel.front.unix_sockets import connect_to_listener
 from remoter_kernel.wire.framed_stream import FramedStream
 from remoter_kernel.wire.plan import make_plan
 from remoter_kernel.wire.receiver import Receiver
@@ -170,7 +170,7 @@ class Transfer:
             with telling_of_a_wait(self._remote.host, self._tell):
                 way = open_transfer(login, self._remote)
             try:
-                connection = connect(way.address, CONNECT_WITHIN)
+                connection = connect_to_listener(way.address, CONNECT_WITHIN)
                 connection.sendall(way.secret)
             except OSError as error:
                 raise Unreachable(f"the connection is gone ({error}).") from None

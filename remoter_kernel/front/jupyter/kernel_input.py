@@ -12,7 +12,7 @@ from difflib import SequenceMatcher
 from typing import TYPE_CHECKING, NamedTuple
 
 from remoter_kernel.errors import ProtocolError
-from remoter_kernel.front.prompts import OWN_TAG, readable
+from remoter_kernel.front.prompts import OWN_TAG, strip_controls
 from remoter_kernel.wire.frames import to_json
 from remoter_kernel.wire.messages import CONTENT, content_of
 
@@ -100,7 +100,7 @@ def unlike_ours(parts: list[Bytes], whose: str) -> list[Bytes]:
     prompt = content.get("prompt")
     if not isinstance(prompt, str) or not is_like_ours(prompt):
         return parts
-    lines = [readable(line) for line in _LINES.split(prompt[:LONGEST_PROMPT])]
+    lines = [strip_controls(line) for line in _LINES.split(prompt[:LONGEST_PROMPT])]
     marked = "\n".join(f"[{whose} asks] {line}" for line in lines if line.strip())
     words = to_json({**content, "prompt": f"{marked} "})
     return [*parts[:CONTENT], words, *parts[CONTENT + 1 :]]

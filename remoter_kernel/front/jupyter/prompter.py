@@ -43,7 +43,7 @@ from remoter_kernel.front.prompts import (
     Prompt,
     Trust,
     Withdrawn,
-    about_host_key,
+    host_key_question,
     prompt_prefix,
 )
 from remoter_kernel.wire.frames import Channel
@@ -82,7 +82,7 @@ class _HeldInputRequest(NamedTuple):
 
 
 class StdinPrompter:
-    """Whom a login may ask (see `Questions`): whoever has run a cell that waits for it."""
+    """Whom a login may ask (see `Prompter`): whoever has run a cell that waits for it."""
 
     def __init__(
         self, reactor: Reactor, replies: ReplySender, open_cells: Callable[[], Iterable[Request]]
@@ -120,7 +120,7 @@ class StdinPrompter:
         self, host: str, kind: str, fingerprint: str, withdrawn: threading.Event = NEVER_WITHDRAWN
     ) -> Trust:
         """Ask whether a host's key is the right one."""
-        text = f"{about_host_key(host, kind, fingerprint)} yes, once (do not remember it) or no:"
+        text = f"{host_key_question(host, kind, fingerprint)} yes, once (do not remember it) or no:"
         for _ in range(MOST_TRIES):
             said = self._ask(text, is_hidden=False, withdrawn=withdrawn).strip().lower()
             if said in {each.value for each in Trust}:

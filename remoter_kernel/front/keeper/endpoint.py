@@ -25,7 +25,7 @@ from remoter_kernel.errors import RemoteLacks, RemoterError, Unreachable
 from remoter_kernel.front import loopback_auth
 from remoter_kernel.front.keeper.keeper_protocol import receive_message, send_message
 from remoter_kernel.front.private_files import STATE_VARIABLE, holding_lock, state_folder
-from remoter_kernel.front.unix_sockets import TCP_SCHEME, connect
+from remoter_kernel.front.unix_sockets import TCP_SCHEME, connect_to_listener
 
 CONNECTS_WITHIN = 5.0  # seconds
 ENDS_WITHIN = 10.0  # seconds
@@ -40,9 +40,9 @@ BREAKAWAY_FROM_JOB = 0x01000000  # Windows: not every job lets anybody out
 _prestarted: list[subprocess.Popen[bytes]] = []  # started ahead by this process
 
 
-def place() -> Path:
+def endpoint_file() -> Path:
     """Return the file that tells where the keeper of this person, machine and version answers."""
-    machine = hashlib.sha256(_machine().encode()).hexdigest()[:12]
+    machine = hashlib.sha256(_machine_and_boot().encode()).hexdigest()[:12]
     return state_folder().absolute() / "keepers" / f"keeper-{__version__}-{machine}.json"
 
 
@@ -50,31 +50,31 @@ def connect_to_keeper() -> Connection:
     """Connect to the keeper, and start it if nobody answers."""
     connection = try_connect()
     if connection is None:
-        with holding_lock(place()):
+        with holding_lock(endpoint_file()):
             connection = try_connect() or _wait_for_keeper()
     return connection
 
 
-def start_early() -> None:
+def prestart() -> None:
     """Begin to start the keeper, if there is none, while this process is still making ready."""
-    if not place().exists():
-        place().parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if not endpoint_file().exists():
+        endpoint_file().parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         _prestarted.append(_spawn_keeper())
 
 
 def try_connect() -> Connection | None:
     """Connect to a keeper that is there."""
     try:
-        words = json.loads(place().read_text(encoding="utf-8"))
-        if words["machine"] != _machine():
+        words = json.loads(endpoint_file().read_text(encoding="utf-8"))
+        if words["machine"] != _machine_and_boot():
             return None
         address, key = str(words["address"]), bytes.fromhex(words["key"])
-        handle = connect(address, CONNECTS_WITHIN)
+        handle = connect_to_listener(address, CONNECTS_WITHIN)
     except (OSError, ValueError, LookupError, TypeError):
         return None  # nobody there, somebody else, or half a file
     if address.startswith(TCP_SCHEME):
         port = int(address.rpartition(":")[2])
-        if len(key) != loopback_auth.SECRET_SIZE or not loopback_auth.prove_as_visitor(
+        if len(key) != loopback_auth.SECRET_SIZE or not loopback_auth.authenticate_as_client(
             handle, key, port
         ):
             handle.close()
@@ -82,19 +82,19 @@ def try_connect() -> Connection | None:
     return Connection(handle.detach())
 
 
-def about_this_keeper(address: str, pid: int) -> dict[str, Any]:
+def endpoint_record(address: str, pid: int) -> dict[str, Any]:
     """Return what a keeper writes into its file."""
     words = {
         "address": address,
         "key": secrets.token_bytes(loopback_auth.SECRET_SIZE).hex(),
         "pid": pid,
     }
-    return {**words, "machine": _machine()}
+    return {**words, "machine": _machine_and_boot()}
 
 
-def dismiss_all(name: str = "") -> None:
+def end_logins(name: str = "") -> None:
     """End the logins that only this remote uses, or all of this person's, and the keeper."""
-    text = _read_if_there(place())
+    text = _read_if_there(endpoint_file())
     connection = try_connect()
     if connection:
         with connection, contextlib.suppress(OSError, EOFError):
@@ -103,7 +103,7 @@ def dismiss_all(name: str = "") -> None:
             while connection.poll(ENDS_WITHIN):
                 if receive_message(connection)[0].get("goes_on"):
                     return
-    remove_endpoint_file(place(), text)
+    remove_endpoint_file(endpoint_file(), text)
 
 
 def remove_endpoint_file(path: Path, text: str) -> None:
@@ -122,7 +122,7 @@ def _read_if_there(path: Path) -> str:
         return ""
 
 
-def _machine() -> str:
+def _machine_and_boot() -> str:
     """Tell this machine, in this boot, from others that share a home with it.
 
     A name is no help where it changes with the network. Where nothing else is known, what proves
@@ -143,7 +143,13 @@ def _spawn_keeper() -> subprocess.Popen[bytes]:
         # It is started elsewhere: what is relative here is not the same there.
         "env": {**os.environ, STATE_VARIABLE: str(state_folder().absolute())},
     }
-    words = [sys.executable, "-P", "-m", "remoter_kernel.front.keeper.process", str(place())]
+    words = [
+        sys.executable,
+        "-P",
+        "-m",
+        "remoter_kernel.front.keeper.process",
+        str(endpoint_file()),
+    ]
     if sys.platform == "win32":
         try:
             return subprocess.Popen(
@@ -163,7 +169,7 @@ def _wait_for_keeper() -> Connection:
     deadline = time.monotonic() + STARTS_WITHIN
     starts = 0
     while True:
-        why_not = _why_not(_prestarted.pop() if _prestarted else _started())
+        why_not = _startup_error(_prestarted.pop() if _prestarted else _prestarted_or_new())
         starts += 1
         connection = try_connect()
         if connection is not None:
@@ -174,18 +180,18 @@ def _wait_for_keeper() -> Connection:
                 "Is remoter-kernel installed completely?",
             )
         if starts >= LEAST_STARTS and time.monotonic() > deadline:
-            raise _unreached("ends before anybody reaches it")
+            raise _keeper_unreachable("ends before anybody reaches it")
         time.sleep(TRY_EVERY)
 
 
-def _started() -> subprocess.Popen[bytes]:
+def _prestarted_or_new() -> subprocess.Popen[bytes]:
     try:
         return _spawn_keeper()
     except OSError as error:  # no process, no memory, no descriptor is left: that passes
-        raise _unreached(f"cannot be started here: {error.strerror or error}") from error
+        raise _keeper_unreachable(f"cannot be started here: {error.strerror or error}") from error
 
 
-def _why_not(process: subprocess.Popen[bytes]) -> str:
+def _startup_error(process: subprocess.Popen[bytes]) -> str:
     """Wait until a keeper answers or has ended; return why it could not begin, as it says."""
     try:
         said, complaints = process.communicate(timeout=BEGINS_WITHIN)
@@ -193,14 +199,14 @@ def _why_not(process: subprocess.Popen[bytes]) -> str:
         for stream in (process.stdout, process.stderr):
             if stream is not None:
                 stream.close()
-        raise _unreached(f"has said nothing for {BEGINS_WITHIN:g} s") from None
+        raise _keeper_unreachable(f"has said nothing for {BEGINS_WITHIN:g} s") from None
     if process.returncode:
         said = said.strip() or complaints
     lines = said.decode(errors="replace").strip().splitlines()
     return lines[-1].strip().rstrip(".") if lines else ""
 
 
-def _unreached(what: str) -> RemoterError:
+def _keeper_unreachable(what: str) -> RemoterError:
     return Unreachable(
         f"the process that keeps logins {what}.",
         "Try again; what keeps this machine so busy?",

@@ -1,4 +1,4 @@
-"""One visitor of a keeper: what it asks for, what it answers, and the tunnels that are its own."""
+"""One client of a keeper: what it asks for, what it answers, and the tunnels that are its own."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class KeeperClient:
         self.on_answer: Callable[[dict[str, Any]], None] = lambda _words: None
         self.on_end: Callable[[], None] = lambda: None
         self._tunnels: list[Tunnel] = []
-        self._reader = Thread(self._read, name="keeper-ear", on_error=self._read_no_more)
+        self._reader = Thread(self._read, name="keeper-ear", on_error=self._on_read_end)
 
     def requests(self) -> Iterator[Received]:
         """Yield what it asks for, until it goes."""
@@ -42,14 +42,14 @@ class KeeperClient:
         while (heard := self._requests.get()) is not None:
             yield heard
 
-    def say(self, message: dict[str, Any], *blobs: bytes) -> None:
+    def send(self, message: dict[str, Any], *blobs: bytes) -> None:
         """Answer; one that is gone does not hear it."""
         with contextlib.suppress(OSError), self._send_lock:
             send_message(self._connection, message, *blobs)
 
-    def leave(self) -> None:
+    def close(self) -> None:
         """Show it out: its tunnels end."""
-        self._note_end()
+        self._mark_gone()
         tunnels, self._tunnels = self._tunnels, []
         for tunnel in tunnels:
             tunnel.close()
@@ -58,8 +58,8 @@ class KeeperClient:
 
     # --- its tunnels ---
 
-    def own(self, tunnel: Tunnel) -> dict[str, Any]:
-        """Keep a tunnel for as long as the visitor stays."""
+    def register_tunnel(self, tunnel: Tunnel) -> dict[str, Any]:
+        """Keep a tunnel for as long as the client stays."""
         with self._lock:
             self._tunnels = [each for each in self._tunnels if each.is_open] + [tunnel]
             if not self.is_gone:
@@ -77,9 +77,9 @@ class KeeperClient:
         """How many bytes have come for it so far."""
         return sum(tunnel.received for tunnel in self._tunnels)
 
-    def tell_step(self, step: str) -> None:
+    def send_step(self, step: str) -> None:
         """Tell which step of a login begins."""
-        self.say({"step": step})
+        self.send({"step": step})
 
     # --- its own thread ---
 
@@ -91,13 +91,13 @@ class KeeperClient:
                     self._requests.put((message, blobs))
                 else:
                     self.on_answer(message)
-        self._read_no_more()
+        self._on_read_end()
 
-    def _read_no_more(self, _error: BaseException | None = None) -> None:
-        self._note_end()
+    def _on_read_end(self, _error: BaseException | None = None) -> None:
+        self._mark_gone()
         self._requests.put(None)
 
-    def _note_end(self) -> None:
+    def _mark_gone(self) -> None:
         with self._lock:
             self.is_gone = True
         self.on_end()

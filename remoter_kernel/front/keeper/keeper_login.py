@@ -16,7 +16,7 @@ from remoter_kernel.front.keeper import endpoint
 from remoter_kernel.front.keeper.keeper_protocol import (
     FORWARDED_ENV,
     POLL_EVERY,
-    raise_told,
+    raise_from_message,
     receive_message,
     send_message,
 )
@@ -49,7 +49,7 @@ LOGIN_FIELDS: dict[str, type | tuple[type, ...]] = {
 MOST_RECONNECTS = 5  # that may end, one after the other, just as we come
 
 
-def kept_login(
+def log_in_by_keeper(
     remote: Remote,
     prompter: Prompter | None = None,
     on_step: Callable[[str], None] = lambda _step: None,
@@ -124,7 +124,7 @@ class KeeperLogin:
             "is_stale": is_stale,
             "environment": {name: os.environ[name] for name in FORWARDED_ENV if name in os.environ},
         }
-        self._relogin = partial(self._learn, message, prompter=prompter, on_step=on_step)
+        self._relogin = partial(self._log_in, message, prompter=prompter, on_step=on_step)
         for keeper in range(1, MOST_RECONNECTS + 1):
             try:
                 self._relogin()
@@ -133,12 +133,12 @@ class KeeperLogin:
                 if self._is_cut or self._has_received or keeper == MOST_RECONNECTS:
                     raise
             # It was about to end, as its time was over.
-            self._hang_up()
+            self._disconnect()
             self._connection = endpoint.connect_to_keeper()
         message["in_doubt"] = True  # from now on
 
-    def _learn(self, message: dict[str, Any], **options: Any) -> None:
-        known, _ = self._ask(message, **options)
+    def _log_in(self, message: dict[str, Any], **options: Any) -> None:
+        known, _ = self._request(message, **options)
         for name, kind in LOGIN_FIELDS.items():
             if isinstance(known.get(name), kind):
                 setattr(self, name, known[name])
@@ -146,7 +146,7 @@ class KeeperLogin:
     def run(self, command: str, stdin: bytes = b"", *, seconds: float = 60) -> CompletedCommand:
         """Run a command with this input, and wait until it ends."""
         message = {"do": "run", "command": command, "seconds": seconds}
-        answer, (stdout, stderr) = self._use(message, stdin)
+        answer, (stdout, stderr) = self._call(message, stdin)
         return CompletedCommand(stdout, stderr, answer["status"])
 
     def run_until_line(
@@ -154,29 +154,29 @@ class KeeperLogin:
     ) -> bytes:
         """Run a command, and wait for a line of stdout that starts so; the command goes on."""
         message = {"do": "run until line", "command": command, "seconds": seconds}
-        return self._use(message, stdin, starts_with)[1][0]
+        return self._call(message, stdin, starts_with)[1][0]
 
     def open_tunnel(self, host: str, port: int) -> KeeperTunnel:
         """Connect to `host`:`port` from there, and let one connection of ours to it."""
-        return self._tunnel({"do": "open tunnel", "host": host, "port": port})
+        return self._open({"do": "open tunnel", "host": host, "port": port})
 
     def open_pipe(self, command: str, first_line: bytes) -> KeeperTunnel:
         """Relay one connection here to a command there, once that has said its greeting."""
-        return self._tunnel({"do": "open pipe", "command": command}, first_line)
+        return self._open({"do": "open pipe", "command": command}, first_line)
 
-    def _tunnel(self, message: dict[str, Any], *blobs: bytes) -> KeeperTunnel:
-        answer, _ = self._use(message, *blobs)
+    def _open(self, message: dict[str, Any], *blobs: bytes) -> KeeperTunnel:
+        answer, _ = self._call(message, *blobs)
         return KeeperTunnel(answer["address"], bytes.fromhex(answer["secret"]))
 
-    def _use(self, message: dict[str, Any], *blobs: bytes) -> tuple[dict[str, Any], list[bytes]]:
+    def _call(self, message: dict[str, Any], *blobs: bytes) -> tuple[dict[str, Any], list[bytes]]:
         """Have something done by the login; one that has died unnoticed is made anew, once."""
         try:
-            return self._ask(message, *blobs)
+            return self._request(message, *blobs)
         except LoginGone:
             self._relogin()
-            return self._ask(message, *blobs)
+            return self._request(message, *blobs)
 
-    def cut(self) -> None:
+    def abort(self) -> None:
         """Let whatever is under way fail; from another thread."""
         self._is_cut = True
 
@@ -185,16 +185,16 @@ class KeeperLogin:
         self._is_cut = True
         if self._lock.acquire(timeout=2 * POLL_EVERY):
             try:
-                self._hang_up()
+                self._disconnect()
             finally:
                 self._lock.release()
 
-    def _hang_up(self) -> None:
+    def _disconnect(self) -> None:
         connection, self._connection = self._connection, None
         if connection:
             connection.close()
 
-    def _ask(
+    def _request(
         self,
         message: dict[str, Any],
         *blobs: bytes,
@@ -204,19 +204,19 @@ class KeeperLogin:
         """Ask the keeper for something; answer what it asks meanwhile."""
         with self._lock:
             if self._connection is None or self._is_cut:
-                raise self._gone()
+                raise self._lost_error()
             try:
                 send_message(self._connection, message, *blobs)
-                answer, back = self._hear(self._connection, prompter, on_step)
+                answer, back = self._wait_for_answer(self._connection, prompter, on_step)
             except (OSError, EOFError):
-                raise self._gone() from None
+                raise self._lost_error() from None
             finally:
                 if self._is_cut:
-                    self._hang_up()
-        raise_told(answer, back)
+                    self._disconnect()
+        raise_from_message(answer, back)
         return answer, back
 
-    def _hear(
+    def _wait_for_answer(
         self,
         connection: Connection,
         prompter: Prompter | None,
@@ -228,20 +228,20 @@ class KeeperLogin:
             while True:
                 while not connection.poll(POLL_EVERY):
                     if self._is_cut:
-                        raise self._gone()
+                        raise self._lost_error()
                 answer, back = receive_message(connection)
                 self._has_received = True
                 if "step" in answer:
                     on_step(answer["step"])
                 elif "ask" in answer or "elsewhere" in answer:
                     self.has_prompted = True
-                    asking.put(answer)
+                    asking.ask(answer)
                 elif "withdrawn" in answer:
-                    asking.take_back()
+                    asking.withdraw()
                 else:
                     return answer, back
         finally:
-            asking.take_back()
+            asking.withdraw()
 
-    def _gone(self) -> RemoterError:
+    def _lost_error(self) -> RemoterError:
         return Unreachable(f"the connection to {self.host} is gone.", "It can be dialled again.")

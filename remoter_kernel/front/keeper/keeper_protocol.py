@@ -1,4 +1,4 @@
-"""How a keeper and its visitors talk: JSON words, bytes behind them, errors by their names."""
+"""How a keeper and its clients talk: JSON words, bytes behind them, errors by their names."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def error_to_message(error: RemoterError) -> tuple[dict[str, Any], list[bytes]]:
     return message, []
 
 
-def raise_told(message: dict[str, Any], blobs: list[bytes]) -> None:
+def raise_from_message(message: dict[str, Any], blobs: list[bytes]) -> None:
     """Raise the error that words tell of, if they do."""
     name = message.get("error")
     if not name:

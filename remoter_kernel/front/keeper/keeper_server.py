@@ -1,6 +1,6 @@
-"""Serves the keeper's visitors: finds the login that each one needs, and decides when to end.
+"""Serves the keeper's clients: finds the login that each one needs, and decides when to end.
 
-A visitor names a remote; what its host stands for now is looked up here. Remotes that log in as
+A client names a remote; what its host stands for now is looked up here. Remotes that log in as
 the same user, on the same host, by the same way, share one login.
 """
 
@@ -21,7 +21,7 @@ from remoter_kernel.front.keeper.keeper_client import KeeperClient
 from remoter_kernel.front.keeper.keeper_protocol import FORWARDED_ENV, error_to_message
 from remoter_kernel.front.keeper.shared_login import SharedLogin
 from remoter_kernel.front.ssh.login_results import LoginGone
-from remoter_kernel.front.ssh.ssh_config import resolve
+from remoter_kernel.front.ssh.ssh_config import resolve_destination
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
@@ -56,20 +56,20 @@ class KeeperServer:
         """Return when it is enough: no login is kept any more, or somebody said so."""
         while not self._is_over:
             with self._changed:
-                self._changed.wait(self._rest())
-                expired = self._take_expired()
-                if not self._logins and not self._login_of_client and self._grace() <= 0:
+                self._changed.wait(self._seconds_until_due())
+                expired = self._pop_expired()
+                if not self._logins and not self._login_of_client and self._grace_left() <= 0:
                     self._is_over = True
                 logins = list(self._logins.values())
             for login in expired:
-                _surely(login.close)
+                _logging_errors(login.close)
             for login in logins:
-                _surely(login.look)
+                _logging_errors(login.check_alive)
 
     def close(self) -> None:
         """Show everybody out, and end the logins."""
         for client in list(self._login_of_client):
-            client.leave()
+            client.close()
         for login in list(self._logins.values()):
             login.close()
 
@@ -81,28 +81,28 @@ class KeeperServer:
                 self._changed.notify_all()
                 self._changed.release()
 
-    def _grace(self) -> float:
+    def _grace_left(self) -> float:
         """Return for how many seconds it still waits for somebody."""
         return self._grace_until - self._clock()
 
-    def _rest(self) -> float:
+    def _seconds_until_due(self) -> float:
         """Return for how many seconds there is nothing to do."""
         dues = [login.seconds_left for login in self._logins.values()]
         if not self._logins and not self._login_of_client:
-            dues.append(self._grace())
+            dues.append(self._grace_left())
         return min([CHECK_EVERY, *(max(0.05, due) for due in dues)])
 
-    def _take_expired(self) -> list[SharedLogin]:
+    def _pop_expired(self) -> list[SharedLogin]:
         """Take the logins whose time is over out of the table: nobody finds them any more."""
         expired = {way: login for way, login in self._logins.items() if login.seconds_left <= 0}
         for way in expired:
             del self._logins[way]
         return list(expired.values())
 
-    # --- visitors ---
+    # --- clients ---
 
-    def receive(self, connection: Connection) -> None:
-        """Serve one visitor until it goes."""
+    def serve_client(self, connection: Connection) -> None:
+        """Serve one client until it goes."""
         client = KeeperClient(connection)
         _log.info("Client %x has come.", id(client))
         with self._changed:
@@ -111,20 +111,20 @@ class KeeperServer:
                 return
         try:
             for message, blobs in client.requests():
-                answer, back = self._answer(client, message, blobs)
-                client.say(answer, *back)
+                answer, back = self._handle(client, message, blobs)
+                client.send(answer, *back)
         finally:
             _log.info("Client %x has gone.", id(client))
-            client.leave()
+            client.close()
             with self._changed:
                 if login := self._login_of_client.pop(client, None):
-                    login.leave(client)
+                    login.remove_user(client)
                 self._grace_until = self._clock() + GRACE
                 self._changed.notify_all()
 
-    def _answer(self, client: KeeperClient, message: dict[str, Any], blobs: list[bytes]) -> Answer:
+    def _handle(self, client: KeeperClient, message: dict[str, Any], blobs: list[bytes]) -> Answer:
         try:
-            return self._do(client, message, blobs)
+            return self._dispatch(client, message, blobs)
         except RemoterError as error:
             _log.info("Client %x, %s: %s", id(client), message.get("do"), logs.reason(error))
             return error_to_message(error)
@@ -135,24 +135,28 @@ class KeeperServer:
                 RemoterError(f"the keeper of the login failed: {type(error).__name__}.")
             )
 
-    def _do(self, client: KeeperClient, message: dict[str, Any], blobs: list[bytes]) -> Answer:
-        """Do one thing for a visitor; what is not done is a RemoterError."""
+    def _dispatch(
+        self, client: KeeperClient, message: dict[str, Any], blobs: list[bytes]
+    ) -> Answer:
+        """Do one thing for a client; what is not done is a RemoterError."""
         match message["do"]:
             case "log in":
                 return self._log_in(client, message), []
             case "end":
-                return self._end(str(message.get("name", ""))), []
+                return self._end_logins(str(message.get("name", ""))), []
         login = self._login_of_client.get(client)
         if login is None:
             raise LoginGone("nobody has logged in yet.", "Log in first.")
-        return login.do(client, message, blobs)
+        return login.execute(client, message, blobs)
 
     def _log_in(self, client: KeeperClient, message: dict[str, Any]) -> dict[str, Any]:
         remote = Remote(
             **{**message["remote"], "ssh_config": Path(message["remote"]["ssh_config"])}
         )
         kept = {name: value for name, value in os.environ.items() if name not in FORWARDED_ENV}
-        destination = resolve(remote.host, remote.ssh_config, {**kept, **message["environment"]})
+        destination = resolve_destination(
+            remote.host, remote.ssh_config, {**kept, **message["environment"]}
+        )
         while True:
             login = self._login_for(client, remote, destination, float(message["lifetime"]))
             try:
@@ -164,23 +168,23 @@ class KeeperServer:
     def _login_for(
         self, client: KeeperClient, remote: Remote, destination: Destination, lifetime: float
     ) -> SharedLogin:
-        """Find the login of this way, and count the visitor among its users."""
+        """Find the login of this way, and count the client among its users."""
         with self._changed:
-            login = self._logins.setdefault(way_of(destination), SharedLogin())
+            login = self._logins.setdefault(login_key(destination), SharedLogin())
             before = self._login_of_client.get(client)
             if before not in (None, login):
-                before.leave(client)
+                before.remove_user(client)
             self._login_of_client[client] = login
-            login.join(client, remote.name, lifetime)
+            login.add_user(client, remote.name, lifetime)
             return login
 
-    def _end(self, name: str) -> dict[str, Any]:
+    def _end_logins(self, name: str) -> dict[str, Any]:
         """End what only this remote uses (all, if none is named); say whether more is kept."""
         with self._changed:
             ended = {
                 way: login
                 for way, login in self._logins.items()
-                if not name or login.forget_remote(name)
+                if not name or login.remove_remote(name)
             }
             for way in ended:
                 del self._logins[way]
@@ -194,7 +198,7 @@ class KeeperServer:
         return {"goes_on": goes_on}
 
 
-def _surely(do: Callable[[], None]) -> None:
+def _logging_errors(do: Callable[[], None]) -> None:
     """Do something about one login; if that fails, the others are served all the same."""
     try:
         do()
@@ -202,7 +206,7 @@ def _surely(do: Callable[[], None]) -> None:
         _log.exception("Looking after a login has failed.")
 
 
-def way_of(destination: Destination) -> Hashable:
+def login_key(destination: Destination) -> Hashable:
     """Return what logins must have in common to be one: who, where, and the way there.
 
     Keys and agents that are named for a host are part of who: a key may be good for one command
@@ -219,5 +223,5 @@ def way_of(destination: Destination) -> Hashable:
         destination.known_hosts_files,
         destination.proxy_command,
         destination.rules,
-        tuple(map(way_of, destination.jumps)),
+        tuple(map(login_key, destination.jumps)),
     )

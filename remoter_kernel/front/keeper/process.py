@@ -1,4 +1,4 @@
-"""The keeper's process: serves visitors until nobody has needed it for long.
+"""The keeper's process: serves clients until nobody has needed it for long.
 
     python -P -m remoter_kernel.front.keeper.process FILE
 
@@ -25,10 +25,15 @@ from typing import TYPE_CHECKING
 from remoter_kernel import logs
 from remoter_kernel.errors import RemoterError
 from remoter_kernel.front import log_files, loopback_auth
-from remoter_kernel.front.keeper.endpoint import about_this_keeper, remove_endpoint_file
+from remoter_kernel.front.keeper.endpoint import endpoint_record, remove_endpoint_file
 from remoter_kernel.front.private_files import try_lock, write_private
 from remoter_kernel.front.ssh.tunnel import SOCKET_KIND
-from remoter_kernel.front.unix_sockets import UNIX_SCHEME, PrivateListener, forget_old, forget_path
+from remoter_kernel.front.unix_sockets import (
+    UNIX_SCHEME,
+    PrivateListener,
+    remove_old_sockets,
+    remove_socket,
+)
 from remoter_kernel.wire.threads import Thread
 
 if TYPE_CHECKING:
@@ -37,7 +42,7 @@ if TYPE_CHECKING:
     from remoter_kernel.front.keeper.keeper_server import KeeperServer
 
 BACKLOG = 64
-PAUSE = 0.2  # seconds before the next visitor is taken, where this process has no descriptor left
+PAUSE = 0.2  # seconds before the next client is taken, where this process has no descriptor left
 MOST_UNAUTHENTICATED = 32  # connections by TCP that have not proven anything yet
 DESCRIPTORS = 8192  # enough for some thousand tunnels
 DETACHED_FLAG = "--here"  # on Windows, where no process can fork: this one is to stay
@@ -59,7 +64,7 @@ def main(arguments: list[str]) -> None:
         subprocess.Popen(command, stdin=subprocess.DEVNULL, creationflags=0x08000000)
         return
     try:
-        keep(endpoint_file)
+        serve_until_idle(endpoint_file)
     except (OSError, RemoterError) as error:
         print(error, flush=True)  # noqa: T201 - who started it reads that
         os._exit(1)
@@ -69,21 +74,21 @@ def main(arguments: list[str]) -> None:
         os._exit(1)
 
 
-def keep(endpoint_file: Path) -> None:
+def serve_until_idle(endpoint_file: Path) -> None:
     """Serve until it is enough."""
     from remoter_kernel.front.keeper.keeper_server import KeeperServer  # noqa: PLC0415 - it imports SSH
 
-    guard_memory()
-    lock = _lock(endpoint_file)
+    protect_memory()
+    lock = _lock_endpoint(endpoint_file)
     if lock is None:
         os._exit(0)  # another one answers, or is about to: whoever has started us looks again
-    forget_old(SOCKET_KIND)
-    _forget_dead(endpoint_file)
+    remove_old_sockets(SOCKET_KIND)
+    _remove_dead_socket(endpoint_file)
     with PrivateListener("k", BACKLOG) as listener:
-        about = about_this_keeper(listener.address, os.getpid())
+        about = endpoint_record(listener.address, os.getpid())
         text = json.dumps(about)
         write_private(endpoint_file, text)
-        _speak_no_more(endpoint_file.with_suffix(".log"))
+        _redirect_output(endpoint_file.with_suffix(".log"))
         log_files.begin_log_file("keeper")
         _log.info("The keeper begins as process %d.", os.getpid())
         server = KeeperServer()
@@ -107,7 +112,7 @@ def keep(endpoint_file: Path) -> None:
     os._exit(0)
 
 
-def guard_memory() -> None:
+def protect_memory() -> None:
     """Let nobody read the secrets in this process's memory, and let no core file hold them."""
     if os.name != "posix":
         return
@@ -126,7 +131,7 @@ def guard_memory() -> None:
         ctypes.CDLL(None).prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)
 
 
-def _lock(endpoint_file: Path) -> int | None:
+def _lock_endpoint(endpoint_file: Path) -> int | None:
     """Be the only keeper, for as long as the descriptor is open; None: there is another one."""
     endpoint_file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     handle = os.open(endpoint_file.with_suffix(".lock"), os.O_RDWR | os.O_CREAT, 0o600)
@@ -137,15 +142,15 @@ def _lock(endpoint_file: Path) -> int | None:
     return handle
 
 
-def _forget_dead(endpoint_file: Path) -> None:
+def _remove_dead_socket(endpoint_file: Path) -> None:
     """Remove the socket of a keeper that was killed: no other one lives while we have its lock."""
     with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
         address = str(json.loads(endpoint_file.read_text(encoding="utf-8"))["address"])
         if address.startswith(UNIX_SCHEME):
-            forget_path(Path(address.removeprefix(UNIX_SCHEME)))
+            remove_socket(Path(address.removeprefix(UNIX_SCHEME)))
 
 
-def _speak_no_more(log: Path) -> None:
+def _redirect_output(log: Path) -> None:
     """Let whoever started this go on; what goes wrong from now on is written down."""
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     sys.stdout.flush()
@@ -155,7 +160,7 @@ def _speak_no_more(log: Path) -> None:
 
 
 def _accept_clients(listener: PrivateListener, key: bytes, server: KeeperServer) -> None:
-    """Take visitors for as long as the listener listens."""
+    """Take clients for as long as the listener listens."""
     unauthenticated = threading.BoundedSemaphore(MOST_UNAUTHENTICATED)
     pause = threading.Event()
     while True:
@@ -171,7 +176,7 @@ def _accept_clients(listener: PrivateListener, key: bytes, server: KeeperServer)
             connection.close()
             continue
         serving = Thread(
-            _welcome,
+            _serve_client,
             args=(connection, listener, key, unauthenticated, server),
             name="keeper-visitor",
         )
@@ -184,7 +189,7 @@ def _accept_clients(listener: PrivateListener, key: bytes, server: KeeperServer)
             pause.wait(PAUSE)
 
 
-def _welcome(
+def _serve_client(
     connection: socket.socket,
     listener: PrivateListener,
     key: bytes,
@@ -194,15 +199,15 @@ def _welcome(
     """Let in who is this person's; by TCP that takes a proof."""
     if listener.is_tcp:
         try:
-            is_proven = loopback_auth.prove_as_keeper(connection, key, listener.port)
+            is_proven = loopback_auth.authenticate_as_keeper(connection, key, listener.port)
         finally:
             unauthenticated.release()
         if not is_proven:
             connection.close()
             return
     try:
-        server.receive(Connection(connection.detach()))
-    except Exception:  # noqa: BLE001 - one visitor's trouble is not the others'
+        server.serve_client(Connection(connection.detach()))
+    except Exception:  # noqa: BLE001 - one client's trouble is not the others'
         _log.exception("A client was not served to its end.")
 
 

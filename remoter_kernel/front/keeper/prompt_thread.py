@@ -28,16 +28,16 @@ class PromptThread:
         self._withdrawn = threading.Event()
         self._thread: Thread | None = None
 
-    def put(self, message: dict[str, Any]) -> None:
+    def ask(self, message: dict[str, Any]) -> None:
         """Ask, or say where somebody else is asked; what was open until now is taken back."""
         if message == self._message:  # it stands there already
             return
-        self.take_back()
+        self.withdraw()
         self._message, self._withdrawn = message, threading.Event()
-        self._thread = Thread(self._go, args=(message, self._withdrawn), name="question")
+        self._thread = Thread(self._run, args=(message, self._withdrawn), name="question")
         self._thread.start()
 
-    def take_back(self) -> None:
+    def withdraw(self) -> None:
         """Ask no more; what is typed from now on is sent to nobody."""
         self._withdrawn.set()
         self._message = {}
@@ -45,7 +45,7 @@ class PromptThread:
         if thread and isinstance(self._prompter, CancellablePrompter):
             thread.join()
 
-    def _go(self, message: dict[str, Any], withdrawn: threading.Event) -> None:
+    def _run(self, message: dict[str, Any], withdrawn: threading.Event) -> None:
         try:
             answer = self._answer(message, withdrawn)
         except Withdrawn:

@@ -17,7 +17,7 @@ from remoter_kernel import logs
 from remoter_kernel.errors import RemoterError, Unreachable
 from remoter_kernel.front.keeper.login_attempt import LoginAttempt
 from remoter_kernel.front.logins.log_in import log_in_to
-from remoter_kernel.front.prompts import on_one_line
+from remoter_kernel.front.prompts import to_one_line
 from remoter_kernel.front.ssh.credentials import RemoteCredentials
 from remoter_kernel.front.ssh.login_results import LoginGone
 from remoter_kernel.wire.threads import Thread
@@ -66,12 +66,12 @@ class SharedLogin:
 
     # --- its users (under the server's lock) ---
 
-    def join(self, client: KeeperClient, remote: str, lifetime: float) -> None:
-        """Count a visitor among the users; it wants the login kept for `lifetime` seconds."""
+    def add_user(self, client: KeeperClient, remote: str, lifetime: float) -> None:
+        """Count a client among the users; it wants the login kept for `lifetime` seconds."""
         self._users[client] = (remote, lifetime)
         self._kept_until.setdefault(remote, 0.0)
 
-    def leave(self, client: KeeperClient) -> None:
+    def remove_user(self, client: KeeperClient) -> None:
         """A user goes: the login is kept for as long as any of their remotes wants it."""
         remote, lifetime = self._users.pop(client, ("", 0.0))
         if self.has_logged_in and remote in self._kept_until:
@@ -84,14 +84,14 @@ class SharedLogin:
             return UNLIMITED
         return max(self._kept_until.values(), default=0.0) - time.monotonic()
 
-    def forget_remote(self, name: str) -> bool:
+    def remove_remote(self, name: str) -> bool:
         """A remote is removed; say whether it was the last one that this login serves."""
         was_served = self._kept_until.pop(name, None) is not None
         return was_served and not self._kept_until
 
     # --- what it is used for ---
 
-    def do(
+    def execute(
         self, client: KeeperClient, message: dict[str, Any], blobs: list[bytes]
     ) -> tuple[dict[str, Any], list[bytes]]:
         """Do one thing over the login; what is not done is a RemoterError."""
@@ -105,9 +105,12 @@ class SharedLogin:
                 line = login.run_until_line(command, blobs[0], blobs[1], message["seconds"])
                 answer, back = {}, [line]
             case "open tunnel":
-                answer, back = client.own(login.open_tunnel(message["host"], message["port"])), []
+                answer, back = (
+                    client.register_tunnel(login.open_tunnel(message["host"], message["port"])),
+                    [],
+                )
             case "open pipe":
-                answer, back = client.own(login.open_pipe(command, blobs[0])), []
+                answer, back = client.register_tunnel(login.open_pipe(command, blobs[0])), []
             case other:
                 raise RemoterError(f"this version keeps no login that can {other!r}.")
         if self._active:
@@ -132,10 +135,10 @@ class SharedLogin:
     ) -> dict[str, Any]:
         """Return what is known of the login; log in, if there is none that lives."""
         client.may_ask = bool(message["may_ask"])
-        client.place = on_one_line(str(message["place"]))
+        client.place = to_one_line(str(message["place"]))
         is_new = False
         while True:
-            attempt, begin = self._begin_or_join(client, remote, destination, message)
+            attempt, begin = self._current_attempt(client, remote, destination, message)
             if attempt is None:
                 break
             is_fit = remote.transport in (ANY_TRANSPORT, attempt.transport)
@@ -147,9 +150,9 @@ class SharedLogin:
             message = {**message, "in_doubt": False, "is_stale": False} if is_new else message
         login = self._live_login
         since = self._active.since if self._active else time.time()
-        return {**facts(login), "since": since, "is_new": is_new}
+        return {**login_facts(login), "since": since, "is_new": is_new}
 
-    def _begin_or_join(
+    def _current_attempt(
         self,
         client: KeeperClient,
         remote: Remote,
@@ -166,13 +169,13 @@ class SharedLogin:
                 return self._attempt, None
             is_unfit = message["is_stale"] or self._is_by_another_transport(remote)
             if is_unfit and not self._is_used_by_others(client):
-                self._give_up()
-            if self._is_well(in_doubt=bool(message["in_doubt"])):
+                self._drop_login()
+            if self._is_healthy(in_doubt=bool(message["in_doubt"])):
                 return None, None
-            self._give_up()
+            self._drop_login()
             attempt = self._attempt = LoginAttempt(remote.transport, may_ask=client.may_ask)
-            make = partial(self._make, attempt, remote, destination, message)
-            return attempt, Thread(make, name="keeper-login", on_error=attempt.end).start
+            make = partial(self._run_attempt, attempt, remote, destination, message)
+            return attempt, Thread(make, name="keeper-login", on_error=attempt.finish).start
 
     def _is_by_another_transport(self, remote: Remote) -> bool:
         active = self._active
@@ -184,7 +187,7 @@ class SharedLogin:
     def _is_used_by_others(self, client: KeeperClient) -> bool:
         return any(each.has_tunnels for each in list(self._users) if each is not client)
 
-    def _make(
+    def _run_attempt(
         self,
         attempt: LoginAttempt,
         remote: Remote,
@@ -194,30 +197,30 @@ class SharedLogin:
         """Log in, in a thread of its own: whoever waits for it may come and go."""
         _log.info("Logging in for the remote %s.", remote.name)
         try:
-            self._credentials.use(is_remembered=bool(message["is_remembered"]))
+            self._credentials.use_keyring(is_remembered=bool(message["is_remembered"]))
             login = log_in_to(
                 remote,
                 attempt if attempt.may_ask else None,
-                on_step=attempt.tell_step,
-                on_try=attempt.watch,
+                on_step=attempt.send_step,
+                on_try=attempt.set_login,
                 destination=destination,
                 credentials=self._credentials,
             )
         except BaseException as error:  # noqa: BLE001 - those who wait raise it
             _log.warning("Not logged in: %s", logs.reason(error))
-            attempt.end(error)
+            attempt.finish(error)
             return
         self.has_logged_in = True
         took = sum(login.seconds.values())
         _log.info("Logged in by %s in %.3f s", login.transport, took)
         self._active = _ActiveLogin(login)
         if self.is_over:  # somebody ended it meanwhile
-            self._give_up()
-        attempt.end()
+            self._drop_login()
+        attempt.finish()
 
     # --- whether it lives ---
 
-    def _is_well(self, *, in_doubt: bool) -> bool:
+    def _is_healthy(self, *, in_doubt: bool) -> bool:
         """Is there a login that answers? One that was heard of late is believed, if nobody doubts.
 
         This machine may have slept since, and nothing on it knows how long.
@@ -229,9 +232,9 @@ class SharedLogin:
             return True
         # What a command says may be in the way of the answer.
         patience = SILENT_FOR if active.login.is_busy else PROBE_WITHIN
-        return _answers(active, patience + 4 * active.login.round_trip)
+        return _responds(active, patience + 4 * active.login.round_trip)
 
-    def look(self) -> None:
+    def check_alive(self) -> None:
         """Ask a silent login whether it is there; it may not be, without anybody knowing.
 
         The answer is waited for aside: other logins are looked at meanwhile.
@@ -245,10 +248,10 @@ class SharedLogin:
         elif not 0 <= time.time() - active.heard_at < CHECK_EVERY and not active.is_probing:
             active.is_probing = True
             looking = Thread(
-                _prove,
+                _probe,
                 args=(active,),
                 name="login-look",
-                on_error=lambda _error: active.login.cut(),
+                on_error=lambda _error: active.login.abort(),
             )
             try:
                 looking.start()
@@ -262,36 +265,36 @@ class SharedLogin:
         self.is_over = True
         attempt = self._attempt
         if attempt:
-            attempt.cut()
-        self._give_up()
+            attempt.abort()
+        self._drop_login()
 
-    def _give_up(self) -> None:
+    def _drop_login(self) -> None:
         active, self._active = self._active, None
         if active:
             _log.info("A login ends after %.0f s.", time.time() - active.since)
-            self._credentials.refresh()
-            active.login.cut()
+            self._credentials.allow_reuse()
+            active.login.abort()
             active.login.close()
 
 
-def _prove(active: _ActiveLogin) -> None:
+def _probe(active: _ActiveLogin) -> None:
     """Cut a login that does not answer."""
     try:
-        if not _answers(active, SILENT_FOR):
+        if not _responds(active, SILENT_FOR):
             _log.warning("A login does not answer within %.0f s, and is cut.", SILENT_FOR)
-            active.login.cut()
+            active.login.abort()
     finally:  # whatever happened: it can be asked again
         active.is_probing = False
 
 
-def _answers(active: _ActiveLogin, seconds: float) -> bool:
-    is_there = active.login.answers(seconds)
+def _responds(active: _ActiveLogin, seconds: float) -> bool:
+    is_there = active.login.responds_within(seconds)
     if is_there:
         active.heard_at = time.time()
     return is_there
 
 
-def facts(login: SSHLogin) -> dict[str, Any]:
+def login_facts(login: SSHLogin) -> dict[str, Any]:
     """Return what is known of a login, in plain values."""
     return {
         "host": login.host,

@@ -1,6 +1,6 @@
 """The embedded host: an SSH server of this person alone, so that the real path needs no remote.
 
-A child process (`host_server`) serves it. Its host key and the one client key it lets in
+A child process (`embedded_server`) serves it. Its host key and the one client key it lets in
 are made for it and die with it; so does the process when its parent ends, however that
 ends. What was started through it and has daemonised itself lives on, as on any host.
 """
@@ -61,7 +61,7 @@ class EmbeddedHost:
                 # Ctrl-C at the terminal is for the kernel, not for its host.
                 start_new_session=True,
             )
-        answer = _first_line(self._process, READY_WITHIN)
+        answer = _read_first_line(self._process, READY_WITHIN)
         if answer != READY_LINE:
             why = complaints.read_text(errors="replace").strip().splitlines() or ["it fell silent"]
             self.close()
@@ -103,7 +103,7 @@ class EmbeddedHost:
         )
 
 
-def _first_line(process: subprocess.Popen[bytes], seconds: float) -> bytes:
+def _read_first_line(process: subprocess.Popen[bytes], seconds: float) -> bytes:
     """Read one line, or nothing if it does not come in time."""
     alarm = threading.Timer(seconds, process.kill)
     alarm.daemon = True

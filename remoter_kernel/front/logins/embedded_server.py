@@ -48,10 +48,10 @@ PARENT_PID_VARIABLE = "JPY_PARENT_PID"  # ipykernel ends when the process of tha
 
 def main(folder: Path) -> None:
     """Serve until stdin ends."""
-    _forget_ignored_signals()
+    _reset_signals()
     logging.getLogger("paramiko").addHandler(logging.NullHandler())
     logging.getLogger("paramiko").propagate = False
-    host_key, client_key = _make_key(None), _make_key(folder / "client_key")
+    host_key, client_key = _generate_key(None), _generate_key(folder / "client_key")
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     listener.bind(str(folder / SOCKET_NAME))
     listener.listen()
@@ -73,7 +73,7 @@ def main(folder: Path) -> None:
     os._exit(0)
 
 
-def _forget_ignored_signals() -> None:
+def _reset_signals() -> None:
     """Begin afresh, as a login does: a parent may have chosen to ignore or block signals."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGCHLD):
         if signal.getsignal(number) == signal.SIG_IGN:
@@ -81,7 +81,7 @@ def _forget_ignored_signals() -> None:
     signal.pthread_sigmask(signal.SIG_SETMASK, [])
 
 
-def _make_key(file: Path | None) -> Any:
+def _generate_key(file: Path | None) -> Any:
     """Make a key, and write its private half to `file`, if one is named."""
     private = Ed25519PrivateKey.generate().private_bytes(
         serialization.Encoding.PEM,
@@ -106,10 +106,10 @@ def _accept_connections(listener: socket.socket, host_key: Any, client_key: Any)
         if not is_own_process(sock):
             sock.close()
             continue
-        Thread(_serve, args=(sock, host_key, client_key), name="host-login").start()
+        Thread(_serve_connection, args=(sock, host_key, client_key), name="host-login").start()
 
 
-def _serve(sock: socket.socket, host_key: Any, client_key: Any) -> None:
+def _serve_connection(sock: socket.socket, host_key: Any, client_key: Any) -> None:
     """Serve one connection: hand each forwarded channel to the socket made for it."""
     server = _ServerInterface(client_key)
     transport = _ServerTransport(sock)
@@ -123,7 +123,7 @@ def _serve(sock: socket.socket, host_key: Any, client_key: Any) -> None:
             channel = transport.accept(CHECK_EVERY)
             there = server.sockets.pop(channel.get_id(), None) if channel else None
             if there is not None:
-                _join(channel, there)
+                _relay_forward(channel, there)
 
 
 class _ServerTransport(paramiko.Transport):  # type: ignore[misc]  # paramiko has no types
@@ -194,10 +194,10 @@ def _run_command(channel: Any, command: bytes) -> None:
             env=environment,
             start_new_session=True,
         )
-        _start_thread(_pump_in, channel, process)
+        _start_thread(_relay_stdin, channel, process)
         outputs = [
-            _start_thread(_pump_out, process.stdout, channel.sendall),
-            _start_thread(_pump_out, process.stderr, channel.sendall_stderr),
+            _start_thread(_relay_output, process.stdout, channel.sendall),
+            _start_thread(_relay_output, process.stderr, channel.sendall_stderr),
         ]
         status = process.wait()
         for output in outputs:
@@ -212,7 +212,7 @@ def _start_thread(do: Callable[..., None], *arguments: Any) -> threading.Thread:
     return thread
 
 
-def _pump_in(channel: Any, process: subprocess.Popen[bytes]) -> None:
+def _relay_stdin(channel: Any, process: subprocess.Popen[bytes]) -> None:
     """Give a command its input; its end, or the channel's, closes it."""
     with contextlib.suppress(OSError, EOFError), process.stdin:  # type: ignore[union-attr]
         while data := channel.recv(READ_AT_ONCE):
@@ -220,14 +220,14 @@ def _pump_in(channel: Any, process: subprocess.Popen[bytes]) -> None:
             process.stdin.flush()  # type: ignore[union-attr]
 
 
-def _pump_out(source: Any, send: Callable[[bytes], None]) -> None:
+def _relay_output(source: Any, send: Callable[[bytes], None]) -> None:
     """Relay what a command says; where nobody listens any more, it meets a closed pipe."""
     with contextlib.suppress(OSError, EOFError, paramiko.SSHException), source:
         while data := source.read1(READ_AT_ONCE):
             send(data)
 
 
-def _join(channel: Any, there: socket.socket) -> None:
+def _relay_forward(channel: Any, there: socket.socket) -> None:
     """Relay a forwarded connection; when either side ends, so does the other."""
 
     def inwards() -> None:

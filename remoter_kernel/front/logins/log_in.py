@@ -13,14 +13,19 @@ from remoter_kernel.front.logins.transport_choice import (
     TransportFacts,
     choose_transport,
 )
-from remoter_kernel.front.ssh.credentials import HostCredentials, KeyringStore, named_hops, place_of
-from remoter_kernel.front.ssh.keys import files_for, has_only_security_keys
-from remoter_kernel.front.ssh.known_hosts import is_known_by_authority
+from remoter_kernel.front.ssh.credentials import (
+    HostCredentials,
+    KeyringStore,
+    account_name,
+    hops_with_names,
+)
+from remoter_kernel.front.ssh.keys import has_only_security_keys, key_files
+from remoter_kernel.front.ssh.known_hosts import is_known_by_ca_only
 from remoter_kernel.front.ssh.login_errors import NoCommonAlgorithm
-from remoter_kernel.front.ssh.openssh_login import living_master, log_in_by_system
-from remoter_kernel.front.ssh.ssh_config import has_usable_ssh, resolve
+from remoter_kernel.front.ssh.openssh_login import living_master, log_in_by_openssh
+from remoter_kernel.front.ssh.ssh_config import has_usable_ssh, resolve_destination
 from remoter_kernel.front.ssh.ssh_keywords import why_unsupported
-from remoter_kernel.front.ssh.ssh_login import log_in
+from remoter_kernel.front.ssh.ssh_login import log_in_by_paramiko
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -47,13 +52,13 @@ def log_in_to(
 
     `destination`: what its host stands for now, if that is known already.
     """
-    destination = destination or resolve(remote.host, remote.ssh_config)
-    facts = facts_about(destination) if remote.transport == "auto" else TransportFacts()
+    destination = destination or resolve_destination(remote.host, remote.ssh_config)
+    facts = transport_facts(destination) if remote.transport == "auto" else TransportFacts()
     transport, why = choose_transport(remote.transport, facts)
     if transport != OPENSSH:
-        _refuse_unsafe(destination)
+        _raise_if_unsafe(destination)
         try:
-            return log_in(
+            return log_in_by_paramiko(
                 destination,
                 prompter=prompter,
                 on_step=on_step,
@@ -65,20 +70,22 @@ def log_in_to(
                 raise
             why = NO_COMMON_ALGORITHM
         except RemoterError as error:
-            _hint_at_unread(destination, error)
+            _hint_at_skipped(destination, error)
             raise
-    return log_in_by_system(destination, prompter=prompter, on_step=on_step, on_try=on_try, why=why)
+    return log_in_by_openssh(
+        destination, prompter=prompter, on_step=on_step, on_try=on_try, why=why
+    )
 
 
-def forget_secrets(remote: Remote) -> None:
+def clear_secrets(remote: Remote) -> None:
     """Let this system's keyring forget what it keeps for a remote's logins."""
-    destination, keyring = resolve(remote.host, remote.ssh_config), KeyringStore()
-    for hop, name in named_hops(destination):
-        for each in {name, place_of(hop)}:  # the latter is how earlier versions called it
-            HostCredentials(each, keyring).forget(map(str, files_for(hop)))
+    destination, keyring = resolve_destination(remote.host, remote.ssh_config), KeyringStore()
+    for hop, name in hops_with_names(destination):
+        for each in {name, account_name(hop)}:  # the latter is how earlier versions called it
+            HostCredentials(each, keyring).clear(map(str, key_files(hop)))
 
 
-def facts_about(destination: Destination) -> TransportFacts:
+def transport_facts(destination: Destination) -> TransportFacts:
     """Find out what decides about the transport; without an OpenSSH client nothing does."""
     if not has_usable_ssh(destination.environment):
         return TransportFacts()
@@ -90,7 +97,7 @@ def facts_about(destination: Destination) -> TransportFacts:
         has_ticket=any(hop.openssh.uses_kerberos for hop in hops)
         and _has_ticket(destination.environment),
         has_only_security_keys=any(map(has_only_security_keys, hops)),
-        is_known_by_authority=any(map(is_known_by_authority, hops)),
+        is_known_by_authority=any(map(is_known_by_ca_only, hops)),
         needs_proxy_on_windows=os.name != "posix" and any(hop.proxy_command for hop in hops),
     )
 
@@ -101,7 +108,7 @@ def _unsupported_reasons(destination: Destination) -> Iterator[str]:
         yield from (why_unsupported(word, label) for word in hop.rules.unsupported)
 
 
-def _refuse_unsafe(destination: Destination) -> None:
+def _raise_if_unsafe(destination: Destination) -> None:
     """Log in to no host that the person has guarded by a word which would not be heeded."""
     for hop in (destination, *destination.jumps):
         for word in hop.rules.unsafe_to_ignore:
@@ -113,7 +120,7 @@ def _refuse_unsafe(destination: Destination) -> None:
             )
 
 
-def _hint_at_unread(destination: Destination, error: RemoterError) -> None:
+def _hint_at_skipped(destination: Destination, error: RemoterError) -> None:
     """Say that what is missing may be in a part of the ssh config that nobody has read."""
     words = dict.fromkeys(
         word for hop in (destination, *destination.jumps) for word in hop.rules.skipped

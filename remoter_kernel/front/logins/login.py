@@ -47,5 +47,5 @@ class Login(Protocol):
     def close(self) -> None:
         """Give everything back."""
 
-    def cut(self) -> None:
+    def abort(self) -> None:
         """Let whatever is under way fail; from another thread."""

@@ -36,7 +36,7 @@ from remoter_kernel.front.reading.session_log import duration
 from remoter_kernel.front.session import undelivered_commands
 from remoter_kernel.front.session.dialer import THIS_MACHINE
 from remoter_kernel.front.session.known_sessions import load_sessions
-from remoter_kernel.front.ssh.ssh_config import resolve
+from remoter_kernel.front.ssh.ssh_config import resolve_destination
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -210,7 +210,7 @@ def tell_remote(report: Report, remote: Remote) -> None:
     for key in (field.name for field in fields(remote) if field.name != "name"):
         report.row(key, _describe_setting(remote, key))
     with contextlib.suppress(RemoterError, OSError):
-        destination = resolve(remote.host, remote.ssh_config)
+        destination = resolve_destination(remote.host, remote.ssh_config)
         know_destination(report.mask, destination)
         report.row("jump hosts", len(destination.jumps))
         report.row("ProxyCommand", "set" if destination.proxy_command else "not set")
@@ -377,7 +377,7 @@ def _how_the_keeper_is() -> str:
     if connection:
         connection.close()
         return "answers"
-    return "is not there" if not endpoint.place().exists() else "does not answer"
+    return "is not there" if not endpoint.endpoint_file().exists() else "does not answer"
 
 
 def _quote_log(report: Report, title: str, text: str) -> None:

@@ -17,7 +17,7 @@ from remoter_kernel.front.bootstrap.remote_answer import (
     read_sessions,
 )
 from remoter_kernel.front.configuration.remotes import Remote, find_remote, read_remotes
-from remoter_kernel.front.keeper.keeper_login import kept_login
+from remoter_kernel.front.keeper.keeper_login import log_in_by_keeper
 from remoter_kernel.front.session.dialer import THIS_MACHINE
 from remoter_kernel.front.session.known_sessions import store_sessions
 from remoter_kernel.plain_text import plain_text
@@ -62,13 +62,13 @@ class RemoteQuery:
             if self.remote is THIS_MACHINE:
                 # Rarely needed, and slow: with a remote it is the keeper that knows SSH.
                 from remoter_kernel.front.logins.embedded_host import EmbeddedHost  # noqa: PLC0415
-                from remoter_kernel.front.ssh.ssh_login import log_in  # noqa: PLC0415
+                from remoter_kernel.front.ssh.ssh_login import log_in_by_paramiko  # noqa: PLC0415
 
                 self._embedded_host = EmbeddedHost()
                 self._embedded_host.start()
-                self._login = log_in(self._embedded_host.destination())
+                self._login = log_in_by_paramiko(self._embedded_host.destination())
             else:
-                self._login = kept_login(self.remote, self._prompter, on_try=self._know)
+                self._login = log_in_by_keeper(self.remote, self._prompter, on_try=self._know)
         except RemoterError as error:
             self.close()
             raise error.at(self.remote.name) from error.__cause__

@@ -12,11 +12,11 @@ from remoter_kernel import __version__
 from remoter_kernel.errors import RemoterError
 from remoter_kernel.front.bootstrap.host_probe import look_around
 from remoter_kernel.front.configuration.remotes import find_remote, remember_kernel_info
-from remoter_kernel.front.keeper.keeper_login import KeeperLogin, kept_login
+from remoter_kernel.front.keeper.keeper_login import KeeperLogin, log_in_by_keeper
 from remoter_kernel.front.reading.status import can_be_heard
 from remoter_kernel.front.running.runner import Runner
 from remoter_kernel.front.session.dialer import SessionDialer
-from remoter_kernel.front.ssh.ssh_config import resolve
+from remoter_kernel.front.ssh.ssh_config import resolve_destination
 from remoter_kernel.plain_text import plain_text
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ STEPS = (
     "versions",
     "times",
 )
-LOGIN_STEPS = ("connect", "host key", "login")  # as `log_in` calls them
+LOGIN_STEPS = ("connect", "host key", "login")  # as `log_in_by_paramiko` calls them
 EMPTY_CELLS = 3  # the quickest counts: the first one warms up
 
 
@@ -79,14 +79,16 @@ class _Checker:
     def steps(self) -> Iterator[Step]:
         remote = find_remote(self._name)
         assert remote is not None  # noqa: S101 - None is only for "no name given"
-        yield Step("name", _describe_destination(resolve(remote.host, remote.ssh_config)))
+        yield Step(
+            "name", _describe_destination(resolve_destination(remote.host, remote.ssh_config))
+        )
         yield from self._log_in(remote)
         yield from self._look_around(remote)
         yield from self._start(remote)
 
     def _log_in(self, remote: Remote) -> Iterator[Step]:
         try:
-            self._login = login = kept_login(remote, self._prompter, self._arrive)
+            self._login = login = log_in_by_keeper(remote, self._prompter, self._arrive)
         except RemoterError:
             yield from map(Step, LOGIN_STEPS[: LOGIN_STEPS.index(self.current_step)])
             raise

@@ -34,7 +34,7 @@ from remoter_kernel.front.bootstrap.remote_answer import StrangeAnswer
 from remoter_kernel.front.bootstrap.slow_host import telling_of_a_wait
 from remoter_kernel.front.configuration.remote_cwd import folder_there
 from remoter_kernel.front.configuration.remotes import Remote
-from remoter_kernel.front.keeper.keeper_login import KeeperLogin, kept_login
+from remoter_kernel.front.keeper.keeper_login import KeeperLogin, log_in_by_keeper
 from remoter_kernel.front.session import known_sessions, undelivered_commands
 from remoter_kernel.front.session.link import SessionEndpoint
 from remoter_kernel.front.session.notebook_identity import NotebookIdentity, with_files
@@ -122,7 +122,7 @@ class SessionDialer:
     def cut(self) -> None:
         """Drop the SSH connection without a word, as a bad network does; a dial on it fails."""
         if self.login:
-            self.login.cut()
+            self.login.abort()
 
     def forget(self) -> None:
         """Let the next dial begin a fresh session."""
@@ -232,7 +232,7 @@ class SessionDialer:
             questions = self.prompter if self.can_prompt() else None
             in_doubt = self.login is not None
             is_stale, self._is_login_suspect = self._is_login_suspect, False
-            return kept_login(
+            return log_in_by_keeper(
                 self.remote, questions, on_try=self._note, in_doubt=in_doubt, is_stale=is_stale
             )
         return self._log_in_here(self._note)
@@ -245,12 +245,12 @@ class SessionDialer:
     def _log_in_here(self, on_try: Callable[[Login], None]) -> Login:
         # Rarely needed, and slow: with a remote it is the keeper that knows SSH.
         from remoter_kernel.front.logins.embedded_host import EmbeddedHost  # noqa: PLC0415
-        from remoter_kernel.front.ssh.ssh_login import log_in  # noqa: PLC0415
+        from remoter_kernel.front.ssh.ssh_login import log_in_by_paramiko  # noqa: PLC0415
 
         if self._embedded_host is None:
             self._embedded_host = EmbeddedHost()
             self._embedded_host.start()
-        return log_in(self._embedded_host.destination(), on_try=on_try)
+        return log_in_by_paramiko(self._embedded_host.destination(), on_try=on_try)
 
     def _note(self, login: Login) -> None:
         """Know a login that has only begun: it may have to be cut."""

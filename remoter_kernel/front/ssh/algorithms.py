@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from remoter_kernel.front.ssh.keys import CERTIFICATE_SUFFIX
 from remoter_kernel.front.ssh.login_errors import NoCommonAlgorithm
-from remoter_kernel.front.ssh.ssh_keywords import KEYWORDS, narrowed
+from remoter_kernel.front.ssh.ssh_keywords import KEYWORDS, filter_algorithms
 
 if TYPE_CHECKING:
     from remoter_kernel.front.ssh.ssh_config import Destination
@@ -22,12 +22,12 @@ PARAMIKO_ATTRIBUTES = {  # by paramiko
 }
 
 
-def offer_only_what_is_allowed(transport: Transport, destination: Destination) -> None:
+def restrict_algorithms(transport: Transport, destination: Destination) -> None:
     """Narrow what a transport will offer; to be called before it meets the server."""
     for word, wanted in destination.rules.algorithms:
         # Paramiko's list of ways to sign has no certificates: they sign as their key does.
         names = wanted.replace(CERTIFICATE_SUFFIX, "") if word == RSA_SIGNATURE_NAMES else wanted
-        offered = narrowed(getattr(transport, PARAMIKO_ATTRIBUTES[word]), names)
+        offered = filter_algorithms(getattr(transport, PARAMIKO_ATTRIBUTES[word]), names)
         # Keys that may not be shown are left out one by one (see `keys`), with a note on each.
         if not offered and word != RSA_SIGNATURE_NAMES:
             raise NoCommonAlgorithm(

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from remoter_kernel.errors import RemoterError
-from remoter_kernel.front.prompts import OWN_TAG, Prompt, Trust, on_one_line
+from remoter_kernel.front.prompts import OWN_TAG, Prompt, Trust, to_one_line
 from remoter_kernel.front.ssh import askpass
 from remoter_kernel.front.ssh.login_results import UnknownHostKey
 from remoter_kernel.wire.threads import Thread
@@ -127,7 +127,7 @@ class AskpassServer:
         def ask() -> None:
             self._prompter.ask("", [], text)
 
-        self._try(ask)
+        self._guarded(ask)
 
     def _serve(self) -> None:
         assert self._listener is not None  # noqa: S101 (started)
@@ -140,26 +140,26 @@ class AskpassServer:
                 self._closed.wait(PAUSE)
                 continue
             with contextlib.suppress(OSError, EOFError):
-                self._hear(connection)
+                self._handle_connection(connection)
 
-    def _hear(self, connection: Connection) -> None:
+    def _handle_connection(self, connection: Connection) -> None:
         if self._closed.is_set():
             connection.close()
             return
         hint = connection.recv_bytes(LONGEST).decode(errors="replace")
-        text = on_one_line(connection.recv_bytes(LONGEST).decode(errors="replace"))
+        text = to_one_line(connection.recv_bytes(LONGEST).decode(errors="replace"))
         if hint == "none":  # something to do, a touch for instance: it stands until it is done
             self._open_notices.append(connection)
-            self._try(lambda: self._note(text))
+            self._guarded(lambda: self._show_notice(text))
             return
         with connection:
             self.is_asking = True
-            answer = self._try(lambda: self._answer(hint, text))
+            answer = self._guarded(lambda: self._answer_prompt(hint, text))
             self.is_asking = False
             if answer is not None:
                 connection.send_bytes(answer.encode())
 
-    def _try(self, ask: Callable[[], str | None]) -> str | None:
+    def _guarded(self, ask: Callable[[], str | None]) -> str | None:
         with self._prompt_lock:
             if self.problem is None:
                 try:
@@ -173,54 +173,54 @@ class AskpassServer:
                 self.on_problem()
         return None
 
-    def _note(self, text: str) -> None:
+    def _show_notice(self, text: str) -> None:
         self._prompter.ask("", [], f"{OWN_TAG}{text}")
 
-    def _answer(self, hint: str, text: str) -> str | None:
+    def _answer_prompt(self, hint: str, text: str) -> str | None:
         """Ask the person; None declines."""
         if hint == "confirm":
             asked = Prompt(f"{OWN_TAG}{text} (yes/no)", is_shown=True)
             said = self._prompter.ask("", [asked])[0]
             return "yes" if said.strip().lower() in ("y", "yes") else None
-        if (match := HOST_KEY.match(text)) and self._is_of_ssh_about_key(match["fingerprint"]):
-            return self._confirm(match)
+        if (match := HOST_KEY.match(text)) and self._is_host_key_prompt(match["fingerprint"]):
+            return self._confirm_host_key(match)
         again = "That was not accepted." if text in self._prompts_seen else ""
         self._prompts_seen.append(text)
-        if OPENSSH_PROMPT.match(text) and self._is_of_ssh():
+        if OPENSSH_PROMPT.match(text) and self._is_openssh_prompt():
             host, prompt = "", Prompt(f"{OWN_TAG}{text.rstrip(': ')} (it is not sent):")
         else:
-            host, prompt = self._who_asks(text)
+            host, prompt = self._identify_host(text)
         words = "\n".join(filter(None, (self.unseen_banner() if host else "", again)))
         return self._prompter.ask(host, [prompt], words)[0]
 
     # --- who it is that asks ---
 
-    def _is_of_ssh(self) -> bool:
+    def _is_openssh_prompt(self) -> bool:
         """Say whether a text that begins as ssh's own do can be no server's."""
         entry = self.process
         if entry is None:
             return False
         if not self._passes_hops and entry.step != "login":
             return True  # nobody could ask yet
-        return entry.learns(lambda: entry.version is not None, STDERR_WITHIN) and (
+        return entry.wait_until(lambda: entry.version is not None, STDERR_WITHIN) and (
             entry.labels_prompts
         )
 
-    def _is_of_ssh_about_key(self, fingerprint: str) -> bool:
+    def _is_host_key_prompt(self, fingerprint: str) -> bool:
         """Say the same of a question about a host key, by the key that ssh has told of."""
         entry = self.process
         if entry is None:
             return False
-        if entry.learns(lambda: self._told_key()[1] == fingerprint, STDERR_WITHIN):
+        if entry.wait_until(lambda: self._announced_host_key()[1] == fingerprint, STDERR_WITHIN):
             return entry.step == "host key"
         # It is that of a host on the way: ssh asks for those itself, and tells nothing of them.
         return self._passes_hops and entry.step == "connect" and entry.labels_prompts
 
-    def _told_key(self) -> tuple[str, str]:
+    def _announced_host_key(self) -> tuple[str, str]:
         kind, _, fingerprint = (self.process.host_key if self.process else "").partition(" ")
         return kind, fingerprint
 
-    def _who_asks(self, text: str) -> tuple[str, Prompt]:
+    def _identify_host(self, text: str) -> tuple[str, Prompt]:
         """Name the host that gets the answer, and give its question."""
         match = PROMPT_LABEL.match(text) if self.process and self.process.labels_prompts else None
         who = (match["marked"] or match["named"]) if match else ""
@@ -232,9 +232,9 @@ class AskpassServer:
         is_named = match is not None and match["marked"] in self._hops
         return host, Prompt(text[match.end() :] if is_named and match else text)
 
-    def _confirm(self, match: re.Match[str]) -> str:
+    def _confirm_host_key(self, match: re.Match[str]) -> str:
         kind, fingerprint = match["kind"], match["fingerprint"]
-        known_kind, known = self._told_key()
+        known_kind, known = self._announced_host_key()
         is_last = known == fingerprint  # else it is a jump host's
         host, kind = (self._host, known_kind) if is_last else (match["host"], kind)
         said = self._prompter.confirm_host_key(host, kind, fingerprint)

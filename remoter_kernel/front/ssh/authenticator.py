@@ -21,7 +21,7 @@ from remoter_kernel.front.prompts import (
     OWN_TAG,
     NeedsPerson,
     Prompt,
-    says,
+    quote_server,
 )
 from remoter_kernel.front.ssh.banner import SHOWN_AFTER, Banner
 from remoter_kernel.front.ssh.keys import KeyRing, LockedKey
@@ -53,7 +53,7 @@ NOT_A_PASSWORD = re.compile(
 )
 
 
-def asker_of(hop: Destination, last: Destination) -> str:
+def prompter_label(hop: Destination, last: Destination) -> str:
     """Say who asks when a hop does: a jump host cannot speak in the name of what is behind it."""
     behind = last.alias or last.host_name
     return hop.label if hop is last else f"{hop.label} (jump host of {behind})"
@@ -92,17 +92,17 @@ class Authenticator:
         self._rejected = 0  # answers of a person, one after the other
         self._accepted_answers: list[tuple[Prompt, str]] = []  # in attempts that were right
 
-    def go(self) -> None:
+    def run(self) -> None:
         """Be let in, or raise LoginRefused, Closed or TooLate."""
         self._userauth.request_service()
         if not self._software.startswith(ACCEPTS_PIPELINING):
             self._userauth.wait_for_service(self._destination.connect_timeout)
         try:
-            result = self._begin()
+            result = self._first_attempt()
             for _ in range(MOST_ATTEMPTS):
                 if result.is_success:
                     break
-                result = self._next(result)
+                result = self._next_attempt(result)
             else:
                 raise LoginRefused(
                     f"{self._destination.label} says again and again that it wants more.",
@@ -115,15 +115,15 @@ class Authenticator:
             ) from None
         finally:
             self._key_ring.close()
-        self._remember()
+        self._store_password()
 
-    def _begin(self) -> AuthResult:
+    def _first_attempt(self) -> AuthResult:
         if self._rules.methods[:1] == (PUBLICKEY,):
-            return self._show_keys()
-        self._userauth.send_nothing(self._user)
-        return self._hear()
+            return self._try_keys()
+        self._userauth.send_none(self._user)
+        return self._wait_for_result()
 
-    def _method(self, result: AuthResult) -> str:
+    def _next_method(self, result: AuthResult) -> str:
         """Choose what to try next; "" where nothing is left."""
         left = [each for each in self._rules.methods if each in result.methods_left]
         if PUBLICKEY in left and self._has_tried_keys:
@@ -134,45 +134,45 @@ class Authenticator:
             return PUBLICKEY if PUBLICKEY in left else ""
         return left[0] if left else ""
 
-    def _next(self, result: AuthResult) -> AuthResult:
+    def _next_attempt(self, result: AuthResult) -> AuthResult:
         """Go on from a verdict that was not the last."""
         if result.is_partial and self._accepted_answers:
             self._has_tried_keys = False
-        method = self._method(result)
+        method = self._next_method(result)
         if method == PUBLICKEY:
-            return self._show_keys()
+            return self._try_keys()
         if not method:
-            raise self._refusal(result)
+            raise self._refused(result)
         password = self._credentials.take_password()
         if not password and self._prompter is None:
-            raise self._nobody(method, result)
+            raise self._no_prompter(method, result)
         try:
             if method == "password":
-                result, typed = self._give_password(password)
+                result, typed = self._try_password(password)
             else:
-                result, typed = self._converse(password)
+                result, typed = self._keyboard_interactive(password)
         except ConnectionClosed:
             if self._rejected:
-                raise self._hung_up() from None
+                raise self._disconnected() from None
             raise
         if result.is_success or result.is_partial:
             self._accepted_answers += typed
             self._rejected = 0
         elif password:
-            self._credentials.keep_password("")
+            self._credentials.store_password("")
         else:
             self._rejected += 1
         return result
 
     # --- keys ---
 
-    def _show_keys(self) -> AuthResult:
+    def _try_keys(self) -> AuthResult:
         """Show one key after the other; return the last verdict."""
         self._has_tried_keys = True
         result: AuthResult | None = None
-        for name, key in self._key_ring.in_order():
+        for name, key in self._key_ring.candidates():
             if isinstance(key, LockedKey):
-                result, key = self._unlock(key, result)  # noqa: PLW2901 - it is the same key
+                result, key = self._decrypt_key(key, result)  # noqa: PLW2901 - it is the same key
                 if key is None:
                     continue
             try:
@@ -183,7 +183,7 @@ class Authenticator:
             self._tried += 1
             if self._tried == 1:
                 self._on_first_key()
-            result = self._hear()
+            result = self._wait_for_result()
             if result.is_success:
                 return result
             self._on_refusal()
@@ -191,11 +191,13 @@ class Authenticator:
                 return result
         if result is None:
             # Only now is it worth a round trip to learn what the server would take.
-            self._userauth.send_nothing(self._user)
-            result = self._hear()
+            self._userauth.send_none(self._user)
+            result = self._wait_for_result()
         return result
 
-    def _unlock(self, key: LockedKey, result: AuthResult | None) -> tuple[AuthResult | None, Any]:
+    def _decrypt_key(
+        self, key: LockedKey, result: AuthResult | None
+    ) -> tuple[AuthResult | None, Any]:
         """Ask for the passphrase of a key, if the server would take that key."""
         known = self._credentials.passphrase(str(key.file))
         if not known and self._prompter is None:
@@ -203,34 +205,34 @@ class Authenticator:
             self._key_ring.notes.append(f"{key.file} has a passphrase and no agent holds it.")
             return result, None
         if key.public:
-            self._userauth.ask_about_key(self._user, key.algorithm, key.public)
-            response = self._wait()
+            self._userauth.query_key(self._user, key.algorithm, key.public)
+            response = self._wait_for_response()
             if isinstance(response, AuthResult):
                 self._tried += 1
                 return response, None
         for attempt in range(self._rules.prompts):
             again = "That was not it." if attempt else ""
             was_known = bool(known)
-            phrase = known or self._ask_for_passphrase(key.file, again)
+            phrase = known or self._prompt_for_passphrase(key.file, again)
             known = ""
             if not phrase:
                 break
             if unlocked := key.unlock(phrase):
-                self._credentials.keep_passphrase(str(key.file), phrase)
+                self._credentials.store_passphrase(str(key.file), phrase)
                 return result, unlocked
             if was_known:
-                self._credentials.keep_passphrase(str(key.file), "")
+                self._credentials.store_passphrase(str(key.file), "")
                 if self._prompter is None:
                     break
         self._key_ring.notes.append(f"{key.file} was not unlocked: the passphrase was wrong.")
         return result, None
 
-    def _wait(self) -> AuthResult | InfoRequest:
+    def _wait_for_response(self) -> AuthResult | InfoRequest:
         """Wait for what the server says; what it says to everybody is shown where it waits."""
         began = time.monotonic()
         while True:
             silent = time.monotonic() - began
-            left = self._banner.patience(self._userauth.banner, AUTH_RESULT_WITHIN) - silent
+            left = self._banner.allowed_silence(self._userauth.banner, AUTH_RESULT_WITHIN) - silent
             try:
                 return self._userauth.wait(min(SHOWN_AFTER, left))
             except ResponseTimeout:
@@ -238,24 +240,24 @@ class Authenticator:
                     raise
             self._banner.show(self._userauth.banner)
             if silent > AUTH_RESULT_WITHIN:  # a network that is dead by now shows it
-                self._userauth.nudge()
+                self._userauth.send_ignore()
 
-    def _hear(self) -> AuthResult:
+    def _wait_for_result(self) -> AuthResult:
         try:
-            response = self._wait()
+            response = self._wait_for_response()
         except ConnectionClosed:
             if self._tried > 1:
-                raise self._hung_up() from None
+                raise self._disconnected() from None
             raise
         return response if isinstance(response, AuthResult) else AuthResult(is_success=False)
 
     # --- what a person knows ---
 
-    def _give_password(self, password: str) -> tuple[AuthResult, list[tuple[Prompt, str]]]:
+    def _try_password(self, password: str) -> tuple[AuthResult, list[tuple[Prompt, str]]]:
         prompt = Prompt(f"Password of {self._user}:")
-        given = password or self._ask((prompt,), self._again())[0]
+        given = password or self._prompt((prompt,), self._retry_note())[0]
         self._userauth.send_password(self._user, given)
-        response = self._wait()
+        response = self._wait_for_response()
         if isinstance(response, InfoRequest):
             raise LoginRefused(
                 f"the password of {self._user} on {self._destination.label} has expired.",
@@ -263,13 +265,13 @@ class Authenticator:
             )
         return response, [(Prompt("password"), given)]
 
-    def _converse(self, password: str) -> tuple[AuthResult, list[tuple[Prompt, str]]]:
+    def _keyboard_interactive(self, password: str) -> tuple[AuthResult, list[tuple[Prompt, str]]]:
         """Answer the server's questions, round by round."""
         typed: list[tuple[Prompt, str]] = []
         told: list[str] = []  # instructions of rounds without a question
-        self._userauth.begin_rounds(self._user)
+        self._userauth.send_keyboard_interactive(self._user)
         for _ in range(MOST_ROUNDS):
-            response = self._wait()
+            response = self._wait_for_response()
             if isinstance(response, AuthResult):
                 return response, typed
             told.append(response.instruction)
@@ -280,10 +282,10 @@ class Authenticator:
                     answers = (password,)
                 else:
                     if self._prompter is None:
-                        raise self._nobody("keyboard-interactive", None)
-                    said = says(self._label, "\n".join(told))
-                    words = "\n".join(filter(None, (self._again(), said)))
-                    answers = self._ask(response.prompts, words)
+                        raise self._no_prompter("keyboard-interactive", None)
+                    said = quote_server(self._label, "\n".join(told))
+                    words = "\n".join(filter(None, (self._retry_note(), said)))
+                    answers = self._prompt(response.prompts, words)
                 told.clear()
                 typed += zip(response.prompts, answers, strict=True)
             self._userauth.send_answers(answers)
@@ -291,29 +293,29 @@ class Authenticator:
             f"{self._destination.label} asks without end.", "Its administrator should look at PAM."
         )
 
-    def _ask(self, prompts: Sequence[Prompt], instruction: str = "") -> list[str]:
+    def _prompt(self, prompts: Sequence[Prompt], instruction: str = "") -> list[str]:
         assert self._prompter is not None  # noqa: S101 - looked at before each way that leads here
-        instruction = f"{self._banner.unseen(self._userauth.banner)}\n{instruction}".strip()
+        instruction = f"{self._banner.take_unseen(self._userauth.banner)}\n{instruction}".strip()
         return self._prompter.ask(self._label, prompts, instruction)
 
-    def _ask_for_passphrase(self, file: Path, again: str) -> str:
+    def _prompt_for_passphrase(self, file: Path, again: str) -> str:
         assert self._prompter is not None  # noqa: S101 - looked at before
         home = Path.home()
         where = f"~/{file.relative_to(home)}" if file.is_relative_to(home) else str(file)
         prompt = Prompt(f"{OWN_TAG}passphrase of {where} (it is not sent):")
         return self._prompter.ask("", (prompt,), again)[0]
 
-    def _again(self) -> str:
+    def _retry_note(self) -> str:
         return "That was not accepted." if self._rejected else ""
 
-    def _remember(self) -> None:
+    def _store_password(self) -> None:
         """Keep a password that was the only thing that a person had to know."""
         if len(self._accepted_answers) == 1 and is_password(self._accepted_answers[0][0]):
-            self._credentials.keep_password(self._accepted_answers[0][1])
+            self._credentials.store_password(self._accepted_answers[0][1])
 
     # --- refusals ---
 
-    def _nobody(self, method: str, result: AuthResult | None) -> LoginRefused:
+    def _no_prompter(self, method: str, result: AuthResult | None) -> LoginRefused:
         partly = bool(result and result.is_partial)
         took = " took a key and" if partly else ""
         ways = LOG_IN_FIRST if partly else LOG_IN_WITHOUT_PROMPTS
@@ -323,7 +325,7 @@ class Authenticator:
             " ".join([*self._key_ring.notes, ways]),
         )
 
-    def _refusal(self, result: AuthResult) -> LoginRefused:
+    def _refused(self, result: AuthResult) -> LoginRefused:
         """Say why nobody was let in, and what would help."""
         label, shown = self._destination.label, self._tried
         keys = {0: "no key", 1: "the key"}.get(shown, f"any of {shown} keys")
@@ -338,7 +340,7 @@ class Authenticator:
                 " ".join([*self._key_ring.notes, LOG_IN_WITHOUT_PROMPTS]),
             )
         wants = ", ".join(result.methods_left) or "something else"
-        forbids = self._rules.forbids(result.methods_left)
+        forbids = self._rules.forbidden_by(result.methods_left)
         if forbids and not set(result.methods_left) & set(self._rules.methods):
             return LoginRefused(
                 f"{label} asks {self._user} for: {wants}; your ssh config says {forbids}.",
@@ -359,7 +361,7 @@ class Authenticator:
             advice += f' It would take: {wants}; perhaps by transport = "openssh".'
         return LoginRefused(what, advice.strip())
 
-    def _hung_up(self) -> LoginRefused:
+    def _disconnected(self) -> LoginRefused:
         if self._rejected:
             return LoginRefused(
                 f"{self._destination.label} hung up after {self._rejected + 1} answers that it "

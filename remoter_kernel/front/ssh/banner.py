@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from remoter_kernel.front.prompts import says
+from remoter_kernel.front.prompts import quote_server
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -30,24 +30,24 @@ class Banner:
         self._seen = ""
         self._lines_shown = 0  # lines
 
-    def unseen(self, text: str) -> str:
+    def take_unseen(self, text: str) -> str:
         """Return what nobody has seen yet of all that the server has said, marked as its words.
 
         From now on it counts as seen.
         """
         new = text.removeprefix(self._seen)
         self._seen = text
-        return says(self._label, new)
+        return quote_server(self._label, new)
 
     def show(self, text: str) -> None:
         """Show a person what they have not seen yet."""
         if self._show is None or self._lines_shown >= MOST_SHOWN:
             return
-        if words := self.unseen(text):
+        if words := self.take_unseen(text):
             self._lines_shown += words.count("\n") + 1
             self._show(words)
 
-    def patience(self, text: str, usual: float) -> float:
+    def allowed_silence(self, text: str, usual: float) -> float:
         """Return for how many seconds the server may be silent after these words."""
         is_for_person = self._show is not None and ADDRESS.search(text)
         return max(usual, ACTED_ON_WITHIN) if is_for_person else usual

@@ -35,9 +35,9 @@ class CommandTunnel(Tunnel):
     def _open_channel(self, seconds: float) -> None:
         """Start the command and wait for its greeting; raise CommandEnded, too."""
         until = time.monotonic() + seconds
-        self._channel.start("session")
+        self._channel.request_open("session")
         self._channel.wait_open(seconds)
-        self._channel.run(self._command)
+        self._channel.exec_command(self._command)
         with self._first_line_or_over:
             is_heard = self._first_line_or_over.wait_for(
                 lambda: self._has_first_line or self._is_over, max(0.0, until - time.monotonic())
@@ -59,41 +59,41 @@ class CommandTunnel(Tunnel):
 
     # --- on the transport's thread ---
 
-    def arrived(self, data: bytes) -> None:
+    def data_received(self, data: bytes) -> None:
         """Look for the greeting; what follows it is what the tunnel carries."""
         if self._has_first_line:
-            super().arrived(data)
+            super().data_received(data)
             return
-        if not data:  # how the command ended is told after its last word: see `ended`
+        if not data:  # how the command ended is told after its last word: see `connection_lost`
             return
-        self._remember("stdout", data)
+        self._keep_tail("stdout", data)
         *lines, self._unmatched = (self._unmatched + data).splitlines(keepends=True) or [b""]
         if self._unmatched.endswith(b"\n"):
             lines, self._unmatched = [*lines, self._unmatched], b""
         for place, line in enumerate(lines):
             if line.rstrip(b"\r\n") == self._first_line and line.endswith(b"\n"):
                 rest = b"".join(lines[place + 1 :]) + self._unmatched
-                self._channel.give_back(len(data) - len(rest))
+                self._channel.adjust_window(len(data) - len(rest))
                 self._unmatched = b""
                 with self._first_line_or_over:
                     self._has_first_line = True
                     self._first_line_or_over.notify_all()
                 if rest:
-                    super().arrived(rest)
+                    super().data_received(rest)
                 return
-        self._channel.give_back(len(data))
+        self._channel.adjust_window(len(data))
         self._unmatched = self._unmatched[-MOST_KEPT_OUTPUT:]
 
-    def arrived_aside(self, data: bytes) -> None:
+    def extended_data_received(self, data: bytes) -> None:
         """Keep the last of what the command complains about."""
-        self._remember("stderr", data)
-        super().arrived_aside(data)
+        self._keep_tail("stderr", data)
+        super().extended_data_received(data)
 
-    def ended(self) -> None:
+    def connection_lost(self) -> None:
         """Let go of whoever waits for the greeting."""
-        super().ended()
+        super().connection_lost()
         with self._first_line_or_over:
             self._first_line_or_over.notify_all()
 
-    def _remember(self, stream: str, data: bytes) -> None:
+    def _keep_tail(self, stream: str, data: bytes) -> None:
         self._output_tails[stream] = (self._output_tails[stream] + data)[-MOST_KEPT_OUTPUT:]

@@ -22,14 +22,14 @@ KEYRING_SERVICE = "remoter-kernel"
 INSTALL_KEYRING = "Install one with `pip install remoter-kernel[keyring]`, or leave out --remember."
 
 
-def named_hops(destination: Destination) -> Iterator[tuple[Destination, str]]:
+def hops_with_names(destination: Destination) -> Iterator[tuple[Destination, str]]:
     """Give each host on the way, the last one too, with the name under which its secrets are kept.
 
     Behind two gates there may be two hosts of one name: the way there is part of the name.
     """
     way: list[str] = []
     for hop in (*destination.jumps, destination):
-        name = place_of(hop)
+        name = account_name(hop)
         if hop.host_key_alias:
             name += f" known as {hop.host_key_alias}"
         if hop.proxy_command:  # there may be secrets in it, and names can be read by all
@@ -39,7 +39,7 @@ def named_hops(destination: Destination) -> Iterator[tuple[Destination, str]]:
         way.append(name)
 
 
-def place_of(hop: Destination) -> str:
+def account_name(hop: Destination) -> str:
     """Name an account by what is said of it alone."""
     return f"{hop.user}@{hop.host_name}:{hop.port}"
 
@@ -73,20 +73,20 @@ class KeyringStore:
 
     def get(self, name: str) -> str:
         """Return a secret; one that cannot be had is none."""
-        with self._suppressing():
+        with self._ignoring_errors():
             return self._keyring.get_password(KEYRING_SERVICE, name) or ""
         return ""
 
     def put(self, name: str, secret: str) -> None:
         """Keep a secret, or forget it; where that fails, it will be asked for again."""
-        with self._suppressing():
+        with self._ignoring_errors():
             if secret:
                 self._keyring.set_password(KEYRING_SERVICE, name, secret)
             else:
                 self._keyring.delete_password(KEYRING_SERVICE, name)
 
     @contextlib.contextmanager
-    def _suppressing(self) -> Iterator[None]:
+    def _ignoring_errors(self) -> Iterator[None]:
         with contextlib.suppress(self._keyring.errors.KeyringError, OSError, ValueError):
             yield
 
@@ -95,7 +95,7 @@ class HostCredentials:
     """The secrets for one host."""
 
     def __init__(self, where: str = "", store: SecretStore | None = None) -> None:
-        """Remember; `where` is the name that `named_hops` gives."""
+        """Remember; `where` is the name that `hops_with_names` gives."""
         self._name = where
         self._store = store
         self._passphrases: dict[str, str] = {}  # by file
@@ -105,7 +105,7 @@ class HostCredentials:
     def __repr__(self) -> str:
         return f"<Memory for {self._name}>"
 
-    def refresh(self) -> None:
+    def allow_reuse(self) -> None:
         """A login that worked was cut: the password may be used again, once."""
         self._may_use_password = True
 
@@ -114,37 +114,39 @@ class HostCredentials:
         if not self._may_use_password:
             return ""
         self._may_use_password = False
-        return self._password or (self._store.get(self._of_password()) if self._store else "")
+        return self._password or (self._store.get(self._password_name()) if self._store else "")
 
-    def keep_password(self, password: str) -> None:
+    def store_password(self, password: str) -> None:
         """Keep a password that has let somebody in; an empty one was wrong: forget it."""
         self._password = password
         self._may_use_password = False
         if self._store:
-            self._store.put(self._of_password(), password)
+            self._store.put(self._password_name(), password)
 
     def passphrase(self, file: str) -> str:
         """Return the passphrase of a key; empty: it is not known."""
         store = self._store
-        return self._passphrases.get(file) or (store.get(self._of_phrase(file)) if store else "")
+        return self._passphrases.get(file) or (
+            store.get(self._passphrase_name(file)) if store else ""
+        )
 
-    def keep_passphrase(self, file: str, phrase: str) -> None:
+    def store_passphrase(self, file: str, phrase: str) -> None:
         """Keep the passphrase that has unlocked a key; an empty one was wrong: forget it."""
         self._passphrases[file] = phrase
         if self._store:
-            self._store.put(self._of_phrase(file), phrase)
+            self._store.put(self._passphrase_name(file), phrase)
 
-    def forget(self, files: Iterable[str]) -> None:
+    def clear(self, files: Iterable[str]) -> None:
         """Forget the password, and the passphrases of these keys."""
-        self.keep_password("")
+        self.store_password("")
         for file in files:
-            self.keep_passphrase(file, "")
+            self.store_passphrase(file, "")
 
-    def _of_password(self) -> str:
+    def _password_name(self) -> str:
         return f"password of {self._name}"
 
     @staticmethod
-    def _of_phrase(file: str) -> str:
+    def _passphrase_name(file: str) -> str:
         return f"passphrase of {file}"
 
 
@@ -156,17 +158,17 @@ class RemoteCredentials:
         self._store: SecretStore | None = None
         self._by_host: dict[str, HostCredentials] = {}
 
-    def use(self, *, is_remembered: bool) -> None:
+    def use_keyring(self, *, is_remembered: bool) -> None:
         """Use the system's keyring, too, or do not."""
         if is_remembered != (self._store is not None):
             self._store = KeyringStore() if is_remembered else None
             self._by_host.clear()
 
-    def of(self, where: str) -> HostCredentials:
+    def for_host(self, where: str) -> HostCredentials:
         """Return what is known for one host."""
         return self._by_host.setdefault(where, HostCredentials(where, self._store))
 
-    def refresh(self) -> None:
+    def allow_reuse(self) -> None:
         """Logins that worked were cut."""
         for memory in self._by_host.values():
-            memory.refresh()
+            memory.allow_reuse()

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from remoter_kernel.errors import ForwardingRefused, Unreachable
 from remoter_kernel.front.ssh.paramiko_channel import ChannelOpenError, ResponseTimeout
 from remoter_kernel.front.ssh.tunnel import Tunnel
-from remoter_kernel.front.unix_sockets import UNIX_SCHEME, connect
+from remoter_kernel.front.unix_sockets import UNIX_SCHEME, connect_to_listener
 from remoter_kernel.wire.threads import Thread
 
 if TYPE_CHECKING:
@@ -53,22 +53,22 @@ class HostConnection(NamedTuple):
     """How its ProxyCommand has ended, if it has one."""
 
 
-def reach(destination: Destination, jump_transport: Transport | None) -> HostConnection:
+def connect_to_host(destination: Destination, jump_transport: Transport | None) -> HostConnection:
     """Connect, through the jump host `jump_transport` if there is one."""
     if jump_transport is not None:
-        return _through(destination, jump_transport)
+        return _via_jump_host(destination, jump_transport)
     if destination.socket_path is not None:
-        return _by_unix_socket(destination.socket_path, destination)
+        return _via_unix_socket(destination.socket_path, destination)
     if destination.proxy_command:
-        return _by_command(destination)
-    sock = _by_tcp(destination)
+        return _via_proxy_command(destination)
+    sock = _via_tcp(destination)
     return HostConnection(sock, sock.close)
 
 
-def _by_tcp(destination: Destination) -> socket.socket:
+def _via_tcp(destination: Destination) -> socket.socket:
     host, port, label = destination.host_name, destination.port, destination.label
     deadline = time.monotonic() + destination.connect_timeout
-    found = _look_up(destination)
+    found = _resolve_name(destination)
     problem: OSError = TimeoutError()
     for place, (family, kind, protocol, _, address) in enumerate(found):
         sock = socket.socket(family, kind, protocol)
@@ -101,9 +101,9 @@ def _by_tcp(destination: Destination) -> socket.socket:
     ) from problem
 
 
-def _by_unix_socket(path: Path, destination: Destination) -> HostConnection:
+def _via_unix_socket(path: Path, destination: Destination) -> HostConnection:
     try:
-        sock = connect(f"{UNIX_SCHEME}{path}", destination.connect_timeout)
+        sock = connect_to_listener(f"{UNIX_SCHEME}{path}", destination.connect_timeout)
     except OSError as error:
         raise Unreachable(
             f"{destination.label} does not answer: {error.strerror or error}.", "Try again."
@@ -111,7 +111,7 @@ def _by_unix_socket(path: Path, destination: Destination) -> HostConnection:
     return HostConnection(sock, sock.close)
 
 
-def _look_up(destination: Destination) -> list[tuple[int, int, int, str, tuple[str, int]]]:
+def _resolve_name(destination: Destination) -> list[tuple[int, int, int, str, tuple[str, int]]]:
     """Resolve the name within the deadline: the resolver itself may take a minute."""
     answer: list[object] = []
 
@@ -139,7 +139,7 @@ def _look_up(destination: Destination) -> list[tuple[int, int, int, str, tuple[s
     return answer[0]  # type: ignore[return-value]  # what getaddrinfo gives
 
 
-def _through(destination: Destination, jump_transport: Transport) -> HostConnection:
+def _via_jump_host(destination: Destination, jump_transport: Transport) -> HostConnection:
     near, far = socket.socketpair()
     tunnel = Tunnel(jump_transport, destination.host_name, destination.port, local=far)
     try:
@@ -173,7 +173,7 @@ def _through(destination: Destination, jump_transport: Transport) -> HostConnect
     return HostConnection(near, leave)
 
 
-def _by_command(destination: Destination) -> HostConnection:
+def _via_proxy_command(destination: Destination) -> HostConnection:
     if os.name != "posix":
         raise Unreachable(
             f"{destination.label} needs a ProxyCommand, which does not work from Windows here.",
@@ -193,9 +193,9 @@ def _by_command(destination: Destination) -> HostConnection:
 
     def leave() -> None:
         near.close()
-        command.end()
+        command.stop()
 
-    return HostConnection(near, leave, command.ended)
+    return HostConnection(near, leave, command.wait_for_exit)
 
 
 class _ProxyCommand:
@@ -218,10 +218,10 @@ class _ProxyCommand:
             os.close(self._stop_read_fd)
             os.close(self._stop_write_fd)
             raise
-        self._reader = Thread(self._listen, name="ssh-proxy")
+        self._reader = Thread(self._read_stderr, name="ssh-proxy")
         self._reader.start()
 
-    def _listen(self) -> None:
+    def _read_stderr(self) -> None:
         """Read until its end, or until nobody wants to know: what it has started may go on."""
         stderr = self._process.stderr
         assert stderr is not None  # noqa: S101 (piped)
@@ -232,7 +232,7 @@ class _ProxyCommand:
                     break
                 self._stderr = (self._stderr + data)[-MOST_PROXY_STDERR:]
 
-    def ended(self) -> ProxyCommandExit:
+    def wait_for_exit(self) -> ProxyCommandExit:
         """Say how it has ended; it has a moment for that."""
         status: int | None = None
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -240,7 +240,7 @@ class _ProxyCommand:
             self._reader.join(ENDS_WITHIN)
         return ProxyCommandExit(status, self._stderr.decode(errors="replace"))
 
-    def end(self) -> None:
+    def stop(self) -> None:
         """End it, and leave nothing behind; may be called again."""
         with contextlib.suppress(OSError):
             self._process.terminate()

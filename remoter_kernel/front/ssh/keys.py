@@ -17,7 +17,7 @@ import paramiko
 from paramiko.agent import AgentSSH
 
 from remoter_kernel.front.ssh.known_hosts import rsa_bits
-from remoter_kernel.front.ssh.ssh_keywords import narrowed
+from remoter_kernel.front.ssh.ssh_keywords import filter_algorithms
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -58,7 +58,7 @@ class LockedKey:
 
 @dataclass
 class KeyRing:
-    """The keys for one destination; iterate over `in_order()`, then read `notes`."""
+    """The keys for one destination; iterate over `candidates()`, then read `notes`."""
 
     destination: Destination
     notes: list[str] = field(default_factory=list)
@@ -66,18 +66,18 @@ class KeyRing:
     _agent: _Agent | None = None
     _locked: list[LockedKey] = field(default_factory=list)
 
-    def in_order(self) -> Iterator[tuple[str, Any]]:
+    def candidates(self) -> Iterator[tuple[str, Any]]:
         """Give each key once, with a name for sentences; the last ones may be `LockedKey`s."""
-        return (one for one in self._all_in_order() if self._may_be_shown(*one))
+        return (one for one in self._all_candidates() if self._is_allowed(*one))
 
-    def _all_in_order(self) -> Iterator[tuple[str, Any]]:
+    def _all_candidates(self) -> Iterator[tuple[str, Any]]:
         self._locked.clear()
-        self._agent = _Agent.of(self.destination, self.notes)
+        self._agent = _Agent.connect(self.destination, self.notes)
         agent_keys = {key.asbytes(): key for key in self._agent.get_keys()}
         shown: set[bytes] = set()
         named = self.destination.identity_files
         for file in named:
-            yield from self._from_file(file, agent_keys, shown, must_exist=True)
+            yield from self._keys_in_file(file, agent_keys, shown, must_exist=True)
         if not self.destination.identities_only:
             for blob, key in agent_keys.items():
                 if blob not in shown and not key.get_name().startswith(SECURITY_KEY_PREFIX):
@@ -85,11 +85,11 @@ class KeyRing:
                     yield f"{key.comment or key.get_name()} (agent)", key
         for name in () if named else DEFAULT_KEY_NAMES:
             file = Path.home() / ".ssh" / name
-            yield from self._from_file(file, agent_keys, shown, must_exist=False)
+            yield from self._keys_in_file(file, agent_keys, shown, must_exist=False)
         # Nobody is asked for a passphrase while a key that needs none might do.
         yield from ((str(key.file), key) for key in self._locked)
 
-    def _may_be_shown(self, name: str, key: Any) -> bool:
+    def _is_allowed(self, name: str, key: Any) -> bool:
         """Say whether ssh_config lets this key be used; note down why it does not."""
         rules = self.destination.rules
         blob = key.public if isinstance(key, LockedKey) else key.asbytes()
@@ -97,8 +97,8 @@ class KeyRing:
             self.notes.append(f"{name} has {bits} bits (see RequiredRSASize).")
             return False
         wanted = dict(rules.algorithms).get("pubkeyacceptedalgorithms")
-        algorithms = _algorithms_of(key)
-        if wanted is None or not algorithms or narrowed(algorithms, wanted):
+        algorithms = _signature_algorithms(key)
+        if wanted is None or not algorithms or filter_algorithms(algorithms, wanted):
             return True
         self.notes.append(f"{name} is not shown: PubkeyAcceptedAlgorithms leaves it out.")
         return False
@@ -108,11 +108,11 @@ class KeyRing:
         if self._agent is not None:
             self._agent.close()
 
-    def _from_file(
+    def _keys_in_file(
         self, file: Path, agent_keys: dict[bytes, Any], shown: set[bytes], *, must_exist: bool
     ) -> Iterator[tuple[str, Any]]:
         """Give the key of a file; the agent signs for it when it can, as with OpenSSH."""
-        public = _public_half(file)
+        public = _read_public_key(file)
         if public in agent_keys and public not in shown:
             shown.add(public)
             yield f"{file} (agent)", agent_keys[public]
@@ -148,7 +148,7 @@ class KeyRing:
             yield str(file), key
 
 
-def _algorithms_of(key: Any) -> tuple[str, ...]:
+def _signature_algorithms(key: Any) -> tuple[str, ...]:
     """Name the ways in which a key may sign; none where its kind cannot be read yet."""
     if isinstance(key, LockedKey):
         kind = key.public and key.kind
@@ -169,37 +169,37 @@ def has_only_security_keys(destination: Destination) -> bool:
     if "publickey" not in destination.rules.methods:
         return False
     named = destination.identity_files
-    kinds = [_kind(file) for file in named or _default_files() if file.exists()]
+    kinds = [_key_type_of(file) for file in named or _default_key_files() if file.exists()]
     if not all(kind.startswith(SECURITY_KEY_PREFIX) for kind in kinds):
         return False
     if destination.identities_only:
         return bool(kinds)
-    with contextlib.closing(_Agent.of(destination, [])) as agent:
+    with contextlib.closing(_Agent.connect(destination, [])) as agent:
         agent_keys = [key.get_name() for key in agent.get_keys()]
     return all(kind.startswith(SECURITY_KEY_PREFIX) for kind in agent_keys) and bool(
         kinds or agent_keys
     )
 
 
-def _default_files() -> list[Path]:
+def _default_key_files() -> list[Path]:
     names = (*DEFAULT_KEY_NAMES, "id_ed25519_sk", "id_ecdsa_sk")
     return [Path.home() / ".ssh" / name for name in names]
 
 
-def _kind(file: Path) -> str:
+def _key_type_of(file: Path) -> str:
     """Read which kind of key a private key's public half is; "" where that is not told."""
     with contextlib.suppress(OSError, ValueError, IndexError):
         return Path(f"{file}.pub" if file.suffix != ".pub" else file).read_text().split()[0]
     return ""
 
 
-def files_for(destination: Destination) -> list[Path]:
+def key_files(destination: Destination) -> list[Path]:
     """List the files in which keys for a destination are looked for."""
     folder = Path.home() / ".ssh"
     return list(destination.identity_files) or [folder / name for name in DEFAULT_KEY_NAMES]
 
 
-def _public_half(file: Path) -> bytes:
+def _read_public_key(file: Path) -> bytes:
     """Read the public key beside a private one; b"" if there is none."""
     with contextlib.suppress(OSError, ValueError, IndexError):
         words = Path(f"{file}.pub" if file.suffix != ".pub" else file).read_text().split()
@@ -219,13 +219,13 @@ class _Agent(AgentSSH):  # type: ignore[misc]  # paramiko has no types
     """The agent this destination asks for; one that is not there holds no keys."""
 
     @classmethod
-    def of(cls, destination: Destination, notes: list[str]) -> _Agent:
+    def connect(cls, destination: Destination, notes: list[str]) -> _Agent:
         """Connect to the agent, if there is one."""
         agent = cls()
         if destination.identity_agent.lower() == "none":
             return agent
         try:
-            connection = _connect(destination.identity_agent, destination.environment)
+            connection = _connect_to_agent(destination.identity_agent, destination.environment)
             if connection is not None:
                 agent._connect(connection)
         except (OSError, EOFError, ValueError, paramiko.SSHException) as error:
@@ -236,7 +236,7 @@ class _Agent(AgentSSH):  # type: ignore[misc]  # paramiko has no types
         self._close()
 
 
-def _connect(named: str, environment: Mapping[str, str]) -> Any:
+def _connect_to_agent(named: str, environment: Mapping[str, str]) -> Any:
     """Open the socket of the agent; None where there is no agent."""
     if named and not named.startswith("$"):
         place = named

@@ -52,7 +52,7 @@ class KnownHostsLine:
     def is_for(self, name: str) -> bool:
         """Say whether this line speaks about the host of that name."""
         if self.names.startswith(HASH_PREFIX):
-            return _is_hash_of(self.names, name)
+            return _matches_hash(self.names, name)
         matches = False
         for pattern in self.names.lower().split(","):
             # "[" is no wildcard here: it belongs to "[host]:port".
@@ -81,7 +81,7 @@ class KnownHosts:
         self._least_rsa_bits = destination.rules.least_rsa_bits
         self._hashes_names = destination.rules.hashes_names
         self._is_strict = destination.rules.is_strict
-        lines = [line for file in self.files for line in read_lines(file)]
+        lines = [line for file in self.files for line in read_known_hosts(file)]
         self._lines = [line for line in lines if line.is_for(self.name)]
         # As OpenSSH does: a key known for the host without a port will do, if it matches.
         self._lines_without_port = [line for line in lines if has_port and line.is_for(plain)]
@@ -123,7 +123,7 @@ class KnownHosts:
             self._refuse_changed(kind, key, trusted)
         if any(line.key == key and not line.marker for line in self._lines_without_port):
             return
-        self._ask(kind, key, prompter)
+        self._confirm(kind, key, prompter)
 
     def _refuse_changed(self, kind: str, key: bytes, trusted: list[KnownHostsLine]) -> None:
         # OpenSSH would ask when only the kind is new. But we ask for the known kinds first,
@@ -136,14 +136,14 @@ class KnownHosts:
             f"remove that line (or run: ssh-keygen -f '{old.file}' -R '{self.name}').",
         )
 
-    def _ask(self, kind: str, key: bytes, prompter: Prompter | None) -> None:
+    def _confirm(self, kind: str, key: bytes, prompter: Prompter | None) -> None:
         shown = fingerprint(key)
         if self._is_strict:
-            raise unknown_to_the_strict(self.host, f"{kind} {shown}", self.files)
+            raise strict_checking_error(self.host, f"{kind} {shown}", self.files)
         if prompter is None:
             raise HostKeyNotAsked(
                 f"the host key of {self.host} is not known here: {kind} {shown}.",
-                how_to_accept(self.files),
+                acceptance_advice(self.files),
             )
         said = prompter.confirm_host_key(self.host, kind, shown)
         if said is Trust.NO:
@@ -152,14 +152,14 @@ class KnownHosts:
                 "Compare it with what the host's administrator says, then try again.",
             )
         if said is Trust.YES and self.files:
-            name = hashed(self.name) if self._hashes_names else self.name
-            add_line(self.files[0], f"{name} {kind} {base64.b64encode(key).decode()}")
+            name = hash_name(self.name) if self._hashes_names else self.name
+            append_known_host(self.files[0], f"{name} {kind} {base64.b64encode(key).decode()}")
 
 
-def is_known_by_authority(destination: Destination) -> bool:
+def is_known_by_ca_only(destination: Destination) -> bool:
     """Say whether only a certificate authority vouches for the host's key."""
     files = destination.known_hosts_files
-    if not any(line.marker == AUTHORITY for file in files for line in read_lines(file)):
+    if not any(line.marker == AUTHORITY for file in files for line in read_known_hosts(file)):
         return False  # as in nearly all files; hashed names take their time
     known = KnownHosts(destination)
     return not known.known_kinds and known.has_ca
@@ -168,7 +168,7 @@ def is_known_by_authority(destination: Destination) -> bool:
 # ------------------------------------------------------------------ the file
 
 
-def read_lines(file: Path) -> Iterator[KnownHostsLine]:
+def read_known_hosts(file: Path) -> Iterator[KnownHostsLine]:
     """Read what can be used of a known_hosts file; a missing or unreadable file says nothing."""
     try:
         whole = file.read_bytes()
@@ -190,7 +190,7 @@ def read_lines(file: Path) -> Iterator[KnownHostsLine]:
             yield KnownHostsLine(file, number, marker, words[0], words[1], key)
 
 
-def add_line(file: Path, line: str) -> None:
+def append_known_host(file: Path, line: str) -> None:
     """Append a line; the file is private from its first moment, and so is its folder."""
     try:
         file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -207,7 +207,7 @@ def add_line(file: Path, line: str) -> None:
         ) from error
 
 
-def how_to_accept(files: Sequence[Path]) -> str:
+def acceptance_advice(files: Sequence[Path]) -> str:
     """Say how a host key that is not known yet can be accepted for good."""
     if not files or str(files[0]) in DISCARDING_FILES:
         return (
@@ -217,7 +217,7 @@ def how_to_accept(files: Sequence[Path]) -> str:
     return "Run `remoter check NAME` at a terminal to compare and accept it."
 
 
-def unknown_to_the_strict(host: str, shown: str, files: Sequence[Path]) -> UnknownHostKey:
+def strict_checking_error(host: str, shown: str, files: Sequence[Path]) -> UnknownHostKey:
     """Say that a host key would have to be known, because nobody may be asked about it."""
     file = "a file of known hosts" if not files or str(files[0]) in DISCARDING_FILES else files[0]
     return UnknownHostKey(
@@ -228,19 +228,19 @@ def unknown_to_the_strict(host: str, shown: str, files: Sequence[Path]) -> Unkno
     )
 
 
-def hashed(name: str) -> str:
+def hash_name(name: str) -> str:
     """Write a host's name so that only who knows it finds it, as HashKnownHosts has it."""
     salt = secrets.token_bytes(SALT_SIZE)
     digest = hmac.digest(salt, name.lower().encode(), "sha1")
     return f"{HASH_PREFIX}{base64.b64encode(salt).decode()}|{base64.b64encode(digest).decode()}"
 
 
-def with_hashed_names(line: str) -> list[str]:
+def hash_line(line: str) -> list[str]:
     """Hash the names of a line, of which a hashed one can have only one."""
     names, blank, rest = line.partition(" ")
     if not blank or names.startswith(("|", "@", "#")):
         return [line]
-    return [f"{hashed(name)} {rest}" for name in names.split(",")]
+    return [f"{hash_name(name)} {rest}" for name in names.split(",")]
 
 
 def rsa_bits(key: bytes) -> int:
@@ -255,7 +255,7 @@ def rsa_bits(key: bytes) -> int:
     return int.from_bytes(fields[2], "big").bit_length() if is_rsa else 0
 
 
-def _is_hash_of(hashed: str, name: str) -> bool:
+def _matches_hash(hashed: str, name: str) -> bool:
     try:
         salt, digest = (
             base64.b64decode(part) for part in hashed.removeprefix(HASH_PREFIX).split("|")

@@ -18,10 +18,10 @@ from remoter_kernel.errors import (
 from remoter_kernel.front.prompts import (
     LOG_IN_WITHOUT_PROMPTS,
     NeedsPerson,
-    on_one_line,
-    readable,
+    strip_controls,
+    to_one_line,
 )
-from remoter_kernel.front.ssh.known_hosts import how_to_accept, unknown_to_the_strict
+from remoter_kernel.front.ssh.known_hosts import acceptance_advice, strict_checking_error
 from remoter_kernel.front.ssh.login_process import OPENSSH_LINE
 from remoter_kernel.front.ssh.login_results import HostKeyNotAsked, UnknownHostKey
 from remoter_kernel.front.ssh.paramiko_channel import HostKeyChanged, ServerViolation
@@ -48,7 +48,7 @@ class NoCommonAlgorithm(Unreachable):
     worth_retrying = False
 
 
-def ended(
+def connection_ended(
     label: str, step: str, violation: ServerViolation | None = None, *, said: str = ""
 ) -> RemoterError:
     """Say that a connection has ended on the way in.
@@ -66,7 +66,7 @@ def ended(
             f"the server {violation}.",
             "Is it an SSH server, and the right one? Ask its administrator.",
         )
-    if words := last_words(said):
+    if words := quote_tail(said):
         return Unreachable(
             f"{label} ended the connection during the step {step!r} and said: {words}",
             "If that does not help, ask its administrator (sshd's log may say more).",
@@ -77,9 +77,9 @@ def ended(
     )
 
 
-def fell_silent(label: str, step: str, *, said: str = "") -> RemoterError:
+def connection_timed_out(label: str, step: str, *, said: str = "") -> RemoterError:
     """Say that nothing more came on the way in; `said`: what the server has said before."""
-    words = last_words(said)
+    words = quote_tail(said)
     before = f" after it had said: {words}" if words else "."
     return Unreachable(
         f"{label} fell silent during the step {step!r}{before}",
@@ -87,9 +87,9 @@ def fell_silent(label: str, step: str, *, said: str = "") -> RemoterError:
     )
 
 
-def proxy_ended(label: str, status: int | None, said: str) -> RemoterError | None:
+def proxy_command_failed(label: str, status: int | None, said: str) -> RemoterError | None:
     """Say how a ProxyCommand has failed; None: it is not what has failed."""
-    words = last_words(said)
+    words = quote_tail(said)
     how = f"failed with status {status}" if status else "gave no connection"
     if not words:
         if not status:
@@ -103,7 +103,7 @@ def proxy_ended(label: str, status: int | None, said: str) -> RemoterError | Non
     )
 
 
-def no_tunnel(destination: Destination, where: str, code: int) -> RemoteLacks:
+def tunnel_refused(destination: Destination, where: str, code: int) -> RemoteLacks:
     """Say why no connection leads to a port there, by the code that the server gives."""
     if code == FORBIDDEN:
         return ForwardingRefused(
@@ -115,12 +115,12 @@ def no_tunnel(destination: Destination, where: str, code: int) -> RemoteLacks:
     return RemoteLacks(f"{destination.label} opens no connection to {where} (reason {code}).")
 
 
-def last_words(said: str) -> str:
+def quote_tail(said: str) -> str:
     """Return the last lines of what somebody else has said, in quotes; "" if there are none.
 
     They belong behind ": ", at the end of a sentence: there a log leaves them out.
     """
-    lines = [line for each in said.splitlines() if (line := on_one_line(each))]
+    lines = [line for each in said.splitlines() if (line := to_one_line(each))]
     words = " / ".join(lines[-MOST_QUOTED:])
     return f'"{words[-LONGEST_QUOTE:]}".' if words else ""
 
@@ -140,7 +140,9 @@ def error_from_stderr(
     far; `server_text` are words of the server that ssh has passed on.
     """
     lines = [
-        readable(line)[:LONGEST_LINE] for line in said.splitlines() if not line.startswith("debug")
+        strip_controls(line)[:LONGEST_LINE]
+        for line in said.splitlines()
+        if not line.startswith("debug")
     ][-LAST_LINES:]
     failure = "\n".join(lines)
     # A server's own words (a banner, say) may stand among those of ssh once it may ask who we
@@ -149,20 +151,22 @@ def error_from_stderr(
         if match := re.search(pattern, failure, re.IGNORECASE):
             by_proxy = step == "connect" and destination.proxy_command and make in _CONNECT_RULES
             foreign = "\n".join(line for line in lines if not OPENSSH_LINE.match(line))
-            if by_proxy and (error := proxy_ended(destination.label, None, foreign)):
+            if by_proxy and (error := proxy_command_failed(destination.label, None, foreign)):
                 return error
-            if make is _closed:
-                return ended(destination.label, step, said=_reasons(said, server_text))
+            if make is _connection_closed:
+                return connection_ended(
+                    destination.label, step, said=_server_reason(said, server_text)
+                )
             return make(_FailedLogin(destination, failure, step, host_key, may_ask=may_ask), match)
-    last = readable(lines[-1].strip()) if lines else "it said nothing"
+    last = strip_controls(lines[-1].strip()) if lines else "it said nothing"
     is_own = not lines or OPENSSH_LINE.match(last)
     return Unreachable(
-        f"ssh did not get to {destination.label}: {f'{last}.' if is_own else last_words(last)}",
+        f"ssh did not get to {destination.label}: {f'{last}.' if is_own else quote_tail(last)}",
         f"Try `ssh {destination.alias or destination.host_name}` in a terminal.",
     )
 
 
-def _reasons(said: str, server_text: str) -> str:
+def _server_reason(said: str, server_text: str) -> str:
     """Return what the server has said before it hung up, as far as that can be told."""
     before = "\n".join(re.findall(r"banner line \d+: (.+)", said))
     farewell = "\n".join(re.findall(r"^Received disconnect from .+?:\d+: (.+)", said, re.MULTILINE))
@@ -200,17 +204,18 @@ def _host_key_changed(failure: _FailedLogin, _match: re.Match[str]) -> RemoterEr
     )
 
 
-def _revoked(failure: _FailedLogin, match: re.Match[str]) -> RemoterError:
-    by = f" (RevokedHostKeys {readable(match['file'])})" if match["file"] else ""
+def _host_key_revoked(failure: _FailedLogin, match: re.Match[str]) -> RemoterError:
+    by = f" (RevokedHostKeys {strip_controls(match['file'])})" if match["file"] else ""
     return HostKeyProblem(
         f"{failure.label} shows a key that is revoked{by}.",
         "Do not log in; ask the host's administrator.",
     )
 
 
-def _unread_revoked_keys(failure: _FailedLogin, match: re.Match[str]) -> RemoterError:
+def _revocation_unreadable(failure: _FailedLogin, match: re.Match[str]) -> RemoterError:
     return HostKeyProblem(
-        f"ssh cannot say whether the host key of {failure.label} is revoked: {readable(match[1])}.",
+        f"ssh cannot say whether the host key of {failure.label} is revoked: "
+        f"{strip_controls(match[1])}.",
         "Look at RevokedHostKeys in your ssh config: that file must be there and readable.",
     )
 
@@ -218,7 +223,7 @@ def _unread_revoked_keys(failure: _FailedLogin, match: re.Match[str]) -> Remoter
 def _host_key_unknown(failure: _FailedLogin, _match: re.Match[str]) -> RemoterError:
     if failure.destination.rules.is_strict:
         files = failure.destination.known_hosts_files
-        return unknown_to_the_strict(failure.label, failure.host_key, files)
+        return strict_checking_error(failure.label, failure.host_key, files)
     if failure.may_ask:
         return UnknownHostKey(
             f"the host key of {failure.label} was not accepted: {failure.host_key}.",
@@ -226,18 +231,18 @@ def _host_key_unknown(failure: _FailedLogin, _match: re.Match[str]) -> RemoterEr
         )
     return HostKeyNotAsked(
         f"the host key of {failure.label} is not known here: {failure.host_key}.",
-        how_to_accept(failure.destination.known_hosts_files),
+        acceptance_advice(failure.destination.known_hosts_files),
     )
 
 
-def _unresolved(_failure: _FailedLogin, match: re.Match[str]) -> RemoterError:
+def _name_unresolved(_failure: _FailedLogin, match: re.Match[str]) -> RemoterError:
     return Unreachable(
         f"the name {match[1]} does not resolve.",
         "Look for a typing error, or connect the VPN that knows it.",
     )
 
 
-def _refused(failure: _FailedLogin, _match: re.Match[str]) -> RemoterError:
+def _connection_refused(failure: _FailedLogin, _match: re.Match[str]) -> RemoterError:
     return Unreachable(
         f"{failure.label} refuses connections at port {failure.destination.port}.",
         "Is sshd running there, and is the port right?",
@@ -251,20 +256,20 @@ def _connect_timeout(failure: _FailedLogin, _match: re.Match[str]) -> RemoterErr
     )
 
 
-def _no_way(failure: _FailedLogin, match: re.Match[str]) -> RemoterError:
+def _no_route(failure: _FailedLogin, match: re.Match[str]) -> RemoterError:
     return Unreachable(
         f"{failure.destination.host_name} cannot be reached: {match[0].lower()}.",
         "Look at the network or VPN, then try again.",
     )
 
 
-def _denied(failure: _FailedLogin, match: re.Match[str]) -> RemoterError:
+def _permission_denied(failure: _FailedLogin, match: re.Match[str]) -> RemoterError:
     takes = match[1].split(",")
     what = (
         f"{failure.label} did not let {failure.destination.user} in (it takes {', '.join(takes)})"
     )
     rules = failure.destination.rules
-    if forbids := rules.forbids(takes):
+    if forbids := rules.forbidden_by(takes):
         what += f", and your ssh config says {forbids}"
         if not set(takes) & set(rules.methods):
             return LoginRefused(f"{what}.", CHANGE_SSH_CONFIG)
@@ -274,64 +279,75 @@ def _denied(failure: _FailedLogin, match: re.Match[str]) -> RemoterError:
     return LoginRefused(f"{what}.", advice)
 
 
-def _too_many(failure: _FailedLogin, _match: re.Match[str]) -> RemoterError:
+def _too_many_failures(failure: _FailedLogin, _match: re.Match[str]) -> RemoterError:
     return LoginRefused(
         f"{failure.label} hung up after too many keys or answers that it did not accept.",
         "Name the right key with IdentityFile, and say IdentitiesOnly yes, in your ssh config.",
     )
 
 
-def _nothing_in_common(failure: _FailedLogin, match: re.Match[str]) -> RemoterError:
+def _no_common_algorithm(failure: _FailedLogin, match: re.Match[str]) -> RemoterError:
     return NoCommonAlgorithm(
         f"{failure.label} and the ssh of this machine have no {match[1]} in common.",
         "A newer OpenSSH here, or one there, would help.",
     )
 
 
-def _jump_forbids(failure: _FailedLogin, _match: re.Match[str]) -> RemoterError:
+def _jump_host_forbids(failure: _FailedLogin, _match: re.Match[str]) -> RemoterError:
     return ForwardingRefused(
         f"the jump host before {failure.label} forbids TCP forwarding.",
         "Its administrator would have to allow it (AllowTcpForwarding, PermitOpen).",
     )
 
 
-def _jump_fails(failure: _FailedLogin, _match: re.Match[str]) -> RemoterError:
+def _jump_host_unreachable(failure: _FailedLogin, _match: re.Match[str]) -> RemoterError:
     return Unreachable(
         f"{failure.label} cannot be reached from its jump host.",
         "Look for its name and port as the jump host knows them.",
     )
 
 
-def _misconfigured(_failure: _FailedLogin, match: re.Match[str]) -> RemoterError:
+def _bad_ssh_config(_failure: _FailedLogin, match: re.Match[str]) -> RemoterError:
     return BadConfiguration(
-        f"ssh does not understand its configuration: {readable(match[0])}.",
+        f"ssh does not understand its configuration: {strip_controls(match[0])}.",
         "Look at your ssh config.",
     )
 
 
-def _closed(failure: _FailedLogin, _match: re.Match[str]) -> RemoterError:
-    return ended(failure.label, failure.step)
+def _connection_closed(failure: _FailedLogin, _match: re.Match[str]) -> RemoterError:
+    return connection_ended(failure.label, failure.step)
 
 
 # In this order: what came first is the cause, and a closed connection is only what follows.
 _RULES: tuple[tuple[str, Callable[[_FailedLogin, re.Match[str]], RemoterError]], ...] = (
-    (r"bad configuration option.*|bad owner or permissions on .*", _misconfigured),
+    (r"bad configuration option.*|bad owner or permissions on .*", _bad_ssh_config),
     (r"HOST IDENTIFICATION HAS CHANGED", _host_key_changed),
-    (r"REVOKED HOST KEY|host key \S+ \S+ revoked by file (?P<file>.+)", _revoked),
-    (r"error checking host key \S+ \S+ in revoked keys file (.+)", _unread_revoked_keys),
+    (r"REVOKED HOST KEY|host key \S+ \S+ revoked by file (?P<file>.+)", _host_key_revoked),
+    (r"error checking host key \S+ \S+ in revoked keys file (.+)", _revocation_unreadable),
     (r"Host key verification failed", _host_key_unknown),
-    (r"could not resolve hostname ([^:\s]+)", _unresolved),
-    (JUMP_FORBIDS, _jump_forbids),
-    (JUMP_FAILED, _jump_fails),
-    (r"too many authentication failures", _too_many),
-    (r"permission denied \(([^)\n]*)\)", _denied),
-    (r"no matching ([a-z ]+?) found", _nothing_in_common),
-    (r"connection refused", _refused),
+    (r"could not resolve hostname ([^:\s]+)", _name_unresolved),
+    (JUMP_FORBIDS, _jump_host_forbids),
+    (JUMP_FAILED, _jump_host_unreachable),
+    (r"too many authentication failures", _too_many_failures),
+    (r"permission denied \(([^)\n]*)\)", _permission_denied),
+    (r"no matching ([a-z ]+?) found", _no_common_algorithm),
+    (r"connection refused", _connection_refused),
     (r"timed out|timeout, server .* not responding", _connect_timeout),
-    (r"no route to host|network is unreachable|network is down", _no_way),
-    (r"closed by|connection reset|broken pipe|disconnected from|disconnect from", _closed),
+    (r"no route to host|network is unreachable|network is down", _no_route),
+    (
+        r"closed by|connection reset|broken pipe|disconnected from|disconnect from",
+        _connection_closed,
+    ),
 )
-_CONNECT_RULES = (_unresolved, _refused, _connect_timeout, _no_way, _closed)
+_CONNECT_RULES = (
+    _name_unresolved,
+    _connection_refused,
+    _connect_timeout,
+    _no_route,
+    _connection_closed,
+)
 _AUTH_RULES = tuple(
-    rule for rule in _RULES if rule[1] in (_too_many, _denied, _connect_timeout, _closed)
+    rule
+    for rule in _RULES
+    if rule[1] in (_too_many_failures, _permission_denied, _connect_timeout, _connection_closed)
 )

@@ -18,7 +18,7 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING
 
-from remoter_kernel.front.prompts import on_one_line
+from remoter_kernel.front.prompts import to_one_line
 from remoter_kernel.front.ssh.paramiko_channel import ResponseTimeout
 from remoter_kernel.wire.threads import Thread
 
@@ -91,7 +91,7 @@ class LoginProcess:
             start_new_session=True,
             creationflags=NO_WINDOW,
         )
-        for job in (self._listen, self._wait):
+        for job in (self._read_stderr, self._wait_for_exit):
             thread = Thread(job, name="ssh-entry")
             self._threads.append(thread)
             thread.start()
@@ -113,7 +113,7 @@ class LoginProcess:
         """Seconds since it has said anything."""
         return time.perf_counter() - self._last_line_at
 
-    def learns(self, is_known: Callable[[], bool], seconds: float) -> bool:
+    def wait_until(self, is_known: Callable[[], bool], seconds: float) -> bool:
         """Wait a little until it has said something: what it asks may come before that."""
         with self._changed:
             return self._changed.wait_for(is_known, seconds)
@@ -160,14 +160,14 @@ class LoginProcess:
             if thread is not threading.current_thread():
                 thread.join(ENDS_WITHIN)
 
-    def _wait(self) -> None:
+    def _wait_for_exit(self) -> None:
         assert self._process is not None  # noqa: S101 (started)
         self._process.wait()
         with self._changed:
             self._is_over = True
             self._changed.notify_all()
 
-    def _listen(self) -> None:
+    def _read_stderr(self) -> None:
         assert self._process is not None  # noqa: S101 (started)
         stderr = self._process.stderr
         assert stderr is not None  # noqa: S101 (piped)
@@ -176,10 +176,10 @@ class LoginProcess:
             is_rest = False  # of a line that is too long: it begins nothing
             while line := stderr.readline(LONGEST_LINE):
                 if not is_rest:
-                    self._hear(line.decode(errors="replace").rstrip("\r\n"))
+                    self._on_line(line.decode(errors="replace").rstrip("\r\n"))
                 is_rest = not line.endswith(b"\n")
 
-    def _hear(self, line: str) -> None:
+    def _on_line(self, line: str) -> None:
         now = time.perf_counter()
         with self._changed:
             self._last_line_at = now
@@ -190,14 +190,14 @@ class LoginProcess:
             while self._stderr_size > MOST_STDERR:
                 self._stderr_size -= len(self._stderr.popleft())
         if self.step != "login":
-            self._learn(line, now)
+            self._parse_line(line, now)
         if line.startswith(AUTHENTICATED):
-            self._next("", now)
+            self._begin_step("", now)
             self._is_authenticated = True
         with self._changed:
             self._changed.notify_all()
 
-    def _learn(self, line: str, now: float) -> None:
+    def _parse_line(self, line: str, now: float) -> None:
         if line.startswith(KEX_SENT):
             self._kex_sent_at = now
         elif (
@@ -205,7 +205,7 @@ class LoginProcess:
         ):
             self.round_trip = min(self.round_trip, now - self._kex_sent_at)
         elif line.startswith(CIPHER):
-            self.cipher = on_one_line(line.removeprefix(CIPHER).partition(" ")[0])
+            self.cipher = to_one_line(line.removeprefix(CIPHER).partition(" ")[0])
         elif match := LOCAL_VERSION.match(line):
             version = int(match[1]), int(match[2])
             # A ProxyCommand complains in the same place: it cannot make ssh seem newer.
@@ -213,10 +213,10 @@ class LoginProcess:
         for start, step in STEPS:
             if line.startswith(start) and step != self.step and step not in self.seconds:
                 if step == "host key":
-                    self.host_key = on_one_line(line.removeprefix(start))
-                self._next(step, now)
+                    self.host_key = to_one_line(line.removeprefix(start))
+                self._begin_step(step, now)
 
-    def _next(self, step: str, now: float) -> None:
+    def _begin_step(self, step: str, now: float) -> None:
         self.seconds[self.step] = now - self._step_began
         self._step_began = now
         if step:

@@ -53,8 +53,8 @@ class Mux:
         try:
             self._sock.connect(str(path))
             _check_owner(self._sock, path)
-            self._say(HELLO, VERSION)
-            kind, version, *_ = struct.unpack_from(">II", self._hear())
+            self._send(HELLO, VERSION)
+            kind, version, *_ = struct.unpack_from(">II", self._receive())
         except (OSError, struct.error) as error:
             self.close()
             raise (
@@ -69,27 +69,27 @@ class Mux:
 
     def process_id(self) -> int:
         """Ask the master for its process id."""
-        self._say(ALIVE_CHECK, REQUEST)
-        return self._answer(ALIVE)
+        self._send(ALIVE_CHECK, REQUEST)
+        return self._expect(ALIVE)
 
-    def begin_session(self, command: str, descriptors: Sequence[int]) -> None:
+    def open_session(self, command: str, descriptors: Sequence[int]) -> None:
         """Start a command; the descriptors are its stdin, stdout and stderr."""
         no_terminal_x11_agent_subsystem = (0, 0, 0, 0)
         words = (*no_terminal_x11_agent_subsystem, NO_ESCAPE, "", command)
-        self._say(NEW_SESSION, REQUEST, "", *words, descriptors=descriptors)
-        self._answer(OPENED)
+        self._send(NEW_SESSION, REQUEST, "", *words, descriptors=descriptors)
+        self._expect(OPENED)
 
-    def begin_forward(self, host: str, port: int, descriptors: Sequence[int]) -> None:
+    def open_forward(self, host: str, port: int, descriptors: Sequence[int]) -> None:
         """Connect to `host`:`port` from there; the descriptors are what is sent and received."""
-        self._say(NEW_FORWARD, REQUEST, "", host, port, descriptors=descriptors)
-        self._answer(OPENED)
+        self._send(NEW_FORWARD, REQUEST, "", host, port, descriptors=descriptors)
+        self._expect(OPENED)
 
-    def wait_until_ended(self) -> int | None:
+    def wait_for_exit(self) -> int | None:
         """Wait until the session's command ends; None where nobody says how."""
         self._seconds = None
         with contextlib.suppress(ConnectionClosed, struct.error):
             while True:
-                kind, _session, status, *_ = struct.unpack_from(">III", self._hear())
+                kind, _session, status, *_ = struct.unpack_from(">III", self._receive())
                 if kind == EXITED:
                     return int(status)
         return None
@@ -102,7 +102,7 @@ class Mux:
 
     # --- inside ---
 
-    def _say(self, *words: int | str, descriptors: Sequence[int] = ()) -> None:
+    def _send(self, *words: int | str, descriptors: Sequence[int] = ()) -> None:
         body = b"".join(
             struct.pack(">I", word)
             if isinstance(word, int)
@@ -119,9 +119,9 @@ class Mux:
         except OSError:
             raise ConnectionClosed from None
 
-    def _answer(self, wanted: int) -> int:
+    def _expect(self, wanted: int) -> int:
         """Read the answer to our request; give the number in it."""
-        answer = self._hear()
+        answer = self._receive()
         try:
             kind, _request, number = struct.unpack_from(">III", answer)
         except struct.error:
@@ -132,7 +132,7 @@ class Mux:
             raise ConnectionClosed
         return int(number)
 
-    def _hear(self) -> bytes:
+    def _receive(self) -> bytes:
         until = None if self._seconds is None else time.monotonic() + self._seconds
         (size,) = struct.unpack(">I", self._read(4, until))
         if size > LARGEST_ANSWER:
@@ -167,7 +167,7 @@ def _check_owner(sock: socket.socket, path: Path) -> None:
         raise ConnectionClosed
 
 
-def nudge(path: Path) -> None:
+def wake_master(path: Path) -> None:
     """Let a master look around, without waiting for it.
 
     One whose client hangs up in the middle of things marks the channel as over, and goes on

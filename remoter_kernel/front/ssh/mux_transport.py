@@ -10,7 +10,7 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
-from remoter_kernel.front.ssh.mux import Mux, MuxError, nudge
+from remoter_kernel.front.ssh.mux import Mux, MuxError, wake_master
 from remoter_kernel.front.ssh.paramiko_channel import (
     ChannelOpenError,
     ConnectionClosed,
@@ -42,27 +42,27 @@ class MuxStreams:
 
     def wait(self) -> int | None:
         """Wait until the command ends."""
-        status = self._mux.wait_until_ended()
+        status = self._mux.wait_for_exit()
         self._is_over = True
         return status
 
-    def end(self) -> None:
+    def terminate(self) -> None:
         """Hang up."""
         was_over, self._is_over = self._is_over, True
         self._mux.close()
         if not was_over:
-            nudge(self._socket_path)
+            wake_master(self._socket_path)
 
-    def drop(self) -> None:
+    def discard(self) -> None:
         """End it where no channel has its streams."""
-        self.end()
+        self.terminate()
         for descriptor in (self.stdin, self.stdout, self.stderr):
             if descriptor >= 0:
                 os.close(descriptor)
 
 
 class MuxTransport:
-    """A living master at `socket_path`; `open` it, `end` it."""
+    """A living master at `socket_path`; `open` it, `close_and_join` it."""
 
     def __init__(self, socket_path: Path, *, is_ours: bool, round_trip: float = math.inf) -> None:
         self.active = False
@@ -87,13 +87,13 @@ class MuxTransport:
             raise
         self.active = True
         self._watcher = Thread(
-            self._wait_for_end, name="ssh-master", on_error=lambda _error: self.cut()
+            self._wait_for_master_exit, name="ssh-master", on_error=lambda _error: self.abort()
         )
         self._watcher.start()
 
-    def _wait_for_end(self) -> None:
+    def _wait_for_master_exit(self) -> None:
         assert self._watch_mux is not None  # noqa: S101 (opened)
-        self._watch_mux.wait_until_ended()
+        self._watch_mux.wait_for_exit()
         self.active = False
 
     # --- channels ---
@@ -105,32 +105,32 @@ class MuxTransport:
             self._channels.add(channel)
         return channel
 
-    def forget(self, channel: StreamChannel) -> None:
+    def remove_channel(self, channel: StreamChannel) -> None:
         """Drop a channel that is over."""
         with self._lock:
             self._channels.discard(channel)
 
-    def begin_session(self, command: str, seconds: float) -> MuxStreams:
+    def open_session(self, command: str, seconds: float) -> MuxStreams:
         """Start a command; raise Refused, Closed or TooLate."""
         try:
-            return self._begin(
-                lambda connection, ends: connection.begin_session(command, ends), seconds, streams=3
+            return self._open_streams(
+                lambda connection, ends: connection.open_session(command, ends), seconds, streams=3
             )
         except MuxError:
             raise ChannelOpenError(CONNECT_FAILED) from None
 
-    def begin_forward(self, host: str, port: int, seconds: float) -> MuxStreams:
+    def open_forward(self, host: str, port: int, seconds: float) -> MuxStreams:
         """Connect to there; raise Refused, Closed or TooLate."""
         try:
-            return self._forward(host, port, seconds)
+            return self._open_forward_streams(host, port, seconds)
         except MuxError:
             # The master does not say why. What would surely answer, if it were allowed, does.
             code = FORBIDDEN if self._forbids_forwarding(seconds) else CONNECT_FAILED
             raise ChannelOpenError(code) from None
 
-    def _forward(self, host: str, port: int, seconds: float) -> MuxStreams:
-        return self._begin(
-            lambda connection, ends: connection.begin_forward(host, port, ends), seconds, streams=2
+    def _open_forward_streams(self, host: str, port: int, seconds: float) -> MuxStreams:
+        return self._open_streams(
+            lambda connection, ends: connection.open_forward(host, port, ends), seconds, streams=2
         )
 
     def _forbids_forwarding(self, seconds: float) -> bool:
@@ -138,19 +138,19 @@ class MuxTransport:
         running = RemoteCommand(self)
         deadline = time.monotonic() + seconds
         try:
-            running.begin("echo $SSH_CONNECTION", b"", deadline)
+            running.start("echo $SSH_CONNECTION", b"", deadline)
             words = running.wait(deadline).stdout.split()
-            streams = self._forward(words[-2].decode(), int(words[-1]), seconds)
+            streams = self._open_forward_streams(words[-2].decode(), int(words[-1]), seconds)
         except MuxError:
             return True
         except (IndexError, ValueError, ChannelOpenError):
             return False
         finally:
             running.close()
-        streams.drop()
+        streams.discard()
         return False
 
-    def _begin(
+    def _open_streams(
         self, ask: Callable[[Mux, Sequence[int]], None], seconds: float, *, streams: int
     ) -> MuxStreams:
         if not self.active:
@@ -174,7 +174,7 @@ class MuxTransport:
         self.round_trip = min(self.round_trip, time.perf_counter() - began)
         return MuxStreams(connection, self._socket_path, ours)
 
-    def look(self) -> None:
+    def check_alive(self) -> None:
         """Find out whether the master lives: its end and a channel's come at the same time."""
         try:
             connection = Mux(self._socket_path, ANSWERS_WITHIN)
@@ -190,20 +190,20 @@ class MuxTransport:
 
     # --- the end ---
 
-    def cut(self) -> None:
+    def abort(self) -> None:
         """Drop everything without a goodbye; the person's own master lives on."""
         was_active, self.active = self.active, False
         if self._is_ours and was_active:
             self._signal(signal.SIGKILL)
-        for channel in self._all():
-            channel.unlink()
+        for channel in self._open_channels():
+            channel.mark_ended()
 
-    def end(self) -> None:
+    def close_and_join(self) -> None:
         """End what was begun, and the master if it is ours; leave no thread behind."""
         was_active, self.active = self.active, False
-        channels = self._all()
+        channels = self._open_channels()
         for channel in channels:
-            channel.unlink()
+            channel.mark_ended()
         if self._is_ours and was_active and self._watcher is not None:
             self._signal(signal.SIGTERM)
             self._watcher.join(ENDS_WITHIN)
@@ -216,7 +216,7 @@ class MuxTransport:
         for channel in channels:
             channel.join(ENDS_WITHIN)
 
-    def _all(self) -> list[StreamChannel]:
+    def _open_channels(self) -> list[StreamChannel]:
         with self._lock:
             return list(self._channels)
 

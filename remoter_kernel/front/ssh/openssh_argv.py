@@ -34,7 +34,7 @@ OVERRIDES = {
 }
 
 
-def ssh_words(
+def ssh_argv(
     destination: Destination, known_hosts: Sequence[Path], log_level: str, *, may_ask: bool
 ) -> list[str]:
     """Return `ssh` and its options for a destination, without the host itself."""
@@ -63,7 +63,7 @@ def ssh_words(
     ]
 
 
-def master_words(options: Sequence[str], control_path: Path, host: str) -> list[str]:
+def master_argv(options: Sequence[str], control_path: Path, host: str) -> list[str]:
     """Make ssh log in, go to the background, and serve others at a socket.
 
     It ends `MASTER_PERSISTS` seconds after nobody is connected to it: also when we are killed.
@@ -72,14 +72,14 @@ def master_words(options: Sequence[str], control_path: Path, host: str) -> list[
     return [*options, "-M", "-N", *control, "--", host]
 
 
-def through_words(control_path: Path) -> list[str]:
+def jump_options(control_path: Path) -> list[str]:
     """Make ssh connect through the host whose master serves at `control_path`."""
     socket = shlex.quote(str(control_path)).replace("%", "%%")
     carrier = f"ssh -F /dev/null -o BatchMode=yes -S {socket} -W [%h]:%p -- jump.invalid"
     return ["-o", f"ProxyCommand={carrier}"]
 
 
-def single_words(options: Sequence[str], *more: str, host: str, command: str = "") -> list[str]:
+def standalone_argv(options: Sequence[str], *more: str, host: str, command: str = "") -> list[str]:
     """Make ssh do one thing with a login of its own."""
     alone = ("-o", "ControlMaster=no", "-o", "ControlPath=none")
     return [*options, *alone, *more, "--", host, *([command] if command else [])]

@@ -18,25 +18,25 @@ from typing import TYPE_CHECKING
 
 from remoter_kernel.errors import BadConfiguration, RemoterError, Unreachable
 from remoter_kernel.front.ssh.askpass_server import AskpassServer
-from remoter_kernel.front.ssh.authenticator import AUTH_RESULT_WITHIN, asker_of
+from remoter_kernel.front.ssh.authenticator import AUTH_RESULT_WITHIN, prompter_label
 from remoter_kernel.front.ssh.banner import SHOWN_AFTER, Banner
 from remoter_kernel.front.ssh.credentials import HostCredentials
-from remoter_kernel.front.ssh.known_hosts import add_line, with_hashed_names
+from remoter_kernel.front.ssh.known_hosts import append_known_host, hash_line
 from remoter_kernel.front.ssh.login_errors import (
     JUMP_FAILED,
     JUMP_FORBIDS,
-    ended,
+    connection_ended,
+    connection_timed_out,
     error_from_stderr,
-    fell_silent,
 )
 from remoter_kernel.front.ssh.login_process import LoginProcess
 from remoter_kernel.front.ssh.mux import Mux, master_answers
 from remoter_kernel.front.ssh.mux_transport import FORBIDDEN, MuxTransport
 from remoter_kernel.front.ssh.openssh_argv import (
-    master_words,
-    single_words,
-    ssh_words,
-    through_words,
+    jump_options,
+    master_argv,
+    ssh_argv,
+    standalone_argv,
 )
 from remoter_kernel.front.ssh.paramiko_channel import (
     ChannelOpenError,
@@ -61,7 +61,7 @@ CLEAN_FOR = 1.0  # seconds that old folders may cost a login: the next one goes 
 NO_ASKPASS = {"SSH_ASKPASS_REQUIRE": "never", "SSH_ASKPASS": ""}
 
 
-def log_in_by_system(
+def log_in_by_openssh(
     destination: Destination,
     *,
     prompter: Prompter | None = None,
@@ -69,7 +69,7 @@ def log_in_by_system(
     on_try: Callable[[SSHLogin], None] = lambda _login: None,
     why: str = "",
 ) -> OpenSSHLogin:
-    """Log in as `login.log_in` does: each jump host with a master of its own.
+    """Log in as `log_in_by_paramiko` does: each jump host with a master of its own.
 
     Where there are no masters ssh goes through jump hosts by itself.
     """
@@ -78,7 +78,9 @@ def log_in_by_system(
     passed: list[OpenSSHLogin] = []
     try:
         for hop in hops:
-            login = OpenSSHLogin(hop, tuple(passed), why=why, label=asker_of(hop, destination))
+            login = OpenSSHLogin(
+                hop, tuple(passed), why=why, label=prompter_label(hop, destination)
+            )
             on_try(login)
             login.start(prompter, on_step, HostCredentials())
             passed.append(login)
@@ -131,18 +133,18 @@ class OpenSSHLogin(SSHLogin):
         try:
             place = living_master(self._destination)
             if place is not None:
-                self._join(place, on_step)
+                self._join_master(place, on_step)
             else:
-                self._enter(prompter, on_step)
+                self._authenticate_by_ssh(prompter, on_step)
             if self._is_cut:
                 raise ConnectionClosed  # noqa: TRY301 (renamed below)
         except ConnectionClosed:
             self.close()
-            raise ended(self._destination.label, self._step) from None
+            raise connection_ended(self._destination.label, self._step) from None
         except ResponseTimeout:
             self.close()
             said = self._process.server_text if self._process else ""
-            raise fell_silent(self._destination.label, self._step, said=said) from None
+            raise connection_timed_out(self._destination.label, self._step, said=said) from None
         except BaseException:
             self.close()
             raise
@@ -151,7 +153,7 @@ class OpenSSHLogin(SSHLogin):
     def _step(self) -> str:
         return self._process.step if self._process else "connect"
 
-    def _join(self, place: Path, on_step: Callable[[str], None]) -> None:
+    def _join_master(self, place: Path, on_step: Callable[[str], None]) -> None:
         """Use a master that is there already: nothing is asked, and it is not ours to end."""
         began = time.perf_counter()
         on_step("connect")
@@ -165,19 +167,21 @@ class OpenSSHLogin(SSHLogin):
         on_step("host key")
         on_step("login")
 
-    def _enter(self, prompter: Prompter | None, on_step: Callable[[str], None]) -> None:
-        self._folder = folder = _private_folder()
+    def _authenticate_by_ssh(
+        self, prompter: Prompter | None, on_step: Callable[[str], None]
+    ) -> None:
+        self._folder = folder = _new_private_folder()
         environment = {**self._destination.environment, **NO_ASKPASS}
         if prompter is not None:
-            self._askpass = self._new_desk(prompter, folder)
+            self._askpass = self._new_askpass_server(prompter, folder)
             self._banner = Banner(self._label, self._askpass.show)
             self._askpass.start()
             environment |= self._askpass.environment()
 
         self._may_ask = prompter is not None
         if not HAS_CONTROL_MASTER:
-            words = single_words(self._options("DEBUG1"), "-N", host=self._host)
-            process = self._get_in(LoginProcess(words, environment, on_step))
+            words = standalone_argv(self._options("DEBUG1"), "-N", host=self._host)
+            process = self._run_process(LoginProcess(words, environment, on_step))
             process.close()
             self._transport = ProcessTransport(
                 self._options, self._host, environment, process.round_trip
@@ -187,18 +191,18 @@ class OpenSSHLogin(SSHLogin):
         options = self._options("DEBUG1")
         if self._destination.proxy_command:  # else a master throws away what that complains of
             options.append("-v")
-        words = master_words(options, self._control_path, self._host)
-        process = self._get_in(LoginProcess(words, environment, on_step))
+        words = master_argv(options, self._control_path, self._host)
+        process = self._run_process(LoginProcess(words, environment, on_step))
         if self._askpass is not None:
             self._askpass.close()
         shared = MuxTransport(self._control_path, is_ours=True, round_trip=process.round_trip)
         shared.open()
         self._transport = shared
 
-    def _new_desk(self, prompter: Prompter, folder: Path) -> AskpassServer:
+    def _new_askpass_server(self, prompter: Prompter, folder: Path) -> AskpassServer:
         destination = self._destination
         hops = {
-            f"{hop.user}@{name}": asker_of(hop, destination)
+            f"{hop.user}@{name}": prompter_label(hop, destination)
             for hop in destination.jumps
             for name in (hop.host_name, hop.alias, hop.host_key_alias)
         }
@@ -218,15 +222,15 @@ class OpenSSHLogin(SSHLogin):
         if self._may_ask and self._folder is not None:
             files = (self._folder / "accepted", *files)
         before = self._jump_login._control_path if self._jump_login else None  # noqa: SLF001 (one of us)
-        words = ssh_words(self._destination, files, log_level, may_ask=self._may_ask)
-        return [*words, *(through_words(before) if before else ())]
+        words = ssh_argv(self._destination, files, log_level, may_ask=self._may_ask)
+        return [*words, *(jump_options(before) if before else ())]
 
-    def _get_in(self, process: LoginProcess) -> LoginProcess:
+    def _run_process(self, process: LoginProcess) -> LoginProcess:
         self._process = process
         askpass = self._askpass
         if askpass is not None:
             askpass.on_problem, askpass.process = process.kill, process
-            askpass.unseen_banner = lambda: self._banner.unseen(process.server_text)
+            askpass.unseen_banner = lambda: self._banner.take_unseen(process.server_text)
         try:
             process.start()
         except OSError as error:
@@ -236,15 +240,15 @@ class OpenSSHLogin(SSHLogin):
             ) from error
         seconds = self._destination.connect_timeout + AUTH_RESULT_WITHIN
         is_in = process.wait(
-            seconds, partial(self._waits_for_person, process), until_over=HAS_CONTROL_MASTER
+            seconds, partial(self._is_prompting, process), until_over=HAS_CONTROL_MASTER
         )
-        self._remember_host_key()
+        self._store_host_key()
         if askpass is not None and askpass.problem is not None:
             raise askpass.problem
         if self._is_cut:
             raise ConnectionClosed
         if not is_in:
-            said = process.stderr + (self._why_not_through() if process.step == "connect" else "")
+            said = process.stderr + (self._diagnose_jump() if process.step == "connect" else "")
             raise error_from_stderr(
                 self._destination,
                 said,
@@ -256,7 +260,7 @@ class OpenSSHLogin(SSHLogin):
         self.cipher, self.host_key, self.seconds = process.cipher, process.host_key, process.seconds
         return process
 
-    def _waits_for_person(self, process: LoginProcess) -> bool:
+    def _is_prompting(self, process: LoginProcess) -> bool:
         """Say whether a person is to answer, or to act on what the server has said to everybody.
 
         That is shown where the server does not go on. What it says meanwhile gives it no more
@@ -271,15 +275,15 @@ class OpenSSHLogin(SSHLogin):
             self._waiting_since = now
         if process.idle_seconds >= SHOWN_AFTER:
             self._banner.show(process.server_text)
-        return now - self._waiting_since < self._banner.patience(process.server_text, 0.0)
+        return now - self._waiting_since < self._banner.allowed_silence(process.server_text, 0.0)
 
-    def _why_not_through(self) -> str:
+    def _diagnose_jump(self) -> str:
         """Ask the jump host itself, in ssh's words: what goes through it has no stderr."""
         if self._jump_login is None:
             return ""
         where = (self._destination.host_name, self._destination.port)
         try:
-            streams = self._jump_login.live_transport.begin_forward(
+            streams = self._jump_login.live_transport.open_forward(
                 *where, self._destination.connect_timeout
             )
         except ChannelOpenError as refused:
@@ -287,10 +291,10 @@ class OpenSSHLogin(SSHLogin):
             return f"\n{JUMP_FORBIDS if is_forbidden else JUMP_FAILED}"
         except (ConnectionClosed, ResponseTimeout):
             return ""
-        streams.drop()
+        streams.discard()
         return ""
 
-    def _remember_host_key(self) -> None:
+    def _store_host_key(self) -> None:
         """Write down what was accepted for good: ssh itself wrote it beside."""
         accepted = self._folder / "accepted" if self._folder else None
         files = self._destination.known_hosts_files
@@ -298,12 +302,12 @@ class OpenSSHLogin(SSHLogin):
             if files and self._askpass is not None and self._askpass.remembers_host_key:
                 is_hashed = self._destination.rules.hashes_names
                 for line in filter(None, accepted.read_text().split("\n")):
-                    for one in with_hashed_names(line) if is_hashed else [line]:
-                        add_line(files[0], one)
+                    for one in hash_line(line) if is_hashed else [line]:
+                        append_known_host(files[0], one)
             if HAS_CONTROL_MASTER:
                 accepted.unlink()
 
-    def answers(self, seconds: float) -> bool:
+    def responds_within(self, seconds: float) -> bool:
         """Find out within that time whether the server is still there: a master cannot say."""
         try:
             self.run("exit 0", seconds=seconds)
@@ -311,12 +315,12 @@ class OpenSSHLogin(SSHLogin):
             return not isinstance(error, Unreachable)
         return True
 
-    def _open_spare(self) -> None:
+    def _prefetch_channel(self) -> None:
         """Do without: a master opens a channel only together with its command."""
 
-    def cut(self) -> None:
+    def abort(self) -> None:
         """Drop the connection without a goodbye, as a dead network would."""
-        super().cut()
+        super().abort()
         if self._process is not None:
             self._process.kill()
 
@@ -330,7 +334,7 @@ class OpenSSHLogin(SSHLogin):
             shutil.rmtree(self._folder, ignore_errors=True)
 
 
-def _private_folder() -> Path:
+def _new_private_folder() -> Path:
     """Make a folder that only this person can enter, with a path that is short enough."""
     where = Path(short_temporary_folder())
     if HAS_CONTROL_MASTER:
@@ -346,11 +350,11 @@ def _remove_stale_folders(where: Path) -> None:
             if time.monotonic() > until:
                 break
             with contextlib.suppress(OSError):  # gone meanwhile
-                if process.name.startswith(PREFIX) and _is_forsaken(Path(process.path)):
+                if process.name.startswith(PREFIX) and _is_stale_folder(Path(process.path)):
                     shutil.rmtree(process.path, ignore_errors=True)
 
 
-def _is_forsaken(folder: Path) -> bool:
+def _is_stale_folder(folder: Path) -> bool:
     """Say whether that is a folder of ours in which no master serves any more."""
     found = folder.lstat()
     is_ours = stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid()

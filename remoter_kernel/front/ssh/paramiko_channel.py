@@ -2,13 +2,13 @@
 
 paramiko's own Channel puts what arrives into a buffer that another thread must be woken
 to empty, and waits for an answer to each request. This one hands what arrives straight
-to a sink, on the transport's thread, and waits only where the protocol makes it.
+to a receiver, on the transport's thread, and waits only where the protocol makes it.
 
-Rules: the sink never blocks; whoever has dealt with bytes gives them back (`give_back`),
+Rules: the receiver never blocks; whoever has dealt with bytes gives them back (`adjust_window`),
 and only then may the other end send as many again: a channel that sends more than that is
 ended, or it would fill our memory; the transport's thread never sends
-(see `Carrier.post`); nothing follows a CLOSE: sshd drops the whole connection when data
-come for a channel that it has forgotten.
+(see `ChannelCarrier.send_nowait`); nothing follows a CLOSE: sshd drops the whole
+connection when data come for a channel that it has forgotten.
 """
 
 from __future__ import annotations
@@ -38,16 +38,16 @@ LARGEST_WINDOW = 2**32 - 1  # bytes (RFC 4254, 5.2)
 class ChannelReceiver(Protocol):
     """Where a channel's bytes go. Called on the transport's thread: must not block."""
 
-    def arrived(self, data: bytes) -> None:
+    def data_received(self, data: bytes) -> None:
         """Take bytes of the stream (stdout of a command); b"" is its end, as with a socket."""
 
-    def arrived_aside(self, data: bytes) -> None:
+    def extended_data_received(self, data: bytes) -> None:
         """Take bytes of stderr."""
 
-    def exited(self) -> None:
+    def exit_status_received(self) -> None:
         """Learn that the command has ended; the rest of its output may still come."""
 
-    def ended(self) -> None:
+    def connection_lost(self) -> None:
         """Learn that no more will come: end of stream, channel closed, or connection gone."""
 
 
@@ -59,13 +59,13 @@ class ChannelCarrier(Protocol):
     def send(self, message: paramiko.Message) -> None:
         """Send now; may block."""
 
-    def post(self, message: paramiko.Message) -> None:
+    def send_nowait(self, message: paramiko.Message) -> None:
         """Send soon; never blocks."""
 
-    def forget(self, channel: ParamikoChannel) -> None:
+    def remove_channel(self, channel: ParamikoChannel) -> None:
         """Drop a channel that is over."""
 
-    def answered_after(self, seconds: float) -> None:
+    def record_rtt(self, seconds: float) -> None:
         """Learn how long the server took for an answer."""
 
 
@@ -126,7 +126,7 @@ class ParamikoChannel:
 
     # --- for whoever uses the channel ---
 
-    def start(self, kind: str, *fields: str | int) -> None:
+    def request_open(self, kind: str, *fields: str | int) -> None:
         """Ask the server to open it, and return at once; `wait_open` says what came of it."""
         message = paramiko.Message()
         message.add_byte(cMSG_CHANNEL_OPEN)
@@ -136,7 +136,7 @@ class ParamikoChannel:
         self._requested_at = time.perf_counter()
         self._carrier.send(message)
         if not self._carrier.active:
-            self.unlink()
+            self.mark_ended()
 
     @property
     def is_open(self) -> bool:
@@ -158,10 +158,10 @@ class ParamikoChannel:
                 return
             if self._ended:
                 raise ConnectionClosed
-        self._carrier.forget(self)
+        self._carrier.remove_channel(self)
         raise ResponseTimeout
 
-    def run(self, command: str) -> None:
+    def exec_command(self, command: str) -> None:
         """Start a command. Nothing waits for the answer: a refusal closes the channel."""
         message = self._message(cMSG_CHANNEL_REQUEST)
         message.add_string("exec")
@@ -211,9 +211,9 @@ class ParamikoChannel:
             self._is_closing = True
             self._changed.notify_all()
             if not self._sends_in_progress:
-                self._carrier.post(self._message(cMSG_CHANNEL_CLOSE))
+                self._carrier.send_nowait(self._message(cMSG_CHANNEL_CLOSE))
 
-    def give_back(self, size: int) -> None:
+    def adjust_window(self, size: int) -> None:
         """Let the other end send `size` bytes more: that many have been dealt with."""
         with self._changed:
             self._consumed += size
@@ -223,7 +223,7 @@ class ParamikoChannel:
             self._granted += size
             message = self._message(cMSG_CHANNEL_WINDOW_ADJUST)
             message.add_int(size)
-            self._carrier.post(message)  # under the lock: a CLOSE must not come before it
+            self._carrier.send_nowait(message)  # under the lock: a CLOSE must not come before it
 
     def _send(self, message: paramiko.Message) -> None:
         """Send what has been counted as on its way; the last one lets a CLOSE follow."""
@@ -233,7 +233,7 @@ class ParamikoChannel:
             with self._changed:
                 self._sends_in_progress -= 1
                 if self._is_closing and not self._sends_in_progress:
-                    self._carrier.post(self._message(cMSG_CHANNEL_CLOSE))
+                    self._carrier.send_nowait(self._message(cMSG_CHANNEL_CLOSE))
 
     def _message(self, kind: bytes) -> paramiko.Message:
         message = paramiko.Message()
@@ -243,9 +243,9 @@ class ParamikoChannel:
 
     # --- for the transport's thread: what the server said ---
 
-    def opened(self, remote_number: int, window: int, packet: int) -> None:
+    def on_open_confirmation(self, remote_number: int, window: int, packet: int) -> None:
         """The server opened it."""
-        self._carrier.answered_after(time.perf_counter() - self._requested_at)
+        self._carrier.record_rtt(time.perf_counter() - self._requested_at)
         with self._changed:
             self._remote_number, self._remote_window, self._remote_max_packet = (
                 remote_number,
@@ -254,7 +254,7 @@ class ParamikoChannel:
             )
             self._changed.notify_all()
 
-    def refused(self, code: int) -> None:
+    def on_open_failure(self, code: int) -> None:
         """The server did not open it."""
         with self._changed:
             self._open_failure_code = code
@@ -263,29 +263,29 @@ class ParamikoChannel:
     def on_data(self, message: Any) -> None:
         """Bytes came."""
         data = message.get_binary()
-        if self._is_granted(len(data)):
-            self.receiver.arrived(data)
+        if self._is_within_window(len(data)):
+            self.receiver.data_received(data)
 
     def on_extended_data(self, message: Any) -> None:
         """Bytes of stderr came (1 is the only kind there is)."""
         kind, data = message.get_int(), message.get_binary()
-        if not self._is_granted(len(data)):
+        if not self._is_within_window(len(data)):
             return
         if kind == 1:
-            self.receiver.arrived_aside(data)
+            self.receiver.extended_data_received(data)
         else:
-            self.give_back(len(data))
+            self.adjust_window(len(data))
 
-    def _is_granted(self, size: int) -> bool:
+    def _is_within_window(self, size: int) -> bool:
         """Count what came; end the channel if that is more than the other end may send."""
         self._received += size
         if self._received <= self._granted:
             return True
         self.close()
-        self.unlink()
+        self.mark_ended()
         return False
 
-    def on_window(self, message: Any) -> None:
+    def on_window_adjust(self, message: Any) -> None:
         """The other end can take more."""
         with self._changed:
             self._remote_window = min(LARGEST_WINDOW, self._remote_window + message.get_int())
@@ -296,15 +296,15 @@ class ParamikoChannel:
         what, wants_answer = message.get_text(), message.get_boolean()
         if what == "exit-status":
             self.exit_status = message.get_int()
-            self.receiver.exited()
+            self.receiver.exit_status_received()
         elif what == "exit-signal":
             # As a shell would say it: 128 and the signal's number.
             self.exit_status = 128 + getattr(signal, f"SIG{message.get_text()}", 0)
-            self.receiver.exited()
+            self.receiver.exit_status_received()
         elif wants_answer:
             with self._changed:
                 if self.is_open:
-                    self._carrier.post(self._message(cMSG_CHANNEL_FAILURE))
+                    self._carrier.send_nowait(self._message(cMSG_CHANNEL_FAILURE))
 
     def on_success(self, _message: Any) -> None:
         """The command was started; nobody waits for that."""
@@ -312,30 +312,30 @@ class ParamikoChannel:
     def on_failure(self, _message: Any) -> None:
         """The command was refused: nothing will come."""
         self.close()
-        self.unlink()
+        self.mark_ended()
 
     def on_eof(self, _message: Any) -> None:
         """No more bytes will come; an exit status may."""
-        self.receiver.arrived(b"")
+        self.receiver.data_received(b"")
 
     def on_close(self, _message: Any) -> None:
         """The other end is done with this channel."""
         self._close_received = True
         self.close()
-        self.unlink()
+        self.mark_ended()
 
-    def unlink(self) -> None:
+    def mark_ended(self) -> None:
         """No more of anything will come."""
         with self._changed:
             if self._ended:
                 return
             self._ended = self._close_received = True
             self._changed.notify_all()
-        self._carrier.forget(self)
-        self.receiver.ended()
+        self._carrier.remove_channel(self)
+        self.receiver.connection_lost()
 
     def _unlink(self) -> None:
         """The connection is gone (paramiko calls this, channel after channel)."""
         # Whoever learns of the end by this channel must not find the connection alive.
         self._carrier.active = False
-        self.unlink()
+        self.mark_ended()

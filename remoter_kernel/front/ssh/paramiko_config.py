@@ -23,7 +23,7 @@ KNOWN_MATCHES = frozenset(
 )
 
 
-def read_config(config: Path, host: str) -> dict[str, list[str]]:
+def lookup_host(config: Path, host: str) -> dict[str, list[str]]:
     """Return what a file says about a host, keyword by keyword; tokens in it stay as they are."""
     try:
         found = _ConfigParser.from_path(str(config)).lookup(host)

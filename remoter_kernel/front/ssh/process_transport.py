@@ -9,7 +9,7 @@ import threading
 from typing import TYPE_CHECKING
 
 from remoter_kernel.front.ssh.login_process import NO_WINDOW
-from remoter_kernel.front.ssh.openssh_argv import single_words
+from remoter_kernel.front.ssh.openssh_argv import standalone_argv
 from remoter_kernel.front.ssh.paramiko_channel import (
     ChannelOpenError,
     ConnectionClosed,
@@ -58,7 +58,7 @@ class ProcessStreams:
         """Wait until the command, and ssh with it, ends."""
         return self._process.wait()
 
-    def end(self) -> None:
+    def terminate(self) -> None:
         """End it."""
         with contextlib.suppress(OSError):
             self._process.terminate()
@@ -94,38 +94,38 @@ class ProcessTransport:
             self._channels.add(channel)
         return channel
 
-    def forget(self, channel: StreamChannel) -> None:
+    def remove_channel(self, channel: StreamChannel) -> None:
         """Drop a channel that is over."""
         with self._lock:
             self._channels.discard(channel)
 
-    def begin_session(self, command: str, seconds: float) -> ProcessStreams:  # noqa: ARG002 (it begins at once)
+    def open_session(self, command: str, seconds: float) -> ProcessStreams:  # noqa: ARG002 (it begins at once)
         """Start an ssh with this command; a login that fails is how the command ends."""
         if not self.active:
             raise ConnectionClosed
-        argv = single_words(self._options("ERROR"), host=self._host, command=command)
+        argv = standalone_argv(self._options("ERROR"), host=self._host, command=command)
         return ProcessStreams(argv, self._environment)
 
-    def begin_forward(self, host: str, port: int, seconds: float) -> ProcessStreams:
+    def open_forward(self, host: str, port: int, seconds: float) -> ProcessStreams:
         """Start an ssh that connects to there; raise Refused, Closed or TooLate."""
         if not self.active:
             raise ConnectionClosed
         where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-        argv = single_words(self._options("DEBUG2"), "-W", where, host=self._host)
+        argv = standalone_argv(self._options("DEBUG2"), "-W", where, host=self._host)
         streams = ProcessStreams(argv, self._environment)
         is_late = threading.Event()
 
         def give_up() -> None:
             is_late.set()
-            streams.end()
+            streams.terminate()
 
         alarm = threading.Timer(seconds, give_up)
         alarm.daemon = True
         alarm.start()
         try:
-            _wait_open(streams)
+            _wait_for_forward(streams)
         except BaseException:
-            streams.end()
+            streams.terminate()
             for descriptor in (streams.stdin, streams.stdout, streams.stderr):
                 os.close(descriptor)
             if is_late.is_set():
@@ -136,27 +136,27 @@ class ProcessTransport:
             alarm.join()
         return streams
 
-    def look(self) -> None:
+    def check_alive(self) -> None:
         """There is no connection but those of the errands."""
 
-    def cut(self) -> None:
+    def abort(self) -> None:
         """Drop everything."""
         self.active = False
-        for channel in self._all():
-            channel.unlink()
+        for channel in self._open_channels():
+            channel.mark_ended()
 
-    def end(self) -> None:
+    def close_and_join(self) -> None:
         """End what was begun."""
-        self.cut()
-        for channel in self._all():
+        self.abort()
+        for channel in self._open_channels():
             channel.join(ENDS_WITHIN)
 
-    def _all(self) -> list[StreamChannel]:
+    def _open_channels(self) -> list[StreamChannel]:
         with self._lock:
             return list(self._channels)
 
 
-def _wait_open(streams: ProcessStreams) -> None:
+def _wait_for_forward(streams: ProcessStreams) -> None:
     """Read what ssh says until the connection there is open, or is not to be."""
     said = b""
     while OPEN_CONFIRMED not in said:

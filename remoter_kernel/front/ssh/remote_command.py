@@ -39,7 +39,7 @@ class RemoteCommand:
 
     def open(self) -> None:
         """Ask for the channel; return at once."""
-        self._channel.start("session")
+        self._channel.request_open("session")
 
     def wait_open(self, seconds: float) -> None:
         """Wait for the channel; raise Refused, Closed or TooLate."""
@@ -55,9 +55,9 @@ class RemoteCommand:
         """Say whether the command has ended."""
         return self._is_over
 
-    def begin(self, command: str, stdin: bytes, deadline: float) -> None:
+    def start(self, command: str, stdin: bytes, deadline: float) -> None:
         """Start the command and give it all of its input."""
-        self._channel.run(command)
+        self._channel.exec_command(command)
         try:
             self._channel.send(stdin, deadline=deadline)
             self._channel.send_eof()
@@ -70,7 +70,7 @@ class RemoteCommand:
         """Wait until the command has ended; raise Closed or TooLate."""
         self._wait_for(lambda: self._is_over, deadline)
         self.close()
-        return self._ran()
+        return self._result()
 
     def wait_for_line(self, starts_with: bytes, deadline: float) -> bytes:
         """Wait until a line of stdout starts so, and return it; the command goes on.
@@ -93,7 +93,7 @@ class RemoteCommand:
         self._wait_for(look, deadline)
         if not found:
             self.close()
-            raise CommandEnded(self._ran())
+            raise CommandEnded(self._result())
         return found[0]
 
     def close(self) -> None:
@@ -102,7 +102,7 @@ class RemoteCommand:
 
     # --- inside ---
 
-    def _ran(self) -> CompletedCommand:
+    def _result(self) -> CompletedCommand:
         status = self._channel.exit_status
         with self._changed:
             return CompletedCommand(
@@ -130,27 +130,27 @@ class RemoteCommand:
 
     # --- on the transport's thread ---
 
-    def arrived(self, data: bytes) -> None:
+    def data_received(self, data: bytes) -> None:
         """Keep what the command says."""
-        self._keep(self._stdout, data)
+        self._append(self._stdout, data)
 
-    def arrived_aside(self, data: bytes) -> None:
+    def extended_data_received(self, data: bytes) -> None:
         """Keep what the command complains about."""
-        self._keep(self._stderr, data)
+        self._append(self._stderr, data)
 
-    def exited(self) -> None:
+    def exit_status_received(self) -> None:
         """Learn that the command ended; more of its output may come."""
         with self._changed:
             self._exited_at = time.monotonic()
             self._changed.notify_all()
 
-    def ended(self) -> None:
+    def connection_lost(self) -> None:
         """Learn that no more will come."""
         with self._changed:
             self._is_over = True
             self._changed.notify_all()
 
-    def _keep(self, kept: bytearray, data: bytes) -> None:
+    def _append(self, kept: bytearray, data: bytes) -> None:
         with self._changed:
             # After the line that was waited for nobody reads on; the command must not choke.
             if len(kept) <= MOST_OUTPUT:
@@ -158,4 +158,4 @@ class RemoteCommand:
             if self._exited_at:  # on a narrow path, much of its output may come after its end
                 self._exited_at = time.monotonic()
             self._changed.notify_all()
-        self._channel.give_back(len(data))
+        self._channel.adjust_window(len(data))

@@ -28,10 +28,10 @@ class SessionLimiter:
     def add(self, command: RemoteCommand) -> None:
         """Hear of one more."""
         with self._lock:
-            self._forget_ended()
+            self._remove_ended()
             self._running.append(command)
 
-    def drop(self, command: RemoteCommand) -> None:
+    def discard(self, command: RemoteCommand) -> None:
         """Hear that one has not begun."""
         with self._lock:
             self._running = [each for each in self._running if each is not command]
@@ -40,20 +40,20 @@ class SessionLimiter:
     def is_any_running(self) -> bool:
         """Is a command under way?"""
         with self._lock:
-            self._forget_ended()
+            self._remove_ended()
             return bool(self._running)
 
-    def wait_for_room(self, deadline: float) -> bool:
+    def wait_for_slot(self, deadline: float) -> bool:
         """Wait a moment after a refusal; False: to ask again is of no use."""
         now = time.monotonic()
         with self._lock:
-            self._forget_ended()
+            self._remove_ended()
             if now >= deadline or not (self._running or now < self._freed_at + FREE_WITHIN):
                 return False
         time.sleep(RETRY_EVERY)
         return True
 
-    def _forget_ended(self) -> None:
+    def _remove_ended(self) -> None:
         command = [each for each in self._running if not each.is_over]
         if len(command) < len(self._running):
             self._freed_at = time.monotonic()

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from remoter_kernel.errors import BadConfiguration, Unreachable, Usage
 from remoter_kernel.front.private_files import needing_home
 from remoter_kernel.front.ssh.ssh_config_cache import ConfigFiles, cache_answer, cached_answer
-from remoter_kernel.front.ssh.ssh_keywords import DEFAULT_RULES, LoginRules, rules_of
+from remoter_kernel.front.ssh.ssh_keywords import DEFAULT_RULES, LoginRules, login_rules
 from remoter_kernel.front.ssh.tokens import Tokens, account_home, local_user
 
 if TYPE_CHECKING:
@@ -114,7 +114,7 @@ class _HostSpec:
     port: int = 0
 
 
-def resolve(
+def resolve_destination(
     host: str, ssh_config: Path, environment: Mapping[str, str] | None = None
 ) -> Destination:
     """Say where `host` is: an alias of `ssh_config`, or `user@host[:port]`.
@@ -133,14 +133,14 @@ def _resolve_hop(
         raise BadConfiguration(
             f"the jump hosts of {host} lead in a circle.", f"Look at ProxyJump in {config}."
         )
-    spec = _take_apart(host)
-    ssh = _usable_ssh(environment)
-    keywords = _ask_ssh(spec, config, environment) if ssh else _read_config(spec, config)
-    tokens = _tokens(spec, keywords, config, environment)
-    rules = rules_of(keywords, _usual_words(ssh) if ssh else None)
+    spec = _parse_host_spec(host)
+    ssh = _find_ssh(environment)
+    keywords = _query_ssh(spec, config, environment) if ssh else _read_without_ssh(spec, config)
+    tokens = _tokens_for(spec, keywords, config, environment)
+    rules = login_rules(keywords, _ssh_defaults(ssh) if ssh else None)
     destination = replace(_destination(spec, keywords, tokens), rules=rules)
-    destination = replace(destination, openssh=_for_ssh(keywords, config))
-    jumps = tokens.fill_command(keywords.get("proxyjump", ["none"])[0])
+    destination = replace(destination, openssh=_openssh_options(keywords, config))
+    jumps = tokens.expand_command(keywords.get("proxyjump", ["none"])[0])
     if jumps.lower() == "none":
         return destination
     chain: list[Destination] = []
@@ -151,7 +151,7 @@ def _resolve_hop(
     return replace(destination, jumps=tuple(chain), proxy_command="")
 
 
-def _take_apart(text: str) -> _HostSpec:
+def _parse_host_spec(text: str) -> _HostSpec:
     """Split `[ssh://][user@]host[:port]`, where an IPv6 address with a port has brackets."""
     rest = text.strip().removeprefix("ssh://").rstrip("/")
     user, at, where = rest.rpartition("@")
@@ -178,10 +178,10 @@ def _take_apart(text: str) -> _HostSpec:
 
 def has_usable_ssh(environment: Mapping[str, str]) -> bool:
     """Say whether there is an OpenSSH client here that works for this user."""
-    return bool(_usable_ssh(environment))
+    return bool(_find_ssh(environment))
 
 
-def _usable_ssh(environment: Mapping[str, str]) -> str:
+def _find_ssh(environment: Mapping[str, str]) -> str:
     """Find ssh; it does nothing for a user id without an entry in the user database."""
     with contextlib.suppress(KeyError):
         if os.name == "posix":
@@ -192,20 +192,20 @@ def _usable_ssh(environment: Mapping[str, str]) -> str:
     return ""
 
 
-def _usual_words(ssh: str) -> dict[str, list[str]] | None:
+def _ssh_defaults(ssh: str) -> dict[str, list[str]] | None:
     """Say what this ssh does where no file says anything; None where it does not tell."""
     with contextlib.suppress(OSError):
         key = (ssh, os.stat(ssh).st_mtime_ns)  # noqa: PTH116 (a text is at hand)
         if key not in _defaults_by_ssh:
             _defaults_by_ssh.clear()
-            _defaults_by_ssh[key] = _ask_for_usual_words(ssh)
+            _defaults_by_ssh[key] = _query_ssh_defaults(ssh)
         if _defaults_by_ssh[key] is None:  # a busy machine: it is asked again the next time
             return _defaults_by_ssh.pop(key)
         return _defaults_by_ssh[key]
     return None
 
 
-def _ask_for_usual_words(ssh: str) -> dict[str, list[str]] | None:
+def _query_ssh_defaults(ssh: str) -> dict[str, list[str]] | None:
     command = [ssh, "-G", "-F", "none", "--", "host.invalid"]
     try:
         done = subprocess.run(
@@ -217,10 +217,10 @@ def _ask_for_usual_words(ssh: str) -> dict[str, list[str]] | None:
         )
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return _words_in(done.stdout.decode(errors="surrogateescape")) or None
+    return _parse_keywords(done.stdout.decode(errors="surrogateescape")) or None
 
 
-def _words_in(output: str) -> dict[str, list[str]]:
+def _parse_keywords(output: str) -> dict[str, list[str]]:
     keywords: dict[str, list[str]] = {}
     for line in output.split("\n"):
         key, _, value = line.partition(" ")
@@ -228,30 +228,30 @@ def _words_in(output: str) -> dict[str, list[str]]:
     return keywords
 
 
-def _ask_ssh(
+def _query_ssh(
     spec: _HostSpec, config: Path, environment: Mapping[str, str], *options: str
 ) -> dict[str, list[str]]:
     """Let `ssh -G` say all that its configuration means for this host."""
-    choice = _config_choice(config)
+    choice = _config_option(config)
     # With -v it tells which files it reads.
     command = ["ssh", "-v", "-G", *choice, *options]
     command += ["-l", spec.user] if spec.user else []
     command += ["-p", str(spec.port)] if spec.port else []
     command += ["--", spec.host]
 
-    ssh = _usable_ssh(environment)
+    ssh = _find_ssh(environment)
     files = ConfigFiles(ssh, choice)
     answer = cached_answer(command, files)
     if answer is None:
-        done = _run_ssh(command, spec, config, environment)
+        done = _run_ssh_g(command, spec, config, environment)
         answer = done.stdout.decode(errors="surrogateescape")
-        is_sure = not files.is_uncacheable and files.has_all(done.stderr.decode(errors="replace"))
+        is_sure = not files.is_uncacheable and files.covers(done.stderr.decode(errors="replace"))
         if is_sure and files.is_settled and ConfigFiles(ssh, choice).stamp == files.stamp:
             cache_answer(command, files, answer)
-    return _words_in(answer)
+    return _parse_keywords(answer)
 
 
-def _run_ssh(
+def _run_ssh_g(
     command: list[str], spec: _HostSpec, config: Path, environment: Mapping[str, str]
 ) -> subprocess.CompletedProcess[bytes]:
     try:
@@ -280,7 +280,7 @@ def _run_ssh(
     return done
 
 
-def _config_choice(config: Path) -> list[str]:
+def _config_option(config: Path) -> list[str]:
     """Choose ssh's option `-F`.
 
     Without it ssh reads the system's file too, but looks in the home of the password
@@ -298,15 +298,15 @@ def _config_choice(config: Path) -> list[str]:
     return ["-F", str(SYSTEM_CONFIG) if SYSTEM_CONFIG.exists() else "none"]
 
 
-def _read_config(spec: _HostSpec, config: Path) -> dict[str, list[str]]:
+def _read_without_ssh(spec: _HostSpec, config: Path) -> dict[str, list[str]]:
     """Read ssh_config with paramiko's parser, where there is no OpenSSH client."""
-    from remoter_kernel.front.ssh.paramiko_config import read_config  # noqa: PLC0415 (0.2 s, seldom)
+    from remoter_kernel.front.ssh.paramiko_config import lookup_host  # noqa: PLC0415 (0.2 s, seldom)
 
     keywords: dict[str, list[str]] = {}
     if config.exists():
-        keywords = read_config(config, spec.host)
+        keywords = lookup_host(config, spec.host)
     elif config != Path.home() / ".ssh" / "config":
-        _config_choice(config)  # says that it does not exist
+        _config_option(config)  # says that it does not exist
     if spec.user:
         keywords["user"] = [spec.user]
     if spec.port:
@@ -317,21 +317,21 @@ def _read_config(spec: _HostSpec, config: Path) -> dict[str, list[str]]:
 # --------------------------------------------------- from words to a Destination
 
 
-def _tokens(
+def _tokens_for(
     spec: _HostSpec, keywords: dict[str, list[str]], config: Path, environment: Mapping[str, str]
 ) -> Tokens:
     def ask_ssh(name: str) -> str:
         if not has_usable_ssh(environment):
             return tokens.hash(_first_value(keywords, "proxyjump")) if name == "C" else ""
         # Of all that takes tokens, this is what each `ssh -G` shows filled in.
-        told = _ask_ssh(spec, config, environment, "-o", f"ControlPath=/%{name}")
+        told = _query_ssh(spec, config, environment, "-o", f"ControlPath=/%{name}")
         return told.get("controlpath", ["/"])[0].removeprefix("/")
 
-    tokens = Tokens.of(
+    tokens = Tokens.for_host(
         spec.host,
         host=_first_value(keywords, "hostname", spec.host),
         port=int(_first_value(keywords, "port", str(SSH_PORT))),
-        user=_first_value(keywords, "user") or _own_name(),
+        user=_first_value(keywords, "user") or _local_user_name(),
         alias=_first_value(keywords, "hostkeyalias"),
         expand_by_ssh=ask_ssh,
         environment=environment,
@@ -339,7 +339,7 @@ def _tokens(
     return tokens
 
 
-def _own_name() -> str:
+def _local_user_name() -> str:
     name = local_user()
     if not name:
         who = f" (number {os.getuid()})" if os.name == "posix" else ""
@@ -365,22 +365,22 @@ def _destination(spec: _HostSpec, keywords: dict[str, list[str]], tokens: Tokens
         host_name=tokens.values["h"],
         port=int(tokens.values["p"]),
         user=tokens.values["r"],
-        identity_files=tuple(tokens.path(name) for name in identities),
+        identity_files=tuple(tokens.expand_path(name) for name in identities),
         known_hosts_files=_known_hosts_files(keywords, tokens),
         host_key_alias=_first_value(keywords, "hostkeyalias"),
         identities_only=_first_value(keywords, "identitiesonly") == "yes",
-        identity_agent="" if agent == "SSH_AUTH_SOCK" else tokens.fill(agent),
+        identity_agent="" if agent == "SSH_AUTH_SOCK" else tokens.expand(agent),
         connect_timeout=float(wait) if wait.isdigit() and int(wait) else CONNECT_WITHIN,
-        proxy_command=tokens.fill_command(_first_value(keywords, "proxycommand")),
+        proxy_command=tokens.expand_command(_first_value(keywords, "proxycommand")),
         alias=spec.host,
         environment=tokens.environment,
     )
 
 
-def _for_ssh(keywords: dict[str, list[str]], config: Path) -> OpenSSHOptions:
+def _openssh_options(keywords: dict[str, list[str]], config: Path) -> OpenSSHOptions:
     control_path = keywords.get("controlpath", ["none"])[0]
     return OpenSSHOptions(
-        config_option=tuple(_config_choice(config)),
+        config_option=tuple(_config_option(config)),
         control_path="" if control_path.lower() == "none" else control_path,
         uses_kerberos=any(keywords.get(word, ["no"])[0] == "yes" for word in KERBEROS),
         keeps_alive=keywords.get("serveraliveinterval", ["0"])[0] != "0",
@@ -390,14 +390,18 @@ def _for_ssh(keywords: dict[str, list[str]], config: Path) -> OpenSSHOptions:
 
 def _known_hosts_files(keywords: dict[str, list[str]], tokens: Tokens) -> tuple[Path, ...]:
     """List the user's files first, then the system's, which take no tokens."""
-    user = _paths(keywords.get("userknownhostsfile", ["~/.ssh/known_hosts ~/.ssh/known_hosts2"]))
-    system = _paths(keywords.get("globalknownhostsfile", [" ".join(map(str, SYSTEM_KNOWN_HOSTS))]))
+    user = _split_paths(
+        keywords.get("userknownhostsfile", ["~/.ssh/known_hosts ~/.ssh/known_hosts2"])
+    )
+    system = _split_paths(
+        keywords.get("globalknownhostsfile", [" ".join(map(str, SYSTEM_KNOWN_HOSTS))])
+    )
     # Where the person has no file, none learns a new key: the system's is not theirs to write.
-    own = [tokens.path(name) for name in user] or [Path(os.devnull)]
+    own = [tokens.expand_path(name) for name in user] or [Path(os.devnull)]
     return (*own, *map(Path, system))
 
 
-def _paths(values: list[str]) -> list[str]:
+def _split_paths(values: list[str]) -> list[str]:
     # ssh -G does not quote: a new path starts where a "/", "~" or drive letter follows a space.
     names = re.split(r"\s+(?=[/~%$]|[A-Za-z]:[\\/]|none\b)", " ".join(values))
     return [name.strip('"') for name in names if name and name.lower() != "none"]

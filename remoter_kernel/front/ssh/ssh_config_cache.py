@@ -59,7 +59,7 @@ class ConfigFiles:
         self._included: dict[str, list[str]] = {}  # by what Include asks for
         self.is_uncacheable = False
         try:
-            self._look_at_program(Path(ssh))
+            self._add_program(Path(ssh))
             for name in choice[1:] or [str(own / "config")]:
                 if name != "none":
                     self._read(Path(name), own)
@@ -73,7 +73,7 @@ class ConfigFiles:
         """What has to be the same for an answer to be the same, in plain values."""
         return [self._stats, self._included]
 
-    def has_all(self, stderr: str) -> bool:
+    def covers(self, stderr: str) -> bool:
         """Say whether ssh, by what it told with -v, has read no other file."""
         read = set(READING_LINE.findall(stderr))
         if self._has_system and str(SYSTEM_FOLDER / "ssh_config") not in read:
@@ -86,13 +86,13 @@ class ConfigFiles:
         latest = time.time() - SETTLED_AFTER
         return all(max(dates[:2]) < latest * 1e9 for dates in self._stats.values() if dates)
 
-    def _look_at_program(self, ssh: Path) -> None:
+    def _add_program(self, ssh: Path) -> None:
         with ssh.open("rb") as file:
             if file.read(2) == b"#!":  # whatever that does
                 raise NotCacheable
-        self._date(ssh)
+        self._add_stat(ssh)
 
-    def _date(self, path: Path) -> bool:
+    def _add_stat(self, path: Path) -> bool:
         """Remember the dates of a file; say whether it is there."""
         if len(self._stats) >= MOST_FILES:
             raise NotCacheable
@@ -107,7 +107,7 @@ class ConfigFiles:
 
     def _read(self, path: Path, folder: Path) -> None:
         """Look through a file, and those that it includes; `folder` is where their names begin."""
-        if str(path) in self._stats or not self._date(path):
+        if str(path) in self._stats or not self._add_stat(path):
             return
         with path.open("rb") as file:
             text = file.read(LARGEST_FILE + 1)
@@ -115,9 +115,9 @@ class ConfigFiles:
             raise NotCacheable
         for line in text.decode(errors="surrogateescape").splitlines():
             if line.strip() and not line.lstrip().startswith("#"):
-                self._heed(line, folder)
+                self._check_line(line, folder)
 
-    def _heed(self, line: str, folder: Path) -> None:
+    def _check_line(self, line: str, folder: Path) -> None:
         match = KEYWORD_LINE.match(line)
         word = match[1].lower() if match else ""
         if not match or "$" in line or not (word in KEYWORDS or word in FORMER_KEYWORDS):
@@ -125,7 +125,7 @@ class ConfigFiles:
         if word == "include":
             for pattern in _split_words(match[2]):
                 self._include(pattern, folder)
-        is_bad_match = word == "match" and not _is_steady(_split_words(match[2]))
+        is_bad_match = word == "match" and not _is_cacheable_match(_split_words(match[2]))
         if is_bad_match or (word == "canonicalizehostname" and _split_words(match[2]) != ["no"]):
             raise NotCacheable
 
@@ -151,7 +151,7 @@ def _split_words(text: str) -> list[str]:
     return shlex.split(text, comments=True)
 
 
-def _is_steady(words: Sequence[str]) -> bool:
+def _is_cacheable_match(words: Sequence[str]) -> bool:
     """Say whether a Match is decided by files and by the words of the command alone."""
     rest = [*words]
     while rest:
@@ -167,7 +167,7 @@ def cached_answer(command: Sequence[str], files: ConfigFiles) -> str | None:
     """Return what ssh has answered to this command when its files were as they are now."""
     if files.is_uncacheable:
         return None
-    known = _load().get(_cache_key(command))
+    known = _load_answers().get(_cache_key(command))
     if isinstance(known, dict) and known.get("files") == files.stamp:
         answer = known.get("answer")
         return answer if isinstance(answer, str) and answer else None
@@ -179,13 +179,13 @@ def cache_answer(command: Sequence[str], files: ConfigFiles, answer: str) -> Non
     with contextlib.suppress(RemoterError, OSError):
         path = state_folder() / CACHE_FILE
         with holding_lock(path):
-            known = _load()
+            known = _load_answers()
             known.pop(_cache_key(command), None)
             known[_cache_key(command)] = {"files": files.stamp, "answer": answer}
             write_private(path, json.dumps(dict([*known.items()][-MOST_ANSWERS:])))
 
 
-def _load() -> dict[str, Any]:
+def _load_answers() -> dict[str, Any]:
     with contextlib.suppress(RemoterError, OSError, ValueError):
         known = json.loads((state_folder() / CACHE_FILE).read_text(encoding="utf-8"))
         if isinstance(known, dict):

@@ -1,7 +1,7 @@
 """Every word of ssh_config, and what follows from it for a login by paramiko (pure).
 
 `ssh` itself heeds all of them. Paramiko's side knows some; a word that it does not know and
-that matters makes `auto` take `ssh` (see `logins.choice`). The values are those that `ssh -G`
+that matters makes `auto` take `ssh` (see `transport_choice`). The values are those that `ssh -G`
 prints, or those of the file where paramiko's parser reads it: keys are in lower case.
 """
 
@@ -103,7 +103,8 @@ UNSUPPORTED = {
     "RekeyLimit": Unsupported(harmless_values=frozenset({"0 0", "default", "default none"})),
 }
 
-# These have no bearing on what a login is for here, or are overruled for each login (see `words`).
+# These have no bearing on what a login is for here, or are overruled for each login: see
+# `openssh_argv`.
 IRRELEVANT = {
     **dict.fromkeys(
         ("NoHostAuthenticationForLocalhost", "VerifyHostKeyDNS"),
@@ -238,7 +239,7 @@ class LoginRules:
             if keyword in UNSUPPORTED and UNSUPPORTED[keyword].weakens_safety
         )
 
-    def forbids(self, methods: Sequence[str]) -> str:
+    def forbidden_by(self, methods: Sequence[str]) -> str:
         """Name the words that forbid these methods; empty where all of them may be tried."""
         words = (why for method, why in self.forbidden if method in methods)
         return ", ".join(dict.fromkeys(words))
@@ -247,21 +248,21 @@ class LoginRules:
 DEFAULT_RULES = LoginRules()
 
 
-def rules_of(keywords: Said, defaults: Said | None) -> LoginRules:
+def login_rules(keywords: Said, defaults: Said | None) -> LoginRules:
     """Read the rules of a host.
 
     `defaults` is what plain ssh says where no file does; None where paramiko's parser has read
     the file: then there is only what the file says, and who knows what is misspelt in it.
     """
-    forbidden = _forbidden(keywords)
+    forbidden = _forbidden_methods(keywords)
     return LoginRules(
-        methods=tuple(name for name in _in_order(keywords) if name not in dict(forbidden)),
+        methods=tuple(name for name in _preferred_methods(keywords) if name not in dict(forbidden)),
         forbidden=forbidden,
         prompts=_number_of(keywords, "numberofpasswordprompts", PROMPTS),
         algorithms=tuple(
             (keyword, _value_of(keywords, keyword))
             for keyword in ALGORITHMS
-            if _differs(keyword, keywords, defaults)
+            if _differs_from_default(keyword, keywords, defaults)
         ),
         least_rsa_bits=_number_of(keywords, "requiredrsasize", RSA_BITS),
         hashes_names=_value_of(keywords, "hashknownhosts") == "yes",
@@ -285,7 +286,7 @@ def why_unsupported(keyword: str, label: str = "it") -> str:
     return f"your ssh config says {keyword} for {label}, {why}"
 
 
-def narrowed(own: Sequence[str], wanted: str) -> tuple[str, ...]:
+def filter_algorithms(own: Sequence[str], wanted: str) -> tuple[str, ...]:
     """Return those of our own algorithms that a list of ssh_config lets us use, in its order.
 
     The list may begin with "+", "-" or "^" (added, removed, first), and may have patterns.
@@ -305,7 +306,7 @@ def narrowed(own: Sequence[str], wanted: str) -> tuple[str, ...]:
 def _unsupported_keywords(keywords: Said, defaults: Said | None) -> tuple[str, ...]:
     found = []
     for keyword, values in keywords.items():
-        if not _differs(keyword, keywords, defaults):
+        if not _differs_from_default(keyword, keywords, defaults):
             continue
         beyond = _UNSUPPORTED.get(keyword)
         if beyond and not all(value.lower() in beyond.harmless_values for value in values):
@@ -313,7 +314,7 @@ def _unsupported_keywords(keywords: Said, defaults: Said | None) -> tuple[str, .
         if (
             keyword == "pubkeyacceptedalgorithms"
             and defaults
-            and _asks_for_more(values, defaults[keyword])
+            and _names_more_algorithms(values, defaults[keyword])
         ):
             found.append(KEYWORDS[keyword])
         # A newer ssh than this table is of: what it would do is not known here.
@@ -323,7 +324,7 @@ def _unsupported_keywords(keywords: Said, defaults: Said | None) -> tuple[str, .
     return tuple(sorted(found, key=order.index))
 
 
-def _asks_for_more(wanted: Sequence[str], defaults: Sequence[str]) -> bool:
+def _names_more_algorithms(wanted: Sequence[str], defaults: Sequence[str]) -> bool:
     """Say whether a list of key algorithms has more than usual, or only those for security keys.
 
     Of the other lists it need not be known: where paramiko and a host have nothing in common
@@ -333,25 +334,25 @@ def _asks_for_more(wanted: Sequence[str], defaults: Sequence[str]) -> bool:
     return not set(names) <= set(known) or all(name.startswith("sk-") for name in names)
 
 
-def _differs(keyword: str, keywords: Said, defaults: Said | None) -> bool:
+def _differs_from_default(keyword: str, keywords: Said, defaults: Said | None) -> bool:
     return keyword in keywords and (
         defaults is None or list(keywords[keyword]) != list(defaults.get(keyword, ()))
     )
 
 
-def _in_order(keywords: Said) -> list[str]:
+def _preferred_methods(keywords: Said) -> list[str]:
     wanted = _value_of(keywords, "preferredauthentications")
     if wanted in ("", "none", "any"):
         return list(METHODS)
     return [name for name in dict.fromkeys(wanted.replace(" ", "").split(",")) if name in METHODS]
 
 
-def _forbidden(keywords: Said) -> tuple[tuple[str, str], ...]:
+def _forbidden_methods(keywords: Said) -> tuple[tuple[str, str], ...]:
     found = []
     for method, keyword in METHODS.items():
         if _value_of(keywords, keyword.lower()) in ("no", "false"):
             found.append((method, f"{keyword} no"))
-        elif method not in _in_order(keywords):
+        elif method not in _preferred_methods(keywords):
             wanted = _value_of(keywords, "preferredauthentications")
             found.append((method, f"PreferredAuthentications {wanted}"))
         elif (

@@ -1,6 +1,6 @@
 """Logs in over SSH, runs commands there, opens tunnels to there.
 
-With `transport`, `channel`, `keys` and `tunnel` this is the only code that knows
+With `transport`, `paramiko_channel`, `keys` and `tunnel` this is the only code that knows
 paramiko; its errors are renamed here. Everything blocks and has a deadline: call it
 from a thread that may wait.
 
@@ -23,18 +23,18 @@ from remoter_kernel.errors import (
     RemoterError,
     Unreachable,
 )
-from remoter_kernel.front.ssh.algorithms import offer_only_what_is_allowed
-from remoter_kernel.front.ssh.authenticator import Authenticator, asker_of
+from remoter_kernel.front.ssh.algorithms import restrict_algorithms
+from remoter_kernel.front.ssh.authenticator import Authenticator, prompter_label
 from remoter_kernel.front.ssh.command_tunnel import CommandTunnel
-from remoter_kernel.front.ssh.credentials import HostCredentials, RemoteCredentials, named_hops
-from remoter_kernel.front.ssh.host_connection import ProxyCommandExit, reach
+from remoter_kernel.front.ssh.credentials import HostCredentials, RemoteCredentials, hops_with_names
+from remoter_kernel.front.ssh.host_connection import ProxyCommandExit, connect_to_host
 from remoter_kernel.front.ssh.known_hosts import KnownHosts, fingerprint
 from remoter_kernel.front.ssh.login_errors import (
     NoCommonAlgorithm,
-    ended,
-    fell_silent,
-    no_tunnel,
-    proxy_ended,
+    connection_ended,
+    connection_timed_out,
+    proxy_command_failed,
+    tunnel_refused,
 )
 from remoter_kernel.front.ssh.login_results import CommandEnded, CompletedCommand
 from remoter_kernel.front.ssh.paramiko_channel import (
@@ -59,14 +59,14 @@ if TYPE_CHECKING:
     from remoter_kernel.front.prompts import Prompter
     from remoter_kernel.front.ssh.ssh_config import Destination
 
-__all__ = ["CommandEnded", "CompletedCommand", "SSHLogin", "Tunnel", "log_in"]
+__all__ = ["CommandEnded", "CompletedCommand", "SSHLogin", "Tunnel", "log_in_by_paramiko"]
 
 CHANNEL_WITHIN = 20.0  # seconds for a channel: the far end may have to connect first
 COMMAND_WITHIN = 60.0  # seconds for a command's first line: a login shell may be slow
 PREFETCHED_WITHIN = 1.0  # seconds, and two round trips
 
 
-def log_in(
+def log_in_by_paramiko(
     destination: Destination,
     *,
     prompter: Prompter | None = None,
@@ -83,11 +83,11 @@ def log_in(
     credentials = credentials or RemoteCredentials()
     passed: list[SSHLogin] = []
     try:
-        for hop, where in named_hops(destination):
-            is_last, label = hop is destination, asker_of(hop, destination)
+        for hop, where in hops_with_names(destination):
+            is_last, label = hop is destination, prompter_label(hop, destination)
             login = SSHLogin(hop, tuple(passed), is_last=is_last, label=label)
             on_try(login)
-            login.start(prompter, on_step, credentials.of(where))
+            login.start(prompter, on_step, credentials.for_host(where))
             passed.append(login)
     except BaseException:
         if passed:
@@ -146,7 +146,7 @@ class SSHLogin:
         steps: dict[str, Callable[[], None]] = {
             "connect": self._connect,
             "host key": lambda: self._check_host_key(prompter),
-            "login": lambda: self._prove(prompter, credentials),
+            "login": lambda: self._authenticate(prompter, credentials),
         }
         try:
             for step, do in steps.items():
@@ -158,25 +158,25 @@ class SSHLogin:
             if isinstance(error, LoginRefused) and not (self._is_cut or self._violation):
                 self.close()
                 raise
-            raise self._given_up(step, is_silent=False) from None
+            raise self._login_error(step, is_silent=False) from None
         except ResponseTimeout:
-            raise self._given_up(step, is_silent=True) from None
+            raise self._login_error(step, is_silent=True) from None
         except BaseException:
             self.close()
             raise
 
-    def _given_up(self, step: str, *, is_silent: bool) -> RemoterError:
+    def _login_error(self, step: str, *, is_silent: bool) -> RemoterError:
         """Close it, and say why in the words of whoever knows: the ProxyCommand, the server."""
         if self._transport is not None and not is_silent:
             self._transport.join(DISCONNECT_WITHIN)  # it reads what came before the end
         label, said, offence = self._destination.label, self._server_reason, self._violation
         proxy = None if self._is_cut or offence else self._proxy_exit()
         self.close()
-        if proxy and step == "connect" and (error := proxy_ended(label, *proxy)):
+        if proxy and step == "connect" and (error := proxy_command_failed(label, *proxy)):
             return error
         if is_silent:
-            return fell_silent(label, step, said=said)
-        return ended(label, step, offence, said=said)
+            return connection_timed_out(label, step, said=said)
+        return connection_ended(label, step, offence, said=said)
 
     @property
     def _server_reason(self) -> str:
@@ -191,11 +191,11 @@ class SSHLogin:
         destination = self._destination
         self._known_hosts = KnownHosts(destination)
         before = self._jump_logins[-1].live_transport if self._jump_logins else None
-        sock, self._close_stream, self._proxy_exit = reach(destination, before)
+        sock, self._close_stream, self._proxy_exit = connect_to_host(destination, before)
         self._transport = Transport(sock, self._known_hosts.known_kinds)
-        offer_only_what_is_allowed(self._transport, destination)
+        restrict_algorithms(self._transport, destination)
         try:
-            self._transport.meet(destination.connect_timeout)
+            self._transport.handshake(destination.connect_timeout)
         except NegotiationFailed as error:
             raise NoCommonAlgorithm(
                 f"{destination.label} and paramiko have nothing in common: {error}.",
@@ -209,18 +209,18 @@ class SSHLogin:
         self.host_key = f"{kind} {fingerprint(blob)}"
         self._known_hosts.check(kind, blob, prompter)
 
-    def _prove(self, prompter: Prompter | None, credentials: HostCredentials) -> None:
+    def _authenticate(self, prompter: Prompter | None, credentials: HostCredentials) -> None:
         Authenticator(
             self._destination,
             self.live_transport,
             prompter,
             credentials,
             label=self._label,
-            on_first_key=self._open_spare,
-            on_refusal=self._drop_spare,
-        ).go()
+            on_first_key=self._prefetch_channel,
+            on_refusal=self._drop_prefetched,
+        ).run()
 
-    def _open_spare(self) -> None:
+    def _prefetch_channel(self) -> None:
         """Ask for the next command's channel before anybody needs it: that saves a round trip.
 
         Before the verdict on a key, too: the first command is sure to come.
@@ -235,7 +235,7 @@ class SSHLogin:
                 self._prefetched = RemoteCommand(live)
                 self._prefetched.open()
 
-    def _drop_spare(self) -> None:
+    def _drop_prefetched(self) -> None:
         self._prefetched = None  # the server has shrugged it off
 
     # --- what a login is for ---
@@ -262,10 +262,10 @@ class SSHLogin:
         """Say whether a command is under way."""
         return self._session_limiter.is_any_running
 
-    def answers(self, seconds: float) -> bool:
+    def responds_within(self, seconds: float) -> bool:
         """Find out within that time whether the server is still there."""
         with contextlib.suppress(ConnectionClosed):
-            return bool(self.live_transport.answers(seconds))
+            return bool(self.live_transport.responds_within(seconds))
         return False
 
     @property
@@ -277,14 +277,14 @@ class SSHLogin:
     def run(self, command: str, stdin: bytes = b"", *, seconds: float = 60) -> CompletedCommand:
         """Run a command with this input, and wait until it ends."""
         deadline = time.monotonic() + seconds
-        with self._renaming("a command", seconds):
-            running = self._begin(command, stdin, deadline)
+        with self._translating_errors("a command", seconds):
+            running = self._start_command(command, stdin, deadline)
             try:
                 ran = running.wait(deadline)
             except BaseException:
                 running.close()
                 raise
-            self._open_spare()
+            self._prefetch_channel()
         return ran
 
     def run_until_line(
@@ -295,25 +295,25 @@ class SSHLogin:
         Raises CommandEnded if it ends before.
         """
         deadline = time.monotonic() + seconds
-        with self._renaming("a command", seconds):
-            running = self._begin(command, stdin, deadline)
+        with self._translating_errors("a command", seconds):
+            running = self._start_command(command, stdin, deadline)
             try:
                 line = running.wait_for_line(starts_with, deadline)
             except BaseException:
                 running.close()
                 raise
-            self._open_spare()
+            self._prefetch_channel()
         return line
 
     def open_tunnel(self, host: str, port: int) -> Tunnel:
         """Connect to `host`:`port` from there, and listen for one connection here."""
-        with self._renaming(f"a connection to {host}:{port} there", CHANNEL_WITHIN):
+        with self._translating_errors(f"a connection to {host}:{port} there", CHANNEL_WITHIN):
             tunnel = Tunnel(self.live_transport, host, port)
             try:
                 tunnel.open(CHANNEL_WITHIN)
             except ChannelOpenError as error:
-                raise no_tunnel(self._destination, f"{host}:{port}", error.code) from None
-        self._keep(tunnel)
+                raise tunnel_refused(self._destination, f"{host}:{port}", error.code) from None
+        self._register_tunnel(tunnel)
         return tunnel
 
     def open_pipe(self, command: str, first_line: bytes) -> Tunnel:
@@ -321,17 +321,17 @@ class SSHLogin:
 
         That begins after a line which is exactly `first_line`; raises CommandEnded without one.
         """
-        with self._renaming("a command", COMMAND_WITHIN):
+        with self._translating_errors("a command", COMMAND_WITHIN):
             pipe = CommandTunnel(self.live_transport, command, first_line)
             pipe.open(COMMAND_WITHIN)
-        self._keep(pipe)
+        self._register_tunnel(pipe)
         return pipe
 
-    def _keep(self, tunnel: Tunnel) -> None:
+    def _register_tunnel(self, tunnel: Tunnel) -> None:
         with self._lock:
             self._tunnels = [one for one in self._tunnels if one.is_open] + [tunnel]
 
-    def _begin(self, command: str, stdin: bytes, deadline: float) -> RemoteCommand:
+    def _start_command(self, command: str, stdin: bytes, deadline: float) -> RemoteCommand:
         """Start a command, as soon as the server has room for one more."""
         refusal: ChannelOpenError | None = None
         while True:
@@ -339,14 +339,14 @@ class SSHLogin:
                 running = self._open_session(deadline)
                 self._session_limiter.add(running)
                 try:
-                    running.begin(command, stdin, deadline)
+                    running.start(command, stdin, deadline)
                 except BaseException:
-                    self._session_limiter.drop(running)
+                    self._session_limiter.discard(running)
                     running.close()
                     raise
             except ChannelOpenError as error:
                 refusal = error
-                if not self._session_limiter.wait_for_room(deadline):
+                if not self._session_limiter.wait_for_slot(deadline):
                     raise
             except ResponseTimeout:
                 raise refusal or ResponseTimeout from None
@@ -369,7 +369,7 @@ class SSHLogin:
         return running
 
     @contextlib.contextmanager
-    def _renaming(self, what: str, seconds: float) -> Iterator[None]:
+    def _translating_errors(self, what: str, seconds: float) -> Iterator[None]:
         """Turn this package's channel errors into sentences."""
         try:
             yield
@@ -398,13 +398,13 @@ class SSHLogin:
             tunnel.close()
         self._tunnels.clear()
         if self._transport is not None:
-            self._transport.end()
+            self._transport.close_and_join()
         self._close_stream()
         for login in reversed(self._jump_logins):
             login.close()
 
-    def cut(self) -> None:
+    def abort(self) -> None:
         """Drop the connection without a goodbye, as a dead network would."""
         self._is_cut = True
         if self._transport is not None:
-            self._transport.cut()
+            self._transport.abort()

@@ -1,4 +1,4 @@
-"""A channel made of descriptors: what the system's ssh carries, as `channel.Channel` looks.
+"""A channel made of descriptors: what the system's ssh carries, as `ParamikoChannel` looks.
 
 A thread per stream reads what comes and hands it to the sink; it rests while the sink has as
 much as a window holds. Nothing is thrown away by a close from here: what was sent still goes
@@ -38,7 +38,7 @@ class ChannelStreams(Protocol):
     def wait(self) -> int | None:
         """Wait until it ends; None where nobody says how."""
 
-    def end(self) -> None:
+    def terminate(self) -> None:
         """Make it end, from any thread; its streams end then, too."""
 
 
@@ -47,21 +47,21 @@ class OpenSSHTransport(Protocol):
 
     active: bool
 
-    def begin_session(self, command: str, seconds: float) -> ChannelStreams:
+    def open_session(self, command: str, seconds: float) -> ChannelStreams:
         """Start a command; raise Refused, Closed or TooLate."""
 
-    def begin_forward(self, host: str, port: int, seconds: float) -> ChannelStreams:
+    def open_forward(self, host: str, port: int, seconds: float) -> ChannelStreams:
         """Connect from there; raise Refused, Closed or TooLate."""
 
-    def forget(self, channel: StreamChannel) -> None:
+    def remove_channel(self, channel: StreamChannel) -> None:
         """Drop a channel that is over."""
 
-    def look(self) -> None:
+    def check_alive(self) -> None:
         """Find out whether the connection still lives: something ended without a word."""
 
 
 class StreamChannel:
-    """A channel over an errand's streams; see `channel.Channel` for what each call means."""
+    """A channel over an errand's streams; see `ParamikoChannel` for what each call means."""
 
     def __init__(self, transport: OpenSSHTransport, receiver: ChannelReceiver) -> None:
         self.exit_status: int | None = None
@@ -78,8 +78,8 @@ class StreamChannel:
 
     # --- opening ---
 
-    def start(self, kind: str, *fields: str | int) -> None:
-        """Remember what is to be opened; `wait_open` or `run` asks for it."""
+    def request_open(self, kind: str, *fields: str | int) -> None:
+        """Remember what is to be opened; `wait_open` or `exec_command` asks for it."""
         if kind == "direct-tcpip":
             self._forward_target = (str(fields[0]), int(fields[1]))
 
@@ -88,32 +88,34 @@ class StreamChannel:
         if not self._transport.active:
             raise ConnectionClosed
         if self._forward_target is not None:
-            self._go(self._transport.begin_forward(*self._forward_target, seconds))
+            self._start_threads(self._transport.open_forward(*self._forward_target, seconds))
 
-    def run(self, command: str) -> None:
+    def exec_command(self, command: str) -> None:
         """Start a command, and wait until it is started; raise Refused, Closed or TooLate."""
-        self._go(self._transport.begin_session(command, OPEN_WITHIN))
+        self._start_threads(self._transport.open_session(command, OPEN_WITHIN))
 
     @property
     def is_open(self) -> bool:
         """Say whether bytes can be sent."""
         return self._streams is not None and not (self._is_closing or self._is_over)
 
-    def _go(self, streams: ChannelStreams) -> None:
+    def _start_threads(self, streams: ChannelStreams) -> None:
         self._streams = streams
         if IS_POSIX:
             os.set_blocking(streams.stdin, False)
-        jobs: list[Callable[[], None]] = [lambda: self._read(streams.stdout, self.receiver.arrived)]
+        jobs: list[Callable[[], None]] = [
+            lambda: self._read(streams.stdout, self.receiver.data_received)
+        ]
         if streams.stderr >= 0:
-            jobs.append(lambda: self._read(streams.stderr, self.receiver.arrived_aside))
+            jobs.append(lambda: self._read(streams.stderr, self.receiver.extended_data_received))
         if self._forward_target is None:
             jobs.append(self._wait_for_exit)
         self._readers = len(jobs)
         for job in jobs:
-            self._spawn(job)
+            self._start_thread(job)
 
-    def _spawn(self, job: Callable[[], None]) -> None:
-        thread = Thread(job, name="ssh-stream", on_error=lambda _error: self.unlink())
+    def _start_thread(self, job: Callable[[], None]) -> None:
+        thread = Thread(job, name="ssh-stream", on_error=lambda _error: self.mark_ended())
         self._threads.append(thread)
         thread.start()
 
@@ -129,7 +131,7 @@ class StreamChannel:
                 try:
                     rest = rest[os.write(self._streams.stdin, rest[:READ_AT_ONCE]) :]
                 except BlockingIOError:
-                    _wait_for_room(self._streams.stdin, deadline)
+                    _wait_until_writable(self._streams.stdin, deadline)
                 except OSError:
                     raise ConnectionClosed from None
 
@@ -146,7 +148,7 @@ class StreamChannel:
 
     # --- from there ---
 
-    def give_back(self, size: int) -> None:
+    def adjust_window(self, size: int) -> None:
         """Let as many bytes more come: that many have been dealt with."""
         with self._changed:
             self._unconsumed -= size
@@ -166,18 +168,18 @@ class StreamChannel:
                 with self._changed:
                     self._unconsumed += len(data)
                 deliver(data)
-        if deliver == self.receiver.arrived:
+        if deliver == self.receiver.data_received:
             deliver(b"")
-        self._one_less()
+        self._on_thread_end()
 
     def _wait_for_exit(self) -> None:
         assert self._streams is not None  # noqa: S101 (it is why this thread was started)
         self.exit_status = self._streams.wait()
         if self.exit_status is not None:
-            self.receiver.exited()
-        self._one_less()
+            self.receiver.exit_status_received()
+        self._on_thread_end()
 
-    def _one_less(self) -> None:
+    def _on_thread_end(self) -> None:
         """One of the threads is done; the last one closes everything."""
         with self._changed:
             self._readers -= 1
@@ -186,7 +188,7 @@ class StreamChannel:
                 return
         streams = self._streams
         assert streams is not None  # noqa: S101 (its threads have just ended)
-        streams.end()  # whoever still writes is woken by it
+        streams.terminate()  # whoever still writes is woken by it
         with self._stdin_lock:
             self._close_stdin()
         for descriptor in (streams.stdout, streams.stderr):
@@ -194,12 +196,12 @@ class StreamChannel:
                 os.close(descriptor)
         # Whoever learns of the end by this channel must not find the connection alive.
         if self.exit_status is None and not self._is_closing:
-            self._transport.look()
+            self._transport.check_alive()
         with self._changed:
             self._is_over = True
             self._changed.notify_all()
-        self._transport.forget(self)
-        self.receiver.ended()
+        self._transport.remove_channel(self)
+        self.receiver.connection_lost()
 
     # --- the end ---
 
@@ -210,9 +212,9 @@ class StreamChannel:
                 return
             self._is_closing = True
             self._changed.notify_all()
-        self._spawn(self._say_goodbye)
+        self._start_thread(self._end_lingering)
 
-    def _say_goodbye(self) -> None:
+    def _end_lingering(self) -> None:
         until = time.monotonic() + LINGER
         if self._stdin_lock.acquire(timeout=LINGER):
             self._close_stdin()
@@ -221,15 +223,15 @@ class StreamChannel:
             self._changed.wait_for(lambda: not self._readers, max(0.0, until - time.monotonic()))
             is_done = not self._readers
         if not is_done:
-            self.unlink()
+            self.mark_ended()
 
-    def unlink(self) -> None:
+    def mark_ended(self) -> None:
         """End it now, whatever is on its way."""
         with self._changed:
             self._is_closing = True
             self._changed.notify_all()
         if self._streams is not None:
-            self._streams.end()
+            self._streams.terminate()
 
     def join(self, seconds: float) -> None:
         """Wait for its threads."""
@@ -239,7 +241,7 @@ class StreamChannel:
                 thread.join(max(0.0, until - time.monotonic()))
 
 
-def _wait_for_room(descriptor: int, deadline: float | None) -> None:
+def _wait_until_writable(descriptor: int, deadline: float | None) -> None:
     """Wait until something can be written, or the other end is gone."""
     poll = select.poll()
     poll.register(descriptor, select.POLLOUT)

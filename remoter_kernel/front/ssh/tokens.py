@@ -44,7 +44,7 @@ class Tokens:
     """Of whoever logs in."""
 
     @classmethod
-    def of(
+    def for_host(
         cls,
         typed: str,
         *,
@@ -72,18 +72,18 @@ class Tokens:
         }
         return cls(values, expand_by_ssh, environment)
 
-    def fill(self, text: str) -> str:
+    def expand(self, text: str) -> str:
         """Fill in a path or the name of a socket; `${NAME}` is of the environment."""
         text = re.sub(r"%(.)", self._value, text)
         return re.sub(r"\$\{(\w+)\}", lambda match: self.environment.get(match[1], match[0]), text)
 
-    def fill_command(self, text: str) -> str:
+    def expand_command(self, text: str) -> str:
         """Fill in a ProxyCommand or a ProxyJump."""
         return re.sub(f"%([{COMMAND_TOKENS}])", self._value, text)
 
-    def path(self, text: str) -> Path:
+    def expand_path(self, text: str) -> Path:
         """Make a path of it."""
-        return Path(self.fill(_unexpand_home(text.strip('"')))).expanduser()
+        return Path(self.expand(_unexpand_home(text.strip('"')))).expanduser()
 
     def hash(self, jump: str = "") -> str:
         """Compute `%C`, as a ssh does that knows `%j`, too."""

@@ -4,7 +4,7 @@ What differs, and why:
 - AES-GCM first (a third faster), no ciphers or MACs of the last century.
 - The service request and the first key go out together, and so does the opening of the
   first channel: each saves a round trip.
-- Channels are our own (see `channel`), opened without blocking.
+- Channels are our own (see `paramiko_channel`), opened without blocking.
 - It looks after itself every few seconds instead of ten times a second.
 - A server cannot make it hold more than it needs: a packet, a greeting, a list and what waits
   to be sent have a largest size, and whoever shows another host key later on is left.
@@ -116,7 +116,7 @@ class BoundedPacketizer(Packetizer):  # type: ignore[misc]  # paramiko has no ty
 
 
 class Transport(paramiko.Transport):  # type: ignore[misc]  # paramiko has no types
-    """One SSH connection. `start` it, `meet` the server, log in, open channels, `end` it."""
+    """One SSH connection. `handshake`, log in, open channels, `close_and_join`."""
 
     _failure: BaseException | None = None
     _disconnect_reason = ""  # what the server said when it hung up
@@ -140,7 +140,7 @@ class Transport(paramiko.Transport):  # type: ignore[misc]  # paramiko has no ty
         MSG_CHANNEL_FAILURE: ParamikoChannel.on_failure,
         MSG_CHANNEL_DATA: ParamikoChannel.on_data,
         MSG_CHANNEL_EXTENDED_DATA: ParamikoChannel.on_extended_data,
-        MSG_CHANNEL_WINDOW_ADJUST: ParamikoChannel.on_window,
+        MSG_CHANNEL_WINDOW_ADJUST: ParamikoChannel.on_window_adjust,
         MSG_CHANNEL_REQUEST: ParamikoChannel.on_request,
         MSG_CHANNEL_EOF: ParamikoChannel.on_eof,
         MSG_CHANNEL_CLOSE: ParamikoChannel.on_close,
@@ -165,8 +165,8 @@ class Transport(paramiko.Transport):  # type: ignore[misc]  # paramiko has no ty
         self._open_channels: dict[
             int, ParamikoChannel
         ] = {}  # paramiko's own list holds channels weakly
-        self._handler_table[MSG_CHANNEL_OPEN_SUCCESS] = self._on_opened
-        self._handler_table[MSG_CHANNEL_OPEN_FAILURE] = self._on_refused
+        self._handler_table[MSG_CHANNEL_OPEN_SUCCESS] = self._on_open_confirmation
+        self._handler_table[MSG_CHANNEL_OPEN_FAILURE] = self._on_open_failure
         self._handler_table[MSG_EXT_INFO] = self._on_extensions
         self._keepalive_reply = threading.Event()
         for answer in (MSG_REQUEST_SUCCESS, MSG_REQUEST_FAILURE):
@@ -185,7 +185,7 @@ class Transport(paramiko.Transport):  # type: ignore[misc]  # paramiko has no ty
         # sorted() keeps the order among equals.
         return tuple(sorted(algorithms, key=lambda name: kinds[name] not in self._known_kinds))
 
-    def meet(self, seconds: float) -> None:
+    def handshake(self, seconds: float) -> None:
         """Exchange greetings and keys; raise Closed or TooLate. Nothing is trusted yet."""
         self.banner_timeout = self.handshake_timeout = seconds
         met = threading.Event()
@@ -224,7 +224,7 @@ class Transport(paramiko.Transport):  # type: ignore[misc]  # paramiko has no ty
 
     def _verify_key(self, host_key: bytes, sig: bytes) -> None:
         # The server's answer to our half of the key exchange: one round trip and its sums.
-        self.answered_after(time.perf_counter() - self._kex_began)
+        self.record_rtt(time.perf_counter() - self._kex_began)
         super()._verify_key(host_key, sig)
         if self.first_host_key is None:
             self.first_host_key = self.host_key
@@ -241,7 +241,7 @@ class Transport(paramiko.Transport):  # type: ignore[misc]  # paramiko has no ty
         }
         self._log(DEBUG, f"Got EXT_INFO: {self.server_extensions}")
 
-    def answered_after(self, seconds: float) -> None:
+    def record_rtt(self, seconds: float) -> None:
         """Learn how long the server took for an answer."""
         self.round_trip = min(self.round_trip, seconds)
 
@@ -257,27 +257,27 @@ class Transport(paramiko.Transport):  # type: ignore[misc]  # paramiko has no ty
             self.channels_seen[number] = True
         return channel
 
-    def forget(self, channel: ParamikoChannel) -> None:
+    def remove_channel(self, channel: ParamikoChannel) -> None:
         """Drop a channel that is over."""
         self._open_channels.pop(channel.number, None)
         self._unlink_channel(channel.number)
 
-    def _on_opened(self, message: Any) -> None:
+    def _on_open_confirmation(self, message: Any) -> None:
         number, *said = (message.get_int() for _ in range(4))
         if channel := self._open_channels.get(number):
-            channel.opened(*said)
+            channel.on_open_confirmation(*said)
             return
         # Nobody waits for it any more: hand it back, or it would count against MaxSessions.
         goodbye = paramiko.Message()
         goodbye.add_byte(cMSG_CHANNEL_CLOSE)
         goodbye.add_int(said[0])
-        self.post(goodbye)
+        self.send_nowait(goodbye)
 
-    def _on_refused(self, message: Any) -> None:
+    def _on_open_failure(self, message: Any) -> None:
         number, code = message.get_int(), message.get_int()
         if channel := self._open_channels.get(number):
-            channel.refused(code)
-            self.forget(channel)
+            channel.on_open_failure(code)
+            self.remove_channel(channel)
 
     # --- sending ---
 
@@ -288,10 +288,10 @@ class Transport(paramiko.Transport):  # type: ignore[misc]  # paramiko has no ty
         except (OSError, EOFError, paramiko.SSHException):
             if threading.current_thread() is not self:
                 self.join(DISCONNECT_WITHIN)  # it reads what the server said before it hung up
-            self.end()
+            self.close_and_join()
             raise ConnectionClosed from None
 
-    def post(self, message: paramiko.Message) -> None:
+    def send_nowait(self, message: paramiko.Message) -> None:
         """Send soon, from a thread of its own.
 
         The transport's thread must go on reading: were it to wait for a full pipe, or for
@@ -300,30 +300,30 @@ class Transport(paramiko.Transport):  # type: ignore[misc]  # paramiko has no ty
         with self.lock:
             if self._sender is None and self.active:
                 self._sender = Thread(
-                    self._carry, name="ssh-postman", on_error=lambda _error: self.cut()
+                    self._send_queued, name="ssh-postman", on_error=lambda _error: self.abort()
                 )
                 self._sender.start()
         if self._send_queue.qsize() >= MOST_UNSENT:
             self.saved_exception = ServerViolation("does not read the answers that it asks for")
-            self.cut()
+            self.abort()
             return
         self._send_queue.put(message)
 
-    def _carry(self) -> None:
+    def _send_queued(self) -> None:
         while (message := self._send_queue.get()) is not None:
             try:
                 self._send_user_message(message)
             except (OSError, EOFError, paramiko.SSHException):
                 return
 
-    def answers(self, seconds: float) -> bool:
+    def responds_within(self, seconds: float) -> bool:
         """Ask for a sign of life, and wait for it: an answer to what nobody understands is one."""
         self._keepalive_reply.clear()
         message = paramiko.Message()
         message.add_byte(cMSG_GLOBAL_REQUEST)
         message.add_string("keepalive@openssh.com")
         message.add_boolean(True)
-        self.post(message)
+        self.send_nowait(message)
         return self._keepalive_reply.wait(seconds) and bool(self.active)
 
     # --- the end ---
@@ -358,7 +358,7 @@ class Transport(paramiko.Transport):  # type: ignore[misc]  # paramiko has no ty
             self._keepalive_reply.set()
             self._send_queue.put(None)
 
-    def cut(self) -> None:
+    def abort(self) -> None:
         """Drop the connection without a goodbye, not even TCP's."""
         with contextlib.suppress(OSError):
             # Closing then resets; and this side's reader wakes without a word to the other.
@@ -366,7 +366,7 @@ class Transport(paramiko.Transport):  # type: ignore[misc]  # paramiko has no ty
             self.sock.shutdown(socket.SHUT_RD)
         self.packetizer.close()
 
-    def end(self, seconds: float = 2.0) -> None:
+    def close_and_join(self, seconds: float = 2.0) -> None:
         """Close the connection and wait for its threads."""
         self.active = False
         # Closing a socket does not wake the thread that reads from it; shutting it down does.
@@ -383,5 +383,5 @@ class Transport(paramiko.Transport):  # type: ignore[misc]  # paramiko has no ty
         # A server that falls silent right after its greeting leaves a timer behind.
         self.packetizer.complete_handshake()
         for channel in list(self._open_channels.values()):
-            channel.unlink()
+            channel.mark_ended()
         self.sock.close()

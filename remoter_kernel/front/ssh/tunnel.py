@@ -79,7 +79,7 @@ class Tunnel:
 
     def _open_channel(self, seconds: float) -> None:
         """Let the other end be what this tunnel leads to."""
-        self._channel.start("direct-tcpip", *self._target, "127.0.0.1", 0)
+        self._channel.request_open("direct-tcpip", *self._target, "127.0.0.1", 0)
         self._channel.wait_open(seconds)
 
     @property
@@ -92,7 +92,7 @@ class Tunnel:
         with self._changed:
             self._is_aborted = True
             self._backlog.clear()
-        self.ended()
+        self.connection_lost()
         self._channel.close()
         for thread in self._threads:
             if thread.is_alive() and thread is not threading.current_thread():
@@ -100,31 +100,31 @@ class Tunnel:
 
     # --- from there to here: on the transport's thread ---
 
-    def arrived(self, data: bytes) -> None:
+    def data_received(self, data: bytes) -> None:
         """Write it here now if nothing older waits and the socket has room."""
         if not data:
             # A half-closed ZeroMQ connection is of no use to anybody.
-            self.ended()
+            self.connection_lost()
             return
         self.received += len(data)
         written = 0
         with self._changed:
             if self._local is not None and not self._backlog and not self._is_writing:
-                written = self._write_now(self._local, data)
+                written = self._try_write(self._local, data)
             if written < len(data):
                 self._backlog.append(data[written:] if written else data)
                 self._wake_writer()
         if written:
-            self._channel.give_back(written)
+            self._channel.adjust_window(written)
 
-    def arrived_aside(self, data: bytes) -> None:
+    def extended_data_received(self, data: bytes) -> None:
         """Nothing comes beside the stream of a TCP connection; were it to, drop it."""
-        self._channel.give_back(len(data))
+        self._channel.adjust_window(len(data))
 
-    def exited(self) -> None:
+    def exit_status_received(self) -> None:
         """A TCP connection has no exit status."""
 
-    def ended(self) -> None:
+    def connection_lost(self) -> None:
         """Close this side, once all that came has been written."""
         with self._changed:
             if self._is_over:
@@ -136,10 +136,10 @@ class Tunnel:
         if local is None:
             self._wake_listener()
         elif not waits:
-            _shut(local)
+            _shut_socket(local)
 
     @staticmethod
-    def _write_now(local: socket.socket, data: bytes) -> int:
+    def _try_write(local: socket.socket, data: bytes) -> int:
         if DONTWAIT_FLAG is None:
             return 0
         try:
@@ -153,13 +153,13 @@ class Tunnel:
             return
         if len(self._threads) == 1:
             writer = Thread(
-                self._write_late, name="ssh-tunnel-late", on_error=lambda _error: self.close()
+                self._drain, name="ssh-tunnel-late", on_error=lambda _error: self.close()
             )
             self._threads.append(writer)
             writer.start()
         self._changed.notify_all()
 
-    def _write_late(self) -> None:
+    def _drain(self) -> None:
         local = self._local
         assert local is not None  # noqa: S101 (it is why this thread was started)
         while True:
@@ -174,13 +174,13 @@ class Tunnel:
                 local.sendall(data)
             except OSError:
                 break
-            self._channel.give_back(len(data))
-        _shut(local)
+            self._channel.adjust_window(len(data))
+        _shut_socket(local)
 
     # --- from here to there: on the tunnel's thread ---
 
     def _serve(self) -> None:
-        local = self._take_one()
+        local = self._accept_once()
         if local is not None:
             with local:
                 with contextlib.suppress(OSError, ConnectionClosed, ResponseTimeout):
@@ -188,7 +188,7 @@ class Tunnel:
                         self._channel.send(data)
                         self.sent += len(data)
                 if self._is_aborted:
-                    _reset(local)
+                    _set_reset_on_close(local)
         with self._changed:
             # Nobody is left to read what came.
             self._is_over = True
@@ -196,12 +196,12 @@ class Tunnel:
             self._changed.notify_all()
         self._channel.close()
 
-    def _take_one(self) -> socket.socket | None:
+    def _accept_once(self) -> socket.socket | None:
         if self._listener is None:
             return self._local
         with contextlib.suppress(OSError), self._listener as listener:
-            local = self._accept_proven(listener)
-            listener.withdraw()
+            local = self._accept_authenticated(listener)
+            listener.unlink()
             with self._changed:
                 # What came before an end that was quicker than we are is still written.
                 has_last_words = bool(self._backlog) and not (listener.is_tcp or self._is_aborted)
@@ -216,12 +216,16 @@ class Tunnel:
                 listener.accept(0).close()
         return None
 
-    def _accept_proven(self, listener: PrivateListener) -> socket.socket:
+    def _accept_authenticated(self, listener: PrivateListener) -> socket.socket:
         """Take the first connection of whoever the tunnel is for; OSError if none comes."""
         deadline = time.monotonic() + ACCEPT_WITHIN
         while True:
             local = listener.accept(max(0.001, deadline - time.monotonic()))
-            if self._is_over or not listener.is_tcp or loopback_auth.admits(local, self.secret):
+            if (
+                self._is_over
+                or not listener.is_tcp
+                or loopback_auth.is_authenticated(local, self.secret)
+            ):
                 return local
             local.close()
 
@@ -230,7 +234,7 @@ class Tunnel:
             self._listener.wake()
 
 
-def _reset(local: socket.socket) -> None:
+def _set_reset_on_close(local: socket.socket) -> None:
     """Let a close be heard by a peer that only sends.
 
     One that waits for room in a full window would not hear an orderly close: with its
@@ -240,7 +244,7 @@ def _reset(local: socket.socket) -> None:
         local.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack(LINGER, 1, 0))
 
 
-def _shut(local: socket.socket) -> None:
+def _shut_socket(local: socket.socket) -> None:
     """End a connection under the thread that reads from it."""
     with contextlib.suppress(OSError):
         local.shutdown(socket.SHUT_RDWR)

@@ -25,7 +25,7 @@ from paramiko.common import (
     cMSG_USERAUTH_REQUEST,
 )
 
-from remoter_kernel.front.prompts import LONGEST_TEXT, Prompt, on_one_line, readable
+from remoter_kernel.front.prompts import LONGEST_TEXT, Prompt, strip_controls, to_one_line
 from remoter_kernel.front.ssh.paramiko_channel import (
     ConnectionClosed,
     ResponseTimeout,
@@ -83,7 +83,7 @@ class UserauthHandler(AuthHandler):  # type: ignore[misc]  # paramiko has no typ
         message = paramiko.Message()
         message.add_byte(cMSG_SERVICE_REQUEST)
         message.add_string("ssh-userauth")
-        self._tell(message)
+        self._send(message)
 
     def wait_for_service(self, seconds: float) -> None:
         """Wait until the server is ready for attempts."""
@@ -101,38 +101,38 @@ class UserauthHandler(AuthHandler):  # type: ignore[misc]  # paramiko has no typ
             signature = key.sign_ssh_data(blob, algorithm)
         except Exception as error:  # keys and agents are foreign: anything may come
             raise CannotSign(str(error) or type(error).__name__) from error
-        message = self._attempt(user, "publickey")
+        message = self._userauth_request(user, "publickey")
         message.add_boolean(True)
         message.add_string(algorithm)
         message.add_string(public)
         message.add_string(signature)
-        self._tell(message)
+        self._send(message)
 
-    def send_nothing(self, user: str) -> None:
+    def send_none(self, user: str) -> None:
         """Ask to be let in without any proof, to learn what would be taken."""
-        self._tell(self._attempt(user, "none"))
+        self._send(self._userauth_request(user, "none"))
 
-    def ask_about_key(self, user: str, algorithm: str, public: bytes) -> None:
+    def query_key(self, user: str, algorithm: str, public: bytes) -> None:
         """Ask whether a key would do, before anybody is asked for its passphrase."""
-        message = self._attempt(user, "publickey")
+        message = self._userauth_request(user, "publickey")
         message.add_boolean(False)
         message.add_string(algorithm)
         message.add_string(public)
-        self._tell(message)
+        self._send(message)
 
     def send_password(self, user: str, password: str) -> None:
         """Send a password."""
-        message = self._attempt(user, "password")
+        message = self._userauth_request(user, "password")
         message.add_boolean(False)
         message.add_string(password.encode())
-        self._tell(message)
+        self._send(message)
 
-    def begin_rounds(self, user: str) -> None:
+    def send_keyboard_interactive(self, user: str) -> None:
         """Ask for the server's own questions (RFC 4256)."""
-        message = self._attempt(user, "keyboard-interactive")
+        message = self._userauth_request(user, "keyboard-interactive")
         message.add_string("")
         message.add_string("")
-        self._tell(message)
+        self._send(message)
 
     def send_answers(self, answers: Sequence[str]) -> None:
         """Answer one round of questions."""
@@ -141,9 +141,9 @@ class UserauthHandler(AuthHandler):  # type: ignore[misc]  # paramiko has no typ
         message.add_int(len(answers))
         for answer in answers:
             message.add_string(answer.encode())
-        self._tell(message)
+        self._send(message)
 
-    def _attempt(self, user: str, method: str) -> paramiko.Message:
+    def _userauth_request(self, user: str, method: str) -> paramiko.Message:
         self._method = method
         message = paramiko.Message()
         message.add_byte(cMSG_USERAUTH_REQUEST)
@@ -151,7 +151,7 @@ class UserauthHandler(AuthHandler):  # type: ignore[misc]  # paramiko has no typ
             message.add_string(word)
         return message
 
-    def _tell(self, message: paramiko.Message) -> None:
+    def _send(self, message: paramiko.Message) -> None:
         try:
             self.transport._send_message(message)  # noqa: SLF001 (paramiko's way)
         except (OSError, EOFError, paramiko.SSHException):
@@ -172,7 +172,7 @@ class UserauthHandler(AuthHandler):  # type: ignore[misc]  # paramiko has no typ
             raise response
         return response
 
-    def nudge(self) -> None:
+    def send_ignore(self) -> None:
         """Send what means nothing: a connection that is dead cannot acknowledge it."""
         with contextlib.suppress(OSError, EOFError, paramiko.SSHException):
             self.transport.send_ignore(1)
@@ -190,11 +190,11 @@ class UserauthHandler(AuthHandler):  # type: ignore[misc]  # paramiko has no typ
             MSG_SERVICE_ACCEPT: lambda _message: self._service_accepted.set(),
             MSG_USERAUTH_SUCCESS: self._on_success,
             MSG_USERAUTH_FAILURE: self._on_failure,
-            MSG_USERAUTH_INFO_REQUEST: self._on_round,
+            MSG_USERAUTH_INFO_REQUEST: self._on_info_request,
             MSG_USERAUTH_BANNER: self._on_banner,
         }
 
-    def _put(self, response: AuthResult | InfoRequest | ServerViolation) -> None:
+    def _enqueue(self, response: AuthResult | InfoRequest | ServerViolation) -> None:
         """Keep it for whoever waits; what comes after the login, nobody waits for."""
         if self.authenticated:
             return
@@ -205,7 +205,7 @@ class UserauthHandler(AuthHandler):  # type: ignore[misc]  # paramiko has no typ
     def _on_success(self, _message: Any) -> None:
         if self.authenticated:
             return
-        self._put(AuthResult(is_success=True))
+        self._enqueue(AuthResult(is_success=True))
         self.authenticated = True
         self.transport._auth_trigger()  # noqa: SLF001 (paramiko's way)
 
@@ -214,23 +214,23 @@ class UserauthHandler(AuthHandler):  # type: ignore[misc]  # paramiko has no typ
             METHOD.fullmatch, _read_text(message).split(",", MOST_METHODS)[:MOST_METHODS]
         )
         partly = message.get_boolean()
-        self._put(AuthResult(is_success=False, methods_left=tuple(named), is_partial=partly))
+        self._enqueue(AuthResult(is_success=False, methods_left=tuple(named), is_partial=partly))
 
-    def _on_round(self, message: Any) -> None:
+    def _on_info_request(self, message: Any) -> None:
         """Hear number 60, which means another thing in each method."""
         # This key would do; this password is too old.
         is_round = self._method == "keyboard-interactive"
-        self._put(_round(message) if is_round else InfoRequest("", ()))
+        self._enqueue(_parse_info_request(message) if is_round else InfoRequest("", ()))
 
     def _on_banner(self, message: Any) -> None:
         # It comes unasked, and as often as the server likes: what is full stays as it is.
         if not self.authenticated and len(self.banner) < LONGEST_TEXT:
-            self.banner = readable(f"{self.banner}\n{_read_text(message)}".strip())
+            self.banner = strip_controls(f"{self.banner}\n{_read_text(message)}".strip())
 
 
-def _round(message: Any) -> InfoRequest | ServerViolation:
+def _parse_info_request(message: Any) -> InfoRequest | ServerViolation:
     """Read a server's questions (RFC 4256, 3.2)."""
-    name, instruction = readable(_read_text(message)), readable(_read_text(message))
+    name, instruction = strip_controls(_read_text(message)), strip_controls(_read_text(message))
     _read_text(message)  # a language tag
     number = message.get_int()
     if number > MOST_PROMPTS:
@@ -240,7 +240,7 @@ def _round(message: Any) -> InfoRequest | ServerViolation:
         text, is_shown = _read_text(message), message.get_boolean()
         if len(text) > LONGEST_TEXT:
             return ServerViolation(f"asks a question of {len(text)} characters")
-        prompts.append(Prompt(on_one_line(text), is_shown=is_shown))
+        prompts.append(Prompt(to_one_line(text), is_shown=is_shown))
     words = "\n".join(filter(None, (name.strip(), instruction.strip())))
     return InfoRequest(words, tuple(prompts))
 

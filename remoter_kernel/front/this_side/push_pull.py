@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from remoter_kernel.errors import RemoterError, Unreachable, Usage
 from remoter_kernel.front.jupyter.canned_replies import error_content
-from remoter_kernel.front.prompts import OWN_TAG, readable
+from remoter_kernel.front.prompts import OWN_TAG, strip_controls
 from remoter_kernel.front.reading.status import format_size
 from remoter_kernel.front.session.link import LinkState
 from remoter_kernel.front.this_side.kernel_code import in_python, in_r
@@ -219,7 +219,9 @@ class ObjectTransferCell:
         if packed.get("pickled"):
             texts.append(("stderr", PICKLE_WARNING.format(names=", ".join(self._spec.names))))
         objects = zip(self._spec.targets, unpacked["objects"], strict=False)
-        lines = [f"{name} is {where} now ({readable(str(what))}).\n" for name, what in objects]
+        lines = [
+            f"{name} is {where} now ({strip_controls(str(what))}).\n" for name, what in objects
+        ]
         return [*texts, ("stdout", "".join(lines))]
 
     def _look(self) -> None:
@@ -282,7 +284,9 @@ def _heard(said: bytes, where: str) -> dict[str, Any]:
         raise NotCarried(f"The kernel {where} answered with nonsense; nothing was carried.")
     refused = words.get("refused")
     if refused:
-        sentence = readable(str(refused)).rstrip(".")  # also a kernel far away may say anything
+        sentence = strip_controls(str(refused)).rstrip(
+            "."
+        )  # also a kernel far away may say anything
         raise NotCarried(f"{sentence} ({where}); nothing was carried.")
     return words
 
