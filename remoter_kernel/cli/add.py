@@ -12,7 +12,7 @@ import click
 
 from remoter_kernel.cli.kernelspecs import mend_with_notice
 from remoter_kernel.cli.progress import StderrProgress
-from remoter_kernel.cli.terminal import questions
+from remoter_kernel.cli.terminal import terminal_prompter
 from remoter_kernel.errors import RemoterError, Usage
 from remoter_kernel.front.bootstrap.host_probe import (
     FoundPython,
@@ -35,19 +35,21 @@ if TYPE_CHECKING:
 _Function = TypeVar("_Function", bound="Callable[..., Any]")
 
 
-def _as_in_the_file(_: click.Context, option: click.Parameter, value: Any) -> Any:
+def _read_as_toml(_: click.Context, option: click.Parameter, value: Any) -> Any:
     """Read an option as the same key of `remotes.toml` is read; None where it was not given."""
     if value is None or value == ():
         return None
     try:
         words = list(value) if isinstance(value, tuple) else value
-        return VALUE_READERS[str(option.name)](_pairs(words) if option.name == "env" else words)
+        return VALUE_READERS[str(option.name)](
+            _parse_pairs(words) if option.name == "env" else words
+        )
     except ValueError as err:
         msg = f"must be {err}."
         raise click.BadParameter(msg) from err
 
 
-def _pairs(words: list[str]) -> dict[str, str]:
+def _parse_pairs(words: list[str]) -> dict[str, str]:
     pairs = dict(word.partition("=")[::2] for word in words)
     if not all("=" in word for word in words):
         msg = "NAME=VALUE"
@@ -60,7 +62,7 @@ def _toml_option(
 ) -> Callable[[_Function], _Function]:
     """Declare the option that sets a key of `remotes.toml`."""
     return click.option(
-        f"--{name}", callback=_as_in_the_file, metavar=metavar, help=text, multiple=multiple
+        f"--{name}", callback=_read_as_toml, metavar=metavar, help=text, multiple=multiple
     )
 
 
@@ -98,11 +100,11 @@ def add(name: str, host: str | None, **given: Any) -> None:
     display_name, make_default, replace, no_check, install, offline = map(given.pop, words)
     if (offline and not install) or (no_check and install):
         raise Usage("--offline needs --install, and --install needs a login (no --no-check).")
-    remote = _asked_for(name, host or name, given, replace=replace)
+    remote = _remote_from_options(name, host or name, given, replace=replace)
     display_name = kernelspec.free_display_name(name, display_name)
     language, debugger = kernelspec.language_of(remote), False
     if not no_check:
-        python, kernel = _visit(remote, is_private=install, is_offline=offline)
+        python, kernel = _probe_remote(remote, is_private=install, is_offline=offline)
         chosen = "" if install else remote.python  # what was named is what it stands on
         remote = dataclasses.replace(remote, python=chosen or python.path)
         language, debugger = kernel.language, kernel.debugger
@@ -116,7 +118,7 @@ def add(name: str, host: str | None, **given: Any) -> None:
     click.echo(f"  jupyter console --kernel {spec}")
 
 
-def _asked_for(name: str, host: str, given: dict[str, Any], *, replace: bool) -> Remote:
+def _remote_from_options(name: str, host: str, given: dict[str, Any], *, replace: bool) -> Remote:
     """Make the remote that the words ask for, before any login."""
     if not remotes.is_name(name):
         raise Usage(f"{name!r} cannot be a remote's name.", "Use only a-z 0-9 . _ -")
@@ -131,7 +133,7 @@ def _asked_for(name: str, host: str, given: dict[str, Any], *, replace: bool) ->
     return Remote(name=name, host=host, **values)
 
 
-def _visit(
+def _probe_remote(
     remote: Remote, *, is_private: bool, is_offline: bool
 ) -> tuple[FoundPython, RemoteKernelspec]:
     """Log in, look around, say what is there; return what the remote will run.
@@ -140,7 +142,7 @@ def _visit(
     """
     begin = time.monotonic()
     try:
-        with contextlib.closing(log_in_by_keeper(remote, questions())) as login:
+        with contextlib.closing(log_in_by_keeper(remote, terminal_prompter())) as login:
             seconds = time.monotonic() - begin
             click.echo(f"Logged in to {login.host} as {login.user} in {seconds:.1f} s")
             click.echo(plain_text(f"  {login.host_key}, {login.cipher}"))
@@ -151,7 +153,7 @@ def _visit(
                 with StderrProgress() as progress:
                     named = install_there(login, remote, probe, progress, is_offline=is_offline)
                 probe = look_around(login, named)
-                _say_pythons(probe)
+                _print_pythons(probe)
         return probe.choose(named, remote.kernel)
     except RemoterError as err:
         raise err.at(remote.name) from err.__cause__
@@ -159,7 +161,7 @@ def _visit(
 
 def _try_kernel(remote: Remote) -> dict[str, Any]:
     """Start the kernel once; its `kernel_info` is what Jupyter hears before the next login."""
-    runner = Runner(SessionDialer(lambda: remote, questions()))
+    runner = Runner(SessionDialer(lambda: remote, terminal_prompter()))
     try:
         runner.start()
     finally:
@@ -170,10 +172,10 @@ def _try_kernel(remote: Remote) -> dict[str, Any]:
 
 def _print_probe(probe: HostProbe) -> None:
     click.echo(f"{probe.system}, home {probe.home}")
-    _say_pythons(probe)
+    _print_pythons(probe)
 
 
-def _say_pythons(probe: HostProbe) -> None:
+def _print_pythons(probe: HostProbe) -> None:
     for python in probe.pythons:
         lacks = f"lacks {', '.join(python.missing)}" if python.missing else "can run a kernel"
         click.echo(f"  {python.path}  {python.version}  {lacks}")

@@ -22,11 +22,11 @@ class ScriptCommand(click.Command):
     def own_words(self, args: list[str]) -> tuple[list[str], list[str]]:
         """Return the command's own words, and those of the script."""
         options = _options_of(self)
-        own, arguments = split(args, options)
-        if any(_option(word, {OUTPUT: True}) for word in own):
+        own, arguments = split_script_arguments(args, options)
+        if any(_option_in(word, {OUTPUT: True}) for word in own):
             return own, arguments
         options.pop(FORCE, None)
-        return split(args, options)
+        return split_script_arguments(args, options)
 
     def parse_args(self, context: click.Context, args: list[str]) -> list[str]:
         """Parse the command's own words; the others become the parameter `arguments`."""
@@ -69,12 +69,14 @@ def _options_of(command: click.Command) -> dict[str, bool]:
     return {**own, "--help": False}
 
 
-def split(words: Sequence[str], options: Mapping[str, bool]) -> tuple[list[str], list[str]]:
+def split_script_arguments(
+    words: Sequence[str], options: Mapping[str, bool]
+) -> tuple[list[str], list[str]]:
     """Return the command's own words, and those of the script."""
     at, needed = 0, 2  # NAME and FILE
     while at < len(words):
         word = words[at]
-        option = _option(word, options)
+        option = _option_in(word, options)
         if option:
             needed -= option == "-c"
             at += 1 + (options[option] and word == option)
@@ -86,7 +88,7 @@ def split(words: Sequence[str], options: Mapping[str, bool]) -> tuple[list[str],
     return list(words), []
 
 
-def _option(word: str, options: Mapping[str, bool]) -> str:
+def _option_in(word: str, options: Mapping[str, bool]) -> str:
     """Return the option that a word gives: `-o OUT`, `-oOUT`, `--timeout=5`; else nothing."""
     if word in options:
         return word

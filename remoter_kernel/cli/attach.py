@@ -13,8 +13,8 @@ from pathlib import Path
 
 import click
 
-from remoter_kernel.cli.params import session_ids
-from remoter_kernel.cli.terminal import questions
+from remoter_kernel.cli.params import complete_session
+from remoter_kernel.cli.terminal import terminal_prompter
 from remoter_kernel.errors import NoSuchSession, Usage
 from remoter_kernel.front.reading.remote_query import SessionRef, finding
 from remoter_kernel.front.session.dialer import THIS_MACHINE
@@ -23,12 +23,12 @@ SPEC_NAME = "remoter-attached"
 
 
 @click.command()
-@click.argument("session", shell_complete=session_ids)
+@click.argument("session", shell_complete=complete_session)
 def attach(session: str) -> None:
     """Open a console on SESSION. It begins where the session is now; `exit` leaves it running."""
     if importlib.util.find_spec("jupyter_console") is None:
         raise Usage("The Jupyter console is not installed here.", "pip install jupyter-console")
-    with finding(session, questions()) as found:
+    with finding(session, terminal_prompter()) as found:
         if found.about["state"] in {"ended", "dead"}:
             raise NoSuchSession(
                 f"Session {found.id} is over. {found.about['why']}".rstrip(),

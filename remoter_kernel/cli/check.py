@@ -10,8 +10,8 @@ from rich.console import Console
 from rich.text import Text
 
 from remoter_kernel.cli.kernelspecs import mend_with_notice
-from remoter_kernel.cli.params import remote_names
-from remoter_kernel.cli.terminal import questions
+from remoter_kernel.cli.params import complete_remote
+from remoter_kernel.cli.terminal import terminal_prompter
 from remoter_kernel.front.running.checkup import Step, check_up
 from remoter_kernel.plain_text import plain_text
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("name", shell_complete=remote_names)
+@click.argument("name", shell_complete=complete_remote)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead.")
 def check(name: str, as_json: bool) -> None:
     """Go to a remote step by step, and say what to do about the first step that fails.
@@ -29,8 +29,8 @@ def check(name: str, as_json: bool) -> None:
     trip, versions, times. The kernel that it starts ends with it.
     """
     mend_with_notice()
-    steps = check_up(name, questions())
-    done = list(steps) if as_json else list(_showing(steps))
+    steps = check_up(name, terminal_prompter())
+    done = list(steps) if as_json else list(_print_steps(steps))
     error = done[-1].error
     if as_json:
         document = {
@@ -43,7 +43,7 @@ def check(name: str, as_json: bool) -> None:
         raise error
 
 
-def _showing(steps: Iterator[Step]) -> Iterator[Step]:
+def _print_steps(steps: Iterator[Step]) -> Iterator[Step]:
     console = Console(highlight=False, soft_wrap=True)
     for step in steps:
         sign = Text("✗ ", "bold red") if step.error else Text("✓ ", "green")

@@ -53,7 +53,7 @@ class DemoCheckFailed(Exception):
     """A step of the demo did not hold."""
 
 
-def _hold(fact: object, otherwise: str) -> None:
+def _check(fact: object, otherwise: str) -> None:
     if not fact:
         raise DemoCheckFailed(otherwise)
 
@@ -91,16 +91,16 @@ class Demo:
         self.console.print("  [dim]wire  CURVE, keys made for this session[/dim]")
         return f"session {address.session} is ready: {self.runner.kernel_info['implementation']}"
 
-    def tell_where(self) -> str:
+    def print_location(self) -> str:
         """Ask the kernel where it runs."""
-        return f"the code ran as {self._text(WHERE).strip()}"
+        return f"the code ran as {self._run_and_collect(WHERE).strip()}"
 
     def draw(self) -> str:
         """Have a figure drawn there and shown here."""
         shown: dict[str, Any] = {}
         self.runner.run(FIGURE, lambda _kind, content: shown.update(content.get("data", {})))
         figure = shown.get("image/svg+xml", "")
-        _hold(figure, "no figure came")
+        _check(figure, "no figure came")
         return f"a figure came: image/svg+xml, {len(figure):,} bytes; a notebook shows it"
 
     def stream(self) -> str:
@@ -113,7 +113,7 @@ class Demo:
                 at.append(f"{time.monotonic() - began:.1f}")
 
         self.runner.run(STREAM, show)
-        _hold(len(at) > 1, "the lines came all at once")
+        _check(len(at) > 1, "the lines came all at once")
         return f"lines came as they were printed, at {', '.join(at)} s"
 
     def interrupt(self) -> str:
@@ -126,10 +126,10 @@ class Demo:
 
         self.runner.reactor.call_later(INTERRUPT_AFTER, press)
         reply = self.runner.run(LONG, lambda _kind, _content: None)
-        _hold(reply.get("ename") == "KeyboardInterrupt", f"it ended with {reply.get('status')}")
+        _check(reply.get("ename") == "KeyboardInterrupt", f"it ended with {reply.get('status')}")
         return f"KeyboardInterrupt there, {(time.monotonic() - pressed[0]) * 1000:.0f} ms after it"
 
-    def cut(self) -> str:
+    def drop_connection(self) -> str:
         """Cut the connection in the middle of a loop, twice."""
         gaps: list[float] = []
         text: list[str] = []
@@ -149,14 +149,14 @@ class Demo:
         came = "".join(text).splitlines()
         missing = len(set(expected) - set(came))
         losses = self.runner.link.losses
-        _hold(losses == len(CUTS_AFTER), f"the connection was cut {losses} times")
-        _hold(came == expected, f"{missing} of {LINES} lines are missing, {len(came)} came")
+        _check(losses == len(CUTS_AFTER), f"the connection was cut {losses} times")
+        _check(came == expected, f"{missing} of {LINES} lines are missing, {len(came)} came")
         return (
             f"{LINES} of {LINES} lines, once and in order, over {losses} cuts and as many "
             f"new logins; the longest gap was {max(gaps) * 1000:.0f} ms"
         )
 
-    def _text(self, code: str) -> str:
+    def _run_and_collect(self, code: str) -> str:
         text: list[str] = []
         self.runner.run(code, lambda _kind, content: text.append(content.get("text", "")))
         return "".join(text)
@@ -174,11 +174,11 @@ def demo() -> None:
     show = Demo(console, runner)
     steps = {
         "Log in over SSH and start a kernel": show.connect,
-        "Where does the code run?": show.tell_where,
+        "Where does the code run?": show.print_location,
         "Rich output": show.draw,
         "Streaming": show.stream,
         "Interrupt": show.interrupt,
-        "The connection is cut in the middle of a loop": show.cut,
+        "The connection is cut in the middle of a loop": show.drop_connection,
     }
     try:
         for number, (title, do) in zip(itertools.count(1), steps.items(), strict=False):

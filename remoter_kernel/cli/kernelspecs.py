@@ -17,7 +17,7 @@ def mend_with_notice() -> None:
     """Put `-P` into the kernelspecs that lack it, and say so on stderr."""
     mended, left = kernelspec.mend_kernelspecs()
     if mended:
-        which = ", ".join(_names(mended))
+        which = ", ".join(_spec_names(mended))
         click.echo(f"Put -P into {which}: files of a notebook's folder no longer run.", err=True)
     for error in left:
         click.echo(
@@ -27,9 +27,9 @@ def mend_with_notice() -> None:
         )
 
 
-def tell_unsafe() -> list[str]:
+def warn_unsafe() -> list[str]:
     """Name the kernelspecs that lack `-P`, on stderr, too."""
-    names = _names(kernelspec.unsafe_kernelspecs())
+    names = _spec_names(kernelspec.unsafe_kernelspecs())
     if names:
         click.echo(
             "These kernelspecs let Python files of a notebook's folder run on this machine: "
@@ -39,6 +39,6 @@ def tell_unsafe() -> list[str]:
     return names
 
 
-def _names(files: Iterable[Path]) -> list[str]:
+def _spec_names(files: Iterable[Path]) -> list[str]:
     """Give the names by which Jupyter knows them, each once."""
     return list(dict.fromkeys(file.parent.name for file in files))

@@ -43,7 +43,7 @@ def read_line(
 
 def _read_terminal(withdrawn: threading.Event, *, is_shown: bool) -> str:
     handle, line = sys.stdin.fileno(), b""
-    with _with_echo(handle) if is_shown else _hidden(handle):
+    with _with_echo(handle) if is_shown else _without_echo(handle):
         while not line.endswith(b"\n"):
             while not select.select([handle], [], [], POLL_EVERY)[0]:
                 if withdrawn.is_set():
@@ -71,7 +71,7 @@ def _with_echo(handle: int) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _hidden(handle: int) -> Iterator[None]:
+def _without_echo(handle: int) -> Iterator[None]:
     """Show nothing of what is typed; half a secret is left to nobody who reads there next."""
     import termios
 
@@ -88,7 +88,7 @@ def _hidden(handle: int) -> Iterator[None]:
 def _read_keys(withdrawn: threading.Event, *, is_shown: bool) -> str:
     """Read key by key, as a console of Windows gives them."""
     line = ""
-    for key in _signs(withdrawn):
+    for key in _keys(withdrawn):
         if key in ENTER:
             click.echo(err=True)
             break
@@ -106,7 +106,7 @@ def _read_keys(withdrawn: threading.Event, *, is_shown: bool) -> str:
     return line
 
 
-def _signs(withdrawn: threading.Event) -> Iterator[str]:
+def _keys(withdrawn: threading.Event) -> Iterator[str]:
     """Yield each key that has a sign."""
     import msvcrt
 

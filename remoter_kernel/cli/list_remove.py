@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from remoter_kernel.cli.kernelspecs import tell_unsafe
-from remoter_kernel.cli.params import remote_names
-from remoter_kernel.cli.terminal import aligned, questions
+from remoter_kernel.cli.kernelspecs import warn_unsafe
+from remoter_kernel.cli.params import complete_remote
+from remoter_kernel.cli.terminal import format_columns, terminal_prompter
 from remoter_kernel.errors import RemoterError, Usage
 from remoter_kernel.front.configuration import kernelspec, remotes
 from remoter_kernel.front.keeper.endpoint import end_logins
@@ -31,7 +31,7 @@ def list_remotes(as_json: bool) -> None:
     """
     known = remotes.read_remotes()
     specs = kernelspec.kernelspec_names()
-    unsafe = tell_unsafe()
+    unsafe = warn_unsafe()
     if as_json:
         document = {
             "config": str(remotes.config_path()),
@@ -50,12 +50,12 @@ def list_remotes(as_json: bool) -> None:
         star = "*" if name == known.default else ""
         shown_spec = spec if spec in specs else "-"
         rows.append((star, name, remote.host, remote.kernel, remote.python or "-", shown_spec))
-    for line in aligned(rows):
+    for line in format_columns(rows):
         click.echo(line)
 
 
 @click.command()
-@click.argument("name", shell_complete=remote_names)
+@click.argument("name", shell_complete=complete_remote)
 @click.option("--purge", is_flag=True, help="Log in, and remove its own environment there first.")
 def remove(name: str, purge: bool) -> None:
     """Forget a remote and its kernelspec; without --purge nothing changes on the remote itself.
@@ -63,7 +63,7 @@ def remove(name: str, purge: bool) -> None:
     --purge removes what `remoter add --install` made there, and nothing else.
     """
     if purge:
-        _purge(name)
+        _remove_remote_env(name)
     try:
         known = remotes.read_remotes().all.get(name)
         remotes.delete_remote(name)
@@ -76,12 +76,12 @@ def remove(name: str, purge: bool) -> None:
     end_logins(name)
     known_sessions.discard_sessions(name)
     if known and known.remember:
-        _forget(known)
+        _clear_keyring(known)
     had_kernelspec = kernelspec.remove_kernelspec(name)
     click.echo(f"Removed {name}{' and its kernelspec' if had_kernelspec else ''}.")
 
 
-def _forget(remote: remotes.Remote) -> None:
+def _clear_keyring(remote: remotes.Remote) -> None:
     """Let the keyring forget its passwords; a remote is removed, whatever comes of that."""
     from remoter_kernel.front.logins.log_in import clear_secrets
 
@@ -89,7 +89,7 @@ def _forget(remote: remotes.Remote) -> None:
         clear_secrets(remote)
 
 
-def _purge(name: str) -> None:
+def _remove_remote_env(name: str) -> None:
     """Remove the remote's own environment there, and say so."""
     from remoter_kernel.front.bootstrap.remote_venv import purge_there
     from remoter_kernel.front.keeper.keeper_login import log_in_by_keeper
@@ -97,7 +97,7 @@ def _purge(name: str) -> None:
     remote = remotes.find_remote(name)
     assert remote is not None  # noqa: S101 - None is only for "no name given"
     try:
-        with contextlib.closing(log_in_by_keeper(remote, questions())) as login:
+        with contextlib.closing(log_in_by_keeper(remote, terminal_prompter())) as login:
             was_there = purge_there(login, remote)
     except RemoterError as err:
         raise err.at(name) from err.__cause__

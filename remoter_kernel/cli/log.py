@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from remoter_kernel.cli.params import session_ids
-from remoter_kernel.cli.terminal import questions
+from remoter_kernel.cli.params import complete_session
+from remoter_kernel.cli.terminal import terminal_prompter
 from remoter_kernel.errors import Usage
 from remoter_kernel.front.reading.remote_query import finding
 from remoter_kernel.front.reading.session_log import SessionLog
@@ -20,7 +20,7 @@ TITLES = {"evaluator.log": "The evaluator complained:", "kernel.log": "The kerne
 
 
 @click.command()
-@click.argument("session", shell_complete=session_ids)
+@click.argument("session", shell_complete=complete_session)
 @click.option("-f", "--follow", is_flag=True, help="Go on until the session ends.")
 @click.option("--debug", is_flag=True, help="Show the evaluator's own log instead.")
 @click.pass_context
@@ -30,14 +30,14 @@ def log(context: click.Context, session: str, follow: bool, debug: bool) -> None
         raise Usage("The evaluator's own log is not followed.", "Leave one of -f and --debug away.")
     if debug:  # it means what it means with any other verb, too
         context.find_root().obj.debug = True
-    with finding(session, questions()) as found:
+    with finding(session, terminal_prompter()) as found:
         if debug:
-            _show_debug(found)
+            _print_debug_log(found)
         else:
             _print_events(found, follow=follow)
 
 
-def _show_debug(found: SessionRef) -> None:
+def _print_debug_log(found: SessionRef) -> None:
     """Show what the evaluator has logged: times in UTC, and no contents of cells."""
     _, said = found.query.ask({"verb": "debug", "session": found.id})
     text = plain_text(said.decode(errors="replace"), keeps_lines=True)

@@ -66,7 +66,7 @@ class CliContext:
     debug: bool = False
 
 
-def _be_debugging(context: click.Context, _: click.Parameter, value: bool) -> None:
+def _enable_debug(context: click.Context, _: click.Parameter, value: bool) -> None:
     if value:
         context.find_root().obj.debug = True
 
@@ -76,7 +76,7 @@ def _debug_option() -> click.Option:
         ["--debug"],
         is_flag=True,
         expose_value=False,
-        callback=_be_debugging,
+        callback=_enable_debug,
         help="With an error, show where in the code it came from.",
     )
 
@@ -159,11 +159,13 @@ class LazyGroup(click.Group):
         except RemoterError as err:
             code = _print_error(cli_context, err, str(err), err.exit_code)
         except Exception as err:  # noqa: BLE001 - the last place before the person
-            code = _print_error(cli_context, err, _fault(cli_context, err), EXIT_INTERNAL_ERROR)
+            code = _print_error(
+                cli_context, err, _internal_error(cli_context, err), EXIT_INTERNAL_ERROR
+            )
         sys.exit(code if isinstance(code, int) else 0)
 
 
-def _fault(cli_context: CliContext, err: Exception) -> str:
+def _internal_error(cli_context: CliContext, err: Exception) -> str:
     if isinstance(err, OSError) and err.errno == errno.ENOSPC:  # other files' trouble has its words
         return f"What is to be printed cannot be written: {err.strerror}."
     advice = "" if cli_context.debug else " With --debug it shows where; please report that."
@@ -186,7 +188,7 @@ def _open_streams() -> None:
             setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: PTH123, SIM115 - to the end
 
 
-def _speak_utf8() -> None:
+def _use_utf8() -> None:
     """Let no sign be an error: a file or a pipe speaks UTF-8, a terminal what it can."""
     for stream in (sys.stdin, sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -203,7 +205,7 @@ def remoter() -> None:
 def main() -> None:
     """Be the command `remoter`."""
     _open_streams()
-    _speak_utf8()
+    _use_utf8()
     if logs.wanted():
         with contextlib.suppress(RemoterError):  # no home: what needs one says so itself
             begin_log("command")

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from remoter_kernel.cli.params import session_ids
-from remoter_kernel.cli.renderers import TerminalRenderer, why_elsewhere
-from remoter_kernel.cli.terminal import questions
+from remoter_kernel.cli.params import complete_session
+from remoter_kernel.cli.renderers import TerminalRenderer, moved_clause
+from remoter_kernel.cli.terminal import terminal_prompter
 from remoter_kernel.errors import RemoterError, Usage
 from remoter_kernel.front.reading.executions import (
     ExecutionHistory,
@@ -29,7 +29,7 @@ NOTEBOOK_PATH = click.Path(path_type=Path, dir_okay=False)
 
 
 @click.command()
-@click.argument("session", shell_complete=session_ids)
+@click.argument("session", shell_complete=complete_session)
 @click.option("--notebook", metavar="OUT.ipynb", type=NOTEBOOK_PATH, help="Write a new notebook.")
 @click.option(
     "--into",
@@ -47,10 +47,10 @@ def outputs(
     What `remoter run` has begun is shown as it would show it; with -f, the exit code is that of
     the code, too.
     """
-    _check_words(notebook, into, force=force)
-    with finding(session, questions()) as found:
+    _check_options(notebook, into, force=force)
+    with finding(session, terminal_prompter()) as found:
         if found.about.get("script") and not (notebook or into):
-            _retell(found, follow=follow)
+            _replay(found, follow=follow)
             return
         if not (notebook or into):
             transcript = Transcript(lambda text: click.echo(text, nl=False))
@@ -67,7 +67,7 @@ def outputs(
         _merge_into_notebook(into, story, found)
 
 
-def _check_words(notebook: Path | None, into: Path | None, *, force: bool) -> None:
+def _check_options(notebook: Path | None, into: Path | None, *, force: bool) -> None:
     """Refuse, before anything is asked there, what could not be written here."""
     if notebook and into:
         raise Usage("Name either a new notebook or one that is there.", "See --help.")
@@ -79,7 +79,7 @@ def _check_words(notebook: Path | None, into: Path | None, *, force: bool) -> No
         check_writable(into)
 
 
-def _retell(found: SessionRef, *, follow: bool) -> None:
+def _replay(found: SessionRef, *, follow: bool) -> None:
     """Show what a script says, and end as it does."""
     terminal, verdict = TerminalRenderer(), ExitCodeTracker()
     reading = found.said(follow=follow)
@@ -110,7 +110,7 @@ def _write_new_notebook(
     name = found.query.remote.name
     notebook = whole_notebook(story, kernelspec_name(name), f"Remote ({name})")
     written = write_notebook(path, notebook, may_replace=may_replace)
-    click.echo(f"Wrote {len(story.executions)} cells to {written}{why_elsewhere(path, written)}.")
+    click.echo(f"Wrote {len(story.executions)} cells to {written}{moved_clause(path, written)}.")
 
 
 def _merge_into_notebook(path: Path, story: ExecutionHistory, found: SessionRef) -> None:

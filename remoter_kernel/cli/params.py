@@ -41,7 +41,7 @@ class DurationParam(click.ParamType):  # type: ignore[type-arg] # it has none in
 DURATION = DurationParam()
 
 
-def remote_names(
+def complete_remote(
     _context: click.Context, _parameter: click.Parameter, begin: str
 ) -> list[CompletionItem]:
     """Complete the name of a remote."""
@@ -49,7 +49,11 @@ def remote_names(
         remotes = read_remotes().all
     except RemoterError:
         return []
-    return [_item(name, remote.host) for name, remote in remotes.items() if name.startswith(begin)]
+    return [
+        _completion_item(name, remote.host)
+        for name, remote in remotes.items()
+        if name.startswith(begin)
+    ]
 
 
 def complete_local_path(
@@ -59,14 +63,16 @@ def complete_local_path(
     return [CompletionItem(begin, type="file")]
 
 
-def session_ids(
+def complete_session(
     _context: click.Context, _parameter: click.Parameter, begin: str
 ) -> list[CompletionItem]:
     """Complete the id of a session, or `NAME/ID`, of those that were seen last."""
-    return [_item(word, told) for word, told in _cached_sessions() if word.startswith(begin)]
+    return [
+        _completion_item(word, told) for word, told in _cached_sessions() if word.startswith(begin)
+    ]
 
 
-def _item(word: str, told: str) -> CompletionItem:
+def _completion_item(word: str, told: str) -> CompletionItem:
     """Offer a word; what is told of it stays on one line: a shell takes the next for a word."""
     return CompletionItem(word, help=plain_text(told))
 

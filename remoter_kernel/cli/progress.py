@@ -90,10 +90,10 @@ class TransferProgressBar:
         if self._bar is not None:
             self._bar.stop()
 
-    def note(self, progress: TransferProgress) -> None:
+    def on_progress(self, progress: TransferProgress) -> None:
         """Hear how far it is; from any thread."""
         if sys.stderr.isatty():
-            self._move(progress)
+            self._update_bar(progress)
             return
         now = time.monotonic()
         if now - self._printed_at >= LINE_EVERY or progress.note not in {"", self._note}:
@@ -101,20 +101,20 @@ class TransferProgressBar:
             click.echo(progress_line(progress), err=True)
         self._note = progress.note
 
-    def end(self, sentence: str) -> None:
+    def print_summary(self, sentence: str) -> None:
         """Say what came of it."""
         click.echo(sentence, err=True)
 
-    def _move(self, progress: TransferProgress) -> None:
+    def _update_bar(self, progress: TransferProgress) -> None:
         if self._bar is None:
-            self._begin()
+            self._begin_bar()
         assert self._bar is not None  # noqa: S101 - just begun
         assert self._task is not None  # noqa: S101
         self._bar.update(
             self._task, completed=progress.share, description=progress_line(progress), refresh=False
         )
 
-    def _begin(self) -> None:
+    def _begin_bar(self) -> None:
         from rich.console import Console
         from rich.progress import BarColumn, Progress, TextColumn
 

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from remoter_kernel.cli.params import complete_local_path, remote_names
+from remoter_kernel.cli.params import complete_local_path, complete_remote
 from remoter_kernel.cli.progress import TransferProgressBar
-from remoter_kernel.cli.terminal import questions
+from remoter_kernel.cli.terminal import terminal_prompter
 from remoter_kernel.errors import RemoterError, Usage
 from remoter_kernel.front.configuration.remote_cwd import folder_there
 from remoter_kernel.front.configuration.remotes import find_remote
@@ -27,7 +27,7 @@ DRY_RUN = click.option("--dry-run", "is_dry", is_flag=True, help="Only say what 
 
 
 @click.command()
-@click.argument("name", shell_complete=remote_names)
+@click.argument("name", shell_complete=complete_remote)
 @click.argument("words", metavar="SRC... DST", nargs=-1, shell_complete=complete_local_path)
 @DRY_RUN
 def put(name: str, words: tuple[str, ...], is_dry: bool) -> None:
@@ -36,11 +36,11 @@ def put(name: str, words: tuple[str, ...], is_dry: bool) -> None:
     DST is a place there, in the remote's `cwd` or the home; with a / at its end it is a folder,
     made if it is missing.
     """
-    _carry(name, words, is_put=True, is_dry=is_dry)
+    _transfer_files(name, words, is_put=True, is_dry=is_dry)
 
 
 @click.command()
-@click.argument("name", shell_complete=remote_names)
+@click.argument("name", shell_complete=complete_remote)
 @click.argument("words", metavar="SRC... DST", nargs=-1, shell_complete=complete_local_path)
 @DRY_RUN
 def get(name: str, words: tuple[str, ...], is_dry: bool) -> None:
@@ -49,10 +49,10 @@ def get(name: str, words: tuple[str, ...], is_dry: bool) -> None:
     SRC are places there, in the remote's `cwd` or the home: quote a glob, so that the shell
     leaves it alone. DST is a place here; with a / at its end it is a folder, made if missing.
     """
-    _carry(name, words, is_put=False, is_dry=is_dry)
+    _transfer_files(name, words, is_put=False, is_dry=is_dry)
 
 
-def _carry(name: str, words: tuple[str, ...], *, is_put: bool, is_dry: bool) -> None:
+def _transfer_files(name: str, words: tuple[str, ...], *, is_put: bool, is_dry: bool) -> None:
     verb = "put" if is_put else "get"
     if len(words) < 2:  # noqa: PLR2004 - one from, one to
         raise Usage("Name what to carry, and where to.", f"See `remoter {verb} --help`.")
@@ -64,14 +64,14 @@ def _carry(name: str, words: tuple[str, ...], *, is_put: bool, is_dry: bool) -> 
         is_put=is_put, sources=tuple(sources), to=to, here=Path.cwd(), there=there, is_dry=is_dry
     )
     with TransferProgressBar() as travelling:
-        transfer = Transfer(errand, remote, _LoginFactory(remote).log_in, travelling.note)
+        transfer = Transfer(errand, remote, _LoginFactory(remote).log_in, travelling.on_progress)
         outcome = transfer.run()
     for line in outcome.dry_run:
         click.echo(line)
     for line in outcome.left_out:
         click.echo(f"Left out: {line}", err=True)
     if outcome.has_arrived:
-        travelling.end(summed_up(errand, name, outcome))
+        travelling.print_summary(summed_up(errand, name, outcome))
     for trouble in outcome.troubles[1:]:
         click.echo(f"remoter: {trouble}", err=True)
     first = in_order(outcome.troubles)
@@ -88,7 +88,7 @@ class _LoginFactory:
     @contextlib.contextmanager
     def log_in(self, in_doubt: bool) -> Iterator[KeeperLogin]:
         try:
-            login = log_in_by_keeper(self._remote, questions(), in_doubt=in_doubt)
+            login = log_in_by_keeper(self._remote, terminal_prompter(), in_doubt=in_doubt)
         except RemoterError as error:
             raise error.at(self._remote.name) from error.__cause__
         with contextlib.closing(login):

@@ -155,9 +155,9 @@ class NotebookRenderer:
         notebook["metadata"]["kernelspec"] |= {"name": name, "display_name": title}
         written = write_notebook(self._path, notebook, may_replace=self._may_replace)
         cells = f"{len(self._runs)} cell{'s' * (len(self._runs) != 1)}"
-        click.echo(f"Ran {cells}; wrote {written}{why_elsewhere(self._path, written)}.", err=True)
+        click.echo(f"Ran {cells}; wrote {written}{moved_clause(self._path, written)}.", err=True)
 
 
-def why_elsewhere(path: Path, written: Path) -> str:
+def moved_clause(path: Path, written: Path) -> str:
     """Say, in a clause, why a file was not written where that was asked for; mostly nothing."""
     return "" if written == path else f", as {path} is there by now and stays as it is"

@@ -6,15 +6,15 @@ from pathlib import Path
 
 import click
 
-from remoter_kernel.cli.params import remote_names
-from remoter_kernel.cli.terminal import questions
+from remoter_kernel.cli.params import complete_remote
+from remoter_kernel.cli.terminal import terminal_prompter
 from remoter_kernel.errors import HereLacks, Usage
 from remoter_kernel.front.reading.fault_report import make_report
 from remoter_kernel.front.reading.notebook_file import check_place, check_writable
 
 
 @click.command()
-@click.argument("name", required=False, shell_complete=remote_names)
+@click.argument("name", required=False, shell_complete=complete_remote)
 @click.option(
     "-o",
     "--output",
@@ -30,30 +30,30 @@ def report(name: str | None, output: Path | None, force: bool) -> None:
     addresses and contents taken out. Nothing is sent anywhere: read it before you post it.
     """
     if output is None:
-        click.echo(make_report(name, questions()), nl=False)
+        click.echo(make_report(name, terminal_prompter()), nl=False)
         return
-    _check_place(output, force=force)
-    text = make_report(name, questions())
+    _check_output_file(output, force=force)
+    text = make_report(name, terminal_prompter())
     try:
         with output.open("w" if force else "x", encoding="utf-8") as file:
             file.write(text)
     except FileExistsError:
-        raise _is_there(output) from None
+        raise _already_exists(output) from None
     except OSError as error:
         message = f"{output} cannot be written: {error.strerror}."
         raise HereLacks(message, "Name a place where you may write.") from error
     click.echo(f"Wrote {output}. Read it before you post it.", err=True)
 
 
-def _check_place(path: Path, *, force: bool) -> None:
+def _check_output_file(path: Path, *, force: bool) -> None:
     """Find out before anybody is asked; a device (/dev/stdout) has no place for a file beside."""
     if not path.exists():
         check_place(path)
     elif force:
         check_writable(path)
     else:
-        raise _is_there(path)
+        raise _already_exists(path)
 
 
-def _is_there(path: Path) -> Usage:
+def _already_exists(path: Path) -> Usage:
     return Usage(f"{path} is there already.", "Name another file, or overwrite it with --force.")

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from remoter_kernel.cli.arguments import ScriptCommand
-from remoter_kernel.cli.params import DURATION, remote_names
+from remoter_kernel.cli.params import DURATION, complete_remote
 from remoter_kernel.cli.renderers import (
     JsonLinesRenderer,
     JsonRenderer,
@@ -24,7 +24,7 @@ from remoter_kernel.cli.renderers import (
     RunResult,
     TerminalRenderer,
 )
-from remoter_kernel.cli.terminal import questions, read_in_turn
+from remoter_kernel.cli.terminal import read_exclusively, terminal_prompter
 from remoter_kernel.errors import LoginRefused, RemoterError, Unreachable, Usage
 from remoter_kernel.front.configuration.remotes import find_remote
 from remoter_kernel.front.reading.executions import language_info_of
@@ -48,7 +48,7 @@ WHOLE_PATH = click.Path(path_type=Path)
 
 
 @click.command(cls=ScriptCommand)
-@click.argument("name", shell_complete=remote_names)
+@click.argument("name", shell_complete=complete_remote)
 @click.argument("file", required=False, type=click.Path(path_type=Path, allow_dash=True))
 @click.option("-c", "code", metavar="CODE", help="Run this code instead of a file.")
 @click.option(
@@ -93,16 +93,16 @@ def run(  # noqa: PLR0917 - click hands them over by name
     program = _read_program_from(file, code, arguments)
     if output:
         _check_output(program, output, force=force)
-    runner = Runner(SessionDialer(partial(find_remote, name), questions()))
+    runner = Runner(SessionDialer(partial(find_remote, name), terminal_prompter()))
     runner.dialer.session_request = replace(runner.dialer.session_request, script=program.name)
     runner.dialer.on_slow_host = lambda sentence: click.echo(
         f"remoter: {name}: {sentence}", err=True
     )
-    with _heeding_signals():
+    with _signal_handlers():
         if detach:
             _detach(name, runner, program, as_json=as_json)
         else:
-            renderers = _shows(program, output, force=force, as_json=as_json, events=events)
+            renderers = _renderers_for(program, output, force=force, as_json=as_json, events=events)
             is_read = str(file) == "-"  # then no answer is left in stdin
             ask = None if is_read else partial(_prompt_for_input, aside=as_json or events)
             attached = _AttachedRun(name, runner, program, renderers)
@@ -135,7 +135,7 @@ def _check_output(program: Program, output: Path, *, force: bool) -> None:
     check_place(output, may_replace=force)
 
 
-def _shows(
+def _renderers_for(
     program: Program, output: Path | None, *, force: bool, as_json: bool, events: bool
 ) -> tuple[OutputRenderer, ...]:
     told = (
@@ -150,7 +150,7 @@ def _shows(
     return (told, NotebookRenderer(program.notebook, output, may_replace=force))
 
 
-def _hand_over(runner: Runner, program: Program, show: Any, ask: Any = None) -> list[SubmittedCell]:
+def _submit(runner: Runner, program: Program, show: Any, ask: Any = None) -> list[SubmittedCell]:
     """Ask for all pieces at once: they run to their end whatever becomes of us."""
     runner.prepare(program.preparation(runner.language))
     return [runner.request(piece, partial(show, piece), ask) for piece in program.cells]
@@ -161,8 +161,8 @@ def _detach(remote: str, runner: Runner, program: Program, *, as_json: bool) -> 
     trouble: RemoterError | None = None
     try:
         runner.start()
-        _tell_notices(runner)
-        _hand_over(runner, program, lambda _piece, _kind, _content: None)
+        _print_notices(runner)
+        _submit(runner, program, lambda _piece, _kind, _content: None)
         runner.leave()
     except RemoterError as error:
         trouble = error
@@ -198,14 +198,14 @@ class _AttachedRun:
     def run(self, timeout: float, ask: Ask | None) -> int:
         """Run it to its end, tell of that, and return the exit code."""
         runner = self._runner
-        runner.on_ctrl_c = self._hint_soon
-        runner.on_loss = partial(_tell_loss, self._remote)
+        runner.on_ctrl_c = self._schedule_hint
+        runner.on_loss = partial(_warn_link_state, self._remote)
         try:
             try:
                 runner.start()
-                _tell_notices(runner)
-                self._note_language()
-                self._cells = _hand_over(runner, self._program, self._show, ask)
+                _print_notices(runner)
+                self._set_language_info()
+                self._cells = _submit(runner, self._program, self._show, ask)
                 runner.wait(timeout)
             except LeftRunning:
                 runner.leave()
@@ -213,7 +213,7 @@ class _AttachedRun:
             except (Unreachable, LoginRefused) as error:
                 if runner.link.ever_connected:
                     runner.close()
-                    raise _still_there(runner, error) from error
+                    raise _session_kept_error(runner, error) from error
                 raise
             finally:
                 runner.stop()
@@ -230,7 +230,7 @@ class _AttachedRun:
         for each in self._renderers:
             each.show(piece, kind, content)
 
-    def _note_language(self) -> None:
+    def _set_language_info(self) -> None:
         for each in self._renderers:
             if isinstance(each, NotebookRenderer):
                 each.language_info = language_info_of(self._runner.kernel_info)
@@ -240,20 +240,20 @@ class _AttachedRun:
         for each in self._renderers:
             each.finish(ending)
 
-    def _hint_soon(self) -> None:
-        self._runner.reactor.call_later(DETACH_HINT_AFTER, self._hint)
+    def _schedule_hint(self) -> None:
+        self._runner.reactor.call_later(DETACH_HINT_AFTER, self._print_hint)
 
-    def _hint(self) -> None:
+    def _print_hint(self) -> None:
         if sys.stderr.isatty():
             click.echo("Interrupted. Ctrl-C again leaves it running there.", err=True)
 
 
-def _tell_notices(runner: Runner) -> None:
+def _print_notices(runner: Runner) -> None:
     for notice in runner.notices:
         click.echo(f"remoter: {runner.dialer.remote.name}: {notice}", err=True)
 
 
-def _still_there(runner: Runner, error: RemoterError) -> RemoterError:
+def _session_kept_error(runner: Runner, error: RemoterError) -> RemoterError:
     """Say that what runs there is not lost with the link."""
     what, advice = runner.way_back("goes on there")
     error.advice = f"{error.advice} {what} {advice}".strip()
@@ -263,11 +263,11 @@ def _still_there(runner: Runner, error: RemoterError) -> RemoterError:
 def _prompt_for_input(prompt: str, is_secret: bool, *, aside: bool) -> str:
     """Answer what the code asks as `input()` here would; `aside`: stdout is not for prompts."""
     prompt = plain_text(prompt, keeps_lines=True)
-    if questions() is not None:  # a login may ask here, too: each has its turn
+    if terminal_prompter() is not None:  # a login may ask here, too: each has its turn
         if not (aside or is_secret or sys.stdout.isatty()):  # the prompt is a part of the output
             click.echo(prompt, nl=False)
             prompt = ""
-        return read_in_turn(prompt, is_shown=not is_secret)
+        return read_exclusively(prompt, is_shown=not is_secret)
     if is_secret:
         return getpass.getpass(prompt)
     if aside:
@@ -276,14 +276,14 @@ def _prompt_for_input(prompt: str, is_secret: bool, *, aside: bool) -> str:
     return input(prompt)
 
 
-def _tell_loss(remote: str, seconds: float | None) -> None:
+def _warn_link_state(remote: str, seconds: float | None) -> None:
     """Say that the link is gone for longer than a moment, and when it is back."""
     words = f"the link is back after {duration(seconds)}." if seconds else LINK_LOST
     click.echo(f"remoter: {remote}: {words}", err=True)
 
 
 @contextlib.contextmanager
-def _heeding_signals() -> Iterator[None]:
+def _signal_handlers() -> Iterator[None]:
     """End the session where this command is to end; leave it where its terminal has gone."""
 
     def end(number: int, _frame: object) -> NoReturn:

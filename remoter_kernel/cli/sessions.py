@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from remoter_kernel.cli.params import remote_names
-from remoter_kernel.cli.terminal import aligned, questions
+from remoter_kernel.cli.params import complete_remote
+from remoter_kernel.cli.terminal import format_columns, terminal_prompter
 from remoter_kernel.front.reading.remote_query import visiting
 from remoter_kernel.front.reading.session_log import duration
 
@@ -21,20 +21,20 @@ SHOWN_AFTER_END = 24 * 3600.0  # seconds: the table leaves out what ended before
 
 
 @click.command()
-@click.argument("name", required=False, shell_complete=remote_names)
+@click.argument("name", required=False, shell_complete=complete_remote)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead.")
 def sessions(name: str | None, as_json: bool) -> None:
     """Show the sessions on the remote NAME, or on all remotes.
 
     Sessions that ended more than a day ago are only in the JSON document.
     """
-    with visiting([name] if name else None, questions()) as listings:
+    with visiting([name] if name else None, terminal_prompter()) as listings:
         pass
     for visit in (listing.query for listing in listings if listing.query.skipped):
         what = f"{visit.skipped} of its sessions have no id of one, and are left out."
         click.echo(f"remoter: {visit.remote.name}: {what}", err=True)
     if as_json:
-        click.echo(json.dumps(_document(listings), indent=2))
+        click.echo(json.dumps(_sessions_document(listings), indent=2))
     else:
         _print_table(listings)
     errors = [listing.error for listing in listings if listing.error]
@@ -44,7 +44,7 @@ def sessions(name: str | None, as_json: bool) -> None:
         raise errors[0]
 
 
-def _document(listings: list[SessionList]) -> dict[str, Any]:
+def _sessions_document(listings: list[SessionList]) -> dict[str, Any]:
     found = [
         {**session, "found_on": listing.query.remote.name}
         for listing in listings
@@ -56,20 +56,20 @@ def _document(listings: list[SessionList]) -> dict[str, Any]:
 
 def _print_table(listings: list[SessionList]) -> None:
     rows = [
-        _row(session["remote"] or listing.query.remote.name, session)
+        _table_row(session["remote"] or listing.query.remote.name, session)
         for listing in listings
         for session in listing.sessions
         if session["state"] not in {"ended", "dead"} or session["seconds"] < SHOWN_AFTER_END
     ]
     if rows:
         head = ("SESSION", "REMOTE", "KERNEL", "STATE", "FRONTS", "STARTED", "NOTEBOOK")
-        for line in aligned([head, *rows]):
+        for line in format_columns([head, *rows]):
             click.echo(line)
     elif not any(listing.error for listing in listings):
         click.echo("No sessions.", err=True)
 
 
-def _row(remote: str, session: dict[str, Any]) -> tuple[str, ...]:
+def _table_row(remote: str, session: dict[str, Any]) -> tuple[str, ...]:
     since = duration(session["seconds"])
     is_over = session["state"] in {"ended", "dead"}
     purpose = session["notebook"] or session.get("script", "")

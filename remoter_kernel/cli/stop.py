@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from remoter_kernel.cli.params import remote_names, session_ids
-from remoter_kernel.cli.terminal import questions
+from remoter_kernel.cli.params import complete_remote, complete_session
+from remoter_kernel.cli.terminal import terminal_prompter
 from remoter_kernel.errors import NoSuchSession, RemoterError, Usage
 from remoter_kernel.front.reading.remote_query import SessionRef, meant_by, parts_of_name, visiting
 
@@ -23,12 +23,12 @@ SENTENCES = {
 
 
 @click.command()
-@click.argument("words", metavar="SESSION...", nargs=-1, shell_complete=session_ids)
+@click.argument("words", metavar="SESSION...", nargs=-1, shell_complete=complete_session)
 @click.option(
     "--all",
     "everywhere",
     metavar="NAME",
-    shell_complete=remote_names,
+    shell_complete=complete_remote,
     help="Stop all sessions of this remote.",
 )
 def stop(words: tuple[str, ...], everywhere: str | None) -> None:
@@ -41,9 +41,9 @@ def stop(words: tuple[str, ...], everywhere: str | None) -> None:
         raise Usage("Name either sessions or a remote (--all).", "See `remoter stop --help`.")
     names = {parts_of_name(word)[0] for word in words}
     where = [everywhere] if everywhere else None if "" in names else sorted(names)
-    with visiting(where, questions()) as listings:
+    with visiting(where, terminal_prompter()) as listings:
         if everywhere:
-            found = _all(listings)
+            found = _sessions_of_remote(listings)
         else:
             found = {each.id: each for each in (meant_by(word, listings) for word in words)}
         errors = [error for error in map(_stop_session, found.values()) if error]
@@ -55,7 +55,7 @@ def stop(words: tuple[str, ...], everywhere: str | None) -> None:
         raise errors[0]
 
 
-def _all(listings: list[SessionList]) -> dict[str, SessionRef]:
+def _sessions_of_remote(listings: list[SessionList]) -> dict[str, SessionRef]:
     """Find what this remote started: other remotes may be the same host, and the same person."""
     (listing,) = listings
     if listing.error:

@@ -56,7 +56,7 @@ class TerminalPrompter:
         self, host: str, kind: str, fingerprint: str, withdrawn: threading.Event = NEVER_WITHDRAWN
     ) -> Trust:
         """Show the fingerprint of an unknown host key, and ask."""
-        with _turn(withdrawn), _declining(host):
+        with _exclusive(withdrawn), _declined_on_eof(host):
             *lines, last = host_key_question(host, kind, fingerprint).splitlines()
             for line in lines:
                 click.echo(line, err=True)
@@ -76,13 +76,13 @@ class TerminalPrompter:
         withdrawn: threading.Event = NEVER_WITHDRAWN,
     ) -> list[str]:
         """Ask what a server, or a key, wants to know; what must stay hidden is not shown."""
-        with _turn(withdrawn), _declining(host):
+        with _exclusive(withdrawn), _declined_on_eof(host):
             columns = shutil.get_terminal_size().columns
             for line in instruction.splitlines():
                 mark = server_prefix(host) if line.startswith(server_prefix(host)) else ""
-                for row in _rows(line.removeprefix(mark), mark, columns):
+                for row in _wrap(line.removeprefix(mark), mark, columns):
                     click.echo(row, err=True)
-            return [_ask_one(host, prompt, columns, withdrawn) for prompt in prompts]
+            return [_prompt_one(host, prompt, columns, withdrawn) for prompt in prompts]
 
     def wait_elsewhere(self, sentence: str, withdrawn: threading.Event) -> None:
         """Say where somebody else is asked; Ctrl-C ends the command meanwhile."""
@@ -90,14 +90,14 @@ class TerminalPrompter:
         withdrawn.wait()
 
 
-def read_in_turn(prompt: str, *, is_shown: bool) -> str:
+def read_exclusively(prompt: str, *, is_shown: bool) -> str:
     """Read a line for somebody who is no login: the questions of logins wait meanwhile."""
-    with _turn(NEVER_WITHDRAWN):
+    with _exclusive(NEVER_WITHDRAWN):
         return read_line(prompt, is_shown=is_shown)
 
 
 @contextlib.contextmanager
-def _turn(withdrawn: threading.Event) -> Iterator[None]:
+def _exclusive(withdrawn: threading.Event) -> Iterator[None]:
     while not _prompt_lock.acquire(timeout=POLL_EVERY):
         if withdrawn.is_set():
             raise Withdrawn
@@ -107,14 +107,14 @@ def _turn(withdrawn: threading.Event) -> Iterator[None]:
         _prompt_lock.release()
 
 
-def _ask_one(host: str, prompt: Prompt, columns: int, withdrawn: threading.Event) -> str:
-    *rows, last = _rows(prompt.text, prompt_prefix(host), columns)
+def _prompt_one(host: str, prompt: Prompt, columns: int, withdrawn: threading.Event) -> str:
+    *rows, last = _wrap(prompt.text, prompt_prefix(host), columns)
     for row in rows:
         click.echo(row, err=True)
     return read_line(f"{last.rstrip()} ", withdrawn, is_shown=prompt.is_shown)
 
 
-def _rows(text: str, mark: str, columns: int) -> list[str]:
+def _wrap(text: str, mark: str, columns: int) -> list[str]:
     """Break a line as the terminal would, with the mark of whoever says it before each row.
 
     Else whatever stands just behind the edge would seem to be a line of its own.
@@ -134,7 +134,7 @@ def _rows(text: str, mark: str, columns: int) -> list[str]:
 
 
 @contextlib.contextmanager
-def _declining(host: str) -> Iterator[None]:
+def _declined_on_eof(host: str) -> Iterator[None]:
     """Ctrl-D at a question ends the command, and says so."""
     try:
         yield
@@ -143,7 +143,7 @@ def _declining(host: str) -> Iterator[None]:
         raise NotAnswered(message, "Try again when the answer is at hand.") from None
 
 
-def questions() -> Prompter | None:
+def terminal_prompter() -> Prompter | None:
     """Say who may be asked: nobody, unless stdin and stderr are a terminal."""
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
         return None
@@ -151,7 +151,7 @@ def questions() -> Prompter | None:
     return TerminalPrompter(context.command_path if context else "remoter")
 
 
-def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+def format_columns(rows: Sequence[Sequence[str]]) -> list[str]:
     """Return the lines of a table, its columns as wide as they must be."""
     rows = [[plain_text(word) for word in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]

@@ -983,7 +983,7 @@ def test_no_words_of_a_server_begin_a_row(text, columns):
     assert to_one_line(text).isprintable()
     for line in quote_server("box", text).splitlines():
         assert line.startswith(server_prefix("box"))
-        for row in terminal._rows(
+        for row in terminal._wrap(
             line.removeprefix(server_prefix("box")), server_prefix("box"), columns
         ):
             assert row.startswith("[box says] ")

@@ -212,7 +212,7 @@ def test_where_no_log_can_be_written_the_command_runs_all_the_same(monkeypatch, 
     def refuse(*_: object) -> None:
         raise Unreachable("HOME is not set.")
 
-    monkeypatch.setattr(command, "_speak_utf8", lambda: None)  # the streams are pytest's
+    monkeypatch.setattr(command, "_use_utf8", lambda: None)  # the streams are pytest's
     monkeypatch.setenv("REMOTER_LOG", "debug")
     monkeypatch.setattr(command, "begin_log", refuse)
     monkeypatch.setattr(sys, "argv", ["remoter", "list"])

@@ -54,10 +54,10 @@ with TransferProgressBar() as travelling:
     for part in range(1, 5):
         journey.size, journey.files = part * 1_000_000, part - 1
         journey.recent, journey.recent_seconds = journey.size, part / 2
-        travelling.note(journey)
+        travelling.on_progress(journey)
     journey.note = "the link was lost, try 1 of 8"
-    travelling.note(journey)
-travelling.end("3 files to box")
+    travelling.on_progress(journey)
+travelling.print_summary("3 files to box")
 """
 
 

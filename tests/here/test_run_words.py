@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from remoter_kernel.cli import main as command
-from remoter_kernel.cli.arguments import _options_of, split
+from remoter_kernel.cli.arguments import _options_of, split_script_arguments
 from remoter_kernel.errors import Usage
 from remoter_kernel.front.configuration import remotes
 from remoter_kernel.front.configuration.remotes import Remote
@@ -135,5 +135,5 @@ def test_the_script_gets_what_is_not_for_the_command(words, parts):
     """From the first word after FILE (or CODE) on that is no option; after `--`, all."""
     run = command.remoter.get_command(click.Context(command.remoter), "run")
     assert run
-    own, arguments = split(words.split(), _options_of(run))
+    own, arguments = split_script_arguments(words.split(), _options_of(run))
     assert (" ".join(own), " ".join(arguments)) == parts
