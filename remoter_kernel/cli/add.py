@@ -18,9 +18,9 @@ from remoter_kernel.front.bootstrap.host_probe import (
     FoundPython,
     HostProbe,
     RemoteKernelspec,
-    look_around,
+    probe_host,
 )
-from remoter_kernel.front.bootstrap.remote_venv import install_there
+from remoter_kernel.front.bootstrap.remote_venv import install_venv
 from remoter_kernel.front.configuration import kernelspec, remotes
 from remoter_kernel.front.configuration.remotes import Remote
 from remoter_kernel.front.configuration.remotes_toml import VALUE_READERS
@@ -146,13 +146,13 @@ def _probe_remote(
             seconds = time.monotonic() - begin
             click.echo(f"Logged in to {login.host} as {login.user} in {seconds:.1f} s")
             click.echo(plain_text(f"  {login.host_key}, {login.cipher}"))
-            probe = look_around(login, remote.python)
+            probe = probe_host(login, remote.python)
             _print_probe(probe)
             named = remote.python
             if is_private:
                 with StderrProgress() as progress:
-                    named = install_there(login, remote, probe, progress, is_offline=is_offline)
-                probe = look_around(login, named)
+                    named = install_venv(login, remote, probe, progress, is_offline=is_offline)
+                probe = probe_host(login, named)
                 _print_pythons(probe)
         return probe.choose(named, remote.kernel)
     except RemoterError as err:
@@ -185,6 +185,6 @@ def _print_pythons(probe: HostProbe) -> None:
 
 
 def _describe_kernel(python: FoundPython, kernel: RemoteKernelspec) -> str:
-    other = python.runs(kernel.name)
+    other = python.other_interpreter(kernel.name)
     where = f", runs in {other}" if other else ""
     return f"{kernel.name} ({kernel.display_name}{where})"

@@ -91,14 +91,14 @@ def _clear_keyring(remote: remotes.Remote) -> None:
 
 def _remove_remote_env(name: str) -> None:
     """Remove the remote's own environment there, and say so."""
-    from remoter_kernel.front.bootstrap.remote_venv import purge_there
+    from remoter_kernel.front.bootstrap.remote_venv import remove_venv
     from remoter_kernel.front.keeper.keeper_login import log_in_by_keeper
 
     remote = remotes.find_remote(name)
     assert remote is not None  # noqa: S101 - None is only for "no name given"
     try:
         with contextlib.closing(log_in_by_keeper(remote, terminal_prompter())) as login:
-            was_there = purge_there(login, remote)
+            was_there = remove_venv(login, remote)
     except RemoterError as err:
         raise err.at(name) from err.__cause__
     did = "Removed its environment" if was_there else "There was no environment of its own"

@@ -18,7 +18,7 @@ from click.shell_completion import CompletionItem
 from remoter_kernel import __version__, logs
 from remoter_kernel.cli.arguments import refuse_empty
 from remoter_kernel.errors import RemoterError
-from remoter_kernel.front.configuration.remotes_toml import nearest
+from remoter_kernel.front.configuration.remotes_toml import did_you_mean
 from remoter_kernel.front.log_files import begin_log_file as begin_log
 from remoter_kernel.plain_text import plain_text
 
@@ -105,7 +105,7 @@ class LazyGroup(click.Group):
         """Find the verb, or suggest the nearest one; none of its own words may be empty."""
         is_typed = args and not (args[0].startswith("-") or context.resilient_parsing)
         if is_typed and args[0] not in VERBS:
-            context.fail(f'There is no verb "{args[0]}"{nearest(args[0], VERBS)}.')
+            context.fail(f'There is no verb "{args[0]}"{did_you_mean(args[0], VERBS)}.')
         name, command, words = super().resolve_command(context, args)
         if command and not context.resilient_parsing:
             refuse_empty(command, str(name), words, context)

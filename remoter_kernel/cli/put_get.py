@@ -12,10 +12,10 @@ from remoter_kernel.cli.params import complete_local_path, complete_remote
 from remoter_kernel.cli.progress import TransferProgressBar
 from remoter_kernel.cli.terminal import terminal_prompter
 from remoter_kernel.errors import RemoterError, Usage
-from remoter_kernel.front.configuration.remote_cwd import folder_there
+from remoter_kernel.front.configuration.remote_cwd import remote_cwd
 from remoter_kernel.front.configuration.remotes import find_remote
 from remoter_kernel.front.files.file_transfer import Transfer
-from remoter_kernel.front.files.transfer_progress import TransferSpec, in_order, summed_up
+from remoter_kernel.front.files.transfer_progress import TransferSpec, first_error, transfer_summary
 from remoter_kernel.front.keeper.keeper_login import KeeperLogin, log_in_by_keeper
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def _transfer_files(name: str, words: tuple[str, ...], *, is_put: bool, is_dry: 
         raise Usage("Name what to carry, and where to.", f"See `remoter {verb} --help`.")
     remote = find_remote(name)
     assert remote is not None  # noqa: S101 - it has a name
-    there = folder_there(remote.cwd, remote.path_map, Path.cwd(), Path.home())
+    there = remote_cwd(remote.cwd, remote.path_map, Path.cwd(), Path.home())
     *sources, to = words
     errand = TransferSpec(
         is_put=is_put, sources=tuple(sources), to=to, here=Path.cwd(), there=there, is_dry=is_dry
@@ -71,10 +71,10 @@ def _transfer_files(name: str, words: tuple[str, ...], *, is_put: bool, is_dry: 
     for line in outcome.left_out:
         click.echo(f"Left out: {line}", err=True)
     if outcome.has_arrived:
-        travelling.print_summary(summed_up(errand, name, outcome))
+        travelling.print_summary(transfer_summary(errand, name, outcome))
     for trouble in outcome.troubles[1:]:
         click.echo(f"remoter: {trouble}", err=True)
-    first = in_order(outcome.troubles)
+    first = first_error(outcome.troubles)
     if first is not None:
         raise first
 

@@ -28,12 +28,12 @@ class CannotWrite(Usage):
 def state_folder() -> Path:
     """Where this side keeps what it has seen: REMOTER_STATE, else the person's state folder."""
     named = os.environ.get(STATE_VARIABLE)
-    with needing_home():
+    with requiring_home():
         return Path(named).expanduser() if named else platformdirs.user_state_path(APPLICATION)
 
 
 @contextlib.contextmanager
-def needing_home() -> Iterator[None]:
+def requiring_home() -> Iterator[None]:
     """Say it where there is no home: HOME is not set, and the system knows no such user."""
     try:
         yield
@@ -48,7 +48,7 @@ def needing_home() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _naming(path: Path) -> Iterator[None]:
+def _naming_file(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as err:
@@ -58,12 +58,12 @@ def _naming(path: Path) -> Iterator[None]:
         ) from err
 
 
-def write_private(path: Path, text: str) -> None:
+def write_private_file(path: Path, text: str) -> None:
     """Replace the file at `path` (0600) in one step: a reader sees the old or the new, whole.
 
     A symbolic link stays one: its target is what is replaced. A missing folder is made (0700).
     """
-    with _naming(path):
+    with _naming_file(path):
         _replace_file(path.resolve(), text)
 
 
@@ -82,15 +82,15 @@ def _replace_file(path: Path, text: str) -> None:
 
 
 @contextlib.contextmanager
-def holding_lock(path: Path) -> Iterator[None]:
+def file_lock(path: Path) -> Iterator[None]:
     """Be the only one at work on `path`, as long as all ask with this function."""
-    with _naming(path):
+    with _naming_file(path):
         path = path.resolve()
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         lock = path.with_name(f".{path.name}.lock")
         handle = os.open(lock, os.O_RDWR | os.O_CREAT, 0o600)
     try:
-        with _naming(lock):
+        with _naming_file(lock):
             _wait_for_lock(handle)
         yield
     finally:

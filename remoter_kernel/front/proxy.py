@@ -75,7 +75,7 @@ class KernelProxy:
         )
         self._requests = Requests()
         self._replies = ReplySender(self.sockets, kernel_id, self._requests)
-        self._remote_kernel = handlers.RemoteKernel(*self._beforehand.known())
+        self._remote_kernel = handlers.RemoteKernel(*self._beforehand.recall())
         self._prompter = StdinPrompter(
             self.reactor, self._replies, partial(at_work, self._requests)
         )

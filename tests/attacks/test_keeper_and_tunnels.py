@@ -25,7 +25,7 @@ from remoter_kernel.front import loopback_auth, unix_sockets
 from remoter_kernel.front.keeper import endpoint, process
 from remoter_kernel.front.keeper.keeper_login import log_in_by_keeper
 from remoter_kernel.front.keeper.keeper_server import KeeperServer
-from remoter_kernel.front.private_files import write_private
+from remoter_kernel.front.private_files import write_private_file
 from remoter_kernel.front.ssh.tunnel import Tunnel
 from remoter_kernel.front.unix_sockets import PrivateListener
 from tests.real_jupyter import started_kernel, wait_for
@@ -460,7 +460,7 @@ def test_a_keeper_at_a_port_lets_in_only_who_knows_its_key(here: JupyterHere) ->
     server = KeeperServer()
     with PrivateListener("k", 4) as listener:
         about = endpoint.endpoint_record(listener.address, os.getpid())
-        write_private(endpoint.endpoint_file(), json.dumps(about))
+        write_private_file(endpoint.endpoint_file(), json.dumps(about))
         accepting = threading.Thread(
             target=process._accept_clients, args=(listener, bytes.fromhex(about["key"]), server)
         )

@@ -263,8 +263,8 @@ def test_attach_runs_nothing_of_the_folder(
 
 
 COLLECT = """
-from remoter_kernel.front.bootstrap.wheelhouse import Target, collect
-(wheel,) = collect(Target("3.12", "x86_64", "glibc", (2, 36)), ["wanted"])
+from remoter_kernel.front.bootstrap.wheelhouse import Target, collect_wheels
+(wheel,) = collect_wheels(Target("3.12", "x86_64", "glibc", (2, 36)), ["wanted"])
 print(wheel.name)
 """
 

@@ -17,7 +17,7 @@ from remoter_kernel.errors import RemoterError
 from remoter_kernel.front.bootstrap import wheelhouse
 from remoter_kernel.front.bootstrap.host_probe import FoundPython, HostProbe
 from remoter_kernel.front.bootstrap.installer import ANSWER_MARK
-from remoter_kernel.front.bootstrap.remote_venv import install_there
+from remoter_kernel.front.bootstrap.remote_venv import install_venv
 from remoter_kernel.front.configuration import remotes
 from remoter_kernel.front.configuration.remotes import Remote
 from remoter_kernel.front.keeper.endpoint import end_logins
@@ -300,7 +300,7 @@ def test_a_version_does_not_become_a_path_here(monkeypatch: pytest.MonkeyPatch) 
     evil: Any = EvilInstaller()
     progress: Any = MagicMock()
     with pytest.raises(RemoterError, match="an answer that makes no sense"):
-        install_there(evil, Remote("box", "box.invalid"), around, progress, is_offline=False)
+        install_venv(evil, Remote("box", "box.invalid"), around, progress, is_offline=False)
     assert asked == []
 
 

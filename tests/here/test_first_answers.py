@@ -88,7 +88,7 @@ def test_without_a_remote_it_is_this_machine(disk: Disk) -> None:
 def test_what_a_kernel_has_said_last_is_known(disk: Disk) -> None:
     info = {"status": "ok", "language_info": {"name": "R"}}
     remember_kernel_info(disk.remote, info)
-    assert RemoteLookup("box", HERE, disk.find).known() == (info, "python")
+    assert RemoteLookup("box", HERE, disk.find).recall() == (info, "python")
 
 
 def test_a_disk_that_hangs_holds_up_no_first_answer(
@@ -96,7 +96,7 @@ def test_a_disk_that_hangs_holds_up_no_first_answer(
 ) -> None:
     monkeypatch.setattr(remote_lookup, "RECALL_WITHIN", 0.01)
     disk.answers.clear()
-    assert RemoteLookup("box", HERE, disk.find).known() == (None, "python")
+    assert RemoteLookup("box", HERE, disk.find).recall() == (None, "python")
 
 
 # --- the process that Jupyter starts ---

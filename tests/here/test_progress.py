@@ -8,7 +8,11 @@ import sys
 
 import pexpect
 
-from remoter_kernel.front.files.transfer_progress import TransferProgress, bar, progress_line
+from remoter_kernel.front.files.transfer_progress import (
+    TransferProgress,
+    progress_html,
+    progress_line,
+)
 
 PROGRAM = """
 from remoter_kernel.cli.progress import StderrProgress
@@ -90,4 +94,4 @@ def test_how_far_it_is_in_words():
     assert (
         progress_line(journey) == "from box: 500.0 KiB of 1000.0 KiB, 50 %, 250.0 KiB/s, 0:02 left"
     )
-    assert "<b>" not in bar(TransferProgress(is_put=True, remote="<b>"))
+    assert "<b>" not in progress_html(TransferProgress(is_put=True, remote="<b>"))

@@ -10,7 +10,7 @@ from remoter_kernel.cli import main as command
 from remoter_kernel.errors import Usage
 from remoter_kernel.front.configuration import remotes
 from remoter_kernel.front.configuration.remotes import Remote
-from remoter_kernel.front.files.cell_transfer import read_order
+from remoter_kernel.front.files.cell_transfer import parse_transfer_request
 from remoter_kernel.front.reading.executions import CellExecution, knows
 from remoter_kernel.front.reading.remote_query import (
     RemoteQuery,
@@ -68,7 +68,7 @@ def test_an_empty_path_is_refused_wherever_it_stands(place):
         assert (ran.stdout, ran.exit_code) == ("", 2)
         quoted = " ".join(path or '""' for path in paths)
         with pytest.raises(Usage, match="A path is empty; nothing was carried"):
-            read_order(verb, f" {quoted}")
+            parse_transfer_request(verb, f" {quoted}")
 
 
 def test_what_a_script_is_given_may_be_empty():

@@ -9,7 +9,7 @@ import pytest
 
 from remoter_kernel.errors import RemoteLacks
 from remoter_kernel.front.bootstrap import slow_host
-from remoter_kernel.front.bootstrap.slow_host import telling_of_a_wait
+from remoter_kernel.front.bootstrap.slow_host import notify_if_slow
 from remoter_kernel.front.running import runner as runner_module
 from remoter_kernel.front.running.runner import Runner
 from remoter_kernel.front.session.dialer import SessionDialer
@@ -18,7 +18,7 @@ from remoter_kernel.front.session.dialer import SessionDialer
 def test_a_long_wait_is_told_once(monkeypatch):
     """What is quick is done without a word."""
     told = []
-    with telling_of_a_wait("box", told.append):
+    with notify_if_slow("box", told.append):
         pass
     assert told == []
     monkeypatch.setattr(slow_host, "NOTIFY_AFTER", 0.0)
@@ -28,7 +28,7 @@ def test_a_long_wait_is_told_once(monkeypatch):
         told.append(sentence)
         is_told.set()
 
-    with telling_of_a_wait("box", tell):
+    with notify_if_slow("box", tell):
         assert is_told.wait(10)
     assert told == ["waiting for box to start a command (its login shell may take long)"]
 

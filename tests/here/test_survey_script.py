@@ -62,7 +62,7 @@ def test_the_default_kernel_of_a_named_python_is_its_own(tmp_path, is_own):
     # A Python that Jupyter does not take for the person's own environment, as a lent one.
     path, environment = sys.executable, {"JUPYTER_PREFER_ENV_PATH": "0"}
     (python,) = look(tmp_path, python=path, is_own=is_own, environment=environment).pythons
-    assert python.runs("python3") == ("" if is_own else "/other/bin/python")
+    assert python.other_interpreter("python3") == ("" if is_own else "/other/bin/python")
 
 
 def test_modules_that_lie_in_the_home_are_no_modules_of_that_python(tmp_path, monkeypatch):

@@ -26,7 +26,7 @@ class Answers:
 def sent(path, login):
     path.write_bytes(b"x" * (upload.CHUNK_SIZE + 1))
     sizes = []
-    upload.deliver(login, [path], "$HOME/f", "/p", sizes.append)
+    upload.upload_files(login, [path], "$HOME/f", "/p", sizes.append)
     return sizes
 
 

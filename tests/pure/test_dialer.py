@@ -83,7 +83,7 @@ def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Host:
     monkeypatch.setenv("REMOTER_STATE", str(tmp_path))
     monkeypatch.setattr(dialer_module, "log_in_by_keeper", lambda *_, **__: host)
     monkeypatch.setattr(dialer_module, "start_session", host.start)
-    monkeypatch.setattr(dialer_module, "ask_there", host.ask)
+    monkeypatch.setattr(dialer_module, "query_remote", host.ask)
     return host
 
 

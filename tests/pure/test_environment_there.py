@@ -9,10 +9,10 @@ from remoter_kernel.front.bootstrap import remote_venv as environment_there
 from remoter_kernel.front.bootstrap.host_probe import FoundPython, HostProbe
 from remoter_kernel.front.bootstrap.installer import ANSWER_MARK
 from remoter_kernel.front.bootstrap.remote_venv import (
-    choose_base,
-    contents_for,
+    choose_base_python,
     parse_installer_answer,
-    sessions_in,
+    sessions_using,
+    venv_contents,
 )
 from remoter_kernel.front.ssh.login_results import CompletedCommand
 from remoter_kernel.plain_text import plain_text
@@ -24,12 +24,12 @@ def around(*versions):
 
 
 def test_a_kernel_of_another_language_gets_what_the_evaluator_needs_alone():
-    assert contents_for("ir").packages == ("pyzmq", "jupyter_client")
-    assert "ipykernel" in contents_for("python3").packages
+    assert venv_contents("ir").packages == ("pyzmq", "jupyter_client")
+    assert "ipykernel" in venv_contents("python3").packages
 
 
 def test_it_stands_on_the_likeliest_python_that_is_new_enough():
-    assert choose_base(around("3.8.1", "3.10.2", "3.13.0"), "").version == "3.10.2"
+    assert choose_base_python(around("3.8.1", "3.10.2", "3.13.0"), "").version == "3.10.2"
 
 
 NO_BASE = {
@@ -42,7 +42,7 @@ NO_BASE = {
 @pytest.mark.parametrize(("versions", "named", "what", "advice"), NO_BASE.values(), ids=NO_BASE)
 def test_where_there_is_nothing_to_stand_on_it_says_so(versions, named, what, advice):
     with pytest.raises(RemoteLacks) as caught:
-        choose_base(around(*versions), named)
+        choose_base_python(around(*versions), named)
     assert what in caught.value.what
     assert "3.9 or newer" in caught.value.what
     assert advice in caught.value.advice
@@ -75,7 +75,7 @@ TROUBLES = {
 @pytest.mark.parametrize(("kind", "said", "what", "advice"), TROUBLES.values(), ids=TROUBLES)
 def test_each_trouble_is_told_with_what_to_do(kind, said, what, advice):
     with pytest.raises(RemoteLacks) as caught:
-        environment_there._explain(kind, said)
+        environment_there._raise_install_error(kind, said)
     assert what in caught.value.what
     assert advice in caught.value.advice
     assert plain_text(caught.value) == str(caught.value)
@@ -107,15 +107,15 @@ def test_sessions_in_an_environment_are_known_by_process_host_and_remote():
         session("over", state="ended", pid=None),
     ]
     names = ["ours", "another-remote-in-it", "elsewhere", "orphan"]
-    assert sessions_in(told, facts, "box") == names
-    assert sessions_in([told[5]], {"host": "here", "running": []}, "box") == []
+    assert sessions_using(told, facts, "box") == names
+    assert sessions_using([told[5]], {"host": "here", "running": []}, "box") == []
 
 
 def test_who_is_in_the_way_is_named():
     facts = {"environment": "/v", "running": [7, 8]}
     with pytest.raises(Usage, match=r"processes 7, 8 there still run in /v"):
-        environment_there._refuse_to_disturb(facts)
+        environment_there._raise_in_use(facts)
     with pytest.raises(Usage, match=r"sessions a, b still run in /v\. .*remoter stop a b"):
-        environment_there._refuse_to_disturb(facts, ["a", "b"])
+        environment_there._raise_in_use(facts, ["a", "b"])
     with pytest.raises(Usage, match="session a still runs in /v"):
-        environment_there._refuse_to_disturb(facts, ["a"])
+        environment_there._raise_in_use(facts, ["a"])

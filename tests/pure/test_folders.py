@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from remoter_kernel.errors import BadConfiguration
-from remoter_kernel.front.configuration.remote_cwd import folder_there
+from remoter_kernel.front.configuration.remote_cwd import remote_cwd
 
 HOME = Path("/home/ada")
 
@@ -25,9 +25,9 @@ HOME = Path("/home/ada")
     ],
 )
 def test_a_folder_is_called_there_as_its_map_says(cwd, path_map, folder, expected):
-    assert folder_there(cwd, path_map, Path(folder), HOME) == expected
+    assert remote_cwd(cwd, path_map, Path(folder), HOME) == expected
 
 
 def test_a_folder_without_a_counterpart_is_told_with_the_line_that_would_help():
     with pytest.raises(BadConfiguration, match=r'path_map = \{ "/data" = '):
-        folder_there("notebook", {"~/work": "/w"}, Path("/data"), HOME)
+        remote_cwd("notebook", {"~/work": "/w"}, Path("/data"), HOME)

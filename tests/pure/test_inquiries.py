@@ -53,7 +53,7 @@ def logins(monkeypatch):
         raise Unreachable("gone.")
 
     monkeypatch.setattr(remote_query, "log_in_by_keeper", log_in)
-    monkeypatch.setattr(remote_query, "ask_there", ask_there)
+    monkeypatch.setattr(remote_query, "query_remote", ask_there)
     return made
 
 

@@ -213,7 +213,7 @@ def test_one_that_cannot_be_written_is_named(tmp_path, monkeypatch):
     def refuse(path, text):
         raise CannotWrite(f"{path} cannot be written: Permission denied.")
 
-    monkeypatch.setattr(kernelspec, "write_private", refuse)
+    monkeypatch.setattr(kernelspec, "write_private_file", refuse)
     mended, (error,) = kernelspec.mend_kernelspecs()
     assert (mended, error.what) == ([], f"{file} cannot be written: Permission denied.")
     assert json.loads(file.read_text()) == about

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from remoter_kernel.front.bootstrap.remote_answer import read_commands
+from remoter_kernel.front.bootstrap.remote_answer import parse_command_results
 from remoter_kernel.front.session import undelivered_commands
 
 ODD = {
@@ -141,10 +141,10 @@ def test_each_has_a_name_of_its_own():
 )
 def test_an_answer_without_commands_is_none(line):
     """Whatever a host says: nothing is forgotten for it."""
-    assert read_commands(line) == []
+    assert parse_command_results(line) == []
 
 
 def test_answers_are_read_whatever_became_of_the_start():
     """A start that failed has carried out what came before it."""
     line = b'{"lacks": "room", "commands": [{"name": "k", "became": "failed", "why": "x\\u001b"}]}'
-    assert read_commands(line) == [{"name": "k", "became": "failed", "why": "x"}]
+    assert parse_command_results(line) == [{"name": "k", "became": "failed", "why": "x"}]

@@ -158,7 +158,7 @@ def test_a_file_that_cannot_be_read_says_why(tmp_path, monkeypatch):
 @given(text=st.text(alphabet='[]remots.a"= \n#x{}', max_size=40))
 def test_any_text_is_read_or_refused_with_a_line(text):
     try:
-        remotes_text.read(text, Path("f"))
+        remotes_text.parse_remotes(text, Path("f"))
     except BadConfiguration as err:
         assert str(err).startswith("f, line ")  # noqa: PT017 - both ends are fine
 
@@ -312,17 +312,17 @@ beginnings = st.sampled_from(
 @settings(suppress_health_check=[HealthCheck.too_slow])
 def test_what_is_written_is_what_is_read(text, additions):
     where = Path("f")
-    wanted = dict(remotes_text.read(text, where).all)
+    wanted = dict(remotes_text.parse_remotes(text, where).all)
     for remote, make_default in additions:
-        text = remotes_text.with_remote(text, remote, make_default=make_default)
+        text = remotes_text.upsert_remote(text, remote, make_default=make_default)
         wanted[remote.name] = remote
-        known = remotes_text.read(text, where)
+        known = remotes_text.parse_remotes(text, where)
         assert known.all == wanted
         assert not make_default or known.default == remote.name
     for name in list(wanted):
-        text = remotes_text.without_remote(text, name)
+        text = remotes_text.drop_remote(text, name)
         del wanted[name]
-        assert remotes_text.read(text, where).all == wanted
+        assert remotes_text.parse_remotes(text, where).all == wanted
 
 
 @given(st.sampled_from("smhd"), st.integers(0, 1000))
@@ -364,5 +364,5 @@ def test_a_damaged_memory_is_no_memory():
 def test_every_line_of_a_correct_file_is_found():
     lines = WRITTEN_BY_HAND.splitlines()
     for key in tomllib.loads(WRITTEN_BY_HAND)["remotes"]["gpu-box"]:
-        line = remotes_text.line_of(WRITTEN_BY_HAND, ("remotes", "gpu-box", key))
+        line = remotes_text.line_number(WRITTEN_BY_HAND, ("remotes", "gpu-box", key))
         assert lines[line - 1].startswith(f"{key} = ")

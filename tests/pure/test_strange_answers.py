@@ -128,7 +128,7 @@ answers = st.one_of(
 @example(b'{"lacks": "session", "ended": 1e999}')
 def test_a_line_is_an_object_or_an_error(line_there):
     with errors_for_people():
-        words = remote_answer.read_words(line_there, "box.invalid", BOX)
+        words = remote_answer.parse_answer(line_there, "box.invalid", BOX)
         assert isinstance(words, dict)
 
 
@@ -150,7 +150,9 @@ odd_fields = shaped(*whole, "begun", "others", session=ids, port=st.just(8), oth
 @given(odd_fields)
 def test_an_address_is_one_or_an_error(fields):
     with errors_for_people():
-        address = SessionInfo(**remote_answer.read_address({**whole, **fields}, "box.invalid", BOX))
+        address = SessionInfo(
+            **remote_answer.session_info_fields({**whole, **fields}, "box.invalid", BOX)
+        )
         assert is_session_id(address.session)
         assert 0 < address.port < 2**16
         for text in (address.host, address.user, address.python, address.pyzmq):
@@ -163,14 +165,14 @@ def test_an_address_is_one_or_an_error(fields):
 
 
 def test_an_address_as_it_should_be_is_read():
-    fields = remote_answer.read_address(whole, "box.invalid", BOX)
+    fields = remote_answer.session_info_fields(whole, "box.invalid", BOX)
     assert SessionInfo(**fields).server_key == "a" * 40
 
 
 @given(shaped("sessions", sessions=st.lists(st.one_of(sessions, anything), max_size=3)))
 def test_sessions_have_ids_and_words_that_can_be_shown(words):
     with errors_for_people():
-        found = remote_answer.read_sessions(json.loads(json.dumps(words)), "box")
+        found = remote_answer.parse_sessions(json.loads(json.dumps(words)), "box")
         assert all(is_session_id(each["id"]) for each in found)
         chronicle = SessionLog()
         for each in found:
@@ -292,12 +294,12 @@ whole_facts = {
 def test_an_environment_there_is_told_or_an_error(told_there):
     line_there = f"{ANSWER_MARK} {json.dumps({**whole_facts, **told_there})}\n".encode()
     with errors_for_people():
-        read = remote_venv.read_facts(
+        read = remote_venv.parse_venv_facts(
             remote_venv.parse_installer_answer(CompletedCommand(line_there, b"", 0)) or {}
         )
         assert re.fullmatch(r"\d+\.\d+(\.\d+)?", read["version"])
         does_no_harm(read["environment"])
-        target = wheelhouse.target_of(read["platform"])
+        target = wheelhouse.parse_target(read["platform"])
         assert re.fullmatch(r"\d+\.\d+", target.python)
         assert len(target.tags) < 10_000
 

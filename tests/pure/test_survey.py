@@ -63,8 +63,8 @@ def test_a_kernel_that_runs_in_another_python_is_told(program, other):
     """`add` and `check` show it; a kernel of another language starts what it likes."""
     kernels = [["python3", "Python 3", "python", True, program], ["ir", "R", "R", False, "/bin/R"]]
     (python,) = parse_probe(answer(seen("/v/bin/python", kernels=kernels))).pythons
-    assert python.runs("python3") == other
-    assert python.runs("ir") == ""
+    assert python.other_interpreter("python3") == other
+    assert python.other_interpreter("ir") == ""
 
 
 def test_one_environment_under_two_names_is_one():

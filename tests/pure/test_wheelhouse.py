@@ -9,7 +9,7 @@ import pytest
 
 from remoter_kernel.errors import RemoteLacks, Usage
 from remoter_kernel.front.bootstrap import wheelhouse
-from remoter_kernel.front.bootstrap.wheelhouse import Target, target_of, uv_settings
+from remoter_kernel.front.bootstrap.wheelhouse import Target, parse_target, uv_settings
 
 HOST = {
     "python": [3, 9, 18],
@@ -50,7 +50,7 @@ FITTING = {
 
 @pytest.mark.parametrize(("facts", "platform", "best"), FITTING.values(), ids=FITTING)
 def test_the_newest_that_the_host_allows_is_chosen(facts, platform, best):
-    target = target_of({**HOST, **facts})
+    target = parse_target({**HOST, **facts})
     assert (target.platform, target.tags[0]) == (platform, best)
     assert target.python == "3.9"
 
@@ -74,7 +74,7 @@ REFUSED = {
 @pytest.mark.parametrize(("facts", "what"), REFUSED.values(), ids=REFUSED)
 def test_what_no_wheels_are_collected_for_is_said(facts, what):
     with pytest.raises(RemoteLacks, match=what) as caught:
-        target_of({**HOST, **facts})
+        parse_target({**HOST, **facts})
     assert "--offline" in caught.value.advice
 
 
@@ -108,4 +108,4 @@ def test_without_uv_or_pip_one_sentence_says_how_to_get_it(lost, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda n: None if n == lost else find(n))
     monkeypatch.setattr(shutil, "which", lambda _name: None)
     with pytest.raises(Usage, match=r"pip install 'remoter-kernel\[offline\]'"):
-        getattr(wheelhouse, f"_{lost}")()
+        {"uv": wheelhouse._find_uv, "pip": wheelhouse._pip_command}[lost]()

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from remoter_kernel.errors import RemoteLacks, Unreachable, Usage
-from remoter_kernel.front.bootstrap.host_probe import look_around
-from remoter_kernel.front.bootstrap.remote_venv import install_there, purge_there
+from remoter_kernel.front.bootstrap.host_probe import probe_host
+from remoter_kernel.front.bootstrap.remote_venv import install_venv, remove_venv
 from remoter_kernel.front.configuration.remotes import Remote, read_remotes
 from remoter_kernel.front.logins.log_in import log_in_to
 from tests.real_jupyter import MARK, THIS_RUN, started_kernel, wait_for
@@ -231,13 +231,13 @@ def a_remote(here: JupyterHere, alias: str, python: str = "") -> Remote:
 
 def install(remote: Remote, heard: Heard | None = None, *, is_offline: bool = True) -> str:
     with contextlib.closing(log_in_to(remote)) as login:
-        around = look_around(login, remote.python)
-        return install_there(login, remote, around, heard or Heard(), is_offline=is_offline)
+        around = probe_host(login, remote.python)
+        return install_venv(login, remote, around, heard or Heard(), is_offline=is_offline)
 
 
 def purge(remote: Remote) -> bool:
     with contextlib.closing(log_in_to(remote)) as login:
-        return purge_there(login, remote)
+        return remove_venv(login, remote)
 
 
 def test_a_cut_leaves_whole_files_and_the_next_try_goes_on(island, bare, here):

@@ -32,7 +32,7 @@ def made(place):
     """An environment as it is when it is complete; its Python is ours."""
     place.python.parent.mkdir(parents=True)
     place.python.symlink_to(sys.executable)
-    installer.write_whole(place.stamp, json.dumps({"base": own_base()}))
+    installer.write_atomically(place.stamp, json.dumps({"base": own_base()}))
     return place
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from remoter_kernel.errors import RemoterError
-from remoter_kernel.front.bootstrap.launcher import ask_there, pack_evaluator
+from remoter_kernel.front.bootstrap.launcher import pack_evaluator, query_remote
 from remoter_kernel.front.logins import embedded_host
 from remoter_kernel.front.running.runner import Runner
 from remoter_kernel.front.session import undelivered_commands
@@ -92,7 +92,9 @@ def test_a_session_whose_start_was_cut_is_ended_at_the_next_login(sessions, monk
     runner = a_runner()
     try:
         with contextlib.closing(runner.dialer.another_login_here()) as login:
-            ask_there(login, THIS_MACHINE, {"verb": "sessions"})  # the program is there from now on
+            query_remote(
+                login, THIS_MACHINE, {"verb": "sessions"}
+            )  # the program is there from now on
         with pytest.raises(RemoterError):
             runner.start()
     finally:

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from remoter_kernel.errors import RemoteLacks
-from remoter_kernel.front.bootstrap.remote_answer import version_of
-from remoter_kernel.front.configuration.remotes_toml import nearest
+from remoter_kernel.front.bootstrap.remote_answer import format_version
+from remoter_kernel.front.configuration.remotes_toml import did_you_mean
 from remoter_kernel.plain_text import plain_text
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ class FoundPython:
         floor = ".".join(map(str, OLDEST_PYTHON))
         return missing if self.is_new_enough else (f"Python {floor} or newer", *missing)
 
-    def runs(self, name: str) -> str:
+    def other_interpreter(self, name: str) -> str:
         """Say which other program a Python kernel starts than this Python; mostly none."""
         kernel = self.kernel(name)
         if kernel is None:
@@ -99,7 +99,7 @@ class HostProbe:
         if found is None:
             names = [known.name for known in python.kernelspecs]
             raise RemoteLacks(
-                f'no kernel there is called "{kernel}"{nearest(kernel, names)}; '
+                f'no kernel there is called "{kernel}"{did_you_mean(kernel, names)}; '
                 f"{python.path} knows {', '.join(names) or 'none'}.",
                 "Install it there, or name another one with --kernel.",
             )
@@ -124,7 +124,7 @@ class HostProbe:
         )
 
 
-def look_around(login: Login, python: str = "", *, is_own: bool = True) -> HostProbe:
+def probe_host(login: Login, python: str = "", *, is_own: bool = True) -> HostProbe:
     """Look for Pythons there; for `python` alone where one is named.
 
     `is_own`: the Python that is chosen stands in the configuration, so that the default kernel
@@ -138,10 +138,10 @@ def probe_script(python: str = "", *, is_own: bool = True) -> str:
     """Give the shell script that looks around, for one named Python or for any."""
     text = Path(__file__).with_name("survey.sh").read_text("utf-8")
     own = "yes" if is_own else ""
-    return f"named={_expandable(python)}\nown={own}\nmark={PROBE_MARK}\n{text}"
+    return f"named={_quote_path_for_shell(python)}\nown={own}\nmark={PROBE_MARK}\n{text}"
 
 
-def _expandable(path: str) -> str:
+def _quote_path_for_shell(path: str) -> str:
     """Quote a path for the shell, but leave `~/` to it."""
     if path.startswith("~/"):
         return '"$HOME"/' + shlex.quote(path[2:])
@@ -161,7 +161,7 @@ def parse_probe(stdout: bytes, stderr: bytes = b"") -> HostProbe:
             prefix, found = _parse_python(value)
             pythons.setdefault(prefix, found)  # python and python3 of one environment
         else:
-            facts[kind] = _printable(value)
+            facts[kind] = _printable_text(value)
     if "end" not in facts:
         raise RemoteLacks(
             f"the host does not run what it is asked to, but answers: {_excerpt(stdout, stderr)}",
@@ -180,17 +180,17 @@ def _parse_python(value: str) -> tuple[str, FoundPython]:
         seen: dict[str, Any] = json.loads(value)
         kernels = tuple(
             RemoteKernelspec(
-                name=_printable(name),
-                display_name=_printable(label),
-                language=_printable(language),
+                name=_printable_text(name),
+                display_name=_printable_text(label),
+                language=_printable_text(language),
                 debugger=bool(debugger),
-                program=_printable(program),
+                program=_printable_text(program),
             )
             for name, label, language, debugger, program in seen["kernels"]
         )
         return str(seen["prefix"]), FoundPython(
-            path=_printable(seen["path"]),
-            version=version_of(seen["version"]),
+            path=_printable_text(seen["path"]),
+            version=format_version(seen["version"]),
             has_zmq=bool(seen["zmq"]),
             has_jupyter_client=bool(seen["jupyter_client"]),
             has_ipykernel=bool(seen["ipykernel"]),
@@ -209,6 +209,6 @@ def _excerpt(stdout: bytes, stderr: bytes) -> str:
     return f"“{text[:120]}”" if text else "nothing."
 
 
-def _printable(text: object) -> str:
+def _printable_text(text: object) -> str:
     """Drop what could act on a terminal: names from there are only names."""
     return plain_text(text).strip()

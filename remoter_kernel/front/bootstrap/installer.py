@@ -57,16 +57,16 @@ class EnvPaths:
         self.stamp = self.environment / STAMP
 
     @contextlib.contextmanager
-    def turn(self) -> Iterator[None]:
+    def exclusive(self) -> Iterator[None]:
         """Wait until no other installation is at it: a cut login leaves one running."""
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        signal.signal(signal.SIGALRM, self._give_up)
+        signal.signal(signal.SIGALRM, self._on_lock_timeout)
         signal.alarm(LOCK_WITHIN)
         while True:
             with self.lock.open("a") as file:
-                hold(file.fileno())
+                wait_for_lock(file.fileno())
                 # Whoever had it before may have taken the file away.
-                if not is_still(self.lock, file.fileno()):
+                if not is_same_file(self.lock, file.fileno()):
                     continue
                 signal.alarm(0)
                 try:
@@ -76,11 +76,11 @@ class EnvPaths:
                         self.lock.unlink()
                 return
 
-    def _give_up(self, *_: object) -> None:
+    def _on_lock_timeout(self, *_: object) -> None:
         raise InstallError("busy", str(self.environment))
 
 
-def hold(file: int) -> None:
+def wait_for_lock(file: int) -> None:
     """Wait for the lock of an open file; it ends with the process."""
     import fcntl  # noqa: PLC0415 - the other side reads this file, too, and may be Windows
 
@@ -88,7 +88,7 @@ def hold(file: int) -> None:
         fcntl.flock(file, fcntl.LOCK_EX)
 
 
-def is_still(path: Path, file: int) -> bool:
+def is_same_file(path: Path, file: int) -> bool:
     """Is the open file the one that is at that place now?"""
     try:
         return os.path.samestat(path.stat(), os.fstat(file))
@@ -99,7 +99,7 @@ def is_still(path: Path, file: int) -> bool:
 # What is there ---------------------------------------------------------------------------
 
 
-def look(paths: EnvPaths, request: dict[str, Any]) -> dict[str, Any]:
+def describe_env(paths: EnvPaths, request: dict[str, Any]) -> dict[str, Any]:
     """Say how the environment is, what runs in it, and what this Python and host are."""
     exists = os.path.lexists(str(paths.environment))
     return {
@@ -129,7 +129,7 @@ def is_complete(paths: EnvPaths, request: dict[str, Any]) -> bool:
     """Was it made to its end, and does what is wanted import in it today?"""
     stamp = read_stamp(paths)
     is_other = request.get("is_named") and stamp.get("base") != own_base()
-    return bool(stamp) and not is_other and not complaint(paths, request["modules"])
+    return bool(stamp) and not is_other and not import_error(paths, request["modules"])
 
 
 def own_base() -> str:
@@ -137,7 +137,7 @@ def own_base() -> str:
     return os.path.realpath(getattr(sys, "_base_executable", "") or sys.executable)
 
 
-def complaint(paths: EnvPaths, modules: list[str]) -> str:
+def import_error(paths: EnvPaths, modules: list[str]) -> str:
     """Import what is wanted; return why that fails, "" if it does not."""
     # ipykernel itself takes a second to import: that it can be found must do.
     lines = [
@@ -233,7 +233,7 @@ def missing_wheels(paths: EnvPaths, request: dict[str, Any]) -> dict[str, Any]:
 
     None is, where an installation that a cut login has left running comes to its end.
     """
-    with paths.turn():
+    with paths.exclusive():
         if is_complete(paths, request):
             return {"missing": []}
     paths.wheels.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -250,9 +250,9 @@ def missing_wheels(paths: EnvPaths, request: dict[str, Any]) -> dict[str, Any]:
 # Make ------------------------------------------------------------------------------------
 
 
-def make(paths: EnvPaths, request: dict[str, Any]) -> dict[str, Any]:
+def create_env(paths: EnvPaths, request: dict[str, Any]) -> dict[str, Any]:
     """Make the environment, unless it is complete; a half-made one is made anew."""
-    with paths.turn():
+    with paths.exclusive():
         if is_complete(paths, request):
             remove_path(paths.wheels)
             return {"python": str(paths.python), "is_new": False}
@@ -270,7 +270,7 @@ def make(paths: EnvPaths, request: dict[str, Any]) -> dict[str, Any]:
 
 def build_env(paths: EnvPaths, request: dict[str, Any]) -> None:
     """Make it, install into it, try it, and note at last that it is complete."""
-    import venv  # noqa: PLC0415 - some systems leave it out: `look` has told so
+    import venv  # noqa: PLC0415 - some systems leave it out: `describe_env` has told so
 
     remove_path(paths.environment)
     venv.EnvBuilder(symlinks=True, with_pip=False).create(str(paths.environment))
@@ -289,7 +289,7 @@ def build_env(paths: EnvPaths, request: dict[str, Any]) -> None:
     if status:
         died = f"\nits Python died of signal {-status}" if status < 0 else ""
         raise InstallError("pip", said[-MOST_PIP_OUTPUT:] + died)
-    why = complaint(paths, request["modules"])
+    why = import_error(paths, request["modules"])
     if why:
         raise InstallError("import", why)
     about = {
@@ -297,7 +297,7 @@ def build_env(paths: EnvPaths, request: dict[str, Any]) -> None:
         "python": platform.python_version(),
         "packages": request["packages"],
     }
-    write_whole(paths.stamp, json.dumps(about))
+    write_atomically(paths.stamp, json.dumps(about))
 
 
 def clean_environment(*, is_offline: bool) -> dict[str, str]:
@@ -332,7 +332,7 @@ def run_command(
     return ran.returncode, ran.stdout.decode("utf-8", "replace")
 
 
-def write_whole(path: Path, text: str) -> None:
+def write_atomically(path: Path, text: str) -> None:
     """Write a file so that it is seen whole or not at all, also after a power cut."""
     beside = path.with_name(f"{path.name}.{os.getpid()}")
     with beside.open("w", encoding="utf-8") as file:
@@ -345,11 +345,11 @@ def write_whole(path: Path, text: str) -> None:
 # Remove ----------------------------------------------------------------------------------
 
 
-def purge(paths: EnvPaths, _request: dict[str, Any]) -> dict[str, Any]:
+def remove_env(paths: EnvPaths, _request: dict[str, Any]) -> dict[str, Any]:
     """Remove the environment and what belongs to it, unless something runs in it."""
     if not any(os.path.lexists(str(path)) for path in (paths.environment, paths.wheels)):
         return {"is_removed": False}
-    with paths.turn():
+    with paths.exclusive():
         running = still_running_in(paths.environment)
         if running:
             return {"running": running}
@@ -371,7 +371,7 @@ def remove_path(path: Path) -> None:
         shutil.rmtree(str(path))
 
 
-VERBS = {"look": look, "receive": missing_wheels, "make": make, "purge": purge}
+VERBS = {"look": describe_env, "receive": missing_wheels, "make": create_env, "purge": remove_env}
 
 
 def answer_request(request: dict[str, Any]) -> None:

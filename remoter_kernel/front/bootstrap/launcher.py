@@ -17,10 +17,10 @@ from remoter_kernel.errors import RemoteLacks
 from remoter_kernel.front.bootstrap.remote_answer import (
     OUTPUT_SHOWN,
     StrangeAnswer,
-    lack_room,
-    read_address,
-    read_commands,
-    read_words,
+    parse_answer,
+    parse_command_results,
+    raise_no_space,
+    session_info_fields,
 )
 from remoter_kernel.front.ssh.login_results import CommandEnded, CompletedCommand
 from remoter_kernel.plain_text import plain_text
@@ -199,7 +199,7 @@ def pack_evaluator() -> tuple[str, bytes]:
     return f"{hashlib.sha256(content).hexdigest()}.pyz", content
 
 
-def _command(template: str, remote: Remote, **words: object) -> str:
+def _fill_command(template: str, remote: Remote, **words: object) -> str:
     """Fill in where the program is there, and which Python runs it."""
     python = shell_path(remote.python or "python3")
     return template.format(python=python, **_archive_fields(*pack_evaluator()), **words)
@@ -221,7 +221,7 @@ def start_session(
     what became of the wish's orders, whatever becomes of the rest.
     """
     name, content = pack_evaluator()
-    command = _command(_LAUNCH_COMMAND, remote)
+    command = _fill_command(_LAUNCH_COMMAND, remote)
     words = vars(request) | {
         "init": list(request.init),
         "env": dict(request.env),
@@ -229,69 +229,69 @@ def start_session(
     }
     line = _run_until_answer(login, command, json.dumps(words).encode() + b"\n", remote)
     if line == b"lacks zip":
-        _upload(login, name, content, remote)
+        _upload_evaluator(login, name, content, remote)
         line = _run_until_answer(login, command, json.dumps(words).encode() + b"\n", remote)
-    on_commands(read_commands(line))
-    words = read_words(line, login.host, remote)
-    return SessionInfo(**read_address(words, login.host, remote))
+    on_commands(parse_command_results(line))
+    words = parse_answer(line, login.host, remote)
+    return SessionInfo(**session_info_fields(words, login.host, remote))
 
 
-def ask_there(
+def query_remote(
     login: Login, remote: Remote, words: dict[str, Any], *, seconds: float = QUERY_WITHIN
 ) -> tuple[dict[str, Any], bytes]:
     """Ask about sessions, in words of `daemon.query`; return the answer and what follows it."""
     name, content = pack_evaluator()
-    command = _command(_QUERY_COMMAND, remote)
+    command = _fill_command(_QUERY_COMMAND, remote)
     question = json.dumps(words).encode() + b"\n"
-    line, rest = _hear(login, command, question, remote, seconds)
+    line, rest = _run_to_end(login, command, question, remote, seconds)
     if line == b"lacks zip":
-        _upload(login, name, content, remote)
-        line, rest = _hear(login, command, question, remote, seconds)
-    return read_words(line, login.host, remote), rest
+        _upload_evaluator(login, name, content, remote)
+        line, rest = _run_to_end(login, command, question, remote, seconds)
+    return parse_answer(line, login.host, remote), rest
 
 
-def bridge(remote: Remote, address: SessionInfo) -> tuple[str, bytes]:
+def bridge_command(remote: Remote, address: SessionInfo) -> tuple[str, bytes]:
     """Return the command that relays its stdin and stdout to a session, and its first line."""
     where = {"host": shell_path(address.address), "port": address.port}
-    return _command(_BRIDGE_COMMAND, remote, **where), BRIDGE_LINE
+    return _fill_command(_BRIDGE_COMMAND, remote, **where), BRIDGE_LINE
 
 
 def open_transfer(login: Login, remote: Remote) -> TunnelEndpoint:
     """Start what sends or receives files there, and be connected to it."""
     name, content = pack_evaluator()
-    command = _command(_TRANSFER_COMMAND, remote)
+    command = _fill_command(_TRANSFER_COMMAND, remote)
     try:
         return login.open_pipe(command, GREETING)
     except CommandEnded as ended:
-        line = _our_line(ended)
+        line = _answer_line(ended)
         if line != b"lacks zip":
-            _explain_end(line, login, remote, ended)
-    _upload(login, name, content, remote)
+            _raise_from_exit(line, login, remote, ended)
+    _upload_evaluator(login, name, content, remote)
     try:
         return login.open_pipe(command, GREETING)
     except CommandEnded as ended:
-        _explain_end(_our_line(ended), login, remote, ended)
+        _raise_from_exit(_answer_line(ended), login, remote, ended)
 
 
-def _our_line(ended: CommandEnded) -> bytes:
+def _answer_line(ended: CommandEnded) -> bytes:
     """Return what our own program said instead of a greeting, if it was that which spoke."""
     return (b"\n" + ended.stdout).partition(b"\n" + MARKER)[2].partition(b"\n")[0].strip()
 
 
-def _explain_end(line: bytes, login: Login, remote: Remote, ended: CommandEnded) -> NoReturn:
+def _raise_from_exit(line: bytes, login: Login, remote: Remote, ended: CommandEnded) -> NoReturn:
     if line:
-        read_words(line, login.host, remote)
-    _complain(login, remote, "did not start a transfer", ended)
+        parse_answer(line, login.host, remote)
+    _raise_strange_answer(login, remote, "did not start a transfer", ended)
 
 
-def _hear(
+def _run_to_end(
     login: Login, command: str, stdin: bytes, remote: Remote, seconds: float
 ) -> tuple[bytes, bytes]:
     """Run a command to its end; return our line, and what it said after that."""
     ran = login.run(command, stdin, seconds=seconds)
     _, marker, rest = (b"\n" + ran.stdout).partition(b"\n" + MARKER)
     if not marker:
-        _complain(login, remote, "did not answer", ran)
+        _raise_strange_answer(login, remote, "did not answer", ran)
     line, _, rest = rest.partition(b"\n")
     return line.strip(), rest
 
@@ -310,11 +310,11 @@ def _run_until_answer(login: Login, command: str, stdin: bytes, remote: Remote) 
     try:
         line = login.run_until_line(command, stdin, MARKER, START_WITHIN)
     except CommandEnded as ended:
-        _complain(login, remote, "did not start a session", ended)
+        _raise_strange_answer(login, remote, "did not start a session", ended)
     return line.removeprefix(MARKER).strip()
 
 
-def _complain(
+def _raise_strange_answer(
     login: Login, remote: Remote, what: str, ran: CompletedCommand | CommandEnded
 ) -> NoReturn:
     said = (ran.stderr or ran.stdout)[-MOST_READ:].decode(errors="replace")
@@ -326,10 +326,10 @@ def _complain(
     )
 
 
-def _upload(login: Login, name: str, content: bytes, remote: Remote) -> None:
+def _upload_evaluator(login: Login, name: str, content: bytes, remote: Remote) -> None:
     command = _UPLOAD_COMMAND.format(**_archive_fields(name, content))
     ran = login.run(command, content, seconds=UPLOAD_WITHIN)
     if MARKER + b"took it" not in ran.stdout:
         reason = ran.stderr.decode(errors="replace").strip().splitlines()
         why = reason[-1][-OUTPUT_SHOWN:] if reason else "it gave no reason"
-        lack_room(why, login.host, remote)
+        raise_no_space(why, login.host, remote)

@@ -38,7 +38,7 @@ class StrangeAnswer(RemoteLacks):
 # One line of JSON -------------------------------------------------------------------------
 
 
-def read_words(line: bytes, host: str, remote: Remote) -> dict[str, Any]:
+def parse_answer(line: bytes, host: str, remote: Remote) -> dict[str, Any]:
     """Read the line that the zipapp answers with; a lack is an error for a person."""
     if line == b"lacks python":
         raise RemoteLacks(
@@ -50,20 +50,22 @@ def read_words(line: bytes, host: str, remote: Remote) -> dict[str, Any]:
     try:
         answer = plain_words(json.loads(line))
     except (ValueError, RecursionError) as error:
-        raise _strange(line.decode(errors="replace"), host, remote) from error
+        raise _strange_answer(line.decode(errors="replace"), host, remote) from error
     if not isinstance(answer, dict):
-        raise _strange(str(answer), host, remote)
+        raise _strange_answer(str(answer), host, remote)
     if "lacks" in answer:
-        _explain_lack({key: plain_text(value or "") for key, value in answer.items()}, host, remote)
+        _raise_missing(
+            {key: plain_text(value or "") for key, value in answer.items()}, host, remote
+        )
     return answer
 
 
-def _strange(said: str, host: str, remote: Remote) -> StrangeAnswer:
+def _strange_answer(said: str, host: str, remote: Remote) -> StrangeAnswer:
     shown = plain_text(said, most=OUTPUT_SHOWN)
     return StrangeAnswer(f"{host} answered strangely: {shown}", remote=remote.name)
 
 
-def _explain_lack(answer: dict[str, str], host: str, remote: Remote) -> NoReturn:
+def _raise_missing(answer: dict[str, str], host: str, remote: Remote) -> NoReturn:
     lacks, what = answer["lacks"], answer.get("what", "")
     python = remote.python or "python3"
     if lacks == "session":
@@ -84,7 +86,7 @@ def _explain_lack(answer: dict[str, str], host: str, remote: Remote) -> NoReturn
     if lacks == "reader":  # the sentence is made there
         raise RemoteLacks(what, remote=remote.name)
     if lacks == "room":
-        lack_room(what, host, remote)
+        raise_no_space(what, host, remote)
     if lacks == "new python":
         raise RemoteLacks(
             f"{python} on {host} is Python {what}; {OLDEST} is the oldest that will do.",
@@ -110,7 +112,7 @@ def _format_time(moment: str) -> str:
         return "a time that is not known"
 
 
-def lack_room(why: str, host: str, remote: Remote) -> NoReturn:
+def raise_no_space(why: str, host: str, remote: Remote) -> NoReturn:
     """Say that nothing can be written there."""
     raise RemoteLacks(
         f"Nothing can be written on {host}: {plain_text(why)}.",
@@ -123,8 +125,8 @@ def lack_room(why: str, host: str, remote: Remote) -> NoReturn:
 # A session that was started or found ------------------------------------------------------
 
 
-def read_address(answer: dict[str, Any], host: str, remote: Remote) -> dict[str, Any]:
-    """Return the fields of an `Address`, each of the kind that it must be."""
+def session_info_fields(answer: dict[str, Any], host: str, remote: Remote) -> dict[str, Any]:
+    """Return the fields of a `SessionInfo`, each of the kind that it must be."""
     try:
         port = int(answer["port"])
         fields: dict[str, Any] = {
@@ -135,10 +137,10 @@ def read_address(answer: dict[str, Any], host: str, remote: Remote) -> dict[str,
             "is_joined": bool(answer["joined"]),
             **{name: plain_text(answer[name]) for name in ("host", "user", "python", "pyzmq")},
             "begun": as_timestamp(answer.get("begun")),
-            "others": tuple(_others(answer.get("others"))),
+            "others": tuple(_other_sessions(answer.get("others"))),
         }
     except (LookupError, TypeError, ValueError, OverflowError) as error:
-        raise _strange(json.dumps(answer), host, remote) from error
+        raise _strange_answer(json.dumps(answer), host, remote) from error
     is_whole = (
         is_session_id(fields["session"])
         and _HOST.fullmatch(fields["address"])
@@ -146,18 +148,18 @@ def read_address(answer: dict[str, Any], host: str, remote: Remote) -> dict[str,
         and 0 < port <= HIGHEST_PORT
     )
     if not is_whole:
-        raise _strange(json.dumps(answer), host, remote)
+        raise _strange_answer(json.dumps(answer), host, remote)
     return fields
 
 
-def _others(value: object) -> Iterator[dict[str, str]]:
+def _other_sessions(value: object) -> Iterator[dict[str, str]]:
     """Yield the sessions that were not joined; what is none is left out."""
     for each in value if isinstance(value, list) else ():
         if isinstance(each, dict) and is_session_id(each.get("session")):
             yield {"session": each["session"], "notebook": plain_text(each.get("notebook") or "")}
 
 
-def read_commands(line: bytes) -> list[dict[str, str]]:
+def parse_command_results(line: bytes) -> list[dict[str, str]]:
     """Return what became of each command that the launch brought, in an answer of any kind."""
     try:
         answer = json.loads(line)
@@ -174,27 +176,27 @@ def read_commands(line: bytes) -> list[dict[str, str]]:
 # How sessions are -------------------------------------------------------------------------
 
 
-def read_sessions(answer: dict[str, Any], remote: str) -> list[dict[str, Any]]:
+def parse_sessions(answer: dict[str, Any], remote: str) -> list[dict[str, Any]]:
     """Return what is known of each session there; what has no id of one is left out."""
     value = answer.get("sessions")
     if not isinstance(value, list):
         raise StrangeAnswer("it did not tell of its sessions.", remote=remote)
-    return [read_session(each) for each in value if is_session(each)]
+    return [parse_session(each) for each in value if describes_session(each)]
 
 
-def is_session(answer: object) -> TypeGuard[dict[str, Any]]:
+def describes_session(answer: object) -> TypeGuard[dict[str, Any]]:
     """Does this tell of a session?"""
     return isinstance(answer, dict) and is_session_id(answer.get("id"))
 
 
-def read_session(answer: dict[str, Any]) -> dict[str, Any]:
+def parse_session(answer: dict[str, Any]) -> dict[str, Any]:
     """Return what is known of one session, each word of the kind that it must be."""
     return {
         **answer,
         **{name: plain_text(answer.get(name) or "") for name in TEXTS},
         **{name: as_timestamp(answer.get(name)) for name in TIMES},
-        **{name: count_of(answer.get(name)) for name in COUNTS},
-        "pid": count_of(answer.get("pid")) or None,
+        **{name: as_count(answer.get(name)) for name in COUNTS},
+        "pid": as_count(answer.get("pid")) or None,
     }
 
 
@@ -204,13 +206,13 @@ def as_timestamp(value: object) -> float:
     return float(value) if is_time else 0.0  # type: ignore[arg-type]
 
 
-def count_of(value: object) -> int:
+def as_count(value: object) -> int:
     """Return a number of things; 0 where there is none."""
     is_number = isinstance(value, (int, float)) and 0 <= value < LARGEST_COUNT
     return int(value) if is_number else 0  # type: ignore[call-overload]
 
 
-def version_of(numbers: object) -> str:
+def format_version(numbers: object) -> str:
     """Write the version of a Python there: numbers alone, for it becomes part of paths here."""
     if not isinstance(numbers, list) or not 2 <= len(numbers) <= 3:  # noqa: PLR2004 - as in 3.11.2
         raise ValueError(numbers)

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 from remoter_kernel.errors import RemoteLacks, Unreachable, Usage
 from remoter_kernel.front.bootstrap import wheelhouse
-from remoter_kernel.front.bootstrap.host_probe import OLDEST_PYTHON, look_around
+from remoter_kernel.front.bootstrap.host_probe import OLDEST_PYTHON, probe_host
 from remoter_kernel.front.bootstrap.installer import ANSWER_MARK
-from remoter_kernel.front.bootstrap.launcher import ask_there, shell_path
-from remoter_kernel.front.bootstrap.remote_answer import read_sessions, version_of
-from remoter_kernel.front.bootstrap.upload import deliver, digest_of
+from remoter_kernel.front.bootstrap.launcher import query_remote, shell_path
+from remoter_kernel.front.bootstrap.remote_answer import format_version, parse_sessions
+from remoter_kernel.front.bootstrap.upload import sha256_of, upload_files
 from remoter_kernel.plain_text import plain_text, plain_words
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ class VenvContents:
     modules: tuple[str, ...]
 
 
-def contents_for(kernel: str) -> VenvContents:
+def venv_contents(kernel: str) -> VenvContents:
     """Say what an environment needs: a kernel of another kind is there already, or is not ours."""
     if kernel == PYTHON_KERNEL:
         # With pip, so that a cell can install more (`%pip install`).
@@ -72,7 +72,7 @@ def contents_for(kernel: str) -> VenvContents:
     return VenvContents(("pyzmq", "jupyter_client"), ("zmq", "jupyter_client"))
 
 
-def choose_base(probe: HostProbe, named: str) -> FoundPython:
+def choose_base_python(probe: HostProbe, named: str) -> FoundPython:
     """Choose the Python that an environment can stand on: the likeliest that is new enough."""
     base = next((python for python in probe.pythons if python.is_new_enough), None)
     if base is not None:
@@ -84,7 +84,7 @@ def choose_base(probe: HostProbe, named: str) -> FoundPython:
             f"{what}, and an environment needs one ({floor} or newer).",
             "Install one there, which needs no root with uv or Miniforge, or name it (--python).",
         )
-    newest = max(probe.pythons, key=lambda python: _numbers(python.version))
+    newest = max(probe.pythons, key=lambda python: _version_tuple(python.version))
     raise RemoteLacks(
         f"{newest.path} is Python {newest.version}, and an environment needs {floor} or newer.",
         "Install a newer one there, which needs no root with uv or Miniforge, and name it "
@@ -92,20 +92,20 @@ def choose_base(probe: HostProbe, named: str) -> FoundPython:
     )
 
 
-def _numbers(version: str) -> tuple[int, ...]:
+def _version_tuple(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in version.split("."))
 
 
 # Install ---------------------------------------------------------------------------------
 
 
-def install_there(
+def install_venv(
     login: Login, remote: Remote, probe: HostProbe, progress: InstallProgress, *, is_offline: bool
 ) -> str:
     """Make the remote's environment there, or find it complete; return the path of its Python."""
-    base = choose_base(probe, remote.python)
+    base = choose_base_python(probe, remote.python)
     installer = _RemoteInstaller(login, remote, base)
-    facts = installer.look()
+    facts = installer.describe()
     if facts["state"] == "complete":
         progress.step(f"The environment is there already: {facts['environment']}")
         return str(facts["python"])
@@ -116,16 +116,16 @@ def install_there(
         )
     again = " anew, for it is not complete" if facts["state"] == "half" else ""
     progress.step(f"Making the environment {facts['environment']}{again}")
-    pip = _bring(installer, facts, progress, is_offline=is_offline)
+    pip = _upload_packages(installer, facts, progress, is_offline=is_offline)
     what = " and ".join(installer.contents.packages)
     progress.step(f"Installing {what} there, which may take a minute")
     made = installer.ask("make", MAKE_WITHIN, is_offline=is_offline, pip=pip)
     if "running" in made:
-        _refuse_to_disturb(facts | {"running": _processes(made["running"])})
+        _raise_in_use(facts | {"running": _pids(made["running"])})
     return str(facts["python"])
 
 
-def _bring(
+def _upload_packages(
     installer: _RemoteInstaller,
     facts: dict[str, Any],
     progress: InstallProgress,
@@ -135,10 +135,10 @@ def _bring(
     """Send what the host cannot fetch; return where a wheel of pip is there."""
     shell_path(facts["python"])  # or it could not be started later
     if is_offline:
-        target = wheelhouse.target_of(facts["platform"])
+        target = wheelhouse.parse_target(facts["platform"])
         progress.step(f"Collecting packages for {target.label}")
         # The wheel of pip is needed to install the others, if not by the kernel.
-        wheels = wheelhouse.collect(target, sorted({"pip", *installer.contents.packages}))
+        wheels = wheelhouse.collect_wheels(target, sorted({"pip", *installer.contents.packages}))
         installer.send(wheels, facts["wheels"], progress)
         (pip,) = (wheel for wheel in wheels if wheel.name.startswith("pip-"))
     elif facts["pip"]:
@@ -158,7 +158,7 @@ class _RemoteInstaller:
         self._remote = remote
         self._python = shell_path(base.path)
         self._is_named = bool(remote.python)
-        self.contents = contents_for(remote.kernel)
+        self.contents = venv_contents(remote.kernel)
 
     def ask(self, verb: str, seconds: float, **words: Any) -> dict[str, Any]:
         """Ask one thing of it; trouble becomes a sentence."""
@@ -181,32 +181,32 @@ class _RemoteInstaller:
         answer = parse_installer_answer(ran)
         if answer is None:
             raise RemoteLacks(
-                f"{self._python} there does not run what it is given: {_ending(ran)}.",
+                f"{self._python} there does not run what it is given: {_exit_text(ran)}.",
                 "Name another Python with --python.",
             )
         if "trouble" in answer:
-            _explain(str(answer["trouble"]), str(answer.get("what")))
+            _raise_install_error(str(answer["trouble"]), str(answer.get("what")))
         return answer
 
-    def look(self) -> dict[str, Any]:
+    def describe(self) -> dict[str, Any]:
         """Ask how the environment is, what runs in it, and what this Python and host are."""
-        return read_facts(self.ask("look", DESCRIBE_WITHIN))
+        return parse_venv_facts(self.ask("look", DESCRIBE_WITHIN))
 
     def send(self, files: Sequence[Path], folder: str, progress: InstallProgress) -> None:
         """Send the files that are not in that folder there yet."""
-        names = {path.name: digest_of(path) for path in files}
+        names = {path.name: sha256_of(path) for path in files}
         missing = self.ask("receive", DESCRIBE_WITHIN, files=names).get("missing")
         if not isinstance(missing, list):
-            raise _senseless()
+            raise _nonsense_answer()
         wanted = [path for path in files if path.name in missing]
         progress.sending(len(wanted), sum(path.stat().st_size for path in wanted))
-        deliver(self._login, wanted, shell_path(folder), self._python, progress.sent)
+        upload_files(self._login, wanted, shell_path(folder), self._python, progress.sent)
 
 
 def installer_script(request: dict[str, Any]) -> str:
     """Give the program that fulfils one wish."""
     text = Path(__file__).with_name("installer.py").read_text("utf-8")
-    return f"{text}\n\nanswer(json.loads({json.dumps(request)!a}))\n"
+    return f"{text}\n\nanswer_request(json.loads({json.dumps(request)!a}))\n"
 
 
 def parse_installer_answer(ran: CompletedCommand) -> dict[str, Any] | None:
@@ -221,40 +221,40 @@ def parse_installer_answer(ran: CompletedCommand) -> dict[str, Any] | None:
     return None
 
 
-def read_facts(answer: dict[str, Any]) -> dict[str, Any]:
+def parse_venv_facts(answer: dict[str, Any]) -> dict[str, Any]:
     """Return what the installer tells of the environment, each word of the kind that it must be."""
     try:
         return {
             **{name: plain_text(answer[name]) for name in ("environment", "python", "wheels")},
             **{name: plain_text(answer[name]) for name in ("state", "host", "pip")},
-            "running": _processes(answer["running"]),
+            "running": _pids(answer["running"]),
             "has_venv": bool(answer["has_venv"]),
             "platform": dict(answer["platform"]),
-            "version": version_of(answer["platform"]["python"]),
+            "version": format_version(answer["platform"]["python"]),
         }
     except (LookupError, TypeError, ValueError, ArithmeticError) as error:
-        raise _senseless() from error
+        raise _nonsense_answer() from error
 
 
-def _processes(answer: object) -> list[int]:
+def _pids(answer: object) -> list[int]:
     """Return the numbers of processes; what is none is left out."""
     return [pid for pid in (answer if isinstance(answer, list) else ()) if isinstance(pid, int)]
 
 
-def _senseless() -> RemoteLacks:
+def _nonsense_answer() -> RemoteLacks:
     return RemoteLacks(
         "the Python there gave an answer that makes no sense.", "Name another with --python."
     )
 
 
-def _ending(ran: CompletedCommand) -> str:
+def _exit_text(ran: CompletedCommand) -> str:
     said = (ran.stderr or ran.stdout).decode("utf-8", "replace")
     how = f"died of signal {ran.status - 128}" if ran.status > 128 else f"status {ran.status}"  # noqa: PLR2004 - as shells say it
     last = _last_line(said)
     return f"{how}, {last}" if last else how
 
 
-def _explain(trouble: str, what: str) -> NoReturn:
+def _raise_install_error(trouble: str, what: str) -> NoReturn:
     """Say what stood in the way of the installer."""
     if NO_ROOM.search(what):
         raise RemoteLacks(
@@ -267,12 +267,12 @@ def _explain(trouble: str, what: str) -> NoReturn:
         )
     if trouble == "pip" and NO_INDEX.search(what):
         raise RemoteLacks(
-            f"the host does not reach a package index: {_pips_word(what)}.",
+            f"the host does not reach a package index: {_pip_error(what)}.",
             "Add --offline: then the packages are collected here and sent.",
         )
     if trouble == "pip":
         raise RemoteLacks(
-            f"pip failed there: {_pips_word(what)}.",
+            f"pip failed there: {_pip_error(what)}.",
             "Try another Python there with --python, or --offline.",
         )
     if trouble == "import" and NOT_EXECUTABLE.search(what):
@@ -291,7 +291,7 @@ def _explain(trouble: str, what: str) -> NoReturn:
     )
 
 
-def _pips_word(said: str) -> str:
+def _pip_error(said: str) -> str:
     """Return the last thing that pip complained about."""
     complaints = [line for line in said.splitlines() if line.startswith("ERROR:")]
     is_death = said.rpartition("\n")[2].startswith("its Python died")
@@ -307,28 +307,28 @@ def _last_line(text: str) -> str:
 # Take back -------------------------------------------------------------------------------
 
 
-def purge_there(login: Login, remote: Remote) -> bool:
+def remove_venv(login: Login, remote: Remote) -> bool:
     """Remove the remote's environment there, unless something runs in it; say if there was one."""
-    base = _any_python(login, remote)
+    base = _any_usable_python(login, remote)
     installer = _RemoteInstaller(login, remote, base)
-    facts = installer.look()
+    facts = installer.describe()
     sessions: list[str] = []
     if facts["state"] != "none":
         asked = dataclasses.replace(remote, python=base.path)
-        answer, _ = ask_there(login, asked, {"verb": "sessions"})
-        sessions = sessions_in(read_sessions(answer, remote.name), facts, remote.name)
+        answer, _ = query_remote(login, asked, {"verb": "sessions"})
+        sessions = sessions_using(parse_sessions(answer, remote.name), facts, remote.name)
     if sessions:
-        _refuse_to_disturb(facts, sessions)
+        _raise_in_use(facts, sessions)
     done = installer.ask("purge", MAKE_WITHIN)
     if "running" in done:
-        _refuse_to_disturb(facts | {"running": _processes(done["running"])})
+        _raise_in_use(facts | {"running": _pids(done["running"])})
     return bool(done.get("is_removed"))
 
 
-def _any_python(login: Login, remote: Remote) -> FoundPython:
+def _any_usable_python(login: Login, remote: Remote) -> FoundPython:
     """Find a Python that can run the installer: the remote's own may be what is broken."""
     for named in (remote.python, "") if remote.python else ("",):
-        for python in look_around(login, named).pythons:
+        for python in probe_host(login, named).pythons:
             if python.is_new_enough:
                 return python
     raise RemoteLacks(
@@ -338,7 +338,7 @@ def _any_python(login: Login, remote: Remote) -> FoundPython:
     )
 
 
-def sessions_in(
+def sessions_using(
     sessions: Sequence[dict[str, Any]], facts: dict[str, Any], remote_name: str
 ) -> list[str]:
     """Name the sessions that run in an environment, by what is known of processes and hosts."""
@@ -355,7 +355,7 @@ def sessions_in(
     return named
 
 
-def _refuse_to_disturb(facts: dict[str, Any], sessions: Sequence[str] = ()) -> NoReturn:
+def _raise_in_use(facts: dict[str, Any], sessions: Sequence[str] = ()) -> NoReturn:
     names = list(sessions) or [str(number) for number in facts["running"]]
     is_one = len(names) == 1
     if sessions:

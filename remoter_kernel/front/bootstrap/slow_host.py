@@ -13,7 +13,7 @@ NOTIFY_AFTER = 8.0  # seconds: with cold disks most hosts are quicker
 
 
 @contextlib.contextmanager
-def telling_of_a_wait(host: str, notify: Callable[[str], None]) -> Iterator[None]:
+def notify_if_slow(host: str, notify: Callable[[str], None]) -> Iterator[None]:
     """Tell once, from another thread, if what is done meanwhile takes long."""
     sentence = f"waiting for {host} to start a command (its login shell may take long)"
     timer = threading.Timer(NOTIFY_AFTER, notify, (sentence,))

@@ -41,12 +41,12 @@ class CommandRunner(Protocol):
         """Run a command with this input, and wait until it ends."""
 
 
-def digest_of(path: Path) -> str:
+def sha256_of(path: Path) -> str:
     """Return the SHA256 of a file here."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def deliver(
+def upload_files(
     login: CommandRunner,
     files: Sequence[Path],
     folder: str,
@@ -62,7 +62,7 @@ def deliver(
         if not re.fullmatch(r"[\w.+-]+", path.name):  # it stands in a command
             raise RemoteLacks(f"{path.name!r} is no name for a file that is sent.")
         try:
-            _deliver(login, path, folder, python, on_sent)
+            _upload_file(login, path, folder, python, on_sent)
         except Unreachable as error:
             raise Unreachable(
                 f"the connection was lost while {path.name} was sent.",
@@ -70,7 +70,7 @@ def deliver(
             ) from error
 
 
-def _deliver(
+def _upload_file(
     login: CommandRunner, path: Path, folder: str, python: str, on_sent: Callable[[int], None]
 ) -> None:
     content = path.read_bytes()

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import platformdirs
 
 from remoter_kernel.errors import RemoteLacks, RemoterError, Usage
-from remoter_kernel.front.bootstrap.remote_answer import version_of
+from remoter_kernel.front.bootstrap.remote_answer import format_version
 from remoter_kernel.plain_text import plain_text
 
 if TYPE_CHECKING:
@@ -93,36 +93,42 @@ class Target:
         return tuple(tags)
 
 
-def target_of(facts: Mapping[str, Any]) -> Target:
+def parse_target(facts: Mapping[str, Any]) -> Target:
     """Read what the far side says of itself; refuse what no wheels are collected for."""
     try:
-        return _target_of(facts)
+        return _parse_target(facts)
     except (LookupError, TypeError, ValueError, ArithmeticError) as error:
-        raise _not_offline("what it says of itself makes no sense.") from error
+        raise _unsupported_target("what it says of itself makes no sense.") from error
 
 
-def _target_of(facts: Mapping[str, Any]) -> Target:
+def _parse_target(facts: Mapping[str, Any]) -> Target:
     implementation, machine = plain_text(facts["implementation"]), plain_text(facts["machine"])
-    python = version_of(list(facts["python"][:2]))
+    python = format_version(list(facts["python"][:2]))
     libc, version = map(plain_text, facts["libc"])
     numbers = tuple(int(part) for part in version.split(".")[:2] if part.isdecimal())
     if implementation != "cpython" or facts["is_free_threaded"]:
         kind = "a free-threaded CPython" if implementation == "cpython" else implementation
-        raise _not_offline(f"its Python is {kind}, and wheels are collected for CPython alone.")
+        raise _unsupported_target(
+            f"its Python is {kind}, and wheels are collected for CPython alone."
+        )
     if int(facts["bits"]) != POINTER_BITS or machine.lower() not in MACHINES:
         what = f"{machine} with a Python of {int(facts['bits'])} bits"
-        raise _not_offline(f"it is {what}; wheels are collected for 64 bits of x86 or ARM.")
+        raise _unsupported_target(f"it is {what}; wheels are collected for 64 bits of x86 or ARM.")
     is_known = libc in {"glibc", "musl", "macos"} and numbers
     if not is_known or max(numbers) > HIGHEST_VERSION_PART:
-        raise _not_offline(f"its C library is not known ({libc or facts['system']} {version}).")
+        raise _unsupported_target(
+            f"its C library is not known ({libc or facts['system']} {version})."
+        )
     version_there = (numbers[0], numbers[1] if len(numbers) > 1 else 0)
     target = Target(python, MACHINES[machine.lower()], libc, version_there)
     if libc == "glibc" and target.version < (2, GLIBC_MINORS[0]):
-        raise _not_offline(f"its glibc {version} is too old: wheels need 2.{GLIBC_MINORS[0]}.")
+        raise _unsupported_target(
+            f"its glibc {version} is too old: wheels need 2.{GLIBC_MINORS[0]}."
+        )
     return target
 
 
-def _not_offline(what: str) -> RemoteLacks:
+def _unsupported_target(what: str) -> RemoteLacks:
     return RemoteLacks(
         f"nothing can be collected for this host: {what}",
         "If it reaches a package index, leave --offline out; else name another Python (--python).",
@@ -132,19 +138,19 @@ def _not_offline(what: str) -> RemoteLacks:
 # Collect ---------------------------------------------------------------------------------
 
 
-def collect(target: Target, packages: Sequence[str]) -> list[Path]:
+def collect_wheels(target: Target, packages: Sequence[str]) -> list[Path]:
     """Return the wheels of packages and of all that they need, from the cache or the index."""
-    pip = _pip()
+    pip = _pip_command()
     settings = {**os.environ, **uv_settings(_pip_settings(pip), os.environ)}
     wanted = _resolve_requirements(target, packages, settings)
-    wheels_folder = _shelf(target, wanted)
-    if not _is_whole(wheels_folder, wanted):
+    wheels_folder = _cache_folder(target, wanted)
+    if not _is_complete(wheels_folder, wanted):
         _download_wheels(wheels_folder, wanted, target, pip)
-    _forget_older(wheels_folder)
+    _remove_older(wheels_folder)
     return sorted(wheels_folder.glob("*.whl"))
 
 
-def _is_whole(wheels_folder: Path, wanted: str) -> bool:
+def _is_complete(wheels_folder: Path, wanted: str) -> bool:
     """Say whether each package is there once, with the hash of one of its files."""
     wheels = [hashlib.sha256(path.read_bytes()).hexdigest() for path in wheels_folder.glob("*.whl")]
     count = sum("==" in line for line in wanted.splitlines())
@@ -162,7 +168,7 @@ def _download_wheels(wheels_folder: Path, wanted: str, target: Target, pip: list
     command += ["--abi", f"cp{target.python.replace('.', '')}"]
     command += [word for tag in target.tags for word in ("--platform", tag)]
     _run_tool(command, dict(os.environ), target)
-    if not _is_whole(wheels_folder, wanted):
+    if not _is_complete(wheels_folder, wanted):
         raise RemoterError(
             f"not exactly the packages that are needed were collected for {target.label}.",
             f"Remove {wheels_folder}, then try again.",
@@ -172,7 +178,7 @@ def _download_wheels(wheels_folder: Path, wanted: str, target: Target, pip: list
 def pip_wheel(python: str) -> Path:
     """Return a wheel of pip that a Python of that version can run, from here or from the index."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [*_pip(), "download", "--no-deps", "--only-binary=:all:", "--quiet"]
+        command = [*_pip_command(), "download", "--no-deps", "--only-binary=:all:", "--quiet"]
         command += ["--python-version", python, "--dest", folder, "pip"]
         _run_tool(command, dict(os.environ), None)
         (wheel,) = Path(folder).glob("pip-*.whl")
@@ -188,7 +194,7 @@ def _resolve_requirements(target: Target, packages: Sequence[str], settings: dic
     # Else uv obeys the uv.toml or pyproject.toml of the folder in which this was called.
     project = platformdirs.user_cache_path(APPLICATION)
     project.mkdir(mode=0o700, parents=True, exist_ok=True)
-    command = [_uv(), "--project", str(project), "pip", "compile"]
+    command = [_find_uv(), "--project", str(project), "pip", "compile"]
     command += ["--quiet", "--no-header", "--no-annotate"]
     command += ["--generate-hashes", "--only-binary", ":all:", "--no-python-downloads"]
     command += ["--python", sys.executable, "--python-version", target.python]
@@ -196,7 +202,7 @@ def _resolve_requirements(target: Target, packages: Sequence[str], settings: dic
     return _run_tool(command, settings, target, "".join(f"{each}\n" for each in packages))
 
 
-def _uv() -> str:
+def _find_uv() -> str:
     if importlib.util.find_spec("uv") is not None:
         import uv  # noqa: PLC0415 - an extra
 
@@ -211,7 +217,7 @@ def _uv() -> str:
     return found
 
 
-def _pip() -> list[str]:
+def _pip_command() -> list[str]:
     if importlib.util.find_spec("pip") is None:
         raise Usage(
             f"pip is not there for {sys.executable}, and is needed to collect packages.",
@@ -276,14 +282,14 @@ def uv_settings(listed: str, environment: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in found.items() if name not in environment}
 
 
-def _shelf(target: Target, wanted: str) -> Path:
+def _cache_folder(target: Target, wanted: str) -> Path:
     """Name the folder of one set of wheels."""
     digest = hashlib.sha256(wanted.encode()).hexdigest()[:16]
     name = f"{target.python}-{target.platform}-{digest}"
     return platformdirs.user_cache_path(APPLICATION) / "wheels" / name
 
 
-def _forget_older(wheels_folder: Path) -> None:
+def _remove_older(wheels_folder: Path) -> None:
     """Remove sets for the same platform that are out of date: their wheels are never asked for."""
     month = 30 * 24 * 3600.0  # seconds: another kernel's set may be for the same platform
     for other in wheels_folder.parent.glob(f"{wheels_folder.name.rpartition('-')[0]}-*"):

@@ -14,7 +14,7 @@ from jupyter_core.paths import jupyter_data_dir
 
 from remoter_kernel.errors import Usage
 from remoter_kernel.front.configuration.remotes_toml import is_name
-from remoter_kernel.front.private_files import CannotWrite, write_private
+from remoter_kernel.front.private_files import CannotWrite, write_private_file
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -95,7 +95,9 @@ def install_kernelspec(
         "metadata": {"supported_encryption": ["curve"]} | ({"debugger": True} if debugger else {}),
     }
     folder.mkdir(parents=True, exist_ok=True)
-    write_private(folder / "kernel.json", json.dumps(spec, indent=1, ensure_ascii=False) + "\n")
+    write_private_file(
+        folder / "kernel.json", json.dumps(spec, indent=1, ensure_ascii=False) + "\n"
+    )
     for logo in _logos(language):
         shutil.copyfile(logo, folder / logo.name)
     return folder
@@ -126,7 +128,7 @@ def unsafe_kernelspecs() -> list[Path]:
     """
     folders = map(Path, _manager().kernel_dirs)
     files = (file for folder in folders for file in sorted(folder.glob("*/kernel.json")))
-    return [file for file in files if _mended(_read_spec(file))]
+    return [file for file in files if _with_safe_argv(_read_spec(file))]
 
 
 def mend_kernelspecs() -> tuple[list[Path], list[CannotWrite]]:
@@ -137,7 +139,7 @@ def mend_kernelspecs() -> tuple[list[Path], list[CannotWrite]]:
     mended, left = [], []
     for file in unsafe_kernelspecs():
         try:
-            _rewrite_spec(file.resolve(), _mended(_read_spec(file)))
+            _rewrite_spec(file.resolve(), _with_safe_argv(_read_spec(file)))
             mended.append(file)
         except CannotWrite as error:
             left.append(error)
@@ -171,7 +173,7 @@ def _read_spec(file: Path) -> dict[str, Any]:
     return spec if isinstance(spec, dict) else {}
 
 
-def _mended(spec: dict[str, Any]) -> dict[str, Any]:
+def _with_safe_argv(spec: dict[str, Any]) -> dict[str, Any]:
     """Return the kernelspec with `-P` in its command line, or {} if it needs no mending."""
     argv = spec.get("argv")
     if not isinstance(argv, list) or not all(isinstance(word, str) for word in argv):
@@ -183,7 +185,7 @@ def _mended(spec: dict[str, Any]) -> dict[str, Any]:
 def _rewrite_spec(file: Path, spec: dict[str, Any]) -> None:
     """Replace a file by this; whoever could read it still can."""
     mode = file.stat().st_mode & 0o777
-    write_private(file, json.dumps(spec, indent=1, ensure_ascii=False) + "\n")
+    write_private_file(file, json.dumps(spec, indent=1, ensure_ascii=False) + "\n")
     file.chmod(mode)
 
 

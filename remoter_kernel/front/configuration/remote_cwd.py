@@ -18,7 +18,7 @@ NOTEBOOK_FOLDER = "notebook"
 HOME = "~"
 
 
-def folder_there(cwd: str, path_map: Mapping[str, str], folder: Path, home: Path) -> str:
+def remote_cwd(cwd: str, path_map: Mapping[str, str], folder: Path, home: Path) -> str:
     """Return the folder in which the kernel starts there.
 
     `folder`: the notebook's, here (absolute); `home`: the person's, here. Raises
@@ -26,7 +26,7 @@ def folder_there(cwd: str, path_map: Mapping[str, str], folder: Path, home: Path
     """
     if cwd != NOTEBOOK_FOLDER:
         return cwd
-    pairs = {_here(here, home): there for here, there in (path_map or {HOME: HOME}).items()}
+    pairs = {_expand_home(here, home): there for here, there in (path_map or {HOME: HOME}).items()}
     fitting = [here for here in pairs if folder.is_relative_to(here)]
     if not fitting:
         raise BadConfiguration(
@@ -38,5 +38,5 @@ def folder_there(cwd: str, path_map: Mapping[str, str], folder: Path, home: Path
     return str(PurePosixPath(pairs[here], *inside.parts))
 
 
-def _here(path: str, home: Path) -> Path:
+def _expand_home(path: str, home: Path) -> Path:
     return home / path[2:] if path.startswith("~/") else home if path == HOME else Path(path)

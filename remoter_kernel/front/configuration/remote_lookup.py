@@ -39,11 +39,11 @@ class RemoteLookup:
         """Return the remote as it is configured now; one that cannot be read has its name."""
         reading = self._read_thread
         if reading is None or not reading.is_alive():
-            reading = self._read_thread = _aside(self._read)
+            reading = self._read_thread = _start_reading(self._read)
             reading.join(READ_WITHIN)  # once: who asks again meanwhile has waited
         return self._last
 
-    def known(self) -> KernelInfoAndLanguage:
+    def recall(self) -> KernelInfoAndLanguage:
         """Return the last `kernel_info_reply` of the remote, if any, and its kernel's language."""
         known: list[KernelInfoAndLanguage] = [(None, LANGUAGE)]
 
@@ -51,7 +51,7 @@ class RemoteLookup:
             self._read()
             known.append((last_kernel_info(self._last), language_of(self._last)))
 
-        _aside(recall).join(RECALL_WITHIN)
+        _start_reading(recall).join(RECALL_WITHIN)
         return known[-1]
 
     def _read(self) -> None:
@@ -61,7 +61,7 @@ class RemoteLookup:
             self._last = self._unknown
 
 
-def _aside(read: Callable[[], None]) -> Thread:
+def _start_reading(read: Callable[[], None]) -> Thread:
     thread = Thread(read, name="configuration")
     thread.start()
     return thread

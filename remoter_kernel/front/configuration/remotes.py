@@ -12,14 +12,14 @@ import platformdirs
 
 from remoter_kernel.errors import BadConfiguration, RemoterError, Usage
 from remoter_kernel.front.configuration import remotes_toml as remotes_text
-from remoter_kernel.front.configuration.remotes_toml import Remote, Remotes, is_name, nearest
+from remoter_kernel.front.configuration.remotes_toml import Remote, Remotes, did_you_mean, is_name
 from remoter_kernel.front.private_files import (
     APPLICATION,
     CannotWrite,
-    holding_lock,
-    needing_home,
+    file_lock,
+    requiring_home,
     state_folder,
-    write_private,
+    write_private_file,
 )
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ __all__ = [
 def config_path() -> Path:
     """Where the remotes are written down: REMOTER_CONFIG, else the person's config folder."""
     named = os.environ.get("REMOTER_CONFIG")
-    with needing_home():
+    with requiring_home():
         if named:
             return Path(named).expanduser()
         return platformdirs.user_config_path(APPLICATION) / "remotes.toml"
@@ -55,7 +55,7 @@ def config_path() -> Path:
 def read_remotes(path: Path | None = None) -> Remotes:
     """Read all remotes; a missing file means that there are none yet."""
     path = path or config_path()
-    return remotes_text.read(_read_file(path), path)
+    return remotes_text.parse_remotes(_read_file(path), path)
 
 
 def find_remote(name: str | None, path: Path | None = None) -> Remote | None:
@@ -85,7 +85,7 @@ def write_remote(
 ) -> None:
     """Write a remote down; whatever else the file says stays as it is."""
     path = path or config_path()
-    with holding_lock(path):
+    with file_lock(path):
         remotes = read_remotes(path)
         if remote.name in remotes.all and not replace:
             raise Usage(
@@ -95,34 +95,32 @@ def write_remote(
         default = remote.name if make_default else remotes.default
         wanted = Remotes({**remotes.all, remote.name: remote}, default)
         _rewrite_remotes(
-            path, wanted, lambda t: remotes_text.with_remote(t, remote, make_default=make_default)
+            path, wanted, lambda t: remotes_text.upsert_remote(t, remote, make_default=make_default)
         )
 
 
 def delete_remote(name: str, path: Path | None = None) -> None:
     """Take a remote out of the file, and forget what was last seen there."""
     path = path or config_path()
-    with holding_lock(path):
+    with file_lock(path):
         remotes = read_remotes(path)
         if name not in remotes.all:
             raise _unknown_remote(name, remotes, path)
         rest = {other: remote for other, remote in remotes.all.items() if other != name}
         default = None if remotes.default == name else remotes.default
-        _rewrite_remotes(
-            path, Remotes(rest, default), lambda t: remotes_text.without_remote(t, name)
-        )
+        _rewrite_remotes(path, Remotes(rest, default), lambda t: remotes_text.drop_remote(t, name))
     _kernel_info_path(name).unlink(missing_ok=True)
 
 
 def _rewrite_remotes(path: Path, wanted: Remotes, change: Callable[[str], str]) -> None:
     text = change(_read_file(path))
     # A hand-written file has more shapes than any editor of TOML expects: look before it counts.
-    if remotes_text.read(text, path) != wanted:
+    if remotes_text.parse_remotes(text, path) != wanted:
         raise BadConfiguration(
             f"{path} is written in a way that cannot be changed safely; it stays as it was.",
             "Write each remote as its own [remotes.NAME] table, or make the change by hand.",
         )
-    write_private(path, text)
+    write_private_file(path, text)
 
 
 def _read_file(path: Path) -> str:
@@ -145,7 +143,7 @@ def _read_file(path: Path) -> str:
 def _unknown_remote(name: str, remotes: Remotes, path: Path) -> Usage:
     known = ", ".join(sorted(remotes.all)) or "none yet"
     return Usage(
-        f'No remote is called "{name}"{nearest(name, remotes.all)}.',
+        f'No remote is called "{name}"{did_you_mean(name, remotes.all)}.',
         f"{path} knows: {known}. To add one: remoter add NAME HOST",
     )
 
@@ -171,7 +169,7 @@ def remember_kernel_info(remote: Remote, content: dict[str, Any]) -> None:
     """Keep the content of a `kernel_info_reply` for the next start of a front."""
     memory = {"of": _kernel_identity(remote), "content": content}
     with contextlib.suppress(CannotWrite):  # a front starts without it, too
-        write_private(_kernel_info_path(remote.name), json.dumps(memory))
+        write_private_file(_kernel_info_path(remote.name), json.dumps(memory))
 
 
 def _kernel_identity(remote: Remote) -> list[str]:

@@ -114,21 +114,21 @@ def _read_text_value(value: object) -> str:
     return value
 
 
-def _some_text(value: object) -> str:
+def _read_nonempty_text(value: object) -> str:
     if not _read_text_value(value).strip():
         msg = "a text that is not empty"
         raise ValueError(msg)
     return _read_text_value(value)
 
 
-def _lines(value: object) -> tuple[str, ...]:
+def _read_lines(value: object) -> tuple[str, ...]:
     if not isinstance(value, list) or not all(isinstance(line, str) for line in value):
         msg = 'a list of texts, such as ["module load cuda"]'
         raise ValueError(msg)
     return tuple(value)
 
 
-def _environment(value: object) -> Mapping[str, str]:
+def _read_environment(value: object) -> Mapping[str, str]:
     if not isinstance(value, dict) or not all(isinstance(word, str) for word in value.values()):
         msg = 'names with texts, such as { OMP_NUM_THREADS = "8" }'
         raise ValueError(msg)
@@ -149,7 +149,7 @@ def _read_path_map(value: object) -> Mapping[str, str]:
     return MappingProxyType(dict(value))
 
 
-def _yes_or_no(value: object) -> bool:
+def _read_boolean(value: object) -> bool:
     if not isinstance(value, bool):
         msg = "true or false"
         raise ValueError(msg)  # noqa: TRY004 - one kind of error for all readers
@@ -160,23 +160,23 @@ def _one_of(*words: str) -> Callable[[object], str]:
     def read(value: object) -> str:
         if value not in words:
             options = " or ".join(f'"{word}"' for word in words)
-            msg = f"{options}, not {value!r}{nearest(str(value), words)}"
+            msg = f"{options}, not {value!r}{did_you_mean(str(value), words)}"
             raise ValueError(msg)
         return str(value)
 
     return read
 
 
-def _path(value: object) -> Path:
-    return _expand_user(_some_text(value))
+def _read_path(value: object) -> Path:
+    return _expand_user(_read_nonempty_text(value))
 
 
 VALUE_READERS: Mapping[str, Callable[[object], Any]] = {
-    "host": _some_text,
+    "host": _read_nonempty_text,
     "python": _read_text_value,
-    "kernel": _some_text,
-    "init": _lines,
-    "env": _environment,
+    "kernel": _read_nonempty_text,
+    "init": _read_lines,
+    "env": _read_environment,
     "cwd": _read_text_value,
     "path_map": _read_path_map,
     "on_shutdown": _one_of("stop", "keep"),
@@ -184,10 +184,10 @@ VALUE_READERS: Mapping[str, Callable[[object], Any]] = {
     "journal_limit": read_size,
     "waiting_limit": read_size,
     "transport": _one_of("auto", "paramiko", "openssh"),
-    "ssh_config": _path,
+    "ssh_config": _read_path,
     "login_lifetime": read_duration,
     "local": _one_of("ask", "allow", "never"),
-    "remember": _yes_or_no,
+    "remember": _read_boolean,
 }
 
 
@@ -196,7 +196,7 @@ def is_name(name: str) -> bool:
     return NAME_PATTERN.fullmatch(name) is not None and name not in {".", ".."}
 
 
-def nearest(word: str, right_words: Iterable[str]) -> str:
+def did_you_mean(word: str, right_words: Iterable[str]) -> str:
     """Suggest the right word that is most like `word`: "" or " (did you mean …?)"."""
     found = difflib.get_close_matches(word, list(right_words), n=1, cutoff=0.5)
     return f' (did you mean "{found[0]}"?)' if found else ""
@@ -205,7 +205,7 @@ def nearest(word: str, right_words: Iterable[str]) -> str:
 # --------------------------------------------------------------- reading
 
 
-def read(text: str, where: Path) -> Remotes:
+def parse_remotes(text: str, where: Path) -> Remotes:
     """Read the text of the file `where`, or say what is wrong in which line."""
     return _RemotesParser(text, where).remotes()
 
@@ -226,7 +226,7 @@ class _RemotesParser:
             if key not in {"default", "remotes"}:
                 if isinstance(value, dict):
                     self._refuse((key,), f"write [remotes.{key}] instead of [{key}].")
-                hint = nearest(key, ("default", "remotes"))
+                hint = did_you_mean(key, ("default", "remotes"))
                 self._refuse((key,), f'"{key}" is no key{hint}.')
         tables = document.get("remotes", {})
         if not isinstance(tables, dict):
@@ -237,7 +237,7 @@ class _RemotesParser:
     def _default(self, default: object, remotes: Mapping[str, Remote]) -> str | None:
         if default is None or (isinstance(default, str) and default in remotes):
             return default
-        hint = nearest(str(default), remotes)
+        hint = did_you_mean(str(default), remotes)
         return self._refuse(("default",), f"default is {default!r}, which is no remote{hint}.")
 
     def _remote(self, name: str, table: object) -> Remote:
@@ -249,7 +249,7 @@ class _RemotesParser:
         values = {}
         for key, value in table.items():
             if key not in VALUE_READERS:
-                self._refuse((*path, key), f'"{key}" is no key{nearest(key, VALUE_READERS)}.')
+                self._refuse((*path, key), f'"{key}" is no key{did_you_mean(key, VALUE_READERS)}.')
             try:
                 values[key] = VALUE_READERS[key](value)
             except ValueError as err:
@@ -259,7 +259,7 @@ class _RemotesParser:
         return Remote(name=name, **values)
 
     def _refuse(self, path: tuple[str, ...], what: str) -> NoReturn:
-        msg = f"{self._where}, line {line_of(self._text, path)}: {what}"
+        msg = f"{self._where}, line {line_number(self._text, path)}: {what}"
         raise BadConfiguration(msg, "Correct that line and try again.")
 
     def _refuse_toml(self, complaint: str) -> NoReturn:
@@ -276,7 +276,7 @@ class _RemotesParser:
         raise BadConfiguration(msg, "Correct that line and try again.")
 
 
-def line_of(text: str, path: tuple[str, ...]) -> int:
+def line_number(text: str, path: tuple[str, ...]) -> int:
     """Find the line (from 1) where the value at `path` begins in a correct TOML text.
 
     TOML readers tell no positions, so this reads ever longer beginnings of the text:
@@ -300,7 +300,7 @@ def line_of(text: str, path: tuple[str, ...]) -> int:
 # --------------------------------------------------------------- writing
 
 
-def with_remote(text: str, remote: Remote, *, make_default: bool) -> str:
+def upsert_remote(text: str, remote: Remote, *, make_default: bool) -> str:
     """Write `remote` into the text, in the place of one with this name where there is one."""
     if not is_name(remote.name):
         raise Usage(f"{remote.name!r} cannot be a remote's name.", "Use only a-z 0-9 . _ -")
@@ -326,7 +326,7 @@ def with_remote(text: str, remote: Remote, *, make_default: bool) -> str:
     return tomlkit.dumps(document)
 
 
-def without_remote(text: str, name: str) -> str:
+def drop_remote(text: str, name: str) -> str:
     """Take a remote out of the text; the default goes with it where it was the default."""
     document = tomlkit.parse(text)
     tables: Any = document["remotes"]

@@ -17,12 +17,12 @@ from remoter_kernel.front.files.file_transfer import Transfer, TransferInterrupt
 from remoter_kernel.front.files.transfer_progress import (
     TransferProgress,
     TransferSpec,
-    as_error,
-    bar,
     escape_name,
-    in_order,
+    first_error,
+    progress_html,
     progress_line,
-    summed_up,
+    transfer_error,
+    transfer_summary,
 )
 from remoter_kernel.front.keeper.keeper_login import KeeperLogin, log_in_by_keeper
 from remoter_kernel.front.reading.status import format_size
@@ -72,7 +72,7 @@ class TransferRequest(NamedTuple):
         return "%remoter put" if self.is_put else "%remoter get"
 
 
-def read_order(verb: str, line: str) -> TransferRequest:
+def parse_transfer_request(verb: str, line: str) -> TransferRequest:
     """Read what stands after the verb, as a shell would; `Usage` if that cannot be."""
     splitter = shlex.shlex(line, posix=True, punctuation_chars=False)
     splitter.whitespace_split, splitter.commenters = True, ""
@@ -158,7 +158,7 @@ class CellTransfer:
     def _run(self) -> None:
         error: RemoterError | None = None
         try:
-            error = self._carry()
+            error = self._run_transfer()
         except RemoterError as trouble:
             error = trouble
         except Exception as bug:  # noqa: BLE001 - a bug must reach the cell, too
@@ -167,7 +167,7 @@ class CellTransfer:
             error = TransferInterrupted()
         self._reactor.call_soon_threadsafe(partial(self._finish, error))
 
-    def _carry(self) -> RemoterError | None:
+    def _run_transfer(self) -> RemoterError | None:
         request, dialer = self._request, self._dialer
         remote = dialer.find()
         here = Path.cwd()
@@ -180,32 +180,32 @@ class CellTransfer:
             is_dry=request.is_dry,
         )
         self._permission.check_rule(request.verb)
-        self._transfer = self._allowed(spec, remote)
+        self._transfer = self._permitted_transfer(spec, remote)
         if self._is_stopped:
             self._transfer.stop()
         result = self._transfer.run()
-        self._reactor.call_soon_threadsafe(partial(self._tell, spec, remote.name, result))
-        return in_order(result.troubles)
+        self._reactor.call_soon_threadsafe(partial(self._report, spec, remote.name, result))
+        return first_error(result.troubles)
 
-    def _allowed(self, spec: TransferSpec, remote: Remote) -> Transfer:
+    def _permitted_transfer(self, spec: TransferSpec, remote: Remote) -> Transfer:
         """Return what is to be done, once it may be; exactly that is done which was asked about."""
         if spec.is_put:
             plan = self._plan(spec, remote)
             wanted = AccessRequest(
-                self._request.verb, AccessKind.READ, _sends(plan, remote), _read_by(plan)
+                self._request.verb, AccessKind.READ, _describe_put(plan, remote), _places_read(plan)
             )
             self._permission.demand(wanted, self._route)
-            return Transfer(spec, remote, self._log_in, self._note, plan=plan)
-        place = _written_by(spec)
+            return Transfer(spec, remote, self._log_in, self._on_progress, plan=plan)
+        place = _place_written(spec)
         names = listed(list(map(escape_name, spec.sources)), "sources")
         what = f"fetches {names} from {remote.name} into {place.path}"
         places = () if spec.is_dry else (place,)
         wanted = AccessRequest(self._request.verb, AccessKind.WRITE, what, places)
         self._permission.demand(wanted, self._route)
-        _check_unmoved(place)
+        _raise_if_moved(place)
         real = str(place.path)
         to = real.rstrip(os.sep) + os.sep if place.is_folder else real
-        return Transfer(replace(spec, to=to), remote, self._log_in, self._note)
+        return Transfer(replace(spec, to=to), remote, self._log_in, self._on_progress)
 
     @staticmethod
     def _plan(spec: TransferSpec, remote: Remote) -> Plan:
@@ -213,7 +213,7 @@ class CellTransfer:
         try:
             return make_plan(spec.sources, str(spec.here))
         except FileTrouble as trouble:
-            raise as_error(trouble, spec, remote.name) from None
+            raise transfer_error(trouble, spec, remote.name) from None
 
     @contextlib.contextmanager
     def _log_in(self, in_doubt: bool) -> Iterator[Login]:  # noqa: FBT001 - as it is called
@@ -224,47 +224,47 @@ class CellTransfer:
             login = dialer.another_login_here()
         else:
             questions = dialer.prompter if dialer.can_prompt() else None
-            login = log_in_by_keeper(remote, questions, on_try=self._know, in_doubt=in_doubt)
+            login = log_in_by_keeper(remote, questions, on_try=self._on_login, in_doubt=in_doubt)
         with contextlib.closing(login):
             yield login
 
-    def _know(self, login: KeeperLogin) -> None:
+    def _on_login(self, login: KeeperLogin) -> None:
         """Know a login that has only begun: it may have to be given up."""
         self._login = login
         if self._is_stopped:
             login.abort()
 
-    def _note(self, progress: TransferProgress) -> None:
+    def _on_progress(self, progress: TransferProgress) -> None:
         now = time.monotonic()
         if now - self._began < FIRST_SHOWN_AFTER and not progress.note:
             return
         if now - self._shown_at >= SHOW_EVERY or progress.note:
             self._shown_at = now
-            self._reactor.call_soon_threadsafe(partial(self._show_journey, replace(progress)))
+            self._reactor.call_soon_threadsafe(partial(self._show_progress, replace(progress)))
 
     # --- in the front's thread ---
 
-    def _show_journey(self, progress: TransferProgress) -> None:
+    def _show_progress(self, progress: TransferProgress) -> None:
         """Show how far it is, in place of what was shown before."""
         kind = "update_display_data" if self._shown_progress else "display_data"
         self._shown_progress = progress
-        data = {"text/plain": progress_line(progress), "text/html": bar(progress)}
+        data = {"text/plain": progress_line(progress), "text/html": progress_html(progress)}
         words = {"data": data, "metadata": {}, "transient": {"display_id": self._display}}
         self._cell.show(kind, words)
 
-    def _tell(self, spec: TransferSpec, remote: str, result: TransferResult) -> None:
+    def _report(self, spec: TransferSpec, remote: str, result: TransferResult) -> None:
         """Say what came of it."""
         lines = list(result.dry_run)
         if result.has_arrived:
             if self._shown_progress and not result.troubles:
-                self._show_journey(self._shown_progress.ended())
+                self._show_progress(self._shown_progress.completed())
             # As text: a console shows the first of a display's states, and no other.
-            lines.append(summed_up(spec, remote, result))
-        self._say("stdout", lines)
-        self._say("stderr", [f"Left out: {line}" for line in result.left_out])
-        self._say("stderr", [str(trouble) for trouble in result.troubles[1:]])
+            lines.append(transfer_summary(spec, remote, result))
+        self._write_lines("stdout", lines)
+        self._write_lines("stderr", [f"Left out: {line}" for line in result.left_out])
+        self._write_lines("stderr", [str(trouble) for trouble in result.troubles[1:]])
 
-    def _say(self, name: str, lines: list[str]) -> None:
+    def _write_lines(self, name: str, lines: list[str]) -> None:
         if lines:
             more = len(lines) - MOST_LINES
             shown = lines[:MOST_LINES] + ([f"… and {more} more"] if more > 0 else [])
@@ -274,19 +274,19 @@ class CellTransfer:
     def _finish(self, error: RemoterError | None) -> None:
         if error and self._shown_progress:  # how far it has come stays to be seen, and no time left
             note = "interrupted" if isinstance(error, TransferInterrupted) else "not all of it"
-            self._show_journey(replace(self._shown_progress, note=note))
+            self._show_progress(replace(self._shown_progress, note=note))
         self._cell.end(error)
         self._on_finish(error)
 
 
-def _sends(plan: Plan, remote: Remote) -> str:
+def _describe_put(plan: Plan, remote: Remote) -> str:
     """Say what would be sent."""
     names = listed([escape_name(str(top["name"])) for top in plan.tops], "sources")
     files = "1 file" if plan.files == 1 else f"{plan.files} files"
     return f"sends {names} ({files}, {format_size(plan.size)}) to {remote.name}"
 
 
-def _read_by(plan: Plan) -> tuple[LocalPath, ...]:
+def _places_read(plan: Plan) -> tuple[LocalPath, ...]:
     """Return the sources of a plan; what a folder holds is below the folder, links and all."""
     return tuple(
         LocalPath(Path(item.place), item.entry.kind == "folder", item.entry.path)
@@ -295,7 +295,7 @@ def _read_by(plan: Plan) -> tuple[LocalPath, ...]:
     )
 
 
-def _written_by(spec: TransferSpec) -> LocalPath:
+def _place_written(spec: TransferSpec) -> LocalPath:
     """Return where would be written."""
     try:
         return local_place(full_path(spec.to, str(spec.here)))
@@ -303,7 +303,7 @@ def _written_by(spec: TransferSpec) -> LocalPath:
         raise Usage(f"{escape_name(spec.to)} cannot be a place here: {error}.") from None
 
 
-def _check_unmoved(place: LocalPath) -> None:
+def _raise_if_moved(place: LocalPath) -> None:
     """Raise `NotAllowed` if a place leads elsewhere by now: an answer may take its time."""
     if local_place(str(place.path)).path != place.path:
         raise NotAllowed(

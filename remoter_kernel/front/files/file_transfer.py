@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 from remoter_kernel.errors import ProtocolError, RemoteLacks, RemoterError, Unreachable
 from remoter_kernel.front.bootstrap.launcher import open_transfer
-from remoter_kernel.front.bootstrap.slow_host import telling_of_a_wait
+from remoter_kernel.front.bootstrap.slow_host import notify_if_slow
 from remoter_kernel.front.files.transfer_progress import (
     TransferProgress,
     TransferResult,
-    as_error,
+    dry_run_lines,
     escape_name,
-    would_go,
+    transfer_error,
 )
 from remoter_kernel.front.unix_sockets import connect_to_listener
 from remoter_kernel.wire.framed_stream import FramedStream
@@ -123,51 +123,51 @@ class Transfer:
         try:
             if spec.is_put:
                 plan = self._plan or make_plan(spec.sources, str(spec.here))
-                self._endpoint = Sender(plan, self._note)
+                self._endpoint = Sender(plan, self._on_bytes)
             else:
                 self._endpoint = Receiver(
                     spec.to,
                     str(spec.here),
-                    self._note,
+                    self._on_bytes,
                     asked=spec.sources,
-                    on_name=self._tell_name,
+                    on_name=self._report_name,
                     is_dry=spec.is_dry,
                 )
-            self._go_on()
+            self._retry_until_done()
         except FileTrouble as trouble:
-            raise as_error(trouble, spec, self._remote.name) from None
+            raise transfer_error(trouble, spec, self._remote.name) from None
         except RemoterError as error:
             if self._is_stopped.is_set():
                 raise TransferInterrupted from None
             if isinstance(error, ProtocolError):
                 raise RemoteLacks(error.what, ASK_OWNER, remote=self._remote.name) from None
             raise error.at(self._remote.name) from None
-        return self._outcome(time.monotonic() - self._started_at)
+        return self._result(time.monotonic() - self._started_at)
 
-    def _go_on(self) -> None:
+    def _retry_until_done(self) -> None:
         """Try until it is done, as long as something comes through."""
         tries, pause = 0, FIRST_PAUSE
         while True:
             try:
-                self._once(in_doubt=tries > 0)
+                self._attempt(in_doubt=tries > 0)
             except Unreachable as error:
-                if not self._has_met() or self._is_stopped.is_set():
+                if not self._handshake_done() or self._is_stopped.is_set():
                     raise
                 if self._progress.size > self._size_at_cut:
                     tries, pause = 0, FIRST_PAUSE
                 self._size_at_cut = max(self._size_at_cut, self._progress.size)
                 tries += 1
                 if tries > MOST_TRIES:
-                    raise _given_up(error) from None
-                self._tell(f"the link was lost, try {tries} of {MOST_TRIES}")
+                    raise _gave_up_error(error) from None
+                self._report_note(f"the link was lost, try {tries} of {MOST_TRIES}")
             else:
                 return
             self._is_stopped.wait(pause)
             pause = min(2 * pause, LONGEST_PAUSE)
 
-    def _once(self, *, in_doubt: bool) -> None:
+    def _attempt(self, *, in_doubt: bool) -> None:
         with self._log_in(in_doubt) as login:
-            with telling_of_a_wait(self._remote.host, self._tell):
+            with notify_if_slow(self._remote.host, self._report_note):
                 way = open_transfer(login, self._remote)
             try:
                 connection = connect_to_listener(way.address, CONNECT_WITHIN)
@@ -175,15 +175,15 @@ class Transfer:
             except OSError as error:
                 raise Unreachable(f"the connection is gone ({error}).") from None
             with connection:
-                self._talk(FramedStream(SocketEnds(connection)))
+                self._run_protocol(FramedStream(SocketEnds(connection)))
 
-    def _talk(self, duplex: FramedStream) -> None:
+    def _run_protocol(self, duplex: FramedStream) -> None:
         self._duplex, self._attempt_began = duplex, 0.0
         duplex.start()
         try:
             if self._is_stopped.is_set():
                 raise Unreachable("it was interrupted.")
-            duplex.send_json(FrameType.WISH, self._wish())
+            duplex.send_json(FrameType.WISH, self._request())
             assert self._endpoint is not None  # noqa: S101 - made before the first try
             self._endpoint.run(duplex)
         finally:
@@ -191,7 +191,7 @@ class Transfer:
             duplex.stop()
             duplex.close()
 
-    def _wish(self) -> dict[str, Any]:
+    def _request(self) -> dict[str, Any]:
         spec = self._spec
         return {
             "transfer": TRANSFER_VERSION,
@@ -200,21 +200,21 @@ class Transfer:
             "sources": list(spec.sources),
             "cwd": spec.there,
             "dry": spec.is_dry,
-            "asks": self._has_met(),
+            "asks": self._handshake_done(),
         }
 
-    def _has_met(self) -> bool:
+    def _handshake_done(self) -> bool:
         """Has the other end ever answered?"""
         return bool(self._endpoint and self._endpoint.targets)
 
     # --- how far it is ---
 
-    def _note(self, size: int, files: int) -> None:
+    def _on_bytes(self, size: int, files: int) -> None:
         """Hear how much has been sent, or received; say so now and then."""
         journey, now = self._progress, time.monotonic()
         if not self._attempt_began:  # of this try
             self._attempt_began, self._attempt_began_with = now, size
-            self._expect()
+            self._set_totals()
         journey.size, journey.files = size, files
         is_last = files == journey.all_files
         if not is_last and now - self._reported_at < PROGRESS_EVERY:
@@ -228,7 +228,7 @@ class Transfer:
         journey.note = ""
         self._on_progress(journey)
 
-    def _expect(self) -> None:
+    def _set_totals(self) -> None:
         """Learn how much there will be."""
         end = self._endpoint
         if isinstance(end, Sender):
@@ -237,23 +237,28 @@ class Transfer:
             self._progress.all_size = end.start.get("size", 0)
             self._progress.all_files = end.start.get("files", 0)
 
-    def _tell_name(self, word: str, name: str) -> None:
+    def _report_name(self, word: str, name: str) -> None:
         """Say what a source is called that was asked for by no name, before it is written."""
-        self._tell(f"{escape_name(word)} is called {escape_name(name)} there")
+        self._report_note(f"{escape_name(word)} is called {escape_name(name)} there")
 
-    def _tell(self, note: str) -> None:
+    def _report_note(self, note: str) -> None:
         self._progress.note = note
         self._on_progress(self._progress)
 
-    def _outcome(self, seconds: float) -> TransferResult:
+    def _result(self, seconds: float) -> TransferResult:
         end, spec, remote = self._endpoint, self._spec, self._remote.name
         assert end is not None  # noqa: S101 - it has run
-        troubles = tuple(as_error(each, spec, remote) for each in end.troubles)
+        troubles = tuple(transfer_error(each, spec, remote) for each in end.troubles)
         if isinstance(end, Sender):
             plan, names = end.plan, [str(top["name"]) for top in end.plan.tops]
             places = dict(zip(names, end.targets, strict=False))
             rows = [
-                (item.place, item.entry.kind, item.entry.size, _placed(item.entry.path, places))
+                (
+                    item.place,
+                    item.entry.kind,
+                    item.entry.size,
+                    _target_of_entry(item.entry.path, places),
+                )
                 for item in plan.items
             ]
             left_out, (files, size) = plan.left_out, end.arrived
@@ -268,18 +273,18 @@ class Transfer:
             targets=tuple(end.targets),
             left_out=tuple(map(escape_name, left_out)),
             troubles=troubles,
-            dry_run=tuple(would_go(rows)) if spec.is_dry else (),
+            dry_run=tuple(dry_run_lines(rows)) if spec.is_dry else (),
             is_dry=spec.is_dry,
         )
 
 
-def _placed(path: str, places: dict[str, str]) -> str:
+def _target_of_entry(path: str, places: dict[str, str]) -> str:
     """Return where an entry goes, of which it is known where its source goes."""
     top, slash, rest = path.partition("/")
     return f"{places.get(top, top)}{slash}{rest}"
 
 
-def _given_up(error: Unreachable) -> Unreachable:
+def _gave_up_error(error: Unreachable) -> Unreachable:
     return Unreachable(
         f"The link was lost, and did not come back: {error.what}",
         "What has arrived stays; run it again, and it goes on where it stopped.",

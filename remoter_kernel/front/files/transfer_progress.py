@@ -68,7 +68,7 @@ class TransferProgress:
         """Seconds that it will take, as it looks."""
         return (self.all_size - self.size) / self.rate if self.rate > 0 else None
 
-    def ended(self) -> TransferProgress:
+    def completed(self) -> TransferProgress:
         """Return how far it is once all has been carried."""
         return replace(self, size=self.all_size, files=self.all_files, note="")
 
@@ -95,7 +95,7 @@ class TransferResult:
 # --------------------------------------------------------------- words
 
 
-def clock(seconds: float) -> str:
+def format_remaining(seconds: float) -> str:
     """Write a time to wait: 0:07, 12:00, 3 h."""
     if seconds >= HOUR:
         return f"{seconds / HOUR:.0f} h"
@@ -114,11 +114,11 @@ def progress_line(progress: TransferProgress) -> str:
     elif progress.rate > 0:
         parts.append(f"{format_size(progress.rate)}/s")
         if progress.seconds_left and progress.share < 1:
-            parts.append(f"{clock(progress.seconds_left)} left")
+            parts.append(f"{format_remaining(progress.seconds_left)} left")
     return ", ".join(parts)
 
 
-def bar(progress: TransferProgress) -> str:
+def progress_html(progress: TransferProgress) -> str:
     """Show the same as a bar in HTML; nothing that the far side names is in it."""
     return (
         f'<div><progress value="{progress.share:.4f}" max="1" '
@@ -127,7 +127,7 @@ def bar(progress: TransferProgress) -> str:
     )
 
 
-def summed_up(spec: TransferSpec, remote: str, result: TransferResult) -> str:
+def transfer_summary(spec: TransferSpec, remote: str, result: TransferResult) -> str:
     """Say in a line what has been carried."""
     files = "1 file" if result.files == 1 else f"{result.files} files"
     where = result.targets[0] if len(result.targets) == 1 else f"{spec.to or '.'}"
@@ -138,7 +138,7 @@ def summed_up(spec: TransferSpec, remote: str, result: TransferResult) -> str:
     return said
 
 
-def would_go(rows: Iterable[tuple[str, str, int, str]]) -> list[str]:
+def dry_run_lines(rows: Iterable[tuple[str, str, int, str]]) -> list[str]:
     """Write lines of a dry run: each row has a source, its kind, its size and where it goes."""
     lines = []
     for source, kind, size, target in rows:
@@ -155,7 +155,7 @@ def escape_name(name: str) -> str:
 # --------------------------------------------------------------- troubles
 
 
-def as_error(trouble: FileTrouble, spec: TransferSpec, remote: str) -> RemoterError:
+def transfer_error(trouble: FileTrouble, spec: TransferSpec, remote: str) -> RemoterError:
     """Make one sentence of a file's trouble: which file, which side, what to do."""
     is_there = trouble.is_from_peer
     path, reason = escape_name(trouble.path), escape_name(trouble.reason)
@@ -170,7 +170,7 @@ def as_error(trouble: FileTrouble, spec: TransferSpec, remote: str) -> RemoterEr
     side = "there" if is_there else "here"
     verb = "written" if is_written else "read"
     what = f"{path} cannot be {verb} {side}: {reason}." if path else f"{reason}."
-    advice = _advice(trouble.code, spec, is_there=is_there)
+    advice = _transfer_advice(trouble.code, spec, is_there=is_there)
     if trouble.code is TroubleCode.WORDS:
         return Usage(f"{path}: {reason}.", advice)
     if is_there:
@@ -178,7 +178,7 @@ def as_error(trouble: FileTrouble, spec: TransferSpec, remote: str) -> RemoterEr
     return HereLacks(what, advice)
 
 
-def _advice(trouble: TroubleCode, spec: TransferSpec, *, is_there: bool) -> str:
+def _transfer_advice(trouble: TroubleCode, spec: TransferSpec, *, is_there: bool) -> str:
     base = (spec.there or "the home there") if is_there else str(spec.here)
     place = "there" if is_there else "here"
     return {
@@ -196,7 +196,7 @@ def _advice(trouble: TroubleCode, spec: TransferSpec, *, is_there: bool) -> str:
     }.get(trouble, "Mend that, and run it again.")
 
 
-def in_order(troubles: Sequence[RemoterError]) -> RemoterError | None:
+def first_error(troubles: Sequence[RemoterError]) -> RemoterError | None:
     """Return what one command ends with: the first trouble, and how many others there are."""
     if not troubles:
         return None

@@ -24,7 +24,7 @@ from remoter_kernel import __version__
 from remoter_kernel.errors import RemoteLacks, RemoterError, Unreachable
 from remoter_kernel.front import loopback_auth
 from remoter_kernel.front.keeper.keeper_protocol import receive_message, send_message
-from remoter_kernel.front.private_files import STATE_VARIABLE, holding_lock, state_folder
+from remoter_kernel.front.private_files import STATE_VARIABLE, file_lock, state_folder
 from remoter_kernel.front.unix_sockets import TCP_SCHEME, connect_to_listener
 
 CONNECTS_WITHIN = 5.0  # seconds
@@ -50,7 +50,7 @@ def connect_to_keeper() -> Connection:
     """Connect to the keeper, and start it if nobody answers."""
     connection = try_connect()
     if connection is None:
-        with holding_lock(endpoint_file()):
+        with file_lock(endpoint_file()):
             connection = try_connect() or _wait_for_keeper()
     return connection
 
@@ -108,7 +108,7 @@ def end_logins(name: str = "") -> None:
 
 def remove_endpoint_file(path: Path, text: str) -> None:
     """Remove what is left of a keeper that has written this, unless another one is there."""
-    with holding_lock(path):
+    with file_lock(path):
         if _read_if_there(path) == text:
             for file in (path, path.with_suffix(".log")):
                 with contextlib.suppress(OSError):  # Windows: whoever writes into it has it still

@@ -26,7 +26,7 @@ from remoter_kernel import logs
 from remoter_kernel.errors import RemoterError
 from remoter_kernel.front import log_files, loopback_auth
 from remoter_kernel.front.keeper.endpoint import endpoint_record, remove_endpoint_file
-from remoter_kernel.front.private_files import try_lock, write_private
+from remoter_kernel.front.private_files import try_lock, write_private_file
 from remoter_kernel.front.ssh.tunnel import SOCKET_KIND
 from remoter_kernel.front.unix_sockets import (
     UNIX_SCHEME,
@@ -87,7 +87,7 @@ def serve_until_idle(endpoint_file: Path) -> None:
     with PrivateListener("k", BACKLOG) as listener:
         about = endpoint_record(listener.address, os.getpid())
         text = json.dumps(about)
-        write_private(endpoint_file, text)
+        write_private_file(endpoint_file, text)
         _redirect_output(endpoint_file.with_suffix(".log"))
         log_files.begin_log_file("keeper")
         _log.info("The keeper begins as process %d.", os.getpid())

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from remoter_kernel.errors import NoSuchSession, ProtocolError, RemoterError, Unreachable, Usage
-from remoter_kernel.front.bootstrap.launcher import ask_there
+from remoter_kernel.front.bootstrap.launcher import query_remote
 from remoter_kernel.front.bootstrap.remote_answer import (
     StrangeAnswer,
-    count_of,
-    is_session,
-    read_session,
-    read_sessions,
+    as_count,
+    describes_session,
+    parse_session,
+    parse_sessions,
 )
 from remoter_kernel.front.configuration.remotes import Remote, find_remote, read_remotes
 from remoter_kernel.front.keeper.keeper_login import log_in_by_keeper
@@ -106,19 +106,19 @@ class RemoteQuery:
         assert self._login is not None  # noqa: S101 - between open and close there is one
         try:
             try:
-                return ask_there(self._login, self.remote, words)
+                return query_remote(self._login, self.remote, words)
             except Unreachable:  # to ask does no harm: a network may be back by now
                 self._go_on()
                 self.close()
                 self.open()
-                return ask_there(self._login, self.remote, words)
+                return query_remote(self._login, self.remote, words)
         except RemoterError as error:
             raise error.at(self.remote.name) from error.__cause__
 
     def sessions(self) -> list[dict[str, Any]]:
         """Return what is known of each session there; `skipped` counts what has no id of one."""
         answer = self.ask({"verb": "sessions"})[0]
-        sessions = read_sessions(answer, self.remote.name)
+        sessions = parse_sessions(answer, self.remote.name)
         self.skipped = len(answer["sessions"]) - len(sessions)
         return sessions
 
@@ -250,7 +250,7 @@ def named_there(
     word: str, ask: Callable[[dict[str, Any]], tuple[dict[str, Any], bytes]], remote: str
 ) -> str:
     """Return the id of the session of one remote that a word means."""
-    sessions = read_sessions(ask({"verb": "sessions"})[0], remote)
+    sessions = parse_sessions(ask({"verb": "sessions"})[0], remote)
     store_sessions(remote, sessions)
     return meant_by(word, [SessionList(RemoteQuery(Remote(remote, "")), sessions, None)]).id
 
@@ -327,14 +327,14 @@ class JournalReader:
 def _checked(answer: dict[str, Any]) -> dict[str, Any]:
     """Return an answer about a journal with each word of the kind that it must be."""
     about = answer.get("session")
-    if not is_session(about):
+    if not describes_session(about):
         raise StrangeAnswer("it answered something that tells of no session.")
     tails = answer.get("tails")
     return {
-        "session": read_session(about),
+        "session": parse_session(about),
         "is_over": bool(answer.get("is_over")),
         "place": answer.get("place"),  # means something there alone
-        "bytes": count_of(answer.get("bytes")),
+        "bytes": as_count(answer.get("bytes")),
         "tails": {
             name: [plain_text(line) for line in lines]
             for name, lines in (tails if isinstance(tails, dict) else {}).items()

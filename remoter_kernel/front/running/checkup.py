@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from remoter_kernel import __version__
 from remoter_kernel.errors import RemoterError
-from remoter_kernel.front.bootstrap.host_probe import look_around
+from remoter_kernel.front.bootstrap.host_probe import probe_host
 from remoter_kernel.front.configuration.remotes import find_remote, remember_kernel_info
 from remoter_kernel.front.keeper.keeper_login import KeeperLogin, log_in_by_keeper
 from remoter_kernel.front.reading.status import can_be_heard
@@ -101,7 +101,7 @@ class _Checker:
         self.current_step = "Python"
         began = time.perf_counter()
         is_own = bool(remote.python)
-        around = look_around(self._login, remote.python or "python3", is_own=is_own)
+        around = probe_host(self._login, remote.python or "python3", is_own=is_own)
         seconds = time.perf_counter() - began
         if not any(python.is_new_enough for python in around.pythons):
             around.choose(remote.python, remote.kernel)
@@ -109,7 +109,7 @@ class _Checker:
         yield Step("Python", f"{best.version}, {best.path} ({around.system})", seconds)
         self.current_step = "packages"
         python, kernel = around.choose(remote.python, remote.kernel)
-        other = python.runs(kernel.name)
+        other = python.other_interpreter(kernel.name)
         runs = f"; it runs in {other}, as its kernelspec there says" if other else ""
         what = f"kernel {kernel.name} for {kernel.language}{runs}"
         yield Step("packages", f"pyzmq, jupyter_client; {what}")

@@ -26,13 +26,13 @@ from remoter_kernel.errors import (
 from remoter_kernel.front.bootstrap.launcher import (
     SessionInfo,
     SessionRequest,
-    ask_there,
-    bridge,
+    bridge_command,
+    query_remote,
     start_session,
 )
 from remoter_kernel.front.bootstrap.remote_answer import StrangeAnswer
-from remoter_kernel.front.bootstrap.slow_host import telling_of_a_wait
-from remoter_kernel.front.configuration.remote_cwd import folder_there
+from remoter_kernel.front.bootstrap.slow_host import notify_if_slow
+from remoter_kernel.front.configuration.remote_cwd import remote_cwd
 from remoter_kernel.front.configuration.remotes import Remote
 from remoter_kernel.front.keeper.keeper_login import KeeperLogin, log_in_by_keeper
 from remoter_kernel.front.session import known_sessions, undelivered_commands
@@ -112,7 +112,7 @@ class SessionDialer:
 
     def folder_there(self, remote: Remote) -> str:
         """Return the folder there in which paths begin: that in which the kernel starts."""
-        return folder_there(remote.cwd, remote.path_map, self._folder(), Path.home())
+        return remote_cwd(remote.cwd, remote.path_map, self._folder(), Path.home())
 
     @property
     def has_asked(self) -> bool:
@@ -183,7 +183,7 @@ class SessionDialer:
         login = self.login = self._log_in()
         try:
             login = self._wait_for_claim(login)
-            with telling_of_a_wait(self.remote.host, self.on_slow_host):
+            with notify_if_slow(self.remote.host, self.on_slow_host):
                 tunnel, self.session_info = self._reach(login)
         except BaseException as error:
             self._is_login_suspect = isinstance(error, StrangeAnswer)
@@ -220,7 +220,7 @@ class SessionDialer:
             except ForwardingRefused:
                 self.is_tunnel_command = self._is_forwarding_forbidden = True
         try:
-            return login.open_pipe(*bridge(self.remote, address))
+            return login.open_pipe(*bridge_command(self.remote, address))
         except CommandEnded as ended:
             raise RemoteLacks(
                 f"the way to the session is a command on {login.host}, and {ended.what}",
@@ -315,7 +315,7 @@ class SessionDialer:
                 login = self.login = self._log_in()
                 with contextlib.closing(login):
                     words = {"verb": "stop", "sessions": [self.session_info.session]}
-                    ask_there(login, self.remote, words)
+                    query_remote(login, self.remote, words)
                     is_ended.set()
 
     def _folder(self) -> Path:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from remoter_kernel.front.configuration.remotes import state_folder
 from remoter_kernel.front.configuration.remotes_toml import is_name
-from remoter_kernel.front.private_files import CannotWrite, write_private
+from remoter_kernel.front.private_files import CannotWrite, write_private_file
 from remoter_kernel.plain_text import is_session_id, plain_text
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def store_sessions(remote: str, sessions: Iterable[dict[str, Any]]) -> None:
     kept = [each for each in kept if is_session_id(each["id"])][:MOST_SESSIONS]
     if is_name(remote) and kept != load_sessions().get(remote, []):
         with contextlib.suppress(CannotWrite):  # it is only a memory
-            write_private(_sessions_cache() / f"{remote}.json", json.dumps(kept))
+            write_private_file(_sessions_cache() / f"{remote}.json", json.dumps(kept))
 
 
 def add_session(remote: str, session: str, script: str = "") -> None:

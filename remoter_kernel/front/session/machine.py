@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from remoter_kernel.errors import RemoterError
 from remoter_kernel.front.configuration.remotes import state_folder
-from remoter_kernel.front.private_files import holding_lock, try_lock, write_private
+from remoter_kernel.front.private_files import file_lock, try_lock, write_private_file
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -31,10 +31,10 @@ def laptop_id() -> str:
     try:
         if known := _read_id(path):
             return known
-        with holding_lock(path):
+        with file_lock(path):
             known = _read_id(path)
             if not known:
-                write_private(path, known := secrets.token_hex(12))
+                write_private_file(path, known := secrets.token_hex(12))
             return known
     except (OSError, RemoterError):
         return ""

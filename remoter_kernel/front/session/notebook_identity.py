@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from remoter_kernel.front.configuration.remotes import state_folder
-from remoter_kernel.front.private_files import CannotWrite, holding_lock
+from remoter_kernel.front.private_files import CannotWrite, file_lock
 from remoter_kernel.front.session.machine import living_fronts
 from remoter_kernel.front.session.notebook_path import cells_of, is_notebook
 
@@ -36,7 +36,7 @@ class NotebookIdentity:
         with contextlib.ExitStack() as turn:
             if self.machine and is_notebook(self.notebook):
                 with contextlib.suppress(OSError, CannotWrite):
-                    turn.enter_context(holding_lock(self._turn()))
+                    turn.enter_context(file_lock(self._turn()))
                     words["cells"] = cells_of(Path(self.notebook))
                     words["fronts"] = tuple(sorted(living_fronts()))
             yield words

@@ -13,7 +13,7 @@ import time
 from typing import TYPE_CHECKING, NamedTuple
 
 from remoter_kernel.front.configuration.remotes import state_folder
-from remoter_kernel.front.private_files import CannotWrite, write_private
+from remoter_kernel.front.private_files import CannotWrite, write_private_file
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -32,7 +32,7 @@ class ProxyExit(NamedTuple):
 def record_exit(remote: str, notebook: str, departure: ProxyExit) -> None:
     """Leave a sign of this front's end; one that cannot be left is no trouble."""
     try:
-        write_private(_sign(remote, notebook), json.dumps(departure._asdict()))
+        write_private_file(_sign(remote, notebook), json.dumps(departure._asdict()))
     except (OSError, CannotWrite):
         return
     _forget_old()

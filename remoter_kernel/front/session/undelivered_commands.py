@@ -13,7 +13,7 @@ import time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from remoter_kernel.front.configuration.remotes import state_folder
-from remoter_kernel.front.private_files import write_private
+from remoter_kernel.front.private_files import write_private_file
 from remoter_kernel.plain_text import is_session_id
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def save_command(remote: str, kernel_id: str, session: str, command: str) -> Non
     """
     words = {"order": command, "kernel_id": kernel_id, "session": session}
     words["nonce"] = secrets.token_hex(8)
-    write_private(_commands_folder(remote) / f"{kernel_id}.json", json.dumps(words))
+    write_private_file(_commands_folder(remote) / f"{kernel_id}.json", json.dumps(words))
 
 
 def pending(remote: str) -> tuple[UndeliveredCommand, ...]:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from remoter_kernel.errors import BadConfiguration, Unreachable, Usage
-from remoter_kernel.front.private_files import needing_home
+from remoter_kernel.front.private_files import requiring_home
 from remoter_kernel.front.ssh.ssh_config_cache import ConfigFiles, cache_answer, cached_answer
 from remoter_kernel.front.ssh.ssh_keywords import DEFAULT_RULES, LoginRules, login_rules
 from remoter_kernel.front.ssh.tokens import Tokens, account_home, local_user
@@ -122,7 +122,7 @@ def resolve_destination(
     `environment`: of whoever logs in, if that is another process.
     """
     environment = dict(os.environ) if environment is None else environment
-    with needing_home():
+    with requiring_home():
         return _resolve_hop(host, Path(ssh_config).expanduser(), environment, depth=0)
 
 

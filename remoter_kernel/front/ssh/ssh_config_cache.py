@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from remoter_kernel.errors import RemoterError
-from remoter_kernel.front.private_files import holding_lock, state_folder, write_private
+from remoter_kernel.front.private_files import file_lock, state_folder, write_private_file
 from remoter_kernel.front.ssh.ssh_keywords import FORMER_KEYWORDS, KEYWORDS
 from remoter_kernel.front.ssh.tokens import account_home, local_user
 
@@ -178,11 +178,11 @@ def cache_answer(command: Sequence[str], files: ConfigFiles, answer: str) -> Non
     """Keep an answer for the next start; where that fails, ssh is asked again."""
     with contextlib.suppress(RemoterError, OSError):
         path = state_folder() / CACHE_FILE
-        with holding_lock(path):
+        with file_lock(path):
             known = _load_answers()
             known.pop(_cache_key(command), None)
             known[_cache_key(command)] = {"files": files.stamp, "answer": answer}
-            write_private(path, json.dumps(dict([*known.items()][-MOST_ANSWERS:])))
+            write_private_file(path, json.dumps(dict([*known.items()][-MOST_ANSWERS:])))
 
 
 def _load_answers() -> dict[str, Any]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from remoter_kernel.errors import ProtocolError, RemoterError
-from remoter_kernel.front.bootstrap.launcher import ask_there
+from remoter_kernel.front.bootstrap.launcher import query_remote
 from remoter_kernel.front.session.known_sessions import load_sessions
 from remoter_kernel.front.verbs.help import (
     LOCAL_PATH,
@@ -133,7 +133,7 @@ class Completer:
             if dialer.login:
                 words = {"verb": "paths", "begin": begin, "most": MOST_PATHS}
                 words["cwd"] = dialer.folder_there(dialer.remote)
-                told, _ = ask_there(dialer.login, dialer.remote, words, seconds=COMPLETE_WITHIN)
+                told, _ = query_remote(dialer.login, dialer.remote, words, seconds=COMPLETE_WITHIN)
                 found = [path for path in map(str, told["paths"]) if path.isprintable()]
         except (RemoterError, LookupError, TypeError):
             pass  # an older session's words, or a link that is down: nothing to offer

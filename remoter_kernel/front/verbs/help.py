@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from remoter_kernel.errors import Usage
-from remoter_kernel.front.configuration.remotes_toml import nearest
+from remoter_kernel.front.configuration.remotes_toml import did_you_mean
 
 # Kinds of words; anything else is the words themselves, "on|off".
 VERB, SESSION, LOCAL_PATH, REMOTE_PATH = "a verb", "a session", "a path here", "a path there"
@@ -150,5 +150,5 @@ def explained(code: str, cursor: object) -> str:
 
 def no_such_verb(verb: str, summaries: dict[str, str]) -> Usage:
     """Say that there is no such verb, and which one may be meant."""
-    hint = nearest(verb, summaries)
+    hint = did_you_mean(verb, summaries)
     return Usage(f'There is no %remoter verb "{verb}"{hint}.', "See %remoter help.")

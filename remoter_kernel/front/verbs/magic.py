@@ -14,12 +14,12 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from remoter_kernel.errors import NoSuchSession, RemoterError, Unreachable, Usage
-from remoter_kernel.front.bootstrap.launcher import ask_there
+from remoter_kernel.front.bootstrap.launcher import query_remote
 from remoter_kernel.front.files.cell_transfer import (
     CellTransfer,
     QueuedTransfer,
     TransferRequest,
-    read_order,
+    parse_transfer_request,
 )
 from remoter_kernel.front.reading.executions import ExecutionHistory
 from remoter_kernel.front.reading.remote_query import MOST_IN_MEMORY, JournalReader, named_there
@@ -83,7 +83,7 @@ def parse_magic(code: str) -> ParsedMagic | None:
     if rest.strip():
         raise Usage(f"%remoter {verb} stands alone in its cell; nothing was run.")
     if verb in TRANSFERS:
-        return ParsedMagic(verb, transfer=read_order(verb, said.removeprefix(verb)))
+        return ParsedMagic(verb, transfer=parse_transfer_request(verb, said.removeprefix(verb)))
     return ParsedMagic(verb, tuple(words))
 
 
@@ -289,7 +289,7 @@ class Magics:
                 "%remoter status shows when it is tried again.",
                 remote=dialer.remote.name,
             )
-        ask = partial(ask_there, login, dialer.remote)
+        ask = partial(query_remote, login, dialer.remote)
         name = named_there(session, ask, dialer.remote.name) if session else address.session
         return JournalReader(ask, name, only, cells=self._held_back, most=MOST_IN_MEMORY)
 
@@ -331,7 +331,7 @@ class Magics:
             text += "There: not known, as the link is down\n"
         else:
             words = {"verb": "requests", "session": address.session}
-            answer, _ = ask_there(login, dialer.remote, words)
+            answer, _ = query_remote(login, dialer.remote, words)
             text += open_requests(answer.get("requests"), f"In session {address.session}")
         yield "stream", {"name": "stdout", "text": text}
 
