@@ -23,11 +23,11 @@ from remoter_kernel.front.jupyter.presenters import EarlyBusy, NoRemoteNotice, W
 from remoter_kernel.front.jupyter.prompter import StdinPrompter
 from remoter_kernel.front.jupyter.rejected_messages import RejectedMessageReporter
 from remoter_kernel.front.jupyter.replies import ReplySender
-from remoter_kernel.front.jupyter.request_queries import at_work
+from remoter_kernel.front.jupyter.request_queries import running_cells
 from remoter_kernel.front.jupyter.session_banner import SessionBanner
 from remoter_kernel.front.jupyter.session_messages import SessionMessages
 from remoter_kernel.front.jupyter.shutdown import ShutdownPolicy
-from remoter_kernel.front.jupyter.sockets import digest
+from remoter_kernel.front.jupyter.sockets import key_fingerprint
 from remoter_kernel.front.jupyter.startup_code import StartupCode
 from remoter_kernel.front.session.dialer import THIS_MACHINE, SessionDialer
 from remoter_kernel.front.session.link import Link, LinkState
@@ -69,7 +69,7 @@ class KernelProxy:
         self.dialer = SessionDialer(partial(find_remote, remote_name))
         self.link = Link(self.reactor, self.dialer, self.sockets.has_room)
         self._beforehand = RemoteLookup(remote_name, THIS_MACHINE)
-        kernel_id = digest(str(sockets.connection.get("key", "")))
+        kernel_id = key_fingerprint(str(sockets.connection.get("key", "")))
         self.dialer.session_request = replace(
             self.dialer.session_request, kernel_id=kernel_id, arguments=arguments, session=session
         )
@@ -77,11 +77,11 @@ class KernelProxy:
         self._replies = ReplySender(self.sockets, kernel_id, self._requests)
         self._remote_kernel = handlers.RemoteKernel(*self._beforehand.recall())
         self._prompter = StdinPrompter(
-            self.reactor, self._replies, partial(at_work, self._requests)
+            self.reactor, self._replies, partial(running_cells, self._requests)
         )
-        self._shutdown = ShutdownPolicy(self.reactor, self.link, self.dialer, self._find)
+        self._shutdown = ShutdownPolicy(self.reactor, self.link, self.dialer, self._find_remote)
         self._identity = ProxyIdentity(
-            self.reactor, self.link, self.dialer, lambda: self._find().name
+            self.reactor, self.link, self.dialer, lambda: self._find_remote().name
         )
         self._context = handlers.ProxyContext(
             reactor=self.reactor,
@@ -95,20 +95,20 @@ class KernelProxy:
             notebook_detector=self._identity.notebook_detector,
             startup_code=StartupCode(self._requests, self._replies, self.link),
             dead_kernel=DeadKernel(
-                self.reactor, self._replies, partial(self._shutdown.leave, "stop")
+                self.reactor, self._replies, partial(self._shutdown.exit, "stop")
             ),
-            find_remote=self._find,
+            find_remote=self._find_remote,
         )
-        self._make_ready_for_this_side()
-        self._present()
+        self._wire_local_cells()
+        self._add_presenters()
 
-    def _make_ready_for_this_side(self) -> None:
+    def _wire_local_cells(self) -> None:
         """Set up what answers cells that ask something of this machine."""
         send_cell = partial(handlers.send_cell, self._context)
         self._cell_queue = CellQueue(
-            self._requests, self._may_begin, send_cell, self._replies.abort
+            self._requests, self._may_start_local_cell, send_cell, self._replies.reply_aborted
         )
-        permission = Permission(self._prompter, lambda: self._find().local, Path.cwd())
+        permission = Permission(self._prompter, lambda: self._find_remote().local, Path.cwd())
         context = MagicContext(
             self.reactor,
             self.link,
@@ -135,20 +135,20 @@ class KernelProxy:
             language=lambda: canned_replies.kernel_language(
                 self._remote_kernel.info, self._remote_kernel.language
             ),
-            count=self._magics.count,
+            count=self._magics.execution_count,
         )
         self._context.cell_queue, self._context.magics = self._cell_queue, self._magics
         self._context.local_cells, self._context.completer = self._local_cells, self._completer
 
-    def _present(self) -> None:
+    def _add_presenters(self) -> None:
         """Let those look at the requests who show a person how they are."""
         publish, requests = self._replies.publish, self._requests
         news = SessionBanner(publish, lambda: self._remote_kernel.is_ready)
         no_remote = NoRemoteNotice(publish, requests, lambda: self.dialer.is_this_machine)
-        name = lambda: self._find().name  # noqa: E731 - one use
+        name = lambda: self._find_remote().name  # noqa: E731 - one use
         notices = WaitingNotices(self.reactor, publish, requests, self.link, name)
         call = self.reactor.call_soon_threadsafe
-        tell_wait = lambda sentence: call(partial(notices.tell, sentence))  # noqa: E731
+        tell_wait = lambda sentence: call(partial(notices.show_slow_host, sentence))  # noqa: E731
         self.dialer.on_slow_host = tell_wait  # in the dialler's thread
         observers = (EarlyBusy(self.reactor, publish), no_remote, news, notices, self._magics.timer)
         requests.observers += [each.on_move for each in (self._cell_queue, *observers)]
@@ -158,12 +158,12 @@ class KernelProxy:
 
     def run(self) -> None:
         """Serve until Jupyter says that it is enough."""
-        self._prompter.serve(self.dialer)
-        self.sockets.on_request = self._take
+        self._prompter.attach(self.dialer)
+        self.sockets.on_request = self._on_client_message
         self.link.on_item = self._session_messages.on_message
-        self.link.on_rejected = RejectedMessageReporter(self._replies, self._requests).tell
+        self.link.on_rejected = RejectedMessageReporter(self._replies, self._requests).report
         if os.environ.get("JPY_SESSION_NAME"):  # jupyter_server, which drops what is too much
-            most = self._find().waiting_limit
+            most = self._find_remote().waiting_limit
             self.link.pacer = Pacer(
                 self.reactor,
                 time.monotonic,
@@ -172,28 +172,28 @@ class KernelProxy:
                 most,
             )
         self.link.on_state = self._session_messages.on_link_state
-        self._shutdown.watch()
+        self._shutdown.start()
         SuspendDetector(self.reactor, self.link.look_again).start()
-        self.sockets.welcome()
+        self.sockets.welcome_subscribers()
         self._replies.publish("status", {"execution_state": "starting"})
-        self._identity.begin()
+        self._identity.start()
         self.link.wake()
         self.reactor.run()
         self._cell_queue.interrupt()
-        self._identity.end(is_without_command=not self._shutdown.is_exiting)
+        self._identity.close(is_without_command=not self._shutdown.is_exiting)
         self._local_cells.close()
         self.sockets.close()
         self.dialer.close()
 
-    def _find(self) -> Remote:
+    def _find_remote(self) -> Remote:
         """Return the remote as it is configured now; one that cannot be read has its name."""
         return self._beforehand.find()
 
     def _describe_requests(self) -> list[dict[str, Any]]:
-        handlers.note_what_has_left(self._context)
+        handlers.mark_sent(self._context)
         return self._requests.describe()
 
-    def _may_begin(self) -> bool:
+    def _may_start_local_cell(self) -> bool:
         """Is it known whose session is heard from here, or will it not be soon?"""
         return self._remote_kernel.is_ready or self.link.state in {
             LinkState.FAILED,
@@ -202,7 +202,9 @@ class KernelProxy:
 
     # From Jupyter ----------------------------------------------------------------------
 
-    def _take(self, channel: Channel, identities: list[bytes], parts: list[Bytes]) -> None:
+    def _on_client_message(
+        self, channel: Channel, identities: list[bytes], parts: list[Bytes]
+    ) -> None:
         """Take one message of a client."""
         request = Request(channel, parts, header_of(parts[HEADER]), identities=identities)
         handlers.handle(self._context, request)

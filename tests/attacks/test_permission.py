@@ -179,9 +179,9 @@ def test_a_cell_does_not_say_which_notebook_it_is_of() -> None:
     """The line of VS Code's own code, in a stranger's cell, names another notebook of this side."""
     heard: list[str] = []
     introduction = NotebookDetector(Clock(), heard.append)  # type: ignore[arg-type]
-    introduction.wait()
+    introduction.start()
     line = '__vsc_ipynb_file__ = "/home/ada/private.ipynb"'
-    introduction.hear(a_request(code=line, store_history=True))
+    introduction.on_request(a_request(code=line, store_history=True))
     assert heard == [""]
 
 

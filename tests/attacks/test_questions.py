@@ -47,7 +47,7 @@ class Page:
         self.ours: queue.SimpleQueue[str | Exception] = queue.SimpleQueue()
         self._number = count()
         reactor: Any = SimpleNamespace(call_soon_threadsafe=lambda do: do())
-        mouth: Any = SimpleNamespace(ask=self._ask, publish=self._publish)
+        mouth: Any = SimpleNamespace(send_input_request=self._ask, publish=self._publish)
         self.cells = [self.cell()]
         self.asker = StdinPrompter(reactor, mouth, lambda: self.cells)
         self.asker.remote_name = lambda: "gpu-box"
@@ -74,7 +74,7 @@ class Page:
         name = str(header_of(parts[1])["msg_id"])
         show = lambda parts: self.shown.append({"name": name, **content_of(parts)})  # noqa: E731
         heard = lambda parts: self.kernels.append((prompt, content_of(parts)["value"]))  # noqa: E731
-        self.asker.relay(cell, parts, show, heard, is_here=is_here)
+        self.asker.relay_input_request(cell, parts, show, heard, is_here=is_here)
         return name
 
     def we_ask(self, text: str, cell: Request) -> threading.Thread:
@@ -82,7 +82,7 @@ class Page:
 
         def ask() -> None:
             try:
-                self.ours.put(self.asker.ask_in(cell, text))
+                self.ours.put(self.asker.prompt_in(cell, text))
             except NotAnswered as error:
                 self.ours.put(error)
 
@@ -95,7 +95,7 @@ class Page:
         """Type an answer; without a parent, as consoles do."""
         header = {"msg_id": parent} if parent else {}
         parts = VOICE.compose("input_reply", {"value": value}, header)
-        return self.asker.hear(
+        return self.asker.on_input_reply(
             Request(Channel.STDIN, parts, header_of(parts[1]), identities=client)
         )
 
@@ -110,7 +110,7 @@ def page() -> Iterator[Page]:
     before = set(threading.enumerate())
     page = Page()
     yield page
-    page.asker.call_off()
+    page.asker.cancel()
     for thread in set(threading.enumerate()) - before:
         thread.join(5)
         assert not thread.is_alive()
@@ -166,7 +166,9 @@ def test_our_questions_have_ids_that_nobody_guesses(here: JupyterHere) -> None:
     replies: list[Any] = []
     sockets: Any = SimpleNamespace(voice=VOICE, reply=lambda *words: replies.append(words))
     mouth = ReplySender(sockets, "1")
-    names = {mouth.ask(Page().cells[0], {"prompt": "Run code here?"}) for _ in range(3)}
+    names = {
+        mouth.send_input_request(Page().cells[0], {"prompt": "Run code here?"}) for _ in range(3)
+    }
     assert len(names) == 3
     assert not any(VOICE.session in name for name in names)
     assert {str(header_of(parts[1])["msg_id"]) for _, _, parts in replies} == names
@@ -236,7 +238,7 @@ def test_an_answer_of_another_client_is_none(page: Page) -> None:
 def test_what_comes_late_for_a_question_of_ours_goes_to_no_kernel(page: Page) -> None:
     """It may be a password, in a box that was left open."""
     thread = page.we_ask("Password?", page.cell())
-    assert page.asker.call_off()
+    assert page.asker.cancel()
     thread.join(5)
     assert isinstance(page.ours.get_nowait(), NotAnswered)
     assert page.answer("secret")
@@ -248,7 +250,7 @@ def test_an_interrupt_gives_up_the_question_that_is_in_the_way(page: Page) -> No
     """A kernel may have swallowed its own interrupt: nobody is held up for ever."""
     page.kernel_asks("Name?", page.cells[0])
     thread = page.we_ask("Ours?", page.cell())
-    assert page.asker.call_off()
+    assert page.asker.cancel()
     thread.join(5)
     assert isinstance(page.ours.get_nowait(), NotAnswered)
     thread = page.we_ask("Ours?", page.cell())
@@ -262,7 +264,7 @@ def test_a_kernel_that_is_gone_waits_for_no_answer(page: Page) -> None:
     page.kernel_asks("Name?", page.cells[0])
     thread = page.we_ask("Ours?", page.cell())
     assert page.prompts == ["Name?"]
-    page.asker.forget(is_here=False)
+    page.asker.drop_kernel_input(is_here=False)
     assert page.prompts == ["Name?", "Ours?"]
     page.answer("yes")
     thread.join(5)
@@ -297,7 +299,7 @@ def test_any_other_question_passes_byte_for_byte(page: Page, prompt: str) -> Non
     parts = VOICE.compose("input_request", {"prompt": prompt, "password": False})
     came = [bytes(part) for part in parts]
     passed: list[Any] = []
-    page.asker.relay(page.cells[0], parts, passed.extend, lambda _parts: None)
+    page.asker.relay_input_request(page.cells[0], parts, passed.extend, lambda _parts: None)
     assert [bytes(part) for part in passed] == came
     assert passed[CONTENT] is parts[CONTENT]
 

@@ -56,7 +56,7 @@ class Side:
 
     def run(self, code: str) -> None:
         content = {"code": code, "silent": False, "store_history": False, "allow_stdin": False}
-        self.side.ask("execute_request", content)
+        self.side.send_request("execute_request", content)
 
 
 @pytest.fixture

@@ -26,14 +26,14 @@ def test_a_port_that_somebody_has_borrowed_is_waited_for(handle):
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
         threading.Timer(0.3, other.close).start()
-        Sockets._take_port(handle, f"tcp://127.0.0.1:{port}")
+        Sockets._bind_address(handle, f"tcp://127.0.0.1:{port}")
     assert str(port) in handle.last_endpoint.decode()
 
 
 def test_a_port_that_stays_taken_is_told(handle, monkeypatch):
     monkeypatch.setattr(sockets, "FREE_WITHIN", 0.1)
     with socket.create_server(("127.0.0.1", 0)) as other, pytest.raises(Usage, match="taken"):
-        Sockets._take_port(handle, f"tcp://127.0.0.1:{other.getsockname()[1]}")
+        Sockets._bind_address(handle, f"tcp://127.0.0.1:{other.getsockname()[1]}")
 
 
 def test_who_subscribed_before_anybody_listened_is_welcomed_first():
@@ -50,7 +50,7 @@ def test_who_subscribed_before_anybody_listened_is_welcomed_first():
         client.subscribe(b"")
         client.connect(f"tcp://127.0.0.1:{ports['iopub_port']}")
         assert bound._sockets[Channel.IOPUB].poll(10_000)
-        bound.welcome()
+        bound.welcome_subscribers()
         bound.publish(bound.voice.compose("status", {"execution_state": "starting"}))
         assert client.poll(10_000)
         frames = client.recv_multipart()

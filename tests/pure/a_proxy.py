@@ -210,7 +210,7 @@ class Proxy:
         """Send a message as a client; return its id."""
         parts = CLIENT.compose(kind, content or {})
         parts[1] = to_json({**header_of(parts[1]), **(header or {})})
-        self.kernel._take(channel, client, parts)
+        self.kernel._on_client_message(channel, client, parts)
         return str(header_of(parts[1])["msg_id"])
 
     def run(self, code: str = "1", *, client: list[bytes] = CONSOLE, **options: Any) -> str:

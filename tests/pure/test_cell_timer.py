@@ -19,7 +19,7 @@ class World:
     def __init__(self):
         self.now, self.traffic, self.said = 100.0, (0, 0), []
         self.timer = CellTimer(self._publish, lambda: self.traffic, lambda: self.now)
-        self.timer.turn(on=True)
+        self.timer.enable(on=True)
         self.requests = Requests()
         self.requests.observers.append(self.timer.on_move)
 
@@ -34,7 +34,7 @@ class World:
     def hear(self, kind, content, date="2026-01-01T00:00:00Z", name="a"):
         header = {"msg_type": kind, "date": date}
         parts = [b"", *(json.dumps(each).encode() for each in (header, {"msg_id": name}, {}))]
-        self.timer.notice([*parts, json.dumps(content).encode()])
+        self.timer.on_output([*parts, json.dumps(content).encode()])
 
     def status(self, state, second, name="a"):
         self.hear("status", {"execution_state": state}, f"1999-01-01T00:00:{second:06.3f}Z", name)
@@ -84,7 +84,7 @@ def test_what_nobody_sees_and_what_others_run_is_not_timed():
     world.ask(silent=True)
     world.status("idle", 1)
     world.status("idle", 1, "of another front")
-    world.timer.turn(on=False)
+    world.timer.enable(on=False)
     world.ask()
     world.status("idle", 1)
     assert world.said == []

@@ -22,7 +22,7 @@ from tests.pure.test_output_backlog import said
 def test_only_a_status_says_that_a_cell_there_is_over(parts, heard):
     """An output that shows the same word does not let the next cell begin."""
     ended: list[str] = []
-    turns = SimpleNamespace(is_used=True, here=None, hear_idle=ended.append)
+    turns = SimpleNamespace(is_active=True, running_local=None, on_idle=ended.append)
     cells = LocalCells(None, None, None, None, turns)  # type: ignore[arg-type]
-    cells.notice(parts)
+    cells.on_remote_output(parts)
     assert ended == heard

@@ -15,12 +15,12 @@ from remoter_kernel.errors import Usage
 from remoter_kernel.front.configuration.remotes import Remote
 from remoter_kernel.front.verbs.completer import (
     Completer,
-    kind_of,
+    add_magics,
     line_before_cursor,
     local_paths,
-    quoted,
-    with_magics,
-    words_of,
+    quote_word,
+    split_words,
+    word_kind,
 )
 from remoter_kernel.front.verbs.help import (
     HELP,
@@ -29,8 +29,8 @@ from remoter_kernel.front.verbs.help import (
     SESSION,
     USAGES,
     VERB,
-    all_verbs,
-    one_verb,
+    summary_text,
+    verb_text,
 )
 
 
@@ -54,21 +54,21 @@ from remoter_kernel.front.verbs.help import (
 )
 def test_what_stands_at_the_cursor(line, kind):
     """By the verb, and by the place in its line."""
-    assert kind_of([word.text for word in words_of(line)[1:]]) == kind
+    assert word_kind([word.text for word in split_words(line)[1:]]) == kind
 
 
 @given(st.lists(st.text(min_size=1), min_size=1))
 def test_a_word_that_is_written_is_read_as_it_was(words):
     """Blanks, quotes and backslashes in a name do not make it two."""
-    line = " ".join(map(quoted, words))
+    line = " ".join(map(quote_word, words))
     if not any(sign.isspace() and sign != " " for sign in line):
-        assert [word.text for word in words_of(line)] == words
+        assert [word.text for word in split_words(line)] == words
 
 
 def test_where_the_last_word_begins():
     """That is what the client replaces, quotes and all."""
-    assert words_of("%remoter put 'my da")[-1] == (13, "my da")
-    assert words_of("%remoter put ü/d")[-1] == (13, "ü/d")
+    assert split_words("%remoter put 'my da")[-1] == (13, "my da")
+    assert split_words("%remoter put ü/d")[-1] == (13, "ü/d")
 
 
 @pytest.mark.parametrize(
@@ -96,24 +96,24 @@ def reply(*matches, start=0, **metadata):
 
 def test_the_first_word_is_added_to_what_the_kernel_says():
     """Beside its own magics, after a % that it leaves alone, and where it knows nothing (R)."""
-    assert with_magics("%rem", reply("%rehashx"))["matches"] == ["%rehashx", "%remoter"]
-    assert with_magics("%re", reply("rehashx", start=1))["matches"] == ["rehashx", "remoter"]
-    nothing = with_magics("%%lo", reply(start=4))
+    assert add_magics("%rem", reply("%rehashx"))["matches"] == ["%rehashx", "%remoter"]
+    assert add_magics("%re", reply("rehashx", start=1))["matches"] == ["rehashx", "remoter"]
+    nothing = add_magics("%%lo", reply(start=4))
     assert (nothing["matches"], nothing["cursor_start"]) == (["%%local"], 0)
-    assert with_magics("%rem", reply("%remoter"))["matches"] == ["%remoter"]
+    assert add_magics("%rem", reply("%remoter"))["matches"] == ["%remoter"]
 
 
 def test_what_is_for_the_kernel_alone_stays_as_it_is():
     for line in ("", "rem", "x = %rem", "%time"):
         said = reply("x")
-        assert with_magics(line, said) is said
+        assert add_magics(line, said) is said
     failed = {"status": "error"}
-    assert with_magics("%rem", failed) is failed
+    assert add_magics("%rem", failed) is failed
 
 
 def test_jupyterlab_finds_it_where_it_looks():
     typed = [{"start": 0, "end": 4, "text": "%rehashx", "type": "magic"}]
-    said = with_magics("%rem", reply("%rehashx", _jupyter_types_experimental=typed))
+    said = add_magics("%rem", reply("%rehashx", _jupyter_types_experimental=typed))
     texts = [each["text"] for each in said["metadata"]["_jupyter_types_experimental"]]
     assert texts == said["matches"]
 
@@ -148,20 +148,20 @@ def test_a_remote_that_never_reaches_this_side_gets_no_names_of_it(
     monkeypatch.chdir(tmp_path)
     remote = Remote("box", "box", local=local)
     nobody: Any = SimpleNamespace(find=lambda: remote)
-    assert Completer(nobody, nobody, (), nobody)._here(LOCAL_PATH, "") == found
+    assert Completer(nobody, nobody, (), nobody)._local_matches(LOCAL_PATH, "") == found
 
 
 @pytest.mark.parametrize("verb", HELP)
 def test_every_verb_has_a_line_and_an_example(verb):
     """`%remoter help VERB`: how it is used, what it does, an example of just that verb."""
     assert verb in USAGES
-    text = one_verb(verb, HELP)
+    text = verb_text(verb, HELP)
     assert text.startswith(f"%remoter {verb}")
     assert HELP[verb] in text
     assert USAGES[verb].example.startswith(f"%remoter {verb}")
-    assert f"%remoter {verb} " in all_verbs(HELP)
+    assert f"%remoter {verb} " in summary_text(HELP)
 
 
 def test_help_for_what_is_not_there_names_the_nearest():
     with pytest.raises(Usage, match='did you mean "status"'):
-        one_verb("sttus", HELP)
+        verb_text("sttus", HELP)

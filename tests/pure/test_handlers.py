@@ -41,7 +41,7 @@ def test_the_handlers_are_asked_in_this_order():
         "startup_code",
         "dead_kernel",
         "local_cell",
-        "remoter_verb",
+        "remoter_magic",
         "cell_queue",
         "relay",
     ]
@@ -67,7 +67,7 @@ def test_a_cell_goes_through_all_its_stages(proxy):
     stages = []
     proxy.requests.observers.append(lambda each, _: stages.append(each.stage))
     cell = proxy.run()
-    handlers.note_what_has_left(proxy.kernel._context)
+    handlers.mark_sent(proxy.kernel._context)
     assert proxy.stages() == {cell: "QUEUED"}
     proxy.link._left.add(1)
     (row,) = proxy.kernel._describe_requests()
@@ -169,10 +169,10 @@ def test_what_a_kernel_never_answers_does_not_stay(proxy):
 
 def test_what_fails_in_a_handler_does_not_stay(proxy, monkeypatch):
     with pytest.raises(ProtocolError):
-        proxy.kernel._take(
+        proxy.kernel._on_client_message(
             Channel.SHELL, [b"c"], [b"", b'{"msg_type": "execute_request"}', b"{}", b"{}", b"odd"]
         )
-    monkeypatch.setattr(proxy.kernel._completer, "take", lambda _request: 1 / 0)
+    monkeypatch.setattr(proxy.kernel._completer, "handle", lambda _request: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         proxy.ask("complete_request")
     assert len(proxy.requests) == 0
@@ -215,7 +215,7 @@ def test_cells_that_leave_late_get_their_replies_too(proxy, monkeypatch, is_look
     names = [proxy.run() for _ in range(2)]  # they wait for that
     typed = proxy.ask("history_request")
     proxy.link.is_flowing = False
-    proxy.kernel._cell_queue.here.fail(CUT)
+    proxy.kernel._cell_queue.running_local.fail(CUT)
     proxy.link.is_flowing = True
     names = [typed, *names, proxy.run()]
     if is_looked_at:
@@ -447,7 +447,7 @@ def test_an_odd_question_of_one_who_types_is_answered_with_nothing(proxy):
     parts = CLIENT.compose("complete_request", {})
     parts[4] = b"no JSON"
     with contextlib.suppress(ProtocolError):
-        proxy.kernel._take(Channel.SHELL, CONSOLE, parts)
+        proxy.kernel._on_client_message(Channel.SHELL, CONSOLE, parts)
     proxy.clock.let_pass(REPLY_WITHIN)
     assert len(proxy.requests) == 0
 
@@ -461,7 +461,7 @@ def test_a_question_does_not_move_to_a_cell_that_ends_at_once(proxy, monkeypatch
     def note(route, is_over):
         noted.append((route.content["code"], is_over(route.id)))
 
-    monkeypatch.setattr(proxy.kernel._prompter, "note_cell", note)
+    monkeypatch.setattr(proxy.kernel._prompter, "on_cell", note)
     proxy.run("%remoter log")
     proxy.run("1")
     assert noted == [("%remoter log", True), ("1", False)]

@@ -199,7 +199,7 @@ def test_an_output_that_is_missing_is_told_once_in_its_cell() -> None:
     """Not once for each of thousands."""
     client = Client()
     for cell in ("one", "one", "two"):
-        client.refused.tell(Channel.IOPUB, said("display_data", {}, cell), ValueError("a bug"))
+        client.refused.report(Channel.IOPUB, said("display_data", {}, cell), ValueError("a bug"))
     assert [(kind, cell) for kind, _, cell in client.heard] == [
         ("stream", "one"),
         ("stream", "two"),
@@ -214,7 +214,7 @@ def test_a_reply_that_is_missing_is_answered_by_an_error(kind: str) -> None:
     client = Client()
     request = client.ask(kind, "one")
     reply = said(kind.replace("request", "reply"), {"status": "ok"}, "one")
-    client.refused.tell(Channel.SHELL, reply, RemoterError("It makes no sense."))
+    client.refused.report(Channel.SHELL, reply, RemoterError("It makes no sense."))
     assert not request.is_open
     kinds = [each for each, _, _ in client.heard]
     expected = ["error"] * (kind == "execute_request") + [kind.replace("request", "reply")]
@@ -228,7 +228,7 @@ def test_a_cell_that_is_idle_becomes_so() -> None:
     """Whatever was wrong with that message."""
     client = Client()
     parts = said("status", {"execution_state": "idle"}, "one")
-    client.refused.tell(Channel.IOPUB, parts, ValueError("a bug"))
+    client.refused.report(Channel.IOPUB, parts, ValueError("a bug"))
     assert client.heard == [("status", {"execution_state": "idle"}, "one")]
 
 
@@ -239,7 +239,7 @@ def test_a_cell_that_is_idle_becomes_so() -> None:
 def test_odd_parts_are_told_of_as_far_as_it_can_be(channel: Channel, parts: list[bytes]) -> None:
     """Nothing of them is relied on."""
     client = Client()
-    client.refused.tell(channel, parts, ProtocolError("It makes no sense."))
+    client.refused.report(channel, parts, ProtocolError("It makes no sense."))
     assert all(kind in {"stream", "status"} for kind, _, _ in client.heard)
 
 
@@ -251,7 +251,7 @@ def test_a_link_that_ends_for_good_is_told_in_the_cell_that_waits() -> None:
     nobody: Any = SimpleNamespace()
     failed = FailedLink(link, client.requests, client.mouth, nobody, nobody)
     error = Overrun("The other end sent more than it was given credit for.", "Restart the kernel.")
-    failed.answer(error, is_final=False, allows_stdin=True)
+    failed.fail_pending(error, is_final=False, allows_stdin=True)
     ((kind, content, cell),) = client.heard
     assert (kind, cell) == ("stream", "one")
     assert "more than it was given credit for. Restart the kernel." in content["text"]

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from remoter_kernel.front.jupyter.notebook_detector import NotebookDetector
-from remoter_kernel.front.jupyter.startup_code import MOST_HELD, StartupCode, is_own_code
+from remoter_kernel.front.jupyter.startup_code import MOST_HELD, StartupCode, is_client_code
 from remoter_kernel.front.session import parent_process
 from remoter_kernel.front.session.vscode import notebook_in
 from remoter_kernel.wire.frames import Channel
@@ -50,7 +50,7 @@ def clock() -> Clock:
 def introduction(clock: Clock, heard: list[str]) -> NotebookDetector:
     """One that waits."""
     found = NotebookDetector(clock, heard.append)  # type: ignore[arg-type]
-    found.wait()
+    found.start()
     return found
 
 
@@ -92,13 +92,13 @@ def test_the_address_of_a_cell(cell: Any, path: str) -> None:
 def test_silent_code_and_what_a_person_types_leave_time(
     introduction: NotebookDetector, heard: list[str]
 ) -> None:
-    introduction.hear(a_request(code="import ipywidgets", **SILENT))
-    introduction.hear(a_request("complete_request", code="pri", cursor_pos=3))
+    introduction.on_request(a_request(code="import ipywidgets", **SILENT))
+    introduction.on_request(a_request("complete_request", code="pri", cursor_pos=3))
     assert introduction.is_waiting
-    introduction.hear(a_request(code='__vsc_ipynb_file__ = "/a.ipynb"', **SILENT))
+    introduction.on_request(a_request(code='__vsc_ipynb_file__ = "/a.ipynb"', **SILENT))
     assert heard == ["/a.ipynb"]
     assert not introduction.is_waiting
-    introduction.hear(a_request(code="1"))
+    introduction.on_request(a_request(code="1"))
     assert heard == ["/a.ipynb"]
 
 
@@ -114,7 +114,7 @@ def test_silent_code_and_what_a_person_types_leave_time(
 def test_what_wants_an_answer_is_not_held_up(
     introduction: NotebookDetector, heard: list[str], request_: Request
 ) -> None:
-    introduction.hear(request_)
+    introduction.on_request(request_)
     assert heard == [""]
 
 
@@ -127,7 +127,7 @@ def test_a_client_that_says_nothing_is_not_waited_for_long(
     of_vscode = NotebookDetector(clock, heard.append)  # type: ignore[arg-type]
     clock.ring = None
     monkeypatch.setenv("VSCODE_PID", "1")
-    of_vscode.wait()
+    of_vscode.start()
     assert clock.ring is None
 
 
@@ -140,14 +140,14 @@ def test_what_was_answered_runs_first_and_once() -> None:
     )
     startup = StartupCode(requests, mouth, link)
     kept, late = a_request(code="a = 1", **SILENT), a_request(code="b = 1", **SILENT)
-    assert startup.answer(kept)
+    assert startup.reply_early(kept)
     link.ever_connected = True
-    assert startup.answer(late)
-    assert not startup.answer(a_request(code="c = 1"))
+    assert startup.reply_early(late)
+    assert not startup.reply_early(a_request(code="c = 1"))
     (held,) = requests
     assert (held.stage, held.why) == (Stage.HELD, "start-up code, answered already")
-    startup.send()
-    startup.send()
+    startup.send_held()
+    startup.send_held()
     assert said == ["ok", "ok", list(kept.parts)]
     assert len(requests) == 0
     assert not requests.on_state("m", "busy").is_new  # its client has heard that it was run
@@ -161,8 +161,8 @@ def test_start_up_code_is_kept_within_bounds() -> None:
     )
     startup = StartupCode(requests, mouth, link)
     for number in range(MOST_HELD + 5):
-        startup.answer(a_request(code=f"a = {number}", **SILENT))
-    startup.send()
+        startup.reply_early(a_request(code=f"a = {number}", **SILENT))
+    startup.send_held()
     assert len(said) == MOST_HELD
     assert b"a = 5" in said[0][-1]
 
@@ -181,6 +181,6 @@ def test_what_is_a_clients_own_code(
 ) -> None:
     """VS Code, which starts kernels itself, does not call its own silent."""
     monkeypatch.setattr(parent_process, "_PARENT", "12")
-    assert is_own_code(content) is is_own
+    assert is_client_code(content) is is_own
     monkeypatch.setattr(parent_process, "_PARENT", "")
-    assert is_own_code(content) is (is_own or content.get("store_history") is False)
+    assert is_client_code(content) is (is_own or content.get("store_history") is False)

@@ -10,11 +10,11 @@ from remoter_kernel.errors import Usage
 from remoter_kernel.front.this_side.local_magics import (
     LocalCode,
     ObjectTransferSpec,
-    answered_outside,
-    asked_inside,
     completeness,
     local_code,
-    wanted_by,
+    parse_local_magic,
+    shift_reply,
+    shift_request,
 )
 
 
@@ -39,7 +39,7 @@ from remoter_kernel.front.this_side.local_magics import (
 )
 def test_the_first_line_asks(code, wanted):
     """And nothing else does."""
-    assert wanted_by(code) == wanted
+    assert parse_local_magic(code) == wanted
 
 
 @pytest.mark.parametrize(
@@ -50,7 +50,7 @@ def test_the_first_line_asks(code, wanted):
 def test_words_that_make_no_sense_are_refused(code):
     """Before anything runs."""
     with pytest.raises(Usage):
-        wanted_by(code)
+        parse_local_magic(code)
 
 
 @given(st.text(max_size=30), st.integers(0, 60))
@@ -59,7 +59,7 @@ def test_a_position_inside_is_the_same_sign_outside(body, cursor):
     code = f"%%local\n{body}"
     local = local_code(code)
     assert local
-    inside = asked_inside({"code": code, "cursor_pos": cursor}, local)
+    inside = shift_request({"code": code, "cursor_pos": cursor}, local)
     if cursor < local.begin:
         assert inside is None
         return
@@ -67,7 +67,7 @@ def test_a_position_inside_is_the_same_sign_outside(body, cursor):
     assert inside["code"][: inside["cursor_pos"]] == code[local.begin : cursor]
     types = {"_jupyter_types_experimental": [{"start": 0, "end": inside["cursor_pos"]}]}
     answer = {"cursor_start": 0, "cursor_end": inside["cursor_pos"], "metadata": types}
-    outside = answered_outside(answer, local.begin)
+    outside = shift_reply(answer, local.begin)
     assert code[outside["cursor_start"] : outside["cursor_end"]] == code[local.begin : cursor]
     assert outside["metadata"]["_jupyter_types_experimental"] == [
         {"start": local.begin, "end": cursor}
@@ -78,7 +78,7 @@ def test_a_position_inside_is_the_same_sign_outside(body, cursor):
 def test_any_text_asks_or_does_not(code):
     """Whatever is typed, it is read, passed on, or refused in words."""
     try:
-        wanted = wanted_by(code)
+        wanted = parse_local_magic(code)
     except Usage:
         assert code.startswith(("%remoter", "%local", "%%local"))
     else:

@@ -27,7 +27,7 @@ def test_a_notice_is_told_once_however_often_the_link_comes_back():
     )
     first = address("Session abc123 could not be stopped.")
     for heard in (first, first, address(), address("Another one.")):
-        news.hear(heard, "", is_busy=False)
-        news.tell([ASKED])
+        news.on_session(heard, "", is_busy=False)
+        news.show_in([ASKED])
     lines = [line for line in told if line != "status"]
     assert lines == ["[remoter] Session abc123 could not be stopped.\n", "[remoter] Another one.\n"]

@@ -15,8 +15,8 @@ from remoter_kernel.front.this_side.permission import (
     AccessRequest,
     NotAllowed,
     Permission,
-    listed,
-    local_place,
+    format_names,
+    local_path,
 )
 from remoter_kernel.wire.frames import Channel
 from remoter_kernel.wire.messages import MessageSigner, header_of
@@ -32,7 +32,7 @@ class Person:
         self.answers = list(answers)
         self.questions = []
 
-    def ask_in(self, cell, text):
+    def prompt_in(self, cell, text):
         self.questions.append(text)
         answer = self.answers.pop(0)
         if isinstance(answer, Exception):
@@ -47,12 +47,12 @@ def a_cell(*, can_answer=True):
 
 
 def put(*paths):
-    places = tuple(local_place(str(path), path.name) for path in paths)
+    places = tuple(local_path(str(path), path.name) for path in paths)
     return AccessRequest("%remoter put", AccessKind.READ, "sends data.csv to gpu-box", places)
 
 
 def get(path):
-    places = (local_place(str(path)),)
+    places = (local_path(str(path)),)
     return AccessRequest("%remoter get", AccessKind.WRITE, "fetches data.csv from gpu-box", places)
 
 
@@ -62,7 +62,7 @@ def gate(person, folder, rule: Literal["ask", "allow", "never"] = "ask"):
 
 def may(permission, wanted, cell=None):
     try:
-        permission.demand(wanted, cell or a_cell())
+        permission.require(wanted, cell or a_cell())
     except NotAllowed:
         return False
     return True
@@ -120,7 +120,7 @@ def test_the_remote_may_decide_for_everybody(folder):
     for wanted in (LOCAL, put(folder / "a"), get(folder / "a")):
         assert may(gate(nobody, folder, "allow"), wanted, a_cell(can_answer=False))
         with pytest.raises(NotAllowed, match='says local = "never"'):
-            gate(nobody, folder, "never").demand(wanted, a_cell())
+            gate(nobody, folder, "never").require(wanted, a_cell())
 
 
 def test_a_rule_that_is_changed_counts_from_the_next_cell_on(folder):
@@ -136,9 +136,9 @@ def test_where_nobody_can_be_asked_nothing_is_allowed(folder, outside):
     """The error says what to do: for a place outside of the folder `allow` would not do."""
     cell = a_cell(can_answer=False)
     with pytest.raises(NotAllowed, match=r'nobody can be asked.*Set local = "allow"'):
-        gate(Person(), folder).demand(put(folder / "a"), cell)
+        gate(Person(), folder).require(put(folder / "a"), cell)
     with pytest.raises(NotAllowed, match=rf"about {outside}, .* nobody can be asked") as caught:
-        gate(Person(), folder, "allow").demand(put(outside), cell)
+        gate(Person(), folder, "allow").require(put(outside), cell)
     assert "allow" not in str(caught.value)
 
 
@@ -199,10 +199,10 @@ def test_too_many_places_or_what_cannot_be_shown_whole_is_refused(folder, tmp_pa
     """Nobody reads thirty questions, or the end of a name that is too long."""
     many = [tmp_path / f"{number}" for number in range(MOST_PATHS + 1)]
     with pytest.raises(NotAllowed, match="more than 8 at once are refused"):
-        gate(Person(), folder).demand(put(*many), a_cell())
+        gate(Person(), folder).require(put(*many), a_cell())
     long = tmp_path.joinpath(*["deep" * 10] * (LONGEST_PATH // 40), "id_ed25519")
     with pytest.raises(NotAllowed, match="too long to be shown whole"):
-        gate(Person(), folder).demand(put(long), a_cell())
+        gate(Person(), folder).require(put(long), a_cell())
 
 
 def test_a_link_or_dots_lead_nowhere_unasked(folder, outside):
@@ -243,5 +243,5 @@ def test_a_cell_cannot_rewrite_the_question(folder, tmp_path):
 
 
 def test_a_list_is_told_whole_or_counted():
-    assert listed(["a", "b"], "sources") == "a, b"
-    assert listed([f"measurement-{n}.csv" for n in range(50)], "sources") == "50 sources"
+    assert format_names(["a", "b"], "sources") == "a, b"
+    assert format_names([f"measurement-{n}.csv" for n in range(50)], "sources") == "50 sources"

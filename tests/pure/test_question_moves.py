@@ -32,7 +32,7 @@ def cell(client: list[bytes], cell_id: str) -> Request:
 def run(page: Page, route: Request) -> None:
     """Run a cell, behind those that wait."""
     page.cells.append(route)
-    page.asker.note_cell(route, lambda _name: False)
+    page.asker.on_cell(route, lambda _name: False)
 
 
 class Login:
@@ -104,7 +104,7 @@ def test_a_cell_that_is_over_or_may_not_ask_is_not_asked_in(page: Page, *, is_ov
     if not is_over:
         parts = VOICE.compose("execute_request", {"code": "1", "allow_stdin": False})
         route = Request(Channel.SHELL, parts, header_of(parts[1]), identities=ANOTHER)
-    page.asker.note_cell(route, lambda _name: is_over)
+    page.asker.on_cell(route, lambda _name: is_over)
     assert len(page.shown) == 1
     page.answer("secret")
     assert login.ended() == ["secret"]
@@ -185,7 +185,7 @@ def test_an_interrupt_ends_the_wait_for_another_ones_answer(page: Page) -> None:
         wait_for(lambda: page.asker.is_asking, what="the wait")
         assert "gpu-box: the login waits for a password." in page.told[-1]
         if is_interrupt:
-            assert page.asker.call_off()
+            assert page.asker.cancel()
         else:
             withdrawn.set()
         thread.join(5)
@@ -205,11 +205,11 @@ def test_a_cell_that_is_run_again_has_closed_its_box(page: Page) -> None:
     run(page, cell(CLIENT, "1"))
     login = Login(page, PASSWORD)
     login.take_back()
-    assert page.asker._boxes.is_in_the_way(CLIENT)
+    assert page.asker._boxes.is_ambiguous(CLIENT)
     page.cells.clear()
     again = cell(CLIENT, "1")
     run(page, again)
-    assert not page.asker._boxes.is_in_the_way(CLIENT)
+    assert not page.asker._boxes.is_ambiguous(CLIENT)
 
 
 @pytest.mark.parametrize("is_server", [True, False])
@@ -218,7 +218,7 @@ def test_an_interrupt_closes_no_box_of_another_page(page: Page, *, is_server: bo
     run(page, cell(CLIENT, "1"))
     login = Login(page, PASSWORD)
     run(page, cell(ANOTHER, "1"))
-    page.asker.call_off(client=[b"server"] if is_server else ANOTHER)
+    page.asker.cancel(client=[b"server"] if is_server else ANOTHER)
     login._thread.join(5)
-    assert page.asker._boxes.is_in_the_way(CLIENT)
-    assert not page.asker._boxes.is_in_the_way(ANOTHER)
+    assert page.asker._boxes.is_ambiguous(CLIENT)
+    assert not page.asker._boxes.is_ambiguous(ANOTHER)

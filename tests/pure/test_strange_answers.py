@@ -26,7 +26,7 @@ from remoter_kernel.front.bootstrap import host_probe, remote_answer, remote_ven
 from remoter_kernel.front.bootstrap.installer import ANSWER_MARK
 from remoter_kernel.front.bootstrap.launcher import SessionInfo
 from remoter_kernel.front.configuration.remotes import Remote
-from remoter_kernel.front.jupyter.session_banner import joined_text, left_alone
+from remoter_kernel.front.jupyter.session_banner import joined_text, other_sessions_text
 from remoter_kernel.front.reading.executions import (
     CellExecution,
     ExecutionHistory,
@@ -158,7 +158,7 @@ def test_an_address_is_one_or_an_error(fields):
         for text in (address.host, address.user, address.python, address.pyzmq):
             does_no_harm(text)
         for news in (
-            left_alone(address, "n"),
+            other_sessions_text(address, "n"),
             joined_text(address, "n", time.time(), is_busy=True),
         ):
             does_no_harm(news)

@@ -23,7 +23,7 @@ class CellHere:
         self.ground, self.request = ground, route
         self.interrupts = 0
 
-    def begin(self):
+    def start(self):
         self.ground.running.append(("here", self.request))
 
     def interrupt(self):
@@ -56,26 +56,26 @@ class Ground:
 
     def ask_here(self, **words):
         cell = CellHere(self, self.requests.add(a_route(**words)))
-        self.turns.take_here(cell)
+        self.turns.enqueue_local(cell)
         return cell
 
     def ask_there(self, **words):
         route = self.requests.add(a_route(**words))
-        if not self.turns.take_there(route):
+        if not self.turns.enqueue_remote(route):
             self.say(route)
         return route
 
     def end_here(self, *, is_well=True):
-        self.requests.move(self.turns.here.request, Stage.DONE)
-        self.turns.end(is_well=is_well)
+        self.requests.move(self.turns.running_local.request, Stage.DONE)
+        self.turns.on_local_over(is_well=is_well)
 
     def reply(self, route, status="ok"):
         self.requests.on_reply(route.id)
-        self.turns.hear_reply(route, status)
+        self.turns.on_reply(route, status)
 
     def idle(self, route):
         self.requests.on_state(route.id, "idle")
-        self.turns.hear_idle(route.id)
+        self.turns.on_idle(route.id)
 
     def end_there(self, status="ok"):
         route = self.there[0]
@@ -86,7 +86,7 @@ class Ground:
         """The link gave up: this side answers what that one will not."""
         for route in self.there:
             self.requests.move(route, Stage.FAILED)
-        self.turns.hear_lost()
+        self.turns.on_link_failed()
 
 
 @given(st.lists(st.sampled_from(["here", "there", "end"]), max_size=40))
@@ -98,14 +98,14 @@ def test_cells_begin_in_order_and_sides_take_turns(steps):
             asked.append(("here", ground.ask_here().request))
         elif step == "there":
             asked.append(("there", ground.ask_there()))
-        elif ground.turns.here:
+        elif ground.turns.running_local:
             assert not ground.there
             ground.end_here()
         elif ground.there:
             ground.end_there()
     assert ground.running == asked
     assert not ground.off
-    assert not ground.turns.is_used
+    assert not ground.turns.is_active
 
 
 def test_without_cells_here_nothing_is_held():
@@ -122,9 +122,9 @@ def test_the_idle_is_waited_for_and_not_the_reply_alone():
     there = ground.ask_there()
     ground.ask_here()
     ground.reply(there)
-    assert ground.turns.here is None
+    assert ground.turns.running_local is None
     ground.idle(there)
-    assert ground.turns.here
+    assert ground.turns.running_local
 
 
 def test_failures_call_off_what_waits():
@@ -153,7 +153,7 @@ def test_cells_that_are_lost_there_hold_up_nobody():
     ground.ask_there(stop_on_error=False)
     cell = ground.ask_here()
     ground.lose_all_there()
-    assert ground.turns.here is cell
+    assert ground.turns.running_local is cell
     ground = Ground()
     ground.ask_there()
     cell = ground.ask_here()

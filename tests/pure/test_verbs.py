@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from remoter_kernel.errors import Usage
 from remoter_kernel.front.files.cell_transfer import TransferRequest
 from remoter_kernel.front.reading.status import Status, format_status, open_requests
-from remoter_kernel.front.verbs.help import HELP, all_verbs, explained, one_verb
+from remoter_kernel.front.verbs.help import HELP, inspect_text, summary_text, verb_text
 from remoter_kernel.front.verbs.magic import ParsedMagic, parse_magic
 
 
@@ -75,11 +75,11 @@ def test_a_mistyped_verb_is_answered_with_the_nearest(verb):
 
 def test_who_asks_about_a_line_of_ours_reads_its_help():
     """Shift-Tab at the first line tells its verb, or all verbs; elsewhere another is asked."""
-    assert explained("%remoter put data.csv ./", 12) == one_verb("put", HELP)
-    assert explained("%remoter pu", 11) == explained("%remoter", None) == all_verbs(HELP)
-    assert "on this side" in explained("%%local\nx = 1", 3)
+    assert inspect_text("%remoter put data.csv ./", 12) == verb_text("put", HELP)
+    assert inspect_text("%remoter pu", 11) == inspect_text("%remoter", None) == summary_text(HELP)
+    assert "on this side" in inspect_text("%%local\nx = 1", 3)
     for code, cursor in (("%%local\nx = 1", 9), (" %remoter put", 5), ("%remotely", 4), ("", 0)):
-        assert explained(code, cursor) == ""
+        assert inspect_text(code, cursor) == ""
 
 
 def test_a_line_that_would_be_lost_is_refused():

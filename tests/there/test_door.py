@@ -20,7 +20,7 @@ from zmq.utils.monitor import recv_monitor_message
 
 from remoter_kernel.front.bootstrap.launcher import SessionRequest
 from remoter_kernel.front.configuration.remotes import find_remote
-from remoter_kernel.front.jupyter.sockets import digest
+from remoter_kernel.front.jupyter.sockets import key_fingerprint
 from remoter_kernel.front.session.dialer import SessionDialer
 from remoter_kernel.wire.frames import (
     Channel,
@@ -71,7 +71,7 @@ def behind(here: JupyterHere, far: FarSide, python_remote: dict[str, Any]) -> It
         talk.case(lambda talk: talk.run("import os; witness = 'here'; pid = os.getpid(); runs = 0"))
         dialer = SessionDialer(partial(find_remote, "door"))
         dialer.session_request = SessionRequest(
-            client_key="", kernel_id=digest(kernel.client.session.key.decode())
+            client_key="", kernel_id=key_fingerprint(kernel.client.session.key.decode())
         )
         line = dialer.dial()
         try:

@@ -19,7 +19,7 @@ from bench.proxy import Proxy
 from remoter_kernel.daemon.records import Record, read_journal
 from remoter_kernel.front.bootstrap.launcher import SessionRequest
 from remoter_kernel.front.configuration.remotes import find_remote
-from remoter_kernel.front.jupyter.sockets import digest
+from remoter_kernel.front.jupyter.sockets import key_fingerprint
 from remoter_kernel.front.session.dialer import SessionDialer
 from remoter_kernel.wire.frames import Channel, from_json, unpack_parts
 from tests.hung_disk import HungDisk
@@ -263,7 +263,7 @@ def another_client(kernel: StartedKernel) -> None:
     """Come through another login, with a key that is new there."""
     dialer = SessionDialer(lambda: find_remote("watched"))
     dialer.session_request = SessionRequest(
-        client_key="", kernel_id=digest(kernel.client.session.key.decode())
+        client_key="", kernel_id=key_fingerprint(kernel.client.session.key.decode())
     )
     line = dialer.dial()
     line.close()

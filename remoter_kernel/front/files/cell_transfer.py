@@ -32,8 +32,8 @@ from remoter_kernel.front.this_side.permission import (
     AccessRequest,
     LocalPath,
     NotAllowed,
-    listed,
-    local_place,
+    format_names,
+    local_path,
 )
 from remoter_kernel.wire.plan import Plan, full_path, make_plan
 from remoter_kernel.wire.threads import Thread
@@ -105,10 +105,10 @@ def parse_transfer_request(verb: str, line: str) -> TransferRequest:
 class CellContext(Protocol):
     """The cell in which it is asked for."""
 
-    def show(self, kind: str, content: dict[str, Any]) -> None:
+    def publish(self, kind: str, content: dict[str, Any]) -> None:
         """Say something in it."""
 
-    def end(self, error: RemoterError | None = None) -> None:
+    def finish(self, error: RemoterError | None = None) -> None:
         """Say how it ended."""
 
 
@@ -194,14 +194,14 @@ class CellTransfer:
             wanted = AccessRequest(
                 self._request.verb, AccessKind.READ, _describe_put(plan, remote), _places_read(plan)
             )
-            self._permission.demand(wanted, self._route)
+            self._permission.require(wanted, self._route)
             return Transfer(spec, remote, self._log_in, self._on_progress, plan=plan)
         place = _place_written(spec)
-        names = listed(list(map(escape_name, spec.sources)), "sources")
+        names = format_names(list(map(escape_name, spec.sources)), "sources")
         what = f"fetches {names} from {remote.name} into {place.path}"
         places = () if spec.is_dry else (place,)
         wanted = AccessRequest(self._request.verb, AccessKind.WRITE, what, places)
-        self._permission.demand(wanted, self._route)
+        self._permission.require(wanted, self._route)
         _raise_if_moved(place)
         real = str(place.path)
         to = real.rstrip(os.sep) + os.sep if place.is_folder else real
@@ -250,7 +250,7 @@ class CellTransfer:
         self._shown_progress = progress
         data = {"text/plain": progress_line(progress), "text/html": progress_html(progress)}
         words = {"data": data, "metadata": {}, "transient": {"display_id": self._display}}
-        self._cell.show(kind, words)
+        self._cell.publish(kind, words)
 
     def _report(self, spec: TransferSpec, remote: str, result: TransferResult) -> None:
         """Say what came of it."""
@@ -269,19 +269,19 @@ class CellTransfer:
             more = len(lines) - MOST_LINES
             shown = lines[:MOST_LINES] + ([f"… and {more} more"] if more > 0 else [])
             text = "".join(f"{line}\n" for line in shown)
-            self._cell.show("stream", {"name": name, "text": text})
+            self._cell.publish("stream", {"name": name, "text": text})
 
     def _finish(self, error: RemoterError | None) -> None:
         if error and self._shown_progress:  # how far it has come stays to be seen, and no time left
             note = "interrupted" if isinstance(error, TransferInterrupted) else "not all of it"
             self._show_progress(replace(self._shown_progress, note=note))
-        self._cell.end(error)
+        self._cell.finish(error)
         self._on_finish(error)
 
 
 def _describe_put(plan: Plan, remote: Remote) -> str:
     """Say what would be sent."""
-    names = listed([escape_name(str(top["name"])) for top in plan.tops], "sources")
+    names = format_names([escape_name(str(top["name"])) for top in plan.tops], "sources")
     files = "1 file" if plan.files == 1 else f"{plan.files} files"
     return f"sends {names} ({files}, {format_size(plan.size)}) to {remote.name}"
 
@@ -298,14 +298,14 @@ def _places_read(plan: Plan) -> tuple[LocalPath, ...]:
 def _place_written(spec: TransferSpec) -> LocalPath:
     """Return where would be written."""
     try:
-        return local_place(full_path(spec.to, str(spec.here)))
+        return local_path(full_path(spec.to, str(spec.here)))
     except (OSError, ValueError) as error:
         raise Usage(f"{escape_name(spec.to)} cannot be a place here: {error}.") from None
 
 
 def _raise_if_moved(place: LocalPath) -> None:
     """Raise `NotAllowed` if a place leads elsewhere by now: an answer may take its time."""
-    if local_place(str(place.path)).path != place.path:
+    if local_path(str(place.path)).path != place.path:
         raise NotAllowed(
             f"{escape_name(str(place.path))} leads elsewhere by now; nothing was done."
         )
@@ -327,7 +327,7 @@ class QueuedTransfer:
         self._transfer = spec(on_end=self._end)
         self._turns = turns
 
-    def begin(self) -> None:
+    def start(self) -> None:
         """Carry them."""
         self._on_begin()
         self._transfer.start()
@@ -337,4 +337,4 @@ class QueuedTransfer:
         self._transfer.stop()
 
     def _end(self, error: RemoterError | None) -> None:
-        self._turns.end(is_well=error is None)
+        self._turns.on_local_over(is_well=error is None)

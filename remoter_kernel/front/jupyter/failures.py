@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from remoter_kernel.errors import NoSuchSession, RemoterError
-from remoter_kernel.front.jupyter.request_queries import is_shown, unanswered_there
+from remoter_kernel.front.jupyter.request_queries import shows_output, unanswered_remote
 from remoter_kernel.front.prompts import NeedsPerson
 from remoter_kernel.wire.requests import IDLE, Stage
 
@@ -43,42 +43,42 @@ class FailedLink:
     prompter: StdinPrompter
     startup_code: StartupCode
 
-    def answer(self, error: RemoterError, *, is_final: bool, allows_stdin: bool) -> None:
+    def fail_pending(self, error: RemoterError, *, is_final: bool, allows_stdin: bool) -> None:
         """Answer what will not be answered from there.
 
         `is_final`: nothing of the session will ever come; `allows_stdin`: are there clients that
         allow questions? One that never does (nbclient) has nobody who would run another cell.
         """
         if isinstance(error, NeedsPerson):
-            if self.prompter.has_somebody():  # a cell was run while nobody could be asked
+            if self.prompter.can_prompt():  # a cell was run while nobody could be asked
                 self.link.wake()
                 return
-            self._put_off(error, allows_stdin=allows_stdin)
+            self._fail_until_prompt(error, allows_stdin=allows_stdin)
             error.advice = " ".join([error.advice.removesuffix(RUN_A_CELL), RUN_A_CELL]).strip()
         is_final |= isinstance(error, NoSuchSession)
-        for request in unanswered_there(self.requests):
+        for request in unanswered_remote(self.requests):
             was_withdrawn = self.link.withdraw(request.channel, request.number)
             if was_withdrawn or is_final or not self.link.ever_connected:
-                self.replies.answer_error(request, error)
-            elif is_shown(request):  # it may be running there, and does not say so any more
-                self._tell(request, str(error))
+                self.replies.reply_error(request, error)
+            elif shows_output(request):  # it may be running there, and does not say so any more
+                self._write_stderr(request, str(error))
         if is_final:  # an idle that is still to come will not come any more
             for request in self.requests.at(Stage.REPLIED):
                 self.replies.publish("status", {"execution_state": IDLE}, request.header)
 
-    def _put_off(self, error: RemoterError, *, allows_stdin: bool) -> None:
+    def _fail_until_prompt(self, error: RemoterError, *, allows_stdin: bool) -> None:
         """Nobody can be asked for now: end what need not wait."""
-        for request in unanswered_there(self.requests):
+        for request in unanswered_remote(self.requests):
             is_unsaid = self.link.withdraw(request.channel, request.number)
-            if is_unsaid and self.startup_code.answer(request):
+            if is_unsaid and self.startup_code.reply_early(request):
                 continue
             if is_unsaid or not allows_stdin:
-                self.replies.answer_error(request, error)
-            elif is_shown(request):
+                self.replies.reply_error(request, error)
+            elif shows_output(request):
                 where = f"{error.remote}: " if error.remote else ""
-                self._tell(request, f"{where}{error.what} Run a cell to be asked.")
+                self._write_stderr(request, f"{where}{error.what} Run a cell to be asked.")
 
-    def _tell(self, request: Request, sentence: str) -> None:
+    def _write_stderr(self, request: Request, sentence: str) -> None:
         words = {"name": "stderr", "text": f"[remoter] {sentence}\n"}
         self.replies.publish("stream", words, request.header)
 
@@ -89,9 +89,9 @@ class OutputsMissing(RemoterError):
 
 def answer_what_is_lost_there(link: Link, requests: Requests, mouth: ReplySender) -> None:
     """Answer what an evaluator had confirmed, and its successor has never heard of."""
-    for request in unanswered_there(requests):
+    for request in unanswered_remote(requests):
         if link.is_lost_there(request.channel, request.number):
-            mouth.answer_error(request, OutputsMissing(LOST_THERE))
+            mouth.reply_error(request, OutputsMissing(LOST_THERE))
 
 
 class KernelDied(RemoterError):
@@ -109,26 +109,26 @@ class DeadKernel:
     def __init__(
         self, reactor: Reactor, replies: ReplySender, exit_process: Callable[[], None]
     ) -> None:
-        """`begin` begins."""
+        """`on_died` begins."""
         self._reactor = reactor
         self._replies = replies
         self._exit = exit_process
         self._error: KernelDied | None = None
 
     @property
-    def has_begun(self) -> bool:
+    def is_dead(self) -> bool:
         """Is the kernel dead, and this front about to follow it?"""
         return self._error is not None
 
-    def begin(self, why: str) -> None:
+    def on_died(self, why: str) -> None:
         """Hear that the kernel has died."""
         self._error = KernelDied(why)
         self._reactor.call_later(EXIT_AFTER, self._exit)
 
-    def refuse(self, cell: Request) -> bool:
+    def reply_if_dead(self, cell: Request) -> bool:
         """Answer another cell with the reason, and leave; False: there is none."""
         if self._error is None:
             return False
-        self._replies.answer_error(cell, self._error)
+        self._replies.reply_error(cell, self._error)
         self._reactor.call_later(EXIT_AFTER_REPLY, self._exit)
         return True

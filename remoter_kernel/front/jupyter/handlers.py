@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from remoter_kernel.errors import ProtocolError, TooLarge
 from remoter_kernel.front.jupyter import canned_replies
-from remoter_kernel.front.jupyter.request_queries import cells_there, find_there
+from remoter_kernel.front.jupyter.request_queries import find_open_remote, remote_cells
 from remoter_kernel.front.prompts import NeedsPerson
 from remoter_kernel.front.session.link import LinkState
 from remoter_kernel.wire.frames import Channel, to_json
@@ -53,35 +53,35 @@ class HandlerResult(Enum):
 class LineCompleter(Protocol):
     """Completes and explains lines of ours."""
 
-    def take(self, request: Request) -> bool:
+    def handle(self, request: Request) -> bool:
         """Answer what is about such a line."""
 
-    def amend(self, request: Request, parts: Parts) -> Parts:
+    def amend_reply(self, request: Request, parts: Parts) -> Parts:
         """Return a kernel's reply as clients should see it."""
 
 
 class LocalRouter(Protocol):
     """Knows what is for this side."""
 
-    def take_cell(self, request: Request) -> bool:
+    def on_execute(self, request: Request) -> bool:
         """Take a cell that needs this side."""
 
-    def take_other(self, kind: str, request: Request) -> bool:
+    def on_other_request(self, kind: str, request: Request) -> bool:
         """Take another request that is for this side."""
 
-    def take_own(self, parts: Parts) -> bool:
+    def consume_internal(self, parts: Parts) -> bool:
         """Take what comes of code of our own."""
 
-    def notice(self, parts: Parts) -> None:
+    def on_remote_output(self, parts: Parts) -> None:
         """Look at what is published there."""
 
-    def notice_reply(self, request: Request, parts: Parts) -> None:
+    def on_remote_reply(self, request: Request, parts: Parts) -> None:
         """Look at a reply from there."""
 
-    def amend(self, request: Request, parts: Parts) -> Parts:
+    def amend_reply(self, request: Request, parts: Parts) -> Parts:
         """Return a kernel's reply as clients should see it."""
 
-    def lose(self, error: RemoterError, *, is_over: bool) -> None:
+    def on_link_failed(self, error: RemoterError, *, is_over: bool) -> None:
         """Hear that the link has failed."""
 
 
@@ -91,23 +91,23 @@ class MagicRunner(Protocol):
     last_reply: bytes
     is_encrypted: bool | None
 
-    def take(self, request: Request, content: dict[str, Any], finish: Finish) -> bool:
+    def handle(self, request: Request, content: dict[str, Any], finish: Finish) -> bool:
         """Answer a cell that asks something of this side."""
 
-    def notice(self, parts: Parts) -> None:
+    def on_output(self, parts: Parts) -> None:
         """Look at an output."""
 
 
 class CellScheduler(Protocol):
     """Lets cells run one at a time, on whichever side."""
 
-    def take_there(self, request: Request) -> bool:
+    def enqueue_remote(self, request: Request) -> bool:
         """Hold a cell back for the other side."""
 
     def interrupt(self) -> bool:
         """Interrupt the cell on this side."""
 
-    def look(self) -> None:
+    def start_next(self) -> None:
         """Begin with the next cell on this side, if its time has come."""
 
 
@@ -145,7 +145,7 @@ class ProxyContext:
     # Who sent what has no reply (of a widget), the last ones: code that it runs may ask.
     _senders: dict[str, Request] = field(default_factory=dict)
 
-    def note_without_reply(self, request: Request) -> None:
+    def remember_sender(self, request: Request) -> None:
         """Remember who sent something that has no reply, and nothing of what it says."""
         sender = Request(request.channel, [], request.header, identities=request.identities)
         self._senders[request.id] = sender
@@ -154,12 +154,12 @@ class ProxyContext:
 
     def sender_of(self, name: str) -> Request | None:
         """Return the request with this id, as one in which a kernel may ask."""
-        return find_there(self.requests, name) or self._senders.get(name)
+        return find_open_remote(self.requests, name) or self._senders.get(name)
 
     @property
-    def is_there(self) -> bool:
+    def is_kernel_ready(self) -> bool:
         """Would the far kernel answer, as far as we know?"""
-        is_alive = self.kernel.is_ready and not self.dead_kernel.has_begun
+        is_alive = self.kernel.is_ready and not self.dead_kernel.is_dead
         return is_alive and self.link.state is LinkState.UP
 
     @property
@@ -185,7 +185,7 @@ def handle(context: ProxyContext, request: Request) -> HandlerResult:
         if not request.expects_reply:
             requests.move(request, Stage.DONE, "it has no reply")
     if request.is_cell:
-        context.prompter.note_cell(request, partial(_is_answered, requests))
+        context.prompter.on_cell(request, partial(_is_answered, requests))
     return outcome
 
 
@@ -206,17 +206,17 @@ def _first_outcome(context: ProxyContext, request: Request) -> HandlerResult:
 
 def send_to_session(context: ProxyContext, request: Request) -> None:
     """Send a request to the session; one that cannot be carried is answered here."""
-    context.startup_code.send()
+    context.startup_code.send_held()
     moved = partial(context.requests.move, request)
     on_kept = partial(moved, Stage.ACCEPTED, "in the session's journal")
     moved(Stage.QUEUED)
     try:
         request.number = context.link.say(request.channel, list(request.parts), on_kept)
     except TooLarge as error:
-        context.replies.refuse(request, error)
+        context.replies.reject(request, error)
         return
     if not request.expects_reply:
-        context.note_without_reply(request)
+        context.remember_sender(request)
         moved(Stage.DONE, "it has no reply")
 
 
@@ -233,14 +233,14 @@ def send_cell(context: ProxyContext, cell: Request) -> None:
     context.link.wake()
 
 
-def send_held(context: ProxyContext) -> None:
+def send_held_requests(context: ProxyContext) -> None:
     """Send the questions that waited for the kernel."""
     for request in context.requests.at(Stage.HELD):
         if request.type in canned_replies.INTERACTIVE_REQUESTS:
             send_to_session(context, request)
 
 
-def note_what_has_left(context: ProxyContext, why: str = "") -> None:
+def mark_sent(context: ProxyContext, why: str = "") -> None:
     """Put what has left this side since it was queued into its stage.
 
     Nobody is told when that happens: it is looked at where somebody wants to know. The table takes
@@ -258,7 +258,7 @@ def stdin_reply(context: ProxyContext, request: Request) -> HandlerResult:
     """What was typed goes to whoever has asked for it."""
     if request.channel is not Channel.STDIN:
         return HandlerResult.PASS
-    if not context.prompter.hear(request):
+    if not context.prompter.on_input_reply(request):
         send_to_session(context, request)
     return HandlerResult.HANDLED
 
@@ -269,13 +269,13 @@ def interrupt(context: ProxyContext, request: Request) -> HandlerResult:
         return HandlerResult.PASS
     context.replies.reply(request, {"status": "ok"})
     is_ours = context.cell_queue.interrupt()
-    if context.prompter.call_off(is_here=is_ours, client=request.identities) or is_ours:
+    if context.prompter.cancel(is_here=is_ours, client=request.identities) or is_ours:
         return HandlerResult.HANDLED
-    cells = [cell.id for cell in cells_there(context.requests)]
+    cells = [cell.id for cell in remote_cells(context.requests)]
     if context.link.pacer:
         context.link.pacer.interrupt(*cells[:1])
     words = to_json({"order": "interrupt", "cells": cells})
-    context.shutdown.unless_it_follows(partial(context.link.say, Channel.COMMAND, [words]))
+    context.shutdown.delay_interrupt(partial(context.link.say, Channel.COMMAND, [words]))
     return HandlerResult.HANDLED
 
 
@@ -291,13 +291,13 @@ def shutdown(context: ProxyContext, request: Request) -> HandlerResult:
     context.replies.reply(request, content, is_quiet=True)
     context.replies.publish("shutdown_reply", content, request.header)
     context.requests.move(request, Stage.DONE, "this process ends")
-    context.shutdown.leave("restart" if is_restart else "stop")
+    context.shutdown.exit("restart" if is_restart else "stop")
     return HandlerResult.HANDLED
 
 
 def kernel_info(context: ProxyContext, request: Request) -> HandlerResult:
     """Say who the kernel is, from memory, while it cannot say so itself."""
-    if request.type != "kernel_info_request" or context.is_there:
+    if request.type != "kernel_info_request" or context.is_kernel_ready:
         return HandlerResult.PASS
     info = canned_replies.cached_kernel_info(context.kernel.info, context.kernel.language)
     context.replies.reply(request, info)
@@ -306,19 +306,19 @@ def kernel_info(context: ProxyContext, request: Request) -> HandlerResult:
 
 def magic_completion(context: ProxyContext, request: Request) -> HandlerResult:
     """Complete and explain a line of ours."""
-    return HandlerResult.HANDLED if context.completer.take(request) else HandlerResult.PASS
+    return HandlerResult.HANDLED if context.completer.handle(request) else HandlerResult.PASS
 
 
 def notebook_detection(context: ProxyContext, request: Request) -> HandlerResult:
     """Look which notebook this is for."""
-    context.notebook_detector.hear(request)
+    context.notebook_detector.on_request(request)
     return HandlerResult.PASS
 
 
 def startup_code(context: ProxyContext, request: Request) -> HandlerResult:
     """Answer a client's own code where it must not wait for a person or a session."""
     is_early = context.waits_for_person or context.notebook_detector.is_waiting
-    is_answered = is_early and context.startup_code.answer(request)
+    is_answered = is_early and context.startup_code.reply_early(request)
     return HandlerResult.HANDLED if is_answered else HandlerResult.PASS
 
 
@@ -327,30 +327,32 @@ def dead_kernel(context: ProxyContext, request: Request) -> HandlerResult:
     if not request.is_cell:
         return HandlerResult.PASS
     context.kernel.allows_stdin |= bool(request.content.get("allow_stdin", True))
-    return HandlerResult.HANDLED if context.dead_kernel.refuse(request) else HandlerResult.PASS
+    return (
+        HandlerResult.HANDLED if context.dead_kernel.reply_if_dead(request) else HandlerResult.PASS
+    )
 
 
 def local_cell(context: ProxyContext, request: Request) -> HandlerResult:
     """Run a cell on this side in its turn, and answer what is asked of the kernel here."""
     if request.is_cell:
-        is_taken = context.local_cells.take_cell(request)
+        is_taken = context.local_cells.on_execute(request)
     else:
-        is_taken = context.local_cells.take_other(request.type, request)
+        is_taken = context.local_cells.on_other_request(request.type, request)
     return HandlerResult.HANDLED if is_taken else HandlerResult.PASS
 
 
-def remoter_verb(context: ProxyContext, request: Request) -> HandlerResult:
+def remoter_magic(context: ProxyContext, request: Request) -> HandlerResult:
     """Answer a cell that asks something of this side."""
     if not request.is_cell:
         return HandlerResult.PASS
-    finish = partial(context.replies.finish, request)
-    is_taken = context.magics.take(request, request.content, finish)
+    finish = partial(context.replies.finish_cell, request)
+    is_taken = context.magics.handle(request, request.content, finish)
     return HandlerResult.HANDLED if is_taken else HandlerResult.PASS
 
 
 def cell_queue(context: ProxyContext, request: Request) -> HandlerResult:
     """Hold back a cell that stands behind one of this side."""
-    is_held = request.is_cell and context.cell_queue.take_there(request)
+    is_held = request.is_cell and context.cell_queue.enqueue_remote(request)
     return HandlerResult.HELD if is_held else HandlerResult.PASS
 
 
@@ -362,7 +364,7 @@ def relay(context: ProxyContext, request: Request) -> HandlerResult:
     is_empty = request.type in canned_replies.EMPTY_REPLIES and context.prompter.is_asking
     if is_empty or context.link.state is LinkState.FAILED:
         _answer_empty(context, request)
-    elif request.type in canned_replies.INTERACTIVE_REQUESTS and not context.is_there:
+    elif request.type in canned_replies.INTERACTIVE_REQUESTS and not context.is_kernel_ready:
         context.requests.move(request, Stage.HELD, "the kernel is not there yet")
         context.reactor.call_later(REPLY_WITHIN, partial(_answer_if_held, context, request))
         return HandlerResult.HELD
@@ -381,7 +383,7 @@ HANDLERS = (
     startup_code,
     dead_kernel,
     local_cell,
-    remoter_verb,
+    remoter_magic,
     cell_queue,
     relay,
 )

@@ -40,7 +40,7 @@ class ProxyIdentity:
         self, reactor: Reactor, link: Link, dialer: SessionDialer, remote_name: Callable[[], str]
     ) -> None:
         """Remember; `remote_name()` names the remote."""
-        self.notebook_detector = NotebookDetector(reactor, self._be_introduced)
+        self.notebook_detector = NotebookDetector(reactor, self._on_notebook_known)
         self._reactor = reactor
         self._link = link
         self._dialer = dialer
@@ -54,9 +54,9 @@ class ProxyIdentity:
         """Is VS Code this front's client, as far as that is known?"""
         return bool(self._notebook) or vscode.has_started()
 
-    def begin(self) -> None:
+    def start(self) -> None:
         """Show that this front lives, and say who it is as far as that is known."""
-        self._appear(self._dialer.session_request.kernel_id)
+        self._announce(self._dialer.session_request.kernel_id)
         is_started_by_jupyter = parent_process.is_named() or SESSION_NAME_VARIABLE in os.environ
         if is_started_by_jupyter or self._dialer.session_request.session:
             self._dialer.notebook_identity = NotebookIdentity(
@@ -64,35 +64,35 @@ class ProxyIdentity:
             )
         else:
             self._dialer.is_identified.clear()
-            self.notebook_detector.wait()
+            self.notebook_detector.start()
 
-    def end(self, *, is_without_command: bool) -> None:
+    def close(self, *, is_without_command: bool) -> None:
         """Leave; `is_without_command`: without a word of what should become of the session."""
         if is_without_command:
-            self._leave_sign()
+            self._record_exit()
         self._liveness_lock.release()  # what follows may take a while: the next proxy may be there
 
-    def _appear(self, kernel_id: str) -> None:
+    def _announce(self, kernel_id: str) -> None:
         self._liveness_lock.release()
         self._liveness_lock = LivenessLock(kernel_id)
         laptop = laptop_id() if self._liveness_lock.take() else ""
         self._link.identity = {"kernel_id": kernel_id, "laptop": laptop}
 
-    def _be_introduced(self, notebook: str) -> None:
+    def _on_notebook_known(self, notebook: str) -> None:
         remote, self._notebook = self._remote_name(), notebook
         before = restart_detection.before(remote, notebook, self._started) if notebook else None
         if before:
             undelivered_commands.save_command(remote, before.kernel_id, before.session, "restart")
-            self._appear(before.kernel_id)
+            self._announce(before.kernel_id)
             self._dialer.session_request = replace(
                 self._dialer.session_request, kernel_id=before.kernel_id
             )
         self._dialer.notebook_identity = NotebookIdentity(notebook, self._link.identity["laptop"])
         self._dialer.is_identified.set()
         if sys.platform == "win32":  # where nobody is told before its end
-            self._keep_sign()
+            self._keep_recording_exit()
 
-    def _leave_sign(self) -> None:
+    def _record_exit(self) -> None:
         address = self._dialer.session_info
         if self._notebook and address:
             departure = restart_detection.ProxyExit(
@@ -100,6 +100,6 @@ class ProxyIdentity:
             )
             restart_detection.record_exit(self._remote_name(), self._notebook, departure)
 
-    def _keep_sign(self) -> None:
-        self._leave_sign()
-        self._reactor.call_later(RECORD_EVERY, self._keep_sign)
+    def _keep_recording_exit(self) -> None:
+        self._record_exit()
+        self._reactor.call_later(RECORD_EVERY, self._keep_recording_exit)

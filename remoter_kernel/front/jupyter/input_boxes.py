@@ -38,19 +38,19 @@ class PendingPrompt(NamedTuple):
 class InputBoxes:
     """The boxes that were opened, and those of them that were left open."""
 
-    def __init__(self, is_exact: Callable[[Sequence[bytes]], bool]) -> None:
-        """Remember; `is_exact`: does a client say which question it answers?"""
+    def __init__(self, is_naming: Callable[[Sequence[bytes]], bool]) -> None:
+        """Remember; `is_naming`: does a client say which question it answers?"""
         self.headers: dict[str, dict[str, Any]] = {}  # of the cells, by the message that asked
-        self._is_exact = is_exact
+        self._is_naming = is_naming
         self._left_open: list[PendingPrompt] = []
         self._clients: list[list[bytes]] = []  # clients that have run cells, the last ones
 
-    def leave(self, asked: PendingPrompt) -> None:
+    def leave_open(self, asked: PendingPrompt) -> None:
         """A question is not open any more, and its box is."""
         if asked.message_id:
             self._left_open = [*self._left_open, asked][-MOST_OPEN:]
 
-    def take(self, asked: PendingPrompt) -> str:
+    def reopen(self, asked: PendingPrompt) -> str:
         """Return the message of a box that was left open with the very same question, once."""
         for box in self._left_open:
             if box.request is asked.request and box.content == asked.content:
@@ -58,28 +58,28 @@ class InputBoxes:
                 return box.message_id
         return ""
 
-    def is_in_the_way(self, client: Sequence[bytes]) -> bool:
+    def is_ambiguous(self, client: Sequence[bytes]) -> bool:
         """Could what a client answers next have been typed into a box that was left open?"""
-        return bool(self._of(client)) and not self._is_exact(client)
+        return bool(self._left_open_at(client)) and not self._is_naming(client)
 
-    def typed_into(self, client: Sequence[bytes], parent: str) -> str:
+    def left_open_for(self, client: Sequence[bytes], parent: str) -> str:
         """Name the box into which that was typed if it was left open; `parent`: what it names."""
-        if not self.is_in_the_way(client):
+        if not self.is_ambiguous(client):
             return ""
-        box = self._of(client)[0]
-        return box.message_id if parent in {"", id_of(box.request)} else ""
+        box = self._left_open_at(client)[0]
+        return box.message_id if parent in {"", message_id(box.request)} else ""
 
     def close(self, name: str) -> None:
         """A person has closed one."""
         self._left_open = [box for box in self._left_open if box.message_id != name]
 
-    def note_cell(self, request: Request) -> None:
+    def on_cell(self, request: Request) -> None:
         """A cell that is run again has closed the box that it showed before."""
-        self._left_open = [box for box in self._left_open if not replaces(request, box.request)]
+        self._left_open = [box for box in self._left_open if not is_rerun_of(request, box.request)]
         if list(request.identities) not in self._clients:
             self._clients = [*self._clients, list(request.identities)][-MOST_OPEN:]
 
-    def close_of(self, client: Sequence[bytes], asked: PendingPrompt | None) -> None:
+    def on_interrupt(self, client: Sequence[bytes], asked: PendingPrompt | None) -> None:
         """A client has interrupted, and with that closed its boxes.
 
         A server does that for one of its pages, and does not say for which: for that where the
@@ -93,32 +93,32 @@ class InputBoxes:
             page = list(asked.request.identities)
         self._left_open = [box for box in self._left_open if list(box.request.identities) != page]
 
-    def _of(self, client: Sequence[bytes]) -> list[PendingPrompt]:
+    def _left_open_at(self, client: Sequence[bytes]) -> list[PendingPrompt]:
         return [box for box in self._left_open if list(box.request.identities) == list(client)]
 
 
-def id_of(request: Request) -> str:
+def message_id(request: Request) -> str:
     """Return the message id of a request."""
     return str(request.header.get("msg_id", ""))
 
 
-def last_page(cells: Sequence[Request]) -> Request | None:
+def oldest_of_last_client(cells: Sequence[Request]) -> Request | None:
     """Return the oldest cell of the page in which somebody has run one last."""
     if not cells:
         return None
     last = cells[-1]
     same = [each for each in cells if each.identities == last.identities]
-    return next(each for each in same if not replaces(last, each))
+    return next(each for each in same if not is_rerun_of(last, each))
 
 
-def replaces(request: Request, before: Request) -> bool:
+def is_rerun_of(request: Request, before: Request) -> bool:
     """Is this the same cell of the same page, run again? What it showed before is gone."""
     cells = [header_of(each.parts[METADATA]).get("cellId") for each in (request, before)]
     is_same_page = request.identities == before.identities
     return request is not before and is_same_page and bool(cells[0]) and cells[0] == cells[1]
 
 
-def wait_for(
+def wait_for_answer(
     answer: AnswerQueue, withdrawn: threading.Event, take_back: Callable[[], object]
 ) -> str:
     """Wait for an answer, as long as one is wanted; raise why there is none."""

@@ -45,7 +45,7 @@ class KernelInputRequests:
             set()
         )  # clients that say which question they answer
 
-    def note(self, question: KernelInputRequest) -> None:
+    def add(self, question: KernelInputRequest) -> None:
         """A kernel has asked."""
         self._open.append(question)
 
@@ -53,20 +53,20 @@ class KernelInputRequests:
         """Is there a question with this id that has no answer?"""
         return any(each.message_id == name for each in self._open)
 
-    def note_exact(self, client: Sequence[bytes]) -> None:
+    def mark_naming(self, client: Sequence[bytes]) -> None:
         """A client has said which question it answers: it does so each time."""
         self._naming_clients.add(tuple(client))
 
-    def is_exact(self, client: Sequence[bytes]) -> bool:
+    def is_naming(self, client: Sequence[bytes]) -> bool:
         """Does this client say which question it answers, as far as is known?"""
         return tuple(client) in self._naming_clients
 
-    def keep_waiting(self, client: Sequence[bytes]) -> bool:
+    def is_ambiguous(self, client: Sequence[bytes]) -> bool:
         """Could this client's answer to anything else be one to a kernel's question?"""
         who = tuple(client)
         return who not in self._naming_clients and any(each.client == who for each in self._open)
 
-    def take(self, client: Sequence[bytes], parent: str) -> KernelInputRequest | None:
+    def pop_for(self, client: Sequence[bytes], parent: str) -> KernelInputRequest | None:
         """Return the question that a reply is for, once; `parent`: what the reply names, or "".
 
         What names none, or only the cell, is for the kernel that has asked first.
@@ -75,30 +75,30 @@ class KernelInputRequests:
         is_named = parent not in {"", *(each.request_id for each in own)}
         found = next((each for each in own if is_named and each.message_id == parent), None)
         if found:
-            self.note_exact(client)
+            self.mark_naming(client)
         else:
             found = next((each for each in own if parent in {"", each.request_id}), None)
         if found:
             self._open.remove(found)
         return found
 
-    def forget(self, *, is_here: bool) -> None:
+    def drop(self, *, is_here: bool) -> None:
         """A kernel waits no more."""
         self._open = [each for each in self._open if each.is_local is not is_here]
 
-    def give_up(self, client: Sequence[bytes]) -> None:
+    def drop_client(self, client: Sequence[bytes]) -> None:
         """A person will not answer what this client was asked."""
         self._open = [each for each in self._open if each.client != tuple(client)]
 
 
-def unlike_ours(parts: list[Bytes], whose: str) -> list[Bytes]:
+def mark_lookalike(parts: list[Bytes], whose: str) -> list[Bytes]:
     """Return a kernel's question as it came, unless it looks like one of our own: then marked."""
     try:
         content = content_of(parts)
     except ProtocolError:  # no client makes sense of it, either
         return parts
     prompt = content.get("prompt")
-    if not isinstance(prompt, str) or not is_like_ours(prompt):
+    if not isinstance(prompt, str) or not looks_like_ours(prompt):
         return parts
     lines = [strip_controls(line) for line in _LINES.split(prompt[:LONGEST_PROMPT])]
     marked = "\n".join(f"[{whose} asks] {line}" for line in lines if line.strip())
@@ -106,21 +106,21 @@ def unlike_ours(parts: list[Bytes], whose: str) -> list[Bytes]:
     return [*parts[:CONTENT], words, *parts[CONTENT + 1 :]]
 
 
-def is_like_ours(prompt: str) -> bool:
+def looks_like_ours(prompt: str) -> bool:
     """Would a person take this for a question of this program?
 
     Wherever the words stand, and also with signs that look like their letters in between.
     """
     if len(prompt) > LONGEST_PROMPT:  # nobody reads that, and what it hides would take long to find
         return True
-    wanted = _letters(OWN_TAG)
-    if wanted in _letters(prompt):
+    wanted = _bare_letters(OWN_TAG)
+    if wanted in _bare_letters(prompt):
         return True
-    starts = (_letters(line)[: len(wanted)] for line in _LINES.split(prompt))
+    starts = (_bare_letters(line)[: len(wanted)] for line in _LINES.split(prompt))
     return any(SequenceMatcher(None, start, wanted).ratio() > SIMILARITY for start in starts)
 
 
-def _letters(text: str) -> str:
+def _bare_letters(text: str) -> str:
     """Return the letters alone, without what is not seen, small, in their plainest form."""
     plain = unicodedata.normalize("NFKD", text).casefold()
     return "".join(sign for sign in plain if sign.isalpha())

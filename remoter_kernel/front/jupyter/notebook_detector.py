@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from remoter_kernel.front.jupyter.canned_replies import INTERACTIVE_REQUESTS
-from remoter_kernel.front.jupyter.startup_code import may_be_answered
+from remoter_kernel.front.jupyter.startup_code import is_startup_code
 from remoter_kernel.front.session import vscode
 from remoter_kernel.wire.messages import METADATA, header_of, is_silent
 
@@ -32,13 +32,13 @@ class NotebookDetector:
         self._on_detected = on_detected
         self._timer: Timer | None = None
 
-    def wait(self) -> None:
+    def start(self) -> None:
         """Begin; who comes from VS Code will say it, however long that takes."""
         self.is_waiting = True
         if not vscode.has_started():
-            self._timer = self._reactor.call_later(DETECT_WITHIN, self._end)
+            self._timer = self._reactor.call_later(DETECT_WITHIN, self._finish)
 
-    def hear(self, request: Request) -> None:
+    def on_request(self, request: Request) -> None:
         """Look at a request: it may name the notebook, or leave no time to wait."""
         if not self.is_waiting or request.type in INTERACTIVE_REQUESTS:
             return
@@ -47,10 +47,10 @@ class NotebookDetector:
             content = request.content
             own = content if is_silent(content) else {}  # a cell may say what it likes
             notebook = vscode.notebook_in(own, header_of(request.parts[METADATA]))
-        if notebook or not may_be_answered(request):
-            self._end(notebook)
+        if notebook or not is_startup_code(request):
+            self._finish(notebook)
 
-    def _end(self, notebook: str = "") -> None:
+    def _finish(self, notebook: str = "") -> None:
         if self._timer:
             self._timer.cancel()
         if self.is_waiting:

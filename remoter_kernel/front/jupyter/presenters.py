@@ -11,7 +11,7 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING
 
-from remoter_kernel.front.jupyter.request_queries import cells_there, is_shown
+from remoter_kernel.front.jupyter.request_queries import remote_cells, shows_output
 from remoter_kernel.front.session.link import LinkState
 from remoter_kernel.wire.requests import BUSY, Stage
 
@@ -53,9 +53,9 @@ class EarlyBusy:
             self._console_client = request.identities
         elif request.is_cell and not request.is_over and self._console_client == request.identities:
             self._console_client = []
-            self._reactor.call_later(BUSY_WITHIN, partial(self._say, request))
+            self._reactor.call_later(BUSY_WITHIN, partial(self._send_busy, request))
 
-    def _say(self, request: Request) -> None:
+    def _send_busy(self, request: Request) -> None:
         if request.is_open and BUSY not in request.states:
             self._publish("status", {"execution_state": BUSY}, request.header)
 
@@ -92,10 +92,10 @@ class WaitingNotices:
         else:
             self._show_soon(self._requests.at(Stage.QUEUED, Stage.SENT))
 
-    def tell(self, sentence: str) -> None:
+    def show_slow_host(self, sentence: str) -> None:
         """Say in the first cell that waits why the way there takes long."""
         waiting = self._requests.at(Stage.QUEUED, Stage.SENT)
-        cell = next((each for each in waiting if is_shown(each) and not each.is_here), None)
+        cell = next((each for each in waiting if shows_output(each) and not each.is_here), None)
         if cell is not None:
             text = f"[remoter] {self._name()}: {sentence}\n"
             self._publish("status", {"execution_state": BUSY}, cell.header)
@@ -105,7 +105,7 @@ class WaitingNotices:
         if self._link.state in {LinkState.UP, LinkState.FAILED} or not self._link.ever_connected:
             return
         for request in requests:
-            if is_shown(request) and not request.is_here and request not in self._timers:
+            if shows_output(request) and not request.is_here and request not in self._timers:
                 # A console that has heard nothing of its cell takes the end of the question
                 # before it (is this complete?) for the cell's, and looks at outputs no more.
                 self._publish("status", {"execution_state": BUSY}, request.header)
@@ -142,17 +142,17 @@ class NoRemoteNotice:
     def on_move(self, request: Request, _before: Stage) -> None:
         """A cell is on its way."""
         if request.stage is Stage.QUEUED:
-            self._tell([request])
+            self._show_in([request])
 
     def on_link_state(self) -> None:
         """It may be known only now that there is no remote."""
-        self._tell(cells_there(self._requests))
+        self._show_in(remote_cells(self._requests))
 
-    def _tell(self, requests: Iterable[Request]) -> None:
+    def _show_in(self, requests: Iterable[Request]) -> None:
         """Say it in the first of these that may show something."""
         if self._is_shown or not self._is_here():
             return
-        cell = next((each for each in requests if is_shown(each)), None)
+        cell = next((each for each in requests if shows_output(each)), None)
         if cell is not None:
             self._is_shown = True
             self._publish("status", {"execution_state": BUSY}, cell.header)

@@ -25,17 +25,17 @@ from remoter_kernel.front.jupyter.input_boxes import (
     AnswerQueue,
     InputBoxes,
     PendingPrompt,
-    id_of,
-    last_page,
-    replaces,
-    wait_for,
+    is_rerun_of,
+    message_id,
+    oldest_of_last_client,
+    wait_for_answer,
 )
 from remoter_kernel.front.jupyter.kernel_input import (
     KernelInputRequest,
     KernelInputRequests,
-    unlike_ours,
+    mark_lookalike,
 )
-from remoter_kernel.front.jupyter.startup_code import is_own_code
+from remoter_kernel.front.jupyter.startup_code import is_client_code
 from remoter_kernel.front.prompts import (
     NEVER_WITHDRAWN,
     NeedsPerson,
@@ -96,16 +96,16 @@ class StdinPrompter:
         self._replies = replies
         self._open_cells = open_cells
         self._pending: PendingPrompt | None = None
-        self._boxes = InputBoxes(self._kernel_input.is_exact)
+        self._boxes = InputBoxes(self._kernel_input.is_naming)
         self._waiting_elsewhere: list[
             AnswerQueue
         ] = []  # of those who wait while another one is asked
         self._busy_sent: set[str] = set()  # cells that were told to be at work
         self._lock = threading.Lock()  # there is one input box
 
-    def serve(self, dialer: SessionDialer) -> None:
+    def attach(self, dialer: SessionDialer) -> None:
         """Be whom the logins of a dialer ask."""
-        dialer.prompter, dialer.can_prompt = self, self.has_somebody
+        dialer.prompter, dialer.can_prompt = self, self.can_prompt
         self.remote_name = lambda: dialer.remote.name
         self.notebook = lambda: dialer.notebook_identity.notebook
 
@@ -122,7 +122,7 @@ class StdinPrompter:
         """Ask whether a host's key is the right one."""
         text = f"{host_key_question(host, kind, fingerprint)} yes, once (do not remember it) or no:"
         for _ in range(MOST_TRIES):
-            said = self._ask(text, is_hidden=False, withdrawn=withdrawn).strip().lower()
+            said = self._prompt(text, is_hidden=False, withdrawn=withdrawn).strip().lower()
             if said in {each.value for each in Trust}:
                 return Trust(said)
         return Trust.NO
@@ -138,39 +138,39 @@ class StdinPrompter:
         texts = [f"{prompt_prefix(host)}{prompt.text.strip()}" for prompt in prompts]
         if instruction and not texts:  # touch the token, say: nothing is to be typed
             self._reactor.call_soon_threadsafe(
-                partial(self._tell, f"{prompt_prefix(host)}{instruction}")
+                partial(self._show_text, f"{prompt_prefix(host)}{instruction}")
             )
         elif instruction:
             texts[0] = f"{instruction}\n{texts[0]}"
         return [
-            self._ask(text, is_hidden=not prompt.is_shown, withdrawn=withdrawn)
+            self._prompt(text, is_hidden=not prompt.is_shown, withdrawn=withdrawn)
             for text, prompt in zip(texts, prompts, strict=True)
         ]
 
     def wait_elsewhere(self, sentence: str, withdrawn: threading.Event) -> None:
         """Say in the cell where somebody is asked, and wait; an interrupt ends that."""
         answer: AnswerQueue = queue.SimpleQueue()
-        self._reactor.call_soon_threadsafe(partial(self._begin_to_wait, sentence, answer))
-        wait_for(answer, withdrawn, self._later(self._wait_no_more, answer))
+        self._reactor.call_soon_threadsafe(partial(self._start_waiting, sentence, answer))
+        wait_for_answer(answer, withdrawn, self._in_reactor(self._stop_waiting, answer))
 
-    def _tell(self, text: str) -> None:
-        request = self._find()
+    def _show_text(self, text: str) -> None:
+        request = self._find_cell()
         if request:
             words = {"name": "stderr", "text": f"{text}\n"}
             self._replies.publish("stream", words, request.header)
 
-    def has_somebody(self) -> bool:
+    def can_prompt(self) -> bool:
         """Is there a cell that waits, and in which one may ask?"""
-        return self._find() is not None
+        return self._find_cell() is not None
 
-    def ask_in(self, cell: Request, text: str) -> str:
+    def prompt_in(self, cell: Request, text: str) -> str:
         """Ask in this very cell, which has said that it is at work; a RemoterError: no answer."""
-        if not may_ask_in(cell):
+        if not can_prompt_in(cell):
             raise NeedsPerson("nobody can be asked in this cell.")
-        self._busy_sent.add(id_of(cell))
-        return self._ask(text, is_hidden=False, cell=cell)
+        self._busy_sent.add(message_id(cell))
+        return self._prompt(text, is_hidden=False, cell=cell)
 
-    def _ask(
+    def _prompt(
         self,
         text: str,
         *,
@@ -179,118 +179,122 @@ class StdinPrompter:
         withdrawn: threading.Event = NEVER_WITHDRAWN,
     ) -> str:
         answer: AnswerQueue = queue.SimpleQueue()
-        begin = partial(self._begin, f"{text} ", answer, is_hidden=is_hidden, cell=cell)
+        begin = partial(self._start_prompt, f"{text} ", answer, is_hidden=is_hidden, cell=cell)
         while not self._lock.acquire(timeout=POLL_EVERY):
             if withdrawn.is_set():
                 raise Withdrawn
         try:
             self._reactor.call_soon_threadsafe(begin)
-            return wait_for(answer, withdrawn, self._later(self._take_back, answer))
+            return wait_for_answer(answer, withdrawn, self._in_reactor(self._withdraw, answer))
         finally:
             self._lock.release()
 
-    def _later(
+    def _in_reactor(
         self, do: Callable[[AnswerQueue], None], answer: AnswerQueue
     ) -> Callable[[], object]:
         return lambda: self._reactor.call_soon_threadsafe(partial(do, answer))
 
     # --- from the proxy's thread ---
 
-    def _find(self) -> Request | None:
+    def _find_cell(self) -> Request | None:
         """Find the oldest cell of the page in which somebody has run one last."""
-        return last_page([request for request in list(self._open_cells()) if may_ask_in(request)])
+        return oldest_of_last_client(
+            [request for request in list(self._open_cells()) if can_prompt_in(request)]
+        )
 
-    def _begin(
+    def _start_prompt(
         self, text: str, answer: AnswerQueue, *, is_hidden: bool, cell: Request | None
     ) -> None:
-        request = cell or self._find()
+        request = cell or self._find_cell()
         if request is None:
             message = "the login has a question, and no cell is waiting in which to ask it."
             answer.put(NeedsPerson(message, "Run a cell to be asked."))
             return
-        self._put(PendingPrompt(request, {"prompt": text, "password": is_hidden}, answer))
+        self._show_prompt(PendingPrompt(request, {"prompt": text, "password": is_hidden}, answer))
 
-    def _put(self, asked: PendingPrompt) -> None:
+    def _show_prompt(self, asked: PendingPrompt) -> None:
         """Ask in a cell, as soon as one question at a time lets it be."""
-        self._be_busy(asked.request)
+        self._send_busy(asked.request)
         self._pending = asked._replace(
-            message_id=self._boxes.take(asked)
+            message_id=self._boxes.reopen(asked)
         )  # it may stand there still
-        self._go_on()
+        self._send_next()
         if not self._pending.message_id:
-            is_left = self._boxes.is_in_the_way(asked.request.identities)
-            self._say(CLOSE_THAT_BOX if is_left else ONE_AT_A_TIME, asked.request.header)
+            is_left = self._boxes.is_ambiguous(asked.request.identities)
+            self._write_stderr(CLOSE_THAT_BOX if is_left else ONE_AT_A_TIME, asked.request.header)
 
-    def _be_busy(self, request: Request) -> None:
-        name = id_of(request)
+    def _send_busy(self, request: Request) -> None:
+        name = message_id(request)
         if name not in self._busy_sent:
             self._busy_sent.add(name)
             self._replies.publish("status", {"execution_state": "busy"}, request.header)
 
-    def _say(self, text: str, header: dict[str, Any]) -> None:
+    def _write_stderr(self, text: str, header: dict[str, Any]) -> None:
         self._replies.publish("stream", {"name": "stderr", "text": text}, header)
 
-    def _go_on(self) -> None:
+    def _send_next(self) -> None:
         """Ask what has yet to be asked, as far as one question at a time lets it be."""
         asked = self._pending
-        if asked and not asked.message_id and not self._must_wait(asked.request.identities):
-            name = self._replies.ask(asked.request, asked.content)
+        if asked and not asked.message_id and not self._is_ambiguous(asked.request.identities):
+            name = self._replies.send_input_request(asked.request, asked.content)
             self._boxes.headers[name] = asked.request.header
             self._pending = asked._replace(message_id=name)
         held, self._held = self._held, []
         for each in held:
-            if self._holds_up(each):
+            if self._must_hold(each):
                 self._held.append(each)
             else:
-                self._pass_on(each)
+                self._forward(each)
 
-    def _must_wait(self, client: Sequence[bytes]) -> bool:
+    def _is_ambiguous(self, client: Sequence[bytes]) -> bool:
         """Could this client's answer to anything be one to another question?"""
-        return self._kernel_input.keep_waiting(client) or self._boxes.is_in_the_way(client)
+        return self._kernel_input.is_ambiguous(client) or self._boxes.is_ambiguous(client)
 
-    def _holds_up(self, held: _HeldInputRequest) -> bool:
+    def _must_hold(self, held: _HeldInputRequest) -> bool:
         """Must a kernel's question wait?"""
         client, asked = list(held.request.client), self._pending
         is_ours_open = asked and asked.message_id and asked.request.identities == client
-        is_exact = self._kernel_input.is_exact(client)
-        return bool(is_ours_open and not is_exact) or self._boxes.is_in_the_way(client)
+        is_exact = self._kernel_input.is_naming(client)
+        return bool(is_ours_open and not is_exact) or self._boxes.is_ambiguous(client)
 
     # --- a question goes elsewhere, or is taken back ---
 
-    def note_cell(self, request: Request, is_over: Callable[[str], bool]) -> None:
+    def on_cell(self, request: Request, is_over: Callable[[str], bool]) -> None:
         """A cell was run: if that was in another page, an open question moves there.
 
         `is_over` says whether a cell, by its id, has its reply by now.
         """
-        self._boxes.note_cell(request)
+        self._boxes.on_cell(request)
         asked = self._pending
-        if asked is None or not may_ask_in(request) or is_over(id_of(request)):
+        if asked is None or not can_prompt_in(request) or is_over(message_id(request)):
             return
         is_same_page = request.identities == asked.request.identities
-        if is_same_page and not replaces(request, asked.request):
+        if is_same_page and not is_rerun_of(request, asked.request):
             return
         if not is_same_page:  # what is run again in its page has closed its box
-            self._boxes.leave(asked)
-        self._put(PendingPrompt(request, asked.content, asked.answer))
+            self._boxes.leave_open(asked)
+        self._show_prompt(PendingPrompt(request, asked.content, asked.answer))
 
-    def _take_back(self, answer: AnswerQueue) -> None:
+    def _withdraw(self, answer: AnswerQueue) -> None:
         asked = self._pending
         if asked is None or asked.answer is not answer:
             return
         self._pending = None
-        self._boxes.leave(asked)
+        self._boxes.leave_open(asked)
         answer.put(Withdrawn())
-        self._go_on()
+        self._send_next()
 
-    def _begin_to_wait(self, sentence: str, answer: AnswerQueue) -> None:
+    def _start_waiting(self, sentence: str, answer: AnswerQueue) -> None:
         self._waiting_elsewhere.append(answer)
-        request = self._find()
+        request = self._find_cell()
         if request:
-            self._be_busy(request)
+            self._send_busy(request)
             how = "This cell goes on then; an interrupt ends it."
-            self._say(f"[remoter] {self.remote_name()}: {sentence} {how}\n", request.header)
+            self._write_stderr(
+                f"[remoter] {self.remote_name()}: {sentence} {how}\n", request.header
+            )
 
-    def _wait_no_more(self, answer: AnswerQueue) -> None:
+    def _stop_waiting(self, answer: AnswerQueue) -> None:
         if answer in self._waiting_elsewhere:
             self._waiting_elsewhere.remove(answer)
             answer.put(Withdrawn())
@@ -300,7 +304,7 @@ class StdinPrompter:
         """Is a person being waited for?"""
         return self._pending is not None or bool(self._waiting_elsewhere)
 
-    def relay(
+    def relay_input_request(
         self,
         request: Request,
         parts: list[Bytes],
@@ -319,19 +323,19 @@ class StdinPrompter:
         cell = str(request.header.get("msg_id", ""))
         question = KernelInputRequest(tuple(request.identities), name, cell, answer, is_here)
         whose = "code on this machine" if is_here else self.remote_name()
-        held = _HeldInputRequest(question, unlike_ours(parts, whose), send)
-        if self._boxes.is_in_the_way(request.identities):
-            self._say(CLOSE_THAT_BOX, request.header)
-        if self._holds_up(held):
+        held = _HeldInputRequest(question, mark_lookalike(parts, whose), send)
+        if self._boxes.is_ambiguous(request.identities):
+            self._write_stderr(CLOSE_THAT_BOX, request.header)
+        if self._must_hold(held):
             self._held.append(held)
         else:
-            self._pass_on(held)
+            self._forward(held)
 
-    def _pass_on(self, held: _HeldInputRequest) -> None:
-        self._kernel_input.note(held.request)
+    def _forward(self, held: _HeldInputRequest) -> None:
+        self._kernel_input.add(held.request)
         held.send(held.parts)
 
-    def hear(self, reply: Request) -> bool:
+    def on_input_reply(self, reply: Request) -> bool:
         """Give what was typed to whoever has asked for it; False: nobody that is known here.
 
         A reply that names a question is for that one alone. What comes late is for nobody.
@@ -342,73 +346,73 @@ class StdinPrompter:
             self._pending if self._pending and self._pending.request.identities == client else None
         )
         if parent in self._boxes.headers:
-            self._kernel_input.note_exact(client)
+            self._kernel_input.mark_naming(client)
             if asked and parent == asked.message_id:
-                self._take(asked, reply)
+                self._accept_input(asked, reply)
             else:
-                self._drop(parent)
+                self._discard_input(parent)
             return True
-        if box := self._boxes.typed_into(client, parent):
-            self._drop(box)
+        if box := self._boxes.left_open_for(client, parent):
+            self._discard_input(box)
             return True
-        question = self._kernel_input.take(client, parent)
+        question = self._kernel_input.pop_for(client, parent)
         if question:
             question.reply(list(reply.parts))
-            self._go_on()
+            self._send_next()
             return True
         cells = {"", asked.request.header.get("msg_id")} if asked and asked.message_id else set()
         if asked and parent in cells:
-            self._take(asked, reply)
+            self._accept_input(asked, reply)
             return True
         return not parent and bool(
             self._boxes.headers
         )  # it may be a secret that was asked for here
 
-    def _drop(self, name: str) -> None:
+    def _discard_input(self, name: str) -> None:
         """Use for nothing what was typed for a question that is not open any more."""
         self._boxes.close(name)
-        self._say(NOT_USED, self._boxes.headers[name])
-        self._go_on()
+        self._write_stderr(NOT_USED, self._boxes.headers[name])
+        self._send_next()
 
-    def _take(self, asked: PendingPrompt, reply: Request) -> None:
+    def _accept_input(self, asked: PendingPrompt, reply: Request) -> None:
         value = str(content_of(reply.parts).get("value", ""))  # an odd reply leaves it open
         self._pending = None
         asked.answer.put(value)
-        self._go_on()
+        self._send_next()
 
-    def forget(self, *, is_here: bool) -> None:
+    def drop_kernel_input(self, *, is_here: bool) -> None:
         """Hear that a kernel waits for no answer any more: it has ended, or was interrupted."""
         self._held = [each for each in self._held if each.request.is_local is not is_here]
-        self._kernel_input.forget(is_here=is_here)
-        self._go_on()
+        self._kernel_input.drop(is_here=is_here)
+        self._send_next()
 
-    def call_off(self, *, is_here: bool = False, client: Sequence[bytes] = ()) -> bool:
+    def cancel(self, *, is_here: bool = False, client: Sequence[bytes] = ()) -> bool:
         """Let a question go unanswered: the person has interrupted. False: there was none.
 
         Then a kernel is interrupted; `is_here`: it is that on this side. `client` interrupts.
         """
         asked, self._pending = self._pending, None
-        self._boxes.close_of(client, asked)
+        self._boxes.on_interrupt(client, asked)
         if asked is None and self._waiting_elsewhere:
             waiting, self._waiting_elsewhere = self._waiting_elsewhere, []
             for answer in waiting:
                 answer.put(NotAnswered("the login was not waited for.", "Run the cell again."))
             return True
         if asked is None:
-            self.forget(is_here=is_here)
+            self.drop_kernel_input(is_here=is_here)
             return False
         if not asked.message_id:  # it waited for an answer that the person does not give
-            self._kernel_input.give_up(asked.request.identities)
+            self._kernel_input.drop_client(asked.request.identities)
         message = "the question of the login was not answered."
         asked.answer.put(NotAnswered(message, "Run a cell to be asked again."))
-        self._go_on()
+        self._send_next()
         return True
 
 
-def may_ask_in(request: Request) -> bool:
+def can_prompt_in(request: Request) -> bool:
     """Is this a cell of a person who can be asked?"""
     if request.channel is not Channel.SHELL or request.header.get("msg_type") != "execute_request":
         return False
     content: dict[str, Any] = content_of(request.parts)
     can_answer = content.get("allow_stdin", True) and not content.get("silent")
-    return bool(can_answer) and not is_own_code(content)
+    return bool(can_answer) and not is_client_code(content)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from remoter_kernel.errors import ProtocolError, RemoterError
 from remoter_kernel.front.jupyter import canned_replies
-from remoter_kernel.front.jupyter.request_queries import find_there
+from remoter_kernel.front.jupyter.request_queries import find_open_remote
 from remoter_kernel.wire.frames import Channel
 from remoter_kernel.wire.messages import HEADER, PARENT, execution_state, header_of
 
@@ -33,7 +33,7 @@ class RejectedMessageReporter:
         self._requests = requests
         self._shown_in: dict[str, None] = {}  # ids of cells
 
-    def tell(self, channel: Channel, parts: Sequence[Bytes], error: Exception) -> None:
+    def report(self, channel: Channel, parts: Sequence[Bytes], error: Exception) -> None:
         """Tell of one item, whose parts may be of any kind."""
         said = str(error).rstrip(".") or "no reason was given"
         why = said if isinstance(error, RemoterError) else f"{type(error).__name__}: {said}"
@@ -41,25 +41,25 @@ class RejectedMessageReporter:
         kind = header.get("msg_type", channel.name.lower())
         sys.stderr.write(f"[remoter] A message ({kind}) of the session was passed over: {why}.\n")
         if channel is Channel.SHELL or channel is Channel.CONTROL:
-            self._answer(parent, f"The reply came, and could not be taken in here: {why}.")
+            self._reply_missing(parent, f"The reply came, and could not be taken in here: {why}.")
         elif channel is Channel.IOPUB and (state := execution_state(parts)):
             self._replies.publish("status", {"execution_state": state}, parent)
         elif channel is Channel.IOPUB or channel is Channel.STDIN:
-            self._tell_in(parent, f"Something of this cell ({kind}) is missing here: {why}.")
-        elif cell := self._replies.at_work():  # whose it was is not known
-            self._tell_in(cell.header, f"Something of the session is missing here: {why}.")
+            self._show_in(parent, f"Something of this cell ({kind}) is missing here: {why}.")
+        elif cell := self._replies.running_cell():  # whose it was is not known
+            self._show_in(cell.header, f"Something of the session is missing here: {why}.")
 
-    def _answer(self, parent: dict[str, Any], why: str) -> None:
-        request = find_there(self._requests, str(parent.get("msg_id", "")))
+    def _reply_missing(self, parent: dict[str, Any], why: str) -> None:
+        request = find_open_remote(self._requests, str(parent.get("msg_id", "")))
         if request is None:
             return
         trouble = canned_replies.error_content("ReplyMissing", why)
         reply = {"status": "error", **trouble}
         if request.is_cell:
             reply |= {"execution_count": 0, "user_expressions": {}, "payload": []}
-        self._replies.finish(request, reply, trouble if request.is_cell else None)
+        self._replies.finish_cell(request, reply, trouble if request.is_cell else None)
 
-    def _tell_in(self, cell: dict[str, Any], sentence: str) -> None:
+    def _show_in(self, cell: dict[str, Any], sentence: str) -> None:
         name = str(cell.get("msg_id", ""))
         if not name or name in self._shown_in:
             return

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from remoter_kernel.errors import ProtocolError
 from remoter_kernel.front.jupyter import canned_replies
-from remoter_kernel.front.jupyter.request_queries import first_at_work
+from remoter_kernel.front.jupyter.request_queries import first_running_cell
 from remoter_kernel.wire.frames import Channel, to_json
 from remoter_kernel.wire.messages import HEADER, PARENT, execution_state, header_of
 from remoter_kernel.wire.requests import BUSY, EXECUTE, IDLE, Request, Requests, Stage
@@ -37,11 +37,11 @@ class ReplySender:
         self._requests = Requests() if requests is None else requests
         self.last_state = ""  # what clients take for the kernel's state
 
-    def at_work(self) -> Request | None:
+    def running_cell(self) -> Request | None:
         """Return the cell that runs, on either side, as far as is known."""
-        return first_at_work(self._requests)
+        return first_running_cell(self._requests)
 
-    def answer_error(self, request: Request, error: RemoterError) -> None:
+    def reply_error(self, request: Request, error: RemoterError) -> None:
         """Answer a request with the reason why nothing comes of it."""
         try:
             content = request.content
@@ -59,10 +59,10 @@ class ReplySender:
             reply |= {"execution_count": 0, "user_expressions": {}, "payload": []}
         self.reply(request, reply, error=trouble if is_cell else None, end=end, why=name)
 
-    def refuse(self, request: Request, error: RemoterError) -> None:
+    def reject(self, request: Request, error: RemoterError) -> None:
         """Answer what cannot be carried; what has no reply (of a widget) is answered by a text."""
         if request.type.endswith("_request"):
-            self.answer_error(request, error)
+            self.reply_error(request, error)
             return
         # Where nobody shows what is said to a widget, the log of the kernel has it.
         sys.stderr.write(f"[remoter] {error}\n")
@@ -94,12 +94,12 @@ class ReplySender:
         reply = self._sockets.voice.compose(kind, content, request.header)
         self._sockets.reply(request.channel, request.identities, reply)
         if is_quiet:
-            self._note_reply(request, why)
+            self._on_replied(request, why)
         else:
             self.publish("status", {"execution_state": IDLE}, request.header)
             self._requests.move(request, end, why)
 
-    def finish(
+    def finish_cell(
         self, request: Request, content: dict[str, Any], error: dict[str, Any] | None = None
     ) -> None:
         """End a cell that was answered here and has said that it is busy."""
@@ -107,12 +107,12 @@ class ReplySender:
             self.publish("error", error, request.header)
         self.reply(request, content, is_quiet=True)
 
-    def abort(self, request: Request) -> None:
+    def reply_aborted(self, request: Request) -> None:
         """Answer a cell as a kernel does where one before it has failed."""
         content = {"status": "aborted", "execution_count": 0}
         self.reply(request, content, end=Stage.CANCELLED, why="one before it failed")
 
-    def ask(self, request: Request, content: dict[str, Any]) -> str:
+    def send_input_request(self, request: Request, content: dict[str, Any]) -> str:
         """Put a question to whoever has sent a request; return the message's id."""
         parts = self._sockets.voice.compose("input_request", content, request.header)
         # A kernel must not guess the id of a question of ours, and give its own question that.
@@ -135,14 +135,14 @@ class ReplySender:
         self._publish(kind, content, header)
         # An interrupt is answered like this by any kernel, and is over soon.
         if state == IDLE and asked.get("msg_type") != "interrupt_request":
-            self.remind(name)
+            self.republish_busy(name)
 
-    def remind(self, ended: str = "") -> None:
+    def republish_busy(self, ended: str = "") -> None:
         """Say again that a cell is at work: clients take any `idle` for the kernel's.
 
         The other side, or this one, has answered something else meanwhile; `ended`: whose idle.
         """
-        cell = first_at_work(self._requests, but=ended)
+        cell = first_running_cell(self._requests, but=ended)
         if cell:
             self._requests.on_local_state(cell.id, BUSY)
             self._publish("status", {"execution_state": BUSY}, cell.header)
@@ -153,7 +153,7 @@ class ReplySender:
             self.last_state = str(content.get("execution_state"))
         self._sockets.publish(self._sockets.voice.compose(kind, content, header, topic=topic))
 
-    def pass_on(self, channel: Channel, request: Request | None, parts: list[Bytes]) -> None:
+    def forward_local(self, channel: Channel, request: Request | None, parts: list[Bytes]) -> None:
         """Say what a kernel on this side has said; `request`: to whom, else to all on iopub.
 
         It carries the far kernel's session, as all that clients hear from here does.
@@ -170,7 +170,7 @@ class ReplySender:
         elif request is not None:
             self._sockets.reply(channel, request.identities, parts)
             if channel is not Channel.STDIN:
-                self._note_reply(request, "answered by the kernel on this side")
+                self._on_replied(request, "answered by the kernel on this side")
 
-    def _note_reply(self, request: Request, why: str) -> None:
+    def _on_replied(self, request: Request, why: str) -> None:
         self._requests.move(request, Stage.DONE if request.is_idle else Stage.REPLIED, why)

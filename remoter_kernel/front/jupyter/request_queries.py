@@ -12,29 +12,29 @@ if TYPE_CHECKING:
     from remoter_kernel.wire.requests import Request, Requests
 
 
-def unanswered_there(requests: Requests) -> list[Request]:
+def unanswered_remote(requests: Requests) -> list[Request]:
     """List what was given to the link and has no reply yet."""
-    return [each for each in requests if is_there(each) and each.is_open]
+    return [each for each in requests if is_remote(each) and each.is_open]
 
 
-def cells_there(requests: Requests) -> list[Request]:
+def remote_cells(requests: Requests) -> list[Request]:
     """List the cells among these; the first one runs, as far as is known here."""
-    return [cell for cell in requests.cells() if is_there(cell)]
+    return [cell for cell in requests.cells() if is_remote(cell)]
 
 
-def unfinished_there(requests: Requests) -> list[Request]:
+def unfinished_remote_cells(requests: Requests) -> list[Request]:
     """List the cells that were given to the link and lack their reply or their idle."""
-    return [each for each in requests if each.is_cell and is_there(each)]
+    return [each for each in requests if each.is_cell and is_remote(each)]
 
 
-def at_work(requests: Requests) -> list[Request]:
+def running_cells(requests: Requests) -> list[Request]:
     """List the cells that run or were given to the link: that on this side comes first."""
     cells = requests.cells()
     here = [cell for cell in cells if cell.is_here and cell.stage is Stage.RUNNING]
-    return [*here, *(cell for cell in cells if is_there(cell))]
+    return [*here, *(cell for cell in cells if is_remote(cell))]
 
 
-def first_at_work(requests: Requests, but: str = "") -> Request | None:
+def first_running_cell(requests: Requests, but: str = "") -> Request | None:
     """Return the first of these, without looking at all; `but`: an id that is not meant.
 
     A cell that runs on this side comes before those that wait behind it.
@@ -43,25 +43,26 @@ def first_at_work(requests: Requests, but: str = "") -> Request | None:
         (
             cell
             for cell in requests.each_cell()
-            if cell.id != but and (is_there(cell) or (cell.is_here and cell.stage is Stage.RUNNING))
+            if cell.id != but
+            and (is_remote(cell) or (cell.is_here and cell.stage is Stage.RUNNING))
         ),
         None,
     )
 
 
-def find_there(requests: Requests, name: str) -> Request | None:
+def find_open_remote(requests: Requests, name: str) -> Request | None:
     """Return the request with this id to which the kernel there may reply."""
     request = requests.get(name)
-    is_right = request is not None and request.is_open and is_there(request)
+    is_right = request is not None and request.is_open and is_remote(request)
     return request if is_right else None
 
 
-def is_there(request: Request) -> bool:
+def is_remote(request: Request) -> bool:
     """Was it given to the link?"""
     return request.stage >= Stage.QUEUED and not request.is_here
 
 
-def is_shown(request: Request) -> bool:
+def shows_output(request: Request) -> bool:
     """Is this a cell that may show something?"""
     try:
         return request.is_cell and not is_silent(request.content)

@@ -83,17 +83,17 @@ class SendRetry:
         self._pause = RETRY_FIRST
         self._timer: Timer | None = None
 
-    def begin(self) -> None:
+    def start(self) -> None:
         """Call soon, unless that is about to happen."""
         if self._timer is None:
             self._pause = RETRY_FIRST
-            self._timer = self._reactor.call_later(self._pause, self._go_on)
+            self._timer = self._reactor.call_later(self._pause, self._on_timer)
 
-    def _go_on(self) -> None:
+    def _on_timer(self) -> None:
         self._timer = None
         if not self._send():
             self._pause = min(2 * self._pause, RETRY_LAST)
-            self._timer = self._reactor.call_later(self._pause, self._go_on)
+            self._timer = self._reactor.call_later(self._pause, self._on_timer)
 
 
 class Publisher:
@@ -113,11 +113,11 @@ class Publisher:
         self._clock = clock
         self._waiting = SendQueue()
         self._since = 0.0  # when libzmq took something last, while anything waits
-        self._retry = SendRetry(reactor, self.send_waiting)
+        self._retry = SendRetry(reactor, self.drain)
         handle.sndhwm = MOST_QUEUED
         handle.xpub_nodrop = True
         handle.xpub_verboser = True  # every client is welcomed, not just the first, and counted
-        stay_with_the_living(handle)
+        enable_keepalive(handle)
 
     @property
     def has_room(self) -> bool:
@@ -127,53 +127,53 @@ class Publisher:
     def send(self, frames: list[Bytes], *, is_copied: bool) -> None:
         """Say something to all, now or once there is room for it."""
         message = OutgoingMessage(frames, is_copied)
-        if self._waiting or not self._try(message):
+        if self._waiting or not self._try_send(message):
             if not self._waiting:
                 self._since = self._clock()
             self._waiting.add(message)
-            self._retry.begin()
+            self._retry.start()
             if self._waiting.size > MOST_WAITING:
-                self.send_waiting()
+                self.drain()
 
-    def count(self, subscription: bytes) -> bool:
+    def on_subscription(self, subscription: bytes) -> bool:
         """Hear that a client has come, or gone; return whether it came."""
         has_come = subscription[:1] == b"\x01"
         self.subscribers = max(0, self.subscribers + (1 if has_come else -1))
         return has_come
 
-    def _try(self, message: OutgoingMessage) -> bool:
+    def _try_send(self, message: OutgoingMessage) -> bool:
         try:
             self._handle.send_multipart(message.frames, zmq.NOBLOCK, copy=message.is_copied)
         except zmq.Again:
             return False
         return True
 
-    def send_waiting(self) -> bool:
+    def drain(self) -> bool:
         """Send what waits; return whether all has gone.
 
         Those that take nothing are left out of it where they hold up too much.
         """
         while self._waiting:
-            if not self._try(self._waiting.first):
+            if not self._try_send(self._waiting.first):
                 is_too_long = self.subscribers > 1 and self._clock() - self._since > STALLED_AFTER
                 if not (is_too_long or self._waiting.size > MOST_WAITING):
                     return False
-                self._give_up(self._waiting.first)
+                self._send_without_stalled(self._waiting.first)
             self._since = self._clock()
             self._waiting.drop()
         return True
 
-    def _give_up(self, message: OutgoingMessage) -> None:
+    def _send_without_stalled(self, message: OutgoingMessage) -> None:
         """Say something without those that take nothing; libzmq leaves them out until they do.
 
         The last that they will find is a note of that: there is room for one more than was.
         """
         sys.stderr.write(f"[remoter] {STALLED_NOTICE}\n")
         self._handle.sndhwm = MOST_QUEUED + 1
-        self._try(self._make_notice(message, STALLED_NOTICE))
+        self._try_send(self._make_notice(message, STALLED_NOTICE))
         self._handle.sndhwm = MOST_QUEUED
         self._handle.xpub_nodrop = False
-        self._try(message)
+        self._try_send(message)
         self._handle.xpub_nodrop = True
 
 
@@ -184,25 +184,25 @@ class Replier:
         """Remember."""
         self._handle = handle
         self._waiting: dict[bytes, SendQueue] = {}
-        self._retry = SendRetry(reactor, self.send_waiting)
+        self._retry = SendRetry(reactor, self.drain)
         handle.sndhwm = MOST_QUEUED
         handle.router_mandatory = True  # else it would drop what a client does not take
-        stay_with_the_living(handle)
+        enable_keepalive(handle)
 
     def send(self, identities: Sequence[bytes], frames: Sequence[Bytes]) -> None:
         """Say something to one client, now or once it takes it."""
         message = OutgoingMessage([*identities, *frames], is_copied=True)
         queue = self._waiting.get(identities[0])
-        if not queue and self._try(message):
+        if not queue and self._try_send(message):
             return
         queue = self._waiting.setdefault(identities[0], SendQueue())
         queue.add(message)
-        self._retry.begin()
+        self._retry.start()
         while queue.size > MOST_WAITING and len(queue) > 1:
             sys.stderr.write("[remoter] A client takes no replies: its oldest one is dropped.\n")
             queue.drop()
 
-    def _try(self, message: OutgoingMessage) -> bool:
+    def _try_send(self, message: OutgoingMessage) -> bool:
         """Send; what is for a client that is gone is done with."""
         try:
             self._handle.send_multipart(message.frames, zmq.NOBLOCK)
@@ -213,17 +213,17 @@ class Replier:
                 raise
         return True
 
-    def send_waiting(self) -> bool:
+    def drain(self) -> bool:
         """Send what waits; return whether all has gone."""
         for client, queue in list(self._waiting.items()):
-            while queue and self._try(queue.first):
+            while queue and self._try_send(queue.first):
                 queue.drop()
             if not queue:
                 del self._waiting[client]
         return not self._waiting
 
 
-def stay_with_the_living(handle: zmq.Socket[bytes]) -> None:
+def enable_keepalive(handle: zmq.Socket[bytes]) -> None:
     """Let the system end connections to machines that are gone; one that is stopped answers."""
     handle.tcp_keepalive = 1
     handle.tcp_keepalive_idle = 60

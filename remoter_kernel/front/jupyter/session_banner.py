@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from remoter_kernel.front.jupyter.request_queries import is_shown
+from remoter_kernel.front.jupyter.request_queries import shows_output
 from remoter_kernel.plain_text import plain_text
 from remoter_kernel.wire.requests import BUSY, Request, Stage
 
@@ -35,14 +35,14 @@ class SessionBanner:
         self._session_info: SessionInfo | None = None
         self._line = ""
 
-    def hear(self, address: SessionInfo, notebook: str, *, is_busy: bool) -> None:
+    def on_session(self, address: SessionInfo, notebook: str, *, is_busy: bool) -> None:
         """Hear which session it is, and whether a cell is running there."""
         if address.session not in self._seen_sessions:
             self._seen_sessions.add(address.session)
             if address.begun:
                 self._line = joined_text(address, notebook, time.time(), is_busy=is_busy)
             else:
-                self._line = left_alone(address, notebook)
+                self._line = other_sessions_text(address, notebook)
         if address is not self._session_info:  # else they were told when the link was up before
             self._session_info = address
             self._line += "".join(f"[remoter] {notice}\n" for notice in address.notices)
@@ -50,11 +50,11 @@ class SessionBanner:
     def on_move(self, request: Request, _before: Stage) -> None:
         """A cell is on its way to a kernel that is there."""
         if self._line and request.stage is Stage.QUEUED and self._is_ready():
-            self.tell([request])
+            self.show_in([request])
 
-    def tell(self, requests: Iterable[Request]) -> None:
+    def show_in(self, requests: Iterable[Request]) -> None:
         """Say it in the first of these that is a cell."""
-        cell = next((each for each in requests if is_shown(each)), None) if self._line else None
+        cell = next((each for each in requests if shows_output(each)), None) if self._line else None
         if cell is not None:
             line, self._line = self._line, ""
             # A console hears a cell only once that is busy.
@@ -81,7 +81,7 @@ def _shell_quoted(name: str) -> str:
     return f'"{name}"' if sys.platform == "win32" and " " in name else shlex.quote(name)
 
 
-def left_alone(address: SessionInfo, notebook: str) -> str:
+def other_sessions_text(address: SessionInfo, notebook: str) -> str:
     """Tell of sessions that this one is not; of other notebooks only if their file is gone.
 
     Where it is there still, the notebook is a copy, and the session none of its business.
@@ -94,7 +94,7 @@ def left_alone(address: SessionInfo, notebook: str) -> str:
         if each.get("notebook") != same and not each.get("is_file_here")
     ]
     if own:
-        which = f"Session {own[0]} of this notebook is" if len(own) == 1 else _several(own)
+        which = f"Session {own[0]} of this notebook is" if len(own) == 1 else _several_sessions(own)
     elif moved:
         own = [moved[0]["session"]]
         file = Path(moved[0].get("notebook", "")).name
@@ -104,5 +104,5 @@ def left_alone(address: SessionInfo, notebook: str) -> str:
     return f"[remoter] {which} there, too: remoter attach {own[0]}\n"
 
 
-def _several(sessions: list[str]) -> str:
+def _several_sessions(sessions: list[str]) -> str:
     return f"Sessions {', '.join(sessions[:-1])} and {sessions[-1]} of this notebook are"

@@ -32,51 +32,51 @@ class ShutdownPolicy:
         self._link = link
         self._dialer = dialer
         self._find_remote = find_remote
-        self._stays = bool(dialer.session_request.session)
+        self._keeps_session = bool(dialer.session_request.session)
         self._held_interrupt: Timer | None = None
 
     @property
-    def stays(self) -> bool:
+    def keeps_session(self) -> bool:
         """Does the session stay when Jupyter shuts its kernel down?"""
-        return self._stays or self._find_remote().on_shutdown == "keep"
+        return self._keeps_session or self._find_remote().on_shutdown == "keep"
 
-    def keep(self) -> None:
+    def keep_session(self) -> None:
         """Let it stay."""
-        self._stays = True
+        self._keeps_session = True
 
-    def watch(self) -> None:
+    def start(self) -> None:
         """End when Jupyter says so by a signal, or is gone: nobody could reach us any more."""
         self._reactor.wake_on_signals()
         for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._hear_signal)
+            signal.signal(number, self._on_signal)
         if parent_process.is_watched():
-            self._reactor.call_later(POLL_PARENT_EVERY, self._look_for_parent)
+            self._reactor.call_later(POLL_PARENT_EVERY, self._poll_parent)
 
-    def unless_it_follows(self, interrupt: Callable[[], Any]) -> None:
+    def delay_interrupt(self, interrupt: Callable[[], Any]) -> None:
         """Interrupt; where the session stays, wait first: Jupyter does so before each shutdown."""
-        if self.stays:
+        if self.keeps_session:
             self._held_interrupt = self._reactor.call_later(HOLD_INTERRUPT_FOR, interrupt)
         else:
             interrupt()
 
-    def leave(self, order: str) -> None:
+    def exit(self, order: str) -> None:
         """End this process: "restart" the kernel, or "stop" the session if it does not stay."""
         if self.is_exiting:
             return
         self.is_exiting = True
-        if order == "stop" and self.stays:
+        if order == "stop" and self.keeps_session:
             if self._held_interrupt:
                 self._held_interrupt.cancel()
             self._reactor.stop()
             return
         leave_with(order, reactor=self._reactor, link=self._link, dialer=self._dialer)
 
-    def _hear_signal(self, number: int, _frame: object) -> None:
+    def _on_signal(self, number: int, _frame: object) -> None:
         """End: the session stays. Ctrl-C in a terminal reaches us, too, and means nothing."""
         if number == signal.SIGTERM and not self.is_exiting:
             self._reactor.call_soon_threadsafe(self._reactor.stop)
 
-    def _look_for_parent(self) -> None:
+    def _poll_parent(self) -> None:
         if parent_process.is_gone():
             self._reactor.stop()
-        self._reactor.call_later(POLL_PARENT_EVERY, self._look_for_parent)
+        self._reactor.call_later(POLL_PARENT_EVERY, self._poll_parent)

@@ -60,19 +60,19 @@ class Sockets:
     def bind(self) -> None:
         """Bind all five."""
         self._bind(self._heartbeat, "hb_port")
-        self.reactor.add_reader(self._heartbeat, self._beat)
+        self.reactor.add_reader(self._heartbeat, self._echo_heartbeat)
         for channel, port in PORTS.items():
             is_iopub = channel is Channel.IOPUB
             handle = self._context.socket(zmq.XPUB if is_iopub else zmq.ROUTER)
             handle.rcvhwm = 0
             if is_iopub:
-                self._publisher = Publisher(self.reactor, handle, self._note)
+                self._publisher = Publisher(self.reactor, handle, self._make_notice)
             else:
                 handle.router_handover = True
                 self._repliers[channel] = Replier(self.reactor, handle)
             self._bind(handle, port)
             self._sockets[channel] = handle
-            hear = self._welcome if is_iopub else partial(self._hear, channel)
+            hear = self._send_iopub_welcome if is_iopub else partial(self._on_readable, channel)
             self.reactor.add_reader(handle, hear)
 
     def reply(self, channel: Channel, identities: Sequence[bytes], parts: Sequence[Bytes]) -> None:
@@ -89,7 +89,7 @@ class Sockets:
         """Does all who listen on iopub take what is published, as far as is known?"""
         return self._publisher.has_room
 
-    def _note(self, message: OutgoingMessage, sentence: str) -> OutgoingMessage:
+    def _make_notice(self, message: OutgoingMessage, sentence: str) -> OutgoingMessage:
         """Return a message that says a sentence where another one would be shown."""
         parent: dict[str, Any] = {}
         with contextlib.suppress(ProtocolError):  # a kernel may say anything
@@ -103,7 +103,7 @@ class Sockets:
         until = time.monotonic() + LINGER_MS / 1000
         outs: list[Publisher | Replier] = [self._publisher, *self._repliers.values()]
         for out in outs:
-            while not out.send_waiting() and time.monotonic() < until:
+            while not out.drain() and time.monotonic() < until:
                 time.sleep(RETRY_FIRST)
         for handle in (self._heartbeat, *self._sockets.values()):
             handle.close(linger=LINGER_MS)
@@ -117,10 +117,10 @@ class Sockets:
             handle.curve_publickey = about["curve_publickey"].encode()
             handle.curve_secretkey = about["curve_secretkey"].encode()
         separator = "-" if about["transport"] == "ipc" else ":"
-        self._take_port(handle, f"{about['transport']}://{about['ip']}{separator}{about[port]}")
+        self._bind_address(handle, f"{about['transport']}://{about['ip']}{separator}{about[port]}")
 
     @staticmethod
-    def _take_port(handle: zmq.Socket[bytes], place: str) -> None:
+    def _bind_address(handle: zmq.Socket[bytes], place: str) -> None:
         """Bind; while the kernel before this one is gone, anybody may have borrowed its port."""
         until = time.monotonic() + FREE_WITHIN
         while True:
@@ -136,7 +136,7 @@ class Sockets:
             else:
                 return
 
-    def _hear(self, channel: Channel) -> None:
+    def _on_readable(self, channel: Channel) -> None:
         for frames in messages(self._sockets[channel]):
             try:
                 identities, parts = self.voice.check(frames)
@@ -144,18 +144,18 @@ class Sockets:
             except ProtocolError:
                 continue  # not signed with this kernel's key: nobody of ours
 
-    def _beat(self) -> None:
+    def _echo_heartbeat(self) -> None:
         self._heartbeat.send_multipart(self._heartbeat.recv_multipart())
 
-    def welcome(self) -> None:
+    def welcome_subscribers(self) -> None:
         """Welcome all who have subscribed by now: else they hear something else first."""
         while self._sockets[Channel.IOPUB].poll(0):
-            self._welcome()
+            self._send_iopub_welcome()
 
-    def _welcome(self) -> None:
+    def _send_iopub_welcome(self) -> None:
         """Tell a new subscriber that it is heard (JEP 65)."""
         (frame, *_) = self._sockets[Channel.IOPUB].recv_multipart()
-        if self._publisher.count(frame):
+        if self._publisher.on_subscription(frame):
             subscription = frame[1:].decode("utf-8", "replace")
             parts = self.voice.compose("iopub_welcome", {"subscription": subscription})
             parts[TOPIC] = frame[1:]
@@ -174,7 +174,7 @@ def read_connection(path: Path) -> dict[str, Any]:
     return dict(connection)
 
 
-def digest(key: str) -> str:
+def key_fingerprint(key: str) -> str:
     """Return what a kernel is known by: a restart keeps its key, its process number recurs.
 
     One without a key is known by nothing, and so never taken for another.

@@ -27,17 +27,17 @@ class StartupCode:
         self._link = link
         self._held: list[Request] = []  # in their order; all of them are held
 
-    def answer(self, request: Request) -> bool:
+    def reply_early(self, request: Request) -> bool:
         """Answer it if it can be; before there is a session, it is to run before anything else."""
-        if not may_be_answered(request):
+        if not is_startup_code(request):
             return False
         reply = {"status": "ok", "execution_count": 0, "payload": [], "user_expressions": {}}
         self._replies.reply(request, reply)
         if not self._link.ever_connected:
-            self._keep(request)
+            self._hold(request)
         return True
 
-    def _keep(self, answered: Request) -> None:
+    def _hold(self, answered: Request) -> None:
         """Hold it as a request that nobody waits for: all that it says was said."""
         heard = {BUSY, IDLE}
         kept = Request(answered.channel, answered.parts, answered.header, states=heard)
@@ -47,7 +47,7 @@ class StartupCode:
         if len(self._held) > MOST_HELD:
             self._requests.move(self._held.pop(0), Stage.CANCELLED, "there is too much of it")
 
-    def send(self) -> None:
+    def send_held(self) -> None:
         """Send what is to run before anything else, once."""
         kept, self._held = self._held, []
         for each in kept:
@@ -56,14 +56,14 @@ class StartupCode:
             self._requests.move(each, Stage.DONE, "nobody waits for its reply")
 
 
-def may_be_answered(request: Request) -> bool:
+def is_startup_code(request: Request) -> bool:
     """Is this a client's own code, which wants nothing back?"""
     if not request.is_cell:
         return False
-    return is_own_code(request.content) and not request.content.get("user_expressions")
+    return is_client_code(request.content) and not request.content.get("user_expressions")
 
 
-def is_own_code(content: dict[str, Any]) -> bool:
+def is_client_code(content: dict[str, Any]) -> bool:
     """Is what is to be run a client's own code, in which nobody can be asked anything?
 
     VS Code, which starts kernels itself, does not call it silent, but keeps it out of the history.

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from remoter_kernel.front.jupyter.request_queries import cells_there, unfinished_there
+from remoter_kernel.front.jupyter.request_queries import remote_cells, unfinished_remote_cells
 from remoter_kernel.wire.requests import Stage
 
 if TYPE_CHECKING:
@@ -28,8 +28,8 @@ class LocalQueuedCell(Protocol):
 
     request: Request
 
-    def begin(self) -> None:
-        """Start; `CellQueue.end` is called when it is over."""
+    def start(self) -> None:
+        """Start; `CellQueue.on_local_over` is called when it is over."""
 
     def interrupt(self) -> None:
         """End soon."""
@@ -65,12 +65,12 @@ class CellQueue:
         self._has_failed = False  # did a cell there that stops those behind it get no reply?
 
     @property
-    def is_used(self) -> bool:
+    def is_active(self) -> bool:
         """Does any cell need this side just now?"""
         return bool(self._running_local or self._queue)
 
     @property
-    def here(self) -> LocalQueuedCell | None:
+    def running_local(self) -> LocalQueuedCell | None:
         """The cell that runs on this side."""
         return self._running_local
 
@@ -80,75 +80,75 @@ class CellQueue:
         if is_lost and self._queue and request.is_cell:
             self._has_failed |= request.stops_on_error
 
-    def take_here(self, cell: LocalQueuedCell) -> None:
+    def enqueue_local(self, cell: LocalQueuedCell) -> None:
         """Run a cell on this side as soon as it is its turn."""
         cell.request.is_here = True
         self._queue.append(_Slot(cell.request, cell))
-        self.look()
+        self.start_next()
         self._hold(cell.request)
 
-    def take_there(self, request: Request) -> bool:
+    def enqueue_remote(self, request: Request) -> bool:
         """Hold back a cell for the other side; False: it may go at once."""
-        if not self.is_used:
+        if not self.is_active:
             return False
         self._queue.append(_Slot(request, None))
         self._hold(request)
         return True
 
-    def hear_reply(self, request: Request, status: str) -> None:
+    def on_reply(self, request: Request, status: str) -> None:
         """Hear how a cell there ended."""
         if self._queue and status != "ok" and request.stops_on_error:
-            self._call_off_all()
-        self.look()
+            self._abort_all()
+        self.start_next()
 
-    def hear_idle(self, _name: str) -> None:
+    def on_idle(self, _name: str) -> None:
         """Hear that the other side is done with something."""
-        self.look()
+        self.start_next()
 
-    def hear_lost(self) -> None:
+    def on_link_failed(self) -> None:
         """Hear that cells there were answered from this side."""
-        self.look()
+        self.start_next()
 
-    def end(self, *, is_well: bool) -> None:
+    def on_local_over(self, *, is_well: bool) -> None:
         """Hear that the cell on this side is over."""
         cell, self._running_local = self._running_local, None
         if cell and not is_well and cell.request.stops_on_error:
-            self._call_off_all()
+            self._abort_all()
         while self._queue and self._queue[0].cell is None:
             self._send_remote(self._queue.popleft().request)
-        self.look()
+        self.start_next()
 
     def interrupt(self) -> bool:
         """Interrupt the cell on this side; False: it is not at work."""
         if self._running_local:
             self._running_local.interrupt()
             return True
-        if not self._queue or cells_there(self._requests):
+        if not self._queue or remote_cells(self._requests):
             return False
         self._abort(self._queue.popleft().request)  # it waits for a session that is being made
-        self._call_off_all()
+        self._abort_all()
         return True
 
-    def look(self) -> None:
+    def start_next(self) -> None:
         """Begin with the cell at the head of the queue, if its time has come.
 
         All cells there that have no end yet stand before it: those behind it are held back.
         """
         if self._has_failed:
-            self._call_off_all()
+            self._abort_all()
         if self._running_local or not self._queue or not self._may_begin():
             return
-        if unfinished_there(self._requests):
+        if unfinished_remote_cells(self._requests):
             return
         request, self._running_local = self._queue.popleft()
         if self._running_local:
             self._requests.move(request, Stage.RUNNING, "on this side")
-            self._running_local.begin()
+            self._running_local.start()
 
     def _hold(self, request: Request) -> None:
         self._requests.move(request, Stage.HELD, "it waits for the cells before it")
 
-    def _call_off_all(self) -> None:
+    def _abort_all(self) -> None:
         self._has_failed = False
         queue, self._queue = self._queue, deque()
         for place in queue:

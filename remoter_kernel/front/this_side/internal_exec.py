@@ -39,25 +39,25 @@ class InternalExec:
 
     # --- to the kernels ---
 
-    def run_there(self, code: str, then: OnDone) -> None:
+    def run_remotely(self, code: str, then: OnDone) -> None:
         """Run code in the far kernel."""
         self._remote_mark = self._voice.session.encode()
         parts = self._voice.compose("execute_request", _silent(code))
-        self._request_id, self._is_remote, self._on_done = _id_of(parts), True, then
+        self._request_id, self._is_remote, self._on_done = _message_id(parts), True, then
         self._number = self._link.say(Channel.SHELL, parts)
 
-    def run_here(self, code: str, then: OnDone) -> None:
+    def run_locally(self, code: str, then: OnDone) -> None:
         """Run code in the kernel on this side, which may have to be started."""
         self._waiting_local = code, then
         self._local_kernel.start()
 
-    def begin_here(self) -> None:
+    def on_local_ready(self) -> None:
         """Hear that the kernel on this side is there."""
         wanted, self._waiting_local = self._waiting_local, None
         if wanted:
             code, self._on_done = wanted
             self._is_remote = False
-            self._request_id = self._local_kernel.ask("execute_request", _silent(code))
+            self._request_id = self._local_kernel.send_request("execute_request", _silent(code))
 
     def interrupt(self) -> None:
         """Interrupt what is under way."""
@@ -69,38 +69,38 @@ class InternalExec:
 
     # --- from the kernels ---
 
-    def is_own(self, parts: Sequence[Bytes]) -> bool:
+    def is_internal(self, parts: Sequence[Bytes]) -> bool:
         """Does this come of an errand there?"""
         return bool(self._remote_mark) and self._remote_mark in bytes(parts[PARENT])
 
-    def hear(self, parts: Sequence[Bytes]) -> None:
+    def on_message(self, parts: Sequence[Bytes]) -> None:
         """Hear what comes of an errand, on either side."""
         header, parent = header_of(parts[HEADER]), header_of(parts[PARENT])
         if header.get("msg_type") != "execute_reply" or parent.get("msg_id") != self._request_id:
             return
         content = content_of(parts)
         if content.get("status") == "ok":
-            self._end(None)
+            self._finish(None)
         else:
             said = f"{content.get('ename') or 'interrupted'}: {content.get('evalue') or ''}"
-            self._end(NotRun(f"The kernel did not carry that out ({said.rstrip(': ')})."))
+            self._finish(NotRun(f"The kernel did not carry that out ({said.rstrip(': ')})."))
 
-    def lose_here(self, error: RemoterError) -> None:
+    def on_local_died(self, error: RemoterError) -> None:
         """Hear that the kernel on this side is gone."""
         wanted, self._waiting_local = self._waiting_local, None
         if wanted:
             wanted[1](error)
         elif self._request_id and not self._is_remote:
-            self._end(error)
+            self._finish(error)
 
-    def lose_there(self, error: RemoterError, *, is_over: bool) -> None:
+    def on_link_failed(self, error: RemoterError, *, is_over: bool) -> None:
         """Hear that the link gave up; what may be running there is waited for."""
         if self._request_id and self._is_remote:
             withdrawn = self._link.withdraw(Channel.SHELL, self._number)
             if withdrawn or is_over or not self._link.ever_connected:
-                self._end(error)
+                self._finish(error)
 
-    def _end(self, error: RemoterError | None) -> None:
+    def _finish(self, error: RemoterError | None) -> None:
         then, self._on_done, self._request_id = self._on_done, lambda _error: None, ""
         then(error)
 
@@ -116,5 +116,5 @@ def _silent(code: str) -> dict[str, Any]:
     }
 
 
-def _id_of(parts: Sequence[Bytes]) -> str:
+def _message_id(parts: Sequence[Bytes]) -> str:
     return str(header_of(parts[HEADER])["msg_id"])

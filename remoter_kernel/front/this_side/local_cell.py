@@ -59,10 +59,10 @@ class LocalCell:
         self._reply: Sequence[Bytes] | None = None
         self._is_idle = False
 
-    def begin(self) -> None:
+    def start(self) -> None:
         """Ask whether it may run, start the kernel, run it."""
         self._replies.publish("status", {"execution_state": "busy"}, self.request.header)
-        Thread(self._ask, name="permission").start()
+        Thread(self._check_permission, name="permission").start()
 
     def interrupt(self) -> None:
         """Interrupt it, or call it off while it has yet to be run."""
@@ -71,7 +71,7 @@ class LocalCell:
         else:
             self.fail(CalledOff("the cell was interrupted before it ran on this side."))
 
-    def _ask(self) -> None:
+    def _check_permission(self) -> None:
         try:
             self._require_permission()
         except RemoterError as error:
@@ -80,9 +80,9 @@ class LocalCell:
             trouble = RemoterError(f"That failed unexpectedly: {type(error).__name__}: {error}")
             self._reactor.call_soon_threadsafe(partial(self.fail, trouble))
         else:
-            self._reactor.call_soon_threadsafe(self._start)
+            self._reactor.call_soon_threadsafe(self._start_kernel)
 
-    def _start(self) -> None:
+    def _start_kernel(self) -> None:
         if not self._is_over:
             self._kernel.start()
 
@@ -91,9 +91,9 @@ class LocalCell:
         if self._is_over or self._is_sent:
             return
         self._is_sent = True
-        self._kernel.say(Channel.SHELL, for_this_side(self.request.parts, {"code": self._code}))
+        self._kernel.send(Channel.SHELL, for_local_kernel(self.request.parts, {"code": self._code}))
 
-    def hear(self, kind: str, parts: list[Bytes]) -> list[Bytes]:
+    def on_message(self, kind: str, parts: list[Bytes]) -> list[Bytes]:
         """Look at what the kernel says in it; return that as clients should see it, if at all."""
         content = content_of(parts) if kind in {"status", "execute_input", "execute_reply"} else {}
         if kind == "status":
@@ -112,7 +112,7 @@ class LocalCell:
             self._reply = parts
         return parts
 
-    def settle(self) -> None:
+    def finish_if_done(self) -> None:
         """Be over, if all has come."""
         if self._reply is not None and self._is_idle and not self._is_over:
             self._is_over = True
@@ -132,7 +132,7 @@ class LocalCell:
         self._on_over(False)
 
 
-def for_this_side(parts: Sequence[Bytes], words: dict[str, Any]) -> list[Bytes]:
+def for_local_kernel(parts: Sequence[Bytes], words: dict[str, Any]) -> list[Bytes]:
     """Return a client's request as the kernel on this side should get it.
 
     Its header stays, so that outputs name it as their parent; a subshell of the other side's

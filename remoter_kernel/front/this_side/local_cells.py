@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING
 from remoter_kernel.errors import RemoterError, Usage
 from remoter_kernel.front.jupyter import canned_replies
 from remoter_kernel.front.this_side.internal_exec import InternalExec
-from remoter_kernel.front.this_side.local_cell import LocalCell, for_this_side
+from remoter_kernel.front.this_side.local_cell import LocalCell, for_local_kernel
 from remoter_kernel.front.this_side.local_comms import LocalComms
 from remoter_kernel.front.this_side.local_kernel import LocalKernel
 from remoter_kernel.front.this_side.local_magics import (
     LocalCode,
-    answered_outside,
-    asked_inside,
     completeness,
     local_code,
-    wanted_by,
+    parse_local_magic,
+    shift_reply,
+    shift_request,
 )
 from remoter_kernel.front.this_side.permission import AccessKind, AccessRequest
 from remoter_kernel.front.this_side.push_pull import ObjectTransferCell, ObjectTransferContext
@@ -70,9 +70,9 @@ class LocalCells:
         self._permission = permission
         self._cell_queue = cell_queue
         self._kernel = LocalKernel(reactor)
-        self._kernel.on_message = self._hear
-        self._kernel.on_ready = self._begin
-        self._kernel.on_end = self._lose
+        self._kernel.on_message = self._on_kernel_message
+        self._kernel.on_ready = self._on_kernel_ready
+        self._kernel.on_end = self._on_kernel_end
         self.internal_exec = InternalExec(link, self._kernel)
         self._comms = LocalComms()
         self._pending: dict[str, tuple[Request, int]] = {}  # completion and the like, by message id
@@ -83,26 +83,26 @@ class LocalCells:
 
     # From Jupyter ----------------------------------------------------------------------
 
-    def take_cell(self, request: Request) -> bool:
+    def on_execute(self, request: Request) -> bool:
         """Take a cell that needs this side, or has to wait for one; False: it is neither."""
         code = str(request.content.get("code", ""))
         try:
-            wanted = wanted_by(code)
+            wanted = parse_local_magic(code)
         except Usage as error:
-            self._replies.answer_error(request, error)
+            self._replies.reply_error(request, error)
             return True
         if isinstance(wanted, LocalCode):
-            self._cell_queue.take_here(self._local_cell(request, wanted))
+            self._cell_queue.enqueue_local(self._local_cell(request, wanted))
         elif wanted is not None:
-            self._cell_queue.take_here(
-                ObjectTransferCell(request, wanted, self.object_transfer, self._end)
+            self._cell_queue.enqueue_local(
+                ObjectTransferCell(request, wanted, self.object_transfer, self._on_cell_over)
             )
         return wanted is not None
 
-    def take_other(self, kind: str, request: Request) -> bool:
+    def on_other_request(self, kind: str, request: Request) -> bool:
         """Take any other request that is for this side; False: it is not."""
-        if self._comms.is_ours(kind, request.parts):
-            self._kernel.say(Channel.SHELL, for_this_side(request.parts, {}))
+        if self._comms.is_for_local_kernel(kind, request.parts):
+            self._kernel.send(Channel.SHELL, for_local_kernel(request.parts, {}))
             return True
         if kind not in TYPING_REQUESTS:
             return False
@@ -115,50 +115,50 @@ class LocalCells:
         local = local_code(code)
         if local is None:
             return False
-        words = asked_inside(content, local)
+        words = shift_request(content, local)
         if (
-            words is None or not self._kernel.is_ready or self._cell_queue.here
+            words is None or not self._kernel.is_ready or self._cell_queue.running_local
         ):  # late is worse than empty
             self._replies.reply(request, canned_replies.empty_reply(kind, content) or {})
             return True
         self._pending[str(request.header.get("msg_id", ""))] = request, local.begin
-        self._kernel.say(Channel.SHELL, for_this_side(request.parts, words))
+        self._kernel.send(Channel.SHELL, for_local_kernel(request.parts, words))
         return True
 
     # From the far side -----------------------------------------------------------------
 
-    def take_own(self, parts: Sequence[Bytes]) -> bool:
+    def consume_internal(self, parts: Sequence[Bytes]) -> bool:
         """Take what comes of an errand of ours there; False: it does not."""
-        is_own = self.internal_exec.is_own(parts)
+        is_own = self.internal_exec.is_internal(parts)
         if is_own:
-            self.internal_exec.hear(parts)
+            self.internal_exec.on_message(parts)
         return is_own
 
-    def lose(self, error: RemoterError, *, is_over: bool) -> None:
+    def on_link_failed(self, error: RemoterError, *, is_over: bool) -> None:
         """Hear that the link gave up, and that what waited for it was answered on this side."""
         if is_over:
-            self.object_transfer.prompter.forget(is_here=False)
-        self.internal_exec.lose_there(error, is_over=is_over)
-        self._cell_queue.hear_lost()
+            self.object_transfer.prompter.drop_kernel_input(is_here=False)
+        self.internal_exec.on_link_failed(error, is_over=is_over)
+        self._cell_queue.on_link_failed()
 
-    def notice(self, parts: Sequence[Bytes]) -> None:
+    def on_remote_output(self, parts: Sequence[Bytes]) -> None:
         """Look at what is published there: a cell here may wait for that."""
-        if not self._cell_queue.is_used or execution_state(parts) != "idle":
+        if not self._cell_queue.is_active or execution_state(parts) != "idle":
             return
-        if self._cell_queue.here:
-            self._replies.remind()
-        self._cell_queue.hear_idle(str(header_of(parts[PARENT]).get("msg_id", "")))
+        if self._cell_queue.running_local:
+            self._replies.republish_busy()
+        self._cell_queue.on_idle(str(header_of(parts[PARENT]).get("msg_id", "")))
 
-    def notice_reply(self, request: Request, parts: Sequence[Bytes]) -> None:
+    def on_remote_reply(self, request: Request, parts: Sequence[Bytes]) -> None:
         """Look at a reply from there: a cell here may wait for that."""
-        if self._cell_queue.is_used and request.header.get("msg_type") == "execute_request":
-            self._cell_queue.hear_reply(request, str(content_of(parts).get("status")))
+        if self._cell_queue.is_active and request.header.get("msg_type") == "execute_request":
+            self._cell_queue.on_reply(request, str(content_of(parts).get("status")))
 
-    def amend(self, request: Request, parts: Sequence[Bytes]) -> Sequence[Bytes]:
+    def amend_reply(self, request: Request, parts: Sequence[Bytes]) -> Sequence[Bytes]:
         """Return a reply from there as clients should see it: with the comms that live here."""
         if request.header.get("msg_type") != "comm_info_request":
             return parts
-        return self._comms.add_to(parts, request.content.get("target_name"))
+        return self._comms.add_to_reply(parts, request.content.get("target_name"))
 
     # The kernel here -------------------------------------------------------------------
 
@@ -170,66 +170,68 @@ class LocalCells:
             kernel=self._kernel,
             replies=self._replies,
             reactor=self._reactor,
-            require_permission=partial(self._permission.demand, wanted, request),
-            on_over=self._end,
+            require_permission=partial(self._permission.require, wanted, request),
+            on_over=self._on_cell_over,
         )
 
-    def _begin(self) -> None:
-        self.internal_exec.begin_here()
-        cell = self._cell_queue.here
+    def _on_kernel_ready(self) -> None:
+        self.internal_exec.on_local_ready()
+        cell = self._cell_queue.running_local
         if isinstance(cell, LocalCell):
             cell.run()
 
-    def _end(self, is_well: bool) -> None:  # noqa: FBT001 - called with that alone
-        cell = self._cell_queue.here
+    def _on_cell_over(self, is_well: bool) -> None:  # noqa: FBT001 - called with that alone
+        cell = self._cell_queue.running_local
         if isinstance(cell, LocalCell) and cell.has_exited:
             self._kernel.stop()
-            self._comms.forget()
-            self.object_transfer.prompter.forget(is_here=True)
-        self._cell_queue.end(is_well=is_well)
+            self._comms.clear()
+            self.object_transfer.prompter.drop_kernel_input(is_here=True)
+        self._cell_queue.on_local_over(is_well=is_well)
 
-    def _lose(self, error: RemoterError) -> None:
+    def _on_kernel_end(self, error: RemoterError) -> None:
         """The kernel here is gone: so are its comms, and whoever waits for it hears why."""
-        self._comms.forget()
-        self.object_transfer.prompter.forget(is_here=True)
-        self.internal_exec.lose_here(error)
+        self._comms.clear()
+        self.object_transfer.prompter.drop_kernel_input(is_here=True)
+        self.internal_exec.on_local_died(error)
         asked, self._pending = self._pending, {}
         for request, _ in asked.values():
-            self._replies.answer_error(request, error)
-        cell = self._cell_queue.here
+            self._replies.reply_error(request, error)
+        cell = self._cell_queue.running_local
         if isinstance(cell, LocalCell):
             cell.fail(error)
 
-    def _hear(self, channel: Channel, parts: list[Bytes]) -> None:
+    def _on_kernel_message(self, channel: Channel, parts: list[Bytes]) -> None:
         """Pass on what the kernel here says."""
         parent = header_of(parts[PARENT])
-        if self._kernel.is_own(parent):
-            self.internal_exec.hear(parts)
+        if self._kernel.is_own_request(parent):
+            self.internal_exec.on_message(parts)
             return
         header = header_of(parts[HEADER])
         kind, name = str(header.get("msg_type", "")), str(parent.get("msg_id", ""))
-        self._comms.note(kind, parts)
-        cell = self._cell_queue.here
+        self._comms.on_kernel_message(kind, parts)
+        cell = self._cell_queue.running_local
         is_of_cell = isinstance(cell, LocalCell) and name == cell.request.header.get("msg_id")
         if isinstance(cell, LocalCell) and is_of_cell:
-            shown = cell.hear(kind, parts)
+            shown = cell.on_message(kind, parts)
             if shown:
-                self._show(channel, cell.request, shown)
-            cell.settle()
+                self._forward(channel, cell.request, shown)
+            cell.finish_if_done()
         elif channel is Channel.IOPUB:
-            self._replies.pass_on(channel, None, parts)
+            self._replies.forward_local(channel, None, parts)
             if kind == "status":
-                self._replies.remind()
+                self._replies.republish_busy()
         elif name in self._pending:
             request, begin = self._pending.pop(name)
-            parts[CONTENT] = to_json(answered_outside(content_of(parts), begin))
-            self._replies.pass_on(channel, request, parts)
+            parts[CONTENT] = to_json(shift_reply(content_of(parts), begin))
+            self._replies.forward_local(channel, request, parts)
 
-    def _show(self, channel: Channel, request: Request, parts: list[Bytes]) -> None:
+    def _forward(self, channel: Channel, request: Request, parts: list[Bytes]) -> None:
         """Show what the kernel here says in a cell."""
-        send = partial(self._replies.pass_on, channel, request)
+        send = partial(self._replies.forward_local, channel, request)
         if channel is Channel.STDIN:
-            answer = partial(self._kernel.say, channel)
-            self.object_transfer.prompter.relay(request, parts, send, answer, is_here=True)
+            answer = partial(self._kernel.send, channel)
+            self.object_transfer.prompter.relay_input_request(
+                request, parts, send, answer, is_here=True
+            )
         else:
             send(parts)

@@ -20,7 +20,7 @@ class LocalComms:
         """Begin with none."""
         self._targets: dict[str, str] = {}  # by comm id
 
-    def note(self, kind: str, parts: Sequence[Bytes]) -> None:
+    def on_kernel_message(self, kind: str, parts: Sequence[Bytes]) -> None:
         """Look at a message of the kernel on this side."""
         if kind == "comm_open":
             content = content_of(parts)
@@ -28,7 +28,7 @@ class LocalComms:
         elif kind == "comm_close":
             self._targets.pop(str(content_of(parts).get("comm_id")), None)
 
-    def is_ours(self, kind: str, parts: Sequence[Bytes]) -> bool:
+    def is_for_local_kernel(self, kind: str, parts: Sequence[Bytes]) -> bool:
         """Is this message of a client for the kernel on this side?"""
         if not self._targets or kind not in {"comm_msg", "comm_close"}:
             return False
@@ -38,7 +38,7 @@ class LocalComms:
             self._targets.pop(comm, None)
         return is_ours
 
-    def add_to(self, parts: Sequence[Bytes], target: object) -> Sequence[Bytes]:
+    def add_to_reply(self, parts: Sequence[Bytes], target: object) -> Sequence[Bytes]:
         """Add ours to a reply that lists comms (of one target, if one was asked for)."""
         ours = {
             comm: {"target_name": name}
@@ -52,6 +52,6 @@ class LocalComms:
         content["comms"] = {**(comms if isinstance(comms, dict) else {}), **ours}
         return [*parts[:CONTENT], to_json(content), *parts[CONTENT + 1 :]]
 
-    def forget(self) -> None:
+    def clear(self) -> None:
         """Begin again: the kernel is gone."""
         self._targets.clear()

@@ -51,7 +51,7 @@ class LocalKernel:
         self._reactor = reactor
         self._manager: KernelManager | None = None
         self._client: KernelClient | None = None
-        self._voice = MessageSigner(b"")  # of what `ask` says
+        self._voice = MessageSigner(b"")  # of what `send_request` says
         self._start_token: object = None  # one for each kernel, from its start to its end
         self._is_closed = False
 
@@ -68,19 +68,19 @@ class LocalKernel:
             self._start_token = wanted = object()
             Thread(partial(self._start, wanted), name="this side").start()
 
-    def say(self, channel: Channel, parts: Sequence[Bytes]) -> None:
+    def send(self, channel: Channel, parts: Sequence[Bytes]) -> None:
         """Sign a message with its key and send it."""
         if self._client:
             self._client.send(channel, parts)
 
-    def ask(self, kind: str, content: dict[str, Any]) -> str:
+    def send_request(self, kind: str, content: dict[str, Any]) -> str:
         """Ask something of our own on its shell; return the message's id."""
         parts = self._voice.compose(kind, content)
-        self.say(Channel.SHELL, parts)
+        self.send(Channel.SHELL, parts)
         return str(header_of(parts[HEADER])["msg_id"])
 
-    def is_own(self, parent: dict[str, Any]) -> bool:
-        """Is this the header of something that `ask` has said?"""
+    def is_own_request(self, parent: dict[str, Any]) -> bool:
+        """Is this the header of something that `send_request` has said?"""
         return parent.get("session") == self._voice.session
 
     def interrupt(self) -> None:
@@ -90,12 +90,12 @@ class LocalKernel:
 
     def stop(self) -> None:
         """End it, in a moment and whatever it is doing; the next `start` starts another."""
-        self._let_go()
+        self._shut_down()
 
     def close(self) -> None:
         """End it, and start no other."""
         self._is_closed = True
-        self._let_go()
+        self._shut_down()
 
     # --- in a thread ---
 
@@ -112,15 +112,15 @@ class LocalKernel:
         except Exception as error:  # noqa: BLE001 - whatever it is, it is told in the cell
             why = f"The kernel on this side did not start: {type(error).__name__}: {error}."
             trouble = RemoterError(why, "It needs the package ipykernel, as remoter itself does.")
-            self._reactor.call_soon_threadsafe(partial(self._fail, wanted, trouble))
+            self._reactor.call_soon_threadsafe(partial(self._on_start_failed, wanted, trouble))
         else:
             self._reactor.call_soon_threadsafe(partial(self._connect, wanted, manager))
 
     # --- in the proxy's thread ---
 
-    def _fail(self, wanted: object, error: RemoterError) -> None:
+    def _on_start_failed(self, wanted: object, error: RemoterError) -> None:
         if wanted is self._start_token:
-            self._end(error)
+            self._on_gone(error)
 
     def _connect(self, wanted: object, manager: KernelManager) -> None:
         if wanted is not self._start_token or self._is_closed:
@@ -129,7 +129,7 @@ class LocalKernel:
         self._manager = manager
         about: dict[str, Any] = {**manager.get_connection_info()}
         self._client = client = KernelClient(self._reactor, b"front")
-        client.on_message = self._hear
+        client.on_message = self._on_message
         client.on_ready = lambda _header, _info: self.on_ready()
 
         def lock(handle: zmq.Socket[bytes]) -> None:
@@ -141,36 +141,36 @@ class LocalKernel:
         ports = {channel: about[f"{channel.name.lower()}_port"] for channel in SOCKETS}
         client.hold_until_open(MessageSigner(manager.session.key, manager.session.signature_scheme))
         client.open({channel: f"{place}:{port}" for channel, port in ports.items()}, lock)
-        self._reactor.call_later(READY_WITHIN, partial(self._lose_patience, manager))
-        self._look_after(manager)
+        self._reactor.call_later(READY_WITHIN, partial(self._on_ready_timeout, manager))
+        self._poll_alive(manager)
 
-    def _hear(self, channel: Channel, parts: list[Bytes]) -> None:
+    def _on_message(self, channel: Channel, parts: list[Bytes]) -> None:
         if self.is_ready and header_of(parts[PARENT]):
             self.on_message(channel, parts)
 
-    def _look_after(self, manager: KernelManager) -> None:
+    def _poll_alive(self, manager: KernelManager) -> None:
         if manager is not self._manager or self._client is None:
             return
         if manager.is_alive():
-            self._reactor.call_later(POLL_EVERY, partial(self._look_after, manager))
+            self._reactor.call_later(POLL_EVERY, partial(self._poll_alive, manager))
             return
         how = "died" if self.is_ready else "ended before it was ready"
         why = f"The kernel on this side {how}, and with it its variables."
         if _ended_by_signal(manager):
             why += " The last outputs of its cell may be missing."
         error = RemoterError(why, "The next cell that needs it starts another one.")
-        self._client.drain(partial(self._end, error))
+        self._client.drain(partial(self._on_gone, error))
 
-    def _lose_patience(self, manager: KernelManager) -> None:
+    def _on_ready_timeout(self, manager: KernelManager) -> None:
         if manager is self._manager and not self.is_ready:
             why = f"The kernel on this side was not ready within {READY_WITHIN:.0f} seconds."
-            self._end(RemoterError(why, "What it printed is in Jupyter's log."))
+            self._on_gone(RemoterError(why, "What it printed is in Jupyter's log."))
 
-    def _end(self, error: RemoterError) -> None:
-        self._let_go()
+    def _on_gone(self, error: RemoterError) -> None:
+        self._shut_down()
         self.on_end(error)
 
-    def _let_go(self) -> None:
+    def _shut_down(self) -> None:
         client, self._client = self._client, None
         self._start_token = None
         if client:

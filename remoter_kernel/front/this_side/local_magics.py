@@ -39,7 +39,7 @@ class ObjectTransferSpec:
     is_large: bool = False  # was a size above the limit said yes to?
 
 
-def wanted_by(code: str) -> LocalCode | ObjectTransferSpec | None:
+def parse_local_magic(code: str) -> LocalCode | ObjectTransferSpec | None:
     """Read what a cell wants of both sides; None: nothing. `Usage` if that cannot be."""
     found = _FIRST_LINE.match(code)
     if found is None:
@@ -55,10 +55,10 @@ def wanted_by(code: str) -> LocalCode | ObjectTransferSpec | None:
         raise Usage(f"{' '.join(verb.split())} stands alone in its cell; nothing was run.")
     if verb == "%local":
         return LocalCode(verb, line, found.start(2))
-    return _carrying(verb.split()[1], line.split())
+    return _parse_transfer(verb.split()[1], line.split())
 
 
-def _carrying(verb: str, words: list[str]) -> ObjectTransferSpec:
+def _parse_transfer(verb: str, words: list[str]) -> ObjectTransferSpec:
     options = [word for word in words if word.startswith("--")]
     names = [word for word in words if not word.startswith("--")]
     for option in options:
@@ -84,13 +84,13 @@ def _carrying(verb: str, words: list[str]) -> ObjectTransferSpec:
 def local_code(code: str) -> LocalCode | None:
     """Return what of a cell that is being typed is Python for this side."""
     try:
-        wanted = wanted_by(code)
+        wanted = parse_local_magic(code)
     except Usage:
         return None
     return wanted if isinstance(wanted, LocalCode) else None
 
 
-def asked_inside(content: dict[str, Any], local: LocalCode) -> dict[str, Any] | None:
+def shift_request(content: dict[str, Any], local: LocalCode) -> dict[str, Any] | None:
     """Return a question about a cell as one about its local code; None: it is not about that."""
     cursor = content.get("cursor_pos")
     if not isinstance(cursor, int) or cursor < local.begin:
@@ -98,7 +98,7 @@ def asked_inside(content: dict[str, Any], local: LocalCode) -> dict[str, Any] | 
     return {**content, "code": local.code, "cursor_pos": cursor - local.begin}
 
 
-def answered_outside(content: dict[str, Any], begin: int) -> dict[str, Any]:
+def shift_reply(content: dict[str, Any], begin: int) -> dict[str, Any]:
     """Return an answer about local code as one about the whole cell."""
     shifted = dict(content)
     for key in _CURSOR:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
 from remoter_kernel.errors import RemoterError
-from remoter_kernel.front.jupyter.prompter import MOST_TRIES, may_ask_in
+from remoter_kernel.front.jupyter.prompter import MOST_TRIES, can_prompt_in
 from remoter_kernel.front.prompts import OWN_TAG, NeedsPerson, NotAnswered
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ class NotAllowed(RemoterError):
 class InCellPrompter(Protocol):
     """Whoever puts questions to a person (`prompter.StdinPrompter`)."""
 
-    def ask_in(self, cell: Request, text: str) -> str:
+    def prompt_in(self, cell: Request, text: str) -> str:
         """Ask in a cell; NeedsPerson or NotAnswered where there is no answer."""
 
 
@@ -103,50 +103,50 @@ class Permission:
                 'Set local = "ask" for it in remotes.toml, or use the command at a terminal.',
             )
 
-    def demand(self, wanted: AccessRequest, cell: Request) -> None:
+    def require(self, wanted: AccessRequest, cell: Request) -> None:
         """Go on only if a cell may do all of that; blocks for as long as a person takes."""
         with self._lock:
             self.check_rule(wanted.verb)
             outside = [place for place in wanted.paths if not self._folder.covers(place)]
             asked = [place for place in outside if not self._is_allowed(wanted.kind, place)]
-            self._check_number(wanted.verb, asked)
+            self._check_count(wanted.verb, asked)
             if not wanted.paths or len(outside) < len(wanted.paths):
-                self._demand_kind(wanted, len(outside), cell)
+                self._require_kind(wanted, len(outside), cell)
             for number, place in enumerate(asked, 1):
                 if not self._is_allowed(wanted.kind, place):  # by a yes to the one before
-                    self._demand_place(wanted, place, f"{number} of {len(asked)}", cell)
+                    self._require_path(wanted, place, f"{number} of {len(asked)}", cell)
 
-    def _demand_kind(self, wanted: AccessRequest, outside: int, cell: Request) -> None:
+    def _require_kind(self, wanted: AccessRequest, outside: int, cell: Request) -> None:
         """Ask once for each kind, unless the remote allows all of them."""
         if self._rule() == "allow" or wanted.kind in self._allowed_kinds:
             return
-        if not may_ask_in(cell):
+        if not can_prompt_in(cell):
             raise NotAllowed(
                 f"{wanted.verb} would have to ask first, and nobody can be asked in this cell.",
                 'Set local = "allow" for this remote in remotes.toml, and stay in this folder.',
             )
-        self._ask(wanted.verb, _about_kind(wanted, outside, self._folder.path), cell)
+        self._confirm(wanted.verb, _kind_question(wanted, outside, self._folder.path), cell)
         self._allowed_kinds.add(wanted.kind)
 
-    def _demand_place(
+    def _require_path(
         self, wanted: AccessRequest, place: LocalPath, number: str, cell: Request
     ) -> None:
         """Ask about one place outside of the notebook's folder."""
-        path = _in_full(wanted.verb, place)
-        if not may_ask_in(cell):
+        path = _full_path(wanted.verb, place)
+        if not can_prompt_in(cell):
             raise NotAllowed(
                 f"{wanted.verb} would have to ask about {path}, which is outside of this "
                 "notebook's folder, and nobody can be asked in this cell.",
                 "Use the command at a terminal, or a place below the notebook's folder.",
             )
-        self._ask(wanted.verb, _about_place(wanted, place, path, number), cell)
+        self._confirm(wanted.verb, _path_question(wanted, place, path, number), cell)
         self._allowed_paths[wanted.kind].append(place)
 
     def _is_allowed(self, kind: AccessKind, place: LocalPath) -> bool:
         return any(allowed.covers(place) for allowed in self._allowed_paths[kind])
 
     @staticmethod
-    def _check_number(verb: str, places: Sequence[LocalPath]) -> None:
+    def _check_count(verb: str, places: Sequence[LocalPath]) -> None:
         if len(places) > MOST_PATHS:
             raise NotAllowed(
                 f"{verb} names {len(places)} places outside of this notebook's folder. Each is "
@@ -154,11 +154,11 @@ class Permission:
                 "Name fewer of them, or use the command at a terminal.",
             )
 
-    def _ask(self, verb: str, question: str, cell: Request) -> None:
+    def _confirm(self, verb: str, question: str, cell: Request) -> None:
         """Go on only after a yes."""
         try:
             for _ in range(MOST_TRIES):
-                said = self._prompter.ask_in(cell, question).strip().lower()
+                said = self._prompter.prompt_in(cell, question).strip().lower()
                 if said in YES:
                     return
                 if said in NO:
@@ -168,24 +168,24 @@ class Permission:
         raise NotAllowed(f"{verb} was not allowed to use this machine; nothing was done.")
 
 
-def local_place(path: str, name: str = "") -> LocalPath:
+def local_path(path: str, name: str = "") -> LocalPath:
     """Return where a path of this side leads; one that ends with a separator means a folder."""
     is_folder = path.endswith(("/", os.sep)) or Path(path).is_dir()
     return LocalPath(Path(os.path.realpath(path)), is_folder, name)
 
 
-def listed(names: Sequence[str], what: str) -> str:
+def format_names(names: Sequence[str], what: str) -> str:
     """Name all of them, or say how many there are: half a list hides the other half."""
-    line = _on_one_line(", ".join(names))
+    line = _one_line(", ".join(names))
     return line if len(line) <= LONGEST_LINE // 2 else f"{len(names)} {what}"
 
 
 # The questions (pure) ------------------------------------------------------------------------
 
 
-def _about_kind(wanted: AccessRequest, outside: int, folder: Path) -> str:
+def _kind_question(wanted: AccessRequest, outside: int, folder: Path) -> str:
     """Ask in a way that says what a yes allows, and for how long it holds."""
-    below = _on_one_line(str(folder))
+    below = _one_line(str(folder))
     allows = {
         AccessKind.RUN: "run any code on this machine, with your files and your rights,",
         AccessKind.READ: f"send any file below {below} to the remote, and nothing else,",
@@ -199,28 +199,28 @@ def _about_kind(wanted: AccessRequest, outside: int, folder: Path) -> str:
             "and asked about next."
         )
     return (
-        f"{OWN_TAG}{_on_one_line(wanted.verb)} wants to {wanted.kind.value}: "
-        f"it {_on_one_line(wanted.what)}.{more}\n"
+        f"{OWN_TAG}{_one_line(wanted.verb)} wants to {wanted.kind.value}: "
+        f"it {_one_line(wanted.what)}.{more}\n"
         f"A yes lets all cells of this notebook {allows} {UNTIL}.\n{ANSWER}"
     )
 
 
-def _about_place(wanted: AccessRequest, place: LocalPath, path: str, number: str) -> str:
+def _path_question(wanted: AccessRequest, place: LocalPath, path: str, number: str) -> str:
     """Ask about one place, by its full and real path."""
     reads = wanted.kind is AccessKind.READ
     which = "this folder and all that is in it" if place.is_folder else "this file"
     allows = f"send {which} to the remote" if reads else "write or replace what is there"
     renamed = ""
     if reads and place.name and place.name != place.path.name:
-        renamed = f"\nThe remote gets it as {_on_one_line(place.name)}."
+        renamed = f"\nThe remote gets it as {_one_line(place.name)}."
     return (
-        f"{OWN_TAG}{_on_one_line(wanted.verb)} wants to {'read' if reads else 'write'} outside of "
+        f"{OWN_TAG}{_one_line(wanted.verb)} wants to {'read' if reads else 'write'} outside of "
         f"this notebook's folder ({number}):\n  {path}{renamed}\n"
         f"A yes lets all cells of this notebook {allows}, and nothing else, {UNTIL}.\n{ANSWER}"
     )
 
 
-def _in_full(verb: str, place: LocalPath) -> str:
+def _full_path(verb: str, place: LocalPath) -> str:
     path = _escape_unprintable(str(place.path))
     if len(path) > LONGEST_PATH:
         raise NotAllowed(
@@ -239,7 +239,7 @@ def _escape_unprintable(text: str) -> str:
     )
 
 
-def _on_one_line(text: str) -> str:
+def _one_line(text: str) -> str:
     """Let nobody make a question say something else; what is too long loses its end."""
     line = _escape_unprintable(text)
     return line if len(line) <= LONGEST_LINE else f"{line[:LONGEST_LINE]} …"

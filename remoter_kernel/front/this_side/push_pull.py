@@ -24,7 +24,7 @@ from remoter_kernel.front.prompts import OWN_TAG, strip_controls
 from remoter_kernel.front.reading.status import format_size
 from remoter_kernel.front.session.link import LinkState
 from remoter_kernel.front.this_side.kernel_code import in_python, in_r
-from remoter_kernel.front.this_side.permission import AccessKind, AccessRequest, listed
+from remoter_kernel.front.this_side.permission import AccessKind, AccessRequest, format_names
 from remoter_kernel.front.this_side.remote_temp_dir import RemoteTempDir
 from remoter_kernel.wire.messages import content_of
 from remoter_kernel.wire.threads import Thread
@@ -103,7 +103,7 @@ class ObjectTransferCell:
         self._code = str(content_of(request.parts).get("code", ""))
         self._is_cancelled = False
 
-    def begin(self) -> None:
+    def start(self) -> None:
         """Say that it is at work, and work in a thread."""
         self._show("status", {"execution_state": "busy"})
         typed = {"code": self._code, "execution_count": self._context.count()}
@@ -157,14 +157,14 @@ class ObjectTransferCell:
         is_push, is_r = wish.verb == "push", front.language() == "R"
         _check(wish, is_push=is_push, is_r=is_r, language=front.language())
         remote = front.dialer.remote.name
-        what = listed(wish.names, "objects")
+        what = format_names(wish.names, "objects")
         sentence = (  # what packs and unpacks runs in the kernel of this side
             f"sends {what} of a Python kernel here to {remote}"
             if is_push
             else f"puts {what} of {remote} into a Python kernel here"
         )
         wanted = AccessRequest(f"%remoter {wish.verb}", AccessKind.RUN, sentence)
-        front.permission.demand(wanted, self.request)
+        front.permission.require(wanted, self.request)
         address = front.dialer.session_info
         if address is None or front.link.state is LinkState.FAILED:
             self._complain()
@@ -235,7 +235,7 @@ class ObjectTransferCell:
         verb = f"%remoter {self._spec.verb}"
         told = f"{OWN_TAG}{verb} is about to carry {format_size(size)}. Go on? yes or no:"
         try:
-            said = self._context.prompter.ask_in(self.request, told).strip().lower()
+            said = self._context.prompter.prompt_in(self.request, told).strip().lower()
         except RemoterError:
             said = ""
         if said not in {"yes", "y"}:
@@ -245,13 +245,13 @@ class ObjectTransferCell:
     def _ask_here(self, do: str, path: Path, *, is_r: bool) -> dict[str, Any]:
         answer = path.with_name("answer")
         words = self._words(do, str(path), str(answer), is_r=is_r)
-        self._errand(partial(self._context.internal_exec.run_here, in_python(words)))
+        self._errand(partial(self._context.internal_exec.run_locally, in_python(words)))
         return _heard(answer.read_bytes(), "here")
 
     def _ask_there(self, do: str, there: RemoteTempDir, *, is_r: bool) -> dict[str, Any]:
         words = self._words(do, f"{there.path}/object", f"{there.path}/answer", is_r=is_r)
         code = in_r(words) if is_r else in_python(words)
-        self._errand(partial(self._context.internal_exec.run_there, code))
+        self._errand(partial(self._context.internal_exec.run_remotely, code))
         return _heard(there.answer(), f"on {self._context.dialer.remote.name}")
 
     def _words(self, do: str, path: str, answer: str, *, is_r: bool) -> dict[str, Any]:

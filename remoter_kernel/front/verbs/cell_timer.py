@@ -11,7 +11,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, NamedTuple
 
 from remoter_kernel.errors import ProtocolError
-from remoter_kernel.front.jupyter.request_queries import is_shown
+from remoter_kernel.front.jupyter.request_queries import shows_output
 from remoter_kernel.front.reading.status import format_size
 from remoter_kernel.wire.messages import CONTENT, HEADER, PARENT, content_of, header_of
 from remoter_kernel.wire.requests import Stage
@@ -53,7 +53,7 @@ class CellTimer:
         self._previous_end = Snapshot(0.0, 0, 0)  # when the cell before was done
         self._is_within_line = False
 
-    def turn(self, *, on: bool) -> None:
+    def enable(self, *, on: bool) -> None:
         """Begin, or end."""
         self.is_on = on
         if not on:
@@ -62,13 +62,13 @@ class CellTimer:
 
     def on_move(self, request: Request, before: Stage) -> None:
         """Note when a cell for the other side has come; forget one that is over."""
-        if before is Stage.RECEIVED and self.is_on and _is_timed(request):
-            self._timed[request.id] = request, self._now()
+        if before is Stage.RECEIVED and self.is_on and _must_time(request):
+            self._timed[request.id] = request, self._snapshot()
         elif self._timed and request.is_over:
             self._timed.pop(request.id, None)
             self._busy_dates.pop(request.id, None)
 
-    def notice(self, parts: Sequence[Bytes]) -> None:
+    def on_output(self, parts: Sequence[Bytes]) -> None:
         """Look at an output that is about to be handed on; before an idle, say how long it took."""
         if not self._timed:
             return
@@ -88,13 +88,13 @@ class CellTimer:
         elif state == "idle":
             begun = self._busy_dates.pop(name, None)
             if name in self._timed:
-                self._tell(*self._timed.pop(name), seconds_between(begun, date))
+                self._show(*self._timed.pop(name), seconds_between(begun, date))
 
-    def _now(self) -> Snapshot:
+    def _snapshot(self) -> Snapshot:
         return Snapshot(self._clock(), *self._traffic())
 
-    def _tell(self, request: Request, asked: Snapshot, there: float | None) -> None:
-        now = self._now()
+    def _show(self, request: Request, asked: Snapshot, there: float | None) -> None:
+        now = self._snapshot()
         begun = max(asked, self._previous_end)  # until then it stood behind another cell
         self._previous_end = now
         line = format_timing(
@@ -105,9 +105,9 @@ class CellTimer:
         self._is_within_line = False
 
 
-def _is_timed(request: Request) -> bool:
+def _must_time(request: Request) -> bool:
     is_on_its_way = request.stage in {Stage.HELD, Stage.QUEUED} and not request.is_here
-    return is_on_its_way and is_shown(request)
+    return is_on_its_way and shows_output(request)
 
 
 def format_timing(there: float | None, whole: float, sent: int, received: int) -> str:

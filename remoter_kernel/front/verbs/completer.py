@@ -18,8 +18,8 @@ from remoter_kernel.front.verbs.help import (
     REMOTE_PATH,
     SESSION,
     VERB,
-    explained,
-    use_of,
+    inspect_text,
+    usage_of,
 )
 from remoter_kernel.wire.messages import CONTENT, content_of
 from remoter_kernel.wire.threads import Thread
@@ -61,14 +61,14 @@ class Completer:
         self._verbs = tuple(verbs)
         self._reply = reply
 
-    def take(self, request: Request) -> bool:
+    def handle(self, request: Request) -> bool:
         """Answer a question that is about a line of ours; return whether it is."""
         if request.type == "complete_request":
             return self._complete(request, request.content)
-        return request.type == "inspect_request" and self._explain(request, request.content)
+        return request.type == "inspect_request" and self._inspect(request, request.content)
 
-    def _explain(self, request: Request, content: dict[str, Any]) -> bool:
-        text = explained(str(content.get("code", "")), content.get("cursor_pos"))
+    def _inspect(self, request: Request, content: dict[str, Any]) -> bool:
+        text = inspect_text(str(content.get("code", "")), content.get("cursor_pos"))
         if text:
             data = {"text/plain": text}
             self._reply(request, {"status": "ok", "found": True, "data": data, "metadata": {}})
@@ -76,24 +76,24 @@ class Completer:
 
     def _complete(self, request: Request, content: dict[str, Any]) -> bool:
         line = line_before_cursor(content)
-        words = words_of(line)
+        words = split_words(line)
         if len(words) < 2 or words[0].text != MAGICS[0]:  # noqa: PLR2004 - a verb follows
             return False
         answer = _CompleteReply(request, words[-1].begin, len(line), self._reply)
-        kind = kind_of([word.text for word in words[1:]])
+        kind = word_kind([word.text for word in words[1:]])
         begin = words[-1].text
         if kind in {REMOTE_PATH, LOCAL_PATH, SESSION}:  # a disk may be slow, too
-            self._reactor.call_later(COMPLETE_WITHIN, partial(answer.give, ()))
-            ask = partial(self._ask_there, begin, answer)
+            self._reactor.call_later(COMPLETE_WITHIN, partial(answer.send, ()))
+            ask = partial(self._complete_remotely, begin, answer)
             if kind != REMOTE_PATH:
-                ask = partial(self._look_here, kind, begin, answer)
+                ask = partial(self._complete_locally, kind, begin, answer)
             Thread(ask, name="completion").start()
         else:
-            answer.give(self._here(kind, begin))
+            answer.send(self._local_matches(kind, begin))
         return True
 
     @staticmethod
-    def amend(request: Request, parts: Sequence[Bytes]) -> Sequence[Bytes]:
+    def amend_reply(request: Request, parts: Sequence[Bytes]) -> Sequence[Bytes]:
         """Add our own first words to what the kernel says of `%rem`."""
         if request.type != "complete_request":
             return parts
@@ -101,12 +101,12 @@ class Completer:
             asked, said = request.content, content_of(parts)
         except ProtocolError:
             return parts
-        content = with_magics(line_before_cursor(asked), said)
+        content = add_magics(line_before_cursor(asked), said)
         if content is said:
             return parts
         return [*parts[:CONTENT], json.dumps(content).encode(), *parts[CONTENT + 1 :]]
 
-    def _here(self, kind: str, begin: str) -> list[str]:
+    def _local_matches(self, kind: str, begin: str) -> list[str]:
         """Return what this side knows, and may tell."""
         if kind == VERB:
             found = list(self._verbs)
@@ -118,14 +118,14 @@ class Completer:
             found = [word for word in kind.split("|") if word]
         return [word for word in found if word.startswith(begin)]
 
-    def _look_here(self, kind: str, begin: str, answer: _CompleteReply) -> None:
+    def _complete_locally(self, kind: str, begin: str, answer: _CompleteReply) -> None:
         """Look at this side's files, in a thread of its own."""
         found: list[str] = []
         with contextlib.suppress(RemoterError):  # of remotes.toml: a cell that is run says it
-            found = self._here(kind, begin)
-        self._reactor.call_soon_threadsafe(partial(answer.give, found))
+            found = self._local_matches(kind, begin)
+        self._reactor.call_soon_threadsafe(partial(answer.send, found))
 
-    def _ask_there(self, begin: str, answer: _CompleteReply) -> None:
+    def _complete_remotely(self, begin: str, answer: _CompleteReply) -> None:
         """Ask over the login, in a thread of its own; who is too late is not heard."""
         dialer = self._dialer
         found: list[str] = []
@@ -137,7 +137,7 @@ class Completer:
                 found = [path for path in map(str, told["paths"]) if path.isprintable()]
         except (RemoterError, LookupError, TypeError):
             pass  # an older session's words, or a link that is down: nothing to offer
-        self._reactor.call_soon_threadsafe(partial(answer.give, found))
+        self._reactor.call_soon_threadsafe(partial(answer.send, found))
 
 
 class _CompleteReply:
@@ -156,13 +156,13 @@ class _CompleteReply:
         self._reply = reply
         self._is_sent = False
 
-    def give(self, words: Iterable[str]) -> None:
+    def send(self, words: Iterable[str]) -> None:
         if self._is_sent:
             return
         self._is_sent = True
         content = {
             "status": "ok",
-            "matches": [quoted(word) for word in words],
+            "matches": [quote_word(word) for word in words],
             "cursor_start": self._begin,
             "cursor_end": self._end,
             "metadata": {},
@@ -181,7 +181,7 @@ def line_before_cursor(content: dict[str, Any]) -> str:
     return "" if "\n" in before else before
 
 
-def words_of(line: str) -> list[ShellWord]:
+def split_words(line: str) -> list[ShellWord]:
     """Split a line as a shell would; the last word is empty where a new one begins."""
     words: list[ShellWord] = []
     begin, text, quote, is_escaped = 0, "", "", False
@@ -202,15 +202,15 @@ def words_of(line: str) -> list[ShellWord]:
     return [*words, ShellWord(begin, text)]
 
 
-def kind_of(words: Sequence[str]) -> str:
+def word_kind(words: Sequence[str]) -> str:
     """Say what the last of these words is; the first is the verb."""
     if len(words) == 1:
         return VERB
-    kinds = use_of(words[0]).kinds
+    kinds = usage_of(words[0]).kinds
     return kinds[min(len(words) - 2, len(kinds) - 1)] if kinds else ""
 
 
-def with_magics(line: str, said: dict[str, Any]) -> dict[str, Any]:
+def add_magics(line: str, said: dict[str, Any]) -> dict[str, Any]:
     """Return what the kernel said with those of our first words that the line begins."""
     own = [word for word in MAGICS if line and word.startswith(line)]
     if not own or said.get("status") != "ok":
@@ -229,7 +229,7 @@ def with_magics(line: str, said: dict[str, Any]) -> dict[str, Any]:
     return content
 
 
-def quoted(word: str) -> str:
+def quote_word(word: str) -> str:
     """Write a word so that it is read as one."""
     if not re.search(r"[\s'\"\\]", word):
         return word

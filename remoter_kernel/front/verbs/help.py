@@ -104,22 +104,22 @@ USAGES = {
 }
 
 
-def use_of(verb: str) -> VerbUsage:
+def usage_of(verb: str) -> VerbUsage:
     """Return how a verb is used."""
     return USAGES.get(verb) or VerbUsage("", f"%remoter {verb}")
 
 
-def all_verbs(summaries: dict[str, str]) -> str:
+def summary_text(summaries: dict[str, str]) -> str:
     """Return a line for each verb."""
     lines = [f"%remoter {verb:<9}{what}\n" for verb, what in summaries.items()]
     return "".join([*lines, "\n%remoter help VERB shows how one is used.\n"])
 
 
-def one_verb(verb: str, summaries: dict[str, str]) -> str:
+def verb_text(verb: str, summaries: dict[str, str]) -> str:
     """Return how a verb is used, with an example; `Usage` if there is none of that name."""
     if verb not in summaries:
-        raise no_such_verb(verb, summaries)
-    use = use_of(verb)
+        raise unknown_verb_error(verb, summaries)
+    use = usage_of(verb)
     lines = [
         f"%remoter {verb} {use.arguments}".rstrip(),
         f"    {summaries[verb]}",
@@ -133,7 +133,7 @@ def one_verb(verb: str, summaries: dict[str, str]) -> str:
     return "".join(f"{line}\n" for line in lines)
 
 
-def explained(code: str, cursor: object) -> str:
+def inspect_text(code: str, cursor: object) -> str:
     """Return what a person reads who asks about the first line of a cell; "": nothing of ours."""
     first = code.partition("\n")[0]
     is_in_line = not isinstance(cursor, int) or cursor <= len(first)
@@ -145,10 +145,10 @@ def explained(code: str, cursor: object) -> str:
     if words[0] != "%remoter":
         return ""
     verb = words[1] if len(words) > 1 else ""
-    return one_verb(verb, HELP) if verb in HELP else all_verbs(HELP)
+    return verb_text(verb, HELP) if verb in HELP else summary_text(HELP)
 
 
-def no_such_verb(verb: str, summaries: dict[str, str]) -> Usage:
+def unknown_verb_error(verb: str, summaries: dict[str, str]) -> Usage:
     """Say that there is no such verb, and which one may be meant."""
     hint = did_you_mean(verb, summaries)
     return Usage(f'There is no %remoter verb "{verb}"{hint}.', "See %remoter help.")

@@ -28,7 +28,13 @@ from remoter_kernel.front.reading.status import Status, format_size, format_stat
 from remoter_kernel.front.session import undelivered_commands
 from remoter_kernel.front.session.link import LinkState
 from remoter_kernel.front.verbs.cell_timer import CellTimer
-from remoter_kernel.front.verbs.help import HELP, all_verbs, no_such_verb, one_verb, use_of
+from remoter_kernel.front.verbs.help import (
+    HELP,
+    summary_text,
+    unknown_verb_error,
+    usage_of,
+    verb_text,
+)
 from remoter_kernel.front.verbs.magic_cell import MagicCell
 from remoter_kernel.wire.frames import Channel, to_json
 from remoter_kernel.wire.messages import METADATA, ODD, PARENT, header_of
@@ -75,8 +81,8 @@ def parse_magic(code: str) -> ParsedMagic | None:
     said = (found[1] or "").strip() or "help"
     verb, *words = said.split()
     if verb not in HELP:
-        raise no_such_verb(verb, HELP)
-    if verb not in TRANSFERS and len(words) > len(use_of(verb).kinds):
+        raise unknown_verb_error(verb, HELP)
+    if verb not in TRANSFERS and len(words) > len(usage_of(verb).kinds):
         raise Usage(f"%remoter {verb} takes no further words.", f"See %remoter help {verb}.")
     if verb == "status" and words not in ([], [REQUESTS_OPTION]):
         raise Usage(f"%remoter status takes no further words but {REQUESTS_OPTION}.")
@@ -113,14 +119,14 @@ class Magics:
         self.timer = CellTimer(context.publish, traffic)
         self._held_back: list[str] = []  # the requests whose text was not given to us in full
 
-    def notice(self, parts: Sequence[Bytes]) -> None:
+    def on_output(self, parts: Sequence[Bytes]) -> None:
         """Look at an output: was text of its cell held back? Is the cell over?"""
         if len(parts[METADATA]) > len(b"{}") and HELD_BACK_MARK in bytes(parts[METADATA]):
             with contextlib.suppress(*ODD):
                 self._held_back.append(str(header_of(parts[PARENT]).get("msg_id", "")))
-        self.timer.notice(parts)
+        self.timer.on_output(parts)
 
-    def take(
+    def handle(
         self,
         request: Request,
         content: dict[str, Any],
@@ -131,10 +137,10 @@ class Magics:
         `finish(reply, error)` says the error, if there is one, and the reply.
         """
         code, header = str(content.get("code", "")), request.header
-        if code.strip() in EXIT_COMMANDS and self._context.shutdown.stays:
-            cell = MagicCell(self._context.publish, header, self.count(), finish)
-            cell.begin(code)
-            cell.end(payload=[{"source": "ask_exit", "keepkernel": False}])
+        if code.strip() in EXIT_COMMANDS and self._context.shutdown.keeps_session:
+            cell = MagicCell(self._context.publish, header, self.execution_count(), finish)
+            cell.start(code)
+            cell.finish(payload=[{"source": "ask_exit", "keepkernel": False}])
             return True
         try:
             asked: ParsedMagic | Usage | None = parse_magic(code)
@@ -142,26 +148,28 @@ class Magics:
             asked = error
         if asked is None:
             return False
-        cell = MagicCell(self._context.publish, header, self.count(), finish)
+        cell = MagicCell(self._context.publish, header, self.execution_count(), finish)
         if isinstance(asked, ParsedMagic) and asked.transfer:
-            self._carry(cell, request, code, asked.transfer)
+            self._queue_transfer(cell, request, code, asked.transfer)
             return True
-        cell.begin(code)
+        cell.start(code)
         if isinstance(asked, Usage):
-            cell.end(asked)
+            cell.finish(asked)
         else:
-            self._answer(cell, asked)
+            self._run_verb(cell, asked)
         return True
 
-    def count(self) -> int:
+    def execution_count(self) -> int:
         """Return the number of the last cell; 1 before any, for at 0 JupyterLab's star stays."""
         with contextlib.suppress(ValueError, LookupError, TypeError):
             return max(1, int(json.loads(self.last_reply)["execution_count"]))
         return 1
 
-    def _carry(self, cell: MagicCell, request: Request, code: str, order: TransferRequest) -> None:
+    def _queue_transfer(
+        self, cell: MagicCell, request: Request, code: str, order: TransferRequest
+    ) -> None:
         """Carry files when it is this cell's turn."""
-        context, begin = self._context, partial(cell.begin, code)
+        context, begin = self._context, partial(cell.start, code)
         errand = partial(
             CellTransfer,
             order,
@@ -171,32 +179,32 @@ class Magics:
             dialer=context.dialer,
             permission=context.permission,
         )
-        context.cell_queue.take_here(QueuedTransfer(request, begin, errand, context.cell_queue))
+        context.cell_queue.enqueue_local(QueuedTransfer(request, begin, errand, context.cell_queue))
 
-    def _answer(self, cell: MagicCell, asked: ParsedMagic) -> None:
+    def _run_verb(self, cell: MagicCell, asked: ParsedMagic) -> None:
         look: Callable[[], Iterator[IopubMessage]] | None = None
         if asked.arguments == (REQUESTS_OPTION,) and asked.verb == "status":
             rows = [row for row in self._context.open_requests() if row["id"] != cell.request_id]
-            look = partial(self._requests, rows)
+            look = partial(self._open_requests, rows)
         elif asked.verb in {"log", "outputs"}:
             look = partial(self._log if asked.verb == "log" else self._outputs, *asked.arguments)
         if look is not None:
-            Thread(self._ask, args=(cell, look), name="inquiry").start()
+            Thread(self._run_in_thread, args=(cell, look), name="inquiry").start()
             return
         say: dict[str, Callable[..., str]] = {
             "status": self._status,
             "keep": self._keep,
             "stop": self._stop,
-            "timer": self._turn_timer,
-            "help": _help,
+            "timer": self._toggle_timer,
+            "help": _help_text,
         }
         try:
             text = say[asked.verb](*asked.arguments)
         except RemoterError as error:
-            cell.end(error)
+            cell.finish(error)
         else:
-            cell.show("stream", {"name": "stdout", "text": text})
-            cell.end()
+            cell.publish("stream", {"name": "stdout", "text": text})
+            cell.finish()
 
     # What this side knows or does ------------------------------------------------------
 
@@ -225,21 +233,21 @@ class Magics:
                 host_key=login.host_key if login else "",
                 sent=link.sent,
                 received=link.received,
-                keeps_session=self._context.shutdown.stays,
+                keeps_session=self._context.shutdown.keeps_session,
                 is_encrypted=self.is_encrypted,
             )
         )
 
     def _keep(self) -> str:
-        self._context.shutdown.keep()
-        self._order("keep")
-        return f"{self._session()} stays when this kernel is shut down.\n"
+        self._context.shutdown.keep_session()
+        self._send_command("keep")
+        return f"{self._session_label()} stays when this kernel is shut down.\n"
 
     def _stop(self) -> str:
-        session = self._session()
+        session = self._session_label()
         if not self._context.link.ever_connected:
             raise NoSuchSession("There is no session yet, so there is nothing to stop.")
-        self._order("stop")
+        self._send_command("stop")
         if self._context.link.state is LinkState.UP:
             return f"{session} ends now. Restart the kernel to begin a fresh one.\n"
         address = self._context.dialer.session_info
@@ -251,35 +259,35 @@ class Magics:
         )
         return f"{session} ends as soon as the link is back.\n"
 
-    def _turn_timer(self, word: str = "") -> str:
+    def _toggle_timer(self, word: str = "") -> str:
         if word not in {"on", "off", ""}:
             raise Usage(f'The timer is turned on or off, not "{word}".', "%remoter timer on")
         if word:
-            self.timer.turn(on=word == "on")
+            self.timer.enable(on=word == "on")
         return f"The timer is {'on' if self.timer.is_on else 'off'}.\n"
 
-    def _order(self, order: str) -> None:
+    def _send_command(self, order: str) -> None:
         self._context.link.say(Channel.COMMAND, [to_json({"order": order})])
 
-    def _session(self) -> str:
+    def _session_label(self) -> str:
         address = self._context.dialer.session_info
         return f"Session {address.session}" if address else "The session"
 
     # What the far side knows: in a thread ----------------------------------------------
 
-    def _ask(self, cell: MagicCell, look: Callable[[], Iterator[IopubMessage]]) -> None:
+    def _run_in_thread(self, cell: MagicCell, look: Callable[[], Iterator[IopubMessage]]) -> None:
         call = self._context.reactor.call_soon_threadsafe
         try:
             found = list(look())
         except RemoterError as error:
-            call(partial(cell.end, error))
+            call(partial(cell.finish, error))
         except Exception as error:  # noqa: BLE001 - a bug must reach the cell, too
             trouble = RemoterError(f"That failed unexpectedly: {type(error).__name__}: {error}")
-            call(partial(cell.end, trouble))
+            call(partial(cell.finish, trouble))
         else:
-            call(partial(cell.show_all, found))
+            call(partial(cell.publish_all, found))
 
-    def _reading(self, only: str, session: str = "") -> JournalReader:
+    def _read_journal(self, only: str, session: str = "") -> JournalReader:
         """Read the journal of this session, or of another one there."""
         dialer = self._context.dialer
         login, address = dialer.login, dialer.session_info
@@ -294,7 +302,7 @@ class Magics:
         return JournalReader(ask, name, only, cells=self._held_back, most=MOST_IN_MEMORY)
 
     def _log(self, session: str = "") -> Iterator[IopubMessage]:
-        reading = self._reading("events", session)
+        reading = self._read_journal("events", session)
         chronicle = SessionLog()
         lines = [line for line in map(chronicle.tell, reading) if line]
         about = reading.answer["session"]
@@ -302,7 +310,7 @@ class Magics:
         yield "stream", {"name": "stdout", "text": text[-MOST_TEXT:]}
 
     def _outputs(self, session: str = "") -> Iterator[IopubMessage]:
-        reading = self._reading("" if session else "missed", session)
+        reading = self._read_journal("" if session else "missed", session)
         story = ExecutionHistory()
         for said in reading:
             story.take(said)
@@ -322,7 +330,7 @@ class Magics:
             )
             yield "stream", {"name": "stdout", "text": text}
 
-    def _requests(self, rows: list[dict[str, Any]]) -> Iterator[IopubMessage]:
+    def _open_requests(self, rows: list[dict[str, Any]]) -> Iterator[IopubMessage]:
         """Tell which requests are open here (`rows`) and, where it can be asked, there."""
         dialer = self._context.dialer
         text = open_requests(rows, "Here")
@@ -355,8 +363,8 @@ def _as_message(output: dict[str, Any], room: int, session: str) -> IopubMessage
     return "stream", {"name": output["name"], "text": text}
 
 
-def _help(verb: str = "") -> str:
-    return one_verb(verb, HELP) if verb else all_verbs(HELP)
+def _help_text(verb: str = "") -> str:
+    return verb_text(verb, HELP) if verb else summary_text(HELP)
 
 
 def _last_error(link: Link) -> str:

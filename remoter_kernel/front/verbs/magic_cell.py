@@ -23,34 +23,34 @@ class MagicCell:
 
     def __init__(self, publish: Publish, header: Header, count: int, finish: FinishCell) -> None:
         self.request_id = str(header.get("msg_id", ""))
-        self._publish = publish
+        self._publish_for = publish
         self._header = header
         self._count = count
-        self._finish = finish
+        self._finish_cell = finish
 
-    def begin(self, code: str) -> None:
+    def start(self, code: str) -> None:
         """Say that it runs."""
-        self.show("status", {"execution_state": "busy"})
-        self.show("execute_input", {"code": code, "execution_count": self._count})
+        self.publish("status", {"execution_state": "busy"})
+        self.publish("execute_input", {"code": code, "execution_count": self._count})
 
-    def show(self, kind: str, content: dict[str, Any]) -> None:
+    def publish(self, kind: str, content: dict[str, Any]) -> None:
         """Say something in it."""
-        self._publish(kind, content, self._header)
+        self._publish_for(kind, content, self._header)
 
-    def show_all(self, found: list[IopubMessage]) -> None:
+    def publish_all(self, found: list[IopubMessage]) -> None:
         """Say all that was found, and end it."""
         for kind, content in found:
-            self.show(kind, content)
-        self.end()
+            self.publish(kind, content)
+        self.finish()
 
-    def end(
+    def finish(
         self, error: RemoterError | None = None, payload: Sequence[dict[str, Any]] = ()
     ) -> None:
         """Say how it ended; `payload`: what the client should do."""
         reply: dict[str, Any] = {"execution_count": self._count, "payload": list(payload)}
         trouble = error_content(error.name or type(error).__name__, str(error)) if error else None
         if trouble:
-            self._finish({"status": "error", **reply, **trouble}, trouble)
+            self._finish_cell({"status": "error", **reply, **trouble}, trouble)
         else:
-            self._finish({"status": "ok", "user_expressions": {}, **reply}, None)
-        self.show("status", {"execution_state": "idle"})
+            self._finish_cell({"status": "ok", "user_expressions": {}, **reply}, None)
+        self.publish("status", {"execution_state": "idle"})
