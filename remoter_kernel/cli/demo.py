@@ -143,7 +143,7 @@ class Demo:
             text.append(str(content.get("text", "")))
 
         for seconds in CUTS_AFTER:
-            self.runner.reactor.call_later(seconds, self.runner.dialer.cut)
+            self.runner.reactor.call_later(seconds, self.runner.dialer.abort)
         self.runner.run(LOOP, show)
         expected = [f"line {number}" for number in range(1, LINES + 1)]
         came = "".join(text).splitlines()

@@ -173,11 +173,11 @@ class KernelProxy:
             )
         self.link.on_state = self._session_messages.on_link_state
         self._shutdown.start()
-        SuspendDetector(self.reactor, self.link.look_again).start()
+        SuspendDetector(self.reactor, self.link.probe_now).start()
         self.sockets.welcome_subscribers()
         self._replies.publish("status", {"execution_state": "starting"})
         self._identity.start()
-        self.link.wake()
+        self.link.connect()
         self.reactor.run()
         self._cell_queue.interrupt()
         self._identity.close(is_without_command=not self._shutdown.is_exiting)

@@ -26,7 +26,7 @@ from remoter_kernel.front.reading.remote_query import JournalReader
 from remoter_kernel.front.reading.session_log import SessionLog
 from remoter_kernel.front.reading.transcript import Transcript
 from remoter_kernel.front.running.exit_codes import ExitCodeTracker
-from remoter_kernel.front.session.welcome import read_welcome
+from remoter_kernel.front.session.welcome import parse_welcome
 from remoter_kernel.front.ssh.known_hosts import read_known_hosts
 from remoter_kernel.front.ssh.login_errors import error_from_stderr
 from remoter_kernel.front.ssh.ssh_config import Destination
@@ -300,7 +300,7 @@ TARGETS = (
     ),
     Target("parts of a body", unpack_parts, (*MESSAGES, *NOTES), share=120),
     Target("words of our own", from_json, (to_json({"why": "x", "n": [1]}), b"{}"), share=80),
-    Target("greetings", read_welcome, (WELCOME, BYE), share=60),
+    Target("greetings", parse_welcome, (WELCOME, BYE), share=60),
     Target("the conversation", converse, (PARTS, ITEM), share=60),
     Target("the pump", pump, (PARTS, ITEM, BYE), (), share=30),
     Target("items", item, (*MESSAGES, *NOTES), share=40),

@@ -36,10 +36,10 @@ class Dialer:
     def dial(self) -> SessionEndpoint:
         return self._line
 
-    def cut(self) -> None:
+    def abort(self) -> None:
         """There is nothing to cut."""
 
-    def doubt(self, error: RemoterError) -> RemoterError:
+    def on_no_welcome(self, error: RemoterError) -> RemoterError:
         """There is nothing to doubt."""
         return error
 
@@ -64,7 +64,7 @@ class Holding:
     def __init__(self) -> None:
         self.waiting: list[Any] = []
 
-    def take(self, *item: Any) -> None:
+    def add(self, *item: Any) -> None:
         self.waiting.append(item)
 
 
@@ -104,7 +104,7 @@ def main(endpoint: str, server_key: str, public_key: str, secret_key: str, most:
 
     watcher = threading.Thread(target=watch)
     watcher.start()
-    link.wake()
+    link.connect()
     reactor.run()
     is_over.set()
     watcher.join()

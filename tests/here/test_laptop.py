@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from remoter_kernel.front.session import machine, notebook_path
-from remoter_kernel.front.session.machine import LivenessLock, laptop_id, living_fronts
+from remoter_kernel.front.session.machine import LivenessLock, live_kernel_ids, machine_id
 from remoter_kernel.front.session.notebook_identity import NotebookIdentity
-from remoter_kernel.front.session.notebook_path import cells_of, is_notebook
+from remoter_kernel.front.session.notebook_path import cell_fingerprints, is_notebook_file
 from remoter_kernel.wire.messages import source_hash
 from tests.real_jupyter import wait_for
 
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-SAY_ID = "from remoter_kernel.front.session.machine import laptop_id; input(); print(laptop_id())"
+SAY_ID = "from remoter_kernel.front.session.machine import machine_id; input(); print(machine_id())"
 LIVE = """
 from remoter_kernel.front.session.machine import LivenessLock
 presence = LivenessLock("k1")
-print(presence.take(), flush=True)
+print(presence.acquire(), flush=True)
 input()
 """
 
@@ -59,34 +59,34 @@ def test_the_id_is_made_once_even_by_many_at_once(state):
         for process in all_of_them:  # each waits for this line, imports done
             process.stdin.write("\n")
         said = {process.communicate()[0].strip() for process in all_of_them}
-    assert said == {laptop_id()}
-    assert len(laptop_id()) == 24
+    assert said == {machine_id()}
+    assert len(machine_id()) == 24
     assert stat.S_IMODE((state / "laptop").stat().st_mode) == 0o600
 
 
 def test_a_torn_id_is_made_anew_and_none_where_nothing_can_be_written(state, monkeypatch):
     """What is no id is not taken for one; without a place for it, nobody is known."""
-    known = laptop_id()
+    known = machine_id()
     (state / "laptop").write_text(known[:7])
-    assert laptop_id() not in {known, known[:7], ""}
+    assert machine_id() not in {known, known[:7], ""}
     (state / "file").touch()
     monkeypatch.setenv("REMOTER_STATE", str(state / "file"))
-    assert laptop_id() == ""
-    assert not LivenessLock("k").take()
+    assert machine_id() == ""
+    assert not LivenessLock("k").acquire()
 
 
 def test_a_front_lives_until_its_process_ends(state):
     """However it ends; two of one kernel (a restart) are one life, and signs of dead ones go."""
-    assert living_fronts() == set()
+    assert live_kernel_ids() == set()
     own = LivenessLock("k1")
-    assert own.take()
+    assert own.acquire()
     with another(LIVE) as process:
         assert process.stdout.readline() == "True\n"
         own.release()
-        assert living_fronts() == {"k1"}
+        assert live_kernel_ids() == {"k1"}
         process.kill()
         process.wait()
-        assert living_fronts() == set()
+        assert live_kernel_ids() == set()
     assert list((state / "fronts").iterdir()) == []
 
 
@@ -97,22 +97,22 @@ def test_a_stopped_front_lives(state):
     with another(LIVE) as process:
         process.stdout.readline()
         process.send_signal(signal.SIGSTOP)
-        assert living_fronts() == {"k1"}
+        assert live_kernel_ids() == {"k1"}
         process.kill()
 
 
 def test_who_looks_does_not_disturb_who_comes(state):
     """A sign that was taken for a dead one's before it was locked is made again."""
-    with another("from remoter_kernel.front.session.machine import living_fronts\n"
-                 "print(flush=True)\nwhile True: living_fronts()") as looking:  # fmt: skip
+    with another("from remoter_kernel.front.session.machine import live_kernel_ids\n"
+                 "print(flush=True)\nwhile True: live_kernel_ids()") as looking:  # fmt: skip
         looking.stdout.readline()
         for _ in range(200):
             presence = LivenessLock("k1")
-            assert presence.take()
-            assert living_fronts() == {"k1"}
+            assert presence.acquire()
+            assert live_kernel_ids() == {"k1"}
             presence.release()
         looking.kill()
-    wait_for(lambda: not living_fronts())
+    wait_for(lambda: not live_kernel_ids())
 
 
 def test_where_nothing_can_be_locked_nobody_is_dead(state, monkeypatch):
@@ -124,8 +124,8 @@ def test_where_nothing_can_be_locked_nobody_is_dead(state, monkeypatch):
         raise OSError
 
     monkeypatch.setattr(machine, "try_lock", refuse)
-    assert not LivenessLock("k2").take()
-    assert "k1" in living_fronts()
+    assert not LivenessLock("k2").acquire()
+    assert "k1" in live_kernel_ids()
 
 
 # Whose notebook -------------------------------------------------------------------------
@@ -137,14 +137,14 @@ def test_a_name_that_the_parent_has_itself_is_anothers(tmp_path):
     with another("input()", JPY_SESSION_NAME=path) as jupyter:
         parent = {"JPY_PARENT_PID": str(jupyter.pid)}
         seen = [
-            notebook_path.own_notebook({"JPY_SESSION_NAME": path, **parent}),
-            notebook_path.own_notebook({"JPY_SESSION_NAME": f"{path}2", **parent}),
+            notebook_path.notebook_from_environment({"JPY_SESSION_NAME": path, **parent}),
+            notebook_path.notebook_from_environment({"JPY_SESSION_NAME": f"{path}2", **parent}),
         ]
         jupyter.communicate("\n")
     assert seen == ["", f"{path}2"]
     gone = {"JPY_PARENT_PID": str(jupyter.pid)}
-    assert notebook_path.own_notebook({"JPY_SESSION_NAME": path, **gone}) == path
-    assert notebook_path.own_notebook({}) == ""
+    assert notebook_path.notebook_from_environment({"JPY_SESSION_NAME": path, **gone}) == path
+    assert notebook_path.notebook_from_environment({}) == ""
 
 
 def a_notebook(*ids: object) -> str:
@@ -171,7 +171,7 @@ def test_a_notebook_file_is_read_with_care(tmp_path, text, ids):
     """What is no notebook, or an old one, has no ids."""
     path = tmp_path / "a.ipynb"
     path.write_bytes(text.encode("utf-8", "surrogatepass"))
-    assert cells_of(path) == ids
+    assert cell_fingerprints(path) == ids
 
 
 def test_code_is_known_by_its_text_too(tmp_path):
@@ -179,7 +179,7 @@ def test_code_is_known_by_its_text_too(tmp_path):
     path = tmp_path / "a.ipynb"
     sources = ["a = 1\nb = 2\n", ["a = 1\r\n", "b = 2"], "c", "", " \n", 5, None]
     path.write_text(json.dumps({"cells": [{"cell_type": "code", "source": s} for s in sources]}))
-    first, second, third = cells_of(path)
+    first, second, third = cell_fingerprints(path)
     assert first == second == source_hash("a = 1\nb = 2")
     assert third != first
 
@@ -193,16 +193,16 @@ def test_what_is_no_notebook_file_claims_nothing(tmp_path, monkeypatch):
     (tmp_path / "folder.ipynb").mkdir()
     monkeypatch.chdir(tmp_path)
     for name in ("", "a.ipynb", str(script), str(tmp_path / "folder.ipynb"), f"{path}-1-console"):
-        assert not is_notebook(name)
-        with NotebookIdentity(name, "laptop").made() as words:
+        assert not is_notebook_file(name)
+        with NotebookIdentity(name, "laptop").request_fields() as words:
             assert words == {"notebook": name, "laptop": "laptop"}
-    with NotebookIdentity(str(path), "laptop").made() as words:
+    with NotebookIdentity(str(path), "laptop").request_fields() as words:
         assert (words["cells"], words["fronts"]) == (("a",), ())
-    with NotebookIdentity(str(path), "").made() as words:
+    with NotebookIdentity(str(path), "").request_fields() as words:
         assert words == {"notebook": str(path), "laptop": ""}
     monkeypatch.setattr(notebook_path, "LARGEST", 10)
-    assert cells_of(path) == ()
-    assert cells_of(tmp_path / "none.ipynb") == ()
+    assert cell_fingerprints(path) == ()
+    assert cell_fingerprints(tmp_path / "none.ipynb") == ()
 
 
 def test_claims_for_one_notebook_are_made_in_turn(tmp_path):
@@ -212,15 +212,15 @@ def test_claims_for_one_notebook_are_made_in_turn(tmp_path):
     code = f"""
 from remoter_kernel.front.session.notebook_identity import NotebookIdentity
 print("asks", flush=True)
-with NotebookIdentity({str(path)!r}, "laptop").made() as words:
+with NotebookIdentity({str(path)!r}, "laptop").request_fields() as words:
     print(words["fronts"])
 """
     presence = LivenessLock("k1")
     with another(code) as process:
-        with NotebookIdentity(str(path), "laptop").made():
+        with NotebookIdentity(str(path), "laptop").request_fields():
             process.stdout.readline()
             with pytest.raises(subprocess.TimeoutExpired):
                 process.wait(0.5)
-            assert presence.take()
+            assert presence.acquire()
         assert process.stdout.readline() == "('k1',)\n"
     presence.release()

@@ -39,7 +39,7 @@ class Greeted:
 
     def __init__(self) -> None:
         self.sent: list[bytes] = []
-        dialer: Any = SimpleNamespace(doubt=lambda error: error)
+        dialer: Any = SimpleNamespace(on_no_welcome=lambda error: error)
         self.link = Link(Calls(), dialer)  # type: ignore[arg-type]
         self.link.on_state = self.note
         self.link.state = LinkState.DIALLING
@@ -47,7 +47,7 @@ class Greeted:
         self.link._socket = socket
         self.link._stream.begin()
         self.drops = 0
-        self.link._drop = self.drop  # type: ignore[method-assign]
+        self.link._close_connection = self.drop  # type: ignore[method-assign]
         self.states: list[LinkState] = []
         self.trouble: Exception | None = None
 
@@ -61,7 +61,7 @@ class Greeted:
 
     def hear(self, seen: Any) -> None:
         words = {"seen": seen, "begin": [0, 0]}
-        self.link._greet(encode_message(FrameHeader(MessageType.WELCOME), to_json(words)))
+        self.link._on_welcome(encode_message(FrameHeader(MessageType.WELCOME), to_json(words)))
 
 
 @pytest.fixture
@@ -74,7 +74,7 @@ def greeted() -> Iterator[Greeted]:
 def test_a_wire_is_looked_after_whatever_becomes_of_the_news(greeted: Greeted) -> None:
     """Who hears that it is up may stumble: the wire has its watch, and asks for a sign of life."""
     greeted.trouble = ValueError("a bug")
-    greeted.link.say(Channel.SHELL, [b"", b"{}", b"{}", b"{}", b"{}"])
+    greeted.link.send(Channel.SHELL, [b"", b"{}", b"{}", b"{}", b"{}"])
     with contextlib.suppress(ValueError):
         greeted.hear([0, 0])
     assert greeted.states == [LinkState.UP]
@@ -88,7 +88,7 @@ def test_a_wire_is_looked_after_whatever_becomes_of_the_news(greeted: Greeted) -
 def test_what_was_confirmed_and_is_not_known_any_more_is_lost_there(greeted: Greeted) -> None:
     """The evaluator that greets now has seen less than the one before it had confirmed to keep."""
     link = greeted.link
-    numbers = [link.say(Channel.SHELL, [b"", b"{}", b"{}", b"{}", b"{}"]) for _ in range(4)]
+    numbers = [link.send(Channel.SHELL, [b"", b"{}", b"{}", b"{}", b"{}"]) for _ in range(4)]
     link._stream._ever_sent[Lane.BULK] = numbers[2]
     link._outbox.ack(Lane.BULK, numbers[2])
     greeted.hear([numbers[0], 0])
@@ -104,7 +104,7 @@ def test_what_was_confirmed_and_is_not_known_any_more_is_lost_there(greeted: Gre
 @pytest.mark.parametrize("seen", [[2, 0], [0, 2**62], [2**63, 0], ["inf", 0], [-1, 0], None, 5])
 def test_a_greeting_that_cannot_be_true_is_refused(greeted: Greeted, seen: Any) -> None:
     """Up, nothing would ever be sent to it."""
-    greeted.link.say(Channel.SHELL, [b"", b"{}", b"{}", b"{}", b"{}"])
+    greeted.link.send(Channel.SHELL, [b"", b"{}", b"{}", b"{}", b"{}"])
     greeted.hear(seen)
     assert LinkState.UP not in greeted.states
     assert greeted.drops

@@ -27,7 +27,7 @@ class Asking(SessionDialer):
         self.is_cut.wait(WITHIN)
         raise Unreachable("the login was cut.", remote="box")
 
-    def cut(self) -> None:
+    def abort(self) -> None:
         self.is_cut.set()
 
 
@@ -36,7 +36,7 @@ def test_a_run_that_is_stopped_at_a_question_takes_it_back_at_once(tmp_path, mon
     monkeypatch.setenv("REMOTER_STATE", str(tmp_path))
     monkeypatch.setattr(running, "ACKNOWLEDGED_WITHIN", WITHIN / 4)
     runner = Runner(dialer := Asking())
-    runner.link.wake()
+    runner.link.connect()
     try:
         assert dialer.has_begun.wait(WITHIN)
         runner.stop()
@@ -51,7 +51,7 @@ def test_a_start_that_asks_nothing_is_waited_for(tmp_path, monkeypatch):
     monkeypatch.setattr(running, "ACKNOWLEDGED_WITHIN", 0.1)
     runner = Runner(dialer := Asking())
     dialer.prompter.is_asking = False
-    runner.link.wake()
+    runner.link.connect()
     try:
         assert dialer.has_begun.wait(WITHIN)
         runner.stop()

@@ -44,7 +44,7 @@ def test_a_kernel_has_its_time_from_when_its_session_is_reached(monkeypatch):
 
     dialer = SessionDialer(lambda: None)
     dialer.dial = dial_for_long  # type: ignore[method-assign,assignment]
-    dialer.take_back = SimpleNamespace  # type: ignore[method-assign,assignment]
+    dialer.stop_orphan = SimpleNamespace  # type: ignore[method-assign,assignment]
     runner = Runner(dialer)
     try:
         with pytest.raises(RemoteLacks, match="the way there was long"):

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from tests.real_jupyter import JupyterHere
 
 OURS = "remoter_kernel."
-DEFAULTS = {"raise_it", "_raise"}  # functions that stand where nobody has been told
+DEFAULTS = {"raise_error", "_raise"}  # functions that stand where nobody has been told
 OF_THE_PROXY = {
     ("InternalExec", "_on_done"): "set for as long as code of our own runs in a kernel",
     ("Reactor", "after_pass"): "only an evaluator writes after each round of call-backs",
@@ -127,7 +127,7 @@ def test_all_are_told_in_the_process_on_this_side(
     sockets = Sockets(Reactor(), ports())
     sockets.bind()
     kernel = KernelProxy(sockets, "x")
-    monkeypatch.setattr(kernel.link, "wake", lambda: None)
+    monkeypatch.setattr(kernel.link, "connect", lambda: None)
     looks = 0
 
     def look() -> None:
@@ -136,7 +136,7 @@ def test_all_are_told_in_the_process_on_this_side(
         kernel.link._socket = wire
         kernel.link._stream.begin()
         welcome = to_json({"seen": [0, 0], "begin": [0, 0]})
-        kernel.link._greet(encode_message(FrameHeader(MessageType.WELCOME), welcome))
+        kernel.link._on_welcome(encode_message(FrameHeader(MessageType.WELCOME), welcome))
         assert kernel.link.state is LinkState.UP
         assert bool(kernel.link.pacer) == is_under_server
         check(kernel, may_stay_unset=OF_THE_PROXY)

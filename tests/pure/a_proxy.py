@@ -122,7 +122,7 @@ class Wire:
     def is_lost_there(self, _channel: Channel, number: int) -> bool:
         return number in self.lost_there
 
-    def say(self, channel: Channel, parts: list[Any], on_kept: Any = None) -> int:
+    def send(self, channel: Channel, parts: list[Any], on_kept: Any = None) -> int:
         self.said.append((channel, parts))
         number = len(self.said)
         if on_kept:
@@ -131,10 +131,10 @@ class Wire:
             self._left.add(number)
         return number
 
-    def has_left(self, _channel: Channel, number: int) -> bool:
+    def was_sent(self, _channel: Channel, number: int) -> bool:
         return number in self._left
 
-    def withdraw(self, _channel: Channel, number: int) -> bool:
+    def cancel_unsent(self, _channel: Channel, number: int) -> bool:
         is_there = number not in self._left and number not in self._withdrawn
         self._withdrawn.add(number)
         return is_there
@@ -155,13 +155,13 @@ class Wire:
     def fail(self, error: RemoterError) -> None:
         self.change(LinkState.FAILED, error)
 
-    def hand_on_all(self) -> None:
+    def deliver_all(self) -> None:
         pass
 
-    def start_over(self) -> None:
+    def reset(self) -> None:
         self.ever_connected = False
 
-    def wake(self) -> None:
+    def connect(self) -> None:
         self.wakes += 1
 
     @property

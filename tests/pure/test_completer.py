@@ -147,7 +147,7 @@ def test_a_remote_that_never_reaches_this_side_gets_no_names_of_it(
     (tmp_path / "a.csv").write_text("")
     monkeypatch.chdir(tmp_path)
     remote = Remote("box", "box", local=local)
-    nobody: Any = SimpleNamespace(find=lambda: remote)
+    nobody: Any = SimpleNamespace(find_remote=lambda: remote)
     assert Completer(nobody, nobody, (), nobody)._local_matches(LOCAL_PATH, "") == found
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from remoter_kernel.errors import NoSuchSession, RemoteLacks, Unreachable
 from remoter_kernel.front.session import undelivered_commands
-from remoter_kernel.front.session.final_command import leave_with
+from remoter_kernel.front.session.final_command import send_and_exit
 from remoter_kernel.front.session.link import LinkState
 
 
@@ -38,14 +38,14 @@ def test_it_is_written_down_where_there_may_be_a_session(
     """The host cannot be reached now, and nobody waits for what will not come by itself."""
     monkeypatch.setenv("REMOTER_STATE", str(tmp_path))
     stopped = []
-    leave_with(
+    send_and_exit(
         order,
         reactor=SimpleNamespace(stop=lambda: stopped.append(True)),  # type: ignore[arg-type]
         link=SimpleNamespace(state=state, ever_connected=bool(session), error=error),  # type: ignore[arg-type]
         dialer=a_dialer(session),  # type: ignore[arg-type]
     )
     written = [{"order": order, "kernel_id": "0123", "session": session}]
-    pending = [dict(each.fields) for each in undelivered_commands.pending("gpu-box")]
+    pending = [dict(each.fields) for each in undelivered_commands.load_commands("gpu-box")]
     assert [bool(each.pop("nonce")) for each in pending] == [True] * len(pending)
     assert pending == (written if is_written else [])
     assert stopped
@@ -58,6 +58,6 @@ def test_a_front_that_nobody_has_told_anything_ends_at_once(tmp_path, monkeypatc
     for state in (LinkState.DIALLING, LinkState.FAILED):
         link = SimpleNamespace(state=state, ever_connected=False, error=Unreachable("No route."))
         reactor = SimpleNamespace(stop=lambda: stopped.append(True))
-        leave_with("stop", reactor=reactor, link=link, dialer=a_dialer(is_claimed=False))  # type: ignore[arg-type]
+        send_and_exit("stop", reactor=reactor, link=link, dialer=a_dialer(is_claimed=False))  # type: ignore[arg-type]
     assert len(stopped) == 2
-    assert not undelivered_commands.pending("gpu-box")
+    assert not undelivered_commands.load_commands("gpu-box")

@@ -97,9 +97,9 @@ def dialer(host: Host) -> SessionDialer:
 def test_a_way_that_led_to_nobody_is_followed_by_the_other_one(dialer, host):
     """Then the error says what to do; the next try begins with the first way again."""
     dialer.dial()
-    assert isinstance(dialer.doubt(CUT), AnotherWay)
+    assert isinstance(dialer.on_no_welcome(CUT), AnotherWay)
     dialer.dial()
-    error = dialer.doubt(CUT)
+    error = dialer.on_no_welcome(CUT)
     assert not isinstance(error, AnotherWay)
     assert error.advice
     dialer.dial()
@@ -111,10 +111,10 @@ def test_a_way_by_which_the_session_has_answered_is_kept(dialer, host, opened):
     """A cut of it is a cut of the network."""
     dialer.dial()
     if opened == "pipe":
-        dialer.doubt(CUT)
+        dialer.on_no_welcome(CUT)
         dialer.dial()
     dialer.dial()  # nobody has doubted: it was up, and was lost
-    assert dialer.doubt(CUT) is CUT
+    assert dialer.on_no_welcome(CUT) is CUT
     dialer.dial()
     assert host.opened[-2:] == [opened] * 2
 
@@ -123,7 +123,7 @@ def test_what_the_session_itself_has_said_is_what_is_told(dialer):
     """A greeting that is refused came by this way."""
     refused = ProtocolError("The session's greeting was refused.")
     dialer.dial()
-    assert dialer.doubt(refused) is refused
+    assert dialer.on_no_welcome(refused) is refused
     assert not dialer.is_tunnel_command
 
 
@@ -131,7 +131,7 @@ def test_where_forwarding_is_forbidden_there_is_no_other_way(dialer, host):
     """What fails is told, with advice."""
     host.is_forbidden = True
     dialer.dial()
-    error = dialer.doubt(CUT)
+    error = dialer.on_no_welcome(CUT)
     assert not isinstance(error, AnotherWay)
     assert "forbidden" in error.what
     assert error.advice
@@ -150,9 +150,9 @@ def test_a_command_that_ends_says_why(dialer, host):
 def test_what_was_started_and_never_reached_is_ended(dialer, host):
     """By its name, through the login; nothing is written down."""
     dialer.dial()
-    dialer.take_back()
+    dialer.stop_orphan()
     assert host.stopped == ["7f3a9c"]
-    assert undelivered_commands.pending("box") == ()
+    assert undelivered_commands.load_commands("box") == ()
 
 
 def test_what_may_have_been_started_is_ended_at_the_next_login(dialer, host):
@@ -160,8 +160,8 @@ def test_what_may_have_been_started_is_ended_at_the_next_login(dialer, host):
     host.starts = [Unreachable("the connection is gone.")]
     with pytest.raises(Unreachable):
         dialer.dial()
-    dialer.take_back()
-    (order,) = undelivered_commands.pending("box")
+    dialer.stop_orphan()
+    (order,) = undelivered_commands.load_commands("box")
     assert (order.fields["order"], order.fields["session"]) == ("stop", "")
 
 
@@ -174,20 +174,20 @@ def test_what_is_not_ours_is_left_alone(dialer, host, start):
             dialer.dial()
     else:
         dialer.dial()
-    dialer.take_back()
-    assert (host.stopped, undelivered_commands.pending("box")) == ([], ())
+    dialer.stop_orphan()
+    assert (host.stopped, undelivered_commands.load_commands("box")) == ([], ())
 
 
 def test_a_session_that_ended_before_anybody_came_is_started_anew(dialer, host):
     """Nothing was in it yet. One that was used is gone, and one hears so."""
     dialer.dial()
-    dialer.doubt(CUT)
+    dialer.on_no_welcome(CUT)
     host.starts = [NoSuchSession("It is gone."), address("abcdef")]
     dialer.dial()
     assert dialer.session_info.session == "abcdef"
     assert [wish.session for wish in host.wishes] == ["", "7f3a9c", ""]
     dialer.dial()
-    dialer.doubt(CUT)
+    dialer.on_no_welcome(CUT)
     host.starts = [NoSuchSession("It is gone.")]
     with pytest.raises(NoSuchSession):
         dialer.dial()
@@ -207,6 +207,6 @@ def test_what_could_not_be_carried_out_is_told_with_the_next_session(dialer, hos
     assert host.wishes[1].orders == ()
     (notice,) = dialer.session_info.notices
     assert "It crashes." in notice
-    dialer.doubt(CUT)
+    dialer.on_no_welcome(CUT)
     dialer.dial()
     assert dialer.session_info.notices == ()

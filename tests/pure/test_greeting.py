@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as some
 
 from remoter_kernel.errors import ProtocolError
-from remoter_kernel.front.session.welcome import check_seen, read_welcome
+from remoter_kernel.front.session.welcome import check_received, parse_welcome
 from remoter_kernel.wire.frames import FrameHeader, MessageType, encode_message, to_json
 
 numbers = some.one_of(
@@ -24,7 +24,7 @@ def test_a_greeting_has_two_pairs_of_numbers():
     frame = encode_message(
         FrameHeader(MessageType.WELCOME), to_json({"seen": [1, 2], "begin": [3, 4], "id": "x"})
     )
-    assert read_welcome(frame)[1:] == ((1, 2), (3, 4))
+    assert parse_welcome(frame)[1:] == ((1, 2), (3, 4))
 
 
 @given(numbers, numbers)
@@ -34,7 +34,7 @@ def test_numbers_that_cannot_be_are_refused(seen, begin):
         FrameHeader(MessageType.WELCOME), to_json({"seen": seen, "begin": begin})
     )
     with contextlib.suppress(ProtocolError):
-        for pair in read_welcome(frame)[1:]:
+        for pair in parse_welcome(frame)[1:]:
             assert all(0 <= number < 2**63 for number in pair)
 
 
@@ -42,7 +42,7 @@ def test_numbers_that_cannot_be_are_refused(seen, begin):
 def test_garbage_is_refused(data):
     """Before anything was agreed on, anybody may be there."""
     with pytest.raises(ProtocolError):
-        read_welcome(data)
+        parse_welcome(data)
 
 
 def test_who_hangs_up_says_why():
@@ -51,13 +51,13 @@ def test_who_hangs_up_says_why():
         FrameHeader(MessageType.BYE), to_json({"why": "It was stopped. " + "x" * 10_000})
     )
     with pytest.raises(ProtocolError, match=r"It was stopped\.") as caught:
-        read_welcome(frame)
+        parse_welcome(frame)
     assert len(str(caught.value)) < 1100
 
 
 def test_a_greeting_that_has_seen_more_than_was_said_is_refused():
     """Nothing of what is said afterwards would be taken for new."""
-    check_seen((3, 2), (3, 2))
+    check_received((3, 2), (3, 2))
     for seen in ((4, 2), (3, 3), (2**62, 0)):
         with pytest.raises(ProtocolError, match="was said here"):
-            check_seen(seen, (3, 2))
+            check_received(seen, (3, 2))

@@ -183,7 +183,7 @@ def test_what_is_too_large_is_refused_and_does_not_stay(proxy, monkeypatch, caps
         raise TooLarge("It is too large.")
 
     proxy.be_up()
-    monkeypatch.setattr(proxy.link, "say", refuse)
+    monkeypatch.setattr(proxy.link, "send", refuse)
     cell, widget = proxy.run(), proxy.ask("comm_msg", {"comm_id": "c"})
     assert proxy.page.reply_to(cell)["ename"] == "TooLarge"
     assert proxy.page.reply_to(widget) is None

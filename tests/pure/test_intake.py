@@ -46,7 +46,7 @@ class Side:
         self.room = True
         self.flushes = 0
         self.intake = InboundItems(self, self.talk)  # type: ignore[arg-type]
-        self.intake.begin()
+        self.intake.on_connection()
 
     def _wait(self, _seconds: float, call: Any) -> Any:
         self.call_later.append(call)
@@ -76,9 +76,9 @@ class Side:
         whole = self.talk.receive(head, body)
         assert whole is not None
         try:
-            self.intake.take(head, whole)
+            self.intake.on_item(head, whole)
         except ProtocolError as error:
-            self.intake.refuse(head, whole, error)
+            self.intake.reject(head, whole, error)
 
     def go_on(self) -> None:
         """Let time go on until nothing waits."""
@@ -135,7 +135,7 @@ def test_while_clients_take_nothing_it_gives_no_credit(*, is_paced: bool) -> Non
     side.hear(6, pack_parts([b"too few"]))
     side.hear(7, pack_parts(said("execute_reply", {"data": 7})), Channel.SHELL)
     head = FrameHeader(MessageType.ITEM, Channel.STDIN, 8, 0)
-    side.intake.take(head, pack_parts(said("input_request", {"data": 8})))
+    side.intake.on_item(head, pack_parts(said("input_request", {"data": 8})))
     assert [json.loads(each)["data"] for each in side.taken] == [8]
     assert side.talk.acked[Lane.BULK] == 0
     assert side.talk._acked_bytes == 0
@@ -155,7 +155,7 @@ def test_a_session_that_is_left_behind_gives_what_was_held() -> None:
     side = Side(is_paced=False)
     side.room = False
     side.hear(1, pack_parts(said("display_data", {"data": 1})))
-    side.intake.finish()
+    side.intake.deliver_all()
     assert len(side.taken) == 1
 
 
@@ -247,7 +247,7 @@ def test_a_link_that_ends_for_good_is_told_in_the_cell_that_waits() -> None:
     """A session that sends more than it may: the cell may be running there, and hears why."""
     client = Client()
     request = client.ask("execute_request", "one")
-    link: Any = SimpleNamespace(withdraw=lambda _channel, _number: False, ever_connected=True)
+    link: Any = SimpleNamespace(cancel_unsent=lambda _channel, _number: False, ever_connected=True)
     nobody: Any = SimpleNamespace()
     failed = FailedLink(link, client.requests, client.mouth, nobody, nobody)
     error = Overrun("The other end sent more than it was given credit for.", "Restart the kernel.")

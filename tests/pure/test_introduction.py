@@ -11,7 +11,7 @@ import pytest
 from remoter_kernel.front.jupyter.notebook_detector import NotebookDetector
 from remoter_kernel.front.jupyter.startup_code import MOST_HELD, StartupCode, is_client_code
 from remoter_kernel.front.session import parent_process
-from remoter_kernel.front.session.vscode import notebook_in
+from remoter_kernel.front.session.vscode import notebook_from
 from remoter_kernel.wire.frames import Channel
 from remoter_kernel.wire.requests import Request, Requests, Stage
 
@@ -69,7 +69,7 @@ def introduction(clock: Clock, heard: list[str]) -> NotebookDetector:
 )
 def test_the_line_of_start_up_code(code: str, path: str) -> None:
     code, path = code.replace("\\\\", "\\"), path.replace("\\\\", "\\")
-    assert notebook_in({"code": code}, {}) == path
+    assert notebook_from({"code": code}, {}) == path
 
 
 @pytest.mark.parametrize(
@@ -85,8 +85,8 @@ def test_the_line_of_start_up_code(code: str, path: str) -> None:
     ],
 )
 def test_the_address_of_a_cell(cell: Any, path: str) -> None:
-    assert notebook_in({"code": "1"}, {"cellId": cell}) == path
-    assert notebook_in({"code": "1"}, {}) == ""
+    assert notebook_from({"code": "1"}, {"cellId": cell}) == path
+    assert notebook_from({"code": "1"}, {}) == ""
 
 
 def test_silent_code_and_what_a_person_types_leave_time(
@@ -136,7 +136,7 @@ def test_what_was_answered_runs_first_and_once() -> None:
     requests = Requests()
     mouth: Any = SimpleNamespace(reply=lambda _request, content: said.append(content["status"]))
     link: Any = SimpleNamespace(
-        ever_connected=False, say=lambda _channel, parts: said.append(parts)
+        ever_connected=False, send=lambda _channel, parts: said.append(parts)
     )
     startup = StartupCode(requests, mouth, link)
     kept, late = a_request(code="a = 1", **SILENT), a_request(code="b = 1", **SILENT)
@@ -157,7 +157,7 @@ def test_start_up_code_is_kept_within_bounds() -> None:
     requests, said = Requests(), []
     mouth: Any = SimpleNamespace(reply=lambda _request, _content: None)
     link: Any = SimpleNamespace(
-        ever_connected=False, say=lambda _channel, parts: said.append(parts)
+        ever_connected=False, send=lambda _channel, parts: said.append(parts)
     )
     startup = StartupCode(requests, mouth, link)
     for number in range(MOST_HELD + 5):

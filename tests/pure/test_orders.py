@@ -45,15 +45,17 @@ def test_what_makes_no_sense_is_told_once_and_goes(folder, text):
     """It is not sent, and the others are."""
     (folder / "odd.json").write_bytes(text.encode(errors="surrogateescape"))
     undelivered_commands.save_command("box", "k1", "7f3a9c", "stop")
-    pending = undelivered_commands.pending("box")
-    (good,) = [each.named for each in pending if each.fields]
+    pending = undelivered_commands.load_commands("box")
+    (good,) = [each.as_sent for each in pending if each.fields]
     assert good.pop("nonce")
     assert good == {"order": "stop", "kernel_id": "k1", "session": "7f3a9c", "name": "k1"}
-    told = undelivered_commands.forget_answered(pending, [])
+    told = undelivered_commands.discard_answered(pending, [])
     assert len(told) == 1
     assert "makes no sense" in told[0]
     assert names(folder) == ["k1.json"]
-    assert undelivered_commands.forget_answered(undelivered_commands.pending("box"), []) == []
+    assert (
+        undelivered_commands.discard_answered(undelivered_commands.load_commands("box"), []) == []
+    )
 
 
 def test_exactly_what_was_answered_is_forgotten(folder):
@@ -64,7 +66,7 @@ def test_exactly_what_was_answered_is_forgotten(folder):
         {"name": name, "became": name, "why": why}
         for name, why in (("done", ""), ("failed", "It crashes."), ("elsewhere", "On node7."))
     ]
-    told = undelivered_commands.forget_answered(undelivered_commands.pending("box"), answers)
+    told = undelivered_commands.discard_answered(undelivered_commands.load_commands("box"), answers)
     assert len(told) == 1
     assert told[0].startswith("Session 7f3a9c could not be restarted")
     assert "It crashes." in told[0]
@@ -74,22 +76,24 @@ def test_exactly_what_was_answered_is_forgotten(folder):
 def test_one_of_an_older_version_is_known_by_its_file(folder):
     """It names no kernel, only a session."""
     (folder / "old.json").write_text('{"order": "stop", "session": "7f3a9c"}')
-    (pending,) = undelivered_commands.pending("box")
-    assert pending.named["name"] == "old"
-    undelivered_commands.forget_answered((pending,), [{"name": "old", "became": "done", "why": ""}])
+    (pending,) = undelivered_commands.load_commands("box")
+    assert pending.as_sent["name"] == "old"
+    undelivered_commands.discard_answered(
+        (pending,), [{"name": "old", "became": "done", "why": ""}]
+    )
     assert names(folder) == []
 
 
 def test_what_was_written_meanwhile_is_not_forgotten(folder):
     """A restart was carried out; the stop that came after it was not."""
     undelivered_commands.save_command("box", "k", "", "restart")
-    pending = undelivered_commands.pending("box")
+    pending = undelivered_commands.load_commands("box")
     undelivered_commands.save_command("box", "k", "", "stop")
     assert (
-        undelivered_commands.forget_answered(pending, [{"name": "k", "became": "done", "why": ""}])
+        undelivered_commands.discard_answered(pending, [{"name": "k", "became": "done", "why": ""}])
         == []
     )
-    assert [each.fields["order"] for each in undelivered_commands.pending("box")] == ["stop"]
+    assert [each.fields["order"] for each in undelivered_commands.load_commands("box")] == ["stop"]
 
 
 def test_what_waits_for_a_machine_that_is_never_met_goes_in_the_end(folder):
@@ -98,7 +102,9 @@ def test_what_waits_for_a_machine_that_is_never_met_goes_in_the_end(folder):
     long_ago = time.time() - undelivered_commands.DISCARD_AFTER - 60
     os.utime(folder / "k.json", (long_ago, long_ago))
     answer = {"name": "k", "became": "elsewhere", "why": ""}
-    (told,) = undelivered_commands.forget_answered(undelivered_commands.pending("box"), [answer])
+    (told,) = undelivered_commands.discard_answered(
+        undelivered_commands.load_commands("box"), [answer]
+    )
     assert "not met for too long" in told
     assert names(folder) == []
 
@@ -113,27 +119,27 @@ def test_what_the_disk_does_not_give_just_now_is_read_the_next_time(folder, monk
 
         for name in ("open", "read_text", "read_bytes"):
             stale.setattr(Path, name, fail)
-        pending = undelivered_commands.pending("box")
-    assert undelivered_commands.forget_answered(pending, []) == []
-    assert [each.fields["order"] for each in undelivered_commands.pending("box")] == ["stop"]
+        pending = undelivered_commands.load_commands("box")
+    assert undelivered_commands.discard_answered(pending, []) == []
+    assert [each.fields["order"] for each in undelivered_commands.load_commands("box")] == ["stop"]
 
 
 def test_what_has_replaced_nonsense_meanwhile_stays(folder):
     (folder / "k.json").write_text("{")
-    pending = undelivered_commands.pending("box")
+    pending = undelivered_commands.load_commands("box")
     undelivered_commands.save_command("box", "k", "7f3a9c", "stop")
-    undelivered_commands.forget_answered(pending, [])
-    assert [each.fields["order"] for each in undelivered_commands.pending("box")] == ["stop"]
+    undelivered_commands.discard_answered(pending, [])
+    assert [each.fields["order"] for each in undelivered_commands.load_commands("box")] == ["stop"]
 
 
 def test_each_has_a_name_of_its_own():
     """By that the remote knows it again, whatever login brings it."""
     undelivered_commands.save_command("box", "k", "", "restart")
-    (first,) = undelivered_commands.pending("box")
+    (first,) = undelivered_commands.load_commands("box")
     undelivered_commands.save_command("box", "k", "", "restart")
-    (second,) = undelivered_commands.pending("box")
-    assert first.named["nonce"] != second.named["nonce"]
-    assert first.named["nonce"] == json.loads(first.text)["nonce"]
+    (second,) = undelivered_commands.load_commands("box")
+    assert first.as_sent["nonce"] != second.as_sent["nonce"]
+    assert first.as_sent["nonce"] == json.loads(first.text)["nonce"]
 
 
 @pytest.mark.parametrize(

@@ -72,7 +72,7 @@ class World:
         self.kept_bytes += size
 
     def take(self, number: int, parts: list, channel: Channel = Channel.IOPUB) -> None:
-        self.pacer.take(channel, parts, number, sum(map(len, parts)), self.keep)
+        self.pacer.add(channel, parts, number, sum(map(len, parts)), self.keep)
 
     def go_on(self, until: float) -> None:
         while self.calls and self.calls[0][0] <= until:

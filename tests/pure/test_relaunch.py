@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from remoter_kernel.front.session import restart_detection
-from remoter_kernel.front.session.restart_detection import ProxyExit, before, record_exit
+from remoter_kernel.front.session.restart_detection import ProxyExit, previous_exit, record_exit
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -26,29 +26,29 @@ def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_it_is_found_once_by_whoever_comes_soon() -> None:
     record_exit("box", "/a.ipynb", GONE)
-    assert before("box", "/b.ipynb", time.time()) is None
-    assert before("other", "/a.ipynb", time.time()) is None
-    assert before("box", "/a.ipynb", time.time()) == GONE
-    assert before("box", "/a.ipynb", time.time()) is None
+    assert previous_exit("box", "/b.ipynb", time.time()) is None
+    assert previous_exit("other", "/a.ipynb", time.time()) is None
+    assert previous_exit("box", "/a.ipynb", time.time()) == GONE
+    assert previous_exit("box", "/a.ipynb", time.time()) is None
 
 
 @pytest.mark.parametrize("after", [restart_detection.RESTART_WITHIN + 0.5, -10.0])
 def test_who_comes_later_opens_it_again(after: float) -> None:
     record_exit("box", "/a.ipynb", GONE)
-    assert before("box", "/a.ipynb", time.time() + after) is None
+    assert previous_exit("box", "/a.ipynb", time.time() + after) is None
 
 
 def test_another_program_has_nothing_to_do_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
     record_exit("box", "/a.ipynb", GONE)
     monkeypatch.setattr(os, "getppid", lambda: 1)
-    assert before("box", "/a.ipynb", time.time()) is None
+    assert previous_exit("box", "/a.ipynb", time.time()) is None
 
 
 def test_a_damaged_sign_is_none_and_old_ones_go(state: Path) -> None:
     record_exit("box", "/a.ipynb", GONE)
     (sign,) = state.iterdir()
     sign.write_text("[")
-    assert before("box", "/a.ipynb", time.time()) is None
+    assert previous_exit("box", "/a.ipynb", time.time()) is None
     sign.write_text("{}")
     os.utime(sign, (0, 0))
     record_exit("box", "/b.ipynb", GONE)

@@ -10,7 +10,7 @@ import pytest
 from remoter_kernel.daemon.session_match import Candidate, match_session
 from remoter_kernel.front.bootstrap.launcher import SessionInfo
 from remoter_kernel.front.jupyter.session_banner import WEEK, joined_text, other_sessions_text
-from remoter_kernel.front.session.notebook_identity import with_files
+from remoter_kernel.front.session.notebook_identity import mark_local_files
 
 # The session; then: same path, a cell in common, free, can be joined.
 LEFT = Candidate("left", True, True, True)
@@ -78,7 +78,7 @@ def test_sessions_that_were_not_joined_are_named(tmp_path):
 
     def told(*others):
         address = an_address(others=others)
-        return other_sessions_text(replace(address, others=with_files(address.others)), own)
+        return other_sessions_text(replace(address, others=mark_local_files(address.others)), own)
 
     assert told() == told(("1", str(copied))) == ""
     assert told(("1", own)) == (

@@ -83,7 +83,7 @@ def test_where_no_way_leads_there_one_hears_so_and_the_session_is_ended(sessions
     assert "no such thing" in raised.value.what
     assert raised.value.advice
     assert wait_for(lambda: has_ended(sessions)) == "It was stopped."
-    assert undelivered_commands.pending(REMOTE) == ()
+    assert undelivered_commands.load_commands(REMOTE) == ()
 
 
 def test_a_session_whose_start_was_cut_is_ended_at_the_next_login(sessions, monkeypatch):
@@ -91,7 +91,7 @@ def test_a_session_whose_start_was_cut_is_ended_at_the_next_login(sessions, monk
     monkeypatch.setenv("DROPS", "answer")
     runner = a_runner()
     try:
-        with contextlib.closing(runner.dialer.another_login_here()) as login:
+        with contextlib.closing(runner.dialer.another_local_login()) as login:
             query_remote(
                 login, THIS_MACHINE, {"verb": "sessions"}
             )  # the program is there from now on
@@ -99,14 +99,14 @@ def test_a_session_whose_start_was_cut_is_ended_at_the_next_login(sessions, monk
             runner.start()
     finally:
         runner.stop()
-    assert len(undelivered_commands.pending(REMOTE)) == 1
+    assert len(undelivered_commands.load_commands(REMOTE)) == 1
     monkeypatch.setenv("DROPS", "")
     second = a_runner()
     try:
         second.start()
     finally:
         second.stop()
-    assert undelivered_commands.pending(REMOTE) == ()
+    assert undelivered_commands.load_commands(REMOTE) == ()
     assert wait_for(lambda: [each.get("why") for each in sessions()] == ["It was stopped."] * 2)
 
 

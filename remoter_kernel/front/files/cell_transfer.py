@@ -169,14 +169,14 @@ class CellTransfer:
 
     def _run_transfer(self) -> RemoterError | None:
         request, dialer = self._request, self._dialer
-        remote = dialer.find()
+        remote = dialer.find_remote()
         here = Path.cwd()
         spec = TransferSpec(
             is_put=request.is_put,
             sources=request.sources,
             to=request.to,
             here=here,
-            there=dialer.folder_there(remote),
+            there=dialer.remote_cwd(remote),
             is_dry=request.is_dry,
         )
         self._permission.check_rule(request.verb)
@@ -218,10 +218,10 @@ class CellTransfer:
     @contextlib.contextmanager
     def _log_in(self, in_doubt: bool) -> Iterator[Login]:  # noqa: FBT001 - as it is called
         dialer = self._dialer
-        remote = dialer.find()
+        remote = dialer.find_remote()
         login: Login
         if remote is THIS_MACHINE:  # its host is the front's own, and has no keeper
-            login = dialer.another_login_here()
+            login = dialer.another_local_login()
         else:
             questions = dialer.prompter if dialer.can_prompt() else None
             login = log_in_by_keeper(remote, questions, on_try=self._on_login, in_doubt=in_doubt)

@@ -51,13 +51,13 @@ class FailedLink:
         """
         if isinstance(error, NeedsPerson):
             if self.prompter.can_prompt():  # a cell was run while nobody could be asked
-                self.link.wake()
+                self.link.connect()
                 return
             self._fail_until_prompt(error, allows_stdin=allows_stdin)
             error.advice = " ".join([error.advice.removesuffix(RUN_A_CELL), RUN_A_CELL]).strip()
         is_final |= isinstance(error, NoSuchSession)
         for request in unanswered_remote(self.requests):
-            was_withdrawn = self.link.withdraw(request.channel, request.number)
+            was_withdrawn = self.link.cancel_unsent(request.channel, request.number)
             if was_withdrawn or is_final or not self.link.ever_connected:
                 self.replies.reply_error(request, error)
             elif shows_output(request):  # it may be running there, and does not say so any more
@@ -69,7 +69,7 @@ class FailedLink:
     def _fail_until_prompt(self, error: RemoterError, *, allows_stdin: bool) -> None:
         """Nobody can be asked for now: end what need not wait."""
         for request in unanswered_remote(self.requests):
-            is_unsaid = self.link.withdraw(request.channel, request.number)
+            is_unsaid = self.link.cancel_unsent(request.channel, request.number)
             if is_unsaid and self.startup_code.reply_early(request):
                 continue
             if is_unsaid or not allows_stdin:

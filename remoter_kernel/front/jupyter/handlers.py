@@ -211,7 +211,7 @@ def send_to_session(context: ProxyContext, request: Request) -> None:
     on_kept = partial(moved, Stage.ACCEPTED, "in the session's journal")
     moved(Stage.QUEUED)
     try:
-        request.number = context.link.say(request.channel, list(request.parts), on_kept)
+        request.number = context.link.send(request.channel, list(request.parts), on_kept)
     except TooLarge as error:
         context.replies.reject(request, error)
         return
@@ -227,10 +227,10 @@ def send_cell(context: ProxyContext, cell: Request) -> None:
         return
     if context.kernel.start_error:  # a session without a kernel is left behind
         context.kernel.start_error = None
-        context.dialer.forget()
-        context.link.start_over()
+        context.dialer.reset()
+        context.link.reset()
     send_to_session(context, cell)  # first: what the login asks is asked in a cell that waits
-    context.link.wake()
+    context.link.connect()
 
 
 def send_held_requests(context: ProxyContext) -> None:
@@ -247,7 +247,7 @@ def mark_sent(context: ProxyContext, why: str = "") -> None:
     the order of this for that in which the kernel gets them: it is the one in which they leave.
     """
     for request in sorted(context.requests.at(Stage.QUEUED), key=lambda each: each.number):
-        if context.link.has_left(request.channel, request.number):
+        if context.link.was_sent(request.channel, request.number):
             context.requests.move(request, Stage.SENT, why)
 
 
@@ -275,7 +275,7 @@ def interrupt(context: ProxyContext, request: Request) -> HandlerResult:
     if context.link.pacer:
         context.link.pacer.interrupt(*cells[:1])
     words = to_json({"order": "interrupt", "cells": cells})
-    context.shutdown.delay_interrupt(partial(context.link.say, Channel.COMMAND, [words]))
+    context.shutdown.delay_interrupt(partial(context.link.send, Channel.COMMAND, [words]))
     return HandlerResult.HANDLED
 
 

@@ -19,9 +19,12 @@ from remoter_kernel.front.session import (
     undelivered_commands,
     vscode,
 )
-from remoter_kernel.front.session.machine import LivenessLock, laptop_id
+from remoter_kernel.front.session.machine import LivenessLock, machine_id
 from remoter_kernel.front.session.notebook_identity import NotebookIdentity
-from remoter_kernel.front.session.notebook_path import SESSION_NAME_VARIABLE, own_notebook
+from remoter_kernel.front.session.notebook_path import (
+    SESSION_NAME_VARIABLE,
+    notebook_from_environment,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -52,15 +55,15 @@ class ProxyIdentity:
     @property
     def is_for_vscode(self) -> bool:
         """Is VS Code this front's client, as far as that is known?"""
-        return bool(self._notebook) or vscode.has_started()
+        return bool(self._notebook) or vscode.is_parent()
 
     def start(self) -> None:
         """Show that this front lives, and say who it is as far as that is known."""
         self._announce(self._dialer.session_request.kernel_id)
-        is_started_by_jupyter = parent_process.is_named() or SESSION_NAME_VARIABLE in os.environ
+        is_started_by_jupyter = parent_process.has_pid() or SESSION_NAME_VARIABLE in os.environ
         if is_started_by_jupyter or self._dialer.session_request.session:
             self._dialer.notebook_identity = NotebookIdentity(
-                own_notebook(), self._link.identity["laptop"]
+                notebook_from_environment(), self._link.identity["laptop"]
             )
         else:
             self._dialer.is_identified.clear()
@@ -75,12 +78,14 @@ class ProxyIdentity:
     def _announce(self, kernel_id: str) -> None:
         self._liveness_lock.release()
         self._liveness_lock = LivenessLock(kernel_id)
-        laptop = laptop_id() if self._liveness_lock.take() else ""
+        laptop = machine_id() if self._liveness_lock.acquire() else ""
         self._link.identity = {"kernel_id": kernel_id, "laptop": laptop}
 
     def _on_notebook_known(self, notebook: str) -> None:
         remote, self._notebook = self._remote_name(), notebook
-        before = restart_detection.before(remote, notebook, self._started) if notebook else None
+        before = (
+            restart_detection.previous_exit(remote, notebook, self._started) if notebook else None
+        )
         if before:
             undelivered_commands.save_command(remote, before.kernel_id, before.session, "restart")
             self._announce(before.kernel_id)

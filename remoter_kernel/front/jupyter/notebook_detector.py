@@ -35,7 +35,7 @@ class NotebookDetector:
     def start(self) -> None:
         """Begin; who comes from VS Code will say it, however long that takes."""
         self.is_waiting = True
-        if not vscode.has_started():
+        if not vscode.is_parent():
             self._timer = self._reactor.call_later(DETECT_WITHIN, self._finish)
 
     def on_request(self, request: Request) -> None:
@@ -46,7 +46,7 @@ class NotebookDetector:
         if request.is_cell:
             content = request.content
             own = content if is_silent(content) else {}  # a cell may say what it likes
-            notebook = vscode.notebook_in(own, header_of(request.parts[METADATA]))
+            notebook = vscode.notebook_from(own, header_of(request.parts[METADATA]))
         if notebook or not is_startup_code(request):
             self._finish(notebook)
 

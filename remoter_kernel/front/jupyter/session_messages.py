@@ -78,7 +78,7 @@ class SessionMessages:
             is_over = context.kernel.start_error is not None
             error = context.link.error.at(context.find_remote().name)
             if is_over or isinstance(error, NoSuchSession):
-                context.link.hand_on_all()  # what has come belongs before the end
+                context.link.deliver_all()  # what has come belongs before the end
             failed = FailedLink(
                 context.link,
                 context.requests,
@@ -141,7 +141,7 @@ class SessionMessages:
         context, request = self.context, self.context.sender_of(name)
         if request is not None:
             send = partial(self.sockets.reply, Channel.STDIN, request.identities)
-            answer = partial(context.link.say, Channel.STDIN)
+            answer = partial(context.link.send, Channel.STDIN)
             context.prompter.relay_input_request(request, list(parts), send, answer)
 
     def _on_event(self, words: dict[str, Any]) -> None:

@@ -6,7 +6,7 @@ import signal
 from typing import TYPE_CHECKING, Any
 
 from remoter_kernel.front.session import parent_process
-from remoter_kernel.front.session.final_command import leave_with
+from remoter_kernel.front.session.final_command import send_and_exit
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -49,7 +49,7 @@ class ShutdownPolicy:
         self._reactor.wake_on_signals()
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_signal)
-        if parent_process.is_watched():
+        if parent_process.can_watch():
             self._reactor.call_later(POLL_PARENT_EVERY, self._poll_parent)
 
     def delay_interrupt(self, interrupt: Callable[[], Any]) -> None:
@@ -69,7 +69,7 @@ class ShutdownPolicy:
                 self._held_interrupt.cancel()
             self._reactor.stop()
             return
-        leave_with(order, reactor=self._reactor, link=self._link, dialer=self._dialer)
+        send_and_exit(order, reactor=self._reactor, link=self._link, dialer=self._dialer)
 
     def _on_signal(self, number: int, _frame: object) -> None:
         """End: the session stays. Ctrl-C in a terminal reaches us, too, and means nothing."""
@@ -77,6 +77,6 @@ class ShutdownPolicy:
             self._reactor.call_soon_threadsafe(self._reactor.stop)
 
     def _poll_parent(self) -> None:
-        if parent_process.is_gone():
+        if parent_process.has_exited():
             self._reactor.stop()
         self._reactor.call_later(POLL_PARENT_EVERY, self._poll_parent)

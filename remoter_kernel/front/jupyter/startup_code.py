@@ -51,7 +51,7 @@ class StartupCode:
         """Send what is to run before anything else, once."""
         kept, self._held = self._held, []
         for each in kept:
-            self._link.say(each.channel, list(each.parts))
+            self._link.send(each.channel, list(each.parts))
             self._requests.move(each, Stage.QUEUED)
             self._requests.move(each, Stage.DONE, "nobody waits for its reply")
 
@@ -70,4 +70,4 @@ def is_client_code(content: dict[str, Any]) -> bool:
     """
     if content.get("silent"):
         return not content.get("allow_stdin", True)
-    return not (content.get("store_history", True) or parent_process.is_named())
+    return not (content.get("store_history", True) or parent_process.has_pid())

@@ -214,7 +214,7 @@ def tell_remote(report: Report, remote: Remote) -> None:
         know_destination(report.mask, destination)
         report.row("jump hosts", len(destination.jumps))
         report.row("ProxyCommand", "set" if destination.proxy_command else "not set")
-    waiting = undelivered_commands.pending(remote.name)
+    waiting = undelivered_commands.load_commands(remote.name)
     report.row("commands", f"{len(waiting)} wait until it can be reached")
 
 

@@ -123,7 +123,7 @@ class Runner:
     def start(self) -> None:
         """Connect and wait until the kernel is ready; a `RemoterError` says why it is not."""
         began = time.monotonic()
-        self.link.wake()
+        self.link.connect()
         # A person may be asked, or a login shell be slow: that is no fault of the kernel.
         self.reactor.run_until(
             lambda: bool(self.link.ever_connected or self._error), began + REACHED_WITHIN
@@ -179,7 +179,7 @@ class Runner:
         parts = self._voice.compose("execute_request", words, metadata=metadata)
         cell = SubmittedCell(header_of(parts[HEADER])["msg_id"], piece, show, ask)
         self._cells[cell.id] = cell
-        self.link.say(Channel.SHELL, parts)
+        self.link.send(Channel.SHELL, parts)
         return cell
 
     def wait(self, most: float = 0.0) -> None:
@@ -207,7 +207,7 @@ class Runner:
             return
         limit = time.monotonic() + ACKNOWLEDGED_WITHIN
         if getattr(self.dialer.prompter, "is_asking", False):  # nobody here will answer it
-            self.dialer.cut()
+            self.dialer.abort()
         if not self.link.ever_connected:  # it may be about to begin
             self.reactor.run_until(lambda: self.link.state is not LinkState.DIALLING, limit)
         if self.link.ever_connected and not self._is_alone:
@@ -217,7 +217,7 @@ class Runner:
                 remote, name = self.dialer.remote.name, self.dialer.session_request.kernel_id
                 undelivered_commands.save_command(remote, name, self.session, "stop")
         elif not self.link.ever_connected:
-            self.dialer.take_back()
+            self.dialer.stop_orphan()
         self.close()
 
     def leave(self) -> None:
@@ -242,7 +242,7 @@ class Runner:
         self.reactor.close()
 
     def _order(self, order: str) -> None:
-        self.link.say(Channel.COMMAND, [to_json({"order": order})])
+        self.link.send(Channel.COMMAND, [to_json({"order": order})])
 
     def _be_heard(self) -> None:
         """Wait until what was said has arrived, or nobody can hear it any more."""
@@ -341,7 +341,7 @@ class Runner:
             answer = END_OF_INPUT
         finally:
             signal.signal(signal.SIGINT, before)
-        self.link.say(Channel.STDIN, self._voice.compose("input_reply", {"value": answer}))
+        self.link.send(Channel.STDIN, self._voice.compose("input_reply", {"value": answer}))
 
     def _hear_note(self, words: dict[str, Any]) -> None:
         if words.get("event") == "ready":

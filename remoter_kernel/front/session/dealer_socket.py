@@ -54,16 +54,16 @@ class PartialMessageMonitor:
         import psutil  # noqa: PLC0415 - commands that only ask something have no such socket
 
         self._process = psutil.Process()
-        self._before = self._grown_to()
+        self._before = self._memory_in_use()
         self._received = -1
 
-    def may_be_much(self, received: int) -> bool:
+    def has_grown(self, received: int) -> bool:
         """Look, every now and then; `received`: bytes that have come out of the socket so far."""
-        now = self._grown_to()
+        now = self._memory_in_use()
         has_grown = received == self._received and now - self._before > MOST_GROWTH
         if has_grown or received != self._received:
             self._received, self._before = received, now
         return has_grown
 
-    def _grown_to(self) -> int:
+    def _memory_in_use(self) -> int:
         return int(self._process.memory_info().rss)

@@ -37,7 +37,7 @@ from remoter_kernel.front.configuration.remotes import Remote
 from remoter_kernel.front.keeper.keeper_login import KeeperLogin, log_in_by_keeper
 from remoter_kernel.front.session import known_sessions, undelivered_commands
 from remoter_kernel.front.session.link import SessionEndpoint
-from remoter_kernel.front.session.notebook_identity import NotebookIdentity, with_files
+from remoter_kernel.front.session.notebook_identity import NotebookIdentity, mark_local_files
 from remoter_kernel.front.session.welcome import AnotherWay
 from remoter_kernel.front.ssh.login_results import CommandEnded
 from remoter_kernel.wire.threads import Thread
@@ -87,7 +87,7 @@ class SessionDialer:
     def dial(self) -> SessionEndpoint:
         """Log in, start or find the session, open a tunnel."""
         with self._lock:
-            self.remote = self.find()
+            self.remote = self.find_remote()
             self.is_this_machine = self.remote is THIS_MACHINE
             if self._was_dialed and not self._must_locate:
                 self._is_tunnel_proven = self._ever_connected = True
@@ -100,36 +100,36 @@ class SessionDialer:
             return line
 
     @property
-    def why_piped(self) -> str:
+    def why_tunnel_command(self) -> str:
         """Why the way there is a command, in a clause."""
         if self._is_forwarding_forbidden:
             return "forwarding is forbidden there"
         return "what is forwarded there is dropped on the way"
 
-    def find(self) -> Remote:
+    def find_remote(self) -> Remote:
         """Return the remote as it is configured now."""
         return self._find() or THIS_MACHINE
 
-    def folder_there(self, remote: Remote) -> str:
+    def remote_cwd(self, remote: Remote) -> str:
         """Return the folder there in which paths begin: that in which the kernel starts."""
-        return remote_cwd(remote.cwd, remote.path_map, self._folder(), Path.home())
+        return remote_cwd(remote.cwd, remote.path_map, self._local_folder(), Path.home())
 
     @property
     def has_asked(self) -> bool:
         """Was a person asked in this dial? It may take as long as they do."""
         return isinstance(self.login, KeeperLogin) and self.login.has_prompted
 
-    def cut(self) -> None:
+    def abort(self) -> None:
         """Drop the SSH connection without a word, as a bad network does; a dial on it fails."""
         if self.login:
             self.login.abort()
 
-    def forget(self) -> None:
+    def reset(self) -> None:
         """Let the next dial begin a fresh session."""
         self.session_info = None
         self._ever_connected = self._was_dialed = False
 
-    def doubt(self, error: RemoterError) -> RemoterError:
+    def on_no_welcome(self, error: RemoterError) -> RemoterError:
         """Let the next dial ask where the session is: its old port may be another's by now.
 
         A gateway may also take forwarded connections and drop them. Where the session has never
@@ -156,13 +156,13 @@ class SessionDialer:
             "whether AllowTcpForwarding or a time limit is in the way.",
         )
 
-    def take_back(self) -> None:
+    def stop_orphan(self) -> None:
         """End a session that was started and never reached; if that fails, at the next login."""
         if not self._may_be_orphaned:
             return
         self._may_be_orphaned = False
         is_ended = threading.Event()
-        ending = Thread(self._end_unreached, args=(is_ended,), name="take back")
+        ending = Thread(self._stop_unreached, args=(is_ended,), name="take back")
         ending.start()
         ending.join(STOP_ORPHAN_WITHIN)
         session = self.session_info.session if self.session_info else ""
@@ -182,9 +182,9 @@ class SessionDialer:
     def _dial(self) -> SessionEndpoint:
         login = self.login = self._log_in()
         try:
-            login = self._wait_for_claim(login)
+            login = self._wait_for_identity(login)
             with notify_if_slow(self.remote.host, self.on_slow_host):
-                tunnel, self.session_info = self._reach(login)
+                tunnel, self.session_info = self._reach_session(login)
         except BaseException as error:
             self._is_login_suspect = isinstance(error, StrangeAnswer)
             login.close()
@@ -192,18 +192,18 @@ class SessionDialer:
         server_key = self.session_info.server_key.encode()
         return SessionEndpoint(tunnel.address, server_key, self._public, self._secret, login.close)
 
-    def _reach(self, login: Login) -> tuple[TunnelEndpoint, SessionInfo]:
+    def _reach_session(self, login: Login) -> tuple[TunnelEndpoint, SessionInfo]:
         """Start or find the session, unless it is known where it is, and open a tunnel to it."""
         if self.session_info is None or self._must_locate:
-            self.session_info = self._start(login)
+            self.session_info = self._start_session(login)
             self._must_locate = False
         try:
-            return self._open(login, self.session_info), self.session_info
+            return self._open_tunnel(login, self.session_info), self.session_info
         except RemoteLacks:  # nobody listens there any more: is the session alive?
-            self.session_info = self._start(login)
-            return self._open(login, self.session_info), self.session_info
+            self.session_info = self._start_session(login)
+            return self._open_tunnel(login, self.session_info), self.session_info
 
-    def _wait_for_claim(self, login: Login) -> Login:
+    def _wait_for_identity(self, login: Login) -> Login:
         """Wait until it is known which notebook this is for; return a login that is young."""
         began = time.monotonic()
         self.is_identified.wait()
@@ -212,7 +212,7 @@ class SessionDialer:
             login = self.login = self._log_in()
         return login
 
-    def _open(self, login: Login, address: SessionInfo) -> TunnelEndpoint:
+    def _open_tunnel(self, login: Login, address: SessionInfo) -> TunnelEndpoint:
         """Open a tunnel to the session; where forwarding is forbidden, through a command there."""
         if not self.is_tunnel_command:
             try:
@@ -233,16 +233,20 @@ class SessionDialer:
             in_doubt = self.login is not None
             is_stale, self._is_login_suspect = self._is_login_suspect, False
             return log_in_by_keeper(
-                self.remote, questions, on_try=self._note, in_doubt=in_doubt, is_stale=is_stale
+                self.remote,
+                questions,
+                on_try=self._on_login_started,
+                in_doubt=in_doubt,
+                is_stale=is_stale,
             )
-        return self._log_in_here(self._note)
+        return self._log_in_locally(self._on_login_started)
 
-    def another_login_here(self) -> Login:
+    def another_local_login(self) -> Login:
         """Log in to the host on this machine once more; whoever asks for it closes it."""
         with self._lock:
-            return self._log_in_here(lambda _login: None)
+            return self._log_in_locally(lambda _login: None)
 
-    def _log_in_here(self, on_try: Callable[[Login], None]) -> Login:
+    def _log_in_locally(self, on_try: Callable[[Login], None]) -> Login:
         # Rarely needed, and slow: with a remote it is the keeper that knows SSH.
         from remoter_kernel.front.logins.embedded_host import EmbeddedHost  # noqa: PLC0415
         from remoter_kernel.front.ssh.ssh_login import log_in_by_paramiko  # noqa: PLC0415
@@ -252,11 +256,11 @@ class SessionDialer:
             self._embedded_host.start()
         return log_in_by_paramiko(self._embedded_host.destination(), on_try=on_try)
 
-    def _note(self, login: Login) -> None:
+    def _on_login_started(self, login: Login) -> None:
         """Know a login that has only begun: it may have to be cut."""
         self.login = login
 
-    def _start(self, login: Login) -> SessionInfo:
+    def _start_session(self, login: Login) -> SessionInfo:
         session = self.session_info.session if self.session_info else self.session_request.session
         try:
             return self._start_or_find(login, session)
@@ -267,8 +271,10 @@ class SessionDialer:
 
     def _start_or_find(self, login: Login, session: str) -> SessionInfo:
         remote = self.remote
-        pending = undelivered_commands.pending(remote.name)
-        with (NotebookIdentity() if session else self.notebook_identity).made() as claimed:
+        pending = undelivered_commands.load_commands(remote.name)
+        with (
+            NotebookIdentity() if session else self.notebook_identity
+        ).request_fields() as claimed:
             wish = replace(
                 self.session_request,
                 client_key=self._public.decode(),
@@ -277,16 +283,18 @@ class SessionDialer:
                 kernel=remote.kernel,
                 init=remote.init,
                 env=remote.env,
-                cwd=self.folder_there(remote),
+                cwd=self.remote_cwd(remote),
                 idle_timeout=remote.idle_timeout,
                 journal_limit=remote.journal_limit,
                 waiting_limit=remote.waiting_limit,
-                orders=tuple(order.named for order in pending if order.fields),
+                orders=tuple(order.as_sent for order in pending if order.fields),
                 **claimed,
             )
             self._may_be_orphaned |= not self.session_request.session
             try:
-                address = start_session(login, remote, wish, partial(self._settle, pending))
+                address = start_session(
+                    login, remote, wish, partial(self._on_commands_answered, pending)
+                )
             except RemoterError as error:
                 self._may_be_orphaned &= isinstance(error, Unreachable)  # else it has answered
                 raise
@@ -295,17 +303,17 @@ class SessionDialer:
         if remote is not THIS_MACHINE and not address.is_joined:
             known_sessions.add_session(remote.name, address.session, wish.script)
         notices, self._notices = tuple(self._notices), []
-        return replace(address, notices=notices, others=with_files(address.others))
+        return replace(address, notices=notices, others=mark_local_files(address.others))
 
-    def _settle(
+    def _on_commands_answered(
         self,
         pending: tuple[undelivered_commands.UndeliveredCommand, ...],
         answers: list[dict[str, str]],
     ) -> None:
         """Forget the orders that were answered; what they met is told with the next session."""
-        self._notices += undelivered_commands.forget_answered(pending, answers)
+        self._notices += undelivered_commands.discard_answered(pending, answers)
 
-    def _end_unreached(self, is_ended: threading.Event) -> None:
+    def _stop_unreached(self, is_ended: threading.Event) -> None:
         """End the session by a command; needs the login that is there, and asks nobody."""
         with self._lock:
             if self.session_info is None:
@@ -318,7 +326,7 @@ class SessionDialer:
                     query_remote(login, self.remote, words)
                     is_ended.set()
 
-    def _folder(self) -> Path:
+    def _local_folder(self) -> Path:
         """Return the notebook's folder, or that in which this process was started."""
         notebook = Path(self.notebook_identity.notebook)
         return notebook.parent if notebook.is_absolute() else Path.cwd()

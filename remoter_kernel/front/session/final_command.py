@@ -18,7 +18,7 @@ EXIT_WITHIN = 4.0  # seconds that a shutdown may wait to be heard; Jupyter kills
 SAVE_AFTER = 0.3  # seconds
 
 
-def leave_with(command: str, *, reactor: Reactor, link: Link, dialer: SessionDialer) -> None:
+def send_and_exit(command: str, *, reactor: Reactor, link: Link, dialer: SessionDialer) -> None:
     """Say "restart" or "stop", and stop the reactor once it is heard."""
     remote, kernel_id = dialer.remote.name, dialer.session_request.kernel_id
 
@@ -38,7 +38,7 @@ def leave_with(command: str, *, reactor: Reactor, link: Link, dialer: SessionDia
     if link.state is LinkState.IDLE and not link.ever_connected:
         reactor.stop()
         return
-    link.say(Channel.COMMAND, [to_json({"order": command})])
+    link.send(Channel.COMMAND, [to_json({"order": command})])
 
     def wait() -> None:
         if link.unacknowledged:

@@ -64,74 +64,74 @@ class InboundItems:
         self._timer: Timer | None = None
         self._pause = RETRY_FIRST
 
-    def begin(self) -> None:
+    def on_connection(self) -> None:
         """Begin with another wire."""
         if self._target.pacer:
-            self._target.pacer.on_rejected = self._tell
+            self._target.pacer.on_rejected = self._report
             self._target.pacer.has_room = self._target.has_room
 
-    def take(self, head: FrameHeader, body: Bytes) -> None:
+    def on_item(self, head: FrameHeader, body: Bytes) -> None:
         """Take in one item; one that no evaluator should have said is a `ProtocolError`."""
         channel, parts = head.channel, parts_of(head.channel, body)
         if channel is Channel.EVENT and UNREADABLE in bytes(parts[TOPIC]):
             why = from_json(parts[TOPIC]).get("why")
-            self._tell(channel, parts, RemoterError(str(why)))
+            self._report(channel, parts, RemoterError(str(why)))
         if LANE[channel] is Lane.URGENT:
-            self._hand_on(HeldItem(head, parts, len(body)))
+            self._deliver(HeldItem(head, parts, len(body)))
         elif self._target.pacer:
-            self._target.pacer.take(channel, parts, head.number, len(body), self._keep(head))
+            self._target.pacer.add(channel, parts, head.number, len(body), self._acknowledge(head))
         elif self._held or not self._target.has_room():
             self._held.append(HeldItem(head, parts, len(body)))
-            self._look_again()
+            self._retry_later()
         else:
-            self._hand_on(HeldItem(head, parts, len(body)))
+            self._deliver(HeldItem(head, parts, len(body)))
 
-    def finish(self) -> None:
+    def deliver_all(self) -> None:
         """Hand on all that is held, though nobody takes it."""
         while self._held:
-            self._hand_on(self._held.popleft())
+            self._deliver(self._held.popleft())
 
-    def _look_again(self) -> None:
+    def _retry_later(self) -> None:
         if self._timer is None:
-            self._timer = self._target.reactor.call_later(self._pause, self._go_on)
+            self._timer = self._target.reactor.call_later(self._pause, self._deliver_held)
 
-    def _go_on(self) -> None:
+    def _deliver_held(self) -> None:
         self._timer = None
         self._pause = min(2 * self._pause, RETRY_LAST)
         while self._held and self._target.has_room():
             self._pause = RETRY_FIRST
-            self._hand_on(self._held.popleft())
+            self._deliver(self._held.popleft())
         if self._held:
-            self._look_again()
+            self._retry_later()
         self._target.flush()
 
-    def _hand_on(self, item: HeldItem) -> None:
+    def _deliver(self, item: HeldItem) -> None:
         head, parts, size = item
         try:
             if parts:  # else it was refused, and is to be kept in its turn
                 self._target.on_item(head.channel, parts)
         except Exception as error:  # noqa: BLE001 - what follows it is taken in all the same
-            self._tell(head.channel, parts, error)
-        self._keep(head)(head.number, size)
+            self._report(head.channel, parts, error)
+        self._acknowledge(head)(head.number, size)
 
-    def refuse(self, head: FrameHeader, body: Bytes, error: Exception) -> None:
-        """Pass over an item that `take` could not take in."""
+    def reject(self, head: FrameHeader, body: Bytes, error: Exception) -> None:
+        """Pass over an item that `add` could not take in."""
         try:
             parts = unpack_parts(body)
         except ProtocolError:
             parts = []
-        self._tell(head.channel, parts, error)
+        self._report(head.channel, parts, error)
         if self._held and LANE[head.channel] is Lane.BULK:
             self._held.append(HeldItem(head, [], len(body)))
         elif self._target.pacer and LANE[head.channel] is Lane.BULK:
-            self._target.pacer.pass_over(head.number, len(body), self._keep(head))
+            self._target.pacer.skip(head.number, len(body), self._acknowledge(head))
         else:
-            self._keep(head)(head.number, len(body))
+            self._acknowledge(head)(head.number, len(body))
 
-    def _keep(self, head: FrameHeader) -> AckCallback:
+    def _acknowledge(self, head: FrameHeader) -> AckCallback:
         return partial(self._stream.ack, LANE[head.channel])
 
-    def _tell(self, channel: Channel, parts: Sequence[Bytes], error: Exception) -> None:
+    def _report(self, channel: Channel, parts: Sequence[Bytes], error: Exception) -> None:
         if not isinstance(error, RemoterError):
             self._target.reactor.on_bug(error)
         try:

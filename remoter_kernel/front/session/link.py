@@ -27,8 +27,8 @@ from remoter_kernel.front.session.dealer_socket import (
     dealer_socket,
 )
 from remoter_kernel.front.session.inbound import InboundItems
-from remoter_kernel.front.session.pacer import Pacer, raise_it
-from remoter_kernel.front.session.welcome import AnotherWay, check_seen, read_welcome
+from remoter_kernel.front.session.pacer import Pacer, raise_error
+from remoter_kernel.front.session.welcome import AnotherWay, check_received, parse_welcome
 from remoter_kernel.wire.frames import (
     LANE,
     Bytes,
@@ -93,14 +93,14 @@ class Dialer(Protocol):
     def dial(self) -> SessionEndpoint:
         """Log in, start or find the session, open a tunnel: a `RemoterError` says why not."""
 
-    def cut(self) -> None:
+    def abort(self) -> None:
         """Let a dial that is under way fail; from another thread."""
 
-    def doubt(self, error: RemoterError) -> RemoterError:
+    def on_no_welcome(self, error: RemoterError) -> RemoterError:
         """Hear that nobody greeted us where the last dialling led; return what to say of it."""
 
 
-def pauses() -> Iterator[float]:
+def backoff() -> Iterator[float]:
     """Yield how long to wait before each new try, in seconds: growing, never in step."""
     pause = FIRST_PAUSE
     while True:
@@ -114,7 +114,7 @@ class Link:
     def __init__(
         self, reactor: Reactor, dialer: Dialer, has_room: Callable[[], bool] = lambda: True
     ) -> None:
-        """Remember; `wake` begins. `has_room`: do clients take what comes?"""
+        """Remember; `connect` begins. `has_room`: do clients take what comes?"""
         self.has_room = has_room
         self.reactor = reactor
         self.state = LinkState.IDLE
@@ -126,7 +126,7 @@ class Link:
         self.welcome: dict[str, Any] = {}
         self.on_item: Callable[[Channel, list[memoryview]], None] = lambda _channel, _parts: None
         # Tells whom it concerns of an item that could not be taken in here; after that it is gone.
-        self.on_rejected: Callable[[Channel, Sequence[Bytes], Exception], None] = raise_it
+        self.on_rejected: Callable[[Channel, Sequence[Bytes], Exception], None] = raise_error
         self.on_state: Callable[[LinkState], None] = lambda _state: None
         self.identity: dict[str, str] = {}  # what the session should know of this front
         self.pacer: Pacer | None = None  # between us and whoever hears, where that has limits
@@ -142,30 +142,30 @@ class Link:
         self._endpoint: SessionEndpoint | None = None
         self._pump: Pump | None = None
         self._timer: Timer | None = None
-        self._pauses = pauses()
+        self._backoff = backoff()
         self._dialed_at = self.since
         self._try_limit = SHORTEST_TRY
 
-    def wake(self) -> None:
+    def connect(self) -> None:
         """Dial now, unless that is under way or done."""
         if self.state in {LinkState.IDLE, LinkState.WAITING, LinkState.FAILED}:
             self._cancel_timer()
             self._dialed_at = time.monotonic()
-            self._change(LinkState.DIALLING)
+            self._set_state(LinkState.DIALLING)
             if self._ever_connected:
-                give_up = partial(self._lose_patience, self._dialed_at)
+                give_up = partial(self._on_try_timeout, self._dialed_at)
                 self.reactor.call_later(self._try_limit, give_up)
             Thread(self._dial, name="dial").start()
 
-    def look_again(self) -> None:
+    def probe_now(self) -> None:
         """Find out at once how things are: this machine may have slept, or moved elsewhere."""
         if self._pump:
             self._pump.probe(PROBE_WITHIN)
         elif self.state is LinkState.WAITING:
-            self._pauses = pauses()  # the network, too, needs a moment to wake up
-            self.wake()
+            self._backoff = backoff()  # the network, too, needs a moment to wake up
+            self.connect()
 
-    def say(
+    def send(
         self, channel: Channel, parts: list[Bytes], on_kept: Callable[[], object] | None = None
     ) -> int:
         """Put something in the outbox, and on its way if there is one; return its number.
@@ -182,11 +182,11 @@ class Link:
         if self._pump:
             self._pump.flush()
 
-    def withdraw(self, channel: Channel, number: int) -> bool:
+    def cancel_unsent(self, channel: Channel, number: int) -> bool:
         """Take back what has never left this side; return whether that could be done."""
-        return not self.has_left(channel, number) and self._outbox.withdraw(number)
+        return not self.was_sent(channel, number) and self._outbox.withdraw(number)
 
-    def has_left(self, channel: Channel, number: int) -> bool:
+    def was_sent(self, channel: Channel, number: int) -> bool:
         """Was what was said with this number ever sent from this side?"""
         return self._stream.was_sent(LANE[channel], number)
 
@@ -201,13 +201,13 @@ class Link:
     def fail(self, error: RemoterError) -> None:
         """Give up this wire for a reason that only a person can mend."""
         self.error = error
-        self._drop()
-        self._change(LinkState.FAILED)
+        self._close_connection()
+        self._set_state(LinkState.FAILED)
 
-    def start_over(self) -> None:
+    def reset(self) -> None:
         """Be a new front, of a session yet to be started."""
-        self._drop()
-        self.hand_on_all()
+        self._close_connection()
+        self.deliver_all()
         self._id = secrets.token_hex(8)
         self._outbox = MemoryOutbox()
         self._stream = ReliableStream(self._outbox)
@@ -215,11 +215,11 @@ class Link:
         self._ever_connected = False
         self._seen_there = dict.fromkeys(Lane, 0)
 
-    def hand_on_all(self) -> None:
+    def deliver_all(self) -> None:
         """Hand on all that has come, at any pace: nothing more will."""
-        self._inbound.finish()
+        self._inbound.deliver_all()
         if self.pacer:
-            self.pacer.finish()
+            self.pacer.deliver_all()
 
     @property
     def unacknowledged(self) -> int:
@@ -251,8 +251,8 @@ class Link:
 
     def close(self) -> None:
         """Give everything back. The session is not told: that is an order of its own."""
-        self._change(LinkState.CLOSED)
-        self._drop()
+        self._set_state(LinkState.CLOSED)
+        self._close_connection()
         self._context.term()
 
     # Dialling --------------------------------------------------------------------------
@@ -261,14 +261,14 @@ class Link:
         try:
             line = self._dialer.dial()
         except RemoterError as error:
-            self.reactor.call_soon_threadsafe(partial(self._fail, error))
+            self.reactor.call_soon_threadsafe(partial(self._on_error, error))
         except Exception as error:  # noqa: BLE001 - a bug must reach the cell, too
             trouble = RemoterError(f"Dialling failed unexpectedly: {type(error).__name__}: {error}")
-            self.reactor.call_soon_threadsafe(partial(self._fail, trouble))
+            self.reactor.call_soon_threadsafe(partial(self._on_error, trouble))
         else:
-            self.reactor.call_soon_threadsafe(partial(self._connect, line))
+            self.reactor.call_soon_threadsafe(partial(self._on_dialed, line))
 
-    def _lose_patience(self, dialled_at: float) -> None:
+    def _on_try_timeout(self, dialled_at: float) -> None:
         """End a try that hangs: the network may have changed under it."""
         if self.state is not LinkState.DIALLING or self._dialed_at != dialled_at:
             return
@@ -276,11 +276,11 @@ class Link:
             return
         self._try_limit *= 2  # it may be that slow
         if self._socket:
-            self._give_up_greeting()
+            self._on_welcome_timeout()
         else:
-            self._dialer.cut()
+            self._dialer.abort()
 
-    def _connect(self, line: SessionEndpoint) -> None:
+    def _on_dialed(self, line: SessionEndpoint) -> None:
         if self.state is not LinkState.DIALLING:
             line.close()
             return
@@ -288,32 +288,32 @@ class Link:
         keys = line.server_key, line.public_key, line.secret_key
         self._socket = wire = dealer_socket(self._context, *keys)
         monitor = wire.get_monitor_socket(LOST_EVENTS)
-        self.reactor.add_reader(monitor, self._lose)
+        self.reactor.add_reader(monitor, self._on_disconnect)
         wire.connect(line.endpoint)  # only now: a cut at once would go unheard
-        self.reactor.add_reader(wire, self._hear)
+        self.reactor.add_reader(wire, self._on_readable)
         self._stream.begin()
         seen = list(self._stream.received.values()) if self._ever_connected else None
         who = {**self.identity, "front": self._id}
         hello = to_json({**who, "seen": seen, "said": self._stream.last_sent})
-        self._send(wire, encode_message(self._stream.head(MessageType.HELLO), hello))
-        self._timer = self.reactor.call_later(WELCOME_WITHIN, self._give_up_greeting)
-        self._look(wire, PartialMessageMonitor())
+        self._send_frame(wire, encode_message(self._stream.head(MessageType.HELLO), hello))
+        self._timer = self.reactor.call_later(WELCOME_WITHIN, self._on_welcome_timeout)
+        self._check_memory(wire, PartialMessageMonitor())
 
-    def _look(self, wire: zmq.Socket[bytes], unseen: PartialMessageMonitor) -> None:
+    def _check_memory(self, wire: zmq.Socket[bytes], unseen: PartialMessageMonitor) -> None:
         """End a wire whose other end sends a message without end."""
         if self._socket is not wire:
             return
-        if unseen.may_be_much(self.received):
+        if unseen.has_grown(self.received):
             if self._pump is None:
-                self._give_up_greeting()
+                self._on_welcome_timeout()
                 return
             self._pump.probe(ANSWERS_WITHIN)
-        self.reactor.call_later(POLL_EVERY, partial(self._look, wire, unseen))
+        self.reactor.call_later(POLL_EVERY, partial(self._check_memory, wire, unseen))
 
-    def _give_up_greeting(self) -> None:
-        self._lost(Unreachable("The session was reached, but it did not answer."))
+    def _on_welcome_timeout(self) -> None:
+        self._on_connection_end(Unreachable("The session was reached, but it did not answer."))
 
-    def _hear(self) -> None:
+    def _on_readable(self) -> None:
         wire = self._socket
         if wire is None:
             return
@@ -324,17 +324,17 @@ class Link:
             if self._pump:
                 self._pump.on_frame(frame)
             else:
-                self._greet(frame)
+                self._on_welcome(frame)
             if self.received >= until:
                 return
 
-    def _greet(self, frame: bytes) -> None:
+    def _on_welcome(self, frame: bytes) -> None:
         """Hear the WELCOME and begin to talk."""
         try:
-            words, seen, begin = read_welcome(frame)
-            check_seen(seen, self._stream.last_sent)
+            words, seen, begin = parse_welcome(frame)
+            check_received(seen, self._stream.last_sent)
         except ProtocolError as error:
-            self._lost(error)
+            self._on_connection_end(error)
             return
         if not self._ever_connected:
             self._stream.received = dict(zip(Lane, begin, strict=True))
@@ -343,21 +343,21 @@ class Link:
         self._ever_connected = True
         self._seen_there = dict(zip(Lane, seen, strict=True))
         self.welcome = words
-        self._pauses = pauses()
+        self._backoff = backoff()
         self._try_limit = max(SHORTEST_TRY, TRY_FACTOR * (time.monotonic() - self._dialed_at))
         wire = self._socket
         assert wire is not None  # noqa: S101 - the frames came through it
-        self._pump = pump = Pump(self.reactor, self._stream, partial(self._send, wire))
-        self._inbound.begin()
-        pump.on_item = self._inbound.take
-        pump.on_refused = self._inbound.refuse
-        pump.on_end = self._lost
+        self._pump = pump = Pump(self.reactor, self._stream, partial(self._send_frame, wire))
+        self._inbound.on_connection()
+        pump.on_item = self._inbound.on_item
+        pump.on_refused = self._inbound.reject
+        pump.on_end = self._on_connection_end
         try:
-            self._change(LinkState.UP)
+            self._set_state(LinkState.UP)
         finally:  # whatever becomes of the news, a wire that is up is looked after
             pump.start(seen)
 
-    def _send(self, wire: zmq.Socket[bytes], frame: bytes) -> None:
+    def _send_frame(self, wire: zmq.Socket[bytes], frame: bytes) -> None:
         self.sent += len(frame)
         # A DEALER whose peer is gone would wait for another one, for ever. What is not sent is
         # in the outbox still, and the monitor is about to say that this wire is lost.
@@ -366,36 +366,36 @@ class Link:
 
     # Losing ----------------------------------------------------------------------------
 
-    def _lose(self) -> None:
-        self._lost(Unreachable("The connection was cut."))
+    def _on_disconnect(self) -> None:
+        self._on_connection_end(Unreachable("The connection was cut."))
 
-    def _lost(self, error: RemoterError) -> None:
+    def _on_connection_end(self, error: RemoterError) -> None:
         """The wire is gone: come back at once the first time, then with growing pauses."""
         if self._pump is None:
-            error = self._dialer.doubt(error)
-        self._drop()
+            error = self._dialer.on_no_welcome(error)
+        self._close_connection()
         if self.state is LinkState.CLOSED:
             return
-        self._fail(error)
+        self._on_error(error)
 
-    def _fail(self, error: RemoterError) -> None:
+    def _on_error(self, error: RemoterError) -> None:
         if self.state is LinkState.CLOSED:
             return
         was_up = self.state is LinkState.UP
         self.losses += was_up
         self.lost_at = time.monotonic() if was_up else self.lost_at
         self.error = error
-        self._drop()
+        self._close_connection()
         may_retry = self._ever_connected or isinstance(error, AnotherWay)
         if not (may_retry and error.worth_retrying):
-            self._change(LinkState.FAILED)
+            self._set_state(LinkState.FAILED)
             return
-        self._change(LinkState.WAITING)
+        self._set_state(LinkState.WAITING)
         # A try that waited in vain was a pause, too: while nobody answers, somebody is asked.
-        pause = 0.0 if was_up else next(self._pauses) - (time.monotonic() - self._dialed_at)
-        self._timer = self.reactor.call_later(max(0.0, pause), self.wake)
+        pause = 0.0 if was_up else next(self._backoff) - (time.monotonic() - self._dialed_at)
+        self._timer = self.reactor.call_later(max(0.0, pause), self.connect)
 
-    def _drop(self) -> None:
+    def _close_connection(self) -> None:
         """Let go of the wire and what carried it."""
         self._cancel_timer()
         pump, self._pump = self._pump, None
@@ -420,7 +420,7 @@ class Link:
             self._timer.cancel()
             self._timer = None
 
-    def _change(self, state: LinkState) -> None:
+    def _set_state(self, state: LinkState) -> None:
         if state is not self.state:
             self.state = state
             why = logs.reason(self.error) if self.error and state is not LinkState.UP else "-"

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 _ID = re.compile(r"[0-9a-f]{24}")
 
 
-def laptop_id() -> str:
+def machine_id() -> str:
     """Return what sessions know this machine and person by; made once, at random.
 
     Empty where that cannot be kept.
@@ -49,7 +49,7 @@ def _read_id(path: Path) -> str:
 
 
 class LivenessLock:
-    """A front's sign that it lives; `take` it, and `release` it at the end."""
+    """A front's sign that it lives; `acquire` it, and `release` it at the end."""
 
     def __init__(self, kernel_id: str) -> None:
         """Remember whose front it is."""
@@ -57,7 +57,7 @@ class LivenessLock:
         self._path = _locks_folder()
         self._file = -1
 
-    def take(self) -> bool:
+    def acquire(self) -> bool:
         """Show the sign; False where this machine's files cannot be locked."""
         folder = _locks_folder()
         try:
@@ -81,7 +81,7 @@ class LivenessLock:
             _remove_lock(self._path)
 
 
-def living_fronts() -> set[str]:
+def live_kernel_ids() -> set[str]:
     """Return the kernel ids of the fronts that live on this machine; signs of dead ones go."""
     living = set()
     for path in _locks_folder().glob("*-*"):
@@ -90,7 +90,7 @@ def living_fronts() -> set[str]:
         except FileNotFoundError:
             continue
         except OSError:
-            living.add(_owner(path))  # as far as anyone can say
+            living.add(_kernel_id_of(path))  # as far as anyone can say
             continue
         try:
             is_dead = try_lock(file, is_shared=True)
@@ -103,7 +103,7 @@ def living_fronts() -> set[str]:
         if is_dead:
             _remove_lock(path)  # Windows removes no file that is open
         else:
-            living.add(_owner(path))
+            living.add(_kernel_id_of(path))
     return living
 
 
@@ -112,7 +112,7 @@ def _remove_lock(path: Path) -> None:
         path.unlink()
 
 
-def _owner(path: Path) -> str:
+def _kernel_id_of(path: Path) -> str:
     return path.name.partition("-")[0]
 
 

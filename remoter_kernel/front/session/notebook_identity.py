@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from remoter_kernel.front.configuration.remotes import state_folder
 from remoter_kernel.front.private_files import CannotWrite, file_lock
-from remoter_kernel.front.session.machine import living_fronts
-from remoter_kernel.front.session.notebook_path import cells_of, is_notebook
+from remoter_kernel.front.session.machine import live_kernel_ids
+from remoter_kernel.front.session.notebook_path import cell_fingerprints, is_notebook_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -27,33 +27,33 @@ class NotebookIdentity:
     machine: str = ""  # empty: nobody could tell later whether this front lives
 
     @contextlib.contextmanager
-    def made(self) -> Iterator[dict[str, Any]]:
+    def request_fields(self) -> Iterator[dict[str, Any]]:
         """Lend the words; until they are given back, no other front claims for this notebook.
 
         Which fronts live is only true for a moment: two that looked at once would both join.
         """
         words: dict[str, Any] = {"notebook": self.notebook, "laptop": self.machine}
         with contextlib.ExitStack() as turn:
-            if self.machine and is_notebook(self.notebook):
+            if self.machine and is_notebook_file(self.notebook):
                 with contextlib.suppress(OSError, CannotWrite):
-                    turn.enter_context(file_lock(self._turn()))
-                    words["cells"] = cells_of(Path(self.notebook))
-                    words["fronts"] = tuple(sorted(living_fronts()))
+                    turn.enter_context(file_lock(self._lock_path()))
+                    words["cells"] = cell_fingerprints(Path(self.notebook))
+                    words["fronts"] = tuple(sorted(live_kernel_ids()))
             yield words
 
-    def _turn(self) -> Path:
+    def _lock_path(self) -> Path:
         name = hashlib.sha256(self.notebook.encode()).hexdigest()[:LOCK_DIGITS]
         return state_folder() / "turns" / name
 
 
-def with_files(others: Iterable[dict[str, Any]]) -> tuple[dict[str, Any], ...]:
+def mark_local_files(others: Iterable[dict[str, Any]]) -> tuple[dict[str, Any], ...]:
     """Say of each session whether its notebook's file is on this machine. Waits for disks."""
     return tuple(
-        {**each, "is_file_here": _may_be_here(str(each.get("notebook", "")))} for each in others
+        {**each, "is_file_here": _may_exist(str(each.get("notebook", "")))} for each in others
     )
 
 
-def _may_be_here(path: str) -> bool:
+def _may_exist(path: str) -> bool:
     """Is there such a file? No other machine is asked because one there says so."""
     if path.startswith(("\\\\", "//")):  # a share of Windows, where a login would be tried
         return True

@@ -24,16 +24,16 @@ MOST_CELLS = 10_000
 _CELL_ID = re.compile(r"[a-zA-Z0-9_-]{1,64}")  # nbformat 4.5
 
 
-def own_notebook(environment: Mapping[str, str] = os.environ) -> str:
+def notebook_from_environment(environment: Mapping[str, str] = os.environ) -> str:
     """Return what Jupyter has started this front for: a notebook's path; empty if nobody says.
 
     A console of jupyter_server has a path, too, which is no file.
     """
     name = environment.get(SESSION_NAME_VARIABLE, "")
-    return "" if name and _is_handed_on(name, environment) else name
+    return "" if name and _is_inherited(name, environment) else name
 
 
-def _is_handed_on(name: str, environment: Mapping[str, str]) -> bool:
+def _is_inherited(name: str, environment: Mapping[str, str]) -> bool:
     """Has whoever started us the same name in its own environment?
 
     Then it runs in a notebook itself (`!jupyter execute other.ipynb`), and means another.
@@ -49,13 +49,13 @@ def _is_handed_on(name: str, environment: Mapping[str, str]) -> bool:
         return False
 
 
-def is_notebook(name: str) -> bool:
+def is_notebook_file(name: str) -> bool:
     """Is this the whole path of a notebook file?"""
     path = Path(name)
     return path.suffix == ".ipynb" and path.is_absolute() and path.is_file()
 
 
-def cells_of(path: Path) -> tuple[str, ...]:
+def cell_fingerprints(path: Path) -> tuple[str, ...]:
     """Return what sessions may know a notebook's cells by: their ids, and marks of their texts.
 
     None of what cannot be read.
@@ -65,17 +65,17 @@ def cells_of(path: Path) -> tuple[str, ...]:
             return ()
         notebook = json.loads(path.read_bytes())
         cells = notebook["cells"][:MOST_CELLS]
-        return (*_ids(cells), *_marks(cells))
+        return (*_cell_ids(cells), *_source_hashes(cells))
     except (OSError, ValueError, LookupError, TypeError, RecursionError, MemoryError):
         return ()
 
 
-def _ids(cells: Any) -> list[str]:
+def _cell_ids(cells: Any) -> list[str]:
     names = [cell.get("id") for cell in cells if isinstance(cell, dict)]
     return [name for name in names if isinstance(name, str) and _CELL_ID.fullmatch(name)]
 
 
-def _marks(cells: Any) -> list[str]:
+def _source_hashes(cells: Any) -> list[str]:
     """Return marks of what the code cells say; a file has a text, or a list of its lines."""
     sources = [
         cell.get("source")

@@ -44,24 +44,24 @@ class TokenBucket:
         """Begin with all that may come at once."""
         self.at_once = at_once
         self.per_second = per_second
-        self._left = at_once
+        self._tokens = at_once
         self._at = 0.0
 
-    def spend(self, amount: float, now: float) -> None:
+    def consume(self, amount: float, now: float) -> None:
         """Count what was given; the last of it may be more than there was."""
-        self._left = self._left_at(now) - amount
+        self._tokens = self._tokens_at(now) - amount
         self._at = now
 
-    def pause(self, now: float) -> float:
+    def delay(self, now: float) -> float:
         """Return in how many seconds there is something left."""
-        return max(0.0, -self._left_at(now) / self.per_second)
+        return max(0.0, -self._tokens_at(now) / self.per_second)
 
-    def renew(self) -> None:
+    def refill(self) -> None:
         """Begin again."""
-        self._left = self.at_once
+        self._tokens = self.at_once
 
-    def _left_at(self, now: float) -> float:
-        return min(self.at_once, self._left + (now - self._at) * self.per_second)
+    def _tokens_at(self, now: float) -> float:
+        return min(self.at_once, self._tokens + (now - self._at) * self.per_second)
 
 
 class Pacer:
@@ -82,7 +82,7 @@ class Pacer:
         self._deliver = deliver
         self._on_room = on_room
         # Tells of something that could not be given.
-        self.on_rejected: Callable[[Channel, Sequence[Bytes], Exception], None] = raise_it
+        self.on_rejected: Callable[[Channel, Sequence[Bytes], Exception], None] = raise_error
         self.has_room: Callable[[], bool] = lambda: True  # do clients take what is given?
         self._bytes = TokenBucket(BYTES_AT_ONCE, BYTES_PER_SECOND)
         self._messages = TokenBucket(MESSAGES_AT_ONCE, MESSAGES_PER_SECOND)
@@ -92,7 +92,7 @@ class Pacer:
         )  # our number, the wire's, bytes
         self._timer: Timer | None = None
 
-    def take(
+    def add(
         self, channel: Channel, parts: list[memoryview], number: int, size: int, keep: AckCallback
     ) -> None:
         """Take one item of so many bytes; it is kept once it was given."""
@@ -100,78 +100,78 @@ class Pacer:
         self._pending_acks.append((self._count + len(pieces), number, size, keep))
         for piece in pieces:
             self._count += 1
-            if self.backlog or self._pause():
+            if self.backlog or self._delay():
                 iopub = piece if channel is Channel.IOPUB else None
                 self.backlog.add(self._count, (channel, piece), iopub)
             else:
-                self._hand_on(channel, piece, self._count)
-        self._go_on()
+                self._deliver_one(channel, piece, self._count)
+        self._deliver_due()
 
-    def pass_over(self, number: int, size: int, keep: AckCallback) -> None:
+    def skip(self, number: int, size: int, keep: AckCallback) -> None:
         """Have an item of which nothing is to be given kept in its turn."""
         self._pending_acks.append((self._count, number, size, keep))
         if not self.backlog:
-            self._keep_up_to(self._count)
+            self._acknowledge_up_to(self._count)
 
     def interrupt(self, *cells: str) -> None:
         """Let little of the text of these cells through, and of all that waits."""
         self.backlog.limit_text(*cells)
-        self._go_on()
+        self._deliver_due()
 
-    def finish(self) -> None:
+    def deliver_all(self) -> None:
         """Give all that waits, at any pace."""
-        while self._give_next():
+        while self._deliver_next():
             pass
 
-    def _pause(self) -> float:
+    def _delay(self) -> float:
         now = self._clock()
-        pause = max(self._bytes.pause(now), self._messages.pause(now))
+        pause = max(self._bytes.delay(now), self._messages.delay(now))
         return pause if self.has_room() else max(pause, RETRY_AFTER)
 
-    def _go_on(self) -> None:
+    def _deliver_due(self) -> None:
         """Give what may be given now; the rest, when it may."""
-        while self.backlog and not (pause := self._pause()):
-            if not self._give_next():
+        while self.backlog and not (pause := self._delay()):
+            if not self._deliver_next():
                 return
         if self.backlog and self._timer is None:
-            self._timer = self._reactor.call_later(max(pause, SHORTEST_PAUSE), self._wake)
+            self._timer = self._reactor.call_later(max(pause, SHORTEST_PAUSE), self._on_timer)
 
-    def _wake(self) -> None:
+    def _on_timer(self) -> None:
         self._timer = None
-        self._go_on()
+        self._deliver_due()
         self._on_room()
 
-    def _give_next(self) -> bool:
+    def _deliver_next(self) -> bool:
         taken = self.backlog.pop()
         if taken is None:
             return False
         channel, parts = taken.payload or (Channel.IOPUB, [])
-        self._hand_on(channel, taken.parts or parts, taken.number)
+        self._deliver_one(channel, taken.parts or parts, taken.number)
         return True
 
-    def _hand_on(self, channel: Channel, parts: list[Bytes], number: int) -> None:
+    def _deliver_one(self, channel: Channel, parts: list[Bytes], number: int) -> None:
         try:
             self._deliver(channel, parts)
         except Exception as error:  # noqa: BLE001 - what follows it is given all the same
             self.on_rejected(channel, parts, error)
-        self._keep_up_to(number)
+        self._acknowledge_up_to(number)
         if channel is not Channel.IOPUB:
             return
         now = self._clock()
         is_text = b'"stream"' in bytes(parts[HEADER])
-        self._bytes.spend(sum(map(len, parts)) if is_text else 0, now)
-        self._messages.spend(1, now)
+        self._bytes.consume(sum(map(len, parts)) if is_text else 0, now)
+        self._messages.consume(1, now)
         if execution_state(parts) == "idle":
-            self._bytes.renew()
-            self._messages.renew()
+            self._bytes.refill()
+            self._messages.refill()
 
-    def _keep_up_to(self, number: int) -> None:
+    def _acknowledge_up_to(self, number: int) -> None:
         while self._pending_acks and self._pending_acks[0][0] <= number:
             _, wire_number, size, keep = self._pending_acks.popleft()
             keep(wire_number, size)
 
 
-def raise_it(_channel: Channel, _parts: Sequence[Bytes], error: Exception) -> None:
+def raise_error(_channel: Channel, _parts: Sequence[Bytes], error: Exception) -> None:
     """Tell nobody, who could not say so either."""
     raise error
 

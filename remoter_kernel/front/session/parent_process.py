@@ -10,18 +10,18 @@ _PARENT = os.environ.get("JPY_PARENT_PID", "")
 _FIRST_PARENT = os.getppid()
 
 
-def is_named() -> bool:
+def has_pid() -> bool:
     """Was this process started by a Jupyter that wants its kernels to go with it?"""
     return _PARENT.isdigit()
 
 
-def is_watched() -> bool:
+def can_watch() -> bool:
     """Should this process end with the one that started it?
 
     VS Code does not name itself, but holds the other end of its kernels' stdin. Whoever starts a
     kernel by hand to stay there gives it none, or a terminal.
     """
-    return is_named() or (sys.platform != "win32" and _is_pipe(0))
+    return has_pid() or (sys.platform != "win32" and _is_pipe(0))
 
 
 def _is_pipe(descriptor: int) -> bool:
@@ -32,7 +32,7 @@ def _is_pipe(descriptor: int) -> bool:
     return stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode)
 
 
-def is_gone() -> bool:
+def has_exited() -> bool:
     """Has that process ended? On Windows the variable holds a handle, elsewhere a number."""
     if sys.platform == "win32":
         import ctypes  # noqa: PLC0415 - Windows alone needs it

@@ -32,15 +32,15 @@ class ProxyExit(NamedTuple):
 def record_exit(remote: str, notebook: str, departure: ProxyExit) -> None:
     """Leave a sign of this front's end; one that cannot be left is no trouble."""
     try:
-        write_private_file(_sign(remote, notebook), json.dumps(departure._asdict()))
+        write_private_file(_marker_path(remote, notebook), json.dumps(departure._asdict()))
     except (OSError, CannotWrite):
         return
-    _forget_old()
+    _remove_old()
 
 
-def before(remote: str, notebook: str, started: float) -> ProxyExit | None:
+def previous_exit(remote: str, notebook: str, started: float) -> ProxyExit | None:
     """Return the front that this one, `started` at that time (since 1970), was started for."""
-    sign = _sign(remote, notebook)
+    sign = _marker_path(remote, notebook)
     try:
         left = sign.stat().st_mtime
         words = json.loads(sign.read_text(encoding="utf-8"))
@@ -52,7 +52,7 @@ def before(remote: str, notebook: str, started: float) -> ProxyExit | None:
     return departure if is_close else None
 
 
-def _sign(remote: str, notebook: str) -> Path:
+def _marker_path(remote: str, notebook: str) -> Path:
     who = json.dumps([os.getppid(), remote, notebook])
     return _markers_folder() / f"{hashlib.sha256(who.encode()).hexdigest()[:24]}.json"
 
@@ -61,7 +61,7 @@ def _markers_folder() -> Path:
     return state_folder() / "left"
 
 
-def _forget_old() -> None:
+def _remove_old() -> None:
     for sign in _markers_folder().glob("*.json"):
         try:
             if time.time() - sign.stat().st_mtime > KEPT_FOR:

@@ -36,9 +36,9 @@ class SuspendDetector:
     def start(self) -> None:
         """Look at the clock from now on."""
         self._due = self._clock() + POLL_EVERY
-        self._reactor.call_later(POLL_EVERY, self._look)
+        self._reactor.call_later(POLL_EVERY, self._poll)
 
-    def _look(self) -> None:
+    def _poll(self) -> None:
         # A clock that was set, forwards or back, looks the same, and to look after the link
         # once too often does no harm.
         was_away = abs(self._clock() - self._due) > SUSPENDED_FOR

@@ -33,7 +33,7 @@ class UndeliveredCommand(NamedTuple):
     age: float = 0.0  # seconds
 
     @property
-    def named(self) -> dict[str, Any]:
+    def as_sent(self) -> dict[str, Any]:
         """What it says, and the name by which the remote tells what became of it."""
         return {**self.fields, "name": self.path.stem}
 
@@ -48,7 +48,7 @@ def save_command(remote: str, kernel_id: str, session: str, command: str) -> Non
     write_private_file(_commands_folder(remote) / f"{kernel_id}.json", json.dumps(words))
 
 
-def pending(remote: str) -> tuple[UndeliveredCommand, ...]:
+def load_commands(remote: str) -> tuple[UndeliveredCommand, ...]:
     """Return what waits for a remote's next login."""
     found = (_read_command(path) for path in sorted(_commands_folder(remote).glob("*.json")))
     return tuple(order for order in found if order is not None)
@@ -60,7 +60,7 @@ def discard_commands(remote: str, *kernel_ids: str) -> None:
         (_commands_folder(remote) / f"{kernel_id}.json").unlink(missing_ok=True)
 
 
-def forget_answered(
+def discard_answered(
     sent: tuple[UndeliveredCommand, ...], answers: list[dict[str, str]]
 ) -> list[str]:
     """Forget what has become of something; return a sentence for each that cannot be done.
@@ -108,7 +108,7 @@ def _read_command(path: Path) -> UndeliveredCommand | None:
     with contextlib.suppress(ValueError, RecursionError):
         if len(text.encode()) <= LARGEST:  # fails where it is no text
             words = json.loads(text)
-    return UndeliveredCommand(path, text, words if _makes_sense(words) else {}, age)
+    return UndeliveredCommand(path, text, words if _is_valid(words) else {}, age)
 
 
 def _read_limited(path: Path) -> str:
@@ -117,7 +117,7 @@ def _read_limited(path: Path) -> str:
         return file.read(LARGEST + 1).decode(errors="surrogateescape")
 
 
-def _makes_sense(words: object) -> bool:
+def _is_valid(words: object) -> bool:
     if not isinstance(words, dict) or words.get("order") not in PAST_TENSES:
         return False
     which = [words.get(key, "") for key in ("kernel_id", "session")]

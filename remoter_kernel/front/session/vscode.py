@@ -24,12 +24,12 @@ _NOTEBOOK_LINE = re.compile(r'^__vsc_ipynb_file__ = ("(?:[^"\\\n]|\\.)*")', re.M
 _DRIVE = re.compile(r"/[a-zA-Z]:")
 
 
-def has_started(environment: Mapping[str, str] = os.environ) -> bool:
+def is_parent(environment: Mapping[str, str] = os.environ) -> bool:
     """Has VS Code started who has this environment?"""
     return not _VARIABLES.isdisjoint(environment)
 
 
-def notebook_in(content: dict[str, Any], metadata: dict[str, Any]) -> str:
+def notebook_from(content: dict[str, Any], metadata: dict[str, Any]) -> str:
     """Return the path of the notebook that a request names; empty if it names none.
 
     In start-up code, or in a cell's address: `vscode-notebook-cell:/home/ada/a.ipynb#W0sZmlsZQ==`.

@@ -26,27 +26,27 @@ class Welcome(NamedTuple):
     first_numbers: tuple[int, int]  # of theirs, here
 
 
-def read_welcome(frame: bytes) -> Welcome:
+def parse_welcome(frame: bytes) -> Welcome:
     """Read the frame that answers a HELLO; `ProtocolError` if it is no greeting."""
     try:
         ((head, body),) = decode_messages(frame)
         words = from_json(body)
         if head.type is MessageType.WELCOME:
-            return Welcome(words, _pair(words["seen"]), _pair(words["begin"]))
+            return Welcome(words, _parse_pair(words["seen"]), _parse_pair(words["begin"]))
         why = str(words.get("why", f"{head.type.name} came before WELCOME."))
     except (ProtocolError, LookupError, TypeError, ValueError, OverflowError) as error:
         why = str(error)
     raise ProtocolError(f"The session's greeting was refused: {why[:LONGEST_REASON]}")
 
 
-def check_seen(received: tuple[int, int], sent: Sequence[int]) -> None:
+def check_received(received: tuple[int, int], sent: Sequence[int]) -> None:
     """Refuse a greeting that has seen more than was ever said: nothing more would be heard."""
     if any(there > here for there, here in zip(received, sent, strict=True)):
         what = f"It has seen {list(received)}, but only {list(sent)} was said here."
         raise ProtocolError(f"The session's greeting was refused: {what}")
 
 
-def _pair(numbers: Any) -> tuple[int, int]:
+def _parse_pair(numbers: Any) -> tuple[int, int]:
     bulk, urgent = map(int, numbers)
     if not (0 <= bulk < LARGEST_NUMBER and 0 <= urgent < LARGEST_NUMBER):
         raise ProtocolError("A number that cannot be.")

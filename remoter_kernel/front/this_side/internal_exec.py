@@ -44,7 +44,7 @@ class InternalExec:
         self._remote_mark = self._voice.session.encode()
         parts = self._voice.compose("execute_request", _silent(code))
         self._request_id, self._is_remote, self._on_done = _message_id(parts), True, then
-        self._number = self._link.say(Channel.SHELL, parts)
+        self._number = self._link.send(Channel.SHELL, parts)
 
     def run_locally(self, code: str, then: OnDone) -> None:
         """Run code in the kernel on this side, which may have to be started."""
@@ -63,7 +63,7 @@ class InternalExec:
         """Interrupt what is under way."""
         if self._request_id and self._is_remote:
             words = {"order": "interrupt", "cells": [self._request_id]}
-            self._link.say(Channel.COMMAND, [to_json(words)])
+            self._link.send(Channel.COMMAND, [to_json(words)])
         elif self._request_id:
             self._local_kernel.interrupt()
 
@@ -96,7 +96,7 @@ class InternalExec:
     def on_link_failed(self, error: RemoterError, *, is_over: bool) -> None:
         """Hear that the link gave up; what may be running there is waited for."""
         if self._request_id and self._is_remote:
-            withdrawn = self._link.withdraw(Channel.SHELL, self._number)
+            withdrawn = self._link.cancel_unsent(Channel.SHELL, self._number)
             if withdrawn or is_over or not self._link.ever_connected:
                 self._finish(error)
 

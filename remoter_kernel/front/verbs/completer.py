@@ -113,7 +113,7 @@ class Completer:
         elif kind == SESSION:
             found = [each["id"] for each in load_sessions().get(self._dialer.remote.name, ())]
         elif kind == LOCAL_PATH:
-            found = local_paths(begin) if self._dialer.find().local != "never" else []
+            found = local_paths(begin) if self._dialer.find_remote().local != "never" else []
         else:
             found = [word for word in kind.split("|") if word]
         return [word for word in found if word.startswith(begin)]
@@ -132,7 +132,7 @@ class Completer:
         try:
             if dialer.login:
                 words = {"verb": "paths", "begin": begin, "most": MOST_PATHS}
-                words["cwd"] = dialer.folder_there(dialer.remote)
+                words["cwd"] = dialer.remote_cwd(dialer.remote)
                 told, _ = query_remote(dialer.login, dialer.remote, words, seconds=COMPLETE_WITHIN)
                 found = [path for path in map(str, told["paths"]) if path.isprintable()]
         except (RemoterError, LookupError, TypeError):

@@ -267,7 +267,7 @@ class Magics:
         return f"The timer is {'on' if self.timer.is_on else 'off'}.\n"
 
     def _send_command(self, order: str) -> None:
-        self._context.link.say(Channel.COMMAND, [to_json({"order": order})])
+        self._context.link.send(Channel.COMMAND, [to_json({"order": order})])
 
     def _session_label(self) -> str:
         address = self._context.dialer.session_info
