@@ -24,6 +24,7 @@ PACKAGE = ROOT / "remoter_kernel"
 
 MOST_LINES = 400
 LONGER_WITH_REASON = {
+    "remoter_kernel/front/this_side/carried/values.py",  # one subject: values to bytes and back
     "remoter_kernel/front/jupyter/prompter.py",  # one subject: questions in a cell
     "remoter_kernel/front/ssh/ssh_login.py",  # one subject: what a login can do, and how it ends
     "remoter_kernel/front/ssh/ssh_config.py",  # one subject: from words to a destination

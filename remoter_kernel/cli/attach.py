@@ -16,7 +16,7 @@ import click
 from remoter_kernel.cli.params import complete_session
 from remoter_kernel.cli.terminal import terminal_prompter
 from remoter_kernel.errors import NoSuchSession, Usage
-from remoter_kernel.front.reading.remote_query import SessionRef, finding
+from remoter_kernel.front.reading.remote_query import SessionRef, locate_session
 from remoter_kernel.front.session.dialer import THIS_MACHINE
 
 SPEC_NAME = "remoter-attached"
@@ -28,7 +28,7 @@ def attach(session: str) -> None:
     """Open a console on SESSION. It begins where the session is now; `exit` leaves it running."""
     if importlib.util.find_spec("jupyter_console") is None:
         raise Usage("The Jupyter console is not installed here.", "pip install jupyter-console")
-    with finding(session, terminal_prompter()) as found:
+    with locate_session(session, terminal_prompter()) as found:
         if found.about["state"] in {"ended", "dead"}:
             raise NoSuchSession(
                 f"Session {found.id} is over. {found.about['why']}".rstrip(),

@@ -9,7 +9,7 @@ import click
 from remoter_kernel.cli.params import complete_session
 from remoter_kernel.cli.terminal import terminal_prompter
 from remoter_kernel.errors import Usage
-from remoter_kernel.front.reading.remote_query import finding
+from remoter_kernel.front.reading.remote_query import locate_session
 from remoter_kernel.front.reading.session_log import SessionLog
 from remoter_kernel.plain_text import plain_text
 
@@ -30,7 +30,7 @@ def log(context: click.Context, session: str, follow: bool, debug: bool) -> None
         raise Usage("The evaluator's own log is not followed.", "Leave one of -f and --debug away.")
     if debug:  # it means what it means with any other verb, too
         context.find_root().obj.debug = True
-    with finding(session, terminal_prompter()) as found:
+    with locate_session(session, terminal_prompter()) as found:
         if debug:
             _print_debug_log(found)
         else:
@@ -46,13 +46,13 @@ def _print_debug_log(found: SessionRef) -> None:
 
 def _print_events(found: SessionRef, *, follow: bool) -> None:
     chronicle = SessionLog()
-    click.echo(chronicle.begin(found.about))
-    reading = found.said("events", follow=follow)
+    click.echo(chronicle.first_line(found.about))
+    reading = found.read_journal("events", follow=follow)
     for said in reading:
-        line = chronicle.tell(said)
+        line = chronicle.line_of(said)
         if line:
             click.echo(line)
-    end = chronicle.end(reading.answer["session"])
+    end = chronicle.last_line(reading.answer["session"])
     if end:
         click.echo(end)
     for name, title in TITLES.items():

@@ -13,13 +13,13 @@ from remoter_kernel.cli.terminal import terminal_prompter
 from remoter_kernel.errors import RemoterError, Usage
 from remoter_kernel.front.reading.executions import (
     ExecutionHistory,
-    knows,
+    any_executed,
+    build_notebook,
     plan_updates,
-    whole_notebook,
 )
-from remoter_kernel.front.reading.notebook_file import check_place, check_writable
-from remoter_kernel.front.reading.remote_query import MOST_IN_MEMORY, finding
-from remoter_kernel.front.reading.transcript import Transcript, output_of
+from remoter_kernel.front.reading.notebook_file import check_destination, check_writable
+from remoter_kernel.front.reading.remote_query import MOST_IN_MEMORY, locate_session
+from remoter_kernel.front.reading.transcript import Transcript, iopub_output
 from remoter_kernel.front.running.exit_codes import ExitCodeTracker
 
 if TYPE_CHECKING:
@@ -48,19 +48,19 @@ def outputs(
     the code, too.
     """
     _check_options(notebook, into, force=force)
-    with finding(session, terminal_prompter()) as found:
+    with locate_session(session, terminal_prompter()) as found:
         if found.about.get("script") and not (notebook or into):
             _replay(found, follow=follow)
             return
         if not (notebook or into):
             transcript = Transcript(lambda text: click.echo(text, nl=False))
-            for said in found.said(follow=follow):
-                transcript.tell(said)
-            transcript.end()
+            for said in found.read_journal(follow=follow):
+                transcript.add_record(said)
+            transcript.finish()
             return
         story = ExecutionHistory()
-        for said in found.said(follow=follow, most=MOST_IN_MEMORY):
-            story.take(said)
+        for said in found.read_journal(follow=follow, most=MOST_IN_MEMORY):
+            story.add_record(said)
     if notebook:
         _write_new_notebook(notebook, story, found, may_replace=force)
     if into:
@@ -74,7 +74,7 @@ def _check_options(notebook: Path | None, into: Path | None, *, force: bool) -> 
     if force and not notebook:
         raise Usage("--force lets --notebook replace a file, and nothing else.", "See --help.")
     if notebook:
-        check_place(notebook, may_replace=force)
+        check_destination(notebook, may_replace=force)
     if into:
         check_writable(into)
 
@@ -82,10 +82,10 @@ def _check_options(notebook: Path | None, into: Path | None, *, force: bool) -> 
 def _replay(found: SessionRef, *, follow: bool) -> None:
     """Show what a script says, and end as it does."""
     terminal, verdict = TerminalRenderer(), ExitCodeTracker()
-    reading = found.said(follow=follow)
+    reading = found.read_journal(follow=follow)
     for said in reading:
-        verdict.take(said)
-        output = output_of(said)
+        verdict.add_record(said)
+        output = iopub_output(said)
         if output:
             terminal.show(None, *output)
     if not follow:
@@ -108,7 +108,7 @@ def _write_new_notebook(
     from remoter_kernel.front.reading.notebook_file import write_notebook
 
     name = found.query.remote.name
-    notebook = whole_notebook(story, kernelspec_name(name), f"Remote ({name})")
+    notebook = build_notebook(story, kernelspec_name(name), f"Remote ({name})")
     written = write_notebook(path, notebook, may_replace=may_replace)
     click.echo(f"Wrote {len(story.executions)} cells to {written}{moved_clause(path, written)}.")
 
@@ -117,7 +117,7 @@ def _merge_into_notebook(path: Path, story: ExecutionHistory, found: SessionRef)
     from remoter_kernel.front.reading.notebook_file import NotebookText, is_valid, replace_file
 
     file = NotebookText(path)
-    if story.executions and not knows(file.cells, story.executions.values()):
+    if story.executions and not any_executed(file.cells, story.executions.values()):
         own = found.about["notebook"]
         raise Usage(
             f"{path} is another notebook: session {found.id} has run none of its cells.",

@@ -11,11 +11,11 @@ import click
 from remoter_kernel.front.reading.executions import (
     CellExecution,
     ExecutionHistory,
-    as_kept,
+    as_json_value,
     stream_of,
 )
-from remoter_kernel.front.reading.transcript import as_text, traceback_of
-from remoter_kernel.front.running.exit_codes import quit_with
+from remoter_kernel.front.reading.transcript import display_text, traceback_text
+from remoter_kernel.front.running.exit_codes import quit_status
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -65,13 +65,13 @@ class TerminalRenderer:
             stream.write(str(content.get("text", "")))
             stream.flush()
         elif kind in DISPLAY_TYPES:
-            click.echo(as_text(content.get("data")))
+            click.echo(display_text(content.get("data")))
 
     @staticmethod
     def _show_error(content: dict[str, Any]) -> None:
-        word = quit_with(content)
+        word = quit_status(content)
         if word is None:
-            click.echo(traceback_of(content), err=True)
+            click.echo(traceback_text(content), err=True)
         elif not word.lstrip("-").isdigit():  # `sys.exit("why")`
             click.echo(word, err=True)
 
@@ -81,7 +81,7 @@ class TerminalRenderer:
 
 def _output_fields(kind: str, content: dict[str, Any]) -> dict[str, Any]:
     """Return what a kernel says as JSON can have it; a stream has a name and a text."""
-    kept: dict[str, Any] = as_kept(content)
+    kept: dict[str, Any] = as_json_value(content)
     return {**kept, **stream_of(content)} if kind == "stream" else kept
 
 
@@ -140,7 +140,7 @@ class NotebookRenderer:
     def show(self, piece: CodeCell, kind: str, content: dict[str, Any]) -> None:
         """Keep one output for its cell."""
         run = self._runs.setdefault(piece.index, CellExecution("", piece.source))
-        self._history.hear(run, kind, content)
+        self._history.add_output(run, kind, content)
 
     def finish(self, result: RunResult) -> None:
         """Write the notebook; without a kernel there is nothing to write."""

@@ -10,7 +10,7 @@ from remoter_kernel.cli.params import complete_remote
 from remoter_kernel.cli.terminal import terminal_prompter
 from remoter_kernel.errors import HereLacks, Usage
 from remoter_kernel.front.reading.fault_report import make_report
-from remoter_kernel.front.reading.notebook_file import check_place, check_writable
+from remoter_kernel.front.reading.notebook_file import check_destination, check_writable
 
 
 @click.command()
@@ -48,7 +48,7 @@ def report(name: str | None, output: Path | None, force: bool) -> None:
 def _check_output_file(path: Path, *, force: bool) -> None:
     """Find out before anybody is asked; a device (/dev/stdout) has no place for a file beside."""
     if not path.exists():
-        check_place(path)
+        check_destination(path)
     elif force:
         check_writable(path)
     else:

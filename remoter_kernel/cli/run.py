@@ -28,10 +28,15 @@ from remoter_kernel.cli.terminal import read_exclusively, terminal_prompter
 from remoter_kernel.errors import LoginRefused, RemoterError, Unreachable, Usage
 from remoter_kernel.front.configuration.remotes import find_remote
 from remoter_kernel.front.reading.executions import language_info_of
-from remoter_kernel.front.reading.notebook_file import check_place, is_valid
-from remoter_kernel.front.reading.session_log import duration
-from remoter_kernel.front.running.code_to_run import Program, as_code, code_program, read_program
-from remoter_kernel.front.running.exit_codes import verdict_on
+from remoter_kernel.front.reading.notebook_file import check_destination, is_valid
+from remoter_kernel.front.reading.session_log import format_duration
+from remoter_kernel.front.running.code_to_run import (
+    Program,
+    code_program,
+    decode_script,
+    read_program,
+)
+from remoter_kernel.front.running.exit_codes import exit_code_of_all
 from remoter_kernel.front.running.runner import LeftRunning, Runner, SubmittedCell
 from remoter_kernel.front.session.dialer import SessionDialer
 from remoter_kernel.plain_text import plain_text
@@ -117,7 +122,7 @@ def _read_program_from(file: Path | None, code: str | None, arguments: tuple[str
         return code_program(code, arguments)
     assert file is not None  # noqa: S101 - one of both is there
     if str(file) == "-":
-        return code_program(as_code(sys.stdin.buffer.read(), "stdin"), arguments, "-")
+        return code_program(decode_script(sys.stdin.buffer.read(), "stdin"), arguments, "-")
     return read_program(file, arguments)
 
 
@@ -132,7 +137,7 @@ def _check_output(program: Program, output: Path, *, force: bool) -> None:
             f"{program.name} is no valid notebook, and so none could be written after it has run.",
             "Open it in Jupyter and save it.",
         )
-    check_place(output, may_replace=force)
+    check_destination(output, may_replace=force)
 
 
 def _renderers_for(
@@ -152,8 +157,8 @@ def _renderers_for(
 
 def _submit(runner: Runner, program: Program, show: Any, ask: Any = None) -> list[SubmittedCell]:
     """Ask for all pieces at once: they run to their end whatever becomes of us."""
-    runner.prepare(program.preparation(runner.language))
-    return [runner.request(piece, partial(show, piece), ask) for piece in program.cells]
+    runner.run_silently(program.preamble(runner.language))
+    return [runner.submit(piece, partial(show, piece), ask) for piece in program.cells]
 
 
 def _detach(remote: str, runner: Runner, program: Program, *, as_json: bool) -> None:
@@ -163,7 +168,7 @@ def _detach(remote: str, runner: Runner, program: Program, *, as_json: bool) -> 
         runner.start()
         _print_notices(runner)
         _submit(runner, program, lambda _piece, _kind, _content: None)
-        runner.leave()
+        runner.detach()
     except RemoterError as error:
         trouble = error
     finally:
@@ -208,7 +213,7 @@ class _AttachedRun:
                 self._cells = _submit(runner, self._program, self._show, ask)
                 runner.wait(timeout)
             except LeftRunning:
-                runner.leave()
+                runner.detach()
                 raise
             except (Unreachable, LoginRefused) as error:
                 if runner.link.ever_connected:
@@ -221,7 +226,7 @@ class _AttachedRun:
             self._finish("error", error.exit_code, str(error))
             raise
         replies = [cell.reply or {} for cell in self._cells if not cell.code_cell.may_fail]
-        code = verdict_on(replies)
+        code = exit_code_of_all(replies)
         statuses = (str(reply.get("status") or "error") for reply in replies) if code else ()
         self._finish(next((word for word in statuses if word != "ok"), "ok"), code)
         return code
@@ -255,7 +260,7 @@ def _print_notices(runner: Runner) -> None:
 
 def _session_kept_error(runner: Runner, error: RemoterError) -> RemoterError:
     """Say that what runs there is not lost with the link."""
-    what, advice = runner.way_back("goes on there")
+    what, advice = runner.reattach_hint("goes on there")
     error.advice = f"{error.advice} {what} {advice}".strip()
     return error
 
@@ -278,7 +283,7 @@ def _prompt_for_input(prompt: str, is_secret: bool, *, aside: bool) -> str:
 
 def _warn_link_state(remote: str, seconds: float | None) -> None:
     """Say that the link is gone for longer than a moment, and when it is back."""
-    words = f"the link is back after {duration(seconds)}." if seconds else LINK_LOST
+    words = f"the link is back after {format_duration(seconds)}." if seconds else LINK_LOST
     click.echo(f"remoter: {remote}: {words}", err=True)
 
 

@@ -11,8 +11,8 @@ import click
 
 from remoter_kernel.cli.params import complete_remote
 from remoter_kernel.cli.terminal import format_columns, terminal_prompter
-from remoter_kernel.front.reading.remote_query import visiting
-from remoter_kernel.front.reading.session_log import duration
+from remoter_kernel.front.reading.remote_query import query_remotes
+from remoter_kernel.front.reading.session_log import format_duration
 
 if TYPE_CHECKING:
     from remoter_kernel.front.reading.remote_query import SessionList
@@ -28,7 +28,7 @@ def sessions(name: str | None, as_json: bool) -> None:
 
     Sessions that ended more than a day ago are only in the JSON document.
     """
-    with visiting([name] if name else None, terminal_prompter()) as listings:
+    with query_remotes([name] if name else None, terminal_prompter()) as listings:
         pass
     for visit in (listing.query for listing in listings if listing.query.skipped):
         what = f"{visit.skipped} of its sessions have no id of one, and are left out."
@@ -70,7 +70,7 @@ def _print_table(listings: list[SessionList]) -> None:
 
 
 def _table_row(remote: str, session: dict[str, Any]) -> tuple[str, ...]:
-    since = duration(session["seconds"])
+    since = format_duration(session["seconds"])
     is_over = session["state"] in {"ended", "dead"}
     purpose = session["notebook"] or session.get("script", "")
     state = f"{session['state']} {since} ago" if is_over else f"{session['state']} for {since}"

@@ -9,7 +9,12 @@ import click
 from remoter_kernel.cli.params import complete_remote, complete_session
 from remoter_kernel.cli.terminal import terminal_prompter
 from remoter_kernel.errors import NoSuchSession, RemoterError, Usage
-from remoter_kernel.front.reading.remote_query import SessionRef, meant_by, parts_of_name, visiting
+from remoter_kernel.front.reading.remote_query import (
+    SessionRef,
+    query_remotes,
+    resolve_session,
+    split_session_name,
+)
 
 if TYPE_CHECKING:
     from remoter_kernel.front.reading.remote_query import SessionList
@@ -39,13 +44,13 @@ def stop(words: tuple[str, ...], everywhere: str | None) -> None:
     """
     if bool(words) == bool(everywhere):
         raise Usage("Name either sessions or a remote (--all).", "See `remoter stop --help`.")
-    names = {parts_of_name(word)[0] for word in words}
+    names = {split_session_name(word)[0] for word in words}
     where = [everywhere] if everywhere else None if "" in names else sorted(names)
-    with visiting(where, terminal_prompter()) as listings:
+    with query_remotes(where, terminal_prompter()) as listings:
         if everywhere:
             found = _sessions_of_remote(listings)
         else:
-            found = {each.id: each for each in (meant_by(word, listings) for word in words)}
+            found = {each.id: each for each in (resolve_session(word, listings) for word in words)}
         errors = [error for error in map(_stop_session, found.values()) if error]
     if everywhere and not found:
         click.echo(f"No sessions of {everywhere}.", err=True)

@@ -180,19 +180,19 @@ def told(data: bytes) -> None:
     for channel, is_from_front in ((Channel.SHELL, True), (Channel.IOPUB, False)):
         for body in (REQUEST, data):
             said = JournalEntry(1, 0.0, channel, is_from_front, b"frontone", body)
-            story.take(said)
-            readers[0].tell(said)
-            readers[1].tell(said)
-            readers[2].take(said)
+            story.add_record(said)
+            readers[0].add_record(said)
+            readers[1].line_of(said)
+            readers[2].add_record(said)
     for channel, is_mark in (
         (Channel.EVENT, True),
         (Channel.EVENT, False),
         (Channel.COMMAND, False),
     ):
         said = JournalEntry(2, 0.0, channel, False, b"frontone", data, is_mark)
-        story.take(said)
-        readers[0].tell(said)
-        readers[1].tell(said)
+        story.add_record(said)
+        readers[0].add_record(said)
+        readers[1].line_of(said)
 
 
 def waiting(data: bytes) -> None:

@@ -15,7 +15,7 @@ import pytest
 from remoter_kernel.front.this_side.carried import object_job
 from remoter_kernel.front.this_side.carried.from_r import RReader
 from remoter_kernel.front.this_side.carried.values import CodecError, ObjectReader
-from remoter_kernel.front.this_side.push_pull import LONGEST_ANSWER, NotCarried, _heard
+from remoter_kernel.front.this_side.push_pull import LONGEST_ANSWER, NotCarried, _parse_answer
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -37,7 +37,7 @@ def unpacked(data: bytes, tree: Any, folder: Path, *, for_r: bool = False) -> tu
         "for_r": for_r,
     }
     tracemalloc.start()
-    object_job.carry_out(wish, {})
+    object_job.run_job(wish, {})
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     return str(json.loads((folder / "answer").read_text()).get("refused")), peak
@@ -188,9 +188,9 @@ def test_a_single_value_of_r_may_be_read_twice() -> None:
     tree = {"t": "vector", "type": "double", "of": "Date", "n": 1, "at": [0, 8]}
     assert reader.decode(tree).shape == (1,)
     for _ in range(10):
-        reader.take([0, 8])
+        reader.read([0, 8])
     with pytest.raises(CodecError):
-        reader.take([0, 8])
+        reader.read([0, 8])
 
 
 # --- what a kernel says of it ---
@@ -200,4 +200,4 @@ def test_an_answer_of_great_size() -> None:
     """What came of an errand is told in some lines of JSON."""
     said = json.dumps({"objects": ["x" * LONGEST_ANSWER]}).encode()
     with pytest.raises(NotCarried, match="nonsense"):
-        _heard(said, "there")
+        _parse_answer(said, "there")

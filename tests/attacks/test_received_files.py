@@ -891,6 +891,6 @@ def test_an_object_that_is_fetched_is_its_owners_alone(tmp_path: Path) -> None:
             return CompletedCommand(b"remoter-room:" + b"secret", b"", 0)
 
     room = RemoteTempDir(Login, "session", lambda: None, lambda: None, [])
-    room.empty(tmp_path / "object", 6)
+    room.download(tmp_path / "object", 6)
     assert (tmp_path / "object").read_bytes() == b"secret"
     assert mode(tmp_path / "object") == 0o600

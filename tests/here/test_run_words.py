@@ -107,9 +107,9 @@ def test_what_cannot_be_run_is_refused(files, words, sentence):
 
 def test_an_argument_that_is_no_text_is_refused_where_the_kernel_would_die_of_it():
     program = code_program("1", ["a", "\udcff"])
-    assert "'\\udcff'" in program.preparation("python")
+    assert "'\\udcff'" in program.preamble("python")
     with pytest.raises(Usage, match="is not UTF-8 text"):
-        program.preparation("R")
+        program.preamble("R")
 
 
 SPLIT = {

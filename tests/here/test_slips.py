@@ -11,12 +11,12 @@ from remoter_kernel.errors import Usage
 from remoter_kernel.front.configuration import remotes
 from remoter_kernel.front.configuration.remotes import Remote
 from remoter_kernel.front.files.cell_transfer import parse_transfer_request
-from remoter_kernel.front.reading.executions import CellExecution, knows
+from remoter_kernel.front.reading.executions import CellExecution, any_executed
 from remoter_kernel.front.reading.remote_query import (
     RemoteQuery,
     SessionList,
-    meant_by,
-    named_there,
+    resolve_session,
+    resolve_session_id,
 )
 
 
@@ -84,9 +84,9 @@ def test_a_word_without_an_id_names_no_session(word):
     """Also where there is but one, whose id begins with nothing as any does."""
     only = {"id": "7f3a9c", "state": "idle"}
     listings = [SessionList(RemoteQuery(Remote("box", "")), [only], None)]
-    assert meant_by("7f", listings).id == "7f3a9c"
+    assert resolve_session("7f", listings).id == "7f3a9c"
     with pytest.raises(Usage, match="names no session"):
-        meant_by(word, listings)
+        resolve_session(word, listings)
     if word:
         for verb in ("stop", "log", "outputs"):
             ran = remoter(verb, word)
@@ -96,7 +96,7 @@ def test_a_word_without_an_id_names_no_session(word):
         words = {"created": 1.0, "kernel": "", "notebook": "", "remote": "box"}
         answer = {"sessions": [{**only, **words}]}
         with pytest.raises(Usage, match="names no session"):
-            named_there(word, lambda _words: (answer, b""), "box")
+            resolve_session_id(word, lambda _words: (answer, b""), "box")
 
 
 def test_outputs_leave_a_notebook_alone_that_is_there_or_read_only(tmp_path):
@@ -118,6 +118,6 @@ def test_outputs_leave_a_notebook_alone_that_is_there_or_read_only(tmp_path):
 
 def test_a_notebook_is_known_by_any_cell_that_was_run():
     cells = [{"cell_type": "code", "id": "a", "source": "1"}]
-    assert knows(cells, [CellExecution("1", "2"), CellExecution("2", "0", cell_id="a")])
-    assert knows(cells, [CellExecution("1", "1")])
-    assert not knows(cells, [CellExecution("1", "2", cell_id="b")])
+    assert any_executed(cells, [CellExecution("1", "2"), CellExecution("2", "0", cell_id="a")])
+    assert any_executed(cells, [CellExecution("1", "1")])
+    assert not any_executed(cells, [CellExecution("1", "2", cell_id="b")])

@@ -20,7 +20,7 @@ from hypothesis import HealthCheck, given, settings
 
 from remoter_kernel.front.this_side.carried import object_job
 from remoter_kernel.front.this_side.carried.values import CodecError, ObjectReader, ObjectWriter
-from remoter_kernel.front.this_side.kernel_code import in_python
+from remoter_kernel.front.this_side.kernel_code import python_code
 from tests.objects_to_carry import arrays, frames, plain, polars_frames
 from tests.real_parts import old_python
 from tests.same_values import same
@@ -238,7 +238,7 @@ def test_nothing_is_unpickled_unless_asked_for(tmp_path):
     planted = pickle.dumps(Planted(ran))
     file = io.BytesIO()
     writer = ObjectWriter(file)
-    writer.finish({"t": "list", "v": [{"t": "pickle", "at": writer.put(planted)}]})
+    writer.finish({"t": "list", "v": [{"t": "pickle", "at": writer.write(planted)}]})
     reader = ObjectReader(file)
     with pytest.raises(CodecError, match="pickled"):
         reader.decode(reader.tree())
@@ -255,7 +255,7 @@ def test_an_array_of_objects_is_not_read(tmp_path):
     np.save(array, np.array([Planted(ran)], dtype=object), allow_pickle=True)
     file = io.BytesIO()
     writer = ObjectWriter(file)
-    at = writer.put(array.getvalue())
+    at = writer.write(array.getvalue())
     for tree in ({"t": "array", "at": at}, {"t": "column", "v": {"k": "numpy", "at": at}}):
         writer.finish(tree)
         reader = ObjectReader(file)
@@ -282,7 +282,7 @@ def test_a_tree_of_nonsense_is_an_answer_in_words(tree, tmp_path):
         ObjectWriter(file).finish([tree])
     names: dict = {}
     wish = {"do": "unpack", "names": ["x"], "path": str(path), "answer": str(answer)}
-    object_job.carry_out({**wish, "is_pickled": False, "for_r": False}, names)
+    object_job.run_job({**wish, "is_pickled": False, "for_r": False}, names)
     told = json.loads(answer.read_text())
     assert "refused" in told or names == {"x": [1]}
 
@@ -294,7 +294,7 @@ def test_several_objects_arrive_together_or_not_at_all(tmp_path):
         ObjectWriter(file).finish([1, {"t": "eval"}])
     names = {"a": "before"}
     wish = {"do": "unpack", "names": ["a", "b"], "path": str(path), "answer": str(answer)}
-    object_job.carry_out({**wish, "is_pickled": False, "for_r": False}, names)
+    object_job.run_job({**wish, "is_pickled": False, "for_r": False}, names)
     assert names == {"a": "before"}
 
 
@@ -302,7 +302,7 @@ def test_the_nearest_name_is_suggested(tmp_path):
     """Of what there is."""
     answer = tmp_path / "answer"
     wish = {"do": "pack", "names": ["dta"], "path": "nowhere", "answer": str(answer)}
-    object_job.carry_out({**wish, "is_pickled": False, "for_r": False}, {"data": 1, "other": 2})
+    object_job.run_job({**wish, "is_pickled": False, "for_r": False}, {"data": 1, "other": 2})
     assert json.loads(answer.read_text())["refused"] == ("There is no 'dta' (did you mean data?).")
 
 
@@ -320,8 +320,8 @@ def test_its_text_runs_in_an_old_python_without_any_package(tmp_path):
     path, answer = str(tmp_path / "object"), str(tmp_path / "answer")
     wish = {"path": path, "answer": answer, "is_pickled": False, "for_r": False}
     code = "import datetime\n" + f"x = {OLD}\nbefore = set(globals())\n"
-    code += in_python({**wish, "do": "pack", "names": ["x"]}) + "\n"
-    code += in_python({**wish, "do": "unpack", "names": ["y"]}) + "\n"
+    code += python_code({**wish, "do": "pack", "names": ["x"]}) + "\n"
+    code += python_code({**wish, "do": "unpack", "names": ["y"]}) + "\n"
     code += "assert x == y, y\nassert set(globals()) - before == {'before', 'y'}\n"
     ran = subprocess.run([python, "-I", "-c", code], capture_output=True, text=True, check=False)
     assert (ran.returncode, ran.stderr) == (0, "")

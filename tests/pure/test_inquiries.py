@@ -10,7 +10,7 @@ import pytest
 from remoter_kernel.errors import Unreachable
 from remoter_kernel.front.configuration.remotes import Remote
 from remoter_kernel.front.reading import remote_query
-from remoter_kernel.front.reading.remote_query import RemoteQuery, visiting
+from remoter_kernel.front.reading.remote_query import RemoteQuery, query_remotes
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -60,8 +60,8 @@ def logins(monkeypatch):
 def test_what_is_called_off_logs_in_no_more(monkeypatch, logins):
     """To be cut looks like a bad network, after which one would log in again, and be asked."""
     remotes = [Remote("pressed", "gpu"), Remote("slow", "gpu")]
-    monkeypatch.setattr(remote_query, "_remotes", lambda _names: remotes)
-    list_one = remote_query._list
+    monkeypatch.setattr(remote_query, "_remotes_named", lambda _names: remotes)
+    list_one = remote_query._list_sessions
 
     def list_until_pressed(visit):
         if visit.remote.name == "slow":
@@ -69,16 +69,16 @@ def test_what_is_called_off_logs_in_no_more(monkeypatch, logins):
         assert logins.is_asked.wait(WITHIN)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(remote_query, "_list", list_until_pressed)
-    with pytest.raises(KeyboardInterrupt), visiting(None, None):
+    monkeypatch.setattr(remote_query, "_list_sessions", list_until_pressed)
+    with pytest.raises(KeyboardInterrupt), query_remotes(None, None):
         pass
     assert len(logins) == 1
 
 
 def test_a_login_that_began_just_then_is_closed(logins):
     visit = RemoteQuery(Remote("box", "gpu"))
-    visit.call_off()
-    know: Callable[[Any], None] = visit._know
+    visit.cancel()
+    know: Callable[[Any], None] = visit._on_login_started
     know(login := Login())
     assert login.is_closed.is_set()
     for act in (visit.open, visit.sessions):

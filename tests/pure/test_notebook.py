@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from remoter_kernel.front.reading.executions import (
     CellExecution,
     ExecutionHistory,
-    as_seen,
+    as_terminal_shows,
+    build_notebook,
     comparable,
     plan_updates,
-    whole_notebook,
 )
 from remoter_kernel.wire.frames import Channel, pack_parts, to_json
 from remoter_kernel.wire.journal_entries import JournalEntry
@@ -53,7 +53,7 @@ class Journal:
     def story(self):
         story = ExecutionHistory()
         for said in self.said:
-            story.take(said)
+            story.add_record(said)
         return story
 
 
@@ -146,7 +146,7 @@ def test_a_whole_notebook_is_valid(cell_ids):
         journal.says(("execute_input", {"code": "1", "execution_count": 3}), parent)
         journal.says(text("x"), parent)
         journal.says(a_display("1", kind="execute_result"), parent)
-    notebook = whole_notebook(journal.story(), "remoter-box", "Remote (box)")
+    notebook = build_notebook(journal.story(), "remoter-box", "Remote (box)")
     assert len(notebook["cells"]) == len(cell_ids)
     nbformat.validate(notebook)
 
@@ -157,7 +157,7 @@ def test_what_a_display_shows_is_text_unless_it_is_called_json():
     parent = journal.asks("1", "a")
     data = {"text/plain": 5, "text/html": ["<b>", "x"], "application/vnd.x+json": {"a": 1}}
     journal.says(("display_data", {"data": data}), parent)
-    notebook = whole_notebook(journal.story(), "remoter-box", "Remote (box)")
+    notebook = build_notebook(journal.story(), "remoter-box", "Remote (box)")
     nbformat.validate(notebook)
     assert notebook["cells"][0]["outputs"][0]["data"] == {**data, "text/plain": "5"}
 
@@ -245,7 +245,7 @@ def test_a_progress_bar_that_was_half_way_is_the_beginning_of_one_that_is_done()
 @given(st.lists(st.text("ab", max_size=3), min_size=1, max_size=4))
 def test_what_is_seen_of_a_line_is_what_was_not_overwritten(pieces):
     """Column by column, the last stroke that reached it is seen."""
-    seen = as_seen("\r".join(pieces))
+    seen = as_terminal_shows("\r".join(pieces))
     assert len(seen) == max(map(len, pieces))
     for column, letter in enumerate(seen):
         assert letter == [piece[column] for piece in pieces if len(piece) > column][-1]

@@ -16,7 +16,7 @@ from remoter_kernel.errors import HereLacks, Usage
 from remoter_kernel.front.reading.executions import CellExecution
 from remoter_kernel.front.reading.notebook_file import (
     NotebookText,
-    check_place,
+    check_destination,
     is_valid,
     replace_file,
     write_notebook,
@@ -169,14 +169,14 @@ def test_a_read_only_file_is_left_alone(tmp_path):
 
 def test_a_file_that_is_there_is_replaced_only_if_that_was_asked_for(tmp_path):
     path = tmp_path / "n.ipynb"
-    check_place(path)
+    check_destination(path)
     path.write_text("old")
     with pytest.raises(Usage, match=r"is there already\. Name a new file, or replace it"):
-        check_place(path)
-    check_place(path, may_replace=True)
+        check_destination(path)
+    check_destination(path, may_replace=True)
     path.chmod(0o444)
     with pytest.raises(HereLacks, match="read-only"):
-        check_place(path, may_replace=True)
+        check_destination(path, may_replace=True)
     assert path.read_text() == "old"
 
 
@@ -191,7 +191,7 @@ def test_a_file_that_appeared_since_it_was_looked_for_stays(tmp_path, monkeypatc
         monkeypatch.setattr(os, "link", refuse)
     path = tmp_path / "n.ipynb"
     notebook = json.loads(nbformat.writes(a_notebook()))
-    check_place(path)
+    check_destination(path)
     path.write_text("of somebody else")
     path.chmod(0o444)
     assert write_notebook(path, notebook) == tmp_path / "n-1.ipynb"

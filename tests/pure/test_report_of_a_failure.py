@@ -22,7 +22,7 @@ def test_the_words_of_a_server_are_not_in_it(monkeypatch):
 
     monkeypatch.setattr(reports, "RemoteQuery", Visit)
     report = reports.Report()
-    reports.tell_there(report, Remote("gpu", "gpu"), None)
+    reports.report_far_side(report, Remote("gpu", "gpu"), None)
     text = report.text()
     assert "Unreachable" in text
     assert "fell silent during the step" in text

@@ -30,18 +30,18 @@ from remoter_kernel.front.jupyter.session_banner import joined_text, other_sessi
 from remoter_kernel.front.reading.executions import (
     CellExecution,
     ExecutionHistory,
+    build_notebook,
     plan_updates,
-    whole_notebook,
 )
 from remoter_kernel.front.reading.remote_query import (
     JournalReader,
     RemoteQuery,
     SessionList,
-    meant_by,
+    resolve_session,
 )
-from remoter_kernel.front.reading.session_log import SessionLog, duration, line
+from remoter_kernel.front.reading.session_log import SessionLog, format_duration, log_line
 from remoter_kernel.front.reading.status import Status, format_status
-from remoter_kernel.front.reading.transcript import Transcript, output_of
+from remoter_kernel.front.reading.transcript import Transcript, iopub_output
 from remoter_kernel.front.running.code_to_run import CodeCell
 from remoter_kernel.front.running.exit_codes import ExitCodeTracker
 from remoter_kernel.front.ssh.login_results import CompletedCommand
@@ -176,13 +176,13 @@ def test_sessions_have_ids_and_words_that_can_be_shown(words):
         assert all(is_session_id(each["id"]) for each in found)
         chronicle = SessionLog()
         for each in found:
-            does_no_harm(chronicle.begin(each))
-            does_no_harm(chronicle.end(each) or "")
-            does_no_harm(duration(each["seconds"]))
+            does_no_harm(chronicle.first_line(each))
+            does_no_harm(chronicle.last_line(each) or "")
+            does_no_harm(format_duration(each["seconds"]))
             for name in remote_answer.TEXTS:
                 does_no_harm(each[name])
                 assert "\n" not in each[name]
-        meant_by("7f3a", [SessionList(RemoteQuery(BOX), found, None)])
+        resolve_session("7f3a", [SessionList(RemoteQuery(BOX), found, None)])
 
 
 journal_words = shaped(
@@ -216,7 +216,7 @@ def test_bytes_are_records_or_refused(data, more):
         found, _ = split_entries(encode_entry(records) + data)
         chronicle = SessionLog()
         for said in found:
-            does_no_harm(chronicle.tell(said) or "")
+            does_no_harm(chronicle.line_of(said) or "")
 
 
 # --------------------------------------------------------------- looking around there
@@ -435,13 +435,13 @@ def test_no_message_makes_a_session_unreadable(said):
     )
     transcript = Transcript(partial(print, end="", file=written))
     for each in [ASKED, *said]:
-        transcript.tell(each)
-        story.take(each)
-        verdict.take(each)
-        does_no_harm(chronicle.tell(each) or "")
-    transcript.end()
+        transcript.add_record(each)
+        story.add_record(each)
+        verdict.add_record(each)
+        does_no_harm(chronicle.line_of(each) or "")
+    transcript.finish()
     assert verdict.exit_code in {0, 1}
-    notebook = whole_notebook(story, "remoter-box", "Remote (box)")
+    notebook = build_notebook(story, "remoter-box", "Remote (box)")
     json.dumps(notebook, ensure_ascii=False, indent=1).encode()
     for cell in notebook["cells"]:
         for output in cell["outputs"]:
@@ -463,9 +463,9 @@ def test_no_message_ends_who_shows_it(said):
     shows = (TerminalRenderer(), JsonRenderer(), JsonLinesRenderer())
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         for each in said:
-            output = output_of(each)
+            output = iopub_output(each)
             if output:
-                story.hear(run, *output)
+                story.add_output(run, *output)
                 for show in shows:
                     show.show(piece, *output)
         for show in shows:
@@ -496,5 +496,5 @@ def test_a_status_can_be_shown(host, user, error):
 
 @pytest.mark.parametrize("moment", [float("nan"), float("inf"), -1e300, 1e300, 10**400, None, "x"])
 def test_a_time_that_is_none_is_shown_as_one(moment):
-    assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d  x", line(moment, "x"))
-    assert duration(moment) == "0.0 s"
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d  x", log_line(moment, "x"))
+    assert format_duration(moment) == "0.0 s"

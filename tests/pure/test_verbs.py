@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from remoter_kernel.errors import Usage
 from remoter_kernel.front.files.cell_transfer import TransferRequest
-from remoter_kernel.front.reading.status import Status, format_status, open_requests
+from remoter_kernel.front.reading.status import Status, format_requests, format_status
 from remoter_kernel.front.verbs.help import HELP, inspect_text, summary_text, verb_text
 from remoter_kernel.front.verbs.magic import ParsedMagic, parse_magic
 
@@ -107,11 +107,11 @@ def test_the_status_of_a_link_that_is_up_and_of_one_that_is_down():
 def test_open_requests_are_told_in_one_line_each():
     """What comes from there may be anything; an older session tells of none."""
     row = {"id": "m", "type": "execute_request", "stage": "held", "why": "it waits", "seconds": 3.2}
-    text = open_requests([row, "no row", {"id": "\x1b[2J", "seconds": "x"}], "Here")
+    text = format_requests([row, "no row", {"id": "\x1b[2J", "seconds": "x"}], "Here")
     first, second, third = text.splitlines()
     assert first == "Here:"
     assert second.split() == ["m", "execute_request", "held", "for", "3.2", "s,", "it", "waits"]
     assert third.strip() == ""
-    assert open_requests([], "Here") == "Here: no requests are open\n"
+    assert format_requests([], "Here") == "Here: no requests are open\n"
     for odd in (None, "no list", {}):
-        assert "it does not say which requests are open" in open_requests(odd, "In session abcd")
+        assert "it does not say which requests are open" in format_requests(odd, "In session abcd")

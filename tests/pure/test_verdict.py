@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from remoter_kernel.front.running.exit_codes import exit_code, quit_with, verdict_on
+from remoter_kernel.front.running.exit_codes import exit_code, exit_code_of_all, quit_status
 
 R = "ERROR"
 PYTHON = "ValueError"
@@ -27,7 +27,7 @@ PYTHON = "ValueError"
 )
 def test_only_who_leaves_has_left(ename, evalue, word):
     content = {"status": "error", "ename": ename, "evalue": evalue}
-    assert quit_with(content) == word
+    assert quit_status(content) == word
     assert exit_code(content) == (word != "0")
 
 
@@ -49,4 +49,4 @@ LEAVES = {"status": "error", "ename": "SystemExit", "evalue": "0"}
 )
 def test_pieces_end_as_the_first_that_did_not_go_well(replies, code):
     """Called off before anything failed: nothing of it was run."""
-    assert verdict_on(replies) == code
+    assert exit_code_of_all(replies) == code

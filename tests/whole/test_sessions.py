@@ -19,7 +19,7 @@ import psutil
 import pytest
 from jupyter_client.connect import write_connection_file
 
-from remoter_kernel.front.reading.remote_query import JournalReader, finding
+from remoter_kernel.front.reading.remote_query import JournalReader, locate_session
 from tests.conftest import is_keeper, marked
 from tests.real_jupyter import client_of, started_kernel, wait_for
 from tests.real_parts import real_part
@@ -399,7 +399,7 @@ def test_what_was_held_back_is_asked_for_by_its_cell(
     """Outputs of the named requests come whole, although their front has taken them."""
     cell = front.talk.queue("print('all ' + 'of it')")
     front.talk.done(cell)
-    with finding(f"{remote}/{session}", None) as found:
+    with locate_session(f"{remote}/{session}", None) as found:
         ask = found.query.ask
         wait_for(lambda: told(here, remote, session)["state"] == "idle", what="idle")
         assert list(JournalReader(ask, session, "missed")) == []

@@ -69,7 +69,7 @@ class ExecutionHistory:
         self.kernel_info: dict[str, Any] = {}
         self._displays: dict[str, list[Output]] = {}
 
-    def take(self, said: JournalEntry) -> None:
+    def add_record(self, said: JournalEntry) -> None:
         """Take in one record; one that makes no sense is left out."""
         try:
             parts = unpack_parts(said.body)
@@ -77,16 +77,16 @@ class ExecutionHistory:
                 info = from_json(parts[0]).get("kernel_info")
                 self.kernel_info = info if info and isinstance(info, dict) else self.kernel_info
             elif said.is_from_client and said.channel is Channel.SHELL:
-                self._take_request(parts)
+                self._on_request(parts)
             elif said.channel is Channel.IOPUB:
                 run = self.executions.get(str(header_of(parts[PARENT]).get("msg_id", "")))
                 if run:
                     kind = str(header_of(parts[HEADER]).get("msg_type"))
-                    self._take_output(run, kind, content_of(parts))
+                    self._on_output(run, kind, content_of(parts))
         except ODD:
             return
 
-    def _take_request(self, parts: Sequence[memoryview]) -> None:
+    def _on_request(self, parts: Sequence[memoryview]) -> None:
         header = header_of(parts[HEADER])
         if header.get("msg_type") != "execute_request":
             return
@@ -96,16 +96,16 @@ class ExecutionHistory:
         name = str(header["msg_id"])
         self.executions[name] = CellExecution(
             name,
-            as_kept(str(content["code"])),
+            as_json_value(str(content["code"])),
             str(header_of(parts[METADATA]).get("cellId") or ""),
             timestamp_of(header.get("date")),
         )
 
-    def hear(self, run: CellExecution, kind: str, content: dict[str, Any]) -> None:
+    def add_output(self, run: CellExecution, kind: str, content: dict[str, Any]) -> None:
         """Take in one output."""
-        self._take_output(run, kind, content)
+        self._on_output(run, kind, content)
 
-    def _take_output(self, run: CellExecution, kind: str, content: dict[str, Any]) -> None:
+    def _on_output(self, run: CellExecution, kind: str, content: dict[str, Any]) -> None:
         if kind == "execute_input":
             run.count = _count(content.get("execution_count"))
         elif kind == "status":
@@ -120,16 +120,16 @@ class ExecutionHistory:
             lines = content.get("traceback")
             words: dict[str, Any] = {key: str(content.get(key, "")) for key in ("ename", "evalue")}
             words["traceback"] = list(map(str, lines)) if isinstance(lines, list) else []
-            run.add({"output_type": kind, **as_kept(words)})
+            run.add({"output_type": kind, **as_json_value(words)})
         elif kind in {"display_data", "execute_result", "update_display_data"}:
-            self._display(run, kind, content)
+            self._on_display(run, kind, content)
 
-    def _display(self, run: CellExecution, kind: str, content: dict[str, Any]) -> None:
+    def _on_display(self, run: CellExecution, kind: str, content: dict[str, Any]) -> None:
         data, metadata, transient = (
             value if isinstance(value, dict) else {}
             for value in map(content.get, ("data", "metadata", "transient"))
         )
-        shown = {"data": _as_saved(as_kept(data)), "metadata": as_kept(metadata)}
+        shown = {"data": _as_mime_bundle(as_json_value(data)), "metadata": as_json_value(metadata)}
         name = transient.get("display_id")
         places = self._displays.setdefault(str(name), []) if name else []
         for output in places:
@@ -143,7 +143,7 @@ class ExecutionHistory:
         places.append(output)
 
 
-def _as_saved(data: dict[str, Any]) -> dict[str, Any]:
+def _as_mime_bundle(data: dict[str, Any]) -> dict[str, Any]:
     """Return what a display shows as a notebook file may have it: text, or what is called JSON."""
     return {
         mime: value if mime.endswith("json") or _is_text(value) else str(value)
@@ -160,10 +160,10 @@ def _is_text(value: object) -> bool:
 def stream_of(content: dict[str, Any]) -> dict[str, str]:
     """Return name and text of a stream's output."""
     words = {"name": str(content.get("name") or "stdout"), "text": str(content.get("text", ""))}
-    return {key: as_kept(value) for key, value in words.items()}
+    return {key: as_json_value(value) for key, value in words.items()}
 
 
-def as_kept(value: Any, room: int = DEEPEST_NESTING) -> Any:
+def as_json_value(value: Any, room: int = DEEPEST_NESTING) -> Any:
     """Return a value of a message as a file can keep it: of UTF-8, and not nested without end."""
     if isinstance(value, str):
         try:
@@ -173,9 +173,9 @@ def as_kept(value: Any, room: int = DEEPEST_NESTING) -> Any:
     elif isinstance(value, (dict, list)) and not room:
         return "…"
     elif isinstance(value, dict):
-        return {as_kept(key): as_kept(each, room - 1) for key, each in value.items()}
+        return {as_json_value(key): as_json_value(each, room - 1) for key, each in value.items()}
     elif isinstance(value, list):
-        return [as_kept(each, room - 1) for each in value]
+        return [as_json_value(each, room - 1) for each in value]
     return value
 
 
@@ -187,7 +187,7 @@ def _count(value: object) -> int | None:
 def language_info_of(kernel_info: dict[str, Any]) -> dict[str, Any]:
     """Return what a kernel says of its language, as a notebook file may have it."""
     told = kernel_info.get("language_info")
-    info = as_kept(told) if isinstance(told, dict) else {}
+    info = as_json_value(told) if isinstance(told, dict) else {}
     for key in ("file_extension", "mimetype", "pygments_lexer"):
         if not isinstance(info.get(key, ""), str):
             del info[key]
@@ -207,7 +207,7 @@ def timestamp_of(date: object) -> float:
 # A whole notebook -----------------------------------------------------------------------
 
 
-def whole_notebook(story: ExecutionHistory, kernelspec: str, display_name: str) -> dict[str, Any]:
+def build_notebook(story: ExecutionHistory, kernelspec: str, display_name: str) -> dict[str, Any]:
     """Return every run as a cell of a notebook (nbformat 4.5)."""
     info = language_info_of(story.kernel_info)
     spec = {"name": kernelspec, "display_name": display_name, "language": info["name"]}
@@ -272,7 +272,7 @@ def plan_updates(
     """
     found: dict[int, list[CellExecution]] = {}
     for run in runs:
-        index = _place_of(run, cells)
+        index = _index_of(run, cells)
         if index is not None and run.count is not None:
             found.setdefault(index, []).append(run)
     fillings = []
@@ -281,7 +281,7 @@ def plan_updates(
         there = list(cells[index].get("outputs") or ())
         if list(map(comparable, there)) == list(map(comparable, last.outputs)):
             continue
-        if last.sent_at > saved or any(_begins(run.outputs, there) for run in own):
+        if last.sent_at > saved or any(_is_prefix_of(run.outputs, there) for run in own):
             fillings.append(CellUpdate(index, last, "" if last.is_over else "it still runs"))
         else:
             fillings.append(
@@ -290,12 +290,12 @@ def plan_updates(
     return fillings
 
 
-def knows(cells: Sequence[dict[str, Any]], runs: Iterable[CellExecution]) -> bool:
+def any_executed(cells: Sequence[dict[str, Any]], runs: Iterable[CellExecution]) -> bool:
     """Was any of these cells run?"""
-    return any(_place_of(run, cells) is not None for run in runs)
+    return any(_index_of(run, cells) is not None for run in runs)
 
 
-def _place_of(run: CellExecution, cells: Sequence[dict[str, Any]]) -> int | None:
+def _index_of(run: CellExecution, cells: Sequence[dict[str, Any]]) -> int | None:
     """Find a run's cell: by its id, else by its source if that stands there once."""
     code = [index for index, cell in enumerate(cells) if cell.get("cell_type") == "code"]
     if run.cell_id:
@@ -315,7 +315,7 @@ def comparable(output: Output) -> tuple[Any, ...]:
     """Return what a person would see of an output, to compare it."""
     kind = output.get("output_type")
     if kind == "stream":
-        return (kind, output.get("name"), as_seen(join_lines(output.get("text"))))
+        return (kind, output.get("name"), as_terminal_shows(join_lines(output.get("text"))))
     if kind == "error":
         return (kind, output.get("ename"), output.get("evalue"))
     data = output.get("data")
@@ -324,7 +324,7 @@ def comparable(output: Output) -> tuple[Any, ...]:
     return (kind, text)
 
 
-def _begins(whole: Sequence[Output], begin: Sequence[Output]) -> bool:
+def _is_prefix_of(whole: Sequence[Output], begin: Sequence[Output]) -> bool:
     """Are these the first of those outputs? The last of them may be half of its text."""
     if not begin:
         return True
@@ -340,7 +340,7 @@ def _begins(whole: Sequence[Output], begin: Sequence[Output]) -> bool:
 
 def _is_beginning(text: str, seen: str) -> bool:
     """Was this seen of that text at some time?"""
-    whole = as_seen(text)
+    whole = as_terminal_shows(text)
     if whole.startswith(seen):
         return True
     # A progress bar, perhaps: what its line showed may have been overwritten since.
@@ -350,7 +350,7 @@ def _is_beginning(text: str, seen: str) -> bool:
     return "\r" in text.replace("\r\n", "\n").split("\n")[seen.count("\n")]
 
 
-def as_seen(text: str) -> str:
+def as_terminal_shows(text: str) -> str:
     """Return what a terminal shows of text: what was overwritten after a return is gone."""
     lines = text.replace("\r\n", "\n").split("\n")
     return "\n".join(_overwritten(line) if "\r" in line else line for line in lines)

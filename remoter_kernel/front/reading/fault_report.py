@@ -32,7 +32,7 @@ from remoter_kernel.front.configuration.remotes_toml import write_duration, writ
 from remoter_kernel.front.keeper import endpoint
 from remoter_kernel.front.reading.mask import Mask, vocabulary
 from remoter_kernel.front.reading.remote_query import RemoteQuery
-from remoter_kernel.front.reading.session_log import duration
+from remoter_kernel.front.reading.session_log import format_duration
 from remoter_kernel.front.session import undelivered_commands
 from remoter_kernel.front.session.dialer import THIS_MACHINE
 from remoter_kernel.front.session.known_sessions import load_sessions
@@ -90,7 +90,10 @@ class Report:
     def text(self) -> str:
         """Return it as strangers may read it."""
         shown = [
-            (ours + (self.mask.quoted(value) if is_foreign else self.mask.named(value))).rstrip()
+            (
+                ours
+                + (self.mask.mask_foreign(value) if is_foreign else self.mask.mask_names(value))
+            ).rstrip()
             for ours, value, is_foreign in self._lines
         ]
         return "\n".join(shown).strip() + "\n"
@@ -104,77 +107,77 @@ def make_report(name: str | None, prompter: Prompter | None) -> str:
     report = Report()
     clock = time.strftime("%Y-%m-%d %H:%M:%SZ", time.gmtime())
     report.title(f"remoter report, {clock}")
-    _know_here(report.mask)
+    _mask_local(report.mask)
     remote: Remote | None = None
-    tell_here(report)
+    report_local(report)
     try:
         remote = find_remote(name) or THIS_MACHINE
     except BadConfiguration as error:
-        _know_text(report.mask)
+        _mask_configuration(report.mask)
         report.title("The configuration cannot be read")
         report.quote("", error)
     if remote:
-        tell_remote(report, remote)
-        tell_there(report, remote, prompter)
-    tell_logs(report, remote)
+        report_remote(report, remote)
+        report_far_side(report, remote, prompter)
+    report_logs(report, remote)
     return report.text()
 
 
 # Names -------------------------------------------------------------------------------------
 
 
-def _know_here(mask: Mask) -> None:
+def _mask_local(mask: Mask) -> None:
     with contextlib.suppress(Exception):  # what nobody is called is not in the text, either
-        mask.know("USER", getpass.getuser())
-    mask.know("HOME", str(Path.home()), Path.home().as_posix())
+        mask.add_names("USER", getpass.getuser())
+    mask.add_names("HOME", str(Path.home()), Path.home().as_posix())
     host = socket.gethostname()
-    mask.know("HOST", host, host.partition(".")[0])
+    mask.add_names("HOST", host, host.partition(".")[0])
     with contextlib.suppress(RemoterError):
         for remote in read_remotes().all.values():
-            _know_remote(mask, remote)
+            _mask_remote(mask, remote)
     for sessions in load_sessions().values():
         for session in sessions:
-            know_session(mask, session)
+            mask_session(mask, session)
 
 
-def _know_remote(mask: Mask, remote: Remote) -> None:
+def _mask_remote(mask: Mask, remote: Remote) -> None:
     user, _, host = remote.host.rpartition("@")
-    mask.know("HOST", host, host.partition(":")[0])
-    mask.know("USER", user)
-    mask.know("REMOTE", remote.name)
-    mask.know("PATH", remote.python, remote.cwd, *remote.path_map, *remote.path_map.values())
-    mask.know("VALUE", *remote.env, *remote.env.values(), *remote.init)
+    mask.add_names("HOST", host, host.partition(":")[0])
+    mask.add_names("USER", user)
+    mask.add_names("REMOTE", remote.name)
+    mask.add_names("PATH", remote.python, remote.cwd, *remote.path_map, *remote.path_map.values())
+    mask.add_names("VALUE", *remote.env, *remote.env.values(), *remote.init)
 
 
-def _know_text(mask: Mask) -> None:
+def _mask_configuration(mask: Mask) -> None:
     """Know the words of a configuration that cannot be understood."""
     with contextlib.suppress(OSError):
         text = config_path().read_text(encoding="utf-8", errors="replace")
-        mask.know("VALUE", *re.findall(r"[^\s\"'=\[\],{}]+", text))
+        mask.add_names("VALUE", *re.findall(r"[^\s\"'=\[\],{}]+", text))
 
 
-def know_destination(mask: Mask, destination: Destination) -> None:
+def mask_destination(mask: Mask, destination: Destination) -> None:
     """Know what an alias of the ssh config stands for, and the hosts on the way there."""
     for each in (destination, *destination.jumps):
-        mask.know("HOST", each.host_name, each.alias, each.host_key_alias)
-        mask.know("USER", each.user)
+        mask.add_names("HOST", each.host_name, each.alias, each.host_key_alias)
+        mask.add_names("USER", each.user)
 
 
-def know_session(mask: Mask, session: dict[str, Any]) -> None:
+def mask_session(mask: Mask, session: dict[str, Any]) -> None:
     """Know what a session is for."""
     mask.allow(str(session.get("id", "")))
-    mask.know("HOST", str(session.get("host") or ""))
+    mask.add_names("HOST", str(session.get("host") or ""))
     for kind in ("notebook", "script"):
         path = str(session.get(kind) or "").replace("\\", "/")
         *folders, name = path.split("/")
-        mask.know(kind.upper(), path, name, name.rpartition(".")[0])
-        mask.know("FOLDER", *folders)
+        mask.add_names(kind.upper(), path, name, name.rpartition(".")[0])
+        mask.add_names("FOLDER", *folders)
 
 
 # What is here ------------------------------------------------------------------------------
 
 
-def tell_here(report: Report) -> None:
+def report_local(report: Report) -> None:
     """Tell of this machine."""
     report.title("Here")
     report.row("remoter-kernel", __version__)
@@ -201,7 +204,7 @@ def _ssh_version() -> str:
     return found[0].decode() if found else "another one than OpenSSH"
 
 
-def tell_remote(report: Report, remote: Remote) -> None:
+def report_remote(report: Report, remote: Remote) -> None:
     """Tell how the remote is configured; values only where they are nobody's."""
     report.title("The remote", remote.name)
     if remote is THIS_MACHINE:
@@ -211,7 +214,7 @@ def tell_remote(report: Report, remote: Remote) -> None:
         report.row(key, _describe_setting(remote, key))
     with contextlib.suppress(RemoterError, OSError):
         destination = resolve_destination(remote.host, remote.ssh_config)
-        know_destination(report.mask, destination)
+        mask_destination(report.mask, destination)
         report.row("jump hosts", len(destination.jumps))
         report.row("ProxyCommand", "set" if destination.proxy_command else "not set")
     waiting = undelivered_commands.load_commands(remote.name)
@@ -227,7 +230,7 @@ def _describe_setting(remote: Remote, key: str) -> str:
     return f"{len(value)} entries"
 
 
-def _shape_of(host: str) -> str:
+def _host_shape(host: str) -> str:
     """Say how a host was written, without what was."""
     user = "user@" if "@" in host else ""
     port = ":port" if re.search(r":\d+$", host) else ""
@@ -244,7 +247,7 @@ DESCRIBERS: dict[str, Callable[[Any], str]] = {
     "login_lifetime": write_duration,
     "journal_limit": write_size,
     "waiting_limit": write_size,
-    "host": _shape_of,
+    "host": _host_shape,
     "kernel": lambda kernel: kernel if kernel in USUAL_KERNELS else "another one",
     "cwd": lambda cwd: cwd if cwd in {"", NOTEBOOK_FOLDER} else "set",
     "ssh_config": lambda path: "the usual one" if path == Remote("", "").ssh_config else "another",
@@ -254,15 +257,15 @@ DESCRIBERS: dict[str, Callable[[Any], str]] = {
 # What is there -----------------------------------------------------------------------------
 
 
-def tell_there(report: Report, remote: Remote, prompter: Prompter | None) -> None:
+def report_far_side(report: Report, remote: Remote, prompter: Prompter | None) -> None:
     """Log in, and tell of the login and what is there; or why that was not possible."""
     visit = RemoteQuery(remote, prompter)
     try:
         visit.open()
-        _tell_login(report, visit)
+        _report_login(report, visit)
         report.title("There")
-        _tell_versions(report, visit)
-        _tell_sessions(report, visit)
+        _report_versions(report, visit)
+        _report_sessions(report, visit)
     except RemoterError as error:
         report.title("The remote was not asked, or not all of it")
         report.quote(type(error).__name__, f"{logs.own_words(error)} {error.advice}")
@@ -270,7 +273,7 @@ def tell_there(report: Report, remote: Remote, prompter: Prompter | None) -> Non
         visit.close()
 
 
-def _tell_login(report: Report, visit: RemoteQuery) -> None:
+def _report_login(report: Report, visit: RemoteQuery) -> None:
     login = visit.login
     report.title("The login")
     why = getattr(login, "why_transport", "")
@@ -279,18 +282,20 @@ def _tell_login(report: Report, visit: RemoteQuery) -> None:
     report.row("cipher", getattr(login, "cipher", "") or "not known")
     report.row("round trip", f"{1000 * getattr(login, 'round_trip', 0.0):.1f} ms")
     since = getattr(login, "since", 0.0)
-    report.row("kept for", duration(time.time() - since) if since else "-")
+    report.row("kept for", format_duration(time.time() - since) if since else "-")
     steps = getattr(login, "seconds", {})
     shown = ", ".join(f"{step} {seconds:.3f} s" for step, seconds in steps.items())
     report.quote("its steps", shown or "-")
-    report.mask.know("USER", str(getattr(login, "user", "")))
+    report.mask.add_names("USER", str(getattr(login, "user", "")))
 
 
-def _tell_versions(report: Report, visit: RemoteQuery) -> None:
+def _report_versions(report: Report, visit: RemoteQuery) -> None:
     answer, _ = visit.ask({"verb": "versions"})
     names = answer.get("names")
     for kind in ("user", "home", "host"):
-        report.mask.know(kind.upper(), str(names.get(kind, "") if isinstance(names, dict) else ""))
+        report.mask.add_names(
+            kind.upper(), str(names.get(kind, "") if isinstance(names, dict) else "")
+        )
     report.row("Python", _version(answer.get("python")))
     system = re.fullmatch(r"[\w .+-]{1,80}", str(answer.get("system")))
     report.row("system", system[0] if system else "strange")
@@ -305,20 +310,20 @@ def _version(told: object) -> str:
     return found[0] if found else "strange"
 
 
-def _tell_sessions(report: Report, visit: RemoteQuery) -> None:
+def _report_sessions(report: Report, visit: RemoteQuery) -> None:
     sessions = sorted(visit.sessions(), key=lambda each: -each["created"])[:MOST_SESSIONS]
     for session in sessions:
-        know_session(report.mask, session)
+        mask_session(report.mask, session)
     report.row("sessions", len(sessions) or "none")
     for session in sessions:
         report.title("Session", session["id"])
-        report.quote("state", f"{session['state']} for {duration(session['seconds'])}")
+        report.quote("state", f"{session['state']} for {format_duration(session['seconds'])}")
         report.quote("why", session["why"].partition("\n")[0] or "-")
         report.row("for", _purpose(session))
         report.quote("kernel", session["kernel"])
         report.row("clients", session["fronts"])
         report.row("journal", f"{session['journal']} bytes")
-        _tell_requests(report, visit, session["id"])
+        _report_requests(report, visit, session["id"])
     for session in sessions[:MOST_EVALUATORS]:
         _, log = visit.ask({"verb": "debug", "session": session["id"], "most": MOST_READ})
         _quote_log(
@@ -331,7 +336,7 @@ def _purpose(session: dict[str, Any]) -> str:
     return kinds[0] if kinds else "neither a notebook nor a script"
 
 
-def _tell_requests(report: Report, visit: RemoteQuery, session: str) -> None:
+def _report_requests(report: Report, visit: RemoteQuery, session: str) -> None:
     """Tell which requests are open there, as the evaluator's table has them.
 
     The answer to `{"verb": "requests", "session": id}` is `requests`: one object for each, of
@@ -355,14 +360,14 @@ def _tell_requests(report: Report, visit: RemoteQuery, session: str) -> None:
 # Logs --------------------------------------------------------------------------------------
 
 
-def tell_logs(report: Report, remote: Remote | None) -> None:
+def report_logs(report: Report, remote: Remote | None) -> None:
     """Tell how the proxies and the keeper are, and how their logs end."""
     logs = log_files.log_files()
     named = {remote.name, ""} if remote and remote is not THIS_MACHINE else {""}
     proxies = [log for log in logs if log.kind == "proxy" and (not remote or log.remote in named)]
     keepers = [log for log in logs if log.kind == "keeper"]
     report.title("Processes here")
-    report.row("keeper", _how_the_keeper_is())
+    report.row("keeper", _keeper_state())
     for log in proxies[:MOST_PROXIES]:
         links = LINK.findall(log.text())
         report.row("proxy", "runs" if log.is_open else "has ended")
@@ -372,7 +377,7 @@ def tell_logs(report: Report, remote: Remote | None) -> None:
         _quote_log(report, f"The log of a {log.kind}, {is_there}", log.text())
 
 
-def _how_the_keeper_is() -> str:
+def _keeper_state() -> str:
     connection = endpoint.try_connect()
     if connection:
         connection.close()
@@ -383,13 +388,13 @@ def _how_the_keeper_is() -> str:
 def _quote_log(report: Report, title: str, text: str) -> None:
     report.title(title)
     lines = text.splitlines()
-    for line in ends(lines):
+    for line in log_tail(lines):
         report.quote("", line)
     if not lines:
         report.row("", "nothing")
 
 
-def ends(lines: list[str]) -> list[str]:
+def log_tail(lines: list[str]) -> list[str]:
     """Return the last lines of a log, and what has changed before them: frames would hide that."""
     changes = [line for line in lines[:-LAST] if " DEBUG " not in line]
     return [*changes[-(LINES - LAST) :], *lines[-LAST:]]

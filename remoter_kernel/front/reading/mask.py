@@ -64,7 +64,7 @@ class Mask:
         self._counts: dict[str, int] = {}
         self._pattern: re.Pattern[str] | None = None  # of all that are known
 
-    def know(self, kind: str, *names: str) -> None:
+    def add_names(self, kind: str, *names: str) -> None:
         """Let names be replaced from now on, by this kind's word and a number."""
         for name in (each.strip().lower() for each in names):
             is_number = name.isdecimal() and len(name) <= LONGEST_NUMBER  # as in each version
@@ -76,16 +76,16 @@ class Mask:
         """Let words stay in a text of others: ids that were made at random here."""
         self._allowed.update(word.lower() for word in words)
 
-    def named(self, text: str) -> str:
+    def mask_names(self, text: str) -> str:
         """Replace known names and addresses."""
-        return _unmarked(self._names(_cleaned(text)))
+        return _unmarked(self._mask_known(_cleaned(text)))
 
-    def quoted(self, line: str) -> str:
+    def mask_foreign(self, line: str) -> str:
         """Replace in a line of others all that is not known to be harmless, too."""
         line = _cleaned(line)
         clock = _CLOCK.match(line)
         begin = clock[0] if clock else ""
-        masked = self._names(line[len(begin) :])
+        masked = self._mask_known(line[len(begin) :])
         masked = _outside(masked, partial(_PATH.sub, partial(self._replace, "PATH")))
         masked = _outside(masked, partial(_AMOUNT.sub, lambda found: f"{_BEGIN}{found[0]}{_END}"))
         masked = _outside(masked, partial(_GROUPS.sub, partial(self._replace, "WORD")))
@@ -93,12 +93,12 @@ class Mask:
 
     # ---
 
-    def _names(self, text: str) -> str:
+    def _mask_known(self, text: str) -> str:
         if self._known and self._pattern is None:
             names = sorted(self._known, key=len, reverse=True)
             self._pattern = re.compile("|".join(map(self._pattern_of, names)), re.IGNORECASE)
         if self._pattern:
-            text = self._pattern.sub(self._name, text)
+            text = self._pattern.sub(self._mask_name, text)
         text = _outside(text, partial(_V4.sub, partial(self._replace, "ADDRESS")))
         return _outside(text, partial(_V6.sub, self._judge_address))
 
@@ -108,7 +108,7 @@ class Mask:
             return re.escape(name)
         return rf"(?<![^\W_]){re.escape(name)}(?![^\W_])"
 
-    def _name(self, found: re.Match[str]) -> str:
+    def _mask_name(self, found: re.Match[str]) -> str:
         word = self._known.get(found[0].lower(), "NAME")  # case has more rules than `lower` knows
         return f"{_BEGIN}{word}{_END}"
 

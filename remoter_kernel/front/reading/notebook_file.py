@@ -110,7 +110,7 @@ def _validate(notebook: Any) -> None:
         nbformat.validate(notebook)
 
 
-def check_place(path: Path, *, may_replace: bool = False) -> None:
+def check_destination(path: Path, *, may_replace: bool = False) -> None:
     """Make sure, as far as that can be known before, that a file can be written there."""
     try:
         if path.is_dir():
@@ -154,7 +154,7 @@ def replace_file(path: Path, text: str, *, may_replace: bool = True) -> Path:
             shutil.copymode(path, beside)
         else:
             Path(beside).chmod(0o666 & ~_umask())
-        written = path if may_replace else _name_anew(beside, path)
+        written = path if may_replace else _link_to_free_name(beside, path)
         if may_replace:
             Path(beside).replace(path)
     except OSError as error:
@@ -165,17 +165,17 @@ def replace_file(path: Path, text: str, *, may_replace: bool = True) -> Path:
     return named if written == path else written
 
 
-def _name_anew(beside: str, path: Path) -> Path:
+def _link_to_free_name(beside: str, path: Path) -> Path:
     """Give a file this name, or the first one after it (OUT-1.ipynb) that is free."""
     for number in itertools.count():
         name = path.with_stem(f"{path.stem}-{number}") if number else path
         with contextlib.suppress(FileExistsError):
-            _name_once(beside, name)
+            _link_to(beside, name)
             return name
     raise AssertionError  # numbers do not end
 
 
-def _name_once(beside: str, name: Path) -> None:
+def _link_to(beside: str, name: Path) -> None:
     """Give a file a name that is free; FileExistsError if it is not."""
     try:
         os.link(beside, name)

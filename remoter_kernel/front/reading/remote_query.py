@@ -57,7 +57,7 @@ class RemoteQuery:
 
     def open(self) -> None:
         """Log in; a `RemoterError` names the remote."""
-        self._go_on()
+        self._check_cancelled()
         try:
             if self.remote is THIS_MACHINE:
                 # Rarely needed, and slow: with a remote it is the keeper that knows SSH.
@@ -68,22 +68,24 @@ class RemoteQuery:
                 self._embedded_host.start()
                 self._login = log_in_by_paramiko(self._embedded_host.destination())
             else:
-                self._login = log_in_by_keeper(self.remote, self._prompter, on_try=self._know)
+                self._login = log_in_by_keeper(
+                    self.remote, self._prompter, on_try=self._on_login_started
+                )
         except RemoterError as error:
             self.close()
             raise error.at(self.remote.name) from error.__cause__
 
-    def _know(self, login: Login) -> None:
+    def _on_login_started(self, login: Login) -> None:
         """Know a login that has only begun: it may have to be called off."""
         self._login = login
         if self._is_cancelled:  # since it was looked at
             login.close()
 
-    def _go_on(self) -> None:
+    def _check_cancelled(self) -> None:
         if self._is_cancelled:
             raise Unreachable("What was asked was called off.", remote=self.remote.name)
 
-    def call_off(self) -> None:
+    def cancel(self) -> None:
         """End what is asked just now, and ask nothing any more; from another thread."""
         self._is_cancelled = True
         self.close()
@@ -102,13 +104,13 @@ class RemoteQuery:
 
     def ask(self, words: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
         """Ask one thing; return the answer, and the bytes that follow it."""
-        self._go_on()
+        self._check_cancelled()
         assert self._login is not None  # noqa: S101 - between open and close there is one
         try:
             try:
                 return query_remote(self._login, self.remote, words)
             except Unreachable:  # to ask does no harm: a network may be back by now
-                self._go_on()
+                self._check_cancelled()
                 self.close()
                 self.open()
                 return query_remote(self._login, self.remote, words)
@@ -140,29 +142,31 @@ class SessionList(NamedTuple):
 
 
 @contextlib.contextmanager
-def visiting(names: Iterable[str] | None, prompter: Prompter | None) -> Iterator[list[SessionList]]:
+def query_remotes(
+    names: Iterable[str] | None, prompter: Prompter | None
+) -> Iterator[list[SessionList]]:
     """Ask remotes (None: all there are) for their sessions, all at once; stay logged in."""
-    visits = [RemoteQuery(remote, prompter) for remote in _remotes(names)]
+    visits = [RemoteQuery(remote, prompter) for remote in _remotes_named(names)]
     with contextlib.ExitStack() as stack:
         for visit in visits:
             stack.callback(visit.close)
         with ThreadPoolExecutor(max_workers=max(1, len(visits))) as pool:
             try:
-                listings = list(pool.map(_list, visits))
+                listings = list(pool.map(_list_sessions, visits))
             except BaseException:  # Ctrl-C: nobody waits for those that still ask somebody
                 for visit in visits:
-                    visit.call_off()
+                    visit.cancel()
                 raise
-        yield _each_once(listings)
+        yield _deduplicate(listings)
 
 
-def _remotes(names: Iterable[str] | None) -> list[Remote]:
+def _remotes_named(names: Iterable[str] | None) -> list[Remote]:
     if names is not None:
         return [find_remote(name) or THIS_MACHINE for name in names]
     return list(read_remotes().all.values()) or [THIS_MACHINE]
 
 
-def _list(visit: RemoteQuery) -> SessionList:
+def _list_sessions(visit: RemoteQuery) -> SessionList:
     try:
         visit.open()
         sessions = visit.sessions()
@@ -172,7 +176,7 @@ def _list(visit: RemoteQuery) -> SessionList:
         return SessionList(visit, [], error)
 
 
-def _each_once(listings: list[SessionList]) -> list[SessionList]:
+def _deduplicate(listings: list[SessionList]) -> list[SessionList]:
     """Name a session once where two remotes are one host: by the remote that started it."""
     owners: dict[tuple[str, float], str] = {}
     for listing in listings:
@@ -207,12 +211,12 @@ class SessionRef:
         """The session's id, whole."""
         return str(self.about["id"])
 
-    def said(self, only: str = "", *, follow: bool = False, most: int = 0) -> JournalReader:
+    def read_journal(self, only: str = "", *, follow: bool = False, most: int = 0) -> JournalReader:
         """Read its journal from the beginning; `most`: bytes of it, where they are kept here."""
         return JournalReader(self.query.ask, self.id, only, follow=follow, most=most)
 
 
-def parts_of_name(word: str) -> tuple[str, str]:
+def split_session_name(word: str) -> tuple[str, str]:
     """Return the remote that a word names, if it does, and the id or its beginning.
 
     Every id begins with nothing: a word without one names no session, and never the only one.
@@ -223,9 +227,9 @@ def parts_of_name(word: str) -> tuple[str, str]:
     return name, prefix
 
 
-def meant_by(word: str, listings: list[SessionList]) -> SessionRef:
+def resolve_session(word: str, listings: list[SessionList]) -> SessionRef:
     """Find the session that a word means: an id or the beginning of one, `NAME/ID`."""
-    name, prefix = parts_of_name(word)
+    name, prefix = split_session_name(word)
     found = [
         SessionRef(listing.query, session)
         for listing in listings
@@ -246,21 +250,21 @@ def meant_by(word: str, listings: list[SessionList]) -> SessionRef:
     )
 
 
-def named_there(
+def resolve_session_id(
     word: str, ask: Callable[[dict[str, Any]], tuple[dict[str, Any], bytes]], remote: str
 ) -> str:
     """Return the id of the session of one remote that a word means."""
     sessions = parse_sessions(ask({"verb": "sessions"})[0], remote)
     store_sessions(remote, sessions)
-    return meant_by(word, [SessionList(RemoteQuery(Remote(remote, "")), sessions, None)]).id
+    return resolve_session(word, [SessionList(RemoteQuery(Remote(remote, "")), sessions, None)]).id
 
 
 @contextlib.contextmanager
-def finding(word: str, prompter: Prompter | None) -> Iterator[SessionRef]:
+def locate_session(word: str, prompter: Prompter | None) -> Iterator[SessionRef]:
     """Find one session over all remotes, or over the one of `NAME/ID`."""
-    name, _ = parts_of_name(word)
-    with visiting([name] if name else None, prompter) as listings:
-        yield meant_by(word, listings)
+    name, _ = split_session_name(word)
+    with query_remotes([name] if name else None, prompter) as listings:
+        yield resolve_session(word, listings)
 
 
 class JournalReader:
@@ -289,7 +293,7 @@ class JournalReader:
             0  # bytes: of the journal, as it is told; of all answers
         )
 
-    def _largest_after(self, size: int) -> int:
+    def _on_answer_size(self, size: int) -> int:
         """Take an answer of so many bytes; return how large a record of that journal can be."""
         told = self.answer["session"].get("journal")
         self._journal_size = max(self._journal_size, told if isinstance(told, int) else 0)
@@ -312,10 +316,10 @@ class JournalReader:
         while True:
             begin = {"after": after, "skip": len(rest), "place": place}
             answer, data = self._ask({**self._query, **begin, "wait": wait})
-            self.answer = _checked(answer)
+            self.answer = _validated(answer)
             if len(data) == self.answer["bytes"]:  # else something was lost on the way
                 place = self.answer["place"]
-            found, rest = split_entries(rest + data, self._largest_after(len(data)))
+            found, rest = split_entries(rest + data, self._on_answer_size(len(data)))
             for said in found:
                 after = said.number
                 yield said
@@ -324,7 +328,7 @@ class JournalReader:
             wait = FOLLOW_WAIT if self._follow and not rest else 0.0
 
 
-def _checked(answer: dict[str, Any]) -> dict[str, Any]:
+def _validated(answer: dict[str, Any]) -> dict[str, Any]:
     """Return an answer about a journal with each word of the kind that it must be."""
     about = answer.get("session")
     if not describes_session(about):

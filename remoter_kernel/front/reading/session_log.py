@@ -33,29 +33,29 @@ class SessionLog:
         self.has_failure = False  # is the kernel's own log worth a look?
         self._sent_at: dict[str, float] = {}  # when, by message id
 
-    def begin(self, about: dict[str, Any]) -> str:
+    def first_line(self, about: dict[str, Any]) -> str:
         """Return the first line."""
         purpose = about.get("notebook") or about.get("script")
         notebook = f", for {purpose}" if purpose else ""
         kernel = about.get("kernel") or "a kernel"
-        return line(about["created"], f"Session {about['id']} began with {kernel}{notebook}.")
+        return log_line(about["created"], f"Session {about['id']} began with {kernel}{notebook}.")
 
-    def end(self, about: dict[str, Any]) -> str | None:
+    def last_line(self, about: dict[str, Any]) -> str | None:
         """Return the last line, if the session is over."""
         self.has_failure |= about["state"] == "dead"
         if about["state"] not in {"ended", "dead"}:
             return None
-        return line(about["since"], f"The session is over. {about['why']}".rstrip())
+        return log_line(about["since"], f"The session is over. {about['why']}".rstrip())
 
-    def tell(self, said: JournalEntry) -> str | None:
+    def line_of(self, said: JournalEntry) -> str | None:
         """Return the line of one record, if it is worth one."""
         try:
-            what = self._what(said)
+            what = self._describe(said)
         except ODD:
             return None
-        return line(said.time, what) if what else None
+        return log_line(said.time, what) if what else None
 
-    def _what(self, said: JournalEntry) -> str | None:
+    def _describe(self, said: JournalEntry) -> str | None:
         parts = unpack_parts(said.body)
         who = f"Front {said.client.hex()[:6]}"
         if said.channel is Channel.COMMAND:
@@ -69,13 +69,13 @@ class SessionLog:
             return None
         header = header_of(parts[HEADER])
         if header.get("msg_type") == "execute_request":
-            return self._request(who, said, header["msg_id"], content_of(parts))
+            return self._describe_request(who, said, header["msg_id"], content_of(parts))
         if header.get("msg_type") == "execute_reply":
             asked = header_of(parts[PARENT]).get("msg_id", "")
-            return self._reply(said, asked, content_of(parts))
+            return self._describe_reply(said, asked, content_of(parts))
         return None
 
-    def _request(
+    def _describe_request(
         self, who: str, said: JournalEntry, name: str, content: dict[str, Any]
     ) -> str | None:
         if is_silent(content):
@@ -86,14 +86,14 @@ class SessionLog:
         shown = first[:LONGEST_CODE] + ("…" if rest or len(first) > LONGEST_CODE else "")
         return f"{who} asked for: {shown}"
 
-    def _reply(self, said: JournalEntry, name: str, content: dict[str, Any]) -> str | None:
+    def _describe_reply(self, said: JournalEntry, name: str, content: dict[str, Any]) -> str | None:
         asked = self._sent_at.pop(name, None)
         if asked is None:
             return None
         status = content.get("status")
         how = f"{content.get('ename')}" if status == "error" else str(status)
         count = content.get("execution_count") or " "
-        return f"  [{count}] ended after {duration(said.time - asked)}: {how}"
+        return f"  [{count}] ended after {format_duration(said.time - asked)}: {how}"
 
 
 def _event_text(who: str, words: dict[str, Any]) -> str | None:
@@ -113,13 +113,13 @@ def _event_text(who: str, words: dict[str, Any]) -> str | None:
     return f"{what}. {words.get('why', '')}".rstrip()
 
 
-def line(when: float, what: str) -> str:
+def log_line(when: float, what: str) -> str:
     """Return a line that begins with the time, as a clock here shows it."""
     clock = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(as_timestamp(when)))
     return f"{clock}  {plain_text(what)}"
 
 
-def duration(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """Say how long something took, in the unit that reads best."""
     seconds = as_timestamp(seconds)
     if seconds < 60:  # noqa: PLR2004 - seconds in a minute

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from remoter_kernel.front.reading.session_log import duration
+from remoter_kernel.front.reading.session_log import format_duration
 from remoter_kernel.plain_text import plain_text
 
 KIB = 1024
@@ -43,13 +43,13 @@ def format_status(status: Status) -> str:
     waiting = f"; {status.queue} not confirmed there yet" if status.queue else ""
     rows = [
         ("remote", status.remote),
-        ("link", _link(status)),
+        ("link", _format_link(status)),
         ("last error", status.last_error),
         ("session", session),
         ("at shutdown", "the session stays" if status.keeps_session else "the session ends"),
-        ("login", _login(status)),
+        ("login", _format_login(status)),
         ("wire", "CURVE, with keys made for this session" if status.session else ""),
-        ("kernel", _kernel(status)),
+        ("kernel", _format_kernel(status)),
         ("round trip", "" if status.round_trip is None else f"{status.round_trip * 1000:.0f} ms"),
         (
             "traffic",
@@ -59,49 +59,53 @@ def format_status(status: Status) -> str:
     return "".join(f"{name:<13}{plain_text(what)}\n" for name, what in rows if what)
 
 
-def _login(status: Status) -> str:
+def _format_login(status: Status) -> str:
     why = f" ({status.why_transport})" if status.why_transport else ""
     by = f"by {status.transport}{why}" if status.transport else ""
     return ", ".join(filter(None, (by, status.cipher, status.host_key)))
 
 
-def _kernel(status: Status) -> str:
+def _format_kernel(status: Status) -> str:
     """Say who can listen to the kernel where it runs."""
     if status.is_encrypted is None:
         return ""
-    return "its sockets have CURVE, too" if status.is_encrypted else can_be_heard(status.host)
+    return (
+        "its sockets have CURVE, too" if status.is_encrypted else plain_sockets_warning(status.host)
+    )
 
 
-def open_requests(rows: Any, where: str) -> str:
+def format_requests(rows: Any, where: str) -> str:
     """Return a line for each request that is open (see `Requests.rows`), below one that says where.
 
     What comes from there may be anything, or nothing: an older session tells of none.
     """
     if not isinstance(rows, list):
         return f"{where}: it does not say which requests are open (it is of an older version)\n"
-    lines = [_request(row) for row in rows if isinstance(row, dict)]
+    lines = [_format_request(row) for row in rows if isinstance(row, dict)]
     return f"{where}: no requests are open\n" if not lines else f"{where}:\n{''.join(lines)}"
 
 
-def _request(row: dict[str, Any]) -> str:
+def _format_request(row: dict[str, Any]) -> str:
     cells = [plain_text(row.get(key, ""), most=64) for key in ("id", "type", "stage")]
     seconds = row.get("seconds")
-    since = f"for {duration(seconds)}" if isinstance(seconds, (int, float)) else ""
+    since = f"for {format_duration(seconds)}" if isinstance(seconds, (int, float)) else ""
     why = plain_text(row.get("why", ""), most=200)
     name, kind, stage = cells
     told = ", ".join(filter(None, (since, why)))
     return f"  {name:<38} {kind:<20} {stage:<9} {told}".rstrip() + "\n"
 
 
-def can_be_heard(host: str) -> str:
+def plain_sockets_warning(host: str) -> str:
     """Say that a kernel's sockets are plain, and what follows."""
     return f"other users of {host} can read what it prints: its sockets are not encrypted"
 
 
-def _link(status: Status) -> str:
-    ago = duration(status.state_age)
+def _format_link(status: Status) -> str:
+    ago = format_duration(status.state_age)
     if status.state == "waiting":
-        trial = "" if status.next_try is None else f"; next try in {duration(status.next_try)}"
+        trial = (
+            "" if status.next_try is None else f"; next try in {format_duration(status.next_try)}"
+        )
         return f"down for {ago}{trial}"
     cuts = f", after {status.losses} cut{'s' * (status.losses != 1)}" if status.losses else ""
     return f"{status.state} for {ago}{cuts}"

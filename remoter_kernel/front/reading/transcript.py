@@ -26,18 +26,18 @@ class Transcript:
         self._is_at_start = True  # of a line
         self._is_first = True
 
-    def tell(self, said: JournalEntry) -> None:
+    def add_record(self, said: JournalEntry) -> None:
         """Write one record; one that shows nothing is left out."""
         try:
             parts = unpack_parts(said.body)
             if said.is_marker:
-                self._line(gap(from_json(parts[0])))
+                self._line(describe_gap(from_json(parts[0])))
             elif said.channel is Channel.IOPUB:
                 self._show(str(header_of(parts[HEADER]).get("msg_type")), content_of(parts))
         except ODD:
             self._line(NO_SENSE)
 
-    def end(self) -> None:
+    def finish(self) -> None:
         """End the last line."""
         self._text("" if self._is_at_start else "\n")
 
@@ -45,17 +45,17 @@ class Transcript:
         if kind == "execute_input":
             self._line("" if self._is_first else "\n")
             self._is_first = False
-            head = f"In [{count_in(content)}]: "
+            head = f"In [{prompt_number(content)}]: "
             code = str(content.get("code", "")).rstrip("\n")
             self._line(head + textwrap.indent(code, " " * len(head)).lstrip(" ") + "\n")
         elif kind == "stream":
             self._text(str(content.get("text", "")))
         elif kind == "display_data":
-            self._line(as_text(content.get("data")) + "\n")
+            self._line(display_text(content.get("data")) + "\n")
         elif kind == "execute_result":
-            self._line(f"Out[{count_in(content)}]: {as_text(content.get('data'))}\n")
+            self._line(f"Out[{prompt_number(content)}]: {display_text(content.get('data'))}\n")
         elif kind == "error":
-            self._line(traceback_of(content) + "\n")
+            self._line(traceback_text(content) + "\n")
 
     def _line(self, text: str) -> None:
         """Write from the beginning of a line."""
@@ -68,7 +68,7 @@ class Transcript:
             self._is_at_start = text.endswith("\n")
 
 
-def output_of(said: JournalEntry) -> tuple[str, dict[str, Any]] | None:
+def iopub_output(said: JournalEntry) -> tuple[str, dict[str, Any]] | None:
     """Return kind and content of what was published; None where a record is nothing of the kind.
 
     What cannot be read comes as a text which says so.
@@ -82,7 +82,7 @@ def output_of(said: JournalEntry) -> tuple[str, dict[str, Any]] | None:
         return "stream", {"name": "stderr", "text": NO_SENSE}
 
 
-def as_text(data: object) -> str:
+def display_text(data: object) -> str:
     """Return what of a display can be read; of the rest, what it is."""
     if not isinstance(data, dict):
         return "<nothing>"
@@ -90,7 +90,7 @@ def as_text(data: object) -> str:
     return str(text) if text else f"<{', '.join(data) or 'nothing'}>"
 
 
-def traceback_of(content: dict[str, Any]) -> str:
+def traceback_text(content: dict[str, Any]) -> str:
     """Return what an error shows: its traceback, else what it is called."""
     lines = content.get("traceback")
     if isinstance(lines, list) and lines:
@@ -98,13 +98,13 @@ def traceback_of(content: dict[str, Any]) -> str:
     return f"{content.get('ename', 'error')}: {content.get('evalue', '')}"
 
 
-def count_in(content: dict[str, Any]) -> str:
+def prompt_number(content: dict[str, Any]) -> str:
     """Return the number of a cell, as a prompt shows it."""
     count = content.get("execution_count")
     return str(count) if isinstance(count, int) else " "
 
 
-def gap(words: dict[str, Any]) -> str:
+def describe_gap(words: dict[str, Any]) -> str:
     """Say in a line what a mark means: something that was said is not kept any more."""
     size = words.get("bytes")
     if not isinstance(size, int) or not size:

@@ -13,7 +13,7 @@ from remoter_kernel.errors import RemoterError
 from remoter_kernel.front.bootstrap.host_probe import probe_host
 from remoter_kernel.front.configuration.remotes import find_remote, remember_kernel_info
 from remoter_kernel.front.keeper.keeper_login import KeeperLogin, log_in_by_keeper
-from remoter_kernel.front.reading.status import can_be_heard
+from remoter_kernel.front.reading.status import plain_sockets_warning
 from remoter_kernel.front.running.runner import Runner
 from remoter_kernel.front.session.dialer import SessionDialer
 from remoter_kernel.front.ssh.ssh_config import resolve_destination
@@ -88,11 +88,11 @@ class _Checker:
 
     def _log_in(self, remote: Remote) -> Iterator[Step]:
         try:
-            self._login = login = log_in_by_keeper(remote, self._prompter, self._arrive)
+            self._login = login = log_in_by_keeper(remote, self._prompter, self._on_step)
         except RemoterError:
             yield from map(Step, LOGIN_STEPS[: LOGIN_STEPS.index(self.current_step)])
             raise
-        found = (f"{login.host}, {login.cipher}", login.host_key, _entered(login))
+        found = (f"{login.host}, {login.cipher}", login.host_key, _describe_login(login))
         for step, what in zip(LOGIN_STEPS, found, strict=True):
             yield Step(step, what, login.seconds.get(step))
 
@@ -113,7 +113,7 @@ class _Checker:
         runs = f"; it runs in {other}, as its kernelspec there says" if other else ""
         what = f"kernel {kernel.name} for {kernel.language}{runs}"
         yield Step("packages", f"pyzmq, jupyter_client; {what}")
-        yield Step("lifetime", lifetime(around, self._login.user))
+        yield Step("lifetime", describe_lifetime(around, self._login.user))
 
     def _start(self, remote: Remote) -> Iterator[Step]:
         self.current_step = "start"
@@ -133,7 +133,7 @@ class _Checker:
         info = runner.kernel_info
         kernel = f"{info.get('implementation')} {info.get('implementation_version')}"
         there = f"Python {address.python}, pyzmq {address.pyzmq}, {kernel}"
-        note = "" if runner.is_encrypted else f"; {can_be_heard(address.host)}"
+        note = "" if runner.is_encrypted else f"; {plain_sockets_warning(address.host)}"
         yield Step("versions", f"remoter {__version__} here; {there} there{note}")
         yield Step("times", "all of the above", time.perf_counter() - self._began)
 
@@ -143,7 +143,7 @@ class _Checker:
         if self._login is not None:
             self._login.close()
 
-    def _arrive(self, step: str) -> None:
+    def _on_step(self, step: str) -> None:
         self.current_step = step
 
 
@@ -153,7 +153,7 @@ def _empty_cell(runner: Runner) -> float:
     return time.perf_counter() - began
 
 
-def _entered(login: KeeperLogin) -> str:
+def _describe_login(login: KeeperLogin) -> str:
     reason = f" ({login.why_transport})" if login.why_transport else ""
     since = (
         "" if login.is_new else f"; kept since {time.strftime('%X', time.localtime(login.since))}"
@@ -161,7 +161,7 @@ def _entered(login: KeeperLogin) -> str:
     return f"as {login.user}, by {login.transport}{reason}{since}"
 
 
-def lifetime(around: HostProbe, user: str) -> str:
+def describe_lifetime(around: HostProbe, user: str) -> str:
     """Say whether sessions outlive the login there, and what to do if they do not."""
     if not around.ends_with_login:
         return "sessions outlive the login"

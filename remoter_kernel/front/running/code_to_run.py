@@ -69,7 +69,7 @@ class Program:
         """What it is called there: the file's name, `-c` or `-`."""
         return self.argv[0]
 
-    def preparation(self, language: str) -> str:
+    def preamble(self, language: str) -> str:
         """Return what must run before, in the kernel's language: arguments, and how to end."""
         if self.language and language and self.language.lower() != language.lower():
             raise Usage(
@@ -117,11 +117,11 @@ def read_program(path: Path, arguments: Sequence[str] = ()) -> Program:
         what = f"{path} cannot be read: {error.strerror or error}."
         raise HereLacks(what, "Name a file of this machine.") from error
     return Program(
-        words, (CodeCell(as_code(code, str(path))),), LANGUAGES.get(path.suffix.lower(), "")
+        words, (CodeCell(decode_script(code, str(path))),), LANGUAGES.get(path.suffix.lower(), "")
     )
 
 
-def as_code(code: bytes, name: str) -> str:
+def decode_script(code: bytes, name: str) -> str:
     """Read the bytes of a script, as Python would."""
     try:
         text = code.decode("utf-8-sig")

@@ -19,7 +19,7 @@ _R_ERROR = "ERROR"
 _QUIT = re.compile(r"\S+\s?.\s*quit\(status = (-?\d+)\)")
 
 
-def quit_with(content: dict[str, Any]) -> str | None:
+def quit_status(content: dict[str, Any]) -> str | None:
     """Return with which word code ended itself (`sys.exit(…)`); None: it did not."""
     evalue = str(content.get("evalue", "")).strip()
     if content.get("ename") == "SystemExit":
@@ -30,12 +30,12 @@ def quit_with(content: dict[str, Any]) -> str | None:
 
 def exit_code(reply: dict[str, Any]) -> int:
     """Return 0 for code that went well, or that ended itself so."""
-    if reply.get("status") == "ok" or quit_with(reply) == "0":
+    if reply.get("status") == "ok" or quit_status(reply) == "0":
         return 0
     return FAILED
 
 
-def verdict_on(replies: Iterable[dict[str, Any]]) -> int:
+def exit_code_of_all(replies: Iterable[dict[str, Any]]) -> int:
     """Return the exit code of pieces that were asked for together: that of the first to fail.
 
     What was called off before anything had failed was not run, and so has not gone well.
@@ -64,9 +64,9 @@ class ExitCodeTracker:
     @property
     def exit_code(self) -> int:
         """Return that of the code, as far as it has got."""
-        return FAILED if self.is_open else verdict_on(self._replies)
+        return FAILED if self.is_open else exit_code_of_all(self._replies)
 
-    def take(self, said: JournalEntry) -> None:
+    def add_record(self, said: JournalEntry) -> None:
         """Take in one record; one that makes no sense says nothing."""
         if said.channel is not Channel.SHELL or said.is_marker:
             return

@@ -11,7 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from remoter_kernel.errors import ProtocolError, RemoteLacks, RemoterError, Unreachable
-from remoter_kernel.front.reading.session_log import duration
+from remoter_kernel.front.reading.session_log import format_duration
 from remoter_kernel.front.reading.transcript import NO_SENSE
 from remoter_kernel.front.running.code_to_run import CodeCell
 from remoter_kernel.front.session import undelivered_commands
@@ -101,8 +101,8 @@ class Runner:
         self._timeout_error: RemoterError | None = None
         self._ctrl_c_count = 0
         self._is_closed = False
-        self.link.on_item = self._hear
-        self.link.on_state = self._note_change
+        self.link.on_item = self._on_message
+        self.link.on_state = self._on_link_state
 
     @property
     def language(self) -> str:
@@ -153,17 +153,17 @@ class Runner:
 
         `ask(prompt, is_secret)` answers `input()`. Ctrl-C interrupts the far side.
         """
-        cell = self.request(CodeCell(code), show, ask)
+        cell = self.submit(CodeCell(code), show, ask)
         self.wait()
         del self._cells[cell.id]
         return cell.reply or {}
 
-    def prepare(self, code: str) -> None:
+    def run_silently(self, code: str) -> None:
         """Run code of which nobody sees anything, unless it fails."""
         if code:
-            self.request(CodeCell(code), lambda _kind, _content: None, is_silent=True)
+            self.submit(CodeCell(code), lambda _kind, _content: None, is_silent=True)
 
-    def request(
+    def submit(
         self, piece: CodeCell, show: Show, ask: Ask | None = None, *, is_silent: bool = False
     ) -> SubmittedCell:
         """Ask for a piece to be run, after those before it."""
@@ -188,8 +188,8 @@ class Runner:
         Ctrl-C interrupts what runs there. Who presses it again leaves it running.
         """
         self._ctrl_c_count = 0
-        timer = self.reactor.call_later(most, lambda: self._time_out(most)) if most else None
-        with self._hearing_ctrl_c():
+        timer = self.reactor.call_later(most, lambda: self._on_timeout(most)) if most else None
+        with self._handling_ctrl_c():
             self.reactor.run_until(lambda: bool(self._is_done or self._error))
         if timer:
             timer.cancel()
@@ -199,7 +199,7 @@ class Runner:
 
     def interrupt(self) -> None:
         """Interrupt what is running there."""
-        self._order("interrupt")
+        self._send_command("interrupt")
 
     def stop(self) -> None:
         """End the session, wait until that is heard, and close."""
@@ -210,9 +210,9 @@ class Runner:
             self.dialer.abort()
         if not self.link.ever_connected:  # it may be about to begin
             self.reactor.run_until(lambda: self.link.state is not LinkState.DIALLING, limit)
-        if self.link.ever_connected and not self._is_alone:
-            self._order("stop")
-            self._be_heard()
+        if self.link.ever_connected and not self._is_unreachable:
+            self._send_command("stop")
+            self._wait_until_acknowledged()
             if self.link.unacknowledged:
                 remote, name = self.dialer.remote.name, self.dialer.session_request.kernel_id
                 undelivered_commands.save_command(remote, name, self.session, "stop")
@@ -220,15 +220,15 @@ class Runner:
             self.dialer.stop_orphan()
         self.close()
 
-    def leave(self) -> None:
+    def detach(self) -> None:
         """Let the session go on, end once all is done, and close.
 
         A `RemoterError` says that what was asked may not have got there.
         """
-        self._be_heard()
+        self._wait_until_acknowledged()
         is_there = not self.link.unacknowledged
-        self._order("finish")
-        self._be_heard()
+        self._send_command("finish")
+        self._wait_until_acknowledged()
         self.close()
         if not is_there:
             what = "The link was lost before all was handed over."
@@ -241,17 +241,17 @@ class Runner:
         self.dialer.close()
         self.reactor.close()
 
-    def _order(self, order: str) -> None:
+    def _send_command(self, order: str) -> None:
         self.link.send(Channel.COMMAND, [to_json({"order": order})])
 
-    def _be_heard(self) -> None:
+    def _wait_until_acknowledged(self) -> None:
         """Wait until what was said has arrived, or nobody can hear it any more."""
         self.on_loss = lambda _seconds: None  # whoever leaves need not know
         limit = time.monotonic() + ACKNOWLEDGED_WITHIN
-        self.reactor.run_until(lambda: not self.link.unacknowledged or self._is_alone, limit)
+        self.reactor.run_until(lambda: not self.link.unacknowledged or self._is_unreachable, limit)
 
     @property
-    def _is_alone(self) -> bool:
+    def _is_unreachable(self) -> bool:
         """Is there no session any more, or no way to it?"""
         return self.link.state is LinkState.FAILED
 
@@ -262,9 +262,9 @@ class Runner:
         return all(cell.is_over for cell in self._cells.values())
 
     @contextlib.contextmanager
-    def _hearing_ctrl_c(self) -> Iterator[None]:
+    def _handling_ctrl_c(self) -> Iterator[None]:
         before = signal.signal(
-            signal.SIGINT, lambda *_: self.reactor.call_soon_threadsafe(self._press)
+            signal.SIGINT, lambda *_: self.reactor.call_soon_threadsafe(self._on_ctrl_c)
         )
         self.reactor.wake_on_signals()
         try:
@@ -273,15 +273,15 @@ class Runner:
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGINT, before)
 
-    def _press(self) -> None:
+    def _on_ctrl_c(self) -> None:
         self._ctrl_c_count += 1
         if self._ctrl_c_count == 1:
             self.interrupt()
             self.on_ctrl_c()
         else:
-            self._error = LeftRunning(*self.way_back("goes on there"), remote=self._remote)
+            self._error = LeftRunning(*self.reattach_hint("goes on there"), remote=self._remote)
 
-    def way_back(self, what: str) -> tuple[str, str]:
+    def reattach_hint(self, what: str) -> tuple[str, str]:
         """Return what becomes of the session, and how a person comes back to it."""
         name = self.session
         advice = (
@@ -290,9 +290,9 @@ class Runner:
         )
         return f"Session {name} {what}.", advice
 
-    def _time_out(self, most: float) -> None:
+    def _on_timeout(self, most: float) -> None:
         """Interrupt what takes too long; it has a moment to say where it was."""
-        what = f"The code was not done within {duration(most)} (--timeout), and was ended."
+        what = f"The code was not done within {format_duration(most)} (--timeout), and was ended."
         self._timeout_error = TookTooLong(what, remote=self._remote)
         self.interrupt()
         self.reactor.call_later(END_WITHIN, lambda: self._fail(self._timeout_error))
@@ -306,10 +306,10 @@ class Runner:
 
     # From the link ------------------------------------------------------------------------
 
-    def _hear(self, channel: Channel, parts: list[memoryview]) -> None:
+    def _on_message(self, channel: Channel, parts: list[memoryview]) -> None:
         if channel is Channel.EVENT:
             with contextlib.suppress(ProtocolError):
-                self._hear_note(from_json(parts[TOPIC]))
+                self._on_event(from_json(parts[TOPIC]))
             return
         parent, header, content = (_read_part(parts, part) for part in (PARENT, HEADER, CONTENT))
         cell = self._cells.get(str((parent or {}).get("msg_id", "")))
@@ -335,7 +335,7 @@ class Runner:
         try:
             answer = cell.ask(str(content.get("prompt", "")), bool(content.get("password")))
         except KeyboardInterrupt:
-            self._press()
+            self._on_ctrl_c()
             return
         except EOFError:
             answer = END_OF_INPUT
@@ -343,7 +343,7 @@ class Runner:
             signal.signal(signal.SIGINT, before)
         self.link.send(Channel.STDIN, self._voice.compose("input_reply", {"value": answer}))
 
-    def _hear_note(self, words: dict[str, Any]) -> None:
+    def _on_event(self, words: dict[str, Any]) -> None:
         if words.get("event") == "ready":
             info = words.get("kernel_info")
             self.kernel_info = info if isinstance(info, dict) else {}
@@ -351,11 +351,11 @@ class Runner:
         elif words.get("event") == "failed":
             self._fail(RemoteLacks(str(words.get("why")), remote=self._remote))
 
-    def _note_change(self, state: LinkState) -> None:
+    def _on_link_state(self, state: LinkState) -> None:
         if state is LinkState.UP:
-            self._note_return()
+            self._on_link_up()
             welcome = self.link.welcome
-            self._hear_note({"event": welcome.get("state"), **welcome})
+            self._on_event({"event": welcome.get("state"), **welcome})
         elif state is LinkState.FAILED:
             self._fail(self.link.error or Unreachable("The link failed."))
         elif (
@@ -363,7 +363,7 @@ class Runner:
         ):
             self._loss_timer = self.reactor.call_later(LOST_AFTER, lambda: self.on_loss(None))
 
-    def _note_return(self) -> None:
+    def _on_link_up(self) -> None:
         loss, self._loss_timer = self._loss_timer, None
         if loss:
             loss.cancel()

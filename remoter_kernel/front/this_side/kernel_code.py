@@ -19,15 +19,15 @@ CODEC_MODULES = (
 )  # each needs those before it
 
 
-def in_python(wish: dict[str, Any]) -> str:
+def python_code(wish: dict[str, Any]) -> str:
     """Return one expression that carries out a wish, and leaves no name in the kernel."""
     scope = '{"__name__": "remoter_carried"}'
     # The person may have given `exec` or `globals` to something else.
     begin = f"(lambda scope: (__import__('builtins').exec({_codec_source()!r}, scope), scope)[1])"
-    return f"{begin}({scope})['carry_out']({wish!r}, __import__('builtins').globals())"
+    return f"{begin}({scope})['run_job']({wish!r}, __import__('builtins').globals())"
 
 
-def in_r(wish: dict[str, Any]) -> str:
+def r_code(wish: dict[str, Any]) -> str:
     """Return the same in R."""
     words = json.dumps(json.dumps(wish))
     text = (resources.files(PACKAGE) / "objects.R").read_text(encoding="utf-8")
@@ -44,11 +44,11 @@ def _codec_source() -> str:
     lines = ["from __future__ import annotations"]
     for part in CODEC_MODULES:
         text = (resources.files(PACKAGE) / f"{part}.py").read_text(encoding="utf-8")
-        lines += _own(text)
+        lines += _without_own_imports(text)
     return "\n".join(lines)
 
 
-def _own(text: str) -> list[str]:
+def _without_own_imports(text: str) -> list[str]:
     lines = text.splitlines()
     for statement in ast.parse(text).body:
         named = str(statement.module) if isinstance(statement, ast.ImportFrom) else ""

@@ -23,7 +23,7 @@ from remoter_kernel.front.jupyter.canned_replies import error_content
 from remoter_kernel.front.prompts import OWN_TAG, strip_controls
 from remoter_kernel.front.reading.status import format_size
 from remoter_kernel.front.session.link import LinkState
-from remoter_kernel.front.this_side.kernel_code import in_python, in_r
+from remoter_kernel.front.this_side.kernel_code import python_code, r_code
 from remoter_kernel.front.this_side.permission import AccessKind, AccessRequest, format_names
 from remoter_kernel.front.this_side.remote_temp_dir import RemoteTempDir
 from remoter_kernel.wire.messages import content_of
@@ -105,9 +105,9 @@ class ObjectTransferCell:
 
     def start(self) -> None:
         """Say that it is at work, and work in a thread."""
-        self._show("status", {"execution_state": "busy"})
+        self._publish("status", {"execution_state": "busy"})
         typed = {"code": self._code, "execution_count": self._context.count()}
-        self._show("execute_input", typed)
+        self._publish("execute_input", typed)
         Thread(self._run, name="carrying").start()
 
     def interrupt(self) -> None:
@@ -117,21 +117,21 @@ class ObjectTransferCell:
 
     # --- in the proxy's thread ---
 
-    def _show(self, kind: str, content: dict[str, Any]) -> None:
+    def _publish(self, kind: str, content: dict[str, Any]) -> None:
         self._context.replies.publish(kind, content, self.request.header)
 
-    def _end(self, texts: list[tuple[str, str]], error: RemoterError | None = None) -> None:
+    def _finish(self, texts: list[tuple[str, str]], error: RemoterError | None = None) -> None:
         for name, text in texts:
-            self._show("stream", {"name": name, "text": text})
+            self._publish("stream", {"name": name, "text": text})
         reply: dict[str, Any] = {"execution_count": self._context.count(), "payload": []}
         if error:
             trouble = error_content(type(error).__name__, str(error))
-            self._show("error", trouble)
+            self._publish("error", trouble)
             reply |= {"status": "error", **trouble}
         else:
             reply |= {"status": "ok", "user_expressions": {}}
         self._context.replies.reply(self.request, reply, is_quiet=True)
-        self._show("status", {"execution_state": "idle"})
+        self._publish("status", {"execution_state": "idle"})
         self._on_over(error is None)
 
     # --- in a thread ---
@@ -139,23 +139,23 @@ class ObjectTransferCell:
     def _run(self) -> None:
         call = self._context.reactor.call_soon_threadsafe
         try:
-            texts = self._carry()
+            texts = self._transfer()
         except RemoterError as error:
-            call(partial(self._end, [], error))
+            call(partial(self._finish, [], error))
         except OSError as error:
             why = f"This side has no place for what is on its way: {error.strerror or error}."
             advice = f"Look at {tempfile.gettempdir()}, then try again."
-            call(partial(self._end, [], NotCarried(why, advice)))
+            call(partial(self._finish, [], NotCarried(why, advice)))
         except Exception as error:  # noqa: BLE001 - a bug must reach the cell, too
             trouble = RemoterError(f"That failed unexpectedly: {type(error).__name__}: {error}")
-            call(partial(self._end, [], trouble))
+            call(partial(self._finish, [], trouble))
         else:
-            call(partial(self._end, texts))
+            call(partial(self._finish, texts))
 
-    def _carry(self) -> list[tuple[str, str]]:
+    def _transfer(self) -> list[tuple[str, str]]:
         wish, front = self._spec, self._context
         is_push, is_r = wish.verb == "push", front.language() == "R"
-        _check(wish, is_push=is_push, is_r=is_r, language=front.language())
+        _check_spec(wish, is_push=is_push, is_r=is_r, language=front.language())
         remote = front.dialer.remote.name
         what = format_names(wish.names, "objects")
         sentence = (  # what packs and unpacks runs in the kernel of this side
@@ -167,52 +167,56 @@ class ObjectTransferCell:
         front.permission.require(wanted, self.request)
         address = front.dialer.session_info
         if address is None or front.link.state is LinkState.FAILED:
-            self._complain()
+            self._fail_link_down()
         if front.link.state is not LinkState.UP:
-            self._await_link()
+            self._wait_for_link()
         with (
             tempfile.TemporaryDirectory(prefix="remoter-", ignore_cleanup_errors=True) as here,
             RemoteTempDir(
-                self._login, address.session, self._look, self._await_link, front.leftover_folders
+                self._current_login,
+                address.session,
+                self._check_cancelled,
+                self._wait_for_link,
+                front.leftover_folders,
             ) as there,
         ):
             path = Path(here, "object")
             if is_push:
-                packed = self._ask_here("pack", path, is_r=is_r)
+                packed = self._run_locally("pack", path, is_r=is_r)
                 self._check_size(_packed_size(packed))
-                there.fill(path)
-                unpacked = self._ask_there("unpack", there, is_r=is_r)
+                there.upload(path)
+                unpacked = self._run_remotely("unpack", there, is_r=is_r)
             else:
-                packed = self._ask_there("pack", there, is_r=is_r)
+                packed = self._run_remotely("pack", there, is_r=is_r)
                 self._check_size(_packed_size(packed))
-                there.empty(path, _packed_size(packed))
-                unpacked = self._ask_here("unpack", path, is_r=is_r)
-        return self._told(packed, unpacked, "there" if is_push else "here")
+                there.download(path, _packed_size(packed))
+                unpacked = self._run_locally("unpack", path, is_r=is_r)
+        return self._summary(packed, unpacked, "there" if is_push else "here")
 
-    def _login(self) -> Login:
+    def _current_login(self) -> Login:
         """Return the login of the moment."""
         login = self._context.dialer.login
         if login is None:
-            self._complain()
+            self._fail_link_down()
         return login
 
-    def _await_link(self) -> None:
+    def _wait_for_link(self) -> None:
         """Wait until the link is there; it comes back by itself, or not at all."""
         limit = time.monotonic() + LINK_BACK_WITHIN
         pause = threading.Event()
         pause.wait(POLL_EVERY)  # a cut is noticed here first, perhaps
         while self._context.link.state is not LinkState.UP:
-            self._look()
+            self._check_cancelled()
             if self._context.link.state is LinkState.FAILED or time.monotonic() > limit:
-                self._complain()
+                self._fail_link_down()
             pause.wait(POLL_EVERY)
 
-    def _complain(self) -> NoReturn:
+    def _fail_link_down(self) -> NoReturn:
         advice = "%remoter status shows how it is; run a cell to try again."
         remote = self._context.dialer.remote.name
         raise Unreachable("The link is down; nothing was carried.", advice, remote=remote)
 
-    def _told(
+    def _summary(
         self, packed: dict[str, Any], unpacked: dict[str, Any], where: str
     ) -> list[tuple[str, str]]:
         texts = []
@@ -224,7 +228,7 @@ class ObjectTransferCell:
         ]
         return [*texts, ("stdout", "".join(lines))]
 
-    def _look(self) -> None:
+    def _check_cancelled(self) -> None:
         if self._is_cancelled:
             raise NotCarried("It was interrupted; nothing was carried.")
 
@@ -242,19 +246,19 @@ class ObjectTransferCell:
             limit = f"more than {format_size(ASK_ABOVE)} are asked about"
             raise NotCarried(f"{format_size(size)} were not carried: {limit}.", f"{verb} … --yes")
 
-    def _ask_here(self, do: str, path: Path, *, is_r: bool) -> dict[str, Any]:
+    def _run_locally(self, do: str, path: Path, *, is_r: bool) -> dict[str, Any]:
         answer = path.with_name("answer")
-        words = self._words(do, str(path), str(answer), is_r=is_r)
-        self._errand(partial(self._context.internal_exec.run_locally, in_python(words)))
-        return _heard(answer.read_bytes(), "here")
+        words = self._job(do, str(path), str(answer), is_r=is_r)
+        self._run_code(partial(self._context.internal_exec.run_locally, python_code(words)))
+        return _parse_answer(answer.read_bytes(), "here")
 
-    def _ask_there(self, do: str, there: RemoteTempDir, *, is_r: bool) -> dict[str, Any]:
-        words = self._words(do, f"{there.path}/object", f"{there.path}/answer", is_r=is_r)
-        code = in_r(words) if is_r else in_python(words)
-        self._errand(partial(self._context.internal_exec.run_remotely, code))
-        return _heard(there.answer(), f"on {self._context.dialer.remote.name}")
+    def _run_remotely(self, do: str, there: RemoteTempDir, *, is_r: bool) -> dict[str, Any]:
+        words = self._job(do, f"{there.path}/object", f"{there.path}/answer", is_r=is_r)
+        code = r_code(words) if is_r else python_code(words)
+        self._run_code(partial(self._context.internal_exec.run_remotely, code))
+        return _parse_answer(there.read_answer_file(), f"on {self._context.dialer.remote.name}")
 
-    def _words(self, do: str, path: str, answer: str, *, is_r: bool) -> dict[str, Any]:
+    def _job(self, do: str, path: str, answer: str, *, is_r: bool) -> dict[str, Any]:
         names = self._spec.names if do == "pack" else self._spec.targets
         return {
             "do": do,
@@ -265,16 +269,16 @@ class ObjectTransferCell:
             "for_r": is_r,
         }
 
-    def _errand(self, begin: Callable[[OnDone], None]) -> None:
+    def _run_code(self, begin: Callable[[OnDone], None]) -> None:
         """Have something done in a kernel, and wait for its end."""
-        self._look()
+        self._check_cancelled()
         over: queue.SimpleQueue[RemoterError | None] = queue.SimpleQueue()
         self._context.reactor.call_soon_threadsafe(partial(begin, over.put))
         if error := over.get():
             raise error
 
 
-def _heard(said: bytes, where: str) -> dict[str, Any]:
+def _parse_answer(said: bytes, where: str) -> dict[str, Any]:
     """Return what a kernel did; what it refused is an error, and so is what makes no sense."""
     try:
         words = json.loads(said) if len(said) <= LONGEST_ANSWER else None
@@ -299,7 +303,7 @@ def _packed_size(packed: dict[str, Any]) -> int:
     return int(size)
 
 
-def _check(spec: ObjectTransferSpec, *, is_push: bool, is_r: bool, language: str) -> None:
+def _check_spec(spec: ObjectTransferSpec, *, is_push: bool, is_r: bool, language: str) -> None:
     """Refuse names that cannot be, and kernels that are not known."""
     if language not in {"python", "R"}:
         raise Usage(f"Objects are carried to and from Python and R, and not {language}.")
@@ -307,15 +311,15 @@ def _check(spec: ObjectTransferSpec, *, is_push: bool, is_r: bool, language: str
         raise Usage("R reads no pickles; nothing was carried.")
     here, there = (spec.names, spec.targets) if is_push else (spec.targets, spec.names)
     for name in here:
-        _check_python(name)
+        _check_python_name(name)
     for name in there:
         if not is_r:
-            _check_python(name)
+            _check_python_name(name)
         elif not R_NAME.fullmatch(name) or name in R_RESERVED:
             raise Usage(f"{name!r} is no name of R's; nothing was carried.", _NAME_ADVICE)
 
 
-def _check_python(name: str) -> None:
+def _check_python_name(name: str) -> None:
     if not name.isidentifier() or keyword.iskeyword(name):
         raise Usage(f"{name!r} is no name of Python's; nothing was carried.", _NAME_ADVICE)
 

@@ -44,7 +44,7 @@ _ANSWER = "sh -c 'printf remoter-room:; head -c 1048577 {folder}/answer'"
 _CLOSE = "sh -c 'rm -rf {folder}'"
 
 
-def _for_us_alone(path: str, flags: int) -> int:
+def _open_private(path: str, flags: int) -> int:
     return os.open(path, flags, 0o600)
 
 
@@ -107,26 +107,26 @@ class RemoteTempDir:
             except RemoterError:
                 self._leftovers.append(folder)  # at the latest it goes with the session's folder
 
-    def fill(self, path: Path) -> None:
+    def upload(self, path: Path) -> None:
         """Put a file of this side there."""
         begin = 0
         with path.open("rb") as file:
             while piece := file.read(self._piece_size):
                 words = {"block": BLOCK, "begin": begin // BLOCK, "folder": self._folder}
                 what = "The object could not be written there"
-                with self._paced():
+                with self._adapting_piece_size():
                     self._run(_WRITE.format(**words), piece, what=what)
                 begin += len(piece)
 
-    def empty(self, path: Path, size: int) -> None:
+    def download(self, path: Path, size: int) -> None:
         """Bring so many bytes here."""
-        with open(path, "xb", opener=_for_us_alone) as file:
+        with open(path, "xb", opener=_open_private) as file:
             begin = 0
             while begin < size:
                 wanted = min(self._piece_size, size - begin)
                 words = {"begin": begin + 1, "size": wanted, "folder": self._folder}
                 what = "The object could not be read there"
-                with self._paced():
+                with self._adapting_piece_size():
                     piece = self._run(_READ.format(**words), what=what)
                 if len(piece) != wanted:
                     raise RemoteLacks("The object did not arrive as it was sent.", "Try again.")
@@ -134,7 +134,7 @@ class RemoteTempDir:
                 begin += wanted
 
     @contextlib.contextmanager
-    def _paced(self) -> Iterator[None]:
+    def _adapting_piece_size(self) -> Iterator[None]:
         """Let the next piece be as large as the link is fast."""
         begin = time.monotonic()
         yield
@@ -144,14 +144,14 @@ class RemoteTempDir:
         elif took > PIECE_TAKES:
             self._piece_size = max(self._piece_size // 2, BLOCK)
 
-    def answer(self) -> bytes:
+    def read_answer_file(self) -> bytes:
         """Return what came of the last errand."""
         return self._run(
             _ANSWER.format(folder=self._folder), what="The kernel there did not answer"
         )
 
     def _run(self, command: str, stdin: bytes = b"", *, what: str) -> bytes:
-        ran = self._try(command, stdin)
+        ran = self._run_with_retries(command, stdin)
         if ran.status:
             said = (ran.stderr or ran.stdout).decode("utf-8", "replace")
             lines = said.strip().splitlines() or ["no reason"]
@@ -161,16 +161,16 @@ class RemoteTempDir:
             raise RemoteLacks(f"{what}: {why}.", "Look at the home there, then try again.")
         return ran.stdout.partition(OUTPUT_MARK)[2]
 
-    def _try(self, command: str, stdin: bytes) -> CompletedCommand:
+    def _run_with_retries(self, command: str, stdin: bytes) -> CompletedCommand:
         """Run a command that may be run twice; a cut is waited out."""
         for _ in range(MOST_TRIES):
             try:
-                return self._ran(command, stdin)
+                return self._run_cancellable(command, stdin)
             except Unreachable:
                 self._wait_for_link()
-        return self._ran(command, stdin)
+        return self._run_cancellable(command, stdin)
 
-    def _ran(self, command: str, stdin: bytes) -> CompletedCommand:
+    def _run_cancellable(self, command: str, stdin: bytes) -> CompletedCommand:
         """Run a command; whoever is called off does not wait for a link that is slow or dead."""
         self._check_cancelled()
         future: Future[CompletedCommand] = Future()

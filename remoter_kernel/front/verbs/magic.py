@@ -22,9 +22,13 @@ from remoter_kernel.front.files.cell_transfer import (
     parse_transfer_request,
 )
 from remoter_kernel.front.reading.executions import ExecutionHistory
-from remoter_kernel.front.reading.remote_query import MOST_IN_MEMORY, JournalReader, named_there
+from remoter_kernel.front.reading.remote_query import (
+    MOST_IN_MEMORY,
+    JournalReader,
+    resolve_session_id,
+)
 from remoter_kernel.front.reading.session_log import SessionLog
-from remoter_kernel.front.reading.status import Status, format_size, format_status, open_requests
+from remoter_kernel.front.reading.status import Status, format_requests, format_size, format_status
 from remoter_kernel.front.session import undelivered_commands
 from remoter_kernel.front.session.link import LinkState
 from remoter_kernel.front.verbs.cell_timer import CellTimer
@@ -298,22 +302,22 @@ class Magics:
                 remote=dialer.remote.name,
             )
         ask = partial(query_remote, login, dialer.remote)
-        name = named_there(session, ask, dialer.remote.name) if session else address.session
+        name = resolve_session_id(session, ask, dialer.remote.name) if session else address.session
         return JournalReader(ask, name, only, cells=self._held_back, most=MOST_IN_MEMORY)
 
     def _log(self, session: str = "") -> Iterator[IopubMessage]:
         reading = self._read_journal("events", session)
         chronicle = SessionLog()
-        lines = [line for line in map(chronicle.tell, reading) if line]
+        lines = [line for line in map(chronicle.line_of, reading) if line]
         about = reading.answer["session"]
-        text = "".join(f"{line}\n" for line in [chronicle.begin(about), *lines])
+        text = "".join(f"{line}\n" for line in [chronicle.first_line(about), *lines])
         yield "stream", {"name": "stdout", "text": text[-MOST_TEXT:]}
 
     def _outputs(self, session: str = "") -> Iterator[IopubMessage]:
         reading = self._read_journal("" if session else "missed", session)
         story = ExecutionHistory()
         for said in reading:
-            story.take(said)
+            story.add_record(said)
         left = MOST_TEXT
         for run in story.executions.values():
             first, *rest = run.source.strip().split("\n")
@@ -333,14 +337,14 @@ class Magics:
     def _open_requests(self, rows: list[dict[str, Any]]) -> Iterator[IopubMessage]:
         """Tell which requests are open here (`rows`) and, where it can be asked, there."""
         dialer = self._context.dialer
-        text = open_requests(rows, "Here")
+        text = format_requests(rows, "Here")
         login, address = dialer.login, dialer.session_info
         if login is None or address is None or self._context.link.state is not LinkState.UP:
             text += "There: not known, as the link is down\n"
         else:
             words = {"verb": "requests", "session": address.session}
             answer, _ = query_remote(login, dialer.remote, words)
-            text += open_requests(answer.get("requests"), f"In session {address.session}")
+            text += format_requests(answer.get("requests"), f"In session {address.session}")
         yield "stream", {"name": "stdout", "text": text}
 
     def _session_id(self) -> str:

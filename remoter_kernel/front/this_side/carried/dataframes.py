@@ -15,13 +15,13 @@ from remoter_kernel.front.this_side.carried.values import (
     CodecError,
     ObjectReader,
     ObjectWriter,
-    a_kind,
     decode_zone,
     encode_zone,
-    put_array,
-    put_texts,
-    take_array,
-    take_texts,
+    kind_name,
+    read_array,
+    read_texts,
+    write_array,
+    write_texts,
 )
 
 MASKED = frozenset(
@@ -43,73 +43,75 @@ def encode_frame(writer: ObjectWriter, value: Any, where: str) -> Any:
         zone = encode_zone(getattr(value, "tz", None), where)
         return {
             "t": "moment",
-            "at": put_array(writer, value.asm8, where),
+            "at": write_array(writer, value.asm8, where),
             "kind": type(value).__name__,
             "zone": zone,
         }
     if type(value) is pandas.DataFrame:
         columns = [
-            _column(writer, value.iloc[:, i], f"column {label!r} of {where}")
+            _encode_column(writer, value.iloc[:, i], f"column {label!r} of {where}")
             for i, label in enumerate(value.columns)
         ]
         return {
             "t": "frame",
-            "columns": _index(writer, value.columns, f"{where}.columns"),
-            "index": _index(writer, value.index, f"{where}.index"),
+            "columns": _encode_index(writer, value.columns, f"{where}.columns"),
+            "index": _encode_index(writer, value.index, f"{where}.index"),
             "data": columns,
-            **_beside(writer, value, where),
+            **_encode_attributes(writer, value, where),
         }
     if type(value) is pandas.Series:
         return {
             "t": "series",
-            "index": _index(writer, value.index, f"{where}.index"),
+            "index": _encode_index(writer, value.index, f"{where}.index"),
             "name": writer.encode(value.name, f"{where}.name"),
-            "data": _column(writer, value, where),
-            **_beside(writer, value, where),
+            "data": _encode_column(writer, value, where),
+            **_encode_attributes(writer, value, where),
         }
     if isinstance(value, pandas.Index):
-        return {"t": "index", "v": _index(writer, value, where)}
+        return {"t": "index", "v": _encode_index(writer, value, where)}
     if isinstance(value, pandas.api.extensions.ExtensionArray):
-        return {"t": "column", "v": _column(writer, pandas.Series(value), where)}
+        return {"t": "column", "v": _encode_column(writer, pandas.Series(value), where)}
     return None
 
 
-def _beside(writer: ObjectWriter, value: Any, where: str) -> dict[str, Any]:
+def _encode_attributes(writer: ObjectWriter, value: Any, where: str) -> dict[str, Any]:
     """Write down what a frame or a series has beside its values."""
     attributes = writer.encode(dict(value.attrs), f"{where}.attrs")
     return {"attrs": attributes, "is_unique": not value.flags.allows_duplicate_labels}
 
 
-def _index(writer: ObjectWriter, index: Any, where: str) -> Any:
+def _encode_index(writer: ObjectWriter, index: Any, where: str) -> Any:
     import pandas as pd
 
     if isinstance(index, pd.MultiIndex):
-        levels = [_index(writer, level, f"a level of {where}") for level in index.levels]
-        codes = [put_array(writer, code, where) for code in index.codes]
+        levels = [_encode_index(writer, level, f"a level of {where}") for level in index.levels]
+        codes = [write_array(writer, code, where) for code in index.codes]
         names = [writer.encode(name, f"a name of {where}") for name in index.names]
         return {"k": "multi", "levels": levels, "codes": codes, "names": names}
     name = writer.encode(index.name, f"the name of {where}")
     if type(index) is pd.RangeIndex:
         return {"k": "range", "v": [index.start, index.stop, index.step], "name": name}
     if type(index).__module__.split(".")[0] != "pandas":
-        raise CodecError(f"{where} is {a_kind(index)}, which is not carried.")
+        raise CodecError(f"{where} is {kind_name(index)}, which is not carried.")
     values = pd.Series(index.array if index.dtype != object else index, dtype=index.dtype)
-    tree = {"k": "plain", "v": _column(writer, values, where), "name": name}
+    tree = {"k": "plain", "v": _encode_column(writer, values, where), "name": name}
     frequency = getattr(index, "freq", None)
-    return tree if frequency is None else {**tree, "freq": _frequency(writer, frequency, where)}
+    return (
+        tree if frequency is None else {**tree, "freq": _encode_frequency(writer, frequency, where)}
+    )
 
 
-def _frequency(writer: ObjectWriter, value: Any, where: str) -> list[Any]:
+def _encode_frequency(writer: ObjectWriter, value: Any, where: str) -> list[Any]:
     """Return what makes a frequency: each version of pandas spells its name in another way."""
     words = {name: word for name, word in value.kwds.items() if name != "calendar"}
     words["normalize"] = value.normalize
-    if _made_frequency(type(value).__name__, value.n, words) != value:
+    if _make_frequency(type(value).__name__, value.n, words) != value:
         raise CodecError(f"{where} has a frequency that is not carried: {value}.")
     tree = writer.encode(words, f"the frequency of {where}")
     return [type(value).__name__, value.n, tree]
 
 
-def _made_frequency(kind: str, number: int, words: dict[str, Any]) -> Any:
+def _make_frequency(kind: str, number: int, words: dict[str, Any]) -> Any:
     import pandas as pd
 
     maker = getattr(pd.offsets, kind, None)
@@ -118,37 +120,37 @@ def _made_frequency(kind: str, number: int, words: dict[str, Any]) -> Any:
     return maker(number, **words)
 
 
-def _column(writer: ObjectWriter, series: Any, where: str) -> Any:
+def _encode_column(writer: ObjectWriter, series: Any, where: str) -> Any:
     import numpy as np
     import pandas as pd
 
     dtype = series.dtype
     if isinstance(dtype, np.dtype):
         if dtype.kind != "O":
-            return {"k": "numpy", "at": put_array(writer, series.to_numpy(), where)}
+            return {"k": "numpy", "at": write_array(writer, series.to_numpy(), where)}
         cells = [writer.encode(v, f"row {i} of {where}") for i, v in enumerate(series.tolist())]
         return {"k": "objects", "v": cells}
     if isinstance(dtype, pd.DatetimeTZDtype):
         moments = series.dt.tz_convert("UTC").dt.tz_localize(None).to_numpy()
         zone = encode_zone(dtype.tz, where)
-        return {"k": "zoned", "at": put_array(writer, moments, where), "zone": zone}
+        return {"k": "zoned", "at": write_array(writer, moments, where), "zone": zone}
     if isinstance(dtype, pd.CategoricalDtype):
         return {
             "k": "category",
-            "codes": put_array(writer, series.cat.codes.to_numpy(), where),
-            "of": _index(writer, dtype.categories, f"the categories of {where}"),
+            "codes": write_array(writer, series.cat.codes.to_numpy(), where),
+            "of": _encode_index(writer, dtype.categories, f"the categories of {where}"),
             "ordered": bool(dtype.ordered),
         }
     if isinstance(dtype, pd.StringDtype):
         texts = [None if gone else text for text, gone in zip(series, series.isna())]
-        return {"k": "texts", "dtype": str(dtype), **put_texts(writer, texts, where)}
+        return {"k": "texts", "dtype": str(dtype), **write_texts(writer, texts, where)}
     if str(dtype) in MASKED:
         mask = series.isna().to_numpy()
         plain = series.to_numpy(dtype=dtype.numpy_dtype, na_value=0)
         return {
             "k": "masked",
-            "at": put_array(writer, plain, where),
-            "mask": put_array(writer, mask, where),
+            "at": write_array(writer, plain, where),
+            "mask": write_array(writer, mask, where),
         }
     raise CodecError(
         f"{where} has the dtype {dtype}, which is not carried: astype() makes another."
@@ -158,76 +160,76 @@ def _column(writer: ObjectWriter, series: Any, where: str) -> Any:
 # And back ------------------------------------------------------------------------------------
 
 
-def _take_index(reader: ObjectReader, tree: Any) -> Any:
+def _read_index(reader: ObjectReader, tree: Any) -> Any:
     import pandas as pd
 
     if tree["k"] == "multi":
-        levels = [_take_index(reader, level) for level in tree["levels"]]
-        codes = [take_array(reader, at) for at in tree["codes"]]
+        levels = [_read_index(reader, level) for level in tree["levels"]]
+        codes = [read_array(reader, at) for at in tree["codes"]]
         names = [reader.decode(name) for name in tree["names"]]
         return pd.MultiIndex(levels=levels, codes=codes, names=names)
     name = reader.decode(tree["name"])
     if tree["k"] == "range":
         return pd.RangeIndex(*map(int, tree["v"]), name=name)
-    values = _take_column(reader, tree["v"])
+    values = _read_column(reader, tree["v"])
     index = pd.Index(values.array if values.dtype != object else values, dtype=values.dtype)
     index.name = name
     if "freq" in tree:
         kind, number, words = tree["freq"]
-        index.freq = _made_frequency(kind, number, reader.decode(words))
+        index.freq = _make_frequency(kind, number, reader.decode(words))
     return index
 
 
-def _take_column(reader: ObjectReader, tree: Any) -> Any:
+def _read_column(reader: ObjectReader, tree: Any) -> Any:
     import pandas as pd
 
     kind = tree["k"]
     if kind == "numpy":
-        return pd.Series(take_array(reader, tree["at"]), copy=False)
+        return pd.Series(read_array(reader, tree["at"]), copy=False)
     if kind == "objects":
         return pd.Series([reader.decode(cell) for cell in tree["v"]], dtype=object)
     if kind == "zoned":
-        moments = pd.Series(take_array(reader, tree["at"])).dt.tz_localize("UTC")
+        moments = pd.Series(read_array(reader, tree["at"])).dt.tz_localize("UTC")
         return moments.dt.tz_convert(decode_zone(tree["zone"]))
     if kind == "category":
-        dtype = pd.CategoricalDtype(_take_index(reader, tree["of"]), ordered=tree["ordered"])
-        codes = take_array(reader, tree["codes"])
+        dtype = pd.CategoricalDtype(_read_index(reader, tree["of"]), ordered=tree["ordered"])
+        codes = read_array(reader, tree["codes"])
         return pd.Series(pd.Categorical.from_codes(codes, dtype=dtype))
     if kind == "texts":
         dtype = "string" if tree["dtype"] == "string" else "str"
         if dtype == "str" and pd.Series([""], dtype="str").dtype == object:
             dtype = object  # before pandas 3
-        return pd.Series(take_texts(reader, tree), dtype=dtype)
+        return pd.Series(read_texts(reader, tree), dtype=dtype)
     if kind == "masked":  # made of its parts: NaN and NA are two things in them
-        values = take_array(reader, tree["at"])
+        values = read_array(reader, tree["at"])
         made = {"b": pd.arrays.BooleanArray, "f": pd.arrays.FloatingArray}
         maker = made.get(values.dtype.kind, pd.arrays.IntegerArray)
-        return pd.Series(maker(values, take_array(reader, tree["mask"])))
+        return pd.Series(maker(values, read_array(reader, tree["mask"])))
     raise CodecError("The other side sent a column of an unknown kind.")
 
 
 def _decode_frame(reader: ObjectReader, tree: Any) -> Any:
     import pandas as pd
 
-    index = _take_index(reader, tree["index"])
+    index = _read_index(reader, tree["index"])
     columns = {}
     for number, each in enumerate(tree["data"]):
-        column = _take_column(reader, each)
+        column = _read_column(reader, each)
         column.index = index
         columns[number] = column
     frame = pd.DataFrame(columns, index=index, copy=False)
-    frame.columns = _take_index(reader, tree["columns"])
-    return _with_beside(reader, tree, frame)
+    frame.columns = _read_index(reader, tree["columns"])
+    return _with_attributes(reader, tree, frame)
 
 
 def _decode_series(reader: ObjectReader, tree: Any) -> Any:
-    series = _take_column(reader, tree["data"])
-    series.index = _take_index(reader, tree["index"])
+    series = _read_column(reader, tree["data"])
+    series.index = _read_index(reader, tree["index"])
     series.name = reader.decode(tree["name"])
-    return _with_beside(reader, tree, series)
+    return _with_attributes(reader, tree, series)
 
 
-def _with_beside(reader: ObjectReader, tree: Any, value: Any) -> Any:
+def _with_attributes(reader: ObjectReader, tree: Any, value: Any) -> Any:
     value.attrs.update(reader.decode(tree["attrs"]))
     value.flags.allows_duplicate_labels = not tree["is_unique"]
     return value
@@ -236,7 +238,7 @@ def _with_beside(reader: ObjectReader, tree: Any, value: Any) -> Any:
 def _decode_moment(reader: ObjectReader, tree: Any) -> Any:
     import pandas as pd
 
-    value = take_array(reader, tree["at"])[()]
+    value = read_array(reader, tree["at"])[()]
     if tree["kind"] == "Timedelta":
         return pd.Timedelta(value)
     moment = pd.Timestamp(value)
@@ -275,7 +277,7 @@ def _decode_polars(reader: ObjectReader, tree: Any) -> Any:
 
     import polars
 
-    data = reader.take(tree["at"])
+    data = reader.read(tree["at"])
     check_arrow(data)
     frame = polars.read_ipc(io.BytesIO(data))
     return frame.to_series() if tree["is_series"] else frame
@@ -286,8 +288,8 @@ DECODERS.update(
     {
         "frame": _decode_frame,
         "series": _decode_series,
-        "index": lambda reader, tree: _take_index(reader, tree["v"]),
-        "column": lambda reader, tree: _take_column(reader, tree["v"]).array,
+        "index": lambda reader, tree: _read_index(reader, tree["v"]),
+        "column": lambda reader, tree: _read_column(reader, tree["v"]).array,
         "moment": _decode_moment,
         "missing": _decode_missing,
         "polars": _decode_polars,

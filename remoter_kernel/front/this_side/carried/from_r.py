@@ -22,9 +22,9 @@ from remoter_kernel.front.this_side.carried.to_r import (
 from remoter_kernel.front.this_side.carried.values import (
     CodecError,
     ObjectReader,
-    as_little,
     decode_zone,
-    take_texts,
+    little_endian,
+    read_texts,
 )
 
 ROOMY = 1 << 20  # characters in an array of texts, all of equal room
@@ -43,7 +43,7 @@ class RReader(ObjectReader):
             return None
         if kind == "list":
             values = [self.decode(each) for each in tree["v"]]
-            return dict(zip(take_texts(self, tree["names"]), values)) if tree["names"] else values
+            return dict(zip(read_texts(self, tree["names"]), values)) if tree["names"] else values
         if kind == "frame":
             return self._frame(tree)
         if kind != "vector":
@@ -53,13 +53,13 @@ class RReader(ObjectReader):
     def _read(self, tree: Any) -> Any:
         """Return the numbers of a vector, as Python's array has them."""
         numbers = array.array(TYPES[tree["type"]])
-        numbers.frombytes(self.take(tree["at"]))
-        return as_little(numbers)
+        numbers.frombytes(self.read(tree["at"]))
+        return little_endian(numbers)
 
     def _vector_or_one(self, tree: Any) -> Any:
         kind = tree["type"]
         if kind == "raw":
-            return self.take(tree["at"])
+            return self.read(tree["at"])
         is_one = int(tree["n"]) == 1 and not (tree.get("names") or tree.get("dim"))
         if is_one and tree.get("of") != "factor":
             with contextlib.suppress(OverflowError):  # no `date` is so far away, or infinite
@@ -70,7 +70,7 @@ class RReader(ObjectReader):
             import pandas as pd
 
             series = self._column(tree) if tree.get("of") == "Date" else self._series(tree)
-            series.index = pd.Index(take_texts(self, tree["names"]), dtype="str")
+            series.index = pd.Index(read_texts(self, tree["names"]), dtype="str")
             return series
         if tree.get("of") == "Date":
             import numpy as np
@@ -91,7 +91,7 @@ class RReader(ObjectReader):
         """Return a vector of one as its value; None: that is NA, and one of many kinds."""
         kind, of = tree["type"], tree.get("of")
         if kind == "character":
-            (text,) = take_texts(self, tree)
+            (text,) = read_texts(self, tree)
             return _pandas_na() if text is None else text
         numbers = self._read(tree)
         first = numbers[0]
@@ -117,7 +117,7 @@ class RReader(ObjectReader):
 
         rows = tree["rows"]
         index = (
-            pd.Index(take_texts(self, rows), dtype="str") if rows else pd.RangeIndex(int(tree["n"]))
+            pd.Index(read_texts(self, rows), dtype="str") if rows else pd.RangeIndex(int(tree["n"]))
         )
         columns = {}
         for number, each in enumerate(tree["v"]):
@@ -125,7 +125,7 @@ class RReader(ObjectReader):
             column.index = index
             columns[number] = column
         frame = pd.DataFrame(columns, index=index, copy=False)
-        frame.columns = pd.Index(take_texts(self, tree["names"]), dtype="str")
+        frame.columns = pd.Index(read_texts(self, tree["names"]), dtype="str")
         return frame
 
     def _column(self, tree: Any) -> Any:
@@ -133,7 +133,7 @@ class RReader(ObjectReader):
         import pandas as pd
 
         if tree["type"] == "character":
-            texts = take_texts(self, tree)
+            texts = read_texts(self, tree)
             dtype = "str" if pd.Series([""], dtype="str").dtype != object else object
             return pd.Series(texts, dtype=dtype)
         if tree.get("of") == "Date":
@@ -151,11 +151,11 @@ class RReader(ObjectReader):
 
         kind, of = tree["type"], tree.get("of")
         if kind == "character":
-            return pd.Series(take_texts(self, tree), dtype="string")
-        numbers = np.frombuffer(bytearray(self.take(tree["at"])), "<" + WIDTHS[kind])
+            return pd.Series(read_texts(self, tree), dtype="string")
+        numbers = np.frombuffer(bytearray(self.read(tree["at"])), "<" + WIDTHS[kind])
         if of == "factor":
             codes = np.where(numbers == NO_INTEGER, 0, numbers) - 1
-            levels = pd.Index(take_texts(self, tree["levels"]), dtype="str")
+            levels = pd.Index(read_texts(self, tree["levels"]), dtype="str")
             dtype = pd.CategoricalDtype(levels, ordered=bool(tree["ordered"]))
             return pd.Series(pd.Categorical.from_codes(codes, dtype=dtype))
         if of:

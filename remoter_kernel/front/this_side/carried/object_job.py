@@ -19,7 +19,7 @@ from remoter_kernel.front.this_side.carried.values import CodecError, ObjectRead
 MOST_SUGGESTIONS = 3  # names that something was perhaps meant by
 
 
-def carry_out(job: dict[str, Any], names: dict[str, Any]) -> None:
+def run_job(job: dict[str, Any], names: dict[str, Any]) -> None:
     """Do as `job` says with a kernel's names; write down what came of it."""
     try:
         words = pack_objects(job, names) if job["do"] == "pack" else unpack_objects(job, names)
@@ -41,17 +41,17 @@ def carry_out(job: dict[str, Any], names: dict[str, Any]) -> None:
 
 def pack_objects(job: dict[str, Any], names: dict[str, Any]) -> dict[str, Any]:
     """Write the objects with these names to a new file that only its owner can read."""
-    wanted = as_python_has(job["names"])
+    wanted = normalize_names(job["names"])
     for name in wanted:
         if name not in names:
-            raise CodecError(f"There is no {name!r}{meant(name, names)}.")
+            raise CodecError(f"There is no {name!r}{did_you_mean_names(name, names)}.")
     handle = os.open(job["path"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     pickled = []
     with open(handle, "wb") as file:
         writer = (RWriter if job["for_r"] else ObjectWriter)(file)
         trees = []
         for name in wanted:
-            tree = encoded(writer, names[name], name, is_pickled=job["is_pickled"])
+            tree = encode_or_pickle(writer, names[name], name, is_pickled=job["is_pickled"])
             pickled += [name] if isinstance(tree, dict) and tree["t"] == "pickle" else []
             trees.append(tree)
         writer.finish(trees)
@@ -60,7 +60,7 @@ def pack_objects(job: dict[str, Any], names: dict[str, Any]) -> dict[str, Any]:
     return {"size": size, "objects": objects, "pickled": pickled}
 
 
-def encoded(writer: Any, value: Any, name: str, *, is_pickled: bool) -> Any:
+def encode_or_pickle(writer: Any, value: Any, name: str, *, is_pickled: bool) -> Any:
     """Return an object's tree; where there is none, it is pickled, if that was asked for."""
     try:
         return writer.encode(value, name)
@@ -82,16 +82,16 @@ def unpack_objects(job: dict[str, Any], names: dict[str, Any]) -> dict[str, Any]
     if len(values) != len(job["names"]):
         raise CodecError("Not as many objects came as were sent.")
     objects = [describe_value(value) for value in values]
-    names.update(zip(as_python_has(job["names"]), values))  # from here on nothing may fail
+    names.update(zip(normalize_names(job["names"]), values))  # from here on nothing may fail
     return {"objects": objects}
 
 
-def as_python_has(names: list[str]) -> list[str]:
+def normalize_names(names: list[str]) -> list[str]:
     """Return names as Python keeps them, which has one form for letters that look alike."""
     return [unicodedata.normalize("NFKC", name) for name in names]
 
 
-def meant(name: str, names: dict[str, Any]) -> str:
+def did_you_mean_names(name: str, names: dict[str, Any]) -> str:
     """Say which names are like this one, if any are."""
     known = [each for each in names if not each.startswith("_")]
     near = difflib.get_close_matches(name, known, MOST_SUGGESTIONS)

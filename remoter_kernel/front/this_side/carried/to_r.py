@@ -15,10 +15,10 @@ from remoter_kernel.front.this_side.carried.dataframes import MASKED
 from remoter_kernel.front.this_side.carried.values import (
     CodecError,
     ObjectWriter,
-    a_kind,
-    as_little,
     encode_zone,
-    put_texts,
+    kind_name,
+    little_endian,
+    write_texts,
 )
 
 NO_INTEGER = -(1 << 31)  # R's integers are of 32 bits, and this one means NA
@@ -37,7 +37,7 @@ class RWriter(ObjectWriter):
         """Return a value's tree, in R's kinds."""
         if value is None:
             return {"t": "null"}
-        return self.within(value, where, self._encode)
+        return self.encode_nested(value, where, self._encode)
 
     def _encode(self, value: Any, where: str) -> Any:
         if type(value) is list:
@@ -55,18 +55,18 @@ class RWriter(ObjectWriter):
         many = self._many(value, where)
         if many is not None:
             return many
-        raise CodecError(f"{where} is {a_kind(value)}, for which R has no counterpart.")
+        raise CodecError(f"{where} is {kind_name(value)}, for which R has no counterpart.")
 
     def _texts(self, texts: list[Any], where: str) -> dict[str, Any]:
         """Write the texts of a vector; what is missing is None."""
         if any(text is not None and "\0" in text for text in texts):
             raise CodecError(f"{where} has a text with a NUL in it, which R cannot have.")
-        return {"n": len(texts), **put_texts(self, texts, where)}
+        return {"n": len(texts), **write_texts(self, texts, where)}
 
     def _numbers(self, kind: str, numbers: Any, **words: Any) -> Any:
         plain = array.array(TYPES[kind], numbers)
         count = len(plain) // (2 if kind == "complex" else 1)
-        at = self.put(as_little(plain))
+        at = self.write(little_endian(plain))
         return {"t": "vector", "type": kind, "n": count, "at": at, **words}
 
     def _one(self, value: Any, where: str) -> Any:
@@ -87,7 +87,7 @@ class RWriter(ObjectWriter):
         if kind is str:
             return {"t": "vector", "type": "character", **self._texts([value], where)}
         if kind is bytes:
-            return {"t": "vector", "type": "raw", "n": len(value), "at": self.put(value)}
+            return {"t": "vector", "type": "raw", "n": len(value), "at": self.write(value)}
         if kind is datetime.date:
             return self._numbers("double", [float((value - DAY_ZERO).days)], of="Date")
         if kind is datetime.timedelta:
@@ -262,7 +262,7 @@ class RWriter(ObjectWriter):
     def _array(self, kind: str, values: Any) -> Any:
         import numpy as np
 
-        at = self.put(np.ascontiguousarray(values).data.cast("B") if values.size else b"")
+        at = self.write(np.ascontiguousarray(values).data.cast("B") if values.size else b"")
         return {"t": "vector", "type": kind, "n": len(values), "at": at}
 
 

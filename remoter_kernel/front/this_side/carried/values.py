@@ -44,7 +44,7 @@ class ObjectWriter:
         self.file = file
         self._inside: list[int] = []  # the ids of what is being written, from the outside in
 
-    def put(self, *pieces: Any) -> list[int]:
+    def write(self, *pieces: Any) -> list[int]:
         """Write bytes; return where they are."""
         begin = self.file.tell()
         for piece in pieces:
@@ -54,7 +54,7 @@ class ObjectWriter:
     def finish(self, tree: Any) -> None:
         """Write the tree, last of all."""
         text = json.dumps(tree, separators=(",", ":")).encode()
-        self.put(text, b"%020d" % len(text))
+        self.write(text, b"%020d" % len(text))
 
     def encode(self, value: Any, where: str) -> Any:
         """Return a value's tree; `where` is what a person calls it."""
@@ -62,9 +62,9 @@ class ObjectWriter:
             return value
         if type(value) is str and not has_surrogates(value):
             return value
-        return self.within(value, where, self._encode)
+        return self.encode_nested(value, where, self._encode)
 
-    def within(self, value: Any, where: str, encode: Callable[[Any, str], Any]) -> Any:
+    def encode_nested(self, value: Any, where: str, encode: Callable[[Any, str], Any]) -> Any:
         """Encode a value unless it stands in itself, or too deep."""
         if id(value) in self._inside:
             raise CodecError(f"{where} contains itself.")
@@ -84,7 +84,7 @@ class ObjectWriter:
             if tree is not None:
                 return tree
         raise CodecError(
-            f"{where} is {a_kind(value)}, which only --pickle carries, if anything does."
+            f"{where} is {kind_name(value)}, which only --pickle carries, if anything does."
         )
 
 
@@ -112,7 +112,7 @@ class ObjectReader:
         self.file.seek(-LENGTH - length, 2)
         return json.loads(self.file.read(length).decode())
 
-    def take(self, at: list[Any]) -> bytes:
+    def read(self, at: list[Any]) -> bytes:
         """Return the bytes of one place."""
         size = self.seek(at)
         return self.file.read(size)
@@ -141,14 +141,14 @@ class ObjectReader:
         if tree["t"] == "pickle":
             if not self._is_pickled:
                 raise CodecError("It was pickled, and that was not asked for.")
-            return pickle.loads(self.take(tree["at"]))  # noqa: S301 - asked for by name
+            return pickle.loads(self.read(tree["at"]))  # noqa: S301 - asked for by name
         decoder = DECODERS.get(tree["t"])
         if decoder is None:
             raise CodecError(f"The other side sent a {str(tree['t'])[:40]!r}, unknown here.")
         return decoder(self, tree)
 
 
-def a_kind(value: Any) -> str:
+def kind_name(value: Any) -> str:
     """Say what something is."""
     kind = type(value)
     name = kind.__qualname__
@@ -164,7 +164,7 @@ def encode_plain(writer: ObjectWriter, value: Any, where: str) -> Any:
     """Return the tree of a plain value; None: it is none."""
     kind = type(value)
     if kind is str:  # JSON would make one character of two halves that stand side by side
-        return {"t": "halves", "at": writer.put(value.encode("utf-8", "surrogatepass"))}
+        return {"t": "halves", "at": writer.write(value.encode("utf-8", "surrogatepass"))}
     if kind is int:
         return {"t": "int", "v": hex(value)}
     if kind is float:
@@ -172,7 +172,7 @@ def encode_plain(writer: ObjectWriter, value: Any, where: str) -> Any:
     if kind is complex:
         return {"t": "complex", "v": struct.pack("<dd", value.real, value.imag).hex()}
     if kind in {bytes, bytearray}:
-        return {"t": kind.__name__, "at": writer.put(value)}
+        return {"t": kind.__name__, "at": writer.write(value)}
     if kind in {list, tuple, set, frozenset}:
         return _encode_many(writer, value, where)
     if kind is dict:
@@ -184,23 +184,26 @@ def encode_plain(writer: ObjectWriter, value: Any, where: str) -> Any:
     return _encode_time(value, where)
 
 
-def put_texts(writer: ObjectWriter, texts: list[str | None], where: str) -> dict[str, Any]:
+def write_texts(writer: ObjectWriter, texts: list[str | None], where: str) -> dict[str, Any]:
     """Write texts as one, and how long each of them is in bytes; what is missing has -1."""
     try:
         pieces = [b"" if text is None else text.encode() for text in texts]
     except UnicodeEncodeError:
         raise CodecError(f"{where} has half of a surrogate pair.") from None
     lengths = [-1 if text is None else len(piece) for text, piece in zip(texts, pieces)]
-    return {"lengths": writer.put(as_little(array.array("i", lengths))), "at": writer.put(*pieces)}
+    return {
+        "lengths": writer.write(little_endian(array.array("i", lengths))),
+        "at": writer.write(*pieces),
+    }
 
 
-def take_texts(reader: ObjectReader, tree: Any) -> list[str | None]:
-    """Read what `put_texts` has written."""
+def read_texts(reader: ObjectReader, tree: Any) -> list[str | None]:
+    """Read what `write_texts` has written."""
     lengths = array.array("i")
-    lengths.frombytes(reader.take(tree["lengths"]))
-    whole = reader.take(tree["at"])
+    lengths.frombytes(reader.read(tree["lengths"]))
+    whole = reader.read(tree["at"])
     texts, begin = [], 0
-    for length in as_little(lengths):
+    for length in little_endian(lengths):
         end = begin + max(length, 0)
         texts.append(None if length < 0 else whole[begin:end].decode())
         begin = end
@@ -222,7 +225,11 @@ def _encode_many(writer: ObjectWriter, value: Any, where: str) -> Any:
         kinds = set(map(type, value))
         if kinds == {float} or (kinds == {int} and max(map(abs, value)) < 1 << 63):
             code = "d" if kinds == {float} else "q"
-            return {"t": name, "of": code, "at": writer.put(as_little(array.array(code, value)))}
+            return {
+                "t": name,
+                "of": code,
+                "at": writer.write(little_endian(array.array(code, value))),
+            }
     return {"t": name, "v": [writer.encode(v, f"{where}[{i}]") for i, v in enumerate(value)]}
 
 
@@ -279,8 +286,8 @@ def _decode_many(reader: ObjectReader, tree: Any) -> Any:
     makers: dict[str, Any] = {"list": list, "tuple": tuple, "set": set, "frozenset": frozenset}
     if "of" in tree:
         numbers = array.array("d" if tree["of"] == "d" else "q")
-        numbers.frombytes(reader.take(tree["at"]))
-        return makers[tree["t"]](as_little(numbers))
+        numbers.frombytes(reader.read(tree["at"]))
+        return makers[tree["t"]](little_endian(numbers))
     return makers[tree["t"]](map(reader.decode, tree["v"]))
 
 
@@ -293,7 +300,7 @@ def _decode_clock(_reader: ObjectReader, tree: Any) -> Any:
     return kind(*tree["v"], tzinfo=decode_zone(tree["zone"]), fold=tree["fold"])
 
 
-def as_little(numbers: Any) -> Any:
+def little_endian(numbers: Any) -> Any:
     """Turn numbers to the order of bytes that the file has, or back."""
     if sys.byteorder == "big":
         numbers.byteswap()
@@ -309,14 +316,16 @@ def encode_array(writer: ObjectWriter, value: Any, where: str) -> Any:
     if numpy is None or not isinstance(value, (numpy.ndarray, numpy.generic)):
         return None
     if type(value) is not numpy.ndarray and not isinstance(value, numpy.generic):
-        raise CodecError(f"{where} is {a_kind(value)}, a kind of array with more than its values.")
+        raise CodecError(
+            f"{where} is {kind_name(value)}, a kind of array with more than its values."
+        )
     return {
         "t": "array" if isinstance(value, numpy.ndarray) else "scalar",
-        "at": put_array(writer, value, where),
+        "at": write_array(writer, value, where),
     }
 
 
-def put_array(writer: ObjectWriter, value: Any, where: str) -> list[int]:
+def write_array(writer: ObjectWriter, value: Any, where: str) -> list[int]:
     """Write an array in numpy's own form, which for plain values has no code in it."""
     import numpy as np
 
@@ -346,7 +355,7 @@ def _is_portable_dtype(dtype: Any) -> bool:
     return bool(named == dtype) and dtype.type is not np.record
 
 
-def take_array(reader: ObjectReader, at: list[Any]) -> Any:
+def read_array(reader: ObjectReader, at: list[Any]) -> Any:
     """Read an array; one of objects, which would have to be unpickled, is refused."""
     import numpy as np
 
@@ -385,15 +394,15 @@ DECODERS: dict[str, Callable[[ObjectReader, Any], Any]] = {
     "int": lambda _reader, tree: int(tree["v"], 16),
     "float": lambda _reader, tree: struct.unpack("<d", bytes.fromhex(tree["v"]))[0],
     "complex": lambda _reader, tree: complex(*struct.unpack("<dd", bytes.fromhex(tree["v"]))),
-    "halves": lambda reader, tree: reader.take(tree["at"]).decode("utf-8", "surrogatepass"),
-    "bytes": lambda reader, tree: reader.take(tree["at"]),
-    "bytearray": lambda reader, tree: bytearray(reader.take(tree["at"])),
+    "halves": lambda reader, tree: reader.read(tree["at"]).decode("utf-8", "surrogatepass"),
+    "bytes": lambda reader, tree: reader.read(tree["at"]),
+    "bytearray": lambda reader, tree: bytearray(reader.read(tree["at"])),
     **dict.fromkeys(("list", "tuple", "set", "frozenset"), _decode_many),
     "dict": _decode_dict,
     "date": lambda _reader, tree: datetime.date.fromordinal(tree["v"]),
     "timedelta": lambda _reader, tree: datetime.timedelta(*tree["v"]),
     "datetime": _decode_clock,
     "time": _decode_clock,
-    "array": lambda reader, tree: take_array(reader, tree["at"]),
-    "scalar": lambda reader, tree: take_array(reader, tree["at"])[()],
+    "array": lambda reader, tree: read_array(reader, tree["at"]),
+    "scalar": lambda reader, tree: read_array(reader, tree["at"])[()],
 }
