@@ -54,7 +54,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from remoter_kernel.errors import RemoterError
-from remoter_kernel.wire.threads import Thread
+from remoter_kernel.protocol.threads import Thread
 
 if TYPE_CHECKING:
     from remoter_kernel.front.jupyter.sockets import Sockets
@@ -80,7 +80,7 @@ def begin_log(process: str, remote: str | None) -> None:
 def bound_sockets(connection_file: Path) -> "Sockets":
     """Bind Jupyter's sockets, before anything else is loaded."""
     from remoter_kernel.front.jupyter.sockets import Sockets, read_connection  # noqa: PLC0415
-    from remoter_kernel.wire.reactor import Reactor  # noqa: PLC0415
+    from remoter_kernel.protocol.reactor import Reactor  # noqa: PLC0415
 
     sockets = Sockets(Reactor(), read_connection(connection_file))
     sockets.bind()

@@ -14,8 +14,8 @@ from remoter_kernel.cli.main import VERBS, remoter
 from remoter_kernel.front.bootstrap.launcher import ENTRY, SHIPPED
 from remoter_kernel.front.configuration.remotes_toml import VALUE_READERS
 from remoter_kernel.front.verbs.help import HELP
-from remoter_kernel.wire import frames
-from remoter_kernel.wire.frames import LANE, Channel, MessageType
+from remoter_kernel.protocol import frames
+from remoter_kernel.protocol.frames import LANE, Channel, MessageType
 from tests.ipykernel_suite import CANNOT
 
 ROOT = Path(__file__).parents[1]
@@ -28,14 +28,14 @@ LONGER_WITH_REASON = {
     "remoter_kernel/front/jupyter/prompter.py",  # one subject: questions in a cell
     "remoter_kernel/front/ssh/ssh_login.py",  # one subject: what a login can do, and how it ends
     "remoter_kernel/front/ssh/ssh_config.py",  # one subject: from words to a destination
-    "remoter_kernel/daemon/supervisor.py",  # one subject: the life of one kernel
+    "remoter_kernel/evaluator/supervisor.py",  # one subject: the life of one kernel
     "remoter_kernel/front/jupyter/handlers.py",  # one subject: who may answer, and in which order
-    "remoter_kernel/daemon/journal.py",  # one subject: a file, who writes it and who reads it
+    "remoter_kernel/evaluator/journal.py",  # one subject: a file, who writes it and who reads it
     "remoter_kernel/front/session/link.py",  # one subject: a conversation and its connections
-    "remoter_kernel/wire/output_backlog.py",  # one subject: what becomes of outputs that wait
-    "remoter_kernel/wire/sender.py",  # one subject: a plan on its way
-    "remoter_kernel/daemon/launch.py",  # one subject: a session is found, or begun
-    "remoter_kernel/daemon/query.py",  # one subject: what a person asks about sessions
+    "remoter_kernel/protocol/output_backlog.py",  # one subject: what becomes of outputs that wait
+    "remoter_kernel/transfer/sender.py",  # one subject: a plan on its way
+    "remoter_kernel/evaluator/launch.py",  # one subject: a session is found, or begun
+    "remoter_kernel/evaluator/query.py",  # one subject: what a person asks about sessions
 }
 FORBIDDEN_NAMES = {"utils", "helpers", "manager", "base", "connection"}
 # Options of all verbs are described once, at the top of the page.
@@ -147,17 +147,25 @@ def test_every_module_says_what_it_is_for():
         assert is_told, f"{name_of(path)} begins without a sentence about itself"
 
 
-def test_what_travels_is_exactly_wire_daemon_and_what_both_sides_read():
+def test_what_travels_is_exactly_protocol_transfer_evaluator_and_what_both_sides_read():
     travels = [PACKAGE / name for name in ("__init__.py", "errors.py", "logs.py", "plain_text.py")]
-    travels += [*(PACKAGE / "wire").glob("*.py"), *(PACKAGE / "daemon").glob("*.py")]
+    travels += [
+        path
+        for folder in ("protocol", "transfer", "evaluator")
+        for path in (PACKAGE / folder).glob("*.py")
+    ]
     assert {ENTRY, *SHIPPED} == {str(path.relative_to(PACKAGE)) for path in travels}
 
 
-def test_the_wire_and_the_daemon_are_python_3_9():
+def test_the_protocol_and_the_evaluator_are_python_3_9():
     shared = [PACKAGE / name for name in ("errors.py", "logs.py", "plain_text.py")]
-    for path in [*shared, *(PACKAGE / "wire").glob("*.py")]:
+    for path in [
+        *shared,
+        *(PACKAGE / "protocol").glob("*.py"),
+        *(PACKAGE / "transfer").glob("*.py"),
+    ]:
         compile_as(path, (3, 9))
-    for path in (PACKAGE / "daemon").glob("*.py"):
+    for path in (PACKAGE / "evaluator").glob("*.py"):
         compile_as(path, (3, 9))
 
 

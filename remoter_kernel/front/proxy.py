@@ -40,12 +40,12 @@ from remoter_kernel.front.this_side.push_pull import ObjectTransferContext
 from remoter_kernel.front.verbs.completer import Completer
 from remoter_kernel.front.verbs.help import HELP
 from remoter_kernel.front.verbs.magic import MagicContext, Magics
-from remoter_kernel.wire.messages import HEADER, header_of
-from remoter_kernel.wire.requests import Request, Requests
+from remoter_kernel.protocol.messages import HEADER, header_of
+from remoter_kernel.protocol.requests import Request, Requests
 
 if TYPE_CHECKING:
     from remoter_kernel.front.jupyter.sockets import Sockets
-    from remoter_kernel.wire.frames import Bytes, Channel
+    from remoter_kernel.protocol.frames import Bytes, Channel
 
 
 class KernelProxy:

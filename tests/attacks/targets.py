@@ -17,9 +17,9 @@ import numpy as np
 import pandas as pd
 import polars as pl
 
-from remoter_kernel.daemon import records
-from remoter_kernel.daemon.stream_splitter import split_stream
 from remoter_kernel.errors import ProtocolError, RemoteLacks, RemoterError
+from remoter_kernel.evaluator import records
+from remoter_kernel.evaluator.stream_splitter import split_stream
 from remoter_kernel.front.bootstrap.host_probe import PROBE_MARK, parse_probe
 from remoter_kernel.front.reading.executions import ExecutionHistory
 from remoter_kernel.front.reading.remote_query import JournalReader
@@ -33,7 +33,7 @@ from remoter_kernel.front.ssh.ssh_config import Destination
 from remoter_kernel.front.this_side.carried.arrow import check_arrow
 from remoter_kernel.front.this_side.carried.from_r import RReader
 from remoter_kernel.front.this_side.carried.values import CodecError, ObjectReader, ObjectWriter
-from remoter_kernel.wire.frames import (
+from remoter_kernel.protocol.frames import (
     Channel,
     FrameHeader,
     MessageType,
@@ -44,14 +44,14 @@ from remoter_kernel.wire.frames import (
     to_json,
     unpack_parts,
 )
-from remoter_kernel.wire.journal_entries import JournalEntry, encode_entry, split_entries
-from remoter_kernel.wire.messages import MessageSigner, content_of, header_of, parts_of
-from remoter_kernel.wire.output_backlog import OutputBacklog
-from remoter_kernel.wire.pump import Pump
-from remoter_kernel.wire.safe_paths import safe_names, safe_target
-from remoter_kernel.wire.stream import MemoryOutbox, ReliableStream
-from remoter_kernel.wire.terminal_text import collapse
-from remoter_kernel.wire.wire_format import (
+from remoter_kernel.protocol.journal_entries import JournalEntry, encode_entry, split_entries
+from remoter_kernel.protocol.messages import MessageSigner, content_of, header_of, parts_of
+from remoter_kernel.protocol.output_backlog import OutputBacklog
+from remoter_kernel.protocol.pump import Pump
+from remoter_kernel.protocol.stream import MemoryOutbox, ReliableStream
+from remoter_kernel.protocol.terminal_text import collapse
+from remoter_kernel.transfer.safe_paths import safe_names, safe_target
+from remoter_kernel.transfer.wire_format import (
     FileEntry,
     FileTrouble,
     entry_from_dict,

@@ -17,7 +17,7 @@ import zmq
 
 from remoter_kernel.errors import ProtocolError
 from remoter_kernel.front.reading.remote_query import LARGEST_ANSWER, JournalReader
-from remoter_kernel.wire.frames import (
+from remoter_kernel.protocol.frames import (
     Channel,
     FrameHeader,
     MessageType,
@@ -26,7 +26,7 @@ from remoter_kernel.wire.frames import (
     pack_parts,
     to_json,
 )
-from remoter_kernel.wire.journal_entries import JournalEntry, encode_entry
+from remoter_kernel.protocol.journal_entries import JournalEntry, encode_entry
 
 if TYPE_CHECKING:
     from collections.abc import Callable

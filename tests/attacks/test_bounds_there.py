@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, Self
 import pytest
 import zmq
 
-from remoter_kernel.daemon.journal import Journal
-from remoter_kernel.daemon.listener import Listener
-from remoter_kernel.wire.frames import (
+from remoter_kernel.evaluator.journal import Journal
+from remoter_kernel.evaluator.listener import Listener
+from remoter_kernel.protocol.frames import (
     MOST_FRAME,
     Channel,
     FrameHeader,
@@ -23,7 +23,7 @@ from remoter_kernel.wire.frames import (
     pack_parts,
     to_json,
 )
-from remoter_kernel.wire.reactor import Reactor
+from remoter_kernel.protocol.reactor import Reactor
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -29,7 +29,7 @@ STRANGER = 65534
 LOOK = """
 import sys, time, pathlib
 sys.path.insert(0, {zip!r})
-from remoter_kernel.daemon.lock import Lock
+from remoter_kernel.evaluator.lock import Lock
 while not pathlib.Path({gate!r}).exists():
     time.sleep(0.001)
 lock = Lock(sys.argv[1])

@@ -14,9 +14,9 @@ import pytest
 from remoter_kernel.front.jupyter.prompter import ONE_AT_A_TIME, StdinPrompter
 from remoter_kernel.front.jupyter.replies import ReplySender
 from remoter_kernel.front.prompts import OWN_TAG, NotAnswered
-from remoter_kernel.wire.frames import Channel, to_json
-from remoter_kernel.wire.messages import CONTENT, MessageSigner, content_of, header_of
-from remoter_kernel.wire.requests import Request
+from remoter_kernel.protocol.frames import Channel, to_json
+from remoter_kernel.protocol.messages import CONTENT, MessageSigner, content_of, header_of
+from remoter_kernel.protocol.requests import Request
 from tests.real_jupyter import started_kernel, wait_for
 from tests.whole.talk import QUIET, Talk
 from tests.whole.test_this_side import kernels_here, reply, run, text_of

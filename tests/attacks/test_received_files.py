@@ -17,18 +17,18 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as some
 
-from remoter_kernel.daemon import transfer_command as far_end
 from remoter_kernel.errors import ProtocolError, RemoterError
+from remoter_kernel.evaluator import transfer_command as far_end
 from remoter_kernel.front.files.file_transfer import SocketEnds
 from remoter_kernel.front.keeper.endpoint import end_logins
 from remoter_kernel.front.this_side.remote_temp_dir import RemoteTempDir
-from remoter_kernel.wire import partial_file as parts
-from remoter_kernel.wire.framed_stream import Cut, FramedStream
-from remoter_kernel.wire.plan import make_plan
-from remoter_kernel.wire.receiver import Receiver
-from remoter_kernel.wire.safe_paths import partial_name
-from remoter_kernel.wire.sender import Sender
-from remoter_kernel.wire.wire_format import (
+from remoter_kernel.transfer import partial_file as parts
+from remoter_kernel.transfer.framed_stream import Cut, FramedStream
+from remoter_kernel.transfer.plan import make_plan
+from remoter_kernel.transfer.receiver import Receiver
+from remoter_kernel.transfer.safe_paths import partial_name
+from remoter_kernel.transfer.sender import Sender
+from remoter_kernel.transfer.wire_format import (
     ACK_BODY,
     ASK_FROM,
     BODY_START,
@@ -866,7 +866,7 @@ def test_the_far_side_reads_any_wish(
 @pytest.mark.parametrize("said", [b"[]", b"{", b'{"transfer": 1, "do": "send", "sources": 5}'])
 def test_nonsense_is_answered_in_words(said: bytes) -> None:
     """As above, through the process itself: it says nothing on stderr, and ends."""
-    code = "from remoter_kernel.daemon.transfer_command import main; main()"
+    code = "from remoter_kernel.evaluator.transfer_command import main; main()"
     ran = subprocess.run(
         [sys.executable, "-c", code],
         input=pack_frame(FrameType.WISH, said),

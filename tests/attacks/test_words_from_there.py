@@ -59,8 +59,8 @@ def session(name="7f3a9c"):
     }}
 
 def records():
-    from remoter_kernel.wire.frames import Channel, pack, to_json
-    from remoter_kernel.wire.journal_entries import Said, encode_said
+    from remoter_kernel.protocol.frames import Channel, pack, to_json
+    from remoter_kernel.protocol.journal_entries import Said, encode_said
     parts = [b"", to_json({{"msg_type": "execute_request", "msg_id": "1"}}), b"{{}}", b"{{}}"]
     parts.append(to_json({{"code": ACTS}}))
     note = [to_json({{"event": "died", "why": ACTS}})]

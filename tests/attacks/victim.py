@@ -16,7 +16,7 @@ import psutil
 import zmq
 
 from remoter_kernel.front.session.link import Link, LinkState, SessionEndpoint
-from remoter_kernel.wire.reactor import Reactor
+from remoter_kernel.protocol.reactor import Reactor
 
 if TYPE_CHECKING:
     from remoter_kernel.errors import RemoterError

@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING
 import pytest
 
 from remoter_kernel.front.this_side.local_kernel import LocalKernel
-from remoter_kernel.wire.messages import HEADER, PARENT, content_of, header_of
-from remoter_kernel.wire.reactor import Reactor
+from remoter_kernel.protocol.messages import HEADER, PARENT, content_of, header_of
+from remoter_kernel.protocol.reactor import Reactor
 from tests.real_jupyter import READY_WITHIN, wait_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from remoter_kernel.errors import RemoterError
-    from remoter_kernel.wire.frames import Bytes, Channel
+    from remoter_kernel.protocol.frames import Bytes, Channel
 
 MANY = 3000
 SHOW = f"""

@@ -16,7 +16,7 @@ from remoter_kernel.front.session import machine, notebook_path
 from remoter_kernel.front.session.machine import LivenessLock, live_kernel_ids, machine_id
 from remoter_kernel.front.session.notebook_identity import NotebookIdentity
 from remoter_kernel.front.session.notebook_path import cell_fingerprints, is_notebook_file
-from remoter_kernel.wire.messages import source_hash
+from remoter_kernel.protocol.messages import source_hash
 from tests.real_jupyter import wait_for
 
 if TYPE_CHECKING:

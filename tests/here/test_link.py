@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from remoter_kernel.front.session.link import Link, LinkState
-from remoter_kernel.wire.frames import (
+from remoter_kernel.protocol.frames import (
     Channel,
     FrameHeader,
     Lane,

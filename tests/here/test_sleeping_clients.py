@@ -15,8 +15,8 @@ import pytest
 
 from remoter_kernel.front.jupyter import send_queues
 from remoter_kernel.front.jupyter.sockets import PORTS, Sockets
-from remoter_kernel.wire.frames import Channel
-from remoter_kernel.wire.reactor import Reactor
+from remoter_kernel.protocol.frames import Channel
+from remoter_kernel.protocol.reactor import Reactor
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

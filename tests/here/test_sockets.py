@@ -11,8 +11,8 @@ import zmq
 from remoter_kernel.errors import Usage
 from remoter_kernel.front.jupyter import sockets
 from remoter_kernel.front.jupyter.sockets import PORTS, Sockets
-from remoter_kernel.wire.frames import Channel
-from remoter_kernel.wire.reactor import Reactor
+from remoter_kernel.protocol.frames import Channel
+from remoter_kernel.protocol.reactor import Reactor
 
 
 @pytest.fixture

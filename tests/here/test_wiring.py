@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import zmq
 
-from remoter_kernel.daemon.journal import Journal
-from remoter_kernel.daemon.kernel_process import KernelProcess
-from remoter_kernel.daemon.listener import Listener
-from remoter_kernel.daemon.registry import Session
-from remoter_kernel.daemon.supervisor import Supervisor
+from remoter_kernel.evaluator.journal import Journal
+from remoter_kernel.evaluator.kernel_process import KernelProcess
+from remoter_kernel.evaluator.listener import Listener
+from remoter_kernel.evaluator.registry import Session
+from remoter_kernel.evaluator.supervisor import Supervisor
 from remoter_kernel.front import proxy as kernels
 from remoter_kernel.front.configuration.remotes import Remote
 from remoter_kernel.front.jupyter.sockets import PORTS, Sockets
@@ -28,10 +28,10 @@ from remoter_kernel.front.keeper.keeper_client import KeeperClient
 from remoter_kernel.front.keeper.keeper_server import KeeperServer
 from remoter_kernel.front.proxy import KernelProxy
 from remoter_kernel.front.session.link import LinkState
-from remoter_kernel.wire.frames import FrameHeader, MessageType, encode_message, to_json
-from remoter_kernel.wire.pump import Pump
-from remoter_kernel.wire.reactor import Reactor
-from remoter_kernel.wire.stream import MemoryOutbox, ReliableStream
+from remoter_kernel.protocol.frames import FrameHeader, MessageType, encode_message, to_json
+from remoter_kernel.protocol.pump import Pump
+from remoter_kernel.protocol.reactor import Reactor
+from remoter_kernel.protocol.stream import MemoryOutbox, ReliableStream
 
 if TYPE_CHECKING:
     from pathlib import Path

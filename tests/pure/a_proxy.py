@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from remoter_kernel.front import proxy
 from remoter_kernel.front.session.link import LinkState
-from remoter_kernel.wire.frames import Channel, to_json
-from remoter_kernel.wire.messages import MessageSigner, content_of, header_of
-from remoter_kernel.wire.reactor import Timer
+from remoter_kernel.protocol.frames import Channel, to_json
+from remoter_kernel.protocol.messages import MessageSigner, content_of, header_of
+from remoter_kernel.protocol.reactor import Timer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -22,10 +22,10 @@ PACKAGE = Path(remoter_kernel.__file__).parent
 
 
 def test_every_module_of_the_far_side_travels_and_nothing_else():
-    """The shipped list is the folders daemon/ and wire/, plus what both sides share."""
+    """The shipped list is the folders evaluator/ and protocol/, plus what both sides share."""
     there = {
         path.relative_to(PACKAGE).as_posix()
-        for folder in ("daemon", "wire")
+        for folder in ("evaluator", "protocol", "transfer")
         for path in (PACKAGE / folder).glob("*.py")
     }
     assert {ENTRY, *SHIPPED} == there | {"__init__.py", "errors.py", "logs.py", "plain_text.py"}

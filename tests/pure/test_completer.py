@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from remoter_kernel.daemon.query import complete_paths
 from remoter_kernel.errors import Usage
+from remoter_kernel.evaluator.query import complete_paths
 from remoter_kernel.front.configuration.remotes import Remote
 from remoter_kernel.front.verbs.completer import (
     Completer,

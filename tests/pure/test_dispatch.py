@@ -11,12 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from remoter_kernel.daemon.kernel_output import KernelOutputHandler
-from remoter_kernel.daemon.listener import Client
-from remoter_kernel.daemon.message_writer import MessageWriter
-from remoter_kernel.daemon.replay import DISPATCHED
-from remoter_kernel.daemon.request_handler import RequestHandler
-from remoter_kernel.wire.frames import (
+from remoter_kernel.evaluator.kernel_output import KernelOutputHandler
+from remoter_kernel.evaluator.listener import Client
+from remoter_kernel.evaluator.message_writer import MessageWriter
+from remoter_kernel.evaluator.replay import DISPATCHED
+from remoter_kernel.evaluator.request_handler import RequestHandler
+from remoter_kernel.protocol.frames import (
     Channel,
     FrameHeader,
     Lane,
@@ -25,7 +25,7 @@ from remoter_kernel.wire.frames import (
     to_json,
     unpack_parts,
 )
-from remoter_kernel.wire.messages import (
+from remoter_kernel.protocol.messages import (
     CONTENT,
     HEADER,
     PARENT,
@@ -33,8 +33,8 @@ from remoter_kernel.wire.messages import (
     content_of,
     header_of,
 )
-from remoter_kernel.wire.requests import Stage
-from remoter_kernel.wire.stream import MemoryOutbox, ReliableStream
+from remoter_kernel.protocol.requests import Stage
+from remoter_kernel.protocol.stream import MemoryOutbox, ReliableStream
 
 ME, OTHER = b"client-1", b"client-2"
 VOICE = MessageSigner(b"")

@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as some
 
 from remoter_kernel.errors import ProtocolError
-from remoter_kernel.wire import quota as quotas
-from remoter_kernel.wire.partial_file import wanted_mode
-from remoter_kernel.wire.quota import GROWS, GrowthAllowance, TransferQuota
-from remoter_kernel.wire.safe_paths import (
+from remoter_kernel.transfer import quota as quotas
+from remoter_kernel.transfer.partial_file import wanted_mode
+from remoter_kernel.transfer.quota import GROWS, GrowthAllowance, TransferQuota
+from remoter_kernel.transfer.safe_paths import (
     LONGEST,
     check_requested_names,
     partial_name,
@@ -22,7 +22,7 @@ from remoter_kernel.wire.safe_paths import (
     safe_names,
     safe_target,
 )
-from remoter_kernel.wire.wire_format import (
+from remoter_kernel.transfer.wire_format import (
     HEAD,
     MOST_BODY,
     MOST_PATH,

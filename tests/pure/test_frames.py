@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as some
 
 from remoter_kernel.errors import ProtocolError, TooLarge
-from remoter_kernel.wire.frames import (
+from remoter_kernel.protocol.frames import (
     MOST_ITEM,
     MOST_PARTS,
     MOST_WORDS,

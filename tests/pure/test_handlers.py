@@ -14,8 +14,8 @@ from remoter_kernel.front.jupyter.handlers import MOST_SENDERS, REPLY_WITHIN
 from remoter_kernel.front.prompts import NeedsPerson
 from remoter_kernel.front.session.link import LinkState
 from remoter_kernel.front.verbs import completer
-from remoter_kernel.wire.frames import Channel
-from remoter_kernel.wire.requests import Stage
+from remoter_kernel.protocol.frames import Channel
+from remoter_kernel.protocol.requests import Stage
 from tests.pure.a_proxy import ANOTHER, CLIENT, CONSOLE, FAR_KERNEL, Proxy
 from tests.real_jupyter import wait_for
 

@@ -14,8 +14,15 @@ from remoter_kernel.front.jupyter.rejected_messages import RejectedMessageReport
 from remoter_kernel.front.jupyter.replies import ReplySender
 from remoter_kernel.front.session.inbound import InboundItems
 from remoter_kernel.front.session.pacer import Pacer
-from remoter_kernel.wire.frames import Channel, FrameHeader, Lane, MessageType, pack_parts, to_json
-from remoter_kernel.wire.messages import (
+from remoter_kernel.protocol.frames import (
+    Channel,
+    FrameHeader,
+    Lane,
+    MessageType,
+    pack_parts,
+    to_json,
+)
+from remoter_kernel.protocol.messages import (
     CONTENT,
     HEADER,
     PARENT,
@@ -23,8 +30,8 @@ from remoter_kernel.wire.messages import (
     content_of,
     header_of,
 )
-from remoter_kernel.wire.requests import Request, Requests, Stage
-from remoter_kernel.wire.stream import MemoryOutbox, ReliableStream
+from remoter_kernel.protocol.requests import Request, Requests, Stage
+from remoter_kernel.protocol.stream import MemoryOutbox, ReliableStream
 from tests.pure.test_output_backlog import said, stream
 
 

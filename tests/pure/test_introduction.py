@@ -12,8 +12,8 @@ from remoter_kernel.front.jupyter.notebook_detector import NotebookDetector
 from remoter_kernel.front.jupyter.startup_code import MOST_HELD, StartupCode, is_client_code
 from remoter_kernel.front.session import parent_process
 from remoter_kernel.front.session.vscode import notebook_from
-from remoter_kernel.wire.frames import Channel
-from remoter_kernel.wire.requests import Request, Requests, Stage
+from remoter_kernel.protocol.frames import Channel
+from remoter_kernel.protocol.requests import Request, Requests, Stage
 
 SILENT: dict[str, Any] = {"silent": True, "allow_stdin": False}
 

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from remoter_kernel.errors import ProtocolError
-from remoter_kernel.wire.frames import Channel
-from remoter_kernel.wire.journal_entries import JournalEntry, encode_entry, split_entries
+from remoter_kernel.protocol.frames import Channel
+from remoter_kernel.protocol.journal_entries import JournalEntry, encode_entry, split_entries
 
 records = st.builds(
     JournalEntry,

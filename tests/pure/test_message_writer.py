@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from remoter_kernel.daemon.message_writer import MessageWriter
 from remoter_kernel.errors import TooLarge
-from remoter_kernel.wire.frames import MOST_WORDS, Channel, pack_parts, unpack_parts
+from remoter_kernel.evaluator.message_writer import MessageWriter
+from remoter_kernel.protocol.frames import MOST_WORDS, Channel, pack_parts, unpack_parts
 
 ERROR = TooLarge("A message of 3,000 MB is too large to be carried.")
 HUGE = json.dumps({"msg_id": "one", "msg_type": "execute_request", "x": "x" * MOST_WORDS}).encode()

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from remoter_kernel.wire.messages import (
+from remoter_kernel.protocol.messages import (
     execution_state,
     header_of,
     is_restarting,

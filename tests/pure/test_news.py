@@ -6,9 +6,9 @@ from dataclasses import replace
 
 from remoter_kernel.front.bootstrap.launcher import SessionInfo
 from remoter_kernel.front.jupyter.session_banner import SessionBanner
-from remoter_kernel.wire.frames import Channel
-from remoter_kernel.wire.messages import MessageSigner, header_of
-from remoter_kernel.wire.requests import Request
+from remoter_kernel.protocol.frames import Channel
+from remoter_kernel.protocol.messages import MessageSigner, header_of
+from remoter_kernel.protocol.requests import Request
 
 CELL = MessageSigner(b"").compose("execute_request", {"code": "1", "silent": False})
 ASKED = Request(Channel.SHELL, CELL, header_of(CELL[1]), number=1)

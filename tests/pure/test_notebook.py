@@ -18,9 +18,9 @@ from remoter_kernel.front.reading.executions import (
     comparable,
     plan_updates,
 )
-from remoter_kernel.wire.frames import Channel, pack_parts, to_json
-from remoter_kernel.wire.journal_entries import JournalEntry
-from remoter_kernel.wire.messages import HEADER, METADATA, MessageSigner, header_of
+from remoter_kernel.protocol.frames import Channel, pack_parts, to_json
+from remoter_kernel.protocol.journal_entries import JournalEntry
+from remoter_kernel.protocol.messages import HEADER, METADATA, MessageSigner, header_of
 
 VOICE = MessageSigner(b"")
 FRONT = b"frontone"

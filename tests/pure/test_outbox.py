@@ -7,9 +7,9 @@ from collections import deque
 from hypothesis import given, settings
 from hypothesis import strategies as some
 
-from remoter_kernel.daemon.outbox import ClientOutbox
-from remoter_kernel.wire.frames import Channel, Lane, MessageType, pack_parts, unpack_parts
-from remoter_kernel.wire.stream import MemoryOutbox, ReliableStream
+from remoter_kernel.evaluator.outbox import ClientOutbox
+from remoter_kernel.protocol.frames import Channel, Lane, MessageType, pack_parts, unpack_parts
+from remoter_kernel.protocol.stream import MemoryOutbox, ReliableStream
 from tests.pure.test_output_backlog import Page, messages, stream
 
 FRONT, ANOTHER, EVERYONE = b"front---", b"another-", bytes(8)

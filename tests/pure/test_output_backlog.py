@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as some
 
-from remoter_kernel.wire import output_backlog
-from remoter_kernel.wire.output_backlog import HELD_BACK, Coalesced, OutputBacklog
+from remoter_kernel.protocol import output_backlog
+from remoter_kernel.protocol.output_backlog import HELD_BACK, Coalesced, OutputBacklog
 from tests.pure.test_terminal_text import terminal
 
 CELLS = ("one", "two")

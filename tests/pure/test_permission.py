@@ -18,9 +18,9 @@ from remoter_kernel.front.this_side.permission import (
     format_names,
     local_path,
 )
-from remoter_kernel.wire.frames import Channel
-from remoter_kernel.wire.messages import MessageSigner, header_of
-from remoter_kernel.wire.requests import Request
+from remoter_kernel.protocol.frames import Channel
+from remoter_kernel.protocol.messages import MessageSigner, header_of
+from remoter_kernel.protocol.requests import Request
 
 LOCAL = AccessRequest("%%local", AccessKind.RUN, "runs this cell")
 

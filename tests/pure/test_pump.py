@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from remoter_kernel.errors import ProtocolError, Unreachable
-from remoter_kernel.wire import pump
-from remoter_kernel.wire.frames import (
+from remoter_kernel.protocol import pump
+from remoter_kernel.protocol.frames import (
     LANE,
     Bytes,
     Channel,
@@ -17,8 +17,8 @@ from remoter_kernel.wire.frames import (
     MessageType,
     decode_messages,
 )
-from remoter_kernel.wire.pump import Pump
-from remoter_kernel.wire.stream import MemoryOutbox, ReliableStream
+from remoter_kernel.protocol.pump import Pump
+from remoter_kernel.protocol.stream import MemoryOutbox, ReliableStream
 
 
 class End:

@@ -9,9 +9,9 @@ import pytest
 
 from remoter_kernel.front.jupyter.prompter import CLOSE_THAT_BOX, NOT_USED
 from remoter_kernel.front.prompts import NotAnswered, Prompt, Withdrawn
-from remoter_kernel.wire.frames import Channel
-from remoter_kernel.wire.messages import header_of
-from remoter_kernel.wire.requests import Request
+from remoter_kernel.protocol.frames import Channel
+from remoter_kernel.protocol.messages import header_of
+from remoter_kernel.protocol.requests import Request
 from tests.attacks.test_questions import ANOTHER, CLIENT, VOICE, Page, page
 from tests.real_jupyter import wait_for
 

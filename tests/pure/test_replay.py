@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from remoter_kernel.daemon.records import EVERYONE, Record, marker
-from remoter_kernel.daemon.replay import DISPATCHED, RecoveredState
-from remoter_kernel.wire.frames import Channel, Lane, pack_parts, to_json
-from remoter_kernel.wire.requests import Stage
+from remoter_kernel.evaluator.records import EVERYONE, Record, marker
+from remoter_kernel.evaluator.replay import DISPATCHED, RecoveredState
+from remoter_kernel.protocol.frames import Channel, Lane, pack_parts, to_json
+from remoter_kernel.protocol.requests import Stage
 
 ME, OTHER = b"front--1", b"front--2"
 

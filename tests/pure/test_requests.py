@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from remoter_kernel.wire.frames import Channel
-from remoter_kernel.wire.requests import (
+from remoter_kernel.protocol.frames import Channel
+from remoter_kernel.protocol.requests import (
     MOST_ENDED,
     MOST_ON_CONTROL,
     Request,

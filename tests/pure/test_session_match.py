@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from remoter_kernel.daemon.session_match import Candidate, match_session
+from remoter_kernel.evaluator.session_match import Candidate, match_session
 from remoter_kernel.front.bootstrap.launcher import SessionInfo
 from remoter_kernel.front.jupyter.session_banner import WEEK, joined_text, other_sessions_text
 from remoter_kernel.front.session.notebook_identity import mark_local_files

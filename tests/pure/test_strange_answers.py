@@ -46,9 +46,9 @@ from remoter_kernel.front.running.code_to_run import CodeCell
 from remoter_kernel.front.running.exit_codes import ExitCodeTracker
 from remoter_kernel.front.ssh.login_results import CompletedCommand
 from remoter_kernel.plain_text import is_session_id
-from remoter_kernel.wire.frames import Channel, pack_parts
-from remoter_kernel.wire.journal_entries import JournalEntry, encode_entry, split_entries
-from remoter_kernel.wire.output_backlog import OutputBacklog
+from remoter_kernel.protocol.frames import Channel, pack_parts
+from remoter_kernel.protocol.journal_entries import JournalEntry, encode_entry, split_entries
+from remoter_kernel.protocol.output_backlog import OutputBacklog
 
 BOX = Remote("box", "box.invalid")
 EVIL = "\x1b]0;OWNED\x07\x9b31m\u202e\r\n\ud800"

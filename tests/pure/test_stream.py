@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as some
 
 from remoter_kernel.errors import Overrun, ProtocolError
-from remoter_kernel.wire.frames import LANE, Channel, FrameHeader, Lane, MessageType
-from remoter_kernel.wire.stream import MemoryOutbox, Phase, ReliableStream
+from remoter_kernel.protocol.frames import LANE, Channel, FrameHeader, Lane, MessageType
+from remoter_kernel.protocol.stream import MemoryOutbox, Phase, ReliableStream
 
 WINDOW = 40  # bytes: small, so that credit runs out
 SLICE = 13  # bytes: smaller than most items

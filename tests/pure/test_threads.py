@@ -13,7 +13,7 @@ import pytest
 
 import remoter_kernel
 from remoter_kernel.logs import reason
-from remoter_kernel.wire.threads import Thread, Worker
+from remoter_kernel.protocol.threads import Thread, Worker
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -6,9 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from remoter_kernel.front.this_side.cell_queue import CellQueue
-from remoter_kernel.wire.frames import Channel
-from remoter_kernel.wire.messages import MessageSigner, header_of
-from remoter_kernel.wire.requests import Request, Requests, Stage
+from remoter_kernel.protocol.frames import Channel
+from remoter_kernel.protocol.messages import MessageSigner, header_of
+from remoter_kernel.protocol.requests import Request, Requests, Stage
 
 
 def a_route(**words):

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from remoter_kernel.daemon import compaction
-from remoter_kernel.daemon import journal as journals
-from remoter_kernel.daemon.compaction import Catalogue, compact
-from remoter_kernel.daemon.outbox import ClientOutbox
-from remoter_kernel.daemon.records import (
+from remoter_kernel.evaluator import compaction
+from remoter_kernel.evaluator import journal as journals
+from remoter_kernel.evaluator.compaction import Catalogue, compact
+from remoter_kernel.evaluator.outbox import ClientOutbox
+from remoter_kernel.evaluator.records import (
     EVERYONE,
     Record,
     encode_record,
@@ -21,7 +21,7 @@ from remoter_kernel.daemon.records import (
     read_journal,
     size_on_disk,
 )
-from remoter_kernel.wire.frames import Channel, pack_parts, unpack_parts
+from remoter_kernel.protocol.frames import Channel, pack_parts, unpack_parts
 from tests.there.test_journal import ME, Desk
 
 if TYPE_CHECKING:

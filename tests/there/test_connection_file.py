@@ -6,7 +6,7 @@ import gc
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
-from remoter_kernel.daemon.kernel_process import KernelProcess
+from remoter_kernel.evaluator.kernel_process import KernelProcess
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -8,22 +8,22 @@ from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
-from remoter_kernel.daemon.listener import Client
-from remoter_kernel.daemon.message_writer import MessageWriter
-from remoter_kernel.daemon.outbox import ClientOutbox
-from remoter_kernel.daemon.records import read_journal
-from remoter_kernel.daemon.request_handler import RequestHandler
 from remoter_kernel.errors import ProtocolError
-from remoter_kernel.wire.frames import Channel, FrameHeader, MessageType, pack_parts, to_json
-from remoter_kernel.wire.requests import Requests
-from remoter_kernel.wire.stream import ReliableStream
+from remoter_kernel.evaluator.listener import Client
+from remoter_kernel.evaluator.message_writer import MessageWriter
+from remoter_kernel.evaluator.outbox import ClientOutbox
+from remoter_kernel.evaluator.records import read_journal
+from remoter_kernel.evaluator.request_handler import RequestHandler
+from remoter_kernel.protocol.frames import Channel, FrameHeader, MessageType, pack_parts, to_json
+from remoter_kernel.protocol.requests import Requests
+from remoter_kernel.protocol.stream import ReliableStream
 from tests.there.test_journal import ME
 from tests.there.test_journal import Desk as Disk
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from remoter_kernel.wire.frames import Bytes
+    from remoter_kernel.protocol.frames import Bytes
 
 
 class Child:

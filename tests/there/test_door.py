@@ -22,7 +22,7 @@ from remoter_kernel.front.bootstrap.launcher import SessionRequest
 from remoter_kernel.front.configuration.remotes import find_remote
 from remoter_kernel.front.jupyter.sockets import key_fingerprint
 from remoter_kernel.front.session.dialer import SessionDialer
-from remoter_kernel.wire.frames import (
+from remoter_kernel.protocol.frames import (
     Channel,
     FrameHeader,
     MessageType,
@@ -32,7 +32,7 @@ from remoter_kernel.wire.frames import (
     pack_parts,
     to_json,
 )
-from remoter_kernel.wire.messages import MessageSigner
+from remoter_kernel.protocol.messages import MessageSigner
 from tests.real_jupyter import started_kernel
 from tests.whole.talk import Talk
 

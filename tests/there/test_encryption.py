@@ -14,7 +14,7 @@ import pytest
 import zmq
 from jupyter_client.kernelspec import KernelSpec
 
-from remoter_kernel.daemon.encryption import (
+from remoter_kernel.evaluator.encryption import (
     SIGNATURE,
     CurveProbe,
     can_offer_keys,
@@ -22,8 +22,8 @@ from remoter_kernel.daemon.encryption import (
     remove_keys,
     write_keys,
 )
-from remoter_kernel.daemon.kernel_process import KernelProcess
-from remoter_kernel.wire.reactor import Reactor
+from remoter_kernel.evaluator.kernel_process import KernelProcess
+from remoter_kernel.protocol.reactor import Reactor
 from tests.real_jupyter import READY_WITHIN
 
 if TYPE_CHECKING:

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from remoter_kernel.daemon.listener import Listener
-from remoter_kernel.daemon.message_writer import MessageWriter
-from remoter_kernel.daemon.records import read_journal
-from remoter_kernel.daemon.replay import RecoveredState
 from remoter_kernel.errors import ProtocolError
-from remoter_kernel.wire.frames import (
+from remoter_kernel.evaluator.listener import Listener
+from remoter_kernel.evaluator.message_writer import MessageWriter
+from remoter_kernel.evaluator.records import read_journal
+from remoter_kernel.evaluator.replay import RecoveredState
+from remoter_kernel.protocol.frames import (
     Channel,
     FrameHeader,
     Lane,
@@ -26,15 +26,15 @@ from remoter_kernel.wire.frames import (
     to_json,
     unpack_parts,
 )
-from remoter_kernel.wire.messages import MessageSigner
+from remoter_kernel.protocol.messages import MessageSigner
 from tests.there.test_journal import Desk as Disk
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from remoter_kernel.daemon.listener import Client
-    from remoter_kernel.wire.frames import Bytes
+    from remoter_kernel.evaluator.listener import Client
+    from remoter_kernel.protocol.frames import Bytes
 
 ME = b"front--1"
 

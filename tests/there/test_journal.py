@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from remoter_kernel.daemon import journal as journals
-from remoter_kernel.daemon.journal import Journal
-from remoter_kernel.daemon.outbox import ClientOutbox
-from remoter_kernel.daemon.records import EVERYONE
-from remoter_kernel.wire.frames import Channel, Lane
+from remoter_kernel.evaluator import journal as journals
+from remoter_kernel.evaluator.journal import Journal
+from remoter_kernel.evaluator.outbox import ClientOutbox
+from remoter_kernel.evaluator.records import EVERYONE
+from remoter_kernel.protocol.frames import Channel, Lane
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from remoter_kernel.daemon import compaction, records
-from remoter_kernel.daemon import journal as journals
-from remoter_kernel.daemon.compaction import compact
-from remoter_kernel.daemon.outbox import ClientOutbox
-from remoter_kernel.daemon.records import (
+from remoter_kernel.evaluator import compaction, records
+from remoter_kernel.evaluator import journal as journals
+from remoter_kernel.evaluator.compaction import compact
+from remoter_kernel.evaluator.outbox import ClientOutbox
+from remoter_kernel.evaluator.records import (
     EVERYONE,
     Record,
     encode_record,
@@ -24,8 +24,8 @@ from remoter_kernel.daemon.records import (
     read_journal,
 )
 from remoter_kernel.logs import reason
-from remoter_kernel.wire.frames import Channel, Lane
-from remoter_kernel.wire.threads import ThreadEndedError
+from remoter_kernel.protocol.frames import Channel, Lane
+from remoter_kernel.protocol.threads import ThreadEndedError
 from tests.real_jupyter import wait_for
 from tests.there.test_compaction import text, written
 from tests.there.test_journal import ME, Desk

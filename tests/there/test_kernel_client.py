@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import zmq
 
-from remoter_kernel.daemon.kernel_process import KernelProcess
-from remoter_kernel.wire.messages import (
+from remoter_kernel.evaluator.kernel_process import KernelProcess
+from remoter_kernel.protocol.messages import (
     CONTENT,
     HEADER,
     PARENT,
@@ -20,13 +20,13 @@ from remoter_kernel.wire.messages import (
     content_of,
     header_of,
 )
-from remoter_kernel.wire.reactor import Reactor
+from remoter_kernel.protocol.reactor import Reactor
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from remoter_kernel.wire.frames import Bytes, Channel
+    from remoter_kernel.protocol.frames import Bytes, Channel
 
 WITHIN = 20.0  # seconds
 MANY = 3000
@@ -189,7 +189,7 @@ def test_silence_ends_nothing_while_the_system_holds_some_of_it(story: Story, mo
         asked.append((sender, receiver))
         return holds[0]
 
-    monkeypatch.setattr("remoter_kernel.wire.kernel_client.has_bytes_in_flight", is_on_its_way)
+    monkeypatch.setattr("remoter_kernel.protocol.kernel_client.has_bytes_in_flight", is_on_its_way)
     earlier = story.kernel.voice.compose("display_data", {"number": 1}, story.request())
     story.kernel.say(socket, "some_reply", {"status": "ok"}, story.request())
     story.until(lambda: len(asked) > 2)
@@ -234,7 +234,7 @@ def test_a_kernel_without_a_clock_that_publishes_without_end_holds_no_reply_back
     story: Story, monkeypatch
 ):
     """The last bound is a time."""
-    monkeypatch.setattr("remoter_kernel.wire.kernel_client.REPLY_WITHIN", 0.3)
+    monkeypatch.setattr("remoter_kernel.protocol.kernel_client.REPLY_WITHIN", 0.3)
 
     def flood() -> None:
         parts = story.kernel.voice.compose("display_data", {"number": 0}, story.request("b"))
@@ -275,7 +275,7 @@ def test_who_goes_on_publishing_after_the_end_does_not_hold_it_up_for_ever(
     story: Story, monkeypatch
 ):
     """There is a bound."""
-    monkeypatch.setattr("remoter_kernel.wire.kernel_client.END_WITHIN", 0.5)
+    monkeypatch.setattr("remoter_kernel.protocol.kernel_client.END_WITHIN", 0.5)
 
     def flood() -> None:
         publish_many(story, story.request(), 10)

@@ -8,14 +8,14 @@ import subprocess
 import sys
 from typing import TYPE_CHECKING
 
-from remoter_kernel.daemon import kernel_log
-from remoter_kernel.daemon.kernel_log import HEAD, MOST, NEWEST, KernelLog, trim_middle
+from remoter_kernel.evaluator import kernel_log
+from remoter_kernel.evaluator.kernel_log import HEAD, MOST, NEWEST, KernelLog, trim_middle
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 LINE = b"x" * 99 + b"\n"
-WARDEN = "from remoter_kernel.daemon import warden; warden.main()"
+WARDEN = "from remoter_kernel.evaluator import warden; warden.main()"
 FLOOD = """
 import os, time
 os.write(1, b"how it began\\n")

@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Any
 import psutil
 import pytest
 
-from remoter_kernel.daemon import launch, query, registry
-from remoter_kernel.daemon.lock import Lock
-from remoter_kernel.daemon.processes import boot_id, pid_namespace, started_at
-from remoter_kernel.daemon.records import JournalTooNewError, first_line
-from remoter_kernel.daemon.registry import Session, collect_garbage
 from remoter_kernel.errors import RemoterError
+from remoter_kernel.evaluator import launch, query, registry
+from remoter_kernel.evaluator.lock import Lock
+from remoter_kernel.evaluator.processes import boot_id, pid_namespace, started_at
+from remoter_kernel.evaluator.records import JournalTooNewError, first_line
+from remoter_kernel.evaluator.registry import Session, collect_garbage
 from remoter_kernel.front.bootstrap.launcher import pack_evaluator
 from tests.real_jupyter import MARK, THIS_RUN, wait_for
 from tests.real_parts import real_part

@@ -8,8 +8,8 @@ import sys
 
 import pytest
 
-from remoter_kernel.wire import tcp_backlog
-from remoter_kernel.wire.tcp_backlog import connection_ports, has_bytes_in_flight
+from remoter_kernel.protocol import tcp_backlog
+from remoter_kernel.protocol.tcp_backlog import connection_ports, has_bytes_in_flight
 from tests.real_jupyter import wait_for
 
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="Linux alone tells it")

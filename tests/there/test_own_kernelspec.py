@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from remoter_kernel.daemon.kernel_process import KernelProcess
 from remoter_kernel.errors import RemoteLacks
+from remoter_kernel.evaluator.kernel_process import KernelProcess
 
 if TYPE_CHECKING:
     from pathlib import Path

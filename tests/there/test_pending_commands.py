@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from remoter_kernel.daemon import launch, pending_commands, registry
-from remoter_kernel.daemon.folders import sessions_folder
-from remoter_kernel.daemon.pending_commands import ALL_WITHIN, execute_commands
-from remoter_kernel.daemon.processes import boot_id, started_at
-from remoter_kernel.daemon.records import first_line
-from remoter_kernel.daemon.registry import Session
+from remoter_kernel.evaluator import launch, pending_commands, registry
+from remoter_kernel.evaluator.folders import sessions_folder
+from remoter_kernel.evaluator.pending_commands import ALL_WITHIN, execute_commands
+from remoter_kernel.evaluator.processes import boot_id, started_at
+from remoter_kernel.evaluator.records import first_line
+from remoter_kernel.evaluator.registry import Session
 from tests.real_jupyter import MARK, THIS_RUN, wait_for
 
 if TYPE_CHECKING:
@@ -196,7 +196,7 @@ def test_what_failed_or_is_for_another_machine_is_tried_again(monkeypatch, proce
     assert told["became"] == "elsewhere"
     session.write("door.json", {})
     failing = {"how": "stays"}
-    monkeypatch.setattr("remoter_kernel.daemon.query.stop_session", lambda _session: failing)
+    monkeypatch.setattr("remoter_kernel.evaluator.query.stop_session", lambda _session: failing)
     for _ in range(2):
         (told,) = execute_commands([command], lambda *_: None)
         assert told["became"] == "failed"
@@ -242,7 +242,7 @@ def test_there_is_only_so_much_time_for_all_of_them():
 
 def test_a_bad_session_hides_no_other(home):
     """Whoever asks which sessions there are hears of all of them."""
-    from remoter_kernel.daemon import query
+    from remoter_kernel.evaluator import query
 
     good = a_session("k")
     bad = a_session("k", pid=["x"])

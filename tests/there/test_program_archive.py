@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from remoter_kernel.daemon import launch, program_archive, stdio_reply
-from remoter_kernel.daemon.folders import data_folder
-from remoter_kernel.daemon.registry import Session, read_json
+from remoter_kernel.evaluator import launch, program_archive, stdio_reply
+from remoter_kernel.evaluator.folders import data_folder
+from remoter_kernel.evaluator.registry import Session, read_json
 from remoter_kernel.front.bootstrap.launcher import FOLDER_DIGITS, pack_evaluator
 from tests.real_jupyter import MARK, THIS_RUN, wait_for
 
@@ -163,7 +163,7 @@ def test_it_is_compiled_once_and_used(archive):
     assert program_archive.compile_program(archive) == place
     assert place.stat().st_mtime_ns == began
     with zipfile.ZipFile(place) as compiled:
-        assert "remoter_kernel/daemon/supervisor.pyc" in compiled.namelist()
+        assert "remoter_kernel/evaluator/supervisor.pyc" in compiled.namelist()
     assert str(place) in where_it_runs_from(archive)
     content = bytearray(place.read_bytes())
     content[len(content) // 2] ^= 0xFF
@@ -177,14 +177,14 @@ def test_it_is_compiled_once_and_used(archive):
 def where_it_runs_from(archive: Path) -> str:
     words = [sys.executable, "-v", str(archive), "ask"]
     ran = subprocess.run(words, input="{}", capture_output=True, text=True, check=True)
-    lines = [line for line in ran.stderr.splitlines() if "remoter_kernel.daemon.query" in line]
+    lines = [line for line in ran.stderr.splitlines() if "remoter_kernel.evaluator.query" in line]
     return "\n".join(lines)
 
 
 def test_a_damaged_archive_is_sent_anew(archive):
     """It says what is lacking, and does not run."""
     with zipfile.ZipFile(archive) as whole:  # a start does not read this one
-        about = whole.getinfo("remoter_kernel/daemon/transfer_command.py")
+        about = whole.getinfo("remoter_kernel/evaluator/transfer_command.py")
     content = bytearray(archive.read_bytes())
     content[about.header_offset + 200] ^= 0xFF
     archive.write_bytes(content)

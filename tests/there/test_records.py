@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from remoter_kernel.daemon import query, records
-from remoter_kernel.daemon.journal import GAP, Journal
-from remoter_kernel.daemon.outbox import ClientOutbox
-from remoter_kernel.daemon.records import (
+from remoter_kernel.evaluator import query, records
+from remoter_kernel.evaluator.journal import GAP, Journal
+from remoter_kernel.evaluator.outbox import ClientOutbox
+from remoter_kernel.evaluator.records import (
     EVERYONE,
     JournalTail,
     JournalTooNewError,
@@ -24,8 +24,8 @@ from remoter_kernel.daemon.records import (
     parse_marker,
     read_journal,
 )
-from remoter_kernel.daemon.replay import RecoveredState
-from remoter_kernel.wire.frames import Channel, Lane
+from remoter_kernel.evaluator.replay import RecoveredState
+from remoter_kernel.protocol.frames import Channel, Lane
 from tests.there.test_journal import ME, Desk
 
 RECORDS = st.lists(

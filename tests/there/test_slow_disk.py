@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import zmq
 
-from remoter_kernel.daemon import port_conflicts, registry
-from remoter_kernel.daemon import status_file as boards
-from remoter_kernel.daemon.listener import Listener
-from remoter_kernel.daemon.port_conflicts import PORT_TAKEN, PortConflicts
-from remoter_kernel.daemon.registry import ServedSession, Session
-from remoter_kernel.daemon.status_file import CELLS, STATUS_FILE, StatusWriter
-from remoter_kernel.wire.frames import (
+from remoter_kernel.evaluator import port_conflicts, registry
+from remoter_kernel.evaluator import status_file as boards
+from remoter_kernel.evaluator.listener import Listener
+from remoter_kernel.evaluator.port_conflicts import PORT_TAKEN, PortConflicts
+from remoter_kernel.evaluator.registry import ServedSession, Session
+from remoter_kernel.evaluator.status_file import CELLS, STATUS_FILE, StatusWriter
+from remoter_kernel.protocol.frames import (
     Channel,
     FrameHeader,
     MessageType,
@@ -25,8 +25,8 @@ from remoter_kernel.wire.frames import (
     encode_message,
     to_json,
 )
-from remoter_kernel.wire.reactor import Reactor
-from remoter_kernel.wire.requests import Request, Stage
+from remoter_kernel.protocol.reactor import Reactor
+from remoter_kernel.protocol.requests import Request, Stage
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

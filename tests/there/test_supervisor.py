@@ -12,22 +12,29 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from remoter_kernel.daemon import kernel_process as children
-from remoter_kernel.daemon import startup_watchdog
-from remoter_kernel.daemon import supervisor as supervisors
-from remoter_kernel.daemon.journal import Journal
-from remoter_kernel.daemon.kernel_process import KernelProcess, merged_environment
-from remoter_kernel.daemon.listener import Listener
-from remoter_kernel.daemon.port_conflicts import PortConflicts
-from remoter_kernel.daemon.records import Record
-from remoter_kernel.daemon.registry import Session
-from remoter_kernel.daemon.replay import RecoveredState
-from remoter_kernel.daemon.startup_watchdog import StartupWatchdog
-from remoter_kernel.daemon.supervisor import KernelState, Supervisor
-from remoter_kernel.wire.frames import Channel, FrameHeader, Lane, MessageType, pack_parts, to_json
-from remoter_kernel.wire.messages import CONTENT, HEADER, MessageSigner, header_of
-from remoter_kernel.wire.reactor import Reactor
-from remoter_kernel.wire.requests import Request, Requests, Stage
+from remoter_kernel.evaluator import kernel_process as children
+from remoter_kernel.evaluator import startup_watchdog
+from remoter_kernel.evaluator import supervisor as supervisors
+from remoter_kernel.evaluator.journal import Journal
+from remoter_kernel.evaluator.kernel_process import KernelProcess, merged_environment
+from remoter_kernel.evaluator.listener import Listener
+from remoter_kernel.evaluator.port_conflicts import PortConflicts
+from remoter_kernel.evaluator.records import Record
+from remoter_kernel.evaluator.registry import Session
+from remoter_kernel.evaluator.replay import RecoveredState
+from remoter_kernel.evaluator.startup_watchdog import StartupWatchdog
+from remoter_kernel.evaluator.supervisor import KernelState, Supervisor
+from remoter_kernel.protocol.frames import (
+    Channel,
+    FrameHeader,
+    Lane,
+    MessageType,
+    pack_parts,
+    to_json,
+)
+from remoter_kernel.protocol.messages import CONTENT, HEADER, MessageSigner, header_of
+from remoter_kernel.protocol.reactor import Reactor
+from remoter_kernel.protocol.requests import Request, Requests, Stage
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

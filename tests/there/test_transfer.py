@@ -14,18 +14,18 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as some
 
-from remoter_kernel.daemon.transfer_command import PIPE_HOLDS, _enlarge_pipe
 from remoter_kernel.errors import ProtocolError
+from remoter_kernel.evaluator.transfer_command import PIPE_HOLDS, _enlarge_pipe
 from remoter_kernel.front.files.file_transfer import SocketEnds
-from remoter_kernel.wire import partial_file as parts
-from remoter_kernel.wire import receiver as receiving_end
-from remoter_kernel.wire import window
-from remoter_kernel.wire.framed_stream import Cut, FramedStream
-from remoter_kernel.wire.plan import make_plan
-from remoter_kernel.wire.receiver import Receiver
-from remoter_kernel.wire.safe_paths import partial_name
-from remoter_kernel.wire.sender import Sender
-from remoter_kernel.wire.wire_format import (
+from remoter_kernel.protocol import window
+from remoter_kernel.transfer import partial_file as parts
+from remoter_kernel.transfer import receiver as receiving_end
+from remoter_kernel.transfer.framed_stream import Cut, FramedStream
+from remoter_kernel.transfer.plan import make_plan
+from remoter_kernel.transfer.receiver import Receiver
+from remoter_kernel.transfer.safe_paths import partial_name
+from remoter_kernel.transfer.sender import Sender
+from remoter_kernel.transfer.wire_format import (
     ASK_FROM,
     BODY_START,
     CHUNK,

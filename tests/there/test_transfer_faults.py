@@ -14,13 +14,13 @@ import pytest
 
 from remoter_kernel.errors import ProtocolError
 from remoter_kernel.front.files.file_transfer import SocketEnds
-from remoter_kernel.wire import partial_file as parts
-from remoter_kernel.wire.framed_stream import Cut, FramedStream
-from remoter_kernel.wire.partial_file import PartialFile
-from remoter_kernel.wire.plan import make_plan
-from remoter_kernel.wire.receiver import Receiver
-from remoter_kernel.wire.sender import Sender
-from remoter_kernel.wire.wire_format import (
+from remoter_kernel.transfer import partial_file as parts
+from remoter_kernel.transfer.framed_stream import Cut, FramedStream
+from remoter_kernel.transfer.partial_file import PartialFile
+from remoter_kernel.transfer.plan import make_plan
+from remoter_kernel.transfer.receiver import Receiver
+from remoter_kernel.transfer.sender import Sender
+from remoter_kernel.transfer.wire_format import (
     ACK_BODY,
     FileEntry,
     FileTrouble,
@@ -243,7 +243,7 @@ def test_a_sender_cannot_fill_the_memory_with_sources(dst):
 
 
 def test_a_source_of_more_names_than_can_be_told(src, monkeypatch):
-    from remoter_kernel.wire import plan as sources
+    from remoter_kernel.transfer import plan as sources
 
     monkeypatch.setattr(sources, "MOST_SOURCES", 2)
     for name in "abc":

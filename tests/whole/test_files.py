@@ -17,7 +17,7 @@ import pytest
 
 from bench.proxy import Proxy
 from remoter_kernel.front.keeper.endpoint import end_logins
-from remoter_kernel.wire.safe_paths import partial_name
+from remoter_kernel.transfer.safe_paths import partial_name
 from tests.real_jupyter import MARK, THIS_RUN, wait_for
 from tests.real_parts import real_part
 from tests.real_sshd import RealSshd

@@ -19,8 +19,8 @@ import psutil
 import pytest
 
 from bench.proxy import Proxy
-from remoter_kernel.daemon.records import Scan
-from remoter_kernel.wire.frames import Channel, unpack_parts
+from remoter_kernel.evaluator.records import Scan
+from remoter_kernel.protocol.frames import Channel, unpack_parts
 from tests.conftest import marked
 from tests.pure.test_terminal_text import terminal
 from tests.real_jupyter import started_kernel

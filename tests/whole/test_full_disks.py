@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Self
 import psutil
 import pytest
 
-from remoter_kernel.daemon.records import read_journal
+from remoter_kernel.evaluator.records import read_journal
 from tests.real_jupyter import MARK, THIS_RUN, started_kernel, wait_for
 from tests.real_parts import real_part
 from tests.real_sshd import RealSshd

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from remoter_kernel.daemon.records import read_journal
-from remoter_kernel.wire.frames import Channel, unpack_parts
-from remoter_kernel.wire.messages import HEADER, PARENT, header_of
+from remoter_kernel.evaluator.records import read_journal
+from remoter_kernel.protocol.frames import Channel, unpack_parts
+from remoter_kernel.protocol.messages import HEADER, PARENT, header_of
 from tests.real_jupyter import started_kernel, wait_for
 from tests.whole.talk import Talk
 from tests.whole.test_deaths import evaluator, heard, over, replies, session, text

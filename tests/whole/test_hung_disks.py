@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from bench.proxy import Proxy
-from remoter_kernel.daemon.records import Record, read_journal
+from remoter_kernel.evaluator.records import Record, read_journal
 from remoter_kernel.front.bootstrap.launcher import SessionRequest
 from remoter_kernel.front.configuration.remotes import find_remote
 from remoter_kernel.front.jupyter.sockets import key_fingerprint
 from remoter_kernel.front.session.dialer import SessionDialer
-from remoter_kernel.wire.frames import Channel, from_json, unpack_parts
+from remoter_kernel.protocol.frames import Channel, from_json, unpack_parts
 from tests.hung_disk import HungDisk
 from tests.real_jupyter import MARK, THIS_RUN, started_kernel, wait_for
 from tests.real_parts import real_part
@@ -232,7 +232,7 @@ def test_a_loop_that_touches_a_file_is_seen(watch: Path) -> None:
     """Else the proof before would prove nothing."""
     code = """if True:
         import os
-        from remoter_kernel.wire.reactor import Reactor
+        from remoter_kernel.protocol.reactor import Reactor
         reactor = Reactor()
         reactor.later(0.0, lambda: os.stat("/seen"[:1]))
         reactor.later(0.0, lambda: open("/dev/null").close())

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from remoter_kernel.wire.frames import MOST_BUFFERS
+from remoter_kernel.protocol.frames import MOST_BUFFERS
 from tests.real_jupyter import started_kernel
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from remoter_kernel.errors import RemoterError
 from remoter_kernel.front.configuration.kernelspec import language_of
 from remoter_kernel.front.configuration.remotes import Remote, find_remote, last_kernel_info
-from remoter_kernel.wire.threads import Thread
+from remoter_kernel.protocol.threads import Thread
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -35,9 +35,9 @@ from remoter_kernel.front.this_side.permission import (
     format_names,
     local_path,
 )
-from remoter_kernel.wire.plan import Plan, full_path, make_plan
-from remoter_kernel.wire.threads import Thread
-from remoter_kernel.wire.wire_format import FileTrouble
+from remoter_kernel.protocol.threads import Thread
+from remoter_kernel.transfer.plan import Plan, full_path, make_plan
+from remoter_kernel.transfer.wire_format import FileTrouble
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -48,8 +48,8 @@ if TYPE_CHECKING:
     from remoter_kernel.front.session.dialer import SessionDialer
     from remoter_kernel.front.this_side.cell_queue import CellQueue
     from remoter_kernel.front.this_side.permission import Permission
-    from remoter_kernel.wire.reactor import Reactor
-    from remoter_kernel.wire.requests import Request
+    from remoter_kernel.protocol.reactor import Reactor
+    from remoter_kernel.protocol.requests import Request
 
 SHOW_EVERY = 0.25  # seconds
 FIRST_SHOWN_AFTER = 0.5  # seconds: what is over by then shows what came of it, and no bar

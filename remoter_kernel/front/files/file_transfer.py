@@ -22,11 +22,11 @@ from remoter_kernel.front.files.transfer_progress import (
     transfer_error,
 )
 from remoter_kernel.front.unix_sockets import connect_to_listener
-from remoter_kernel.wire.framed_stream import FramedStream
-from remoter_kernel.wire.plan import make_plan
-from remoter_kernel.wire.receiver import Receiver
-from remoter_kernel.wire.sender import Sender
-from remoter_kernel.wire.wire_format import TRANSFER_VERSION, FileTrouble, FrameType
+from remoter_kernel.transfer.framed_stream import FramedStream
+from remoter_kernel.transfer.plan import make_plan
+from remoter_kernel.transfer.receiver import Receiver
+from remoter_kernel.transfer.sender import Sender
+from remoter_kernel.transfer.wire_format import TRANSFER_VERSION, FileTrouble, FrameType
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from remoter_kernel.front.configuration.remotes import Remote
     from remoter_kernel.front.files.transfer_progress import TransferSpec
     from remoter_kernel.front.logins.login import Login
-    from remoter_kernel.wire.plan import Plan
+    from remoter_kernel.transfer.plan import Plan
 
 CONNECT_WITHIN = 5.0  # seconds; it is on this machine
 FIRST_PAUSE, LONGEST_PAUSE = 0.25, 8.0  # seconds between two tries

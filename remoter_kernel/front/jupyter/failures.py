@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from remoter_kernel.errors import NoSuchSession, RemoterError
 from remoter_kernel.front.jupyter.request_queries import shows_output, unanswered_remote
 from remoter_kernel.front.prompts import NeedsPerson
-from remoter_kernel.wire.requests import IDLE, Stage
+from remoter_kernel.protocol.requests import IDLE, Stage
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from remoter_kernel.front.jupyter.replies import ReplySender
     from remoter_kernel.front.jupyter.startup_code import StartupCode
     from remoter_kernel.front.session.link import Link
-    from remoter_kernel.wire.reactor import Reactor
-    from remoter_kernel.wire.requests import Request, Requests
+    from remoter_kernel.protocol.reactor import Reactor
+    from remoter_kernel.protocol.requests import Request, Requests
 
 LOST_THERE = (
     "The evaluator of this session was killed while its disk took nothing, and with it went the "

@@ -16,8 +16,8 @@ from remoter_kernel.front.jupyter import canned_replies
 from remoter_kernel.front.jupyter.request_queries import find_open_remote, remote_cells
 from remoter_kernel.front.prompts import NeedsPerson
 from remoter_kernel.front.session.link import LinkState
-from remoter_kernel.wire.frames import Channel, to_json
-from remoter_kernel.wire.requests import Request, Requests, Stage
+from remoter_kernel.protocol.frames import Channel, to_json
+from remoter_kernel.protocol.requests import Request, Requests, Stage
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from remoter_kernel.front.jupyter.startup_code import StartupCode
     from remoter_kernel.front.session.dialer import SessionDialer
     from remoter_kernel.front.session.link import Link
-    from remoter_kernel.wire.frames import Bytes
-    from remoter_kernel.wire.reactor import Reactor
+    from remoter_kernel.protocol.frames import Bytes
+    from remoter_kernel.protocol.reactor import Reactor
 
     Parts = Sequence[Bytes]
     Finish = Callable[[dict[str, Any], dict[str, Any] | None], None]

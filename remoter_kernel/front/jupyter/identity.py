@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from remoter_kernel.front.session.dialer import SessionDialer
     from remoter_kernel.front.session.link import Link
-    from remoter_kernel.wire.reactor import Reactor
+    from remoter_kernel.protocol.reactor import Reactor
 
 RECORD_EVERY = 1.0  # seconds
 

@@ -11,13 +11,13 @@ import queue
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from remoter_kernel.front.prompts import NeedsPerson, NotAnswered, Withdrawn
-from remoter_kernel.wire.messages import METADATA, header_of
+from remoter_kernel.protocol.messages import METADATA, header_of
 
 if TYPE_CHECKING:
     import threading
     from collections.abc import Callable, Sequence
 
-    from remoter_kernel.wire.requests import Request
+    from remoter_kernel.protocol.requests import Request
 
 POLL_EVERY = 0.1  # seconds between two looks at whether a question was taken back
 WITHDRAWN_WITHIN = 2.0  # seconds

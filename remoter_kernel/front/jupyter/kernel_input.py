@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from remoter_kernel.errors import ProtocolError
 from remoter_kernel.front.prompts import OWN_TAG, strip_controls
-from remoter_kernel.wire.frames import to_json
-from remoter_kernel.wire.messages import CONTENT, content_of
+from remoter_kernel.protocol.frames import to_json
+from remoter_kernel.protocol.messages import CONTENT, content_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from remoter_kernel.wire.frames import Bytes
+    from remoter_kernel.protocol.frames import Bytes
 
 SIMILARITY = 0.8  # of the letters of our own beginning: a question that has more of them is marked
 LONGEST_PROMPT = 16 * 1024  # characters of a question

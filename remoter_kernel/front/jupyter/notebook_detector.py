@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING
 from remoter_kernel.front.jupyter.canned_replies import INTERACTIVE_REQUESTS
 from remoter_kernel.front.jupyter.startup_code import is_startup_code
 from remoter_kernel.front.session import vscode
-from remoter_kernel.wire.messages import METADATA, header_of, is_silent
+from remoter_kernel.protocol.messages import METADATA, header_of, is_silent
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from remoter_kernel.wire.reactor import Reactor, Timer
-    from remoter_kernel.wire.requests import Request
+    from remoter_kernel.protocol.reactor import Reactor, Timer
+    from remoter_kernel.protocol.requests import Request
 
 DETECT_WITHIN = 2.0  # seconds; a client that is not VS Code may be silent for a reason of its own
 

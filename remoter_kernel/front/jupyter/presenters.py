@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING
 
 from remoter_kernel.front.jupyter.request_queries import remote_cells, shows_output
 from remoter_kernel.front.session.link import LinkState
-from remoter_kernel.wire.requests import BUSY, Stage
+from remoter_kernel.protocol.requests import BUSY, Stage
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from remoter_kernel.front.jupyter.replies import Publish
     from remoter_kernel.front.session.link import Link
-    from remoter_kernel.wire.reactor import Reactor, Timer
-    from remoter_kernel.wire.requests import Request, Requests
+    from remoter_kernel.protocol.reactor import Reactor, Timer
+    from remoter_kernel.protocol.requests import Request, Requests
 
 BUSY_WITHIN = 0.02  # seconds; a kernel that is near has long begun
 NOTICE_AFTER = 0.4  # seconds: most cuts are mended before anyone could read it

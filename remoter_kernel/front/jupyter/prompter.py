@@ -46,17 +46,17 @@ from remoter_kernel.front.prompts import (
     host_key_question,
     prompt_prefix,
 )
-from remoter_kernel.wire.frames import Channel
-from remoter_kernel.wire.messages import HEADER, PARENT, content_of, header_of
+from remoter_kernel.protocol.frames import Channel
+from remoter_kernel.protocol.messages import HEADER, PARENT, content_of, header_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from remoter_kernel.front.jupyter.replies import ReplySender
     from remoter_kernel.front.session.dialer import SessionDialer
-    from remoter_kernel.wire.frames import Bytes
-    from remoter_kernel.wire.reactor import Reactor
-    from remoter_kernel.wire.requests import Request
+    from remoter_kernel.protocol.frames import Bytes
+    from remoter_kernel.protocol.reactor import Reactor
+    from remoter_kernel.protocol.requests import Request
 
 MOST_TRIES = 3  # at a word that is neither yes, nor once, nor no
 ONE_AT_A_TIME = (

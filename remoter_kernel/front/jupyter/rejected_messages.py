@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, Any
 from remoter_kernel.errors import ProtocolError, RemoterError
 from remoter_kernel.front.jupyter import canned_replies
 from remoter_kernel.front.jupyter.request_queries import find_open_remote
-from remoter_kernel.wire.frames import Channel
-from remoter_kernel.wire.messages import HEADER, PARENT, execution_state, header_of
+from remoter_kernel.protocol.frames import Channel
+from remoter_kernel.protocol.messages import HEADER, PARENT, execution_state, header_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from remoter_kernel.front.jupyter.replies import ReplySender
-    from remoter_kernel.wire.frames import Bytes
-    from remoter_kernel.wire.requests import Requests
+    from remoter_kernel.protocol.frames import Bytes
+    from remoter_kernel.protocol.requests import Requests
 
 MOST_CELLS = 50  # that have been told
 

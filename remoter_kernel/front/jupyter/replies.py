@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any
 from remoter_kernel.errors import ProtocolError
 from remoter_kernel.front.jupyter import canned_replies
 from remoter_kernel.front.jupyter.request_queries import first_running_cell
-from remoter_kernel.wire.frames import Channel, to_json
-from remoter_kernel.wire.messages import HEADER, PARENT, execution_state, header_of
-from remoter_kernel.wire.requests import BUSY, EXECUTE, IDLE, Request, Requests, Stage
+from remoter_kernel.protocol.frames import Channel, to_json
+from remoter_kernel.protocol.messages import HEADER, PARENT, execution_state, header_of
+from remoter_kernel.protocol.requests import BUSY, EXECUTE, IDLE, Request, Requests, Stage
 
 if TYPE_CHECKING:
     from remoter_kernel.errors import RemoterError
     from remoter_kernel.front.jupyter.sockets import Sockets
-    from remoter_kernel.wire.frames import Bytes
+    from remoter_kernel.protocol.frames import Bytes
 
 BUSY_AND_IDLE = {BUSY, IDLE}
 Publish = Callable[

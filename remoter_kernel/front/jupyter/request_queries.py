@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from remoter_kernel.errors import ProtocolError
-from remoter_kernel.wire.messages import is_silent
-from remoter_kernel.wire.requests import Stage
+from remoter_kernel.protocol.messages import is_silent
+from remoter_kernel.protocol.requests import Stage
 
 if TYPE_CHECKING:
-    from remoter_kernel.wire.requests import Request, Requests
+    from remoter_kernel.protocol.requests import Request, Requests
 
 
 def unanswered_remote(requests: Requests) -> list[Request]:

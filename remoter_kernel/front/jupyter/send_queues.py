@@ -17,8 +17,8 @@ import zmq
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from remoter_kernel.wire.frames import Bytes
-    from remoter_kernel.wire.reactor import Reactor, Timer
+    from remoter_kernel.protocol.frames import Bytes
+    from remoter_kernel.protocol.reactor import Reactor, Timer
 
 MOST_QUEUED = 32  # messages that libzmq keeps for one client, of any size
 MOST_WAITING = 64 * 1024 * 1024  # bytes that wait here for one client, or for all that listen

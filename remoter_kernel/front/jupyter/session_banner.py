@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from remoter_kernel.front.jupyter.request_queries import shows_output
 from remoter_kernel.plain_text import plain_text
-from remoter_kernel.wire.requests import BUSY, Request, Stage
+from remoter_kernel.protocol.requests import BUSY, Request, Stage
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable

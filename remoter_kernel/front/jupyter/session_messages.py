@@ -13,8 +13,8 @@ from remoter_kernel.front.jupyter.handlers import mark_sent, send_held_requests
 from remoter_kernel.front.jupyter.replies import BUSY_AND_IDLE
 from remoter_kernel.front.jupyter.request_queries import find_open_remote, remote_cells
 from remoter_kernel.front.session.link import LinkState
-from remoter_kernel.wire.frames import Channel, from_json
-from remoter_kernel.wire.messages import (
+from remoter_kernel.protocol.frames import Channel, from_json
+from remoter_kernel.protocol.messages import (
     CONTENT,
     HEADER,
     PARENT,
@@ -22,8 +22,8 @@ from remoter_kernel.wire.messages import (
     execution_state,
     header_of,
 )
-from remoter_kernel.wire.requests import BUSY, IDLE, has_idle
-from remoter_kernel.wire.threads import Thread
+from remoter_kernel.protocol.requests import BUSY, IDLE, has_idle
+from remoter_kernel.protocol.threads import Thread
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from remoter_kernel.front.jupyter.identity import ProxyIdentity
     from remoter_kernel.front.jupyter.session_banner import SessionBanner
     from remoter_kernel.front.jupyter.sockets import Sockets
-    from remoter_kernel.wire.frames import Bytes
+    from remoter_kernel.protocol.frames import Bytes
 
 
 class Presenter(Protocol):

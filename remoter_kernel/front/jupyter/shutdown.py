@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from remoter_kernel.front.configuration.remotes import Remote
     from remoter_kernel.front.session.dialer import SessionDialer
     from remoter_kernel.front.session.link import Link
-    from remoter_kernel.wire.reactor import Reactor, Timer
+    from remoter_kernel.protocol.reactor import Reactor, Timer
 
 HOLD_INTERRUPT_FOR = 0.15  # seconds
 POLL_PARENT_EVERY = 1.0  # seconds

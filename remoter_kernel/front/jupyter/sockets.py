@@ -19,15 +19,15 @@ from remoter_kernel.front.jupyter.send_queues import (
     Publisher,
     Replier,
 )
-from remoter_kernel.wire.frames import Bytes, Channel
-from remoter_kernel.wire.messages import CONTENT, LARGE, PARENT, TOPIC, MessageSigner, header_of
-from remoter_kernel.wire.reactor import messages
+from remoter_kernel.protocol.frames import Bytes, Channel
+from remoter_kernel.protocol.messages import CONTENT, LARGE, PARENT, TOPIC, MessageSigner, header_of
+from remoter_kernel.protocol.reactor import messages
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
-    from remoter_kernel.wire.reactor import Reactor
+    from remoter_kernel.protocol.reactor import Reactor
 
 FREE_WITHIN = 5.0  # seconds
 RETRY_BIND_EVERY = 0.05  # seconds

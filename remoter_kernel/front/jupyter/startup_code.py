@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from remoter_kernel.front.session import parent_process
-from remoter_kernel.wire.requests import BUSY, IDLE, Request, Requests, Stage
+from remoter_kernel.protocol.requests import BUSY, IDLE, Request, Requests, Stage
 
 if TYPE_CHECKING:
     from remoter_kernel.front.jupyter.replies import ReplySender

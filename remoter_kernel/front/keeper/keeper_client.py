@@ -8,7 +8,7 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 from remoter_kernel.front.keeper.keeper_protocol import receive_message, send_message
-from remoter_kernel.wire.threads import Thread
+from remoter_kernel.protocol.threads import Thread
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -34,7 +34,7 @@ from remoter_kernel.front.unix_sockets import (
     remove_old_sockets,
     remove_socket,
 )
-from remoter_kernel.wire.threads import Thread
+from remoter_kernel.protocol.threads import Thread
 
 if TYPE_CHECKING:
     import socket

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from remoter_kernel.errors import LoginRefused, RemoterError
 from remoter_kernel.front.keeper.keeper_protocol import error_to_message, send_message
 from remoter_kernel.front.prompts import CancellablePrompter, Prompt, Withdrawn
-from remoter_kernel.wire.threads import Thread
+from remoter_kernel.protocol.threads import Thread
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection

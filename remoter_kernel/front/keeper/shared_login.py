@@ -20,7 +20,7 @@ from remoter_kernel.front.logins.log_in import log_in_to
 from remoter_kernel.front.prompts import to_one_line
 from remoter_kernel.front.ssh.credentials import RemoteCredentials
 from remoter_kernel.front.ssh.login_results import LoginGone
-from remoter_kernel.wire.threads import Thread
+from remoter_kernel.protocol.threads import Thread
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -30,7 +30,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from remoter_kernel.front.logins.embedded_host import HOST_KEY_ALIAS, READY_LINE, SOCKET_NAME
 from remoter_kernel.front.unix_sockets import is_own_process
-from remoter_kernel.wire.threads import Thread
+from remoter_kernel.protocol.threads import Thread
 
 if TYPE_CHECKING:
     import threading

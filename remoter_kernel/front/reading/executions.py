@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from remoter_kernel.wire.frames import Channel, from_json, unpack_parts
-from remoter_kernel.wire.messages import (
+from remoter_kernel.protocol.frames import Channel, from_json, unpack_parts
+from remoter_kernel.protocol.messages import (
     HEADER,
     METADATA,
     ODD,
@@ -23,7 +23,7 @@ from remoter_kernel.wire.messages import (
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from remoter_kernel.wire.journal_entries import JournalEntry
+    from remoter_kernel.protocol.journal_entries import JournalEntry
 
 Output = dict[str, Any]
 DEEPEST_NESTING = 100  # lists and objects within each other: who writes JSON gives up at some more

@@ -21,8 +21,8 @@ from remoter_kernel.front.keeper.keeper_login import log_in_by_keeper
 from remoter_kernel.front.session.dialer import THIS_MACHINE
 from remoter_kernel.front.session.known_sessions import store_sessions
 from remoter_kernel.plain_text import plain_text
-from remoter_kernel.wire.frames import MOST_ITEM
-from remoter_kernel.wire.journal_entries import JournalEntry, split_entries
+from remoter_kernel.protocol.frames import MOST_ITEM
+from remoter_kernel.protocol.journal_entries import JournalEntry, split_entries
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from remoter_kernel.front.bootstrap.remote_answer import as_timestamp
 from remoter_kernel.plain_text import plain_text
-from remoter_kernel.wire.frames import Channel, from_json, unpack_parts
-from remoter_kernel.wire.messages import HEADER, ODD, PARENT, content_of, header_of, is_silent
+from remoter_kernel.protocol.frames import Channel, from_json, unpack_parts
+from remoter_kernel.protocol.messages import HEADER, ODD, PARENT, content_of, header_of, is_silent
 
 if TYPE_CHECKING:
-    from remoter_kernel.wire.journal_entries import JournalEntry
+    from remoter_kernel.protocol.journal_entries import JournalEntry
 
 LONGEST_CODE = 60  # characters of a cell's first line
 COMMAND_TEXTS = {

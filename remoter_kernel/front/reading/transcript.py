@@ -5,13 +5,13 @@ from __future__ import annotations
 import textwrap
 from typing import TYPE_CHECKING, Any
 
-from remoter_kernel.wire.frames import Channel, from_json, unpack_parts
-from remoter_kernel.wire.messages import HEADER, ODD, content_of, header_of
+from remoter_kernel.protocol.frames import Channel, from_json, unpack_parts
+from remoter_kernel.protocol.messages import HEADER, ODD, content_of, header_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from remoter_kernel.wire.journal_entries import JournalEntry
+    from remoter_kernel.protocol.journal_entries import JournalEntry
 
 
 NO_SENSE = "[a message of the kernel that makes no sense is left out]\n"

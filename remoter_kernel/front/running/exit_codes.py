@@ -5,13 +5,13 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any
 
-from remoter_kernel.wire.frames import Channel, unpack_parts
-from remoter_kernel.wire.messages import HEADER, ODD, PARENT, content_of, header_of
+from remoter_kernel.protocol.frames import Channel, unpack_parts
+from remoter_kernel.protocol.messages import HEADER, ODD, PARENT, content_of, header_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from remoter_kernel.wire.journal_entries import JournalEntry
+    from remoter_kernel.protocol.journal_entries import JournalEntry
 
 FAILED = 1
 _R_ERROR = "ERROR"

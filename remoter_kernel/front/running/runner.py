@@ -16,8 +16,8 @@ from remoter_kernel.front.reading.transcript import NO_SENSE
 from remoter_kernel.front.running.code_to_run import CodeCell
 from remoter_kernel.front.session import undelivered_commands
 from remoter_kernel.front.session.link import Link, LinkState
-from remoter_kernel.wire.frames import Channel, from_json, to_json
-from remoter_kernel.wire.messages import (
+from remoter_kernel.protocol.frames import Channel, from_json, to_json
+from remoter_kernel.protocol.messages import (
     CONTENT,
     HEADER,
     ODD,
@@ -26,14 +26,14 @@ from remoter_kernel.wire.messages import (
     MessageSigner,
     header_of,
 )
-from remoter_kernel.wire.reactor import Reactor
+from remoter_kernel.protocol.reactor import Reactor
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from remoter_kernel.front.session.dialer import SessionDialer
-    from remoter_kernel.wire.frames import Bytes
-    from remoter_kernel.wire.reactor import Timer
+    from remoter_kernel.protocol.frames import Bytes
+    from remoter_kernel.protocol.reactor import Timer
 
     Show = Callable[[str, dict[str, Any]], None]
     Ask = Callable[[str, bool], str]

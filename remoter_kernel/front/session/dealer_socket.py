@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import zmq
 
-from remoter_kernel.wire.frames import MOST_FRAME
+from remoter_kernel.protocol.frames import MOST_FRAME
 
 # An honest end has at most its credit on its way, up to 64 MiB in frames of 64 KiB: 1,024 of them.
 # This many are already more than is read in one go. While they wait, libzmq reads nothing more

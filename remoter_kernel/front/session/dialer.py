@@ -40,7 +40,7 @@ from remoter_kernel.front.session.link import SessionEndpoint
 from remoter_kernel.front.session.notebook_identity import NotebookIdentity, mark_local_files
 from remoter_kernel.front.session.welcome import AnotherWay
 from remoter_kernel.front.ssh.login_results import CommandEnded
-from remoter_kernel.wire.threads import Thread
+from remoter_kernel.protocol.threads import Thread
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 from remoter_kernel.errors import NoSuchSession
 from remoter_kernel.front.session import undelivered_commands
 from remoter_kernel.front.session.link import LinkState
-from remoter_kernel.wire.frames import Channel, to_json
+from remoter_kernel.protocol.frames import Channel, to_json
 
 if TYPE_CHECKING:
     from remoter_kernel.front.session.dialer import SessionDialer
     from remoter_kernel.front.session.link import Link
-    from remoter_kernel.wire.reactor import Reactor
+    from remoter_kernel.protocol.reactor import Reactor
 
 EXIT_WITHIN = 4.0  # seconds that a shutdown may wait to be heard; Jupyter kills after 5
 SAVE_AFTER = 0.3  # seconds

@@ -7,7 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from remoter_kernel.errors import ProtocolError, RemoterError
-from remoter_kernel.wire.frames import (
+from remoter_kernel.protocol.frames import (
     LANE,
     Bytes,
     Channel,
@@ -16,14 +16,14 @@ from remoter_kernel.wire.frames import (
     from_json,
     unpack_parts,
 )
-from remoter_kernel.wire.messages import TOPIC, parts_of
+from remoter_kernel.protocol.messages import TOPIC, parts_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from remoter_kernel.front.session.pacer import AckCallback, Pacer
-    from remoter_kernel.wire.reactor import Reactor, Timer
-    from remoter_kernel.wire.stream import ReliableStream
+    from remoter_kernel.protocol.reactor import Reactor, Timer
+    from remoter_kernel.protocol.stream import ReliableStream
 
 RETRY_FIRST, RETRY_LAST = 0.002, 0.05  # seconds: have clients that took nothing begun to?
 UNREADABLE = b'"unreadable"'  # the note in the place of what the session cannot read any more

@@ -29,7 +29,7 @@ from remoter_kernel.front.session.dealer_socket import (
 from remoter_kernel.front.session.inbound import InboundItems
 from remoter_kernel.front.session.pacer import Pacer, raise_error
 from remoter_kernel.front.session.welcome import AnotherWay, check_received, parse_welcome
-from remoter_kernel.wire.frames import (
+from remoter_kernel.protocol.frames import (
     LANE,
     Bytes,
     Channel,
@@ -39,15 +39,15 @@ from remoter_kernel.wire.frames import (
     pack_parts,
     to_json,
 )
-from remoter_kernel.wire.pump import Pump
-from remoter_kernel.wire.reactor import messages
-from remoter_kernel.wire.stream import MemoryOutbox, ReliableStream
-from remoter_kernel.wire.threads import Thread
+from remoter_kernel.protocol.pump import Pump
+from remoter_kernel.protocol.reactor import messages
+from remoter_kernel.protocol.stream import MemoryOutbox, ReliableStream
+from remoter_kernel.protocol.threads import Thread
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from remoter_kernel.wire.reactor import Reactor, Timer
+    from remoter_kernel.protocol.reactor import Reactor, Timer
 
 # A way that has ended before we came to it does not even connect: that is "closed".
 LOST_EVENTS = zmq.EVENT_DISCONNECTED | zmq.EVENT_HANDSHAKE_FAILED_AUTH | zmq.EVENT_CLOSED

@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from remoter_kernel.wire.messages import source_hash
+from remoter_kernel.protocol.messages import source_hash
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -12,14 +12,14 @@ from collections import deque
 from typing import TYPE_CHECKING, Protocol
 
 from remoter_kernel.errors import ProtocolError
-from remoter_kernel.wire.frames import Bytes, Channel
-from remoter_kernel.wire.messages import CONTENT, HEADER, content_of, execution_state, header_of
-from remoter_kernel.wire.output_backlog import BACKLOG_LIMIT, OutputBacklog
+from remoter_kernel.protocol.frames import Bytes, Channel
+from remoter_kernel.protocol.messages import CONTENT, HEADER, content_of, execution_state, header_of
+from remoter_kernel.protocol.output_backlog import BACKLOG_LIMIT, OutputBacklog
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from remoter_kernel.wire.reactor import Reactor, Timer
+    from remoter_kernel.protocol.reactor import Reactor, Timer
 
 # What comes at once, and what follows in three seconds, stay below what jupyter_server takes
 # in three seconds, even if it was busy for two seconds and takes in all of that at once.

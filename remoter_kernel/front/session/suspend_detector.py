@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from remoter_kernel.wire.reactor import Reactor
+    from remoter_kernel.protocol.reactor import Reactor
 
 POLL_EVERY = 2.0  # seconds
 SUSPENDED_FOR = 3.0  # seconds that are missing; a busy machine is late by less

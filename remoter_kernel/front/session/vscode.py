@@ -14,7 +14,7 @@ import re
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
-from remoter_kernel.wire.messages import CELL_OF_VSCODE
+from remoter_kernel.protocol.messages import CELL_OF_VSCODE
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from remoter_kernel.errors import ProtocolError, Unreachable
-from remoter_kernel.wire.frames import MessageType, decode_messages, from_json
-from remoter_kernel.wire.pump import LONGEST_REASON
+from remoter_kernel.protocol.frames import MessageType, decode_messages, from_json
+from remoter_kernel.protocol.pump import LONGEST_REASON
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -24,7 +24,7 @@ from remoter_kernel.errors import RemoterError
 from remoter_kernel.front.prompts import OWN_TAG, Prompt, Trust, to_one_line
 from remoter_kernel.front.ssh import askpass
 from remoter_kernel.front.ssh.login_results import UnknownHostKey
-from remoter_kernel.wire.threads import Thread
+from remoter_kernel.protocol.threads import Thread
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

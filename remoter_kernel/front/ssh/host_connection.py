@@ -18,7 +18,7 @@ from remoter_kernel.errors import ForwardingRefused, Unreachable
 from remoter_kernel.front.ssh.paramiko_channel import ChannelOpenError, ResponseTimeout
 from remoter_kernel.front.ssh.tunnel import Tunnel
 from remoter_kernel.front.unix_sockets import UNIX_SCHEME, connect_to_listener
-from remoter_kernel.wire.threads import Thread
+from remoter_kernel.protocol.threads import Thread
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 from remoter_kernel.front.prompts import to_one_line
 from remoter_kernel.front.ssh.paramiko_channel import ResponseTimeout
-from remoter_kernel.wire.threads import Thread
+from remoter_kernel.protocol.threads import Thread
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

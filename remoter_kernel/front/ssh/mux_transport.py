@@ -18,7 +18,7 @@ from remoter_kernel.front.ssh.paramiko_channel import (
 )
 from remoter_kernel.front.ssh.remote_command import RemoteCommand
 from remoter_kernel.front.ssh.stream_channel import StreamChannel
-from remoter_kernel.wire.threads import Thread
+from remoter_kernel.protocol.threads import Thread
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -15,7 +15,7 @@ import time
 from typing import TYPE_CHECKING, Protocol
 
 from remoter_kernel.front.ssh.paramiko_channel import WINDOW, ConnectionClosed, ResponseTimeout
-from remoter_kernel.wire.threads import Thread
+from remoter_kernel.protocol.threads import Thread
 
 if TYPE_CHECKING:
     from collections.abc import Callable

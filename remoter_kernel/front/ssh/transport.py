@@ -55,7 +55,7 @@ from remoter_kernel.front.ssh.paramiko_channel import (
     ServerViolation,
 )
 from remoter_kernel.front.ssh.userauth import UserauthHandler
-from remoter_kernel.wire.threads import Thread
+from remoter_kernel.protocol.threads import Thread
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable

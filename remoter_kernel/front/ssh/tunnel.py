@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 from remoter_kernel.front import loopback_auth
 from remoter_kernel.front.ssh.paramiko_channel import PACKET, ConnectionClosed, ResponseTimeout
 from remoter_kernel.front.unix_sockets import PrivateListener
-from remoter_kernel.wire.threads import Thread
+from remoter_kernel.protocol.threads import Thread
 
 if TYPE_CHECKING:
     from remoter_kernel.front.ssh.paramiko_channel import ChannelFactory

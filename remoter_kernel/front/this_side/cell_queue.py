@@ -15,12 +15,12 @@ from collections import deque
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from remoter_kernel.front.jupyter.request_queries import remote_cells, unfinished_remote_cells
-from remoter_kernel.wire.requests import Stage
+from remoter_kernel.protocol.requests import Stage
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from remoter_kernel.wire.requests import Request, Requests
+    from remoter_kernel.protocol.requests import Request, Requests
 
 
 class LocalQueuedCell(Protocol):

@@ -5,15 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from remoter_kernel.errors import RemoterError
-from remoter_kernel.wire.frames import Channel, to_json
-from remoter_kernel.wire.messages import HEADER, PARENT, MessageSigner, content_of, header_of
+from remoter_kernel.protocol.frames import Channel, to_json
+from remoter_kernel.protocol.messages import HEADER, PARENT, MessageSigner, content_of, header_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from remoter_kernel.front.session.link import Link
     from remoter_kernel.front.this_side.local_kernel import LocalKernel
-    from remoter_kernel.wire.frames import Bytes
+    from remoter_kernel.protocol.frames import Bytes
 
     OnDone = Callable[[RemoterError | None], None]
 

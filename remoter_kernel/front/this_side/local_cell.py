@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from remoter_kernel.errors import RemoterError
 from remoter_kernel.front.jupyter.canned_replies import error_content
-from remoter_kernel.wire.frames import Bytes, Channel, to_json
-from remoter_kernel.wire.messages import (
+from remoter_kernel.protocol.frames import Bytes, Channel, to_json
+from remoter_kernel.protocol.messages import (
     BUFFERS,
     CONTENT,
     HEADER,
@@ -17,15 +17,15 @@ from remoter_kernel.wire.messages import (
     content_of,
     header_of,
 )
-from remoter_kernel.wire.threads import Thread
+from remoter_kernel.protocol.threads import Thread
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from remoter_kernel.front.jupyter.replies import ReplySender
     from remoter_kernel.front.this_side.local_kernel import LocalKernel
-    from remoter_kernel.wire.reactor import Reactor
-    from remoter_kernel.wire.requests import Request
+    from remoter_kernel.protocol.reactor import Reactor
+    from remoter_kernel.protocol.requests import Request
 
 
 class CalledOff(RemoterError):

@@ -24,8 +24,8 @@ from remoter_kernel.front.this_side.local_magics import (
 )
 from remoter_kernel.front.this_side.permission import AccessKind, AccessRequest
 from remoter_kernel.front.this_side.push_pull import ObjectTransferCell, ObjectTransferContext
-from remoter_kernel.wire.frames import Bytes, Channel, to_json
-from remoter_kernel.wire.messages import (
+from remoter_kernel.protocol.frames import Bytes, Channel, to_json
+from remoter_kernel.protocol.messages import (
     CONTENT,
     HEADER,
     PARENT,
@@ -41,8 +41,8 @@ if TYPE_CHECKING:
     from remoter_kernel.front.session.link import Link
     from remoter_kernel.front.this_side.cell_queue import CellQueue
     from remoter_kernel.front.this_side.permission import Permission
-    from remoter_kernel.wire.reactor import Reactor
-    from remoter_kernel.wire.requests import Request
+    from remoter_kernel.protocol.reactor import Reactor
+    from remoter_kernel.protocol.requests import Request
 
 TYPING_REQUESTS = {
     "complete_request",

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from remoter_kernel.wire.frames import to_json
-from remoter_kernel.wire.messages import CONTENT, content_of
+from remoter_kernel.protocol.frames import to_json
+from remoter_kernel.protocol.messages import CONTENT, content_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from remoter_kernel.wire.frames import Bytes
+    from remoter_kernel.protocol.frames import Bytes
 
 
 class LocalComms:

@@ -17,18 +17,18 @@ from typing import TYPE_CHECKING, Any
 import zmq
 
 from remoter_kernel.errors import RemoterError
-from remoter_kernel.wire.frames import Channel
-from remoter_kernel.wire.kernel_client import SOCKETS, KernelClient
-from remoter_kernel.wire.messages import HEADER, PARENT, MessageSigner, header_of
-from remoter_kernel.wire.threads import Thread
+from remoter_kernel.protocol.frames import Channel
+from remoter_kernel.protocol.kernel_client import SOCKETS, KernelClient
+from remoter_kernel.protocol.messages import HEADER, PARENT, MessageSigner, header_of
+from remoter_kernel.protocol.threads import Thread
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from jupyter_client.manager import KernelManager
 
-    from remoter_kernel.wire.frames import Bytes
-    from remoter_kernel.wire.reactor import Reactor
+    from remoter_kernel.protocol.frames import Bytes
+    from remoter_kernel.protocol.reactor import Reactor
 
 READY_WITHIN = 60.0  # seconds
 POLL_EVERY = 0.5  # seconds between two looks at whether the process lives

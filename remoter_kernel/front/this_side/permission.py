@@ -23,7 +23,7 @@ from remoter_kernel.front.prompts import OWN_TAG, NeedsPerson, NotAnswered
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from remoter_kernel.wire.requests import Request
+    from remoter_kernel.protocol.requests import Request
 
 YES, NO = ("yes", "y"), ("no", "n", "")
 LONGEST_LINE = 300  # characters: what a cell says must not push the question out of sight

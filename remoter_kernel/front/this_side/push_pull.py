@@ -26,8 +26,8 @@ from remoter_kernel.front.session.link import LinkState
 from remoter_kernel.front.this_side.kernel_code import python_code, r_code
 from remoter_kernel.front.this_side.permission import AccessKind, AccessRequest, format_names
 from remoter_kernel.front.this_side.remote_temp_dir import RemoteTempDir
-from remoter_kernel.wire.messages import content_of
-from remoter_kernel.wire.threads import Thread
+from remoter_kernel.protocol.messages import content_of
+from remoter_kernel.protocol.threads import Thread
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -40,8 +40,8 @@ if TYPE_CHECKING:
     from remoter_kernel.front.this_side.internal_exec import InternalExec, OnDone
     from remoter_kernel.front.this_side.local_magics import ObjectTransferSpec
     from remoter_kernel.front.this_side.permission import Permission
-    from remoter_kernel.wire.reactor import Reactor
-    from remoter_kernel.wire.requests import Request
+    from remoter_kernel.protocol.reactor import Reactor
+    from remoter_kernel.protocol.requests import Request
 
 LINK_BACK_WITHIN = 300.0  # seconds that a lost link is waited for
 POLL_EVERY = 0.2  # seconds

@@ -16,7 +16,7 @@ from concurrent.futures import Future, wait
 from typing import TYPE_CHECKING, Protocol, Self
 
 from remoter_kernel.errors import RemoteLacks, RemoterError, Unreachable
-from remoter_kernel.wire.threads import Thread
+from remoter_kernel.protocol.threads import Thread
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

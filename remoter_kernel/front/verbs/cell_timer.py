@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING, NamedTuple
 from remoter_kernel.errors import ProtocolError
 from remoter_kernel.front.jupyter.request_queries import shows_output
 from remoter_kernel.front.reading.status import format_size
-from remoter_kernel.wire.messages import CONTENT, HEADER, PARENT, content_of, header_of
-from remoter_kernel.wire.requests import Stage
+from remoter_kernel.protocol.messages import CONTENT, HEADER, PARENT, content_of, header_of
+from remoter_kernel.protocol.requests import Stage
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from remoter_kernel.front.jupyter.replies import Publish
-    from remoter_kernel.wire.frames import Bytes
-    from remoter_kernel.wire.requests import Request
+    from remoter_kernel.protocol.frames import Bytes
+    from remoter_kernel.protocol.requests import Request
 
 LINE_ENDS = b'\\n"'  # so the text of a stream ends in JSON, if its line does
 

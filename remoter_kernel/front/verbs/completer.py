@@ -21,16 +21,16 @@ from remoter_kernel.front.verbs.help import (
     inspect_text,
     usage_of,
 )
-from remoter_kernel.wire.messages import CONTENT, content_of
-from remoter_kernel.wire.threads import Thread
+from remoter_kernel.protocol.messages import CONTENT, content_of
+from remoter_kernel.protocol.threads import Thread
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from remoter_kernel.front.session.dialer import SessionDialer
-    from remoter_kernel.wire.frames import Bytes
-    from remoter_kernel.wire.reactor import Reactor
-    from remoter_kernel.wire.requests import Request
+    from remoter_kernel.protocol.frames import Bytes
+    from remoter_kernel.protocol.reactor import Reactor
+    from remoter_kernel.protocol.requests import Request
 
 COMPLETE_WITHIN = 1.0  # seconds: a person is typing
 MAGICS = ("%remoter", "%%local", "%local")

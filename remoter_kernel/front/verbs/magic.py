@@ -40,10 +40,10 @@ from remoter_kernel.front.verbs.help import (
     verb_text,
 )
 from remoter_kernel.front.verbs.magic_cell import MagicCell
-from remoter_kernel.wire.frames import Channel, to_json
-from remoter_kernel.wire.messages import METADATA, ODD, PARENT, header_of
-from remoter_kernel.wire.output_backlog import HELD_BACK
-from remoter_kernel.wire.threads import Thread
+from remoter_kernel.protocol.frames import Channel, to_json
+from remoter_kernel.protocol.messages import METADATA, ODD, PARENT, header_of
+from remoter_kernel.protocol.output_backlog import HELD_BACK
+from remoter_kernel.protocol.threads import Thread
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -54,9 +54,9 @@ if TYPE_CHECKING:
     from remoter_kernel.front.this_side.cell_queue import CellQueue
     from remoter_kernel.front.this_side.permission import Permission
     from remoter_kernel.front.verbs.magic_cell import FinishCell, Header, IopubMessage
-    from remoter_kernel.wire.frames import Bytes
-    from remoter_kernel.wire.reactor import Reactor
-    from remoter_kernel.wire.requests import Request
+    from remoter_kernel.protocol.frames import Bytes
+    from remoter_kernel.protocol.reactor import Reactor
+    from remoter_kernel.protocol.requests import Request
 
 HELD_BACK_MARK = HELD_BACK.encode()
 MOST_TEXT = 2 * 1024 * 1024  # characters in one cell: Jupyter's server drops what is more

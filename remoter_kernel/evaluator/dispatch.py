@@ -1,0 +1,119 @@
+"""Gives requests to the kernel: what is written, from the head of its queue alone.
+
+House rules of this file:
+
+- A request enters its queue when it comes, and leaves it when the kernel gets it. So requests
+  reach the kernel in the order in which they came, whatever the disk does meanwhile.
+- It may run only once, also if this evaluator dies: so it is given away only when the journal
+  says that it may have been. That is what its own record says, unless it was written as held;
+  then a mark says so later.
+- A kernel has a queue for its main shell, one for its subshells, one for control. An answer to
+  `input()` waits for no kernel: one that is not there has not asked.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from functools import partial
+from typing import TYPE_CHECKING, Callable
+
+from remoter_kernel.evaluator.replay import DISPATCHED
+from remoter_kernel.protocol.frames import Channel
+from remoter_kernel.protocol.requests import Requests, Stage
+
+if TYPE_CHECKING:
+    from remoter_kernel.evaluator.journal import Journal
+    from remoter_kernel.protocol.requests import Request
+
+Queue = tuple[Channel, bool]
+
+
+class Dispatcher:
+    """The kernel's queues, as far as they are on this side of it."""
+
+    def __init__(
+        self,
+        requests: Requests,
+        journal: Journal,
+        *,
+        takes: Callable[[Request], bool],
+        send: Callable[[Request], None],
+        answers: Callable[[Request], bool],
+    ) -> None:
+        """`takes`: would the kernel take a request now? `send` gives it to the kernel.
+
+        `answers` answers it in the kernel's place, if it is not for the kernel any more.
+        """
+        self._takes, self._send, self._answers = takes, send, answers
+        self._requests = requests
+        self._journal = journal
+        self._queues: dict[Queue, deque[Request]] = {}
+
+    def add(self, request: Request) -> None:
+        """Take in a request that is about to be written."""
+        queue = self._queue_of(request)
+        is_behind_held = bool(queue) and queue[-1].is_held
+        is_shell = request.channel is Channel.SHELL
+        request.is_held = is_shell and (is_behind_held or not self._takes(request))
+        queue.append(request)
+
+    def restore(self, request: Request) -> None:
+        """Take in a request that an evaluator before this one has written as held."""
+        request.is_held = True
+        self._queue_of(request).append(request)
+
+    def on_written(self, request: Request) -> None:
+        """Hear that a request is in the journal."""
+        if self._answers(request):
+            self._queue_of(request).remove(request)
+        else:
+            self._requests.move(request, Stage.HELD if request.is_held else Stage.QUEUED)
+        self._dispatch_from(self._queue_of(request))
+
+    def dispatch_waiting(self) -> None:
+        """Hear that the kernel may take more than before."""
+        for queue in self._queues.values():
+            self._dispatch_from(queue)
+
+    def answer_cancelled(self) -> None:
+        """Answer at once what waits and is not for the kernel any more."""
+        for queue in self._queues.values():
+            for request in [each for each in queue if each.stage is not Stage.RECEIVED]:
+                if self._answers(request):
+                    queue.remove(request)
+            self._dispatch_from(queue)
+
+    def _dispatch_from(self, queue: deque[Request]) -> None:
+        while queue:
+            head = queue[0]
+            if head.is_over or head.stage >= Stage.SENT:
+                queue.popleft()
+            elif head.stage is Stage.RECEIVED or not self._takes(head):
+                return
+            elif self._answers(head):
+                queue.popleft()
+            elif head.stage is Stage.HELD:
+                self._record_release(queue)
+                return
+            else:
+                queue.popleft()
+                self._requests.move(head, Stage.SENT)
+                self._send(head)
+
+    def _record_release(self, queue: deque[Request]) -> None:
+        """Write that the held ones at the head may have been given away; then they are."""
+        for request in queue:
+            if request.stage is not Stage.HELD:
+                return
+            if not request.is_released:
+                request.is_released = True
+                words = {"mark": DISPATCHED, "request": request.id}
+                self._journal.append_marker(words, partial(self._on_released, request))
+
+    def _on_released(self, request: Request) -> None:
+        self._requests.move(request, Stage.QUEUED)
+        self._dispatch_from(self._queue_of(request))
+
+    def _queue_of(self, request: Request) -> deque[Request]:
+        is_subshell = request.channel is Channel.SHELL and not request.is_in_turn
+        return self._queues.setdefault((request.channel, is_subshell), deque())

@@ -1,0 +1,152 @@
+"""Keys between a kernel and its evaluator, so that nobody else hears what the kernel says.
+
+Both talk over TCP on loopback, where every user of the machine may connect, and whoever
+subscribes to a plain socket hears all outputs. The connection file offers the kernel keys for
+CURVE. A kernel that does not know them binds plain sockets and does not say so; a client with
+keys would hear nothing of it. So its port is asked first: the greeting with which each ZeroMQ
+socket begins (RFC 23, ZMTP 3) names the mechanism. Somebody else may come to the port before the
+kernel does: that a kernel has no keys is believed only once it has signed a reply without them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import socket
+from functools import partial
+from typing import TYPE_CHECKING, Any, Callable, NamedTuple
+
+import zmq
+
+from remoter_kernel.evaluator.registry import read_json, write_json
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from jupyter_client.kernelspec import KernelSpec
+
+    from remoter_kernel.protocol.reactor import Reactor
+
+PUBLIC, SECRET = "curve_publickey", "curve_secretkey"  # in the connection file, as Jupyter has it
+DECLARED = "supported_encryption"  # in a kernelspec's metadata: a word or a list of words
+
+# Our part of a greeting: the signature, and version 3.0. That much, and the other end tells
+# its mechanism; it hears no more of us.
+SIGNATURE = b"\xff" + bytes(8) + b"\x7f"
+OPENING = SIGNATURE + b"\x03\x00"
+MECHANISM = slice(12, 32)  # of the other end's greeting: a name, filled up with zeros
+CONNECT_WITHIN = 0.02  # seconds; on loopback it takes none, and everything else waits meanwhile
+ANSWERS_WITHIN = 1.0  # seconds; somebody else may have come to the port, and be silent
+TRY_EVERY = 0.015  # seconds: the kernel is about to listen
+
+
+class CurveKeys(NamedTuple):
+    """A key pair of CURVE (Z85). The kernel and its clients have the same one, as in Jupyter."""
+
+    public: bytes
+    secret: bytes
+
+    def apply_to(self, handle: zmq.Socket[bytes]) -> None:
+        """Let a client's socket talk to nobody but who has these keys."""
+        handle.curve_publickey = handle.curve_serverkey = self.public
+        handle.curve_secretkey = self.secret
+
+
+def can_offer_keys(spec: KernelSpec) -> bool:
+    """Is it of use, and does it do no harm, to offer this kernel keys?
+
+    What the kernelspec declares counts. Where it says nothing, ipykernel is offered keys all the
+    same: many kernelspecs are older than the package, and older ones of it pass over the keys.
+    """
+    if not zmq.has("curve"):
+        return False
+    declared = spec.metadata.get(DECLARED)
+    if declared is None:
+        return any("ipykernel" in word for word in spec.argv)
+    words = [declared] if isinstance(declared, str) else declared
+    return isinstance(words, (list, tuple)) and "curve" in (str(word).lower() for word in words)
+
+
+def write_keys(connection_file: Path) -> None:
+    """Write new keys into a connection file, which only its owner can read."""
+    public, secret = zmq.curve_keypair()
+    words = {**read_json(connection_file), PUBLIC: public.decode(), SECRET: secret.decode()}
+    # In its place, which has room also on a full disk; nobody reads it yet.
+    with connection_file.open("r+", encoding="utf-8") as file:
+        file.write(json.dumps(words))
+        file.truncate()
+
+
+def read_keys(connection_file: Path) -> CurveKeys | None:
+    """Return the keys of a connection file, if it has any."""
+    words: dict[str, Any] = read_json(connection_file)
+    if not (words.get(PUBLIC) and words.get(SECRET)):
+        return None
+    return CurveKeys(str(words[PUBLIC]).encode(), str(words[SECRET]).encode())
+
+
+def remove_keys(connection_file: Path) -> None:
+    """Take the keys out of a connection file again: the kernel has plain sockets."""
+    words = read_json(connection_file)
+    write_json(connection_file, {key: words[key] for key in words if key not in {PUBLIC, SECRET}})
+
+
+class CurveProbe:
+    """Asks a ZeroMQ socket on this machine, once there is one, whether it wants CURVE."""
+
+    def __init__(
+        self, reactor: Reactor, address: tuple[str, int], on_answer: Callable[[bool], None]
+    ) -> None:
+        """Begin to ask; `on_answer` is called once, unless `close` comes first."""
+        self._reactor = reactor
+        self._address = address
+        self._on_answer = on_answer
+        self._socket: socket.socket | None = None
+        self._is_closed = False
+        self._connect()
+
+    def close(self) -> None:
+        """Ask no more."""
+        self._is_closed = True
+        self._close_socket()
+
+    def _connect(self) -> None:
+        if self._is_closed:
+            return
+        with contextlib.suppress(OSError):
+            self._socket = handle = socket.create_connection(self._address, CONNECT_WITHIN)
+            if handle.getsockname() != handle.getpeername():  # TCP can meet itself at a free port
+                handle.setblocking(False)
+                handle.send(OPENING)
+                self._reactor.add_reader(handle, partial(self._on_readable, handle, bytearray()))
+                self._reactor.call_later(ANSWERS_WITHIN, partial(self._on_timeout, handle))
+                return
+        self._retry()
+
+    def _on_timeout(self, handle: socket.socket) -> None:
+        if self._socket is handle:
+            self._retry()
+
+    def _retry(self) -> None:
+        self._close_socket()
+        self._reactor.call_later(TRY_EVERY, self._connect)
+
+    def _on_readable(self, handle: socket.socket, heard: bytearray) -> None:
+        try:
+            more = handle.recv(MECHANISM.stop)
+        except BlockingIOError:
+            return
+        except OSError:
+            more = b""
+        heard += more
+        if not more:
+            self._retry()  # it has hung up
+        elif len(heard) >= MECHANISM.stop:
+            self.close()
+            self._on_answer(heard[MECHANISM].rstrip(b"\0") == b"CURVE")
+
+    def _close_socket(self) -> None:
+        if self._socket:
+            self._reactor.remove_reader(self._socket)
+            self._socket.close()
+            self._socket = None

@@ -1,0 +1,427 @@
+"""The record of what was said: append-only, and the outbox of every front.
+
+The position of a record is its number on the wire. One thread writes, another one reads, so that a
+slow disk holds up neither interrupts nor outputs. Outputs may be said before they are
+written; what a front asked for is acknowledged, and given to the child, only after. A
+record that the disk refuses stays in memory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import os
+import queue
+import time
+from functools import partial
+from typing import TYPE_CHECKING, Any, Callable, Union
+
+from remoter_kernel import logs
+from remoter_kernel.evaluator import records
+from remoter_kernel.evaluator.compaction import CompactedFile, compact
+from remoter_kernel.evaluator.index import Index
+from remoter_kernel.evaluator.records import EVERYONE, Record, Scan, encode_record
+from remoter_kernel.protocol.threads import Thread, Worker, end_loop_with
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from remoter_kernel.protocol.frames import Channel
+
+_log = logging.getLogger(__name__)
+
+RETRY_AFTER = 1.0  # seconds: a full disk may have room again
+RECENT_BYTES = 8 * 1024 * 1024  # bytes of written records that are kept at hand
+HANGS_AFTER = 10.0  # seconds in which nothing is written
+WRITE_BYTES = 1024 * 1024  # bytes that are written together
+READ_AHEAD = 1024 * 1024  # bytes that are read together
+READ_CACHE_BYTES = 4 * 1024 * 1024  # bytes that were read and may yet be asked for
+READ_TRIES = 5  # a second apart: it may be another moment by then
+READ_WITHIN = 1.0  # seconds that the last reading may take when all ends
+GAP = 1_000_000  # numbers that an evaluator which died may have said and not written
+LIMIT = 1024**3  # bytes of a journal, unless its session was told another bound
+TARGET_SHARE = 0.75  # of the limit: what is left when room was made
+
+Call = Callable[[], None]
+ToWrite = Union[Record, CompactedFile, None]
+_log = logging.getLogger(__name__)
+
+
+class Journal:
+    """An open journal. All but the writing happens in the caller's thread."""
+
+    def __init__(self, path: Path, call: Callable[[Call], None], limit: int = LIMIT) -> None:
+        """Remember the file, how a call gets to the caller's own thread, the bound in bytes."""
+        self.path = path
+        self.limit = limit
+        self.last = 0
+        self.written = 0
+        self.lowest_acked: Callable[[], int] = lambda: self.last  # all have taken what is before
+        self.on_read: Call = lambda: None  # what was asked for may be at hand now
+        self._call = call
+        self._last_error = ""  # why the disk does not take records, in the system's words
+        self._last_progress = 0.0  # when something was to be written last, and nothing is since
+        self._write_fd = -1  # the writer's, as are the next two
+        self._logged = ""
+        self._end = 0
+        self._read_fd = -1
+        self._index = Index()
+        self._recent: dict[int, bytes] = {}
+        self._recent_bytes = 0
+        self._read_cache: dict[int, bytes] = {}  # from the file, of late
+        self._read_cache_bytes = 0
+        self._being_read: set[int] = set()
+        self._failed_reads: dict[
+            int, int
+        ] = {}  # how often the disk did not give what was asked for
+        self.unreadable: dict[int, str] = {}  # by number: what the disk says instead of it
+        self._reader = Worker("journal reader", call)
+        self._on_written: dict[int, Call] = {}
+        self._compact_at = limit
+        self._is_compacting = False
+        self._queue: queue.SimpleQueue[ToWrite] = queue.SimpleQueue()
+        self._writer = Thread(self._write_all, name="journal", on_error=self._end_process)
+
+    @property
+    def write_error(self) -> str:
+        """Why the disk does not take records; empty: it does."""
+        is_late = self.written < self.last and time.monotonic() - self._last_progress > HANGS_AFTER
+        return self._last_error or ("it does not answer" if is_late else "")
+
+    def open(self, visit: Callable[[Record], None] = lambda _record: None) -> None:
+        """Open or create the file (0600), let all that is in it be seen, begin to write."""
+        self._write_fd = os.open(str(self.path), os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
+        self._read_fd = os.dup(self._write_fd)
+        if os.fstat(self._write_fd).st_size:
+            self._recover(visit)
+        if not self._end:
+            line = records.first_line()
+            self._end = os.write(self._write_fd, line)
+            if self._end < len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
+        self._writer.start()
+
+    def close(self) -> None:
+        """Write what is left, and close."""
+        self._queue.put(None)
+        self._writer.join()
+        self._reader.close(READ_WITHIN)
+        _close(self._write_fd, self._read_fd)
+
+    def append(
+        self,
+        channel: Channel,
+        body: bytes,
+        *,
+        client: bytes = EVERYONE,
+        client_number: int = 0,
+        is_from_client: bool = False,
+        is_held: bool = False,
+        then: Call | None = None,
+    ) -> int:
+        """Add a record and return its number; `then` is called once it is written."""
+        number, now = self.last + 1, time.time()
+        record = Record(
+            number, channel, is_from_client, client, body, now, client_number, is_held=is_held
+        )
+        return self._add(record, then)
+
+    def append_marker(self, words: dict[str, Any], then: Call | None = None) -> int:
+        """Add a mark: for whoever reads the journal, and for no front."""
+        return self._add(records.marker(self.last + 1, time.time(), words), then)
+
+    def _add(self, record: Record, then: Call | None) -> int:
+        if self.written == self.last:
+            self._last_progress = time.monotonic()
+        self.last = record.number
+        self._index.add(record)
+        self._recent[self.last] = record.body
+        self._recent_bytes += len(record.body)
+        if then:
+            self._on_written[self.last] = then
+        self._queue.put(record)
+        return self.last
+
+    def after(self, number: int) -> Iterator[int]:
+        """Yield the numbers that there are beyond one."""
+        return self._index.after(number)
+
+    def channel_for(self, client: bytes, number: int) -> Channel | None:
+        """Return the channel of a record that a front should get, else None."""
+        return self._index.channel_for(client, EVERYONE, number)
+
+    def body(self, number: int) -> bytes | None:
+        """Return the body of a record from memory; None: it is read, and `on_read` tells."""
+        body = self._recent.get(number)
+        if body is None:
+            body = self._read_cache.get(number)
+        if body is None and number not in self._being_read:
+            # One that was asked for in vain is read alone: others may be well.
+            places = self._index.locate(number, 0 if number in self._failed_reads else READ_AHEAD)
+            self._being_read.update(places)
+            self._reader.submit(
+                partial(self._read_bodies, self._read_fd, places),
+                self._on_bodies_read,
+                partial(self._on_read_failed, number),
+            )
+        return body
+
+    def _recover(self, visit: Callable[[Record], None]) -> None:
+        """Read what an evaluator before this one has written, and cut off a torn tail."""
+        with self.path.open("rb") as file:
+            scan = Scan(file)
+            for offset, record in scan:
+                if offset:
+                    self._index.add(record, offset)
+                self.last = record.number
+                visit(record)
+        os.ftruncate(self._write_fd, scan.end)
+        self._end = scan.end
+        self.last += GAP
+        self.written = self.last
+        if scan.damaged_tail_bytes:
+            words = {"mark": "missing", "before": self.last + 2, "bytes": scan.damaged_tail_bytes}
+            visit(records.marker(self.last + 1, time.time(), words))
+            self.append_marker(words)
+
+    # The writer's thread ---------------------------------------------------------------
+
+    def _write_all(self) -> None:
+        refused: list[Record] = []  # by the disk, so far
+        is_open = True
+        while is_open:
+            fresh = self._take_queued(RETRY_AFTER if refused else None)
+            is_open = None not in fresh
+            refused += [item for item in fresh if isinstance(item, Record)]
+            if refused:
+                trouble, offsets = self._write(refused)
+                first, last = refused[0].number, refused[-1].number
+                self._call(
+                    partial(self._on_written_up_to, first, last, offsets, trouble, self._end)
+                )
+                del refused[: len(offsets)]
+            for item in fresh:
+                if isinstance(item, CompactedFile):
+                    self._switch_to(item)
+
+    def _take_queued(self, patience: float | None) -> list[ToWrite]:
+        """Wait for something to write, and take all there is."""
+        items: list[ToWrite] = []
+        with contextlib.suppress(queue.Empty):
+            items.append(self._queue.get(timeout=patience))
+            while True:
+                items.append(self._queue.get_nowait())
+        return items
+
+    def _write(self, said: list[Record]) -> tuple[str, list[int]]:
+        """Write as much as the disk takes; return why it was not all, and where each lies."""
+        offsets: list[int] = []
+        try:
+            self._truncate_torn_tail()
+            for block in _blocks(said):
+                self._write_block(block, offsets)
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is told and tried again
+            self._log_once(f"The journal {self.path} was not written: {error}")
+            with contextlib.suppress(OSError):
+                self._truncate_torn_tail()  # half a record takes the room that others may need
+            if isinstance(error, OSError):
+                self._reopen(error)
+                return error.strerror or str(error), offsets
+            return f"{type(error).__name__}: {error}", offsets
+        self._logged = ""
+        return "", offsets
+
+    def _log_once(self, trouble: str) -> None:
+        """Log what goes wrong, and not each second again."""
+        if trouble != self._logged:
+            _log.warning("%s", trouble)
+            self._logged = trouble
+
+    def _write_block(self, block: list[bytes], offsets: list[int]) -> None:
+        """Write some records; those that are whole on the disk count, also if it takes no more."""
+        left = memoryview(b"".join(block))
+        reached = self._end
+        try:
+            while left:
+                size = os.write(self._write_fd, left)
+                left = left[size:]
+                reached += size
+        finally:
+            for chunk in block:
+                if self._end + len(chunk) > reached:
+                    break
+                offsets.append(self._end)
+                self._end += len(chunk)
+
+    def _truncate_torn_tail(self) -> None:
+        """Have the file end where the last whole record does: a write may have failed half-way.
+
+        One that somebody has cut becomes as long as it was, or nothing would lie where the
+        index says; who reads it is told what is missing.
+        """
+        size = os.fstat(self._write_fd).st_size
+        if size == self._end:
+            return
+        if size < self._end:
+            _log.error("The journal was cut: %d bytes are lost.", self._end - size)
+        os.ftruncate(self._write_fd, self._end)
+
+    def _reopen(self, error: OSError) -> None:
+        """Go on through a new handle: a server has forgotten the one that we have."""
+        if error.errno != errno.ESTALE:
+            return
+        files: list[int] = []
+        try:
+            files.append(os.open(str(self.path), os.O_RDWR | os.O_APPEND))
+            files.append(os.dup(files[0]))
+        except OSError as trouble:
+            self._log_once(f"The journal {self.path} was not opened again: {trouble}")
+            _close(*files)
+            return
+        old, self._write_fd = self._write_fd, files[0]
+        _close(old)
+        self._call(partial(self._switch_read_fd, files[1]))
+
+    def _switch_to(self, compacted: CompactedFile) -> None:
+        """Write on in the file that has more room: what was written meanwhile goes there, too."""
+        reading = -1
+        try:
+            reading = os.dup(compacted.file)
+            compacted.catch_up_and_replace(self._write_fd, self._end, self.path)
+        except Exception as error:  # noqa: BLE001 - the journal goes on as it was
+            _log.warning("No room was made in the journal: %s", logs.reason(error))
+            _close(reading)
+            compacted.discard()
+            self._call(partial(self._finish_compaction, None, -1))
+            return
+        old, self._write_fd = self._write_fd, compacted.file
+        _close(old)
+        self._end += compacted.offset_delta
+        self._call(partial(self._finish_compaction, compacted, reading))
+
+    def _end_process(self, error: BaseException) -> None:
+        """Without this thread nothing is kept any more: another evaluator goes on."""
+        self._call(partial(end_loop_with, error))
+
+    # The caller's thread ---------------------------------------------------------------
+
+    def _on_written_up_to(
+        self, first: int, last: int, offsets: list[int], trouble: str, end: int
+    ) -> None:
+        if trouble != self._last_error:
+            _log.warning("The journal: %s", trouble or "the disk takes records again")
+        self._last_error = trouble
+        self._last_progress = time.monotonic()
+        for position, offset in enumerate(offsets, self._index.find(first)):
+            self._index.offsets[position] = offset
+        for number in range(self.written + 1, last + 1):
+            self._run_written_callback(number)
+        self.written = last
+        self._trim_recent()
+        if end > self._compact_at and not (self._is_compacting or trouble):
+            self._start_compaction(last, end)
+
+    def _run_written_callback(self, number: int) -> None:
+        """Tell whoever waits for a record; what goes wrong with one holds up none behind it."""
+        then = self._on_written.pop(number, None)
+        try:
+            if then:
+                then()
+        except Exception as error:  # noqa: BLE001 - a bug in one is no matter of the others
+            _log.exception("After record %d was written: %s", number, logs.reason(error))
+
+    def _trim_recent(self) -> None:
+        """Let go of the oldest bodies that are on disk."""
+        while self._recent_bytes > RECENT_BYTES and len(self._recent) > 1:
+            number = next(iter(self._recent))
+            position = self._index.find(number)  # -1: it has gone to make room
+            if number > self.written or (position >= 0 and not self._index.offsets[position]):
+                return
+            self._recent_bytes -= len(self._recent.pop(number))
+
+    def _start_compaction(self, last: int, end: int) -> None:
+        """Begin to copy what is to stay, in a thread: the writer goes on meanwhile."""
+        self._is_compacting = True
+        taken, target = self.lowest_acked(), int(self.limit * TARGET_SHARE)
+
+        def copy() -> None:
+            try:
+                self._queue.put(compact(self.path, last, end, taken, target))
+            except OSError as error:
+                _log.warning("No room was made in the journal: %s", logs.reason(error))
+                give_up(error)
+
+        def give_up(_error: BaseException) -> None:
+            self._call(partial(self._finish_compaction, None, -1))
+
+        Thread(copy, name="make room", on_error=give_up).start()
+
+    def _finish_compaction(self, compacted: CompactedFile | None, reading: int) -> None:
+        """Find things where they are now; if it was in vain, try again a good deal later."""
+        self._is_compacting = False
+        if compacted is None:
+            self._compact_at += max(1, self.limit // 8)
+            return
+        self._switch_read_fd(reading)
+        compacted.new_index.append_from(self._index, compacted.last, compacted.offset_delta)
+        self._index = compacted.new_index
+        self._compact_at = max(self.limit, compacted.size + self.limit // 8)
+
+    def _switch_read_fd(self, reading: int) -> None:
+        old, self._read_fd = self._read_fd, reading
+        self._reader.submit(partial(_close, old))  # it may be in use; and closing may take a while
+
+    def _on_bodies_read(self, bodies: dict[int, bytes]) -> None:
+        self._being_read.difference_update(bodies)
+        for number in bodies if self._failed_reads else ():
+            self._failed_reads.pop(number, None)
+        for number, body in bodies.items():
+            self._read_cache_bytes += len(body) - len(self._read_cache.pop(number, b""))
+            self._read_cache[number] = body
+        while self._read_cache_bytes > READ_CACHE_BYTES and len(self._read_cache) > 1:
+            self._read_cache_bytes -= len(self._read_cache.pop(next(iter(self._read_cache))))
+        self.on_read()
+
+    def _on_read_failed(self, number: int, error: Exception) -> None:
+        self._being_read.clear()
+        self._failed_reads[number] = self._failed_reads.get(number, 0) + 1
+        if self._failed_reads[number] >= READ_TRIES:
+            self.unreadable[number] = str(error)
+        self.on_read()  # whoever waits asks again
+
+    # The reader's thread ---------------------------------------------------------------
+
+    def _read_bodies(self, reading: int, places: dict[int, int]) -> dict[int, bytes]:
+        """Read the bodies of records by number; `places` says at which offsets they are."""
+        try:
+            return records.bodies_at(reading, places)
+        except OSError as error:
+            time.sleep(RETRY_AFTER)
+            if error.errno != errno.ESTALE:
+                raise
+        with self.path.open("rb") as file:
+            return records.bodies_at(file.fileno(), places)
+
+
+def _close(*files: int) -> None:
+    """Close what is open of these; what a system may say at that is of no use to anybody."""
+    for file in files:
+        if file >= 0:
+            with contextlib.suppress(OSError):
+                os.close(file)
+
+
+def _blocks(said: list[Record]) -> Iterator[list[bytes]]:
+    """Yield the bytes of records, as many as are written together."""
+    block: list[bytes] = []
+    size = 0
+    for record in said:
+        block.append(encode_record(record))
+        size += len(block[-1])
+        if size >= WRITE_BYTES:
+            yield block
+            block, size = [], 0
+    if block:
+        yield block

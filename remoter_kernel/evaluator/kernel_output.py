@@ -1,0 +1,110 @@
+"""Takes in what the child says: writes it down, and notes what has become of each request."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from remoter_kernel.errors import TooLarge
+from remoter_kernel.evaluator.records import EVERYONE
+from remoter_kernel.evaluator.stream_splitter import split_stream
+from remoter_kernel.protocol.frames import Bytes, Channel, pack_parts
+from remoter_kernel.protocol.messages import HEADER, PARENT, execution_state, header_of
+from remoter_kernel.protocol.requests import BUSY, IDLE, Stage, has_idle
+
+if TYPE_CHECKING:
+    from remoter_kernel.evaluator.journal import Journal
+    from remoter_kernel.evaluator.listener import Listener
+    from remoter_kernel.evaluator.message_writer import MessageWriter
+    from remoter_kernel.evaluator.recovery import Recovery
+    from remoter_kernel.evaluator.replay import RecoveredState
+    from remoter_kernel.evaluator.request_handler import RequestHandler
+
+
+class KernelOutputHandler:
+    """Hears one child after the other."""
+
+    def __init__(
+        self,
+        journal: Journal,
+        listener: Listener,
+        desk: RequestHandler,
+        writer: MessageWriter,
+        recovered: RecoveredState | None,
+    ) -> None:
+        """Remember; `recovered` is that of an evaluator that died, and left its child."""
+        self.recovery: Recovery | None = None  # while it is under way
+        self.interrupted_at_end = ""  # the cell that is interrupted because its kernel ends
+        self._journal = journal
+        self._listener = listener
+        self._writer = writer
+        self._requests = desk.requests
+        self._interrupts = desk.interrupts
+        self._recovered = recovered
+
+    def on_message(self, channel: Channel, parts: list[Bytes]) -> None:
+        """Take in one message."""
+        if self.interrupted_at_end and self._is_end_of_interrupted(channel, parts):
+            return  # nobody has interrupted it: it hears that its kernel has ended, and why
+        if channel is Channel.IOPUB:
+            self._on_iopub(parts)
+        else:
+            self._on_reply(channel, parts)
+
+    def _is_end_of_interrupted(self, channel: Channel, parts: list[Bytes]) -> bool:
+        if header_of(parts[PARENT]).get("msg_id") != self.interrupted_at_end:
+            return False
+        is_error = channel is Channel.IOPUB and header_of(parts[HEADER])["msg_type"] == "error"
+        is_idle = channel is Channel.IOPUB and execution_state(parts) == IDLE
+        return channel is Channel.SHELL or is_error or is_idle
+
+    def _on_iopub(self, parts: list[Bytes]) -> None:
+        state = execution_state(parts)
+        if self.recovery:
+            self.recovery.on_iopub(parts)
+        asker = str(header_of(parts[PARENT]).get("msg_id", "")) if state else ""
+        # Of what was not given to it the kernel can know only from an evaluator before this one.
+        least = Stage.RECEIVED if self._recovered and self._recovered.is_damaged else Stage.SENT
+        is_of_one = state in {BUSY, IDLE}
+        heard = self._requests.on_state(asker, state, least=least) if is_of_one else None
+        if heard and not heard.is_new:
+            return  # clients take a second idle for that of a later cell
+        try:
+            for piece in split_stream(parts):
+                self._journal.append(Channel.IOPUB, pack_parts(piece))
+        except TooLarge as error:
+            self._writer.report_lost_output(parts, error)
+        if state == IDLE:
+            self._listener.flush_now = True
+            self._interrupts.on_idle(asker)
+        elif heard:
+            if self.recovery:
+                self.recovery.on_next_request(heard.finished_before)
+            self._interrupts.on_begin(asker, is_running=False)
+        elif b'"execute_input"' in bytes(parts[HEADER]):
+            self._interrupts.on_begin(str(header_of(parts[PARENT]).get("msg_id", "")))
+
+    def _on_reply(self, channel: Channel, parts: list[Bytes]) -> None:
+        """Hear a reply, or a question."""
+        asker = str(header_of(parts[PARENT]).get("msg_id", ""))
+        request = self._requests.get(asker)
+        if request and not (request.is_open and request.stage >= Stage.SENT):
+            request = None
+        if request is None and not (self._recovered and self._recovered.is_damaged):
+            return
+        self._listener.flush_now |= channel is not Channel.SHELL  # after a reply comes "idle"
+        if channel is not Channel.STDIN:
+            self._requests.mark_activity()
+            if request:
+                is_sure = self.recovery is None  # else a reply before it may be lost
+                self._requests.on_reply(asker, has_idle=has_idle(parts), is_from_kernel=is_sure)
+                self._interrupts.on_reply(request, parts)
+                if self.recovery:
+                    self.recovery.on_reply(request)
+            elif self._recovered:
+                self._recovered.answered.add(asker)
+        try:
+            body = pack_parts(parts)
+        except TooLarge as error:
+            body = self._writer.substitute_reply(parts, error)
+        # Where nobody can tell any more who asked, each client knows whether it did.
+        self._journal.append(channel, body, client=request.client if request else EVERYONE)

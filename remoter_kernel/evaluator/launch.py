@@ -1,0 +1,416 @@
+"""Starts a session that outlives its login, or finds it; says in one line if it worked.
+
+Reads the wish, one JSON object, from stdin: nothing of it is ever in a command line.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import getpass
+import hashlib
+import json
+import logging
+import os
+import platform
+import signal
+import socket
+import sys
+import time
+import traceback
+from typing import TYPE_CHECKING, Any
+
+import zmq
+
+from remoter_kernel import logs
+from remoter_kernel.errors import RemoterError
+from remoter_kernel.evaluator import program_archive, registry, stdio_reply
+from remoter_kernel.evaluator.folders import is_owned_by_user, sessions_folder
+from remoter_kernel.evaluator.journal import LIMIT, Journal
+from remoter_kernel.evaluator.listener import Listener
+from remoter_kernel.evaluator.lock import Lock
+from remoter_kernel.evaluator.pending_commands import WrongHostError, execute_commands
+from remoter_kernel.evaluator.processes import set_process_name, started_at
+from remoter_kernel.evaluator.records import check_format, read_journal
+from remoter_kernel.evaluator.registry import Session
+from remoter_kernel.evaluator.session_candidates import candidates, names_notebook
+from remoter_kernel.evaluator.session_match import match_session
+from remoter_kernel.protocol.reactor import Reactor
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from remoter_kernel.evaluator.replay import RecoveredState
+
+START_WITHIN = 10.0  # seconds that a warden may need to start a kernel and to say so
+TURN_WITHIN = 20.0  # seconds that another launch for the same session may take
+MOST_CRASHES = 3  # of evaluators of one session, each soon after the other
+CRASHED_LATELY = 60.0  # seconds
+# What a session stays, whoever comes to it later.
+ABOUT = ("kernel_id", "kernel", "arguments", "notebook", "script", "laptop", "remote")
+_log = logging.getLogger(__name__)
+
+
+def main(pyzmq: str) -> None:
+    """Answer one wish with one line; `pyzmq` is the version that was found here."""
+    login_umask = os.umask(0o077)
+
+    archive = program_archive.own_archive()
+    if archive:
+        program_archive.mark_used(archive)
+    if archive and not program_archive.has_valid_hash(archive):
+        archive.unlink()
+        print("REMOTER lacks zip", flush=True)  # noqa: T201 - it is sent anew
+        return
+
+    def find_or_start(request: dict[str, Any]) -> stdio_reply.Answer:
+        return {**handle_request(request, login_umask), "pyzmq": pyzmq}, ()
+
+    stdio_reply.reply_to_stdin(find_or_start)
+    program_archive.start_maintenance()
+
+
+def handle_request(request: dict[str, Any], login_umask: int) -> dict[str, Any]:
+    """Carry out what waited for a login, then fulfil the wish.
+
+    The answer tells what became of each command (`commands`), whatever becomes of the wish.
+    """
+
+    def find_named(kernel_id: str, session_id: str) -> Session | None:
+        return find_session({**request, "kernel_id": kernel_id, "session": session_id}, login_umask)
+
+    told = execute_commands(request.get("orders"), find_named)
+    words = stdio_reply.result_or_error(lambda: find_or_create(request, login_umask))
+    return {**words, "commands": told} if told else words
+
+
+def find_or_create(request: dict[str, Any], login_umask: int) -> dict[str, Any]:
+    """Find the session that is meant, or start one, and tell where it answers."""
+    news: dict[str, Any] = {}
+    with contextlib.ExitStack() as turns:
+        for name in _lock_names(request):
+            lock = Lock(name)
+            if lock.acquire(TURN_WITHIN):  # if not: better a second session than none
+                turns.callback(lock.release)
+        try:
+            session = find_session(request, login_umask)
+        except WrongHostError as elsewhere:
+            return {"lacks": "host", "what": elsewhere.session, "host": elsewhere.host}
+        if session is None and request.get("session"):
+            why = end_reason(request["session"])
+            return {"lacks": "session", "what": request["session"], **why}
+        if session is None and names_notebook(request):
+            session, news = join_notebook_session(request, login_umask)
+        is_joined = session is not None
+        session = session or create_session(request, login_umask)
+        session.authorize_key(request["client_key"], request.get("kernel_id") or "")
+    listener = session.read("door.json")
+    return {
+        **news,
+        "session": session.id,
+        "joined": is_joined,
+        "address": "127.0.0.1",
+        "port": listener["port"],
+        "server_key": listener["public_key"],
+        "host": socket.gethostname(),
+        "user": getpass.getuser(),
+        "python": platform.python_version(),
+    }
+
+
+def _lock_names(request: dict[str, Any]) -> Iterator[str]:
+    """Yield what only one launch at a time may look for: a kernel's session, a notebook's."""
+    if request.get("kernel_id"):
+        yield f"kernel-{request['kernel_id']}"
+    if names_notebook(request) and not request.get("session"):
+        words = json.dumps([request[key] for key in ("laptop", "remote", "notebook")])
+        yield f"notebook-{hashlib.sha256(words.encode()).hexdigest()[:24]}"
+
+
+def join_notebook_session(
+    request: dict[str, Any], login_umask: int
+) -> tuple[Session | None, dict[str, Any]]:
+    """Join the session that a front of the same notebook has left behind, if that is clear.
+
+    Returns it, and news for the person: `begun` (seconds since 1970) if it was joined, else
+    `others`: which sessions there are, and of which notebooks.
+    """
+    heir, told = match_session(list(candidates(request)))
+    if heir:
+        session = Session(sessions_folder() / heir)
+        can_go_on = _can_be_joined(session, request, login_umask)
+        about = session.read("session.json")
+        if can_go_on:
+            # What was written down for the front before, and not carried out by now, is void.
+            before = [*session.previous_kernel_ids(), about.get("kernel_id")]
+            session.update(kernel_id=request.get("kernel_id"), kernels_before=before)
+            return session, {"begun": about.get("created") or 0.0}
+        told = [] if about.get("ended") else [heir]
+    others = []
+    for name in told:
+        about = Session(sessions_folder() / name).read("session.json")
+        others.append({"session": name, "notebook": about.get("notebook") or ""})
+    return None, {"others": others}
+
+
+def _can_be_joined(session: Session, request: dict[str, Any], login_umask: int) -> bool:
+    """Does it live, if need be with another evaluator? What cannot be joined is no reason to fail.
+
+    A front that is wanted by its kernel's id has nothing else to do than to complain; a
+    notebook can begin afresh.
+    """
+    try:
+        return session.is_alive() or _restart_evaluator(session, request, login_umask)
+    except (OSError, RemoterError, RuntimeError):
+        traceback.print_exc()
+        return False
+
+
+def find_session(request: dict[str, Any], login_umask: int) -> Session | None:
+    """Find the session that is meant; one whose evaluator has died gets another one."""
+    kernel_id, session_id = request.get("kernel_id", ""), request.get("session", "")
+    meant = list(registry.find_sessions(kernel_id, session_id))
+    for session in meant:
+        if session.is_alive():
+            return session
+    for session in meant:
+        listener = session.read("door.json")
+        if listener and not session.is_of_this_host():
+            raise WrongHostError(session.id, str(listener["host"]))
+        if listener and _restart_evaluator(session, request, login_umask):
+            return session
+    return None
+
+
+def _restart_evaluator(session: Session, request: dict[str, Any], login_umask: int) -> bool:
+    """Give a session another evaluator if its kernel lives, else note its end."""
+    lock = Lock(session.id)
+    if not lock.acquire(TURN_WITHIN, unless=session.is_alive):
+        return session.is_alive()  # somebody was quicker
+    if session.is_alive():
+        lock.release()
+        return True
+    if session.is_evaluator_running():  # it runs and does not answer: two would be worse than none
+        lock.release()
+        message = f"the evaluator of session {session.id} runs, but does not answer"
+        raise RuntimeError(message)
+    if not session.is_kernel_running() and not _is_between_kernels(session):
+        why, died = session.death_reason()
+        session.mark_ended(why, died=died)
+        session.remove_keys()
+        lock.release()
+        return False
+    about = session.read("session.json")
+    known = {key: about[key] for key in ABOUT if about.get(key) is not None}
+    try:
+        _check_crash_loop(session)
+        with (session.folder / "journal").open("rb") as file:
+            check_format(file)
+    except (RemoterError, OSError):
+        lock.release()
+        raise
+    start_evaluator(
+        session, lock, {**request, **known, "is_adopted": True}, login_umask, is_adopted=True
+    )
+    return True
+
+
+def _is_between_kernels(session: Session) -> bool:
+    """Has its evaluator died while a kernel was about to start, or between two of them?"""
+    limit = time.monotonic() + START_WITHIN
+    while session.is_of_this_boot() and time.monotonic() < limit:
+        kernel = session.read("child.json")
+        if "pid" in kernel or session.read("exit.json"):
+            break
+        if not kernel or not started_at(registry.whole_number(kernel.get("warden"))):
+            return True  # nobody is at it: another evaluator will be
+        time.sleep(0.05)
+    return session.is_kernel_running() or (session.is_of_this_boot() and _is_restarting(session))
+
+
+def _is_restarting(session: Session) -> bool:
+    """Was its kernel asked to make room for another one when its evaluator died?"""
+    from remoter_kernel.evaluator.replay import RecoveredState  # noqa: PLC0415 - imports what a start need not
+
+    past = RecoveredState()
+    with contextlib.suppress(OSError, RemoterError):
+        for record in read_journal(session.folder / "journal"):
+            past.apply(record)
+    return past.unfinished == "restart"
+
+
+def end_reason(session_id: str) -> dict[str, Any]:
+    """Tell what the folder of a session that is gone says of its end, and when that was."""
+    folder = sessions_folder() / session_id
+    if not session_id.isalnum() or not folder.exists():
+        return {"why": f"There is none of that name on {socket.gethostname()}."}
+    if not is_owned_by_user(folder):
+        return {"why": "Its folder belongs to another user."}
+    about = Session(folder).read("session.json")
+    return {"ended": about.get("died") or about.get("ended", ""), "why": about.get("why", "")}
+
+
+def create_session(request: dict[str, Any], login_umask: int) -> Session:
+    """Make a session and start its evaluator."""
+    about = {key: request.get(key) for key in ABOUT}
+    session = Session.create({**about, "created": time.time()})
+    lock = Lock(session.id)
+    lock.acquire(TURN_WITHIN)
+    start_evaluator(session, lock, request, login_umask)
+    return session
+
+
+def start_evaluator(
+    session: Session,
+    lock: Lock,
+    request: dict[str, Any],
+    login_umask: int,
+    *,
+    is_adopted: bool = False,
+) -> None:
+    """Start an evaluator in a process of its own and wait until its door is open.
+
+    It holds the lock for as long as it lives.
+    """
+    ear, mouth = os.pipe()
+    between = os.fork()
+    if between == 0:
+        os.close(ear)
+        _become_evaluator(session, lock, request, login_umask, mouth, is_adopted=is_adopted)
+    os.close(mouth)
+    with os.fdopen(ear, encoding="utf-8") as pipe:
+        trouble = pipe.read()  # ends when the door is open, or with the process
+    os.waitpid(between, 0)
+    if trouble:
+        lock.release()
+        why = json.loads(trouble)
+        raise OSError(*why) if isinstance(why, list) else RuntimeError(why)
+    lock.pass_to_child()
+
+
+def _become_evaluator(
+    session: Session,
+    lock: Lock,
+    request: dict[str, Any],
+    login_umask: int,
+    mouth: int,
+    *,
+    is_adopted: bool,
+) -> None:
+    """Become the evaluator: leave the login, open the door, say so, go on. Never returns."""
+    try:
+        os.setsid()
+        if os.fork():
+            os._exit(0)
+        reactor, journal, listener, recovered = _open_listener(
+            session, request, is_adopted=is_adopted
+        )
+    except BaseException as error:  # noqa: BLE001 - the login waits for a word
+        _report_start_failure(mouth, error)
+        os._exit(1)
+    os.close(mouth)
+    try:
+        # What follows is imported while the front finds its way to the door.
+        from remoter_kernel.evaluator.supervisor import Supervisor  # noqa: PLC0415
+
+        Supervisor(
+            reactor,
+            session,
+            journal,
+            listener,
+            session_request=request,
+            umask=login_umask,
+            recovered=recovered,
+        ).run()
+        lock.release()
+    except BaseException as error:  # noqa: BLE001 - the log is all there is
+        _log.critical("The evaluator ends by a fault.", exc_info=True)
+        traceback.print_exc()
+        _record_crash(session, error)
+        logs.close_log()
+        os._exit(1)
+    _log.info("The evaluator ends.")
+    logs.close_log()
+    os._exit(0)
+
+
+def _open_listener(
+    session: Session, request: dict[str, Any], *, is_adopted: bool
+) -> tuple[Reactor, Journal, Listener, RecoveredState | None]:
+    """Leave the login, begin to log, open the journal, and listen."""
+    # An order that comes before there is somebody to hear it waits.
+    signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGUSR1))
+    _detach_from_login(session)
+    logs.open_log(session.folder / logs.FILE, str(request.get("log") or ""))
+    begins = "adopts" if is_adopted else "begins"
+    _log.info("An evaluator %s as process %d.", begins, os.getpid())
+    set_process_name(f"remoter {session.id}")
+    reactor, limit = Reactor(), int(request.get("journal_limit") or LIMIT)
+    journal = Journal(session.folder / "journal", reactor.call_soon_threadsafe, limit)
+    recovered = _open_journal(journal, is_adopted=is_adopted)
+    listener = Listener(reactor, session, journal)
+    journal.lowest_acked = listener.lowest_acked
+    public, secret = zmq.curve_keypair()
+    program_archive.record_version(session)
+    session.write_endpoint(listener.open(secret, public), public.decode())
+    return reactor, journal, listener, recovered
+
+
+def _report_start_failure(mouth: int, error: BaseException) -> None:
+    """Tell the login why no evaluator could begin."""
+    why: Any = f"{type(error).__name__}: {error}"
+    if isinstance(error, OSError):
+        why = [error.errno, error.strerror, error.filename]
+    _log.critical("The evaluator could not begin.", exc_info=True)
+    os.write(mouth, json.dumps(why).encode())
+    logs.close_log()
+
+
+def _recent_crashes(session: Session) -> dict[str, Any]:
+    """Return what is written of the evaluators that have crashed lately: `count`, `why`."""
+    crashes = session.read("crashes.json")
+    is_lately = abs(time.time() - float(crashes.get("time") or 0.0)) < CRASHED_LATELY
+    return crashes if is_lately else {}
+
+
+def _record_crash(session: Session, error: BaseException) -> None:
+    words = {"time": time.time(), "why": f"{type(error).__name__}: {error}"}
+    with contextlib.suppress(OSError):
+        session.write(
+            "crashes.json", {**words, "count": _recent_crashes(session).get("count", 0) + 1}
+        )
+
+
+def _check_crash_loop(session: Session) -> None:
+    """End what would else go on for ever: a crash, a front that dials again, a crash."""
+    crashes = _recent_crashes(session)
+    if crashes.get("count", 0) >= MOST_CRASHES:
+        raise RemoterError(
+            f"The evaluator of session {session.id} crashes as often as it is started "
+            f"({crashes['why']}).",
+            f"`remoter log {session.id}` shows more; `remoter stop {session.id}` ends the session.",
+        )
+
+
+def _open_journal(journal: Journal, *, is_adopted: bool) -> Any:
+    """Open the journal; return what it tells of the time before, if there was one."""
+    if not is_adopted:
+        journal.open()
+        return None
+    from remoter_kernel.evaluator.replay import RecoveredState  # noqa: PLC0415 - imports what a start need not
+
+    recovered = RecoveredState()
+    journal.open(recovered.apply)
+    return recovered
+
+
+def _detach_from_login(session: Session) -> None:
+    log = os.open(
+        str(session.folder / "evaluator.log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600
+    )
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    os.close(nothing)
+    os.close(log)
+    sys.stdout = sys.stderr = os.fdopen(2, "w", buffering=1, encoding="utf-8", closefd=False)

@@ -1,0 +1,284 @@
+"""Where proxies ask: it is written down, then passed on.
+
+What a client asks for is written before the kernel gets it, so that a request that may have
+run is never run again, and no answer to a prompt is taken for that to the next one. Only
+commands, which may as well be carried out twice, do not wait for a disk.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from functools import partial
+from typing import TYPE_CHECKING, Callable
+
+from remoter_kernel.errors import ProtocolError
+from remoter_kernel.evaluator.cancellations import Cancellations, CancelReason
+from remoter_kernel.evaluator.dispatch import Dispatcher
+from remoter_kernel.evaluator.interrupts import Interrupts
+from remoter_kernel.evaluator.message_writer import log_failure_of
+from remoter_kernel.protocol.frames import (
+    LANE,
+    Bytes,
+    Channel,
+    FrameHeader,
+    Lane,
+    from_json,
+    pack_parts,
+)
+from remoter_kernel.protocol.messages import (
+    CELL_OF_VSCODE,
+    CONTENT,
+    HEADER,
+    METADATA,
+    TOPIC,
+    header_of,
+    parts_of,
+    source_hash,
+)
+from remoter_kernel.protocol.requests import BUSY, Request, Requests, Stage
+
+if TYPE_CHECKING:
+    from remoter_kernel.evaluator.journal import Journal
+    from remoter_kernel.evaluator.kernel_process import KernelProcess
+    from remoter_kernel.evaluator.listener import Client, Listener
+    from remoter_kernel.evaluator.message_writer import MessageWriter
+    from remoter_kernel.evaluator.registry import Session
+
+STUBBORN = 2  # interrupts of one cell after which the person hears what else can be done
+
+
+class RequestHandler:
+    """Takes what clients ask for, in the order in which they ask."""
+
+    def __init__(
+        self,
+        session: Session,
+        journal: Journal,
+        listener: Listener,
+        writer: MessageWriter,
+        requests: Requests | None = None,
+    ) -> None:
+        """`requests`: those of an evaluator that has died."""
+        self.requests = Requests() if requests is None else requests
+        self.cancellations = Cancellations()
+        self.dispatcher = Dispatcher(
+            self.requests,
+            journal,
+            takes=self._can_dispatch,
+            send=self._send,
+            answers=self._answer_if_cancelled,
+        )
+        for request in self.requests.at(Stage.HELD):
+            self.dispatcher.restore(request)
+        self.interrupts = Interrupts(self.requests, self.cancellations, listener.reactor.call_later)
+        self.interrupts.interrupt_kernel = self._send_interrupt
+        self.interrupts.on_over = self.dispatcher.dispatch_waiting
+        self.interrupts.on_no_reply = self._reply_interrupted
+        # The child, if it gets what comes on this channel at once.
+        self.kernel_for: Callable[[Channel], KernelProcess | None] = lambda _channel: None
+        self.on_command: Callable[[str], None] = lambda _order: None  # restart, stop, finish
+        self.on_cell: Callable[[str], None] = lambda _cell: None  # a notebook's cell is run
+        # What the child may have got already, from an evaluator whose journal is damaged.
+        self.on_possible_duplicate: Callable[[Request], None] = lambda _request: None
+        self._session = session
+        self._journal = journal
+        self._listener = listener
+        self._writer = writer
+
+    def on_item(self, client: Client, head: FrameHeader, body: Bytes) -> None:
+        """Take one item of a client: write it down, then pass it on (or the other way)."""
+        channel = head.channel
+        parts: list[Bytes] = list(parts_of(channel, body))
+        then: Callable[[], None] = lambda: None  # noqa: E731 - a default
+        is_held = False
+        request: Request | None = None
+        if channel is Channel.COMMAND:
+            self._on_command(client, head, parts)
+        else:
+            header = header_of(parts[HEADER])
+            if not isinstance(header.get("msg_id"), str):
+                raise ProtocolError("A request whose header has no msg_id.")
+            request = Request(channel, parts, header, client=client.name, number=head.number)
+            self._record_cell_id(request)
+            self.requests.add(request)
+            if head.number <= client.maybe_received[LANE[channel]]:
+                then = partial(self.on_possible_duplicate, request)
+            else:
+                self.dispatcher.add(request)
+                is_held, then = request.is_held, partial(self.dispatcher.on_written, request)
+        if channel is Channel.STDIN:
+            body = pack_parts([*parts[:CONTENT], b"{}"])  # a password, perhaps
+        try:
+            self._journal.append(
+                channel,
+                bytes(body),
+                client=client.name,
+                client_number=head.number,
+                is_from_client=True,
+                is_held=is_held,
+                then=lambda: self._on_persisted(client, head, len(body), then),
+            )
+        except Exception:  # it is refused, and nobody waits behind it
+            if request:
+                self.requests.move(request, Stage.FAILED, "it could not be taken in")
+            raise
+
+    def interrupt_for_shutdown(self) -> str:
+        """Interrupt what runs, as Jupyter does before it ends a kernel; return which cell it was.
+
+        A busy kernel hears of its end only then, and may take along what it has started outside
+        of its process group. What is being interrupted already is not interrupted once more.
+        """
+        if self.interrupts.is_under_way:
+            self.interrupts.fire_now()
+            return ""
+        cell = self.requests.running
+        if cell is None:
+            return ""
+        self._send_interrupt()
+        return cell.id
+
+    def fail_all(self, name: str, why: str, *, is_cut: bool = False) -> None:
+        """Answer every request that the kernel can answer no more, and end what it has answered.
+
+        `is_cut`: the kernel may have had something to say that its system never got.
+        """
+        running = self.requests.running
+        for request in self.requests:
+            has_replied = request.stage is Stage.REPLIED
+            is_last = is_cut and (BUSY in request.states or request is running)
+            told = why if has_replied else ""  # else an error says it
+            log_failure_of(partial(self._report_kernel_end, request, told, is_cut=is_last))
+            if has_replied:
+                self.requests.move(request, Stage.DONE, why)
+            elif request.stage >= Stage.SENT:
+                self.fail(request, name, why)
+
+    def fail(self, request: Request, name: str, why: str) -> None:
+        """Answer a request that the kernel can answer no more."""
+        if request.expects_reply:
+            log_failure_of(partial(self._writer.answer_error, request, name, why))
+        self.requests.move(request, Stage.FAILED, why)
+
+    def _report_kernel_end(self, request: Request, told: str, *, is_cut: bool) -> None:
+        """Say in a cell that its kernel has ended, and end it if it has its reply."""
+        if is_cut:
+            self._writer.write_busy(request)
+            told = f"{told} The last outputs of this cell may be missing.".lstrip()
+        if told:
+            self._writer.write_stderr(request, told)
+        if request.stage is Stage.REPLIED:
+            self._writer.write_idle(request)
+
+    @staticmethod
+    def _on_persisted(
+        client: Client, head: FrameHeader, size: int, then: Callable[[], None]
+    ) -> None:
+        client.stream.ack(LANE[head.channel], head.number, size)
+        if client.pump:
+            client.pump.send_credit()
+            if head.channel is Channel.COMMAND:
+                client.pump.send_ack()  # the front may be waiting to leave
+        then()
+
+    def _record_cell_id(self, request: Request) -> None:
+        """Note which cell of which notebook this is, where the client says so."""
+        about = request.parts[METADATA]
+        if request.is_cell and b"cellId" in bytes(about):
+            cell = str(header_of(about).get("cellId") or "")
+            if cell.startswith(CELL_OF_VSCODE):  # a number, not what the file calls it
+                cell = source_hash(str(request.content.get("code", "")))
+            self.on_cell(cell)
+
+    # For the queues -------------------------------------------------------------------
+
+    def _can_dispatch(self, request: Request) -> bool:
+        is_late = request.is_in_turn and self.interrupts.is_under_way
+        return not is_late and self.kernel_for(request.channel) is not None
+
+    def _send(self, request: Request) -> None:
+        kernel = self.kernel_for(request.channel)
+        if kernel:
+            kernel.send(request.channel, list(request.parts))
+        if request.channel is Channel.STDIN:
+            self.requests.move(request, Stage.DONE)
+
+    def _answer_if_cancelled(self, request: Request) -> bool:
+        """Answer a request that an interrupt or a restart has overtaken; False: none has."""
+        if request.channel is Channel.STDIN:
+            is_asked = self._can_dispatch(request)
+            if not is_asked:
+                self.requests.move(request, Stage.CANCELLED, "no kernel has asked")
+            return not is_asked
+        answer = self.cancellations.reason_for(request)
+        if answer is CancelReason.INTERRUPTED:
+            self._writer.answer_error(request, "KeyboardInterrupt", "Interrupted before it began.")
+        elif answer and request.expects_reply:
+            self._writer.answer_aborted(request)
+        if answer:
+            self.requests.move(request, Stage.CANCELLED, answer.value)
+        return answer is not None
+
+    def _on_command(self, client: Client, head: FrameHeader, parts: list[Bytes]) -> None:
+        """Do what a front wants done: `{"order": interrupt | restart | stop | keep | finish}`."""
+        words = from_json(parts[TOPIC])
+        order = words.get("order")
+        if order == "interrupt":
+            self._on_interrupt(client, head, words.get("cells") or [])
+        elif order == "restart":
+            self.cancellations.restart(client.name, head.barrier)
+            self.dispatcher.answer_cancelled()
+            self.on_command(order)
+        elif order == "stop":
+            self.on_command(order)
+        elif order in {"keep", "finish"}:
+            with contextlib.suppress(OSError):  # whoever said it knows it, too
+                self._session.update(**{order: True})
+            if order == "finish":
+                self.on_command(order)
+        else:
+            message = f"An order that is not known: {order!r}."
+            raise ProtocolError(message)
+
+    def _on_interrupt(self, client: Client, head: FrameHeader, cells: list[str]) -> None:
+        """Stop the running cell; else the first that a front had asked for and that never began.
+
+        `cells`: those that had no reply there. If all of them have ended since, whatever runs
+        now was not meant.
+        """
+        requests, kept = self.requests, client.stream.acked[Lane.BULK]
+        has_unbegun = head.barrier > kept or any(
+            each.client == client.name and each.stage in {Stage.HELD, Stage.QUEUED}
+            for each in requests
+        )
+        if cells and not has_unbegun and not any(map(self._is_at_kernel, cells)):
+            return
+        cell = requests.running
+        self._listener.limit_output([cell.id] if cell else [])
+        if cell and self.kernel_for(Channel.CONTROL):
+            self.interrupts.schedule(cell.id, client.name, head.barrier)
+            if self.interrupts.count(cell.id) == STUBBORN:
+                self._writer.write_stderr(
+                    cell,
+                    "The kernel has not heeded the interrupt so far. To end it, "
+                    f"variables and all: remoter stop {self._session.id}",
+                )
+        elif has_unbegun:
+            self.cancellations.interrupt(client.name, head.barrier)
+            self.dispatcher.answer_cancelled()
+        else:
+            self._send_interrupt()
+
+    def _is_at_kernel(self, name: str) -> bool:
+        request = self.requests.get(str(name))
+        return request is not None and request.is_open and request.stage >= Stage.SENT
+
+    def _reply_interrupted(self, request: Request) -> None:
+        """Reply to a cell that was interrupted and whose kernel is done with it without a reply."""
+        self._writer.reply_error(request, "KeyboardInterrupt", "Interrupted at its end.")
+        self.requests.move(request, Stage.FAILED, "interrupted, and the kernel gave no reply")
+
+    def _send_interrupt(self) -> None:
+        kernel = self.kernel_for(Channel.CONTROL)
+        if kernel:
+            kernel.interrupt()

@@ -1,0 +1,408 @@
+"""What waits for whoever cannot keep up: joined, collapsed, and held back when it is too much.
+
+Pure: no I/O, no clock. House rules of this file:
+
+- Whoever asks what comes next gets items in their order. Numbers only grow; they have gaps
+  where something was left out.
+- Neighbouring texts of one stream and cell become one, and lose what a terminal would have
+  overwritten. `clear_output` takes away what waits of its cell; an update of a display takes
+  away the update before it.
+- When more text of one cell waits than is allowed, only its head and its tail stay, and one
+  note in between says how much went. Of an interrupted cell much less stays, and no head.
+- Results, displays, errors, replies, statuses and comms are never held back.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import deque
+from enum import Enum
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from remoter_kernel.protocol import messages
+from remoter_kernel.protocol.messages import (
+    CONTENT,
+    HEADER,
+    METADATA,
+    PARENT,
+    content_of,
+    header_of,
+)
+from remoter_kernel.protocol.terminal_text import collapse, has_overwritten
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from remoter_kernel.protocol.frames import Bytes
+
+BACKLOG_LIMIT = 8 * 1024 * 1024  # bytes of one cell's text
+INTERRUPTED_LIMIT = 64 * 1024  # bytes of an interrupted cell's text
+TAIL = 8  # the part of what is allowed that stays when it was too much
+JOINED = 64 * 1024  # bytes: a text this large is not made larger
+FULL = 2  # times what one cell may have waiting, all cells together
+MOST_ITEMS = 20_000
+MOST_HELD = 2**63  # bytes: what says more is no note of ours
+CELLS_REMEMBERED = 50  # that were interrupted
+COMM_TYPES = frozenset({"comm_open", "comm_msg", "comm_close"})
+HELD_BACK = "remoter_held_back"  # in the metadata of a note: bytes
+
+
+class OutputKind(Enum):
+    """What can become of an item that waits."""
+
+    OTHER = "other"  # it is passed on
+    TEXT = "text"
+    NOTICE = "note"  # stands for text that was held back
+    OUTPUT = "output"  # goes when its cell is cleared
+    CLEAR = "clear"
+    UPDATE = "update"  # goes when the same display is updated again
+
+
+class BacklogItem:
+    """One thing that waits."""
+
+    __slots__ = (
+        "cell",
+        "held_back",
+        "is_gone",
+        "kind",
+        "name",
+        "number",
+        "parts",
+        "payload",
+        "size",
+        "texts",
+    )
+
+    def __init__(self, number: int, payload: Any) -> None:
+        """Remember it; `payload` is whatever the one who asks wants back."""
+        self.number = number
+        self.payload = payload
+        self.kind = OutputKind.OTHER
+        self.cell: CellBacklog | None = None
+        self.is_gone = False  # given out, or left out
+        self.name = ""
+        self.parts: Sequence[Bytes] = ()
+        self.texts: list[str] = []
+        self.size = 0  # bytes of text
+        self.held_back = 0  # bytes of text that were held back out of it
+
+
+class CellBacklog:
+    """What waits of one cell."""
+
+    def __init__(self, key: str) -> None:
+        """Remember whose; `key` is the request's id."""
+        self.key = key
+        self.size = 0  # bytes of text
+        self.texts: deque[BacklogItem] = deque()
+        self.clearable: deque[BacklogItem] = deque()
+        self.notice: BacklogItem | None = None
+        self.clears_next: BacklogItem | None = (
+            None  # a `clear_output` that waits for the next output
+        )
+
+
+class Coalesced(NamedTuple):
+    """What comes next: as it was (`parts` is None), or what was made of it."""
+
+    number: int
+    parts: list[Bytes] | None
+    payload: Any
+
+
+class OutputBacklog:
+    """A queue for one listener."""
+
+    def __init__(self, most: int = BACKLOG_LIMIT, session: str = "") -> None:
+        """Remember how much may wait, in bytes, and whose it is."""
+        self.most = most
+        self.session = session
+        self._items: deque[BacklogItem] = deque()
+        self._cells: dict[str, CellBacklog] = {}
+        self._updates: dict[str, BacklogItem] = {}
+        self._interrupted: dict[str, None] = {}
+        self._size = 0  # bytes of text, of all cells
+        self._skipped = 0  # the last number that was left out
+
+    def __len__(self) -> int:
+        """Count what waits, with what will be left out."""
+        return len(self._items)
+
+    @property
+    def is_full(self) -> bool:
+        """Is what waits better left where it is?"""
+        return self._size > FULL * self.most or len(self._items) > MOST_ITEMS
+
+    def add(self, number: int, payload: Any, parts: Sequence[Bytes] | None) -> None:
+        """Put something at the end; `parts` are those of an iopub message, else None."""
+        item = BacklogItem(number, payload)
+        if parts is not None:
+            try:
+                self._classify(item, parts)
+            except messages.ODD:
+                item = BacklogItem(number, payload)  # whoever gets it may make more of it
+        if item.kind is OutputKind.TEXT and self._join(item):
+            return
+        self._items.append(item)
+        cell = item.cell
+        if cell is None:
+            return
+        self._cells[cell.key] = cell
+        cell.clearable.append(item)
+        if item.kind is OutputKind.TEXT:
+            cell.texts.append(item)
+            self._add_size(cell, item.size)
+            self._drop_old_text(cell)
+        elif item.kind is OutputKind.NOTICE:
+            cell.notice = cell.notice or item
+
+    def pop(self) -> Coalesced | None:
+        """Give out what comes next."""
+        items = self._items
+        self._skip_dropped()
+        if not items:
+            return None
+        item = items.popleft()
+        parts = self._take_out(item)
+        self._skip_dropped()
+        if item.kind is OutputKind.NOTICE:  # those after it are what it stands for
+            item.number = max(item.number, self._skipped)
+        return Coalesced(item.number, parts, item.payload)
+
+    def limit_text(self, *cells: str) -> None:
+        """Let little of the text of these cells through, and of all that waits now."""
+        for key in [*cells, *self._cells]:
+            self._interrupted.pop(key, None)
+            self._interrupted[key] = None
+        while len(self._interrupted) > max(CELLS_REMEMBERED, len(self._cells)):
+            del self._interrupted[next(iter(self._interrupted))]
+        for cell in self._cells.values():
+            self._drop_old_text(cell)
+
+    # What it is ------------------------------------------------------------------------
+
+    def _classify(self, item: BacklogItem, parts: Sequence[Bytes]) -> None:
+        kind = str(header_of(parts[HEADER]).get("msg_type"))
+        if kind == "stream":
+            self._read_text(item, parts)
+        elif kind == "clear_output":
+            self._apply_clear_output(item, parts)
+        elif kind == "update_display_data":
+            self._update_display(item, _display_id(parts))
+        elif kind in {"display_data", "execute_result", "error"}:
+            cell = self._cell_of(parts)
+            self._on_output(cell)
+            if not _display_id(parts):  # else it is an update of other displays, too
+                item.kind, item.cell = OutputKind.OUTPUT, cell
+        elif kind in COMM_TYPES:
+            self._stop_clearing()
+
+    def _read_text(self, item: BacklogItem, parts: Sequence[Bytes]) -> None:
+        content, cell = content_of(parts), self._cell_of(parts)
+        held = _held_in(parts)
+        self._on_output(cell)
+        name, text = content.get("name"), content.get("text")
+        if len(content) != 2 or not isinstance(text, str) or len(parts) != CONTENT + 1:  # noqa: PLR2004 - name and text
+            return
+        item.cell, item.name, item.parts, item.texts = cell, str(name), parts, [text]
+        item.size = _bytes(text)
+        item.kind = OutputKind.TEXT
+        if held:
+            item.kind, item.size = OutputKind.NOTICE, held
+
+    def _cell_of(self, parts: Sequence[Bytes]) -> CellBacklog:
+        key = str(header_of(parts[PARENT]).get("msg_id", ""))
+        return self._cells.get(key) or CellBacklog(key)
+
+    # What goes -------------------------------------------------------------------------
+
+    def _apply_clear_output(self, item: BacklogItem, parts: Sequence[Bytes]) -> None:
+        cell, waits = self._cell_of(parts), content_of(parts).get("wait")
+        item.kind, item.cell = OutputKind.CLEAR, cell
+        cell.clears_next = item
+        if not waits:
+            self._on_output(cell)
+
+    def _on_output(self, cell: CellBacklog) -> None:
+        """Take away what a `clear_output` clears, now that something takes its place."""
+        clear, cell.clears_next = cell.clears_next, None
+        if clear is None:
+            return
+        for item in cell.clearable:
+            if item is not clear:
+                self._drop(item)
+        is_here = bool(cell.clearable) and cell.clearable[-1] is clear
+        cell.clearable.clear()
+        if is_here:
+            cell.clearable.append(clear)
+
+    def _stop_clearing(self) -> None:
+        """Let nothing that waits be cleared any more: a widget may catch what comes now."""
+        for cell in self._cells.values():
+            cell.clearable.clear()
+            cell.clears_next = None
+
+    def _update_display(self, item: BacklogItem, display: str) -> None:
+        if not display:
+            return
+        before = self._updates.get(display)
+        if before:
+            self._drop(before)
+        item.kind, item.name = OutputKind.UPDATE, display
+        self._updates[display] = item
+
+    def _drop(self, item: BacklogItem) -> None:
+        if item.is_gone:
+            return
+        item.is_gone = True
+        cell = item.cell
+        if cell and item.kind is OutputKind.TEXT:
+            cell.texts.remove(item)
+            self._add_size(cell, -item.size)
+        elif cell and cell.notice is item:
+            cell.notice = None
+        item.texts, item.parts, item.payload = [], (), None
+
+    def _drop_old_text(self, cell: CellBacklog) -> None:
+        """Let old text of a cell go if too much waits, and say so in its place."""
+        is_cut = cell.key in self._interrupted
+        most = min(self.most, INTERRUPTED_LIMIT) if is_cut else self.most
+        texts, note = cell.texts, cell.notice
+        if cell.size <= most:
+            return
+        tail = most // 2 if is_cut else most // TAIL
+        # What comes first stays, as the head, unless it is the tail of what went before.
+        has_head = not is_cut and len(texts) > 1 and not (note and note.number < texts[0].number)
+        first = int(has_head)
+        while cell.size > tail and len(texts) > first + 1:
+            oldest = texts[first]
+            size = oldest.size + oldest.held_back
+            if cell.notice:
+                self._drop(oldest)
+                cell.notice.size += size
+            else:
+                del texts[first]
+                self._add_size(cell, -oldest.size)
+                oldest.kind, oldest.size, cell.notice = OutputKind.NOTICE, size, oldest
+                oldest.texts = []
+        if cell.size > most:
+            self._shorten(cell, texts[-1], tail)
+
+    def _shorten(self, cell: CellBacklog, item: BacklogItem, tail: int) -> None:
+        """Cut one message that is too large by itself; the note has no other place than in it."""
+        text = "".join(item.texts)
+        end = text[-tail:]
+        end = end[end.find("\n") + 1 :]
+        held = item.size - _bytes(end)
+        if cell.notice:
+            cell.notice.size += held
+        else:
+            item.held_back += held
+        item.texts = [end]
+        self._add_size(cell, _bytes(end) - item.size)
+        item.size = _bytes(end)
+        item.payload = None
+
+    # Text ------------------------------------------------------------------------------
+
+    def _join(self, item: BacklogItem) -> bool:
+        """Make a text part of the one before it, if they are neighbours."""
+        last = self._items[-1] if self._items else None
+        if last is None or last.is_gone or last.kind is not OutputKind.TEXT or last.size >= JOINED:
+            return False
+        cell = item.cell
+        if cell is None or (last.cell, last.name) != (cell, item.name):
+            return False
+        last.number, last.parts, last.payload = item.number, item.parts, None
+        last.texts += item.texts
+        before, last.size = last.size, last.size + item.size
+        if last.size >= JOINED:
+            _collapse(last)
+        self._add_size(cell, last.size - before)
+        self._drop_old_text(cell)
+        return True
+
+    def _add_size(self, cell: CellBacklog, size: int) -> None:
+        cell.size += size
+        self._size += size
+
+    # Giving out ------------------------------------------------------------------------
+
+    def _skip_dropped(self) -> None:
+        """Pass over what was left out."""
+        items = self._items
+        while items and items[0].is_gone:
+            self._skipped = items.popleft().number
+
+    def _take_out(self, item: BacklogItem) -> list[Bytes] | None:
+        """Take an item out of all books; return its parts if they are not what they were."""
+        item.is_gone = True
+        if item.kind is OutputKind.UPDATE:
+            del self._updates[item.name]
+        cell = item.cell
+        if cell is None:
+            return None
+        parts = None
+        if item.kind is OutputKind.TEXT:
+            cell.texts.popleft()
+            self._add_size(cell, -item.size)
+            size = item.size
+            _collapse(item)
+            if item.payload is None or item.size != size:
+                lost = _held_back_notice(item.held_back, self.session) if item.held_back else ""
+                parts = _compose(item, item.name, lost + item.texts[0])
+        elif item.kind is OutputKind.NOTICE:
+            cell.notice = None if cell.notice is item else cell.notice
+            parts = _compose(item, "stderr", _held_back_notice(item.size, self.session), item.size)
+        while cell.clearable and cell.clearable[0].is_gone:
+            cell.clearable.popleft()
+        if not (cell.clearable or cell.texts or cell.notice):
+            self._cells.pop(cell.key, None)
+        return parts
+
+
+def _collapse(item: BacklogItem) -> None:
+    text = "".join(item.texts)
+    if has_overwritten(text):
+        text = collapse(text)
+        item.size = _bytes(text)
+    item.texts = [text]
+
+
+def _compose(item: BacklogItem, name: str, text: str, held: int = 0) -> list[Bytes]:
+    """Make a stream message in the place of one that was there."""
+    parts = list(item.parts)
+    content = {"name": name, "text": text}
+    try:
+        parts[CONTENT] = json.dumps(content, ensure_ascii=False).encode()
+    except UnicodeEncodeError:  # half of a pair: only JSON's own escapes can say that
+        parts[CONTENT] = json.dumps(content).encode()
+    if held:
+        parts[METADATA] = json.dumps({HELD_BACK: held}).encode()
+    return parts
+
+
+def _held_back_notice(size: int, session: str) -> str:
+    """Say how much is missing and where it is."""
+    amount = f"{size / 1e6:.1f} MB" if size >= 1e5 else f"{size / 1e3:.0f} kB"  # noqa: PLR2004 - a tenth of a MB
+    return (
+        f"\n[{amount} of this cell's output were held back here. To have all of it: "
+        f"`%remoter outputs` in a cell, or `remoter outputs {session or 'SESSION'}`.]\n"
+    )
+
+
+def _held_in(parts: Sequence[Bytes]) -> int:
+    """Return how much text a note says was held back; 0: it is no note."""
+    is_note = HELD_BACK.encode() in bytes(parts[METADATA])
+    held = header_of(parts[METADATA]).get(HELD_BACK) if is_note else 0
+    return held if isinstance(held, int) and 0 < held < MOST_HELD else 0
+
+
+def _display_id(parts: Sequence[Bytes]) -> str:
+    transient = content_of(parts).get("transient")
+    return str(transient.get("display_id") or "") if isinstance(transient, dict) else ""
+
+
+def _bytes(text: str) -> int:
+    return len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))

@@ -1,0 +1,397 @@
+"""One request, one table: what is with each request, at either end of the link (pure).
+
+    RECEIVED → HELD → QUEUED → SENT → ACCEPTED → RUNNING → REPLIED → DONE
+                                                           FAILED, CANCELLED
+
+The proxy's stages: HELD waits here for its turn, a login or the kernel's readiness; QUEUED is in
+the link's outbox; SENT has left this side; ACCEPTED is in the evaluator's journal; RUNNING was
+heard to be busy; REPLIED has its reply, and its idle is still to come.
+
+The evaluator's: RECEIVED is being written to the journal; HELD is written and waits for the
+kernel; QUEUED is written and next; SENT was given to the kernel. It knows no ACCEPTED.
+
+A stage only grows. Reply and idle come by two sockets and so in either order: a request is DONE
+when both were heard. A kernel is at one request of its main shell at a time: where the next one
+begins, the one before has said all that it ever will.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass, field
+from enum import IntEnum
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Callable, NamedTuple
+
+from remoter_kernel.errors import ProtocolError
+from remoter_kernel.protocol.frames import Channel
+from remoter_kernel.protocol.messages import CONTENT, content_of
+from remoter_kernel.protocol.output_backlog import COMM_TYPES
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from remoter_kernel.protocol.frames import Bytes
+
+EXECUTE = "execute_request"
+BUSY, IDLE = "busy", "idle"
+NO_REPLY = "the kernel gave no reply"
+MOST_ON_CONTROL = 1000  # requests that a kernel has not answered: some kernels answer few there
+MOST_ENDED = 1000  # requests that are over and whose ids are still known
+BUSY_WITHIN = 1.0  # seconds from a reply until all that was published before it is heard
+ABORTED_WITHIN = 256  # bytes of the content of a reply that says no more than `aborted`
+MOST_ROWS = 100  # requests that are described
+LONGEST_WORD = 64  # characters of an id or a type, in a description
+
+_log = logging.getLogger(__name__)
+
+
+class Stage(IntEnum):
+    """How far a request has come; the last three are ends."""
+
+    RECEIVED = 0
+    HELD = 1
+    QUEUED = 2
+    SENT = 3
+    ACCEPTED = 4
+    RUNNING = 5
+    REPLIED = 6
+    DONE = 7
+    FAILED = 8
+    CANCELLED = 9
+
+
+@dataclass(eq=False)
+class Request:
+    """A message that somebody sent to the kernel."""
+
+    channel: Channel
+    parts: Sequence[Bytes]
+    header: dict[str, Any]
+    client: bytes = b""  # the proxy that sent it, as the evaluator knows it
+    identities: list[bytes] = field(default_factory=list)  # Jupyter's client, as ZeroMQ knows it
+    number: int = 0  # in the link's outbox
+    stage: Stage = Stage.RECEIVED
+    why: str = ""  # the reason of the last move
+    since: float = 0.0  # when that was, on the monotonic clock
+    states: set[str] = field(default_factory=set)  # which of busy and idle clients have heard
+    states_from_kernel: set[str] = field(default_factory=set)  # which of them the kernel has said
+    is_here: bool = False  # is it answered, or does it run, on the proxy's side?
+    is_held: bool = False  # does the journal say that it was not given to the kernel at once?
+    is_released: bool = False  # is it being written that it will be?
+
+    @cached_property
+    def id(self) -> str:
+        """The `msg_id`."""
+        return str(self.header.get("msg_id", ""))
+
+    @cached_property
+    def type(self) -> str:
+        """The `msg_type`."""
+        return str(self.header.get("msg_type", ""))
+
+    @cached_property
+    def content(self) -> dict[str, Any]:
+        """The content, read once; a `ProtocolError` if it is no JSON object."""
+        return content_of(self.parts)
+
+    @property
+    def expects_reply(self) -> bool:
+        """Does the protocol have a reply to it?"""
+        return self.channel is not Channel.STDIN and self.type not in COMM_TYPES
+
+    @property
+    def is_cell(self) -> bool:
+        """Does it run code?"""
+        return self.type == EXECUTE
+
+    @property
+    def stops_on_error(self) -> bool:
+        """Is it called off where a cell before it fails?"""
+        try:
+            return bool(self.content.get("stop_on_error", True))
+        except ProtocolError:
+            return True
+
+    @property
+    def is_in_turn(self) -> bool:
+        """Does it wait for those before it? One in a subshell, or on control, does not."""
+        return self.channel is Channel.SHELL and not self.header.get("subshell_id")
+
+    @property
+    def is_idle(self) -> bool:
+        """Was its idle heard?"""
+        return IDLE in self.states
+
+    @property
+    def is_over(self) -> bool:
+        """Has it come to an end?"""
+        return self.stage >= Stage.DONE
+
+    @property
+    def is_open(self) -> bool:
+        """Does it lack a reply that is still to come?"""
+        return self.stage < Stage.REPLIED
+
+
+class StateChange(NamedTuple):
+    """What a state tells."""
+
+    is_new: bool  # was it not heard before?
+    finished_before: list[Request]  # have their reply, and their idle will not come any more
+
+
+Observer = Callable[[Request, Stage], None]
+
+
+class Requests:
+    """The one table. Whatever becomes of a request becomes of it in `move`."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self.observers: list[Observer] = []  # called with a request and the stage that it left
+        self.is_logged = True
+        self.moves = 0  # how often a request changed its stage
+        self._clock = clock
+        self._active_at = clock()
+        self._open: dict[Request, None] = {}  # all that are not over, in the order of coming
+        self._by_id: dict[str, list[Request]] = {}  # the same; a client may use an id twice
+        self._cells: dict[Request, None] = {}  # those that run code
+        self._at_kernel: dict[Request, None] = {}  # those on shell that the kernel was given
+        self._on_control: dict[Request, None] = {}  # those on control that it was given
+        self._ended: dict[str, set[str]] = {}  # what was heard of those that are over, by id
+
+    def __iter__(self) -> Iterator[Request]:
+        """Go through all that are not over, in the order in which they came."""
+        return iter(list(self._open))
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    def __contains__(self, request: Request) -> bool:
+        return request in self._open
+
+    def add(self, request: Request, stage: Stage = Stage.RECEIVED) -> Request:
+        """Take a request into the table."""
+        self._open[request] = None
+        self._by_id.setdefault(request.id, []).append(request)
+        if request.is_cell:
+            self._cells[request] = None
+        request.since = self._active_at = self._clock()
+        if stage is not Stage.RECEIVED:
+            self.move(request, stage)
+        return request
+
+    def get(self, name: str) -> Request | None:
+        """Return the request with this id; of several the first that lacks its reply."""
+        found = self._by_id.get(name, ())
+        return next((each for each in found if each.is_open), found[0] if found else None)
+
+    def move(self, request: Request, stage: Stage, why: str = "") -> bool:
+        """Put a request into a later stage; False: it is there, or beyond it, already.
+
+        Nothing else changes a stage. What is over is forgotten.
+        """
+        before = request.stage
+        if stage <= before or request not in self._open:
+            return False
+        request.stage, request.why = stage, why
+        request.since = self._active_at = self._clock()
+        self.moves += 1
+        if self.is_logged and _log.isEnabledFor(logging.INFO):
+            reason = f", {why}" if why else ""
+            name = request.id[:LONGEST_WORD], request.type[:LONGEST_WORD]
+            _log.info("request %s (%s): %s -> %s%s", *name, before.name, stage.name, reason)
+        if request.is_over:
+            self._forget(request)
+        elif stage >= Stage.SENT:
+            self._on_sent(request)
+        for observe in self.observers:
+            observe(request, before)
+        return True
+
+    def mark_activity(self) -> None:
+        """Note that something is going on."""
+        self._active_at = self._clock()
+
+    def idle_for(self) -> float:
+        """Return for how many seconds nothing has been going on."""
+        return self._clock() - self._active_at
+
+    # What is heard of the kernel --------------------------------------------------------
+
+    def on_state(self, name: str, state: str, *, least: Stage = Stage.RECEIVED) -> StateChange:
+        """Hear that the kernel begins with a request ("busy"), or is done with it ("idle").
+
+        Each comes once. What is over because this side said so may still be at its kernel,
+        which then says it once more. `least`: it cannot be at what has not come as far as this.
+        """
+        found = self._by_id.get(name, ())
+        unheard = (each for each in found if state not in each.states_from_kernel)
+        request = next((each for each in unheard if each.stage >= least), None)
+        if request is None:
+            return StateChange(self._is_new_of_ended(name, state), [])
+        is_new = state not in request.states
+        request.states.add(state)
+        request.states_from_kernel.add(state)
+        passed: list[Request] = []
+        if state == BUSY:
+            passed = self._finished_by(request)
+            self.move(request, Stage.RUNNING, "busy")
+            for each in passed:
+                self.move(each, Stage.DONE, "the kernel is at the next one")
+        elif state == IDLE and (request.stage is Stage.REPLIED or not request.expects_reply):
+            self.move(request, Stage.DONE, "idle")
+        return StateChange(is_new, finished_before=[each for each in passed if not each.is_idle])
+
+    def on_local_state(self, name: str, state: str) -> bool:
+        """Note that this side says a state in the kernel's place; False: clients know it already.
+
+        The kernel may say it later: then it is not new.
+        """
+        found = self._by_id.get(name, ())
+        request = next((each for each in found if state not in each.states), None)
+        if request is None:
+            return self._is_new_of_ended(name, state)
+        request.states.add(state)
+        if state == IDLE and request.stage is Stage.REPLIED:
+            self.move(request, Stage.DONE, "idle")
+        return True
+
+    def on_reply(
+        self, name: str, *, has_idle: bool = True, is_from_kernel: bool = False
+    ) -> Request | None:
+        """Hear the reply to a request, and return that; None: nobody waits for it.
+
+        `has_idle`: is an idle to be expected? `is_from_kernel`: it comes straight from there, so
+        that no evaluator can have answered in its place what was not its turn yet.
+        """
+        request = self.get(name)
+        if request is None or not request.is_open:
+            return None
+        is_awaited = request.channel is Channel.SHELL and has_idle and not request.is_idle
+        unanswered = self._unanswered_before(request, is_from_kernel=is_from_kernel)
+        self.move(request, Stage.REPLIED if is_awaited else Stage.DONE, "reply")
+        for each in unanswered:
+            self.move(each, Stage.DONE, NO_REPLY)
+        return request
+
+    # Questions ---------------------------------------------------------------------------
+
+    @property
+    def has_undispatched(self) -> bool:
+        """Is there a request that the kernel was not given yet?"""
+        return any(request.stage < Stage.SENT for request in self._open)
+
+    def at(self, *stages: Stage) -> list[Request]:
+        """List those in one of these stages, in the order in which they came."""
+        return [request for request in self._open if request.stage in stages]
+
+    def each_cell(self) -> Iterator[Request]:
+        """Go through the cells without a reply, in the order in which they came; nothing moves."""
+        return (cell for cell in self._cells if cell.is_open)
+
+    def cells(self) -> list[Request]:
+        """List the cells without a reply, in the order in which they came."""
+        return list(self.each_cell())
+
+    @property
+    def running(self) -> Request | None:
+        """The cell that the kernel is at, as far as is known."""
+        at_it = (each for each in self._at_kernel if each.is_cell and each.is_open)
+        return next((each for each in at_it if not each.is_idle), None)
+
+    @property
+    def is_busy(self) -> bool:
+        """Has the kernel anything to do, as far as is known?
+
+        What it is done with and never answers is nothing to do, nor is what asks how it is, nor
+        what it does not even begin with: some kernels pass over what they do not know.
+        """
+        at_it = (each for each in self._at_kernel if each.is_cell or BUSY in each.states)
+        return any(each.is_open and not each.is_idle for each in at_it)
+
+    def describe(self) -> list[dict[str, Any]]:
+        """Describe those that are not over, for people and programs: no content."""
+        now = self._clock()
+        return [
+            {
+                "id": request.id[:LONGEST_WORD],
+                "type": request.type[:LONGEST_WORD],
+                "channel": request.channel.name.lower(),
+                "stage": request.stage.name.lower(),
+                "why": request.why,
+                "seconds": round(max(0.0, now - request.since), 1),
+            }
+            for request, _ in zip(self._open, range(MOST_ROWS))
+        ]
+
+    # -------------------------------------------------------------------------------------
+
+    def _finished_by(self, request: Request) -> list[Request]:
+        """List what the kernel is done with, as it has begun with a later request."""
+        if not request.is_in_turn or request not in self._at_kernel:
+            return []
+        passed = []
+        for each in self._at_kernel:
+            if each is request:
+                break
+            is_done = each.stage is Stage.REPLIED or not each.expects_reply
+            if each.is_in_turn and is_done:
+                passed.append(each)
+        return passed
+
+    def _is_new_of_ended(self, name: str, state: str) -> bool:
+        """Note a state of a request that is over, or of one that nobody here has asked."""
+        heard = self._ended.get(name)
+        if heard is None:
+            return name not in self._by_id
+        is_new = state not in heard
+        heard.add(state)
+        return is_new
+
+    def _unanswered_before(self, replied: Request, *, is_from_kernel: bool) -> list[Request]:
+        """List what the kernel was done with before it replied to a later request.
+
+        Replies come by one socket and in order: those will get none. Nor will what it has passed
+        over: not even its busy was heard, which comes by another socket and so perhaps later.
+        """
+        unanswered: list[Request] = []
+        before = self._clock() - BUSY_WITHIN
+        for each in self._at_kernel if replied.is_in_turn else ():
+            if each is replied:
+                return unanswered
+            is_quiet = not each.is_cell and BUSY not in each.states and each.since < before
+            is_done = each.is_idle or (is_from_kernel and is_quiet)
+            if each.is_in_turn and is_done and each.is_open:
+                unanswered.append(each)
+        return []  # it was not at the kernel, as far as is known
+
+    def _on_sent(self, request: Request) -> None:
+        if request.is_here:
+            return
+        if request.channel is Channel.SHELL:
+            self._at_kernel.setdefault(request)
+        elif request.channel is Channel.CONTROL:
+            self._on_control.setdefault(request)
+            if len(self._on_control) > MOST_ON_CONTROL:
+                self.move(next(iter(self._on_control)), Stage.DONE, NO_REPLY)
+
+    def _forget(self, request: Request) -> None:
+        del self._open[request]
+        for some in (self._cells, self._at_kernel, self._on_control):
+            some.pop(request, None)
+        same = self._by_id[request.id]
+        same.remove(request)
+        if not same:
+            del self._by_id[request.id]
+        self._ended.pop(request.id, None)
+        self._ended[request.id] = request.states
+        if len(self._ended) > MOST_ENDED:
+            del self._ended[next(iter(self._ended))]
+
+
+def has_idle(reply: Sequence[Bytes]) -> bool:
+    """Does an idle come with this reply? R's kernel gives none to a cell that it calls off."""
+    content = reply[CONTENT]
+    return len(content) >= ABORTED_WITHIN or b'"aborted"' not in bytes(content)

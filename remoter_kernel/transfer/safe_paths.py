@@ -1,0 +1,132 @@
+"""What a received file may be called, and what it is called until it is whole (pure).
+
+A sender may be hostile: nothing that it says may lead out of the folder that was named here.
+"""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import os
+import posixpath
+import re
+import reprlib
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING
+
+from remoter_kernel.errors import ProtocolError
+from remoter_kernel.transfer.wire_format import FileTrouble, TroubleCode
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+LONGEST = 255  # bytes of one name, on most file systems
+DIGITS = 12  # hexadecimal, of a digest
+_RESERVED = re.compile(r"(?i)(con|prn|aux|nul|com[0-9¹²³]|lpt[0-9¹²³])[ ]*(\..*)?$")
+_LEADS_ON_WINDOWS = re.compile(r"\\|^[A-Za-z]:")
+_NOT_ON_WINDOWS = re.compile(r'[<>:"\\|?*\x00-\x1f]|[ .]$')
+_NOT_SEEN = "".join(
+    map(chr, [*range(0x200C, 0x2010), *range(0x202A, 0x202F), *range(0x206A, 0x2070), 0xFEFF])
+)
+NOT_ASKED_FOR = "the other side sent what was not asked for"
+
+
+def safe_names(path: str, *, is_windows: bool = os.name == "nt") -> tuple[str, ...]:
+    """Split a path as a sender says it; FileTrouble if a name in it leads elsewhere."""
+    names = tuple(path.split("/"))
+    for name in names:
+        _check_name(name, path, is_windows=is_windows)
+    _check_signs(path)
+    return names
+
+
+def safe_target(target: str, depth: int, *, is_windows: bool = os.name == "nt") -> str:
+    """Check where a link leads, that lies so many folders deep: up, then down, and never out.
+
+    A name before a ".." might be a link itself, and then ".." would be anywhere.
+    """
+    names = target.split("/")
+    ups = 0
+    while ups < len(names) and names[ups] == "..":
+        ups += 1
+    if ups > depth:
+        raise _unsafe(target)
+    for name in names[ups:]:
+        _check_name(name, target, is_windows=is_windows)
+    _check_signs(target)
+    return target
+
+
+def _check_signs(path: str) -> None:
+    try:
+        os.fsencode(path)
+    except UnicodeEncodeError:
+        raise FileTrouble(path, "no file can be called so on this side") from None
+
+
+def _check_name(name: str, path: str, *, is_windows: bool) -> None:
+    if name in {"", ".", ".."} or "\0" in name or (is_windows and _LEADS_ON_WINDOWS.search(name)):
+        raise _unsafe(path)
+    if is_windows and (_NOT_ON_WINDOWS.search(name) or _RESERVED.match(name)):
+        raise FileTrouble(path, "Windows allows no such name")
+
+
+def is_hidden(name: str) -> bool:
+    """Does a name begin with a dot? HFS+ takes no notice of some signs that fill no column."""
+    return name.lstrip(_NOT_SEEN).startswith(".")
+
+
+def check_requested_names(names: Sequence[str], words: Sequence[str]) -> list[tuple[str, str]]:
+    """Check what sources are called that were asked for in these words; return whose name is news.
+
+    What `.`, `..` and `~` are called, only the other side knows: each of them is one source, and
+    none that is hidden. FileTrouble if a name was not asked for.
+    """
+    ends = [(word, _basename_of(word)) for word in words]
+    asked = {end for _, end in ends if end}
+    patterns = [end for end in asked if glob.has_magic(end)]
+    unnamed = [word for word, end in reversed(ends) if not end]
+    news = []
+    for name in names:
+        if name in asked or any(_is_match(name, pattern) for pattern in patterns):
+            continue
+        if is_hidden(name) and (unnamed or patterns):
+            raise FileTrouble(name, "a hidden name has to be asked for by name", TroubleCode.UNSAFE)
+        if not unnamed:
+            raise FileTrouble(name, NOT_ASKED_FOR, TroubleCode.UNSAFE)
+        news.append((unnamed.pop(), name))
+    return news
+
+
+def _basename_of(word: str) -> str:
+    """Return what a source is called, or a pattern of that; "": only the other side knows."""
+    path = posixpath.normpath(word)
+    name = posixpath.basename(path)
+    is_home = path.startswith("~") and "/" not in path
+    return "" if is_home or name in {"", ".", ".."} else name
+
+
+def _is_match(name: str, pattern: str) -> bool:
+    return fnmatchcase(name, pattern) and (pattern.startswith(".") or not is_hidden(name))
+
+
+def _unsafe(path: str) -> FileTrouble:
+    reason = "the other side named a place outside the folder that is to be written"
+    return FileTrouble(path, reason, TroubleCode.UNSAFE)
+
+
+def partial_name(name: str, size: int, mtime: int) -> str:
+    """Name a file that is not whole yet: another one once its source is another."""
+    identity = "\0".join([name, str(size), str(mtime)])
+    digest = hashlib.sha256(os.fsencode(identity)).hexdigest()[:DIGITS]
+    most = LONGEST - len(f"..{digest}.part")
+    while len(os.fsencode(name)) > most:
+        name = name[:-1]
+    return f".{name}.{digest}.part"
+
+
+def read_digest(value: object) -> str:
+    """Read a SHA-256 in hexadecimal digits."""
+    if not isinstance(value, str) or not re.fullmatch(r"[0-9a-f]{64}", value):
+        raise ProtocolError(f"{reprlib.repr(value)} is no checksum.")
+    return value
