@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 from bench.ground import Ground
 from bench.proxy import Proxy
 from bench.table import aligned
-from remoter_kernel.front.keeper.endpoint import end_logins
+from remoter_kernel.local.login.keeper.endpoint import end_logins
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from typing import TYPE_CHECKING, Protocol
 
-from remoter_kernel.front.keeper.endpoint import end_logins
+from remoter_kernel.local.login.keeper.endpoint import end_logins
 
 if TYPE_CHECKING:
     from bench.ground import Ground

@@ -57,13 +57,13 @@ from remoter_kernel.errors import RemoterError
 from remoter_kernel.protocol.threads import Thread
 
 if TYPE_CHECKING:
-    from remoter_kernel.front.jupyter.sockets import Sockets
+    from remoter_kernel.local.jupyter.sockets import Sockets
 
 
 def start_keeper(remote: str | None) -> None:
     """Begin to start the keeper, which makes ready while this process does; if it is needed."""
-    from remoter_kernel.front.configuration.remotes import find_remote  # noqa: PLC0415 - in a thread
-    from remoter_kernel.front.keeper.endpoint import prestart  # noqa: PLC0415 - the same
+    from remoter_kernel.local.config.remotes import find_remote  # noqa: PLC0415 - in a thread
+    from remoter_kernel.local.login.keeper.endpoint import prestart  # noqa: PLC0415 - the same
 
     with contextlib.suppress(RemoterError, OSError):  # what is wrong is told in the first cell
         if find_remote(remote):
@@ -72,14 +72,14 @@ def start_keeper(remote: str | None) -> None:
 
 def begin_log(process: str, remote: str | None) -> None:
     """Begin to write the log of this process."""
-    from remoter_kernel.front import log_files  # noqa: PLC0415 - in a thread
+    from remoter_kernel.local import log_files  # noqa: PLC0415 - in a thread
 
     log_files.begin_log_file(process, remote)
 
 
 def bound_sockets(connection_file: Path) -> "Sockets":
     """Bind Jupyter's sockets, before anything else is loaded."""
-    from remoter_kernel.front.jupyter.sockets import Sockets, read_connection  # noqa: PLC0415
+    from remoter_kernel.local.jupyter.sockets import Sockets, read_connection  # noqa: PLC0415
     from remoter_kernel.protocol.reactor import Reactor  # noqa: PLC0415
 
     sockets = Sockets(Reactor(), read_connection(connection_file))
@@ -104,7 +104,7 @@ def main() -> int:
     try:
         sockets = bound_sockets(words.connection_file)
         # A quarter of a second; what is asked meanwhile waits at the sockets.
-        from remoter_kernel.front.proxy import serve  # noqa: PLC0415
+        from remoter_kernel.local.proxy import serve  # noqa: PLC0415
 
         serve(sockets, words.remote, tuple(rest), words.session)
     except RemoterError as error:

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from remoter_kernel.front.logins import embedded_server
+from remoter_kernel.local.login import embedded_server
 
 DROPS = os.environ.get("DROPS", "").split(",")
 

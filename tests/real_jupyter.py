@@ -22,7 +22,7 @@ from jupyter_client.blocking.client import BlockingKernelClient
 from jupyter_client.connect import write_connection_file
 from jupyter_client.manager import KernelManager
 
-from remoter_kernel.front.keeper.endpoint import end_logins
+from remoter_kernel.local.login.keeper.endpoint import end_logins
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -79,8 +79,8 @@ class JupyterHere:
         **wishes: Any,
     ) -> str:
         """Configure a remote with its kernelspec; returns the kernelspec's name."""
-        from remoter_kernel.front.configuration.kernelspec import install_kernelspec
-        from remoter_kernel.front.configuration.remotes import Remote, write_remote
+        from remoter_kernel.local.config.kernelspec import install_kernelspec
+        from remoter_kernel.local.config.remotes import Remote, write_remote
 
         remote = Remote(name=name, host=host, **wishes)
         write_remote(remote, make_default=False, replace=True)

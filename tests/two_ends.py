@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from remoter_kernel.errors import RemoterError
-from remoter_kernel.front.files.file_transfer import SocketEnds
+from remoter_kernel.local.transfer.file_transfer import SocketEnds
 from remoter_kernel.transfer.framed_stream import FramedStream
 from remoter_kernel.transfer.plan import make_plan
 from remoter_kernel.transfer.receiver import Receiver

@@ -14,19 +14,19 @@ from remoter_kernel.cli.kernelspecs import mend_with_notice
 from remoter_kernel.cli.progress import StderrProgress
 from remoter_kernel.cli.terminal import terminal_prompter
 from remoter_kernel.errors import RemoterError, Usage
-from remoter_kernel.front.bootstrap.host_probe import (
+from remoter_kernel.local.config import kernelspec, remotes
+from remoter_kernel.local.config.remotes import Remote
+from remoter_kernel.local.config.remotes_toml import VALUE_READERS
+from remoter_kernel.local.launch.host_probe import (
     FoundPython,
     HostProbe,
     RemoteKernelspec,
     probe_host,
 )
-from remoter_kernel.front.bootstrap.remote_venv import install_venv
-from remoter_kernel.front.configuration import kernelspec, remotes
-from remoter_kernel.front.configuration.remotes import Remote
-from remoter_kernel.front.configuration.remotes_toml import VALUE_READERS
-from remoter_kernel.front.keeper.keeper_login import log_in_by_keeper
-from remoter_kernel.front.running.runner import Runner
-from remoter_kernel.front.session.dialer import SessionDialer
+from remoter_kernel.local.launch.remote_venv import install_venv
+from remoter_kernel.local.login.keeper.keeper_login import log_in_by_keeper
+from remoter_kernel.local.running.runner import Runner
+from remoter_kernel.local.session.dialer import SessionDialer
 from remoter_kernel.plain_text import plain_text
 
 if TYPE_CHECKING:

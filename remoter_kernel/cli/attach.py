@@ -16,8 +16,8 @@ import click
 from remoter_kernel.cli.params import complete_session
 from remoter_kernel.cli.terminal import terminal_prompter
 from remoter_kernel.errors import NoSuchSession, Usage
-from remoter_kernel.front.reading.remote_query import SessionRef, locate_session
-from remoter_kernel.front.session.dialer import THIS_MACHINE
+from remoter_kernel.local.reading.remote_query import SessionRef, locate_session
+from remoter_kernel.local.session.dialer import THIS_MACHINE
 
 SPEC_NAME = "remoter-attached"
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import click
 from rich.console import Console
 
-from remoter_kernel.front.running.runner import Runner
-from remoter_kernel.front.session.dialer import SessionDialer
+from remoter_kernel.local.running.runner import Runner
+from remoter_kernel.local.session.dialer import SessionDialer
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from remoter_kernel.front.configuration import kernelspec
+from remoter_kernel.local.config import kernelspec
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from remoter_kernel.front.prompts import NEVER_WITHDRAWN, Withdrawn
+from remoter_kernel.local.login.prompts import NEVER_WITHDRAWN, Withdrawn
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -13,9 +13,9 @@ from remoter_kernel.cli.kernelspecs import warn_unsafe
 from remoter_kernel.cli.params import complete_remote
 from remoter_kernel.cli.terminal import format_columns, terminal_prompter
 from remoter_kernel.errors import RemoterError, Usage
-from remoter_kernel.front.configuration import kernelspec, remotes
-from remoter_kernel.front.keeper.endpoint import end_logins
-from remoter_kernel.front.session import known_sessions
+from remoter_kernel.local.config import kernelspec, remotes
+from remoter_kernel.local.login.keeper.endpoint import end_logins
+from remoter_kernel.local.session import known_sessions
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -83,7 +83,7 @@ def remove(name: str, purge: bool) -> None:
 
 def _clear_keyring(remote: remotes.Remote) -> None:
     """Let the keyring forget its passwords; a remote is removed, whatever comes of that."""
-    from remoter_kernel.front.logins.log_in import clear_secrets
+    from remoter_kernel.local.login.log_in import clear_secrets
 
     with contextlib.suppress(RemoterError):
         clear_secrets(remote)
@@ -91,8 +91,8 @@ def _clear_keyring(remote: remotes.Remote) -> None:
 
 def _remove_remote_env(name: str) -> None:
     """Remove the remote's own environment there, and say so."""
-    from remoter_kernel.front.bootstrap.remote_venv import remove_venv
-    from remoter_kernel.front.keeper.keeper_login import log_in_by_keeper
+    from remoter_kernel.local.launch.remote_venv import remove_venv
+    from remoter_kernel.local.login.keeper.keeper_login import log_in_by_keeper
 
     remote = remotes.find_remote(name)
     assert remote is not None  # noqa: S101 - None is only for "no name given"

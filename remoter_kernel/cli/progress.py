@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Self
 
 import click
 
-from remoter_kernel.front.files.transfer_progress import progress_line
+from remoter_kernel.local.transfer.transfer_progress import progress_line
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar
     from rich.progress import TaskID
 
-    from remoter_kernel.front.files.transfer_progress import TransferProgress
+    from remoter_kernel.local.transfer.transfer_progress import TransferProgress
 
 LINE_EVERY = 10.0  # seconds, where there is no terminal
 

@@ -12,16 +12,20 @@ from remoter_kernel.cli.params import complete_local_path, complete_remote
 from remoter_kernel.cli.progress import TransferProgressBar
 from remoter_kernel.cli.terminal import terminal_prompter
 from remoter_kernel.errors import RemoterError, Usage
-from remoter_kernel.front.configuration.remote_cwd import remote_cwd
-from remoter_kernel.front.configuration.remotes import find_remote
-from remoter_kernel.front.files.file_transfer import Transfer
-from remoter_kernel.front.files.transfer_progress import TransferSpec, first_error, transfer_summary
-from remoter_kernel.front.keeper.keeper_login import KeeperLogin, log_in_by_keeper
+from remoter_kernel.local.config.remote_cwd import remote_cwd
+from remoter_kernel.local.config.remotes import find_remote
+from remoter_kernel.local.login.keeper.keeper_login import KeeperLogin, log_in_by_keeper
+from remoter_kernel.local.transfer.file_transfer import Transfer
+from remoter_kernel.local.transfer.transfer_progress import (
+    TransferSpec,
+    first_error,
+    transfer_summary,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from remoter_kernel.front.configuration.remotes import Remote
+    from remoter_kernel.local.config.remotes import Remote
 
 DRY_RUN = click.option("--dry-run", "is_dry", is_flag=True, help="Only say what would go where.")
 

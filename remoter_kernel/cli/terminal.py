@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import click
 
 from remoter_kernel.cli.line_reader import POLL_EVERY, read_line
-from remoter_kernel.front.prompts import (
+from remoter_kernel.local.login.prompts import (
     NEVER_WITHDRAWN,
     NotAnswered,
     Trust,
@@ -27,7 +27,7 @@ from remoter_kernel.plain_text import plain_text
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from remoter_kernel.front.prompts import Prompt, Prompter
+    from remoter_kernel.local.login.prompts import Prompt, Prompter
 
 
 _prompt_lock = (

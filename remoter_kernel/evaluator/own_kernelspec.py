@@ -24,7 +24,7 @@ OWN = Path(sys.prefix, "share", "jupyter", "kernels")
 def specs_for(kernel: str, *, is_own: bool) -> KernelSpecManager:
     """Return who knows the kernelspecs; `is_own`: the default kernel is this Python's.
 
-    The look around a remote (front/bootstrap/survey.sh) decides in the same way.
+    The look around a remote (local/launch/survey.sh) decides in the same way.
     """
     if is_own and kernel.lower() == DEFAULT:
         # Nothing but this environment's, or what ipykernel itself says where it has none.

@@ -38,7 +38,30 @@ from paramiko.common import (
 
 from remoter_kernel.cli import terminal
 from remoter_kernel.errors import HostKeyProblem, LoginRefused, RemoterError, Unreachable
-from remoter_kernel.front.prompts import (
+from remoter_kernel.local.login.credentials import HostCredentials
+from remoter_kernel.local.login.login_errors import error_from_stderr
+from remoter_kernel.local.login.login_process import MOST_STDERR, LoginProcess
+from remoter_kernel.local.login.openssh import openssh_login
+from remoter_kernel.local.login.openssh.askpass_server import AskpassServer
+from remoter_kernel.local.login.openssh.mux import Mux, MuxError, master_answers
+from remoter_kernel.local.login.openssh.openssh_login import living_master, log_in_by_openssh
+from remoter_kernel.local.login.paramiko import authenticator
+from remoter_kernel.local.login.paramiko.authenticator import Authenticator
+from remoter_kernel.local.login.paramiko.transport import LARGEST_PACKET, MOST_UNSENT, Transport
+from remoter_kernel.local.login.paramiko.userauth import (
+    MOST_PROMPTS,
+    MOST_UNREAD,
+    AuthResult,
+    InfoRequest,
+    _parse_info_request,
+)
+from remoter_kernel.local.login.paramiko_channel import (
+    WINDOW,
+    ConnectionClosed,
+    ResponseTimeout,
+    ServerViolation,
+)
+from remoter_kernel.local.login.prompts import (
     LONGEST_TEXT,
     OWN_TAG,
     NotAnswered,
@@ -48,32 +71,10 @@ from remoter_kernel.front.prompts import (
     server_prefix,
     to_one_line,
 )
-from remoter_kernel.front.ssh import authenticator, openssh_login
-from remoter_kernel.front.ssh.askpass_server import AskpassServer
-from remoter_kernel.front.ssh.authenticator import Authenticator
-from remoter_kernel.front.ssh.credentials import HostCredentials
-from remoter_kernel.front.ssh.login_errors import error_from_stderr
-from remoter_kernel.front.ssh.login_process import MOST_STDERR, LoginProcess
-from remoter_kernel.front.ssh.mux import Mux, MuxError, master_answers
-from remoter_kernel.front.ssh.openssh_login import living_master, log_in_by_openssh
-from remoter_kernel.front.ssh.paramiko_channel import (
-    WINDOW,
-    ConnectionClosed,
-    ResponseTimeout,
-    ServerViolation,
-)
-from remoter_kernel.front.ssh.remote_command import RemoteCommand
-from remoter_kernel.front.ssh.ssh_config import Destination, resolve_destination
-from remoter_kernel.front.ssh.ssh_login import log_in_by_paramiko
-from remoter_kernel.front.ssh.transport import LARGEST_PACKET, MOST_UNSENT, Transport
-from remoter_kernel.front.ssh.userauth import (
-    MOST_PROMPTS,
-    MOST_UNREAD,
-    AuthResult,
-    InfoRequest,
-    _parse_info_request,
-)
-from remoter_kernel.front.unix_sockets import peer_uid
+from remoter_kernel.local.login.remote_command import RemoteCommand
+from remoter_kernel.local.login.ssh_config import Destination, resolve_destination
+from remoter_kernel.local.login.ssh_login import log_in_by_paramiko
+from remoter_kernel.local.unix_sockets import peer_uid
 from remoter_kernel.plain_text import plain_text
 from tests import real_parts
 from tests.at_terminal import Ended, Question, at_terminal
@@ -84,7 +85,7 @@ from tests.real_users import bare_user, own_name
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from remoter_kernel.front.ssh.ssh_login import SSHLogin
+    from remoter_kernel.local.login.ssh_login import SSHLogin
     from tests.real_jupyter import JupyterHere
     from tests.real_users import FarSide
 

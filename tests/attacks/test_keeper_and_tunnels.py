@@ -21,13 +21,13 @@ import psutil
 import pytest
 import zmq
 
-from remoter_kernel.front import loopback_auth, unix_sockets
-from remoter_kernel.front.keeper import endpoint, process
-from remoter_kernel.front.keeper.keeper_login import log_in_by_keeper
-from remoter_kernel.front.keeper.keeper_server import KeeperServer
-from remoter_kernel.front.private_files import write_private_file
-from remoter_kernel.front.ssh.tunnel import Tunnel
-from remoter_kernel.front.unix_sockets import PrivateListener
+from remoter_kernel.local import loopback_auth, unix_sockets
+from remoter_kernel.local.login.keeper import endpoint, process
+from remoter_kernel.local.login.keeper.keeper_login import log_in_by_keeper
+from remoter_kernel.local.login.keeper.keeper_server import KeeperServer
+from remoter_kernel.local.login.tunnel import Tunnel
+from remoter_kernel.local.private_files import write_private_file
+from remoter_kernel.local.unix_sockets import PrivateListener
 from tests.real_jupyter import started_kernel, wait_for
 from tests.real_parts import real_part
 from tests.real_users import DEBIAN_PYTHON, own_name, throw_away_user
@@ -37,7 +37,7 @@ from tests.whole.test_life import value
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from remoter_kernel.front.configuration.remotes import Remote
+    from remoter_kernel.local.config.remotes import Remote
     from tests.real_jupyter import JupyterHere
     from tests.real_users import FarSide
 
@@ -121,7 +121,7 @@ def kept(here: JupyterHere, python_remote: dict[str, Any]) -> Iterator[str]:
 
 
 def remote_of(name: str) -> Remote:
-    from remoter_kernel.front.configuration.remotes import find_remote
+    from remoter_kernel.local.config.remotes import find_remote
 
     found = find_remote(name)
     assert found
@@ -356,7 +356,7 @@ def test_a_keepers_memory_is_in_no_core_file_and_cannot_be_read() -> None:
     """Passwords and passphrases are in it."""
     code = (
         "import ctypes, resource\n"
-        "from remoter_kernel.front.keeper.process import protect_memory\n"
+        "from remoter_kernel.local.login.keeper.process import protect_memory\n"
         "protect_memory()\n"
         "print(ctypes.CDLL(None).prctl(3), resource.getrlimit(resource.RLIMIT_CORE))\n"
         "print(open('/proc/self/comm').read())\n"

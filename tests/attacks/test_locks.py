@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from remoter_kernel.front.bootstrap.launcher import pack_evaluator
+from remoter_kernel.local.launch.launcher import pack_evaluator
 from tests.real_jupyter import MARK, THIS_RUN, far_environment, started_kernel
 from tests.real_parts import real_part
 from tests.whole.talk import Talk

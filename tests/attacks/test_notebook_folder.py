@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from remoter_kernel.front.configuration.remotes import Remote, write_remote
+from remoter_kernel.local.config.remotes import Remote, write_remote
 from tests.real_jupyter import started_kernel, wait_for
 from tests.real_parts import real_part, run_quietly
 
@@ -263,7 +263,7 @@ def test_attach_runs_nothing_of_the_folder(
 
 
 COLLECT = """
-from remoter_kernel.front.bootstrap.wheelhouse import Target, collect_wheels
+from remoter_kernel.local.launch.wheelhouse import Target, collect_wheels
 (wheel,) = collect_wheels(Target("3.12", "x86_64", "glibc", (2, 36)), ["wanted"])
 print(wheel.name)
 """
@@ -304,7 +304,7 @@ def test_collecting_packages_heeds_nothing_of_the_folder(
 def test_the_embedded_host_runs_nothing_of_the_folder(folder: Folder):
     """`remoter demo`, or the kernel of nowhere: it starts an SSH server of its own."""
     code = (
-        "from remoter_kernel.front.logins.embedded_host import EmbeddedHost\n"
+        "from remoter_kernel.local.login.embedded_host import EmbeddedHost\n"
         "with EmbeddedHost() as host: print(host.destination().socket_path.is_socket())"
     )
     ran = run_in(folder.path, "-P", "-c", code)
@@ -322,5 +322,5 @@ def test_no_python_is_started_by_a_module_s_name_without_the_option():
     ]
     # The kernel of `%%local`: a person has let code run here, and may import what lies there.
     assert [place.partition(":")[0] for place in unsafe] == [
-        "remoter_kernel/front/this_side/local_kernel.py"
+        "remoter_kernel/local/this_side/local_kernel.py"
     ]

@@ -19,9 +19,9 @@ from hypothesis import strategies as some
 
 from remoter_kernel.errors import ProtocolError, RemoterError
 from remoter_kernel.evaluator import transfer_command as far_end
-from remoter_kernel.front.files.file_transfer import SocketEnds
-from remoter_kernel.front.keeper.endpoint import end_logins
-from remoter_kernel.front.this_side.remote_temp_dir import RemoteTempDir
+from remoter_kernel.local.login.keeper.endpoint import end_logins
+from remoter_kernel.local.this_side.remote_temp_dir import RemoteTempDir
+from remoter_kernel.local.transfer.file_transfer import SocketEnds
 from remoter_kernel.transfer import partial_file as parts
 from remoter_kernel.transfer.framed_stream import Cut, FramedStream
 from remoter_kernel.transfer.plan import make_plan
@@ -886,7 +886,7 @@ def test_an_object_that_is_fetched_is_its_owners_alone(tmp_path: Path) -> None:
 
     class Login:
         def run(self, command: str, stdin: bytes = b"", *, seconds: float = 60) -> Any:
-            from remoter_kernel.front.ssh.login_results import CompletedCommand
+            from remoter_kernel.local.login.login_results import CompletedCommand
 
             return CompletedCommand(b"remoter-room:" + b"secret", b"", 0)
 

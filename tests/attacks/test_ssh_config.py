@@ -15,17 +15,17 @@ from typing import TYPE_CHECKING, Any, Literal
 import pytest
 
 from remoter_kernel.errors import BadConfiguration, HostKeyProblem, LoginRefused, Unreachable
-from remoter_kernel.front.configuration.remotes import Remote
-from remoter_kernel.front.logins import log_in as logins
-from remoter_kernel.front.logins.log_in import log_in_to
-from remoter_kernel.front.logins.transport_choice import choose_transport
-from remoter_kernel.front.prompts import Trust
-from remoter_kernel.front.ssh import credentials
-from remoter_kernel.front.ssh.credentials import HostCredentials, RemoteCredentials
-from remoter_kernel.front.ssh.known_hosts import KnownHosts
-from remoter_kernel.front.ssh.login_results import UnknownHostKey
-from remoter_kernel.front.ssh.ssh_config import Destination, resolve_destination
-from remoter_kernel.front.ssh.ssh_login import log_in_by_paramiko
+from remoter_kernel.local.config.remotes import Remote
+from remoter_kernel.local.login import credentials
+from remoter_kernel.local.login import log_in as logins
+from remoter_kernel.local.login.credentials import HostCredentials, RemoteCredentials
+from remoter_kernel.local.login.known_hosts import KnownHosts
+from remoter_kernel.local.login.log_in import log_in_to
+from remoter_kernel.local.login.login_results import UnknownHostKey
+from remoter_kernel.local.login.prompts import Trust
+from remoter_kernel.local.login.ssh_config import Destination, resolve_destination
+from remoter_kernel.local.login.ssh_login import log_in_by_paramiko
+from remoter_kernel.local.login.transport_choice import choose_transport
 from tests import real_parts
 from tests.real_sshd import RealSshd, make_key
 
@@ -103,7 +103,7 @@ def methods_tried(server: RealSshd, since: int) -> list[str]:
 
 def test_each_word_that_ssh_prints_has_its_place():
     """A word without a place would be passed over in silence."""
-    from remoter_kernel.front.ssh.ssh_keywords import KEYWORDS
+    from remoter_kernel.local.login.ssh_keywords import KEYWORDS
 
     printed = subprocess.run(
         ["ssh", "-G", "-F", "none", "host.invalid"], capture_output=True, text=True, check=True
@@ -113,7 +113,7 @@ def test_each_word_that_ssh_prints_has_its_place():
 
 def test_each_word_of_the_manual_page_has_its_place():
     """The page knows words that `ssh -G` prints only where they are used."""
-    from remoter_kernel.front.ssh.ssh_keywords import IRRELEVANT, KEYWORDS, SUPPORTED, UNSUPPORTED
+    from remoter_kernel.local.login.ssh_keywords import IRRELEVANT, KEYWORDS, SUPPORTED, UNSUPPORTED
 
     found = shutil.which("man") and subprocess.run(
         ["man", "-w", "ssh_config"], capture_output=True, text=True, check=False
@@ -133,7 +133,7 @@ def test_each_word_of_the_manual_page_has_its_place():
 
 def test_a_word_of_a_newer_ssh_is_left_to_that_ssh():
     """Whoever uses a safety option of next year is not logged in without it."""
-    from remoter_kernel.front.ssh.ssh_keywords import login_rules, why_unsupported
+    from remoter_kernel.local.login.ssh_keywords import login_rules, why_unsupported
 
     usual = {"port": ["22"], "nextyear": ["no"]}
     assert login_rules({"port": ["23"], "nextyear": ["no"]}, usual).unsupported == ()
@@ -433,7 +433,7 @@ def test_two_hosts_of_one_name_behind_two_gates_share_no_secret(server, config, 
 
 def test_an_alias_for_the_host_key_and_a_proxy_command_are_part_of_the_name(config):
     """Many hosts are `localhost` behind forwarded ports, or behind a command."""
-    from remoter_kernel.front.ssh.credentials import hops_with_names
+    from remoter_kernel.local.login.credentials import hops_with_names
 
     config.write_text(
         "Host a\n HostKeyAlias a\nHost b\n HostKeyAlias b\nHost c\n ProxyCommand nc gate 1\n"

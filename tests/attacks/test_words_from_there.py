@@ -14,15 +14,15 @@ from unittest.mock import MagicMock
 import pytest
 
 from remoter_kernel.errors import RemoterError
-from remoter_kernel.front.bootstrap import wheelhouse
-from remoter_kernel.front.bootstrap.host_probe import FoundPython, HostProbe
-from remoter_kernel.front.bootstrap.installer import ANSWER_MARK
-from remoter_kernel.front.bootstrap.remote_venv import install_venv
-from remoter_kernel.front.configuration import remotes
-from remoter_kernel.front.configuration.remotes import Remote
-from remoter_kernel.front.keeper.endpoint import end_logins
-from remoter_kernel.front.session import known_sessions
-from remoter_kernel.front.ssh.login_results import CompletedCommand
+from remoter_kernel.local.config import remotes
+from remoter_kernel.local.config.remotes import Remote
+from remoter_kernel.local.launch import wheelhouse
+from remoter_kernel.local.launch.host_probe import FoundPython, HostProbe
+from remoter_kernel.local.launch.installer import ANSWER_MARK
+from remoter_kernel.local.launch.remote_venv import install_venv
+from remoter_kernel.local.login.keeper.endpoint import end_logins
+from remoter_kernel.local.login.login_results import CompletedCommand
+from remoter_kernel.local.session import known_sessions
 from tests.at_terminal import Question, at_terminal
 from tests.real_jupyter import wait_for
 from tests.real_parts import real_part

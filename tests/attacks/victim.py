@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 import zmq
 
-from remoter_kernel.front.session.link import Link, LinkState, SessionEndpoint
+from remoter_kernel.local.session.link import Link, LinkState, SessionEndpoint
 from remoter_kernel.protocol.reactor import Reactor
 
 if TYPE_CHECKING:

@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING
 import pytest
 
 from remoter_kernel.errors import Unreachable
-from remoter_kernel.front.ssh import authenticator, banner, openssh_login
-from remoter_kernel.front.ssh.openssh_login import log_in_by_openssh
-from remoter_kernel.front.ssh.ssh_config import resolve_destination
-from remoter_kernel.front.ssh.ssh_login import log_in_by_paramiko
+from remoter_kernel.local.login import banner
+from remoter_kernel.local.login.openssh import openssh_login
+from remoter_kernel.local.login.openssh.openssh_login import log_in_by_openssh
+from remoter_kernel.local.login.paramiko import authenticator
+from remoter_kernel.local.login.ssh_config import resolve_destination
+from remoter_kernel.local.login.ssh_login import log_in_by_paramiko
 from tests import real_parts
 from tests.waiting_host import WaitingHost
 
@@ -19,8 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from remoter_kernel.front.prompts import Prompt, Trust
-    from remoter_kernel.front.ssh.ssh_login import SSHLogin
+    from remoter_kernel.local.login.prompts import Prompt, Trust
+    from remoter_kernel.local.login.ssh_login import SSHLogin
 
 ADDRESS = "https://login.example.org/a/4711"
 CHECK = f"# One more check is needed.\n# Please visit: {ADDRESS}\n"

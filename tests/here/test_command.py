@@ -15,8 +15,8 @@ from click.testing import CliRunner
 
 from remoter_kernel.cli import main as command
 from remoter_kernel.errors import Unreachable
-from remoter_kernel.front.configuration import kernelspec, remotes
-from remoter_kernel.front.configuration.remotes import Remote
+from remoter_kernel.local.config import kernelspec, remotes
+from remoter_kernel.local.config.remotes import Remote
 
 
 @pytest.fixture(autouse=True)

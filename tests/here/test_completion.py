@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from remoter_kernel.cli.main import VERBS
-from remoter_kernel.front.configuration import remotes
-from remoter_kernel.front.configuration.remotes import Remote
-from remoter_kernel.front.session import known_sessions
+from remoter_kernel.local.config import remotes
+from remoter_kernel.local.config.remotes import Remote
+from remoter_kernel.local.session import known_sessions
 from tests.real_parts import real_part
 from tests.whole.test_console import Terminal
 

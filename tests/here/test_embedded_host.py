@@ -18,10 +18,10 @@ import psutil
 import pytest
 
 from remoter_kernel.errors import ForwardingRefused, HostKeyProblem, LoginRefused, RemoteLacks
-from remoter_kernel.front.logins import embedded_host as host_module
-from remoter_kernel.front.logins import embedded_server
-from remoter_kernel.front.logins.embedded_host import EmbeddedHost
-from remoter_kernel.front.ssh.ssh_login import SSHLogin, log_in_by_paramiko
+from remoter_kernel.local.login import embedded_host as host_module
+from remoter_kernel.local.login import embedded_server
+from remoter_kernel.local.login.embedded_host import EmbeddedHost
+from remoter_kernel.local.login.ssh_login import SSHLogin, log_in_by_paramiko
 from tests.real_sshd import make_key
 
 if TYPE_CHECKING:
@@ -162,7 +162,7 @@ def test_what_daemonised_itself_survives_it(tmp_path):
 def test_it_ends_when_its_parent_is_killed(tmp_path):
     code = (
         "import time, sys\n"
-        "from remoter_kernel.front.logins.embedded_host import EmbeddedHost\n"
+        "from remoter_kernel.local.login.embedded_host import EmbeddedHost\n"
         "h = EmbeddedHost(); h.start()\n"
         "print(h._process.pid, h._folder, flush=True)\n"
         "time.sleep(60)\n"

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from jupyter_client.manager import KernelManager
 
-from remoter_kernel.front.configuration import remote_lookup
-from remoter_kernel.front.configuration.remote_lookup import RemoteLookup
-from remoter_kernel.front.configuration.remotes import Remote, remember_kernel_info
-from remoter_kernel.front.keeper import endpoint
+from remoter_kernel.local.config import remote_lookup
+from remoter_kernel.local.config.remote_lookup import RemoteLookup
+from remoter_kernel.local.config.remotes import Remote, remember_kernel_info
+from remoter_kernel.local.login.keeper import endpoint
 from tests.real_jupyter import wait_for
 
 if TYPE_CHECKING:

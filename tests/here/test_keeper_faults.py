@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from remoter_kernel.front.configuration.remotes import Remote
-from remoter_kernel.front.keeper import keeper_server, shared_login
-from remoter_kernel.front.keeper.keeper_server import KeeperServer
-from remoter_kernel.front.keeper.shared_login import SharedLogin
+from remoter_kernel.local.config.remotes import Remote
+from remoter_kernel.local.login.keeper import keeper_server, shared_login
+from remoter_kernel.local.login.keeper.keeper_server import KeeperServer
+from remoter_kernel.local.login.keeper.shared_login import SharedLogin
 
 
 class Visitor:

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from remoter_kernel.front.session import machine, notebook_path
-from remoter_kernel.front.session.machine import LivenessLock, live_kernel_ids, machine_id
-from remoter_kernel.front.session.notebook_identity import NotebookIdentity
-from remoter_kernel.front.session.notebook_path import cell_fingerprints, is_notebook_file
+from remoter_kernel.local.session import machine, notebook_path
+from remoter_kernel.local.session.machine import LivenessLock, live_kernel_ids, machine_id
+from remoter_kernel.local.session.notebook_identity import NotebookIdentity
+from remoter_kernel.local.session.notebook_path import cell_fingerprints, is_notebook_file
 from remoter_kernel.protocol.messages import source_hash
 from tests.real_jupyter import wait_for
 
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-SAY_ID = "from remoter_kernel.front.session.machine import machine_id; input(); print(machine_id())"
+SAY_ID = "from remoter_kernel.local.session.machine import machine_id; input(); print(machine_id())"
 LIVE = """
-from remoter_kernel.front.session.machine import LivenessLock
+from remoter_kernel.local.session.machine import LivenessLock
 presence = LivenessLock("k1")
 print(presence.acquire(), flush=True)
 input()
@@ -103,7 +103,7 @@ def test_a_stopped_front_lives(state):
 
 def test_who_looks_does_not_disturb_who_comes(state):
     """A sign that was taken for a dead one's before it was locked is made again."""
-    with another("from remoter_kernel.front.session.machine import live_kernel_ids\n"
+    with another("from remoter_kernel.local.session.machine import live_kernel_ids\n"
                  "print(flush=True)\nwhile True: live_kernel_ids()") as looking:  # fmt: skip
         looking.stdout.readline()
         for _ in range(200):
@@ -210,7 +210,7 @@ def test_claims_for_one_notebook_are_made_in_turn(tmp_path):
     path = tmp_path / "a.ipynb"
     path.write_text(a_notebook("a"))
     code = f"""
-from remoter_kernel.front.session.notebook_identity import NotebookIdentity
+from remoter_kernel.local.session.notebook_identity import NotebookIdentity
 print("asks", flush=True)
 with NotebookIdentity({str(path)!r}, "laptop").request_fields() as words:
     print(words["fronts"])

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from remoter_kernel.front.session.link import Link, LinkState
+from remoter_kernel.local.session.link import Link, LinkState
 from remoter_kernel.protocol.frames import (
     Channel,
     FrameHeader,

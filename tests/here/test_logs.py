@@ -15,11 +15,11 @@ import pytest
 
 from remoter_kernel import logs
 from remoter_kernel.errors import RemoteLacks, Unreachable
-from remoter_kernel.front import log_files
-from remoter_kernel.front.bootstrap.remote_answer import StrangeAnswer
-from remoter_kernel.front.keeper.keeper_protocol import error_to_message as keeper_told
-from remoter_kernel.front.keeper.keeper_protocol import raise_from_message
-from remoter_kernel.front.ssh.login_errors import (
+from remoter_kernel.local import log_files
+from remoter_kernel.local.launch.remote_answer import StrangeAnswer
+from remoter_kernel.local.login.keeper.keeper_protocol import error_to_message as keeper_told
+from remoter_kernel.local.login.keeper.keeper_protocol import raise_from_message
+from remoter_kernel.local.login.login_errors import (
     connection_ended,
     connection_timed_out,
     proxy_command_failed,

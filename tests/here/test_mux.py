@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from remoter_kernel.front.ssh.mux import (
+from remoter_kernel.local.login.openssh.mux import (
     ALIVE,
     EXITED,
     FAILED,
@@ -23,7 +23,7 @@ from remoter_kernel.front.ssh.mux import (
     MuxError,
     master_answers,
 )
-from remoter_kernel.front.ssh.paramiko_channel import ConnectionClosed, ResponseTimeout
+from remoter_kernel.local.login.paramiko_channel import ConnectionClosed, ResponseTimeout
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

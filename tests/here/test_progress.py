@@ -8,7 +8,7 @@ import sys
 
 import pexpect
 
-from remoter_kernel.front.files.transfer_progress import (
+from remoter_kernel.local.transfer.transfer_progress import (
     TransferProgress,
     progress_html,
     progress_line,
@@ -52,7 +52,7 @@ def test_at_a_terminal_a_bar_moves():
 
 FILES = """
 from remoter_kernel.cli.progress import TransferProgressBar
-from remoter_kernel.front.files.transfer_progress import TransferProgress
+from remoter_kernel.local.transfer.transfer_progress import TransferProgress
 journey = TransferProgress(is_put=True, remote="box", all_size=4_000_000, all_files=3)
 with TransferProgressBar() as travelling:
     for part in range(1, 5):

@@ -11,9 +11,9 @@ from click.testing import CliRunner
 from remoter_kernel.cli import main as command
 from remoter_kernel.cli.arguments import _options_of, split_script_arguments
 from remoter_kernel.errors import Usage
-from remoter_kernel.front.configuration import remotes
-from remoter_kernel.front.configuration.remotes import Remote
-from remoter_kernel.front.running.code_to_run import code_program
+from remoter_kernel.local.config import remotes
+from remoter_kernel.local.config.remotes import Remote
+from remoter_kernel.local.running.code_to_run import code_program
 
 
 @pytest.fixture(autouse=True)

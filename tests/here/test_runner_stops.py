@@ -6,10 +6,10 @@ import threading
 from types import SimpleNamespace
 
 from remoter_kernel.errors import Unreachable
-from remoter_kernel.front.configuration.remotes import Remote
-from remoter_kernel.front.running import runner as running
-from remoter_kernel.front.running.runner import Runner
-from remoter_kernel.front.session.dialer import SessionDialer
+from remoter_kernel.local.config.remotes import Remote
+from remoter_kernel.local.running import runner as running
+from remoter_kernel.local.running.runner import Runner
+from remoter_kernel.local.session.dialer import SessionDialer
 
 WITHIN = 20.0  # seconds
 

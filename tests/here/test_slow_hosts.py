@@ -8,11 +8,11 @@ from types import SimpleNamespace
 import pytest
 
 from remoter_kernel.errors import RemoteLacks
-from remoter_kernel.front.bootstrap import slow_host
-from remoter_kernel.front.bootstrap.slow_host import notify_if_slow
-from remoter_kernel.front.running import runner as runner_module
-from remoter_kernel.front.running.runner import Runner
-from remoter_kernel.front.session.dialer import SessionDialer
+from remoter_kernel.local.launch import slow_host
+from remoter_kernel.local.launch.slow_host import notify_if_slow
+from remoter_kernel.local.running import runner as runner_module
+from remoter_kernel.local.running.runner import Runner
+from remoter_kernel.local.session.dialer import SessionDialer
 
 
 def test_a_long_wait_is_told_once(monkeypatch):

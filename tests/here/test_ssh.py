@@ -20,10 +20,10 @@ import pytest
 
 from bench.proxy import Proxy
 from remoter_kernel.errors import HostKeyProblem, LoginRefused, RemoteLacks, Unreachable
-from remoter_kernel.front.prompts import NotAnswered, Prompt, Trust
-from remoter_kernel.front.ssh.login_results import UnknownHostKey
-from remoter_kernel.front.ssh.ssh_config import Destination, resolve_destination
-from remoter_kernel.front.ssh.ssh_login import CommandEnded, SSHLogin, log_in_by_paramiko
+from remoter_kernel.local.login.login_results import UnknownHostKey
+from remoter_kernel.local.login.prompts import NotAnswered, Prompt, Trust
+from remoter_kernel.local.login.ssh_config import Destination, resolve_destination
+from remoter_kernel.local.login.ssh_login import CommandEnded, SSHLogin, log_in_by_paramiko
 from tests import real_parts
 from tests.real_sshd import RealSshd, make_key
 

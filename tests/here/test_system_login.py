@@ -27,17 +27,17 @@ from remoter_kernel.errors import (
     RemoteLacks,
     Unreachable,
 )
-from remoter_kernel.front import unix_sockets
-from remoter_kernel.front.configuration.remotes import Remote
-from remoter_kernel.front.logins.log_in import log_in_to
-from remoter_kernel.front.prompts import NotAnswered, Prompt, Trust
-from remoter_kernel.front.ssh import openssh_login
-from remoter_kernel.front.ssh import ssh_login as login_module
-from remoter_kernel.front.ssh.login_results import UnknownHostKey
-from remoter_kernel.front.ssh.openssh_login import OpenSSHLogin, log_in_by_openssh
-from remoter_kernel.front.ssh.ssh_config import resolve_destination
-from remoter_kernel.front.ssh.ssh_login import CommandEnded, SSHLogin, log_in_by_paramiko
-from remoter_kernel.front.ssh.stream_channel import LINGER
+from remoter_kernel.local import unix_sockets
+from remoter_kernel.local.config.remotes import Remote
+from remoter_kernel.local.login import ssh_login as login_module
+from remoter_kernel.local.login.log_in import log_in_to
+from remoter_kernel.local.login.login_results import UnknownHostKey
+from remoter_kernel.local.login.openssh import openssh_login
+from remoter_kernel.local.login.openssh.openssh_login import OpenSSHLogin, log_in_by_openssh
+from remoter_kernel.local.login.openssh.stream_channel import LINGER
+from remoter_kernel.local.login.prompts import NotAnswered, Prompt, Trust
+from remoter_kernel.local.login.ssh_config import resolve_destination
+from remoter_kernel.local.login.ssh_login import CommandEnded, SSHLogin, log_in_by_paramiko
 from tests import real_parts
 from tests.real_jupyter import wait_for
 from tests.real_sshd import RealSshd, free_port, make_key
@@ -665,9 +665,9 @@ def test_a_master_of_ours_ends_when_we_are_killed(config, room):
     code = (
         "import os, sys, tempfile\n"
         "from pathlib import Path\n"
-        "from remoter_kernel.front.ssh import openssh_argv\n"
-        "from remoter_kernel.front.ssh.ssh_config import resolve_destination\n"
-        "from remoter_kernel.front.ssh.openssh_login import log_in_by_openssh\n"
+        "from remoter_kernel.local.login import openssh_argv\n"
+        "from remoter_kernel.local.login.ssh_config import resolve_destination\n"
+        "from remoter_kernel.local.login.openssh.openssh_login import log_in_by_openssh\n"
         "openssh_argv.MASTER_PERSISTS = 1\n"
         "tempfile.tempdir = sys.argv[2]\n"
         "login = log_in_by_openssh(resolve_destination('real', Path(sys.argv[1])))\n"
@@ -786,7 +786,7 @@ def test_a_host_that_a_certificate_authority_vouches_for_is_reached(tmp_path):
 
 
 def test_keys_on_security_keys_alone_are_for_openssh(server, config, tmp_path, monkeypatch):
-    from remoter_kernel.front.logins import log_in as here
+    from remoter_kernel.local.login import log_in as here
 
     key = tmp_path / "token"
     key.write_text("only a handle")
@@ -801,7 +801,7 @@ def test_keys_on_security_keys_alone_are_for_openssh(server, config, tmp_path, m
 
 
 def test_a_kerberos_ticket_is_for_openssh(server, tmp_path, monkeypatch):
-    from remoter_kernel.front.logins import log_in as here
+    from remoter_kernel.local.login import log_in as here
 
     programs = tmp_path / "bin"
     programs.mkdir()

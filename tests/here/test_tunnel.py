@@ -14,12 +14,12 @@ import pytest
 from paramiko.common import MSG_CHANNEL_CLOSE, MSG_CHANNEL_DATA
 
 from remoter_kernel.errors import ForwardingRefused, RemoteLacks
-from remoter_kernel.front import unix_sockets
-from remoter_kernel.front.logins.embedded_host import EmbeddedHost
-from remoter_kernel.front.ssh.openssh_login import log_in_by_openssh
-from remoter_kernel.front.ssh.paramiko_channel import ConnectionClosed, ParamikoChannel
-from remoter_kernel.front.ssh.ssh_config import resolve_destination
-from remoter_kernel.front.ssh.ssh_login import SSHLogin, Tunnel, log_in_by_paramiko
+from remoter_kernel.local import unix_sockets
+from remoter_kernel.local.login.embedded_host import EmbeddedHost
+from remoter_kernel.local.login.openssh.openssh_login import log_in_by_openssh
+from remoter_kernel.local.login.paramiko_channel import ConnectionClosed, ParamikoChannel
+from remoter_kernel.local.login.ssh_config import resolve_destination
+from remoter_kernel.local.login.ssh_login import SSHLogin, Tunnel, log_in_by_paramiko
 from tests import real_parts
 from tests.real_sshd import RealSshd, free_port
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     import paramiko
 
-    from remoter_kernel.front.ssh.paramiko_channel import ChannelReceiver
+    from remoter_kernel.local.login.paramiko_channel import ChannelReceiver
 
 KINDS = (
     "sshd",

@@ -16,7 +16,7 @@ import pytest
 from remoter_kernel.cli.line_reader import read_line
 from remoter_kernel.cli.run import _prompt_for_input
 from remoter_kernel.cli.terminal import TerminalPrompter
-from remoter_kernel.front.prompts import Prompt, Withdrawn
+from remoter_kernel.local.login.prompts import Prompt, Withdrawn
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -14,8 +14,8 @@ import pytest
 
 import remoter_kernel
 from remoter_kernel.errors import RemoteLacks
-from remoter_kernel.front.bootstrap import launcher as bootstrap
-from remoter_kernel.front.bootstrap.launcher import ENTRY, SHIPPED, pack_evaluator, shell_path
+from remoter_kernel.local.launch import launcher as bootstrap
+from remoter_kernel.local.launch.launcher import ENTRY, SHIPPED, pack_evaluator, shell_path
 
 DATA = ".local/share/remoter-kernel"
 PACKAGE = Path(remoter_kernel.__file__).parent
@@ -40,7 +40,7 @@ def test_each_build_gives_the_same_bytes_under_the_name_of_their_hash():
     name, content = pack_evaluator()
     assert name == f"{hashlib.sha256(content).hexdigest()}.pyz"
     code = (
-        "from remoter_kernel.front.bootstrap.launcher import pack_evaluator\n"
+        "from remoter_kernel.local.launch.launcher import pack_evaluator\n"
         "print(pack_evaluator()[0])"
     )
     again = subprocess.run(

@@ -18,9 +18,9 @@ import pytest
 import pytz
 from hypothesis import HealthCheck, given, settings
 
-from remoter_kernel.front.this_side.carried import object_job
-from remoter_kernel.front.this_side.carried.values import CodecError, ObjectReader, ObjectWriter
-from remoter_kernel.front.this_side.kernel_code import python_code
+from remoter_kernel.local.this_side.carried import object_job
+from remoter_kernel.local.this_side.carried.values import CodecError, ObjectReader, ObjectWriter
+from remoter_kernel.local.this_side.kernel_code import python_code
 from tests.objects_to_carry import arrays, frames, plain, polars_frames
 from tests.real_parts import old_python
 from tests.same_values import same

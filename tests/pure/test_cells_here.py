@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from remoter_kernel.front.this_side.local_cells import LocalCells
+from remoter_kernel.local.this_side.local_cells import LocalCells
 from tests.pure.test_output_backlog import said
 
 

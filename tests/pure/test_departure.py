@@ -7,9 +7,9 @@ from types import SimpleNamespace
 import pytest
 
 from remoter_kernel.errors import NoSuchSession, RemoteLacks, Unreachable
-from remoter_kernel.front.session import undelivered_commands
-from remoter_kernel.front.session.final_command import send_and_exit
-from remoter_kernel.front.session.link import LinkState
+from remoter_kernel.local.session import undelivered_commands
+from remoter_kernel.local.session.final_command import send_and_exit
+from remoter_kernel.local.session.link import LinkState
 
 
 def a_dialer(session: str = "", *, is_claimed: bool = True) -> SimpleNamespace:

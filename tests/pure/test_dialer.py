@@ -15,13 +15,13 @@ from remoter_kernel.errors import (
     RemoteLacks,
     Unreachable,
 )
-from remoter_kernel.front.bootstrap.launcher import SessionInfo, SessionRequest
-from remoter_kernel.front.configuration.remotes import Remote
-from remoter_kernel.front.session import dialer as dialer_module
-from remoter_kernel.front.session import undelivered_commands
-from remoter_kernel.front.session.dialer import SessionDialer
-from remoter_kernel.front.session.welcome import AnotherWay
-from remoter_kernel.front.ssh.login_results import CommandEnded, CompletedCommand
+from remoter_kernel.local.config.remotes import Remote
+from remoter_kernel.local.launch.launcher import SessionInfo, SessionRequest
+from remoter_kernel.local.login.login_results import CommandEnded, CompletedCommand
+from remoter_kernel.local.session import dialer as dialer_module
+from remoter_kernel.local.session import undelivered_commands
+from remoter_kernel.local.session.dialer import SessionDialer
+from remoter_kernel.local.session.welcome import AnotherWay
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from remoter_kernel.errors import Unreachable
-from remoter_kernel.front.configuration.remotes import Remote
-from remoter_kernel.front.reading import remote_query
-from remoter_kernel.front.reading.remote_query import RemoteQuery, query_remotes
+from remoter_kernel.local.config.remotes import Remote
+from remoter_kernel.local.reading import remote_query
+from remoter_kernel.local.reading.remote_query import RemoteQuery, query_remotes
 
 if TYPE_CHECKING:
     from collections.abc import Callable

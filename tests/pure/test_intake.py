@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from remoter_kernel.errors import Overrun, ProtocolError, RemoterError
-from remoter_kernel.front.jupyter.failures import FailedLink
-from remoter_kernel.front.jupyter.rejected_messages import RejectedMessageReporter
-from remoter_kernel.front.jupyter.replies import ReplySender
-from remoter_kernel.front.session.inbound import InboundItems
-from remoter_kernel.front.session.pacer import Pacer
+from remoter_kernel.local.jupyter.failures import FailedLink
+from remoter_kernel.local.jupyter.rejected_messages import RejectedMessageReporter
+from remoter_kernel.local.jupyter.replies import ReplySender
+from remoter_kernel.local.session.inbound import InboundItems
+from remoter_kernel.local.session.pacer import Pacer
 from remoter_kernel.protocol.frames import (
     Channel,
     FrameHeader,

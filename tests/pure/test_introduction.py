@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from remoter_kernel.front.jupyter.notebook_detector import NotebookDetector
-from remoter_kernel.front.jupyter.startup_code import MOST_HELD, StartupCode, is_client_code
-from remoter_kernel.front.session import parent_process
-from remoter_kernel.front.session.vscode import notebook_from
+from remoter_kernel.local.jupyter.notebook_detector import NotebookDetector
+from remoter_kernel.local.jupyter.startup_code import MOST_HELD, StartupCode, is_client_code
+from remoter_kernel.local.session import parent_process
+from remoter_kernel.local.session.vscode import notebook_from
 from remoter_kernel.protocol.frames import Channel
 from remoter_kernel.protocol.requests import Request, Requests, Stage
 

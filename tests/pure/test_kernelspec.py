@@ -13,9 +13,9 @@ import pytest
 from jupyter_client.kernelspec import KernelSpecManager
 
 from remoter_kernel.errors import Usage
-from remoter_kernel.front.configuration import kernelspec
-from remoter_kernel.front.configuration.remotes import Remote
-from remoter_kernel.front.private_files import CannotWrite
+from remoter_kernel.local.config import kernelspec
+from remoter_kernel.local.config.remotes import Remote
+from remoter_kernel.local.private_files import CannotWrite
 
 PACKAGED = Path(__file__).parents[2] / "kernelspec"
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from remoter_kernel.errors import Usage
-from remoter_kernel.front.this_side.local_magics import (
+from remoter_kernel.local.this_side.local_magics import (
     LocalCode,
     ObjectTransferSpec,
     completeness,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from remoter_kernel.front.bootstrap.launcher import SessionInfo
-from remoter_kernel.front.jupyter.session_banner import SessionBanner
+from remoter_kernel.local.jupyter.session_banner import SessionBanner
+from remoter_kernel.local.launch.launcher import SessionInfo
 from remoter_kernel.protocol.frames import Channel
 from remoter_kernel.protocol.messages import MessageSigner, header_of
 from remoter_kernel.protocol.requests import Request

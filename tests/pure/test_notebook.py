@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from remoter_kernel.front.reading.executions import (
+from remoter_kernel.local.reading.executions import (
     CellExecution,
     ExecutionHistory,
     as_terminal_shows,

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from remoter_kernel.front.bootstrap.remote_answer import parse_command_results
-from remoter_kernel.front.session import undelivered_commands
+from remoter_kernel.local.launch.remote_answer import parse_command_results
+from remoter_kernel.local.session import undelivered_commands
 
 ODD = {
     "torn": '{"order": "stop", "kernel_',

@@ -11,7 +11,7 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as some
 
-from remoter_kernel.front.session.pacer import Pacer
+from remoter_kernel.local.session.pacer import Pacer
 from remoter_kernel.protocol.frames import Channel
 from remoter_kernel.protocol.output_backlog import INTERRUPTED_LIMIT
 from tests.pure.test_output_backlog import said, stream

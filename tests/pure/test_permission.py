@@ -6,8 +6,8 @@ from typing import Literal
 
 import pytest
 
-from remoter_kernel.front.prompts import OWN_TAG, NeedsPerson, NotAnswered
-from remoter_kernel.front.this_side.permission import (
+from remoter_kernel.local.login.prompts import OWN_TAG, NeedsPerson, NotAnswered
+from remoter_kernel.local.this_side.permission import (
     LONGEST_LINE,
     LONGEST_PATH,
     MOST_PATHS,

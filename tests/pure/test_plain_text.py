@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from remoter_kernel.errors import RemoterError
-from remoter_kernel.front.prompts import strip_controls
+from remoter_kernel.local.login.prompts import strip_controls
 from remoter_kernel.plain_text import is_session_id, plain_text, plain_words
 
 ACTING = {"Cc", "Cf", "Cs", "Zl", "Zp"}  # categories of signs

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from remoter_kernel.front.session import restart_detection
-from remoter_kernel.front.session.restart_detection import ProxyExit, previous_exit, record_exit
+from remoter_kernel.local.session import restart_detection
+from remoter_kernel.local.session.restart_detection import ProxyExit, previous_exit, record_exit
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -12,9 +12,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from remoter_kernel.errors import BadConfiguration, Usage
-from remoter_kernel.front.configuration import remotes
-from remoter_kernel.front.configuration import remotes_toml as remotes_text
-from remoter_kernel.front.configuration.remotes import Remote, read_remotes, write_remote
+from remoter_kernel.local.config import remotes
+from remoter_kernel.local.config import remotes_toml as remotes_text
+from remoter_kernel.local.config.remotes import Remote, read_remotes, write_remote
 
 WRITTEN_BY_HAND = """\
 # my machines

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from remoter_kernel.front.configuration.remotes import Remote
-from remoter_kernel.front.reading import fault_report as reports
-from remoter_kernel.front.ssh.login_errors import connection_timed_out
+from remoter_kernel.local.config.remotes import Remote
+from remoter_kernel.local.login.login_errors import connection_timed_out
+from remoter_kernel.local.reading import fault_report as reports
 
 
 def test_the_words_of_a_server_are_not_in_it(monkeypatch):

@@ -22,29 +22,29 @@ from remoter_kernel.cli.renderers import (
     TerminalRenderer,
 )
 from remoter_kernel.errors import RemoterError
-from remoter_kernel.front.bootstrap import host_probe, remote_answer, remote_venv, wheelhouse
-from remoter_kernel.front.bootstrap.installer import ANSWER_MARK
-from remoter_kernel.front.bootstrap.launcher import SessionInfo
-from remoter_kernel.front.configuration.remotes import Remote
-from remoter_kernel.front.jupyter.session_banner import joined_text, other_sessions_text
-from remoter_kernel.front.reading.executions import (
+from remoter_kernel.local.config.remotes import Remote
+from remoter_kernel.local.jupyter.session_banner import joined_text, other_sessions_text
+from remoter_kernel.local.launch import host_probe, remote_answer, remote_venv, wheelhouse
+from remoter_kernel.local.launch.installer import ANSWER_MARK
+from remoter_kernel.local.launch.launcher import SessionInfo
+from remoter_kernel.local.login.login_results import CompletedCommand
+from remoter_kernel.local.reading.executions import (
     CellExecution,
     ExecutionHistory,
     build_notebook,
     plan_updates,
 )
-from remoter_kernel.front.reading.remote_query import (
+from remoter_kernel.local.reading.remote_query import (
     JournalReader,
     RemoteQuery,
     SessionList,
     resolve_session,
 )
-from remoter_kernel.front.reading.session_log import SessionLog, format_duration, log_line
-from remoter_kernel.front.reading.status import Status, format_status
-from remoter_kernel.front.reading.transcript import Transcript, iopub_output
-from remoter_kernel.front.running.code_to_run import CodeCell
-from remoter_kernel.front.running.exit_codes import ExitCodeTracker
-from remoter_kernel.front.ssh.login_results import CompletedCommand
+from remoter_kernel.local.reading.session_log import SessionLog, format_duration, log_line
+from remoter_kernel.local.reading.status import Status, format_status
+from remoter_kernel.local.reading.transcript import Transcript, iopub_output
+from remoter_kernel.local.running.code_to_run import CodeCell
+from remoter_kernel.local.running.exit_codes import ExitCodeTracker
 from remoter_kernel.plain_text import is_session_id
 from remoter_kernel.protocol.frames import Channel, pack_parts
 from remoter_kernel.protocol.journal_entries import JournalEntry, encode_entry, split_entries

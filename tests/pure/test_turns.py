@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from remoter_kernel.front.this_side.cell_queue import CellQueue
+from remoter_kernel.local.this_side.cell_queue import CellQueue
 from remoter_kernel.protocol.frames import Channel
 from remoter_kernel.protocol.messages import MessageSigner, header_of
 from remoter_kernel.protocol.requests import Request, Requests, Stage

@@ -7,10 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from remoter_kernel.errors import Usage
-from remoter_kernel.front.files.cell_transfer import TransferRequest
-from remoter_kernel.front.reading.status import Status, format_requests, format_status
-from remoter_kernel.front.verbs.help import HELP, inspect_text, summary_text, verb_text
-from remoter_kernel.front.verbs.magic import ParsedMagic, parse_magic
+from remoter_kernel.local.reading.status import Status, format_requests, format_status
+from remoter_kernel.local.transfer.cell_transfer import TransferRequest
+from remoter_kernel.local.verbs.help import HELP, inspect_text, summary_text, verb_text
+from remoter_kernel.local.verbs.magic import ParsedMagic, parse_magic
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,8 @@ import shutil
 import pytest
 
 from remoter_kernel.errors import RemoteLacks, Usage
-from remoter_kernel.front.bootstrap import wheelhouse
-from remoter_kernel.front.bootstrap.wheelhouse import Target, parse_target, uv_settings
+from remoter_kernel.local.launch import wheelhouse
+from remoter_kernel.local.launch.wheelhouse import Target, parse_target, uv_settings
 
 HOST = {
     "python": [3, 9, 18],

@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING
 
 import psutil
 
-from remoter_kernel.front.configuration.remotes import find_remote
-from remoter_kernel.front.keeper.endpoint import endpoint_file
+from remoter_kernel.local.config.remotes import find_remote
+from remoter_kernel.local.login.keeper.endpoint import endpoint_file
 
 if TYPE_CHECKING:
     import random

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 
 from bench.proxy import Proxy
-from remoter_kernel.front.keeper.endpoint import end_logins
+from remoter_kernel.local.login.keeper.endpoint import end_logins
 from tests.hung_disk import HungDisk
 from tests.real_jupyter import MARK, THIS_RUN, JupyterHere
 from tests.real_sshd import RealSshd

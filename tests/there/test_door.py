@@ -18,10 +18,10 @@ import pytest
 import zmq
 from zmq.utils.monitor import recv_monitor_message
 
-from remoter_kernel.front.bootstrap.launcher import SessionRequest
-from remoter_kernel.front.configuration.remotes import find_remote
-from remoter_kernel.front.jupyter.sockets import key_fingerprint
-from remoter_kernel.front.session.dialer import SessionDialer
+from remoter_kernel.local.config.remotes import find_remote
+from remoter_kernel.local.jupyter.sockets import key_fingerprint
+from remoter_kernel.local.launch.launcher import SessionRequest
+from remoter_kernel.local.session.dialer import SessionDialer
 from remoter_kernel.protocol.frames import (
     Channel,
     FrameHeader,

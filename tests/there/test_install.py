@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from remoter_kernel.errors import RemoteLacks, Unreachable, Usage
-from remoter_kernel.front.bootstrap.host_probe import probe_host
-from remoter_kernel.front.bootstrap.remote_venv import install_venv, remove_venv
-from remoter_kernel.front.configuration.remotes import Remote, read_remotes
-from remoter_kernel.front.logins.log_in import log_in_to
+from remoter_kernel.local.config.remotes import Remote, read_remotes
+from remoter_kernel.local.launch.host_probe import probe_host
+from remoter_kernel.local.launch.remote_venv import install_venv, remove_venv
+from remoter_kernel.local.login.log_in import log_in_to
 from tests.real_jupyter import MARK, THIS_RUN, started_kernel, wait_for
 from tests.real_parts import lend_python, real_part
 from tests.real_sshd import RealSshd

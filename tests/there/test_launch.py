@@ -23,7 +23,7 @@ from remoter_kernel.evaluator.lock import Lock
 from remoter_kernel.evaluator.processes import boot_id, pid_namespace, started_at
 from remoter_kernel.evaluator.records import JournalTooNewError, first_line
 from remoter_kernel.evaluator.registry import Session, collect_garbage
-from remoter_kernel.front.bootstrap.launcher import pack_evaluator
+from remoter_kernel.local.launch.launcher import pack_evaluator
 from tests.real_jupyter import MARK, THIS_RUN, wait_for
 from tests.real_parts import real_part
 

@@ -253,7 +253,7 @@ def test_a_bad_session_hides_no_other(home):
 
 def test_what_became_of_them_is_told_by_a_real_launch(home):
     """Also where the start itself fails."""
-    from remoter_kernel.front.bootstrap.launcher import pack_evaluator
+    from remoter_kernel.local.launch.launcher import pack_evaluator
 
     name, content = pack_evaluator()
     (home / name).write_bytes(content)

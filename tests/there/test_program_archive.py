@@ -16,7 +16,7 @@ import pytest
 from remoter_kernel.evaluator import launch, program_archive, stdio_reply
 from remoter_kernel.evaluator.folders import data_folder
 from remoter_kernel.evaluator.registry import Session, read_json
-from remoter_kernel.front.bootstrap.launcher import FOLDER_DIGITS, pack_evaluator
+from remoter_kernel.local.launch.launcher import FOLDER_DIGITS, pack_evaluator
 from tests.real_jupyter import MARK, THIS_RUN, wait_for
 
 if TYPE_CHECKING:

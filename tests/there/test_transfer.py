@@ -16,7 +16,7 @@ from hypothesis import strategies as some
 
 from remoter_kernel.errors import ProtocolError
 from remoter_kernel.evaluator.transfer_command import PIPE_HOLDS, _enlarge_pipe
-from remoter_kernel.front.files.file_transfer import SocketEnds
+from remoter_kernel.local.transfer.file_transfer import SocketEnds
 from remoter_kernel.protocol import window
 from remoter_kernel.transfer import partial_file as parts
 from remoter_kernel.transfer import receiver as receiving_end

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from remoter_kernel.errors import ProtocolError
-from remoter_kernel.front.files.file_transfer import SocketEnds
+from remoter_kernel.local.transfer.file_transfer import SocketEnds
 from remoter_kernel.transfer import partial_file as parts
 from remoter_kernel.transfer.framed_stream import Cut, FramedStream
 from remoter_kernel.transfer.partial_file import PartialFile

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from bench.proxy import Proxy
-from remoter_kernel.front.keeper.endpoint import end_logins
+from remoter_kernel.local.login.keeper.endpoint import end_logins
 from remoter_kernel.transfer.safe_paths import partial_name
 from tests.real_jupyter import MARK, THIS_RUN, wait_for
 from tests.real_parts import real_part

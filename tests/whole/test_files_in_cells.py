@@ -15,8 +15,8 @@ import pytest
 from jupyter_client.connect import write_connection_file
 
 from bench.proxy import Proxy
-from remoter_kernel.front.configuration.remotes import find_remote, write_remote
-from remoter_kernel.front.keeper.endpoint import end_logins
+from remoter_kernel.local.config.remotes import find_remote, write_remote
+from remoter_kernel.local.login.keeper.endpoint import end_logins
 from tests.real_jupyter import started_kernel, wait_for
 from tests.whole.talk import Talk
 from tests.whole.test_login_questions import WHO, answer, configure, said

@@ -12,7 +12,7 @@ import nbformat
 import pytest
 from jupyter_client.connect import write_connection_file
 
-from remoter_kernel.front.session import restart_detection
+from remoter_kernel.local.session import restart_detection
 from tests.real_jupyter import wait_for
 from tests.real_parts import real_part
 from tests.whole.test_sessions import Front, a_front, asked, marked_there

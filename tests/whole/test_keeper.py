@@ -16,13 +16,13 @@ import psutil
 import pytest
 
 from remoter_kernel.errors import RemoterError, Unreachable
-from remoter_kernel.front import unix_sockets
-from remoter_kernel.front.configuration.remotes import find_remote
-from remoter_kernel.front.keeper import endpoint
-from remoter_kernel.front.keeper.keeper_login import KeeperLogin, log_in_by_keeper
-from remoter_kernel.front.keeper.keeper_protocol import receive_message, send_message
-from remoter_kernel.front.keeper.keeper_server import KeeperServer
-from remoter_kernel.front.prompts import NotAnswered, Trust
+from remoter_kernel.local import unix_sockets
+from remoter_kernel.local.config.remotes import find_remote
+from remoter_kernel.local.login.keeper import endpoint
+from remoter_kernel.local.login.keeper.keeper_login import KeeperLogin, log_in_by_keeper
+from remoter_kernel.local.login.keeper.keeper_protocol import receive_message, send_message
+from remoter_kernel.local.login.keeper.keeper_server import KeeperServer
+from remoter_kernel.local.login.prompts import NotAnswered, Trust
 from tests.real_jupyter import StartedKernel, started_kernel, wait_for
 from tests.real_sshd import RealSshd, make_key
 from tests.whole.talk import Talk
@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
-    from remoter_kernel.front.configuration.remotes import Remote
-    from remoter_kernel.front.prompts import Prompt
+    from remoter_kernel.local.config.remotes import Remote
+    from remoter_kernel.local.login.prompts import Prompt
     from tests.real_jupyter import JupyterHere
     from tests.real_users import FarSide
 

@@ -11,7 +11,7 @@ import pytest
 
 from remoter_kernel.evaluator.processes import boot_id, pid_namespace, started_at
 from remoter_kernel.evaluator.records import first_line
-from remoter_kernel.front.session import undelivered_commands
+from remoter_kernel.local.session import undelivered_commands
 from tests.real_jupyter import started_kernel
 from tests.whole.talk import Talk
 

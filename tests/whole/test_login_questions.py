@@ -15,9 +15,9 @@ import keyring
 import psutil
 import pytest
 
-from remoter_kernel.front.configuration.remotes import find_remote, write_remote
-from remoter_kernel.front.keeper.endpoint import end_logins
-from remoter_kernel.front.ssh.credentials import KEYRING_SERVICE
+from remoter_kernel.local.config.remotes import find_remote, write_remote
+from remoter_kernel.local.login.credentials import KEYRING_SERVICE
+from remoter_kernel.local.login.keeper.endpoint import end_logins
 from tests.at_terminal import Ended, Question, at_terminal
 from tests.real_jupyter import started_kernel
 from tests.real_parts import run_quietly

@@ -18,7 +18,7 @@ import pytest
 from jupyter_client.connect import write_connection_file
 
 from bench.proxy import Proxy
-from remoter_kernel.front.keeper.endpoint import end_logins
+from remoter_kernel.local.login.keeper.endpoint import end_logins
 from tests.conftest import is_keeper, marked
 from tests.real_jupyter import wait_for
 from tests.real_parts import real_part

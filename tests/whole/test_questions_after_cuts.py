@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import psutil
 import pytest
 
-from remoter_kernel.front.keeper.endpoint import end_logins
-from remoter_kernel.front.session.link import SHORTEST_TRY
+from remoter_kernel.local.login.keeper.endpoint import end_logins
+from remoter_kernel.local.session.link import SHORTEST_TRY
 from tests.real_accounts import SERVICES
 from tests.real_jupyter import started_kernel, wait_for
 from tests.whole.talk import Message, Talk

@@ -22,7 +22,7 @@ import psutil
 import pytest
 
 from remoter_kernel import __version__
-from remoter_kernel.front.keeper.endpoint import end_logins
+from remoter_kernel.local.login.keeper.endpoint import end_logins
 from tests.at_terminal import Question, at_terminal
 from tests.real_jupyter import started_kernel, wait_for
 from tests.whole.talk import Talk

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pexpect
 import pytest
 
-from remoter_kernel.front.keeper.endpoint import end_logins
+from remoter_kernel.local.login.keeper.endpoint import end_logins
 from tests.at_terminal import WIDE
 from tests.real_jupyter import started_kernel
 from tests.whole.talk import Talk

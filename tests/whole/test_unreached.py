@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from remoter_kernel.errors import RemoterError
-from remoter_kernel.front.bootstrap.launcher import pack_evaluator, query_remote
-from remoter_kernel.front.logins import embedded_host
-from remoter_kernel.front.running.runner import Runner
-from remoter_kernel.front.session import undelivered_commands
-from remoter_kernel.front.session.dialer import THIS_MACHINE, SessionDialer
+from remoter_kernel.local.launch.launcher import pack_evaluator, query_remote
+from remoter_kernel.local.login import embedded_host
+from remoter_kernel.local.running.runner import Runner
+from remoter_kernel.local.session import undelivered_commands
+from remoter_kernel.local.session.dialer import THIS_MACHINE, SessionDialer
 from tests.real_jupyter import MARK, THIS_RUN, wait_for
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ import pexpect
 import pytest
 
 from bench.proxy import Proxy
-from remoter_kernel.front.keeper.endpoint import end_logins
+from remoter_kernel.local.login.keeper.endpoint import end_logins
 from tests.real_jupyter import wait_for
 from tests.whole.test_run import LONG, REMOTER, box, living, shell
 

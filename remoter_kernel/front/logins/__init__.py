@@ -1,1 +1,0 @@
-"""Logs in to a remote, in whichever way; the embedded host, too."""

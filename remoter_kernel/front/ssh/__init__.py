@@ -1,1 +1,0 @@
-"""Log in, trust, ask, tunnel: all that knows paramiko, but for the embedded host's server."""

@@ -1,0 +1,212 @@
+"""Tells Jupyter that a remote exists, and makes it forget."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+import shutil
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jupyter_core.paths import jupyter_data_dir
+
+from remoter_kernel.errors import Usage
+from remoter_kernel.local.config.remotes_toml import is_name
+from remoter_kernel.local.private_files import CannotWrite, write_private_file
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from jupyter_client.kernelspec import KernelSpecManager
+
+    from remoter_kernel.local.config.remotes_toml import Remote
+
+PREFIX = "remoter-"
+LANGUAGES = {"ir": "R", "python3": "python"}  # of kernels that have one name everywhere
+MODULE_OPTION = ("-m", "remoter_kernel")  # in the command line of each kernelspec of ours
+# Options of Python with -P or -I among them: with either it imports nothing from its folder.
+SAFE_OPTIONS = re.compile(r"-(?=\w*[IP])[BEIOPbdiqsuvx]+")
+LOGOS = ("logo-32x32.png", "logo-64x64.png", "logo-svg.svg")
+
+
+def kernelspec_name(remote_name: str) -> str:
+    """Give the name by which Jupyter knows a remote."""
+    return PREFIX + remote_name
+
+
+def free_display_name(remote_name: str, wished: str = "") -> str:
+    """Return what Jupyter will show; pickers tell kernels apart by nothing else.
+
+    `Usage` if another kernelspec has the name that was wished for.
+    """
+    specs = _manager().get_all_specs()
+    taken = {
+        about["spec"].get("display_name"): name
+        for name, about in specs.items()
+        if name != kernelspec_name(remote_name)
+    }
+    if wished in taken:
+        raise Usage(
+            f'Jupyter shows "{wished}" already: it is the kernelspec {taken[wished]}.',
+            "Choose another --display-name.",
+        )
+    own = f"Remote ({remote_name})"  # the packaged kernelspec may have it: Remote (host)
+    names = itertools.chain([own], (f"{own} {number}" for number in itertools.count(2)))
+    return wished or next(name for name in names if name not in taken)
+
+
+def language_of(remote: Remote) -> str:
+    """Return the language of a remote's kernel, as far as it is known before any login."""
+    try:
+        spec = json.loads((_spec_folder(remote.name) / "kernel.json").read_text(encoding="utf-8"))
+        written = str(spec["language"])
+    except (OSError, ValueError, LookupError, TypeError, Usage):
+        written = "python"
+    return LANGUAGES.get(remote.kernel, written)
+
+
+def install_kernelspec(
+    remote: Remote, display_name: str = "", language: str = "python", *, debugger: bool = False
+) -> Path:
+    """Write the kernelspec of a remote for this person; return its folder.
+
+    `language` is that of the kernel there; `debugger` says that it is one that can debug
+    (ipykernel): Jupyter shows the button by this word, before any kernel runs.
+    """
+    folder = _spec_folder(remote.name)
+    spec: dict[str, Any] = {
+        # An absolute Python: Jupyter itself may run in another environment than this one.
+        "argv": [
+            sys.executable,
+            "-P",  # Jupyter starts it in the notebook's folder, which must not be imported from
+            "-m",
+            "remoter_kernel",
+            "-f",
+            "{connection_file}",
+            "--remote",
+            remote.name,
+        ],
+        "display_name": display_name or f"Remote ({remote.name})",
+        "language": language,
+        "interrupt_mode": "message",
+        # Jupyter encrypts what goes between it and the front only if this is said.
+        "metadata": {"supported_encryption": ["curve"]} | ({"debugger": True} if debugger else {}),
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    write_private_file(
+        folder / "kernel.json", json.dumps(spec, indent=1, ensure_ascii=False) + "\n"
+    )
+    for logo in _logos(language):
+        shutil.copyfile(logo, folder / logo.name)
+    return folder
+
+
+def remove_kernelspec(remote_name: str) -> bool:
+    """Make Jupyter forget a remote; say whether it knew it."""
+    folder = _spec_folder(remote_name)
+    if folder.is_symlink():  # as `jupyter kernelspec install --symlink` leaves them
+        folder.unlink()
+        return True
+    if not folder.exists():
+        return False
+    shutil.rmtree(folder)
+    return True
+
+
+def kernelspec_names() -> tuple[str, ...]:
+    """Give the names of all kernelspecs that this module wrote for this person."""
+    specs = _kernels_folder().glob(f"{PREFIX}*/kernel.json")
+    return tuple(sorted(spec.parent.name for spec in specs))
+
+
+def unsafe_kernelspecs() -> list[Path]:
+    """Find the kernelspecs of ours, whoever wrote them, that start Python without `-P`.
+
+    Python then runs files of the notebook's folder. Earlier versions have written such ones.
+    """
+    folders = map(Path, _manager().kernel_dirs)
+    files = (file for folder in folders for file in sorted(folder.glob("*/kernel.json")))
+    return [file for file in files if _with_safe_argv(_read_spec(file))]
+
+
+def mend_kernelspecs() -> tuple[list[Path], list[CannotWrite]]:
+    """Put `-P` into the kernelspecs that lack it, and change nothing else in them.
+
+    Returns those that were mended, and why others could not be.
+    """
+    mended, left = [], []
+    for file in unsafe_kernelspecs():
+        try:
+            _rewrite_spec(file.resolve(), _with_safe_argv(_read_spec(file)))
+            mended.append(file)
+        except CannotWrite as error:
+            left.append(error)
+    return mended, left
+
+
+def with_safe_path(argv: Sequence[str]) -> list[str]:
+    """Put `-P` into a command line of ours that lacks it; return [] if nothing is to be done."""
+    pairs = list(itertools.pairwise(argv))
+    if MODULE_OPTION not in pairs:
+        return []
+    place = pairs.index(MODULE_OPTION)
+    options = itertools.takewhile(lambda word: word.startswith("-"), reversed(argv[:place]))
+    if any(SAFE_OPTIONS.fullmatch(word) for word in options):
+        return []
+    # Right before -m: what stands farther ahead may be another command's, such as nice or env.
+    return [*argv[:place], "-P", *argv[place:]]
+
+
+def _manager() -> KernelSpecManager:
+    from jupyter_client.kernelspec import KernelSpecManager  # noqa: PLC0415 - no proxy needs it
+
+    return KernelSpecManager()
+
+
+def _read_spec(file: Path) -> dict[str, Any]:
+    try:
+        spec = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # Jupyter cannot start this one either
+        return {}
+    return spec if isinstance(spec, dict) else {}
+
+
+def _with_safe_argv(spec: dict[str, Any]) -> dict[str, Any]:
+    """Return the kernelspec with `-P` in its command line, or {} if it needs no mending."""
+    argv = spec.get("argv")
+    if not isinstance(argv, list) or not all(isinstance(word, str) for word in argv):
+        return {}
+    safe = with_safe_path(argv)
+    return {**spec, "argv": safe} if safe else {}
+
+
+def _rewrite_spec(file: Path, spec: dict[str, Any]) -> None:
+    """Replace a file by this; whoever could read it still can."""
+    mode = file.stat().st_mode & 0o777
+    write_private_file(file, json.dumps(spec, indent=1, ensure_ascii=False) + "\n")
+    file.chmod(mode)
+
+
+def _kernels_folder() -> Path:
+    return Path(jupyter_data_dir()) / "kernels"
+
+
+def _spec_folder(remote_name: str) -> Path:
+    if not is_name(remote_name):  # it becomes a path, and paths can climb
+        raise Usage(f"{remote_name!r} cannot be a remote's name.", "Use only a-z 0-9 . _ -")
+    return _kernels_folder() / kernelspec_name(remote_name)
+
+
+def _logos(language: str) -> list[Path]:
+    """Find the logos: beside the packaged kernelspec, or in a checkout; none is no fault.
+
+    Those of some languages have a badge, so that a launcher's tiles are told apart.
+    """
+    installed = Path(sys.prefix) / "share/jupyter/kernels/remoter"
+    checkout = Path(__file__).parents[3] / "kernelspec"
+    plain = checkout if (checkout / "kernel.json").is_file() else installed
+    own = plain / language.lower()
+    folder = own if language.isalnum() and own.is_dir() else plain
+    return [logo for logo in map(folder.joinpath, LOGOS) if logo.is_file()]

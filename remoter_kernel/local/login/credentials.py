@@ -1,0 +1,174 @@
+"""What a person has typed for a login: how long it is known, and how often it is used.
+
+In memory for as long as its process lives; in the system's keyring only where that was asked
+for (`remember`). A password is used once at first, and once after each cut: a wrong one must
+not lock an account. A code is never kept.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from typing import TYPE_CHECKING, Protocol
+
+from remoter_kernel.errors import RemoteLacks
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from remoter_kernel.local.login.ssh_config import Destination
+
+KEYRING_SERVICE = "remoter-kernel"
+INSTALL_KEYRING = "Install one with `pip install remoter-kernel[keyring]`, or leave out --remember."
+
+
+def hops_with_names(destination: Destination) -> Iterator[tuple[Destination, str]]:
+    """Give each host on the way, the last one too, with the name under which its secrets are kept.
+
+    Behind two gates there may be two hosts of one name: the way there is part of the name.
+    """
+    way: list[str] = []
+    for hop in (*destination.jumps, destination):
+        name = account_name(hop)
+        if hop.host_key_alias:
+            name += f" known as {hop.host_key_alias}"
+        if hop.proxy_command:  # there may be secrets in it, and names can be read by all
+            digest = hashlib.sha256(hop.proxy_command.encode()).hexdigest()[:16]
+            name += f" by the ProxyCommand {digest}"
+        yield hop, f"{name} through {', '.join(way)}" if way else name
+        way.append(name)
+
+
+def account_name(hop: Destination) -> str:
+    """Name an account by what is said of it alone."""
+    return f"{hop.user}@{hop.host_name}:{hop.port}"
+
+
+class SecretStore(Protocol):
+    """Keeps secrets by name, beyond this process's life."""
+
+    def get(self, name: str) -> str:
+        """Return a secret; empty where there is none."""
+
+    def put(self, name: str, secret: str) -> None:
+        """Keep a secret; an empty one is forgotten."""
+
+
+class KeyringStore:
+    """This system's keyring."""
+
+    def __init__(self) -> None:
+        """Find it; RemoteLacks (this side lacks it) where there is none that works."""
+        try:
+            import keyring  # noqa: PLC0415 - slow, and only for those who want it
+            import keyring.backends.fail  # noqa: PLC0415
+            import keyring.errors  # noqa: PLC0415
+        except ImportError:
+            raise RemoteLacks(
+                "the package keyring is not installed here.", INSTALL_KEYRING
+            ) from None
+        if isinstance(keyring.get_keyring(), keyring.backends.fail.Keyring):
+            raise RemoteLacks("this system has no keyring that can be used.", INSTALL_KEYRING)
+        self._keyring = keyring
+
+    def get(self, name: str) -> str:
+        """Return a secret; one that cannot be had is none."""
+        with self._ignoring_errors():
+            return self._keyring.get_password(KEYRING_SERVICE, name) or ""
+        return ""
+
+    def put(self, name: str, secret: str) -> None:
+        """Keep a secret, or forget it; where that fails, it will be asked for again."""
+        with self._ignoring_errors():
+            if secret:
+                self._keyring.set_password(KEYRING_SERVICE, name, secret)
+            else:
+                self._keyring.delete_password(KEYRING_SERVICE, name)
+
+    @contextlib.contextmanager
+    def _ignoring_errors(self) -> Iterator[None]:
+        with contextlib.suppress(self._keyring.errors.KeyringError, OSError, ValueError):
+            yield
+
+
+class HostCredentials:
+    """The secrets for one host."""
+
+    def __init__(self, where: str = "", store: SecretStore | None = None) -> None:
+        """Remember; `where` is the name that `hops_with_names` gives."""
+        self._name = where
+        self._store = store
+        self._passphrases: dict[str, str] = {}  # by file
+        self._password = ""
+        self._may_use_password = True
+
+    def __repr__(self) -> str:
+        return f"<Memory for {self._name}>"
+
+    def allow_reuse(self) -> None:
+        """A login that worked was cut: the password may be used again, once."""
+        self._may_use_password = True
+
+    def take_password(self) -> str:
+        """Return the password for its one use; empty: there is none, or it was used."""
+        if not self._may_use_password:
+            return ""
+        self._may_use_password = False
+        return self._password or (self._store.get(self._password_name()) if self._store else "")
+
+    def store_password(self, password: str) -> None:
+        """Keep a password that has let somebody in; an empty one was wrong: forget it."""
+        self._password = password
+        self._may_use_password = False
+        if self._store:
+            self._store.put(self._password_name(), password)
+
+    def passphrase(self, file: str) -> str:
+        """Return the passphrase of a key; empty: it is not known."""
+        store = self._store
+        return self._passphrases.get(file) or (
+            store.get(self._passphrase_name(file)) if store else ""
+        )
+
+    def store_passphrase(self, file: str, phrase: str) -> None:
+        """Keep the passphrase that has unlocked a key; an empty one was wrong: forget it."""
+        self._passphrases[file] = phrase
+        if self._store:
+            self._store.put(self._passphrase_name(file), phrase)
+
+    def clear(self, files: Iterable[str]) -> None:
+        """Forget the password, and the passphrases of these keys."""
+        self.store_password("")
+        for file in files:
+            self.store_passphrase(file, "")
+
+    def _password_name(self) -> str:
+        return f"password of {self._name}"
+
+    @staticmethod
+    def _passphrase_name(file: str) -> str:
+        return f"passphrase of {file}"
+
+
+class RemoteCredentials:
+    """The secrets of one remote: of its host, and of the hosts before it."""
+
+    def __init__(self) -> None:
+        """Begin with nothing."""
+        self._store: SecretStore | None = None
+        self._by_host: dict[str, HostCredentials] = {}
+
+    def use_keyring(self, *, is_remembered: bool) -> None:
+        """Use the system's keyring, too, or do not."""
+        if is_remembered != (self._store is not None):
+            self._store = KeyringStore() if is_remembered else None
+            self._by_host.clear()
+
+    def for_host(self, where: str) -> HostCredentials:
+        """Return what is known for one host."""
+        return self._by_host.setdefault(where, HostCredentials(where, self._store))
+
+    def allow_reuse(self) -> None:
+        """Logins that worked were cut."""
+        for memory in self._by_host.values():
+            memory.allow_reuse()

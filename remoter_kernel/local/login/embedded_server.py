@@ -1,0 +1,252 @@
+"""The embedded host's child process: paramiko's server mode, for one key, on a unix socket.
+
+    python -m remoter_kernel.local.login.embedded_server FOLDER
+
+makes its keys and its socket in FOLDER, says so, and serves until its stdin ends: then the
+parent is done with it, or dead. FOLDER goes with it.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import errno
+import io
+import ipaddress
+import logging
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import paramiko
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from remoter_kernel.local.login.embedded_host import HOST_KEY_ALIAS, READY_LINE, SOCKET_NAME
+from remoter_kernel.local.unix_sockets import is_own_process
+from remoter_kernel.protocol.threads import Thread
+
+if TYPE_CHECKING:
+    import threading
+    from collections.abc import Callable
+
+# A process that a command leaves behind may hold its pipes open: what the command itself
+# said is read within this time after its end.
+LINGER = 1.0  # seconds
+CHECK_EVERY = 5.0  # seconds between two looks of paramiko at whether it was closed
+CONNECT_WITHIN = 5.0  # seconds, on loopback
+PAUSE = 0.2  # seconds until the next connection is taken, where no descriptor is left
+READ_AT_ONCE = 32 * 1024  # bytes
+PARENT_PID_VARIABLE = "JPY_PARENT_PID"  # ipykernel ends when the process of that number does
+
+
+def main(folder: Path) -> None:
+    """Serve until stdin ends."""
+    _reset_signals()
+    logging.getLogger("paramiko").addHandler(logging.NullHandler())
+    logging.getLogger("paramiko").propagate = False
+    host_key, client_key = _generate_key(None), _generate_key(folder / "client_key")
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    listener.bind(str(folder / SOCKET_NAME))
+    listener.listen()
+    public = base64.b64encode(host_key.asbytes()).decode()
+    (folder / "known_hosts").write_text(f"{HOST_KEY_ALIAS} {host_key.get_name()} {public}\n")
+    accepting = Thread(
+        _accept_connections,
+        args=(listener, host_key, client_key),
+        name="host-accept",
+        on_error=lambda _error: listener.close(),
+    )
+    accepting.start()
+    print(READY_LINE.decode(), flush=True)  # noqa: T201 (it is the answer that the parent waits for)
+    with contextlib.suppress(OSError):
+        while os.read(0, 1024):
+            pass
+    shutil.rmtree(folder, ignore_errors=True)
+    # Not sys.exit: nothing here is worth waiting for, and the parent may be gone already.
+    os._exit(0)
+
+
+def _reset_signals() -> None:
+    """Begin afresh, as a login does: a parent may have chosen to ignore or block signals."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGCHLD):
+        if signal.getsignal(number) == signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, [])
+
+
+def _generate_key(file: Path | None) -> Any:
+    """Make a key, and write its private half to `file`, if one is named."""
+    private = Ed25519PrivateKey.generate().private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.OpenSSH,
+        serialization.NoEncryption(),
+    )
+    if file is not None:
+        with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as opened:
+            opened.write(private)
+    return paramiko.Ed25519Key.from_private_key(io.StringIO(private.decode()))
+
+
+def _accept_connections(listener: socket.socket, host_key: Any, client_key: Any) -> None:
+    while True:
+        try:
+            sock, _ = listener.accept()
+        except OSError as error:
+            if error.errno == errno.EBADF:  # closed
+                return
+            time.sleep(PAUSE)  # gone again, or no descriptor is left: that passes
+            continue
+        if not is_own_process(sock):
+            sock.close()
+            continue
+        Thread(_serve_connection, args=(sock, host_key, client_key), name="host-login").start()
+
+
+def _serve_connection(sock: socket.socket, host_key: Any, client_key: Any) -> None:
+    """Serve one connection: hand each forwarded channel to the socket made for it."""
+    server = _ServerInterface(client_key)
+    transport = _ServerTransport(sock)
+    transport.add_server_key(host_key)
+    with (
+        contextlib.closing(transport),
+        contextlib.suppress(paramiko.SSHException, EOFError, OSError),
+    ):
+        transport.start_server(server=server)
+        while transport.is_active():
+            channel = transport.accept(CHECK_EVERY)
+            there = server.sockets.pop(channel.get_id(), None) if channel else None
+            if there is not None:
+                _relay_forward(channel, there)
+
+
+class _ServerTransport(paramiko.Transport):  # type: ignore[misc]  # paramiko has no types
+    """paramiko's Transport in server mode, with the fastest cipher first, and less restless."""
+
+    _active_check_timeout = CHECK_EVERY
+    _preferred_ciphers = ("aes128-gcm@openssh.com", "aes128-ctr")
+
+
+class _ServerInterface(paramiko.ServerInterface):  # type: ignore[misc]  # paramiko has no types
+    """What this host allows: one key, commands, connections to loopback."""
+
+    def __init__(self, client_key: Any) -> None:
+        self.sockets: dict[int, socket.socket] = {}
+        self._client_key = client_key
+
+    def get_allowed_auths(self, username: str) -> str:  # noqa: ARG002 (paramiko's signature)
+        return "publickey"
+
+    def check_auth_publickey(self, username: str, key: Any) -> int:  # noqa: ARG002
+        fits = key.asbytes() == self._client_key.asbytes()
+        return int(paramiko.AUTH_SUCCESSFUL if fits else paramiko.AUTH_FAILED)
+
+    def check_channel_request(self, kind: str, chanid: int) -> int:  # noqa: ARG002
+        known = kind == "session"
+        return int(paramiko.OPEN_SUCCEEDED if known else paramiko.OPEN_FAILED_UNKNOWN_CHANNEL_TYPE)
+
+    def check_channel_exec_request(self, channel: Any, command: bytes) -> bool:
+        _start_thread(_run_command, channel, command)
+        return True
+
+    def check_channel_direct_tcpip_request(
+        self,
+        chanid: int,
+        origin: tuple[str, int],  # noqa: ARG002
+        destination: tuple[str, int],
+    ) -> int:
+        host, port = destination
+        if not _is_loopback(host):
+            return int(paramiko.OPEN_FAILED_ADMINISTRATIVELY_PROHIBITED)
+        try:
+            there = socket.create_connection((host, port), CONNECT_WITHIN)
+        except (OSError, OverflowError):
+            return int(paramiko.OPEN_FAILED_CONNECT_FAILED)
+        there.settimeout(None)
+        there.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.sockets[chanid] = there
+        return int(paramiko.OPEN_SUCCEEDED)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _run_command(channel: Any, command: bytes) -> None:
+    """Run a command as sshd would: by a shell, in a session of its own, from the home."""
+    environment = {key: value for key, value in os.environ.items() if key != PARENT_PID_VARIABLE}
+    with contextlib.closing(channel):
+        process = subprocess.Popen(
+            ["/bin/sh", "-c", command],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            cwd=Path.home(),
+            env=environment,
+            start_new_session=True,
+        )
+        _start_thread(_relay_stdin, channel, process)
+        outputs = [
+            _start_thread(_relay_output, process.stdout, channel.sendall),
+            _start_thread(_relay_output, process.stderr, channel.sendall_stderr),
+        ]
+        status = process.wait()
+        for output in outputs:
+            output.join(LINGER)
+        with contextlib.suppress(OSError, EOFError, paramiko.SSHException):
+            channel.send_exit_status(status if status >= 0 else 128 - status)
+
+
+def _start_thread(do: Callable[..., None], *arguments: Any) -> threading.Thread:
+    thread = Thread(do, args=arguments, name=f"host{do.__name__}")
+    thread.start()
+    return thread
+
+
+def _relay_stdin(channel: Any, process: subprocess.Popen[bytes]) -> None:
+    """Give a command its input; its end, or the channel's, closes it."""
+    with contextlib.suppress(OSError, EOFError), process.stdin:  # type: ignore[union-attr]
+        while data := channel.recv(READ_AT_ONCE):
+            process.stdin.write(data)  # type: ignore[union-attr]
+            process.stdin.flush()  # type: ignore[union-attr]
+
+
+def _relay_output(source: Any, send: Callable[[bytes], None]) -> None:
+    """Relay what a command says; where nobody listens any more, it meets a closed pipe."""
+    with contextlib.suppress(OSError, EOFError, paramiko.SSHException), source:
+        while data := source.read1(READ_AT_ONCE):
+            send(data)
+
+
+def _relay_forward(channel: Any, there: socket.socket) -> None:
+    """Relay a forwarded connection; when either side ends, so does the other."""
+
+    def inwards() -> None:
+        with contextlib.suppress(OSError, EOFError):
+            while data := channel.recv(READ_AT_ONCE):
+                there.sendall(data)
+        with contextlib.suppress(OSError):
+            there.shutdown(socket.SHUT_RDWR)
+
+    def outwards() -> None:
+        with contextlib.suppress(OSError, EOFError, paramiko.SSHException), there:
+            while data := there.recv(READ_AT_ONCE):
+                channel.sendall(data)
+        with contextlib.suppress(OSError, EOFError, paramiko.SSHException):
+            channel.close()
+
+    _start_thread(inwards)
+    _start_thread(outwards)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,247 @@
+"""A login that a keeper holds, as its users see it: the same words as a login of one's own.
+
+Blocks, as every login does. Whoever closes it gives back its tunnels; the login itself stays
+with the keeper, for the next one.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from remoter_kernel.errors import RemoterError, Unreachable
+from remoter_kernel.local.login.keeper import endpoint
+from remoter_kernel.local.login.keeper.keeper_protocol import (
+    FORWARDED_ENV,
+    POLL_EVERY,
+    raise_from_message,
+    receive_message,
+    send_message,
+)
+from remoter_kernel.local.login.keeper.prompt_thread import PromptThread
+from remoter_kernel.local.login.login_results import CompletedCommand, LoginGone
+from remoter_kernel.local.login.prompts import CancellablePrompter
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from multiprocessing.connection import Connection
+
+    from remoter_kernel.local.config.remotes import Remote
+    from remoter_kernel.local.login.prompts import Prompter
+
+UNKNOWN_PLACE = f"by another process (pid {os.getpid()})"
+REMOTE_FIELDS = ("name", "host", "ssh_config", "transport")  # of a remote, to log in
+# What a keeper tells of a login, and the type of each; a newer one may tell more.
+LOGIN_FIELDS: dict[str, type | tuple[type, ...]] = {
+    "host": str,
+    "user": str,
+    "cipher": str,
+    "host_key": str,
+    "transport": str,
+    "why_transport": str,
+    "seconds": dict,
+    "round_trip": (int, float),
+    "since": (int, float),
+    "is_new": bool,
+}
+MOST_RECONNECTS = 5  # that may end, one after the other, just as we come
+
+
+def log_in_by_keeper(
+    remote: Remote,
+    prompter: Prompter | None = None,
+    on_step: Callable[[str], None] = lambda _step: None,
+    on_try: Callable[[KeeperLogin], None] = lambda _login: None,
+    *,
+    in_doubt: bool = False,
+    is_stale: bool = False,
+) -> KeeperLogin:
+    """Use the login of a remote's keeper, which logs in if it has to.
+
+    `in_doubt`: a wire through it was lost; `is_stale`: what it led to was not what it should be,
+    and may be mended by now, but not for a login that began before. `on_step` hears of each step
+    of a new login.
+    """
+    login = KeeperLogin(remote)
+    on_try(login)
+    try:
+        login.start(prompter, on_step, in_doubt=in_doubt, is_stale=is_stale)
+    except BaseException:
+        login.close()
+        raise
+    return login
+
+
+class KeeperTunnel:
+    """A tunnel of the keeper's."""
+
+    def __init__(self, address: str, secret: bytes) -> None:
+        self.address = address
+        self.secret = secret
+
+
+class KeeperLogin:
+    """The way to a keeper's login."""
+
+    def __init__(self, remote: Remote) -> None:
+        self.host = remote.host
+        self.user = self.cipher = self.host_key = ""
+        self.transport = self.why_transport = ""
+        self.seconds: dict[str, float] = {}
+        self.round_trip = 0.0  # seconds
+        self.since = 0.0  # seconds since 1970: when the keeper logged in
+        self.is_new = True  # was it made just now?
+        self.has_prompted = False  # was a person asked for it, through us?
+        self._remote = remote
+        self._connection: Connection | None = None
+        self._lock = threading.Lock()  # one thing at a time
+        self._relogin: Callable[[], None] = lambda: None  # once more, in the same way
+        self._is_cut = False
+        self._has_received = False  # has the keeper ever said a word?
+
+    def start(
+        self,
+        prompter: Prompter | None,
+        on_step: Callable[[str], None],
+        *,
+        in_doubt: bool,
+        is_stale: bool,
+    ) -> None:
+        """Reach the keeper, and have it log in, unless it has."""
+        self._connection = endpoint.connect_to_keeper()
+        message = {
+            "do": "log in",
+            "remote": {name: str(getattr(self._remote, name)) for name in REMOTE_FIELDS},
+            "lifetime": self._remote.login_lifetime,
+            "may_ask": prompter is not None,
+            "place": prompter.place()
+            if isinstance(prompter, CancellablePrompter)
+            else UNKNOWN_PLACE,
+            "is_remembered": self._remote.remember,
+            "in_doubt": in_doubt,
+            "is_stale": is_stale,
+            "environment": {name: os.environ[name] for name in FORWARDED_ENV if name in os.environ},
+        }
+        self._relogin = partial(self._log_in, message, prompter=prompter, on_step=on_step)
+        for keeper in range(1, MOST_RECONNECTS + 1):
+            try:
+                self._relogin()
+                break
+            except Unreachable:
+                if self._is_cut or self._has_received or keeper == MOST_RECONNECTS:
+                    raise
+            # It was about to end, as its time was over.
+            self._disconnect()
+            self._connection = endpoint.connect_to_keeper()
+        message["in_doubt"] = True  # from now on
+
+    def _log_in(self, message: dict[str, Any], **options: Any) -> None:
+        known, _ = self._request(message, **options)
+        for name, kind in LOGIN_FIELDS.items():
+            if isinstance(known.get(name), kind):
+                setattr(self, name, known[name])
+
+    def run(self, command: str, stdin: bytes = b"", *, seconds: float = 60) -> CompletedCommand:
+        """Run a command with this input, and wait until it ends."""
+        message = {"do": "run", "command": command, "seconds": seconds}
+        answer, (stdout, stderr) = self._call(message, stdin)
+        return CompletedCommand(stdout, stderr, answer["status"])
+
+    def run_until_line(
+        self, command: str, stdin: bytes, starts_with: bytes, seconds: float
+    ) -> bytes:
+        """Run a command, and wait for a line of stdout that starts so; the command goes on."""
+        message = {"do": "run until line", "command": command, "seconds": seconds}
+        return self._call(message, stdin, starts_with)[1][0]
+
+    def open_tunnel(self, host: str, port: int) -> KeeperTunnel:
+        """Connect to `host`:`port` from there, and let one connection of ours to it."""
+        return self._open({"do": "open tunnel", "host": host, "port": port})
+
+    def open_pipe(self, command: str, first_line: bytes) -> KeeperTunnel:
+        """Relay one connection here to a command there, once that has said its greeting."""
+        return self._open({"do": "open pipe", "command": command}, first_line)
+
+    def _open(self, message: dict[str, Any], *blobs: bytes) -> KeeperTunnel:
+        answer, _ = self._call(message, *blobs)
+        return KeeperTunnel(answer["address"], bytes.fromhex(answer["secret"]))
+
+    def _call(self, message: dict[str, Any], *blobs: bytes) -> tuple[dict[str, Any], list[bytes]]:
+        """Have something done by the login; one that has died unnoticed is made anew, once."""
+        try:
+            return self._request(message, *blobs)
+        except LoginGone:
+            self._relogin()
+            return self._request(message, *blobs)
+
+    def abort(self) -> None:
+        """Let whatever is under way fail; from another thread."""
+        self._is_cut = True
+
+    def close(self) -> None:
+        """Give the tunnels back; a question that is open is taken back."""
+        self._is_cut = True
+        if self._lock.acquire(timeout=2 * POLL_EVERY):
+            try:
+                self._disconnect()
+            finally:
+                self._lock.release()
+
+    def _disconnect(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection:
+            connection.close()
+
+    def _request(
+        self,
+        message: dict[str, Any],
+        *blobs: bytes,
+        prompter: Prompter | None = None,
+        on_step: Callable[[str], None] = lambda _step: None,
+    ) -> tuple[dict[str, Any], list[bytes]]:
+        """Ask the keeper for something; answer what it asks meanwhile."""
+        with self._lock:
+            if self._connection is None or self._is_cut:
+                raise self._lost_error()
+            try:
+                send_message(self._connection, message, *blobs)
+                answer, back = self._wait_for_answer(self._connection, prompter, on_step)
+            except (OSError, EOFError):
+                raise self._lost_error() from None
+            finally:
+                if self._is_cut:
+                    self._disconnect()
+        raise_from_message(answer, back)
+        return answer, back
+
+    def _wait_for_answer(
+        self,
+        connection: Connection,
+        prompter: Prompter | None,
+        on_step: Callable[[str], None],
+    ) -> tuple[dict[str, Any], list[bytes]]:
+        """Return what the keeper answers in the end."""
+        asking = PromptThread(connection, prompter)
+        try:
+            while True:
+                while not connection.poll(POLL_EVERY):
+                    if self._is_cut:
+                        raise self._lost_error()
+                answer, back = receive_message(connection)
+                self._has_received = True
+                if "step" in answer:
+                    on_step(answer["step"])
+                elif "ask" in answer or "elsewhere" in answer:
+                    self.has_prompted = True
+                    asking.ask(answer)
+                elif "withdrawn" in answer:
+                    asking.withdraw()
+                else:
+                    return answer, back
+        finally:
+            asking.withdraw()
+
+    def _lost_error(self) -> RemoterError:
+        return Unreachable(f"the connection to {self.host} is gone.", "It can be dialled again.")

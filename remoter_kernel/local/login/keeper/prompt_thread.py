@@ -1,0 +1,78 @@
+"""Puts what a keeper asks to the person here, aside: the keeper may take it back meanwhile."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from typing import TYPE_CHECKING, Any
+
+from remoter_kernel.errors import LoginRefused, RemoterError
+from remoter_kernel.local.login.keeper.keeper_protocol import error_to_message, send_message
+from remoter_kernel.local.login.prompts import CancellablePrompter, Prompt, Withdrawn
+from remoter_kernel.protocol.threads import Thread
+
+if TYPE_CHECKING:
+    from multiprocessing.connection import Connection
+
+    from remoter_kernel.local.login.prompts import Prompter
+
+
+class PromptThread:
+    """The question that is open here, if there is one."""
+
+    def __init__(self, connection: Connection, prompter: Prompter | None) -> None:
+        """Remember; answers are sent by the connection."""
+        self._connection = connection
+        self._prompter = prompter
+        self._message: dict[str, Any] = {}
+        self._withdrawn = threading.Event()
+        self._thread: Thread | None = None
+
+    def ask(self, message: dict[str, Any]) -> None:
+        """Ask, or say where somebody else is asked; what was open until now is taken back."""
+        if message == self._message:  # it stands there already
+            return
+        self.withdraw()
+        self._message, self._withdrawn = message, threading.Event()
+        self._thread = Thread(self._run, args=(message, self._withdrawn), name="question")
+        self._thread.start()
+
+    def withdraw(self) -> None:
+        """Ask no more; what is typed from now on is sent to nobody."""
+        self._withdrawn.set()
+        self._message = {}
+        thread, self._thread = self._thread, None
+        if thread and isinstance(self._prompter, CancellablePrompter):
+            thread.join()
+
+    def _run(self, message: dict[str, Any], withdrawn: threading.Event) -> None:
+        try:
+            answer = self._answer(message, withdrawn)
+        except Withdrawn:
+            return
+        except LoginRefused as error:
+            answer = error_to_message(error)[0]
+        except Exception as error:  # noqa: BLE001 - a bug must reach the person, too
+            # Its words may hold what was typed.
+            answer = error_to_message(RemoterError(f"to ask failed: {type(error).__name__}."))[0]
+        if answer:
+            with contextlib.suppress(OSError):
+                send_message(self._connection, {**answer, "number": message.get("number", 0)})
+
+    def _answer(self, message: dict[str, Any], withdrawn: threading.Event) -> dict[str, Any]:
+        """Put it to whoever sits here; nothing: there is nothing to be said."""
+        asks = self._prompter
+        assert asks is not None  # noqa: S101 - the keeper was told who may be asked
+        more: dict[str, Any] = (
+            {"withdrawn": withdrawn} if isinstance(asks, CancellablePrompter) else {}
+        )
+        if "elsewhere" in message:
+            if isinstance(asks, CancellablePrompter):
+                asks.wait_elsewhere(message["elsewhere"], withdrawn)
+            return {}
+        if message["ask"] == "host key":
+            key = (message["host"], message["kind"], message["fingerprint"])
+            return {"trust": asks.confirm_host_key(*key, **more).value}
+        prompts = [Prompt(text, is_shown=is_shown) for text, is_shown in message["prompts"]]
+        told_first = message["instruction"]
+        return {"answers": asks.ask(message["host"], prompts, told_first, **more)}

@@ -1,0 +1,225 @@
+"""All commands and tunnels of a login over one OpenSSH master: ours, or the person's own."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import signal
+import threading
+import time
+from typing import TYPE_CHECKING
+
+from remoter_kernel.local.login.openssh.mux import Mux, MuxError, wake_master
+from remoter_kernel.local.login.openssh.stream_channel import StreamChannel
+from remoter_kernel.local.login.paramiko_channel import (
+    ChannelOpenError,
+    ConnectionClosed,
+    ResponseTimeout,
+)
+from remoter_kernel.local.login.remote_command import RemoteCommand
+from remoter_kernel.protocol.threads import Thread
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from remoter_kernel.local.login.paramiko_channel import ChannelReceiver
+
+ANSWERS_WITHIN = 5.0  # seconds; the master is on this machine
+ENDS_WITHIN = 2.0  # seconds
+FORBIDDEN, CONNECT_FAILED = 1, 2  # RFC 4254, 5.1
+
+
+class MuxStreams:
+    """What one connection to the master has begun."""
+
+    def __init__(self, connection: Mux, socket_path: Path, ends: Sequence[int]) -> None:
+        self.stdin, self.stdout, self.stderr = (*ends, -1)[:3]
+        self._mux = connection
+        self._socket_path = socket_path
+        self._is_over = False
+
+    def wait(self) -> int | None:
+        """Wait until the command ends."""
+        status = self._mux.wait_for_exit()
+        self._is_over = True
+        return status
+
+    def terminate(self) -> None:
+        """Hang up."""
+        was_over, self._is_over = self._is_over, True
+        self._mux.close()
+        if not was_over:
+            wake_master(self._socket_path)
+
+    def discard(self) -> None:
+        """End it where no channel has its streams."""
+        self.terminate()
+        for descriptor in (self.stdin, self.stdout, self.stderr):
+            if descriptor >= 0:
+                os.close(descriptor)
+
+
+class MuxTransport:
+    """A living master at `socket_path`; `open` it, `close_and_join` it."""
+
+    def __init__(self, socket_path: Path, *, is_ours: bool, round_trip: float = math.inf) -> None:
+        self.active = False
+        self.round_trip = round_trip  # seconds: the quickest answer so far
+        self._socket_path = socket_path
+        self._is_ours = is_ours
+        self._process_id = 0
+        self._watch_mux: Mux | None = None
+        self._watcher: threading.Thread | None = None
+        self._lock = threading.Lock()
+        self._channels: set[StreamChannel] = set()
+
+    def open(self) -> None:
+        """Connect, and stay so: a master that ends is noticed, and ours stays for us."""
+        self._watch_mux = Mux(self._socket_path, ANSWERS_WITHIN)
+        try:
+            self._process_id = self._watch_mux.process_id()
+        except BaseException as error:
+            self._watch_mux.close()
+            if isinstance(error, MuxError):
+                raise ConnectionClosed from None
+            raise
+        self.active = True
+        self._watcher = Thread(
+            self._wait_for_master_exit, name="ssh-master", on_error=lambda _error: self.abort()
+        )
+        self._watcher.start()
+
+    def _wait_for_master_exit(self) -> None:
+        assert self._watch_mux is not None  # noqa: S101 (opened)
+        self._watch_mux.wait_for_exit()
+        self.active = False
+
+    # --- channels ---
+
+    def new_channel(self, receiver: ChannelReceiver) -> StreamChannel:
+        """Make a channel that is not open yet."""
+        channel = StreamChannel(self, receiver)
+        with self._lock:
+            self._channels.add(channel)
+        return channel
+
+    def remove_channel(self, channel: StreamChannel) -> None:
+        """Drop a channel that is over."""
+        with self._lock:
+            self._channels.discard(channel)
+
+    def open_session(self, command: str, seconds: float) -> MuxStreams:
+        """Start a command; raise Refused, Closed or TooLate."""
+        try:
+            return self._open_streams(
+                lambda connection, ends: connection.open_session(command, ends), seconds, streams=3
+            )
+        except MuxError:
+            raise ChannelOpenError(CONNECT_FAILED) from None
+
+    def open_forward(self, host: str, port: int, seconds: float) -> MuxStreams:
+        """Connect to there; raise Refused, Closed or TooLate."""
+        try:
+            return self._open_forward_streams(host, port, seconds)
+        except MuxError:
+            # The master does not say why. What would surely answer, if it were allowed, does.
+            code = FORBIDDEN if self._forbids_forwarding(seconds) else CONNECT_FAILED
+            raise ChannelOpenError(code) from None
+
+    def _open_forward_streams(self, host: str, port: int, seconds: float) -> MuxStreams:
+        return self._open_streams(
+            lambda connection, ends: connection.open_forward(host, port, ends), seconds, streams=2
+        )
+
+    def _forbids_forwarding(self, seconds: float) -> bool:
+        """Try to reach the sshd that we talk with: it listens, so a refusal is a rule."""
+        running = RemoteCommand(self)
+        deadline = time.monotonic() + seconds
+        try:
+            running.start("echo $SSH_CONNECTION", b"", deadline)
+            words = running.wait(deadline).stdout.split()
+            streams = self._open_forward_streams(words[-2].decode(), int(words[-1]), seconds)
+        except MuxError:
+            return True
+        except (IndexError, ValueError, ChannelOpenError):
+            return False
+        finally:
+            running.close()
+        streams.discard()
+        return False
+
+    def _open_streams(
+        self, ask: Callable[[Mux, Sequence[int]], None], seconds: float, *, streams: int
+    ) -> MuxStreams:
+        if not self.active:
+            raise ConnectionClosed
+        connection = Mux(self._socket_path, seconds)
+        pipes = [os.pipe() for _ in range(streams)]
+        # stdin flows from here to there, the others the other way.
+        ours = [pipes[0][1], *(pipe[0] for pipe in pipes[1:])]
+        theirs = [pipes[0][0], *(pipe[1] for pipe in pipes[1:])]
+        began = time.perf_counter()
+        try:
+            ask(connection, theirs)
+        except BaseException:
+            connection.close()
+            for descriptor in ours:
+                os.close(descriptor)
+            raise
+        finally:
+            for descriptor in theirs:
+                os.close(descriptor)
+        self.round_trip = min(self.round_trip, time.perf_counter() - began)
+        return MuxStreams(connection, self._socket_path, ours)
+
+    def check_alive(self) -> None:
+        """Find out whether the master lives: its end and a channel's come at the same time."""
+        try:
+            connection = Mux(self._socket_path, ANSWERS_WITHIN)
+        except (ConnectionClosed, ResponseTimeout):
+            self.active = False
+            return
+        try:
+            connection.process_id()
+        except (ConnectionClosed, ResponseTimeout, MuxError):
+            self.active = False
+        finally:
+            connection.close()
+
+    # --- the end ---
+
+    def abort(self) -> None:
+        """Drop everything without a goodbye; the person's own master lives on."""
+        was_active, self.active = self.active, False
+        if self._is_ours and was_active:
+            self._signal(signal.SIGKILL)
+        for channel in self._open_channels():
+            channel.mark_ended()
+
+    def close_and_join(self) -> None:
+        """End what was begun, and the master if it is ours; leave no thread behind."""
+        was_active, self.active = self.active, False
+        channels = self._open_channels()
+        for channel in channels:
+            channel.mark_ended()
+        if self._is_ours and was_active and self._watcher is not None:
+            self._signal(signal.SIGTERM)
+            self._watcher.join(ENDS_WITHIN)
+            if self._watcher.is_alive():
+                self._signal(signal.SIGKILL)
+        if self._watch_mux is not None:
+            self._watch_mux.close()
+        if self._watcher is not None:
+            self._watcher.join(ENDS_WITHIN)
+        for channel in channels:
+            channel.join(ENDS_WITHIN)
+
+    def _open_channels(self) -> list[StreamChannel]:
+        with self._lock:
+            return list(self._channels)
+
+    def _signal(self, number: int) -> None:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.kill(self._process_id, number)

@@ -1,0 +1,1 @@
+"""SSH by paramiko: what only this way of logging in needs."""

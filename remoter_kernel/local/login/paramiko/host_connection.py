@@ -1,0 +1,258 @@
+"""Gets a byte stream to a host: by TCP, through a login on a jump host, or by a ProxyCommand.
+
+What a ProxyCommand complains of on stderr is kept: where it fails, it alone knows why.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import socket
+import subprocess
+import time
+from multiprocessing.connection import wait
+from typing import TYPE_CHECKING, NamedTuple
+
+from remoter_kernel.errors import ForwardingRefused, Unreachable
+from remoter_kernel.local.login.paramiko_channel import ChannelOpenError, ResponseTimeout
+from remoter_kernel.local.login.tunnel import Tunnel
+from remoter_kernel.local.unix_sockets import UNIX_SCHEME, connect_to_listener
+from remoter_kernel.protocol.threads import Thread
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from remoter_kernel.local.login.paramiko.transport import Transport
+    from remoter_kernel.local.login.ssh_config import Destination
+
+# Linux gives up a connection whose bytes nobody acknowledges for this long.
+UNACKNOWLEDGED_FOR = 30_000  # milliseconds
+FORBIDDEN = 1  # RFC 4254, 5.1
+MOST_PROXY_STDERR = 16 * 1024  # bytes of what a ProxyCommand complains of: the last ones
+ENDS_WITHIN = 1.0  # seconds for a ProxyCommand whose connection is gone
+
+
+class ProxyCommandExit(NamedTuple):
+    """How a ProxyCommand has ended, or goes on."""
+
+    status: int | None
+    """None: it goes on."""
+    stderr: str
+    """What it has complained of."""
+
+
+class HostConnection(NamedTuple):
+    """A way to a host."""
+
+    sock: socket.socket
+    close: Callable[[], None]
+    """To be called when it is not needed any more."""
+    proxy_exit: Callable[[], ProxyCommandExit | None] = lambda: None
+    """How its ProxyCommand has ended, if it has one."""
+
+
+def connect_to_host(destination: Destination, jump_transport: Transport | None) -> HostConnection:
+    """Connect, through the jump host `jump_transport` if there is one."""
+    if jump_transport is not None:
+        return _via_jump_host(destination, jump_transport)
+    if destination.socket_path is not None:
+        return _via_unix_socket(destination.socket_path, destination)
+    if destination.proxy_command:
+        return _via_proxy_command(destination)
+    sock = _via_tcp(destination)
+    return HostConnection(sock, sock.close)
+
+
+def _via_tcp(destination: Destination) -> socket.socket:
+    host, port, label = destination.host_name, destination.port, destination.label
+    deadline = time.monotonic() + destination.connect_timeout
+    found = _resolve_name(destination)
+    problem: OSError = TimeoutError()
+    for place, (family, kind, protocol, _, address) in enumerate(found):
+        sock = socket.socket(family, kind, protocol)
+        try:
+            # An address that swallows everything (a dead IPv6, say) must leave time for the next.
+            sock.settimeout(max(0.1, (deadline - time.monotonic()) / (len(found) - place)))
+            sock.connect(address)
+        except OSError as error:
+            problem = error
+            sock.close()
+            continue
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        if hasattr(socket, "TCP_USER_TIMEOUT"):
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNACKNOWLEDGED_FOR)
+        return sock
+    if isinstance(problem, ConnectionRefusedError):
+        raise Unreachable(
+            f"{label} refuses connections at port {port}.",
+            "Is sshd running there, and is the port right?",
+        ) from problem
+    if isinstance(problem, TimeoutError):
+        raise Unreachable(
+            f"{label} did not answer within {destination.connect_timeout:g} s.",
+            "Is the machine up, and does it take a VPN to reach it?",
+        ) from problem
+    raise Unreachable(
+        f"{host} cannot be reached: {problem.strerror or problem}.",
+        "Look at the network or VPN, then try again.",
+    ) from problem
+
+
+def _via_unix_socket(path: Path, destination: Destination) -> HostConnection:
+    try:
+        sock = connect_to_listener(f"{UNIX_SCHEME}{path}", destination.connect_timeout)
+    except OSError as error:
+        raise Unreachable(
+            f"{destination.label} does not answer: {error.strerror or error}.", "Try again."
+        ) from error
+    return HostConnection(sock, sock.close)
+
+
+def _resolve_name(destination: Destination) -> list[tuple[int, int, int, str, tuple[str, int]]]:
+    """Resolve the name within the deadline: the resolver itself may take a minute."""
+    answer: list[object] = []
+
+    def ask() -> None:
+        try:
+            where = (destination.host_name, destination.port)
+            answer.append(socket.getaddrinfo(*where, type=socket.SOCK_STREAM))
+        except Exception as error:  # noqa: BLE001 - whatever it was: the name is not known
+            answer.append(error)
+
+    resolver = Thread(ask, name="ssh-look-up", on_error=answer.append)
+    resolver.start()
+    resolver.join(destination.connect_timeout)
+    if not answer:
+        raise Unreachable(
+            f"the name {destination.host_name} was not resolved within "
+            f"{destination.connect_timeout:g} s.",
+            "Look at the network or VPN: its name server does not answer.",
+        )
+    if isinstance(answer[0], Exception):
+        raise Unreachable(
+            f"the name {destination.host_name} does not resolve.",
+            "Look for a typing error, or connect the VPN that knows it.",
+        ) from answer[0]
+    return answer[0]  # type: ignore[return-value]  # what getaddrinfo gives
+
+
+def _via_jump_host(destination: Destination, jump_transport: Transport) -> HostConnection:
+    near, far = socket.socketpair()
+    tunnel = Tunnel(jump_transport, destination.host_name, destination.port, local=far)
+    try:
+        tunnel.open(destination.connect_timeout)
+    except ChannelOpenError as error:
+        near.close()
+        if error.code == FORBIDDEN:
+            raise ForwardingRefused(
+                f"the jump host before {destination.label} forbids TCP forwarding.",
+                "Its administrator would have to allow it (AllowTcpForwarding, PermitOpen).",
+            ) from None
+        raise Unreachable(
+            f"{destination.label} cannot be reached from its jump host.",
+            "Look for its name and port as the jump host knows them.",
+        ) from None
+    except ResponseTimeout:
+        near.close()
+        raise Unreachable(
+            f"{destination.label} did not answer its jump host within "
+            f"{destination.connect_timeout:g} s.",
+            "Is the machine up?",
+        ) from None
+    except BaseException:
+        near.close()
+        raise
+
+    def leave() -> None:
+        near.close()
+        tunnel.close()
+
+    return HostConnection(near, leave)
+
+
+def _via_proxy_command(destination: Destination) -> HostConnection:
+    if os.name != "posix":
+        raise Unreachable(
+            f"{destination.label} needs a ProxyCommand, which does not work from Windows here.",
+            "Use ProxyJump instead.",
+        )
+    near, far = socket.socketpair()
+    try:
+        with far:
+            command = _ProxyCommand(destination, far.fileno())
+    except OSError as error:
+        near.close()
+        raise Unreachable(
+            f"the ProxyCommand of {destination.label} cannot be started: "
+            f"{os.strerror(error.errno or errno.EIO)}.",
+            "Look at your ssh config.",
+        ) from error
+
+    def leave() -> None:
+        near.close()
+        command.stop()
+
+    return HostConnection(near, leave, command.wait_for_exit)
+
+
+class _ProxyCommand:
+    """A ProxyCommand that runs, and the last of what it complains of."""
+
+    def __init__(self, destination: Destination, descriptor: int) -> None:
+        self._stderr = b""
+        self._stop_read_fd, self._stop_write_fd = os.pipe()
+        try:
+            self._process = subprocess.Popen(
+                # As OpenSSH does: a line for the shell, from the person's own configuration.
+                ["/bin/sh", "-c", f"exec {destination.proxy_command}"],
+                env=destination.environment,
+                stdin=descriptor,
+                stdout=descriptor,
+                stderr=subprocess.PIPE,
+                start_new_session=True,
+            )
+        except BaseException:
+            os.close(self._stop_read_fd)
+            os.close(self._stop_write_fd)
+            raise
+        self._reader = Thread(self._read_stderr, name="ssh-proxy")
+        self._reader.start()
+
+    def _read_stderr(self) -> None:
+        """Read until its end, or until nobody wants to know: what it has started may go on."""
+        stderr = self._process.stderr
+        assert stderr is not None  # noqa: S101 (piped)
+        with contextlib.suppress(OSError), stderr:
+            while self._stop_read_fd not in wait([stderr.fileno(), self._stop_read_fd]):
+                data = os.read(stderr.fileno(), MOST_PROXY_STDERR)
+                if not data:
+                    break
+                self._stderr = (self._stderr + data)[-MOST_PROXY_STDERR:]
+
+    def wait_for_exit(self) -> ProxyCommandExit:
+        """Say how it has ended; it has a moment for that."""
+        status: int | None = None
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            status = self._process.wait(ENDS_WITHIN)
+            self._reader.join(ENDS_WITHIN)
+        return ProxyCommandExit(status, self._stderr.decode(errors="replace"))
+
+    def stop(self) -> None:
+        """End it, and leave nothing behind; may be called again."""
+        with contextlib.suppress(OSError):
+            self._process.terminate()
+        try:
+            self._process.wait(ENDS_WITHIN)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        if self._reader.is_alive():
+            os.write(self._stop_write_fd, b"!")
+            self._reader.join()
+        for descriptor in (self._stop_read_fd, self._stop_write_fd):
+            if descriptor >= 0:
+                os.close(descriptor)
+        self._stop_read_fd = self._stop_write_fd = -1

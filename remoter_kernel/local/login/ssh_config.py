@@ -1,0 +1,407 @@
+"""Turns what a person calls a host into where, as whom and with which files to log in.
+
+`ssh -G` answers where an OpenSSH client exists, because only it reads ssh_config as
+OpenSSH does (paramiko's parser knows neither `Include` nor `Match tagged`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import subprocess
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from remoter_kernel.errors import BadConfiguration, Unreachable, Usage
+from remoter_kernel.local.login.ssh_config_cache import ConfigFiles, cache_answer, cached_answer
+from remoter_kernel.local.login.ssh_keywords import DEFAULT_RULES, LoginRules, login_rules
+from remoter_kernel.local.login.tokens import Tokens, account_home, local_user
+from remoter_kernel.local.private_files import requiring_home
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+QUERY_WITHIN = 5.0  # seconds for `ssh -G`: a `Match exec` in it may ask the network
+CONNECT_WITHIN = 10.0  # seconds, unless ConnectTimeout says otherwise
+SSH_PORT = 22
+LONGEST_CHAIN = 8  # jump hosts: more than that is two aliases that name each other
+
+SYSTEM_CONFIG = Path("/etc/ssh/ssh_config")
+SYSTEM_KNOWN_HOSTS = (Path("/etc/ssh/ssh_known_hosts"), Path("/etc/ssh/ssh_known_hosts2"))
+KERBEROS = ("gssapiauthentication", "gssapikeyexchange")
+# What `ssh -G` lists when nobody has named an identity; see `Destination.identity_files`.
+DEFAULT_IDENTITIES = frozenset(
+    f"~/.ssh/id_{kind}"
+    for kind in (
+        "rsa",
+        "ecdsa",
+        "ecdsa_sk",
+        "ed25519",
+        "ed25519_sk",
+        "xmss",
+        "dsa",
+        "mldsa44_ed25519",
+    )
+)
+
+
+_defaults_by_ssh: dict[
+    tuple[str, int], dict[str, list[str]] | None
+] = {}  # by the ssh that has said so
+
+
+@dataclass(frozen=True)
+class OpenSSHOptions:
+    """What the system's ssh must be told, or says of itself, when it is to log in there."""
+
+    config_option: tuple[str, ...] = ()
+    """Its option `-F`, if any."""
+    control_path: str = ""
+    """The socket of the person's own ControlMaster, alive or not."""
+    uses_kerberos: bool = False
+    keeps_alive: bool = False
+    """The person has chosen how a dead connection is noticed."""
+    keywords: frozenset[str] = field(default=frozenset(), repr=False)
+    """All that `ssh -G` told about: an older ssh stumbles over what it does not know."""
+
+
+@dataclass(frozen=True)
+class Destination:
+    """Where to log in, as whom, and with which files; plain values only."""
+
+    host_name: str
+    port: int
+    user: str
+    identity_files: tuple[Path, ...] = ()
+    """Private keys that were named for this host; empty: the default ones."""
+    known_hosts_files: tuple[Path, ...] = ()
+    """The first is the one that learns new keys."""
+    host_key_alias: str = ""
+    jumps: tuple[Destination, ...] = ()
+    """Hosts to pass through, the nearest first; their own `jumps` are empty."""
+    identities_only: bool = False
+    identity_agent: str = ""
+    """A socket path, or "none"; empty: what SSH_AUTH_SOCK says."""
+    connect_timeout: float = CONNECT_WITHIN
+    proxy_command: str = ""
+    alias: str = ""
+    """What the person typed: for sentences, and for the system's ssh."""
+    openssh: OpenSSHOptions = OpenSSHOptions()
+    socket_path: Path | None = None
+    """A unix socket of this machine where its server listens, instead of TCP."""
+    environment: Mapping[str, str] = field(
+        default_factory=lambda: dict(os.environ), compare=False, repr=False
+    )
+    """Of whoever logs in: it names the agent, the Kerberos ticket, and where programs are."""
+    rules: LoginRules = DEFAULT_RULES
+
+    @property
+    def label(self) -> str:
+        """How to call this host in a sentence."""
+        where = self.host_name if self.port == SSH_PORT else f"{self.host_name}:{self.port}"
+        return where if self.alias in ("", self.host_name, where) else f"{self.alias} ({where})"
+
+
+@dataclass(frozen=True)
+class _HostSpec:
+    """The parts of `[user@]host[:port]`; empty or 0 where nothing was said."""
+
+    host: str
+    user: str = ""
+    port: int = 0
+
+
+def resolve_destination(
+    host: str, ssh_config: Path, environment: Mapping[str, str] | None = None
+) -> Destination:
+    """Say where `host` is: an alias of `ssh_config`, or `user@host[:port]`.
+
+    `environment`: of whoever logs in, if that is another process.
+    """
+    environment = dict(os.environ) if environment is None else environment
+    with requiring_home():
+        return _resolve_hop(host, Path(ssh_config).expanduser(), environment, depth=0)
+
+
+def _resolve_hop(
+    host: str, config: Path, environment: Mapping[str, str], *, depth: int
+) -> Destination:
+    if depth > LONGEST_CHAIN:
+        raise BadConfiguration(
+            f"the jump hosts of {host} lead in a circle.", f"Look at ProxyJump in {config}."
+        )
+    spec = _parse_host_spec(host)
+    ssh = _find_ssh(environment)
+    keywords = _query_ssh(spec, config, environment) if ssh else _read_without_ssh(spec, config)
+    tokens = _tokens_for(spec, keywords, config, environment)
+    rules = login_rules(keywords, _ssh_defaults(ssh) if ssh else None)
+    destination = replace(_destination(spec, keywords, tokens), rules=rules)
+    destination = replace(destination, openssh=_openssh_options(keywords, config))
+    jumps = tokens.expand_command(keywords.get("proxyjump", ["none"])[0])
+    if jumps.lower() == "none":
+        return destination
+    chain: list[Destination] = []
+    for place, hop in enumerate(re.split(r"\s*,\s*", jumps.strip())):
+        found = _resolve_hop(hop, config, environment, depth=depth + 1)
+        # As in OpenSSH, only the first hop may bring jump hosts of its own.
+        chain += [*(found.jumps if place == 0 else ()), replace(found, jumps=())]
+    return replace(destination, jumps=tuple(chain), proxy_command="")
+
+
+def _parse_host_spec(text: str) -> _HostSpec:
+    """Split `[ssh://][user@]host[:port]`, where an IPv6 address with a port has brackets."""
+    rest = text.strip().removeprefix("ssh://").rstrip("/")
+    user, at, where = rest.rpartition("@")
+    if match := re.fullmatch(r"\[(?P<host>[^\]]+)\](?::(?P<port>\d+))?", where):
+        name, port = match["host"], match["port"]
+    elif where.count(":") == 1:
+        name, _, port = where.partition(":")
+    else:
+        name, port = where, None
+    # A leading "-" would be an option to ssh, and a control character a second line.
+    bad = not name or name.startswith("-") or user.startswith("-") or (at and not user)
+    # The rest as ssh itself has it; a backslash is for users like CORP\ada.
+    if bad or re.search(r"[\s\x00-\x1f\x7f'\"`$;&<>|(){}]", user + name) or "\\" in name:
+        raise Usage(
+            f"{text!r} is no host.", "Write an alias of your ssh config or user@host[:port]."
+        )
+    if port is not None and not (port.isdigit() and 0 < int(port) < 65536):  # noqa: PLR2004 (TCP's)
+        raise Usage(f"{text!r} has no valid port.", "Write user@host:22, for example.")
+    return _HostSpec(name, user, int(port or 0))
+
+
+# ----------------------------------------------------------- asking OpenSSH
+
+
+def has_usable_ssh(environment: Mapping[str, str]) -> bool:
+    """Say whether there is an OpenSSH client here that works for this user."""
+    return bool(_find_ssh(environment))
+
+
+def _find_ssh(environment: Mapping[str, str]) -> str:
+    """Find ssh; it does nothing for a user id without an entry in the user database."""
+    with contextlib.suppress(KeyError):
+        if os.name == "posix":
+            import pwd  # noqa: PLC0415 (not on Windows)
+
+            pwd.getpwuid(os.getuid())
+        return shutil.which("ssh", path=environment.get("PATH", os.defpath)) or ""
+    return ""
+
+
+def _ssh_defaults(ssh: str) -> dict[str, list[str]] | None:
+    """Say what this ssh does where no file says anything; None where it does not tell."""
+    with contextlib.suppress(OSError):
+        key = (ssh, os.stat(ssh).st_mtime_ns)  # noqa: PTH116 (a text is at hand)
+        if key not in _defaults_by_ssh:
+            _defaults_by_ssh.clear()
+            _defaults_by_ssh[key] = _query_ssh_defaults(ssh)
+        if _defaults_by_ssh[key] is None:  # a busy machine: it is asked again the next time
+            return _defaults_by_ssh.pop(key)
+        return _defaults_by_ssh[key]
+    return None
+
+
+def _query_ssh_defaults(ssh: str) -> dict[str, list[str]] | None:
+    command = [ssh, "-G", "-F", "none", "--", "host.invalid"]
+    try:
+        done = subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=QUERY_WITHIN,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return _parse_keywords(done.stdout.decode(errors="surrogateescape")) or None
+
+
+def _parse_keywords(output: str) -> dict[str, list[str]]:
+    keywords: dict[str, list[str]] = {}
+    for line in output.split("\n"):
+        key, _, value = line.partition(" ")
+        keywords.setdefault(key.lower(), []).append(value.strip())
+    return keywords
+
+
+def _query_ssh(
+    spec: _HostSpec, config: Path, environment: Mapping[str, str], *options: str
+) -> dict[str, list[str]]:
+    """Let `ssh -G` say all that its configuration means for this host."""
+    choice = _config_option(config)
+    # With -v it tells which files it reads.
+    command = ["ssh", "-v", "-G", *choice, *options]
+    command += ["-l", spec.user] if spec.user else []
+    command += ["-p", str(spec.port)] if spec.port else []
+    command += ["--", spec.host]
+
+    ssh = _find_ssh(environment)
+    files = ConfigFiles(ssh, choice)
+    answer = cached_answer(command, files)
+    if answer is None:
+        done = _run_ssh_g(command, spec, config, environment)
+        answer = done.stdout.decode(errors="surrogateescape")
+        is_sure = not files.is_uncacheable and files.covers(done.stderr.decode(errors="replace"))
+        if is_sure and files.is_settled and ConfigFiles(ssh, choice).stamp == files.stamp:
+            cache_answer(command, files, answer)
+    return _parse_keywords(answer)
+
+
+def _run_ssh_g(
+    command: list[str], spec: _HostSpec, config: Path, environment: Mapping[str, str]
+) -> subprocess.CompletedProcess[bytes]:
+    try:
+        done = subprocess.run(
+            command,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=QUERY_WITHIN,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise Unreachable(
+            f"`ssh -G {spec.host}` did not answer within {QUERY_WITHIN:g} s.",
+            f"Look for a slow `Match exec` in {config}.",
+        ) from error
+    except OSError as error:
+        raise BadConfiguration(f"`ssh -G` cannot be run: {error}.") from error
+    if done.returncode != 0:
+        keywords = done.stderr.decode(errors="replace").strip().splitlines()
+        why = [line for line in keywords if not line.startswith("debug")] or ["no reason given"]
+        raise BadConfiguration(
+            f"ssh does not understand its configuration for {spec.host}: {why[-1]}.",
+            f"Look at {config}.",
+        )
+    return done
+
+
+def _config_option(config: Path) -> list[str]:
+    """Choose ssh's option `-F`.
+
+    Without it ssh reads the system's file too, but looks in the home of the password
+    database, whatever HOME says.
+    """
+    if config == Path(account_home()) / ".ssh" / "config":
+        return []
+    if config.exists():
+        return ["-F", str(config)]
+    if config != Path.home() / ".ssh" / "config":
+        raise BadConfiguration(
+            f"the ssh configuration {config} does not exist.",
+            "Correct `ssh_config` of this remote, or make the file.",
+        )
+    return ["-F", str(SYSTEM_CONFIG) if SYSTEM_CONFIG.exists() else "none"]
+
+
+def _read_without_ssh(spec: _HostSpec, config: Path) -> dict[str, list[str]]:
+    """Read ssh_config with paramiko's parser, where there is no OpenSSH client."""
+    from remoter_kernel.local.login.paramiko_config import lookup_host  # noqa: PLC0415 (0.2 s, seldom)
+
+    keywords: dict[str, list[str]] = {}
+    if config.exists():
+        keywords = lookup_host(config, spec.host)
+    elif config != Path.home() / ".ssh" / "config":
+        _config_option(config)  # says that it does not exist
+    if spec.user:
+        keywords["user"] = [spec.user]
+    if spec.port:
+        keywords["port"] = [str(spec.port)]
+    return keywords
+
+
+# --------------------------------------------------- from words to a Destination
+
+
+def _tokens_for(
+    spec: _HostSpec, keywords: dict[str, list[str]], config: Path, environment: Mapping[str, str]
+) -> Tokens:
+    def ask_ssh(name: str) -> str:
+        if not has_usable_ssh(environment):
+            return tokens.hash(_first_value(keywords, "proxyjump")) if name == "C" else ""
+        # Of all that takes tokens, this is what each `ssh -G` shows filled in.
+        told = _query_ssh(spec, config, environment, "-o", f"ControlPath=/%{name}")
+        return told.get("controlpath", ["/"])[0].removeprefix("/")
+
+    tokens = Tokens.for_host(
+        spec.host,
+        host=_first_value(keywords, "hostname", spec.host),
+        port=int(_first_value(keywords, "port", str(SSH_PORT))),
+        user=_first_value(keywords, "user") or _local_user_name(),
+        alias=_first_value(keywords, "hostkeyalias"),
+        expand_by_ssh=ask_ssh,
+        environment=environment,
+    )
+    return tokens
+
+
+def _local_user_name() -> str:
+    name = local_user()
+    if not name:
+        who = f" (number {os.getuid()})" if os.name == "posix" else ""
+        raise BadConfiguration(
+            f"nobody is named to log in as, and the user here{who} has no name either.",
+            "Write user@host, or `User` in your ssh config.",
+        )
+    return name
+
+
+def _first_value(keywords: dict[str, list[str]], key: str, default: str = "") -> str:
+    value = keywords.get(key, [default])[0]
+    return default if value.lower() == "none" else value
+
+
+def _destination(spec: _HostSpec, keywords: dict[str, list[str]], tokens: Tokens) -> Destination:
+    identities = [name for name in keywords.get("identityfile", []) if name.lower() != "none"]
+    if all(name in DEFAULT_IDENTITIES for name in identities) and len(identities) > 1:
+        identities = []
+    wait = _first_value(keywords, "connecttimeout", "0")
+    agent = keywords.get("identityagent", [""])[0]
+    return Destination(
+        host_name=tokens.values["h"],
+        port=int(tokens.values["p"]),
+        user=tokens.values["r"],
+        identity_files=tuple(tokens.expand_path(name) for name in identities),
+        known_hosts_files=_known_hosts_files(keywords, tokens),
+        host_key_alias=_first_value(keywords, "hostkeyalias"),
+        identities_only=_first_value(keywords, "identitiesonly") == "yes",
+        identity_agent="" if agent == "SSH_AUTH_SOCK" else tokens.expand(agent),
+        connect_timeout=float(wait) if wait.isdigit() and int(wait) else CONNECT_WITHIN,
+        proxy_command=tokens.expand_command(_first_value(keywords, "proxycommand")),
+        alias=spec.host,
+        environment=tokens.environment,
+    )
+
+
+def _openssh_options(keywords: dict[str, list[str]], config: Path) -> OpenSSHOptions:
+    control_path = keywords.get("controlpath", ["none"])[0]
+    return OpenSSHOptions(
+        config_option=tuple(_config_option(config)),
+        control_path="" if control_path.lower() == "none" else control_path,
+        uses_kerberos=any(keywords.get(word, ["no"])[0] == "yes" for word in KERBEROS),
+        keeps_alive=keywords.get("serveraliveinterval", ["0"])[0] != "0",
+        keywords=frozenset(keywords),
+    )
+
+
+def _known_hosts_files(keywords: dict[str, list[str]], tokens: Tokens) -> tuple[Path, ...]:
+    """List the user's files first, then the system's, which take no tokens."""
+    user = _split_paths(
+        keywords.get("userknownhostsfile", ["~/.ssh/known_hosts ~/.ssh/known_hosts2"])
+    )
+    system = _split_paths(
+        keywords.get("globalknownhostsfile", [" ".join(map(str, SYSTEM_KNOWN_HOSTS))])
+    )
+    # Where the person has no file, none learns a new key: the system's is not theirs to write.
+    own = [tokens.expand_path(name) for name in user] or [Path(os.devnull)]
+    return (*own, *map(Path, system))
+
+
+def _split_paths(values: list[str]) -> list[str]:
+    # ssh -G does not quote: a new path starts where a "/", "~" or drive letter follows a space.
+    names = re.split(r"\s+(?=[/~%$]|[A-Za-z]:[\\/]|none\b)", " ".join(values))
+    return [name.strip('"') for name in names if name and name.lower() != "none"]

@@ -1,0 +1,250 @@
+"""A tunnel: one connection of ours here, one TCP connection there, bytes between them.
+
+Here it listens where only this person's processes can connect, and takes the first of them.
+
+What comes from there is written to the local socket by the transport's own thread; only
+when that socket is full does a thread of the tunnel take over, in order, until it has
+caught up. What comes from here is read and sent by another thread of the tunnel. When
+either side closes, the other is closed at once: ZeroMQ must see a cut as a cut.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import struct
+import sys
+import threading
+import time
+from collections import deque
+from typing import TYPE_CHECKING
+
+from remoter_kernel.local import loopback_auth
+from remoter_kernel.local.login.paramiko_channel import PACKET, ConnectionClosed, ResponseTimeout
+from remoter_kernel.local.unix_sockets import PrivateListener
+from remoter_kernel.protocol.threads import Thread
+
+if TYPE_CHECKING:
+    from remoter_kernel.local.login.paramiko_channel import ChannelFactory
+
+# Windows cannot ask one call not to block: there, the tunnel's thread writes everything.
+DONTWAIT_FLAG: int | None = getattr(socket, "MSG_DONTWAIT", None)
+LINGER = "hh" if sys.platform == "win32" else "ii"  # on, seconds
+READ_AT_ONCE = 4 * PACKET  # bytes
+THREADS_END_WITHIN = 2.0  # seconds
+BACKLOG = 8  # where strangers can connect, they must not fill it at once
+ACCEPT_WITHIN = 60.0  # seconds: whoever asked for a tunnel connects at once
+SOCKET_KIND = "t"  # how the names of tunnels' sockets begin
+
+
+class Tunnel:
+    """Listens for exactly one connection, or is given it (`local`)."""
+
+    def __init__(
+        self, transport: ChannelFactory, host: str, port: int, *, local: socket.socket | None = None
+    ) -> None:
+        self.address = ""
+        """Where to connect to, as ZeroMQ writes it."""
+        self.secret = b""
+        """What whoever connects by TCP says first, unless it is ZeroMQ."""
+        self.sent = 0  # bytes, from here to there
+        self.received = 0  # bytes, from there to here
+        self._target = (host, port)
+        self._channel = transport.new_channel(self)
+        self._listener: PrivateListener | None = None
+        self._local = local
+        self._changed = threading.Condition()
+        self._backlog: deque[bytes] = deque()  # came from there, not yet written here
+        self._is_writing = False  # the writer holds a block that is older than all others
+        self._is_over = False
+        self._is_aborted = False  # closed from here: what was not read yet is of no use any more
+        self._threads = [
+            Thread(self._serve, name="ssh-tunnel", on_error=lambda _error: self.close())
+        ]
+
+    def open(self, seconds: float) -> None:
+        """Connect the far end, then listen here; raise Refused, Closed or TooLate."""
+        try:
+            self._open_channel(seconds)
+            if self._local is None:
+                self._listener = PrivateListener(SOCKET_KIND, backlog=BACKLOG)
+                self.address = self._listener.address
+                self.secret = loopback_auth.new_secret() if self._listener.is_tcp else b""
+        except BaseException:
+            self._channel.close()
+            if self._local is not None:
+                self._local.close()
+            raise
+        self._threads[0].start()
+
+    def _open_channel(self, seconds: float) -> None:
+        """Let the other end be what this tunnel leads to."""
+        self._channel.request_open("direct-tcpip", *self._target, "127.0.0.1", 0)
+        self._channel.wait_open(seconds)
+
+    @property
+    def is_open(self) -> bool:
+        """Say whether bytes can still pass."""
+        return not self._is_over
+
+    def close(self) -> None:
+        """Close both sides; what was not written yet is dropped."""
+        with self._changed:
+            self._is_aborted = True
+            self._backlog.clear()
+        self.connection_lost()
+        self._channel.close()
+        for thread in self._threads:
+            if thread.is_alive() and thread is not threading.current_thread():
+                thread.join(THREADS_END_WITHIN)
+
+    # --- from there to here: on the transport's thread ---
+
+    def data_received(self, data: bytes) -> None:
+        """Write it here now if nothing older waits and the socket has room."""
+        if not data:
+            # A half-closed ZeroMQ connection is of no use to anybody.
+            self.connection_lost()
+            return
+        self.received += len(data)
+        written = 0
+        with self._changed:
+            if self._local is not None and not self._backlog and not self._is_writing:
+                written = self._try_write(self._local, data)
+            if written < len(data):
+                self._backlog.append(data[written:] if written else data)
+                self._wake_writer()
+        if written:
+            self._channel.adjust_window(written)
+
+    def extended_data_received(self, data: bytes) -> None:
+        """Nothing comes beside the stream of a TCP connection; were it to, drop it."""
+        self._channel.adjust_window(len(data))
+
+    def exit_status_received(self) -> None:
+        """A TCP connection has no exit status."""
+
+    def connection_lost(self) -> None:
+        """Close this side, once all that came has been written."""
+        with self._changed:
+            if self._is_over:
+                return
+            self._is_over = True
+            self._changed.notify_all()
+            waits = bool(self._backlog) or self._is_writing
+            local = self._local
+        if local is None:
+            self._wake_listener()
+        elif not waits:
+            _shut_socket(local)
+
+    @staticmethod
+    def _try_write(local: socket.socket, data: bytes) -> int:
+        if DONTWAIT_FLAG is None:
+            return 0
+        try:
+            return local.send(data, DONTWAIT_FLAG)
+        except OSError:
+            # Full, or gone: if gone, the reader finds out and closes the channel.
+            return 0
+
+    def _wake_writer(self) -> None:
+        if self._local is None:
+            return
+        if len(self._threads) == 1:
+            writer = Thread(
+                self._drain, name="ssh-tunnel-late", on_error=lambda _error: self.close()
+            )
+            self._threads.append(writer)
+            writer.start()
+        self._changed.notify_all()
+
+    def _drain(self) -> None:
+        local = self._local
+        assert local is not None  # noqa: S101 (it is why this thread was started)
+        while True:
+            with self._changed:
+                self._is_writing = False
+                self._changed.wait_for(lambda: self._backlog or self._is_over)
+                if not self._backlog:
+                    break
+                data = self._backlog.popleft()
+                self._is_writing = True
+            try:
+                local.sendall(data)
+            except OSError:
+                break
+            self._channel.adjust_window(len(data))
+        _shut_socket(local)
+
+    # --- from here to there: on the tunnel's thread ---
+
+    def _serve(self) -> None:
+        local = self._accept_once()
+        if local is not None:
+            with local:
+                with contextlib.suppress(OSError, ConnectionClosed, ResponseTimeout):
+                    while data := local.recv(READ_AT_ONCE):
+                        self._channel.send(data)
+                        self.sent += len(data)
+                if self._is_aborted:
+                    _set_reset_on_close(local)
+        with self._changed:
+            # Nobody is left to read what came.
+            self._is_over = True
+            self._backlog.clear()
+            self._changed.notify_all()
+        self._channel.close()
+
+    def _accept_once(self) -> socket.socket | None:
+        if self._listener is None:
+            return self._local
+        with contextlib.suppress(OSError), self._listener as listener:
+            local = self._accept_authenticated(listener)
+            listener.unlink()
+            with self._changed:
+                # What came before an end that was quicker than we are is still written.
+                has_last_words = bool(self._backlog) and not (listener.is_tcp or self._is_aborted)
+                if not self._is_over or has_last_words:
+                    self._local = local
+                    if self._backlog:
+                        self._wake_writer()
+                    return local
+            local.close()
+            # Whoever came too late must see the end; not every system resets its backlog.
+            while True:
+                listener.accept(0).close()
+        return None
+
+    def _accept_authenticated(self, listener: PrivateListener) -> socket.socket:
+        """Take the first connection of whoever the tunnel is for; OSError if none comes."""
+        deadline = time.monotonic() + ACCEPT_WITHIN
+        while True:
+            local = listener.accept(max(0.001, deadline - time.monotonic()))
+            if (
+                self._is_over
+                or not listener.is_tcp
+                or loopback_auth.is_authenticated(local, self.secret)
+            ):
+                return local
+            local.close()
+
+    def _wake_listener(self) -> None:
+        if self._listener is not None:
+            self._listener.wake()
+
+
+def _set_reset_on_close(local: socket.socket) -> None:
+    """Let a close be heard by a peer that only sends.
+
+    One that waits for room in a full window would not hear an orderly close: with its
+    window shut, our end is gone for the system, too, but for a minute it does not say so.
+    """
+    with contextlib.suppress(OSError):
+        local.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack(LINGER, 1, 0))
+
+
+def _shut_socket(local: socket.socket) -> None:
+    """End a connection under the thread that reads from it."""
+    with contextlib.suppress(OSError):
+        local.shutdown(socket.SHUT_RDWR)

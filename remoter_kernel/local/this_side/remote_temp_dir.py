@@ -1,0 +1,189 @@
+"""A private folder there for what is carried: below the session's own, and gone afterwards.
+
+What is carried goes by the login and not by the session's messages, so that it is neither kept
+in the journal nor heard by others of the session.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import secrets
+import threading
+import time
+from concurrent.futures import Future, wait
+from typing import TYPE_CHECKING, Protocol, Self
+
+from remoter_kernel.errors import RemoteLacks, RemoterError, Unreachable
+from remoter_kernel.protocol.threads import Thread
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from remoter_kernel.local.login.login_results import CompletedCommand
+
+BLOCK = 64 * 1024  # bytes; the least that is sent at once
+FIRST_PIECE = 256 * 1024  # bytes
+LARGEST_PIECE = 8 * 1024 * 1024  # bytes: as much as is in memory here at once
+PIECE_TAKES = 1.0  # seconds, about: what is interrupted is out of the way soon
+MOST_TRIES = 5  # for a piece whose connection is cut
+PIECE_WITHIN = 600.0  # seconds, on a slow link, too
+LOOK_EVERY = 0.1  # seconds
+CLEAR_WITHIN = 1.0  # seconds; then nobody waits for it any more
+OUTPUT_MARK = b"remoter-room:"  # what shells there print by themselves comes before it
+
+# Lines that any login shell (csh and fish, too) passes on: no quotes inside, no newline, no `!`.
+_FOLDER = '"${{XDG_DATA_HOME:-$HOME/.local/share}}/remoter-kernel/sessions/{session}/{name}"'
+_OPEN = "sh -c 'umask 077; mkdir -p {folder} && cd {folder} && printf remoter-room: && pwd -P'"
+# The same piece may be written twice: a cut leaves in doubt how much of it has arrived.
+_WRITE = "sh -c 'umask 077; dd of={folder}/object bs={block} seek={begin} conv=notrunc 2>&1'"
+_READ = "sh -c 'printf remoter-room:; tail -c +{begin} {folder}/object | head -c {size}'"
+_ANSWER = "sh -c 'printf remoter-room:; head -c 1048577 {folder}/answer'"
+_CLOSE = "sh -c 'rm -rf {folder}'"
+
+
+def _open_private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
+
+
+class CommandExecutor(Protocol):
+    """What is needed of a login."""
+
+    def run(self, command: str, stdin: bytes = b"", *, seconds: float = 60) -> CompletedCommand:
+        """Run a command with this input, and wait until it ends."""
+
+
+class RemoteTempDir:
+    """One such folder, between enter and exit. Blocks."""
+
+    def __init__(
+        self,
+        login: Callable[[], CommandExecutor],
+        session: str,
+        check_cancelled: Callable[[], None],
+        wait_for_link: Callable[[], None],
+        leftovers: list[str],
+    ) -> None:
+        """`check_cancelled` is called all the time, `wait_for_link` after a cut; both may raise.
+
+        `login` returns the one of the moment: a cut ends one, and another one takes its place.
+        `leftovers` lists folders that could not be removed: the next room takes them along.
+        """
+        self._login = login
+        self._check_cancelled = check_cancelled
+        self._wait_for_link = wait_for_link
+        self._leftovers = leftovers
+        self._piece_size = FIRST_PIECE
+        self._running = threading.Thread()
+        name = f"carried-{secrets.token_hex(8)}"
+        self._folder = _FOLDER.format(session=session, name=name)
+        self.path = ""  # as a process there knows it
+
+    def __enter__(self) -> Self:
+        """Make it."""
+        what = "No folder could be made there"
+        try:
+            self.path = self._run(_OPEN.format(folder=self._folder), what=what).decode().strip()
+        except RemoterError:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Remove it with all that is in it."""
+        clearing = Thread(self._clear, name="clearing")
+        clearing.start()
+        clearing.join(CLEAR_WITHIN)  # no longer: the link may be a black hole
+
+    def _clear(self) -> None:
+        if self._running.is_alive():
+            self._running.join()
+        left = [self._leftovers.pop() for _ in range(len(self._leftovers))]
+        for folder in [self._folder, *left]:
+            try:
+                self._login().run(_CLOSE.format(folder=folder), seconds=PIECE_WITHIN)
+            except RemoterError:
+                self._leftovers.append(folder)  # at the latest it goes with the session's folder
+
+    def upload(self, path: Path) -> None:
+        """Put a file of this side there."""
+        begin = 0
+        with path.open("rb") as file:
+            while piece := file.read(self._piece_size):
+                words = {"block": BLOCK, "begin": begin // BLOCK, "folder": self._folder}
+                what = "The object could not be written there"
+                with self._adapting_piece_size():
+                    self._run(_WRITE.format(**words), piece, what=what)
+                begin += len(piece)
+
+    def download(self, path: Path, size: int) -> None:
+        """Bring so many bytes here."""
+        with open(path, "xb", opener=_open_private) as file:
+            begin = 0
+            while begin < size:
+                wanted = min(self._piece_size, size - begin)
+                words = {"begin": begin + 1, "size": wanted, "folder": self._folder}
+                what = "The object could not be read there"
+                with self._adapting_piece_size():
+                    piece = self._run(_READ.format(**words), what=what)
+                if len(piece) != wanted:
+                    raise RemoteLacks("The object did not arrive as it was sent.", "Try again.")
+                file.write(piece)
+                begin += wanted
+
+    @contextlib.contextmanager
+    def _adapting_piece_size(self) -> Iterator[None]:
+        """Let the next piece be as large as the link is fast."""
+        begin = time.monotonic()
+        yield
+        took = time.monotonic() - begin
+        if took < PIECE_TAKES / 2:
+            self._piece_size = min(self._piece_size * 2, LARGEST_PIECE)
+        elif took > PIECE_TAKES:
+            self._piece_size = max(self._piece_size // 2, BLOCK)
+
+    def read_answer_file(self) -> bytes:
+        """Return what came of the last errand."""
+        return self._run(
+            _ANSWER.format(folder=self._folder), what="The kernel there did not answer"
+        )
+
+    def _run(self, command: str, stdin: bytes = b"", *, what: str) -> bytes:
+        ran = self._run_with_retries(command, stdin)
+        if ran.status:
+            said = (ran.stderr or ran.stdout).decode("utf-8", "replace")
+            lines = said.strip().splitlines() or ["no reason"]
+            # Behind its reason, dd tells how much it has written.
+            line = next((each for each in lines if each.startswith("dd:")), lines[-1])
+            why = re.sub(r"[^\x20-\x7e]", "?", line)
+            raise RemoteLacks(f"{what}: {why}.", "Look at the home there, then try again.")
+        return ran.stdout.partition(OUTPUT_MARK)[2]
+
+    def _run_with_retries(self, command: str, stdin: bytes) -> CompletedCommand:
+        """Run a command that may be run twice; a cut is waited out."""
+        for _ in range(MOST_TRIES):
+            try:
+                return self._run_cancellable(command, stdin)
+            except Unreachable:
+                self._wait_for_link()
+        return self._run_cancellable(command, stdin)
+
+    def _run_cancellable(self, command: str, stdin: bytes) -> CompletedCommand:
+        """Run a command; whoever is called off does not wait for a link that is slow or dead."""
+        self._check_cancelled()
+        future: Future[CompletedCommand] = Future()
+        login = self._login()
+
+        def run() -> None:
+            try:
+                future.set_result(login.run(command, stdin, seconds=PIECE_WITHIN))
+            except BaseException as error:  # noqa: BLE001 - it is raised where it is waited for
+                future.set_exception(error)
+
+        self._running = Thread(run, name="piece")
+        self._running.start()
+        while not wait([future], LOOK_EVERY).done:
+            self._check_cancelled()
+        return future.result()

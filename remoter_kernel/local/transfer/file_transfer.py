@@ -1,0 +1,291 @@
+"""Carries files between this side and a remote, and goes on where it was when the link is cut.
+
+Blocks; `stop` may be called from another thread.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+from remoter_kernel.errors import ProtocolError, RemoteLacks, RemoterError, Unreachable
+from remoter_kernel.local.launch.launcher import open_transfer
+from remoter_kernel.local.launch.slow_host import notify_if_slow
+from remoter_kernel.local.transfer.transfer_progress import (
+    TransferProgress,
+    TransferResult,
+    dry_run_lines,
+    escape_name,
+    transfer_error,
+)
+from remoter_kernel.local.unix_sockets import connect_to_listener
+from remoter_kernel.transfer.framed_stream import FramedStream
+from remoter_kernel.transfer.plan import make_plan
+from remoter_kernel.transfer.receiver import Receiver
+from remoter_kernel.transfer.sender import Sender
+from remoter_kernel.transfer.wire_format import TRANSFER_VERSION, FileTrouble, FrameType
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from contextlib import AbstractContextManager
+
+    from remoter_kernel.local.config.remotes import Remote
+    from remoter_kernel.local.login.login import Login
+    from remoter_kernel.local.transfer.transfer_progress import TransferSpec
+    from remoter_kernel.transfer.plan import Plan
+
+CONNECT_WITHIN = 5.0  # seconds; it is on this machine
+FIRST_PAUSE, LONGEST_PAUSE = 0.25, 8.0  # seconds between two tries
+MOST_TRIES = 8  # without a byte that came through
+PROGRESS_EVERY = 0.1  # seconds
+ASK_OWNER = "Nothing more was carried. Ask who runs it."
+
+
+class TransferInterrupted(RemoterError):
+    """Somebody has interrupted it."""
+
+    name = "KeyboardInterrupt"  # as cells call it
+
+    def __init__(self) -> None:
+        super().__init__(
+            "The transfer was interrupted; what has arrived stays.",
+            "The next try goes on from there.",
+        )
+
+
+class SocketEnds:
+    """A connected socket, as the ends of a stream."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+
+    def fileno(self) -> int:
+        """The descriptor to wait at for what comes."""
+        return self._connection.fileno()
+
+    def read_into(self, view: memoryview) -> int:
+        """Read what is there."""
+        return self._connection.recv_into(view)
+
+    def write(self, view: memoryview) -> int:
+        """Write some of it."""
+        return self._connection.send(view)
+
+    def end(self) -> None:
+        """Let whoever waits in the other two fail."""
+        with contextlib.suppress(OSError):
+            self._connection.shutdown(socket.SHUT_RDWR)
+
+
+class Transfer:
+    """One errand: `run` it, once."""
+
+    def __init__(
+        self,
+        spec: TransferSpec,
+        remote: Remote,
+        log_in: Callable[[bool], AbstractContextManager[Login]],
+        on_progress: Callable[[TransferProgress], None] = lambda _journey: None,
+        *,
+        plan: Plan | None = None,
+    ) -> None:
+        """Remember; `log_in(in_doubt)` gives a login, after a cut one that is not believed.
+
+        `plan`: what is to be put, where somebody was asked about just that.
+        """
+        self._plan = plan
+        self._spec = spec
+        self._remote = remote
+        self._log_in = log_in
+        self._on_progress = on_progress
+        self._progress = TransferProgress(is_put=spec.is_put, remote=remote.name)
+        self._endpoint: Sender | Receiver | None = None  # ours
+        self._duplex: FramedStream | None = None
+        self._started_at = self._reported_at = self._attempt_began = 0.0
+        self._attempt_began_with = 0  # bytes
+        self._size_at_cut = 0  # bytes, when the link was cut last
+        self._is_stopped = threading.Event()
+
+    def stop(self) -> None:
+        """Let it end soon; from another thread."""
+        self._is_stopped.set()
+        duplex = self._duplex
+        if duplex:
+            duplex.stop()
+
+    def run(self) -> TransferResult:
+        """Do it; a RemoterError says why nothing more comes of it."""
+        self._started_at = time.monotonic()
+        spec = self._spec
+        try:
+            if spec.is_put:
+                plan = self._plan or make_plan(spec.sources, str(spec.here))
+                self._endpoint = Sender(plan, self._on_bytes)
+            else:
+                self._endpoint = Receiver(
+                    spec.to,
+                    str(spec.here),
+                    self._on_bytes,
+                    asked=spec.sources,
+                    on_name=self._report_name,
+                    is_dry=spec.is_dry,
+                )
+            self._retry_until_done()
+        except FileTrouble as trouble:
+            raise transfer_error(trouble, spec, self._remote.name) from None
+        except RemoterError as error:
+            if self._is_stopped.is_set():
+                raise TransferInterrupted from None
+            if isinstance(error, ProtocolError):
+                raise RemoteLacks(error.what, ASK_OWNER, remote=self._remote.name) from None
+            raise error.at(self._remote.name) from None
+        return self._result(time.monotonic() - self._started_at)
+
+    def _retry_until_done(self) -> None:
+        """Try until it is done, as long as something comes through."""
+        tries, pause = 0, FIRST_PAUSE
+        while True:
+            try:
+                self._attempt(in_doubt=tries > 0)
+            except Unreachable as error:
+                if not self._handshake_done() or self._is_stopped.is_set():
+                    raise
+                if self._progress.size > self._size_at_cut:
+                    tries, pause = 0, FIRST_PAUSE
+                self._size_at_cut = max(self._size_at_cut, self._progress.size)
+                tries += 1
+                if tries > MOST_TRIES:
+                    raise _gave_up_error(error) from None
+                self._report_note(f"the link was lost, try {tries} of {MOST_TRIES}")
+            else:
+                return
+            self._is_stopped.wait(pause)
+            pause = min(2 * pause, LONGEST_PAUSE)
+
+    def _attempt(self, *, in_doubt: bool) -> None:
+        with self._log_in(in_doubt) as login:
+            with notify_if_slow(self._remote.host, self._report_note):
+                way = open_transfer(login, self._remote)
+            try:
+                connection = connect_to_listener(way.address, CONNECT_WITHIN)
+                connection.sendall(way.secret)
+            except OSError as error:
+                raise Unreachable(f"the connection is gone ({error}).") from None
+            with connection:
+                self._run_protocol(FramedStream(SocketEnds(connection)))
+
+    def _run_protocol(self, duplex: FramedStream) -> None:
+        self._duplex, self._attempt_began = duplex, 0.0
+        duplex.start()
+        try:
+            if self._is_stopped.is_set():
+                raise Unreachable("it was interrupted.")
+            duplex.send_json(FrameType.WISH, self._request())
+            assert self._endpoint is not None  # noqa: S101 - made before the first try
+            self._endpoint.run(duplex)
+        finally:
+            self._duplex = None
+            duplex.stop()
+            duplex.close()
+
+    def _request(self) -> dict[str, Any]:
+        spec = self._spec
+        return {
+            "transfer": TRANSFER_VERSION,
+            "do": "receive" if spec.is_put else "send",
+            "to": spec.to,
+            "sources": list(spec.sources),
+            "cwd": spec.there,
+            "dry": spec.is_dry,
+            "asks": self._handshake_done(),
+        }
+
+    def _handshake_done(self) -> bool:
+        """Has the other end ever answered?"""
+        return bool(self._endpoint and self._endpoint.targets)
+
+    # --- how far it is ---
+
+    def _on_bytes(self, size: int, files: int) -> None:
+        """Hear how much has been sent, or received; say so now and then."""
+        journey, now = self._progress, time.monotonic()
+        if not self._attempt_began:  # of this try
+            self._attempt_began, self._attempt_began_with = now, size
+            self._set_totals()
+        journey.size, journey.files = size, files
+        is_last = files == journey.all_files
+        if not is_last and now - self._reported_at < PROGRESS_EVERY:
+            return
+        self._reported_at = now
+        journey.seconds = now - self._started_at
+        journey.recent, journey.recent_seconds = (
+            size - self._attempt_began_with,
+            now - self._attempt_began,
+        )
+        journey.note = ""
+        self._on_progress(journey)
+
+    def _set_totals(self) -> None:
+        """Learn how much there will be."""
+        end = self._endpoint
+        if isinstance(end, Sender):
+            self._progress.all_size, self._progress.all_files = end.plan.size, end.plan.files
+        elif end:
+            self._progress.all_size = end.start.get("size", 0)
+            self._progress.all_files = end.start.get("files", 0)
+
+    def _report_name(self, word: str, name: str) -> None:
+        """Say what a source is called that was asked for by no name, before it is written."""
+        self._report_note(f"{escape_name(word)} is called {escape_name(name)} there")
+
+    def _report_note(self, note: str) -> None:
+        self._progress.note = note
+        self._on_progress(self._progress)
+
+    def _result(self, seconds: float) -> TransferResult:
+        end, spec, remote = self._endpoint, self._spec, self._remote.name
+        assert end is not None  # noqa: S101 - it has run
+        troubles = tuple(transfer_error(each, spec, remote) for each in end.troubles)
+        if isinstance(end, Sender):
+            plan, names = end.plan, [str(top["name"]) for top in end.plan.tops]
+            places = dict(zip(names, end.targets, strict=False))
+            rows = [
+                (
+                    item.place,
+                    item.entry.kind,
+                    item.entry.size,
+                    _target_of_entry(item.entry.path, places),
+                )
+                for item in plan.items
+            ]
+            left_out, (files, size) = plan.left_out, end.arrived
+        else:
+            rows = [(entry.path, entry.kind, entry.size, place) for entry, place in end.entries]
+            left_out = end.start.get("left_out", [])
+            files, size = self._progress.files, self._progress.size
+        return TransferResult(
+            files=files,
+            size=size,
+            seconds=seconds,
+            targets=tuple(end.targets),
+            left_out=tuple(map(escape_name, left_out)),
+            troubles=troubles,
+            dry_run=tuple(dry_run_lines(rows)) if spec.is_dry else (),
+            is_dry=spec.is_dry,
+        )
+
+
+def _target_of_entry(path: str, places: dict[str, str]) -> str:
+    """Return where an entry goes, of which it is known where its source goes."""
+    top, slash, rest = path.partition("/")
+    return f"{places.get(top, top)}{slash}{rest}"
+
+
+def _gave_up_error(error: Unreachable) -> Unreachable:
+    return Unreachable(
+        f"The link was lost, and did not come back: {error.what}",
+        "What has arrived stays; run it again, and it goes on where it stopped.",
+    )
