@@ -57,7 +57,7 @@ from remoter_kernel.errors import RemoterError
 from remoter_kernel.protocol.threads import Thread
 
 if TYPE_CHECKING:
-    from remoter_kernel.local.jupyter.sockets import Sockets
+    from remoter_kernel.local.proxy.sockets import Sockets
 
 
 def start_keeper(remote: str | None) -> None:
@@ -79,7 +79,7 @@ def begin_log(process: str, remote: str | None) -> None:
 
 def bound_sockets(connection_file: Path) -> "Sockets":
     """Bind Jupyter's sockets, before anything else is loaded."""
-    from remoter_kernel.local.jupyter.sockets import Sockets, read_connection  # noqa: PLC0415
+    from remoter_kernel.local.proxy.sockets import Sockets, read_connection  # noqa: PLC0415
     from remoter_kernel.protocol.reactor import Reactor  # noqa: PLC0415
 
     sockets = Sockets(Reactor(), read_connection(connection_file))
@@ -104,7 +104,7 @@ def main() -> int:
     try:
         sockets = bound_sockets(words.connection_file)
         # A quarter of a second; what is asked meanwhile waits at the sockets.
-        from remoter_kernel.local.proxy import serve  # noqa: PLC0415
+        from remoter_kernel.local.proxy.proxy import serve  # noqa: PLC0415
 
         serve(sockets, words.remote, tuple(rest), words.session)
     except RemoterError as error:

@@ -13,7 +13,7 @@ import pytest
 from remoter_kernel.cli.main import VERBS, remoter
 from remoter_kernel.local.config.remotes_toml import VALUE_READERS
 from remoter_kernel.local.launch.launcher import ENTRY, SHIPPED
-from remoter_kernel.local.verbs.help import HELP
+from remoter_kernel.local.proxy.magics.help import HELP
 from remoter_kernel.protocol import frames
 from remoter_kernel.protocol.frames import LANE, Channel, MessageType
 from tests.ipykernel_suite import CANNOT
@@ -24,12 +24,12 @@ PACKAGE = ROOT / "remoter_kernel"
 
 MOST_LINES = 400
 LONGER_WITH_REASON = {
-    "remoter_kernel/local/this_side/carried/values.py",  # one subject: values to bytes and back
-    "remoter_kernel/local/jupyter/prompter.py",  # one subject: questions in a cell
+    "remoter_kernel/local/objects/codecs/values.py",  # one subject: values to bytes and back
+    "remoter_kernel/local/proxy/prompter.py",  # one subject: questions in a cell
     "remoter_kernel/local/login/ssh_login.py",  # one subject: what a login can do, and how it ends
     "remoter_kernel/local/login/ssh_config.py",  # one subject: from words to a destination
     "remoter_kernel/evaluator/supervisor.py",  # one subject: the life of one kernel
-    "remoter_kernel/local/jupyter/handlers.py",  # one subject: who may answer, and in which order
+    "remoter_kernel/local/proxy/handlers.py",  # one subject: who may answer, and in which order
     "remoter_kernel/evaluator/journal.py",  # one subject: a file, who writes it and who reads it
     "remoter_kernel/local/session/link.py",  # one subject: a conversation and its connections
     "remoter_kernel/protocol/output_backlog.py",  # one subject: what becomes of outputs that wait
@@ -190,7 +190,10 @@ def test_no_front_and_no_command_begins_with_slow_imports():
 def test_proxies_and_commands_begin_without_jupyter_client():
     """It would cost them more than all the rest of their start."""
     verbs = ("sessions", "stop", "log", "outputs", "report", "files", "run")
-    modules = ["remoter_kernel.local.proxy", *(f"remoter_kernel.cli.{verb}" for verb in verbs)]
+    modules = [
+        "remoter_kernel.local.proxy.proxy",
+        *(f"remoter_kernel.cli.{verb}" for verb in verbs),
+    ]
     slow = "{'jupyter_client', 'psutil'}"
     code = f"import sys, {', '.join(modules)}; print({slow} & {{*sys.modules}})"
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

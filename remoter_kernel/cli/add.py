@@ -25,7 +25,7 @@ from remoter_kernel.local.launch.host_probe import (
 )
 from remoter_kernel.local.launch.remote_venv import install_venv
 from remoter_kernel.local.login.keeper.keeper_login import log_in_by_keeper
-from remoter_kernel.local.running.runner import Runner
+from remoter_kernel.local.run.runner import Runner
 from remoter_kernel.local.session.dialer import SessionDialer
 from remoter_kernel.plain_text import plain_text
 

@@ -16,7 +16,7 @@ import click
 from remoter_kernel.cli.params import complete_session
 from remoter_kernel.cli.terminal import terminal_prompter
 from remoter_kernel.errors import NoSuchSession, Usage
-from remoter_kernel.local.reading.remote_query import SessionRef, locate_session
+from remoter_kernel.local.history.remote_query import SessionRef, locate_session
 from remoter_kernel.local.session.dialer import THIS_MACHINE
 
 SPEC_NAME = "remoter-attached"

@@ -12,7 +12,7 @@ from rich.text import Text
 from remoter_kernel.cli.kernelspecs import mend_with_notice
 from remoter_kernel.cli.params import complete_remote
 from remoter_kernel.cli.terminal import terminal_prompter
-from remoter_kernel.local.running.checkup import Step, check_up
+from remoter_kernel.local.run.checkup import Step, check_up
 from remoter_kernel.plain_text import plain_text
 
 if TYPE_CHECKING:

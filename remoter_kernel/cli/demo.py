@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from rich.console import Console
 
-from remoter_kernel.local.running.runner import Runner
+from remoter_kernel.local.run.runner import Runner
 from remoter_kernel.local.session.dialer import SessionDialer
 
 if TYPE_CHECKING:

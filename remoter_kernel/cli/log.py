@@ -9,12 +9,12 @@ import click
 from remoter_kernel.cli.params import complete_session
 from remoter_kernel.cli.terminal import terminal_prompter
 from remoter_kernel.errors import Usage
-from remoter_kernel.local.reading.remote_query import locate_session
-from remoter_kernel.local.reading.session_log import SessionLog
+from remoter_kernel.local.history.remote_query import locate_session
+from remoter_kernel.local.history.session_log import SessionLog
 from remoter_kernel.plain_text import plain_text
 
 if TYPE_CHECKING:
-    from remoter_kernel.local.reading.remote_query import SessionRef
+    from remoter_kernel.local.history.remote_query import SessionRef
 
 TITLES = {"evaluator.log": "The evaluator complained:", "kernel.log": "The kernel itself said:"}
 

@@ -11,19 +11,19 @@ from remoter_kernel.cli.params import complete_session
 from remoter_kernel.cli.renderers import TerminalRenderer, moved_clause
 from remoter_kernel.cli.terminal import terminal_prompter
 from remoter_kernel.errors import RemoterError, Usage
-from remoter_kernel.local.reading.executions import (
+from remoter_kernel.local.history.executions import (
     ExecutionHistory,
     any_executed,
     build_notebook,
     plan_updates,
 )
-from remoter_kernel.local.reading.notebook_file import check_destination, check_writable
-from remoter_kernel.local.reading.remote_query import MOST_IN_MEMORY, locate_session
-from remoter_kernel.local.reading.transcript import Transcript, iopub_output
-from remoter_kernel.local.running.exit_codes import ExitCodeTracker
+from remoter_kernel.local.history.notebook_file import check_destination, check_writable
+from remoter_kernel.local.history.remote_query import MOST_IN_MEMORY, locate_session
+from remoter_kernel.local.history.transcript import Transcript, iopub_output
+from remoter_kernel.local.run.exit_codes import ExitCodeTracker
 
 if TYPE_CHECKING:
-    from remoter_kernel.local.reading.remote_query import SessionRef
+    from remoter_kernel.local.history.remote_query import SessionRef
 
 NOTEBOOK_PATH = click.Path(path_type=Path, dir_okay=False)
 
@@ -105,7 +105,7 @@ def _write_new_notebook(
     path: Path, story: ExecutionHistory, found: SessionRef, *, may_replace: bool
 ) -> None:
     from remoter_kernel.local.config.kernelspec import kernelspec_name
-    from remoter_kernel.local.reading.notebook_file import write_notebook
+    from remoter_kernel.local.history.notebook_file import write_notebook
 
     name = found.query.remote.name
     notebook = build_notebook(story, kernelspec_name(name), f"Remote ({name})")
@@ -114,7 +114,7 @@ def _write_new_notebook(
 
 
 def _merge_into_notebook(path: Path, story: ExecutionHistory, found: SessionRef) -> None:
-    from remoter_kernel.local.reading.notebook_file import NotebookText, is_valid, replace_file
+    from remoter_kernel.local.history.notebook_file import NotebookText, is_valid, replace_file
 
     file = NotebookText(path)
     if story.executions and not any_executed(file.cells, story.executions.values()):

@@ -8,20 +8,20 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import click
 
-from remoter_kernel.local.reading.executions import (
+from remoter_kernel.local.history.executions import (
     CellExecution,
     ExecutionHistory,
     as_json_value,
     stream_of,
 )
-from remoter_kernel.local.reading.transcript import display_text, traceback_text
-from remoter_kernel.local.running.exit_codes import quit_status
+from remoter_kernel.local.history.transcript import display_text, traceback_text
+from remoter_kernel.local.run.exit_codes import quit_status
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from remoter_kernel.local.reading.notebook_file import NotebookText
-    from remoter_kernel.local.running.code_to_run import CodeCell
+    from remoter_kernel.local.history.notebook_file import NotebookText
+    from remoter_kernel.local.run.code_to_run import CodeCell
 
 DISPLAY_TYPES = ("execute_result", "display_data")
 OUTPUT_TYPES = ("stream", "error", *DISPLAY_TYPES)
@@ -145,8 +145,8 @@ class NotebookRenderer:
     def finish(self, result: RunResult) -> None:
         """Write the notebook; without a kernel there is nothing to write."""
         from remoter_kernel.local.config.kernelspec import kernelspec_name
-        from remoter_kernel.local.reading.executions import executed_notebook
-        from remoter_kernel.local.reading.notebook_file import write_notebook
+        from remoter_kernel.local.history.executions import executed_notebook
+        from remoter_kernel.local.history.notebook_file import write_notebook
 
         if not self.language_info:
             return

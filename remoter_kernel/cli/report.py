@@ -9,8 +9,8 @@ import click
 from remoter_kernel.cli.params import complete_remote
 from remoter_kernel.cli.terminal import terminal_prompter
 from remoter_kernel.errors import HereLacks, Usage
-from remoter_kernel.local.reading.fault_report import make_report
-from remoter_kernel.local.reading.notebook_file import check_destination, check_writable
+from remoter_kernel.local.history.fault_report import make_report
+from remoter_kernel.local.history.notebook_file import check_destination, check_writable
 
 
 @click.command()

@@ -27,24 +27,24 @@ from remoter_kernel.cli.renderers import (
 from remoter_kernel.cli.terminal import read_exclusively, terminal_prompter
 from remoter_kernel.errors import LoginRefused, RemoterError, Unreachable, Usage
 from remoter_kernel.local.config.remotes import find_remote
-from remoter_kernel.local.reading.executions import language_info_of
-from remoter_kernel.local.reading.notebook_file import check_destination, is_valid
-from remoter_kernel.local.reading.session_log import format_duration
-from remoter_kernel.local.running.code_to_run import (
+from remoter_kernel.local.history.executions import language_info_of
+from remoter_kernel.local.history.notebook_file import check_destination, is_valid
+from remoter_kernel.local.history.session_log import format_duration
+from remoter_kernel.local.run.code_to_run import (
     Program,
     code_program,
     decode_script,
     read_program,
 )
-from remoter_kernel.local.running.exit_codes import exit_code_of_all
-from remoter_kernel.local.running.runner import LeftRunning, Runner, SubmittedCell
+from remoter_kernel.local.run.exit_codes import exit_code_of_all
+from remoter_kernel.local.run.runner import LeftRunning, Runner, SubmittedCell
 from remoter_kernel.local.session.dialer import SessionDialer
 from remoter_kernel.plain_text import plain_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from remoter_kernel.local.running.runner import Ask
+    from remoter_kernel.local.run.runner import Ask
 
 DETACH_HINT_AFTER = 1.0  # seconds from Ctrl-C; most code has ended by then
 LINK_LOST = "the link is lost; the code goes on there, and its output comes when the link is back."

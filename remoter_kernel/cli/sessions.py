@@ -11,11 +11,11 @@ import click
 
 from remoter_kernel.cli.params import complete_remote
 from remoter_kernel.cli.terminal import format_columns, terminal_prompter
-from remoter_kernel.local.reading.remote_query import query_remotes
-from remoter_kernel.local.reading.session_log import format_duration
+from remoter_kernel.local.history.remote_query import query_remotes
+from remoter_kernel.local.history.session_log import format_duration
 
 if TYPE_CHECKING:
-    from remoter_kernel.local.reading.remote_query import SessionList
+    from remoter_kernel.local.history.remote_query import SessionList
 
 SHOWN_AFTER_END = 24 * 3600.0  # seconds: the table leaves out what ended before
 

@@ -9,7 +9,7 @@ import click
 from remoter_kernel.cli.params import complete_remote, complete_session
 from remoter_kernel.cli.terminal import terminal_prompter
 from remoter_kernel.errors import NoSuchSession, RemoterError, Usage
-from remoter_kernel.local.reading.remote_query import (
+from remoter_kernel.local.history.remote_query import (
     SessionRef,
     query_remotes,
     resolve_session,
@@ -17,7 +17,7 @@ from remoter_kernel.local.reading.remote_query import (
 )
 
 if TYPE_CHECKING:
-    from remoter_kernel.local.reading.remote_query import SessionList
+    from remoter_kernel.local.history.remote_query import SessionList
 
 ENDED_STATES = {"ended", "dead"}
 SENTENCES = {

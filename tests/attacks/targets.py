@@ -20,19 +20,19 @@ import polars as pl
 from remoter_kernel.errors import ProtocolError, RemoteLacks, RemoterError
 from remoter_kernel.evaluator import records
 from remoter_kernel.evaluator.stream_splitter import split_stream
+from remoter_kernel.local.history.executions import ExecutionHistory
+from remoter_kernel.local.history.remote_query import JournalReader
+from remoter_kernel.local.history.session_log import SessionLog
+from remoter_kernel.local.history.transcript import Transcript
 from remoter_kernel.local.launch.host_probe import PROBE_MARK, parse_probe
 from remoter_kernel.local.login.known_hosts import read_known_hosts
 from remoter_kernel.local.login.login_errors import error_from_stderr
 from remoter_kernel.local.login.ssh_config import Destination
-from remoter_kernel.local.reading.executions import ExecutionHistory
-from remoter_kernel.local.reading.remote_query import JournalReader
-from remoter_kernel.local.reading.session_log import SessionLog
-from remoter_kernel.local.reading.transcript import Transcript
-from remoter_kernel.local.running.exit_codes import ExitCodeTracker
+from remoter_kernel.local.objects.codecs.arrow import check_arrow
+from remoter_kernel.local.objects.codecs.from_r import RReader
+from remoter_kernel.local.objects.codecs.values import CodecError, ObjectReader, ObjectWriter
+from remoter_kernel.local.run.exit_codes import ExitCodeTracker
 from remoter_kernel.local.session.welcome import parse_welcome
-from remoter_kernel.local.this_side.carried.arrow import check_arrow
-from remoter_kernel.local.this_side.carried.from_r import RReader
-from remoter_kernel.local.this_side.carried.values import CodecError, ObjectReader, ObjectWriter
 from remoter_kernel.protocol.frames import (
     Channel,
     FrameHeader,

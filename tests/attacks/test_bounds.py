@@ -16,7 +16,7 @@ import pytest
 import zmq
 
 from remoter_kernel.errors import ProtocolError
-from remoter_kernel.local.reading.remote_query import LARGEST_ANSWER, JournalReader
+from remoter_kernel.local.history.remote_query import LARGEST_ANSWER, JournalReader
 from remoter_kernel.protocol.frames import (
     Channel,
     FrameHeader,

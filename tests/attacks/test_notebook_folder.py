@@ -322,5 +322,5 @@ def test_no_python_is_started_by_a_module_s_name_without_the_option():
     ]
     # The kernel of `%%local`: a person has let code run here, and may import what lies there.
     assert [place.partition(":")[0] for place in unsafe] == [
-        "remoter_kernel/local/this_side/local_kernel.py"
+        "remoter_kernel/local/proxy/here/local_kernel.py"
     ]

@@ -12,10 +12,10 @@ import numpy as np
 import polars as pl
 import pytest
 
-from remoter_kernel.local.this_side.carried import object_job
-from remoter_kernel.local.this_side.carried.from_r import RReader
-from remoter_kernel.local.this_side.carried.values import CodecError, ObjectReader
-from remoter_kernel.local.this_side.push_pull import LONGEST_ANSWER, NotCarried, _parse_answer
+from remoter_kernel.local.objects.codecs import object_job
+from remoter_kernel.local.objects.codecs.from_r import RReader
+from remoter_kernel.local.objects.codecs.values import CodecError, ObjectReader
+from remoter_kernel.local.proxy.here.push_pull import LONGEST_ANSWER, NotCarried, _parse_answer
 
 if TYPE_CHECKING:
     from pathlib import Path

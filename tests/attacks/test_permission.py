@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from jupyter_client.connect import write_connection_file
 
-from remoter_kernel.local.jupyter.notebook_detector import NotebookDetector
 from remoter_kernel.local.login.prompts import OWN_TAG
-from tests.pure.test_introduction import Clock, a_request
+from remoter_kernel.local.proxy.notebook_detector import NotebookDetector
+from tests.pure.test_notebook_detector import Clock, a_request
 from tests.real_jupyter import started_kernel
 from tests.whole.talk import Talk
 from tests.whole.test_sessions import a_front

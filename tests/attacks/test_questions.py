@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from remoter_kernel.local.jupyter.prompter import ONE_AT_A_TIME, StdinPrompter
-from remoter_kernel.local.jupyter.replies import ReplySender
 from remoter_kernel.local.login.prompts import OWN_TAG, NotAnswered
+from remoter_kernel.local.proxy.prompter import ONE_AT_A_TIME, StdinPrompter
+from remoter_kernel.local.proxy.replies import ReplySender
 from remoter_kernel.protocol.frames import Channel, to_json
 from remoter_kernel.protocol.messages import CONTENT, MessageSigner, content_of, header_of
 from remoter_kernel.protocol.requests import Request

@@ -20,7 +20,7 @@ from hypothesis import strategies as some
 from remoter_kernel.errors import ProtocolError, RemoterError
 from remoter_kernel.evaluator import transfer_command as far_end
 from remoter_kernel.local.login.keeper.endpoint import end_logins
-from remoter_kernel.local.this_side.remote_temp_dir import RemoteTempDir
+from remoter_kernel.local.objects.remote_temp_dir import RemoteTempDir
 from remoter_kernel.local.transfer.file_transfer import SocketEnds
 from remoter_kernel.transfer import partial_file as parts
 from remoter_kernel.transfer.framed_stream import Cut, FramedStream

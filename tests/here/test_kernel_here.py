@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from remoter_kernel.local.this_side.local_kernel import LocalKernel
+from remoter_kernel.local.proxy.here.local_kernel import LocalKernel
 from remoter_kernel.protocol.messages import HEADER, PARENT, content_of, header_of
 from remoter_kernel.protocol.reactor import Reactor
 from tests.real_jupyter import READY_WITHIN, wait_for

@@ -13,7 +13,7 @@ from remoter_kernel.cli.arguments import _options_of, split_script_arguments
 from remoter_kernel.errors import Usage
 from remoter_kernel.local.config import remotes
 from remoter_kernel.local.config.remotes import Remote
-from remoter_kernel.local.running.code_to_run import code_program
+from remoter_kernel.local.run.code_to_run import code_program
 
 
 @pytest.fixture(autouse=True)

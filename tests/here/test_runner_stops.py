@@ -7,8 +7,8 @@ from types import SimpleNamespace
 
 from remoter_kernel.errors import Unreachable
 from remoter_kernel.local.config.remotes import Remote
-from remoter_kernel.local.running import runner as running
-from remoter_kernel.local.running.runner import Runner
+from remoter_kernel.local.run import runner as running
+from remoter_kernel.local.run.runner import Runner
 from remoter_kernel.local.session.dialer import SessionDialer
 
 WITHIN = 20.0  # seconds

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import psutil
 import pytest
 
-from remoter_kernel.local.jupyter import send_queues
-from remoter_kernel.local.jupyter.sockets import PORTS, Sockets
+from remoter_kernel.local.proxy import send_queues
+from remoter_kernel.local.proxy.sockets import PORTS, Sockets
 from remoter_kernel.protocol.frames import Channel
 from remoter_kernel.protocol.reactor import Reactor
 

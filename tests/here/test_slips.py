@@ -10,14 +10,14 @@ from remoter_kernel.cli import main as command
 from remoter_kernel.errors import Usage
 from remoter_kernel.local.config import remotes
 from remoter_kernel.local.config.remotes import Remote
-from remoter_kernel.local.reading.executions import CellExecution, any_executed
-from remoter_kernel.local.reading.remote_query import (
+from remoter_kernel.local.history.executions import CellExecution, any_executed
+from remoter_kernel.local.history.remote_query import (
     RemoteQuery,
     SessionList,
     resolve_session,
     resolve_session_id,
 )
-from remoter_kernel.local.transfer.cell_transfer import parse_transfer_request
+from remoter_kernel.local.proxy.magics.cell_transfer import parse_transfer_request
 
 
 @pytest.fixture(autouse=True)

@@ -10,8 +10,8 @@ import pytest
 from remoter_kernel.errors import RemoteLacks
 from remoter_kernel.local.launch import slow_host
 from remoter_kernel.local.launch.slow_host import notify_if_slow
-from remoter_kernel.local.running import runner as runner_module
-from remoter_kernel.local.running.runner import Runner
+from remoter_kernel.local.run import runner as runner_module
+from remoter_kernel.local.run.runner import Runner
 from remoter_kernel.local.session.dialer import SessionDialer
 
 

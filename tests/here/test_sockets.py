@@ -9,8 +9,8 @@ import pytest
 import zmq
 
 from remoter_kernel.errors import Usage
-from remoter_kernel.local.jupyter import sockets
-from remoter_kernel.local.jupyter.sockets import PORTS, Sockets
+from remoter_kernel.local.proxy import sockets
+from remoter_kernel.local.proxy.sockets import PORTS, Sockets
 from remoter_kernel.protocol.frames import Channel
 from remoter_kernel.protocol.reactor import Reactor
 

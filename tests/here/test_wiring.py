@@ -21,12 +21,12 @@ from remoter_kernel.evaluator.kernel_process import KernelProcess
 from remoter_kernel.evaluator.listener import Listener
 from remoter_kernel.evaluator.registry import Session
 from remoter_kernel.evaluator.supervisor import Supervisor
-from remoter_kernel.local import proxy as kernels
 from remoter_kernel.local.config.remotes import Remote
-from remoter_kernel.local.jupyter.sockets import PORTS, Sockets
 from remoter_kernel.local.login.keeper.keeper_client import KeeperClient
 from remoter_kernel.local.login.keeper.keeper_server import KeeperServer
-from remoter_kernel.local.proxy import KernelProxy
+from remoter_kernel.local.proxy import proxy as kernels
+from remoter_kernel.local.proxy.proxy import KernelProxy
+from remoter_kernel.local.proxy.sockets import PORTS, Sockets
 from remoter_kernel.local.session.link import LinkState
 from remoter_kernel.protocol.frames import FrameHeader, MessageType, encode_message, to_json
 from remoter_kernel.protocol.pump import Pump

@@ -7,7 +7,7 @@ import itertools
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from remoter_kernel.local import proxy
+from remoter_kernel.local.proxy import proxy
 from remoter_kernel.local.session.link import LinkState
 from remoter_kernel.protocol.frames import Channel, to_json
 from remoter_kernel.protocol.messages import MessageSigner, content_of, header_of

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from remoter_kernel.local.verbs.cell_timer import CellTimer, format_timing, seconds_between
+from remoter_kernel.local.proxy.magics.cell_timer import CellTimer, format_timing, seconds_between
 from remoter_kernel.protocol.requests import Requests, Stage
 from tests.pure.test_requests import request
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from remoter_kernel.errors import Usage
 from remoter_kernel.evaluator.query import complete_paths
 from remoter_kernel.local.config.remotes import Remote
-from remoter_kernel.local.verbs.completer import (
+from remoter_kernel.local.proxy.magics.completer import (
     Completer,
     add_magics,
     line_before_cursor,
@@ -22,7 +22,7 @@ from remoter_kernel.local.verbs.completer import (
     split_words,
     word_kind,
 )
-from remoter_kernel.local.verbs.help import (
+from remoter_kernel.local.proxy.magics.help import (
     HELP,
     LOCAL_PATH,
     REMOTE_PATH,

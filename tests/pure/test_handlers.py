@@ -8,12 +8,12 @@ import threading
 import pytest
 
 from remoter_kernel.errors import NoSuchSession, ProtocolError, RemoterError, TooLarge, Unreachable
-from remoter_kernel.local.jupyter import handlers
-from remoter_kernel.local.jupyter.failures import EXIT_AFTER_REPLY, RUN_A_CELL
-from remoter_kernel.local.jupyter.handlers import MOST_SENDERS, REPLY_WITHIN
 from remoter_kernel.local.login.prompts import NeedsPerson
+from remoter_kernel.local.proxy import handlers
+from remoter_kernel.local.proxy.failures import EXIT_AFTER_REPLY, RUN_A_CELL
+from remoter_kernel.local.proxy.handlers import MOST_SENDERS, REPLY_WITHIN
+from remoter_kernel.local.proxy.magics import completer
 from remoter_kernel.local.session.link import LinkState
-from remoter_kernel.local.verbs import completer
 from remoter_kernel.protocol.frames import Channel
 from remoter_kernel.protocol.requests import Stage
 from tests.pure.a_proxy import ANOTHER, CLIENT, CONSOLE, FAR_KERNEL, Proxy

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from remoter_kernel.local.reading.mask import Mask, vocabulary
+from remoter_kernel.local.history.mask import Mask, vocabulary
 
 WORDS = frozenset(
     [
@@ -94,7 +94,7 @@ def test_known_words_may_be_a_name_together():
 
 
 def test_modules_of_this_program_and_places_in_them_stay():
-    said = "front.session.link: remoter_kernel.local.session.link:123 _dial, <MessageType.ITEM: 3>"
+    said = "local.session.link: remoter_kernel.local.session.link:123 _dial, <MessageType.ITEM: 3>"
     assert Mask(vocabulary()).mask_foreign(said) == said
 
 

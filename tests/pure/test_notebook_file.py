@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from remoter_kernel.errors import HereLacks, Usage
-from remoter_kernel.local.reading.executions import CellExecution
-from remoter_kernel.local.reading.notebook_file import (
+from remoter_kernel.local.history.executions import CellExecution
+from remoter_kernel.local.history.notebook_file import (
     NotebookText,
     check_destination,
     is_valid,

@@ -7,7 +7,7 @@ from typing import Literal
 import pytest
 
 from remoter_kernel.local.login.prompts import OWN_TAG, NeedsPerson, NotAnswered
-from remoter_kernel.local.this_side.permission import (
+from remoter_kernel.local.proxy.here.permission import (
     LONGEST_LINE,
     LONGEST_PATH,
     MOST_PATHS,

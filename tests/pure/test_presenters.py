@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from remoter_kernel.errors import NoSuchSession, Unreachable
-from remoter_kernel.local.jupyter.presenters import BUSY_WITHIN, ERASE, NOTICE_AFTER
+from remoter_kernel.local.proxy.presenters import BUSY_WITHIN, ERASE, NOTICE_AFTER
 from remoter_kernel.local.session.link import LinkState
 from tests.pure.a_proxy import ANOTHER, Proxy
 

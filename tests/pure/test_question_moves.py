@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from remoter_kernel.local.jupyter.prompter import CLOSE_THAT_BOX, NOT_USED
 from remoter_kernel.local.login.prompts import NotAnswered, Prompt, Withdrawn
+from remoter_kernel.local.proxy.prompter import CLOSE_THAT_BOX, NOT_USED
 from remoter_kernel.protocol.frames import Channel
 from remoter_kernel.protocol.messages import header_of
 from remoter_kernel.protocol.requests import Request

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from remoter_kernel.local.config.remotes import Remote
+from remoter_kernel.local.history import fault_report as reports
 from remoter_kernel.local.login.login_errors import connection_timed_out
-from remoter_kernel.local.reading import fault_report as reports
 
 
 def test_the_words_of_a_server_are_not_in_it(monkeypatch):

@@ -23,28 +23,28 @@ from remoter_kernel.cli.renderers import (
 )
 from remoter_kernel.errors import RemoterError
 from remoter_kernel.local.config.remotes import Remote
-from remoter_kernel.local.jupyter.session_banner import joined_text, other_sessions_text
-from remoter_kernel.local.launch import host_probe, remote_answer, remote_venv, wheelhouse
-from remoter_kernel.local.launch.installer import ANSWER_MARK
-from remoter_kernel.local.launch.launcher import SessionInfo
-from remoter_kernel.local.login.login_results import CompletedCommand
-from remoter_kernel.local.reading.executions import (
+from remoter_kernel.local.history.executions import (
     CellExecution,
     ExecutionHistory,
     build_notebook,
     plan_updates,
 )
-from remoter_kernel.local.reading.remote_query import (
+from remoter_kernel.local.history.remote_query import (
     JournalReader,
     RemoteQuery,
     SessionList,
     resolve_session,
 )
-from remoter_kernel.local.reading.session_log import SessionLog, format_duration, log_line
-from remoter_kernel.local.reading.status import Status, format_status
-from remoter_kernel.local.reading.transcript import Transcript, iopub_output
-from remoter_kernel.local.running.code_to_run import CodeCell
-from remoter_kernel.local.running.exit_codes import ExitCodeTracker
+from remoter_kernel.local.history.session_log import SessionLog, format_duration, log_line
+from remoter_kernel.local.history.status import Status, format_status
+from remoter_kernel.local.history.transcript import Transcript, iopub_output
+from remoter_kernel.local.launch import host_probe, remote_answer, remote_venv, wheelhouse
+from remoter_kernel.local.launch.installer import ANSWER_MARK
+from remoter_kernel.local.launch.launcher import SessionInfo
+from remoter_kernel.local.login.login_results import CompletedCommand
+from remoter_kernel.local.proxy.session_banner import joined_text, other_sessions_text
+from remoter_kernel.local.run.code_to_run import CodeCell
+from remoter_kernel.local.run.exit_codes import ExitCodeTracker
 from remoter_kernel.plain_text import is_session_id
 from remoter_kernel.protocol.frames import Channel, pack_parts
 from remoter_kernel.protocol.journal_entries import JournalEntry, encode_entry, split_entries

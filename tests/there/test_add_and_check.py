@@ -17,7 +17,7 @@ from click.testing import CliRunner
 from remoter_kernel.cli.main import remoter as command
 from remoter_kernel.local.config import kernelspec, remotes
 from remoter_kernel.local.login.keeper.endpoint import end_logins
-from remoter_kernel.local.running.checkup import STEPS
+from remoter_kernel.local.run.checkup import STEPS
 from tests.real_parts import real_part
 from tests.real_sshd import RealSshd
 

@@ -19,8 +19,8 @@ import zmq
 from zmq.utils.monitor import recv_monitor_message
 
 from remoter_kernel.local.config.remotes import find_remote
-from remoter_kernel.local.jupyter.sockets import key_fingerprint
 from remoter_kernel.local.launch.launcher import SessionRequest
+from remoter_kernel.local.proxy.sockets import key_fingerprint
 from remoter_kernel.local.session.dialer import SessionDialer
 from remoter_kernel.protocol.frames import (
     Channel,

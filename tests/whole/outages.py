@@ -164,7 +164,7 @@ class Outage:
         """The folder of the session."""
         sessions = (self.far.home / ".local/share/remoter-kernel/sessions").glob("*/session.json")
         key = self.kernel.client.session.key
-        from remoter_kernel.local.jupyter.sockets import key_fingerprint
+        from remoter_kernel.local.proxy.sockets import key_fingerprint
 
         name = key_fingerprint(key.decode())
         (found,) = [p.parent for p in sessions if json.loads(p.read_text())["kernel_id"] == name]

@@ -18,8 +18,8 @@ import pytest
 from bench.proxy import Proxy
 from remoter_kernel.evaluator.records import Record, read_journal
 from remoter_kernel.local.config.remotes import find_remote
-from remoter_kernel.local.jupyter.sockets import key_fingerprint
 from remoter_kernel.local.launch.launcher import SessionRequest
+from remoter_kernel.local.proxy.sockets import key_fingerprint
 from remoter_kernel.local.session.dialer import SessionDialer
 from remoter_kernel.protocol.frames import Channel, from_json, unpack_parts
 from tests.hung_disk import HungDisk

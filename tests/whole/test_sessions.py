@@ -19,7 +19,7 @@ import psutil
 import pytest
 from jupyter_client.connect import write_connection_file
 
-from remoter_kernel.local.reading.remote_query import JournalReader, locate_session
+from remoter_kernel.local.history.remote_query import JournalReader, locate_session
 from tests.conftest import is_keeper, marked
 from tests.real_jupyter import client_of, started_kernel, wait_for
 from tests.real_parts import real_part

@@ -15,7 +15,7 @@ import pytest
 from remoter_kernel.errors import RemoterError
 from remoter_kernel.local.launch.launcher import pack_evaluator, query_remote
 from remoter_kernel.local.login import embedded_host
-from remoter_kernel.local.running.runner import Runner
+from remoter_kernel.local.run.runner import Runner
 from remoter_kernel.local.session import undelivered_commands
 from remoter_kernel.local.session.dialer import THIS_MACHINE, SessionDialer
 from tests.real_jupyter import MARK, THIS_RUN, wait_for

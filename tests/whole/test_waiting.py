@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from remoter_kernel.local.reading.executions import CellExecution
+from remoter_kernel.local.history.executions import CellExecution
 from tests.real_jupyter import started_kernel, wait_for
 from tests.real_parts import real_part
 from tests.whole.talk import Talk

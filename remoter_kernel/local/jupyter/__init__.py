@@ -1,1 +1,0 @@
-"""Jupyter's side of the kernel: its sockets, and what is said on them without the far kernel."""

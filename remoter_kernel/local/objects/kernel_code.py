@@ -1,0 +1,58 @@
+"""Makes the text of what a kernel is asked to do for `push` and `pull`, in its own language."""
+
+from __future__ import annotations
+
+import ast
+import json
+from functools import cache
+from importlib import resources
+from typing import Any
+
+PACKAGE = "remoter_kernel.local.objects.codecs"
+CODEC_MODULES = (
+    "values",
+    "arrow",
+    "dataframes",
+    "to_r",
+    "from_r",
+    "object_job",
+)  # each needs those before it
+
+
+def python_code(wish: dict[str, Any]) -> str:
+    """Return one expression that carries out a wish, and leaves no name in the kernel."""
+    scope = '{"__name__": "remoter_carried"}'
+    # The person may have given `exec` or `globals` to something else.
+    begin = f"(lambda scope: (__import__('builtins').exec({_codec_source()!r}, scope), scope)[1])"
+    return f"{begin}({scope})['run_job']({wish!r}, __import__('builtins').globals())"
+
+
+def r_code(wish: dict[str, Any]) -> str:
+    """Return the same in R."""
+    words = json.dumps(json.dumps(wish))
+    text = (resources.files(PACKAGE) / "objects.R").read_text(encoding="utf-8")
+    ask = f"carry_out(jsonlite::fromJSON({words}, simplifyVector = FALSE))"
+    return f"invisible(local({{\n{text}\n{ask}\n}}, envir = new.env(parent = baseenv())))"
+
+
+@cache
+def _codec_source() -> str:
+    """Return all parts as one module, without what they import of each other.
+
+    The lines stay as they are: what newer Pythons make of an f-string, older ones cannot read.
+    """
+    lines = ["from __future__ import annotations"]
+    for part in CODEC_MODULES:
+        text = (resources.files(PACKAGE) / f"{part}.py").read_text(encoding="utf-8")
+        lines += _without_own_imports(text)
+    return "\n".join(lines)
+
+
+def _without_own_imports(text: str) -> list[str]:
+    lines = text.splitlines()
+    for statement in ast.parse(text).body:
+        named = str(statement.module) if isinstance(statement, ast.ImportFrom) else ""
+        if named == "__future__" or named.startswith("remoter_kernel"):
+            for number in range(statement.lineno, (statement.end_lineno or 0) + 1):
+                lines[number - 1] = ""
+    return lines

@@ -1,0 +1,110 @@
+"""How a front comes to its session: which kernel it is, on which laptop, for which notebook.
+
+A Jupyter server says all of that at once. Another client says it later, and may mean by a
+new front that the kernel of the one before should be restarted.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from remoter_kernel.local.proxy.notebook_detector import NotebookDetector
+from remoter_kernel.local.session import (
+    parent_process,
+    restart_detection,
+    undelivered_commands,
+    vscode,
+)
+from remoter_kernel.local.session.machine import LivenessLock, machine_id
+from remoter_kernel.local.session.notebook_identity import NotebookIdentity
+from remoter_kernel.local.session.notebook_path import (
+    SESSION_NAME_VARIABLE,
+    notebook_from_environment,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from remoter_kernel.local.session.dialer import SessionDialer
+    from remoter_kernel.local.session.link import Link
+    from remoter_kernel.protocol.reactor import Reactor
+
+RECORD_EVERY = 1.0  # seconds
+
+
+class ProxyIdentity:
+    """What the session hears of this front, once that is known."""
+
+    def __init__(
+        self, reactor: Reactor, link: Link, dialer: SessionDialer, remote_name: Callable[[], str]
+    ) -> None:
+        """Remember; `remote_name()` names the remote."""
+        self.notebook_detector = NotebookDetector(reactor, self._on_notebook_known)
+        self._reactor = reactor
+        self._link = link
+        self._dialer = dialer
+        self._remote_name = remote_name
+        self._started = time.time()
+        self._liveness_lock = LivenessLock("")
+        self._notebook = ""  # of a client that starts kernels itself
+
+    @property
+    def is_for_vscode(self) -> bool:
+        """Is VS Code this front's client, as far as that is known?"""
+        return bool(self._notebook) or vscode.is_parent()
+
+    def start(self) -> None:
+        """Show that this front lives, and say who it is as far as that is known."""
+        self._announce(self._dialer.session_request.kernel_id)
+        is_started_by_jupyter = parent_process.has_pid() or SESSION_NAME_VARIABLE in os.environ
+        if is_started_by_jupyter or self._dialer.session_request.session:
+            self._dialer.notebook_identity = NotebookIdentity(
+                notebook_from_environment(), self._link.identity["laptop"]
+            )
+        else:
+            self._dialer.is_identified.clear()
+            self.notebook_detector.start()
+
+    def close(self, *, is_without_command: bool) -> None:
+        """Leave; `is_without_command`: without a word of what should become of the session."""
+        if is_without_command:
+            self._record_exit()
+        self._liveness_lock.release()  # what follows may take a while: the next proxy may be there
+
+    def _announce(self, kernel_id: str) -> None:
+        self._liveness_lock.release()
+        self._liveness_lock = LivenessLock(kernel_id)
+        laptop = machine_id() if self._liveness_lock.acquire() else ""
+        self._link.identity = {"kernel_id": kernel_id, "laptop": laptop}
+
+    def _on_notebook_known(self, notebook: str) -> None:
+        remote, self._notebook = self._remote_name(), notebook
+        before = (
+            restart_detection.previous_exit(remote, notebook, self._started) if notebook else None
+        )
+        if before:
+            undelivered_commands.save_command(remote, before.kernel_id, before.session, "restart")
+            self._announce(before.kernel_id)
+            self._dialer.session_request = replace(
+                self._dialer.session_request, kernel_id=before.kernel_id
+            )
+        self._dialer.notebook_identity = NotebookIdentity(notebook, self._link.identity["laptop"])
+        self._dialer.is_identified.set()
+        if sys.platform == "win32":  # where nobody is told before its end
+            self._keep_recording_exit()
+
+    def _record_exit(self) -> None:
+        address = self._dialer.session_info
+        if self._notebook and address:
+            departure = restart_detection.ProxyExit(
+                self._dialer.session_request.kernel_id, address.session
+            )
+            restart_detection.record_exit(self._remote_name(), self._notebook, departure)
+
+    def _keep_recording_exit(self) -> None:
+        self._record_exit()
+        self._reactor.call_later(RECORD_EVERY, self._keep_recording_exit)

@@ -1,0 +1,33 @@
+"""What a person hears of a session in the first cell: each thing once."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from remoter_kernel.local.launch.launcher import SessionInfo
+from remoter_kernel.local.proxy.session_banner import SessionBanner
+from remoter_kernel.protocol.frames import Channel
+from remoter_kernel.protocol.messages import MessageSigner, header_of
+from remoter_kernel.protocol.requests import Request
+
+CELL = MessageSigner(b"").compose("execute_request", {"code": "1", "silent": False})
+ASKED = Request(Channel.SHELL, CELL, header_of(CELL[1]), number=1)
+
+
+def address(*notices: str) -> SessionInfo:
+    known = SessionInfo("7f3a9c", "127.0.0.1", 1, "0" * 40, True, "box", "me", "3.11", "27")
+    return replace(known, notices=notices)
+
+
+def test_a_notice_is_told_once_however_often_the_link_comes_back():
+    """Another start of the same session may bring another one."""
+    told: list[str] = []
+    news = SessionBanner(
+        lambda kind, content, _header: told.append(content.get("text", kind)), lambda: True
+    )
+    first = address("Session abc123 could not be stopped.")
+    for heard in (first, first, address(), address("Another one.")):
+        news.on_session(heard, "", is_busy=False)
+        news.show_in([ASKED])
+    lines = [line for line in told if line != "status"]
+    assert lines == ["[remoter] Session abc123 could not be stopped.\n", "[remoter] Another one.\n"]
