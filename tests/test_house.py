@@ -189,7 +189,7 @@ def test_no_front_and_no_command_begins_with_slow_imports():
 
 def test_proxies_and_commands_begin_without_jupyter_client():
     """It would cost them more than all the rest of their start."""
-    verbs = ("sessions", "stop", "log", "outputs", "report", "files", "run")
+    verbs = ("sessions", "stop", "log", "outputs", "report", "put_get", "run")
     modules = [
         "remoter_kernel.local.proxy.proxy",
         *(f"remoter_kernel.cli.{verb}" for verb in verbs),

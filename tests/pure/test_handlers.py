@@ -358,7 +358,7 @@ def test_what_may_run_there_stays_and_hears_that_a_cell_is_needed(proxy):
     """A person was there before: the login of a lost link needs one again."""
     proxy.be_up()
     running = proxy.run()
-    proxy.kernel._prompter._routes = list  # nobody is there just now
+    proxy.kernel._prompter._open_cells = list  # nobody is there just now
     proxy.link.change(LinkState.WAITING, CUT)
     proxy.link.fail(NeedsPerson("a password is needed."))
     assert proxy.page.text(running).startswith(f"[remoter] far: a password is needed. {RUN_A_CELL}")

@@ -158,7 +158,7 @@ def test_a_disk_that_hangs_costs_no_interrupt_and_no_connection(
             shown = text(talk, cell).count("line")
             assert shown > LONGER_THAN_A_WIRE
             talk.listen(lambda: NOTE in text(talk, cell), seconds=DIALLED_WITHIN)
-            path.abort()
+            path.cut()
             talk.listen(lambda: text(talk, cell).count("line") > shown + 5, seconds=DIALLED_WITHIN)
             asked = time.monotonic()
             kernel.manager.interrupt_kernel()
@@ -254,7 +254,7 @@ def at_work(talk: Talk, kernel: StartedKernel, path: Proxy) -> None:
     assert talk.ask("complete_request", {"code": "pri", "cursor_pos": 3})["status"] == "ok"
     cell = talk.queue("import time; print('on', flush=True); time.sleep(60)")
     talk.listen(lambda: "on" in text(talk, cell))
-    path.abort()
+    path.cut()
     kernel.manager.interrupt_kernel()
     talk.listen(lambda: talk._is_done(cell), seconds=DIALLED_WITHIN)
 
