@@ -96,10 +96,10 @@ class KernelOutputHandler:
             self._requests.mark_activity()
             if request:
                 is_sure = self.recovery is None  # else a reply before it may be lost
-                self._requests.on_reply(asker, has_idle=has_idle(parts), is_from_kernel=is_sure)
-                self._interrupts.on_reply(request, parts)
                 if self.recovery:
                     self.recovery.on_reply(request)
+                self._requests.on_reply(asker, has_idle=has_idle(parts), is_from_kernel=is_sure)
+                self._interrupts.on_reply(request, parts)
             elif self._recovered:
                 self._recovered.answered.add(asker)
         try:

@@ -80,7 +80,14 @@ class Recovery:
             self._report_gap(request)
 
     def on_reply(self, request: Request) -> None:
-        """Hear a reply; what was published before it may have come before we were subscribed."""
+        """Hear a reply, before the table does.
+
+        What was published before it may have come before we were subscribed. Replies come in
+        order: one that is still missing before it was sent to the evaluator that died.
+        """
+        for each in self._requests.unanswered_before(request):
+            if each in self._uncertain:
+                self._answer(each)
         if request in self._uncertain and request.id not in self._recovered.inferred.idle:
             self._report_gap(request)
 
@@ -145,12 +152,8 @@ class Recovery:
         begun = self._started if self._begun_before is None else self._begun_before
         self._begun_before = None
         for request in self._unresolved():
-            reply = self._inferred_reply(request)
-            if reply:
-                log_failure_of(partial(self._writer.reply, request, reply))
-                self._requests.move(request, Stage.DONE, "its outputs tell its reply")
-            elif request.id in begun:
-                self._fail(request)
+            if request.id in begun or self._inferred_reply(request):
+                self._answer(request)
         ending = [each for each in self._uncertain if each.stage is Stage.REPLIED]
         if self._is_quiet or not (self._unresolved() or ending):
             for request in self._unresolved():
@@ -177,6 +180,15 @@ class Recovery:
             if request.id in heard.idle and request.id in heard.replies and request.is_cell:
                 return heard.replies[request.id]
         return None
+
+    def _answer(self, request: Request) -> None:
+        """Answer what the kernel is done with, in its place."""
+        reply = self._inferred_reply(request)
+        if reply is None:
+            self._fail(request)
+            return
+        log_failure_of(partial(self._writer.reply, request, reply))
+        self._requests.move(request, Stage.DONE, "its outputs tell its reply")
 
     def _fail(self, request: Request) -> None:
         why = (
