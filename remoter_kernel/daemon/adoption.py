@@ -78,7 +78,14 @@ class Adoption:
             self._tell_of_a_gap(request)
 
     def hear_reply(self, request: Request) -> None:
-        """Hear a reply; what was published before it may have come before we were subscribed."""
+        """Hear a reply, before the table does.
+
+        What was published before it may have come before we were subscribed. Replies come in
+        order: one that is still missing before it was sent to the evaluator that died.
+        """
+        for each in self._requests.unanswered_before(request):
+            if each in self._doubtful:
+                self._answer(each)
         if request in self._doubtful and request.id not in self._past.heard.over:
             self._tell_of_a_gap(request)
 
@@ -143,12 +150,8 @@ class Adoption:
         begun = self._begun if self._begun_before is None else self._begun_before
         self._begun_before = None
         for request in self._in_doubt():
-            reply = self._overheard(request)
-            if reply:
-                attempt(partial(self._speaker.reply, request, reply))
-                self._requests.move(request, Stage.DONE, "its outputs tell its reply")
-            elif request.id in begun:
-                self._fail(request)
+            if request.id in begun or self._overheard(request):
+                self._answer(request)
         ending = [each for each in self._doubtful if each.stage is Stage.REPLIED]
         if self._is_quiet or not (self._in_doubt() or ending):
             for request in self._in_doubt():
@@ -175,6 +178,15 @@ class Adoption:
             if request.id in heard.over and request.id in heard.replies and request.is_cell:
                 return heard.replies[request.id]
         return None
+
+    def _answer(self, request: Request) -> None:
+        """Answer what the kernel is done with, in its place."""
+        reply = self._overheard(request)
+        if reply is None:
+            self._fail(request)
+            return
+        attempt(partial(self._speaker.reply, request, reply))
+        self._requests.move(request, Stage.DONE, "its outputs tell its reply")
 
     def _fail(self, request: Request) -> None:
         why = (

@@ -91,10 +91,10 @@ class Ear:
             self._requests.touch()
             if request:
                 is_sure = self.adoption is None  # else a reply before it may be lost
-                self._requests.on_reply(asker, has_idle=has_idle(parts), is_from_kernel=is_sure)
-                self._interrupts.note_end(request, parts)
                 if self.adoption:
                     self.adoption.hear_reply(request)
+                self._requests.on_reply(asker, has_idle=has_idle(parts), is_from_kernel=is_sure)
+                self._interrupts.note_end(request, parts)
             elif self._past:
                 self._past.answered.add(asker)
         try:

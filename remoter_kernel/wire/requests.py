@@ -270,7 +270,7 @@ class Requests:
         if request is None or not request.is_open:
             return None
         is_awaited = request.channel is Channel.SHELL and has_idle and not request.is_idle
-        unanswered = self._unanswered_before(request, is_from_kernel=is_from_kernel)
+        unanswered = self.unanswered_before(request, is_from_kernel=is_from_kernel)
         self.move(request, Stage.REPLIED if is_awaited else Stage.DONE, "reply")
         for each in unanswered:
             self.move(each, Stage.DONE, NO_REPLY)
@@ -311,6 +311,23 @@ class Requests:
         at_it = (each for each in self._at_kernel if each.is_cell or BUSY in each.heard)
         return any(each.is_open and not each.is_idle for each in at_it)
 
+    def unanswered_before(self, replied: Request, *, is_from_kernel: bool = False) -> list[Request]:
+        """List what the kernel was done with before it replied to a later request.
+
+        Replies come by one socket and in order: those will get none. Nor will what it has passed
+        over: not even its busy was heard, which comes by another socket and so perhaps later.
+        """
+        unanswered: list[Request] = []
+        before = self._clock() - BUSY_WITHIN
+        for each in self._at_kernel if replied.is_in_turn else ():
+            if each is replied:
+                return unanswered
+            is_quiet = not each.is_cell and BUSY not in each.heard and each.since < before
+            is_done = each.is_idle or (is_from_kernel and is_quiet)
+            if each.is_in_turn and is_done and each.is_open:
+                unanswered.append(each)
+        return []  # it was not at the kernel, as far as is known
+
     def rows(self) -> list[dict[str, Any]]:
         """Describe those that are not over, for people and programs: no content."""
         now = self._clock()
@@ -349,23 +366,6 @@ class Requests:
         is_new = state not in heard
         heard.add(state)
         return is_new
-
-    def _unanswered_before(self, replied: Request, *, is_from_kernel: bool) -> list[Request]:
-        """List what the kernel was done with before it replied to a later request.
-
-        Replies come by one socket and in order: those will get none. Nor will what it has passed
-        over: not even its busy was heard, which comes by another socket and so perhaps later.
-        """
-        unanswered: list[Request] = []
-        before = self._clock() - BUSY_WITHIN
-        for each in self._at_kernel if replied.is_in_turn else ():
-            if each is replied:
-                return unanswered
-            is_quiet = not each.is_cell and BUSY not in each.heard and each.since < before
-            is_done = each.is_idle or (is_from_kernel and is_quiet)
-            if each.is_in_turn and is_done and each.is_open:
-                unanswered.append(each)
-        return []  # it was not at the kernel, as far as is known
 
     def _note_sent(self, request: Request) -> None:
         if request.is_here:

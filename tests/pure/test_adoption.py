@@ -61,9 +61,10 @@ class Story:
             self.requests.move(request, Stage.DONE)
 
     def reply(self, cell):
-        request = self.requests.on_reply(cell)
+        request = self.requests.get(cell)
         assert request
         self.adoption.hear_reply(request)
+        assert self.requests.on_reply(cell) is request
 
     def kinds(self, cell):
         return [kind for parent, kind, _ in self.journal.said if parent == cell]
@@ -202,6 +203,24 @@ def test_a_reply_proves_no_outputs(story):
     story.forget("b")
     story.answer()
     assert story.kinds("a") == ["stream"]
+
+
+def test_a_cell_whose_idle_is_heard_and_whose_reply_was_lost_gets_one_before_the_next_reply(story):
+    """Replies come in order: that of the first was sent to an evaluator that was dead."""
+    story.hear("a", "status", execution_state="idle")
+    story.hear("b", "status", execution_state="busy")
+    story.reply("b")
+    assert story.kinds("a")[-2:] == ["error", "execute_reply"]
+    assert not story.requests.get("a")
+    assert story.kinds("b") == []
+
+
+def test_a_reply_that_was_lost_is_what_the_outputs_say_where_all_were_heard(story):
+    story.past.heard.over.add("a")
+    story.past.heard.replies["a"] = {"status": "ok"}
+    story.requests.on_state("a", "idle")
+    story.reply("b")
+    assert story.kinds("a") == ["execute_reply"]
 
 
 def test_a_reply_whose_idle_nobody_heard_gets_one(story):
