@@ -79,7 +79,7 @@ def _toml_option(
 @click.option("--display-name", default="", help='What Jupyter shows instead of "Remote (NAME)".')
 @_toml_option("on-shutdown", "stop|keep", "What a shutdown from Jupyter does to the session.")
 @_toml_option(
-    "idle-timeout", "TIME", 'How long an idle session without a front lives, such as "72h".'
+    "idle-timeout", "TIME", 'How long an idle session without a client lives, such as "72h".'
 )
 @_toml_option("transport", "NAME", "How to log in: auto, paramiko or openssh.")
 @_toml_option("ssh-config", "FILE", "Another file than ~/.ssh/config.")

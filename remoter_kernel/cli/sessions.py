@@ -62,7 +62,7 @@ def _print_table(listings: list[SessionList]) -> None:
         if session["state"] not in {"ended", "dead"} or session["seconds"] < SHOWN_AFTER_END
     ]
     if rows:
-        head = ("SESSION", "REMOTE", "KERNEL", "STATE", "FRONTS", "STARTED", "NOTEBOOK")
+        head = ("SESSION", "REMOTE", "KERNEL", "STATE", "CLIENTS", "STARTED", "NOTEBOOK")
         for line in format_columns([head, *rows]):
             click.echo(line)
     elif not any(listing.error for listing in listings):

@@ -75,5 +75,5 @@ class IdleTimeout:
         if self._is_in_use:
             self._requests.mark_activity()
         if self._requests.idle_for() > self._limit:
-            self._stop(f"It was idle, without any front, for {self._limit / 3600:.0f} hours.")
+            self._stop(f"It was idle, without any client, for {self._limit / 3600:.0f} hours.")
         self._reactor.call_later(min(LOOK_EVERY, max(1.0, self._limit / 4)), self._check_idle)

@@ -231,7 +231,7 @@ class Listener:
         words = from_json(body)
         name = bytes.fromhex(words["front"])
         if len(name) != CLIENT_ID_SIZE:
-            message = "A front's name has another length."
+            message = "A client's name has another length."
             raise ProtocolError(message)
         begin = words["seen"] or [self.journal.last, self.journal.last]
         bulk, urgent = int(begin[0]), int(begin[1])
@@ -243,7 +243,7 @@ class Listener:
             client = self._new_client(name)
             client.outbox.ack(Lane.BULK, bulk)  # what was before it is not for it
         if client.pump:
-            client.pump.end(ProtocolError("The same front came in again."), notifies_peer=True)
+            client.pump.end(ProtocolError("The same client came in again."), notifies_peer=True)
         client.kernel_id = str(words.get("kernel_id") or "")
         client.laptop = str(words.get("laptop") or "")
         if name not in self._handshaken:
@@ -317,7 +317,7 @@ class Listener:
         except zmq.ZMQError:
             pump = self._pumps.get(identity)  # it has hung up
             if pump:
-                pump.end(ProtocolError("The front hung up."))
+                pump.end(ProtocolError("The client hung up."))
 
     def _zap_authenticate(self) -> None:
         """Hear libzmq's question (RFC 27) whether a client key may come in.

@@ -13,7 +13,7 @@ VERB, SESSION, LOCAL_PATH, REMOTE_PATH = "a verb", "a session", "a path here", "
 
 HELP = {
     "status": "How the link and the session are, or their open requests: status [--requests].",
-    "outputs": "What cells of this session said and no front took: after a crash, a flood.",
+    "outputs": "What cells of this session said and no client took: after a crash, a flood.",
     "log": "What happened in this session.",
     "put": "Send files of this side there: put SRC... DST [--dry-run].",
     "get": "Fetch files from there: get SRC... DST [--dry-run].",
@@ -68,7 +68,7 @@ USAGES = {
     "log": VerbUsage(
         "[SESSION]",
         "%remoter log",
-        "fronts, requests and how they ended, interrupts, restarts, deaths, each with its time",
+        "clients, requests and how they ended, interrupts, restarts, deaths, each with its time",
         (SESSION,),
     ),
     "put": VerbUsage(
