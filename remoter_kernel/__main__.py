@@ -72,9 +72,9 @@ def start_keeper(remote: str | None) -> None:
 
 def begin_log(process: str, remote: str | None) -> None:
     """Begin to write the log of this process."""
-    from remoter_kernel.local import log_files  # noqa: PLC0415 - in a thread
+    from remoter_kernel.local import private_files  # noqa: PLC0415 - in a thread
 
-    log_files.begin_log_file(process, remote)
+    private_files.begin_log_file(process, remote)
 
 
 def bound_sockets(connection_file: Path) -> "Sockets":

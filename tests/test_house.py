@@ -35,7 +35,17 @@ LONGER_WITH_REASON = {
     "remoter_kernel/protocol/output_backlog.py",  # one subject: what becomes of outputs that wait
     "remoter_kernel/transfer/sender.py",  # one subject: a plan on its way
     "remoter_kernel/evaluator/launch.py",  # one subject: a session is found, or begun
+    "remoter_kernel/local/history/fault_report.py",  # one text, line by line
     "remoter_kernel/evaluator/query.py",  # one subject: what a person asks about sessions
+    "remoter_kernel/evaluator/kernel_process.py",  # one subject: a kernel, its ports and its end
+    "remoter_kernel/protocol/stream.py",  # one subject: numbers, acknowledgements and credit
+    "remoter_kernel/transfer/receiver.py",  # one subject: what arrives, and where it goes
+    "remoter_kernel/local/proxy/magics/magic.py",  # one subject: the verbs of %remoter
+    "remoter_kernel/local/run/runner.py",  # one subject: code that runs without Jupyter, and its end
+    "remoter_kernel/local/launch/launcher.py",  # one subject: what is asked there, and how the answer is read
+    "remoter_kernel/local/login/ssh_keywords.py",  # one table: the keywords of ssh_config, and their tokens
+    "remoter_kernel/local/login/openssh/mux_transport.py",  # one subject: a master process, and what is asked of it
+    "remoter_kernel/local/login/paramiko/transport.py",  # one subject: an SSH connection of paramiko
 }
 FORBIDDEN_NAMES = {"utils", "helpers", "manager", "base", "connection"}
 # Options of all verbs are described once, at the top of the page.

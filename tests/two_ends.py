@@ -12,17 +12,17 @@ import pytest
 
 from remoter_kernel.errors import RemoterError
 from remoter_kernel.local.transfer.file_transfer import SocketEnds
-from remoter_kernel.transfer.framed_stream import FramedStream
-from remoter_kernel.transfer.plan import make_plan
-from remoter_kernel.transfer.receiver import Receiver
-from remoter_kernel.transfer.sender import Sender
-from remoter_kernel.transfer.wire_format import (
+from remoter_kernel.transfer.framed_stream import (
     BODY_START,
     FileEntry,
+    FramedStream,
     FrameType,
     pack_frame,
     to_body,
 )
+from remoter_kernel.transfer.plan import make_plan
+from remoter_kernel.transfer.receiver import Receiver
+from remoter_kernel.transfer.sender import Sender
 
 if TYPE_CHECKING:
     from pathlib import Path

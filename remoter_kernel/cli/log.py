@@ -10,7 +10,7 @@ from remoter_kernel.cli.params import complete_session
 from remoter_kernel.cli.terminal import terminal_prompter
 from remoter_kernel.errors import Usage
 from remoter_kernel.local.history.remote_query import locate_session
-from remoter_kernel.local.history.session_log import SessionLog
+from remoter_kernel.local.history.transcript import SessionLog
 from remoter_kernel.plain_text import plain_text
 
 if TYPE_CHECKING:

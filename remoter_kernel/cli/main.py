@@ -16,10 +16,10 @@ import click
 from click.shell_completion import CompletionItem
 
 from remoter_kernel import __version__, logs
-from remoter_kernel.cli.arguments import refuse_empty
+from remoter_kernel.cli.params import refuse_empty
 from remoter_kernel.errors import RemoterError
 from remoter_kernel.local.config.remotes_toml import did_you_mean
-from remoter_kernel.local.log_files import begin_log_file as begin_log
+from remoter_kernel.local.private_files import begin_log_file as begin_log
 from remoter_kernel.plain_text import plain_text
 
 if TYPE_CHECKING:

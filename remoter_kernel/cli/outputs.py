@@ -20,7 +20,7 @@ from remoter_kernel.local.history.executions import (
 from remoter_kernel.local.history.notebook_file import check_destination, check_writable
 from remoter_kernel.local.history.remote_query import MOST_IN_MEMORY, locate_session
 from remoter_kernel.local.history.transcript import Transcript, iopub_output
-from remoter_kernel.local.run.exit_codes import ExitCodeTracker
+from remoter_kernel.local.run.runner import ExitCodeTracker
 
 if TYPE_CHECKING:
     from remoter_kernel.local.history.remote_query import SessionRef

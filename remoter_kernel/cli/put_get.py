@@ -12,8 +12,7 @@ from remoter_kernel.cli.params import complete_local_path, complete_remote
 from remoter_kernel.cli.progress import TransferProgressBar
 from remoter_kernel.cli.terminal import terminal_prompter
 from remoter_kernel.errors import RemoterError, Usage
-from remoter_kernel.local.config.remote_cwd import remote_cwd
-from remoter_kernel.local.config.remotes import find_remote
+from remoter_kernel.local.config.remotes import find_remote, remote_cwd
 from remoter_kernel.local.login.keeper.keeper_login import KeeperLogin, log_in_by_keeper
 from remoter_kernel.local.transfer.file_transfer import Transfer
 from remoter_kernel.local.transfer.transfer_progress import (

@@ -15,7 +15,7 @@ from remoter_kernel.local.history.executions import (
     stream_of,
 )
 from remoter_kernel.local.history.transcript import display_text, traceback_text
-from remoter_kernel.local.run.exit_codes import quit_status
+from remoter_kernel.local.run.runner import quit_status
 
 if TYPE_CHECKING:
     from pathlib import Path

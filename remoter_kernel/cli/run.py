@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from remoter_kernel.cli.arguments import ScriptCommand
-from remoter_kernel.cli.params import DURATION, complete_remote
+from remoter_kernel.cli.params import DURATION, ScriptCommand, complete_remote
 from remoter_kernel.cli.renderers import (
     JsonLinesRenderer,
     JsonRenderer,
@@ -29,15 +28,14 @@ from remoter_kernel.errors import LoginRefused, RemoterError, Unreachable, Usage
 from remoter_kernel.local.config.remotes import find_remote
 from remoter_kernel.local.history.executions import language_info_of
 from remoter_kernel.local.history.notebook_file import check_destination, is_valid
-from remoter_kernel.local.history.session_log import format_duration
+from remoter_kernel.local.history.transcript import format_duration
 from remoter_kernel.local.run.code_to_run import (
     Program,
     code_program,
     decode_script,
     read_program,
 )
-from remoter_kernel.local.run.exit_codes import exit_code_of_all
-from remoter_kernel.local.run.runner import LeftRunning, Runner, SubmittedCell
+from remoter_kernel.local.run.runner import LeftRunning, Runner, SubmittedCell, exit_code_of_all
 from remoter_kernel.local.session.dialer import SessionDialer
 from remoter_kernel.plain_text import plain_text
 

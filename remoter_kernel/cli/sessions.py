@@ -12,7 +12,7 @@ import click
 from remoter_kernel.cli.params import complete_remote
 from remoter_kernel.cli.terminal import format_columns, terminal_prompter
 from remoter_kernel.local.history.remote_query import query_remotes
-from remoter_kernel.local.history.session_log import format_duration
+from remoter_kernel.local.history.transcript import format_duration
 
 if TYPE_CHECKING:
     from remoter_kernel.local.history.remote_query import SessionList

@@ -9,15 +9,19 @@ House rules of this file:
   then a mark says so later.
 - A kernel has a queue for its main shell, one for its subshells, one for control. An answer to
   `input()` waits for no kernel: one that is not there has not asked.
+
+An interrupt comes by the urgent lane, and may be here before what it is meant for. It says up to
+which number its client had sent requests by then.
 """
 
 from __future__ import annotations
 
 from collections import deque
+from enum import Enum
 from functools import partial
 from typing import TYPE_CHECKING, Callable
 
-from remoter_kernel.evaluator.replay import DISPATCHED
+from remoter_kernel.evaluator.recovery import DISPATCHED
 from remoter_kernel.protocol.frames import Channel
 from remoter_kernel.protocol.requests import Requests, Stage
 
@@ -117,3 +121,47 @@ class Dispatcher:
     def _queue_of(self, request: Request) -> deque[Request]:
         is_subshell = request.channel is Channel.SHELL and not request.is_in_turn
         return self._queues.setdefault((request.channel, is_subshell), deque())
+
+
+class CancelReason(Enum):
+    """What a request that was overtaken is answered."""
+
+    INTERRUPTED = "interrupted"  # the first cell: as if it had begun and been interrupted
+    ABORTED = "called off"  # those behind it
+    RESTARTED = "restarted"  # it was meant for the kernel before
+
+
+class Cancellations:
+    """By client: up to which number, and by what."""
+
+    def __init__(self) -> None:
+        self._interrupted: dict[bytes, int] = {}
+        self._to_interrupt: set[bytes] = set()  # clients whose next cell is the first one
+        self._restarted: dict[bytes, int] = {}
+
+    def interrupt(self, client: bytes, number: int) -> None:
+        """A client has interrupted what it had sent up to a number."""
+        self._interrupted[client] = number
+        self._to_interrupt.add(client)
+
+    def abort(self, client: bytes, number: int) -> None:
+        """The same, and the cell that it was meant for has been interrupted."""
+        self._interrupted[client] = number
+        self._to_interrupt.discard(client)
+
+    def restart(self, client: bytes, number: int) -> None:
+        """A client has restarted the kernel."""
+        self._restarted[client] = number
+        self._interrupted.pop(client, None)
+
+    def reason_for(self, request: Request) -> CancelReason | None:
+        """Say how a request is to be answered in the kernel's place; None: the kernel gets it."""
+        client = request.client
+        if request.number <= self._restarted.get(client, 0):
+            return CancelReason.RESTARTED
+        if not request.is_cell or request.number > self._interrupted.get(client, 0):
+            return None
+        if client in self._to_interrupt:
+            self._to_interrupt.remove(client)
+            return CancelReason.INTERRUPTED
+        return CancelReason.ABORTED if request.stops_on_error else None

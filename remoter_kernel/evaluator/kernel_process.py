@@ -1,4 +1,13 @@
-"""One child kernel: its process and its sockets. Touches, decides nothing."""
+"""One child kernel: its process and its sockets. Touches, decides nothing.
+
+Ends a kernel that goes on without one of its ports, as R does: it would never be ready. Another
+process may take a port between the moment when it is chosen and the one when the kernel binds it.
+The kernel's log tells; it is in a home, which may hang, so a thread reads it.
+
+Which kernelspec is meant where several have its name. Jupyter looks into a person's own folder
+first, and a kernelspec there may start any Python. Whoever has named a Python means that one's
+kernel.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +23,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Callable
 
-from jupyter_client.kernelspec import NoSuchKernel
+from jupyter_client.kernelspec import KernelSpecManager, NoSuchKernel
 from jupyter_client.manager import KernelManager
 
 from remoter_kernel.errors import RemoteLacks
@@ -28,7 +37,6 @@ from remoter_kernel.evaluator.encryption import (
     write_keys,
 )
 from remoter_kernel.evaluator.kernel_log import KernelLog
-from remoter_kernel.evaluator.own_kernelspec import check_argv, specs_for
 from remoter_kernel.evaluator.processes import is_running, started_at
 from remoter_kernel.protocol.frames import Channel
 from remoter_kernel.protocol.kernel_client import KernelClient
@@ -44,9 +52,16 @@ if TYPE_CHECKING:
     from remoter_kernel.protocol.reactor import Call, Reactor
 
 GREET_AGAIN = 0.1  # seconds
-LOOK_EVERY = 0.1  # seconds
+CHECK_ALIVE_EVERY = 0.1  # seconds
 WARDEN_KILLED = {"failed": "its warden was killed", "status": -signal.SIGKILL}
 HIDDEN = ("JPY_PARENT_PID", "JPY_SESSION_NAME")  # of the login's environment, from the kernel
+
+PORT_TAKEN = "Address already in use"  # what such a kernel prints
+CHECK_PORTS_EVERY = 2.0  # seconds
+TRIES = 3  # to start a kernel
+
+DEFAULT = "python3"  # the name that the kernel of any Python has
+OWN = Path(sys.prefix, "share", "jupyter", "kernels")
 
 
 class _KernelManager(KernelManager):
@@ -254,7 +269,7 @@ class KernelProcess:
         """Watch a process whose warden is no child of ours."""
 
         def look_again(_error: Exception | None = None) -> None:
-            self.reactor.call_later(LOOK_EVERY, partial(self._poll_process, about))
+            self.reactor.call_later(CHECK_ALIVE_EVERY, partial(self._poll_process, about))
 
         self._disk.submit(
             partial(self._process_status, about),
@@ -349,3 +364,77 @@ def wrap_in_login_shell(argv: list[str], init: Sequence[str]) -> list[str]:
     shell = "/bin/bash" if Path("/bin/bash").exists() else "/bin/sh"
     lines = [f"{line} || exit 1" for line in init]
     return [shell, "-l", "-c", "\n".join([*lines, 'exec "$@"']), shell, *argv]
+
+
+class PortConflicts:
+    """Looks at one start after the other."""
+
+    def __init__(self, reactor: Reactor) -> None:
+        """Remember; nothing is looked at yet."""
+        self._reactor = reactor
+        self._disk = Worker("kernel log", reactor.call_soon_threadsafe)
+        self._tries = 1
+
+    def watch(self, kernel: KernelProcess, is_starting: Callable[[], bool]) -> None:
+        """Look at a child again and again while it starts."""
+        self._reactor.call_later(CHECK_PORTS_EVERY, partial(self._poll, kernel, is_starting))
+
+    def check_ports(self, kernel: KernelProcess, then: Callable[[], None]) -> None:
+        """Go on if it has all its ports, perhaps that for questions apart; else end it."""
+        self._disk.submit(kernel.log_tail, partial(self._on_log_tail, kernel, then))
+
+    def read_log_tail(self, kernel: KernelProcess, then: Callable[[str], None]) -> None:
+        """Go on with the last words of a child, whose disk may hang, or fail."""
+        self._disk.submit(kernel.log_tail, then, lambda _error: then(""))
+
+    def should_retry(self, last_words: str) -> bool:
+        """May another try help a kernel that has ended with these words?"""
+        if not self._reports_port_taken(last_words):
+            return False
+        self._tries += 1
+        return True
+
+    def reset(self) -> None:
+        """A kernel is ready: the next start has all its tries again."""
+        self._tries = 1
+
+    def _poll(self, kernel: KernelProcess, is_starting: Callable[[], bool]) -> None:
+        if is_starting():
+            self.check_ports(kernel, lambda: None)
+            self.watch(kernel, is_starting)
+
+    def _on_log_tail(self, kernel: KernelProcess, then: Callable[[], None], said: str) -> None:
+        if self._reports_port_taken(said):
+            kernel.signal(signal.SIGKILL)
+        else:
+            then()
+
+    def _reports_port_taken(self, said: str) -> bool:
+        return self._tries < TRIES and PORT_TAKEN in said
+
+
+def specs_for(kernel: str, *, is_own: bool) -> KernelSpecManager:
+    """Return who knows the kernelspecs; `is_own`: the default kernel is this Python's.
+
+    The look around a remote (local/launch/survey.sh) decides in the same way.
+    """
+    if is_own and kernel.lower() == DEFAULT:
+        # Nothing but this environment's, or what ipykernel itself says where it has none.
+        client_number = KernelSpecManager(kernel_dirs=[str(OWN)])
+        try:
+            client_number.get_kernel_spec(kernel)
+        except (NoSuchKernel, OSError, ValueError):
+            pass  # it has none, or a broken one
+        else:
+            return client_number
+    return KernelSpecManager()
+
+
+def check_argv(spec: KernelSpec, argv: list[str]) -> None:
+    """Say so if a kernelspec starts a program that is gone, such as a removed environment's."""
+    program = Path(argv[0])
+    if program.is_absolute() and not program.exists():
+        raise RemoteLacks(
+            f"The kernelspec in {spec.resource_dir} starts {program}, which is not there.",
+            f"Install its kernel anew, or remove it there: rm -r {spec.resource_dir}",
+        )

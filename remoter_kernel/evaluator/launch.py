@@ -32,14 +32,13 @@ from remoter_kernel.evaluator.pending_commands import WrongHostError, execute_co
 from remoter_kernel.evaluator.processes import set_process_name, started_at
 from remoter_kernel.evaluator.records import check_format, read_journal
 from remoter_kernel.evaluator.registry import Session
-from remoter_kernel.evaluator.session_candidates import candidates, names_notebook
-from remoter_kernel.evaluator.session_match import match_session
+from remoter_kernel.evaluator.session_match import candidates, match_session, names_notebook
 from remoter_kernel.protocol.reactor import Reactor
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from remoter_kernel.evaluator.replay import RecoveredState
+    from remoter_kernel.evaluator.recovery import RecoveredState
 
 START_WITHIN = 10.0  # seconds that a warden may need to start a kernel and to say so
 TURN_WITHIN = 20.0  # seconds that another launch for the same session may take
@@ -229,7 +228,7 @@ def _is_between_kernels(session: Session) -> bool:
 
 def _is_restarting(session: Session) -> bool:
     """Was its kernel asked to make room for another one when its evaluator died?"""
-    from remoter_kernel.evaluator.replay import RecoveredState  # noqa: PLC0415 - imports what a start need not
+    from remoter_kernel.evaluator.recovery import RecoveredState  # noqa: PLC0415 - imports what a start need not
 
     past = RecoveredState()
     with contextlib.suppress(OSError, RemoterError):
@@ -396,7 +395,7 @@ def _open_journal(journal: Journal, *, is_adopted: bool) -> Any:
     if not is_adopted:
         journal.open()
         return None
-    from remoter_kernel.evaluator.replay import RecoveredState  # noqa: PLC0415 - imports what a start need not
+    from remoter_kernel.evaluator.recovery import RecoveredState  # noqa: PLC0415 - imports what a start need not
 
     recovered = RecoveredState()
     journal.open(recovered.apply)

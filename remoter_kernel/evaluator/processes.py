@@ -3,8 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import logging
+import signal
 import subprocess
 from pathlib import Path
+from typing import Any
+
+from remoter_kernel.errors import RemoterError
+
+_log = logging.getLogger(__name__)
 
 
 def boot_id() -> str:
@@ -54,3 +61,55 @@ def started_at(pid: int) -> str:
 def is_running(pid: int, started: str) -> bool:
     """Does the process that began then still run?"""
     return bool(pid and started) and started_at(pid) == started
+
+
+def describe_exit(words: dict[str, Any]) -> str:
+    """Say in one sentence what the warden's last line means.
+
+    `status` is an exit code or the negative of a signal's number, `peak_kib` the most
+    memory that the process ever held, in KiB; `failed` says why it was never started.
+    """
+    if "failed" in words:
+        place = f": {words['file']}" if words.get("file") else ""
+        return f"it could not run: {words['failed']}{place}."
+    status = int(words.get("status", 0))
+    memory = format_memory(int(words.get("peak_kib", 0)))
+    if status >= 0:
+        return f"it ended with exit code {status}, having used up to {memory} of memory."
+    try:
+        name = signal.Signals(-status).name
+    except ValueError:
+        name = "unknown"
+    if -status == signal.SIGKILL:
+        return (
+            f"it was killed by signal 9 (SIGKILL), having used up to {memory} of memory; "
+            "when a machine runs out of memory it does this."
+        )
+    return f"it was ended by signal {-status} ({name}), having used up to {memory} of memory."
+
+
+def was_killed_by_signal(words: dict[str, Any]) -> bool:
+    """Did the process end in the midst of its work, so that its last words may be missing?
+
+    What it had not handed to the system is lost; one that ends by itself hands over all of it.
+    """
+    return int(words.get("status", 0)) < 0
+
+
+def format_memory(kibibytes: int) -> str:
+    """Say an amount of memory in the unit that reads best."""
+    value = float(kibibytes)
+    for unit in ("KiB", "MiB", "GiB"):
+        if value < 1024:  # noqa: PLR2004 - KiB in a MiB, MiB in a GiB
+            return f"{value:.0f} {unit}" if unit == "KiB" else f"{value:.1f} {unit}"
+        value /= 1024
+    return f"{value:.1f} TiB"
+
+
+def describe_failed_start(error: Exception) -> str:
+    """Say why a kernel could not even be started."""
+    if isinstance(error, (RemoterError, OSError)):
+        return str(error)
+    _log.error("The kernel could not be started.", exc_info=error)
+    what = f"{type(error).__name__}: {error}"
+    return f"The kernel could not be started ({what}). Look at its kernel.json there."

@@ -19,10 +19,15 @@ from typing import TYPE_CHECKING, Any, Callable
 
 from remoter_kernel import logs
 from remoter_kernel.errors import RemoterError
-from remoter_kernel.evaluator.exit_status import describe_exit
 from remoter_kernel.evaluator.folders import is_owned_by_user, sessions_folder
 from remoter_kernel.evaluator.lock import Lock, remove_stale_locks
-from remoter_kernel.evaluator.processes import boot_id, is_running, pid_namespace, started_at
+from remoter_kernel.evaluator.processes import (
+    boot_id,
+    describe_exit,
+    is_running,
+    pid_namespace,
+    started_at,
+)
 from remoter_kernel.protocol.threads import Worker
 
 if TYPE_CHECKING:

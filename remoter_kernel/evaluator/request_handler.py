@@ -12,8 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Callable
 
 from remoter_kernel.errors import ProtocolError
-from remoter_kernel.evaluator.cancellations import Cancellations, CancelReason
-from remoter_kernel.evaluator.dispatch import Dispatcher
+from remoter_kernel.evaluator.dispatch import Cancellations, CancelReason, Dispatcher
 from remoter_kernel.evaluator.interrupts import Interrupts
 from remoter_kernel.evaluator.message_writer import log_failure_of
 from remoter_kernel.protocol.frames import (

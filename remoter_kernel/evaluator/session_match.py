@@ -6,10 +6,17 @@ that is open, it begins afresh and its person hears which sessions there are.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from remoter_kernel.evaluator import registry
+from remoter_kernel.evaluator.status_file import STATUS_FILE, read_cells
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
+
+    from remoter_kernel.evaluator.registry import Session
+
+SAME = ("laptop", "remote", "kernel")  # of a session and of the wish for one
 
 
 class Candidate(NamedTuple):
@@ -38,3 +45,56 @@ def match_session(candidates: Sequence[Candidate]) -> tuple[str, list[str]]:
         if each.is_same_notebook or (each.shares_cells and each.is_free)
     ]
     return "", told
+
+
+def names_notebook(request: dict[str, Any]) -> bool:
+    """Does this wish come from a notebook's front that knows where it is?"""
+    return bool(request.get("laptop")) and str(request.get("notebook")).endswith(".ipynb")
+
+
+def candidates(request: dict[str, Any]) -> Iterator[Candidate]:
+    """Yield what may be meant by a wish, the newest first; reads no journal."""
+    cells = set(request.get("cells") or ())
+    for session in registry.all_sessions():
+        about = session.read("session.json")
+        if about.get("ended") or any(about.get(key) != request.get(key) for key in SAME):
+            continue
+        is_same = about.get("notebook") == request.get("notebook")
+        shares_cells = not cells.isdisjoint(read_cells(session))
+        if not (is_same or shares_cells):
+            continue
+        is_here = session.is_of_this_host()
+        is_answering = session.is_alive()
+        has_evaluator = session.is_evaluator_running()
+        if is_here and not (is_answering or has_evaluator or session.is_kernel_running()):
+            continue  # dead, and nobody has noted that yet
+        yield Candidate(
+            session.id,
+            is_same_notebook=is_same,
+            shares_cells=shares_cells,
+            is_free=not _has_client(session, about, request),
+            can_be_joined=is_here and (is_answering or not has_evaluator),
+        )
+
+
+def _has_client(session: Session, about: dict[str, Any], request: dict[str, Any]) -> bool:
+    """Does a front of this session live on the same laptop, or is one connected from another?
+
+    The laptop itself says who lives there: a front whose link is down is not gone, and one
+    that was killed may look connected for a while.
+    """
+    living = set(request.get("fronts") or ())
+    if living & {str(about.get("kernel_id")), *session.authorized_kernels()}:
+        return True
+    clients = session.read(STATUS_FILE).get("fronts") or {}
+    if not isinstance(clients, dict):
+        return True  # another version's words: nobody can say
+    return any(not _has_exited(client, request) for client in clients.values())
+
+
+def _has_exited(client: Any, request: dict[str, Any]) -> bool:
+    if not isinstance(client, dict):
+        return False
+    is_of_the_laptop = bool(client.get("kernel_id")) and client.get("laptop") == request["laptop"]
+    is_dead = is_of_the_laptop and client["kernel_id"] not in (request.get("fronts") or ())
+    return is_dead or not client.get("here")

@@ -14,21 +14,19 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from remoter_kernel.evaluator import registry
-from remoter_kernel.evaluator.exit_status import (
+from remoter_kernel.evaluator.kernel_output import KernelOutputHandler
+from remoter_kernel.evaluator.kernel_process import KernelProcess, PortConflicts
+from remoter_kernel.evaluator.message_writer import MessageWriter
+from remoter_kernel.evaluator.processes import (
     describe_exit,
     describe_failed_start,
     was_killed_by_signal,
 )
-from remoter_kernel.evaluator.idle_timeout import IdleTimeout
-from remoter_kernel.evaluator.kernel_output import KernelOutputHandler
-from remoter_kernel.evaluator.kernel_process import KernelProcess
-from remoter_kernel.evaluator.message_writer import MessageWriter
-from remoter_kernel.evaluator.port_conflicts import PortConflicts
 from remoter_kernel.evaluator.recovery import Recovery
 from remoter_kernel.evaluator.registry import ServedSession
 from remoter_kernel.evaluator.request_handler import RequestHandler
-from remoter_kernel.evaluator.startup_watchdog import StartupWatchdog
 from remoter_kernel.evaluator.status_file import StatusWriter
+from remoter_kernel.evaluator.timeouts import IdleTimeout, StartupWatchdog
 from remoter_kernel.protocol.frames import Bytes, Channel
 from remoter_kernel.protocol.output_backlog import BACKLOG_LIMIT
 from remoter_kernel.protocol.requests import Stage
@@ -37,8 +35,8 @@ from remoter_kernel.protocol.threads import Thread
 if TYPE_CHECKING:
     from remoter_kernel.evaluator.journal import Journal
     from remoter_kernel.evaluator.listener import Listener
+    from remoter_kernel.evaluator.recovery import RecoveredState
     from remoter_kernel.evaluator.registry import Session
-    from remoter_kernel.evaluator.replay import RecoveredState
     from remoter_kernel.protocol.reactor import Reactor
     from remoter_kernel.protocol.requests import Request
 

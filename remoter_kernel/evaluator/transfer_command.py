@@ -13,19 +13,19 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 from remoter_kernel.errors import RemoterError
-from remoter_kernel.transfer.framed_stream import FramedStream
-from remoter_kernel.transfer.plan import full_path, make_plan, trouble_from_os
-from remoter_kernel.transfer.receiver import Receiver
-from remoter_kernel.transfer.sender import Sender
-from remoter_kernel.transfer.wire_format import (
+from remoter_kernel.transfer.framed_stream import (
     GREETING,
     MOST_PATH,
     TRANSFER_VERSION,
     FileTrouble,
+    FramedStream,
     FrameType,
     TroubleCode,
     from_body,
 )
+from remoter_kernel.transfer.plan import full_path, make_plan, trouble_from_os
+from remoter_kernel.transfer.receiver import Receiver
+from remoter_kernel.transfer.sender import Sender
 
 if TYPE_CHECKING:
     from typing import NoReturn

@@ -21,11 +21,6 @@ import zmq
 
 from remoter_kernel.errors import ProtocolError
 from remoter_kernel.protocol.frames import Channel
-from remoter_kernel.protocol.kernel_messages import (
-    is_startup_message,
-    read_headers,
-    strict_execution_state,
-)
 from remoter_kernel.protocol.messages import (
     HEADER,
     ODD,
@@ -34,9 +29,12 @@ from remoter_kernel.protocol.messages import (
     content_of,
     execution_state,
     header_of,
+    is_startup_message,
+    read_headers,
+    strict_execution_state,
 )
+from remoter_kernel.protocol.pump import connection_ports, has_bytes_in_flight
 from remoter_kernel.protocol.reactor import messages
-from remoter_kernel.protocol.tcp_backlog import connection_ports, has_bytes_in_flight
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -2,12 +2,21 @@
 
 The same pump serves both ends. It is told the time and is handed a way to send; what it
 hears it hands on. When it ends, it says why, once.
+
+Whether the system still holds bytes that one end of a connection on this machine has sent. Where a
+receiver was held up, its buffer overflows, and what was dropped is sent again only some time later,
+up to seconds after the receiver reads on. Silence alone does not tell that from the end of what was
+sent.
 """
 
 from __future__ import annotations
 
 import logging
+import os
+import socket
+import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Callable
 
 from remoter_kernel import logs
@@ -35,17 +44,17 @@ STALLED_AFTER = 1.0  # seconds without an answer; what would be lost is better k
 PING_AFTER = 2.5  # seconds of silence
 DEAD_AFTER = 8.0  # seconds of silence
 LOOK_EVERY = 1.0  # seconds
-
 LONGEST_REASON = 1000  # characters of why the other end hung up
 MOST_AT_ONCE = 1000  # sayings that are sent before others in this process get their turn
 MOST_BYTES_AT_ONCE = 8 * 1024 * 1024
 BATCH = 64 * 1024  # bytes: sayings that are due together share a frame up to this size
-
 Send = Callable[[bytes], None]
 OnItem = Callable[[FrameHeader, Bytes], None]
 OnRefused = Callable[[FrameHeader, Bytes, Exception], None]
 OnEnd = Callable[[RemoterError], None]
 _log = logging.getLogger(__name__)
+
+CONNECTIONS = Path("/proc/net/tcp")
 
 
 class Pump:
@@ -255,3 +264,32 @@ class Pump:
 
 def _raise_refused(_head: FrameHeader, _body: Bytes, error: Exception) -> None:
     raise error
+
+
+def has_bytes_in_flight(sender: int, receiver: int) -> bool:
+    """Do bytes wait on the way from one port to another? False where no system tells it."""
+    try:
+        lines = CONNECTIONS.read_text(encoding="ascii").splitlines()[1:]
+    except OSError:
+        return False  # Linux alone has it
+    for line in lines:
+        _, local, remote, _, queues, *_ = line.split()
+        ports = int(local.rpartition(":")[2], 16), int(remote.rpartition(":")[2], 16)
+        unsent, _, unread = queues.partition(":")
+        is_one = (ports == (sender, receiver) and int(unsent, 16)) or (
+            ports == (receiver, sender) and int(unread, 16)
+        )
+        if is_one:
+            return True
+    return False
+
+
+def connection_ports(handle: int) -> tuple[int, int]:
+    """Return the other port and our own of a connection that ZeroMQ has; zeros if unknown."""
+    if not sys.platform.startswith("linux"):
+        return 0, 0
+    try:
+        with socket.socket(fileno=os.dup(handle)) as copy:
+            return int(copy.getpeername()[1]), int(copy.getsockname()[1])
+    except (OSError, IndexError):
+        return 0, 0  # it is closed again, or no TCP

@@ -11,12 +11,12 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from remoter_kernel.errors import ProtocolError
+from remoter_kernel.transfer.framed_stream import ASK_FROM, FileTrouble, TroubleCode
 from remoter_kernel.transfer.plan import trouble_from_os
 from remoter_kernel.transfer.safe_paths import partial_name
-from remoter_kernel.transfer.wire_format import ASK_FROM, FileTrouble, TroubleCode
 
 if TYPE_CHECKING:
-    from remoter_kernel.transfer.wire_format import FileEntry
+    from remoter_kernel.transfer.framed_stream import FileEntry
 
 READ_AT_ONCE = 1024 * 1024  # bytes
 ZEROS = bytes(1024 * 1024)

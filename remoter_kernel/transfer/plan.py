@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
-from remoter_kernel.transfer.wire_format import (
+from remoter_kernel.transfer.framed_stream import (
     MOST_BYTES,
     MOST_ENTRIES,
     MOST_PATH,

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from remoter_kernel.errors import ProtocolError
-from remoter_kernel.transfer.wire_format import (
+from remoter_kernel.transfer.framed_stream import (
     MOST_BYTES,
     MOST_ENTRIES,
     FileEntry,

@@ -15,7 +15,7 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
 from remoter_kernel.errors import ProtocolError
-from remoter_kernel.transfer.wire_format import FileTrouble, TroubleCode
+from remoter_kernel.transfer.framed_stream import FileTrouble, TroubleCode
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

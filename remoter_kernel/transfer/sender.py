@@ -20,19 +20,16 @@ from collections import deque
 from typing import TYPE_CHECKING, Any, BinaryIO, Callable, NamedTuple
 
 from remoter_kernel.errors import ProtocolError, RemoterError
+from remoter_kernel.protocol.stream import ReceiveWindow
 from remoter_kernel.protocol.threads import Thread
-from remoter_kernel.protocol.window import ReceiveWindow
-from remoter_kernel.transfer.framed_stream import Cut
-from remoter_kernel.transfer.plan import Plan, PlanItem, entry_of, open_source, trouble_from_os
-from remoter_kernel.transfer.quota import GrowthAllowance
-from remoter_kernel.transfer.safe_paths import read_digest
-from remoter_kernel.transfer.wire_format import (
+from remoter_kernel.transfer.framed_stream import (
     ACK_BODY,
     ASK_FROM,
     BODY_START,
     CHUNK,
     HEAD,
     MOST_PATH,
+    Cut,
     FileTrouble,
     FrameType,
     TroubleCode,
@@ -43,6 +40,9 @@ from remoter_kernel.transfer.wire_format import (
     to_body,
     trouble_from_dict,
 )
+from remoter_kernel.transfer.plan import Plan, PlanItem, entry_of, open_source, trouble_from_os
+from remoter_kernel.transfer.quota import GrowthAllowance
+from remoter_kernel.transfer.safe_paths import read_digest
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -19,20 +19,19 @@ import polars as pl
 
 from remoter_kernel.errors import ProtocolError, RemoteLacks, RemoterError
 from remoter_kernel.evaluator import records
-from remoter_kernel.evaluator.stream_splitter import split_stream
+from remoter_kernel.evaluator.kernel_output import split_stream
 from remoter_kernel.local.history.executions import ExecutionHistory
 from remoter_kernel.local.history.remote_query import JournalReader
-from remoter_kernel.local.history.session_log import SessionLog
-from remoter_kernel.local.history.transcript import Transcript
+from remoter_kernel.local.history.transcript import SessionLog, Transcript
 from remoter_kernel.local.launch.host_probe import PROBE_MARK, parse_probe
 from remoter_kernel.local.login.known_hosts import read_known_hosts
 from remoter_kernel.local.login.login_errors import error_from_stderr
 from remoter_kernel.local.login.ssh_config import Destination
-from remoter_kernel.local.objects.codecs.arrow import check_arrow
+from remoter_kernel.local.objects.codecs.dataframes import check_arrow
 from remoter_kernel.local.objects.codecs.from_r import RReader
 from remoter_kernel.local.objects.codecs.values import CodecError, ObjectReader, ObjectWriter
-from remoter_kernel.local.run.exit_codes import ExitCodeTracker
-from remoter_kernel.local.session.welcome import parse_welcome
+from remoter_kernel.local.run.runner import ExitCodeTracker
+from remoter_kernel.local.session.dealer_socket import parse_welcome
 from remoter_kernel.protocol.frames import (
     Channel,
     FrameHeader,
@@ -46,18 +45,17 @@ from remoter_kernel.protocol.frames import (
 )
 from remoter_kernel.protocol.journal_entries import JournalEntry, encode_entry, split_entries
 from remoter_kernel.protocol.messages import MessageSigner, content_of, header_of, parts_of
-from remoter_kernel.protocol.output_backlog import OutputBacklog
+from remoter_kernel.protocol.output_backlog import OutputBacklog, collapse
 from remoter_kernel.protocol.pump import Pump
 from remoter_kernel.protocol.stream import MemoryOutbox, ReliableStream
-from remoter_kernel.protocol.terminal_text import collapse
-from remoter_kernel.transfer.safe_paths import safe_names, safe_target
-from remoter_kernel.transfer.wire_format import (
+from remoter_kernel.transfer.framed_stream import (
     FileEntry,
     FileTrouble,
     entry_from_dict,
     from_body,
     to_body,
 )
+from remoter_kernel.transfer.safe_paths import safe_names, safe_target
 
 if TYPE_CHECKING:
     from collections.abc import Callable

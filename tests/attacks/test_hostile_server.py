@@ -43,7 +43,7 @@ from remoter_kernel.local.login.login_errors import error_from_stderr
 from remoter_kernel.local.login.login_process import MOST_STDERR, LoginProcess
 from remoter_kernel.local.login.openssh import openssh_login
 from remoter_kernel.local.login.openssh.askpass_server import AskpassServer
-from remoter_kernel.local.login.openssh.mux import Mux, MuxError, master_answers
+from remoter_kernel.local.login.openssh.mux_transport import Mux, MuxError, master_answers
 from remoter_kernel.local.login.openssh.openssh_login import living_master, log_in_by_openssh
 from remoter_kernel.local.login.paramiko import authenticator
 from remoter_kernel.local.login.paramiko.authenticator import Authenticator

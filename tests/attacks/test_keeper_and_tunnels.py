@@ -21,7 +21,7 @@ import psutil
 import pytest
 import zmq
 
-from remoter_kernel.local import loopback_auth, unix_sockets
+from remoter_kernel.local import unix_sockets
 from remoter_kernel.local.login.keeper import endpoint, process
 from remoter_kernel.local.login.keeper.keeper_login import log_in_by_keeper
 from remoter_kernel.local.login.keeper.keeper_server import KeeperServer
@@ -388,13 +388,13 @@ def far_end() -> tuple[socket.socket, int]:
 
 def test_two_visitors_cannot_be_played_off_against_each_other() -> None:
     """A stranger at a dead keeper's port passes on what one says to the other."""
-    key = secrets.token_bytes(loopback_auth.SECRET_SIZE)
+    key = secrets.token_bytes(unix_sockets.SECRET_SIZE)
     listener, port = far_end()
     proven: list[bool] = []
 
     def visit() -> None:
         with socket.create_connection(("127.0.0.1", port), 5) as visitor:
-            proven.append(loopback_auth.authenticate_as_client(visitor, key, port))
+            proven.append(unix_sockets.authenticate_as_client(visitor, key, port))
 
     visitors = [threading.Thread(target=visit) for _ in range(2)]
     with listener:
@@ -415,18 +415,18 @@ def test_two_visitors_cannot_be_played_off_against_each_other() -> None:
 
 
 def test_a_proof_of_one_role_or_port_is_none_of_another() -> None:
-    key = secrets.token_bytes(loopback_auth.SECRET_SIZE)
+    key = secrets.token_bytes(unix_sockets.SECRET_SIZE)
     for port_here, expected in ((4000, True), (4001, False)):
         near, far = socket.socketpair()
         with near, far:
             told: list[bool] = []
             keeping = threading.Thread(
                 target=lambda far=far, told=told: told.append(
-                    loopback_auth.authenticate_as_keeper(far, key, 4000)
+                    unix_sockets.authenticate_as_keeper(far, key, 4000)
                 )
             )
             keeping.start()
-            assert loopback_auth.authenticate_as_client(near, key, port_here) is expected
+            assert unix_sockets.authenticate_as_client(near, key, port_here) is expected
             near.shutdown(socket.SHUT_WR)
             keeping.join(10)
             assert told == [expected]
@@ -434,7 +434,7 @@ def test_a_proof_of_one_role_or_port_is_none_of_another() -> None:
 
 def test_a_byte_now_and_then_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """One deadline counts for all of a proof."""
-    monkeypatch.setattr(loopback_auth, "HANDSHAKE_WITHIN", 0.5)
+    monkeypatch.setattr(unix_sockets, "HANDSHAKE_WITHIN", 0.5)
     near, far = socket.socketpair()
     over = threading.Event()
 
@@ -447,7 +447,7 @@ def test_a_byte_now_and_then_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) ->
     dripping.start()
     began = time.monotonic()
     with near, far:
-        assert not loopback_auth.authenticate_as_client(near, bytes(loopback_auth.SECRET_SIZE), 1)
+        assert not unix_sockets.authenticate_as_client(near, bytes(unix_sockets.SECRET_SIZE), 1)
         took = time.monotonic() - began
         over.set()
         dripping.join(5)
@@ -468,9 +468,9 @@ def test_a_keeper_at_a_port_lets_in_only_who_knows_its_key(here: JupyterHere) ->
         try:
             with socket.create_connection(("127.0.0.1", listener.port)) as stranger:
                 stranger.settimeout(10)
-                stranger.sendall(secrets.token_bytes(loopback_auth.SECRET_SIZE))
-                assert len(stranger.recv(1000)) == 2 * loopback_auth.SECRET_SIZE
-                stranger.sendall(secrets.token_bytes(loopback_auth.SECRET_SIZE))
+                stranger.sendall(secrets.token_bytes(unix_sockets.SECRET_SIZE))
+                assert len(stranger.recv(1000)) == 2 * unix_sockets.SECRET_SIZE
+                stranger.sendall(secrets.token_bytes(unix_sockets.SECRET_SIZE))
                 with contextlib.suppress(ConnectionError):
                     assert stranger.recv(1000) == b""
             assert not server._login_of_client
@@ -479,7 +479,7 @@ def test_a_keeper_at_a_port_lets_in_only_who_knows_its_key(here: JupyterHere) ->
             with connection:
                 wait_for(lambda: len(server._login_of_client) == 1, what="who knows the key is in")
             endpoint.endpoint_file().write_text(
-                json.dumps({**about, "key": "00" * loopback_auth.SECRET_SIZE})
+                json.dumps({**about, "key": "00" * unix_sockets.SECRET_SIZE})
             )
             assert endpoint.try_connect() is None
         finally:
@@ -517,9 +517,9 @@ def test_a_tunnel_at_a_port_is_for_who_knows_its_secret() -> None:
     tunnel = Tunnel(wire, "127.0.0.1", 1)
     tunnel.open(5)
     where = ("127.0.0.1", int(tunnel.address.rpartition(":")[2]))
-    assert len(tunnel.secret) == loopback_auth.SECRET_SIZE
+    assert len(tunnel.secret) == unix_sockets.SECRET_SIZE
     with socket.create_connection(where), socket.create_connection(where) as guesses:
-        guesses.sendall(bytes(loopback_auth.SECRET_SIZE) + b"of a stranger")
+        guesses.sendall(bytes(unix_sockets.SECRET_SIZE) + b"of a stranger")
         with unix_sockets.connect_to_listener(tunnel.address, 5) as mine:
             mine.sendall(tunnel.secret + b"mine")
             wait_for(lambda: b"".join(wire.sent) == b"mine", what="what came through")

@@ -12,7 +12,7 @@ import pytest
 from jupyter_client.connect import write_connection_file
 
 from remoter_kernel.local.login.prompts import OWN_TAG
-from remoter_kernel.local.proxy.notebook_detector import NotebookDetector
+from remoter_kernel.local.proxy.identity import NotebookDetector
 from tests.pure.test_notebook_detector import Clock, a_request
 from tests.real_jupyter import started_kernel
 from tests.whole.talk import Talk

@@ -23,25 +23,26 @@ from remoter_kernel.local.login.keeper.endpoint import end_logins
 from remoter_kernel.local.objects.remote_temp_dir import RemoteTempDir
 from remoter_kernel.local.transfer.file_transfer import SocketEnds
 from remoter_kernel.transfer import partial_file as parts
-from remoter_kernel.transfer.framed_stream import Cut, FramedStream
-from remoter_kernel.transfer.plan import make_plan
-from remoter_kernel.transfer.receiver import Receiver
-from remoter_kernel.transfer.safe_paths import partial_name
-from remoter_kernel.transfer.sender import Sender
-from remoter_kernel.transfer.wire_format import (
+from remoter_kernel.transfer.framed_stream import (
     ACK_BODY,
     ASK_FROM,
     BODY_START,
     GREETING,
     HEAD,
     TRANSFER_VERSION,
+    Cut,
     FileEntry,
     FileTrouble,
+    FramedStream,
     FrameType,
     TroubleCode,
     pack_frame,
     to_body,
 )
+from remoter_kernel.transfer.plan import make_plan
+from remoter_kernel.transfer.receiver import Receiver
+from remoter_kernel.transfer.safe_paths import partial_name
+from remoter_kernel.transfer.sender import Sender
 from tests.real_jupyter import wait_for
 from tests.two_ends import carry, dst, entry, link, names, say, send, src, start
 
@@ -886,7 +887,7 @@ def test_an_object_that_is_fetched_is_its_owners_alone(tmp_path: Path) -> None:
 
     class Login:
         def run(self, command: str, stdin: bytes = b"", *, seconds: float = 60) -> Any:
-            from remoter_kernel.local.login.login_results import CompletedCommand
+            from remoter_kernel.local.login.login import CompletedCommand
 
             return CompletedCommand(b"remoter-room:" + b"secret", b"", 0)
 

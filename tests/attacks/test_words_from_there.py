@@ -21,7 +21,7 @@ from remoter_kernel.local.launch.host_probe import FoundPython, HostProbe
 from remoter_kernel.local.launch.installer import ANSWER_MARK
 from remoter_kernel.local.launch.remote_venv import install_venv
 from remoter_kernel.local.login.keeper.endpoint import end_logins
-from remoter_kernel.local.login.login_results import CompletedCommand
+from remoter_kernel.local.login.login import CompletedCommand
 from remoter_kernel.local.session import known_sessions
 from tests.at_terminal import Question, at_terminal
 from tests.real_jupyter import wait_for

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from jupyter_client.manager import KernelManager
 
-from remoter_kernel.local.config import remote_lookup
-from remoter_kernel.local.config.remote_lookup import RemoteLookup
+from remoter_kernel.local.config import kernelspec
+from remoter_kernel.local.config.kernelspec import RemoteLookup
 from remoter_kernel.local.config.remotes import Remote, remember_kernel_info
 from remoter_kernel.local.login.keeper import endpoint
 from tests.real_jupyter import wait_for
@@ -94,7 +94,7 @@ def test_what_a_kernel_has_said_last_is_known(disk: Disk) -> None:
 def test_a_disk_that_hangs_holds_up_no_first_answer(
     disk: Disk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(remote_lookup, "RECALL_WITHIN", 0.01)
+    monkeypatch.setattr(kernelspec, "RECALL_WITHIN", 0.01)
     disk.answers.clear()
     assert RemoteLookup("box", HERE, disk.find).recall() == (None, "python")
 

@@ -14,8 +14,8 @@ import pytest
 from remoter_kernel.errors import RemoteLacks, Unreachable
 from remoter_kernel.local.config.remotes import Remote
 from remoter_kernel.local.login.keeper import endpoint
+from remoter_kernel.local.login.keeper.endpoint import receive_message, send_message
 from remoter_kernel.local.login.keeper.keeper_login import log_in_by_keeper
-from remoter_kernel.local.login.keeper.keeper_protocol import receive_message, send_message
 from remoter_kernel.local.login.keeper.keeper_server import FIRST_GRACE, GRACE, KeeperServer
 from remoter_kernel.local.login.keeper.shared_login import SharedLogin
 from tests.real_jupyter import wait_for

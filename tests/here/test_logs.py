@@ -15,10 +15,10 @@ import pytest
 
 from remoter_kernel import logs
 from remoter_kernel.errors import RemoteLacks, Unreachable
-from remoter_kernel.local import log_files
-from remoter_kernel.local.launch.remote_answer import StrangeAnswer
-from remoter_kernel.local.login.keeper.keeper_protocol import error_to_message as keeper_told
-from remoter_kernel.local.login.keeper.keeper_protocol import raise_from_message
+from remoter_kernel.local import private_files
+from remoter_kernel.local.launch.launcher import StrangeAnswer
+from remoter_kernel.local.login.keeper.endpoint import error_to_message as keeper_told
+from remoter_kernel.local.login.keeper.endpoint import raise_from_message
 from remoter_kernel.local.login.login_errors import (
     connection_ended,
     connection_timed_out,
@@ -317,7 +317,7 @@ def test_logs_of_processes_that_have_ended_go_by_age_and_by_count(folder):
     old_log(folder, f"keeper-20260101T000000-{NOBODY + 1}.log", days=13)
     old_log(folder, f"proxy-a-b-20260101T000000-{os.getpid()}.log", days=100)
     (folder / "notes.log").write_text("mine")
-    log_files.clear_old()
+    private_files.clear_old()
     left = {path.name for path in folder.iterdir()}
     assert len([name for name in left if name.startswith("proxy-a-2026")]) == 40
     assert f"proxy-a-20260101T000000-{NOBODY + 19}.log" in left
@@ -329,10 +329,10 @@ def test_logs_of_processes_that_have_ended_go_by_age_and_by_count(folder):
 
 def test_a_process_clears_old_logs_by_the_thread_that_writes(folder):
     old_log(folder, f"keeper-20260101T000000-{NOBODY}.log", days=15)
-    log_files.begin_log_file("proxy", "my-remote.2")
+    private_files.begin_log_file("proxy", "my-remote.2")
     log.info("x")
     wait_for(lambda: len(list(folder.iterdir())) == 1)
-    (found,) = log_files.log_files()
+    (found,) = private_files.log_files()
     logs.close_log()
     assert (found.kind, found.remote, found.pid) == ("proxy", "my-remote.2", os.getpid())
     assert found.is_open
@@ -340,7 +340,7 @@ def test_a_process_clears_old_logs_by_the_thread_that_writes(folder):
 
 
 def test_a_name_from_a_command_line_leads_nowhere_else(folder):
-    log_files.begin_log_file("proxy", "../../" + "x" * 5000)
+    private_files.begin_log_file("proxy", "../../" + "x" * 5000)
     log.info("x")
     logs.close_log()
     (path,) = folder.iterdir()
@@ -350,7 +350,7 @@ def test_a_name_from_a_command_line_leads_nowhere_else(folder):
 def test_a_state_folder_that_cannot_be_made_costs_the_log_alone(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("REMOTER_STATE", str(tmp_path / "file"))
-    log_files.begin_log_file("proxy", "a")
+    private_files.begin_log_file("proxy", "a")
     log.info("x")
     logs.close_log()
     assert (tmp_path / "file").read_text() == ""

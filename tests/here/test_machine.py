@@ -12,10 +12,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from remoter_kernel.local.session import machine, notebook_path
+from remoter_kernel.local.session import machine, notebook_identity
 from remoter_kernel.local.session.machine import LivenessLock, live_kernel_ids, machine_id
-from remoter_kernel.local.session.notebook_identity import NotebookIdentity
-from remoter_kernel.local.session.notebook_path import cell_fingerprints, is_notebook_file
+from remoter_kernel.local.session.notebook_identity import (
+    NotebookIdentity,
+    cell_fingerprints,
+    is_notebook_file,
+)
 from remoter_kernel.protocol.messages import source_hash
 from tests.real_jupyter import wait_for
 
@@ -137,14 +140,14 @@ def test_a_name_that_the_parent_has_itself_is_anothers(tmp_path):
     with another("input()", JPY_SESSION_NAME=path) as jupyter:
         parent = {"JPY_PARENT_PID": str(jupyter.pid)}
         seen = [
-            notebook_path.notebook_from_environment({"JPY_SESSION_NAME": path, **parent}),
-            notebook_path.notebook_from_environment({"JPY_SESSION_NAME": f"{path}2", **parent}),
+            notebook_identity.notebook_from_environment({"JPY_SESSION_NAME": path, **parent}),
+            notebook_identity.notebook_from_environment({"JPY_SESSION_NAME": f"{path}2", **parent}),
         ]
         jupyter.communicate("\n")
     assert seen == ["", f"{path}2"]
     gone = {"JPY_PARENT_PID": str(jupyter.pid)}
-    assert notebook_path.notebook_from_environment({"JPY_SESSION_NAME": path, **gone}) == path
-    assert notebook_path.notebook_from_environment({}) == ""
+    assert notebook_identity.notebook_from_environment({"JPY_SESSION_NAME": path, **gone}) == path
+    assert notebook_identity.notebook_from_environment({}) == ""
 
 
 def a_notebook(*ids: object) -> str:
@@ -200,7 +203,7 @@ def test_what_is_no_notebook_file_claims_nothing(tmp_path, monkeypatch):
         assert (words["cells"], words["fronts"]) == (("a",), ())
     with NotebookIdentity(str(path), "").request_fields() as words:
         assert words == {"notebook": str(path), "laptop": ""}
-    monkeypatch.setattr(notebook_path, "LARGEST", 10)
+    monkeypatch.setattr(notebook_identity, "LARGEST", 10)
     assert cell_fingerprints(path) == ()
     assert cell_fingerprints(tmp_path / "none.ipynb") == ()
 

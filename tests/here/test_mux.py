@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from remoter_kernel.local.login.openssh.mux import (
+from remoter_kernel.local.login.openssh.mux_transport import (
     ALIVE,
     EXITED,
     FAILED,

@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from remoter_kernel.cli import main as command
-from remoter_kernel.cli.arguments import _options_of, split_script_arguments
+from remoter_kernel.cli.params import _options_of, split_script_arguments
 from remoter_kernel.errors import Usage
 from remoter_kernel.local.config import remotes
 from remoter_kernel.local.config.remotes import Remote

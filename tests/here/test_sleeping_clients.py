@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 import pytest
 
-from remoter_kernel.local.proxy import send_queues
+from remoter_kernel.local.proxy import sockets
 from remoter_kernel.local.proxy.sockets import PORTS, Sockets
 from remoter_kernel.protocol.frames import Channel
 from remoter_kernel.protocol.reactor import Reactor
@@ -185,7 +185,7 @@ def test_a_client_that_is_stopped_holds_up_another_for_a_while_and_is_told(
     ground: Ground, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The other one has all, in order; what the stopped one finds ends with a note of the gap."""
-    monkeypatch.setattr(send_queues, "STALLED_AFTER", 0.3)
+    monkeypatch.setattr(sockets, "STALLED_AFTER", 0.3)
     sleeper, awake = ground.listen(), ground.listen()
     assert sleeper.first() == awake.first() == "here"
     sleeper.stop()
@@ -252,7 +252,7 @@ def test_replies_that_nobody_takes_are_bounded(
     ground: Ground, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The oldest go, which the log tells; a client that has ended has none."""
-    monkeypatch.setattr(send_queues, "MOST_WAITING", 4 * MIB)
+    monkeypatch.setattr(sockets, "MOST_WAITING", 4 * MIB)
     sleeper = ground.ask()
     sleeper.stop()
     parts = ground.sockets.voice.compose("x_reply", {"number": 1, "data": "x" * SIZE})

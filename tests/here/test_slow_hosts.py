@@ -8,8 +8,8 @@ from types import SimpleNamespace
 import pytest
 
 from remoter_kernel.errors import RemoteLacks
-from remoter_kernel.local.launch import slow_host
-from remoter_kernel.local.launch.slow_host import notify_if_slow
+from remoter_kernel.local.launch import launcher
+from remoter_kernel.local.launch.launcher import notify_if_slow
 from remoter_kernel.local.run import runner as runner_module
 from remoter_kernel.local.run.runner import Runner
 from remoter_kernel.local.session.dialer import SessionDialer
@@ -21,7 +21,7 @@ def test_a_long_wait_is_told_once(monkeypatch):
     with notify_if_slow("box", told.append):
         pass
     assert told == []
-    monkeypatch.setattr(slow_host, "NOTIFY_AFTER", 0.0)
+    monkeypatch.setattr(launcher, "NOTIFY_AFTER", 0.0)
     is_told = threading.Event()
 
     def tell(sentence: str) -> None:

@@ -20,7 +20,7 @@ import pytest
 
 from bench.proxy import Proxy
 from remoter_kernel.errors import HostKeyProblem, LoginRefused, RemoteLacks, Unreachable
-from remoter_kernel.local.login.login_results import UnknownHostKey
+from remoter_kernel.local.login.login import UnknownHostKey
 from remoter_kernel.local.login.prompts import NotAnswered, Prompt, Trust
 from remoter_kernel.local.login.ssh_config import Destination, resolve_destination
 from remoter_kernel.local.login.ssh_login import CommandEnded, SSHLogin, log_in_by_paramiko

@@ -31,7 +31,7 @@ from remoter_kernel.local import unix_sockets
 from remoter_kernel.local.config.remotes import Remote
 from remoter_kernel.local.login import ssh_login as login_module
 from remoter_kernel.local.login.log_in import log_in_to
-from remoter_kernel.local.login.login_results import UnknownHostKey
+from remoter_kernel.local.login.login import UnknownHostKey
 from remoter_kernel.local.login.openssh import openssh_login
 from remoter_kernel.local.login.openssh.openssh_login import OpenSSHLogin, log_in_by_openssh
 from remoter_kernel.local.login.openssh.stream_channel import LINGER

@@ -13,9 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from remoter_kernel.cli.line_reader import read_line
 from remoter_kernel.cli.run import _prompt_for_input
-from remoter_kernel.cli.terminal import TerminalPrompter
+from remoter_kernel.cli.terminal import TerminalPrompter, read_line
 from remoter_kernel.local.login.prompts import Prompt, Withdrawn
 
 if TYPE_CHECKING:

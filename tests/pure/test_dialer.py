@@ -17,11 +17,11 @@ from remoter_kernel.errors import (
 )
 from remoter_kernel.local.config.remotes import Remote
 from remoter_kernel.local.launch.launcher import SessionInfo, SessionRequest
-from remoter_kernel.local.login.login_results import CommandEnded, CompletedCommand
+from remoter_kernel.local.login.login import CommandEnded, CompletedCommand
 from remoter_kernel.local.session import dialer as dialer_module
 from remoter_kernel.local.session import undelivered_commands
+from remoter_kernel.local.session.dealer_socket import AnotherWay
 from remoter_kernel.local.session.dialer import SessionDialer
-from remoter_kernel.local.session.welcome import AnotherWay
 
 if TYPE_CHECKING:
     from pathlib import Path

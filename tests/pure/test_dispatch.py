@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from remoter_kernel.evaluator.kernel_output import KernelOutputHandler
 from remoter_kernel.evaluator.listener import Client
 from remoter_kernel.evaluator.message_writer import MessageWriter
-from remoter_kernel.evaluator.replay import DISPATCHED
+from remoter_kernel.evaluator.recovery import DISPATCHED
 from remoter_kernel.evaluator.request_handler import RequestHandler
 from remoter_kernel.protocol.frames import (
     Channel,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from remoter_kernel.local.run.exit_codes import exit_code, exit_code_of_all, quit_status
+from remoter_kernel.local.run.runner import exit_code, exit_code_of_all, quit_status
 
 R = "ERROR"
 PYTHON = "ValueError"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from remoter_kernel.evaluator.exit_status import describe_exit, format_memory
+from remoter_kernel.evaluator.processes import describe_exit, format_memory
 
 
 @pytest.mark.parametrize(

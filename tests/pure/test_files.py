@@ -12,17 +12,7 @@ from hypothesis import strategies as some
 
 from remoter_kernel.errors import ProtocolError
 from remoter_kernel.transfer import quota as quotas
-from remoter_kernel.transfer.partial_file import wanted_mode
-from remoter_kernel.transfer.quota import GROWS, GrowthAllowance, TransferQuota
-from remoter_kernel.transfer.safe_paths import (
-    LONGEST,
-    check_requested_names,
-    partial_name,
-    read_digest,
-    safe_names,
-    safe_target,
-)
-from remoter_kernel.transfer.wire_format import (
+from remoter_kernel.transfer.framed_stream import (
     HEAD,
     MOST_BODY,
     MOST_PATH,
@@ -37,6 +27,16 @@ from remoter_kernel.transfer.wire_format import (
     to_body,
     trouble_from_dict,
     unpack_head,
+)
+from remoter_kernel.transfer.partial_file import wanted_mode
+from remoter_kernel.transfer.quota import GROWS, GrowthAllowance, TransferQuota
+from remoter_kernel.transfer.safe_paths import (
+    LONGEST,
+    check_requested_names,
+    partial_name,
+    read_digest,
+    safe_names,
+    safe_target,
 )
 
 EVIL = ["../../.bashrc", "/etc/passwd", "a/../../b", "a//b", "", ".", "..", "a/.", "a\0b", "a/"]

@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 
 from remoter_kernel.errors import Overrun, ProtocolError, RemoterError
-from remoter_kernel.local.proxy.failures import FailedLink
-from remoter_kernel.local.proxy.rejected_messages import RejectedMessageReporter
+from remoter_kernel.local.proxy.failures import FailedLink, RejectedMessageReporter
 from remoter_kernel.local.proxy.replies import ReplySender
 from remoter_kernel.local.session.inbound import InboundItems
 from remoter_kernel.local.session.pacer import Pacer

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from remoter_kernel.errors import RemoterError, Unreachable
-from remoter_kernel.local.login.keeper.keeper_protocol import error_to_message
+from remoter_kernel.local.login.keeper.endpoint import error_to_message
 from remoter_kernel.local.login.keeper.login_attempt import LoginAttempt
 from remoter_kernel.local.login.prompts import NeedsPerson, NotAnswered, Prompt
 from tests.real_jupyter import wait_for

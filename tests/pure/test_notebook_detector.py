@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from remoter_kernel.local.proxy.notebook_detector import NotebookDetector
+from remoter_kernel.local.proxy.identity import NotebookDetector
 from remoter_kernel.local.proxy.startup_code import MOST_HELD, StartupCode, is_client_code
-from remoter_kernel.local.session import parent_process
-from remoter_kernel.local.session.vscode import notebook_from
+from remoter_kernel.local.session import machine
+from remoter_kernel.local.session.notebook_identity import notebook_from
 from remoter_kernel.protocol.frames import Channel
 from remoter_kernel.protocol.requests import Request, Requests, Stage
 
@@ -180,7 +180,7 @@ def test_what_is_a_clients_own_code(
     content: dict[str, Any], *, is_own: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """VS Code, which starts kernels itself, does not call its own silent."""
-    monkeypatch.setattr(parent_process, "_PARENT", "12")
+    monkeypatch.setattr(machine, "_PARENT", "12")
     assert is_client_code(content) is is_own
-    monkeypatch.setattr(parent_process, "_PARENT", "")
+    monkeypatch.setattr(machine, "_PARENT", "")
     assert is_client_code(content) is (is_own or content.get("store_history") is False)

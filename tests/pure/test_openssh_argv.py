@@ -16,8 +16,8 @@ from remoter_kernel.errors import (
     LoginRefused,
     Unreachable,
 )
+from remoter_kernel.local.login.login import HostKeyNotAsked
 from remoter_kernel.local.login.login_errors import NoCommonAlgorithm, error_from_stderr
-from remoter_kernel.local.login.login_results import HostKeyNotAsked
 from remoter_kernel.local.login.openssh.openssh_argv import master_argv, ssh_argv, standalone_argv
 from remoter_kernel.local.login.prompts import NeedsPerson
 from remoter_kernel.local.login.ssh_config import Destination, OpenSSHOptions

@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 
 from remoter_kernel.evaluator.message_writer import MessageWriter
-from remoter_kernel.evaluator.recovery import Recovery
-from remoter_kernel.evaluator.replay import RecoveredState
+from remoter_kernel.evaluator.recovery import RecoveredState, Recovery
 from remoter_kernel.protocol.frames import Channel, unpack_parts
 from remoter_kernel.protocol.messages import HEADER, PARENT, MessageSigner, content_of, header_of
 from remoter_kernel.protocol.requests import Request, Stage

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from remoter_kernel.errors import BadConfiguration
-from remoter_kernel.local.config.remote_cwd import remote_cwd
+from remoter_kernel.local.config.remotes import remote_cwd
 
 HOME = Path("/home/ada")
 

@@ -14,7 +14,7 @@ from remoter_kernel.local.launch.remote_venv import (
     sessions_using,
     venv_contents,
 )
-from remoter_kernel.local.login.login_results import CompletedCommand
+from remoter_kernel.local.login.login import CompletedCommand
 from remoter_kernel.plain_text import plain_text
 
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from remoter_kernel.evaluator.records import EVERYONE, Record, marker
-from remoter_kernel.evaluator.replay import DISPATCHED, RecoveredState
+from remoter_kernel.evaluator.recovery import DISPATCHED, RecoveredState
 from remoter_kernel.protocol.frames import Channel, Lane, pack_parts, to_json
 from remoter_kernel.protocol.requests import Stage
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from remoter_kernel.local.session import restart_detection
-from remoter_kernel.local.session.restart_detection import ProxyExit, previous_exit, record_exit
+from remoter_kernel.local.session import machine
+from remoter_kernel.local.session.machine import ProxyExit, previous_exit, record_exit
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -32,7 +32,7 @@ def test_it_is_found_once_by_whoever_comes_soon() -> None:
     assert previous_exit("box", "/a.ipynb", time.time()) is None
 
 
-@pytest.mark.parametrize("after", [restart_detection.RESTART_WITHIN + 0.5, -10.0])
+@pytest.mark.parametrize("after", [machine.RESTART_WITHIN + 0.5, -10.0])
 def test_who_comes_later_opens_it_again(after: float) -> None:
     record_exit("box", "/a.ipynb", GONE)
     assert previous_exit("box", "/a.ipynb", time.time() + after) is None

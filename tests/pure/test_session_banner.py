@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from remoter_kernel.local.launch.launcher import SessionInfo
-from remoter_kernel.local.proxy.session_banner import SessionBanner
+from remoter_kernel.local.proxy.presenters import SessionBanner
 from remoter_kernel.protocol.frames import Channel
 from remoter_kernel.protocol.messages import MessageSigner, header_of
 from remoter_kernel.protocol.requests import Request

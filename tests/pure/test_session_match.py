@@ -9,7 +9,7 @@ import pytest
 
 from remoter_kernel.evaluator.session_match import Candidate, match_session
 from remoter_kernel.local.launch.launcher import SessionInfo
-from remoter_kernel.local.proxy.session_banner import WEEK, joined_text, other_sessions_text
+from remoter_kernel.local.proxy.presenters import WEEK, joined_text, other_sessions_text
 from remoter_kernel.local.session.notebook_identity import mark_local_files
 
 # The session; then: same path, a cell in common, free, can be joined.

@@ -35,16 +35,21 @@ from remoter_kernel.local.history.remote_query import (
     SessionList,
     resolve_session,
 )
-from remoter_kernel.local.history.session_log import SessionLog, format_duration, log_line
 from remoter_kernel.local.history.status import Status, format_status
-from remoter_kernel.local.history.transcript import Transcript, iopub_output
-from remoter_kernel.local.launch import host_probe, remote_answer, remote_venv, wheelhouse
+from remoter_kernel.local.history.transcript import (
+    SessionLog,
+    Transcript,
+    format_duration,
+    iopub_output,
+    log_line,
+)
+from remoter_kernel.local.launch import host_probe, launcher, remote_venv, wheelhouse
 from remoter_kernel.local.launch.installer import ANSWER_MARK
 from remoter_kernel.local.launch.launcher import SessionInfo
-from remoter_kernel.local.login.login_results import CompletedCommand
-from remoter_kernel.local.proxy.session_banner import joined_text, other_sessions_text
+from remoter_kernel.local.login.login import CompletedCommand
+from remoter_kernel.local.proxy.presenters import joined_text, other_sessions_text
 from remoter_kernel.local.run.code_to_run import CodeCell
-from remoter_kernel.local.run.exit_codes import ExitCodeTracker
+from remoter_kernel.local.run.runner import ExitCodeTracker
 from remoter_kernel.plain_text import is_session_id
 from remoter_kernel.protocol.frames import Channel, pack_parts
 from remoter_kernel.protocol.journal_entries import JournalEntry, encode_entry, split_entries
@@ -78,9 +83,9 @@ def shaped(*keys, **likely):
 ids = st.sampled_from(["7f3a9c", "7f3a9d", "7f3a9c;touch PWNED", EVIL])
 sessions = shaped(
     "id",
-    *remote_answer.TEXTS,
-    *remote_answer.TIMES,
-    *remote_answer.COUNTS,
+    *launcher.TEXTS,
+    *launcher.TIMES,
+    *launcher.COUNTS,
     "pid",
     id=ids,
     created=st.just(1e9),
@@ -128,7 +133,7 @@ answers = st.one_of(
 @example(b'{"lacks": "session", "ended": 1e999}')
 def test_a_line_is_an_object_or_an_error(line_there):
     with errors_for_people():
-        words = remote_answer.parse_answer(line_there, "box.invalid", BOX)
+        words = launcher.parse_answer(line_there, "box.invalid", BOX)
         assert isinstance(words, dict)
 
 
@@ -151,7 +156,7 @@ odd_fields = shaped(*whole, "begun", "others", session=ids, port=st.just(8), oth
 def test_an_address_is_one_or_an_error(fields):
     with errors_for_people():
         address = SessionInfo(
-            **remote_answer.session_info_fields({**whole, **fields}, "box.invalid", BOX)
+            **launcher.session_info_fields({**whole, **fields}, "box.invalid", BOX)
         )
         assert is_session_id(address.session)
         assert 0 < address.port < 2**16
@@ -165,21 +170,21 @@ def test_an_address_is_one_or_an_error(fields):
 
 
 def test_an_address_as_it_should_be_is_read():
-    fields = remote_answer.session_info_fields(whole, "box.invalid", BOX)
+    fields = launcher.session_info_fields(whole, "box.invalid", BOX)
     assert SessionInfo(**fields).server_key == "a" * 40
 
 
 @given(shaped("sessions", sessions=st.lists(st.one_of(sessions, anything), max_size=3)))
 def test_sessions_have_ids_and_words_that_can_be_shown(words):
     with errors_for_people():
-        found = remote_answer.parse_sessions(json.loads(json.dumps(words)), "box")
+        found = launcher.parse_sessions(json.loads(json.dumps(words)), "box")
         assert all(is_session_id(each["id"]) for each in found)
         chronicle = SessionLog()
         for each in found:
             does_no_harm(chronicle.first_line(each))
             does_no_harm(chronicle.last_line(each) or "")
             does_no_harm(format_duration(each["seconds"]))
-            for name in remote_answer.TEXTS:
+            for name in launcher.TEXTS:
                 does_no_harm(each[name])
                 assert "\n" not in each[name]
         resolve_session("7f3a", [SessionList(RemoteQuery(BOX), found, None)])

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as some
 
-from remoter_kernel.evaluator.stream_splitter import split_stream
+from remoter_kernel.evaluator.kernel_output import split_stream
 
 HEADER = json.dumps({"msg_id": "a-1", "msg_type": "stream"}).encode()
 

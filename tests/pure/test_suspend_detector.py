@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from remoter_kernel.local.session.suspend_detector import POLL_EVERY, SUSPENDED_FOR, SuspendDetector
+from remoter_kernel.local.session.machine import POLL_EVERY, SUSPENDED_FOR, SuspendDetector
 
 
 class World:

@@ -8,7 +8,7 @@ import unicodedata
 from hypothesis import example, given, settings
 from hypothesis import strategies as some
 
-from remoter_kernel.protocol.terminal_text import collapse
+from remoter_kernel.protocol.output_backlog import collapse
 
 COLOUR = re.compile(r"\x1b\[([0-9;]*)m")
 

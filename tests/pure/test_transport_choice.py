@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from remoter_kernel.local.login.transport_choice import TransportFacts, choose_transport
+from remoter_kernel.local.login.log_in import TransportFacts, choose_transport
 
 CLEAR = TransportFacts(has_ssh=True)
 

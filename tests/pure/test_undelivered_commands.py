@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from remoter_kernel.local.launch.remote_answer import parse_command_results
+from remoter_kernel.local.launch.launcher import parse_command_results
 from remoter_kernel.local.session import undelivered_commands
 
 ODD = {

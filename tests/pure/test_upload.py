@@ -6,7 +6,7 @@ import pytest
 
 from remoter_kernel.errors import RemoteLacks
 from remoter_kernel.local.launch import upload
-from remoter_kernel.local.login.login_results import CompletedCommand
+from remoter_kernel.local.login.login import CompletedCommand
 
 
 class Answers:

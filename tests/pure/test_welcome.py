@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as some
 
 from remoter_kernel.errors import ProtocolError
-from remoter_kernel.local.session.welcome import check_received, parse_welcome
+from remoter_kernel.local.session.dealer_socket import check_received, parse_welcome
 from remoter_kernel.protocol.frames import FrameHeader, MessageType, encode_message, to_json
 
 numbers = some.one_of(

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as some
 
-from remoter_kernel.protocol.window import LEAST, MOST, SHORTEST_ROUND, ReceiveWindow
+from remoter_kernel.protocol.stream import LEAST, MOST, SHORTEST_ROUND, ReceiveWindow
 
 
 @dataclass

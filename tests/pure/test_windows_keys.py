@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from remoter_kernel.cli import line_reader
+from remoter_kernel.cli import terminal
 
 UP, F1, F12, GRAVE = "\xe0H", "\x00;", "\xe0\x86", "\xe0"
 
@@ -26,5 +26,5 @@ def test_keys_without_a_sign_are_no_part_of_a_line_in_a_console_of_windows(monke
     left = list(keys)
     console = SimpleNamespace(kbhit=lambda: bool(left), getwch=lambda: left.pop(0))
     monkeypatch.setitem(sys.modules, "msvcrt", console)
-    assert line_reader._read_keys(threading.Event(), is_shown=False) == line
+    assert terminal._read_keys(threading.Event(), is_shown=False) == line
     assert not left

@@ -16,8 +16,7 @@ import pytest
 from remoter_kernel.evaluator import launch, query
 from remoter_kernel.evaluator.processes import boot_id, started_at
 from remoter_kernel.evaluator.registry import Session
-from remoter_kernel.evaluator.session_candidates import candidates
-from remoter_kernel.evaluator.session_match import Candidate, match_session
+from remoter_kernel.evaluator.session_match import Candidate, candidates, match_session
 from tests.real_jupyter import MARK, THIS_RUN
 
 if TYPE_CHECKING:

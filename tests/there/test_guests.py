@@ -13,7 +13,7 @@ from remoter_kernel.errors import ProtocolError
 from remoter_kernel.evaluator.listener import Listener
 from remoter_kernel.evaluator.message_writer import MessageWriter
 from remoter_kernel.evaluator.records import read_journal
-from remoter_kernel.evaluator.replay import RecoveredState
+from remoter_kernel.evaluator.recovery import RecoveredState
 from remoter_kernel.protocol.frames import (
     Channel,
     FrameHeader,

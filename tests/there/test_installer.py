@@ -15,7 +15,7 @@ import pytest
 from remoter_kernel.local.launch import installer
 from remoter_kernel.local.launch.installer import ANSWER_MARK, EnvPaths, own_base
 from remoter_kernel.local.launch.remote_venv import installer_script, parse_installer_answer
-from remoter_kernel.local.login.login_results import CompletedCommand
+from remoter_kernel.local.login.login import CompletedCommand
 
 MODULES = ["json", "zipfile"]
 

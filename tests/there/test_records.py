@@ -24,7 +24,7 @@ from remoter_kernel.evaluator.records import (
     parse_marker,
     read_journal,
 )
-from remoter_kernel.evaluator.replay import RecoveredState
+from remoter_kernel.evaluator.recovery import RecoveredState
 from remoter_kernel.protocol.frames import Channel, Lane
 from tests.there.test_journal import ME, Desk
 

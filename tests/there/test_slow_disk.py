@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import zmq
 
-from remoter_kernel.evaluator import port_conflicts, registry
+from remoter_kernel.evaluator import kernel_process, registry
 from remoter_kernel.evaluator import status_file as boards
+from remoter_kernel.evaluator.kernel_process import PORT_TAKEN, PortConflicts
 from remoter_kernel.evaluator.listener import Listener
-from remoter_kernel.evaluator.port_conflicts import PORT_TAKEN, PortConflicts
 from remoter_kernel.evaluator.registry import ServedSession, Session
 from remoter_kernel.evaluator.status_file import CELLS, STATUS_FILE, StatusWriter
 from remoter_kernel.protocol.frames import (
@@ -326,7 +326,7 @@ def test_a_kernel_is_ready_when_its_log_was_read(reactor, disk, monkeypatch):
 
 def test_a_kernel_that_lost_a_port_is_ended_and_tried_again_twice(reactor, monkeypatch):
     """The third one that says so is what it is."""
-    monkeypatch.setattr(port_conflicts, "LOOK_EVERY", 0.01)
+    monkeypatch.setattr(kernel_process, "CHECK_PORTS_EVERY", 0.01)
     ports, ready = PortConflicts(reactor), []
     kernel: Any = Kernel(f"bind: {PORT_TAKEN}")
     ports.check_ports(kernel, lambda: ready.append(1))

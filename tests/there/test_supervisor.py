@@ -13,17 +13,16 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from remoter_kernel.evaluator import kernel_process as children
-from remoter_kernel.evaluator import startup_watchdog
 from remoter_kernel.evaluator import supervisor as supervisors
+from remoter_kernel.evaluator import timeouts
 from remoter_kernel.evaluator.journal import Journal
-from remoter_kernel.evaluator.kernel_process import KernelProcess, merged_environment
+from remoter_kernel.evaluator.kernel_process import KernelProcess, PortConflicts, merged_environment
 from remoter_kernel.evaluator.listener import Listener
-from remoter_kernel.evaluator.port_conflicts import PortConflicts
 from remoter_kernel.evaluator.records import Record
+from remoter_kernel.evaluator.recovery import RecoveredState
 from remoter_kernel.evaluator.registry import Session
-from remoter_kernel.evaluator.replay import RecoveredState
-from remoter_kernel.evaluator.startup_watchdog import StartupWatchdog
 from remoter_kernel.evaluator.supervisor import KernelState, Supervisor
+from remoter_kernel.evaluator.timeouts import StartupWatchdog
 from remoter_kernel.protocol.frames import (
     Channel,
     FrameHeader,
@@ -392,7 +391,7 @@ def test_one_failed_look_after_an_adopted_kernel_is_not_the_last_one(tmp_path, m
 
 def test_what_a_kernel_printed_is_not_read_in_the_loop(monkeypatch):
     """Its folder may hang."""
-    monkeypatch.setattr(startup_watchdog, "SLOW_AFTER", 0.0)
+    monkeypatch.setattr(timeouts, "SLOW_AFTER", 0.0)
     reactor = Reactor()
     threads: list[str] = []
     told: list[str] = []

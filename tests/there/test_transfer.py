@@ -17,25 +17,26 @@ from hypothesis import strategies as some
 from remoter_kernel.errors import ProtocolError
 from remoter_kernel.evaluator.transfer_command import PIPE_HOLDS, _enlarge_pipe
 from remoter_kernel.local.transfer.file_transfer import SocketEnds
-from remoter_kernel.protocol import window
+from remoter_kernel.protocol import stream
 from remoter_kernel.transfer import partial_file as parts
 from remoter_kernel.transfer import receiver as receiving_end
-from remoter_kernel.transfer.framed_stream import Cut, FramedStream
-from remoter_kernel.transfer.plan import make_plan
-from remoter_kernel.transfer.receiver import Receiver
-from remoter_kernel.transfer.safe_paths import partial_name
-from remoter_kernel.transfer.sender import Sender
-from remoter_kernel.transfer.wire_format import (
+from remoter_kernel.transfer.framed_stream import (
     ASK_FROM,
     BODY_START,
     CHUNK,
+    Cut,
     FileEntry,
     FileTrouble,
+    FramedStream,
     FrameType,
     TroubleCode,
     pack_frame,
     to_body,
 )
+from remoter_kernel.transfer.plan import make_plan
+from remoter_kernel.transfer.receiver import Receiver
+from remoter_kernel.transfer.safe_paths import partial_name
+from remoter_kernel.transfer.sender import Sender
 from tests.two_ends import carry, dst, entry, link, names, say, send, src, start
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ def tree(folder: Path) -> dict[str, Any]:
 def test_a_fast_path_has_few_acknowledgements(src, dst, monkeypatch):
     """How many come while 64 chunks do depends on time, not on the size alone."""
     monkeypatch.setattr(receiving_end, "PAUSE", 0.05)  # a busy machine is no pause
-    monkeypatch.setattr(window, "LEAST", 64 * CHUNK)
+    monkeypatch.setattr(stream, "LEAST", 64 * CHUNK)
     words: list[FrameType] = []
     take = Sender._on_frame
 

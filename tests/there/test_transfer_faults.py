@@ -15,20 +15,21 @@ import pytest
 from remoter_kernel.errors import ProtocolError
 from remoter_kernel.local.transfer.file_transfer import SocketEnds
 from remoter_kernel.transfer import partial_file as parts
-from remoter_kernel.transfer.framed_stream import Cut, FramedStream
-from remoter_kernel.transfer.partial_file import PartialFile
-from remoter_kernel.transfer.plan import make_plan
-from remoter_kernel.transfer.receiver import Receiver
-from remoter_kernel.transfer.sender import Sender
-from remoter_kernel.transfer.wire_format import (
+from remoter_kernel.transfer.framed_stream import (
     ACK_BODY,
+    Cut,
     FileEntry,
     FileTrouble,
+    FramedStream,
     FrameType,
     TroubleCode,
     pack_frame,
     to_body,
 )
+from remoter_kernel.transfer.partial_file import PartialFile
+from remoter_kernel.transfer.plan import make_plan
+from remoter_kernel.transfer.receiver import Receiver
+from remoter_kernel.transfer.sender import Sender
 from tests.two_ends import carry, dst, entry, link, names, say, send, src, start
 
 __all__ = ["dst", "src"]  # fixtures

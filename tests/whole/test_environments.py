@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from remoter_kernel.evaluator.startup_watchdog import SLOW_AFTER
+from remoter_kernel.evaluator.timeouts import SLOW_AFTER
 from tests.real_jupyter import started_kernel, wait_for
 from tests.whole.talk import Talk
 from tests.whole.test_life import there, value

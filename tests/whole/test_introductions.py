@@ -12,7 +12,7 @@ import nbformat
 import pytest
 from jupyter_client.connect import write_connection_file
 
-from remoter_kernel.local.session import restart_detection
+from remoter_kernel.local.session import machine
 from tests.real_jupyter import wait_for
 from tests.real_parts import real_part
 from tests.whole.test_sessions import Front, a_front, asked, marked_there
@@ -100,7 +100,7 @@ def test_a_day_with_one_notebook(
         assert run(front, "kept = 41", notebook) == ""
     left = time.monotonic()
     wait_for(
-        lambda: time.monotonic() > left + restart_detection.RESTART_WITHIN,
+        lambda: time.monotonic() > left + machine.RESTART_WITHIN,
         what="it is no restart any more",
     )
 

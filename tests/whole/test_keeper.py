@@ -19,8 +19,8 @@ from remoter_kernel.errors import RemoterError, Unreachable
 from remoter_kernel.local import unix_sockets
 from remoter_kernel.local.config.remotes import find_remote
 from remoter_kernel.local.login.keeper import endpoint
+from remoter_kernel.local.login.keeper.endpoint import receive_message, send_message
 from remoter_kernel.local.login.keeper.keeper_login import KeeperLogin, log_in_by_keeper
-from remoter_kernel.local.login.keeper.keeper_protocol import receive_message, send_message
 from remoter_kernel.local.login.keeper.keeper_server import KeeperServer
 from remoter_kernel.local.login.prompts import NotAnswered, Trust
 from tests.real_jupyter import StartedKernel, started_kernel, wait_for

@@ -1,11 +1,15 @@
-"""Which remotes there are: the file `remotes.toml`, and what was last seen on each."""
+"""Which remotes there are: the file `remotes.toml`, and what was last seen on each.
+
+With `cwd = "notebook"` the folder of the notebook is looked up in `path_map`, whose longest
+matching entry counts; without any, what is in the home here is in the home there.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import os
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 import platformdirs
@@ -23,7 +27,7 @@ from remoter_kernel.local.private_files import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
 __all__ = [
     "Remote",
@@ -39,6 +43,9 @@ __all__ = [
     "write_remote",
 ]
 
+NOTEBOOK_FOLDER = "notebook"
+HOME = "~"
+
 
 def config_path() -> Path:
     """Where the remotes are written down: REMOTER_CONFIG, else the person's config folder."""
@@ -50,8 +57,6 @@ def config_path() -> Path:
 
 
 # --------------------------------------------------------------- the file
-
-
 def read_remotes(path: Path | None = None) -> Remotes:
     """Read all remotes; a missing file means that there are none yet."""
     path = path or config_path()
@@ -149,8 +154,6 @@ def _unknown_remote(name: str, remotes: Remotes, path: Path) -> Usage:
 
 
 # --------------------------------------------------------------- what was last seen there
-
-
 def last_kernel_info(remote: Remote) -> dict[str, Any] | None:
     """Give the content of the last `kernel_info_reply` from this remote, if one is remembered.
 
@@ -181,3 +184,27 @@ def _kernel_info_path(remote_name: str) -> Path:
     if not is_name(remote_name):  # it becomes part of a path
         raise RemoterError(f"{remote_name!r} is no remote's name.")
     return state_folder() / "kernel_info" / f"{remote_name}.json"
+
+
+def remote_cwd(cwd: str, path_map: Mapping[str, str], folder: Path, home: Path) -> str:
+    """Return the folder in which the kernel starts there.
+
+    `folder`: the notebook's, here (absolute); `home`: the person's, here. Raises
+    BadConfiguration if the notebook's folder has no counterpart there.
+    """
+    if cwd != NOTEBOOK_FOLDER:
+        return cwd
+    pairs = {_expand_home(here, home): there for here, there in (path_map or {HOME: HOME}).items()}
+    fitting = [here for here in pairs if folder.is_relative_to(here)]
+    if not fitting:
+        raise BadConfiguration(
+            f'cwd is "notebook", and nothing says where {folder} is there.',
+            f'Add it to this remote: path_map = {{ "{folder.as_posix()}" = "~/a/folder" }}.',
+        )
+    here = max(fitting, key=lambda path: len(path.parts))
+    inside = folder.relative_to(here)
+    return str(PurePosixPath(pairs[here], *inside.parts))
+
+
+def _expand_home(path: str, home: Path) -> Path:
+    return home / path[2:] if path.startswith("~/") else home if path == HOME else Path(path)

@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, Any
 
 from remoter_kernel import __version__, logs
 from remoter_kernel.errors import BadConfiguration, RemoterError
-from remoter_kernel.local import log_files
-from remoter_kernel.local.config.remote_cwd import NOTEBOOK_FOLDER
+from remoter_kernel.local import private_files
 from remoter_kernel.local.config.remotes import (
+    NOTEBOOK_FOLDER,
     Remote,
     config_path,
     find_remote,
@@ -31,7 +31,7 @@ from remoter_kernel.local.config.remotes import (
 from remoter_kernel.local.config.remotes_toml import write_duration, write_size
 from remoter_kernel.local.history.mask import Mask, vocabulary
 from remoter_kernel.local.history.remote_query import RemoteQuery
-from remoter_kernel.local.history.session_log import format_duration
+from remoter_kernel.local.history.transcript import format_duration
 from remoter_kernel.local.login.keeper import endpoint
 from remoter_kernel.local.login.ssh_config import resolve_destination
 from remoter_kernel.local.session import undelivered_commands
@@ -363,7 +363,7 @@ def _report_requests(report: Report, visit: RemoteQuery, session: str) -> None:
 
 def report_logs(report: Report, remote: Remote | None) -> None:
     """Tell how the proxies and the keeper are, and how their logs end."""
-    logs = log_files.log_files()
+    logs = private_files.log_files()
     named = {remote.name, ""} if remote and remote is not THIS_MACHINE else {""}
     proxies = [log for log in logs if log.kind == "proxy" and (not remote or log.remote in named)]
     keepers = [log for log in logs if log.kind == "keeper"]

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from remoter_kernel.errors import NoSuchSession, ProtocolError, RemoterError, Unreachable, Usage
 from remoter_kernel.local.config.remotes import Remote, find_remote, read_remotes
-from remoter_kernel.local.launch.launcher import query_remote
-from remoter_kernel.local.launch.remote_answer import (
+from remoter_kernel.local.launch.launcher import (
     StrangeAnswer,
     as_count,
     describes_session,
     parse_session,
     parse_sessions,
+    query_remote,
 )
 from remoter_kernel.local.login.keeper.keeper_login import log_in_by_keeper
 from remoter_kernel.local.session.dialer import THIS_MACHINE

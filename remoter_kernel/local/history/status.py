@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from remoter_kernel.local.history.session_log import format_duration
+from remoter_kernel.local.history.transcript import format_duration
 from remoter_kernel.plain_text import plain_text
 
 KIB = 1024

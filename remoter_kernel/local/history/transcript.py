@@ -3,18 +3,31 @@
 from __future__ import annotations
 
 import textwrap
+import time
 from typing import TYPE_CHECKING, Any
 
+from remoter_kernel.local.launch.launcher import as_timestamp
+from remoter_kernel.plain_text import plain_text
 from remoter_kernel.protocol.frames import Channel, from_json, unpack_parts
-from remoter_kernel.protocol.messages import HEADER, ODD, content_of, header_of
+from remoter_kernel.protocol.messages import HEADER, ODD, PARENT, content_of, header_of, is_silent
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from remoter_kernel.protocol.journal_entries import JournalEntry
 
-
 NO_SENSE = "[a message of the kernel that makes no sense is left out]\n"
+
+LONGEST_CODE = 60  # characters of a cell's first line
+COMMAND_TEXTS = {
+    "interrupt": "asked to interrupt",
+    "restart": "asked to restart the kernel",
+    "stop": "asked to stop the session",
+    "keep": "asked to keep the session",
+    "finish": "asked to end the session once all is done",
+    "refused": "sent what could not be taken in",
+}
+EVENT_TEXTS = {"died": "The kernel died", "failed": "The kernel did not start"}
 
 
 class Transcript:
@@ -110,3 +123,110 @@ def describe_gap(words: dict[str, Any]) -> str:
     if not isinstance(size, int) or not size:
         return ""
     return f"[{size:,} bytes are not kept any more]\n"
+
+
+class SessionLog:
+    """Turns records into lines."""
+
+    def __init__(self) -> None:
+        """Begin with no request."""
+        self.has_failure = False  # is the kernel's own log worth a look?
+        self._sent_at: dict[str, float] = {}  # when, by message id
+
+    def first_line(self, about: dict[str, Any]) -> str:
+        """Return the first line."""
+        purpose = about.get("notebook") or about.get("script")
+        notebook = f", for {purpose}" if purpose else ""
+        kernel = about.get("kernel") or "a kernel"
+        return log_line(about["created"], f"Session {about['id']} began with {kernel}{notebook}.")
+
+    def last_line(self, about: dict[str, Any]) -> str | None:
+        """Return the last line, if the session is over."""
+        self.has_failure |= about["state"] == "dead"
+        if about["state"] not in {"ended", "dead"}:
+            return None
+        return log_line(about["since"], f"The session is over. {about['why']}".rstrip())
+
+    def line_of(self, said: JournalEntry) -> str | None:
+        """Return the line of one record, if it is worth one."""
+        try:
+            what = self._describe(said)
+        except ODD:
+            return None
+        return log_line(said.time, what) if what else None
+
+    def _describe(self, said: JournalEntry) -> str | None:
+        parts = unpack_parts(said.body)
+        who = f"Front {said.client.hex()[:6]}"
+        if said.channel is Channel.COMMAND:
+            order = str(from_json(parts[0]).get("order"))
+            return f"{who} {COMMAND_TEXTS.get(order, order)}."
+        if said.channel is Channel.EVENT:
+            words = from_json(parts[0])
+            self.has_failure |= str(words.get("event")) in EVENT_TEXTS
+            return _event_text(who, words)
+        if said.channel is not Channel.SHELL:
+            return None
+        header = header_of(parts[HEADER])
+        if header.get("msg_type") == "execute_request":
+            return self._describe_request(who, said, header["msg_id"], content_of(parts))
+        if header.get("msg_type") == "execute_reply":
+            asked = header_of(parts[PARENT]).get("msg_id", "")
+            return self._describe_reply(said, asked, content_of(parts))
+        return None
+
+    def _describe_request(
+        self, who: str, said: JournalEntry, name: str, content: dict[str, Any]
+    ) -> str | None:
+        if is_silent(content):
+            return None
+        self._sent_at[name] = said.time
+        code = plain_text(content.get("code", ""), keeps_lines=True)
+        first, *rest = code.strip().split("\n")
+        shown = first[:LONGEST_CODE] + ("…" if rest or len(first) > LONGEST_CODE else "")
+        return f"{who} asked for: {shown}"
+
+    def _describe_reply(self, said: JournalEntry, name: str, content: dict[str, Any]) -> str | None:
+        asked = self._sent_at.pop(name, None)
+        if asked is None:
+            return None
+        status = content.get("status")
+        how = f"{content.get('ename')}" if status == "error" else str(status)
+        count = content.get("execution_count") or " "
+        return f"  [{count}] ended after {format_duration(said.time - asked)}: {how}"
+
+
+def _event_text(who: str, words: dict[str, Any]) -> str | None:
+    event = words.get("event")
+    if event == "ready":
+        info = words.get("kernel_info")
+        info = info if isinstance(info, dict) else {}
+        name = f"{info.get('implementation', '')} {info.get('implementation_version', '')}"
+        return f"The kernel is ready: {name.strip()}."
+    if str(event) in {"came", "went"}:
+        return f"{who} {event}."
+    if event == "refused":
+        return f"{who} sent what could not be taken in. {words.get('why', '')}".rstrip()
+    if words.get("mark") or not event:
+        return None
+    what = EVENT_TEXTS.get(str(event), f"Note: {event}")
+    return f"{what}. {words.get('why', '')}".rstrip()
+
+
+def log_line(when: float, what: str) -> str:
+    """Return a line that begins with the time, as a clock here shows it."""
+    clock = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(as_timestamp(when)))
+    return f"{clock}  {plain_text(what)}"
+
+
+def format_duration(seconds: float) -> str:
+    """Say how long something took, in the unit that reads best."""
+    seconds = as_timestamp(seconds)
+    if seconds < 60:  # noqa: PLR2004 - seconds in a minute
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    words = [(days, "d"), (hours, "h"), (minutes, "min"), (rest, "s")]
+    first = next(index for index, (number, _) in enumerate(words) if number)
+    return " ".join(f"{number} {unit}" for number, unit in words[first : first + 2])

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from remoter_kernel.errors import RemoteLacks
 from remoter_kernel.local.config.remotes_toml import did_you_mean
-from remoter_kernel.local.launch.remote_answer import format_version
+from remoter_kernel.local.launch.launcher import format_version
 from remoter_kernel.plain_text import plain_text
 
 if TYPE_CHECKING:

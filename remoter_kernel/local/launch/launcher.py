@@ -1,33 +1,33 @@
-"""Packs what runs there, puts it there, starts or finds the session."""
+"""Packs what runs there, puts it there, starts or finds the session.
+
+Reads what the evaluator's program answers: whatever comes from there is checked here. What is shown
+of it later holds nothing that a terminal acts on. What is none of our answers is a `StrangeAnswer`;
+what is missing there is an error for a person.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
 import re
+import threading
+import time
 import zipfile
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TypeGuard
 
 from remoter_kernel import logs
-from remoter_kernel.errors import RemoteLacks
-from remoter_kernel.local.launch.remote_answer import (
-    OUTPUT_SHOWN,
-    StrangeAnswer,
-    parse_answer,
-    parse_command_results,
-    raise_no_space,
-    session_info_fields,
-)
-from remoter_kernel.local.login.login_results import CommandEnded, CompletedCommand
-from remoter_kernel.plain_text import plain_text
-from remoter_kernel.transfer.wire_format import GREETING
+from remoter_kernel.errors import NoSuchSession, RemoteLacks, RemoterError, Unreachable
+from remoter_kernel.local.login.login import CommandEnded, CompletedCommand
+from remoter_kernel.plain_text import is_session_id, plain_text, plain_words
+from remoter_kernel.transfer.framed_stream import GREETING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from remoter_kernel.local.config.remotes import Remote
     from remoter_kernel.local.login.login import Login, TunnelEndpoint
@@ -42,16 +42,11 @@ SHIPPED = (
     "transfer/__init__.py",
     "transfer/quota.py",
     "transfer/framed_stream.py",
-    "transfer/wire_format.py",
     "protocol/frames.py",
     "protocol/kernel_client.py",
-    "protocol/kernel_messages.py",
     "protocol/messages.py",
     "transfer/safe_paths.py",
-    "protocol/tcp_backlog.py",
-    "protocol/terminal_text.py",
     "transfer/partial_file.py",
-    "transfer/destinations.py",
     "protocol/pump.py",
     "protocol/reactor.py",
     "transfer/receiver.py",
@@ -62,15 +57,12 @@ SHIPPED = (
     "protocol/stream.py",
     "protocol/threads.py",
     "protocol/output_backlog.py",
-    "protocol/window.py",
     "evaluator/__init__.py",
     "evaluator/recovery.py",
     "evaluator/status_file.py",
     "evaluator/bridge.py",
-    "evaluator/session_candidates.py",
     "evaluator/kernel_process.py",
     "evaluator/compaction.py",
-    "evaluator/exit_status.py",
     "evaluator/request_handler.py",
     "evaluator/dispatch.py",
     "evaluator/listener.py",
@@ -84,20 +76,14 @@ SHIPPED = (
     "evaluator/kernel_log.py",
     "evaluator/launch.py",
     "evaluator/lock.py",
-    "evaluator/port_conflicts.py",
     "evaluator/stdio_reply.py",
     "evaluator/outbox.py",
-    "evaluator/cancellations.py",
-    "evaluator/own_kernelspec.py",
-    "evaluator/replay.py",
-    "evaluator/idle_timeout.py",
+    "evaluator/timeouts.py",
     "evaluator/pending_commands.py",
-    "evaluator/stream_splitter.py",
     "evaluator/processes.py",
     "evaluator/program_archive.py",
     "evaluator/records.py",
     "evaluator/registry.py",
-    "evaluator/startup_watchdog.py",
     "evaluator/message_writer.py",
     "evaluator/session_match.py",
     "evaluator/supervisor.py",
@@ -105,9 +91,7 @@ SHIPPED = (
     "evaluator/warden.py",
 )
 ENTRY = "evaluator/__main__.py"  # becomes the zip's own __main__.py
-
 FOLDER_DIGITS = 16  # of the hash that name the folder of a version
-
 MARKER = b"REMOTER "  # a line of ours begins so; a banner's lines do not
 START_WITHIN = 60.0  # seconds
 UPLOAD_WITHIN = 120.0  # seconds
@@ -137,6 +121,19 @@ _UPLOAD_COMMAND = (
     'mv -f "$d/{name}.$$" "$d/{name}" && echo REMOTER took it || '
     '{{ rm -f "$d/{name}.$$"; echo REMOTER refused it; }}\''
 )
+
+OLDEST = "3.9"
+OUTPUT_SHOWN = 300  # characters of what a host said instead of an answer
+HIGHEST_PORT = 65535
+LAST_YEAR = 32_500_000_000.0  # seconds since 1970: no clock here shows what comes later
+LARGEST_COUNT = 2**63  # of anything that is counted
+_HOST = re.compile(r"[0-9A-Za-z._:%-]{1,255}")
+_KEY = re.compile(r"[0-9A-Za-z.:+=^!/*?&<>()\[\]{}@%$#-]{40}")  # Z85
+TEXTS = ("remote", "kernel", "notebook", "script", "host", "state", "why")  # of a session
+TIMES = ("created", "since", "seconds")
+COUNTS = ("fronts", "journal")
+
+NOTIFY_AFTER = 8.0  # seconds: with cold disks most hosts are quicker
 
 
 @dataclass(frozen=True)
@@ -334,3 +331,203 @@ def _upload_evaluator(login: Login, name: str, content: bytes, remote: Remote) -
         reason = ran.stderr.decode(errors="replace").strip().splitlines()
         why = reason[-1][-OUTPUT_SHOWN:] if reason else "it gave no reason"
         raise_no_space(why, login.host, remote)
+
+
+class StrangeAnswer(RemoteLacks):
+    """Something else than our own program answered."""
+
+
+# One line of JSON -------------------------------------------------------------------------
+def parse_answer(line: bytes, host: str, remote: Remote) -> dict[str, Any]:
+    """Read the line that the zipapp answers with; a lack is an error for a person."""
+    if line == b"lacks python":
+        raise RemoteLacks(
+            f"There is no {remote.python or 'python3'} on {host}.",
+            f'Set python = "…" for this remote; `remoter add {remote.name} --replace` shows which '
+            "there are.",
+            remote=remote.name,
+        )
+    try:
+        answer = plain_words(json.loads(line))
+    except (ValueError, RecursionError) as error:
+        raise _strange_answer(line.decode(errors="replace"), host, remote) from error
+    if not isinstance(answer, dict):
+        raise _strange_answer(str(answer), host, remote)
+    if "lacks" in answer:
+        _raise_missing(
+            {key: plain_text(value or "") for key, value in answer.items()}, host, remote
+        )
+    return answer
+
+
+def _strange_answer(said: str, host: str, remote: Remote) -> StrangeAnswer:
+    shown = plain_text(said, most=OUTPUT_SHOWN)
+    return StrangeAnswer(f"{host} answered strangely: {shown}", remote=remote.name)
+
+
+def _raise_missing(answer: dict[str, str], host: str, remote: Remote) -> NoReturn:
+    lacks, what = answer["lacks"], answer.get("what", "")
+    python = remote.python or "python3"
+    if lacks == "session":
+        why = answer.get("why") or "Its evaluator was killed."
+        when = f" It ended at {_format_time(answer['ended'])}." if answer.get("ended") else ""
+        raise NoSuchSession(
+            f"Session {what} is gone. {why}{when}",
+            "Restart the kernel to begin a fresh one.",
+            remote=remote.name,
+        )
+    if lacks == "host":
+        place = answer.get("host", "")
+        raise Unreachable(
+            f"Session {what} lives on {place}, and this login came to another machine.",
+            f"Name {place} as the host of this remote, then run the cell again.",
+            remote=remote.name,
+        )
+    if lacks == "reader":  # the sentence is made there
+        raise RemoteLacks(what, remote=remote.name)
+    if lacks == "room":
+        raise_no_space(what, host, remote)
+    if lacks == "new python":
+        raise RemoteLacks(
+            f"{python} on {host} is Python {what}; {OLDEST} is the oldest that will do.",
+            f'Set python = "…" for this remote; `remoter add {remote.name} --replace` shows which '
+            "there are.",
+            remote=remote.name,
+        )
+    if lacks == "packages":
+        raise RemoteLacks(
+            f"{python} on {host} lacks a package: {what}.",
+            f"There, run `{python} -m pip install ipykernel`, or set python to one that has it.",
+            remote=remote.name,
+        )
+    if lacks == "luck":
+        raise RemoteLacks(f"The session on {host} did not start: {what}", remote=remote.name)
+    raise RemoterError(f"{host} lacks {lacks}: {what}", remote=remote.name)
+
+
+def _format_time(moment: str) -> str:
+    try:
+        return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(as_timestamp(float(moment))))
+    except ValueError:
+        return "a time that is not known"
+
+
+def raise_no_space(why: str, host: str, remote: Remote) -> NoReturn:
+    """Say that nothing can be written there."""
+    raise RemoteLacks(
+        f"Nothing can be written on {host}: {plain_text(why)}.",
+        "Make room there, or set XDG_DATA_HOME in the start-up files of your shell there to a "
+        "folder that has some, then run the cell again.",
+        remote=remote.name,
+    )
+
+
+# A session that was started or found ------------------------------------------------------
+def session_info_fields(answer: dict[str, Any], host: str, remote: Remote) -> dict[str, Any]:
+    """Return the fields of a `SessionInfo`, each of the kind that it must be."""
+    try:
+        port = int(answer["port"])
+        fields: dict[str, Any] = {
+            "session": answer["session"],
+            "address": str(answer["address"]),
+            "port": port,
+            "server_key": str(answer["server_key"]),
+            "is_joined": bool(answer["joined"]),
+            **{name: plain_text(answer[name]) for name in ("host", "user", "python", "pyzmq")},
+            "begun": as_timestamp(answer.get("begun")),
+            "others": tuple(_other_sessions(answer.get("others"))),
+        }
+    except (LookupError, TypeError, ValueError, OverflowError) as error:
+        raise _strange_answer(json.dumps(answer), host, remote) from error
+    is_whole = (
+        is_session_id(fields["session"])
+        and _HOST.fullmatch(fields["address"])
+        and _KEY.fullmatch(fields["server_key"])
+        and 0 < port <= HIGHEST_PORT
+    )
+    if not is_whole:
+        raise _strange_answer(json.dumps(answer), host, remote)
+    return fields
+
+
+def _other_sessions(value: object) -> Iterator[dict[str, str]]:
+    """Yield the sessions that were not joined; what is none is left out."""
+    for each in value if isinstance(value, list) else ():
+        if isinstance(each, dict) and is_session_id(each.get("session")):
+            yield {"session": each["session"], "notebook": plain_text(each.get("notebook") or "")}
+
+
+def parse_command_results(line: bytes) -> list[dict[str, str]]:
+    """Return what became of each command that the launch brought, in an answer of any kind."""
+    try:
+        answer = json.loads(line)
+    except (ValueError, RecursionError):
+        return []
+    value = answer.get("commands") if isinstance(answer, dict) else None
+    return [
+        {key: plain_text(each.get(key) or "") for key in ("name", "became", "why")}
+        for each in (value if isinstance(value, list) else ())
+        if isinstance(each, dict)
+    ]
+
+
+# How sessions are -------------------------------------------------------------------------
+def parse_sessions(answer: dict[str, Any], remote: str) -> list[dict[str, Any]]:
+    """Return what is known of each session there; what has no id of one is left out."""
+    value = answer.get("sessions")
+    if not isinstance(value, list):
+        raise StrangeAnswer("it did not tell of its sessions.", remote=remote)
+    return [parse_session(each) for each in value if describes_session(each)]
+
+
+def describes_session(answer: object) -> TypeGuard[dict[str, Any]]:
+    """Does this tell of a session?"""
+    return isinstance(answer, dict) and is_session_id(answer.get("id"))
+
+
+def parse_session(answer: dict[str, Any]) -> dict[str, Any]:
+    """Return what is known of one session, each word of the kind that it must be."""
+    return {
+        **answer,
+        **{name: plain_text(answer.get(name) or "") for name in TEXTS},
+        **{name: as_timestamp(answer.get(name)) for name in TIMES},
+        **{name: as_count(answer.get(name)) for name in COUNTS},
+        "pid": as_count(answer.get("pid")) or None,
+    }
+
+
+def as_timestamp(value: object) -> float:
+    """Return a time that a clock here can show; 0 where there is none."""
+    is_time = isinstance(value, (int, float)) and 0 <= value <= LAST_YEAR
+    return float(value) if is_time else 0.0  # type: ignore[arg-type]
+
+
+def as_count(value: object) -> int:
+    """Return a number of things; 0 where there is none."""
+    is_number = isinstance(value, (int, float)) and 0 <= value < LARGEST_COUNT
+    return int(value) if is_number else 0  # type: ignore[call-overload]
+
+
+def format_version(numbers: object) -> str:
+    """Write the version of a Python there: numbers alone, for it becomes part of paths here."""
+    if not isinstance(numbers, list) or not 2 <= len(numbers) <= 3:  # noqa: PLR2004 - as in 3.11.2
+        raise ValueError(numbers)
+    parts = [int(part) for part in numbers]
+    if not all(0 <= part < 1000 for part in parts):  # noqa: PLR2004 - what is more is no version
+        raise ValueError(numbers)
+    return ".".join(map(str, parts))
+
+
+# Says that a host takes long to start a command: start-up files of a shell may, for a minute.
+@contextlib.contextmanager
+def notify_if_slow(host: str, notify: Callable[[str], None]) -> Iterator[None]:
+    """Tell once, from another thread, if what is done meanwhile takes long."""
+    sentence = f"waiting for {host} to start a command (its login shell may take long)"
+    timer = threading.Timer(NOTIFY_AFTER, notify, (sentence,))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+        timer.join()

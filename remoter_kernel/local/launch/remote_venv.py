@@ -16,8 +16,12 @@ from remoter_kernel.errors import RemoteLacks, Unreachable, Usage
 from remoter_kernel.local.launch import wheelhouse
 from remoter_kernel.local.launch.host_probe import OLDEST_PYTHON, probe_host
 from remoter_kernel.local.launch.installer import ANSWER_MARK
-from remoter_kernel.local.launch.launcher import query_remote, shell_path
-from remoter_kernel.local.launch.remote_answer import format_version, parse_sessions
+from remoter_kernel.local.launch.launcher import (
+    format_version,
+    parse_sessions,
+    query_remote,
+    shell_path,
+)
 from remoter_kernel.local.launch.upload import sha256_of, upload_files
 from remoter_kernel.plain_text import plain_text, plain_words
 
@@ -26,8 +30,7 @@ if TYPE_CHECKING:
 
     from remoter_kernel.local.config.remotes import Remote
     from remoter_kernel.local.launch.host_probe import FoundPython, HostProbe
-    from remoter_kernel.local.login.login import Login
-    from remoter_kernel.local.login.login_results import CompletedCommand
+    from remoter_kernel.local.login.login import CompletedCommand, Login
 
 DESCRIBE_WITHIN = 180.0  # seconds: what is there is tried, and a cold disk takes its time
 MAKE_WITHIN = 1800.0  # seconds

@@ -27,7 +27,7 @@ try:
     import os
     from jupyter_client.kernelspec import KernelSpecManager
     specs = dict((name, found["spec"]) for name, found in KernelSpecManager().get_all_specs().items())
-    if sys.argv[3]:  # the default kernel is this Python, as in evaluator/own_kernelspec.py
+    if sys.argv[3]:  # the default kernel is this Python, as in evaluator/kernel_process.py
         try:
             own = KernelSpecManager(kernel_dirs=[os.path.join(sys.prefix, "share", "jupyter", "kernels")])
             specs["python3"] = own.get_kernel_spec("python3").to_dict()

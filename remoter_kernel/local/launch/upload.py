@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
-    from remoter_kernel.local.login.login_results import CompletedCommand
+    from remoter_kernel.local.login.login import CompletedCommand
 
 CHUNK_SIZE = 512 * 1024  # bytes: on a slow link, too, something is seen to move
 CHUNK_WITHIN = 300.0  # seconds

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import platformdirs
 
 from remoter_kernel.errors import RemoteLacks, RemoterError, Usage
-from remoter_kernel.local.launch.remote_answer import format_version
+from remoter_kernel.local.launch.launcher import format_version
 from remoter_kernel.plain_text import plain_text
 
 if TYPE_CHECKING:

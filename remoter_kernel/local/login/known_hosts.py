@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from remoter_kernel.errors import HostKeyProblem
-from remoter_kernel.local.login.login_results import HostKeyNotAsked, UnknownHostKey
+from remoter_kernel.local.login.login import HostKeyNotAsked, UnknownHostKey
 from remoter_kernel.local.login.prompts import Trust
 
 if TYPE_CHECKING:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from remoter_kernel.errors import BadConfiguration, RemoterError
@@ -20,12 +21,6 @@ from remoter_kernel.local.login.paramiko.keys import has_only_security_keys, key
 from remoter_kernel.local.login.ssh_config import has_usable_ssh, resolve_destination
 from remoter_kernel.local.login.ssh_keywords import why_unsupported
 from remoter_kernel.local.login.ssh_login import log_in_by_paramiko
-from remoter_kernel.local.login.transport_choice import (
-    NO_COMMON_ALGORITHM,
-    OPENSSH,
-    TransportFacts,
-    choose_transport,
-)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -37,6 +32,9 @@ if TYPE_CHECKING:
     from remoter_kernel.local.login.ssh_login import SSHLogin
 
 TICKET_WITHIN = 3.0  # seconds for `klist`
+
+PARAMIKO, OPENSSH = "paramiko", "openssh"
+NO_COMMON_ALGORITHM = "paramiko has no algorithm in common with the host"
 
 
 def log_in_to(
@@ -145,3 +143,45 @@ def _has_ticket(environment: Mapping[str, str]) -> bool:
     except (OSError, subprocess.TimeoutExpired):
         return False
     return done.returncode == 0
+
+
+@dataclass(frozen=True)
+class TransportFacts:
+    """What is known before a login."""
+
+    has_ssh: bool = False
+    """There is an OpenSSH client here."""
+    has_master: bool = False
+    """The person's own ControlMaster for the host is logged in."""
+    has_ticket: bool = False
+    """The host is to be entered by GSSAPI, and there is a Kerberos ticket."""
+    has_only_security_keys: bool = False
+    """All keys that could be shown are on security keys (FIDO)."""
+    is_known_by_authority: bool = False
+    """Only a certificate authority vouches for the host's key."""
+    needs_proxy_on_windows: bool = False
+    beyond_paramiko: str = ""
+    """A clause: what the ssh config says that only ssh can heed."""
+
+
+# The first that is true decides; the clause says why paramiko would not do.
+_REASONS = (
+    ("has_master", "your ControlMaster for it is logged in"),
+    ("has_ticket", "it takes your Kerberos ticket"),
+    ("has_only_security_keys", "your keys for it are on a security key"),
+    ("is_known_by_authority", "its host key is vouched for by a certificate authority"),
+    ("needs_proxy_on_windows", "it has a ProxyCommand, on Windows"),
+)
+
+
+def choose_transport(wanted: str, facts: TransportFacts) -> tuple[str, str]:
+    """Return the transport and why; the reason is empty for what was asked for, or is usual."""
+    if wanted != "auto":
+        return wanted, ""
+    if facts.has_ssh:
+        for fact, reason in _REASONS:
+            if getattr(facts, fact):
+                return OPENSSH, reason
+        if facts.beyond_paramiko:
+            return OPENSSH, facts.beyond_paramiko
+    return PARAMIKO, ""

@@ -16,8 +16,8 @@ from remoter_kernel.errors import (
     Unreachable,
 )
 from remoter_kernel.local.login.known_hosts import acceptance_advice, strict_checking_error
+from remoter_kernel.local.login.login import HostKeyNotAsked, UnknownHostKey
 from remoter_kernel.local.login.login_process import OPENSSH_LINE
-from remoter_kernel.local.login.login_results import HostKeyNotAsked, UnknownHostKey
 from remoter_kernel.local.login.paramiko_channel import HostKeyChanged, ServerViolation
 from remoter_kernel.local.login.prompts import (
     LOG_IN_WITHOUT_PROMPTS,

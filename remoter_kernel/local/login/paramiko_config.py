@@ -9,8 +9,7 @@ import paramiko
 import paramiko.config
 
 from remoter_kernel.errors import BadConfiguration
-from remoter_kernel.local.login.ssh_keywords import FORMER_KEYWORDS
-from remoter_kernel.local.login.tokens import local_user
+from remoter_kernel.local.login.ssh_keywords import FORMER_KEYWORDS, local_user
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -8,7 +8,7 @@ import time
 from typing import TYPE_CHECKING
 
 from remoter_kernel.errors import RemoteLacks
-from remoter_kernel.local.login.login_results import CommandEnded, CompletedCommand
+from remoter_kernel.local.login.login import CommandEnded, CompletedCommand
 from remoter_kernel.local.login.paramiko_channel import ConnectionClosed, ResponseTimeout
 
 if TYPE_CHECKING:

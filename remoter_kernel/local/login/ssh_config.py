@@ -17,8 +17,14 @@ from typing import TYPE_CHECKING
 
 from remoter_kernel.errors import BadConfiguration, Unreachable, Usage
 from remoter_kernel.local.login.ssh_config_cache import ConfigFiles, cache_answer, cached_answer
-from remoter_kernel.local.login.ssh_keywords import DEFAULT_RULES, LoginRules, login_rules
-from remoter_kernel.local.login.tokens import Tokens, account_home, local_user
+from remoter_kernel.local.login.ssh_keywords import (
+    DEFAULT_RULES,
+    LoginRules,
+    Tokens,
+    account_home,
+    local_user,
+    login_rules,
+)
 from remoter_kernel.local.private_files import requiring_home
 
 if TYPE_CHECKING:

@@ -20,8 +20,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from remoter_kernel.errors import RemoterError
-from remoter_kernel.local.login.ssh_keywords import FORMER_KEYWORDS, KEYWORDS
-from remoter_kernel.local.login.tokens import account_home, local_user
+from remoter_kernel.local.login.ssh_keywords import (
+    FORMER_KEYWORDS,
+    KEYWORDS,
+    account_home,
+    local_user,
+)
 from remoter_kernel.local.private_files import file_lock, state_folder, write_private_file
 
 if TYPE_CHECKING:

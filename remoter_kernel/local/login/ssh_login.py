@@ -23,13 +23,13 @@ from remoter_kernel.errors import (
     RemoterError,
     Unreachable,
 )
-from remoter_kernel.local.login.command_tunnel import CommandTunnel
 from remoter_kernel.local.login.credentials import (
     HostCredentials,
     RemoteCredentials,
     hops_with_names,
 )
 from remoter_kernel.local.login.known_hosts import KnownHosts, fingerprint
+from remoter_kernel.local.login.login import CommandEnded, CompletedCommand
 from remoter_kernel.local.login.login_errors import (
     NoCommonAlgorithm,
     connection_ended,
@@ -37,8 +37,6 @@ from remoter_kernel.local.login.login_errors import (
     proxy_command_failed,
     tunnel_refused,
 )
-from remoter_kernel.local.login.login_results import CommandEnded, CompletedCommand
-from remoter_kernel.local.login.paramiko.algorithms import restrict_algorithms
 from remoter_kernel.local.login.paramiko.authenticator import Authenticator, prompter_label
 from remoter_kernel.local.login.paramiko.host_connection import ProxyCommandExit, connect_to_host
 from remoter_kernel.local.login.paramiko.transport import (
@@ -46,6 +44,7 @@ from remoter_kernel.local.login.paramiko.transport import (
     DISCONNECT_WITHIN,
     NegotiationFailed,
     Transport,
+    restrict_algorithms,
 )
 from remoter_kernel.local.login.paramiko_channel import (
     ChannelOpenError,
@@ -55,7 +54,7 @@ from remoter_kernel.local.login.paramiko_channel import (
 )
 from remoter_kernel.local.login.remote_command import RemoteCommand
 from remoter_kernel.local.login.session_limiter import SessionLimiter
-from remoter_kernel.local.login.tunnel import Tunnel
+from remoter_kernel.local.login.tunnel import CommandTunnel, Tunnel
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

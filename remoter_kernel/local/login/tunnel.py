@@ -6,6 +6,9 @@ What comes from there is written to the local socket by the transport's own thre
 when that socket is full does a thread of the tunnel take over, in order, until it has
 caught up. What comes from here is read and sent by another thread of the tunnel. When
 either side closes, the other is closed at once: ZeroMQ must see a cut as a cut.
+
+A tunnel whose other end is a command there: its stdin and stdout, once it has said a line. For
+servers that forbid TCP forwarding: the command connects there, and passes bytes on.
 """
 
 from __future__ import annotations
@@ -19,7 +22,8 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING
 
-from remoter_kernel.local import loopback_auth
+from remoter_kernel.local import unix_sockets
+from remoter_kernel.local.login.login import CommandEnded, CompletedCommand
 from remoter_kernel.local.login.paramiko_channel import PACKET, ConnectionClosed, ResponseTimeout
 from remoter_kernel.local.unix_sockets import PrivateListener
 from remoter_kernel.protocol.threads import Thread
@@ -35,6 +39,8 @@ THREADS_END_WITHIN = 2.0  # seconds
 BACKLOG = 8  # where strangers can connect, they must not fill it at once
 ACCEPT_WITHIN = 60.0  # seconds: whoever asked for a tunnel connects at once
 SOCKET_KIND = "t"  # how the names of tunnels' sockets begin
+
+MOST_KEPT_OUTPUT = 4096  # bytes of what was said instead of the greeting: enough for a sentence
 
 
 class Tunnel:
@@ -69,7 +75,7 @@ class Tunnel:
             if self._local is None:
                 self._listener = PrivateListener(SOCKET_KIND, backlog=BACKLOG)
                 self.address = self._listener.address
-                self.secret = loopback_auth.new_secret() if self._listener.is_tcp else b""
+                self.secret = unix_sockets.new_secret() if self._listener.is_tcp else b""
         except BaseException:
             self._channel.close()
             if self._local is not None:
@@ -224,7 +230,7 @@ class Tunnel:
             if (
                 self._is_over
                 or not listener.is_tcp
-                or loopback_auth.is_authenticated(local, self.secret)
+                or unix_sockets.is_authenticated(local, self.secret)
             ):
                 return local
             local.close()
@@ -248,3 +254,83 @@ def _shut_socket(local: socket.socket) -> None:
     """End a connection under the thread that reads from it."""
     with contextlib.suppress(OSError):
         local.shutdown(socket.SHUT_RDWR)
+
+
+class CommandTunnel(Tunnel):
+    """Opens like a tunnel; what a noisy shell says before the line `first_line` is dropped."""
+
+    def __init__(self, transport: ChannelFactory, command: str, first_line: bytes) -> None:
+        super().__init__(transport, "", 0)
+        self._transport = transport
+        self._command = command
+        self._first_line = first_line
+        self._has_first_line = False
+        self._unmatched = b""  # what came before the greeting, from the last whole line on
+        self._output_tails = {"stdout": b"", "stderr": b""}  # the last of it, for a sentence
+        self._first_line_or_over = threading.Condition()
+
+    def _open_channel(self, seconds: float) -> None:
+        """Start the command and wait for its greeting; raise CommandEnded, too."""
+        until = time.monotonic() + seconds
+        self._channel.request_open("session")
+        self._channel.wait_open(seconds)
+        self._channel.exec_command(self._command)
+        with self._first_line_or_over:
+            is_heard = self._first_line_or_over.wait_for(
+                lambda: self._has_first_line or self._is_over, max(0.0, until - time.monotonic())
+            )
+        if self._has_first_line:
+            return
+        if not is_heard:
+            raise ResponseTimeout
+        if not self._transport.active:
+            raise ConnectionClosed
+        status = self._channel.exit_status
+        raise CommandEnded(
+            CompletedCommand(
+                self._output_tails["stdout"],
+                self._output_tails["stderr"],
+                -1 if status is None else status,
+            )
+        )
+
+    # --- on the transport's thread ---
+
+    def data_received(self, data: bytes) -> None:
+        """Look for the greeting; what follows it is what the tunnel carries."""
+        if self._has_first_line:
+            super().data_received(data)
+            return
+        if not data:  # how the command ended is told after its last word: see `connection_lost`
+            return
+        self._keep_tail("stdout", data)
+        *lines, self._unmatched = (self._unmatched + data).splitlines(keepends=True) or [b""]
+        if self._unmatched.endswith(b"\n"):
+            lines, self._unmatched = [*lines, self._unmatched], b""
+        for place, line in enumerate(lines):
+            if line.rstrip(b"\r\n") == self._first_line and line.endswith(b"\n"):
+                rest = b"".join(lines[place + 1 :]) + self._unmatched
+                self._channel.adjust_window(len(data) - len(rest))
+                self._unmatched = b""
+                with self._first_line_or_over:
+                    self._has_first_line = True
+                    self._first_line_or_over.notify_all()
+                if rest:
+                    super().data_received(rest)
+                return
+        self._channel.adjust_window(len(data))
+        self._unmatched = self._unmatched[-MOST_KEPT_OUTPUT:]
+
+    def extended_data_received(self, data: bytes) -> None:
+        """Keep the last of what the command complains about."""
+        self._keep_tail("stderr", data)
+        super().extended_data_received(data)
+
+    def connection_lost(self) -> None:
+        """Let go of whoever waits for the greeting."""
+        super().connection_lost()
+        with self._first_line_or_over:
+            self._first_line_or_over.notify_all()
+
+    def _keep_tail(self, stream: str, data: bytes) -> None:
+        self._output_tails[stream] = (self._output_tails[stream] + data)[-MOST_KEPT_OUTPUT:]

@@ -11,7 +11,6 @@ from typing import Any
 PACKAGE = "remoter_kernel.local.objects.codecs"
 CODEC_MODULES = (
     "values",
-    "arrow",
     "dataframes",
     "to_r",
     "from_r",

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from remoter_kernel.local.login.login_results import CompletedCommand
+    from remoter_kernel.local.login.login import CompletedCommand
 
 BLOCK = 64 * 1024  # bytes; the least that is sent at once
 FIRST_PIECE = 256 * 1024  # bytes

@@ -1,26 +1,38 @@
-"""Answers in the far kernel's place when it is dead, or when the link does not come back by itself.
+"""Answers what cannot be answered: a dead kernel, a link that failed, a message that is no use.
 
 What never left this side is answered with the reason. What may be running there is not touched,
 unless its session is gone.
+
+Tells clients of what came from the session and could not be taken in here. It is gone for good, and
+what followed it is there: whoever waits for it must hear so.
 """
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from remoter_kernel.errors import NoSuchSession, RemoterError
+from remoter_kernel.errors import NoSuchSession, ProtocolError, RemoterError
 from remoter_kernel.local.login.prompts import NeedsPerson
-from remoter_kernel.local.proxy.request_queries import shows_output, unanswered_remote
+from remoter_kernel.local.proxy import canned_replies
+from remoter_kernel.local.proxy.request_queries import (
+    find_open_remote,
+    shows_output,
+    unanswered_remote,
+)
+from remoter_kernel.protocol.frames import Channel
+from remoter_kernel.protocol.messages import HEADER, PARENT, execution_state, header_of
 from remoter_kernel.protocol.requests import IDLE, Stage
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from remoter_kernel.local.proxy.prompter import StdinPrompter
     from remoter_kernel.local.proxy.replies import ReplySender
     from remoter_kernel.local.proxy.startup_code import StartupCode
     from remoter_kernel.local.session.link import Link
+    from remoter_kernel.protocol.frames import Bytes
     from remoter_kernel.protocol.reactor import Reactor
     from remoter_kernel.protocol.requests import Request, Requests
 
@@ -31,6 +43,8 @@ LOST_THERE = (
 RUN_A_CELL = "Run a cell to be asked."
 EXIT_AFTER = 3.0  # seconds in which somebody may yet ask
 EXIT_AFTER_REPLY = 0.3  # seconds between the answer to another cell and the front's own end
+
+MOST_CELLS = 50  # that have been told
 
 
 @dataclass
@@ -132,3 +146,56 @@ class DeadKernel:
         self._replies.reply_error(cell, self._error)
         self._reactor.call_later(EXIT_AFTER_REPLY, self._exit)
         return True
+
+
+class RejectedMessageReporter:
+    """Says so once in each cell, and in the place of each reply."""
+
+    def __init__(self, replies: ReplySender, requests: Requests) -> None:
+        """`requests` is the proxy's table."""
+        self._replies = replies
+        self._requests = requests
+        self._shown_in: dict[str, None] = {}  # ids of cells
+
+    def report(self, channel: Channel, parts: Sequence[Bytes], error: Exception) -> None:
+        """Tell of one item, whose parts may be of any kind."""
+        said = str(error).rstrip(".") or "no reason was given"
+        why = said if isinstance(error, RemoterError) else f"{type(error).__name__}: {said}"
+        header, parent = _header_or_empty(parts, HEADER), _header_or_empty(parts, PARENT)
+        kind = header.get("msg_type", channel.name.lower())
+        sys.stderr.write(f"[remoter] A message ({kind}) of the session was passed over: {why}.\n")
+        if channel is Channel.SHELL or channel is Channel.CONTROL:
+            self._reply_missing(parent, f"The reply came, and could not be taken in here: {why}.")
+        elif channel is Channel.IOPUB and (state := execution_state(parts)):
+            self._replies.publish("status", {"execution_state": state}, parent)
+        elif channel is Channel.IOPUB or channel is Channel.STDIN:
+            self._show_in(parent, f"Something of this cell ({kind}) is missing here: {why}.")
+        elif cell := self._replies.running_cell():  # whose it was is not known
+            self._show_in(cell.header, f"Something of the session is missing here: {why}.")
+
+    def _reply_missing(self, parent: dict[str, Any], why: str) -> None:
+        request = find_open_remote(self._requests, str(parent.get("msg_id", "")))
+        if request is None:
+            return
+        trouble = canned_replies.error_content("ReplyMissing", why)
+        reply = {"status": "error", **trouble}
+        if request.is_cell:
+            reply |= {"execution_count": 0, "user_expressions": {}, "payload": []}
+        self._replies.finish_cell(request, reply, trouble if request.is_cell else None)
+
+    def _show_in(self, cell: dict[str, Any], sentence: str) -> None:
+        name = str(cell.get("msg_id", ""))
+        if not name or name in self._shown_in:
+            return
+        self._shown_in[name] = None
+        if len(self._shown_in) > MOST_CELLS:
+            del self._shown_in[next(iter(self._shown_in))]
+        words = {"name": "stderr", "text": f"[remoter] {sentence}\n"}
+        self._replies.publish("stream", words, cell)
+
+
+def _header_or_empty(parts: Sequence[Bytes], which: int) -> dict[str, Any]:
+    try:
+        return header_of(parts[which])
+    except (ProtocolError, LookupError):
+        return {}

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from remoter_kernel.errors import RemoterError
     from remoter_kernel.local.config.remotes import Remote
     from remoter_kernel.local.proxy.failures import DeadKernel
-    from remoter_kernel.local.proxy.notebook_detector import NotebookDetector
+    from remoter_kernel.local.proxy.identity import NotebookDetector
     from remoter_kernel.local.proxy.prompter import StdinPrompter
     from remoter_kernel.local.proxy.replies import ReplySender
     from remoter_kernel.local.proxy.shutdown import ShutdownPolicy

@@ -2,6 +2,10 @@
 
 A Jupyter server says all of that at once. Another client says it later, and may mean by a
 new front that the kernel of the one before should be restarted.
+
+Which notebook a front is for that no Jupyter server has started: its client says so later. VS Code
+names it in its start-up code (Python), and with each cell. Until then no session is begun: it may
+be one that is there.
 """
 
 from __future__ import annotations
@@ -12,28 +16,28 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from remoter_kernel.local.proxy.notebook_detector import NotebookDetector
-from remoter_kernel.local.session import (
-    parent_process,
-    restart_detection,
-    undelivered_commands,
-    vscode,
-)
+from remoter_kernel.local.proxy.canned_replies import INTERACTIVE_REQUESTS
+from remoter_kernel.local.proxy.startup_code import is_startup_code
+from remoter_kernel.local.session import machine, notebook_identity, undelivered_commands
 from remoter_kernel.local.session.machine import LivenessLock, machine_id
-from remoter_kernel.local.session.notebook_identity import NotebookIdentity
-from remoter_kernel.local.session.notebook_path import (
+from remoter_kernel.local.session.notebook_identity import (
     SESSION_NAME_VARIABLE,
+    NotebookIdentity,
     notebook_from_environment,
 )
+from remoter_kernel.protocol.messages import METADATA, header_of, is_silent
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from remoter_kernel.local.session.dialer import SessionDialer
     from remoter_kernel.local.session.link import Link
-    from remoter_kernel.protocol.reactor import Reactor
+    from remoter_kernel.protocol.reactor import Reactor, Timer
+    from remoter_kernel.protocol.requests import Request
 
 RECORD_EVERY = 1.0  # seconds
+
+DETECT_WITHIN = 2.0  # seconds; a client that is not VS Code may be silent for a reason of its own
 
 
 class ProxyIdentity:
@@ -55,12 +59,12 @@ class ProxyIdentity:
     @property
     def is_for_vscode(self) -> bool:
         """Is VS Code this front's client, as far as that is known?"""
-        return bool(self._notebook) or vscode.is_parent()
+        return bool(self._notebook) or notebook_identity.is_parent()
 
     def start(self) -> None:
         """Show that this front lives, and say who it is as far as that is known."""
         self._announce(self._dialer.session_request.kernel_id)
-        is_started_by_jupyter = parent_process.has_pid() or SESSION_NAME_VARIABLE in os.environ
+        is_started_by_jupyter = machine.has_pid() or SESSION_NAME_VARIABLE in os.environ
         if is_started_by_jupyter or self._dialer.session_request.session:
             self._dialer.notebook_identity = NotebookIdentity(
                 notebook_from_environment(), self._link.identity["laptop"]
@@ -83,9 +87,7 @@ class ProxyIdentity:
 
     def _on_notebook_known(self, notebook: str) -> None:
         remote, self._notebook = self._remote_name(), notebook
-        before = (
-            restart_detection.previous_exit(remote, notebook, self._started) if notebook else None
-        )
+        before = machine.previous_exit(remote, notebook, self._started) if notebook else None
         if before:
             undelivered_commands.save_command(remote, before.kernel_id, before.session, "restart")
             self._announce(before.kernel_id)
@@ -100,11 +102,45 @@ class ProxyIdentity:
     def _record_exit(self) -> None:
         address = self._dialer.session_info
         if self._notebook and address:
-            departure = restart_detection.ProxyExit(
-                self._dialer.session_request.kernel_id, address.session
-            )
-            restart_detection.record_exit(self._remote_name(), self._notebook, departure)
+            departure = machine.ProxyExit(self._dialer.session_request.kernel_id, address.session)
+            machine.record_exit(self._remote_name(), self._notebook, departure)
 
     def _keep_recording_exit(self) -> None:
         self._record_exit()
         self._reactor.call_later(RECORD_EVERY, self._keep_recording_exit)
+
+
+class NotebookDetector:
+    """Waits until the client has said which notebook it is, or anything else of weight."""
+
+    def __init__(self, reactor: Reactor, on_detected: Callable[[str], None]) -> None:
+        """Remember; `on_detected(notebook)` is called once: with a path, or with nothing."""
+        self.is_waiting = False
+        self._reactor = reactor
+        self._on_detected = on_detected
+        self._timer: Timer | None = None
+
+    def start(self) -> None:
+        """Begin; who comes from VS Code will say it, however long that takes."""
+        self.is_waiting = True
+        if not notebook_identity.is_parent():
+            self._timer = self._reactor.call_later(DETECT_WITHIN, self._finish)
+
+    def on_request(self, request: Request) -> None:
+        """Look at a request: it may name the notebook, or leave no time to wait."""
+        if not self.is_waiting or request.type in INTERACTIVE_REQUESTS:
+            return
+        notebook = ""
+        if request.is_cell:
+            content = request.content
+            own = content if is_silent(content) else {}  # a cell may say what it likes
+            notebook = notebook_identity.notebook_from(own, header_of(request.parts[METADATA]))
+        if notebook or not is_startup_code(request):
+            self._finish(notebook)
+
+    def _finish(self, notebook: str = "") -> None:
+        if self._timer:
+            self._timer.cancel()
+        if self.is_waiting:
+            self.is_waiting = False
+            self._on_detected(notebook)

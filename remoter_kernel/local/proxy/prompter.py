@@ -9,19 +9,32 @@ for that to ours. So no answer is ever taken for one to another question.
 
 A question of ours moves to the cell that was run last by another page, since the page in which
 it is open may be gone; its box stays, see `input_boxes`.
+
+Jupyter has no way to close an input box. What is typed into one whose question has moved, or was
+taken back, is used for nothing. A client that does not say which question it answers may have
+such a box open before any other one: the next thing that it answers was typed there.
+
+What kernels ask (`input()`), until it has its answer: which question a reply is for. Not every
+client says that: jupyter_client, consoles, nbclassic and JupyterLab 3 send replies without a
+parent, JupyterLab 4 and VS Code name the question.
 """
 
 from __future__ import annotations
 
 import os
 import queue
+import re
 import threading
+import unicodedata
+from difflib import SequenceMatcher
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from remoter_kernel.errors import ProtocolError
 from remoter_kernel.local.login.prompts import (
     NEVER_WITHDRAWN,
+    OWN_TAG,
     NeedsPerson,
     NotAnswered,
     Prompt,
@@ -29,25 +42,18 @@ from remoter_kernel.local.login.prompts import (
     Withdrawn,
     host_key_question,
     prompt_prefix,
-)
-from remoter_kernel.local.proxy.input_boxes import (
-    POLL_EVERY,
-    AnswerQueue,
-    InputBoxes,
-    PendingPrompt,
-    is_rerun_of,
-    message_id,
-    oldest_of_last_client,
-    wait_for_answer,
-)
-from remoter_kernel.local.proxy.kernel_input import (
-    KernelInputRequest,
-    KernelInputRequests,
-    mark_lookalike,
+    strip_controls,
 )
 from remoter_kernel.local.proxy.startup_code import is_client_code
-from remoter_kernel.protocol.frames import Channel
-from remoter_kernel.protocol.messages import HEADER, PARENT, content_of, header_of
+from remoter_kernel.protocol.frames import Channel, to_json
+from remoter_kernel.protocol.messages import (
+    CONTENT,
+    HEADER,
+    METADATA,
+    PARENT,
+    content_of,
+    header_of,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -71,6 +77,15 @@ NOT_USED = (
     "[remoter] What was typed there was not used: that question is not open any more, or is "
     "asked elsewhere.\n"
 )
+
+POLL_EVERY = 0.1  # seconds between two looks at whether a question was taken back
+WITHDRAWN_WITHIN = 2.0  # seconds
+MOST_OPEN = 20  # boxes that are left open, of all pages
+AnswerQueue = queue.SimpleQueue[str | NotAnswered | NeedsPerson]
+
+SIMILARITY = 0.8  # of the letters of our own beginning: a question that has more of them is marked
+LONGEST_PROMPT = 16 * 1024  # characters of a question
+_LINES = re.compile(r"[\r\n\v\f\x1c-\x1e\x85\u2028\u2029]+")
 
 
 class _HeldInputRequest(NamedTuple):
@@ -416,3 +431,215 @@ def can_prompt_in(request: Request) -> bool:
     content: dict[str, Any] = content_of(request.parts)
     can_answer = content.get("allow_stdin", True) and not content.get("silent")
     return bool(can_answer) and not is_client_code(content)
+
+
+class PendingPrompt(NamedTuple):
+    """A question that waits for its answer."""
+
+    request: Request
+    content: dict[str, Any]
+    answer: AnswerQueue
+    message_id: str = ""  # of the message that asked; none: it has yet to be asked
+
+
+class InputBoxes:
+    """The boxes that were opened, and those of them that were left open."""
+
+    def __init__(self, is_naming: Callable[[Sequence[bytes]], bool]) -> None:
+        """Remember; `is_naming`: does a client say which question it answers?"""
+        self.headers: dict[str, dict[str, Any]] = {}  # of the cells, by the message that asked
+        self._is_naming = is_naming
+        self._left_open: list[PendingPrompt] = []
+        self._clients: list[list[bytes]] = []  # clients that have run cells, the last ones
+
+    def leave_open(self, asked: PendingPrompt) -> None:
+        """A question is not open any more, and its box is."""
+        if asked.message_id:
+            self._left_open = [*self._left_open, asked][-MOST_OPEN:]
+
+    def reopen(self, asked: PendingPrompt) -> str:
+        """Return the message of a box that was left open with the very same question, once."""
+        for box in self._left_open:
+            if box.request is asked.request and box.content == asked.content:
+                self._left_open.remove(box)
+                return box.message_id
+        return ""
+
+    def is_ambiguous(self, client: Sequence[bytes]) -> bool:
+        """Could what a client answers next have been typed into a box that was left open?"""
+        return bool(self._left_open_at(client)) and not self._is_naming(client)
+
+    def left_open_for(self, client: Sequence[bytes], parent: str) -> str:
+        """Name the box into which that was typed if it was left open; `parent`: what it names."""
+        if not self.is_ambiguous(client):
+            return ""
+        box = self._left_open_at(client)[0]
+        return box.message_id if parent in {"", message_id(box.request)} else ""
+
+    def close(self, name: str) -> None:
+        """A person has closed one."""
+        self._left_open = [box for box in self._left_open if box.message_id != name]
+
+    def on_cell(self, request: Request) -> None:
+        """A cell that is run again has closed the box that it showed before."""
+        self._left_open = [box for box in self._left_open if not is_rerun_of(request, box.request)]
+        if list(request.identities) not in self._clients:
+            self._clients = [*self._clients, list(request.identities)][-MOST_OPEN:]
+
+    def on_interrupt(self, client: Sequence[bytes], asked: PendingPrompt | None) -> None:
+        """A client has interrupted, and with that closed its boxes.
+
+        A server does that for one of its pages, and does not say for which: for that where the
+        question is open, `asked`, if there is one. Boxes of other pages stay on their screens.
+        """
+        page = list(client)
+        if page not in self._clients:
+            if asked is None:
+                self._left_open.clear()
+                return
+            page = list(asked.request.identities)
+        self._left_open = [box for box in self._left_open if list(box.request.identities) != page]
+
+    def _left_open_at(self, client: Sequence[bytes]) -> list[PendingPrompt]:
+        return [box for box in self._left_open if list(box.request.identities) == list(client)]
+
+
+def message_id(request: Request) -> str:
+    """Return the message id of a request."""
+    return str(request.header.get("msg_id", ""))
+
+
+def oldest_of_last_client(cells: Sequence[Request]) -> Request | None:
+    """Return the oldest cell of the page in which somebody has run one last."""
+    if not cells:
+        return None
+    last = cells[-1]
+    same = [each for each in cells if each.identities == last.identities]
+    return next(each for each in same if not is_rerun_of(last, each))
+
+
+def is_rerun_of(request: Request, before: Request) -> bool:
+    """Is this the same cell of the same page, run again? What it showed before is gone."""
+    cells = [header_of(each.parts[METADATA]).get("cellId") for each in (request, before)]
+    is_same_page = request.identities == before.identities
+    return request is not before and is_same_page and bool(cells[0]) and cells[0] == cells[1]
+
+
+def wait_for_answer(
+    answer: AnswerQueue, withdrawn: threading.Event, take_back: Callable[[], object]
+) -> str:
+    """Wait for an answer, as long as one is wanted; raise why there is none."""
+    limit = POLL_EVERY
+    while True:
+        try:
+            said = answer.get(timeout=limit)
+            break
+        except queue.Empty:
+            if limit == WITHDRAWN_WITHIN:  # this process is ending
+                raise Withdrawn from None
+            if withdrawn.is_set():
+                take_back()  # and says so, unless an answer has just come
+                limit = WITHDRAWN_WITHIN
+    if isinstance(said, str):
+        return said
+    raise said
+
+
+class KernelInputRequest(NamedTuple):
+    """A question of a kernel that has no answer yet."""
+
+    client: tuple[bytes, ...]  # who was asked
+    message_id: str  # the id of the message that asks
+    request_id: str  # the id of the request in which it is asked
+    reply: Callable[[list[Bytes]], object]  # gives the kernel its reply
+    is_local: bool  # is it of the kernel on this side?
+
+
+class KernelInputRequests:
+    """Those without an answer, the oldest first."""
+
+    def __init__(self) -> None:
+        self._open: list[KernelInputRequest] = []
+        self._naming_clients: set[tuple[bytes, ...]] = (
+            set()
+        )  # clients that say which question they answer
+
+    def add(self, question: KernelInputRequest) -> None:
+        """A kernel has asked."""
+        self._open.append(question)
+
+    def has(self, name: str) -> bool:
+        """Is there a question with this id that has no answer?"""
+        return any(each.message_id == name for each in self._open)
+
+    def mark_naming(self, client: Sequence[bytes]) -> None:
+        """A client has said which question it answers: it does so each time."""
+        self._naming_clients.add(tuple(client))
+
+    def is_naming(self, client: Sequence[bytes]) -> bool:
+        """Does this client say which question it answers, as far as is known?"""
+        return tuple(client) in self._naming_clients
+
+    def is_ambiguous(self, client: Sequence[bytes]) -> bool:
+        """Could this client's answer to anything else be one to a kernel's question?"""
+        who = tuple(client)
+        return who not in self._naming_clients and any(each.client == who for each in self._open)
+
+    def pop_for(self, client: Sequence[bytes], parent: str) -> KernelInputRequest | None:
+        """Return the question that a reply is for, once; `parent`: what the reply names, or "".
+
+        What names none, or only the cell, is for the kernel that has asked first.
+        """
+        own = [each for each in self._open if each.client == tuple(client)]
+        is_named = parent not in {"", *(each.request_id for each in own)}
+        found = next((each for each in own if is_named and each.message_id == parent), None)
+        if found:
+            self.mark_naming(client)
+        else:
+            found = next((each for each in own if parent in {"", each.request_id}), None)
+        if found:
+            self._open.remove(found)
+        return found
+
+    def drop(self, *, is_here: bool) -> None:
+        """A kernel waits no more."""
+        self._open = [each for each in self._open if each.is_local is not is_here]
+
+    def drop_client(self, client: Sequence[bytes]) -> None:
+        """A person will not answer what this client was asked."""
+        self._open = [each for each in self._open if each.client != tuple(client)]
+
+
+def mark_lookalike(parts: list[Bytes], whose: str) -> list[Bytes]:
+    """Return a kernel's question as it came, unless it looks like one of our own: then marked."""
+    try:
+        content = content_of(parts)
+    except ProtocolError:  # no client makes sense of it, either
+        return parts
+    prompt = content.get("prompt")
+    if not isinstance(prompt, str) or not looks_like_ours(prompt):
+        return parts
+    lines = [strip_controls(line) for line in _LINES.split(prompt[:LONGEST_PROMPT])]
+    marked = "\n".join(f"[{whose} asks] {line}" for line in lines if line.strip())
+    words = to_json({**content, "prompt": f"{marked} "})
+    return [*parts[:CONTENT], words, *parts[CONTENT + 1 :]]
+
+
+def looks_like_ours(prompt: str) -> bool:
+    """Would a person take this for a question of this program?
+
+    Wherever the words stand, and also with signs that look like their letters in between.
+    """
+    if len(prompt) > LONGEST_PROMPT:  # nobody reads that, and what it hides would take long to find
+        return True
+    wanted = _bare_letters(OWN_TAG)
+    if wanted in _bare_letters(prompt):
+        return True
+    starts = (_bare_letters(line)[: len(wanted)] for line in _LINES.split(prompt))
+    return any(SequenceMatcher(None, start, wanted).ratio() > SIMILARITY for start in starts)
+
+
+def _bare_letters(text: str) -> str:
+    """Return the letters alone, without what is not seen, small, in their plainest form."""
+    plain = unicodedata.normalize("NFKD", text).casefold()
+    return "".join(sign for sign in plain if sign.isalpha())

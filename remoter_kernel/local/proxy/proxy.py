@@ -14,10 +14,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from remoter_kernel.local.config.remote_lookup import RemoteLookup
+from remoter_kernel.local.config.kernelspec import RemoteLookup
 from remoter_kernel.local.config.remotes import Remote, find_remote
 from remoter_kernel.local.proxy import canned_replies, handlers
-from remoter_kernel.local.proxy.failures import DeadKernel
+from remoter_kernel.local.proxy.failures import DeadKernel, RejectedMessageReporter
 from remoter_kernel.local.proxy.here.cell_queue import CellQueue
 from remoter_kernel.local.proxy.here.local_cells import LocalCells
 from remoter_kernel.local.proxy.here.permission import Permission
@@ -26,20 +26,23 @@ from remoter_kernel.local.proxy.identity import ProxyIdentity
 from remoter_kernel.local.proxy.magics.completer import Completer
 from remoter_kernel.local.proxy.magics.help import HELP
 from remoter_kernel.local.proxy.magics.magic import MagicContext, Magics
-from remoter_kernel.local.proxy.presenters import EarlyBusy, NoRemoteNotice, WaitingNotices
+from remoter_kernel.local.proxy.presenters import (
+    EarlyBusy,
+    NoRemoteNotice,
+    SessionBanner,
+    WaitingNotices,
+)
 from remoter_kernel.local.proxy.prompter import StdinPrompter
-from remoter_kernel.local.proxy.rejected_messages import RejectedMessageReporter
 from remoter_kernel.local.proxy.replies import ReplySender
 from remoter_kernel.local.proxy.request_queries import running_cells
-from remoter_kernel.local.proxy.session_banner import SessionBanner
 from remoter_kernel.local.proxy.session_messages import SessionMessages
 from remoter_kernel.local.proxy.shutdown import ShutdownPolicy
 from remoter_kernel.local.proxy.sockets import key_fingerprint
 from remoter_kernel.local.proxy.startup_code import StartupCode
 from remoter_kernel.local.session.dialer import THIS_MACHINE, SessionDialer
 from remoter_kernel.local.session.link import Link, LinkState
+from remoter_kernel.local.session.machine import SuspendDetector
 from remoter_kernel.local.session.pacer import Pacer
-from remoter_kernel.local.session.suspend_detector import SuspendDetector
 from remoter_kernel.protocol.messages import HEADER, header_of
 from remoter_kernel.protocol.requests import Request, Requests
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from remoter_kernel.local.proxy.handlers import ProxyContext
     from remoter_kernel.local.proxy.identity import ProxyIdentity
-    from remoter_kernel.local.proxy.session_banner import SessionBanner
+    from remoter_kernel.local.proxy.presenters import SessionBanner
     from remoter_kernel.local.proxy.sockets import Sockets
     from remoter_kernel.protocol.frames import Bytes
 

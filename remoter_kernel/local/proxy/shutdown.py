@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 from typing import TYPE_CHECKING, Any
 
-from remoter_kernel.local.session import parent_process
+from remoter_kernel.local.session import machine
 from remoter_kernel.local.session.final_command import send_and_exit
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ class ShutdownPolicy:
         self._reactor.wake_on_signals()
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_signal)
-        if parent_process.can_watch():
+        if machine.can_watch():
             self._reactor.call_later(POLL_PARENT_EVERY, self._poll_parent)
 
     def delay_interrupt(self, interrupt: Callable[[], Any]) -> None:
@@ -77,6 +77,6 @@ class ShutdownPolicy:
             self._reactor.call_soon_threadsafe(self._reactor.stop)
 
     def _poll_parent(self) -> None:
-        if parent_process.has_exited():
+        if machine.has_exited():
             self._reactor.stop()
         self._reactor.call_later(POLL_PARENT_EVERY, self._poll_parent)

@@ -1,4 +1,9 @@
-"""Jupyter's five sockets: signatures, identities, and the welcome on iopub."""
+"""Jupyter's five sockets: signatures, identities, and the welcome on iopub.
+
+A client may be stopped for hours: a suspended console, a window of a laptop that sleeps. libzmq
+keeps a few messages for each client and then takes no more. What is to be said waits here after
+that, and `has_room` tells whoever has more of it to keep it where it is.
+"""
 
 from __future__ import annotations
 
@@ -6,19 +11,15 @@ import contextlib
 import hashlib
 import json
 import secrets
+import sys
 import time
+from collections import deque
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import zmq
 
 from remoter_kernel.errors import ProtocolError, Usage
-from remoter_kernel.local.proxy.send_queues import (
-    RETRY_FIRST,
-    OutgoingMessage,
-    Publisher,
-    Replier,
-)
 from remoter_kernel.protocol.frames import Bytes, Channel
 from remoter_kernel.protocol.messages import CONTENT, LARGE, PARENT, TOPIC, MessageSigner, header_of
 from remoter_kernel.protocol.reactor import messages
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
-    from remoter_kernel.protocol.reactor import Reactor
+    from remoter_kernel.protocol.reactor import Reactor, Timer
 
 FREE_WITHIN = 5.0  # seconds
 RETRY_BIND_EVERY = 0.05  # seconds
@@ -39,6 +40,15 @@ PORTS = {
     Channel.STDIN: "stdin_port",
     Channel.IOPUB: "iopub_port",
 }
+
+MOST_QUEUED = 32  # messages that libzmq keeps for one client, of any size
+MOST_WAITING = 64 * 1024 * 1024  # bytes that wait here for one client, or for all that listen
+STALLED_AFTER = 20.0  # seconds that a client which takes nothing may hold up another
+RETRY_FIRST, RETRY_LAST = 0.002, 0.05  # seconds from one try to the next: libzmq does not say when
+STALLED_NOTICE = (
+    "A client of this kernel takes nothing: it may be suspended. What follows is not kept for it "
+    "until it goes on; `%remoter outputs` in a cell has all of it."
+)
 
 
 class Sockets:
@@ -182,3 +192,204 @@ def key_fingerprint(key: str) -> str:
     if not key:
         return secrets.token_hex(12)
     return hashlib.sha256(b"remoter kernel\0" + key.encode()).hexdigest()[:24]
+
+
+class OutgoingMessage(NamedTuple):
+    """Frames, and whether libzmq is to copy them."""
+
+    frames: list[Bytes]
+    is_copied: bool
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return sum(map(len, self.frames))
+
+
+class SendQueue:
+    """What waits for room in a socket, in order."""
+
+    def __init__(self) -> None:
+        """Begin with nothing."""
+        self.size = 0  # bytes
+        self._messages: deque[OutgoingMessage] = deque()
+
+    def __bool__(self) -> bool:
+        """Does anything wait?"""
+        return bool(self._messages)
+
+    def __len__(self) -> int:
+        """Count what waits."""
+        return len(self._messages)
+
+    def add(self, message: OutgoingMessage) -> None:
+        """Put a message at the end."""
+        self._messages.append(message)
+        self.size += message.size
+
+    @property
+    def first(self) -> OutgoingMessage:
+        """What comes next."""
+        return self._messages[0]
+
+    def drop(self) -> None:
+        """Take away what came next."""
+        self.size -= self._messages.popleft().size
+
+
+class SendRetry:
+    """Calls again until nothing waits any more, with pauses that grow."""
+
+    def __init__(self, reactor: Reactor, send: Callable[[], bool]) -> None:
+        """Remember; `send` returns whether all has gone."""
+        self._reactor = reactor
+        self._send = send
+        self._pause = RETRY_FIRST
+        self._timer: Timer | None = None
+
+    def start(self) -> None:
+        """Call soon, unless that is about to happen."""
+        if self._timer is None:
+            self._pause = RETRY_FIRST
+            self._timer = self._reactor.call_later(self._pause, self._on_timer)
+
+    def _on_timer(self) -> None:
+        self._timer = None
+        if not self._send():
+            self._pause = min(2 * self._pause, RETRY_LAST)
+            self._timer = self._reactor.call_later(self._pause, self._on_timer)
+
+
+class Publisher:
+    """The XPUB socket: all clients hear all; one that sleeps holds up the others for a while."""
+
+    def __init__(
+        self,
+        reactor: Reactor,
+        handle: zmq.Socket[bytes],
+        make_notice: Callable[[OutgoingMessage, str], OutgoingMessage],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`make_notice(message, sentence)` makes a message that says so in the same cell."""
+        self.subscribers = 0
+        self._handle = handle
+        self._make_notice = make_notice
+        self._clock = clock
+        self._waiting = SendQueue()
+        self._since = 0.0  # when libzmq took something last, while anything waits
+        self._retry = SendRetry(reactor, self.drain)
+        handle.sndhwm = MOST_QUEUED
+        handle.xpub_nodrop = True
+        handle.xpub_verboser = True  # every client is welcomed, not just the first, and counted
+        enable_keepalive(handle)
+
+    @property
+    def has_room(self) -> bool:
+        """Would what is said now go at once?"""
+        return not self._waiting
+
+    def send(self, frames: list[Bytes], *, is_copied: bool) -> None:
+        """Say something to all, now or once there is room for it."""
+        message = OutgoingMessage(frames, is_copied)
+        if self._waiting or not self._try_send(message):
+            if not self._waiting:
+                self._since = self._clock()
+            self._waiting.add(message)
+            self._retry.start()
+            if self._waiting.size > MOST_WAITING:
+                self.drain()
+
+    def on_subscription(self, subscription: bytes) -> bool:
+        """Hear that a client has come, or gone; return whether it came."""
+        has_come = subscription[:1] == b"\x01"
+        self.subscribers = max(0, self.subscribers + (1 if has_come else -1))
+        return has_come
+
+    def _try_send(self, message: OutgoingMessage) -> bool:
+        try:
+            self._handle.send_multipart(message.frames, zmq.NOBLOCK, copy=message.is_copied)
+        except zmq.Again:
+            return False
+        return True
+
+    def drain(self) -> bool:
+        """Send what waits; return whether all has gone.
+
+        Those that take nothing are left out of it where they hold up too much.
+        """
+        while self._waiting:
+            if not self._try_send(self._waiting.first):
+                is_too_long = self.subscribers > 1 and self._clock() - self._since > STALLED_AFTER
+                if not (is_too_long or self._waiting.size > MOST_WAITING):
+                    return False
+                self._send_without_stalled(self._waiting.first)
+            self._since = self._clock()
+            self._waiting.drop()
+        return True
+
+    def _send_without_stalled(self, message: OutgoingMessage) -> None:
+        """Say something without those that take nothing; libzmq leaves them out until they do.
+
+        The last that they will find is a note of that: there is room for one more than was.
+        """
+        sys.stderr.write(f"[remoter] {STALLED_NOTICE}\n")
+        self._handle.sndhwm = MOST_QUEUED + 1
+        self._try_send(self._make_notice(message, STALLED_NOTICE))
+        self._handle.sndhwm = MOST_QUEUED
+        self._handle.xpub_nodrop = False
+        self._try_send(message)
+        self._handle.xpub_nodrop = True
+
+
+class Replier:
+    """A ROUTER socket: what one client does not take waits for it alone."""
+
+    def __init__(self, reactor: Reactor, handle: zmq.Socket[bytes]) -> None:
+        """Remember."""
+        self._handle = handle
+        self._waiting: dict[bytes, SendQueue] = {}
+        self._retry = SendRetry(reactor, self.drain)
+        handle.sndhwm = MOST_QUEUED
+        handle.router_mandatory = True  # else it would drop what a client does not take
+        enable_keepalive(handle)
+
+    def send(self, identities: Sequence[bytes], frames: Sequence[Bytes]) -> None:
+        """Say something to one client, now or once it takes it."""
+        message = OutgoingMessage([*identities, *frames], is_copied=True)
+        queue = self._waiting.get(identities[0])
+        if not queue and self._try_send(message):
+            return
+        queue = self._waiting.setdefault(identities[0], SendQueue())
+        queue.add(message)
+        self._retry.start()
+        while queue.size > MOST_WAITING and len(queue) > 1:
+            sys.stderr.write("[remoter] A client takes no replies: its oldest one is dropped.\n")
+            queue.drop()
+
+    def _try_send(self, message: OutgoingMessage) -> bool:
+        """Send; what is for a client that is gone is done with."""
+        try:
+            self._handle.send_multipart(message.frames, zmq.NOBLOCK)
+        except zmq.Again:
+            return False
+        except zmq.ZMQError as error:
+            if error.errno != zmq.EHOSTUNREACH:
+                raise
+        return True
+
+    def drain(self) -> bool:
+        """Send what waits; return whether all has gone."""
+        for client, queue in list(self._waiting.items()):
+            while queue and self._try_send(queue.first):
+                queue.drop()
+            if not queue:
+                del self._waiting[client]
+        return not self._waiting
+
+
+def enable_keepalive(handle: zmq.Socket[bytes]) -> None:
+    """Let the system end connections to machines that are gone; one that is stopped answers."""
+    handle.tcp_keepalive = 1
+    handle.tcp_keepalive_idle = 60
+    handle.tcp_keepalive_intvl = 20
+    handle.tcp_keepalive_cnt = 6

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from remoter_kernel.local.session import parent_process
+from remoter_kernel.local.session import machine
 from remoter_kernel.protocol.requests import BUSY, IDLE, Request, Requests, Stage
 
 if TYPE_CHECKING:
@@ -70,4 +70,4 @@ def is_client_code(content: dict[str, Any]) -> bool:
     """
     if content.get("silent"):
         return not content.get("allow_stdin", True)
-    return not (content.get("store_history", True) or parent_process.has_pid())
+    return not (content.get("store_history", True) or machine.has_pid())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import secrets
 import signal
 import time
@@ -11,12 +12,11 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from remoter_kernel.errors import ProtocolError, RemoteLacks, RemoterError, Unreachable
-from remoter_kernel.local.history.session_log import format_duration
-from remoter_kernel.local.history.transcript import NO_SENSE
+from remoter_kernel.local.history.transcript import NO_SENSE, format_duration
 from remoter_kernel.local.run.code_to_run import CodeCell
 from remoter_kernel.local.session import undelivered_commands
 from remoter_kernel.local.session.link import Link, LinkState
-from remoter_kernel.protocol.frames import Channel, from_json, to_json
+from remoter_kernel.protocol.frames import Channel, from_json, to_json, unpack_parts
 from remoter_kernel.protocol.messages import (
     CONTENT,
     HEADER,
@@ -24,20 +24,22 @@ from remoter_kernel.protocol.messages import (
     PARENT,
     TOPIC,
     MessageSigner,
+    content_of,
     header_of,
 )
 from remoter_kernel.protocol.reactor import Reactor
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from remoter_kernel.local.session.dialer import SessionDialer
     from remoter_kernel.protocol.frames import Bytes
+    from remoter_kernel.protocol.journal_entries import JournalEntry
     from remoter_kernel.protocol.reactor import Timer
 
+if TYPE_CHECKING:
     Show = Callable[[str, dict[str, Any]], None]
     Ask = Callable[[str, bool], str]
-
 REACHED_WITHIN = 600.0  # seconds; each step of the way there has a limit of its own
 READY_WITHIN = 90.0  # seconds: a kernel on a cold network disk takes its time
 ACKNOWLEDGED_WITHIN = 3.0  # seconds
@@ -45,6 +47,11 @@ END_WITHIN = 5.0  # seconds from an interrupt to the end of what took too long
 LOST_AFTER = 3.0  # seconds: most cuts are mended before anyone need know
 ASK_AFTER = 0.1  # seconds: what was printed before the question comes by another socket there
 END_OF_INPUT = "\x04"  # as an answer, it means that there is none
+
+FAILED = 1
+_R_ERROR = "ERROR"
+# As an R script's `quit` is made to say it: "Error", in whatever language R speaks, and a colon.
+_QUIT = re.compile(r"\S+\s?.\s*quit\(status = (-?\d+)\)")
 
 
 class LeftRunning(RemoterError):
@@ -378,3 +385,67 @@ def _read_part(parts: Sequence[Bytes], part: int) -> dict[str, Any] | None:
         return header_of(parts[part])
     except ODD:
         return None
+
+
+def quit_status(content: dict[str, Any]) -> str | None:
+    """Return with which word code ended itself (`sys.exit(…)`); None: it did not."""
+    evalue = str(content.get("evalue", "")).strip()
+    if content.get("ename") == "SystemExit":
+        return "0" if evalue in {"", "None", "False"} else evalue
+    found = _QUIT.fullmatch(evalue) if content.get("ename") == _R_ERROR else None
+    return found[1] if found else None
+
+
+def exit_code(reply: dict[str, Any]) -> int:
+    """Return 0 for code that went well, or that ended itself so."""
+    if reply.get("status") == "ok" or quit_status(reply) == "0":
+        return 0
+    return FAILED
+
+
+def exit_code_of_all(replies: Iterable[dict[str, Any]]) -> int:
+    """Return the exit code of pieces that were asked for together: that of the first to fail.
+
+    What was called off before anything had failed was not run, and so has not gone well.
+    """
+    for reply in replies:
+        if reply.get("status") == "aborted":
+            return FAILED
+        if reply.get("status") != "ok":
+            return exit_code(reply)
+    return 0
+
+
+class ExitCodeTracker:
+    """How the code of a session ended, by what its journal says."""
+
+    def __init__(self) -> None:
+        """Begin with nothing asked."""
+        self._may_fail: dict[str, bool] = {}  # by request: may it fail?
+        self._replies: list[dict[str, Any]] = []  # of those that may not
+
+    @property
+    def is_open(self) -> bool:
+        """Has something been asked that was never answered?"""
+        return bool(self._may_fail)
+
+    @property
+    def exit_code(self) -> int:
+        """Return that of the code, as far as it has got."""
+        return FAILED if self.is_open else exit_code_of_all(self._replies)
+
+    def add_record(self, said: JournalEntry) -> None:
+        """Take in one record; one that makes no sense says nothing."""
+        if said.channel is not Channel.SHELL or said.is_marker:
+            return
+        try:
+            parts = unpack_parts(said.body)
+            header, content = header_of(parts[HEADER]), content_of(parts)
+            if said.is_from_client and header.get("msg_type") == "execute_request":
+                self._may_fail[str(header["msg_id"])] = not content.get("stop_on_error", True)
+            elif header.get("msg_type") == "execute_reply":
+                may_fail = self._may_fail.pop(str(header_of(parts[PARENT]).get("msg_id")), True)
+                if not may_fail:
+                    self._replies.append(content)
+        except ODD:
+            return

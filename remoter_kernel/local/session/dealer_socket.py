@@ -6,9 +6,16 @@ those of the conversation (credit, the size of an item) follow.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any, NamedTuple
+
 import zmq
 
-from remoter_kernel.protocol.frames import MOST_FRAME
+from remoter_kernel.errors import ProtocolError, Unreachable
+from remoter_kernel.protocol.frames import MOST_FRAME, MessageType, decode_messages, from_json
+from remoter_kernel.protocol.pump import LONGEST_REASON
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 # An honest end has at most its credit on its way, up to 64 MiB in frames of 64 KiB: 1,024 of them.
 # This many are already more than is read in one go. While they wait, libzmq reads nothing more
@@ -20,6 +27,8 @@ MOST_UNSENT = 65_536  # frames
 POLL_EVERY = 1.0  # seconds
 ANSWERS_WITHIN = 1.0  # seconds, where this process has grown and nothing has come
 MOST_GROWTH = 128 * 1024 * 1024  # bytes
+
+LARGEST_NUMBER = 2**63  # no conversation is so long
 
 
 def dealer_socket(
@@ -67,3 +76,43 @@ class PartialMessageMonitor:
 
     def _memory_in_use(self) -> int:
         return int(self._process.memory_info().rss)
+
+
+# What the evaluator says first: how the session is, and where each end was.
+class AnotherWay(Unreachable):
+    """The last way led to nobody, and the dialer knows another one: that is tried at once."""
+
+
+class Welcome(NamedTuple):
+    """A greeting: its words, and two pairs of numbers (bulk, urgent)."""
+
+    fields: dict[str, Any]
+    received: tuple[int, int]  # of ours, there
+    first_numbers: tuple[int, int]  # of theirs, here
+
+
+def parse_welcome(frame: bytes) -> Welcome:
+    """Read the frame that answers a HELLO; `ProtocolError` if it is no greeting."""
+    try:
+        ((head, body),) = decode_messages(frame)
+        words = from_json(body)
+        if head.type is MessageType.WELCOME:
+            return Welcome(words, _parse_pair(words["seen"]), _parse_pair(words["begin"]))
+        why = str(words.get("why", f"{head.type.name} came before WELCOME."))
+    except (ProtocolError, LookupError, TypeError, ValueError, OverflowError) as error:
+        why = str(error)
+    raise ProtocolError(f"The session's greeting was refused: {why[:LONGEST_REASON]}")
+
+
+def check_received(received: tuple[int, int], sent: Sequence[int]) -> None:
+    """Refuse a greeting that has seen more than was ever said: nothing more would be heard."""
+    if any(there > here for there, here in zip(received, sent, strict=True)):
+        what = f"It has seen {list(received)}, but only {list(sent)} was said here."
+        raise ProtocolError(f"The session's greeting was refused: {what}")
+
+
+def _parse_pair(numbers: Any) -> tuple[int, int]:
+    bulk, urgent = map(int, numbers)
+    if not (0 <= bulk < LARGEST_NUMBER and 0 <= urgent < LARGEST_NUMBER):
+        raise ProtocolError("A number that cannot be.")
+    return bulk, urgent

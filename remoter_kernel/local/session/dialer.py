@@ -23,23 +23,22 @@ from remoter_kernel.errors import (
     RemoterError,
     Unreachable,
 )
-from remoter_kernel.local.config.remote_cwd import remote_cwd
-from remoter_kernel.local.config.remotes import Remote
+from remoter_kernel.local.config.remotes import Remote, remote_cwd
 from remoter_kernel.local.launch.launcher import (
     SessionInfo,
     SessionRequest,
+    StrangeAnswer,
     bridge_command,
+    notify_if_slow,
     query_remote,
     start_session,
 )
-from remoter_kernel.local.launch.remote_answer import StrangeAnswer
-from remoter_kernel.local.launch.slow_host import notify_if_slow
 from remoter_kernel.local.login.keeper.keeper_login import KeeperLogin, log_in_by_keeper
-from remoter_kernel.local.login.login_results import CommandEnded
+from remoter_kernel.local.login.login import CommandEnded
 from remoter_kernel.local.session import known_sessions, undelivered_commands
+from remoter_kernel.local.session.dealer_socket import AnotherWay
 from remoter_kernel.local.session.link import SessionEndpoint
 from remoter_kernel.local.session.notebook_identity import NotebookIdentity, mark_local_files
-from remoter_kernel.local.session.welcome import AnotherWay
 from remoter_kernel.protocol.threads import Thread
 
 if TYPE_CHECKING:

@@ -23,12 +23,14 @@ from remoter_kernel.errors import ProtocolError, RemoterError, Unreachable
 from remoter_kernel.local.session.dealer_socket import (
     ANSWERS_WITHIN,
     POLL_EVERY,
+    AnotherWay,
     PartialMessageMonitor,
+    check_received,
     dealer_socket,
+    parse_welcome,
 )
 from remoter_kernel.local.session.inbound import InboundItems
 from remoter_kernel.local.session.pacer import Pacer, raise_error
-from remoter_kernel.local.session.welcome import AnotherWay, check_received, parse_welcome
 from remoter_kernel.protocol.frames import (
     LANE,
     Bytes,

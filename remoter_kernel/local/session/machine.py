@@ -2,24 +2,49 @@
 
 A front holds the lock of a file for as long as it lives, whatever its link does; however
 it ends, the lock is free at once. So a lid that is closed is told from a crash.
+
+Notices that this machine was asleep, or that this process was stopped for a while. No system tells
+all programs that it wakes up. But the monotonic clock of most stands still meanwhile, and every
+timer is late by the wall clock: that can be seen anywhere.
+
+A client that ends a kernel and starts another at once means: restart it (VS Code). Nothing in what
+it says tells that from closing a notebook and opening it again; the time between the two does, and
+who has started both.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import json
 import os
 import re
 import secrets
-from typing import TYPE_CHECKING
+import stat
+import sys
+import time
+from typing import TYPE_CHECKING, NamedTuple
 
 from remoter_kernel.errors import RemoterError
 from remoter_kernel.local.config.remotes import state_folder
-from remoter_kernel.local.private_files import file_lock, try_lock, write_private_file
+from remoter_kernel.local.private_files import CannotWrite, file_lock, try_lock, write_private_file
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
+    from remoter_kernel.protocol.reactor import Reactor
+
 _ID = re.compile(r"[0-9a-f]{24}")
+
+POLL_EVERY = 2.0  # seconds
+SUSPENDED_FOR = 3.0  # seconds that are missing; a busy machine is late by less
+
+_PARENT = os.environ.get("JPY_PARENT_PID", "")
+_FIRST_PARENT = os.getppid()
+
+RESTART_WITHIN = 5.0  # seconds from a front's end to the start of the next
+KEPT_FOR = 3600.0  # seconds; what is older is of no use to anyone
 
 
 def machine_id() -> str:
@@ -118,3 +143,112 @@ def _kernel_id_of(path: Path) -> str:
 
 def _locks_folder() -> Path:
     return state_folder() / "fronts"
+
+
+class SuspendDetector:
+    """Calls back when time has passed that this process has not lived through."""
+
+    def __init__(
+        self,
+        reactor: Reactor,
+        on_resume: Callable[[], None],
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        """Remember; `clock` is the wall's, in seconds."""
+        self._reactor = reactor
+        self._on_resume = on_resume
+        self._clock = clock
+        self._due = 0.0
+
+    def start(self) -> None:
+        """Look at the clock from now on."""
+        self._due = self._clock() + POLL_EVERY
+        self._reactor.call_later(POLL_EVERY, self._poll)
+
+    def _poll(self) -> None:
+        # A clock that was set, forwards or back, looks the same, and to look after the link
+        # once too often does no harm.
+        was_away = abs(self._clock() - self._due) > SUSPENDED_FOR
+        self.start()
+        if was_away:
+            self._on_resume()
+
+
+def has_pid() -> bool:
+    """Was this process started by a Jupyter that wants its kernels to go with it?"""
+    return _PARENT.isdigit()
+
+
+def can_watch() -> bool:
+    """Should this process end with the one that started it?
+
+    VS Code does not name itself, but holds the other end of its kernels' stdin. Whoever starts a
+    kernel by hand to stay there gives it none, or a terminal.
+    """
+    return has_pid() or (sys.platform != "win32" and _is_pipe(0))
+
+
+def _is_pipe(descriptor: int) -> bool:
+    try:
+        mode = os.fstat(descriptor).st_mode
+    except OSError:
+        return False
+    return stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode)
+
+
+def has_exited() -> bool:
+    """Has that process ended? On Windows the variable holds a handle, elsewhere a number."""
+    if sys.platform == "win32":
+        import ctypes  # noqa: PLC0415 - Windows alone needs it
+
+        has_ended = 0  # WAIT_OBJECT_0
+        return bool(ctypes.windll.kernel32.WaitForSingleObject(int(_PARENT), 0) == has_ended)
+    return os.getppid() != _FIRST_PARENT
+
+
+class ProxyExit(NamedTuple):
+    """A front that was ended without a word: which kernel it was, and of which session."""
+
+    kernel_id: str
+    session: str
+
+
+def record_exit(remote: str, notebook: str, departure: ProxyExit) -> None:
+    """Leave a sign of this front's end; one that cannot be left is no trouble."""
+    try:
+        write_private_file(_marker_path(remote, notebook), json.dumps(departure._asdict()))
+    except (OSError, CannotWrite):
+        return
+    _remove_old()
+
+
+def previous_exit(remote: str, notebook: str, started: float) -> ProxyExit | None:
+    """Return the front that this one, `started` at that time (since 1970), was started for."""
+    sign = _marker_path(remote, notebook)
+    try:
+        left = sign.stat().st_mtime
+        words = json.loads(sign.read_text(encoding="utf-8"))
+        sign.unlink()
+        departure = ProxyExit(str(words["kernel_id"]), str(words["session"]))
+        is_close = -1.0 < started - left < RESTART_WITHIN
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
+    return departure if is_close else None
+
+
+def _marker_path(remote: str, notebook: str) -> Path:
+    who = json.dumps([os.getppid(), remote, notebook])
+    return _markers_folder() / f"{hashlib.sha256(who.encode()).hexdigest()[:24]}.json"
+
+
+def _markers_folder() -> Path:
+    return state_folder() / "left"
+
+
+def _remove_old() -> None:
+    for sign in _markers_folder().glob("*.json"):
+        try:
+            if time.time() - sign.stat().st_mtime > KEPT_FOR:
+                sign.unlink()
+        except OSError:  # another front was quicker
+            continue

@@ -12,8 +12,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from remoter_kernel.errors import ProtocolError, RemoteLacks, RemoterError, Unreachable
-from remoter_kernel.local.launch.launcher import open_transfer
-from remoter_kernel.local.launch.slow_host import notify_if_slow
+from remoter_kernel.local.launch.launcher import notify_if_slow, open_transfer
 from remoter_kernel.local.transfer.transfer_progress import (
     TransferProgress,
     TransferResult,
@@ -22,11 +21,15 @@ from remoter_kernel.local.transfer.transfer_progress import (
     transfer_error,
 )
 from remoter_kernel.local.unix_sockets import connect_to_listener
-from remoter_kernel.transfer.framed_stream import FramedStream
+from remoter_kernel.transfer.framed_stream import (
+    TRANSFER_VERSION,
+    FileTrouble,
+    FramedStream,
+    FrameType,
+)
 from remoter_kernel.transfer.plan import make_plan
 from remoter_kernel.transfer.receiver import Receiver
 from remoter_kernel.transfer.sender import Sender
-from remoter_kernel.transfer.wire_format import TRANSFER_VERSION, FileTrouble, FrameType
 
 if TYPE_CHECKING:
     from collections.abc import Callable

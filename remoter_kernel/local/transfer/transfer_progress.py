@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from remoter_kernel.errors import HereLacks, RemoteLacks, RemoterError, Usage
 from remoter_kernel.local.history.status import format_size
 from remoter_kernel.plain_text import plain_text
-from remoter_kernel.transfer.wire_format import FileTrouble, TroubleCode
+from remoter_kernel.transfer.framed_stream import FileTrouble, TroubleCode
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

@@ -20,10 +20,10 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from remoter_kernel import __version__
+from remoter_kernel import __version__, errors
 from remoter_kernel.errors import RemoteLacks, RemoterError, Unreachable
-from remoter_kernel.local import loopback_auth
-from remoter_kernel.local.login.keeper.keeper_protocol import receive_message, send_message
+from remoter_kernel.local import unix_sockets
+from remoter_kernel.local.login import login, prompts
 from remoter_kernel.local.private_files import STATE_VARIABLE, file_lock, state_folder
 from remoter_kernel.local.unix_sockets import TCP_SCHEME, connect_to_listener
 
@@ -38,6 +38,11 @@ PACKAGE_ROOT = Path(__file__).resolve().parents[4]
 WINDOWS_FLAGS = 0x00000200 | 0x00000008  # new group, no console
 BREAKAWAY_FROM_JOB = 0x01000000  # Windows: not every job lets anybody out
 _prestarted: list[subprocess.Popen[bytes]] = []  # started ahead by this process
+
+POLL_EVERY = 0.2  # seconds between two looks at whether a wait was called off
+FORWARDED_ENV = ("SSH_AUTH_SOCK", "KRB5CCNAME", "PATH")  # variables of whoever logs in
+BLOBS = "blobs"  # how many frames of bytes follow
+EXIT_STATUS = "ended"  # of a command that said less than was waited for: its status
 
 
 def endpoint_file() -> Path:
@@ -74,7 +79,7 @@ def try_connect() -> Connection | None:
         return None  # nobody there, somebody else, or half a file
     if address.startswith(TCP_SCHEME):
         port = int(address.rpartition(":")[2])
-        if len(key) != loopback_auth.SECRET_SIZE or not loopback_auth.authenticate_as_client(
+        if len(key) != unix_sockets.SECRET_SIZE or not unix_sockets.authenticate_as_client(
             handle, key, port
         ):
             handle.close()
@@ -86,7 +91,7 @@ def endpoint_record(address: str, pid: int) -> dict[str, Any]:
     """Return what a keeper writes into its file."""
     words = {
         "address": address,
-        "key": secrets.token_bytes(loopback_auth.SECRET_SIZE).hex(),
+        "key": secrets.token_bytes(unix_sockets.SECRET_SIZE).hex(),
         "pid": pid,
     }
     return {**words, "machine": _machine_and_boot()}
@@ -211,3 +216,44 @@ def _keeper_unreachable(what: str) -> RemoterError:
         f"the process that keeps logins {what}.",
         "Try again; what keeps this machine so busy?",
     )
+
+
+# How a keeper and its clients talk: JSON words, bytes behind them, errors by their names.
+def send_message(connection: Connection, message: dict[str, Any], *blobs: bytes) -> None:
+    """Say something; `blobs` are bytes that belong to it."""
+    connection.send_bytes(json.dumps({**message, BLOBS: len(blobs)}).encode())
+    for blob in blobs:
+        connection.send_bytes(blob)
+
+
+def receive_message(connection: Connection) -> tuple[dict[str, Any], list[bytes]]:
+    """Hear something; EOFError or OSError when the other end is gone."""
+    message: dict[str, Any] = json.loads(connection.recv_bytes())
+    return message, [connection.recv_bytes() for _ in range(message.pop(BLOBS))]
+
+
+def error_to_message(error: RemoterError) -> tuple[dict[str, Any], list[bytes]]:
+    """Return an error as words."""
+    message = {
+        "error": type(error).__name__,
+        "what": error.what,
+        "advice": error.advice,
+        "remote": error.remote,
+    }
+    if isinstance(error, login.CommandEnded):
+        return {**message, EXIT_STATUS: error.status}, [error.stdout, error.stderr]
+    return message, []
+
+
+def raise_from_message(message: dict[str, Any], blobs: list[bytes]) -> None:
+    """Raise the error that words tell of, if they do."""
+    name = message.get("error")
+    if not name:
+        return
+    if EXIT_STATUS in message:
+        raise login.CommandEnded(login.CompletedCommand(blobs[0], blobs[1], message[EXIT_STATUS]))
+    for rooms in (errors, prompts, login):
+        known = getattr(rooms, name, None)
+        if isinstance(known, type) and issubclass(known, RemoterError):
+            raise known(message["what"], message["advice"], remote=message["remote"])
+    raise RemoterError(message["what"], message["advice"], remote=message["remote"])

@@ -7,7 +7,7 @@ import queue
 import threading
 from typing import TYPE_CHECKING, Any
 
-from remoter_kernel.local.login.keeper.keeper_protocol import receive_message, send_message
+from remoter_kernel.local.login.keeper.endpoint import receive_message, send_message
 from remoter_kernel.protocol.threads import Thread
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from remoter_kernel.errors import RemoterError, Unreachable
 from remoter_kernel.local.login.keeper import endpoint
-from remoter_kernel.local.login.keeper.keeper_protocol import (
+from remoter_kernel.local.login.keeper.endpoint import (
     FORWARDED_ENV,
     POLL_EVERY,
     raise_from_message,
@@ -21,7 +21,7 @@ from remoter_kernel.local.login.keeper.keeper_protocol import (
     send_message,
 )
 from remoter_kernel.local.login.keeper.prompt_thread import PromptThread
-from remoter_kernel.local.login.login_results import CompletedCommand, LoginGone
+from remoter_kernel.local.login.login import CompletedCommand, LoginGone
 from remoter_kernel.local.login.prompts import CancellablePrompter
 
 if TYPE_CHECKING:

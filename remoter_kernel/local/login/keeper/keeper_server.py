@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 from remoter_kernel import logs
 from remoter_kernel.errors import RemoterError
 from remoter_kernel.local.config.remotes import Remote
+from remoter_kernel.local.login.keeper.endpoint import FORWARDED_ENV, error_to_message
 from remoter_kernel.local.login.keeper.keeper_client import KeeperClient
-from remoter_kernel.local.login.keeper.keeper_protocol import FORWARDED_ENV, error_to_message
 from remoter_kernel.local.login.keeper.shared_login import SharedLogin
-from remoter_kernel.local.login.login_results import LoginGone
+from remoter_kernel.local.login.login import LoginGone
 from remoter_kernel.local.login.ssh_config import resolve_destination
 
 if TYPE_CHECKING:

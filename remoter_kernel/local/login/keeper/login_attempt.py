@@ -19,7 +19,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from remoter_kernel.errors import RemoterError, Unreachable
-from remoter_kernel.local.login.keeper.keeper_protocol import error_to_message, raise_from_message
+from remoter_kernel.local.login.keeper.endpoint import error_to_message, raise_from_message
 from remoter_kernel.local.login.paramiko_channel import ConnectionClosed
 from remoter_kernel.local.login.prompts import NeedsPerson, NotAnswered, Trust, describe_prompts
 

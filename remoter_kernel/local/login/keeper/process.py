@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 
 from remoter_kernel import logs
 from remoter_kernel.errors import RemoterError
-from remoter_kernel.local import log_files, loopback_auth
+from remoter_kernel.local import private_files, unix_sockets
 from remoter_kernel.local.login.keeper.endpoint import endpoint_record, remove_endpoint_file
 from remoter_kernel.local.login.tunnel import SOCKET_KIND
 from remoter_kernel.local.private_files import try_lock, write_private_file
@@ -89,7 +89,7 @@ def serve_until_idle(endpoint_file: Path) -> None:
         text = json.dumps(about)
         write_private_file(endpoint_file, text)
         _redirect_output(endpoint_file.with_suffix(".log"))
-        log_files.begin_log_file("keeper")
+        private_files.begin_log_file("keeper")
         _log.info("The keeper begins as process %d.", os.getpid())
         server = KeeperServer()
         signal.signal(signal.SIGTERM, lambda *_: server.end())
@@ -199,7 +199,7 @@ def _serve_client(
     """Let in who is this person's; by TCP that takes a proof."""
     if listener.is_tcp:
         try:
-            is_proven = loopback_auth.authenticate_as_keeper(connection, key, listener.port)
+            is_proven = unix_sockets.authenticate_as_keeper(connection, key, listener.port)
         finally:
             unauthenticated.release()
         if not is_proven:

@@ -7,7 +7,7 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 from remoter_kernel.errors import LoginRefused, RemoterError
-from remoter_kernel.local.login.keeper.keeper_protocol import error_to_message, send_message
+from remoter_kernel.local.login.keeper.endpoint import error_to_message, send_message
 from remoter_kernel.local.login.prompts import CancellablePrompter, Prompt, Withdrawn
 from remoter_kernel.protocol.threads import Thread
 

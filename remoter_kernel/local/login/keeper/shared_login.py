@@ -18,7 +18,7 @@ from remoter_kernel.errors import RemoterError, Unreachable
 from remoter_kernel.local.login.credentials import RemoteCredentials
 from remoter_kernel.local.login.keeper.login_attempt import LoginAttempt
 from remoter_kernel.local.login.log_in import log_in_to
-from remoter_kernel.local.login.login_results import LoginGone
+from remoter_kernel.local.login.login import LoginGone
 from remoter_kernel.local.login.prompts import to_one_line
 from remoter_kernel.protocol.threads import Thread
 

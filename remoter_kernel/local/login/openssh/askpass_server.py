@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from remoter_kernel.errors import RemoterError
-from remoter_kernel.local.login.login_results import UnknownHostKey
+from remoter_kernel.local.login.login import UnknownHostKey
 from remoter_kernel.local.login.openssh import askpass
 from remoter_kernel.local.login.prompts import OWN_TAG, Prompt, Trust, to_one_line
 from remoter_kernel.protocol.threads import Thread

@@ -29,8 +29,12 @@ from remoter_kernel.local.login.login_errors import (
 )
 from remoter_kernel.local.login.login_process import LoginProcess
 from remoter_kernel.local.login.openssh.askpass_server import AskpassServer
-from remoter_kernel.local.login.openssh.mux import Mux, master_answers
-from remoter_kernel.local.login.openssh.mux_transport import FORBIDDEN, MuxTransport
+from remoter_kernel.local.login.openssh.mux_transport import (
+    FORBIDDEN,
+    Mux,
+    MuxTransport,
+    master_answers,
+)
 from remoter_kernel.local.login.openssh.openssh_argv import (
     jump_options,
     master_argv,

@@ -44,6 +44,8 @@ from paramiko.common import (
 )
 from paramiko.packet import Packetizer
 
+from remoter_kernel.local.login.login_errors import NoCommonAlgorithm
+from remoter_kernel.local.login.paramiko.keys import CERTIFICATE_SUFFIX
 from remoter_kernel.local.login.paramiko.userauth import UserauthHandler
 from remoter_kernel.local.login.paramiko_channel import (
     PACKET,
@@ -55,12 +57,14 @@ from remoter_kernel.local.login.paramiko_channel import (
     ServerViolation,
 )
 from remoter_kernel.local.login.prompts import LONGEST_TEXT
+from remoter_kernel.local.login.ssh_keywords import KEYWORDS, filter_algorithms
 from remoter_kernel.protocol.threads import Thread
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from remoter_kernel.local.login.paramiko_channel import ChannelReceiver
+    from remoter_kernel.local.login.ssh_config import Destination
 
 CHECK_EVERY = 5.0  # seconds between two looks at whether the transport was closed
 DISCONNECT_WITHIN = 0.5  # seconds
@@ -79,6 +83,15 @@ ACCEPTS_EARLY_CHANNELS = ("OpenSSH_", "paramiko_")
 # paramiko's log goes nowhere unless a person asks for it: stderr belongs to Jupyter.
 logging.getLogger("paramiko").addHandler(logging.NullHandler())
 logging.getLogger("paramiko").propagate = False
+
+RSA_SIGNATURE_NAMES = "pubkeyacceptedalgorithms"
+PARAMIKO_ATTRIBUTES = {  # by paramiko
+    "ciphers": "_preferred_ciphers",
+    "hostkeyalgorithms": "_preferred_keys",
+    "kexalgorithms": "_preferred_kex",
+    "macs": "_preferred_macs",
+    RSA_SIGNATURE_NAMES: "_preferred_pubkeys",
+}
 
 
 class NegotiationFailed(Exception):
@@ -385,3 +398,20 @@ class Transport(paramiko.Transport):  # type: ignore[misc]  # paramiko has no ty
         for channel in list(self._open_channels.values()):
             channel.mark_ended()
         self.sock.close()
+
+
+# Lets a transport of paramiko offer only the algorithms that ssh_config allows.
+def restrict_algorithms(transport: Transport, destination: Destination) -> None:
+    """Narrow what a transport will offer; to be called before it meets the server."""
+    for word, wanted in destination.rules.algorithms:
+        # Paramiko's list of ways to sign has no certificates: they sign as their key does.
+        names = wanted.replace(CERTIFICATE_SUFFIX, "") if word == RSA_SIGNATURE_NAMES else wanted
+        offered = filter_algorithms(getattr(transport, PARAMIKO_ATTRIBUTES[word]), names)
+        # Keys that may not be shown are left out one by one (see `keys`), with a note on each.
+        if not offered and word != RSA_SIGNATURE_NAMES:
+            raise NoCommonAlgorithm(
+                f"your ssh config says {KEYWORDS[word]} for {destination.label}, "
+                "and paramiko has none of them.",
+                'Set transport = "openssh" for this remote.',
+            )
+        setattr(transport, PARAMIKO_ATTRIBUTES[word], offered)

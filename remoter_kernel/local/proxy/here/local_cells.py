@@ -10,10 +10,8 @@ from typing import TYPE_CHECKING
 
 from remoter_kernel.errors import RemoterError, Usage
 from remoter_kernel.local.proxy import canned_replies
-from remoter_kernel.local.proxy.here.internal_exec import InternalExec
-from remoter_kernel.local.proxy.here.local_cell import LocalCell, for_local_kernel
-from remoter_kernel.local.proxy.here.local_comms import LocalComms
-from remoter_kernel.local.proxy.here.local_kernel import LocalKernel
+from remoter_kernel.local.proxy.here.local_cell import InternalExec, LocalCell, for_local_kernel
+from remoter_kernel.local.proxy.here.local_kernel import LocalComms, LocalKernel
 from remoter_kernel.local.proxy.here.local_magics import (
     LocalCode,
     completeness,

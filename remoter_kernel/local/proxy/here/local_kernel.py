@@ -17,9 +17,16 @@ from typing import TYPE_CHECKING, Any
 import zmq
 
 from remoter_kernel.errors import RemoterError
-from remoter_kernel.protocol.frames import Channel
+from remoter_kernel.protocol.frames import Channel, to_json
 from remoter_kernel.protocol.kernel_client import SOCKETS, KernelClient
-from remoter_kernel.protocol.messages import HEADER, PARENT, MessageSigner, header_of
+from remoter_kernel.protocol.messages import (
+    CONTENT,
+    HEADER,
+    PARENT,
+    MessageSigner,
+    content_of,
+    header_of,
+)
 from remoter_kernel.protocol.threads import Thread
 
 if TYPE_CHECKING:
@@ -36,7 +43,6 @@ END_WITHIN = 1.0  # seconds for its own end; Jupyter gives a front that restarts
 # What it warns of (an old one: that it is not encrypted) would stand in a console.
 LOG_LEVEL_OPTION = "--log-level=ERROR"
 JUPYTER_VARIABLES = "JPY_"  # variables that tell a kernel whose child it is: not this one
-
 logger = logging.getLogger(__name__)
 
 
@@ -250,3 +256,47 @@ def _new_manager() -> KernelManager:
         # Whoever subscribes to plain sockets hears all outputs: any user of this machine may.
         manager.transport_encryption = "auto"
     return manager
+
+
+class LocalComms:
+    """The book of them."""
+
+    def __init__(self) -> None:
+        """Begin with none."""
+        self._targets: dict[str, str] = {}  # by comm id
+
+    def on_kernel_message(self, kind: str, parts: Sequence[Bytes]) -> None:
+        """Look at a message of the kernel on this side."""
+        if kind == "comm_open":
+            content = content_of(parts)
+            self._targets[str(content.get("comm_id"))] = str(content.get("target_name"))
+        elif kind == "comm_close":
+            self._targets.pop(str(content_of(parts).get("comm_id")), None)
+
+    def is_for_local_kernel(self, kind: str, parts: Sequence[Bytes]) -> bool:
+        """Is this message of a client for the kernel on this side?"""
+        if not self._targets or kind not in {"comm_msg", "comm_close"}:
+            return False
+        comm = str(content_of(parts).get("comm_id"))
+        is_ours = comm in self._targets
+        if kind == "comm_close":
+            self._targets.pop(comm, None)
+        return is_ours
+
+    def add_to_reply(self, parts: Sequence[Bytes], target: object) -> Sequence[Bytes]:
+        """Add ours to a reply that lists comms (of one target, if one was asked for)."""
+        ours = {
+            comm: {"target_name": name}
+            for comm, name in self._targets.items()
+            if target in {None, "", name}
+        }
+        content: dict[str, Any] = content_of(parts)
+        comms = content.get("comms")
+        if not ours or content.get("status") != "ok" or not isinstance(comms, dict | list):
+            return parts
+        content["comms"] = {**(comms if isinstance(comms, dict) else {}), **ours}
+        return [*parts[:CONTENT], to_json(content), *parts[CONTENT + 1 :]]
+
+    def clear(self) -> None:
+        """Begin again: the kernel is gone."""
+        self._targets.clear()

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from remoter_kernel.local.login.login import Login
-    from remoter_kernel.local.proxy.here.internal_exec import InternalExec, OnDone
+    from remoter_kernel.local.proxy.here.local_cell import InternalExec, OnDone
     from remoter_kernel.local.proxy.here.local_magics import ObjectTransferSpec
     from remoter_kernel.local.proxy.here.permission import Permission
     from remoter_kernel.local.proxy.prompter import StdinPrompter

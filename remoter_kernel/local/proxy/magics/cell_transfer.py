@@ -36,8 +36,8 @@ from remoter_kernel.local.transfer.transfer_progress import (
     transfer_summary,
 )
 from remoter_kernel.protocol.threads import Thread
+from remoter_kernel.transfer.framed_stream import FileTrouble
 from remoter_kernel.transfer.plan import Plan, full_path, make_plan
-from remoter_kernel.transfer.wire_format import FileTrouble
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

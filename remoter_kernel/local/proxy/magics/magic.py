@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -20,9 +21,10 @@ from remoter_kernel.local.history.remote_query import (
     JournalReader,
     resolve_session_id,
 )
-from remoter_kernel.local.history.session_log import SessionLog
 from remoter_kernel.local.history.status import Status, format_requests, format_size, format_status
+from remoter_kernel.local.history.transcript import SessionLog
 from remoter_kernel.local.launch.launcher import query_remote
+from remoter_kernel.local.proxy.canned_replies import error_content
 from remoter_kernel.local.proxy.magics.cell_timer import CellTimer
 from remoter_kernel.local.proxy.magics.cell_transfer import (
     CellTransfer,
@@ -37,7 +39,6 @@ from remoter_kernel.local.proxy.magics.help import (
     usage_of,
     verb_text,
 )
-from remoter_kernel.local.proxy.magics.magic_cell import MagicCell
 from remoter_kernel.local.session import undelivered_commands
 from remoter_kernel.local.session.link import LinkState
 from remoter_kernel.protocol.frames import Channel, to_json
@@ -46,11 +47,11 @@ from remoter_kernel.protocol.output_backlog import HELD_BACK
 from remoter_kernel.protocol.threads import Thread
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Iterator
 
     from remoter_kernel.local.proxy.here.cell_queue import CellQueue
     from remoter_kernel.local.proxy.here.permission import Permission
-    from remoter_kernel.local.proxy.magics.magic_cell import FinishCell, Header, IopubMessage
+    from remoter_kernel.local.proxy.replies import Publish
     from remoter_kernel.local.proxy.shutdown import ShutdownPolicy
     from remoter_kernel.local.session.dialer import SessionDialer
     from remoter_kernel.local.session.link import Link
@@ -63,9 +64,14 @@ MOST_TEXT = 2 * 1024 * 1024  # characters in one cell: Jupyter's server drops wh
 # What ends a kernel when it is typed at a console; where the session stays, it only leaves.
 EXIT_COMMANDS = frozenset({"exit", "quit", "exit()", "quit()", "q()"})
 _FIRST_LINE = re.compile(r"%remoter(?:[ \t]+(.*))?$")
-
 REQUESTS_OPTION = "--requests"
 TRANSFERS = ("put", "get")  # files; they take their turn among the kernel's cells
+
+Header = dict[str, Any]
+IopubMessage = tuple[str, dict[str, Any]]  # kind and content of a message on iopub
+FinishCell = Callable[
+    [dict[str, Any], dict[str, Any] | None], None
+]  # says the error, and the reply
 
 
 class ParsedMagic(NamedTuple):
@@ -376,3 +382,42 @@ def _last_error(link: Link) -> str:
     error = link.error
     is_past = link.state is LinkState.UP and error is not None and not error.worth_retrying
     return "" if error is None or is_past else str(error)
+
+
+# A cell that this side answers: how it begins, what it shows, how it ends.
+class MagicCell:
+    """A cell with `%remoter`."""
+
+    def __init__(self, publish: Publish, header: Header, count: int, finish: FinishCell) -> None:
+        self.request_id = str(header.get("msg_id", ""))
+        self._publish_for = publish
+        self._header = header
+        self._count = count
+        self._finish_cell = finish
+
+    def start(self, code: str) -> None:
+        """Say that it runs."""
+        self.publish("status", {"execution_state": "busy"})
+        self.publish("execute_input", {"code": code, "execution_count": self._count})
+
+    def publish(self, kind: str, content: dict[str, Any]) -> None:
+        """Say something in it."""
+        self._publish_for(kind, content, self._header)
+
+    def publish_all(self, found: list[IopubMessage]) -> None:
+        """Say all that was found, and end it."""
+        for kind, content in found:
+            self.publish(kind, content)
+        self.finish()
+
+    def finish(
+        self, error: RemoterError | None = None, payload: Sequence[dict[str, Any]] = ()
+    ) -> None:
+        """Say how it ended; `payload`: what the client should do."""
+        reply: dict[str, Any] = {"execution_count": self._count, "payload": list(payload)}
+        trouble = error_content(error.name or type(error).__name__, str(error)) if error else None
+        if trouble:
+            self._finish_cell({"status": "error", **reply, **trouble}, trouble)
+        else:
+            self._finish_cell({"status": "ok", "user_expressions": {}, **reply}, None)
+        self.publish("status", {"execution_state": "idle"})
