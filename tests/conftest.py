@@ -159,7 +159,7 @@ def marked() -> list[psutil.Process]:
 def is_keeper(process: psutil.Process) -> bool:
     """Does this process keep a login, or serve a kept one? Both stay for a while, on purpose."""
     with contextlib.suppress(psutil.Error):
-        return "remoter_kernel.local.login.keeper.process" in process.cmdline() or (
+        return "remoter_kernel.local.login.keeper.keeper_main" in process.cmdline() or (
             process.name().startswith("sshd")
         )
     return True

@@ -41,11 +41,11 @@ LONGER_WITH_REASON = {
     "remoter_kernel/protocol/stream.py",  # one subject: numbers, acknowledgements and credit
     "remoter_kernel/transfer/receiver.py",  # one subject: what arrives, and where it goes
     "remoter_kernel/local/proxy/magics/magic.py",  # one subject: the verbs of %remoter
-    "remoter_kernel/local/run/runner.py",  # one subject: code that runs without Jupyter, and its end
-    "remoter_kernel/local/launch/launcher.py",  # one subject: what is asked there, and how the answer is read
-    "remoter_kernel/local/login/ssh_keywords.py",  # one table: the keywords of ssh_config, and their tokens
-    "remoter_kernel/local/login/openssh/mux_transport.py",  # one subject: a master process, and what is asked of it
-    "remoter_kernel/local/login/paramiko/transport.py",  # one subject: an SSH connection of paramiko
+    "remoter_kernel/local/run/runner.py",  # one subject: code without Jupyter
+    "remoter_kernel/local/launch/launcher.py",  # one subject: questions and answers
+    "remoter_kernel/local/login/ssh_keywords.py",  # one table of keywords, and tokens
+    "remoter_kernel/local/login/openssh/mux_transport.py",  # one subject: a master process
+    "remoter_kernel/local/login/paramiko/transport.py",  # one subject: a connection
 }
 FORBIDDEN_NAMES = {"utils", "helpers", "manager", "base", "connection"}
 # Options of all verbs are described once, at the top of the page.

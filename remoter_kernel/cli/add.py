@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from remoter_kernel.cli.kernelspecs import mend_with_notice
+from remoter_kernel.cli.kernelspec_repair import mend_with_notice
 from remoter_kernel.cli.progress import StderrProgress
 from remoter_kernel.cli.terminal import terminal_prompter
 from remoter_kernel.errors import RemoterError, Usage
@@ -19,7 +19,7 @@ from remoter_kernel.local.config.remotes import Remote
 from remoter_kernel.local.config.remotes_toml import VALUE_READERS
 from remoter_kernel.local.launch.host_probe import (
     FoundPython,
-    HostProbe,
+    HostProbeResult,
     RemoteKernelspec,
     probe_host,
 )
@@ -170,12 +170,12 @@ def _try_kernel(remote: Remote) -> dict[str, Any]:
     return runner.kernel_info
 
 
-def _print_probe(probe: HostProbe) -> None:
+def _print_probe(probe: HostProbeResult) -> None:
     click.echo(f"{probe.system}, home {probe.home}")
     _print_pythons(probe)
 
 
-def _print_pythons(probe: HostProbe) -> None:
+def _print_pythons(probe: HostProbeResult) -> None:
     for python in probe.pythons:
         lacks = f"lacks {', '.join(python.missing)}" if python.missing else "can run a kernel"
         click.echo(f"  {python.path}  {python.version}  {lacks}")

@@ -9,7 +9,7 @@ import click
 from rich.console import Console
 from rich.text import Text
 
-from remoter_kernel.cli.kernelspecs import mend_with_notice
+from remoter_kernel.cli.kernelspec_repair import mend_with_notice
 from remoter_kernel.cli.params import complete_remote
 from remoter_kernel.cli.terminal import terminal_prompter
 from remoter_kernel.local.run.checkup import Step, check_up

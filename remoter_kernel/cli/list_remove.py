@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from remoter_kernel.cli.kernelspecs import warn_unsafe
+from remoter_kernel.cli.kernelspec_repair import warn_unsafe
 from remoter_kernel.cli.params import complete_remote
 from remoter_kernel.cli.terminal import format_columns, terminal_prompter
 from remoter_kernel.errors import RemoterError, Usage
 from remoter_kernel.local.config import kernelspec, remotes
 from remoter_kernel.local.login.keeper.endpoint import end_logins
-from remoter_kernel.local.session import known_sessions
+from remoter_kernel.local.session import session_cache
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -74,7 +74,7 @@ def remove(name: str, purge: bool) -> None:
         click.echo(f"Removed the kernelspec {kernelspec.kernelspec_name(name)}.")
         return
     end_logins(name)
-    known_sessions.discard_sessions(name)
+    session_cache.discard_sessions(name)
     if known and known.remember:
         _clear_keyring(known)
     had_kernelspec = kernelspec.remove_kernelspec(name)

@@ -10,7 +10,7 @@ from remoter_kernel.cli.params import complete_session
 from remoter_kernel.cli.terminal import terminal_prompter
 from remoter_kernel.errors import Usage
 from remoter_kernel.local.history.remote_query import locate_session
-from remoter_kernel.local.history.transcript import SessionLog
+from remoter_kernel.local.history.transcript import SessionLogFormatter
 from remoter_kernel.plain_text import plain_text
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def _print_debug_log(found: SessionRef) -> None:
 
 
 def _print_events(found: SessionRef, *, follow: bool) -> None:
-    chronicle = SessionLog()
+    chronicle = SessionLogFormatter()
     click.echo(chronicle.first_line(found.about))
     reading = found.read_journal("events", follow=follow)
     for said in reading:

@@ -10,7 +10,7 @@ from click.shell_completion import CompletionItem
 from remoter_kernel.errors import RemoterError
 from remoter_kernel.local.config.remotes import read_remotes
 from remoter_kernel.local.config.remotes_toml import read_duration
-from remoter_kernel.local.session.known_sessions import load_sessions
+from remoter_kernel.local.session.session_cache import load_sessions
 from remoter_kernel.plain_text import plain_text
 
 if TYPE_CHECKING:

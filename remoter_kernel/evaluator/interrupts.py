@@ -16,7 +16,7 @@ from remoter_kernel.protocol.messages import content_of
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from remoter_kernel.evaluator.dispatch import Cancellations
+    from remoter_kernel.evaluator.kernel_queue import Cancellations
     from remoter_kernel.protocol.frames import Bytes
     from remoter_kernel.protocol.reactor import Call, Timer
     from remoter_kernel.protocol.requests import Request, Requests, Stage

@@ -28,9 +28,9 @@ from jupyter_client.manager import KernelManager
 
 from remoter_kernel.errors import RemoteLacks
 from remoter_kernel.evaluator import registry
-from remoter_kernel.evaluator.encryption import (
-    CurveKeys,
-    CurveProbe,
+from remoter_kernel.evaluator.kernel_curve import (
+    KernelCurveKeys,
+    KernelCurveProbe,
     can_offer_keys,
     read_keys,
     remove_keys,
@@ -102,8 +102,8 @@ class KernelProcess:
         self.client.on_question_reached = self._hear_of_question
         self._log = KernelLog(folder)
         self._disk = Worker("child", reactor.call_soon_threadsafe)
-        self._offered_keys: CurveKeys | None = None
-        self._curve_probe: CurveProbe | None = None  # while it is not known
+        self._offered_keys: KernelCurveKeys | None = None
+        self._curve_probe: KernelCurveProbe | None = None  # while it is not known
         self._warden: subprocess.Popen[bytes] | None = None
 
     def start(
@@ -232,7 +232,7 @@ class KernelProcess:
     def _probe_curve(self) -> None:
         """Ask at the kernel's port whether it wants keys."""
         address = (str(self.manager.ip), int(self.manager.shell_port))
-        self._curve_probe = CurveProbe(self.reactor, address, self._on_curve_known)
+        self._curve_probe = KernelCurveProbe(self.reactor, address, self._on_curve_known)
 
     def _probe_curve_again(self) -> None:
         if self.client.is_open and not self.client.is_ready and self._curve_probe is None:
@@ -251,7 +251,7 @@ class KernelProcess:
             self._open_sockets(None)
         self.reactor.call_later(GREET_AGAIN, self._probe_curve_again)
 
-    def _open_sockets(self, keys: CurveKeys | None) -> None:
+    def _open_sockets(self, keys: KernelCurveKeys | None) -> None:
         manager = self.manager
         ports = {
             Channel.SHELL: manager.shell_port,

@@ -27,7 +27,7 @@ from remoter_kernel.evaluator import program_archive, registry, stdio_reply
 from remoter_kernel.evaluator.folders import is_owned_by_user, sessions_folder
 from remoter_kernel.evaluator.journal import LIMIT, Journal
 from remoter_kernel.evaluator.listener import Listener
-from remoter_kernel.evaluator.lock import Lock
+from remoter_kernel.evaluator.named_lock import NamedLock
 from remoter_kernel.evaluator.pending_commands import WrongHostError, execute_commands
 from remoter_kernel.evaluator.processes import set_process_name, started_at
 from remoter_kernel.evaluator.records import check_format, read_journal
@@ -87,7 +87,7 @@ def find_or_create(request: dict[str, Any], login_umask: int) -> dict[str, Any]:
     news: dict[str, Any] = {}
     with contextlib.ExitStack() as turns:
         for name in _lock_names(request):
-            lock = Lock(name)
+            lock = NamedLock(name)
             if lock.acquire(TURN_WITHIN):  # if not: better a second session than none
                 turns.callback(lock.release)
         try:
@@ -182,7 +182,7 @@ def find_session(request: dict[str, Any], login_umask: int) -> Session | None:
 
 def _restart_evaluator(session: Session, request: dict[str, Any], login_umask: int) -> bool:
     """Give a session another evaluator if its kernel lives, else note its end."""
-    lock = Lock(session.id)
+    lock = NamedLock(session.id)
     if not lock.acquire(TURN_WITHIN, unless=session.is_alive):
         return session.is_alive()  # somebody was quicker
     if session.is_alive():
@@ -252,7 +252,7 @@ def create_session(request: dict[str, Any], login_umask: int) -> Session:
     """Make a session and start its evaluator."""
     about = {key: request.get(key) for key in ABOUT}
     session = Session.create({**about, "created": time.time()})
-    lock = Lock(session.id)
+    lock = NamedLock(session.id)
     lock.acquire(TURN_WITHIN)
     start_evaluator(session, lock, request, login_umask)
     return session
@@ -260,7 +260,7 @@ def create_session(request: dict[str, Any], login_umask: int) -> Session:
 
 def start_evaluator(
     session: Session,
-    lock: Lock,
+    lock: NamedLock,
     request: dict[str, Any],
     login_umask: int,
     *,
@@ -288,7 +288,7 @@ def start_evaluator(
 
 def _become_evaluator(
     session: Session,
-    lock: Lock,
+    lock: NamedLock,
     request: dict[str, Any],
     login_umask: int,
     mouth: int,

@@ -31,8 +31,8 @@ from remoter_kernel.protocol.frames import (
     pack_parts,
     to_json,
 )
+from remoter_kernel.protocol.link_connection import LinkConnection
 from remoter_kernel.protocol.output_backlog import BACKLOG_LIMIT
-from remoter_kernel.protocol.pump import Pump
 from remoter_kernel.protocol.reactor import messages
 from remoter_kernel.protocol.stream import ReliableStream
 from remoter_kernel.protocol.threads import Worker
@@ -57,7 +57,7 @@ class Client:
         self.name = name
         self.outbox = outbox
         self.stream = stream
-        self.pump: Pump | None = None
+        self.pump: LinkConnection | None = None
         # Up to these numbers an evaluator before this one may have taken what it said.
         self.maybe_received = dict.fromkeys(Lane, 0)
         self.kernel_id = self.laptop = ""  # of a front that says so
@@ -87,7 +87,7 @@ class Listener:
         self.flush_now = False  # has something been said that should not wait for more?
         self._flushed_up_to = 0  # the last number that was sent, as far as credit goes
         self._cork_timer: Timer | None = None
-        self._pumps: dict[bytes, Pump] = {}
+        self._pumps: dict[bytes, LinkConnection] = {}
         self._handshaken: set[bytes] = set()
         # Those that are here, and the last that left: it may be back in a moment, so what waits
         # for it is looked at meanwhile. All others that have left cost nothing.
@@ -251,7 +251,7 @@ class Listener:
             for lane, number in zip(Lane, words.get("said") or ()):
                 client.maybe_received[lane] = 0 if self.is_seen_exact(name, lane) else int(number)
         client.stream.begin()
-        pump = Pump(self.reactor, client.stream, partial(self._send, identity))
+        pump = LinkConnection(self.reactor, client.stream, partial(self._send, identity))
         pump.on_item = partial(self.on_item, client)
         pump.on_refused = partial(self._on_item_refused, client)
         pump.on_end = partial(self._on_disconnect, client, identity)

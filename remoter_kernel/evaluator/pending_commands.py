@@ -22,7 +22,7 @@ from remoter_kernel import logs
 from remoter_kernel.errors import RemoterError
 from remoter_kernel.evaluator import registry
 from remoter_kernel.evaluator.folders import data_folder
-from remoter_kernel.evaluator.lock import Lock
+from remoter_kernel.evaluator.named_lock import NamedLock
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -125,7 +125,7 @@ def _stop_named(kernel_id: str, session_id: str, once: _NonceEntry) -> None:
 def _end_session(session: Session) -> None:
     from remoter_kernel.evaluator import query  # noqa: PLC0415 - a start without commands needs none
 
-    lock = Lock(session.id)
+    lock = NamedLock(session.id)
     # Without an evaluator, which would hold the lock, another launch may be about to adopt it.
     is_taken = lock.acquire(TURN_WITHIN, unless=session.is_evaluator_running)
     try:
@@ -186,7 +186,7 @@ def _claim_nonce(nonce: object) -> Iterator[_NonceEntry]:
     """Have a command to oneself, while another launch may bring the same one."""
     name = nonce if isinstance(nonce, str) and nonce.isalnum() else ""
     name = name if len(name) <= LONGEST_NONCE else ""
-    lock = Lock(f"command-{name}")
+    lock = NamedLock(f"command-{name}")
     is_taken = bool(name) and lock.acquire(TURN_WITHIN)  # if not: better twice than never
     try:
         once = _NonceEntry(name)
@@ -206,7 +206,7 @@ def _nonces() -> list[str]:
 
 
 def _write_nonces(change: Callable[[list[str]], list[str]]) -> None:
-    lock, is_taken = Lock("carried-out"), False
+    lock, is_taken = NamedLock("carried-out"), False
     with logs.noting(_log, "What was carried out is not written down", OSError, RemoterError):
         is_taken = lock.acquire(NOTED_WITHIN)
         try:

@@ -24,7 +24,7 @@ from pathlib import Path
 from remoter_kernel.errors import RemoterError
 from remoter_kernel.evaluator import registry
 from remoter_kernel.evaluator.folders import data_folder
-from remoter_kernel.evaluator.lock import Lock
+from remoter_kernel.evaluator.named_lock import NamedLock
 
 PROGRAM_FILE = "program.json"  # of a session: which version its evaluator runs
 LOOK_EVERY = 3600.0  # seconds
@@ -98,7 +98,7 @@ def _is_maintenance_due(archive: Path) -> bool:
 
 
 def _maintain(archive: Path) -> None:
-    lock = Lock("programs")
+    lock = NamedLock("programs")
     with contextlib.suppress(OSError, RemoterError):
         if not lock.acquire(0.0):
             return  # another one is at it

@@ -20,9 +20,9 @@ from remoter_kernel import logs
 from remoter_kernel.errors import ProtocolError
 from remoter_kernel.evaluator import registry, stdio_reply
 from remoter_kernel.evaluator.folders import sessions_folder
-from remoter_kernel.evaluator.lock import remove_stale_locks
+from remoter_kernel.evaluator.named_lock import remove_stale_locks
 from remoter_kernel.evaluator.processes import started_at
-from remoter_kernel.evaluator.records import JournalTail, Record, read_journal
+from remoter_kernel.evaluator.records import JournalFollower, Record, read_journal
 from remoter_kernel.evaluator.registry import Session
 from remoter_kernel.plain_text import plain_text
 from remoter_kernel.protocol.frames import Channel, unpack_parts
@@ -206,7 +206,7 @@ def read_outputs(query: dict[str, Any]) -> Answer:
     begin = int(query.get("after") or 0)
     skip = int(query.get("skip") or 0)
     size = _journal_size(session)
-    reading = JournalTail(session.folder / "journal", query.get("place"))
+    reading = JournalFollower(session.folder / "journal", query.get("place"))
     while True:
         chunks = _pack_entries(_select_records(session, query, begin, reading), skip)
         # What an evaluator is about to write while it ends belongs to it, too.
@@ -250,7 +250,7 @@ def _pack_entries(records: Iterator[Record], skip: int) -> list[bytes]:
 
 
 def _select_records(
-    session: Session, query: dict[str, Any], begin: int, reading: JournalTail
+    session: Session, query: dict[str, Any], begin: int, reading: JournalFollower
 ) -> Iterator[Record]:
     only = query.get("only")
     if only == "missed":  # what it is depends on all that was before

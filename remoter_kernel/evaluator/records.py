@@ -168,10 +168,10 @@ def read_journal(path: Path) -> Iterator[Record]:
     What is missing is told by a mark, `{"mark": "missing", "bytes": n}`: in place of a
     record whose body is damaged, or with the first of the numbers that are lost.
     """
-    return JournalTail(path).records()
+    return JournalFollower(path).records()
 
 
-class JournalTail:
+class JournalFollower:
     """Goes through a journal, which may be written meanwhile, from where another one stopped."""
 
     def __init__(self, path: Path, place: dict[str, int] | None = None) -> None:

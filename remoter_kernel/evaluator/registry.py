@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Callable
 from remoter_kernel import logs
 from remoter_kernel.errors import RemoterError
 from remoter_kernel.evaluator.folders import is_owned_by_user, sessions_folder
-from remoter_kernel.evaluator.lock import Lock, remove_stale_locks
+from remoter_kernel.evaluator.named_lock import NamedLock, remove_stale_locks
 from remoter_kernel.evaluator.processes import (
     boot_id,
     describe_exit,
@@ -119,7 +119,7 @@ class Session:
 
     def update(self, **words: Any) -> None:
         """Change what session.json says; the evaluator and launches may want to at once."""
-        lock = Lock(f"about-{self.id}")
+        lock = NamedLock(f"about-{self.id}")
         is_taken = False
         with contextlib.suppress(OSError, RemoterError):  # better unlocked than not at all
             is_taken = lock.acquire(AMEND_WITHIN)

@@ -12,8 +12,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Callable
 
 from remoter_kernel.errors import ProtocolError
-from remoter_kernel.evaluator.dispatch import Cancellations, CancelReason, Dispatcher
 from remoter_kernel.evaluator.interrupts import Interrupts
+from remoter_kernel.evaluator.kernel_queue import Cancellations, CancelReason, KernelQueue
 from remoter_kernel.evaluator.message_writer import log_failure_of
 from remoter_kernel.protocol.frames import (
     LANE,
@@ -60,7 +60,7 @@ class RequestHandler:
         """`requests`: those of an evaluator that has died."""
         self.requests = Requests() if requests is None else requests
         self.cancellations = Cancellations()
-        self.dispatcher = Dispatcher(
+        self.dispatcher = KernelQueue(
             self.requests,
             journal,
             takes=self._can_dispatch,

@@ -26,7 +26,7 @@ from remoter_kernel.evaluator.recovery import Recovery
 from remoter_kernel.evaluator.registry import ServedSession
 from remoter_kernel.evaluator.request_handler import RequestHandler
 from remoter_kernel.evaluator.status_file import StatusWriter
-from remoter_kernel.evaluator.timeouts import IdleTimeout, StartupWatchdog
+from remoter_kernel.evaluator.timeouts import IdleTimeout, SlowStartNotice
 from remoter_kernel.protocol.frames import Bytes, Channel
 from remoter_kernel.protocol.output_backlog import BACKLOG_LIMIT
 from remoter_kernel.protocol.requests import Stage
@@ -51,7 +51,7 @@ SWEEP_AFTER = 10.0  # seconds: nobody should wait for it
 COMMAND_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)  # stop, restart
 
 
-class KernelState(Enum):
+class KernelLifecycle(Enum):
     """How the child is."""
 
     STARTING = "starting"
@@ -63,7 +63,7 @@ class KernelState(Enum):
     FAILED = "failed"  # it could not be started
 
 
-WITH_KERNEL = {KernelState.READY, KernelState.RECOVERING}
+WITH_KERNEL = {KernelLifecycle.READY, KernelLifecycle.RECOVERING}
 
 
 class Supervisor:
@@ -88,7 +88,7 @@ class Supervisor:
         self.session_request = session_request
         self.umask = umask
         self.recovered = recovered  # of an evaluator that died, and left its child
-        self.state = KernelState.STARTING
+        self.state = KernelLifecycle.STARTING
         self.why = ""
         self.kernel: KernelProcess | None = None
         self._writer = MessageWriter(journal)
@@ -101,7 +101,7 @@ class Supervisor:
         self._kernel_output = KernelOutputHandler(
             journal, listener, self._request_handler, self._writer, recovered
         )
-        self._startup_watchdog = StartupWatchdog(
+        self._startup_watchdog = SlowStartNotice(
             reactor, session.id, self._requests, self._writer, session_request
         )
         self._idle_timeout = IdleTimeout(reactor, listener, self._requests, self.stop)
@@ -152,7 +152,7 @@ class Supervisor:
         if self.journal.write_error != self._reported_error:
             self._report_write_error()
         self.listener.flush_soon()
-        is_ready = self.state is KernelState.READY
+        is_ready = self.state is KernelLifecycle.READY
         self._status.update(
             ("busy" if self._requests.is_busy else "idle") if is_ready else self.state.value
         )
@@ -172,8 +172,8 @@ class Supervisor:
 
     def _kernel_for(self, channel: Channel) -> KernelProcess | None:
         """Return the child if it gets what comes on this channel at once."""
-        is_asked_late = self.state is KernelState.RECOVERING and channel is not Channel.SHELL
-        return self.kernel if self.state is KernelState.READY or is_asked_late else None
+        is_asked_late = self.state is KernelLifecycle.RECOVERING and channel is not Channel.SHELL
+        return self.kernel if self.state is KernelLifecycle.READY or is_asked_late else None
 
     def _on_command(self, order: str) -> None:
         if order == "stop":
@@ -181,12 +181,12 @@ class Supervisor:
         elif order == "finish":
             self._idle_timeout.stop_when_idle()
         else:
-            self._shut_down_kernel(KernelState.RESTARTING)
+            self._shut_down_kernel(KernelLifecycle.RESTARTING)
 
     # From the child --------------------------------------------------------------------
 
     def _start_kernel(self) -> None:
-        self.state = KernelState.STARTING
+        self.state = KernelLifecycle.STARTING
         try:
             self.kernel = kernel = self._new_kernel()
             kernel.on_ready = self._on_kernel_ready
@@ -200,7 +200,7 @@ class Supervisor:
         except Exception as error:  # noqa: BLE001 - a kernelspec may be odd in any way
             self._fail(describe_failed_start(error))
         else:
-            starts = lambda: self.kernel is kernel and self.state is KernelState.STARTING  # noqa: E731
+            starts = lambda: self.kernel is kernel and self.state is KernelLifecycle.STARTING  # noqa: E731
             self._port_conflicts.watch(kernel, starts)
             self._startup_watchdog.watch(kernel, starts)
 
@@ -216,13 +216,13 @@ class Supervisor:
     def _on_kernel_message(self, channel: Channel, parts: list[Bytes]) -> None:
         # What a kernel publishes while it starts belongs to no request: of a kernel that
         # runs here, too, nobody hears it.
-        if channel is not Channel.IOPUB or self.state is not KernelState.STARTING:
+        if channel is not Channel.IOPUB or self.state is not KernelLifecycle.STARTING:
             self._kernel_output.on_message(channel, parts)
 
     def _on_kernel_ready(self, header: dict[str, Any], kernel_info: dict[str, Any]) -> None:
         """The child answers, and is heard on iopub: whoever waits gets its turn."""
         kernel = self.kernel
-        if self.state is KernelState.STARTING and kernel is not None:
+        if self.state is KernelLifecycle.STARTING and kernel is not None:
             self._port_conflicts.check_ports(
                 kernel, partial(self._finish_ready, kernel, header, kernel_info)
             )
@@ -230,10 +230,10 @@ class Supervisor:
     def _finish_ready(
         self, kernel: KernelProcess, header: dict[str, Any], kernel_info: dict[str, Any]
     ) -> None:
-        if self.state is not KernelState.STARTING or self.kernel is not kernel:
+        if self.state is not KernelLifecycle.STARTING or self.kernel is not kernel:
             return
         self._port_conflicts.reset()
-        self.state = KernelState.READY
+        self.state = KernelLifecycle.READY
         self._writer.adopt_identity(header, kernel_info)
         self._record_ready(kernel)
         self._request_handler.dispatcher.dispatch_waiting()
@@ -244,7 +244,7 @@ class Supervisor:
 
     def _recover(self, recovered: RecoveredState) -> None:
         """Take over the child of an evaluator that has died, and what was asked of it."""
-        self.state = KernelState.RECOVERING
+        self.state = KernelLifecycle.RECOVERING
         for client, seen in recovered.seen.items():
             self.listener.restore_client(client, seen)
         self.listener.is_seen_exact = recovered.is_seen_exact
@@ -267,7 +267,7 @@ class Supervisor:
         self._request_handler.fail_all("KernelDied", "The kernel died, and its evaluator with it.")
         self._writer.kernel_info = {}
         if recovered.kernel:
-            self.state = KernelState.DEAD
+            self.state = KernelLifecycle.DEAD
             self._restart_kernel()
         else:
             self._start_kernel()
@@ -313,8 +313,8 @@ class Supervisor:
 
     def _on_recovered(self) -> None:
         self._kernel_output.recovery = None
-        if self.state is KernelState.RECOVERING:
-            self.state = KernelState.READY
+        if self.state is KernelLifecycle.RECOVERING:
+            self.state = KernelLifecycle.READY
             self._interrupts.clear()
             self._request_handler.dispatcher.dispatch_waiting()
 
@@ -327,15 +327,15 @@ class Supervisor:
         self._interrupts.clear()
         kernel.close()
         self._writer.kernel_info = {}
-        if self.state is KernelState.STOPPING:
+        if self.state is KernelLifecycle.STOPPING:
             self._exit()
-        elif self.state is KernelState.RESTARTING:
+        elif self.state is KernelLifecycle.RESTARTING:
             self._request_handler.fail_all("KernelRestarted", "The kernel was restarted.")
             self._start_kernel()
-        elif self.state is KernelState.STARTING:
+        elif self.state is KernelLifecycle.STARTING:
             self._port_conflicts.read_log_tail(kernel, partial(self._on_start_failed, words))
         else:
-            self.state = KernelState.DEAD
+            self.state = KernelLifecycle.DEAD
             why = f"The kernel died: {describe_exit(words)} Its variables are gone; it starts anew."
             self._request_handler.fail_all("KernelDied", why, is_cut=was_killed_by_signal(words))
             self._writer.write_event("died", why=why)
@@ -343,7 +343,7 @@ class Supervisor:
             self.reactor.call_later(RESTART_AFTER, self._restart_kernel)
 
     def _on_start_failed(self, words: dict[str, Any], last_words: str) -> None:
-        if self.state is not KernelState.STARTING:
+        if self.state is not KernelLifecycle.STARTING:
             return  # it is to end
         if self._port_conflicts.should_retry(last_words):
             self._start_kernel()
@@ -351,14 +351,14 @@ class Supervisor:
             self._fail(f"The kernel did not start: {describe_exit(words)}\n{last_words}".rstrip())
 
     def _restart_kernel(self) -> None:
-        if self.state is not KernelState.DEAD:
+        if self.state is not KernelLifecycle.DEAD:
             return  # it is to end
         self._writer.publish("status", {"execution_state": "restarting"})
         self._start_kernel()
 
     def _fail(self, why: str) -> None:
         """End a session whose kernel does not start, once it has told why."""
-        self.state = KernelState.FAILED
+        self.state = KernelLifecycle.FAILED
         self.why = why
         self._writer.write_event("failed", why=why)
         self.session.mark_ended(self.why)
@@ -375,14 +375,14 @@ class Supervisor:
 
     def stop(self, why: str) -> None:
         """End the session."""
-        if self.state is KernelState.STOPPING:
+        if self.state is KernelLifecycle.STOPPING:
             return
         self.why = why
         self.session.mark_ended(self.why)
         if self.kernel:
-            self._shut_down_kernel(KernelState.STOPPING)
+            self._shut_down_kernel(KernelLifecycle.STOPPING)
         else:
-            self.state = KernelState.STOPPING
+            self.state = KernelLifecycle.STOPPING
             self._exit()
 
     def _exit(self) -> None:
@@ -392,16 +392,16 @@ class Supervisor:
         else:
             self.reactor.call_later(LOOK_AGAIN, self._exit)
 
-    def _shut_down_kernel(self, state: KernelState) -> None:
+    def _shut_down_kernel(self, state: KernelLifecycle) -> None:
         """Ask the child to end; a signal follows where asking does not help."""
         kernel, was_ready = self.kernel, self.state in WITH_KERNEL
-        if kernel is None or self.state is KernelState.STOPPING:
+        if kernel is None or self.state is KernelLifecycle.STOPPING:
             return  # it is about to start anew by itself, or ends for good
         if was_ready:
             self._kernel_output.interrupted_at_end = self._request_handler.interrupt_for_shutdown()
         self.state = state
         if was_ready:
-            words = {"restart": state is KernelState.RESTARTING}
+            words = {"restart": state is KernelLifecycle.RESTARTING}
             kernel.request(Channel.CONTROL, "shutdown_request", words)
         self.reactor.call_later(DIE_WITHIN if was_ready else 0.0, partial(self._kill_after, kernel))
 

@@ -93,7 +93,7 @@ class IdleTimeout:
         self._reactor.call_later(min(CHECK_IDLE_EVERY, max(1.0, self._limit / 4)), self._check_idle)
 
 
-class StartupWatchdog:
+class SlowStartNotice:
     """Watches one start after the other."""
 
     def __init__(

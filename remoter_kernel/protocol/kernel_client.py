@@ -21,6 +21,7 @@ import zmq
 
 from remoter_kernel.errors import ProtocolError
 from remoter_kernel.protocol.frames import Channel
+from remoter_kernel.protocol.link_connection import connection_ports, has_bytes_in_flight
 from remoter_kernel.protocol.messages import (
     HEADER,
     ODD,
@@ -33,7 +34,6 @@ from remoter_kernel.protocol.messages import (
     read_headers,
     strict_execution_state,
 )
-from remoter_kernel.protocol.pump import connection_ports, has_bytes_in_flight
 from remoter_kernel.protocol.reactor import messages
 
 if TYPE_CHECKING:

@@ -22,7 +22,7 @@ from remoter_kernel.evaluator import records
 from remoter_kernel.evaluator.kernel_output import split_stream
 from remoter_kernel.local.history.executions import ExecutionHistory
 from remoter_kernel.local.history.remote_query import JournalReader
-from remoter_kernel.local.history.transcript import SessionLog, Transcript
+from remoter_kernel.local.history.transcript import SessionLogFormatter, Transcript
 from remoter_kernel.local.launch.host_probe import PROBE_MARK, parse_probe
 from remoter_kernel.local.login.known_hosts import read_known_hosts
 from remoter_kernel.local.login.login_errors import error_from_stderr
@@ -44,9 +44,9 @@ from remoter_kernel.protocol.frames import (
     unpack_parts,
 )
 from remoter_kernel.protocol.journal_entries import JournalEntry, encode_entry, split_entries
+from remoter_kernel.protocol.link_connection import LinkConnection
 from remoter_kernel.protocol.messages import MessageSigner, content_of, header_of, parts_of
 from remoter_kernel.protocol.output_backlog import OutputBacklog, collapse
-from remoter_kernel.protocol.pump import Pump
 from remoter_kernel.protocol.stream import MemoryOutbox, ReliableStream
 from remoter_kernel.transfer.framed_stream import (
     FileEntry,
@@ -144,7 +144,7 @@ def pump(data: bytes) -> None:
     """Whatever comes ends a wire at most."""
     talk = ReliableStream(MemoryOutbox(), most_item=1 << 16)
     talk.begin()
-    end = Pump(Timers(), talk, lambda _frame: None)  # type: ignore[arg-type]
+    end = LinkConnection(Timers(), talk, lambda _frame: None)  # type: ignore[arg-type]
     end.start((0, 0))
     end.on_item = lambda head, body: list.clear(parts_of(head.channel, body))
     end.on_frame(data)
@@ -173,7 +173,7 @@ def reading(data: bytes) -> None:
 
 def told(data: bytes) -> None:
     """All that reads the records of a session: what makes no sense is left out."""
-    readers = Transcript(lambda _text: None), SessionLog(), ExitCodeTracker()
+    readers = Transcript(lambda _text: None), SessionLogFormatter(), ExitCodeTracker()
     story = ExecutionHistory()
     for channel, is_from_front in ((Channel.SHELL, True), (Channel.IOPUB, False)):
         for body in (REQUEST, data):

@@ -37,10 +37,10 @@ class AnySession:
 
     id = "7f3a9c"
 
-    def admits(self, _key: bytes) -> bool:
+    def is_authorized(self, _key: bytes) -> bool:
         return True
 
-    def admitted_keys(self) -> set[bytes]:
+    def authorized_keys(self) -> set[bytes]:
         return set()
 
 

@@ -74,7 +74,7 @@ from remoter_kernel.local.login.prompts import (
 from remoter_kernel.local.login.remote_command import RemoteCommand
 from remoter_kernel.local.login.ssh_config import Destination, resolve_destination
 from remoter_kernel.local.login.ssh_login import log_in_by_paramiko
-from remoter_kernel.local.unix_sockets import peer_uid
+from remoter_kernel.local.private_sockets import peer_uid
 from remoter_kernel.plain_text import plain_text
 from tests import real_parts
 from tests.at_terminal import Ended, Question, at_terminal
@@ -771,7 +771,9 @@ def log_in_to_nothing() -> Any:
         active = True
 
         def new_channel(self, _sink: object) -> Any:
-            return type("Silent", (), {"give_back": lambda *_: None, "close": lambda *_: None})()
+            return type(
+                "Silent", (), {"adjust_window": lambda *_: None, "close": lambda *_: None}
+            )()
 
     return Nothing()
 

@@ -21,13 +21,13 @@ import psutil
 import pytest
 import zmq
 
-from remoter_kernel.local import unix_sockets
-from remoter_kernel.local.login.keeper import endpoint, process
+from remoter_kernel.local import private_sockets
+from remoter_kernel.local.login.keeper import endpoint, keeper_main
 from remoter_kernel.local.login.keeper.keeper_login import log_in_by_keeper
 from remoter_kernel.local.login.keeper.keeper_server import KeeperServer
 from remoter_kernel.local.login.tunnel import Tunnel
 from remoter_kernel.local.private_files import write_private_file
-from remoter_kernel.local.unix_sockets import PrivateListener
+from remoter_kernel.local.private_sockets import PrivateListener
 from tests.real_jupyter import started_kernel, wait_for
 from tests.real_parts import real_part
 from tests.real_users import DEBIAN_PYTHON, own_name, throw_away_user
@@ -233,7 +233,7 @@ def test_another_user_who_reaches_a_socket_is_shown_out(
     """Were its folder open, whose process it is would still be looked at."""
     with eve.folder() as folder:
         folder.chmod(0o777)
-        monkeypatch.setattr(unix_sockets, "_socket_folders", lambda: iter([folder]))
+        monkeypatch.setattr(private_sockets, "_socket_folders", lambda: iter([folder]))
         with PrivateListener("x", 4) as listener:
             path = Path(listener.address.removeprefix("ipc://"))
             path.chmod(0o777)
@@ -242,7 +242,7 @@ def test_another_user_who_reaches_a_socket_is_shown_out(
                 with pytest.raises(TimeoutError):
                     listener.accept(0.3)
                 assert stranger.stdout.readline() == "shown out\n"
-            with unix_sockets.connect_to_listener(listener.address, 5), listener.accept(5):
+            with private_sockets.connect_to_listener(listener.address, 5), listener.accept(5):
                 pass
 
 
@@ -255,7 +255,7 @@ def test_who_sits_at_the_socket_of_a_dead_keeper_hears_nothing(eve: FarSide) -> 
             path.chmod(0o777)
             folder.chmod(0o755)
             with pytest.raises(PermissionError):
-                unix_sockets.connect_to_listener(f"ipc://{path}", 5)
+                private_sockets.connect_to_listener(f"ipc://{path}", 5)
             assert stranger.stdout.readline() == "nothing\n"
 
 
@@ -266,9 +266,9 @@ def test_a_folder_with_a_long_name_has_its_sockets_elsewhere(
     with PrivateListener("x", 4) as listener:
         path = Path(listener.address.removeprefix("ipc://"))
         assert not listener.is_tcp
-        assert len(os.fsencode(path)) <= unix_sockets.LONGEST_PATH
+        assert len(os.fsencode(path)) <= private_sockets.LONGEST_PATH
         assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
-        with unix_sockets.connect_to_listener(listener.address, 5), listener.accept(5):
+        with private_sockets.connect_to_listener(listener.address, 5), listener.accept(5):
             pass
     assert not path.parent.exists()
 
@@ -346,7 +346,7 @@ def test_a_keeper_without_descriptors_left_goes_on() -> None:
 
     server = KeeperServer()
     with theirs:
-        process._accept_clients(Door(), b"", server)  # type: ignore[arg-type]
+        keeper_main._accept_clients(Door(), b"", server)  # type: ignore[arg-type]
         wait_for(lambda: len(server._login_of_client) == 1, what="the visitor is in")
     wait_for(lambda: not server._login_of_client, what="the visitor is out")
 
@@ -356,7 +356,7 @@ def test_a_keepers_memory_is_in_no_core_file_and_cannot_be_read() -> None:
     """Passwords and passphrases are in it."""
     code = (
         "import ctypes, resource\n"
-        "from remoter_kernel.local.login.keeper.process import protect_memory\n"
+        "from remoter_kernel.local.login.keeper.keeper_main import protect_memory\n"
         "protect_memory()\n"
         "print(ctypes.CDLL(None).prctl(3), resource.getrlimit(resource.RLIMIT_CORE))\n"
         "print(open('/proc/self/comm').read())\n"
@@ -369,7 +369,7 @@ def test_a_keeper_can_have_many_visitors(kept: str) -> None:
     """More than the 1,024 descriptors that a process usually may have."""
     with contextlib.closing(log_in_by_keeper(remote_of(kept))):
         soft, hard = resource.prlimit(keeper().pid, resource.RLIMIT_NOFILE)
-        assert soft == min(hard, process.DESCRIPTORS)
+        assert soft == min(hard, keeper_main.DESCRIPTORS)
 
 
 # -------------------------------------------------- where there is nothing but TCP
@@ -377,7 +377,7 @@ def test_a_keeper_can_have_many_visitors(kept: str) -> None:
 
 @pytest.fixture
 def only_tcp(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(unix_sockets, "HAS_UNIX_SOCKETS", False)
+    monkeypatch.setattr(private_sockets, "HAS_UNIX_SOCKETS", False)
 
 
 def far_end() -> tuple[socket.socket, int]:
@@ -388,13 +388,13 @@ def far_end() -> tuple[socket.socket, int]:
 
 def test_two_visitors_cannot_be_played_off_against_each_other() -> None:
     """A stranger at a dead keeper's port passes on what one says to the other."""
-    key = secrets.token_bytes(unix_sockets.SECRET_SIZE)
+    key = secrets.token_bytes(private_sockets.SECRET_SIZE)
     listener, port = far_end()
     proven: list[bool] = []
 
     def visit() -> None:
         with socket.create_connection(("127.0.0.1", port), 5) as visitor:
-            proven.append(unix_sockets.authenticate_as_client(visitor, key, port))
+            proven.append(private_sockets.authenticate_as_client(visitor, key, port))
 
     visitors = [threading.Thread(target=visit) for _ in range(2)]
     with listener:
@@ -415,18 +415,18 @@ def test_two_visitors_cannot_be_played_off_against_each_other() -> None:
 
 
 def test_a_proof_of_one_role_or_port_is_none_of_another() -> None:
-    key = secrets.token_bytes(unix_sockets.SECRET_SIZE)
+    key = secrets.token_bytes(private_sockets.SECRET_SIZE)
     for port_here, expected in ((4000, True), (4001, False)):
         near, far = socket.socketpair()
         with near, far:
             told: list[bool] = []
             keeping = threading.Thread(
                 target=lambda far=far, told=told: told.append(
-                    unix_sockets.authenticate_as_keeper(far, key, 4000)
+                    private_sockets.authenticate_as_keeper(far, key, 4000)
                 )
             )
             keeping.start()
-            assert unix_sockets.authenticate_as_client(near, key, port_here) is expected
+            assert private_sockets.authenticate_as_client(near, key, port_here) is expected
             near.shutdown(socket.SHUT_WR)
             keeping.join(10)
             assert told == [expected]
@@ -434,7 +434,7 @@ def test_a_proof_of_one_role_or_port_is_none_of_another() -> None:
 
 def test_a_byte_now_and_then_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """One deadline counts for all of a proof."""
-    monkeypatch.setattr(unix_sockets, "HANDSHAKE_WITHIN", 0.5)
+    monkeypatch.setattr(private_sockets, "HANDSHAKE_WITHIN", 0.5)
     near, far = socket.socketpair()
     over = threading.Event()
 
@@ -447,7 +447,9 @@ def test_a_byte_now_and_then_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) ->
     dripping.start()
     began = time.monotonic()
     with near, far:
-        assert not unix_sockets.authenticate_as_client(near, bytes(unix_sockets.SECRET_SIZE), 1)
+        assert not private_sockets.authenticate_as_client(
+            near, bytes(private_sockets.SECRET_SIZE), 1
+        )
         took = time.monotonic() - began
         over.set()
         dripping.join(5)
@@ -462,15 +464,15 @@ def test_a_keeper_at_a_port_lets_in_only_who_knows_its_key(here: JupyterHere) ->
         about = endpoint.endpoint_record(listener.address, os.getpid())
         write_private_file(endpoint.endpoint_file(), json.dumps(about))
         accepting = threading.Thread(
-            target=process._accept_clients, args=(listener, bytes.fromhex(about["key"]), server)
+            target=keeper_main._accept_clients, args=(listener, bytes.fromhex(about["key"]), server)
         )
         accepting.start()
         try:
             with socket.create_connection(("127.0.0.1", listener.port)) as stranger:
                 stranger.settimeout(10)
-                stranger.sendall(secrets.token_bytes(unix_sockets.SECRET_SIZE))
-                assert len(stranger.recv(1000)) == 2 * unix_sockets.SECRET_SIZE
-                stranger.sendall(secrets.token_bytes(unix_sockets.SECRET_SIZE))
+                stranger.sendall(secrets.token_bytes(private_sockets.SECRET_SIZE))
+                assert len(stranger.recv(1000)) == 2 * private_sockets.SECRET_SIZE
+                stranger.sendall(secrets.token_bytes(private_sockets.SECRET_SIZE))
                 with contextlib.suppress(ConnectionError):
                     assert stranger.recv(1000) == b""
             assert not server._login_of_client
@@ -479,7 +481,7 @@ def test_a_keeper_at_a_port_lets_in_only_who_knows_its_key(here: JupyterHere) ->
             with connection:
                 wait_for(lambda: len(server._login_of_client) == 1, what="who knows the key is in")
             endpoint.endpoint_file().write_text(
-                json.dumps({**about, "key": "00" * unix_sockets.SECRET_SIZE})
+                json.dumps({**about, "key": "00" * private_sockets.SECRET_SIZE})
             )
             assert endpoint.try_connect() is None
         finally:
@@ -517,10 +519,10 @@ def test_a_tunnel_at_a_port_is_for_who_knows_its_secret() -> None:
     tunnel = Tunnel(wire, "127.0.0.1", 1)
     tunnel.open(5)
     where = ("127.0.0.1", int(tunnel.address.rpartition(":")[2]))
-    assert len(tunnel.secret) == unix_sockets.SECRET_SIZE
+    assert len(tunnel.secret) == private_sockets.SECRET_SIZE
     with socket.create_connection(where), socket.create_connection(where) as guesses:
-        guesses.sendall(bytes(unix_sockets.SECRET_SIZE) + b"of a stranger")
-        with unix_sockets.connect_to_listener(tunnel.address, 5) as mine:
+        guesses.sendall(bytes(private_sockets.SECRET_SIZE) + b"of a stranger")
+        with private_sockets.connect_to_listener(tunnel.address, 5) as mine:
             mine.sendall(tunnel.secret + b"mine")
             wait_for(lambda: b"".join(wire.sent) == b"mine", what="what came through")
     tunnel.close()

@@ -29,11 +29,11 @@ STRANGER = 65534
 LOOK = """
 import sys, time, pathlib
 sys.path.insert(0, {zip!r})
-from remoter_kernel.evaluator.lock import Lock
+from remoter_kernel.evaluator.named_lock import NamedLock
 while not pathlib.Path({gate!r}).exists():
     time.sleep(0.001)
-lock = Lock(sys.argv[1])
-assert lock.take(0.0)
+lock = NamedLock(sys.argv[1])
+assert lock.acquire(0.0)
 print(lock._path.parent)
 lock.release()
 """

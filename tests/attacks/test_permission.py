@@ -12,7 +12,7 @@ import pytest
 from jupyter_client.connect import write_connection_file
 
 from remoter_kernel.local.login.prompts import OWN_TAG
-from remoter_kernel.local.proxy.identity import NotebookDetector
+from remoter_kernel.local.proxy.identity import ClientNotebookDetector
 from tests.pure.test_notebook_detector import Clock, a_request
 from tests.real_jupyter import started_kernel
 from tests.whole.talk import Talk
@@ -178,7 +178,7 @@ def test_what_changes_while_a_person_thinks_is_not_what_was_asked_about(
 def test_a_cell_does_not_say_which_notebook_it_is_of() -> None:
     """The line of VS Code's own code, in a stranger's cell, names another notebook of this side."""
     heard: list[str] = []
-    introduction = NotebookDetector(Clock(), heard.append)  # type: ignore[arg-type]
+    introduction = ClientNotebookDetector(Clock(), heard.append)  # type: ignore[arg-type]
     introduction.start()
     line = '__vsc_ipynb_file__ = "/home/ada/private.ipynb"'
     introduction.on_request(a_request(code=line, store_history=True))

@@ -17,12 +17,12 @@ from remoter_kernel.errors import RemoterError
 from remoter_kernel.local.config import remotes
 from remoter_kernel.local.config.remotes import Remote
 from remoter_kernel.local.launch import wheelhouse
-from remoter_kernel.local.launch.host_probe import FoundPython, HostProbe
-from remoter_kernel.local.launch.installer import ANSWER_MARK
+from remoter_kernel.local.launch.host_probe import FoundPython, HostProbeResult
 from remoter_kernel.local.launch.remote_venv import install_venv
+from remoter_kernel.local.launch.remote_venv_script import ANSWER_MARK
 from remoter_kernel.local.login.keeper.endpoint import end_logins
 from remoter_kernel.local.login.login import CompletedCommand
-from remoter_kernel.local.session import known_sessions
+from remoter_kernel.local.session import session_cache
 from tests.at_terminal import Question, at_terminal
 from tests.real_jupyter import wait_for
 from tests.real_parts import real_part
@@ -59,14 +59,14 @@ def session(name="7f3a9c"):
     }}
 
 def records():
-    from remoter_kernel.protocol.frames import Channel, pack, to_json
-    from remoter_kernel.protocol.journal_entries import Said, encode_said
+    from remoter_kernel.protocol.frames import Channel, pack_parts, to_json
+    from remoter_kernel.protocol.journal_entries import JournalEntry, encode_entry
     parts = [b"", to_json({{"msg_type": "execute_request", "msg_id": "1"}}), b"{{}}", b"{{}}"]
     parts.append(to_json({{"code": ACTS}}))
     note = [to_json({{"event": "died", "why": ACTS}})]
     order = [to_json({{"order": ACTS}})]
-    for channel, body in ((Channel.SHELL, parts), (Channel.NOTE, note), (Channel.ORDER, order)):
-        yield encode_said(Said(1, 1.7e9, channel, True, bytes(8), pack(body)))
+    for channel, body in ((Channel.SHELL, parts), (Channel.EVENT, note), (Channel.COMMAND, order)):
+        yield encode_entry(JournalEntry(1, 1.7e9, channel, True, bytes(8), pack_parts(body)))
 
 if sys.argv[2:] == ["ask"]:
     wish = json.loads(sys.stdin.readline())
@@ -130,7 +130,7 @@ def test_names_of_sessions_do_not_act_on_the_terminal(evil: Path) -> None:
 def test_what_happened_there_does_not_act_on_the_terminal(evil: Path) -> None:
     """It puts them into code, reasons, orders and the lines of its logs."""
     text = shown_by("log", "evil/7f3a9c")
-    assert "Front 000000 asked for: ]0;OWNED" in text
+    assert "Client 000000 asked for: ]0;OWNED" in text
     assert "The kernel died." in text
     assert "The evaluator complained:" in text
 
@@ -180,7 +180,7 @@ def test_a_session_that_has_no_id_of_one_is_not_begun(
     assert ran.returncode == 4, ran
     assert ran.stderr.startswith("remoter: evil: 127.0.0.1 answered strangely: ")
     assert "remoter stop" not in ran.stderr
-    assert PASTED not in json.dumps(known_sessions.load_sessions())
+    assert PASTED not in json.dumps(session_cache.load_sessions())
     # There is a real one behind it.
     here.add_remote("honest", **python_remote)
     told = json.loads(here.remoter("sessions", "honest", "--json").stdout)
@@ -233,7 +233,7 @@ def memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("REMOTER_CONFIG", str(tmp_path / "remotes.toml"))
     monkeypatch.setenv("REMOTER_STATE", str(tmp_path / "state"))
     remotes.write_remote(Remote("box", "me@box.invalid"), make_default=False, replace=False)
-    known_sessions.store_sessions("box", [{"id": "7f3a9c", "notebook": "n.ipynb"}])
+    session_cache.store_sessions("box", [{"id": "7f3a9c", "notebook": "n.ipynb"}])
     (file,) = (tmp_path / "state/sessions").iterdir()
     return file
 
@@ -296,7 +296,7 @@ def test_a_version_does_not_become_a_path_here(monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr(wheelhouse, "pip_wheel", pip_wheel)
     python = FoundPython("/usr/bin/python3", "3.11.2", False, False, False)
-    around = HostProbe((python,), "/home/me", "Linux x86_64")
+    around = HostProbeResult((python,), "/home/me", "Linux x86_64")
     evil: Any = EvilInstaller()
     progress: Any = MagicMock()
     with pytest.raises(RemoterError, match="an answer that makes no sense"):

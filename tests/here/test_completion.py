@@ -12,7 +12,7 @@ import pytest
 from remoter_kernel.cli.main import VERBS
 from remoter_kernel.local.config import remotes
 from remoter_kernel.local.config.remotes import Remote
-from remoter_kernel.local.session import known_sessions
+from remoter_kernel.local.session import session_cache
 from tests.real_parts import real_part
 from tests.whole.test_console import Terminal
 
@@ -40,8 +40,8 @@ def own_files(tmp_path, monkeypatch):
     for name in ("box", "bay"):
         remote = Remote(name, f"me@{name}.invalid")
         remotes.write_remote(remote, make_default=False, replace=False)
-    known_sessions.store_sessions("box", [{"id": "7f3a9c", "state": "idle", "kernel": "x"}])
-    known_sessions.add_session("bay", "81aa00", "train.py")
+    session_cache.store_sessions("box", [{"id": "7f3a9c", "state": "idle", "kernel": "x"}])
+    session_cache.add_session("bay", "81aa00", "train.py")
     (tmp_path / "train.py").write_text("")
 
 
@@ -132,9 +132,9 @@ def test_a_shell_that_is_not_known_is_named():
 def test_what_is_remembered_is_only_a_memory(tmp_path):
     """A torn file is none; what is seen next takes its place."""
     (tmp_path / "state/sessions/box.json").write_text('[{"id"')
-    assert set(known_sessions.load_sessions()) == {"bay"}
-    known_sessions.store_sessions("box", [{"id": "000001", "state": "busy", "notebook": "n.ipynb"}])
-    (only,) = known_sessions.load_sessions()["box"]
+    assert set(session_cache.load_sessions()) == {"bay"}
+    session_cache.store_sessions("box", [{"id": "000001", "state": "busy", "notebook": "n.ipynb"}])
+    (only,) = session_cache.load_sessions()["box"]
     assert only == {"id": "000001", "state": "busy", "notebook": "n.ipynb", "script": ""}
     subprocess.run([BIN / "remoter", "remove", "box"], check=True, capture_output=True)
-    assert set(known_sessions.load_sessions()) == {"bay"}
+    assert set(session_cache.load_sessions()) == {"bay"}

@@ -26,7 +26,7 @@ from remoter_kernel.local.login.login_errors import (
 )
 from tests.real_jupyter import wait_for
 
-log = logging.getLogger("remoter_kernel.protocol.pump")
+log = logging.getLogger("remoter_kernel.protocol.link_connection")
 
 
 @pytest.fixture

@@ -10,13 +10,13 @@ import sys
 
 import pytest
 
-from remoter_kernel.local.launch.host_probe import HostProbe, parse_probe, probe_script
+from remoter_kernel.local.launch.host_probe import HostProbeResult, parse_probe, probe_script
 from tests.real_parts import lack
 
 
 def look(
     home, *, python="", shell="sh", path=os.defpath, is_own=True, environment=None
-) -> HostProbe:
+) -> HostProbeResult:
     ran = subprocess.run(
         [shell, "-c", "sh -s"],
         input=probe_script(python, is_own=is_own).encode(),

@@ -18,7 +18,7 @@ import pytest
 
 from bench.proxy import Proxy
 from remoter_kernel.errors import LoginRefused, RemoteLacks, Unreachable
-from remoter_kernel.local import unix_sockets
+from remoter_kernel.local import private_sockets
 from remoter_kernel.local.login import ssh_login as ssh
 from remoter_kernel.local.login.paramiko import authenticator
 from remoter_kernel.local.login.ssh_config import Destination, resolve_destination
@@ -374,7 +374,7 @@ def test_a_login_whose_pipes_are_all_full_still_closes_at_once(server, there):
             replace(there, port=path.port, host_key_alias=f"[127.0.0.1]:{there.port}")
         )
         tunnel = login.open_tunnel("127.0.0.1", far.getsockname()[1])
-        with unix_sockets.connect_to_listener(tunnel.address, 30) as near, far.accept()[0]:
+        with private_sockets.connect_to_listener(tunnel.address, 30) as near, far.accept()[0]:
             path.stall()
             near.settimeout(0.5)
             with contextlib.suppress(TimeoutError):

@@ -27,7 +27,7 @@ from remoter_kernel.errors import (
     RemoteLacks,
     Unreachable,
 )
-from remoter_kernel.local import unix_sockets
+from remoter_kernel.local import private_sockets
 from remoter_kernel.local.config.remotes import Remote
 from remoter_kernel.local.login import ssh_login as login_module
 from remoter_kernel.local.login.log_in import log_in_to
@@ -154,7 +154,7 @@ def take(listener: socket.socket) -> socket.socket:
 
 
 def connect(tunnel) -> socket.socket:
-    near = unix_sockets.connect_to_listener(tunnel.address, 30)
+    near = private_sockets.connect_to_listener(tunnel.address, 30)
     near.settimeout(30)
     return near
 
@@ -665,7 +665,7 @@ def test_a_master_of_ours_ends_when_we_are_killed(config, room):
     code = (
         "import os, sys, tempfile\n"
         "from pathlib import Path\n"
-        "from remoter_kernel.local.login import openssh_argv\n"
+        "from remoter_kernel.local.login.openssh import openssh_argv\n"
         "from remoter_kernel.local.login.ssh_config import resolve_destination\n"
         "from remoter_kernel.local.login.openssh.openssh_login import log_in_by_openssh\n"
         "openssh_argv.MASTER_PERSISTS = 1\n"

@@ -14,7 +14,7 @@ import pytest
 from paramiko.common import MSG_CHANNEL_CLOSE, MSG_CHANNEL_DATA
 
 from remoter_kernel.errors import ForwardingRefused, RemoteLacks
-from remoter_kernel.local import unix_sockets
+from remoter_kernel.local import private_sockets
 from remoter_kernel.local.login.embedded_host import EmbeddedHost
 from remoter_kernel.local.login.openssh.openssh_login import log_in_by_openssh
 from remoter_kernel.local.login.paramiko_channel import ConnectionClosed, ParamikoChannel
@@ -104,7 +104,7 @@ def far() -> Iterator[Far]:
 
 def connect(tunnel: Tunnel) -> socket.socket:
     """Connect to this side of a tunnel, as ZeroMQ would."""
-    near = unix_sockets.connect_to_listener(tunnel.address, 30)
+    near = private_sockets.connect_to_listener(tunnel.address, 30)
     near.settimeout(30)
     return near
 

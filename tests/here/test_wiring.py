@@ -22,14 +22,14 @@ from remoter_kernel.evaluator.listener import Listener
 from remoter_kernel.evaluator.registry import Session
 from remoter_kernel.evaluator.supervisor import Supervisor
 from remoter_kernel.local.config.remotes import Remote
-from remoter_kernel.local.login.keeper.keeper_client import KeeperClient
+from remoter_kernel.local.login.keeper.connected_client import ConnectedClient
 from remoter_kernel.local.login.keeper.keeper_server import KeeperServer
 from remoter_kernel.local.proxy import proxy as kernels
 from remoter_kernel.local.proxy.proxy import KernelProxy
 from remoter_kernel.local.proxy.sockets import PORTS, Sockets
 from remoter_kernel.local.session.link import LinkState
 from remoter_kernel.protocol.frames import FrameHeader, MessageType, encode_message, to_json
-from remoter_kernel.protocol.pump import Pump
+from remoter_kernel.protocol.link_connection import LinkConnection
 from remoter_kernel.protocol.reactor import Reactor
 from remoter_kernel.protocol.stream import MemoryOutbox, ReliableStream
 
@@ -45,10 +45,10 @@ OF_THE_PROXY = {
     ("Reactor", "after_pass"): "only an evaluator writes after each round of call-backs",
 }
 OF_AN_EVALUATOR = {
-    ("Door", "is_sure_of"): "only where an evaluator before this one has left a journal",
+    ("Listener", "is_seen_exact"): "only where an evaluator before this one has left a journal",
 }
 OF_A_KEEPER = {
-    ("KeeperClient", "on_answer"): "set while a login asks it",
+    ("ConnectedClient", "on_answer"): "set while a login asks it",
     ("KeeperClient", "on_end"): "set while it waits for a login",
 }
 
@@ -94,11 +94,11 @@ def check(*roots: Any, may_stay_unset: dict[tuple[str, str], str]) -> None:
 
 def test_a_call_back_that_was_forgotten_is_found() -> None:
     """Or this file would show nothing."""
-    pump = Pump(Reactor(), ReliableStream(MemoryOutbox()), lambda _frame: None)
+    pump = LinkConnection(Reactor(), ReliableStream(MemoryOutbox()), lambda _frame: None)
     assert unset(pump) == {
-        ("Pump", "on_item"),
-        ("Pump", "on_refused"),
-        ("Pump", "on_end"),
+        ("LinkConnection", "on_item"),
+        ("LinkConnection", "on_refused"),
+        ("LinkConnection", "on_end"),
         ("Reactor", "after_pass"),
         ("Reactor", "on_bug"),
     }
@@ -192,4 +192,4 @@ def test_all_are_told_in_a_keeper() -> None:
     """It calls back by threads and queues, but for what is told of a login that is being made."""
     near, far = Pipe()
     with near, far:
-        check(KeeperServer(), KeeperClient(near), may_stay_unset=OF_A_KEEPER)
+        check(KeeperServer(), ConnectedClient(near), may_stay_unset=OF_A_KEEPER)

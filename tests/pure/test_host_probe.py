@@ -12,7 +12,7 @@ from remoter_kernel.errors import RemoteLacks
 from remoter_kernel.local.launch.host_probe import (
     PROBE_MARK,
     FoundPython,
-    HostProbe,
+    HostProbeResult,
     RemoteKernelspec,
     parse_probe,
 )
@@ -87,7 +87,7 @@ def test_the_best_python_can_run_an_evaluator_and_knows_the_kernel():
     assert around.best().path == "/plain"
     assert around.best("ir").path == "/with-r"
     assert around.best("julia").path == "/plain"
-    assert HostProbe((), "", "").best() is None
+    assert HostProbeResult((), "", "").best() is None
     assert parse_probe(answer(bare)).best() is None
 
 

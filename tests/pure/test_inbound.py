@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from remoter_kernel.errors import Overrun, ProtocolError, RemoterError
-from remoter_kernel.local.proxy.failures import FailedLink, RejectedMessageReporter
+from remoter_kernel.local.proxy.failures import FailedLink, UndeliverableMessageNotice
 from remoter_kernel.local.proxy.replies import ReplySender
 from remoter_kernel.local.session.inbound import InboundItems
-from remoter_kernel.local.session.pacer import Pacer
+from remoter_kernel.local.session.iopub_pacer import IopubPacer
 from remoter_kernel.protocol.frames import (
     Channel,
     FrameHeader,
@@ -44,7 +44,7 @@ class Side:
         self.taken: list[bytes] = []
         self.refused: list[tuple[Channel, str]] = []
         self.reactor: Any = SimpleNamespace(call_later=self._wait, on_bug=self.bugs.append)
-        self.pacer = Pacer(self.reactor, lambda: self.now, self._deliver) if is_paced else None  # type: ignore[arg-type]
+        self.pacer = IopubPacer(self.reactor, lambda: self.now, self._deliver) if is_paced else None  # type: ignore[arg-type]
         self.talk = ReliableStream(MemoryOutbox())
         self.talk.begin()
         self.talk.open((0, 0))
@@ -183,7 +183,7 @@ class Client:
         self.heard: list[tuple[str, dict[str, Any], str]] = []
         self.requests = Requests()
         self.mouth = ReplySender(self, "kernel", self.requests)  # type: ignore[arg-type]
-        self.refused = RejectedMessageReporter(self.mouth, self.requests)
+        self.refused = UndeliverableMessageNotice(self.mouth, self.requests)
 
     def ask(self, kind: str, name: str) -> Request:
         parts = said(kind, {"code": "1"})

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from remoter_kernel.errors import Usage
-from remoter_kernel.local.history.status import Status, format_requests, format_status
+from remoter_kernel.local.history.link_status import LinkStatus, format_requests, format_status
 from remoter_kernel.local.proxy.magics.cell_transfer import TransferRequest
 from remoter_kernel.local.proxy.magics.help import HELP, inspect_text, summary_text, verb_text
 from remoter_kernel.local.proxy.magics.magic import ParsedMagic, parse_magic
@@ -92,12 +92,14 @@ def test_a_line_that_would_be_lost_is_refused():
 
 def test_the_status_of_a_link_that_is_up_and_of_one_that_is_down():
     """Up: since when and over how many cuts. Down: for how long, and when it is tried again."""
-    up = format_status(Status("up", 75.0, "box", losses=2, session="7f3a9c", host="n1", user="ada"))
+    up = format_status(
+        LinkStatus("up", 75.0, "box", losses=2, session="7f3a9c", host="n1", user="ada")
+    )
     assert "up for 1 min 15 s, after 2 cuts" in up
     assert "7f3a9c on n1 as ada" in up
     assert "not confirmed" not in up
     down = format_status(
-        Status("waiting", 3.0, "box", next_try=12.0, last_error="It was cut.", queue=2)
+        LinkStatus("waiting", 3.0, "box", next_try=12.0, last_error="It was cut.", queue=2)
     )
     assert "down for 3.0 s; next try in 12.0 s" in down
     assert "It was cut." in down

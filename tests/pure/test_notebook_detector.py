@@ -8,8 +8,12 @@ from typing import Any
 
 import pytest
 
-from remoter_kernel.local.proxy.identity import NotebookDetector
-from remoter_kernel.local.proxy.startup_code import MOST_HELD, StartupCode, is_client_code
+from remoter_kernel.local.proxy.client_startup_code import (
+    MOST_HELD,
+    ClientStartupCode,
+    is_client_code,
+)
+from remoter_kernel.local.proxy.identity import ClientNotebookDetector
 from remoter_kernel.local.session import machine
 from remoter_kernel.local.session.notebook_identity import notebook_from
 from remoter_kernel.protocol.frames import Channel
@@ -47,9 +51,9 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def introduction(clock: Clock, heard: list[str]) -> NotebookDetector:
+def introduction(clock: Clock, heard: list[str]) -> ClientNotebookDetector:
     """One that waits."""
-    found = NotebookDetector(clock, heard.append)  # type: ignore[arg-type]
+    found = ClientNotebookDetector(clock, heard.append)  # type: ignore[arg-type]
     found.start()
     return found
 
@@ -90,7 +94,7 @@ def test_the_address_of_a_cell(cell: Any, path: str) -> None:
 
 
 def test_silent_code_and_what_a_person_types_leave_time(
-    introduction: NotebookDetector, heard: list[str]
+    introduction: ClientNotebookDetector, heard: list[str]
 ) -> None:
     introduction.on_request(a_request(code="import ipywidgets", **SILENT))
     introduction.on_request(a_request("complete_request", code="pri", cursor_pos=3))
@@ -112,19 +116,22 @@ def test_silent_code_and_what_a_person_types_leave_time(
     ],
 )
 def test_what_wants_an_answer_is_not_held_up(
-    introduction: NotebookDetector, heard: list[str], request_: Request
+    introduction: ClientNotebookDetector, heard: list[str], request_: Request
 ) -> None:
     introduction.on_request(request_)
     assert heard == [""]
 
 
 def test_a_client_that_says_nothing_is_not_waited_for_long(
-    introduction: NotebookDetector, clock: Clock, heard: list[str], monkeypatch: pytest.MonkeyPatch
+    introduction: ClientNotebookDetector,
+    clock: Clock,
+    heard: list[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     clock.ring()
     assert heard == [""]
     assert not introduction.is_waiting
-    of_vscode = NotebookDetector(clock, heard.append)  # type: ignore[arg-type]
+    of_vscode = ClientNotebookDetector(clock, heard.append)  # type: ignore[arg-type]
     clock.ring = None
     monkeypatch.setenv("VSCODE_PID", "1")
     of_vscode.start()
@@ -138,7 +145,7 @@ def test_what_was_answered_runs_first_and_once() -> None:
     link: Any = SimpleNamespace(
         ever_connected=False, send=lambda _channel, parts: said.append(parts)
     )
-    startup = StartupCode(requests, mouth, link)
+    startup = ClientStartupCode(requests, mouth, link)
     kept, late = a_request(code="a = 1", **SILENT), a_request(code="b = 1", **SILENT)
     assert startup.reply_early(kept)
     link.ever_connected = True
@@ -159,7 +166,7 @@ def test_start_up_code_is_kept_within_bounds() -> None:
     link: Any = SimpleNamespace(
         ever_connected=False, send=lambda _channel, parts: said.append(parts)
     )
-    startup = StartupCode(requests, mouth, link)
+    startup = ClientStartupCode(requests, mouth, link)
     for number in range(MOST_HELD + 5):
         startup.reply_early(a_request(code=f"a = {number}", **SILENT))
     startup.send_held()

@@ -11,7 +11,7 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as some
 
-from remoter_kernel.local.session.pacer import Pacer
+from remoter_kernel.local.session.iopub_pacer import IopubPacer
 from remoter_kernel.protocol.frames import Channel
 from remoter_kernel.protocol.output_backlog import INTERRUPTED_LIMIT
 from tests.pure.test_output_backlog import said, stream
@@ -55,7 +55,7 @@ class World:
         self.kept: list[int] = []
         self.kept_bytes = 0
         self.lateness = lateness
-        self.pacer = Pacer(self, lambda: self.now, self.give)  # type: ignore[arg-type]
+        self.pacer = IopubPacer(self, lambda: self.now, self.give)  # type: ignore[arg-type]
 
     def call_later(self, seconds: float, call: Any) -> object:
         heapq.heappush(self.calls, (self.now + seconds, next(self.order), call))

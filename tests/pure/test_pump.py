@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from remoter_kernel.errors import ProtocolError, Unreachable
-from remoter_kernel.protocol import pump
+from remoter_kernel.protocol import link_connection
 from remoter_kernel.protocol.frames import (
     LANE,
     Bytes,
@@ -17,7 +17,7 @@ from remoter_kernel.protocol.frames import (
     MessageType,
     decode_messages,
 )
-from remoter_kernel.protocol.pump import Pump
+from remoter_kernel.protocol.link_connection import LinkConnection
 from remoter_kernel.protocol.stream import MemoryOutbox, ReliableStream
 
 
@@ -29,7 +29,7 @@ class End:
         self.sent: list[bytes] = []
         self.ended: list[str] = []
         self.stream = ReliableStream(MemoryOutbox())
-        self.pump = Pump(self, self.stream, self.sent.append)  # type: ignore[arg-type]
+        self.pump = LinkConnection(self, self.stream, self.sent.append)  # type: ignore[arg-type]
         self.pump.on_end = lambda error: self.ended.append(str(error))
 
     def call_later(self, seconds: float, call: Any) -> Any:
@@ -91,7 +91,7 @@ class Wires:
         for end in (self.near, self.far):
             end.sent.clear()
             end.stream.begin()
-            end.pump = Pump(end, end.stream, end.sent.append)  # type: ignore[arg-type]
+            end.pump = LinkConnection(end, end.stream, end.sent.append)  # type: ignore[arg-type]
             end.pump.on_end = end.ended.append  # type: ignore[assignment]
         self.far.pump.on_item = self.take
         self.far.pump.on_refused = self.refuse
@@ -184,7 +184,7 @@ def test_much_that_is_due_is_sent_bit_by_bit() -> None:
     end.stream.begin()
     end.pump.start((0, 0))
     end.stream.receive(FrameHeader(MessageType.ACK, credit=10**9), b"")
-    count = 3 * pump.MOST_AT_ONCE + 1
+    count = 3 * link_connection.MOST_AT_ONCE + 1
     for number in range(count):
         end.stream.outbox.add(Channel.SHELL, b"%d" % number)  # type: ignore[attr-defined]
     sent: list[int] = []
@@ -196,7 +196,7 @@ def test_much_that_is_due_is_sent_bit_by_bit() -> None:
         said = [
             head.number for frame in end.sent for head, _ in decode_messages(frame) if head.number
         ]
-        assert len(said) <= pump.MOST_AT_ONCE
+        assert len(said) <= link_connection.MOST_AT_ONCE
         sent += said
         go_on = next((call for seconds, call in end.timers if seconds == 0.0), None)
     assert sent == list(range(1, count + 1))
@@ -208,6 +208,6 @@ def test_a_large_amount_that_is_due_is_sent_bit_by_bit() -> None:
     end.stream.begin()
     end.pump.start((0, 0))
     end.stream.receive(FrameHeader(MessageType.ACK, credit=10**9), b"")
-    end.stream.outbox.add(Channel.SHELL, bytes(3 * pump.MOST_BYTES_AT_ONCE))  # type: ignore[attr-defined]
+    end.stream.outbox.add(Channel.SHELL, bytes(3 * link_connection.MOST_BYTES_AT_ONCE))  # type: ignore[attr-defined]
     end.pump.flush()
-    assert sum(map(len, end.sent)) < 1.1 * pump.MOST_BYTES_AT_ONCE
+    assert sum(map(len, end.sent)) < 1.1 * link_connection.MOST_BYTES_AT_ONCE

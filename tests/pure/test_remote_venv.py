@@ -6,21 +6,21 @@ import pytest
 
 from remoter_kernel.errors import RemoteLacks, Usage
 from remoter_kernel.local.launch import remote_venv as environment_there
-from remoter_kernel.local.launch.host_probe import FoundPython, HostProbe
-from remoter_kernel.local.launch.installer import ANSWER_MARK
+from remoter_kernel.local.launch.host_probe import FoundPython, HostProbeResult
 from remoter_kernel.local.launch.remote_venv import (
     choose_base_python,
     parse_installer_answer,
     sessions_using,
     venv_contents,
 )
+from remoter_kernel.local.launch.remote_venv_script import ANSWER_MARK
 from remoter_kernel.local.login.login import CompletedCommand
 from remoter_kernel.plain_text import plain_text
 
 
 def around(*versions):
     pythons = (FoundPython(f"/p{each}", each, False, False, False) for each in versions)
-    return HostProbe(tuple(pythons), "/home/me", "Linux x86_64")
+    return HostProbeResult(tuple(pythons), "/home/me", "Linux x86_64")
 
 
 def test_a_kernel_of_another_language_gets_what_the_evaluator_needs_alone():

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from remoter_kernel.local.launch.launcher import SessionInfo
-from remoter_kernel.local.proxy.presenters import SessionBanner
+from remoter_kernel.local.proxy.presenters import FirstCellNotice
 from remoter_kernel.protocol.frames import Channel
 from remoter_kernel.protocol.messages import MessageSigner, header_of
 from remoter_kernel.protocol.requests import Request
@@ -22,7 +22,7 @@ def address(*notices: str) -> SessionInfo:
 def test_a_notice_is_told_once_however_often_the_link_comes_back():
     """Another start of the same session may bring another one."""
     told: list[str] = []
-    news = SessionBanner(
+    news = FirstCellNotice(
         lambda kind, content, _header: told.append(content.get("text", kind)), lambda: True
     )
     first = address("Session abc123 could not be stopped.")

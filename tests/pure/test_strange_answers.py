@@ -29,23 +29,23 @@ from remoter_kernel.local.history.executions import (
     build_notebook,
     plan_updates,
 )
+from remoter_kernel.local.history.link_status import LinkStatus, format_status
 from remoter_kernel.local.history.remote_query import (
     JournalReader,
     RemoteQuery,
     SessionList,
     resolve_session,
 )
-from remoter_kernel.local.history.status import Status, format_status
 from remoter_kernel.local.history.transcript import (
-    SessionLog,
+    SessionLogFormatter,
     Transcript,
     format_duration,
     iopub_output,
     log_line,
 )
 from remoter_kernel.local.launch import host_probe, launcher, remote_venv, wheelhouse
-from remoter_kernel.local.launch.installer import ANSWER_MARK
 from remoter_kernel.local.launch.launcher import SessionInfo
+from remoter_kernel.local.launch.remote_venv_script import ANSWER_MARK
 from remoter_kernel.local.login.login import CompletedCommand
 from remoter_kernel.local.proxy.presenters import joined_text, other_sessions_text
 from remoter_kernel.local.run.code_to_run import CodeCell
@@ -179,7 +179,7 @@ def test_sessions_have_ids_and_words_that_can_be_shown(words):
     with errors_for_people():
         found = launcher.parse_sessions(json.loads(json.dumps(words)), "box")
         assert all(is_session_id(each["id"]) for each in found)
-        chronicle = SessionLog()
+        chronicle = SessionLogFormatter()
         for each in found:
             does_no_harm(chronicle.first_line(each))
             does_no_harm(chronicle.last_line(each) or "")
@@ -219,7 +219,7 @@ def test_bytes_are_records_or_refused(data, more):
     with errors_for_people():
         records = JournalEntry(1, float("nan"), Channel.IOPUB, False, bytes(8), more)
         found, _ = split_entries(encode_entry(records) + data)
-        chronicle = SessionLog()
+        chronicle = SessionLogFormatter()
         for said in found:
             does_no_harm(chronicle.line_of(said) or "")
 
@@ -435,7 +435,7 @@ def test_no_message_makes_a_session_unreadable(said):
     story, verdict, chronicle, written = (
         ExecutionHistory(),
         ExitCodeTracker(),
-        SessionLog(),
+        SessionLogFormatter(),
         io.StringIO(),
     )
     transcript = Transcript(partial(print, end="", file=written))
@@ -493,7 +493,7 @@ def test_what_waits_comes_out_again(said):
 @given(texts, texts, texts)
 def test_a_status_can_be_shown(host, user, error):
     shown = format_status(
-        Status("up", 1.0, "box", host, user, "7f3a9c", last_error=error, cipher=host)
+        LinkStatus("up", 1.0, "box", host, user, "7f3a9c", last_error=error, cipher=host)
     )
     does_no_harm(shown)
     assert all(re.match(r"[a-z ]{13}", each) for each in shown.splitlines())

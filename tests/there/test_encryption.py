@@ -14,9 +14,9 @@ import pytest
 import zmq
 from jupyter_client.kernelspec import KernelSpec
 
-from remoter_kernel.evaluator.encryption import (
+from remoter_kernel.evaluator.kernel_curve import (
     SIGNATURE,
-    CurveProbe,
+    KernelCurveProbe,
     can_offer_keys,
     read_keys,
     remove_keys,
@@ -72,7 +72,7 @@ def limit() -> float:
 def test_a_socket_says_whether_it_wants_keys(reactor, bound, kind, has_keys):
     """It does so at once, and hears nothing of who asks."""
     heard: list[bool] = []
-    CurveProbe(reactor, ("127.0.0.1", bound(kind, has_keys=has_keys)), heard.append)
+    KernelCurveProbe(reactor, ("127.0.0.1", bound(kind, has_keys=has_keys)), heard.append)
     reactor.run_until(lambda: bool(heard), limit())
     assert heard == [has_keys]
 
@@ -82,7 +82,7 @@ def test_a_socket_that_is_not_there_yet_is_waited_for(reactor, bound):
     heard: list[bool] = []
     server = socket.create_server(("127.0.0.1", 0))
     port = server.getsockname()[1]
-    greeting = CurveProbe(reactor, ("127.0.0.1", port), heard.append)
+    greeting = KernelCurveProbe(reactor, ("127.0.0.1", port), heard.append)
     rude, _ = server.accept()
     rude.close()
     server.close()
@@ -97,7 +97,7 @@ def test_somebody_who_is_silent_at_the_port_is_left(reactor, bound):
     heard: list[bool] = []
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-        greeting = CurveProbe(reactor, ("127.0.0.1", port), heard.append)
+        greeting = KernelCurveProbe(reactor, ("127.0.0.1", port), heard.append)
         silent, _ = server.accept()
     with silent:
         bound(zmq.ROUTER, has_keys=True, port=port)
@@ -135,7 +135,7 @@ def test_somebody_who_is_at_the_port_first_takes_no_keys_away(reactor, tmp_path:
 def test_who_asks_no_more_hears_nothing(reactor, bound):
     """A kernel that has ended meanwhile needs no sockets."""
     heard: list[bool] = []
-    CurveProbe(reactor, ("127.0.0.1", bound(zmq.ROUTER, has_keys=True)), heard.append).close()
+    KernelCurveProbe(reactor, ("127.0.0.1", bound(zmq.ROUTER, has_keys=True)), heard.append).close()
     until = []
     reactor.call_later(0.1, lambda: until.append(1))
     reactor.run_until(lambda: bool(until), limit())

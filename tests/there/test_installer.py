@@ -12,9 +12,9 @@ from contextlib import redirect_stdout
 
 import pytest
 
-from remoter_kernel.local.launch import installer
-from remoter_kernel.local.launch.installer import ANSWER_MARK, EnvPaths, own_base
+from remoter_kernel.local.launch import remote_venv_script
 from remoter_kernel.local.launch.remote_venv import installer_script, parse_installer_answer
+from remoter_kernel.local.launch.remote_venv_script import ANSWER_MARK, EnvPaths, own_base
 from remoter_kernel.local.login.login import CompletedCommand
 
 MODULES = ["json", "zipfile"]
@@ -23,7 +23,7 @@ MODULES = ["json", "zipfile"]
 @pytest.fixture
 def place(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
-    monkeypatch.setattr(installer, "ENDS_WITHIN", 0.0)
+    monkeypatch.setattr(remote_venv_script, "ENDS_WITHIN", 0.0)
     return EnvPaths("box")
 
 
@@ -32,7 +32,7 @@ def made(place):
     """An environment as it is when it is complete; its Python is ours."""
     place.python.parent.mkdir(parents=True)
     place.python.symlink_to(sys.executable)
-    installer.write_atomically(place.stamp, json.dumps({"base": own_base()}))
+    remote_venv_script.write_atomically(place.stamp, json.dumps({"base": own_base()}))
     return place
 
 
@@ -41,7 +41,9 @@ def ask(verb, **words):
     before = os.umask(0o077)
     try:
         with redirect_stdout(said):
-            installer.answer_request({"verb": verb, "name": "box", "modules": MODULES, **words})
+            remote_venv_script.answer_request(
+                {"verb": verb, "name": "box", "modules": MODULES, **words}
+            )
     finally:
         os.umask(before)
     return parse_installer_answer(CompletedCommand(said.getvalue().encode(), b"", 0))
@@ -52,7 +54,7 @@ def test_nothing_half_made_and_complete_are_told_apart(made):
     assert ask("look", modules=[*MODULES, "no_such_module"])["state"] == "half"
     made.stamp.write_text("{")
     assert ask("look")["state"] == "half"
-    installer.remove_path(made.environment)
+    remote_venv_script.remove_path(made.environment)
     assert ask("look")["state"] == "none"
 
 
@@ -138,10 +140,10 @@ def test_what_misleads_pip_is_not_handed_on(monkeypatch):
     monkeypatch.setenv("PIP_TARGET", "/elsewhere")
     monkeypatch.setenv("PIP_INDEX_URL", "https://mirror.example.org")
     monkeypatch.setenv("PYTHONPATH", "/elsewhere")
-    online = installer.clean_environment(is_offline=False)
+    online = remote_venv_script.clean_environment(is_offline=False)
     assert online["PIP_INDEX_URL"] == "https://mirror.example.org"
     assert not {"PIP_TARGET", "PYTHONPATH"} & set(online)
-    offline = installer.clean_environment(is_offline=True)
+    offline = remote_venv_script.clean_environment(is_offline=True)
     assert [name for name in offline if name.startswith("PIP_")] == ["PIP_CONFIG_FILE"]
     assert offline["PIP_CONFIG_FILE"] == os.devnull
 

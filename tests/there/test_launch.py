@@ -19,7 +19,7 @@ import pytest
 
 from remoter_kernel.errors import RemoterError
 from remoter_kernel.evaluator import launch, query, registry
-from remoter_kernel.evaluator.lock import Lock
+from remoter_kernel.evaluator.named_lock import NamedLock
 from remoter_kernel.evaluator.processes import boot_id, pid_namespace, started_at
 from remoter_kernel.evaluator.records import JournalTooNewError, first_line
 from remoter_kernel.evaluator.registry import Session, collect_garbage
@@ -218,7 +218,7 @@ def test_a_lock_is_on_a_folder_of_our_own(home):
     """A folder that others may write in is not trusted: the lock is elsewhere."""
     (home / "run" / "remoter-kernel").mkdir(mode=0o777)
     (home / "run" / "remoter-kernel").chmod(0o777)
-    lock = Lock("x")
+    lock = NamedLock("x")
     assert lock.acquire(0.0)
     about = lock._path.parent.stat()
     lock.release()
@@ -228,7 +228,7 @@ def test_a_lock_is_on_a_folder_of_our_own(home):
 
 def test_a_lock_is_held_once_and_leaves_nothing(home):
     """The second one waits in vain; after the first has let go there is no file."""
-    first, second = Lock("x"), Lock("x")
+    first, second = NamedLock("x"), NamedLock("x")
     assert first.acquire(0.0)
     assert not second.acquire(0.1)
     first.release()
@@ -240,7 +240,7 @@ def test_a_lock_is_held_once_and_leaves_nothing(home):
 def test_the_file_of_a_lock_whose_owner_was_killed_goes(home):
     """What nobody holds is removed, what somebody holds stays."""
     folder = home / "run" / "remoter-kernel"
-    held = Lock("held")
+    held = NamedLock("held")
     assert held.acquire(0.0)
     (folder / "left.lock").touch()
     collect_garbage()

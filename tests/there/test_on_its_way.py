@@ -8,8 +8,8 @@ import sys
 
 import pytest
 
-from remoter_kernel.protocol import pump
-from remoter_kernel.protocol.pump import connection_ports, has_bytes_in_flight
+from remoter_kernel.protocol import link_connection
+from remoter_kernel.protocol.link_connection import connection_ports, has_bytes_in_flight
 from tests.real_jupyter import wait_for
 
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="Linux alone tells it")
@@ -68,6 +68,6 @@ def test_what_a_sender_that_is_gone_has_sent_is_on_its_way(ends):
 
 def test_where_no_system_tells_it_nothing_is(monkeypatch, tmp_path):
     """Another system, a file that is not there, a connection that is closed again."""
-    monkeypatch.setattr(pump, "CONNECTIONS", tmp_path / "none")
+    monkeypatch.setattr(link_connection, "CONNECTIONS", tmp_path / "none")
     assert not has_bytes_in_flight(1, 2)
     assert connection_ports(-1) == (0, 0)

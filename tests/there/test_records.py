@@ -16,7 +16,7 @@ from remoter_kernel.evaluator.journal import GAP, Journal
 from remoter_kernel.evaluator.outbox import ClientOutbox
 from remoter_kernel.evaluator.records import (
     EVERYONE,
-    JournalTail,
+    JournalFollower,
     JournalTooNewError,
     Record,
     encode_record,
@@ -179,7 +179,7 @@ def test_a_journal_that_is_read_in_portions_while_it_grows(drawn, portions):
         for size, most in [*portions, (len(raw), 0), (len(raw), 0)]:
             path.open("ab").close()
             path.write_bytes(raw[: max(size, path.stat().st_size)])
-            reader = JournalTail(path, place)
+            reader = JournalFollower(path, place)
             wanted = 0
             for record in reader.records():
                 if heard and record.number <= heard[-1].number:

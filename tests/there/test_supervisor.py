@@ -21,8 +21,8 @@ from remoter_kernel.evaluator.listener import Listener
 from remoter_kernel.evaluator.records import Record
 from remoter_kernel.evaluator.recovery import RecoveredState
 from remoter_kernel.evaluator.registry import Session
-from remoter_kernel.evaluator.supervisor import KernelState, Supervisor
-from remoter_kernel.evaluator.timeouts import StartupWatchdog
+from remoter_kernel.evaluator.supervisor import KernelLifecycle, Supervisor
+from remoter_kernel.evaluator.timeouts import SlowStartNotice
 from remoter_kernel.protocol.frames import (
     Channel,
     FrameHeader,
@@ -181,14 +181,14 @@ def life(begin) -> Life:
     life: Life = begin()
     life.will._start_kernel()
     life.be_ready()
-    assert life.will.state is KernelState.READY
+    assert life.will.state is KernelLifecycle.READY
     return life
 
 
 def test_a_restart_does_not_revive_a_session_that_stops(life):
     life.will.stop("It was stopped.")
     life.will._on_command("restart")
-    assert life.will.state is KernelState.STOPPING
+    assert life.will.state is KernelLifecycle.STOPPING
     life.end()
     assert len(life.children) == 1
 
@@ -200,7 +200,7 @@ def test_no_kernel_starts_in_a_session_that_was_stopped_between_two_kernels(life
     life.end(-9)
     life.will.stop("It was stopped.")
     life.pass_by(0.05)
-    assert (left, len(life.children), life.will.state) == ([1], 1, KernelState.STOPPING)
+    assert (left, len(life.children), life.will.state) == ([1], 1, KernelLifecycle.STOPPING)
 
 
 def test_why_a_kernel_did_not_start_is_not_read_in_the_loop(begin, monkeypatch):
@@ -220,7 +220,7 @@ def test_why_a_kernel_did_not_start_is_not_read_in_the_loop(begin, monkeypatch):
     assert not life.will.why
     life.wait_for(lambda: threads == ["kernel log"])
     is_back.set()
-    life.wait_for(lambda: life.will.state is KernelState.FAILED)
+    life.wait_for(lambda: life.will.state is KernelLifecycle.FAILED)
     assert "The kernel did not start: " in life.will.why
     assert life.will.why.endswith("\nNo such module")
     ports._disk.close()
@@ -240,13 +240,13 @@ def test_a_session_is_stopped_though_nobody_can_read_why_its_kernel_did_not_star
     is_back.set()
     ports._disk.close()
     life.pass_by(0.05)
-    assert life.will.state is KernelState.STOPPING
+    assert life.will.state is KernelLifecycle.STOPPING
 
 
 def test_a_kernel_that_dies_starts_anew(life):
     life.end(-9)
     life.wait_for(lambda: len(life.children) == 2)
-    assert life.will.state is KernelState.STARTING
+    assert life.will.state is KernelLifecycle.STARTING
 
 
 def test_a_kernel_whose_process_is_named_late_is_ended_all_the_same(begin):
@@ -263,7 +263,7 @@ def test_a_kernel_that_cannot_be_started_for_any_reason_is_told_of(begin):
     life = begin()
     life.fails_with = TypeError("expected string or bytes-like object, got 'int'")
     life.will._start_kernel()
-    assert life.will.state is KernelState.FAILED
+    assert life.will.state is KernelLifecycle.FAILED
     assert "could not be started" in life.will.why
     assert "expected string" in life.will.why
 
@@ -323,7 +323,7 @@ def test_what_an_adopted_kernel_may_have_got_is_answered_once_that_kernel_is_gon
 
 @pytest.mark.parametrize(
     ("command", "kernels", "state"),
-    [("restart", 2, KernelState.STARTING), ("stop", 1, KernelState.STOPPING)],
+    [("restart", 2, KernelLifecycle.STARTING), ("stop", 1, KernelLifecycle.STOPPING)],
 )
 def test_what_an_evaluator_had_begun_with_when_it_died_is_done_by_the_next(
     begin, monkeypatch, command, kernels, state
@@ -362,7 +362,7 @@ def test_an_error_with_half_a_character_does_not_hold_up_an_adoption(begin):
         said[CONTENT] = json.dumps(words).encode()
         life.will._on_kernel_message(Channel.IOPUB, said)
     life.kernel.on_ready({"session": "k"}, {"banner": "x"})
-    life.wait_for(lambda: life.will.state is KernelState.READY)
+    life.wait_for(lambda: life.will.state is KernelLifecycle.READY)
     assert (life.bugs, len(life.will._requests)) == ([], 0)
 
 
@@ -405,7 +405,7 @@ def test_what_a_kernel_printed_is_not_read_in_the_loop(monkeypatch):
 
     child: Any = SimpleNamespace(log_tail=log_tail)
     speaker: Any = SimpleNamespace(write_stderr=lambda _cell, sentence: told.append(sentence))
-    watch = StartupWatchdog(reactor, "7f3a9c", requests, speaker, {})
+    watch = SlowStartNotice(reactor, "7f3a9c", requests, speaker, {})
     watch.watch(child, lambda: True)
     reactor.run_until(lambda: bool(told), time.monotonic() + 10)
     watch._disk.close()

@@ -234,9 +234,9 @@ def test_a_loop_that_touches_a_file_is_seen(watch: Path) -> None:
         import os
         from remoter_kernel.protocol.reactor import Reactor
         reactor = Reactor()
-        reactor.later(0.0, lambda: os.stat("/seen"[:1]))
-        reactor.later(0.0, lambda: open("/dev/null").close())
-        reactor.later(0.0, reactor.stop)
+        reactor.call_later(0.0, lambda: os.stat("/seen"[:1]))
+        reactor.call_later(0.0, lambda: open("/dev/null").close())
+        reactor.call_later(0.0, reactor.stop)
         os.lstat("/")
         reactor.run()
     """

@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from remoter_kernel.errors import RemoterError, Unreachable
-from remoter_kernel.local import unix_sockets
+from remoter_kernel.local import private_sockets
 from remoter_kernel.local.config.remotes import find_remote
 from remoter_kernel.local.login.keeper import endpoint
 from remoter_kernel.local.login.keeper.endpoint import receive_message, send_message
@@ -390,7 +390,7 @@ def test_tunnels_end_with_their_visitor(remote: Remote, sshd: RealSshd) -> None:
     with login(remote) as another:
         with login(remote) as mine:
             address = mine.open_tunnel("127.0.0.1", sshd.port).address
-            through = unix_sockets.connect_to_listener(address, 10)
+            through = private_sockets.connect_to_listener(address, 10)
             through.settimeout(10)
             assert through.recv(4) == b"SSH-"
         with through, contextlib.suppress(ConnectionError):

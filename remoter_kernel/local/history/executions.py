@@ -254,7 +254,7 @@ def executed_notebook(
 # Into a notebook that is there ------------------------------------------------------------
 
 
-class CellUpdate(NamedTuple):
+class NotebookCellUpdate(NamedTuple):
     """What becomes of one cell: `run` is None where it is left alone, and `why` says why."""
 
     cell_index: int  # in the notebook's cells
@@ -264,7 +264,7 @@ class CellUpdate(NamedTuple):
 
 def plan_updates(
     cells: Sequence[dict[str, Any]], runs: Iterable[CellExecution], saved: float
-) -> list[CellUpdate]:
+) -> list[NotebookCellUpdate]:
     """Say which cells get which outputs; `saved`: when the notebook was, in seconds.
 
     A cell gets the outputs of its last run if it has none, or only the first of them, or
@@ -282,10 +282,12 @@ def plan_updates(
         if list(map(comparable, there)) == list(map(comparable, last.outputs)):
             continue
         if last.sent_at > saved or any(_is_prefix_of(run.outputs, there) for run in own):
-            fillings.append(CellUpdate(index, last, "" if last.is_over else "it still runs"))
+            fillings.append(
+                NotebookCellUpdate(index, last, "" if last.is_over else "it still runs")
+            )
         else:
             fillings.append(
-                CellUpdate(index, None, "it has outputs that this session did not make")
+                NotebookCellUpdate(index, None, "it has outputs that this session did not make")
             )
     return fillings
 

@@ -36,7 +36,7 @@ from remoter_kernel.local.login.keeper import endpoint
 from remoter_kernel.local.login.ssh_config import resolve_destination
 from remoter_kernel.local.session import undelivered_commands
 from remoter_kernel.local.session.dialer import THIS_MACHINE
-from remoter_kernel.local.session.known_sessions import load_sessions
+from remoter_kernel.local.session.session_cache import load_sessions
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -19,7 +19,7 @@ from remoter_kernel.local.launch.launcher import (
 )
 from remoter_kernel.local.login.keeper.keeper_login import log_in_by_keeper
 from remoter_kernel.local.session.dialer import THIS_MACHINE
-from remoter_kernel.local.session.known_sessions import store_sessions
+from remoter_kernel.local.session.session_cache import store_sessions
 from remoter_kernel.plain_text import plain_text
 from remoter_kernel.protocol.frames import MOST_ITEM
 from remoter_kernel.protocol.journal_entries import JournalEntry, split_entries

@@ -125,7 +125,7 @@ def describe_gap(words: dict[str, Any]) -> str:
     return f"[{size:,} bytes are not kept any more]\n"
 
 
-class SessionLog:
+class SessionLogFormatter:
     """Turns records into lines."""
 
     def __init__(self) -> None:
@@ -157,7 +157,7 @@ class SessionLog:
 
     def _describe(self, said: JournalEntry) -> str | None:
         parts = unpack_parts(said.body)
-        who = f"Front {said.client.hex()[:6]}"
+        who = f"Client {said.client.hex()[:6]}"
         if said.channel is Channel.COMMAND:
             order = str(from_json(parts[0]).get("order"))
             return f"{who} {COMMAND_TEXTS.get(order, order)}."

@@ -77,7 +77,7 @@ class FoundPython:
 
 
 @dataclass(frozen=True)
-class HostProbe:
+class HostProbeResult:
     """What one look around a remote has shown."""
 
     pythons: tuple[FoundPython, ...]  # the likeliest first, as the shell there would find them
@@ -124,7 +124,7 @@ class HostProbe:
         )
 
 
-def probe_host(login: Login, python: str = "", *, is_own: bool = True) -> HostProbe:
+def probe_host(login: Login, python: str = "", *, is_own: bool = True) -> HostProbeResult:
     """Look for Pythons there; for `python` alone where one is named.
 
     `is_own`: the Python that is chosen stands in the configuration, so that the default kernel
@@ -148,7 +148,7 @@ def _quote_path_for_shell(path: str) -> str:
     return shlex.quote(path)
 
 
-def parse_probe(stdout: bytes, stderr: bytes = b"") -> HostProbe:
+def parse_probe(stdout: bytes, stderr: bytes = b"") -> HostProbeResult:
     """Read what the script said, whatever else was printed around it."""
     facts: dict[str, str] = {}
     pythons: dict[str, FoundPython] = {}
@@ -167,7 +167,7 @@ def parse_probe(stdout: bytes, stderr: bytes = b"") -> HostProbe:
             f"the host does not run what it is asked to, but answers: {_excerpt(stdout, stderr)}",
             "An account with a forced command or a menu cannot run a kernel: use another one.",
         )
-    return HostProbe(
+    return HostProbeResult(
         tuple(pythons.values()),
         facts.get("home", ""),
         facts.get("system", ""),

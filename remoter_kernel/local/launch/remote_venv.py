@@ -1,6 +1,6 @@
 """Gives a remote a Python environment of its own there, in the tool's folder, and takes it back.
 
-What runs there is `installer.py`, sent to a Python on its stdin: nothing is left behind of it.
+What runs there is `remote_venv_script.py`, sent to a Python on its stdin: nothing is left behind of it.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 from remoter_kernel.errors import RemoteLacks, Unreachable, Usage
 from remoter_kernel.local.launch import wheelhouse
 from remoter_kernel.local.launch.host_probe import OLDEST_PYTHON, probe_host
-from remoter_kernel.local.launch.installer import ANSWER_MARK
 from remoter_kernel.local.launch.launcher import (
     format_version,
     parse_sessions,
     query_remote,
     shell_path,
 )
+from remoter_kernel.local.launch.remote_venv_script import ANSWER_MARK
 from remoter_kernel.local.launch.upload import sha256_of, upload_files
 from remoter_kernel.plain_text import plain_text, plain_words
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from remoter_kernel.local.config.remotes import Remote
-    from remoter_kernel.local.launch.host_probe import FoundPython, HostProbe
+    from remoter_kernel.local.launch.host_probe import FoundPython, HostProbeResult
     from remoter_kernel.local.login.login import CompletedCommand, Login
 
 DESCRIBE_WITHIN = 180.0  # seconds: what is there is tried, and a cold disk takes its time
@@ -75,7 +75,7 @@ def venv_contents(kernel: str) -> VenvContents:
     return VenvContents(("pyzmq", "jupyter_client"), ("zmq", "jupyter_client"))
 
 
-def choose_base_python(probe: HostProbe, named: str) -> FoundPython:
+def choose_base_python(probe: HostProbeResult, named: str) -> FoundPython:
     """Choose the Python that an environment can stand on: the likeliest that is new enough."""
     base = next((python for python in probe.pythons if python.is_new_enough), None)
     if base is not None:
@@ -103,7 +103,12 @@ def _version_tuple(version: str) -> tuple[int, ...]:
 
 
 def install_venv(
-    login: Login, remote: Remote, probe: HostProbe, progress: InstallProgress, *, is_offline: bool
+    login: Login,
+    remote: Remote,
+    probe: HostProbeResult,
+    progress: InstallProgress,
+    *,
+    is_offline: bool,
 ) -> str:
     """Make the remote's environment there, or find it complete; return the path of its Python."""
     base = choose_base_python(probe, remote.python)

@@ -19,7 +19,7 @@ from typing import Self
 from remoter_kernel.errors import RemoteLacks
 from remoter_kernel.local.login.ssh_config import Destination
 from remoter_kernel.local.login.ssh_keywords import local_user
-from remoter_kernel.local.unix_sockets import short_private_folder
+from remoter_kernel.local.private_sockets import short_private_folder
 
 READY_WITHIN = 10.0  # seconds
 ENDS_WITHIN = 3.0  # seconds

@@ -29,7 +29,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from remoter_kernel.local.login.embedded_host import HOST_KEY_ALIAS, READY_LINE, SOCKET_NAME
-from remoter_kernel.local.unix_sockets import is_own_process
+from remoter_kernel.local.private_sockets import is_own_process
 from remoter_kernel.protocol.threads import Thread
 
 if TYPE_CHECKING:

@@ -38,7 +38,7 @@ from remoter_kernel.local.login.login_errors import (
     tunnel_refused,
 )
 from remoter_kernel.local.login.paramiko.authenticator import Authenticator, prompter_label
-from remoter_kernel.local.login.paramiko.host_connection import ProxyCommandExit, connect_to_host
+from remoter_kernel.local.login.paramiko.host_socket import ProxyCommandExit, connect_to_host
 from remoter_kernel.local.login.paramiko.transport import (
     ACCEPTS_EARLY_CHANNELS,
     DISCONNECT_WITHIN,
@@ -53,7 +53,7 @@ from remoter_kernel.local.login.paramiko_channel import (
     ServerViolation,
 )
 from remoter_kernel.local.login.remote_command import RemoteCommand
-from remoter_kernel.local.login.session_limiter import SessionLimiter
+from remoter_kernel.local.login.session_slot_retry import SessionSlotRetry
 from remoter_kernel.local.login.tunnel import CommandTunnel, Tunnel
 
 if TYPE_CHECKING:
@@ -131,7 +131,7 @@ class SSHLogin:
         self._proxy_exit: Callable[[], ProxyCommandExit | None] = lambda: None
         self._prefetched: RemoteCommand | None = None  # opened ahead, for the next command
         self._lock = threading.Lock()  # a keeper's visitors use one login at the same time
-        self._session_limiter = SessionLimiter()
+        self._session_limiter = SessionSlotRetry()
         self._tunnels: list[Tunnel] = []
 
     def __repr__(self) -> str:

@@ -22,10 +22,10 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING
 
-from remoter_kernel.local import unix_sockets
+from remoter_kernel.local import private_sockets
 from remoter_kernel.local.login.login import CommandEnded, CompletedCommand
 from remoter_kernel.local.login.paramiko_channel import PACKET, ConnectionClosed, ResponseTimeout
-from remoter_kernel.local.unix_sockets import PrivateListener
+from remoter_kernel.local.private_sockets import PrivateListener
 from remoter_kernel.protocol.threads import Thread
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ class Tunnel:
             if self._local is None:
                 self._listener = PrivateListener(SOCKET_KIND, backlog=BACKLOG)
                 self.address = self._listener.address
-                self.secret = unix_sockets.new_secret() if self._listener.is_tcp else b""
+                self.secret = private_sockets.new_secret() if self._listener.is_tcp else b""
         except BaseException:
             self._channel.close()
             if self._local is not None:
@@ -230,7 +230,7 @@ class Tunnel:
             if (
                 self._is_over
                 or not listener.is_tcp
-                or unix_sockets.is_authenticated(local, self.secret)
+                or private_sockets.is_authenticated(local, self.secret)
             ):
                 return local
             local.close()

@@ -28,9 +28,9 @@ from remoter_kernel.protocol.requests import IDLE, Stage
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from remoter_kernel.local.proxy.client_startup_code import ClientStartupCode
     from remoter_kernel.local.proxy.prompter import StdinPrompter
     from remoter_kernel.local.proxy.replies import ReplySender
-    from remoter_kernel.local.proxy.startup_code import StartupCode
     from remoter_kernel.local.session.link import Link
     from remoter_kernel.protocol.frames import Bytes
     from remoter_kernel.protocol.reactor import Reactor
@@ -55,7 +55,7 @@ class FailedLink:
     requests: Requests
     replies: ReplySender
     prompter: StdinPrompter
-    startup_code: StartupCode
+    startup_code: ClientStartupCode
 
     def fail_pending(self, error: RemoterError, *, is_final: bool, allows_stdin: bool) -> None:
         """Answer what will not be answered from there.
@@ -148,7 +148,7 @@ class DeadKernel:
         return True
 
 
-class RejectedMessageReporter:
+class UndeliverableMessageNotice:
     """Says so once in each cell, and in the place of each reply."""
 
     def __init__(self, replies: ReplySender, requests: Requests) -> None:

@@ -24,12 +24,12 @@ if TYPE_CHECKING:
 
     from remoter_kernel.errors import RemoterError
     from remoter_kernel.local.config.remotes import Remote
+    from remoter_kernel.local.proxy.client_startup_code import ClientStartupCode
     from remoter_kernel.local.proxy.failures import DeadKernel
-    from remoter_kernel.local.proxy.identity import NotebookDetector
+    from remoter_kernel.local.proxy.identity import ClientNotebookDetector
     from remoter_kernel.local.proxy.prompter import StdinPrompter
     from remoter_kernel.local.proxy.replies import ReplySender
     from remoter_kernel.local.proxy.shutdown import ShutdownPolicy
-    from remoter_kernel.local.proxy.startup_code import StartupCode
     from remoter_kernel.local.session.dialer import SessionDialer
     from remoter_kernel.local.session.link import Link
     from remoter_kernel.protocol.frames import Bytes
@@ -112,7 +112,7 @@ class CellScheduler(Protocol):
 
 
 @dataclass
-class RemoteKernel:
+class RemoteKernelFacts:
     """What is known of the far kernel."""
 
     info: dict[str, Any] | None  # what it has last said of itself
@@ -131,11 +131,11 @@ class ProxyContext:
     replies: ReplySender
     link: Link
     dialer: SessionDialer
-    kernel: RemoteKernel
+    kernel: RemoteKernelFacts
     prompter: StdinPrompter
     shutdown: ShutdownPolicy
-    notebook_detector: NotebookDetector
-    startup_code: StartupCode
+    notebook_detector: ClientNotebookDetector
+    startup_code: ClientStartupCode
     dead_kernel: DeadKernel
     find_remote: Callable[[], Remote]  # as it is configured now
     completer: LineCompleter = field(init=False)

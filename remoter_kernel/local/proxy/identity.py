@@ -17,7 +17,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from remoter_kernel.local.proxy.canned_replies import INTERACTIVE_REQUESTS
-from remoter_kernel.local.proxy.startup_code import is_startup_code
+from remoter_kernel.local.proxy.client_startup_code import is_startup_code
 from remoter_kernel.local.session import machine, notebook_identity, undelivered_commands
 from remoter_kernel.local.session.machine import LivenessLock, machine_id
 from remoter_kernel.local.session.notebook_identity import (
@@ -47,7 +47,7 @@ class ProxyIdentity:
         self, reactor: Reactor, link: Link, dialer: SessionDialer, remote_name: Callable[[], str]
     ) -> None:
         """Remember; `remote_name()` names the remote."""
-        self.notebook_detector = NotebookDetector(reactor, self._on_notebook_known)
+        self.notebook_detector = ClientNotebookDetector(reactor, self._on_notebook_known)
         self._reactor = reactor
         self._link = link
         self._dialer = dialer
@@ -110,7 +110,7 @@ class ProxyIdentity:
         self._reactor.call_later(RECORD_EVERY, self._keep_recording_exit)
 
 
-class NotebookDetector:
+class ClientNotebookDetector:
     """Waits until the client has said which notebook it is, or anything else of weight."""
 
     def __init__(self, reactor: Reactor, on_detected: Callable[[str], None]) -> None:

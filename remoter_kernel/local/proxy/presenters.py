@@ -140,7 +140,7 @@ class WaitingNotices:
             self._publish("clear_output", {"wait": False}, request.header)
 
 
-class NoRemoteNotice:
+class RunsLocallyNotice:
     """Says, once and before it runs, that a cell runs on this machine for want of a remote."""
 
     def __init__(self, publish: Publish, requests: Requests, is_here: Callable[[], bool]) -> None:
@@ -170,7 +170,7 @@ class NoRemoteNotice:
             self._publish("stream", {"name": "stderr", "text": NO_REMOTE}, cell.header)
 
 
-class SessionBanner:
+class FirstCellNotice:
     """A line, until it is told."""
 
     def __init__(self, publish: Publish, is_ready: Callable[[], bool]) -> None:

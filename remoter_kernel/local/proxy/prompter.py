@@ -44,7 +44,7 @@ from remoter_kernel.local.login.prompts import (
     prompt_prefix,
     strip_controls,
 )
-from remoter_kernel.local.proxy.startup_code import is_client_code
+from remoter_kernel.local.proxy.client_startup_code import is_client_code
 from remoter_kernel.protocol.frames import Channel, to_json
 from remoter_kernel.protocol.messages import (
     CONTENT,
@@ -111,7 +111,7 @@ class StdinPrompter:
         self._replies = replies
         self._open_cells = open_cells
         self._pending: PendingPrompt | None = None
-        self._boxes = InputBoxes(self._kernel_input.is_naming)
+        self._boxes = OpenInputBoxes(self._kernel_input.is_naming)
         self._waiting_elsewhere: list[
             AnswerQueue
         ] = []  # of those who wait while another one is asked
@@ -442,7 +442,7 @@ class PendingPrompt(NamedTuple):
     message_id: str = ""  # of the message that asked; none: it has yet to be asked
 
 
-class InputBoxes:
+class OpenInputBoxes:
     """The boxes that were opened, and those of them that were left open."""
 
     def __init__(self, is_naming: Callable[[Sequence[bytes]], bool]) -> None:

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 from remoter_kernel.local.config.kernelspec import RemoteLookup
 from remoter_kernel.local.config.remotes import Remote, find_remote
 from remoter_kernel.local.proxy import canned_replies, handlers
-from remoter_kernel.local.proxy.failures import DeadKernel, RejectedMessageReporter
+from remoter_kernel.local.proxy.client_startup_code import ClientStartupCode
+from remoter_kernel.local.proxy.failures import DeadKernel, UndeliverableMessageNotice
 from remoter_kernel.local.proxy.here.cell_queue import CellQueue
 from remoter_kernel.local.proxy.here.local_cells import LocalCells
 from remoter_kernel.local.proxy.here.permission import Permission
@@ -28,8 +29,8 @@ from remoter_kernel.local.proxy.magics.help import HELP
 from remoter_kernel.local.proxy.magics.magic import MagicContext, Magics
 from remoter_kernel.local.proxy.presenters import (
     EarlyBusy,
-    NoRemoteNotice,
-    SessionBanner,
+    FirstCellNotice,
+    RunsLocallyNotice,
     WaitingNotices,
 )
 from remoter_kernel.local.proxy.prompter import StdinPrompter
@@ -38,11 +39,10 @@ from remoter_kernel.local.proxy.request_queries import running_cells
 from remoter_kernel.local.proxy.session_messages import SessionMessages
 from remoter_kernel.local.proxy.shutdown import ShutdownPolicy
 from remoter_kernel.local.proxy.sockets import key_fingerprint
-from remoter_kernel.local.proxy.startup_code import StartupCode
 from remoter_kernel.local.session.dialer import THIS_MACHINE, SessionDialer
+from remoter_kernel.local.session.iopub_pacer import IopubPacer
 from remoter_kernel.local.session.link import Link, LinkState
 from remoter_kernel.local.session.machine import SuspendDetector
-from remoter_kernel.local.session.pacer import Pacer
 from remoter_kernel.protocol.messages import HEADER, header_of
 from remoter_kernel.protocol.requests import Request, Requests
 
@@ -78,7 +78,7 @@ class KernelProxy:
         )
         self._requests = Requests()
         self._replies = ReplySender(self.sockets, kernel_id, self._requests)
-        self._remote_kernel = handlers.RemoteKernel(*self._beforehand.recall())
+        self._remote_kernel = handlers.RemoteKernelFacts(*self._beforehand.recall())
         self._prompter = StdinPrompter(
             self.reactor, self._replies, partial(running_cells, self._requests)
         )
@@ -96,7 +96,7 @@ class KernelProxy:
             prompter=self._prompter,
             shutdown=self._shutdown,
             notebook_detector=self._identity.notebook_detector,
-            startup_code=StartupCode(self._requests, self._replies, self.link),
+            startup_code=ClientStartupCode(self._requests, self._replies, self.link),
             dead_kernel=DeadKernel(
                 self.reactor, self._replies, partial(self._shutdown.exit, "stop")
             ),
@@ -146,8 +146,8 @@ class KernelProxy:
     def _add_presenters(self) -> None:
         """Let those look at the requests who show a person how they are."""
         publish, requests = self._replies.publish, self._requests
-        news = SessionBanner(publish, lambda: self._remote_kernel.is_ready)
-        no_remote = NoRemoteNotice(publish, requests, lambda: self.dialer.is_this_machine)
+        news = FirstCellNotice(publish, lambda: self._remote_kernel.is_ready)
+        no_remote = RunsLocallyNotice(publish, requests, lambda: self.dialer.is_this_machine)
         name = lambda: self._find_remote().name  # noqa: E731 - one use
         notices = WaitingNotices(self.reactor, publish, requests, self.link, name)
         call = self.reactor.call_soon_threadsafe
@@ -164,10 +164,10 @@ class KernelProxy:
         self._prompter.attach(self.dialer)
         self.sockets.on_request = self._on_client_message
         self.link.on_item = self._session_messages.on_message
-        self.link.on_rejected = RejectedMessageReporter(self._replies, self._requests).report
+        self.link.on_rejected = UndeliverableMessageNotice(self._replies, self._requests).report
         if os.environ.get("JPY_SESSION_NAME"):  # jupyter_server, which drops what is too much
             most = self._find_remote().waiting_limit
-            self.link.pacer = Pacer(
+            self.link.pacer = IopubPacer(
                 self.reactor,
                 time.monotonic,
                 self._session_messages.on_message,

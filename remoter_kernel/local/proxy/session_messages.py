@@ -30,12 +30,12 @@ if TYPE_CHECKING:
 
     from remoter_kernel.local.proxy.handlers import ProxyContext
     from remoter_kernel.local.proxy.identity import ProxyIdentity
-    from remoter_kernel.local.proxy.presenters import SessionBanner
+    from remoter_kernel.local.proxy.presenters import FirstCellNotice
     from remoter_kernel.local.proxy.sockets import Sockets
     from remoter_kernel.protocol.frames import Bytes
 
 
-class Presenter(Protocol):
+class LinkStateObserver(Protocol):
     """Shows a person how the link is."""
 
     def on_link_state(self) -> None:
@@ -49,8 +49,8 @@ class SessionMessages:
     context: ProxyContext
     sockets: Sockets
     identity: ProxyIdentity
-    banner: SessionBanner
-    presenters: Sequence[Presenter] = ()
+    banner: FirstCellNotice
+    presenters: Sequence[LinkStateObserver] = ()
 
     def on_message(self, channel: Channel, parts: Sequence[Bytes]) -> None:
         """Take one item of the evaluator."""

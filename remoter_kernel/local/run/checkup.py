@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from remoter_kernel import __version__
 from remoter_kernel.errors import RemoterError
 from remoter_kernel.local.config.remotes import find_remote, remember_kernel_info
-from remoter_kernel.local.history.status import plain_sockets_warning
+from remoter_kernel.local.history.link_status import plain_sockets_warning
 from remoter_kernel.local.launch.host_probe import probe_host
 from remoter_kernel.local.login.keeper.keeper_login import KeeperLogin, log_in_by_keeper
 from remoter_kernel.local.login.ssh_config import resolve_destination
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from remoter_kernel.local.config.remotes import Remote
-    from remoter_kernel.local.launch.host_probe import HostProbe
+    from remoter_kernel.local.launch.host_probe import HostProbeResult
     from remoter_kernel.local.login.prompts import Prompter
     from remoter_kernel.local.login.ssh_config import Destination
 
@@ -161,7 +161,7 @@ def _describe_login(login: KeeperLogin) -> str:
     return f"as {login.user}, by {login.transport}{reason}{since}"
 
 
-def describe_lifetime(around: HostProbe, user: str) -> str:
+def describe_lifetime(around: HostProbeResult, user: str) -> str:
     """Say whether sessions outlive the login there, and what to do if they do not."""
     if not around.ends_with_login:
         return "sessions outlive the login"

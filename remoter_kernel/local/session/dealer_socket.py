@@ -12,7 +12,7 @@ import zmq
 
 from remoter_kernel.errors import ProtocolError, Unreachable
 from remoter_kernel.protocol.frames import MOST_FRAME, MessageType, decode_messages, from_json
-from remoter_kernel.protocol.pump import LONGEST_REASON
+from remoter_kernel.protocol.link_connection import LONGEST_REASON
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -50,7 +50,7 @@ def dealer_socket(
     return dealer
 
 
-class PartialMessageMonitor:
+class MessageMemoryGuard:
     """What libzmq holds of a message whose last frame has not come.
 
     None of its bounds counts that, and nothing tells how much it is. That this process grows

@@ -35,7 +35,7 @@ from remoter_kernel.local.launch.launcher import (
 )
 from remoter_kernel.local.login.keeper.keeper_login import KeeperLogin, log_in_by_keeper
 from remoter_kernel.local.login.login import CommandEnded
-from remoter_kernel.local.session import known_sessions, undelivered_commands
+from remoter_kernel.local.session import session_cache, undelivered_commands
 from remoter_kernel.local.session.dealer_socket import AnotherWay
 from remoter_kernel.local.session.link import SessionEndpoint
 from remoter_kernel.local.session.notebook_identity import NotebookIdentity, mark_local_files
@@ -300,7 +300,7 @@ class SessionDialer:
         if not session and address.is_joined:
             self._may_be_orphaned = False  # it is another front's, too
         if remote is not THIS_MACHINE and not address.is_joined:
-            known_sessions.add_session(remote.name, address.session, wish.script)
+            session_cache.add_session(remote.name, address.session, wish.script)
         notices, self._notices = tuple(self._notices), []
         return replace(address, notices=notices, others=mark_local_files(address.others))
 

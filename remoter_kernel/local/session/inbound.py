@@ -21,7 +21,7 @@ from remoter_kernel.protocol.messages import TOPIC, parts_of
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from remoter_kernel.local.session.pacer import AckCallback, Pacer
+    from remoter_kernel.local.session.iopub_pacer import AckCallback, IopubPacer
     from remoter_kernel.protocol.reactor import Reactor, Timer
     from remoter_kernel.protocol.stream import ReliableStream
 
@@ -33,7 +33,7 @@ class InboundTarget(Protocol):
     """Whoever takes things in (see `Link`)."""
 
     reactor: Reactor
-    pacer: Pacer | None
+    pacer: IopubPacer | None
     on_item: Callable[[Channel, list[memoryview]], None]
     on_rejected: Callable[[Channel, Sequence[Bytes], Exception], None]
     has_room: Callable[[], bool]  # do clients take what is handed on?

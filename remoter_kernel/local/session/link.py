@@ -24,13 +24,13 @@ from remoter_kernel.local.session.dealer_socket import (
     ANSWERS_WITHIN,
     POLL_EVERY,
     AnotherWay,
-    PartialMessageMonitor,
+    MessageMemoryGuard,
     check_received,
     dealer_socket,
     parse_welcome,
 )
 from remoter_kernel.local.session.inbound import InboundItems
-from remoter_kernel.local.session.pacer import Pacer, raise_error
+from remoter_kernel.local.session.iopub_pacer import IopubPacer, raise_error
 from remoter_kernel.protocol.frames import (
     LANE,
     Bytes,
@@ -41,7 +41,7 @@ from remoter_kernel.protocol.frames import (
     pack_parts,
     to_json,
 )
-from remoter_kernel.protocol.pump import Pump
+from remoter_kernel.protocol.link_connection import LinkConnection
 from remoter_kernel.protocol.reactor import messages
 from remoter_kernel.protocol.stream import MemoryOutbox, ReliableStream
 from remoter_kernel.protocol.threads import Thread
@@ -131,7 +131,7 @@ class Link:
         self.on_rejected: Callable[[Channel, Sequence[Bytes], Exception], None] = raise_error
         self.on_state: Callable[[LinkState], None] = lambda _state: None
         self.identity: dict[str, str] = {}  # what the session should know of this front
-        self.pacer: Pacer | None = None  # between us and whoever hears, where that has limits
+        self.pacer: IopubPacer | None = None  # between us and whoever hears, where that has limits
         self._dialer = dialer
         self._id = secrets.token_hex(8)
         self._outbox = MemoryOutbox()
@@ -142,7 +142,7 @@ class Link:
         self._context = zmq.Context()
         self._socket: zmq.Socket[bytes] | None = None
         self._endpoint: SessionEndpoint | None = None
-        self._pump: Pump | None = None
+        self._pump: LinkConnection | None = None
         self._timer: Timer | None = None
         self._backoff = backoff()
         self._dialed_at = self.since
@@ -299,9 +299,9 @@ class Link:
         hello = to_json({**who, "seen": seen, "said": self._stream.last_sent})
         self._send_frame(wire, encode_message(self._stream.head(MessageType.HELLO), hello))
         self._timer = self.reactor.call_later(WELCOME_WITHIN, self._on_welcome_timeout)
-        self._check_memory(wire, PartialMessageMonitor())
+        self._check_memory(wire, MessageMemoryGuard())
 
-    def _check_memory(self, wire: zmq.Socket[bytes], unseen: PartialMessageMonitor) -> None:
+    def _check_memory(self, wire: zmq.Socket[bytes], unseen: MessageMemoryGuard) -> None:
         """End a wire whose other end sends a message without end."""
         if self._socket is not wire:
             return
@@ -349,7 +349,9 @@ class Link:
         self._try_limit = max(SHORTEST_TRY, TRY_FACTOR * (time.monotonic() - self._dialed_at))
         wire = self._socket
         assert wire is not None  # noqa: S101 - the frames came through it
-        self._pump = pump = Pump(self.reactor, self._stream, partial(self._send_frame, wire))
+        self._pump = pump = LinkConnection(
+            self.reactor, self._stream, partial(self._send_frame, wire)
+        )
         self._inbound.on_connection()
         pump.on_item = self._inbound.on_item
         pump.on_refused = self._inbound.reject

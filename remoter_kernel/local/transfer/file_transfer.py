@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from remoter_kernel.errors import ProtocolError, RemoteLacks, RemoterError, Unreachable
 from remoter_kernel.local.launch.launcher import notify_if_slow, open_transfer
+from remoter_kernel.local.private_sockets import connect_to_listener
 from remoter_kernel.local.transfer.transfer_progress import (
     TransferProgress,
     TransferResult,
@@ -20,7 +21,6 @@ from remoter_kernel.local.transfer.transfer_progress import (
     escape_name,
     transfer_error,
 )
-from remoter_kernel.local.unix_sockets import connect_to_listener
 from remoter_kernel.transfer.framed_stream import (
     TRANSFER_VERSION,
     FileTrouble,

@@ -22,10 +22,10 @@ from typing import Any
 
 from remoter_kernel import __version__, errors
 from remoter_kernel.errors import RemoteLacks, RemoterError, Unreachable
-from remoter_kernel.local import unix_sockets
+from remoter_kernel.local import private_sockets
 from remoter_kernel.local.login import login, prompts
 from remoter_kernel.local.private_files import STATE_VARIABLE, file_lock, state_folder
-from remoter_kernel.local.unix_sockets import TCP_SCHEME, connect_to_listener
+from remoter_kernel.local.private_sockets import TCP_SCHEME, connect_to_listener
 
 CONNECTS_WITHIN = 5.0  # seconds
 ENDS_WITHIN = 10.0  # seconds
@@ -79,7 +79,7 @@ def try_connect() -> Connection | None:
         return None  # nobody there, somebody else, or half a file
     if address.startswith(TCP_SCHEME):
         port = int(address.rpartition(":")[2])
-        if len(key) != unix_sockets.SECRET_SIZE or not unix_sockets.authenticate_as_client(
+        if len(key) != private_sockets.SECRET_SIZE or not private_sockets.authenticate_as_client(
             handle, key, port
         ):
             handle.close()
@@ -91,7 +91,7 @@ def endpoint_record(address: str, pid: int) -> dict[str, Any]:
     """Return what a keeper writes into its file."""
     words = {
         "address": address,
-        "key": secrets.token_bytes(unix_sockets.SECRET_SIZE).hex(),
+        "key": secrets.token_bytes(private_sockets.SECRET_SIZE).hex(),
         "pid": pid,
     }
     return {**words, "machine": _machine_and_boot()}
@@ -152,7 +152,7 @@ def _spawn_keeper() -> subprocess.Popen[bytes]:
         sys.executable,
         "-P",
         "-m",
-        "remoter_kernel.local.login.keeper.process",
+        "remoter_kernel.local.login.keeper.keeper_main",
         str(endpoint_file()),
     ]
     if sys.platform == "win32":

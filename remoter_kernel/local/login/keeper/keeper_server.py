@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 from remoter_kernel import logs
 from remoter_kernel.errors import RemoterError
 from remoter_kernel.local.config.remotes import Remote
+from remoter_kernel.local.login.keeper.connected_client import ConnectedClient
 from remoter_kernel.local.login.keeper.endpoint import FORWARDED_ENV, error_to_message
-from remoter_kernel.local.login.keeper.keeper_client import KeeperClient
 from remoter_kernel.local.login.keeper.shared_login import SharedLogin
 from remoter_kernel.local.login.login import LoginGone
 from remoter_kernel.local.login.ssh_config import resolve_destination
@@ -43,7 +43,7 @@ class KeeperServer:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._changed = threading.Condition()
         self._login_of_client: dict[
-            KeeperClient, SharedLogin | None
+            ConnectedClient, SharedLogin | None
         ] = {}  # and the login that each uses
         self._logins: dict[Hashable, SharedLogin] = {}
         self._clock = clock
@@ -103,7 +103,7 @@ class KeeperServer:
 
     def serve_client(self, connection: Connection) -> None:
         """Serve one client until it goes."""
-        client = KeeperClient(connection)
+        client = ConnectedClient(connection)
         _log.info("Client %x has come.", id(client))
         with self._changed:
             self._login_of_client[client] = None
@@ -122,7 +122,9 @@ class KeeperServer:
                 self._grace_until = self._clock() + GRACE
                 self._changed.notify_all()
 
-    def _handle(self, client: KeeperClient, message: dict[str, Any], blobs: list[bytes]) -> Answer:
+    def _handle(
+        self, client: ConnectedClient, message: dict[str, Any], blobs: list[bytes]
+    ) -> Answer:
         try:
             return self._dispatch(client, message, blobs)
         except RemoterError as error:
@@ -136,7 +138,7 @@ class KeeperServer:
             )
 
     def _dispatch(
-        self, client: KeeperClient, message: dict[str, Any], blobs: list[bytes]
+        self, client: ConnectedClient, message: dict[str, Any], blobs: list[bytes]
     ) -> Answer:
         """Do one thing for a client; what is not done is a RemoterError."""
         match message["do"]:
@@ -149,7 +151,7 @@ class KeeperServer:
             raise LoginGone("nobody has logged in yet.", "Log in first.")
         return login.execute(client, message, blobs)
 
-    def _log_in(self, client: KeeperClient, message: dict[str, Any]) -> dict[str, Any]:
+    def _log_in(self, client: ConnectedClient, message: dict[str, Any]) -> dict[str, Any]:
         remote = Remote(
             **{**message["remote"], "ssh_config": Path(message["remote"]["ssh_config"])}
         )
@@ -166,7 +168,7 @@ class KeeperServer:
                     raise
 
     def _login_for(
-        self, client: KeeperClient, remote: Remote, destination: Destination, lifetime: float
+        self, client: ConnectedClient, remote: Remote, destination: Destination, lifetime: float
     ) -> SharedLogin:
         """Find the login of this way, and count the client among its users."""
         with self._changed:

@@ -26,7 +26,7 @@ from remoter_kernel.local.login.prompts import NeedsPerson, NotAnswered, Trust, 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from remoter_kernel.local.login.keeper.keeper_client import KeeperClient
+    from remoter_kernel.local.login.keeper.connected_client import ConnectedClient
     from remoter_kernel.local.login.prompts import Prompt
     from remoter_kernel.local.login.ssh_login import SSHLogin
 
@@ -45,19 +45,19 @@ class LoginAttempt:
         self.may_ask = may_ask
         self.is_over = False
         self._changed = threading.Condition()
-        self._waiters: list[KeeperClient] = []
+        self._waiters: list[ConnectedClient] = []
         self._promptable: list[
-            KeeperClient
+            ConnectedClient
         ] = []  # those who can be asked, in the order in which they came
-        self._refusals: dict[KeeperClient, dict[str, Any]] = {}
-        self._prompted: KeeperClient | None = None  # at whom the question is open
-        self._have_been_prompted: set[KeeperClient] = set()
+        self._refusals: dict[ConnectedClient, dict[str, Any]] = {}
+        self._prompted: ConnectedClient | None = None  # at whom the question is open
+        self._have_been_prompted: set[ConnectedClient] = set()
         self._prompt: dict[str, Any] | None = None
         self._prompt_number = 0  # of the question
         self._answer: dict[str, Any] | None = None
         self._notices: deque[dict[str, Any]] = deque(maxlen=MOST_NOTICES)
         self._unsent_notices: list[
-            tuple[KeeperClient, dict[str, Any]]
+            tuple[ConnectedClient, dict[str, Any]]
         ] = []  # notices that wait their turn
         self._step = ""
         self._login: SSHLogin | None = None
@@ -67,7 +67,11 @@ class LoginAttempt:
     # --- those who wait for it (their own threads) ---
 
     def wait(
-        self, client: KeeperClient, *, can_be_asked: bool, begin: Callable[[], None] | None = None
+        self,
+        client: ConnectedClient,
+        *,
+        can_be_asked: bool,
+        begin: Callable[[], None] | None = None,
     ) -> bool:
         """Wait for its end; say whether there is a login. What the client must know is raised.
 
@@ -96,7 +100,7 @@ class LoginAttempt:
             self._error = RemoterError("the keeper of the login has no thread left.")
             self.is_over = True
 
-    def _add_waiter(self, client: KeeperClient, *, can_be_asked: bool) -> None:
+    def _add_waiter(self, client: ConnectedClient, *, can_be_asked: bool) -> None:
         client.on_answer = lambda message: self._on_answer(client, message)
         client.on_end = self._wake
         self._waiters.append(client)
@@ -109,7 +113,7 @@ class LoginAttempt:
                 client.send(words)
         self._route_prompt()
 
-    def _raise_if_done(self, client: KeeperClient) -> None:
+    def _raise_if_done(self, client: ConnectedClient) -> None:
         """Raise why a client waits no longer."""
         if client.is_gone:
             raise Unreachable("whoever asked for the login is gone.")
@@ -117,7 +121,7 @@ class LoginAttempt:
         if self._prompt and not client.may_ask:
             raise NeedsPerson(self._describe_prompt(), LOG_IN_THERE)
 
-    def _remove_waiter(self, client: KeeperClient) -> None:
+    def _remove_waiter(self, client: ConnectedClient) -> None:
         client.on_answer = lambda _words: None
         client.on_end = lambda: None
         self._waiters.remove(client)
@@ -131,7 +135,7 @@ class LoginAttempt:
         with self._changed:
             self._changed.notify_all()
 
-    def _on_answer(self, client: KeeperClient, message: dict[str, Any]) -> None:
+    def _on_answer(self, client: ConnectedClient, message: dict[str, Any]) -> None:
         with self._changed:
             if "error" in message:
                 self._refusals[client] = message
@@ -142,7 +146,7 @@ class LoginAttempt:
                 self._accept_answer(client, message)
             self._changed.notify_all()
 
-    def _accept_answer(self, client: KeeperClient, message: dict[str, Any]) -> None:
+    def _accept_answer(self, client: ConnectedClient, message: dict[str, Any]) -> None:
         """Take an answer; it may have been typed just before its question went elsewhere."""
         if self._prompt is None:
             return
@@ -150,7 +154,7 @@ class LoginAttempt:
         if self._prompted is not None and self._prompted is not client:
             self._prompted.send({"withdrawn": self._prompt_number})
 
-    def _stop_prompting(self, client: KeeperClient, message: dict[str, Any]) -> None:
+    def _stop_prompting(self, client: ConnectedClient, message: dict[str, Any]) -> None:
         """Ask this client no more; `message`: the answer, if nobody else is left."""
         if client not in self._promptable:
             return

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from remoter_kernel.local.config.remotes import Remote
-    from remoter_kernel.local.login.keeper.keeper_client import KeeperClient
+    from remoter_kernel.local.login.keeper.connected_client import ConnectedClient
     from remoter_kernel.local.login.ssh_config import Destination
     from remoter_kernel.local.login.ssh_login import SSHLogin
 
@@ -57,7 +57,7 @@ class SharedLogin:
         self.has_logged_in = False  # has there ever been a login?
         self._attempt_lock = threading.Lock()  # held by the one who looks whether to log in
         # The remote of each, and for how many seconds that wants the login kept.
-        self._users: dict[KeeperClient, tuple[str, float]] = {}
+        self._users: dict[ConnectedClient, tuple[str, float]] = {}
         self._kept_until: dict[str, float] = {}  # by the remotes that it has served
         self._active: _ActiveLogin | None = None
         self._credentials = RemoteCredentials()
@@ -66,12 +66,12 @@ class SharedLogin:
 
     # --- its users (under the server's lock) ---
 
-    def add_user(self, client: KeeperClient, remote: str, lifetime: float) -> None:
+    def add_user(self, client: ConnectedClient, remote: str, lifetime: float) -> None:
         """Count a client among the users; it wants the login kept for `lifetime` seconds."""
         self._users[client] = (remote, lifetime)
         self._kept_until.setdefault(remote, 0.0)
 
-    def remove_user(self, client: KeeperClient) -> None:
+    def remove_user(self, client: ConnectedClient) -> None:
         """A user goes: the login is kept for as long as any of their remotes wants it."""
         remote, lifetime = self._users.pop(client, ("", 0.0))
         if self.has_logged_in and remote in self._kept_until:
@@ -92,7 +92,7 @@ class SharedLogin:
     # --- what it is used for ---
 
     def execute(
-        self, client: KeeperClient, message: dict[str, Any], blobs: list[bytes]
+        self, client: ConnectedClient, message: dict[str, Any], blobs: list[bytes]
     ) -> tuple[dict[str, Any], list[bytes]]:
         """Do one thing over the login; what is not done is a RemoterError."""
         login, command = self._live_login, message.get("command", "")
@@ -128,7 +128,7 @@ class SharedLogin:
 
     def log_in(
         self,
-        client: KeeperClient,
+        client: ConnectedClient,
         remote: Remote,
         destination: Destination,
         message: dict[str, Any],
@@ -154,7 +154,7 @@ class SharedLogin:
 
     def _current_attempt(
         self,
-        client: KeeperClient,
+        client: ConnectedClient,
         remote: Remote,
         destination: Destination,
         message: dict[str, Any],
@@ -184,7 +184,7 @@ class SharedLogin:
             active.login.transport,
         )
 
-    def _is_used_by_others(self, client: KeeperClient) -> bool:
+    def _is_used_by_others(self, client: ConnectedClient) -> bool:
         return any(each.has_tunnels for each in list(self._users) if each is not client)
 
     def _run_attempt(

@@ -28,7 +28,7 @@ from remoter_kernel.local.login.paramiko_channel import (
     ResponseTimeout,
 )
 from remoter_kernel.local.login.remote_command import RemoteCommand
-from remoter_kernel.local.unix_sockets import peer_uid
+from remoter_kernel.local.private_sockets import peer_uid
 from remoter_kernel.protocol.threads import Thread
 
 if TYPE_CHECKING:

@@ -49,7 +49,7 @@ from remoter_kernel.local.login.paramiko_channel import (
     ResponseTimeout,
 )
 from remoter_kernel.local.login.ssh_login import SSHLogin
-from remoter_kernel.local.unix_sockets import short_temporary_folder
+from remoter_kernel.local.private_sockets import short_temporary_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable

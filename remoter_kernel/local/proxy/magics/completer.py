@@ -20,7 +20,7 @@ from remoter_kernel.local.proxy.magics.help import (
     inspect_text,
     usage_of,
 )
-from remoter_kernel.local.session.known_sessions import load_sessions
+from remoter_kernel.local.session.session_cache import load_sessions
 from remoter_kernel.protocol.messages import CONTENT, content_of
 from remoter_kernel.protocol.threads import Thread
 

@@ -16,13 +16,18 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from remoter_kernel.errors import NoSuchSession, RemoterError, Unreachable, Usage
 from remoter_kernel.local.history.executions import ExecutionHistory
+from remoter_kernel.local.history.link_status import (
+    LinkStatus,
+    format_requests,
+    format_size,
+    format_status,
+)
 from remoter_kernel.local.history.remote_query import (
     MOST_IN_MEMORY,
     JournalReader,
     resolve_session_id,
 )
-from remoter_kernel.local.history.status import Status, format_requests, format_size, format_status
-from remoter_kernel.local.history.transcript import SessionLog
+from remoter_kernel.local.history.transcript import SessionLogFormatter
 from remoter_kernel.local.launch.launcher import query_remote
 from remoter_kernel.local.proxy.canned_replies import error_content
 from remoter_kernel.local.proxy.magics.cell_timer import CellTimer
@@ -225,7 +230,7 @@ class Magics:
         if round_trip is None and login is not None and login.round_trip:
             round_trip = login.round_trip
         return format_status(
-            Status(
+            LinkStatus(
                 state=link.state.value,
                 state_age=link.state_age,
                 next_try=link.next_try,
@@ -313,7 +318,7 @@ class Magics:
 
     def _log(self, session: str = "") -> Iterator[IopubMessage]:
         reading = self._read_journal("events", session)
-        chronicle = SessionLog()
+        chronicle = SessionLogFormatter()
         lines = [line for line in map(chronicle.line_of, reading) if line]
         about = reading.answer["session"]
         text = "".join(f"{line}\n" for line in [chronicle.first_line(about), *lines])

@@ -23,7 +23,7 @@ from remoter_kernel.evaluator.folders import (
 TRY_EVERY = 0.02  # seconds
 
 
-class Lock:
+class NamedLock:
     """One lock by its name; its file is there while somebody cares."""
 
     def __init__(self, name: str) -> None:
@@ -79,7 +79,7 @@ def remove_stale_locks() -> None:
     with contextlib.suppress(OSError, RemoterError):  # it can wait
         folder = locks_folder()
         for path in folder.glob("*.lock"):
-            lock = Lock(path.stem)
+            lock = NamedLock(path.stem)
             if lock.acquire(0.0):
                 lock.release()
         remove_locks_folder_if_empty(folder)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 Received = tuple[dict[str, Any], list[bytes]]
 
 
-class KeeperClient:
+class ConnectedClient:
     """A front or a command."""
 
     def __init__(self, connection: Connection) -> None:

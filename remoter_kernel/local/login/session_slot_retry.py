@@ -17,7 +17,7 @@ RETRY_EVERY = 0.1  # seconds: no server tells when it has room again
 FREE_WITHIN = 1.0  # seconds between the end of a command and that of its session there
 
 
-class SessionLimiter:
+class SessionSlotRetry:
     """Knows the commands that hold a session just now."""
 
     def __init__(self) -> None:

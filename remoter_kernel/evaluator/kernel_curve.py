@@ -40,7 +40,7 @@ ANSWERS_WITHIN = 1.0  # seconds; somebody else may have come to the port, and be
 TRY_EVERY = 0.015  # seconds: the kernel is about to listen
 
 
-class CurveKeys(NamedTuple):
+class KernelCurveKeys(NamedTuple):
     """A key pair of CURVE (Z85). The kernel and its clients have the same one, as in Jupyter."""
 
     public: bytes
@@ -77,12 +77,12 @@ def write_keys(connection_file: Path) -> None:
         file.truncate()
 
 
-def read_keys(connection_file: Path) -> CurveKeys | None:
+def read_keys(connection_file: Path) -> KernelCurveKeys | None:
     """Return the keys of a connection file, if it has any."""
     words: dict[str, Any] = read_json(connection_file)
     if not (words.get(PUBLIC) and words.get(SECRET)):
         return None
-    return CurveKeys(str(words[PUBLIC]).encode(), str(words[SECRET]).encode())
+    return KernelCurveKeys(str(words[PUBLIC]).encode(), str(words[SECRET]).encode())
 
 
 def remove_keys(connection_file: Path) -> None:
@@ -91,7 +91,7 @@ def remove_keys(connection_file: Path) -> None:
     write_json(connection_file, {key: words[key] for key in words if key not in {PUBLIC, SECRET}})
 
 
-class CurveProbe:
+class KernelCurveProbe:
     """Asks a ZeroMQ socket on this machine, once there is one, whether it wants CURVE."""
 
     def __init__(

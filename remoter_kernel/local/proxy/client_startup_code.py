@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 MOST_HELD = 20  # pieces of code that are kept
 
 
-class StartupCode:
+class ClientStartupCode:
     """What was answered as if it had run.
 
     VS Code waits for its own start-up code before it sends the person's first cell: the one

@@ -12,7 +12,7 @@ KIB = 1024
 
 
 @dataclass(frozen=True)
-class Status:
+class LinkStatus:
     """What is known; None and the empty word mean: nothing. All times are in seconds."""
 
     state: str  # as `link.LinkState` calls it
@@ -36,7 +36,7 @@ class Status:
     is_encrypted: bool | None = None  # between the kernel and its evaluator; None: not known
 
 
-def format_status(status: Status) -> str:
+def format_status(status: LinkStatus) -> str:
     """Return the lines."""
     where = f" on {status.host} as {status.user}" if status.host else ""
     session = f"{status.session}{where}" if status.session else "none yet"
@@ -59,13 +59,13 @@ def format_status(status: Status) -> str:
     return "".join(f"{name:<13}{plain_text(what)}\n" for name, what in rows if what)
 
 
-def _format_login(status: Status) -> str:
+def _format_login(status: LinkStatus) -> str:
     why = f" ({status.why_transport})" if status.why_transport else ""
     by = f"by {status.transport}{why}" if status.transport else ""
     return ", ".join(filter(None, (by, status.cipher, status.host_key)))
 
 
-def _format_kernel(status: Status) -> str:
+def _format_kernel(status: LinkStatus) -> str:
     """Say who can listen to the kernel where it runs."""
     if status.is_encrypted is None:
         return ""
@@ -100,7 +100,7 @@ def plain_sockets_warning(host: str) -> str:
     return f"other users of {host} can read what it prints: its sockets are not encrypted"
 
 
-def _format_link(status: Status) -> str:
+def _format_link(status: LinkStatus) -> str:
     ago = format_duration(status.state_age)
     if status.state == "waiting":
         trial = (

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from remoter_kernel.errors import ForwardingRefused, Unreachable
 from remoter_kernel.local.login.paramiko_channel import ChannelOpenError, ResponseTimeout
 from remoter_kernel.local.login.tunnel import Tunnel
-from remoter_kernel.local.unix_sockets import UNIX_SCHEME, connect_to_listener
+from remoter_kernel.local.private_sockets import UNIX_SCHEME, connect_to_listener
 from remoter_kernel.protocol.threads import Thread
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ class ProxyCommandExit(NamedTuple):
     """What it has complained of."""
 
 
-class HostConnection(NamedTuple):
+class HostSocket(NamedTuple):
     """A way to a host."""
 
     sock: socket.socket
@@ -53,7 +53,7 @@ class HostConnection(NamedTuple):
     """How its ProxyCommand has ended, if it has one."""
 
 
-def connect_to_host(destination: Destination, jump_transport: Transport | None) -> HostConnection:
+def connect_to_host(destination: Destination, jump_transport: Transport | None) -> HostSocket:
     """Connect, through the jump host `jump_transport` if there is one."""
     if jump_transport is not None:
         return _via_jump_host(destination, jump_transport)
@@ -62,7 +62,7 @@ def connect_to_host(destination: Destination, jump_transport: Transport | None) 
     if destination.proxy_command:
         return _via_proxy_command(destination)
     sock = _via_tcp(destination)
-    return HostConnection(sock, sock.close)
+    return HostSocket(sock, sock.close)
 
 
 def _via_tcp(destination: Destination) -> socket.socket:
@@ -101,14 +101,14 @@ def _via_tcp(destination: Destination) -> socket.socket:
     ) from problem
 
 
-def _via_unix_socket(path: Path, destination: Destination) -> HostConnection:
+def _via_unix_socket(path: Path, destination: Destination) -> HostSocket:
     try:
         sock = connect_to_listener(f"{UNIX_SCHEME}{path}", destination.connect_timeout)
     except OSError as error:
         raise Unreachable(
             f"{destination.label} does not answer: {error.strerror or error}.", "Try again."
         ) from error
-    return HostConnection(sock, sock.close)
+    return HostSocket(sock, sock.close)
 
 
 def _resolve_name(destination: Destination) -> list[tuple[int, int, int, str, tuple[str, int]]]:
@@ -139,7 +139,7 @@ def _resolve_name(destination: Destination) -> list[tuple[int, int, int, str, tu
     return answer[0]  # type: ignore[return-value]  # what getaddrinfo gives
 
 
-def _via_jump_host(destination: Destination, jump_transport: Transport) -> HostConnection:
+def _via_jump_host(destination: Destination, jump_transport: Transport) -> HostSocket:
     near, far = socket.socketpair()
     tunnel = Tunnel(jump_transport, destination.host_name, destination.port, local=far)
     try:
@@ -170,10 +170,10 @@ def _via_jump_host(destination: Destination, jump_transport: Transport) -> HostC
         near.close()
         tunnel.close()
 
-    return HostConnection(near, leave)
+    return HostSocket(near, leave)
 
 
-def _via_proxy_command(destination: Destination) -> HostConnection:
+def _via_proxy_command(destination: Destination) -> HostSocket:
     if os.name != "posix":
         raise Unreachable(
             f"{destination.label} needs a ProxyCommand, which does not work from Windows here.",
@@ -195,7 +195,7 @@ def _via_proxy_command(destination: Destination) -> HostConnection:
         near.close()
         command.stop()
 
-    return HostConnection(near, leave, command.wait_for_exit)
+    return HostSocket(near, leave, command.wait_for_exit)
 
 
 class _ProxyCommand:

@@ -57,7 +57,7 @@ _log = logging.getLogger(__name__)
 CONNECTIONS = Path("/proc/net/tcp")
 
 
-class Pump:
+class LinkConnection:
     """One wire of a conversation, from its greeting to its end."""
 
     def __init__(self, reactor: Reactor, stream: ReliableStream, send: Send) -> None:

@@ -1,6 +1,6 @@
 """The keeper's process: serves clients until nobody has needed it for long.
 
-    python -P -m remoter_kernel.local.login.keeper.process FILE
+    python -P -m remoter_kernel.local.login.keeper.keeper_main FILE
 
 writes where it answers into FILE, and says on stdout why it could not, if it could not. The
 end of its stdout means that it answers.
@@ -24,11 +24,11 @@ from typing import TYPE_CHECKING
 
 from remoter_kernel import logs
 from remoter_kernel.errors import RemoterError
-from remoter_kernel.local import private_files, unix_sockets
+from remoter_kernel.local import private_files, private_sockets
 from remoter_kernel.local.login.keeper.endpoint import endpoint_record, remove_endpoint_file
 from remoter_kernel.local.login.tunnel import SOCKET_KIND
 from remoter_kernel.local.private_files import try_lock, write_private_file
-from remoter_kernel.local.unix_sockets import (
+from remoter_kernel.local.private_sockets import (
     UNIX_SCHEME,
     PrivateListener,
     remove_old_sockets,
@@ -199,7 +199,7 @@ def _serve_client(
     """Let in who is this person's; by TCP that takes a proof."""
     if listener.is_tcp:
         try:
-            is_proven = unix_sockets.authenticate_as_keeper(connection, key, listener.port)
+            is_proven = private_sockets.authenticate_as_keeper(connection, key, listener.port)
         finally:
             unauthenticated.release()
         if not is_proven:

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 Queue = tuple[Channel, bool]
 
 
-class Dispatcher:
+class KernelQueue:
     """The kernel's queues, as far as they are on this side of it."""
 
     def __init__(

@@ -64,7 +64,7 @@ class TokenBucket:
         return min(self.at_once, self._tokens + (now - self._at) * self.per_second)
 
 
-class Pacer:
+class IopubPacer:
     """The bulk lane's way from the link to Jupyter's sockets."""
 
     def __init__(
