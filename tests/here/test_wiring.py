@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from tests.real_jupyter import JupyterHere
 
 OURS = "remoter_kernel."
-DEFAULTS = {"raise_error", "_raise"}  # functions that stand where nobody has been told
+DEFAULTS = {"_raise_refused", "_raise_bug"}  # functions that stand where nobody has been told
 OF_THE_PROXY = {
     ("InternalExec", "_on_done"): "set for as long as code of our own runs in a kernel",
     ("Reactor", "after_pass"): "only an evaluator writes after each round of call-backs",
@@ -49,7 +49,7 @@ OF_AN_EVALUATOR = {
 }
 OF_A_KEEPER = {
     ("ConnectedClient", "on_answer"): "set while a login asks it",
-    ("KeeperClient", "on_end"): "set while it waits for a login",
+    ("ConnectedClient", "on_end"): "set while it waits for a login",
 }
 
 

@@ -173,7 +173,7 @@ def test_a_report_tells_what_happened_and_nothing_that_is_a_persons_own(
         r"The kernel died: it was killed by signal 9 \(SIGKILL\)",
         r"The link is waiting \(last error: Unreachable: The connection was cut\.\)",
         r"Client \w+ has come",
-        r"DEBUG wire\.pump: received a frame of \d+ bytes",
+        r"DEBUG protocol\.link_connection: received a frame of \d+ bytes",
     ):
         assert re.search(expected, ran.stdout), expected
 

@@ -1,6 +1,6 @@
 """Gives a remote a Python environment of its own there, in the tool's folder, and takes it back.
 
-What runs there is `remote_venv_script.py`, sent to a Python on its stdin: nothing is left behind of it.
+Its script, `remote_venv_script.py`, comes to a Python there on stdin: nothing of it stays.
 """
 
 from __future__ import annotations
@@ -213,7 +213,7 @@ class _RemoteInstaller:
 
 def installer_script(request: dict[str, Any]) -> str:
     """Give the program that fulfils one wish."""
-    text = Path(__file__).with_name("installer.py").read_text("utf-8")
+    text = Path(__file__).with_name("remote_venv_script.py").read_text("utf-8")
     return f"{text}\n\nanswer_request(json.loads({json.dumps(request)!a}))\n"
 
 

@@ -68,7 +68,7 @@ def encode_or_pickle(writer: Any, value: Any, name: str, *, is_pickled: bool) ->
         if not is_pickled:
             raise
     try:
-        return {"t": "pickle", "at": writer.put(pickle.dumps(value, protocol=4))}  # 3.4 reads it
+        return {"t": "pickle", "at": writer.write(pickle.dumps(value, protocol=4))}  # 3.4 reads it
     except Exception as error:
         raise CodecError(f"{name} cannot be pickled either: {error}") from error
 
