@@ -96,9 +96,9 @@ def test_sessions_that_were_seen_are_offered_to_whoever_completes_a_word(
     _, sessions = one(state, "sessions/gpu-box.json")
     words = {"COMP_WORDS": "remoter log ", "COMP_CWORD": "2", "_REMOTER_COMPLETE": "bash_complete"}
     ran = here.remoter(env={**os.environ, **words})
-    assert [line.partition(",")[2] for line in ran.stdout.split()] == [
-        each["id"] for each in sessions
-    ]
+    offered = {line.partition(",")[2] for line in ran.stdout.split()}
+    assert offered >= {each["id"] for each in sessions}
+    assert sessions
 
 
 def test_what_a_kernel_has_said_last_is_said_before_any_login(

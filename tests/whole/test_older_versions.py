@@ -89,7 +89,9 @@ class Before:
         archive = f"{folder}/{name}.pyz"
         self._ssh(f"umask 077; mkdir -p {folder} && cat > {archive}", content)
         request = {**REQUEST, "remote": self.remote, "kernel_id": kernel_id, **more}
-        answer = self._ssh(f"{self.far.python} {archive}", json.dumps(request).encode() + b"\n")
+        answer = self._ssh(
+            f'{self.far.python} "$HOME/{archive}"', json.dumps(request).encode() + b"\n"
+        )
         words = json.loads(answer.partition(b"REMOTER ")[2])
         assert words["joined"] is False, words
         return str(words["session"])
@@ -167,14 +169,14 @@ def test_it_is_joined_listed_interrupted_read_and_stopped(
     assert kinds == ["busy", "execute_input", "stream", "execute_result", "idle"]
     assert session in status(talk)
 
-    about = wait_for(lambda: idle(here, before, session), what="listed as idle")
-    assert (about["fronts"], about["kernel"]) == (1, "python3")
+    listed = lambda: told(here, before.remote, session)  # noqa: E731
+    wait_for(lambda: (listed()["state"], listed()["fronts"]) == ("idle", 1), what="idle, joined")
     pid = joined.pid
 
     def interrupts(talk: Talk) -> None:
         cell = talk.queue("import time; print('on', flush=True); time.sleep(60)")
         talk.until_line("on")
-        assert told(here, before.remote, session)["state"] == "busy"
+        wait_for(lambda: listed()["state"] == "busy", what="busy")
         joined.kernel.manager.interrupt_kernel()
         talk.done(cell)
 
@@ -199,7 +201,7 @@ def test_it_is_joined_listed_interrupted_read_and_stopped(
 
     assert asked(here, "stop", session) == f"{before.remote}/{session} was stopped.\n"
     assert not psutil.pid_exists(pid)
-    assert told(here, before.remote, session)["state"] == "ended"
+    assert listed()["state"] == "ended"
 
 
 def test_a_console_attaches_to_it_and_leaves_it(
@@ -221,18 +223,18 @@ def test_a_console_attaches_to_it_and_leaves_it(
 
 
 def test_its_kernel_is_restarted_and_shut_down_by_jupyter(
-    joined: Joined, before: Before, here: JupyterHere, far: FarSide
+    before: Before, here: JupyterHere, far: FarSide
 ) -> None:
     """The session stays through a restart, and ends with Jupyter's shutdown."""
-    joined.talk.case(lambda talk: talk.run("gone = 1"))
-    pid = joined.pid
-    joined.kernel.manager.restart_kernel()
-    joined.kernel.client.wait_for_ready(timeout=WAIT)
-    talk = Talk(joined.kernel.client)
-    assert value(talk, "'gone' in globals()") == "False"
-    assert int(value(talk, "__import__('os').getpid()")) != pid
-    assert joined.session in status(talk)
-    joined.kernel.manager.shutdown_kernel()
+    with joining(before) as joined:
+        joined.talk.case(lambda talk: talk.run("gone = 1"))
+        pid = joined.pid
+        joined.kernel.manager.restart_kernel()
+        joined.kernel.client.wait_for_ready(timeout=WAIT)
+        joined.talk = talk = Talk(joined.kernel.client)
+        assert value(talk, "'gone' in globals()") == "False"
+        assert joined.pid != pid
+        assert joined.session in status(talk)
     wait_for(lambda: not there(far), what="the far side is empty")
     assert told(here, before.remote, joined.session)["why"] == "It was stopped."
 
@@ -320,12 +322,6 @@ def status(talk: Talk) -> str:
     """Return what `%remoter status` shows."""
     said = talk.case(lambda talk: talk.run("%remoter status"))["iopub under request 0"]
     return "".join(each["content"].get("text", "") for each in said)
-
-
-def idle(here: JupyterHere, before: Before, session: str) -> dict[str, Any] | None:
-    """Return what is told of a session once that is idle."""
-    about = told(here, before.remote, session)
-    return about if about["state"] == "idle" else None
 
 
 # --------------------------------------------------------------- sessions that are over
