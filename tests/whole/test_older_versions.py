@@ -119,7 +119,8 @@ def before(
     remote = f"old-{secrets.token_hex(3)}"
     here.add_remote(remote, **python_remote)
     yield Before(request.param, far, python_remote["ssh_config"], remote)
-    asked(here, "stop", "--all", remote)
+    if there(far):  # it has not ended with its kernel
+        asked(here, "stop", "--all", remote)
     wait_for(lambda: not there(far), what="the far side is empty")
 
 
@@ -169,14 +170,16 @@ def test_it_is_joined_listed_interrupted_read_and_stopped(
     assert kinds == ["busy", "execute_input", "stream", "execute_result", "idle"]
     assert session in status(talk)
 
-    listed = lambda: told(here, before.remote, session)  # noqa: E731
-    wait_for(lambda: (listed()["state"], listed()["fronts"]) == ("idle", 1), what="idle, joined")
     pid = joined.pid
+
+    def is_listed(state: str, clients: int) -> bool:
+        about = told(here, before.remote, session)
+        return (about["state"], about["fronts"]) == (state, clients)
 
     def interrupts(talk: Talk) -> None:
         cell = talk.queue("import time; print('on', flush=True); time.sleep(60)")
         talk.until_line("on")
-        wait_for(lambda: listed()["state"] == "busy", what="busy")
+        wait_for(lambda: is_listed("busy", 1), what="it is listed, with what it does")
         joined.kernel.manager.interrupt_kernel()
         talk.done(cell)
 
@@ -201,7 +204,7 @@ def test_it_is_joined_listed_interrupted_read_and_stopped(
 
     assert asked(here, "stop", session) == f"{before.remote}/{session} was stopped.\n"
     assert not psutil.pid_exists(pid)
-    assert listed()["state"] == "ended"
+    wait_for(lambda: is_listed("ended", 0), what="it is listed as ended")
 
 
 def test_a_console_attaches_to_it_and_leaves_it(
@@ -268,7 +271,6 @@ def test_its_evaluator_is_killed_and_this_versions_takes_over(
     joined.kernel.manager.restart_kernel()
     joined.kernel.client.wait_for_ready(timeout=WAIT)
     assert value(Talk(joined.kernel.client), "'ran' in globals()") == "False"
-    asked(here, "stop", session)
     assert not psutil.pid_exists(pid)
 
 
@@ -371,7 +373,8 @@ def test_what_is_over_is_listed_and_read(
     for cell in notebook.cells:
         cell.outputs, cell.execution_count = [], None
     (tmp_path / "night.ipynb").write_text(nbformat.writes(notebook))
-    here.remoter("outputs", over, "--into", str(tmp_path / "night.ipynb"))
+    filled = asked(here, "outputs", over, "--into", str(tmp_path / "night.ipynb"))
+    assert "Filled 4 cells" in filled
 
     log = asked(here, "log", over)
     for words in (
