@@ -11,7 +11,9 @@ import json
 import os
 import secrets
 import shutil
+import signal
 import subprocess
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,10 +98,6 @@ class Before:
         assert words["joined"] is False, words
         return str(words["session"])
 
-    def begin_for(self, manager: KernelManager) -> str:
-        """Begin the session of a kernel that Jupyter is about to start, or has started before."""
-        return self.begin(known_by(manager.session.key))
-
     def _ssh(self, command: str, stdin: bytes) -> bytes:
         words = ["ssh", "-F", str(self.config), "real", command]
         return subprocess.run(words, input=stdin, check=True, capture_output=True).stdout
@@ -139,13 +137,14 @@ class Joined:
 
 
 @contextlib.contextmanager
-def joining(before: Before) -> Iterator[Joined]:
+def joining(before: Before, **more: Any) -> Iterator[Joined]:
     """Begin a session, and let Jupyter start the kernel whose session it is."""
     begun: list[str] = []
-    with started_kernel(
-        f"remoter-{before.remote}",
-        before=lambda manager: begun.append(before.begin_for(manager)),
-    ) as kernel:
+
+    def begin(manager: KernelManager) -> None:
+        begun.append(before.begin(known_by(manager.session.key), **more))
+
+    with started_kernel(f"remoter-{before.remote}", before=begin) as kernel:
         yield Joined(begun[-1], kernel, Talk(kernel.client))
 
 
@@ -167,6 +166,7 @@ def test_it_is_joined_listed_interrupted_read_and_stopped(
     said = talk.case(lambda talk: talk.run("kept = 'there'\nprint('hello')\n6 * 7"))
     messages = said["iopub under request 0"]
     kinds = [each["content"].get("execution_state", each["type"]) for each in messages]
+    assert not errors(messages), errors(messages)
     assert kinds == ["busy", "execute_input", "stream", "execute_result", "idle"]
     assert session in status(talk)
 
@@ -214,7 +214,7 @@ def test_a_console_attaches_to_it_and_leaves_it(
     real_part("tmux")
     real_part("jupyter-console")
     joined.talk.case(lambda talk: talk.run("kept = 'since before'"))
-    remoter = str(Path(os.sys.executable).with_name("remoter"))
+    remoter = str(Path(sys.executable).with_name("remoter"))
     with Terminal(tmp_path, [remoter, "attach", joined.session]) as console:
         console.wait_for("]:")
         console.type("kept")
@@ -243,35 +243,42 @@ def test_its_kernel_is_restarted_and_shut_down_by_jupyter(
 
 
 def test_its_evaluator_is_killed_and_this_versions_takes_over(
-    joined: Joined, before: Before, here: JupyterHere, tmp_path: Path
+    before: Before, here: JupyterHere, far: FarSide
 ) -> None:
-    """In a running cell: nothing runs twice, the variables are there, and it goes on from there."""
-    talk, session = joined.talk, joined.session
-    talk.case(lambda talk: talk.run("ran = []"))
-    pid, first = joined.pid, told(here, before.remote, session)["pid"]
+    """In a running cell, which had to wait at first: nothing runs twice, and it goes on."""
+    with contextlib.ExitStack() as stack:
+        go = stack.enter_context(far.folder()) / "go"
+        waits = f"until test -e {go}; do sleep 0.1; done"  # the cells come before their kernel
+        joined = stack.enter_context(joining(before, init=[waits]))
+        talk, session = joined.talk, joined.session
+        folder = far.home / SESSIONS / session
+        first = json.loads((folder / "door.json").read_text())["pid"]
 
-    def dies(talk: Talk) -> None:
-        cells = [talk.queue(f"ran.append(1){COUNT}"), talk.queue("ran.append(2)")]
-        talk.until_said("line 5\n")
-        os.kill(first, 9)
-        talk.listen(lambda: all(map(talk._is_done, cells)), seconds=WAIT)
+        def dies(talk: Talk) -> None:
+            codes = (f"ran = [*globals().get('ran', ()), 1]{COUNT}", "ran.append(2)")
+            cells = [talk.queue(code) for code in codes]
+            wait_for(lambda: b"ran.append(2)" in (folder / "journal").read_bytes())
+            go.touch()
+            talk.until_said("line 5\n")
+            os.kill(first, signal.SIGKILL)
+            talk.listen(lambda: all(map(talk._is_done, cells)), seconds=WAIT)
 
-    said = talk.case(dies)
-    texts = [each["content"].get("text", "") for each in said["iopub under request 0"]]
-    assert "".join(texts).count("may be missing") == 1
-    assert "line 39\n" in "".join(texts)
-    replies = [said[f"shell under request {number}"] for number in (0, 1)]
-    assert [each["content"]["status"] for reply in replies for each in reply] == ["ok", "ok"]
-    assert value(talk, "ran") == "[1, 2]"
-    assert joined.pid == pid
-    assert session in status(talk)
-    assert told(here, before.remote, session)["pid"] != first
-    assert "ran = []" in asked(here, "outputs", session)
-    # What this version starts in its place is its own, from the program on.
-    joined.kernel.manager.restart_kernel()
-    joined.kernel.client.wait_for_ready(timeout=WAIT)
-    assert value(Talk(joined.kernel.client), "'ran' in globals()") == "False"
-    assert not psutil.pid_exists(pid)
+        said = talk.case(dies)
+        texts = [each["content"].get("text", "") for each in said["iopub under request 0"]]
+        assert "".join(texts).count("may be missing") == 1
+        assert "line 39\n" in "".join(texts)
+        replies = [said[f"shell under request {number}"] for number in (0, 1)]
+        assert [each["content"]["status"] for reply in replies for each in reply] == ["ok", "ok"]
+        assert value(talk, "ran") == "[1, 2]"
+        assert session in status(talk)
+        assert told(here, before.remote, session)["pid"] != first
+        assert "ran.append(2)" in asked(here, "outputs", session)
+        # What this version starts in its place is its own, from the program on.
+        pid = joined.pid
+        joined.kernel.manager.restart_kernel()
+        joined.kernel.client.wait_for_ready(timeout=WAIT)
+        assert value(Talk(joined.kernel.client), "'ran' in globals()") == "False"
+        assert not psutil.pid_exists(pid)
 
 
 def test_its_notebook_finds_it_again(
@@ -293,7 +300,7 @@ def test_its_notebook_finds_it_again(
     with started_kernel(f"remoter-{before.remote}", before=begin) as kernel:
         talk = Talk(kernel.client)
         talk.case(lambda talk: talk.run("kept = 41", metadata={"cellId": "one"}))
-        os.kill(kernel.pid, 9)
+        os.kill(kernel.pid, signal.SIGKILL)
     with started_kernel(f"remoter-{before.remote}") as kernel:
         said = Talk(kernel.client).case(lambda talk: talk.run("print(kept + 1)"))
         texts = {
