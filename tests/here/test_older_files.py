@@ -62,8 +62,11 @@ def one(state: Path, pattern: str) -> tuple[Path, Any]:
     return path, json.loads(path.read_text())
 
 
-def test_every_key_of_the_first_version_is_read_as_what_it_was(here: JupyterHere) -> None:
-    (here.folder / "remotes.toml").write_text(REMOTES)
+def test_every_key_of_the_first_version_is_read_as_what_it_was(
+    here: JupyterHere, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REMOTER_CONFIG", str(tmp_path / "remotes.toml"))
+    (tmp_path / "remotes.toml").write_text(REMOTES)
     ran = here.remoter("list", "--json")
     assert ran.returncode == 0, ran.stderr
     document = json.loads(ran.stdout)
@@ -87,7 +90,6 @@ def test_every_key_of_the_first_version_is_read_as_what_it_was(here: JupyterHere
         "remember": True,
     }
     assert remote == {**remote, **expected}
-    (here.folder / "remotes.toml").unlink()
 
 
 def test_sessions_that_were_seen_are_offered_to_whoever_completes_a_word(

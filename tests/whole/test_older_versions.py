@@ -282,25 +282,19 @@ def test_its_evaluator_is_killed_and_this_versions_takes_over(
 
 
 def test_its_notebook_finds_it_again(
-    before: Before, here: JupyterHere, far: FarSide, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    before: Before, here: JupyterHere, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Jupyter was closed for the update: its new kernel is another one, the notebook is not."""
     path = tmp_path / "a.ipynb"
     cell = nbformat.v4.new_code_cell("kept = 41", id="one")
     path.write_text(nbformat.writes(nbformat.v4.new_notebook(cells=[cell])))
     monkeypatch.setenv("JPY_SESSION_NAME", str(path))
-    begun: list[str] = []
-
-    def begin(manager: KernelManager) -> None:
-        laptop = (here.folder / "state/laptop").read_text()
-        kernel_id = known_by(manager.session.key)
-        begun.append(before.begin(kernel_id, notebook=str(path), laptop=laptop))
-
-    here.remoter("sessions")  # this machine has an id from now on
-    with started_kernel(f"remoter-{before.remote}", before=begin) as kernel:
-        talk = Talk(kernel.client)
-        talk.case(lambda talk: talk.run("kept = 41", metadata={"cellId": "one"}))
-        os.kill(kernel.pid, signal.SIGKILL)
+    laptop = here.folder / "state/laptop"
+    laptop.parent.mkdir(exist_ok=True)
+    shutil.copyfile(DATA / f"state-{before.version}" / "laptop", laptop)
+    with joining(before, notebook=str(path), laptop=laptop.read_text()) as joined:
+        joined.talk.case(lambda talk: talk.run("kept = 41", metadata={"cellId": "one"}))
+        os.kill(joined.kernel.pid, signal.SIGKILL)
     with started_kernel(f"remoter-{before.remote}") as kernel:
         said = Talk(kernel.client).case(lambda talk: talk.run("print(kept + 1)"))
         texts = {
@@ -309,7 +303,7 @@ def test_its_notebook_finds_it_again(
             if m["type"] == "stream"
         }
         assert texts["stdout"] == "42\n"
-        assert f"Joined session {begun[0]}" in texts["stderr"]
+        assert f"Joined session {joined.session}" in texts["stderr"]
 
 
 def test_what_that_version_could_not_say_is_said_to_its_session(
