@@ -14,6 +14,7 @@ import os
 import pwd
 import secrets
 import shutil
+import signal
 import subprocess
 import sys
 import tarfile
@@ -99,9 +100,9 @@ def record(folder: Path, ada: FarSide, sshd: RealSshd) -> None:
     file = folder / "kernel.json"
     write_connection_file(str(file), key=secrets.token_hex(16).encode())
     command = [sys.executable, "-P", "-m", "remoter_kernel", "-f", str(file), "--remote", HOST]
-    as_jupyter = {"env": {**os.environ, "JPY_SESSION_NAME": str(notebook)}, "cwd": "/"}
+    environment = {**os.environ, "JPY_SESSION_NAME": str(notebook)}
     with (
-        subprocess.Popen(command, stdin=subprocess.DEVNULL, **as_jupyter) as proxy,
+        subprocess.Popen(command, stdin=subprocess.DEVNULL, env=environment, cwd="/") as proxy,
         client_of(file) as client,
     ):
         talk = Talk(client)
@@ -111,24 +112,21 @@ def record(folder: Path, ada: FarSide, sshd: RealSshd) -> None:
         client.shutdown(restart=True)
         proxy.wait(20)
     (waits,) = (folder / "state").glob("orders/*/*.json")
-    shutil.copy(waits, folder / "waits.json")
+    shutil.copy(waits, folder / "waits.json")  # what follows may carry it out, and forget it
     sshd.start()
     remoter("sessions", HOST)
     remoter("stop", "--all", HOST)
     waits.parent.mkdir(exist_ok=True)
     shutil.copy(folder / "waits.json", waits)
-    for place in (folder / "state").glob("keepers/*.json"):
-        pid = json.loads(place.read_text()).get("pid")
-        if pid:
-            os.kill(pid, 15)
+    for keeper in (folder / "state").glob("keepers/*.json"):
+        os.kill(json.loads(keeper.read_text())["pid"], signal.SIGTERM)
 
 
 def remoter(*words: str) -> None:
     """Run the older version's own command."""
     project = Path(os.environ["PYTHONPATH"]) / "pyproject.toml"
-    module, function = tomllib.loads(project.read_text())["project"]["scripts"]["remoter"].split(
-        ":"
-    )
+    place = tomllib.loads(project.read_text())["project"]["scripts"]["remoter"]
+    module, function = place.split(":")
     code = f"import sys, {module} as it; sys.exit(it.{function}())"
     subprocess.run([sys.executable, "-P", "-c", code, *words], check=True, cwd="/")
 
