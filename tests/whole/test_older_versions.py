@@ -83,17 +83,24 @@ class Before:
     config: Path
     remote: str
 
+    @property
+    def content(self) -> bytes:
+        """The program that it runs there."""
+        return (DATA / f"evaluator-{self.version}.pyz").read_bytes()
+
+    @property
+    def archive(self) -> Path:
+        """Where that program is there, in the home."""
+        name = hashlib.sha256(self.content).hexdigest()
+        return Path(PLACES[self.version].format(name)) / f"{name}.pyz"
+
     def begin(self, kernel_id: str, **more: Any) -> str:
         """Begin a session as that version does; return its id."""
-        content = (DATA / f"evaluator-{self.version}.pyz").read_bytes()
-        name = hashlib.sha256(content).hexdigest()
-        folder = PLACES[self.version].format(name)
-        archive = f"{folder}/{name}.pyz"
-        self._ssh(f"umask 077; mkdir -p {folder} && cat > {archive}", content)
+        folder, archive = self.archive.parent, self.archive
+        self._ssh(f"umask 077; mkdir -p {folder} && cat > {archive}", self.content)
         request = {**REQUEST, "remote": self.remote, "kernel_id": kernel_id, **more}
-        answer = self._ssh(
-            f'{self.far.python} "$HOME/{archive}"', json.dumps(request).encode() + b"\n"
-        )
+        stdin = json.dumps(request).encode() + b"\n"
+        answer = self._ssh(f'{self.far.python} "$HOME/{archive}"', stdin)
         words = json.loads(answer.partition(b"REMOTER ")[2])
         assert words["joined"] is False, words
         return str(words["session"])
@@ -116,10 +123,12 @@ def before(
     real_part("ssh")
     remote = f"old-{secrets.token_hex(3)}"
     here.add_remote(remote, **python_remote)
-    yield Before(request.param, far, python_remote["ssh_config"], remote)
+    version = Before(request.param, far, python_remote["ssh_config"], remote)
+    yield version
     if there(far):  # it has not ended with its kernel
         asked(here, "stop", "--all", remote)
     wait_for(lambda: not there(far), what="the far side is empty")
+    (far.home / version.archive).unlink(missing_ok=True)
 
 
 @dataclass
