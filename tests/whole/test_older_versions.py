@@ -168,7 +168,7 @@ def joined(before: Before) -> Iterator[Joined]:
 
 
 def test_it_is_joined_listed_interrupted_read_and_stopped(
-    joined: Joined, before: Before, here: JupyterHere, tmp_path: Path
+    joined: Joined, before: Before, here: JupyterHere
 ) -> None:
     """A morning with it: each cell is busy and idle once, and every command knows the session."""
     talk, session = joined.talk, joined.session
@@ -181,14 +181,14 @@ def test_it_is_joined_listed_interrupted_read_and_stopped(
 
     pid = joined.pid
 
-    def is_listed(state: str, clients: int) -> bool:
+    def is_listed() -> bool:
         about = told(here, before.remote, session)
-        return (about["state"], about["fronts"]) == (state, clients)
+        return (about["state"], about["fronts"]) == ("busy", 1)
 
     def interrupts(talk: Talk) -> None:
         cell = talk.queue("import time; print('on', flush=True); time.sleep(60)")
         talk.until_line("on")
-        wait_for(lambda: is_listed("busy", 1), what="it is listed, with what it does")
+        wait_for(is_listed, what="it is listed, with what it does")
         joined.kernel.manager.interrupt_kernel()
         talk.done(cell)
 
@@ -202,10 +202,6 @@ def test_it_is_joined_listed_interrupted_read_and_stopped(
     assert (
         "In [1]: kept = 'there'\n        print('hello')\n        6 * 7\nhello\nOut[1]: 42" in text
     )
-    asked(here, "outputs", session, "--notebook", str(tmp_path / "out.ipynb"))
-    notebook = nbformat.read(tmp_path / "out.ipynb", as_version=4)
-    nbformat.validate(notebook)
-    assert [each.output_type for each in notebook.cells[0].outputs] == ["stream", "execute_result"]
     log = asked(here, "log", session)
     assert "asked for: import time" in log
     assert "asked to interrupt" in log
@@ -213,7 +209,6 @@ def test_it_is_joined_listed_interrupted_read_and_stopped(
 
     assert asked(here, "stop", session) == f"{before.remote}/{session} was stopped.\n"
     assert not psutil.pid_exists(pid)
-    wait_for(lambda: is_listed("ended", 0), what="it is listed as ended")
 
 
 def test_a_console_attaches_to_it_and_leaves_it(
@@ -261,7 +256,8 @@ def test_its_evaluator_is_killed_and_this_versions_takes_over(
         joined = stack.enter_context(joining(before, init=[waits]))
         talk, session = joined.talk, joined.session
         folder = far.home / SESSIONS / session
-        first = json.loads((folder / "door.json").read_text())["pid"]
+        evaluator = lambda: json.loads((folder / "door.json").read_text())["pid"]  # noqa: E731
+        first = evaluator()
 
         def dies(talk: Talk) -> None:
             codes = (f"ran = [*globals().get('ran', ()), 1]{COUNT}", "ran.append(2)")
@@ -280,7 +276,7 @@ def test_its_evaluator_is_killed_and_this_versions_takes_over(
         assert [each["content"]["status"] for reply in replies for each in reply] == ["ok", "ok"]
         assert value(talk, "ran") == "[1, 2]"
         assert session in status(talk)
-        assert told(here, before.remote, session)["pid"] != first
+        assert evaluator() != first
         assert "ran.append(2)" in asked(here, "outputs", session)
         # What this version starts in its place is its own, from the program on.
         pid = joined.pid
