@@ -25,7 +25,7 @@ from jupyter_client.manager import KernelManager
 from remoter_kernel.local.login.keeper.endpoint import end_logins
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from tests.real_users import FarSide
 
@@ -118,11 +118,19 @@ PORT_TAKEN = b"of the connection file cannot be taken"
 
 @contextlib.contextmanager
 def started_kernel(
-    spec: str, *, ready_within: float = READY_WITHIN, **options: Any
+    spec: str,
+    *,
+    ready_within: float = READY_WITHIN,
+    before: Callable[[KernelManager], object] = lambda _manager: None,
+    **options: Any,
 ) -> Iterator[StartedKernel]:
-    """Start a kernel by the name of its kernelspec, as Jupyter does, and shut it down."""
+    """Start a kernel by the name of its kernelspec, as Jupyter does, and shut it down.
+
+    `before` may look at its manager, whose key is known, before the kernel is started.
+    """
     for left in reversed(range(PORT_TRIES)):
         manager = KernelManager(kernel_name=spec)
+        before(manager)
         with tempfile.TemporaryFile() as log:
             manager.start_kernel(stdout=subprocess.DEVNULL, **{"stderr": log, **options})
             client = manager.client()
