@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from remoter_kernel.front.session.laptop import laptop_id, living_fronts
-from remoter_kernel.front.session.orders import pending
+from remoter_kernel.local.session.machine import live_kernel_ids, machine_id
+from remoter_kernel.local.session.undelivered_commands import load_commands
 from tests.real_jupyter import started_kernel
 
 if TYPE_CHECKING:
@@ -119,14 +119,14 @@ def test_what_a_kernel_has_said_last_is_said_before_any_login(
 
 def test_what_waits_for_a_login_is_brought_along(state: Path) -> None:
     path, words = one(state, "orders/gpu-box/*.json")
-    (waiting,) = pending("gpu-box")
+    (waiting,) = load_commands("gpu-box")
     assert waiting.path == path
     assert words["order"] == "restart"
     assert waiting.named == {**words, "name": words["kernel_id"]}
 
 
 def test_this_machine_keeps_its_id(state: Path) -> None:
-    assert laptop_id() == (state / "laptop").read_text()
+    assert machine_id() == (state / "laptop").read_text()
 
 
 def test_a_proxy_of_that_version_lives_while_it_holds_its_lock(state: Path) -> None:
@@ -136,5 +136,5 @@ def test_a_proxy_of_that_version_lives_while_it_holds_its_lock(state: Path) -> N
         (state / "fronts" / name).touch()
     with (state / "fronts" / names[0]).open("r+") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
-        assert living_fronts() == {"a" * 24}
-    assert living_fronts() == set()
+        assert live_kernel_ids() == {"a" * 24}
+    assert live_kernel_ids() == set()
