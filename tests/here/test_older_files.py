@@ -122,7 +122,7 @@ def test_what_waits_for_a_login_is_brought_along(state: Path) -> None:
     (waiting,) = load_commands("gpu-box")
     assert waiting.path == path
     assert words["order"] == "restart"
-    assert waiting.named == {**words, "name": words["kernel_id"]}
+    assert waiting.as_sent == {**words, "name": words["kernel_id"]}
 
 
 def test_this_machine_keeps_its_id(state: Path) -> None:
