@@ -11,8 +11,9 @@ House rules of this file:
   which any of that happened (`HOUSEKEEPING`) is not counted, and another one is run.
 - A measured cell follows another one by less than a second, so that what is written at most once
   a second (`state.json`) is not written in it.
-- How many messages share a turn of a loop is a matter of luck. So each figure is the median of
-  several cells, and stands beside the least and the most of them.
+- How many messages share a turn of a loop is a matter of luck, and of how busy the machine is. So
+  each figure is the median of several cells, beside the least and the most of them, and what is
+  to be compared is measured one right after the other.
 """
 
 from __future__ import annotations
@@ -283,9 +284,11 @@ def main() -> int:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, too")
     wish = parser.parse_args()
     os.environ.pop("PYTHONPATH", None)
+    busy = os.getloadavg()[0]
     figures = measure(wish.cells)
     for line in figures.text():
         print(line)
+    print(f"\nLoad average before: {busy:.1f}")
     if wish.json:
         wish.json.write_text(json.dumps(figures.as_json(), indent=1) + "\n")
     return 0
