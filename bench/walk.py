@@ -36,11 +36,11 @@ from bench.client import Kernel
 from bench.ground import Ground
 from bench.peers import Remoter
 from bench.proxy import Proxy
-from remoter_kernel.daemon.board import Board
-from remoter_kernel.front.jupyter.sockets import Sockets
-from remoter_kernel.front.session.awakening import Awakening
-from remoter_kernel.front.session.link import Link
-from remoter_kernel.wire.pump import Pump
+from remoter_kernel.evaluator.status_file import StatusWriter
+from remoter_kernel.local.proxy.sockets import Sockets
+from remoter_kernel.local.session.link import Link
+from remoter_kernel.local.session.machine import SuspendDetector
+from remoter_kernel.protocol.link_connection import LinkConnection
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -57,12 +57,12 @@ SETTLE = 0.4  # seconds between two cells: what the one before has left to do is
 ACKNOWLEDGED = 0.2  # seconds after the reply and the idle: an acknowledgement waits for 0.1
 WRITTEN_WITHIN = 10.0  # seconds; a process writes at its next call, so with its next timer
 HOUSEKEEPING: tuple[Callable[..., object], ...] = (
-    Pump._look,  # noqa: SLF001 - is the other end alive?
-    Pump._note_pong,  # noqa: SLF001 - it is
-    Board._post,  # noqa: SLF001 - `state.json`
-    Awakening._look,  # noqa: SLF001 - has this machine slept?
-    Link._look,  # noqa: SLF001 - does the other end send a message without end?
-    Sockets._beat,  # noqa: SLF001 - a client asks whether the proxy lives
+    LinkConnection._check_alive,  # noqa: SLF001 - is the other end alive?
+    LinkConnection._on_pong,  # noqa: SLF001 - it is
+    StatusWriter._write_status,  # noqa: SLF001 - `state.json`
+    SuspendDetector._poll,  # noqa: SLF001 - has this machine slept?
+    Link._check_memory,  # noqa: SLF001 - does the other end send a message without end?
+    Sockets._echo_heartbeat,  # noqa: SLF001 - a client asks whether the proxy lives
 )
 
 
