@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import subprocess
 import sys
@@ -180,8 +181,6 @@ def test_the_protocol_and_the_evaluator_are_python_3_9():
 
 
 def compile_as(path, version):
-    import ast
-
     ast.parse(path.read_text(), filename=str(path), feature_version=version)
 
 
@@ -208,3 +207,29 @@ def test_proxies_and_commands_begin_without_jupyter_client():
     code = f"import sys, {', '.join(modules)}; print({slow} & {{*sys.modules}})"
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ran.stdout == "set()\n"
+
+
+# ------------------------------------------------------------------ the walk
+
+
+def test_each_name_on_the_page_about_the_architecture_is_there():
+    """`[`Class.method`](path)`: a page that follows a request must not name what has gone."""
+    page = (DOCS / "architecture.md").read_text()
+    named = re.findall(r"\[`([\w.]+)`\]\(\.\./(remoter_kernel/[\w/]+\.py)\)", page)
+    assert len(named) > 30
+    missing = [(name, path) for name, path in named if name not in defined_in(ROOT / path)]
+    assert missing == []
+
+
+def defined_in(path):
+    """Return the functions, classes and methods of a module."""
+    tree = ast.parse(path.read_text())
+    kinds = (ast.ClassDef, ast.FunctionDef)
+    top = {node.name: node for node in tree.body if isinstance(node, kinds)}
+    methods = {
+        f"{name}.{node.name}"
+        for name, owner in top.items()
+        for node in ast.walk(owner)
+        if isinstance(node, ast.FunctionDef)
+    }
+    return {*top, *methods}
