@@ -76,8 +76,20 @@ def outputs(notebook: NotebookNode) -> list[Any]:
     cells: list[Any] = []
     for cell in notebook.cells:
         said = [comparable(dict(output)) for output in cell.get("outputs", [])]
-        cells.append((cell.get("execution_count"), said))
+        cells.append((cell.get("execution_count"), joined(said)))
     return cells
+
+
+def joined(outputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Join texts that follow each other: ipykernel's timer cuts them where the machine is busy."""
+    whole: list[dict[str, Any]] = []
+    for output in outputs:
+        name = output.get("name")
+        if name is not None and whole and whole[-1].get("name") == name:
+            whole[-1]["text"] += output["text"]
+        else:
+            whole.append(output)
+    return whole
 
 
 def comparable(output: dict[str, Any]) -> dict[str, Any]:
