@@ -65,7 +65,7 @@ class Reactor:
         self._wakeup_in.setblocking(False)
         self._wakeup_out.setblocking(False)
         self._is_running = False
-        self.after_pass: Call = lambda: None  # made once after each round of call-backs
+        self.after_pass: Call | None = None  # called once after each round of call-backs
         self.on_bug: Callable[[Exception], None] = _raise_bug
         self.add_reader(self._wakeup_in, self._on_wakeup)
 
@@ -124,25 +124,30 @@ class Reactor:
         self._wakeup_out.close()
 
     def _one_pass(self) -> None:
+        for call in self._due_calls():
+            try:
+                call()
+            except Exception as error:  # noqa: BLE001, PERF203 - one bad call must not end all others
+                _log.error("A call failed; the others go on.", exc_info=error)
+                self.on_bug(error)
+
+    def _due_calls(self) -> Iterator[Call]:
+        """Wait, then yield the calls of one pass; each sees what those before it have changed."""
         for source, _ in self._poller.poll(self._timeout()):
-            handler = self._handlers.get(_source_key(source))
+            # Looked up only now: a call before this one may have closed the socket. The poller
+            # gives back what `_source_key` makes of a source.
+            handler = self._handlers.get(source)
             if handler:
-                self._run_callback(handler)
+                yield handler
         now = time.monotonic()
         while self._timers and self._timers[0][0] <= now:
             timer = heapq.heappop(self._timers)[2]
             if timer.call:
-                self._run_callback(timer.call)
-        for _ in range(len(self._calls)):
-            self._run_callback(self._calls.popleft())
-        self._run_callback(self.after_pass)
-
-    def _run_callback(self, call: Call) -> None:
-        try:
-            call()
-        except Exception as error:  # noqa: BLE001 - one bad call must not end all others
-            _log.error("A call failed; the others go on.", exc_info=error)
-            self.on_bug(error)
+                yield timer.call
+        for _ in range(len(self._calls)):  # what these calls add has its turn in the next pass
+            yield self._calls.popleft()
+        if self.after_pass:
+            yield self.after_pass
 
     def _timeout(self) -> int | None:
         if self._calls:
