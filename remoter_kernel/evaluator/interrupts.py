@@ -12,6 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Callable, NamedTuple
 
 from remoter_kernel.protocol.messages import content_of
+from remoter_kernel.protocol.requests import ENDS, Stage
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from remoter_kernel.evaluator.kernel_queue import Cancellations
     from remoter_kernel.protocol.frames import Bytes
     from remoter_kernel.protocol.reactor import Call, Timer
-    from remoter_kernel.protocol.requests import Request, Requests, Stage
+    from remoter_kernel.protocol.requests import Request, Requests
 
 SETTLES_WITHIN = 0.1  # seconds after which an interrupt ends a cell, and not R while it prepares
 CALLS_OFF_WITHIN = 0.05  # seconds from a cell's reply until its kernel takes another one
@@ -57,7 +58,7 @@ class Interrupts:
             str, float
         ] = {}  # cells that run: from when on they can be hit
         self._timer: Timer | None = None
-        requests.observers.append(self._on_move)
+        requests.observe(self._on_request_end, *ENDS)
 
     @property
     def is_under_way(self) -> bool:
@@ -93,7 +94,7 @@ class Interrupts:
         Silent ones have no input. R needs long for its first one, and would die in between.
         """
         request = self._requests.get(cell)
-        if request is None or not request.is_cell or not request.is_open:
+        if request is None or not request.is_cell or request.stage >= Stage.REPLIED:
             return
         wait = SETTLES_WITHIN if is_running else BEGINS_WITHIN
         self._interruptible_from[cell] = time.monotonic() + wait
@@ -142,12 +143,8 @@ class Interrupts:
             self.on_no_reply(request)
         self._finish(stopped)
 
-    def _on_move(self, request: Request, _before: Stage) -> None:
-        """See what is over, with a reply or without one: nobody waits behind it."""
-        if request.is_over:
-            self._on_request_end(request)
-
-    def _on_request_end(self, request: Request) -> None:
+    def _on_request_end(self, request: Request, _before: Stage | None = None) -> None:
+        """Note that a request is over, with a reply or without one: nothing waits behind it."""
         self._interruptible_from.pop(request.id, None)
         stopped = self._pending
         if stopped and stopped.cell == request.id:

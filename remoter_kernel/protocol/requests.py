@@ -62,6 +62,10 @@ class Stage(IntEnum):
     CANCELLED = 9
 
 
+ENDS = (Stage.DONE, Stage.FAILED, Stage.CANCELLED)
+OUTGOING = (Stage.HELD, Stage.QUEUED, Stage.SENT)  # a new request for the remote goes to one first
+
+
 @dataclass(eq=False)
 class Request:
     """A message that somebody sent to the kernel."""
@@ -96,12 +100,12 @@ class Request:
         """The content, read once; a `ProtocolError` if it is no JSON object."""
         return content_of(self.parts)
 
-    @property
+    @cached_property
     def expects_reply(self) -> bool:
         """Does the protocol have a reply to it?"""
         return self.channel is not Channel.STDIN and self.type not in COMM_TYPES
 
-    @property
+    @cached_property
     def is_cell(self) -> bool:
         """Does it run code?"""
         return self.type == EXECUTE
@@ -114,7 +118,7 @@ class Request:
         except ProtocolError:
             return True
 
-    @property
+    @cached_property
     def is_in_turn(self) -> bool:
         """Does it wait for those before it? One in a subshell, or on control, does not."""
         return self.channel is Channel.SHELL and not self.header.get("subshell_id")
@@ -149,7 +153,7 @@ class Requests:
     """The one table. Whatever becomes of a request becomes of it in `move`."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self.observers: list[Observer] = []  # called with a request and the stage that it left
+        self._observers: dict[Stage, list[Observer]] = {stage: [] for stage in Stage}
         self.is_logged = True
         self.moves = 0  # how often a request changed its stage
         self._clock = clock
@@ -185,7 +189,10 @@ class Requests:
     def get(self, name: str) -> Request | None:
         """Return the request with this id; of several the first that lacks its reply."""
         found = self._by_id.get(name, ())
-        return next((each for each in found if each.is_open), found[0] if found else None)
+        # Stages are compared here, and below, and not asked by a property: this is done several
+        # times for every message, and a call of Python costs more than the comparison.
+        unanswered = (each for each in found if each.stage < Stage.REPLIED)
+        return next(unanswered, found[0] if found else None)
 
     def move(self, request: Request, stage: Stage, why: str = "") -> bool:
         """Put a request into a later stage; False: it is there, or beyond it, already.
@@ -202,13 +209,21 @@ class Requests:
             reason = f", {why}" if why else ""
             name = request.id[:LONGEST_WORD], request.type[:LONGEST_WORD]
             _log.info("request %s (%s): %s -> %s%s", *name, before.name, stage.name, reason)
-        if request.is_over:
+        if stage >= Stage.DONE:
             self._forget(request)
         elif stage >= Stage.SENT:
             self._on_sent(request)
-        for observe in self.observers:
-            observe(request, before)
+        for observer in self._observers[stage]:
+            observer(request, before)
         return True
+
+    def observe(self, observer: Observer, *stages: Stage) -> None:
+        """Call `observer` with each request that reaches one of these stages, and the one it left.
+
+        Without stages: with each move.
+        """
+        for stage in stages or Stage:
+            self._observers[stage].append(observer)
 
     def mark_activity(self) -> None:
         """Note that something is going on."""
@@ -267,9 +282,10 @@ class Requests:
         that no evaluator can have answered in its place what was not its turn yet.
         """
         request = self.get(name)
-        if request is None or not request.is_open:
+        if request is None or request.stage >= Stage.REPLIED:
             return None
-        is_awaited = request.channel is Channel.SHELL and has_idle and not request.is_idle
+        is_idle = IDLE in request.states
+        is_awaited = request.channel is Channel.SHELL and has_idle and not is_idle
         unanswered = self.unanswered_before(request, is_from_kernel=is_from_kernel)
         self.move(request, Stage.REPLIED if is_awaited else Stage.DONE, "reply")
         for each in unanswered:
@@ -309,7 +325,7 @@ class Requests:
         what it does not even begin with: some kernels pass over what they do not know.
         """
         at_it = (each for each in self._at_kernel if each.is_cell or BUSY in each.states)
-        return any(each.is_open and not each.is_idle for each in at_it)
+        return any(each.stage < Stage.REPLIED and IDLE not in each.states for each in at_it)
 
     def describe(self) -> list[dict[str, Any]]:
         """Describe those that are not over, for people and programs: no content."""
