@@ -114,7 +114,17 @@ def decode_messages(frame: Bytes) -> Iterator[tuple[FrameHeader, memoryview]]:
     if not view:
         raise ProtocolError("An empty frame arrived.")
     while view:
-        head, size = _decode_head(view[: _HEAD.size])
+        if len(view) < _HEAD.size:
+            message = f"A message began with {len(view)} bytes where {_HEAD.size} were due."
+            raise ProtocolError(message)
+        magic, protocol, kind, channel, *numbers, size = _HEAD.unpack_from(view)
+        if magic != MAGIC or protocol != PROTOCOL:
+            raise _wrong_protocol(magic, protocol)
+        try:
+            head = FrameHeader(_MESSAGE_TYPES[kind], CHANNELS[channel], *numbers)
+        except KeyError as error:
+            message = f"A message of a kind or channel that is not known ({kind}, {channel})."
+            raise ProtocolError(message) from error
         end = _HEAD.size + size
         if len(view) < end:
             message = f"A body of {size} bytes arrived in {len(view) - _HEAD.size}."
@@ -123,22 +133,11 @@ def decode_messages(frame: Bytes) -> Iterator[tuple[FrameHeader, memoryview]]:
         view = view[end:]
 
 
-def _decode_head(frame: memoryview) -> tuple[FrameHeader, int]:
-    if len(frame) != _HEAD.size:
-        message = f"A message began with {len(frame)} bytes where {_HEAD.size} were due."
-        raise ProtocolError(message)
-    magic, protocol, kind, channel, *numbers = _HEAD.unpack(frame)
+def _wrong_protocol(magic: bytes, protocol: int) -> ProtocolError:
     if magic != MAGIC:
-        message = "Something that does not speak this protocol is at the other end."
-        raise ProtocolError(message)
-    if protocol != PROTOCOL:
-        message = f"The other end speaks protocol {protocol}, this one speaks {PROTOCOL}."
-        raise ProtocolError(message, "Update the older of the two.")
-    try:
-        return FrameHeader(_MESSAGE_TYPES[kind], CHANNELS[channel], *numbers[:-1]), numbers[-1]
-    except KeyError as error:
-        message = f"A message of a kind or channel that is not known ({kind}, {channel})."
-        raise ProtocolError(message) from error
+        return ProtocolError("Something that does not speak this protocol is at the other end.")
+    message = f"The other end speaks protocol {protocol}, this one speaks {PROTOCOL}."
+    return ProtocolError(message, "Update the older of the two.")
 
 
 def pack_parts(parts: Sequence[Bytes]) -> bytes:

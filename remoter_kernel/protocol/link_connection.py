@@ -31,7 +31,7 @@ from remoter_kernel.protocol.frames import (
     from_json,
     to_json,
 )
-from remoter_kernel.protocol.stream import BOTH
+from remoter_kernel.protocol.stream import BOTH, Ack
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -114,9 +114,9 @@ class LinkConnection:
         """Send what is due, and see to it that numbers are told soon."""
         if self._has_ended:
             return
-        is_hushed = self._is_stalled()
+        is_stalled = bool(self._unanswered_since) and self._is_stalled()
         try:
-            is_all = self._send_due((Lane.URGENT,) if is_hushed else BOTH)
+            is_all = self._send_due((Lane.URGENT,) if is_stalled else BOTH)
         except ProtocolError as error:  # what is due cannot be read
             self.end(error, notifies_peer=True)
             return
@@ -124,12 +124,12 @@ class LinkConnection:
             self._flush_timer = self.reactor.call_later(
                 0.0, self._flush_more
             )  # others get their turn first
-        if is_hushed and not self._pings_in_flight:
+        if is_stalled and not self._pings_in_flight:
             self._ping()
-        self.stream.update_window(time.monotonic())
-        if self.stream.needs_credit:
+        ack = self.stream.ack_needed(time.monotonic())
+        if ack is Ack.NOW:
             self._send_control(MessageType.ACK)
-        elif self._ack_timer is None and self.stream.needs_ack:
+        elif ack is Ack.DELAYED and self._ack_timer is None:
             self._ack_timer = self.reactor.call_later(ACK_WITHIN, self.send_ack)
 
     def _flush_more(self) -> None:
@@ -189,7 +189,15 @@ class LinkConnection:
         _log.debug("received %r %d: %d bytes", head.type, head.number, len(body))
         whole = self.stream.receive(head, body)
         if whole is not None:
-            self._deliver(head, whole)
+            # An item. One that cannot be taken in is passed over, and its sender is told: it
+            # counts as received, so that it never comes again. If the other end should not have
+            # sent it, this connection ends, once. If the fault is ours, what follows is taken in.
+            try:
+                self.on_item(head, whole)
+            except Exception as error:  # one bad item must not end what follows it
+                self.on_refused(head, whole, error)
+                if isinstance(error, ProtocolError):
+                    raise
         elif head.type is MessageType.PING:
             self._send_control(MessageType.PONG)
         elif head.type is MessageType.PONG:
@@ -199,32 +207,18 @@ class LinkConnection:
             why = str(words.get("why", "The other end hung up."))
             self.end(ProtocolError(why[:LONGEST_REASON]))
 
-    def _deliver(self, head: FrameHeader, body: Bytes) -> None:
-        """Hand an item on; one that cannot be taken in is passed over, and told.
-
-        It has been seen, so that the other end never sends it again. If the other end should not
-        have said it, this wire ends, once. If the fault is ours, what follows is taken in as ever.
-        """
-        try:
-            self.on_item(head, body)
-        except Exception as error:  # one bad item must not end what follows it
-            self.on_refused(head, body, error)
-            if isinstance(error, ProtocolError):
-                raise
-
     def _send_control(self, kind: MessageType) -> None:
         self.send(encode_message(self.stream.head(kind)))
 
     def send_credit(self) -> None:
         """Let the other end go on, if what was kept meanwhile is much."""
-        self.stream.update_window(time.monotonic())
-        if self.stream.needs_credit and not self._has_ended:
+        if self.stream.ack_needed(time.monotonic()) is Ack.NOW and not self._has_ended:
             self._send_control(MessageType.ACK)
 
     def send_ack(self) -> None:
         """Tell the other end now what is kept here."""
         self._ack_timer = None
-        if self.stream.needs_ack and not self._has_ended:
+        if self.stream.ack_needed(time.monotonic()) is not Ack.NONE and not self._has_ended:
             self._send_control(MessageType.ACK)
 
     def _check_alive(self) -> None:
@@ -244,7 +238,7 @@ class LinkConnection:
     def _is_stalled(self) -> bool:
         """Has nothing come back for so long that more would probably be said to nobody?"""
         patience = max(STALLED_AFTER, 3 * (self.round_trip or 0.0))
-        return bool(self._unanswered_since) and time.monotonic() - self._unanswered_since > patience
+        return time.monotonic() - self._unanswered_since > patience
 
     def _ping(self) -> None:
         self._last_ping = time.monotonic()

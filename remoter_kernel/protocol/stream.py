@@ -73,6 +73,14 @@ class Phase(Enum):
     OPEN = "open"
 
 
+class Ack(Enum):
+    """Whether the other end has to be sent our numbers (see RFC 1122's delayed ACK)."""
+
+    NONE = "none"  # it knows them all
+    DELAYED = "delayed"  # of what has been kept: they can wait for a message to ride on
+    NOW = "now"  # it is likely to run out of credit soon
+
+
 AFTER_GREETING = frozenset(
     {
         MessageType.ITEM,
@@ -191,6 +199,7 @@ class ReliableStream:
         self.received = dict.fromkeys(Lane, 0)
         self.acked = dict.fromkeys(Lane, 0)
         self._sent = dict.fromkeys(Lane, 0)
+        self._peer_acked = dict.fromkeys(Lane, 0)  # up to these the other end has kept all
         self._ever_sent = dict.fromkeys(Lane, 0)
         self._partial_out: dict[
             Lane, tuple[OutboxEntry, int]
@@ -205,15 +214,15 @@ class ReliableStream:
         self._credit = 0
         self._received_bytes = 0
         self._acked_bytes = 0
+        self._measured_bytes = 0  # of the acknowledged ones, those that the window knows of
         self._granted_credit = 0  # credit, so far: what was given is never taken back
         self._last_ack_sent = (0, 0, 0)
 
     def begin(self) -> None:
         """Start over on a new wire."""
         self.phase = Phase.GREETING
-        self._sent_bytes = self._credit = self._received_bytes = self._acked_bytes = (
-            self._granted_credit
-        ) = 0
+        self._sent_bytes = self._credit = self._received_bytes = self._granted_credit = 0
+        self._acked_bytes = self._measured_bytes = 0
         self.window.begin()
         self._last_ack_sent = (0, 0, 0)
         self._partial_out.clear()
@@ -252,27 +261,24 @@ class ReliableStream:
             return
         for lane in lanes:
             while lane is Lane.URGENT or self._sent_bytes < self._credit:
-                saying = self._next(lane)
-                if saying is None:
+                entry, begin = self._partial_out.pop(lane, (None, 0))
+                entry = entry or self.outbox.next_after(lane, self._sent[lane])
+                if entry is None:
                     break
+                end = begin + self.slice_size
+                is_last = end >= len(entry.body)
+                kind = MessageType.ITEM if is_last else MessageType.PART
+                head = self.head(kind, entry, begin)  # before `_sent` moves: it names what it was
+                self._ever_sent[lane] = max(self._ever_sent[lane], entry.number)
+                if is_last:
+                    self._sent[lane] = entry.number
+                else:
+                    self._partial_out[lane] = (entry, end)
+                is_whole = is_last and not begin  # nothing need be cut out of it
+                body = entry.body if is_whole else memoryview(entry.body)[begin:end]
                 if lane is Lane.BULK:
-                    self._sent_bytes += len(saying[1])
-                yield saying
-
-    def _next(self, lane: Lane) -> tuple[FrameHeader, Bytes] | None:
-        """Return the next item of a lane, or its next slice."""
-        entry, begin = self._partial_out.pop(lane, (None, 0))
-        entry = entry or self.outbox.next_after(lane, self._sent[lane])
-        if entry is None:
-            return None
-        self._ever_sent[lane] = max(self._ever_sent[lane], entry.number)
-        end = begin + self.slice_size
-        if end < len(entry.body):
-            self._partial_out[lane] = (entry, end)
-            return self.head(MessageType.PART, entry, begin), memoryview(entry.body)[begin:end]
-        head = self.head(MessageType.ITEM, entry, begin)
-        self._sent[lane] = entry.number
-        return head, memoryview(entry.body)[begin:] if begin else entry.body
+                    self._sent_bytes += len(body)
+                yield head, body
 
     @property
     def last_sent(self) -> tuple[int, ...]:
@@ -290,7 +296,8 @@ class ReliableStream:
             raise ProtocolError(message)
         self._credit = max(self._credit, head.credit)
         for lane, kept in zip(Lane, (head.acked_bulk, head.acked_urgent)):
-            if kept:
+            if kept > self._peer_acked[lane]:  # every message repeats the numbers
+                self._peer_acked[lane] = kept
                 self.outbox.ack(lane, kept)
         lane = LANE[head.channel]
         is_item = head.type is MessageType.ITEM or head.type is MessageType.PART
@@ -357,20 +364,21 @@ class ReliableStream:
         """Bulk bytes that this wire has carried here."""
         return self._acked_bytes
 
-    def update_window(self, now: float) -> None:
-        """Let the window follow what the path carries; `now` is in seconds."""
-        self.window.on_acked(self._acked_bytes, now)
+    def ack_needed(self, now: float) -> Ack:
+        """Say whether the other end needs our numbers, and let the window follow the path.
 
-    @property
-    def needs_ack(self) -> bool:
-        """Has anything been kept that the other end has not been told?"""
-        return self.phase is Phase.OPEN and self._last_ack_sent != self._ack_numbers()
-
-    @property
-    def needs_credit(self) -> bool:
-        """Is the other end likely to run out of credit soon?"""
-        more = self._acked_bytes + self.window.size - self._last_ack_sent[2]
-        return self.phase is Phase.OPEN and more > self.window.size // 4
+        `now` is in seconds.
+        """
+        if self._acked_bytes != self._measured_bytes and self.window.shortest is not None:
+            self._measured_bytes = self._acked_bytes
+            self.window.on_acked(self._acked_bytes, now)
+        if self.phase is not Phase.OPEN:
+            return Ack.NONE
+        credit = self._acked_bytes + self.window.size
+        if credit - self._last_ack_sent[2] > self.window.size // 4:
+            return Ack.NOW
+        is_known = self._last_ack_sent == (*self.acked.values(), max(self._granted_credit, credit))
+        return Ack.NONE if is_known else Ack.DELAYED
 
     def _ack_numbers(self) -> tuple[int, int, int]:
         self._granted_credit = max(self._granted_credit, self._acked_bytes + self.window.size)
