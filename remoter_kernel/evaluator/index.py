@@ -68,6 +68,17 @@ class Index:
             yield self.numbers[position]
             position += 1
 
+    def entries_for(
+        self, client: bytes, everyone: bytes, number: int
+    ) -> Iterator[tuple[int, Channel]]:
+        """Yield number and channel of what a client should get beyond a number."""
+        position = self.find(number) + 1 or bisect_right(self.numbers, number)
+        while position < len(self.numbers):  # asked each time: records come meanwhile
+            flags = self._flags[position]
+            if not flags & _NOT_FOR_CLIENTS and self._clients[position] in (everyone, client):
+                yield self.numbers[position], CHANNELS[flags]
+            position += 1
+
     def channel_for(self, client: bytes, everyone: bytes, number: int) -> Channel | None:
         """Return the channel of a record that a front should get, else None."""
         position = self.find(number)

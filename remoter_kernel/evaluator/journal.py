@@ -22,13 +22,12 @@ from remoter_kernel.evaluator import records
 from remoter_kernel.evaluator.compaction import CompactedFile, compact
 from remoter_kernel.evaluator.index import Index
 from remoter_kernel.evaluator.records import EVERYONE, Record, Scan, encode_record
+from remoter_kernel.protocol.frames import Channel, pack_parts, to_json
 from remoter_kernel.protocol.threads import Thread, Worker, end_loop_with
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
-
-    from remoter_kernel.protocol.frames import Channel
 
 _log = logging.getLogger(__name__)
 
@@ -52,7 +51,13 @@ _log = logging.getLogger(__name__)
 class Journal:
     """An open journal. All but the writing happens in the caller's thread."""
 
-    def __init__(self, path: Path, call: Callable[[Call], None], limit: int = LIMIT) -> None:
+    def __init__(
+        self,
+        path: Path,
+        call: Callable[[Call], None],
+        limit: int = LIMIT,
+        call_without_wakeup: Callable[[Call], None] | None = None,
+    ) -> None:
         """Remember the file, how a call gets to the caller's own thread, the bound in bytes."""
         self.path = path
         self.limit = limit
@@ -61,6 +66,7 @@ class Journal:
         self.lowest_acked: Callable[[], int] = lambda: self.last  # all have taken what is before
         self.on_read: Call = lambda: None  # what was asked for may be at hand now
         self._call = call
+        self._call_without_wakeup = call_without_wakeup or call
         self._last_error = ""  # why the disk does not take records, in the system's words
         self._last_progress = 0.0  # when something was to be written last, and nothing is since
         self._write_fd = -1  # the writer's, as are the next two
@@ -119,20 +125,22 @@ class Journal:
         client_number: int = 0,
         is_from_client: bool = False,
         is_held: bool = False,
+        is_marker: bool = False,
         then: Call | None = None,
     ) -> int:
         """Add a record and return its number; `then` is called once it is written."""
         number, now = self.last + 1, time.time()
         record = Record(
-            number, channel, is_from_client, client, body, now, client_number, is_held=is_held
+            number,
+            channel,
+            is_from_client,
+            client,
+            body,
+            now,
+            client_number,
+            is_marker=is_marker,
+            is_held=is_held,
         )
-        return self._add(record, then)
-
-    def append_marker(self, words: dict[str, Any], then: Call | None = None) -> int:
-        """Add a mark: for whoever reads the journal, and for no front."""
-        return self._add(records.marker(self.last + 1, time.time(), words), then)
-
-    def _add(self, record: Record, then: Call | None) -> int:
         if self.written == self.last:
             self._last_progress = time.monotonic()
         self.last = record.number
@@ -140,9 +148,18 @@ class Journal:
         self._recent[self.last] = record.body
         self._recent_bytes += len(record.body)
         if then:
-            self._on_written[self.last] = then
+            self._on_written[self.last] = then  # before the writer has it: it asks whether to wake
         self._queue.put(record)
         return self.last
+
+    def append_marker(self, words: dict[str, Any], then: Call | None = None) -> int:
+        """Add a mark: for whoever reads the journal, and for no client."""
+        body = pack_parts([to_json(words)])
+        return self.append(Channel.EVENT, body, is_marker=True, then=then)
+
+    def entries_for(self, client: bytes, number: int) -> Iterator[tuple[int, Channel]]:
+        """Yield number and channel of what a client should get beyond a number."""
+        return self._index.entries_for(client, EVERYONE, number)
 
     def after(self, number: int) -> Iterator[int]:
         """Yield the numbers that there are beyond one."""
@@ -198,9 +215,11 @@ class Journal:
             if refused:
                 trouble, offsets = self._write(refused)
                 first, last = refused[0].number, refused[-1].number
-                self._call(
-                    partial(self._on_written_up_to, first, last, offsets, trouble, self._end)
-                )
+                # If nobody waits for it, the loop hears of it when it wakes up anyway: a wake-up
+                # for each output would cost more than the output itself.
+                is_awaited = self._on_written or trouble != self._last_error
+                call = self._call if is_awaited else self._call_without_wakeup
+                call(partial(self._on_written_up_to, first, last, offsets, trouble, self._end))
                 del refused[: len(offsets)]
             for item in fresh:
                 if isinstance(item, CompactedFile):
@@ -316,19 +335,21 @@ class Journal:
         self._last_progress = time.monotonic()
         for position, offset in enumerate(offsets, self._index.find(first)):
             self._index.offsets[position] = offset
-        for number in range(self.written + 1, last + 1):
-            self._run_written_callback(number)
+        for number in range(self.written + 1, last + 1) if self._on_written else ():
+            then = self._on_written.pop(number, None)
+            if then:
+                self._run_written_callback(number, then)
         self.written = last
-        self._trim_recent()
+        if self._recent_bytes > RECENT_BYTES:
+            self._trim_recent()
         if end > self._compact_at and not (self._is_compacting or trouble):
             self._start_compaction(last, end)
 
-    def _run_written_callback(self, number: int) -> None:
+    @staticmethod
+    def _run_written_callback(number: int, then: Call) -> None:
         """Tell whoever waits for a record; what goes wrong with one holds up none behind it."""
-        then = self._on_written.pop(number, None)
         try:
-            if then:
-                then()
+            then()
         except Exception as error:  # noqa: BLE001 - a bug in one is no matter of the others
             _log.exception("After record %d was written: %s", number, logs.reason(error))
 

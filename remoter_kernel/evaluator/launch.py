@@ -344,7 +344,8 @@ def _open_listener(
     _log.info("An evaluator %s as process %d.", begins, os.getpid())
     set_process_name(f"remoter {session.id}")
     reactor, limit = Reactor(), int(request.get("journal_limit") or LIMIT)
-    journal = Journal(session.folder / "journal", reactor.call_soon_threadsafe, limit)
+    calls = reactor.call_soon_threadsafe, limit, reactor.call_without_wakeup
+    journal = Journal(session.folder / "journal", *calls)
     recovered = _open_journal(journal, is_adopted=is_adopted)
     listener = Listener(reactor, session, journal)
     journal.lowest_acked = listener.lowest_acked

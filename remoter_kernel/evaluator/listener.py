@@ -72,6 +72,7 @@ class Listener:
         self.session = session
         self.journal = journal
         self.clients: dict[bytes, Client] = {}
+        self.visits = 0  # how often a client came or went
         self.on_item: Callable[[Client, FrameHeader, Bytes], None] = lambda _guest, _head, _body: (
             None
         )
@@ -256,6 +257,7 @@ class Listener:
         pump.on_refused = partial(self._on_item_refused, client)
         pump.on_end = partial(self._on_disconnect, client, identity)
         client.pump = self._pumps[identity] = pump
+        self.visits += 1
         self._active[name] = client
         welcome = {**self.describe(), "seen": list(client.stream.received.values()), "begin": begin}
         self._send(
@@ -304,6 +306,7 @@ class Listener:
         _log.info("Client %s has gone: %s", client.name.hex(), logs.reason(error))
         self._pumps.pop(identity, None)
         client.pump = None
+        self.visits += 1
         before, self._last_left = self._last_left, client
         if before and before is not client and before.pump is None:
             self._active.pop(before.name, None)

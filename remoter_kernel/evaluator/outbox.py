@@ -63,10 +63,11 @@ class ClientOutbox:
     def next_after(self, lane: Lane, number: int) -> OutboxEntry | None:
         """Return what comes first for this front in a lane beyond a number."""
         if lane is Lane.URGENT:
-            return self._next_record(lane, number)
+            is_in_vain = self._scanned[lane] == (number, self._journal.last)
+            return None if is_in_vain else self._next_record(lane, number)
         if number != self._last_sent or self._is_dormant:
             self._rewind_to(number)
-        if not self._is_lagging and self._is_late():
+        if not self._is_lagging and self._journal_ends and self._is_late():
             self._start_lagging()
         if not self._is_lagging:
             entry = self._next_record(lane, number)
@@ -130,9 +131,9 @@ class ClientOutbox:
         journal = self._journal
         begin, end = self._scanned[lane]
         start = end if begin == number else number
-        for position in journal.after(start):
-            channel = journal.channel_for(self._client, position)
-            if channel is not None and LANE[channel] is lane:
+        new = journal.entries_for(self._client, start) if start < journal.last else ()
+        for position, channel in new:
+            if LANE[channel] is lane:
                 return self._read_entry(position, channel)
         self._scanned[lane] = (number, journal.last)
         return None
@@ -184,11 +185,10 @@ class ClientOutbox:
 
     def _records_for_client(self, number: int, until: int = 0) -> Iterator[tuple[int, Channel]]:
         """Yield what is in the bulk lane for this front beyond a number."""
-        for position in self._journal.after(number):
+        for position, channel in self._journal.entries_for(self._client, number):
             if until and position > until:
                 return
-            channel = self._journal.channel_for(self._client, position)
-            if channel is not None and LANE[channel] is Lane.BULK:
+            if LANE[channel] is Lane.BULK:
                 yield position, channel
 
     def _next_from_backlog(self) -> OutboxEntry | None:

@@ -46,7 +46,6 @@ class StatusWriter:
         self._listener = listener
         self._state = ""
         self._since = time.time()
-        self._last_snapshot: tuple[Any, ...] = ()
         self._timer: Timer | None = None
         self._written_at = 0.0
         self._clients: dict[str, dict[str, Any]] = {}
@@ -85,14 +84,9 @@ class StatusWriter:
             level = logging.DEBUG if {state, self._state} == ROUTINE else logging.INFO
             _log.log(level, "The session is %s (before: %s).", state, self._state or "new")
             self._state, self._since = state, time.time()
-        listener = self._listener
-        moves = self.requests.moves  # what a hung kernel was given leaves nothing in the journal
-        seen = (state, self._journal.last, moves, listener.has_clients, len(listener.clients))
-        if seen == self._last_snapshot or self._timer is not None:
-            return
-        self._last_snapshot = seen
-        wait = self._written_at + EVERY - time.monotonic()
-        self._timer = self.reactor.call_later(max(wait, 0.0), self._write_status)
+        if self._timer is None:
+            wait = self._written_at + EVERY - time.monotonic()
+            self._timer = self.reactor.call_later(max(wait, 0.0), self._write_status)
 
     def _write_status(self) -> None:
         self._timer = None

@@ -107,6 +107,7 @@ class Supervisor:
         self._idle_timeout = IdleTimeout(reactor, listener, self._requests, self.stop)
         self._port_conflicts = PortConflicts(reactor)
         self._reported_error = ""  # of the journal
+        self._last_snapshot: tuple[Any, ...] = ()  # what the status file was last told of
 
     def run(self) -> None:
         """Serve until the session ends."""
@@ -151,11 +152,16 @@ class Supervisor:
     def _after_poll(self) -> None:
         if self.journal.write_error != self._reported_error:
             self._report_write_error()
-        self.listener.flush_soon()
-        is_ready = self.state is KernelLifecycle.READY
-        self._status.update(
-            ("busy" if self._requests.is_busy else "idle") if is_ready else self.state.value
-        )
+        listener = self.listener
+        listener.flush_soon()
+        # What a hung kernel was given leaves nothing in the journal: therefore moves count, too.
+        snapshot = (self.state, self.journal.last, self._requests.moves, listener.visits)
+        if snapshot != self._last_snapshot:
+            self._last_snapshot = snapshot
+            is_ready = self.state is KernelLifecycle.READY
+            self._status.update(
+                ("busy" if self._requests.is_busy else "idle") if is_ready else self.state.value
+            )
 
     def _report_write_error(self) -> None:
         """Say in the running cell that the disk takes nothing any more, once each time."""

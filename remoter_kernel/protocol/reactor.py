@@ -92,6 +92,10 @@ class Reactor:
         with contextlib.suppress(OSError):
             self._wakeup_out.send(b"!")
 
+    def call_without_wakeup(self, call: Call) -> None:
+        """Have a call made in the reactor's thread with the next pass; from any thread."""
+        self._calls.append(call)
+
     def wake_on_signals(self) -> None:
         """Wake up for signals; for the main thread's reactor alone.
 

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from remoter_kernel.evaluator import kernel_process as children
+from remoter_kernel.evaluator import status_file, timeouts
 from remoter_kernel.evaluator import supervisor as supervisors
-from remoter_kernel.evaluator import timeouts
 from remoter_kernel.evaluator.journal import Journal
 from remoter_kernel.evaluator.kernel_process import KernelProcess, PortConflicts, merged_environment
 from remoter_kernel.evaluator.listener import Listener
@@ -183,6 +183,24 @@ def life(begin) -> Life:
     life.be_ready()
     assert life.will.state is KernelLifecycle.READY
     return life
+
+
+def test_state_json_follows_within_a_second_and_is_not_written_in_vain(life):
+    status = life.will._status
+    status.requests = life.will._requests
+    life.reactor.after_pass = life.will._after_poll
+    about = lambda: life.will.session.read("state.json")  # noqa: E731
+    life.wait_for(lambda: about().get("state") == "idle")
+    life.ask("cell", 1)
+    begun = time.monotonic()
+    life.wait_for(lambda: about()["state"] == "busy")
+    assert time.monotonic() - begun < 2 * status_file.EVERY  # a busy machine may be late
+    assert [each["id"] for each in about()["requests"]] == ["cell"]
+    life.pass_by(1.5 * status_file.EVERY)  # what the journal wrote meanwhile is no news
+    written = about()["written"]
+    life.pass_by(1.5 * status_file.EVERY)
+    assert about()["written"] == written
+    status.close()
 
 
 def test_a_restart_does_not_revive_a_session_that_stops(life):
