@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from remoter_kernel.errors import TooLarge
 from remoter_kernel.evaluator.records import EVERYONE
 from remoter_kernel.protocol.frames import Bytes, Channel, pack_parts
-from remoter_kernel.protocol.messages import CONTENT, HEADER, PARENT, execution_state, header_of
+from remoter_kernel.protocol.messages import CONTENT, HEADER, KernelMessage
 from remoter_kernel.protocol.requests import BUSY, IDLE, Stage, has_idle
 
 if TYPE_CHECKING:
@@ -54,31 +54,29 @@ class KernelOutputHandler:
         self._interrupts = desk.interrupts
         self._recovered = recovered
 
-    def on_message(self, channel: Channel, parts: list[Bytes]) -> None:
+    def on_message(self, message: KernelMessage) -> None:
         """Take in one message."""
-        if self.interrupted_at_end and self._is_end_of_interrupted(channel, parts):
-            return  # nobody has interrupted it: it hears that its kernel has ended, and why
-        if channel is Channel.IOPUB:
-            self._on_iopub(parts)
+        if self.interrupted_at_end and self._is_end_of_interrupted(message):
+            return  # no client interrupted it: clients hear that its kernel has ended, and why
+        if message.channel is Channel.IOPUB:
+            self._on_iopub(message)
         else:
-            self._on_reply(channel, parts)
+            self._on_reply(message)
 
-    def _is_end_of_interrupted(self, channel: Channel, parts: list[Bytes]) -> bool:
-        if header_of(parts[PARENT]).get("msg_id") != self.interrupted_at_end:
+    def _is_end_of_interrupted(self, message: KernelMessage) -> bool:
+        if message.parent_id != self.interrupted_at_end:
             return False
-        is_error = channel is Channel.IOPUB and header_of(parts[HEADER])["msg_type"] == "error"
-        is_idle = channel is Channel.IOPUB and execution_state(parts) == IDLE
-        return channel is Channel.SHELL or is_error or is_idle
+        is_last = message.type == "error" or message.state == IDLE
+        return message.channel is Channel.SHELL or (message.channel is Channel.IOPUB and is_last)
 
-    def _on_iopub(self, parts: list[Bytes]) -> None:
-        state = execution_state(parts)
+    def _on_iopub(self, message: KernelMessage) -> None:
+        state, parent_id, parts = message.state, message.parent_id, message.parts
         if self.recovery:
             self.recovery.on_iopub(parts)
-        asker = str(header_of(parts[PARENT]).get("msg_id", "")) if state else ""
         # Of what was not given to it the kernel can know only from an evaluator before this one.
         least = Stage.RECEIVED if self._recovered and self._recovered.is_damaged else Stage.SENT
         is_of_one = state in {BUSY, IDLE}
-        heard = self._requests.on_state(asker, state, least=least) if is_of_one else None
+        heard = self._requests.on_state(parent_id, state, least=least) if is_of_one else None
         if heard and not heard.is_new:
             return  # clients take a second idle for that of a later cell
         try:
@@ -88,19 +86,19 @@ class KernelOutputHandler:
             self._writer.report_lost_output(parts, error)
         if state == IDLE:
             self._listener.flush_now = True
-            self._interrupts.on_idle(asker)
+            self._interrupts.on_idle(parent_id)
         elif heard:
             if self.recovery:
                 self.recovery.on_next_request(heard.finished_before)
-            self._interrupts.on_begin(asker, is_running=False)
-        elif b'"execute_input"' in bytes(parts[HEADER]):
-            self._interrupts.on_begin(str(header_of(parts[PARENT]).get("msg_id", "")))
+            self._interrupts.on_begin(parent_id, is_running=False)
+        elif message.type == "execute_input":
+            self._interrupts.on_begin(parent_id)
 
-    def _on_reply(self, channel: Channel, parts: list[Bytes]) -> None:
-        """Hear a reply, or a question."""
-        asker = str(header_of(parts[PARENT]).get("msg_id", ""))
-        request = self._requests.get(asker)
-        if request and not (request.is_open and request.stage >= Stage.SENT):
+    def _on_reply(self, message: KernelMessage) -> None:
+        """Take in a reply, or a question (`input_request`)."""
+        channel, parent_id, parts = message.channel, message.parent_id, message.parts
+        request = self._requests.get(parent_id)
+        if request and not Stage.SENT <= request.stage < Stage.REPLIED:
             request = None
         if request is None and not (self._recovered and self._recovered.is_damaged):
             return
@@ -111,10 +109,10 @@ class KernelOutputHandler:
                 is_sure = self.recovery is None  # else a reply before it may be lost
                 if self.recovery:
                     self.recovery.on_reply(request)
-                self._requests.on_reply(asker, has_idle=has_idle(parts), is_from_kernel=is_sure)
+                self._requests.on_reply(parent_id, has_idle=has_idle(parts), is_from_kernel=is_sure)
                 self._interrupts.on_reply(request, parts)
             elif self._recovered:
-                self._recovered.answered.add(asker)
+                self._recovered.answered.add(parent_id)
         try:
             body = pack_parts(parts)
         except TooLarge as error:

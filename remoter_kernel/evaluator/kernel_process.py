@@ -91,13 +91,11 @@ class KernelProcess:
         self.manager = _KernelManager(kernel_name=kernel, kernel_spec_manager=specs)
         self.pid = 0
         self.is_recovered = False  # has an evaluator before this one started it?
-        self.on_message: Callable[[Channel, list[Bytes]], None] = lambda _channel, _parts: None
         self.on_ready: Callable[[dict[str, Any], dict[str, Any]], None] = lambda _head, _info: None
         self.on_exit: Callable[[dict[str, Any]], None] = lambda _words: None
         self.on_question_reached: Callable[[], None] = lambda: None  # see KernelClient
         self.is_encrypted = False  # for sure only once the kernel has answered
         self.client = KernelClient(reactor, identity)
-        self.client.on_message = self._on_message
         self.client.on_ready = self._on_ready
         self.client.on_question_reached = self._hear_of_question
         self._log = KernelLog(folder)
@@ -177,9 +175,6 @@ class KernelProcess:
     def send(self, channel: Channel, parts: Sequence[Bytes]) -> None:
         """Sign a message with the child's key and send it, as soon as its outputs are heard."""
         self.client.send(channel, parts)
-
-    def _on_message(self, channel: Channel, parts: list[Bytes]) -> None:
-        self.on_message(channel, parts)
 
     def _hear_of_question(self) -> None:
         self.on_question_reached()

@@ -27,7 +27,7 @@ from remoter_kernel.evaluator.registry import ServedSession
 from remoter_kernel.evaluator.request_handler import RequestHandler
 from remoter_kernel.evaluator.status_file import StatusWriter
 from remoter_kernel.evaluator.timeouts import IdleTimeout, SlowStartNotice
-from remoter_kernel.protocol.frames import Bytes, Channel
+from remoter_kernel.protocol.frames import Channel
 from remoter_kernel.protocol.output_backlog import BACKLOG_LIMIT
 from remoter_kernel.protocol.requests import Stage
 from remoter_kernel.protocol.threads import Thread
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from remoter_kernel.evaluator.listener import Listener
     from remoter_kernel.evaluator.recovery import RecoveredState
     from remoter_kernel.evaluator.registry import Session
+    from remoter_kernel.protocol.messages import KernelMessage
     from remoter_kernel.protocol.reactor import Reactor
     from remoter_kernel.protocol.requests import Request
 
@@ -214,16 +215,16 @@ class Supervisor:
         kernel = self.session_request.get("kernel") or "python3"
         me, is_own = self.session.id.encode(), bool(self.session_request.get("python"))
         child = KernelProcess(self.reactor, self.session.folder, kernel, me, is_own=is_own)
-        child.on_message = self._on_kernel_message
+        child.client.on_message = self._on_kernel_message
         child.on_exit = self._on_kernel_exit
         child.on_question_reached = self._hear_of_question
         return child
 
-    def _on_kernel_message(self, channel: Channel, parts: list[Bytes]) -> None:
-        # What a kernel publishes while it starts belongs to no request: of a kernel that
-        # runs here, too, nobody hears it.
-        if channel is not Channel.IOPUB or self.state is not KernelLifecycle.STARTING:
-            self._kernel_output.on_message(channel, parts)
+    def _on_kernel_message(self, message: KernelMessage) -> None:
+        # What a kernel publishes while it starts belongs to no request: with a plain ipykernel,
+        # too, no client sees it.
+        if message.channel is not Channel.IOPUB or self.state is not KernelLifecycle.STARTING:
+            self._kernel_output.on_message(message)
 
     def _on_kernel_ready(self, header: dict[str, Any], kernel_info: dict[str, Any]) -> None:
         """The child answers, and is heard on iopub: whoever waits gets its turn."""

@@ -26,13 +26,11 @@ from remoter_kernel.protocol.messages import (
     HEADER,
     ODD,
     TOPIC,
+    KernelMessage,
     MessageSigner,
     content_of,
-    execution_state,
     header_of,
-    is_startup_message,
-    read_headers,
-    strict_execution_state,
+    read_message,
 )
 from remoter_kernel.protocol.reactor import messages
 
@@ -77,9 +75,7 @@ logger = logging.getLogger(__name__)
 class _PendingReply:
     """A reply or a question that waits for the outputs before it."""
 
-    channel: Channel
-    parts: list[Bytes]
-    parent_id: str  # the message id of the request
+    message: KernelMessage
     date: str  # when the kernel made it, by its own clock
     since: float
     is_passed: bool = False  # was something heard that the kernel published later?
@@ -90,7 +86,7 @@ class KernelClient:
 
     def __init__(self, reactor: Reactor, identity: bytes) -> None:
         """Remember; `identity` is the routing id on the kernel's sockets."""
-        self.on_message: Callable[[Channel, list[Bytes]], None] = lambda _channel, _parts: None
+        self.on_message: Callable[[KernelMessage], None] = lambda _message: None
         self.on_ready: Callable[[dict[str, Any], dict[str, Any]], None] = lambda _head, _info: None
         # The kernel is at our last question: all that it had published by then was handed on.
         self.on_question_reached: Callable[[], None] = lambda: None
@@ -230,19 +226,19 @@ class KernelClient:
             except ProtocolError:
                 continue  # somebody else on this machine knocked at the kernel's port
             try:
-                header, parent = read_headers(channel, parts)
+                message = read_message(channel, parts)
             except ProtocolError as error:
                 self._log_odd_message(error)
                 continue
             if channel is Channel.IOPUB:
                 parts[TOPIC] = b"".join(topics)
-                self._on_iopub(header, parent, parts)
-            self._on_message(channel, parts, header, parent)
+                self._on_iopub(message)
+            self._on_message(message)
 
-    def _deliver(self, channel: Channel, parts: list[Bytes]) -> None:
+    def _deliver(self, message: KernelMessage) -> None:
         """Hand on a message; one that is not as it should be harms no other."""
         try:
-            self.on_message(channel, parts)
+            self.on_message(message)
         except ODD as error:
             self._log_odd_message(error)
 
@@ -251,26 +247,22 @@ class KernelClient:
         if self._complaint_count <= MOST_COMPLAINTS:
             logger.warning("A message of the kernel makes no sense.", exc_info=error)
 
-    def _on_message(
-        self, channel: Channel, parts: list[Bytes], header: dict[str, Any], parent: dict[str, Any]
-    ) -> None:
-        if parent.get("session") == self.signer.session:
+    def _on_message(self, message: KernelMessage) -> None:
+        if message.parent.get("session") == self.signer.session:
             # Only the answer to the last question counts: a kernel may answer more than once.
-            if channel is Channel.SHELL and parent.get("msg_id") == self._info_request_id:
-                self._check_ready(header, parts)
-            elif parent.get("msg_id") == self._last_question and execution_state(parts) == "busy":
+            if message.channel is Channel.SHELL and message.parent_id == self._info_request_id:
+                self._check_ready(message.header, message.parts)
+            elif message.parent_id == self._last_question and message.state == "busy":
                 self.on_question_reached()
-        elif is_startup_message(header, parent, parts):
-            pass
-        elif channel in AFTER_OUTPUTS:
-            asker, date = parent.get("msg_id", ""), str(header.get("date") or "").rstrip("Z")
-            self._pending_replies.append(
-                _PendingReply(channel, parts, asker, date, time.monotonic())
-            )
+        elif message.is_startup_message:
+            pass  # nobody asked for it
+        elif message.channel in AFTER_OUTPUTS:
+            date = str(message.header.get("date") or "").rstrip("Z")
+            self._pending_replies.append(_PendingReply(message, date, time.monotonic()))
             self._release_replies()
             self._schedule_check()
         else:
-            self._deliver(channel, parts)
+            self._deliver(message)
 
     def _check_ready(self, header: dict[str, Any], parts: list[Bytes]) -> None:
         """Note that the kernel answers; if it is heard on iopub, too, it is ready.
@@ -291,19 +283,18 @@ class KernelClient:
 
     # Replies after outputs -------------------------------------------------------------
 
-    def _on_iopub(self, header: dict[str, Any], parent: dict[str, Any], parts: list[Bytes]) -> None:
+    def _on_iopub(self, message: KernelMessage) -> None:
         self._is_subscribed = True
         self._published_at = time.monotonic()
         if self._is_held:
             self._flush_held()
-        date = str(header.get("date") or "").rstrip("Z")
+        date = str(message.header.get("date") or "").rstrip("Z")
         for reply in self._pending_replies:
             if not reply.date or date <= reply.date:
                 break
             reply.is_passed = True
-        is_idle = header.get("msg_type") == "status" and strict_execution_state(parts) == "idle"
-        if is_idle and parent.get("msg_id"):
-            self._idle[parent["msg_id"]] = None
+        if message.state == "idle" and message.parent_id:
+            self._idle[message.parent_id] = None
             if len(self._idle) > MOST_WAITING:
                 self._idle.popitem(last=False)
         if self._pending_replies:
@@ -314,14 +305,14 @@ class KernelClient:
         now = time.monotonic()
         while self._pending_replies and self._can_release(self._pending_replies[0], now):
             reply = self._pending_replies.popleft()
-            if reply.channel is Channel.SHELL:
-                self._idle.pop(reply.parent_id, None)
-            self._deliver(reply.channel, reply.parts)
+            if reply.message.channel is Channel.SHELL:
+                self._idle.pop(reply.message.parent_id, None)
+            self._deliver(reply.message)
 
     def _can_release(self, reply: _PendingReply, now: float) -> bool:
         return (
             reply.is_passed
-            or (reply.channel is Channel.SHELL and reply.parent_id in self._idle)
+            or (reply.message.channel is Channel.SHELL and reply.message.parent_id in self._idle)
             or now - reply.since >= REPLY_WITHIN
             or len(self._pending_replies) > MOST_WAITING
             or (now - reply.since >= QUIET and self._is_silent(QUIET))
@@ -380,7 +371,7 @@ class KernelClient:
             return
         replies, self._pending_replies = self._pending_replies, deque()
         for reply in replies:
-            self._deliver(reply.channel, reply.parts)
+            self._deliver(reply.message)
         then()
 
     def _record_ports(self, channel: Channel) -> None:

@@ -15,7 +15,7 @@ import json
 import os
 import uuid
 from datetime import datetime, timezone
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from remoter_kernel.errors import ProtocolError
 from remoter_kernel.protocol.frames import MOST_WORDS, Bytes, Channel, unpack_parts
@@ -203,32 +203,37 @@ def is_restarting(parts: Sequence[Bytes]) -> bool:
     return execution_state(parts) == "restarting"
 
 
-def read_headers(channel: Channel, parts: Sequence[Bytes]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Read header and parent header; a `ProtocolError` if others could not rely on them."""
+class KernelMessage(NamedTuple):
+    """A message of a kernel; what every reader needs of its headers is read once."""
+
+    channel: Channel
+    parts: list[Bytes]
+    header: dict[str, Any]
+    parent: dict[str, Any]
+    type: str
+    parent_id: str  # the id of the request that it belongs to; "" if it belongs to none
+    state: str  # what a status message tells; "" of any other
+
+    @property
+    def is_startup_message(self) -> bool:
+        """Is this what a kernel says once, as it begins, to whoever listens already?
+
+        On a busy machine it comes late, when the kernel answers already. Nobody asked for it, and
+        clients (ipykernel's own tests, for one) take what comes then for an answer to them.
+        """
+        return not self.parent and (self.state == "starting" or self.type == "iopub_welcome")
+
+
+def read_message(channel: Channel, parts: list[Bytes]) -> KernelMessage:
+    """Read the headers of a message; a `ProtocolError` if others could not rely on them."""
     header, parent = header_of(parts[HEADER]), header_of(parts[PARENT])
-    kind = header.get("msg_type")
-    if not isinstance(kind, str) or not isinstance(parent.get("msg_id", ""), str):
+    kind, parent_id = header.get("msg_type"), parent.get("msg_id", "")
+    if not isinstance(kind, str) or not isinstance(parent_id, str):
         raise ProtocolError("A message whose headers are not as the protocol has them.")
+    state: object = ""
+    # The content of an output is not read: it may be large, and clients alone need it.
     if channel is not Channel.IOPUB or kind == "status":
-        content_of(parts)
-    return header, parent
-
-
-def strict_execution_state(parts: Sequence[Bytes]) -> str:
-    """Return the state that a status message tells."""
-    return str(content_of(parts).get("execution_state"))
-
-
-def is_startup_message(
-    header: dict[str, Any], parent: dict[str, Any], parts: Sequence[Bytes]
-) -> bool:
-    """Is this what a kernel says once, as it begins, to whoever listens already?
-
-    On a busy machine it comes late, when the kernel answers already. Nobody asked for it, and
-    clients (ipykernel's own tests, for one) take what comes then for an answer to them.
-    """
-    if parent:
-        return False
-    kind = str(header["msg_type"])
-    is_starting = kind == "status" and strict_execution_state(parts) == "starting"
-    return is_starting or kind == "iopub_welcome"
+        content = content_of(parts)
+        state = content.get("execution_state") if kind == "status" else ""
+    state = state if isinstance(state, str) else ""
+    return KernelMessage(channel, parts, header, parent, kind, parent_id, state)

@@ -32,6 +32,7 @@ from remoter_kernel.protocol.messages import (
     MessageSigner,
     content_of,
     header_of,
+    read_message,
 )
 from remoter_kernel.protocol.requests import Stage
 from remoter_kernel.protocol.stream import MemoryOutbox, ReliableStream
@@ -139,7 +140,8 @@ class Evaluator:
         self.desk.dispatcher.dispatch_waiting()
 
     def hear(self, channel: Channel, kind: str, parent: str, **content: Any) -> None:
-        self.ear.on_message(channel, VOICE.compose(kind, content, {"msg_id": parent}))
+        parts = VOICE.compose(kind, content, {"msg_id": parent})
+        self.ear.on_message(read_message(channel, parts))
 
     def state(self, name: str, state: str) -> None:
         self.hear(Channel.IOPUB, "status", name, execution_state=state)

@@ -16,6 +16,7 @@ from remoter_kernel.protocol.messages import (
     CONTENT,
     HEADER,
     PARENT,
+    KernelMessage,
     MessageSigner,
     content_of,
     header_of,
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from remoter_kernel.protocol.frames import Bytes, Channel
+    from remoter_kernel.protocol.frames import Bytes
 
 WITHIN = 20.0  # seconds
 MANY = 3000
@@ -89,7 +90,7 @@ class Story:
         self.heard: list[str] = []
         self.ready: list[dict[str, Any]] = []
         self.child = child = KernelProcess(reactor, folder, "python3", b"session")
-        child.on_message = self._hear
+        child.client.on_message = self._hear
         child.on_ready = lambda _header, info: self.ready.append(info)
         child.on_exit = lambda words: self.heard.append(f"exit {words['status']}")
         child.manager.connection_file = str(folder / "connection.json")
@@ -97,8 +98,8 @@ class Story:
         self.kernel = Kernel(reactor, child)
         child._connect()
 
-    def _hear(self, _channel: Channel, parts: list[Bytes]) -> None:
-        kind, content = header_of(parts[HEADER])["msg_type"], content_of(parts)
+    def _hear(self, message: KernelMessage) -> None:
+        kind, content = message.type, content_of(message.parts)
         self.heard.append(" ".join([kind, *map(str, content.values())]))
 
     def until(self, is_so: Callable[[], bool]) -> None:
@@ -333,11 +334,11 @@ def test_what_a_listener_cannot_read_harms_no_other_message(story: Story):
     """Whoever takes it in may look further into it."""
     heard: list[str] = []
 
-    def hear(_channel: Channel, parts: list[Bytes]) -> None:
-        heard.append(header_of(parts[HEADER])["msg_type"])
-        assert content_of(parts)["number"] + 1
+    def hear(message: KernelMessage) -> None:
+        heard.append(message.type)
+        assert content_of(message.parts)["number"] + 1
 
-    story.child.on_message = hear
+    story.child.client.on_message = hear
     for number in ("odd", 1):
         story.kernel.publish(f"display_{number}", {"number": number}, story.request())
     story.until(lambda: len(heard) == 2)

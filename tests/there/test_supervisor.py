@@ -31,7 +31,13 @@ from remoter_kernel.protocol.frames import (
     pack_parts,
     to_json,
 )
-from remoter_kernel.protocol.messages import CONTENT, HEADER, MessageSigner, header_of
+from remoter_kernel.protocol.messages import (
+    CONTENT,
+    HEADER,
+    MessageSigner,
+    header_of,
+    read_message,
+)
 from remoter_kernel.protocol.reactor import Reactor
 from remoter_kernel.protocol.requests import Request, Requests, Stage
 
@@ -378,7 +384,7 @@ def test_an_error_with_half_a_character_does_not_hold_up_an_adoption(begin):
     ]:
         said = MessageSigner(b"").compose(kind, {}, {"msg_id": "cell"})
         said[CONTENT] = json.dumps(words).encode()
-        life.will._on_kernel_message(Channel.IOPUB, said)
+        life.will._on_kernel_message(read_message(Channel.IOPUB, said))
     life.kernel.on_ready({"session": "k"}, {"banner": "x"})
     life.wait_for(lambda: life.will.state is KernelLifecycle.READY)
     assert (life.bugs, len(life.will._requests)) == ([], 0)
