@@ -103,8 +103,8 @@ class RequestHandler:
             if head.number <= client.maybe_received[LANE[channel]]:
                 then = partial(self.on_possible_duplicate, request)
             else:
-                self.dispatcher.add(request)
-                is_held, then = request.is_held, partial(self.dispatcher.on_written, request)
+                is_held = self.dispatcher.add(request)
+                then = partial(self.dispatcher.on_written, request)
         if channel is Channel.STDIN:
             body = pack_parts([*parts[:CONTENT], b"{}"])  # a password, perhaps
         try:
