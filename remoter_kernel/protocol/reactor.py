@@ -25,6 +25,10 @@ Call = Callable[[], None]
 _log = logging.getLogger(__name__)
 
 
+def ignore(*_args: object) -> None:
+    """Do nothing: what a call-back does until somebody sets another one."""
+
+
 def messages(handle: zmq.Socket[bytes], most: int = 200) -> Iterator[list[bytes]]:
     """Yield what waits on a ZeroMQ socket; after `most` of them others get their turn.
 
