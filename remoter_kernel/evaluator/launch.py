@@ -190,8 +190,7 @@ def _restart_evaluator(session: Session, request: dict[str, Any], login_umask: i
         return True
     if session.is_evaluator_running():  # it runs and does not answer: two would be worse than none
         lock.release()
-        message = f"the evaluator of session {session.id} runs, but does not answer"
-        raise RuntimeError(message)
+        raise RuntimeError(f"the evaluator of session {session.id} runs, but does not answer")
     if not session.is_kernel_running() and not _is_between_kernels(session):
         why, died = session.death_reason()
         session.mark_ended(why, died=died)

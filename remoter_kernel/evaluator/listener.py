@@ -227,18 +227,15 @@ class Listener:
         """
         ((head, body),) = decode_messages(frame)
         if head.type is not MessageType.HELLO:
-            message = f"{head.type.name} came before HELLO."
-            raise ProtocolError(message)
+            raise ProtocolError(f"{head.type.name} came before HELLO.")
         words = from_json(body)
         name = bytes.fromhex(words["front"])
         if len(name) != CLIENT_ID_SIZE:
-            message = "A client's name has another length."
-            raise ProtocolError(message)
+            raise ProtocolError("A client's name has another length.")
         begin = words["seen"] or [self.journal.last, self.journal.last]
         bulk, urgent = int(begin[0]), int(begin[1])
         if not (0 <= bulk <= self.journal.last and 0 <= urgent <= self.journal.last):
-            message = f"It has seen {begin}, but only {self.journal.last} was said here."
-            raise ProtocolError(message)
+            raise ProtocolError(f"It has seen {begin}, but only {self.journal.last} was said here.")
         client = self.clients.get(name)
         if client is None:
             client = self._new_client(name)

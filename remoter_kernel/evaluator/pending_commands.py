@@ -98,15 +98,13 @@ def _execute_once(command: Any, find: Find) -> None:
 def _execute(words: dict[str, Any], find: Find, once: _NonceEntry) -> None:
     kernel_id, session_id = (str(words.get(key) or "") for key in ("kernel_id", "session"))
     if not (kernel_id or session_id):
-        message = "It does not say which session is meant."
-        raise RemoterError(message)
+        raise RemoterError("It does not say which session is meant.")
     if words.get("order") == "stop":
         _stop_named(kernel_id, session_id, once)
     elif words.get("order") == "restart":
         _restart_named(kernel_id, session_id, find, once)
     else:
-        message = "This version does not know what it asks for."
-        raise RemoterError(message)
+        raise RemoterError("This version does not know what it asks for.")
 
 
 def _stop_named(kernel_id: str, session_id: str, once: _NonceEntry) -> None:
@@ -134,8 +132,7 @@ def _end_session(session: Session) -> None:
         if is_taken:
             lock.release()
     if how == "stays":
-        message = "It does not end, even by SIGKILL."
-        raise RemoterError(message)
+        raise RemoterError("It does not end, even by SIGKILL.")
 
 
 def _restart_named(kernel_id: str, session_id: str, find: Find, once: _NonceEntry) -> None:
@@ -147,8 +144,7 @@ def _restart_named(kernel_id: str, session_id: str, find: Find, once: _NonceEntr
         with contextlib.suppress(ProcessLookupError):
             os.kill(int(session.read("door.json")["pid"]), signal.SIGUSR1)
             return
-    message = "Its evaluator died just then."
-    raise RemoterError(message)
+    raise RemoterError("Its evaluator died just then.")
 
 
 def _belongs_to_another(session: Session, kernel_id: str) -> bool:

@@ -371,8 +371,7 @@ def _read_header(record: Record, part: int) -> dict[str, Any]:
 
 def _folder_of(name: str) -> Path:
     if not name.isalnum():  # it becomes part of a path
-        message = f"{name!r} is no session's id"
-        raise ValueError(message)
+        raise ValueError(f"{name!r} is no session's id")
     return sessions_folder() / name
 
 

@@ -236,8 +236,7 @@ class RequestHandler:
             if order == "finish":
                 self.on_command(order)
         else:
-            message = f"An order that is not known: {order!r}."
-            raise ProtocolError(message)
+            raise ProtocolError(f"An order that is not known: {order!r}.")
 
     def _on_interrupt(self, client: Client, head: FrameHeader, cells: list[str]) -> None:
         """Stop the running cell; else the first that a front had asked for and that never began.

@@ -127,8 +127,7 @@ def decode_messages(frame: Bytes) -> Iterator[tuple[FrameHeader, memoryview]]:
             raise ProtocolError(message) from error
         end = _HEAD.size + size
         if len(view) < end:
-            message = f"A body of {size} bytes arrived in {len(view) - _HEAD.size}."
-            raise ProtocolError(message)
+            raise ProtocolError(f"A body of {size} bytes arrived in {len(view) - _HEAD.size}.")
         yield head, view[_HEAD.size : end]
         view = view[end:]
 
@@ -167,21 +166,18 @@ def unpack_parts(body: Bytes) -> list[memoryview]:
     """Split a body into its parts without copying them."""
     view = memoryview(body)
     if len(view) < _COUNT.size:
-        message = "A body too short to be one arrived."
-        raise ProtocolError(message)
+        raise ProtocolError("A body too short to be one arrived.")
     (count,) = _COUNT.unpack_from(view)
     start = _COUNT.size + count * _LENGTH.size
     if count > MOST_PARTS or len(view) < start:
-        message = f"A body that claims {count} parts arrived in {len(view)} bytes."
-        raise ProtocolError(message)
+        raise ProtocolError(f"A body that claims {count} parts arrived in {len(view)} bytes.")
     parts = []
     head = _FEW[count] if count < len(_FEW) else struct.Struct(f"!I{count}Q")
     for length in head.unpack_from(view)[1:]:
         parts.append(view[start : start + length])
         start += length
     if start != len(view):
-        message = f"A body of {len(view)} bytes claims to have {start}."
-        raise ProtocolError(message)
+        raise ProtocolError(f"A body of {len(view)} bytes claims to have {start}.")
     return parts
 
 
@@ -193,14 +189,11 @@ def to_json(words: dict[str, Any]) -> bytes:
 def from_json(body: Bytes) -> dict[str, Any]:
     """Read a JSON body; anything but an object is a `ProtocolError`."""
     if len(body) > MOST_WORDS:
-        message = f"A body of {len(body)} bytes arrived where {MOST_WORDS} are the most."
-        raise ProtocolError(message)
+        raise ProtocolError(f"A body of {len(body)} bytes arrived where {MOST_WORDS} are the most.")
     try:
         words = json.loads(bytes(body))
     except (ValueError, RecursionError) as error:
-        message = "A body that should be JSON is not."
-        raise ProtocolError(message) from error
+        raise ProtocolError("A body that should be JSON is not.") from error
     if not isinstance(words, dict):
-        message = "A body that should be a JSON object is not."
-        raise ProtocolError(message)
+        raise ProtocolError("A body that should be a JSON object is not.")
     return words

@@ -46,11 +46,9 @@ def split_entries(data: bytes, most: int = MOST_ITEM) -> tuple[list[JournalEntry
     while len(data) - at >= _HEAD.size:
         number, when, channel, is_from_front, is_mark, front, size = _HEAD.unpack_from(data, at)
         if channel not in CHANNELS:
-            message = f"A record of a channel that is not known ({channel})."
-            raise ProtocolError(message)
+            raise ProtocolError(f"A record of a channel that is not known ({channel}).")
         if size > most:
-            message = f"A record claims {size:,} bytes, and its journal has {most:,}."
-            raise ProtocolError(message)
+            raise ProtocolError(f"A record claims {size:,} bytes, and its journal has {most:,}.")
         begin = at + _HEAD.size
         if begin + size > len(data):
             break

@@ -91,16 +91,13 @@ class MessageSigner:
         try:
             at = list(frames).index(DELIMITER)
         except ValueError as error:
-            message = "A message without a delimiter."
-            raise ProtocolError(message) from error
+            raise ProtocolError("A message without a delimiter.") from error
         identities, signature, rest = list(frames[:at]), frames[at + 1 : at + 2], frames[at + 2 :]
         if not signature or len(rest) < BUFFERS - HEADER:
-            message = "A message without all its parts."
-            raise ProtocolError(message)
+            raise ProtocolError("A message without all its parts.")
         expected = self._signature(rest[: BUFFERS - HEADER])
         if self._key and not hmac.compare_digest(expected, signature[0]):
-            message = "A message whose signature does not match."
-            raise ProtocolError(message)
+            raise ProtocolError("A message whose signature does not match.")
         return identities, [b"", *rest]
 
     def _signature(self, parts: Sequence[Bytes]) -> bytes:
@@ -149,11 +146,9 @@ def header_of(part: Bytes) -> dict[str, Any]:
     try:
         header = json.loads(str(part, "utf-8", "replace"))
     except (ValueError, RecursionError) as error:
-        message = "A header that is not JSON."
-        raise ProtocolError(message) from error
+        raise ProtocolError("A header that is not JSON.") from error
     if not isinstance(header, dict):
-        message = "A header that is not an object."
-        raise ProtocolError(message)
+        raise ProtocolError("A header that is not an object.")
     return header
 
 

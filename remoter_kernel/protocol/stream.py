@@ -285,8 +285,7 @@ class ReliableStream:
     def receive(self, head: FrameHeader, body: Bytes) -> Bytes | None:
         """Take in a message; return the body of an item if one is new, and whole."""
         if head.type not in ALLOWED[self.phase]:
-            message = f"{head.type.name} came while the wire was {self.phase.value}."
-            raise ProtocolError(message)
+            raise ProtocolError(f"{head.type.name} came while the wire was {self.phase.value}.")
         now = self._connection
         now.credit = max(now.credit, head.credit)  # an older message may be read after a newer one
         for lane, kept in zip(Lane, (head.acked_bulk, head.acked_urgent)):

@@ -27,8 +27,7 @@ class ThreadEndedError(BaseException):
 
 def end_loop_with(error: BaseException) -> None:
     """End the loop in which this is called, and with it the process: a thread of it has died."""
-    message = f"A thread ended: {type(error).__name__}: {error}"
-    raise ThreadEndedError(message) from error
+    raise ThreadEndedError(f"A thread ended: {type(error).__name__}: {error}") from error
 
 
 class Thread(threading.Thread):
