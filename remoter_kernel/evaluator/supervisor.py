@@ -217,7 +217,7 @@ class Supervisor:
         child = KernelProcess(self.reactor, self.session.folder, kernel, me, is_own=is_own)
         child.client.on_message = self._on_kernel_message
         child.on_exit = self._on_kernel_exit
-        child.on_question_reached = self._hear_of_question
+        child.client.on_question_reached = self._hear_of_question
         return child
 
     def _on_kernel_message(self, message: KernelMessage) -> None:
@@ -280,7 +280,7 @@ class Supervisor:
             self._start_kernel()
 
     def _begin_recovery(self, recovered: RecoveredState) -> Recovery:
-        recovery = Recovery(self.reactor, recovered, self._requests, self._writer)
+        recovery = Recovery(self.reactor, recovered, self._writer)
         recovery.on_settled = self._on_recovered
         recovery.on_lost_interrupt = lambda cell, number: self._interrupts.schedule(
             cell.id, cell.client, number
@@ -316,7 +316,7 @@ class Supervisor:
 
     def _hear_of_question(self) -> None:
         if self._kernel_output.recovery:
-            self._kernel_output.recovery.hear_of_question()
+            self._kernel_output.recovery.on_question_reached()
 
     def _on_recovered(self) -> None:
         self._kernel_output.recovery = None

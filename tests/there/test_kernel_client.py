@@ -96,7 +96,7 @@ class Story:
         child.manager.connection_file = str(folder / "connection.json")
         child.manager.write_connection_file()
         self.kernel = Kernel(reactor, child)
-        child._connect()
+        child._connector.connect()
 
     def _hear(self, message: KernelMessage) -> None:
         kind, content = message.type, content_of(message.parts)
@@ -162,7 +162,7 @@ def test_the_kernel_tells_when_it_is_at_our_question_between_what_comes_before_a
     story: Story,
 ):
     """On iopub: the answer comes by another socket, earlier or later than both."""
-    story.child.on_question_reached = lambda: story.heard.append("reached")
+    story.child.client.on_question_reached = lambda: story.heard.append("reached")
     story.kernel.publish("status", {"execution_state": "idle"}, story.request("a"))
     story.child.resend_kernel_info()
     story.until_said("reached")
@@ -295,7 +295,7 @@ def test_a_kernel_that_never_listened_has_ended_at_once(tmp_path: Path):
         child.manager.write_connection_file()
         ended: list[dict[str, Any]] = []
         child.on_exit = ended.append
-        child._connect()
+        child._connector.connect()
         child._warden = object()  # type: ignore[assignment]
         child._on_warden_message({"status": 1})
         assert ended == [{"status": 1}]
