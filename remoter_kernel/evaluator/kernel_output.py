@@ -1,4 +1,4 @@
-"""Takes in what the child says: writes it down, and notes what has become of each request.
+"""Handles a kernel's messages: appends them to the journal, and moves the requests they tell of.
 
 A long text becomes several messages, so that each has a number of its own. A kernel that prints
 much sends megabytes in one message, and only whole messages can be held back or go first. Text is
@@ -20,9 +20,6 @@ from remoter_kernel.protocol.requests import BUSY, IDLE, Stage, has_idle
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from remoter_kernel.evaluator.journal import Journal
-    from remoter_kernel.evaluator.listener import Listener
-    from remoter_kernel.evaluator.message_writer import MessageWriter
     from remoter_kernel.evaluator.recovery import RecoveredState, Recovery
     from remoter_kernel.evaluator.request_handler import RequestHandler
 
@@ -34,24 +31,17 @@ _ID = re.compile(rb'("msg_id"\s*:\s*"[^"\\]*)')
 
 
 class KernelOutputHandler:
-    """Hears one child after the other."""
+    """Handles the messages of one kernel after the other."""
 
-    def __init__(
-        self,
-        journal: Journal,
-        listener: Listener,
-        desk: RequestHandler,
-        writer: MessageWriter,
-        recovered: RecoveredState | None,
-    ) -> None:
-        """Remember; `recovered` is that of an evaluator that died, and left its child."""
+    def __init__(self, handler: RequestHandler, recovered: RecoveredState | None) -> None:
+        """`recovered` is that of an evaluator that died, and left its kernel."""
         self.recovery: Recovery | None = None  # while it is under way
         self.interrupted_at_end = ""  # the cell that is interrupted because its kernel ends
-        self._journal = journal
-        self._listener = listener
-        self._writer = writer
-        self._requests = desk.requests
-        self._interrupts = desk.interrupts
+        self._listener = handler.listener
+        self._journal = handler.listener.journal
+        self._writer = handler.writer
+        self._requests = handler.requests
+        self._interrupts = handler.interrupts
         self._recovered = recovered
 
     def on_message(self, message: KernelMessage) -> None:
@@ -73,7 +63,7 @@ class KernelOutputHandler:
         state, parent_id, parts = message.state, message.parent_id, message.parts
         if self.recovery:
             self.recovery.on_iopub(parts)
-        # Of what was not given to it the kernel can know only from an evaluator before this one.
+        # What this evaluator did not send, the kernel can have only from one before it.
         least = Stage.RECEIVED if self._recovered and self._recovered.is_damaged else Stage.SENT
         is_of_one = state in {BUSY, IDLE}
         heard = self._requests.on_state(parent_id, state, least=least) if is_of_one else None
@@ -102,7 +92,8 @@ class KernelOutputHandler:
             request = None
         if request is None and not (self._recovered and self._recovered.is_damaged):
             return
-        self._listener.flush_now |= channel is not Channel.SHELL  # after a reply comes "idle"
+        # A reply on shell waits for the idle that follows it: both share a frame.
+        self._listener.flush_now |= channel is not Channel.SHELL
         if channel is not Channel.STDIN:
             self._requests.mark_activity()
             if request:
@@ -117,7 +108,7 @@ class KernelOutputHandler:
             body = pack_parts(parts)
         except TooLarge as error:
             body = self._writer.substitute_reply(parts, error)
-        # Where nobody can tell any more who asked, each client knows whether it did.
+        # Where a damaged journal cannot tell who asked, all get it: each client knows its own.
         self._journal.append(channel, body, client=request.client if request else EVERYONE)
 
 
@@ -144,7 +135,7 @@ def split_stream(parts: list[Bytes], most: int = PIECE) -> list[list[Bytes]]:
 def _split_text(text: bytes, most: int) -> Iterator[bytes]:
     begin = 0
     while len(text) - begin > 2 * most:
-        # Any backslash and n: where they mean no newline, they are still nothing to fall apart.
+        # Any backslash and n: also in an escaped backslash before an n, this is no bad place.
         end = text.rfind(b"\\n", begin, begin + most) + len(b"\\n")
         if end <= begin + 1:
             end = text.rfind(b" ", begin + 1, begin + most)

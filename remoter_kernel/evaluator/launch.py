@@ -299,9 +299,7 @@ def _become_evaluator(
         os.setsid()
         if os.fork():
             os._exit(0)
-        reactor, journal, listener, recovered = _open_listener(
-            session, request, is_adopted=is_adopted
-        )
+        listener, recovered = _open_listener(session, request, is_adopted=is_adopted)
     except BaseException as error:  # noqa: BLE001 - the login waits for a word
         _report_start_failure(mouth, error)
         os._exit(1)
@@ -310,15 +308,7 @@ def _become_evaluator(
         # What follows is imported while the front finds its way to the door.
         from remoter_kernel.evaluator.supervisor import Supervisor  # noqa: PLC0415
 
-        Supervisor(
-            reactor,
-            session,
-            journal,
-            listener,
-            session_request=request,
-            umask=login_umask,
-            recovered=recovered,
-        ).run()
+        Supervisor(listener, request, umask=login_umask, recovered=recovered).run()
         lock.release()
     except BaseException as error:  # noqa: BLE001 - the log is all there is
         _log.critical("The evaluator ends by a fault.", exc_info=True)
@@ -333,7 +323,7 @@ def _become_evaluator(
 
 def _open_listener(
     session: Session, request: dict[str, Any], *, is_adopted: bool
-) -> tuple[Reactor, Journal, Listener, RecoveredState | None]:
+) -> tuple[Listener, RecoveredState | None]:
     """Leave the login, begin to log, open the journal, and listen."""
     # An order that comes before there is somebody to hear it waits.
     signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGUSR1))
@@ -351,7 +341,7 @@ def _open_listener(
     public, secret = zmq.curve_keypair()
     program_archive.record_version(session)
     session.write_endpoint(listener.open(secret, public), public.decode())
-    return reactor, journal, listener, recovered
+    return listener, recovered
 
 
 def _report_start_failure(mouth: int, error: BaseException) -> None:

@@ -101,10 +101,11 @@ class Evaluator:
         )
         session: Any = SimpleNamespace(id="7f3a9c")
         journal: Any = self.disk
+        door.journal = journal
         self.speaker = MessageWriter(journal)
-        self.desk = RequestHandler(session, journal, door, self.speaker)
+        self.desk = RequestHandler(session, door, self.speaker)
         self.desk.kernel_for = self._child
-        self.ear = KernelOutputHandler(journal, door, self.desk, self.speaker, None)
+        self.ear = KernelOutputHandler(self.desk, None)
         self.requests = self.desk.requests
         self.clients = {
             name: Client(name, MemoryOutbox(), ReliableStream(MemoryOutbox()))  # type: ignore[arg-type]

@@ -101,15 +101,7 @@ class Life:
         self.journal = Journal(folder / "journal", self.reactor.call_soon_threadsafe)
         self.journal.open()
         self.door = Listener(self.reactor, session, self.journal)
-        self.will = Supervisor(
-            self.reactor,
-            session,
-            self.journal,
-            self.door,
-            session_request={},
-            umask=0o22,
-            recovered=past,
-        )
+        self.will = Supervisor(self.door, {}, umask=0o22, recovered=past)
         made_up: Any = SimpleNamespace(
             watch=lambda *_: None,
             check_ports=lambda _child, then: then(),
@@ -193,7 +185,6 @@ def life(begin) -> Life:
 
 def test_state_json_follows_within_a_second_and_is_not_written_in_vain(life):
     status = life.will._status
-    status.requests = life.will._requests
     life.reactor.after_pass = life.will._after_poll
     about = lambda: life.will.session.read("state.json")  # noqa: E731
     life.wait_for(lambda: about().get("state") == "idle")
@@ -429,7 +420,8 @@ def test_what_a_kernel_printed_is_not_read_in_the_loop(monkeypatch):
 
     child: Any = SimpleNamespace(log_tail=log_tail)
     speaker: Any = SimpleNamespace(write_stderr=lambda _cell, sentence: told.append(sentence))
-    watch = SlowStartNotice(reactor, "7f3a9c", requests, speaker, {})
+    listener: Any = SimpleNamespace(reactor=reactor, session=SimpleNamespace(id="7f3a9c"))
+    watch = SlowStartNotice(listener, requests, speaker)
     watch.watch(child, lambda: True)
     reactor.run_until(lambda: bool(told), time.monotonic() + 10)
     watch._disk.close()
