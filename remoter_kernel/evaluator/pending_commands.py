@@ -1,4 +1,4 @@
-"""Carries out what was asked while nobody could hear it, before a launch does anything else.
+"""Carries out the commands that proxies could not deliver, before a launch does anything else.
 
 Each command stands by itself: what one of them meets harms neither the others nor the launch.
 Each gets one answer, by its name: "done" (or there was nothing left to do), "failed" (and why),
@@ -22,7 +22,7 @@ from remoter_kernel import logs
 from remoter_kernel.errors import RemoterError
 from remoter_kernel.evaluator import registry
 from remoter_kernel.evaluator.folders import data_folder
-from remoter_kernel.evaluator.named_lock import NamedLock
+from remoter_kernel.evaluator.named_lock import hold
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -108,7 +108,7 @@ def _execute(words: dict[str, Any], find: Find, once: _NonceEntry) -> None:
 
 
 def _stop_named(kernel_id: str, session_id: str, once: _NonceEntry) -> None:
-    """End what is meant, whether anybody could still start an evaluator for it or not."""
+    """End what is meant, whether an evaluator could still be started for it or not."""
     meant = list(registry.find_sessions(kernel_id, session_id))
     doors = {session.id: session.read("door.json") for session in meant}
     here = [each for each in meant if not doors[each.id] or each.is_of_this_host()]
@@ -123,14 +123,9 @@ def _stop_named(kernel_id: str, session_id: str, once: _NonceEntry) -> None:
 def _end_session(session: Session) -> None:
     from remoter_kernel.evaluator import query  # noqa: PLC0415 - a start without commands needs none
 
-    lock = NamedLock(session.id)
     # Without an evaluator, which would hold the lock, another launch may be about to adopt it.
-    is_taken = lock.acquire(TURN_WITHIN, unless=session.is_evaluator_running)
-    try:
+    with hold(session.id, TURN_WITHIN, unless=session.is_evaluator_running):
         how = query.stop_session(session)["how"]
-    finally:
-        if is_taken:
-            lock.release()
     if how == "stays":
         raise RemoterError("It does not end, even by SIGKILL.")
 
@@ -148,7 +143,7 @@ def _restart_named(kernel_id: str, session_id: str, find: Find, once: _NonceEntr
 
 
 def _belongs_to_another(session: Session, kernel_id: str) -> bool:
-    """Has it gone to another front since? Then another launch was quicker to carry this out."""
+    """Has another proxy joined it since? Then another launch was quicker to carry this out."""
     return kernel_id in session.previous_kernel_ids()
 
 
@@ -182,18 +177,14 @@ def _claim_nonce(nonce: object) -> Iterator[_NonceEntry]:
     """Have a command to oneself, while another launch may bring the same one."""
     name = nonce if isinstance(nonce, str) and nonce.isalnum() else ""
     name = name if len(name) <= LONGEST_NONCE else ""
-    lock = NamedLock(f"command-{name}")
-    is_taken = bool(name) and lock.acquire(TURN_WITHIN)  # if not: better twice than never
-    try:
+    # Where the lock cannot be had in time: better twice than never.
+    with hold(f"command-{name}", TURN_WITHIN) if name else contextlib.nullcontext():
         once = _NonceEntry(name)
         try:
             yield once
         except BaseException:
             once.withdraw()
             raise
-    finally:
-        if is_taken:
-            lock.release()
 
 
 def _nonces() -> list[str]:
@@ -202,13 +193,8 @@ def _nonces() -> list[str]:
 
 
 def _write_nonces(change: Callable[[list[str]], list[str]]) -> None:
-    lock, is_taken = NamedLock("carried-out"), False
-    with logs.noting(_log, "What was carried out is not written down", OSError, RemoterError):
-        is_taken = lock.acquire(NOTED_WITHIN)
-        try:
-            data_folder().mkdir(mode=0o700, parents=True, exist_ok=True)
-            nonces = change(_nonces())[-MOST_NONCES:]
-            registry.write_json(data_folder() / CARRIED_OUT, {"nonces": nonces})
-        finally:
-            if is_taken:
-                lock.release()
+    trouble = "What was carried out is not written down"
+    with logs.noting(_log, trouble, OSError, RemoterError), hold("carried-out", NOTED_WITHIN):
+        data_folder().mkdir(mode=0o700, parents=True, exist_ok=True)
+        nonces = change(_nonces())[-MOST_NONCES:]
+        registry.write_json(data_folder() / CARRIED_OUT, {"nonces": nonces})

@@ -24,7 +24,7 @@ from pathlib import Path
 from remoter_kernel.errors import RemoterError
 from remoter_kernel.evaluator import registry
 from remoter_kernel.evaluator.folders import data_folder
-from remoter_kernel.evaluator.named_lock import NamedLock
+from remoter_kernel.evaluator.named_lock import hold
 
 PROGRAM_FILE = "program.json"  # of a session: which version its evaluator runs
 LOOK_EVERY = 3600.0  # seconds
@@ -98,16 +98,11 @@ def _is_maintenance_due(archive: Path) -> bool:
 
 
 def _maintain(archive: Path) -> None:
-    lock = NamedLock("programs")
-    with contextlib.suppress(OSError, RemoterError):
-        if not lock.acquire(0.0):
-            return  # another one is at it
-        try:
+    with contextlib.suppress(OSError, RemoterError), hold("programs", 0.0) as is_held:
+        if is_held:  # else another process is at it
             compile_program(archive)
-            os.utime(archive.parent)
+            os.utime(archive.parent)  # from now on it is not due for a while
             remove_unused(archive.parent)
-        finally:
-            lock.release()
 
 
 # Compiling -------------------------------------------------------------------------------
