@@ -105,7 +105,7 @@ class Ground:
 
     def close(self) -> None:
         self.door._socket.close()
-        self.door._zap.close()
+        self.door._zap.socket.close()
         self.door._context.term()
 
 
