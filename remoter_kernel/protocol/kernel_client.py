@@ -59,7 +59,7 @@ HEARD_WITHIN = 0.25  # seconds: not all kernels say something to who subscribes
 QUIET = 0.05  # seconds; ZeroMQ's own thread may wait that long for a processor
 REPLY_WITHIN = 10.0  # seconds
 MOST_WAITING = 1000  # replies that wait, and requests whose idle came before their reply
-MOST_COMPLAINTS = 10  # a kernel may say what nobody can read without end
+MOST_COMPLAINTS = 10  # a kernel may send unreadable messages without end
 
 # How long the end of a kernel is listened to, once its process is gone: until the system says
 # that its connections are closed, which it does behind the last byte. A process that the kernel
@@ -216,11 +216,11 @@ class _ReplyOrder:
         date = _date_of(message)
         for reply in self._pending:
             if not reply.date or date <= reply.date:
-                break
+                break  # later ones in the queue have later dates
             reply.is_passed = True
         if message.state == "idle" and message.parent_id:
             self._idle[message.parent_id] = None
-            if len(self._idle) > MOST_WAITING:
+            if len(self._idle) > MOST_WAITING:  # some requests (comms) never get a reply
                 self._idle.popitem(last=False)
         if self._pending:
             self._release()
@@ -317,6 +317,7 @@ class KernelClient:
         """Connect, and ask for kernel_info; `lock` gives a socket its keys."""
         self._sockets.open(addresses, lock)
         self.request_kernel_info()
+        # Not all kernels publish anything before they get a request.
         self._reactor.call_later(HEARD_WITHIN, self._flush_held)
 
     def close(self) -> None:
@@ -367,7 +368,7 @@ class KernelClient:
             try:
                 topics, parts = self.signer.check(frames)
             except ProtocolError:
-                continue  # somebody else on this machine knocked at the kernel's port
+                continue  # of another process on this machine, which has not the kernel's key
             try:
                 message = read_message(channel, parts)
             except ProtocolError as error:

@@ -143,7 +143,7 @@ class LinkConnection:
             self._ack_timer = self.reactor.call_later(ACK_WITHIN, self.send_ack)
 
     def _flush_more(self) -> None:
-        self._flush_timer = None
+        self._flush_timer = None  # before the flush: it may need another one
         self.flush()
 
     def _send_due(self, lanes: tuple[Lane, ...]) -> bool:
@@ -193,7 +193,7 @@ class LinkConnection:
         for timer in (self._ack_timer, self._check_timer, self._flush_timer):
             if timer:
                 timer.cancel()
-        self.on_end(error)
+        self.on_end(error)  # last: it may begin the next connection at once
 
     def _on_message(self, head: FrameHeader, body: Bytes) -> None:
         _log.debug("received %r %d: %d bytes", head.type, head.number, len(body))

@@ -1,10 +1,10 @@
-"""Jupyter messages as parts: made, signed and looked into no further than needed.
+"""Jupyter messages as parts: composed, signed, checked, and read no further than needed.
 
 The parts of a message are [topic, header, parent header, metadata, content, *buffers].
-They travel as they are; only identities and signatures belong to each side.
+They travel as they are; only identities and signatures are made anew at each end of the link.
 
-jupyter_client is imported only for what is odd in a message of ours: that costs a proxy, or a
-command, more than all the rest of its start.
+jupyter_client is imported only for what is odd in a message of ours: to import it takes a proxy,
+or a command, longer than all the rest of its start.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ PROTOCOL = "5.4"  # of Jupyter's messages
 LARGE = 64 * 1024  # bytes of content that are better not copied
 DELIMITER = b"<IDS|MSG>"
 CELL_OF_VSCODE = "vscode-notebook-cell:"  # begins the address that VS Code has for a cell
-# What comes of looking into a message that is not as it should be: a kernel may say anything.
+# What reading a message may raise that is not as it should be: a kernel may send anything.
 ODD = (
     ProtocolError,
     LookupError,
@@ -41,20 +41,18 @@ TOPIC, HEADER, PARENT, METADATA, CONTENT, BUFFERS = range(6)
 
 
 class MessageSigner:
-    """Makes, signs and checks messages with one connection's key."""
+    """Composes, signs and checks messages with the key of one connection file."""
 
     def __init__(self, key: bytes, scheme: str = "hmac-sha256", session: str = "") -> None:
-        """Remember the key; `session` becomes `header.session` of what is said."""
+        """`session` becomes `header.session` of what is composed."""
         self._key = key
         self._digest = scheme.removeprefix("hmac-")
         self.session = session or str(uuid.uuid4())
-        """The `header.session` of what is said."""
-        self.username = os.environ.get("USER", "username")
-        """The `header.username` of what is said."""
-        self._count = 0  # of what was said
+        self.username = os.environ.get("USER", "username")  # as Jupyter's own Session has it
+        self._count = 0  # of messages
 
     def set_identity(self, session: str, username: str) -> None:
-        """Speak in another's place from now on; an empty word keeps what is."""
+        """Compose in a kernel's name from now on; what is empty stays as it is."""
         self.session = session or self.session
         self.username = username or self.username
 
@@ -77,7 +75,7 @@ class MessageSigner:
             "date": datetime.now(timezone.utc).isoformat().replace("+00:00", "Z"),
             "version": PROTOCOL,
         }
-        # As it is, if only with an id: a client's own may be odd.
+        # As it is, if only with an id: clients may leave it out, and readers rely on it.
         parent_header = {"msg_id": "", **parent} if parent else {}
         words = (header, parent_header, metadata or {}, content)
         return [topic, *map(_to_ascii_json, words)]
@@ -101,12 +99,10 @@ class MessageSigner:
         return identities, [b"", *rest]
 
     def _signature(self, parts: Sequence[Bytes]) -> bytes:
-        """Sign as the Jupyter protocol says; no key means no signature.
-
-        In one call: jupyter_client's own way takes seven, and this is done for every message.
-        """
+        """Sign as the Jupyter protocol says; no key means no signature."""
         if not self._key:
             return b""
+        # In one call: jupyter_client's own way takes seven, and this is done for every message.
         if len(parts[-1]) < LARGE:
             return hmac.digest(self._key, b"".join(parts), self._digest).hex().encode()
         signature = hmac.new(self._key, digestmod=self._digest)
@@ -116,7 +112,7 @@ class MessageSigner:
 
 
 def _to_ascii_json(words: Any) -> bytes:
-    """Return JSON that is ASCII: half of a surrogate pair, as clients may send, is no UTF-8."""
+    """Return JSON that is ASCII: half of a surrogate pair, as clients may send, has no UTF-8."""
     try:
         return json.dumps(words, allow_nan=False).encode()
     except (TypeError, ValueError):  # Jupyter cleans what is no JSON
@@ -126,7 +122,7 @@ def _to_ascii_json(words: Any) -> bytes:
 
 
 def parts_of(channel: Channel, body: Bytes) -> list[memoryview]:
-    """Return the parts of an item: all that a reader relies on are there."""
+    """Return the parts of an item; a `ProtocolError` if one is missing that readers rely on."""
     parts = unpack_parts(body)
     if channel is Channel.EVENT or channel is Channel.COMMAND:
         if not parts:
@@ -141,7 +137,7 @@ def parts_of(channel: Channel, body: Bytes) -> list[memoryview]:
 def header_of(part: Bytes) -> dict[str, Any]:
     """Read a header (or parent header); a `ProtocolError` if it is none.
 
-    What is no UTF-8 in it (a kernel prints a file's name) is replaced by a sign, as in Jupyter.
+    What is no UTF-8 in it (a file's name that a kernel prints) is replaced, as Jupyter does.
     """
     try:
         header = json.loads(str(part, "utf-8", "replace"))
@@ -158,20 +154,19 @@ def content_of(parts: Sequence[Bytes]) -> dict[str, Any]:
 
 
 def source_hash(source: str) -> str:
-    """Return what a notebook's cell is known by whose client does not say its id: its text.
+    """Return an id for a cell whose client does not send one: a hash of its text.
 
-    Empty for an empty cell. No id has a space.
+    Empty for an empty cell. It has a space, which no id of nbformat has.
     """
     text = source.replace("\r\n", "\n").strip()
-    return (
-        f"source {hashlib.sha256(text.encode('utf-8', 'replace')).hexdigest()[:24]}" if text else ""
-    )
+    digest = hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()
+    return f"source {digest[:24]}" if text else ""
 
 
 def is_silent(content: dict[str, Any]) -> bool:
-    """Is what is to be run a client's own code, of which no person sees anything?
+    """Is this the content of a client's own code, of which a person sees nothing?
 
-    VS Code does not call its own code silent, but keeps it out of the history.
+    VS Code does not set `silent` for its own code, but keeps it out of the history.
     """
     return bool(content.get("silent")) or not content.get("store_history", True)
 
@@ -179,9 +174,9 @@ def is_silent(content: dict[str, Any]) -> bool:
 def execution_state(parts: Sequence[Bytes]) -> str:
     """Return what a status message says: busy, idle, starting, restarting; "" for any other.
 
-    Its type decides: an output may say "idle", too. Of most messages that is known without
-    reading any JSON, since this is asked of every message.
+    Its type decides: an output may say "idle", too.
     """
+    # Most messages are none, which a search in the bytes tells without reading any JSON.
     if len(parts) <= CONTENT or b'"status"' not in bytes(parts[HEADER]):
         return ""
     try:
@@ -191,11 +186,6 @@ def execution_state(parts: Sequence[Bytes]) -> str:
     except ProtocolError:
         return ""
     return state if isinstance(state, str) else ""
-
-
-def is_restarting(parts: Sequence[Bytes]) -> bool:
-    """Is this the word on iopub that the kernel died and starts anew?"""
-    return execution_state(parts) == "restarting"
 
 
 class KernelMessage(NamedTuple):

@@ -1,7 +1,7 @@
-"""One thread that waits: for sockets, for the clock, for word from other threads.
+"""An event loop for one thread: sockets, timers, calls from other threads.
 
-A poll loop of our own instead of asyncio: a ZeroMQ socket under asyncio costs more per
-message than all that this program does with the message.
+Our own instead of asyncio: a ZeroMQ socket under asyncio costs more per message than all that
+this program does with the message.
 """
 
 from __future__ import annotations
@@ -30,10 +30,8 @@ def ignore(*_args: object) -> None:
 
 
 def messages(handle: zmq.Socket[bytes], most: int = 200) -> Iterator[list[bytes]]:
-    """Yield what waits on a ZeroMQ socket; after `most` of them others get their turn.
-
-    Asking first is cheaper than an exception at the end of what is mostly one message.
-    """
+    """Yield what waits on a ZeroMQ socket; after `most` of them others get their turn."""
+    # To ask first is cheaper than an exception at the end of what is mostly one message.
     for _ in range(most):
         if handle.closed or not int(handle.get(zmq.EVENTS)) & zmq.POLLIN:
             return
@@ -46,7 +44,7 @@ class Timer:
     __slots__ = ("call", "due")
 
     def __init__(self, due: float, call: Call) -> None:
-        """Remember when (seconds on the monotonic clock) and what."""
+        """`due` is in seconds on the monotonic clock."""
         self.due = due
         self.call: Call | None = call
 
@@ -56,14 +54,13 @@ class Timer:
 
 
 class Reactor:
-    """A poll loop. All but `call` belongs to the thread that runs it."""
+    """The loop. All but `call_soon_threadsafe` belongs to the thread that runs it."""
 
     def __init__(self) -> None:
-        """Remember; nothing waits before `run`."""
         self._poller = zmq.Poller()
         self._handlers: dict[Any, Call] = {}
         self._timers: list[tuple[float, int, Timer]] = []
-        self._order = itertools.count()
+        self._order = itertools.count()  # for timers that are due at the same time
         self._calls: deque[Call] = deque()
         self._wakeup_in, self._wakeup_out = socket.socketpair()
         self._wakeup_in.setblocking(False)
@@ -92,7 +89,7 @@ class Reactor:
     def call_soon_threadsafe(self, call: Call) -> None:
         """Have a call made in the reactor's thread; from any thread."""
         self._calls.append(call)
-        # Full: it will wake up anyway. Closed: nobody is there to hear.
+        # Full: it will wake up anyway. Closed: the loop has ended.
         with contextlib.suppress(OSError):
             self._wakeup_out.send(b"!")
 
@@ -103,8 +100,8 @@ class Reactor:
     def wake_on_signals(self) -> None:
         """Wake up for signals; for the main thread's reactor alone.
 
-        Without this, one that comes while ZeroMQ is at work in its poll is not noticed before
-        something else happens.
+        Python runs a signal's handler between two instructions of its own: without this, it waits
+        until zmq_poll returns for another reason.
         """
         signal.set_wakeup_fd(self._wakeup_out.fileno(), warn_on_full_buffer=False)
 
@@ -127,7 +124,7 @@ class Reactor:
         self._is_running = False
 
     def close(self) -> None:
-        """Give back the sockets that wake it."""
+        """Close the sockets that wake it."""
         self._wakeup_in.close()
         self._wakeup_out.close()
 
@@ -160,10 +157,11 @@ class Reactor:
     def _timeout(self) -> int | None:
         if self._calls:
             return 0
-        while self._timers and self._timers[0][2].call is None:
+        while self._timers and self._timers[0][2].call is None:  # cancelled: wake up for none
             heapq.heappop(self._timers)
         if not self._timers:
             return None
+        # Rounded up: a poll that ends before the timer is due would be one for nothing.
         return max(0, int((self._timers[0][0] - time.monotonic()) * 1000) + 1)
 
     def _on_wakeup(self) -> None:

@@ -69,7 +69,7 @@ OUTGOING = (Stage.HELD, Stage.QUEUED, Stage.SENT)  # a new request for the remot
 
 @dataclass(eq=False)
 class Request:
-    """A message that somebody sent to the kernel."""
+    """A message to the kernel, of a client or of the proxy itself."""
 
     channel: Channel
     parts: Sequence[Bytes]
@@ -202,6 +202,7 @@ class Requests:
         Nothing else changes a stage. What is over is forgotten.
         """
         before = request.stage
+        # A late busy or reply of what was answered in its place changes nothing any more.
         if stage <= before or request not in self._open:
             return False
         request.stage, request.why = stage, why
@@ -209,6 +210,7 @@ class Requests:
         self.moves += 1
         if self.is_logged and _log.isEnabledFor(logging.INFO):
             reason = f", {why}" if why else ""
+            # A client may send ids and types of any length.
             name = request.id[:LONGEST_WORD], request.type[:LONGEST_WORD]
             _log.info("request %s (%s): %s -> %s%s", *name, before.name, stage.name, reason)
         if stage >= Stage.DONE:
@@ -377,11 +379,11 @@ class Requests:
 
     def _is_new_of_ended(self, name: str, state: str) -> bool:
         """Note a state of a request that is over, or of one that was never in this table."""
-        heard = self._ended.get(name)
-        if heard is None:
+        states = self._ended.get(name)
+        if states is None:
             return name not in self._by_id
-        is_new = state not in heard
-        heard.add(state)
+        is_new = state not in states
+        states.add(state)
         return is_new
 
     def _on_sent(self, request: Request) -> None:

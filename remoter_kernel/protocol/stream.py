@@ -222,7 +222,7 @@ class ReliableStream:
     def open(self, peer_received: tuple[int, int]) -> None:
         """Go on from what the other end has received: (bulk, urgent)."""
         self.phase = Phase.OPEN
-        self._sent = dict(zip(Lane, peer_received))
+        self._sent = dict(zip(Lane, peer_received))  # what was lost on the way is sent again
 
     def close(self) -> None:
         """End this connection; the link goes on with the next one."""
@@ -297,11 +297,11 @@ class ReliableStream:
         if not is_item or head.number <= self.received[lane]:
             return None
         number, half = now.partial_in.get(lane, (head.number, None))
-        heard = 0 if half is None else len(half)
-        self._check_order(head, number, heard)
-        if head.offset < heard:
+        size_here = 0 if half is None else len(half)
+        self._check_order(head, number, size_here)
+        if head.offset < size_here:
             return None  # this slice is here
-        self._count_received(lane, heard, len(body))
+        self._count_received(lane, size_here, len(body))
         if head.type is MessageType.PART:
             self._add_partial(lane, number, body)
             return None
@@ -315,18 +315,18 @@ class ReliableStream:
         now.acked_bytes -= now.credited_early.pop(number, 0)
         return memoryview(half).toreadonly()
 
-    def _check_order(self, head: FrameHeader, number: int, heard: int) -> None:
-        """Refuse what does not follow what is here: `heard` bytes of item `number`."""
+    def _check_order(self, head: FrameHeader, number: int, size_here: int) -> None:
+        """Refuse what does not follow what is here: `size_here` bytes of item `number`."""
         received = self.received[LANE[head.channel]]
         if head.previous > received:
             message = (
                 f"Item {head.number} follows {head.previous}, but only {received} has been seen."
             )
             raise ProtocolError(message)
-        if number != head.number or head.offset > heard:
+        if number != head.number or head.offset > size_here:
             message = (
                 f"Byte {head.offset} of item {head.number} came after "
-                f"byte {heard} of item {number}."
+                f"byte {size_here} of item {number}."
             )
             raise ProtocolError(message)
 
@@ -340,10 +340,10 @@ class ReliableStream:
             now.credited_early[number] = now.credited_early.get(number, 0) + len(body)
             now.acked_bytes += len(body)
 
-    def _count_received(self, lane: Lane, heard: int, size: int) -> None:
+    def _count_received(self, lane: Lane, size_here: int, size: int) -> None:
         """Take so many more bytes of an item, of which some have come: within our bounds."""
         now = self._connection
-        if heard + size > self.most_item:
+        if size_here + size > self.most_item:
             most = f"{self.most_item / 1e6:,.0f} MB"
             raise Overrun(f"The other end sent more than {most} as one message.", FRESH)
         if lane is Lane.BULK:
@@ -402,7 +402,7 @@ class ReceiveWindow:
 
     def on_round_trip(self, seconds: float) -> None:
         """Note how long a round trip took."""
-        self.shortest = min(seconds, self.shortest or seconds)
+        self.shortest = min(seconds, self.shortest or seconds)  # the others had a queue in them
 
     def on_acked(self, position: int, now: float) -> None:
         """Note that all bytes of this connection up to a position are acknowledged."""
@@ -424,7 +424,7 @@ class ReceiveWindow:
         """Take in how many bytes came during one round trip up to now."""
         began, rate = self._round
         if now - began > trip:
-            if rate:
+            if rate:  # rounds without data say nothing of the path
                 self._end_round(rate)
             began, rate = now, 0.0
         if size >= LEAST_COUNTED:
